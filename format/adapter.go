@@ -1,0 +1,171 @@
+// Package format holds the model of an adapter that every dialect is read into and written from, and the .lora container
+// (spec/FORMAT.md).
+//
+// An adapter is a set of layers. Each layer belongs to one module of a base model and holds two thin factors, A (r×n)
+// and B (m×r), and a scale s; applied, it adds s·B·A to the module's weight (Hu et al., arXiv:2106.09685). What an
+// adapter carries beside such layers is listed explicitly, and so is every feature that gives its tensors another meaning.
+package format
+
+import (
+	"math"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// The kinds of error that input leads to, for errors.Is.
+var (
+	ErrCorrupt     = fault.Corrupt     // bytes that violate the rules of their format
+	ErrTruncated   = fault.Truncated   // a file that ends before its own structure says so
+	ErrUnsupported = fault.Unsupported // valid input that this version does not know how to use
+	ErrLimit       = fault.Limit       // input larger than a stated bound
+	ErrMismatch    = fault.Mismatch    // inputs that are each valid and do not belong together
+	ErrCheck       = fault.Check       // a check on a result that did not hold
+)
+
+// Source is an adapter, or a bundle of adapters, whatever it is stored in. Its methods may be called from several
+// goroutines at once.
+type Source interface {
+	// Manifest describes everything in the source. It is the same value at every call and must not be changed.
+	Manifest() *Manifest
+	// ReadBlobAt fills p with the bytes from off of blob i: of tensor i, little-endian and row-major, or, counting on
+	// after the last tensor, of attachment i − len(Tensors). Reading outside the blob is the caller's mistake.
+	ReadBlobAt(p []byte, i int, off int64) error
+	Close() error
+}
+
+// Manifest is the description of a source.
+type Manifest struct {
+	Adapters    []Adapter
+	Tensors     []Tensor
+	Attachments []Attachment
+	Metadata    map[string]string
+	Provenance  map[string]string
+	Notes       []string // what the reader noticed and a user should know; not part of the content
+}
+
+// Tensor is one entry of the tensor table.
+type Tensor struct {
+	Name  string // as the source's dialect spells it
+	DType dtype.Type
+	Shape []uint64
+}
+
+// NBytes is the size of the tensor's data.
+func (t *Tensor) NBytes() int64 {
+	n, _ := dtype.NElements(t.Shape)
+	b, _ := t.DType.NBytes(n)
+	return b
+}
+
+// Elements is the number of elements.
+func (t *Tensor) Elements() int64 {
+	n, _ := dtype.NElements(t.Shape)
+	return int64(n)
+}
+
+// Attachment is a file that is carried verbatim.
+type Attachment struct {
+	Name   string
+	NBytes int64
+}
+
+// Adapter is one adapter of a source.
+type Adapter struct {
+	Name        string // within a bundle; "" where there is one
+	Method      string // "lora", "dora", or the producer's word
+	Dialect     string // whose file it was: "peft", …
+	Base        Base
+	FanInFanOut bool // the producer's word that the weights of the base are stored n×m; only a hint, where shapes cannot tell
+	Requires    []Requirement
+	Layers      []Layer
+	Beside      []Beside
+}
+
+// Base says which model an adapter was made for. Empty fields are unknown.
+type Base struct {
+	Name         string
+	Revision     string
+	Fingerprints map[string]string // name of a tensor of the base → SHA-256, see spec/FORMAT.md
+}
+
+// Requirement is a feature beyond W0 + s·B·A that whoever applies the adapter must understand. Where names the module,
+// the tensor or the field of the configuration that it comes from, and what was found there.
+type Requirement struct {
+	Feature string
+	Where   string
+}
+
+// Kind is the kind of module that a layer belongs to. It fixes what A and B mean.
+type Kind string
+
+const (
+	// Linear: A is r×n, B m×r; the weight, m×n (or n×m where the base stores it so), receives s·B·A.
+	Linear Kind = "linear"
+	// Embedding: A is r×n with n the size of the vocabulary, B m×r; the weight, n×m, receives s·(B·A)ᵀ.
+	Embedding Kind = "embedding"
+	// Conv: A and B have the spatial dimensions of a convolution.
+	Conv Kind = "conv"
+	// Expert: A and B stack the factors of several experts.
+	Expert Kind = "expert"
+	// Other: a layer whose factors need a Requirement to be understood.
+	Other Kind = "other"
+)
+
+// Scaling is the rule that gives a layer its scale s.
+type Scaling string
+
+const (
+	AlphaOverR     Scaling = "alpha/r"       // Hu et al.
+	AlphaOverSqrtR Scaling = "alpha/sqrt(r)" // rsLoRA, Kalajdzievski, arXiv:2312.03732
+	Fixed          Scaling = "fixed"         // the producer stores s itself
+)
+
+// Role is what a tensor is to its layer.
+type Role string
+
+const (
+	RoleA         Role = "A"
+	RoleB         Role = "B"
+	RoleBias      Role = "bias"      // m: the bias of B; the module's bias receives s times it
+	RoleMagnitude Role = "magnitude" // DoRA's m (Liu et al., arXiv:2402.09353)
+)
+
+// Layer is the update of one module.
+type Layer struct {
+	Module  string // path of the module in the model, without wrappers of the producer
+	Kind    Kind
+	Rank    int
+	Alpha   float64 // lora_alpha; unused when Scaling is Fixed
+	Scaling Scaling
+	Fixed   float64      // s, when Scaling is Fixed
+	Roles   map[Role]int // index into Manifest.Tensors
+}
+
+// Scale is s.
+func (l *Layer) Scale() float64 {
+	switch l.Scaling {
+	case AlphaOverSqrtR:
+		return l.Alpha / math.Sqrt(float64(l.Rank))
+	case Fixed:
+		return l.Fixed
+	}
+	return l.Alpha / float64(l.Rank)
+}
+
+// Action is what happens with a tensor that is carried beside the layers.
+type Action string
+
+const (
+	Replace Action = "replace" // it takes the place of the base's tensor Target
+	Rows    Action = "rows"    // its rows take the place of the given rows of Target
+	Opaque  Action = "opaque"  // nobody interprets it; a Requirement says why
+)
+
+// Beside is a tensor carried beside the layers.
+type Beside struct {
+	Action Action
+	Target string // name of a tensor of the base, in the adapter's naming; the tensor's own name for Opaque
+	Tensor int    // index into Manifest.Tensors
+	Rows   []int64
+}

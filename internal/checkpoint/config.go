@@ -1,0 +1,105 @@
+package checkpoint
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// maxJSONBytes bounds the configuration and index files that are read whole; the largest indexes in the wild, of models
+// with thousands of experts, have some megabytes.
+const maxJSONBytes = 64 << 20
+
+// Config is what config.json says that matters to whoever changes weights. The zero value is that of a checkpoint
+// without one.
+type Config struct {
+	Found              bool
+	ModelType          string
+	Architectures      []string
+	TieWordEmbeddings  *bool // nil where config.json does not say
+	QuantizationMethod string
+}
+
+type configFile struct {
+	ModelType     string          `json:"model_type"`
+	Architectures []string        `json:"architectures"`
+	Tie           *bool           `json:"tie_word_embeddings"`
+	Quantization  json.RawMessage `json:"quantization_config"`
+	TextConfig    *configFile     `json:"text_config"`
+}
+
+func readConfig(path string) (Config, error) {
+	text, err := readJSON(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Config{}, nil
+	}
+	if err != nil {
+		return Config{}, err
+	}
+	var f configFile
+	if err := json.Unmarshal(text, &f); err != nil {
+		return Config{}, fault.New(fault.Corrupt, "not the configuration of a model: %v", err).In(path)
+	}
+	c := Config{Found: true, ModelType: f.ModelType, Architectures: f.Architectures, TieWordEmbeddings: f.Tie}
+	if c.TieWordEmbeddings == nil && f.TextConfig != nil {
+		c.TieWordEmbeddings = f.TextConfig.Tie
+	}
+	if len(f.Quantization) > 0 && string(f.Quantization) != "null" {
+		var q struct {
+			Method string `json:"quant_method"`
+		}
+		json.Unmarshal(f.Quantization, &q) // only the name is wanted
+		c.QuantizationMethod = q.Method
+		if q.Method == "" {
+			c.QuantizationMethod = "unnamed"
+		}
+	}
+	return c, nil
+}
+
+func readJSON(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > maxJSONBytes {
+		return nil, fault.New(fault.Limit, "%d bytes of JSON, at most %d are read", info.Size(), maxJSONBytes).In(path)
+	}
+	return os.ReadFile(path)
+}
+
+// readIndex returns the shards that an index lists, each a plain name, and the shard of every tensor.
+func readIndex(dir, name string) (shards []string, shardOf map[string]string, err error) {
+	path := filepath.Join(dir, name)
+	text, err := readJSON(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	var index struct {
+		WeightMap map[string]string `json:"weight_map"`
+	}
+	if err := json.Unmarshal(text, &index); err != nil {
+		return nil, nil, fault.New(fault.Corrupt, "not an index of shards: %v", err).In(path)
+	}
+	if len(index.WeightMap) == 0 {
+		return nil, nil, fault.New(fault.Corrupt, "the index has no weight_map").In(path)
+	}
+	distinct := make(map[string]bool)
+	for _, shard := range index.WeightMap {
+		distinct[shard] = true
+	}
+	shards = slices.Sorted(maps.Keys(distinct))
+	for _, shard := range shards {
+		if !filepath.IsLocal(shard) || strings.ContainsAny(shard, `\`) {
+			return nil, nil, fault.New(fault.Corrupt, "the index names %q, which is not a file of its directory", shard).In(path)
+		}
+	}
+	return shards, index.WeightMap, nil
+}

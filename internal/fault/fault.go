@@ -1,0 +1,128 @@
+// Package fault holds the few kinds of error that wrong input leads to, and the one struct that says what is wrong,
+// where, and what to do about it. Package format exports the kinds.
+package fault
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// The kinds. Everything that is not one of them is an I/O error or a bug.
+var (
+	// Corrupt: bytes that violate the rules of their format.
+	Corrupt = errors.New("corrupt")
+	// Truncated: a file that ends before its own structure says so.
+	Truncated = errors.New("truncated")
+	// Unsupported: valid input that this version does not know how to use.
+	Unsupported = errors.New("unsupported")
+	// Limit: input larger than a stated bound.
+	Limit = errors.New("limit exceeded")
+	// Mismatch: inputs that are each valid and do not belong together.
+	Mismatch = errors.New("mismatch")
+	// Check: a check on the result did not hold.
+	Check = errors.New("check failed")
+)
+
+var kinds = map[error]string{
+	Corrupt: "corrupt", Truncated: "truncated", Unsupported: "unsupported", Limit: "limit", Mismatch: "mismatch", Check: "check",
+}
+
+// Error is wrong input: what is wrong, in which file, at which byte, and what the user can do.
+type Error struct {
+	Kind error  // one of the kinds above
+	Path string // the file, or "" where the caller knows it better
+	Off  int64  // byte offset in the file; 0 says nothing, as no error is about byte 0 alone
+	Rule string // the number of the rule of a specification, or ""
+	Msg  string // what is wrong: got and want
+	Hint string // what to do next, or ""
+}
+
+// Error returns the place and the message: path, byte, rule: what.
+func (e *Error) Error() string {
+	var b strings.Builder
+	if e.Path != "" {
+		b.WriteString(e.Path + ": ")
+	}
+	if e.Off > 0 {
+		fmt.Fprintf(&b, "byte %d: ", e.Off)
+	}
+	b.WriteString(e.Msg)
+	if e.Rule != "" {
+		b.WriteString(" (" + e.Rule + ")")
+	}
+	return b.String()
+}
+
+// Unwrap returns the kind, for errors.Is.
+func (e *Error) Unwrap() error { return e.Kind }
+
+// New makes an error of a kind.
+func New(kind error, format string, args ...any) *Error {
+	return &Error{Kind: kind, Msg: fmt.Sprintf(format, args...)}
+}
+
+// At adds the byte offset.
+func (e *Error) At(off int64) *Error { e.Off = off; return e }
+
+// In adds the file.
+func (e *Error) In(path string) *Error { e.Path = path; return e }
+
+// WithHint adds what the user can do.
+func (e *Error) WithHint(format string, args ...any) *Error {
+	e.Hint = fmt.Sprintf(format, args...)
+	return e
+}
+
+// InFile adds the path to an *Error that has none, and wraps any other error with it.
+func InFile(err error, path string) error {
+	if err == nil {
+		return nil
+	}
+	var e *Error
+	if errors.As(err, &e) {
+		if e.Path == "" {
+			e.Path = path
+		}
+		return err
+	}
+	if strings.Contains(err.Error(), path) {
+		return err // errors of package os name the file already
+	}
+	return fmt.Errorf("%s: %w", path, err)
+}
+
+// KindName returns the word for the kind that err wraps, or "io".
+func KindName(err error) string {
+	for kind, name := range kinds {
+		if errors.Is(err, kind) {
+			return name
+		}
+	}
+	return "io"
+}
+
+// Hint returns the hint of the first *Error in err's tree, or "".
+func Hint(err error) string {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Hint
+	}
+	return ""
+}
+
+// List joins names for a message: at most max of them, quoted, then how many more there are.
+func List(names []string, max int) string {
+	var b strings.Builder
+	for i, name := range names {
+		if i == max {
+			fmt.Fprintf(&b, " and %d more", len(names)-max)
+			break
+		}
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "%q", name)
+	}
+	return b.String()
+}

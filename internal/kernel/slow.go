@@ -1,0 +1,233 @@
+package kernel
+
+import (
+	"bytes"
+	"math"
+	"math/big"
+
+	"github.com/loratool/loratool/format/dtype"
+)
+
+// slow decides one element: in float64, in double-double for a float64 result, and what is then still open exactly.
+func slow[T Float](t *Tile[T], index int, st *Stats) {
+	i, j := index/t.Cols, index%t.Cols
+	w := dtype.Load(t.D, t.W, index)
+	size := t.D.Size()
+	out := t.W[index*size : (index+1)*size]
+	var delta float64
+	var ok bool
+	if t.D == dtype.F64 {
+		delta, ok = decideDouble(t, i, j, w, out)
+	} else {
+		delta, ok = decide64(t, i, j, w, out)
+	}
+	if !ok {
+		st.Exact++
+		delta = decideExact(t, i, j, w, out)
+	}
+	account(st, w, delta, dtype.Load(t.D, out, 0))
+}
+
+func account(st *Stats, w, delta, result float64) {
+	if w == result || w != w && result != result {
+		st.Unchanged++
+	}
+	if !isFinite(w) {
+		st.NaNBefore++
+	}
+	if !isFinite(result) {
+		st.NaNAfter++
+	}
+	if isFinite(w) && isFinite(delta) && isFinite(result) {
+		moved := result - w
+		st.NormW += w * w
+		st.NormDelta += delta * delta
+		st.NormStored += moved * moved
+		st.NormError += (moved - delta) * (moved - delta)
+	}
+}
+
+func isFinite(x float64) bool { return x-x == 0 }
+
+// decide64 computes in float64 and bounds the error by the sum of magnitudes, which is tighter than the norms.
+func decide64[T Float](t *Tile[T], i, j int, w float64, out []byte) (delta float64, ok bool) {
+	const u = 0x1p-53
+	var e float64
+	for k := range t.Terms {
+		term := &t.Terms[k]
+		l := term.L[i*term.Rank : (i+1)*term.Rank]
+		var sum, size float64
+		for k, x := range l {
+			p := float64(x) * float64(term.R[k*term.Stride+j])
+			sum += p
+			size += math.Abs(p)
+		}
+		delta += term.S * sum
+		c, s := float64(term.Rank+3+len(t.Terms)), math.Abs(term.S)
+		e += 1.01*c*u*s*size + (float64(term.Rank)*s+4)*math.SmallestNonzeroFloat64
+	}
+	x := w + delta
+	e += 2 * u * math.Abs(x)
+	if !isFinite(x) || !isFinite(e) || e == 0 {
+		return delta, false
+	}
+	var hi [8]byte
+	dtype.Store(t.D, out, 0, x-e)
+	dtype.Store(t.D, hi[:], 0, x+e)
+	if bytes.Equal(out, hi[:len(out)]) && isFinite(dtype.Load(t.D, out, 0)) {
+		return delta, true
+	}
+	dtype.Store(t.D, out, 0, w) // undecided: exact, since w has a value of D
+	return delta, false
+}
+
+// decideDouble computes in double-double arithmetic: every product and every sum with its own rounding error added, in
+// working precision (Ogita, Rump and Oishi, "Accurate sum and dot product", 2005, algorithm 5.3, with the scaling of each
+// product by S carried in double-double as well).
+func decideDouble[T Float](t *Tile[T], i, j int, w float64, out []byte) (delta float64, ok bool) {
+	const u = 0x1p-53
+	hi, lo := w, 0.0
+	size := math.Abs(w)
+	n := 1
+	for k := range t.Terms {
+		term := &t.Terms[k]
+		for k, x := range term.L[i*term.Rank : (i+1)*term.Rank] {
+			y := float64(term.R[k*term.Stride+j])
+			if x == 0 || y == 0 {
+				if !isFinite(float64(x)) || !isFinite(y) {
+					return delta, false
+				}
+				continue
+			}
+			p, ep := twoProduct(float64(x), y)
+			q, eq := twoProduct(term.S, p)
+			if math.Abs(p) < 0x1p-900 || math.Abs(q) < 0x1p-900 {
+				return delta, false // the error of a product may have vanished below the smallest number
+			}
+			eq += term.S * ep
+			var es float64
+			hi, es = twoSum(hi, q)
+			lo += es + eq
+			size += math.Abs(q)
+			delta += q
+		}
+		n += term.Rank
+	}
+	// Every es and eq is at most 2u·size; lo sums 2n of them, and each product lost at most 2u² of itself.
+	e := 8 * float64(n) * float64(n) * u * u * size
+	if !isFinite(e) || !isFinite(hi) || e == 0 {
+		return delta, false
+	}
+	e += 2 * u * math.Abs(lo)
+	below, above := hi+(lo-e), hi+(lo+e)
+	if below != above || below == 0 {
+		return delta, false
+	}
+	dtype.Store(dtype.F64, out, 0, below)
+	return delta, isFinite(below)
+}
+
+// twoSum returns s = fl(a+b) and the error e, with s + e = a + b exactly (Knuth).
+func twoSum(a, b float64) (s, e float64) {
+	s = a + b
+	z := s - a
+	return s, (a - (s - z)) + (b - z)
+}
+
+// twoProduct returns p = fl(a·b) and the error e, with p + e = a·b exactly where nothing underflows.
+func twoProduct(a, b float64) (p, e float64) {
+	p = a * b
+	return p, math.FMA(a, b, -p)
+}
+
+// exactBits is more than any sum can need: products of S and two float64 lie between 2^-3222 and 2^3072, so nothing is
+// ever rounded. A big.Float is only as long as its value needs.
+const exactBits = 8192
+
+// decideExact computes the element in exact arithmetic and stores it. Where Δ is exactly zero, w keeps its bits, −0 and
+// the payload of a NaN included; a sum that cancels to zero is +0; NaN and infinities go through as the IEEE sum of
+// the exact parts would have it.
+func decideExact[T Float](t *Tile[T], i, j int, w float64, out []byte) (delta float64) {
+	if w != w {
+		return 0 // a NaN stays as it is
+	}
+	exact, special := exactDelta(t, i, j)
+	switch {
+	case special != 0: // NaN, too
+		dtype.Store(t.D, out, 0, w+special)
+		return special
+	case math.IsInf(w, 0):
+		return 0
+	}
+	delta, _ = exact.Float64()
+	if exact.Sign() == 0 {
+		return 0
+	}
+	exact.Add(exact, big.NewFloat(w))
+	if exact.Sign() == 0 {
+		dtype.Store(t.D, out, 0, 0)
+		return delta
+	}
+	storeExact(t.D, out, exact)
+	return delta
+}
+
+// exactDelta returns Δ, or in special the NaN or infinity that it is.
+func exactDelta[T Float](t *Tile[T], i, j int) (sum *big.Float, special float64) {
+	sum = new(big.Float).SetPrec(exactBits)
+	var p, q big.Float
+	p.SetPrec(exactBits)
+	for k := range t.Terms {
+		term := &t.Terms[k]
+		for k, x := range term.L[i*term.Rank : (i+1)*term.Rank] {
+			a, b := float64(x), float64(term.R[k*term.Stride+j])
+			if !isFinite(a) || !isFinite(b) {
+				// The product is NaN or infinite, whatever the magnitudes: 0·Inf is NaN.
+				special += sign(a) * sign(b) * sign(term.S) * math.Inf(1)
+				continue
+			}
+			p.SetFloat64(a)
+			p.Mul(&p, q.SetFloat64(b))
+			p.Mul(&p, q.SetFloat64(term.S))
+			sum.Add(sum, &p)
+		}
+	}
+	return sum, special
+}
+
+// sign is −1, 0, 1 or NaN.
+func sign(x float64) float64 {
+	switch {
+	case x != x:
+		return x
+	case x > 0:
+		return 1
+	case x < 0:
+		return -1
+	}
+	return 0
+}
+
+// storeExact rounds x once to nearest even and stores it.
+func storeExact(d dtype.Type, out []byte, x *big.Float) {
+	switch d {
+	case dtype.F32:
+		f, _ := x.Float32()
+		dtype.Store(d, out, 0, float64(f))
+		return
+	case dtype.F64:
+		f, _ := x.Float64()
+		dtype.Store(d, out, 0, f)
+		return
+	}
+	// Rounding to odd first makes the second rounding, to the 16-bit type, the only one that counts.
+	f, accuracy := x.Float64()
+	if accuracy != big.Exact {
+		b := math.Float64bits(f)
+		if (accuracy == big.Above) == (x.Sign() > 0) {
+			b-- // f lies beyond x: step back to the truncated value
+		}
+		f = math.Float64frombits(b | 1)
+	}
+	dtype.Store(d, out, 0, f)
+}

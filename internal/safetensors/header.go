@@ -1,0 +1,294 @@
+// Package safetensors reads the header of a safetensors file strictly, and adds to its metadata without touching any
+// other byte. It stands in front of every other reader: a file that it accepts has valid UTF-8 throughout, no duplicate
+// name, exactly the fields of the format, sizes that follow from dtype and shape, and data without gap or overlap that
+// end where the file ends (github.com/huggingface/safetensors, README, "Format").
+package safetensors
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"slices"
+	"sort"
+	"unicode/utf8"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+)
+
+const (
+	// MaxHeaderBytes is the largest header that the format allows.
+	MaxHeaderBytes = 100_000_000
+	// maxDims bounds the dimensions of a tensor; NumPy and PyTorch stop at 64.
+	maxDims = 64
+	// blockBytes is the granularity in which file systems share data between files.
+	blockBytes = 4096
+)
+
+// Tensor is one entry of the header.
+type Tensor struct {
+	Name   string
+	DType  dtype.Type
+	Shape  []uint64
+	Off    int64 // from the start of the file
+	NBytes int64
+}
+
+// Elements is the number of elements.
+func (t *Tensor) Elements() int64 {
+	n, _ := dtype.NElements(t.Shape) // checked when the header was read
+	return int64(n)
+}
+
+// Header is a proven header.
+type Header struct {
+	DataOff  int64             // where the data begin: 8 + the length of the JSON text
+	Tensors  []Tensor          // in the order of their data
+	Metadata map[string]string // the text of __metadata__
+
+	insertAt  int  // position in the JSON text where a metadata entry can be inserted
+	hasMeta   bool // whether insertAt lies in an existing __metadata__ object
+	emptyMeta bool // whether that object has no entries yet
+	noTensors bool
+}
+
+// Read reads and proves the header of a file of the given size. Memory is a small multiple of the header. Errors are
+// *fault.Error without a path.
+func Read(r io.ReaderAt, size int64) (*Header, error) {
+	text, err := readText(r, size)
+	if err != nil {
+		return nil, err
+	}
+	h := &Header{DataOff: 8 + int64(len(text))}
+	s := scanner{text: text}
+	if err := h.scan(&s); err != nil {
+		return nil, err
+	}
+	if err := h.prove(size); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// readText returns the JSON text of the header.
+func readText(r io.ReaderAt, size int64) ([]byte, error) {
+	start := make([]byte, min(size, 64))
+	if _, err := io.ReadFull(io.NewSectionReader(r, 0, size), start); err != nil {
+		return nil, err
+	}
+	if e := Recognise(start); e != nil {
+		return nil, e
+	}
+	if size < 10 {
+		return nil, fault.New(fault.Truncated, "%d bytes are too few for a safetensors file", size)
+	}
+	n := binary.LittleEndian.Uint64(start)
+	switch {
+	case n > MaxHeaderBytes && start[8] != '{':
+		return nil, fault.New(fault.Corrupt, "not a safetensors file: it begins with % x", start[:min(len(start), 16)])
+	case n > MaxHeaderBytes:
+		return nil, fault.New(fault.Limit, "the header claims %d bytes, the format allows %d", n, MaxHeaderBytes)
+	case n < 2:
+		return nil, fault.New(fault.Corrupt, "the header claims %d bytes, an empty one has 2", n)
+	case n > uint64(size-8):
+		return nil, fault.New(fault.Truncated, "the header claims %d bytes, the file has %d after the length", n, size-8).
+			WithHint("the file was not written or not downloaded whole; fetch it again")
+	}
+	text := make([]byte, n)
+	if _, err := r.ReadAt(text, 8); err != nil && err != io.EOF {
+		return nil, err
+	}
+	if text[0] != '{' {
+		return nil, fault.New(fault.Corrupt, "the header begins with %q, want '{'", text[0]).At(8)
+	}
+	if !utf8.Valid(text) {
+		bad := 0
+		for bad < len(text) {
+			c, n := utf8.DecodeRune(text[bad:])
+			if c == utf8.RuneError && n == 1 {
+				break
+			}
+			bad += n
+		}
+		return nil, fault.New(fault.Corrupt, "the header is not UTF-8").At(int64(8 + bad))
+	}
+	return text, nil
+}
+
+// scan reads the whole JSON text.
+func (h *Header) scan(s *scanner) error {
+	seen := make(map[string]struct{})
+	h.insertAt, h.noTensors = 1, true
+	err := s.object(func(name string, at int) error {
+		if _, dup := seen[name]; dup {
+			return s.errorf(at, "the name %q appears twice", name)
+		}
+		seen[name] = struct{}{}
+		if name == "__metadata__" {
+			return h.scanMetadata(s)
+		}
+		h.noTensors = false
+		t, err := scanTensor(s, name)
+		if err != nil {
+			return err
+		}
+		h.Tensors = append(h.Tensors, t)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.space()
+	if s.pos != len(s.text) {
+		return s.errorf(s.pos, "text after the header object")
+	}
+	return nil
+}
+
+func (h *Header) scanMetadata(s *scanner) error {
+	h.Metadata = make(map[string]string)
+	h.hasMeta, h.insertAt = true, s.pos+1
+	err := s.object(func(key string, at int) error {
+		if _, dup := h.Metadata[key]; dup {
+			return s.errorf(at, "__metadata__ has the key %q twice", key)
+		}
+		value, err := s.str()
+		h.Metadata[key] = value
+		return err
+	})
+	h.emptyMeta = len(h.Metadata) == 0
+	return err
+}
+
+// scanTensor reads {"dtype": …, "shape": […], "data_offsets": [begin, end]}; Off is relative to the data until prove.
+func scanTensor(s *scanner, name string) (Tensor, error) {
+	t := Tensor{Name: name}
+	start := s.pos
+	var end int64
+	var fields [3]bool
+	err := s.object(func(field string, at int) error {
+		i := slices.Index([]string{"dtype", "shape", "data_offsets"}, field)
+		switch {
+		case i < 0:
+			return s.errorf(at, "tensor %q has the unknown field %q", name, field)
+		case fields[i]:
+			return s.errorf(at, "tensor %q has the field %q twice", name, field)
+		}
+		fields[i] = true
+		switch i {
+		case 0:
+			spelling, err := s.str()
+			if err != nil {
+				return err
+			}
+			var ok bool
+			if t.DType, ok = dtype.Parse(spelling); !ok {
+				return fault.New(fault.Unsupported, "tensor %q has the unknown dtype %q", name, spelling).At(int64(8 + at))
+			}
+		case 1:
+			return s.numbers(func(d uint64) error {
+				if len(t.Shape) == maxDims {
+					return fault.New(fault.Limit, "tensor %q has more than %d dimensions", name, maxDims).At(int64(8 + at))
+				}
+				t.Shape = append(t.Shape, d)
+				return nil
+			})
+		case 2:
+			var off []uint64
+			err := s.numbers(func(d uint64) error {
+				if len(off) == 2 {
+					return s.errorf(at, "tensor %q has more than two data_offsets", name)
+				}
+				off = append(off, d)
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			if len(off) != 2 || off[0] > off[1] {
+				return s.errorf(at, "tensor %q has data_offsets %d, want begin and end", name, off)
+			}
+			t.Off, end = int64(off[0]), int64(off[1])
+		}
+		return nil
+	})
+	if err != nil {
+		return t, err
+	}
+	if fields != [3]bool{true, true, true} {
+		return t, s.errorf(start, "tensor %q lacks dtype, shape or data_offsets", name)
+	}
+	t.NBytes = end - t.Off
+	n, ok := dtype.NElements(t.Shape)
+	want, ok2 := t.DType.NBytes(n)
+	if !ok || !ok2 {
+		return t, s.errorf(start, "tensor %q: %v of shape %d is not a whole number of bytes that a file can hold", name, t.DType, t.Shape)
+	}
+	if want != t.NBytes {
+		return t, s.errorf(start, "tensor %q: %v of shape %d takes %d bytes, data_offsets give it %d", name, t.DType, t.Shape, want, t.NBytes)
+	}
+	return t, nil
+}
+
+// prove sorts the tensors by position and checks that they fill the rest of the file, in one pass.
+func (h *Header) prove(size int64) error {
+	sort.SliceStable(h.Tensors, func(i, j int) bool {
+		a, b := &h.Tensors[i], &h.Tensors[j]
+		return a.Off < b.Off || a.Off == b.Off && a.NBytes < b.NBytes
+	})
+	var next int64
+	for i := range h.Tensors {
+		t := &h.Tensors[i]
+		if t.Off != next {
+			word := "leaves a gap after"
+			if t.Off < next {
+				word = "overlaps"
+			}
+			before := "the header"
+			if i > 0 {
+				before = fmt.Sprintf("%q", h.Tensors[i-1].Name)
+			}
+			return fault.New(fault.Corrupt, "tensor %q begins at byte %d of the data and %s %s, which ends at %d", t.Name, t.Off, word, before, next)
+		}
+		next += t.NBytes
+		t.Off += h.DataOff
+	}
+	switch have := size - h.DataOff; {
+	case next > have:
+		return fault.New(fault.Truncated, "the tensors take %d bytes, the file has %d", next, have).
+			WithHint("the file was not written or not downloaded whole; fetch it again")
+	case next < have:
+		return fault.New(fault.Corrupt, "%d bytes follow the last tensor", have-next).At(h.DataOff + next)
+	}
+	return nil
+}
+
+// WithMetadata returns the header bytes, length prefix included, with one more metadata entry; key must be new. raw is
+// the file's own header, DataOff bytes. Every other byte of the text stays, and so does the alignment of the data: the
+// header grows by a whole number of 4096-byte blocks, filled up with spaces as the format provides, so that a file
+// system that can share blocks between files still can.
+func (h *Header) WithMetadata(raw []byte, key, value string) []byte {
+	text := raw[8:]
+	entry := appendString(nil, key)
+	entry = append(entry, ':')
+	entry = appendString(entry, value)
+	if h.hasMeta && !h.emptyMeta {
+		entry = append(entry, ',')
+	}
+	if !h.hasMeta {
+		entry = append(append([]byte(`"__metadata__":{`), entry...), '}')
+		if !h.noTensors {
+			entry = append(entry, ',')
+		}
+	}
+	grown := (len(entry) + blockBytes - 1) / blockBytes * blockBytes
+	out := make([]byte, 8, len(raw)+grown)
+	out = append(out, text[:h.insertAt]...)
+	out = append(out, entry...)
+	out = append(out, text[h.insertAt:]...)
+	for len(out) < len(raw)+grown {
+		out = append(out, ' ')
+	}
+	binary.LittleEndian.PutUint64(out, uint64(len(out)-8))
+	return out
+}

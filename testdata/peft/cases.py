@@ -1,0 +1,815 @@
+"""The cases: what is merged, and what is refused."""
+
+import hashlib
+from dataclasses import dataclass
+
+import peft
+import torch
+import transformers as tf
+
+from adapters import (
+    WEIGHTS,
+    Adapter,
+    add,
+    cast,
+    change,
+    drop,
+    drop_all,
+    keep_config,
+    lora,
+    rename,
+    replace,
+    save_converted,
+    save_f32_modules,
+    save_native,
+    save_pickle,
+    save_untrained,
+    save_without_embedding,
+    set_config,
+    tiny_values,
+)
+
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+GPT2 = ["c_attn", "c_proj", "c_fc"]
+QUERY0 = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@dataclass
+class Merge:
+    name: str
+    base: str
+    adapters: list[Adapter]
+    comment: str
+    weights: list[float] | None = None
+    warn: tuple = ()  # words that a warning contains
+    by_peft: bool = True  # PEFT itself computes the truth
+    exact: bool = False  # the truth is computed in rational arithmetic
+    size: tuple = (0.03, 1.2)  # bounds of the relative change of each tensor
+
+
+@dataclass
+class Refuse:
+    name: str
+    base: str
+    adapters: list[Adapter]
+    words: list[str]  # words that the refusal contains
+    comment: str
+    finish: object = None  # a last change to the adapter's directory
+
+
+def merge(name, base, adapter, comment, **rest):
+    return Merge(name, base, [adapter], comment, **rest)
+
+
+def refuse(name, base, adapter, words, comment, finish=None):
+    return Refuse(name, base, [adapter], words, comment, finish)
+
+
+MERGE = [
+    # Bases.
+    merge(
+        "bf16-all-linear",
+        "llama-deep",
+        lora(target_modules=LINEARS, r=8, lora_alpha=16),
+        "Every linear layer of a BF16 llama.",
+    ),
+    merge("f16", "llama-f16", lora(), "An F16 base."),
+    merge("f32", "llama-f32", lora(), "An F32 base."),
+    merge(
+        "f64",
+        "llama-f64",
+        lora(r=3, lora_alpha=6),
+        "An F64 base; the truth is computed in rational arithmetic and rounded once.",
+        exact=True,
+    ),
+    merge(
+        "sharded",
+        "llama-sharded",
+        lora(target_modules=["q_proj", "down_proj"]),
+        "A base in three shards, with targets in several of them.",
+    ),
+    merge(
+        "odd-shapes",
+        "llama-odd",
+        lora(target_modules=["q_proj", "v_proj", "down_proj"], r=5, lora_alpha=10),
+        "No dimension is a multiple of 16; rank 5.",
+    ),
+    merge(
+        "tied-linears",
+        "llama-tied",
+        lora(target_modules=LINEARS[:4]),
+        "A base with tied embeddings; the adapter leaves them alone.",
+    ),
+    merge(
+        "gpt2-conv1d",
+        "gpt2",
+        lora(target_modules=GPT2),
+        "Conv1D stores weights as in × out; the attention's c_proj is square.",
+    ),
+    merge(
+        "gpt2-trunk-base",
+        "gpt2-trunk",
+        lora(target_modules=GPT2, model=tf.GPT2LMHeadModel),
+        "The base is saved from GPT2Model, as on the hub; the adapter is trained in GPT2LMHeadModel.",
+    ),
+    merge("qwen2", "qwen2", lora(target_modules="all-linear"), "The shorthand all-linear, expanded when saved."),
+    merge(
+        "bert", "bert", lora(target_modules=["query", "value", "dense"], task_type="FEATURE_EXTRACTION"), "An encoder."
+    ),
+    merge(
+        "t5",
+        "t5",
+        lora(target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM"),
+        "An encoder-decoder; one file for both halves.",
+    ),
+    # Scale.
+    merge("rslora", "llama-bf16", lora(r=8, use_rslora=True), "Scale α/√r.", size=(0.2, 1)),
+    merge(
+        "rslora-rank-pattern",
+        "llama-bf16",
+        lora(use_rslora=True, rank_pattern={"v_proj": 9}),
+        "Scale α/√r with the module's own rank.",
+        size=(0.2, 1),
+    ),
+    merge(
+        "patterns-regex",
+        "llama-deep",
+        lora(
+            target_modules=LINEARS[:4],
+            rank_pattern={r"layers\.1\.self_attn\.[qk]_proj": 6, "o_proj": 2},
+            alpha_pattern={r"layers\.\d+\.self_attn\.(q|v)_proj": 12, r".*\.0\..*\.k_proj": 4},
+        ),
+        "Ranks and alphas by regular expressions.",
+    ),
+    merge(
+        "patterns-overlap",
+        "llama-deep",
+        lora(rank_pattern={"layers.0.self_attn.q_proj": 2, "q_proj": 6}),
+        "Both keys match the q projection of layer 0; the first one in alphabetical order wins.",
+        warn=["rank_pattern"],
+    ),
+    merge(
+        "patterns-overlap-alpha",
+        "llama-deep",
+        lora(alpha_pattern={"q_proj": 12, "layers.0.self_attn.q_proj": 4}),
+        "In training q_proj comes first and α is 12 in layer 0; the saved file is sorted, so PEFT reloads it with 4.",
+        warn=["alpha_pattern"],
+    ),
+    merge(
+        "patterns-anchored",
+        "llama-deep",
+        lora(
+            rank_pattern={"^model.layers.0.self_attn.q_proj": 6, "^layers.1.self_attn.q_proj": 3},
+            alpha_pattern={"^model.layers.1.self_attn.v_proj": 4},
+        ),
+        "Keys that start with ^; the second one matches nothing.",
+    ),
+    merge(
+        "alpha-fraction", "llama-bf16", lora(lora_alpha=7.3, r=3), "A fractional α; the scale is not a dyadic number."
+    ),
+    merge(
+        "rank-above-dimension",
+        "llama-f32",
+        lora(r=40, lora_alpha=20),
+        "The rank is larger than both dimensions of a weight.",
+    ),
+    # Which modules.
+    merge("layers-to-transform", "llama-deep", lora(layers_to_transform=[1]), "Layer 1 alone."),
+    merge(
+        "target-regex",
+        "llama-deep",
+        lora(target_modules=r"model\.layers\.[01]\.(self_attn\.k_proj|mlp\.up_proj)"),
+        "target_modules is a regular expression.",
+    ),
+    merge(
+        "exclude-modules",
+        "llama-deep",
+        lora(target_modules=LINEARS[:4], exclude_modules=["layers.0.self_attn.q_proj", "k_proj"]),
+        "Modules excluded from the targets.",
+    ),
+    merge(
+        "lm-head",
+        "llama-bf16",
+        lora(target_modules=["lm_head", "v_proj"]),
+        "LoRA on the head of an untied llama; PEFT saves the head's base weight too.",
+    ),
+    merge(
+        "embedding",
+        "llama-bf16",
+        lora(target_modules=["embed_tokens", "q_proj"], lora_alpha=2),
+        "LoRA on the embedding of an untied llama; PEFT saves the embedding's base weight too.",
+    ),
+    merge(
+        "embedding-factors-only",
+        "llama-bf16",
+        lora(target_modules=["embed_tokens", "q_proj"], lora_alpha=2, save=save_without_embedding),
+        "The same, saved with save_embedding_layers=False.",
+    ),
+    # Orientation.
+    merge(
+        "gpt2-fan-in-fan-out-false",
+        "gpt2",
+        lora(target_modules=GPT2, fan_in_fan_out=True, disguise=[set_config(fan_in_fan_out=False)]),
+        "The config is edited to deny what Conv1D is; the truth is from before the edit.",
+        warn=["fan_in_fan_out"],
+    ),
+    merge(
+        "llama-fan-in-fan-out-true",
+        "llama-bf16",
+        lora(target_modules=LINEARS[:4], disguise=[set_config(fan_in_fan_out=True)]),
+        "The config is edited to claim transposed weights, square ones among them; the truth is from before the edit.",
+        warn=["fan_in_fan_out"],
+    ),
+    # Biases.
+    merge("lora-bias", "qwen2", lora(lora_bias=True), "lora_B has a bias, scaled like the rest."),
+    merge("bias-all", "qwen2", lora(bias="all"), "Every bias of the model is replaced."),
+    merge(
+        "bias-all-bert",
+        "bert",
+        lora(bias="all", target_modules=["query"], task_type=None),
+        "Biases of norms and of the classifier too.",
+        size=(0.03, 2),
+    ),
+    merge("bias-lora-only", "qwen2", lora(bias="lora_only"), "The biases of the targeted modules are replaced."),
+    merge(
+        "bias-lora-only-lost",
+        "qwen2",
+        lora(disguise=[set_config(bias="lora_only", peft_version="0.17.0")]),
+        "PEFT 0.7.0 to 0.20.0 does not save the biases of lora_only (edited from an adapter without them).",
+        warn=["bias"],
+    ),
+    # Replaced tensors.
+    merge(
+        "classifier",
+        "bert",
+        lora(target_modules=["query", "value"], task_type="SEQ_CLS"),
+        "The task type alone saves the classifier.",
+    ),
+    merge(
+        "classifier-roberta",
+        "roberta",
+        lora(target_modules=["query", "value"], modules_to_save=["classifier"], task_type="SEQ_CLS"),
+        "modules_to_save with a classifier of several layers.",
+    ),
+    merge(
+        "head-saved-f32",
+        "llama-bf16",
+        lora(modules_to_save=["lm_head"], save=save_f32_modules),
+        "modules_to_save holds the head in F32 for a BF16 base.",
+    ),
+    merge("tokens-list", "llama-bf16", lora(trainable_token_indices=[3, 40, 7]), "Rows of the embedding are replaced."),
+    merge(
+        "tokens-dict",
+        "llama-bf16",
+        lora(trainable_token_indices={"embed_tokens": [0, 47], "lm_head": [5]}),
+        "Rows of the embedding and of the head are replaced.",
+    ),
+    # Key names.
+    merge(
+        "keys-adapter-name",
+        "llama-bf16",
+        lora(disguise=[replace(".weight", ".default.weight")]),
+        "Keys of a raw state dict, with the adapter's name (edited).",
+    ),
+    merge(
+        "keys-adapter-name-modules",
+        "bert",
+        lora(
+            target_modules=["query"],
+            task_type="SEQ_CLS",
+            disguise=[
+                replace("query.lora_A.", "query.lora_A.default."),
+                replace("query.lora_B.", "query.lora_B.default."),
+                replace("classifier.", "classifier.modules_to_save.default."),
+            ],
+        ),
+        "Keys of a raw state dict with a saved module (edited).",
+    ),
+    merge(
+        "keys-compiled",
+        "llama-bf16",
+        lora(disguise=[replace("base_model.model.", "base_model.model._orig_mod.")]),
+        "Keys of a compiled model (edited).",
+    ),
+    merge(
+        "keys-compiled-outside",
+        "llama-bf16",
+        lora(disguise=[rename(lambda name: "_orig_mod." + name)]),
+        "Keys of a compiled PeftModel (edited).",
+    ),
+    merge(
+        "keys-fsdp",
+        "llama-deep",
+        lora(
+            disguise=[
+                rename(lambda name: "_fsdp_wrapped_module." + name),
+                replace("layers.0.", "layers.0._fsdp_wrapped_module._checkpoint_wrapped_module."),
+                replace("layers.1.", "layers.1._fsdp_wrapped_module._checkpoint_wrapped_module."),
+            ]
+        ),
+        "Keys with the wrappers of FSDP and activation checkpointing (edited).",
+    ),
+    merge(
+        "keys-native",
+        "llama-bf16",
+        lora(save=save_native),
+        "Injected without a PeftModel, as transformers and diffusers do: no base_model.model. prefix. By the formula.",
+        by_peft=False,
+    ),
+    merge(
+        "trunk-adapter",
+        "llama-bf16",
+        lora(model=tf.LlamaModel, task_type="FEATURE_EXTRACTION"),
+        "The adapter is trained in LlamaModel, the base is saved from LlamaForCausalLM.",
+    ),
+    merge(
+        "trunk-base",
+        "llama-trunk",
+        lora(model=tf.LlamaForCausalLM),
+        "The adapter is trained in LlamaForCausalLM, the base is saved from LlamaModel.",
+    ),
+    # Adapter values.
+    merge("adapter-bf16", "llama-bf16", lora(cast(torch.bfloat16)), "Factors in BF16 (rounded after saving)."),
+    merge("adapter-f16", "llama-bf16", lora(cast(torch.float16)), "Factors in F16 (rounded after saving)."),
+    merge(
+        "adapter-mixed",
+        "llama-f32",
+        lora(cast(torch.bfloat16, "lora_A"), cast(torch.float16, "layers.0.self_attn.v_proj.lora_B")),
+        "Factors in three dtypes in one file (rounded after saving).",
+    ),
+    merge(
+        "tiny-values",
+        "llama-f32",
+        lora(tiny_values),
+        "Subnormal F32 values and negative zeros in the factors (edited).",
+    ),
+    merge("untrained", "llama-bf16", lora(save=save_untrained), "lora_B is zero: nothing changes.", size=(0, 0)),
+    # Several adapters.
+    Merge(
+        "two-adapters",
+        "llama-bf16",
+        [lora(), lora(target_modules=["q_proj", "o_proj"], r=6, lora_alpha=9)],
+        "Two adapters of different rank and targets, weighted and rounded once.",
+        weights=[0.7, -0.3],
+        size=(0.01, 0.7),
+    ),
+    # Initialisations that leave the base alone, or are converted.
+    merge("init-gaussian", "llama-bf16", lora(init_lora_weights="gaussian"), "A Gaussian initialisation."),
+    merge("init-orthogonal", "llama-bf16", lora(init_lora_weights="orthogonal"), "An orthogonal initialisation."),
+    merge(
+        "init-mica",
+        "llama-f32",
+        lora(init_lora_weights="mica"),
+        "MiCA: lora_B is frozen, the base is untouched. By the formula, as PEFT does not load it in float64.",
+        by_peft=False,
+    ),
+    merge(
+        "init-eva",
+        "llama-bf16",
+        lora(
+            disguise=[
+                set_config(
+                    init_lora_weights="eva",
+                    eva_config={
+                        "adjust_scaling_factors": True,
+                        "label_mask_value": -100,
+                        "rho": 2.0,
+                        "tau": 0.99,
+                        "use_label_mask": True,
+                        "whiten": False,
+                    },
+                )
+            ]
+        ),
+        "EVA needs data; an ordinary adapter with its config fields (edited).",
+    ),
+    merge(
+        "pissa-converted",
+        "llama-f32",
+        lora(init_lora_weights="pissa", save=save_converted),
+        "PiSSA, saved as an ordinary adapter of twice the rank on the original base.",
+    ),
+    merge(
+        "olora-converted",
+        "llama-f32",
+        lora(init_lora_weights="olora", save=save_converted),
+        "OLoRA, saved as an ordinary adapter of twice the rank on the original base.",
+    ),
+    # Configs.
+    merge(
+        "config-minimal",
+        "llama-bf16",
+        lora(keep_config("peft_type", "r", "target_modules")),
+        "The smallest config (edited); lora_alpha defaults to 8.",
+    ),
+    merge(
+        "config-defaults",
+        "llama-bf16",
+        lora(keep_config("peft_type", "target_modules"), r=8, lora_alpha=8),
+        "Neither r nor lora_alpha (edited); both default to 8.",
+    ),
+    merge(
+        "config-old",
+        "llama-bf16",
+        lora(
+            keep_config(
+                "base_model_name_or_path",
+                "bias",
+                "fan_in_fan_out",
+                "inference_mode",
+                "init_lora_weights",
+                "lora_alpha",
+                "lora_dropout",
+                "modules_to_save",
+                "peft_type",
+                "r",
+                "target_modules",
+                "task_type",
+            )
+        ),
+        "The fields that PEFT 0.3 writes (edited).",
+    ),
+    merge(
+        "config-unknown-off",
+        "llama-bf16",
+        lora(disguise=[set_config(use_hypothetical=False, hypothetical_config=None, hypothetical_pattern={})]),
+        "Unknown fields that are off (edited).",
+    ),
+]
+
+# Refused: kinds of LoRA.
+
+VARIANTS = [
+    refuse("dora", "llama-f32", lora(use_dora=True), ["DoRA"], "DoRA."),
+    refuse(
+        "dora-config-denies",
+        "llama-f32",
+        lora(set_config(use_dora=False), use_dora=True),
+        ["DoRA"],
+        "DoRA magnitudes in the file, though the config is edited to say use_dora false.",
+    ),
+    refuse(
+        "bdlora",
+        "llama-f32",
+        lora(
+            target_modules=["q_proj", "o_proj"],
+            use_bdlora=peft.tuners.lora.BdLoraConfig(
+                target_modules_bd_a=["q_proj"], target_modules_bd_b=["o_proj"], nblocks=2
+            ),
+        ),
+        ["use_bdlora"],
+        "BD-LoRA: compact block-diagonal factors.",
+    ),
+    refuse(
+        "qalora",
+        "llama-f32",
+        lora(
+            set_config(use_qalora=True, qalora_group_size=8),
+            change("lora_A", lambda a: a.reshape(a.shape[0], -1, 8).mean(dim=2)),
+        ),
+        ["use_qalora"],
+        "QA-LoRA needs GPTQ; an ordinary adapter with its config fields and pooled lora_A (edited).",
+    ),
+    refuse("kasa", "llama-f32", lora(kasa_config=peft.tuners.lora.KasaConfig()), ["kasa"], "KaSA."),
+    refuse(
+        "alora",
+        "llama-f32",
+        lora(alora_invocation_tokens=[5, 9]),
+        ["alora"],
+        "aLoRA is active only after its invocation tokens.",
+    ),
+    refuse(
+        "arrow",
+        "llama-f32",
+        lora(
+            set_config(
+                arrow_config={
+                    "gks_adapter_names": [],
+                    "rng_seed": None,
+                    "router_temperature": 1.0,
+                    "task_adapter_names": ["task_0", "task_1"],
+                    "top_k": 2,
+                    "use_gks": False,
+                }
+            )
+        ),
+        ["arrow"],
+        "Arrow routes between adapters; an ordinary adapter with its config field (edited).",
+    ),
+    refuse(
+        "layer-replication",
+        "llama-deep",
+        lora(layer_replication=[[0, 2], [1, 2]]),
+        ["layer_replication"],
+        "The adapter is trained on a restacked base.",
+    ),
+    refuse(
+        "velora",
+        "llama-f32",
+        lora(velora_config=peft.tuners.lora.VeloraConfig(num_groups=4)),
+        ["velora"],
+        "VeLoRA.",
+    ),
+    refuse(
+        "monteclora",
+        "llama-f32",
+        lora(monteclora_config=peft.tuners.lora.MontecloraConfig(num_samples=2, buffer_size=2)),
+        ["monteclora"],
+        "MonteCLoRA.",
+    ),
+    refuse("pissa", "llama-f32", lora(init_lora_weights="pissa"), ["pissa"], "PiSSA, not converted."),
+    refuse(
+        "pissa-niter",
+        "llama-f32",
+        lora(init_lora_weights="pissa_niter_4"),
+        ["pissa_niter_4"],
+        "PiSSA by a randomised SVD, not converted.",
+    ),
+    refuse("olora", "llama-f32", lora(init_lora_weights="olora"), ["olora"], "OLoRA, not converted."),
+    refuse(
+        "corda",
+        "llama-f32",
+        lora(
+            set_config(
+                init_lora_weights="corda",
+                corda_config={
+                    "cache_file": None,
+                    "corda_method": "ipm",
+                    "covariance_file": None,
+                    "prune_temporary_fields": True,
+                    "use_float16_for_covariance": False,
+                    "verbose": False,
+                },
+            )
+        ),
+        ["corda"],
+        "CorDA needs data; an ordinary adapter with its config fields (edited).",
+    ),
+    refuse(
+        "loftq",
+        "llama-f32",
+        lora(set_config(init_lora_weights="loftq", loftq_config={"loftq_bits": 4, "loftq_iter": 1})),
+        ["loftq"],
+        "LoftQ changes the base; an ordinary adapter with its config fields (edited).",
+    ),
+    refuse(
+        "lora-ga",
+        "llama-f32",
+        lora(
+            set_config(
+                init_lora_weights="lora_ga",
+                lora_ga_config={"direction": "ArB2r", "scale": "stable", "stable_gamma": 16},
+            )
+        ),
+        ["lora_ga"],
+        "LoRA-GA needs gradients; an ordinary adapter with its config fields (edited).",
+    ),
+    refuse(
+        "merged-linear",
+        "gpt2",
+        lora(
+            set_config(enable_lora=[True, False, True], fan_in_fan_out=True),
+            change("lora_A", lambda a: torch.cat([a, -a])),
+            change("lora_B", lambda b: b[:64].unsqueeze(2)),
+            target_modules=["c_attn"],
+        ),
+        ["enable_lora"],
+        "MergedLinear of PEFT before 0.3: lora_A of two groups and three-dimensional lora_B (made by hand).",
+    ),
+]
+
+# Refused: layers that are not linear.
+
+LAYERS = [
+    refuse(
+        "conv2d",
+        "siglip",
+        lora(target_modules=["patch_embedding"], task_type=None),
+        ["conv"],
+        "nn.Conv2d, the patch embedding.",
+    ),
+    refuse(
+        "conv1d", "whisper", lora(target_modules=["conv1", "conv2"], task_type=None), ["conv"], "nn.Conv1d of torch."
+    ),
+    refuse(
+        "multihead-attention",
+        "siglip",
+        lora(target_modules=["attention"], task_type=None),
+        ["attention"],
+        "nn.MultiheadAttention: lora_B spans q, k and v of in_proj_weight.",
+    ),
+    refuse(
+        "target-parameters",
+        "mixtral",
+        lora(target_modules=[], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
+        ["target_parameters"],
+        "LoRA on three-dimensional expert parameters.",
+    ),
+]
+
+# Refused: other methods.
+
+TARGETS = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+METHODS = [
+    refuse(
+        name.lower(),
+        "llama-f32",
+        Adapter(config),
+        [name],
+        f"peft_type {config.peft_type.value}.",
+    )
+    for name, config in {
+        "AdaLoRA": peft.AdaLoraConfig(total_step=10, **TARGETS),
+        "BOFT": peft.BOFTConfig(boft_block_size=4, **TARGETS),
+        "IA3": peft.IA3Config(feedforward_modules=[], **TARGETS),
+        "LoHa": peft.LoHaConfig(r=4, **TARGETS),
+        "LoKr": peft.LoKrConfig(r=4, **TARGETS),
+        "OFT": peft.OFTConfig(oft_block_size=4, r=0, **TARGETS),
+        "Prompt": peft.PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+        "VeRA": peft.VeraConfig(r=4, task_type="CAUSAL_LM", target_modules=["q_proj"]),
+    }.items()
+]
+
+# Refused: files and configs.
+
+
+def write_pointer(directory):
+    """Puts a Git LFS pointer in the place of the weights."""
+    weights = directory / WEIGHTS
+    size = weights.stat().st_size
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    weights.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {size}\n")
+
+
+FILES = [
+    refuse(
+        "pickle",
+        "llama-f32",
+        lora(save=save_pickle),
+        ["adapter_model.bin"],
+        "Saved with safe_serialization=False: a pickle instead of safetensors.",
+    ),
+    refuse(
+        "lfs-pointer", "llama-f32", lora(), ["lfs"], "The weights file is a Git LFS pointer (edited).", write_pointer
+    ),
+    refuse("no-tensors", "llama-f32", lora(drop_all), ["tensor"], "A valid weights file without any tensor (edited)."),
+    refuse(
+        "alpha-nan",
+        "llama-f32",
+        lora(set_config(lora_alpha=float("nan"))),
+        ["NaN"],
+        "lora_alpha is NaN, as Python's json writes it (edited).",
+    ),
+    refuse(
+        "unknown-flag",
+        "llama-f32",
+        lora(set_config(use_hypothetical=True)),
+        ["use_hypothetical"],
+        "An unknown config field that is on (edited).",
+    ),
+    refuse(
+        "unknown-config",
+        "llama-f32",
+        lora(set_config(hypothetical_config={"beta": 0.5})),
+        ["hypothetical_config"],
+        "An unknown config field that is not null (edited).",
+    ),
+    refuse("missing-lora-b", "llama-f32", lora(drop("v_proj.lora_B")), ["lora_B"], "One lora_B is dropped (edited)."),
+    refuse("missing-lora-a", "llama-f32", lora(drop("v_proj.lora_A")), ["lora_A"], "One lora_A is dropped (edited)."),
+    refuse(
+        "extra-tensor",
+        "llama-f32",
+        lora(add(f"{QUERY0}.lora_C.weight", torch.ones(4, 4))),
+        ["lora_C"],
+        "A tensor of unknown meaning (edited).",
+    ),
+    refuse(
+        "rank-config", "llama-f32", lora(set_config(r=16)), ["rank"], "The config's rank is not the file's (edited)."
+    ),
+    refuse(
+        "rank-pattern",
+        "llama-f32",
+        lora(set_config(rank_pattern={"q_proj": 2})),
+        ["rank"],
+        "rank_pattern disagrees with the file (edited).",
+    ),
+    refuse(
+        "rank-factors",
+        "llama-f32",
+        lora(change("q_proj.lora_B", lambda b: b[:, :3])),
+        ["rank"],
+        "The ranks of lora_A and lora_B differ (edited).",
+    ),
+    refuse(
+        "infinite-factor",
+        "llama-f32",
+        lora(change("q_proj.lora_B", lambda b: b.index_fill(0, torch.tensor([3]), float("inf")))),
+        ["q_proj"],
+        "Infinite values in a factor (edited).",
+    ),
+]
+
+# Refused: adapter and base do not fit.
+
+FIT = [
+    refuse(
+        "base-quantised",
+        "llama-nf4",
+        lora(base="llama-f32"),
+        ["quanti"],
+        "The base is quantised to 4 bits (made by hand in the format of bitsandbytes).",
+    ),
+    refuse(
+        "base-fp8",
+        "llama-fp8",
+        lora(base="llama-f32"),
+        ["F8_E4M3"],
+        "A targeted weight is stored in F8_E4M3 with a weight_scale (made by hand); config.json does not mention it.",
+    ),
+    refuse(
+        "tied-embedding",
+        "llama-tied",
+        lora(target_modules=["embed_tokens", "q_proj"], lora_alpha=2),
+        ["tied"],
+        "LoRA on the embedding would change the tied head too.",
+    ),
+    refuse(
+        "tied-head-saved",
+        "llama-tied",
+        lora(modules_to_save=["lm_head"]),
+        ["tied"],
+        "The adapter replaces the head, which the base ties to the embedding and does not store.",
+    ),
+    refuse(
+        "tied-head",
+        "llama-tied",
+        lora(target_modules=["lm_head"]),
+        ["tied"],
+        "LoRA on the head, which the base ties to the embedding and does not store.",
+    ),
+    refuse(
+        "tied-tokens",
+        "gpt2",
+        lora(target_modules=["c_attn"], trainable_token_indices={"wte": [3, 5]}),
+        ["tied"],
+        "Rows of the embedding are replaced, and the head is tied to it.",
+    ),
+    refuse(
+        "wrong-base",
+        "llama-bf16",
+        lora(base="llama-odd"),
+        ["q_proj"],
+        "The adapter's base has another hidden size.",
+    ),
+    refuse(
+        "too-many-layers",
+        "llama-f32",
+        lora(base="llama-deep"),
+        ["layers.1"],
+        "The adapter's base has two layers, this one has one.",
+    ),
+    refuse(
+        "no-such-head",
+        "llama-bf16",
+        lora(model=tf.LlamaForSequenceClassification, task_type="SEQ_CLS"),
+        ["score"],
+        "The adapter saves a classification head that the base does not have.",
+    ),
+    refuse(
+        "resized-vocabulary",
+        "llama-bf16",
+        lora(prepare=lambda model: model.resize_token_embeddings(52)),
+        ["embed_tokens"],
+        "Embedding and head are saved whole because the vocabulary is resized.",
+    ),
+    refuse(
+        "token-out-of-range",
+        "llama-bf16",
+        lora(set_config(trainable_token_indices=[3, 1000]), trainable_token_indices=[3, 7]),
+        ["1000"],
+        "A token index beyond the vocabulary (edited).",
+    ),
+    refuse(
+        "tokens-without-indices",
+        "llama-bf16",
+        lora(set_config(trainable_token_indices=None), trainable_token_indices=[3, 7]),
+        ["trainable_token"],
+        "Rows of tokens in the file, but the config does not say which tokens (edited).",
+    ),
+    refuse(
+        "tokens-count",
+        "llama-bf16",
+        lora(set_config(trainable_token_indices=[3, 7, 9]), trainable_token_indices=[3, 7]),
+        ["trainable_token"],
+        "Two rows in the file, three token indices in the config (edited).",
+    ),
+    refuse(
+        "lora-bias-without-bias",
+        "llama-bf16",
+        lora(lora_bias=True),
+        ["bias"],
+        "lora_B has a bias, the base layer has none.",
+    ),
+]
+
+REFUSE = VARIANTS + LAYERS + METHODS + FILES + FIT

@@ -1,0 +1,185 @@
+"""Merged values in float64: by PEFT itself, by the plain formula, and exactly."""
+
+import json
+import re
+import warnings
+from fractions import Fraction
+from math import sqrt
+from pathlib import Path
+
+import peft
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+
+from adapters import CONFIG, WEIGHTS
+from bases import BASES, read_checkpoint
+
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+def read_double(directory: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor.double() for name, tensor in read_checkpoint(directory).items()}
+
+
+def find(name: str, known) -> str | None:
+    """The checkpoint's name of a parameter: with or without the trunk's prefix."""
+    names = {name}
+    for prefix in ("model.", "transformer."):
+        names |= {prefix + name, name.removeprefix(prefix)}
+    found = names & set(known)
+    assert len(found) <= 1, f"{name}: {found}"
+    return found.pop() if found else None
+
+
+def by_peft(base: str, model_class, adapters: list[Path], weights: list[float]) -> dict[str, torch.Tensor]:
+    """Merges with PEFT in float64; tensors under the checkpoint's names."""
+    original = read_double(Path("bases") / base)
+    model = (model_class or BASES[base].model).from_pretrained(f"bases/{base}", dtype=torch.float64)
+    names = checkpoint_names(model, original)
+    for name, tensor in model.state_dict().items():
+        if name in names:
+            assert torch.equal(tensor, original[names[name]]), f"{name} is not loaded exactly"
+
+    peft_model = None
+    for index, directory in enumerate(adapters):
+        adapter = f"adapter{index}"
+        if peft_model is None:
+            peft_model = load_first(model, directory, adapter)
+        else:
+            peft_model.load_adapter(directory, adapter, autocast_adapter_dtype=False)
+        check_loaded(peft_model, adapter, directory)
+        scale(peft_model, adapter, weights[index])
+    peft_model.base_model.set_adapter([f"adapter{i}" for i in range(len(adapters))])
+    merged = peft_model.merge_and_unload().state_dict()
+    return {names[name]: tensor for name, tensor in merged.items() if name in names}
+
+
+def load_first(model, directory, adapter):
+    with warnings.catch_warnings(record=True) as caught:
+        peft_model = peft.PeftModel.from_pretrained(model, directory, adapter, autocast_adapter_dtype=False)
+    assert not any("missing adapter keys" in str(w.message) for w in caught), caught
+    return peft_model
+
+
+def check_loaded(peft_model, adapter: str, directory: Path):
+    """Every tensor of the file is in the model with its exact value, and the model has no other."""
+    saved = load_file(directory / WEIGHTS)
+    embedding = any(name.endswith(".base_layer.weight") for name in saved)
+    loaded = peft.get_peft_model_state_dict(peft_model, adapter_name=adapter, save_embedding_layers=embedding)
+    assert set(saved) == set(loaded), f"{directory}: {set(saved) ^ set(loaded)}"
+    for name, tensor in saved.items():
+        assert loaded[name].dtype == torch.float64 and torch.equal(loaded[name], tensor.double()), name
+
+
+def scale(peft_model, adapter: str, weight: float):
+    for module in peft_model.modules():
+        if isinstance(module, LoraLayer) and adapter in module.scaling:
+            module.scaling[adapter] *= weight
+
+
+def checkpoint_names(model, known) -> dict[str, str]:
+    """Maps the model's tensor names to the checkpoint's, where it has them."""
+    names = {name: found for name in model.state_dict() if (found := find(name, known))}
+    absent = [name for name in known if name not in names.values()]
+    assert all(name == "lm_head.weight" or name.endswith(".attn.bias") for name in absent), absent
+    return names
+
+
+# The plain formula.
+
+
+def clean(key: str) -> str:
+    """A tensor's name without wrappers, adapter name and PEFT's prefix."""
+    for wrapper in WRAPPERS:
+        key = key.replace(wrapper, "")
+    key = key.replace(".modules_to_save.default.", ".").replace(".default.", ".")
+    return key.removeprefix("base_model.model.")
+
+
+def pattern_value(pattern: dict, module: str, default):
+    for key, value in (pattern or {}).items():
+        if re.match(rf"^(.*\.)?({key})$", module):
+            return value
+    return default
+
+
+def scaling(config: dict, module: str, rank: int) -> float:
+    alpha = pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
+    assert rank == pattern_value(config.get("rank_pattern"), module, config.get("r", 8)), module
+    return alpha / sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def by_formula(base: str, adapters: list[Path], weights: list[float], add=None) -> dict[str, torch.Tensor]:
+    """W0 + Σ weight·s·B·A for the targeted tensors, and the tensors that replace the base's."""
+    add = add or (lambda w, s, b, a: w + s * (b @ a))
+    original = read_double(Path("bases") / base)
+    conv1d = json.loads((Path("bases") / base / "config.json").read_text())["model_type"] == "gpt2"
+    merged = {}
+
+    def target(name):
+        found = find(name, original)
+        assert found, f"{name} is not in the base"
+        merged.setdefault(found, original[found])
+        return found
+
+    for directory, weight in zip(adapters, weights):
+        config = json.loads((directory / CONFIG).read_text())
+        tensors = {clean(k): t.double() for k, t in load_file(directory / WEIGHTS).items()}
+        for name, b in sorted(tensors.items()):
+            module, _, tail = name.rpartition(".lora_")
+            if tail == "B.weight":
+                a = tensors.pop(f"{module}.lora_A.weight")
+                s = scaling(config, module, a.shape[0]) * weight
+                found = target(f"{module}.weight")
+                a, b = (b.T, a.T) if conv1d else (a, b)
+                merged[found] = add(merged[found], s, b, a)
+            elif tail == "embedding_B":
+                a = tensors.pop(f"{module}.lora_embedding_A")
+                s = scaling(config, module, a.shape[0]) * weight
+                found = target(f"{module}.weight")
+                merged[found] = add(merged[found], s, a.T, b.T)
+            elif tail == "B.bias":
+                rank = tensors[f"{module}.lora_B.weight"].shape[1]
+                found = target(f"{module}.bias")
+                merged[found] = merged[found] + scaling(config, module, rank) * weight * b
+            elif tail in ("A.weight", "embedding_A"):
+                pass
+            elif name.endswith(".token_adapter.trainable_tokens_delta"):
+                module = name.removesuffix(".token_adapter.trainable_tokens_delta")
+                found = target(f"{module}.weight")
+                merged[found] = merged[found].index_copy(0, torch.tensor(token_rows(config, module)), b)
+            else:
+                found = target(name.replace(".base_layer.", "."))
+                if name.endswith(".base_layer.weight"):
+                    assert torch.equal(b, original[found]), f"{name} differs from the base"
+                else:
+                    merged[found] = b
+    return merged
+
+
+def token_rows(config: dict, module: str) -> list[int]:
+    indices = config["trainable_token_indices"]
+    if isinstance(indices, list):
+        return indices
+    return next(rows for name, rows in indices.items() if module == name or module.endswith("." + name))
+
+
+def add_exactly(w, s, b, a):
+    """w + s·b·a in rational arithmetic, rounded once to float64."""
+    scale = Fraction(s)
+    rows = [[Fraction(x) for x in row] for row in b.tolist()]
+    columns = [[Fraction(x) for x in column] for column in a.T.tolist()]
+    return torch.tensor(
+        [
+            [float(Fraction(x) + scale * sum(p * q for p, q in zip(row, column))) for x, column in zip(line, columns)]
+            for line, row in zip(w.tolist(), rows)
+        ],
+        dtype=torch.float64,
+    )
+
+
+def check_close(one: dict, two: dict, limit=1e-12):
+    for name, tensor in one.items():
+        error = (two[name] - tensor).abs().max() / tensor.abs().max()
+        assert error <= limit, f"{name}: relative error {error:.3g}"
