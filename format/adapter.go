@@ -76,7 +76,7 @@ type Adapter struct {
 	Method      string // "lora", "dora", or the producer's word
 	Dialect     string // whose file it was: "peft", …
 	Base        Base
-	FanInFanOut bool // the producer's word that the weights of the base are stored n×m; only a hint, where shapes cannot tell
+	Orientation Orientation
 	Requires    []Requirement
 	Layers      []Layer
 	Beside      []Beside
@@ -88,6 +88,16 @@ type Base struct {
 	Revision     string
 	Fingerprints map[string]string // name of a tensor of the base → SHA-256, see spec/FORMAT.md
 }
+
+// Orientation is how, by the word of the producer, the base stores the weights of linear layers. It is a hint, used only
+// where the shape of a weight cannot tell and the base says nothing: configurations are often wrong about it.
+type Orientation string
+
+const (
+	OrientationUnknown Orientation = ""
+	MxN                Orientation = "mxn" // as torch.nn.Linear does
+	NxM                Orientation = "nxm" // as Conv1D of GPT-2 does
+)
 
 // Requirement is a feature beyond W0 + s·B·A that whoever applies the adapter must understand. Where names the module,
 // the tensor or the field of the configuration that it comes from, and what was found there.
