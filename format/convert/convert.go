@@ -1,0 +1,85 @@
+// Package convert reads and writes adapters in the dialects of other tools. Whatever the dialect, past Open an adapter is
+// a format.Source: layers with a module name, a kind, factors and a scale; what has no such meaning is listed, never
+// dropped. A dialect is one file of this package; names are decided by tables.
+package convert
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// Open opens the adapter at path, a file or a directory, and recognises its dialect by what it holds. Only headers and
+// configurations are read. The caller closes it. Errors wrap a kind of package format, or are I/O errors.
+func Open(path string) (format.Source, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.IsDir() {
+		return openDir(path)
+	}
+	return openFile(path)
+}
+
+// openDir opens a directory as PEFT saves it.
+func openDir(dir string) (format.Source, error) {
+	weights := filepath.Join(dir, peftWeights)
+	if _, err := os.Stat(weights); err == nil {
+		return openPEFT(weights)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	e := fault.New(fault.Unsupported, "the directory holds no %s", peftWeights).In(dir)
+	for _, name := range names {
+		if slices.Contains([]string{"adapter_model.bin", "adapter_model.pt", "adapter_model.pth"}, name) {
+			return nil, fault.New(fault.Unsupported, "%s is a pickle, which this version does not read", name).In(dir).
+				WithHint("load the adapter with PEFT and save it again: save_pretrained writes %s", peftWeights)
+		}
+		if _, err := os.Stat(filepath.Join(dir, name, peftWeights)); err == nil {
+			e.WithHint("the adapter is in the sub-directory %s", name)
+		}
+	}
+	if slices.ContainsFunc(names, func(n string) bool { return n == "config.json" }) && e.Hint == "" {
+		e.WithHint("this looks like a model; the order is: BASE ADAPTER")
+	}
+	return nil, e
+}
+
+// openFile opens one file: a PEFT adapter, whose configuration lies beside it.
+func openFile(path string) (format.Source, error) {
+	base := strings.ToLower(filepath.Base(path))
+	if strings.HasSuffix(base, ".json") {
+		return nil, fault.New(fault.Unsupported, "this is a configuration, not the weights").In(path).
+			WithHint("give the directory %s", filepath.Dir(path))
+	}
+	return openPEFT(path)
+}
+
+// readBeside reads a file next to path, and returns nil where there is none.
+func readBeside(path, name string, limit int64) ([]byte, error) {
+	file := filepath.Join(filepath.Dir(path), name)
+	info, err := os.Stat(file)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.IsDir() {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > limit {
+		return nil, fault.New(fault.Limit, "%d bytes, at most %d are read", info.Size(), limit).In(file)
+	}
+	return os.ReadFile(file)
+}

@@ -1,0 +1,306 @@
+package convert
+
+import (
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// The files of an adapter that PEFT saves.
+const (
+	peftWeights = "adapter_model.safetensors"
+	peftConfig  = "adapter_config.json"
+	modelCard   = "README.md"
+)
+
+// maxSideBytes bounds the configuration and the model card, which are held in memory.
+const maxSideBytes = 16 << 20
+
+// openPEFT opens a safetensors file of the dialect of huggingface/peft, with the configuration beside it.
+func openPEFT(path string) (format.Source, error) {
+	f, err := openTensorFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.readPEFT(path); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (f *tensorFile) readPEFT(path string) error {
+	text, err := readBeside(path, peftConfig, maxSideBytes)
+	if err != nil {
+		return err
+	}
+	if text == nil {
+		return fault.New(fault.Unsupported, "there is no %s beside the weights, and without it the scale is not known", peftConfig).In(path).
+			WithHint("put the %s that was saved with the adapter beside it", peftConfig)
+	}
+	config, err := parsePEFTConfig(text)
+	if err != nil {
+		return fault.InFile(err, siblingOf(path, peftConfig))
+	}
+	if len(f.manifest.Tensors) == 0 {
+		return fault.New(fault.Corrupt, "the file holds no tensor").In(path).WithHint("the adapter was saved before it was trained, or from the wrong object")
+	}
+	card, err := readBeside(path, modelCard, maxSideBytes)
+	if err != nil {
+		return err
+	}
+	// In the order of their names, as spec/FORMAT.md wants attachments.
+	if card != nil {
+		f.attach(modelCard, card)
+	}
+	f.attach(peftConfig, text)
+	f.attach(headerAttachment, nil)
+	p := peftReader{config: config, tensors: f.manifest.Tensors, manifest: &f.manifest}
+	f.manifest.Adapters = []format.Adapter{p.adapter()}
+	return nil
+}
+
+// peftReader turns the keys of a PEFT file into layers.
+type peftReader struct {
+	config   *peftConfigFile
+	tensors  []format.Tensor
+	manifest *format.Manifest
+	out      format.Adapter
+	names    map[string]bool // the adapter names inside keys
+}
+
+func (p *peftReader) note(format string, args ...any) {
+	p.manifest.Notes = append(p.manifest.Notes, fmt.Sprintf(format, args...))
+}
+
+func (p *peftReader) require(feature, where string) {
+	p.out.Requires = append(p.out.Requires, format.Requirement{Feature: feature, Where: where})
+}
+
+func (p *peftReader) opaque(i int) {
+	p.out.Beside = append(p.out.Beside, format.Beside{Action: format.Opaque, Target: p.tensors[i].Name, Tensor: i})
+}
+
+// adapter assigns every tensor of the file to a layer or lists it beside them.
+func (p *peftReader) adapter() format.Adapter {
+	c := p.config
+	p.names = make(map[string]bool)
+	p.out = format.Adapter{
+		Method:  c.method(),
+		Dialect: "peft",
+		Base:    format.Base{Name: c.BaseModel, Revision: c.Revision},
+	}
+	if c.FanInFanOut != nil {
+		p.out.Orientation = format.MxN
+		if *c.FanInFanOut {
+			p.out.Orientation = format.NxM
+		}
+	}
+	p.out.Requires = slices.Clone(c.requires)
+	if c.PEFTType != "LORA" {
+		for i := range p.tensors {
+			p.opaque(i)
+		}
+		return p.sorted()
+	}
+
+	modules := make(map[string]map[peftRole]int)
+	for i := range p.tensors {
+		key := parsePEFTKey(p.tensors[i].Name)
+		if key.adapter != "" {
+			p.names[key.adapter] = true
+		}
+		switch key.role {
+		case rolePlain:
+			p.out.Beside = append(p.out.Beside, format.Beside{Action: format.Replace, Target: key.module, Tensor: i})
+		case roleTokens:
+			p.tokens(key.module, i)
+		case roleUnknown:
+			p.opaque(i)
+			p.require(format.FeatureUnknownTensor, p.tensors[i].Name)
+		default:
+			if modules[key.module] == nil {
+				modules[key.module] = make(map[peftRole]int)
+			}
+			if _, taken := modules[key.module][key.role]; taken {
+				p.opaque(i)
+				p.require(format.FeatureUnknownTensor, p.tensors[i].Name)
+				continue
+			}
+			modules[key.module][key.role] = i
+		}
+	}
+	if len(p.names) > 1 {
+		p.require(format.FeatureSeveralNames, fmt.Sprint(len(p.names)))
+	}
+	for module, roles := range modules {
+		p.layer(module, roles)
+	}
+	p.checkBias()
+	return p.sorted()
+}
+
+// sorted puts the lists in the order of spec/FORMAT.md.
+func (p *peftReader) sorted() format.Adapter {
+	a := &p.out
+	sort.Slice(a.Layers, func(i, j int) bool { return a.Layers[i].Module < a.Layers[j].Module })
+	sort.Slice(a.Beside, func(i, j int) bool { return a.Beside[i].Tensor < a.Beside[j].Tensor })
+	sort.Slice(a.Requires, func(i, j int) bool {
+		x, y := a.Requires[i], a.Requires[j]
+		return x.Feature < y.Feature || x.Feature == y.Feature && x.Where < y.Where
+	})
+	a.Requires = slices.Compact(a.Requires)
+	slices.Sort(p.manifest.Notes)
+	if a.Method == "lora" && slices.ContainsFunc(a.Requires, func(r format.Requirement) bool { return r.Feature == format.FeatureDoRA }) {
+		a.Method = "dora"
+	}
+	return *a
+}
+
+// layer makes the layer of one module from the tensors that belong to it.
+func (p *peftReader) layer(module string, roles map[peftRole]int) {
+	l := format.Layer{Module: module, Kind: format.Linear, Scaling: p.config.scaling(), Roles: make(map[format.Role]int)}
+	a, hasA := roles[roleA]
+	b, hasB := roles[roleB]
+	if ea, ok := roles[roleEmbeddingA]; ok || hasRole(roles, roleEmbeddingB) {
+		if hasA || hasB {
+			p.require(format.FeatureUnknownTensor, module)
+		} else {
+			l.Kind = format.Embedding
+			a, hasA = ea, ok
+			b, hasB = roles[roleEmbeddingB], hasRole(roles, roleEmbeddingB)
+			delete(roles, roleEmbeddingA)
+			delete(roles, roleEmbeddingB)
+		}
+	}
+	delete(roles, roleA)
+	delete(roles, roleB)
+	if hasA {
+		l.Roles[format.RoleA] = a
+	}
+	if hasB {
+		l.Roles[format.RoleB] = b
+	}
+	for role, i := range roles {
+		l.Roles[format.Role(role)] = i
+	}
+	rank, pattern := p.config.rank(module)
+	alpha, alphaPattern := p.config.alpha(module)
+	l.Rank, l.Alpha = max(rank, 1), alpha
+	for _, overlap := range []*patternMatch{pattern, alphaPattern} {
+		if overlap != nil && overlap.conflict != "" {
+			p.note("%s: the keys %q and %q both match %s and disagree; the first one in the file is used, as PEFT does on loading",
+				overlap.field, overlap.key, overlap.conflict, module)
+		}
+	}
+	p.classify(&l, hasA, hasB, rank)
+	p.roleFeatures(&l)
+	p.out.Layers = append(p.out.Layers, l)
+}
+
+func hasRole(roles map[peftRole]int, r peftRole) bool { _, ok := roles[r]; return ok }
+
+// classify decides the kind of a layer by the shapes of its factors, and the rank by those too: they are the truth, and a
+// configuration that says otherwise is reported.
+func (p *peftReader) classify(l *format.Layer, hasA, hasB bool, rank int) {
+	if !hasA || !hasB {
+		missing := "lora_A"
+		if hasA {
+			missing = "lora_B"
+		}
+		if len(l.Roles) > 0 {
+			p.require(format.FeatureMissingFactor, l.Module+"."+missing)
+		}
+		l.Kind = format.Other
+		return
+	}
+	a, b := p.tensors[l.Roles[format.RoleA]], p.tensors[l.Roles[format.RoleB]]
+	nested := strings.HasSuffix(l.Module, ".base_layer") || strings.Contains(l.Module, ".base_layer.")
+	switch {
+	case nested && !p.config.hasExperts:
+		p.require(format.FeatureMultiheadAttention, l.Module)
+		l.Kind = format.Other
+		return
+	case nested || p.config.hasExperts && p.config.isExpert(l.Module):
+		p.require(format.FeatureExperts, l.Module)
+		l.Kind = format.Expert
+		return
+	case len(a.Shape) >= 3 && len(b.Shape) == len(a.Shape):
+		p.require(format.FeatureConvolution, l.Module)
+		l.Kind = format.Conv
+		return
+	case len(a.Shape) != 2 || len(b.Shape) != 2:
+		p.require(format.FeatureFactorShape, fmt.Sprintf("%s: lora_A %d, lora_B %d", l.Module, a.Shape, b.Shape))
+		l.Kind = format.Other
+		return
+	}
+	if rA, rB := a.Shape[0], b.Shape[1]; rA != rB || rA != uint64(rank) {
+		p.require(format.FeatureRankMismatch, fmt.Sprintf("%s: lora_A has rank %d, lora_B %d, the configuration says %d", l.Module, rA, rB, rank))
+		if rA != rB || rA == 0 || rA > maxRank {
+			l.Kind = format.Other
+			return
+		}
+	}
+	l.Rank = int(a.Shape[0])
+}
+
+// maxRank is the limit of spec/FORMAT.md, R37.
+const maxRank = 65536
+
+// roleFeatures lists what the roles beyond A and B ask for.
+func (p *peftReader) roleFeatures(l *format.Layer) {
+	for role := range l.Roles {
+		switch role {
+		case format.RoleA, format.RoleB:
+		case format.RoleBias:
+			p.require(format.FeatureLoRABias, l.Module)
+			if !p.config.LoRABias {
+				p.note("%s has a lora_B.bias though lora_bias is false: it is used; PEFT would ignore it", l.Module)
+			}
+		case format.RoleMagnitude:
+			p.require(format.FeatureDoRA, l.Module)
+		case format.Role(roleDiag):
+			p.require(format.FeatureKaSA, l.Module)
+		default:
+			p.require(format.FeatureUnknownTensor, l.Module+"."+string(role))
+		}
+	}
+}
+
+// tokens lists trained rows of an embedding, whose indices only the configuration knows.
+func (p *peftReader) tokens(module string, i int) {
+	t := p.tensors[i]
+	rows, why := p.config.tokenRows(module)
+	if why == "" && (len(t.Shape) != 2 || t.Shape[0] != uint64(len(rows))) {
+		why = fmt.Sprintf("%s has shape %d, trainable_token_indices lists %d tokens", t.Name, t.Shape, len(rows))
+	}
+	if why == "" {
+		sorted := slices.Sorted(slices.Values(rows))
+		if len(slices.Compact(sorted)) != len(rows) || sorted[0] < 0 {
+			why = fmt.Sprintf("trainable_token_indices of %s repeats a token or has a negative one", module)
+		}
+	}
+	if why != "" {
+		p.opaque(i)
+		p.require(format.FeatureTokenIndices, why)
+		return
+	}
+	p.out.Beside = append(p.out.Beside, format.Beside{Action: format.Rows, Target: module + ".weight", Tensor: i, Rows: rows})
+}
+
+// checkBias reports biases that were trained and not saved.
+func (p *peftReader) checkBias() {
+	if p.config.Bias == "none" || p.config.Bias == "" {
+		return
+	}
+	for _, b := range p.out.Beside {
+		if strings.HasSuffix(b.Target, ".bias") {
+			return
+		}
+	}
+	p.note("the configuration says bias = %q and the file holds no bias: PEFT from 0.7 to 0.20.0 lost them when it saved the adapter", p.config.Bias)
+}

@@ -1,0 +1,313 @@
+package convert
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// peftConfigFile is adapter_config.json, as far as it changes what an adapter does.
+type peftConfigFile struct {
+	PEFTType    string          `json:"peft_type"`
+	PEFTVersion string          `json:"peft_version"`
+	BaseModel   string          `json:"base_model_name_or_path"`
+	Revision    string          `json:"revision"`
+	R           *int            `json:"r"`
+	Alpha       *float64        `json:"lora_alpha"`
+	RSLoRA      bool            `json:"use_rslora"`
+	FanInFanOut *bool           `json:"fan_in_fan_out"`
+	Bias        string          `json:"bias"`
+	LoRABias    bool            `json:"lora_bias"`
+	RankPattern pattern         `json:"rank_pattern"`
+	AlphaPatt   pattern         `json:"alpha_pattern"`
+	Tokens      json.RawMessage `json:"trainable_token_indices"`
+	Parameters  []string        `json:"target_parameters"`
+
+	requires   []format.Requirement
+	hasExperts bool
+}
+
+// Defaults of LoraConfig, for fields that a file leaves out.
+const (
+	defaultRank  = 8
+	defaultAlpha = 8
+)
+
+// parsePEFTConfig reads a configuration. What it cannot give a meaning becomes a requirement, so that the adapter can still
+// be inspected and converted; only a text that is no configuration of PEFT is an error.
+func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(text, &fields); err != nil {
+		if word := pythonNumber.Find(text); word != nil {
+			return nil, fault.New(fault.Corrupt, "not JSON: it has the value %s, which Python writes and no adapter can use", bytes.TrimLeft(word, ": \t\r\n")).
+				WithHint("the adapter's training went wrong, or the file was edited; set the field to a number")
+		}
+		return nil, fault.New(fault.Corrupt, "not JSON: %v", err)
+	}
+	c := new(peftConfigFile)
+	if err := json.Unmarshal(text, c); err != nil {
+		return nil, fault.New(fault.Corrupt, "not a configuration of PEFT: %v", err)
+	}
+	if c.PEFTType == "" {
+		return nil, fault.New(fault.Unsupported, "no peft_type: not a configuration of PEFT").
+			WithHint("some tools write a configuration of their own under this name; their dialects are not read yet")
+	}
+	c.PEFTType = strings.ToUpper(c.PEFTType)
+	if c.PEFTType != "LORA" {
+		c.require(format.FeaturePEFTType, c.PEFTType)
+		return c, nil
+	}
+	c.hasExperts = len(c.Parameters) > 0
+	names := make([]string, 0, len(fields))
+	for name := range fields {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		c.checkField(name, fields[name])
+	}
+	if r := c.rankDefault(); r < 1 {
+		return nil, fault.New(fault.Corrupt, "r is %d, and a rank is at least 1", r)
+	}
+	return c, c.compilePatterns()
+}
+
+// pythonNumber finds the numbers that Python's json writes and JSON does not have.
+var pythonNumber = regexp.MustCompile(`[:\[,]\s*(NaN|-?Infinity)\b`)
+
+func (c *peftConfigFile) require(feature, where string) {
+	c.requires = append(c.requires, format.Requirement{Feature: feature, Where: where})
+}
+
+// peftFields are the fields that PEFT writes for LoRA, up to 0.21. An empty feature means that the field is read here, or
+// that it cannot change what the saved tensors do to a base: how they were initialised or trained, to which modules
+// (the keys say that), on which hardware. Any other feature is required where the field is set.
+var peftFields = map[string]string{
+	"peft_type": "", "peft_version": "", "base_model_name_or_path": "", "revision": "", "task_type": "", "inference_mode": "", "auto_mapping": "",
+	"r": "", "lora_alpha": "", "use_rslora": "", "rank_pattern": "", "alpha_pattern": "", "fan_in_fan_out": "",
+	"bias": "", "lora_bias": "", "modules_to_save": "", "trainable_token_indices": "", "ensure_weight_tying": "",
+	"target_modules": "", "exclude_modules": "", "layers_to_transform": "", "layers_pattern": "",
+	"lora_dropout": "", "init_lora_weights": "", "eva_config": "", "corda_config": "", "loftq_config": "", "lora_ga_config": "",
+	"lora_plus_lr_ratio": "", "megatron_config": "", "megatron_core": "", "qalora_group_size": "", "runtime_config": "", "merge_weights": "",
+	"use_dora":                format.FeatureDoRA,
+	"use_bdlora":              format.FeatureBDLoRA,
+	"use_qalora":              format.FeatureQALoRA,
+	"kasa_config":             format.FeatureKaSA,
+	"velora_config":           format.FeatureVeLoRA,
+	"monteclora_config":       format.FeatureMonteCLoRA,
+	"alora_invocation_tokens": format.FeatureALoRA,
+	"arrow_config":            format.FeatureArrow,
+	"layer_replication":       format.FeatureLayerReplication,
+	"target_parameters":       format.FeatureExperts,
+	"enable_lora":             format.FeatureMergedLinear,
+}
+
+// peftInits are the values of init_lora_weights after which the base is no longer the one that the adapter was started on;
+// the others leave it alone.
+var peftInits = map[string]string{
+	"pissa": format.FeaturePiSSA, "olora": format.FeatureOLoRA, "corda": format.FeatureCorDA, "lora_ga": format.FeatureLoRAGA, "loftq": format.FeatureLoftQ,
+	"gaussian": "", "eva": "", "orthogonal": "", "mica": "", "true": "", "false": "",
+}
+
+// checkField turns a field that changes what the tensors mean into a requirement. An unknown field is harmless where it is
+// off.
+func (c *peftConfigFile) checkField(name string, value json.RawMessage) {
+	feature, known := peftFields[name]
+	switch {
+	case name == "init_lora_weights":
+		var init string
+		if json.Unmarshal(value, &init) != nil {
+			return // true or false
+		}
+		feature, known := peftInits[strings.ToLower(init)]
+		switch {
+		case strings.HasPrefix(init, "pissa_niter"):
+			c.require(format.FeaturePiSSANiter, name+" = "+init)
+		case !known:
+			c.require(format.FeatureConfigField, name+" = "+init)
+		case feature != "":
+			c.require(feature, name+" = "+init)
+		}
+	case isOff(value):
+	case !known:
+		c.require(format.FeatureConfigField, name)
+	case feature != "":
+		c.require(feature, name)
+	}
+}
+
+// isOff reports whether a value is null, false, zero or empty.
+func isOff(value json.RawMessage) bool {
+	return slices.Contains([]string{"null", "false", "0", "0.0", `""`, "[]", "{}"}, string(value))
+}
+
+// method is the word for the adapter's method.
+func (c *peftConfigFile) method() string {
+	if c.PEFTType != "LORA" {
+		return "other:" + strings.ToLower(c.PEFTType)
+	}
+	return "lora" // the reader of the keys makes it "dora" where it is
+}
+
+func (c *peftConfigFile) scaling() format.Scaling {
+	if c.RSLoRA {
+		return format.AlphaOverSqrtR
+	}
+	return format.AlphaOverR
+}
+
+func (c *peftConfigFile) rankDefault() int {
+	if c.R == nil {
+		return defaultRank
+	}
+	return *c.R
+}
+
+// rank is r of a module, and the key of rank_pattern that gave it, if any.
+func (c *peftConfigFile) rank(module string) (int, *patternMatch) {
+	if m := c.RankPattern.match("rank_pattern", module); m != nil {
+		return int(m.value), m
+	}
+	return c.rankDefault(), nil
+}
+
+// alpha is lora_alpha of a module.
+func (c *peftConfigFile) alpha(module string) (float64, *patternMatch) {
+	if m := c.AlphaPatt.match("alpha_pattern", module); m != nil {
+		return m.value, m
+	}
+	if c.Alpha == nil {
+		return defaultAlpha, nil
+	}
+	return *c.Alpha, nil
+}
+
+// isExpert reports whether target_parameters names a parameter of a module.
+func (c *peftConfigFile) isExpert(module string) bool {
+	for _, p := range c.Parameters {
+		parent, _, _ := cutLast(p, ".")
+		if module == parent || strings.HasSuffix(module, "."+parent) {
+			return true
+		}
+	}
+	return false
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+// tokenRows returns the rows that the tokens of a module's token adapter are, or why they cannot be known.
+func (c *peftConfigFile) tokenRows(module string) (rows []int64, why string) {
+	if len(c.Tokens) == 0 || string(c.Tokens) == "null" {
+		return nil, "the file has rows for " + module + ", and trainable_token_indices is not set"
+	}
+	if json.Unmarshal(c.Tokens, &rows) == nil {
+		return rows, notEmpty(rows)
+	}
+	var byModule map[string][]int64
+	if err := json.Unmarshal(c.Tokens, &byModule); err != nil {
+		return nil, "trainable_token_indices is neither a list nor lists by module"
+	}
+	for name, rows := range byModule {
+		if module == name || strings.HasSuffix(module, "."+name) {
+			return rows, notEmpty(rows)
+		}
+	}
+	return nil, "trainable_token_indices has no entry for " + module
+}
+
+func notEmpty(rows []int64) string {
+	if len(rows) == 0 {
+		return "trainable_token_indices is empty"
+	}
+	return ""
+}
+
+// pattern is rank_pattern or alpha_pattern: regular expressions for module names, in the order of the file, which decides.
+type pattern []patternEntry
+
+type patternEntry struct {
+	key   string
+	value float64
+	re    *regexp.Regexp
+}
+
+// patternMatch is the entry that a module's name matched first; conflict is another key that matches with another value.
+type patternMatch struct {
+	field, key, conflict string
+	value                float64
+}
+
+// UnmarshalJSON keeps the order of the keys.
+func (p *pattern) UnmarshalJSON(text []byte) error {
+	*p = nil
+	dec := json.NewDecoder(bytes.NewReader(text))
+	open, err := dec.Token()
+	if err != nil || open == nil {
+		return err
+	}
+	if open != json.Delim('{') {
+		return fmt.Errorf("a pattern is an object, got %s", text)
+	}
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return err
+		}
+		var value float64
+		if err := dec.Decode(&value); err != nil {
+			return err
+		}
+		*p = append(*p, patternEntry{key: key.(string), value: value})
+	}
+	_, err = dec.Token()
+	return err
+}
+
+// compilePatterns prepares the patterns as PEFT from 0.15 on reads them: ^(.*\.)?(KEY)$, the first key that matches wins.
+func (c *peftConfigFile) compilePatterns() error {
+	for _, p := range []pattern{c.RankPattern, c.AlphaPatt} {
+		for i := range p {
+			re, err := regexp.Compile(`^(?s:.*\.)?(` + p[i].key + `)$`)
+			if err != nil {
+				c.require(format.FeaturePattern, p[i].key)
+				continue
+			}
+			p[i].re = re
+		}
+	}
+	for _, e := range c.RankPattern {
+		if e.value != float64(int(e.value)) || e.value < 1 {
+			return fault.New(fault.Corrupt, "rank_pattern gives %q the rank %v, and a rank is a whole number from 1", e.key, e.value)
+		}
+	}
+	return nil
+}
+
+func (p pattern) match(field, module string) *patternMatch {
+	var found *patternMatch
+	for _, e := range p {
+		if e.re == nil || !e.re.MatchString(module) {
+			continue
+		}
+		if found == nil {
+			found = &patternMatch{field: field, key: e.key, value: e.value}
+		} else if found.conflict == "" && e.value != found.value {
+			found.conflict = e.key
+		}
+	}
+	return found
+}
+
+func siblingOf(path, name string) string { return filepath.Join(filepath.Dir(path), name) }

@@ -1,0 +1,108 @@
+package convert
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/naming"
+)
+
+// peftRole is what a key says about its tensor. The roles that a layer keeps are spelled as format.Role.
+type peftRole string
+
+const (
+	rolePlain      peftRole = "plain"   // a parameter of the base that is replaced
+	roleUnknown    peftRole = "unknown" // a key with a word of PEFT in it that has no meaning here
+	roleTokens     peftRole = "tokens"
+	roleA          peftRole = peftRole(format.RoleA)
+	roleB          peftRole = peftRole(format.RoleB)
+	roleBias       peftRole = peftRole(format.RoleBias)
+	roleMagnitude  peftRole = peftRole(format.RoleMagnitude)
+	roleDiag       peftRole = "diag"
+	roleEmbeddingA peftRole = "embedding_A"
+	roleEmbeddingB peftRole = "embedding_B"
+)
+
+// peftKey is a parsed key.
+type peftKey struct {
+	module  string // path of the module; for rolePlain the name of the parameter
+	role    peftRole
+	adapter string // the adapter's name, where the key of a raw state dict still has it
+}
+
+// peftTails is the grammar of what follows the module path. "*" is the adapter's name, which save_pretrained leaves out
+// and raw state dicts have.
+var peftTails = []struct {
+	tail string
+	role peftRole
+}{
+	{"lora_A.weight", roleA},
+	{"lora_A.*.weight", roleA},
+	{"lora_B.weight", roleB},
+	{"lora_B.*.weight", roleB},
+	{"lora_B.bias", roleBias},
+	{"lora_B.*.bias", roleBias},
+	{"lora_embedding_A", roleEmbeddingA},
+	{"lora_embedding_A.*", roleEmbeddingA},
+	{"lora_embedding_B", roleEmbeddingB},
+	{"lora_embedding_B.*", roleEmbeddingB},
+	{"lora_magnitude_vector", roleMagnitude},
+	{"lora_magnitude_vector.weight", roleMagnitude},
+	{"lora_magnitude_vector.*", roleMagnitude},
+	{"lora_magnitude_vector.*.weight", roleMagnitude},
+	{"lora_diag", roleDiag},
+	{"lora_diag.*", roleDiag},
+	{"token_adapter.trainable_tokens_delta", roleTokens},
+	{"token_adapter.trainable_tokens_delta.*", roleTokens},
+}
+
+// peftPrefix is what PeftModel puts in front of every module path of the model that it wraps.
+const peftPrefix = "base_model.model."
+
+// parsePEFTKey takes a key apart, from its end: a module of the base may have any name, the words of PEFT included.
+func parsePEFTKey(key string) peftKey {
+	plain := strings.TrimPrefix(naming.StripWrappers(key), peftPrefix)
+	parts := strings.Split(plain, ".")
+	for _, g := range peftTails {
+		if n, adapter := matchTail(parts, strings.Split(g.tail, ".")); n > 0 && n < len(parts) {
+			return peftKey{module: strings.Join(parts[:len(parts)-n], "."), role: g.role, adapter: adapter}
+		}
+	}
+	// A replaced parameter of a module that is wrapped: by a LoRA layer, or by modules_to_save in a raw state dict.
+	n := len(parts)
+	if n >= 3 && parts[n-2] == "base_layer" {
+		return peftKey{module: strings.Join(slices.Delete(parts, n-2, n-1), "."), role: rolePlain}
+	}
+	if i := slices.Index(parts, "modules_to_save"); i > 0 && i+2 < n {
+		adapter := parts[i+1]
+		return peftKey{module: strings.Join(slices.Delete(parts, i, i+2), "."), role: rolePlain, adapter: adapter}
+	}
+	for _, part := range parts {
+		if strings.HasPrefix(part, "lora_") || part == "token_adapter" || part == "original_module" || part == "base_layer" {
+			return peftKey{module: plain, role: roleUnknown}
+		}
+	}
+	return peftKey{module: plain, role: rolePlain}
+}
+
+// matchTail compares the end of a path with a pattern, and returns how many segments the pattern has and what stands for
+// its "*". An adapter's name is no word of the grammar.
+func matchTail(parts, pattern []string) (n int, adapter string) {
+	if len(parts) < len(pattern) {
+		return 0, ""
+	}
+	end := parts[len(parts)-len(pattern):]
+	for i, want := range pattern {
+		switch {
+		case want == "*":
+			if end[i] == "weight" || end[i] == "bias" {
+				return 0, ""
+			}
+			adapter = end[i]
+		case end[i] != want:
+			return 0, ""
+		}
+	}
+	return len(pattern), adapter
+}

@@ -1,0 +1,35 @@
+package format
+
+// The features that an adapter can require beyond s·B·A on a weight, as the dialects of this module name them. A program that
+// applies adapters must know each one that it finds, or refuse (spec/FORMAT.md, R70).
+const (
+	FeatureALoRA              = "alora"
+	FeatureArrow              = "arrow"
+	FeatureBDLoRA             = "bdlora"
+	FeatureConfigField        = "config-field" // a field of the configuration that nobody here knows
+	FeatureConvolution        = "convolution"
+	FeatureCorDA              = "corda"
+	FeatureDoRA               = "dora"
+	FeatureExperts            = "experts"
+	FeatureFactorShape        = "factor-shape"
+	FeatureKaSA               = "kasa"
+	FeatureLayerReplication   = "layer-replication"
+	FeatureLoftQ              = "loftq"
+	FeatureLoRABias           = "lora-bias"
+	FeatureLoRAGA             = "lora-ga"
+	FeatureMergedLinear       = "merged-linear"
+	FeatureMissingFactor      = "missing-factor"
+	FeatureMonteCLoRA         = "monteclora"
+	FeatureMultiheadAttention = "multihead-attention"
+	FeatureOLoRA              = "olora"
+	FeaturePattern            = "pattern" // a rank or alpha pattern that cannot be evaluated
+	FeaturePEFTType           = "peft-type"
+	FeaturePiSSA              = "pissa"
+	FeaturePiSSANiter         = "pissa-niter"
+	FeatureQALoRA             = "qalora"
+	FeatureRankMismatch       = "rank-mismatch"
+	FeatureSeveralNames       = "several-names"
+	FeatureTokenIndices       = "token-indices"
+	FeatureUnknownTensor      = "unknown-tensor"
+	FeatureVeLoRA             = "velora"
+)

@@ -1,0 +1,167 @@
+// Package naming finds the tensors of a base that an adapter's module names mean. Names are compared, never taken apart by
+// guessing: a prefix is added or removed only where that makes every name of the adapter one of the base.
+package naming
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Base is an index of a base's tensor names.
+type Base struct {
+	byName   map[string]string // without wrappers → as it is
+	segments []string          // the distinct first segments, sorted
+}
+
+// wrappers are the path segments that training frameworks put around modules: torch.compile, FSDP, and activation
+// checkpointing. No model has a module of such a name.
+var wrappers = []string{"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+// StripWrappers removes the segments that training frameworks add to a path.
+func StripWrappers(name string) string {
+	parts := strings.Split(name, ".")
+	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return slices.Contains(wrappers, s) }), ".")
+}
+
+// Index makes the index of a base.
+func Index(names []string) *Base {
+	b := &Base{byName: make(map[string]string, len(names))}
+	for _, name := range names {
+		plain := StripWrappers(name)
+		b.byName[plain] = name
+		first, _, _ := strings.Cut(plain, ".")
+		b.segments = append(b.segments, first)
+	}
+	slices.Sort(b.segments)
+	b.segments = slices.Compact(b.segments)
+	return b
+}
+
+// Has reports whether the base has a tensor, by its name without wrappers.
+func (b *Base) Has(name string) bool { _, ok := b.byName[name]; return ok }
+
+// rename is a candidate: the prefix that an adapter's names lose, and the one that they get.
+type rename struct{ cut, add string }
+
+func (r rename) apply(name string) (string, bool) {
+	rest, ok := strings.CutPrefix(name, r.cut)
+	return r.add + rest, ok
+}
+
+func (r rename) String() string {
+	switch {
+	case r.cut == "" && r.add == "":
+		return "as they are"
+	case r.cut == "":
+		return fmt.Sprintf("with %q in front", r.add)
+	case r.add == "":
+		return fmt.Sprintf("without %q in front", r.cut)
+	}
+	return fmt.Sprintf("with %q in place of %q", r.add, r.cut)
+}
+
+// Mapping translates an adapter's names to a base's.
+type Mapping struct {
+	base   *Base
+	rename rename
+}
+
+// Lookup returns the base's name for an adapter's; ok is false where the base has no such tensor.
+func (m Mapping) Lookup(name string) (string, bool) {
+	renamed, ok := m.rename.apply(name)
+	if !ok {
+		return "", false
+	}
+	actual, ok := m.base.byName[renamed]
+	return actual, ok
+}
+
+// Renamed returns what the adapter's name becomes, whether the base has it or not.
+func (m Mapping) Renamed(name string) string {
+	renamed, _ := m.rename.apply(name)
+	return renamed
+}
+
+// Describe says in words how the names are translated: "as they are" where they are not.
+func (m Mapping) Describe() string { return m.rename.String() }
+
+// Match finds the one translation under which every wanted name is in the base. Names that match as they are win. Where no
+// translation fits all names, the one that fits most is returned with the names that it misses; where several fit, ambiguous
+// lists them in words.
+func (b *Base) Match(wanted []string) (m Mapping, missing, ambiguous []string) {
+	candidates := b.candidates(wanted)
+	best, bestHits := candidates[0], -1
+	var full []rename
+	for _, c := range candidates {
+		hits := 0
+		for _, name := range wanted {
+			if _, ok := (Mapping{b, c}).Lookup(name); ok {
+				hits++
+			}
+		}
+		if hits > bestHits {
+			best, bestHits = c, hits
+		}
+		if hits == len(wanted) {
+			if c == (rename{}) {
+				return Mapping{b, c}, nil, nil
+			}
+			if !slices.ContainsFunc(full, func(f rename) bool { return same(f, c, wanted) }) {
+				full = append(full, c)
+			}
+		}
+	}
+	m = Mapping{b, best}
+	if len(full) > 1 {
+		for _, c := range full {
+			ambiguous = append(ambiguous, c.String())
+		}
+		return m, nil, ambiguous
+	}
+	for _, name := range wanted {
+		if _, ok := m.Lookup(name); !ok {
+			missing = append(missing, name)
+		}
+	}
+	return m, missing, nil
+}
+
+// same reports whether two candidates translate every name alike.
+func same(a, b rename, names []string) bool {
+	for _, name := range names {
+		x, _ := a.apply(name)
+		y, _ := b.apply(name)
+		if x != y {
+			return false
+		}
+	}
+	return true
+}
+
+// candidates lists the translations to try, the most common first: PEFT's own prefix left over, the prefix "model." of a
+// language model around its trunk, and any other prefix that all names share or that the base's names begin with (GPT-2's
+// "transformer.", which the checkpoint of the hub lacks).
+func (b *Base) candidates(wanted []string) []rename {
+	cuts := []string{"", "base_model.model.", "base_model.model.base_model.model.", "model.", "module."}
+	if len(wanted) > 0 {
+		first, _, _ := strings.Cut(wanted[0], ".")
+		shared := first + "."
+		if !slices.ContainsFunc(wanted, func(name string) bool { return !strings.HasPrefix(name, shared) }) {
+			cuts = append(cuts, shared)
+		}
+	}
+	adds := []string{"", "model."}
+	for _, segment := range b.segments {
+		adds = append(adds, segment+".")
+	}
+	var all []rename
+	for _, cut := range cuts {
+		for _, add := range adds {
+			if c := (rename{cut, add}); !slices.Contains(all, c) && (cut != add || cut == "") {
+				all = append(all, c)
+			}
+		}
+	}
+	return all
+}

@@ -1,0 +1,174 @@
+package merge
+
+import (
+	"io"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
+)
+
+const (
+	// defaultBlockBytes is how much of the base a worker holds at a time.
+	defaultBlockBytes = 1 << 20
+	// copyBytes is the piece in which untouched data are copied, so that several workers share a large range and an
+	// interrupt is noticed.
+	copyBytes = 64 << 20
+)
+
+// outFile is one weight file of the output: the base's, with another header where it has targets.
+type outFile struct {
+	in      *checkpoint.File
+	header  []byte // in full, length included; nil where the file is copied as it is
+	shift   int64  // how far the data move
+	targets []*target
+}
+
+func (f *outFile) size() int64 { return f.in.Size + f.shift }
+
+// layOut builds the output files and their headers.
+func (p *Plan) layOut() error {
+	byFile := make(map[int][]*target)
+	for _, t := range p.targets {
+		byFile[t.ref.File] = append(byFile[t.ref.File], t)
+	}
+	for i, in := range p.base.Files {
+		f := &outFile{in: in, targets: byFile[i]}
+		if len(f.targets) > 0 {
+			raw := make([]byte, in.Header.DataOff)
+			if _, err := io.ReadFull(io.NewSectionReader(in.Data, 0, int64(len(raw))), raw); err != nil {
+				return err
+			}
+			key, value, err := p.stamp(in.Header.Metadata)
+			if err != nil {
+				return err
+			}
+			f.header = in.Header.WithMetadata(raw, key, value)
+			f.shift = int64(len(f.header) - len(raw))
+		}
+		p.files = append(p.files, f)
+	}
+	return nil
+}
+
+// OutputBytes is the size of everything that Run writes, but for the other files of a directory.
+func (p *Plan) OutputBytes() int64 {
+	var n int64
+	for _, f := range p.files {
+		n += f.size()
+	}
+	return n
+}
+
+// job is a piece of work: a range to copy, or rows of a target to merge, or the header of a file.
+type job struct {
+	file       int
+	off, n     int64 // a range of the base's file to copy
+	target     *running
+	row0, row1 int64
+	header     bool
+}
+
+// jobs lists the work in the order of the output's bytes.
+func (p *Plan) jobs(state map[*target]*running) []job {
+	var jobs []job
+	copyRange := func(file int, from, to int64) {
+		for ; from < to; from += copyBytes {
+			jobs = append(jobs, job{file: file, off: from, n: min(copyBytes, to-from)})
+		}
+	}
+	for i, f := range p.files {
+		at := int64(0)
+		if f.header != nil {
+			jobs = append(jobs, job{file: i, header: true})
+			at = f.in.Header.DataOff
+		}
+		for _, t := range f.targets {
+			tensor := t.ref.Tensor
+			copyRange(i, at, tensor.Off)
+			at = tensor.Off + tensor.NBytes
+			nRows, nCols := t.shape()
+			if nRows == 0 || nCols == 0 {
+				continue
+			}
+			step := max(1, p.blockBytes()/(nCols*int64(tensor.DType.Size())))
+			for row := int64(0); row < nRows; row += step {
+				jobs = append(jobs, job{file: i, target: state[t], row0: row, row1: min(row+step, nRows)})
+				state[t].left.Add(1)
+			}
+		}
+		copyRange(i, at, f.in.Size)
+	}
+	return jobs
+}
+
+func (p *Plan) blockBytes() int64 {
+	if p.options.BlockBytes > 0 {
+		return int64(p.options.BlockBytes)
+	}
+	return defaultBlockBytes
+}
+
+// PlannedTensor is one tensor that changes, as the plan knows it.
+type PlannedTensor struct {
+	Tensor   string      `json:"tensor"`
+	Module   string      `json:"module"`
+	DType    string      `json:"dtype"`
+	Shape    []uint64    `json:"shape"`
+	Rank     int         `json:"rank,omitempty"`     // Σ r of the updates
+	Scale    float64     `json:"scale,omitempty"`    // ω·s, where there is one update
+	Replaced bool        `json:"replaced,omitempty"` // a tensor of the adapter takes its place
+	Rows     int         `json:"rows,omitempty"`     // rows of it that are replaced
+	Updates  []TermShort `json:"updates,omitempty"`  // where there are several
+}
+
+// TermShort is one of several updates of a tensor.
+type TermShort struct {
+	Adapter string  `json:"adapter"`
+	Rank    int     `json:"rank"`
+	Scale   float64 `json:"scale"`
+}
+
+// Tensors lists what changes, in the order of the output.
+func (p *Plan) Tensors() []PlannedTensor {
+	all := make([]PlannedTensor, len(p.targets))
+	for i, t := range p.targets {
+		all[i] = p.describe(t)
+	}
+	return all
+}
+
+func (p *Plan) describe(t *target) PlannedTensor {
+	d := PlannedTensor{Tensor: t.ref.Tensor.Name, Module: t.module, DType: t.ref.Tensor.DType.String(), Shape: t.ref.Tensor.Shape, Replaced: t.replace != nil}
+	if t.rows != nil {
+		d.Rows = len(t.rows.order)
+	}
+	for _, term := range t.terms {
+		d.Rank += term.rank
+		d.Scale = term.scale
+		d.Updates = append(d.Updates, TermShort{Adapter: p.adapters[term.adapter].Name, Rank: term.rank, Scale: term.scale})
+	}
+	if len(d.Updates) > 1 {
+		d.Scale = 0
+	} else {
+		d.Updates = nil
+	}
+	return d
+}
+
+// PeakBytes estimates the memory that Run takes: blocks and factors in flight, at most workers+1 targets at a time.
+func (p *Plan) PeakBytes(workers int) int64 {
+	var largest int64
+	for _, t := range p.targets {
+		nRows, nCols := t.shape()
+		var n int64
+		for _, term := range t.terms {
+			n += (int64(term.rank) + 1) * (nRows + nCols)
+		}
+		size := int64(dtype.F32.Size())
+		if t.wide() {
+			size = int64(dtype.F64.Size())
+		}
+		largest = max(largest, n*size)
+	}
+	return int64(workers)*(2*p.blockBytes()+largest) + largest
+}

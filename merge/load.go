@@ -1,0 +1,115 @@
+package merge
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/kernel"
+)
+
+// running is a target while a merge runs. Its factors are loaded by the first worker that needs them and dropped when its
+// last block is done.
+type running struct {
+	*target
+	once   sync.Once
+	err    error
+	left   atomic.Int64 // blocks to go
+	narrow []kernel.Term[float32]
+	broad  []kernel.Term[float64]
+}
+
+// load reads the factors.
+func (t *running) load(allowNonFinite bool) error {
+	t.once.Do(func() {
+		if t.wide() {
+			t.broad, t.err = loadTerms[float64](t.target, allowNonFinite)
+		} else {
+			t.narrow, t.err = loadTerms[float32](t.target, allowNonFinite)
+		}
+	})
+	return t.err
+}
+
+// done drops the factors after the last block.
+func (t *running) done() {
+	if t.left.Add(-1) == 0 {
+		t.narrow, t.broad = nil, nil
+	}
+}
+
+func loadTerms[T kernel.Float](t *target, allowNonFinite bool) ([]kernel.Term[T], error) {
+	nRows, nCols := t.shape()
+	terms := make([]kernel.Term[T], len(t.terms))
+	for i := range t.terms {
+		term := &t.terms[i]
+		l, badL, err := loadFactor[T](term.left, int(nRows), term.rank)
+		if err != nil {
+			return nil, err
+		}
+		r, badR, err := loadFactor[T](term.right, term.rank, int(nCols))
+		if err != nil {
+			return nil, err
+		}
+		if n := badL + badR; n > 0 && !allowNonFinite {
+			return nil, fault.New(fault.Check, "the factors of %q hold %d values that are NaN or infinite", term.module, n).
+				WithHint("the training of this adapter went wrong; use an earlier checkpoint of it, or --allow-nonfinite")
+		}
+		k := kernel.Term[T]{S: term.scale, Rank: term.rank, L: l, R: r, Stride: int(nCols), RFinite: badR == 0}
+		k.LNorm, k.RNorm = make([]T, nRows), make([]T, nCols)
+		kernel.RowNorms(k.LNorm, l, term.rank)
+		kernel.ColumnNorms(k.RNorm, r)
+		terms[i] = k
+	}
+	return terms, nil
+}
+
+// pieceBytes is how much of a factor is read at a time.
+const pieceBytes = 1 << 18
+
+// loadFactor reads a factor as a rows×cols matrix and counts its values that are not finite.
+func loadFactor[T kernel.Float](f factor, rows, cols int) (m []T, nonFinite int, err error) {
+	m = make([]T, rows*cols)
+	if f.source == nil {
+		m[0] = 1
+		return m, 0, nil
+	}
+	t := f.tensor()
+	if t.Elements() != int64(len(m)) {
+		return nil, 0, fmt.Errorf("internal error: %q has %d elements, the plan says %d×%d", t.Name, t.Elements(), rows, cols)
+	}
+	size := t.DType.Size()
+	piece := make([]byte, min(pieceBytes, len(m)*size))
+	values := make([]T, len(piece)/size)
+	for done := 0; done < len(m); {
+		n := min(len(values), len(m)-done)
+		p, v := piece[:n*size], values[:n]
+		if err := f.source.ReadBlobAt(p, f.index, int64(done*size)); err != nil {
+			return nil, 0, err
+		}
+		widen(v, t.DType, p)
+		for i, x := range v {
+			if x-x != 0 {
+				nonFinite++
+			}
+			at := done + i
+			if f.transposed { // stored cols×rows
+				at = at%rows*cols + at/rows
+			}
+			m[at] = x
+		}
+		done += n
+	}
+	return m, nonFinite, nil
+}
+
+func widen[T kernel.Float](dst []T, d dtype.Type, src []byte) {
+	switch dst := any(dst).(type) {
+	case []float32:
+		dtype.Widen(dst, d, src)
+	case []float64:
+		dtype.Widen64(dst, d, src)
+	}
+}

@@ -1,0 +1,184 @@
+package merge_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/merge"
+)
+
+// fixtures is where testdata/peft/make.py, run with PEFT 0.21.2, has written its cases.
+const fixtures = "../testdata/peft"
+
+// fixture is a case.json.
+type fixture struct {
+	Base     string    `json:"base"`
+	Adapters []string  `json:"adapters"`
+	Weights  []float64 `json:"weights"`
+	Warn     []string  `json:"warn"`
+	Words    []string  `json:"words"`
+}
+
+// eachFixture runs f on every case of a kind; fewer than atLeast of them are a failure.
+func eachFixture(t *testing.T, kind string, atLeast int, f func(t *testing.T, dir string, c fixture)) {
+	dirs, err := filepath.Glob(filepath.Join(fixtures, kind, "*"))
+	if err != nil || len(dirs) < atLeast {
+		t.Fatalf("%d %s cases in %s, want at least %d", len(dirs), kind, fixtures, atLeast)
+	}
+	for _, dir := range dirs {
+		t.Run(filepath.Base(dir), func(t *testing.T) {
+			text, err := os.ReadFile(filepath.Join(dir, "case.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var c fixture
+			if err := json.Unmarshal(text, &c); err != nil {
+				t.Fatal(err)
+			}
+			f(t, dir, c)
+		})
+	}
+}
+
+// open plans the merge of a case.
+func (c fixture) open(t *testing.T, dir string, options merge.Options) (*merge.Plan, error) {
+	var adapters []merge.Adapter
+	for i, name := range c.Adapters {
+		path := filepath.Join(dir, name)
+		src, err := convert.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		t.Cleanup(func() { src.Close() })
+		a := merge.Adapter{Source: src, Name: path, Weight: 1}
+		if c.Weights != nil {
+			a.Weight = c.Weights[i]
+		}
+		adapters = append(adapters, a)
+	}
+	p, err := merge.Open(context.Background(), filepath.Join(fixtures, "bases", c.Base), adapters, options)
+	if err == nil {
+		t.Cleanup(func() { p.Close() })
+	}
+	return p, err
+}
+
+// TestMergeEqualsPEFTInEveryElement compares every element of every tensor: a changed one with RN of what PEFT computes in
+// float64, any other with the base, bit for bit.
+func TestMergeEqualsPEFTInEveryElement(t *testing.T) {
+	elements := 0
+	eachFixture(t, "merge", 20, func(t *testing.T, dir string, c fixture) {
+		out := filepath.Join(t.TempDir(), "out")
+		p, err := c.open(t, dir, merge.Options{})
+		if err != nil {
+			t.Fatal(err, "\nhint: ", fault.Hint(err))
+		}
+		if _, err := p.Run(context.Background(), out); err != nil {
+			t.Fatal(err)
+		}
+		warnings := strings.ToLower(strings.Join(p.Warnings(), "\n"))
+		for _, w := range c.Warn {
+			if !strings.Contains(warnings, strings.ToLower(w)) {
+				t.Errorf("the warnings do not mention %q: %s", w, warnings)
+			}
+		}
+		base, merged := openCheckpoint(t, filepath.Join(fixtures, "bases", c.Base)), openCheckpoint(t, out)
+		truth := openCheckpoint(t, filepath.Join(dir, "truth.safetensors"))
+		if !slices.Equal(base.Names(), merged.Names()) {
+			t.Fatalf("names of the merged checkpoint: %q, want those of the base", merged.Names())
+		}
+		for _, name := range truth.Names() {
+			if _, ok := base.Lookup(name); !ok {
+				t.Fatalf("the truth has %q, the base has not", name)
+			}
+		}
+		for _, name := range merged.Names() {
+			ref, _ := merged.Lookup(name)
+			got, want := read(t, merged, name), read(t, base, name)
+			d := ref.Tensor.DType
+			if _, ok := truth.Lookup(name); ok {
+				exact := read(t, truth, name)
+				for i := range len(exact) / 8 {
+					dtype.Store(d, want, i, dtype.Load(dtype.F64, exact, i))
+				}
+			}
+			for i := range len(want) / d.Size() {
+				at := i * d.Size()
+				if string(got[at:at+d.Size()]) != string(want[at:at+d.Size()]) && !bothZero(d, got, want, i) {
+					t.Fatalf("%s, element %d: % x, want % x", name, i, got[at:at+d.Size()], want[at:at+d.Size()])
+				}
+				elements++
+			}
+		}
+	})
+	t.Logf("%d elements compared", elements)
+}
+
+// bothZero: PEFT's −0 + 0 is +0, and an element to which nothing is added keeps its bits here.
+func bothZero(d dtype.Type, got, want []byte, i int) bool {
+	return d.IsFloat() && dtype.Load(d, got, i) == 0 && dtype.Load(d, want, i) == 0
+}
+
+// TestRefusalsNameTheirCause: nothing may appear at OUT, the error is of a kind that means bad input, and it has the words
+// that name the cause.
+func TestRefusalsNameTheirCause(t *testing.T) {
+	eachFixture(t, "refuse", 20, func(t *testing.T, dir string, c fixture) {
+		parent := t.TempDir()
+		p, err := c.open(t, dir, merge.Options{})
+		if err == nil {
+			_, err = p.Run(context.Background(), filepath.Join(parent, "out"))
+		}
+		if err == nil {
+			t.Fatal("merged without an error")
+		}
+		var kind *fault.Error
+		if !errors.As(err, &kind) {
+			t.Errorf("%v: the error has no kind", err)
+		}
+		text := strings.ToLower(err.Error() + "\n" + fault.Hint(err))
+		for _, w := range c.Words {
+			if !strings.Contains(text, strings.ToLower(w)) {
+				t.Errorf("%v (hint: %s): does not mention %q", err, fault.Hint(err), w)
+			}
+		}
+		if left, _ := os.ReadDir(parent); len(left) > 0 {
+			t.Errorf("%q was left behind", left[0].Name())
+		}
+	})
+}
+
+func openCheckpoint(t *testing.T, path string) *checkpoint.Checkpoint {
+	t.Helper()
+	c, err := checkpoint.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func read(t *testing.T, c *checkpoint.Checkpoint, name string) []byte {
+	t.Helper()
+	ref, ok := c.Lookup(name)
+	if !ok {
+		t.Fatalf("no tensor %q", name)
+	}
+	b := make([]byte, ref.Tensor.NBytes)
+	if len(b) == 0 {
+		return b
+	}
+	if _, err := c.Files[ref.File].Data.ReadAt(b, ref.Tensor.Off); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}

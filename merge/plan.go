@@ -1,0 +1,207 @@
+package merge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
+)
+
+// Adapter is one adapter to merge.
+type Adapter struct {
+	Source format.Source // stays open until the plan has run; the caller closes it
+	Name   string        // how messages and the stamp call it, such as its path
+	Weight float64       // ω; 1 applies it as it was trained. Zero is 0, not a default
+}
+
+// Options change how a merge runs, never its bytes, but for Again and AllowNonFinite, which allow what is refused without
+// them.
+type Options struct {
+	Workers        int               // goroutines; 0 is one per processor
+	BlockBytes     int               // bytes of the base that a worker holds at a time; 0 is 1 MiB
+	Replace        bool              // replace an existing output
+	Again          bool              // merge an adapter that the base says it already has
+	AllowNonFinite bool              // go on where factors are not finite, or a finite weight becomes infinite
+	Progress       func(bytes int64) // called from several goroutines with the bytes just written; nil is silent
+	Tool           string            // name and version of the program, for the stamp
+}
+
+// Plan is a merge that is ready to run. It has read headers only.
+type Plan struct {
+	base     *checkpoint.Checkpoint
+	adapters []Adapter
+	options  Options
+	targets  []*target // in the order of files and of data
+	warnings []string
+	files    []*outFile
+	ids      []string // content ids of the adapters
+}
+
+// target is a tensor of the base that changes.
+type target struct {
+	ref     checkpoint.Ref
+	module  string
+	terms   []term
+	replace *blob // the tensor of an adapter that stands in for the base's
+	rows    *rows
+}
+
+// term is one update s·B·A, seen as Left (rows×r) times Right (r×cols) in the orientation of the base's tensor.
+type term struct {
+	adapter     int
+	module      string
+	scale       float64 // S = ω·s
+	rank        int
+	left, right factor
+}
+
+// factor is a tensor of an adapter, transposed where that is how it stands in the product. A factor without a source is the
+// 1×1 matrix [1].
+type factor struct {
+	blob
+	transposed bool
+}
+
+// blob is a tensor of a source.
+type blob struct {
+	source format.Source
+	index  int
+}
+
+func (b blob) tensor() *format.Tensor { return &b.source.Manifest().Tensors[b.index] }
+
+// rows are rows of a tensor that are replaced: row order[i] of the base by row i of the blob.
+type rows struct {
+	blob
+	order []int64
+}
+
+// Open plans the merge of adapters into the checkpoint at path. It fails, before anything is written, if any tensor of an
+// adapter could not be used exactly once. The caller closes the plan. Errors wrap a kind of package format.
+func Open(ctx context.Context, path string, adapters []Adapter, options Options) (*Plan, error) {
+	base, err := checkpoint.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{base: base, adapters: adapters, options: options}
+	if err := p.plan(ctx); err != nil {
+		return nil, errors.Join(err, base.Close())
+	}
+	return p, nil
+}
+
+// Close closes the base.
+func (p *Plan) Close() error { return p.base.Close() }
+
+// Warnings are what a user should know before the plan runs.
+func (p *Plan) Warnings() []string { return p.warnings }
+
+func (p *Plan) warn(format string, args ...any) {
+	p.warnings = append(p.warnings, fmt.Sprintf(format, args...))
+}
+
+func (p *Plan) plan(ctx context.Context) error {
+	if len(p.adapters) == 0 {
+		return fault.New(fault.Mismatch, "no adapter to merge")
+	}
+	index := naming.Index(p.base.Names())
+	byTensor := make(map[string]*target)
+	for i := range p.adapters {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := p.addAdapter(i, index, byTensor); err != nil {
+			return fault.InFile(err, p.adapters[i].Name)
+		}
+	}
+	for _, name := range p.base.Left {
+		p.warn("%q is not copied: it is no part of the merged model", name)
+	}
+	for _, t := range byTensor {
+		if err := t.check(); err != nil {
+			return err
+		}
+		p.targets = append(p.targets, t)
+	}
+	sort.Slice(p.targets, func(i, j int) bool {
+		a, b := p.targets[i].ref, p.targets[j].ref
+		return a.File < b.File || a.File == b.File && a.Tensor.Off < b.Tensor.Off
+	})
+	if err := p.readIDs(ctx); err != nil {
+		return err
+	}
+	if err := p.checkStamps(); err != nil {
+		return err
+	}
+	return p.layOut()
+}
+
+// addAdapter pairs every tensor of one adapter with the tensor of the base that it changes.
+func (p *Plan) addAdapter(i int, index *naming.Base, byTensor map[string]*target) error {
+	manifest := p.adapters[i].Source.Manifest()
+	for _, note := range manifest.Notes {
+		p.warn("%s", note)
+	}
+	if len(manifest.Adapters) != 1 {
+		return fault.New(fault.Unsupported, "a bundle of %d adapters", len(manifest.Adapters)).WithHint("convert the one that is meant to a file of its own")
+	}
+	a := &manifest.Adapters[0]
+	if why, hint := Refusals(a); len(why) > 0 {
+		return fault.New(fault.Unsupported, "the adapter cannot be merged: %s", strings.Join(why, "; ")).WithHint("%s", hint)
+	}
+	r := &resolver{plan: p, index: i, adapter: a, manifest: manifest, names: index, byTensor: byTensor}
+	return r.resolve()
+}
+
+// check looks for changes to one tensor that do not go together.
+func (t *target) check() error {
+	name := t.ref.Tensor.Name
+	if t.rows != nil && (t.replace != nil || len(t.terms) > 0) {
+		return fault.New(fault.Unsupported, "%q is to get trained token rows and another change as well, and their order is not defined", name)
+	}
+	if t.replace != nil && len(t.terms) > 0 && t.replace.tensor().DType != t.ref.Tensor.DType {
+		return fault.New(fault.Unsupported, "%q is replaced by a tensor in %v and updated as well, while the base stores %v",
+			name, t.replace.tensor().DType, t.ref.Tensor.DType)
+	}
+	return nil
+}
+
+// shape returns a tensor as a matrix: a vector is one row.
+func (t *target) shape() (nRows, nCols int64) {
+	s := t.ref.Tensor.Shape
+	if len(s) < 2 {
+		return 1, t.ref.Tensor.Elements()
+	}
+	if s[0] == 0 {
+		return 0, 0
+	}
+	return int64(s[0]), t.ref.Tensor.Elements() / int64(s[0])
+}
+
+// wide reports whether the fast pass has to run in float64: for float32 and float64 results, and where float32 cannot hold a
+// factor or a scale.
+func (t *target) wide() bool {
+	d := t.ref.Tensor.DType
+	if d == dtype.F32 || d == dtype.F64 {
+		return true
+	}
+	for i := range t.terms {
+		term := &t.terms[i]
+		if !fitsFloat32(term.scale) {
+			return true
+		}
+		for _, f := range []factor{term.left, term.right} {
+			if f.source != nil && f.tensor().DType == dtype.F64 {
+				return true
+			}
+		}
+	}
+	return false
+}

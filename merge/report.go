@@ -1,0 +1,108 @@
+package merge
+
+import (
+	"math"
+
+	"github.com/loratool/loratool/internal/kernel"
+)
+
+// Report says what a merge did.
+type Report struct {
+	Layers          []LayerReport   `json:"layers"`
+	Replaced        []PlannedTensor `json:"replaced"` // tensors that got the adapter's values in place of, or in rows of, their own
+	BytesWritten    int64           `json:"bytes_written"`
+	Elements        int64           `json:"elements"`            // of the updated tensors
+	SlowElements    int64           `json:"slow_pass_elements"`  // not decided by the fast pass
+	ExactElements   int64           `json:"exact_pass_elements"` // decided in exact arithmetic
+	NonFiniteBefore int64           `json:"non_finite_before"`
+	NonFiniteAfter  int64           `json:"non_finite_after"`
+	Total           Retention       `json:"total"`
+	Warnings        []string        `json:"warnings"`
+}
+
+// LayerReport is the report of one updated tensor.
+type LayerReport struct {
+	PlannedTensor
+	Retention
+	Elements       int64 `json:"elements"`
+	Unchanged      int64 `json:"unchanged"` // elements that came out as they went in
+	SlowElements   int64 `json:"slow_pass_elements"`
+	NonFiniteAfter int64 `json:"non_finite_after"`
+
+	stats kernel.Stats
+}
+
+// Retention compares the update wanted, Δ, with the update stored, out − w, which a 16-bit base rounds. Norms are Frobenius
+// norms over the elements that are finite.
+type Retention struct {
+	RelativeNorm   float64 `json:"relative_norm"`   // ‖Δ‖ / ‖W‖; 0 where W is 0
+	RetentionError float64 `json:"retention_error"` // ‖(out − w) − Δ‖ / ‖Δ‖; 0 where Δ is 0
+	Cosine         float64 `json:"cosine"`          // between Δ and out − w; 1 where both are 0, 0 where one is
+	UnchangedShare float64 `json:"unchanged_share"`
+}
+
+func retention(s *kernel.Stats) Retention {
+	r := Retention{Cosine: 1}
+	if s.NormW > 0 {
+		r.RelativeNorm = math.Sqrt(s.NormDelta / s.NormW)
+	}
+	if s.NormDelta > 0 {
+		r.RetentionError = math.Sqrt(s.NormError / s.NormDelta)
+	}
+	switch product := math.Sqrt(s.NormDelta) * math.Sqrt(s.NormStored); {
+	case product > 0:
+		r.Cosine = (s.NormDelta + s.NormStored - s.NormError) / (2 * product)
+	case s.NormDelta > 0 || s.NormStored > 0:
+		r.Cosine = 0
+	}
+	if s.Elements > 0 {
+		r.UnchangedShare = float64(s.Unchanged) / float64(s.Elements)
+	}
+	return r
+}
+
+// report sums up the statistics of all jobs, in their order, so that the figures do not depend on who did what when.
+func (r *run) report() *Report {
+	p := r.plan
+	sums := make(map[*target]*kernel.Stats, len(p.targets))
+	for _, t := range p.targets {
+		sums[t] = new(kernel.Stats)
+	}
+	for i := range r.jobs {
+		if t := r.jobs[i].target; t != nil {
+			sums[t.target].Add(&r.stats[i])
+		}
+	}
+	report := &Report{Layers: []LayerReport{}, Replaced: []PlannedTensor{}, BytesWritten: p.OutputBytes() + p.sideBytes(), Warnings: append([]string{}, p.warnings...)}
+	var total kernel.Stats
+	for _, t := range p.targets {
+		d := p.describe(t)
+		if t.replace != nil || t.rows != nil {
+			report.Replaced = append(report.Replaced, d)
+		}
+		if len(t.terms) == 0 {
+			continue
+		}
+		s := sums[t]
+		total.Add(s)
+		report.Layers = append(report.Layers, LayerReport{
+			PlannedTensor: d, Retention: retention(s), Elements: s.Elements, Unchanged: s.Unchanged,
+			SlowElements: s.Slow, NonFiniteAfter: s.NaNAfter, stats: *s,
+		})
+	}
+	report.Elements, report.SlowElements, report.ExactElements = total.Elements, total.Slow, total.Exact
+	report.NonFiniteBefore, report.NonFiniteAfter = total.NaNBefore, total.NaNAfter
+	report.Total = retention(&total)
+	return report
+}
+
+// nonFinite names the tensors in which a merge created values that are not finite.
+func (r *run) nonFinite() []string {
+	var names []string
+	for _, l := range r.report().Layers {
+		if l.stats.NaNAfter > l.stats.NaNBefore {
+			names = append(names, l.Tensor)
+		}
+	}
+	return names
+}

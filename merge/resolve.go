@@ -1,0 +1,245 @@
+package merge
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/kernel"
+	"github.com/loratool/loratool/internal/naming"
+)
+
+// resolver pairs the tensors of one adapter with those of the base.
+type resolver struct {
+	plan     *Plan
+	index    int
+	adapter  *format.Adapter
+	manifest *format.Manifest
+	names    *naming.Base
+	mapping  naming.Mapping
+	byTensor map[string]*target
+
+	misoriented []string // modules whose weight is not stored as the adapter's configuration says
+	guessed     []string // square weights whose orientation nothing but the configuration says
+	transposed  map[string]int
+}
+
+func (r *resolver) resolve() error {
+	wanted := r.wanted()
+	if len(wanted) == 0 {
+		return fault.New(fault.Corrupt, "the adapter changes nothing: it has no layer and no tensor to put in place")
+	}
+	mapping, missing, ambiguous := r.names.Match(wanted)
+	r.mapping = mapping
+	switch {
+	case ambiguous != nil:
+		return fault.New(fault.Mismatch, "the adapter's module names fit the base in several ways: %s", strings.Join(ambiguous, "; ")).
+			WithHint("rename the modules of the adapter to those of the base")
+	case missing != nil:
+		return r.explainMissing(wanted, missing)
+	}
+	if d := mapping.Describe(); d != "as they are" {
+		r.plan.warn("the adapter's module names are used %s", d)
+	}
+	r.transposed = r.countOrientations()
+	var errs []error
+	for i := range r.adapter.Layers {
+		errs = append(errs, r.addLayer(&r.adapter.Layers[i]))
+	}
+	for i := range r.adapter.Beside {
+		errs = append(errs, r.addBeside(&r.adapter.Beside[i]))
+	}
+	if err := first(errs); err != nil {
+		return err
+	}
+	if len(r.misoriented) > 0 {
+		r.plan.warn("fan_in_fan_out of the adapter's configuration does not fit the base, which decides: %s", fault.List(r.misoriented, 3))
+	}
+	if len(r.guessed) > 0 {
+		r.plan.warn("nothing but fan_in_fan_out of the adapter's configuration tells how the base stores the square weights of %s", fault.List(r.guessed, 3))
+	}
+	return nil
+}
+
+// first returns the first of several errors, which tells how many others there are, and what the next one is.
+func first(errs []error) error {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	var f *fault.Error
+	if len(errs) > 1 && errors.As(errs[0], &f) {
+		f.Msg += fmt.Sprintf("; %d more, the next one: %v", len(errs)-1, errs[1])
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return errs[0]
+}
+
+// wanted lists the names that the base must have.
+func (r *resolver) wanted() []string {
+	var names []string
+	for _, l := range r.adapter.Layers {
+		names = append(names, l.Module+".weight")
+		if _, ok := l.Roles[format.RoleBias]; ok {
+			names = append(names, l.Module+".bias")
+		}
+	}
+	for _, b := range r.adapter.Beside {
+		if b.Action != format.Opaque {
+			names = append(names, b.Target)
+		}
+	}
+	return names
+}
+
+// target returns the target for a name of the adapter's, made at first use.
+func (r *resolver) target(name string) (*target, error) {
+	actual, _ := r.mapping.Lookup(name) // resolve has found every name
+	ref, _ := r.plan.base.Lookup(actual)
+	t := r.byTensor[actual]
+	if t != nil {
+		return t, nil
+	}
+	if err := r.checkStorage(ref); err != nil {
+		return nil, err
+	}
+	if err := r.checkTied(actual); err != nil {
+		return nil, err
+	}
+	module, _, _ := cutLast(actual, ".")
+	t = &target{ref: ref, module: module}
+	r.byTensor[actual] = t
+	return t, nil
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+func (r *resolver) blob(i int) blob { return blob{source: r.plan.adapters[r.index].Source, index: i} }
+
+// addLayer adds the terms of one layer.
+func (r *resolver) addLayer(l *format.Layer) error {
+	scale := r.plan.adapters[r.index].Weight * l.Scale()
+	if math.IsNaN(scale) || math.IsInf(scale, 0) {
+		return fault.New(fault.Corrupt, "%q has the scale %v (alpha %v, rank %d, weight %v)", l.Module, scale, l.Alpha, l.Rank, r.plan.adapters[r.index].Weight)
+	}
+	a, b := r.blob(l.Roles[format.RoleA]), r.blob(l.Roles[format.RoleB])
+	for _, f := range []blob{a, b} {
+		if !f.tensor().DType.IsFloat() {
+			return fault.New(fault.Unsupported, "%q is stored as %v; factors are F64, F32, F16 or BF16", f.tensor().Name, f.tensor().DType)
+		}
+	}
+	t, err := r.target(l.Module + ".weight")
+	if err != nil {
+		return err
+	}
+	transposed, err := r.orientation(l, t.ref.Tensor.Shape, a.tensor().Shape[1], b.tensor().Shape[0])
+	if err != nil {
+		return err
+	}
+	left, right := factor{b, false}, factor{a, false}
+	if transposed {
+		left, right = factor{a, true}, factor{b, true}
+	}
+	t.terms = append(t.terms, term{adapter: r.index, module: l.Module, scale: scale, rank: l.Rank, left: left, right: right})
+
+	if i, ok := l.Roles[format.RoleBias]; ok {
+		bias, err := r.target(l.Module + ".bias")
+		if err != nil {
+			return err
+		}
+		if have, want := r.blob(i).tensor().Elements(), bias.ref.Tensor.Elements(); have != want || len(bias.ref.Tensor.Shape) != 1 {
+			return fault.New(fault.Mismatch, "lora_B.bias of %q has %d elements, the base's bias has shape %d", l.Module, have, bias.ref.Tensor.Shape)
+		}
+		bias.terms = append(bias.terms, term{adapter: r.index, module: l.Module, scale: scale, rank: 1, right: factor{r.blob(i), false}})
+	}
+	return nil
+}
+
+// addBeside adds a tensor that is put in place.
+func (r *resolver) addBeside(b *format.Beside) error {
+	if b.Action == format.Opaque {
+		return fault.New(fault.Unsupported, "tensor %q has no known meaning", b.Target)
+	}
+	if w := r.plan.adapters[r.index].Weight; w != 1 {
+		return fault.New(fault.Unsupported, "the adapter replaces %q, and a replacement cannot be weighted by %v", b.Target, w).
+			WithHint("use the weight 1")
+	}
+	t, err := r.target(b.Target)
+	if err != nil {
+		return err
+	}
+	have, want := r.blob(b.Tensor).tensor(), t.ref.Tensor
+	if !have.DType.IsFloat() && have.DType != want.DType {
+		return fault.New(fault.Mismatch, "the adapter saves %q as %v, the base has %v", b.Target, have.DType, want.DType)
+	}
+	if b.Action == format.Rows {
+		return r.addRows(b, t, have)
+	}
+	if t.replace != nil {
+		return fault.New(fault.Mismatch, "two adapters replace %q", want.Name)
+	}
+	if !slices.Equal(have.Shape, want.Shape) {
+		e := fault.New(fault.Mismatch, "the adapter saves %q whole with shape %d, the base has %d", b.Target, have.Shape, want.Shape)
+		if len(have.Shape) == 2 && len(want.Shape) == 2 && have.Shape[1] == want.Shape[1] {
+			e.WithHint("the vocabulary was resized for the adapter: resize the base's embeddings to %d rows first", have.Shape[0])
+		}
+		return e
+	}
+	blob := r.blob(b.Tensor)
+	t.replace = &blob
+	return nil
+}
+
+func (r *resolver) addRows(b *format.Beside, t *target, have *format.Tensor) error {
+	want := t.ref.Tensor
+	if len(have.Shape) != 2 || len(want.Shape) != 2 || have.Shape[1] != want.Shape[1] {
+		return fault.New(fault.Mismatch, "the trained token rows of %q have shape %d, the base has %d", b.Target, have.Shape, want.Shape)
+	}
+	if t.rows != nil {
+		return fault.New(fault.Unsupported, "two adapters replace rows of %q", want.Name)
+	}
+	for _, row := range b.Rows {
+		if row < 0 || uint64(row) >= want.Shape[0] {
+			return fault.New(fault.Mismatch, "trainable_token_indices has the token %d, and %q of the base has %d rows", row, want.Name, want.Shape[0]).
+				WithHint("the vocabulary was resized for the adapter: resize the base's embeddings first")
+		}
+	}
+	t.rows = &rows{blob: r.blob(b.Tensor), order: b.Rows}
+	return nil
+}
+
+// checkStorage refuses a tensor whose values are not plain floats.
+func (r *resolver) checkStorage(ref checkpoint.Ref) error {
+	name, d := ref.Tensor.Name, ref.Tensor.DType
+	quantised := ""
+	if m := r.plan.base.Config.QuantizationMethod; m != "" {
+		quantised = fmt.Sprintf(" (quantised: config.json says %s)", m)
+	}
+	for _, companion := range []string{"_scale", "_scale_inv", ".absmax", ".quant_map", ".SCB"} {
+		if _, ok := r.plan.base.Lookup(name + companion); ok {
+			quantised = fmt.Sprintf(" (quantised: beside it lies %q)", name+companion)
+		}
+	}
+	if !d.IsFloat() || quantised != "" && d.Size() < 2 {
+		return fault.New(fault.Unsupported, "tensor %q of the base is stored as %v%s; F64, F32, F16 and BF16 can be merged into", name, d, quantised).
+			WithHint("merge into the checkpoint that it was quantised from, then quantise again")
+	}
+	if quantised != "" && !strings.Contains(quantised, "config.json") {
+		return fault.New(fault.Unsupported, "tensor %q of the base is not plain%s", name, quantised)
+	}
+	return nil
+}
+
+// fitsFloat32 reports whether the float32 pass can use a scale.
+func fitsFloat32(s float64) bool {
+	return s == 0 || math.Abs(s) >= kernel.MinScale32 && math.Abs(s) <= kernel.MaxScale32
+}

@@ -1,0 +1,372 @@
+package merge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/kernel"
+	"github.com/loratool/loratool/internal/parallel"
+)
+
+// Run writes the merged checkpoint to out, a file or a directory like the base. It appears whole or not at all: it is built
+// beside out under a hidden name and moved there when everything is on the disk. Memory is a few blocks and the factors in
+// flight per worker, whatever the size of the base. Run may be called once.
+func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
+	if err := p.CheckOutput(out); err != nil {
+		return nil, err
+	}
+	stage, err := fileio.NewStage(out, p.base.IsDir)
+	if err != nil {
+		return nil, err
+	}
+	defer stage.Abort()
+	if p.options.Replace && p.base.IsDir {
+		if err := p.checkForeign(out); err != nil {
+			return nil, err
+		}
+	}
+	r := &run{plan: p, stage: stage, state: make(map[*target]*running, len(p.targets))}
+	for _, t := range p.targets {
+		r.state[t] = &running{target: t}
+	}
+	if err := r.all(ctx); err != nil {
+		return nil, err
+	}
+	report := r.report()
+	if created := report.NonFiniteAfter - report.NonFiniteBefore; created > 0 && !p.options.AllowNonFinite {
+		return nil, fault.New(fault.Check, "%d finite weights would become infinite or NaN, in %s", created, fault.List(r.nonFinite(), 3)).
+			WithHint("the base's dtype cannot hold the merged weights; lower the weight, or use --allow-nonfinite")
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return report, stage.Commit(p.options.Replace)
+}
+
+// CheckOutput reports whether Run could write to out: that nothing is there that it may not replace, that out is not one of
+// the inputs, and that the disk has room.
+func (p *Plan) CheckOutput(out string) error {
+	abs, err := realPath(out)
+	if err != nil {
+		return err
+	}
+	for _, in := range p.inputs() {
+		real, err := realPath(in)
+		if err != nil {
+			return err
+		}
+		if real == abs || p.base.IsDir && in == p.base.Path && strings.HasPrefix(abs, real+string(filepath.Separator)) {
+			return &OutputError{out, "is one of the inputs, or inside one"}
+		}
+	}
+	info, err := os.Stat(out)
+	switch {
+	case err == nil && !p.options.Replace:
+		return &OutputError{out, "exists already"}
+	case err == nil && info.IsDir() != p.base.IsDir:
+		return &OutputError{out, "is there and is not of the base's kind, file or directory"}
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	parent := filepath.Dir(abs)
+	if info, err := os.Stat(parent); err != nil || !info.IsDir() {
+		return &OutputError{out, "cannot be made: there is no directory " + parent}
+	}
+	need := p.OutputBytes() + p.sideBytes()
+	if free, err := fileio.FreeBytes(parent); err == nil && free < need {
+		return &SpaceError{Path: parent, Need: need, Free: free}
+	}
+	return nil
+}
+
+// OutputError is an output path that cannot be used as the caller wants.
+type OutputError struct{ Path, Why string }
+
+func (e *OutputError) Error() string { return fmt.Sprintf("output %s %s", e.Path, e.Why) }
+
+// SpaceError is a disk that is too full, found out before anything is written.
+type SpaceError struct {
+	Path       string
+	Need, Free int64
+}
+
+func (e *SpaceError) Error() string {
+	return fmt.Sprintf("the output takes %d bytes and %s has %d free", e.Need, e.Path, e.Free)
+}
+
+// inputs lists the paths that the merge reads.
+func (p *Plan) inputs() []string {
+	paths := []string{p.base.Path}
+	for _, a := range p.adapters {
+		if _, err := os.Stat(a.Name); err == nil {
+			paths = append(paths, a.Name)
+		}
+	}
+	for _, f := range p.base.Files {
+		paths = append(paths, f.Path)
+	}
+	return paths
+}
+
+// realPath follows links as far as the path exists.
+func realPath(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	if real, err := filepath.EvalSymlinks(abs); err == nil {
+		return real, nil
+	}
+	if parent, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
+		return filepath.Join(parent, filepath.Base(abs)), nil
+	}
+	return abs, nil
+}
+
+// checkForeign refuses to replace a directory that holds files which this merge does not write.
+func (p *Plan) checkForeign(out string) error {
+	there, err := fileio.Files(out)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	ours := make(map[string]bool)
+	for _, f := range p.files {
+		ours[f.in.Name] = true
+	}
+	for _, name := range p.base.Side {
+		ours[name] = true
+	}
+	for _, name := range there {
+		if !ours[name] {
+			return &OutputError{out, fmt.Sprintf("holds %q, which this merge does not write, and is not replaced", name)}
+		}
+	}
+	return nil
+}
+
+func (p *Plan) sideBytes() (n int64) {
+	for _, name := range p.base.Side {
+		if info, err := os.Stat(filepath.Join(p.base.Path, filepath.FromSlash(name))); err == nil {
+			n += info.Size()
+		}
+	}
+	return n
+}
+
+// run is the state of one Run.
+type run struct {
+	plan  *Plan
+	stage *fileio.Stage
+	state map[*target]*running
+	jobs  []job
+	stats []kernel.Stats // one per job
+	files []*writing
+}
+
+// writing is an output file: opened by the first job that needs it, made durable and closed by the last.
+type writing struct {
+	once sync.Once
+	err  error
+	file *os.File
+	left atomic.Int64
+}
+
+// worker is the memory of one goroutine.
+type worker struct {
+	block   []byte
+	other   []byte
+	narrow  *kernel.Scratch[float32]
+	broad   *kernel.Scratch[float64]
+	started bool
+}
+
+func (r *run) all(ctx context.Context) error {
+	p := r.plan
+	r.jobs = p.jobs(r.state)
+	r.stats = make([]kernel.Stats, len(r.jobs))
+	r.files = make([]*writing, len(p.files))
+	for i := range r.files {
+		r.files[i] = new(writing)
+	}
+	for i := range r.jobs {
+		r.files[r.jobs[i].file].left.Add(1)
+	}
+	nWorkers := parallel.Workers(p.options.Workers)
+	workers := make([]worker, nWorkers)
+	err := parallel.For(ctx, nWorkers, len(r.jobs), func(w, i int) error { return r.do(&workers[w], i) })
+	for _, f := range r.files {
+		if f.file != nil && f.left.Load() > 0 { // after an error
+			f.file.Close()
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return parallel.For(ctx, 1, len(p.base.Side), func(_, i int) error { return r.copySide(p.base.Side[i]) })
+}
+
+func (r *run) copySide(name string) error {
+	in, err := os.Open(filepath.Join(r.plan.base.Path, filepath.FromSlash(name)))
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	out, err := r.stage.Create(name, info.Size())
+	if err != nil {
+		return err
+	}
+	return errors.Join(fileio.CopyRange(out, 0, in, 0, info.Size()), fileio.Close(out))
+}
+
+// do does one job.
+func (r *run) do(w *worker, i int) error {
+	j := &r.jobs[i]
+	in, out := r.plan.files[j.file], r.files[j.file]
+	out.once.Do(func() {
+		name := in.in.Name
+		if !r.plan.base.IsDir {
+			name = ""
+		}
+		out.file, out.err = r.stage.Create(name, in.size())
+	})
+	if out.err != nil {
+		return out.err
+	}
+	var n int64
+	var err error
+	switch {
+	case j.header:
+		n = int64(len(in.header))
+		_, err = out.file.WriteAt(in.header, 0)
+	case j.target == nil:
+		n = j.n
+		err = fileio.CopyRange(out.file, j.off+in.shift, in.in.Data, j.off, j.n)
+	default:
+		n, err = r.mergeRows(w, j, &r.stats[i], in, out.file)
+	}
+	if err != nil {
+		return err
+	}
+	if r.plan.options.Progress != nil {
+		r.plan.options.Progress(n)
+	}
+	if out.left.Add(-1) == 0 {
+		return fileio.Close(out.file)
+	}
+	return nil
+}
+
+// mergeRows reads rows of a target, updates them and writes them.
+func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *os.File) (int64, error) {
+	t := j.target
+	if err := t.load(r.plan.options.AllowNonFinite); err != nil {
+		return 0, err
+	}
+	defer t.done()
+	tensor := t.ref.Tensor
+	_, nCols := t.shape()
+	rowBytes := nCols * int64(tensor.DType.Size())
+	n, off := (j.row1-j.row0)*rowBytes, tensor.Off+j.row0*rowBytes
+	if int64(cap(w.block)) < n {
+		w.block = make([]byte, n)
+	}
+	block := w.block[:n]
+	if t.replace != nil {
+		if err := r.replaceBlock(w, j, block, nCols); err != nil {
+			return 0, err
+		}
+	} else if _, err := io.ReadFull(io.NewSectionReader(in.in.Data, off, n), block); err != nil {
+		return 0, fault.InFile(err, in.in.Path)
+	}
+	switch {
+	case t.broad != nil:
+		if w.broad == nil {
+			w.broad = new(kernel.Scratch[float64])
+		}
+		mergeBlock(kernel.Portable[float64], t.broad, tensor.DType, block, j, int(nCols), st, w.broad)
+	case t.narrow != nil:
+		if w.narrow == nil {
+			w.narrow = new(kernel.Scratch[float32])
+		}
+		mergeBlock(kernel.Portable[float32], t.narrow, tensor.DType, block, j, int(nCols), st, w.narrow)
+	}
+	if t.rows != nil {
+		if err := r.replaceRows(w, j, block, nCols); err != nil {
+			return 0, err
+		}
+	}
+	_, err := out.WriteAt(block, off+in.shift)
+	return n, err
+}
+
+func mergeBlock[T kernel.Float](fast kernel.Fast[T], terms []kernel.Term[T], d dtype.Type, block []byte, j *job, nCols int, st *kernel.Stats, scratch *kernel.Scratch[T]) {
+	if len(terms) == 0 {
+		return
+	}
+	tile := kernel.Tile[T]{D: d, Rows: int(j.row1 - j.row0), Cols: nCols, W: block, Terms: make([]kernel.Term[T], len(terms))}
+	for i, term := range terms {
+		rank := int64(term.Rank)
+		term.L, term.LNorm = term.L[j.row0*rank:j.row1*rank], term.LNorm[j.row0:j.row1]
+		tile.Terms[i] = term
+	}
+	kernel.Merge(fast, &tile, st, scratch)
+}
+
+// replaceBlock fills a block with the adapter's values in place of the base's, rounded to the base's dtype.
+func (r *run) replaceBlock(w *worker, j *job, block []byte, nCols int64) error {
+	return r.readAs(w, j.target.replace, j.row0*nCols, (j.row1-j.row0)*nCols, j.target.ref.Tensor.DType, block)
+}
+
+// replaceRows puts the trained token rows that fall into a block in their place.
+func (r *run) replaceRows(w *worker, j *job, block []byte, nCols int64) error {
+	rows := j.target.rows
+	rowBytes := nCols * int64(j.target.ref.Tensor.DType.Size())
+	for i, row := range rows.order {
+		if row < j.row0 || row >= j.row1 {
+			continue
+		}
+		dst := block[(row-j.row0)*rowBytes : (row-j.row0+1)*rowBytes]
+		if err := r.readAs(w, &rows.blob, int64(i)*nCols, nCols, j.target.ref.Tensor.DType, dst); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readAs reads n elements of a blob, from element first on, and stores them as d in dst.
+func (r *run) readAs(w *worker, b *blob, first, n int64, d dtype.Type, dst []byte) error {
+	from := b.tensor().DType
+	size := int64(from.Size())
+	if from == d {
+		return b.source.ReadBlobAt(dst, b.index, first*size)
+	}
+	if int64(cap(w.other)) < n*size {
+		w.other = make([]byte, n*size)
+	}
+	src := w.other[:n*size]
+	if err := b.source.ReadBlobAt(src, b.index, first*size); err != nil {
+		return err
+	}
+	for i := range int(n) {
+		dtype.Store(d, dst, i, dtype.Load(from, src, i))
+	}
+	return nil
+}

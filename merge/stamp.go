@@ -1,0 +1,85 @@
+package merge
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// stampPrefix begins the metadata keys under which a merged file says what was merged into it: loratool.merge.1, .2, … in the
+// order of the merges.
+const stampPrefix = "loratool.merge."
+
+// Stamp is the value of such a key, as JSON.
+type Stamp struct {
+	Tool     string         `json:"tool"`
+	Adapters []StampAdapter `json:"adapters"`
+}
+
+// StampAdapter is one adapter of a stamp. Content is its content id (spec/FORMAT.md, section 13), which does not depend on
+// how the adapter was stored.
+type StampAdapter struct {
+	Name    string  `json:"name"`
+	Content string  `json:"content"`
+	Weight  float64 `json:"weight"`
+}
+
+// readIDs computes the content ids of the adapters.
+func (p *Plan) readIDs(ctx context.Context) error {
+	for _, a := range p.adapters {
+		id, err := format.ContentID(ctx, a.Source)
+		if err != nil {
+			return fault.InFile(err, a.Name)
+		}
+		p.ids = append(p.ids, id)
+	}
+	return nil
+}
+
+// stamp returns the next free key and the value for this merge.
+func (p *Plan) stamp(metadata map[string]string) (key, value string, err error) {
+	s := Stamp{Tool: p.options.Tool}
+	for i, a := range p.adapters {
+		s.Adapters = append(s.Adapters, StampAdapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
+	}
+	text, err := json.Marshal(s)
+	n := 1
+	for metadata[fmt.Sprint(stampPrefix, n)] != "" {
+		n++
+	}
+	return fmt.Sprint(stampPrefix, n), string(text), err
+}
+
+func baseName(path string) string {
+	path = strings.TrimRight(strings.ReplaceAll(path, `\`, "/"), "/")
+	return path[strings.LastIndex(path, "/")+1:]
+}
+
+// checkStamps refuses to merge an adapter that the base says it already has. A stamp that cannot be read is somebody else's.
+func (p *Plan) checkStamps() error {
+	if p.options.Again {
+		return nil
+	}
+	for _, f := range p.base.Files {
+		for key, value := range f.Header.Metadata {
+			var s Stamp
+			if !strings.HasPrefix(key, stampPrefix) || json.Unmarshal([]byte(value), &s) != nil {
+				continue
+			}
+			for _, merged := range s.Adapters {
+				for i, id := range p.ids {
+					if merged.Content == id {
+						return fault.New(fault.Mismatch, "the adapter %q has been merged into this checkpoint already (stamp %s of %s, weight %v)",
+							p.adapters[i].Name, key, f.Name, merged.Weight).In(p.base.Path).
+							WithHint("merge into the base without it; to add it once more, use --force")
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
