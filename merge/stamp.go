@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 )
 
@@ -48,8 +49,10 @@ func (p *Plan) stamp(metadata map[string]string) (key, value string, err error) 
 	}
 	text, err := json.Marshal(s)
 	n := 1
-	for metadata[fmt.Sprint(stampPrefix, n)] != "" {
-		n++
+	for ; ; n++ {
+		if _, taken := metadata[fmt.Sprint(stampPrefix, n)]; !taken {
+			break
+		}
 	}
 	return fmt.Sprint(stampPrefix, n), string(text), err
 }
@@ -59,24 +62,45 @@ func baseName(path string) string {
 	return path[strings.LastIndex(path, "/")+1:]
 }
 
-// checkStamps refuses to merge an adapter that the base says it already has. A stamp that cannot be read is somebody else's.
+// Merged is one entry of a checkpoint's history.
+type Merged struct {
+	File string `json:"file"`
+	Key  string `json:"key"`
+	Stamp
+}
+
+// History lists what the stamps of a checkpoint say was merged into it, in the order of files and merges. A stamp that cannot
+// be read is somebody else's.
+func History(c *checkpoint.Checkpoint) []Merged {
+	history := []Merged{}
+	for _, f := range c.Files {
+		for n := 1; ; n++ {
+			key := fmt.Sprint(stampPrefix, n)
+			value, ok := f.Header.Metadata[key]
+			if !ok {
+				break
+			}
+			m := Merged{File: f.Name, Key: key}
+			if json.Unmarshal([]byte(value), &m.Stamp) == nil {
+				history = append(history, m)
+			}
+		}
+	}
+	return history
+}
+
+// checkStamps refuses to merge an adapter that the base says it already has.
 func (p *Plan) checkStamps() error {
 	if p.options.Again {
 		return nil
 	}
-	for _, f := range p.base.Files {
-		for key, value := range f.Header.Metadata {
-			var s Stamp
-			if !strings.HasPrefix(key, stampPrefix) || json.Unmarshal([]byte(value), &s) != nil {
-				continue
-			}
-			for _, merged := range s.Adapters {
-				for i, id := range p.ids {
-					if merged.Content == id {
-						return fault.New(fault.Mismatch, "the adapter %q has been merged into this checkpoint already (stamp %s of %s, weight %v)",
-							p.adapters[i].Name, key, f.Name, merged.Weight).In(p.base.Path).
-							WithHint("merge into the base without it; to add it once more, use --force")
-					}
+	for _, m := range History(p.base) {
+		for _, merged := range m.Adapters {
+			for i, id := range p.ids {
+				if merged.Content == id {
+					return fault.New(fault.Mismatch, "the adapter %q has been merged into this checkpoint already (%s of %s, weight %v)",
+						p.adapters[i].Name, m.Key, m.File, merged.Weight).In(p.base.Path).
+						WithHint("merge into the base without it; to add it once more, use --force")
 				}
 			}
 		}

@@ -1,0 +1,225 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/inspect"
+	"github.com/urfave/cli/v2"
+)
+
+type inspectOptions struct {
+	common
+	values  bool
+	rank    int
+	targets string
+}
+
+func inspectCommand(t *terminal) *cli.Command {
+	o := new(inspectOptions)
+	return &cli.Command{
+		Name:      "inspect",
+		Usage:     "show what an adapter or a checkpoint holds",
+		ArgsUsage: "PATH",
+		Description: "Of an adapter: method, layers, ranks, alphas, scales, dtypes, and whether merge applies it. Of a checkpoint: tensors, dtypes,\n" +
+			"what was merged into it, and with --rank what a LoRA on it would cost. Only headers are read, unless --values is given.",
+		Flags: append([]cli.Flag{
+			&cli.BoolFlag{Name: "values", Usage: "read all values: find untrained layers, NaN and infinity, and print the content id", Destination: &o.values},
+			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "of a checkpoint: the parameters of a LoRA of rank `R`", Destination: &o.rank},
+			&cli.StringFlag{Name: "targets", Usage: "with --rank: `NAMES` of the modules to adapt, separated by commas (default: all linear ones)", Destination: &o.targets},
+		}, o.flags()...),
+		Action: func(c *cli.Context) error { return runInspect(c, t, o) },
+	}
+}
+
+func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
+	if c.NArg() != 1 {
+		return usagef("loratool inspect PATH", "inspect takes one path, got %d", c.NArg())
+	}
+	path := c.Args().First()
+	if o.rank < 0 || o.targets != "" && o.rank == 0 {
+		return usagef("loratool inspect CHECKPOINT --rank 8 --targets q_proj,v_proj", "--targets needs --rank, and a rank is at least 1")
+	}
+	isAdapter, err := looksLikeAdapter(path)
+	if err != nil {
+		return err
+	}
+	if isAdapter {
+		src, err := convert.Open(path)
+		if err != nil {
+			return err
+		}
+		defer src.Close()
+		return inspectAdapter(c, t, o, src)
+	}
+	base, err := checkpoint.Open(path)
+	if err != nil {
+		return err
+	}
+	defer base.Close()
+	var targets []string
+	if o.targets != "" {
+		targets = strings.Split(o.targets, ",")
+	}
+	report, err := inspect.DescribeCheckpoint(base, o.rank, targets)
+	if err != nil {
+		return fault.InFile(err, path)
+	}
+	if o.json {
+		return t.document("inspect", report)
+	}
+	showCheckpoint(t, report)
+	return nil
+}
+
+// looksLikeAdapter tells an adapter from a checkpoint: by the configuration beside the weights, and without one by the names
+// of the tensors.
+func looksLikeAdapter(path string) (bool, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return false, err
+	}
+	dir := filepath.Dir(path)
+	if info.IsDir() {
+		dir = path
+	}
+	if _, err := os.Stat(filepath.Join(dir, "adapter_config.json")); err == nil {
+		return true, nil
+	}
+	if info.IsDir() {
+		return false, nil
+	}
+	base, err := checkpoint.Open(path)
+	if err != nil {
+		if errors.Is(err, format.ErrUnsupported) {
+			return false, nil // the checkpoint's own error says what it is
+		}
+		return false, err
+	}
+	defer base.Close()
+	for _, name := range base.Names() {
+		if strings.Contains(name, ".lora_") {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.Source) error {
+	report, err := inspect.Describe(c.Context, src, o.values)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		return t.document("inspect", report)
+	}
+	showAdapter(t, o, report)
+	return nil
+}
+
+func showAdapter(t *terminal, o *inspectOptions, r *inspect.Adapter) {
+	t.printf("adapter   %s, dialect %s, %d layers, %s parameters, %s (%s)\n", r.Method, r.Dialect, len(r.Layers), countText(r.Parameters), bytesText(r.Bytes), dtypesText(r.DTypes))
+	if r.Base != "" {
+		t.printf("base      %s\n", strings.TrimSpace(r.Base+" "+r.Revision))
+	}
+	if len(r.Layers) > 0 {
+		w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(w, "layers\tkind\tm×n\trank\talpha\tscale\tdtype\tmodules")
+		for _, g := range groupLayers(r.Layers, o.verbose) {
+			l := g.first
+			fmt.Fprintf(w, "%d\t%s\t%d×%d\t%d\t%g\t%.6g\t%s\t%s\n", g.n, l.Kind, l.M, l.N, l.Rank, l.Alpha, l.Scale, clean(l.DType), clean(g.name))
+		}
+		w.Flush()
+	}
+	for _, b := range r.Beside {
+		t.printf("beside    %s %s %d %s\n", b.Action, b.DType, b.Shape, b.Target)
+	}
+	for _, n := range r.Notes {
+		t.printf("note      %s\n", n)
+	}
+	if r.Values == nil {
+		t.printf("values    not read (--values reads them)\n")
+	} else {
+		t.printf("values    %d untrained layers, %d values NaN or infinite\n", r.Values.Untrained, r.Values.NonFinite)
+		for _, l := range r.Layers {
+			if l.Untrained || l.NonFinite > 0 {
+				t.printf("          %s: untrained %v, not finite %d\n", l.Module, l.Untrained, l.NonFinite)
+			}
+		}
+		t.printf("content   %s\n", r.Content)
+	}
+	if r.Mergeable {
+		t.printf("merge     applies it\n")
+	}
+	for _, why := range r.Refusals {
+		t.printf("merge     refuses it: %s\n", why)
+	}
+}
+
+// layerGroup is a run of layers that differ in nothing but the number in their path.
+type layerGroup struct {
+	name  string
+	first inspect.Layer
+	n     int
+}
+
+// groupLayers joins the layers of a kind for a table that fits a screen; each stays alone in a verbose one.
+func groupLayers(layers []inspect.Layer, verbose bool) []*layerGroup {
+	byKey := make(map[string]*layerGroup)
+	var groups []*layerGroup
+	for _, l := range layers {
+		name := l.Module
+		if !verbose {
+			parts := strings.Split(name, ".")
+			for i, p := range parts {
+				if strings.Trim(p, "0123456789") == "" {
+					parts[i] = "*"
+				}
+			}
+			name = strings.Join(parts, ".")
+		}
+		key := fmt.Sprint(name, l.Kind, l.M, l.N, l.Rank, l.Alpha, l.Scale, l.DType)
+		if byKey[key] == nil {
+			byKey[key] = &layerGroup{name: name, first: l}
+			groups = append(groups, byKey[key])
+		}
+		byKey[key].n++
+	}
+	return groups
+}
+
+func dtypesText(counts []inspect.DTypeCount) string {
+	parts := make([]string, len(counts))
+	for i, c := range counts {
+		parts[i] = fmt.Sprintf("%d %s", c.Tensors, c.DType)
+	}
+	return strings.Join(parts, ", ")
+}
+
+func showCheckpoint(t *terminal, r *inspect.Checkpoint) {
+	t.printf("checkpoint  %s%d files, %s\n", strings.TrimLeft(r.ModelType+", ", ", "), r.Files, bytesText(r.Bytes))
+	t.printf("tensors     %d (%s), %s parameters\n", r.Tensors, dtypesText(r.DTypes), countText(r.Parameters))
+	if r.Quantization != "" {
+		t.printf("quantised   %s\n", r.Quantization)
+	}
+	for _, m := range r.Merged {
+		for _, a := range m.Adapters {
+			t.printf("merged      %s × %g (content %.16s…, %s, %s)\n", a.Name, a.Weight, a.Content, m.Tool, m.File)
+		}
+	}
+	if r.Cost == nil {
+		return
+	}
+	for _, target := range r.Cost.Targets {
+		t.printf("lora r=%-4d %s: %d modules, %s parameters\n", r.Cost.Rank, target.Name, target.Modules, countText(target.Parameters))
+	}
+	t.printf("lora r=%-4d %s parameters, %s of the checkpoint\n", r.Cost.Rank, countText(r.Cost.Parameters), percent(r.Cost.Share))
+}

@@ -1,0 +1,114 @@
+// Command loratool merges LoRA adapters into checkpoints, and says what is in them.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/merge"
+)
+
+// version is that of the next release; released binaries are built with -ldflags "-X main.version=…".
+var version = "0.1.0-dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
+}
+
+// The exit codes, a contract with scripts.
+const (
+	exitDone        = 0
+	exitFailed      = 1   // I/O, disk full
+	exitUsage       = 2   // the command line
+	exitInput       = 3   // an input is not valid or not supported
+	exitCheck       = 4   // ran, but a check did not hold
+	exitInterrupted = 130 // by a signal
+)
+
+const exitCodesHelp = `EXIT CODES
+   0    done
+   1    failed: I/O, disk full
+   2    usage: the command line is wrong, or OUT cannot be written there
+   3    an input is not valid or not supported
+   4    ran, but a check did not hold
+   130  interrupted
+`
+
+// run runs one command line and returns its exit code. Results go to stdout, all else to stderr.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	t := &terminal{out: stdout, err: stderr}
+	err := newApp(t).run(ctx, args)
+	if err == nil {
+		return exitDone
+	}
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		t.fail(errors.New("interrupted; nothing was written"), "")
+		return exitInterrupted
+	}
+	t.fail(err, hintFor(err))
+	return exitCode(err)
+}
+
+// usageError is a mistake on the command line.
+type usageError struct{ msg, hint string }
+
+func (e *usageError) Error() string { return e.msg }
+
+func usagef(hint, format string, args ...any) error {
+	return &usageError{fmt.Sprintf(format, args...), hint}
+}
+
+func exitCode(err error) int {
+	var usage *usageError
+	var output *merge.OutputError
+	var input *fault.Error
+	switch {
+	case errors.As(err, &usage), errors.As(err, &output):
+		return exitUsage
+	case errors.Is(err, fault.Check):
+		return exitCheck
+	case errors.As(err, &input):
+		return exitInput
+	}
+	return exitFailed
+}
+
+// hintFor says what to do next, where that is known.
+func hintFor(err error) string {
+	var usage *usageError
+	var output *merge.OutputError
+	var space *merge.SpaceError
+	switch {
+	case errors.As(err, &usage):
+		return usage.hint
+	case errors.As(err, &output):
+		return "choose another path with -o, or use --force to replace a checkpoint"
+	case errors.As(err, &space), errors.Is(err, syscall.ENOSPC):
+		return "free some space, or write to another disk with -o"
+	case errors.Is(err, fs.ErrPermission):
+		return "check who may read the inputs and write to the directory of OUT"
+	}
+	return fault.Hint(err)
+}
+
+// kindOf is the word for an error in JSON.
+func kindOf(err error) string {
+	var usage *usageError
+	var output *merge.OutputError
+	switch {
+	case errors.As(err, &usage), errors.As(err, &output):
+		return "usage"
+	case errors.Is(err, context.Canceled):
+		return "interrupted"
+	}
+	return fault.KindName(err)
+}

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"path/filepath"
+	"strconv"
+	"text/tabwriter"
+
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/parallel"
+	"github.com/loratool/loratool/merge"
+	"github.com/urfave/cli/v2"
+)
+
+// mergeOptions are the flags of merge.
+type mergeOptions struct {
+	common
+	out            string
+	weights        cli.StringSlice
+	force, dryRun  bool
+	allowNonFinite bool
+}
+
+func mergeCommand(t *terminal) *cli.Command {
+	o := new(mergeOptions)
+	return &cli.Command{
+		Name:      "merge",
+		Usage:     "write a checkpoint that is BASE plus one or more adapters: W0 + Σ weight·s·B·A, every element correctly rounded",
+		ArgsUsage: "BASE ADAPTER... -o OUT",
+		Description: "BASE is a .safetensors file, or a directory with model.safetensors or with an index and its shards; the other files of a\n" +
+			"directory are copied. ADAPTER is a directory or a file as PEFT saves it. OUT is of the same kind as BASE, and appears whole\n" +
+			"or not at all.",
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write the merged checkpoint to `OUT`", Destination: &o.out},
+			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an adapter by `W`; once per adapter, in their order (default: 1)", Destination: &o.weights},
+			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint, and merge an adapter again that BASE already has", Destination: &o.force},
+			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
+			&cli.BoolFlag{Name: "allow-nonfinite", Usage: "go on where an adapter holds NaN or infinity, or a weight becomes infinite", Destination: &o.allowNonFinite},
+		}, o.flags()...),
+		Action: func(c *cli.Context) error { return runMerge(c, t, o) },
+	}
+}
+
+func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
+	args := c.Args().Slice()
+	if len(args) < 2 {
+		return usagef("loratool merge BASE ADAPTER... -o OUT", "merge needs a base and at least one adapter")
+	}
+	if o.out == "" && !o.dryRun {
+		return usagef("loratool merge BASE ADAPTER... -o OUT", "merge needs -o OUT, the place of the merged checkpoint")
+	}
+	weights, err := parseWeights(o.weights.Value(), len(args)-1)
+	if err != nil {
+		return err
+	}
+	adapters := make([]merge.Adapter, len(weights))
+	for i, path := range args[1:] {
+		src, err := convert.Open(path)
+		if err != nil {
+			return err
+		}
+		defer src.Close()
+		adapters[i] = merge.Adapter{Source: src, Name: path, Weight: weights[i]}
+	}
+	options := merge.Options{Workers: o.workers, Replace: o.force, Again: o.force, AllowNonFinite: o.allowNonFinite, Tool: "loratool " + version}
+	var add func(int64)
+	options.Progress = func(n int64) {
+		if add != nil {
+			add(n)
+		}
+	}
+	plan, err := merge.Open(c.Context, args[0], adapters, options)
+	if err != nil {
+		return err
+	}
+	defer plan.Close()
+	if !o.quiet {
+		for _, w := range plan.Warnings() {
+			t.message("warning", w)
+		}
+	}
+	if o.dryRun {
+		return showPlan(t, o, plan)
+	}
+	add, finish := t.progress(&o.common, plan.OutputBytes(), "merging")
+	report, err := plan.Run(c.Context, o.out)
+	finish()
+	if err != nil {
+		return err
+	}
+	if o.json {
+		return t.document("merge", report)
+	}
+	if !o.quiet {
+		showReport(t, o, report)
+	}
+	return nil
+}
+
+// parseWeights returns one weight per adapter; none at all means 1 for each.
+func parseWeights(texts []string, n int) ([]float64, error) {
+	weights := make([]float64, n)
+	for i := range weights {
+		weights[i] = 1
+	}
+	if len(texts) == 0 {
+		return weights, nil
+	}
+	if len(texts) != n {
+		return nil, usagef("give --weight once per adapter, in the order of the adapters", "got %d weights for %d adapters", len(texts), n)
+	}
+	for i, text := range texts {
+		w, err := strconv.ParseFloat(text, 64)
+		if err != nil || math.IsNaN(w) || math.IsInf(w, 0) {
+			return nil, usagef("a weight is a number such as 0.7 or -1", "got the weight %q", text)
+		}
+		weights[i] = w
+	}
+	return weights, nil
+}
+
+// showPlan prints what a merge would do.
+func showPlan(t *terminal, o *mergeOptions, plan *merge.Plan) error {
+	var blocked error
+	free := int64(-1)
+	if o.out != "" {
+		blocked = plan.CheckOutput(o.out)
+		if n, err := fileio.FreeBytes(filepath.Dir(o.out)); err == nil {
+			free = n
+		}
+	}
+	tensors, peak := plan.Tensors(), plan.PeakBytes(parallel.Workers(o.workers))
+	if o.json && blocked == nil {
+		return t.document("merge", map[string]any{
+			"dry_run": true, "tensors": tensors, "bytes_to_write": plan.OutputBytes(), "free_bytes": free, "peak_memory_bytes": peak,
+			"warnings": append([]string{}, plan.Warnings()...),
+		})
+	}
+	if !o.json {
+		w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(w, "tensor\tdtype\tshape\trank\tscale\t")
+		for _, p := range tensors {
+			what := fmt.Sprintf("%d\t%.6g", p.Rank, p.Scale)
+			switch {
+			case p.Replaced && p.Rank == 0:
+				what = "replaced\t"
+			case p.Rows > 0:
+				what = fmt.Sprintf("%d rows\t", p.Rows)
+			}
+			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t\n", clean(p.Tensor), p.DType, p.Shape, what)
+		}
+		w.Flush()
+		t.printf("%d tensors change; %s to write, about %s of memory", len(tensors), bytesText(plan.OutputBytes()), bytesText(peak))
+		if free >= 0 {
+			t.printf(", %s free", bytesText(free))
+		}
+		t.printf("\n")
+	}
+	return blocked
+}
+
+// showReport prints what a merge did.
+func showReport(t *terminal, o *mergeOptions, r *merge.Report) {
+	if o.verbose {
+		w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', tabwriter.AlignRight)
+		fmt.Fprintln(w, "rank\tscale\t|ΔW|/|W|\tunchanged\tlost\t  tensor")
+		for _, l := range r.Layers {
+			fmt.Fprintf(w, "%d\t%.4g\t%.4f\t%s\t%s\t  %s\n", l.Rank, l.Scale, l.RelativeNorm, percent(l.UnchangedShare), percent(l.RetentionError), clean(l.Tensor))
+		}
+		for _, p := range r.Replaced {
+			fmt.Fprintf(w, "\t\t\t\t\t  %s (replaced)\n", clean(p.Tensor))
+		}
+		w.Flush()
+	}
+	t.printf("merged into %s: %s, %d tensors updated", o.out, bytesText(r.BytesWritten), len(r.Layers))
+	if n := len(r.Replaced); n > 0 {
+		t.printf(", %d replaced", n)
+	}
+	t.printf("\n")
+	if r.Elements == 0 {
+		return
+	}
+	t.printf("|ΔW|/|W| = %.3g; every one of %s elements is the nearest to W + ΔW in its dtype\n", r.Total.RelativeNorm, countText(r.Elements))
+	switch lost := r.Total.RetentionError; {
+	case r.Total.RelativeNorm == 0:
+		t.printf("ΔW is zero: the adapter is untrained and changes nothing\n")
+	case lost > 0.1:
+		t.printf("rounding to the base's dtype costs %s of ΔW, and %s of the weights do not move: ΔW is small against the steps of\n"+
+			"the dtype. A float32 base keeps all of it\n", percent(lost), percent(r.Total.UnchangedShare))
+	case lost > 1e-4:
+		t.printf("rounding to the base's dtype costs %s of ΔW\n", percent(lost))
+	}
+}

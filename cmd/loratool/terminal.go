@@ -1,0 +1,131 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+)
+
+// terminal is where results and messages go.
+type terminal struct {
+	out, err io.Writer
+	json     bool
+	command  string
+}
+
+// clean makes text from files harmless for a terminal: what is not printable is shown as an escape.
+func clean(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			b.WriteRune(r)
+			continue
+		}
+		q := strconv.QuoteRuneToASCII(r)
+		b.WriteString(q[1 : len(q)-1])
+	}
+	return b.String()
+}
+
+// printf prints a part of a result.
+func (t *terminal) printf(format string, args ...any) {
+	fmt.Fprint(t.out, clean(fmt.Sprintf(format, args...)))
+}
+
+// message prints one line to stderr: loratool: kind: text.
+func (t *terminal) message(kind, text string) {
+	fmt.Fprintf(t.err, "loratool: %s: %s\n", kind, clean(strings.ReplaceAll(text, "\n", "; ")))
+}
+
+// fail reports the error that ends the command, and in JSON on stdout as well where that was asked for.
+func (t *terminal) fail(err error, hint string) {
+	t.message("error", err.Error())
+	if hint != "" {
+		t.message("hint", hint)
+	}
+	if t.json {
+		t.document(t.command, map[string]any{"error": map[string]any{"kind": kindOf(err), "message": err.Error(), "hint": hint}})
+	}
+}
+
+// document prints one JSON document: the fields of value, after schema and command.
+func (t *terminal) document(command string, value any) error {
+	body, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	head := fmt.Sprintf(`{"schema":1,"command":%s`, strconv.Quote(command))
+	if len(body) > 2 {
+		head += ","
+	}
+	var pretty bytes.Buffer
+	if err := json.Indent(&pretty, append([]byte(head), body[1:]...), "", "  "); err != nil {
+		return err
+	}
+	pretty.WriteByte('\n')
+	_, err = t.out.Write(pretty.Bytes())
+	return err
+}
+
+// isTerminal reports whether somebody looks at w.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// progress shows a bar on a terminal. add may be called from several goroutines.
+func (t *terminal) progress(o *common, total int64, what string) (add func(int64), finish func()) {
+	if o.quiet || o.noProgress || !isTerminal(t.err) {
+		return nil, func() {}
+	}
+	bar := progressbar.NewOptions64(total,
+		progressbar.OptionSetWriter(t.err),
+		progressbar.OptionSetDescription(what),
+		progressbar.OptionShowBytes(true),
+		progressbar.OptionShowTotalBytes(true),
+		progressbar.OptionSetPredictTime(true),
+		progressbar.OptionThrottle(100*time.Millisecond),
+		progressbar.OptionFullWidth(),
+		progressbar.OptionClearOnFinish(),
+	)
+	return func(n int64) { bar.Add64(n) }, func() { bar.Clear() }
+}
+
+// bytesText is a size as people say it.
+func bytesText(n int64) string {
+	units := []string{"B", "kB", "MB", "GB", "TB"}
+	x, i := float64(n), 0
+	for x >= 999.5 && i < len(units)-1 {
+		x, i = x/1000, i+1
+	}
+	if i == 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.3g %s", x, units[i])
+}
+
+// countText is a number of things, in full, with separators.
+func countText(n int64) string {
+	s := strconv.FormatInt(n, 10)
+	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// percent is a share with two significant digits.
+func percent(x float64) string {
+	if x == 0 {
+		return "0 %"
+	}
+	return fmt.Sprintf("%.2g %%", 100*x)
+}

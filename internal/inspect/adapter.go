@@ -1,0 +1,216 @@
+// Package inspect describes adapters and checkpoints: what is in them, from headers alone unless values are asked for.
+package inspect
+
+import (
+	"context"
+	"sort"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/merge"
+)
+
+// Adapter is the report on an adapter.
+type Adapter struct {
+	Kind       string         `json:"kind"` // "adapter"
+	Dialect    string         `json:"dialect"`
+	Method     string         `json:"method"`
+	Base       string         `json:"base"`
+	Revision   string         `json:"revision"`
+	Parameters int64          `json:"parameters"`
+	Bytes      int64          `json:"bytes"` // of all tensors
+	DTypes     []DTypeCount   `json:"dtypes"`
+	Layers     []Layer        `json:"layers"`
+	Beside     []BesideTensor `json:"beside"`
+	Requires   []Requirement  `json:"requires"`
+	Mergeable  bool           `json:"mergeable"`
+	Refusals   []string       `json:"refusals"` // why merge refuses it
+	Notes      []string       `json:"notes"`
+	Values     *Values        `json:"values,omitempty"`
+	Content    string         `json:"content_id,omitempty"` // with values
+}
+
+// Layer is one layer.
+type Layer struct {
+	Module    string   `json:"module"`
+	Kind      string   `json:"kind"`
+	M         uint64   `json:"m"` // rows of B
+	N         uint64   `json:"n"` // columns of A
+	Rank      int      `json:"rank"`
+	Alpha     float64  `json:"alpha"`
+	Scale     float64  `json:"scale"`
+	DType     string   `json:"dtype"` // of A, and of B where it differs, as "F32/BF16"
+	Roles     []string `json:"roles"` // beyond A and B
+	Untrained bool     `json:"untrained,omitempty"`
+	NonFinite int64    `json:"non_finite,omitempty"`
+}
+
+// BesideTensor is a tensor that belongs to no layer.
+type BesideTensor struct {
+	Action string   `json:"action"`
+	Target string   `json:"target"`
+	DType  string   `json:"dtype"`
+	Shape  []uint64 `json:"shape"`
+}
+
+// Requirement is format.Requirement.
+type Requirement struct {
+	Feature string `json:"feature"`
+	Where   string `json:"where"`
+}
+
+// DTypeCount says how much of a file has one dtype.
+type DTypeCount struct {
+	DType   string `json:"dtype"`
+	Tensors int    `json:"tensors"`
+	Bytes   int64  `json:"bytes"`
+}
+
+// Values is what reading every value found.
+type Values struct {
+	Untrained int   `json:"untrained_layers"` // B is all zeros, so ΔW is zero
+	NonFinite int64 `json:"non_finite"`       // NaN or infinite
+}
+
+// Describe reports on a source of one adapter, and in a bundle on all of them together. With values it reads every tensor
+// once, otherwise none.
+func Describe(ctx context.Context, src format.Source, values bool) (*Adapter, error) {
+	m := src.Manifest()
+	r := &Adapter{Kind: "adapter", Layers: []Layer{}, Beside: []BesideTensor{}, Requires: []Requirement{}, Refusals: []string{}, Notes: append([]string{}, m.Notes...)}
+	counts := make(dtypeCounts)
+	for i := range m.Tensors {
+		t := &m.Tensors[i]
+		counts.add(t.DType, t.NBytes())
+		r.Parameters += t.Elements()
+		r.Bytes += t.NBytes()
+	}
+	r.DTypes = counts.sorted()
+	for i := range m.Adapters {
+		a := &m.Adapters[i]
+		r.Dialect, r.Method, r.Base, r.Revision = a.Dialect, a.Method, a.Base.Name, a.Base.Revision
+		for j := range a.Layers {
+			r.Layers = append(r.Layers, describeLayer(&a.Layers[j], m.Tensors))
+		}
+		for _, b := range a.Beside {
+			t := &m.Tensors[b.Tensor]
+			r.Beside = append(r.Beside, BesideTensor{Action: string(b.Action), Target: b.Target, DType: t.DType.String(), Shape: t.Shape})
+		}
+		for _, q := range a.Requires {
+			r.Requires = append(r.Requires, Requirement{q.Feature, q.Where})
+		}
+		why, _ := merge.Refusals(a)
+		r.Refusals = append(r.Refusals, why...)
+	}
+	r.Mergeable = len(r.Refusals) == 0
+	if !values {
+		return r, nil
+	}
+	return r, r.readValues(ctx, src)
+}
+
+func describeLayer(l *format.Layer, tensors []format.Tensor) Layer {
+	d := Layer{Module: l.Module, Kind: string(l.Kind), Rank: l.Rank, Alpha: l.Alpha, Scale: l.Scale(), Roles: []string{}}
+	if i, ok := l.Roles[format.RoleA]; ok && len(tensors[i].Shape) > 1 {
+		d.N, d.DType = tensors[i].Shape[1], tensors[i].DType.String()
+	}
+	if i, ok := l.Roles[format.RoleB]; ok && len(tensors[i].Shape) > 1 {
+		d.M = tensors[i].Shape[0]
+		if b := tensors[i].DType.String(); b != d.DType {
+			d.DType += "/" + b
+		}
+	}
+	for role := range l.Roles {
+		if role != format.RoleA && role != format.RoleB {
+			d.Roles = append(d.Roles, string(role))
+		}
+	}
+	sort.Strings(d.Roles)
+	return d
+}
+
+// readValues fills in what only the values tell.
+func (r *Adapter) readValues(ctx context.Context, src format.Source) error {
+	m := src.Manifest()
+	r.Values = new(Values)
+	nonFinite := make([]int64, len(m.Tensors))
+	zero := make([]bool, len(m.Tensors))
+	for i := range m.Tensors {
+		var err error
+		if nonFinite[i], zero[i], err = scan(ctx, src, i); err != nil {
+			return err
+		}
+		r.Values.NonFinite += nonFinite[i]
+	}
+	at := 0
+	for i := range m.Adapters {
+		for _, l := range m.Adapters[i].Layers {
+			layer := &r.Layers[at]
+			at++
+			for _, t := range l.Roles {
+				layer.NonFinite += nonFinite[t]
+			}
+			a, hasA := l.Roles[format.RoleA]
+			b, hasB := l.Roles[format.RoleB]
+			if hasA && zero[a] || hasB && zero[b] {
+				layer.Untrained = true
+				r.Values.Untrained++
+			}
+		}
+	}
+	id, err := format.ContentID(ctx, src)
+	r.Content = id
+	return err
+}
+
+// scan reads a tensor and counts its values that are not finite; zero reports that all of them are zero.
+func scan(ctx context.Context, src format.Source, i int) (nonFinite int64, zero bool, err error) {
+	t := &src.Manifest().Tensors[i]
+	if !t.DType.IsFloat() {
+		return 0, false, nil
+	}
+	size, total := t.DType.Size(), t.NBytes()
+	piece := make([]byte, min(total, 1<<18))
+	values := make([]float64, len(piece)/size)
+	zero = true
+	for off := int64(0); off < total; off += int64(len(piece)) {
+		if err := ctx.Err(); err != nil {
+			return 0, false, err
+		}
+		p := piece[:min(int64(len(piece)), total-off)]
+		if err := src.ReadBlobAt(p, i, off); err != nil {
+			return 0, false, err
+		}
+		v := values[:len(p)/size]
+		dtype.Widen64(v, t.DType, p)
+		for _, x := range v {
+			if x-x != 0 {
+				nonFinite++
+			}
+			zero = zero && x == 0
+		}
+	}
+	return nonFinite, zero, nil
+}
+
+// dtypeCounts counts tensors and bytes by dtype.
+type dtypeCounts map[dtype.Type]*DTypeCount
+
+func (c dtypeCounts) add(d dtype.Type, nBytes int64) {
+	if c[d] == nil {
+		c[d] = &DTypeCount{DType: d.String()}
+	}
+	c[d].Tensors++
+	c[d].Bytes += nBytes
+}
+
+// sorted lists the counts, the largest first.
+func (c dtypeCounts) sorted() []DTypeCount {
+	list := make([]DTypeCount, 0, len(c))
+	for _, count := range c {
+		list = append(list, *count)
+	}
+	sort.Slice(list, func(i, j int) bool {
+		return list[i].Bytes > list[j].Bytes || list[i].Bytes == list[j].Bytes && list[i].DType < list[j].DType
+	})
+	return list
+}

@@ -1,0 +1,125 @@
+package inspect
+
+import (
+	"sort"
+	"strings"
+
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/merge"
+)
+
+// Checkpoint is the report on a base model or a merged one.
+type Checkpoint struct {
+	Kind         string         `json:"kind"` // "checkpoint"
+	ModelType    string         `json:"model_type"`
+	Files        int            `json:"files"`
+	Tensors      int            `json:"tensors"`
+	Parameters   int64          `json:"parameters"`
+	Bytes        int64          `json:"bytes"` // of all weight files
+	DTypes       []DTypeCount   `json:"dtypes"`
+	Quantization string         `json:"quantization"`
+	Merged       []merge.Merged `json:"merged"` // what loratool has merged into it
+	Cost         *Cost          `json:"lora_cost,omitempty"`
+}
+
+// Cost is what a LoRA of a given rank on given modules has in parameters: N = Σ r·(m + n) over the adapted weights (Hu et
+// al., section 4.2 and table 2: L·n·r·(d_in + d_out)).
+type Cost struct {
+	Rank       int          `json:"rank"`
+	Targets    []TargetCost `json:"targets"`
+	Parameters int64        `json:"parameters"`
+	Share      float64      `json:"share"` // of the parameters of the checkpoint
+}
+
+// TargetCost is the share of the modules with one name.
+type TargetCost struct {
+	Name       string `json:"name"`
+	Modules    int    `json:"modules"`
+	Parameters int64  `json:"parameters"`
+}
+
+// DescribeCheckpoint reports on a checkpoint. With a rank above 0 it adds the cost of a LoRA on the modules whose path ends in
+// one of targets; without targets, on every matrix but embeddings and output heads.
+func DescribeCheckpoint(c *checkpoint.Checkpoint, rank int, targets []string) (*Checkpoint, error) {
+	r := &Checkpoint{Kind: "checkpoint", ModelType: c.Config.ModelType, Files: len(c.Files), Bytes: c.Bytes(), Quantization: c.Config.QuantizationMethod}
+	counts := make(dtypeCounts)
+	for _, name := range c.Names() {
+		ref, _ := c.Lookup(name)
+		counts.add(ref.Tensor.DType, ref.Tensor.NBytes)
+		r.Tensors++
+		r.Parameters += ref.Tensor.Elements()
+	}
+	r.DTypes = counts.sorted()
+	r.Merged = merge.History(c)
+	if rank <= 0 {
+		return r, nil
+	}
+	var err error
+	r.Cost, err = cost(c, rank, targets, r.Parameters)
+	return r, err
+}
+
+// notLinear are the leaf names of modules with a matrix that is a table: all-linear leaves them and the heads out.
+var notLinear = []string{"embed_tokens", "wte", "wpe", "word_embeddings", "position_embeddings", "token_type_embeddings", "shared", "lm_head", "embed_positions", "embed_in", "embed_out", "relative_attention_bias"}
+
+func cost(c *checkpoint.Checkpoint, rank int, targets []string, total int64) (*Cost, error) {
+	byName := make(map[string]*TargetCost)
+	for _, target := range targets {
+		byName[target] = &TargetCost{Name: target}
+	}
+	sum := &Cost{Rank: rank, Targets: []TargetCost{}}
+	for _, name := range c.Names() {
+		module, isWeight := strings.CutSuffix(name, ".weight")
+		ref, _ := c.Lookup(name)
+		if !isWeight || len(ref.Tensor.Shape) != 2 {
+			continue
+		}
+		target := matchTarget(module, targets)
+		if target == "" {
+			continue
+		}
+		if byName[target] == nil {
+			byName[target] = &TargetCost{Name: target}
+		}
+		n := int64(rank) * int64(ref.Tensor.Shape[0]+ref.Tensor.Shape[1])
+		byName[target].Modules++
+		byName[target].Parameters += n
+		sum.Parameters += n
+	}
+	var missing []string
+	for name, t := range byName {
+		if t.Modules == 0 {
+			missing = append(missing, name)
+		}
+		sum.Targets = append(sum.Targets, *t)
+	}
+	sort.Slice(sum.Targets, func(i, j int) bool { return sum.Targets[i].Name < sum.Targets[j].Name })
+	if len(missing) > 0 {
+		sort.Strings(missing)
+		return nil, fault.New(fault.Mismatch, "no module of the checkpoint with a matrix is called %s", fault.List(missing, 5))
+	}
+	if total > 0 {
+		sum.Share = float64(sum.Parameters) / float64(total)
+	}
+	return sum, nil
+}
+
+// matchTarget returns the target that a module's path equals or ends in, as PEFT matches target_modules.
+func matchTarget(module string, targets []string) string {
+	for _, t := range targets {
+		if module == t || strings.HasSuffix(module, "."+t) {
+			return t
+		}
+	}
+	if len(targets) > 0 {
+		return ""
+	}
+	leaf := module[strings.LastIndex(module, ".")+1:]
+	for _, n := range notLinear {
+		if leaf == n {
+			return ""
+		}
+	}
+	return leaf
+}
