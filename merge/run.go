@@ -187,11 +187,10 @@ type writing struct {
 
 // worker is the memory of one goroutine.
 type worker struct {
-	block   []byte
-	other   []byte
-	narrow  *kernel.Scratch[float32]
-	broad   *kernel.Scratch[float64]
-	started bool
+	block  []byte
+	other  []byte
+	narrow *kernel.Scratch[float32]
+	broad  *kernel.Scratch[float64]
 }
 
 func (r *run) all(ctx context.Context) error {

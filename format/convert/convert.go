@@ -42,9 +42,18 @@ func openDir(dir string) (format.Source, error) {
 	for _, e := range entries {
 		names = append(names, e.Name())
 	}
+	var only []string
+	for _, name := range names {
+		if strings.HasSuffix(name, ".safetensors") {
+			only = append(only, name)
+		}
+	}
+	if isModel := slices.Contains(names, "config.json"); len(only) == 1 && !isModel {
+		return openPEFT(filepath.Join(dir, only[0]))
+	}
 	e := fault.New(fault.Unsupported, "the directory holds no %s", peftWeights).In(dir)
 	for _, name := range names {
-		if slices.Contains([]string{"adapter_model.bin", "adapter_model.pt", "adapter_model.pth"}, name) {
+		if slices.Contains([]string{".bin", ".pt", ".pth"}, filepath.Ext(name)) {
 			return nil, fault.New(fault.Unsupported, "%s is a pickle, which this version does not read", name).In(dir).
 				WithHint("load the adapter with PEFT and save it again: save_pretrained writes %s", peftWeights)
 		}

@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sort"
@@ -39,10 +40,14 @@ func (f *tensorFile) readPEFT(path string) error {
 		return err
 	}
 	if text == nil {
-		return fault.New(fault.Unsupported, "there is no %s beside the weights, and without it the scale is not known", peftConfig).In(path).
-			WithHint("put the %s that was saved with the adapter beside it", peftConfig)
+		return fault.New(fault.Unsupported, "there is no %s beside the weights, and their keys are %s", peftConfig, dialectOf(f.manifest.Tensors)).In(path).
+			WithHint("if PEFT made it, put the %s that was saved with it beside it", peftConfig)
 	}
 	config, err := parsePEFTConfig(text)
+	if errors.Is(err, errNotPEFT) {
+		return fault.New(fault.Unsupported, "the %s beside it is not PEFT's (it has no peft_type), and the keys are %s", peftConfig, dialectOf(f.manifest.Tensors)).In(path).
+			WithHint("this dialect is not read yet; convert the adapter to PEFT's with the tool that made it")
+	}
 	if err != nil {
 		return fault.InFile(err, siblingOf(path, peftConfig))
 	}

@@ -3,6 +3,7 @@ package convert
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -40,6 +41,9 @@ const (
 	defaultAlpha = 8
 )
 
+// errNotPEFT is a configuration of another tool: MLX, for one, writes its own under PEFT's name.
+var errNotPEFT = errors.New("no peft_type")
+
 // parsePEFTConfig reads a configuration. What it cannot give a meaning becomes a requirement, so that the adapter can still
 // be inspected and converted; only a text that is no configuration of PEFT is an error.
 func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
@@ -56,8 +60,7 @@ func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 		return nil, fault.New(fault.Corrupt, "not a configuration of PEFT: %v", err)
 	}
 	if c.PEFTType == "" {
-		return nil, fault.New(fault.Unsupported, "no peft_type: not a configuration of PEFT").
-			WithHint("some tools write a configuration of their own under this name; their dialects are not read yet")
+		return nil, errNotPEFT
 	}
 	c.PEFTType = strings.ToUpper(c.PEFTType)
 	if c.PEFTType != "LORA" {

@@ -8,29 +8,25 @@ import (
 	"strings"
 )
 
-// The kinds. Everything that is not one of them is an I/O error or a bug.
-var (
-	// Corrupt: bytes that violate the rules of their format.
-	Corrupt = errors.New("corrupt")
-	// Truncated: a file that ends before its own structure says so.
-	Truncated = errors.New("truncated")
-	// Unsupported: valid input that this version does not know how to use.
-	Unsupported = errors.New("unsupported")
-	// Limit: input larger than a stated bound.
-	Limit = errors.New("limit exceeded")
-	// Mismatch: inputs that are each valid and do not belong together.
-	Mismatch = errors.New("mismatch")
-	// Check: a check on the result did not hold.
-	Check = errors.New("check failed")
+// Kind is a kind of error. It is an error itself, so that errors.Is finds it; whatever wraps none is an I/O error or a bug.
+type Kind string
+
+// The kinds.
+const (
+	Corrupt     Kind = "corrupt"     // bytes that violate the rules of their format
+	Truncated   Kind = "truncated"   // a file that ends before its own structure says so
+	Unsupported Kind = "unsupported" // valid input that this version does not know how to use
+	Limit       Kind = "limit"       // input larger than a stated bound
+	Mismatch    Kind = "mismatch"    // inputs that are each valid and do not belong together
+	Check       Kind = "check"       // a check on the result that did not hold
 )
 
-var kinds = map[error]string{
-	Corrupt: "corrupt", Truncated: "truncated", Unsupported: "unsupported", Limit: "limit", Mismatch: "mismatch", Check: "check",
-}
+// Error returns the word for the kind.
+func (k Kind) Error() string { return string(k) }
 
 // Error is wrong input: what is wrong, in which file, at which byte, and what the user can do.
 type Error struct {
-	Kind error  // one of the kinds above
+	Kind Kind
 	Path string // the file, or "" where the caller knows it better
 	Off  int64  // byte offset in the file; 0 says nothing, as no error is about byte 0 alone
 	Rule string // the number of the rule of a specification, or ""
@@ -58,7 +54,7 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Kind }
 
 // New makes an error of a kind.
-func New(kind error, format string, args ...any) *Error {
+func New(kind Kind, format string, args ...any) *Error {
 	return &Error{Kind: kind, Msg: fmt.Sprintf(format, args...)}
 }
 
@@ -94,10 +90,9 @@ func InFile(err error, path string) error {
 
 // KindName returns the word for the kind that err wraps, or "io".
 func KindName(err error) string {
-	for kind, name := range kinds {
-		if errors.Is(err, kind) {
-			return name
-		}
+	var k Kind
+	if errors.As(err, &k) {
+		return string(k)
 	}
 	return "io"
 }

@@ -5,6 +5,7 @@
 package safetensors
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -49,6 +50,7 @@ type Header struct {
 	insertAt  int  // position in the JSON text where a metadata entry can be inserted
 	hasMeta   bool // whether insertAt lies in an existing __metadata__ object
 	emptyMeta bool // whether that object has no entries yet
+	nullMeta  bool // whether insertAt is that of a null in the place of the object
 	noTensors bool
 }
 
@@ -147,6 +149,11 @@ func (h *Header) scan(s *scanner) error {
 
 func (h *Header) scanMetadata(s *scanner) error {
 	h.Metadata = make(map[string]string)
+	if bytes.HasPrefix(s.text[s.pos:], []byte("null")) { // as MLX writes it
+		h.nullMeta, h.insertAt = true, s.pos
+		s.pos += len("null")
+		return nil
+	}
 	h.hasMeta, h.insertAt = true, s.pos+1
 	err := s.object(func(key string, at int) error {
 		if _, dup := h.Metadata[key]; dup {
@@ -275,7 +282,12 @@ func (h *Header) WithMetadata(raw []byte, key, value string) []byte {
 	if h.hasMeta && !h.emptyMeta {
 		entry = append(entry, ',')
 	}
-	if !h.hasMeta {
+	rest := text[h.insertAt:]
+	switch {
+	case h.nullMeta:
+		entry = append(append([]byte("{"), entry...), '}')
+		rest = rest[len("null"):]
+	case !h.hasMeta:
 		entry = append(append([]byte(`"__metadata__":{`), entry...), '}')
 		if !h.noTensors {
 			entry = append(entry, ',')
@@ -285,7 +297,7 @@ func (h *Header) WithMetadata(raw []byte, key, value string) []byte {
 	out := make([]byte, 8, len(raw)+grown)
 	out = append(out, text[:h.insertAt]...)
 	out = append(out, entry...)
-	out = append(out, text[h.insertAt:]...)
+	out = append(out, rest...)
 	for len(out) < len(raw)+grown {
 		out = append(out, ' ')
 	}
