@@ -152,4 +152,3 @@ func writeBase(t *testing.T, src format.Source) string {
 	}
 	return path
 }
-

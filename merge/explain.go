@@ -5,12 +5,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/internal/fault"
-)
-
-// The leaf names of modules whose weight is the input embedding or the output head of a language model.
-var (
-	embeddingNames = []string{"embed_tokens", "wte", "word_embeddings", "shared", "tok_embeddings", "embed_in"}
-	headNames      = []string{"lm_head", "embed_out", "output_projection"}
+	"github.com/loratool/loratool/internal/naming"
 )
 
 // tiesByDefault are the model types whose configuration class ties the head to the embedding when config.json does not say.
@@ -25,9 +20,8 @@ var headedArchitectures = []string{"LMHead", "CausalLM", "ConditionalGeneration"
 // checkTied refuses to change a tensor that the model uses twice, as input embedding and as output head: the change would
 // leak into the other end.
 func (r *resolver) checkTied(name string) error {
-	module, _, _ := cutLast(name, ".")
-	leaf := leafOf(module)
-	isEmbedding, isHead := slices.Contains(embeddingNames, leaf), slices.Contains(headNames, leaf)
+	module := naming.Module(name)
+	isEmbedding, isHead := naming.IsInputEmbedding(module), naming.IsHead(module)
 	if !isEmbedding && !isHead {
 		return nil
 	}
@@ -54,8 +48,7 @@ func (r *resolver) isTied() (tied, certain bool) {
 	config := r.plan.base.Config
 	hasHead := false
 	for _, name := range r.plan.base.Names() {
-		module, _, _ := cutLast(name, ".")
-		hasHead = hasHead || slices.Contains(headNames, leafOf(module))
+		hasHead = hasHead || naming.IsHead(naming.Module(name))
 	}
 	if !config.Found {
 		return !hasHead, false
@@ -78,8 +71,8 @@ func (r *resolver) isTied() (tied, certain bool) {
 // explainMissing says why the base lacks tensors that the adapter wants to change.
 func (r *resolver) explainMissing(wanted, missing []string) error {
 	for _, name := range missing {
-		module, _, _ := cutLast(name, ".")
-		if slices.Contains(headNames, leafOf(module)) {
+		module := naming.Module(name)
+		if naming.IsHead(module) {
 			if tied, certain := r.isTied(); tied && certain {
 				return r.tiedError(name)
 			}

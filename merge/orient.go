@@ -5,13 +5,8 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
 )
-
-// conv1DModels are the model types of transformers whose linear layers are Conv1D, which stores its weight n×m.
-var conv1DModels = map[string]bool{"gpt2": true, "openai-gpt": true, "imagegpt": true, "decision_transformer": true}
-
-// conv1DNames are the leaf names that these models give to Conv1D modules.
-var conv1DNames = map[string]bool{"c_attn": true, "c_proj": true, "c_fc": true, "q_attn": true}
 
 // orientation decides whether the base stores the weight of a layer transposed. The shape tells, and where it is square, what
 // the base is: its model type, and how it stores the other weights of modules with the same name. Only then the word of
@@ -46,17 +41,17 @@ func (r *resolver) wrongBase() string {
 }
 
 func (r *resolver) orientSquare(l *format.Layer) bool {
-	leaf := leafOf(l.Module)
+	leaf := naming.Leaf(l.Module)
 	config := r.plan.base.Config
 	var turned bool
 	switch votes := r.transposed[leaf]; {
 	case votes != 0:
 		turned = votes > 0
 	case config.ModelType != "":
-		turned = conv1DModels[config.ModelType] && conv1DNames[leaf]
-	case r.transposed[""] != 0 && conv1DNames[leaf]:
+		turned = naming.IsConv1DModel(config.ModelType) && naming.IsConv1DName(leaf)
+	case r.transposed[""] != 0 && naming.IsConv1DName(leaf):
 		turned = r.transposed[""] > 0
-	case conv1DNames[leaf] && r.adapter.Orientation != format.OrientationUnknown:
+	case naming.IsConv1DName(leaf) && r.adapter.Orientation != format.OrientationUnknown:
 		r.guessed = append(r.guessed, l.Module)
 		return r.adapter.Orientation == format.NxM
 	default:
@@ -94,21 +89,13 @@ func (r *resolver) countOrientations() map[string]int {
 		case shape[0] == n && shape[1] == m:
 			vote = 1
 		}
-		leaf := leafOf(l.Module)
+		leaf := naming.Leaf(l.Module)
 		votes[leaf] += vote
-		if conv1DNames[leaf] {
+		if naming.IsConv1DName(leaf) {
 			votes[""] += vote
 		}
 	}
 	return votes
-}
-
-func leafOf(module string) string {
-	_, leaf, found := cutLast(module, ".")
-	if !found {
-		return module
-	}
-	return leaf
 }
 
 func quote(s string) string { return `"` + strings.ReplaceAll(s, `"`, `\"`) + `"` }

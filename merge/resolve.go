@@ -110,17 +110,9 @@ func (r *resolver) target(name string) (*target, error) {
 	if err := r.checkTied(actual); err != nil {
 		return nil, err
 	}
-	module, _, _ := cutLast(actual, ".")
-	t = &target{ref: ref, module: module}
+	t = &target{ref: ref, module: naming.Module(actual)}
 	r.byTensor[actual] = t
 	return t, nil
-}
-
-func cutLast(s, sep string) (before, after string, found bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return s, "", false
 }
 
 func (r *resolver) blob(i int) blob { return blob{source: r.plan.adapters[r.index].Source, index: i} }

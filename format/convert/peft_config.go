@@ -12,6 +12,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
 )
 
 // peftConfigFile is adapter_config.json, as far as it changes what an adapter does.
@@ -195,19 +196,12 @@ func (c *peftConfigFile) alpha(module string) (float64, *patternMatch) {
 // isExpert reports whether target_parameters names a parameter of a module.
 func (c *peftConfigFile) isExpert(module string) bool {
 	for _, p := range c.Parameters {
-		parent, _, _ := cutLast(p, ".")
+		parent := naming.Module(p)
 		if module == parent || strings.HasSuffix(module, "."+parent) {
 			return true
 		}
 	}
 	return false
-}
-
-func cutLast(s, sep string) (before, after string, found bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return s, "", false
 }
 
 // tokenRows returns the rows that the tokens of a module's token adapter are, or why they cannot be known.

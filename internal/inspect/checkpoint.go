@@ -6,6 +6,7 @@ import (
 
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/merge"
 )
 
@@ -60,9 +61,6 @@ func DescribeCheckpoint(c *checkpoint.Checkpoint, rank int, targets []string) (*
 	return r, err
 }
 
-// notLinear are the leaf names of modules with a matrix that is a table: all-linear leaves them and the heads out.
-var notLinear = []string{"embed_tokens", "wte", "wpe", "word_embeddings", "position_embeddings", "token_type_embeddings", "shared", "lm_head", "embed_positions", "embed_in", "embed_out", "relative_attention_bias"}
-
 func cost(c *checkpoint.Checkpoint, rank int, targets []string, total int64) (*Cost, error) {
 	byName := make(map[string]*TargetCost)
 	for _, target := range targets {
@@ -115,11 +113,8 @@ func matchTarget(module string, targets []string) string {
 	if len(targets) > 0 {
 		return ""
 	}
-	leaf := module[strings.LastIndex(module, ".")+1:]
-	for _, n := range notLinear {
-		if leaf == n {
-			return ""
-		}
+	if naming.IsEmbedding(module) || naming.IsHead(module) {
+		return ""
 	}
-	return leaf
+	return naming.Leaf(module)
 }

@@ -1,0 +1,91 @@
+package rank
+
+import (
+	"context"
+	"math"
+
+	"github.com/loratool/loratool/internal/kernel"
+	"github.com/loratool/loratool/internal/parallel"
+)
+
+// Operator is a matrix that is given by its products with thin matrices, so that it need not be in memory in one piece. The
+// result of a product may not depend on the number of workers.
+type Operator interface {
+	// Dims returns the number of rows m and of columns n.
+	Dims() (m, n int)
+	// Mul writes Δ·X to dst (m×b) for X (n×b), both row-major.
+	Mul(ctx context.Context, dst, x []float32, b int) error
+	// MulT writes Δᵀ·Y to dst (n×b) for Y (m×b).
+	MulT(ctx context.Context, dst, y []float32, b int) error
+}
+
+// Dense is a matrix in memory, row-major.
+type Dense struct {
+	M, N    int
+	Data    []float32 // M×N
+	Workers int       // goroutines; 0 is one per processor
+}
+
+// Dims returns the number of rows and of columns.
+func (d *Dense) Dims() (m, n int) { return d.M, d.N }
+
+// The blocks of the products. They are fixed, so that a sum has the same order whoever computes it.
+const (
+	rowBlock    = 128
+	columnBlock = 512
+)
+
+// Mul writes Δ·X to dst.
+func (d *Dense) Mul(ctx context.Context, dst, x []float32, b int) error {
+	return parallel.For(ctx, d.Workers, blocks(d.M, rowBlock), func(_, i int) error {
+		lo, hi := i*rowBlock, min((i+1)*rowBlock, d.M)
+		kernel.MulThin(dst[lo*b:hi*b], d.Data[lo*d.N:hi*d.N], x, hi-lo, d.N, b)
+		return nil
+	})
+}
+
+// MulT writes Δᵀ·Y to dst.
+func (d *Dense) MulT(ctx context.Context, dst, y []float32, b int) error {
+	return parallel.For(ctx, d.Workers, blocks(d.N, columnBlock), func(_, i int) error {
+		lo, hi := i*columnBlock, min((i+1)*columnBlock, d.N)
+		kernel.MulThinT(dst[lo*b:hi*b], d.Data[lo:], y, d.M, hi-lo, d.N, b)
+		return nil
+	})
+}
+
+// SumSquares is ‖Δ‖_F², accumulated in float64.
+func (d *Dense) SumSquares(ctx context.Context) (float64, error) {
+	return sumBlocks(ctx, d.Workers, blocks(d.M, rowBlock), func(i int) float64 {
+		var sum float64
+		for _, x := range d.Data[i*rowBlock*d.N : min((i+1)*rowBlock, d.M)*d.N] {
+			sum += float64(x) * float64(x)
+		}
+		return sum
+	})
+}
+
+// ResidualSquares is ‖Δ − B·A‖_F² for B (m×r) and A (r×n), by comparing every element.
+func (d *Dense) ResidualSquares(ctx context.Context, b, a []float32, r int) (float64, error) {
+	return sumBlocks(ctx, d.Workers, blocks(d.M, rowBlock), func(i int) float64 {
+		lo, hi := i*rowBlock, min((i+1)*rowBlock, d.M)
+		return kernel.ResidualSquares(d.Data[lo*d.N:hi*d.N], b[lo*r:hi*r], a, hi-lo, d.N, r)
+	})
+}
+
+func blocks(n, size int) int { return (n + size - 1) / size }
+
+// sumBlocks adds up one number per block, in the order of the blocks.
+func sumBlocks(ctx context.Context, workers, n int, f func(i int) float64) (float64, error) {
+	parts := make([]float64, n)
+	err := parallel.For(ctx, workers, n, func(_, i int) error {
+		parts[i] = f(i)
+		return nil
+	})
+	var sum float64
+	for _, p := range parts {
+		sum += p
+	}
+	return sum, err
+}
+
+func norm(squares float64) float64 { return math.Sqrt(max(squares, 0)) }
