@@ -32,4 +32,5 @@ const (
 	FeatureTokenIndices       = "token-indices"
 	FeatureUnknownTensor      = "unknown-tensor"
 	FeatureVeLoRA             = "velora"
+	FeatureWeightTying        = "weight-tying" // Δ of an embedding is meant for the output head that is tied to it, too
 )

@@ -4,18 +4,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
 )
-
-// tiesByDefault are the model types whose configuration class ties the head to the embedding when config.json does not say.
-var tiesByDefault = []string{
-	"gpt2", "t5", "mt5", "bart", "mbart", "bert", "roberta", "distilbert", "albert", "electra", "opt", "bloom", "gemma", "gemma2",
-	"gemma3", "gemma3_text", "cohere", "whisper", "xglm", "codegen", "m2m_100", "pegasus", "led", "marian",
-}
-
-// headedArchitectures are parts of the names of classes that have a head over the vocabulary.
-var headedArchitectures = []string{"LMHead", "CausalLM", "ConditionalGeneration", "MaskedLM", "PreTraining", "Seq2SeqLM"}
 
 // checkTied refuses to change a tensor that the model uses twice, as input embedding and as output head: the change would
 // leak into the other end.
@@ -26,7 +18,7 @@ func (r *resolver) checkTied(name string) error {
 		return nil
 	}
 	tied, certain := r.isTied()
-	if !tied {
+	if !tied || isEmbedding && r.meansBothEnds() {
 		return nil
 	}
 	if !certain {
@@ -38,6 +30,12 @@ func (r *resolver) checkTied(name string) error {
 	return r.tiedError(name)
 }
 
+// meansBothEnds reports whether the adapter says that its change of the embedding is meant for the tied head as well
+// (ensure_weight_tying of PEFT), so that changing the one tensor is what it asks for.
+func (r *resolver) meansBothEnds() bool {
+	return slices.ContainsFunc(r.adapter.Requires, func(q format.Requirement) bool { return q.Feature == format.FeatureWeightTying })
+}
+
 func (r *resolver) tiedError(name string) error {
 	return fault.New(fault.Unsupported, "the adapter changes %q, which the base has tied to its other end: input embedding and output head are one tensor, and the change would apply to both", name).
 		WithHint("untie the base first: store the head under its own name and set tie_word_embeddings to false")
@@ -45,27 +43,11 @@ func (r *resolver) tiedError(name string) error {
 
 // isTied reports whether the base ties its head to its embedding, and whether that is certain or only possible.
 func (r *resolver) isTied() (tied, certain bool) {
-	config := r.plan.base.Config
-	hasHead := false
-	for _, name := range r.plan.base.Names() {
-		hasHead = hasHead || naming.IsHead(naming.Module(name))
+	c := r.plan.base
+	if !c.Config.Found {
+		return naming.IsTied(c.Names(), "", nil, nil), false
 	}
-	if !config.Found {
-		return !hasHead, false
-	}
-	headed := len(config.Architectures) == 0
-	for _, a := range config.Architectures {
-		for _, part := range headedArchitectures {
-			headed = headed || strings.Contains(a, part)
-		}
-	}
-	switch {
-	case !headed:
-		return false, true
-	case config.TieWordEmbeddings != nil:
-		return *config.TieWordEmbeddings, true
-	}
-	return !hasHead && slices.Contains(tiesByDefault, config.ModelType), true
+	return naming.IsTied(c.Names(), c.Config.ModelType, c.Config.Architectures, c.Config.TieWordEmbeddings), true
 }
 
 // explainMissing says why the base lacks tensors that the adapter wants to change.

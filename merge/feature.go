@@ -10,7 +10,7 @@ import (
 )
 
 // applied are the features that this version applies.
-var applied = map[string]bool{format.FeatureLoRABias: true}
+var applied = map[string]bool{format.FeatureLoRABias: true, format.FeatureWeightTying: true}
 
 // explanation says why a feature keeps an adapter from being merged, and what its user can do.
 type explanation struct{ why, hint string }

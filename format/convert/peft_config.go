@@ -96,7 +96,7 @@ func (c *peftConfigFile) require(feature, where string) {
 var peftFields = map[string]string{
 	"peft_type": "", "peft_version": "", "base_model_name_or_path": "", "revision": "", "task_type": "", "inference_mode": "", "auto_mapping": "",
 	"r": "", "lora_alpha": "", "use_rslora": "", "rank_pattern": "", "alpha_pattern": "", "fan_in_fan_out": "",
-	"bias": "", "lora_bias": "", "modules_to_save": "", "trainable_token_indices": "", "ensure_weight_tying": "",
+	"bias": "", "lora_bias": "", "modules_to_save": "", "trainable_token_indices": "",
 	"target_modules": "", "exclude_modules": "", "layers_to_transform": "", "layers_pattern": "",
 	"lora_dropout": "", "init_lora_weights": "", "eva_config": "", "corda_config": "", "loftq_config": "", "lora_ga_config": "",
 	"lora_plus_lr_ratio": "", "megatron_config": "", "megatron_core": "", "qalora_group_size": "", "runtime_config": "", "merge_weights": "",
@@ -111,6 +111,7 @@ var peftFields = map[string]string{
 	"layer_replication":       format.FeatureLayerReplication,
 	"target_parameters":       format.FeatureExperts,
 	"enable_lora":             format.FeatureMergedLinear,
+	"ensure_weight_tying":     format.FeatureWeightTying,
 }
 
 // peftInits are the values of init_lora_weights after which the base is no longer the one that the adapter was started on;

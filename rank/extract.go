@@ -1,0 +1,206 @@
+package rank
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"sort"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
+)
+
+// ExtractOptions say what to extract and how. The zero value of all but Rule is ready.
+type ExtractOptions struct {
+	Rule    Rule             // chooses the rank of every layer
+	Include []*regexp.Regexp // names of tensors to extract; none is all
+	Exclude []*regexp.Regexp // names to leave out
+	DType   dtype.Type       // of the factors; 0 is F32
+	Only    bool             // leave out what low rank cannot hold, in place of carrying it beside
+	Strict  bool             // fail if anything is left out or carried
+	SVD     Options
+	Workers int
+	Layer   func(tensor string, bytes int64) // called when a tensor is done; nil is silent
+	Tool    string                           // name and version of the program, for the provenance
+}
+
+// Extraction is a plan to turn a fine-tuned checkpoint into an adapter. It has read headers only.
+type Extraction struct {
+	base, tuned *checkpoint.Checkpoint
+	options     ExtractOptions
+	pairs       []pair // present in both, same shape, both floats
+	skipped     []Skipped
+}
+
+// Skipped is a tensor that is not extracted.
+type Skipped struct {
+	Tensor string `json:"tensor"`
+	Why    string `json:"why"`
+}
+
+// Why a tensor is skipped.
+const (
+	whyUnchanged = "unchanged"
+	whyExcluded  = "excluded"
+	whyGone      = "only in the base"
+	whyNew       = "only in the tuned checkpoint"
+)
+
+// OpenExtraction compares the headers of two checkpoints. The caller closes the extraction.
+func OpenExtraction(basePath, tunedPath string, o ExtractOptions) (*Extraction, error) {
+	if o.Rule == nil {
+		return nil, errors.New("internal error: extraction without a rule")
+	}
+	base, err := checkpoint.Open(basePath)
+	if err != nil {
+		return nil, err
+	}
+	tuned, err := checkpoint.Open(tunedPath)
+	if err != nil {
+		return nil, errors.Join(err, base.Close())
+	}
+	e := &Extraction{base: base, tuned: tuned, options: o}
+	if e.options.DType == dtype.Invalid {
+		e.options.DType = dtype.F32
+	}
+	if err := e.plan(); err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return e, nil
+}
+
+// Close closes both checkpoints.
+func (e *Extraction) Close() error { return errors.Join(e.base.Close(), e.tuned.Close()) }
+
+func (e *Extraction) skip(name, format string, args ...any) {
+	e.skipped = append(e.skipped, Skipped{Tensor: name, Why: fmt.Sprintf(format, args...)})
+}
+
+// plan pairs the tensors by name.
+func (e *Extraction) plan() error {
+	for _, c := range []*checkpoint.Checkpoint{e.base, e.tuned} {
+		if q := c.Config.QuantizationMethod; q != "" {
+			return fault.New(fault.Unsupported, "the checkpoint is quantised (config.json says %s)", q).In(c.Path).
+				WithHint("extract from checkpoints in F32, F16 or BF16")
+		}
+	}
+	common, sameShape := 0, 0
+	for _, name := range e.base.Names() {
+		if _, ok := e.tuned.Lookup(name); !ok {
+			e.skip(name, whyGone)
+		}
+	}
+	for _, name := range e.tuned.Names() {
+		ref, ok := e.base.Lookup(name)
+		tuned, _ := e.tuned.Lookup(name)
+		switch {
+		case !ok:
+			e.skip(name, whyNew)
+			continue
+		case !slices.Equal(ref.Tensor.Shape, tuned.Tensor.Shape):
+			common++
+			e.skip(name, "reshaped from %d to %d", ref.Tensor.Shape, tuned.Tensor.Shape)
+			continue
+		case !ref.Tensor.DType.IsFloat() || !tuned.Tensor.DType.IsFloat():
+			common, sameShape = common+1, sameShape+1
+			e.skip(name, "stored as %v and %v", ref.Tensor.DType, tuned.Tensor.DType)
+			continue
+		case !e.selected(name):
+			common, sameShape = common+1, sameShape+1
+			e.skip(name, whyExcluded)
+			continue
+		}
+		common, sameShape = common+1, sameShape+1
+		e.pairs = append(e.pairs, pair{
+			name:  name,
+			base:  located{e.base.Files[ref.File], ref},
+			tuned: located{e.tuned.Files[tuned.File], tuned},
+		})
+	}
+	switch {
+	case common == 0:
+		return fault.New(fault.Mismatch, "the two checkpoints have no tensor name in common: %s against %s",
+			fault.List(e.base.Names(), 2), fault.List(e.tuned.Names(), 2)).WithHint("give the base that the tuned checkpoint was trained from")
+	case sameShape == 0:
+		return fault.New(fault.Mismatch, "the two checkpoints have %d tensor names in common and none with the same shape", common).
+			WithHint("they are models of different sizes; give the base that the tuned checkpoint was trained from")
+	case len(e.pairs) == 0:
+		return fault.New(fault.Mismatch, "nothing is left to extract: %d tensors are excluded or not of a float dtype", sameShape)
+	}
+	// By position, so that files are read from front to back.
+	sort.SliceStable(e.pairs, func(i, j int) bool {
+		a, b := e.pairs[i].tuned.ref, e.pairs[j].tuned.ref
+		return a.File < b.File || a.File == b.File && a.Tensor.Off < b.Tensor.Off
+	})
+	return nil
+}
+
+func (e *Extraction) selected(name string) bool {
+	matches := func(re *regexp.Regexp) bool { return re.MatchString(name) }
+	return (len(e.options.Include) == 0 || slices.ContainsFunc(e.options.Include, matches)) && !slices.ContainsFunc(e.options.Exclude, matches)
+}
+
+// Bytes is what the extraction has to read of the tuned checkpoint.
+func (e *Extraction) Bytes() (n int64) {
+	for i := range e.pairs {
+		n += e.pairs[i].tuned.ref.Tensor.NBytes
+	}
+	return n
+}
+
+// Planned is one tensor that will be compared.
+type Planned struct {
+	Tensor string   `json:"tensor"`
+	Shape  []uint64 `json:"shape"`
+	Kind   string   `json:"kind"` // of the layer it would be, or "beside"
+}
+
+// Planned lists the tensors that are in both checkpoints and will be compared, and Skipped what the headers alone rule out.
+func (e *Extraction) Planned() (planned []Planned, skipped []Skipped) {
+	for i := range e.pairs {
+		p := &e.pairs[i]
+		kind := "beside"
+		if view, ok := e.view(p); ok {
+			kind = string(view.kind)
+		}
+		planned = append(planned, Planned{Tensor: p.name, Shape: p.tuned.ref.Tensor.Shape, Kind: kind})
+	}
+	return planned, e.skipped
+}
+
+// view is how a tensor is seen as a matrix: what its layer is, and whether the base stores it n×m.
+type view struct {
+	module     string
+	kind       format.Kind
+	rows, cols int // of the tensor as it is stored
+	transposed bool
+	shape      []uint64
+}
+
+// view returns how a tensor is decomposed; ok is false for what low rank cannot hold.
+func (e *Extraction) view(p *pair) (view, bool) {
+	shape := p.tuned.ref.Tensor.Shape
+	module, isWeight := strings.CutSuffix(p.name, ".weight")
+	if !isWeight || len(shape) < 2 || slices.Contains(shape, 0) {
+		return view{}, false
+	}
+	n := p.tuned.ref.Tensor.Elements()
+	v := view{module: module, kind: format.Linear, rows: int(shape[0]), cols: int(n / int64(shape[0])), shape: shape}
+	switch {
+	case len(shape) > 5:
+		return view{}, false
+	case len(shape) > 2:
+		v.kind = format.Conv
+	case naming.IsEmbedding(module):
+		v.kind = format.Embedding
+		v.transposed = true
+	case naming.IsConv1DModel(e.base.Config.ModelType) && naming.IsConv1DName(module):
+		v.transposed = true
+	}
+	return v, true
+}

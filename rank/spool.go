@@ -1,0 +1,75 @@
+package rank
+
+import (
+	"context"
+	"io"
+	"os"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+)
+
+// spool is a source in the making: its tensors go to a temporary file one after the other, so that an adapter of any size takes
+// no memory. Closing it removes the file.
+type spool struct {
+	file     *os.File
+	manifest format.Manifest
+	offsets  []int64
+	size     int64
+}
+
+func newSpool() (*spool, error) {
+	f, err := os.CreateTemp("", "loratool-extract-*")
+	if err != nil {
+		return nil, err
+	}
+	os.Remove(f.Name()) // where the system allows it, the file goes with the handle, however the process ends
+	return &spool{file: f}, nil
+}
+
+// add appends a tensor and returns its index.
+func (s *spool) add(name string, d dtype.Type, shape []uint64, data []byte) (int, error) {
+	if _, err := s.file.WriteAt(data, s.size); err != nil {
+		return 0, err
+	}
+	return s.enter(name, d, shape, int64(len(data))), nil
+}
+
+// copy appends a tensor whose n bytes lie in src at off.
+func (s *spool) copy(ctx context.Context, name string, d dtype.Type, shape []uint64, src io.ReaderAt, off, n int64) (int, error) {
+	const piece = 1 << 20
+	buf := make([]byte, min(n, piece))
+	for done := int64(0); done < n; done += piece {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		p := buf[:min(piece, n-done)]
+		if _, err := io.ReadFull(io.NewSectionReader(src, off+done, int64(len(p))), p); err != nil {
+			return 0, err
+		}
+		if _, err := s.file.WriteAt(p, s.size+done); err != nil {
+			return 0, err
+		}
+	}
+	return s.enter(name, d, shape, n), nil
+}
+
+func (s *spool) enter(name string, d dtype.Type, shape []uint64, n int64) int {
+	s.manifest.Tensors = append(s.manifest.Tensors, format.Tensor{Name: name, DType: d, Shape: shape})
+	s.offsets = append(s.offsets, s.size)
+	s.size += n
+	return len(s.offsets) - 1
+}
+
+func (s *spool) Manifest() *format.Manifest { return &s.manifest }
+
+func (s *spool) ReadBlobAt(p []byte, i int, off int64) error {
+	_, err := io.ReadFull(io.NewSectionReader(s.file, s.offsets[i]+off, int64(len(p))), p)
+	return err
+}
+
+func (s *spool) Close() error {
+	err := s.file.Close()
+	os.Remove(s.file.Name())
+	return err
+}
