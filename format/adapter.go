@@ -15,12 +15,12 @@ import (
 
 // The kinds of error that input leads to, for errors.Is.
 var (
-	ErrCorrupt     error = fault.Corrupt     // bytes that violate the rules of their format
-	ErrTruncated   error = fault.Truncated   // a file that ends before its own structure says so
-	ErrUnsupported error = fault.Unsupported // valid input that this version does not know how to use
-	ErrLimit       error = fault.Limit       // input larger than a stated bound
-	ErrMismatch    error = fault.Mismatch    // inputs that are each valid and do not belong together
-	ErrCheck       error = fault.Check       // a check on a result that did not hold
+	ErrCorrupt     = fault.Corrupt     // bytes that violate the rules of their format
+	ErrTruncated   = fault.Truncated   // a file that ends before its own structure says so
+	ErrUnsupported = fault.Unsupported // valid input that this version does not know how to use
+	ErrLimit       = fault.Limit       // input larger than a stated bound
+	ErrMismatch    = fault.Mismatch    // inputs that are each valid and do not belong together
+	ErrCheck       = fault.Check       // a check on a result that did not hold
 )
 
 // Source is an adapter, or a bundle of adapters, whatever it is stored in. Its methods may be called from several
