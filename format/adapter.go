@@ -40,7 +40,7 @@ type Manifest struct {
 	Tensors     []Tensor
 	Attachments []Attachment
 	Metadata    map[string]string
-	Provenance  map[string]string
+	Provenance  Provenance
 	Notes       []string // what the reader noticed and a user should know; not part of the content
 }
 
@@ -64,16 +64,33 @@ func (t *Tensor) Elements() int64 {
 	return int64(n)
 }
 
-// Attachment is a file that is carried verbatim.
+// Attachment is a file, or the beginning of one, that is carried verbatim.
 type Attachment struct {
 	Name   string
 	NBytes int64
+	// SHA256 is that of the file which the attachment restores, as 64 hex digits, or empty: of the source file for
+	// source.safetensors.header, of the attachment itself otherwise.
+	SHA256 string
+}
+
+// The names that are reserved for attachments. In a file with several adapters each is preceded by the adapter's name
+// and a slash.
+const (
+	PEFTConfig   = "adapter_config.json"       // PEFT's configuration
+	ModelCard    = "README.md"                 // the model card
+	SourceHeader = "source.safetensors.header" // the beginning of the safetensors file that the adapter was read from
+)
+
+// Provenance says how a file came about.
+type Provenance struct {
+	Source        string // what it was made from, in words or as a file name
+	Tool, Version string // the program that wrote the file
 }
 
 // Adapter is one adapter of a source.
 type Adapter struct {
 	Name        string // within a bundle; "" where there is one
-	Method      string // "lora", "dora", or the producer's word
+	Method      string // "lora", "dora", or "other:" and the producer's word
 	Dialect     string // whose file it was: "peft", …
 	Base        Base
 	Orientation Orientation

@@ -123,7 +123,7 @@ func (r *extracting) all(ctx context.Context) error {
 	r.total()
 	r.markTied()
 	r.spool.manifest.Adapters = []format.Adapter{r.adapter}
-	r.spool.manifest.Provenance = map[string]string{"tool": r.options.Tool, "source": "extracted from a fine-tuned checkpoint"}
+	r.spool.manifest.Provenance = format.Provenance{Tool: r.options.Tool, Source: "extracted from a fine-tuned checkpoint"}
 	return nil
 }
 
