@@ -1,0 +1,37 @@
+package format
+
+import (
+	"fmt"
+
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// ruleKinds has, by its number, the kind of error that spec/FORMAT.md gives a rule.
+var ruleKinds = [...]fault.Kind{
+	1: ErrTruncated,
+
+	2: ErrCorrupt, 3: ErrCorrupt, // the file
+	4: ErrUnsupported, 5: ErrUnsupported, 6: ErrLimit, 7: ErrCorrupt, 8: ErrCorrupt, 9: ErrLimit, // head
+
+	10: ErrCorrupt, 11: ErrCorrupt, 12: ErrCorrupt, 13: ErrCorrupt, 14: ErrCorrupt, 15: ErrCorrupt, // data frames
+	16: ErrCorrupt, 17: ErrCorrupt,
+
+	18: ErrCorrupt, 19: ErrCorrupt, 20: ErrCorrupt, 21: ErrCorrupt, 22: ErrCorrupt, 23: ErrCorrupt, // manifest text
+	24: ErrLimit, 25: ErrLimit,
+
+	26: ErrCorrupt, 27: ErrCorrupt, 28: ErrCorrupt, 29: ErrUnsupported, 30: ErrCorrupt, 31: ErrCorrupt, // records
+	32: ErrLimit, 33: ErrCorrupt, 34: ErrCorrupt, 35: ErrCorrupt, 36: ErrCorrupt, 37: ErrCorrupt,
+	38: ErrCorrupt, 39: ErrCorrupt, 40: ErrCorrupt, 41: ErrCorrupt, 42: ErrCorrupt, 43: ErrCorrupt,
+	44: ErrCorrupt, 45: ErrCorrupt, 46: ErrCorrupt, 47: ErrCorrupt, 48: ErrCorrupt, 49: ErrLimit,
+	50: ErrLimit, 51: ErrLimit, 52: ErrCorrupt, 53: ErrCorrupt, 54: ErrCorrupt, 55: ErrCorrupt,
+
+	56: ErrLimit, 57: ErrLimit, // chunks
+
+	58: ErrCorrupt, 59: ErrCorrupt, 60: ErrCorrupt, 61: ErrCorrupt, 62: ErrCorrupt, // digests
+	63: ErrCorrupt, 64: ErrCorrupt, 65: ErrCorrupt, 66: ErrCorrupt, // seek table
+}
+
+// broken is the error for bytes that break a rule of the specification: what was found and expected.
+func broken(rule int, format string, args ...any) *fault.Error {
+	return &fault.Error{Kind: ruleKinds[rule], Rule: fmt.Sprintf("R%d", rule), Msg: fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,203 @@
+package format
+
+import (
+	"errors"
+
+	"github.com/klauspost/compress/huff0"
+	"github.com/klauspost/compress/zstd"
+)
+
+// This file is the only one that knows a zstd library.
+
+// coder makes data frames; it is scratch memory, for one goroutine at a time.
+type coder struct {
+	cutter cutter
+	huff   huff0.Scratch
+	stock  *zstd.Encoder
+	spare  []byte
+}
+
+// stockRatio: a chunk that shrinks below 1/stockRatio holds repetitions, which blocks of literals cannot express.
+const stockRatio = 2
+
+// encode appends the data frame for coded bytes made of planes of width bytes each, and of one plane for width 1. The
+// frame has at most bound(len(coded)) bytes. The bytes depend on the input alone.
+func (c *coder) encode(dst, coded []byte, width int) []byte {
+	start := len(dst)
+	dst = c.literals(dst, coded, len(coded)/width)
+	if width == 1 || (len(dst)-start)*stockRatio < len(coded) {
+		c.spare = c.encodeStock(c.spare[:0], coded)
+		if len(c.spare) < len(dst)-start {
+			dst = append(dst[:start], c.spare...)
+		}
+	}
+	return dst
+}
+
+// encodeStock appends the data frame that the library makes.
+func (c *coder) encodeStock(dst, coded []byte) []byte {
+	if c.stock == nil {
+		var err error
+		c.stock, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithSingleSegment(true), zstd.WithEncoderCRC(true),
+			zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithLowerEncoderMem(true), zstd.WithZeroFrames(true))
+		if err != nil {
+			panic("format: " + err.Error()) // the options are constants
+		}
+	}
+	return c.stock.EncodeAll(coded, dst)
+}
+
+// literals appends a data frame of blocks without sequences.
+func (c *coder) literals(dst, coded []byte, plane int) []byte {
+	w := blockWriter{dst: appendFrameHeader(dst, len(coded)), coded: coded, huff: &c.huff}
+	for at := 0; at < len(coded); {
+		segments, n := c.cutter.cut(coded[at:], at, plane)
+		for i := range segments {
+			w.add(segments[i].kind, segments[i].n)
+		}
+		at += n
+	}
+	return le.AppendUint32(w.end(), uint32(xxh64(coded)))
+}
+
+// appendFrameHeader appends the header of a data frame of n decoded bytes.
+func appendFrameHeader(dst []byte, n int) []byte {
+	dst = le.AppendUint32(dst, frameMagic)
+	switch {
+	case n < 1<<8:
+		return append(dst, frameDescriptor, byte(n))
+	case n < 1<<16+1<<8:
+		return le.AppendUint16(append(dst, frameDescriptor|1<<6), uint16(n-256))
+	}
+	return le.AppendUint32(append(dst, frameDescriptor|2<<6), uint32(n))
+}
+
+// blockWriter appends the blocks of a frame. Neighbouring raw blocks become one.
+type blockWriter struct {
+	dst      []byte
+	coded    []byte
+	from, to int // the part of coded that waits for a raw block
+	header   int // where the last block begins in dst; 0 before the first
+	huff     *huff0.Scratch
+}
+
+// add appends a block of the given kind for the next n bytes, or a raw one where that is not larger.
+func (w *blockWriter) add(kind, n int) {
+	p := w.coded[w.to : w.to+n]
+	switch {
+	case kind == rleBlock:
+		w.flush()
+		w.block(rleBlock, n)
+		w.dst = append(w.dst, p[0])
+		w.from = w.to + n
+	case kind == compressedBlock && w.huffman(p):
+		w.from = w.to + n
+	}
+	w.to += n
+	if w.to-w.from >= maxBlockBytes {
+		w.rawBlock(maxBlockBytes)
+	}
+}
+
+// end appends what waits, marks the last block and returns the frame so far.
+func (w *blockWriter) end() []byte {
+	w.flush()
+	if w.header == 0 {
+		w.rawBlock(0)
+	}
+	w.dst[w.header] |= 1
+	return w.dst
+}
+
+func (w *blockWriter) flush() {
+	if w.from < w.to {
+		w.rawBlock(w.to - w.from)
+	}
+}
+
+func (w *blockWriter) rawBlock(n int) {
+	w.block(rawBlock, n)
+	w.dst = append(w.dst, w.coded[w.from:w.from+n]...)
+	w.from += n
+}
+
+// block appends a block header.
+func (w *blockWriter) block(kind, size int) {
+	w.header = len(w.dst)
+	w.dst = appendUint24(w.dst, uint64(kind<<1|size<<3))
+}
+
+const (
+	huffmanLiterals = 2         // Literals_Block_Type
+	maxOneStream    = 1<<10 - 1 // the most literals in one stream; more are cut into four
+)
+
+// huffman appends a block whose literals section is p under a Huffman code of its own, with no sequences behind it (RFC
+// 8878, section 3.1.1.3.1), and reports whether that is smaller than p. Otherwise nothing is appended.
+func (w *blockWriter) huffman(p []byte) bool {
+	n := len(p)
+	compress, format := huff0.Compress4X, uint64(3)
+	switch {
+	case n <= maxOneStream:
+		compress, format = huff0.Compress1X, 0
+	case n < 1<<14:
+		format = 2
+	}
+	w.huff.Reuse = huff0.ReusePolicyNone
+	out, _, err := compress(p, w.huff)
+	width := 3 + max(0, int(format)-1) // of the header
+	if err != nil || width+len(out)+1 >= n {
+		return false
+	}
+	w.flush()
+	w.block(compressedBlock, width+len(out)+1)
+	sizeBits := 10
+	if format > 0 {
+		sizeBits = 10 + 4*int(format-1) // 14 or 18
+	}
+	header := huffmanLiterals | format<<2 | uint64(n)<<4 | uint64(len(out))<<(4+sizeBits)
+	for range width {
+		w.dst = append(w.dst, byte(header))
+		header >>= 8
+	}
+	w.dst = append(w.dst, out...)
+	w.dst = append(w.dst, 0) // no sequences
+	return true
+}
+
+func appendUint24(dst []byte, x uint64) []byte { return append(dst, byte(x), byte(x>>8), byte(x>>16)) }
+
+// decoder decodes data frames. Its method may be called from several goroutines, as many at once as it was made for.
+type decoder struct{ z *zstd.Decoder }
+
+func newDecoder(concurrency int) *decoder {
+	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(concurrency), zstd.WithDecoderLowmem(true), zstd.WithDecodeAllCapLimit(true))
+	if err != nil {
+		panic("format: " + err.Error()) // the options are constants
+	}
+	return &decoder{z}
+}
+
+// decode decodes the data frame p, which lies at off in the file, to dst, as long as the content is known to be. What
+// is in dst after an error is undefined.
+func (d *decoder) decode(dst, p []byte, off int64) error {
+	if err := walkFrame(p, off, int64(len(dst))); err != nil {
+		return err
+	}
+	out, err := d.z.DecodeAll(p, dst[:0:len(dst)])
+	switch {
+	case errors.Is(err, zstd.ErrCRCMismatch):
+		return broken(17, "the checksum of the frame does not match its content").At(off)
+	case errors.Is(err, zstd.ErrFrameSizeMismatch), errors.Is(err, zstd.ErrFrameSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
+		return broken(14, "the blocks do not decode to the %d bytes of the content size", len(dst)).At(off)
+	case err != nil:
+		return broken(13, "a block does not decode: %v", err).At(off)
+	case len(out) != len(dst):
+		return broken(14, "the blocks decode to %d bytes, the content size is %d", len(out), len(dst)).At(off)
+	}
+	copy(dst, out) // where the library has moved it
+	return nil
+}
+
+// close ends what the library keeps.
+func (d *decoder) close() { d.z.Close() }
