@@ -1,0 +1,160 @@
+package format
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"hash"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/parallel"
+)
+
+// sum is a SHA-256.
+type sum = [sha256.Size]byte
+
+// readBytes is how much of a tensor is read at once where chunks do not say.
+const readBytes = 1 << 20
+
+// ContentID says which adapters a source holds: 64 hex digits that are equal for sources with the same adapters, layers
+// and tensors, however they are stored (spec section 13). It reads every tensor, in pieces of 1 MiB on every processor.
+func ContentID(ctx context.Context, src Source) (string, error) {
+	a, _, err := arrange(src.Manifest())
+	if err != nil {
+		return "", err
+	}
+	sums := make([]sum, len(a.manifest.Tensors))
+	workers := parallel.Workers(0)
+	buffers := make([][]byte, workers)
+	err = parallel.For(ctx, workers, len(sums), func(worker, i int) error {
+		if buffers[worker] == nil {
+			buffers[worker] = make([]byte, readBytes)
+		}
+		h := sha256.New()
+		n := a.manifest.Tensors[i].NBytes()
+		for off := int64(0); off < n; off += readBytes {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			p := buffers[worker][:min(readBytes, n-off)]
+			if err := src.ReadBlobAt(p, a.source[i], off); err != nil {
+				return err
+			}
+			h.Write(p)
+		}
+		h.Sum(sums[i][:0])
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	id := contentID(a.manifest, sums)
+	return hex.EncodeToString(id[:]), nil
+}
+
+// contentID hashes the content document of a manifest in order, whose tensors have the given SHA-256. The document is
+// written and hashed record by record.
+func contentID(m *Manifest, sums []sum) (id sum) {
+	h := sha256.New()
+	e := encoder{index: func(dst []byte, i int) []byte {
+		t := &m.Tensors[i]
+		d := encoder{buf: dst}
+		d.text(`{"dtype":`).str(t.DType.String()).text(`,"name":`).str(t.Name)
+		d.text(`,"sha256":"`)
+		d.buf = hex.AppendEncode(d.buf, sums[i][:])
+		return d.text(`","shape":`).shape(t.Shape).text("}").buf
+	}}
+	flush := func() {
+		h.Write(e.buf)
+		e.buf = e.buf[:0]
+	}
+	e.text(`{"adapters":`)
+	list(&e, m.Adapters, func(a *Adapter) {
+		byName := slices.Clone(a.Beside)
+		slices.SortFunc(byName, func(x, y Beside) int { return strings.Compare(m.Tensors[x.Tensor].Name, m.Tensors[y.Tensor].Name) })
+		e.text(`{"beside":`)
+		list(&e, byName, func(b *Beside) { e.beside(b); flush() })
+		e.text(`,"layers":`)
+		list(&e, a.Layers, func(l *Layer) { e.layer(l); flush() })
+		e.text(`,"method":`).str(a.Method).text(`,"name":`).str(a.Name).text(`,"requires":`)
+		list(&e, a.Requires, func(r *Requirement) { e.requirement(r); flush() })
+		e.text("}")
+	})
+	e.text(`,"content":1}`)
+	flush()
+	h.Sum(id[:0])
+	return id
+}
+
+// blobSums computes the SHA-256 of blobs that pass by in chunks. A blob within one chunk is hashed by whoever has the
+// chunk; one that spans several has to wait for its turn.
+type blobSums struct {
+	plan *plan
+	sums []sum
+	open hash.Hash // of the blob that spans chunks
+}
+
+func newBlobSums(p *plan) *blobSums {
+	b := &blobSums{plan: p, sums: make([]sum, len(p.blobs)-1), open: sha256.New()}
+	empty := sha256.Sum256(nil)
+	for i := range b.sums {
+		if p.blobBytes(i) == 0 {
+			b.sums[i] = empty
+		}
+	}
+	return b
+}
+
+// whole hashes the blobs that lie within chunk c, whose bytes are p. Calls for different chunks may be concurrent.
+func (b *blobSums) whole(c chunk, p []byte) {
+	for piece := range b.plan.pieces(c) {
+		if n := piece.hi - piece.lo; n == b.plan.blobBytes(piece.blob) {
+			b.sums[piece.blob] = sha256.Sum256(p[piece.lo:piece.hi])
+		}
+	}
+}
+
+// parts hashes the parts of longer blobs in chunk c. Calls must be in the order of chunks.
+func (b *blobSums) parts(c chunk, p []byte) {
+	for piece := range b.plan.pieces(c) {
+		n, all := piece.hi-piece.lo, b.plan.blobBytes(piece.blob)
+		if n == all {
+			continue
+		}
+		if piece.off == 0 {
+			b.open.Reset()
+		}
+		b.open.Write(p[piece.lo:piece.hi])
+		if piece.off+n == all {
+			b.open.Sum(b.sums[piece.blob][:0])
+		}
+	}
+}
+
+// Fingerprint identifies a tensor of a base model: the SHA-256, as 64 hex digits, of a line with dtype and shape and the
+// tensor's bytes, which r must have to its end (spec section 7.2). See Base.Fingerprints.
+func Fingerprint(t dtype.Type, shape []uint64, r io.Reader) (string, error) {
+	h := sha256.New()
+	dims := make([]string, len(shape))
+	for i, d := range shape {
+		dims[i] = fmt.Sprint(d)
+	}
+	fmt.Fprintf(h, "%v %s\n", t, strings.Join(dims, ","))
+	elements, ok := dtype.NElements(shape)
+	want, ok2 := t.NBytes(elements)
+	if !ok || !ok2 {
+		return "", broken(52, "%v of shape %d is not a whole number of bytes long", t, shape)
+	}
+	n, err := io.Copy(h, r)
+	if err != nil {
+		return "", err
+	}
+	if n != want {
+		return "", fmt.Errorf("%v of shape %d takes %d bytes, the reader has %d", t, shape, want, n)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}

@@ -1,0 +1,158 @@
+package format
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// This file chooses the order in which a file holds things: the lists of the manifest as R33 wants them, and the
+// tensors by dtype, all A before all B before the rest, because chunks of one kind compress better, then by adapter,
+// module and role. It depends on the content alone, not on the order of the source.
+
+// arranged is a manifest in the order of a file.
+type arranged struct {
+	manifest *Manifest
+	codings  []coding
+	source   []int // of each blob of the file, the source's number
+}
+
+// arrange puts a manifest in order. Records that are the same requirement become one. The result is proven as that of a
+// file would be; text is its canonical form.
+func arrange(m *Manifest) (a *arranged, text []byte, err error) {
+	out := *m
+	out.Adapters = slices.Clone(m.Adapters)
+	slices.SortStableFunc(out.Adapters, func(x, y Adapter) int { return strings.Compare(x.Name, y.Name) })
+	for i := range out.Adapters {
+		x := &out.Adapters[i]
+		x.Layers = slices.Clone(x.Layers)
+		slices.SortStableFunc(x.Layers, func(l, k Layer) int { return strings.Compare(l.Module, k.Module) })
+		x.Requires = slices.Clone(x.Requires)
+		slices.SortFunc(x.Requires, compareRequirements)
+		x.Requires = slices.Compact(x.Requires)
+		x.Beside = slices.Clone(x.Beside)
+	}
+	order, err := storageOrder(&out)
+	if err != nil {
+		return nil, nil, err
+	}
+	position := make([]int, len(order))
+	a = &arranged{manifest: &out, source: order}
+	out.Tensors = make([]Tensor, len(order))
+	for to, from := range order {
+		position[from] = to
+		out.Tensors[to] = m.Tensors[from]
+		c := raw
+		if m.Tensors[from].DType.IsFloat() {
+			c = planes
+		}
+		a.codings = append(a.codings, c)
+	}
+	for i := range out.Adapters {
+		renumber(&out.Adapters[i], position)
+	}
+	attachments := make([]int, len(m.Attachments))
+	for i := range attachments {
+		attachments[i] = i
+	}
+	slices.SortStableFunc(attachments, func(i, j int) int { return strings.Compare(m.Attachments[i].Name, m.Attachments[j].Name) })
+	out.Attachments = make([]Attachment, len(m.Attachments))
+	for to, from := range attachments {
+		out.Attachments[to] = m.Attachments[from]
+		a.source = append(a.source, len(m.Tensors)+from)
+	}
+	if text, err = encodeManifest(&out, a.codings); err != nil {
+		return nil, nil, err
+	}
+	// Reading what was written proves it by the rules that every reader applies.
+	if a.manifest, _, err = parseManifest(string(text), false); err != nil {
+		return nil, nil, err
+	}
+	return a, text, nil
+}
+
+// renumber turns the source's numbers of tensors into positions, and sorts what is sorted by them. Layers are copied, as
+// their maps belong to the source.
+func renumber(a *Adapter, position []int) {
+	for j := range a.Layers {
+		roles := maps.Clone(a.Layers[j].Roles)
+		for role, i := range roles {
+			roles[role] = position[i]
+		}
+		a.Layers[j].Roles = roles
+	}
+	for j := range a.Beside {
+		a.Beside[j].Tensor = position[a.Beside[j].Tensor]
+	}
+	slices.SortStableFunc(a.Beside, func(x, y Beside) int { return cmp.Compare(x.Tensor, y.Tensor) })
+}
+
+// place is what the position of a tensor depends on.
+type place struct {
+	tensor       int // the source's number
+	rank         int // dtype and group
+	adapter      int
+	module, role string
+}
+
+// storageOrder returns the source's numbers of the tensors in the order of the file. The adapters of m are sorted.
+func storageOrder(m *Manifest) ([]int, error) {
+	places := make([]place, len(m.Tensors))
+	for i := range places {
+		places[i] = place{tensor: i, rank: int(m.Tensors[i].DType) * 3, adapter: -1}
+	}
+	refer := func(i, adapter int, module, role string, group int) error {
+		if i < 0 || i >= len(places) {
+			return broken(45, "adapter %q: index %d of %d tensors", m.Adapters[adapter].Name, i, len(places))
+		}
+		if places[i].adapter >= 0 {
+			return broken(46, "adapter %q: tensor %d, %q, is referred to twice", m.Adapters[adapter].Name, i, m.Tensors[i].Name)
+		}
+		p := &places[i]
+		p.adapter, p.module, p.role = adapter, module, role
+		p.rank += group
+		return nil
+	}
+	for n := range m.Adapters {
+		a := &m.Adapters[n]
+		for j := range a.Layers {
+			l := &a.Layers[j]
+			for role, i := range l.Roles {
+				if err := refer(i, n, l.Module, string(role), groupOf(role)); err != nil {
+					return nil, err
+				}
+			}
+		}
+		for j := range a.Beside {
+			i := a.Beside[j].Tensor
+			name := ""
+			if i >= 0 && i < len(m.Tensors) {
+				name = m.Tensors[i].Name
+			}
+			if err := refer(i, n, name, "", 2); err != nil {
+				return nil, err
+			}
+		}
+	}
+	slices.SortStableFunc(places, func(p, q place) int {
+		return cmp.Or(cmp.Compare(p.rank, q.rank), cmp.Compare(p.adapter, q.adapter),
+			strings.Compare(p.module, q.module), strings.Compare(p.role, q.role))
+	})
+	order := make([]int, len(places))
+	for to := range places {
+		order[to] = places[to].tensor
+	}
+	return order, nil
+}
+
+// groupOf orders the tensors of a layer: A, B, the rest.
+func groupOf(role Role) int {
+	switch role {
+	case RoleA:
+		return 0
+	case RoleB:
+		return 1
+	}
+	return 2
+}

@@ -1,0 +1,201 @@
+package format
+
+import (
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+
+	"github.com/loratool/loratool/format/dtype"
+)
+
+// validate checks what the records of a manifest must be together: R34 to R54. Everything that follows may rely on it:
+// indexes are in range, and the sizes of tensors are whole numbers of bytes that fit an int64.
+func validate(m *Manifest, codings []coding) error {
+	if len(m.Tensors) > maxTensors {
+		return broken(49, "%d tensors, the limit is %d", len(m.Tensors), maxTensors)
+	}
+	for i := range m.Tensors {
+		if err := validateTensor(&m.Tensors[i], codings[i]); err != nil {
+			return err
+		}
+	}
+	for i := range m.Attachments {
+		if err := validatePath(m.Attachments[i].Name); err != nil {
+			return err
+		}
+	}
+	if len(m.Adapters) == 0 {
+		return broken(34, "no adapters")
+	}
+	used := make([]bool, len(m.Tensors))
+	for i := range m.Adapters {
+		a := &m.Adapters[i]
+		if a.Name == "" && len(m.Adapters) > 1 {
+			return broken(35, "one of %d adapters has an empty name", len(m.Adapters))
+		}
+		if err := validateAdapter(m, a, used); err != nil {
+			return about(err, fmt.Sprintf("adapter %q", a.Name))
+		}
+	}
+	if i := slices.Index(used, false); i >= 0 {
+		return broken(46, "tensor %d, %q, is referred to by nothing", i, m.Tensors[i].Name)
+	}
+	return nil
+}
+
+func validateTensor(t *Tensor, c coding) error {
+	if t.Name == "__metadata__" {
+		return broken(48, "a tensor has the name %q", t.Name)
+	}
+	if len(t.Shape) > maxDims {
+		return broken(50, "tensor %q has %d dimensions, the limit is %d", t.Name, len(t.Shape), maxDims)
+	}
+	elements, empty := uint64(1), false
+	for _, d := range t.Shape {
+		if d == 0 {
+			empty = true
+			continue
+		}
+		if elements > maxElements/d {
+			return broken(51, "tensor %q of shape %d has more than %d elements", t.Name, t.Shape, int64(maxElements))
+		}
+		elements *= d
+	}
+	if empty {
+		elements = 0
+	}
+	if _, ok := t.DType.NBytes(elements); !ok {
+		return broken(52, "tensor %q, %v of shape %d, is not a whole number of bytes long", t.Name, t.DType, t.Shape)
+	}
+	if c == planes && !t.DType.IsFloat() {
+		return broken(53, "tensor %q: the coding planes is not for %v", t.Name, t.DType)
+	}
+	return nil
+}
+
+// validatePath checks the name of an attachment.
+func validatePath(name string) error {
+	for part := range strings.SplitSeq(name, "/") {
+		if part == "" || part == "." || part == ".." || strings.ContainsAny(part, `\:`) {
+			return broken(54, "attachment %q: the part %q of its name is not allowed", name, part)
+		}
+	}
+	return nil
+}
+
+// validateAdapter checks one adapter, and marks in used the tensors that it refers to.
+func validateAdapter(m *Manifest, a *Adapter, used []bool) error {
+	if a.Method != "lora" && len(a.Requires) == 0 {
+		return broken(36, "method %q without a requirement", a.Method)
+	}
+	var names []string
+	refer := func(i int) error {
+		if i < 0 || i >= len(used) {
+			return broken(45, "index %d of %d tensors", i, len(used))
+		}
+		if used[i] {
+			return broken(46, "tensor %d, %q, is referred to twice", i, m.Tensors[i].Name)
+		}
+		used[i] = true
+		names = append(names, m.Tensors[i].Name)
+		return nil
+	}
+	for i := range a.Layers {
+		l := &a.Layers[i]
+		for _, role := range rolesOf(l) {
+			if err := refer(l.Roles[role]); err != nil {
+				return about(err, fmt.Sprintf("layer %q, role %q", l.Module, role))
+			}
+		}
+		if err := validateLayer(m, l); err != nil {
+			return about(err, fmt.Sprintf("layer %q", l.Module))
+		}
+	}
+	for i := range a.Beside {
+		b := &a.Beside[i]
+		if err := refer(b.Tensor); err != nil {
+			return about(err, fmt.Sprintf("beside %d", i))
+		}
+		t := &m.Tensors[b.Tensor]
+		if b.Action == Opaque {
+			b.Target = t.Name
+		}
+		if err := validateRows(b, t); err != nil {
+			return about(err, fmt.Sprintf("beside tensor %q", t.Name))
+		}
+	}
+	slices.Sort(names)
+	for i := range names {
+		if i > 0 && names[i] == names[i-1] {
+			return broken(47, "two tensors have the name %q", names[i])
+		}
+	}
+	return nil
+}
+
+// rolesOf returns the roles of a layer in ascending order.
+func rolesOf(l *Layer) []Role {
+	roles := make([]Role, 0, len(l.Roles))
+	for role := range l.Roles {
+		roles = append(roles, role)
+	}
+	slices.Sort(roles)
+	return roles
+}
+
+// validateLayer checks the shapes of a layer.
+func validateLayer(m *Manifest, l *Layer) error {
+	if l.Rank < 1 || l.Rank > maxRank {
+		return broken(37, "rank %d, want 1 to %d", l.Rank, maxRank)
+	}
+	ia, hasA := l.Roles[RoleA]
+	ib, hasB := l.Roles[RoleB]
+	if l.Kind != Other && !(hasA && hasB) {
+		return broken(38, "kind %q without the roles A and B", l.Kind)
+	}
+	if l.Kind != Linear && l.Kind != Embedding {
+		return nil
+	}
+	r := uint64(l.Rank)
+	a, b := m.Tensors[ia].Shape, m.Tensors[ib].Shape
+	if len(a) != 2 || a[0] != r {
+		return broken(39, "A has shape %d, want r×n with r = %d", a, r)
+	}
+	if len(b) != 2 || b[1] != r {
+		return broken(40, "B has shape %d, want m×r with r = %d", b, r)
+	}
+	elements := func(role Role) (uint64, bool) {
+		i, ok := l.Roles[role]
+		if !ok {
+			return 0, false
+		}
+		n, _ := dtype.NElements(m.Tensors[i].Shape)
+		return n, true
+	}
+	if n, ok := elements(RoleBias); ok && n != b[0] {
+		return broken(41, "bias has %d elements, want m = %d", n, b[0])
+	}
+	if n, ok := elements(RoleMagnitude); ok && n != b[0] && n != a[1] {
+		return broken(42, "magnitude has %d elements, want m = %d or n = %d", n, b[0], a[1])
+	}
+	return nil
+}
+
+// validateRows checks the rows of a beside record.
+func validateRows(b *Beside, t *Tensor) error {
+	if b.Action != Rows {
+		return nil
+	}
+	if len(t.Shape) == 0 || t.Shape[0] != uint64(len(b.Rows)) {
+		return broken(44, "%d rows for a tensor of shape %d", len(b.Rows), t.Shape)
+	}
+	sorted := slices.Clone(b.Rows)
+	sort.Slice(sorted, func(i, j int) bool { return sorted[i] < sorted[j] })
+	for i := range sorted {
+		if i > 0 && sorted[i] == sorted[i-1] {
+			return broken(43, "row %d is there twice", sorted[i])
+		}
+	}
+	return nil
+}
