@@ -1,0 +1,176 @@
+package format
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+
+	"github.com/loratool/loratool/internal/parallel"
+)
+
+// StreamReader reads a .lora file from its first byte to its last, from a pipe for example.
+type StreamReader struct {
+	r    *bufio.Reader
+	opts ReaderOptions
+	*prologue
+	id []byte // the head, until the file id is known
+}
+
+// NewStreamReader reads the head of a file, and no byte beyond what a buffer of 64 KiB takes.
+func NewStreamReader(r io.Reader, opts ReaderOptions) (*StreamReader, error) {
+	x := &StreamReader{r: bufio.NewReaderSize(r, firstReadBytes), opts: opts}
+	fixed, err := x.r.Peek(headBytes)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	h, err := parseHead(fixed, opts.manifestLimit())
+	if err != nil {
+		return nil, err
+	}
+	p, err := appendN(nil, x.r, h.frameBytes())
+	if err != nil {
+		return nil, cutOff(err, int64(len(p)), fmt.Sprintf("inside the head of %d bytes", h.frameBytes()))
+	}
+	x.id = p
+	x.prologue, err = parsePrologue(h, p, opts)
+	return x, err
+}
+
+// Manifest describes the file; see Reader.Manifest.
+func (x *StreamReader) Manifest() *Manifest { return x.manifest }
+
+// Each reads the rest of the file and hands out the bytes of all tensors and attachments: every byte once, in the order
+// in which they are stored, with the number of the blob, as in Source.ReadBlobAt, and where in it p belongs. p is valid
+// during the call; calls do not overlap. Blobs of no bytes are not visited.
+//
+// A chunk is handed out when its own checksum was checked. Only when Each returns nil was everything checked: the
+// digests, the seek table, the content id and that the file ends there (spec section 15, "stream"). Each may be called
+// once. Chunks are decoded on ReaderOptions.Workers processors; memory is 40 bytes per chunk and two chunks per worker.
+func (x *StreamReader) Each(ctx context.Context, visit func(blob int, off int64, p []byte) error) (*Summary, error) {
+	workers := parallel.Workers(x.opts.Workers)
+	s := streaming{
+		StreamReader: x,
+		visit:        visit,
+		off:          x.bytes,
+		sums:         newBlobSums(x.plan),
+		rooms:        make([]streamRoom, workers),
+		decoder:      newDecoder(workers),
+	}
+	defer s.decoder.close()
+	if err := parallel.Pipe(ctx, workers, int(x.plan.chunks), s.read, s.decode, s.hand); err != nil {
+		return nil, err
+	}
+	return s.finish()
+}
+
+// streaming is a file that is being read.
+type streaming struct {
+	*StreamReader
+	visit   func(blob int, off int64, p []byte) error
+	off     int64   // where the next frame begins
+	ends    []int64 // where the frames of the chunks end
+	digests []sum   // of the frames
+	sums    *blobSums
+	rooms   []streamRoom // one per worker
+	decoder *decoder
+}
+
+type streamRoom struct {
+	room
+	off    int64
+	digest sum
+}
+
+// read reads the frame of chunk i.
+func (s *streaming) read(worker, i int) error {
+	m, c := &s.rooms[worker], s.plan.chunk(int64(i))
+	m.grow(s.plan.largest)
+	var err error
+	m.off = s.off
+	m.stored, err = readFrame(s.r, m.stored, s.off, c.n)
+	if err != nil {
+		return about(err, fmt.Sprintf("chunk %d", i))
+	}
+	s.off += int64(len(m.stored))
+	s.ends = append(s.ends, s.off)
+	return nil
+}
+
+// decode decodes chunk i.
+func (s *streaming) decode(worker, i int) error {
+	m, c := &s.rooms[worker], s.plan.chunk(int64(i))
+	m.digest = sha256.Sum256(m.stored)
+	if err := m.room.decode(s.decoder, c, int64(i), m.off); err != nil {
+		return err
+	}
+	s.sums.whole(c, m.raw)
+	return nil
+}
+
+// hand hands out chunk i.
+func (s *streaming) hand(worker, i int) error {
+	m, c := &s.rooms[worker], s.plan.chunk(int64(i))
+	s.digests = append(s.digests, m.digest)
+	s.sums.parts(c, m.raw)
+	for piece := range s.plan.pieces(c) {
+		if err := s.visit(piece.blob, piece.off, m.raw[piece.lo:piece.hi:piece.hi]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish reads the digests and the seek table and checks everything against them.
+func (s *streaming) finish() (*Summary, error) {
+	t := &tail{c: s.plan.chunks}
+	var err error
+	if t.buf, err = appendN(nil, s.r, tailLen(t.c)); err != nil {
+		return nil, cutOff(err, s.off+int64(len(t.buf)), "inside the digests or the seek table")
+	}
+	end := s.off + int64(len(t.buf))
+	if _, err := s.r.ReadByte(); err != io.EOF {
+		if err != nil {
+			return nil, err
+		}
+		return nil, broken(2, "the file goes on after the seek table").At(end)
+	}
+	id := sha256.New()
+	id.Write(s.id)
+	id.Write(t.buf)
+	sum := &Summary{
+		FileID:      hex.EncodeToString(id.Sum(nil)),
+		RawBytes:    s.plan.total,
+		StoredBytes: s.off - s.bytes,
+		FileBytes:   end,
+		Chunks:      t.c,
+	}
+	if s.opts.FileID != "" && s.opts.FileID != sum.FileID {
+		return nil, otherFile(sum.FileID, s.opts.FileID)
+	}
+	x := &expect{plan: s.plan, head: s.bytes, digest: s.digest, off: s.off, stored: func(i int64) int64 { return s.span(i) }}
+	if errs, _ := t.check(x); len(errs) > 0 {
+		return nil, errs[0]
+	}
+	for i, got := range s.digests {
+		if want := t.digest(int64(i)); string(got[:]) != string(want) {
+			return nil, badDigest(int64(i), s.ends[i]-s.span(int64(i)), got, want)
+		}
+	}
+	content, errs := checkContent(s.manifest, t, s.off, s.sums.sums)
+	if len(errs) > 0 {
+		return nil, errs[0]
+	}
+	sum.ContentID = content
+	return sum, nil
+}
+
+// span is the length of the frame of chunk i.
+func (s *streaming) span(i int64) int64 {
+	if i == 0 {
+		return s.ends[0] - s.bytes
+	}
+	return s.ends[i] - s.ends[i-1]
+}

@@ -1,0 +1,222 @@
+package format
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"hash"
+	"io"
+	"math"
+
+	"github.com/loratool/loratool/internal/parallel"
+)
+
+// WriterOptions says how a .lora file is written. What a file holds does not depend on it.
+type WriterOptions struct {
+	// ChunkLog2: chunks hold 2^ChunkLog2 raw bytes, 16 to 24; 0 means 20, 1 MiB.
+	ChunkLog2 int
+	// Workers is the number of chunks that are compressed at once; 0 means one per processor. The bytes written do not
+	// depend on it.
+	Workers int
+	// Tool and Version name the program that writes; if Tool is empty, the source's provenance is kept.
+	Tool, Version string
+}
+
+// Summary is what is known of a whole file.
+type Summary struct {
+	ContentID   string // the same adapters (spec section 13): 64 hex digits
+	FileID      string // the same bytes
+	RawBytes    int64  // of all tensors and attachments
+	StoredBytes int64  // of the chunks that hold them
+	FileBytes   int64  // of the file
+	Chunks      int64
+}
+
+// Writer is a Sink that writes one .lora file to an io.Writer.
+type Writer struct {
+	w       io.Writer
+	opts    WriterOptions
+	summary *Summary
+}
+
+// NewWriter returns a Writer. The file is complete when Store has returned nil; the caller closes w.
+func NewWriter(w io.Writer, opts WriterOptions) *Writer { return &Writer{w: w, opts: opts} }
+
+// Store writes the file.
+func (w *Writer) Store(ctx context.Context, src Source) (err error) {
+	w.summary, err = Write(ctx, w.w, src, w.opts)
+	return err
+}
+
+// Summary describes the file that Store has written, and is nil before.
+func (w *Writer) Summary() *Summary { return w.summary }
+
+// Write writes src as a .lora file to w, in one pass from the first byte to the last. The file depends on what src holds
+// and on the chunk size alone: neither on the order in which src lists it nor on the number of workers. src is read in
+// the order of the file. Memory is the manifest, 40 bytes per chunk, 32 per tensor, and two chunks per worker beside
+// the tables of the compressor. After an error w has the beginning of a file, which every reader takes for truncated.
+func Write(ctx context.Context, w io.Writer, src Source, opts WriterOptions) (*Summary, error) {
+	m := *src.Manifest()
+	if opts.Tool != "" {
+		m.Provenance.Tool, m.Provenance.Version = opts.Tool, opts.Version
+	}
+	if opts.ChunkLog2 == 0 {
+		opts.ChunkLog2 = defaultChunkLog2
+	}
+	if opts.ChunkLog2 < minChunkLog2 || opts.ChunkLog2 > maxChunkLog2 {
+		return nil, broken(6, "chunks of 2^%d bytes, want 2^%d to 2^%d", opts.ChunkLog2, minChunkLog2, maxChunkLog2)
+	}
+	a, text, err := arrange(&m)
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > maxManifestBytes {
+		return nil, broken(9, "the manifest has %d bytes, the limit is %d", len(text), maxManifestBytes)
+	}
+	p, err := newPlan(a.manifest, a.codings, uint8(opts.ChunkLog2), math.MaxInt64)
+	if err != nil {
+		return nil, err
+	}
+	f := fileWriter{
+		w:      w,
+		src:    src,
+		a:      a,
+		plan:   p,
+		sums:   newBlobSums(p),
+		tail:   newTail(p.chunks),
+		slots:  make([]slot, parallel.Workers(opts.Workers)),
+		fileID: sha256.New(),
+	}
+	if err := f.writeHead(text, uint8(opts.ChunkLog2)); err != nil {
+		return nil, err
+	}
+	if err := parallel.Pipe(ctx, len(f.slots), int(p.chunks), f.read, f.encode, f.emit); err != nil {
+		return nil, err
+	}
+	if err := f.writeTail(); err != nil {
+		return nil, err
+	}
+	return &f.summary, nil
+}
+
+// fileWriter is a file on its way.
+type fileWriter struct {
+	w       io.Writer
+	src     Source
+	a       *arranged
+	plan    *plan
+	sums    *blobSums
+	tail    *tail
+	slots   []slot // one per worker
+	fileID  hash.Hash
+	summary Summary
+}
+
+// slot is the memory for one chunk.
+type slot struct {
+	coder coder
+	raw   []byte // the raw bytes
+	other []byte // as many bytes, for what they become
+	frame []byte // the data frame, in one of the two
+}
+
+func (f *fileWriter) write(p []byte) error {
+	n, err := f.w.Write(p)
+	if err == nil && n != len(p) {
+		err = io.ErrShortWrite
+	}
+	f.summary.FileBytes += int64(n)
+	return err
+}
+
+func (f *fileWriter) writeHead(text []byte, chunkLog2 uint8) error {
+	frame := f.slots[0].coder.encode(nil, text, 1)
+	p := appendHead(nil, head{minor: minorVersion, chunkLog2: chunkLog2, manifestBytes: uint32(len(text))}, frame)
+	digest := sha256.Sum256(p)
+	copy(f.tail.headDigest(), digest[:])
+	f.tail.setEntry(0, int64(len(p)), 0)
+	f.fileID.Write(p)
+	return f.write(p)
+}
+
+// read reads the raw bytes of chunk i.
+func (f *fileWriter) read(worker, i int) error {
+	c, s := f.plan.chunk(int64(i)), &f.slots[worker]
+	if s.raw == nil {
+		s.raw = make([]byte, f.plan.largest, bound(f.plan.largest))
+		s.other = make([]byte, f.plan.largest, bound(f.plan.largest))
+	}
+	s.raw = s.raw[:c.n]
+	for piece := range f.plan.pieces(c) {
+		if err := f.src.ReadBlobAt(s.raw[piece.lo:piece.hi], f.a.source[piece.blob], piece.off); err != nil {
+			return err
+		}
+	}
+	f.sums.parts(c, s.raw)
+	return nil
+}
+
+// encode makes the frame of chunk i.
+func (f *fileWriter) encode(worker, i int) error {
+	c, s := f.plan.chunk(int64(i)), &f.slots[worker]
+	f.sums.whole(c, s.raw)
+	if c.coding == planes {
+		width := c.dtype.Size()
+		s.other = s.other[:c.n]
+		split(s.other, s.raw, width)
+		s.frame = s.coder.encode(s.raw[:0], s.other, width)
+	} else {
+		s.frame = s.coder.encode(s.other[:0], s.raw, 1)
+	}
+	digest := sha256.Sum256(s.frame)
+	copy(f.tail.digest(int64(i)), digest[:])
+	f.tail.setEntry(int64(i)+1, int64(len(s.frame)), c.n)
+	return nil
+}
+
+// emit writes the frame of chunk i.
+func (f *fileWriter) emit(worker, i int) error {
+	s := &f.slots[worker]
+	f.summary.StoredBytes += int64(len(s.frame))
+	return f.write(s.frame)
+}
+
+// writeTail checks the attachments and writes what is known only now.
+func (f *fileWriter) writeTail() error {
+	m := f.a.manifest
+	if errs := checkAttachments(m, f.sums.sums); len(errs) > 0 {
+		return errs[0]
+	}
+	content := contentID(m, f.sums.sums)
+	copy(f.tail.contentID(), content[:])
+	f.tail.setTotal(f.plan.total)
+	f.fileID.Write(f.tail.buf)
+	f.summary.ContentID, f.summary.FileID = hex.EncodeToString(content[:]), hex.EncodeToString(f.fileID.Sum(nil))
+	f.summary.RawBytes, f.summary.Chunks = f.plan.total, f.plan.chunks
+	return f.write(f.tail.buf)
+}
+
+// checkAttachments returns every violation of R55, given the SHA-256 of every blob.
+func checkAttachments(m *Manifest, sums []sum) (errs []error) {
+	for i := range m.Attachments {
+		a := &m.Attachments[i]
+		got := hex.EncodeToString(sums[len(m.Tensors)+i][:])
+		if a.SHA256 != "" && a.SHA256 != got && !isSourceHeader(m, a.Name) {
+			errs = append(errs, broken(55, "attachment %q has the SHA-256 %s, the manifest says %s", a.Name, got, a.SHA256))
+		}
+	}
+	return errs
+}
+
+// isSourceHeader reports whether an attachment is the header of a source file, whose sha256 is that of the file.
+func isSourceHeader(m *Manifest, name string) bool {
+	if len(m.Adapters) == 1 {
+		return name == SourceHeader
+	}
+	for i := range m.Adapters {
+		if name == m.Adapters[i].Name+"/"+SourceHeader {
+			return true
+		}
+	}
+	return false
+}
