@@ -152,7 +152,7 @@ func walkFrame(p []byte, off, n int64) error {
 }
 
 // readFrame reads from r the frame that lies at off in the file, decodes to n bytes and whose length is not known yet. It
-// appends to dst[:0], whose capacity it need not exceed if that is bound(n).
+// appends to dst[:0], whose capacity it need not exceed if that is bound(n). With an error it returns what it has read.
 func readFrame(r io.Reader, dst []byte, off, n int64) ([]byte, error) {
 	w := walker{off: off, n: n}
 	p := dst[:0]
@@ -170,28 +170,28 @@ func readFrame(r io.Reader, dst []byte, off, n int64) ([]byte, error) {
 	}
 	field, err := more(prefixBytes)
 	if err != nil {
-		return nil, err
+		return p, err
 	}
 	width, err := w.prefix(field)
 	if err != nil {
-		return nil, err
+		return p, err
 	}
 	if field, err = more(int64(width)); err != nil {
-		return nil, err
+		return p, err
 	}
 	if err := w.content(field); err != nil {
-		return nil, err
+		return p, err
 	}
 	for !w.last {
 		if field, err = more(blockBytes); err != nil {
-			return nil, err
+			return p, err
 		}
 		b, err := w.block(field)
 		if err != nil {
-			return nil, err
+			return p, err
 		}
 		if _, err := more(b.stored); err != nil {
-			return nil, err
+			return p, err
 		}
 	}
 	_, err = more(checksumBytes)

@@ -55,15 +55,24 @@ type prologue struct {
 	plan     *plan
 }
 
-// parsePrologue decodes and proves the manifest; p is the whole head.
-func parsePrologue(h head, p []byte, opts ReaderOptions) (*prologue, error) {
+// manifestText decodes the manifest; p is the whole head.
+func manifestText(h head, p []byte) (string, error) {
 	text := make([]byte, h.manifestBytes)
 	d := newDecoder(1)
 	defer d.close()
 	if err := d.decode(text, p[headBytes:], headBytes); err != nil {
-		return nil, about(err, "manifest")
+		return "", about(err, "manifest")
 	}
-	m, codings, err := parseManifest(string(text), h.minor > minorVersion)
+	return string(text), nil
+}
+
+// parsePrologue decodes and proves the manifest; p is the whole head.
+func parsePrologue(h head, p []byte, opts ReaderOptions) (*prologue, error) {
+	text, err := manifestText(h, p)
+	if err != nil {
+		return nil, err
+	}
+	m, codings, err := parseManifest(text, h.minor > minorVersion)
 	if err != nil {
 		return nil, err
 	}

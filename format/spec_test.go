@@ -1,0 +1,129 @@
+package format
+
+import (
+	"bytes"
+	"encoding/hex"
+	"flag"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format/dtype"
+)
+
+var update = flag.Bool("update", false, "write the worked example of the specification anew")
+
+const specFile = "../spec/FORMAT.md"
+
+func specText(t *testing.T) string {
+	t.Helper()
+	p, err := os.ReadFile(specFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(p)
+}
+
+// example is the adapter of section 17.
+func example() *memory {
+	m := &memory{}
+	a := m.tensor("q.lora_A.weight", dtype.F32, []byte{0, 0, 0x80, 0x3f, 0, 0, 0x20, 0xc0}, 1, 2)
+	b := m.tensor("q.lora_B.weight", dtype.F32, []byte{0, 0, 0, 0x3f, 0, 0, 0x80, 0x40}, 2, 1)
+	m.manifest.Adapters = []Adapter{{Method: "lora", Layers: []Layer{
+		{Module: "q", Kind: Linear, Rank: 1, Alpha: 2, Scaling: AlphaOverR, Roles: map[Role]int{RoleA: a, RoleB: b}},
+	}}}
+	m.attach(ModelCard, "", []byte("hi\n"))
+	return m
+}
+
+var (
+	exampleBlock = regexp.MustCompile("(?s)(<!-- example -->\n```\n)(.*?)(```\n)")
+	exampleLine  = regexp.MustCompile(`^([0-9a-f]{8})  ((?:[0-9a-f]{2} ?)+)(?:  |$)`)
+)
+
+// TestTheWorkedExampleIsARealFile compares the annotated bytes of section 17, and the ids and numbers beside them, with
+// what Write and Dump make of the same adapter.
+func TestTheWorkedExampleIsARealFile(t *testing.T) {
+	file, sum := written(t, example(), WriterOptions{})
+	var dump bytes.Buffer
+	if err := Dump(&dump, bytes.NewReader(file), int64(len(file))); err != nil {
+		t.Fatal(err)
+	}
+	spec := specText(t)
+	if *update {
+		spec = exampleBlock.ReplaceAllString(spec, "${1}"+strings.ReplaceAll(dump.String(), "$", "$$")+"${3}")
+		if err := os.WriteFile(specFile, []byte(spec), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	block := exampleBlock.FindStringSubmatch(spec)
+	if block == nil {
+		t.Fatal("the specification has no example")
+	}
+	if block[2] != dump.String() {
+		t.Errorf("the example is not what Dump writes; run with -update and read the diff:\n%s", dump.String())
+	}
+	var got []byte
+	for line := range strings.Lines(block[2]) {
+		m := exampleLine.FindStringSubmatch(strings.TrimRight(line, "\n"))
+		if m == nil {
+			continue
+		}
+		if off, _ := strconv.ParseInt(m[1], 16, 64); off != int64(len(got)) {
+			t.Errorf("the example goes on at byte %x, want %x", off, len(got))
+		}
+		p, err := hex.DecodeString(strings.ReplaceAll(m[2], " ", ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, p...)
+	}
+	if !bytes.Equal(got, file) {
+		t.Errorf("the bytes of the example are\n%x, want\n%x", got, file)
+	}
+	for _, want := range []string{
+		"The content id is `" + sum.ContentID + "`",
+		"the file id `" + sum.FileID + "`",
+		"is " + strconv.Itoa(int(le.Uint32(file[32:]))) + " bytes (`" + strings.ToUpper(spaced(file[32:36])) + "` at offset 32)",
+	} {
+		if !strings.Contains(spec, want) {
+			t.Errorf("the specification does not say %q", want)
+		}
+	}
+	if err := verifyBytes(got); err != nil {
+		t.Errorf("Verify of the example: %v", err)
+	}
+}
+
+func spaced(p []byte) string {
+	var words []string
+	for _, b := range p {
+		words = append(words, hex.EncodeToString([]byte{b}))
+	}
+	return strings.Join(words, " ")
+}
+
+// TestRulesHaveTheKindsOfTheSpec compares the kinds of error with the words at the end of the rules.
+func TestRulesHaveTheKindsOfTheSpec(t *testing.T) {
+	kinds := map[string]error{"corrupt": ErrCorrupt, "truncated": ErrTruncated, "unsupported": ErrUnsupported, "limit": ErrLimit}
+	beyond := []int{67, 68, 69, 70} // about restoring and applying, not about the file
+	n := 0
+	for _, m := range regexp.MustCompile(`(?m)^\*\*R(\d+)\.\*\* .* \[(\w+)\]$`).FindAllStringSubmatch(specText(t), -1) {
+		rule, _ := strconv.Atoi(m[1])
+		if n++; rule != n {
+			t.Errorf("rule R%d stands where R%d is due", rule, n)
+		}
+		if slices.Contains(beyond, rule) {
+			continue
+		}
+		if rule >= len(ruleKinds) || ruleKinds[rule] != kinds[m[2]] {
+			t.Errorf("R%d is %q in the specification and another kind in ruleKinds", rule, m[2])
+		}
+	}
+	if n != len(ruleKinds)-1+len(beyond) {
+		t.Errorf("the specification has %d rules, ruleKinds has %d", n, len(ruleKinds)-1)
+	}
+}
