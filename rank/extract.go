@@ -15,9 +15,11 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// ExtractOptions say what to extract and how. The zero value of all but Rule is ready.
+// ExtractOptions say what to extract and how. One of Rule and Budget is needed; the zero value of the rest is ready.
 type ExtractOptions struct {
-	Rule    Rule             // chooses the rank of every layer
+	Rule    Rule             // chooses the rank of every layer; nil where Budget is set
+	Budget  int64            // bytes of factors, spent on the singular values with most energy per byte over all layers
+	MaxRank int              // with Budget: the most that one layer gets; 0 is 64
 	Include []*regexp.Regexp // names of tensors to extract; none is all
 	Exclude []*regexp.Regexp // names to leave out
 	DType   dtype.Type       // of the factors; 0 is F32
@@ -49,12 +51,13 @@ const (
 	whyExcluded  = "excluded"
 	whyGone      = "only in the base"
 	whyNew       = "only in the tuned checkpoint"
+	whyBudget    = "the budget was spent on other layers"
 )
 
 // OpenExtraction compares the headers of two checkpoints. The caller closes the extraction.
 func OpenExtraction(basePath, tunedPath string, o ExtractOptions) (*Extraction, error) {
-	if o.Rule == nil {
-		return nil, errors.New("internal error: extraction without a rule")
+	if (o.Rule == nil) == (o.Budget == 0) {
+		return nil, errors.New("internal error: an extraction needs a rule or a budget")
 	}
 	base, err := checkpoint.Open(basePath)
 	if err != nil {
@@ -151,6 +154,21 @@ func (e *Extraction) Bytes() (n int64) {
 		n += e.pairs[i].tuned.ref.Tensor.NBytes
 	}
 	return n
+}
+
+// PeakBytes estimates the memory that Run takes: Δ of the largest tensor in float32, and the basis of its decomposition.
+func (e *Extraction) PeakBytes() (peak int64) {
+	width := int64(128)
+	if f, ok := e.options.Rule.(FixedRank); ok {
+		width = int64(max(64, 6*f.K))
+	}
+	for i := range e.pairs {
+		if v, ok := e.view(&e.pairs[i]); ok {
+			m, n := int64(v.rows), int64(v.cols)
+			peak = max(peak, 4*m*n+min(width, min(m, n))*(4*max(m, n)+8*min(m, n)))
+		}
+	}
+	return peak + 32<<20
 }
 
 // Planned is one tensor that will be compared.

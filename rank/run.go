@@ -86,10 +86,16 @@ type extracting struct {
 	spool   *spool
 	adapter format.Adapter
 	report  *ExtractReport
+	ranks   map[string]int // of the tensors, where a budget has chosen them
 }
 
 func (r *extracting) all(ctx context.Context) error {
 	r.adapter = format.Adapter{Method: "lora"}
+	if r.options.Budget > 0 {
+		if err := r.spend(ctx); err != nil {
+			return err
+		}
+	}
 	for i := range r.pairs {
 		p := &r.pairs[i]
 		same, err := p.equal(ctx)
@@ -161,11 +167,18 @@ func (r *extracting) strict() error {
 
 // layer decomposes one tensor.
 func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
+	rule := r.options.Rule
+	if r.ranks != nil {
+		if r.ranks[p.name] == 0 {
+			r.report.Skipped = append(r.report.Skipped, Skipped{p.name, whyBudget})
+			return nil
+		}
+		rule = FixedRank{r.ranks[p.name]}
+	}
 	u, err := p.difference(ctx, v.rows, v.cols, r.options.Workers)
 	if err != nil {
 		return err
 	}
-	rule := r.options.Rule
 	if f, ok := rule.(NoiseFloor); ok {
 		f.Sigma = u.noise
 		rule = f

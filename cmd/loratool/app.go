@@ -32,7 +32,9 @@ func newApp(t *terminal) *app {
 		OnUsageError:              usage,
 		DisableSliceFlagSeparator: true,
 		CustomAppHelpTemplate:     cli.AppHelpTemplate + "\n" + exitCodesHelp,
-		Commands:                  []*cli.Command{mergeCommand(t), inspectCommand(t), versionCommand(t)},
+		Commands: []*cli.Command{
+			mergeCommand(t), extractCommand(t), inspectCommand(t), convertCommand(t), verifyCommand(t), dumpCommand(t), versionCommand(t),
+		},
 		Action: func(c *cli.Context) error {
 			return cli.ShowAppHelp(c)
 		},

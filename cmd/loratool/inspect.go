@@ -91,6 +91,9 @@ func looksLikeAdapter(path string) (bool, error) {
 	if info.IsDir() {
 		dir = path
 	}
+	if !info.IsDir() && convert.IsLoRA(path) {
+		return true, nil
+	}
 	if _, err := os.Stat(filepath.Join(dir, "adapter_config.json")); err == nil {
 		return true, nil
 	}

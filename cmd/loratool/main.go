@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/merge"
 )
@@ -72,7 +73,7 @@ func exitCode(err error) int {
 	var output *merge.OutputError
 	var input *fault.Error
 	switch {
-	case errors.As(err, &usage), errors.As(err, &output):
+	case errors.As(err, &usage), errors.As(err, &output), errors.Is(err, convert.ErrExists):
 		return exitUsage
 	case errors.Is(err, fault.Check):
 		return exitCheck
@@ -90,8 +91,8 @@ func hintFor(err error) string {
 	switch {
 	case errors.As(err, &usage):
 		return usage.hint
-	case errors.As(err, &output):
-		return "choose another path with -o, or use --force to replace a checkpoint"
+	case errors.As(err, &output), errors.Is(err, convert.ErrExists):
+		return "choose another path with -o, or use --force to replace it"
 	case errors.As(err, &space), errors.Is(err, syscall.ENOSPC):
 		return "free some space, or write to another disk with -o"
 	case errors.Is(err, fs.ErrPermission):
@@ -105,7 +106,7 @@ func kindOf(err error) string {
 	var usage *usageError
 	var output *merge.OutputError
 	switch {
-	case errors.As(err, &usage), errors.As(err, &output):
+	case errors.As(err, &usage), errors.As(err, &output), errors.Is(err, convert.ErrExists):
 		return "usage"
 	case errors.Is(err, context.Canceled):
 		return "interrupted"

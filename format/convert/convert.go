@@ -4,7 +4,9 @@
 package convert
 
 import (
+	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -67,8 +69,45 @@ func openDir(dir string) (format.Source, error) {
 	return nil, e
 }
 
-// openFile opens one file: a PEFT adapter, whose configuration lies beside it.
+// OpenDigested is Open for a source that will be converted: it reads a file that a container is to restore once, to record its
+// digest.
+func OpenDigested(ctx context.Context, path string) (format.Source, error) {
+	src, err := Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if f, ok := src.(*tensorFile); ok {
+		if err := f.digest(ctx); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+	return src, nil
+}
+
+// loraMagic is how a .lora file begins (spec/FORMAT.md, R3).
+const loraMagic = "\x5a\x2a\x4d\x18"
+
+// IsLoRA reports whether the file at path begins as a .lora file does.
+func IsLoRA(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	start := make([]byte, len(loraMagic))
+	_, err = io.ReadFull(f, start)
+	return err == nil && string(start) == loraMagic
+}
+
+// openFile opens one file: a container, or a PEFT adapter, whose configuration lies beside it.
 func openFile(path string) (format.Source, error) {
+	if IsLoRA(path) || strings.HasSuffix(path, ".lora") {
+		r, err := format.Open(path)
+		if err != nil {
+			return nil, fault.InFile(err, path)
+		}
+		return r, nil
+	}
 	base := strings.ToLower(filepath.Base(path))
 	if strings.HasSuffix(base, ".json") {
 		return nil, fault.New(fault.Unsupported, "this is a configuration, not the weights").In(path).

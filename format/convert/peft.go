@@ -11,12 +11,8 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// The files of an adapter that PEFT saves.
-const (
-	peftWeights = "adapter_model.safetensors"
-	peftConfig  = "adapter_config.json"
-	modelCard   = "README.md"
-)
+// peftWeights is the name of the weights of an adapter that PEFT saves.
+const peftWeights = "adapter_model.safetensors"
 
 // maxSideBytes bounds the configuration and the model card, which are held in memory.
 const maxSideBytes = 16 << 20
@@ -35,35 +31,36 @@ func openPEFT(path string) (format.Source, error) {
 }
 
 func (f *tensorFile) readPEFT(path string) error {
-	text, err := readBeside(path, peftConfig, maxSideBytes)
+	text, err := readBeside(path, format.PEFTConfig, maxSideBytes)
 	if err != nil {
 		return err
 	}
 	if text == nil {
-		return fault.New(fault.Unsupported, "there is no %s beside the weights, and their keys are %s", peftConfig, dialectOf(f.manifest.Tensors)).In(path).
-			WithHint("if PEFT made it, put the %s that was saved with it beside it", peftConfig)
+		return fault.New(fault.Unsupported, "there is no %s beside the weights, and their keys are %s", format.PEFTConfig, dialectOf(f.manifest.Tensors)).In(path).
+			WithHint("if PEFT made it, put the %s that was saved with it beside it", format.PEFTConfig)
 	}
 	config, err := parsePEFTConfig(text)
 	if errors.Is(err, errNotPEFT) {
-		return fault.New(fault.Unsupported, "the %s beside it is not PEFT's (it has no peft_type), and the keys are %s", peftConfig, dialectOf(f.manifest.Tensors)).In(path).
+		return fault.New(fault.Unsupported, "the %s beside it is not PEFT's (it has no peft_type), and the keys are %s", format.PEFTConfig, dialectOf(f.manifest.Tensors)).In(path).
 			WithHint("this dialect is not read yet; convert the adapter to PEFT's with the tool that made it")
 	}
 	if err != nil {
-		return fault.InFile(err, siblingOf(path, peftConfig))
+		return fault.InFile(err, siblingOf(path, format.PEFTConfig))
 	}
 	if len(f.manifest.Tensors) == 0 {
 		return fault.New(fault.Corrupt, "the file holds no tensor").In(path).WithHint("the adapter was saved before it was trained, or from the wrong object")
 	}
-	card, err := readBeside(path, modelCard, maxSideBytes)
+	card, err := readBeside(path, format.ModelCard, maxSideBytes)
 	if err != nil {
 		return err
 	}
 	// In the order of their names, as spec/FORMAT.md wants attachments.
 	if card != nil {
-		f.attach(modelCard, card)
+		f.attach(format.ModelCard, card)
 	}
-	f.attach(peftConfig, text)
-	f.attach(headerAttachment, nil)
+	f.attach(format.PEFTConfig, text)
+	f.attach(format.SourceHeader, nil)
+	f.manifest.Provenance.Source = "PEFT " + config.PEFTVersion
 	p := peftReader{config: config, tensors: f.manifest.Tensors, manifest: &f.manifest}
 	f.manifest.Adapters = []format.Adapter{p.adapter()}
 	return nil
@@ -83,7 +80,7 @@ func (p *peftReader) note(format string, args ...any) {
 }
 
 func (p *peftReader) require(feature, where string) {
-	p.out.Requires = append(p.out.Requires, format.Requirement{Feature: feature, Where: where})
+	p.out.Requires = append(p.out.Requires, requirement(feature, where))
 }
 
 func (p *peftReader) opaque(i int) {

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
@@ -87,7 +88,23 @@ func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 var pythonNumber = regexp.MustCompile(`[:\[,]\s*(NaN|-?Infinity)\b`)
 
 func (c *peftConfigFile) require(feature, where string) {
-	c.requires = append(c.requires, format.Requirement{Feature: feature, Where: where})
+	c.requires = append(c.requires, requirement(feature, where))
+}
+
+// requirement makes a record whose place is a name as spec/FORMAT.md, R31 and R32, wants it: without control characters, and
+// not too long.
+func requirement(feature, where string) format.Requirement {
+	where = strings.Map(func(r rune) rune {
+		if r < 0x20 || r == 0x7f {
+			return utf8.RuneError
+		}
+		return r
+	}, where)
+	for len(where) > 1024 {
+		_, n := utf8.DecodeLastRuneInString(where)
+		where = where[:len(where)-n]
+	}
+	return format.Requirement{Feature: feature, Where: where}
 }
 
 // peftFields are the fields that PEFT writes for LoRA, up to 0.21. An empty feature means that the field is read here, or

@@ -1,6 +1,9 @@
 package convert
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"io"
 	"os"
 
@@ -17,9 +20,6 @@ type tensorFile struct {
 	manifest    format.Manifest
 	attachments [][]byte // nil: the header of the file
 }
-
-// headerAttachment is the name under which spec/FORMAT.md, section 7.6, keeps the header of the source file.
-const headerAttachment = "source.safetensors.header"
 
 // openTensorFile proves the header and fills the tensor table.
 func openTensorFile(path string) (*tensorFile, error) {
@@ -53,7 +53,12 @@ func (f *tensorFile) attach(name string, content []byte) {
 	if content == nil {
 		size = f.header.DataOff
 	}
-	f.manifest.Attachments = append(f.manifest.Attachments, format.Attachment{Name: name, NBytes: size})
+	sum := ""
+	if content != nil {
+		digest := sha256.Sum256(content)
+		sum = hex.EncodeToString(digest[:])
+	}
+	f.manifest.Attachments = append(f.manifest.Attachments, format.Attachment{Name: name, NBytes: size, SHA256: sum})
 	f.attachments = append(f.attachments, content)
 }
 
@@ -72,3 +77,29 @@ func (f *tensorFile) ReadBlobAt(p []byte, i int, off int64) error {
 }
 
 func (f *tensorFile) Close() error { return f.file.Close() }
+
+// digest computes the SHA-256 of the whole file, with which whoever restores it from a container can prove it.
+func (f *tensorFile) digest(ctx context.Context) error {
+	h := sha256.New()
+	size := f.header.DataOff
+	for i := range f.header.Tensors {
+		size += f.header.Tensors[i].NBytes
+	}
+	buf := make([]byte, 1<<18)
+	for off := int64(0); off < size; off += int64(len(buf)) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		p := buf[:min(int64(len(buf)), size-off)]
+		if _, err := io.ReadFull(io.NewSectionReader(f.file, off, int64(len(p))), p); err != nil {
+			return fault.InFile(err, f.file.Name())
+		}
+		h.Write(p)
+	}
+	for i := range f.manifest.Attachments {
+		if a := &f.manifest.Attachments[i]; a.Name == format.SourceHeader {
+			a.SHA256 = hex.EncodeToString(h.Sum(nil))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/urfave/cli/v2"
+)
+
+type convertOptions struct {
+	common
+	out, to string
+	force   bool
+}
+
+func convertCommand(t *terminal) *cli.Command {
+	o := new(convertOptions)
+	return &cli.Command{
+		Name:      "convert",
+		Usage:     "write an adapter in another dialect",
+		ArgsUsage: "ADAPTER -o OUT",
+		Description: "Between PEFT's directory or file and the .lora container. A container that was made from a file of PEFT gives it back byte\n" +
+			"for byte, with its configuration and model card, and proves it by SHA-256.",
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a name that ends in .lora is a container, another one a directory for PEFT", Destination: &o.out},
+			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora or peft, where OUT's name does not say it", Destination: &o.to},
+			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is an adapter of the same kind", Destination: &o.force},
+		}, o.flags()...),
+		Action: func(c *cli.Context) error { return runConvert(c, t, o) },
+	}
+}
+
+func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
+	if c.NArg() != 1 || o.out == "" {
+		return usagef("loratool convert ADAPTER -o OUT.lora", "convert takes one adapter and -o OUT, got %d arguments", c.NArg())
+	}
+	dialect, err := dialectOf(o.out, o.to)
+	if err != nil {
+		return err
+	}
+	src, err := convert.OpenDigested(c.Context, c.Args().First())
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	for _, note := range src.Manifest().Notes {
+		if !o.quiet {
+			t.message("warning", note)
+		}
+	}
+	size, err := store(c, src, o.out, dialect, o.force, o.workers)
+	if err != nil {
+		return err
+	}
+	m := src.Manifest()
+	var raw int64
+	for i := range m.Tensors {
+		raw += m.Tensors[i].NBytes()
+	}
+	if o.json {
+		return t.document("convert", map[string]any{"out": o.out, "dialect": dialect, "tensor_bytes": raw, "bytes_written": size})
+	}
+	if !o.quiet {
+		t.printf("converted to %s: %s, %d tensors of %s\n", o.out, bytesText(size), len(m.Tensors), bytesText(raw))
+	}
+	return nil
+}
+
+// dialectOf is the dialect that the user names, or that the name of the output implies.
+func dialectOf(out, to string) (convert.Dialect, error) {
+	if to == "" {
+		return convert.DialectFor(out)
+	}
+	switch d := convert.Dialect(strings.ToLower(to)); d {
+	case convert.LoRA, convert.PEFT:
+		return d, nil
+	}
+	return "", usagef("the dialects that are written are lora and peft", "unknown dialect %q", to)
+}
+
+// store writes a source to a path and returns the size of what is there then.
+func store(c *cli.Context, src format.Source, out string, d convert.Dialect, replace bool, workers int) (int64, error) {
+	sink, err := convert.Create(out, d, convert.CreateOptions{Replace: replace, Workers: workers, Tool: "loratool", Version: version})
+	if err != nil {
+		return 0, err
+	}
+	if err := format.Copy(c.Context, sink, src); err != nil {
+		return 0, err
+	}
+	return sizeOf(out)
+}
+
+// sizeOf is the size of a file, or of the files of a directory.
+func sizeOf(path string) (int64, error) {
+	info, err := os.Stat(path)
+	if err != nil || !info.IsDir() {
+		if err != nil {
+			return 0, err
+		}
+		return info.Size(), nil
+	}
+	entries, err := os.ReadDir(path)
+	var n int64
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil {
+			n += info.Size()
+		}
+	}
+	return n, err
+}
+
+func verifyCommand(t *terminal) *cli.Command {
+	o := new(common)
+	return &cli.Command{
+		Name:      "verify",
+		Usage:     "check every checksum and rule of a .lora file",
+		ArgsUsage: "FILE",
+		Flags:     o.flags(),
+		Action: func(c *cli.Context) error {
+			f, size, err := openLoRA(c, "verify")
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			summary, err := format.Verify(c.Context, f, size, format.ReaderOptions{Workers: o.workers})
+			if err != nil {
+				return fault.InFile(err, f.Name())
+			}
+			if o.json {
+				return t.document("verify", map[string]any{
+					"content_id": summary.ContentID, "file_id": summary.FileID, "chunks": summary.Chunks,
+					"raw_bytes": summary.RawBytes, "stored_bytes": summary.StoredBytes, "file_bytes": summary.FileBytes,
+				})
+			}
+			if !o.quiet {
+				t.printf("%s is valid: %d chunks, %s in %s\ncontent %s\nfile    %s\n", f.Name(), summary.Chunks, bytesText(summary.RawBytes), bytesText(size), summary.ContentID, summary.FileID)
+			}
+			return nil
+		},
+	}
+}
+
+func dumpCommand(t *terminal) *cli.Command {
+	o := new(common)
+	return &cli.Command{
+		Name:      "dump",
+		Usage:     "print the bytes of a .lora file with their meaning",
+		ArgsUsage: "FILE",
+		Flags:     o.flags(),
+		Action: func(c *cli.Context) error {
+			f, size, err := openLoRA(c, "dump")
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			return fault.InFile(format.Dump(t.out, f, size), f.Name())
+		},
+	}
+}
+
+// openLoRA opens the one argument of a command for a .lora file.
+func openLoRA(c *cli.Context, command string) (*os.File, int64, error) {
+	if c.NArg() != 1 {
+		return nil, 0, usagef("loratool "+command+" FILE", "%s takes one file, got %d arguments", command, c.NArg())
+	}
+	f, err := os.Open(c.Args().First())
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fault.New(fault.Unsupported, "not a regular file").In(f.Name())
+	}
+	if err != nil {
+		return nil, 0, errors.Join(err, f.Close())
+	}
+	return f, info.Size(), nil
+}

@@ -1,0 +1,271 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/rank"
+	"github.com/urfave/cli/v2"
+)
+
+type extractOptions struct {
+	common
+	out, to, dtype              string
+	rank, maxRank               int
+	energy, maxError            float64
+	noiseFloor                  bool
+	budget                      string
+	include, exclude            cli.StringSlice
+	strict, only, force, dryRun bool
+	seed                        int64
+}
+
+func extractCommand(t *terminal) *cli.Command {
+	o := new(extractOptions)
+	return &cli.Command{
+		Name:      "extract",
+		Usage:     "turn a fine-tuned checkpoint into an adapter of low rank, with its error",
+		ArgsUsage: "BASE TUNED -o ADAPTER --rank 8",
+		Description: "Decomposes TUNED − BASE, tensor by tensor, by truncated SVD. The rank is fixed, or the fewest singular values that keep a share\n" +
+			"of the energy, stay below an error, stand above the rounding noise of a 16-bit checkpoint, or fit a size. Norms and biases, which low\n" +
+			"rank does not hold, are carried whole.",
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `ADAPTER`: a name that ends in .lora, or a directory for PEFT", Destination: &o.out},
+			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora or peft, where ADAPTER's name does not say it", Destination: &o.to},
+			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "keep `K` singular values per layer", Destination: &o.rank},
+			&cli.Float64Flag{Name: "energy", Usage: "keep the fewest singular values with this `SHARE` of the energy ‖Δ‖², such as 0.95", Destination: &o.energy},
+			&cli.Float64Flag{Name: "max-error", Usage: "keep the fewest singular values with an error of at most `E`·‖Δ‖, such as 0.1", Destination: &o.maxError},
+			&cli.BoolFlag{Name: "noise-floor", Usage: "keep the singular values above the rounding noise of TUNED", Destination: &o.noiseFloor},
+			&cli.StringFlag{Name: "budget", Usage: "spend `SIZE` bytes, such as 40MB, on the singular values that bring most energy per byte", Destination: &o.budget},
+			&cli.IntFlag{Name: "max-rank", Usage: "with another rule: at most `K` per layer", Destination: &o.maxRank},
+			&cli.StringFlag{Name: "dtype", Usage: "of the factors: f32, bf16 or f16", Value: "f32", Destination: &o.dtype},
+			&cli.StringSliceFlag{Name: "include", Usage: "extract only tensors whose name matches the regular expression `RE`", Destination: &o.include},
+			&cli.StringSliceFlag{Name: "exclude", Usage: "leave out tensors whose name matches `RE`", Destination: &o.exclude},
+			&cli.BoolFlag{Name: "only-lora", Usage: "leave out what low rank does not hold, in place of carrying it whole", Destination: &o.only},
+			&cli.BoolFlag{Name: "strict", Usage: "fail if anything is left out or carried whole", Destination: &o.strict},
+			&cli.Int64Flag{Name: "seed", Usage: "of the random start", Destination: &o.seed},
+			&cli.BoolFlag{Name: "force", Usage: "replace ADAPTER if it is an adapter", Destination: &o.force},
+			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be compared, and write nothing", Destination: &o.dryRun},
+		}, o.flags()...),
+		Action: func(c *cli.Context) error { return runExtract(c, t, o) },
+	}
+}
+
+func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
+	if c.NArg() != 2 || o.out == "" && !o.dryRun {
+		return usagef("loratool extract BASE TUNED -o ADAPTER --rank 8", "extract takes a base, a tuned checkpoint and -o ADAPTER, got %d arguments", c.NArg())
+	}
+	options, err := o.library(c)
+	if err != nil {
+		return err
+	}
+	dialect := convert.LoRA
+	if !o.dryRun {
+		if dialect, err = dialectOf(o.out, o.to); err != nil {
+			return err
+		}
+	}
+	base, tuned := c.Args().Get(0), c.Args().Get(1)
+	if sameFile(base, tuned) {
+		return usagef("give the base first and the tuned checkpoint second", "%s and %s are the same checkpoint", base, tuned)
+	}
+	if !o.dryRun {
+		if err := convert.CheckPlace(o.out, dialect, o.force); err != nil {
+			return err
+		}
+	}
+	var add func(int64)
+	options.Layer = func(_ string, n int64) {
+		if add != nil {
+			add(n)
+		}
+	}
+	e, err := rank.OpenExtraction(base, tuned, options)
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	if o.dryRun {
+		return showExtraction(t, o, e)
+	}
+	add, finish := t.progress(&o.common, e.Bytes(), "extracting")
+	src, report, err := e.Run(c.Context)
+	finish()
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	size, err := store(c, src, o.out, dialect, o.force, o.workers)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		return t.document("extract", report)
+	}
+	if !o.quiet {
+		showExtracted(t, o, report, size)
+	}
+	return nil
+}
+
+// library turns the flags into options of the library.
+func (o *extractOptions) library(c *cli.Context) (rank.ExtractOptions, error) {
+	options := rank.ExtractOptions{Only: o.only, Strict: o.strict, Workers: o.workers, Tool: "loratool " + version}
+	options.SVD.Seed = uint64(o.seed)
+	rules := 0
+	for _, name := range []string{"rank", "energy", "max-error", "noise-floor", "budget"} {
+		if c.IsSet(name) {
+			rules++
+		}
+	}
+	hint := "one of --rank 8, --energy 0.95, --max-error 0.1, --noise-floor, --budget 40MB"
+	switch {
+	case rules != 1:
+		return options, usagef(hint, "extract needs one rule for the rank, got %d", rules)
+	case c.IsSet("rank") && o.rank < 1:
+		return options, usagef(hint, "a rank is at least 1, got %d", o.rank)
+	case c.IsSet("energy") && !(o.energy > 0 && o.energy <= 1):
+		return options, usagef(hint, "a share of the energy lies above 0 and up to 1, got %v", o.energy)
+	case c.IsSet("max-error") && !(o.maxError > 0 && o.maxError < 1):
+		return options, usagef(hint, "a relative error lies between 0 and 1, got %v", o.maxError)
+	case o.maxRank < 0 || o.maxRank > 0 && c.IsSet("rank"):
+		return options, usagef(hint, "--max-rank is a positive bound for another rule than --rank")
+	}
+	switch {
+	case c.IsSet("rank"):
+		options.Rule = rank.FixedRank{K: o.rank}
+	case c.IsSet("energy"):
+		options.Rule = rank.EnergyShare{Share: o.energy, Max: o.maxRank}
+	case c.IsSet("max-error"):
+		options.Rule = rank.MaxError(o.maxError, o.maxRank)
+	case c.IsSet("noise-floor"):
+		options.Rule = rank.NoiseFloor{Max: o.maxRank}
+	default:
+		n, err := parseBytes(o.budget)
+		if err != nil {
+			return options, err
+		}
+		options.Budget, options.MaxRank = n, o.maxRank
+	}
+	d, ok := dtype.Parse(strings.ToUpper(o.dtype))
+	if !ok || d != dtype.F32 && d != dtype.BF16 && d != dtype.F16 {
+		return options, usagef("--dtype f32, bf16 or f16", "unknown dtype %q for the factors", o.dtype)
+	}
+	options.DType = d
+	for _, list := range []struct {
+		texts []string
+		dst   *[]*regexp.Regexp
+	}{{o.include.Value(), &options.Include}, {o.exclude.Value(), &options.Exclude}} {
+		for _, text := range list.texts {
+			re, err := regexp.Compile(text)
+			if err != nil {
+				return options, usagef("the syntax is that of Go: https://pkg.go.dev/regexp/syntax", "%v", err)
+			}
+			*list.dst = append(*list.dst, re)
+		}
+	}
+	return options, nil
+}
+
+// parseBytes reads a size such as 40MB or 1.5GiB.
+func parseBytes(text string) (int64, error) {
+	units := []struct {
+		suffix string
+		factor float64
+	}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"kB", 1e3}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"B", 1}, {"", 1}}
+	for _, u := range units {
+		number, ok := strings.CutSuffix(text, u.suffix)
+		if !ok {
+			continue
+		}
+		if x, err := strconv.ParseFloat(strings.TrimSpace(number), 64); err == nil && x*u.factor >= 1 && x*u.factor < 1<<60 {
+			return int64(x * u.factor), nil
+		}
+		break
+	}
+	return 0, usagef("a size is a number with a unit, such as 40MB or 512KiB", "got the size %q", text)
+}
+
+// sameFile reports whether two paths lead to the same file or directory.
+func sameFile(a, b string) bool {
+	ra, err1 := filepath.EvalSymlinks(a)
+	rb, err2 := filepath.EvalSymlinks(b)
+	return err1 == nil && err2 == nil && ra == rb
+}
+
+func showExtraction(t *terminal, o *extractOptions, e *rank.Extraction) error {
+	planned, skipped := e.Planned()
+	free := int64(-1)
+	if n, err := fileio.FreeBytes(filepath.Dir(o.out)); err == nil {
+		free = n
+	}
+	if o.json {
+		return t.document("extract", map[string]any{"dry_run": true, "tensors": planned, "skipped": append([]rank.Skipped{}, skipped...), "peak_memory_bytes": e.PeakBytes(), "bytes_to_read": e.Bytes(), "free_bytes": free})
+	}
+	for _, p := range planned {
+		t.printf("%-10s %v %s\n", p.Kind, p.Shape, p.Tensor)
+	}
+	showSkipped(t, skipped)
+	t.printf("%d tensors are compared, %s to read, about %s of memory\n", len(planned), bytesText(e.Bytes()), bytesText(e.PeakBytes()))
+	return nil
+}
+
+func showSkipped(t *terminal, skipped []rank.Skipped) {
+	for _, s := range skipped {
+		t.printf("skipped    %s: %s\n", s.Tensor, s.Why)
+	}
+}
+
+func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, size int64) {
+	if o.verbose {
+		w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', tabwriter.AlignRight)
+		fmt.Fprintln(w, "m×n\trank\t|Δ|/|W|\tenergy\terror\tstored\tnoise edge/σ1\t  module")
+		for _, l := range r.Layers {
+			fmt.Fprintf(w, "%d×%d\t%d\t%.4f\t%.4f\t%.4f\t%.4f\t%.3f\t  %s\n", l.M, l.N, l.Rank, l.RelativeNorm, l.Energy, l.Error, l.Rounded, l.NoiseEdge/l.SingularValues[0], clean(l.Module))
+		}
+		w.Flush()
+		for _, b := range r.Beside {
+			t.printf("whole      %s (%s, %s)\n", b.Tensor, b.Why, bytesText(b.Bytes))
+		}
+		showSkipped(t, r.Skipped)
+	}
+	unchanged, left := 0, 0
+	for _, s := range r.Skipped {
+		if s.Why == "unchanged" {
+			unchanged++
+		} else {
+			left++
+		}
+	}
+	t.printf("extracted to %s: %s, %d layers", o.out, bytesText(size), len(r.Layers))
+	if n := len(r.Beside); n > 0 {
+		t.printf(", %d tensors whole", n)
+	}
+	t.printf("; %d unchanged, %d left out\n", unchanged, left)
+	if len(r.Layers) == 0 {
+		return
+	}
+	t.printf("energy %.4f, error %.4f of |Δ|, as stored %.4f\n", r.Energy, r.Error, r.Rounded)
+	t.printf("a fixed rank would keep")
+	for i, k := range r.Ranks {
+		mark := ""
+		if k.AtLeast {
+			mark = "≥ "
+		}
+		if i > 0 {
+			t.printf(",")
+		}
+		t.printf(" %s%.3f at %d", mark, k.Energy, k.Rank)
+	}
+	t.printf("\n")
+	if left > 0 && !o.verbose {
+		t.printf("-v lists what was left out\n")
+	}
+}

@@ -1,0 +1,131 @@
+package convert_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/convert"
+)
+
+const testdata = "../../testdata"
+
+// adapters lists every adapter directory of the test data.
+func adapters(t *testing.T) []string {
+	t.Helper()
+	var dirs []string
+	for _, pattern := range []string{"peft/merge/*/adapter*", "peft/refuse/*/adapter*", "corpus/*", "demo/adapter-r8"} {
+		found, err := filepath.Glob(filepath.Join(testdata, pattern))
+		if err != nil || len(found) == 0 {
+			t.Fatalf("no adapters match %s", pattern)
+		}
+		dirs = append(dirs, found...)
+	}
+	return dirs
+}
+
+// unreadable are the adapters that cannot be opened at all; every other one has to convert, whether merge applies it or not.
+var unreadable = []string{"alpha-nan", "lfs-pointer", "no-tensors", "pickle"}
+
+// TestPEFTComesBackByteForByte converts every adapter to the container and back, and compares all files.
+func TestPEFTComesBackByteForByte(t *testing.T) {
+	ctx := context.Background()
+	converted := 0
+	for _, dir := range adapters(t) {
+		if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+			continue
+		}
+		name, _ := filepath.Rel(testdata, dir)
+		t.Run(name, func(t *testing.T) {
+			src, err := convert.OpenDigested(ctx, dir)
+			for _, u := range unreadable {
+				if strings.Contains(dir, u) {
+					if err == nil {
+						t.Fatal("opened without an error")
+					}
+					return
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer src.Close()
+			tmp := t.TempDir()
+			container, back := filepath.Join(tmp, "a.lora"), filepath.Join(tmp, "back")
+			store(t, container, convert.LoRA, src)
+			lora, err := convert.Open(container)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer lora.Close()
+			store(t, back, convert.PEFT, lora)
+			for _, file := range []string{"adapter_model.safetensors", "adapter_config.json", "README.md"} {
+				want, err1 := os.ReadFile(filepath.Join(dir, file))
+				got, err2 := os.ReadFile(filepath.Join(back, file))
+				if errors.Is(err1, os.ErrNotExist) && errors.Is(err2, os.ErrNotExist) {
+					continue
+				}
+				if err1 != nil || err2 != nil || !bytes.Equal(got, want) {
+					t.Errorf("%s: %d bytes (%v) came back, want the %d of the source (%v)", file, len(got), err2, len(want), err1)
+				}
+			}
+			a, err1 := format.ContentID(ctx, src)
+			b, err2 := format.ContentID(ctx, lora)
+			if err1 != nil || err2 != nil || a != b {
+				t.Errorf("the content id is %s (%v) in the container and %s (%v) in the directory", b, err2, a, err1)
+			}
+			converted++
+		})
+	}
+	if converted < 100 {
+		t.Errorf("%d adapters were converted, want at least 100", converted)
+	}
+}
+
+func store(t *testing.T, path string, d convert.Dialect, src format.Source) {
+	t.Helper()
+	sink, err := convert.Create(path, d, convert.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := format.Copy(context.Background(), sink, src); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tampered is a source whose first tensor reads as zeros.
+type tampered struct{ format.Source }
+
+func (s tampered) ReadBlobAt(p []byte, i int, off int64) error {
+	if err := s.Source.ReadBlobAt(p, i, off); err != nil || i != 0 {
+		return err
+	}
+	clear(p)
+	return nil
+}
+
+// TestARestoredFileIsProved: data that are not those of the source file do not become one.
+func TestARestoredFileIsProved(t *testing.T) {
+	src, err := convert.OpenDigested(context.Background(), filepath.Join(testdata, "demo/adapter-r8"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	out := filepath.Join(t.TempDir(), "out")
+	sink, err := convert.Create(out, convert.PEFT, convert.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = format.Copy(context.Background(), sink, tampered{src})
+	if !errors.Is(err, format.ErrCorrupt) || !strings.Contains(err.Error(), "R69") {
+		t.Errorf("Copy = %v, want a broken R69", err)
+	}
+	if left, _ := os.ReadDir(filepath.Dir(out)); len(left) > 0 {
+		t.Errorf("%s was left behind", left[0].Name())
+	}
+}

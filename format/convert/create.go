@@ -1,0 +1,139 @@
+package convert
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
+)
+
+// Dialect is a way of storing adapters that can be written.
+type Dialect string
+
+// The dialects that Create knows.
+const (
+	LoRA Dialect = "lora" // the container of spec/FORMAT.md
+	PEFT Dialect = "peft" // a directory as huggingface/peft saves it
+)
+
+// CreateOptions say how an adapter is written. The zero value is ready.
+type CreateOptions struct {
+	Replace bool   // replace an output of the same kind that is there
+	Workers int    // goroutines that compress; 0 is one per processor
+	Tool    string // name of the program, for the provenance; "" keeps the source's
+	Version string
+}
+
+// DialectFor is the dialect that the name of an output asks for: a name that ends in .lora is a container, any other a
+// directory for PEFT.
+func DialectFor(path string) (Dialect, error) {
+	switch ext := strings.ToLower(filepath.Ext(path)); ext {
+	case ".lora":
+		return LoRA, nil
+	case ".safetensors", ".bin", ".gguf", ".npz", ".pt":
+		return "", fault.New(fault.Unsupported, "no dialect is written to a %s file", ext).
+			WithHint("name a directory, which is written as PEFT saves it, or a file that ends in .lora")
+	}
+	return PEFT, nil
+}
+
+// Create returns a Sink that writes one adapter to path, whole or not at all. Nothing is written before Store.
+func Create(path string, d Dialect, o CreateOptions) (format.Sink, error) {
+	switch d {
+	case LoRA:
+		return &loraSink{path, o}, nil
+	case PEFT:
+		return &peftSink{path, o}, nil
+	}
+	return nil, fault.New(fault.Unsupported, "the dialect %q is not written", string(d)).WithHint("lora and peft are")
+}
+
+// ErrExists is wrapped by the error of a Sink whose output is there already.
+var ErrExists = errors.New("exists already")
+
+// CheckPlace reports whether a Sink could write to path, before work is done for it.
+func CheckPlace(path string, d Dialect, replace bool) error {
+	return checkPlace(path, d == PEFT, replace)
+}
+
+// begin checks the place of an output and begins it.
+func begin(path string, isDir, replace bool) (*fileio.Stage, error) {
+	if err := checkPlace(path, isDir, replace); err != nil {
+		return nil, err
+	}
+	return fileio.NewStage(path, isDir)
+}
+
+func checkPlace(path string, isDir, replace bool) error {
+	info, err := os.Stat(path)
+	switch {
+	case err == nil && !replace:
+		return fmt.Errorf("output %s %w", path, ErrExists)
+	case err == nil && info.IsDir() != isDir:
+		return fmt.Errorf("output %s is there and is of another kind: it %w", path, ErrExists)
+	}
+	_, err = os.Stat(filepath.Dir(path))
+	return err
+}
+
+// loraSink writes a container.
+type loraSink struct {
+	path    string
+	options CreateOptions
+}
+
+func (s *loraSink) Store(ctx context.Context, src format.Source) error {
+	stage, err := begin(s.path, false, s.options.Replace)
+	if err != nil {
+		return err
+	}
+	defer stage.Abort()
+	f, err := stage.Create("", 0)
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriterSize(f, 1<<20)
+	_, err = format.Write(ctx, w, src, format.WriterOptions{Workers: s.options.Workers, Tool: s.options.Tool, Version: s.options.Version})
+	if err := errors.Join(err, w.Flush(), fileio.Close(f)); err != nil {
+		return err
+	}
+	return stage.Commit(s.options.Replace)
+}
+
+// attachment reads the attachment of a source that has the given name; nil if there is none. A digest that the source states
+// for the attachment itself is checked.
+func attachment(src format.Source, name string) ([]byte, *format.Attachment, error) {
+	m := src.Manifest()
+	for i := range m.Attachments {
+		a := &m.Attachments[i]
+		if a.Name != name {
+			continue
+		}
+		if a.NBytes > maxAttachmentBytes {
+			return nil, nil, fault.New(fault.Limit, "the attachment %q has %d bytes, at most %d are read", name, a.NBytes, maxAttachmentBytes)
+		}
+		b := make([]byte, a.NBytes)
+		if err := src.ReadBlobAt(b, len(m.Tensors)+i, 0); err != nil {
+			return nil, nil, err
+		}
+		if sum := sha256.Sum256(b); name != format.SourceHeader && a.SHA256 != "" && hex.EncodeToString(sum[:]) != a.SHA256 {
+			e := fault.New(fault.Corrupt, "the attachment %q has the SHA-256 %x, the manifest says %s", name, sum, a.SHA256)
+			e.Rule = "R55"
+			return nil, nil, e
+		}
+		return b, a, nil
+	}
+	return nil, nil, nil
+}
+
+// maxAttachmentBytes bounds an attachment that is held in memory: a header of safetensors is the largest, R67.
+const maxAttachmentBytes = 8 + 100_000_000

@@ -1,0 +1,387 @@
+package convert
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"slices"
+	"sort"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/safetensors"
+	nlp "github.com/nlpodyssey/safetensors"
+)
+
+// peftSink writes a directory as PEFT saves it. A source that carries the header and the configuration it was read from is
+// restored byte for byte; any other gets a file and a configuration of our making.
+type peftSink struct {
+	path    string
+	options CreateOptions
+}
+
+func (s *peftSink) Store(ctx context.Context, src format.Source) error {
+	m := src.Manifest()
+	if len(m.Adapters) != 1 {
+		return fault.New(fault.Unsupported, "a bundle of %d adapters, and a directory of PEFT holds one", len(m.Adapters))
+	}
+	config, _, err := attachment(src, format.PEFTConfig)
+	if err != nil {
+		return err
+	}
+	card, _, err := attachment(src, format.ModelCard)
+	if err != nil {
+		return err
+	}
+	header, about, err := attachment(src, format.SourceHeader)
+	if err != nil {
+		return err
+	}
+	stage, err := begin(s.path, true, s.options.Replace)
+	if err != nil {
+		return err
+	}
+	defer stage.Abort()
+	if header != nil && config != nil {
+		err = restore(ctx, stage, src, header, about.SHA256)
+	} else {
+		config, err = compose(ctx, stage, src)
+	}
+	if err != nil {
+		return err
+	}
+	for name, content := range map[string][]byte{format.PEFTConfig: config, format.ModelCard: card} {
+		if content == nil {
+			continue
+		}
+		if err := writeFile(stage, name, content); err != nil {
+			return err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return stage.Commit(s.options.Replace)
+}
+
+func writeFile(stage *fileio.Stage, name string, content []byte) error {
+	f, err := stage.Create(name, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, fileio.Close(f))
+}
+
+// restore writes the source file again: its header, then the tensors in the order of their data (spec/FORMAT.md, section 12).
+func restore(ctx context.Context, stage *fileio.Stage, src format.Source, header []byte, want string) error {
+	order, err := headerOrder(src, header)
+	if err != nil {
+		return err
+	}
+	f, err := stage.Create(peftWeights, 0)
+	if err != nil {
+		return err
+	}
+	h := sha256.New()
+	w := io.MultiWriter(f, h)
+	_, err = w.Write(header)
+	for _, i := range order {
+		if err != nil {
+			break
+		}
+		err = copyBlob(ctx, w, src, i)
+	}
+	if err := errors.Join(err, fileio.Close(f)); err != nil {
+		return err
+	}
+	return checkDigest(h, want)
+}
+
+func checkDigest(h hash.Hash, want string) error {
+	if got := hex.EncodeToString(h.Sum(nil)); want != "" && got != want {
+		return broken("R69", "the restored file has the SHA-256 %s, the source file had %s", got, want)
+	}
+	return nil
+}
+
+func broken(rule, format string, args ...any) error {
+	e := fault.New(fault.Corrupt, format, args...)
+	e.Rule = rule
+	return e
+}
+
+// headerOrder proves an attached header and returns the tensors in the order of their data.
+func headerOrder(src format.Source, header []byte) ([]int, error) {
+	m := src.Manifest()
+	size := int64(len(header))
+	byName := make(map[string]int, len(m.Tensors))
+	for i := range m.Tensors {
+		size += m.Tensors[i].NBytes()
+		byName[m.Tensors[i].Name] = i
+	}
+	h, err := safetensors.Read(bytes.NewReader(header), size)
+	if err != nil {
+		return nil, broken("R67", "%s is not the header of a file with these tensors: %v", format.SourceHeader, err)
+	}
+	if h.DataOff != int64(len(header)) || len(h.Tensors) != len(m.Tensors) {
+		return nil, broken("R68", "%s has %d tensors and %d bytes, the adapter has %d tensors, the attachment %d bytes",
+			format.SourceHeader, len(h.Tensors), h.DataOff, len(m.Tensors), len(header))
+	}
+	order := make([]int, 0, len(h.Tensors))
+	for i := range h.Tensors {
+		t := &h.Tensors[i]
+		at, ok := byName[t.Name]
+		if !ok || m.Tensors[at].DType != t.DType || !slices.Equal(m.Tensors[at].Shape, t.Shape) {
+			return nil, broken("R68", "%s has the tensor %q, %v of shape %d, and the adapter has not", format.SourceHeader, t.Name, t.DType, t.Shape)
+		}
+		order = append(order, at)
+	}
+	return order, nil
+}
+
+func copyBlob(ctx context.Context, w io.Writer, src format.Source, i int) error {
+	n := src.Manifest().Tensors[i].NBytes()
+	buf := make([]byte, min(n, 1<<20))
+	for off := int64(0); off < n; off += int64(len(buf)) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		p := buf[:min(int64(len(buf)), n-off)]
+		if err := src.ReadBlobAt(p, i, off); err != nil {
+			return err
+		}
+		if _, err := w.Write(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// compose writes a weights file from the layers and returns the configuration that goes with it.
+func compose(ctx context.Context, stage *fileio.Stage, src format.Source) ([]byte, error) {
+	config, names, err := peftFrom(src.Manifest())
+	if err != nil {
+		return nil, err
+	}
+	views := make(map[string]lazyView, len(names))
+	failed := new(error)
+	for i, name := range names {
+		t := &src.Manifest().Tensors[i]
+		d, err := nlp.ParseDType(t.DType.String())
+		if err != nil {
+			return nil, fault.New(fault.Unsupported, "tensor %q is stored as %v, which is not written", t.Name, t.DType)
+		}
+		if _, taken := views[name]; taken {
+			return nil, fault.New(fault.Unsupported, "two tensors of the adapter would get the key %q", name)
+		}
+		views[name] = lazyView{ctx: ctx, src: src, index: i, dtype: d, failed: failed}
+	}
+	f, err := stage.Create(peftWeights, 0)
+	if err != nil {
+		return nil, err
+	}
+	err = nlp.SerializeToWriter(views, map[string]string{"format": "pt"}, f)
+	return config, errors.Join(*failed, err, fileio.Close(f))
+}
+
+// lazyView is a tensor that is read when the library writes it, one at a time. The library has no place for an error, so the
+// first one is kept in failed.
+type lazyView struct {
+	ctx    context.Context
+	src    format.Source
+	index  int
+	dtype  nlp.DType
+	failed *error
+}
+
+func (v lazyView) tensor() *format.Tensor { return &v.src.Manifest().Tensors[v.index] }
+func (v lazyView) DType() nlp.DType       { return v.dtype }
+func (v lazyView) DataLen() uint64        { return uint64(v.tensor().NBytes()) }
+func (v lazyView) Shape() []uint64        { return append([]uint64{}, v.tensor().Shape...) } // nil would be written as null
+
+func (v lazyView) Data() []byte {
+	if *v.failed != nil {
+		return nil
+	}
+	b := make([]byte, v.tensor().NBytes())
+	if *v.failed = v.ctx.Err(); *v.failed == nil {
+		*v.failed = v.src.ReadBlobAt(b, v.index, 0)
+	}
+	return b
+}
+
+// peftConfigOut is the part of LoraConfig that is written; PEFT gives the rest its defaults.
+type peftConfigOut struct {
+	AlphaPattern map[string]float64 `json:"alpha_pattern"`
+	Base         *string            `json:"base_model_name_or_path"`
+	Bias         string             `json:"bias"`
+	WeightTying  bool               `json:"ensure_weight_tying,omitempty"`
+	FanInFanOut  bool               `json:"fan_in_fan_out"`
+	Inference    bool               `json:"inference_mode"`
+	Alpha        float64            `json:"lora_alpha"`
+	LoRABias     bool               `json:"lora_bias"`
+	Dropout      float64            `json:"lora_dropout"`
+	Save         []string           `json:"modules_to_save"`
+	Type         string             `json:"peft_type"`
+	R            int                `json:"r"`
+	RankPattern  map[string]int     `json:"rank_pattern"`
+	Revision     *string            `json:"revision"`
+	Targets      []string           `json:"target_modules"`
+	Task         *string            `json:"task_type"`
+	Tokens       map[string][]int64 `json:"trainable_token_indices"`
+	DoRA         bool               `json:"use_dora"`
+	RSLoRA       bool               `json:"use_rslora"`
+}
+
+// written are the features that a configuration and keys of PEFT can say.
+var written = map[string]bool{format.FeatureLoRABias: true, format.FeatureWeightTying: true, format.FeatureConvolution: true, format.FeatureDoRA: true}
+
+// peftFrom returns the configuration for an adapter, and the key of every tensor.
+func peftFrom(m *format.Manifest) (config []byte, names map[int]string, err error) {
+	a := &m.Adapters[0]
+	for _, r := range a.Requires {
+		if !written[r.Feature] {
+			return nil, nil, fault.New(fault.Unsupported, "the adapter requires %q (%s), which is not written as PEFT", r.Feature, r.Where)
+		}
+	}
+	c := &peftConfigOut{
+		AlphaPattern: map[string]float64{}, RankPattern: map[string]int{}, Bias: "none", Inference: true, Type: "LORA",
+		FanInFanOut: a.Orientation == format.NxM,
+	}
+	if a.Base.Name != "" {
+		c.Base = &a.Base.Name
+	}
+	if a.Base.Revision != "" {
+		c.Revision = &a.Base.Revision
+	}
+	for _, r := range a.Requires {
+		c.WeightTying = c.WeightTying || r.Feature == format.FeatureWeightTying
+		c.DoRA = c.DoRA || r.Feature == format.FeatureDoRA
+		c.LoRABias = c.LoRABias || r.Feature == format.FeatureLoRABias
+	}
+	names = make(map[int]string)
+	if err := c.layers(a, names); err != nil {
+		return nil, nil, err
+	}
+	if err := c.beside(a, m, names); err != nil {
+		return nil, nil, err
+	}
+	config, err = json.MarshalIndent(c, "", "  ")
+	return append(config, '\n'), names, err
+}
+
+// peftTail is how a key ends for a role of a kind of layer.
+func peftTail(kind format.Kind, role format.Role) (string, bool) {
+	switch role {
+	case format.RoleA, format.RoleB:
+		if kind == format.Embedding {
+			return "lora_embedding_" + string(role), true
+		}
+		return "lora_" + string(role) + ".weight", true
+	case format.RoleBias:
+		return "lora_B.bias", true
+	case format.RoleMagnitude:
+		return "lora_magnitude_vector", true
+	}
+	return "", false
+}
+
+// layers fills in what the layers ask for: the most frequent rank and alpha as the global ones, the others as patterns.
+func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
+	ranks, alphas := make(map[int]int), make(map[float64]int)
+	alphaOf := func(l *format.Layer) float64 {
+		if l.Scaling == format.Fixed {
+			return l.Fixed * float64(l.Rank)
+		}
+		return l.Alpha
+	}
+	for i := range a.Layers {
+		l := &a.Layers[i]
+		ranks[l.Rank]++
+		alphas[alphaOf(l)]++
+		if rs := l.Scaling == format.AlphaOverSqrtR; i == 0 {
+			c.RSLoRA = rs
+		} else if rs != c.RSLoRA {
+			return fault.New(fault.Unsupported, "some layers scale by alpha/r and others by alpha/sqrt(r), which a configuration of PEFT cannot say")
+		}
+		for role, t := range l.Roles {
+			tail, ok := peftTail(l.Kind, role)
+			if !ok || l.Kind == format.Expert || l.Kind == format.Other {
+				return fault.New(fault.Unsupported, "the layer %q of kind %s with the role %q is not written as PEFT", l.Module, l.Kind, role)
+			}
+			names[t] = peftPrefix + l.Module + "." + tail
+		}
+		c.Targets = append(c.Targets, l.Module)
+	}
+	c.R, c.Alpha = mode(ranks), mode(alphas)
+	for i := range a.Layers {
+		l := &a.Layers[i]
+		// PEFT takes a key for a regular expression that may match the end of a name; a full name matches itself alone.
+		if l.Rank != c.R {
+			c.RankPattern["^"+l.Module] = l.Rank
+		}
+		if alpha := alphaOf(l); alpha != c.Alpha {
+			c.AlphaPattern["^"+l.Module] = alpha
+		}
+	}
+	return nil
+}
+
+// mode is the most frequent value, the smallest of several.
+func mode[T int | float64](counts map[T]int) (best T) {
+	n := 0
+	for v, k := range counts {
+		if k > n || k == n && v < best {
+			best, n = v, k
+		}
+	}
+	if n == 0 {
+		return defaultRank
+	}
+	return best
+}
+
+// beside fills in modules that are saved whole, biases, and token rows.
+func (c *peftConfigOut) beside(a *format.Adapter, m *format.Manifest, names map[int]string) error {
+	layer := make(map[string]bool)
+	for i := range a.Layers {
+		layer[a.Layers[i].Module] = true
+	}
+	for _, b := range a.Beside {
+		module, parameter := b.Target, ""
+		if i := strings.LastIndex(b.Target, "."); i >= 0 {
+			module, parameter = b.Target[:i], b.Target[i+1:]
+		}
+		switch {
+		case b.Action == format.Opaque || parameter == "":
+			return fault.New(fault.Unsupported, "tensor %q has no place in an adapter of PEFT", m.Tensors[b.Tensor].Name)
+		case b.Action == format.Rows:
+			if c.Tokens == nil {
+				c.Tokens = make(map[string][]int64)
+			}
+			c.Tokens[module] = b.Rows
+			names[b.Tensor] = fmt.Sprintf("%s%s.token_adapter.trainable_tokens_delta", peftPrefix, module)
+		case layer[module]:
+			names[b.Tensor] = fmt.Sprintf("%s%s.base_layer.%s", peftPrefix, module, parameter)
+			if parameter == "bias" {
+				c.Bias = "lora_only"
+			}
+		default:
+			names[b.Tensor] = peftPrefix + b.Target
+			if !slices.Contains(c.Save, module) {
+				c.Save = append(c.Save, module)
+			}
+		}
+	}
+	sort.Strings(c.Save)
+	return nil
+}
