@@ -18,9 +18,10 @@ import (
 
 type inspectOptions struct {
 	common
-	values  bool
-	rank    int
-	targets string
+	values   bool
+	spectrum bool
+	rank     int
+	targets  string
 }
 
 func inspectCommand(t *terminal) *cli.Command {
@@ -33,6 +34,7 @@ func inspectCommand(t *terminal) *cli.Command {
 			"what was merged into it, and with --rank what a LoRA on it would cost. Only headers are read, unless --values is given.",
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "values", Usage: "read all values: find untrained layers, NaN and infinity, and print the content id", Destination: &o.values},
+			&cli.BoolFlag{Name: "spectrum", Usage: "of an adapter: the singular values of every s·B·A, and what follows from them", Destination: &o.spectrum},
 			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "of a checkpoint: the parameters of a LoRA of rank `R`", Destination: &o.rank},
 			&cli.StringFlag{Name: "targets", Usage: "with --rank: `NAMES` of the modules to adapt, separated by commas (default: all linear ones)", Destination: &o.targets},
 		}, o.flags()...),
@@ -117,7 +119,7 @@ func looksLikeAdapter(path string) (bool, error) {
 }
 
 func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.Source) error {
-	report, err := inspect.Describe(c.Context, src, o.values)
+	report, err := inspect.Describe(c.Context, src, inspect.Options{Values: o.values, Spectrum: o.spectrum, Workers: o.workers})
 	if err != nil {
 		return err
 	}
@@ -141,6 +143,9 @@ func showAdapter(t *terminal, o *inspectOptions, r *inspect.Adapter) {
 			fmt.Fprintf(w, "%d\t%s\t%d×%d\t%d\t%g\t%.6g\t%s\t%s\n", g.n, l.Kind, l.M, l.N, l.Rank, l.Alpha, l.Scale, clean(l.DType), clean(g.name))
 		}
 		w.Flush()
+	}
+	if o.spectrum {
+		showSpectra(t, r.Layers)
 	}
 	for _, b := range r.Beside {
 		t.printf("beside    %s %s %d %s\n", b.Action, b.DType, b.Shape, b.Target)

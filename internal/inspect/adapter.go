@@ -8,6 +8,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/merge"
+	"github.com/loratool/loratool/rank"
 )
 
 // Adapter is the report on an adapter.
@@ -43,6 +44,27 @@ type Layer struct {
 	Roles     []string `json:"roles"` // beyond A and B
 	Untrained bool     `json:"untrained,omitempty"`
 	NonFinite int64    `json:"non_finite,omitempty"`
+	*Spectrum
+}
+
+// Spectrum is what rank.Spectra finds of one layer; its definitions are in package rank.
+type Spectrum struct {
+	SingularValues []float64 `json:"singular_values"` // of s·B·A, descending
+	Energy         []float64 `json:"energy"`          // cumulative shares
+	Frobenius      float64   `json:"frobenius"`
+	StableRank     float64   `json:"stable_rank"`
+	EffectiveRank  float64   `json:"effective_rank"` // the entropy rank
+	NumericalRank  int       `json:"numerical_rank"`
+	Rank90         int       `json:"rank_90"` // singular values that have 90, 95, 99 % of the energy
+	Rank95         int       `json:"rank_95"`
+	Rank99         int       `json:"rank_99"`
+}
+
+// Options say what a report has beyond what headers tell.
+type Options struct {
+	Values   bool // read all values: untrained layers, NaN and infinity, the content id
+	Spectrum bool // compute the spectrum of every layer
+	Workers  int  // goroutines for spectra; 0 is one per processor
 }
 
 // BesideTensor is a tensor that belongs to no layer.
@@ -72,9 +94,8 @@ type Values struct {
 	NonFinite int64 `json:"non_finite"`       // NaN or infinite
 }
 
-// Describe reports on a source of one adapter, and in a bundle on all of them together. With values it reads every tensor
-// once, otherwise none.
-func Describe(ctx context.Context, src format.Source, values bool) (*Adapter, error) {
+// Describe reports on a source of one adapter, and in a bundle on all of them together.
+func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, error) {
 	m := src.Manifest()
 	r := &Adapter{Kind: "adapter", Layers: []Layer{}, Beside: []BesideTensor{}, Requires: []Requirement{}, Refusals: []string{}, Notes: append([]string{}, m.Notes...)}
 	counts := make(dtypeCounts)
@@ -102,10 +123,36 @@ func Describe(ctx context.Context, src format.Source, values bool) (*Adapter, er
 		r.Refusals = append(r.Refusals, why...)
 	}
 	r.Mergeable = len(r.Refusals) == 0
-	if !values {
-		return r, nil
+	if o.Spectrum {
+		if err := r.addSpectra(ctx, src, o.Workers); err != nil {
+			return nil, err
+		}
 	}
-	return r, r.readValues(ctx, src)
+	if o.Values {
+		return r, r.readValues(ctx, src)
+	}
+	return r, nil
+}
+
+// addSpectra computes the spectra of the layers that have one.
+func (r *Adapter) addSpectra(ctx context.Context, src format.Source, workers int) error {
+	spectra, err := rank.Spectra(ctx, src, workers)
+	if err != nil {
+		return err
+	}
+	for i := range r.Layers {
+		l := &r.Layers[i]
+		if len(spectra) == 0 || spectra[0].Module != l.Module {
+			continue // a layer whose update is more than a product
+		}
+		s := &spectra[0]
+		spectra = spectra[1:]
+		l.Spectrum = &Spectrum{
+			SingularValues: s.SingularValues, Energy: s.Energy, Frobenius: s.Frobenius, StableRank: s.StableRank, EffectiveRank: s.EntropyRank,
+			NumericalRank: s.NumericalRank, Rank90: s.RankFor(0.9), Rank95: s.RankFor(0.95), Rank99: s.RankFor(0.99),
+		}
+	}
+	return nil
 }
 
 func describeLayer(l *format.Layer, tensors []format.Tensor) Layer {
