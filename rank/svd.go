@@ -81,13 +81,11 @@ type krylov struct {
 	options Options
 	out     *Decomposition
 
-	rng    *rand.Rand
-	width  int // of a new block
-	basis  []block
-	gram   []float64 // YᵀY, q×q
-	q      int
-	values []float64 // eigenvalues of gram, descending
-	vecs   []float64
+	rng   *rand.Rand
+	width int // of a new block
+	basis []block
+	gram  []float64 // YᵀY, q×q
+	q     int
 }
 
 func (k *krylov) run(ctx context.Context) error {
@@ -95,24 +93,40 @@ func (k *krylov) run(ctx context.Context) error {
 	if tolerance == 0 {
 		tolerance = defaultTolerance
 	}
-	next := k.firstBlock()
-	lastRank, lastEnergy := -1, 0.0
-	for {
+	next, err := k.firstBlock(ctx)
+	if err != nil {
+		return err
+	}
+	var last ritz
+	for check := 0; ; {
 		if err := k.extend(ctx, next); err != nil {
 			return err
 		}
-		sigma := roots(k.values)
-		r, more := k.rule.Choose(sigma, k.energy, k.m, k.n)
-		captured := sumSquares(sigma[:r])
 		complete := k.q >= k.n
-		if !complete && !more && r == lastRank && captured-lastEnergy <= tolerance*max(k.energy-captured, 1e-12*k.energy) {
+		if k.q < check && !complete {
+			if next, err = k.nextBlock(ctx); err != nil {
+				return err
+			}
+			if next != nil {
+				continue
+			}
+		}
+		// The projected problem costs q³, so a growing basis is looked at less and less often.
+		check = k.q + k.q/8
+		values, err := symmetricValues(k.gram, k.q)
+		if err != nil {
+			return err
+		}
+		sigma := roots(values)
+		r, more := k.rule.Choose(sigma, k.energy, k.m, k.n)
+		now := ritz{sigma[:r:r], sumSquares(sigma[:r])}
+		switch {
+		case complete || next == nil:
+			return k.finish(ctx, r, sigma, true)
+		case !more && now.settled(last, tolerance, k.energy):
 			return k.finish(ctx, r, sigma, false)
 		}
-		if complete {
-			return k.finish(ctx, r, sigma, true)
-		}
-		lastRank, lastEnergy = r, captured
-		var err error
+		last = now
 		if next, err = k.nextBlock(ctx); err != nil {
 			return err
 		}
@@ -122,8 +136,33 @@ func (k *krylov) run(ctx context.Context) error {
 	}
 }
 
+// ritz is what one look at the basis gave: the singular values that the rule keeps, and their energy.
+type ritz struct {
+	sigma    []float64
+	captured float64
+}
+
+// valueTolerance is the relative change of a singular value between two looks below which it has converged; since
+// convergence is geometric, what is left to come is of that size.
+const valueTolerance = 3e-5
+
+// settled reports whether nothing that matters has changed since the last look: not the rank, not the energy as far as the
+// error shows it, and no singular value.
+func (r ritz) settled(last ritz, tolerance, energy float64) bool {
+	if len(last.sigma) != len(r.sigma) || r.captured-last.captured > tolerance*max(energy-r.captured, 1e-12*energy) {
+		return false
+	}
+	for i, s := range r.sigma {
+		// A value that is lost in the rounding of float32 products has no digits to wait for.
+		if s-last.sigma[i] > valueTolerance*s && s > 1e-6*r.sigma[0] {
+			return false
+		}
+	}
+	return true
+}
+
 // firstBlock is a random orthonormal block, as wide as suits the rank that will probably be asked for.
-func (k *krylov) firstBlock() []float64 {
+func (k *krylov) firstBlock(ctx context.Context) ([]float64, error) {
 	k.width = 8
 	switch hint := k.rule.Hint(); {
 	case hint > 32:
@@ -132,18 +171,17 @@ func (k *krylov) firstBlock() []float64 {
 		k.width = 16
 	}
 	k.rng = rand.New(rand.NewPCG(k.options.Seed, 0x6c6f7261))
-	return k.randomBlock()
+	return k.randomBlock(ctx)
 }
 
 // randomBlock is a random orthonormal block, orthogonal to the basis.
-func (k *krylov) randomBlock() []float64 {
+func (k *krylov) randomBlock(ctx context.Context) ([]float64, error) {
 	b := min(k.width, k.n-k.q)
 	z := make([]float64, k.n*b)
 	for i := range z {
 		z[i] = k.rng.NormFloat64()
 	}
-	z, _ = k.orthonormalise(z, b, 0)
-	return z
+	return k.orthonormalise(ctx, z, b, 0)
 }
 
 // extend adds a block to the basis, multiplies it by Δ, and solves the projected problem.
@@ -167,7 +205,9 @@ func (k *krylov) extend(ctx context.Context, v []float64) error {
 	}
 	for i := range k.basis {
 		other := &k.basis[i]
-		c, err := gramOf(ctx, k.options.Workers, k.m, other.y, other.b, next.y, b)
+		c, err := thinGram(ctx, k.options.Workers, k.m, other.b, b, func(_, lo, hi int) (x, y []float64) {
+			return widened(other.y[lo*other.b : hi*other.b]), widened(next.y[lo*b : hi*b])
+		})
 		if err != nil {
 			return err
 		}
@@ -179,9 +219,7 @@ func (k *krylov) extend(ctx context.Context, v []float64) error {
 		}
 	}
 	k.gram, k.q = gram, q
-	var err error
-	k.values, k.vecs, err = symmetricEigen(gram, q)
-	return err
+	return nil
 }
 
 func (k *krylov) count(b int) {
@@ -197,118 +235,113 @@ func (k *krylov) nextBlock(ctx context.Context) ([]float64, error) {
 		return nil, err
 	}
 	k.count(last.b)
-	z := make([]float64, len(z32))
-	for i, e := range z32 {
-		z[i] = float64(e)
-	}
+	z := widened(z32)
 	// What rounding in float32 alone can leave: u·σ₁·‖Y‖ per column.
 	var yNorm float64
 	for _, e := range last.y {
 		yNorm += float64(e) * float64(e)
 	}
-	noise := 0x1p-24 * math.Sqrt(max(k.values[0], 0)*yNorm/float64(last.b))
-	if z, b := k.orthonormalise(z, last.b, noise); b > 0 {
-		return z, nil
+	noise := 0x1p-24 * math.Sqrt(k.largest()*yNorm/float64(last.b))
+	if z, err := k.orthonormalise(ctx, z, last.b, noise); err != nil || z != nil {
+		return z, err
 	}
 	// The basis is invariant. From b columns it can hold no more than b vectors for one singular value, however often that
 	// occurs, so what energy is left is looked for from a new start.
-	if k.energy-sumSquares(roots(k.values)) <= 1e-10*k.energy {
+	if captured := k.trace(); k.energy-captured <= 1e-10*k.energy {
 		return nil, nil
 	}
-	return k.randomBlock(), nil
+	return k.randomBlock(ctx)
+}
+
+// trace is the energy that the basis holds: Σσ² of the projected problem.
+func (k *krylov) trace() (sum float64) {
+	for i := range k.q {
+		sum += k.gram[i*k.q+i]
+	}
+	return sum
+}
+
+// largest is a lower bound of σ₁², close enough to scale noise with: the largest diagonal element of the projected problem.
+func (k *krylov) largest() (most float64) {
+	for i := range k.q {
+		most = max(most, k.gram[i*k.q+i])
+	}
+	return most
 }
 
 // orthonormalise makes the columns of z (n×b) orthogonal to the basis and to each other, twice, and drops the directions in
-// which they are not longer than noise. At most as many columns remain as the space has left.
-func (k *krylov) orthonormalise(z []float64, b int, noise float64) ([]float64, int) {
+// which they are not longer than noise: nil means that none is left. At most as many columns remain as the space has left.
+func (k *krylov) orthonormalise(ctx context.Context, z []float64, b int, noise float64) ([]float64, error) {
 	for pass := range 2 {
 		for i := range k.basis {
-			project(k.n, z, b, k.basis[i].v, k.basis[i].b)
-		}
-		g := make([]float64, b*b)
-		for i := range k.n {
-			row := z[i*b : (i+1)*b]
-			for s, x := range row {
-				for t := s; t < b; t++ {
-					g[s*b+t] += x * row[t]
-				}
+			if err := project(ctx, k.options.Workers, k.n, z, b, k.basis[i].v, k.basis[i].b); err != nil {
+				return nil, err
 			}
 		}
-		for s := range b {
-			for t := range s {
-				g[s*b+t] = g[t*b+s]
-			}
+		g, err := thinGram(ctx, k.options.Workers, k.n, b, b, func(_, lo, hi int) (x, y []float64) { return z[lo*b : hi*b], z[lo*b : hi*b] })
+		if err != nil {
+			return nil, err
 		}
 		values, vectors, err := symmetricEigen(g, b)
 		if err != nil {
-			return nil, 0
+			return nil, err
 		}
-		keep := 0
 		floor := math.Max(noise*noise, 1e-28*values[0])
 		if pass == 1 {
 			floor = 0.25 // the columns are nearly orthonormal already
 		}
+		keep := 0
 		for keep < min(b, k.n-k.q) && values[keep] > floor {
 			keep++
 		}
 		if keep == 0 {
-			return nil, 0
+			return nil, nil
+		}
+		turn := make([]float64, b*keep)
+		for s := range b {
+			for t := range keep {
+				turn[s*keep+t] = -vectors[s*b+t] / math.Sqrt(values[t]) // minus, as the product is subtracted
+			}
 		}
 		out := make([]float64, k.n*keep)
-		for i := range k.n {
-			row := z[i*b : (i+1)*b]
-			for t := range keep {
-				var sum float64
-				for s, x := range row {
-					sum += x * vectors[s*b+t]
-				}
-				out[i*keep+t] = sum / math.Sqrt(values[t])
-			}
+		err = parallel.For(ctx, k.options.Workers, blocks(k.n, thinRows), func(_, i int) error {
+			lo, hi := i*thinRows, min((i+1)*thinRows, k.n)
+			subtractProduct(out[lo*keep:hi*keep], z[lo*b:hi*b], turn, hi-lo, b, keep)
+			return nil
+		})
+		if err != nil {
+			return nil, err
 		}
 		z, b = out, keep
 	}
-	return z, b
+	return z, nil
 }
+
+// thinRows is the number of rows that a product of two thin matrices takes at a time. It is fixed, so that sums have the same
+// order for any number of workers.
+const thinRows = 1024
 
 // project subtracts from z (n×b) its part in the span of v (n×c).
-func project(n int, z []float64, b int, v []float64, c int) {
-	coeff := make([]float64, c*b)
-	for i := range n {
-		zi := z[i*b : (i+1)*b]
-		for s, x := range v[i*c : (i+1)*c] {
-			row := coeff[s*b : (s+1)*b]
-			for t, y := range zi {
-				row[t] += x * y
-			}
-		}
+func project(ctx context.Context, workers, n int, z []float64, b int, v []float64, c int) error {
+	coeff, err := thinGram(ctx, workers, n, c, b, func(_ int, lo, hi int) (x, y []float64) { return v[lo*c : hi*c], z[lo*b : hi*b] })
+	if err != nil {
+		return err
 	}
-	for i := range n {
-		zi := z[i*b : (i+1)*b]
-		for s, x := range v[i*c : (i+1)*c] {
-			row := coeff[s*b : (s+1)*b]
-			for t := range zi {
-				zi[t] -= x * row[t]
-			}
-		}
-	}
+	return parallel.For(ctx, workers, blocks(n, thinRows), func(_, i int) error {
+		lo, hi := i*thinRows, min((i+1)*thinRows, n)
+		subtractProduct(z[lo*b:hi*b], v[lo*c:hi*c], coeff, hi-lo, c, b)
+		return nil
+	})
 }
 
-// gramOf is XᵀY for X (m×a) and Y (m×b), summed in float64 in a fixed order.
-func gramOf(ctx context.Context, workers, m int, x []float32, a int, y []float32, b int) ([]float64, error) {
-	const rows = 2048
-	parts := make([][]float64, blocks(m, rows))
-	err := parallel.For(ctx, workers, len(parts), func(_, i int) error {
-		g := make([]float64, a*b)
-		for r := i * rows; r < min((i+1)*rows, m); r++ {
-			yr := y[r*b : (r+1)*b]
-			for s, v := range x[r*a : (r+1)*a] {
-				row := g[s*b : (s+1)*b]
-				for t, w := range yr {
-					row[t] += float64(v) * float64(w)
-				}
-			}
-		}
-		parts[i] = g
+// thinGram is XᵀY (a×b) for X (n×a) and Y (n×b), which rows returns piece by piece.
+func thinGram(ctx context.Context, workers, n, a, b int, rows func(worker, lo, hi int) (x, y []float64)) ([]float64, error) {
+	parts := make([][]float64, blocks(n, thinRows))
+	err := parallel.For(ctx, workers, len(parts), func(worker, i int) error {
+		lo, hi := i*thinRows, min((i+1)*thinRows, n)
+		parts[i] = make([]float64, a*b)
+		x, y := rows(worker, lo, hi)
+		addTransposedProduct(parts[i], x, y, hi-lo, a, b)
 		return nil
 	})
 	sum := make([]float64, a*b)
@@ -320,8 +353,21 @@ func gramOf(ctx context.Context, workers, m int, x []float32, a int, y []float32
 	return sum, err
 }
 
+// widened returns float32 values as float64.
+func widened(x []float32) []float64 {
+	y := make([]float64, len(x))
+	for i, v := range x {
+		y[i] = float64(v)
+	}
+	return y
+}
+
 // finish forms the first r singular triplets.
 func (k *krylov) finish(ctx context.Context, r int, sigma []float64, complete bool) error {
+	_, vectors, err := symmetricEigen(k.gram, k.q)
+	if err != nil {
+		return err
+	}
 	d := k.out
 	d.K, d.Complete = r, complete
 	d.S, d.Estimates = sigma[:r:r], sigma
@@ -337,7 +383,7 @@ func (k *krylov) finish(ctx context.Context, r int, sigma []float64, complete bo
 					b := &k.basis[j]
 					for s := range b.b {
 						x := at(b, i, s)
-						row := k.vecs[(b.q+s)*k.q:][:r]
+						row := vectors[(b.q+s)*k.q:][:r]
 						for t, w := range row {
 							sum[t] += x * w
 						}
@@ -350,7 +396,7 @@ func (k *krylov) finish(ctx context.Context, r int, sigma []float64, complete bo
 			return nil
 		})
 	}
-	err := combine(d.V, k.n, func(b *block, i, s int) float64 { return b.v[i*b.b+s] }, func(int) float64 { return 1 })
+	err = combine(d.V, k.n, func(b *block, i, s int) float64 { return b.v[i*b.b+s] }, func(int) float64 { return 1 })
 	if err != nil {
 		return err
 	}
