@@ -1,0 +1,307 @@
+package rank_test
+
+import (
+	"context"
+	"errors"
+	"math"
+	"math/rand/v2"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/testkit"
+	"github.com/loratool/loratool/rank"
+)
+
+// pairOf writes two checkpoints. config is the text of config.json of both; "" is none.
+func pairOf(t *testing.T, config string, base, tuned []testkit.Tensor) (basePath, tunedPath string) {
+	t.Helper()
+	dir := t.TempDir()
+	for name, tensors := range map[string][]testkit.Tensor{"base": base, "tuned": tuned} {
+		testkit.Write(t, filepath.Join(dir, name, "model.safetensors"), testkit.Encode(nil, tensors...))
+		if config != "" {
+			testkit.Write(t, filepath.Join(dir, name, "config.json"), []byte(config))
+		}
+	}
+	return filepath.Join(dir, "base"), filepath.Join(dir, "tuned")
+}
+
+func extract(t *testing.T, base, tuned string, o rank.ExtractOptions) (format.Source, *rank.ExtractReport, error) {
+	t.Helper()
+	e, err := rank.OpenExtraction(base, tuned, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer e.Close()
+	src, report, err := e.Run(context.Background())
+	if err == nil {
+		t.Cleanup(func() { src.Close() })
+	}
+	return src, report, err
+}
+
+// values returns a tensor of a source as float64.
+func values(t *testing.T, src format.Source, i int) []float64 {
+	t.Helper()
+	tensor := &src.Manifest().Tensors[i]
+	b := make([]byte, tensor.NBytes())
+	if err := src.ReadBlobAt(b, i, 0); err != nil {
+		t.Fatal(err)
+	}
+	x := make([]float64, tensor.Elements())
+	dtype.Widen64(x, tensor.DType, b)
+	return x
+}
+
+// deltaOf forms s·B·A of a layer in the orientation m×n, with the factors seen as matrices.
+func deltaOf(t *testing.T, src format.Source, l *format.Layer) []float64 {
+	t.Helper()
+	a, b := values(t, src, l.Roles[format.RoleA]), values(t, src, l.Roles[format.RoleB])
+	m, n := len(b)/l.Rank, len(a)/l.Rank
+	out := make([]float64, m*n)
+	for i := range m {
+		for k := range l.Rank {
+			for j := range n {
+				out[i*n+j] += l.Scale() * b[i*l.Rank+k] * a[k*n+j]
+			}
+		}
+	}
+	return out
+}
+
+func load(x testkit.Tensor) []float64 {
+	n, _ := dtype.NElements(x.Shape)
+	v := make([]float64, n)
+	dtype.Widen64(v, x.DType, x.Data)
+	return v
+}
+
+// changed returns a tensor plus a product of two random factors of the given rank.
+func changed(rng *rand.Rand, x testkit.Tensor, r int, size float64) testkit.Tensor {
+	rows := int(x.Shape[0])
+	w := load(x)
+	cols := len(w) / rows
+	for range r {
+		u, v := make([]float64, rows), make([]float64, cols)
+		for i := range u {
+			u[i] = rng.NormFloat64()
+		}
+		for j := range v {
+			v[j] = size * rng.NormFloat64()
+		}
+		for i := range rows {
+			for j := range cols {
+				w[i*cols+j] += u[i] * v[j]
+			}
+		}
+	}
+	return testkit.Values(x.Name, x.DType, x.Shape, w...)
+}
+
+func TestEveryKindOfMatrixComesBack(t *testing.T) {
+	rng := rand.New(rand.NewPCG(41, 42))
+	base := []testkit.Tensor{
+		testkit.Random(rng, "h.0.attn.c_attn.weight", dtype.F32, 0.1, 20, 60), // Conv1D: stored n×m
+		testkit.Random(rng, "wte.weight", dtype.F32, 0.1, 50, 20),             // embedding: vocabulary × dimension
+		testkit.Random(rng, "proj.weight", dtype.F32, 0.1, 30, 20),
+		testkit.Random(rng, "conv.weight", dtype.F32, 0.1, 12, 5, 3, 3),
+		testkit.Random(rng, "same.weight", dtype.F32, 0.1, 30, 20),
+		testkit.Random(rng, "norm.weight", dtype.F32, 0.1, 20),
+	}
+	tuned := slices.Clone(base)
+	for i := range 4 {
+		tuned[i] = changed(rng, base[i], 3, 0.01)
+	}
+	tuned[5] = testkit.Random(rng, "norm.weight", dtype.F32, 0.1, 20)
+	basePath, tunedPath := pairOf(t, `{"model_type":"gpt2","architectures":["GPT2Model"]}`, base, tuned)
+	src, report, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Rule: rank.FixedRank{K: 3}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &src.Manifest().Adapters[0]
+	if len(a.Layers) != 4 || len(a.Beside) != 1 || a.Beside[0].Target != "norm.weight" {
+		t.Fatalf("%d layers and beside %v, want 4 layers and norm.weight", len(a.Layers), a.Beside)
+	}
+	if !slices.Contains(report.Skipped, rank.Skipped{Tensor: "same.weight", Why: "unchanged"}) {
+		t.Errorf("skipped: %v, want same.weight as unchanged", report.Skipped)
+	}
+	for i := range a.Layers {
+		l := &a.Layers[i]
+		at := slices.IndexFunc(base, func(x testkit.Tensor) bool { return x.Name == l.Module+".weight" })
+		w0, w1 := load(base[at]), load(tuned[at])
+		got := deltaOf(t, src, l)
+		rows := int(base[at].Shape[0])
+		cols := len(w0) / rows
+		transposed := l.Kind == format.Embedding || strings.Contains(l.Module, "c_attn")
+		var diff, norm float64
+		for r := range rows {
+			for c := range cols {
+				want := w1[r*cols+c] - w0[r*cols+c]
+				have := got[r*cols+c]
+				if transposed {
+					have = got[c*rows+r]
+				}
+				diff += (have - want) * (have - want)
+				norm += want * want
+			}
+		}
+		// Δ has rank 3 but for the rounding of the tuned checkpoint to float32, 2⁻²⁴·|w| an element.
+		if err := math.Sqrt(diff / norm); err > 1e-5 {
+			t.Errorf("%s (%s): relative error %.3g", l.Module, l.Kind, err)
+		}
+	}
+}
+
+func TestTheReportedErrorIsTheTrueOne(t *testing.T) {
+	rng := rand.New(rand.NewPCG(43, 44))
+	for _, d := range []dtype.Type{dtype.F32, dtype.BF16, dtype.F16} {
+		for _, out := range []dtype.Type{dtype.F32, dtype.BF16, dtype.F16} {
+			base := testkit.Random(rng, "w.weight", d, 0.02, 80, 60)
+			tuned := changed(rng, base, 12, 0.002)
+			basePath, tunedPath := pairOf(t, "", []testkit.Tensor{base}, []testkit.Tensor{tuned})
+			src, report, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Rule: rank.FixedRank{K: 4}, DType: out})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := deltaOf(t, src, &src.Manifest().Adapters[0].Layers[0])
+			w0, w1 := load(base), load(tuned)
+			var diff, norm float64
+			for i := range got {
+				want := w1[i] - w0[i]
+				diff += (got[i] - want) * (got[i] - want)
+				norm += want * want
+			}
+			want := math.Sqrt(diff / norm)
+			if l := report.Layers[0]; math.Abs(l.Rounded-want) > 1e-3*want || math.Abs(report.Rounded-want) > 1e-3*want {
+				t.Errorf("%v to %v: reported error %.6g, in total %.6g, the true one is %.6g", d, out, l.Rounded, report.Rounded, want)
+			}
+		}
+	}
+}
+
+func TestTheNoiseFloorFindsTheRankUnderTheRounding(t *testing.T) {
+	rng := rand.New(rand.NewPCG(45, 46))
+	base := testkit.Random(rng, "w.weight", dtype.BF16, 0.02, 300, 200)
+	tuned := changed(rng, base, 5, 0.0005)
+	basePath, tunedPath := pairOf(t, "", []testkit.Tensor{base}, []testkit.Tensor{tuned})
+	_, report, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Rule: rank.NoiseFloor{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := report.Layers[0].Rank; got != 5 {
+		t.Errorf("rank %d, want the 5 of the update", got)
+	}
+}
+
+func TestABudgetIsKept(t *testing.T) {
+	rng := rand.New(rand.NewPCG(47, 48))
+	base := []testkit.Tensor{testkit.Random(rng, "a.weight", dtype.F32, 0.1, 60, 40), testkit.Random(rng, "b.weight", dtype.F32, 0.1, 60, 40)}
+	tuned := []testkit.Tensor{changed(rng, base[0], 20, 0.01), changed(rng, base[1], 20, 0.1)}
+	basePath, tunedPath := pairOf(t, "", base, tuned)
+	const budget = 10 * 4 * (60 + 40)
+	_, report, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Budget: budget})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report.Bytes > budget || report.Bytes < budget-4*(60+40) {
+		t.Errorf("%d bytes of factors, want just under %d", report.Bytes, budget)
+	}
+	// Every singular value of b is about ten times one of a: all ten go there.
+	if len(report.Layers) != 1 || report.Layers[0].Module != "b" || report.Layers[0].Rank != 10 {
+		t.Errorf("layers %+v, want b with rank 10", report.Layers)
+	}
+}
+
+func TestWhatIsNotExtractedIsListed(t *testing.T) {
+	rng := rand.New(rand.NewPCG(49, 50))
+	base := []testkit.Tensor{
+		testkit.Random(rng, "a.weight", dtype.F32, 0.1, 10, 8),
+		testkit.Random(rng, "b.weight", dtype.F32, 0.1, 10, 8),
+		testkit.Random(rng, "gone.weight", dtype.F32, 0.1, 10, 8),
+		testkit.Random(rng, "grown.weight", dtype.F32, 0.1, 10, 8),
+		testkit.Random(rng, "norm.weight", dtype.F32, 0.1, 8),
+		testkit.Values("count", dtype.F32, nil, 1),
+	}
+	tuned := []testkit.Tensor{
+		changed(rng, base[0], 1, 0.1), changed(rng, base[1], 1, 0.1),
+		testkit.Random(rng, "new.weight", dtype.F32, 0.1, 10, 8),
+		testkit.Random(rng, "grown.weight", dtype.F32, 0.1, 12, 8),
+		testkit.Random(rng, "norm.weight", dtype.F32, 0.1, 8),
+		{Name: "count", DType: dtype.I64, Data: make([]byte, 8)},
+	}
+	basePath, tunedPath := pairOf(t, "", base, tuned)
+	o := rank.ExtractOptions{Rule: rank.FixedRank{K: 2}, Exclude: []*regexp.Regexp{regexp.MustCompile(`^b\.`)}, Only: true}
+	_, report, err := extract(t, basePath, tunedPath, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"b.weight": "excluded", "gone.weight": "only in the base", "new.weight": "only in the tuned", "grown.weight": "reshaped",
+		"norm.weight": "not a matrix", "count": "stored as",
+	}
+	for _, s := range report.Skipped {
+		if !strings.Contains(s.Why, want[s.Tensor]) || want[s.Tensor] == "" {
+			t.Errorf("%s is skipped because %q, want %q", s.Tensor, s.Why, want[s.Tensor])
+		}
+		delete(want, s.Tensor)
+	}
+	if len(want) > 0 {
+		t.Errorf("not listed: %v", want)
+	}
+	o.Strict = true
+	if _, _, err := extract(t, basePath, tunedPath, o); !errors.Is(err, format.ErrCheck) {
+		t.Errorf("strict: %v, want a failed check", err)
+	}
+}
+
+func TestPairsThatCannotBeExtracted(t *testing.T) {
+	rng := rand.New(rand.NewPCG(51, 52))
+	w := testkit.Random(rng, "w.weight", dtype.F32, 0.1, 10, 8)
+	for _, c := range []struct {
+		name        string
+		config      string
+		base, tuned []testkit.Tensor
+		kind        error
+		words       string
+	}{
+		{"nothing changed", "", []testkit.Tensor{w}, []testkit.Tensor{w}, format.ErrMismatch, "same values"},
+		{"no common name", "", []testkit.Tensor{w}, []testkit.Tensor{testkit.Random(rng, "v.weight", dtype.F32, 1, 10, 8)}, format.ErrMismatch, "in common"},
+		{"other shapes", "", []testkit.Tensor{w}, []testkit.Tensor{testkit.Random(rng, "w.weight", dtype.F32, 1, 8, 8)}, format.ErrMismatch, "same shape"},
+		{"infinity", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, 2)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, math.Inf(1))}, format.ErrCorrupt, "infinite"},
+		{"not a number", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, math.NaN(), 2)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, 2)}, format.ErrCorrupt, "NaN"},
+		{"quantised", `{"quantization_config":{"quant_method":"gptq"}}`, []testkit.Tensor{w}, []testkit.Tensor{w}, format.ErrUnsupported, "gptq"},
+	} {
+		basePath, tunedPath := pairOf(t, c.config, c.base, c.tuned)
+		_, _, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Rule: rank.FixedRank{K: 2}})
+		if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.words) {
+			t.Errorf("%s: %v, want %v with %q", c.name, err, c.kind, c.words)
+		}
+	}
+}
+
+// TestExtractionIsTheSameForAnyNumberOfWorkers compares content ids, which cover every byte of the factors.
+func TestExtractionIsTheSameForAnyNumberOfWorkers(t *testing.T) {
+	rng := rand.New(rand.NewPCG(53, 54))
+	base := testkit.Random(rng, "w.weight", dtype.BF16, 0.02, 700, 300)
+	basePath, tunedPath := pairOf(t, "", []testkit.Tensor{base}, []testkit.Tensor{changed(rng, base, 30, 0.001)})
+	var first string
+	for _, workers := range []int{1, 2, 3} {
+		src, _, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Rule: rank.FixedRank{K: 8}, Workers: workers})
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := format.ContentID(context.Background(), src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first == "" {
+			first = id
+		} else if id != first {
+			t.Errorf("%d workers give another adapter than one", workers)
+		}
+	}
+}
