@@ -6,16 +6,18 @@ import (
 )
 
 // This file decides where the coded bytes of a chunk are cut into blocks. Every block can bring a Huffman table of its
-// own, so a cut pays where the statistics change, by more than the header and the table cost. Units of a few KiB are
-// counted once, then the two neighbours that gain most by standing together are joined until none gain.
+// own, so a cut pays where the statistics change by more than what header and table cost. Small pieces are counted, then
+// neighbours that gain by standing together are joined until none do. The mantissas' planes, which are most of the bytes
+// and do not compress, are recognised in larger pieces and left alone.
 //
 // Costs are estimates in integers: the same bytes come out on every machine.
 
 const (
-	unitBytes   = 4 << 10 // what is counted first
-	fineBytes   = 1024    // what is counted where a unit is not better left as it is
-	windowUnits = maxBlockBytes / unitBytes
-	windowFine  = maxBlockBytes / fineBytes
+	unitBytes  = 4 << 10 // what is counted first
+	pieceBytes = 256     // what a unit that may compress is cut into
+	perUnit    = unitBytes / pieceBytes
+	perWindow  = maxBlockBytes / pieceBytes
+	manyValues = 200 // units with values as far apart as this may not compress at all
 )
 
 // histogram counts the byte values of a segment.
@@ -23,97 +25,111 @@ type histogram [256]uint32
 
 // segment is bytes of a chunk that become one block.
 type segment struct {
-	n     int // bytes
-	cost  int // estimated bytes of the block
-	gain  int // what joining it with the next saves
-	kind  int // of block
+	n     int  // bytes
+	cost  int  // estimated bytes of the block
+	kind  int  // of block
+	gain  int  // what joining it with the next saves
+	fresh bool // it was joined in the last pass
 	count *histogram
 }
 
-// cutter finds the segments of a window; it is scratch memory.
+// cutter finds the segments of a window, which is no larger than a block may be. It is scratch memory.
 type cutter struct {
-	segments [windowFine]segment
-	counts   [windowFine]histogram
+	segments [perWindow]segment
+	counts   [perWindow]histogram
 	partial  [4]histogram
 	lo, hi   int // the byte values of the window are from lo to hi
 }
 
-// cut appends to c.segments the segments of the beginning of p and returns them and how many bytes they cover. No
-// segment crosses a multiple of plane unless it gains by it.
-func (c *cutter) cut(p []byte, at, plane int) ([]segment, int) {
-	segments, covered := c.segments[:0], 0
+// cut returns the segments of the beginning of p, which is the rest of a chunk from position at, and how many bytes they
+// cover. Planes are plane bytes long: pieces end where they end. The segments are valid until the next call.
+func (c *cutter) cut(p []byte, at, plane int) (segments []segment, covered int) {
 	c.lo, c.hi = 255, 0
-	for covered < len(p) && covered+unitBytes <= maxBlockBytes && len(segments)+unitBytes/fineBytes <= windowFine {
-		pos := at + covered
-		n := min(pos+unitBytes, (pos/plane+1)*plane, at+len(p)) - pos
-		unit := p[covered : covered+n]
-		covered += n
-		h := &c.counts[len(segments)]
-		c.countBytes(h, unit)
-		if c.hi-c.lo > 200 {
-			if cost, kind := c.cost(h, nil, n); kind == rawBlock || kind == rleBlock {
-				segments = append(segments, segment{n: n, cost: cost, kind: kind, count: h})
-				continue
-			}
-		}
-		for len(unit) > 0 {
-			k := min(len(unit), fineBytes)
-			h := &c.counts[len(segments)]
-			c.countBytes(h, unit[:k])
-			segments = append(segments, segment{n: k, count: h})
-			unit = unit[k:]
+	segments = c.segments[:0]
+	for covered < len(p) && covered+unitBytes <= maxBlockBytes && len(segments)+perUnit <= perWindow {
+		toPlane := plane - (at+covered)%plane
+		unit := p[covered : covered+min(unitBytes, toPlane, len(p)-covered)]
+		covered += len(unit)
+		segments = c.pieces(segments, unit)
+	}
+	for i := range segments {
+		if s := &segments[i]; s.cost == 0 {
+			s.cost, s.kind = c.cost(s.count, &noCounts, s.n)
 		}
 	}
 	for i := range segments {
-		s := &segments[i]
-		if s.cost == 0 {
-			s.cost, s.kind = c.cost(s.count, nil, s.n)
-		}
-	}
-	for i := range segments[:len(segments)-1] {
 		c.weigh(segments, i)
 	}
 	return c.join(segments), covered
 }
 
-// join joins neighbours as long as that gains.
-func (c *cutter) join(segments []segment) []segment {
-	for len(segments) > 1 {
-		best := 0
-		for i := range segments[:len(segments)-1] {
-			if segments[i].gain > segments[best].gain {
-				best = i
-			}
+// pieces appends to segments the pieces of a unit, or the unit as a whole if it does not compress.
+func (c *cutter) pieces(segments []segment, unit []byte) []segment {
+	h := &c.counts[len(segments)]
+	c.countBytes(h, unit)
+	if c.hi-c.lo >= manyValues {
+		if cost, kind := c.cost(h, &noCounts, len(unit)); kind == rawBlock {
+			return append(segments, segment{n: len(unit), cost: cost, kind: kind, count: h})
 		}
-		if segments[best].gain < 0 {
-			break
-		}
-		s, next := &segments[best], &segments[best+1]
-		for v := c.lo; v <= c.hi; v++ {
-			s.count[v] += next.count[v]
-		}
-		s.n += next.n
-		s.cost, s.kind = c.cost(s.count, nil, s.n)
-		copy(segments[best+1:], segments[best+2:])
-		segments = segments[:len(segments)-1]
-		if best > 0 {
-			c.weigh(segments, best-1)
-		}
-		if best < len(segments)-1 {
-			c.weigh(segments, best)
-		}
+	}
+	for len(unit) > 0 {
+		n := min(len(unit), pieceBytes)
+		h := &c.counts[len(segments)]
+		c.countFew(h, unit[:n])
+		segments = append(segments, segment{n: n, count: h})
+		unit = unit[n:]
 	}
 	return segments
 }
 
-// weigh sets what joining segment i with the next saves.
-func (c *cutter) weigh(segments []segment, i int) {
-	s, next := &segments[i], &segments[i+1]
-	joint, _ := c.cost(s.count, next.count, s.n+next.n)
-	s.gain = s.cost + next.cost - joint
+// join joins neighbours as long as that gains: in every pass each pair that gains more than the pairs beside it.
+func (c *cutter) join(segments []segment) []segment {
+	for {
+		joined := segments[:0]
+		left := -1 // what joining with the segment before would gain
+		for i := 0; i < len(segments); i++ {
+			s := segments[i]
+			s.fresh = false
+			if s.gain >= 0 && s.gain > left && i+1 < len(segments) && s.gain >= segments[i+1].gain {
+				next := &segments[i+1]
+				for v := c.lo; v <= c.hi; v++ {
+					s.count[v] += next.count[v]
+				}
+				s.n += next.n
+				s.cost, s.kind = c.cost(s.count, &noCounts, s.n)
+				s.fresh = true
+				i++
+				left = -1
+			} else {
+				left = s.gain
+			}
+			joined = append(joined, s)
+		}
+		if len(joined) == len(segments) {
+			return segments
+		}
+		segments = joined
+		for i := range segments {
+			if segments[i].fresh || i+1 < len(segments) && segments[i+1].fresh {
+				c.weigh(segments, i)
+			}
+		}
+	}
 }
 
-// countBytes sets h to the histogram of p, and widens the range of the window.
+// weigh sets what joining segment i with the next saves, −1 for the last.
+func (c *cutter) weigh(segments []segment, i int) {
+	s := &segments[i]
+	s.gain = -1
+	if i+1 < len(segments) {
+		next := &segments[i+1]
+		joint, _ := c.cost(s.count, next.count, s.n+next.n)
+		s.gain = s.cost + next.cost - joint
+	}
+}
+
+// countBytes sets h to the histogram of p, and widens the range of the window. It counts in four histograms, because to
+// count the same value twice in a row is slow.
 func (c *cutter) countBytes(h *histogram, p []byte) {
 	t := &c.partial
 	*t = [4]histogram{}
@@ -131,28 +147,36 @@ func (c *cutter) countBytes(h *histogram, p []byte) {
 	for _, v := range p {
 		t[0][v]++
 	}
-	lo, hi := 255, 0
 	for v := range h {
 		h[v] = t[0][v] + t[1][v] + t[2][v] + t[3][v]
 		if h[v] != 0 {
-			lo, hi = min(lo, v), v
+			c.lo, c.hi = min(c.lo, v), max(c.hi, v)
 		}
 	}
-	c.lo, c.hi = min(c.lo, lo), max(c.hi, hi)
+}
+
+// countFew is countBytes for few bytes whose range is known, where adding four histograms would take longer than
+// counting.
+func (c *cutter) countFew(h *histogram, p []byte) {
+	*h = histogram{}
+	for _, v := range p {
+		h[v]++
+	}
 }
 
 const (
 	blockCost  = blockBytes + 5 + 6 + 1 + 4 // block header, literals header, jump table, sequences, ends of streams
-	logBits    = 16                         // log2 is in units of 2^-16
-	logTableLn = 12
+	logBits    = 16                         // logarithms are in units of 2^-16
+	logTableLn = 12                         // logarithms of numbers below 2^12 are in a table
 )
 
-// logs has log2(i) for i below 2^logTableLn.
-var logs = func() (t [1 << logTableLn]uint32) {
-	for i := 1; i < len(t); i++ {
-		t[i] = uint32(math.Round(math.Log2(float64(i)) * (1 << logBits)))
+// logs has log2(x), and weights x·log2(x), for x below 2^logTableLn.
+var logs, weights = func() (logs, weights [1 << logTableLn]uint32) {
+	for x := 1; x < len(logs); x++ {
+		l := math.Round(math.Log2(float64(x)) * (1 << logBits))
+		logs[x], weights[x] = uint32(l), uint32(x)*uint32(l)
 	}
-	return t
+	return logs, weights
 }()
 
 // log2 is the logarithm of x > 0, rounded down to logTableLn bits.
@@ -167,28 +191,30 @@ func log2(x uint32) uint64 {
 // cost estimates the bytes of a block for n bytes with the histogram a + b, and the kind of block that takes them: the
 // entropy, at least one bit for the most frequent value, and a table.
 func (c *cutter) cost(a, b *histogram, n int) (cost, kind int) {
-	var sum uint64
-	var largest uint32
+	var weight uint64 // Σ x·log2(x)
 	distinct := 0
-	if b == nil {
-		b = &noCounts
-	}
-	for v := c.lo; v <= c.hi; v++ {
-		x := a[v] + b[v]
-		if x == 0 {
-			continue
+	x, y := a[c.lo:c.hi+1], b[c.lo:c.hi+1]
+	if n < 1<<logTableLn {
+		for v := range x {
+			k := x[v] + y[v]
+			weight += uint64(weights[k&(1<<logTableLn-1)])
+			distinct += int((uint64(k) + 1<<32 - 1) >> 32) // 1 if k > 0
 		}
-		distinct++
-		largest = max(largest, x)
-		sum += uint64(x) * log2(x)
+	} else {
+		for v := range x {
+			if k := x[v] + y[v]; k > 0 {
+				weight += uint64(k) * log2(k)
+				distinct++
+			}
+		}
 	}
 	if distinct == 1 {
 		return blockBytes + 1, rleBlock
 	}
 	ln := log2(uint32(n))
-	size := uint64(n)*ln - min(sum, uint64(n)*ln)
-	if rest := ln - min(ln, log2(largest)); rest < 1<<logBits {
-		size += uint64(largest) * (1<<logBits - rest)
+	size := uint64(n)*ln - min(weight, uint64(n)*ln)
+	if size < uint64(n)*5/2<<logBits {
+		size += excess(x, y, n)
 	}
 	cost = blockCost + int(size>>(logBits+3)) + 1 + distinct/2 + (c.hi-distinct)/16
 	if rawCost := blockBytes + n; cost >= rawCost {
@@ -197,4 +223,19 @@ func (c *cutter) cost(a, b *histogram, n int) (cost, kind int) {
 	return cost, compressedBlock
 }
 
+// excess is what the most frequent value takes beyond its entropy where that is less than the one bit that it takes at
+// least.
+func excess(x, y []uint32, n int) uint64 {
+	var largest uint32
+	for v := range x {
+		largest = max(largest, x[v]+y[v])
+	}
+	if int(largest) <= n/2 {
+		return 0
+	}
+	entropy := log2(uint32(n)) - min(log2(uint32(n)), log2(largest))
+	return uint64(largest) * (1<<logBits - min(1<<logBits, entropy))
+}
+
+// noCounts is the other histogram where there is only one.
 var noCounts histogram
