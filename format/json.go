@@ -189,20 +189,20 @@ func (s *scanner) object() iter.Seq2[int, string] {
 // a file of a later minor version.
 func (s *scanner) record(what string, members ...string) iter.Seq[string] {
 	return func(yield func(string) bool) {
-		start, due := s.pos, 0
-		missing := func(until string) {
+		start, due, missing := s.pos, 0, ""
+		skip := func(until func(name string) bool) {
 			for ; due < len(members); due++ {
 				name, optional := strings.CutSuffix(members[due], "?")
-				if until != "" && name >= until {
+				if until(name) {
 					return
 				}
-				if !optional {
-					s.fail(26, start, "%s without member %q", what, name)
+				if !optional && missing == "" {
+					missing = name
 				}
 			}
 		}
 		for at, key := range s.object() {
-			missing(key)
+			skip(func(name string) bool { return name >= key })
 			if due < len(members) && strings.TrimSuffix(members[due], "?") == key {
 				due++
 				if s.err != nil || !yield(key) {
@@ -212,8 +212,9 @@ func (s *scanner) record(what string, members ...string) iter.Seq[string] {
 			}
 			s.ignore(what, key, at)
 		}
-		if s.err == nil {
-			missing("")
+		// Only the end tells a member that is missing from one that is out of order.
+		if skip(func(string) bool { return false }); missing != "" {
+			s.fail(26, start, "%s without member %q", what, missing)
 		}
 	}
 }
@@ -329,12 +330,7 @@ func (s *scanner) integer() int64 {
 		s.mismatch("an integer")
 		return 0
 	}
-	for i := range len(digits) {
-		if digits[i] < '0' || digits[i] > '9' {
-			digits = ""
-		}
-	}
-	if digits == "" || digits[0] == '0' && literal != "0" {
+	if digits == "" || strings.Trim(digits, "0123456789") != "" || digits[0] == '0' && literal != "0" {
 		s.fail(23, at, "number %q, want an integer in its only form", literal[:min(len(literal), 32)])
 		return 0
 	}
