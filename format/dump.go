@@ -15,7 +15,8 @@ import (
 // Dump writes what every byte of a .lora file means: its offset, its bytes in hex, and words. Lines that begin with # are
 // about what follows; the content of large blocks is shortened. Of a broken file it writes what it understands, from
 // the beginning, with the errors where they are, which it also returns. Checksums are checked, digests are not: see
-// Verify. Limits are those of the specification. Memory is the manifest and two chunks.
+// Verify. The manifest may have as many bytes as for a reader by default. Memory is the manifest, two chunks, and 40
+// bytes per chunk.
 func Dump(w io.Writer, r io.ReaderAt, size int64) error {
 	out := bufio.NewWriter(w)
 	d := dumper{w: out, r: bufio.NewReaderSize(io.NewSectionReader(r, 0, size), firstReadBytes)}
@@ -75,7 +76,7 @@ func (d *dumper) file() {
 	defer frames.close()
 	var m room
 	m.grow(pro.plan.largest)
-	ends := make([]int64, 0, pro.plan.chunks)
+	var ends []int64
 	for i := range pro.plan.chunks {
 		c := pro.plan.chunk(i)
 		d.note("chunk %d: %s", i, describe(pro, c))
@@ -98,7 +99,7 @@ func (d *dumper) head() (*prologue, error) {
 	if err != nil && err != io.ErrUnexpectedEOF {
 		return nil, err
 	}
-	h, err := parseHead(p, maxManifestBytes)
+	h, err := parseHead(p, ReaderOptions{}.manifestLimit())
 	d.note("head")
 	if len(p) < headBytes || string(p[8:16]) != signature {
 		d.line(p, "")
@@ -128,7 +129,7 @@ func (d *dumper) head() (*prologue, error) {
 		return nil, err
 	}
 	d.manifest(text)
-	pro, err := parsePrologue(h, p, ReaderOptions{MaxRawBytes: maxRawBytes, MaxManifestBytes: maxManifestBytes})
+	pro, err := parsePrologue(h, p, ReaderOptions{MaxRawBytes: maxRawBytes})
 	if err != nil {
 		return nil, err
 	}

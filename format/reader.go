@@ -55,12 +55,16 @@ type prologue struct {
 	plan     *plan
 }
 
-// manifestText decodes the manifest; p is the whole head.
+// manifestText decodes the manifest; p is the whole head. Memory is taken when the frame has been walked.
 func manifestText(h head, p []byte) (string, error) {
+	frame := p[headBytes:]
+	if err := walkFrame(frame, headBytes, int64(h.manifestBytes)); err != nil {
+		return "", about(err, "manifest")
+	}
 	text := make([]byte, h.manifestBytes)
 	d := newDecoder(1)
 	defer d.close()
-	if err := d.decode(text, p[headBytes:], headBytes); err != nil {
+	if err := d.decode(text, frame, headBytes); err != nil {
 		return "", about(err, "manifest")
 	}
 	return string(text), nil

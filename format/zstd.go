@@ -20,6 +20,10 @@ type coder struct {
 // stockRatio: a chunk that shrinks below 1/stockRatio holds repetitions, which blocks of literals cannot express.
 const stockRatio = 2
 
+// stockWindow is how far back the library looks for repetitions: no further than a chunk is usually long, as its memory
+// is a multiple of it.
+const stockWindow = 1 << 20
+
 // encode appends the data frame for coded bytes made of planes of width bytes each, and of one plane for width 1. The
 // frame has at most bound(len(coded)) bytes. The bytes depend on the input alone.
 func (c *coder) encode(dst, coded []byte, width int) []byte {
@@ -39,7 +43,7 @@ func (c *coder) encodeStock(dst, coded []byte) []byte {
 	if c.stock == nil {
 		var err error
 		c.stock, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithSingleSegment(true), zstd.WithEncoderCRC(true),
-			zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithLowerEncoderMem(true), zstd.WithZeroFrames(true))
+			zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithWindowSize(stockWindow), zstd.WithLowerEncoderMem(true), zstd.WithZeroFrames(true))
 		if err != nil {
 			panic("format: " + err.Error()) // the options are constants
 		}
