@@ -26,10 +26,10 @@ func (z *zeros) Manifest() *Manifest                       { return &z.manifest 
 func (z *zeros) Close() error                              { return nil }
 func (z *zeros) ReadBlobAt(p []byte, _ int, _ int64) error { clear(p); return nil }
 
-// TestMemoryDoesNotGrowWithTheData has 128 MiB of zeros, which are a legitimate file of few bytes: everything that is
+// TestMemoryDoesNotGrowWithTheData has 64 MiB of zeros, which are a legitimate file of few bytes: everything that is
 // ever allocated for them is a fraction of their size.
 func TestMemoryDoesNotGrowWithTheData(t *testing.T) {
-	const n, limit = 128 << 20, 24 << 20
+	const n, limit = 64 << 20, 20 << 20
 	var file bytes.Buffer
 	check := func(what string, f func()) {
 		t.Helper()

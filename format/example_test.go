@@ -1,0 +1,169 @@
+package format_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"log"
+	"math"
+	"os"
+	"path/filepath"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+)
+
+// trained is what a program has in memory: an adapter for one module, with r = 2, m = 3 and n = 4. To be a Source takes
+// three methods.
+type trained struct{ a, b []float32 }
+
+func (t *trained) Manifest() *format.Manifest {
+	return &format.Manifest{
+		Adapters: []format.Adapter{{
+			Method: "lora",
+			Base:   format.Base{Name: "example/base"},
+			Layers: []format.Layer{{
+				Module: "model.layers.0.self_attn.q_proj", Kind: format.Linear, Rank: 2,
+				Alpha: 4, Scaling: format.AlphaOverR,
+				Roles: map[format.Role]int{format.RoleA: 0, format.RoleB: 1},
+			}},
+		}},
+		Tensors: []format.Tensor{
+			{Name: "q_proj.lora_A", DType: dtype.F32, Shape: []uint64{2, 4}},
+			{Name: "q_proj.lora_B", DType: dtype.F32, Shape: []uint64{3, 2}},
+		},
+	}
+}
+
+func (t *trained) ReadBlobAt(p []byte, i int, off int64) error {
+	blob := make([]byte, 0, 32)
+	for _, x := range [][]float32{t.a, t.b}[i] {
+		blob = binary.LittleEndian.AppendUint32(blob, math.Float32bits(x))
+	}
+	copy(p, blob[off:])
+	return nil
+}
+
+func (t *trained) Close() error { return nil }
+
+func adapter() format.Source {
+	return &trained{a: []float32{1, 2, 3, 4, 5, 6, 7, 8}, b: []float32{0.5, 0, 0, 0.5, 1, 1}}
+}
+
+// Write a file: anything that is a Source can be written, to anything that is an io.Writer.
+func ExampleWrite() {
+	var file bytes.Buffer
+	sum, err := format.Write(context.Background(), &file, adapter(), format.WriterOptions{Tool: "example", Version: "1"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(sum.RawBytes, "bytes of tensors in", sum.Chunks, "chunk")
+	fmt.Println("content id", sum.ContentID)
+	// Output:
+	// 56 bytes of tensors in 1 chunk
+	// content id 2d76d9aa9e452682ea8ce1312b1bbcdf0c4c66fab37c33e377e1d98943de6b78
+}
+
+// Read one layer: only the chunks that hold its tensors are read from the file and decoded.
+func ExampleReader_oneLayer() {
+	r, err := format.Open(exampleFile())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer r.Close()
+	m := r.Manifest()
+	for _, l := range m.Adapters[0].Layers {
+		if l.Module != "model.layers.0.self_attn.q_proj" {
+			continue
+		}
+		i := l.Roles[format.RoleA]
+		a := &m.Tensors[i]
+		raw := make([]byte, a.NBytes())
+		if err := r.ReadBlobAt(raw, i, 0); err != nil {
+			log.Fatal(err)
+		}
+		values := make([]float32, a.Elements())
+		dtype.Widen(values, a.DType, raw)
+		fmt.Println("scale", l.Scale(), "rank", l.Rank)
+		fmt.Println(a.Name, a.DType, a.Shape, values)
+	}
+	// Output:
+	// scale 2 rank 2
+	// q_proj.lora_A F32 [2 4] [1 2 3 4 5 6 7 8]
+}
+
+// listing is a Sink that prints what it is given. A dialect that can be written is a Sink that stores it.
+type listing struct{ w io.Writer }
+
+func (l listing) Store(ctx context.Context, src format.Source) error {
+	m := src.Manifest()
+	for i := range m.Tensors {
+		t := &m.Tensors[i]
+		p := make([]byte, t.NBytes())
+		if err := src.ReadBlobAt(p, i, 0); err != nil {
+			return err
+		}
+		fmt.Fprintf(l.w, "%s %v %d, begins with % x\n", t.Name, t.DType, t.Shape, p[:4])
+	}
+	return nil
+}
+
+// Convert: from any Source to any Sink.
+func ExampleCopy() {
+	src, err := format.Open(exampleFile())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer src.Close()
+	if err := format.Copy(context.Background(), listing{os.Stdout}, src); err != nil {
+		log.Fatal(err)
+	}
+	// Output:
+	// q_proj.lora_A F32 [2 4], begins with 00 00 80 3f
+	// q_proj.lora_B F32 [3 2], begins with 00 00 00 3f
+}
+
+// Read from a pipe: bytes arrive in the order in which they are stored, and are good if Each returns nil.
+func ExampleStreamReader() {
+	f, err := os.Open(exampleFile())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer f.Close()
+	s, err := format.NewStreamReader(f, format.ReaderOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	tensors := s.Manifest().Tensors
+	sum, err := s.Each(context.Background(), func(blob int, off int64, p []byte) error {
+		fmt.Printf("%d bytes of %s from %d\n", len(p), tensors[blob].Name, off)
+		return nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(sum.RawBytes, "bytes, all checked")
+	// Output:
+	// 32 bytes of q_proj.lora_A from 0
+	// 24 bytes of q_proj.lora_B from 0
+	// 56 bytes, all checked
+}
+
+// exampleFile writes the adapter to a file and returns its name.
+func exampleFile() string {
+	path := filepath.Join(exampleDir, "adapter.lora")
+	f, err := os.Create(path)
+	if err != nil {
+		log.Fatal(err)
+	}
+	w := format.NewWriter(f, format.WriterOptions{})
+	if err := format.Copy(context.Background(), w, adapter()); err != nil {
+		log.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		log.Fatal(err)
+	}
+	return path
+}
