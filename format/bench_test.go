@@ -36,7 +36,7 @@ func BenchmarkEncode(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				split(coded, p, t.Size())
-				frame = c.encode(frame[:0], coded, t.Size())
+				frame = c.encode(frame[:0], coded, t.Size(), nil)
 			}
 			b.ReportMetric(float64(len(frame))/float64(len(p)), "ratio")
 		})
@@ -50,7 +50,7 @@ func BenchmarkDecode(b *testing.B) {
 			coded, out := make([]byte, len(p)), make([]byte, len(p))
 			split(coded, p, t.Size())
 			var c coder
-			frame := c.encode(nil, coded, t.Size())
+			frame := c.encode(nil, coded, t.Size(), nil)
 			d := newDecoder(1)
 			defer d.close()
 			b.SetBytes(int64(len(p)))

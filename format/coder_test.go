@@ -46,10 +46,11 @@ func TestFramesDecodeAndKeepTheBound(t *testing.T) {
 	d := newDecoder(1)
 	defer d.close()
 	var c coder
+	lib := library{}
 	for name, p := range codedSamples() {
 		for _, width := range []int{1, 2, 4, 8} {
 			p := p[:len(p)/width*width]
-			frame := c.encode(nil, p, width)
+			frame := c.encode(nil, p, width, &lib)
 			if n := int64(len(frame)); n > bound(int64(len(p))) {
 				t.Errorf("%s, width %d: a frame of %d bytes for %d, the bound is %d", name, width, n, len(p), bound(int64(len(p))))
 			}
@@ -58,7 +59,7 @@ func TestFramesDecodeAndKeepTheBound(t *testing.T) {
 				t.Errorf("%s, width %d: decode(encode(p)) fails or differs: %v", name, width, err)
 			}
 			var fresh coder
-			if again := fresh.encode(nil, p, width); !bytes.Equal(again, frame) {
+			if again := fresh.encode(nil, p, width, &library{}); !bytes.Equal(again, frame) {
 				t.Errorf("%s, width %d: a used coder makes another frame than a new one", name, width)
 			}
 			read, err := readFrame(bytes.NewReader(append(bytes.Clone(frame), "more"...)), nil, 0, int64(len(p)))
@@ -102,7 +103,7 @@ func TestRatio(t *testing.T) {
 		coded := make([]byte, len(p))
 		split(coded, p, c.dtype.Size())
 		var e coder
-		if got := float64(len(e.encode(nil, coded, c.dtype.Size()))) / float64(len(p)); got > c.want {
+		if got := float64(len(e.encode(nil, coded, c.dtype.Size(), nil))) / float64(len(p)); got > c.want {
 			t.Errorf("a chunk of %v has the ratio %.4f, want at most %.4f", c.dtype, got, c.want)
 		}
 	}
@@ -117,7 +118,7 @@ func TestCodingTakesMemoryOnce(t *testing.T) {
 	defer d.close()
 	encode := func() {
 		split(coded, p, 2)
-		frame = c.encode(frame[:0], coded, 2)
+		frame = c.encode(frame[:0], coded, 2, nil)
 	}
 	decode := func() {
 		if err := d.decode(coded, frame, 0); err != nil {

@@ -94,10 +94,11 @@ func FuzzManifest(f *testing.F) {
 
 func FuzzFrame(f *testing.F) {
 	var c coder
+	lib := library{}
 	for _, p := range codedSamples() {
 		p = p[:min(len(p), 2000)]
 		f.Add(c.literals(nil, p, len(p)), uint32(len(p)), true)
-		f.Add(c.encodeStock(nil, p), uint32(len(p)), false)
+		f.Add(lib.encode(nil, p), uint32(len(p)), false)
 	}
 	d := newDecoder(1)
 	f.Fuzz(func(t *testing.T, p []byte, n uint32, fix bool) {
@@ -119,7 +120,7 @@ func FuzzFrame(f *testing.F) {
 			return
 		}
 		again := make([]byte, n)
-		if err := d.decode(again, c.encode(nil, content, 1), 0); err != nil || !bytes.Equal(again, content) {
+		if err := d.decode(again, c.encode(nil, content, 1, &lib), 0); err != nil || !bytes.Equal(again, content) {
 			t.Errorf("the content of an accepted frame does not survive: %v", err)
 		}
 	})

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/parallel"
 )
 
@@ -84,6 +85,7 @@ func Write(ctx context.Context, w io.Writer, src Source, opts WriterOptions) (*S
 		plan:   p,
 		sums:   newBlobSums(p),
 		tail:   newTail(p.chunks),
+		text:   library{best: true},
 		slots:  make([]slot, parallel.Workers(opts.Workers)),
 		fileID: sha256.New(),
 	}
@@ -107,7 +109,8 @@ type fileWriter struct {
 	plan    *plan
 	sums    *blobSums
 	tail    *tail
-	slots   []slot // one per worker
+	slots   []slot  // one per worker
+	text    library // for long manifests and attachments
 	fileID  hash.Hash
 	summary Summary
 }
@@ -115,9 +118,10 @@ type fileWriter struct {
 // slot is the memory for one chunk.
 type slot struct {
 	coder coder
-	raw   []byte // the raw bytes
-	other []byte // as many bytes, for what they become
-	frame []byte // the data frame, in one of the two
+	bytes library // for the rest
+	raw   []byte  // the raw bytes
+	other []byte  // as many bytes, for what they become
+	frame []byte  // the data frame, in one of the two
 }
 
 func (f *fileWriter) write(p []byte) error {
@@ -130,7 +134,8 @@ func (f *fileWriter) write(p []byte) error {
 }
 
 func (f *fileWriter) writeHead(text []byte, chunkLog2 uint8) error {
-	frame := f.slots[0].coder.encode(nil, text, 1)
+	s := &f.slots[0]
+	frame := s.coder.encode(nil, text, 1, f.library(s, dtype.Invalid, len(text)))
 	p := appendHead(nil, head{minor: minorVersion, chunkLog2: chunkLog2, manifestBytes: uint32(len(text))}, frame)
 	digest := sha256.Sum256(p)
 	copy(f.tail.headDigest(), digest[:])
@@ -164,14 +169,23 @@ func (f *fileWriter) encode(worker, i int) error {
 		width := c.dtype.Size()
 		s.other = s.other[:c.n]
 		split(s.other, s.raw, width)
-		s.frame = s.coder.encode(s.raw[:0], s.other, width)
+		s.frame = s.coder.encode(s.raw[:0], s.other, width, &s.bytes)
 	} else {
-		s.frame = s.coder.encode(s.other[:0], s.raw, 1)
+		s.frame = s.coder.encode(s.other[:0], s.raw, 1, f.library(s, c.dtype, len(s.raw)))
 	}
 	digest := sha256.Sum256(s.frame)
 	copy(f.tail.digest(int64(i)), digest[:])
 	f.tail.setEntry(int64(i)+1, int64(len(s.frame)), c.n)
 	return nil
+}
+
+// library returns the encoder for n raw bytes of a dtype: the slot's own, or for long text the one that takes more time
+// and memory.
+func (f *fileWriter) library(s *slot, t dtype.Type, n int) *library {
+	if t == dtype.Invalid && n >= longText {
+		return &f.text
+	}
+	return &s.bytes
 }
 
 // emit writes the frame of chunk i.

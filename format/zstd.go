@@ -2,6 +2,7 @@ package format
 
 import (
 	"errors"
+	"sync"
 
 	"github.com/klauspost/compress/huff0"
 	"github.com/klauspost/compress/zstd"
@@ -13,24 +14,20 @@ import (
 type coder struct {
 	cutter cutter
 	huff   huff0.Scratch
-	stock  *zstd.Encoder
 	spare  []byte
 }
 
 // stockRatio: a chunk that shrinks below 1/stockRatio holds repetitions, which blocks of literals cannot express.
 const stockRatio = 2
 
-// stockWindow is how far back the library looks for repetitions: no further than a chunk is usually long, as its memory
-// is a multiple of it.
-const stockWindow = 1 << 20
-
-// encode appends the data frame for coded bytes made of planes of width bytes each, and of one plane for width 1. The
-// frame has at most bound(len(coded)) bytes. The bytes depend on the input alone.
-func (c *coder) encode(dst, coded []byte, width int) []byte {
+// encode appends the data frame for coded bytes made of planes of width bytes each, and of one plane for width 1: blocks
+// of literals, or what the library makes of it where that may be and is smaller. The frame has at most
+// bound(len(coded)) bytes. The bytes depend on the input, and on which library it is, alone.
+func (c *coder) encode(dst, coded []byte, width int, lib *library) []byte {
 	start := len(dst)
 	dst = c.literals(dst, coded, len(coded)/width)
 	if width == 1 || (len(dst)-start)*stockRatio < len(coded) {
-		c.spare = c.encodeStock(c.spare[:0], coded)
+		c.spare = lib.encode(c.spare[:0], coded)
 		if len(c.spare) < len(dst)-start {
 			dst = append(dst[:start], c.spare...)
 		}
@@ -38,17 +35,36 @@ func (c *coder) encode(dst, coded []byte, width int) []byte {
 	return dst
 }
 
-// encodeStock appends the data frame that the library makes.
-func (c *coder) encodeStock(dst, coded []byte) []byte {
-	if c.stock == nil {
+// library is an encoder that searches for repetitions. It takes its memory when it is used first: 3 MiB, or, if it is to
+// do its best, 35 MiB. It may be used by several goroutines, which wait for each other.
+type library struct {
+	best bool
+	once sync.Once
+	z    *zstd.Encoder
+}
+
+// longText is how long manifests and attachments are that are worth the memory of an encoder which does its best.
+const longText = 64 << 10
+
+// libraryWindow is how far back the library looks: no further than a chunk is usually long, as its memory is a multiple
+// of it.
+const libraryWindow = 1 << 20
+
+// encode appends a data frame.
+func (l *library) encode(dst, coded []byte) []byte {
+	l.once.Do(func() {
+		level := zstd.SpeedBetterCompression
+		if l.best {
+			level = zstd.SpeedBestCompression
+		}
 		var err error
-		c.stock, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithSingleSegment(true), zstd.WithEncoderCRC(true),
-			zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithWindowSize(stockWindow), zstd.WithLowerEncoderMem(true), zstd.WithZeroFrames(true))
+		l.z, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithSingleSegment(true), zstd.WithEncoderCRC(true),
+			zstd.WithEncoderLevel(level), zstd.WithWindowSize(libraryWindow), zstd.WithLowerEncoderMem(true), zstd.WithZeroFrames(true))
 		if err != nil {
 			panic("format: " + err.Error()) // the options are constants
 		}
-	}
-	return c.stock.EncodeAll(coded, dst)
+	})
+	return l.z.EncodeAll(coded, dst)
 }
 
 // literals appends a data frame of blocks without sequences.
