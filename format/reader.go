@@ -250,10 +250,10 @@ func (x *Reader) FileID() string { return x.fileID }
 
 // ReadBlobAt fills p from off of blob i: of tensor i, or of attachment i − len(Tensors). It reads and decodes the chunks
 // that hold the range, and no others; their checksums are checked, and their SHA-256 when the file is pinned by
-// ReaderOptions.FileID. What is in p after an error is undefined.
+// ReaderOptions.FileID. What is in p after an error is undefined. There must be a blob i.
 func (x *Reader) ReadBlobAt(p []byte, i int, off int64) error {
 	if n := x.plan.blobBytes(i); off < 0 || off > n || int64(len(p)) > n-off {
-		panic(fmt.Sprintf("format: ReadBlobAt of %d bytes at %d of blob %d, which has %d", len(p), off, i, n))
+		return fmt.Errorf("read of %d bytes at %d of blob %d, which has %d", len(p), off, i, n)
 	}
 	for at := x.plan.blobs[i] + off; len(p) > 0; {
 		k := x.plan.chunkAt(at)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/parallel"
 )
 
@@ -14,8 +15,9 @@ import (
 const maxFailures = 100
 
 // Verify checks every rule for the whole of a .lora file of the given size: R1 to R66 of spec/FORMAT.md. All failures
-// that can be told apart are joined in the error, in the order of the file, up to a hundred. The summary is nil when
-// there is one.
+// that can be told apart are joined in the error, in the order of the file, up to a hundred. Where the end of the file
+// does not say where its chunks are, the file is read from the beginning and the first failure is all. The summary is
+// nil when there is an error.
 //
 // Chunks are decoded on ReaderOptions.Workers processors; memory is as for a StreamReader.
 func Verify(ctx context.Context, r io.ReaderAt, size int64, opts ReaderOptions) (*Summary, error) {
@@ -29,7 +31,10 @@ func Verify(ctx context.Context, r io.ReaderAt, size int64, opts ReaderOptions) 
 	if err == nil {
 		failures, located = t.check(tailOf(pro, size))
 	}
-	if err != nil || !located {
+	if _, broken := err.(*fault.Error); err != nil && !broken {
+		return nil, err
+	}
+	if !located {
 		return nil, walkThrough(ctx, r, size, opts, errors.Join(append(failures, err)...))
 	}
 	id := sha256.New()
