@@ -1,0 +1,107 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"math"
+	"path/filepath"
+	"testing"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/rank"
+)
+
+// loratool runs a command line and returns what it prints.
+func loratool(t *testing.T, args ...string) []byte {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	if code := run(context.Background(), append([]string{"loratool"}, args...), &stdout, &stderr); code != exitDone {
+		t.Fatalf("loratool %q exits with %d: %s", args, code, stderr.String())
+	}
+	return stdout.Bytes()
+}
+
+// distance is ‖a − b‖_F over all tensors of two checkpoints.
+func distance(t *testing.T, a, b string) float64 {
+	t.Helper()
+	ca, err := checkpoint.Open(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ca.Close()
+	cb, err := checkpoint.Open(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cb.Close()
+	var sum float64
+	for _, name := range ca.Names() {
+		x, y := tensor(t, ca, name), tensor(t, cb, name)
+		for i := range x {
+			sum += (x[i] - y[i]) * (x[i] - y[i])
+		}
+	}
+	return math.Sqrt(sum)
+}
+
+func tensor(t *testing.T, c *checkpoint.Checkpoint, name string) []float64 {
+	t.Helper()
+	ref, ok := c.Lookup(name)
+	if !ok {
+		t.Fatalf("no tensor %q in %s", name, c.Path)
+	}
+	b := make([]byte, ref.Tensor.NBytes)
+	if _, err := c.Files[ref.File].Data.ReadAt(b, ref.Tensor.Off); err != nil {
+		t.Fatal(err)
+	}
+	x := make([]float64, ref.Tensor.Elements())
+	dtype.Widen64(x, ref.Tensor.DType, b)
+	return x
+}
+
+// TestExtractTakesBackWhatMergePutIn merges an adapter of rank 8 into the F32 demo and extracts it again: Δ is of rank 8 but for
+// the rounding of the merged weights, half a unit of 2⁻²⁴·|w| at most, which is what may be left over.
+func TestExtractTakesBackWhatMergePutIn(t *testing.T) {
+	dir := t.TempDir()
+	base, merged := "../../testdata/demo/base", filepath.Join(dir, "merged")
+	loratool(t, "merge", base, "../../testdata/demo/adapter-r8", "-o", merged)
+	var report rank.ExtractReport
+	if err := json.Unmarshal(loratool(t, "extract", base, merged, "-o", filepath.Join(dir, "back.lora"), "--rank", "8", "--json"), &report); err != nil {
+		t.Fatal(err)
+	}
+	if len(report.Layers) != 28 {
+		t.Fatalf("%d layers, want 28", len(report.Layers))
+	}
+	for _, l := range report.Layers {
+		// ‖rounding‖ ≤ 2⁻²⁵·(‖W‖+‖Δ‖)·√… is bounded by 2⁻²⁴·‖W‖ here, and products in float32 add a few units of 2⁻²⁴·‖Δ‖.
+		if limit := 0x1p-24/l.RelativeNorm + 64*0x1p-24; l.Rounded > limit {
+			t.Errorf("%s: error %.3g of ‖Δ‖, want at most %.3g", l.Module, l.Rounded, limit)
+		}
+	}
+}
+
+// TestMergeOfAnExtractReachesTheCertifiedError: what is between base + adapter and the tuned checkpoint is the error that
+// extract has printed, and the rounding of the merged weights. The demo with its adapter merged stands for a fine-tune.
+func TestMergeOfAnExtractReachesTheCertifiedError(t *testing.T) {
+	dir := t.TempDir()
+	base, tuned := "../../testdata/demo/base", filepath.Join(dir, "tuned")
+	loratool(t, "merge", base, "../../testdata/demo/adapter-r8", "-o", tuned)
+	for _, out := range []string{"three.lora", "three"} {
+		adapter, again := filepath.Join(dir, out), filepath.Join(dir, out+"-merged")
+		var report rank.ExtractReport
+		if err := json.Unmarshal(loratool(t, "extract", base, tuned, "-o", adapter, "--rank", "3", "--json"), &report); err != nil {
+			t.Fatal(err)
+		}
+		loratool(t, "merge", base, adapter, "-o", again)
+		var energy float64
+		for _, l := range report.Layers {
+			energy += l.Frobenius * l.Frobenius
+		}
+		got, want := distance(t, again, tuned), report.Rounded*math.Sqrt(energy)
+		if math.Abs(got-want) > 1e-3*want {
+			t.Errorf("%s: base + adapter is %.6g from the tuned checkpoint, extract says %.6g", out, got, want)
+		}
+	}
+}

@@ -1,0 +1,122 @@
+package inspect
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/internal/checkpoint"
+)
+
+// headerOnly is a file that has a header and claims the data behind it; reading these fails the test.
+type headerOnly struct {
+	t    *testing.T
+	text []byte
+}
+
+func (h headerOnly) ReadAt(p []byte, off int64) (int, error) {
+	if off >= int64(len(h.text)) {
+		h.t.Errorf("data are read at %d", off)
+		return 0, io.ErrUnexpectedEOF
+	}
+	return copy(p, h.text[off:]), nil
+}
+
+// transformer opens a checkpoint of n layers with square q, k, v and o of width d, of which only the header exists.
+func transformer(t *testing.T, n, d int) *checkpoint.Checkpoint {
+	t.Helper()
+	var b strings.Builder
+	b.WriteString("{")
+	var off int64
+	size := 2 * int64(d) * int64(d)
+	for i := range n {
+		for _, name := range []string{"q", "k", "v", "o"} {
+			if off > 0 {
+				b.WriteString(",")
+			}
+			fmt.Fprintf(&b, `"layers.%d.attention.%s.weight":{"dtype":"F16","shape":[%d,%d],"data_offsets":[%d,%d]}`, i, name, d, d, off, off+size)
+			off += size
+		}
+	}
+	b.WriteString("}")
+	text := append(binary.LittleEndian.AppendUint64(nil, uint64(b.Len())), b.String()...)
+	c, err := checkpoint.New("synthetic", headerOnly{t, text}, int64(len(text))+off)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// TestCostReproducesThePaper: the numbers of trainable parameters in tables 2, 4 and 5 and the appendix of arXiv:2106.09685.
+func TestCostReproducesThePaper(t *testing.T) {
+	for _, c := range []struct {
+		model   string
+		n, d    int
+		targets string
+		rank    int
+		want    int64
+	}{
+		{"RoBERTa-base", 12, 768, "q,v", 8, 294_912},
+		{"RoBERTa-large", 24, 1024, "q,v", 8, 786_432},
+		{"DeBERTa-XXL", 48, 1536, "q,v", 16, 4_718_592},
+		{"GPT-3, r_v = 2", 96, 12288, "v", 2, 4_718_592},
+		{"GPT-3, r_q = r_v = 1", 96, 12288, "q,v", 1, 4_718_592},
+		{"GPT-3, r_q = r_v = 8", 96, 12288, "q,v", 8, 37_748_736},
+		{"GPT-3, all four, r = 4", 96, 12288, "q,k,v,o", 4, 37_748_736},
+		{"GPT-3, one matrix, r = 8", 96, 12288, "q", 8, 18_874_368},
+		{"GPT-3, all four, r = 2", 96, 12288, "q,k,v,o", 2, 18_874_368},
+		{"GPT-3, r_q = r_v = 64", 96, 12288, "q,v", 64, 301_989_888},
+		{"GPT-3, all four, r = 64", 96, 12288, "q,k,v,o", 64, 603_979_776},
+	} {
+		r, err := DescribeCheckpoint(transformer(t, c.n, c.d), c.rank, strings.Split(c.targets, ","))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Cost.Parameters != c.want {
+			t.Errorf("%s: %s with rank %d cost %d parameters, want %d", c.model, c.targets, c.rank, r.Cost.Parameters, c.want)
+		}
+	}
+}
+
+func TestCostOfAModuleThatIsNotThere(t *testing.T) {
+	if _, err := DescribeCheckpoint(transformer(t, 1, 8), 4, []string{"q", "q_proj"}); !errors.Is(err, format.ErrMismatch) || !strings.Contains(err.Error(), "q_proj") {
+		t.Errorf("DescribeCheckpoint = %v, want a mismatch that names q_proj", err)
+	}
+}
+
+func TestDescribeSaysWhatTheFixturesAre(t *testing.T) {
+	for _, c := range []struct {
+		dir       string
+		layers    int
+		mergeable bool
+		untrained int
+		nonFinite bool
+	}{
+		{"merge/bf16-all-linear/adapter", 14, true, 0, false},
+		{"merge/untrained/adapter", 2, true, 2, false},
+		{"refuse/infinite-factor/adapter", 2, true, 0, true},
+		{"refuse/ia3/adapter", 0, false, 0, false},
+	} {
+		src, err := convert.Open("../../testdata/peft/" + c.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer src.Close()
+		r, err := Describe(context.Background(), src, Options{Values: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(r.Layers) != c.layers || r.Mergeable != c.mergeable || r.Values.Untrained != c.untrained || (r.Values.NonFinite > 0) != c.nonFinite {
+			t.Errorf("%s: %d layers, mergeable %v, %+v", c.dir, len(r.Layers), r.Mergeable, *r.Values)
+		}
+		if len(r.Refusals) > 0 == r.Mergeable {
+			t.Errorf("%s: mergeable %v and refusals %q", c.dir, r.Mergeable, r.Refusals)
+		}
+	}
+}
