@@ -30,7 +30,7 @@ def data_frame(b, size):  # section 5: the frame that fills b; the stock decoder
         block = int.from_bytes(b[pos:pos + 3], "little")
         last, kind, length = block & 1, block >> 1 & 3, block >> 3
         end = pos + 3 + (1 if kind == 1 else length)
-        need(kind < 3 and length <= most, "R13", f"block type {kind}, {length} bytes"), need(end + 4 <= len(b), "R15", "no end of blocks")
+        need(kind < 3 and 2 * (kind == 2) <= length <= most, "R13", f"block type {kind}, {length} bytes"), need(end + 4 <= len(b), "R15", "no end")
         out.append(attempt("R13", stock.decompress, b[pos:end]))
         size, pos = size - len(out[-1]), end
         need(len(out[-1]) <= most, "R13", f"a block of {len(out[-1])} bytes")
@@ -60,7 +60,7 @@ TABLES = {record: dict(member.split(" ") for member in members.split(", ")) for 
              "scaling alpha/r|alpha/sqrt(r)|fixed",
     "beside": "action replace|rows|opaque, rows [count], target name, tensor count",
     "tensor": "coding raw|planes, dtype " + "|".join(BITS) + ", name name, shape [count]"}.items()}
-ABSENT = {"fixed": ["alpha"], "alpha/r": ["scale"], "alpha/sqrt(r)": ["scale"], "replace": ["rows"], "opaque": ["rows", "target"]}
+ABSENT = {"fixed": ["alpha"], "rows": [], "replace": ["rows"], "opaque": ["rows", "target"]}  # by scaling or action, otherwise scale
 def check(v, kind, at, minor):  # section 7: v by a table or type, without the members that are to be ignored
     def fits(ok, rule): need(ok, rule, f"{at} is {str(v)[:200]!r}, due is {kind}")
     if kind[-1] == "?": return v if v == "" else check(v, kind[:-1], at, minor)
@@ -68,7 +68,7 @@ def check(v, kind, at, minor):  # section 7: v by a table or type, without the m
     if kind[0] == "{" or kind in TABLES: fits(isinstance(v, dict), "R28")
     if kind[0] == "{": return {check(k, "name", f"key of {at}", minor): check(x, kind[1:-1], at, minor) for k, x in v.items()}
     if kind in TABLES:
-        absent = ABSENT.get(str(v.get({"layer": "scaling", "beside": "action"}.get(kind))), [])
+        absent = ABSENT.get(str(v.get({"layer": "scaling", "beside": "action"}.get(kind))), ["scale"])
         table = {k: t for k, t in TABLES[kind].items() if k not in absent}
         need(v.keys() >= table.keys(), "R26", f"{at} lacks {table.keys() - v.keys()}")
         need(minor > 0 or v.keys() <= table.keys(), "R27", f"{at} has {v.keys() - table.keys()}")
