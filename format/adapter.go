@@ -13,6 +13,7 @@ package format
 
 import (
 	"math"
+	"slices"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
@@ -102,6 +103,21 @@ type Adapter struct {
 	Requires    []Requirement
 	Layers      []Layer
 	Beside      []Beside
+}
+
+// Tensors lists the tensors that belong to the adapter, by their index in Manifest.Tensors, ascending.
+func (a *Adapter) Tensors() []int {
+	var all []int
+	for i := range a.Layers {
+		for _, t := range a.Layers[i].Roles {
+			all = append(all, t)
+		}
+	}
+	for i := range a.Beside {
+		all = append(all, a.Beside[i].Tensor)
+	}
+	slices.Sort(all)
+	return all
 }
 
 // Base says which model an adapter was made for. Empty fields are unknown.

@@ -155,7 +155,7 @@ func TestWalkFindsWhatADecoderAccepts(t *testing.T) {
 		{"a wide content size", magic + "\xe4\x07\x00\x00\x00\x00\x00\x00\x00" + raw(true, "content") + sum, ""},
 		{"empty blocks", magic + "\x24\x07" + raw(false, "") + raw(false, "content") + raw(true, "") + sum, ""},
 		{"two blocks", magic + "\x24\x07" + raw(false, "con") + raw(true, "tent") + sum, ""},
-		{"nothing", "", "R15"},
+		{"nothing", "", "R10"},
 		{"an empty frame behind", good + magic + "\x24\x00" + raw(true, "") + empty, "R15"},
 		{"a skippable frame behind", good + "\x50\x2a\x4d\x18\x00\x00\x00\x00", "R15"},
 		{"a skippable frame before", "\x50\x2a\x4d\x18\x00\x00\x00\x00" + good, "R10"},

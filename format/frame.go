@@ -118,15 +118,21 @@ func walkFrame(p []byte, off, n int64) error {
 	short := func(what string) error {
 		return broken(15, "the frame takes more than its %d stored bytes: they end inside %s", len(p), what).At(off + int64(len(p)))
 	}
-	if len(p) < prefixBytes {
-		return short("the frame header")
+	header := func(rule int, field string) error {
+		return broken(rule, "the frame has %d stored bytes, which end before its %s", len(p), field).At(off)
+	}
+	switch {
+	case len(p) < prefixBytes-1:
+		return header(10, "magic number")
+	case len(p) < prefixBytes:
+		return header(11, "descriptor")
 	}
 	width, err := w.prefix(p)
 	if err != nil {
 		return err
 	}
 	if len(p) < prefixBytes+width {
-		return short("the frame header")
+		return header(12, "content size")
 	}
 	if err := w.content(p[prefixBytes : prefixBytes+width]); err != nil {
 		return err

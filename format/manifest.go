@@ -15,6 +15,12 @@ import (
 // The result shares memory with text.
 func parseManifest(text string, newer bool) (*Manifest, []coding, error) {
 	s := newScanner(text, newer)
+	switch c := s.next(); c {
+	case '{', ' ', '\t', '\n', '\r': // white space has a rule of its own
+	default:
+		s.fail(19, 0, "the manifest begins with %q, want an object", c)
+		return nil, nil, s.err
+	}
 	m, codings := s.manifest()
 	s.end()
 	if s.err != nil {

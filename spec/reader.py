@@ -162,7 +162,7 @@ def restore(b, tensors):  # section 12: the source file, from its header b and {
     def once(pairs): return need(len(dict(pairs)) == len(pairs), "R67", "a key twice") or dict(pairs)
     need(8 <= len(b) <= 100_000_008 and int.from_bytes(b[:8], "little") == len(b) - 8, "R67", "not as long as it says")
     h = attempt("R67", lambda: json.loads(b[8:].decode(), object_pairs_hook=once, parse_float=str, parse_constant=int))
-    meta = h.pop("__metadata__", {}) if isinstance(h, dict) else 0
+    meta = next((m for m in [h.pop("__metadata__", None)] if m is not None), {}) if isinstance(h, dict) else 0
     need(isinstance(meta, dict) and all(isinstance(x, str) for x in meta.values()), "R67", "no object, or metadata other than strings")
     need(all(isinstance(e, dict) and sorted(e) == ["data_offsets", "dtype", "shape"] for e in h.values()), "R67", "members of an entry")
     need({k: canonical([e["dtype"], e["shape"]]) for k, e in h.items()} == {k: canonical(t) for k, (t, _) in tensors.items()}, "R68", [*h])

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -109,6 +111,10 @@ func (s *loraSink) Store(ctx context.Context, src format.Source) error {
 	return stage.Commit(s.options.Replace)
 }
 
+func hasAttachment(src format.Source, name string) bool {
+	return slices.ContainsFunc(src.Manifest().Attachments, func(a format.Attachment) bool { return a.Name == name })
+}
+
 // attachment reads the attachment of a source that has the given name; nil if there is none. A digest that the source states
 // for the attachment itself is checked.
 func attachment(src format.Source, name string) ([]byte, *format.Attachment, error) {
@@ -119,13 +125,15 @@ func attachment(src format.Source, name string) ([]byte, *format.Attachment, err
 			continue
 		}
 		if a.NBytes > maxAttachmentBytes {
-			return nil, nil, fault.New(fault.Limit, "the attachment %q has %d bytes, at most %d are read", name, a.NBytes, maxAttachmentBytes)
+			e := fault.New(fault.Limit, "the attachment %q has %d bytes, at most %d are read", name, a.NBytes, maxAttachmentBytes)
+			e.Rule = "R67"
+			return nil, nil, e
 		}
 		b := make([]byte, a.NBytes)
 		if err := src.ReadBlobAt(b, len(m.Tensors)+i, 0); err != nil {
 			return nil, nil, err
 		}
-		if sum := sha256.Sum256(b); name != format.SourceHeader && a.SHA256 != "" && hex.EncodeToString(sum[:]) != a.SHA256 {
+		if sum := sha256.Sum256(b); path.Base(name) != format.SourceHeader && a.SHA256 != "" && hex.EncodeToString(sum[:]) != a.SHA256 {
 			e := fault.New(fault.Corrupt, "the attachment %q has the SHA-256 %x, the manifest says %s", name, sum, a.SHA256)
 			e.Rule = "R55"
 			return nil, nil, e

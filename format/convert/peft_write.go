@@ -1,14 +1,12 @@
 package convert
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"slices"
 	"sort"
@@ -41,17 +39,13 @@ func (s *peftSink) Store(ctx context.Context, src format.Source) error {
 	if err != nil {
 		return err
 	}
-	header, about, err := attachment(src, format.SourceHeader)
-	if err != nil {
-		return err
-	}
 	stage, err := begin(s.path, true, s.options.Replace)
 	if err != nil {
 		return err
 	}
 	defer stage.Abort()
-	if header != nil && config != nil {
-		err = restore(ctx, stage, src, header, about.SHA256)
+	if config != nil && hasAttachment(src, format.SourceHeader) {
+		err = stageFile(stage, peftWeights, func(w io.Writer) error { return Restore(ctx, w, src, 0) })
 	} else {
 		config, err = compose(ctx, stage, src)
 	}
@@ -62,7 +56,11 @@ func (s *peftSink) Store(ctx context.Context, src format.Source) error {
 		if content == nil {
 			continue
 		}
-		if err := writeFile(stage, name, content); err != nil {
+		err := stageFile(stage, name, func(w io.Writer) error {
+			_, err := w.Write(content)
+			return err
+		})
+		if err != nil {
 			return err
 		}
 	}
@@ -72,43 +70,47 @@ func (s *peftSink) Store(ctx context.Context, src format.Source) error {
 	return stage.Commit(s.options.Replace)
 }
 
-func writeFile(stage *fileio.Stage, name string, content []byte) error {
+// stageFile writes a file of a stage.
+func stageFile(stage *fileio.Stage, name string, write func(io.Writer) error) error {
 	f, err := stage.Create(name, 0)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(content)
-	return errors.Join(err, fileio.Close(f))
+	return errors.Join(write(f), fileio.Close(f))
 }
 
-// restore writes the source file again: its header, then the tensors in the order of their data (spec/FORMAT.md, section 12).
-func restore(ctx context.Context, stage *fileio.Stage, src format.Source, header []byte, want string) error {
-	order, err := headerOrder(src, header)
+// Restore writes the safetensors file that one adapter of a source was read from, byte for byte: the attached header, then the
+// tensors in the order of their data (spec/FORMAT.md, section 12). It proves the header first and the whole file last, by the
+// SHA-256 that the source states, so what w has got is the file only when the error is nil.
+func Restore(ctx context.Context, w io.Writer, src format.Source, adapter int) error {
+	m := src.Manifest()
+	name := format.SourceHeader
+	if len(m.Adapters) > 1 {
+		name = m.Adapters[adapter].Name + "/" + name
+	}
+	header, about, err := attachment(src, name)
 	if err != nil {
 		return err
 	}
-	f, err := stage.Create(peftWeights, 0)
+	if header == nil {
+		return fault.New(fault.Unsupported, "the file carries no %s, without which the source file cannot be restored", name)
+	}
+	order, err := headerOrder(m, &m.Adapters[adapter], header)
 	if err != nil {
 		return err
 	}
 	h := sha256.New()
-	w := io.MultiWriter(f, h)
-	_, err = w.Write(header)
-	for _, i := range order {
-		if err != nil {
-			break
-		}
-		err = copyBlob(ctx, w, src, i)
-	}
-	if err := errors.Join(err, fileio.Close(f)); err != nil {
+	both := io.MultiWriter(w, h)
+	if _, err := both.Write(header); err != nil {
 		return err
 	}
-	return checkDigest(h, want)
-}
-
-func checkDigest(h hash.Hash, want string) error {
-	if got := hex.EncodeToString(h.Sum(nil)); want != "" && got != want {
-		return broken("R69", "the restored file has the SHA-256 %s, the source file had %s", got, want)
+	for _, i := range order {
+		if err := copyBlob(ctx, both, src, i); err != nil {
+			return err
+		}
+	}
+	if got := hex.EncodeToString(h.Sum(nil)); about.SHA256 != "" && got != about.SHA256 {
+		return broken("R69", "the restored file has the SHA-256 %s, the source file had %s", got, about.SHA256)
 	}
 	return nil
 }
@@ -119,22 +121,21 @@ func broken(rule, format string, args ...any) error {
 	return e
 }
 
-// headerOrder proves an attached header and returns the tensors in the order of their data.
-func headerOrder(src format.Source, header []byte) ([]int, error) {
-	m := src.Manifest()
-	size := int64(len(header))
-	byName := make(map[string]int, len(m.Tensors))
-	for i := range m.Tensors {
-		size += m.Tensors[i].NBytes()
+// headerOrder proves an attached header against the tensors of an adapter, and returns them in the order of their data.
+func headerOrder(m *format.Manifest, a *format.Adapter, header []byte) ([]int, error) {
+	byName := make(map[string]int)
+	for _, i := range a.Tensors() {
 		byName[m.Tensors[i].Name] = i
 	}
-	h, err := safetensors.Read(bytes.NewReader(header), size)
+	h, err := safetensors.ReadAlone(header)
 	if err != nil {
-		return nil, broken("R67", "%s is not the header of a file with these tensors: %v", format.SourceHeader, err)
+		return nil, broken("R67", "%s is not a header of safetensors: %v", format.SourceHeader, err)
 	}
-	if h.DataOff != int64(len(header)) || len(h.Tensors) != len(m.Tensors) {
-		return nil, broken("R68", "%s has %d tensors and %d bytes, the adapter has %d tensors, the attachment %d bytes",
-			format.SourceHeader, len(h.Tensors), h.DataOff, len(m.Tensors), len(header))
+	if h.DataOff != int64(len(header)) {
+		return nil, broken("R67", "%s has %d bytes and says that it has %d", format.SourceHeader, len(header), h.DataOff)
+	}
+	if len(h.Tensors) != len(byName) {
+		return nil, broken("R68", "%s has %d tensors, the adapter has %d", format.SourceHeader, len(h.Tensors), len(byName))
 	}
 	order := make([]int, 0, len(h.Tensors))
 	for i := range h.Tensors {

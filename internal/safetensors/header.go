@@ -61,15 +61,34 @@ func Read(r io.ReaderAt, size int64) (*Header, error) {
 	if err != nil {
 		return nil, err
 	}
+	h, err := parse(text)
+	if err != nil {
+		return nil, err
+	}
+	return h, h.prove(size)
+}
+
+// ReadAlone is Read for a header that is there without its data: the data are taken to be as long as the tensors say.
+func ReadAlone(header []byte) (*Header, error) {
+	text, err := readText(bytes.NewReader(header), int64(len(header)))
+	if err != nil {
+		return nil, err
+	}
+	h, err := parse(text)
+	if err != nil {
+		return nil, err
+	}
+	size := h.DataOff
+	for i := range h.Tensors {
+		size += h.Tensors[i].NBytes
+	}
+	return h, h.prove(size)
+}
+
+// parse scans the JSON text of a header.
+func parse(text []byte) (*Header, error) {
 	h := &Header{DataOff: 8 + int64(len(text))}
-	s := scanner{text: text}
-	if err := h.scan(&s); err != nil {
-		return nil, err
-	}
-	if err := h.prove(size); err != nil {
-		return nil, err
-	}
-	return h, nil
+	return h, h.scan(&scanner{text: text})
 }
 
 // readText returns the JSON text of the header.

@@ -166,7 +166,7 @@ def frames(ex):
     for i, what in ((1, "the second run"), (2, "the attachments")):
         bad(f"r17-checksum-flipped-in-chunk-{i}", lora(m, frames={i: lambda c: frame(c)[:-1] + bytes([frame(c)[-1] ^ 1])}),
             f"the checksum of {what}", stage="read")
-    bad("r10-chunk-empty", lora(ex, frames={0: b""}), "a chunk of no stored bytes, and the seek table says so", stage="read", rule="R10 R2",
+    bad("r10-chunk-empty", lora(ex, frames={0: b""}), "a chunk of no stored bytes, and the seek table says so", stage="read", rule="R10 R2 R12",
         rows="57")
     # Frames of wrong length, with a seek table that covers them. In the order of arrival the bytes too many are not in the frame.
     over = "R15 R2 R10 R12 R58 R66"
@@ -391,7 +391,7 @@ def seek_table(ex):
     bad("r66-chunk-more", lora(ex, entries=put(1, 0, 30)), "a compressed size one too large", rows="50")
     bad("r66-chunk-less", lora(ex, entries=put(2, 0, 15)), "a compressed size one too small", rows="50")
     bad("r66-zero", lora(ex, entries=put(1, 0, 0)), "a compressed size of zero", rows="50")
-    bad("r66-max", lora(ex, entries=put(1, 0, 2**32 - 1)), "a compressed size of 2^32 - 1", rows="50")
+    bad("r66-max", lora(ex, entries=put(1, 0, 2**32 - 1)), "a compressed size of 2^32 - 1", rule="R66 R16", rows="50")
     bad("r66-head", lora(ex, entries=put(0, 0, 36)), "the head's compressed size is wrong", rows="50")
     bad("r66-digests", lora(ex, entries=put(3, 0, 145)), "the compressed size of the digests is wrong", rows="50")
     bad("r66-exchanged", lora(ex, entries=exchange(0)), "the compressed sizes of two chunks exchanged; they add up", stage="read",
@@ -410,7 +410,7 @@ def seek_table(ex):
     def wraps(t):
         t[1][0] += 2**31
         t[2][0] += 2**31
-    bad("r66-sum-wraps", lora(ex, entries=wraps), "sizes that add up modulo 2^32 only", rows="50")
+    bad("r66-sum-wraps", lora(ex, entries=wraps), "sizes that add up modulo 2^32 only", rule="R66 R16", rows="50")
 
 
 def seek_with_checksums(s):

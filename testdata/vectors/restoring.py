@@ -55,7 +55,7 @@ def add():
             ("metadata-key-twice", good.replace(b'{"format": "pt"}', b'{"a":"1","a":"2"}'), "a key of __metadata__ twice", None),
             ("member-twice", good.replace(b'"dtype":"F32"', b'"dtype":"F16","dtype":"F32"', 1), "a dtype twice, the second is right", None),
             ("offsets-twice", good.replace(b'"data_offsets":[0,8]', b'"data_offsets":[0,8],"data_offsets":[0,8]', 1), "offsets twice, both right", None),
-            ("metadata-null", good.replace(b'{"format": "pt"}', b"null"), "__metadata__ is null", None),
+            ("metadata-true", good.replace(b'{"format": "pt"}', b"true"), "__metadata__ is true", None),
             ("metadata-array", good.replace(b'{"format": "pt"}', b"[]"), "__metadata__ is an array", None),
             ("metadata-number", good.replace(b'"pt"', b"1"), "a number in __metadata__", None),
             ("metadata-nested", good.replace(b'"pt"', b'{"a":"b"}'), "an object in __metadata__", None),

@@ -202,6 +202,10 @@ def restoring():
     h = header([])
     m = model([adapter()], [], [("source.safetensors.header", h, hashlib.sha256(h).hexdigest())])
     ok("restore-nothing", lora(m), m, "the header {} and no tensor", restored=[("source.safetensors.header", h)])
+    t = b'{"__metadata__":null}'
+    h = len(t).to_bytes(8, "little") + t
+    m = model([adapter()], [], [("source.safetensors.header", h, hashlib.sha256(h).hexdigest())])
+    ok("restore-metadata-null", lora(m), m, "__metadata__ is null, as MLX writes it", restored=[("source.safetensors.header", h)])
 
 
 def large(ex):

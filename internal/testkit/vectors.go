@@ -1,0 +1,95 @@
+package testkit
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// Vector is a record of testdata/vectors/index.txt; README.md there explains the fields.
+type Vector struct {
+	Path     string
+	Expect   string
+	Rules    []string
+	Stage    string
+	Manifest int64 // limit of the reader; 0 is its default
+	Total    int64 // likewise
+	Content  string
+	Tensors  []string
+	Restored []string
+	Line     int // of the index
+}
+
+// Name is the file's name.
+func (v *Vector) Name() string { return filepath.Base(v.Path) }
+
+// Reports reports whether a message names one of the rules.
+func (v *Vector) Reports(message string) bool {
+	for _, r := range v.Rules {
+		if strings.Contains(message, "("+r+")") {
+			return true
+		}
+	}
+	return false
+}
+
+// Vectors reads the index below the directory of the repository's test data. Fewer than 100 are a failure.
+func Vectors(t testing.TB, testdata string) []Vector {
+	t.Helper()
+	dir := filepath.Join(testdata, "vectors")
+	text, err := os.ReadFile(filepath.Join(dir, "index.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []Vector
+	var v *Vector
+	for i, line := range strings.Split(string(text), "\n") {
+		key, value, ok := strings.Cut(line, ": ")
+		if !ok || strings.HasPrefix(line, "#") {
+			v = nil
+			continue
+		}
+		if v == nil {
+			all = append(all, Vector{Line: i + 1})
+			v = &all[len(all)-1]
+		}
+		switch key {
+		case "file":
+			v.Path = filepath.Join(dir, value)
+		case "expect":
+			v.Expect = value
+		case "rule":
+			v.Rules = strings.Fields(value)
+		case "stage":
+			v.Stage = value
+		case "options":
+			for _, o := range strings.Fields(value) {
+				name, number, _ := strings.Cut(o, "=")
+				n, err := strconv.ParseInt(number, 10, 64)
+				if err != nil {
+					t.Fatalf("index.txt:%d: %v", i+1, err)
+				}
+				switch name {
+				case "manifest":
+					v.Manifest = n
+				case "total":
+					v.Total = n
+				default:
+					t.Fatalf("index.txt:%d: unknown option %q", i+1, name)
+				}
+			}
+		case "content":
+			v.Content = value
+		case "tensor":
+			v.Tensors = append(v.Tensors, value)
+		case "restored":
+			v.Restored = append(v.Restored, value)
+		}
+	}
+	if len(all) < 100 {
+		t.Fatalf("%d vectors in %s, want at least 100", len(all), dir)
+	}
+	return all
+}
