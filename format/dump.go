@@ -99,7 +99,7 @@ func (d *dumper) head() (*prologue, error) {
 	if err != nil && err != io.ErrUnexpectedEOF {
 		return nil, err
 	}
-	h, err := parseHead(p, maxManifestBytes)
+	h, err := parseHead(p, ReaderOptions{}.manifestLimit())
 	d.note("head")
 	if len(p) < headBytes || string(p[8:16]) != signature {
 		d.line(p, "")

@@ -5,10 +5,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"io"
+	"os"
 	"runtime/metrics"
 	"testing"
 
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/testkit"
 )
 
 // The properties: no input makes a reader panic or take more memory than it promises, and what is accepted can be
@@ -126,8 +128,21 @@ func FuzzFrame(f *testing.F) {
 	})
 }
 
+// largestSeed leaves out the vectors that are about size: they slow every run down.
+const largestSeed = 2048
+
 func FuzzFile(f *testing.F) {
-	for _, p := range seeds(f) {
+	files := seeds(f)
+	for _, v := range testkit.Vectors(f, "../testdata") {
+		p, err := os.ReadFile(v.Path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		if len(p) <= largestSeed {
+			files = append(files, p)
+		}
+	}
+	for _, p := range files {
 		f.Add(p, false)
 		f.Add(p, true)
 	}

@@ -110,7 +110,8 @@ func TestVectors(t *testing.T) {
 				t.Errorf("%s: %s: %v has no kind", name, k.name, err)
 			}
 		}
-		if err := format.Dump(io.Discard, bytes.NewReader(b), int64(len(b))); valid && err != nil {
+		// Dump has the default limits.
+		if err := format.Dump(io.Discard, bytes.NewReader(b), int64(len(b))); valid && err != nil && v.Manifest == 0 {
 			t.Errorf("%s: dump: %v", name, err)
 		}
 		if valid {

@@ -135,7 +135,6 @@ type tail struct {
 func tailLen(c int64) int64    { return tailBytes + bytesPerChunk*c }
 func digestsLen(c int64) int64 { return digestsBytes + digestBytes*c }
 
-func (t *tail) digests() []byte   { return t.buf[:digestsLen(t.c)] }
 func (t *tail) seekTable() []byte { return t.buf[digestsLen(t.c):] }
 
 func (t *tail) total() uint64         { return le.Uint64(t.buf[8:]) }
