@@ -21,13 +21,14 @@ type Adapter struct {
 	Weight float64       // ω; 1 applies it as it was trained. Zero is 0, not a default
 }
 
-// Options change how a merge runs, never its bytes, but for Again and AllowNonFinite, which allow what is refused without
-// them.
+// Options change how a merge runs, never its bytes, but for Again, AnyBase and AllowNonFinite, which allow what is refused
+// without them.
 type Options struct {
 	Workers        int               // goroutines; 0 is one per processor
 	BlockBytes     int               // bytes of the base that a worker holds at a time; 0 is 1 MiB
 	Replace        bool              // replace an existing output
 	Again          bool              // merge an adapter that the base says it already has
+	AnyBase        bool              // merge into a base that is not the one an adapter was made for
 	AllowNonFinite bool              // go on where factors are not finite, or a finite weight becomes infinite
 	Progress       func(bytes int64) // called from several goroutines with the bytes just written; nil is silent
 	Tool           string            // name and version of the program, for the stamp
@@ -117,7 +118,7 @@ func (p *Plan) plan(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := p.addAdapter(i, index, byTensor); err != nil {
+		if err := p.addAdapter(ctx, i, index, byTensor); err != nil {
 			return fault.InFile(err, p.adapters[i].Name)
 		}
 	}
@@ -144,7 +145,7 @@ func (p *Plan) plan(ctx context.Context) error {
 }
 
 // addAdapter pairs every tensor of one adapter with the tensor of the base that it changes.
-func (p *Plan) addAdapter(i int, index *naming.Base, byTensor map[string]*target) error {
+func (p *Plan) addAdapter(ctx context.Context, i int, index *naming.Base, byTensor map[string]*target) error {
 	manifest := p.adapters[i].Source.Manifest()
 	for _, note := range manifest.Notes {
 		p.warn("%s", note)
@@ -155,6 +156,9 @@ func (p *Plan) addAdapter(i int, index *naming.Base, byTensor map[string]*target
 	a := &manifest.Adapters[0]
 	if why, hint := Refusals(a); len(why) > 0 {
 		return fault.New(fault.Unsupported, "the adapter cannot be merged: %s", strings.Join(why, "; ")).WithHint("%s", hint)
+	}
+	if err := p.checkBase(ctx, a); err != nil {
+		return err
 	}
 	r := &resolver{plan: p, index: i, adapter: a, manifest: manifest, names: index, byTensor: byTensor}
 	return r.resolve()

@@ -3,6 +3,7 @@ package rank
 import (
 	"context"
 	"fmt"
+	"io"
 	"math"
 
 	"github.com/loratool/loratool/format"
@@ -127,9 +128,32 @@ func (r *extracting) all(ctx context.Context) error {
 		}
 	}
 	r.total()
+	if err := r.rememberBase(); err != nil {
+		return err
+	}
 	r.markTied()
 	r.spool.manifest.Adapters = []format.Adapter{r.adapter}
 	r.spool.manifest.Provenance = format.Provenance{Tool: r.options.Tool, Source: "extracted from a fine-tuned checkpoint"}
+	return nil
+}
+
+// rememberBase records the fingerprints of a few of the base's tensors, spread over the model, so that merge can tell the base
+// from others.
+func (r *extracting) rememberBase() error {
+	const most = 4
+	layers := r.adapter.Layers
+	r.adapter.Base.Fingerprints = make(map[string]string)
+	n := min(most, len(layers))
+	for i := range n {
+		name := layers[i*(len(layers)-1)/max(1, n-1)].Module + ".weight"
+		ref, _ := r.base.Lookup(name)
+		f := r.base.Files[ref.File]
+		id, err := format.Fingerprint(ref.Tensor.DType, ref.Tensor.Shape, io.NewSectionReader(f.Data, ref.Tensor.Off, ref.Tensor.NBytes))
+		if err != nil {
+			return fault.InFile(err, f.Path)
+		}
+		r.adapter.Base.Fingerprints[name] = id
+	}
 	return nil
 }
 

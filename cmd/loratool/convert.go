@@ -8,13 +8,14 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
 )
 
 type convertOptions struct {
 	common
-	out, to string
-	force   bool
+	out, to, base string
+	force         bool
 }
 
 func convertCommand(t *terminal) *cli.Command {
@@ -28,6 +29,7 @@ func convertCommand(t *terminal) *cli.Command {
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a name that ends in .lora is a container, another one a directory for PEFT", Destination: &o.out},
 			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora or peft, where OUT's name does not say it", Destination: &o.to},
+			&cli.StringFlag{Name: "base", Usage: "remember `BASE`, so that merge can tell it from others", Destination: &o.base},
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is an adapter of the same kind", Destination: &o.force},
 		}, o.flags()...),
 		Action: func(c *cli.Context) error { return runConvert(c, t, o) },
@@ -52,6 +54,11 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 			t.message("warning", note)
 		}
 	}
+	if o.base != "" {
+		if src, err = rememberBase(c, src, o.base); err != nil {
+			return err
+		}
+	}
 	size, err := store(c, src, o.out, dialect, o.force, o.workers)
 	if err != nil {
 		return err
@@ -68,6 +75,20 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 		t.printf("converted to %s: %s, %d tensors of %s\n", o.out, bytesText(size), len(m.Tensors), bytesText(raw))
 	}
 	return nil
+}
+
+// rememberBase returns the source with the fingerprints of a base in its record.
+func rememberBase(c *cli.Context, src format.Source, base string) (format.Source, error) {
+	plan, err := merge.Open(c.Context, base, []merge.Adapter{{Source: src, Name: c.Args().First(), Weight: 1}}, merge.Options{Again: true, AnyBase: true})
+	if err != nil {
+		return nil, err
+	}
+	defer plan.Close()
+	b, err := plan.BaseOf(c.Context, 0)
+	if err != nil {
+		return nil, err
+	}
+	return convert.WithBase(src, b), nil
 }
 
 // dialectOf is the dialect that the user names, or that the name of the output implies.

@@ -20,6 +20,7 @@ type mergeOptions struct {
 	out            string
 	weights        cli.StringSlice
 	force, dryRun  bool
+	anyBase        bool
 	allowNonFinite bool
 }
 
@@ -37,6 +38,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an adapter by `W`; once per adapter, in their order (default: 1)", Destination: &o.weights},
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint, and merge an adapter again that BASE already has", Destination: &o.force},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
+			&cli.BoolFlag{Name: "any-base", Usage: "merge though an adapter remembers another base", Destination: &o.anyBase},
 			&cli.BoolFlag{Name: "allow-nonfinite", Usage: "go on where an adapter holds NaN or infinity, or a weight becomes infinite", Destination: &o.allowNonFinite},
 		}, o.flags()...),
 		Action: func(c *cli.Context) error { return runMerge(c, t, o) },
@@ -64,7 +66,7 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 		defer src.Close()
 		adapters[i] = merge.Adapter{Source: src, Name: path, Weight: weights[i]}
 	}
-	options := merge.Options{Workers: o.workers, Replace: o.force, Again: o.force, AllowNonFinite: o.allowNonFinite, Tool: "loratool " + version}
+	options := merge.Options{Workers: o.workers, Replace: o.force, Again: o.force, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite, Tool: "loratool " + version}
 	var add func(int64)
 	options.Progress = func(n int64) {
 		if add != nil {

@@ -105,3 +105,22 @@ func TestMergeOfAnExtractReachesTheCertifiedError(t *testing.T) {
 		}
 	}
 }
+
+// TestAnotherBaseIsRefused: an adapter that remembers its base is not merged into a fine-tune of it, unless asked to.
+func TestAnotherBaseIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	base, adapter := "../../testdata/demo/base", "../../testdata/demo/adapter-r8"
+	tuned, remembering, extracted := filepath.Join(dir, "tuned"), filepath.Join(dir, "a.lora"), filepath.Join(dir, "e.lora")
+	loratool(t, "merge", base, adapter, "-o", tuned)
+	loratool(t, "convert", adapter, "--base", base, "-o", remembering)
+	loratool(t, "extract", base, tuned, "--rank", "2", "-o", extracted)
+	for _, a := range []string{remembering, extracted} {
+		loratool(t, "merge", base, a, "--dry-run")
+		var stdout, stderr bytes.Buffer
+		code := run(context.Background(), []string{"loratool", "merge", tuned, a, "-o", filepath.Join(dir, "out")}, &stdout, &stderr)
+		if code != exitInput || !bytes.Contains(stderr.Bytes(), []byte("not the base")) {
+			t.Errorf("%s: exits with %d and says %s", a, code, stderr.String())
+		}
+	}
+	loratool(t, "merge", tuned, extracted, "--dry-run", "--any-base")
+}

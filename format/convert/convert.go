@@ -116,6 +116,22 @@ func openFile(path string) (format.Source, error) {
 	return openPEFT(path)
 }
 
+// WithBase returns a source of one adapter with another record of the base that it was made for.
+func WithBase(src format.Source, base format.Base) format.Source {
+	m := *src.Manifest()
+	m.Adapters = slices.Clone(m.Adapters)
+	m.Adapters[0].Base = base
+	return &described{src, &m}
+}
+
+// described is a source with another description.
+type described struct {
+	format.Source
+	manifest *format.Manifest
+}
+
+func (d *described) Manifest() *format.Manifest { return d.manifest }
+
 // readBeside reads a file next to path, and returns nil where there is none.
 func readBeside(path, name string, limit int64) ([]byte, error) {
 	file := filepath.Join(filepath.Dir(path), name)

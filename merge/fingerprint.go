@@ -1,0 +1,78 @@
+package merge
+
+import (
+	"context"
+	"io"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// nFingerprints is how many tensors of a base an adapter remembers: enough to tell a fine-tune of the base from it, and few
+// enough that comparing them costs no noticeable time.
+const nFingerprints = 4
+
+// BaseOf says which base a plan has, for the adapter's own record: the fingerprints of a few of the tensors that change, spread over
+// the model. Name and revision are those that the adapter states.
+func (p *Plan) BaseOf(ctx context.Context, adapter int) (format.Base, error) {
+	base := p.adapters[adapter].Source.Manifest().Adapters[0].Base
+	base.Fingerprints = make(map[string]string)
+	var own []*target
+	for _, t := range p.targets {
+		for _, term := range t.terms {
+			if term.adapter == adapter {
+				own = append(own, t)
+				break
+			}
+		}
+	}
+	for i := range min(nFingerprints, len(own)) {
+		t := own[i*(len(own)-1)/max(1, min(nFingerprints, len(own))-1)]
+		f, err := fingerprint(ctx, p.base, t.ref)
+		if err != nil {
+			return base, err
+		}
+		base.Fingerprints[t.ref.Tensor.Name] = f
+	}
+	return base, nil
+}
+
+func fingerprint(ctx context.Context, c *checkpoint.Checkpoint, ref checkpoint.Ref) (string, error) {
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	t, f := ref.Tensor, c.Files[ref.File]
+	id, err := format.Fingerprint(t.DType, t.Shape, io.NewSectionReader(f.Data, t.Off, t.NBytes))
+	return id, fault.InFile(err, f.Path)
+}
+
+// checkBase compares the tensors that an adapter remembers of its base with those of the base that is there. A name that this
+// base does not have says nothing: the same model can be stored under other names.
+func (p *Plan) checkBase(ctx context.Context, a *format.Adapter) error {
+	if p.options.AnyBase {
+		return nil
+	}
+	var other []string
+	for name, want := range a.Base.Fingerprints {
+		ref, ok := p.base.Lookup(name)
+		if !ok {
+			continue
+		}
+		got, err := fingerprint(ctx, p.base, ref)
+		if err != nil {
+			return err
+		}
+		if got != want {
+			other = append(other, name)
+		}
+	}
+	if len(other) == 0 {
+		return nil
+	}
+	e := fault.New(fault.Mismatch, "this is not the base that the adapter was made for: it has other values in %s", fault.List(other, 2))
+	if name := a.Base.Name; name != "" {
+		e.Msg += "; the adapter names " + quote(name)
+	}
+	return e.WithHint("give that base; to merge into this one all the same, use --any-base")
+}
