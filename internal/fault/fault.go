@@ -53,8 +53,21 @@ func (e *Error) Error() string {
 // Unwrap returns the kind, for errors.Is.
 func (e *Error) Unwrap() error { return e.Kind }
 
+// maxTextBytes is how much of one text an error quotes: a name in a hostile file can be as long as the file.
+const maxTextBytes = 2000
+
+// shorten cuts long texts among the arguments of a message.
+func shorten(args []any) {
+	for i, arg := range args {
+		if s, ok := arg.(string); ok && len(s) > maxTextBytes {
+			args[i] = strings.ToValidUTF8(s[:maxTextBytes], "") + "…"
+		}
+	}
+}
+
 // New makes an error of a kind.
 func New(kind Kind, format string, args ...any) *Error {
+	shorten(args)
 	return &Error{Kind: kind, Msg: fmt.Sprintf(format, args...)}
 }
 
@@ -66,6 +79,7 @@ func (e *Error) In(path string) *Error { e.Path = path; return e }
 
 // WithHint adds what the user can do.
 func (e *Error) WithHint(format string, args ...any) *Error {
+	shorten(args)
 	e.Hint = fmt.Sprintf(format, args...)
 	return e
 }

@@ -7,10 +7,10 @@ package safetensors
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
 	"io"
 	"slices"
 	"sort"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/loratool/loratool/format/dtype"
@@ -24,6 +24,9 @@ const (
 	maxDims = 64
 	// blockBytes is the granularity in which file systems share data between files.
 	blockBytes = 4096
+	// minEntryBytes is the length of the shortest entry of a tensor, which bounds how many a header holds.
+	minEntryBytes = len(`"":{"dtype":"U8","shape":[],"data_offsets":[0,0]}`)
+	metadataName  = "__metadata__"
 )
 
 // Tensor is one entry of the header.
@@ -86,69 +89,75 @@ func ReadAlone(header []byte) (*Header, error) {
 }
 
 // parse scans the JSON text of a header.
-func parse(text []byte) (*Header, error) {
+func parse(text string) (*Header, error) {
 	h := &Header{DataOff: 8 + int64(len(text))}
 	return h, h.scan(&scanner{text: text})
 }
 
 // readText returns the JSON text of the header.
-func readText(r io.ReaderAt, size int64) ([]byte, error) {
+func readText(r io.ReaderAt, size int64) (string, error) {
 	start := make([]byte, min(size, 64))
 	if _, err := io.ReadFull(io.NewSectionReader(r, 0, size), start); err != nil {
-		return nil, err
+		return "", err
 	}
 	if e := Recognise(start); e != nil {
-		return nil, e
+		return "", e
 	}
 	if size < 10 {
-		return nil, fault.New(fault.Truncated, "%d bytes are too few for a safetensors file", size)
+		return "", fault.New(fault.Truncated, "%d bytes are too few for a safetensors file", size)
 	}
 	n := binary.LittleEndian.Uint64(start)
 	switch {
 	case n > MaxHeaderBytes && start[8] != '{':
-		return nil, fault.New(fault.Corrupt, "not a safetensors file: it begins with % x", start[:min(len(start), 16)])
+		return "", fault.New(fault.Corrupt, "not a safetensors file: it begins with % x", start[:min(len(start), 16)])
 	case n > MaxHeaderBytes:
-		return nil, fault.New(fault.Limit, "the header claims %d bytes, the format allows %d", n, MaxHeaderBytes)
+		return "", fault.New(fault.Limit, "the header claims %d bytes, the format allows %d", n, MaxHeaderBytes)
 	case n < 2:
-		return nil, fault.New(fault.Corrupt, "the header claims %d bytes, an empty one has 2", n)
+		return "", fault.New(fault.Corrupt, "the header claims %d bytes, an empty one has 2", n)
 	case n > uint64(size-8):
-		return nil, fault.New(fault.Truncated, "the header claims %d bytes, the file has %d after the length", n, size-8).
+		return "", fault.New(fault.Truncated, "the header claims %d bytes, the file has %d after the length", n, size-8).
 			WithHint("the file was not written or not downloaded whole; fetch it again")
 	}
-	text := make([]byte, n)
-	if _, err := r.ReadAt(text, 8); err != nil && err != io.EOF {
-		return nil, err
+	var b strings.Builder
+	b.Grow(int(n))
+	if _, err := io.CopyN(&b, io.NewSectionReader(r, 8, int64(n)), int64(n)); err != nil {
+		return "", err
 	}
+	text := b.String()
 	if text[0] != '{' {
-		return nil, fault.New(fault.Corrupt, "the header begins with %q, want '{'", text[0]).At(8)
+		return "", fault.New(fault.Corrupt, "the header begins with %q, want '{'", text[0]).At(8)
 	}
-	if !utf8.Valid(text) {
+	if !utf8.ValidString(text) {
 		bad := 0
 		for bad < len(text) {
-			c, n := utf8.DecodeRune(text[bad:])
+			c, n := utf8.DecodeRuneInString(text[bad:])
 			if c == utf8.RuneError && n == 1 {
 				break
 			}
 			bad += n
 		}
-		return nil, fault.New(fault.Corrupt, "the header is not UTF-8").At(int64(8 + bad))
+		return "", fault.New(fault.Corrupt, "the header is not UTF-8").At(int64(8 + bad))
 	}
 	return text, nil
 }
 
 // scan reads the whole JSON text.
 func (h *Header) scan(s *scanner) error {
-	seen := make(map[string]struct{})
+	var seen map[string]struct{}
 	h.insertAt, h.noTensors = 1, true
 	err := s.object(func(name string, at int) error {
-		if _, dup := seen[name]; dup {
+		if _, dup := seen[name]; dup || name == metadataName && h.hasMeta {
 			return s.errorf(at, "the name %q appears twice", name)
 		}
-		seen[name] = struct{}{}
-		if name == "__metadata__" {
+		if name == metadataName {
 			return h.scanMetadata(s)
 		}
+		if h.noTensors {
+			most := min(1<<14, (len(s.text)-s.pos)/minEntryBytes+1) // what grows from nothing costs several times as much
+			seen, h.Tensors = make(map[string]struct{}, most), make([]Tensor, 0, most)
+		}
 		h.noTensors = false
+		seen[name] = struct{}{}
 		t, err := scanTensor(s, name)
 		if err != nil {
 			return err
@@ -167,14 +176,24 @@ func (h *Header) scan(s *scanner) error {
 }
 
 func (h *Header) scanMetadata(s *scanner) error {
-	h.Metadata = make(map[string]string)
-	if bytes.HasPrefix(s.text[s.pos:], []byte("null")) { // as MLX writes it
-		h.nullMeta, h.insertAt = true, s.pos
+	if strings.HasPrefix(s.text[s.pos:], "null") { // as MLX writes it
+		h.Metadata, h.nullMeta, h.insertAt = map[string]string{}, true, s.pos
 		s.pos += len("null")
 		return nil
 	}
+	start, n := s.pos, 0
+	err := s.object(func(string, int) error {
+		n++
+		_, err := s.str()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	s.pos = start
+	h.Metadata = make(map[string]string, n+n/4) // counted first, and with room: a map that grows costs twice as much
 	h.hasMeta, h.insertAt = true, s.pos+1
-	err := s.object(func(key string, at int) error {
+	err = s.object(func(key string, at int) error {
 		if _, dup := h.Metadata[key]; dup {
 			return s.errorf(at, "__metadata__ has the key %q twice", key)
 		}
@@ -266,15 +285,14 @@ func (h *Header) prove(size int64) error {
 	for i := range h.Tensors {
 		t := &h.Tensors[i]
 		if t.Off != next {
+			if i == 0 {
+				return fault.New(fault.Corrupt, "tensor %q begins at byte %d of the data and leaves a gap after the header", t.Name, t.Off)
+			}
 			word := "leaves a gap after"
 			if t.Off < next {
 				word = "overlaps"
 			}
-			before := "the header"
-			if i > 0 {
-				before = fmt.Sprintf("%q", h.Tensors[i-1].Name)
-			}
-			return fault.New(fault.Corrupt, "tensor %q begins at byte %d of the data and %s %s, which ends at %d", t.Name, t.Off, word, before, next)
+			return fault.New(fault.Corrupt, "tensor %q begins at byte %d of the data and %s %q, which ends at %d", t.Name, t.Off, word, h.Tensors[i-1].Name, next)
 		}
 		next += t.NBytes
 		t.Off += h.DataOff

@@ -13,12 +13,12 @@ import (
 // scanner walks the JSON text of a header. encoding/json cannot stand here: it keeps the last of two equal keys and
 // replaces what is not Unicode, so two different files would read alike, and it does not say where it is.
 type scanner struct {
-	text []byte
+	text string // strings without escapes are parts of it, not copies
 	pos  int
 }
 
 func (s *scanner) errorf(at int, format string, args ...any) error {
-	return fault.New(fault.Corrupt, "header: %s", fmt.Sprintf(format, args...)).At(int64(8 + at))
+	return fault.New(fault.Corrupt, "header: "+format, args...).At(int64(8 + at))
 }
 
 func (s *scanner) space() {
@@ -94,7 +94,7 @@ func (s *scanner) numbers(item func(uint64) error) error {
 		for s.pos < len(s.text) && '0' <= s.text[s.pos] && s.text[s.pos] <= '9' {
 			s.pos++
 		}
-		digits := string(s.text[start:min(s.pos, start+20)])
+		digits := s.text[start:min(s.pos, start+20)]
 		n, err := strconv.ParseUint(digits, 10, 64)
 		if err != nil || n > math.MaxInt64 || s.pos-start > 1 && digits[0] == '0' {
 			return s.errorf(start, "want a non-negative integer below 2^63")
@@ -113,7 +113,7 @@ func (s *scanner) str() (string, error) {
 		switch c := s.text[s.pos]; {
 		case c == '"':
 			s.pos++
-			return string(s.text[start : s.pos-1]), nil
+			return s.text[start : s.pos-1], nil
 		case c == '\\':
 			return s.escaped(start)
 		case c < 0x20:
@@ -178,7 +178,7 @@ func (s *scanner) hex4() (rune, bool) {
 	if s.pos+6 > len(s.text) || s.text[s.pos] != '\\' || s.text[s.pos+1] != 'u' {
 		return 0, false
 	}
-	n, err := strconv.ParseUint(string(s.text[s.pos+2:s.pos+6]), 16, 16)
+	n, err := strconv.ParseUint(s.text[s.pos+2:s.pos+6], 16, 16)
 	s.pos += 6
 	return rune(n), err == nil
 }
