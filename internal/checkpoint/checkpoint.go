@@ -276,14 +276,18 @@ func isForeign(name string) bool {
 // listFiles lists the regular files below dir, and symbolic links to regular files, sorted and with slashes; links are
 // everything else that is not a directory.
 func listFiles(dir string) (files, links []string, err error) {
-	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	root, err := filepath.EvalSymlinks(dir) // WalkDir does not follow a link, not even at its start
+	if err != nil {
+		return nil, nil, err
+	}
+	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		if path == dir || d.IsDir() && !strings.HasPrefix(d.Name(), ".") {
+		if path == root || d.IsDir() && !strings.HasPrefix(d.Name(), ".") {
 			return nil
 		}
-		rel, err := filepath.Rel(dir, path)
+		rel, err := filepath.Rel(root, path)
 		if err != nil {
 			return err
 		}
