@@ -265,7 +265,7 @@ func isForeign(name string) bool {
 			return true
 		}
 	}
-	for _, suffix := range []string{".safetensors", ".safetensors.index.json", ".bin.index.json", ".gguf", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data"} {
+	for _, suffix := range []string{".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data"} {
 		if strings.HasSuffix(base, suffix) {
 			return true
 		}
