@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 
@@ -95,8 +97,9 @@ func Open(path string) (*Checkpoint, error) {
 
 // checkIndex compares the shards with what their index says they hold.
 func (c *Checkpoint) checkIndex(shardOf map[string]string) error {
-	for name, shard := range shardOf {
+	for _, name := range slices.Sorted(maps.Keys(shardOf)) {
 		ref, ok := c.refs[name]
+		shard := shardOf[name]
 		switch {
 		case !ok:
 			return fault.New(fault.Corrupt, "the index says that %s holds %q, and it does not", shard, name).In(c.Path)
