@@ -3,20 +3,26 @@
 package fileio
 
 import (
+	"errors"
 	"os"
 	"syscall"
 )
 
+// flock is a variable for the tests.
+var flock = syscall.Flock
+
 // tryLock locks the file or directory at path until the handle that it returns is closed or the process ends; ok is
-// false when another process holds the lock or has removed path.
+// false when another process holds the lock or has removed path. Where the file system has no locks for path, as NFS has
+// none for a file that is open for reading, the handle is nil: nothing is known about other processes, and nothing that could
+// be theirs may be removed.
 func tryLock(path string) (lock *os.File, ok bool) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, false
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil && err != syscall.ENOTSUP && err != syscall.ENOSYS {
+	if err := flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
-		return nil, false
+		return nil, !errors.Is(err, syscall.EWOULDBLOCK)
 	}
 	// Whoever swept path between our open and our lock has removed it.
 	ours, err1 := f.Stat()

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/loratool/loratool/internal/fileio"
@@ -136,6 +137,35 @@ func TestTwoRunsForOnePlace(t *testing.T) {
 		b.Abort()
 		if names := entries(t, parent); len(names) != 1 || fmt.Sprint(testkit.Tree(t, final)) != fmt.Sprint(before) {
 			t.Errorf("%s: there is %q, want the output of the first alone", kind, names)
+		}
+	}
+}
+
+// TestStagesWorkWhereFilesCannotBeLocked: some network file systems have no locks, or none for directories or for files that
+// are open for reading. A live stage cannot be told from the remains of a killed run there, so both stay.
+func TestStagesWorkWhereFilesCannotBeLocked(t *testing.T) {
+	for _, cause := range []syscall.Errno{syscall.ENOTSUP, syscall.ENOSYS, syscall.EBADF, syscall.ENOLCK} {
+		for _, isDir := range []bool{false, true} {
+			parent := t.TempDir()
+			testkit.Write(t, filepath.Join(parent, ".out.loratool-0123"), nil)
+			fileio.WithFlock(func(int, int) error { return cause }, func() {
+				s, err := fileio.NewStage(filepath.Join(parent, "out"), isDir)
+				if err != nil {
+					t.Errorf("NewStage where flock says %q = %v", cause, err)
+					return
+				}
+				name := ""
+				if isDir {
+					name = "a"
+				}
+				put(t, s, name, "new")
+				if err := s.Commit(false); err != nil {
+					t.Errorf("Commit where flock says %q = %v", cause, err)
+				}
+			})
+			if names := entries(t, parent); len(names) != 2 {
+				t.Errorf("where flock says %q: there is %q, want the output and the stage of whoever else", cause, names)
+			}
 		}
 	}
 }
