@@ -38,6 +38,7 @@ func TestWithMetadataKeepsEveryOtherByte(t *testing.T) {
 		{"metadata first", `{"__metadata__":{"a":"b"},` + x + `}`, 3, `{"__metadata__":{`, `"key":"value",`, `"a":"b"},` + x + `}`},
 		{"metadata first, white space", "{\t\"__metadata__\" : {\n\"a\" : \"b\" } ," + x + `}`, 3, "{\t\"__metadata__\" : {", `"key":"value",`, "\n\"a\" : \"b\" } ," + x + `}`},
 		{"metadata last", `{` + x + `,"__metadata__":{"a":"b"}}`, 3, `{` + x + `,"__metadata__":{`, `"key":"value",`, `"a":"b"}}`},
+		{"metadata null, as MLX writes it", `{"__metadata__":null,` + x + `}`, 3, `{"__metadata__":`, `{"key":"value"}`, `,` + x + `}`},
 		{"metadata under an escaped name", `{` + x + `,"\u005f_metadata__":{"a":"b"}}`, 3, `{` + x + `,"\u005f_metadata__":{`, `"key":"value",`, `"a":"b"}}`},
 		{"metadata with braces in its text", `{"__metadata__":{"}":"{"},` + x + `}`, 3, `{"__metadata__":{`, `"key":"value",`, `"}":"{"},` + x + `}`},
 	} {
