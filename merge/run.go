@@ -183,6 +183,7 @@ type writing struct {
 	err  error
 	file *os.File
 	left atomic.Int64
+	turn sync.Mutex // held by whoever writes: the system lets one write to a file at a time, and waiting for it burns time
 }
 
 // worker is the memory of one goroutine.
@@ -257,9 +258,12 @@ func (r *run) do(w *worker, i int) error {
 		_, err = out.file.WriteAt(in.header, 0)
 	case j.target == nil:
 		n = j.n
+		out.turn.Lock()
 		err = fileio.CopyRange(out.file, j.off+in.shift, in.in.Data, j.off, j.n)
+		out.turn.Unlock()
+		fileio.StartWriteback(out.file, j.off+in.shift, j.n)
 	default:
-		n, err = r.mergeRows(w, j, &r.stats[i], in, out.file)
+		n, err = r.mergeRows(w, j, &r.stats[i], in, out)
 	}
 	if err != nil {
 		return err
@@ -274,7 +278,7 @@ func (r *run) do(w *worker, i int) error {
 }
 
 // mergeRows reads rows of a target, updates them and writes them.
-func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *os.File) (int64, error) {
+func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *writing) (int64, error) {
 	t := j.target
 	if err := t.load(r.plan.options.AllowNonFinite); err != nil {
 		return 0, err
@@ -312,7 +316,10 @@ func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *o
 			return 0, err
 		}
 	}
-	_, err := out.WriteAt(block, off+in.shift)
+	out.turn.Lock()
+	_, err := out.file.WriteAt(block, off+in.shift)
+	out.turn.Unlock()
+	fileio.StartWriteback(out.file, off+in.shift, n)
 	return n, err
 }
 

@@ -1,0 +1,8 @@
+//go:build !linux
+
+package fileio
+
+import "os"
+
+// StartWriteback does nothing where the system has no such hint.
+func StartWriteback(f *os.File, off, n int64) {}
