@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 	"text/tabwriter"
 	"unicode/utf8"
@@ -35,8 +36,25 @@ func showSpectra(t *terminal, layers []inspect.Layer) {
 	w.Flush()
 	width := t.width()
 	for line := range strings.Lines(b.String()) {
-		t.printf("%s\n", fit(strings.TrimRight(line, "\n"), width))
+		line = clean(fit(strings.TrimRight(line, "\n"), width))
+		if t.hasColour() {
+			line = bars.ReplaceAllString(line, cyan+"$0"+plain)
+		}
+		fmt.Fprintln(t.out, line)
 	}
+}
+
+// The colours of a terminal, ECMA-48.
+const (
+	cyan  = "\x1b[36m"
+	plain = "\x1b[0m"
+)
+
+var bars = regexp.MustCompile("[▁▂▃▄▅▆▇█]+")
+
+// hasColour reports whether results go to a terminal whose user has not asked for none (no-color.org).
+func (t *terminal) hasColour() bool {
+	return isTerminal(t.out) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 }
 
 // fit shortens a line to a width by cutting out the beginning of its last word; 0 is any width.
