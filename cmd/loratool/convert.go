@@ -27,7 +27,7 @@ func convertCommand(t *terminal) *cli.Command {
 		Description: "Between PEFT's directory or file and the .lora container. A container that was made from a file of PEFT gives it back byte\n" +
 			"for byte, with its configuration and model card, and proves it by SHA-256.",
 		Flags: append([]cli.Flag{
-			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a name that ends in .lora is a container, another one a directory for PEFT", Destination: &o.out},
+			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a name that ends in .lora is a container, one that ends in .safetensors a weights file of PEFT, another one a directory for PEFT", Destination: &o.out},
 			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora or peft, where OUT's name does not say it", Destination: &o.to},
 			&cli.StringFlag{Name: "base", Usage: "remember `BASE`, so that merge can tell it from others", Destination: &o.base},
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is an adapter of the same kind", Destination: &o.force},

@@ -98,6 +98,41 @@ func store(t *testing.T, path string, d convert.Dialect, src format.Source) {
 	}
 }
 
+// TestPEFTComesBackAsAFile: the configuration is written beside the weights, and one that is there with other content stays.
+func TestPEFTComesBackAsAFile(t *testing.T) {
+	dir := filepath.Join(testdata, "demo/adapter-r8")
+	src, err := convert.OpenDigested(context.Background(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	tmp := t.TempDir()
+	out := filepath.Join(tmp, "one.safetensors")
+	store(t, out, convert.PEFT, src)
+	for name, original := range map[string]string{"one.safetensors": "adapter_model.safetensors", "adapter_config.json": "adapter_config.json"} {
+		got, err1 := os.ReadFile(filepath.Join(tmp, name))
+		want, err2 := os.ReadFile(filepath.Join(dir, original))
+		if err1 != nil || err2 != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s is not %s (%v, %v)", name, original, err1, err2)
+		}
+	}
+	store(t, filepath.Join(tmp, "two.safetensors"), convert.PEFT, src) // the same configuration is shared
+	if err := os.WriteFile(filepath.Join(tmp, "adapter_config.json"), []byte("{}"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	three := filepath.Join(tmp, "three.safetensors")
+	sink, err := convert.Create(three, convert.PEFT, convert.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := format.Copy(context.Background(), sink, src); !errors.Is(err, convert.ErrExists) {
+		t.Errorf("Copy = %v, want that a configuration exists already", err)
+	}
+	if _, err := os.Stat(three); err == nil {
+		t.Error("the weights are there without their configuration")
+	}
+}
+
 // tampered is a source whose first tensor reads as zeros.
 type tampered struct{ format.Source }
 

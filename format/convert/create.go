@@ -24,7 +24,7 @@ type Dialect string
 // The dialects that Create knows.
 const (
 	LoRA Dialect = "lora" // the container of spec/FORMAT.md
-	PEFT Dialect = "peft" // a directory as huggingface/peft saves it
+	PEFT Dialect = "peft" // a directory as huggingface/peft saves it, or its weights file with the rest beside it
 )
 
 // CreateOptions say how an adapter is written. The zero value is ready.
@@ -36,12 +36,12 @@ type CreateOptions struct {
 }
 
 // DialectFor is the dialect that the name of an output asks for: a name that ends in .lora is a container, any other a
-// directory for PEFT.
+// directory for PEFT, or a weights file if it ends in .safetensors.
 func DialectFor(path string) (Dialect, error) {
 	switch ext := strings.ToLower(filepath.Ext(path)); ext {
 	case ".lora":
 		return LoRA, nil
-	case ".safetensors", ".bin", ".gguf", ".npz", ".pt":
+	case ".bin", ".gguf", ".npz", ".pt":
 		return "", fault.New(fault.Unsupported, "no dialect is written to a %s file", ext).
 			WithHint("name a directory, which is written as PEFT saves it, or a file that ends in .lora")
 	}
@@ -64,7 +64,7 @@ var ErrExists = errors.New("exists already")
 
 // CheckPlace reports whether a Sink could write to path, before work is done for it.
 func CheckPlace(path string, d Dialect, replace bool) error {
-	return checkPlace(path, d == PEFT, replace)
+	return checkPlace(path, d == PEFT && !isFile(path), replace)
 }
 
 // begin checks the place of an output and begins it.

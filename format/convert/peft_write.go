@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -8,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"sort"
 	"strings"
@@ -19,7 +22,7 @@ import (
 	nlp "github.com/nlpodyssey/safetensors"
 )
 
-// peftSink writes a directory as PEFT saves it. A source that carries the header and the configuration it was read from is
+// peftSink writes a directory as PEFT saves it, or a weights file with the rest beside it. A source that carries the header and the configuration it was read from is
 // restored byte for byte; any other gets a file and a configuration of our making.
 type peftSink struct {
 	path    string
@@ -39,33 +42,83 @@ func (s *peftSink) Store(ctx context.Context, src format.Source) error {
 	if err != nil {
 		return err
 	}
+	weights := func(w io.Writer) error { return Restore(ctx, w, src, 0) }
+	if config == nil || !hasAttachment(src, format.SourceHeader) {
+		if config, weights, err = compose(ctx, src); err != nil {
+			return err
+		}
+	}
+	side := []sideFile{{format.PEFTConfig, config}}
+	if card != nil {
+		side = append(side, sideFile{format.ModelCard, card})
+	}
+	if isFile(s.path) {
+		return s.storeFile(ctx, weights, side)
+	}
+	return s.storeDir(ctx, weights, side)
+}
+
+// sideFile is a small file beside the weights.
+type sideFile struct {
+	name    string
+	content []byte
+}
+
+func (f sideFile) write(w io.Writer) error {
+	_, err := w.Write(f.content)
+	return err
+}
+
+// isFile reports whether an output of PEFT is a weights file, with the others beside it, and not a directory.
+func isFile(path string) bool { return strings.EqualFold(filepath.Ext(path), ".safetensors") }
+
+func (s *peftSink) storeDir(ctx context.Context, weights func(io.Writer) error, side []sideFile) error {
 	stage, err := begin(s.path, true, s.options.Replace)
 	if err != nil {
 		return err
 	}
 	defer stage.Abort()
-	if config != nil && hasAttachment(src, format.SourceHeader) {
-		err = stageFile(stage, peftWeights, func(w io.Writer) error { return Restore(ctx, w, src, 0) })
-	} else {
-		config, err = compose(ctx, stage, src)
-	}
-	if err != nil {
+	if err := stageFile(stage, peftWeights, weights); err != nil {
 		return err
 	}
-	for name, content := range map[string][]byte{format.PEFTConfig: config, format.ModelCard: card} {
-		if content == nil {
-			continue
-		}
-		err := stageFile(stage, name, func(w io.Writer) error {
-			_, err := w.Write(content)
-			return err
-		})
-		if err != nil {
+	for _, f := range side {
+		if err := stageFile(stage, f.name, f.write); err != nil {
 			return err
 		}
 	}
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	return stage.Commit(s.options.Replace)
+}
+
+// storeFile writes the weights to a file and the rest beside it. A file that is there with the same content stays; the
+// weights appear last, so that they are never there without their configuration.
+func (s *peftSink) storeFile(ctx context.Context, weights func(io.Writer) error, side []sideFile) error {
+	stage, err := begin(s.path, false, s.options.Replace)
+	if err != nil {
+		return err
+	}
+	defer stage.Abort()
+	if err := stageFile(stage, "", weights); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	for _, f := range side {
+		path := siblingOf(s.path, f.name)
+		if there, err := os.ReadFile(path); err == nil && bytes.Equal(there, f.content) {
+			continue
+		}
+		beside, err := begin(path, false, s.options.Replace)
+		if err != nil {
+			return err
+		}
+		defer beside.Abort()
+		if err := errors.Join(stageFile(beside, "", f.write), beside.Commit(s.options.Replace)); err != nil {
+			return err
+		}
 	}
 	return stage.Commit(s.options.Replace)
 }
@@ -167,11 +220,11 @@ func copyBlob(ctx context.Context, w io.Writer, src format.Source, i int) error 
 	return nil
 }
 
-// compose writes a weights file from the layers and returns the configuration that goes with it.
-func compose(ctx context.Context, stage *fileio.Stage, src format.Source) ([]byte, error) {
+// compose returns a configuration made from the layers, and what writes the weights that go with it.
+func compose(ctx context.Context, src format.Source) (config []byte, weights func(io.Writer) error, err error) {
 	config, names, err := peftFrom(src.Manifest())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	views := make(map[string]lazyView, len(names))
 	failed := new(error)
@@ -179,19 +232,17 @@ func compose(ctx context.Context, stage *fileio.Stage, src format.Source) ([]byt
 		t := &src.Manifest().Tensors[i]
 		d, err := nlp.ParseDType(t.DType.String())
 		if err != nil {
-			return nil, fault.New(fault.Unsupported, "tensor %q is stored as %v, which is not written", t.Name, t.DType)
+			return nil, nil, fault.New(fault.Unsupported, "tensor %q is stored as %v, which is not written", t.Name, t.DType)
 		}
 		if _, taken := views[name]; taken {
-			return nil, fault.New(fault.Unsupported, "two tensors of the adapter would get the key %q", name)
+			return nil, nil, fault.New(fault.Unsupported, "two tensors of the adapter would get the key %q", name)
 		}
 		views[name] = lazyView{ctx: ctx, src: src, index: i, dtype: d, failed: failed}
 	}
-	f, err := stage.Create(peftWeights, 0)
-	if err != nil {
-		return nil, err
-	}
-	err = nlp.SerializeToWriter(views, map[string]string{"format": "pt"}, f)
-	return config, errors.Join(*failed, err, fileio.Close(f))
+	return config, func(w io.Writer) error {
+		err := nlp.SerializeToWriter(views, map[string]string{"format": "pt"}, w)
+		return errors.Join(*failed, err)
+	}, nil
 }
 
 // lazyView is a tensor that is read when the library writes it, one at a time. The library has no place for an error, so the
