@@ -26,17 +26,14 @@ type located struct {
 
 func (l located) dtype() dtype.Type { return l.ref.Tensor.DType }
 
-// read reads elements first … first+n as float64.
-func (l located) read(dst []float64, buf []byte, first int64) error {
-	d := l.dtype()
-	size := int64(d.Size())
-	p := buf[:int64(len(dst))*size]
-	at := l.ref.Tensor.Off + first*size
-	if _, err := io.ReadFull(io.NewSectionReader(l.file.Data, at, int64(len(p))), p); err != nil {
-		return fault.InFile(err, l.file.Path)
+// bytes reads n elements from first on into buf.
+func (l located) bytes(buf []byte, first int64, n int) ([]byte, error) {
+	size := int64(l.dtype().Size())
+	p := buf[:int64(n)*size]
+	if _, err := io.ReadFull(io.NewSectionReader(l.file.Data, l.ref.Tensor.Off+first*size, int64(len(p))), p); err != nil {
+		return nil, fault.InFile(err, l.file.Path)
 	}
-	dtype.Widen64(dst, d, p)
-	return nil
+	return p, nil
 }
 
 // pieceElements is how many elements of a tensor are read at a time. The pieces are fixed, so that sums over them do not
@@ -80,84 +77,159 @@ type update struct {
 	noise    float64 // standard deviation per element that the rounding of the tuned checkpoint leaves
 }
 
-// difference forms Δ in float32 as an m×n matrix: each element is the float64 difference, rounded once. The difference of two
+// seen is what one piece of a tensor adds to an update.
+type seen struct {
+	energy, base, noise float64
+	nonFinite           int
+}
+
+// difference forms Δ in float32 as an m×n matrix: each element is the exact difference, rounded once. The difference of two
 // 16-bit values is nearly always exact in float32.
 func (p *pair) difference(ctx context.Context, m, n, workers int) (*update, error) {
 	total := m * n
 	u := &update{dense: &Dense{M: m, N: n, Data: make([]float32, total), Workers: workers}}
-	type sums struct {
-		base, noise float64
-		bad         int
-	}
-	parts := make([]sums, blocks(total, pieceElements))
+	parts := make([]seen, blocks(total, pieceElements))
 	nWorkers := parallel.Workers(workers)
-	scratch := make([]struct {
-		a, b []float64
-		buf  []byte
-	}, nWorkers)
+	scratch := make([]pieceScratch, nWorkers)
 	err := parallel.For(ctx, nWorkers, len(parts), func(worker, i int) error {
-		s := &scratch[worker]
-		if s.buf == nil {
-			s.a, s.b, s.buf = make([]float64, pieceElements), make([]float64, pieceElements), make([]byte, 8*pieceElements)
-		}
 		first := i * pieceElements
-		k := min(pieceElements, total-first)
-		a, b := s.a[:k], s.b[:k]
-		if err := p.base.read(a, s.buf, int64(first)); err != nil {
-			return err
-		}
-		if err := p.tuned.read(b, s.buf, int64(first)); err != nil {
-			return err
-		}
-		dst := u.dense.Data[first:][:k]
-		d := p.tuned.dtype()
-		for j := range dst {
-			diff := b[j] - a[j]
-			if diff-diff != 0 {
-				parts[i].bad++
-			}
-			dst[j] = float32(diff)
-			parts[i].base += a[j] * a[j]
-			if step := ulp(d, b[j]); diff != 0 {
-				parts[i].noise += step * step / 12
-			}
-		}
-		return nil
+		return p.piece(u.dense.Data[first:min(first+pieceElements, total)], int64(first), &scratch[worker], &parts[i])
 	})
 	if err != nil {
 		return nil, err
 	}
-	var sum sums
+	var sum seen
 	for _, s := range parts {
-		sum.base, sum.noise, sum.bad = sum.base+s.base, sum.noise+s.noise, sum.bad+s.bad
+		sum.energy, sum.base, sum.noise, sum.nonFinite = sum.energy+s.energy, sum.base+s.base, sum.noise+s.noise, sum.nonFinite+s.nonFinite
 	}
-	if sum.bad > 0 {
-		return nil, fault.New(fault.Corrupt, "%d values of %q are NaN or infinite in one of the checkpoints", sum.bad, p.name).
+	if sum.nonFinite > 0 {
+		return nil, fault.New(fault.Corrupt, "%d values of %q are NaN or infinite in one of the checkpoints", sum.nonFinite, p.name).
 			WithHint("leave the tensor out with --exclude, or repair the checkpoint")
 	}
-	u.baseNorm = norm(sum.base)
+	u.energy, u.baseNorm = sum.energy, norm(sum.base)
 	if total > 0 {
 		u.noise = math.Sqrt(sum.noise / float64(total))
 	}
-	u.energy, err = u.dense.SumSquares(ctx)
-	return u, err
+	return u, nil
 }
 
-// ulp is the distance between neighbouring values of a 16-bit type at x, and 0 for wider types, whose rounding does not
-// matter here.
-func ulp(d dtype.Type, x float64) float64 {
-	var precision, lowest int
+// pieceScratch is the memory of a worker that forms differences.
+type pieceScratch struct {
+	buf    []byte
+	narrow []float32
+	a, b   []float64
+}
+
+// piece forms the elements of Δ from first on.
+func (p *pair) piece(dst []float32, first int64, s *pieceScratch, out *seen) error {
+	if s.buf == nil {
+		s.buf, s.narrow = make([]byte, 8*pieceElements), make([]float32, pieceElements)
+	}
+	if p.base.dtype() == dtype.F64 || p.tuned.dtype() == dtype.F64 {
+		if s.a == nil {
+			s.a, s.b = make([]float64, pieceElements), make([]float64, pieceElements)
+		}
+		return p.widePiece(dst, first, s, out)
+	}
+	// The tuned values first, then the base's in place of their buffer; float32 subtraction rounds the exact difference once.
+	tuned, err := p.tuned.bytes(s.buf, first, len(dst))
+	if err != nil {
+		return err
+	}
+	dtype.Widen(dst, p.tuned.dtype(), tuned)
+	out.noise = roundingNoise(p.tuned.dtype(), tuned)
+	base, err := p.base.bytes(s.buf, first, len(dst))
+	if err != nil {
+		return err
+	}
+	w := s.narrow[:len(dst)]
+	dtype.Widen(w, p.base.dtype(), base)
+	out.energy, out.base = subtract(dst, w)
+	if sum := out.energy; sum-sum != 0 {
+		for _, d := range dst {
+			if d-d != 0 {
+				out.nonFinite++
+			}
+		}
+	}
+	return nil
+}
+
+// subtract subtracts w from dst and returns the sums of the squares of both, each from four running sums, which a processor can
+// add to at the same time.
+func subtract(dst, w []float32) (energy, base float64) {
+	var e0, e1, e2, e3, b0, b1, b2, b3 float64
+	w = w[:len(dst)]
+	j := 0
+	for ; j+4 <= len(dst); j += 4 {
+		d, x := dst[j:j+4:j+4], w[j:j+4:j+4]
+		d0, d1, d2, d3 := d[0]-x[0], d[1]-x[1], d[2]-x[2], d[3]-x[3]
+		d[0], d[1], d[2], d[3] = d0, d1, d2, d3
+		e0 += float64(d0) * float64(d0)
+		e1 += float64(d1) * float64(d1)
+		e2 += float64(d2) * float64(d2)
+		e3 += float64(d3) * float64(d3)
+		b0 += float64(x[0]) * float64(x[0])
+		b1 += float64(x[1]) * float64(x[1])
+		b2 += float64(x[2]) * float64(x[2])
+		b3 += float64(x[3]) * float64(x[3])
+	}
+	for ; j < len(dst); j++ {
+		dst[j] -= w[j]
+		e0 += float64(dst[j]) * float64(dst[j])
+		b0 += float64(w[j]) * float64(w[j])
+	}
+	return e0 + e1 + e2 + e3, b0 + b1 + b2 + b3
+}
+
+// widePiece is piece where one of the checkpoints is in F64.
+func (p *pair) widePiece(dst []float32, first int64, s *pieceScratch, out *seen) error {
+	a, b := s.a[:len(dst)], s.b[:len(dst)]
+	for _, x := range []struct {
+		from located
+		to   []float64
+	}{{p.base, a}, {p.tuned, b}} {
+		raw, err := x.from.bytes(s.buf, first, len(dst))
+		if err != nil {
+			return err
+		}
+		dtype.Widen64(x.to, x.from.dtype(), raw)
+		if x.from == p.tuned {
+			out.noise = roundingNoise(p.tuned.dtype(), raw)
+		}
+	}
+	for j := range dst {
+		d := b[j] - a[j]
+		if d-d != 0 {
+			out.nonFinite++
+		}
+		dst[j] = float32(d)
+		out.energy += float64(dst[j]) * float64(dst[j])
+		out.base += a[j] * a[j]
+	}
+	return nil
+}
+
+// roundingNoise is Σ ulp²/12 over the elements of a 16-bit type, and 0 for wider types, whose rounding does not matter here. It counts
+// exponents, of which there are few.
+func roundingNoise(d dtype.Type, raw []byte) (sum float64) {
+	var mantissa, bias int
 	switch d {
 	case dtype.BF16:
-		precision, lowest = 8, -133
+		mantissa, bias = 7, 127
 	case dtype.F16:
-		precision, lowest = 11, -24
+		mantissa, bias = 10, 15
 	default:
 		return 0
 	}
-	if x == 0 {
-		return math.Ldexp(1, lowest)
+	var count [256]int
+	exponents := 1<<(15-mantissa) - 1
+	for i := 0; i+1 < len(raw); i += 2 {
+		count[(int(raw[i])|int(raw[i+1])<<8)>>mantissa&exponents]++
 	}
-	_, e := math.Frexp(x) // |x| in [2^(e−1), 2^e)
-	return math.Ldexp(1, max(e-precision, lowest))
+	for e, n := range count[:exponents] { // the last one is that of infinity and NaN
+		ulp := math.Ldexp(1, max(e, 1)-bias-mantissa)
+		sum += float64(n) * ulp * ulp / 12
+	}
+	return sum
 }

@@ -1,131 +1,124 @@
 package kernel
 
-// The products of a matrix with a thin one, for decompositions. They are portable Go; sums run in float32 over runs of
-// thinRun elements and in float64 over the runs, so that the error does not grow with the length.
-const thinRun = 64
+// The products of a matrix with a thin one, for decompositions. Sums run in float32 over runs of thinRun elements and in
+// float64 over the runs, so that the error does not grow with the length. Both products are made of one kernel of 8×8 sums, and of
+// plain loops at the edges.
+const (
+	thinRun  = 64
+	thinSide = 8
+)
 
-// thinWidth is the number of columns of the thin matrix that one sweep handles.
-const thinWidth = 8
+// thin8x8 is the kernel:
+//
+//	dst[q*8+c] = Σ_{k<n} d[k·next + q·apart] · x[k·xNext + c],   q, c = 0 … 7
+//
+// for n ≥ 1, with next, apart and xNext counted in elements. Processors with wide registers replace it when the program starts.
+var thin8x8 = thin8x8Portable
+
+func thin8x8Portable(dst *[64]float32, d []float32, next, apart int, x []float32, xNext, n int) {
+	for q := range thinSide {
+		var s0, s1, s2, s3, s4, s5, s6, s7 float32
+		for k := range n {
+			v := d[k*next+q*apart]
+			p := x[k*xNext:][:thinSide:thinSide]
+			s0 += v * p[0]
+			s1 += v * p[1]
+			s2 += v * p[2]
+			s3 += v * p[3]
+			s4 += v * p[4]
+			s5 += v * p[5]
+			s6 += v * p[6]
+			s7 += v * p[7]
+		}
+		copy(dst[q*thinSide:], []float32{s0, s1, s2, s3, s4, s5, s6, s7})
+	}
+}
 
 // MulThin writes D·X to dst: D is m×n, X n×b, dst m×b, all row-major and contiguous.
 //
 //	dst_ic = Σ_j d_ij·x_jc
 func MulThin(dst, d, x []float32, m, n, b int) {
-	for c0 := 0; c0 < b; c0 += thinWidth {
-		if b-c0 < thinWidth {
-			mulThinTail(dst, d, x, m, n, b, c0)
-			return
-		}
-		for i := range m {
-			row := d[i*n : (i+1)*n]
-			var total [thinWidth]float64
-			for j0 := 0; j0 < n; j0 += thinRun {
-				j1 := min(j0+thinRun, n)
-				var s0, s1, s2, s3, s4, s5, s6, s7 float32
-				for j := j0; j < j1; j++ {
-					v := row[j]
-					p := x[j*b+c0:][:thinWidth:thinWidth]
-					s0 += v * p[0]
-					s1 += v * p[1]
-					s2 += v * p[2]
-					s3 += v * p[3]
-					s4 += v * p[4]
-					s5 += v * p[5]
-					s6 += v * p[6]
-					s7 += v * p[7]
-				}
-				total[0] += float64(s0)
-				total[1] += float64(s1)
-				total[2] += float64(s2)
-				total[3] += float64(s3)
-				total[4] += float64(s4)
-				total[5] += float64(s5)
-				total[6] += float64(s6)
-				total[7] += float64(s7)
-			}
-			for c, t := range total {
-				dst[i*b+c0+c] = float32(t)
-			}
-		}
-	}
-}
-
-func mulThinTail(dst, d, x []float32, m, n, b, c0 int) {
-	for i := range m {
-		row := d[i*n : (i+1)*n]
-		for c := c0; c < b; c++ {
-			var total float64
-			for j0 := 0; j0 < n; j0 += thinRun {
-				var s float32
-				for j := j0; j < min(j0+thinRun, n); j++ {
-					s += row[j] * x[j*b+c]
-				}
-				total += float64(s)
-			}
-			dst[i*b+c] = float32(total)
-		}
-	}
+	thin(dst, d, x, m, n, b, 1, n)
 }
 
 // MulThinT writes Dᵀ·Y to dst: D has m rows of n elements, stride apart; Y is m×b, dst n×b.
 //
 //	dst_jc = Σ_i d_ij·y_ic
 func MulThinT(dst, d, y []float32, m, n, stride, b int) {
-	total := make([]float64, n*b)
-	part := make([]float32, n*b)
-	for i0 := 0; i0 < m; i0 += thinRun {
-		clear(part)
-		i := i0
-		end := min(i0+thinRun, m)
-		for ; i+2 <= end; i += 2 {
-			row0, row1 := d[i*stride:][:n], d[(i+1)*stride:][:n]
-			y0, y1 := y[i*b:(i+1)*b], y[(i+1)*b:(i+2)*b]
-			for j, v0 := range row0 {
-				v1 := row1[j]
-				p := part[j*b:][:len(y0)]
-				for c := range p {
-					p[c] += v0*y0[c] + v1*y1[c]
+	thin(dst, d, y, n, m, b, stride, 1)
+}
+
+// thin writes rows×b sums over length terms, where element k of row q of the matrix is d[k·next + q·apart].
+func thin(dst, d, x []float32, rows, length, b, next, apart int) {
+	full := rows / thinSide * thinSide
+	var total [thinSide * thinSide]float64
+	var part [thinSide * thinSide]float32
+	for c := 0; c+thinSide <= b; c += thinSide {
+		for q := 0; q < full; q += thinSide {
+			clear(total[:])
+			for k := 0; k < length; k += thinRun {
+				thin8x8(&part, d[k*next+q*apart:], next, apart, x[k*b+c:], b, min(thinRun, length-k))
+				for i, v := range part {
+					total[i] += float64(v)
 				}
 			}
-		}
-		for ; i < end; i++ {
-			row, yi := d[i*stride:][:n], y[i*b:(i+1)*b]
-			for j, v := range row {
-				p := part[j*b:][:len(yi)]
-				for c := range p {
-					p[c] += v * yi[c]
-				}
+			for i, v := range total {
+				dst[(q+i/thinSide)*b+c+i%thinSide] = float32(v)
 			}
-		}
-		for k, v := range part {
-			total[k] += float64(v)
 		}
 	}
-	for k, t := range total {
-		dst[k] = float32(t)
+	edge := func(q, c int) {
+		var sum float64
+		for k0 := 0; k0 < length; k0 += thinRun {
+			var s float32
+			for k := k0; k < min(k0+thinRun, length); k++ {
+				s += d[k*next+q*apart] * x[k*b+c]
+			}
+			sum += float64(s)
+		}
+		dst[q*b+c] = float32(sum)
+	}
+	for q := range rows {
+		first := b / thinSide * thinSide
+		if q >= full {
+			first = 0
+		}
+		for c := first; c < b; c++ {
+			edge(q, c)
+		}
 	}
 }
 
 // ResidualSquares is Σ_ij (d_ij − Σ_k b_ik·a_kj)², in float64 sums of float32 differences: D is m×n, B m×r, A r×n.
 func ResidualSquares(d, b, a []float32, m, n, r int) float64 {
 	var sum float64
-	var acc [chunk]float32
-	for j0 := 0; j0 < n; j0 += chunk {
-		w := min(chunk, n-j0)
-		for i := range m {
-			p := acc[:w]
-			clear(p)
-			for k, v := range b[i*r : (i+1)*r] {
-				row := a[k*n+j0:][:w]
-				for j := range p {
-					p[j] += v * row[j]
+	var part [thinSide * thinSide]float32
+	fullM, fullN := m/thinSide*thinSide, n/thinSide*thinSide
+	for i := 0; i < fullM; i += thinSide {
+		for j := 0; j < fullN; j += thinSide {
+			thin8x8(&part, b[i*r:], 1, r, a[j:], n, r)
+			for q := range thinSide {
+				row := d[(i+q)*n+j:][:thinSide]
+				p := part[q*thinSide:][:thinSide]
+				for c, v := range row {
+					e := float64(v - p[c])
+					sum += e * e
 				}
 			}
-			row := d[i*n+j0:][:w]
-			for j := range p {
-				e := float64(row[j] - p[j])
-				sum += e * e
+		}
+	}
+	for i := range m {
+		first := fullN
+		if i >= fullM {
+			first = 0
+		}
+		for j := first; j < n; j++ {
+			var p float32
+			for k := range r {
+				p += b[i*r+k] * a[k*n+j]
 			}
+			e := float64(d[i*n+j] - p)
+			sum += e * e
 		}
 	}
 	return sum
