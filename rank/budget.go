@@ -2,7 +2,6 @@ package rank
 
 import (
 	"context"
-	"fmt"
 	"sort"
 )
 
@@ -36,21 +35,22 @@ func (r *extracting) spend(ctx context.Context) error {
 			}
 			continue
 		}
-		u, err := p.difference(ctx, v.rows, v.cols, r.options.Workers)
-		if err != nil {
-			return err
+		// The experts of a tensor have one rank, so it is bought for all of them at once.
+		energy := make([]float64, most)
+		for e := range v.slabs {
+			s, err := r.decompose(ctx, p, v, e, FixedRank{most})
+			if err != nil {
+				return err
+			}
+			for i, sigma := range s.S {
+				energy[i] += sigma * sigma
+			}
 		}
-		svd := r.options.SVD
-		svd.Workers = r.options.Workers
-		d, err := TruncatedSVD(ctx, u.dense, u.energy, FixedRank{most}, svd)
-		if err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
-		}
-		r.report.Products += d.Products
-		r.report.Flops += d.Flops
-		cost := int64(v.rows+v.cols) * int64(r.options.DType.Size())
-		for _, s := range d.S {
-			all = append(all, candidate{p.name, s * s / float64(cost), cost})
+		cost := int64(v.slabs) * int64(v.rows+v.cols) * int64(r.options.DType.Size())
+		for _, x := range energy {
+			if x > 0 {
+				all = append(all, candidate{p.name, x / float64(cost), cost})
+			}
 		}
 	}
 	sort.SliceStable(all, func(i, j int) bool { return all[i].value > all[j].value })

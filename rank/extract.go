@@ -164,7 +164,7 @@ func (e *Extraction) PeakBytes() (peak int64) {
 	}
 	for i := range e.pairs {
 		if v, ok := e.view(&e.pairs[i]); ok {
-			m, n := int64(v.rows), int64(v.cols)
+			m, n := int64(v.rows), int64(v.cols) // of one expert, where several are stacked
 			peak = max(peak, 4*m*n+min(width, min(m, n))*(4*max(m, n)+8*min(m, n)))
 		}
 	}
@@ -191,11 +191,13 @@ func (e *Extraction) Planned() (planned []Planned, skipped []Skipped) {
 	return planned, e.skipped
 }
 
-// view is how a tensor is seen as a matrix: what its layer is, and whether the base stores it n×m.
+// view is how a tensor is seen as a matrix, or several: what its layer is, and whether the base stores it n×m.
 type view struct {
 	module     string
+	parameter  string // the tensor's name, for experts, where the module does not tell
 	kind       format.Kind
-	rows, cols int // of the tensor as it is stored
+	slabs      int // matrices that the tensor stacks
+	rows, cols int // of each, as it is stored
 	transposed bool
 	shape      []uint64
 }
@@ -203,15 +205,22 @@ type view struct {
 // view returns how a tensor is decomposed; ok is false for what low rank cannot hold.
 func (e *Extraction) view(p *pair) (view, bool) {
 	shape := p.tuned.ref.Tensor.Shape
+	if len(shape) < 2 || len(shape) > 5 || slices.Contains(shape, 0) {
+		return view{}, false
+	}
+	if len(shape) == 3 && naming.IsExperts(naming.Module(p.name)) {
+		return view{
+			module: e.expertModule(p.name), parameter: p.name, kind: format.Expert, slabs: int(shape[0]), rows: int(shape[1]), cols: int(shape[2]),
+			transposed: naming.HasTransposedExperts(e.base.Config.ModelType), shape: shape,
+		}, true
+	}
 	module, isWeight := strings.CutSuffix(p.name, ".weight")
-	if !isWeight || len(shape) < 2 || slices.Contains(shape, 0) {
+	if !isWeight {
 		return view{}, false
 	}
 	n := p.tuned.ref.Tensor.Elements()
-	v := view{module: module, kind: format.Linear, rows: int(shape[0]), cols: int(n / int64(shape[0])), shape: shape}
+	v := view{module: module, kind: format.Linear, slabs: 1, rows: int(shape[0]), cols: int(n / int64(shape[0])), shape: shape}
 	switch {
-	case len(shape) > 5:
-		return view{}, false
 	case len(shape) > 2:
 		v.kind = format.Conv
 	case naming.IsEmbedding(module):
@@ -221,4 +230,25 @@ func (e *Extraction) view(p *pair) (view, bool) {
 		v.transposed = true
 	}
 	return v, true
+}
+
+// expertModule is the path under which PEFT keeps the factors of a parameter of stacked experts. Parameters of one module nest in
+// the order in which the model registers them: the last one is outermost and has the module's own path, each one before it a
+// base_layer more.
+func (e *Extraction) expertModule(parameter string) string {
+	module := naming.Module(parameter)
+	path, seen := module, false
+	var siblings []string
+	for i := range e.pairs {
+		if name := e.pairs[i].name; naming.Module(name) == module && len(e.pairs[i].tuned.ref.Tensor.Shape) == 3 {
+			siblings = append(siblings, naming.Leaf(name))
+		}
+	}
+	for _, s := range naming.RegistrationOrder(siblings) {
+		if seen {
+			path += ".base_layer"
+		}
+		seen = seen || s == naming.Leaf(parameter)
+	}
+	return path
 }

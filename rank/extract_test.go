@@ -156,6 +156,64 @@ func TestEveryKindOfMatrixComesBack(t *testing.T) {
 	}
 }
 
+// TestStackedExpertsComeBack: (E, out, in), and (E, in, out) as gpt-oss stores it. The layout of the factors is that of PEFT from
+// 0.19.1 on: A is (E·r)×in with the expert slowest, B out×(r·E) with the expert fastest; of two parameters of a module the one that is
+// registered first is one base_layer further in.
+func TestStackedExpertsComeBack(t *testing.T) {
+	rng := rand.New(rand.NewPCG(55, 56))
+	const nExperts, d1, d2, r = 3, 10, 6, 2
+	for _, config := range []string{`{"model_type":"qwen3_moe"}`, `{"model_type":"gpt_oss"}`} {
+		base := []testkit.Tensor{
+			testkit.Random(rng, "mlp.experts.down_proj", dtype.F32, 0.1, nExperts, d1, d2),
+			testkit.Random(rng, "mlp.experts.gate_up_proj", dtype.F32, 0.1, nExperts, d1, d2),
+		}
+		var tuned []testkit.Tensor
+		for _, x := range base {
+			w := load(x)
+			for e := range nExperts - 1 { // the last expert does not change
+				part := testkit.Values("", dtype.F32, []uint64{d1, d2}, w[e*d1*d2:(e+1)*d1*d2]...)
+				copy(w[e*d1*d2:], load(changed(rng, part, r, 0.01)))
+			}
+			tuned = append(tuned, testkit.Values(x.Name, x.DType, x.Shape, w...))
+		}
+		basePath, tunedPath := pairOf(t, config, base, tuned)
+		src, _, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Rule: rank.FixedRank{K: r}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := &src.Manifest().Adapters[0]
+		for i, module := range []string{"mlp.experts", "mlp.experts.base_layer"} { // down_proj, gate_up_proj
+			at := slices.IndexFunc(a.Layers, func(l format.Layer) bool { return l.Module == module })
+			if at < 0 || a.Layers[at].Kind != format.Expert || a.Layers[at].Rank != r {
+				t.Fatalf("%s: layers %+v, want %s of rank %d", config, a.Layers, module, r)
+			}
+			fa, fb := values(t, src, a.Layers[at].Roles[format.RoleA]), values(t, src, a.Layers[at].Roles[format.RoleB])
+			in := d2
+			if strings.Contains(config, "gpt_oss") {
+				in = d1
+			}
+			w0, w1 := load(base[i]), load(tuned[i])
+			for e := range nExperts {
+				for x := range d1 {
+					for y := range d2 {
+						o, n := x, y
+						if in == d1 {
+							o, n = y, x
+						}
+						var got float64
+						for k := range r {
+							got += fb[o*r*nExperts+k*nExperts+e] * fa[(e*r+k)*in+n]
+						}
+						if want := w1[(e*d1+x)*d2+y] - w0[(e*d1+x)*d2+y]; math.Abs(got-want) > 1e-6 {
+							t.Fatalf("%s, %s, expert %d (%d,%d): %v, want %v", config, module, e, x, y, got, want)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
 func TestTheReportedErrorIsTheTrueOne(t *testing.T) {
 	rng := rand.New(rand.NewPCG(43, 44))
 	for _, d := range []dtype.Type{dtype.F32, dtype.BF16, dtype.F16} {

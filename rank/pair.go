@@ -83,9 +83,9 @@ type seen struct {
 	nonFinite           int
 }
 
-// difference forms Δ in float32 as an m×n matrix: each element is the exact difference, rounded once. The difference of two
+// difference forms Δ in float32 as an m×n matrix, from the tensor's element start on: each element is the exact difference, rounded once. The difference of two
 // 16-bit values is nearly always exact in float32.
-func (p *pair) difference(ctx context.Context, m, n, workers int) (*update, error) {
+func (p *pair) difference(ctx context.Context, start int64, m, n, workers int) (*update, error) {
 	total := m * n
 	u := &update{dense: &Dense{M: m, N: n, Data: make([]float32, total), Workers: workers}}
 	parts := make([]seen, blocks(total, pieceElements))
@@ -93,7 +93,7 @@ func (p *pair) difference(ctx context.Context, m, n, workers int) (*update, erro
 	scratch := make([]pieceScratch, nWorkers)
 	err := parallel.For(ctx, nWorkers, len(parts), func(worker, i int) error {
 		first := i * pieceElements
-		return p.piece(u.dense.Data[first:min(first+pieceElements, total)], int64(first), &scratch[worker], &parts[i])
+		return p.piece(u.dense.Data[first:min(first+pieceElements, total)], start+int64(first), &scratch[worker], &parts[i])
 	})
 	if err != nil {
 		return nil, err

@@ -2,12 +2,10 @@ package rank
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"math"
 
 	"github.com/loratool/loratool/format"
-	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
 )
@@ -88,6 +86,7 @@ type extracting struct {
 	adapter format.Adapter
 	report  *ExtractReport
 	ranks   map[string]int // of the tensors, where a budget has chosen them
+	tensors []string       // that were extracted as layers
 }
 
 func (r *extracting) all(ctx context.Context) error {
@@ -141,11 +140,10 @@ func (r *extracting) all(ctx context.Context) error {
 // from others.
 func (r *extracting) rememberBase() error {
 	const most = 4
-	layers := r.adapter.Layers
 	r.adapter.Base.Fingerprints = make(map[string]string)
-	n := min(most, len(layers))
+	n := min(most, len(r.tensors))
 	for i := range n {
-		name := layers[i*(len(layers)-1)/max(1, n-1)].Module + ".weight"
+		name := r.tensors[i*(len(r.tensors)-1)/max(1, n-1)]
 		ref, _ := r.base.Lookup(name)
 		f := r.base.Files[ref.File]
 		id, err := format.Fingerprint(ref.Tensor.DType, ref.Tensor.Shape, io.NewSectionReader(f.Data, ref.Tensor.Off, ref.Tensor.NBytes))
@@ -187,104 +185,6 @@ func (r *extracting) strict() error {
 	}
 	return fault.New(fault.Check, "%d tensors differ and low rank does not hold them: %s", len(names), fault.List(names, 3)).
 		WithHint("without --strict they are carried whole, or listed as left out")
-}
-
-// layer decomposes one tensor.
-func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
-	rule := r.options.Rule
-	if r.ranks != nil {
-		if r.ranks[p.name] == 0 {
-			r.report.Skipped = append(r.report.Skipped, Skipped{p.name, whyBudget})
-			return nil
-		}
-		rule = FixedRank{r.ranks[p.name]}
-	}
-	u, err := p.difference(ctx, v.rows, v.cols, r.options.Workers)
-	if err != nil {
-		return err
-	}
-	if f, ok := rule.(NoiseFloor); ok {
-		f.Sigma = u.noise
-		rule = f
-	}
-	svd := r.options.SVD
-	svd.Workers = r.options.Workers
-	d, err := TruncatedSVD(ctx, u.dense, u.energy, rule, svd)
-	if err != nil {
-		return fmt.Errorf("%s: %w", p.name, err)
-	}
-	if d.K == 0 {
-		r.report.Skipped = append(r.report.Skipped, Skipped{p.name, whyUnchanged})
-		return nil
-	}
-	left, right := d.Factors() // rows×k, k×cols
-	squares, err := u.dense.ResidualSquares(ctx, left, right, d.K)
-	if err != nil {
-		return err
-	}
-	rounded := squares
-	if r.options.DType != dtype.F32 && r.options.DType != dtype.F64 {
-		if rounded, err = u.dense.ResidualSquares(ctx, roundTo(r.options.DType, left), roundTo(r.options.DType, right), d.K); err != nil {
-			return err
-		}
-	}
-	if err := r.store(v, d.K, left, right); err != nil {
-		return err
-	}
-	m, n := v.rows, v.cols
-	if v.transposed {
-		m, n = n, m
-	}
-	l := ExtractedLayer{
-		Module: v.module, Kind: string(v.kind), M: m, N: n, Rank: d.K, Energy: 1 - squares/u.energy,
-		Error: math.Sqrt(squares / u.energy), Rounded: math.Sqrt(rounded / u.energy), Frobenius: math.Sqrt(u.energy),
-		NoiseEdge: NoiseFloor{Sigma: u.noise}.Edge(v.rows, v.cols), SingularValues: d.S, Ranks: ranksOf(d),
-		energies: energies{u.energy, u.energy - squares, squares, rounded},
-	}
-	if u.baseNorm > 0 {
-		l.RelativeNorm = l.Frobenius / u.baseNorm
-	}
-	r.report.Layers = append(r.report.Layers, l)
-	r.report.Products += d.Products
-	r.report.Flops += d.Flops
-	return nil
-}
-
-// store puts the factors of a layer into the spool: A and B of the layer's kind.
-func (r *extracting) store(v view, k int, left, right []float32) error {
-	a, b := right, left
-	shapeA, shapeB := []uint64{uint64(k), uint64(v.cols)}, []uint64{uint64(v.rows), uint64(k)}
-	switch {
-	case v.kind == format.Conv: // A r×in×k…, B out×r×1…
-		shapeA = append([]uint64{uint64(k)}, v.shape[1:]...)
-		for range v.shape[2:] {
-			shapeB = append(shapeB, 1)
-		}
-	case v.transposed: // the tensor is n×m: Δᵀ = left·right, so B = rightᵀ and A = leftᵀ
-		a, b = transpose(left, v.rows, k), transpose(right, k, v.cols)
-		shapeA, shapeB = []uint64{uint64(k), uint64(v.rows)}, []uint64{uint64(v.cols), uint64(k)}
-	}
-	nameA, nameB := v.module+".lora_A.weight", v.module+".lora_B.weight"
-	if v.kind == format.Embedding {
-		nameA, nameB = v.module+".lora_embedding_A", v.module+".lora_embedding_B"
-	}
-	d := r.options.DType
-	iA, err := r.spool.add(nameA, d, shapeA, encode(d, a))
-	if err != nil {
-		return err
-	}
-	iB, err := r.spool.add(nameB, d, shapeB, encode(d, b))
-	if err != nil {
-		return err
-	}
-	if v.kind == format.Conv {
-		r.adapter.Requires = append(r.adapter.Requires, format.Requirement{Feature: format.FeatureConvolution, Where: v.module})
-	}
-	r.adapter.Layers = append(r.adapter.Layers, format.Layer{
-		Module: v.module, Kind: v.kind, Rank: k, Alpha: float64(k), Scaling: format.AlphaOverR,
-		Roles: map[format.Role]int{format.RoleA: iA, format.RoleB: iB},
-	})
-	return nil
 }
 
 // beside carries a tensor whole, or lists it as left out.
@@ -332,40 +232,4 @@ func (r *extracting) total() {
 	}
 	r.report.Energy, r.report.Error, r.report.Rounded = sum.kept/sum.all, math.Sqrt(sum.left/sum.all), math.Sqrt(sum.rounded/sum.all)
 	r.report.Ranks = byRank
-}
-
-// ranksOf is the table of what fixed ranks give.
-func ranksOf(d *Decomposition) []RankEnergy {
-	table := make([]RankEnergy, len(reportedRanks))
-	for i, k := range reportedRanks {
-		have := min(k, len(d.Estimates))
-		table[i] = RankEnergy{Rank: k, Energy: min(1, sumSquares(d.Estimates[:have])/d.Energy), AtLeast: !d.Complete && k > d.K}
-	}
-	return table
-}
-
-func transpose(x []float32, rows, cols int) []float32 {
-	y := make([]float32, len(x))
-	for i := range rows {
-		for j := range cols {
-			y[j*rows+i] = x[i*cols+j]
-		}
-	}
-	return y
-}
-
-// encode stores values as d, each rounded once.
-func encode(d dtype.Type, x []float32) []byte {
-	b := make([]byte, len(x)*d.Size())
-	for i, v := range x {
-		dtype.Store(d, b, i, float64(v))
-	}
-	return b
-}
-
-// roundTo returns the values that encode stores.
-func roundTo(d dtype.Type, x []float32) []float32 {
-	y := make([]float32, len(x))
-	dtype.Widen(y, d, encode(d, x))
-	return y
 }

@@ -288,6 +288,7 @@ type peftConfigOut struct {
 	RankPattern  map[string]int     `json:"rank_pattern"`
 	Revision     *string            `json:"revision"`
 	Targets      []string           `json:"target_modules"`
+	Parameters   []string           `json:"target_parameters,omitempty"`
 	Task         *string            `json:"task_type"`
 	Tokens       map[string][]int64 `json:"trainable_token_indices"`
 	DoRA         bool               `json:"use_dora"`
@@ -295,7 +296,8 @@ type peftConfigOut struct {
 }
 
 // written are the features that a configuration and keys of PEFT can say.
-var written = map[string]bool{format.FeatureLoRABias: true, format.FeatureWeightTying: true, format.FeatureConvolution: true, format.FeatureDoRA: true}
+var written = map[string]bool{format.FeatureLoRABias: true, format.FeatureWeightTying: true, format.FeatureConvolution: true, format.FeatureDoRA: true,
+	format.FeatureExperts: true}
 
 // peftFrom returns the configuration for an adapter, and the key of every tensor.
 func peftFrom(m *format.Manifest) (config []byte, names map[int]string, err error) {
@@ -306,7 +308,7 @@ func peftFrom(m *format.Manifest) (config []byte, names map[int]string, err erro
 		}
 	}
 	c := &peftConfigOut{
-		AlphaPattern: map[string]float64{}, RankPattern: map[string]int{}, Bias: "none", Inference: true, Type: "LORA",
+		AlphaPattern: map[string]float64{}, RankPattern: map[string]int{}, Targets: []string{}, Bias: "none", Inference: true, Type: "LORA",
 		FanInFanOut: a.Orientation == format.NxM,
 	}
 	if a.Base.Name != "" {
@@ -319,6 +321,9 @@ func peftFrom(m *format.Manifest) (config []byte, names map[int]string, err erro
 		c.WeightTying = c.WeightTying || r.Feature == format.FeatureWeightTying
 		c.DoRA = c.DoRA || r.Feature == format.FeatureDoRA
 		c.LoRABias = c.LoRABias || r.Feature == format.FeatureLoRABias
+		if r.Feature == format.FeatureExperts {
+			c.Parameters = append(c.Parameters, r.Where)
+		}
 	}
 	names = make(map[int]string)
 	if err := c.layers(a, names); err != nil {
@@ -367,12 +372,14 @@ func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 		}
 		for role, t := range l.Roles {
 			tail, ok := peftTail(l.Kind, role)
-			if !ok || l.Kind == format.Expert || l.Kind == format.Other {
+			if !ok || l.Kind == format.Other {
 				return fault.New(fault.Unsupported, "the layer %q of kind %s with the role %q is not written as PEFT", l.Module, l.Kind, role)
 			}
 			names[t] = peftPrefix + l.Module + "." + tail
 		}
-		c.Targets = append(c.Targets, l.Module)
+		if l.Kind != format.Expert { // the parameters of experts are named by their requirements
+			c.Targets = append(c.Targets, l.Module)
+		}
 	}
 	c.R, c.Alpha = mode(ranks), mode(alphas)
 	for i := range a.Layers {
