@@ -205,7 +205,7 @@ func (r *run) all(ctx context.Context) error {
 	for i := range r.jobs {
 		r.files[r.jobs[i].file].left.Add(1)
 	}
-	nWorkers := parallel.Workers(p.options.Workers)
+	nWorkers := min(parallel.Workers(p.options.Workers), len(r.jobs))
 	workers := make([]worker, nWorkers)
 	err := parallel.For(ctx, nWorkers, len(r.jobs), func(w, i int) error { return r.do(&workers[w], i) })
 	for _, f := range r.files {
