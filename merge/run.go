@@ -31,11 +31,6 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 		return nil, err
 	}
 	defer stage.Abort()
-	if p.options.Replace && p.base.IsDir {
-		if err := p.checkForeign(out); err != nil {
-			return nil, err
-		}
-	}
 	r := &run{plan: p, stage: stage, state: make(map[*target]*running, len(p.targets))}
 	for _, t := range p.targets {
 		r.state[t] = &running{target: t}
@@ -67,21 +62,26 @@ func (p *Plan) CheckOutput(out string) error {
 			return err
 		}
 		if real == abs || p.base.IsDir && in == p.base.Path && strings.HasPrefix(abs, real+string(filepath.Separator)) {
-			return &OutputError{out, "is one of the inputs, or inside one"}
+			return &OutputError{Path: out, Why: "is one of the inputs, or inside one"}
 		}
-	}
-	info, err := os.Stat(out)
-	switch {
-	case err == nil && !p.options.Replace:
-		return &OutputError{out, "exists already"}
-	case err == nil && info.IsDir() != p.base.IsDir:
-		return &OutputError{out, "is there and is not of the base's kind, file or directory"}
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return err
 	}
 	parent := filepath.Dir(abs)
 	if info, err := os.Stat(parent); err != nil || !info.IsDir() {
-		return &OutputError{out, "cannot be made: there is no directory " + parent}
+		return &OutputError{Path: out, Why: "cannot be made: there is no directory " + parent}
+	}
+	info, err := os.Lstat(out)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	case !p.options.Replace:
+		return &OutputError{Path: out, Why: "exists already", Replaceable: true}
+	case info.IsDir() != p.base.IsDir:
+		return &OutputError{Path: out, Why: "is there and is not of the base's kind, file or directory"}
+	case info.IsDir():
+		if err := p.checkForeign(out); err != nil {
+			return err
+		}
 	}
 	need := p.OutputBytes() + p.sideBytes()
 	if free, err := fileio.FreeBytes(parent); err == nil && free < need {
@@ -91,7 +91,10 @@ func (p *Plan) CheckOutput(out string) error {
 }
 
 // OutputError is an output path that cannot be used as the caller wants.
-type OutputError struct{ Path, Why string }
+type OutputError struct {
+	Path, Why   string
+	Replaceable bool // Options.Replace would allow it
+}
 
 func (e *OutputError) Error() string { return fmt.Sprintf("output %s %s", e.Path, e.Why) }
 
@@ -105,12 +108,22 @@ func (e *SpaceError) Error() string {
 	return fmt.Sprintf("the output takes %d bytes and %s has %d free", e.Need, e.Path, e.Free)
 }
 
-// inputs lists the paths that the merge reads.
+// inputs lists the paths that the merge reads. All files in an adapter's directory count.
 func (p *Plan) inputs() []string {
 	paths := []string{p.base.Path}
 	for _, a := range p.adapters {
-		if _, err := os.Stat(a.Name); err == nil {
-			paths = append(paths, a.Name)
+		info, err := os.Stat(a.Name)
+		if err != nil {
+			continue // the name need not be a path
+		}
+		paths = append(paths, a.Name)
+		if info.IsDir() {
+			entries, _ := os.ReadDir(a.Name) // it has been opened
+			for _, e := range entries {
+				if !e.IsDir() {
+					paths = append(paths, filepath.Join(a.Name, e.Name()))
+				}
+			}
 		}
 	}
 	for _, f := range p.base.Files {
@@ -152,7 +165,7 @@ func (p *Plan) checkForeign(out string) error {
 	}
 	for _, name := range there {
 		if !ours[name] {
-			return &OutputError{out, fmt.Sprintf("holds %q, which this merge does not write, and is not replaced", name)}
+			return &OutputError{Path: out, Why: fmt.Sprintf("holds %q, which this merge does not write, and is not replaced", name)}
 		}
 	}
 	return nil

@@ -91,8 +91,10 @@ func hintFor(err error) string {
 	switch {
 	case errors.As(err, &usage):
 		return usage.hint
-	case errors.As(err, &output), errors.Is(err, convert.ErrExists):
+	case errors.As(err, &output) && output.Replaceable, errors.Is(err, convert.ErrExists):
 		return "choose another path with -o, or use --force to replace it"
+	case errors.As(err, &output):
+		return "choose another path with -o"
 	case errors.As(err, &space), errors.Is(err, syscall.ENOSPC):
 		return "free some space, or write to another disk with -o"
 	case errors.Is(err, fs.ErrPermission):
