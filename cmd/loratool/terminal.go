@@ -22,11 +22,12 @@ type terminal struct {
 	command  string
 }
 
-// clean makes text from files harmless for a terminal: what is not printable is shown as an escape.
+// clean makes text from files harmless: what is not printable, and could drive a terminal or fake a line, is shown as an
+// escape.
 func clean(s string) string {
 	var b strings.Builder
 	for _, r := range s {
-		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+		if unicode.IsPrint(r) {
 			b.WriteRune(r)
 			continue
 		}
@@ -36,9 +37,14 @@ func clean(s string) string {
 	return b.String()
 }
 
-// printf prints a part of a result.
+// printf prints a part of a result. Strings among the arguments are cleaned.
 func (t *terminal) printf(format string, args ...any) {
-	fmt.Fprint(t.out, clean(fmt.Sprintf(format, args...)))
+	for i, arg := range args {
+		if s, ok := arg.(string); ok {
+			args[i] = clean(s)
+		}
+	}
+	fmt.Fprintf(t.out, format, args...)
 }
 
 // message prints one line to stderr: loratool: kind: text.
