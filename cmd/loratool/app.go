@@ -66,21 +66,21 @@ func (a *app) arrange(args []string) ([]string, error) {
 	if len(args) < 2 {
 		return args, nil
 	}
-	a.term.json = slices.Contains(args, "--json") // so that an error in the rest is reported as asked for
-	name := args[1]
-	if slices.Contains([]string{"-h", "--help", "help"}, name) {
+	a.term.json = asksForJSON(args) // so that an error in the rest is reported as asked for
+	if slices.Contains([]string{"-h", "--help", "help"}, args[1]) {
 		return []string{args[0], "--help"}, nil
 	}
-	if slices.Contains([]string{"-v", "--version"}, name) && len(args) == 2 {
+	if slices.Contains([]string{"-v", "--version"}, args[1]) && len(args) == 2 {
 		return []string{args[0], "version"}, nil
 	}
+	args = a.commandFirst(args)
+	name := args[1]
 	command := a.cli.Command(name)
-	if command == nil {
-		what := "command"
-		if strings.HasPrefix(name, "-") {
-			what = "flag"
-		}
-		return nil, unknown(what, name, cli.SuggestCommand(a.cli.Commands, name), helpHint(""))
+	switch {
+	case command == nil && strings.HasPrefix(name, "-"):
+		return nil, unknown("flag", name, "", helpHint(""))
+	case command == nil:
+		return nil, unknown("command", name, cli.SuggestCommand(a.cli.Commands, name), helpHint(""))
 	}
 	a.term.command = name
 	flags, rest, err := arrangeFlags(command, args[2:])
@@ -88,6 +88,32 @@ func (a *app) arrange(args []string) ([]string, error) {
 		return nil, err
 	}
 	return slices.Concat(args[:2], flags, []string{"--"}, rest), nil
+}
+
+// asksForJSON reports whether one of the flags looks like --json.
+func asksForJSON(args []string) bool {
+	for _, arg := range args {
+		switch arg {
+		case "--":
+			return false
+		case "-json", "--json", "-json=true", "--json=true":
+			return true
+		}
+	}
+	return false
+}
+
+// commandFirst moves the flags that stand before the command behind it.
+func (a *app) commandFirst(args []string) []string {
+	if !strings.HasPrefix(args[1], "-") {
+		return args
+	}
+	for i, arg := range args {
+		if i > 1 && a.cli.Command(arg) != nil {
+			return slices.Concat(args[:1], args[i:i+1], args[1:i], args[i+1:])
+		}
+	}
+	return args
 }
 
 // unknown is the error for a name that is not there; nearest is what the library suggests: a flag, or a whole question.
@@ -165,6 +191,9 @@ func versionCommand(t *terminal) *cli.Command {
 		Usage: "print the version",
 		Flags: []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print one JSON document", Destination: &t.json}},
 		Action: func(c *cli.Context) error {
+			if c.NArg() > 0 {
+				return usagef("loratool version", "version takes no argument")
+			}
 			if t.json {
 				return t.document("version", map[string]any{"version": version})
 			}
