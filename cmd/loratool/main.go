@@ -52,12 +52,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitDone
 	}
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		t.fail(errors.New("interrupted; nothing was written"), "")
+		t.fail(errInterrupted, "")
 		return exitInterrupted
 	}
 	t.fail(err, hintFor(err))
 	return exitCode(err)
 }
+
+// errInterrupted reports a run that a signal ended.
+var errInterrupted = errors.New("interrupted; nothing was written")
 
 // usageError is a mistake on the command line.
 type usageError struct{ msg, hint string }
@@ -110,7 +113,7 @@ func kindOf(err error) string {
 	switch {
 	case errors.As(err, &usage), errors.As(err, &output), errors.Is(err, convert.ErrExists):
 		return "usage"
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, errInterrupted):
 		return "interrupted"
 	}
 	return fault.KindName(err)
