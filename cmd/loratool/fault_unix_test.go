@@ -1,0 +1,267 @@
+//go:build unix
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/testkit"
+)
+
+// The large base is one BF16 matrix of 64 MiB, a file without blocks until something is written to it: zeros are as much work as
+// other numbers. A merge takes long enough to be caught at work.
+const (
+	largeRows, largeCols = 4096, 8192
+	largeRank            = 32
+)
+
+// largeCase writes a base directory and an adapter into dir.
+func largeCase(t *testing.T, dir string) (base, adapter string) {
+	t.Helper()
+	base, adapter = filepath.Join(dir, "base"), filepath.Join(dir, "adapter")
+	const size = 2 * largeRows * largeCols
+	header := fmt.Sprintf(`{"m.weight":{"dtype":"BF16","shape":[%d,%d],"data_offsets":[0,%d]}}`, largeRows, largeCols, size)
+	file := filepath.Join(base, "model.safetensors")
+	testkit.Write(t, file, testkit.Raw(header, nil))
+	if err := os.Truncate(file, int64(8+len(header)+size)); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Write(t, filepath.Join(base, "config.json"), []byte(`{"model_type":"test"}`))
+	rng := rand.New(rand.NewPCG(1, 2))
+	testkit.WriteAdapter(t, adapter, largeRank, largeRank,
+		testkit.Random(rng, "base_model.model.m.lora_A.weight", dtype.F32, 1, largeRank, largeCols),
+		testkit.Random(rng, "base_model.model.m.lora_B.weight", dtype.F32, 1, largeRows, largeRank))
+	return base, adapter
+}
+
+// result is what a run of the program came to.
+type result struct {
+	code           int
+	stdout, stderr string
+}
+
+func finish(t *testing.T, cmd *exec.Cmd, err error) result {
+	t.Helper()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return result{cmd.ProcessState.ExitCode(), cmd.Stdout.(*bytes.Buffer).String(), cmd.Stderr.(*bytes.Buffer).String()}
+}
+
+func program(args ...string) *exec.Cmd {
+	cmd := exec.Command("loratool", args...)
+	cmd.Stdout, cmd.Stderr = new(bytes.Buffer), new(bytes.Buffer)
+	return cmd
+}
+
+// runUntil starts the program, calls act when ready reports true, and returns what came of the run.
+func runUntil(t *testing.T, cmd *exec.Cmd, ready func() bool, act func(*os.Process) error) result {
+	t.Helper()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	for !ready() {
+		select {
+		case err := <-done:
+			t.Fatalf("the program ended before it was at work: %v %s", err, cmd.Stderr)
+		default:
+		}
+	}
+	if err := act(cmd.Process); err != nil {
+		t.Fatal(err)
+	}
+	return finish(t, cmd, <-done)
+}
+
+// signalWhileMerging starts the program and sends it a signal when its hidden output has appeared in dir.
+func signalWhileMerging(t *testing.T, dir string, sig os.Signal, args ...string) result {
+	t.Helper()
+	return runUntil(t, program(args...), func() bool { return hidden(t, dir) != "" }, func(p *os.Process) error { return p.Signal(sig) })
+}
+
+// hidden is the first hidden name in dir.
+func hidden(t *testing.T, dir string) string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") {
+			return e.Name()
+		}
+	}
+	return ""
+}
+
+func checkAbsent(t *testing.T, path string) {
+	t.Helper()
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Lstat(%s) = %v, want %v", filepath.Base(path), err, fs.ErrNotExist)
+	}
+}
+
+// checkTree holds dir against what it was.
+func checkTree(t *testing.T, when, dir string, want map[string]string) {
+	t.Helper()
+	if got := testkit.Tree(t, dir); !maps.Equal(got, want) {
+		t.Errorf("%s: %s holds %v, want %v", when, filepath.Base(dir), got, want)
+	}
+}
+
+func TestAKilledMergeLeavesTheBaseAndBlocksNothing(t *testing.T) {
+	dir := t.TempDir()
+	base, adapter := largeCase(t, dir)
+	before := testkit.Tree(t, base)
+	outs := filepath.Join(dir, "outs")
+	if err := os.Mkdir(outs, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(outs, "out")
+	r := signalWhileMerging(t, outs, os.Kill, "merge", base, adapter, "-o", out, "--workers", "1")
+	if r.code != -1 {
+		t.Fatalf("the exit code after a kill is %d, want -1, by a signal: %s", r.code, r.stderr)
+	}
+	checkAbsent(t, out)
+	checkTree(t, "after a kill", base, before)
+	if hidden(t, outs) == "" {
+		t.Error("a killed run left nothing behind: it was not killed at work")
+	}
+
+	next := program("merge", base, adapter, "-o", out)
+	if r := finish(t, next, next.Run()); r.code != 0 {
+		t.Fatalf("the next run gave %d, want 0: %s", r.code, r.stderr)
+	}
+	checkTree(t, "after the next run", base, before)
+	if name := hidden(t, outs); name != "" {
+		t.Errorf("after the next run %q is left, want nothing", name)
+	}
+	if got, want := testkit.Tree(t, out)["config.json"], before["config.json"]; got != want {
+		t.Errorf("the output's config.json has the hash %q, want %q", got, want)
+	}
+}
+
+func TestAnInterruptedMergeLeavesNothing(t *testing.T) {
+	dir := t.TempDir()
+	base, adapter := largeCase(t, dir)
+	before := testkit.Tree(t, dir)
+	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
+		for what, args := range map[string][]string{
+			"a directory": {base, adapter},
+			"a file":      {filepath.Join(base, "model.safetensors"), adapter},
+		} {
+			outs := t.TempDir()
+			r := signalWhileMerging(t, outs, sig, append([]string{"merge", "-o", filepath.Join(outs, "out"), "--json", "--workers", "1"}, args...)...)
+			if r.code != exitInterrupted {
+				t.Errorf("%s, %v: the exit code is %d, want %d: %s", what, sig, r.code, exitInterrupted, r.stderr)
+			}
+			if want := "loratool: error: interrupted; nothing was written\n"; r.stderr != want {
+				t.Errorf("%s, %v: stderr is %q, want %q", what, sig, r.stderr, want)
+			}
+			if !strings.Contains(r.stdout, `"kind": "interrupted"`) {
+				t.Errorf("%s, %v: the document is %s, want the kind interrupted", what, sig, r.stdout)
+			}
+			checkTree(t, fmt.Sprint("after ", sig), outs, map[string]string{})
+		}
+	}
+	checkTree(t, "after all", dir, before)
+}
+
+// TestAFullDiskLeavesNothing lets the operating system refuse bytes beyond a size of file, as a full disk refuses blocks: with
+// EFBIG for ENOSPC, and with a signal that must not end the program.
+func TestAFullDiskLeavesNothing(t *testing.T) {
+	demo := "../../testdata/demo"
+	for _, c := range []struct {
+		what   string
+		base   string
+		blocks int // of 512 bytes
+	}{
+		{"the weights do not fit", demo + "/base", 1000},
+		{"the weights of a single file do not fit", demo + "/base/model.safetensors", 1000},
+		{"nothing fits", demo + "/base", 0},
+	} {
+		outs := t.TempDir()
+		cmd := exec.Command("sh", "-c", `ulimit -f "$0" && exec loratool "$@"`, strconv.Itoa(c.blocks), "merge", c.base, demo+"/adapter-r8", "-o", filepath.Join(outs, "out"))
+		cmd.Stdout, cmd.Stderr = new(bytes.Buffer), new(bytes.Buffer)
+		r := finish(t, cmd, cmd.Run())
+		if r.code != exitFailed || !strings.Contains(r.stderr, "file too large") || strings.Contains(r.stderr, "goroutine") {
+			t.Errorf("%s: the exit code is %d, want %d and an error that says why: %s", c.what, r.code, exitFailed, r.stderr)
+		}
+		checkTree(t, c.what, outs, map[string]string{})
+	}
+}
+
+// asUser makes a command run as a user whom permissions bind.
+func asUser(t *testing.T, cmd *exec.Cmd, dir string) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		return
+	}
+	cmd.Env = append(os.Environ(), userEnv+"=1")
+	for at := dir; at != filepath.Dir(at) && at != filepath.Clean(os.TempDir()); at = filepath.Dir(at) {
+		if err := os.Chmod(at, 0o755); err != nil { // the test's own directories
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAReadOnlyDirectoryIsAnErrorThatSaysSo(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.CopyFS(filepath.Join(dir, "demo"), os.DirFS("../../testdata/demo")); err != nil {
+		t.Fatal(err)
+	}
+	locked := filepath.Join(dir, "locked")
+	if err := os.Mkdir(locked, 0o555); err != nil {
+		t.Fatal(err)
+	}
+	for _, base := range []string{"demo/base", "demo/base/model.safetensors"} {
+		cmd := program("merge", base, "demo/adapter-r8", "-o", "locked/out")
+		cmd.Dir = dir
+		asUser(t, cmd, dir)
+		r := finish(t, cmd, cmd.Run())
+		if r.code != exitFailed || !strings.Contains(r.stderr, "permission denied") || !strings.Contains(r.stderr, "hint: check who may") {
+			t.Errorf("merge of %s into a read-only directory gave %d, want %d and a hint: %s", base, r.code, exitFailed, r.stderr)
+		}
+		checkTree(t, "after "+base, locked, map[string]string{})
+	}
+}
+
+func TestAnUnreadableInputIsAnErrorThatSaysSo(t *testing.T) {
+	for _, name := range []string{"base/model.safetensors", "base/config.json", "base/generation_config.json", "adapter-r8/adapter_model.safetensors", "adapter-r8/adapter_config.json"} {
+		dir := t.TempDir()
+		if err := os.CopyFS(dir, os.DirFS("../../testdata/demo")); err != nil {
+			t.Fatal(err)
+		}
+		outs := filepath.Join(dir, "outs")
+		if err := os.Mkdir(outs, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.Chmod(outs, 0o777), os.Chmod(filepath.Join(dir, name), 0)); err != nil {
+			t.Fatal(err)
+		}
+		cmd := program("merge", "base", "adapter-r8", "-o", "outs/out")
+		cmd.Dir = dir
+		asUser(t, cmd, dir)
+		r := finish(t, cmd, cmd.Run())
+		if r.code != exitFailed || !strings.Contains(r.stderr, filepath.Base(name)) || !strings.Contains(r.stderr, "permission denied") {
+			t.Errorf("merge with an unreadable %s gave %d, want %d and its name: %s", name, r.code, exitFailed, r.stderr)
+		}
+		checkTree(t, "unreadable "+name, outs, map[string]string{})
+	}
+}
