@@ -1,0 +1,314 @@
+// Package arch holds the shape of the house: which room may import which, what is fenced, and where goroutines start. It reads
+// the source of every package for every system, so that no build tag hides an arrow. A new arrow is a new line here, with its
+// reason.
+package arch
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/loratool/loratool"
+
+// arrows are the imports inside the module, outside tests: from room to room, and why.
+var arrows = map[string]map[string]string{
+	"cmd/loratool": {
+		"format":              "names of an adapter's parts, kinds of error",
+		"format/convert":      "the dialect's door",
+		"merge":               "the walk",
+		"internal/checkpoint": "inspect opens checkpoints",
+		"internal/fault":      "exit codes and hints",
+		"internal/fileio":     "free space for the plan",
+		"internal/inspect":    "reports on adapters and checkpoints",
+		"internal/parallel":   "the number of workers for the plan",
+	},
+	"format": {
+		"format/dtype":   "dtypes of tensors",
+		"internal/fault": "the kinds of error that it exports",
+	},
+	"format/convert": {
+		"format":               "what it makes",
+		"internal/fault":       "errors of input",
+		"internal/naming":      "wrappers in module names",
+		"internal/safetensors": "the strict header check",
+	},
+	"merge": {
+		"format":              "adapters",
+		"format/dtype":        "elements",
+		"internal/checkpoint": "the base",
+		"internal/fault":      "errors of input",
+		"internal/fileio":     "outputs that appear whole, copies of ranges",
+		"internal/kernel":     "the arithmetic",
+		"internal/naming":     "the base's door",
+		"internal/parallel":   "blocks of rows on workers",
+	},
+	"internal/checkpoint": {
+		"internal/fault":       "errors of input",
+		"internal/safetensors": "the strict header check",
+	},
+	"internal/inspect": {
+		"format":              "adapters",
+		"format/dtype":        "elements",
+		"internal/checkpoint": "checkpoints",
+		"internal/fault":      "errors of input",
+		"merge":               "what merge refuses, and the stamps of what was merged",
+	},
+	"internal/kernel": {"format/dtype": "elements"},
+	"internal/safetensors": {
+		"format/dtype":   "widths of dtypes",
+		"internal/fault": "errors of input",
+	},
+	"internal/testkit": {"format/dtype": "elements of tensors to write"},
+}
+
+// never are the arrows that no list may allow, not even over several rooms.
+var never = []struct{ from, to, why string }{
+	{"format", "merge", "the model of an adapter does not know what is done with it"},
+	{"format", "rank", "the model of an adapter does not know what is done with it"},
+	{"format/dtype", "format", "elements know no adapters"},
+	{"format/convert", "merge", "dialects know adapters, not merges"},
+	{"format/convert", "rank", "dialects know adapters, not ranks"},
+	{"merge", "rank", "the two do not know each other"},
+	{"rank", "merge", "the two do not know each other"},
+	{"merge", "format/convert", "behind the dialect's door nothing guesses again"},
+	{"internal/checkpoint", "format", "a base is no adapter"},
+	{"internal/kernel", "internal/parallel", "kernels know a tile"},
+	{"internal/kernel", "internal/fileio", "kernels know a tile"},
+	{"internal/naming", "internal/checkpoint", "names are compared, not files"},
+}
+
+// fences say which rooms may import a module that is not ours, outside tests, and why.
+var fences = map[string]struct {
+	rooms []string
+	why   string
+}{
+	"github.com/urfave/cli/v2":          {[]string{"cmd/loratool"}, "flags and help; the library neither prints nor exits"},
+	"github.com/schollz/progressbar/v3": {[]string{"cmd/loratool"}, "the bar"},
+	"golang.org/x/term":                 {[]string{"cmd/loratool"}, "whether somebody looks"},
+	"golang.org/x/sys":                  {[]string{"internal/fileio"}, "copy_file_range and free space"},
+	"github.com/klauspost/compress":     {[]string{"format"}, "zstd, in the file that codes blocks"},
+	"github.com/nlpodyssey/safetensors": {[]string{"format/convert", "internal/checkpoint"}, "reads and writes adapter files behind our own check"},
+}
+
+// testFences are further modules that tests may import, and where.
+var testFences = map[string][]string{
+	"github.com/nlpodyssey/safetensors": nil, // anywhere, as a reader that is not ours
+	"github.com/rogpeppe/go-internal":   {"cmd/loratool"},
+}
+
+// file is a source file of the module.
+type file struct {
+	room   string // the directory, from the module's root, with slashes
+	path   string
+	isTest bool
+	syntax *ast.File
+}
+
+// source parses every Go file of the module.
+func source(t *testing.T) (*token.FileSet, []file) {
+	t.Helper()
+	fset := token.NewFileSet()
+	var files []file
+	const root = "../.."
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && path != root && (d.Name() == "testdata" || strings.HasPrefix(d.Name(), ".") || strings.HasPrefix(d.Name(), "_")):
+			return fs.SkipDir
+		case d.IsDir() || !strings.HasSuffix(path, ".go"):
+			return nil
+		}
+		syntax, err := parser.ParseFile(fset, path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(root, path)
+		rel = filepath.ToSlash(rel)
+		room, _, _ := cutLast(rel, "/")
+		files = append(files, file{room: room, path: rel, isTest: strings.HasSuffix(rel, "_test.go"), syntax: syntax})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) < 50 {
+		t.Fatalf("%d Go files were found, want the whole module", len(files))
+	}
+	return fset, files
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return "", s, false
+}
+
+// imports calls f for every import of every file that keep wants.
+func imports(t *testing.T, keep func(file) bool, f func(file, string)) {
+	t.Helper()
+	_, files := source(t)
+	for _, file := range files {
+		if !keep(file) {
+			continue
+		}
+		for _, spec := range file.syntax.Imports {
+			path, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f(file, path)
+		}
+	}
+}
+
+func isProduct(f file) bool { return !f.isTest }
+func isTest(f file) bool    { return f.isTest }
+
+// isOurs returns the room that an import path names.
+func isOurs(path string) (room string, ok bool) {
+	if path == module {
+		return "", true
+	}
+	return strings.CutPrefix(path, module+"/")
+}
+
+// isForeign reports whether an import path is that of a module that is neither ours nor the standard library.
+func isForeign(path string) bool {
+	first, _, _ := strings.Cut(path, "/")
+	_, ours := isOurs(path)
+	return strings.Contains(first, ".") && !ours
+}
+
+func moduleOf[V any](modules map[string]V, path string) (string, bool) {
+	for m := range modules {
+		if path == m || strings.HasPrefix(path, m+"/") {
+			return m, true
+		}
+	}
+	return "", false
+}
+
+func TestImportsFollowTheArrows(t *testing.T) {
+	used := make(map[string]bool)
+	imports(t, isProduct, func(f file, path string) {
+		to, ours := isOurs(path)
+		if !ours {
+			return
+		}
+		if to == "internal/testkit" {
+			t.Errorf("%s imports %s, which is for tests", f.path, to)
+		}
+		if _, ok := arrows[f.room][to]; !ok {
+			t.Errorf("%s: the arrow from %s to %s is not on the list of internal/arch", f.path, f.room, to)
+		}
+		used[f.room+" "+to] = true
+	})
+	for from, list := range arrows {
+		for to, why := range list {
+			if !used[from+" "+to] {
+				t.Errorf("the list has an arrow from %s to %s that nothing uses", from, to)
+			}
+			if why == "" {
+				t.Errorf("the arrow from %s to %s has no reason", from, to)
+			}
+		}
+	}
+}
+
+func TestForbiddenArrowsAreNotOnTheListInAnyNumberOfSteps(t *testing.T) {
+	for _, n := range never {
+		reached := map[string]bool{}
+		var walk func(string)
+		walk = func(room string) {
+			for to := range arrows[room] {
+				if !reached[to] {
+					reached[to] = true
+					walk(to)
+				}
+			}
+		}
+		walk(n.from)
+		if reached[n.to] {
+			t.Errorf("%s reaches %s, which is forbidden: %s", n.from, n.to, n.why)
+		}
+	}
+	for from, list := range arrows {
+		if to := "cmd/loratool"; list[to] != "" {
+			t.Errorf("%s imports %s: nothing imports a command", from, to)
+		}
+	}
+}
+
+func TestForeignModulesStayBehindTheirFences(t *testing.T) {
+	imports(t, isProduct, func(f file, path string) {
+		if path == "C" {
+			t.Errorf("%s uses cgo", f.path)
+		}
+		if !isForeign(path) {
+			return
+		}
+		m, ok := moduleOf(fences, path)
+		switch {
+		case !ok:
+			t.Errorf("%s imports %s, which is not on the list of internal/arch", f.path, path)
+		case !slices.Contains(fences[m].rooms, f.room):
+			t.Errorf("%s imports %s, which belongs in %q: %s", f.path, path, fences[m].rooms, fences[m].why)
+		}
+	})
+	imports(t, isTest, func(f file, path string) {
+		if !isForeign(path) {
+			return
+		}
+		if m, ok := moduleOf(testFences, path); ok && (testFences[m] == nil || slices.Contains(testFences[m], f.room)) {
+			return
+		}
+		if m, ok := moduleOf(fences, path); ok && slices.Contains(fences[m].rooms, f.room) {
+			return
+		}
+		t.Errorf("%s imports %s, which is not on the list for tests of internal/arch", f.path, path)
+	})
+}
+
+// TestGoroutinesStartInOneRoom looks for go statements and for calls of a method Go, as sync.WaitGroup has one.
+func TestGoroutinesStartInOneRoom(t *testing.T) {
+	fset, files := source(t)
+	starts := make(map[string]int)
+	for _, f := range files {
+		if f.isTest {
+			continue
+		}
+		ast.Inspect(f.syntax, func(n ast.Node) bool {
+			var what string
+			switch n := n.(type) {
+			case *ast.GoStmt:
+				what = "a go statement"
+			case *ast.CallExpr:
+				if sel, ok := n.Fun.(*ast.SelectorExpr); ok && sel.Sel.Name == "Go" {
+					what = "a call of Go"
+				}
+			}
+			if what == "" {
+				return true
+			}
+			starts[f.room]++
+			if f.room != "internal/parallel" {
+				t.Errorf("%s has %s; goroutines start in internal/parallel", fset.Position(n.Pos()), what)
+			}
+			return true
+		})
+	}
+	if starts["internal/parallel"] == 0 {
+		t.Errorf("no goroutine starts anywhere (%v): the test looks for the wrong thing", fmt.Sprint(slices.Collect(maps.Keys(starts))))
+	}
+}
