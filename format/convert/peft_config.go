@@ -95,12 +95,12 @@ func (c *peftConfigFile) require(feature, where string) {
 // not too long.
 func requirement(feature, where string) format.Requirement {
 	where = strings.Map(func(r rune) rune {
-		if r < 0x20 || r == 0x7f {
+		if isControl(r) {
 			return utf8.RuneError
 		}
 		return r
 	}, where)
-	for len(where) > 1024 {
+	for len(where) > maxNameBytes {
 		_, n := utf8.DecodeLastRuneInString(where)
 		where = where[:len(where)-n]
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
@@ -42,10 +43,31 @@ func openTensorFile(path string) (*tensorFile, error) {
 	f := &tensorFile{file: file, header: header}
 	for i := range header.Tensors {
 		t := &header.Tensors[i]
+		if err := checkName(t.Name); err != nil {
+			file.Close()
+			return nil, err.In(path)
+		}
 		f.manifest.Tensors = append(f.manifest.Tensors, format.Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape})
 	}
 	return f, nil
 }
+
+// checkName refuses a tensor's name that the adapter model does not allow (spec/FORMAT.md, R31 and R32). No module has one.
+func checkName(name string) *fault.Error {
+	switch {
+	case name == "" || len(name) > maxNameBytes:
+		return fault.New(fault.Unsupported, "a tensor's name has %d bytes, 1 to %d are allowed", len(name), maxNameBytes)
+	case strings.ContainsFunc(name, isControl):
+		return fault.New(fault.Unsupported, "the name of the tensor %q has control characters", name)
+	}
+	return nil
+}
+
+// maxNameBytes is the limit of R32.
+const maxNameBytes = 1024
+
+// isControl reports the characters that R31 excludes.
+func isControl(r rune) bool { return r < 0x20 || r == 0x7f }
 
 // attach adds an attachment; a nil content stands for the header of the file.
 func (f *tensorFile) attach(name string, content []byte) {

@@ -24,7 +24,9 @@ var arrows = map[string]map[string]string{
 	"cmd/loratool": {
 		"format":              "names of an adapter's parts, kinds of error",
 		"format/convert":      "the dialect's door",
+		"format/dtype":        "the dtype of extracted factors",
 		"merge":               "the walk",
+		"rank":                "extraction",
 		"internal/checkpoint": "inspect opens checkpoints",
 		"internal/fault":      "exit codes and hints",
 		"internal/fileio":     "free space for the plan",
@@ -32,12 +34,14 @@ var arrows = map[string]map[string]string{
 		"internal/parallel":   "the number of workers for the plan",
 	},
 	"format": {
-		"format/dtype":   "dtypes of tensors",
-		"internal/fault": "the kinds of error that it exports",
+		"format/dtype":      "dtypes of tensors",
+		"internal/fault":    "the kinds of error that it exports",
+		"internal/parallel": "chunks on workers",
 	},
 	"format/convert": {
 		"format":               "what it makes",
 		"internal/fault":       "errors of input",
+		"internal/fileio":      "outputs that appear whole",
 		"internal/naming":      "wrappers in module names",
 		"internal/safetensors": "the strict header check",
 	},
@@ -51,6 +55,16 @@ var arrows = map[string]map[string]string{
 		"internal/naming":     "the base's door",
 		"internal/parallel":   "blocks of rows on workers",
 	},
+	"rank": {
+		"format":              "adapters",
+		"format/dtype":        "elements",
+		"internal/checkpoint": "base and fine-tune",
+		"internal/fault":      "errors of input",
+		"internal/kernel":     "the thin products",
+		"internal/naming":     "what kind of module a name is",
+		"internal/parallel":   "blocks on workers",
+	},
+	"internal/bench": {"format/dtype": "elements of the base that is made"},
 	"internal/checkpoint": {
 		"internal/fault":       "errors of input",
 		"internal/safetensors": "the strict header check",
@@ -60,7 +74,9 @@ var arrows = map[string]map[string]string{
 		"format/dtype":        "elements",
 		"internal/checkpoint": "checkpoints",
 		"internal/fault":      "errors of input",
+		"internal/naming":     "which matrices are linear layers",
 		"merge":               "what merge refuses, and the stamps of what was merged",
+		"rank":                "spectra",
 	},
 	"internal/kernel": {"format/dtype": "elements"},
 	"internal/safetensors": {
@@ -94,7 +110,8 @@ var fences = map[string]struct {
 	"github.com/urfave/cli/v2":          {[]string{"cmd/loratool"}, "flags and help; the library neither prints nor exits"},
 	"github.com/schollz/progressbar/v3": {[]string{"cmd/loratool"}, "the bar"},
 	"golang.org/x/term":                 {[]string{"cmd/loratool"}, "whether somebody looks"},
-	"golang.org/x/sys":                  {[]string{"internal/fileio"}, "copy_file_range and free space"},
+	"golang.org/x/sys":                  {[]string{"internal/fileio", "internal/kernel"}, "copy_file_range and free space; what the processor has"},
+	"gonum.org/v1/gonum":                {[]string{"rank"}, "small dense problems, in one file"},
 	"github.com/klauspost/compress":     {[]string{"format"}, "zstd, in the file that codes blocks"},
 	"github.com/nlpodyssey/safetensors": {[]string{"format/convert", "internal/checkpoint"}, "reads and writes adapter files behind our own check"},
 }
@@ -103,6 +120,7 @@ var fences = map[string]struct {
 var testFences = map[string][]string{
 	"github.com/nlpodyssey/safetensors": nil, // anywhere, as a reader that is not ours
 	"github.com/rogpeppe/go-internal":   {"cmd/loratool"},
+	"gonum.org/v1/gonum":                {"rank"}, // full decompositions as the truth
 }
 
 // file is a source file of the module.

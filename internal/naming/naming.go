@@ -46,7 +46,7 @@ type rename struct{ cut, add string }
 
 func (r rename) apply(name string) (string, bool) {
 	rest, ok := strings.CutPrefix(name, r.cut)
-	return r.add + rest, ok
+	return r.add + rest, ok && strings.Contains(rest, ".") // the path of a module is left, not only its parameter
 }
 
 func (r rename) String() string {
@@ -90,6 +90,9 @@ func (m Mapping) Describe() string { return m.rename.String() }
 // translation fits all names, the one that fits most is returned with the names that it misses; where several fit, ambiguous
 // lists them in words.
 func (b *Base) Match(wanted []string) (m Mapping, missing, ambiguous []string) {
+	if len(wanted) == 0 {
+		return Mapping{b, rename{}}, nil, nil
+	}
 	candidates := b.candidates(wanted)
 	best, bestHits := candidates[0], -1
 	var full []rename
@@ -141,26 +144,27 @@ func same(a, b rename, names []string) bool {
 
 // candidates lists the translations to try, the most common first: PEFT's own prefix left over, the prefix "model." of a
 // language model around its trunk, and any other prefix that all names share or that the base's names begin with (GPT-2's
-// "transformer.", which the checkpoint of the hub lacks).
+// "transformer.", which the checkpoint of the hub lacks). A prefix is removed or added, never exchanged for another one: the text
+// half of a model and its vision half may have the same names below theirs.
 func (b *Base) candidates(wanted []string) []rename {
-	cuts := []string{"", "base_model.model.", "base_model.model.base_model.model.", "model.", "module."}
-	if len(wanted) > 0 {
-		first, _, _ := strings.Cut(wanted[0], ".")
-		shared := first + "."
-		if !slices.ContainsFunc(wanted, func(name string) bool { return !strings.HasPrefix(name, shared) }) {
-			cuts = append(cuts, shared)
-		}
-	}
-	adds := []string{"", "model."}
-	for _, segment := range b.segments {
-		adds = append(adds, segment+".")
+	prefixes := []string{"model."}
+	if first, _, _ := strings.Cut(wanted[0], "."); !slices.ContainsFunc(wanted, func(name string) bool { return !strings.HasPrefix(name, first+".") }) {
+		prefixes = append(prefixes, first+".")
 	}
 	var all []rename
-	for _, cut := range cuts {
-		for _, add := range adds {
-			if c := (rename{cut, add}); !slices.Contains(all, c) && (cut != add || cut == "") {
-				all = append(all, c)
-			}
+	add := func(r rename) {
+		if !slices.Contains(all, r) {
+			all = append(all, r)
+		}
+	}
+	for _, left := range []string{"", "base_model.model.", "base_model.model.base_model.model.", "module."} {
+		add(rename{left, ""})
+		for _, p := range prefixes {
+			add(rename{left + p, ""})
+		}
+		add(rename{left, "model."})
+		for _, segment := range b.segments {
+			add(rename{left, segment + "."})
 		}
 	}
 	return all
