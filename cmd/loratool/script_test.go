@@ -48,7 +48,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exit": scriptExit, "json": scriptJSON, "list": scriptList, "copydir": scriptCopyDir, "samedir": scriptSameDir,
-			"tensors": scriptTensors, "plain": scriptPlain,
+			"tensors": scriptTensors, "flip": scriptFlip, "plain": scriptPlain,
 		},
 	})
 }
@@ -233,4 +233,18 @@ func scriptPlain(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("stderr has the line %q, want it to begin with loratool: error, warning or hint", line)
 		}
 	}
+}
+
+// flip FILE OFFSET changes one bit of a file.
+func scriptFlip(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: flip FILE OFFSET")
+	}
+	path := ts.MkAbs(args[0])
+	content, err := os.ReadFile(path)
+	ts.Check(err)
+	at, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	content[at] ^= 1
+	ts.Check(os.WriteFile(path, content, 0o666))
 }
