@@ -162,7 +162,7 @@ func (p *Plan) PeakBytes(workers int) int64 {
 		nRows, nCols := t.shape()
 		var n int64
 		for _, term := range t.terms {
-			n += (int64(term.rank) + 1) * (nRows + nCols)
+			n += (2*int64(term.rank)+1)*nRows + (int64(term.rank)+1)*nCols // L as it is and scaled
 		}
 		size := int64(dtype.F32.Size())
 		if t.wide() {

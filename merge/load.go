@@ -17,17 +17,19 @@ type running struct {
 	once   sync.Once
 	err    error
 	left   atomic.Int64 // blocks to go
-	narrow []kernel.Term[float32]
-	broad  []kernel.Term[float64]
+	narrow *kernel.Update[float32]
+	broad  *kernel.Update[float64]
 }
 
 // load reads the factors.
-func (t *running) load(allowNonFinite bool) error {
+func (t *running) load(k *kernel.Kernel, allowNonFinite bool) error {
 	t.once.Do(func() {
-		if t.wide() {
-			t.broad, t.err = loadTerms[float64](t.target, allowNonFinite)
-		} else {
-			t.narrow, t.err = loadTerms[float32](t.target, allowNonFinite)
+		switch {
+		case len(t.terms) == 0:
+		case t.wide():
+			t.broad, t.err = loadUpdate[float64](k, t.target, allowNonFinite)
+		default:
+			t.narrow, t.err = loadUpdate[float32](k, t.target, allowNonFinite)
 		}
 	})
 	return t.err
@@ -40,7 +42,7 @@ func (t *running) done() {
 	}
 }
 
-func loadTerms[T kernel.Float](t *target, allowNonFinite bool) ([]kernel.Term[T], error) {
+func loadUpdate[T kernel.Float](k *kernel.Kernel, t *target, allowNonFinite bool) (*kernel.Update[T], error) {
 	nRows, nCols := t.shape()
 	terms := make([]kernel.Term[T], len(t.terms))
 	for i := range t.terms {
@@ -57,13 +59,9 @@ func loadTerms[T kernel.Float](t *target, allowNonFinite bool) ([]kernel.Term[T]
 			return nil, fault.New(fault.Check, "the factors of %q hold %d values that are NaN or infinite", term.module, n).
 				WithHint("the training of this adapter went wrong; use an earlier checkpoint of it, or --allow-nonfinite")
 		}
-		k := kernel.Term[T]{S: term.scale, Rank: term.rank, L: l, R: r, Stride: int(nCols), RFinite: badR == 0}
-		k.LNorm, k.RNorm = make([]T, nRows), make([]T, nCols)
-		kernel.RowNorms(k.LNorm, l, term.rank)
-		kernel.ColumnNorms(k.RNorm, r)
-		terms[i] = k
+		terms[i] = kernel.Term[T]{S: term.scale, Rank: term.rank, L: l, R: r}
 	}
-	return terms, nil
+	return kernel.Prepare(k, t.ref.Tensor.DType, int(nRows), int(nCols), terms), nil
 }
 
 // pieceBytes is how much of a factor is read at a time.

@@ -189,8 +189,7 @@ func (t *target) shape() (nRows, nCols int64) {
 	return int64(s[0]), t.ref.Tensor.Elements() / int64(s[0])
 }
 
-// wide reports whether the fast pass has to run in float64: for float32 and float64 results, and where float32 cannot hold a
-// factor or a scale.
+// wide reports whether the fast pass has to run in float64: for float32 and float64 results, and for float64 factors.
 func (t *target) wide() bool {
 	d := t.ref.Tensor.DType
 	if d == dtype.F32 || d == dtype.F64 {
@@ -198,9 +197,6 @@ func (t *target) wide() bool {
 	}
 	for i := range t.terms {
 		term := &t.terms[i]
-		if !fitsFloat32(term.scale) {
-			return true
-		}
 		for _, f := range []factor{term.left, term.right} {
 			if f.source != nil && f.tensor().DType == dtype.F64 {
 				return true

@@ -10,7 +10,6 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
-	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/naming"
 )
 
@@ -229,9 +228,4 @@ func (r *resolver) checkStorage(ref checkpoint.Ref) error {
 		return fault.New(fault.Unsupported, "tensor %q of the base is not plain%s", name, quantised)
 	}
 	return nil
-}
-
-// fitsFloat32 reports whether the float32 pass can use a scale.
-func fitsFloat32(s float64) bool {
-	return s == 0 || math.Abs(s) >= kernel.MinScale32 && math.Abs(s) <= kernel.MaxScale32
 }

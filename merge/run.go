@@ -26,12 +26,16 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 	if err := p.CheckOutput(out); err != nil {
 		return nil, err
 	}
+	k, err := kernel.Selected()
+	if err != nil {
+		return nil, err
+	}
 	stage, err := fileio.NewStage(out, p.base.IsDir)
 	if err != nil {
 		return nil, err
 	}
 	defer stage.Abort()
-	r := &run{plan: p, stage: stage, state: make(map[*target]*running, len(p.targets))}
+	r := &run{plan: p, stage: stage, kernel: k, state: make(map[*target]*running, len(p.targets))}
 	for _, t := range p.targets {
 		r.state[t] = &running{target: t}
 	}
@@ -182,12 +186,13 @@ func (p *Plan) sideBytes() (n int64) {
 
 // run is the state of one Run.
 type run struct {
-	plan  *Plan
-	stage *fileio.Stage
-	state map[*target]*running
-	jobs  []job
-	stats []kernel.Stats // one per job
-	files []*writing
+	plan   *Plan
+	stage  *fileio.Stage
+	kernel *kernel.Kernel
+	state  map[*target]*running
+	jobs   []job
+	stats  []kernel.Stats // one per job
+	files  []*writing
 }
 
 // writing is an output file: opened by the first job that needs it, made durable and closed by the last.
@@ -203,8 +208,8 @@ type writing struct {
 type worker struct {
 	block  []byte
 	other  []byte
-	narrow *kernel.Scratch[float32]
-	broad  *kernel.Scratch[float64]
+	narrow kernel.Scratch[float32]
+	broad  kernel.Scratch[float64]
 }
 
 func (r *run) all(ctx context.Context) error {
@@ -293,7 +298,7 @@ func (r *run) do(w *worker, i int) error {
 // mergeRows reads rows of a target, updates them and writes them.
 func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *writing) (int64, error) {
 	t := j.target
-	if err := t.load(r.plan.options.AllowNonFinite); err != nil {
+	if err := t.load(r.kernel, r.plan.options.AllowNonFinite); err != nil {
 		return 0, err
 	}
 	defer t.done()
@@ -314,15 +319,9 @@ func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *w
 	}
 	switch {
 	case t.broad != nil:
-		if w.broad == nil {
-			w.broad = new(kernel.Scratch[float64])
-		}
-		mergeBlock(kernel.Portable[float64], t.broad, tensor.DType, block, j, int(nCols), st, w.broad)
+		t.broad.Merge(block, int(j.row0), st, &w.broad)
 	case t.narrow != nil:
-		if w.narrow == nil {
-			w.narrow = new(kernel.Scratch[float32])
-		}
-		mergeBlock(kernel.Portable[float32], t.narrow, tensor.DType, block, j, int(nCols), st, w.narrow)
+		t.narrow.Merge(block, int(j.row0), st, &w.narrow)
 	}
 	if t.rows != nil {
 		if err := r.replaceRows(w, j, block, nCols); err != nil {
@@ -334,19 +333,6 @@ func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *w
 	out.turn.Unlock()
 	fileio.StartWriteback(out.file, off+in.shift, n)
 	return n, err
-}
-
-func mergeBlock[T kernel.Float](fast kernel.Fast[T], terms []kernel.Term[T], d dtype.Type, block []byte, j *job, nCols int, st *kernel.Stats, scratch *kernel.Scratch[T]) {
-	if len(terms) == 0 {
-		return
-	}
-	tile := kernel.Tile[T]{D: d, Rows: int(j.row1 - j.row0), Cols: nCols, W: block, Terms: make([]kernel.Term[T], len(terms))}
-	for i, term := range terms {
-		rank := int64(term.Rank)
-		term.L, term.LNorm = term.L[j.row0*rank:j.row1*rank], term.LNorm[j.row0:j.row1]
-		tile.Terms[i] = term
-	}
-	kernel.Merge(fast, &tile, st, scratch)
 }
 
 // replaceBlock fills a block with the adapter's values in place of the base's, rounded to the base's dtype.

@@ -8,24 +8,29 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// slow decides one element: in float64, in double-double for a float64 result, and what is then still open exactly.
-func slow[T Float](t *Tile[T], index int, st *Stats) {
-	i, j := index/t.Cols, index%t.Cols
-	w := dtype.Load(t.D, t.W, index)
-	size := t.D.Size()
-	out := t.W[index*size : (index+1)*size]
+// slow decides one element, the one of that index in the rows that begin with row0: in float64, in double-double for a float64
+// result, and what is then still open exactly.
+func (u *Update[T]) slow(rows []byte, row0, index int, st *Stats) {
+	i, j := row0+index/u.cols, index%u.cols
+	size := u.d.Size()
+	out := rows[index*size : (index+1)*size]
+	w := dtype.Load(u.d, out, 0)
+	if u.lBound[i] == 0 && u.rFinite {
+		account(st, w, 0, w)
+		return
+	}
 	var delta float64
 	var ok bool
-	if t.D == dtype.F64 {
-		delta, ok = decideDouble(t, i, j, w, out)
+	if u.d == dtype.F64 {
+		delta, ok = u.decideDouble(i, j, w, out)
 	} else {
-		delta, ok = decide64(t, i, j, w, out)
+		delta, ok = u.decide64(i, j, w, out)
 	}
 	if !ok {
 		st.Exact++
-		delta = decideExact(t, i, j, w, out)
+		delta = u.decideExact(i, j, w, out)
 	}
-	account(st, w, delta, dtype.Load(t.D, out, 0))
+	account(st, w, delta, dtype.Load(u.d, out, 0))
 }
 
 func account(st *Stats, w, delta, result float64) {
@@ -50,49 +55,53 @@ func account(st *Stats, w, delta, result float64) {
 func isFinite(x float64) bool { return x-x == 0 }
 
 // decide64 computes in float64 and bounds the error by the sum of magnitudes, which is tighter than the norms.
-func decide64[T Float](t *Tile[T], i, j int, w float64, out []byte) (delta float64, ok bool) {
-	const u = 0x1p-53
+func (u *Update[T]) decide64(i, j int, w float64, out []byte) (delta float64, ok bool) {
+	const eps = 0x1p-53 // the unit roundoff
 	var e float64
-	for k := range t.Terms {
-		term := &t.Terms[k]
+	at, stride := u.column(j)
+	for t := range u.terms {
+		term := &u.terms[t]
 		l := term.L[i*term.Rank : (i+1)*term.Rank]
 		var sum, size float64
-		for k, x := range l {
-			p := float64(x) * float64(term.R[k*term.Stride+j])
+		for _, x := range l {
+			p := float64(x) * float64(u.r[at])
+			at += stride
 			sum += p
 			size += math.Abs(p)
 		}
 		delta += term.S * sum
-		c, s := float64(term.Rank+3+len(t.Terms)), math.Abs(term.S)
-		e += 1.01*c*u*s*size + (float64(term.Rank)*s+4)*math.SmallestNonzeroFloat64
+		c, s := float64(term.Rank+3+len(u.terms)), math.Abs(term.S)
+		e += 1.01*c*eps*s*size + (float64(term.Rank)*s+4)*math.SmallestNonzeroFloat64
 	}
 	x := w + delta
-	e += 2 * u * math.Abs(x)
+	e += 2 * eps * math.Abs(x)
 	if !isFinite(x) || !isFinite(e) || e == 0 {
 		return delta, false
 	}
 	var hi [8]byte
-	dtype.Store(t.D, out, 0, x-e)
-	dtype.Store(t.D, hi[:], 0, x+e)
-	if bytes.Equal(out, hi[:len(out)]) && isFinite(dtype.Load(t.D, out, 0)) {
+	dtype.Store(u.d, out, 0, x-e)
+	dtype.Store(u.d, hi[:], 0, x+e)
+	if bytes.Equal(out, hi[:len(out)]) && isFinite(dtype.Load(u.d, out, 0)) {
 		return delta, true
 	}
-	dtype.Store(t.D, out, 0, w) // undecided: exact, since w has a value of D
+	dtype.Store(u.d, out, 0, w) // undecided: exact, since w has a value of D
 	return delta, false
 }
 
 // decideDouble computes in double-double arithmetic: every product and every sum with its own rounding error added, in
 // working precision (Ogita, Rump and Oishi, "Accurate sum and dot product", 2005, algorithm 5.3, with the scaling of each
 // product by S carried in double-double as well).
-func decideDouble[T Float](t *Tile[T], i, j int, w float64, out []byte) (delta float64, ok bool) {
-	const u = 0x1p-53
+func (u *Update[T]) decideDouble(i, j int, w float64, out []byte) (delta float64, ok bool) {
+	const eps = 0x1p-53 // the unit roundoff
 	hi, lo := w, 0.0
 	size := math.Abs(w)
 	n := 1
-	for k := range t.Terms {
-		term := &t.Terms[k]
-		for k, x := range term.L[i*term.Rank : (i+1)*term.Rank] {
-			y := float64(term.R[k*term.Stride+j])
+	at, stride := u.column(j)
+	for t := range u.terms {
+		term := &u.terms[t]
+		for _, x := range term.L[i*term.Rank : (i+1)*term.Rank] {
+			y := float64(u.r[at])
+			at += stride
 			if x == 0 || y == 0 {
 				if !isFinite(float64(x)) || !isFinite(y) {
 					return delta, false
@@ -113,12 +122,12 @@ func decideDouble[T Float](t *Tile[T], i, j int, w float64, out []byte) (delta f
 		}
 		n += term.Rank
 	}
-	// Every es and eq is at most 2u·size; lo sums 2n of them, and each product lost at most 2u² of itself.
-	e := 8 * float64(n) * float64(n) * u * u * size
+	// Every es and eq is at most 2eps·size; lo sums 2n of them, and each product lost at most 2eps² of itself.
+	e := 8 * float64(n) * float64(n) * eps * eps * size
 	if !isFinite(e) || !isFinite(hi) || e == 0 {
 		return delta, false
 	}
-	e += 2 * u * math.Abs(lo)
+	e += 2 * eps * math.Abs(lo)
 	below, above := hi+(lo-e), hi+(lo+e)
 	if below != above || below == 0 {
 		return delta, false
@@ -147,14 +156,14 @@ const exactBits = 8192
 // decideExact computes the element in exact arithmetic and stores it. Where Δ is exactly zero, w keeps its bits, −0 and
 // the payload of a NaN included; a sum that cancels to zero is +0; NaN and infinities go through as the IEEE sum of
 // the exact parts would have it.
-func decideExact[T Float](t *Tile[T], i, j int, w float64, out []byte) (delta float64) {
+func (u *Update[T]) decideExact(i, j int, w float64, out []byte) (delta float64) {
 	if w != w {
 		return 0 // a NaN stays as it is
 	}
-	exact, special := exactDelta(t, i, j)
+	exact, special := u.exactDelta(i, j)
 	switch {
 	case special != 0: // NaN, too
-		dtype.Store(t.D, out, 0, w+special)
+		dtype.Store(u.d, out, 0, w+special)
 		return special
 	case math.IsInf(w, 0):
 		return 0
@@ -165,22 +174,24 @@ func decideExact[T Float](t *Tile[T], i, j int, w float64, out []byte) (delta fl
 	}
 	exact.Add(exact, big.NewFloat(w))
 	if exact.Sign() == 0 {
-		dtype.Store(t.D, out, 0, 0)
+		dtype.Store(u.d, out, 0, 0)
 		return delta
 	}
-	storeExact(t.D, out, exact)
+	storeExact(u.d, out, exact)
 	return delta
 }
 
 // exactDelta returns Δ, or in special the NaN or infinity that it is.
-func exactDelta[T Float](t *Tile[T], i, j int) (sum *big.Float, special float64) {
+func (u *Update[T]) exactDelta(i, j int) (sum *big.Float, special float64) {
 	sum = new(big.Float).SetPrec(exactBits)
 	var p, q big.Float
 	p.SetPrec(exactBits)
-	for k := range t.Terms {
-		term := &t.Terms[k]
-		for k, x := range term.L[i*term.Rank : (i+1)*term.Rank] {
-			a, b := float64(x), float64(term.R[k*term.Stride+j])
+	at, stride := u.column(j)
+	for t := range u.terms {
+		term := &u.terms[t]
+		for _, x := range term.L[i*term.Rank : (i+1)*term.Rank] {
+			a, b := float64(x), float64(u.r[at])
+			at += stride
 			if !isFinite(a) || !isFinite(b) {
 				// The product is NaN or infinite, whatever the magnitudes: 0·Inf is NaN.
 				special += sign(a) * sign(b) * sign(term.S) * math.Inf(1)

@@ -1,0 +1,170 @@
+package kernel
+
+import (
+	"math/bits"
+
+	"github.com/loratool/loratool/format/dtype"
+)
+
+// Stats sums up what a merge did to elements. Sums are over elements whose w and Δ are finite. Over a 16-bit base, squares
+// below 2⁻¹²⁶ may be missing from them.
+type Stats struct {
+	Elements   int64
+	Unchanged  int64   // out equals w (−0 equals 0, a NaN any NaN)
+	Slow       int64   // not decided by the fast pass
+	Exact      int64   // decided in exact arithmetic
+	NaNBefore  int64   // w is NaN or infinite
+	NaNAfter   int64   // out is NaN or infinite
+	NormW      float64 // Σ w²
+	NormDelta  float64 // Σ Δ², the update wanted
+	NormStored float64 // Σ (out − w)², the update stored
+	NormError  float64 // Σ (out − w − Δ)²
+}
+
+// Add adds o to s.
+func (s *Stats) Add(o *Stats) {
+	s.Elements += o.Elements
+	s.Unchanged += o.Unchanged
+	s.Slow += o.Slow
+	s.Exact += o.Exact
+	s.NaNBefore += o.NaNBefore
+	s.NaNAfter += o.NaNAfter
+	s.NormW += o.NormW
+	s.NormDelta += o.NormDelta
+	s.NormStored += o.NormStored
+	s.NormError += o.NormError
+}
+
+// Scratch is the memory of one worker. The zero value is ready.
+type Scratch[T Float] struct {
+	block     block[T]
+	undecided [maxMasks]uint64
+	edge      [maxEdge]byte
+}
+
+// What micro-kernels ask for, at most: tiles in a call times rows of a tile, and bytes of W in a call.
+const (
+	maxMasks = 128
+	maxEdge  = 8 << 10
+)
+
+// Merge updates whole rows of the matrix in place, the first of which is row row0; the base's values are in w.
+func (u *Update[T]) Merge(w []byte, row0 int, st *Stats, s *Scratch[T]) {
+	lineBytes := u.cols * u.d.Size()
+	if lineBytes == 0 || u.rank == 0 {
+		return
+	}
+	nRows := len(w) / lineBytes
+	if len(w)%lineBytes != 0 || row0 < 0 || row0+nRows > u.rows {
+		panic("kernel: not rows of the matrix")
+	}
+	st.Elements += int64(nRows) * int64(u.cols)
+	if u.d == dtype.F64 {
+		for i := range nRows * u.cols {
+			u.slow(w, row0, i, st)
+		}
+		return
+	}
+	s.block.rank, s.block.floor = u.rank, u.floor
+	for p := 0; p < u.panels; p += u.group {
+		for i := 0; i < nRows; i += u.micro.rows {
+			if u.isZero(row0+i, min(u.micro.rows, nRows-i)) {
+				u.keep(w, p, i, nRows, st, s)
+				continue
+			}
+			u.tiles(w, row0, p, i, nRows, st, s)
+		}
+	}
+}
+
+// tiles runs the micro-kernel on one row of tiles: up to micro.rows rows from i on, panels p to p+group.
+func (u *Update[T]) tiles(w []byte, row0, p, i, nRows int, st *Stats, s *Scratch[T]) {
+	m, size := &u.micro, u.d.Size()
+	b := &s.block
+	b.panels = min(u.group, u.panels-p)
+	rows, cols := min(m.rows, nRows-i), min(b.panels*m.cols, u.cols-p*m.cols)
+	b.l, b.lBound = u.l[(row0+i)*u.rank:][:m.rows*u.rank], u.lBound[row0+i:][:m.rows]
+	b.r, b.rNorm = u.r[p*u.rank*m.cols:], u.rNorm[p*m.cols:]
+	b.undecided = s.undecided[:b.panels*m.rows]
+	b.sums = sums{}
+	lines := w[(i*u.cols+p*m.cols)*size:]
+	if whole := rows == m.rows && cols == b.panels*m.cols; whole {
+		b.w, b.stride = lines, u.cols*size
+		m.run(b)
+	} else {
+		u.edge(lines, rows, cols, s)
+	}
+	b.sums.addTo(st)
+	for q := range b.panels {
+		for row, mask := range b.undecided[q*m.rows:][:rows] {
+			if mask == 0 {
+				continue
+			}
+			first := (i+row)*u.cols + (p+q)*m.cols
+			mask &= 1<<min(m.cols, u.cols-(p+q)*m.cols) - 1
+			for ; mask != 0; mask &= mask - 1 {
+				st.Slow++
+				u.slow(w, row0, first+bits.TrailingZeros64(mask), st)
+			}
+		}
+	}
+}
+
+// edge runs the micro-kernel on a copy of the tiles, filled up with NaNs, which it leaves undecided and out of its sums.
+func (u *Update[T]) edge(lines []byte, rows, cols int, s *Scratch[T]) {
+	size, b := u.d.Size(), &s.block
+	b.stride = b.panels * u.micro.cols * size
+	b.w = s.edge[:u.micro.rows*b.stride]
+	for i := range b.w {
+		b.w[i] = 0xff
+	}
+	for i := range rows {
+		copy(b.w[i*b.stride:], lines[i*u.cols*size:][:cols*size])
+	}
+	u.micro.run(b)
+	for i := range rows {
+		copy(lines[i*u.cols*size:], b.w[i*b.stride:][:cols*size])
+	}
+}
+
+// isZero reports that no term changes n rows.
+func (u *Update[T]) isZero(row, n int) bool {
+	if !u.rFinite {
+		return false
+	}
+	for _, x := range u.lBound[row : row+n] {
+		if x != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// keep accounts for tiles that no term changes.
+func (u *Update[T]) keep(w []byte, p, i, nRows int, st *Stats, s *Scratch[T]) {
+	size := u.d.Size()
+	for row := i; row < min(i+u.micro.rows, nRows); row++ {
+		for c := p * u.micro.cols; c < min((p+u.group)*u.micro.cols, u.cols); c += portableCols {
+			x := s.block.room[0][:min(portableCols, u.cols-c, (p+u.group)*u.micro.cols-c)]
+			widen(x, u.d, w[(row*u.cols+c)*size:][:len(x)*size])
+			for _, x := range x {
+				if x-x != 0 {
+					st.NaNBefore++
+					st.NaNAfter++
+					continue
+				}
+				st.NormW += float64(x) * float64(x)
+			}
+			st.Unchanged += int64(len(x))
+		}
+	}
+}
+
+func widen[T Float](dst []T, d dtype.Type, src []byte) {
+	switch dst := any(dst).(type) {
+	case []float32:
+		dtype.Widen(dst, d, src)
+	case []float64:
+		dtype.Widen64(dst, d, src)
+	}
+}
