@@ -1,3 +1,16 @@
 package kernel
 
-func available() []*Kernel { return nil }
+import "golang.org/x/sys/cpu"
+
+//go:generate go run -C asm . -out ../micro_amd64.s -stubs ../micro_amd64.go -pkg kernel
+
+// available lists the kernels for this processor and system: both have to know the registers.
+func available() (all []*Kernel) {
+	if cpu.X86.HasAVX512F && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512VL {
+		all = append(all, &Kernel{
+			name: "avx512",
+			bf16: assembled(8, 32, 8, bf16AVX512),
+		})
+	}
+	return all
+}

@@ -95,10 +95,10 @@ type block[T Float] struct {
 	room [4][64]T // of the portable kernel
 }
 
-// sums is the part of Stats that a micro-kernel gathers. Assembly knows its layout.
+// sums is the part of Stats that a micro-kernel gathers.
 type sums struct {
-	unchanged                    int64
-	normW, normD, stored, errors float64
+	unchanged int64
+	squares   [4]float64 // of w, δ, out−w, out−w−δ
 }
 
 func (s *sums) add(w, delta, out float64) {
@@ -106,18 +106,18 @@ func (s *sums) add(w, delta, out float64) {
 	if moved == 0 {
 		s.unchanged++
 	}
-	s.normW += w * w
-	s.normD += delta * delta
-	s.stored += moved * moved
-	s.errors += (moved - delta) * (moved - delta)
+	s.squares[0] += w * w
+	s.squares[1] += delta * delta
+	s.squares[2] += moved * moved
+	s.squares[3] += (moved - delta) * (moved - delta)
 }
 
 func (s *sums) addTo(st *Stats) {
 	st.Unchanged += s.unchanged
-	st.NormW += s.normW
-	st.NormDelta += s.normD
-	st.NormStored += s.stored
-	st.NormError += s.errors
+	st.NormW += s.squares[0]
+	st.NormDelta += s.squares[1]
+	st.NormStored += s.squares[2]
+	st.NormError += s.squares[3]
 }
 
 // microFor picks the micro-kernel for a base of dtype d whose factors have type T. There is none for a float64 result, which

@@ -1,0 +1,12 @@
+// The generator of the amd64 kernels is a module of its own, so that users never download what it needs.
+module github.com/loratool/loratool/internal/kernel/asm
+
+go 1.26.0
+
+require github.com/mmcloughlin/avo v0.5.0
+
+require (
+	golang.org/x/mod v0.42.0 // indirect
+	golang.org/x/sync v0.24.0 // indirect
+	golang.org/x/tools v0.52.0 // indirect
+)

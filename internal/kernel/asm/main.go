@@ -1,0 +1,161 @@
+// Command asm writes the amd64 micro-kernels of package kernel; their contract is at type micro there. Run it by go generate
+// in that package.
+package main
+
+import (
+	"fmt"
+
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+func main() {
+	ConstraintExpr("amd64")
+	for _, b := range []base{bf16} {
+		avx512(b)
+	}
+	Generate()
+}
+
+// base is a dtype of W and the arithmetic for it.
+type base struct {
+	name  string
+	bytes int // of an element of W
+	float string
+	size  int // of a number of the arithmetic
+}
+
+var (
+	bf16 = base{"bf16", 2, "float32", 4}
+	f16  = base{"f16", 2, "float32", 4}
+	f32  = base{"f32", 4, "float64", 8}
+)
+
+// op is an instruction that has a form for each arithmetic.
+func (b base) op(ps, pd func(...Op)) func(...Op) {
+	if b.size == 4 {
+		return ps
+	}
+	return pd
+}
+
+// chunk is the length of the sums of products that are then summed up.
+const chunk = 16
+
+// tile is the shape of a tile in registers: rows × vectors of bytes bytes each.
+type tile struct {
+	isa                  string
+	rows, vectors, bytes int
+	v                    func(i int) reg.VecPhysical
+	zero                 func(reg.VecPhysical)
+}
+
+// pointers are the arguments of a micro-kernel that move from tile to tile, and what it needs for all of them.
+type pointers struct {
+	w, l, r, rNorm, undecided, panels reg.Register
+
+	line  reg.Register // bytes between rows of L
+	delta reg.Register // δ of the tile, row-major, aligned
+}
+
+// begin starts a micro-kernel.
+func begin(b base, t tile) pointers {
+	TEXT(b.name+t.isa, 0, fmt.Sprintf("func(w *byte, stride int, l, r *%[1]s, rank, panels int, lBound, rNorm *%[1]s, floor %[1]s, undecided *uint64, unchanged *int64, squares *[4]float64)", b.float))
+	Pragma("noescape")
+	Doc(fmt.Sprintf("%s%s is the micro-kernel for W in %s: tiles of %d×%d.", b.name, t.isa, b.name, t.rows, t.vectors*t.bytes/b.size))
+	p := pointers{
+		w: Load(Param("w"), GP64()), l: Load(Param("l"), GP64()), r: Load(Param("r"), GP64()),
+		rNorm: Load(Param("rNorm"), GP64()), undecided: Load(Param("undecided"), GP64()), panels: Load(Param("panels"), GP64()),
+		line: Load(Param("rank"), GP64()), delta: GP64(),
+	}
+	SHLQ(U8(b.shift()), p.line)
+	LEAQ(AllocLocal(t.rows*t.vectors*t.bytes+t.bytes), p.delta)
+	ADDQ(I8(t.bytes-1), p.delta)
+	ANDQ(I8(-t.bytes), p.delta)
+	return p
+}
+
+func (b base) shift() uint64 { return map[int]uint64{4: 2, 8: 3}[b.size] }
+
+// products computes δ of a tile: chunks of 16 products per element, in registers, and the chunks one upon the other in memory.
+// It leaves l at the tile's rows and r at the next panel.
+func products(b base, t tile, p pointers) {
+	n, rest := GP64(), GP64()
+	MOVQ(p.line, rest)
+	SHRQ(U8(b.shift()), rest)
+
+	mov, add := b.op(VMOVUPS, VMOVUPD), b.op(VADDPS, VADDPD)
+	sum(b, t, p, n, rest, "first")
+	for i := range t.rows * t.vectors {
+		mov(t.v(i), Mem{Base: p.delta, Disp: i * t.bytes})
+	}
+	TESTQ(rest, rest)
+	JZ(LabelRef("summed"))
+	Label("chunks")
+	sum(b, t, p, n, rest, "further")
+	for i := range t.rows * t.vectors {
+		at := Mem{Base: p.delta, Disp: i * t.bytes}
+		add(at, t.v(i), t.v(i))
+		mov(t.v(i), at)
+	}
+	TESTQ(rest, rest)
+	JNZ(LabelRef("chunks"))
+	Label("summed")
+	SUBQ(p.line, p.l)
+}
+
+// sum adds up the next chunk of products, or what is left of the rank. Registers: the sums, then one per vector for a row of R,
+// then two for elements of L.
+func sum(b base, t tile, p pointers, n, rest reg.GPVirtual, name string) {
+	fma, broadcast, mov := b.op(VFMADD231PS, VFMADD231PD), b.op(VBROADCASTSS, VBROADCASTSD), b.op(VMOVUPS, VMOVUPD)
+	MOVQ(I32(chunk), n)
+	CMPQ(rest, n)
+	CMOVQLT(rest, n)
+	SUBQ(n, rest)
+	for i := range t.rows * t.vectors {
+		t.zero(t.v(i))
+	}
+	rows := lines(p.l, p.line, t.rows)
+	Label(name)
+	for j := range t.vectors {
+		mov(Mem{Base: p.r, Disp: j * t.bytes}, t.v((t.rows)*t.vectors+j))
+	}
+	for i, l := range rows {
+		x := t.v((t.rows+1)*t.vectors + i%2)
+		broadcast(l, x)
+		for j := range t.vectors {
+			fma(x, t.v(t.rows*t.vectors+j), t.v(i*t.vectors+j))
+		}
+	}
+	ADDQ(I8(b.size), p.l)
+	ADDQ(I32(t.vectors*t.bytes), p.r)
+	DECQ(n)
+	JNZ(LabelRef(name))
+}
+
+// lines addresses up to eight rows that are line bytes apart.
+func lines(base, line reg.Register, n int) (rows []Mem) {
+	multiple := map[int]reg.Register{1: line}
+	times := func(odd, of int, scale uint8) {
+		if n > odd {
+			multiple[odd] = GP64()
+			LEAQ(Mem{Base: multiple[of], Index: line, Scale: scale}, multiple[odd])
+		}
+	}
+	times(3, 1, 2)
+	times(5, 1, 4)
+	times(7, 3, 4)
+	for i := range n {
+		at := Mem{Base: base}
+		if i > 0 {
+			odd, scale := i, 1
+			for odd%2 == 0 {
+				odd, scale = odd/2, 2*scale
+			}
+			at.Index, at.Scale = multiple[odd], uint8(scale)
+		}
+		rows = append(rows, at)
+	}
+	return rows
+}
