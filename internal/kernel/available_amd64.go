@@ -10,6 +10,8 @@ func available() (all []*Kernel) {
 		all = append(all, &Kernel{
 			name: "avx512",
 			bf16: assembled(8, 32, 8, bf16AVX512),
+			f16:  assembled(8, 32, 8, f16AVX512),
+			f32:  assembled(8, 16, 8, f32AVX512),
 		})
 	}
 	return all

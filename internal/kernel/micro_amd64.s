@@ -21,17 +21,17 @@ TEXT ·bf16AVX512(SB), $1088-96
 	VMOVDQU32    expandLow<>+0(SB), Z20
 	VMOVDQU32    expandHigh<>+0(SB), Z21
 	VMOVDQU32    shrink<>+0(SB), Z22
-	VPBROADCASTD abs<>+0(SB), Z23
 	VPBROADCASTD high<>+0(SB), Z24
 	VPBROADCASTD mid<>+0(SB), Z25
+	MOVL         $0xaaaaaaaa, R10
+	KMOVD        R10, K1
+	VBROADCASTSS abs32<>+0(SB), Z23
 	VBROADCASTSS floor+64(FP), Z26
 	VPXORD       Z28, Z28, Z28
 	VPXORD       Z29, Z29, Z29
 	VPXORD       Z30, Z30, Z30
 	VPXORD       Z31, Z31, Z31
 	VPXORD       Z27, Z27, Z27
-	MOVL         $0xaaaaaaaa, R10
-	KMOVD        R10, K1
 
 tile:
 	MOVQ    R8, R11
@@ -219,8 +219,8 @@ row:
 	VADDPS           Z1, Z0, Z2
 	VMOVAPS          Z18, Z4
 	VFMADD213PS      Z26, Z16, Z4
-	VPANDD           Z23, Z2, Z3
-	VFMADD231PS.BCST slack<>+0(SB), Z3, Z4
+	VANDPS           Z23, Z2, Z3
+	VFMADD231PS.BCST slack32<>+0(SB), Z3, Z4
 	VMOVDQA32        Z24, Z5
 	VPTERNLOGD       $0xea, Z25, Z2, Z5
 	VSUBPS           Z5, Z2, Z5
@@ -230,22 +230,22 @@ row:
 	VCMPPS.BCST      $0x11, limit<>+0(SB), Z3, K2, K2
 	VPADDD           Z25, Z2, Z2
 	VPANDD           Z24, Z2, Z2
+	VCMPPS           $0x00, Z0, Z2, K2, K4
 	VSUBPS           Z0, Z2, Z5
 	VSUBPS           Z1, Z5, Z6
 	VFMADD231PS      Z0, Z0, K2, Z28
 	VFMADD231PS      Z1, Z1, K2, Z29
 	VFMADD231PS      Z5, Z5, K2, Z30
 	VFMADD231PS      Z6, Z6, K2, Z31
-	VPTESTNMD        Z5, Z5, K2, K4
-	VPADDD.BCST      one<>+0(SB), Z27, K4, Z27
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
 	VMOVDQA32        Z2, K2, Z0
 	VPERMW.Z         Z19, Z21, K1, Z8
 	VMOVAPS          64(R9), Z9
 	VADDPS           Z9, Z8, Z10
 	VMOVAPS          Z18, Z12
 	VFMADD213PS      Z26, Z17, Z12
-	VPANDD           Z23, Z10, Z11
-	VFMADD231PS.BCST slack<>+0(SB), Z11, Z12
+	VANDPS           Z23, Z10, Z11
+	VFMADD231PS.BCST slack32<>+0(SB), Z11, Z12
 	VMOVDQA32        Z24, Z13
 	VPTERNLOGD       $0xea, Z25, Z10, Z13
 	VSUBPS           Z13, Z10, Z13
@@ -255,14 +255,14 @@ row:
 	VCMPPS.BCST      $0x11, limit<>+0(SB), Z11, K3, K3
 	VPADDD           Z25, Z10, Z10
 	VPANDD           Z24, Z10, Z10
+	VCMPPS           $0x00, Z8, Z10, K3, K4
 	VSUBPS           Z8, Z10, Z13
 	VSUBPS           Z9, Z13, Z14
 	VFMADD231PS      Z8, Z8, K3, Z28
 	VFMADD231PS      Z9, Z9, K3, Z29
 	VFMADD231PS      Z13, Z13, K3, Z30
 	VFMADD231PS      Z14, Z14, K3, Z31
-	VPTESTNMD        Z13, Z13, K3, K4
-	VPADDD.BCST      one<>+0(SB), Z27, K4, Z27
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
 	VMOVDQA32        Z10, K3, Z8
 	VPERMT2W         Z8, Z22, Z0
 	VMOVDQU16        Z0, (R11)
@@ -446,17 +446,17 @@ DATA shrink<>+60(SB)/2, $0x003d
 DATA shrink<>+62(SB)/2, $0x003f
 GLOBL shrink<>(SB), RODATA|NOPTR, $64
 
-DATA abs<>+0(SB)/4, $0x7fffffff
-GLOBL abs<>(SB), RODATA|NOPTR, $4
-
 DATA high<>+0(SB)/4, $0xffff0000
 GLOBL high<>(SB), RODATA|NOPTR, $4
 
 DATA mid<>+0(SB)/4, $0x00008000
 GLOBL mid<>(SB), RODATA|NOPTR, $4
 
-DATA slack<>+0(SB)/4, $0x34002000
-GLOBL slack<>(SB), RODATA|NOPTR, $4
+DATA abs32<>+0(SB)/4, $0x7fffffff
+GLOBL abs32<>(SB), RODATA|NOPTR, $4
+
+DATA slack32<>+0(SB)/4, $0x34002000
+GLOBL slack32<>(SB), RODATA|NOPTR, $4
 
 DATA near<>+0(SB)/4, $0x3a800000
 GLOBL near<>(SB), RODATA|NOPTR, $4
@@ -464,5 +464,666 @@ GLOBL near<>(SB), RODATA|NOPTR, $4
 DATA limit<>+0(SB)/4, $0x55800000
 GLOBL limit<>(SB), RODATA|NOPTR, $4
 
-DATA one<>+0(SB)/4, $0x00000001
-GLOBL one<>(SB), RODATA|NOPTR, $4
+DATA one32<>+0(SB)/4, $0x00000001
+GLOBL one32<>(SB), RODATA|NOPTR, $4
+
+// func f16AVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+// Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, CMOV, MMX+
+TEXT ·f16AVX512(SB), $1088-96
+	MOVQ         w+0(FP), AX
+	MOVQ         l+16(FP), CX
+	MOVQ         r+24(FP), DX
+	MOVQ         rNorm+56(FP), BX
+	MOVQ         undecided+72(FP), SI
+	MOVQ         panels+40(FP), DI
+	MOVQ         rank+32(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (SP), R9
+	ADDQ         $+63, R9
+	ANDQ         $-64, R9
+	VBROADCASTSS abs32<>+0(SB), Z23
+	VBROADCASTSS floor+64(FP), Z26
+	VPXORD       Z28, Z28, Z28
+	VPXORD       Z29, Z29, Z29
+	VPXORD       Z30, Z30, Z30
+	VPXORD       Z31, Z31, Z31
+	VPXORD       Z27, Z27, Z27
+
+tile:
+	MOVQ    R8, R11
+	SHRQ    $0x02, R11
+	MOVQ    $+16, R10
+	CMPQ    R11, R10
+	CMOVQLT R11, R10
+	SUBQ    R10, R11
+	VPXORD  Z0, Z0, Z0
+	VPXORD  Z1, Z1, Z1
+	VPXORD  Z2, Z2, Z2
+	VPXORD  Z3, Z3, Z3
+	VPXORD  Z4, Z4, Z4
+	VPXORD  Z5, Z5, Z5
+	VPXORD  Z6, Z6, Z6
+	VPXORD  Z7, Z7, Z7
+	VPXORD  Z8, Z8, Z8
+	VPXORD  Z9, Z9, Z9
+	VPXORD  Z10, Z10, Z10
+	VPXORD  Z11, Z11, Z11
+	VPXORD  Z12, Z12, Z12
+	VPXORD  Z13, Z13, Z13
+	VPXORD  Z14, Z14, Z14
+	VPXORD  Z15, Z15, Z15
+	LEAQ    (R8)(R8*2), R12
+	LEAQ    (R8)(R8*4), R13
+	LEAQ    (R12)(R8*4), R14
+
+first:
+	VMOVUPS      (DX), Z16
+	VMOVUPS      64(DX), Z17
+	VBROADCASTSS (CX), Z18
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z1
+	VBROADCASTSS (CX)(R8*1), Z19
+	VFMADD231PS  Z19, Z16, Z2
+	VFMADD231PS  Z19, Z17, Z3
+	VBROADCASTSS (CX)(R8*2), Z18
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z5
+	VBROADCASTSS (CX)(R12*1), Z19
+	VFMADD231PS  Z19, Z16, Z6
+	VFMADD231PS  Z19, Z17, Z7
+	VBROADCASTSS (CX)(R8*4), Z18
+	VFMADD231PS  Z18, Z16, Z8
+	VFMADD231PS  Z18, Z17, Z9
+	VBROADCASTSS (CX)(R13*1), Z19
+	VFMADD231PS  Z19, Z16, Z10
+	VFMADD231PS  Z19, Z17, Z11
+	VBROADCASTSS (CX)(R12*2), Z18
+	VFMADD231PS  Z18, Z16, Z12
+	VFMADD231PS  Z18, Z17, Z13
+	VBROADCASTSS (CX)(R14*1), Z19
+	VFMADD231PS  Z19, Z16, Z14
+	VFMADD231PS  Z19, Z17, Z15
+	ADDQ         $+4, CX
+	ADDQ         $+128, DX
+	DECQ         R10
+	JNZ          first
+	VMOVUPS      Z0, (R9)
+	VMOVUPS      Z1, 64(R9)
+	VMOVUPS      Z2, 128(R9)
+	VMOVUPS      Z3, 192(R9)
+	VMOVUPS      Z4, 256(R9)
+	VMOVUPS      Z5, 320(R9)
+	VMOVUPS      Z6, 384(R9)
+	VMOVUPS      Z7, 448(R9)
+	VMOVUPS      Z8, 512(R9)
+	VMOVUPS      Z9, 576(R9)
+	VMOVUPS      Z10, 640(R9)
+	VMOVUPS      Z11, 704(R9)
+	VMOVUPS      Z12, 768(R9)
+	VMOVUPS      Z13, 832(R9)
+	VMOVUPS      Z14, 896(R9)
+	VMOVUPS      Z15, 960(R9)
+	TESTQ        R11, R11
+	JZ           summed
+
+chunks:
+	MOVQ    $+16, R10
+	CMPQ    R11, R10
+	CMOVQLT R11, R10
+	SUBQ    R10, R11
+	VPXORD  Z0, Z0, Z0
+	VPXORD  Z1, Z1, Z1
+	VPXORD  Z2, Z2, Z2
+	VPXORD  Z3, Z3, Z3
+	VPXORD  Z4, Z4, Z4
+	VPXORD  Z5, Z5, Z5
+	VPXORD  Z6, Z6, Z6
+	VPXORD  Z7, Z7, Z7
+	VPXORD  Z8, Z8, Z8
+	VPXORD  Z9, Z9, Z9
+	VPXORD  Z10, Z10, Z10
+	VPXORD  Z11, Z11, Z11
+	VPXORD  Z12, Z12, Z12
+	VPXORD  Z13, Z13, Z13
+	VPXORD  Z14, Z14, Z14
+	VPXORD  Z15, Z15, Z15
+	LEAQ    (R8)(R8*2), R12
+	LEAQ    (R8)(R8*4), R13
+	LEAQ    (R12)(R8*4), R14
+
+further:
+	VMOVUPS      (DX), Z16
+	VMOVUPS      64(DX), Z17
+	VBROADCASTSS (CX), Z18
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z1
+	VBROADCASTSS (CX)(R8*1), Z19
+	VFMADD231PS  Z19, Z16, Z2
+	VFMADD231PS  Z19, Z17, Z3
+	VBROADCASTSS (CX)(R8*2), Z18
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z5
+	VBROADCASTSS (CX)(R12*1), Z19
+	VFMADD231PS  Z19, Z16, Z6
+	VFMADD231PS  Z19, Z17, Z7
+	VBROADCASTSS (CX)(R8*4), Z18
+	VFMADD231PS  Z18, Z16, Z8
+	VFMADD231PS  Z18, Z17, Z9
+	VBROADCASTSS (CX)(R13*1), Z19
+	VFMADD231PS  Z19, Z16, Z10
+	VFMADD231PS  Z19, Z17, Z11
+	VBROADCASTSS (CX)(R12*2), Z18
+	VFMADD231PS  Z18, Z16, Z12
+	VFMADD231PS  Z18, Z17, Z13
+	VBROADCASTSS (CX)(R14*1), Z19
+	VFMADD231PS  Z19, Z16, Z14
+	VFMADD231PS  Z19, Z17, Z15
+	ADDQ         $+4, CX
+	ADDQ         $+128, DX
+	DECQ         R10
+	JNZ          further
+	VADDPS       (R9), Z0, Z0
+	VMOVUPS      Z0, (R9)
+	VADDPS       64(R9), Z1, Z1
+	VMOVUPS      Z1, 64(R9)
+	VADDPS       128(R9), Z2, Z2
+	VMOVUPS      Z2, 128(R9)
+	VADDPS       192(R9), Z3, Z3
+	VMOVUPS      Z3, 192(R9)
+	VADDPS       256(R9), Z4, Z4
+	VMOVUPS      Z4, 256(R9)
+	VADDPS       320(R9), Z5, Z5
+	VMOVUPS      Z5, 320(R9)
+	VADDPS       384(R9), Z6, Z6
+	VMOVUPS      Z6, 384(R9)
+	VADDPS       448(R9), Z7, Z7
+	VMOVUPS      Z7, 448(R9)
+	VADDPS       512(R9), Z8, Z8
+	VMOVUPS      Z8, 512(R9)
+	VADDPS       576(R9), Z9, Z9
+	VMOVUPS      Z9, 576(R9)
+	VADDPS       640(R9), Z10, Z10
+	VMOVUPS      Z10, 640(R9)
+	VADDPS       704(R9), Z11, Z11
+	VMOVUPS      Z11, 704(R9)
+	VADDPS       768(R9), Z12, Z12
+	VMOVUPS      Z12, 768(R9)
+	VADDPS       832(R9), Z13, Z13
+	VMOVUPS      Z13, 832(R9)
+	VADDPS       896(R9), Z14, Z14
+	VMOVUPS      Z14, 896(R9)
+	VADDPS       960(R9), Z15, Z15
+	VMOVUPS      Z15, 960(R9)
+	TESTQ        R11, R11
+	JNZ          chunks
+
+summed:
+	SUBQ    R8, CX
+	MOVQ    stride+8(FP), R10
+	MOVQ    lBound+48(FP), R12
+	MOVQ    AX, R11
+	MOVQ    $+8, R13
+	VMOVUPS (BX), Z16
+	VMOVUPS 64(BX), Z17
+
+row:
+	PREFETCHT0       (R11)(R10*8)
+	VBROADCASTSS     (R12), Z18
+	VCVTPH2PS        (R11), Z0
+	VMOVAPS          (R9), Z1
+	VADDPS           Z1, Z0, Z2
+	VMOVAPS          Z18, Z4
+	VFMADD213PS      Z26, Z16, Z4
+	VANDPS           Z23, Z2, Z3
+	VFMADD231PS.BCST slack32<>+0(SB), Z3, Z4
+	VSUBPS           Z4, Z2, Z5
+	VADDPS           Z4, Z2, Z6
+	VADDPS           Z4, Z3, Z3
+	VCVTPS2PH        $0x00, Z5, Y4
+	VCVTPS2PH        $0x00, Z6, Y6
+	VPCMPEQW         Y6, Y4, K2
+	VCMPPS.BCST      $0x12, maxF16<>+0(SB), Z3, K2, K2
+	VCVTPH2PS        Y4, Z2
+	VCMPPS           $0x00, Z0, Z2, K2, K4
+	VSUBPS           Z0, Z2, Z5
+	VSUBPS           Z1, Z5, Z6
+	VFMADD231PS      Z0, Z0, K2, Z28
+	VFMADD231PS      Z1, Z1, K2, Z29
+	VFMADD231PS      Z5, Z5, K2, Z30
+	VFMADD231PS      Z6, Z6, K2, Z31
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
+	VMOVDQU16        (R11), Y2
+	VMOVDQU16        Y4, K2, Y2
+	VMOVDQU16        Y2, (R11)
+	VCVTPH2PS        32(R11), Z8
+	VMOVAPS          64(R9), Z9
+	VADDPS           Z9, Z8, Z10
+	VMOVAPS          Z18, Z12
+	VFMADD213PS      Z26, Z17, Z12
+	VANDPS           Z23, Z10, Z11
+	VFMADD231PS.BCST slack32<>+0(SB), Z11, Z12
+	VSUBPS           Z12, Z10, Z13
+	VADDPS           Z12, Z10, Z14
+	VADDPS           Z12, Z11, Z11
+	VCVTPS2PH        $0x00, Z13, Y12
+	VCVTPS2PH        $0x00, Z14, Y14
+	VPCMPEQW         Y14, Y12, K3
+	VCMPPS.BCST      $0x12, maxF16<>+0(SB), Z11, K3, K3
+	VCVTPH2PS        Y12, Z10
+	VCMPPS           $0x00, Z8, Z10, K3, K4
+	VSUBPS           Z8, Z10, Z13
+	VSUBPS           Z9, Z13, Z14
+	VFMADD231PS      Z8, Z8, K3, Z28
+	VFMADD231PS      Z9, Z9, K3, Z29
+	VFMADD231PS      Z13, Z13, K3, Z30
+	VFMADD231PS      Z14, Z14, K3, Z31
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
+	VMOVDQU16        32(R11), Y10
+	VMOVDQU16        Y12, K3, Y10
+	VMOVDQU16        Y10, 32(R11)
+	KUNPCKWD         K2, K3, K4
+	KNOTD            K4, K4
+	KMOVD            K4, R14
+	MOVQ             R14, (SI)
+	ADDQ             $+4, R12
+	ADDQ             R10, R11
+	ADDQ             $+128, R9
+	ADDQ             $+8, SI
+	DECQ             R13
+	JNZ              row
+	SUBQ             $+1024, R9
+	ADDQ             $+64, AX
+	ADDQ             $+128, BX
+	DECQ             DI
+	JNZ              tile
+	MOVQ             unchanged+80(FP), AX
+	MOVQ             squares+88(FP), CX
+	VEXTRACTI64X4    $0x01, Z27, Y0
+	VPADDD           Y0, Y27, Y0
+	VEXTRACTI128     $0x01, Y0, X1
+	VPADDD           X1, X0, X0
+	VPSHUFD          $0x4e, X0, X1
+	VPADDD           X1, X0, X0
+	VPSHUFD          $0xb1, X0, X1
+	VPADDD           X1, X0, X0
+	VMOVD            X0, DX
+	ADDQ             DX, (AX)
+	VCVTPS2PD        Y28, Z0
+	VEXTRACTF64X4    $0x01, Z28, Y1
+	VCVTPS2PD        Y1, Z1
+	VADDPD           Z1, Z0, Z0
+	VEXTRACTF64X4    $0x01, Z0, Y1
+	VADDPD           Y1, Y0, Y0
+	VEXTRACTF128     $0x01, Y0, X1
+	VADDPD           X1, X0, X0
+	VUNPCKHPD        X0, X0, X1
+	VADDSD           X1, X0, X0
+	VADDSD           (CX), X0, X0
+	VMOVSD           X0, (CX)
+	VCVTPS2PD        Y29, Z0
+	VEXTRACTF64X4    $0x01, Z29, Y1
+	VCVTPS2PD        Y1, Z1
+	VADDPD           Z1, Z0, Z0
+	VEXTRACTF64X4    $0x01, Z0, Y1
+	VADDPD           Y1, Y0, Y0
+	VEXTRACTF128     $0x01, Y0, X1
+	VADDPD           X1, X0, X0
+	VUNPCKHPD        X0, X0, X1
+	VADDSD           X1, X0, X0
+	VADDSD           8(CX), X0, X0
+	VMOVSD           X0, 8(CX)
+	VCVTPS2PD        Y30, Z0
+	VEXTRACTF64X4    $0x01, Z30, Y1
+	VCVTPS2PD        Y1, Z1
+	VADDPD           Z1, Z0, Z0
+	VEXTRACTF64X4    $0x01, Z0, Y1
+	VADDPD           Y1, Y0, Y0
+	VEXTRACTF128     $0x01, Y0, X1
+	VADDPD           X1, X0, X0
+	VUNPCKHPD        X0, X0, X1
+	VADDSD           X1, X0, X0
+	VADDSD           16(CX), X0, X0
+	VMOVSD           X0, 16(CX)
+	VCVTPS2PD        Y31, Z0
+	VEXTRACTF64X4    $0x01, Z31, Y1
+	VCVTPS2PD        Y1, Z1
+	VADDPD           Z1, Z0, Z0
+	VEXTRACTF64X4    $0x01, Z0, Y1
+	VADDPD           Y1, Y0, Y0
+	VEXTRACTF128     $0x01, Y0, X1
+	VADDPD           X1, X0, X0
+	VUNPCKHPD        X0, X0, X1
+	VADDSD           X1, X0, X0
+	VADDSD           24(CX), X0, X0
+	VMOVSD           X0, 24(CX)
+	VZEROUPPER
+	RET
+
+DATA maxF16<>+0(SB)/4, $0x477fe000
+GLOBL maxF16<>(SB), RODATA|NOPTR, $4
+
+// func f32AVX512(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor float64, undecided *uint64, unchanged *int64, squares *[4]float64)
+// Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, CMOV, MMX+
+TEXT ·f32AVX512(SB), $1088-96
+	MOVQ         w+0(FP), AX
+	MOVQ         l+16(FP), CX
+	MOVQ         r+24(FP), DX
+	MOVQ         rNorm+56(FP), BX
+	MOVQ         undecided+72(FP), SI
+	MOVQ         panels+40(FP), DI
+	MOVQ         rank+32(FP), R8
+	SHLQ         $0x03, R8
+	LEAQ         (SP), R9
+	ADDQ         $+63, R9
+	ANDQ         $-64, R9
+	VBROADCASTSD abs64<>+0(SB), Z23
+	VBROADCASTSD floor+64(FP), Z26
+	VPXORD       Z28, Z28, Z28
+	VPXORD       Z29, Z29, Z29
+	VPXORD       Z30, Z30, Z30
+	VPXORD       Z31, Z31, Z31
+	VPXORD       Z27, Z27, Z27
+
+tile:
+	MOVQ    R8, R11
+	SHRQ    $0x03, R11
+	MOVQ    $+16, R10
+	CMPQ    R11, R10
+	CMOVQLT R11, R10
+	SUBQ    R10, R11
+	VPXORD  Z0, Z0, Z0
+	VPXORD  Z1, Z1, Z1
+	VPXORD  Z2, Z2, Z2
+	VPXORD  Z3, Z3, Z3
+	VPXORD  Z4, Z4, Z4
+	VPXORD  Z5, Z5, Z5
+	VPXORD  Z6, Z6, Z6
+	VPXORD  Z7, Z7, Z7
+	VPXORD  Z8, Z8, Z8
+	VPXORD  Z9, Z9, Z9
+	VPXORD  Z10, Z10, Z10
+	VPXORD  Z11, Z11, Z11
+	VPXORD  Z12, Z12, Z12
+	VPXORD  Z13, Z13, Z13
+	VPXORD  Z14, Z14, Z14
+	VPXORD  Z15, Z15, Z15
+	LEAQ    (R8)(R8*2), R12
+	LEAQ    (R8)(R8*4), R13
+	LEAQ    (R12)(R8*4), R14
+
+first:
+	VMOVUPD      (DX), Z16
+	VMOVUPD      64(DX), Z17
+	VBROADCASTSD (CX), Z18
+	VFMADD231PD  Z18, Z16, Z0
+	VFMADD231PD  Z18, Z17, Z1
+	VBROADCASTSD (CX)(R8*1), Z19
+	VFMADD231PD  Z19, Z16, Z2
+	VFMADD231PD  Z19, Z17, Z3
+	VBROADCASTSD (CX)(R8*2), Z18
+	VFMADD231PD  Z18, Z16, Z4
+	VFMADD231PD  Z18, Z17, Z5
+	VBROADCASTSD (CX)(R12*1), Z19
+	VFMADD231PD  Z19, Z16, Z6
+	VFMADD231PD  Z19, Z17, Z7
+	VBROADCASTSD (CX)(R8*4), Z18
+	VFMADD231PD  Z18, Z16, Z8
+	VFMADD231PD  Z18, Z17, Z9
+	VBROADCASTSD (CX)(R13*1), Z19
+	VFMADD231PD  Z19, Z16, Z10
+	VFMADD231PD  Z19, Z17, Z11
+	VBROADCASTSD (CX)(R12*2), Z18
+	VFMADD231PD  Z18, Z16, Z12
+	VFMADD231PD  Z18, Z17, Z13
+	VBROADCASTSD (CX)(R14*1), Z19
+	VFMADD231PD  Z19, Z16, Z14
+	VFMADD231PD  Z19, Z17, Z15
+	ADDQ         $+8, CX
+	ADDQ         $+128, DX
+	DECQ         R10
+	JNZ          first
+	VMOVUPD      Z0, (R9)
+	VMOVUPD      Z1, 64(R9)
+	VMOVUPD      Z2, 128(R9)
+	VMOVUPD      Z3, 192(R9)
+	VMOVUPD      Z4, 256(R9)
+	VMOVUPD      Z5, 320(R9)
+	VMOVUPD      Z6, 384(R9)
+	VMOVUPD      Z7, 448(R9)
+	VMOVUPD      Z8, 512(R9)
+	VMOVUPD      Z9, 576(R9)
+	VMOVUPD      Z10, 640(R9)
+	VMOVUPD      Z11, 704(R9)
+	VMOVUPD      Z12, 768(R9)
+	VMOVUPD      Z13, 832(R9)
+	VMOVUPD      Z14, 896(R9)
+	VMOVUPD      Z15, 960(R9)
+	TESTQ        R11, R11
+	JZ           summed
+
+chunks:
+	MOVQ    $+16, R10
+	CMPQ    R11, R10
+	CMOVQLT R11, R10
+	SUBQ    R10, R11
+	VPXORD  Z0, Z0, Z0
+	VPXORD  Z1, Z1, Z1
+	VPXORD  Z2, Z2, Z2
+	VPXORD  Z3, Z3, Z3
+	VPXORD  Z4, Z4, Z4
+	VPXORD  Z5, Z5, Z5
+	VPXORD  Z6, Z6, Z6
+	VPXORD  Z7, Z7, Z7
+	VPXORD  Z8, Z8, Z8
+	VPXORD  Z9, Z9, Z9
+	VPXORD  Z10, Z10, Z10
+	VPXORD  Z11, Z11, Z11
+	VPXORD  Z12, Z12, Z12
+	VPXORD  Z13, Z13, Z13
+	VPXORD  Z14, Z14, Z14
+	VPXORD  Z15, Z15, Z15
+	LEAQ    (R8)(R8*2), R12
+	LEAQ    (R8)(R8*4), R13
+	LEAQ    (R12)(R8*4), R14
+
+further:
+	VMOVUPD      (DX), Z16
+	VMOVUPD      64(DX), Z17
+	VBROADCASTSD (CX), Z18
+	VFMADD231PD  Z18, Z16, Z0
+	VFMADD231PD  Z18, Z17, Z1
+	VBROADCASTSD (CX)(R8*1), Z19
+	VFMADD231PD  Z19, Z16, Z2
+	VFMADD231PD  Z19, Z17, Z3
+	VBROADCASTSD (CX)(R8*2), Z18
+	VFMADD231PD  Z18, Z16, Z4
+	VFMADD231PD  Z18, Z17, Z5
+	VBROADCASTSD (CX)(R12*1), Z19
+	VFMADD231PD  Z19, Z16, Z6
+	VFMADD231PD  Z19, Z17, Z7
+	VBROADCASTSD (CX)(R8*4), Z18
+	VFMADD231PD  Z18, Z16, Z8
+	VFMADD231PD  Z18, Z17, Z9
+	VBROADCASTSD (CX)(R13*1), Z19
+	VFMADD231PD  Z19, Z16, Z10
+	VFMADD231PD  Z19, Z17, Z11
+	VBROADCASTSD (CX)(R12*2), Z18
+	VFMADD231PD  Z18, Z16, Z12
+	VFMADD231PD  Z18, Z17, Z13
+	VBROADCASTSD (CX)(R14*1), Z19
+	VFMADD231PD  Z19, Z16, Z14
+	VFMADD231PD  Z19, Z17, Z15
+	ADDQ         $+8, CX
+	ADDQ         $+128, DX
+	DECQ         R10
+	JNZ          further
+	VADDPD       (R9), Z0, Z0
+	VMOVUPD      Z0, (R9)
+	VADDPD       64(R9), Z1, Z1
+	VMOVUPD      Z1, 64(R9)
+	VADDPD       128(R9), Z2, Z2
+	VMOVUPD      Z2, 128(R9)
+	VADDPD       192(R9), Z3, Z3
+	VMOVUPD      Z3, 192(R9)
+	VADDPD       256(R9), Z4, Z4
+	VMOVUPD      Z4, 256(R9)
+	VADDPD       320(R9), Z5, Z5
+	VMOVUPD      Z5, 320(R9)
+	VADDPD       384(R9), Z6, Z6
+	VMOVUPD      Z6, 384(R9)
+	VADDPD       448(R9), Z7, Z7
+	VMOVUPD      Z7, 448(R9)
+	VADDPD       512(R9), Z8, Z8
+	VMOVUPD      Z8, 512(R9)
+	VADDPD       576(R9), Z9, Z9
+	VMOVUPD      Z9, 576(R9)
+	VADDPD       640(R9), Z10, Z10
+	VMOVUPD      Z10, 640(R9)
+	VADDPD       704(R9), Z11, Z11
+	VMOVUPD      Z11, 704(R9)
+	VADDPD       768(R9), Z12, Z12
+	VMOVUPD      Z12, 768(R9)
+	VADDPD       832(R9), Z13, Z13
+	VMOVUPD      Z13, 832(R9)
+	VADDPD       896(R9), Z14, Z14
+	VMOVUPD      Z14, 896(R9)
+	VADDPD       960(R9), Z15, Z15
+	VMOVUPD      Z15, 960(R9)
+	TESTQ        R11, R11
+	JNZ          chunks
+
+summed:
+	SUBQ    R8, CX
+	MOVQ    stride+8(FP), R10
+	MOVQ    lBound+48(FP), R12
+	MOVQ    AX, R11
+	MOVQ    $+8, R13
+	VMOVUPD (BX), Z16
+	VMOVUPD 64(BX), Z17
+
+row:
+	PREFETCHT0       (R11)(R10*8)
+	VBROADCASTSD     (R12), Z18
+	VCVTPS2PD        (R11), Z0
+	VMOVAPD          (R9), Z1
+	VADDPD           Z1, Z0, Z2
+	VMOVAPD          Z18, Z4
+	VFMADD213PD      Z26, Z16, Z4
+	VANDPD           Z23, Z2, Z3
+	VFMADD231PD.BCST slack64<>+0(SB), Z3, Z4
+	VSUBPD           Z4, Z2, Z5
+	VADDPD           Z4, Z2, Z6
+	VADDPD           Z4, Z3, Z3
+	VCVTPD2PS        Z5, Y4
+	VCVTPD2PS        Z6, Y6
+	VPCMPEQD         Y6, Y4, K2
+	VCMPPD.BCST      $0x12, maxF32<>+0(SB), Z3, K2, K2
+	VCVTPS2PD        Y4, Z2
+	VCMPPD           $0x00, Z0, Z2, K2, K4
+	VSUBPD           Z0, Z2, Z5
+	VSUBPD           Z1, Z5, Z6
+	VFMADD231PD      Z0, Z0, K2, Z28
+	VFMADD231PD      Z1, Z1, K2, Z29
+	VFMADD231PD      Z5, Z5, K2, Z30
+	VFMADD231PD      Z6, Z6, K2, Z31
+	VPADDQ.BCST      one64<>+0(SB), Z27, K4, Z27
+	VMOVUPS          (R11), Y2
+	VMOVAPS          Y4, K2, Y2
+	VMOVUPS          Y2, (R11)
+	VCVTPS2PD        32(R11), Z8
+	VMOVAPD          64(R9), Z9
+	VADDPD           Z9, Z8, Z10
+	VMOVAPD          Z18, Z12
+	VFMADD213PD      Z26, Z17, Z12
+	VANDPD           Z23, Z10, Z11
+	VFMADD231PD.BCST slack64<>+0(SB), Z11, Z12
+	VSUBPD           Z12, Z10, Z13
+	VADDPD           Z12, Z10, Z14
+	VADDPD           Z12, Z11, Z11
+	VCVTPD2PS        Z13, Y12
+	VCVTPD2PS        Z14, Y14
+	VPCMPEQD         Y14, Y12, K3
+	VCMPPD.BCST      $0x12, maxF32<>+0(SB), Z11, K3, K3
+	VCVTPS2PD        Y12, Z10
+	VCMPPD           $0x00, Z8, Z10, K3, K4
+	VSUBPD           Z8, Z10, Z13
+	VSUBPD           Z9, Z13, Z14
+	VFMADD231PD      Z8, Z8, K3, Z28
+	VFMADD231PD      Z9, Z9, K3, Z29
+	VFMADD231PD      Z13, Z13, K3, Z30
+	VFMADD231PD      Z14, Z14, K3, Z31
+	VPADDQ.BCST      one64<>+0(SB), Z27, K4, Z27
+	VMOVUPS          32(R11), Y10
+	VMOVAPS          Y12, K3, Y10
+	VMOVUPS          Y10, 32(R11)
+	KUNPCKBW         K2, K3, K4
+	KNOTW            K4, K4
+	KMOVD            K4, R14
+	MOVQ             R14, (SI)
+	ADDQ             $+8, R12
+	ADDQ             R10, R11
+	ADDQ             $+128, R9
+	ADDQ             $+8, SI
+	DECQ             R13
+	JNZ              row
+	SUBQ             $+1024, R9
+	ADDQ             $+64, AX
+	ADDQ             $+128, BX
+	DECQ             DI
+	JNZ              tile
+	MOVQ             unchanged+80(FP), AX
+	MOVQ             squares+88(FP), CX
+	VEXTRACTI64X4    $0x01, Z27, Y0
+	VPADDQ           Y0, Y27, Y0
+	VEXTRACTI128     $0x01, Y0, X1
+	VPADDQ           X1, X0, X0
+	VPSHUFD          $0x4e, X0, X1
+	VPADDQ           X1, X0, X0
+	VMOVD            X0, DX
+	ADDQ             DX, (AX)
+	VEXTRACTF64X4    $0x01, Z28, Y1
+	VADDPD           Y1, Y28, Y0
+	VEXTRACTF128     $0x01, Y0, X1
+	VADDPD           X1, X0, X0
+	VUNPCKHPD        X0, X0, X1
+	VADDSD           X1, X0, X0
+	VADDSD           (CX), X0, X0
+	VMOVSD           X0, (CX)
+	VEXTRACTF64X4    $0x01, Z29, Y1
+	VADDPD           Y1, Y29, Y0
+	VEXTRACTF128     $0x01, Y0, X1
+	VADDPD           X1, X0, X0
+	VUNPCKHPD        X0, X0, X1
+	VADDSD           X1, X0, X0
+	VADDSD           8(CX), X0, X0
+	VMOVSD           X0, 8(CX)
+	VEXTRACTF64X4    $0x01, Z30, Y1
+	VADDPD           Y1, Y30, Y0
+	VEXTRACTF128     $0x01, Y0, X1
+	VADDPD           X1, X0, X0
+	VUNPCKHPD        X0, X0, X1
+	VADDSD           X1, X0, X0
+	VADDSD           16(CX), X0, X0
+	VMOVSD           X0, 16(CX)
+	VEXTRACTF64X4    $0x01, Z31, Y1
+	VADDPD           Y1, Y31, Y0
+	VEXTRACTF128     $0x01, Y0, X1
+	VADDPD           X1, X0, X0
+	VUNPCKHPD        X0, X0, X1
+	VADDSD           X1, X0, X0
+	VADDSD           24(CX), X0, X0
+	VMOVSD           X0, 24(CX)
+	VZEROUPPER
+	RET
+
+DATA abs64<>+0(SB)/8, $0x7fffffffffffffff
+GLOBL abs64<>(SB), RODATA|NOPTR, $8
+
+DATA slack64<>+0(SB)/8, $0x3cb0040000000000
+GLOBL slack64<>(SB), RODATA|NOPTR, $8
+
+DATA maxF32<>+0(SB)/8, $0x47efffffe0000000
+GLOBL maxF32<>(SB), RODATA|NOPTR, $8
+
+DATA one64<>+0(SB)/8, $0x0000000000000001
+GLOBL one64<>(SB), RODATA|NOPTR, $8

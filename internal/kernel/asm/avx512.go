@@ -3,7 +3,6 @@ package main
 import (
 	"math"
 
-	"github.com/mmcloughlin/avo/attr"
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
 	. "github.com/mmcloughlin/avo/reg"
@@ -19,11 +18,11 @@ var wide = tile{isa: "AVX512", rows: 8, vectors: 2, bytes: 64,
 
 // What lives in registers from tile to tile; products use those below 20.
 var (
-	zExpand = [2]VecPhysical{Z20, Z21} // the words of a vector, to the high halves of double words
+	zExpand = [2]VecPhysical{Z20, Z21} // BF16: the words of a vector, to the high halves of double words
 	zShrink = Z22                      // and back
-	zAbs    = Z23
 	zHigh   = Z24
 	zMid    = Z25
+	zAbs    = Z23
 	zFloor  = Z26
 	zCount  = Z27
 	zSums   = [4]VecPhysical{Z28, Z29, Z30, Z31} // w², δ², (out−w)², (out−w−δ)²
@@ -42,15 +41,14 @@ func avx512(b base) {
 	Load(Param("lBound"), bound)
 	MOVQ(p.w, w)
 	MOVQ(I32(t.rows), n)
-	norm := [2]VecPhysical{Z16, Z17}
+	norm, c := [2]VecPhysical{Z16, Z17}, Z18
 	for j := range norm {
-		VMOVUPS(Mem{Base: p.rNorm, Disp: 64 * j}, norm[j])
+		b.op(VMOVUPS, VMOVUPD)(Mem{Base: p.rNorm, Disp: 64 * j}, norm[j])
 	}
 	Label("row")
-	PREFETCHT0(Mem{Base: w, Index: stride, Scale: uint8(t.rows)})
-	c := Z18
-	VBROADCASTSS(Mem{Base: bound}, c)
-	decideBF16(w, p, c, norm)
+	PREFETCHT0(Mem{Base: w, Index: stride, Scale: uint8(t.rows)}) // the next tile's below
+	b.op(VBROADCASTSS, VBROADCASTSD)(Mem{Base: bound}, c)
+	row512(b, w, p, c, norm)
 	ADDQ(I8(b.size), bound)
 	ADDQ(stride, w)
 	ADDQ(I32(t.vectors*t.bytes), p.delta)
@@ -69,132 +67,192 @@ func avx512(b base) {
 }
 
 func constants512(b base) {
-	var expand [2][32]uint16
-	var shrink [32]uint16
-	for i := range 16 {
-		expand[0][2*i+1], expand[1][2*i+1] = uint16(i), uint16(16+i)
-		shrink[i], shrink[16+i] = uint16(2*i+1), uint16(32+2*i+1)
+	if b == bf16 {
+		var expand [2][32]uint16
+		var shrink [32]uint16
+		for i := range 16 {
+			expand[0][2*i+1], expand[1][2*i+1] = uint16(i), uint16(16+i)
+			shrink[i], shrink[16+i] = uint16(2*i+1), uint16(32+2*i+1)
+		}
+		VMOVDQU32(words("expandLow", expand[0]), zExpand[0])
+		VMOVDQU32(words("expandHigh", expand[1]), zExpand[1])
+		VMOVDQU32(words("shrink", shrink), zShrink)
+		VPBROADCASTD(integer("high", 0xffff0000), zHigh)
+		VPBROADCASTD(integer("mid", 0x8000), zMid)
+		odd := GP32()
+		MOVL(U32(0xaaaaaaaa), odd)
+		KMOVD(odd, K1)
 	}
-	VMOVDQU32(words("expandLow", expand[0]), zExpand[0])
-	VMOVDQU32(words("expandHigh", expand[1]), zExpand[1])
-	VMOVDQU32(words("shrink", shrink), zShrink)
-	VPBROADCASTD(number("abs", 0x7fffffff), zAbs)
-	VPBROADCASTD(number("high", 0xffff0000), zHigh)
-	VPBROADCASTD(number("mid", 0x8000), zMid)
-	floor, err := Param("floor").Resolve()
-	if err != nil {
-		panic(err)
-	}
-	VBROADCASTSS(floor.Addr, zFloor)
+	b.op(VBROADCASTSS, VBROADCASTSD)(b.absMask(), zAbs)
+	b.op(VBROADCASTSS, VBROADCASTSD)(param("floor"), zFloor)
 	for _, z := range append(zSums[:], zCount) {
 		VPXORD(z, z, z)
 	}
-	odd := GP32()
-	MOVL(U32(0xaaaaaaaa), odd)
-	KMOVD(odd, K1)
 }
 
-// decideBF16 does 32 elements of a row: m is t with its low half replaced by the midpoint's, and e < min(|t−m|, 2⁻¹⁰·|t|)
-// decides; t + half an ulp, cut, is the result. See merge/doc.go.
-func decideBF16(at Register, p pointers, c VecPhysical, norm [2]VecPhysical) {
-	raw := Z19
-	VMOVDQU16(Mem{Base: at}, raw)
-	var w [2]VecPhysical
+// row512 does a row of a tile: two vectors of δ.
+func row512(b base, at Register, p pointers, c VecPhysical, norm [2]VecPhysical) {
+	var (
+		mov        = b.op(VMOVAPS, VMOVAPD)
+		add, sub   = b.op(VADDPS, VADDPD), b.op(VSUBPS, VSUBPD)
+		and        = b.op(VANDPS, VANDPD)
+		fma, round = b.op(VFMADD231PS, VFMADD231PD), b.op(VFMADD231PS_BCST, VFMADD231PD_BCST)
+		ok         = [2]OpmaskPhysical{K2, K3}
+		same       = K4
+		raw        = Z19
+		half       = 64 / b.size * b.bytes // bytes of W that become one vector
+		w          [2]VecPhysical
+	)
+	if b == bf16 {
+		VMOVDQU16(Mem{Base: at}, raw)
+	}
 	for j := range 2 {
 		z := func(i int) VecPhysical { return zmm[8*j+i] }
-		d, t, abs, e, m := z(1), z(2), z(3), z(4), z(5)
+		d, t, abs, e := z(1), z(2), z(3), z(4)
 		w[j] = z(0)
-		ok, same := [2]OpmaskPhysical{K2, K3}[j], K4
-		VPERMW_Z(raw, zExpand[j], K1, w[j])
-		VMOVAPS(Mem{Base: p.delta, Disp: 64 * j}, d)
-		VADDPS(d, w[j], t)
-		VMOVAPS(c, e)
-		VFMADD213PS(zFloor, norm[j], e)
-		VPANDD(zAbs, t, abs)
-		VFMADD231PS_BCST(number("slack", bits(0x1.004p-23)), abs, e)
-		VMOVDQA32(zHigh, m)
-		VPTERNLOGD(U8(0xea), zMid, t, m) // (m & t) | mid
-		VSUBPS(m, t, m)
-		q := z(6)
-		VMULPS_BCST(number("near", bits(0x1p-10)), t, q)
-		VRANGEPS(U8(2<<2|2), m, q, q) // the smaller magnitude
-		VCMPPS(U8(30), e, q, ok)      // q > e
-		VCMPPS_BCST(U8(17), number("limit", bits(0x1p44)), abs, ok, ok)
+		here := Mem{Base: at, Disp: half * j}
+		switch b {
+		case bf16:
+			VPERMW_Z(raw, zExpand[j], K1, w[j])
+		case f16:
+			VCVTPH2PS(here, w[j])
+		case f32:
+			VCVTPS2PD(here, w[j])
+		}
+		mov(Mem{Base: p.delta, Disp: 64 * j}, d)
+		add(d, w[j], t)
+		mov(c, e)
+		b.op(VFMADD213PS, VFMADD213PD)(zFloor, norm[j], e)
+		and(zAbs, t, abs)
+		round(b.slack(), abs, e)
 
-		out, moved, lost := t, z(5), z(6)
-		VPADDD(zMid, t, out)
-		VPANDD(zHigh, out, out)
-		VSUBPS(w[j], out, moved)
-		VSUBPS(d, moved, lost)
-		VFMADD231PS(w[j], w[j], ok, zSums[0])
-		VFMADD231PS(d, d, ok, zSums[1])
-		VFMADD231PS(moved, moved, ok, zSums[2])
-		VFMADD231PS(lost, lost, ok, zSums[3])
-		VPTESTNMD(moved, moved, ok, same)
-		VPADDD_BCST(number("one", 1), zCount, same, zCount)
-		VMOVDQA32(out, ok, w[j])
+		var out VecPhysical
+		if b == bf16 {
+			out = midpoint512(t, abs, e, z(5), z(6), ok[j])
+		} else {
+			out = bothEnds512(b, t, abs, e, z(5), z(6), ok[j])
+		}
+		moved, lost := z(5), z(6)
+		b.op(VCMPPS, VCMPPD)(U8(equal), w[j], out, ok[j], same)
+		sub(w[j], out, moved)
+		sub(d, moved, lost)
+		fma(w[j], w[j], ok[j], zSums[0])
+		fma(d, d, ok[j], zSums[1])
+		fma(moved, moved, ok[j], zSums[2])
+		fma(lost, lost, ok[j], zSums[3])
+		b.op(VPADDD_BCST, VPADDQ_BCST)(b.one(), zCount, same, zCount)
+		switch b {
+		case bf16:
+			VMOVDQA32(out, ok[j], w[j])
+		case f16:
+			VMOVDQU16(here, t.AsY())
+			VMOVDQU16(e.AsY(), ok[j], t.AsY())
+			VMOVDQU16(t.AsY(), here)
+		case f32:
+			VMOVUPS(here, t.AsY())
+			VMOVAPS(e.AsY(), ok[j], t.AsY())
+			VMOVUPS(t.AsY(), here)
+		}
 	}
-	VPERMT2W(w[1], zShrink, w[0])
-	VMOVDQU16(w[0], Mem{Base: at})
-	KUNPCKWD(K2, K3, K4)
-	KNOTD(K4, K4)
+	if b == bf16 {
+		VPERMT2W(w[1], zShrink, w[0])
+		VMOVDQU16(w[0], Mem{Base: at})
+	}
+	if b.size == 4 {
+		KUNPCKWD(ok[0], ok[1], same)
+		KNOTD(same, same)
+	} else {
+		KUNPCKBW(ok[0], ok[1], same)
+		KNOTW(same, same)
+	}
 	mask := GP32()
-	KMOVD(K4, mask)
+	KMOVD(same, mask)
 	MOVQ(mask.As64(), Mem{Base: p.undecided})
 }
 
-// flush512 adds the sums of the lanes to s.
+// midpoint512 tests a vector for BF16: m is t with the midpoint's low half, and e < min(|t−m|, 2⁻¹⁰·|t|) decides. See
+// merge/doc.go. The result, in t, is t and half an ulp, cut.
+func midpoint512(t, abs, e, m, near VecPhysical, ok OpmaskPhysical) (out VecPhysical) {
+	VMOVDQA32(zHigh, m)
+	VPTERNLOGD(U8(0xea), zMid, t, m) // (m & t) | mid
+	VSUBPS(m, t, m)
+	VMULPS_BCST(single("near", 0x1p-10), t, near)
+	VRANGEPS(U8(2<<2|2), m, near, near) // the smaller magnitude
+	VCMPPS(U8(greater), e, near, ok)
+	VCMPPS_BCST(U8(less), single("limit", 0x1p44), abs, ok, ok)
+	VPADDD(zMid, t, t)
+	VPANDD(zHigh, t, t)
+	return t
+}
+
+// bothEnds512 tests a vector: where t−e and t+e round to the same bits, and |t|+e is within the dtype's range, these are the
+// result. It comes back in t, and rounded in the low half of e.
+func bothEnds512(b base, t, abs, e, low, high VecPhysical, ok OpmaskPhysical) (out VecPhysical) {
+	b.op(VSUBPS, VSUBPD)(e, t, low)
+	b.op(VADDPS, VADDPD)(e, t, high)
+	b.op(VADDPS, VADDPD)(e, abs, abs)
+	if b == f16 {
+		VCVTPS2PH(U8(0), low, e.AsY())
+		VCVTPS2PH(U8(0), high, high.AsY())
+		VPCMPEQW(high.AsY(), e.AsY(), ok)
+		VCMPPS_BCST(U8(atMost), single("maxF16", 65504), abs, ok, ok)
+		VCVTPH2PS(e.AsY(), t)
+	} else {
+		VCVTPD2PS(low, e.AsY())
+		VCVTPD2PS(high, high.AsY())
+		VPCMPEQD(high.AsY(), e.AsY(), ok)
+		VCMPPD_BCST(U8(atMost), double("maxF32", math.MaxFloat32), abs, ok, ok)
+		VCVTPS2PD(e.AsY(), t)
+	}
+	return t
+}
+
+// Predicates of VCMP: second operand against first, false for a NaN.
+const (
+	equal   = 0
+	less    = 17
+	atMost  = 18
+	greater = 30
+)
+
+// flush512 adds the sums of the lanes to unchanged and squares.
 func flush512(b base) {
 	unchanged, squares := Load(Param("unchanged"), GP64()), Load(Param("squares"), GP64())
+	add := b.op(VPADDD, VPADDQ)
 	VEXTRACTI64X4(U8(1), zCount, Y0)
-	VPADDD(Y0, zCount.AsY(), Y0)
+	add(Y0, zCount.AsY(), Y0)
 	VEXTRACTI128(U8(1), Y0, X1)
-	VPADDD(X1, X0, X0)
+	add(X1, X0, X0)
 	VPSHUFD(U8(0x4e), X0, X1)
-	VPADDD(X1, X0, X0)
-	VPSHUFD(U8(0xb1), X0, X1)
-	VPADDD(X1, X0, X0)
+	add(X1, X0, X0)
+	if b.size == 4 {
+		VPSHUFD(U8(0xb1), X0, X1)
+		add(X1, X0, X0)
+	}
 	n := GP32()
 	VMOVD(X0, n)
 	ADDQ(n.As64(), Mem{Base: unchanged})
 	for i, z := range zSums {
-		VCVTPS2PD(z.AsY(), Z0)
+		if b.size == 4 {
+			VCVTPS2PD(z.AsY(), Z0)
+			VEXTRACTF64X4(U8(1), z, Y1)
+			VCVTPS2PD(Y1, Z1)
+			VADDPD(Z1, Z0, Z0)
+			z = Z0
+		}
 		VEXTRACTF64X4(U8(1), z, Y1)
-		VCVTPS2PD(Y1, Z1)
-		VADDPD(Z1, Z0, Z0)
-		VEXTRACTF64X4(U8(1), Z0, Y1)
-		VADDPD(Y1, Y0, Y0)
-		VEXTRACTF128(U8(1), Y0, X1)
-		VADDPD(X1, X0, X0)
-		VUNPCKHPD(X0, X0, X1)
-		VADDSD(X1, X0, X0)
-		at := Mem{Base: squares, Disp: 8 * i}
-		VADDSD(at, X0, X0)
-		VMOVSD(X0, at)
+		VADDPD(Y1, z.AsY(), Y0)
+		flush256(i, squares)
 	}
 }
 
-func bits(x float32) uint32 { return math.Float32bits(x) }
-
-var known = map[string]Mem{}
-
-// number is a constant in memory.
-func number(name string, x uint32) Mem {
-	if _, ok := known[name]; !ok {
-		known[name] = ConstData(name, U32(x))
-	}
-	return known[name]
-}
-
-// words are 32 constants in memory.
-func words(name string, x [32]uint16) Mem {
-	if m, ok := known[name]; ok {
-		return m
-	}
-	m := GLOBL(name, attr.RODATA|attr.NOPTR)
-	for i, x := range x {
-		DATA(2*i, U16(x))
-	}
-	known[name] = m
-	return m
+// flush256 adds the four float64 in Y0 to squares[i].
+func flush256(i int, squares Register) {
+	VEXTRACTF128(U8(1), Y0, X1)
+	VADDPD(X1, X0, X0)
+	VUNPCKHPD(X0, X0, X1)
+	VADDSD(X1, X0, X0)
+	at := Mem{Base: squares, Disp: 8 * i}
+	VADDSD(at, X0, X0)
+	VMOVSD(X0, at)
 }

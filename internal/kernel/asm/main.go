@@ -12,7 +12,7 @@ import (
 
 func main() {
 	ConstraintExpr("amd64")
-	for _, b := range []base{bf16} {
+	for _, b := range []base{bf16, f16, f32} {
 		avx512(b)
 	}
 	Generate()

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"math"
+
+	"github.com/mmcloughlin/avo/attr"
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+)
+
+var known = make(map[string]Mem)
+
+// constant is a number in memory, there once.
+func constant(name string, x Constant) Mem {
+	if _, ok := known[name]; !ok {
+		known[name] = ConstData(name, x)
+	}
+	return known[name]
+}
+
+func integer(name string, x uint32) Mem { return constant(name, U32(x)) }
+func single(name string, x float32) Mem { return constant(name, U32(math.Float32bits(x))) }
+func double(name string, x float64) Mem { return constant(name, U64(math.Float64bits(x))) }
+
+// slack is what t = w + δ and t ± e can lose in units of |t|, slack32 and slack64 of the portable kernel.
+func (b base) slack() Mem {
+	if b.size == 4 {
+		return single("slack32", 0x1.004p-23)
+	}
+	return double("slack64", 0x1.004p-52)
+}
+
+// absMask clears the sign of a number.
+func (b base) absMask() Mem {
+	if b.size == 4 {
+		return integer("abs32", 1<<31-1)
+	}
+	return constant("abs64", U64(1<<63-1))
+}
+
+// one is the integer, as wide as a number.
+func (b base) one() Mem {
+	if b.size == 4 {
+		return integer("one32", 1)
+	}
+	return constant("one64", U64(1))
+}
+
+// words are 32 constants in memory, there once.
+func words(name string, x [32]uint16) Mem {
+	if m, ok := known[name]; ok {
+		return m
+	}
+	m := GLOBL(name, attr.RODATA|attr.NOPTR)
+	for i, x := range x {
+		DATA(2*i, U16(x))
+	}
+	known[name] = m
+	return m
+}
+
+// param is where an argument of the function lies.
+func param(name string) Mem {
+	p, err := Param(name).Resolve()
+	if err != nil {
+		panic(err)
+	}
+	return p.Addr
+}
