@@ -27,10 +27,10 @@
 // is one sum of r = Σ r_i products l_k·r_k, with l_k = fl(S_i·b). It is summed in chunks of 16, and the chunks in order.
 //
 //  1. On its way into δ, the product of index k passes n_k roundings: one in l_k, one of its own (none with fused
-//     multiply-add), 16 − k mod 16 additions in its chunk and ⌈r/16⌉ − ⌊k/16⌋ of chunks. So δ differs from the exact Σ by at
+//     multiply-add), 16 − k mod 16 additions in its chunk and ⌈r/16⌉ − max(1, ⌊k/16⌋) of chunks. So δ differs from the exact Σ by at
 //     most Σ_k γ_{n_k}·|l_k·r_k|, up to underflow (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., §3.1).
 //  2. Σ_k n_k·|l_k·r_k| ≤ (Σ n_k·l_k²)^½·(Σ n_k·r_k²)^½ =: ‖l‖_n·‖r‖_n (Cauchy–Schwarz): norms of the rows of L and the columns
-//     of R, computed once and rounded up. As n_k is about 10 + r/32 in the mean and 18 + r/16 at most, this is several times
+//     of R, computed once and rounded up. As n_k is about 10 + r/32 in the mean and 17 + r/16 at most, this is several times
 //     less than r·‖l‖·‖r‖, what one long sum would have.
 //  3. t = fl(w + δ) adds u·|t|, and computing t ± e rounds once more: u·(|t| + e).
 //  4. Underflow costs η/2 in l_k, which makes (η/2)·√r·‖r‖ of all of them; η/2 per product; and η/2 for each operation that
@@ -38,16 +38,16 @@
 //
 // Together e = (1.01·u·‖l‖_n + ν)·‖r‖_n + 2.002·u·|t| + (r+4)·η, where ν, the smallest normal number, is more than η·√r/2.
 // The 1 % pays for γ against n·u (n is at most 4,200 for r = 65,536, where it is 0.03 %), for the roundings in computing e, for
-// the second rounding of a product S·b that is formed in float64 before it becomes a float32, and for the u·e of step 3; the 2 ‰
-// pay for the roundings of the part that grows with |t|. Whatever is not finite is left to the next pass.
+// the second rounding of a product S·b that is formed in float64 before it becomes a float32, and for the u·e of step 3; the 1 ‰
+// pays for the roundings of the part that grows with |t|. Whatever is not finite is left to the next pass.
 //
 // A kernel for BF16 need not round twice. Its values are the float32 numbers whose low 16 bits are zero, so that the numbers
 // with the same high 16 bits as t have one midpoint m of two neighbours among them, namely with low bits 0x8000, and t − m
 // is exact. If e < |t − m|, the exact value lies on the same side of m as t. The next midpoint on that side is at least
 // 2¹⁴ ulps of t away, and these are more than 2⁻¹⁰·|t|. So e < min(|t − m|, 2⁻¹⁰·|t|) decides: the result is t, rounded.
 //
-// The second pass forms one sum per term in float64, multiplies it by S, and uses (r + K + 3)·u·|S|·Σ|b·a| for K terms in place
-// of the norms. For an F64 base it uses double-double
-// arithmetic, whose bound is stated with it. The last pass is exact: sums of products of float64 numbers in integer
-// arithmetic of unlimited length.
+// The second pass forms one sum per term in float64 and multiplies it by S, which is at most r + K + 3 roundings for K terms.
+// Its bound is (r + K + 3)·2⁻⁵³·‖l‖·‖r‖, in which ‖l‖·‖r‖ ≤ ‖l‖_n·‖r‖_n/3 since every n_k is at least 3, and step 4 as above. For
+// an F64 base it uses double-double arithmetic, whose bound is stated with it. The last pass is exact: sums of products of
+// float64 numbers in integer arithmetic of unlimited length.
 package merge

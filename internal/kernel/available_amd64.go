@@ -14,5 +14,13 @@ func available() (all []*Kernel) {
 			f32:  assembled(8, 16, 8, f32AVX512),
 		})
 	}
+	if cpu.X86.HasAVX2 && cpu.X86.HasFMA && cpu.X86.HasF16C && cpu.X86.HasPOPCNT {
+		all = append(all, &Kernel{
+			name: "avx2",
+			bf16: assembled(4, 16, 16, bf16AVX2),
+			f16:  assembled(4, 16, 16, f16AVX2),
+			f32:  assembled(4, 8, 16, f32AVX2),
+		})
+	}
 	return all
 }

@@ -447,25 +447,352 @@ DATA shrink<>+62(SB)/2, $0x003f
 GLOBL shrink<>(SB), RODATA|NOPTR, $64
 
 DATA high<>+0(SB)/4, $0xffff0000
-GLOBL high<>(SB), RODATA|NOPTR, $4
+DATA high<>+4(SB)/4, $0xffff0000
+DATA high<>+8(SB)/4, $0xffff0000
+DATA high<>+12(SB)/4, $0xffff0000
+DATA high<>+16(SB)/4, $0xffff0000
+DATA high<>+20(SB)/4, $0xffff0000
+DATA high<>+24(SB)/4, $0xffff0000
+DATA high<>+28(SB)/4, $0xffff0000
+GLOBL high<>(SB), RODATA|NOPTR, $32
 
 DATA mid<>+0(SB)/4, $0x00008000
-GLOBL mid<>(SB), RODATA|NOPTR, $4
+DATA mid<>+4(SB)/4, $0x00008000
+DATA mid<>+8(SB)/4, $0x00008000
+DATA mid<>+12(SB)/4, $0x00008000
+DATA mid<>+16(SB)/4, $0x00008000
+DATA mid<>+20(SB)/4, $0x00008000
+DATA mid<>+24(SB)/4, $0x00008000
+DATA mid<>+28(SB)/4, $0x00008000
+GLOBL mid<>(SB), RODATA|NOPTR, $32
 
 DATA abs32<>+0(SB)/4, $0x7fffffff
-GLOBL abs32<>(SB), RODATA|NOPTR, $4
+DATA abs32<>+4(SB)/4, $0x7fffffff
+DATA abs32<>+8(SB)/4, $0x7fffffff
+DATA abs32<>+12(SB)/4, $0x7fffffff
+DATA abs32<>+16(SB)/4, $0x7fffffff
+DATA abs32<>+20(SB)/4, $0x7fffffff
+DATA abs32<>+24(SB)/4, $0x7fffffff
+DATA abs32<>+28(SB)/4, $0x7fffffff
+GLOBL abs32<>(SB), RODATA|NOPTR, $32
 
 DATA slack32<>+0(SB)/4, $0x34002000
-GLOBL slack32<>(SB), RODATA|NOPTR, $4
+DATA slack32<>+4(SB)/4, $0x34002000
+DATA slack32<>+8(SB)/4, $0x34002000
+DATA slack32<>+12(SB)/4, $0x34002000
+DATA slack32<>+16(SB)/4, $0x34002000
+DATA slack32<>+20(SB)/4, $0x34002000
+DATA slack32<>+24(SB)/4, $0x34002000
+DATA slack32<>+28(SB)/4, $0x34002000
+GLOBL slack32<>(SB), RODATA|NOPTR, $32
 
 DATA near<>+0(SB)/4, $0x3a800000
-GLOBL near<>(SB), RODATA|NOPTR, $4
+DATA near<>+4(SB)/4, $0x3a800000
+DATA near<>+8(SB)/4, $0x3a800000
+DATA near<>+12(SB)/4, $0x3a800000
+DATA near<>+16(SB)/4, $0x3a800000
+DATA near<>+20(SB)/4, $0x3a800000
+DATA near<>+24(SB)/4, $0x3a800000
+DATA near<>+28(SB)/4, $0x3a800000
+GLOBL near<>(SB), RODATA|NOPTR, $32
 
 DATA limit<>+0(SB)/4, $0x55800000
-GLOBL limit<>(SB), RODATA|NOPTR, $4
+DATA limit<>+4(SB)/4, $0x55800000
+DATA limit<>+8(SB)/4, $0x55800000
+DATA limit<>+12(SB)/4, $0x55800000
+DATA limit<>+16(SB)/4, $0x55800000
+DATA limit<>+20(SB)/4, $0x55800000
+DATA limit<>+24(SB)/4, $0x55800000
+DATA limit<>+28(SB)/4, $0x55800000
+GLOBL limit<>(SB), RODATA|NOPTR, $32
 
 DATA one32<>+0(SB)/4, $0x00000001
-GLOBL one32<>(SB), RODATA|NOPTR, $4
+DATA one32<>+4(SB)/4, $0x00000001
+DATA one32<>+8(SB)/4, $0x00000001
+DATA one32<>+12(SB)/4, $0x00000001
+DATA one32<>+16(SB)/4, $0x00000001
+DATA one32<>+20(SB)/4, $0x00000001
+DATA one32<>+24(SB)/4, $0x00000001
+DATA one32<>+28(SB)/4, $0x00000001
+GLOBL one32<>(SB), RODATA|NOPTR, $32
+
+// func bf16AVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+// Requires: AVX, AVX2, CMOV, FMA3, MMX+, POPCNT
+TEXT ·bf16AVX2(SB), $288-96
+	MOVQ   w+0(FP), AX
+	MOVQ   l+16(FP), CX
+	MOVQ   r+24(FP), DX
+	MOVQ   rNorm+56(FP), BX
+	MOVQ   undecided+72(FP), SI
+	MOVQ   panels+40(FP), DI
+	MOVQ   rank+32(FP), R8
+	SHLQ   $0x02, R8
+	LEAQ   (SP), R9
+	ADDQ   $+31, R9
+	ANDQ   $-32, R9
+	XORQ   R10, R10
+	VXORPS Y12, Y12, Y12
+	VXORPS Y13, Y13, Y13
+	VXORPS Y14, Y14, Y14
+	VXORPS Y15, Y15, Y15
+
+tile:
+	MOVQ    R8, R12
+	SHRQ    $0x02, R12
+	MOVQ    $+16, R11
+	CMPQ    R12, R11
+	CMOVQLT R12, R11
+	SUBQ    R11, R12
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	LEAQ    (R8)(R8*2), R13
+
+first:
+	VMOVUPS      (DX), Y8
+	VMOVUPS      32(DX), Y9
+	VBROADCASTSS (CX), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y1
+	VBROADCASTSS (CX)(R8*1), Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VFMADD231PS  Y11, Y9, Y3
+	VBROADCASTSS (CX)(R8*2), Y10
+	VFMADD231PS  Y10, Y8, Y4
+	VFMADD231PS  Y10, Y9, Y5
+	VBROADCASTSS (CX)(R13*1), Y11
+	VFMADD231PS  Y11, Y8, Y6
+	VFMADD231PS  Y11, Y9, Y7
+	ADDQ         $+4, CX
+	ADDQ         $+64, DX
+	DECQ         R11
+	JNZ          first
+	VMOVUPS      Y0, (R9)
+	VMOVUPS      Y1, 32(R9)
+	VMOVUPS      Y2, 64(R9)
+	VMOVUPS      Y3, 96(R9)
+	VMOVUPS      Y4, 128(R9)
+	VMOVUPS      Y5, 160(R9)
+	VMOVUPS      Y6, 192(R9)
+	VMOVUPS      Y7, 224(R9)
+	TESTQ        R12, R12
+	JZ           summed
+
+chunks:
+	MOVQ    $+16, R11
+	CMPQ    R12, R11
+	CMOVQLT R12, R11
+	SUBQ    R11, R12
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	LEAQ    (R8)(R8*2), R13
+
+further:
+	VMOVUPS      (DX), Y8
+	VMOVUPS      32(DX), Y9
+	VBROADCASTSS (CX), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y1
+	VBROADCASTSS (CX)(R8*1), Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VFMADD231PS  Y11, Y9, Y3
+	VBROADCASTSS (CX)(R8*2), Y10
+	VFMADD231PS  Y10, Y8, Y4
+	VFMADD231PS  Y10, Y9, Y5
+	VBROADCASTSS (CX)(R13*1), Y11
+	VFMADD231PS  Y11, Y8, Y6
+	VFMADD231PS  Y11, Y9, Y7
+	ADDQ         $+4, CX
+	ADDQ         $+64, DX
+	DECQ         R11
+	JNZ          further
+	VADDPS       (R9), Y0, Y0
+	VMOVUPS      Y0, (R9)
+	VADDPS       32(R9), Y1, Y1
+	VMOVUPS      Y1, 32(R9)
+	VADDPS       64(R9), Y2, Y2
+	VMOVUPS      Y2, 64(R9)
+	VADDPS       96(R9), Y3, Y3
+	VMOVUPS      Y3, 96(R9)
+	VADDPS       128(R9), Y4, Y4
+	VMOVUPS      Y4, 128(R9)
+	VADDPS       160(R9), Y5, Y5
+	VMOVUPS      Y5, 160(R9)
+	VADDPS       192(R9), Y6, Y6
+	VMOVUPS      Y6, 192(R9)
+	VADDPS       224(R9), Y7, Y7
+	VMOVUPS      Y7, 224(R9)
+	TESTQ        R12, R12
+	JNZ          chunks
+
+summed:
+	SUBQ         R8, CX
+	MOVQ         lBound+48(FP), R12
+	MOVQ         AX, R11
+	MOVQ         $+4, R13
+	VBROADCASTSS floor+64(FP), Y11
+
+row:
+	MOVQ         stride+8(FP), R14
+	PREFETCHT0   (R11)(R14*4)
+	VBROADCASTSS (R12), Y10
+	VPMOVZXWD    (R11), Y0
+	VPSLLD       $0x10, Y0, Y0
+	VMOVAPS      (R9), Y1
+	VADDPS       Y1, Y0, Y8
+	VMOVUPS      (BX), Y4
+	VFMADD213PS  Y11, Y10, Y4
+	VANDPS       abs32<>+0(SB), Y8, Y3
+	VFMADD231PS  slack32<>+0(SB), Y3, Y4
+	VANDPS       high<>+0(SB), Y8, Y5
+	VORPS        mid<>+0(SB), Y5, Y5
+	VSUBPS       Y5, Y8, Y5
+	VANDPS       abs32<>+0(SB), Y5, Y5
+	VMULPS       near<>+0(SB), Y3, Y6
+	VMINPS       Y5, Y6, Y6
+	VCMPPS       $0x1e, Y4, Y6, Y7
+	VCMPPS       $0x11, limit<>+0(SB), Y3, Y6
+	VANDPS       Y6, Y7, Y7
+	VPADDD       mid<>+0(SB), Y8, Y8
+	VANDPS       high<>+0(SB), Y8, Y8
+	VMOVMSKPS    Y7, R15
+	MOVL         R15, R14
+	VSUBPS       Y0, Y8, Y5
+	VSUBPS       Y1, Y5, Y6
+	VCMPPS       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x000000ff
+	JEQ          all0
+	VBLENDVPS    Y7, Y8, Y0, Y8
+	VANDPS       Y7, Y0, Y0
+	VANDPS       Y7, Y1, Y1
+	VANDPS       Y7, Y5, Y5
+	VANDPS       Y7, Y6, Y6
+	VANDPS       Y7, Y3, Y3
+
+all0:
+	VFMADD231PS Y0, Y0, Y12
+	VFMADD231PS Y1, Y1, Y13
+	VFMADD231PS Y5, Y5, Y14
+	VFMADD231PS Y6, Y6, Y15
+	VMOVMSKPS   Y3, R15
+	POPCNTL     R15, R15
+	ADDQ        R15, R10
+	VPMOVZXWD   16(R11), Y0
+	VPSLLD      $0x10, Y0, Y0
+	VMOVAPS     32(R9), Y1
+	VADDPS      Y1, Y0, Y9
+	VMOVUPS     32(BX), Y4
+	VFMADD213PS Y11, Y10, Y4
+	VANDPS      abs32<>+0(SB), Y9, Y3
+	VFMADD231PS slack32<>+0(SB), Y3, Y4
+	VANDPS      high<>+0(SB), Y9, Y5
+	VORPS       mid<>+0(SB), Y5, Y5
+	VSUBPS      Y5, Y9, Y5
+	VANDPS      abs32<>+0(SB), Y5, Y5
+	VMULPS      near<>+0(SB), Y3, Y6
+	VMINPS      Y5, Y6, Y6
+	VCMPPS      $0x1e, Y4, Y6, Y7
+	VCMPPS      $0x11, limit<>+0(SB), Y3, Y6
+	VANDPS      Y6, Y7, Y7
+	VPADDD      mid<>+0(SB), Y9, Y9
+	VANDPS      high<>+0(SB), Y9, Y9
+	VMOVMSKPS   Y7, R15
+	VSUBPS      Y0, Y9, Y5
+	VSUBPS      Y1, Y5, Y6
+	VCMPPS      $0x00, Y0, Y9, Y3
+	CMPL        R15, $0x000000ff
+	JEQ         all1
+	VBLENDVPS   Y7, Y9, Y0, Y9
+	VANDPS      Y7, Y0, Y0
+	VANDPS      Y7, Y1, Y1
+	VANDPS      Y7, Y5, Y5
+	VANDPS      Y7, Y6, Y6
+	VANDPS      Y7, Y3, Y3
+
+all1:
+	VFMADD231PS  Y0, Y0, Y12
+	VFMADD231PS  Y1, Y1, Y13
+	VFMADD231PS  Y5, Y5, Y14
+	VFMADD231PS  Y6, Y6, Y15
+	VMOVMSKPS    Y3, BP
+	POPCNTL      BP, BP
+	ADDQ         BP, R10
+	SHLL         $0x08, R15
+	ORL          R15, R14
+	VPSRLD       $0x10, Y8, Y8
+	VPSRLD       $0x10, Y9, Y9
+	VPACKUSDW    Y9, Y8, Y8
+	VPERMQ       $0xd8, Y8, Y8
+	VMOVDQU      Y8, (R11)
+	XORL         $0x0000ffff, R14
+	MOVQ         R14, (SI)
+	ADDQ         $+4, R12
+	ADDQ         stride+8(FP), R11
+	ADDQ         $+64, R9
+	ADDQ         $+8, SI
+	DECQ         R13
+	JNZ          row
+	SUBQ         $+256, R9
+	ADDQ         $+32, AX
+	ADDQ         $+64, BX
+	DECQ         DI
+	JNZ          tile
+	MOVQ         unchanged+80(FP), AX
+	MOVQ         squares+88(FP), CX
+	ADDQ         R10, (AX)
+	VCVTPS2PD    X12, Y0
+	VEXTRACTF128 $0x01, Y12, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       (CX), X0, X0
+	VMOVSD       X0, (CX)
+	VCVTPS2PD    X13, Y0
+	VEXTRACTF128 $0x01, Y13, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       8(CX), X0, X0
+	VMOVSD       X0, 8(CX)
+	VCVTPS2PD    X14, Y0
+	VEXTRACTF128 $0x01, Y14, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       16(CX), X0, X0
+	VMOVSD       X0, 16(CX)
+	VCVTPS2PD    X15, Y0
+	VEXTRACTF128 $0x01, Y15, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       24(CX), X0, X0
+	VMOVSD       X0, 24(CX)
+	VZEROUPPER
+	RET
 
 // func f16AVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, undecided *uint64, unchanged *int64, squares *[4]float64)
 // Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, CMOV, MMX+
@@ -800,7 +1127,291 @@ row:
 	RET
 
 DATA maxF16<>+0(SB)/4, $0x477fe000
-GLOBL maxF16<>(SB), RODATA|NOPTR, $4
+DATA maxF16<>+4(SB)/4, $0x477fe000
+DATA maxF16<>+8(SB)/4, $0x477fe000
+DATA maxF16<>+12(SB)/4, $0x477fe000
+DATA maxF16<>+16(SB)/4, $0x477fe000
+DATA maxF16<>+20(SB)/4, $0x477fe000
+DATA maxF16<>+24(SB)/4, $0x477fe000
+DATA maxF16<>+28(SB)/4, $0x477fe000
+GLOBL maxF16<>(SB), RODATA|NOPTR, $32
+
+// func f16AVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+// Requires: AVX, AVX2, CMOV, F16C, FMA3, MMX+, POPCNT
+TEXT ·f16AVX2(SB), $288-96
+	MOVQ   w+0(FP), AX
+	MOVQ   l+16(FP), CX
+	MOVQ   r+24(FP), DX
+	MOVQ   rNorm+56(FP), BX
+	MOVQ   undecided+72(FP), SI
+	MOVQ   panels+40(FP), DI
+	MOVQ   rank+32(FP), R8
+	SHLQ   $0x02, R8
+	LEAQ   (SP), R9
+	ADDQ   $+31, R9
+	ANDQ   $-32, R9
+	XORQ   R10, R10
+	VXORPS Y12, Y12, Y12
+	VXORPS Y13, Y13, Y13
+	VXORPS Y14, Y14, Y14
+	VXORPS Y15, Y15, Y15
+
+tile:
+	MOVQ    R8, R12
+	SHRQ    $0x02, R12
+	MOVQ    $+16, R11
+	CMPQ    R12, R11
+	CMOVQLT R12, R11
+	SUBQ    R11, R12
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	LEAQ    (R8)(R8*2), R13
+
+first:
+	VMOVUPS      (DX), Y8
+	VMOVUPS      32(DX), Y9
+	VBROADCASTSS (CX), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y1
+	VBROADCASTSS (CX)(R8*1), Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VFMADD231PS  Y11, Y9, Y3
+	VBROADCASTSS (CX)(R8*2), Y10
+	VFMADD231PS  Y10, Y8, Y4
+	VFMADD231PS  Y10, Y9, Y5
+	VBROADCASTSS (CX)(R13*1), Y11
+	VFMADD231PS  Y11, Y8, Y6
+	VFMADD231PS  Y11, Y9, Y7
+	ADDQ         $+4, CX
+	ADDQ         $+64, DX
+	DECQ         R11
+	JNZ          first
+	VMOVUPS      Y0, (R9)
+	VMOVUPS      Y1, 32(R9)
+	VMOVUPS      Y2, 64(R9)
+	VMOVUPS      Y3, 96(R9)
+	VMOVUPS      Y4, 128(R9)
+	VMOVUPS      Y5, 160(R9)
+	VMOVUPS      Y6, 192(R9)
+	VMOVUPS      Y7, 224(R9)
+	TESTQ        R12, R12
+	JZ           summed
+
+chunks:
+	MOVQ    $+16, R11
+	CMPQ    R12, R11
+	CMOVQLT R12, R11
+	SUBQ    R11, R12
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	LEAQ    (R8)(R8*2), R13
+
+further:
+	VMOVUPS      (DX), Y8
+	VMOVUPS      32(DX), Y9
+	VBROADCASTSS (CX), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y1
+	VBROADCASTSS (CX)(R8*1), Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VFMADD231PS  Y11, Y9, Y3
+	VBROADCASTSS (CX)(R8*2), Y10
+	VFMADD231PS  Y10, Y8, Y4
+	VFMADD231PS  Y10, Y9, Y5
+	VBROADCASTSS (CX)(R13*1), Y11
+	VFMADD231PS  Y11, Y8, Y6
+	VFMADD231PS  Y11, Y9, Y7
+	ADDQ         $+4, CX
+	ADDQ         $+64, DX
+	DECQ         R11
+	JNZ          further
+	VADDPS       (R9), Y0, Y0
+	VMOVUPS      Y0, (R9)
+	VADDPS       32(R9), Y1, Y1
+	VMOVUPS      Y1, 32(R9)
+	VADDPS       64(R9), Y2, Y2
+	VMOVUPS      Y2, 64(R9)
+	VADDPS       96(R9), Y3, Y3
+	VMOVUPS      Y3, 96(R9)
+	VADDPS       128(R9), Y4, Y4
+	VMOVUPS      Y4, 128(R9)
+	VADDPS       160(R9), Y5, Y5
+	VMOVUPS      Y5, 160(R9)
+	VADDPS       192(R9), Y6, Y6
+	VMOVUPS      Y6, 192(R9)
+	VADDPS       224(R9), Y7, Y7
+	VMOVUPS      Y7, 224(R9)
+	TESTQ        R12, R12
+	JNZ          chunks
+
+summed:
+	SUBQ         R8, CX
+	MOVQ         lBound+48(FP), R12
+	MOVQ         AX, R11
+	MOVQ         $+4, R13
+	VBROADCASTSS floor+64(FP), Y11
+
+row:
+	MOVQ         stride+8(FP), R14
+	PREFETCHT0   (R11)(R14*4)
+	VBROADCASTSS (R12), Y10
+	VCVTPH2PS    (R11), Y0
+	VMOVAPS      (R9), Y1
+	VADDPS       Y1, Y0, Y8
+	VMOVUPS      (BX), Y4
+	VFMADD213PS  Y11, Y10, Y4
+	VANDPS       abs32<>+0(SB), Y8, Y3
+	VFMADD231PS  slack32<>+0(SB), Y3, Y4
+	VSUBPS       Y4, Y8, Y5
+	VADDPS       Y4, Y8, Y6
+	VADDPS       Y4, Y3, Y3
+	VCVTPS2PH    $0x00, Y5, X4
+	VCVTPS2PH    $0x00, Y6, X6
+	VPCMPEQW     X6, X4, X7
+	VPMOVSXWD    X7, Y7
+	VCMPPS       $0x12, maxF16<>+0(SB), Y3, Y3
+	VANDPS       Y3, Y7, Y7
+	VCVTPH2PS    X4, Y8
+	VMOVMSKPS    Y7, R15
+	MOVL         R15, R14
+	VSUBPS       Y0, Y8, Y5
+	VSUBPS       Y1, Y5, Y6
+	VCMPPS       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x000000ff
+	JEQ          all0
+	VEXTRACTI128 $0x01, Y7, X2
+	VPACKSSDW    X2, X7, X2
+	VMOVUPS      (R11), X9
+	VPBLENDVB    X2, X4, X9, X4
+	VANDPS       Y7, Y0, Y0
+	VANDPS       Y7, Y1, Y1
+	VANDPS       Y7, Y5, Y5
+	VANDPS       Y7, Y6, Y6
+	VANDPS       Y7, Y3, Y3
+
+all0:
+	VFMADD231PS  Y0, Y0, Y12
+	VFMADD231PS  Y1, Y1, Y13
+	VFMADD231PS  Y5, Y5, Y14
+	VFMADD231PS  Y6, Y6, Y15
+	VMOVMSKPS    Y3, R15
+	POPCNTL      R15, R15
+	ADDQ         R15, R10
+	VMOVUPS      X4, (R11)
+	VCVTPH2PS    16(R11), Y0
+	VMOVAPS      32(R9), Y1
+	VADDPS       Y1, Y0, Y8
+	VMOVUPS      32(BX), Y4
+	VFMADD213PS  Y11, Y10, Y4
+	VANDPS       abs32<>+0(SB), Y8, Y3
+	VFMADD231PS  slack32<>+0(SB), Y3, Y4
+	VSUBPS       Y4, Y8, Y5
+	VADDPS       Y4, Y8, Y6
+	VADDPS       Y4, Y3, Y3
+	VCVTPS2PH    $0x00, Y5, X4
+	VCVTPS2PH    $0x00, Y6, X6
+	VPCMPEQW     X6, X4, X7
+	VPMOVSXWD    X7, Y7
+	VCMPPS       $0x12, maxF16<>+0(SB), Y3, Y3
+	VANDPS       Y3, Y7, Y7
+	VCVTPH2PS    X4, Y8
+	VMOVMSKPS    Y7, R15
+	VSUBPS       Y0, Y8, Y5
+	VSUBPS       Y1, Y5, Y6
+	VCMPPS       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x000000ff
+	JEQ          all1
+	VEXTRACTI128 $0x01, Y7, X2
+	VPACKSSDW    X2, X7, X2
+	VMOVUPS      16(R11), X9
+	VPBLENDVB    X2, X4, X9, X4
+	VANDPS       Y7, Y0, Y0
+	VANDPS       Y7, Y1, Y1
+	VANDPS       Y7, Y5, Y5
+	VANDPS       Y7, Y6, Y6
+	VANDPS       Y7, Y3, Y3
+
+all1:
+	VFMADD231PS  Y0, Y0, Y12
+	VFMADD231PS  Y1, Y1, Y13
+	VFMADD231PS  Y5, Y5, Y14
+	VFMADD231PS  Y6, Y6, Y15
+	VMOVMSKPS    Y3, BP
+	POPCNTL      BP, BP
+	ADDQ         BP, R10
+	VMOVUPS      X4, 16(R11)
+	SHLL         $0x08, R15
+	ORL          R15, R14
+	XORL         $0x0000ffff, R14
+	MOVQ         R14, (SI)
+	ADDQ         $+4, R12
+	ADDQ         stride+8(FP), R11
+	ADDQ         $+64, R9
+	ADDQ         $+8, SI
+	DECQ         R13
+	JNZ          row
+	SUBQ         $+256, R9
+	ADDQ         $+32, AX
+	ADDQ         $+64, BX
+	DECQ         DI
+	JNZ          tile
+	MOVQ         unchanged+80(FP), AX
+	MOVQ         squares+88(FP), CX
+	ADDQ         R10, (AX)
+	VCVTPS2PD    X12, Y0
+	VEXTRACTF128 $0x01, Y12, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       (CX), X0, X0
+	VMOVSD       X0, (CX)
+	VCVTPS2PD    X13, Y0
+	VEXTRACTF128 $0x01, Y13, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       8(CX), X0, X0
+	VMOVSD       X0, 8(CX)
+	VCVTPS2PD    X14, Y0
+	VEXTRACTF128 $0x01, Y14, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       16(CX), X0, X0
+	VMOVSD       X0, 16(CX)
+	VCVTPS2PD    X15, Y0
+	VEXTRACTF128 $0x01, Y15, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       24(CX), X0, X0
+	VMOVSD       X0, 24(CX)
+	VZEROUPPER
+	RET
 
 // func f32AVX512(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor float64, undecided *uint64, unchanged *int64, squares *[4]float64)
 // Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, CMOV, MMX+
@@ -1117,13 +1728,290 @@ row:
 	RET
 
 DATA abs64<>+0(SB)/8, $0x7fffffffffffffff
-GLOBL abs64<>(SB), RODATA|NOPTR, $8
+DATA abs64<>+8(SB)/8, $0x7fffffffffffffff
+DATA abs64<>+16(SB)/8, $0x7fffffffffffffff
+DATA abs64<>+24(SB)/8, $0x7fffffffffffffff
+GLOBL abs64<>(SB), RODATA|NOPTR, $32
 
 DATA slack64<>+0(SB)/8, $0x3cb0040000000000
-GLOBL slack64<>(SB), RODATA|NOPTR, $8
+DATA slack64<>+8(SB)/8, $0x3cb0040000000000
+DATA slack64<>+16(SB)/8, $0x3cb0040000000000
+DATA slack64<>+24(SB)/8, $0x3cb0040000000000
+GLOBL slack64<>(SB), RODATA|NOPTR, $32
 
 DATA maxF32<>+0(SB)/8, $0x47efffffe0000000
-GLOBL maxF32<>(SB), RODATA|NOPTR, $8
+DATA maxF32<>+8(SB)/8, $0x47efffffe0000000
+DATA maxF32<>+16(SB)/8, $0x47efffffe0000000
+DATA maxF32<>+24(SB)/8, $0x47efffffe0000000
+GLOBL maxF32<>(SB), RODATA|NOPTR, $32
 
 DATA one64<>+0(SB)/8, $0x0000000000000001
-GLOBL one64<>(SB), RODATA|NOPTR, $8
+DATA one64<>+8(SB)/8, $0x0000000000000001
+DATA one64<>+16(SB)/8, $0x0000000000000001
+DATA one64<>+24(SB)/8, $0x0000000000000001
+GLOBL one64<>(SB), RODATA|NOPTR, $32
+
+// func f32AVX2(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor float64, undecided *uint64, unchanged *int64, squares *[4]float64)
+// Requires: AVX, AVX2, CMOV, FMA3, MMX+, POPCNT
+TEXT ·f32AVX2(SB), $288-96
+	MOVQ   w+0(FP), AX
+	MOVQ   l+16(FP), CX
+	MOVQ   r+24(FP), DX
+	MOVQ   rNorm+56(FP), BX
+	MOVQ   undecided+72(FP), SI
+	MOVQ   panels+40(FP), DI
+	MOVQ   rank+32(FP), R8
+	SHLQ   $0x03, R8
+	LEAQ   (SP), R9
+	ADDQ   $+31, R9
+	ANDQ   $-32, R9
+	XORQ   R10, R10
+	VXORPS Y12, Y12, Y12
+	VXORPS Y13, Y13, Y13
+	VXORPS Y14, Y14, Y14
+	VXORPS Y15, Y15, Y15
+
+tile:
+	MOVQ    R8, R12
+	SHRQ    $0x03, R12
+	MOVQ    $+16, R11
+	CMPQ    R12, R11
+	CMOVQLT R12, R11
+	SUBQ    R11, R12
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	LEAQ    (R8)(R8*2), R13
+
+first:
+	VMOVUPD      (DX), Y8
+	VMOVUPD      32(DX), Y9
+	VBROADCASTSD (CX), Y10
+	VFMADD231PD  Y10, Y8, Y0
+	VFMADD231PD  Y10, Y9, Y1
+	VBROADCASTSD (CX)(R8*1), Y11
+	VFMADD231PD  Y11, Y8, Y2
+	VFMADD231PD  Y11, Y9, Y3
+	VBROADCASTSD (CX)(R8*2), Y10
+	VFMADD231PD  Y10, Y8, Y4
+	VFMADD231PD  Y10, Y9, Y5
+	VBROADCASTSD (CX)(R13*1), Y11
+	VFMADD231PD  Y11, Y8, Y6
+	VFMADD231PD  Y11, Y9, Y7
+	ADDQ         $+8, CX
+	ADDQ         $+64, DX
+	DECQ         R11
+	JNZ          first
+	VMOVUPD      Y0, (R9)
+	VMOVUPD      Y1, 32(R9)
+	VMOVUPD      Y2, 64(R9)
+	VMOVUPD      Y3, 96(R9)
+	VMOVUPD      Y4, 128(R9)
+	VMOVUPD      Y5, 160(R9)
+	VMOVUPD      Y6, 192(R9)
+	VMOVUPD      Y7, 224(R9)
+	TESTQ        R12, R12
+	JZ           summed
+
+chunks:
+	MOVQ    $+16, R11
+	CMPQ    R12, R11
+	CMOVQLT R12, R11
+	SUBQ    R11, R12
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	LEAQ    (R8)(R8*2), R13
+
+further:
+	VMOVUPD      (DX), Y8
+	VMOVUPD      32(DX), Y9
+	VBROADCASTSD (CX), Y10
+	VFMADD231PD  Y10, Y8, Y0
+	VFMADD231PD  Y10, Y9, Y1
+	VBROADCASTSD (CX)(R8*1), Y11
+	VFMADD231PD  Y11, Y8, Y2
+	VFMADD231PD  Y11, Y9, Y3
+	VBROADCASTSD (CX)(R8*2), Y10
+	VFMADD231PD  Y10, Y8, Y4
+	VFMADD231PD  Y10, Y9, Y5
+	VBROADCASTSD (CX)(R13*1), Y11
+	VFMADD231PD  Y11, Y8, Y6
+	VFMADD231PD  Y11, Y9, Y7
+	ADDQ         $+8, CX
+	ADDQ         $+64, DX
+	DECQ         R11
+	JNZ          further
+	VADDPD       (R9), Y0, Y0
+	VMOVUPD      Y0, (R9)
+	VADDPD       32(R9), Y1, Y1
+	VMOVUPD      Y1, 32(R9)
+	VADDPD       64(R9), Y2, Y2
+	VMOVUPD      Y2, 64(R9)
+	VADDPD       96(R9), Y3, Y3
+	VMOVUPD      Y3, 96(R9)
+	VADDPD       128(R9), Y4, Y4
+	VMOVUPD      Y4, 128(R9)
+	VADDPD       160(R9), Y5, Y5
+	VMOVUPD      Y5, 160(R9)
+	VADDPD       192(R9), Y6, Y6
+	VMOVUPD      Y6, 192(R9)
+	VADDPD       224(R9), Y7, Y7
+	VMOVUPD      Y7, 224(R9)
+	TESTQ        R12, R12
+	JNZ          chunks
+
+summed:
+	SUBQ         R8, CX
+	MOVQ         lBound+48(FP), R12
+	MOVQ         AX, R11
+	MOVQ         $+4, R13
+	VBROADCASTSD floor+64(FP), Y11
+
+row:
+	MOVQ         stride+8(FP), R14
+	PREFETCHT0   (R11)(R14*4)
+	VBROADCASTSD (R12), Y10
+	VCVTPS2PD    (R11), Y0
+	VMOVAPD      (R9), Y1
+	VADDPD       Y1, Y0, Y8
+	VMOVUPD      (BX), Y4
+	VFMADD213PD  Y11, Y10, Y4
+	VANDPD       abs64<>+0(SB), Y8, Y3
+	VFMADD231PD  slack64<>+0(SB), Y3, Y4
+	VSUBPD       Y4, Y8, Y5
+	VADDPD       Y4, Y8, Y6
+	VADDPD       Y4, Y3, Y3
+	VCVTPD2PSY   Y5, X4
+	VCVTPD2PSY   Y6, X6
+	VPCMPEQD     X6, X4, X7
+	VPMOVSXDQ    X7, Y7
+	VCMPPD       $0x12, maxF32<>+0(SB), Y3, Y3
+	VANDPD       Y3, Y7, Y7
+	VCVTPS2PD    X4, Y8
+	VMOVMSKPD    Y7, R15
+	MOVL         R15, R14
+	VSUBPD       Y0, Y8, Y5
+	VSUBPD       Y1, Y5, Y6
+	VCMPPD       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x0000000f
+	JEQ          all0
+	VEXTRACTF128 $0x01, Y7, X2
+	VSHUFPS      $0x88, X2, X7, X2
+	VMOVUPS      (R11), X9
+	VBLENDVPS    X2, X4, X9, X4
+	VANDPD       Y7, Y0, Y0
+	VANDPD       Y7, Y1, Y1
+	VANDPD       Y7, Y5, Y5
+	VANDPD       Y7, Y6, Y6
+	VANDPD       Y7, Y3, Y3
+
+all0:
+	VFMADD231PD  Y0, Y0, Y12
+	VFMADD231PD  Y1, Y1, Y13
+	VFMADD231PD  Y5, Y5, Y14
+	VFMADD231PD  Y6, Y6, Y15
+	VMOVMSKPD    Y3, R15
+	POPCNTL      R15, R15
+	ADDQ         R15, R10
+	VMOVUPS      X4, (R11)
+	VCVTPS2PD    16(R11), Y0
+	VMOVAPD      32(R9), Y1
+	VADDPD       Y1, Y0, Y8
+	VMOVUPD      32(BX), Y4
+	VFMADD213PD  Y11, Y10, Y4
+	VANDPD       abs64<>+0(SB), Y8, Y3
+	VFMADD231PD  slack64<>+0(SB), Y3, Y4
+	VSUBPD       Y4, Y8, Y5
+	VADDPD       Y4, Y8, Y6
+	VADDPD       Y4, Y3, Y3
+	VCVTPD2PSY   Y5, X4
+	VCVTPD2PSY   Y6, X6
+	VPCMPEQD     X6, X4, X7
+	VPMOVSXDQ    X7, Y7
+	VCMPPD       $0x12, maxF32<>+0(SB), Y3, Y3
+	VANDPD       Y3, Y7, Y7
+	VCVTPS2PD    X4, Y8
+	VMOVMSKPD    Y7, R15
+	VSUBPD       Y0, Y8, Y5
+	VSUBPD       Y1, Y5, Y6
+	VCMPPD       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x0000000f
+	JEQ          all1
+	VEXTRACTF128 $0x01, Y7, X2
+	VSHUFPS      $0x88, X2, X7, X2
+	VMOVUPS      16(R11), X9
+	VBLENDVPS    X2, X4, X9, X4
+	VANDPD       Y7, Y0, Y0
+	VANDPD       Y7, Y1, Y1
+	VANDPD       Y7, Y5, Y5
+	VANDPD       Y7, Y6, Y6
+	VANDPD       Y7, Y3, Y3
+
+all1:
+	VFMADD231PD  Y0, Y0, Y12
+	VFMADD231PD  Y1, Y1, Y13
+	VFMADD231PD  Y5, Y5, Y14
+	VFMADD231PD  Y6, Y6, Y15
+	VMOVMSKPD    Y3, BP
+	POPCNTL      BP, BP
+	ADDQ         BP, R10
+	VMOVUPS      X4, 16(R11)
+	SHLL         $0x04, R15
+	ORL          R15, R14
+	XORL         $0x000000ff, R14
+	MOVQ         R14, (SI)
+	ADDQ         $+8, R12
+	ADDQ         stride+8(FP), R11
+	ADDQ         $+64, R9
+	ADDQ         $+8, SI
+	DECQ         R13
+	JNZ          row
+	SUBQ         $+256, R9
+	ADDQ         $+32, AX
+	ADDQ         $+64, BX
+	DECQ         DI
+	JNZ          tile
+	MOVQ         unchanged+80(FP), AX
+	MOVQ         squares+88(FP), CX
+	ADDQ         R10, (AX)
+	VMOVAPD      Y12, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       (CX), X0, X0
+	VMOVSD       X0, (CX)
+	VMOVAPD      Y13, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       8(CX), X0, X0
+	VMOVSD       X0, 8(CX)
+	VMOVAPD      Y14, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       16(CX), X0, X0
+	VMOVSD       X0, 16(CX)
+	VMOVAPD      Y15, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       24(CX), X0, X0
+	VMOVSD       X0, 24(CX)
+	VZEROUPPER
+	RET

@@ -29,6 +29,8 @@ type Update[T Float] struct {
 	lBound  []T // per row: 1.01·u·(Σ n_k·l_k²)^½ + normal, n_k from roundings; 0 says that the row is zero
 	rNorm   []T // per column: (Σ n_k·r_k²)^½ or a little more
 	floor   T
+	bound64 float64 // times lBound·rNorm, the bound of a sum in float64; floor64 as for the fast pass
+	floor64 float64
 	rFinite bool // no element of R is NaN or infinite: then a zero row of L changes nothing
 }
 
@@ -36,9 +38,10 @@ type Update[T Float] struct {
 const chunk = 16
 
 // roundings is how many roundings the product of index k, of rank products, passes on its way into δ: one of S·l, one of
-// its own, the additions of its chunk from there on, and of the chunks from there on.
+// its own (none with fused multiply-add), the additions of its chunk from there on, and of the chunks from there on.
 func roundings(k, rank int) int {
-	return 2 + chunk - k%chunk + (rank-1)/chunk - k/chunk + 1
+	nChunks := (rank + chunk - 1) / chunk
+	return 2 + chunk - k%chunk + nChunks - max(1, k/chunk)
 }
 
 // groupBytes is how much of R is worked on at a time: it stays in the first-level cache beside tiles of W and rows of L.
@@ -64,6 +67,13 @@ func Prepare[T Float](k *Kernel, d dtype.Type, rows, cols int, terms []Term[T]) 
 	u.rNorm = make([]T, u.panels*nr)
 	u.group = max(1, min(u.micro.panels, u.panels, groupBytes/(max(1, u.rank)*nr*sizeOf[T]())))
 	u.floor = T(float64(u.rank+4) * smallest[T]())
+	// A sum in float64, in any order, rounds a product at most r+K+3 times for K terms; in the norms every product counts
+	// at least three times.
+	u.bound64 = float64(u.rank+len(terms)+3) / 3 * 0x1p-53 / unit[T]()
+	u.floor64 = 4 * math.SmallestNonzeroFloat64
+	for i := range terms {
+		u.floor64 += float64(terms[i].Rank) * math.Abs(terms[i].S) * math.SmallestNonzeroFloat64
+	}
 	u.packLeft()
 	u.packRight()
 	for i := range u.terms {

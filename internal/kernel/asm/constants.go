@@ -10,12 +10,17 @@ import (
 
 var known = make(map[string]Mem)
 
-// constant is a number in memory, there once.
+// constant is a number in memory, there once and repeated over 32 bytes: a vector for AVX2, a number to broadcast for AVX-512.
 func constant(name string, x Constant) Mem {
-	if _, ok := known[name]; !ok {
-		known[name] = ConstData(name, x)
+	if m, ok := known[name]; ok {
+		return m
 	}
-	return known[name]
+	m := GLOBL(name, attr.RODATA|attr.NOPTR)
+	for i := 0; i < 32; i += x.Bytes() {
+		DATA(i, x)
+	}
+	known[name] = m
+	return m
 }
 
 func integer(name string, x uint32) Mem { return constant(name, U32(x)) }

@@ -14,6 +14,7 @@ func main() {
 	ConstraintExpr("amd64")
 	for _, b := range []base{bf16, f16, f32} {
 		avx512(b)
+		avx2(b)
 	}
 	Generate()
 }

@@ -1,0 +1,219 @@
+package main
+
+import (
+	"math"
+
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	. "github.com/mmcloughlin/avo/reg"
+)
+
+var ymm = []VecPhysical{Y0, Y1, Y2, Y3, Y4, Y5, Y6, Y7, Y8, Y9, Y10, Y11, Y12, Y13, Y14, Y15}
+
+var narrow = tile{isa: "AVX2", rows: 4, vectors: 2, bytes: 32,
+	v:    func(i int) VecPhysical { return ymm[i] },
+	zero: func(y VecPhysical) { VXORPS(y, y, y) },
+}
+
+// ySums live from tile to tile; products use the registers below: w², δ², (out−w)², (out−w−δ)².
+var ySums = [4]VecPhysical{Y12, Y13, Y14, Y15}
+
+func avx2(b base) {
+	p := begin(b, narrow)
+	t := narrow
+	count := GP64()
+	XORQ(count, count)
+	for _, y := range ySums {
+		t.zero(y)
+	}
+	Label("tile")
+	products(b, t, p)
+
+	// The rows of the tile.
+	w, bound, n := GP64(), GP64(), GP64()
+	Load(Param("lBound"), bound)
+	MOVQ(p.w, w)
+	MOVQ(I32(t.rows), n)
+	c, floor := Y10, Y11
+	b.op(VBROADCASTSS, VBROADCASTSD)(param("floor"), floor)
+	Label("row")
+	stride := GP64()
+	MOVQ(param("stride"), stride)
+	PREFETCHT0(Mem{Base: w, Index: stride, Scale: uint8(t.rows)}) // the next tile's below
+	b.op(VBROADCASTSS, VBROADCASTSD)(Mem{Base: bound}, c)
+	row256(b, w, p, c, floor, count)
+	ADDQ(I8(b.size), bound)
+	ADDQ(param("stride"), w)
+	ADDQ(I32(t.vectors*t.bytes), p.delta)
+	ADDQ(I8(8), p.undecided)
+	DECQ(n)
+	JNZ(LabelRef("row"))
+
+	SUBQ(I32(t.rows*t.vectors*t.bytes), p.delta)
+	ADDQ(I32(t.vectors*t.bytes/b.size*b.bytes), p.w)
+	ADDQ(I32(t.vectors*t.bytes), p.rNorm)
+	DECQ(p.panels)
+	JNZ(LabelRef("tile"))
+
+	unchanged, squares := Load(Param("unchanged"), GP64()), Load(Param("squares"), GP64())
+	ADDQ(count, Mem{Base: unchanged})
+	for i, y := range ySums {
+		if b.size == 4 {
+			VCVTPS2PD(y.AsX(), Y0)
+			VEXTRACTF128(U8(1), y, X1)
+			VCVTPS2PD(X1, Y1)
+			VADDPD(Y1, Y0, Y0)
+		} else {
+			VMOVAPD(y, Y0)
+		}
+		flush256(i, squares)
+	}
+	VZEROUPPER()
+	RET()
+}
+
+// row256 does a row of a tile: two vectors of δ. Undecided elements are rare, so that a branch keeps them out of the sums.
+func row256(b base, at Register, p pointers, c, floor VecPhysical, count GPVirtual) {
+	var (
+		mov      = b.op(VMOVAPS, VMOVAPD)
+		add, sub = b.op(VADDPS, VADDPD), b.op(VSUBPS, VSUBPD)
+		and      = b.op(VANDPS, VANDPD)
+		fma      = b.op(VFMADD231PS, VFMADD231PD)
+		cmp      = b.op(VCMPPS, VCMPPD)
+		lanes    = 32 / b.size
+		half     = lanes * b.bytes // bytes of W that become one vector
+		full     = 1<<lanes - 1
+		out      = [2]VecPhysical{Y8, Y9}
+		open     = GP32()
+		signs    = VMOVMSKPS
+	)
+	if b.size == 8 {
+		signs = VMOVMSKPD
+	}
+	if b != bf16 {
+		out[1] = out[0]
+	}
+	for j := range 2 {
+		w, d, t, abs, e, m, near, ok := Y0, Y1, out[j], Y3, Y4, Y5, Y6, Y7
+		here := Mem{Base: at, Disp: half * j}
+		switch b {
+		case bf16:
+			VPMOVZXWD(here, w)
+			VPSLLD(U8(16), w, w)
+		case f16:
+			VCVTPH2PS(here, w)
+		case f32:
+			VCVTPS2PD(here, w)
+		}
+		mov(Mem{Base: p.delta, Disp: 32 * j}, d)
+		add(d, w, t)
+		b.op(VMOVUPS, VMOVUPD)(Mem{Base: p.rNorm, Disp: 32 * j}, e)
+		b.op(VFMADD213PS, VFMADD213PD)(floor, c, e)
+		and(b.absMask(), t, abs)
+		fma(b.slack(), abs, e)
+		if b == bf16 {
+			midpoint256(t, abs, e, m, near, ok)
+		} else {
+			bothEnds256(b, t, abs, e, m, near, ok)
+		}
+		bits := GP32()
+		signs(ok, bits)
+		if j == 0 {
+			MOVL(bits, open)
+		}
+		moved, lost := m, near
+		sub(w, t, moved)
+		sub(d, moved, lost)
+		same := abs
+		cmp(U8(equal), w, t, same)
+		CMPL(bits, U32(full))
+		all := "all" + string(rune('0'+j))
+		JEQ(LabelRef(all))
+		keep256(b, here, t, w, e, ok)
+		for _, x := range []VecPhysical{w, d, moved, lost, same} {
+			and(ok, x, x)
+		}
+		Label(all)
+		for i, x := range []VecPhysical{w, d, moved, lost} {
+			fma(x, x, ySums[i])
+		}
+		equals := GP32()
+		signs(same, equals)
+		POPCNTL(equals, equals)
+		ADDQ(equals.As64(), count)
+		if b != bf16 {
+			VMOVUPS(e.AsX(), here)
+		}
+		if j == 1 {
+			SHLL(U8(lanes), bits)
+			ORL(bits, open)
+		}
+	}
+	if b == bf16 {
+		VPSRLD(U8(16), out[0], out[0])
+		VPSRLD(U8(16), out[1], out[1])
+		VPACKUSDW(out[1], out[0], out[0])
+		VPERMQ(U8(0xd8), out[0], out[0])
+		VMOVDQU(out[0], Mem{Base: at})
+	}
+	XORL(U32(1<<(2*lanes)-1), open)
+	MOVQ(open.As64(), Mem{Base: p.undecided})
+}
+
+// midpoint256 is midpoint512 with a vector of bits for ok.
+func midpoint256(t, abs, e, m, near, ok VecPhysical) {
+	VANDPS(integer("high", 0xffff0000), t, m)
+	VORPS(integer("mid", 0x8000), m, m)
+	VSUBPS(m, t, m)
+	VANDPS(bf16.absMask(), m, m)
+	VMULPS(single("near", 0x1p-10), abs, near)
+	VMINPS(m, near, near)
+	VCMPPS(U8(greater), e, near, ok)
+	VCMPPS(U8(less), single("limit", 0x1p44), abs, near)
+	VANDPS(near, ok, ok)
+	VPADDD(integer("mid", 0x8000), t, t)
+	VANDPS(integer("high", 0xffff0000), t, t)
+}
+
+// bothEnds256 is bothEnds512 with a vector of bits for ok.
+func bothEnds256(b base, t, abs, e, low, high, ok VecPhysical) {
+	b.op(VSUBPS, VSUBPD)(e, t, low)
+	b.op(VADDPS, VADDPD)(e, t, high)
+	b.op(VADDPS, VADDPD)(e, abs, abs)
+	if b == f16 {
+		VCVTPS2PH(U8(0), low, e.AsX())
+		VCVTPS2PH(U8(0), high, high.AsX())
+		VPCMPEQW(high.AsX(), e.AsX(), ok.AsX())
+		VPMOVSXWD(ok.AsX(), ok)
+		VCMPPS(U8(atMost), single("maxF16", 65504), abs, abs)
+		VANDPS(abs, ok, ok)
+		VCVTPH2PS(e.AsX(), t)
+	} else {
+		VCVTPD2PSY(low, e.AsX())
+		VCVTPD2PSY(high, high.AsX())
+		VPCMPEQD(high.AsX(), e.AsX(), ok.AsX())
+		VPMOVSXDQ(ok.AsX(), ok)
+		VCMPPD(U8(atMost), double("maxF32", math.MaxFloat32), abs, abs)
+		VANDPD(abs, ok, ok)
+		VCVTPS2PD(e.AsX(), t)
+	}
+}
+
+// keep256 puts the bits of W where an element is not decided: into t for BF16, else into the rounded values in e.
+func keep256(b base, here Mem, t, w, e, ok VecPhysical) {
+	bits, old := Y2, Y9
+	switch b {
+	case bf16:
+		VBLENDVPS(ok, t, w, t)
+	case f16:
+		VEXTRACTI128(U8(1), ok, bits.AsX())
+		VPACKSSDW(bits.AsX(), ok.AsX(), bits.AsX())
+		VMOVUPS(here, old.AsX())
+		VPBLENDVB(bits.AsX(), e.AsX(), old.AsX(), e.AsX())
+	case f32:
+		VEXTRACTF128(U8(1), ok, bits.AsX())
+		VSHUFPS(U8(0x88), bits.AsX(), ok.AsX(), bits.AsX())
+		VMOVUPS(here, old.AsX())
+		VBLENDVPS(bits.AsX(), e.AsX(), old.AsX(), e.AsX())
+	}
+}
