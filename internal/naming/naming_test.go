@@ -21,6 +21,7 @@ func TestMatch(t *testing.T) {
 		{"GPT-2 of the hub", []string{"wte.weight", "h.0.attn.c_attn.weight"}, "transformer.h.0.attn.c_attn.weight", "h.0.attn.c_attn.weight", false},
 		{"a compiled base", []string{"_orig_mod.model.layers.0.q.weight"}, "model.layers.0.q.weight", "_orig_mod.model.layers.0.q.weight", false},
 		{"the other half of a model", []string{"vision.layers.0.q.weight", "text.blocks.0.q.weight"}, "text.layers.0.q.weight", "", true},
+		{"a head of another name", []string{"model.layers.0.q.weight", "score.weight"}, "lm_head.weight", "", true},
 		{"another module at the top", []string{"a.weight"}, "b.weight", "", true},
 		{"another model", llama, "transformer.h.0.attn.c_attn.weight", "", true},
 	} {
