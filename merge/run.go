@@ -202,6 +202,20 @@ type writing struct {
 	file *os.File
 	left atomic.Int64
 	turn sync.Mutex // held by whoever writes: the system lets one write to a file at a time, and waiting for it burns time
+
+	closed  bool
+	written int64 // since the last hint that writing to the disk may begin; under turn
+}
+
+// hintBytes is how much is written to a file before the system is told that it may begin to move it to the disk.
+const hintBytes = 16 << 20
+
+// wrote counts n written bytes. The caller holds the turn.
+func (w *writing) wrote(n int64) {
+	if w.written += n; w.written >= hintBytes {
+		w.written = 0
+		fileio.StartWriteback(w.file)
+	}
 }
 
 // worker is the memory of one goroutine.
@@ -226,12 +240,15 @@ func (r *run) all(ctx context.Context) error {
 	nWorkers := min(parallel.Workers(p.options.Workers), len(r.jobs))
 	workers := make([]worker, nWorkers)
 	err := parallel.For(ctx, nWorkers, len(r.jobs), func(w, i int) error { return r.do(&workers[w], i) })
-	for _, f := range r.files {
-		if f.file != nil && f.left.Load() > 0 { // after an error
-			f.file.Close()
-		}
-	}
 	if err != nil {
+		for _, f := range r.files {
+			if f.file != nil {
+				f.file.Close() // what was not closed yet; it will be removed
+			}
+		}
+		return err
+	}
+	if err := parallel.For(ctx, syncers, len(r.files), func(_, i int) error { return r.files[i].close() }); err != nil {
 		return err
 	}
 	return parallel.For(ctx, 1, len(p.base.Side), func(_, i int) error { return r.copySide(p.base.Side[i]) })
@@ -278,8 +295,8 @@ func (r *run) do(w *worker, i int) error {
 		n = j.n
 		out.turn.Lock()
 		err = fileio.CopyRange(out.file, j.off+in.shift, in.in.Data, j.off, j.n)
+		out.wrote(j.n)
 		out.turn.Unlock()
-		fileio.StartWriteback(out.file, j.off+in.shift, j.n)
 	default:
 		n, err = r.mergeRows(w, j, &r.stats[i], in, out)
 	}
@@ -289,10 +306,26 @@ func (r *run) do(w *worker, i int) error {
 	if r.plan.options.Progress != nil {
 		r.plan.options.Progress(n)
 	}
-	if out.left.Add(-1) == 0 {
-		return fileio.Close(out.file)
+	if out.left.Add(-1) == 0 && j.file < len(r.files)-mostOpen {
+		return out.close()
 	}
 	return nil
+}
+
+// A file is made durable when all are written: the system has had time to begin, and waits for several of them at once. With very
+// many files the first ones are not kept open for that.
+const (
+	mostOpen = 256
+	syncers  = 16
+)
+
+// close makes the file durable and closes it, once.
+func (w *writing) close() error {
+	if w.closed || w.file == nil {
+		return nil
+	}
+	w.closed = true
+	return fileio.Close(w.file)
 }
 
 // mergeRows reads rows of a target, updates them and writes them.
@@ -330,8 +363,8 @@ func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *w
 	}
 	out.turn.Lock()
 	_, err := out.file.WriteAt(block, off+in.shift)
+	out.wrote(n)
 	out.turn.Unlock()
-	fileio.StartWriteback(out.file, off+in.shift, n)
 	return n, err
 }
 

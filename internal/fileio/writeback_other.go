@@ -5,4 +5,4 @@ package fileio
 import "os"
 
 // StartWriteback does nothing where the system has no such hint.
-func StartWriteback(f *os.File, off, n int64) {}
+func StartWriteback(f *os.File) {}
