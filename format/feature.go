@@ -30,6 +30,7 @@ const (
 	FeatureRankMismatch       = "rank-mismatch"
 	FeatureSeveralNames       = "several-names"
 	FeatureTokenIndices       = "token-indices"
+	FeatureUndo               = "undo" // it is the undo record of a merge (spec/UNDO.md)
 	FeatureUnknownTensor      = "unknown-tensor"
 	FeatureVeLoRA             = "velora"
 	FeatureWeightTying        = "weight-tying" // Δ of an embedding is meant for the output head that is tied to it, too

@@ -45,6 +45,7 @@ var explanations = map[string]explanation{
 	format.FeatureRankMismatch:       {"the rank in the file and the rank in the configuration differ, and with it the scale is not known", "use the adapter_config.json that was saved with these weights"},
 	format.FeatureSeveralNames:       {"its keys belong to several adapters", "save each one with save_pretrained"},
 	format.FeatureTokenIndices:       {"the rows of trained tokens cannot be placed (trainable_token_indices)", "use the adapter_config.json that was saved with these weights"},
+	format.FeatureUndo:               {"it is the undo record of a merge, not an adapter", "loratool unmerge takes it by --undo"},
 	format.FeatureUnknownTensor:      {"a tensor has no known meaning", "if a newer PEFT wrote it, try a newer loratool"},
 	format.FeatureVeLoRA:             {"it carries the state of VeLoRA (velora_config)", laterVersion},
 }

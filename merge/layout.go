@@ -1,7 +1,7 @@
 package merge
 
 import (
-	"io"
+	"slices"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
@@ -18,7 +18,7 @@ const (
 // outFile is one weight file of the output: the base's, with another header where it has targets.
 type outFile struct {
 	in      *checkpoint.File
-	header  []byte // in full, length included; nil where the file is copied as it is
+	header  []byte // in full, length included; nil where the file's own stays as it is
 	shift   int64  // how far the data move
 	targets []*target
 }
@@ -33,17 +33,16 @@ func (p *Plan) layOut() error {
 	}
 	for i, in := range p.base.Files {
 		f := &outFile{in: in, targets: byFile[i]}
-		if len(f.targets) > 0 {
-			raw := make([]byte, in.Header.DataOff)
-			if _, err := io.ReadFull(io.NewSectionReader(in.Data, 0, int64(len(raw))), raw); err != nil {
-				return err
+		if before := p.restored[i]; before != nil {
+			f.header = before.raw
+			if slices.ContainsFunc(f.targets, (*target).changes) {
+				key, value, err := p.stamp(before.header.Metadata)
+				if err != nil {
+					return err
+				}
+				f.header = before.header.WithMetadata(before.raw, key, value)
 			}
-			key, value, err := p.stamp(in.Header.Metadata)
-			if err != nil {
-				return err
-			}
-			f.header = in.Header.WithMetadata(raw, key, value)
-			f.shift = int64(len(f.header) - len(raw))
+			f.shift = int64(len(f.header)) - in.Header.DataOff
 		}
 		p.files = append(p.files, f)
 	}
@@ -61,6 +60,7 @@ func (p *Plan) OutputBytes() int64 {
 
 // job is a piece of work: a range to copy, or rows of a target to merge, or the header of a file.
 type job struct {
+	index      int // among the jobs
 	file       int
 	off, n     int64 // a range of the base's file to copy
 	target     *running
@@ -90,7 +90,7 @@ func (p *Plan) jobs(state map[*target]*running) []job {
 			if nRows == 0 || nCols == 0 {
 				continue
 			}
-			step := max(1, p.blockBytes()/(nCols*int64(tensor.DType.Size())))
+			step := p.blockRows(t)
 			for row := int64(0); row < nRows; row += step {
 				jobs = append(jobs, job{file: i, target: state[t], row0: row, row1: min(row+step, nRows)})
 				state[t].left.Add(1)
@@ -98,10 +98,26 @@ func (p *Plan) jobs(state map[*target]*running) []job {
 		}
 		copyRange(i, at, f.in.Size)
 	}
+	for i := range jobs {
+		jobs[i].index = i
+	}
 	return jobs
 }
 
+// blockRows is how many rows of a target are worked on at a time.
+func (p *Plan) blockRows(t *target) int64 {
+	_, nCols := t.shape()
+	if len(t.undo) > 0 && t.undo[0].record != nil {
+		s := &t.undo[0]
+		return s.record.Tensors[s.tensor].Block / nCols
+	}
+	return max(1, p.blockBytes()/(nCols*int64(t.ref.Tensor.DType.Size())))
+}
+
 func (p *Plan) blockBytes() int64 {
+	if p.options.Undo != nil {
+		return defaultBlockBytes
+	}
 	if p.options.BlockBytes > 0 {
 		return int64(p.options.BlockBytes)
 	}
@@ -161,14 +177,20 @@ func (p *Plan) PeakBytes(workers int) int64 {
 	for _, t := range p.targets {
 		nRows, nCols := t.shape()
 		var n int64
-		for _, term := range t.terms {
-			n += (2*int64(term.rank)+1)*nRows + (int64(term.rank)+1)*nCols // L as it is and scaled
+		add := func(terms []term) {
+			size := int64(dtype.F32.Size())
+			if t.wide(terms) {
+				size = int64(dtype.F64.Size())
+			}
+			for _, term := range terms {
+				n += size * ((2*int64(term.rank)+1)*nRows + (int64(term.rank)+1)*nCols) // L as it is and scaled
+			}
 		}
-		size := int64(dtype.F32.Size())
-		if t.wide() {
-			size = int64(dtype.F64.Size())
+		add(t.terms)
+		for i := range t.undo {
+			add(t.undo[i].terms)
 		}
-		largest = max(largest, n*size)
+		largest = max(largest, n)
 	}
 	return int64(workers)*(2*p.blockBytes()+largest) + largest
 }

@@ -14,22 +14,60 @@ import (
 // last block is done.
 type running struct {
 	*target
-	once   sync.Once
-	err    error
-	left   atomic.Int64 // blocks to go
+	once    sync.Once
+	err     error
+	left    atomic.Int64 // blocks to go
+	forward update
+	back    update   // −forward, for a record
+	taken   []update // of each step
+	retake  []update // −taken, for steps without a record
+}
+
+// update is what a merge adds to a tensor: none, or one in the arithmetic that the tensor needs.
+type update struct {
 	narrow *kernel.Update[float32]
 	broad  *kernel.Update[float64]
 }
 
+// merge adds the update to a block of rows.
+func (u *update) merge(block []byte, row0 int64, st *kernel.Stats, w *worker) {
+	switch {
+	case u.broad != nil:
+		u.broad.Merge(block, int(row0), st, &w.broad)
+	case u.narrow != nil:
+		u.narrow.Merge(block, int(row0), st, &w.narrow)
+	}
+}
+
+func (u *update) negative() update {
+	switch {
+	case u.broad != nil:
+		return update{broad: u.broad.Negative()}
+	case u.narrow != nil:
+		return update{narrow: u.narrow.Negative()}
+	}
+	return update{}
+}
+
 // load reads the factors.
-func (t *running) load(k *kernel.Kernel, allowNonFinite bool) error {
+func (t *running) load(k *kernel.Kernel, o *Options) error {
 	t.once.Do(func() {
-		switch {
-		case len(t.terms) == 0:
-		case t.wide():
-			t.broad, t.err = loadUpdate[float64](k, t.target, allowNonFinite)
-		default:
-			t.narrow, t.err = loadUpdate[float32](k, t.target, allowNonFinite)
+		if t.forward, t.err = t.loadUpdate(k, t.terms, o.AllowNonFinite); t.err != nil {
+			return
+		}
+		if o.Undo != nil {
+			t.back = t.forward.negative()
+		}
+		for i := range t.undo {
+			taken, err := t.loadUpdate(k, t.undo[i].terms, true) // what was put in is taken out
+			if err != nil {
+				t.err = err
+				return
+			}
+			t.taken = append(t.taken, taken)
+			if t.undo[i].record == nil {
+				t.retake = append(t.retake, taken.negative())
+			}
 		}
 	})
 	return t.err
@@ -38,15 +76,27 @@ func (t *running) load(k *kernel.Kernel, allowNonFinite bool) error {
 // done drops the factors after the last block.
 func (t *running) done() {
 	if t.left.Add(-1) == 0 {
-		t.narrow, t.broad = nil, nil
+		t.forward, t.back, t.taken, t.retake = update{}, update{}, nil, nil
 	}
 }
 
-func loadUpdate[T kernel.Float](k *kernel.Kernel, t *target, allowNonFinite bool) (*kernel.Update[T], error) {
+// loadUpdate reads the factors of some terms.
+func (t *target) loadUpdate(k *kernel.Kernel, terms []term, allowNonFinite bool) (u update, err error) {
+	switch {
+	case len(terms) == 0:
+	case t.wide(terms):
+		u.broad, err = loadTerms[float64](k, t, terms, allowNonFinite)
+	default:
+		u.narrow, err = loadTerms[float32](k, t, terms, allowNonFinite)
+	}
+	return u, err
+}
+
+func loadTerms[T kernel.Float](k *kernel.Kernel, t *target, terms []term, allowNonFinite bool) (*kernel.Update[T], error) {
 	nRows, nCols := t.shape()
-	terms := make([]kernel.Term[T], len(t.terms))
-	for i := range t.terms {
-		term := &t.terms[i]
+	loaded := make([]kernel.Term[T], len(terms))
+	for i := range terms {
+		term := &terms[i]
 		l, badL, err := loadFactor[T](term.left, int(nRows), term.rank)
 		if err != nil {
 			return nil, err
@@ -59,9 +109,9 @@ func loadUpdate[T kernel.Float](k *kernel.Kernel, t *target, allowNonFinite bool
 			return nil, fault.New(fault.Check, "the factors of %q hold %d values that are NaN or infinite", term.module, n).
 				WithHint("the training of this adapter went wrong; use an earlier checkpoint of it, or --allow-nonfinite")
 		}
-		terms[i] = kernel.Term[T]{S: term.scale, Rank: term.rank, L: l, R: r}
+		loaded[i] = kernel.Term[T]{S: term.scale, Rank: term.rank, L: l, R: r}
 	}
-	return kernel.Prepare(k, t.ref.Tensor.DType, int(nRows), int(nCols), terms), nil
+	return kernel.Prepare(k, t.ref.Tensor.DType, int(nRows), int(nCols), loaded), nil
 }
 
 // pieceBytes is how much of a factor is read at a time.

@@ -52,7 +52,18 @@ func eachFixture(t *testing.T, kind string, atLeast int, f func(t *testing.T, di
 
 // open plans the merge of a case.
 func (c fixture) open(t *testing.T, dir string, options merge.Options) (*merge.Plan, error) {
-	var adapters []merge.Adapter
+	adapters, err := c.openAdapters(t, dir)
+	if err != nil {
+		return nil, err
+	}
+	p, err := merge.Open(context.Background(), filepath.Join(fixtures, "bases", c.Base), adapters, options)
+	if err == nil {
+		t.Cleanup(func() { p.Close() })
+	}
+	return p, err
+}
+
+func (c fixture) openAdapters(t *testing.T, dir string) (adapters []merge.Adapter, err error) {
 	for i, name := range c.Adapters {
 		path := filepath.Join(dir, name)
 		src, err := convert.Open(path)
@@ -66,11 +77,7 @@ func (c fixture) open(t *testing.T, dir string, options merge.Options) (*merge.P
 		}
 		adapters = append(adapters, a)
 	}
-	p, err := merge.Open(context.Background(), filepath.Join(fixtures, "bases", c.Base), adapters, options)
-	if err == nil {
-		t.Cleanup(func() { p.Close() })
-	}
-	return p, err
+	return adapters, nil
 }
 
 // TestMergeEqualsPEFTInEveryElement compares every element of every tensor: a changed one with RN of what PEFT computes in

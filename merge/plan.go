@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sort"
 	"strings"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
+	"github.com/loratool/loratool/internal/undo"
 )
 
 // Adapter is one adapter to merge.
@@ -22,7 +24,7 @@ type Adapter struct {
 }
 
 // Options change how a merge runs, never its bytes, but for Again, AnyBase and AllowNonFinite, which allow what is refused
-// without them.
+// without them. With Undo, and where something is taken out, BlockBytes has no effect: records cut tensors in their own blocks.
 type Options struct {
 	Workers        int               // goroutines; 0 is one per processor
 	BlockBytes     int               // bytes of the base that a worker holds at a time; 0 is 1 MiB
@@ -32,6 +34,7 @@ type Options struct {
 	AllowNonFinite bool              // go on where factors are not finite, or a finite weight becomes infinite
 	Progress       func(bytes int64) // called from several goroutines with the bytes just written; nil is silent
 	Tool           string            // name and version of the program, for the stamp
+	Undo           io.Writer         // gets the undo record of the merge (spec/UNDO.md); nil writes none. It is one if Run returns nil
 }
 
 // Plan is a merge that is ready to run. It has read headers only.
@@ -42,7 +45,10 @@ type Plan struct {
 	targets  []*target // in the order of files and of data
 	warnings []string
 	files    []*outFile
-	ids      []string // content ids of the adapters
+	ids      []string    // content ids of the adapters
+	records  []*Record   // of what is taken out, the latest merge first
+	nRemoved int         // how many of the adapters, the first ones, are taken out
+	restored []*restored // of each file, its header before what is taken out was merged; nil entries where nothing is
 }
 
 // target is a tensor of the base that changes.
@@ -52,7 +58,11 @@ type target struct {
 	terms   []term
 	replace *blob // the tensor of an adapter that stands in for the base's
 	rows    *rows
+	undo    []step // what is taken out before that, the latest merge first
 }
+
+// changes reports whether something is put into the tensor.
+func (t *target) changes() bool { return len(t.terms) > 0 || t.replace != nil || t.rows != nil }
 
 // term is one update s·B·A, seen as Left (rows×r) times Right (r×cols) in the orientation of the base's tensor.
 type term struct {
@@ -114,13 +124,11 @@ func (p *Plan) plan(ctx context.Context) error {
 	}
 	index := naming.Index(p.base.Names())
 	byTensor := make(map[string]*target)
-	for i := range p.adapters {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := p.addAdapter(ctx, i, index, byTensor); err != nil {
-			return fault.InFile(err, p.adapters[i].Name)
-		}
+	if err := p.addAdapters(ctx, p.nRemoved, len(p.adapters), index, byTensor); err != nil {
+		return err
+	}
+	if err := p.addSteps(ctx, index, byTensor); err != nil {
+		return err
 	}
 	for _, name := range p.base.Left {
 		p.warn("%q is not copied: it is no part of the merged model", name)
@@ -128,6 +136,9 @@ func (p *Plan) plan(ctx context.Context) error {
 	for _, t := range byTensor {
 		if err := t.check(); err != nil {
 			return err
+		}
+		if d := t.ref.Tensor.DType; p.options.Undo != nil && t.changes() && !undo.Records(d) {
+			return fault.New(fault.Unsupported, "the adapter replaces %q, of %v, which no undo record can hold", t.ref.Tensor.Name, d).WithHint("merge without --undo")
 		}
 		p.targets = append(p.targets, t)
 	}
@@ -138,10 +149,26 @@ func (p *Plan) plan(ctx context.Context) error {
 	if err := p.readIDs(ctx); err != nil {
 		return err
 	}
+	if err := p.restoreHeaders(); err != nil {
+		return err
+	}
 	if err := p.checkStamps(); err != nil {
 		return err
 	}
 	return p.layOut()
+}
+
+// addAdapters adds adapters from to to−1.
+func (p *Plan) addAdapters(ctx context.Context, from, to int, index *naming.Base, byTensor map[string]*target) error {
+	for i := from; i < to; i++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := p.addAdapter(ctx, i, index, byTensor); err != nil {
+			return fault.InFile(err, p.adapters[i].Name)
+		}
+	}
+	return nil
 }
 
 // addAdapter pairs every tensor of one adapter with the tensor of the base that it changes.
@@ -189,14 +216,15 @@ func (t *target) shape() (nRows, nCols int64) {
 	return int64(s[0]), t.ref.Tensor.Elements() / int64(s[0])
 }
 
-// wide reports whether the fast pass has to run in float64: for float32 and float64 results, and for float64 factors.
-func (t *target) wide() bool {
+// wide reports whether the fast pass of some terms has to run in float64: for float32 and float64 results, and for float64
+// factors.
+func (t *target) wide(terms []term) bool {
 	d := t.ref.Tensor.DType
 	if d == dtype.F32 || d == dtype.F64 {
 		return true
 	}
-	for i := range t.terms {
-		term := &t.terms[i]
+	for i := range terms {
+		term := &terms[i]
 		for _, f := range []factor{term.left, term.right} {
 			if f.source != nil && f.tensor().DType == dtype.F64 {
 				return true

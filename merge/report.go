@@ -3,7 +3,9 @@ package merge
 import (
 	"math"
 
+	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/kernel"
+	"github.com/loratool/loratool/internal/undo"
 )
 
 // Report says what a merge did.
@@ -17,7 +19,34 @@ type Report struct {
 	NonFiniteBefore int64           `json:"non_finite_before"`
 	NonFiniteAfter  int64           `json:"non_finite_after"`
 	Total           Retention       `json:"total"`
+	TakenOut        []TakenOut      `json:"taken_out,omitempty"` // tensors from which merges were taken out
+	Undo            *UndoReport     `json:"undo,omitempty"`      // of the record that was written
 	Warnings        []string        `json:"warnings"`
+}
+
+// TakenOut is the report of a tensor from which one or several merges were taken out.
+type TakenOut struct {
+	Tensor    string `json:"tensor"`
+	DType     string `json:"dtype"`
+	Elements  int64  `json:"elements"`
+	Corrected int64  `json:"corrected"`  // elements that subtraction had not brought back, and a record has
+	MayDiffer int64  `json:"may_differ"` // elements that may not be what they were, without a record; 0 is a proof
+}
+
+// UndoReport describes the undo record that a merge has written.
+type UndoReport struct {
+	Tensors       int     `json:"tensors"`
+	Elements      int64   `json:"elements"`
+	Bytes         int64   `json:"bytes"`
+	BitsPerWeight float64 `json:"bits_per_weight"`
+}
+
+func undoReport(d *undo.Description, s *format.Summary) *UndoReport {
+	r := &UndoReport{Tensors: len(d.Tensors), Elements: d.Elements(), Bytes: s.FileBytes}
+	if r.Elements > 0 {
+		r.BitsPerWeight = 8 * float64(r.Bytes) / float64(r.Elements)
+	}
+	return r
 }
 
 // LayerReport is the report of one updated tensor.
@@ -68,15 +97,26 @@ func (r *run) report() *Report {
 	for _, t := range p.targets {
 		sums[t] = new(kernel.Stats)
 	}
+	out := make(map[*target]*TakenOut)
 	for i := range r.jobs {
-		if t := r.jobs[i].target; t != nil {
-			sums[t.target].Add(&r.stats[i])
+		t := r.jobs[i].target
+		if t == nil {
+			continue
 		}
+		sums[t.target].Add(&r.stats[i])
+		if out[t.target] == nil {
+			out[t.target] = &TakenOut{Tensor: t.ref.Tensor.Name, DType: t.ref.Tensor.DType.String(), Elements: t.ref.Tensor.Elements()}
+		}
+		out[t.target].Corrected += r.taken[i].corrected
+		out[t.target].MayDiffer += r.taken[i].mayDiffer
 	}
 	report := &Report{Layers: []LayerReport{}, Replaced: []PlannedTensor{}, BytesWritten: p.OutputBytes() + p.sideBytes(), Warnings: append([]string{}, p.warnings...)}
 	var total kernel.Stats
 	for _, t := range p.targets {
 		d := p.describe(t)
+		if o := out[t]; o != nil && len(t.undo) > 0 {
+			report.TakenOut = append(report.TakenOut, *o)
+		}
 		if t.replace != nil || t.rows != nil {
 			report.Replaced = append(report.Replaced, d)
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/parallel"
+	"github.com/loratool/loratool/internal/undo"
 )
 
 // Run writes the merged checkpoint to out, a file or a directory like the base. It appears whole or not at all: it is built
@@ -36,6 +37,12 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 	}
 	defer stage.Abort()
 	r := &run{plan: p, stage: stage, kernel: k, state: make(map[*target]*running, len(p.targets))}
+	if p.options.Undo != nil {
+		if r.recording, err = p.newRecording(out); err != nil {
+			return nil, err
+		}
+		defer r.recording.close()
+	}
 	for _, t := range p.targets {
 		r.state[t] = &running{target: t}
 	}
@@ -46,6 +53,13 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 	if created := report.NonFiniteAfter - report.NonFiniteBefore; created > 0 && !p.options.AllowNonFinite {
 		return nil, fault.New(fault.Check, "%d finite weights would become infinite or NaN, in %s", created, fault.List(r.nonFinite(), 3)).
 			WithHint("the base's dtype cannot hold the merged weights; lower the weight, or use --allow-nonfinite")
+	}
+	if r.recording != nil {
+		summary, err := r.recording.writer.Write(ctx, p.options.Undo, p.options.Workers)
+		if err != nil {
+			return nil, err
+		}
+		report.Undo = undoReport(r.recording.writer.Description(), summary)
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -192,7 +206,10 @@ type run struct {
 	state  map[*target]*running
 	jobs   []job
 	stats  []kernel.Stats // one per job
+	taken  []taken        // one per job
 	files  []*writing
+
+	recording *recording // nil where no record is wanted
 }
 
 // writing is an output file: opened by the first job that needs it, made durable and closed by the last.
@@ -220,16 +237,21 @@ func (w *writing) wrote(n int64) {
 
 // worker is the memory of one goroutine.
 type worker struct {
-	block  []byte
-	other  []byte
-	narrow kernel.Scratch[float32]
-	broad  kernel.Scratch[float64]
+	block     []byte
+	other     []byte
+	before    []byte
+	predicted []byte
+	narrow    kernel.Scratch[float32]
+	broad     kernel.Scratch[float64]
+	undo      undo.Scratch
+	ignored   kernel.Stats
 }
 
 func (r *run) all(ctx context.Context) error {
 	p := r.plan
 	r.jobs = p.jobs(r.state)
 	r.stats = make([]kernel.Stats, len(r.jobs))
+	r.taken = make([]taken, len(r.jobs))
 	r.files = make([]*writing, len(p.files))
 	for i := range r.files {
 		r.files[i] = new(writing)
@@ -331,7 +353,7 @@ func (w *writing) close() error {
 // mergeRows reads rows of a target, updates them and writes them.
 func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *writing) (int64, error) {
 	t := j.target
-	if err := t.load(r.kernel, r.plan.options.AllowNonFinite); err != nil {
+	if err := t.load(r.kernel, &r.plan.options); err != nil {
 		return 0, err
 	}
 	defer t.done()
@@ -343,21 +365,31 @@ func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *w
 		w.block = make([]byte, n)
 	}
 	block := w.block[:n]
+	recorded := r.recording != nil && t.changes()
+	if t.replace == nil || recorded || len(t.undo) > 0 {
+		if _, err := io.ReadFull(io.NewSectionReader(in.in.Data, off, n), block); err != nil {
+			return 0, fault.InFile(err, in.in.Path)
+		}
+	}
+	if err := r.takeOut(w, j, block); err != nil {
+		return 0, err
+	}
+	if recorded {
+		w.before = append(w.before[:0], block...)
+	}
 	if t.replace != nil {
 		if err := r.replaceBlock(w, j, block, nCols); err != nil {
 			return 0, err
 		}
-	} else if _, err := io.ReadFull(io.NewSectionReader(in.in.Data, off, n), block); err != nil {
-		return 0, fault.InFile(err, in.in.Path)
 	}
-	switch {
-	case t.broad != nil:
-		t.broad.Merge(block, int(j.row0), st, &w.broad)
-	case t.narrow != nil:
-		t.narrow.Merge(block, int(j.row0), st, &w.narrow)
-	}
+	t.forward.merge(block, j.row0, st, w)
 	if t.rows != nil {
 		if err := r.replaceRows(w, j, block, nCols); err != nil {
+			return 0, err
+		}
+	}
+	if recorded {
+		if err := r.record(w, j, w.before, block); err != nil {
 			return 0, err
 		}
 	}

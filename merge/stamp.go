@@ -9,6 +9,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/safetensors"
 )
 
 // stampPrefix begins the metadata keys under which a merged file says what was merged into it: loratool.merge.1, .2, … in the
@@ -29,9 +30,9 @@ type StampAdapter struct {
 	Weight  float64 `json:"weight"`
 }
 
-// readIDs computes the content ids of the adapters.
+// readIDs computes the content ids of the adapters, where they are not known yet.
 func (p *Plan) readIDs(ctx context.Context) error {
-	for _, a := range p.adapters {
+	for _, a := range p.adapters[len(p.ids):] {
 		id, err := format.ContentID(ctx, a.Source)
 		if err != nil {
 			return fault.InFile(err, a.Name)
@@ -44,7 +45,8 @@ func (p *Plan) readIDs(ctx context.Context) error {
 // stamp returns the next free key and the value for this merge.
 func (p *Plan) stamp(metadata map[string]string) (key, value string, err error) {
 	s := Stamp{Tool: p.options.Tool}
-	for i, a := range p.adapters {
+	for i := p.nRemoved; i < len(p.adapters); i++ {
+		a := &p.adapters[i]
 		s.Adapters = append(s.Adapters, StampAdapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
 	}
 	text, err := json.Marshal(s)
@@ -74,19 +76,23 @@ type Merged struct {
 func History(c *checkpoint.Checkpoint) []Merged {
 	history := []Merged{}
 	for _, f := range c.Files {
-		for n := 1; ; n++ {
-			key := fmt.Sprint(stampPrefix, n)
-			value, ok := f.Header.Metadata[key]
-			if !ok {
-				break
-			}
-			m := Merged{File: f.Name, Key: key}
-			if json.Unmarshal([]byte(value), &m.Stamp) == nil {
-				history = append(history, m)
-			}
-		}
+		history = append(history, historyOf(f.Name, f.Header)...)
 	}
 	return history
+}
+
+func historyOf(file string, h *safetensors.Header) (history []Merged) {
+	for n := 1; ; n++ {
+		key := fmt.Sprint(stampPrefix, n)
+		value, ok := h.Metadata[key]
+		if !ok {
+			return history
+		}
+		m := Merged{File: file, Key: key}
+		if json.Unmarshal([]byte(value), &m.Stamp) == nil {
+			history = append(history, m)
+		}
+	}
 }
 
 // checkStamps refuses to merge an adapter that the base says it already has.
@@ -94,10 +100,18 @@ func (p *Plan) checkStamps() error {
 	if p.options.Again {
 		return nil
 	}
-	for _, m := range History(p.base) {
+	var history []Merged
+	for i, f := range p.base.Files {
+		h := f.Header
+		if p.restored[i] != nil {
+			h = p.restored[i].header
+		}
+		history = append(history, historyOf(f.Name, h)...)
+	}
+	for _, m := range history {
 		for _, merged := range m.Adapters {
 			for i, id := range p.ids {
-				if merged.Content == id {
+				if i >= p.nRemoved && merged.Content == id {
 					return fault.New(fault.Mismatch, "the adapter %q has been merged into this checkpoint already (%s of %s, weight %v)",
 						p.adapters[i].Name, m.Key, m.File, merged.Weight).In(p.base.Path).
 						WithHint("merge into the base without it; to add it once more, use --force")

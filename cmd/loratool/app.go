@@ -33,7 +33,7 @@ func newApp(t *terminal) *app {
 		DisableSliceFlagSeparator: true,
 		CustomAppHelpTemplate:     cli.AppHelpTemplate + "\n" + exitCodesHelp,
 		Commands: []*cli.Command{
-			mergeCommand(t), extractCommand(t), inspectCommand(t), convertCommand(t), verifyCommand(t), dumpCommand(t), versionCommand(t),
+			mergeCommand(t), unmergeCommand(t), swapCommand(t), extractCommand(t), inspectCommand(t), convertCommand(t), verifyCommand(t), dumpCommand(t), versionCommand(t),
 		},
 		Action: func(c *cli.Context) error {
 			return cli.ShowAppHelp(c)
@@ -145,6 +145,10 @@ func arrangeFlags(command *cli.Command, args []string) (flags, rest []string, er
 			return nil, nil, unknown("flag", arg, cli.SuggestFlag(command.Flags, name, true), helpHint(command.Name))
 		}
 		if _, isBool := flag.(*cli.BoolFlag); !isBool && !hasValue {
+			if standsAlone(flag) && (i+1 == len(args) || strings.HasPrefix(args[i+1], "-")) {
+				flags = append(flags, "--"+name+"=")
+				continue
+			}
 			if i+1 == len(args) {
 				return nil, nil, usagef(helpHint(command.Name), "flag %s needs a value", arg)
 			}
@@ -158,6 +162,15 @@ func arrangeFlags(command *cli.Command, args []string) (flags, rest []string, er
 		}
 	}
 	return flags, rest, nil
+}
+
+// standsAlone reports whether a flag may stand without the value that it can have.
+func standsAlone(flag cli.Flag) bool {
+	g, ok := flag.(*cli.GenericFlag)
+	if ok {
+		_, ok = g.Value.(*optionalPath)
+	}
+	return ok
 }
 
 func findFlag(command *cli.Command, name string) cli.Flag {

@@ -2,12 +2,12 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"math"
 	"path/filepath"
 	"strconv"
 	"text/tabwriter"
 
-	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/parallel"
 	"github.com/loratool/loratool/merge"
@@ -20,6 +20,7 @@ type mergeOptions struct {
 	out            string
 	weights        cli.StringSlice
 	force, dryRun  bool
+	undo           optionalPath
 	anyBase        bool
 	allowNonFinite bool
 }
@@ -36,6 +37,7 @@ func mergeCommand(t *terminal) *cli.Command {
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write the merged checkpoint to `OUT`", Destination: &o.out},
 			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an adapter by `W`; once per adapter, in their order (default: 1)", Destination: &o.weights},
+			&cli.GenericFlag{Name: "undo", Usage: "write an undo record to `FILE`, from which unmerge restores BASE byte for byte (default: OUT" + undoSuffix + ")", Value: &o.undo},
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint, and merge an adapter again that BASE already has", Destination: &o.force},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
 			&cli.BoolFlag{Name: "any-base", Usage: "merge though an adapter remembers another base", Destination: &o.anyBase},
@@ -57,46 +59,86 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 	if err != nil {
 		return err
 	}
-	adapters := make([]merge.Adapter, len(weights))
-	for i, path := range args[1:] {
-		src, err := convert.Open(path)
-		if err != nil {
-			return err
+	var closers closers
+	defer closers.close()
+	adapters, err := openAdapters(args[1:], weights, &closers)
+	if err != nil {
+		return err
+	}
+	run := &planRun{
+		command: "merge", what: "merging", common: &o.common, out: o.out, dryRun: o.dryRun, show: showReport,
+		open: func(options merge.Options) (*merge.Plan, error) {
+			return merge.Open(c.Context, args[0], adapters, options)
+		},
+	}
+	if o.undo.given {
+		if run.record = o.undo.path; run.record == "" {
+			run.record = undoBeside(o.out)
 		}
-		defer src.Close()
-		adapters[i] = merge.Adapter{Source: src, Name: path, Weight: weights[i]}
 	}
 	options := merge.Options{Workers: o.workers, Replace: o.force, Again: o.force, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite, Tool: "loratool " + version}
+	return runPlan(t, run, options, c)
+}
+
+// planRun is the run of a plan of package merge, by whichever command.
+type planRun struct {
+	command, what string
+	common        *common
+	out           string
+	record        string // where the undo record goes; "" is nowhere
+	dryRun        bool
+	approximate   bool
+	open          func(merge.Options) (*merge.Plan, error)
+	show          func(*terminal, *planRun, *merge.Report)
+}
+
+// runPlan opens a plan, shows or runs it, and reports.
+func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) error {
 	var add func(int64)
 	options.Progress = func(n int64) {
 		if add != nil {
 			add(n)
 		}
 	}
-	plan, err := merge.Open(c.Context, args[0], adapters, options)
+	var record *recordFile
+	if run.record != "" {
+		options.Undo = io.Discard
+		if !run.dryRun {
+			var err error
+			if record, err = newRecordFile(run.record, run.out, options.Replace); err != nil {
+				return err
+			}
+			defer record.abort()
+			options.Undo = record
+		}
+	}
+	plan, err := run.open(options)
 	if err != nil {
 		return err
 	}
 	defer plan.Close()
-	if !o.quiet {
+	if !run.common.quiet {
 		for _, w := range plan.Warnings() {
 			t.message("warning", w)
 		}
 	}
-	if o.dryRun {
-		return showPlan(t, o, plan)
+	if run.dryRun {
+		return showPlan(t, run, plan)
 	}
-	add, finish := t.progress(&o.common, plan.OutputBytes(), "merging")
-	report, err := plan.Run(c.Context, o.out)
+	add, finish := t.progress(run.common, plan.OutputBytes(), run.what)
+	report, err := plan.Run(c.Context, run.out)
 	finish()
+	if err == nil && record != nil {
+		err = record.commit(run.out)
+	}
 	if err != nil {
 		return err
 	}
-	if o.json {
-		return t.document("merge", report)
+	if run.common.json {
+		return t.document(run.command, report)
 	}
-	if !o.quiet {
-		showReport(t, o, report)
+	if !run.common.quiet {
+		run.show(t, run, report)
 	}
 	return nil
 }
@@ -123,24 +165,27 @@ func parseWeights(texts []string, n int) ([]float64, error) {
 	return weights, nil
 }
 
-// showPlan prints what a merge would do.
-func showPlan(t *terminal, o *mergeOptions, plan *merge.Plan) error {
+// showPlan prints what a plan would do.
+func showPlan(t *terminal, o *planRun, plan *merge.Plan) error {
 	var blocked error
 	free := int64(-1)
 	if o.out != "" {
 		blocked = plan.CheckOutput(o.out)
+		if blocked == nil && o.record != "" {
+			blocked = checkRecord(o.record, o.out, false)
+		}
 		if n, err := fileio.FreeBytes(filepath.Dir(o.out)); err == nil {
 			free = n
 		}
 	}
-	tensors, peak := plan.Tensors(), plan.PeakBytes(parallel.Workers(o.workers))
-	if o.json && blocked == nil {
-		return t.document("merge", map[string]any{
+	tensors, peak := plan.Tensors(), plan.PeakBytes(parallel.Workers(o.common.workers))
+	if o.common.json && blocked == nil {
+		return t.document(o.command, map[string]any{
 			"dry_run": true, "tensors": tensors, "bytes_to_write": plan.OutputBytes(), "free_bytes": free, "peak_memory_bytes": peak,
 			"warnings": append([]string{}, plan.Warnings()...),
 		})
 	}
-	if !o.json {
+	if !o.common.json {
 		w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "tensor\tdtype\tshape\trank\tscale\t")
 		for _, p := range tensors {
@@ -164,8 +209,8 @@ func showPlan(t *terminal, o *mergeOptions, plan *merge.Plan) error {
 }
 
 // showReport prints what a merge did.
-func showReport(t *terminal, o *mergeOptions, r *merge.Report) {
-	if o.verbose {
+func showReport(t *terminal, o *planRun, r *merge.Report) {
+	if o.common.verbose {
 		w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', tabwriter.AlignRight)
 		fmt.Fprintln(w, "rank\tscale\t|ΔW|/|W|\tunchanged\tlost\t  tensor")
 		for _, l := range r.Layers {
@@ -181,6 +226,9 @@ func showReport(t *terminal, o *mergeOptions, r *merge.Report) {
 		t.printf(", %d replaced", n)
 	}
 	t.printf("\n")
+	if u := r.Undo; u != nil {
+		t.printf("undo record in %s: %s, %.3g bits per weight\n", o.record, bytesText(u.Bytes), u.BitsPerWeight)
+	}
 	if r.Elements == 0 {
 		return
 	}

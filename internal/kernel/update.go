@@ -82,6 +82,21 @@ func Prepare[T Float](k *Kernel, d dtype.Type, rows, cols int, terms []Term[T]) 
 	return u
 }
 
+// Negative returns −u, the update that takes u out again. The two share R.
+func (u *Update[T]) Negative() *Update[T] {
+	n := *u
+	n.terms = make([]Term[T], len(u.terms))
+	for i, t := range u.terms {
+		t.S = -t.S
+		n.terms[i] = t
+	}
+	n.l = make([]T, len(u.l))
+	for i, x := range u.l {
+		n.l[i] = -x
+	}
+	return &n
+}
+
 func (u *Update[T]) packLeft() {
 	for i := range u.rows {
 		dst := u.l[i*u.rank : (i+1)*u.rank]

@@ -341,3 +341,28 @@ func (h *Header) WithMetadata(raw []byte, key, value string) []byte {
 	binary.LittleEndian.PutUint64(out, uint64(len(out)-8))
 	return out
 }
+
+// WithoutMetadata returns the header bytes, length prefix included and as long as before, without one metadata entry. raw is the
+// file's own header. The other entries keep their order and spelling; spaces at the end take the place of what is left out.
+func (h *Header) WithoutMetadata(raw []byte, key string) []byte {
+	if _, ok := h.Metadata[key]; !ok {
+		return raw
+	}
+	s := &scanner{text: string(raw[8:]), pos: h.insertAt - 1}
+	var kept []string
+	err := s.object(func(k string, at int) error {
+		_, err := s.str()
+		if k != key {
+			kept = append(kept, s.text[at:s.pos])
+		}
+		return err
+	})
+	if err != nil {
+		panic("safetensors: a header that was proven does not scan: " + err.Error())
+	}
+	out := append(make([]byte, 0, len(raw)), raw[:8+h.insertAt]...)
+	out = append(out, strings.Join(kept, ",")...)
+	out = append(out, '}')
+	out = append(out, s.text[s.pos:]...)
+	return append(out, bytes.Repeat([]byte(" "), len(raw)-len(out))...)
+}

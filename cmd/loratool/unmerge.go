@@ -1,0 +1,241 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"text/tabwriter"
+
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/merge"
+	"github.com/urfave/cli/v2"
+)
+
+// removalOptions are the flags that unmerge and swap share.
+type removalOptions struct {
+	common
+	out           string
+	records       cli.StringSlice
+	force, dryRun bool
+}
+
+func (o *removalOptions) removalFlags() []cli.Flag {
+	return append([]cli.Flag{
+		&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write the checkpoint to `OUT`", Destination: &o.out},
+		&cli.StringSliceFlag{Name: "undo", Usage: "the undo record `FILE` of the merge; once per merge (default: MERGED" + undoSuffix + ")", Destination: &o.records},
+		&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint", Destination: &o.force},
+		&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
+	}, o.flags()...)
+}
+
+type unmergeOptions struct {
+	removalOptions
+	weights     cli.StringSlice
+	approximate bool
+}
+
+func unmergeCommand(t *terminal) *cli.Command {
+	o := new(unmergeOptions)
+	return &cli.Command{
+		Name:      "unmerge",
+		Usage:     "take adapters out of a merged checkpoint: with its undo record, back to the base byte for byte",
+		ArgsUsage: "MERGED ADAPTER... -o OUT",
+		Description: "MERGED is what merge --undo has written, ADAPTER what was merged. Every block is proved by its digest before OUT appears.\n" +
+			"Without a record, subtracting leaves some elements of a 16-bit checkpoint one or several steps off, which has to be allowed.",
+		Flags: append(o.removalFlags(),
+			&cli.BoolFlag{Name: "approximate", Usage: "subtract without a record, and report how many elements may differ", Destination: &o.approximate},
+			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "the weight `W` of an adapter; once per adapter (default: what the record or MERGED says)", Destination: &o.weights},
+		),
+		Action: func(c *cli.Context) error { return runUnmerge(c, t, o) },
+	}
+}
+
+func runUnmerge(c *cli.Context, t *terminal, o *unmergeOptions) error {
+	const example = "loratool unmerge MERGED ADAPTER... -o OUT"
+	args := c.Args().Slice()
+	if len(args) < 2 {
+		return usagef(example, "unmerge needs a merged checkpoint and at least one adapter")
+	}
+	if o.out == "" && !o.dryRun {
+		return usagef(example, "unmerge needs -o OUT, the place of the restored checkpoint")
+	}
+	if o.approximate && len(o.records.Value()) > 0 {
+		return usagef(example, "--approximate is for a merge without an undo record, and --undo gives one")
+	}
+	weights, err := parseWeights(o.weights.Value(), len(args)-1)
+	if err != nil {
+		return err
+	}
+	if len(o.weights.Value()) == 0 {
+		for i := range weights {
+			weights[i] = math.NaN()
+		}
+	}
+	remove := merge.Removal{Approximate: o.approximate}
+	var closers closers
+	defer closers.close()
+	if remove.Adapters, err = openAdapters(args[1:], weights, &closers); err != nil {
+		return err
+	}
+	if !o.approximate {
+		if remove.Records, err = openRecords(o.records.Value(), args[0], &closers); err != nil {
+			return err
+		}
+	}
+	options := merge.Options{Workers: o.workers, Replace: o.force, Tool: "loratool " + version}
+	return runPlan(t, &planRun{
+		command: "unmerge", what: "unmerging", common: &o.common, out: o.out, dryRun: o.dryRun, approximate: o.approximate, show: showUnmerged,
+		open: func(options merge.Options) (*merge.Plan, error) {
+			return merge.OpenUnmerge(c.Context, args[0], remove, options)
+		},
+	}, options, c)
+}
+
+type swapOptions struct {
+	removalOptions
+	remove, add cli.StringSlice
+	weights     cli.StringSlice
+	newUndo     string
+}
+
+func swapCommand(t *terminal) *cli.Command {
+	o := new(swapOptions)
+	return &cli.Command{
+		Name:      "swap",
+		Usage:     "take adapters out of a merged checkpoint and merge others, in one pass",
+		ArgsUsage: "MERGED --remove ADAPTER --add ADAPTER -o OUT",
+		Description: "The result is that of merging into the base what --add names, byte for byte, and comes with an undo record of its own. All\n" +
+			"adapters of the given records have to be named by --remove; one that is to stay is named by --add as well.",
+		Flags: append(o.removalFlags(),
+			&cli.StringSliceFlag{Name: "remove", Usage: "take `ADAPTER` out; once per adapter", Destination: &o.remove},
+			&cli.StringSliceFlag{Name: "add", Usage: "merge `ADAPTER`; once per adapter", Destination: &o.add},
+			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an added adapter by `W`; once per --add, in their order (default: 1)", Destination: &o.weights},
+			&cli.StringFlag{Name: "new-undo", Usage: "write the new undo record to `FILE` (default: OUT" + undoSuffix + ")", Destination: &o.newUndo},
+		),
+		Action: func(c *cli.Context) error { return runSwap(c, t, o) },
+	}
+}
+
+func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
+	const example = "loratool swap MERGED --remove ADAPTER --add ADAPTER -o OUT"
+	if c.NArg() != 1 {
+		return usagef(example, "swap takes one merged checkpoint, got %d arguments", c.NArg())
+	}
+	merged := c.Args().First()
+	if len(o.remove.Value()) == 0 || len(o.add.Value()) == 0 {
+		return usagef(example, "swap needs --remove and --add")
+	}
+	if o.out == "" && !o.dryRun {
+		return usagef(example, "swap needs -o OUT, the place of the new checkpoint")
+	}
+	weights, err := parseWeights(o.weights.Value(), len(o.add.Value()))
+	if err != nil {
+		return err
+	}
+	unknown := make([]float64, len(o.remove.Value()))
+	for i := range unknown {
+		unknown[i] = math.NaN()
+	}
+	var closers closers
+	defer closers.close()
+	var remove merge.Removal
+	if remove.Adapters, err = openAdapters(o.remove.Value(), unknown, &closers); err != nil {
+		return err
+	}
+	add, err := openAdapters(o.add.Value(), weights, &closers)
+	if err != nil {
+		return err
+	}
+	if remove.Records, err = openRecords(o.records.Value(), merged, &closers); err != nil {
+		return err
+	}
+	newUndo := o.newUndo
+	if newUndo == "" {
+		newUndo = undoBeside(o.out)
+	}
+	options := merge.Options{Workers: o.workers, Replace: o.force, Tool: "loratool " + version}
+	return runPlan(t, &planRun{
+		command: "swap", what: "swapping", common: &o.common, out: o.out, record: newUndo, dryRun: o.dryRun,
+		show: func(t *terminal, run *planRun, r *merge.Report) {
+			showUnmerged(t, run, r)
+			showReport(t, run, r)
+		},
+		open: func(options merge.Options) (*merge.Plan, error) {
+			return merge.OpenSwap(c.Context, merged, remove, add, options)
+		},
+	}, options, c)
+}
+
+// openRecords opens the undo records of a merged checkpoint: those that are named, or the one that lies beside it.
+func openRecords(paths []string, merged string, closers *closers) ([]*merge.Record, error) {
+	if len(paths) == 0 {
+		path := undoBeside(merged)
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return nil, nil // the library says what that means
+		}
+		paths = []string{path}
+	}
+	var records []*merge.Record
+	for _, path := range paths {
+		r, closer, err := openRecord(path)
+		if err != nil {
+			return nil, err
+		}
+		closers.add(closer)
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+// openAdapters opens the adapters at paths, with a weight each.
+func openAdapters(paths []string, weights []float64, closers *closers) ([]merge.Adapter, error) {
+	adapters := make([]merge.Adapter, len(paths))
+	for i, path := range paths {
+		src, err := convert.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		closers.add(src)
+		adapters[i] = merge.Adapter{Source: src, Name: path, Weight: weights[i]}
+	}
+	return adapters, nil
+}
+
+// closers are what a command has opened.
+type closers []io.Closer
+
+func (c *closers) add(x io.Closer) { *c = append(*c, x) }
+
+func (c *closers) close() {
+	for _, x := range *c {
+		x.Close()
+	}
+}
+
+// showUnmerged prints what was taken out.
+func showUnmerged(t *terminal, run *planRun, r *merge.Report) {
+	var elements, corrected, mayDiffer int64
+	for _, o := range r.TakenOut {
+		elements += o.Elements
+		corrected += o.Corrected
+		mayDiffer += o.MayDiffer
+	}
+	if run.common.verbose {
+		w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', tabwriter.AlignRight)
+		fmt.Fprintln(w, "elements\tcorrected\tmay differ\t  tensor")
+		for _, o := range r.TakenOut {
+			fmt.Fprintf(w, "%d\t%d\t%d\t  %s\n", o.Elements, o.Corrected, o.MayDiffer, clean(o.Tensor))
+		}
+		w.Flush()
+	}
+	share := func(n int64) string { return percent(float64(n) / float64(max(1, elements))) }
+	if run.approximate {
+		t.printf("subtracted, in %s: %d tensors; at most %s of %s elements, %s, are not what they were\n", run.out, len(r.TakenOut), countText(mayDiffer), countText(elements), share(mayDiffer))
+		return
+	}
+	t.printf("restored in %s: %d tensors of %s elements, as they were before the merge, proved by SHA-256; %s of them from the record alone\n",
+		run.out, len(r.TakenOut), countText(elements), share(corrected))
+}

@@ -1,0 +1,440 @@
+package undo
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"math"
+	"strconv"
+	"sync"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+)
+
+const (
+	version         = 1
+	method          = "other:undo"
+	descriptionName = "undo.json"
+	headerName      = "headers/" // and the number of the file
+
+	entryBytes          = 48 // of a table: four lengths and checks, one SHA-256
+	planarMark          = math.MaxUint32
+	maxDescriptionBytes = 64 << 20
+	minBlockBytes       = 512 << 10 // of a block that is not its whole tensor
+)
+
+// ruleKinds has, by its number, the kind of error that spec/UNDO.md gives a rule.
+var ruleKinds = [...]fault.Kind{
+	1: fault.Corrupt, 2: fault.Unsupported, 3: fault.Corrupt, 4: fault.Corrupt, 5: fault.Corrupt, 6: fault.Corrupt, 7: fault.Corrupt,
+	8: fault.Corrupt, 9: fault.Limit, 10: fault.Corrupt, 11: fault.Corrupt, 12: fault.Corrupt, 13: fault.Mismatch, 14: fault.Corrupt,
+}
+
+// Description says which merge a record undoes.
+type Description struct {
+	Version  int       `json:"undo"`
+	Tool     string    `json:"tool"`
+	Adapters []Adapter `json:"adapters"` // in the order of the merge
+	Files    []File    `json:"files"`    // those that the merge changed
+	Tensors  []Tensor  `json:"tensors"`  // those that the merge changed
+}
+
+// Adapter is one adapter that was merged.
+type Adapter struct {
+	Name    string  `json:"name"`
+	Content string  `json:"content"` // content id, spec/FORMAT.md, section 13
+	Weight  float64 `json:"weight"`
+}
+
+// File is a weight file before and after the merge.
+type File struct {
+	Name   string `json:"name"`
+	Before Header `json:"before"`
+	After  Header `json:"after"`
+}
+
+// Header is the identity of a file's header: its length with the eight bytes in front, and its SHA-256.
+type Header struct {
+	Bytes  int64  `json:"bytes"`
+	SHA256 string `json:"sha256"`
+}
+
+// HeaderOf describes header bytes.
+func HeaderOf(raw []byte) Header {
+	sum := sha256.Sum256(raw)
+	return Header{Bytes: int64(len(raw)), SHA256: hex.EncodeToString(sum[:])}
+}
+
+// The ways to predict the value before the merge from the one after.
+const (
+	Subtract = "subtract" // RN(w′ − Σ) of the terms
+	Same     = "same"     // w′ itself
+)
+
+// Tensor is a tensor that the merge changed.
+type Tensor struct {
+	Name    string   `json:"name"`
+	File    int      `json:"file"` // index into Files
+	DType   string   `json:"dtype"`
+	Shape   []uint64 `json:"shape"`
+	Block   int64    `json:"block"` // elements of a block; the last one may have fewer
+	Predict string   `json:"predict"`
+	Terms   []Term   `json:"terms"` // what was added, for Subtract
+}
+
+// Term is one update S·B·A of a tensor.
+type Term struct {
+	Adapter int     `json:"adapter"` // index into Adapters
+	Module  string  `json:"module"`  // the adapter's name of it
+	Scale   float64 `json:"scale"`   // S = ω·s
+}
+
+// Records reports whether a tensor of dtype d can be in a record: its elements are whole bytes.
+func Records(d dtype.Type) bool { return d.Size() > 0 && d.Bits() == 8*d.Size() && d.Size() <= 8 }
+
+// width is the size of an element.
+func (t *Tensor) width() int {
+	d, _ := dtype.Parse(t.DType)
+	return d.Size()
+}
+
+// elements is the number of elements; check has seen to it that it fits.
+func (t *Tensor) elements() int64 {
+	n, _ := dtype.NElements(t.Shape)
+	return int64(n)
+}
+
+// Blocks is the number of blocks of the tensor.
+func (t *Tensor) Blocks() int64 {
+	n := t.elements()
+	if n == 0 {
+		return 0
+	}
+	return (n-1)/t.Block + 1
+}
+
+// Elements is the number of elements of all tensors.
+func (d *Description) Elements() (n int64) {
+	for i := range d.Tensors {
+		n += d.Tensors[i].elements()
+	}
+	return n
+}
+
+// Is reports whether a source is an undo record.
+func Is(src format.Source) bool {
+	m := src.Manifest()
+	return len(m.Adapters) == 1 && m.Adapters[0].Method == method
+}
+
+// Record is an opened record. Its methods may be called from several goroutines at once.
+type Record struct {
+	Description
+	src     format.Source
+	blobs   []int // of each tensor, the index of its stream
+	headers []int // of each file, the index of its header among the blobs
+	tables  []table
+}
+
+// table is the end of a stream: one entry per block.
+type table struct {
+	once  sync.Once
+	err   error
+	bytes []byte
+	offs  []int64 // of the payloads
+}
+
+// Open checks what a record says. The source stays open as long as the record is used.
+func Open(src format.Source) (*Record, error) {
+	m := src.Manifest()
+	if !Is(src) {
+		return nil, broken(1, "not an undo record, but an adapter").WithHint("give the file that merge --undo has written")
+	}
+	a := &m.Adapters[0]
+	if len(a.Layers) > 0 {
+		return nil, broken(1, "an undo record with layers")
+	}
+	for i := range a.Beside {
+		if a.Beside[i].Action != format.Opaque {
+			return nil, broken(1, "an undo record that replaces tensors")
+		}
+	}
+	r := &Record{src: src}
+	if err := r.readDescription(m); err != nil {
+		return nil, err
+	}
+	if err := r.check(); err != nil {
+		return nil, err
+	}
+	return r, r.find(m)
+}
+
+func (r *Record) readDescription(m *format.Manifest) error {
+	for i := range m.Attachments {
+		a := &m.Attachments[i]
+		if a.Name != descriptionName {
+			continue
+		}
+		if a.NBytes > maxDescriptionBytes {
+			return broken(9, "%s has %d bytes, the limit is %d", descriptionName, a.NBytes, maxDescriptionBytes)
+		}
+		text := make([]byte, a.NBytes)
+		if err := r.src.ReadBlobAt(text, len(m.Tensors)+i, 0); err != nil {
+			return err
+		}
+		var v struct {
+			Version *int `json:"undo"`
+		}
+		if err := json.Unmarshal(text, &v); err != nil || v.Version == nil {
+			return broken(3, "%s is not a JSON object with the member \"undo\": %v", descriptionName, err)
+		}
+		if *v.Version != version {
+			return broken(2, "version %d of the undo record, this reader knows %d", *v.Version, version).WithHint("use a newer loratool")
+		}
+		d := json.NewDecoder(bytes.NewReader(text))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&r.Description); err != nil {
+			return broken(3, "%s: %v", descriptionName, err)
+		}
+		if _, err := d.Token(); err != io.EOF {
+			return broken(3, "%s: something follows the object", descriptionName)
+		}
+		return nil
+	}
+	return broken(3, "no attachment %s", descriptionName)
+}
+
+// check proves what the description says of itself.
+func (r *Record) check() error {
+	for i := range r.Adapters {
+		if !isDigest(r.Adapters[i].Content) {
+			return broken(4, "adapter %q has the content id %q", r.Adapters[i].Name, r.Adapters[i].Content)
+		}
+	}
+	if len(r.Adapters) == 0 {
+		return broken(4, "no adapters")
+	}
+	names := make(map[string]bool)
+	for i := range r.Files {
+		f := &r.Files[i]
+		if names[f.Name] || !isDigest(f.Before.SHA256) || !isDigest(f.After.SHA256) || f.Before.Bytes < 8 || f.After.Bytes < 8 {
+			return broken(5, "file %q is described twice or without its headers", f.Name)
+		}
+		names[f.Name] = true
+	}
+	clear(names)
+	for i := range r.Tensors {
+		t := &r.Tensors[i]
+		if names[t.Name] {
+			return broken(6, "tensor %q is listed twice", t.Name)
+		}
+		names[t.Name] = true
+		if err := r.checkTensor(t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Record) checkTensor(t *Tensor) error {
+	d, known := dtype.Parse(t.DType)
+	n, fits := dtype.NElements(t.Shape)
+	nBytes, fits2 := d.NBytes(n)
+	switch {
+	case t.File < 0 || t.File >= len(r.Files):
+		return broken(6, "tensor %q is in file %d of %d", t.Name, t.File, len(r.Files))
+	case !known || !Records(d):
+		return broken(7, "tensor %q has the dtype %q, which has no residuals", t.Name, t.DType)
+	case !fits || !fits2 || nBytes > math.MaxInt64/2:
+		return broken(7, "tensor %q has the impossible shape %d", t.Name, t.Shape)
+	case t.Block < 1 || t.Block > math.MaxInt64/16:
+		return broken(8, "tensor %q has blocks of %d elements", t.Name, t.Block)
+	case t.Block < int64(n) && t.Block*int64(d.Size()) < minBlockBytes:
+		return broken(8, "tensor %q has blocks of %d bytes, want %d or the whole tensor", t.Name, t.Block*int64(d.Size()), minBlockBytes)
+	case t.Predict != Subtract && t.Predict != Same:
+		return broken(10, "tensor %q is predicted by %q", t.Name, t.Predict)
+	case (t.Predict == Subtract) != (len(t.Terms) > 0):
+		return broken(10, "tensor %q is predicted by %q of %d terms", t.Name, t.Predict, len(t.Terms))
+	}
+	for i := range t.Terms {
+		if a := t.Terms[i].Adapter; a < 0 || a >= len(r.Adapters) {
+			return broken(10, "tensor %q has a term of adapter %d of %d", t.Name, a, len(r.Adapters))
+		}
+	}
+	return nil
+}
+
+// find pairs the description with the streams and headers, which must be all that there is.
+func (r *Record) find(m *format.Manifest) error {
+	if len(m.Tensors) != len(r.Tensors) {
+		return broken(6, "%d streams for %d tensors", len(m.Tensors), len(r.Tensors))
+	}
+	r.blobs, r.headers = make([]int, len(r.Tensors)), make([]int, len(r.Files))
+	r.tables = make([]table, len(r.Tensors))
+	byName := make(map[string]int, len(m.Tensors))
+	for i := range m.Tensors {
+		byName[m.Tensors[i].Name] = i
+	}
+	for i := range r.Tensors {
+		blob, ok := byName[strconv.Itoa(i)]
+		if !ok {
+			return broken(6, "no stream for tensor %d", i)
+		}
+		s := &m.Tensors[blob]
+		if s.DType != dtype.U8 || len(s.Shape) != 1 || s.NBytes()/entryBytes < r.Tensors[i].Blocks() {
+			return broken(11, "the stream of %q is %v of shape %d, want bytes with %d entries of %d", r.Tensors[i].Name, s.DType, s.Shape, r.Tensors[i].Blocks(), entryBytes)
+		}
+		r.blobs[i] = blob
+	}
+	for i := range r.Files {
+		r.headers[i] = -1
+		for j := range m.Attachments {
+			if m.Attachments[j].Name == headerName+strconv.Itoa(i) && m.Attachments[j].NBytes == r.Files[i].Before.Bytes {
+				r.headers[i] = len(m.Tensors) + j
+			}
+		}
+		if r.headers[i] < 0 {
+			return broken(5, "no header of %d bytes for file %q", r.Files[i].Before.Bytes, r.Files[i].Name)
+		}
+	}
+	return nil
+}
+
+func isDigest(s string) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == sha256.Size
+}
+
+// HeaderBytes returns the header that a file had before the merge.
+func (r *Record) HeaderBytes(file int) ([]byte, error) {
+	f := &r.Files[file]
+	raw := make([]byte, f.Before.Bytes)
+	if err := r.src.ReadBlobAt(raw, r.headers[file], 0); err != nil {
+		return nil, err
+	}
+	if got := HeaderOf(raw); got != f.Before {
+		return nil, broken(5, "the header of %q has the SHA-256 %s, the record says %s", f.Name, got.SHA256, f.Before.SHA256)
+	}
+	return raw, nil
+}
+
+// StreamBytes is the length of a tensor's stream before compression.
+func (r *Record) StreamBytes(tensor int) int64 {
+	return r.src.Manifest().Tensors[r.blobs[tensor]].NBytes()
+}
+
+// load reads the table of a tensor's stream.
+func (r *Record) load(tensor int) (*table, error) {
+	t := &r.tables[tensor]
+	t.once.Do(func() { t.err = r.readTable(tensor, t) })
+	return t, t.err
+}
+
+func (r *Record) readTable(tensor int, t *table) error {
+	d, n := &r.Tensors[tensor], r.Tensors[tensor].Blocks()
+	t.bytes = make([]byte, n*entryBytes)
+	end := r.StreamBytes(tensor) - int64(len(t.bytes))
+	if err := r.src.ReadBlobAt(t.bytes, r.blobs[tensor], end); err != nil {
+		return err
+	}
+	t.offs = make([]int64, n)
+	off := int64(0)
+	for i := range n {
+		t.offs[i] = off
+		gaps, sizes, escapes, _ := t.lengths(i)
+		if gaps+sizes+escapes > d.Block*int64(d.width()) {
+			return broken(11, "block %d of %q has %d bytes of residuals, more than its values", i, d.Name, gaps+sizes+escapes)
+		}
+		off += gaps + sizes + escapes
+	}
+	if off != end {
+		return broken(11, "the blocks of %q have %d bytes, its stream %d", d.Name, off, end)
+	}
+	return nil
+}
+
+func (t *table) entry(block int64) []byte { return t.bytes[block*entryBytes:][:entryBytes] }
+
+// lengths are those of the three planes of a block.
+func (t *table) lengths(block int64) (gaps, sizes, escapes int64, planar bool) {
+	e := t.entry(block)
+	if le.Uint32(e) == planarMark {
+		return 0, int64(le.Uint32(e[4:])), int64(le.Uint32(e[8:])), true
+	}
+	return int64(le.Uint32(e)), int64(le.Uint32(e[4:])), int64(le.Uint32(e[8:])), false
+}
+
+// Scratch is the memory of one goroutine.
+type Scratch struct {
+	coded   coded
+	payload []byte
+}
+
+// CheckMerged compares a block with what the merge has written there.
+func (r *Record) CheckMerged(tensor int, block int64, values []byte) error {
+	t, err := r.load(tensor)
+	if err != nil {
+		return err
+	}
+	if got, want := crc32.ChecksumIEEE(values), le.Uint32(t.entry(block)[12:]); got != want {
+		return broken(13, "%q is not what the merge has written: elements from %d on have the CRC-32 %08x, the record says %08x",
+			r.Tensors[tensor].Name, block*r.Tensors[tensor].Block, got, want).
+			WithHint("the checkpoint was changed after the merge, or damaged; only an unchanged one can be taken back exactly")
+	}
+	return nil
+}
+
+// Restore turns the predictions of a block into the values before the merge, proves them, and returns how many predictions were
+// not right already.
+func (r *Record) Restore(s *Scratch, tensor int, block int64, p []byte) (nCorrected int64, err error) {
+	t, err := r.load(tensor)
+	if err != nil {
+		return 0, err
+	}
+	d := &r.Tensors[tensor]
+	gaps, sizes, escapes, planar := t.lengths(block)
+	if n := gaps + sizes + escapes; int64(cap(s.payload)) < n {
+		s.payload = make([]byte, n)
+	}
+	payload := s.payload[:gaps+sizes+escapes]
+	if err := r.src.ReadBlobAt(payload, r.blobs[tensor], t.offs[block]); err != nil {
+		return 0, err
+	}
+	if planar && (sizes != int64(len(p)) || escapes != 0) {
+		return 0, broken(12, "block %d of %q has %d bytes in planes for %d", block, d.Name, sizes, len(p))
+	}
+	c := coded{gaps: payload[:gaps], sizes: payload[gaps : gaps+sizes], escapes: payload[gaps+sizes:], planar: planar}
+	nCorrected, err = c.decode(p, d.width())
+	if err != nil {
+		return 0, fmt.Errorf("block %d of %q: %w", block, d.Name, err)
+	}
+	if sum := sha256.Sum256(p); !bytes.Equal(sum[:], t.entry(block)[16:]) {
+		return 0, broken(14, "block %d of %q does not come out as it was before the merge: SHA-256 %x, the record says %x",
+			block, d.Name, sum, t.entry(block)[16:])
+	}
+	return nCorrected, nil
+}
+
+// Digest returns what identifies the values of a tensor before the merge: the SHA-256 of the SHA-256 of its blocks.
+func (r *Record) Digest(tensor int) (string, error) {
+	const piece = 1 << 12 // entries read at a time
+	n := r.Tensors[tensor].Blocks()
+	end := r.StreamBytes(tensor)
+	sum := sha256.New()
+	buf := make([]byte, entryBytes*min(piece, n))
+	for i := int64(0); i < n; i += piece {
+		p := buf[:entryBytes*min(piece, n-i)]
+		if err := r.src.ReadBlobAt(p, r.blobs[tensor], end-(n-i)*entryBytes); err != nil {
+			return "", err
+		}
+		for ; len(p) > 0; p = p[entryBytes:] {
+			sum.Write(p[16:entryBytes])
+		}
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
