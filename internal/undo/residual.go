@@ -3,6 +3,8 @@ package undo
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
+	"math/bits"
 
 	"github.com/loratool/loratool/internal/fault"
 )
@@ -29,43 +31,57 @@ func (c *coded) bytes() int { return len(c.gaps) + len(c.sizes) + len(c.escapes)
 // encode replaces c by the residuals of w against p: elements of width bytes each, 1, 2, 4 or 8.
 func (c *coded) encode(w, p []byte, width int) {
 	*c = coded{gaps: c.gaps[:0], sizes: c.sizes[:0], escapes: c.escapes[:0]}
-	gap, perWord, shift := 0, 8/width, 8*width%64
-	whole := len(w) &^ 7
-	for at := 0; at < whole; at += 8 {
-		a, b := le.Uint64(w[at:]), le.Uint64(p[at:])
-		if a == b { // equal bits have equal order
-			gap += perWord
+	next := 0 // the element after the last one that is not zero
+	const stride = 32
+	at := 0
+	for ; at+stride <= len(w); at += stride {
+		a, b := (*[stride]byte)(w[at:]), (*[stride]byte)(p[at:])
+		x0, x1 := le.Uint64(a[0:])^le.Uint64(b[0:]), le.Uint64(a[8:])^le.Uint64(b[8:])
+		x2, x3 := le.Uint64(a[16:])^le.Uint64(b[16:]), le.Uint64(a[24:])^le.Uint64(b[24:])
+		if x0|x1|x2|x3 == 0 { // equal bits have equal order
 			continue
 		}
-		for range perWord {
-			gap = c.add(gap, zigzag(a, b, width), width)
-			a, b = a>>shift, b>>shift
+		for k, x := range [...]uint64{x0, x1, x2, x3} {
+			if x != 0 {
+				next = c.word(le.Uint64(a[8*k:]), le.Uint64(b[8*k:]), (at+8*k)/width, next, width)
+			}
 		}
 	}
-	for at := whole; at < len(w); at += width {
-		gap = c.add(gap, zigzag(load(w[at:], width), load(p[at:], width), width), width)
+	for ; at < len(w); at += width {
+		if z := zigzag(load(w[at:], width), load(p[at:], width), width); z != 0 {
+			c.add(at/width-next, z, width)
+			next = at/width + 1
+		}
 	}
 	if c.bytes() > len(w) {
 		c.encodePlanar(w, p, width)
 	}
 }
 
-// add appends one residual after gap zeros and returns the gap before the next.
-func (c *coded) add(gap int, z uint64, width int) int {
-	if z == 0 {
-		return gap + 1
+// word appends the residuals of eight bytes of elements, of which i is the first, and returns what next becomes.
+func (c *coded) word(w, p uint64, i, next, width int) int {
+	perElement := 8 * width
+	for x := w ^ p; x != 0; {
+		k := bits.TrailingZeros64(x) / perElement
+		c.add(i+k-next, zigzag(w>>(k*perElement), p>>(k*perElement), width), width)
+		next = i + k + 1
+		x &^= (1<<(perElement-1)<<1 - 1) << (k * perElement)
 	}
+	return next
+}
+
+// add appends one residual that is not zero, after gap that are.
+func (c *coded) add(gap int, z uint64, width int) {
 	for ; gap >= longGap; gap -= longGap {
 		c.gaps = append(c.gaps, longGap)
 	}
 	c.gaps = append(c.gaps, byte(gap))
 	if z <= escaped {
 		c.sizes = append(c.sizes, byte(z-1))
-		return 0
+		return
 	}
 	c.sizes = append(c.sizes, escaped)
 	c.escapes = appendUint(c.escapes, z, width)
-	return 0
 }
 
 func (c *coded) encodePlanar(w, p []byte, width int) {
@@ -185,6 +201,11 @@ func unordered(x uint64, width int) uint64 {
 // zigzag is ord(w) − ord(p), modulo 2^(8·width) and taken as signed, in a form that is small where the two are near: 0, −1, 1, −2, …
 // become 0, 1, 2, 3, ….
 func zigzag(w, p uint64, width int) uint64 {
+	if width == 2 { // the usual one, without shifts by variables
+		a, b := int16(w), int16(p)
+		d := (a ^ (a>>15 | math.MinInt16)) - (b ^ (b>>15 | math.MinInt16))
+		return uint64(uint16(d<<1 ^ d>>15))
+	}
 	up := 64 - 8*width
 	d := int64((ordered(w, width)-ordered(p, width))<<up) >> up
 	return uint64(d<<1^d>>63) << up >> up
