@@ -33,7 +33,7 @@ func (p *Plan) layOut() error {
 	}
 	for i, in := range p.base.Files {
 		f := &outFile{in: in, targets: byFile[i]}
-		if before := p.restored[i]; before != nil {
+		if before := p.restored[i]; before.raw != nil {
 			f.header = before.raw
 			if slices.ContainsFunc(f.targets, (*target).changes) {
 				key, value, err := p.stamp(before.header.Metadata)

@@ -48,7 +48,7 @@ type Plan struct {
 	ids      []string    // content ids of the adapters
 	records  []*Record   // of what is taken out, the latest merge first
 	nRemoved int         // how many of the adapters, the first ones, are taken out
-	restored []*restored // of each file, its header before what is taken out was merged; nil entries where nothing is
+	restored []*restored // of each file, its header before what is taken out was merged
 }
 
 // target is a tensor of the base that changes.

@@ -46,6 +46,9 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 	for _, t := range p.targets {
 		r.state[t] = &running{target: t}
 	}
+	if err := r.checkRest(ctx); err != nil {
+		return nil, err
+	}
 	if err := r.all(ctx); err != nil {
 		return nil, err
 	}
@@ -55,6 +58,9 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 			WithHint("the base's dtype cannot hold the merged weights; lower the weight, or use --allow-nonfinite")
 	}
 	if r.recording != nil {
+		if err := r.sumRest(ctx); err != nil {
+			return nil, err
+		}
 		summary, err := r.recording.writer.Write(ctx, p.options.Undo, p.options.Workers)
 		if err != nil {
 			return nil, err

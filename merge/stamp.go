@@ -102,11 +102,7 @@ func (p *Plan) checkStamps() error {
 	}
 	var history []Merged
 	for i, f := range p.base.Files {
-		h := f.Header
-		if p.restored[i] != nil {
-			h = p.restored[i].header
-		}
-		history = append(history, historyOf(f.Name, h)...)
+		history = append(history, historyOf(f.Name, p.restored[i].header)...)
 	}
 	for _, m := range history {
 		for _, merged := range m.Adapters {

@@ -1,10 +1,15 @@
 package merge
 
 import (
+	"cmp"
+	"context"
 	"os"
+	"slices"
 
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/parallel"
+	"github.com/loratool/loratool/internal/safetensors"
 	"github.com/loratool/loratool/internal/undo"
 )
 
@@ -51,26 +56,127 @@ func (p *Plan) describeMerge(number map[*target]int) (d *undo.Description, heade
 		d.Adapters = append(d.Adapters, undo.Adapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
 	}
 	for i, f := range p.files {
-		file := -1
+		file := undo.File{Name: f.in.Name, Before: p.restored[i].identity, After: p.restored[i].identity, Rest: []uint32{}}
+		if !p.base.IsDir {
+			file.Name = "" // whatever the file is called by then
+		}
+		var before []byte
 		for _, t := range f.targets {
 			if !t.changes() {
 				continue
 			}
-			if file < 0 {
-				file = len(d.Files)
-				name := f.in.Name
-				if !p.base.IsDir {
-					name = ""
-				}
-				before := p.restored[i].raw
-				d.Files = append(d.Files, undo.File{Name: name, Before: undo.HeaderOf(before), After: undo.HeaderOf(f.header)})
-				headers = append(headers, before)
+			if before == nil {
+				before = p.restored[i].raw
+				file.After = undo.HeaderOf(f.header)
 			}
 			number[t] = len(d.Tensors)
-			d.Tensors = append(d.Tensors, p.describeTensor(t, file))
+			d.Tensors = append(d.Tensors, p.describeTensor(t, i))
 		}
+		d.Files, headers = append(d.Files, file), append(headers, before)
 	}
 	return d, headers
+}
+
+// sumRest adds to the record what identifies the data that the merge has not changed. They are read from the output.
+func (r *run) sumRest(ctx context.Context) error {
+	d := r.recording.writer.Description()
+	var pieces []restPiece
+	for i, f := range r.plan.files {
+		var changed []undo.Range
+		for _, t := range f.targets {
+			if t.changes() {
+				changed = append(changed, undo.Range{Off: t.ref.Tensor.Off + f.shift, N: t.ref.Tensor.NBytes})
+			}
+		}
+		for k, g := range undo.Rest(f.in.Header.DataOff+f.shift, f.size(), changed) {
+			pieces = append(pieces, restPiece{i, k, g})
+			d.Files[i].Rest = append(d.Files[i].Rest, 0)
+		}
+	}
+	return r.eachRest(ctx, pieces, func(i int) (*os.File, error) {
+		name := r.plan.files[i].in.Name
+		if !r.plan.base.IsDir {
+			name = ""
+		}
+		return os.Open(r.stage.Path(name))
+	}, func(p *restPiece, sum uint32) error {
+		d.Files[p.file].Rest[p.number] = sum
+		return nil
+	})
+}
+
+// checkRest compares the data that the latest of the merges which are taken out has not changed with what its record says of them.
+// What an earlier one has not changed has then been compared, too: its record begins where the later one ends.
+func (r *run) checkRest(ctx context.Context) error {
+	if len(r.plan.records) == 0 {
+		return nil
+	}
+	latest := r.plan.records[0]
+	changed := make([][]undo.Range, len(r.plan.files))
+	for i := range latest.record.Tensors {
+		ref, _ := r.plan.base.Lookup(latest.record.Tensors[i].Name) // addRecord has found it
+		changed[ref.File] = append(changed[ref.File], undo.Range{Off: ref.Tensor.Off, N: ref.Tensor.NBytes})
+	}
+	var pieces []restPiece
+	want := make([][]uint32, len(r.plan.files))
+	for i := range latest.record.Files {
+		file := r.plan.fileOf(latest.record, i)
+		in := r.plan.base.Files[file]
+		slices.SortFunc(changed[file], func(a, b undo.Range) int { return cmp.Compare(a.Off, b.Off) })
+		ranges := undo.Rest(in.Header.DataOff, in.Size, changed[file])
+		if want[file] = latest.record.Files[i].Rest; len(want[file]) != len(ranges) {
+			return fault.New(fault.Corrupt, "%d sums for the %d pieces of %q that the merge has not changed", len(want[file]), len(ranges), in.Name).In(latest.Name)
+		}
+		for k, g := range ranges {
+			pieces = append(pieces, restPiece{file, k, g})
+		}
+	}
+	return r.eachRest(ctx, pieces, func(i int) (*os.File, error) { return os.Open(r.plan.base.Files[i].Path) }, func(p *restPiece, sum uint32) error {
+		in := r.plan.base.Files[p.file]
+		if sum == want[p.file][p.number] {
+			return nil
+		}
+		return fault.New(fault.Mismatch, "bytes %d to %d, from %q on, which the merge has not changed, have the CRC-32 %08x, the record says %08x",
+			p.Off, p.Off+p.N-1, tensorAt(in.Header, p.Off), sum, want[p.file][p.number]).In(in.Path).
+			WithHint("the checkpoint was changed after the merge, or damaged; only an unchanged one can be taken back exactly")
+	})
+}
+
+// restPiece is a range of a file that a merge does not change.
+type restPiece struct {
+	file, number int
+	undo.Range
+}
+
+// eachRest computes the sums of pieces.
+func (r *run) eachRest(ctx context.Context, pieces []restPiece, open func(file int) (*os.File, error), f func(*restPiece, uint32) error) error {
+	workers := min(parallel.Workers(r.plan.options.Workers), len(pieces))
+	bufs := make([][]byte, workers)
+	return parallel.For(ctx, workers, len(pieces), func(w, i int) error {
+		if bufs[w] == nil {
+			bufs[w] = make([]byte, defaultBlockBytes)
+		}
+		in, err := open(pieces[i].file)
+		if err != nil {
+			return err
+		}
+		defer in.Close()
+		sum, err := pieces[i].Sum(ctx, in, bufs[w])
+		if err != nil {
+			return err
+		}
+		return f(&pieces[i], sum)
+	})
+}
+
+// tensorAt names the tensor that holds a byte.
+func tensorAt(h *safetensors.Header, off int64) string {
+	for i := range h.Tensors {
+		if t := &h.Tensors[i]; off >= t.Off && off < t.Off+t.NBytes {
+			return t.Name
+		}
+	}
+	return ""
 }
 
 func (p *Plan) describeTensor(t *target, file int) undo.Tensor {

@@ -369,11 +369,12 @@ func (p *Plan) addStep(byTensor map[string]*target, merged *target, s step) {
 
 // restored is the header that a file had before what is taken out was merged.
 type restored struct {
-	raw    []byte
-	header *safetensors.Header
+	identity undo.Header
+	raw      []byte // nil for a file that does not change
+	header   *safetensors.Header
 }
 
-// restoreHeaders reads the headers of the files that change, as they are before anything is put in.
+// restoreHeaders reads the headers of the files, as they are before anything is put in.
 func (p *Plan) restoreHeaders() error {
 	changed := make([]bool, len(p.base.Files))
 	for _, t := range p.targets {
@@ -381,17 +382,24 @@ func (p *Plan) restoreHeaders() error {
 	}
 	p.restored = make([]*restored, len(p.base.Files))
 	for i, f := range p.base.Files {
-		if !changed[i] {
+		p.restored[i] = &restored{header: f.Header}
+		if !changed[i] && p.options.Undo == nil {
 			continue
 		}
 		raw, err := rawHeader(f)
 		if err != nil {
 			return err
 		}
-		p.restored[i] = &restored{raw, f.Header}
+		p.restored[i].identity = undo.HeaderOf(raw)
+		if changed[i] {
+			p.restored[i].raw = raw
+		}
 	}
 	for _, r := range p.records { // the earliest merge comes last and has the last word
 		for i := range r.record.Files {
+			if !r.record.Files[i].Changed() {
+				continue
+			}
 			raw, err := r.record.HeaderBytes(i)
 			if err != nil {
 				return fault.InFile(err, r.Name)
@@ -404,7 +412,7 @@ func (p *Plan) restoreHeaders() error {
 			if !sameTensors(h, p.base.Files[f].Header) {
 				return fault.New(fault.Mismatch, "the header in the undo record has other tensors than %s", p.base.Files[f].Path).In(r.Name)
 			}
-			p.restored[f] = &restored{raw, h}
+			p.restored[f] = &restored{r.record.Files[i].Before, raw, h}
 		}
 	}
 	if p.nRemoved > 0 && p.records == nil {
@@ -416,7 +424,7 @@ func (p *Plan) restoreHeaders() error {
 // removeStamps takes from the headers what they say about the adapters that are taken out.
 func (p *Plan) removeStamps() error {
 	for _, r := range p.restored {
-		if r == nil {
+		if r.raw == nil {
 			continue
 		}
 		for _, m := range historyOf("", r.header) {

@@ -2,6 +2,7 @@ package undo
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -40,7 +41,7 @@ type Description struct {
 	Version  int       `json:"undo"`
 	Tool     string    `json:"tool"`
 	Adapters []Adapter `json:"adapters"` // in the order of the merge
-	Files    []File    `json:"files"`    // those that the merge changed
+	Files    []File    `json:"files"`    // all weight files of the checkpoint
 	Tensors  []Tensor  `json:"tensors"`  // those that the merge changed
 }
 
@@ -53,9 +54,52 @@ type Adapter struct {
 
 // File is a weight file before and after the merge.
 type File struct {
-	Name   string `json:"name"`
-	Before Header `json:"before"`
-	After  Header `json:"after"`
+	Name   string   `json:"name"`
+	Before Header   `json:"before"`
+	After  Header   `json:"after"`
+	Rest   []uint32 `json:"rest"` // CRC-32 of the data that the merge has not changed, see Rest
+}
+
+// Changed reports whether the merge has changed the file.
+func (f *File) Changed() bool { return f.Before != f.After }
+
+// Range is a range of bytes of a file.
+type Range struct{ Off, N int64 }
+
+// restBytes is the most that one CRC-32 of the rest of a file covers.
+const restBytes = 64 << 20
+
+// Rest cuts the data of a file, which begin at off and end at size, into the ranges whose CRC-32 a record has: what lies between the
+// changed tensors, in pieces. The changed tensors ascend by offset.
+func Rest(off, size int64, changed []Range) []Range {
+	var rest []Range
+	add := func(end int64) {
+		for ; off < end; off += restBytes {
+			rest = append(rest, Range{off, min(restBytes, end-off)})
+		}
+	}
+	for _, c := range changed {
+		add(c.Off)
+		off = c.Off + c.N
+	}
+	add(size)
+	return rest
+}
+
+// Sum is the CRC-32 of a range of a file.
+func (g Range) Sum(ctx context.Context, r io.ReaderAt, buf []byte) (uint32, error) {
+	var sum uint32
+	for off := g.Off; off < g.Off+g.N; off += int64(len(buf)) {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		p := buf[:min(int64(len(buf)), g.Off+g.N-off)]
+		if _, err := io.ReadFull(io.NewSectionReader(r, off, int64(len(p))), p); err != nil {
+			return 0, err
+		}
+		sum = crc32.Update(sum, crc32.IEEETable, p)
+	}
+	return sum, nil
 }
 
 // Header is the identity of a file's header: its length with the eight bytes in front, and its SHA-256.
@@ -292,6 +336,9 @@ func (r *Record) find(m *format.Manifest) error {
 		r.blobs[i] = blob
 	}
 	for i := range r.Files {
+		if !r.Files[i].Changed() {
+			continue
+		}
 		r.headers[i] = -1
 		for j := range m.Attachments {
 			if m.Attachments[j].Name == headerName+strconv.Itoa(i) && m.Attachments[j].NBytes == r.Files[i].Before.Bytes {
@@ -310,7 +357,7 @@ func isDigest(s string) bool {
 	return err == nil && len(b) == sha256.Size
 }
 
-// HeaderBytes returns the header that a file had before the merge.
+// HeaderBytes returns the header that a changed file had before the merge.
 func (r *Record) HeaderBytes(file int) ([]byte, error) {
 	f := &r.Files[file]
 	raw := make([]byte, f.Before.Bytes)
@@ -346,11 +393,11 @@ func (r *Record) readTable(tensor int, t *table) error {
 	off := int64(0)
 	for i := range n {
 		t.offs[i] = off
-		gaps, sizes, escapes, _ := t.lengths(i)
-		if gaps+sizes+escapes > d.Block*int64(d.width()) {
-			return broken(11, "block %d of %q has %d bytes of residuals, more than its values", i, d.Name, gaps+sizes+escapes)
+		marks, sizes, escapes, _ := t.lengths(i)
+		if marks+sizes+escapes > d.Block*int64(d.width()) {
+			return broken(11, "block %d of %q has %d bytes of residuals, more than its values", i, d.Name, marks+sizes+escapes)
 		}
-		off += gaps + sizes + escapes
+		off += marks + sizes + escapes
 	}
 	if off != end {
 		return broken(11, "the blocks of %q have %d bytes, its stream %d", d.Name, off, end)
@@ -361,7 +408,7 @@ func (r *Record) readTable(tensor int, t *table) error {
 func (t *table) entry(block int64) []byte { return t.bytes[block*entryBytes:][:entryBytes] }
 
 // lengths are those of the three planes of a block.
-func (t *table) lengths(block int64) (gaps, sizes, escapes int64, planar bool) {
+func (t *table) lengths(block int64) (marks, sizes, escapes int64, planar bool) {
 	e := t.entry(block)
 	if le.Uint32(e) == planarMark {
 		return 0, int64(le.Uint32(e[4:])), int64(le.Uint32(e[8:])), true
@@ -397,18 +444,18 @@ func (r *Record) Restore(s *Scratch, tensor int, block int64, p []byte) (nCorrec
 		return 0, err
 	}
 	d := &r.Tensors[tensor]
-	gaps, sizes, escapes, planar := t.lengths(block)
-	if n := gaps + sizes + escapes; int64(cap(s.payload)) < n {
+	marks, sizes, escapes, planar := t.lengths(block)
+	if n := marks + sizes + escapes; int64(cap(s.payload)) < n {
 		s.payload = make([]byte, n)
 	}
-	payload := s.payload[:gaps+sizes+escapes]
+	payload := s.payload[:marks+sizes+escapes]
 	if err := r.src.ReadBlobAt(payload, r.blobs[tensor], t.offs[block]); err != nil {
 		return 0, err
 	}
 	if planar && (sizes != int64(len(p)) || escapes != 0) {
 		return 0, broken(12, "block %d of %q has %d bytes in planes for %d", block, d.Name, sizes, len(p))
 	}
-	c := coded{gaps: payload[:gaps], sizes: payload[gaps : gaps+sizes], escapes: payload[gaps+sizes:], planar: planar}
+	c := coded{marks: payload[:marks], sizes: payload[marks : marks+sizes], escapes: payload[marks+sizes:], planar: planar}
 	nCorrected, err = c.decode(p, d.width())
 	if err != nil {
 		return 0, fmt.Errorf("block %d of %q: %w", block, d.Name, err)

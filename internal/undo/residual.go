@@ -10,42 +10,48 @@ import (
 )
 
 // This file codes the residuals of one block (spec/UNDO.md, section 4): z = zigzag(ord(w) − ord(p)) for values w and their
-// predictions p. Most are zero: what is stored are the gaps between those that are not, and their sizes.
+// predictions p. Most are zero, most others one step down or up: a mark says how many zeros to skip and which of the two follows.
 
 var le = binary.LittleEndian
 
 const (
-	longGap = 255 // a byte of the gaps that says: so many zeros, and more
-	escaped = 255 // a byte of the sizes that says: the residual is among the escapes
+	maxSkip  = 80 // a mark below 3·maxSkip skips mark mod maxSkip zeros; then comes an element of kind mark div maxSkip
+	kindDown = 0  // one step down, z = 1
+	kindUp   = 1  // one step up, z = 2
+	kindFar  = 2  // z is in the sizes
+
+	firstFar = 3   // a byte of the sizes is z − firstFar
+	escaped  = 255 // or says that z is among the escapes
 )
+
+// A mark from 3·maxSkip on skips a long stretch of zeros, and no element follows.
+const firstLong = 3 * maxSkip
+
+var longSkips = [...]int{maxSkip, maxSkip << 2, maxSkip << 4, maxSkip << 6, maxSkip << 8, maxSkip << 10, maxSkip << 12}
 
 // coded is the payload of one block: three planes, or, where that is shorter, one plane per byte of an element.
 type coded struct {
-	gaps, sizes, escapes []byte
-	planar               bool // all is in sizes
+	marks, sizes, escapes []byte
+	planar                bool // all is in sizes
+
+	words [stretchBytes / 8]uint16
 }
 
 // bytes is the length of the payload.
-func (c *coded) bytes() int { return len(c.gaps) + len(c.sizes) + len(c.escapes) }
+func (c *coded) bytes() int { return len(c.marks) + len(c.sizes) + len(c.escapes) }
 
 // encode replaces c by the residuals of w against p: elements of width bytes each, 1, 2, 4 or 8.
 func (c *coded) encode(w, p []byte, width int) {
-	*c = coded{gaps: c.gaps[:0], sizes: c.sizes[:0], escapes: c.escapes[:0]}
+	c.marks, c.sizes, c.escapes, c.planar = c.marks[:0], c.sizes[:0], c.escapes[:0], false
 	next := 0 // the element after the last one that is not zero
-	const stride = 32
 	at := 0
-	for ; at+stride <= len(w); at += stride {
-		a, b := (*[stride]byte)(w[at:]), (*[stride]byte)(p[at:])
-		x0, x1 := le.Uint64(a[0:])^le.Uint64(b[0:]), le.Uint64(a[8:])^le.Uint64(b[8:])
-		x2, x3 := le.Uint64(a[16:])^le.Uint64(b[16:]), le.Uint64(a[24:])^le.Uint64(b[24:])
-		if x0|x1|x2|x3 == 0 { // equal bits have equal order
-			continue
+	for at+8 <= len(w) {
+		n := min(len(w)-at, stretchBytes) &^ 7
+		for _, k := range c.differing(w[at:at+n], p[at:at+n]) {
+			i := at + 8*int(k)
+			next = c.word(le.Uint64(w[i:]), le.Uint64(p[i:]), i/width, next, width)
 		}
-		for k, x := range [...]uint64{x0, x1, x2, x3} {
-			if x != 0 {
-				next = c.word(le.Uint64(a[8*k:]), le.Uint64(b[8*k:]), (at+8*k)/width, next, width)
-			}
-		}
+		at += n
 	}
 	for ; at < len(w); at += width {
 		if z := zigzag(load(w[at:], width), load(p[at:], width), width); z != 0 {
@@ -56,6 +62,42 @@ func (c *coded) encode(w, p []byte, width int) {
 	if c.bytes() > len(w) {
 		c.encodePlanar(w, p, width)
 	}
+}
+
+// stretchBytes is how much is compared before what differs is looked at.
+const stretchBytes = 8 << 12
+
+// differing lists the words of eight bytes that differ, of at most stretchBytes. Equal bits have equal order. There is no branch on
+// what cannot be foretold.
+func (c *coded) differing(w, p []byte) []uint16 {
+	const last = len(c.words) - 1
+	n, k := 0, uint16(0)
+	one := func(differs bool) int {
+		if differs {
+			return 1
+		}
+		return 0
+	}
+	for ; len(w) >= 32 && len(p) >= 32; w, p, k = w[32:], p[32:], k+4 {
+		x0, x1 := le.Uint64(w)^le.Uint64(p), le.Uint64(w[8:])^le.Uint64(p[8:])
+		x2, x3 := le.Uint64(w[16:])^le.Uint64(p[16:]), le.Uint64(w[24:])^le.Uint64(p[24:])
+		if x0|x1|x2|x3 == 0 {
+			continue
+		}
+		c.words[n&last] = k
+		n += one(x0 != 0)
+		c.words[n&last] = k + 1
+		n += one(x1 != 0)
+		c.words[n&last] = k + 2
+		n += one(x2 != 0)
+		c.words[n&last] = k + 3
+		n += one(x3 != 0)
+	}
+	for ; len(w) >= 8 && len(p) >= 8; w, p, k = w[8:], p[8:], k+1 {
+		c.words[n&last] = k
+		n += one(le.Uint64(w) != le.Uint64(p))
+	}
+	return c.words[:n]
 }
 
 // word appends the residuals of eight bytes of elements, of which i is the first, and returns what next becomes.
@@ -70,23 +112,37 @@ func (c *coded) word(w, p uint64, i, next, width int) int {
 	return next
 }
 
-// add appends one residual that is not zero, after gap that are.
-func (c *coded) add(gap int, z uint64, width int) {
-	for ; gap >= longGap; gap -= longGap {
-		c.gaps = append(c.gaps, longGap)
+// add appends one residual that is not zero, after skip that are.
+func (c *coded) add(skip int, z uint64, width int) {
+	if skip >= maxSkip {
+		skip = c.addLong(skip)
 	}
-	c.gaps = append(c.gaps, byte(gap))
-	if z <= escaped {
-		c.sizes = append(c.sizes, byte(z-1))
+	if z < firstFar {
+		c.marks = append(c.marks, byte(skip+(int(z)-1)*maxSkip))
+		return
+	}
+	c.marks = append(c.marks, byte(skip+kindFar*maxSkip))
+	if z-firstFar < escaped {
+		c.sizes = append(c.sizes, byte(z-firstFar))
 		return
 	}
 	c.sizes = append(c.sizes, escaped)
 	c.escapes = appendUint(c.escapes, z, width)
 }
 
+// addLong appends marks for long stretches of zeros, the longest first, and returns what is left of skip.
+func (c *coded) addLong(skip int) int {
+	for i := len(longSkips) - 1; i >= 0; i-- {
+		for ; skip >= longSkips[i]; skip -= longSkips[i] {
+			c.marks = append(c.marks, byte(firstLong+i))
+		}
+	}
+	return skip
+}
+
 func (c *coded) encodePlanar(w, p []byte, width int) {
 	n := len(w) / width
-	*c = coded{gaps: c.gaps[:0], sizes: append(c.sizes[:0], w...), escapes: c.escapes[:0], planar: true}
+	c.marks, c.sizes, c.escapes, c.planar = c.marks[:0], append(c.sizes[:0], w...), c.escapes[:0], true
 	for i := range n {
 		z := zigzag(load(w[i*width:], width), load(p[i*width:], width), width)
 		for k := width - 1; k >= 0; k-- {
@@ -102,32 +158,40 @@ func (c *coded) decode(p []byte, width int) (nCorrected int64, err error) {
 		return c.decodePlanar(p, width), nil
 	}
 	at, n := 0, len(p)/width
-	gaps, escapes := c.gaps, c.escapes
-	for _, size := range c.sizes {
-		gap := byte(longGap)
-		for gap == longGap {
-			if len(gaps) == 0 {
-				return 0, broken(12, "the gaps end before the sizes")
+	sizes, escapes := c.sizes, c.escapes
+	for _, mark := range c.marks {
+		if mark >= firstLong {
+			if int(mark) >= firstLong+len(longSkips) {
+				return 0, broken(12, "the unknown mark %d", mark)
 			}
-			gap, gaps = gaps[0], gaps[1:]
-			at += int(gap)
+			if at += longSkips[mark-firstLong]; at > n {
+				return 0, broken(12, "the marks skip to element %d of a block of %d", at, n)
+			}
+			continue
 		}
+		at += int(mark % maxSkip)
 		if at >= n {
 			return 0, broken(12, "a residual for element %d of a block of %d", at, n)
 		}
-		z := uint64(size) + 1
-		if size == escaped {
-			if len(escapes) < width {
-				return 0, broken(12, "the escapes end before the sizes")
+		z := uint64(mark/maxSkip) + 1
+		if z == kindFar+1 {
+			if len(sizes) == 0 {
+				return 0, broken(12, "the sizes end before the marks")
 			}
-			z, escapes = load(escapes, width), escapes[width:]
+			z, sizes = uint64(sizes[0])+firstFar, sizes[1:]
+			if z == escaped+firstFar {
+				if len(escapes) < width {
+					return 0, broken(12, "the escapes end before the sizes")
+				}
+				z, escapes = load(escapes, width), escapes[width:]
+			}
 		}
 		correct(p[at*width:], z, width)
 		nCorrected++
 		at++
 	}
-	if len(gaps) > 0 || len(escapes) > 0 {
-		return 0, broken(12, "%d bytes of gaps and %d of escapes are left over", len(gaps), len(escapes))
+	if len(sizes) > 0 || len(escapes) > 0 {
+		return 0, broken(12, "%d bytes of sizes and %d of escapes are left over", len(sizes), len(escapes))
 	}
 	return nCorrected, nil
 }

@@ -91,7 +91,7 @@ func TestDecodeInvertsEncode(t *testing.T) {
 					c.encode(w, p, width)
 					if c.planar {
 						planar++
-					} else if len(c.sizes) > 0 {
+					} else if len(c.marks) > 0 {
 						spread++
 					}
 					if c.bytes() > len(w) {
@@ -107,7 +107,7 @@ func TestDecodeInvertsEncode(t *testing.T) {
 		}
 	}
 	if planar == 0 || spread == 0 {
-		t.Errorf("%d blocks in planes, %d in gaps: both must occur", planar, spread)
+		t.Errorf("%d blocks in planes, %d in marks: both must occur", planar, spread)
 	}
 }
 
@@ -115,12 +115,16 @@ func TestDecodeInvertsEncode(t *testing.T) {
 func TestDecodeRejectsPlanesThatDoNotFit(t *testing.T) {
 	for i, c := range []coded{
 		{sizes: []byte{0}},
-		{gaps: []byte{0}},
-		{gaps: []byte{255}, sizes: []byte{0}},
-		{gaps: []byte{4}, sizes: []byte{0}},
-		{gaps: []byte{3, 0}, sizes: []byte{0, 0}},
-		{gaps: []byte{0}, sizes: []byte{255}, escapes: []byte{1}},
-		{gaps: []byte{0}, sizes: []byte{0}, escapes: []byte{1, 0}},
+		{escapes: []byte{1, 0}},
+		{marks: []byte{4}},          // an element behind the end
+		{marks: []byte{80 + 3, 80}}, // the second one is
+		{marks: []byte{240}},        // 80 zeros in a block of 4
+		{marks: []byte{247}},        // no mark
+		{marks: []byte{255}},        // nor this
+		{marks: []byte{160}},        // no size
+		{marks: []byte{160}, sizes: []byte{0, 0}},
+		{marks: []byte{160}, sizes: []byte{255}, escapes: []byte{1}},
+		{marks: []byte{160}, sizes: []byte{0}, escapes: []byte{1, 0}},
 	} {
 		if _, err := c.decode(make([]byte, 8), 2); err == nil {
 			t.Errorf("case %d was accepted", i)

@@ -24,7 +24,7 @@ type Spool interface {
 // Writer gathers a record while a merge runs. Add may be called from several goroutines at once, for each block once.
 type Writer struct {
 	description *Description
-	headers     [][]byte // of the files, before the merge
+	headers     [][]byte // of the files before the merge; nil for those that it does not change
 	spool       Spool
 	spooled     atomic.Int64
 	streams     []stream
@@ -58,7 +58,7 @@ func (w *Writer) Add(s *Scratch, tensor int, block int64, before, predicted, aft
 	c, st := &s.coded, &w.streams[tensor]
 	c.encode(before, predicted, w.description.Tensors[tensor].width())
 	e := st.entries[block*entryBytes:][:entryBytes]
-	le.PutUint32(e, uint32(len(c.gaps)))
+	le.PutUint32(e, uint32(len(c.marks)))
 	if c.planar {
 		le.PutUint32(e, planarMark)
 	}
@@ -68,7 +68,7 @@ func (w *Writer) Add(s *Scratch, tensor int, block int64, before, predicted, aft
 	sum := sha256.Sum256(before)
 	copy(e[16:], sum[:])
 
-	s.payload = append(append(append(s.payload[:0], c.gaps...), c.sizes...), c.escapes...)
+	s.payload = append(append(append(s.payload[:0], c.marks...), c.sizes...), c.escapes...)
 	n := int64(len(s.payload))
 	if n == 0 {
 		return nil
@@ -85,7 +85,7 @@ func (w *Writer) Write(ctx context.Context, dst io.Writer, workers int) (*format
 	if err != nil {
 		return nil, err
 	}
-	src := &recordSource{w: w, text: text}
+	src := &recordSource{w: w}
 	a := format.Adapter{Method: method, Requires: []format.Requirement{{Feature: format.FeatureUndo}}}
 	for i := range w.streams {
 		st := &w.streams[i]
@@ -101,17 +101,24 @@ func (w *Writer) Write(ctx context.Context, dst io.Writer, workers int) (*format
 	}
 	src.manifest.Adapters = []format.Adapter{a}
 	for i, h := range w.headers {
-		src.manifest.Attachments = append(src.manifest.Attachments, format.Attachment{Name: headerName + strconv.Itoa(i), NBytes: int64(len(h))})
+		if h != nil {
+			src.attach(headerName+strconv.Itoa(i), h)
+		}
 	}
-	src.manifest.Attachments = append(src.manifest.Attachments, format.Attachment{Name: descriptionName, NBytes: int64(len(text))})
+	src.attach(descriptionName, text)
 	return format.Write(ctx, dst, src, format.WriterOptions{Workers: workers, Tool: w.description.Tool})
 }
 
 // recordSource shows a finished record to the container's writer.
 type recordSource struct {
-	w        *Writer
-	text     []byte
-	manifest format.Manifest
+	w           *Writer
+	attachments [][]byte
+	manifest    format.Manifest
+}
+
+func (s *recordSource) attach(name string, content []byte) {
+	s.manifest.Attachments = append(s.manifest.Attachments, format.Attachment{Name: name, NBytes: int64(len(content))})
+	s.attachments = append(s.attachments, content)
 }
 
 func (s *recordSource) Manifest() *format.Manifest { return &s.manifest }
@@ -121,11 +128,7 @@ func (s *recordSource) Close() error { return nil }
 // ReadBlobAt reads from a stream, whose payloads lie anywhere in the spool and whose table is in memory, or from an attachment.
 func (s *recordSource) ReadBlobAt(p []byte, i int, off int64) error {
 	if i >= len(s.w.streams) {
-		all := s.text
-		if j := i - len(s.w.streams); j < len(s.w.headers) {
-			all = s.w.headers[j]
-		}
-		copy(p, all[off:])
+		copy(p, s.attachments[i-len(s.w.streams)][off:])
 		return nil
 	}
 	st := &s.w.streams[i]
