@@ -3,6 +3,7 @@ package merge
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"os"
 	"slices"
 
@@ -125,7 +126,8 @@ func (r *run) checkRest(ctx context.Context) error {
 		slices.SortFunc(changed[file], func(a, b undo.Range) int { return cmp.Compare(a.Off, b.Off) })
 		ranges := undo.Rest(in.Header.DataOff, in.Size, changed[file])
 		if want[file] = latest.record.Files[i].Rest; len(want[file]) != len(ranges) {
-			return fault.New(fault.Corrupt, "%d sums for the %d pieces of %q that the merge has not changed", len(want[file]), len(ranges), in.Name).In(latest.Name)
+			return &fault.Error{Kind: fault.Corrupt, Rule: undo.RuleRest, Path: latest.Name,
+				Msg: fmt.Sprintf("%d sums for the %d pieces of %q that the merge has not changed", len(want[file]), len(ranges), in.Name)}
 		}
 		for k, g := range ranges {
 			pieces = append(pieces, restPiece{file, k, g})
@@ -136,9 +138,10 @@ func (r *run) checkRest(ctx context.Context) error {
 		if sum == want[p.file][p.number] {
 			return nil
 		}
-		return fault.New(fault.Mismatch, "bytes %d to %d, from %q on, which the merge has not changed, have the CRC-32 %08x, the record says %08x",
-			p.Off, p.Off+p.N-1, tensorAt(in.Header, p.Off), sum, want[p.file][p.number]).In(in.Path).
-			WithHint("the checkpoint was changed after the merge, or damaged; only an unchanged one can be taken back exactly")
+		e := fault.New(fault.Mismatch, "bytes %d to %d, from %q on, which the merge has not changed, have the CRC-32 %08x, the record says %08x",
+			p.Off, p.Off+p.N-1, tensorAt(in.Header, p.Off), sum, want[p.file][p.number]).In(in.Path)
+		e.Rule = undo.RuleValues
+		return e.WithHint("the checkpoint was changed after the merge, or damaged; only an unchanged one can be taken back exactly")
 	})
 }
 

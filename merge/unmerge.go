@@ -185,6 +185,7 @@ func (p *Plan) explainChain(chain []*Record, r *Record) error {
 		names = append(names, quote(a.Name))
 	}
 	e := fault.New(fault.Mismatch, "the undo record is of another merge: it is for %s, and the headers that this merge has written are not those of the checkpoint", strings.Join(names, " and ")).In(r.Name)
+	e.Rule = undo.RuleHeader
 	if len(chain) > 0 {
 		e.Msg = strings.Replace(e.Msg, "those of the checkpoint", "those from before "+chain[len(chain)-1].Name, 1)
 	}

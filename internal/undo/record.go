@@ -33,8 +33,16 @@ const (
 // ruleKinds has, by its number, the kind of error that spec/UNDO.md gives a rule.
 var ruleKinds = [...]fault.Kind{
 	1: fault.Corrupt, 2: fault.Unsupported, 3: fault.Corrupt, 4: fault.Corrupt, 5: fault.Corrupt, 6: fault.Corrupt, 7: fault.Corrupt,
-	8: fault.Corrupt, 9: fault.Limit, 10: fault.Corrupt, 11: fault.Corrupt, 12: fault.Corrupt, 13: fault.Mismatch, 14: fault.Corrupt,
+	8: fault.Corrupt, 9: fault.Limit, 10: fault.Corrupt, 11: fault.Corrupt, 12: fault.Corrupt, 13: fault.Corrupt, 14: fault.Mismatch,
+	15: fault.Mismatch, 16: fault.Corrupt,
 }
+
+// The rules that package merge checks.
+const (
+	RuleRest   = "U13" // as many sums as there are pieces
+	RuleHeader = "U14" // the headers are those that the merge has written
+	RuleValues = "U15" // and so are the values
+)
 
 // Description says which merge a record undoes.
 type Description struct {
@@ -429,7 +437,7 @@ func (r *Record) CheckMerged(tensor int, block int64, values []byte) error {
 		return err
 	}
 	if got, want := crc32.ChecksumIEEE(values), le.Uint32(t.entry(block)[12:]); got != want {
-		return broken(13, "%q is not what the merge has written: elements from %d on have the CRC-32 %08x, the record says %08x",
+		return broken(15, "%q is not what the merge has written: elements from %d on have the CRC-32 %08x, the record says %08x",
 			r.Tensors[tensor].Name, block*r.Tensors[tensor].Block, got, want).
 			WithHint("the checkpoint was changed after the merge, or damaged; only an unchanged one can be taken back exactly")
 	}
@@ -461,7 +469,7 @@ func (r *Record) Restore(s *Scratch, tensor int, block int64, p []byte) (nCorrec
 		return 0, fmt.Errorf("block %d of %q: %w", block, d.Name, err)
 	}
 	if sum := sha256.Sum256(p); !bytes.Equal(sum[:], t.entry(block)[16:]) {
-		return 0, broken(14, "block %d of %q does not come out as it was before the merge: SHA-256 %x, the record says %x",
+		return 0, broken(16, "block %d of %q does not come out as it was before the merge: SHA-256 %x, the record says %x",
 			block, d.Name, sum, t.entry(block)[16:])
 	}
 	return nCorrected, nil
