@@ -19,6 +19,7 @@ type running struct {
 	left    atomic.Int64 // blocks to go
 	forward update
 	back    update   // −forward, for a record
+	same    bool     // the record predicts the merged values themselves, as there is no subtracting
 	taken   []update // of each step
 	retake  []update // −taken, for steps without a record
 }
@@ -52,14 +53,16 @@ func (u *update) negative() update {
 // load reads the factors.
 func (t *running) load(k *kernel.Kernel, o *Options) error {
 	t.once.Do(func() {
-		if t.forward, t.err = t.loadUpdate(k, t.terms, o.AllowNonFinite); t.err != nil {
+		var nonFinite int
+		if t.forward, nonFinite, t.err = t.loadUpdate(k, t.terms, o.AllowNonFinite); t.err != nil {
 			return
 		}
-		if o.Undo != nil {
+		// The bits of a NaN that comes out of a sum differ between processors.
+		if t.same = !t.predictable() || nonFinite > 0; !t.same && o.Undo != nil {
 			t.back = t.forward.negative()
 		}
 		for i := range t.undo {
-			taken, err := t.loadUpdate(k, t.undo[i].terms, true) // what was put in is taken out
+			taken, _, err := t.loadUpdate(k, t.undo[i].terms, true) // what was put in is taken out
 			if err != nil {
 				t.err = err
 				return
@@ -80,38 +83,39 @@ func (t *running) done() {
 	}
 }
 
-// loadUpdate reads the factors of some terms.
-func (t *target) loadUpdate(k *kernel.Kernel, terms []term, allowNonFinite bool) (u update, err error) {
+// loadUpdate reads the factors of some terms, and counts their values that are not finite.
+func (t *target) loadUpdate(k *kernel.Kernel, terms []term, allowNonFinite bool) (u update, nonFinite int, err error) {
 	switch {
 	case len(terms) == 0:
 	case t.wide(terms):
-		u.broad, err = loadTerms[float64](k, t, terms, allowNonFinite)
+		u.broad, nonFinite, err = loadTerms[float64](k, t, terms, allowNonFinite)
 	default:
-		u.narrow, err = loadTerms[float32](k, t, terms, allowNonFinite)
+		u.narrow, nonFinite, err = loadTerms[float32](k, t, terms, allowNonFinite)
 	}
-	return u, err
+	return u, nonFinite, err
 }
 
-func loadTerms[T kernel.Float](k *kernel.Kernel, t *target, terms []term, allowNonFinite bool) (*kernel.Update[T], error) {
+func loadTerms[T kernel.Float](k *kernel.Kernel, t *target, terms []term, allowNonFinite bool) (u *kernel.Update[T], nonFinite int, err error) {
 	nRows, nCols := t.shape()
 	loaded := make([]kernel.Term[T], len(terms))
 	for i := range terms {
 		term := &terms[i]
 		l, badL, err := loadFactor[T](term.left, int(nRows), term.rank)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		r, badR, err := loadFactor[T](term.right, term.rank, int(nCols))
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
+		nonFinite += badL + badR
 		if n := badL + badR; n > 0 && !allowNonFinite {
-			return nil, fault.New(fault.Check, "the factors of %q hold %d values that are NaN or infinite", term.module, n).
+			return nil, 0, fault.New(fault.Check, "the factors of %q hold %d values that are NaN or infinite", term.module, n).
 				WithHint("the training of this adapter went wrong; use an earlier checkpoint of it, or --allow-nonfinite")
 		}
 		loaded[i] = kernel.Term[T]{S: term.scale, Rank: term.rank, L: l, R: r}
 	}
-	return kernel.Prepare(k, t.ref.Tensor.DType, int(nRows), int(nCols), loaded), nil
+	return kernel.Prepare(k, t.ref.Tensor.DType, int(nRows), int(nCols), loaded), nonFinite, nil
 }
 
 // pieceBytes is how much of a factor is read at a time.

@@ -120,10 +120,11 @@ func (r *run) report() *Report {
 		if t.replace != nil || t.rows != nil {
 			report.Replaced = append(report.Replaced, d)
 		}
+		s := sums[t]
 		if len(t.terms) == 0 {
+			total.NaNAfter += s.NaNAfter // of values that were put in place
 			continue
 		}
-		s := sums[t]
 		total.Add(s)
 		report.Layers = append(report.Layers, LayerReport{
 			PlannedTensor: d, Retention: retention(s), Elements: s.Elements, Unchanged: s.Unchanged,

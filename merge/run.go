@@ -58,6 +58,7 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 			WithHint("the base's dtype cannot hold the merged weights; lower the weight, or use --allow-nonfinite")
 	}
 	if r.recording != nil {
+		r.finishDescription()
 		if err := r.sumRest(ctx); err != nil {
 			return nil, err
 		}
@@ -384,13 +385,13 @@ func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *w
 		w.before = append(w.before[:0], block...)
 	}
 	if t.replace != nil {
-		if err := r.replaceBlock(w, j, block, nCols); err != nil {
+		if err := r.replaceBlock(w, j, st, block, nCols); err != nil {
 			return 0, err
 		}
 	}
 	t.forward.merge(block, j.row0, st, w)
 	if t.rows != nil {
-		if err := r.replaceRows(w, j, block, nCols); err != nil {
+		if err := r.replaceRows(w, j, st, block, nCols); err != nil {
 			return 0, err
 		}
 	}
@@ -407,12 +408,12 @@ func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *w
 }
 
 // replaceBlock fills a block with the adapter's values in place of the base's, rounded to the base's dtype.
-func (r *run) replaceBlock(w *worker, j *job, block []byte, nCols int64) error {
-	return r.readAs(w, j.target.replace, j.row0*nCols, (j.row1-j.row0)*nCols, j.target.ref.Tensor.DType, block)
+func (r *run) replaceBlock(w *worker, j *job, st *kernel.Stats, block []byte, nCols int64) error {
+	return r.replaceValues(w, j, st, j.target.replace, j.row0*nCols, block)
 }
 
 // replaceRows puts the trained token rows that fall into a block in their place.
-func (r *run) replaceRows(w *worker, j *job, block []byte, nCols int64) error {
+func (r *run) replaceRows(w *worker, j *job, st *kernel.Stats, block []byte, nCols int64) error {
 	rows := j.target.rows
 	rowBytes := nCols * int64(j.target.ref.Tensor.DType.Size())
 	for i, row := range rows.order {
@@ -420,10 +421,25 @@ func (r *run) replaceRows(w *worker, j *job, block []byte, nCols int64) error {
 			continue
 		}
 		dst := block[(row-j.row0)*rowBytes : (row-j.row0+1)*rowBytes]
-		if err := r.readAs(w, &rows.blob, int64(i)*nCols, nCols, j.target.ref.Tensor.DType, dst); err != nil {
+		if err := r.replaceValues(w, j, st, &rows.blob, int64(i)*nCols, dst); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// replaceValues reads elements of a blob, from element first on, and stores them in dst as the target has them.
+func (r *run) replaceValues(w *worker, j *job, st *kernel.Stats, b *blob, first int64, dst []byte) error {
+	d := j.target.ref.Tensor.DType
+	if err := r.readAs(w, b, first, int64(len(dst)/d.Size()), d, dst); err != nil || !d.IsFloat() {
+		return err
+	}
+	n := dtype.CountNonFinite(d, dst)
+	if n > 0 && !r.plan.options.AllowNonFinite {
+		return fault.New(fault.Check, "the adapter puts %d values that are NaN or infinite, as %v, into %q", n, d, j.target.ref.Tensor.Name).
+			WithHint("the training of this adapter went wrong, or the base's dtype cannot hold its values; use an earlier checkpoint of it, or --allow-nonfinite")
+	}
+	st.NaNAfter += int64(n)
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -99,6 +100,12 @@ func historyOf(file string, h *safetensors.Header) (history []Merged) {
 func (p *Plan) checkStamps() error {
 	if p.options.Again {
 		return nil
+	}
+	for i, id := range p.ids {
+		if j := slices.Index(p.ids[p.nRemoved:], id) + p.nRemoved; i > j && j >= p.nRemoved {
+			return fault.New(fault.Mismatch, "%q and %q are the same adapter", p.adapters[j].Name, p.adapters[i].Name).
+				WithHint("give it once, with the sum of the weights; to merge it twice, use --force")
+		}
 	}
 	var history []Merged
 	for i, f := range p.base.Files {

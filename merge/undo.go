@@ -78,6 +78,16 @@ func (p *Plan) describeMerge(number map[*target]int) (d *undo.Description, heade
 	return d, headers
 }
 
+// finishDescription says of the tensors whose factors turned out not to be finite how they were predicted.
+func (r *run) finishDescription() {
+	d := r.recording.writer.Description()
+	for t, i := range r.recording.tensors {
+		if r.state[t].same {
+			d.Tensors[i].Predict, d.Tensors[i].Terms = undo.Same, []undo.Term{}
+		}
+	}
+}
+
 // sumRest adds to the record what identifies the data that the merge has not changed. They are read from the output.
 func (r *run) sumRest(ctx context.Context) error {
 	d := r.recording.writer.Description()
@@ -203,7 +213,7 @@ func (r *run) record(w *worker, j *job, before, after []byte) error {
 	t := j.target
 	tensor := r.recording.tensors[t.target]
 	predicted := after
-	if t.predictable() {
+	if !t.same {
 		w.predicted = append(w.predicted[:0], after...)
 		predicted = w.predicted
 		t.back.merge(predicted, j.row0, &w.ignored, w)

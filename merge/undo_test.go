@@ -178,6 +178,30 @@ func TestUnmergeOfAnyValues(t *testing.T) {
 	}
 }
 
+// TestUnmergeOfFactorsThatAreNotFinite: a merge with NaN and infinity in its factors destroys weights, and its record brings them back.
+func TestUnmergeOfFactorsThatAreNotFinite(t *testing.T) {
+	rng := rand.New(rand.NewPCG(17, 18))
+	dir := t.TempDir()
+	base := filepath.Join(dir, "base.safetensors")
+	testkit.Write(t, base, testkit.Encode(nil, special(testkit.Random(rng, "q.weight", dtype.BF16, 0.02, 20, 30))))
+	testkit.WriteAdapter(t, filepath.Join(dir, "adapter"), 1, 1,
+		testkit.Values("base_model.model.q.lora_A.weight", dtype.F32, []uint64{1, 30}, append([]float64{math.NaN(), math.Inf(1), 0, 1}, make([]float64, 26)...)...),
+		testkit.Random(rng, "base_model.model.q.lora_B.weight", dtype.F32, 1, 20, 1))
+	src, err := convert.Open(filepath.Join(dir, "adapter"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { src.Close() })
+	adapters := []merge.Adapter{{Source: src, Name: "adapter", Weight: 1}}
+	var rec bytes.Buffer
+	p, err := merge.Open(context.Background(), base, adapters, merge.Options{Undo: &rec, AllowNonFinite: true})
+	merged := run(t, p, err)
+	p, err = merge.OpenUnmerge(context.Background(), merged, merge.Removal{Adapters: anyWeight(adapters), Records: []*merge.Record{record(t, "r", rec.Bytes())}}, merge.Options{})
+	if got, want := tree(t, run(t, p, err)), tree(t, base); !maps.Equal(got, want) {
+		t.Error("not the base")
+	}
+}
+
 // TestRecordDoesNotDependOnWorkersAndBlocks: many blocks, records of equal bytes, read back by any number of workers.
 func TestRecordDoesNotDependOnWorkersAndBlocks(t *testing.T) {
 	m := writeMixed(t)

@@ -6,6 +6,7 @@ import (
 	"math"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/loratool/loratool/internal/fileio"
@@ -189,7 +190,7 @@ func showPlan(t *terminal, o *planRun, plan *merge.Plan) error {
 		w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(w, "tensor\tdtype\tshape\trank\tscale\t")
 		for _, p := range tensors {
-			what := fmt.Sprintf("%d\t%.6g", p.Rank, p.Scale)
+			what := fmt.Sprintf("%d\t%s", p.Rank, scaleText(&p))
 			switch {
 			case p.Replaced && p.Rank == 0:
 				what = "replaced\t"
@@ -208,13 +209,25 @@ func showPlan(t *terminal, o *planRun, plan *merge.Plan) error {
 	return blocked
 }
 
+// scaleText is the scale of the update of a tensor, or of each one.
+func scaleText(p *merge.PlannedTensor) string {
+	if len(p.Updates) == 0 {
+		return fmt.Sprintf("%.6g", p.Scale)
+	}
+	var all []string
+	for _, u := range p.Updates {
+		all = append(all, fmt.Sprintf("%.6g", u.Scale))
+	}
+	return strings.Join(all, ", ")
+}
+
 // showReport prints what a merge did.
 func showReport(t *terminal, o *planRun, r *merge.Report) {
 	if o.common.verbose {
 		w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', tabwriter.AlignRight)
 		fmt.Fprintln(w, "rank\tscale\t|ΔW|/|W|\tunchanged\tlost\t  tensor")
 		for _, l := range r.Layers {
-			fmt.Fprintf(w, "%d\t%.4g\t%.4f\t%s\t%s\t  %s\n", l.Rank, l.Scale, l.RelativeNorm, percent(l.UnchangedShare), percent(l.RetentionError), clean(l.Tensor))
+			fmt.Fprintf(w, "%d\t%s\t%.4f\t%s\t%s\t  %s\n", l.Rank, scaleText(&l.PlannedTensor), l.RelativeNorm, percent(l.UnchangedShare), percent(l.RetentionError), clean(l.Tensor))
 		}
 		for _, p := range r.Replaced {
 			fmt.Fprintf(w, "\t\t\t\t\t  %s (replaced)\n", clean(p.Tensor))

@@ -149,3 +149,24 @@ func F16FromFloat32(x float32) uint16 {
 	b += 0xfff + b>>13&1
 	return sign | uint16((b-0x38000000)>>13)
 }
+
+// CountNonFinite returns how many values of float type t in src are NaN or infinite: their exponent has all bits set.
+func CountNonFinite(t Type, src []byte) (n int) {
+	exponent := map[Type]uint64{F64: 0x7ff << 52, F32: 0xff << 23, F16: 0x1f << 10, BF16: 0xff << 7}[t]
+	size := t.Size()
+	for ; len(src) >= size; src = src[size:] {
+		var x uint64
+		switch size {
+		case 2:
+			x = uint64(binary.LittleEndian.Uint16(src))
+		case 4:
+			x = uint64(binary.LittleEndian.Uint32(src))
+		default:
+			x = binary.LittleEndian.Uint64(src)
+		}
+		if x&exponent == exponent {
+			n++
+		}
+	}
+	return n
+}

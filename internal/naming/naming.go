@@ -113,6 +113,9 @@ func (b *Base) Match(wanted []string) (m Mapping, missing, ambiguous []string) {
 			if !slices.ContainsFunc(full, func(f rename) bool { return same(f, c, wanted) }) {
 				full = append(full, c)
 			}
+			if len(full) == enough {
+				break
+			}
 		}
 	}
 	m = Mapping{b, best}
@@ -129,6 +132,9 @@ func (b *Base) Match(wanted []string) (m Mapping, missing, ambiguous []string) {
 	}
 	return m, missing, nil
 }
+
+// enough is how many translations that fit are looked for: an error lists them.
+const enough = 8
 
 // same reports whether two candidates translate every name alike.
 func same(a, b rename, names []string) bool {
@@ -152,10 +158,17 @@ func (b *Base) candidates(wanted []string) []rename {
 		prefixes = append(prefixes, first+".")
 	}
 	var all []rename
+	seen := make(map[rename]bool)
 	add := func(r rename) {
-		if !slices.Contains(all, r) {
+		if !seen[r] {
+			seen[r] = true
 			all = append(all, r)
 		}
+	}
+	// A base can have as many first segments as tensors: only those are worth a try with which some of the names exist.
+	probes := []string{wanted[0], wanted[len(wanted)/2], wanted[len(wanted)-1]}
+	fits := func(r rename) bool {
+		return slices.ContainsFunc(probes, func(name string) bool { _, ok := (Mapping{b, r}).Lookup(name); return ok })
 	}
 	for _, left := range []string{"", "base_model.model.", "base_model.model.base_model.model.", "module."} {
 		add(rename{left, ""})
@@ -164,7 +177,9 @@ func (b *Base) candidates(wanted []string) []rename {
 		}
 		add(rename{left, "model."})
 		for _, segment := range b.segments {
-			add(rename{left, segment + "."})
+			if r := (rename{left, segment + "."}); fits(r) {
+				add(r)
+			}
 		}
 	}
 	return all

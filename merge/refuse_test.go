@@ -1,0 +1,81 @@
+package merge_test
+
+import (
+	"context"
+	"errors"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/testkit"
+	"github.com/loratool/loratool/merge"
+)
+
+// TestSavedTensorsThatAreNotFinite: NaN and infinity in what an adapter puts in place are found like those in its factors, and so are
+// values that the base's dtype makes infinite.
+func TestSavedTensorsThatAreNotFinite(t *testing.T) {
+	for _, bad := range []float64{math.NaN(), math.Inf(-1), 1e38} {
+		dir := t.TempDir()
+		base, adapter := filepath.Join(dir, "base.safetensors"), filepath.Join(dir, "adapter")
+		testkit.Write(t, base, testkit.Encode(nil, testkit.Values("q.weight", dtype.F16, []uint64{2, 2}, 1, 2, 3, 4), testkit.Values("head.weight", dtype.F16, []uint64{2, 2}, 1, 2, 3, 4)))
+		testkit.WriteAdapter(t, adapter, 1, 1,
+			testkit.Values("base_model.model.q.lora_A.weight", dtype.F32, []uint64{1, 2}, 1, 1),
+			testkit.Values("base_model.model.q.lora_B.weight", dtype.F32, []uint64{2, 1}, 1, 1),
+			testkit.Values("base_model.model.head.weight", dtype.F32, []uint64{2, 2}, 1, bad, 1, 1))
+		testkit.Write(t, filepath.Join(adapter, "adapter_config.json"), []byte(`{"peft_type":"LORA","r":1,"lora_alpha":1,"target_modules":["q"],"modules_to_save":["head"]}`))
+		src, err := convert.Open(adapter)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { src.Close() })
+		adapters := []merge.Adapter{{Source: src, Name: adapter, Weight: 1}}
+		p, err := merge.Open(context.Background(), base, adapters, merge.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := filepath.Join(dir, "out.safetensors")
+		_, err = p.Run(context.Background(), out)
+		p.Close()
+		if !errors.Is(err, fault.Check) || !strings.Contains(err.Error(), `puts 1 values that are NaN or infinite, as F16, into "head.weight"`) {
+			t.Errorf("a saved tensor with %v: %v", bad, err)
+		}
+		if _, err := os.Stat(out); err == nil {
+			t.Errorf("a saved tensor with %v: the output is there", bad)
+		}
+		p, err = merge.Open(context.Background(), base, adapters, merge.Options{AllowNonFinite: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := p.Run(context.Background(), out)
+		p.Close()
+		if err != nil || r.NonFiniteAfter != 1 {
+			t.Errorf("a saved tensor with %v, allowed: %v; %+v", bad, err, r)
+		}
+	}
+}
+
+// TestTheSameAdapterTwiceIsRefused: under whatever name, unless that is asked for.
+func TestTheSameAdapterTwiceIsRefused(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	dir := t.TempDir()
+	base := filepath.Join(dir, "base.safetensors")
+	testkit.Write(t, base, testkit.Encode(nil, testkit.Random(rng, "q.weight", dtype.BF16, 1, 4, 4)))
+	a := writeLoRA(t, filepath.Join(dir, "a"), rng, "q", 1, 4, 4, 1)
+	b := a
+	b.Name = "b"
+	_, err := merge.Open(context.Background(), base, []merge.Adapter{a, b}, merge.Options{})
+	if !errors.Is(err, fault.Mismatch) || !strings.Contains(err.Error(), "are the same adapter") {
+		t.Errorf("the same adapter twice: %v", err)
+	}
+	p, err := merge.Open(context.Background(), base, []merge.Adapter{a, b}, merge.Options{Again: true})
+	if err != nil {
+		t.Fatalf("the same adapter twice, as asked for: %v", err)
+	}
+	p.Close()
+}
