@@ -233,7 +233,7 @@ func (r *run) takeOut(w *worker, j *job, block []byte) error {
 		}
 		number := j.row0 / r.plan.blockRows(t.target)
 		if err := s.record.CheckMerged(s.tensor, number, block); err != nil && i == 0 {
-			return fault.InFile(err, r.plan.base.Path)
+			return fault.InFile(err, r.plan.base.Files[t.ref.File].Path)
 		} else if err != nil {
 			return fault.InFile(err, s.name)
 		}

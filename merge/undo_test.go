@@ -449,3 +449,36 @@ func TestApproximateCountsWhatMayDiffer(t *testing.T) {
 		}
 	}
 }
+
+// full is a disk with room for some bytes.
+type full struct{ left int }
+
+var errFull = errors.New("no room")
+
+func (f *full) Write(p []byte) (int, error) {
+	if len(p) > f.left {
+		return f.left, errFull
+	}
+	f.left -= len(p)
+	return len(p), nil
+}
+
+// TestARecordThatCannotBeWrittenIsNoMerge: without its record the checkpoint does not appear.
+func TestARecordThatCannotBeWrittenIsNoMerge(t *testing.T) {
+	m := writePair(t, dtype.BF16, 100, 100, 0.1)
+	for _, room := range []int{0, 100, 1000} {
+		parent := t.TempDir()
+		p, err := merge.Open(context.Background(), m.base, m.adapters, merge.Options{Undo: &full{room}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = p.Run(context.Background(), filepath.Join(parent, "out"))
+		p.Close()
+		if !errors.Is(err, errFull) {
+			t.Errorf("room for %d bytes: %v, want %v", room, err, errFull)
+		}
+		if left, _ := os.ReadDir(parent); len(left) > 0 {
+			t.Errorf("room for %d bytes: %q was left behind", room, left[0].Name())
+		}
+	}
+}

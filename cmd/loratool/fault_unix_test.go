@@ -29,11 +29,13 @@ const (
 )
 
 // largeCase writes a base directory and an adapter into dir.
-func largeCase(t *testing.T, dir string) (base, adapter string) {
+func largeCase(t *testing.T, dir string) (base, adapter string) { return zeroCase(t, dir, largeRows) }
+
+func zeroCase(t *testing.T, dir string, rows int) (base, adapter string) {
 	t.Helper()
 	base, adapter = filepath.Join(dir, "base"), filepath.Join(dir, "adapter")
-	const size = 2 * largeRows * largeCols
-	header := fmt.Sprintf(`{"m.weight":{"dtype":"BF16","shape":[%d,%d],"data_offsets":[0,%d]}}`, largeRows, largeCols, size)
+	size := 2 * rows * largeCols
+	header := fmt.Sprintf(`{"m.weight":{"dtype":"BF16","shape":[%d,%d],"data_offsets":[0,%d]}}`, rows, largeCols, size)
 	file := filepath.Join(base, "model.safetensors")
 	testkit.Write(t, file, testkit.Raw(header, nil))
 	if err := os.Truncate(file, int64(8+len(header)+size)); err != nil {
@@ -43,7 +45,7 @@ func largeCase(t *testing.T, dir string) (base, adapter string) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	testkit.WriteAdapter(t, adapter, largeRank, largeRank,
 		testkit.Random(rng, "base_model.model.m.lora_A.weight", dtype.F32, 1, largeRank, largeCols),
-		testkit.Random(rng, "base_model.model.m.lora_B.weight", dtype.F32, 1, largeRows, largeRank))
+		testkit.Random(rng, "base_model.model.m.lora_B.weight", dtype.F32, 1, uint64(rows), largeRank))
 	return base, adapter
 }
 
@@ -264,4 +266,71 @@ func TestAnUnreadableInputIsAnErrorThatSaysSo(t *testing.T) {
 		}
 		checkTree(t, "unreadable "+name, outs, map[string]string{})
 	}
+}
+
+// TestAKilledMergeLeavesNoRecordWithoutItsCheckpoint kills merges with a record, and unmerges, at different moments: each output is
+// absent or whole, a record is never there without its checkpoint, and the next run does its work.
+func TestAKilledMergeLeavesNoRecordWithoutItsCheckpoint(t *testing.T) {
+	dir := t.TempDir()
+	base, adapter := zeroCase(t, dir, largeRows/16) // residuals of zeros are large: the record is as long as the weights
+	whole := filepath.Join(dir, "whole")
+	if r := finishNow(t, program("merge", base, adapter, "-o", whole, "--undo")); r.code != 0 {
+		t.Fatal(r.stderr)
+	}
+	want, wantRecord := testkit.Tree(t, whole), testkit.Hash(t, whole+undoSuffix)
+	exists := func(path string) bool { _, err := os.Lstat(path); return err == nil }
+	size := func(path string) int64 {
+		info, err := os.Stat(path)
+		if err != nil {
+			return 0
+		}
+		return info.Size()
+	}
+	for what, ready := range map[string]func(outs, out string) bool{
+		"when something hidden is there": func(outs, out string) bool { return hidden(t, outs) != "" },
+		"when residuals are there": func(outs, out string) bool {
+			found, _ := filepath.Glob(filepath.Join(outs, ".out.residuals*"))
+			return len(found) > 0 && size(found[0]) > 0
+		},
+		"when the record is being written": func(outs, out string) bool {
+			found, _ := filepath.Glob(filepath.Join(outs, ".out"+undoSuffix+"*"))
+			return len(found) > 0 && size(found[0]) > 0
+		},
+		"when the checkpoint is there": func(outs, out string) bool { return exists(out) },
+	} {
+		outs := t.TempDir()
+		out := filepath.Join(outs, "out")
+		cmd := program("merge", base, adapter, "-o", out, "--undo")
+		runUntil(t, cmd, func() bool { return ready(outs, out) }, func(p *os.Process) error { p.Kill(); return nil })
+		if exists(out) {
+			checkTree(t, what, out, want)
+		}
+		if record := out + undoSuffix; exists(record) && (!exists(out) || testkit.Hash(t, record) != wantRecord) {
+			t.Errorf("%s: a record without its checkpoint, or half of one", what)
+		}
+		if r := finishNow(t, program("merge", base, adapter, "-o", out, "--undo", "--force")); r.code != 0 {
+			t.Errorf("%s: the next run gave %d: %s", what, r.code, r.stderr)
+		}
+		checkTree(t, what+", the next run", out, want)
+		if got := testkit.Hash(t, out+undoSuffix); got != wantRecord || hidden(t, outs) != "" {
+			t.Errorf("%s: the next run left another record, or %q", what, hidden(t, outs))
+		}
+	}
+
+	outs := t.TempDir()
+	back := filepath.Join(outs, "back")
+	signalWhileMerging(t, outs, os.Kill, "unmerge", whole, adapter, "-o", back, "--workers", "1")
+	if exists(back) {
+		checkTree(t, "a killed unmerge", back, testkit.Tree(t, base))
+	}
+	if r := finishNow(t, program("unmerge", whole, adapter, "-o", back, "--force")); r.code != 0 {
+		t.Errorf("the unmerge after a killed one gave %d: %s", r.code, r.stderr)
+	}
+	checkTree(t, "the unmerge after a killed one", back, testkit.Tree(t, base))
+	checkTree(t, "what was unmerged", whole, want)
+}
+
+func finishNow(t *testing.T, cmd *exec.Cmd) result {
+	t.Helper()
+	return finish(t, cmd, cmd.Run())
 }

@@ -28,7 +28,7 @@ func inspectCommand(t *terminal) *cli.Command {
 	o := new(inspectOptions)
 	return &cli.Command{
 		Name:      "inspect",
-		Usage:     "show what an adapter or a checkpoint holds",
+		Usage:     "show what an adapter, a checkpoint or an undo record holds",
 		ArgsUsage: "PATH",
 		Description: "Of an adapter: method, layers, ranks, alphas, scales, dtypes, and whether merge applies it. Of a checkpoint: tensors, dtypes,\n" +
 			"what was merged into it, and with --rank what a LoRA on it would cost. Only headers are read, unless --values is given.",
@@ -60,6 +60,9 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 			return err
 		}
 		defer src.Close()
+		if inspect.IsUndo(src) {
+			return inspectUndo(t, o, src, path)
+		}
 		return inspectAdapter(c, t, o, src)
 	}
 	base, err := checkpoint.Open(path)
@@ -128,6 +131,41 @@ func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.S
 	}
 	showAdapter(t, o, report)
 	return nil
+}
+
+// inspectUndo reports on an undo record.
+func inspectUndo(t *terminal, o *inspectOptions, src format.Source, path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	r, err := inspect.DescribeUndo(src, info.Size())
+	if err != nil {
+		return fault.InFile(err, path)
+	}
+	if o.json {
+		return t.document("inspect", r)
+	}
+	t.printf("undo record  of a merge by %s: %d tensors, %s elements\n", r.Tool, len(r.Tensors), countText(r.Elements))
+	for _, a := range r.Adapters {
+		t.printf("merged       %s × %g (content %.16s…)\n", a.Name, a.Weight, a.Content)
+	}
+	for _, f := range r.Files {
+		if f.Changed {
+			t.printf("file         %s header %.16s… before, %.16s… after\n", strings.TrimSpace(f.Name+","), f.Before.SHA256, f.After.SHA256)
+		}
+	}
+	t.printf("size         %s, %.3g bits per weight\n", bytesText(r.Bytes), r.BitsPerWeight)
+	if !o.verbose {
+		t.printf("tensors      --verbose lists them, with their digests\n")
+		return nil
+	}
+	w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "dtype\tshape\tpredicted by\tresiduals\tbefore\ttensor")
+	for _, x := range r.Tensors {
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%.16s…\t%s\n", x.DType, x.Shape, x.Predict, percent(float64(x.Residuals)/float64(max(1, x.Elements))), x.Before, clean(x.Tensor))
+	}
+	return w.Flush()
 }
 
 func showAdapter(t *terminal, o *inspectOptions, r *inspect.Adapter) {

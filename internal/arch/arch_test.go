@@ -78,6 +78,7 @@ var arrows = map[string]map[string]string{
 		"internal/checkpoint": "checkpoints",
 		"internal/fault":      "errors of input",
 		"internal/naming":     "which matrices are linear layers",
+		"internal/undo":       "undo records",
 		"merge":               "what merge refuses, and the stamps of what was merged",
 		"rank":                "spectra",
 	},

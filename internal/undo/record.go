@@ -155,15 +155,15 @@ func (t *Tensor) width() int {
 	return d.Size()
 }
 
-// elements is the number of elements; check has seen to it that it fits.
-func (t *Tensor) elements() int64 {
+// Elements is the number of elements.
+func (t *Tensor) Elements() int64 {
 	n, _ := dtype.NElements(t.Shape)
 	return int64(n)
 }
 
 // Blocks is the number of blocks of the tensor.
 func (t *Tensor) Blocks() int64 {
-	n := t.elements()
+	n := t.Elements()
 	if n == 0 {
 		return 0
 	}
@@ -173,7 +173,7 @@ func (t *Tensor) Blocks() int64 {
 // Elements is the number of elements of all tensors.
 func (d *Description) Elements() (n int64) {
 	for i := range d.Tensors {
-		n += d.Tensors[i].elements()
+		n += d.Tensors[i].Elements()
 	}
 	return n
 }
@@ -475,21 +475,35 @@ func (r *Record) Restore(s *Scratch, tensor int, block int64, p []byte) (nCorrec
 	return nCorrected, nil
 }
 
-// Digest returns what identifies the values of a tensor before the merge: the SHA-256 of the SHA-256 of its blocks.
-func (r *Record) Digest(tensor int) (string, error) {
+// Summary is what the table of a tensor's stream says of it.
+type Summary struct {
+	Residuals     int64  // elements that are not as predicted; at most, where marks skip
+	Before, After string // SHA-256 of the SHA-256 of the blocks before the merge, and of their CRC-32 after it
+}
+
+// Summarise reads the table of a tensor's stream, a piece at a time.
+func (r *Record) Summarise(tensor int) (Summary, error) {
 	const piece = 1 << 12 // entries read at a time
 	n := r.Tensors[tensor].Blocks()
 	end := r.StreamBytes(tensor)
-	sum := sha256.New()
+	before, after := sha256.New(), sha256.New()
+	var s Summary
 	buf := make([]byte, entryBytes*min(piece, n))
 	for i := int64(0); i < n; i += piece {
 		p := buf[:entryBytes*min(piece, n-i)]
 		if err := r.src.ReadBlobAt(p, r.blobs[tensor], end-(n-i)*entryBytes); err != nil {
-			return "", err
+			return s, err
 		}
 		for ; len(p) > 0; p = p[entryBytes:] {
-			sum.Write(p[16:entryBytes])
+			marks := le.Uint32(p)
+			if marks == planarMark {
+				marks = le.Uint32(p[4:]) / uint32(r.Tensors[tensor].width())
+			}
+			s.Residuals += int64(marks)
+			after.Write(p[12:16])
+			before.Write(p[16:entryBytes])
 		}
 	}
-	return hex.EncodeToString(sum.Sum(nil)), nil
+	s.Before, s.After = hex.EncodeToString(before.Sum(nil)), hex.EncodeToString(after.Sum(nil))
+	return s, nil
 }
