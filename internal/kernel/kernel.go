@@ -67,7 +67,8 @@ func choose(name string) (*Kernel, error) {
 //
 // with products summed in chunks of 16, each in ascending order of k (with or without fused multiply-add), and the
 // chunks in order: see roundings. An element is decided if no value within e of t, t itself included, rounds to
-// another value of D than t does, and that value is finite; t with a sign that e leaves open is not decided. The
+// another value of D than t does, and that value is finite; t with a sign that e leaves open is not decided. (What computing
+// e and t ± e rounds may be missing from e: u·(|t|+e) and four units at the bottom of T. Who makes the bound adds it.) The
 // micro-kernel stores the value, adds w², δ², (out−w)² and (out−w−δ)² to the sums, and counts out = w. It leaves an
 // element that it does not decide as it is, out of the sums, and sets bit j of undecided[p·rows+i]; it clears the others.
 // NaN and infinity anywhere in w, l, r or a bound make an element undecided. It may leave any element undecided.
