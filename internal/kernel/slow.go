@@ -147,9 +147,10 @@ func twoSum(a, b float64) (s, e float64) {
 	return s, (a - (s - z)) + (b - z)
 }
 
-// twoProduct returns p = fl(a·b) and the error e, with p + e = a·b exactly where nothing underflows.
+// twoProduct returns p = fl(a·b) and the error e, with p + e = a·b exactly where nothing underflows. The conversion keeps a
+// compiler from fusing the product with a later addition of p, which would then add another number than e belongs to.
 func twoProduct(a, b float64) (p, e float64) {
-	p = a * b
+	p = float64(a * b)
 	return p, math.FMA(a, b, -p)
 }
 
