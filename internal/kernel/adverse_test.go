@@ -44,7 +44,7 @@ func relativeBound[T Float](u *Update[T]) float64 {
 
 // oneWay makes the problem, and says how far |t| is from the exact value, in units of the first product.
 func oneWay(d dtype.Type, rank int, allProducts bool) (p *problem, lost float64) {
-	const rows, far = 9, 24
+	const rows, far = 5, 17
 	const cols = 2 * far
 	unit := 0x1p-24
 	m := 1 + map[dtype.Type]float64{dtype.BF16: 0x1p-8, dtype.F16: 0x1p-11, dtype.F32: 0x1p-24}[d]

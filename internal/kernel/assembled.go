@@ -1,5 +1,8 @@
 package kernel
 
+//go:generate go run -C asm . -out ../micro_amd64.s -stubs ../micro_amd64.go -pkg kernel
+//go:generate go run -C asm ./neon -out ../micro_arm64.s -stubs ../micro_arm64.go
+
 // assembled makes a micro-kernel of an assembly function, whose arguments are the fields of block. Assembly reads and writes
 // what these describe, and nothing beyond: no alignment is asked for, and no number or byte outside is touched. (Rows below
 // those in w are prefetched, which is no access.)

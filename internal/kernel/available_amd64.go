@@ -2,8 +2,6 @@ package kernel
 
 import "golang.org/x/sys/cpu"
 
-//go:generate go run -C asm . -out ../micro_amd64.s -stubs ../micro_amd64.go -pkg kernel
-
 // available lists the kernels for this processor and system: both have to know the registers.
 func available() (all []*Kernel) {
 	if cpu.X86.HasAVX512F && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512VL {
