@@ -100,7 +100,8 @@ func random() string {
 // Path is where the file called name, relative and with slashes, is built; a stage for one file has the name "".
 func (s *Stage) Path(name string) string { return filepath.Join(s.temp, filepath.FromSlash(name)) }
 
-// Create makes a file of the stage, and the directories above it, with its final size.
+// Create makes a file of the stage, and the directories above it, with its final size and, where the system can, room on the
+// disk for all of it.
 func (s *Stage) Create(name string, size int64) (*os.File, error) {
 	path := s.Path(name)
 	if s.isDir {
@@ -112,7 +113,7 @@ func (s *Stage) Create(name string, size int64) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := f.Truncate(size); err != nil {
+	if err := errors.Join(allocate(f, size), f.Truncate(size)); err != nil {
 		f.Close()
 		return nil, err
 	}
