@@ -1,117 +1,122 @@
 //go:build unix
 
-// Command bench times loratool against a plain copy of the files, and against PEFT where it is installed, on a synthetic
-// Llama-shaped checkpoint. The commands run in turn, several times, so that a machine whose speed drifts slows all of them down alike;
-// what counts are the ratios.
+// Command bench times loratool against a plain copy of the files, and against PEFT and torch where they are installed, on
+// synthetic checkpoints. The commands run in turn, several times, so that a machine whose speed drifts slows all of them down alike;
+// what counts are the ratios. RESULTS.md beside it has the figures of one machine.
 //
-//	go run ./internal/bench [-layers 22] [-hidden 2048] [-mlp 5632] [-rank 16] [-dtype BF16] [-runs 5] [-dir DIR] [-python PYTHON]
+//	go run ./internal/bench [flags] merge     a shape: loratool merge, cp, PEFT
+//	go run ./internal/bench [flags] start     start-up times
+//	go run ./internal/bench [flags] spectrum  the singular values of a 7B-shaped adapter
+//	go run ./internal/bench [flags] extract   a pair of checkpoints; one matrix against torch
 package main
 
 import (
-	"bufio"
-	"encoding/binary"
-	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"syscall"
-	"time"
 
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// shape is the model that is made.
-type shape struct {
-	layers, hidden, mlp, kv, vocabulary, rank int
-	dtype                                     dtype.Type
+// setting is what the flags say, and where the tool is.
+type setting struct {
+	shape  string
+	dtype  dtype.Type
+	rank   int
+	runs   int
+	dir    string
+	python string
+
+	loratool string
 }
 
 func main() {
-	s := shape{kv: 256, vocabulary: 32000}
-	flag.IntVar(&s.layers, "layers", 22, "transformer layers")
-	flag.IntVar(&s.hidden, "hidden", 2048, "width of the model")
-	flag.IntVar(&s.mlp, "mlp", 5632, "width of the MLP")
+	var s setting
+	flag.StringVar(&s.shape, "shape", "main", "shape of the model: main, small, large, tiny, single, shards or 7b")
 	flag.IntVar(&s.rank, "rank", 16, "rank of the adapter")
 	name := flag.String("dtype", "BF16", "dtype of the base: BF16, F16 or F32")
-	runs := flag.Int("runs", 5, "runs of each command; the first one of all is not counted")
-	dir := flag.String("dir", "", "where the files are made (default: a temporary directory, removed at the end)")
-	python := flag.String("python", "", "a Python with torch, transformers and peft to compare with")
+	flag.IntVar(&s.runs, "runs", 5, "runs of each command, after one that warms up")
+	flag.StringVar(&s.dir, "dir", "", "where the files are made (default: a temporary directory, removed at the end)")
+	flag.StringVar(&s.python, "python", "", "a Python with torch, transformers and peft to compare with")
 	flag.Parse()
 	var ok bool
 	if s.dtype, ok = dtype.Parse(*name); !ok || !s.dtype.IsFloat() {
 		fmt.Fprintf(os.Stderr, "bench: no dtype to merge into: %s\n", *name)
 		os.Exit(2)
 	}
-	if err := bench(s, *runs, *dir, *python); err != nil {
+	what := map[string]func(*setting) error{"merge": (*setting).merge, "start": (*setting).start, "spectrum": (*setting).spectrum, "extract": (*setting).extract}
+	f := what[flag.Arg(0)]
+	if _, ok := shapes[s.shape]; !ok || f == nil || flag.NArg() != 1 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	if err := s.prepared(f); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-// contender is one command that is timed. out is removed before each run.
-type contender struct {
-	name string
-	args []string
-	out  string
-}
-
-// measure is one run.
-type measure struct {
-	wall   time.Duration
-	cpu    time.Duration
-	maxRSS int64 // bytes
-}
-
-func bench(s shape, runs int, dir, python string) error {
-	if dir == "" {
+// prepared calls f with a directory and a tool.
+func (s *setting) prepared(f func(*setting) error) error {
+	if s.dir == "" {
 		tmp, err := os.MkdirTemp("", "loratool-bench-*")
 		if err != nil {
 			return err
 		}
 		defer os.RemoveAll(tmp)
-		dir = tmp
+		s.dir = tmp
 	}
-	base, adapter := filepath.Join(dir, "base"), filepath.Join(dir, "adapter")
-	n, err := s.write(base, adapter)
+	s.loratool = s.path("loratool")
+	if out, err := exec.Command("go", "build", "-o", s.loratool, "./cmd/loratool").CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return f(s)
+}
+
+func (s *setting) path(name string) string { return filepath.Join(s.dir, name) }
+
+// model is the shape of that name with the settings.
+func (s *setting) model(name string) shape {
+	m := shapes[name]
+	m.dtype, m.factors = s.dtype, dtype.F32
+	if m.rank == 0 {
+		m.rank = s.rank
+	}
+	return m
+}
+
+// merge times the merge of one shape.
+func (s *setting) merge() error {
+	m := s.model(s.shape)
+	base := s.path("base-" + s.shape + "-" + s.dtype.String())
+	adapter := s.path(fmt.Sprintf("adapter-%s-r%d", s.shape, m.rank))
+	nBase, err := m.writeBase(base)
 	if err != nil {
 		return err
 	}
-	binary := filepath.Join(dir, "loratool")
-	if out, err := exec.Command("go", "build", "-o", binary, "./cmd/loratool").CombinedOutput(); err != nil {
-		return fmt.Errorf("%w: %s", err, out)
+	nAdapter, err := m.writeAdapter(adapter)
+	if err != nil {
+		return err
 	}
-	merged, copied, byPEFT := filepath.Join(dir, "merged"), filepath.Join(dir, "copied"), filepath.Join(dir, "peft")
+	merged, copied, byPEFT := s.path("merged"), s.path("copied"), s.path("peft")
 	contenders := []contender{
-		{"cp -r --reflink=never", []string{"cp", "-r", "--reflink=never", base, copied}, copied},
-		{"loratool merge", []string{binary, "merge", "-q", base, adapter, "-o", merged}, merged},
+		{"cp", []string{"cp", "-r", "--reflink=never", base, copied}, copied},
+		{"cp, sync", []string{"sh", "-c", `cp -r --reflink=never "$0" "$1" && find "$1" -exec sync {} +`, base, copied}, copied},
+		{"loratool merge", []string{s.loratool, "merge", "-q", base, adapter, "-o", merged}, merged},
 	}
-	if python != "" {
-		contenders = append(contenders, contender{"PEFT merge_and_unload", []string{python, "-c", peftScript, base, adapter, byPEFT}, byPEFT})
+	if s.python != "" {
+		contenders = append(contenders, contender{"PEFT merge_and_unload", []string{s.python, "-c", peftScript, base, adapter, byPEFT}, byPEFT})
 	}
-	results := make([][]measure, len(contenders))
-	for run := range runs + 1 {
-		for i, c := range contenders {
-			if run == 0 && i > 1 {
-				continue // the warm-up fills the page cache; PEFT is too slow to run for that
-			}
-			if err := os.RemoveAll(c.out); err != nil {
-				return err
-			}
-			m, err := timed(c.args)
-			if err != nil {
-				return fmt.Errorf("%s: %w", c.name, err)
-			}
-			if run > 0 {
-				results[i] = append(results[i], m)
-			}
-		}
+	results, err := race(contenders, s.runs)
+	if err != nil {
+		return err
 	}
-	report(s, n, contenders, results)
+	ms := results[2]
+	fmt.Printf("%s: base %.2f GB of %v, adapter %.3f GB of %v, rank %d; merged at %.2f GB/s\n\n", s.shape, float64(nBase)/1e9, m.dtype,
+		float64(nAdapter)/1e9, m.factors, m.rank, float64(nBase)/1e9/median(ms, seconds))
+	table(contenders, results, 2)
 	return nil
 }
 
@@ -122,151 +127,3 @@ base, adapter, out = sys.argv[1:]
 model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="auto")
 peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out)
 `
-
-func timed(args []string) (measure, error) {
-	c := exec.Command(args[0], args[1:]...)
-	start := time.Now()
-	out, err := c.CombinedOutput()
-	m := measure{wall: time.Since(start)}
-	if err != nil {
-		return m, fmt.Errorf("%w: %s", err, out)
-	}
-	m.cpu = c.ProcessState.UserTime() + c.ProcessState.SystemTime()
-	if u, ok := c.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		m.maxRSS = int64(u.Maxrss) << 10 // kilobytes on Linux
-	}
-	return m, nil
-}
-
-func median[T any](ms []measure, f func(measure) T, less func(a, b T) int) T {
-	values := make([]T, len(ms))
-	for i, m := range ms {
-		values[i] = f(m)
-	}
-	slices.SortFunc(values, less)
-	return values[len(values)/2]
-}
-
-func report(s shape, n int64, contenders []contender, results [][]measure) {
-	fmt.Printf("%d layers, hidden %d, MLP %d, %v, rank %d: %.2f GB\n\n", s.layers, s.hidden, s.mlp, s.dtype, s.rank, float64(n)/1e9)
-	fmt.Println("| command | wall, s (min – max) | CPU, s | ÷ cp | peak memory, MB |")
-	fmt.Println("|---|---:|---:|---:|---:|")
-	seconds := func(d time.Duration) float64 { return d.Seconds() }
-	byTime := func(a, b time.Duration) int { return int(a - b) }
-	for i, c := range contenders {
-		ms := results[i]
-		wall := func(m measure) time.Duration { return m.wall }
-		// The ratio pair by pair: each run against the copy of the same round.
-		ratios := make([]float64, len(ms))
-		for j := range ms {
-			ratios[j] = ms[j].wall.Seconds() / results[0][j].wall.Seconds()
-		}
-		slices.Sort(ratios)
-		lo := slices.MinFunc(ms, func(a, b measure) int { return byTime(a.wall, b.wall) })
-		hi := slices.MaxFunc(ms, func(a, b measure) int { return byTime(a.wall, b.wall) })
-		fmt.Printf("| %s | %.2f (%.2f – %.2f) | %.2f | %.2f | %.0f |\n", c.name,
-			seconds(median(ms, wall, byTime)), seconds(lo.wall), seconds(hi.wall),
-			seconds(median(ms, func(m measure) time.Duration { return m.cpu }, byTime)), ratios[len(ratios)/2],
-			float64(median(ms, func(m measure) int64 { return m.maxRSS }, func(a, b int64) int { return int(a - b) }))/1e6)
-	}
-}
-
-// entry is a tensor to write.
-type entry struct {
-	name  string
-	shape []int
-}
-
-// write makes the base and the adapter, unless they are there, and returns the size of the base.
-func (s shape) write(base, adapter string) (int64, error) {
-	var tensors, factors []entry
-	linear := func(name string, m, n int) {
-		tensors = append(tensors, entry{name + ".weight", []int{m, n}})
-		factors = append(factors, entry{"base_model.model." + name + ".lora_A.weight", []int{s.rank, n}},
-			entry{"base_model.model." + name + ".lora_B.weight", []int{m, s.rank}})
-	}
-	tensors = append(tensors, entry{"model.embed_tokens.weight", []int{s.vocabulary, s.hidden}})
-	for i := range s.layers {
-		p := fmt.Sprintf("model.layers.%d.", i)
-		tensors = append(tensors, entry{p + "input_layernorm.weight", []int{s.hidden}}, entry{p + "post_attention_layernorm.weight", []int{s.hidden}})
-		linear(p+"self_attn.q_proj", s.hidden, s.hidden)
-		linear(p+"self_attn.k_proj", s.kv, s.hidden)
-		linear(p+"self_attn.v_proj", s.kv, s.hidden)
-		linear(p+"self_attn.o_proj", s.hidden, s.hidden)
-		linear(p+"mlp.gate_proj", s.mlp, s.hidden)
-		linear(p+"mlp.up_proj", s.mlp, s.hidden)
-		linear(p+"mlp.down_proj", s.hidden, s.mlp)
-	}
-	tensors = append(tensors, entry{"model.norm.weight", []int{s.hidden}}, entry{"lm_head.weight", []int{s.vocabulary, s.hidden}})
-	config := map[string]any{
-		"architectures": []string{"LlamaForCausalLM"}, "model_type": "llama", "hidden_size": s.hidden, "intermediate_size": s.mlp,
-		"num_hidden_layers": s.layers, "num_attention_heads": s.hidden / 64, "num_key_value_heads": s.kv / 64, "vocab_size": s.vocabulary,
-		"tie_word_embeddings": false, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "hidden_act": "silu",
-		"torch_dtype": map[dtype.Type]string{dtype.BF16: "bfloat16", dtype.F16: "float16", dtype.F32: "float32"}[s.dtype],
-	}
-	peft := map[string]any{
-		"peft_type": "LORA", "r": s.rank, "lora_alpha": 2 * s.rank, "task_type": "CAUSAL_LM", "bias": "none",
-		"target_modules": []string{"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
-	}
-	n, err := writeFile(filepath.Join(base, "model.safetensors"), tensors, s.dtype, 0.02)
-	_, err2 := writeFile(filepath.Join(adapter, "adapter_model.safetensors"), factors, dtype.F32, 0.011)
-	return n, errors.Join(err, err2, writeJSON(filepath.Join(base, "config.json"), config), writeJSON(filepath.Join(adapter, "adapter_config.json"), peft))
-}
-
-func writeJSON(path string, v any) error {
-	text, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, text, 0o666)
-}
-
-// writeFile writes a safetensors file of normal numbers.
-func writeFile(path string, tensors []entry, d dtype.Type, sigma float64) (int64, error) {
-	if info, err := os.Stat(path); err == nil {
-		return info.Size(), nil
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
-		return 0, err
-	}
-	header := []byte(`{"__metadata__":{"format":"pt"}`)
-	var off int64
-	for _, t := range tensors {
-		size := int64(d.Size())
-		for _, n := range t.shape {
-			size *= int64(n)
-		}
-		shape, err := json.Marshal(t.shape)
-		if err != nil {
-			return 0, err
-		}
-		header = fmt.Appendf(header, `,%q:{"dtype":%q,"shape":%s,"data_offsets":[%d,%d]}`, t.name, d.String(), shape, off, off+size)
-		off += size
-	}
-	header = append(header, '}')
-	for len(header)%8 != 0 {
-		header = append(header, ' ')
-	}
-	f, err := os.Create(path)
-	if err != nil {
-		return 0, err
-	}
-	w := bufio.NewWriterSize(f, 1<<20)
-	w.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(header)))) // a bufio.Writer keeps its first error for Flush
-	w.Write(header)
-	rng := rand.New(rand.NewPCG(1, uint64(off)))
-	// A table of normal numbers, drawn from at random: fast, and as incompressible as the numbers themselves.
-	table := make([]byte, (1<<16)*d.Size())
-	for i := range 1 << 16 {
-		dtype.Store(d, table, i, sigma*rng.NormFloat64())
-	}
-	size := d.Size()
-	for n := off / int64(size); n > 0; n -= 4 {
-		bits := rng.Uint64()
-		for k := range min(n, 4) {
-			at := int(bits>>(16*k)&0xffff) * size
-			w.Write(table[at : at+size])
-		}
-	}
-	return off + 8 + int64(len(header)), errors.Join(w.Flush(), f.Close())
-}

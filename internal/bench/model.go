@@ -1,0 +1,176 @@
+//go:build unix
+
+package main
+
+import (
+	"bufio"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+
+	"github.com/loratool/loratool/format/dtype"
+)
+
+// shape is a model that is made, and an adapter for all its linear layers.
+type shape struct {
+	layers, hidden, mlp, kv, vocabulary int
+	experts                             int // of each layer, in place of its MLP and attention: one linear of mlp×hidden each
+	shards                              int // files; 1 is a model without index
+	rank                                int
+	factors                             dtype.Type // of the adapter
+	dtype                               dtype.Type
+}
+
+// shapes are those of the tables, by name. The main one has the shape of TinyLlama 1.1B.
+var shapes = map[string]shape{
+	"main":   {layers: 22, hidden: 2048, mlp: 5632, kv: 256, vocabulary: 32000},
+	"small":  {layers: 8, hidden: 1024, mlp: 2816, kv: 256, vocabulary: 8000},
+	"large":  {layers: 21, hidden: 4096, mlp: 11008, kv: 1024, vocabulary: 32000},
+	"tiny":   {layers: 160, experts: 384, hidden: 256, mlp: 64, vocabulary: 8000, rank: 4},
+	"single": {layers: 1, experts: 1, hidden: 32768, mlp: 32768, vocabulary: 8},
+	"shards": {layers: 72, hidden: 1024, mlp: 2816, kv: 256, vocabulary: 32000, shards: 500},
+	"7b":     {layers: 32, hidden: 4096, mlp: 11008, kv: 4096, vocabulary: 32000},
+}
+
+// entry is a tensor to write.
+type entry struct {
+	name  string
+	shape []int
+}
+
+func (t *entry) elements() int {
+	n := 1
+	for _, x := range t.shape {
+		n *= x
+	}
+	return n
+}
+
+// tensors lists what the base and the adapter hold.
+func (s *shape) tensors() (base, adapter []entry) {
+	linear := func(name string, m, n int) {
+		base = append(base, entry{name + ".weight", []int{m, n}})
+		adapter = append(adapter, entry{"base_model.model." + name + ".lora_A.weight", []int{s.rank, n}},
+			entry{"base_model.model." + name + ".lora_B.weight", []int{m, s.rank}})
+	}
+	base = append(base, entry{"model.embed_tokens.weight", []int{s.vocabulary, s.hidden}})
+	for i := range s.layers {
+		p := fmt.Sprintf("model.layers.%d.", i)
+		base = append(base, entry{p + "input_layernorm.weight", []int{s.hidden}}, entry{p + "post_attention_layernorm.weight", []int{s.hidden}})
+		if s.experts > 0 {
+			for e := range s.experts {
+				linear(fmt.Sprintf("%smlp.experts.%d.up_proj", p, e), s.mlp, s.hidden)
+			}
+			continue
+		}
+		linear(p+"self_attn.q_proj", s.hidden, s.hidden)
+		linear(p+"self_attn.k_proj", s.kv, s.hidden)
+		linear(p+"self_attn.v_proj", s.kv, s.hidden)
+		linear(p+"self_attn.o_proj", s.hidden, s.hidden)
+		linear(p+"mlp.gate_proj", s.mlp, s.hidden)
+		linear(p+"mlp.up_proj", s.mlp, s.hidden)
+		linear(p+"mlp.down_proj", s.hidden, s.mlp)
+	}
+	base = append(base, entry{"model.norm.weight", []int{s.hidden}}, entry{"lm_head.weight", []int{s.vocabulary, s.hidden}})
+	return base, adapter
+}
+
+// writeBase makes the base, unless it is there, and returns its size.
+func (s *shape) writeBase(dir string) (int64, error) {
+	tensors, _ := s.tensors()
+	config := map[string]any{
+		"architectures": []string{"LlamaForCausalLM"}, "model_type": "llama", "hidden_size": s.hidden, "intermediate_size": s.mlp,
+		"num_hidden_layers": s.layers, "num_attention_heads": max(1, s.hidden/64), "num_key_value_heads": max(1, s.kv/64), "vocab_size": s.vocabulary,
+		"tie_word_embeddings": false, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "hidden_act": "silu",
+		"torch_dtype": map[dtype.Type]string{dtype.BF16: "bfloat16", dtype.F16: "float16", dtype.F32: "float32"}[s.dtype],
+	}
+	if s.shards <= 1 {
+		n, err := writeFile(filepath.Join(dir, "model.safetensors"), tensors, s.dtype, 0.02)
+		return n, errors.Join(err, writeJSON(filepath.Join(dir, "config.json"), config))
+	}
+	var total int64
+	where := make(map[string]string)
+	for i := range s.shards {
+		part := tensors[i*len(tensors)/s.shards : (i+1)*len(tensors)/s.shards]
+		name := fmt.Sprintf("model-%05d-of-%05d.safetensors", i+1, s.shards)
+		n, err := writeFile(filepath.Join(dir, name), part, s.dtype, 0.02)
+		if err != nil {
+			return 0, err
+		}
+		total += n
+		for _, t := range part {
+			where[t.name] = name
+		}
+	}
+	index := map[string]any{"metadata": map[string]any{"total_size": total}, "weight_map": where}
+	return total, errors.Join(writeJSON(filepath.Join(dir, "config.json"), config), writeJSON(filepath.Join(dir, "model.safetensors.index.json"), index))
+}
+
+// writeAdapter makes the adapter, unless it is there, and returns its size.
+func (s *shape) writeAdapter(dir string) (int64, error) {
+	_, factors := s.tensors()
+	targets := []string{"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+	peft := map[string]any{"peft_type": "LORA", "r": s.rank, "lora_alpha": 2 * s.rank, "task_type": "CAUSAL_LM", "bias": "none", "target_modules": targets}
+	// ‖ΔW‖/‖W‖ of about 0.05 for r = 16.
+	n, err := writeFile(filepath.Join(dir, "adapter_model.safetensors"), factors, s.factors, 0.011)
+	return n, errors.Join(err, writeJSON(filepath.Join(dir, "adapter_config.json"), peft))
+}
+
+func writeJSON(path string, v any) error {
+	text, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, text, 0o666)
+}
+
+// writeFile writes a safetensors file of normal numbers.
+func writeFile(path string, tensors []entry, d dtype.Type, sigma float64) (int64, error) {
+	if info, err := os.Stat(path); err == nil {
+		return info.Size(), nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
+		return 0, err
+	}
+	header := []byte(`{"__metadata__":{"format":"pt"}`)
+	var off int64
+	for _, t := range tensors {
+		size := int64(t.elements()) * int64(d.Size())
+		shape, err := json.Marshal(t.shape)
+		if err != nil {
+			return 0, err
+		}
+		header = fmt.Appendf(header, `,%q:{"dtype":%q,"shape":%s,"data_offsets":[%d,%d]}`, t.name, d.String(), shape, off, off+size)
+		off += size
+	}
+	header = append(header, '}')
+	for len(header)%8 != 0 {
+		header = append(header, ' ')
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return 0, err
+	}
+	w := bufio.NewWriterSize(f, 1<<20)
+	w.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(header)))) // a bufio.Writer keeps its first error for Flush
+	w.Write(header)
+	rng := rand.New(rand.NewPCG(1, uint64(off)))
+	// A table of normal numbers, drawn from at random: fast, and as incompressible as the numbers themselves.
+	table := make([]byte, (1<<16)*d.Size())
+	for i := range 1 << 16 {
+		dtype.Store(d, table, i, sigma*rng.NormFloat64())
+	}
+	size := d.Size()
+	for n := off / int64(size); n > 0; n -= 4 {
+		bits := rng.Uint64()
+		for k := range min(n, 4) {
+			at := int(bits>>(16*k)&0xffff) * size
+			w.Write(table[at : at+size])
+		}
+	}
+	return off + 8 + int64(len(header)), errors.Join(w.Flush(), f.Close())
+}

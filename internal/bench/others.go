@@ -1,0 +1,165 @@
+//go:build unix
+
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strconv"
+
+	"github.com/loratool/loratool/format/dtype"
+)
+
+// start times what has nothing to compute.
+func (s *setting) start() error {
+	m := s.model("7b")
+	adapter := s.path(fmt.Sprintf("adapter-7b-r%d", m.rank))
+	if _, err := m.writeAdapter(adapter); err != nil {
+		return err
+	}
+	contenders := []contender{
+		{"loratool version", []string{s.loratool, "version"}, ""},
+		{"loratool inspect, 7B adapter", []string{s.loratool, "inspect", adapter}, ""},
+	}
+	results, err := race(contenders, s.runs)
+	if err != nil {
+		return err
+	}
+	table(contenders, results, 0)
+	return nil
+}
+
+// spectrum times the singular values of 7B-shaped adapters.
+func (s *setting) spectrum() error {
+	var contenders []contender
+	for _, rank := range []int{16, 64} {
+		m := s.model("7b")
+		m.rank = rank
+		adapter := s.path(fmt.Sprintf("adapter-7b-r%d", rank))
+		if _, err := m.writeAdapter(adapter); err != nil {
+			return err
+		}
+		contenders = append(contenders, contender{fmt.Sprintf("loratool inspect --spectrum, r = %d", rank), []string{s.loratool, "inspect", "--spectrum", adapter}, ""})
+	}
+	results, err := race(contenders, s.runs)
+	if err != nil {
+		return err
+	}
+	table(contenders, results, 0)
+	return nil
+}
+
+// extract times the extraction of rank 8 from a pair of checkpoints, whose difference is an adapter and the rounding to
+// the dtype; and, with Python, of one matrix of 5632×2048 against two decompositions of torch.
+func (s *setting) extract() error {
+	m := s.model(s.shape)
+	base, tuned, adapter := s.path("base-"+s.shape+"-"+s.dtype.String()), s.path("tuned-"+s.shape), s.path(fmt.Sprintf("adapter-%s-r%d", s.shape, m.rank))
+	_, err := m.writeBase(base)
+	if _, err2 := m.writeAdapter(adapter); errors.Join(err, err2) != nil {
+		return errors.Join(err, err2)
+	}
+	if _, err := os.Stat(tuned); err != nil {
+		c := contender{"merge", []string{s.loratool, "merge", "-q", base, adapter, "-o", tuned}, ""}
+		if _, err := c.run(); err != nil {
+			return err
+		}
+	}
+	out := s.path("extracted")
+	contenders := []contender{{"loratool extract --rank 8, " + s.shape, []string{s.loratool, "extract", "-q", base, tuned, "-o", out, "--rank", "8"}, out}}
+	results, err := race(contenders, s.runs)
+	if err != nil {
+		return err
+	}
+	table(contenders, results, 0)
+	if s.python == "" {
+		return nil
+	}
+	return s.extractOne()
+}
+
+// extractOne compares decompositions of one difference of bf16 matrices, of rank 8.
+func (s *setting) extractOne() error {
+	base, tuned := s.path("one-base.safetensors"), s.path("one-tuned.safetensors")
+	if err := writePair(base, tuned, 5632, 2048); err != nil {
+		return err
+	}
+	c := contender{"torch", []string{s.python, "-c", torchScript, s.loratool, base, tuned, s.path("extracted"), strconv.Itoa(s.runs)}, s.path("extracted")}
+	cmd := exec.Command(c.args[0], c.args[1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	return cmd.Run()
+}
+
+// torchScript times loratool as a process that reads two files and writes an adapter, and torch's functions alone, with Δ
+// there in float32; errors are measured alike.
+const torchScript = `
+import glob, shutil, statistics, subprocess, sys, time, torch
+from safetensors.torch import load_file
+loratool, base, tuned, out, runs = sys.argv[1:]
+w0, w1 = (next(iter(load_file(p).values())) for p in (base, tuned))
+delta = w1.float() - w0.float()
+def extract():
+    shutil.rmtree(out, ignore_errors=True)
+    subprocess.run([loratool, "extract", "-q", base, tuned, "-o", out, "--rank", "8"], check=True)
+def product(): # of what extract wrote
+    f = load_file(glob.glob(out + "/*.safetensors")[0])
+    a, b = (next(v for k, v in f.items() if n in k).float() for n in ("lora_A", "lora_B"))
+    return b @ a
+def lowrank():
+    u, s, v = torch.svd_lowrank(delta, q=16, niter=2)
+    return (u[:, :8] * s[:8]) @ v[:, :8].T
+def full():
+    u, s, v = torch.linalg.svd(delta, full_matrices=False)
+    return (u[:, :8] * s[:8]) @ v[:8]
+what = {"loratool extract, whole process": extract, "torch.svd_lowrank(q=16, niter=2)": lowrank, "torch.linalg.svd": full}
+times, error = {k: [] for k in what}, {}
+for _ in range(int(runs)):
+    for name, f in what.items():
+        start = time.perf_counter()
+        got = f()
+        times[name].append(time.perf_counter() - start)
+        got = product() if got is None else got
+        error[name] = (torch.linalg.norm((delta - got).double()) / torch.linalg.norm(delta.double())).item()
+print("| one matrix of %d x %d, rank 8 | s | relative error |\n|---|---:|---:|" % delta.shape)
+for name in what:
+    print("| %s | %.4f | %.6f |" % (name, statistics.median(times[name]), error[name]))
+`
+
+// writePair makes two checkpoints of one matrix, unless they are there: normal numbers, and the same with Σ_k σ_k·u_k·v_kᵀ added,
+// σ_k falling like 1/k over 128 directions.
+func writePair(base, tuned string, m, n int) error {
+	if _, err := os.Stat(tuned); err == nil {
+		return nil
+	}
+	d := dtype.BF16
+	if _, err := writeFile(base, []entry{{"model.layers.0.mlp.up_proj.weight", []int{m, n}}}, d, 0.02); err != nil {
+		return err
+	}
+	file, err := os.ReadFile(base)
+	if err != nil {
+		return err
+	}
+	w := file[8+int(binary.LittleEndian.Uint64(file)):]
+	const directions = 128
+	rng := rand.New(rand.NewPCG(2, 3))
+	u, v := make([]float32, m*directions), make([]float32, n*directions)
+	for i := range u {
+		u[i] = float32(rng.NormFloat64()) * 0.004 / float32(i%directions+1)
+	}
+	for i := range v {
+		v[i] = float32(rng.NormFloat64())
+	}
+	for i := range m {
+		for j := range n {
+			var sum float32
+			for k, x := range u[i*directions : (i+1)*directions] {
+				sum += x * v[j*directions+k]
+			}
+			dtype.Store(d, w, i*n+j, dtype.Load(d, w, i*n+j)+float64(sum))
+		}
+	}
+	return os.WriteFile(tuned, file, 0o666)
+}
