@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/parallel"
 )
 
@@ -146,26 +147,19 @@ func NewReader(r io.ReaderAt, size int64, opts ReaderOptions) (*Reader, error) {
 
 // Open opens a file.
 func Open(path string) (*Reader, error) {
-	f, err := os.Open(path)
+	f, size, err := fileio.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	x, err := openFile(f)
+	x, err := openFile(f, size)
 	if err != nil {
 		return nil, errors.Join(fault.InFile(err, path), f.Close())
 	}
 	return x, nil
 }
 
-func openFile(f *os.File) (*Reader, error) {
-	before, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !before.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file: a .lora file is read by position; a pipe can be read as a stream", f.Name())
-	}
-	x, err := NewReader(f, before.Size(), ReaderOptions{})
+func openFile(f *os.File, size int64) (*Reader, error) {
+	x, err := NewReader(f, size, ReaderOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -173,8 +167,8 @@ func openFile(f *os.File) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	if after.Size() != before.Size() {
-		return nil, fmt.Errorf("%s changed its length from %d to %d while it was read", f.Name(), before.Size(), after.Size())
+	if after.Size() != size {
+		return nil, fmt.Errorf("%s changed its length from %d to %d while it was read", f.Name(), size, after.Size())
 	}
 	x.closer = f
 	return x, nil

@@ -1,13 +1,13 @@
 package main
 
 import (
-	"errors"
 	"os"
 	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
 )
@@ -188,16 +188,5 @@ func openLoRA(c *cli.Context, command string) (*os.File, int64, error) {
 	if c.NArg() != 1 {
 		return nil, 0, usagef("loratool "+command+" FILE", "%s takes one file, got %d arguments", command, c.NArg())
 	}
-	f, err := os.Open(c.Args().First())
-	if err != nil {
-		return nil, 0, err
-	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fault.New(fault.Unsupported, "not a regular file").In(f.Name())
-	}
-	if err != nil {
-		return nil, 0, errors.Join(err, f.Close())
-	}
-	return f, info.Size(), nil
+	return fileio.Open(c.Args().First())
 }

@@ -111,15 +111,11 @@ func (r *recordFile) abort() {
 
 // openRecord opens an undo record.
 func openRecord(path string) (*merge.Record, io.Closer, error) {
-	f, err := os.Open(path)
+	f, size, err := fileio.Open(path)
 	if err != nil {
 		return nil, nil, err
 	}
-	info, err := f.Stat()
-	if err != nil {
-		return nil, nil, errors.Join(err, f.Close())
-	}
-	r, err := merge.OpenRecord(path, f, info.Size())
+	r, err := merge.OpenRecord(path, f, size)
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close())
 	}

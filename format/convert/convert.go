@@ -15,6 +15,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 )
 
 // Open opens the adapter at path, a file or a directory, and recognises its dialect by what it holds. Only headers and
@@ -89,7 +90,7 @@ const loraMagic = "\x5a\x2a\x4d\x18"
 
 // IsLoRA reports whether the file at path begins as a .lora file does.
 func IsLoRA(path string) bool {
-	f, err := os.Open(path)
+	f, _, err := fileio.Open(path)
 	if err != nil {
 		return false
 	}
@@ -142,8 +143,5 @@ func readBeside(path, name string, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() > limit {
-		return nil, fault.New(fault.Limit, "%d bytes, at most %d are read", info.Size(), limit).In(file)
-	}
-	return os.ReadFile(file)
+	return fileio.ReadFile(file, limit)
 }

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"sort"
@@ -108,7 +107,7 @@ func (s *peftSink) storeFile(ctx context.Context, weights func(io.Writer) error,
 	}
 	for _, f := range side {
 		path := siblingOf(s.path, f.name)
-		if there, err := os.ReadFile(path); err == nil && bytes.Equal(there, f.content) {
+		if there, err := fileio.ReadFile(path, int64(len(f.content))); err == nil && bytes.Equal(there, f.content) {
 			continue
 		}
 		beside, err := begin(path, false, s.options.Replace)

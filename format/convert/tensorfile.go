@@ -10,6 +10,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
@@ -24,18 +25,11 @@ type tensorFile struct {
 
 // openTensorFile proves the header and fills the tensor table.
 func openTensorFile(path string) (*tensorFile, error) {
-	file, err := os.Open(path)
+	file, size, err := fileio.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	info, err := file.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fault.New(fault.Unsupported, "not a regular file")
-	}
-	var header *safetensors.Header
-	if err == nil {
-		header, err = safetensors.Read(file, info.Size())
-	}
+	header, err := safetensors.Read(file, size)
 	if err != nil {
 		file.Close()
 		return nil, fault.InFile(err, path)

@@ -30,19 +30,20 @@ var arrows = map[string]map[string]string{
 		"rank":                "extraction",
 		"internal/checkpoint": "inspect opens checkpoints",
 		"internal/fault":      "exit codes and hints",
-		"internal/fileio":     "free space for the plan",
+		"internal/fileio":     "free space for the plan, inputs that are files",
 		"internal/inspect":    "reports on adapters and checkpoints",
 		"internal/parallel":   "the number of workers for the plan",
 	},
 	"format": {
 		"format/dtype":      "dtypes of tensors",
 		"internal/fault":    "the kinds of error that it exports",
+		"internal/fileio":   "files that are opened by their path",
 		"internal/parallel": "chunks on workers",
 	},
 	"format/convert": {
 		"format":               "what it makes",
 		"internal/fault":       "errors of input",
-		"internal/fileio":      "outputs that appear whole",
+		"internal/fileio":      "outputs that appear whole, inputs that are files",
 		"internal/naming":      "wrappers in module names",
 		"internal/safetensors": "the strict header check",
 	},
@@ -70,6 +71,7 @@ var arrows = map[string]map[string]string{
 	"internal/bench": {"format/dtype": "elements of the base that is made"},
 	"internal/checkpoint": {
 		"internal/fault":       "errors of input",
+		"internal/fileio":      "inputs that are files",
 		"internal/safetensors": "the strict header check",
 	},
 	"internal/inspect": {
@@ -82,6 +84,7 @@ var arrows = map[string]map[string]string{
 		"merge":               "what merge refuses, and the stamps of what was merged",
 		"rank":                "spectra",
 	},
+	"internal/fileio": {"internal/fault": "errors of input"},
 	"internal/kernel": {"format/dtype": "elements"},
 	"internal/safetensors": {
 		"format/dtype":   "widths of dtypes",

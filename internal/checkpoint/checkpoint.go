@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
@@ -123,23 +124,16 @@ func New(name string, data io.ReaderAt, size int64) (*Checkpoint, error) {
 
 func openFile(dir, name string) (*File, error) {
 	path := filepath.Join(dir, filepath.FromSlash(name))
-	data, err := os.Open(path)
+	data, size, err := fileio.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	info, err := data.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fault.New(fault.Unsupported, "not a regular file")
-	}
-	var h *safetensors.Header
-	if err == nil {
-		h, err = safetensors.Read(data, info.Size())
-	}
+	h, err := safetensors.Read(data, size)
 	if err != nil {
 		data.Close()
 		return nil, fault.InFile(err, path)
 	}
-	return &File{Name: name, Path: path, Size: info.Size(), Header: h, Data: data, close: data.Close}, nil
+	return &File{Name: name, Path: path, Size: size, Header: h, Data: data, close: data.Close}, nil
 }
 
 // Close closes every file.

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"io/fs"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 )
 
 // maxJSONBytes bounds the configuration and index files that are read whole; the largest indexes in the wild, of models
@@ -36,7 +36,7 @@ type configFile struct {
 }
 
 func readConfig(path string) (Config, error) {
-	text, err := readJSON(path)
+	text, err := fileio.ReadFile(path, maxJSONBytes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Config{}, nil
 	}
@@ -64,21 +64,10 @@ func readConfig(path string) (Config, error) {
 	return c, nil
 }
 
-func readJSON(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() > maxJSONBytes {
-		return nil, fault.New(fault.Limit, "%d bytes of JSON, at most %d are read", info.Size(), maxJSONBytes).In(path)
-	}
-	return os.ReadFile(path)
-}
-
 // readIndex returns the shards that an index lists, each a plain name, and the shard of every tensor.
 func readIndex(dir, name string) (shards []string, shardOf map[string]string, err error) {
 	path := filepath.Join(dir, name)
-	text, err := readJSON(path)
+	text, err := fileio.ReadFile(path, maxJSONBytes)
 	if err != nil {
 		return nil, nil, err
 	}
