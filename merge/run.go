@@ -3,16 +3,16 @@ package merge
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/kernel"
@@ -75,125 +75,44 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 }
 
 // CheckOutput reports whether Run could write to out: that nothing is there that it may not replace, that out is not one of
-// the inputs, and that the disk has room.
+// the inputs, that the directory around it can be written to, and that the disk has room.
 func (p *Plan) CheckOutput(out string) error {
-	abs, err := realPath(out)
-	if err != nil {
-		return err
+	place := fileio.Place{
+		Path: out, IsDir: p.base.IsDir, Replace: p.options.Replace, Inputs: p.inputs(), Files: slices.Clone(p.base.Side),
+		Known: isCheckpoint, Kind: "a checkpoint", Bytes: p.OutputBytes() + p.sideBytes(),
 	}
-	for _, in := range p.inputs() {
-		real, err := realPath(in)
-		if err != nil {
-			return err
-		}
-		if real == abs || p.base.IsDir && in == p.base.Path && strings.HasPrefix(abs, real+string(filepath.Separator)) {
-			return &OutputError{Path: out, Why: "is one of the inputs, or inside one"}
-		}
+	for _, f := range p.files {
+		place.Files = append(place.Files, f.in.Name)
 	}
-	parent := filepath.Dir(abs)
-	if info, err := os.Stat(parent); err != nil || !info.IsDir() {
-		return &OutputError{Path: out, Why: "cannot be made: there is no directory " + parent}
-	}
-	info, err := os.Lstat(out)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return err
-	case !p.options.Replace:
-		return &OutputError{Path: out, Why: "exists already", Replaceable: true}
-	case info.IsDir() != p.base.IsDir:
-		return &OutputError{Path: out, Why: "is there and is not of the base's kind, file or directory"}
-	case info.IsDir():
-		if err := p.checkForeign(out); err != nil {
-			return err
-		}
-	}
-	need := p.OutputBytes() + p.sideBytes()
-	if free, err := fileio.FreeBytes(parent); err == nil && free < need {
-		return &SpaceError{Path: parent, Need: need, Free: free}
-	}
-	return nil
+	return place.Check()
 }
 
 // OutputError is an output path that cannot be used as the caller wants.
-type OutputError struct {
-	Path, Why   string
-	Replaceable bool // Options.Replace would allow it
-}
-
-func (e *OutputError) Error() string { return fmt.Sprintf("output %s %s", e.Path, e.Why) }
+type OutputError = fileio.OutputError
 
 // SpaceError is a disk that is too full, found out before anything is written.
-type SpaceError struct {
-	Path       string
-	Need, Free int64
-}
+type SpaceError = fileio.SpaceError
 
-func (e *SpaceError) Error() string {
-	return fmt.Sprintf("the output takes %d bytes and %s has %d free", e.Need, e.Path, e.Free)
-}
-
-// inputs lists the paths that the merge reads. All files in an adapter's directory count.
+// inputs lists what the merge reads.
 func (p *Plan) inputs() []string {
 	paths := []string{p.base.Path}
-	for _, a := range p.adapters {
-		info, err := os.Stat(a.Name)
-		if err != nil {
-			continue // the name need not be a path
-		}
-		paths = append(paths, a.Name)
-		if info.IsDir() {
-			entries, _ := os.ReadDir(a.Name) // it has been opened
-			for _, e := range entries {
-				if !e.IsDir() {
-					paths = append(paths, filepath.Join(a.Name, e.Name()))
-				}
-			}
-		}
-	}
 	for _, f := range p.base.Files {
 		paths = append(paths, f.Path)
+	}
+	for _, a := range p.adapters {
+		paths = append(paths, a.Name) // it need not be a path
 	}
 	return paths
 }
 
-// realPath follows links as far as the path exists.
-func realPath(path string) (string, error) {
-	abs, err := filepath.Abs(path)
+// isCheckpoint reports whether what is at path is a checkpoint, and not an adapter.
+func isCheckpoint(path string) bool {
+	c, err := checkpoint.Open(path)
 	if err != nil {
-		return "", err
+		return false
 	}
-	if real, err := filepath.EvalSymlinks(abs); err == nil {
-		return real, nil
-	}
-	if parent, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
-		return filepath.Join(parent, filepath.Base(abs)), nil
-	}
-	return abs, nil
-}
-
-// checkForeign refuses to replace a directory that holds files which this merge does not write.
-func (p *Plan) checkForeign(out string) error {
-	there, err := fileio.Files(out)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	ours := make(map[string]bool)
-	for _, f := range p.files {
-		ours[f.in.Name] = true
-	}
-	for _, name := range p.base.Side {
-		ours[name] = true
-	}
-	for _, name := range there {
-		if !ours[name] {
-			return &OutputError{Path: out, Why: fmt.Sprintf("holds %q, which this merge does not write, and is not replaced", name)}
-		}
-	}
-	return nil
+	defer c.Close()
+	return !slices.ContainsFunc(c.Names(), func(name string) bool { return strings.Contains(name, ".lora_") })
 }
 
 func (p *Plan) sideBytes() (n int64) {

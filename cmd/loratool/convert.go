@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -15,7 +16,7 @@ import (
 type convertOptions struct {
 	common
 	out, to, base string
-	force         bool
+	force, dryRun bool
 }
 
 func convertCommand(t *terminal) *cli.Command {
@@ -31,6 +32,7 @@ func convertCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora or peft, where OUT's name does not say it", Destination: &o.to},
 			&cli.StringFlag{Name: "base", Usage: "remember `BASE`, so that merge can tell it from others", Destination: &o.base},
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is an adapter of the same kind", Destination: &o.force},
+			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be written, and write nothing", Destination: &o.dryRun},
 		}, o.flags()...),
 		Action: func(c *cli.Context) error { return runConvert(c, t, o) },
 	}
@@ -59,22 +61,56 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 			return err
 		}
 	}
-	size, err := store(c, src, o.out, dialect, o.force, o.workers)
-	if err != nil {
-		return err
-	}
 	m := src.Manifest()
 	var raw int64
 	for i := range m.Tensors {
 		raw += m.Tensors[i].NBytes()
 	}
+	options := o.creation(o.force, c.Args().First())
+	if o.base != "" {
+		options.Inputs = append(options.Inputs, o.base)
+	}
+	if o.dryRun {
+		return showConversion(c, t, o, src, dialect, options, raw)
+	}
+	size, err := store(c, src, o.out, dialect, options)
+	if err != nil {
+		return err
+	}
 	if o.json {
 		return t.document("convert", map[string]any{"out": o.out, "dialect": dialect, "tensor_bytes": raw, "bytes_written": size})
 	}
 	if !o.quiet {
-		t.printf("converted to %s: %s, %d tensors of %s\n", o.out, bytesText(size), len(m.Tensors), bytesText(raw))
+		t.printf("converted to %s: %s, %d tensors of %s\n", o.out, fileio.FormatBytes(size), len(m.Tensors), fileio.FormatBytes(raw))
 	}
 	return nil
+}
+
+// creation are the options of an output that is made from inputs.
+func (o *common) creation(replace bool, inputs ...string) convert.CreateOptions {
+	return convert.CreateOptions{Replace: replace, Inputs: inputs, Workers: o.workers, Tool: "loratool", Version: version}
+}
+
+// showConversion prints what would be written, and fails as writing it would.
+func showConversion(c *cli.Context, t *terminal, o *convertOptions, src format.Source, d convert.Dialect, options convert.CreateOptions, raw int64) error {
+	if err := convert.Check(c.Context, o.out, d, src, options); err != nil {
+		return err
+	}
+	n := len(src.Manifest().Tensors)
+	if o.json {
+		return t.document("convert", map[string]any{"dry_run": true, "out": o.out, "dialect": d, "tensors": n, "tensor_bytes": raw, "free_bytes": freeBytes(o.out)})
+	}
+	t.printf("%d tensors of %s would be written to %s as %s\n", n, fileio.FormatBytes(raw), o.out, string(d))
+	return nil
+}
+
+// freeBytes is the space on the disk where an output is to appear, -1 where it is not known.
+func freeBytes(out string) int64 {
+	n, err := fileio.FreeBytes(filepath.Dir(out))
+	if err != nil {
+		return -1
+	}
+	return n
 }
 
 // rememberBase returns the source with the fingerprints of a base in its record.
@@ -104,8 +140,8 @@ func dialectOf(out, to string) (convert.Dialect, error) {
 }
 
 // store writes a source to a path and returns the size of what is there then.
-func store(c *cli.Context, src format.Source, out string, d convert.Dialect, replace bool, workers int) (int64, error) {
-	sink, err := convert.Create(out, d, convert.CreateOptions{Replace: replace, Workers: workers, Tool: "loratool", Version: version})
+func store(c *cli.Context, src format.Source, out string, d convert.Dialect, o convert.CreateOptions) (int64, error) {
+	sink, err := convert.Create(out, d, o)
 	if err != nil {
 		return 0, err
 	}
@@ -158,7 +194,7 @@ func verifyCommand(t *terminal) *cli.Command {
 				})
 			}
 			if !o.quiet {
-				t.printf("%s is valid: %d chunks, %s in %s\ncontent %s\nfile    %s\n", f.Name(), summary.Chunks, bytesText(summary.RawBytes), bytesText(size), summary.ContentID, summary.FileID)
+				t.printf("%s is valid: %d chunks, %s in %s\ncontent %s\nfile    %s\n", f.Name(), summary.Chunks, fileio.FormatBytes(summary.RawBytes), fileio.FormatBytes(size), summary.ContentID, summary.FileID)
 			}
 			return nil
 		},

@@ -67,7 +67,7 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 		return err
 	}
 	dialect := convert.LoRA
-	if !o.dryRun {
+	if o.out != "" {
 		if dialect, err = dialectOf(o.out, o.to); err != nil {
 			return err
 		}
@@ -76,8 +76,9 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 	if sameFile(base, tuned) {
 		return usagef("give the base first and the tuned checkpoint second", "%s and %s are the same checkpoint", base, tuned)
 	}
-	if !o.dryRun {
-		if err := convert.CheckPlace(o.out, dialect, o.force); err != nil {
+	creation := o.creation(o.force, base, tuned)
+	if o.out != "" {
+		if err := convert.Check(c.Context, o.out, dialect, nil, creation); err != nil {
 			return err
 		}
 	}
@@ -102,7 +103,7 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 		return err
 	}
 	defer src.Close()
-	size, err := store(c, src, o.out, dialect, o.force, o.workers)
+	size, err := store(c, src, o.out, dialect, creation)
 	if err != nil {
 		return err
 	}
@@ -202,18 +203,14 @@ func sameFile(a, b string) bool {
 
 func showExtraction(t *terminal, o *extractOptions, e *rank.Extraction) error {
 	planned, skipped := e.Planned()
-	free := int64(-1)
-	if n, err := fileio.FreeBytes(filepath.Dir(o.out)); err == nil {
-		free = n
-	}
 	if o.json {
-		return t.document("extract", map[string]any{"dry_run": true, "tensors": planned, "skipped": append([]rank.Skipped{}, skipped...), "peak_memory_bytes": e.PeakBytes(), "bytes_to_read": e.Bytes(), "free_bytes": free})
+		return t.document("extract", map[string]any{"dry_run": true, "tensors": planned, "skipped": append([]rank.Skipped{}, skipped...), "peak_memory_bytes": e.PeakBytes(), "bytes_to_read": e.Bytes(), "free_bytes": freeBytes(o.out)})
 	}
 	for _, p := range planned {
 		t.printf("%-10s %v %s\n", p.Kind, p.Shape, p.Tensor)
 	}
 	showSkipped(t, skipped)
-	t.printf("%d tensors are compared, %s to read, about %s of memory\n", len(planned), bytesText(e.Bytes()), bytesText(e.PeakBytes()))
+	t.printf("%d tensors are compared, %s to read, about %s of memory\n", len(planned), fileio.FormatBytes(e.Bytes()), fileio.FormatBytes(e.PeakBytes()))
 	return nil
 }
 
@@ -232,7 +229,7 @@ func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, size i
 		}
 		w.Flush()
 		for _, b := range r.Beside {
-			t.printf("whole      %s (%s, %s)\n", b.Tensor, b.Why, bytesText(b.Bytes))
+			t.printf("whole      %s (%s, %s)\n", b.Tensor, b.Why, fileio.FormatBytes(b.Bytes))
 		}
 		showSkipped(t, r.Skipped)
 	}
@@ -244,7 +241,7 @@ func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, size i
 			left++
 		}
 	}
-	t.printf("extracted to %s: %s, %d layers", o.out, bytesText(size), len(r.Layers))
+	t.printf("extracted to %s: %s, %d layers", o.out, fileio.FormatBytes(size), len(r.Layers))
 	if n := len(r.Beside); n > 0 {
 		t.printf(", %d tensors whole", n)
 	}

@@ -228,19 +228,33 @@ func TestAReadOnlyDirectoryIsAnErrorThatSaysSo(t *testing.T) {
 	if err := os.CopyFS(filepath.Join(dir, "demo"), os.DirFS("../../testdata/demo")); err != nil {
 		t.Fatal(err)
 	}
-	locked := filepath.Join(dir, "locked")
-	if err := os.Mkdir(locked, 0o555); err != nil {
+	locked, free := filepath.Join(dir, "locked"), filepath.Join(dir, "free")
+	if err := errors.Join(os.Mkdir(locked, 0o555), os.Mkdir(free, 0o777), os.Chmod(free, 0o777)); err != nil {
 		t.Fatal(err)
 	}
-	for _, base := range []string{"demo/base", "demo/base/model.safetensors"} {
-		cmd := program("merge", base, "demo/adapter-r8", "-o", "locked/out")
-		cmd.Dir = dir
-		asUser(t, cmd, dir)
-		r := finish(t, cmd, cmd.Run())
-		if r.code != exitFailed || !strings.Contains(r.stderr, "permission denied") || !strings.Contains(r.stderr, "hint: check who may") {
-			t.Errorf("merge of %s into a read-only directory gave %d, want %d and a hint: %s", base, r.code, exitFailed, r.stderr)
+	one, two := testkit.Values("w.weight", dtype.F32, []uint64{1, 1}, 1), testkit.Values("w.weight", dtype.F32, []uint64{1, 1}, 2)
+	testkit.Write(t, filepath.Join(dir, "one.safetensors"), testkit.Encode(nil, one))
+	testkit.Write(t, filepath.Join(dir, "two.safetensors"), testkit.Encode(nil, two))
+	for _, line := range []string{
+		"merge demo/base demo/adapter-r8 -o locked/out",
+		"merge demo/base/model.safetensors demo/adapter-r8 -o locked/out",
+		"merge demo/base demo/adapter-r8 -o free/out --undo locked/record",
+		"extract one.safetensors two.safetensors --rank 1 -o locked/out",
+		"extract one.safetensors two.safetensors --rank 1 -o locked/out.lora",
+		"convert demo/adapter-r8 -o locked/out",
+		"convert demo/adapter-r8 -o locked/out.lora",
+		"convert demo/adapter-r8 -o locked/out.safetensors",
+	} {
+		for _, flag := range []string{"", " --dry-run"} {
+			cmd := program(strings.Fields(line + flag)...)
+			cmd.Dir = dir
+			asUser(t, cmd, dir)
+			r := finish(t, cmd, cmd.Run())
+			if r.code != exitFailed || !strings.Contains(r.stderr, "permission denied") || !strings.Contains(r.stderr, "hint: check who may") {
+				t.Errorf("%s gave %d, want %d and a hint: %s", line+flag, r.code, exitFailed, r.stderr)
+			}
+			checkTree(t, "after "+line+flag, locked, map[string]string{})
 		}
-		checkTree(t, "after "+base, locked, map[string]string{})
 	}
 }
 

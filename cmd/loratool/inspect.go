@@ -12,6 +12,7 @@ import (
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/inspect"
 	"github.com/urfave/cli/v2"
 )
@@ -169,7 +170,7 @@ func inspectUndo(t *terminal, o *inspectOptions, src format.Source, path string)
 }
 
 func showAdapter(t *terminal, o *inspectOptions, r *inspect.Adapter) {
-	t.printf("adapter   %s, dialect %s, %d layers, %s parameters, %s (%s)\n", r.Method, r.Dialect, len(r.Layers), countText(r.Parameters), bytesText(r.Bytes), dtypesText(r.DTypes))
+	t.printf("adapter   %s, dialect %s, %d layers, %s parameters, %s (%s)\n", r.Method, r.Dialect, len(r.Layers), countText(r.Parameters), fileio.FormatBytes(r.Bytes), dtypesText(r.DTypes))
 	if r.Base != "" {
 		t.printf("base      %s\n", strings.TrimSpace(r.Base+" "+r.Revision))
 	}
@@ -251,7 +252,7 @@ func dtypesText(counts []inspect.DTypeCount) string {
 }
 
 func showCheckpoint(t *terminal, r *inspect.Checkpoint) {
-	t.printf("checkpoint  %s%d files, %s\n", strings.TrimLeft(r.ModelType+", ", ", "), r.Files, bytesText(r.Bytes))
+	t.printf("checkpoint  %s%d files, %s\n", strings.TrimLeft(r.ModelType+", ", ", "), r.Files, fileio.FormatBytes(r.Bytes))
 	t.printf("tensors     %d (%s), %s parameters\n", r.Tensors, dtypesText(r.DTypes), countText(r.Parameters))
 	if r.Quantization != "" {
 		t.printf("quantised   %s\n", r.Quantization)

@@ -11,9 +11,8 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/fault"
-	"github.com/loratool/loratool/merge"
+	"github.com/loratool/loratool/internal/fileio"
 )
 
 // version is that of the next release; released binaries are built with -ldflags "-X main.version=…".
@@ -73,10 +72,10 @@ func usagef(hint, format string, args ...any) error {
 
 func exitCode(err error) int {
 	var usage *usageError
-	var output *merge.OutputError
+	var output *fileio.OutputError
 	var input *fault.Error
 	switch {
-	case errors.As(err, &usage), errors.As(err, &output), errors.Is(err, convert.ErrExists):
+	case errors.As(err, &usage), errors.As(err, &output):
 		return exitUsage
 	case errors.Is(err, fault.Check):
 		return exitCheck
@@ -89,12 +88,12 @@ func exitCode(err error) int {
 // hintFor says what to do next, where that is known.
 func hintFor(err error) string {
 	var usage *usageError
-	var output *merge.OutputError
-	var space *merge.SpaceError
+	var output *fileio.OutputError
+	var space *fileio.SpaceError
 	switch {
 	case errors.As(err, &usage):
 		return usage.hint
-	case errors.As(err, &output) && output.Replaceable, errors.Is(err, convert.ErrExists):
+	case errors.As(err, &output) && output.Replaceable:
 		return "choose another path with -o, or use --force to replace it"
 	case errors.As(err, &output):
 		return "choose another path with -o"
@@ -109,9 +108,9 @@ func hintFor(err error) string {
 // kindOf is the word for an error in JSON.
 func kindOf(err error) string {
 	var usage *usageError
-	var output *merge.OutputError
+	var output *fileio.OutputError
 	switch {
-	case errors.As(err, &usage), errors.As(err, &output), errors.Is(err, convert.ErrExists):
+	case errors.As(err, &usage), errors.As(err, &output):
 		return "usage"
 	case errors.Is(err, errInterrupted):
 		return "interrupted"

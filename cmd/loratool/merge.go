@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -67,7 +66,7 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 		return err
 	}
 	run := &planRun{
-		command: "merge", what: "merging", common: &o.common, out: o.out, dryRun: o.dryRun, show: showReport,
+		command: "merge", what: "merging", common: &o.common, out: o.out, inputs: args, dryRun: o.dryRun, show: showReport,
 		open: func(options merge.Options) (*merge.Plan, error) {
 			return merge.Open(c.Context, args[0], adapters, options)
 		},
@@ -86,7 +85,9 @@ type planRun struct {
 	command, what string
 	common        *common
 	out           string
-	record        string // where the undo record goes; "" is nowhere
+	record        string   // where the undo record goes; "" is nowhere
+	inputs        []string // paths that the run reads
+	force         bool
 	dryRun        bool
 	approximate   bool
 	open          func(merge.Options) (*merge.Plan, error)
@@ -95,6 +96,7 @@ type planRun struct {
 
 // runPlan opens a plan, shows or runs it, and reports.
 func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) error {
+	run.force = options.Replace
 	var add func(int64)
 	options.Progress = func(n int64) {
 		if add != nil {
@@ -106,7 +108,7 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 		options.Undo = io.Discard
 		if !run.dryRun {
 			var err error
-			if record, err = newRecordFile(run.record, run.out, options.Replace); err != nil {
+			if record, err = newRecordFile(run.record, run.out, options.Replace, run.inputs); err != nil {
 				return err
 			}
 			defer record.abort()
@@ -173,11 +175,9 @@ func showPlan(t *terminal, o *planRun, plan *merge.Plan) error {
 	if o.out != "" {
 		blocked = plan.CheckOutput(o.out)
 		if blocked == nil && o.record != "" {
-			blocked = checkRecord(o.record, o.out, false)
+			blocked = checkRecord(o.record, o.out, o.force, o.inputs)
 		}
-		if n, err := fileio.FreeBytes(filepath.Dir(o.out)); err == nil {
-			free = n
-		}
+		free = freeBytes(o.out)
 	}
 	tensors, peak := plan.Tensors(), plan.PeakBytes(parallel.Workers(o.common.workers))
 	if o.common.json && blocked == nil {
@@ -200,9 +200,9 @@ func showPlan(t *terminal, o *planRun, plan *merge.Plan) error {
 			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t\n", clean(p.Tensor), p.DType, p.Shape, what)
 		}
 		w.Flush()
-		t.printf("%d tensors change; %s to write, about %s of memory", len(tensors), bytesText(plan.OutputBytes()), bytesText(peak))
+		t.printf("%d tensors change; %s to write, about %s of memory", len(tensors), fileio.FormatBytes(plan.OutputBytes()), fileio.FormatBytes(peak))
 		if free >= 0 {
-			t.printf(", %s free", bytesText(free))
+			t.printf(", %s free", fileio.FormatBytes(free))
 		}
 		t.printf("\n")
 	}
@@ -234,13 +234,13 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 		}
 		w.Flush()
 	}
-	t.printf("merged into %s: %s, %d tensors updated", o.out, bytesText(r.BytesWritten), len(r.Layers))
+	t.printf("merged into %s: %s, %d tensors updated", o.out, fileio.FormatBytes(r.BytesWritten), len(r.Layers))
 	if n := len(r.Replaced); n > 0 {
 		t.printf(", %d replaced", n)
 	}
 	t.printf("\n")
 	if u := r.Undo; u != nil {
-		t.printf("undo record in %s: %s, %.3g bits per weight\n", o.record, bytesText(u.Bytes), u.BitsPerWeight)
+		t.printf("undo record in %s: %s, %.3g bits per weight\n", o.record, fileio.FormatBytes(u.Bytes), u.BitsPerWeight)
 	}
 	if r.Elements == 0 {
 		return

@@ -49,6 +49,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exit": scriptExit, "json": scriptJSON, "list": scriptList, "copydir": scriptCopyDir, "samedir": scriptSameDir,
 			"tensors": scriptTensors, "flip": scriptFlip, "plain": scriptPlain,
+			"hardlink": scriptHardLink,
 		},
 	})
 }
@@ -155,6 +156,14 @@ func scriptCopyDir(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: copydir SRC DST")
 	}
 	ts.Check(os.CopyFS(ts.MkAbs(args[1]), os.DirFS(ts.MkAbs(args[0]))))
+}
+
+// hardlink OLD NEW gives a file a second name.
+func scriptHardLink(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: hardlink OLD NEW")
+	}
+	ts.Check(os.Link(ts.MkAbs(args[0]), ts.MkAbs(args[1])))
 }
 
 // samedir A B wants two directories to hold the same names and contents.

@@ -106,19 +106,6 @@ func (t *terminal) progress(o *common, total int64, what string) (add func(int64
 	return func(n int64) { bar.Add64(n) }, func() { bar.Clear() }
 }
 
-// bytesText is a size as people say it.
-func bytesText(n int64) string {
-	units := []string{"B", "kB", "MB", "GB", "TB"}
-	x, i := float64(n), 0
-	for x >= 999.5 && i < len(units)-1 {
-		x, i = x/1000, i+1
-	}
-	if i == 0 {
-		return fmt.Sprintf("%d B", n)
-	}
-	return fmt.Sprintf("%.3g %s", x, units[i])
-}
-
 // countText is a number of things, in full, with separators.
 func countText(n int64) string {
 	s := strconv.FormatInt(n, 10)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,8 +39,8 @@ type recordFile struct {
 	buffer *bufio.Writer
 }
 
-// checkRecord reports whether a record could be written to path beside the checkpoint out.
-func checkRecord(path, out string, force bool) error {
+// checkRecord reports whether a record could be written to path beside the checkpoint out, by a run that reads inputs.
+func checkRecord(path, out string, force bool, inputs []string) error {
 	record, err := filepath.Abs(path)
 	if err != nil {
 		return err
@@ -51,29 +50,24 @@ func checkRecord(path, out string, force bool) error {
 		return err
 	}
 	if record == checkpoint || strings.HasPrefix(record, checkpoint+string(filepath.Separator)) {
-		return &merge.OutputError{Path: path, Why: "is OUT, or inside it; the undo record lies beside it"}
+		return &fileio.OutputError{Path: path, Why: "is OUT, or inside it; the undo record lies beside it"}
 	}
-	info, err := os.Stat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case !info.Mode().IsRegular():
-		return &merge.OutputError{Path: path, Why: "is there and is not a file"}
-	case !force:
-		return &merge.OutputError{Path: path, Why: "exists already", Replaceable: true}
-	}
-	old, closer, err := openRecord(path)
-	if err != nil {
-		return &merge.OutputError{Path: path, Why: "is not an undo record, and is not replaced"}
-	}
-	_ = old
-	return closer.Close()
+	place := fileio.Place{Path: path, Replace: force, Inputs: inputs, Known: isRecord, Kind: "an undo record"}
+	return place.Check()
 }
 
-func newRecordFile(path, out string, force bool) (*recordFile, error) {
-	if err := checkRecord(path, out, force); err != nil {
+// isRecord reports whether what is at path is an undo record.
+func isRecord(path string) bool {
+	_, closer, err := openRecord(path)
+	if err != nil {
+		return false
+	}
+	closer.Close()
+	return true
+}
+
+func newRecordFile(path, out string, force bool, inputs []string) (*recordFile, error) {
+	if err := checkRecord(path, out, force, inputs); err != nil {
 		return nil, err
 	}
 	stage, err := fileio.NewStage(path, false)

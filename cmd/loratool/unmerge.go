@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/loratool/loratool/format/convert"
@@ -152,13 +153,17 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 	if remove.Records, err = openRecords(o.records.Value(), merged, &closers); err != nil {
 		return err
 	}
+	inputs := slices.Concat([]string{merged}, o.records.Value(), o.remove.Value(), o.add.Value())
+	for _, r := range remove.Records {
+		inputs = append(inputs, r.Name)
+	}
 	newUndo := o.newUndo
 	if newUndo == "" {
 		newUndo = undoBeside(o.out)
 	}
 	options := merge.Options{Workers: o.workers, Replace: o.force, Tool: "loratool " + version}
 	return runPlan(t, &planRun{
-		command: "swap", what: "swapping", common: &o.common, out: o.out, record: newUndo, dryRun: o.dryRun,
+		command: "swap", what: "swapping", common: &o.common, out: o.out, record: newUndo, inputs: inputs, dryRun: o.dryRun,
 		show: func(t *terminal, run *planRun, r *merge.Report) {
 			showUnmerged(t, run, r)
 			showReport(t, run, r)

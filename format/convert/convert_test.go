@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -125,7 +126,7 @@ func TestPEFTComesBackAsAFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := format.Copy(context.Background(), sink, src); !errors.Is(err, convert.ErrExists) {
+	if err := format.Copy(context.Background(), sink, src); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("Copy = %v, want that a configuration exists already", err)
 	}
 	if _, err := os.Stat(three); err == nil {

@@ -6,8 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
-	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -29,9 +27,10 @@ const (
 
 // CreateOptions say how an adapter is written. The zero value is ready.
 type CreateOptions struct {
-	Replace bool   // replace an output of the same kind that is there
-	Workers int    // goroutines that compress; 0 is one per processor
-	Tool    string // name of the program, for the provenance; "" keeps the source's
+	Replace bool     // replace an output of the same kind that is there
+	Inputs  []string // paths that the source was made from, none of which may be the output
+	Workers int      // goroutines that compress; 0 is one per processor
+	Tool    string   // name of the program, for the provenance; "" keeps the source's
 	Version string
 }
 
@@ -50,6 +49,33 @@ func DialectFor(path string) (Dialect, error) {
 
 // Create returns a Sink that writes one adapter to path, whole or not at all. Nothing is written before Store.
 func Create(path string, d Dialect, o CreateOptions) (format.Sink, error) {
+	s, err := create(path, d, o)
+	return s, err
+}
+
+// Check reports whether the Sink for path could store src, before work is done for it; src is nil where it is not made yet. The error
+// is an *OutputError, a *SpaceError, one of the system, or says what the dialect does not hold.
+func Check(ctx context.Context, path string, d Dialect, src format.Source, o CreateOptions) error {
+	s, err := create(path, d, o)
+	if err != nil {
+		return err
+	}
+	return s.check(ctx, src)
+}
+
+// OutputError is an output path that cannot be used as the caller wants. One that is taken wraps fs.ErrExist.
+type OutputError = fileio.OutputError
+
+// SpaceError is a disk that is too full, found out before anything is written.
+type SpaceError = fileio.SpaceError
+
+// sink is a Sink that can say beforehand whether it could store a source.
+type sink interface {
+	format.Sink
+	check(ctx context.Context, src format.Source) error
+}
+
+func create(path string, d Dialect, o CreateOptions) (sink, error) {
 	switch d {
 	case LoRA:
 		return &loraSink{path, o}, nil
@@ -59,42 +85,38 @@ func Create(path string, d Dialect, o CreateOptions) (format.Sink, error) {
 	return nil, fault.New(fault.Unsupported, "the dialect %q is not written", string(d)).WithHint("lora and peft are")
 }
 
-// ErrExists is wrapped by the error of a Sink whose output is there already.
-var ErrExists = errors.New("exists already")
-
-// CheckPlace reports whether a Sink could write to path, before work is done for it.
-func CheckPlace(path string, d Dialect, replace bool) error {
-	return checkPlace(path, d == PEFT && !isFile(path), replace)
-}
-
-// begin checks the place of an output and begins it.
-func begin(path string, isDir, replace bool) (*fileio.Stage, error) {
-	if err := checkPlace(path, isDir, replace); err != nil {
-		return nil, err
-	}
-	return fileio.NewStage(path, isDir)
-}
-
-func checkPlace(path string, isDir, replace bool) error {
-	info, err := os.Stat(path)
-	switch {
-	case err == nil && !replace:
-		return fmt.Errorf("output %s %w", path, ErrExists)
-	case err == nil && info.IsDir() != isDir:
-		return fmt.Errorf("output %s is there and is of another kind: it %w", path, ErrExists)
-	}
-	_, err = os.Stat(filepath.Dir(path))
-	return err
-}
-
 // loraSink writes a container.
 type loraSink struct {
 	path    string
 	options CreateOptions
 }
 
+// check leaves the room on the disk open: how far a container compresses is not known beforehand.
+func (s *loraSink) check(context.Context, format.Source) error {
+	place := fileio.Place{Path: s.path, Replace: s.options.Replace, Inputs: s.options.Inputs, Known: isContainer, Kind: "a .lora file with an adapter"}
+	return place.Check()
+}
+
+// isContainer reports whether what is at path is a container that holds an adapter, and not something else, such as an undo record.
+func isContainer(path string) bool {
+	r, err := format.Open(path)
+	if err != nil {
+		return false
+	}
+	defer r.Close()
+	for _, a := range r.Manifest().Adapters {
+		if len(a.Layers) > 0 || slices.ContainsFunc(a.Beside, func(b format.Beside) bool { return b.Action != format.Opaque }) {
+			return true
+		}
+	}
+	return false
+}
+
 func (s *loraSink) Store(ctx context.Context, src format.Source) error {
-	stage, err := begin(s.path, false, s.options.Replace)
+	if err := s.check(ctx, src); err != nil {
+		return err
+	}
+	stage, err := fileio.NewStage(s.path, false)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"sort"
@@ -29,32 +30,127 @@ type peftSink struct {
 }
 
 func (s *peftSink) Store(ctx context.Context, src format.Source) error {
+	p, err := s.parts(ctx, src)
+	if err != nil {
+		return err
+	}
+	if err := s.checkPlaces(p); err != nil {
+		return err
+	}
+	if isFile(s.path) {
+		return s.storeFile(ctx, p)
+	}
+	return s.storeDir(ctx, p)
+}
+
+// peftParts are what an adapter becomes.
+type peftParts struct {
+	weights      func(io.Writer) error
+	weightsBytes int64 // at least
+	side         []sideFile
+}
+
+func (s *peftSink) parts(ctx context.Context, src format.Source) (*peftParts, error) {
 	m := src.Manifest()
 	if len(m.Adapters) != 1 {
-		return fault.New(fault.Unsupported, "a bundle of %d adapters, and a directory of PEFT holds one", len(m.Adapters))
+		return nil, fault.New(fault.Unsupported, "a bundle of %d adapters, and a directory of PEFT holds one", len(m.Adapters))
 	}
 	config, _, err := attachment(src, format.PEFTConfig)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	card, _, err := attachment(src, format.ModelCard)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	weights := func(w io.Writer) error { return Restore(ctx, w, src, 0) }
 	if config == nil || !hasAttachment(src, format.SourceHeader) {
 		if config, weights, err = compose(ctx, src); err != nil {
+			return nil, err
+		}
+	}
+	p := &peftParts{weights: weights, side: []sideFile{{format.PEFTConfig, config}}}
+	if card != nil {
+		p.side = append(p.side, sideFile{format.ModelCard, card})
+	}
+	for i := range m.Tensors {
+		p.weightsBytes += m.Tensors[i].NBytes()
+	}
+	return p, nil
+}
+
+func (s *peftSink) check(ctx context.Context, src format.Source) error {
+	p := &peftParts{side: []sideFile{{name: format.PEFTConfig}}} // what is not made yet differs from what is there
+	if src != nil {
+		var err error
+		if p, err = s.parts(ctx, src); err != nil {
 			return err
 		}
 	}
-	side := []sideFile{{format.PEFTConfig, config}}
-	if card != nil {
-		side = append(side, sideFile{format.ModelCard, card})
+	return s.checkPlaces(p)
+}
+
+// checkPlaces checks the output, and where it is a file those beside it.
+func (s *peftSink) checkPlaces(p *peftParts) error {
+	place := fileio.Place{
+		Path: s.path, IsDir: !isFile(s.path), Replace: s.options.Replace, Inputs: s.options.Inputs, Bytes: p.weightsBytes,
+		Files: []string{peftWeights}, Known: isPEFTDir, Kind: "an adapter of PEFT",
 	}
-	if isFile(s.path) {
-		return s.storeFile(ctx, weights, side)
+	if !place.IsDir {
+		place.Known = isPEFTFile
 	}
-	return s.storeDir(ctx, weights, side)
+	for _, f := range p.side {
+		place.Files = append(place.Files, f.name)
+	}
+	if err := place.Check(); err != nil || place.IsDir {
+		return err
+	}
+	_, err := os.Stat(s.path)
+	isThere := err == nil
+	for _, f := range p.side {
+		if !s.differs(f) {
+			continue
+		}
+		beside := fileio.Place{Path: siblingOf(s.path, f.name), Replace: s.options.Replace && isThere, Known: func(string) bool { return true }}
+		for _, in := range s.options.Inputs {
+			beside.Inputs = append(beside.Inputs, in)
+			if info, err := os.Stat(in); err == nil && !info.IsDir() {
+				beside.Inputs = append(beside.Inputs, siblingOf(in, f.name))
+			}
+		}
+		if err := beside.Check(); err != nil {
+			var taken *OutputError
+			if errors.As(err, &taken) && taken.Exists && !isThere {
+				taken.Why, taken.Replaceable = "exists already, and is another adapter's", false
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// differs reports whether a side file has to be written beside the weights.
+func (s *peftSink) differs(f sideFile) bool {
+	there, err := fileio.ReadFile(siblingOf(s.path, f.name), int64(len(f.content)))
+	return err != nil || !bytes.Equal(there, f.content)
+}
+
+// isPEFTFile reports whether what is at path is the weights of an adapter.
+func isPEFTFile(path string) bool {
+	f, err := openTensorFile(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return slices.ContainsFunc(f.manifest.Tensors, func(t format.Tensor) bool {
+		return strings.HasPrefix(t.Name, peftPrefix) || strings.Contains(t.Name, "lora_")
+	})
+}
+
+// isPEFTDir reports whether the directory at path holds an adapter.
+func isPEFTDir(path string) bool {
+	_, err := os.Stat(filepath.Join(path, format.PEFTConfig))
+	return err == nil || isPEFTFile(filepath.Join(path, peftWeights))
 }
 
 // sideFile is a small file beside the weights.
@@ -71,16 +167,16 @@ func (f sideFile) write(w io.Writer) error {
 // isFile reports whether an output of PEFT is a weights file, with the others beside it, and not a directory.
 func isFile(path string) bool { return strings.EqualFold(filepath.Ext(path), ".safetensors") }
 
-func (s *peftSink) storeDir(ctx context.Context, weights func(io.Writer) error, side []sideFile) error {
-	stage, err := begin(s.path, true, s.options.Replace)
+func (s *peftSink) storeDir(ctx context.Context, p *peftParts) error {
+	stage, err := fileio.NewStage(s.path, true)
 	if err != nil {
 		return err
 	}
 	defer stage.Abort()
-	if err := stageFile(stage, peftWeights, weights); err != nil {
+	if err := stageFile(stage, peftWeights, p.weights); err != nil {
 		return err
 	}
-	for _, f := range side {
+	for _, f := range p.side {
 		if err := stageFile(stage, f.name, f.write); err != nil {
 			return err
 		}
@@ -93,24 +189,23 @@ func (s *peftSink) storeDir(ctx context.Context, weights func(io.Writer) error, 
 
 // storeFile writes the weights to a file and the rest beside it. A file that is there with the same content stays; the
 // weights appear last, so that they are never there without their configuration.
-func (s *peftSink) storeFile(ctx context.Context, weights func(io.Writer) error, side []sideFile) error {
-	stage, err := begin(s.path, false, s.options.Replace)
+func (s *peftSink) storeFile(ctx context.Context, p *peftParts) error {
+	stage, err := fileio.NewStage(s.path, false)
 	if err != nil {
 		return err
 	}
 	defer stage.Abort()
-	if err := stageFile(stage, "", weights); err != nil {
+	if err := stageFile(stage, "", p.weights); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	for _, f := range side {
-		path := siblingOf(s.path, f.name)
-		if there, err := fileio.ReadFile(path, int64(len(f.content))); err == nil && bytes.Equal(there, f.content) {
+	for _, f := range p.side {
+		if !s.differs(f) {
 			continue
 		}
-		beside, err := begin(path, false, s.options.Replace)
+		beside, err := fileio.NewStage(siblingOf(s.path, f.name), false)
 		if err != nil {
 			return err
 		}

@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -168,7 +167,7 @@ func (s *Stage) move(replace bool) error {
 		return err
 	}
 	if len(foreign) > 0 {
-		return fmt.Errorf("%s holds %q, which this run does not write: it is not replaced", s.final, foreign[0])
+		return foreignError(s.final, foreign[0])
 	}
 	old := s.temp + ".old"
 	if err := os.Rename(s.final, old); err != nil && !errors.Is(err, fs.ErrNotExist) {
