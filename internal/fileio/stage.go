@@ -36,6 +36,9 @@ func NewStage(final string, isDir bool) (*Stage, error) {
 	if _, err := os.Stat(parent); err != nil {
 		return nil, err
 	}
+	if err := restore(parent, name); err != nil {
+		return nil, err
+	}
 	sweep(parent, name)
 	for range 10 {
 		s := &Stage{final: final, temp: filepath.Join(parent, "."+name+tempMark+random()), isDir: isDir}
@@ -72,17 +75,44 @@ func (s *Stage) create() error {
 	return nil
 }
 
+// stages lists the hidden paths of stages for a place: those that end in oldMark, or those that do not.
+func stages(parent, name string, old bool) (paths []string) {
+	entries, _ := os.ReadDir(parent) // the directory may be writable and not readable; then nothing can be found
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "."+name+tempMark) && strings.HasSuffix(e.Name(), oldMark) == old {
+			paths = append(paths, filepath.Join(parent, e.Name()))
+		}
+	}
+	return paths
+}
+
+// restore puts the previous output back where a run was ended while it replaced it, and says so: whoever wants to write here has not
+// seen it. Where something else has taken the place meanwhile, the previous output stays under its hidden name.
+func restore(parent, name string) error {
+	final := filepath.Join(parent, name)
+	for _, old := range stages(parent, name, true) {
+		temp := strings.TrimSuffix(old, oldMark)
+		lock, ok := tryLock(temp)
+		if lock != nil {
+			lock.Close()
+		}
+		if _, err := os.Lstat(temp); err == nil && !ok {
+			continue // that run is at work
+		}
+		if _, err := os.Lstat(final); !errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err := os.Rename(old, final); err != nil {
+			return err
+		}
+		return &OutputError{Path: final, Why: "was taken away by a run that was ended before it could replace it, and is restored now", Exists: true, Replaceable: true}
+	}
+	return nil
+}
+
 // sweep removes the remains of killed stages for the same place.
 func sweep(parent, name string) {
-	entries, err := os.ReadDir(parent)
-	if err != nil {
-		return // the directory may be writable and not readable; then nothing can be found
-	}
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "."+name+tempMark) {
-			continue
-		}
-		path := filepath.Join(parent, e.Name())
+	for _, path := range stages(parent, name, false) {
 		if lock, ok := tryLock(path); ok && lock != nil {
 			os.RemoveAll(path)
 			lock.Close()
@@ -169,14 +199,40 @@ func (s *Stage) move(replace bool) error {
 	if len(foreign) > 0 {
 		return foreignError(s.final, foreign[0])
 	}
-	old := s.temp + ".old"
-	if err := os.Rename(s.final, old); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	switch err := exchange(s.temp, s.final); {
+	case err == nil:
+		return os.RemoveAll(s.temp) // the old one
+	case errors.Is(err, fs.ErrNotExist):
+		return os.Rename(s.temp, s.final)
+	case !errors.Is(err, errNoExchange):
+		return err
+	}
+	return s.replaceInSteps()
+}
+
+// errNoExchange: the system cannot let two names change places.
+var errNoExchange = errors.New("names cannot be exchanged here")
+
+// oldMark ends the hidden name of an output while another one takes its place.
+const oldMark = ".old"
+
+// replaceInSteps replaces a directory where the system has no exchange. Between the first two renames the place is empty: what ends
+// the process there leaves the old output under a name that restore knows.
+func (s *Stage) replaceInSteps() error {
+	old := s.temp + oldMark
+	if err := os.Rename(s.final, old); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return os.Rename(s.temp, s.final)
+		}
 		return err
 	}
 	if err := os.Rename(s.temp, s.final); err != nil {
 		return errors.Join(err, os.Rename(old, s.final))
 	}
-	return os.RemoveAll(old)
+	if err := os.Rename(old, s.temp); err != nil { // from here on it may be swept
+		return err
+	}
+	return os.RemoveAll(s.temp)
 }
 
 // Foreign lists the files below the final place that the stage does not have.

@@ -193,6 +193,51 @@ func TestReplaceTakesTheOldAway(t *testing.T) {
 	}
 }
 
+func TestReplaceTakesTheOldAwayInSteps(t *testing.T) {
+	fileio.WithoutExchange(func() { TestReplaceTakesTheOldAway(t) })
+}
+
+// TestWhatAKilledRunHadTakenAwayIsRestored: the place is as a run leaves it that is ended between the two renames of a replacement.
+func TestWhatAKilledRunHadTakenAwayIsRestored(t *testing.T) {
+	for _, left := range []string{"both the old and the new", "the old alone"} {
+		parent := t.TempDir()
+		final := filepath.Join(parent, "out")
+		testkit.Write(t, filepath.Join(parent, ".out.loratool-0123.old", "a"), []byte("precious"))
+		if left != "the old alone" {
+			testkit.Write(t, filepath.Join(parent, ".out.loratool-0123", "a"), []byte("new"))
+		}
+		s, err := fileio.NewStage(final, true)
+		var e *fileio.OutputError
+		if !errors.As(err, &e) || !strings.Contains(err.Error(), "is restored now") {
+			t.Errorf("%s: NewStage = %v, want an *OutputError that says what was done", left, err)
+		}
+		if err == nil {
+			s.Abort()
+		}
+		if got := contents(t, parent)["out/a"]; got != "precious" {
+			t.Errorf("%s: out/a is %q, want what was there before the killed run", left, got)
+		}
+		s = begin(t, final, true) // the next run finds it there
+		put(t, s, "a", "newer")
+		if err := s.Commit(true); err != nil {
+			t.Fatal(err)
+		}
+		if got := contents(t, parent)["out/a"]; got != "newer" {
+			t.Errorf("%s: after the next run out/a is %q, want what that has written", left, got)
+		}
+	}
+}
+
+// TestWhatAKilledRunHadTakenAwayIsNeverDeleted: something else has taken the place meanwhile.
+func TestWhatAKilledRunHadTakenAwayIsNeverDeleted(t *testing.T) {
+	parent := t.TempDir()
+	testkit.Write(t, filepath.Join(parent, ".out.loratool-0123.old", "a"), []byte("precious"))
+	testkit.Write(t, filepath.Join(parent, "out", "a"), []byte("other"))
+	s := begin(t, filepath.Join(parent, "out"), true)
+	s.Abort()
+	checkContents(t, "after a run", parent, map[string]string{".out.loratool-0123.old/a": "precious", "out/a": "other"})
+}
+
 func TestReplaceRefusesADirectoryWithForeignFiles(t *testing.T) {
 	for _, name := range []string{"thesis.tex", "sub/thesis.tex", ".hidden"} {
 		parent := t.TempDir()

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package fileio
+
+var exchange = func(a, b string) error { return errNoExchange }
