@@ -6,7 +6,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
@@ -222,12 +221,15 @@ func showSkipped(t *terminal, skipped []rank.Skipped) {
 
 func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, size int64) {
 	if o.verbose {
-		w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', tabwriter.AlignRight)
-		fmt.Fprintln(w, "m×n\trank\t|Δ|/|W|\tenergy\terror\tstored\tnoise edge/σ1\t  module")
+		tab := &table{columns: []column{
+			{head: "m×n"}, {head: "rank"}, {head: "|Δ|/|W|", drop: 3}, {head: "energy"}, {head: "error", drop: 1}, {head: "stored"}, {head: "noise edge/σ1", drop: 2},
+			{head: "module", left: true, isName: true},
+		}}
 		for _, l := range r.Layers {
-			fmt.Fprintf(w, "%d×%d\t%d\t%.4f\t%.4f\t%.4f\t%.4f\t%.3f\t  %s\n", l.M, l.N, l.Rank, l.RelativeNorm, l.Energy, l.Error, l.Rounded, l.NoiseEdge/l.SingularValues[0], clean(l.Module))
+			tab.add(fmt.Sprintf("%d×%d", l.M, l.N), strconv.Itoa(l.Rank), fmt.Sprintf("%.4f", l.RelativeNorm), fmt.Sprintf("%.4f", l.Energy), fmt.Sprintf("%.4f", l.Error),
+				fmt.Sprintf("%.4f", l.Rounded), fmt.Sprintf("%.3f", l.NoiseEdge/l.SingularValues[0]), l.Module)
 		}
-		w.Flush()
+		t.print(tab)
 		for _, b := range r.Beside {
 			t.printf("whole      %s (%s, %s)\n", b.Tensor, b.Why, fileio.FormatBytes(b.Bytes))
 		}

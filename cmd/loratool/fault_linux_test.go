@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -28,6 +30,33 @@ func TestADiskThatFillsUpWhileMergingLeavesNothing(t *testing.T) {
 		checkTree(t, "after a write that failed", outs, map[string]string{})
 	}
 	checkTree(t, "after all", dir, before)
+}
+
+// TestAResultThatCannotBePrintedIsAnError: on /dev/full every write fails.
+func TestAResultThatCannotBePrintedIsAnError(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	demo := "../../testdata/demo"
+	file := filepath.Join(t.TempDir(), "a.lora")
+	made := program("convert", demo+"/adapter-r8", "-o", file)
+	if r := finish(t, made, made.Run()); r.code != 0 {
+		t.Fatal(r.stderr)
+	}
+	for _, line := range []string{
+		"inspect " + demo + "/base", "inspect " + demo + "/base --json", "inspect " + demo + "/adapter-r8 --spectrum", "inspect " + demo + "/adapter-r8 -v",
+		"merge " + demo + "/base " + demo + "/adapter-r8 --dry-run", "verify " + file, "dump " + file, "version", "--help", "merge --help",
+	} {
+		cmd := exec.Command("loratool", strings.Fields(line)...)
+		var stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = full, &stderr
+		cmd.Run()
+		if code := cmd.ProcessState.ExitCode(); code != exitFailed || !strings.Contains(stderr.String(), "no space left on device") {
+			t.Errorf("%s to a full disk: the exit code is %d, want %d and an error that says why: %s", line, code, exitFailed, &stderr)
+		}
+	}
 }
 
 // hasLargeFile reports whether a file below dir has the size of the large base.

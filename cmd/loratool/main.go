@@ -45,8 +45,11 @@ const exitCodesHelp = `EXIT CODES
 
 // run runs one command line and returns its exit code. Results go to stdout, all else to stderr.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	t := &terminal{out: stdout, err: stderr}
+	t := &terminal{out: &results{w: stdout}, err: stderr}
 	err := newApp(t).run(ctx, args)
+	if err == nil {
+		err = t.out.err
+	}
 	if err == nil {
 		return exitDone
 	}
@@ -90,9 +93,12 @@ func hintFor(err error) string {
 	var usage *usageError
 	var output *fileio.OutputError
 	var space *fileio.SpaceError
+	var results *resultsError
 	switch {
 	case errors.As(err, &usage):
 		return usage.hint
+	case errors.As(err, &results):
+		return "see where standard output goes; files that the command writes are not concerned"
 	case errors.As(err, &output) && output.Replaceable:
 		return "choose another path with -o, or use --force to replace it"
 	case errors.As(err, &output):

@@ -6,7 +6,6 @@ import (
 	"math"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/parallel"
@@ -187,19 +186,20 @@ func showPlan(t *terminal, o *planRun, plan *merge.Plan) error {
 		})
 	}
 	if !o.common.json {
-		w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(w, "tensor\tdtype\tshape\trank\tscale\t")
+		tab := &table{columns: []column{
+			{head: "tensor", left: true, isName: true}, {head: "dtype", left: true, drop: 1}, {head: "shape", left: true}, {head: "rank", left: true}, {head: "scale", left: true, drop: 2},
+		}}
 		for _, p := range tensors {
-			what := fmt.Sprintf("%d\t%s", p.Rank, scaleText(&p))
+			rank, scale := strconv.Itoa(p.Rank), scaleText(&p)
 			switch {
 			case p.Replaced && p.Rank == 0:
-				what = "replaced\t"
+				rank, scale = "replaced", ""
 			case p.Rows > 0:
-				what = fmt.Sprintf("%d rows\t", p.Rows)
+				rank, scale = fmt.Sprintf("%d rows", p.Rows), ""
 			}
-			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t\n", clean(p.Tensor), p.DType, p.Shape, what)
+			tab.add(p.Tensor, p.DType, fmt.Sprint(p.Shape), rank, scale)
 		}
-		w.Flush()
+		t.print(tab)
 		t.printf("%d tensors change; %s to write, about %s of memory", len(tensors), fileio.FormatBytes(plan.OutputBytes()), fileio.FormatBytes(peak))
 		if free >= 0 {
 			t.printf(", %s free", fileio.FormatBytes(free))
@@ -224,15 +224,16 @@ func scaleText(p *merge.PlannedTensor) string {
 // showReport prints what a merge did.
 func showReport(t *terminal, o *planRun, r *merge.Report) {
 	if o.common.verbose {
-		w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', tabwriter.AlignRight)
-		fmt.Fprintln(w, "rank\tscale\t|ΔW|/|W|\tunchanged\tlost\t  tensor")
+		tab := &table{columns: []column{
+			{head: "rank"}, {head: "scale", drop: 1}, {head: "|ΔW|/|W|"}, {head: "unchanged", drop: 2}, {head: "lost"}, {head: "tensor", left: true, isName: true},
+		}}
 		for _, l := range r.Layers {
-			fmt.Fprintf(w, "%d\t%s\t%.4f\t%s\t%s\t  %s\n", l.Rank, scaleText(&l.PlannedTensor), l.RelativeNorm, percent(l.UnchangedShare), percent(l.RetentionError), clean(l.Tensor))
+			tab.add(strconv.Itoa(l.Rank), scaleText(&l.PlannedTensor), fmt.Sprintf("%.4f", l.RelativeNorm), percent(l.UnchangedShare), percent(l.RetentionError), l.Tensor)
 		}
 		for _, p := range r.Replaced {
-			fmt.Fprintf(w, "\t\t\t\t\t  %s (replaced)\n", clean(p.Tensor))
+			tab.add("", "", "", "", "", p.Tensor+" (replaced)")
 		}
-		w.Flush()
+		t.print(tab)
 	}
 	t.printf("merged into %s: %s, %d tensors updated", o.out, fileio.FormatBytes(r.BytesWritten), len(r.Layers))
 	if n := len(r.Replaced); n > 0 {

@@ -17,10 +17,40 @@ import (
 
 // terminal is where results and messages go.
 type terminal struct {
-	out, err io.Writer
-	json     bool
-	command  string
+	out     *results
+	err     io.Writer
+	json    bool
+	command string
+	columns int // of the terminal, where that is not to be asked
 }
+
+// results is standard output. The first error of a write stays, and ends the command with an error when it is done: a result that was
+// not written is none.
+type results struct {
+	w   io.Writer
+	err error
+}
+
+func (r *results) Write(p []byte) (int, error) {
+	if r.err != nil {
+		return 0, r.err
+	}
+	n, err := r.w.Write(p)
+	if err != nil {
+		r.err = &resultsError{err}
+		return n, r.err
+	}
+	return n, nil
+}
+
+// WriteString is Write; the error is kept.
+func (r *results) WriteString(s string) { r.Write([]byte(s)) }
+
+// resultsError is a failure to print what a command has found.
+type resultsError struct{ err error }
+
+func (e *resultsError) Error() string { return "the results are not printed whole: " + e.err.Error() }
+func (e *resultsError) Unwrap() error { return e.err }
 
 // clean makes text from files harmless: what is not printable, and could drive a terminal or fake a line, is shown as an
 // escape.
@@ -80,6 +110,24 @@ func (t *terminal) document(command string, value any) error {
 	pretty.WriteByte('\n')
 	_, err = t.out.Write(pretty.Bytes())
 	return err
+}
+
+// hasColour reports whether results go to a terminal whose user has not asked for none (no-color.org).
+func (t *terminal) hasColour() bool {
+	return isTerminal(t.out.w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+}
+
+// width is the number of columns of the terminal, 0 where the output goes elsewhere.
+func (t *terminal) width() int {
+	f, ok := t.out.w.(*os.File)
+	if !ok {
+		return t.columns
+	}
+	w, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0
+	}
+	return w
 }
 
 // isTerminal reports whether somebody looks at w.

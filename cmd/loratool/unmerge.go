@@ -8,7 +8,6 @@ import (
 	"math"
 	"os"
 	"slices"
-	"text/tabwriter"
 
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/merge"
@@ -229,12 +228,11 @@ func showUnmerged(t *terminal, run *planRun, r *merge.Report) {
 		mayDiffer += o.MayDiffer
 	}
 	if run.common.verbose {
-		w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', tabwriter.AlignRight)
-		fmt.Fprintln(w, "elements\tcorrected\tmay differ\t  tensor")
+		tab := &table{columns: []column{{head: "elements", drop: 1}, {head: "corrected"}, {head: "may differ"}, {head: "tensor", left: true, isName: true}}}
 		for _, o := range r.TakenOut {
-			fmt.Fprintf(w, "%d\t%d\t%d\t  %s\n", o.Elements, o.Corrected, o.MayDiffer, clean(o.Tensor))
+			tab.add(fmt.Sprint(o.Elements), fmt.Sprint(o.Corrected), fmt.Sprint(o.MayDiffer), o.Tensor)
 		}
-		w.Flush()
+		t.print(tab)
 	}
 	share := func(n int64) string { return percent(float64(n) / float64(max(1, elements))) }
 	if run.approximate {

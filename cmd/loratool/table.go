@@ -1,0 +1,132 @@
+package main
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// table is a result in columns. Where a terminal is too narrow for it, columns go in the order that they state, until there is some
+// room for names, and then names are shortened in the middle.
+type table struct {
+	columns []column
+	rows    [][]string
+}
+
+// column is a column of a table.
+type column struct {
+	head   string
+	left   bool // aligned to the left
+	isName bool // its cells may be shortened
+	drop   int  // 1 goes first; 0 stays
+}
+
+// nameWidth is the room that columns make for names by going: enough for the number of a layer and the name of a matrix in it.
+const nameWidth = 28
+
+// add adds a row. Text from files is cleaned, so that widths are those of what is shown.
+func (t *table) add(cells ...string) {
+	for i, c := range cells {
+		cells[i] = clean(c)
+	}
+	t.rows = append(t.rows, cells)
+}
+
+// lines returns the table as lines of at most width characters, if the columns that stay allow it; 0 is any width.
+func (t *table) lines(width int) []string {
+	widths := make([]int, len(t.columns))
+	for i, c := range t.columns {
+		widths[i] = utf8.RuneCountInString(c.head)
+		for _, row := range t.rows {
+			widths[i] = max(widths[i], utf8.RuneCountInString(row[i]))
+		}
+	}
+	keep := t.fit(widths, width)
+	var lines []string
+	line := func(cell func(i int) string) {
+		var b strings.Builder
+		for _, i := range keep {
+			text := cell(i)
+			if t.columns[i].isName {
+				text = shorten(text, widths[i])
+			}
+			pad := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(text))
+			if b.Len() > 0 {
+				b.WriteString("  ")
+			}
+			if t.columns[i].left {
+				b.WriteString(text + pad)
+			} else {
+				b.WriteString(pad + text)
+			}
+		}
+		lines = append(lines, strings.TrimRight(b.String(), " "))
+	}
+	line(func(i int) string { return t.columns[i].head })
+	for _, row := range t.rows {
+		line(func(i int) string { return row[i] })
+	}
+	return lines
+}
+
+// fit returns the indices of the columns that stay, and lowers the widths of those with names.
+func (t *table) fit(widths []int, width int) []int {
+	var keep []int
+	for i := range t.columns {
+		keep = append(keep, i)
+	}
+	for {
+		sum, drop, name := 2*(len(keep)-1), -1, -1
+		for _, i := range keep {
+			sum += widths[i]
+			if d := t.columns[i].drop; d > 0 && (drop < 0 || d < t.columns[drop].drop) {
+				drop = i
+			}
+			if t.columns[i].isName {
+				name = i
+			}
+		}
+		over := sum - width
+		if width == 0 || over <= 0 {
+			return keep
+		}
+		if drop < 0 || name >= 0 && widths[name]-over >= nameWidth {
+			if name >= 0 {
+				widths[name] = max(widths[name]-over, utf8.RuneCountInString(t.columns[name].head), 3)
+			}
+			return keep
+		}
+		keep = slices.DeleteFunc(keep, func(i int) bool { return i == drop })
+	}
+}
+
+// shorten takes characters out of the middle of a name: few at its beginning stay and more at its end, as ends tell names apart.
+func shorten(name string, width int) string {
+	runes := []rune(name)
+	if len(runes) <= width {
+		return name
+	}
+	head := width / 8
+	return string(runes[:head]) + "…" + string(runes[len(runes)-(width-head-1):])
+}
+
+// print prints a table as wide as the terminal is.
+func (t *terminal) print(tab *table) {
+	for _, line := range tab.lines(t.width()) {
+		line = clean(line)
+		if t.hasColour() {
+			line = bars.ReplaceAllString(line, cyan+"$0"+plain)
+		}
+		t.out.WriteString(line + "\n")
+	}
+}
+
+// The colours of a terminal, ECMA-48.
+const (
+	cyan  = "\x1b[36m"
+	plain = "\x1b[0m"
+)
+
+// bars are what sparkline draws.
+var bars = regexp.MustCompile("[▁▂▃▄▅▆▇█]+")
