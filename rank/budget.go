@@ -57,7 +57,10 @@ func (r *extracting) spend(ctx context.Context) error {
 	r.ranks = make(map[string]int)
 	closed := make(map[string]bool) // layers whose next value was too expensive
 	left := r.options.Budget
-	for _, c := range all {
+	for i, c := range all {
+		if i == 0 || c.bytes < r.cheapest {
+			r.cheapest = c.bytes
+		}
 		if closed[c.tensor] || c.bytes > left {
 			closed[c.tensor] = true
 			continue

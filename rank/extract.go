@@ -52,6 +52,7 @@ const (
 	whyGone      = "only in the base"
 	whyNew       = "only in the tuned checkpoint"
 	whyBudget    = "the budget was spent on other layers"
+	whyTooSmall  = "differs by less than float32 holds"
 )
 
 // OpenExtraction compares the headers of two checkpoints. The caller closes the extraction.

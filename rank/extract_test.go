@@ -331,12 +331,35 @@ func TestPairsThatCannotBeExtracted(t *testing.T) {
 		{"other shapes", "", []testkit.Tensor{w}, []testkit.Tensor{testkit.Random(rng, "w.weight", dtype.F32, 1, 8, 8)}, format.ErrMismatch, "same shape"},
 		{"infinity", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, 2)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, math.Inf(1))}, format.ErrCorrupt, "infinite"},
 		{"not a number", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, math.NaN(), 2)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, 2)}, format.ErrCorrupt, "NaN"},
+		{"a difference beyond float32", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F64, []uint64{1, 2}, 1, 2)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F64, []uint64{1, 2}, 1, 1e39)}, format.ErrUnsupported, "1 differences of \"w.weight\" are beyond float32"},
+		{"a difference of F32 beyond it", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, -3e38)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, 3e38)}, format.ErrUnsupported, "beyond float32"},
+		{"products beyond float32", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{2, 2}, 0, 0, 0, 0)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{2, 2}, 1e30, 2e30, 3e30, 5e30)}, format.ErrUnsupported, "has the norm 6.24e+30"},
+		{"a difference below float32", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F64, []uint64{1, 2}, 0, 0)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F64, []uint64{1, 2}, 0, 1e-50)}, format.ErrMismatch, "by less than float32 holds"},
+		{"infinity in what is carried whole", "", []testkit.Tensor{w, testkit.Values("norm.weight", dtype.F16, []uint64{2}, 1, 2)}, []testkit.Tensor{w, testkit.Values("norm.weight", dtype.F16, []uint64{2}, 1, math.Inf(1))}, format.ErrCorrupt, "1 values of \"norm.weight\" are NaN or infinite"},
 		{"quantised", `{"quantization_config":{"quant_method":"gptq"}}`, []testkit.Tensor{w}, []testkit.Tensor{w}, format.ErrUnsupported, "gptq"},
 	} {
 		basePath, tunedPath := pairOf(t, c.config, c.base, c.tuned)
 		_, _, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Rule: rank.FixedRank{K: 2}})
 		if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.words) {
 			t.Errorf("%s: %v, want %v with %q", c.name, err, c.kind, c.words)
+		}
+	}
+}
+
+func TestAnAdapterLargerThanTheCheckpointComesWithAWarning(t *testing.T) {
+	rng := rand.New(rand.NewPCG(71, 72))
+	base, tuned := testkit.Random(rng, "w.weight", dtype.BF16, 1, 64, 64), testkit.Random(rng, "w.weight", dtype.BF16, 1, 64, 64)
+	basePath, tunedPath := pairOf(t, "", []testkit.Tensor{base}, []testkit.Tensor{tuned})
+	for _, c := range []struct {
+		rule rank.Rule
+		want int
+	}{{rank.NoiseFloor{}, 1}, {rank.FixedRank{K: 4}, 0}} {
+		_, report, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Rule: c.rule})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(report.Warnings) != c.want || c.want > 0 && !strings.Contains(report.Warnings[0], "the tuned checkpoint") {
+			t.Errorf("%+v: the warnings are %q, want %d", c.rule, report.Warnings, c.want)
 		}
 	}
 }

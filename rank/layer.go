@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
 )
 
 // slab is the decomposition of one matrix of a tensor: of the whole tensor, or of one expert.
@@ -47,6 +49,9 @@ func (r *extracting) decompose(ctx context.Context, p *pair, v view, index int, 
 			if s.rounded, err = u.dense.ResidualSquares(ctx, roundTo(t, s.left), roundTo(t, s.right), d.K); err != nil {
 				return nil, err
 			}
+			if s.rounded-s.rounded != 0 {
+				return nil, fault.New(fault.Unsupported, "the factors of %q do not fit the range of %v", p.name, t).WithHint("store them with --dtype bf16 or f32")
+			}
 		}
 	}
 	u.dense = nil
@@ -73,7 +78,11 @@ func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
 		k = max(k, slabs[i].K)
 	}
 	if k == 0 {
-		r.report.Skipped = append(r.report.Skipped, Skipped{p.name, whyUnchanged})
+		why := whyUnchanged
+		if slices.ContainsFunc(slabs, func(s *slab) bool { return s.update.tooSmall > 0 }) {
+			why = whyTooSmall
+		}
+		r.report.Skipped = append(r.report.Skipped, Skipped{p.name, why})
 		return nil
 	}
 	if err := r.store(v, k, slabs); err != nil {

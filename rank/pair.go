@@ -75,12 +75,15 @@ type update struct {
 	energy   float64 // ‖Δ‖_F²
 	baseNorm float64 // ‖W‖_F
 	noise    float64 // standard deviation per element that the rounding of the tuned checkpoint leaves
+	tooSmall int     // differences that are zero in float32
 }
 
 // seen is what one piece of a tensor adds to an update.
 type seen struct {
 	energy, base, noise float64
-	nonFinite           int
+	nonFinite           int // NaN or infinite in one of the checkpoints
+	tooLarge            int // finite differences beyond float32
+	tooSmall            int // differences that are zero in float32
 }
 
 // difference forms Δ in float32 as an m×n matrix, from the tensor's element start on: each element is the exact difference, rounded once. The difference of two
@@ -100,17 +103,32 @@ func (p *pair) difference(ctx context.Context, start int64, m, n, workers int) (
 	}
 	var sum seen
 	for _, s := range parts {
-		sum.energy, sum.base, sum.noise, sum.nonFinite = sum.energy+s.energy, sum.base+s.base, sum.noise+s.noise, sum.nonFinite+s.nonFinite
+		sum.energy, sum.base, sum.noise = sum.energy+s.energy, sum.base+s.base, sum.noise+s.noise
+		sum.nonFinite, sum.tooLarge, sum.tooSmall = sum.nonFinite+s.nonFinite, sum.tooLarge+s.tooLarge, sum.tooSmall+s.tooSmall
 	}
-	if sum.nonFinite > 0 {
-		return nil, fault.New(fault.Corrupt, "%d values of %q are NaN or infinite in one of the checkpoints", sum.nonFinite, p.name).
-			WithHint("leave the tensor out with --exclude, or repair the checkpoint")
+	switch {
+	case sum.nonFinite > 0:
+		return nil, nonFiniteError(p.name, sum.nonFinite)
+	case sum.tooLarge > 0:
+		return nil, fault.New(fault.Unsupported, "%d differences of %q are beyond float32, in which updates are decomposed", sum.tooLarge, p.name).
+			WithHint("leave the tensor out with --exclude; do the two checkpoints belong together?")
+	case norm(sum.energy) > maxNorm:
+		return nil, fault.New(fault.Unsupported, "the update of %q has the norm %.3g, at most %.3g can be decomposed in float32", p.name, norm(sum.energy), maxNorm).
+			WithHint("leave the tensor out with --exclude; do the two checkpoints belong together?")
 	}
-	u.energy, u.baseNorm = sum.energy, norm(sum.base)
+	u.energy, u.baseNorm, u.tooSmall = sum.energy, norm(sum.base), sum.tooSmall
 	if total > 0 {
 		u.noise = math.Sqrt(sum.noise / float64(total))
 	}
 	return u, nil
+}
+
+// maxNorm bounds ‖Δ‖_F: the decomposition forms Δᵀ·Δ·V in float32, whose elements are at most ‖Δ‖².
+const maxNorm = 0x1p63
+
+func nonFiniteError(tensor string, n int) error {
+	return fault.New(fault.Corrupt, "%d values of %q are NaN or infinite in one of the checkpoints", n, tensor).
+		WithHint("leave the tensor out with --exclude, or repair the checkpoint")
 }
 
 // pieceScratch is the memory of a worker that forms differences.
@@ -146,10 +164,25 @@ func (p *pair) piece(dst []float32, first int64, s *pieceScratch, out *seen) err
 	dtype.Widen(w, p.base.dtype(), base)
 	out.energy, out.base = subtract(dst, w)
 	if sum := out.energy; sum-sum != 0 {
-		for _, d := range dst {
-			if d-d != 0 {
-				out.nonFinite++
-			}
+		return p.count(dst, w, first, s, out)
+	}
+	return nil
+}
+
+// count finds out of a piece whose differences are not all finite whether it is the values that are not. It reads them once more into
+// dst, in place of the differences, which are of no use any more; w are the base's.
+func (p *pair) count(dst, w []float32, first int64, s *pieceScratch, out *seen) error {
+	tuned, err := p.tuned.bytes(s.buf, first, len(dst))
+	if err != nil {
+		return err
+	}
+	dtype.Widen(dst, p.tuned.dtype(), tuned)
+	for j, x := range dst {
+		switch d := x - w[j]; {
+		case x-x != 0 || w[j]-w[j] != 0:
+			out.nonFinite++
+		case d-d != 0:
+			out.tooLarge++
 		}
 	}
 	return nil
@@ -200,10 +233,15 @@ func (p *pair) widePiece(dst []float32, first int64, s *pieceScratch, out *seen)
 	}
 	for j := range dst {
 		d := b[j] - a[j]
-		if d-d != 0 {
-			out.nonFinite++
-		}
 		dst[j] = float32(d)
+		switch {
+		case a[j]-a[j] != 0 || b[j]-b[j] != 0:
+			out.nonFinite++
+		case dst[j]-dst[j] != 0:
+			out.tooLarge++
+		case dst[j] == 0 && d != 0:
+			out.tooSmall++
+		}
 		out.energy += float64(dst[j]) * float64(dst[j])
 		out.base += a[j] * a[j]
 	}

@@ -20,6 +20,7 @@ type ExtractReport struct {
 	Rounded  float64          `json:"rounded_error"` // the same for the factors as they are stored
 	Bytes    int64            `json:"bytes"`         // of the factors and of what is beside
 	Ranks    []RankEnergy     `json:"ranks"`         // what a fixed rank would give, over all layers
+	Warnings []string         `json:"warnings"`      // what makes the adapter of little use, though it is what was asked for
 	Products int              `json:"products"`      // products with thin matrices
 	Flops    int64            `json:"flops"`
 }
@@ -67,7 +68,7 @@ var reportedRanks = []int{4, 8, 16, 32, 64}
 // Run decomposes every tensor that differs and returns the adapter. Its factors lie in a temporary file that goes when the source is
 // closed. Memory is about three times the largest tensor in float32.
 func (e *Extraction) Run(ctx context.Context) (format.Source, *ExtractReport, error) {
-	r := &extracting{Extraction: e, report: &ExtractReport{Layers: []ExtractedLayer{}, Beside: []BesideReport{}, Skipped: append([]Skipped{}, e.skipped...)}}
+	r := &extracting{Extraction: e, report: &ExtractReport{Warnings: []string{}, Layers: []ExtractedLayer{}, Beside: []BesideReport{}, Skipped: append([]Skipped{}, e.skipped...)}}
 	spool, err := newSpool()
 	if err != nil {
 		return nil, nil, err
@@ -82,11 +83,12 @@ func (e *Extraction) Run(ctx context.Context) (format.Source, *ExtractReport, er
 
 type extracting struct {
 	*Extraction
-	spool   *spool
-	adapter format.Adapter
-	report  *ExtractReport
-	ranks   map[string]int // of the tensors, where a budget has chosen them
-	tensors []string       // that were extracted as layers
+	spool    *spool
+	adapter  format.Adapter
+	report   *ExtractReport
+	ranks    map[string]int // of the tensors, where a budget has chosen them
+	cheapest int64          // bytes of the cheapest singular value that a budget could buy
+	tensors  []string       // that were extracted as layers
 }
 
 func (r *extracting) all(ctx context.Context) error {
@@ -118,8 +120,7 @@ func (r *extracting) all(ctx context.Context) error {
 		}
 	}
 	if len(r.report.Layers)+len(r.report.Beside) == 0 {
-		return fault.New(fault.Mismatch, "nothing to extract: the two checkpoints hold the same values in all %d tensors that were compared", len(r.pairs)).
-			WithHint("give the base first and the tuned checkpoint second; were both downloaded from the same place?")
+		return r.nothing()
 	}
 	if r.options.Strict {
 		if err := r.strict(); err != nil {
@@ -127,6 +128,7 @@ func (r *extracting) all(ctx context.Context) error {
 		}
 	}
 	r.total()
+	r.warn()
 	if err := r.rememberBase(); err != nil {
 		return err
 	}
@@ -134,6 +136,21 @@ func (r *extracting) all(ctx context.Context) error {
 	r.spool.manifest.Adapters = []format.Adapter{r.adapter}
 	r.spool.manifest.Provenance = format.Provenance{Tool: r.options.Tool, Source: "extracted from a fine-tuned checkpoint"}
 	return nil
+}
+
+// nothing is the error for an extraction without a result.
+func (r *extracting) nothing() error {
+	for _, s := range r.report.Skipped {
+		switch s.Why {
+		case whyTooSmall:
+			return fault.New(fault.Mismatch, "nothing to extract: %q and whatever else differs, differs by less than float32 holds", s.Tensor)
+		case whyBudget:
+			return fault.New(fault.Mismatch, "nothing to extract: the budget of %d bytes buys no singular value of any layer; the cheapest costs %d bytes", r.options.Budget, r.cheapest).
+				WithHint("give a larger --budget")
+		}
+	}
+	return fault.New(fault.Mismatch, "nothing to extract: the two checkpoints hold the same values in all %d tensors that were compared", len(r.pairs)).
+		WithHint("give the base first and the tuned checkpoint second; were both downloaded from the same place?")
 }
 
 // rememberBase records the fingerprints of a few of the base's tensors, spread over the model, so that merge can tell the base
@@ -194,9 +211,12 @@ func (r *extracting) beside(ctx context.Context, p *pair, why string) error {
 		return nil
 	}
 	t := p.tuned.ref.Tensor
-	i, err := r.spool.copy(ctx, p.name, t.DType, t.Shape, p.tuned.file.Data, t.Off, t.NBytes)
+	i, nonFinite, err := r.spool.copy(ctx, p.name, t.DType, t.Shape, p.tuned.file.Data, t.Off, t.NBytes)
 	if err != nil {
 		return fault.InFile(err, p.tuned.file.Path)
+	}
+	if nonFinite > 0 {
+		return nonFiniteError(p.name, nonFinite)
 	}
 	r.adapter.Beside = append(r.adapter.Beside, format.Beside{Action: format.Replace, Target: p.name, Tensor: i})
 	r.report.Beside = append(r.report.Beside, BesideReport{p.name, why, t.NBytes})

@@ -35,23 +35,31 @@ func (s *spool) add(name string, d dtype.Type, shape []uint64, data []byte) (int
 	return s.enter(name, d, shape, int64(len(data))), nil
 }
 
-// copy appends a tensor whose n bytes lie in src at off.
-func (s *spool) copy(ctx context.Context, name string, d dtype.Type, shape []uint64, src io.ReaderAt, off, n int64) (int, error) {
-	const piece = 1 << 20
+// copy appends a tensor whose n bytes lie in src at off, and counts its values that are NaN or infinite.
+func (s *spool) copy(ctx context.Context, name string, d dtype.Type, shape []uint64, src io.ReaderAt, off, n int64) (index, nonFinite int, err error) {
+	const piece = 1 << 18
 	buf := make([]byte, min(n, piece))
+	values := make([]float64, len(buf)/d.Size())
 	for done := int64(0); done < n; done += piece {
 		if err := ctx.Err(); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		p := buf[:min(piece, n-done)]
 		if _, err := io.ReadFull(io.NewSectionReader(src, off+done, int64(len(p))), p); err != nil {
-			return 0, err
+			return 0, 0, err
+		}
+		v := values[:len(p)/d.Size()]
+		dtype.Widen64(v, d, p)
+		for _, x := range v {
+			if x-x != 0 {
+				nonFinite++
+			}
 		}
 		if _, err := s.file.WriteAt(p, s.size+done); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
-	return s.enter(name, d, shape, n), nil
+	return s.enter(name, d, shape, n), nonFinite, nil
 }
 
 func (s *spool) enter(name string, d dtype.Type, shape []uint64, n int64) int {

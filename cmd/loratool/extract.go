@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -102,6 +103,11 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 		return err
 	}
 	defer src.Close()
+	if !o.quiet {
+		for _, w := range report.Warnings {
+			t.message("warning", w)
+		}
+	}
 	size, err := store(c, src, o.out, dialect, creation)
 	if err != nil {
 		return err
@@ -264,6 +270,9 @@ func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, size i
 		t.printf(" %s%.3f at %d", mark, k.Energy, k.Rank)
 	}
 	t.printf("\n")
+	if slices.ContainsFunc(r.Ranks, func(k rank.RankEnergy) bool { return k.AtLeast }) {
+		t.printf("≥ at least: above the ranks that were computed only a lower bound is known; extract with a higher --rank to see more\n")
+	}
 	if left > 0 && !o.verbose {
 		t.printf("-v lists what was left out\n")
 	}

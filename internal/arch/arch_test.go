@@ -64,6 +64,7 @@ var arrows = map[string]map[string]string{
 		"format/dtype":        "elements",
 		"internal/checkpoint": "base and fine-tune",
 		"internal/fault":      "errors of input",
+		"internal/fileio":     "sizes in warnings",
 		"internal/kernel":     "the thin products",
 		"internal/naming":     "what kind of module a name is",
 		"internal/parallel":   "blocks on workers",
