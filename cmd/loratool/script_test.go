@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"loratool": becomeUser(main)})
 }
 
-// TestScripts runs testdata/script. $DEMO and $PEFT are the fixtures, which no script may change.
+// TestScripts runs testdata/script. $DEMO, $PEFT and $PICKLE are the fixtures, which no script may change.
 func TestScripts(t *testing.T) {
 	fixtures := testkit.Tree(t, "../../testdata")
 	t.Cleanup(func() {
@@ -37,7 +37,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
-			for name, path := range map[string]string{"DEMO": "../../testdata/demo", "PEFT": "../../testdata/peft"} {
+			for name, path := range map[string]string{"DEMO": "../../testdata/demo", "PEFT": "../../testdata/peft", "PICKLE": "../../testdata/pickle"} {
 				abs, err := filepath.Abs(path)
 				if err != nil {
 					return err

@@ -31,43 +31,43 @@ func Open(path string) (format.Source, error) {
 	return openFile(path)
 }
 
-// openDir opens a directory as PEFT saves it.
+// openDir opens a directory as PEFT saves it. Where it holds safetensors and a pickle, the first is opened, as PEFT does.
 func openDir(dir string) (format.Source, error) {
-	weights := filepath.Join(dir, peftWeights)
-	if _, err := os.Stat(weights); err == nil {
-		return openPEFT(weights)
+	for _, name := range []string{peftWeights, peftPickle} {
+		if weights := filepath.Join(dir, name); exists(weights) {
+			return openPEFT(weights)
+		}
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
 	}
-	var names []string
+	var names, weights []string
 	for _, e := range entries {
 		names = append(names, e.Name())
-	}
-	var only []string
-	for _, name := range names {
-		if strings.HasSuffix(name, ".safetensors") {
-			only = append(only, name)
+		if slices.Contains([]string{".safetensors", ".bin", ".pt", ".pth"}, filepath.Ext(e.Name())) {
+			weights = append(weights, e.Name())
 		}
 	}
-	if isModel := slices.Contains(names, "config.json"); len(only) == 1 && !isModel {
-		return openPEFT(filepath.Join(dir, only[0]))
+	isModel := slices.Contains(names, "config.json")
+	if len(weights) == 1 && !isModel {
+		return openPEFT(filepath.Join(dir, weights[0]))
 	}
-	e := fault.New(fault.Unsupported, "the directory holds no %s", peftWeights).In(dir)
+	e := fault.New(fault.Unsupported, "the directory holds no %s and no %s", peftWeights, peftPickle).In(dir)
 	for _, name := range names {
-		if slices.Contains([]string{".bin", ".pt", ".pth"}, filepath.Ext(name)) {
-			return nil, fault.New(fault.Unsupported, "%s is a pickle, which this version does not read", name).In(dir).
-				WithHint("load the adapter with PEFT and save it again: save_pretrained writes %s", peftWeights)
-		}
-		if _, err := os.Stat(filepath.Join(dir, name, peftWeights)); err == nil {
+		if exists(filepath.Join(dir, name, peftWeights)) || exists(filepath.Join(dir, name, peftPickle)) {
 			e.WithHint("the adapter is in the sub-directory %s", name)
 		}
 	}
-	if slices.ContainsFunc(names, func(n string) bool { return n == "config.json" }) && e.Hint == "" {
+	if isModel && e.Hint == "" {
 		e.WithHint("this looks like a model; the order is: BASE ADAPTER")
 	}
 	return nil, e
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // OpenDigested is Open for a source that will be converted: it reads a file that a container is to restore once, to record its

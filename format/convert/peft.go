@@ -11,13 +11,17 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// peftWeights is the name of the weights of an adapter that PEFT saves.
-const peftWeights = "adapter_model.safetensors"
+// peftWeights is the name of the weights of an adapter that PEFT saves, and peftPickle the one that it has under older
+// releases, and with safe_serialization=False.
+const (
+	peftWeights = "adapter_model.safetensors"
+	peftPickle  = "adapter_model.bin"
+)
 
 // maxSideBytes bounds the configuration and the model card, which are held in memory.
 const maxSideBytes = 16 << 20
 
-// openPEFT opens a safetensors file of the dialect of huggingface/peft, with the configuration beside it.
+// openPEFT opens a file of weights, safetensors or a pickle, of the dialect of huggingface/peft, with the configuration beside it.
 func openPEFT(path string) (format.Source, error) {
 	f, err := openTensorFile(path)
 	if err != nil {
@@ -59,11 +63,24 @@ func (f *tensorFile) readPEFT(path string) error {
 		f.attach(format.ModelCard, card)
 	}
 	f.attach(format.PEFTConfig, text)
-	f.attach(format.SourceHeader, nil)
 	f.manifest.Provenance.Source = "PEFT " + config.PEFTVersion
+	if f.pickle == nil {
+		f.attach(format.SourceHeader, nil)
+	} else {
+		f.notePickle()
+	}
 	p := peftReader{config: config, tensors: f.manifest.Tensors, manifest: &f.manifest}
 	f.manifest.Adapters = []format.Adapter{p.adapter()}
 	return nil
+}
+
+// notePickle says what a pickle cannot keep.
+func (f *tensorFile) notePickle() {
+	note := func(text string) { f.manifest.Notes = append(f.manifest.Notes, text) }
+	note("the weights are a pickle: from a .lora file they come back as safetensors, with the same names and values")
+	if n := len(f.pickle.Left); n > 0 {
+		note("the pickle holds values that are no tensors of the adapter and are left out: " + fault.List(f.pickle.Left, 3))
+	}
 }
 
 // peftReader turns the keys of a PEFT file into layers.

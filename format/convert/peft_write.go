@@ -64,10 +64,14 @@ func (s *peftSink) parts(ctx context.Context, src format.Source) (*peftParts, er
 		return nil, err
 	}
 	weights := func(w io.Writer) error { return Restore(ctx, w, src, 0) }
-	if config == nil || !hasAttachment(src, format.SourceHeader) {
-		if config, weights, err = compose(ctx, src); err != nil {
-			return nil, err
-		}
+	switch {
+	case config == nil || m.Adapters[0].Dialect != "peft":
+		config, weights, err = compose(ctx, src)
+	case !hasAttachment(src, format.SourceHeader): // it was a pickle
+		weights, err = keepKeys(ctx, src)
+	}
+	if err != nil {
+		return nil, err
 	}
 	p := &peftParts{weights: weights, side: []sideFile{{format.PEFTConfig, config}}}
 	if card != nil {
@@ -320,20 +324,35 @@ func compose(ctx context.Context, src format.Source) (config []byte, weights fun
 	if err != nil {
 		return nil, nil, err
 	}
+	weights, err = serialise(ctx, src, names)
+	return config, weights, err
+}
+
+// keepKeys returns what writes the weights under the keys that they have, which the attached configuration goes with.
+func keepKeys(ctx context.Context, src format.Source) (func(io.Writer) error, error) {
+	names := make(map[int]string)
+	for i := range src.Manifest().Tensors {
+		names[i] = src.Manifest().Tensors[i].Name
+	}
+	return serialise(ctx, src, names)
+}
+
+// serialise returns what writes a safetensors file of tensors under the given keys.
+func serialise(ctx context.Context, src format.Source, names map[int]string) (func(io.Writer) error, error) {
 	views := make(map[string]lazyView, len(names))
 	failed := new(error)
 	for i, name := range names {
 		t := &src.Manifest().Tensors[i]
 		d, err := nlp.ParseDType(t.DType.String())
 		if err != nil {
-			return nil, nil, fault.New(fault.Unsupported, "tensor %q is stored as %v, which is not written", t.Name, t.DType)
+			return nil, fault.New(fault.Unsupported, "tensor %q is stored as %v, which is not written", t.Name, t.DType)
 		}
 		if _, taken := views[name]; taken {
-			return nil, nil, fault.New(fault.Unsupported, "two tensors of the adapter would get the key %q", name)
+			return nil, fault.New(fault.Unsupported, "two tensors of the adapter would get the key %q", name)
 		}
 		views[name] = lazyView{ctx: ctx, src: src, index: i, dtype: d, failed: failed}
 	}
-	return config, func(w io.Writer) error {
+	return func(w io.Writer) error {
 		err := nlp.SerializeToWriter(views, map[string]string{"format": "pt"}, w)
 		return errors.Join(*failed, err)
 	}, nil

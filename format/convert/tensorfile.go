@@ -11,43 +11,70 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/pickle"
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// tensorFile is a source whose tensors lie in a safetensors file, in the order of the file, and whose attachments are in
-// memory, but for the header, which is read from the file.
+// tensorFile is a source whose tensors lie in a safetensors file or in a pickle, in the order of the file, and whose
+// attachments are in memory, but for the header of safetensors, which is read from the file.
 type tensorFile struct {
 	file        *os.File
-	header      *safetensors.Header
+	header      *safetensors.Header // nil for a pickle
+	pickle      *pickle.File        // nil for a safetensors file
 	manifest    format.Manifest
 	attachments [][]byte // nil: the header of the file
 }
 
-// openTensorFile proves the header and fills the tensor table.
+// openTensorFile proves the file's description of its tensors, and fills the tensor table. The content says what kind of file
+// it is, whatever its name.
 func openTensorFile(path string) (*tensorFile, error) {
 	file, size, err := fileio.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	header, err := safetensors.Read(file, size)
+	f := &tensorFile{file: file}
+	err = f.readTable(size)
+	for i := range f.manifest.Tensors {
+		if err == nil {
+			err = checkName(f.manifest.Tensors[i].Name)
+		}
+	}
 	if err != nil {
 		file.Close()
 		return nil, fault.InFile(err, path)
 	}
-	f := &tensorFile{file: file, header: header}
-	for i := range header.Tensors {
-		t := &header.Tensors[i]
-		if err := checkName(t.Name); err != nil {
-			file.Close()
-			return nil, err.In(path)
-		}
-		f.manifest.Tensors = append(f.manifest.Tensors, format.Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape})
-	}
 	return f, nil
 }
 
+// readTable fills the tensor table.
+func (f *tensorFile) readTable(size int64) error {
+	start := make([]byte, min(size, 64))
+	if _, err := io.ReadFull(io.NewSectionReader(f.file, 0, size), start); err != nil {
+		return err
+	}
+	var err error
+	if pickle.IsPickle(start) && !safetensors.IsHeader(start) {
+		if f.pickle, err = pickle.Read(f.file, size); err != nil {
+			return err
+		}
+		for i := range f.pickle.Tensors {
+			t := &f.pickle.Tensors[i]
+			f.manifest.Tensors = append(f.manifest.Tensors, format.Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape})
+		}
+		return nil
+	}
+	if f.header, err = safetensors.Read(f.file, size); err != nil {
+		return err
+	}
+	for i := range f.header.Tensors {
+		t := &f.header.Tensors[i]
+		f.manifest.Tensors = append(f.manifest.Tensors, format.Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape})
+	}
+	return nil
+}
+
 // checkName refuses a tensor's name that the adapter model does not allow (spec/FORMAT.md, R31 and R32). No module has one.
-func checkName(name string) *fault.Error {
+func checkName(name string) error {
 	switch {
 	case name == "" || len(name) > maxNameBytes:
 		return fault.New(fault.Unsupported, "a tensor's name has %d bytes, 1 to %d are allowed", len(name), maxNameBytes)
@@ -82,11 +109,14 @@ func (f *tensorFile) Manifest() *format.Manifest { return &f.manifest }
 
 func (f *tensorFile) ReadBlobAt(p []byte, i int, off int64) error {
 	start := int64(0)
-	if i < len(f.header.Tensors) {
-		start = f.header.Tensors[i].Off
-	} else if content := f.attachments[i-len(f.header.Tensors)]; content != nil {
-		copy(p, content[off:])
+	switch n := len(f.manifest.Tensors); {
+	case i >= n && f.attachments[i-n] != nil:
+		copy(p, f.attachments[i-n][off:])
 		return nil
+	case i < n && f.pickle != nil:
+		return fault.InFile(f.pickle.ReadAt(p, i, off), f.file.Name())
+	case i < n:
+		start = f.header.Tensors[i].Off
 	}
 	_, err := io.ReadFull(io.NewSectionReader(f.file, start+off, int64(len(p))), p)
 	return fault.InFile(err, f.file.Name())
@@ -94,8 +124,12 @@ func (f *tensorFile) ReadBlobAt(p []byte, i int, off int64) error {
 
 func (f *tensorFile) Close() error { return f.file.Close() }
 
-// digest computes the SHA-256 of the whole file, with which whoever restores it from a container can prove it.
+// digest computes the SHA-256 of the whole file, with which whoever restores it from a container can prove it. A pickle is not
+// restored.
 func (f *tensorFile) digest(ctx context.Context) error {
+	if f.header == nil {
+		return nil
+	}
 	h := sha256.New()
 	size := f.header.DataOff
 	for i := range f.header.Tensors {

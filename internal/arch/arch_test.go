@@ -45,6 +45,7 @@ var arrows = map[string]map[string]string{
 		"internal/fault":       "errors of input",
 		"internal/fileio":      "outputs that appear whole, inputs that are files",
 		"internal/naming":      "wrappers in module names",
+		"internal/pickle":      "tensors of torch.save",
 		"internal/safetensors": "the strict header check",
 	},
 	"merge": {
@@ -87,6 +88,10 @@ var arrows = map[string]map[string]string{
 	},
 	"internal/fileio": {"internal/fault": "errors of input"},
 	"internal/kernel": {"format/dtype": "elements"},
+	"internal/pickle": {
+		"format/dtype":   "widths of dtypes",
+		"internal/fault": "errors of input",
+	},
 	"internal/safetensors": {
 		"format/dtype":   "widths of dtypes",
 		"internal/fault": "errors of input",

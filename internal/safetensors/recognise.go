@@ -27,7 +27,7 @@ var others = []struct {
 // Recognise returns an error that names what a file is when its first bytes are those of some other kind, else nil.
 func Recognise(start []byte) *fault.Error {
 	for _, o := range others {
-		if bytes.HasPrefix(start, []byte(o.magic)) && !looksLikeHeader(start) {
+		if bytes.HasPrefix(start, []byte(o.magic)) && !IsHeader(start) {
 			return fault.New(fault.Unsupported, "this is %s, not a safetensors file", o.what).WithHint("%s", o.hint)
 		}
 	}
@@ -37,7 +37,7 @@ func Recognise(start []byte) *fault.Error {
 	return nil
 }
 
-// looksLikeHeader tells a header whose length happens to spell a magic number from the file of that kind.
-func looksLikeHeader(start []byte) bool {
+// IsHeader tells a header whose length happens to spell a magic number from the file of that kind, by its first 11 bytes.
+func IsHeader(start []byte) bool {
 	return len(start) > 10 && start[6] == 0 && start[7] == 0 && start[8] == '{'
 }

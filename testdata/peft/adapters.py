@@ -14,6 +14,7 @@ from bases import BASES, generator
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
 
 
 @dataclass
@@ -39,6 +40,12 @@ class Adapter:
         (directory / "README.md").unlink(missing_ok=True)
 
         apply_edits(directory, self.edits)
+
+
+def load_weights(directory: Path) -> dict[str, torch.Tensor]:
+    if (directory / WEIGHTS).exists():
+        return load_file(directory / WEIGHTS)
+    return torch.load(directory / PICKLE, weights_only=True)
 
 
 def apply_edits(directory: Path, edits):
@@ -83,6 +90,13 @@ def save_untrained(model, config, seed, directory):
 
 def save_pickle(model, config, seed, directory):
     save_pretrained(model, config, seed, directory, safe_serialization=False)
+
+
+def save_pickle_legacy(model, config, seed, directory):
+    """Every factor is stored transposed, in the container of torch before 1.6."""
+    save_pickle(model, config, seed, directory)
+    tensors = {name: tensor.t().contiguous().t() for name, tensor in load_weights(directory).items()}
+    torch.save(tensors, directory / PICKLE, _use_new_zipfile_serialization=False)
 
 
 def save_without_embedding(model, config, seed, directory):

@@ -23,6 +23,7 @@ from adapters import (
     save_f32_modules,
     save_native,
     save_pickle,
+    save_pickle_legacy,
     save_untrained,
     save_without_embedding,
     set_config,
@@ -263,6 +264,20 @@ MERGE = [
         "llama-bf16",
         lora(trainable_token_indices={"embed_tokens": [0, 47], "lm_head": [5]}),
         "Rows of the embedding and of the head are replaced.",
+    ),
+    # Pickles.
+    merge(
+        "pickle",
+        "bert",
+        lora(save=save_pickle, target_modules=["query"], task_type="SEQ_CLS"),
+        "Saved with safe_serialization=False: adapter_model.bin, with a classifier.",
+    ),
+    merge("pickle-bf16", "llama-bf16", lora(save=save_pickle), "A pickle of a BF16 model."),
+    merge(
+        "pickle-legacy",
+        "llama-f32",
+        lora(save=save_pickle_legacy),
+        "A pickle in the container of torch before 1.6, its factors stored transposed.",
     ),
     # Key names.
     merge(
@@ -642,13 +657,6 @@ def write_pointer(directory):
 
 
 FILES = [
-    refuse(
-        "pickle",
-        "llama-f32",
-        lora(save=save_pickle),
-        ["adapter_model.bin"],
-        "Saved with safe_serialization=False: a pickle instead of safetensors.",
-    ),
     refuse(
         "lfs-pointer", "llama-f32", lora(), ["lfs"], "The weights file is a Git LFS pointer (edited).", write_pointer
     ),

@@ -10,9 +10,8 @@ from pathlib import Path
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
 
-from adapters import CONFIG, WEIGHTS
+from adapters import CONFIG, load_weights
 from bases import BASES, read_checkpoint
 
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -64,7 +63,7 @@ def load_first(model, directory, adapter):
 
 def check_loaded(peft_model, adapter: str, directory: Path):
     """Every tensor of the file is in the model with its exact value, and the model has no other."""
-    saved = load_file(directory / WEIGHTS)
+    saved = load_weights(directory)
     embedding = any(name.endswith(".base_layer.weight") for name in saved)
     loaded = peft.get_peft_model_state_dict(peft_model, adapter_name=adapter, save_embedding_layers=embedding)
     assert set(saved) == set(loaded), f"{directory}: {set(saved) ^ set(loaded)}"
@@ -125,7 +124,7 @@ def by_formula(base: str, adapters: list[Path], weights: list[float], add=None) 
 
     for directory, weight in zip(adapters, weights):
         config = json.loads((directory / CONFIG).read_text())
-        tensors = {clean(k): t.double() for k, t in load_file(directory / WEIGHTS).items()}
+        tensors = {clean(k): t.double() for k, t in load_weights(directory).items()}
         for name, b in sorted(tensors.items()):
             module, _, tail = name.rpartition(".lora_")
             if tail == "B.weight":

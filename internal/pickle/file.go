@@ -1,0 +1,249 @@
+// Package pickle reads the tensors of a file that torch.save wrote, and nothing else of it. A pickle is a program that
+// builds objects by calling what it names; this reader knows the few names that tensors are built of (globals.go), runs none
+// of them, and refuses a file that names anything else. Memory is bounded by the bytes that the file holds, never by a
+// number in it; values are read where they lie, when they are asked for.
+//
+// Both containers of torch are read: the zip archive of torch 1.6 and later (data.pkl, and one stored entry for each
+// storage), and the older sequence of pickles with the storages behind them.
+package pickle
+
+import (
+	"bytes"
+	"io"
+	"math"
+	"slices"
+	"sync"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// Tensor is one tensor of a file.
+type Tensor struct {
+	Name  string
+	DType dtype.Type
+	Shape []uint64
+	view
+}
+
+// NBytes is the size of the tensor's values, which may be more or less than the storage that it is a view of.
+func (t *Tensor) NBytes() int64 { return t.elements() * int64(t.DType.Size()) }
+
+func (t *Tensor) elements() int64 {
+	n, _ := dtype.NElements(t.Shape) // checked when the tensor was built
+	return int64(n)
+}
+
+// File is a proven file: every tensor lies within a storage, and every storage within the file.
+type File struct {
+	Tensors []Tensor // in the order of the pickle
+	Left    []string // keys of values beside the tensors that are none, such as "epoch"
+
+	r        io.ReaderAt
+	size     int64
+	storages []*storage
+	byKey    map[string]*storage
+
+	mu       sync.Mutex // guards the tensor that was gathered last
+	gathered int
+	values   []byte
+}
+
+// maxExpansion bounds the bytes of all tensors by those of the file: views may share storages, but a view that repeats one
+// value a billion times is a claim, not a weight.
+const maxExpansion = 16
+
+// IsPickle reports whether a file that begins with start may be one for Read: a zip archive, or a pickle of protocol 2 or
+// later.
+func IsPickle(start []byte) bool {
+	return bytes.HasPrefix(start, []byte("PK\x03\x04")) || len(start) > 1 && start[0] == opProto && start[1] >= 2 && start[1] <= 5
+}
+
+// Read reads what a file of the given size says of its tensors; no values. Errors are *fault.Error without a path.
+func Read(r io.ReaderAt, size int64) (*File, error) {
+	start := make([]byte, min(size, 4))
+	if _, err := io.ReadFull(io.NewSectionReader(r, 0, size), start); err != nil {
+		return nil, err
+	}
+	f := &File{r: r, size: size, gathered: -1, byKey: make(map[string]*storage)}
+	read := f.readLegacy
+	if bytes.HasPrefix(start, []byte("PK")) {
+		read = f.readZip
+	}
+	top, err := read()
+	if err != nil {
+		return nil, err
+	}
+	if err := f.take(top); err != nil {
+		return nil, err
+	}
+	return f, f.prove()
+}
+
+// prove checks the sizes that the pickle claims against the storages that the file holds.
+func (f *File) prove() error {
+	for _, s := range f.storages {
+		if want := s.n * s.elementBytes(); want > s.nBytes {
+			return fault.New(fault.Truncated, "the storage %q claims %d bytes, the file holds %d", s.key, want, s.nBytes).
+				WithHint("the file was not written or not downloaded whole; fetch it again")
+		}
+	}
+	var total int64
+	for i := range f.Tensors {
+		n := f.Tensors[i].NBytes()
+		if n > maxExpansion*f.size-total {
+			return fault.New(fault.Limit, "tensor %q, %v of shape %d, makes all tensors more than %d times as large as the file", f.Tensors[i].Name, f.Tensors[i].DType, f.Tensors[i].Shape, maxExpansion).
+				WithHint("its values are repeated by a stride of 0; save a contiguous copy")
+		}
+		total += n
+	}
+	return nil
+}
+
+// ReadAt fills p with the bytes from off of the values of tensor i, little-endian and row-major. It is safe for concurrent
+// use. The values of a tensor that does not lie in that order are gathered in memory at first, and kept until those of
+// another one are.
+func (f *File) ReadAt(p []byte, i int, off int64) error {
+	t := &f.Tensors[i]
+	if len(p) == 0 {
+		return nil
+	}
+	if t.isContiguous() {
+		at := t.storage.off + t.offset*int64(t.DType.Size())
+		_, err := io.ReadFull(io.NewSectionReader(f.r, at+off, int64(len(p))), p)
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.gathered != i {
+		f.gathered, f.values = -1, nil
+		values, err := f.gather(t)
+		if err != nil {
+			return err
+		}
+		f.gathered, f.values = i, values
+	}
+	copy(p, f.values[off:])
+	return nil
+}
+
+// view is where the values of a tensor lie: element (i, j, …) is at offset + i·strides[0] + j·strides[1] + … of a storage,
+// counted in elements.
+type view struct {
+	storage *storage
+	offset  int64
+	strides []int64
+}
+
+// storage is a run of bytes of the file.
+type storage struct {
+	key   string
+	dtype dtype.Type // Invalid: of bytes, and the tensors say what they are
+	n     int64      // elements, as the pickle claims
+
+	off, nBytes int64 // where the file holds it
+}
+
+func (s *storage) elementBytes() int64 { return int64(max(s.dtype.Size(), 1)) }
+
+// isContiguous reports whether the values lie in row-major order.
+func (t *Tensor) isContiguous() bool {
+	want := int64(1)
+	for i, d := range slices.Backward(t.Shape) {
+		if d == 0 {
+			return true
+		}
+		if d > 1 && t.strides[i] != want {
+			return false
+		}
+		want *= int64(d)
+	}
+	return true
+}
+
+// end is one more than the largest element of the storage that the view reads; false where it exceeds an int64.
+func (v *view) end(shape []uint64) (int64, bool) {
+	last := v.offset
+	for i, d := range shape {
+		if d == 0 {
+			return v.offset, true
+		}
+		if s := v.strides[i]; s > 0 && d > 1 {
+			if int64(d-1) > (math.MaxInt64-1-last)/s {
+				return 0, false
+			}
+			last += int64(d-1) * s
+		}
+	}
+	return last + 1, true
+}
+
+// axis is a dimension of a view: its length, and how far apart, in bytes, neighbours lie in the file and in the result.
+type axis struct{ n, from, to int64 }
+
+// gather returns the values of a view in row-major order. It walks the storage upwards, by the largest stride first, so that
+// each part of it is read about once.
+func (f *File) gather(t *Tensor) ([]byte, error) {
+	size := int64(t.DType.Size())
+	var axes []axis
+	to := size
+	for i, d := range slices.Backward(t.Shape) {
+		if d > 1 {
+			axes = append(axes, axis{int64(d), t.strides[i] * size, to})
+		}
+		to *= int64(d)
+	}
+	slices.SortStableFunc(axes, func(a, b axis) int { return int(min(1, max(-1, b.from-a.from))) })
+	g := &gatherer{dst: make([]byte, t.NBytes()), size: size, window: window{r: f.r, end: t.storage.off + t.storage.nBytes}}
+	return g.dst, g.walk(axes, t.storage.off+t.offset*size, 0)
+}
+
+type gatherer struct {
+	dst    []byte
+	size   int64
+	window window
+}
+
+func (g *gatherer) walk(axes []axis, from, to int64) error {
+	if len(axes) == 0 {
+		p, err := g.window.at(from, g.size)
+		copy(g.dst[to:], p)
+		return err
+	}
+	for range axes[0].n {
+		if err := g.walk(axes[1:], from, to); err != nil {
+			return err
+		}
+		from += axes[0].from
+		to += axes[0].to
+	}
+	return nil
+}
+
+// windowBytes is how much of a storage is in memory while it is gathered.
+const windowBytes = 1 << 16
+
+// window is a part of a file in memory.
+type window struct {
+	r     io.ReaderAt
+	end   int64 // of what may be read
+	start int64
+	bytes []byte
+}
+
+// at returns n bytes from off, valid until the next call.
+func (w *window) at(off, n int64) ([]byte, error) {
+	if at := off - w.start; at >= 0 && at+n <= int64(len(w.bytes)) {
+		return w.bytes[at : at+n], nil
+	}
+	want := min(windowBytes, w.end-off)
+	if int64(cap(w.bytes)) < want {
+		w.bytes = make([]byte, want)
+	}
+	w.start, w.bytes = off, w.bytes[:want]
+	if _, err := io.ReadFull(io.NewSectionReader(w.r, off, want), w.bytes); err != nil {
+		w.bytes = w.bytes[:0]
+		return nil, err
+	}
+	return w.bytes[:n], nil
+}

@@ -1,0 +1,221 @@
+package pickle
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// global is a name of Python's that a pickle refers to: a module and what it holds, as "torch.FloatStorage". It is only ever
+// compared.
+type global string
+
+// The globals that tensors are built of.
+const (
+	orderedDict             = global("collections.OrderedDict")
+	rebuildTensor           = global("torch._utils._rebuild_tensor") // until torch 0.3
+	rebuildTensorV2         = global("torch._utils._rebuild_tensor_v2")
+	rebuildTensorV3         = global("torch._utils._rebuild_tensor_v3") // of the dtypes that have no storage class
+	rebuildParameter        = global("torch._utils._rebuild_parameter")
+	rebuildParameterState   = global("torch._utils._rebuild_parameter_with_state")
+	torchSize               = global("torch.Size")
+	untypedStorage          = global("torch.storage.UntypedStorage")
+	maxDims                 = 64 // of a tensor, as in torch
+	hintResave              = "if you trust the file, load it with torch and save its tensors with safetensors.torch.save_file"
+	hintContiguousFloatCopy = "save it as a plain tensor: tensor.to(torch.float32).contiguous()"
+)
+
+var functions = []global{orderedDict, rebuildTensor, rebuildTensorV2, rebuildTensorV3, rebuildParameter, rebuildParameterState, torchSize, untypedStorage}
+
+// storageTypes are the storage classes of torch; Invalid is a dtype that safetensors does not have.
+var storageTypes = map[global]dtype.Type{
+	"torch.DoubleStorage":        dtype.F64,
+	"torch.FloatStorage":         dtype.F32,
+	"torch.HalfStorage":          dtype.F16,
+	"torch.BFloat16Storage":      dtype.BF16,
+	"torch.LongStorage":          dtype.I64,
+	"torch.IntStorage":           dtype.I32,
+	"torch.ShortStorage":         dtype.I16,
+	"torch.CharStorage":          dtype.I8,
+	"torch.ByteStorage":          dtype.U8,
+	"torch.BoolStorage":          dtype.BOOL,
+	"torch.ComplexFloatStorage":  dtype.C64,
+	"torch.ComplexDoubleStorage": dtype.Invalid,
+	"torch.QInt8Storage":         dtype.Invalid,
+	"torch.QInt32Storage":        dtype.Invalid,
+	"torch.QUInt8Storage":        dtype.Invalid,
+	"torch.QUInt4x2Storage":      dtype.Invalid,
+	"torch.QUInt2x4Storage":      dtype.Invalid,
+}
+
+// dtypes are the torch.dtype objects that _rebuild_tensor_v3 takes.
+var dtypes = map[global]dtype.Type{
+	"torch.uint16": dtype.U16, "torch.uint32": dtype.U32, "torch.uint64": dtype.U64,
+	"torch.float8_e4m3fn": dtype.F8E4M3, "torch.float8_e5m2": dtype.F8E5M2, "torch.float8_e8m0fnu": dtype.F8E8M0,
+	"torch.float8_e4m3fnuz": dtype.F8E4M3FNUZ, "torch.float8_e5m2fnuz": dtype.F8E5M2FNUZ,
+}
+
+// global pushes a name, if it is one that tensors are built of.
+func (m *machine) global() error {
+	at := m.at - 1
+	module, err := m.line()
+	if err != nil {
+		return err
+	}
+	name, err := m.line()
+	if err != nil {
+		return err
+	}
+	g := global(module + "." + name)
+	_, isStorage := storageTypes[g]
+	_, isDType := dtypes[g]
+	if !isStorage && !isDType && !slices.Contains(functions, g) {
+		return fault.New(fault.Unsupported, "the pickle names %q, which no tensor is built of; nothing of it was run", string(g)).At(at).WithHint("%s", hintFor(g))
+	}
+	return m.push(g)
+}
+
+// hintFor tells what is merely unusual from what has no place in a file of weights.
+func hintFor(g global) string {
+	for _, harmless := range []string{"torch.", "numpy.", "collections.", "argparse.", "transformers.", "peft.", "_codecs."} {
+		if strings.HasPrefix(string(g), harmless) {
+			return hintResave
+		}
+	}
+	return "whoever loads this file with Python runs what it names; do not, unless you know who made it"
+}
+
+// construct answers REDUCE and BUILD: what a function that is known would return, without a call.
+func (m *machine) construct(op byte) error {
+	values, err := m.pop(2)
+	if err != nil {
+		return err
+	}
+	if op == opBuild { // attributes of an object, such as _metadata of a state dict, which are no values of it
+		if _, ok := values[0].(*dict); !ok {
+			return m.corrupt("attributes are set on %s", describe(values[0]))
+		}
+		return m.push(values[0])
+	}
+	f, isGlobal := values[0].(global)
+	args, isTuple := values[1].(tuple)
+	if !isGlobal || !isTuple {
+		return m.corrupt("%s is called with %s", describe(values[0]), describe(values[1]))
+	}
+	switch {
+	case f == orderedDict && len(args) == 0:
+		return m.push(&dict{})
+	case f == torchSize && len(args) == 1:
+		return m.push(args[0])
+	case (f == rebuildParameter || f == rebuildParameterState) && len(args) > 0:
+		if t, ok := args[0].(*Tensor); ok {
+			return m.push(t)
+		}
+	case f == rebuildTensor && len(args) == 4, f == rebuildTensorV2 && len(args) >= 6, f == rebuildTensorV3 && len(args) >= 7:
+		t, err := m.tensor(f, args)
+		if err != nil {
+			return err
+		}
+		return m.push(t)
+	}
+	return m.corrupt("%s is called with %d arguments that it does not take", f, len(args))
+}
+
+// tensor makes a tensor of (storage, storage_offset, size, stride, requires_grad, backward_hooks, …): V2 goes on with
+// metadata, V3 with dtype and metadata.
+func (m *machine) tensor(f global, args tuple) (*Tensor, error) {
+	s, ok := args[0].(*storage)
+	offset, ok2 := args[1].(int64)
+	shape, ok3 := dims(args[2])
+	strides, ok4 := dims(args[3])
+	if !ok || !ok2 || !ok3 || !ok4 || offset < 0 || len(shape) != len(strides) || len(shape) > maxDims {
+		return nil, m.corrupt("a tensor of %s at %v with size %s and stride %s", describe(args[0]), args[1], describe(args[2]), describe(args[3]))
+	}
+	t := &Tensor{DType: s.dtype, Shape: make([]uint64, len(shape)), view: view{s, offset, strides}}
+	for i, d := range shape {
+		t.Shape[i] = uint64(d)
+	}
+	rest := args[min(len(args), 6):]
+	if f == rebuildTensorV3 {
+		d, ok := rest[0].(global)
+		if _, known := dtypes[d]; !ok || !known {
+			return nil, m.corrupt("a tensor has %s for a dtype", describe(rest[0]))
+		}
+		t.DType, rest = dtypes[d], rest[1:]
+	}
+	if (f == rebuildTensorV3) != (s.dtype == dtype.Invalid) {
+		return nil, m.corrupt("%s is called with a storage of %v", f, s.dtype)
+	}
+	if len(rest) > 0 && rest[0] != nil {
+		if d, ok := rest[0].(*dict); !ok || len(d.entries) > 0 {
+			return nil, fault.New(fault.Unsupported, "the pickle has a tensor that is conjugated or negated when it is read").At(m.at).WithHint(hintContiguousFloatCopy)
+		}
+	}
+	return t, m.checkView(t)
+}
+
+// checkView checks that a view lies within what its storage claims to be; File.prove checks the claim.
+func (m *machine) checkView(t *Tensor) error {
+	n, ok := dtype.NElements(t.Shape)
+	if _, fits := t.DType.NBytes(n); !ok || !fits {
+		return m.corrupt("a tensor of %v and shape %d is larger than any file", t.DType, t.Shape)
+	}
+	end, ok := t.end(t.Shape)
+	if have := t.storage.n * t.storage.elementBytes() / int64(t.DType.Size()); !ok || end > have {
+		return m.corrupt("a tensor of shape %d, strides %d and offset %d leaves its storage of %d elements", t.Shape, t.strides, t.offset, have)
+	}
+	return nil
+}
+
+// dims returns the non-negative integers of a tuple or a list.
+func dims(v any) ([]int64, bool) {
+	items, ok := v.(tuple)
+	if l, isList := v.(*list); isList {
+		items, ok = l.items, true
+	}
+	all := make([]int64, len(items))
+	for i, item := range items {
+		d, isInt := item.(int64)
+		if !isInt || d < 0 {
+			return nil, false
+		}
+		all[i] = d
+	}
+	return all, ok
+}
+
+// storage answers a persistent id: ("storage", class, key, location, elements), and in the older container one more for views
+// of storages, which torch has not written since 0.4.
+func (f *File) storage(m *machine, id tuple) (*storage, error) {
+	if len(id) < 5 || id[0] != "storage" {
+		return nil, m.corrupt("a persistent id is %s, want one that names a storage", describe(id))
+	}
+	class, ok := id[1].(global)
+	key, ok2 := id[2].(string)
+	n, ok3 := id[4].(int64)
+	d, known := storageTypes[class]
+	if !ok || !ok2 || !ok3 || n < 0 || !known && class != untypedStorage {
+		return nil, m.corrupt("a storage is %s with the key %s and %s elements", describe(id[1]), describe(id[2]), describe(id[4]))
+	}
+	if known && d == dtype.Invalid {
+		return nil, fault.New(fault.Unsupported, "the pickle has a tensor in a %s, a dtype that safetensors does not have", string(class)).At(m.at).WithHint(hintContiguousFloatCopy)
+	}
+	if len(id) > 5 && id[5] != nil {
+		return nil, fault.New(fault.Unsupported, "the pickle has a storage that is a view of another one").At(m.at).WithHint("%s", hintResave)
+	}
+	if s := f.byKey[key]; s != nil {
+		if s.dtype != d || s.n != n {
+			return nil, m.corrupt("the storage %q is %d elements of %v and %d of %v", key, s.n, s.dtype, n, d)
+		}
+		return s, nil
+	}
+	s := &storage{key: key, dtype: d, n: n}
+	if _, ok := d.NBytes(uint64(n)); known && !ok {
+		return nil, m.corrupt("the storage %q claims %d elements, more than any file holds", key, n)
+	}
+	f.byKey[key] = s
+	f.storages = append(f.storages, s)
+	return s, nil
+}

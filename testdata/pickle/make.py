@@ -1,0 +1,274 @@
+"""Writes the pickle fixtures: files of torch.save with their tensors in safetensors, and files that must be refused."""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+sys.dont_write_bytecode = True
+
+import numpy  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+HERE = Path(__file__).parent
+MARKER = "the-pickle-was-run"
+
+
+def sequence(*shape, dtype=torch.float32):
+    """Distinct values that every float dtype holds."""
+    n = 1
+    for d in shape:
+        n *= d
+    return (torch.arange(n) % 101).reshape(shape).to(dtype)
+
+
+# Files that are read.
+
+
+def linear():
+    """A state dict of torch has the attribute _metadata."""
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2, bias=False)).state_dict()
+
+
+def views():
+    base = sequence(6, 8)
+    return {
+        "base": base,
+        "rows": base[2:4],
+        "tail": base.flatten()[40:],
+        "one": base[5],
+        "scalar": base[3, 3],
+        "nothing": base[6:],
+    }
+
+
+def strided():
+    base = sequence(6, 8)
+    return {
+        "transposed": base.t(),
+        "columns": base[:, 3:5],
+        "every-other": base[::2, 1::3],
+        "permuted": sequence(2, 3, 4).permute(2, 0, 1),
+        "expanded": sequence(3, 1).expand(3, 5),
+        "overlapping": torch.as_strided(sequence(16), (4, 5), (2, 1), 1),
+        "ones": sequence(1, 4, 1).permute(2, 1, 0),
+        "wide": sequence(3, 30000, dtype=torch.uint8).t(),
+    }
+
+
+def dtypes():
+    names = """float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 uint16 uint32 uint64
+        float8_e4m3fn float8_e5m2 float8_e8m0fnu float8_e4m3fnuz float8_e5m2fnuz""".split()
+    raw = sequence(4 * 8, dtype=torch.uint8) + 1
+    return {name: (raw.reshape(4, 8) % 2).bool() if name == "bool" else raw.clone().view(getattr(torch, name)) for name in names}
+
+
+def parameters():
+    plain = torch.nn.Parameter(sequence(2, 3))
+    frozen = torch.nn.Parameter(sequence(3, 2), requires_grad=False)
+    tagged = torch.nn.Parameter(sequence(4))
+    tagged.tag = "with an attribute"
+    return OrderedDict(plain=plain, frozen=frozen, tagged=tagged)
+
+
+def shared():
+    tied = sequence(4, 3)
+    return {"embed.weight": tied, "head.weight": tied, "head.transposed": tied.t(), "own": tied.clone()}
+
+
+def nested():
+    return {"epoch": 3, "state_dict": linear(), "optimizer": {"state": {0: {"exp_avg": sequence(3)}}, "lr": 1e-3}}
+
+
+def beside():
+    return {"weight": sequence(2, 2), "epoch": 3, "loss": 0.5, "name": "müll", "big": 2**80, "negative": -70000, "flag": True, "none": None}
+
+
+READ = {
+    "plain": linear,
+    "views": views,
+    "strided": strided,
+    "dtypes": dtypes,
+    "parameters": parameters,
+    "shared": shared,
+    "nested": nested,
+    "beside": beside,
+    "empty": dict,
+}
+
+
+def flat(value):
+    value = value.get("state_dict", value)
+    return {name: t.detach().contiguous().clone() for name, t in value.items() if isinstance(t, torch.Tensor)}
+
+
+def save(value, **options) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **options)
+    return buffer.getvalue()
+
+
+# Files that are refused.
+
+
+class Calls:
+    """Pickles as a call."""
+
+    def __init__(self, function, *args):
+        self.function, self.args = function, args
+
+    def __reduce__(self):
+        return self.function, self.args
+
+
+class Stateful:
+    def __getstate__(self):
+        return {"x": 1}
+
+
+def edit(archive: bytes, change: dict, compress=zipfile.ZIP_STORED, drop=()) -> bytes:
+    """Rewrites entries of a torch archive; change maps the end of a name to new contents or to a function of the old ones."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(out, "w", compress) as new:
+        for info in old.infolist():
+            content = old.read(info)
+            for name, to in change.items():
+                if info.filename.endswith("/" + name):
+                    changed = to(content) if callable(to) else to
+                    assert changed != content, name
+                    content = changed
+            if not any(info.filename.endswith("/" + name) for name in drop):
+                new.writestr(zipfile.ZipInfo(info.filename), content, compress)
+    return out.getvalue()
+
+
+def swap(old: bytes, new: bytes):
+    def change(content):
+        assert content.count(old) == 1, (old, content)
+        return content.replace(old, new)
+
+    return change
+
+
+def program(*parts: bytes) -> bytes:
+    """An archive whose data.pkl is made by hand."""
+    return edit(save({}), {"data.pkl": b"\x80\x02" + b"".join(parts) + b"."})
+
+
+def script() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as z:
+        for name in ("m/data.pkl", "m/constants.pkl", "m/code/__torch__.py"):
+            z.writestr(zipfile.ZipInfo(name), b"\x80\x02}.")
+    return out.getvalue()
+
+
+def zipped(name: str) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as z:
+        z.writestr(zipfile.ZipInfo(name), b"hello")
+    return out.getvalue()
+
+
+def refused():
+    one = {"w": sequence(3, 5)}
+    zip_file, legacy = save(one), save(one, _use_new_zipfile_serialization=False)
+    touch = f"touch {MARKER}"
+    system = Calls(os.system, touch)
+    evil = Calls(eval, f"open({MARKER!r}, 'w')")
+    int_ = lambda n: b"J" + struct.pack("<i", n)  # noqa: E731
+    size = b"K\x03K\x05\x86"  # the shape (3, 5)
+    huge = b"\x8a\x08" + struct.pack("<q", 2**62)
+    yield "os-system", save({"w": sequence(2), "x": system}), ["posix.system", "nothing of it was run"]
+    yield "eval", save({"x": evil, "w": sequence(2)}), ["builtin", "eval", "do not"]
+    yield "eval-legacy", save(evil, _use_new_zipfile_serialization=False), ["eval"]
+    yield "eval-plain", pickle.dumps(evil, 2), ["eval"]
+    yield "eval-in-key", save({Calls(eval, f"open({MARKER!r}, 'w').name"): sequence(2)}), ["eval"]
+    yield "getattr", save({"x": Calls(getattr, "x", "join")}), ["getattr"]
+    yield "object", save({"x": Stateful()}), ["Stateful"]
+    yield "instance", program(b"(i__builtin__\neval\n"), ["INST"]
+    yield "newobj", program(b"ccollections\nOrderedDict\n)\x81"), ["NEWOBJ"]
+    yield "extension", program(b"\x82\x01"), ["EXT1"]
+    yield "unknown-opcode", program(b"\xff"), ["0xff"]
+    yield "underflow", program(b"\x86"), ["stack"]
+    yield "no-mark", program(b"u"), ["mark"]
+    yield "call-of-a-string", program(b"X\x01\x00\x00\x00a)R"), ["called"]
+    yield "memo-unset", program(b"h\x07"), ["before it is made"]
+    yield "text-4gb", program(b"X\xff\xff\xff\xff"), ["4294967295 bytes are due"]
+    yield "recursive", program(b"}q\x00X\x05\x00\x00\x00modelh\x00s"), ["no dictionary of tensors"]
+    yield "not-utf8", program(b"X\x01\x00\x00\x00\xff"), ["UTF-8"]
+    yield "storage-claim", edit(zip_file, {"data.pkl": swap(b"K\x0ftq", b"M\xff\xfftq")}), ["claims 262140 bytes", "holds 60"]
+    yield "storage-claim-2-62", edit(zip_file, {"data.pkl": swap(b"K\x0ftq", huge + b"tq")}), ["more than any file"]
+    yield "shape-claim", edit(zip_file, {"data.pkl": swap(size, huge + b"K\x05\x86")}), ["larger than any file"]
+    yield "leaves-storage", edit(zip_file, {"data.pkl": swap(size, b"K\x04K\x05\x86")}), ["leaves its storage"]
+    yield "negative-shape", edit(zip_file, {"data.pkl": swap(size, int_(-3) + b"K\x05\x86")}), ["a tensor of a storage"]
+    yield "stride-overflow", edit(zip_file, {"data.pkl": swap(b"K\x05K\x01\x86", huge + b"K\x01\x86")}), ["leaves its storage"]
+    yield "stride-zero", save({"w": sequence(1).expand(1 << 20, 1 << 20)}), ["times as large as the file"]
+    yield "storage-missing", edit(zip_file, {}, drop=["data/0"]), ["no entry data/0"]
+    yield "storage-short", edit(zip_file, {"data/0": lambda b: b[:-4]}), ["claims 60 bytes", "holds 56"]
+    yield "cut", zip_file[:-30], ["zip"]
+    yield "cut-in-data", zip_file[: len(zip_file) // 2], ["zip"]
+    yield "cut-pickle", edit(zip_file, {"data.pkl": lambda b: b[:40]}), ["are due"]
+    yield "cut-legacy", legacy[:-1], ["claims 60 bytes", "holds 59"]
+    yield "cut-legacy-pickle", legacy[:150], ["due"]
+    yield "legacy-claim", legacy.replace(struct.pack("<q", 15), struct.pack("<q", 1 << 60)), ["1152921504606846976 elements"]
+    yield "legacy-big-endian", legacy.replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"), ["big-endian"]
+    yield "byteorder-big", edit(zip_file, {"byteorder": b"big"}), ["byteorder", "big"]
+    yield "compressed", edit(zip_file, {}, compress=zipfile.ZIP_DEFLATED), ["compressed"]
+    yield "protocol-4", save(one, pickle_protocol=4), ["protocol 4"]
+    yield "list", save([sequence(2), sequence(3)]), ["a list of 2"]
+    yield "tensor", save(sequence(2)), ["a tensor"]
+    yield "no-tensors", save({"lr": 1e-3}), ["no dictionary of tensors"]
+    yield "int-keys", save({0: sequence(2)}), ["no string"]
+    yield "tensors-beside", save({"w": sequence(2), "more": {"x": sequence(2)}}), ["more"]
+    yield "numpy", save({"w": numpy.ones(2)}), ["numpy"]
+    yield "complex128", save({"w": sequence(2, dtype=torch.complex128)}), ["ComplexDoubleStorage"]
+    yield "conjugated", save({"w": sequence(2, dtype=torch.complex64).conj()}), ["conjugated"]
+    yield "quantised", save({"w": torch.quantize_per_tensor(sequence(4), 0.1, 0, torch.qint8)}), ["torch._utils._rebuild_qtensor"]
+    yield "sparse", save({"w": sequence(2, 2).to_sparse()}), ["torch._utils._rebuild_sparse_tensor"]
+    yield "torchscript", script(), ["TorchScript"]
+    yield "zip", zipped("hello.txt"), ["without data.pkl"]
+    yield "plain-pickle", pickle.dumps({"w": [1, 2]}, 2), ["torch.save did not write"]
+
+
+def check_is_run(path: Path):
+    """Shows that a pickle that calls something does so where Python loads it."""
+    with tempfile.TemporaryDirectory() as directory:
+        code = f"import torch; torch.load({str(path.resolve())!r}, weights_only=False)"
+        subprocess.run([sys.executable, "-c", code], cwd=directory, stderr=subprocess.DEVNULL)
+        assert (Path(directory) / MARKER).exists(), path
+
+
+def main():
+    for kind in ("read", "refuse"):
+        shutil.rmtree(HERE / kind, ignore_errors=True)
+        (HERE / kind).mkdir()
+    for name, make in READ.items():
+        value = make()
+        (HERE / "read" / f"{name}.bin").write_bytes(save(value))
+        # Dtypes without a storage class are not written by the older container.
+        if name != "dtypes":
+            (HERE / "read" / f"{name}-legacy.bin").write_bytes(save(value, _use_new_zipfile_serialization=False))
+        save_file(flat(value), HERE / "read" / f"{name}.safetensors")
+    words = {}
+    for name, content, expected in refused():
+        path = HERE / "refuse" / f"{name}.bin"
+        path.write_bytes(content)
+        words[name] = expected
+        if name in ("os-system", "eval", "eval-legacy", "eval-in-key"):
+            check_is_run(path)
+    (HERE / "refuse" / "words.json").write_text(json.dumps(words, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
