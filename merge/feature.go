@@ -37,7 +37,7 @@ var explanations = map[string]explanation{
 	format.FeatureMonteCLoRA:         {"it carries the sampler of MonteCLoRA (monteclora_config)", laterVersion},
 	format.FeatureMultiheadAttention: {"it adapts torch.nn.MultiheadAttention, whose weights are fused", laterVersion},
 	format.FeatureOLoRA:              {"it was initialised with OLoRA (olora), which subtracted the first factors from the base", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
-	format.FeaturePattern:            {"a key of rank_pattern or alpha_pattern is a regular expression that cannot be evaluated here", "write it without look-around and back references"},
+	format.FeaturePattern:            {"a key of rank_pattern or alpha_pattern is a regular expression that cannot be evaluated here", "write it without inline flags, or as one key for each module"},
 	format.FeaturePEFTType:           {"it is not LoRA", "merge with PEFT"},
 	format.FeaturePiSSA:              {"it was initialised with PiSSA (pissa), which subtracted the principal part from the base", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
 	format.FeaturePiSSANiter:         {"it was initialised with a randomised PiSSA (pissa_niter), which changed the base in a way that cannot be repeated", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},

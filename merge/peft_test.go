@@ -84,7 +84,7 @@ func (c fixture) openAdapters(t *testing.T, dir string) (adapters []merge.Adapte
 // float64, any other with the base, bit for bit.
 func TestMergeEqualsPEFTInEveryElement(t *testing.T) {
 	elements := 0
-	eachFixture(t, "merge", 20, func(t *testing.T, dir string, c fixture) {
+	compare := func(t *testing.T, dir string, c fixture) {
 		out := filepath.Join(t.TempDir(), "out")
 		p, err := c.open(t, dir, merge.Options{})
 		if err != nil {
@@ -127,7 +127,9 @@ func TestMergeEqualsPEFTInEveryElement(t *testing.T) {
 				elements++
 			}
 		}
-	})
+	}
+	eachFixture(t, "merge", 20, compare)
+	eachFixture(t, "eras", 29, compare) // by the releases of PEFT that their names begin with
 	t.Logf("%d elements compared", elements)
 }
 

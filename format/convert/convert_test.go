@@ -20,7 +20,7 @@ const testdata = "../../testdata"
 func adapters(t *testing.T) []string {
 	t.Helper()
 	var dirs []string
-	for _, pattern := range []string{"peft/merge/*/adapter*", "peft/refuse/*/adapter*", "corpus/*", "demo/adapter-r8"} {
+	for _, pattern := range []string{"peft/merge/*/adapter*", "peft/refuse/*/adapter*", "peft/eras/*/adapter", "corpus/*", "demo/adapter-r8"} {
 		found, err := filepath.Glob(filepath.Join(testdata, pattern))
 		if err != nil || len(found) == 0 {
 			t.Fatalf("no adapters match %s", pattern)

@@ -119,7 +119,6 @@ func (p *peftReader) adapter() format.Adapter {
 			p.out.Orientation = format.NxM
 		}
 	}
-	p.out.Requires = slices.Clone(c.requires)
 	if c.PEFTType != "LORA" {
 		for i := range p.tensors {
 			p.opaque(i)
@@ -156,9 +155,11 @@ func (p *peftReader) adapter() format.Adapter {
 	if len(p.names) > 1 {
 		p.require(format.FeatureSeveralNames, fmt.Sprint(len(p.names)))
 	}
+	p.decideEra(modules)
 	for module, roles := range modules {
 		p.layer(module, roles)
 	}
+	c.requirePatterns()
 	p.checkBias()
 	return p.sorted()
 }
@@ -166,6 +167,7 @@ func (p *peftReader) adapter() format.Adapter {
 // sorted puts the lists in the order of spec/FORMAT.md.
 func (p *peftReader) sorted() format.Adapter {
 	a := &p.out
+	a.Requires = append(a.Requires, p.config.requires...)
 	sort.Slice(a.Layers, func(i, j int) bool { return a.Layers[i].Module < a.Layers[j].Module })
 	sort.Slice(a.Beside, func(i, j int) bool { return a.Beside[i].Tensor < a.Beside[j].Tensor })
 	sort.Slice(a.Requires, func(i, j int) bool {

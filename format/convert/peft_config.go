@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -34,6 +33,8 @@ type peftConfigFile struct {
 	Parameters  []string        `json:"target_parameters"`
 
 	requires   []format.Requirement
+	names      []string // of the fields, sorted
+	era        patternEra
 	hasExperts bool
 }
 
@@ -70,12 +71,11 @@ func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 		return c, nil
 	}
 	c.hasExperts = len(c.Parameters) > 0
-	names := make([]string, 0, len(fields))
 	for name := range fields {
-		names = append(names, name)
+		c.names = append(c.names, name)
 	}
-	slices.Sort(names)
-	for _, name := range names {
+	slices.Sort(c.names)
+	for _, name := range c.names {
 		c.checkField(name, fields[name])
 	}
 	if r := c.rankDefault(); r < 1 {
@@ -194,7 +194,7 @@ func (c *peftConfigFile) rankDefault() int {
 
 // rank is r of a module, and the key of rank_pattern that gave it, if any.
 func (c *peftConfigFile) rank(module string) (int, *patternMatch) {
-	if m := c.RankPattern.match("rank_pattern", module); m != nil {
+	if m := c.match(c.RankPattern, "rank_pattern", module); m != nil {
 		return int(m.value), m
 	}
 	return c.rankDefault(), nil
@@ -202,7 +202,7 @@ func (c *peftConfigFile) rank(module string) (int, *patternMatch) {
 
 // alpha is lora_alpha of a module.
 func (c *peftConfigFile) alpha(module string) (float64, *patternMatch) {
-	if m := c.AlphaPatt.match("alpha_pattern", module); m != nil {
+	if m := c.match(c.AlphaPatt, "alpha_pattern", module); m != nil {
 		return m.value, m
 	}
 	if c.Alpha == nil {
@@ -247,82 +247,6 @@ func notEmpty(rows []int64) string {
 		return "trainable_token_indices is empty"
 	}
 	return ""
-}
-
-// pattern is rank_pattern or alpha_pattern: regular expressions for module names, in the order of the file, which decides.
-type pattern []patternEntry
-
-type patternEntry struct {
-	key   string
-	value float64
-	re    *regexp.Regexp
-}
-
-// patternMatch is the entry that a module's name matched first; conflict is another key that matches with another value.
-type patternMatch struct {
-	field, key, conflict string
-	value                float64
-}
-
-// UnmarshalJSON keeps the order of the keys.
-func (p *pattern) UnmarshalJSON(text []byte) error {
-	*p = nil
-	dec := json.NewDecoder(bytes.NewReader(text))
-	open, err := dec.Token()
-	if err != nil || open == nil {
-		return err
-	}
-	if open != json.Delim('{') {
-		return fmt.Errorf("a pattern is an object, got %s", text)
-	}
-	for dec.More() {
-		key, err := dec.Token()
-		if err != nil {
-			return err
-		}
-		var value float64
-		if err := dec.Decode(&value); err != nil {
-			return err
-		}
-		*p = append(*p, patternEntry{key: key.(string), value: value})
-	}
-	_, err = dec.Token()
-	return err
-}
-
-// compilePatterns prepares the patterns as PEFT from 0.15 on reads them: ^(.*\.)?(KEY)$, the first key that matches wins.
-func (c *peftConfigFile) compilePatterns() error {
-	for _, p := range []pattern{c.RankPattern, c.AlphaPatt} {
-		for i := range p {
-			re, err := regexp.Compile(`^(?s:.*\.)?(` + p[i].key + `)$`)
-			if err != nil {
-				c.require(format.FeaturePattern, p[i].key)
-				continue
-			}
-			p[i].re = re
-		}
-	}
-	for _, e := range c.RankPattern {
-		if e.value != float64(int(e.value)) || e.value < 1 {
-			return fault.New(fault.Corrupt, "rank_pattern gives %q the rank %v, and a rank is a whole number from 1", e.key, e.value)
-		}
-	}
-	return nil
-}
-
-func (p pattern) match(field, module string) *patternMatch {
-	var found *patternMatch
-	for _, e := range p {
-		if e.re == nil || !e.re.MatchString(module) {
-			continue
-		}
-		if found == nil {
-			found = &patternMatch{field: field, key: e.key, value: e.value}
-		} else if found.conflict == "" && e.value != found.value {
-			found.conflict = e.key
-		}
-	}
-	return found
 }
 
 func siblingOf(path, name string) string { return filepath.Join(filepath.Dir(path), name) }

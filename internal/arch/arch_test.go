@@ -126,6 +126,7 @@ var fences = map[string]struct {
 	rooms []string
 	why   string
 }{
+	"github.com/dlclark/regexp2/v2":     {[]string{"format/convert"}, "regular expressions of Python, in one file"},
 	"github.com/urfave/cli/v2":          {[]string{"cmd/loratool"}, "flags and help; the library neither prints nor exits"},
 	"github.com/schollz/progressbar/v3": {[]string{"cmd/loratool"}, "the bar"},
 	"golang.org/x/term":                 {[]string{"cmd/loratool"}, "whether somebody looks"},
