@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -87,25 +86,14 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 	return nil
 }
 
-// looksLikeAdapter tells an adapter from a checkpoint: by the configuration beside the weights, and without one by the names
-// of the tensors.
+// looksLikeAdapter tells an adapter from a checkpoint: by what lies there, and of a lone file by the names of its tensors.
 func looksLikeAdapter(path string) (bool, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return false, err
 	}
-	dir := filepath.Dir(path)
-	if info.IsDir() {
-		dir = path
-	}
-	if !info.IsDir() && convert.IsLoRA(path) {
-		return true, nil
-	}
-	if _, err := os.Stat(filepath.Join(dir, "adapter_config.json")); err == nil {
-		return true, nil
-	}
-	if info.IsDir() {
-		return false, nil
+	if convert.IsAdapter(path) || info.IsDir() {
+		return convert.IsAdapter(path), nil
 	}
 	base, err := checkpoint.Open(path)
 	if err != nil {

@@ -16,6 +16,8 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/pickle"
+	"github.com/loratool/loratool/internal/safetensors"
 )
 
 // Open opens the adapter at path, a file or a directory, and recognises its dialect by what it holds. Only headers and
@@ -33,41 +35,100 @@ func Open(path string) (format.Source, error) {
 
 // openDir opens a directory as PEFT saves it. Where it holds safetensors and a pickle, the first is opened, as PEFT does.
 func openDir(dir string) (format.Source, error) {
-	for _, name := range []string{peftWeights, peftPickle} {
-		if weights := filepath.Join(dir, name); exists(weights) {
-			return openPEFT(weights)
-		}
-	}
-	entries, err := os.ReadDir(dir)
+	names, err := list(dir)
 	if err != nil {
 		return nil, err
 	}
-	var names, weights []string
-	for _, e := range entries {
-		names = append(names, e.Name())
-		if slices.Contains([]string{".safetensors", ".bin", ".pt", ".pth"}, filepath.Ext(e.Name())) {
-			weights = append(weights, e.Name())
-		}
+	named := namedAdapters(dir, names)
+	if weights := weightsOf(dir, names); weights != "" {
+		return openBeside(filepath.Join(dir, weights), "beside the adapter the directory holds those of the sub-directories %s, which are not used", named)
 	}
-	isModel := slices.Contains(names, "config.json")
-	if len(weights) == 1 && !isModel {
-		return openPEFT(filepath.Join(dir, weights[0]))
+	isModel := slices.Contains(names, modelConfig)
+	if len(named) == 1 && !isModel {
+		return openBeside(filepath.Join(dir, named[0], weightsOf(filepath.Join(dir, named[0]), nil)), "the adapter is that of the sub-directory %s", named)
 	}
 	e := fault.New(fault.Unsupported, "the directory holds no %s and no %s", peftWeights, peftPickle).In(dir)
-	for _, name := range names {
-		if exists(filepath.Join(dir, name, peftWeights)) || exists(filepath.Join(dir, name, peftPickle)) {
-			e.WithHint("the adapter is in the sub-directory %s", name)
-		}
-	}
-	if isModel && e.Hint == "" {
+	switch {
+	case len(named) > 0:
+		e.Msg += "; there are adapters in the sub-directories " + fault.List(named, 5)
+		e.WithHint("give one of them: %s", filepath.Join(dir, named[0]))
+	case isModel:
 		e.WithHint("this looks like a model; the order is: BASE ADAPTER")
 	}
 	return nil, e
 }
 
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
+// openBeside opens a file of weights and, where there are adapters in sub-directories, notes it.
+func openBeside(path, note string, named []string) (format.Source, error) {
+	f, err := openPEFT(path)
+	if err != nil {
+		return nil, err
+	}
+	if len(named) > 0 {
+		f.note(note, fault.List(named, 5))
+	}
+	return f, nil
+}
+
+// modelConfig is the configuration of a model, which no adapter has beside it.
+const modelConfig = "config.json"
+
+// weightsOf is the file of weights of an adapter's directory: under a name of PEFT's, or the only one that it can be. It is ""
+// where there is none. names are those of the directory, nil to look for PEFT's alone.
+func weightsOf(dir string, names []string) string {
+	for _, name := range []string{peftWeights, peftPickle} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err == nil && !info.IsDir() {
+			return name
+		}
+	}
+	var all []string
+	for _, name := range names {
+		if slices.Contains([]string{".safetensors", ".bin", ".pt", ".pth"}, filepath.Ext(name)) {
+			all = append(all, name)
+		}
+	}
+	if len(all) != 1 || slices.Contains(names, modelConfig) {
+		return ""
+	}
+	return all[0]
+}
+
+// namedAdapters are the sub-directories in which PEFT saves adapters that are not called default.
+func namedAdapters(dir string, names []string) []string {
+	var found []string
+	for _, name := range names {
+		if weightsOf(filepath.Join(dir, name), nil) != "" {
+			found = append(found, name)
+		}
+	}
+	return found
+}
+
+// list returns the names of what a directory holds, sorted.
+func list(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name()
+	}
+	return names, err
+}
+
+// IsAdapter reports whether the path is that of an adapter, by what lies there: a container, a configuration of PEFT with the
+// weights, adapters in sub-directories, or a pickle, which no checkpoint that is read here is.
+func IsAdapter(path string) bool {
+	dir := path
+	if info, err := os.Stat(path); err != nil || !info.IsDir() {
+		if IsLoRA(path) || isPickle(path) {
+			return true
+		}
+		dir = filepath.Dir(path)
+	}
+	if _, err := os.Stat(filepath.Join(dir, format.PEFTConfig)); err == nil {
+		return true
+	}
+	names, err := list(dir)
+	return err == nil && dir == path && len(namedAdapters(dir, names)) > 0 && !slices.Contains(names, modelConfig)
 }
 
 // OpenDigested is Open for a source that will be converted: it reads a file that a container is to restore once, to record its
@@ -89,15 +150,24 @@ func OpenDigested(ctx context.Context, path string) (format.Source, error) {
 const loraMagic = "\x5a\x2a\x4d\x18"
 
 // IsLoRA reports whether the file at path begins as a .lora file does.
-func IsLoRA(path string) bool {
+func IsLoRA(path string) bool { return string(start(path, len(loraMagic))) == loraMagic }
+
+// isPickle reports whether the file at path begins as one of torch.save does.
+func isPickle(path string) bool {
+	p := start(path, 16)
+	return pickle.IsPickle(p) && !safetensors.IsHeader(p)
+}
+
+// start returns the first bytes of a file, at most n.
+func start(path string, n int) []byte {
 	f, _, err := fileio.Open(path)
 	if err != nil {
-		return false
+		return nil
 	}
 	defer f.Close()
-	start := make([]byte, len(loraMagic))
-	_, err = io.ReadFull(f, start)
-	return err == nil && string(start) == loraMagic
+	p := make([]byte, n)
+	n, _ = io.ReadFull(f, p)
+	return p[:n]
 }
 
 // openFile opens one file: a container, or a PEFT adapter, whose configuration lies beside it.
@@ -114,7 +184,7 @@ func openFile(path string) (format.Source, error) {
 		return nil, fault.New(fault.Unsupported, "this is a configuration, not the weights").In(path).
 			WithHint("give the directory %s", filepath.Dir(path))
 	}
-	return openPEFT(path)
+	return openBeside(path, "", nil)
 }
 
 // WithBase returns a source of one adapter with another record of the base that it was made for.

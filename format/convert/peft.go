@@ -22,7 +22,7 @@ const (
 const maxSideBytes = 16 << 20
 
 // openPEFT opens a file of weights, safetensors or a pickle, of the dialect of huggingface/peft, with the configuration beside it.
-func openPEFT(path string) (format.Source, error) {
+func openPEFT(path string) (*tensorFile, error) {
 	f, err := openTensorFile(path)
 	if err != nil {
 		return nil, err
@@ -76,10 +76,9 @@ func (f *tensorFile) readPEFT(path string) error {
 
 // notePickle says what a pickle cannot keep.
 func (f *tensorFile) notePickle() {
-	note := func(text string) { f.manifest.Notes = append(f.manifest.Notes, text) }
-	note("the weights are a pickle: from a .lora file they come back as safetensors, with the same names and values")
-	if n := len(f.pickle.Left); n > 0 {
-		note("the pickle holds values that are no tensors of the adapter and are left out: " + fault.List(f.pickle.Left, 3))
+	f.note("the weights are a pickle: from a .lora file they come back as safetensors, with the same names and values")
+	if len(f.pickle.Left) > 0 {
+		f.note("the pickle holds values that are no tensors of the adapter and are left out: %s", fault.List(f.pickle.Left, 3))
 	}
 }
 
@@ -323,5 +322,6 @@ func (p *peftReader) checkBias() {
 			return
 		}
 	}
-	p.note("the configuration says bias = %q and the file holds no bias: PEFT from 0.7 to 0.20.0 lost them when it saved the adapter", p.config.Bias)
+	p.note("the configuration says bias = %q and the file holds no bias: the model has none, or, with lora_only, PEFT from 0.7 to 0.20.0 lost them when it saved the adapter",
+		p.config.Bias)
 }

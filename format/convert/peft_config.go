@@ -13,6 +13,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
+	"github.com/loratool/loratool/internal/safetensors"
 )
 
 // peftConfigFile is adapter_config.json, as far as it changes what an adapter does.
@@ -52,6 +53,9 @@ var errNotPEFT = errors.New("no peft_type")
 func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(text, &fields); err != nil {
+		if other := safetensors.Recognise(text[:min(len(text), 512)]); other != nil {
+			return nil, other
+		}
 		if word := pythonNumber.Find(text); word != nil {
 			return nil, fault.New(fault.Corrupt, "not JSON: it has the value %s, which Python writes and no adapter can use", bytes.TrimLeft(word, ": \t\r\n")).
 				WithHint("the adapter's training went wrong, or the file was edited; set the field to a number")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -103,6 +104,11 @@ func (f *tensorFile) attach(name string, content []byte) {
 	}
 	f.manifest.Attachments = append(f.manifest.Attachments, format.Attachment{Name: name, NBytes: size, SHA256: sum})
 	f.attachments = append(f.attachments, content)
+}
+
+// note adds what a user should know.
+func (f *tensorFile) note(format string, args ...any) {
+	f.manifest.Notes = append(f.manifest.Notes, fmt.Sprintf(format, args...))
 }
 
 func (f *tensorFile) Manifest() *format.Manifest { return &f.manifest }
