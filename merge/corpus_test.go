@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/loratool/loratool/format"
@@ -86,9 +87,14 @@ func mergeIntoOwnShapes(t *testing.T, dir string, src format.Source) {
 		for range 50 {
 			e := rng.IntN(len(w) / 2)
 			sum := new(big.Float).SetPrec(3000).SetFloat64(dtype.Load(dtype.BF16, w, e))
+			row, col := e/n, e%n
+			if l.Kind == format.Embedding { // Δ is (B·A)ᵀ
+				m := len(fb) / l.Rank
+				row, col = e%m, e/m
+			}
 			for k := range l.Rank {
-				q := new(big.Float).SetPrec(3000).SetFloat64(fb[e/n*l.Rank+k])
-				q.Mul(q, big.NewFloat(fa[k*n+e%n]))
+				q := new(big.Float).SetPrec(3000).SetFloat64(fb[row*l.Rank+k])
+				q.Mul(q, big.NewFloat(fa[k*n+col]))
 				sum.Add(sum, q.Mul(q, big.NewFloat(l.Scale())))
 			}
 			want := make([]byte, 2)
@@ -122,7 +128,11 @@ func writeBase(t *testing.T, src format.Source) string {
 		a, hasA := l.Roles[format.RoleA]
 		b, hasB := l.Roles[format.RoleB]
 		if hasA && hasB && len(m.Tensors[a].Shape) == 2 {
-			shapes[l.Module+".weight"] = []uint64{m.Tensors[b].Shape[0], m.Tensors[a].Shape[1]}
+			shape := []uint64{m.Tensors[b].Shape[0], m.Tensors[a].Shape[1]}
+			if l.Kind == format.Embedding {
+				slices.Reverse(shape)
+			}
+			shapes[l.Module+".weight"] = shape
 		}
 	}
 	for _, b := range m.Adapters[0].Beside {

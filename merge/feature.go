@@ -1,7 +1,6 @@
 package merge
 
 import (
-	"fmt"
 	"sort"
 	"strings"
 
@@ -50,12 +49,6 @@ var explanations = map[string]explanation{
 	format.FeatureVeLoRA:             {"it carries the state of VeLoRA (velora_config)", laterVersion},
 }
 
-// typeNames spells the peft_types as their papers do.
-var typeNames = map[string]string{
-	"ADALORA": "AdaLoRA", "IA3": "IA3", "LOHA": "LoHa", "LOKR": "LoKr", "VERA": "VeRA", "OFT": "OFT", "BOFT": "BOFT", "HRA": "HRA",
-	"MISS": "MiSS", "BONE": "Bone", "RANDLORA": "RandLoRA", "VBLORA": "VB-LoRA", "FOURIERFT": "FourierFT", "XLORA": "X-LoRA", "LN_TUNING": "LN tuning",
-}
-
 // Refusals lists, in words, why the adapter cannot be merged by this version: one entry per feature, empty for an adapter
 // that can. The hint belongs to the first.
 func Refusals(a *format.Adapter) (why []string, hint string) {
@@ -77,11 +70,7 @@ func Refusals(a *format.Adapter) (why []string, hint string) {
 			e = explanation{"it requires the feature " + f, "try a newer loratool"}
 		}
 		if f == format.FeaturePEFTType {
-			name := where[f][0]
-			if spelled := typeNames[name]; spelled != "" {
-				name = spelled
-			}
-			e.why = fmt.Sprintf("it is %s, not LoRA", name)
+			e = explainType(where[f][0])
 			where[f] = nil
 		}
 		if at := strings.Join(where[f], ""); at != "" {

@@ -18,6 +18,7 @@ var others = []struct{ part, name string }{
 	{".lora_a", "the dialect of MLX"},
 	{"w_a_", "the dialect of Sam_LoRA"},
 	{":up", "the dialect of cloneofsimo's lora"},
+	{".lora_E", "those of AdaLoRA, which is not LoRA"},
 	{".lora_A.weight", "PEFT's keys, as diffusers and others write them without a configuration"},
 	{".lora_A", "the dialect of loralib"},
 }
