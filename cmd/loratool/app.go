@@ -43,6 +43,9 @@ func newApp(t *terminal) *app {
 		c.OnUsageError = usage // not inherited
 		c.HideHelpCommand = true
 		c.CustomHelpTemplate = cli.CommandHelpTemplate + "\n" + exitCodesHelp
+		if c.Name == "inspect" {
+			c.CustomHelpTemplate = cli.CommandHelpTemplate + "\n" + supportHelp() + "\n" + exitCodesHelp
+		}
 	}
 	return a
 }
