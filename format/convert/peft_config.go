@@ -82,8 +82,11 @@ func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 	for _, name := range c.names {
 		c.checkField(name, fields[name])
 	}
-	if r := c.rankDefault(); r < 1 {
+	switch r := c.rankDefault(); {
+	case r < 1:
 		return nil, fault.New(fault.Corrupt, "r is %d, and a rank is at least 1", r)
+	case r > maxRank:
+		return nil, fault.New(fault.Limit, "r is %d, and ranks to %d are read", r, maxRank)
 	}
 	return c, c.compilePatterns()
 }

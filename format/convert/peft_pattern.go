@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -222,8 +223,8 @@ func (c *peftConfigFile) compilePatterns() error {
 		}
 	}
 	for _, e := range c.RankPattern {
-		if e.value != float64(int(e.value)) || e.value < 1 {
-			return fault.New(fault.Corrupt, "rank_pattern gives %q the rank %v, and a rank is a whole number from 1", e.key, e.value)
+		if !(e.value >= 1 && e.value <= maxRank) || e.value != math.Trunc(e.value) {
+			return fault.New(fault.Corrupt, "rank_pattern gives %q the rank %v, and a rank is a whole number from 1 to %d", e.key, e.value, maxRank)
 		}
 	}
 	return nil
