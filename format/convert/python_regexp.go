@@ -17,7 +17,7 @@ type pythonRegexp struct{ re *regexp2.Regexp }
 const matchTimeout = 250 * time.Millisecond
 
 // errPythonOnly is an expression whose meaning in Python is not that of the engine here.
-var errPythonOnly = errors.New("Python reads this expression in a way that is not known here")
+var errPythonOnly = errors.New("an expression that Python reads in a way that is not known here")
 
 func compilePython(expr string) (*pythonRegexp, error) {
 	translated, err := translatePython(expr)

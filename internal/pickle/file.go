@@ -44,10 +44,18 @@ type File struct {
 	storages []*storage
 	byKey    map[string]*storage
 
-	mu       sync.Mutex // guards the tensor that was gathered last
-	gathered int
-	values   []byte
+	mu       sync.Mutex // guards gathered
+	gathered []gathered // the latest last
 }
+
+// gathered are the values of a tensor that does not lie in row-major order.
+type gathered struct {
+	tensor int
+	values []byte
+}
+
+// maxGathered bounds the tensors that are kept, each for whoever is reading it from its start to its end.
+const maxGathered = 4
 
 // maxExpansion bounds the bytes of all tensors by those of the file: views may share storages, but a view that repeats one
 // value a billion times is a claim, not a weight.
@@ -65,7 +73,7 @@ func Read(r io.ReaderAt, size int64) (*File, error) {
 	if _, err := io.ReadFull(io.NewSectionReader(r, 0, size), start); err != nil {
 		return nil, err
 	}
-	f := &File{r: r, size: size, gathered: -1, byKey: make(map[string]*storage)}
+	f := &File{r: r, size: size, byKey: make(map[string]*storage)}
 	read := f.readLegacy
 	if bytes.HasPrefix(start, []byte("PK")) {
 		read = f.readZip
@@ -101,8 +109,8 @@ func (f *File) prove() error {
 }
 
 // ReadAt fills p with the bytes from off of the values of tensor i, little-endian and row-major. It is safe for concurrent
-// use. The values of a tensor that does not lie in that order are gathered in memory at first, and kept until those of
-// another one are.
+// use. The values of a tensor that does not lie in that order are gathered in memory at first, and kept until its last byte is
+// read, or until those of several others are.
 func (f *File) ReadAt(p []byte, i int, off int64) error {
 	t := &f.Tensors[i]
 	if len(p) == 0 {
@@ -115,15 +123,23 @@ func (f *File) ReadAt(p []byte, i int, off int64) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.gathered != i {
-		f.gathered, f.values = -1, nil
+	at := slices.IndexFunc(f.gathered, func(g gathered) bool { return g.tensor == i })
+	if at < 0 {
 		values, err := f.gather(t)
 		if err != nil {
 			return err
 		}
-		f.gathered, f.values = i, values
+		if len(f.gathered) == maxGathered {
+			f.gathered = slices.Delete(f.gathered, 0, 1)
+		}
+		at = len(f.gathered)
+		f.gathered = append(f.gathered, gathered{i, values})
 	}
-	copy(p, f.values[off:])
+	values := f.gathered[at].values
+	copy(p, values[off:])
+	if off+int64(len(p)) == int64(len(values)) {
+		f.gathered = slices.Delete(f.gathered, at, at+1)
+	}
 	return nil
 }
 
@@ -205,10 +221,8 @@ type gatherer struct {
 }
 
 func (g *gatherer) walk(axes []axis, from, to int64) error {
-	if len(axes) == 0 {
-		p, err := g.window.at(from, g.size)
-		copy(g.dst[to:], p)
-		return err
+	if len(axes) == 1 { // a tensor of one element is contiguous, so there is one
+		return g.line(axes[0], from, to)
 	}
 	for range axes[0].n {
 		if err := g.walk(axes[1:], from, to); err != nil {
@@ -216,6 +230,27 @@ func (g *gatherer) walk(axes []axis, from, to int64) error {
 		}
 		from += axes[0].from
 		to += axes[0].to
+	}
+	return nil
+}
+
+// line copies the elements along one axis, as many at once as a window holds.
+func (g *gatherer) line(a axis, from, to int64) error {
+	most := a.n
+	if a.from > 0 {
+		most = min(most, (windowBytes-g.size)/a.from+1)
+	}
+	for left := a.n; left > 0; left -= most {
+		n := min(left, most)
+		p, err := g.window.at(from, (n-1)*a.from+g.size)
+		if err != nil {
+			return err
+		}
+		for i := range n {
+			copy(g.dst[to:to+g.size], p[i*a.from:])
+			to += a.to
+		}
+		from += n * a.from
 	}
 	return nil
 }

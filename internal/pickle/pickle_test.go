@@ -3,8 +3,10 @@ package pickle_test
 import (
 	"archive/zip"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -12,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/parallel"
 	"github.com/loratool/loratool/internal/pickle"
 	"github.com/loratool/loratool/internal/safetensors"
 )
@@ -107,6 +110,35 @@ func readAll(t *testing.T, f *pickle.File, i, n, piece int) []byte {
 		}
 	}
 	return p
+}
+
+// TestReadAtIsSafeForConcurrentUse reads more tensors than are kept, in pieces that alternate between readers.
+func TestReadAtIsSafeForConcurrentUse(t *testing.T) {
+	f, err := open(readFile(t, filepath.Join(fixtures, "read/strided.bin")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := make([][]byte, len(f.Tensors))
+	for i := range want {
+		n := int(f.Tensors[i].NBytes())
+		want[i] = readAll(t, f, i, n, n)
+	}
+	err = parallel.For(context.Background(), 4, 200, func(_, job int) error {
+		i := job % len(want)
+		got := make([]byte, len(want[i]))
+		for off := 0; off < len(got); off += len(got)/3 + 1 {
+			if err := f.ReadAt(got[off:min(off+len(got)/3+1, len(got))], i, int64(off)); err != nil {
+				return err
+			}
+		}
+		if !bytes.Equal(got, want[i]) {
+			return fmt.Errorf("%q is not what it was", f.Tensors[i].Name)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 // TestLeftNamesWhatIsNoTensor: what is beside the tensors is listed, so that a user hears of it.
