@@ -35,11 +35,11 @@ func Open(path string) (format.Source, error) {
 
 // openDir opens a directory as PEFT saves it. Where it holds safetensors and a pickle, the first is opened, as PEFT does.
 func openDir(dir string) (format.Source, error) {
-	names, err := list(dir)
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
 	}
-	named := namedAdapters(dir, names)
+	names, named := namesOf(entries), namedAdapters(dir, entries)
 	if weights := weightsOf(dir, names); weights != "" {
 		return openBeside(filepath.Join(dir, weights), "beside the adapter the directory holds those of the sub-directories %s, which are not used", named)
 	}
@@ -81,37 +81,40 @@ func weightsOf(dir string, names []string) string {
 			return name
 		}
 	}
-	var all []string
-	for _, name := range names {
-		if slices.Contains([]string{".safetensors", ".bin", ".pt", ".pth"}, filepath.Ext(name)) {
-			all = append(all, name)
-		}
-	}
-	if len(all) != 1 || slices.Contains(names, modelConfig) {
+	if slices.Contains(names, modelConfig) {
 		return ""
 	}
-	return all[0]
+	for _, kind := range [][]string{{".safetensors"}, {".bin", ".pt", ".pth"}} { // trainers leave pickles of their own beside the weights
+		var all []string
+		for _, name := range names {
+			if slices.Contains(kind, filepath.Ext(name)) {
+				all = append(all, name)
+			}
+		}
+		if len(all) == 1 {
+			return all[0]
+		}
+	}
+	return ""
 }
 
 // namedAdapters are the sub-directories in which PEFT saves adapters that are not called default.
-func namedAdapters(dir string, names []string) []string {
+func namedAdapters(dir string, entries []os.DirEntry) []string {
 	var found []string
-	for _, name := range names {
-		if weightsOf(filepath.Join(dir, name), nil) != "" {
-			found = append(found, name)
+	for _, e := range entries {
+		if !e.Type().IsRegular() && weightsOf(filepath.Join(dir, e.Name()), nil) != "" { // a link may be one of a directory
+			found = append(found, e.Name())
 		}
 	}
 	return found
 }
 
-// list returns the names of what a directory holds, sorted.
-func list(dir string) ([]string, error) {
-	entries, err := os.ReadDir(dir)
+func namesOf(entries []os.DirEntry) []string {
 	names := make([]string, len(entries))
 	for i, e := range entries {
 		names[i] = e.Name()
 	}
-	return names, err
+	return names
 }
 
 // IsAdapter reports whether the path is that of an adapter, by what lies there: a container, a configuration of PEFT with the
@@ -127,8 +130,11 @@ func IsAdapter(path string) bool {
 	if _, err := os.Stat(filepath.Join(dir, format.PEFTConfig)); err == nil {
 		return true
 	}
-	names, err := list(dir)
-	return err == nil && dir == path && len(namedAdapters(dir, names)) > 0 && !slices.Contains(names, modelConfig)
+	if dir != path {
+		return false
+	}
+	entries, err := os.ReadDir(dir)
+	return err == nil && len(namedAdapters(dir, entries)) > 0 && !slices.Contains(namesOf(entries), modelConfig)
 }
 
 // OpenDigested is Open for a source that will be converted: it reads a file that a container is to restore once, to record its

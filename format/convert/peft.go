@@ -64,22 +64,15 @@ func (f *tensorFile) readPEFT(path string) error {
 	}
 	f.attach(format.PEFTConfig, text)
 	f.manifest.Provenance.Source = "PEFT " + config.PEFTVersion
-	if f.pickle == nil {
+	switch {
+	case f.pickle == nil:
 		f.attach(format.SourceHeader, nil)
-	} else {
-		f.notePickle()
+	case len(f.pickle.Left) > 0:
+		f.note("the pickle holds values that are no tensors of the adapter and are left out: %s", fault.List(f.pickle.Left, 3))
 	}
 	p := peftReader{config: config, tensors: f.manifest.Tensors, manifest: &f.manifest}
 	f.manifest.Adapters = []format.Adapter{p.adapter()}
 	return nil
-}
-
-// notePickle says what a pickle cannot keep.
-func (f *tensorFile) notePickle() {
-	f.note("the weights are a pickle: from a .lora file they come back as safetensors, with the same names and values")
-	if len(f.pickle.Left) > 0 {
-		f.note("the pickle holds values that are no tensors of the adapter and are left out: %s", fault.List(f.pickle.Left, 3))
-	}
 }
 
 // peftReader turns the keys of a PEFT file into layers.
