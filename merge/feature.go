@@ -9,7 +9,7 @@ import (
 )
 
 // applied are the features that this version applies.
-var applied = map[string]bool{format.FeatureLoRABias: true, format.FeatureWeightTying: true}
+var applied = map[string]bool{format.FeatureDoRA: true, format.FeatureLoRABias: true, format.FeatureWeightTying: true}
 
 // explanation says why a feature keeps an adapter from being merged, and what its user can do.
 type explanation struct{ why, hint string }
@@ -24,9 +24,8 @@ var explanations = map[string]explanation{
 	format.FeatureConfigField:        {"its configuration sets a field that this version does not know and that may change the result", "if the field is harmless, remove it from adapter_config.json; else try a newer loratool"},
 	format.FeatureConvolution:        {"it adapts a convolution", laterVersion},
 	format.FeatureCorDA:              {"it was initialised with CorDA (corda), which changed the base by data that are not in the adapter", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
-	format.FeatureDoRA:               {"it is DoRA: its magnitudes rescale every merged weight", laterVersion},
 	format.FeatureExperts:            {"it adapts the stacked weights of experts (target_parameters)", laterVersion},
-	format.FeatureFactorShape:        {"a factor is not a matrix", ""},
+	format.FeatureFactorShape:        {"a tensor of a layer does not have the shape that goes with the others", "the file is damaged, or not what its keys say"},
 	format.FeatureKaSA:               {"it is KaSA (kasa_config), which truncated the base before training", "merge with PEFT"},
 	format.FeatureLayerReplication:   {"it was trained on a base with repeated layers (layer_replication)", "build that base first, with its layers repeated and renumbered, and merge into it"},
 	format.FeatureLoftQ:              {"it was initialised with LoftQ (loftq), so it belongs to a quantised base with changed weights", "merge it into the base that LoftQ wrote"},

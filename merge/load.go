@@ -18,16 +18,18 @@ type running struct {
 	err     error
 	left    atomic.Int64 // blocks to go
 	forward update
-	back    update   // −forward, for a record
-	same    bool     // the record predicts the merged values themselves, as there is no subtracting
-	taken   []update // of each step
-	retake  []update // −taken, for steps without a record
+	back    update             // −forward, for a record
+	same    bool               // the record predicts the merged values themselves, as there is no subtracting
+	taken   []update           // of each step
+	retake  []update           // −taken, for steps without a record
+	norms   kernel.ColumnNorms // for DoRA, from measure
 }
 
 // update is what a merge adds to a tensor: none, or one in the arithmetic that the tensor needs.
 type update struct {
-	narrow *kernel.Update[float32]
-	broad  *kernel.Update[float64]
+	narrow  *kernel.Update[float32]
+	broad   *kernel.Update[float64]
+	rescale *kernel.Rescaled // DoRA
 }
 
 // merge adds the update to a block of rows.
@@ -37,9 +39,12 @@ func (u *update) merge(block []byte, row0 int64, st *kernel.Stats, w *worker) {
 		u.broad.Merge(block, int(row0), st, &w.broad)
 	case u.narrow != nil:
 		u.narrow.Merge(block, int(row0), st, &w.narrow)
+	case u.rescale != nil:
+		u.rescale.Merge(block, int(row0), st, &w.rescale)
 	}
 }
 
+// negative is what takes the update out again, where that is a subtraction.
 func (u *update) negative() update {
 	switch {
 	case u.broad != nil:
@@ -54,7 +59,12 @@ func (u *update) negative() update {
 func (t *running) load(k *kernel.Kernel, o *Options) error {
 	t.once.Do(func() {
 		var nonFinite int
-		if t.forward, nonFinite, t.err = t.loadUpdate(k, t.terms, o.AllowNonFinite); t.err != nil {
+		if t.dora != nil {
+			t.forward.rescale, t.err = t.loadRescaled(o.AllowNonFinite)
+		} else {
+			t.forward, nonFinite, t.err = t.loadUpdate(k, t.terms, o.AllowNonFinite)
+		}
+		if t.err != nil {
 			return
 		}
 		// The bits of a NaN that comes out of a sum differ between processors.
@@ -88,16 +98,25 @@ func (t *target) loadUpdate(k *kernel.Kernel, terms []term, allowNonFinite bool)
 	switch {
 	case len(terms) == 0:
 	case t.wide(terms):
-		u.broad, nonFinite, err = loadTerms[float64](k, t, terms, allowNonFinite)
+		u.broad, nonFinite, err = prepare[float64](k, t, terms, allowNonFinite)
 	default:
-		u.narrow, nonFinite, err = loadTerms[float32](k, t, terms, allowNonFinite)
+		u.narrow, nonFinite, err = prepare[float32](k, t, terms, allowNonFinite)
 	}
 	return u, nonFinite, err
 }
 
-func loadTerms[T kernel.Float](k *kernel.Kernel, t *target, terms []term, allowNonFinite bool) (u *kernel.Update[T], nonFinite int, err error) {
+func prepare[T kernel.Float](k *kernel.Kernel, t *target, terms []term, allowNonFinite bool) (u *kernel.Update[T], nonFinite int, err error) {
 	nRows, nCols := t.shape()
-	loaded := make([]kernel.Term[T], len(terms))
+	loaded, nonFinite, err := loadTerms[T](t, terms, allowNonFinite)
+	if err != nil {
+		return nil, 0, err
+	}
+	return kernel.Prepare(k, t.ref.Tensor.DType, int(nRows), int(nCols), loaded), nonFinite, nil
+}
+
+func loadTerms[T kernel.Float](t *target, terms []term, allowNonFinite bool) (loaded []kernel.Term[T], nonFinite int, err error) {
+	nRows, nCols := t.shape()
+	loaded = make([]kernel.Term[T], len(terms))
 	for i := range terms {
 		term := &terms[i]
 		l, badL, err := loadFactor[T](term.left, int(nRows), term.rank)
@@ -115,7 +134,7 @@ func loadTerms[T kernel.Float](k *kernel.Kernel, t *target, terms []term, allowN
 		}
 		loaded[i] = kernel.Term[T]{S: term.scale, Rank: term.rank, L: l, R: r}
 	}
-	return kernel.Prepare(k, t.ref.Tensor.DType, int(nRows), int(nCols), loaded), nonFinite, nil
+	return loaded, nonFinite, nil
 }
 
 // pieceBytes is how much of a factor is read at a time.

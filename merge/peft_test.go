@@ -37,17 +37,21 @@ func eachFixture(t *testing.T, kind string, atLeast int, f func(t *testing.T, di
 	}
 	for _, dir := range dirs {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
-			text, err := os.ReadFile(filepath.Join(dir, "case.json"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			var c fixture
-			if err := json.Unmarshal(text, &c); err != nil {
-				t.Fatal(err)
-			}
-			f(t, dir, c)
+			f(t, dir, readFixture(t, dir))
 		})
 	}
+}
+
+func readFixture(t *testing.T, dir string) (c fixture) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(dir, "case.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &c); err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // open plans the merge of a case.

@@ -56,7 +56,8 @@ type target struct {
 	ref     checkpoint.Ref
 	module  string
 	terms   []term
-	replace *blob // the tensor of an adapter that stands in for the base's
+	dora    *magnitude // rescales the updated weight
+	replace *blob      // the tensor of an adapter that stands in for the base's
 	rows    *rows
 	undo    []step // what is taken out before that, the latest merge first
 }
@@ -197,6 +198,14 @@ func (t *target) check() error {
 	if t.rows != nil && (t.replace != nil || len(t.terms) > 0) {
 		return fault.New(fault.Unsupported, "%q is to get trained token rows and another change as well, and their order is not defined", name)
 	}
+	if t.dora != nil && (len(t.terms) > 1 || t.rows != nil) {
+		return fault.New(fault.Unsupported, "%q gets the magnitudes of DoRA from %q and another change as well, and which comes first changes the result", name, t.dora.module).
+			WithHint("merge one adapter, then the other into what comes out")
+	}
+	if t.dora != nil && t.dora.ofColumns && len(t.undo) > 0 {
+		return fault.New(fault.Unsupported, "%q gets the magnitudes of DoRA, whose norms take a pass over the tensor that is there when the other adapter is out", name).
+			WithHint("unmerge first, then merge")
+	}
 	if t.replace != nil && len(t.terms) > 0 && t.replace.tensor().DType != t.ref.Tensor.DType {
 		return fault.New(fault.Unsupported, "%q is replaced by a tensor in %v and updated as well, while the base stores %v",
 			name, t.replace.tensor().DType, t.ref.Tensor.DType)
@@ -217,10 +226,10 @@ func (t *target) shape() (nRows, nCols int64) {
 }
 
 // wide reports whether the fast pass of some terms has to run in float64: for float32 and float64 results, and for float64
-// factors.
+// factors, and for DoRA.
 func (t *target) wide(terms []term) bool {
 	d := t.ref.Tensor.DType
-	if d == dtype.F32 || d == dtype.F64 {
+	if d == dtype.F32 || d == dtype.F64 || t.dora != nil {
 		return true
 	}
 	for i := range terms {

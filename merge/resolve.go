@@ -56,6 +56,7 @@ func (r *resolver) resolve() error {
 	if err := first(errs); err != nil {
 		return err
 	}
+	r.noteMagnitudes()
 	if len(r.misoriented) > 0 {
 		r.plan.warn("fan_in_fan_out of the adapter's configuration does not fit the base, which decides: %s", fault.List(r.misoriented, 3))
 	}
@@ -141,6 +142,9 @@ func (r *resolver) addLayer(l *format.Layer) error {
 		left, right = factor{a, true}, factor{b, true}
 	}
 	t.terms = append(t.terms, term{adapter: r.index, module: l.Module, scale: scale, rank: l.Rank, left: left, right: right})
+	if err := r.addMagnitude(l, t, transposed); err != nil {
+		return err
+	}
 
 	if i, ok := l.Roles[format.RoleBias]; ok {
 		bias, err := r.target(l.Module + ".bias")

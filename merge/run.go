@@ -169,6 +169,7 @@ type worker struct {
 	predicted []byte
 	narrow    kernel.Scratch[float32]
 	broad     kernel.Scratch[float64]
+	rescale   kernel.RescaleScratch
 	undo      undo.Scratch
 	ignored   kernel.Stats
 }
@@ -187,6 +188,9 @@ func (r *run) all(ctx context.Context) error {
 	}
 	nWorkers := min(parallel.Workers(p.options.Workers), len(r.jobs))
 	workers := make([]worker, nWorkers)
+	if err := r.measure(ctx, workers); err != nil {
+		return err
+	}
 	err := parallel.For(ctx, nWorkers, len(r.jobs), func(w, i int) error { return r.do(&workers[w], i) })
 	if err != nil {
 		for _, f := range r.files {

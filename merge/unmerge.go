@@ -302,6 +302,10 @@ func (p *Plan) addSteps(ctx context.Context, index *naming.Base, byTensor map[st
 // subtract adds steps without a record.
 func (p *Plan) subtract(merged, byTensor map[string]*target) error {
 	for name, t := range merged {
+		if t.dora != nil {
+			return fault.New(fault.Unsupported, "DoRA has rescaled %q, and the norms of what was there before are in its undo record only", name).
+				WithHint("give the record that merge --undo has written, or take the tensor from the base")
+		}
 		if t.replace != nil || t.rows != nil {
 			return fault.New(fault.Unsupported, "the merge has replaced values of %q, and what was there before is in its undo record only", name).
 				WithHint("give the record that merge --undo has written, or take the tensor from the base")

@@ -276,11 +276,24 @@ func (p *peftReader) roleFeatures(l *format.Layer) {
 			}
 		case format.RoleMagnitude:
 			p.require(format.FeatureDoRA, l.Module)
+			p.checkMagnitude(l)
 		case format.Role(roleDiag):
 			p.require(format.FeatureKaSA, l.Module)
 		default:
 			p.require(format.FeatureUnknownTensor, l.Module+"."+string(role))
 		}
+	}
+}
+
+// checkMagnitude makes a layer of another kind of one whose magnitudes are not one per output feature.
+func (p *peftReader) checkMagnitude(l *format.Layer) {
+	if l.Kind != format.Linear && l.Kind != format.Embedding {
+		return
+	}
+	m, b := &p.tensors[l.Roles[format.RoleMagnitude]], &p.tensors[l.Roles[format.RoleB]]
+	if m.Elements() != int64(b.Shape[0]) {
+		p.require(format.FeatureFactorShape, fmt.Sprintf("%s: lora_magnitude_vector %d, lora_B %d", l.Module, m.Shape, b.Shape))
+		l.Kind = format.Other
 	}
 }
 

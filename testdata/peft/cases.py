@@ -452,16 +452,85 @@ MERGE = [
     ),
 ]
 
+# DoRA. The magnitudes are those of the base, moved by noise like everything else.
+
+DORA = {"use_dora": True}
+MERGE += [
+    merge("dora", "llama-f32", lora(**DORA), "DoRA."),
+    merge(
+        "dora-all-linear",
+        "llama-deep",
+        lora(target_modules=LINEARS, r=8, lora_alpha=16, use_rslora=True, **DORA),
+        "DoRA with rsLoRA on every linear layer of a BF16 llama.",
+    ),
+    merge(
+        "dora-f16-patterns",
+        "llama-f16",
+        lora(target_modules=LINEARS[:4], rank_pattern={"q_proj": 3}, alpha_pattern={"o_proj": 3}, **DORA),
+        "DoRA on an F16 base, with a rank and an alpha of a module's own.",
+    ),
+    merge(
+        "dora-gpt2",
+        "gpt2",
+        lora(target_modules=GPT2, **DORA),
+        "DoRA on Conv1D, whose output features are columns of the stored weight; one of them is square.",
+    ),
+    merge(
+        "dora-embedding",
+        "llama-bf16",
+        lora(target_modules=["embed_tokens", "q_proj"], lora_alpha=2, **DORA),
+        "DoRA on an embedding: the norm is over the vocabulary. PEFT saves the embedding's base weight too.",
+    ),
+    merge(
+        "dora-embedding-factors-only",
+        "llama-bf16",
+        lora(target_modules=["embed_tokens", "q_proj"], lora_alpha=2, save=save_without_embedding, **DORA),
+        "The same, saved with save_embedding_layers=False.",
+    ),
+    merge(
+        "dora-config-denies",
+        "llama-f32",
+        lora(disguise=[set_config(use_dora=False)], **DORA),
+        "Magnitudes in the file, though the config is edited to say use_dora false; the truth is from before the edit.",
+        warn=["use_dora"],
+    ),
+    merge(
+        "dora-key-weight",
+        "llama-bf16",
+        lora(disguise=[replace(".lora_magnitude_vector", ".lora_magnitude_vector.weight")], **DORA),
+        "The key of the magnitudes ends with .weight, as in memory (edited).",
+    ),
+    merge(
+        "dora-key-adapter-name",
+        "llama-bf16",
+        lora(
+            disguise=[
+                replace(".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
+                replace(".weight", ".default.weight"),
+            ],
+            **DORA,
+        ),
+        "Keys of a raw state dict, with the adapter's name (edited).",
+    ),
+    merge("dora-adapter-bf16", "llama-bf16", lora(cast(torch.bfloat16), **DORA), "Factors and magnitudes in BF16."),
+]
+
 # Refused: kinds of LoRA.
 
 VARIANTS = [
-    refuse("dora", "llama-f32", lora(use_dora=True), ["DoRA"], "DoRA."),
     refuse(
-        "dora-config-denies",
+        "dora-magnitude-missing",
         "llama-f32",
-        lora(set_config(use_dora=False), use_dora=True),
-        ["DoRA"],
-        "DoRA magnitudes in the file, though the config is edited to say use_dora false.",
+        lora(drop("v_proj.lora_magnitude_vector"), use_dora=True),
+        ["lora_magnitude_vector", "v_proj"],
+        "One magnitude vector is dropped (edited).",
+    ),
+    refuse(
+        "dora-magnitude-shape",
+        "llama-f32",
+        lora(change("v_proj.lora_magnitude_vector", lambda m: m[:5]), use_dora=True),
+        ["lora_magnitude_vector", "v_proj"],
+        "One magnitude vector is too short (edited).",
     ),
     refuse(
         "bdlora",

@@ -93,6 +93,7 @@ def clean(key: str) -> str:
     for wrapper in WRAPPERS:
         key = key.replace(wrapper, "")
     key = key.replace(".modules_to_save.default.", ".").replace(".default.", ".")
+    key = key.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
     return key.removeprefix("base_model.model.")
 
 
@@ -112,6 +113,13 @@ def scaling(config: dict, module: str, rank: int) -> float:
 def by_formula(base: str, adapters: list[Path], weights: list[float], add=None) -> dict[str, torch.Tensor]:
     """W0 + Σ weight·s·B·A for the targeted tensors, and the tensors that replace the base's."""
     add = add or (lambda w, s, b, a: w + s * (b @ a))
+
+    def rescale(tensors, module, found, dim):
+        """DoRA: m·V/‖V‖, the norm over a dimension of the base's tensor."""
+        if (m := tensors.get(f"{module}.lora_magnitude_vector")) is not None:
+            v = merged[found]
+            merged[found] = m.unsqueeze(dim) * v / v.norm(dim=dim, keepdim=True)
+
     original = read_double(Path("bases") / base)
     conv1d = json.loads((Path("bases") / base / "config.json").read_text())["model_type"] == "gpt2"
     merged = {}
@@ -133,16 +141,18 @@ def by_formula(base: str, adapters: list[Path], weights: list[float], add=None) 
                 found = target(f"{module}.weight")
                 a, b = (b.T, a.T) if conv1d else (a, b)
                 merged[found] = add(merged[found], s, b, a)
+                rescale(tensors, module, found, 0 if conv1d else 1)
             elif tail == "embedding_B":
                 a = tensors.pop(f"{module}.lora_embedding_A")
                 s = scaling(config, module, a.shape[0]) * weight
                 found = target(f"{module}.weight")
                 merged[found] = add(merged[found], s, a.T, b.T)
+                rescale(tensors, module, found, 0)
             elif tail == "B.bias":
                 rank = tensors[f"{module}.lora_B.weight"].shape[1]
                 found = target(f"{module}.bias")
                 merged[found] = merged[found] + scaling(config, module, rank) * weight * b
-            elif tail in ("A.weight", "embedding_A"):
+            elif tail in ("A.weight", "embedding_A", "magnitude_vector"):
                 pass
             elif name.endswith(".token_adapter.trainable_tokens_delta"):
                 module = name.removesuffix(".token_adapter.trainable_tokens_delta")

@@ -1,0 +1,83 @@
+package merge_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/merge"
+)
+
+// openWeighted plans the merge of fixtures' adapters with weights.
+func openWeighted(t *testing.T, base string, names []string, weights []float64) (*merge.Plan, error) {
+	t.Helper()
+	var adapters []merge.Adapter
+	for i, name := range names {
+		src, err := convert.Open(filepath.Join(fixtures, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { src.Close() })
+		adapters = append(adapters, merge.Adapter{Source: src, Name: name, Weight: weights[i]})
+	}
+	p, err := merge.Open(context.Background(), filepath.Join(fixtures, "bases", base), adapters, merge.Options{})
+	if err == nil {
+		t.Cleanup(func() { p.Close() })
+	}
+	return p, err
+}
+
+// TestDoRAIsNotMixed: the magnitudes rescale whatever the weight is by then, so that neither a part of them nor a second change has
+// one meaning.
+func TestDoRAIsNotMixed(t *testing.T) {
+	for _, c := range []struct {
+		names   []string
+		weights []float64
+		word    string
+	}{
+		{[]string{"merge/dora/adapter"}, []float64{0.5}, "weighted"},
+		{[]string{"merge/dora/adapter", "merge/f32/adapter"}, []float64{1, 1}, "first"},
+		{[]string{"merge/f32/adapter", "merge/dora/adapter"}, []float64{1, 1}, "first"},
+		{[]string{"merge/dora/adapter", "merge/dora-config-denies/adapter"}, []float64{1, 1}, "first"},
+	} {
+		_, err := openWeighted(t, "llama-f32", c.names, c.weights)
+		if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), c.word) {
+			t.Errorf("merging %q with weights %v: %v, want a refusal with the word %q", c.names, c.weights, err, c.word)
+		}
+	}
+}
+
+// TestDoRAIsTheSameEverywhere: norms of columns are summed over the whole tensor, in one order for any workers and blocks.
+func TestDoRAIsTheSameEverywhere(t *testing.T) {
+	for _, name := range []string{"dora-gpt2", "dora-embedding", "dora-all-linear"} {
+		var first []byte
+		for _, o := range []merge.Options{{}, {Workers: 1, BlockBytes: 1}, {Workers: 3, BlockBytes: 700}} {
+			dir := filepath.Join(fixtures, "merge", name)
+			c := readFixture(t, dir)
+			p, err := c.open(t, dir, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out := filepath.Join(t.TempDir(), "out")
+			if _, err := p.Run(context.Background(), out); err != nil {
+				t.Fatal(err)
+			}
+			var all []byte
+			merged := openCheckpoint(t, out)
+			for _, tensor := range merged.Names() {
+				all = append(all, read(t, merged, tensor)...)
+			}
+			if first == nil {
+				first = all
+			}
+			if !bytes.Equal(all, first) {
+				t.Errorf("%s: other bytes with %d workers and blocks of %d bytes", name, o.Workers, o.BlockBytes)
+			}
+		}
+	}
+}
