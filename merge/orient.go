@@ -11,7 +11,11 @@ import (
 // orientation decides whether the base stores the weight of a layer transposed. The shape tells, and where it is square, what
 // the base is: its model type, and how it stores the other weights of modules with the same name. Only then the word of
 // the adapter's configuration counts, which is often wrong.
-func (r *resolver) orientation(l *format.Layer, shape []uint64, n, m uint64) (transposed bool, err error) {
+func (r *resolver) orientation(l *format.Layer, shape, a, b []uint64) (transposed bool, err error) {
+	if l.Kind == format.Conv {
+		return false, r.checkConvolution(l, shape, a, b)
+	}
+	n, m := a[1], b[0]
 	if l.Kind == format.Embedding {
 		if len(shape) == 2 && shape[0] == n && shape[1] == m {
 			return true, nil

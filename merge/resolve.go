@@ -133,7 +133,7 @@ func (r *resolver) addLayer(l *format.Layer) error {
 	if err != nil {
 		return err
 	}
-	transposed, err := r.orientation(l, t.ref.Tensor.Shape, a.tensor().Shape[1], b.tensor().Shape[0])
+	transposed, err := r.orientation(l, t.ref.Tensor.Shape, a.tensor().Shape, b.tensor().Shape)
 	if err != nil {
 		return err
 	}

@@ -245,6 +245,9 @@ func (p *peftReader) classify(l *format.Layer, hasA, hasB bool, rank int) {
 	case len(a.Shape) >= 3 && len(b.Shape) == len(a.Shape):
 		p.require(format.FeatureConvolution, l.Module)
 		l.Kind = format.Conv
+		if a.Shape[0] != uint64(rank) {
+			p.require(format.FeatureRankMismatch, fmt.Sprintf("%s: lora_A has rank %d, the configuration says %d", l.Module, a.Shape[0], rank))
+		}
 		return
 	case len(a.Shape) != 2 || len(b.Shape) != 2:
 		p.require(format.FeatureFactorShape, fmt.Sprintf("%s: lora_A %d, lora_B %d", l.Module, a.Shape, b.Shape))

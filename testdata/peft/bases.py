@@ -186,6 +186,32 @@ def whisper():
     )
 
 
+class BlocksConfig(tf.PretrainedConfig):
+    model_type = "blocks"
+
+
+class Blocks(tf.PreTrainedModel):
+    """The modules of torch that PEFT wraps and that no model above has: it is only loaded, trained and merged, never run."""
+
+    config_class = BlocksConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        nn = torch.nn
+        self.conv1 = nn.Conv1d(8, 12, 3)
+        self.conv2 = nn.Conv2d(6, 10, (3, 2))
+        self.point = nn.Conv2d(8, 12, 1)
+        self.conv3 = nn.Conv3d(3, 9, (2, 2, 3), bias=False)
+        self.grouped = nn.Conv2d(8, 12, 3, groups=4)
+        self.post_init()
+
+    def _init_weights(self, module):
+        pass
+
+    def get_input_embeddings(self):
+        return None
+
+
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
 BASES = {
@@ -208,5 +234,7 @@ BASES = {
     "t5": Base(t5(), tf.T5ForConditionalGeneration, F32),
     "mixtral": Base(mixtral(), tf.MixtralForCausalLM, BF16),
     "siglip": Base(siglip(), tf.SiglipVisionModel, F32),
+    "blocks": Base(BlocksConfig(), Blocks, BF16),
+    "blocks-f32": Base(BlocksConfig(), Blocks, F32),
     "whisper": Base(whisper(), tf.WhisperForConditionalGeneration, F32),
 }

@@ -515,6 +515,28 @@ MERGE += [
     merge("dora-adapter-bf16", "llama-bf16", lora(cast(torch.bfloat16), **DORA), "Factors and magnitudes in BF16."),
 ]
 
+# Convolutions.
+
+CONV = {"target_modules": ["conv1", "conv2", "conv3", "point"], "task_type": None}
+MERGE += [
+    merge("conv2d", "siglip", lora(target_modules=["patch_embedding"], task_type=None), "The patch embedding."),
+    merge(
+        "conv1d",
+        "whisper",
+        lora(target_modules=["conv1", "conv2"], task_type=None),
+        "The two nn.Conv1d at the beginning of the encoder.",
+    ),
+    merge("conv-all", "blocks", lora(**CONV), "One, two and three dimensions, and a kernel of one point."),
+    merge(
+        "conv-patterns",
+        "blocks-f32",
+        lora(use_rslora=True, rank_pattern={"conv3": 2, "point": 5}, alpha_pattern={"conv1": 3}, **CONV),
+        "Convolutions with ranks and alphas of their own, and the scale α/√r.",
+    ),
+    merge("conv-dora", "blocks", lora(use_dora=True, **CONV), "DoRA on convolutions: one magnitude per output channel."),
+    merge("conv-dora-f32", "blocks-f32", lora(use_dora=True, **CONV), "The same on an F32 base."),
+]
+
 # Refused: kinds of LoRA.
 
 VARIANTS = [
@@ -666,14 +688,18 @@ VARIANTS = [
 
 LAYERS = [
     refuse(
-        "conv2d",
-        "siglip",
-        lora(target_modules=["patch_embedding"], task_type=None),
-        ["conv"],
-        "nn.Conv2d, the patch embedding.",
+        "conv-grouped",
+        "blocks",
+        lora(target_modules=["grouped"], task_type=None),
+        ["group", "grouped"],
+        "A grouped convolution: PEFT's update is dense over the inputs, and the grouped weight has no place for it.",
     ),
     refuse(
-        "conv1d", "whisper", lora(target_modules=["conv1", "conv2"], task_type=None), ["conv"], "nn.Conv1d of torch."
+        "conv-rank",
+        "blocks",
+        lora(set_config(r=8), target_modules=["conv2"], task_type=None),
+        ["rank"],
+        "The config's rank is not that of a convolution's factors (edited).",
     ),
     refuse(
         "multihead-attention",

@@ -106,7 +106,7 @@ def write_all(kind: str, entries: dict, write, only=""):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="directory to write into")
-    parser.add_argument("--only", default="", help="write only the cases whose name contains this, on existing bases")
+    parser.add_argument("--only", default="", help="write only the cases whose name contains this, and bases that are not there")
     options = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -117,7 +117,8 @@ def main():
     if not options.only:
         for kind in ("bases", "merge", "refuse"):
             shutil.rmtree(kind, ignore_errors=True)
-        write_all("bases", BASES, lambda base, directory: base.write(directory))
+    absent = {name: base for name, base in BASES.items() if not (Path("bases") / name).exists()}
+    write_all("bases", absent, lambda base, directory: base.write(directory))
     write_all("merge", {case.name: case for case in MERGE}, make_merge, options.only)
     write_all("refuse", {case.name: case for case in REFUSE}, make_refuse, options.only)
 

@@ -118,7 +118,8 @@ def by_formula(base: str, adapters: list[Path], weights: list[float], add=None) 
         """DoRA: m·V/‖V‖, the norm over a dimension of the base's tensor."""
         if (m := tensors.get(f"{module}.lora_magnitude_vector")) is not None:
             v = merged[found]
-            merged[found] = m.unsqueeze(dim) * v / v.norm(dim=dim, keepdim=True)
+            flat = v.flatten(1)
+            merged[found] = (m.flatten().unsqueeze(dim) * flat / flat.norm(dim=dim, keepdim=True)).reshape(v.shape)
 
     original = read_double(Path("bases") / base)
     conv1d = json.loads((Path("bases") / base / "config.json").read_text())["model_type"] == "gpt2"
@@ -139,8 +140,9 @@ def by_formula(base: str, adapters: list[Path], weights: list[float], add=None) 
                 a = tensors.pop(f"{module}.lora_A.weight")
                 s = scaling(config, module, a.shape[0]) * weight
                 found = target(f"{module}.weight")
-                a, b = (b.T, a.T) if conv1d else (a, b)
-                merged[found] = add(merged[found], s, b, a)
+                a, b = (b.T, a.T) if conv1d else (a.flatten(1), b.flatten(1))
+                w = merged[found]
+                merged[found] = add(w.flatten(1), s, b, a).reshape(w.shape)
                 rescale(tensors, module, found, 0 if conv1d else 1)
             elif tail == "embedding_B":
                 a = tensors.pop(f"{module}.lora_embedding_A")
