@@ -74,13 +74,14 @@ func (r *resolver) noteMagnitudes() {
 
 // loadRescaled reads the factors and magnitudes of a target.
 func (t *running) loadRescaled(allowNonFinite bool) (*kernel.Rescaled, error) {
-	terms, _, err := loadTerms[float64](t.target, t.terms, allowNonFinite)
+	terms, _, err := loadTerms[float64](t, t.terms, allowNonFinite)
 	if err != nil {
 		return nil, err
 	}
 	m := t.dora
 	nRows, nCols := t.shape()
-	values, bad, err := loadFactor[float64](factor{blob: m.blob}, 1, int(m.tensor().Elements()))
+	values := make([]float64, m.tensor().Elements())
+	bad, err := loadFactor(values, wholeA(m.blob, 1), 1, len(values), len(values), 1, m.source.ReadBlobAt)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +104,7 @@ func (r *run) measure(ctx context.Context, workers []worker) error {
 			if t.dora == nil || !t.dora.ofColumns {
 				continue
 			}
-			if err := r.measureColumns(ctx, workers, r.state[t], r.plan.files[i]); err != nil {
+			if err := r.measureColumns(ctx, workers, r.state[t][0], r.plan.files[i]); err != nil {
 				return err
 			}
 		}

@@ -68,8 +68,11 @@ type job struct {
 	header     bool
 }
 
+// row is the first row, counted in its band.
+func (j *job) row() int64 { return j.row0 - int64(j.target.band)*j.target.bandRows() }
+
 // jobs lists the work in the order of the output's bytes.
-func (p *Plan) jobs(state map[*target]*running) []job {
+func (p *Plan) jobs(state map[*target][]*running) []job {
 	var jobs []job
 	copyRange := func(file int, from, to int64) {
 		for ; from < to; from += copyBytes {
@@ -92,8 +95,9 @@ func (p *Plan) jobs(state map[*target]*running) []job {
 			}
 			step := p.blockRows(t)
 			for row := int64(0); row < nRows; row += step {
-				jobs = append(jobs, job{file: i, target: state[t], row0: row, row1: min(row+step, nRows)})
-				state[t].left.Add(1)
+				band := state[t][row/t.bandRows()]
+				jobs = append(jobs, job{file: i, target: band, row0: row, row1: min(row+step, nRows)})
+				band.left.Add(1)
 			}
 		}
 		copyRange(i, at, f.in.Size)
@@ -104,14 +108,21 @@ func (p *Plan) jobs(state map[*target]*running) []job {
 	return jobs
 }
 
-// blockRows is how many rows of a target are worked on at a time.
+// blockRows is how many rows of a target are worked on at a time: all of one band, which they divide.
 func (p *Plan) blockRows(t *target) int64 {
 	_, nCols := t.shape()
 	if len(t.undo) > 0 && t.undo[0].record != nil {
 		s := &t.undo[0]
 		return s.record.Tensors[s.tensor].Block / nCols
 	}
-	return max(1, p.blockBytes()/(nCols*int64(t.ref.Tensor.DType.Size())))
+	n := max(1, p.blockBytes()/(nCols*int64(t.ref.Tensor.DType.Size())))
+	if t.bands > 1 {
+		n = min(n, t.bandRows())
+		for t.bandRows()%n != 0 {
+			n--
+		}
+	}
+	return n
 }
 
 func (p *Plan) blockBytes() int64 {
@@ -158,10 +169,13 @@ func (p *Plan) describe(t *target) PlannedTensor {
 	if t.rows != nil {
 		d.Rows = len(t.rows.order)
 	}
-	for _, term := range t.terms {
-		d.Rank += term.rank
-		d.Scale = term.scale
-		d.Updates = append(d.Updates, TermShort{Adapter: p.adapters[term.adapter].Name, Rank: term.rank, Scale: term.scale})
+	for i := range p.adapters {
+		if u := t.update(i); u.Rank > 0 {
+			u.Adapter = p.adapters[i].Name
+			d.Rank += u.Rank
+			d.Scale = u.Scale
+			d.Updates = append(d.Updates, u)
+		}
 	}
 	if len(d.Updates) > 1 {
 		d.Scale = 0
@@ -171,26 +185,49 @@ func (p *Plan) describe(t *target) PlannedTensor {
 	return d
 }
 
-// PeakBytes estimates the memory that Run takes: blocks and factors in flight, at most workers+1 targets at a time.
+// update sums up what one adapter adds: the rank of the band that has the most, and the scale, 0 where there are several.
+func (t *target) update(adapter int) (u TermShort) {
+	ranks := make(map[int]int)
+	for _, term := range t.terms {
+		if term.adapter != adapter {
+			continue
+		}
+		if len(ranks) == 0 {
+			u.Scale = term.scale
+		} else if u.Scale != term.scale {
+			u.Scale = 0
+		}
+		ranks[term.band] += term.rank
+		u.Rank = max(u.Rank, ranks[term.band])
+	}
+	return u
+}
+
+// PeakBytes estimates the memory that Run takes: blocks and factors in flight, at most workers+1 bands at a time, and the tensors
+// of adapters that bands share.
 func (p *Plan) PeakBytes(workers int) int64 {
-	var largest int64
+	var largest, shared int64
 	for _, t := range p.targets {
-		nRows, nCols := t.shape()
-		var n int64
+		_, nCols := t.shape()
+		bands := make([]int64, t.bands)
+		var whole int64
 		add := func(terms []term) {
 			size := int64(dtype.F32.Size())
 			if t.wide(terms) {
 				size = int64(dtype.F64.Size())
 			}
 			for _, term := range terms {
-				n += size * ((2*int64(term.rank)+1)*nRows + (int64(term.rank)+1)*nCols) // L as it is and scaled
+				bands[term.band] += size * ((2*int64(term.rank)+1)*t.bandRows() + (int64(term.rank)+1)*nCols) // L as it is and scaled
+				if t.bands > 1 {
+					whole += size * int64(term.rank) * int64(term.left.length+term.right.length)
+				}
 			}
 		}
 		add(t.terms)
 		for i := range t.undo {
 			add(t.undo[i].terms)
 		}
-		largest = max(largest, n)
+		largest, shared = max(largest, slices.Max(bands)), max(shared, whole)
 	}
-	return int64(workers)*(2*p.blockBytes()+largest) + largest
+	return int64(workers)*(2*p.blockBytes()+largest) + largest + 2*shared
 }

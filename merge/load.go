@@ -1,19 +1,18 @@
 package merge
 
 import (
-	"fmt"
 	"sync"
 	"sync/atomic"
 
-	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/kernel"
 )
 
-// running is a target while a merge runs. Its factors are loaded by the first worker that needs them and dropped when its
-// last block is done.
+// running is a band of a target while a merge runs. Its factors are loaded by the first worker that needs them and dropped when
+// its last block is done.
 type running struct {
 	*target
+	band    int
 	once    sync.Once
 	err     error
 	left    atomic.Int64 // blocks to go
@@ -23,6 +22,7 @@ type running struct {
 	taken   []update           // of each step
 	retake  []update           // −taken, for steps without a record
 	norms   kernel.ColumnNorms // for DoRA, from measure
+	shelf   *shelf
 }
 
 // update is what a merge adds to a tensor: none, or one in the arithmetic that the tensor needs.
@@ -62,7 +62,7 @@ func (t *running) load(k *kernel.Kernel, o *Options) error {
 		if t.dora != nil {
 			t.forward.rescale, t.err = t.loadRescaled(o.AllowNonFinite)
 		} else {
-			t.forward, nonFinite, t.err = t.loadUpdate(k, t.terms, o.AllowNonFinite)
+			t.forward, nonFinite, t.err = t.loadUpdate(k, ofBand(t.terms, t.band), o.AllowNonFinite)
 		}
 		if t.err != nil {
 			return
@@ -72,7 +72,7 @@ func (t *running) load(k *kernel.Kernel, o *Options) error {
 			t.back = t.forward.negative()
 		}
 		for i := range t.undo {
-			taken, _, err := t.loadUpdate(k, t.undo[i].terms, true) // what was put in is taken out
+			taken, _, err := t.loadUpdate(k, ofBand(t.undo[i].terms, t.band), true) // what was put in is taken out
 			if err != nil {
 				t.err = err
 				return
@@ -90,11 +90,12 @@ func (t *running) load(k *kernel.Kernel, o *Options) error {
 func (t *running) done() {
 	if t.left.Add(-1) == 0 {
 		t.forward, t.back, t.taken, t.retake = update{}, update{}, nil, nil
+		t.shelf.drop(t)
 	}
 }
 
 // loadUpdate reads the factors of some terms, and counts their values that are not finite.
-func (t *target) loadUpdate(k *kernel.Kernel, terms []term, allowNonFinite bool) (u update, nonFinite int, err error) {
+func (t *running) loadUpdate(k *kernel.Kernel, terms []term, allowNonFinite bool) (u update, nonFinite int, err error) {
 	switch {
 	case len(terms) == 0:
 	case t.wide(terms):
@@ -105,25 +106,28 @@ func (t *target) loadUpdate(k *kernel.Kernel, terms []term, allowNonFinite bool)
 	return u, nonFinite, err
 }
 
-func prepare[T kernel.Float](k *kernel.Kernel, t *target, terms []term, allowNonFinite bool) (u *kernel.Update[T], nonFinite int, err error) {
-	nRows, nCols := t.shape()
+func prepare[T kernel.Float](k *kernel.Kernel, t *running, terms []term, allowNonFinite bool) (u *kernel.Update[T], nonFinite int, err error) {
+	_, nCols := t.shape()
 	loaded, nonFinite, err := loadTerms[T](t, terms, allowNonFinite)
 	if err != nil {
 		return nil, 0, err
 	}
-	return kernel.Prepare(k, t.ref.Tensor.DType, int(nRows), int(nCols), loaded), nonFinite, nil
+	return kernel.Prepare(k, t.ref.Tensor.DType, int(t.bandRows()), int(nCols), loaded), nonFinite, nil
 }
 
-func loadTerms[T kernel.Float](t *target, terms []term, allowNonFinite bool) (loaded []kernel.Term[T], nonFinite int, err error) {
-	nRows, nCols := t.shape()
+func loadTerms[T kernel.Float](t *running, terms []term, allowNonFinite bool) (loaded []kernel.Term[T], nonFinite int, err error) {
+	nRows := int(t.bandRows())
+	_, n := t.shape()
+	nCols := int(n)
 	loaded = make([]kernel.Term[T], len(terms))
 	for i := range terms {
 		term := &terms[i]
-		l, badL, err := loadFactor[T](term.left, int(nRows), term.rank)
+		l, r := make([]T, nRows*term.rank), make([]T, term.rank*nCols)
+		badL, err := loadFactor(l, term.left, term.rank, nRows, 1, term.rank, t.shelf.read(term.left.blob))
 		if err != nil {
 			return nil, 0, err
 		}
-		r, badR, err := loadFactor[T](term.right, term.rank, int(nCols))
+		badR, err := loadFactor(r, term.right, term.rank, nCols, nCols, 1, t.shelf.read(term.right.blob))
 		if err != nil {
 			return nil, 0, err
 		}
@@ -135,52 +139,4 @@ func loadTerms[T kernel.Float](t *target, terms []term, allowNonFinite bool) (lo
 		loaded[i] = kernel.Term[T]{S: term.scale, Rank: term.rank, L: l, R: r}
 	}
 	return loaded, nonFinite, nil
-}
-
-// pieceBytes is how much of a factor is read at a time.
-const pieceBytes = 1 << 18
-
-// loadFactor reads a factor as a rows×cols matrix and counts its values that are not finite.
-func loadFactor[T kernel.Float](f factor, rows, cols int) (m []T, nonFinite int, err error) {
-	m = make([]T, rows*cols)
-	if f.source == nil {
-		m[0] = 1
-		return m, 0, nil
-	}
-	t := f.tensor()
-	if t.Elements() != int64(len(m)) {
-		return nil, 0, fmt.Errorf("internal error: %q has %d elements, the plan says %d×%d", t.Name, t.Elements(), rows, cols)
-	}
-	size := t.DType.Size()
-	piece := make([]byte, min(pieceBytes, len(m)*size))
-	values := make([]T, len(piece)/size)
-	for done := 0; done < len(m); {
-		n := min(len(values), len(m)-done)
-		p, v := piece[:n*size], values[:n]
-		if err := f.source.ReadBlobAt(p, f.index, int64(done*size)); err != nil {
-			return nil, 0, err
-		}
-		widen(v, t.DType, p)
-		for i, x := range v {
-			if x-x != 0 {
-				nonFinite++
-			}
-			at := done + i
-			if f.transposed { // stored cols×rows
-				at = at%rows*cols + at/rows
-			}
-			m[at] = x
-		}
-		done += n
-	}
-	return m, nonFinite, nil
-}
-
-func widen[T kernel.Float](dst []T, d dtype.Type, src []byte) {
-	switch dst := any(dst).(type) {
-	case []float32:
-		dtype.Widen(dst, d, src)
-	case []float64:
-		dtype.Widen64(dst, d, src)
-	}
 }

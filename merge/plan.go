@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sort"
 	"strings"
 
@@ -51,10 +52,12 @@ type Plan struct {
 	restored []*restored // of each file, its header before what is taken out was merged
 }
 
-// target is a tensor of the base that changes.
+// target is a tensor of the base that changes. It is seen as a matrix, cut by rows into bands of equal height that each have terms of
+// their own: one per expert where the tensor stacks experts, and one alone everywhere else.
 type target struct {
 	ref     checkpoint.Ref
 	module  string
+	bands   int
 	terms   []term
 	dora    *magnitude // rescales the updated weight
 	replace *blob      // the tensor of an adapter that stands in for the base's
@@ -69,16 +72,10 @@ func (t *target) changes() bool { return len(t.terms) > 0 || t.replace != nil ||
 type term struct {
 	adapter     int
 	module      string
+	band        int
 	scale       float64 // S = ω·s
 	rank        int
 	left, right factor
-}
-
-// factor is a tensor of an adapter, transposed where that is how it stands in the product. A factor without a source is the
-// 1×1 matrix [1].
-type factor struct {
-	blob
-	transposed bool
 }
 
 // blob is a tensor of a source.
@@ -198,7 +195,7 @@ func (t *target) check() error {
 	if t.rows != nil && (t.replace != nil || len(t.terms) > 0) {
 		return fault.New(fault.Unsupported, "%q is to get trained token rows and another change as well, and their order is not defined", name)
 	}
-	if t.dora != nil && (len(t.terms) > 1 || t.rows != nil) {
+	if t.dora != nil && (nLayers(t.terms) > 1 || t.rows != nil) {
 		return fault.New(fault.Unsupported, "%q gets the magnitudes of DoRA from %q and another change as well, and which comes first changes the result", name, t.dora.module).
 			WithHint("merge one adapter, then the other into what comes out")
 	}
@@ -213,16 +210,44 @@ func (t *target) check() error {
 	return nil
 }
 
-// shape returns a tensor as a matrix: a vector is one row.
+// shape returns a tensor as a matrix: a vector is one row, and stacked matrices stand one below the other.
 func (t *target) shape() (nRows, nCols int64) {
 	s := t.ref.Tensor.Shape
 	if len(s) < 2 {
 		return 1, t.ref.Tensor.Elements()
 	}
-	if s[0] == 0 {
+	nRows = int64(s[0])
+	if t.bands > 1 {
+		nRows *= int64(s[1])
+	}
+	if nRows == 0 {
 		return 0, 0
 	}
-	return int64(s[0]), t.ref.Tensor.Elements() / int64(s[0])
+	return nRows, t.ref.Tensor.Elements() / nRows
+}
+
+// bandRows is the height of a band.
+func (t *target) bandRows() int64 {
+	nRows, _ := t.shape()
+	return nRows / int64(t.bands)
+}
+
+// ofBand picks the terms of a band.
+func ofBand(terms []term, band int) []term {
+	return slices.DeleteFunc(slices.Clone(terms), func(x term) bool { return x.band != band })
+}
+
+// nLayers counts the layers that the terms are of.
+func nLayers(terms []term) int {
+	type layer struct {
+		adapter int
+		module  string
+	}
+	all := make(map[layer]bool)
+	for _, x := range terms {
+		all[layer{x.adapter, x.module}] = true
+	}
+	return len(all)
 }
 
 // wide reports whether the fast pass of some terms has to run in float64: for float32 and float64 results, and for float64

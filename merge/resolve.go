@@ -110,7 +110,7 @@ func (r *resolver) target(name string) (*target, error) {
 	if err := r.checkTied(actual); err != nil {
 		return nil, err
 	}
-	t = &target{ref: ref, module: naming.Module(actual)}
+	t = &target{ref: ref, module: naming.Module(actual), bands: 1}
 	r.byTensor[actual] = t
 	return t, nil
 }
@@ -137,11 +137,7 @@ func (r *resolver) addLayer(l *format.Layer) error {
 	if err != nil {
 		return err
 	}
-	left, right := factor{b, false}, factor{a, false}
-	if transposed {
-		left, right = factor{a, true}, factor{b, true}
-	}
-	t.terms = append(t.terms, term{adapter: r.index, module: l.Module, scale: scale, rank: l.Rank, left: left, right: right})
+	t.add(term{adapter: r.index, module: l.Module, scale: scale, rank: l.Rank}, wholeB(b, l.Rank), wholeA(a, l.Rank), transposed)
 	if err := r.addMagnitude(l, t, transposed); err != nil {
 		return err
 	}
@@ -154,7 +150,7 @@ func (r *resolver) addLayer(l *format.Layer) error {
 		if have, want := r.blob(i).tensor().Elements(), bias.ref.Tensor.Elements(); have != want || len(bias.ref.Tensor.Shape) != 1 {
 			return fault.New(fault.Mismatch, "lora_B.bias of %q has %d elements, the base's bias has shape %d", l.Module, have, bias.ref.Tensor.Shape)
 		}
-		bias.terms = append(bias.terms, term{adapter: r.index, module: l.Module, scale: scale, rank: 1, right: factor{r.blob(i), false}})
+		bias.terms = append(bias.terms, term{adapter: r.index, module: l.Module, scale: scale, rank: 1, left: one, right: wholeA(r.blob(i), 1)})
 	}
 	return nil
 }

@@ -36,15 +36,18 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 		return nil, err
 	}
 	defer stage.Abort()
-	r := &run{plan: p, stage: stage, kernel: k, state: make(map[*target]*running, len(p.targets))}
+	r := &run{plan: p, stage: stage, kernel: k, state: make(map[*target][]*running, len(p.targets))}
 	if p.options.Undo != nil {
 		if r.recording, err = p.newRecording(out); err != nil {
 			return nil, err
 		}
 		defer r.recording.close()
 	}
+	s := newShelf(p.targets)
 	for _, t := range p.targets {
-		r.state[t] = &running{target: t}
+		for band := range t.bands {
+			r.state[t] = append(r.state[t], &running{target: t, band: band, shelf: s})
+		}
 	}
 	if err := r.checkRest(ctx); err != nil {
 		return nil, err
@@ -129,7 +132,7 @@ type run struct {
 	plan   *Plan
 	stage  *fileio.Stage
 	kernel *kernel.Kernel
-	state  map[*target]*running
+	state  map[*target][]*running // by band
 	jobs   []job
 	stats  []kernel.Stats // one per job
 	taken  []taken        // one per job
@@ -312,7 +315,7 @@ func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *w
 			return 0, err
 		}
 	}
-	t.forward.merge(block, j.row0, st, w)
+	t.forward.merge(block, j.row(), st, w)
 	if t.rows != nil {
 		if err := r.replaceRows(w, j, st, block, nCols); err != nil {
 			return 0, err

@@ -1,0 +1,126 @@
+package merge
+
+import (
+	"fmt"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/kernel"
+)
+
+// factor is one of the two thin matrices of a term, seen in a tensor of an adapter: element (k, j), k below the rank and j below
+// the length, is number
+//
+//	at + k·across + ⌊j/repeat⌋·along
+//
+// of the tensor. It stands for rows, or columns, first to first + length of the weight; beyond them the factor is zero. A factor
+// without a source is the 1×1 matrix [1].
+type factor struct {
+	blob
+	at, across, along, repeat int
+	first, length             int
+}
+
+var one = factor{length: 1, repeat: 1}
+
+// wholeA sees a tensor r×n as A.
+func wholeA(b blob, rank int) factor {
+	n := int(b.tensor().Elements()) / rank
+	return factor{blob: b, across: n, along: 1, repeat: 1, length: n}
+}
+
+// wholeB sees a tensor m×r as B.
+func wholeB(b blob, rank int) factor {
+	return factor{blob: b, across: 1, along: rank, repeat: 1, length: int(b.tensor().Elements()) / rank}
+}
+
+// part cuts a factor to n of its rows or columns, from i on. It does not cut a repeated one.
+func (f factor) part(i, n int) factor {
+	f.at += i * f.along
+	f.length = n
+	return f
+}
+
+// ranks cuts a factor to the ranks from k on.
+func (f factor) ranks(k int) factor {
+	f.at += k * f.across
+	return f
+}
+
+// to moves what a factor stands for to another first row or column of the weight.
+func (f factor) to(first int) factor {
+	f.first = first
+	return f
+}
+
+// add adds a term s·B·A, or where the base stores the weight transposed, s·Aᵀ·Bᵀ.
+func (t *target) add(x term, b, a factor, transposed bool) {
+	x.left, x.right = b, a
+	if transposed {
+		x.left, x.right = a, b
+	}
+	t.terms = append(t.terms, x)
+}
+
+// pieceBytes is how much of a factor is read at a time, or one line of it if that is longer.
+const pieceBytes = 1 << 18
+
+// loadFactor writes a factor into a matrix of zeros, element (k, j) of the weight's whole length to dst[k·across + j·along], and
+// counts the values that are not finite.
+func loadFactor[T kernel.Float](dst []T, f factor, rank, whole, across, along int, read readAt) (nonFinite int, err error) {
+	if f.source == nil {
+		dst[0] = 1
+		return 0, nil
+	}
+	t := f.tensor()
+	stored := f.length / f.repeat
+	// The tensor is read line by line: along the larger of the two steps from line to line, along the smaller one within.
+	outer, nOuter, inner, nInner := f.across, rank, f.along, stored
+	byRank := f.across >= f.along
+	if !byRank {
+		outer, nOuter, inner, nInner = f.along, stored, f.across, rank
+	}
+	line := (nInner-1)*inner + 1
+	if last := int64(f.at + (nOuter-1)*outer + line); last > t.Elements() || f.first+f.length > whole || stored*f.repeat != f.length {
+		return 0, fmt.Errorf("internal error: %q has %d elements, the plan wants up to %d, for %d to %d of %d", t.Name, t.Elements(), last, f.first, f.first+f.length, whole)
+	}
+	size := t.DType.Size()
+	perPiece := max(1, pieceBytes/(max(outer, line)*size))
+	var piece []byte
+	var values []T
+	for i := 0; i < nOuter; i += perPiece {
+		n := min(perPiece, nOuter-i)
+		span := (n-1)*outer + line
+		if len(values) < span {
+			piece, values = make([]byte, span*size), make([]T, span)
+		}
+		if err := read(piece[:span*size], f.index, int64((f.at+i*outer)*size)); err != nil {
+			return 0, err
+		}
+		widen(values[:span], t.DType, piece[:span*size])
+		for o := range n {
+			for in := range nInner {
+				x := values[o*outer+in*inner]
+				if x-x != 0 {
+					nonFinite++
+				}
+				k, j := i+o, in
+				if !byRank {
+					k, j = in, i+o
+				}
+				for at := f.first + j*f.repeat; at < f.first+(j+1)*f.repeat; at++ {
+					dst[k*across+at*along] = x
+				}
+			}
+		}
+	}
+	return nonFinite, nil
+}
+
+func widen[T kernel.Float](dst []T, d dtype.Type, src []byte) {
+	switch dst := any(dst).(type) {
+	case []float32:
+		dtype.Widen(dst, d, src)
+	case []float64:
+		dtype.Widen64(dst, d, src)
+	}
+}

@@ -1,0 +1,103 @@
+package merge
+
+import (
+	"slices"
+	"sync"
+)
+
+// shelf keeps tensors of adapters that several bands or targets need a part of, such as the factors of stacked experts, as they are
+// stored: from the first that reads one to the last.
+type shelf struct {
+	lock  sync.Mutex
+	books map[blob]*book
+}
+
+type book struct {
+	uses int // bands to go
+	once sync.Once
+	raw  []byte
+	err  error
+}
+
+// newShelf counts who needs what.
+func newShelf(targets []*target) *shelf {
+	s := &shelf{books: make(map[blob]*book)}
+	for _, t := range targets {
+		for band := range t.bands {
+			for _, b := range t.blobs(band) {
+				if s.books[b] == nil {
+					s.books[b] = new(book)
+				}
+				s.books[b].uses++
+			}
+		}
+	}
+	for b, k := range s.books {
+		if k.uses == 1 {
+			delete(s.books, b)
+		}
+	}
+	return s
+}
+
+// blobs lists the tensors that a band needs a part of, each once.
+func (t *target) blobs(band int) []blob {
+	var all []blob
+	add := func(terms []term) {
+		for i := range terms {
+			if terms[i].band != band {
+				continue
+			}
+			for _, f := range []*factor{&terms[i].left, &terms[i].right} {
+				if f.source != nil && !slices.Contains(all, f.blob) {
+					all = append(all, f.blob)
+				}
+			}
+		}
+	}
+	add(t.terms)
+	for i := range t.undo {
+		add(t.undo[i].terms)
+	}
+	return all
+}
+
+// readAt reads bytes of a blob, as Source.ReadBlobAt does.
+type readAt func(p []byte, i int, off int64) error
+
+// read returns what reads a tensor: from the shelf, if it is kept there.
+func (s *shelf) read(b blob) readAt {
+	if b.source == nil {
+		return nil
+	}
+	s.lock.Lock()
+	k := s.books[b]
+	s.lock.Unlock()
+	if k == nil {
+		return b.source.ReadBlobAt
+	}
+	return func(p []byte, i int, off int64) error {
+		k.once.Do(func() {
+			k.raw = make([]byte, b.tensor().NBytes())
+			k.err = b.source.ReadBlobAt(k.raw, i, 0)
+		})
+		if k.err != nil {
+			return k.err
+		}
+		copy(p, k.raw[off:])
+		return nil
+	}
+}
+
+// drop gives back what a band needed.
+func (s *shelf) drop(t *running) {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	for _, b := range t.blobs(t.band) {
+		if k := s.books[b]; k != nil {
+			if k.uses--; k.uses == 0 {
+				delete(s.books, b)
+			}
+		}
+	}
+}
