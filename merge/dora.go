@@ -104,7 +104,7 @@ func (r *run) measure(ctx context.Context, workers []worker) error {
 			if t.dora == nil || !t.dora.ofColumns {
 				continue
 			}
-			if err := r.measureColumns(ctx, workers, r.state[t][0], r.plan.files[i]); err != nil {
+			if err := r.measureColumns(ctx, workers, r.state[t], r.plan.files[i]); err != nil {
 				return err
 			}
 		}

@@ -9,7 +9,7 @@ import (
 )
 
 // applied are the features that this version applies.
-var applied = map[string]bool{format.FeatureConvolution: true, format.FeatureDoRA: true, format.FeatureLoRABias: true, format.FeatureWeightTying: true}
+var applied = map[string]bool{format.FeatureConvolution: true, format.FeatureDoRA: true, format.FeatureExperts: true, format.FeatureLoRABias: true, format.FeatureWeightTying: true}
 
 // explanation says why a feature keeps an adapter from being merged, and what its user can do.
 type explanation struct{ why, hint string }
@@ -23,7 +23,6 @@ var explanations = map[string]explanation{
 	format.FeatureBDLoRA:             {"its factors are block-diagonal and stored compact (BD-LoRA, use_bdlora)", laterVersion},
 	format.FeatureConfigField:        {"its configuration sets a field that this version does not know and that may change the result", "if the field is harmless, remove it from adapter_config.json; else try a newer loratool"},
 	format.FeatureCorDA:              {"it was initialised with CorDA (corda), which changed the base by data that are not in the adapter", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
-	format.FeatureExperts:            {"it adapts the stacked weights of experts (target_parameters)", laterVersion},
 	format.FeatureFactorShape:        {"a tensor of a layer does not have the shape that goes with the others", "the file is damaged, or not what its keys say"},
 	format.FeatureKaSA:               {"it is KaSA (kasa_config), which truncated the base before training", "merge with PEFT"},
 	format.FeatureLayerReplication:   {"it was trained on a base with repeated layers (layer_replication)", "build that base first, with its layers repeated and renumbered, and merge into it"},

@@ -68,11 +68,14 @@ type job struct {
 	header     bool
 }
 
-// row is the first row, counted in its band.
-func (j *job) row() int64 { return j.row0 - int64(j.target.band)*j.target.bandRows() }
+// bands are the first and the last band that the job's rows are of.
+func (j *job) bands() (first, last int) {
+	height := j.target.bandRows()
+	return int(j.row0 / height), int((j.row1 - 1) / height)
+}
 
 // jobs lists the work in the order of the output's bytes.
-func (p *Plan) jobs(state map[*target][]*running) []job {
+func (p *Plan) jobs(state map[*target]*running) []job {
 	var jobs []job
 	copyRange := func(file int, from, to int64) {
 		for ; from < to; from += copyBytes {
@@ -95,9 +98,12 @@ func (p *Plan) jobs(state map[*target][]*running) []job {
 			}
 			step := p.blockRows(t)
 			for row := int64(0); row < nRows; row += step {
-				band := state[t][row/t.bandRows()]
-				jobs = append(jobs, job{file: i, target: band, row0: row, row1: min(row+step, nRows)})
-				band.left.Add(1)
+				j := job{file: i, target: state[t], row0: row, row1: min(row+step, nRows)}
+				jobs = append(jobs, j)
+				first, last := j.bands()
+				for band := first; band <= last; band++ {
+					j.target.bands[band].left.Add(1)
+				}
 			}
 		}
 		copyRange(i, at, f.in.Size)
@@ -108,21 +114,14 @@ func (p *Plan) jobs(state map[*target][]*running) []job {
 	return jobs
 }
 
-// blockRows is how many rows of a target are worked on at a time: all of one band, which they divide.
+// blockRows is how many rows of a target are worked on at a time.
 func (p *Plan) blockRows(t *target) int64 {
 	_, nCols := t.shape()
 	if len(t.undo) > 0 && t.undo[0].record != nil {
 		s := &t.undo[0]
 		return s.record.Tensors[s.tensor].Block / nCols
 	}
-	n := max(1, p.blockBytes()/(nCols*int64(t.ref.Tensor.DType.Size())))
-	if t.bands > 1 {
-		n = min(n, t.bandRows())
-		for t.bandRows()%n != 0 {
-			n--
-		}
-	}
-	return n
+	return max(1, p.blockBytes()/(nCols*int64(t.ref.Tensor.DType.Size())))
 }
 
 func (p *Plan) blockBytes() int64 {
@@ -209,7 +208,7 @@ func (p *Plan) PeakBytes(workers int) int64 {
 	var largest, shared int64
 	for _, t := range p.targets {
 		_, nCols := t.shape()
-		bands := make([]int64, t.bands)
+		bands := make([]int64, t.nBands)
 		var whole int64
 		add := func(terms []term) {
 			size := int64(dtype.F32.Size())
@@ -218,7 +217,7 @@ func (p *Plan) PeakBytes(workers int) int64 {
 			}
 			for _, term := range terms {
 				bands[term.band] += size * ((2*int64(term.rank)+1)*t.bandRows() + (int64(term.rank)+1)*nCols) // L as it is and scaled
-				if t.bands > 1 {
+				if t.nBands > 1 {
 					whole += size * int64(term.rank) * int64(term.left.length+term.right.length)
 				}
 			}

@@ -8,21 +8,25 @@ import (
 	"github.com/loratool/loratool/internal/kernel"
 )
 
-// running is a band of a target while a merge runs. Its factors are loaded by the first worker that needs them and dropped when
-// its last block is done.
+// running is a target while a merge runs.
 type running struct {
 	*target
-	band    int
+	bands []bandState
+	same  bool               // a record predicts the merged values themselves, as there is no subtracting
+	norms kernel.ColumnNorms // for DoRA, from measure
+	shelf *shelf
+}
+
+// bandState is a band of a running target. Its factors are loaded by the first worker that needs them and dropped when its last block
+// is done.
+type bandState struct {
 	once    sync.Once
 	err     error
 	left    atomic.Int64 // blocks to go
 	forward update
-	back    update             // −forward, for a record
-	same    bool               // the record predicts the merged values themselves, as there is no subtracting
-	taken   []update           // of each step
-	retake  []update           // −taken, for steps without a record
-	norms   kernel.ColumnNorms // for DoRA, from measure
-	shelf   *shelf
+	back    update   // −forward, for a record
+	taken   []update // of each step
+	retake  []update // −taken, for steps without a record
 }
 
 // update is what a merge adds to a tensor: none, or one in the arithmetic that the tensor needs.
@@ -55,42 +59,72 @@ func (u *update) negative() update {
 	return update{}
 }
 
-// load reads the factors.
-func (t *running) load(k *kernel.Kernel, o *Options) error {
-	t.once.Do(func() {
+// load reads the factors that a job needs.
+func (j *job) load(k *kernel.Kernel, o *Options) error {
+	first, last := j.bands()
+	for band := first; band <= last; band++ {
+		if err := j.target.load(band, k, o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *running) load(band int, k *kernel.Kernel, o *Options) error {
+	b := &t.bands[band]
+	b.once.Do(func() {
 		var nonFinite int
 		if t.dora != nil {
-			t.forward.rescale, t.err = t.loadRescaled(o.AllowNonFinite)
+			b.forward.rescale, b.err = t.loadRescaled(o.AllowNonFinite)
 		} else {
-			t.forward, nonFinite, t.err = t.loadUpdate(k, ofBand(t.terms, t.band), o.AllowNonFinite)
+			b.forward, nonFinite, b.err = t.loadUpdate(k, ofBand(t.terms, band), o.AllowNonFinite)
 		}
-		if t.err != nil {
+		if b.err != nil {
 			return
 		}
 		// The bits of a NaN that comes out of a sum differ between processors.
-		if t.same = !t.predictable() || nonFinite > 0; !t.same && o.Undo != nil {
-			t.back = t.forward.negative()
+		if nonFinite > 0 && len(t.bands) == 1 {
+			t.same = true
+		}
+		if !t.same && o.Undo != nil {
+			b.back = b.forward.negative()
 		}
 		for i := range t.undo {
-			taken, _, err := t.loadUpdate(k, ofBand(t.undo[i].terms, t.band), true) // what was put in is taken out
+			taken, _, err := t.loadUpdate(k, ofBand(t.undo[i].terms, band), true) // what was put in is taken out
 			if err != nil {
-				t.err = err
+				b.err = err
 				return
 			}
-			t.taken = append(t.taken, taken)
+			b.taken = append(b.taken, taken)
 			if t.undo[i].record == nil {
-				t.retake = append(t.retake, taken.negative())
+				b.retake = append(b.retake, taken.negative())
 			}
 		}
 	})
-	return t.err
+	return b.err
 }
 
-// done drops the factors after the last block.
-func (t *running) done() {
-	if t.left.Add(-1) == 0 {
-		t.forward, t.back, t.taken, t.retake = update{}, update{}, nil, nil
-		t.shelf.drop(t)
+// done drops the factors of bands of which this was the last block.
+func (j *job) done() {
+	first, last := j.bands()
+	for band := first; band <= last; band++ {
+		b := &j.target.bands[band]
+		if b.left.Add(-1) == 0 {
+			b.forward, b.back, b.taken, b.retake = update{}, update{}, nil, nil
+			j.target.shelf.drop(j.target, band)
+		}
+	}
+}
+
+// merge adds an update of every band to the rows of a block that are the band's.
+func (j *job) merge(block []byte, which func(*bandState) *update, st *kernel.Stats, w *worker) {
+	rowBytes := int64(len(block)) / (j.row1 - j.row0)
+	height := j.target.bandRows()
+	for row := j.row0; row < j.row1; {
+		band := row / height
+		end := min(j.row1, (band+1)*height)
+		which(&j.target.bands[band]).merge(block[(row-j.row0)*rowBytes:(end-j.row0)*rowBytes], row-band*height, st, w)
+		row = end
 	}
 }
 

@@ -27,6 +27,10 @@ type fixture struct {
 	Weights  []float64 `json:"weights"`
 	Warn     []string  `json:"warn"`
 	Words    []string  `json:"words"`
+	Options  struct {
+		ExpertInput    int
+		ExpertsSlowest bool
+	} `json:"options"`
 }
 
 // eachFixture runs f on every case of a kind; fewer than atLeast of them are a failure.
@@ -54,8 +58,15 @@ func readFixture(t *testing.T, dir string) (c fixture) {
 	return c
 }
 
+// with adds the flags that a case needs to options.
+func (c fixture) with(o merge.Options) merge.Options {
+	o.ExpertInput, o.ExpertsSlowest = c.Options.ExpertInput, c.Options.ExpertsSlowest
+	return o
+}
+
 // open plans the merge of a case.
 func (c fixture) open(t *testing.T, dir string, options merge.Options) (*merge.Plan, error) {
+	options = c.with(options)
 	adapters, err := c.openAdapters(t, dir)
 	if err != nil {
 		return nil, err

@@ -24,14 +24,17 @@ type Adapter struct {
 	Weight float64       // ω; 1 applies it as it was trained. Zero is 0, not a default
 }
 
-// Options change how a merge runs, never its bytes, but for Again, AnyBase and AllowNonFinite, which allow what is refused
-// without them. With Undo, and where something is taken out, BlockBytes has no effect: records cut tensors in their own blocks.
+// Options change how a merge runs, never its bytes, but for those that allow what is refused without them: Again, AnyBase,
+// AllowNonFinite, and what begins with Expert, which says what the files do not. With Undo, and where something is taken out,
+// BlockBytes has no effect: records cut tensors in their own blocks.
 type Options struct {
 	Workers        int               // goroutines; 0 is one per processor
 	BlockBytes     int               // bytes of the base that a worker holds at a time; 0 is 1 MiB
 	Replace        bool              // replace an existing output
 	Again          bool              // merge an adapter that the base says it already has
 	AnyBase        bool              // merge into a base that is not the one an adapter was made for
+	ExpertInput    int               // the dimension of square experts that lora_A reads, 1 or 2; 0 lets the adapter's release of PEFT decide
+	ExpertsSlowest bool              // lora_B of stacked experts has one expert after the other, which PEFT does not write
 	AllowNonFinite bool              // go on where factors are not finite, or a finite weight becomes infinite
 	Progress       func(bytes int64) // called from several goroutines with the bytes just written; nil is silent
 	Tool           string            // name and version of the program, for the stamp
@@ -57,7 +60,8 @@ type Plan struct {
 type target struct {
 	ref     checkpoint.Ref
 	module  string
-	bands   int
+	stacked bool // three dimensions that stand for a stack of matrices
+	nBands  int
 	terms   []term
 	dora    *magnitude // rescales the updated weight
 	replace *blob      // the tensor of an adapter that stands in for the base's
@@ -217,7 +221,7 @@ func (t *target) shape() (nRows, nCols int64) {
 		return 1, t.ref.Tensor.Elements()
 	}
 	nRows = int64(s[0])
-	if t.bands > 1 {
+	if t.stacked {
 		nRows *= int64(s[1])
 	}
 	if nRows == 0 {
@@ -229,7 +233,7 @@ func (t *target) shape() (nRows, nCols int64) {
 // bandRows is the height of a band.
 func (t *target) bandRows() int64 {
 	nRows, _ := t.shape()
-	return nRows / int64(t.bands)
+	return nRows / int64(t.nBands)
 }
 
 // ofBand picks the terms of a band.

@@ -26,9 +26,14 @@ type resolver struct {
 	misoriented []string // modules whose weight is not stored as the adapter's configuration says
 	guessed     []string // square weights whose orientation nothing but the configuration says
 	transposed  map[string]int
+	experts     []*experts
+	eras        []string // square experts whose orientation the release of PEFT decided
 }
 
 func (r *resolver) resolve() error {
+	if err := r.groupExperts(); err != nil {
+		return err
+	}
 	wanted := r.wanted()
 	if len(wanted) == 0 {
 		return fault.New(fault.Corrupt, "the adapter changes nothing: it has no layer and no tensor to put in place")
@@ -50,6 +55,9 @@ func (r *resolver) resolve() error {
 	for i := range r.adapter.Layers {
 		errs = append(errs, r.addLayer(&r.adapter.Layers[i]))
 	}
+	for _, g := range r.experts {
+		errs = append(errs, r.addExperts(g))
+	}
 	for i := range r.adapter.Beside {
 		errs = append(errs, r.addBeside(&r.adapter.Beside[i]))
 	}
@@ -57,6 +65,7 @@ func (r *resolver) resolve() error {
 		return err
 	}
 	r.noteMagnitudes()
+	r.noteEras()
 	if len(r.misoriented) > 0 {
 		r.plan.warn("fan_in_fan_out of the adapter's configuration does not fit the base, which decides: %s", fault.List(r.misoriented, 3))
 	}
@@ -82,7 +91,18 @@ func first(errs []error) error {
 // wanted lists the names that the base must have.
 func (r *resolver) wanted() []string {
 	var names []string
-	for _, l := range r.adapter.Layers {
+	for _, g := range r.experts {
+		names = append(names, r.wantedExperts(g)...)
+	}
+	for i := range r.adapter.Layers {
+		l := &r.adapter.Layers[i]
+		if l.Kind == format.Expert {
+			continue
+		}
+		if parameter, _, _, _, ok := r.gathered(l); ok {
+			names = append(names, parameter)
+			continue
+		}
 		names = append(names, l.Module+".weight")
 		if _, ok := l.Roles[format.RoleBias]; ok {
 			names = append(names, l.Module+".bias")
@@ -110,24 +130,40 @@ func (r *resolver) target(name string) (*target, error) {
 	if err := r.checkTied(actual); err != nil {
 		return nil, err
 	}
-	t = &target{ref: ref, module: naming.Module(actual), bands: 1}
+	t = &target{ref: ref, module: naming.Module(actual), nBands: 1}
 	r.byTensor[actual] = t
 	return t, nil
 }
 
 func (r *resolver) blob(i int) blob { return blob{source: r.plan.adapters[r.index].Source, index: i} }
 
-// addLayer adds the terms of one layer.
-func (r *resolver) addLayer(l *format.Layer) error {
-	scale := r.plan.adapters[r.index].Weight * l.Scale()
+// product returns the scale and the factors of a layer.
+func (r *resolver) product(l *format.Layer) (scale float64, a, b blob, err error) {
+	weight := r.plan.adapters[r.index].Weight
+	scale = weight * l.Scale()
 	if math.IsNaN(scale) || math.IsInf(scale, 0) {
-		return fault.New(fault.Corrupt, "%q has the scale %v (alpha %v, rank %d, weight %v)", l.Module, scale, l.Alpha, l.Rank, r.plan.adapters[r.index].Weight)
+		return 0, a, b, fault.New(fault.Corrupt, "%q has the scale %v (alpha %v, rank %d, weight %v)", l.Module, scale, l.Alpha, l.Rank, weight)
 	}
-	a, b := r.blob(l.Roles[format.RoleA]), r.blob(l.Roles[format.RoleB])
+	a, b = r.blob(l.Roles[format.RoleA]), r.blob(l.Roles[format.RoleB])
 	for _, f := range []blob{a, b} {
 		if !f.tensor().DType.IsFloat() {
-			return fault.New(fault.Unsupported, "%q is stored as %v; factors are F64, F32, F16 or BF16", f.tensor().Name, f.tensor().DType)
+			return 0, a, b, fault.New(fault.Unsupported, "%q is stored as %v; factors are F64, F32, F16 or BF16", f.tensor().Name, f.tensor().DType)
 		}
+	}
+	return scale, a, b, nil
+}
+
+// addLayer adds the terms of one layer.
+func (r *resolver) addLayer(l *format.Layer) error {
+	if l.Kind == format.Expert {
+		return nil // added with its group
+	}
+	if _, _, _, _, ok := r.gathered(l); ok {
+		return r.addGathered(l)
+	}
+	scale, a, b, err := r.product(l)
+	if err != nil {
+		return err
 	}
 	t, err := r.target(l.Module + ".weight")
 	if err != nil {

@@ -36,7 +36,7 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 		return nil, err
 	}
 	defer stage.Abort()
-	r := &run{plan: p, stage: stage, kernel: k, state: make(map[*target][]*running, len(p.targets))}
+	r := &run{plan: p, stage: stage, kernel: k, state: make(map[*target]*running, len(p.targets))}
 	if p.options.Undo != nil {
 		if r.recording, err = p.newRecording(out); err != nil {
 			return nil, err
@@ -45,9 +45,8 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 	}
 	s := newShelf(p.targets)
 	for _, t := range p.targets {
-		for band := range t.bands {
-			r.state[t] = append(r.state[t], &running{target: t, band: band, shelf: s})
-		}
+		same := !t.predictable() || t.nBands > 1 && p.options.AllowNonFinite // of one band, load finds out
+		r.state[t] = &running{target: t, bands: make([]bandState, t.nBands), same: same, shelf: s}
 	}
 	if err := r.checkRest(ctx); err != nil {
 		return nil, err
@@ -132,7 +131,7 @@ type run struct {
 	plan   *Plan
 	stage  *fileio.Stage
 	kernel *kernel.Kernel
-	state  map[*target][]*running // by band
+	state  map[*target]*running
 	jobs   []job
 	stats  []kernel.Stats // one per job
 	taken  []taken        // one per job
@@ -286,10 +285,10 @@ func (w *writing) close() error {
 // mergeRows reads rows of a target, updates them and writes them.
 func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *writing) (int64, error) {
 	t := j.target
-	if err := t.load(r.kernel, &r.plan.options); err != nil {
+	if err := j.load(r.kernel, &r.plan.options); err != nil {
 		return 0, err
 	}
-	defer t.done()
+	defer j.done()
 	tensor := t.ref.Tensor
 	_, nCols := t.shape()
 	rowBytes := nCols * int64(tensor.DType.Size())
@@ -315,7 +314,7 @@ func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *w
 			return 0, err
 		}
 	}
-	t.forward.merge(block, j.row(), st, w)
+	j.merge(block, func(b *bandState) *update { return &b.forward }, st, w)
 	if t.rows != nil {
 		if err := r.replaceRows(w, j, st, block, nCols); err != nil {
 			return 0, err

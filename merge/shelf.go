@@ -23,7 +23,7 @@ type book struct {
 func newShelf(targets []*target) *shelf {
 	s := &shelf{books: make(map[blob]*book)}
 	for _, t := range targets {
-		for band := range t.bands {
+		for band := range t.nBands {
 			for _, b := range t.blobs(band) {
 				if s.books[b] == nil {
 					s.books[b] = new(book)
@@ -90,10 +90,10 @@ func (s *shelf) read(b blob) readAt {
 }
 
 // drop gives back what a band needed.
-func (s *shelf) drop(t *running) {
+func (s *shelf) drop(t *running, band int) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
-	for _, b := range t.blobs(t.band) {
+	for _, b := range t.blobs(band) {
 		if k := s.books[b]; k != nil {
 			if k.uses--; k.uses == 0 {
 				delete(s.books, b)

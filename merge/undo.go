@@ -82,7 +82,7 @@ func (p *Plan) describeMerge(number map[*target]int) (d *undo.Description, heade
 func (r *run) finishDescription() {
 	d := r.recording.writer.Description()
 	for t, i := range r.recording.tensors {
-		if r.state[t][0].same {
+		if r.state[t].same {
 			d.Tensors[i].Predict, d.Tensors[i].Terms = undo.Same, []undo.Term{}
 		}
 	}
@@ -218,7 +218,7 @@ func (r *run) record(w *worker, j *job, before, after []byte) error {
 	if !t.same {
 		w.predicted = append(w.predicted[:0], after...)
 		predicted = w.predicted
-		t.back.merge(predicted, j.row(), &w.ignored, w)
+		j.merge(predicted, func(b *bandState) *update { return &b.back }, &w.ignored, w)
 	}
 	return r.recording.writer.Add(&w.undo, tensor, j.row0/r.plan.blockRows(t.target), before, predicted, after)
 }
@@ -230,7 +230,7 @@ func (r *run) takeOut(w *worker, j *job, block []byte) error {
 	for i := range t.undo {
 		s := &t.undo[i]
 		if s.record == nil {
-			restored.mayDiffer += r.subtract(w, j, &t.taken[i], &t.retake[i], block)
+			restored.mayDiffer += r.subtract(w, j, i, block)
 			continue
 		}
 		number := j.row0 / r.plan.blockRows(t.target)
@@ -239,7 +239,7 @@ func (r *run) takeOut(w *worker, j *job, block []byte) error {
 		} else if err != nil {
 			return fault.InFile(err, s.name)
 		}
-		t.taken[i].merge(block, j.row(), &w.ignored, w)
+		j.merge(block, func(b *bandState) *update { return &b.taken[i] }, &w.ignored, w)
 		n, err := s.record.Restore(&w.undo, s.tensor, number, block)
 		if err != nil {
 			return fault.InFile(err, s.name)
@@ -251,16 +251,16 @@ func (r *run) takeOut(w *worker, j *job, block []byte) error {
 
 // subtract takes a merge out of a block as well as that is possible without a record, and counts the elements that may not be what
 // they were: those for which a neighbour of the result would have been merged to the same value, or the result itself to another.
-func (r *run) subtract(w *worker, j *job, taken, retake *update, block []byte) (mayDiffer int64) {
+func (r *run) subtract(w *worker, j *job, step int, block []byte) (mayDiffer int64) {
 	width := j.target.ref.Tensor.DType.Size()
 	merged := append(w.predicted[:0], block...)
 	w.predicted = merged
-	taken.merge(block, j.row(), &w.ignored, w)
+	j.merge(block, func(b *bandState) *update { return &b.taken[step] }, &w.ignored, w)
 	uncertain := make([]bool, len(block)/width)
 	for steps := int64(-1); steps <= 1; steps++ {
 		w.other = append(w.other[:0], block...)
 		undo.Step(w.other, width, steps)
-		retake.merge(w.other, j.row(), &w.ignored, w)
+		j.merge(w.other, func(b *bandState) *update { return &b.retake[step] }, &w.ignored, w)
 		for i := range uncertain {
 			same := string(w.other[i*width:(i+1)*width]) == string(merged[i*width:(i+1)*width])
 			if same != (steps == 0) {

@@ -68,12 +68,12 @@ func TestUnmergeRestoresEveryByte(t *testing.T) {
 			t.Fatal(err)
 		}
 		base := filepath.Join(fixtures, "bases", c.Base)
-		p, err := merge.Open(context.Background(), base, adapters, merge.Options{Undo: &rec})
+		p, err := merge.Open(context.Background(), base, adapters, c.with(merge.Options{Undo: &rec}))
 		merged := run(t, p, err)
 		if maps.Equal(tree(t, merged), tree(t, base)) {
 			t.Fatal("the merge has changed nothing")
 		}
-		p, err = merge.OpenUnmerge(context.Background(), merged, merge.Removal{Adapters: anyWeight(adapters), Records: []*merge.Record{record(t, "r", rec.Bytes())}}, merge.Options{})
+		p, err = merge.OpenUnmerge(context.Background(), merged, merge.Removal{Adapters: anyWeight(adapters), Records: []*merge.Record{record(t, "r", rec.Bytes())}}, c.with(merge.Options{}))
 		if got, want := tree(t, run(t, p, err)), tree(t, base); !maps.Equal(got, want) {
 			t.Errorf("taken back: %v, want %v", got, want)
 		}

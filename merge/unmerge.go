@@ -366,7 +366,7 @@ func (p *Plan) addStep(byTensor map[string]*target, merged *target, s step) {
 	name := merged.ref.Tensor.Name
 	t := byTensor[name]
 	if t == nil {
-		t = &target{ref: merged.ref, module: merged.module, bands: merged.bands}
+		t = &target{ref: merged.ref, module: merged.module, stacked: merged.stacked, nBands: merged.nBands}
 		byTensor[name] = t
 	}
 	t.undo = append(t.undo, s)

@@ -16,6 +16,7 @@ import (
 // mergeOptions are the flags of merge.
 type mergeOptions struct {
 	common
+	readingOptions
 	out            string
 	weights        cli.StringSlice
 	force, dryRun  bool
@@ -41,7 +42,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
 			&cli.BoolFlag{Name: "any-base", Usage: "merge though an adapter remembers another base", Destination: &o.anyBase},
 			&cli.BoolFlag{Name: "allow-nonfinite", Usage: "go on where an adapter holds NaN or infinity, or a weight becomes infinite", Destination: &o.allowNonFinite},
-		}, o.flags()...),
+		}, append(o.readingFlags(), o.flags()...)...),
 		Action: func(c *cli.Context) error { return runMerge(c, t, o) },
 	}
 }
@@ -76,6 +77,7 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 		}
 	}
 	options := merge.Options{Workers: o.workers, Replace: o.force, Again: o.force, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite, Tool: "loratool " + version}
+	o.readingOptions.set(&options)
 	return runPlan(t, run, options, c)
 }
 

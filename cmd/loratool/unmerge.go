@@ -17,6 +17,7 @@ import (
 // removalOptions are the flags that unmerge and swap share.
 type removalOptions struct {
 	common
+	readingOptions
 	out           string
 	records       cli.StringSlice
 	force, dryRun bool
@@ -28,7 +29,7 @@ func (o *removalOptions) removalFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "undo", Usage: "the undo record `FILE` of the merge; once per merge (default: MERGED" + undoSuffix + ")", Destination: &o.records},
 		&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint", Destination: &o.force},
 		&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
-	}, o.flags()...)
+	}, append(o.readingFlags(), o.flags()...)...)
 }
 
 type unmergeOptions struct {
@@ -86,6 +87,7 @@ func runUnmerge(c *cli.Context, t *terminal, o *unmergeOptions) error {
 		}
 	}
 	options := merge.Options{Workers: o.workers, Replace: o.force, Tool: "loratool " + version}
+	o.readingOptions.set(&options)
 	return runPlan(t, &planRun{
 		command: "unmerge", what: "unmerging", common: &o.common, out: o.out, dryRun: o.dryRun, approximate: o.approximate, show: showUnmerged,
 		open: func(options merge.Options) (*merge.Plan, error) {
@@ -161,6 +163,7 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 		newUndo = undoBeside(o.out)
 	}
 	options := merge.Options{Workers: o.workers, Replace: o.force, Tool: "loratool " + version}
+	o.readingOptions.set(&options)
 	return runPlan(t, &planRun{
 		command: "swap", what: "swapping", common: &o.common, out: o.out, record: newUndo, inputs: inputs, dryRun: o.dryRun,
 		show: func(t *terminal, run *planRun, r *merge.Report) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
 )
 
 // peftWeights is the name of the weights of an adapter that PEFT saves, and peftPickle the one that it has under older
@@ -82,6 +83,7 @@ type peftReader struct {
 	manifest *format.Manifest
 	out      format.Adapter
 	names    map[string]bool // the adapter names inside keys
+	levels   map[string]int  // how many layers of factors a module has
 }
 
 func (p *peftReader) note(format string, args ...any) {
@@ -148,6 +150,7 @@ func (p *peftReader) adapter() format.Adapter {
 		p.require(format.FeatureSeveralNames, fmt.Sprint(len(p.names)))
 	}
 	p.decideEra(modules)
+	p.countLevels(modules)
 	for module, roles := range modules {
 		p.layer(module, roles)
 	}
@@ -201,13 +204,14 @@ func (p *peftReader) layer(module string, roles map[peftRole]int) {
 	for role, i := range roles {
 		l.Roles[format.Role(role)] = i
 	}
-	rank, pattern := p.config.rank(module)
-	alpha, alphaPattern := p.config.alpha(module)
+	name := p.patternName(module)
+	rank, pattern := p.config.rank(name)
+	alpha, alphaPattern := p.config.alpha(name)
 	l.Rank, l.Alpha = max(rank, 1), alpha
 	for _, overlap := range []*patternMatch{pattern, alphaPattern} {
 		if overlap != nil && overlap.conflict != "" {
 			p.note("%s: the keys %q and %q both match %s and disagree; the first one in the file is used, as PEFT does on loading",
-				overlap.field, overlap.key, overlap.conflict, module)
+				overlap.field, overlap.key, overlap.conflict, name)
 		}
 	}
 	p.classify(&l, hasA, hasB, rank)
@@ -232,15 +236,16 @@ func (p *peftReader) classify(l *format.Layer, hasA, hasB bool, rank int) {
 		return
 	}
 	a, b := p.tensors[l.Roles[format.RoleA]], p.tensors[l.Roles[format.RoleB]]
-	nested := strings.HasSuffix(l.Module, ".base_layer") || strings.Contains(l.Module, ".base_layer.")
+	_, depth := naming.CutNesting(l.Module)
+	nested := depth > 0 || strings.Contains(l.Module, ".base_layer.")
 	switch {
-	case nested && !p.config.hasExperts:
+	case nested && (!p.config.hasExperts || depth == 0):
 		p.require(format.FeatureMultiheadAttention, l.Module)
 		l.Kind = format.Other
 		return
 	case nested || p.config.hasExperts && p.config.isExpert(l.Module):
-		p.require(format.FeatureExperts, l.Module)
 		l.Kind = format.Expert
+		p.checkExperts(l, &a, &b, rank)
 		return
 	case len(a.Shape) >= 3 && len(b.Shape) == len(a.Shape):
 		p.require(format.FeatureConvolution, l.Module)

@@ -12,7 +12,6 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
-	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
@@ -82,6 +81,9 @@ func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 	for _, name := range c.names {
 		c.checkField(name, fields[name])
 	}
+	for _, p := range c.Parameters {
+		c.require(format.FeatureExperts, p)
+	}
 	switch r := c.rankDefault(); {
 	case r < 1:
 		return nil, fault.New(fault.Corrupt, "r is %d, and a rank is at least 1", r)
@@ -123,7 +125,7 @@ var peftFields = map[string]string{
 	"bias": "", "lora_bias": "", "modules_to_save": "", "trainable_token_indices": "",
 	"target_modules": "", "exclude_modules": "", "layers_to_transform": "", "layers_pattern": "",
 	"lora_dropout": "", "init_lora_weights": "", "eva_config": "", "corda_config": "", "loftq_config": "", "lora_ga_config": "",
-	"lora_plus_lr_ratio": "", "megatron_config": "", "megatron_core": "", "qalora_group_size": "", "runtime_config": "", "merge_weights": "",
+	"lora_plus_lr_ratio": "", "target_parameters": "", "megatron_config": "", "megatron_core": "", "qalora_group_size": "", "runtime_config": "", "merge_weights": "",
 	"use_dora":                format.FeatureDoRA,
 	"use_bdlora":              format.FeatureBDLoRA,
 	"use_qalora":              format.FeatureQALoRA,
@@ -133,7 +135,6 @@ var peftFields = map[string]string{
 	"alora_invocation_tokens": format.FeatureALoRA,
 	"arrow_config":            format.FeatureArrow,
 	"layer_replication":       format.FeatureLayerReplication,
-	"target_parameters":       format.FeatureExperts,
 	"enable_lora":             format.FeatureMergedLinear,
 	"ensure_weight_tying":     format.FeatureWeightTying,
 }
@@ -216,17 +217,6 @@ func (c *peftConfigFile) alpha(module string) (float64, *patternMatch) {
 		return defaultAlpha, nil
 	}
 	return *c.Alpha, nil
-}
-
-// isExpert reports whether target_parameters names a parameter of a module.
-func (c *peftConfigFile) isExpert(module string) bool {
-	for _, p := range c.Parameters {
-		parent := naming.Module(p)
-		if module == parent || strings.HasSuffix(module, "."+parent) {
-			return true
-		}
-	}
-	return false
 }
 
 // tokenRows returns the rows that the tokens of a module's token adapter are, or why they cannot be known.

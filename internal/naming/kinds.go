@@ -1,9 +1,6 @@
 package naming
 
-import (
-	"slices"
-	"strings"
-)
+import "strings"
 
 // A checkpoint does not say which class a module is of; the names that transformers gives do. These tables are used where a
 // shape cannot tell.
@@ -12,10 +9,6 @@ var (
 	embeddings = set("embed_tokens", "wte", "wpe", "word_embeddings", "position_embeddings", "token_type_embeddings", "shared", "tok_embeddings", "embed_in", "embed_positions", "relative_attention_bias")
 	tiable     = set("embed_tokens", "wte", "word_embeddings", "shared", "tok_embeddings", "embed_in")
 	heads      = set("lm_head", "embed_out", "output_projection")
-
-	transposedExperts = set("gpt_oss")
-	// registration has the parameters of stacked experts in the order in which models register them.
-	registration = []string{"gate_up_proj", "w1", "w3", "w2", "up_proj", "gate_proj", "down_proj"}
 
 	conv1DModels = set("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 	conv1DNames  = set("c_attn", "c_proj", "c_fc", "q_attn")
@@ -48,27 +41,6 @@ func IsInputEmbedding(module string) bool { return tiable[Leaf(module)] }
 
 // IsHead reports whether modules of this path are output heads over a vocabulary.
 func IsHead(module string) bool { return heads[Leaf(module)] }
-
-// IsExperts reports whether modules of this path stack the weights of several experts in their parameters.
-func IsExperts(module string) bool { return Leaf(module) == "experts" }
-
-// HasTransposedExperts reports whether models of this type store the weight of an expert n×m.
-func HasTransposedExperts(modelType string) bool { return transposedExperts[modelType] }
-
-// RegistrationOrder sorts the names of parameters of one module as the model registers them; unknown ones stay where they are, at
-// the end.
-func RegistrationOrder(names []string) []string {
-	order := slices.Clone(names)
-	slices.SortStableFunc(order, func(a, b string) int { return position(a) - position(b) })
-	return order
-}
-
-func position(name string) int {
-	if i := slices.Index(registration, name); i >= 0 {
-		return i
-	}
-	return len(registration)
-}
 
 // IsConv1DModel reports whether models of this type have Conv1D for linear layers, whose weight is stored n×m.
 func IsConv1DModel(modelType string) bool { return conv1DModels[modelType] }

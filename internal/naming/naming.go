@@ -12,6 +12,7 @@ import (
 type Base struct {
 	byName   map[string]string // without wrappers → as it is
 	segments []string          // the distinct first segments, sorted
+	tails    map[string]bool   // of HasTail, made at its first call
 }
 
 // wrappers are the path segments that training frameworks put around modules: torch.compile, FSDP, and activation
@@ -41,24 +42,45 @@ func Index(names []string) *Base {
 // Has reports whether the base has a tensor, by its name without wrappers.
 func (b *Base) Has(name string) bool { _, ok := b.byName[name]; return ok }
 
-// rename is a candidate: the prefix that an adapter's names lose, and the one that they get.
-type rename struct{ cut, add string }
+// rename is a candidate: the prefix that an adapter's names lose, the table that is applied to what is left, and the prefix that they
+// get.
+type rename struct {
+	cut, add string
+	move     *move
+	newer    bool // from the older names of the table to the newer ones
+}
 
 func (r rename) apply(name string) (string, bool) {
 	rest, ok := strings.CutPrefix(name, r.cut)
-	return r.add + rest, ok && strings.Contains(rest, ".") // the path of a module is left, not only its parameter
+	ok = ok && strings.Contains(rest, ".") // the path of a module is left, not only its parameter
+	if r.move != nil {
+		rest = r.move.apply(rest, r.newer)
+	}
+	return r.add + rest, ok
 }
 
 func (r rename) String() string {
+	var words []string
 	switch {
 	case r.cut == "" && r.add == "":
-		return "as they are"
 	case r.cut == "":
-		return fmt.Sprintf("with %q in front", r.add)
+		words = append(words, fmt.Sprintf("with %q in front", r.add))
 	case r.add == "":
-		return fmt.Sprintf("without %q in front", r.cut)
+		words = append(words, fmt.Sprintf("without %q in front", r.cut))
+	default:
+		words = append(words, fmt.Sprintf("with %q in place of %q", r.add, r.cut))
 	}
-	return fmt.Sprintf("with %q in place of %q", r.add, r.cut)
+	if r.move != nil {
+		version := "before"
+		if r.newer {
+			version = "from"
+		}
+		words = append(words, fmt.Sprintf("as transformers %s 5 names the modules of %s", version, r.move.models))
+	}
+	if words == nil {
+		return "as they are"
+	}
+	return strings.Join(words, " and ")
 }
 
 // Mapping translates an adapter's names to a base's.
@@ -93,7 +115,7 @@ func (b *Base) Match(wanted []string) (m Mapping, missing, ambiguous []string) {
 	if len(wanted) == 0 {
 		return Mapping{b, rename{}}, nil, nil
 	}
-	candidates := b.candidates(wanted)
+	candidates := b.candidates(wanted, nil, false)
 	best, bestHits := candidates[0], -1
 	var full []rename
 	for _, c := range candidates {
@@ -118,6 +140,12 @@ func (b *Base) Match(wanted []string) (m Mapping, missing, ambiguous []string) {
 			}
 		}
 	}
+	if len(full) == 0 {
+		full = b.moved(wanted)
+		if len(full) == 1 {
+			return Mapping{b, full[0]}, nil, nil
+		}
+	}
 	m = Mapping{b, best}
 	if len(full) > 1 {
 		for _, c := range full {
@@ -136,6 +164,25 @@ func (b *Base) Match(wanted []string) (m Mapping, missing, ambiguous []string) {
 // enough is how many translations that fit are looked for: an error lists them.
 const enough = 8
 
+// moved lists the candidates under which every name is in the base after its modules were renamed by a table. Tables that do the same
+// to these names count once.
+func (b *Base) moved(wanted []string) (full []rename) {
+	for _, table := range moves {
+		for _, newer := range []bool{false, true} {
+			for _, c := range b.candidates(wanted, table, newer) {
+				missing := slices.ContainsFunc(wanted, func(name string) bool { _, ok := (Mapping{b, c}).Lookup(name); return !ok })
+				if missing || slices.ContainsFunc(full, func(f rename) bool { return same(f, c, wanted) }) {
+					continue
+				}
+				if full = append(full, c); len(full) == enough {
+					return full
+				}
+			}
+		}
+	}
+	return full
+}
+
 // same reports whether two candidates translate every name alike.
 func same(a, b rename, names []string) bool {
 	for _, name := range names {
@@ -148,11 +195,11 @@ func same(a, b rename, names []string) bool {
 	return true
 }
 
-// candidates lists the translations to try, the most common first: PEFT's own prefix left over, the prefix "model." of a
+// candidates lists the translations to try, with a table or without, the most common first: PEFT's own prefix left over, the prefix "model." of a
 // language model around its trunk, and any other prefix that all names share or that the base's names begin with (GPT-2's
 // "transformer.", which the checkpoint of the hub lacks). A prefix is removed or added, never exchanged for another one: the text
 // half of a model and its vision half may have the same names below theirs.
-func (b *Base) candidates(wanted []string) []rename {
+func (b *Base) candidates(wanted []string, table *move, newer bool) []rename {
 	prefixes := []string{"model."}
 	if first, _, _ := strings.Cut(wanted[0], "."); !slices.ContainsFunc(wanted, func(name string) bool { return !strings.HasPrefix(name, first+".") }) {
 		prefixes = append(prefixes, first+".")
@@ -171,13 +218,13 @@ func (b *Base) candidates(wanted []string) []rename {
 		return slices.ContainsFunc(probes, func(name string) bool { _, ok := (Mapping{b, r}).Lookup(name); return ok })
 	}
 	for _, left := range []string{"", "base_model.model.", "base_model.model.base_model.model.", "module."} {
-		add(rename{left, ""})
+		add(rename{cut: left, move: table, newer: newer})
 		for _, p := range prefixes {
-			add(rename{left + p, ""})
+			add(rename{cut: left + p, move: table, newer: newer})
 		}
-		add(rename{left, "model."})
+		add(rename{cut: left, add: "model.", move: table, newer: newer})
 		for _, segment := range b.segments {
-			if r := (rename{left, segment + "."}); fits(r) {
+			if r := (rename{cut: left, add: segment + ".", move: table, newer: newer}); fits(r) {
 				add(r)
 			}
 		}

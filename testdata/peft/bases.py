@@ -95,6 +95,23 @@ def quantise_fp8(tensors, config):
         tensors[f"{name}_scale"] = scale.reshape(1)
 
 
+def stack_experts(tensors, config=None):
+    """Stores the experts as transformers 5 has them in memory: stacked, gate and up projection one below the other."""
+    for name in list(tensors):
+        if ".block_sparse_moe." in name:
+            tensors[name.replace(".block_sparse_moe.", ".mlp.")] = tensors.pop(name)
+    styles = {"gate_up_proj": (["gate_proj", "up_proj"], ["w1", "w3"]), "down_proj": (["down_proj"], ["w2"])}
+    modules = sorted({name.split(".experts.")[0] + ".experts" for name in tensors if ".experts.0." in name})
+    for module in modules:
+        for parameter, options in styles.items():
+            experts = []
+            for parts in options:
+                while f"{module}.{len(experts)}.{parts[0]}.weight" in tensors:
+                    e = len(experts)
+                    experts.append(torch.cat([tensors.pop(f"{module}.{e}.{part}.weight") for part in parts]))
+            tensors[f"{module}.{parameter}"] = torch.stack(experts)
+
+
 # Configurations.
 
 
@@ -126,14 +143,45 @@ def qwen2():
     )
 
 
-def mixtral():
+def mixtral(intermediate=24):
     return tf.MixtralConfig(
         hidden_size=32,
-        intermediate_size=24,
+        intermediate_size=intermediate,
         num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=2,
         num_local_experts=2,
+        vocab_size=48,
+        max_position_embeddings=64,
+    )
+
+
+def qwen3_moe():
+    return tf.Qwen3MoeConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=12,
+        num_hidden_layers=2,
+        mlp_only_layers=[0],
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_experts=3,
+        num_experts_per_tok=2,
+        vocab_size=48,
+        max_position_embeddings=64,
+    )
+
+
+def gpt_oss(intermediate=24):
+    return tf.GptOssConfig(
+        hidden_size=32,
+        intermediate_size=intermediate,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=3,
         vocab_size=48,
         max_position_embeddings=64,
     )
@@ -233,6 +281,13 @@ BASES = {
     "roberta": Base(bert(tf.RobertaConfig), tf.RobertaForSequenceClassification, F32),
     "t5": Base(t5(), tf.T5ForConditionalGeneration, F32),
     "mixtral": Base(mixtral(), tf.MixtralForCausalLM, BF16),
+    "mixtral-stacked": Base(mixtral(), tf.MixtralForCausalLM, BF16, edit=stack_experts),
+    "mixtral-square": Base(mixtral(intermediate=16), tf.MixtralForCausalLM, BF16),
+    "mixtral-square-stacked": Base(mixtral(intermediate=16), tf.MixtralForCausalLM, BF16, edit=stack_experts),
+    "qwen3-moe": Base(qwen3_moe(), tf.Qwen3MoeForCausalLM, BF16),
+    "qwen3-moe-stacked": Base(qwen3_moe(), tf.Qwen3MoeForCausalLM, F32, edit=stack_experts),
+    "gpt-oss": Base(gpt_oss(), tf.GptOssForCausalLM, BF16),
+    "gpt-oss-square": Base(gpt_oss(intermediate=16), tf.GptOssForCausalLM, F32),
     "siglip": Base(siglip(), tf.SiglipVisionModel, F32),
     "blocks": Base(BlocksConfig(), Blocks, BF16),
     "blocks-f32": Base(BlocksConfig(), Blocks, F32),

@@ -45,6 +45,8 @@ class Merge:
     warn: tuple = ()  # words that a warning contains
     by_peft: bool = True  # PEFT itself computes the truth
     exact: bool = False  # the truth is computed in rational arithmetic
+    experts: dict | None = None  # stacked experts, with arguments of by_experts
+    options: dict | None = None  # flags of loratool that the merge needs, by the names of merge.Options
     size: tuple = (0.03, 1.2)  # bounds of the relative change of each tensor
 
 
@@ -537,6 +539,70 @@ MERGE += [
     merge("conv-dora-f32", "blocks-f32", lora(use_dora=True, **CONV), "The same on an F32 base."),
 ]
 
+# Experts: raw parameters, most of three dimensions, in target_parameters.
+
+EXPERTS = {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+DOWN = {"target_modules": [], "target_parameters": ["mlp.experts.down_proj"]}
+
+
+def experts(name, base, adapter, comment, formula=None, **rest):
+    return merge(name, base, adapter, comment, experts=formula or {}, size=(0.01, 1.5), **rest)
+
+
+def slowest(rank):
+    """Stores the columns of lora_B with one expert after the other, as unsloth did."""
+    return change("lora_B", lambda b: b.reshape(b.shape[0], rank, -1).transpose(1, 2).reshape(b.shape))
+
+
+MERGE += [
+    experts("experts", "mixtral-stacked", lora(**EXPERTS), "Both parameters of a stack of experts, nested."),
+    experts(
+        "experts-one-by-one",
+        "mixtral",
+        lora(**EXPERTS),
+        "The checkpoint has a module per expert, under the names of transformers 4; the adapter is for the stack.",
+    ),
+    experts("experts-qwen", "qwen3-moe-stacked", lora(use_rslora=True, **EXPERTS), "Three experts in F32, scale α/√r."),
+    experts("experts-qwen-one-by-one", "qwen3-moe", lora(r=3, **EXPERTS), "The checkpoint has a module per expert."),
+    experts("experts-down", "mixtral-stacked", lora(**DOWN), "One parameter alone, without nesting."),
+    experts(
+        "experts-patterns",
+        "mixtral",
+        lora(
+            rank_pattern={"experts.gate_up_proj": 2}, alpha_pattern={r"mlp\.experts\.down_proj": 3}, r=3, **EXPERTS
+        ),
+        "Ranks and alphas of the parameters, by their names.",
+    ),
+    experts(
+        "experts-router",
+        "mixtral",
+        lora(target_modules=[], target_parameters=["mlp.gate.weight", "mlp.experts.down_proj"], lora_alpha=4),
+        "The router is a parameter of two dimensions.",
+    ),
+    experts("experts-gpt-oss", "gpt-oss", lora(**EXPERTS), "gpt-oss has (E, in, out)."),
+    experts("experts-gpt-oss-square", "gpt-oss-square", lora(**EXPERTS), "A square gate_up_proj of gpt-oss.", warn=["square"]),
+    experts("experts-square", "mixtral-square", lora(**EXPERTS), "A square gate_up_proj.", warn=["square"]),
+    experts(
+        "experts-square-flag",
+        "mixtral-square-stacked",
+        lora(disguise=[set_config(peft_version=None)], **EXPERTS),
+        "A square gate_up_proj, no release in the config (edited), and the flag that says what is what.",
+        options={"ExpertInput": 2},
+        by_peft=False,
+        formula={"version": "0.21.2"},
+    ),
+    experts(
+        "experts-slowest",
+        "mixtral-stacked",
+        lora(slowest(4), **EXPERTS),
+        "lora_B with one expert after the other, as unsloth stored it (edited); the flag says so. By the formula.",
+        options={"ExpertsSlowest": True},
+        by_peft=False,
+        formula={"slowest": True},
+        warn=["one expert after the other"],
+    ),
+]
+
 # Refused: kinds of LoRA.
 
 VARIANTS = [
@@ -709,11 +775,32 @@ LAYERS = [
         "nn.MultiheadAttention: lora_B spans q, k and v of in_proj_weight.",
     ),
     refuse(
-        "target-parameters",
+        "experts-two-names",
         "mixtral",
-        lora(target_modules=[], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
-        ["target_parameters"],
-        "LoRA on three-dimensional expert parameters.",
+        lora(set_config(target_parameters=["experts.gate_up_proj"]), **EXPERTS),
+        ["target_parameters", "experts"],
+        "Factors of two parameters of one module, of which the config names one (edited).",
+    ),
+    refuse(
+        "experts-other-shape",
+        "mixtral-square",
+        lora(base="mixtral", **EXPERTS),
+        ["experts"],
+        "The adapter's experts have another intermediate size.",
+    ),
+    refuse(
+        "experts-rank",
+        "mixtral",
+        lora(set_config(r=3), **EXPERTS),
+        ["rank"],
+        "The rows of lora_A are no multiple of the rank (edited).",
+    ),
+    refuse(
+        "experts-square-no-version",
+        "mixtral-square",
+        lora(set_config(peft_version=None), **EXPERTS),
+        ["square", "--expert-input"],
+        "The experts' gate_up_proj is square, and the config does not say which release of PEFT made the adapter (edited).",
     ),
 ]
 

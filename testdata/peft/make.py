@@ -22,7 +22,7 @@ from transformers.utils import logging  # noqa: E402
 from adapters import apply_edits  # noqa: E402
 from bases import BASES  # noqa: E402
 from cases import MERGE, REFUSE  # noqa: E402
-from truth import add_exactly, by_formula, by_peft, check_close, read_double  # noqa: E402
+from truth import add_exactly, by_experts, by_formula, by_peft, by_peft_saved, check_close, read_double  # noqa: E402
 
 PRODUCER = f"peft {peft.__version__}"
 
@@ -43,6 +43,9 @@ def write_description(directory: Path, **fields):
 def make_merge(case, directory: Path):
     paths = write_adapters(case, directory)
     weights = case.weights or [1.0] * len(paths)
+    if case.experts is not None:
+        write_merge(case, directory, paths, weights, experts_truth(case, paths, weights))
+        return
     merged = by_peft(case.base, case.adapters[0].model, paths, weights) if case.by_peft else None
     for adapter, path in zip(case.adapters, paths):
         apply_edits(path, adapter.disguise)
@@ -56,6 +59,24 @@ def make_merge(case, directory: Path):
     if case.exact:
         truth = by_formula(case.base, paths, weights, add=add_exactly)
         check_close(truth, targeted)
+    write_merge(case, directory, paths, weights, truth)
+
+
+def experts_truth(case, paths, weights):
+    """What PEFT makes of the experts, or the formula where PEFT does not merge them; the two agree."""
+    merged = by_peft_saved(case.base, paths, weights) if case.by_peft else None
+    for adapter, path in zip(case.adapters, paths):
+        apply_edits(path, adapter.disguise)
+    truth = by_experts(case.base, paths[0], **case.experts)
+    if merged is not None:
+        original = read_double(Path("bases") / case.base)
+        check_close(merged, {**original, **truth})
+        truth = {name: merged[name].contiguous() for name in truth}
+    return truth
+
+
+def write_merge(case, directory, paths, weights, truth):
+    original = read_double(Path("bases") / case.base)
     for name, tensor in truth.items():
         check_size(name, tensor, original[name], case)
     save_file(truth, directory / "truth.safetensors")
@@ -66,7 +87,8 @@ def make_merge(case, directory: Path):
         "producer": PRODUCER,
         "comment": case.comment,
     }
-    write_description(directory, **fields, **({"warn": case.warn} if case.warn else {}))
+    extra = {name: value for name in ("warn", "options") if (value := getattr(case, name))}
+    write_description(directory, **fields, **extra)
 
 
 def check_size(name, tensor, original, case):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 import warnings
 from fractions import Fraction
 from math import sqrt
@@ -12,7 +13,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from adapters import CONFIG, load_weights
-from bases import BASES, read_checkpoint
+from bases import BASES, read_checkpoint, stack_experts
 
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
@@ -54,6 +55,22 @@ def by_peft(base: str, model_class, adapters: list[Path], weights: list[float]) 
     return {names[name]: tensor for name, tensor in merged.items() if name in names}
 
 
+def by_peft_saved(base: str, adapters: list[Path], weights: list[float]) -> dict[str, torch.Tensor]:
+    """Merges with PEFT in float64 and saves, for models whose tensors have other names in memory than on disk."""
+    assert weights == [1.0] and len(adapters) == 1
+    model = BASES[base].model.from_pretrained(f"bases/{base}", dtype=torch.float64)
+    peft_model = load_first(model, adapters[0], "adapter0")
+    check_loaded(peft_model, "adapter0", adapters[0])
+    with tempfile.TemporaryDirectory() as directory:
+        peft_model.merge_and_unload().save_pretrained(directory)
+        merged = read_checkpoint(Path(directory))
+    if BASES[base].edit:
+        BASES[base].edit(merged, {})
+    original = read_double(Path("bases") / base)
+    assert merged.keys() == original.keys(), merged.keys() ^ original.keys()
+    return merged
+
+
 def load_first(model, directory, adapter):
     with warnings.catch_warnings(record=True) as caught:
         peft_model = peft.PeftModel.from_pretrained(model, directory, adapter, autocast_adapter_dtype=False)
@@ -86,6 +103,68 @@ def checkpoint_names(model, known) -> dict[str, str]:
 
 
 # The plain formula.
+
+
+def by_experts(base: str, directory: Path, slowest=False, version=None) -> dict[str, torch.Tensor]:
+    """W0[e] + s·B[e]·A[e], or its transpose, for the parameters of target_parameters and for the experts one by one."""
+    config = json.loads((directory / CONFIG).read_text())
+    tensors = {clean(k): t.double() for k, t in load_weights(directory).items()}
+    original = read_double(Path("bases") / base)
+    stacked = dict(original)
+    stack_experts(stacked)
+    version = tuple(int(n) for n in (version or config["peft_version"]).split(".")[:3])
+    model_type = json.loads((Path("bases") / base / "config.json").read_text())["model_type"]
+    transposed = model_type == "gpt_oss"
+    if version < (0, 19, 0):
+        turn_square = True
+    elif version == (0, 19, 0):
+        turn_square = not transposed
+    else:
+        turn_square = transposed
+    order = ["gate_up_proj", "down_proj", "weight"]
+    for name in [n for n in tensors if n.endswith(".lora_A.weight")]:
+        path = name.removesuffix(".lora_A.weight")
+        module = path
+        while module.endswith(".base_layer"):
+            module = module.removesuffix(".base_layer")
+        nested = path.count(".base_layer")
+        names = sorted(
+            (p.rpartition(".")[2] for p in config["target_parameters"] if module.endswith(p.rpartition(".")[0])),
+            key=order.index,
+        )
+        parameter = f"{module}.{names[len(names) - 1 - nested]}"
+        w, a, b = stacked[parameter], tensors[name], tensors[f"{path}.lora_B.weight"]
+        rank = pattern_value(config.get("rank_pattern"), parameter, config["r"])
+        alpha = pattern_value(config.get("alpha_pattern"), parameter, config["lora_alpha"])
+        s = alpha / sqrt(rank) if config.get("use_rslora") else alpha / rank
+        if w.ndim == 2:
+            stacked[parameter] = w + s * (b @ a)
+            continue
+        experts = w.shape[0]
+        a = a.reshape(experts, rank, a.shape[1])
+        b = b.reshape(-1, experts, rank).permute(1, 0, 2) if slowest else b.reshape(-1, rank, experts).permute(2, 0, 1)
+        delta = s * torch.bmm(b, a)
+        square = w.shape[1] == w.shape[2]
+        if turn_square if square else delta.shape != w.shape:
+            delta = delta.transpose(1, 2)
+        stacked[parameter] = w + delta
+    return like(original, stacked)
+
+
+def like(original, stacked) -> dict[str, torch.Tensor]:
+    """The tensors of a merged model under the names of its checkpoint, experts one by one where it has them so."""
+    merged = {}
+    for name, tensor in original.items():
+        newer = name.replace(".block_sparse_moe.", ".mlp.")
+        if newer in stacked:
+            merged[name] = stacked[newer]
+            continue
+        module, _, rest = newer.partition(".experts.")
+        expert, part, _ = rest.split(".")
+        both = stacked[f"{module}.experts.{'down_proj' if part in ('w2', 'down_proj') else 'gate_up_proj'}"][int(expert)]
+        rows = tensor.shape[0]
+        merged[name] = both[rows:] if part in ("w3", "up_proj") else both[:rows]
+    return {name: t.contiguous() for name, t in merged.items() if not torch.equal(t, original[name])}
 
 
 def clean(key: str) -> str:

@@ -52,9 +52,10 @@ func TestDoRAIsNotMixed(t *testing.T) {
 	}
 }
 
-// TestDoRAIsTheSameEverywhere: norms of columns are summed over the whole tensor, in one order for any workers and blocks.
-func TestDoRAIsTheSameEverywhere(t *testing.T) {
-	for _, name := range []string{"dora-gpt2", "dora-embedding", "dora-all-linear"} {
+// TestMethodsAreTheSameEverywhere: norms of columns are summed over the whole tensor, in one order for any workers and blocks; blocks
+// end anywhere between the bands of stacked experts.
+func TestMethodsAreTheSameEverywhere(t *testing.T) {
+	for _, name := range []string{"dora-gpt2", "dora-embedding", "dora-all-linear", "experts", "experts-qwen", "experts-gpt-oss"} {
 		var first []byte
 		for _, o := range []merge.Options{{}, {Workers: 1, BlockBytes: 1}, {Workers: 3, BlockBytes: 700}} {
 			dir := filepath.Join(fixtures, "merge", name)

@@ -1,0 +1,30 @@
+package main
+
+import (
+	"github.com/loratool/loratool/merge"
+	"github.com/urfave/cli/v2"
+)
+
+// readingOptions are the flags that say what files of adapters do not, for every command that applies adapters.
+type readingOptions struct {
+	expertInput   int
+	expertSlowest bool
+}
+
+func (o *readingOptions) readingFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.IntFlag{Name: "expert-input", Usage: "the dimension `1|2` of square stacked experts that lora_A reads (default: as the adapter's release of PEFT has it)", Destination: &o.expertInput,
+			Action: func(_ *cli.Context, n int) error {
+				if n != 1 && n != 2 {
+					return usagef("--expert-input 1, or --expert-input 2", "an expert has the dimensions 1 and 2, got --expert-input %d", n)
+				}
+				return nil
+			}},
+		&cli.BoolFlag{Name: "expert-slowest", Usage: "lora_B of stacked experts has one expert after the other, as unsloth wrote it", Destination: &o.expertSlowest},
+	}
+}
+
+// set adds the flags to options.
+func (o *readingOptions) set(options *merge.Options) {
+	options.ExpertInput, options.ExpertsSlowest = o.expertInput, o.expertSlowest
+}
