@@ -95,6 +95,11 @@ def quantise_fp8(tensors, config):
         tensors[f"{name}_scale"] = scale.reshape(1)
 
 
+def name_experts(tensors, config):
+    """Names the number of experts as transformers 4 does."""
+    config["num_experts"] = config["num_local_experts"]
+
+
 def stack_experts(tensors, config=None):
     """Stores the experts as transformers 5 has them in memory: stacked, gate and up projection one below the other."""
     for name in list(tensors):
@@ -286,6 +291,7 @@ BASES = {
     "mixtral-square-stacked": Base(mixtral(intermediate=16), tf.MixtralForCausalLM, BF16, edit=stack_experts),
     "qwen3-moe": Base(qwen3_moe(), tf.Qwen3MoeForCausalLM, BF16),
     "qwen3-moe-stacked": Base(qwen3_moe(), tf.Qwen3MoeForCausalLM, F32, edit=stack_experts),
+    "qwen3-moe-f32": Base(qwen3_moe(), tf.Qwen3MoeForCausalLM, F32, edit=name_experts),
     "gpt-oss": Base(gpt_oss(), tf.GptOssForCausalLM, BF16),
     "gpt-oss-square": Base(gpt_oss(intermediate=16), tf.GptOssForCausalLM, F32),
     "siglip": Base(siglip(), tf.SiglipVisionModel, F32),

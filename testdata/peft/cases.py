@@ -1,7 +1,6 @@
 """The cases: what is merged, and what is refused."""
 
 import hashlib
-from dataclasses import dataclass
 
 import peft
 import torch
@@ -29,43 +28,11 @@ from adapters import (
     set_config,
     tiny_values,
 )
+from case import Merge, merge, refuse
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 GPT2 = ["c_attn", "c_proj", "c_fc"]
 QUERY0 = "base_model.model.model.layers.0.self_attn.q_proj"
-
-
-@dataclass
-class Merge:
-    name: str
-    base: str
-    adapters: list[Adapter]
-    comment: str
-    weights: list[float] | None = None
-    warn: tuple = ()  # words that a warning contains
-    by_peft: bool = True  # PEFT itself computes the truth
-    exact: bool = False  # the truth is computed in rational arithmetic
-    experts: dict | None = None  # stacked experts, with arguments of by_experts
-    options: dict | None = None  # flags of loratool that the merge needs, by the names of merge.Options
-    size: tuple = (0.03, 1.2)  # bounds of the relative change of each tensor
-
-
-@dataclass
-class Refuse:
-    name: str
-    base: str
-    adapters: list[Adapter]
-    words: list[str]  # words that the refusal contains
-    comment: str
-    finish: object = None  # a last change to the adapter's directory
-
-
-def merge(name, base, adapter, comment, **rest):
-    return Merge(name, base, [adapter], comment, **rest)
-
-
-def refuse(name, base, adapter, words, comment, finish=None):
-    return Refuse(name, base, [adapter], words, comment, finish)
 
 
 MERGE = [

@@ -16,15 +16,21 @@ sys.dont_write_bytecode = True
 
 import peft  # noqa: E402
 import torch  # noqa: E402
+import transformers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from adapters import apply_edits  # noqa: E402
 from bases import BASES  # noqa: E402
-from cases import MERGE, REFUSE  # noqa: E402
+from eras import ERAS  # noqa: E402
 from truth import add_exactly, by_experts, by_formula, by_peft, by_peft_saved, check_close, read_double  # noqa: E402
 
-PRODUCER = f"peft {peft.__version__}"
+PRODUCER = f"peft {peft.__version__}, transformers {transformers.__version__}"
+if PRODUCER in ERAS:
+    MERGE, REFUSE = ERAS[PRODUCER](), []
+else:
+    PRODUCER = f"peft {peft.__version__}"
+    from cases import MERGE, REFUSE
 
 
 def write_adapters(case, directory: Path) -> list[Path]:
@@ -45,6 +51,9 @@ def make_merge(case, directory: Path):
     weights = case.weights or [1.0] * len(paths)
     if case.experts is not None:
         write_merge(case, directory, paths, weights, experts_truth(case, paths, weights))
+        return
+    if case.via:
+        write_merge(case, directory, paths, weights, truth_via(case, paths, weights))
         return
     merged = by_peft(case.base, case.adapters[0].model, paths, weights) if case.by_peft else None
     for adapter, path in zip(case.adapters, paths):
@@ -73,6 +82,15 @@ def experts_truth(case, paths, weights):
         check_close(merged, {**original, **truth})
         truth = {name: merged[name].contiguous() for name in truth}
     return truth
+
+
+def truth_via(case, paths, weights):
+    """What PEFT makes of the checkpoint with a module per expert, stacked."""
+    merged = by_peft(case.via, None, paths, weights)
+    check_close(by_formula(case.via, paths, weights), merged)
+    BASES[case.base].edit(merged, {})
+    original = read_double(Path("bases") / case.base)
+    return {name: t.contiguous() for name, t in merged.items() if not torch.equal(t, original[name])}
 
 
 def write_merge(case, directory, paths, weights, truth):
@@ -136,9 +154,8 @@ def main():
     logging.disable_progress_bar()
     options.out.mkdir(parents=True, exist_ok=True)
     os.chdir(options.out)  # the adapters name their base by a relative path
-    if not options.only:
-        for kind in ("bases", "merge", "refuse"):
-            shutil.rmtree(kind, ignore_errors=True)
+    if not options.only and PRODUCER not in ERAS:
+        shutil.rmtree("bases", ignore_errors=True)
     absent = {name: base for name, base in BASES.items() if not (Path("bases") / name).exists()}
     write_all("bases", absent, lambda base, directory: base.write(directory))
     write_all("merge", {case.name: case for case in MERGE}, make_merge, options.only)
