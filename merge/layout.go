@@ -205,9 +205,12 @@ func (t *target) update(adapter int) (u TermShort) {
 // PeakBytes estimates the memory that Run takes: blocks and factors in flight, at most workers+1 bands at a time, and the tensors
 // of adapters that bands share.
 func (p *Plan) PeakBytes(workers int) int64 {
-	var largest, shared int64
+	var largest, shared, blocks int64
 	for _, t := range p.targets {
-		_, nCols := t.shape()
+		nRows, nCols := t.shape()
+		if nRows > 0 && nCols > 0 {
+			blocks += (nRows-1)/p.blockRows(t) + 1
+		}
 		bands := make([]int64, t.nBands)
 		var whole int64
 		add := func(terms []term) {
@@ -228,5 +231,5 @@ func (p *Plan) PeakBytes(workers int) int64 {
 		}
 		largest, shared = max(largest, slices.Max(bands)), max(shared, whole)
 	}
-	return int64(workers)*(2*p.blockBytes()+largest) + largest + 2*shared
+	return min(int64(workers), blocks)*(2*p.blockBytes()+largest) + largest + 2*shared
 }

@@ -8,12 +8,15 @@ import (
 	"sync/atomic"
 )
 
-// Workers returns n, or the number of usable processors when n is not positive.
+// maxWorkers bounds what a caller may ask for: more than any machine has processors, as every worker may own memory.
+const maxWorkers = 1024
+
+// Workers returns n, or the number of usable processors when n is not positive; at most 1024.
 func Workers(n int) int {
-	if n > 0 {
-		return n
+	if n <= 0 {
+		n = runtime.GOMAXPROCS(0)
 	}
-	return runtime.GOMAXPROCS(0)
+	return min(n, maxWorkers)
 }
 
 // For calls f once for every i from 0 to n−1, in ascending order of start, on at most workers goroutines; worker, below
