@@ -86,7 +86,13 @@ func (p *Plan) CheckOutput(out string) error {
 	for _, f := range p.files {
 		place.Files = append(place.Files, f.in.Name)
 	}
-	return place.Check()
+	if err := place.Check(); err != nil {
+		return err
+	}
+	if p.base.IsDir && strings.EqualFold(filepath.Ext(out), ".safetensors") {
+		return &OutputError{Path: out, Why: "has the name of a file, and the base is a directory, which gives a directory"}
+	}
+	return nil
 }
 
 // OutputError is an output path that cannot be used as the caller wants.

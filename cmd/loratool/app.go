@@ -18,7 +18,9 @@ type app struct {
 }
 
 func newApp(t *terminal) *app {
-	usage := func(_ *cli.Context, err error, _ bool) error { return usagef(helpHint(""), "%v", err) }
+	usage := func(command string) cli.OnUsageErrorFunc {
+		return func(_ *cli.Context, err error, _ bool) error { return usagef(helpHint(command), "%v", err) }
+	}
 	a := &app{term: t}
 	a.cli = &cli.App{
 		Name:                      "loratool",
@@ -29,7 +31,7 @@ func newApp(t *terminal) *app {
 		Writer:                    t.out,
 		ErrWriter:                 io.Discard,
 		ExitErrHandler:            func(*cli.Context, error) {}, // the default one exits
-		OnUsageError:              usage,
+		OnUsageError:              usage(""),
 		DisableSliceFlagSeparator: true,
 		CustomAppHelpTemplate:     cli.AppHelpTemplate + "\n" + exitCodesHelp,
 		Commands: []*cli.Command{
@@ -40,7 +42,7 @@ func newApp(t *terminal) *app {
 		},
 	}
 	for _, c := range a.cli.Commands {
-		c.OnUsageError = usage // not inherited
+		c.OnUsageError = usage(c.Name) // not inherited
 		c.HideHelpCommand = true
 		c.CustomHelpTemplate = cli.CommandHelpTemplate + "\n" + exitCodesHelp
 		if c.Name == "inspect" {
@@ -81,11 +83,11 @@ func (a *app) arrange(args []string) ([]string, error) {
 	command := a.cli.Command(name)
 	switch {
 	case command == nil && strings.HasPrefix(name, "-"):
-		return nil, unknown("flag", name, "", helpHint(""))
+		return nil, unknown("flag", name, nil, helpHint(""))
 	case command == nil:
-		return nil, unknown("command", name, cli.SuggestCommand(a.cli.Commands, name), helpHint(""))
+		return nil, unknown("command", name, a.commandNames(), helpHint(""))
 	}
-	a.term.command = name
+	a.term.command, a.term.usage = name, "loratool "+name+" "+command.ArgsUsage
 	flags, rest, err := arrangeFlags(command, args[2:])
 	if err != nil {
 		return nil, err
@@ -119,15 +121,68 @@ func (a *app) commandFirst(args []string) []string {
 	return args
 }
 
-// unknown is the error for a name that is not there; nearest is what the library suggests: a flag, or a whole question.
-func unknown(what, name, nearest, hint string) error {
-	switch {
-	case strings.HasPrefix(nearest, "Did you mean"):
-		hint = "d" + strings.TrimSuffix(nearest[1:], "?") + "?"
-	case strings.Trim(nearest, "-") != "" && nearest != "--help":
-		hint = fmt.Sprintf("did you mean %s?", nearest)
+func (a *app) commandNames() (names []string) {
+	for _, c := range a.cli.Commands {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
+// flagNames lists the long names of a command's flags, with their dashes.
+func flagNames(command *cli.Command) (names []string) {
+	for _, f := range command.Flags {
+		for _, name := range f.Names() {
+			if len(name) > 1 {
+				names = append(names, "--"+name)
+			}
+		}
+	}
+	return names
+}
+
+// unknown is the error for a name that is none of those that are known.
+func unknown(what, name string, known []string, hint string) error {
+	if near := nearest(name, known); near != "" {
+		hint = fmt.Sprintf("did you mean %s?", near)
 	}
 	return usagef(hint, "unknown %s %q", what, name)
+}
+
+// nearest is the known name that takes the fewest edits to make of name, at most one in three letters; "" where all are farther.
+func nearest(name string, known []string) string {
+	best, least := "", (len(strings.TrimLeft(name, "-"))+2)/3+1
+	for _, k := range known {
+		if d := edits(strings.TrimLeft(name, "-"), strings.TrimLeft(k, "-")); d < least {
+			best, least = k, d
+		}
+	}
+	return best
+}
+
+// edits counts the letters that are inserted, left out, exchanged or swapped with their neighbour to make b of a (optimal string
+// alignment).
+func edits(a, b string) int {
+	d := make([][]int, len(a)+1)
+	for i := range d {
+		d[i] = make([]int, len(b)+1)
+		d[i][0] = i
+	}
+	for j := range len(b) {
+		d[0][j+1] = j + 1
+	}
+	for i := range len(a) {
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			d[i+1][j+1] = min(d[i][j+1]+1, d[i+1][j]+1, d[i][j]+cost)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				d[i+1][j+1] = min(d[i+1][j+1], d[i-1][j-1]+1)
+			}
+		}
+	}
+	return d[len(a)][len(b)]
 }
 
 func arrangeFlags(command *cli.Command, args []string) (flags, rest []string, err error) {
@@ -145,7 +200,7 @@ func arrangeFlags(command *cli.Command, args []string) (flags, rest []string, er
 		name, value, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 		flag := findFlag(command, name)
 		if flag == nil {
-			return nil, nil, unknown("flag", arg, cli.SuggestFlag(command.Flags, name, true), helpHint(command.Name))
+			return nil, nil, unknown("flag", arg, flagNames(command), helpHint(command.Name))
 		}
 		if _, isBool := flag.(*cli.BoolFlag); !isBool && !hasValue {
 			if standsAlone(flag) && (i+1 == len(args) || strings.HasPrefix(args[i+1], "-")) {

@@ -39,8 +39,12 @@ func convertCommand(t *terminal) *cli.Command {
 }
 
 func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
-	if c.NArg() != 1 || o.out == "" {
-		return usagef("loratool convert ADAPTER -o OUT.lora", "convert takes one adapter and -o OUT, got %d arguments", c.NArg())
+	const example = "loratool convert ADAPTER -o OUT.lora"
+	if c.NArg() != 1 {
+		return usagef(example, "convert takes one adapter, got %d arguments", c.NArg())
+	}
+	if o.out == "" {
+		return usagef(example, "convert needs -o OUT, the place of the new adapter")
 	}
 	dialect, err := dialectOf(o.out, o.to)
 	if err != nil {
@@ -130,7 +134,11 @@ func rememberBase(c *cli.Context, src format.Source, base string) (format.Source
 // dialectOf is the dialect that the user names, or that the name of the output implies.
 func dialectOf(out, to string) (convert.Dialect, error) {
 	if to == "" {
-		return convert.DialectFor(out)
+		d, err := convert.DialectFor(out)
+		if err != nil {
+			return "", usagef(fault.Hint(err), "%v", err)
+		}
+		return d, nil
 	}
 	switch d := convert.Dialect(strings.ToLower(to)); d {
 	case convert.LoRA, convert.PEFT:
@@ -209,6 +217,9 @@ func dumpCommand(t *terminal) *cli.Command {
 		ArgsUsage: "FILE",
 		Flags:     o.flags(),
 		Action: func(c *cli.Context) error {
+			if o.json {
+				return usagef("loratool verify FILE --json and loratool inspect FILE --json tell what is in it", "dump prints text only")
+			}
 			f, size, err := openLoRA(c, "dump")
 			if err != nil {
 				return err
@@ -224,5 +235,10 @@ func openLoRA(c *cli.Context, command string) (*os.File, int64, error) {
 	if c.NArg() != 1 {
 		return nil, 0, usagef("loratool "+command+" FILE", "%s takes one file, got %d arguments", command, c.NArg())
 	}
-	return fileio.Open(c.Args().First())
+	path := c.Args().First()
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return nil, 0, fault.New(fault.Unsupported, "this is a directory, and %s reads a .lora file", command).In(path).
+			WithHint("loratool inspect %s shows what it holds; of an adapter, loratool convert makes a .lora file", path)
+	}
+	return fileio.Open(path)
 }

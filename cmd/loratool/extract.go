@@ -59,8 +59,12 @@ func extractCommand(t *terminal) *cli.Command {
 }
 
 func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
-	if c.NArg() != 2 || o.out == "" && !o.dryRun {
-		return usagef("loratool extract BASE TUNED -o ADAPTER --rank 8", "extract takes a base, a tuned checkpoint and -o ADAPTER, got %d arguments", c.NArg())
+	const example = "loratool extract BASE TUNED -o ADAPTER --rank 8"
+	if c.NArg() != 2 {
+		return usagef(example, "extract takes a base and a tuned checkpoint, got %d arguments", c.NArg())
+	}
+	if o.out == "" && !o.dryRun {
+		return usagef(example, "extract needs -o ADAPTER, the place of the adapter")
 	}
 	options, err := o.library(c)
 	if err != nil {

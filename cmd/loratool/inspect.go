@@ -55,6 +55,9 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 	if err != nil {
 		return err
 	}
+	if err := o.checkFlags(isAdapter); err != nil {
+		return err
+	}
 	if isAdapter {
 		src, err := convert.Open(path)
 		if err != nil {
@@ -83,6 +86,17 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 		return t.document("inspect", report)
 	}
 	showCheckpoint(t, report)
+	return nil
+}
+
+// checkFlags refuses flags that mean nothing for what is inspected.
+func (o *inspectOptions) checkFlags(isAdapter bool) error {
+	switch {
+	case isAdapter && o.rank > 0:
+		return usagef("loratool inspect CHECKPOINT --rank 8", "--rank is for a checkpoint, and this is none")
+	case !isAdapter && (o.spectrum || o.values):
+		return usagef("loratool inspect ADAPTER --spectrum --values", "--spectrum and --values are for an adapter, and this is a checkpoint")
+	}
 	return nil
 }
 
@@ -162,9 +176,16 @@ func inspectUndo(t *terminal, o *inspectOptions, src format.Source, path string)
 }
 
 func showAdapter(t *terminal, o *inspectOptions, r *inspect.Adapter) {
-	t.printf("adapter   %s, dialect %s, %d layers, %s parameters, %s (%s)\n", r.Method, r.Dialect, len(r.Layers), countText(r.Parameters), fileio.FormatBytes(r.Bytes), dtypesText(r.DTypes))
+	method := r.Method
+	if r.Dialect != "" { // an adapter that was made here was read from none
+		method += ", dialect " + r.Dialect
+	}
+	t.printf("adapter   %s, %d layers, %s parameters, %s (%s)\n", method, len(r.Layers), countText(r.Parameters), fileio.FormatBytes(r.Bytes), dtypesText(r.DTypes))
 	if r.Base != "" {
 		t.printf("base      %s\n", strings.TrimSpace(r.Base+" "+r.Revision))
+	}
+	if r.Fingerprints > 0 {
+		t.printf("base      is remembered by the fingerprints of %d tensors, which merge compares\n", r.Fingerprints)
 	}
 	if len(r.Layers) > 0 {
 		showLayers(t, o, r.Layers)

@@ -57,7 +57,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		t.fail(errInterrupted, "")
 		return exitInterrupted
 	}
-	t.fail(err, hintFor(err))
+	t.fail(err, hintFor(err, t.usage))
 	return exitCode(err)
 }
 
@@ -88,8 +88,8 @@ func exitCode(err error) int {
 	return exitFailed
 }
 
-// hintFor says what to do next, where that is known.
-func hintFor(err error) string {
+// hintFor says what to do next, where that is known; usage is how the command is called.
+func hintFor(err error, commandUsage string) string {
 	var usage *usageError
 	var output *fileio.OutputError
 	var space *fileio.SpaceError
@@ -108,7 +108,7 @@ func hintFor(err error) string {
 	case errors.Is(err, fs.ErrPermission):
 		return "check who may read the inputs and write to the directory of OUT"
 	}
-	return fault.Hint(err)
+	return inputHint(err, commandUsage)
 }
 
 // kindOf is the word for an error in JSON.

@@ -21,7 +21,8 @@ type terminal struct {
 	err     io.Writer
 	json    bool
 	command string
-	columns int // of the terminal, where that is not to be asked
+	usage   string // of the command
+	columns int    // of the terminal, where that is not to be asked
 }
 
 // results is standard output. The first error of a write stays, and ends the command with an error when it is done: a result that was

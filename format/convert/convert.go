@@ -53,7 +53,7 @@ func openDir(dir string) (format.Source, error) {
 		e.Msg += "; there are adapters in the sub-directories " + fault.List(named, 5)
 		e.WithHint("give one of them: %s", filepath.Join(dir, named[0]))
 	case isModel:
-		e.WithHint("this looks like a model; the order is: BASE ADAPTER")
+		e.WithHint("this looks like a model").Misplaced = true
 	}
 	return nil, e
 }

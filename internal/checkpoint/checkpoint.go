@@ -241,7 +241,8 @@ func noWeights(all []string) error {
 	for _, name := range all {
 		switch base := filepath.Base(name); {
 		case base == "adapter_config.json" && base == name:
-			return e.WithHint("this is an adapter; the order is: loratool merge BASE ADAPTER")
+			e.Misplaced = true
+			return e.WithHint("this is an adapter")
 		case base == "model_index.json":
 			return e.WithHint("this is a diffusers pipeline; give the directory of one model in it, such as %s", filepath.Join("…", "transformer"))
 		case strings.HasPrefix(base, "pytorch_model") && strings.HasSuffix(base, ".bin"):

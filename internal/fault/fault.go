@@ -32,6 +32,8 @@ type Error struct {
 	Rule string // the number of the rule of a specification, or ""
 	Msg  string // what is wrong: got and want
 	Hint string // what to do next, or ""
+
+	Misplaced bool // the input is valid, of a kind that is not wanted in its place, perhaps in that of another argument
 }
 
 // Error returns the place and the message: path, byte, rule: what.

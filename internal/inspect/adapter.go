@@ -13,22 +13,23 @@ import (
 
 // Adapter is the report on an adapter.
 type Adapter struct {
-	Kind       string         `json:"kind"` // "adapter"
-	Dialect    string         `json:"dialect"`
-	Method     string         `json:"method"`
-	Base       string         `json:"base"`
-	Revision   string         `json:"revision"`
-	Parameters int64          `json:"parameters"`
-	Bytes      int64          `json:"bytes"` // of all tensors
-	DTypes     []DTypeCount   `json:"dtypes"`
-	Layers     []Layer        `json:"layers"`
-	Beside     []BesideTensor `json:"beside"`
-	Requires   []Requirement  `json:"requires"`
-	Mergeable  bool           `json:"mergeable"`
-	Refusals   []string       `json:"refusals"` // why merge refuses it
-	Notes      []string       `json:"notes"`
-	Values     *Values        `json:"values,omitempty"`
-	Content    string         `json:"content_id,omitempty"` // with values
+	Kind         string         `json:"kind"` // "adapter"
+	Dialect      string         `json:"dialect"`
+	Method       string         `json:"method"`
+	Base         string         `json:"base"`
+	Revision     string         `json:"revision"`
+	Fingerprints int            `json:"base_fingerprints"` // tensors of the base that the adapter remembers
+	Parameters   int64          `json:"parameters"`
+	Bytes        int64          `json:"bytes"` // of all tensors
+	DTypes       []DTypeCount   `json:"dtypes"`
+	Layers       []Layer        `json:"layers"`
+	Beside       []BesideTensor `json:"beside"`
+	Requires     []Requirement  `json:"requires"`
+	Mergeable    bool           `json:"mergeable"`
+	Refusals     []string       `json:"refusals"` // why merge refuses it
+	Notes        []string       `json:"notes"`
+	Values       *Values        `json:"values,omitempty"`
+	Content      string         `json:"content_id,omitempty"` // with values
 }
 
 // Layer is one layer.
@@ -109,6 +110,7 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	for i := range m.Adapters {
 		a := &m.Adapters[i]
 		r.Dialect, r.Method, r.Base, r.Revision = a.Dialect, a.Method, a.Base.Name, a.Base.Revision
+		r.Fingerprints += len(a.Base.Fingerprints)
 		for j := range a.Layers {
 			r.Layers = append(r.Layers, describeLayer(&a.Layers[j], m.Tensors))
 		}

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// inputHint says what to do about an input, where that is known; usage is how the command is called.
+func inputHint(err error, usage string) string {
+	var path *fs.PathError
+	if errors.As(err, &path) && errors.Is(err, fs.ErrNotExist) && isHubName(path.Path) {
+		return fmt.Sprintf("%s is looked for here, and nothing is downloaded: hf download %s --local-dir %s", path.Path, path.Path, filepath.Base(path.Path))
+	}
+	var e *fault.Error
+	if !errors.As(err, &e) {
+		return ""
+	}
+	if snapshot := hubSnapshot(e.Path); snapshot != "" {
+		return "this is where the hub's cache keeps a repository; give " + snapshot
+	}
+	if e.Misplaced {
+		return e.Hint + "; the arguments are: " + usage
+	}
+	return e.Hint
+}
+
+var hubName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$`)
+
+// isHubName reports whether a path that is not there is more likely the name of a repository, organisation/name.
+func isHubName(path string) bool {
+	if !hubName.MatchString(path) {
+		return false
+	}
+	for _, suffix := range []string{".safetensors", ".lora", ".json", ".bin", ".undo"} {
+		if strings.HasSuffix(path, suffix) {
+			return false
+		}
+	}
+	_, err := os.Stat(filepath.Dir(path))
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// hubSnapshot is the directory of a revision in a directory models--organisation--name of the hub's cache: that of main, or the only
+// one. It is "" where there is none.
+func hubSnapshot(dir string) string {
+	if dir == "" {
+		return ""
+	}
+	all, err := filepath.Glob(filepath.Join(dir, "snapshots", "*"))
+	if err != nil || len(all) == 0 {
+		return ""
+	}
+	if main, err := os.ReadFile(filepath.Join(dir, "refs", "main")); err == nil {
+		path := filepath.Join(dir, "snapshots", strings.TrimSpace(string(main)))
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	return all[0]
+}
