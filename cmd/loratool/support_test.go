@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -34,8 +35,13 @@ func TestREADMESaysWhatMergeDoes(t *testing.T) {
 		return
 	}
 	if got != want {
-		t.Errorf("the table of the README is\n%s\nwant (-update writes it)\n%s", got, want)
+		t.Errorf("the table of the README lacks %q, and has %q too many (-update writes it)", linesOnlyIn(want, got), linesOnlyIn(got, want))
 	}
+}
+
+// linesOnlyIn returns the lines of a that b has not.
+func linesOnlyIn(a, b string) []string {
+	return slices.DeleteFunc(strings.Split(a, "\n"), func(line string) bool { return slices.Contains(strings.Split(b, "\n"), line) })
 }
 
 // supportMarkdown is the table of the README.
