@@ -37,6 +37,10 @@ func (r *resolver) groupExperts() error {
 		if l.Kind != format.Expert {
 			continue
 		}
+		a, b := r.blob(l.Roles[format.RoleA]).tensor().Shape, r.blob(l.Roles[format.RoleB]).tensor().Shape
+		if len(a) != 2 || len(b) != 2 || a[0] != b[1] || a[0] == 0 || a[0]%uint64(l.Rank) != 0 {
+			return fault.New(fault.Corrupt, "the experts %q: lora_A has shape %d and lora_B %d, want (E·%d)×n and m×(%d·E)", l.Module, a, b, l.Rank, l.Rank)
+		}
 		module, _ := naming.CutNesting(l.Module)
 		if _, ok := at[module]; !ok {
 			at[module] = len(r.experts)
@@ -89,7 +93,7 @@ func expertWeight(module string, expert int, part string) string {
 
 // nExperts is how many experts the factors of a layer are for.
 func (r *resolver) nExperts(l *format.Layer) int {
-	return max(1, int(r.blob(l.Roles[format.RoleA]).tensor().Shape[0])/l.Rank)
+	return int(r.blob(l.Roles[format.RoleA]).tensor().Shape[0]) / l.Rank
 }
 
 // factorShape returns n and m: A is (E·r)×n and B m×(r·E).

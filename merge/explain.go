@@ -61,9 +61,6 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 		}
 		renamed := r.mapping.Renamed(module)
 		switch {
-		case r.names.Has(renamed + ".in_proj_weight"):
-			return fault.New(fault.Unsupported, "%q is a torch.nn.MultiheadAttention, whose fused weights this version does not merge into", module).
-				WithHint("merge with PEFT")
 		case r.names.Has(renamed+".qweight") || r.names.Has(renamed+".qzeros"):
 			return fault.New(fault.Unsupported, "%q of the base is quantised (it has a qweight and no weight)", module).
 				WithHint("merge into the checkpoint that it was quantised from, then quantise again")

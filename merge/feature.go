@@ -9,7 +9,10 @@ import (
 )
 
 // applied are the features that this version applies.
-var applied = map[string]bool{format.FeatureConvolution: true, format.FeatureDoRA: true, format.FeatureExperts: true, format.FeatureLoRABias: true, format.FeatureWeightTying: true}
+var applied = map[string]bool{
+	format.FeatureBDLoRA: true, format.FeatureConvolution: true, format.FeatureDoRA: true, format.FeatureExperts: true, format.FeatureLoRABias: true,
+	format.FeatureMergedLinear: true, format.FeatureMultiheadAttention: true, format.FeatureQALoRA: true, format.FeatureWeightTying: true,
+}
 
 // explanation says why a feature keeps an adapter from being merged, and what its user can do.
 type explanation struct{ why, hint string }
@@ -18,32 +21,28 @@ const laterVersion = "this version of loratool does not apply it; merge with PEF
 
 // explanations has an entry for every feature of package format that is not applied.
 var explanations = map[string]explanation{
-	format.FeatureALoRA:              {"it is an aLoRA (alora_invocation_tokens), active only after its invocation tokens: no single weight is equal to it", "serve it unmerged"},
-	format.FeatureArrow:              {"it is routed per token between adapters (arrow_config): no single weight is equal to it", "serve it unmerged"},
-	format.FeatureBDLoRA:             {"its factors are block-diagonal and stored compact (BD-LoRA, use_bdlora)", laterVersion},
-	format.FeatureConfigField:        {"its configuration sets a field that this version does not know and that may change the result", "if the field is harmless, remove it from adapter_config.json; else try a newer loratool"},
-	format.FeatureCorDA:              {"it was initialised with CorDA (corda), which changed the base by data that are not in the adapter", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
-	format.FeatureFactorShape:        {"a tensor of a layer does not have the shape that goes with the others", "the file is damaged, or not what its keys say"},
-	format.FeatureKaSA:               {"it is KaSA (kasa_config), which truncated the base before training", "merge with PEFT"},
-	format.FeatureLayerReplication:   {"it was trained on a base with repeated layers (layer_replication)", "build that base first, with its layers repeated and renumbered, and merge into it"},
-	format.FeatureLoftQ:              {"it was initialised with LoftQ (loftq), so it belongs to a quantised base with changed weights", "merge it into the base that LoftQ wrote"},
-	format.FeatureLoRAGA:             {"it was initialised with LoRA-GA (lora_ga), which changed the base by gradients that are not in the adapter", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
-	format.FeatureMergedLinear:       {"it is a MergedLinear of PEFT before 0.3 (enable_lora)", laterVersion},
-	format.FeatureMissingFactor:      {"a factor is missing", "the file was not saved whole; save the adapter again"},
-	format.FeatureMonteCLoRA:         {"it carries the sampler of MonteCLoRA (monteclora_config)", laterVersion},
-	format.FeatureMultiheadAttention: {"it adapts torch.nn.MultiheadAttention, whose weights are fused", laterVersion},
-	format.FeatureOLoRA:              {"it was initialised with OLoRA (olora), which subtracted the first factors from the base", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
-	format.FeaturePattern:            {"a key of rank_pattern or alpha_pattern is a regular expression that cannot be evaluated here", "write it without inline flags, or as one key for each module"},
-	format.FeaturePEFTType:           {"it is not LoRA", "merge with PEFT"},
-	format.FeaturePiSSA:              {"it was initialised with PiSSA (pissa), which subtracted the principal part from the base", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
-	format.FeaturePiSSANiter:         {"it was initialised with a randomised PiSSA (pissa_niter), which changed the base in a way that cannot be repeated", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
-	format.FeatureQALoRA:             {"its A is pooled over groups of inputs (QA-LoRA, use_qalora)", laterVersion},
-	format.FeatureRankMismatch:       {"the rank in the file and the rank in the configuration differ, and with it the scale is not known", "use the adapter_config.json that was saved with these weights"},
-	format.FeatureSeveralNames:       {"its keys belong to several adapters", "save each one with save_pretrained"},
-	format.FeatureTokenIndices:       {"the rows of trained tokens cannot be placed (trainable_token_indices)", "use the adapter_config.json that was saved with these weights"},
-	format.FeatureUndo:               {"it is the undo record of a merge, not an adapter", "loratool unmerge takes it by --undo"},
-	format.FeatureUnknownTensor:      {"a tensor has no known meaning", "if a newer PEFT wrote it, try a newer loratool"},
-	format.FeatureVeLoRA:             {"it carries the state of VeLoRA (velora_config)", laterVersion},
+	format.FeatureALoRA:            {"it is an aLoRA (alora_invocation_tokens), active only after its invocation tokens: no single weight is equal to it", "serve it unmerged"},
+	format.FeatureArrow:            {"it is routed per token between adapters (arrow_config): no single weight is equal to it", "serve it unmerged"},
+	format.FeatureConfigField:      {"its configuration sets a field that this version does not know and that may change the result", "if the field is harmless, remove it from adapter_config.json; else try a newer loratool"},
+	format.FeatureCorDA:            {"it was initialised with CorDA (corda), which changed the base by data that are not in the adapter", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
+	format.FeatureFactorShape:      {"a tensor of a layer does not have the shape that goes with the others", "the file is damaged, or not what its keys say"},
+	format.FeatureKaSA:             {"it is KaSA (kasa_config), which truncated the base before training", "merge with PEFT"},
+	format.FeatureLayerReplication: {"it was trained on a base with repeated layers (layer_replication)", "build that base first, with its layers repeated and renumbered, and merge into it"},
+	format.FeatureLoftQ:            {"it was initialised with LoftQ (loftq), so it belongs to a quantised base with changed weights", "merge it into the base that LoftQ wrote"},
+	format.FeatureLoRAGA:           {"it was initialised with LoRA-GA (lora_ga), which changed the base by gradients that are not in the adapter", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
+	format.FeatureMissingFactor:    {"a factor is missing", "the file was not saved whole; save the adapter again"},
+	format.FeatureMonteCLoRA:       {"it carries the sampler of MonteCLoRA (monteclora_config)", laterVersion},
+	format.FeatureOLoRA:            {"it was initialised with OLoRA (olora), which subtracted the first factors from the base", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
+	format.FeaturePattern:          {"a key of rank_pattern or alpha_pattern is a regular expression that cannot be evaluated here", "write it without inline flags, or as one key for each module"},
+	format.FeaturePEFTType:         {"it is not LoRA", "merge with PEFT"},
+	format.FeaturePiSSA:            {"it was initialised with PiSSA (pissa), which subtracted the principal part from the base", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
+	format.FeaturePiSSANiter:       {"it was initialised with a randomised PiSSA (pissa_niter), which changed the base in a way that cannot be repeated", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
+	format.FeatureRankMismatch:     {"the rank in the file and the rank in the configuration differ, and with it the scale is not known", "use the adapter_config.json that was saved with these weights"},
+	format.FeatureSeveralNames:     {"its keys belong to several adapters", "save each one with save_pretrained"},
+	format.FeatureTokenIndices:     {"the rows of trained tokens cannot be placed (trainable_token_indices)", "use the adapter_config.json that was saved with these weights"},
+	format.FeatureUndo:             {"it is the undo record of a merge, not an adapter", "loratool unmerge takes it by --undo"},
+	format.FeatureUnknownTensor:    {"a tensor has no known meaning", "if a newer PEFT wrote it, try a newer loratool"},
+	format.FeatureVeLoRA:           {"it carries the state of VeLoRA (velora_config)", laterVersion},
 }
 
 // Refusals lists, in words, why the adapter cannot be merged by this version: one entry per feature, empty for an adapter

@@ -30,6 +30,7 @@ type fixture struct {
 	Options  struct {
 		ExpertInput    int
 		ExpertsSlowest bool
+		OutProjTwice   bool
 	} `json:"options"`
 }
 
@@ -60,7 +61,7 @@ func readFixture(t *testing.T, dir string) (c fixture) {
 
 // with adds the flags that a case needs to options.
 func (c fixture) with(o merge.Options) merge.Options {
-	o.ExpertInput, o.ExpertsSlowest = c.Options.ExpertInput, c.Options.ExpertsSlowest
+	o.ExpertInput, o.ExpertsSlowest, o.OutProjTwice = c.Options.ExpertInput, c.Options.ExpertsSlowest, c.Options.OutProjTwice
 	return o
 }
 

@@ -25,7 +25,7 @@ type Adapter struct {
 }
 
 // Options change how a merge runs, never its bytes, but for those that allow what is refused without them: Again, AnyBase,
-// AllowNonFinite, and what begins with Expert, which says what the files do not. With Undo, and where something is taken out,
+// AllowNonFinite, and OutProjTwice and what begins with Expert, which say what the files do not. With Undo, and where something is taken out,
 // BlockBytes has no effect: records cut tensors in their own blocks.
 type Options struct {
 	Workers        int               // goroutines; 0 is one per processor
@@ -35,6 +35,7 @@ type Options struct {
 	AnyBase        bool              // merge into a base that is not the one an adapter was made for
 	ExpertInput    int               // the dimension of square experts that lora_A reads, 1 or 2; 0 lets the adapter's release of PEFT decide
 	ExpertsSlowest bool              // lora_B of stacked experts has one expert after the other, which PEFT does not write
+	OutProjTwice   bool              // add the update of out_proj of nn.MultiheadAttention twice, as PEFT up to 0.21 does
 	AllowNonFinite bool              // go on where factors are not finite, or a finite weight becomes infinite
 	Progress       func(bytes int64) // called from several goroutines with the bytes just written; nil is silent
 	Tool           string            // name and version of the program, for the stamp

@@ -27,6 +27,7 @@ type resolver struct {
 	guessed     []string // square weights whose orientation nothing but the configuration says
 	transposed  map[string]int
 	experts     []*experts
+	outProjs    []string // of nn.MultiheadAttention
 	eras        []string // square experts whose orientation the release of PEFT decided
 }
 
@@ -66,6 +67,7 @@ func (r *resolver) resolve() error {
 	}
 	r.noteMagnitudes()
 	r.noteEras()
+	r.noteOutProjs()
 	if len(r.misoriented) > 0 {
 		r.plan.warn("fan_in_fan_out of the adapter's configuration does not fit the base, which decides: %s", fault.List(r.misoriented, 3))
 	}
@@ -103,7 +105,7 @@ func (r *resolver) wanted() []string {
 			names = append(names, parameter)
 			continue
 		}
-		names = append(names, l.Module+".weight")
+		names = append(names, r.weightName(l))
 		if _, ok := l.Roles[format.RoleBias]; ok {
 			names = append(names, l.Module+".bias")
 		}
@@ -161,11 +163,15 @@ func (r *resolver) addLayer(l *format.Layer) error {
 	if _, _, _, _, ok := r.gathered(l); ok {
 		return r.addGathered(l)
 	}
+	if l.Kind == format.Other {
+		return r.addCompact(l)
+	}
 	scale, a, b, err := r.product(l)
 	if err != nil {
 		return err
 	}
-	t, err := r.target(l.Module + ".weight")
+	scale *= r.outProj(l)
+	t, err := r.target(r.weightName(l))
 	if err != nil {
 		return err
 	}

@@ -41,11 +41,11 @@ var titles = map[string]string{
 	format.FeatureBDLoRA:             "BD-LoRA (use_bdlora): block-diagonal factors, stored compact",
 	format.FeatureConvolution:        "convolutions of one, two and three dimensions",
 	format.FeatureDoRA:               "DoRA (use_dora), or magnitudes in the file",
-	format.FeatureExperts:            "stacked weights of experts (target_parameters)",
+	format.FeatureExperts:            "stacked weights of experts (target_parameters) as every release of PEFT lays them out, and experts one by one, on bases of either kind",
 	format.FeatureLoRABias:           "lora_bias",
 	format.FeatureMergedLinear:       "MergedLinear of PEFT before 0.3 (enable_lora)",
 	format.FeatureMonteCLoRA:         "MonteCLoRA (monteclora_config)",
-	format.FeatureMultiheadAttention: "torch.nn.MultiheadAttention",
+	format.FeatureMultiheadAttention: "torch.nn.MultiheadAttention, out_proj once",
 	format.FeatureOLoRA:              "OLoRA on the original base",
 	format.FeaturePiSSA:              "PiSSA on the original base",
 	format.FeatureQALoRA:             "QA-LoRA (use_qalora)",
@@ -58,10 +58,14 @@ var byFlag = []Support{
 	{NeedsFlag, "NaN or infinity in a factor, or a weight that becomes infinite", "--allow-nonfinite"},
 	{NeedsFlag, "an adapter that remembers another base", "--any-base"},
 	{NeedsFlag, "an adapter that the base has been merged with already", "--force"},
+	{NeedsFlag, "square stacked experts by a release of PEFT that is not known", "--expert-input"},
+	{NeedsFlag, "lora_B of stacked experts with one expert after the other, as unsloth wrote it", "--expert-slowest"},
+	{NeedsFlag, "out_proj of torch.nn.MultiheadAttention twice, as PEFT up to 0.21 has it", "--out-proj-twice"},
 }
 
 // besideFeatures are the refusals that depend on the base.
 var besideFeatures = []string{
+	"a convolution in groups: the weight has no place for the update",
 	"an adapted tensor of the base is quantised, or stored in less than 16 bits",
 	"the adapter changes one of two tied tensors: the change would apply to both",
 	"the base lacks a tensor that the adapter changes, or has it in another shape",

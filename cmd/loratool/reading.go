@@ -9,6 +9,7 @@ import (
 type readingOptions struct {
 	expertInput   int
 	expertSlowest bool
+	outProjTwice  bool
 }
 
 func (o *readingOptions) readingFlags() []cli.Flag {
@@ -21,10 +22,11 @@ func (o *readingOptions) readingFlags() []cli.Flag {
 				return nil
 			}},
 		&cli.BoolFlag{Name: "expert-slowest", Usage: "lora_B of stacked experts has one expert after the other, as unsloth wrote it", Destination: &o.expertSlowest},
+		&cli.BoolFlag{Name: "out-proj-twice", Usage: "add the update of nn.MultiheadAttention's out_proj twice, as PEFT up to 0.21 does", Destination: &o.outProjTwice},
 	}
 }
 
 // set adds the flags to options.
 func (o *readingOptions) set(options *merge.Options) {
-	options.ExpertInput, options.ExpertsSlowest = o.expertInput, o.expertSlowest
+	options.ExpertInput, options.ExpertsSlowest, options.OutProjTwice = o.expertInput, o.expertSlowest, o.outProjTwice
 }

@@ -237,15 +237,17 @@ func (p *peftReader) classify(l *format.Layer, hasA, hasB bool, rank int) {
 	}
 	a, b := p.tensors[l.Roles[format.RoleA]], p.tensors[l.Roles[format.RoleB]]
 	_, depth := naming.CutNesting(l.Module)
-	nested := depth > 0 || strings.Contains(l.Module, ".base_layer.")
+	if strings.Contains(l.Module, ".base_layer.") {
+		p.require(format.FeatureMultiheadAttention, l.Module) // its out_proj
+	}
 	switch {
-	case nested && (!p.config.hasExperts || depth == 0):
-		p.require(format.FeatureMultiheadAttention, l.Module)
-		l.Kind = format.Other
-		return
-	case nested || p.config.hasExperts && p.config.isExpert(l.Module):
+	case depth > 0 || p.config.hasExperts && p.config.isExpert(l.Module):
 		l.Kind = format.Expert
 		p.checkExperts(l, &a, &b, rank)
+		return
+	case l.Kind == format.Linear && p.config.isCompact():
+		l.Kind = format.Other
+		p.checkCompact(l, &a, &b, rank)
 		return
 	case len(a.Shape) >= 3 && len(b.Shape) == len(a.Shape):
 		p.require(format.FeatureConvolution, l.Module)

@@ -168,6 +168,10 @@ func (c *peftConfigFile) checkField(name string, value json.RawMessage) {
 	case isOff(value):
 	case !known:
 		c.require(format.FeatureConfigField, name)
+	case feature == format.FeatureMergedLinear:
+		var list bytes.Buffer
+		json.Compact(&list, value) // it is valid
+		c.require(feature, name+" = "+list.String())
 	case feature != "":
 		c.require(feature, name)
 	}

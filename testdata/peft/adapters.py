@@ -3,7 +3,7 @@
 import copy
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import peft
@@ -36,7 +36,7 @@ class Adapter:
         if self.prepare:
             self.prepare(model)
         save = self.save or save_pretrained
-        save(model, copy.deepcopy(self.config), seed, directory)
+        save(model, fresh(self.config), seed, directory)
         (directory / "README.md").unlink(missing_ok=True)
 
         apply_edits(directory, self.edits)
@@ -46,6 +46,14 @@ def load_weights(directory: Path) -> dict[str, torch.Tensor]:
     if (directory / WEIGHTS).exists():
         return load_file(directory / WEIGHTS)
     return torch.load(directory / PICKLE, weights_only=True)
+
+
+def fresh(config):
+    """A copy of a config, which training may change. PEFT 0.2 hides the fields from deepcopy."""
+    new = copy.deepcopy(config)
+    for field in fields(config):
+        setattr(new, field.name, copy.deepcopy(getattr(config, field.name)))
+    return new
 
 
 def apply_edits(directory: Path, edits):
@@ -97,6 +105,14 @@ def save_pickle_legacy(model, config, seed, directory):
     save_pickle(model, config, seed, directory)
     tensors = {name: tensor.t().contiguous().t() for name, tensor in load_weights(directory).items()}
     torch.save(tensors, directory / PICKLE, _use_new_zipfile_serialization=False)
+
+
+def save_resaved(model, config, seed, directory):
+    """Saves the tensors of a pickle, which is all that old releases write, as safetensors."""
+    save_pretrained(model, config, seed, directory)
+    pickle = directory / "adapter_model.bin"
+    save_file(torch.load(pickle), directory / WEIGHTS, metadata={"format": "pt"})
+    pickle.unlink()
 
 
 def save_without_embedding(model, config, seed, directory):

@@ -570,6 +570,74 @@ MERGE += [
     ),
 ]
 
+# Compact and fused factors.
+
+
+def bdlora(*edits, a=(), b=(), nblocks=2, **config):
+    method = peft.tuners.lora.BdLoraConfig(
+        target_modules_bd_a=list(a), target_modules_bd_b=list(b), nblocks=nblocks, match_strict=False
+    )
+    return lora(*edits, use_bdlora=method, **config)
+
+
+def pooled(group):
+    """Turns an ordinary adapter into QA-LoRA's form, which PEFT makes for GPTQ layers alone."""
+    return [
+        set_config(use_qalora=True, qalora_group_size=group),
+        change("lora_A", lambda a: a.reshape(a.shape[0], -1, group).mean(dim=2)),
+    ]
+
+
+MHA = {"target_modules": ["attention"], "task_type": None}
+MERGE += [
+    merge(
+        "bdlora",
+        "llama-f32",
+        bdlora(a=["q_proj"], b=["o_proj"], target_modules=["q_proj", "o_proj", "v_proj"]),
+        "BD-LoRA: lora_A of one module and lora_B of another are block-diagonal; the third is ordinary.",
+    ),
+    merge(
+        "bdlora-bf16",
+        "llama-bf16",
+        bdlora(a=["down_proj", "v_proj"], b=["k_proj", "up_proj"], nblocks=4, r=8, target_modules=LINEARS),
+        "Four blocks, and weights that are not square.",
+    ),
+    merge(
+        "qalora",
+        "llama-f32",
+        lora(*pooled(8)),
+        "QA-LoRA needs GPTQ; an ordinary adapter with its config fields and pooled lora_A (edited). The truth is that of"
+        " PEFT's forward.",
+        by_peft=False,
+        size=(0.005, 1.2),
+    ),
+    merge(
+        "qalora-bf16",
+        "llama-bf16",
+        lora(*pooled(16), target_modules=LINEARS, use_rslora=True),
+        "The same on a BF16 base, pooled over 16 inputs.",
+        by_peft=False,
+        size=(0.005, 1.2),
+    ),
+    merge(
+        "multihead-attention",
+        "siglip",
+        lora(**MHA),
+        "nn.MultiheadAttention: lora_B spans q, k and v of in_proj_weight. PEFT adds the update of out_proj twice; the truth"
+        " has it once, by the formula.",
+        by_peft=False,
+        warn=["out_proj", "twice"],
+    ),
+    merge(
+        "multihead-attention-twice",
+        "siglip",
+        lora(**MHA),
+        "The same as PEFT merges it, with the flag.",
+        options={"OutProjTwice": True},
+        size=(0.03, 2),
+    ),
+]
+
 # Refused: kinds of LoRA.
 
 VARIANTS = [
@@ -588,26 +656,18 @@ VARIANTS = [
         "One magnitude vector is too short (edited).",
     ),
     refuse(
-        "bdlora",
+        "qalora-not-pooled",
         "llama-f32",
-        lora(
-            target_modules=["q_proj", "o_proj"],
-            use_bdlora=peft.tuners.lora.BdLoraConfig(
-                target_modules_bd_a=["q_proj"], target_modules_bd_b=["o_proj"], nblocks=2
-            ),
-        ),
-        ["use_bdlora"],
-        "BD-LoRA: compact block-diagonal factors.",
+        lora(set_config(use_qalora=True, qalora_group_size=8)),
+        ["use_qalora", "pooled"],
+        "An ordinary adapter with the config fields of QA-LoRA (edited).",
     ),
     refuse(
-        "qalora",
-        "llama-f32",
-        lora(
-            set_config(use_qalora=True, qalora_group_size=8),
-            change("lora_A", lambda a: a.reshape(a.shape[0], -1, 8).mean(dim=2)),
-        ),
-        ["use_qalora"],
-        "QA-LoRA needs GPTQ; an ordinary adapter with its config fields and pooled lora_A (edited).",
+        "bdlora-other-base",
+        "llama-odd",
+        bdlora(a=["q_proj"], target_modules=["q_proj"], base="llama-f32"),
+        ["q_proj", "another base"],
+        "Block-diagonal factors for a base of another hidden size.",
     ),
     refuse("kasa", "llama-f32", lora(kasa_config=peft.tuners.lora.KasaConfig()), ["kasa"], "KaSA."),
     refuse(
@@ -703,18 +763,6 @@ VARIANTS = [
         ["lora_ga"],
         "LoRA-GA needs gradients; an ordinary adapter with its config fields (edited).",
     ),
-    refuse(
-        "merged-linear",
-        "gpt2",
-        lora(
-            set_config(enable_lora=[True, False, True], fan_in_fan_out=True),
-            change("lora_A", lambda a: torch.cat([a, -a])),
-            change("lora_B", lambda b: b[:64].unsqueeze(2)),
-            target_modules=["c_attn"],
-        ),
-        ["enable_lora"],
-        "MergedLinear of PEFT before 0.3: lora_A of two groups and three-dimensional lora_B (made by hand).",
-    ),
 ]
 
 # Refused: layers that are not linear.
@@ -733,13 +781,6 @@ LAYERS = [
         lora(set_config(r=8), target_modules=["conv2"], task_type=None),
         ["rank"],
         "The config's rank is not that of a convolution's factors (edited).",
-    ),
-    refuse(
-        "multihead-attention",
-        "siglip",
-        lora(target_modules=["attention"], task_type=None),
-        ["attention"],
-        "nn.MultiheadAttention: lora_B spans q, k and v of in_proj_weight.",
     ),
     refuse(
         "experts-two-names",

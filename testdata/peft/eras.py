@@ -1,6 +1,6 @@
 """Cases by older releases of PEFT and transformers, which have other layouts or names. Each is made in an environment of its own."""
 
-from adapters import lora
+from adapters import lora, save_resaved
 from case import Merge, merge
 
 EXPERTS = {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
@@ -65,7 +65,24 @@ def transformers_4() -> list[Merge]:
     ]
 
 
+def merged_linear(name, enabled, modules, comment):
+    config = {"enable_lora": enabled, "fan_in_fan_out": True, "target_modules": modules, "lora_dropout": 0.0}
+    return merge(name, "gpt2", lora(save=save_resaved, **config), comment, by_peft=False, size=(0.01, 1.2))
+
+
+def peft_0_2() -> list[Merge]:
+    """MergedLinear. The factors have two groups, whatever is enabled, and PEFT merges them only where two projections are: the
+    truth is that of its forward."""
+    both = ["c_attn", "c_fc"]
+    return [
+        merged_linear("merged-linear", [True, False, True], ["c_attn"], "Two of three projections of a Conv1D."),
+        merged_linear("merged-linear-one", [False, False, True], both, "One projection, in two groups of half the rank."),
+        merged_linear("merged-linear-all", [True, True, True], both, "Three projections, in two groups."),
+    ]
+
+
 ERAS = {
+    "peft 0.2.0, transformers 5.24.0": peft_0_2,
     "peft 0.18.1, transformers 5.24.0": peft_0_18,
     "peft 0.19.0, transformers 5.5.4": peft_0_19_0,
     "peft 0.18.1, transformers 4.57.6": transformers_4,

@@ -58,7 +58,7 @@ def make_merge(case, directory: Path):
     merged = by_peft(case.base, case.adapters[0].model, paths, weights) if case.by_peft else None
     for adapter, path in zip(case.adapters, paths):
         apply_edits(path, adapter.disguise)
-    targeted = by_formula(case.base, paths, weights)
+    targeted = by_formula(case.base, paths, weights, twice=bool(case.options and case.options.get("OutProjTwice")))
     original = read_double(Path("bases") / case.base)
     if merged is None:
         truth = targeted

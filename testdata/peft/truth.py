@@ -7,6 +7,7 @@ import warnings
 from fractions import Fraction
 from math import sqrt
 from pathlib import Path
+from types import SimpleNamespace
 
 import peft
 import torch
@@ -189,7 +190,7 @@ def scaling(config: dict, module: str, rank: int) -> float:
     return alpha / sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
-def by_formula(base: str, adapters: list[Path], weights: list[float], add=None) -> dict[str, torch.Tensor]:
+def by_formula(base: str, adapters: list[Path], weights: list[float], add=None, twice=False) -> dict[str, torch.Tensor]:
     """W0 + Σ weight·s·B·A for the targeted tensors, and the tensors that replace the base's."""
     add = add or (lambda w, s, b, a: w + s * (b @ a))
 
@@ -217,8 +218,14 @@ def by_formula(base: str, adapters: list[Path], weights: list[float], add=None) 
             module, _, tail = name.rpartition(".lora_")
             if tail == "B.weight":
                 a = tensors.pop(f"{module}.lora_A.weight")
-                s = scaling(config, module, a.shape[0]) * weight
-                found = target(f"{module}.weight")
+                found = target(weight_name(module, original))
+                if config.get("enable_lora"):
+                    s = config["lora_alpha"] / config["r"] * weight
+                else:
+                    s = scaling(config, module, a.shape[0]) * weight
+                if twice and module.endswith(".base_layer.out_proj"):
+                    s *= 2
+                a, b = expand(config, a, b, original[found].shape[0 if conv1d else 1])
                 a, b = (b.T, a.T) if conv1d else (a.flatten(1), b.flatten(1))
                 w = merged[found]
                 merged[found] = add(w.flatten(1), s, b, a).reshape(w.shape)
@@ -246,6 +253,66 @@ def by_formula(base: str, adapters: list[Path], weights: list[float], add=None) 
                 else:
                     merged[found] = b
     return merged
+
+
+def weight_name(module: str, original) -> str:
+    """nn.MultiheadAttention has the weights of its three projections in one, and the output's in a module of its own."""
+    module = module.replace(".base_layer.", ".")
+    fused = f"{module}.in_proj_weight"
+    return fused if find(fused, original) else f"{module}.weight"
+
+
+def expand(config: dict, a, b, inputs: int):
+    """Turns compact factors into ordinary ones."""
+    if config.get("use_bdlora"):
+        n = config["use_bdlora"]["nblocks"]
+        if a.shape[1] < inputs:
+            a = torch.block_diag(*a.chunk(n))
+        elif b.shape[1] < a.shape[0]:
+            b = torch.block_diag(*b.chunk(n))
+    if config.get("use_qalora"):
+        group = config["qalora_group_size"]
+        a = a.repeat_interleave(group, dim=1) * (a.shape[1] / group)
+        check_pooled(config, a, b, group)
+    if enabled := config.get("enable_lora"):
+        b = b.flatten(1)
+        blocks = torch.block_diag(*b.chunk(a.shape[0] // b.shape[1]))
+        width = b.shape[0] // sum(enabled)
+        rows = [torch.arange(g * width, (g + 1) * width) for g, on in enumerate(enabled) if on]
+        compact, b = b, torch.zeros(width * len(enabled), a.shape[0], dtype=b.dtype).index_copy(0, torch.cat(rows), blocks)
+        check_merged_linear(enabled, a, compact, b)
+    return a, b
+
+
+def check_merged_linear(enabled, a, compact, b):
+    """The forward of MergedLinear is that of the expanded factors."""
+    rank = a.shape[0] // sum(enabled)
+    layer = peft.tuners.lora.MergedLinear(
+        a.shape[1], b.shape[0], r=rank, lora_alpha=rank, enable_lora=enabled, merge_weights=False, bias=False
+    ).double()
+    layer.weight.data.zero_()
+    layer.lora_A.weight.data, layer.lora_B.weight.data = a, compact.unsqueeze(2)
+    with torch.no_grad():
+        check_close({"forward": layer(torch.eye(a.shape[1], dtype=torch.float64).unsqueeze(0))[0].T}, {"forward": b @ a})
+
+
+def check_pooled(config, a, b, group):
+    """PEFT's own forward of QA-LoRA is that of the expanded factors; it has no merge."""
+    from peft.tuners.lora.variants import QALoraLinearVariant
+
+    pooled = a[:, ::group] / (a.shape[1] / group / group)
+    module = SimpleNamespace(
+        lora_A={"x": SimpleNamespace(weight=pooled)},
+        lora_B={"x": SimpleNamespace(weight=b)},
+        lora_dropout={"x": torch.nn.Identity()},
+        scaling={"x": 1.0},
+        qalora_group_size={"x": group},
+        in_features=a.shape[1],
+        training=False,
+    )
+    x = torch.eye(a.shape[1], dtype=torch.float64)
+    result = QALoraLinearVariant.forward(module, "x", x, torch.zeros(a.shape[1], b.shape[0], dtype=torch.float64))
+    check_close({"forward": result.T}, {"forward": b @ a})
 
 
 def token_rows(config: dict, module: str) -> list[int]:
