@@ -71,8 +71,8 @@ func TestPublishedConfigurations(t *testing.T) {
 			}
 		})
 	}
-	if n != 287 || merged < 44 {
-		t.Errorf("%d configurations, %d of which are merged; want 287 and at least 44", n, merged)
+	if n != 287 || merged < 59 {
+		t.Errorf("%d configurations, %d of which are merged; want 287 and at least 59", n, merged)
 	}
 }
 

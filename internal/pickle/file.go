@@ -177,12 +177,13 @@ func (t *Tensor) isContiguous() bool {
 	return true
 }
 
-// end is one more than the largest element of the storage that the view reads; false where it exceeds an int64.
+// end is one more than the largest element of the storage that the view reads, 0 for a view without elements, whose offset may
+// be any; false where it exceeds an int64.
 func (v *view) end(shape []uint64) (int64, bool) {
 	last := v.offset
 	for i, d := range shape {
 		if d == 0 {
-			return v.offset, true
+			return 0, true
 		}
 		if s := v.strides[i]; s > 0 && d > 1 {
 			if int64(d-1) > (math.MaxInt64-1-last)/s {

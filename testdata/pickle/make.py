@@ -49,6 +49,7 @@ def views():
         "one": base[5],
         "scalar": base[3, 3],
         "nothing": base[6:],
+        "nothing beyond the storage": base[6:, 1:],
     }
 
 
