@@ -14,18 +14,23 @@ type global string
 
 // The globals that tensors are built of.
 const (
-	orderedDict             = global("collections.OrderedDict")
-	rebuildTensor           = global("torch._utils._rebuild_tensor") // until torch 0.3
-	rebuildTensorV2         = global("torch._utils._rebuild_tensor_v2")
-	rebuildTensorV3         = global("torch._utils._rebuild_tensor_v3") // of the dtypes that have no storage class
-	rebuildParameter        = global("torch._utils._rebuild_parameter")
-	rebuildParameterState   = global("torch._utils._rebuild_parameter_with_state")
-	torchSize               = global("torch.Size")
-	untypedStorage          = global("torch.storage.UntypedStorage")
-	maxDims                 = 64 // of a tensor, as in torch
-	hintResave              = "if you trust the file, load it with torch and save its tensors with safetensors.torch.save_file"
-	hintContiguousFloatCopy = "save it as a plain tensor: tensor.to(torch.float32).contiguous()"
+	orderedDict           = global("collections.OrderedDict")
+	rebuildTensor         = global("torch._utils._rebuild_tensor") // until torch 0.3
+	rebuildTensorV2       = global("torch._utils._rebuild_tensor_v2")
+	rebuildTensorV3       = global("torch._utils._rebuild_tensor_v3") // of the dtypes that have no storage class
+	rebuildParameter      = global("torch._utils._rebuild_parameter")
+	rebuildParameterState = global("torch._utils._rebuild_parameter_with_state")
+	torchSize             = global("torch.Size")
+	untypedStorage        = global("torch.storage.UntypedStorage")
 )
+
+const (
+	hintResave    = "if you trust the file, load it with torch and save its tensors with safetensors.torch.save_file"
+	hintPlainCopy = "save it as a plain tensor: tensor.to(torch.float32).contiguous()"
+)
+
+// maxDims bounds the dimensions of a tensor, as torch does.
+const maxDims = 64
 
 var functions = []global{orderedDict, rebuildTensor, rebuildTensorV2, rebuildTensorV3, rebuildParameter, rebuildParameterState, torchSize, untypedStorage}
 
@@ -150,7 +155,7 @@ func (m *machine) tensor(f global, args tuple) (*Tensor, error) {
 	}
 	if len(rest) > 0 && rest[0] != nil {
 		if d, ok := rest[0].(*dict); !ok || len(d.entries) > 0 {
-			return nil, fault.New(fault.Unsupported, "the pickle has a tensor that is conjugated or negated when it is read").At(m.at).WithHint(hintContiguousFloatCopy)
+			return nil, fault.New(fault.Unsupported, "the pickle has a tensor that is conjugated or negated when it is read").At(m.at).WithHint(hintPlainCopy)
 		}
 	}
 	return t, m.checkView(t)
@@ -200,7 +205,7 @@ func (f *File) storage(m *machine, id tuple) (*storage, error) {
 		return nil, m.corrupt("a storage is %s with the key %s and %s elements", describe(id[1]), describe(id[2]), describe(id[4]))
 	}
 	if known && d == dtype.Invalid {
-		return nil, fault.New(fault.Unsupported, "the pickle has a tensor in a %s, a dtype that safetensors does not have", string(class)).At(m.at).WithHint(hintContiguousFloatCopy)
+		return nil, fault.New(fault.Unsupported, "the pickle has a tensor in a %s, a dtype that safetensors does not have", string(class)).At(m.at).WithHint(hintPlainCopy)
 	}
 	if len(id) > 5 && id[5] != nil {
 		return nil, fault.New(fault.Unsupported, "the pickle has a storage that is a view of another one").At(m.at).WithHint("%s", hintResave)

@@ -46,8 +46,11 @@ func (f *File) list(d *dict) error {
 	seen := make(map[string]bool, len(d.entries))
 	for _, e := range d.entries {
 		name, ok := e.key.(string)
-		if !ok || seen[name] {
-			return fault.New(fault.Corrupt, "the state dict has the key %q twice, or a key that is no string: %s", name, describe(e.key))
+		switch {
+		case !ok:
+			return fault.New(fault.Unsupported, "the state dict has %s for a key, which is no string", describe(e.key)).WithHint("%s", hintResave)
+		case seen[name]:
+			return fault.New(fault.Corrupt, "the state dict has the key %q twice", name)
 		}
 		seen[name] = true
 		switch v := e.value.(type) {
