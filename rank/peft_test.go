@@ -1,0 +1,114 @@
+package rank_test
+
+import (
+	"bytes"
+	"math"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/rank"
+)
+
+// TestPEFTAppliesWhatWasExtracted: adapters with a rank of its own for every layer, which testdata/extract/make.py has extracted and
+// loaded with PEFT 0.21.2, do there what they do here; and today's extraction makes the same adapters of the same checkpoints.
+func TestPEFTAppliesWhatWasExtracted(t *testing.T) {
+	for _, c := range []struct {
+		name, base string
+		energy     float64
+	}{{"llama", "llama-f32", 0.9}, {"gpt2", "gpt2", 0.97}} {
+		dir := filepath.Join("../testdata/extract", c.name)
+		saved, err := convert.Open(filepath.Join(dir, "adapter"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer saved.Close()
+		truth, err := checkpoint.Open(filepath.Join(dir, "delta.safetensors"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer truth.Close()
+		// Products of float32 factors are exact in float64, and sums of at most 32 of them differ by their order.
+		compareDeltas(t, c.name+", as PEFT has loaded it", saved, truth, 1e-14)
+
+		base := filepath.Join("../testdata/peft/bases", c.base)
+		now, _, err := extract(t, base, filepath.Join(dir, "tuned", "model.safetensors"), rank.ExtractOptions{Rule: rank.EnergyShare{Share: c.energy}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The factors are rounded to float32, and other processors sum in other orders.
+		compareDeltas(t, c.name+", extracted now", now, truth, 1e-5)
+		out := filepath.Join(t.TempDir(), "adapter")
+		sink, err := convert.Create(out, convert.PEFT, convert.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := sink.Store(t.Context(), now); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join(out, format.PEFTConfig))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := os.ReadFile(filepath.Join(dir, "adapter", format.PEFTConfig))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s: adapter_config.json is %s, want %s", c.name, got, want)
+		}
+	}
+}
+
+// compareDeltas compares s·B·A of every layer with the tensors of truth, relative to their norms.
+func compareDeltas(t *testing.T, what string, src format.Source, truth *checkpoint.Checkpoint, tolerance float64) {
+	t.Helper()
+	layers := src.Manifest().Adapters[0].Layers
+	if len(layers) != len(truth.Names()) {
+		t.Errorf("%s: %d layers, want %d", what, len(layers), len(truth.Names()))
+	}
+	ranks := make(map[int]int)
+	for i := range layers {
+		l := &layers[i]
+		ranks[l.Rank]++
+		ref, ok := truth.Lookup(l.Module + ".weight")
+		if !ok {
+			t.Errorf("%s: %s has no Δ in PEFT", what, l.Module)
+			continue
+		}
+		raw := make([]byte, ref.Tensor.NBytes)
+		if _, err := truth.Files[ref.File].Data.ReadAt(raw, ref.Tensor.Off); err != nil {
+			t.Fatal(err)
+		}
+		want := make([]float64, ref.Tensor.Elements())
+		dtype.Widen64(want, ref.Tensor.DType, raw)
+		got := deltaOf(t, src, l)
+		n := len(got) / int(src.Manifest().Tensors[l.Roles[format.RoleB]].Shape[0])
+		transposed := int(ref.Tensor.Shape[1]) != n || isConv1D(l.Module)
+		var diff, norm float64
+		for k, x := range got {
+			at := k
+			if transposed { // the base stores n×m
+				at = k%n*(len(got)/n) + k/n
+			}
+			diff += (x - want[at]) * (x - want[at])
+			norm += want[at] * want[at]
+		}
+		if !(math.Sqrt(diff) <= tolerance*math.Sqrt(norm)) {
+			t.Errorf("%s: Δ of %s is %.3g·‖Δ‖ away from PEFT's, want at most %g", what, l.Module, math.Sqrt(diff/norm), tolerance)
+		}
+	}
+	if len(ranks) < 2 {
+		t.Errorf("%s: only the ranks %v: the patterns of PEFT are not put to the test", what, ranks)
+	}
+}
+
+// isConv1D reports whether a module of these fixtures is one whose weight GPT-2 stores transposed.
+func isConv1D(module string) bool {
+	ok, _ := filepath.Match("*c_*", filepath.Ext(module))
+	return ok
+}
