@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/naming"
 )
 
 // Verdict is what merge does with something that an adapter has.
@@ -30,6 +31,7 @@ var plain = []string{
 	"LoRA and rsLoRA on linear layers, GPT-2's Conv1D and embeddings",
 	"rank_pattern and alpha_pattern, as the release of PEFT that trained the adapter reads them; look-around and back references in their keys",
 	"bias = all or lora_only, modules_to_save, trainable_token_indices",
+	"modules under the names of transformers 4 or 5: " + strings.Join(naming.MovedModels(), ", "),
 	"keys with adapter names, torch.compile and FSDP wrappers, with or without prefixes",
 	"safetensors, pickles of torch.save (adapter_model.bin, .pt), .lora files, sub-directories of named adapters",
 	"plain, sharded and mixed-dtype bases; a quantised tensor that is not adapted is carried",

@@ -1,6 +1,7 @@
 package naming
 
 import (
+	"fmt"
 	"regexp"
 	"strings"
 )
@@ -32,28 +33,45 @@ func (m *move) apply(name string, toNewer bool) string {
 	return name
 }
 
-// moves are the tables: pairs of an older and a newer segment or two, "^" at the beginning of a path only, "#" for a number. They
-// are applied one after the other, the special ones first.
+// moves are the tables: pairs of an older and a newer name, "^" at the beginning of a path only, "#" for a number. All pairs of a table
+// are applied, one after the other.
 var moves = []*move{
 	newMove("Mixtral and MiniMax", ".block_sparse_moe.", ".mlp."),
 	newMove("PhiMoE", ".block_sparse_moe.gate.", ".mlp.router.", ".block_sparse_moe.", ".mlp."),
-	newMove("LLaVA and its kin", "^language_model.lm_head.", "^lm_head.", "^language_model.model.", "^model.language_model.",
-		"^vision_tower.", "^model.vision_tower.", "^multi_modal_projector.", "^model.multi_modal_projector.", "^image_newline.", "^model.image_newline."),
-	newMove("Mllama", "^language_model.lm_head.", "^lm_head.", "^language_model.model.", "^model.language_model.",
-		"^vision_model.", "^model.vision_model.", "^multi_modal_projector.", "^model.multi_modal_projector."),
+	newMove("Granite MoE", ".block_sparse_moe.input_linear.weight", ".block_sparse_moe.experts.gate_up_proj",
+		".block_sparse_moe.output_linear.weight", ".block_sparse_moe.experts.down_proj", ".block_sparse_moe.router.layer.", ".block_sparse_moe.router."),
+	newMove("LLaVA and its kin", append(textHalf, "^vision_tower.", "^model.vision_tower.")...),
+	newMove("LLaVA and its kin, with a vision_model", append(textHalf, "^vision_tower.vision_model.", "^model.vision_tower.")...),
+	newMove("Mllama", append(textHalf, "^vision_model.", "^model.vision_model.")...),
 	newMove("Qwen2-VL and Qwen2.5-VL", "^visual.", "^model.visual.", "^model.layers.", "^model.language_model.layers.",
 		"^model.embed_tokens.", "^model.language_model.embed_tokens.", "^model.norm.", "^model.language_model.norm."),
-	newMove("ViT and its kin", ".encoder.layer.#.attention.attention.query.", ".layers.#.attention.q_proj.",
-		".encoder.layer.#.attention.attention.key.", ".layers.#.attention.k_proj.",
-		".encoder.layer.#.attention.attention.value.", ".layers.#.attention.v_proj.",
-		".encoder.layer.#.attention.output.dense.", ".layers.#.attention.o_proj.",
-		".encoder.layer.#.intermediate.dense.", ".layers.#.mlp.fc1.",
-		".encoder.layer.#.output.dense.", ".layers.#.mlp.fc2.", ".encoder.layer.#.", ".layers.#."),
+	newMove("ViT and its kin", ".encoder.layer.#.", ".layers.#.", ".attention.attention.query.", ".attention.q_proj.",
+		".attention.attention.key.", ".attention.k_proj.", ".attention.attention.value.", ".attention.v_proj.",
+		".attention.output.dense.", ".attention.o_proj.", ".intermediate.dense.", ".mlp.fc1.", ".output.dense.", ".mlp.fc2."),
 	newMove("DINOv2", ".attention.attention.query.", ".attention.q_proj.", ".attention.attention.key.", ".attention.k_proj.",
 		".attention.attention.value.", ".attention.v_proj.", ".attention.output.dense.", ".attention.o_proj."),
 	newMove("Swin", ".attention.self.query.", ".attention.q_proj.", ".attention.self.key.", ".attention.k_proj.",
 		".attention.self.value.", ".attention.v_proj.", ".attention.output.dense.", ".attention.o_proj.",
 		".intermediate.dense.", ".mlp.fc1.", ".output.dense.", ".mlp.fc2."),
+	newMove("SegFormer", ".encoder.block.#.#.", ".stages.#.blocks.#.", ".encoder.patch_embeddings.#.", ".stages.#.patch_embeddings.",
+		".attention.self.query.", ".attention.q_proj.", ".attention.self.key.", ".attention.k_proj.", ".attention.self.value.", ".attention.v_proj.",
+		".attention.self.sr.", ".attention.sequence_reduction.sequence_reduction.", ".attention.output.dense.", ".attention.o_proj.",
+		".mlp.dense1.", ".mlp.fc1.", ".mlp.dense2.", ".mlp.fc2.", ".decode_head.linear_c.", ".decode_head.linear_projections."),
+}
+
+// MovedModels lists the models whose modules are found under the names of either version.
+func MovedModels() []string {
+	names := make([]string, len(moves))
+	for i, m := range moves {
+		names[i] = m.models
+	}
+	return names
+}
+
+// textHalf is what models of images and text have in common.
+var textHalf = []string{
+	"^language_model.lm_head.", "^lm_head.", "^language_model.model.", "^model.language_model.",
+	"^multi_modal_projector.", "^model.multi_modal_projector.", "^image_newline.", "^model.image_newline.",
 }
 
 // newMove makes a table of pairs of older and newer names.
@@ -67,21 +85,17 @@ func newMove(models string, pairs ...string) *move {
 	return m
 }
 
-// newReplacement makes one renaming. A path is matched with a dot in front.
+// newReplacement makes one renaming. A segment begins at the start of a path or after a dot; numbers keep their order.
 func newReplacement(from, to string) replacement {
-	var pattern strings.Builder
-	from, atStart := strings.CutPrefix(from, "^")
-	if atStart {
-		pattern.WriteString("^")
-	} else {
-		from = strings.TrimPrefix(from, ".")
-		pattern.WriteString(`(^|\.)`)
+	start := `(^|\.)`
+	if strings.HasPrefix(from, "^") {
+		start = `(^)`
 	}
-	pattern.WriteString(strings.ReplaceAll(regexp.QuoteMeta(from), "#", `(\d+)`))
-	to, _ = strings.CutPrefix(to, "^")
-	group := "${1}"
-	if !atStart {
-		to, group = "${1}"+strings.TrimPrefix(to, "."), "${2}"
+	clean := func(s string) string { return strings.TrimLeft(s, "^.") }
+	pattern := start + strings.ReplaceAll(regexp.QuoteMeta(clean(from)), "#", `(\d+)`)
+	result := "${1}" + clean(to)
+	for group := 2; strings.Contains(result, "#"); group++ {
+		result = strings.Replace(result, "#", fmt.Sprintf("${%d}", group), 1)
 	}
-	return replacement{regexp.MustCompile(pattern.String()), strings.ReplaceAll(to, "#", group)}
+	return replacement{regexp.MustCompile(pattern), result}
 }

@@ -55,3 +55,43 @@ func TestStripWrappers(t *testing.T) {
 		t.Errorf("StripWrappers = %q, want %q", got, want)
 	}
 }
+
+// TestMovedModulesAreFound: names of transformers 4 in a base with those of 5 and the other way round, for every table.
+func TestMovedModulesAreFound(t *testing.T) {
+	for _, c := range []struct{ older, newer string }{
+		{"model.layers.0.block_sparse_moe.gate.weight", "model.layers.0.mlp.gate.weight"},
+		{"model.layers.3.block_sparse_moe.gate.weight", "model.layers.3.mlp.router.weight"},
+		{"model.layers.0.block_sparse_moe.input_linear.weight", "model.layers.0.block_sparse_moe.experts.gate_up_proj"},
+		{"language_model.lm_head.weight", "lm_head.weight"},
+		{"language_model.model.layers.0.self_attn.q_proj.weight", "model.language_model.layers.0.self_attn.q_proj.weight"},
+		{"vision_tower.encoder.layers.0.mlp.fc1.weight", "model.vision_tower.encoder.layers.0.mlp.fc1.weight"},
+		{"vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight", "model.vision_tower.encoder.layers.0.mlp.fc1.weight"},
+		{"vision_model.transformer.layers.0.mlp.fc1.weight", "model.vision_model.transformer.layers.0.mlp.fc1.weight"},
+		{"model.layers.0.self_attn.q_proj.weight", "model.language_model.layers.0.self_attn.q_proj.weight"},
+		{"vit.encoder.layer.11.attention.attention.query.weight", "vit.layers.11.attention.q_proj.weight"},
+		{"vit.encoder.layer.11.output.dense.weight", "vit.layers.11.mlp.fc2.weight"},
+		{"encoder.layer.0.attention.output.dense.bias", "encoder.layer.0.attention.o_proj.bias"},
+		{"swin.encoder.layers.0.blocks.1.attention.self.value.weight", "swin.encoder.layers.0.blocks.1.attention.v_proj.weight"},
+		{"segformer.encoder.block.2.13.mlp.dense2.weight", "segformer.stages.2.blocks.13.mlp.fc2.weight"},
+		{"segformer.encoder.patch_embeddings.1.proj.weight", "segformer.stages.1.patch_embeddings.proj.weight"},
+	} {
+		for _, names := range [][2]string{{c.older, c.newer}, {c.newer, c.older}} {
+			m, missing, ambiguous := Index([]string{names[0], "other.weight"}).Match([]string{names[1]})
+			if got, ok := m.Lookup(names[1]); !ok || got != names[0] {
+				t.Errorf("Match(%q) in a base with %q: %q, missing %q, ambiguous %q", names[1], names[0], got, missing, ambiguous)
+			}
+		}
+	}
+}
+
+// TestMovedModulesAreNotGuessed: one name that a table does not lead to is one too many, and two tables that lead apart are, too.
+func TestMovedModulesAreNotGuessed(t *testing.T) {
+	base := Index([]string{"model.layers.0.block_sparse_moe.gate.weight", "model.layers.0.self_attn.q_proj.weight"})
+	if _, missing, _ := base.Match([]string{"model.layers.0.mlp.gate.weight", "model.layers.0.self_attn.k_proj.weight"}); missing == nil {
+		t.Error("a table was used that does not lead to all names")
+	}
+	base = Index([]string{"e.0.attention.attention.query.weight", "e.0.attention.self.query.weight"})
+	if m, _, ambiguous := base.Match([]string{"e.0.attention.q_proj.weight"}); len(ambiguous) != 2 {
+		t.Errorf("two tables lead to different tensors: ambiguous %q, translated %s", ambiguous, m.Describe())
+	}
+}

@@ -239,6 +239,57 @@ def whisper():
     )
 
 
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+IMAGE = {"image_size": 8, "patch_size": 4}
+
+
+def vit():
+    return tf.ViTConfig(**SMALL, **IMAGE, num_labels=3)
+
+
+def llava():
+    text = tf.LlamaConfig(**SMALL, num_key_value_heads=2, vocab_size=48, max_position_embeddings=64)
+    vision = tf.CLIPVisionConfig(**SMALL, **IMAGE, projection_dim=16)
+    return tf.LlavaConfig(text_config=text, vision_config=vision, image_token_index=40)
+
+
+def name_vision_model(tensors, config):
+    """Names the vision half as the checkpoints of the hub do."""
+    for name in list(tensors):
+        if name.startswith("vision_tower."):
+            tensors[name.replace("vision_tower.", "vision_tower.vision_model.")] = tensors.pop(name)
+
+
+def qwen2_vl():
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    text = {**SMALL, "num_key_value_heads": 2, "vocab_size": 48, "max_position_embeddings": 64, "rope_parameters": rope}
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2, "patch_size": 4}
+    return tf.Qwen2VLConfig(text_config=text, vision_config=vision)
+
+
+def dinov2():
+    return tf.Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, **IMAGE)
+
+
+def swin():
+    return tf.SwinConfig(embed_dim=16, depths=[1, 1], num_heads=[2, 2], image_size=16, patch_size=4, window_size=2)
+
+
+def segformer():
+    return tf.SegformerConfig(
+        depths=[1, 1],
+        hidden_sizes=[8, 16],
+        num_encoder_blocks=2,
+        num_attention_heads=[1, 2],
+        sr_ratios=[2, 1],
+        patch_sizes=[3, 3],
+        strides=[2, 2],
+        mlp_ratios=[2, 2],
+        decoder_hidden_size=16,
+        num_labels=3,
+    )
+
+
 class BlocksConfig(tf.PretrainedConfig):
     model_type = "blocks"
 
@@ -295,6 +346,13 @@ BASES = {
     "gpt-oss": Base(gpt_oss(), tf.GptOssForCausalLM, BF16),
     "gpt-oss-square": Base(gpt_oss(intermediate=16), tf.GptOssForCausalLM, F32),
     "siglip": Base(siglip(), tf.SiglipVisionModel, F32),
+    "vit": Base(vit(), tf.ViTForImageClassification, F32),
+    "llava": Base(llava(), tf.LlavaForConditionalGeneration, BF16),
+    "llava-hub": Base(llava(), tf.LlavaForConditionalGeneration, BF16, edit=name_vision_model),
+    "qwen2-vl": Base(qwen2_vl(), tf.Qwen2VLForConditionalGeneration, BF16),
+    "dinov2": Base(dinov2(), tf.Dinov2Model, F32),
+    "swin": Base(swin(), tf.SwinModel, F32),
+    "segformer": Base(segformer(), tf.SegformerForSemanticSegmentation, F32),
     "blocks": Base(BlocksConfig(), Blocks, BF16),
     "blocks-f32": Base(BlocksConfig(), Blocks, F32),
     "whisper": Base(whisper(), tf.WhisperForConditionalGeneration, F32),

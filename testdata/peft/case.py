@@ -16,6 +16,7 @@ class Merge:
     by_peft: bool = True  # PEFT itself computes the truth
     exact: bool = False  # the truth is computed in rational arithmetic
     experts: dict | None = None  # stacked experts, with arguments of by_experts
+    saved: bool = False  # the model has other names in memory than on disk: the truth is what PEFT saves
     via: str | None = None  # the base with a module per expert that the truth is computed on
     options: dict | None = None  # flags of loratool that the merge needs, by the names of merge.Options
     size: tuple = (0.03, 1.2)  # bounds of the relative change of each tensor

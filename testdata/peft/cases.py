@@ -638,6 +638,30 @@ MERGE += [
     ),
 ]
 
+# Modules that transformers 5 has renamed, in memory but not on the disk.
+
+
+def moved(name, base, modules, comment, **rest):
+    adapter = lora(target_modules=modules, task_type=None)
+    return merge(name, base, adapter, comment, saved=True, warn=["transformers"], **rest)
+
+
+BLOCK = ["q_proj", "v_proj", "o_proj", "fc1", "fc2"]
+MERGE += [
+    moved("moved-vit", "vit", BLOCK, "vit.layers for vit.encoder.layer, and other names of its modules."),
+    moved("moved-dinov2", "dinov2", BLOCK[:3], "Other names of the projections."),
+    moved("moved-swin", "swin", BLOCK, "Other names of the modules of a block."),
+    moved("moved-segformer", "segformer", BLOCK, "stages for encoder.block, with two numbers."),
+    moved("moved-llava", "llava", ["q_proj", "linear_1", "fc1", "lm_head"], "The halves are one level further down."),
+    moved(
+        "moved-llava-hub",
+        "llava-hub",
+        ["q_proj", "linear_1", "fc1"],
+        "The same for a checkpoint that has a vision_model, as those of the hub.",
+    ),
+    moved("moved-qwen2-vl", "qwen2-vl", ["q_proj", "qkv", "fc1"], "The halves are one level further down."),
+]
+
 # Refused: kinds of LoRA.
 
 VARIANTS = [

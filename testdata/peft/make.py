@@ -17,7 +17,7 @@ sys.dont_write_bytecode = True
 import peft  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from adapters import apply_edits  # noqa: E402
@@ -52,6 +52,9 @@ def make_merge(case, directory: Path):
     if case.experts is not None:
         write_merge(case, directory, paths, weights, experts_truth(case, paths, weights))
         return
+    if case.saved:
+        write_merge(case, directory, paths, weights, truth_saved(case, paths, weights))
+        return
     if case.via:
         write_merge(case, directory, paths, weights, truth_via(case, paths, weights))
         return
@@ -82,6 +85,16 @@ def experts_truth(case, paths, weights):
         check_close(merged, {**original, **truth})
         truth = {name: merged[name].contiguous() for name in truth}
     return truth
+
+
+def truth_saved(case, paths, weights):
+    """What PEFT merges and saves: as many tensors change as the adapter has layers."""
+    merged = by_peft_saved(case.base, paths, weights)
+    original = read_double(Path("bases") / case.base)
+    changed = {name: t.contiguous() for name, t in merged.items() if not torch.equal(t, original[name])}
+    layers = sum(name.endswith("lora_A.weight") for name in load_file(paths[0] / "adapter_model.safetensors"))
+    assert len(changed) == layers, (len(changed), layers)
+    return changed
 
 
 def truth_via(case, paths, weights):

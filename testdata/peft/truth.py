@@ -65,9 +65,9 @@ def by_peft_saved(base: str, adapters: list[Path], weights: list[float]) -> dict
     with tempfile.TemporaryDirectory() as directory:
         peft_model.merge_and_unload().save_pretrained(directory)
         merged = read_checkpoint(Path(directory))
-    if BASES[base].edit:
-        BASES[base].edit(merged, {})
     original = read_double(Path("bases") / base)
+    if merged.keys() != original.keys():
+        BASES[base].edit(merged, {})
     assert merged.keys() == original.keys(), merged.keys() ^ original.keys()
     return merged
 
