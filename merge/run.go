@@ -51,6 +51,7 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 	if err := r.checkRest(ctx); err != nil {
 		return nil, err
 	}
+	defer r.abandon()
 	if err := r.all(ctx); err != nil {
 		return nil, err
 	}
@@ -59,16 +60,15 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 		return nil, fault.New(fault.Check, "%d finite weights would become infinite or NaN, in %s", created, fault.List(r.nonFinite(), 3)).
 			WithHint("the base's dtype cannot hold the merged weights; lower the weight, or use --allow-nonfinite")
 	}
-	if r.recording != nil {
-		r.finishDescription()
-		if err := r.sumRest(ctx); err != nil {
-			return nil, err
+	// The record takes the processor while the files wait for the disk.
+	last := []func(context.Context) error{r.settle, func(ctx context.Context) (err error) {
+		if r.recording != nil {
+			report.Undo, err = r.writeRecord(ctx)
 		}
-		summary, err := r.recording.writer.Write(ctx, p.options.Undo, p.options.Workers)
-		if err != nil {
-			return nil, err
-		}
-		report.Undo = undoReport(r.recording.writer.Description(), summary)
+		return err
+	}}
+	if err := parallel.For(ctx, len(last), len(last), func(_, i int) error { return last[i](ctx) }); err != nil {
+		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -199,15 +199,21 @@ func (r *run) all(ctx context.Context) error {
 	if err := r.measure(ctx, workers); err != nil {
 		return err
 	}
-	err := parallel.For(ctx, nWorkers, len(r.jobs), func(w, i int) error { return r.do(&workers[w], i) })
-	if err != nil {
-		for _, f := range r.files {
-			if f.file != nil {
-				f.file.Close() // what was not closed yet; it will be removed
-			}
+	return parallel.For(ctx, nWorkers, len(r.jobs), func(w, i int) error { return r.do(&workers[w], i) })
+}
+
+// abandon closes what is still open after an error; it will be removed.
+func (r *run) abandon() {
+	for _, f := range r.files {
+		if f.file != nil && !f.closed {
+			f.file.Close()
 		}
-		return err
 	}
+}
+
+// settle makes the weight files durable, and copies the files beside them.
+func (r *run) settle(ctx context.Context) error {
+	p := r.plan
 	if err := parallel.For(ctx, syncers, len(r.files), func(_, i int) error { return r.files[i].close() }); err != nil {
 		return err
 	}

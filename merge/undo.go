@@ -88,6 +88,20 @@ func (r *run) finishDescription() {
 	}
 }
 
+// writeRecord completes the record and writes it. It reads the output, and changes nothing of it.
+func (r *run) writeRecord(ctx context.Context) (*UndoReport, error) {
+	r.finishDescription()
+	if err := r.sumRest(ctx); err != nil {
+		return nil, err
+	}
+	w := r.recording.writer
+	summary, err := w.Write(ctx, r.plan.options.Undo, r.plan.options.Workers)
+	if err != nil {
+		return nil, err
+	}
+	return undoReport(w.Description(), summary), nil
+}
+
 // sumRest adds to the record what identifies the data that the merge has not changed. They are read from the output.
 func (r *run) sumRest(ctx context.Context) error {
 	d := r.recording.writer.Description()
