@@ -13,6 +13,8 @@ const (
 	// copyBytes is the piece in which untouched data are copied, so that several workers share a large range and an
 	// interrupt is noticed.
 	copyBytes = 64 << 20
+	// smallCopyBytes is the most that is copied through a worker's memory where it lies among small tensors that change.
+	smallCopyBytes = 64 << 10
 )
 
 // outFile is one weight file of the output: the base's, with another header where it has targets.
@@ -62,8 +64,8 @@ func (p *Plan) OutputBytes() int64 {
 type job struct {
 	index      int // among the jobs
 	file       int
-	off, n     int64 // a range of the base's file to copy
-	target     *running
+	off, n     int64    // a range of the base's file
+	target     *running // nil where the range is copied
 	row0, row1 int64
 	header     bool
 }
@@ -72,6 +74,30 @@ type job struct {
 func (j *job) bands() (first, last int) {
 	height := j.target.bandRows()
 	return int(j.row0 / height), int((j.row1 - 1) / height)
+}
+
+// batch is jobs from first to end whose ranges are read and written together.
+type batch struct{ first, end int }
+
+// batches puts jobs together that follow each other in a file and are small, as long as they fit in a block, so that a model of many
+// small tensors does not pay for reading and writing each of them.
+func (p *Plan) batches(jobs []job) []batch {
+	var all []batch
+	var n int64 // of the last batch; more than a block where nothing may be added
+	for i := range jobs {
+		j := &jobs[i]
+		alone := j.header || j.target == nil && j.n > smallCopyBytes
+		if i > 0 && !alone && j.file == jobs[i-1].file && n+j.n <= p.blockBytes() {
+			all[len(all)-1].end++
+			n += j.n
+			continue
+		}
+		all = append(all, batch{i, i + 1})
+		if n = j.n; alone {
+			n = p.blockBytes()
+		}
+	}
+	return all
 }
 
 // jobs lists the work in the order of the output's bytes.
@@ -96,9 +122,10 @@ func (p *Plan) jobs(state map[*target]*running) []job {
 			if nRows == 0 || nCols == 0 {
 				continue
 			}
-			step := p.blockRows(t)
+			step, rowBytes := p.blockRows(t), nCols*int64(tensor.DType.Size())
 			for row := int64(0); row < nRows; row += step {
-				j := job{file: i, target: state[t], row0: row, row1: min(row+step, nRows)}
+				end := min(row+step, nRows)
+				j := job{file: i, off: tensor.Off + row*rowBytes, n: (end - row) * rowBytes, target: state[t], row0: row, row1: end}
 				jobs = append(jobs, j)
 				first, last := j.bands()
 				for band := first; band <= last; band++ {

@@ -134,14 +134,15 @@ func (p *Plan) sideBytes() (n int64) {
 
 // run is the state of one Run.
 type run struct {
-	plan   *Plan
-	stage  *fileio.Stage
-	kernel *kernel.Kernel
-	state  map[*target]*running
-	jobs   []job
-	stats  []kernel.Stats // one per job
-	taken  []taken        // one per job
-	files  []*writing
+	plan    *Plan
+	stage   *fileio.Stage
+	kernel  *kernel.Kernel
+	state   map[*target]*running
+	jobs    []job
+	batches []batch
+	stats   []kernel.Stats // one per job
+	taken   []taken        // one per job
+	files   []*writing
 
 	recording *recording // nil where no record is wanted
 }
@@ -185,21 +186,22 @@ type worker struct {
 func (r *run) all(ctx context.Context) error {
 	p := r.plan
 	r.jobs = p.jobs(r.state)
+	r.batches = p.batches(r.jobs)
 	r.stats = make([]kernel.Stats, len(r.jobs))
 	r.taken = make([]taken, len(r.jobs))
 	r.files = make([]*writing, len(p.files))
 	for i := range r.files {
 		r.files[i] = new(writing)
 	}
-	for i := range r.jobs {
-		r.files[r.jobs[i].file].left.Add(1)
+	for _, b := range r.batches {
+		r.files[r.jobs[b.first].file].left.Add(1)
 	}
-	nWorkers := min(parallel.Workers(p.options.Workers), len(r.jobs))
+	nWorkers := min(parallel.Workers(p.options.Workers), len(r.batches))
 	workers := make([]worker, nWorkers)
 	if err := r.measure(ctx, workers); err != nil {
 		return err
 	}
-	return parallel.For(ctx, nWorkers, len(r.jobs), func(w, i int) error { return r.do(&workers[w], i) })
+	return parallel.For(ctx, nWorkers, len(r.batches), func(w, i int) error { return r.do(&workers[w], r.batches[i]) })
 }
 
 // abandon closes what is still open after an error; it will be removed.
@@ -237,9 +239,9 @@ func (r *run) copySide(name string) error {
 	return errors.Join(fileio.CopyRange(out, 0, in, 0, info.Size()), fileio.Close(out))
 }
 
-// do does one job.
-func (r *run) do(w *worker, i int) error {
-	j := &r.jobs[i]
+// do does the jobs of a batch.
+func (r *run) do(w *worker, b batch) error {
+	j := &r.jobs[b.first]
 	in, out := r.plan.files[j.file], r.files[j.file]
 	out.once.Do(func() {
 		name := in.in.Name
@@ -251,20 +253,19 @@ func (r *run) do(w *worker, i int) error {
 	if out.err != nil {
 		return out.err
 	}
-	var n int64
+	n := j.n
 	var err error
 	switch {
 	case j.header:
 		n = int64(len(in.header))
 		_, err = out.file.WriteAt(in.header, 0)
-	case j.target == nil:
-		n = j.n
+	case j.target == nil && b.end-b.first == 1:
 		out.turn.Lock()
 		err = fileio.CopyRange(out.file, j.off+in.shift, in.in.Data, j.off, j.n)
 		out.wrote(j.n)
 		out.turn.Unlock()
 	default:
-		n, err = r.mergeRows(w, j, &r.stats[i], in, out)
+		n, err = r.mergeBatch(w, r.jobs[b.first:b.end], in, out)
 	}
 	if err != nil {
 		return err
@@ -294,46 +295,25 @@ func (w *writing) close() error {
 	return fileio.Close(w.file)
 }
 
-// mergeRows reads rows of a target, updates them and writes them.
-func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *writing) (int64, error) {
-	t := j.target
-	if err := j.load(r.kernel, &r.plan.options); err != nil {
-		return 0, err
-	}
-	defer j.done()
-	tensor := t.ref.Tensor
-	_, nCols := t.shape()
-	rowBytes := nCols * int64(tensor.DType.Size())
-	n, off := (j.row1-j.row0)*rowBytes, tensor.Off+j.row0*rowBytes
+// mergeBatch reads the range of some jobs, updates the rows of each in it, and writes it. It returns the length of the range.
+func (r *run) mergeBatch(w *worker, jobs []job, in *outFile, out *writing) (int64, error) {
+	first, last := &jobs[0], &jobs[len(jobs)-1]
+	off, n := first.off, last.off+last.n-first.off
 	if int64(cap(w.block)) < n {
-		w.block = make([]byte, n)
+		w.block = make([]byte, max(n, r.plan.blockBytes()))
 	}
 	block := w.block[:n]
-	recorded := r.recording != nil && t.changes()
-	if t.replace == nil || recorded || len(t.undo) > 0 {
+	if len(jobs) > 1 || r.needs(first.target) {
 		if _, err := io.ReadFull(io.NewSectionReader(in.in.Data, off, n), block); err != nil {
 			return 0, fault.InFile(err, in.in.Path)
 		}
 	}
-	if err := r.takeOut(w, j, block); err != nil {
-		return 0, err
-	}
-	if recorded {
-		w.before = append(w.before[:0], block...)
-	}
-	if t.replace != nil {
-		if err := r.replaceBlock(w, j, st, block, nCols); err != nil {
-			return 0, err
+	for i := range jobs {
+		j := &jobs[i]
+		if j.target == nil {
+			continue
 		}
-	}
-	j.merge(block, func(b *bandState) *update { return &b.forward }, st, w)
-	if t.rows != nil {
-		if err := r.replaceRows(w, j, st, block, nCols); err != nil {
-			return 0, err
-		}
-	}
-	if recorded {
-		if err := r.record(w, j, w.before, block); err != nil {
+		if err := r.mergeRows(w, j, &r.stats[j.index], block[j.off-off:][:j.n]); err != nil {
 			return 0, err
 		}
 	}
@@ -342,6 +322,44 @@ func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, in *outFile, out *w
 	out.wrote(n)
 	out.turn.Unlock()
 	return n, err
+}
+
+// needs reports whether the result of a target depends on what is in the base.
+func (r *run) needs(t *running) bool { return t.replace == nil || r.records(t) || len(t.undo) > 0 }
+
+// records reports whether a record of a target's values is wanted.
+func (r *run) records(t *running) bool { return r.recording != nil && t.changes() }
+
+// mergeRows updates rows of a target in a block.
+func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, block []byte) error {
+	t := j.target
+	if err := j.load(r.kernel, &r.plan.options); err != nil {
+		return err
+	}
+	defer j.done()
+	_, nCols := t.shape()
+	if err := r.takeOut(w, j, block); err != nil {
+		return err
+	}
+	recorded := r.records(t)
+	if recorded {
+		w.before = append(w.before[:0], block...)
+	}
+	if t.replace != nil {
+		if err := r.replaceBlock(w, j, st, block, nCols); err != nil {
+			return err
+		}
+	}
+	j.merge(block, func(b *bandState) *update { return &b.forward }, st, w)
+	if t.rows != nil {
+		if err := r.replaceRows(w, j, st, block, nCols); err != nil {
+			return err
+		}
+	}
+	if recorded {
+		return r.record(w, j, w.before, block)
+	}
+	return nil
 }
 
 // replaceBlock fills a block with the adapter's values in place of the base's, rounded to the base's dtype.
