@@ -46,6 +46,56 @@ func benchmark[T Float](b *testing.B, k *Kernel, d dtype.Type, r int) {
 	b.ReportMetric(100*float64(st.Slow)/float64(st.Elements), "%slow")
 }
 
+// BenchmarkSlow times what an element costs that the fast pass leaves open: in float64, and, for exact ties, in exact arithmetic.
+func BenchmarkSlow(b *testing.B) {
+	for _, d := range []dtype.Type{dtype.BF16, dtype.F32} {
+		for _, r := range []int{16, 64, 256} {
+			for _, ties := range []bool{false, true} {
+				b.Run(fmt.Sprintf("ties=%v/r=%d/dtype=%v", ties, r, d), func(b *testing.B) {
+					const rows, cols = 16, 1024
+					p := randomProblem(rand.New(rand.NewPCG(15, 16)), d, rows, cols, 0.02, []int{r}, 0.05, 2)
+					if ties {
+						p.tie()
+					}
+					if d == dtype.F32 {
+						benchmarkSlow[float64](b, p)
+					} else {
+						benchmarkSlow[float32](b, p)
+					}
+				})
+			}
+		}
+	}
+}
+
+// tie makes w 1 and Δ half an ulp of it.
+func (p *problem) tie() {
+	for i := range p.w {
+		p.w[i] = 1
+	}
+	t := &p.terms[0]
+	t.s = ulp(p.d, 1) / 2 / float64(t.rank)
+	for _, f := range [][]float64{t.l, t.r} {
+		for i := range f {
+			f[i] = 1
+		}
+	}
+}
+
+func benchmarkSlow[T Float](b *testing.B, p *problem) {
+	u := prepare[T](Available()[0], p)
+	before, st := p.bytes(), Stats{}
+	w := make([]byte, len(before))
+	for b.Loop() {
+		copy(w, before)
+		for i := range len(p.w) {
+			u.slow(w, 0, i, &st)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(p.w)), "ns/elem")
+	b.ReportMetric(float64(st.Exact)/float64(b.N*len(p.w)), "exact/elem")
+}
+
 func BenchmarkCopy(b *testing.B) {
 	w := make([]byte, 2*4096*4096)
 	x := make([]byte, len(w))

@@ -438,6 +438,14 @@ func TestFloat64Factors(t *testing.T) {
 			for _, k := range Available() {
 				check[float64](t, fmt.Sprintf("%v/%v", d, scale), k, p)
 			}
+			// And with Δ no smaller than w, where what products lose below the smallest number counts.
+			p.right = nil
+			for i := range p.w {
+				p.w[i] = rounded(d, scale*p.w[i])
+			}
+			for _, k := range Available() {
+				check[float64](t, fmt.Sprintf("%v/%v, small w", d, scale), k, p)
+			}
 		}
 	}
 }

@@ -165,6 +165,9 @@ func (u *Update[T]) decideExact(i, j int, w float64, out []byte) (delta float64)
 	if w != w {
 		return 0 // a NaN stays as it is
 	}
+	if delta, ok := u.decidePair(i, j, w, out); ok {
+		return delta
+	}
 	exact, special := u.exactDelta(i, j)
 	switch {
 	case special != 0: // NaN, too
@@ -184,6 +187,67 @@ func (u *Update[T]) decideExact(i, j int, w float64, out []byte) (delta float64)
 	}
 	storeExact(u.d, out, exact)
 	return delta
+}
+
+// decidePair is decideExact where the sum of two float64 numbers can hold every sum on the way, as it can for nearly all ties: their
+// numbers are short. It gives up at the first rounding error that the second number does not take without one of its own, and
+// where such an error could vanish below the smallest number.
+func (u *Update[T]) decidePair(i, j int, w float64, out []byte) (delta float64, ok bool) {
+	var hi, lo, lost float64
+	add := func(x float64) {
+		var e float64
+		hi, e = twoSum(hi, x)
+		lo, e = twoSum(lo, e)
+		if e != 0 {
+			lost = e
+		}
+	}
+	at, stride := u.column(j)
+	for t := range u.terms {
+		term := &u.terms[t]
+		for _, x := range term.L[i*term.Rank : (i+1)*term.Rank] {
+			y := float64(u.r[at])
+			at += stride
+			p, ep := twoProduct(float64(x), y)
+			q, eq := twoProduct(term.S, p)
+			isZero := x == 0 || y == 0 || term.S == 0
+			if ep != 0 || !isZero && (math.Abs(p) < 0x1p-900 || math.Abs(q) < 0x1p-900) {
+				return 0, false
+			}
+			add(q)
+			add(eq)
+		}
+		if lost != 0 {
+			return 0, false
+		}
+	}
+	delta = hi + lo
+	switch {
+	case !isFinite(delta) || !isFinite(w):
+		return 0, false
+	case delta == 0:
+		return 0, true
+	}
+	add(w)
+	sum, rest := twoSum(hi, lo)
+	if lost != 0 || !isFinite(sum) {
+		return 0, false
+	}
+	if u.d != dtype.F64 && rest != 0 {
+		sum = toOdd(sum, (rest > 0) == (sum > 0))
+	}
+	dtype.Store(u.d, out, 0, sum)
+	return delta, true
+}
+
+// toOdd turns f, the float64 nearest to another number, into that number rounded to odd; beyond says that it lies further from zero than
+// f. A second rounding, to a type of far fewer bits, is then the only one that counts.
+func toOdd(f float64, beyond bool) float64 {
+	b := math.Float64bits(f)
+	if !beyond {
+		b-- // step back to the truncated value
+	}
+	return math.Float64frombits(b | 1)
 }
 
 // exactDelta returns Δ, or in special the NaN or infinity that it is.
@@ -236,14 +300,9 @@ func storeExact(d dtype.Type, out []byte, x *big.Float) {
 		dtype.Store(d, out, 0, f)
 		return
 	}
-	// Rounding to odd first makes the second rounding, to the 16-bit type, the only one that counts.
 	f, accuracy := x.Float64()
 	if accuracy != big.Exact {
-		b := math.Float64bits(f)
-		if (accuracy == big.Above) == (x.Sign() > 0) {
-			b-- // f lies beyond x: step back to the truncated value
-		}
-		f = math.Float64frombits(b | 1)
+		f = toOdd(f, (accuracy == big.Below) == (x.Sign() > 0))
 	}
 	dtype.Store(d, out, 0, f)
 }
