@@ -209,7 +209,7 @@ func tensorAt(h *safetensors.Header, off int64) string {
 func (p *Plan) describeTensor(t *target, file int) undo.Tensor {
 	tensor := t.ref.Tensor
 	_, nCols := t.shape()
-	d := undo.Tensor{Name: tensor.Name, File: file, DType: tensor.DType.String(), Shape: tensor.Shape, Block: max(1, p.blockRows(t)*nCols), Predict: undo.Same, Terms: []undo.Term{}}
+	d := undo.Tensor{Name: tensor.Name, File: file, DType: tensor.DType.String(), Shape: append([]uint64{}, tensor.Shape...), Block: max(1, p.blockRows(t)*nCols), Predict: undo.Same, Terms: []undo.Term{}}
 	if t.predictable() {
 		d.Predict = undo.Subtract
 		for i := range t.terms {

@@ -2,7 +2,6 @@ package undo
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -43,140 +42,6 @@ const (
 	RuleHeader = "U14" // the headers are those that the merge has written
 	RuleValues = "U15" // and so are the values
 )
-
-// Description says which merge a record undoes.
-type Description struct {
-	Version  int       `json:"undo"`
-	Tool     string    `json:"tool"`
-	Adapters []Adapter `json:"adapters"` // in the order of the merge
-	Files    []File    `json:"files"`    // all weight files of the checkpoint
-	Tensors  []Tensor  `json:"tensors"`  // those that the merge changed
-}
-
-// Adapter is one adapter that was merged.
-type Adapter struct {
-	Name    string  `json:"name"`
-	Content string  `json:"content"` // content id, spec/FORMAT.md, section 13
-	Weight  float64 `json:"weight"`
-}
-
-// File is a weight file before and after the merge.
-type File struct {
-	Name   string   `json:"name"`
-	Before Header   `json:"before"`
-	After  Header   `json:"after"`
-	Rest   []uint32 `json:"rest"` // CRC-32 of the data that the merge has not changed, see Rest
-}
-
-// Changed reports whether the merge has changed the file.
-func (f *File) Changed() bool { return f.Before != f.After }
-
-// Range is a range of bytes of a file.
-type Range struct{ Off, N int64 }
-
-// restBytes is the most that one CRC-32 of the rest of a file covers.
-const restBytes = 64 << 20
-
-// Rest cuts the data of a file, which begin at off and end at size, into the ranges whose CRC-32 a record has: what lies between the
-// changed tensors, in pieces. The changed tensors ascend by offset.
-func Rest(off, size int64, changed []Range) []Range {
-	var rest []Range
-	add := func(end int64) {
-		for ; off < end; off += restBytes {
-			rest = append(rest, Range{off, min(restBytes, end-off)})
-		}
-	}
-	for _, c := range changed {
-		add(c.Off)
-		off = c.Off + c.N
-	}
-	add(size)
-	return rest
-}
-
-// Sum is the CRC-32 of a range of a file.
-func (g Range) Sum(ctx context.Context, r io.ReaderAt, buf []byte) (uint32, error) {
-	var sum uint32
-	for off := g.Off; off < g.Off+g.N; off += int64(len(buf)) {
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		p := buf[:min(int64(len(buf)), g.Off+g.N-off)]
-		if _, err := io.ReadFull(io.NewSectionReader(r, off, int64(len(p))), p); err != nil {
-			return 0, err
-		}
-		sum = crc32.Update(sum, crc32.IEEETable, p)
-	}
-	return sum, nil
-}
-
-// Header is the identity of a file's header: its length with the eight bytes in front, and its SHA-256.
-type Header struct {
-	Bytes  int64  `json:"bytes"`
-	SHA256 string `json:"sha256"`
-}
-
-// HeaderOf describes header bytes.
-func HeaderOf(raw []byte) Header {
-	sum := sha256.Sum256(raw)
-	return Header{Bytes: int64(len(raw)), SHA256: hex.EncodeToString(sum[:])}
-}
-
-// The ways to predict the value before the merge from the one after.
-const (
-	Subtract = "subtract" // RN(w′ − Σ) of the terms
-	Same     = "same"     // w′ itself
-)
-
-// Tensor is a tensor that the merge changed.
-type Tensor struct {
-	Name    string   `json:"name"`
-	File    int      `json:"file"` // index into Files
-	DType   string   `json:"dtype"`
-	Shape   []uint64 `json:"shape"`
-	Block   int64    `json:"block"` // elements of a block; the last one may have fewer
-	Predict string   `json:"predict"`
-	Terms   []Term   `json:"terms"` // what was added, for Subtract
-}
-
-// Term is one update S·B·A of a tensor.
-type Term struct {
-	Adapter int     `json:"adapter"` // index into Adapters
-	Module  string  `json:"module"`  // the adapter's name of it
-	Scale   float64 `json:"scale"`   // S = ω·s
-}
-
-// Records reports whether a tensor of dtype d can be in a record: its elements are whole bytes.
-func Records(d dtype.Type) bool { return d.Size() > 0 && d.Bits() == 8*d.Size() && d.Size() <= 8 }
-
-// width is the size of an element.
-func (t *Tensor) width() int {
-	d, _ := dtype.Parse(t.DType)
-	return d.Size()
-}
-
-// Elements is the number of elements.
-func (t *Tensor) Elements() int64 {
-	n, _ := dtype.NElements(t.Shape)
-	return int64(n)
-}
-
-// Blocks is the number of blocks of the tensor.
-func (t *Tensor) Blocks() int64 {
-	n := t.Elements()
-	if n == 0 {
-		return 0
-	}
-	return (n-1)/t.Block + 1
-}
-
-// Elements is the number of elements of all tensors.
-func (d *Description) Elements() (n int64) {
-	for i := range d.Tensors {
-		n += d.Tensors[i].Elements()
-	}
-	return n
-}
 
 // Is reports whether a source is an undo record.
 func Is(src format.Source) bool {
@@ -261,66 +126,6 @@ func (r *Record) readDescription(m *format.Manifest) error {
 	return broken(3, "no attachment %s", descriptionName)
 }
 
-// check proves what the description says of itself.
-func (r *Record) check() error {
-	for i := range r.Adapters {
-		if !isDigest(r.Adapters[i].Content) {
-			return broken(4, "adapter %q has the content id %q", r.Adapters[i].Name, r.Adapters[i].Content)
-		}
-	}
-	if len(r.Adapters) == 0 {
-		return broken(4, "no adapters")
-	}
-	names := make(map[string]bool)
-	for i := range r.Files {
-		f := &r.Files[i]
-		if names[f.Name] || !isDigest(f.Before.SHA256) || !isDigest(f.After.SHA256) || f.Before.Bytes < 8 || f.After.Bytes < 8 {
-			return broken(5, "file %q is described twice or without its headers", f.Name)
-		}
-		names[f.Name] = true
-	}
-	clear(names)
-	for i := range r.Tensors {
-		t := &r.Tensors[i]
-		if names[t.Name] {
-			return broken(6, "tensor %q is listed twice", t.Name)
-		}
-		names[t.Name] = true
-		if err := r.checkTensor(t); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (r *Record) checkTensor(t *Tensor) error {
-	d, known := dtype.Parse(t.DType)
-	n, fits := dtype.NElements(t.Shape)
-	nBytes, fits2 := d.NBytes(n)
-	switch {
-	case t.File < 0 || t.File >= len(r.Files):
-		return broken(6, "tensor %q is in file %d of %d", t.Name, t.File, len(r.Files))
-	case !known || !Records(d):
-		return broken(7, "tensor %q has the dtype %q, which has no residuals", t.Name, t.DType)
-	case !fits || !fits2 || nBytes > math.MaxInt64/2:
-		return broken(7, "tensor %q has the impossible shape %d", t.Name, t.Shape)
-	case t.Block < 1 || t.Block > math.MaxInt64/16:
-		return broken(8, "tensor %q has blocks of %d elements", t.Name, t.Block)
-	case t.Block < int64(n) && t.Block*int64(d.Size()) < minBlockBytes:
-		return broken(8, "tensor %q has blocks of %d bytes, want %d or the whole tensor", t.Name, t.Block*int64(d.Size()), minBlockBytes)
-	case t.Predict != Subtract && t.Predict != Same:
-		return broken(10, "tensor %q is predicted by %q", t.Name, t.Predict)
-	case (t.Predict == Subtract) != (len(t.Terms) > 0):
-		return broken(10, "tensor %q is predicted by %q of %d terms", t.Name, t.Predict, len(t.Terms))
-	}
-	for i := range t.Terms {
-		if a := t.Terms[i].Adapter; a < 0 || a >= len(r.Adapters) {
-			return broken(10, "tensor %q has a term of adapter %d of %d", t.Name, a, len(r.Adapters))
-		}
-	}
-	return nil
-}
-
 // find pairs the description with the streams and headers, which must be all that there is.
 func (r *Record) find(m *format.Manifest) error {
 	if len(m.Tensors) != len(r.Tensors) {
@@ -358,11 +163,6 @@ func (r *Record) find(m *format.Manifest) error {
 		}
 	}
 	return nil
-}
-
-func isDigest(s string) bool {
-	b, err := hex.DecodeString(s)
-	return err == nil && len(b) == sha256.Size
 }
 
 // HeaderBytes returns the header that a changed file had before the merge.

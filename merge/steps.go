@@ -1,0 +1,112 @@
+package merge
+
+import (
+	"context"
+	"slices"
+
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
+	"github.com/loratool/loratool/internal/undo"
+)
+
+// addSteps adds to the targets what is taken out of them.
+func (p *Plan) addSteps(ctx context.Context, index *naming.Base, byTensor map[string]*target) error {
+	if p.nRemoved == 0 {
+		return nil
+	}
+	warnings, anyBase := p.warnings, p.options.AnyBase
+	p.options.AnyBase = true // the checkpoint has other values than the base that the adapters remember
+	defer func() { p.warnings, p.options.AnyBase = warnings, anyBase }()
+	if p.records == nil {
+		merged := make(map[string]*target)
+		if err := p.addAdapters(ctx, 0, p.nRemoved, index, merged); err != nil {
+			return err
+		}
+		return p.subtract(merged, byTensor)
+	}
+	first := 0
+	for _, r := range p.records {
+		merged := make(map[string]*target)
+		if err := p.addAdapters(ctx, first, first+len(r.record.Adapters), index, merged); err != nil {
+			return err
+		}
+		if err := p.addRecord(r, first, merged, byTensor); err != nil {
+			return fault.InFile(err, r.Name)
+		}
+		first += len(r.record.Adapters)
+	}
+	return nil
+}
+
+// subtract adds steps without a record.
+func (p *Plan) subtract(merged, byTensor map[string]*target) error {
+	for name, t := range merged {
+		if t.dora != nil {
+			return fault.New(fault.Unsupported, "DoRA has rescaled %q, and the norms of what was there before are in its undo record only", name).
+				WithHint("give the record that merge --undo has written, or take the tensor from the base")
+		}
+		if t.replace != nil || t.rows != nil {
+			return fault.New(fault.Unsupported, "the merge has replaced values of %q, and what was there before is in its undo record only", name).
+				WithHint("give the record that merge --undo has written, or take the tensor from the base")
+		}
+		p.addStep(byTensor, t, step{terms: negative(t.terms)})
+	}
+	return nil
+}
+
+// addRecord adds the steps of one record, which must be what this version makes of the same adapters.
+func (p *Plan) addRecord(r *Record, firstAdapter int, merged, byTensor map[string]*target) error {
+	for i := range r.record.Tensors {
+		d := &r.record.Tensors[i]
+		ref, ok := p.base.Lookup(d.Name)
+		if !ok || ref.File != p.fileOf(r.record, d.File) || ref.Tensor.DType.String() != d.DType || !slices.Equal(ref.Tensor.Shape, d.Shape) {
+			return fault.New(fault.Mismatch, "the undo record is of another checkpoint: it has %q as %s of shape %d, and this checkpoint has no such tensor", d.Name, d.DType, d.Shape)
+		}
+		t := merged[d.Name]
+		if t == nil {
+			return otherReading(d.Name)
+		}
+		delete(merged, d.Name)
+		s := step{record: r.record, name: r.Name, tensor: i}
+		if d.Predict == undo.Subtract {
+			if !sameTerms(t.terms, d.Terms, firstAdapter) {
+				return otherReading(d.Name)
+			}
+			s.terms = negative(t.terms)
+		}
+		p.addStep(byTensor, t, s)
+	}
+	for name := range merged {
+		return otherReading(name)
+	}
+	return nil
+}
+
+func otherReading(name string) error {
+	return fault.New(fault.Unsupported, "the version of loratool that wrote the undo record has applied the adapter to %q in another way than this one would", name).
+		WithHint("use that version; verify names it")
+}
+
+func sameTerms(have []term, want []undo.Term, firstAdapter int) bool {
+	return slices.EqualFunc(have, want, func(t term, u undo.Term) bool {
+		return t.adapter-firstAdapter == u.Adapter && t.module == u.Module && t.scale == u.Scale
+	})
+}
+
+func negative(terms []term) []term {
+	n := slices.Clone(terms)
+	for i := range n {
+		n[i].scale = -n[i].scale
+	}
+	return n
+}
+
+func (p *Plan) addStep(byTensor map[string]*target, merged *target, s step) {
+	name := merged.ref.Tensor.Name
+	t := byTensor[name]
+	if t == nil {
+		t = &target{ref: merged.ref, module: merged.module, stacked: merged.stacked, nBands: merged.nBands}
+		byTensor[name] = t
+	}
+	t.undo = append(t.undo, s)
+}
