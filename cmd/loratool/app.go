@@ -252,7 +252,12 @@ func (o *common) flags() []cli.Flag {
 		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no warnings and no summary", Destination: &o.quiet},
 		&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "print every layer", Destination: &o.verbose},
 		&cli.BoolFlag{Name: "no-progress", Usage: "show no progress bar", Destination: &o.noProgress},
-		&cli.IntFlag{Name: "workers", Usage: "number of goroutines that compute (default: one per processor)", Destination: &o.workers},
+		&cli.IntFlag{Name: "workers", Usage: "number of goroutines that compute (default: one per processor)", Destination: &o.workers, Action: func(c *cli.Context, n int) error {
+			if n < 0 {
+				return usagef(helpHint(c.Command.Name), "--workers is a number of goroutines, got %d", n)
+			}
+			return nil
+		}},
 	}
 }
 

@@ -105,6 +105,8 @@ func hintFor(err error, commandUsage string) string {
 		return "choose another path with -o"
 	case errors.As(err, &space), errors.Is(err, syscall.ENOSPC):
 		return "free some space, or write to another disk with -o"
+	case errors.Is(err, syscall.EROFS):
+		return "choose another path with -o"
 	case errors.Is(err, fs.ErrPermission):
 		return "check who may read the inputs and write to the directory of OUT"
 	}

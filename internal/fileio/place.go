@@ -49,7 +49,8 @@ func (e *SpaceError) Error() string {
 }
 
 // Check reports whether the output can be made, before work is done for it: it is not one of the inputs, nothing is there that may
-// not be replaced, and the directory around it is there, can be written to, and has room. The error is an *OutputError, a *SpaceError
+// not be replaced, and the directory around it is there, can be written to, and has room. What a run that was ended has taken away from
+// the place is put back first, and that is an error, as the caller has not seen it. The error is an *OutputError, a *SpaceError
 // or one of the system.
 func (p *Place) Check() error {
 	out, err := realPath(p.Path)
@@ -67,6 +68,9 @@ func (p *Place) Check() error {
 	}
 	if info, err := os.Stat(parent); err != nil || !info.IsDir() {
 		return &OutputError{Path: p.Path, Why: "cannot be made: there is no directory " + parent}
+	}
+	if err := restore(parent, filepath.Base(filepath.Clean(p.Path))); err != nil {
+		return err
 	}
 	if err := p.checkThere(); err != nil {
 		return err
@@ -133,7 +137,7 @@ func isWithin(path string, of fs.FileInfo) bool {
 
 // checkThere judges what is at the place of the output.
 func (p *Place) checkThere() error {
-	info, err := os.Lstat(p.Path)
+	info, err := os.Lstat(filepath.Clean(p.Path)) // a slash at the end would follow a link, and be an error behind a file
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -154,23 +158,34 @@ func (p *Place) checkThere() error {
 		return refuse("is there and is not %s: it is not replaced", want)
 	}
 	if info.IsDir() {
-		there, err := Files(p.Path)
-		if err != nil {
+		if isEmpty, err := p.checkForeign(); err != nil || isEmpty {
 			return err
-		}
-		for _, name := range there {
-			if !slices.Contains(p.Files, name) {
-				return foreignError(p.Path, name)
-			}
-		}
-		if len(there) == 0 {
-			return nil
 		}
 	}
 	if !p.Known(p.Path) {
 		return refuse("is there and is not %s: it is not replaced", p.Kind)
 	}
 	return nil
+}
+
+// checkForeign looks for the first file in the directory that the run does not write, and no further: the directory may be any.
+func (p *Place) checkForeign() (isEmpty bool, err error) {
+	isEmpty = true
+	err = filepath.WalkDir(p.Path, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			return nil
+		}
+		isEmpty = false
+		name, relErr := filepath.Rel(p.Path, path)
+		if relErr != nil {
+			return relErr
+		}
+		if name = filepath.ToSlash(name); err != nil || !slices.Contains(p.Files, name) { // what cannot be read is not ours either
+			return foreignError(p.Path, name)
+		}
+		return nil
+	})
+	return isEmpty, err
 }
 
 // foreignError is that of a directory that holds a file which the run does not write.

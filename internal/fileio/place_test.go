@@ -82,6 +82,38 @@ func TestPlaceReplacesWhatItKnows(t *testing.T) {
 	}
 }
 
+// TestPlaceStopsAtTheFirstForeignFile: a directory may be any, such as that of all files.
+func TestPlaceStopsAtTheFirstForeignFile(t *testing.T) {
+	dir := t.TempDir()
+	out := filepath.Join(dir, "out")
+	testkit.Write(t, filepath.Join(out, "a"), []byte("ours"))
+	known := 0
+	p := fileio.Place{Path: out + string(filepath.Separator), IsDir: true, Replace: true, Files: []string{"a", "sub/b"}, Known: func(string) bool { known++; return true }}
+	if err := p.Check(); err != nil || known != 1 {
+		t.Errorf("Check of a directory with a file of the run = %v, want nil", err)
+	}
+	testkit.Write(t, filepath.Join(out, "sub", "b"), []byte("ours"))
+	if err := p.Check(); err != nil {
+		t.Errorf("Check of a directory with two files of the run = %v, want nil", err)
+	}
+	testkit.Write(t, filepath.Join(out, "sub", "foreign"), nil)
+	testkit.Write(t, filepath.Join(out, "zzz"), nil)
+	if err := p.Check(); err == nil || !strings.Contains(err.Error(), `holds "sub/foreign"`) {
+		t.Errorf("Check of a directory with foreign files = %v, want an error that names the first", err)
+	}
+	empty := fileio.Place{Path: filepath.Join(dir, "empty"), IsDir: true, Replace: true}
+	if err := os.Mkdir(empty.Path, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := empty.Check(); err != nil {
+		t.Errorf("Check of an empty directory = %v, want nil", err)
+	}
+	file := fileio.Place{Path: filepath.Join(out, "a") + string(filepath.Separator), IsDir: true, Replace: true}
+	if err := file.Check(); err == nil || !strings.Contains(err.Error(), "is not a directory") {
+		t.Errorf("Check of a file with a slash behind it = %v, want an error that it is not a directory", err)
+	}
+}
+
 func TestPlaceNeedsRoom(t *testing.T) {
 	p := fileio.Place{Path: filepath.Join(t.TempDir(), "out"), Bytes: 1 << 60}
 	var e *fileio.SpaceError

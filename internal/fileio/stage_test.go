@@ -228,6 +228,16 @@ func TestWhatAKilledRunHadTakenAwayIsRestored(t *testing.T) {
 	}
 }
 
+func TestWhatAKilledRunHadTakenAwayIsRestoredBeforeTheNextOneWorks(t *testing.T) {
+	parent := t.TempDir()
+	testkit.Write(t, filepath.Join(parent, ".out.loratool-0123.old", "a"), []byte("precious"))
+	p := fileio.Place{Path: filepath.Join(parent, "out") + "/", IsDir: true, Files: []string{"a"}}
+	if err := p.Check(); err == nil || !strings.Contains(err.Error(), "is restored now") {
+		t.Errorf("Check = %v, want an error that says what was done", err)
+	}
+	checkContents(t, "after Check", parent, map[string]string{"out/a": "precious"})
+}
+
 // TestWhatAKilledRunHadTakenAwayIsNeverDeleted: something else has taken the place meanwhile.
 func TestWhatAKilledRunHadTakenAwayIsNeverDeleted(t *testing.T) {
 	parent := t.TempDir()
