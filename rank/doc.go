@@ -24,9 +24,9 @@
 //
 // # Noise
 //
-// A fine-tuned checkpoint that is stored in 16 bits carries the rounding of what training left: nearly white noise of variance
+// A fine-tuned checkpoint carries the rounding of what training left to the dtype that it is stored in: nearly white noise of variance
 // ulp²/12 per element. Its largest singular value lies near s·(√m + √n), with s² the mean variance (Marchenko and Pastur, 1967);
 // singular values below that edge are noise, and keeping them only copies it. The rounding of the base does not count, even where the
-// base is stored in 16 bits: training started from the values that the base holds, and Δ is taken from these. Where it started from
+// base is stored in 16 bits too: training started from the values that the base holds, and Δ is taken from these. Where it started from
 // others, in more bits, the edge is low, by a factor of up to √2, and some noise is kept.
 package rank

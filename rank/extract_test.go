@@ -243,15 +243,17 @@ func TestTheReportedErrorIsTheTrueOne(t *testing.T) {
 
 func TestTheNoiseFloorFindsTheRankUnderTheRounding(t *testing.T) {
 	rng := rand.New(rand.NewPCG(45, 46))
-	base := testkit.Random(rng, "w.weight", dtype.BF16, 0.02, 300, 200)
-	tuned := changed(rng, base, 5, 0.0005)
-	basePath, tunedPath := pairOf(t, "", []testkit.Tensor{base}, []testkit.Tensor{tuned})
-	_, report, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Rule: rank.NoiseFloor{}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := report.Layers[0].Rank; got != 5 {
-		t.Errorf("rank %d, want the 5 of the update", got)
+	for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32, dtype.F64} {
+		base := testkit.Random(rng, "w.weight", d, 0.02, 300, 200)
+		tuned := changed(rng, base, 5, 0.0005)
+		basePath, tunedPath := pairOf(t, "", []testkit.Tensor{base}, []testkit.Tensor{tuned})
+		_, report, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Rule: rank.NoiseFloor{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := report.Layers[0].Rank; got != 5 {
+			t.Errorf("%v: rank %d, want the 5 of the update", d, got)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package rank
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"io"
 	"math"
 
@@ -248,24 +249,28 @@ func (p *pair) widePiece(dst []float32, first int64, s *pieceScratch, out *seen)
 	return nil
 }
 
-// roundingNoise is Σ ulp²/12 over the elements of a 16-bit type, and 0 for wider types, whose rounding does not matter here. It counts
-// exponents, of which there are few.
+// roundingNoise is Σ ulp²/12 over the elements, and 0 for types of other than 16 and 32 bits. It counts exponents, of which there are
+// few.
 func roundingNoise(d dtype.Type, raw []byte) (sum float64) {
-	var mantissa, bias int
+	var mantissa, bias, exponents int // exponents but the last one, which is that of infinity and NaN
+	var count [256]int
 	switch d {
 	case dtype.BF16:
-		mantissa, bias = 7, 127
+		mantissa, bias, exponents = 7, 127, 255
 	case dtype.F16:
-		mantissa, bias = 10, 15
+		mantissa, bias, exponents = 10, 15, 31
+	case dtype.F32:
+		mantissa, bias, exponents = 23, 127, 255
+		for ; len(raw) >= 4; raw = raw[4:] {
+			count[binary.LittleEndian.Uint32(raw)>>23&255]++
+		}
 	default:
 		return 0
 	}
-	var count [256]int
-	exponents := 1<<(15-mantissa) - 1
-	for i := 0; i+1 < len(raw); i += 2 {
-		count[(int(raw[i])|int(raw[i+1])<<8)>>mantissa&exponents]++
+	for ; len(raw) >= 2; raw = raw[2:] {
+		count[int(binary.LittleEndian.Uint16(raw))>>mantissa&exponents]++
 	}
-	for e, n := range count[:exponents] { // the last one is that of infinity and NaN
+	for e, n := range count[:exponents] {
 		ulp := math.Ldexp(1, max(e, 1)-bias-mantissa)
 		sum += float64(n) * ulp * ulp / 12
 	}

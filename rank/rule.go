@@ -57,11 +57,14 @@ func MaxError(relative float64, most int) Rule {
 }
 
 // NoiseFloor keeps the singular values above the edge of white noise with the standard deviation Sigma per element:
-// Sigma·(√m + √n) (Marchenko and Pastur). At least one is kept where anything is.
+// Sigma·(√m + √n) (Marchenko and Pastur), and above what products in float32 resolve. At least one is kept where anything is.
 type NoiseFloor struct {
 	Sigma float64
 	Max   int
 }
+
+// resolution is the share of σ₁ below which singular values have no digits in float32: that of the numerical rank.
+func resolution(m, n int) float64 { return float64(max(m, n)) * 0x1p-24 }
 
 // Edge is the largest singular value that noise alone has.
 func (f NoiseFloor) Edge(m, n int) float64 {
@@ -75,6 +78,9 @@ func (f NoiseFloor) Choose(sigma []float64, _ float64, m, n int) (int, bool) {
 		limit = min(limit, f.Max)
 	}
 	edge := f.Edge(m, n)
+	if len(sigma) > 0 {
+		edge = max(edge, resolution(m, n)*sigma[0])
+	}
 	for i, s := range sigma {
 		if i == limit {
 			return limit, false

@@ -34,7 +34,7 @@ func extractCommand(t *terminal) *cli.Command {
 		Usage:     "turn a fine-tuned checkpoint into an adapter of low rank, with its error",
 		ArgsUsage: "BASE TUNED -o ADAPTER --rank 8",
 		Description: "Decomposes TUNED − BASE, tensor by tensor, by truncated SVD. The rank is fixed, or the fewest singular values that keep a share\n" +
-			"of the energy, stay below an error, stand above the rounding noise of a 16-bit checkpoint, or fit a size. Norms and biases, which low\n" +
+			"of the energy, stay below an error, stand above the rounding noise of TUNED, or fit a size. Norms and biases, which low\n" +
 			"rank does not hold, are carried whole.",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `ADAPTER`: a name that ends in .lora, or a directory for PEFT", Destination: &o.out},
