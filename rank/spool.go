@@ -2,6 +2,7 @@ package rank
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 
@@ -21,16 +22,21 @@ type spool struct {
 func newSpool() (*spool, error) {
 	f, err := os.CreateTemp("", "loratool-extract-*")
 	if err != nil {
-		return nil, err
+		return nil, spoolError(err)
 	}
 	os.Remove(f.Name()) // where the system allows it, the file goes with the handle, however the process ends
 	return &spool{file: f}, nil
 }
 
+// spoolError says of an error what the file is for: the user has not named it.
+func spoolError(err error) error {
+	return fmt.Errorf("the factors are kept in a temporary file in %s (the environment says where) until they are written: %w", os.TempDir(), err)
+}
+
 // add appends a tensor and returns its index.
 func (s *spool) add(name string, d dtype.Type, shape []uint64, data []byte) (int, error) {
 	if _, err := s.file.WriteAt(data, s.size); err != nil {
-		return 0, err
+		return 0, spoolError(err)
 	}
 	return s.enter(name, d, shape, int64(len(data))), nil
 }
@@ -56,7 +62,7 @@ func (s *spool) copy(ctx context.Context, name string, d dtype.Type, shape []uin
 			}
 		}
 		if _, err := s.file.WriteAt(p, s.size+done); err != nil {
-			return 0, 0, err
+			return 0, 0, spoolError(err)
 		}
 	}
 	return s.enter(name, d, shape, n), nonFinite, nil

@@ -92,6 +92,18 @@ func TestAnInterruptedConvertOrExtractLeavesNothing(t *testing.T) {
 	checkTree(t, "after all", dir, before)
 }
 
+func TestExtractSaysWhereItsTemporaryFileIs(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a.safetensors"), filepath.Join(dir, "b.safetensors")
+	testkit.Write(t, a, testkit.Encode(nil, testkit.Values("w.weight", dtype.F32, []uint64{1, 1}, 1)))
+	testkit.Write(t, b, testkit.Encode(nil, testkit.Values("w.weight", dtype.F32, []uint64{1, 1}, 2)))
+	cmd := program("extract", a, b, "--rank", "1", "-o", filepath.Join(dir, "out.lora"))
+	cmd.Env = append(os.Environ(), "TMPDIR="+filepath.Join(dir, "absent"))
+	if r := finish(t, cmd, cmd.Run()); r.code != exitFailed || !strings.Contains(r.stderr, "temporary file in "+filepath.Join(dir, "absent")) {
+		t.Errorf("extract without a directory for temporary files gave %d, want %d and an error that names it: %s", r.code, exitFailed, r.stderr)
+	}
+}
+
 // TestAFullDiskLeavesNothingOfAnAdapter is TestAFullDiskLeavesNothing for convert and extract.
 func TestAFullDiskLeavesNothingOfAnAdapter(t *testing.T) {
 	demo := "../../testdata/demo"
