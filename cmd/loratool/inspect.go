@@ -65,6 +65,9 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 		}
 		defer src.Close()
 		if inspect.IsUndo(src) {
+			if o.spectrum || o.values {
+				return usagef("loratool inspect ADAPTER --spectrum --values", "--spectrum and --values are for an adapter, and this is an undo record")
+			}
 			return inspectUndo(t, o, src, path)
 		}
 		return inspectAdapter(c, t, o, src)
