@@ -125,7 +125,7 @@ func (s *peftSink) checkPlaces(p *peftParts) error {
 		if err := beside.Check(); err != nil {
 			var taken *OutputError
 			if errors.As(err, &taken) && taken.Exists && !isThere {
-				taken.Why, taken.Replaceable = "exists already, and is another adapter's", false
+				taken.Why, taken.Replaceable = "exists already and is another adapter's, and "+filepath.Base(s.path)+" needs one of its own", false
 			}
 			return err
 		}
