@@ -17,6 +17,9 @@ func (r *resolver) checkTied(name string) error {
 	if !isEmbedding && !isHead {
 		return nil
 	}
+	if r.plan.options.Tied == Fold {
+		return nil
+	}
 	tied, certain := r.isTied()
 	if !tied || isEmbedding && r.meansBothEnds() {
 		return nil
@@ -38,14 +41,16 @@ func (r *resolver) meansBothEnds() bool {
 
 func (r *resolver) tiedError(name string) error {
 	return fault.New(fault.Unsupported, "the adapter changes %q, which the base has tied to its other end: input embedding and output head are one tensor, and the change would apply to both", name).
-		WithHint("untie the base first: store the head under its own name and set tie_word_embeddings to false")
+		WithHint("--tied untie makes the head a tensor of its own; --tied fold makes the change to both ends")
 }
 
+func (r *resolver) isTied() (tied, certain bool) { return r.plan.isTied() }
+
 // isTied reports whether the base ties its head to its embedding, and whether that is certain or only possible.
-func (r *resolver) isTied() (tied, certain bool) {
-	c := r.plan.base
+func (p *Plan) isTied() (tied, certain bool) {
+	c := p.base
 	if !c.Config.Found {
-		return naming.IsTied(c.Names(), "", nil, nil), false
+		return naming.IsTied(c.Names(), "", nil, c.Config.TieWordEmbeddings), c.Config.TieWordEmbeddings != nil
 	}
 	return naming.IsTied(c.Names(), c.Config.ModelType, c.Config.Architectures, c.Config.TieWordEmbeddings), true
 }

@@ -36,6 +36,8 @@ type Options struct {
 	ExpertInput    int               // the dimension of square experts that lora_A reads, 1 or 2; 0 lets the adapter's release of PEFT decide
 	ExpertsSlowest bool              // lora_B of stacked experts has one expert after the other, which PEFT does not write
 	OutProjTwice   bool              // add the update of out_proj of nn.MultiheadAttention twice, as PEFT up to 0.21 does
+	Tied           Tied              // what to do with tied ends of which one changes; "" refuses
+	GrowVocabulary bool              // add rows to embedding and head where an adapter has more
 	AllowNonFinite bool              // go on where factors are not finite, or a finite weight becomes infinite
 	Progress       func(bytes int64) // called from several goroutines with the bytes just written; nil is silent
 	Tool           string            // name and version of the program, for the stamp
@@ -50,10 +52,13 @@ type Plan struct {
 	targets  []*target // in the order of files and of data
 	warnings []string
 	files    []*outFile
-	ids      []string    // content ids of the adapters
-	records  []*Record   // of what is taken out, the latest merge first
-	nRemoved int         // how many of the adapters, the first ones, are taken out
-	restored []*restored // of each file, its header before what is taken out was merged
+	ids      []string          // content ids of the adapters
+	records  []*Record         // of what is taken out, the latest merge first
+	nRemoved int               // how many of the adapters, the first ones, are taken out
+	restored []*restored       // of each file, its header before what is taken out was merged
+	side     map[string][]byte // files beside the weights that change
+	folded   map[bool]bool     // whether the head (true) and the embedding (false) change, where they are folded
+	mirror   [2]string         // the embedding and the second copy of it that the head is
 }
 
 // target is a tensor of the base that changes. It is seen as a matrix, cut by rows into bands of equal height that each have terms of
@@ -125,12 +130,24 @@ func (p *Plan) plan(ctx context.Context) error {
 	if len(p.adapters) == 0 {
 		return fault.New(fault.Mismatch, "no adapter to merge")
 	}
+	if err := p.reshape(); err != nil {
+		return err
+	}
 	index := naming.Index(p.base.Names())
+	if p.options.Tied == Fold {
+		if err := p.alias(index); err != nil {
+			return err
+		}
+	}
 	byTensor := make(map[string]*target)
 	if err := p.addAdapters(ctx, p.nRemoved, len(p.adapters), index, byTensor); err != nil {
 		return err
 	}
 	if err := p.addSteps(ctx, index, byTensor); err != nil {
+		return err
+	}
+	p.addMirror(byTensor)
+	if err := p.editIndex(); err != nil {
 		return err
 	}
 	for _, name := range p.base.Left {

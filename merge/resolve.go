@@ -122,6 +122,9 @@ func (r *resolver) wanted() []string {
 func (r *resolver) target(name string) (*target, error) {
 	actual, _ := r.mapping.Lookup(name) // resolve has found every name
 	ref, _ := r.plan.base.Lookup(actual)
+	if err := r.checkFolded(name); err != nil {
+		return nil, err
+	}
 	t := r.byTensor[actual]
 	if t != nil {
 		return t, nil
@@ -206,6 +209,9 @@ func (r *resolver) addBeside(b *format.Beside) error {
 		return fault.New(fault.Unsupported, "the adapter replaces %q, and a replacement cannot be weighted by %v", b.Target, w).
 			WithHint("use the weight 1")
 	}
+	if folded, err := r.isFolded(b); folded || err != nil {
+		return err
+	}
 	t, err := r.target(b.Target)
 	if err != nil {
 		return err
@@ -223,7 +229,7 @@ func (r *resolver) addBeside(b *format.Beside) error {
 	if !slices.Equal(have.Shape, want.Shape) {
 		e := fault.New(fault.Mismatch, "the adapter saves %q whole with shape %d, the base has %d", b.Target, have.Shape, want.Shape)
 		if len(have.Shape) == 2 && len(want.Shape) == 2 && have.Shape[1] == want.Shape[1] {
-			e.WithHint("the vocabulary was resized for the adapter: resize the base's embeddings to %d rows first", have.Shape[0])
+			e.WithHint("the vocabulary was resized for the adapter; --grow-vocabulary adds the rows, and changes config.json")
 		}
 		return e
 	}
@@ -243,7 +249,7 @@ func (r *resolver) addRows(b *format.Beside, t *target, have *format.Tensor) err
 	for _, row := range b.Rows {
 		if row < 0 || uint64(row) >= want.Shape[0] {
 			return fault.New(fault.Mismatch, "trainable_token_indices has the token %d, and %q of the base has %d rows", row, want.Name, want.Shape[0]).
-				WithHint("the vocabulary was resized for the adapter: resize the base's embeddings first")
+				WithHint("the vocabulary was resized for the adapter, and it has no values for all of the new rows: resize the base's embeddings first")
 		}
 	}
 	t.rows = &rows{blob: r.blob(b.Tensor), order: b.Rows}

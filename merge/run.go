@@ -223,6 +223,14 @@ func (r *run) settle(ctx context.Context) error {
 }
 
 func (r *run) copySide(name string) error {
+	if text, ok := r.plan.side[name]; ok {
+		out, err := r.stage.Create(name, int64(len(text)))
+		if err != nil {
+			return err
+		}
+		_, err = out.Write(text)
+		return errors.Join(err, fileio.Close(out))
+	}
 	in, err := os.Open(filepath.Join(r.plan.base.Path, filepath.FromSlash(name)))
 	if err != nil {
 		return err

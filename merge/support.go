@@ -60,6 +60,8 @@ var byFlag = []Support{
 	{NeedsFlag, "NaN or infinity in a factor, or a weight that becomes infinite", "--allow-nonfinite"},
 	{NeedsFlag, "an adapter that remembers another base", "--any-base"},
 	{NeedsFlag, "an adapter that the base has been merged with already", "--force"},
+	{NeedsFlag, "a change of one of two tied ends, embedding and head", "--tied"},
+	{NeedsFlag, "a vocabulary that has grown", "--grow-vocabulary"},
 	{NeedsFlag, "square stacked experts by a release of PEFT that is not known", "--expert-input"},
 	{NeedsFlag, "lora_B of stacked experts with one expert after the other, as unsloth wrote it", "--expert-slowest"},
 	{NeedsFlag, "out_proj of torch.nn.MultiheadAttention twice, as PEFT up to 0.21 has it", "--out-proj-twice"},
@@ -69,7 +71,6 @@ var byFlag = []Support{
 var besideFeatures = []string{
 	"a convolution in groups: the weight has no place for the update",
 	"an adapted tensor of the base is quantised, or stored in less than 16 bits",
-	"the adapter changes one of two tied tensors: the change would apply to both",
 	"the base lacks a tensor that the adapter changes, or has it in another shape",
 }
 

@@ -23,6 +23,8 @@ type mergeOptions struct {
 	undo           optionalPath
 	anyBase        bool
 	allowNonFinite bool
+	tied           string
+	growVocabulary bool
 }
 
 func mergeCommand(t *terminal) *cli.Command {
@@ -42,6 +44,8 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
 			&cli.BoolFlag{Name: "any-base", Usage: "merge though an adapter remembers another base", Destination: &o.anyBase},
 			&cli.BoolFlag{Name: "allow-nonfinite", Usage: "go on where an adapter holds NaN or infinity, or a weight becomes infinite", Destination: &o.allowNonFinite},
+			&cli.StringFlag{Name: "tied", Usage: "where an adapter changes one of two tied ends, `untie|fold`: make the head a tensor of its own, or make the change to both", Destination: &o.tied, Action: checkTied},
+			&cli.BoolFlag{Name: "grow-vocabulary", Usage: "add rows to embedding and head where an adapter has more, and change config.json", Destination: &o.growVocabulary},
 		}, append(o.readingFlags(), o.flags()...)...),
 		Action: func(c *cli.Context) error { return runMerge(c, t, o) },
 	}
@@ -78,7 +82,15 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 	}
 	options := merge.Options{Workers: o.workers, Replace: o.force, Again: o.force, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite, Tool: "loratool " + version}
 	o.readingOptions.set(&options)
+	options.Tied, options.GrowVocabulary = merge.Tied(o.tied), o.growVocabulary
 	return runPlan(t, run, options, c)
+}
+
+func checkTied(_ *cli.Context, tied string) error {
+	if t := merge.Tied(tied); t != merge.Untie && t != merge.Fold {
+		return usagef("--tied untie, or --tied fold", "got --tied %q", tied)
+	}
+	return nil
 }
 
 // planRun is the run of a plan of package merge, by whichever command.

@@ -67,6 +67,11 @@ def add_masks(tensors, config):
         tensors[f"h.{layer}.attn.bias"] = torch.ones(size, size).tril().reshape(1, 1, size, size)
 
 
+def store_head(tensors, config):
+    """Stores the tied head a second time, as some converters do."""
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+
 def quantise_nf4(tensors, config):
     """Stores the q projections as bitsandbytes 4-bit weights do: packed U8 with companions."""
     for name in [n for n in tensors if n.endswith("q_proj.weight")]:
@@ -327,6 +332,8 @@ BASES = {
     "llama-sharded": Base(llama(layers=2), tf.LlamaForCausalLM, BF16, save={"max_shard_size": "16KB"}),
     "llama-odd": Base(llama(hidden=40, intermediate=72, vocab=67, heads=10), tf.LlamaForCausalLM, BF16),
     "llama-tied": Base(llama(tied=True), tf.LlamaForCausalLM, BF16),
+    "llama-tied-sharded": Base(llama(tied=True), tf.LlamaForCausalLM, BF16, save={"max_shard_size": "16KB"}),
+    "llama-tied-twice": Base(llama(tied=True), tf.LlamaForCausalLM, BF16, edit=store_head),
     "llama-trunk": Base(llama(), tf.LlamaModel, BF16),
     "llama-nf4": Base(llama(), tf.LlamaForCausalLM, BF16, edit=quantise_nf4),
     "llama-fp8": Base(llama(), tf.LlamaForCausalLM, BF16, edit=quantise_fp8),

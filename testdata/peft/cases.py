@@ -662,6 +662,48 @@ MERGE += [
     moved("moved-qwen2-vl", "qwen2-vl", ["q_proj", "qkv", "fc1"], "The halves are one level further down."),
 ]
 
+# Tied ends of which one changes, and vocabularies that have grown. PEFT's merge leaves a tied model behind, or changes both ends,
+# depending on its release: by the formula.
+
+
+def tied(name, base, adapter, comment, untie=False, **rest):
+    options = {"Tied": "untie" if untie else "fold"} | rest.pop("options", {})
+    return merge(name, base, adapter, comment, by_peft=False, options=options, size=(0, 1.5), **rest)
+
+
+EMBEDDING = {"target_modules": ["embed_tokens", "q_proj"], "lora_alpha": 2}
+HEAD = {"target_modules": ["lm_head", "q_proj"]}
+TOKENS = {"target_modules": ["c_attn"], "trainable_token_indices": {"wte": [3, 5]}}
+GROWN = {"prepare": lambda model: model.resize_token_embeddings(52)}
+MERGE += [
+    tied("tied-embedding-untie", "llama-tied", lora(**EMBEDDING), "The head keeps the base's values.", untie=True),
+    tied("tied-embedding-fold", "llama-tied", lora(**EMBEDDING), "The head changes with the embedding."),
+    tied("tied-embedding-dora", "llama-tied", lora(use_dora=True, **EMBEDDING), "DoRA on it.", untie=True),
+    tied("tied-head-untie", "llama-tied", lora(**HEAD), "The embedding keeps the base's values.", untie=True),
+    tied("tied-head-fold", "llama-tied", lora(**HEAD), "The embedding changes with the head."),
+    tied("tied-head-saved-untie", "llama-tied", lora(modules_to_save=["lm_head"]), "A head that is saved.", untie=True),
+    tied("tied-tokens-untie", "gpt2", lora(**TOKENS), "Rows of the embedding are replaced.", untie=True),
+    tied("tied-tokens-fold", "gpt2", lora(**TOKENS), "Rows of both ends are replaced."),
+    tied("tied-sharded-untie", "llama-tied-sharded", lora(**HEAD), "The index names the shard of the head.", untie=True),
+    tied("tied-twice-untie", "llama-tied-twice", lora(**HEAD), "The base stores the tied head.", untie=True),
+    merge(
+        "grown-vocabulary",
+        "llama-bf16",
+        lora(**GROWN),
+        "Four tokens are new: embedding and head are saved whole.",
+        by_peft=False,
+        options={"GrowVocabulary": True},
+        warn=["52"],
+    ),
+    tied(
+        "grown-vocabulary-tied",
+        "llama-tied",
+        lora(**GROWN),
+        "The same for a tied base.",
+        options={"GrowVocabulary": True},
+    ),
+]
+
 # Refused: kinds of LoRA.
 
 VARIANTS = [
@@ -952,28 +994,28 @@ FIT = [
         "tied-embedding",
         "llama-tied",
         lora(target_modules=["embed_tokens", "q_proj"], lora_alpha=2),
-        ["tied"],
+        ["tied", "--tied untie", "--tied fold"],
         "LoRA on the embedding would change the tied head too.",
     ),
     refuse(
         "tied-head-saved",
         "llama-tied",
         lora(modules_to_save=["lm_head"]),
-        ["tied"],
+        ["tied", "--tied untie", "--tied fold"],
         "The adapter replaces the head, which the base ties to the embedding and does not store.",
     ),
     refuse(
         "tied-head",
         "llama-tied",
         lora(target_modules=["lm_head"]),
-        ["tied"],
+        ["tied", "--tied untie", "--tied fold"],
         "LoRA on the head, which the base ties to the embedding and does not store.",
     ),
     refuse(
         "tied-tokens",
         "gpt2",
         lora(target_modules=["c_attn"], trainable_token_indices={"wte": [3, 5]}),
-        ["tied"],
+        ["tied", "--tied untie", "--tied fold"],
         "Rows of the embedding are replaced, and the head is tied to it.",
     ),
     refuse(
@@ -1001,7 +1043,7 @@ FIT = [
         "resized-vocabulary",
         "llama-bf16",
         lora(prepare=lambda model: model.resize_token_embeddings(52)),
-        ["embed_tokens"],
+        ["embed_tokens", "--grow-vocabulary"],
         "Embedding and head are saved whole because the vocabulary is resized.",
     ),
     refuse(

@@ -61,7 +61,8 @@ def make_merge(case, directory: Path):
     merged = by_peft(case.base, case.adapters[0].model, paths, weights) if case.by_peft else None
     for adapter, path in zip(case.adapters, paths):
         apply_edits(path, adapter.disguise)
-    targeted = by_formula(case.base, paths, weights, twice=bool(case.options and case.options.get("OutProjTwice")))
+    options = case.options or {}
+    targeted = by_formula(case.base, paths, weights, twice="OutProjTwice" in options, tied=options.get("Tied"))
     original = read_double(Path("bases") / case.base)
     if merged is None:
         truth = targeted
@@ -109,7 +110,8 @@ def truth_via(case, paths, weights):
 def write_merge(case, directory, paths, weights, truth):
     original = read_double(Path("bases") / case.base)
     for name, tensor in truth.items():
-        check_size(name, tensor, original[name], case)
+        if name in original and tensor.shape == original[name].shape:
+            check_size(name, tensor, original[name], case)
     save_file(truth, directory / "truth.safetensors")
     fields = {
         "base": case.base,

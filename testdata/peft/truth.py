@@ -190,7 +190,7 @@ def scaling(config: dict, module: str, rank: int) -> float:
     return alpha / sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
-def by_formula(base: str, adapters: list[Path], weights: list[float], add=None, twice=False) -> dict[str, torch.Tensor]:
+def by_formula(base: str, adapters: list[Path], weights: list[float], add=None, twice=False, tied=None) -> dict[str, torch.Tensor]:
     """W0 + Σ weight·s·B·A for the targeted tensors, and the tensors that replace the base's."""
     add = add or (lambda w, s, b, a: w + s * (b @ a))
 
@@ -202,11 +202,13 @@ def by_formula(base: str, adapters: list[Path], weights: list[float], add=None, 
             merged[found] = (m.flatten().unsqueeze(dim) * flat / flat.norm(dim=dim, keepdim=True)).reshape(v.shape)
 
     original = read_double(Path("bases") / base)
+    if tied == "untie":
+        original["lm_head.weight"] = original[embedding_name(original)]
     conv1d = json.loads((Path("bases") / base / "config.json").read_text())["model_type"] == "gpt2"
     merged = {}
 
     def target(name):
-        found = find(name, original)
+        found = embedding_name(original) if tied == "fold" and name == "lm_head.weight" else find(name, original)
         assert found, f"{name} is not in the base"
         merged.setdefault(found, original[found])
         return found
@@ -248,11 +250,19 @@ def by_formula(base: str, adapters: list[Path], weights: list[float], add=None, 
                 merged[found] = merged[found].index_copy(0, torch.tensor(token_rows(config, module)), b)
             else:
                 found = target(name.replace(".base_layer.", "."))
-                if name.endswith(".base_layer.weight"):
+                if name.endswith(".base_layer.weight") and b.shape == original[found].shape:
                     assert torch.equal(b, original[found]), f"{name} differs from the base"
                 else:
                     merged[found] = b
+    if tied == "untie":
+        target("lm_head.weight")
     return merged
+
+
+def embedding_name(original) -> str:
+    """The input embedding that the head is tied to."""
+    (name,) = [n for n in original if n.endswith(("embed_tokens.weight", "wte.weight"))]
+    return name
 
 
 def weight_name(module: str, original) -> str:

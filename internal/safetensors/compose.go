@@ -1,0 +1,45 @@
+package safetensors
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Compose writes a header, length prefix included, for tensors that lie one after the other in their order, whatever their offsets
+// say. The data begin at a multiple of 8 bytes, as the format's own writer has it.
+func Compose(tensors []Tensor, metadata map[string]string) []byte {
+	out := append(make([]byte, 8), '{')
+	separate := func() {
+		if out[len(out)-1] != '{' {
+			out = append(out, ',')
+		}
+	}
+	if metadata != nil {
+		out = append(append(out, '"'), metadataName...)
+		out = append(out, `":{`...)
+		for _, key := range slices.Sorted(maps.Keys(metadata)) {
+			separate()
+			out = append(appendString(out, key), ':')
+			out = appendString(out, metadata[key])
+		}
+		out = append(out, '}')
+	}
+	at := int64(0)
+	for i := range tensors {
+		t := &tensors[i]
+		separate()
+		shape := strings.ReplaceAll(fmt.Sprint(t.Shape), " ", ",")
+		out = append(appendString(out, t.Name), ':')
+		out = fmt.Appendf(out, `{"dtype":"%v","shape":%s,"data_offsets":[%d,%d]}`, t.DType, shape, at, at+t.NBytes)
+		at += t.NBytes
+	}
+	out = append(out, '}')
+	for len(out)%8 != 0 {
+		out = append(out, ' ')
+	}
+	binary.LittleEndian.PutUint64(out, uint64(len(out)-8))
+	return out
+}
