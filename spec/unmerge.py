@@ -159,8 +159,7 @@ def unmerge(merged, adapters, record):  # section 5: {file name: bytes} before t
             now = data[begin + start * size:min(begin + (start + t["block"]) * size, end)]
             need(zlib.crc32(now) == e[3], "U15", f"{t['name']}, block at element {start}")
         terms = [(x["scale"], adapters[d["adapters"][x["adapter"]]["content"]].get(x["module"])) for x in t["terms"]]
-        need(all(ab for _, ab in terms), "terms", f"{t['terms']}: no such layer")
-        p = predict(t, data[begin:end], terms)
+        p = need(all(ab for _, ab in terms), "terms", f"{t['terms']}: no such layer") or predict(t, data[begin:end], terms)
         for e, start in zip(table, blocks(t)):
             block = p[start:start + t["block"]]
             for j, z in residuals(streams[k][1], e, len(block), bits): block[j] = step(block[j], z, bits)
@@ -168,20 +167,21 @@ def unmerge(merged, adapters, record):  # section 5: {file name: bytes} before t
             need(sha(b) == e[4].hex(), "U16", f"{t['name']}, block at element {start}")
     return {name: before + data for name, (before, data) in out.items()}
 
-def peft(path):  # content id (FORMAT.md, section 13) and {module: (A, B)} of plain LoRA
+def peft(path):  # content id (FORMAT.md, section 13) and {module: (A, B)} of plain LoRA; what is under other keys replaces tensors
     c, b = (open(os.path.join(path, name), "rb").read() for name in ("adapter_config.json", "adapter_model.safetensors"))
-    c, (raw, h), layers = json.loads(c), header(b), {}
+    c, (raw, h), layers, beside = json.loads(c), header(b), {}, []
     need(not any(c.get(k) for k in ("rank_pattern", "alpha_pattern", "use_dora", "lora_bias")), "adapter", f"{path}: not plain LoRA")
-    for key, x in [x for x in h.items() if x[0] != "__metadata__"]:
-        m = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", key)
-        need(m, "adapter", f"{path}: {key} is not of plain LoRA")
-        layers.setdefault(m[1], {})[m[2]] = key, x["dtype"], x["shape"], b[len(raw):][slice(*x["data_offsets"])]
-    alpha = int(c["lora_alpha"]) if c["lora_alpha"] % 1 == 0 else struct.pack(">d", c["lora_alpha"]).hex()
     def tensor(name, dtype, shape, data): return {"dtype": dtype, "name": name, "sha256": sha(data), "shape": shape}
-    document = [{"alpha": alpha, "kind": "linear", "module": module, "rank": ab["A"][2][0], "roles": {k: tensor(*x) for k, x in ab.items()},
-                 "scaling": "alpha/sqrt(r)" if c.get("use_rslora") else "alpha/r"} for module, ab in sorted(layers.items())]
-    content = sha(canonical({"adapters": [{"beside": [], "layers": document, "method": "lora", "name": "", "requires": []}], "content": 1}))
-    return content, {module: (ab["A"][1:], ab["B"][1:]) for module, ab in layers.items()}
+    for key, e in sorted([x for x in h.items() if x[0] != "__metadata__"]):
+        m = re.fullmatch(r"base_model\.model\.(.+?)(?:\.lora_([AB])\.weight)?", key)
+        x = need(m, "adapter", f"{path}: {key}?") or (key, e["dtype"], e["shape"], b[len(raw):][slice(*e["data_offsets"])])
+        if m[2]: layers.setdefault(m[1], {})[m[2]] = x
+        else: beside.append({"action": "replace", "target": m[1].replace(".base_layer.", "."), "tensor": tensor(*x)})
+    alpha = int(c["lora_alpha"]) if c["lora_alpha"] % 1 == 0 else struct.pack(">d", c["lora_alpha"]).hex()
+    layered = [{"alpha": alpha, "kind": "linear", "module": module, "rank": ab["A"][2][0], "roles": {k: tensor(*x) for k, x in ab.items()},
+                "scaling": "alpha/sqrt(r)" if c.get("use_rslora") else "alpha/r"} for module, ab in sorted(layers.items())]
+    adapter = {"beside": beside, "layers": layered, "method": "lora", "name": "", "requires": []}
+    return sha(canonical({"adapters": [adapter], "content": 1})), {module: (ab["A"][1:], ab["B"][1:]) for module, ab in layers.items()}
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)

@@ -1,0 +1,244 @@
+package merge_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/testkit"
+	"github.com/loratool/loratool/merge"
+)
+
+// The vectors are written from spec/UNDO.md by testdata/undo/make.py, which shares no code with loratool.
+
+const undoVectors = "../testdata/undo"
+
+// undoVector is a record of index.txt; README.md beside it explains the fields.
+type undoVector struct {
+	file, merged, expect, sha256 string
+	size                         int64 // of the merged file, with zeros behind what is there; 0 is what it has
+	adapters, rules              []string
+	restored                     map[string]string
+}
+
+func readUndoVectors(t *testing.T) []undoVector {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(undoVectors, "index.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []undoVector
+	for _, part := range strings.Split(string(text), "\n\n")[1:] {
+		v := undoVector{restored: make(map[string]string)}
+		for line := range strings.Lines(part) {
+			key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ": ")
+			switch key {
+			case "file":
+				v.file = value
+			case "merged":
+				name, size, padded := strings.Cut(value, " ")
+				v.merged = name
+				if v.size, err = strconv.ParseInt(size, 10, 64); padded && err != nil {
+					t.Fatalf("%s: %v", v.file, err)
+				}
+			case "adapter":
+				v.adapters = append(v.adapters, value)
+			case "expect":
+				v.expect = value
+			case "rule":
+				v.rules = strings.Fields(value)
+			case "sha256":
+				v.sha256 = value
+			case "restored":
+				name, sum, ok := strings.Cut(value, " ")
+				if !ok {
+					name, sum = "", value
+				}
+				v.restored[name] = sum
+			}
+		}
+		all = append(all, v)
+	}
+	if len(all) < 100 {
+		t.Fatalf("%d vectors, want at least 100", len(all))
+	}
+	return all
+}
+
+// undoDeviations are the vectors that loratool does not read as the spec has it, by the beginnings of their names, and what it does.
+var undoDeviations = map[string]string{
+	"ok-block-cuts-rows":    "blocks are taken for whole rows of the tensor",
+	"ok-widths":             "merges change floats only, and no other record is taken back",
+	"u01-attachment-digest": "the digests of the container are not checked: U16 proves the values, nothing the description",
+	"u01-chunk-digest":      "likewise",
+	"u01-content-id":        "likewise",
+	"u03-invalid-utf-8":     "encoding/json replaces what is not UTF-8",
+	"u03-member-twice":      "the last one of two members counts",
+	"u03-undo-capital":      "members are found whatever the case of their letters",
+	"u03-adapter-capital":   "likewise",
+	"u03-file-capital":      "likewise",
+	"u03-header-capital":    "likewise",
+	"u03-tensor-capital":    "likewise",
+	"u03-term-capital":      "likewise",
+	"u03-undo-no-tool":      "a member that is not there is taken for its zero value",
+	"u03-adapter-no-name":   "likewise",
+	"u03-adapter-no-weight": "likewise",
+	"u03-tensor-no-name":    "likewise",
+	"u03-tensor-no-shape":   "likewise",
+	"u03-term-no-module":    "likewise",
+	"u03-term-no-scale":     "likewise",
+	"u03-adapter-weight-2":  "so is null",
+	"u03-file-rest-3":       "likewise",
+	"u03-tensor-file-2":     "likewise",
+	"u03-tensor-shape-3":    "likewise",
+	"u03-term-module-1":     "likewise",
+	"u03-term-scale-2":      "likewise",
+	"u04-content-capital":   "digests may have capital letters, and then belong to no adapter",
+	"u05-after-capital":     "likewise, to no checkpoint",
+	"u14-file-unknown":      "weight files of the checkpoint that the record does not have are carried over unproved",
+}
+
+// TestUndoVectors takes every vector's merge back: valid records give the checkpoint before it, broken ones an error of their
+// kind that names the rule, and nothing is written.
+func TestUndoVectors(t *testing.T) {
+	for _, v := range readUndoVectors(t) {
+		t.Run(v.file, func(t *testing.T) {
+			b, err := os.ReadFile(filepath.Join(undoVectors, v.file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if sum := sha256.Sum256(b); hex.EncodeToString(sum[:]) != v.sha256 {
+				t.Fatal("not the file of the index")
+			}
+			dir := t.TempDir()
+			out := filepath.Join(dir, "out")
+			err = v.unmerge(t, b, out)
+			problem := v.check(t, b, out, err)
+			for name, what := range undoDeviations {
+				if strings.HasPrefix(v.file, name) {
+					if problem == "" {
+						t.Errorf("as the spec has it, take it from the list of deviations: %s", what)
+					}
+					return
+				}
+			}
+			if left, _ := os.ReadDir(dir); err != nil && len(left) > 0 {
+				t.Errorf("%q was left behind", left[0].Name())
+			}
+			if problem != "" {
+				t.Error(problem)
+			}
+		})
+	}
+}
+
+// unmerge takes the merge back to out.
+func (v *undoVector) unmerge(t *testing.T, record []byte, out string) error {
+	r, err := merge.OpenRecord(v.file, bytes.NewReader(record), int64(len(record)))
+	if err != nil {
+		return err
+	}
+	var adapters []merge.Adapter
+	for _, name := range v.adapters {
+		src, err := convert.Open(filepath.Join(undoVectors, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer src.Close()
+		adapters = append(adapters, merge.Adapter{Source: src, Name: name})
+	}
+	merged := filepath.Join(undoVectors, v.merged)
+	if v.size > 0 {
+		merged = padded(t, merged, v.size)
+	}
+	p, err := merge.OpenUnmerge(context.Background(), merged, merge.Removal{Adapters: anyWeight(adapters), Records: []*merge.Record{r}}, merge.Options{})
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	_, err = p.Run(context.Background(), out)
+	return err
+}
+
+// padded copies a file and puts zeros behind it.
+func padded(t *testing.T, path string, size int64) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path = filepath.Join(t.TempDir(), filepath.Base(path))
+	testkit.Write(t, path, b)
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var faultKinds = map[string]error{"corrupt": fault.Corrupt, "truncated": fault.Truncated, "unsupported": fault.Unsupported, "limit": fault.Limit, "mismatch": fault.Mismatch}
+
+// check compares what taking a merge back came to with the index. Of a broken record's rules the first one has the vector's kind.
+func (v *undoVector) check(t *testing.T, record []byte, out string, err error) string {
+	t.Helper()
+	if v.expect == "ok" {
+		if err != nil {
+			return err.Error()
+		}
+		if _, err := format.Verify(context.Background(), bytes.NewReader(record), int64(len(record)), format.ReaderOptions{}); err != nil {
+			return err.Error()
+		}
+		got := tree(t, out)
+		delete(got, "model.safetensors.index.json")
+		if !maps.Equal(got, v.restored) {
+			return fmt.Sprintf("restored %v, want %v", got, v.restored)
+		}
+		return ""
+	}
+	if err == nil {
+		return fmt.Sprintf("no error, want %s %v", v.expect, v.rules)
+	}
+	i := slices.IndexFunc(v.rules, func(rule string) bool { return strings.Contains(err.Error(), "("+rule+")") })
+	if i < 0 || i == 0 && !errors.Is(err, faultKinds[v.expect]) {
+		return fmt.Sprintf("%s: %v, want %s %v", fault.KindName(err), err, v.expect, v.rules)
+	}
+	return ""
+}
+
+// TestEveryUndoRuleHasAVector reads the rules from the spec.
+func TestEveryUndoRuleHasAVector(t *testing.T) {
+	spec, err := os.ReadFile("../spec/UNDO.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := make(map[string]string)
+	for _, v := range readUndoVectors(t) {
+		if len(v.rules) > 0 {
+			kinds[v.rules[0]] = v.expect
+		}
+	}
+	for i, rule := range regexp.MustCompile(`(?m)^\*\*(U[0-9]+)\.\*\* .*\bMUST\b.* \[(\w+)\]$`).FindAllStringSubmatch(string(spec), -1) {
+		if rule[1] != fmt.Sprint("U", i+1) {
+			t.Errorf("%s stands where U%d is due", rule[1], i+1)
+		}
+		if kinds[rule[1]] != rule[2] {
+			t.Errorf("%s is %s, its vectors are %q", rule[1], rule[2], kinds[rule[1]])
+		}
+	}
+	if len(kinds) < 16 {
+		t.Errorf("vectors for %d rules, want at least 16", len(kinds))
+	}
+}
