@@ -1,0 +1,149 @@
+package undo_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"testing"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/undo"
+)
+
+// memory is a record's container: streams, then attachments.
+type memory struct {
+	manifest format.Manifest
+	blobs    [][]byte
+}
+
+func (m *memory) Manifest() *format.Manifest { return &m.manifest }
+func (m *memory) Close() error               { return nil }
+
+func (m *memory) ReadBlobAt(p []byte, i int, off int64) error {
+	copy(p, m.blobs[i][off:off+int64(len(p))]) // panics outside of the blob
+	return nil
+}
+
+// container puts a description, streams and the header of file 0 together, as valid as a container has to be.
+func container(text, header []byte, streams ...[]byte) *memory {
+	m := &memory{}
+	a := format.Adapter{Method: "other:undo", Requires: []format.Requirement{{Feature: "undo"}}}
+	for i, s := range streams {
+		a.Beside = append(a.Beside, format.Beside{Action: format.Opaque, Tensor: i})
+		m.manifest.Tensors = append(m.manifest.Tensors, format.Tensor{Name: strconv.Itoa(i), DType: dtype.U8, Shape: []uint64{uint64(len(s))}})
+		m.blobs = append(m.blobs, s)
+	}
+	m.manifest.Adapters = []format.Adapter{a}
+	m.manifest.Attachments = []format.Attachment{{Name: "headers/0", NBytes: int64(len(header))}, {Name: "undo.json", NBytes: int64(len(text))}}
+	m.blobs = append(m.blobs, header, text)
+	return m
+}
+
+// seed reads the parts of a record; it is not ok where the container is what is wrong with it.
+func seed(path string) (parts map[string][]byte, ok bool) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, false
+	}
+	r, err := format.NewReader(bytes.NewReader(b), int64(len(b)), format.ReaderOptions{})
+	if err != nil {
+		return nil, false
+	}
+	defer r.Close()
+	m := r.Manifest()
+	parts = make(map[string][]byte)
+	ok = true
+	read := func(name string, i int, n int64) {
+		p := make([]byte, min(n, 1<<20))
+		ok = ok && n == int64(len(p)) && r.ReadBlobAt(p, i, 0) == nil // large ones slow every run down
+		parts[name] = p
+	}
+	for i := range m.Tensors {
+		read(m.Tensors[i].Name, i, m.Tensors[i].NBytes())
+	}
+	for i := range m.Attachments {
+		read(m.Attachments[i].Name, len(m.Tensors)+i, m.Attachments[i].NBytes)
+	}
+	return parts, ok
+}
+
+// FuzzOpen opens a description with one or two streams and takes blocks back with it: nothing panics, every error has a kind, and
+// what is allocated is in proportion to what is there, not to what is claimed.
+func FuzzOpen(f *testing.F) {
+	paths, err := filepath.Glob("../../testdata/undo/*.undo")
+	if err != nil || len(paths) < 100 {
+		f.Fatalf("%d records: %v", len(paths), err)
+	}
+	for _, path := range paths {
+		if p, ok := seed(path); ok {
+			f.Add(p["undo.json"], p["headers/0"], p["0"], p["1"], p["1"] != nil)
+		}
+	}
+	f.Fuzz(func(t *testing.T, text, header, first, second []byte, two bool) {
+		streams := [][]byte{first}
+		if two {
+			streams = append(streams, second)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		values, err := takeBack(t, container(text, header, streams...))
+		runtime.ReadMemStats(&after)
+		if err != nil && fault.KindName(err) == "io" {
+			t.Errorf("%v has no kind", err)
+		}
+		input := len(text) + len(header) + len(first) + len(second)
+		if got, most := after.TotalAlloc-before.TotalAlloc, uint64(1<<20+100*input+4*values); got > most {
+			t.Errorf("%d bytes allocated for %d bytes of a record and %d of values", got, input, values)
+		}
+	})
+}
+
+// takeBack reads everything of a record, and takes back the first blocks and the last one of every tensor. It returns how many bytes
+// of values that were.
+func takeBack(t *testing.T, src format.Source) (values int, err error) {
+	r, err := undo.Open(src)
+	if err != nil {
+		return 0, err
+	}
+	for i := range r.Files {
+		if !r.Files[i].Changed() {
+			continue
+		}
+		if _, err := r.HeaderBytes(i); err != nil {
+			return 0, err
+		}
+	}
+	var scratch undo.Scratch
+	for i := range r.Tensors {
+		x := &r.Tensors[i]
+		if r.StreamBytes(i) < 0 || x.Elements() < 0 || x.Blocks() < 0 {
+			t.Errorf("%d elements, %d blocks, a stream of %d bytes", x.Elements(), x.Blocks(), r.StreamBytes(i))
+		}
+		if _, err := r.Summarise(i); err != nil {
+			return values, err
+		}
+		d, ok := dtype.Parse(x.DType)
+		if !ok {
+			t.Fatalf("dtype %q", x.DType)
+		}
+		for _, k := range []int64{0, 1, x.Blocks() - 1} {
+			n := min(x.Block, x.Elements()-k*x.Block)
+			if k < 0 || k >= x.Blocks() || n > 1<<20 {
+				continue
+			}
+			p := make([]byte, n*int64(d.Size()))
+			values += len(p)
+			if err := r.CheckMerged(i, k, p); err != nil && fault.KindName(err) == "io" {
+				t.Errorf("%v has no kind", err)
+			}
+			if _, err := r.Restore(&scratch, i, k, p); err != nil {
+				return values, err
+			}
+		}
+	}
+	return values, nil
+}
