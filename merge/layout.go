@@ -141,20 +141,46 @@ func (p *Plan) jobs(state map[*target]*running) []job {
 	return jobs
 }
 
-// blockRows is how many rows of a target are worked on at a time.
+// blockRows is how many rows of a target are worked on at a time: with records, whole blocks of all of them.
 func (p *Plan) blockRows(t *target) int64 {
-	_, nCols := t.shape()
-	if len(t.undo) > 0 && t.undo[0].record != nil {
-		s := &t.undo[0]
-		return s.record.Tensors[s.tensor].Block / nCols
+	nRows, nCols := t.shape()
+	if nRows == 0 || nCols == 0 {
+		return 1
 	}
-	return max(1, p.blockBytes()/(nCols*int64(t.ref.Tensor.DType.Size())))
+	elements := nCols
+	for i := range t.undo {
+		if s := &t.undo[i]; s.record != nil {
+			elements = multipleOfBoth(elements, s.record.Tensors[s.tensor].Block, nRows*nCols)
+		}
+	}
+	if p.options.Undo != nil && t.changes() {
+		elements = multipleOfBoth(elements, p.recordBlock(t), nRows*nCols)
+	}
+	if elements > nCols {
+		return elements / nCols
+	}
+	return min(nRows, max(1, p.blockBytes()/(nCols*int64(t.ref.Tensor.DType.Size()))))
+}
+
+// recordBlock is how many elements of a target a block of the undo record has that is written.
+func (p *Plan) recordBlock(t *target) int64 {
+	_, nCols := t.shape()
+	return max(1, defaultBlockBytes/max(1, nCols*int64(t.ref.Tensor.DType.Size()))*nCols, nCols)
+}
+
+// multipleOfBoth is the least common multiple of a and b, or most if that is less.
+func multipleOfBoth(a, b, most int64) int64 {
+	x, y := a, b
+	for y != 0 {
+		x, y = y, x%y
+	}
+	if b/x > most/a {
+		return most
+	}
+	return min(most, a*(b/x))
 }
 
 func (p *Plan) blockBytes() int64 {
-	if p.options.Undo != nil {
-		return defaultBlockBytes
-	}
 	if p.options.BlockBytes > 0 {
 		return int64(p.options.BlockBytes)
 	}

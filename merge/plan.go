@@ -160,6 +160,9 @@ func (p *Plan) plan(ctx context.Context) error {
 		if d := t.ref.Tensor.DType; p.options.Undo != nil && t.changes() && !undo.Records(d) {
 			return fault.New(fault.Unsupported, "the adapter replaces %q, of %v, which no undo record can hold", t.ref.Tensor.Name, d).WithHint("merge without --undo")
 		}
+		if err := p.checkBlocks(t); err != nil {
+			return err
+		}
 		p.targets = append(p.targets, t)
 	}
 	sort.Slice(p.targets, func(i, j int) bool {
@@ -176,6 +179,20 @@ func (p *Plan) plan(ctx context.Context) error {
 		return err
 	}
 	return p.layOut()
+}
+
+// maxTogether is how much of a tensor is worked on at a time, at most, because records have cut it in different ways.
+const maxTogether = 256 << 20
+
+// checkBlocks refuses records whose blocks only fit together after more than that.
+func (p *Plan) checkBlocks(t *target) error {
+	_, nCols := t.shape()
+	rowBytes := nCols * int64(t.ref.Tensor.DType.Size())
+	if n := p.blockRows(t) * rowBytes; n > max(maxTogether, rowBytes) {
+		return fault.New(fault.Unsupported, "the undo records have cut %q into blocks that fit together after %d bytes, the limit is %d", t.ref.Tensor.Name, n, maxTogether).
+			WithHint("take the merges out one at a time")
+	}
+	return nil
 }
 
 // addAdapters adds adapters from to to−1.

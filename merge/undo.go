@@ -208,8 +208,7 @@ func tensorAt(h *safetensors.Header, off int64) string {
 
 func (p *Plan) describeTensor(t *target, file int) undo.Tensor {
 	tensor := t.ref.Tensor
-	_, nCols := t.shape()
-	d := undo.Tensor{Name: tensor.Name, File: file, DType: tensor.DType.String(), Shape: append([]uint64{}, tensor.Shape...), Block: max(1, p.blockRows(t)*nCols), Predict: undo.Same, Terms: []undo.Term{}}
+	d := undo.Tensor{Name: tensor.Name, File: file, DType: tensor.DType.String(), Shape: append([]uint64{}, tensor.Shape...), Block: p.recordBlock(t), Predict: undo.Same, Terms: []undo.Term{}}
 	if t.predictable() {
 		d.Predict = undo.Subtract
 		for i := range t.terms {
@@ -234,7 +233,24 @@ func (r *run) record(w *worker, j *job, before, after []byte) error {
 		predicted = w.predicted
 		j.merge(predicted, func(b *bandState) *update { return &b.back }, &w.ignored, w)
 	}
-	return r.recording.writer.Add(&w.undo, tensor, j.row0/r.plan.blockRows(t.target), before, predicted, after)
+	return j.eachBlock(r.plan.recordBlock(t.target), func(number int64, of func([]byte) []byte) error {
+		return r.recording.writer.Add(&w.undo, tensor, number, of(before), of(predicted), of(after))
+	})
+}
+
+// eachBlock calls f for the blocks of a record that the job's rows consist of, with their numbers; of picks the block from the
+// bytes of the rows.
+func (j *job) eachBlock(elements int64, f func(number int64, of func([]byte) []byte) error) error {
+	_, nCols := j.target.shape()
+	size := int64(j.target.ref.Tensor.DType.Size())
+	first, end := j.row0*nCols, j.row1*nCols
+	for at := first; at < end; at += elements {
+		from, to := (at-first)*size, (min(at+elements, end)-first)*size
+		if err := f(at/elements, func(p []byte) []byte { return p[from:to] }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // takeOut turns a block into what it was before the merges that are taken out.
@@ -247,18 +263,24 @@ func (r *run) takeOut(w *worker, j *job, block []byte) error {
 			restored.mayDiffer += r.subtract(w, j, i, block)
 			continue
 		}
-		number := j.row0 / r.plan.blockRows(t.target)
-		if err := s.record.CheckMerged(s.tensor, number, block); err != nil && i == 0 {
+		elements := s.record.Tensors[s.tensor].Block
+		err := j.eachBlock(elements, func(number int64, of func([]byte) []byte) error {
+			return s.record.CheckMerged(s.tensor, number, of(block))
+		})
+		if err != nil && i == 0 {
 			return fault.InFile(err, r.plan.base.Files[t.ref.File].Path)
 		} else if err != nil {
 			return fault.InFile(err, s.name)
 		}
 		j.merge(block, func(b *bandState) *update { return &b.taken[i] }, &w.ignored, w)
-		n, err := s.record.Restore(&w.undo, s.tensor, number, block)
+		err = j.eachBlock(elements, func(number int64, of func([]byte) []byte) error {
+			n, err := s.record.Restore(&w.undo, s.tensor, number, of(block))
+			restored.corrected += n
+			return err
+		})
 		if err != nil {
 			return fault.InFile(err, s.name)
 		}
-		restored.corrected += n
 	}
 	return nil
 }

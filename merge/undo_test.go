@@ -35,7 +35,7 @@ func run(t *testing.T, p *merge.Plan, err error) string {
 
 func record(t *testing.T, name string, b []byte) *merge.Record {
 	t.Helper()
-	r, err := merge.OpenRecord(name, bytes.NewReader(b), int64(len(b)))
+	r, err := merge.OpenRecord(context.Background(), name, bytes.NewReader(b), int64(len(b)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -405,7 +405,7 @@ func TestDamagedRecordsAreFound(t *testing.T) {
 	for i := range s.records[2] {
 		damaged := bytes.Clone(s.records[2])
 		damaged[i] ^= 1 << (i % 8)
-		r, err := merge.OpenRecord("record", bytes.NewReader(damaged), int64(len(damaged)))
+		r, err := merge.OpenRecord(context.Background(), "record", bytes.NewReader(damaged), int64(len(damaged)))
 		if err != nil {
 			continue
 		}

@@ -18,25 +18,22 @@ import (
 type Record struct {
 	Name   string // how messages call it, such as its path
 	record *undo.Record
-	source format.Source
 }
 
-// OpenRecord opens the undo record of the given size in r, which is read only by ReadAt, also later.
-func OpenRecord(name string, r io.ReaderAt, size int64) (*Record, error) {
+// OpenRecord proves the undo record of the given size in r, all of it, and opens it. r is read only by ReadAt, also later.
+func OpenRecord(ctx context.Context, name string, r io.ReaderAt, size int64) (*Record, error) {
+	if _, err := format.Verify(ctx, r, size, format.ReaderOptions{}); err != nil {
+		return nil, fault.InFile(err, name)
+	}
 	src, err := format.NewReader(r, size, format.ReaderOptions{})
 	if err != nil {
 		return nil, fault.InFile(err, name)
 	}
-	return NewRecord(name, src)
-}
-
-// NewRecord opens the undo record that a source holds. The source stays open as long as the record is used.
-func NewRecord(name string, src format.Source) (*Record, error) {
-	r, err := undo.Open(src)
+	x, err := undo.Open(src)
 	if err != nil {
 		return nil, fault.InFile(err, name)
 	}
-	return &Record{Name: name, record: r, source: src}, nil
+	return &Record{Name: name, record: x}, nil
 }
 
 // Adapters lists what the merge of the record has put in, with its weights.
@@ -158,6 +155,9 @@ func (p *Plan) chain(records []*Record) ([]*Record, error) {
 
 // wrote reports whether a merge has written the headers that are there now.
 func (p *Plan) wrote(r *undo.Record, now map[int]undo.Header) bool {
+	if len(r.Files) != len(p.base.Files) {
+		return false
+	}
 	for i := range r.Files {
 		f := p.fileOf(r, i)
 		if f < 0 || now[f] != r.Files[i].After {

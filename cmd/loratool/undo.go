@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,7 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/inspect"
 	"github.com/loratool/loratool/merge"
 )
 
@@ -58,12 +61,12 @@ func checkRecord(path, out string, force bool, inputs []string) error {
 
 // isRecord reports whether what is at path is an undo record.
 func isRecord(path string) bool {
-	_, closer, err := openRecord(path)
+	src, err := format.Open(path)
 	if err != nil {
 		return false
 	}
-	closer.Close()
-	return true
+	defer src.Close()
+	return inspect.IsUndo(src)
 }
 
 func newRecordFile(path, out string, force bool, inputs []string) (*recordFile, error) {
@@ -104,12 +107,12 @@ func (r *recordFile) abort() {
 }
 
 // openRecord opens an undo record.
-func openRecord(path string) (*merge.Record, io.Closer, error) {
+func openRecord(ctx context.Context, path string) (*merge.Record, io.Closer, error) {
 	f, size, err := fileio.Open(path)
 	if err != nil {
 		return nil, nil, err
 	}
-	r, err := merge.OpenRecord(path, f, size)
+	r, err := merge.OpenRecord(ctx, path, f, size)
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close())
 	}

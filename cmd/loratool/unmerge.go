@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -82,7 +83,7 @@ func runUnmerge(c *cli.Context, t *terminal, o *unmergeOptions) error {
 		return err
 	}
 	if !o.approximate {
-		if remove.Records, err = openRecords(o.records.Value(), args[0], &closers); err != nil {
+		if remove.Records, err = openRecords(c.Context, o.records.Value(), args[0], &closers); err != nil {
 			return err
 		}
 	}
@@ -151,7 +152,7 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 	if err != nil {
 		return err
 	}
-	if remove.Records, err = openRecords(o.records.Value(), merged, &closers); err != nil {
+	if remove.Records, err = openRecords(c.Context, o.records.Value(), merged, &closers); err != nil {
 		return err
 	}
 	inputs := slices.Concat([]string{merged}, o.records.Value(), o.remove.Value(), o.add.Value())
@@ -177,7 +178,7 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 }
 
 // openRecords opens the undo records of a merged checkpoint: those that are named, or the one that lies beside it.
-func openRecords(paths []string, merged string, closers *closers) ([]*merge.Record, error) {
+func openRecords(ctx context.Context, paths []string, merged string, closers *closers) ([]*merge.Record, error) {
 	if len(paths) == 0 {
 		path := undoBeside(merged)
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
@@ -187,7 +188,7 @@ func openRecords(paths []string, merged string, closers *closers) ([]*merge.Reco
 	}
 	var records []*merge.Record
 	for _, path := range paths {
-		r, closer, err := openRecord(path)
+		r, closer, err := openRecord(ctx, path)
 		if err != nil {
 			return nil, err
 		}

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"math"
 	"strconv"
 	"sync"
@@ -113,13 +112,8 @@ func (r *Record) readDescription(m *format.Manifest) error {
 		if *v.Version != version {
 			return broken(2, "version %d of the undo record, this reader knows %d", *v.Version, version).WithHint("use a newer loratool")
 		}
-		d := json.NewDecoder(bytes.NewReader(text))
-		d.DisallowUnknownFields()
-		if err := d.Decode(&r.Description); err != nil {
+		if err := decodeStrict(text, &r.Description); err != nil {
 			return broken(3, "%s: %v", descriptionName, err)
-		}
-		if _, err := d.Token(); err != io.EOF {
-			return broken(3, "%s: something follows the object", descriptionName)
 		}
 		return nil
 	}

@@ -96,7 +96,7 @@ def check():
             got, said = "ok", run(data, stage)
         except reader.Invalid as e:
             got, said = str(e).split(":")[0], str(e)
-        if time.time() - start > 60:
+        if time.time() - start > 600:  # a bomb, not a slow machine
             complain(r, f"took {time.time() - start:.0f} s")
         if stage == "apply":
             due = ["ok"]  # the reader does not apply
