@@ -1,6 +1,7 @@
 package merge
 
 import (
+	"cmp"
 	"context"
 	"slices"
 
@@ -87,10 +88,19 @@ func otherReading(name string) error {
 		WithHint("use that version; verify names it")
 }
 
+// sameTerms reports whether two sums have the same terms, in any order.
 func sameTerms(have []term, want []undo.Term, firstAdapter int) bool {
-	return slices.EqualFunc(have, want, func(t term, u undo.Term) bool {
-		return t.adapter-firstAdapter == u.Adapter && t.module == u.Module && t.scale == u.Scale
-	})
+	got := make([]undo.Term, len(have))
+	for i, t := range have {
+		got[i] = undo.Term{Adapter: t.adapter - firstAdapter, Module: t.module, Scale: t.scale}
+	}
+	order := func(a, b undo.Term) int {
+		return cmp.Or(cmp.Compare(a.Adapter, b.Adapter), cmp.Compare(a.Module, b.Module), cmp.Compare(a.Scale, b.Scale))
+	}
+	want = slices.Clone(want)
+	slices.SortFunc(got, order)
+	slices.SortFunc(want, order)
+	return slices.Equal(got, want)
 }
 
 func negative(terms []term) []term {

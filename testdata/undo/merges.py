@@ -74,7 +74,8 @@ def values():
     scaled = Adapter("scaled", 8, {"both": (rows("c", "BF16", 3, 7), rows("d", "F16", 3, 3)),
                                    "square": (rows("e", "F32", 3, 5), rows("f", "F32", 5, 3))}, weight=0.3)
     ts = edge_tensors(edge)
-    ts.append(Tensor("both.weight", "BF16", (3, 7), pack("BF16", floats("w", "BF16", 21)), [0, 1, -1, 0, 0, 2], [(edge, "both"), (scaled, "both")]))
+    ts.append(Tensor("both.weight", "BF16", (3, 7), pack("BF16", floats("w", "BF16", 21)), [0, 1, -1, 0, 0, 2],
+                     [(edge, "both"), (scaled, "both")]))
     ts.append(Tensor("square.weight", "F32", (5, 5), pack("F32", floats("x", "F32", 25)), [0, 0, 0, -1, 1], [(scaled, "square")]))
     for name, dtype, shape, b in saved:
         ts.append(Tensor(name, dtype, shape, b, DS[10:16] if dtype == "BF16" else DS[:5]))
@@ -98,10 +99,11 @@ def widths():
 
 def small():
     """One tensor predicted by subtraction, one that was replaced, one left alone."""
-    adapter = Adapter("small", 1, {"q": (rows("g", "F32", 1, 3), rows("h", "F32", 2, 1))}, saved=[("s.bias", "BF16", (16,), bytes(32))])
+    s = ("s.bias", "BF16", (16,), bytes(32))
+    adapter = Adapter("small", 1, {"q": (rows("g", "F32", 1, 3), rows("h", "F32", 2, 1))}, saved=[s])
     q = Tensor("q.weight", "F32", (2, 3), pack("F32", floats("q", "F32", 6)), [0, 1, 0, 300, -7, 0], [(adapter, "q")])
-    return Merge("small", [File("", [Tensor("a", "U8", (5,), b"hello"), q, Tensor("s.bias", "BF16", (16,), bytes(32), [0, 3, 0, -2] + [0] * 12)],
-                                None, {"merged": "small"})], [adapter])
+    ts = [Tensor("a", "U8", (5,), b"hello"), q, Tensor(*s, [0, 3, 0, -2] + [0] * 12)]
+    return Merge("small", [File("", ts, None, {"merged": "small"})], [adapter])
 
 
 def tiny():
@@ -122,6 +124,9 @@ def two():
                          File("model-00003-of-00003.safetensors", [k], None, {"merged": "two"})], [adapter])
 
 
+LONG_ZEROS = 2 * 512 * 1026 + 2**26 + 3  # all data of long()
+
+
 def long():
     """More zeros than a mark skips, than a block has and than a piece: the merged file is its first bytes with zeros behind."""
     adapter = Adapter("zeros", 1, {"long": (("BF16", [[0] * 512]), ("BF16", [[0]] * 1026))})
@@ -134,3 +139,18 @@ def long():
     ds[2**19 - 1], ds[2**19], ds[-1] = 5, 1, -1  # the end of the first block, the beginning and the end of the second one
     w = Tensor("long.weight", "BF16", (1026, 512), bytes(2 * 512 * 1026), ds, [(adapter, "long")], block=2**19)
     return Merge("long", [File("", [w, Tensor("rest", "U8", (2**26 + 3,), bytes(2**26 + 3))])], [adapter])
+
+
+def empty():
+    """A tensor without elements, changed, between two that were left alone: what was left alone is two ranges."""
+    adapter = Adapter("empty", 1, {"q": (rows("g", "F32", 1, 40), rows("h", "F32", 4, 1))}, saved=[("e.bias", "F32", (0,), b"")])
+    q = Tensor("q.weight", "F32", (4, 40), pack("F32", floats("q", "F32", 160)), [0], [(adapter, "q")])
+    a, e, b = Tensor("a", "U8", (2,), b"ab"), Tensor("e.bias", "F32", (0,), b"", [0]), Tensor("b", "U8", (2,), b"cd")
+    return Merge("empty", [File("", [a, e, b, q])], [adapter])
+
+
+def not_finite():
+    """Infinity and NaN in A, so the tensor is predicted by `same`."""
+    adapter = Adapter("not-finite", 1, {"q": (("F32", [[0xFF << 23, (0xFF << 23) + 1, 0]]), rows("h", "F32", 2, 1))})
+    q = Tensor("q.weight", "F32", (2, 3), pack("F32", [0xFF << 23, (0x1FF << 22) + 5, 0] * 2), DS)
+    return Merge("not-finite", [File("", [q])], [adapter])

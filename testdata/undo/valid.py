@@ -27,6 +27,9 @@ def add():
     ok("planar", m, record(m, blocks={i: planar for i in range(len(m.changed))}), "the same, every block planar", at)
     ok("file-renamed", m, record(m, edit=lambda d: d["files"][0].update(name="of another name")), "one file each: names do not matter", at)
 
+    ok("terms-reversed", m, record(m, edit=lambda d: d["tensors"][4]["terms"].reverse()),
+       "a sum does not depend on the order of its terms", at)
+
     m = merges.small()
     at = put(m)
     ok("small", m, record(m), "the record that the broken ones are made of", at)
@@ -39,18 +42,19 @@ def add():
        "numbers with fraction and exponent", at)
     ok("escapes-of-small", m, record(m, blocks={0: escaped}), "residuals of 1, 2 and 3 as escapes", at)
     ok("escaped-text", m, record(m, text=lambda b: b.replace(b'"q.weight"', b'"\\u0071.\\u0077eight"')), "a name with escapes", at)
-    ok("codings-of-others", m, record(m, manifest=lambda v: v.update(metadata={"a": "b"}) or v["provenance"].update(tool="x")), "metadata, a tool", at)
+    ok("metadata", m, record(m, manifest=lambda v: v.update(metadata={"a": "b"}) or v["provenance"].update(tool="x")), "metadata, a tool", at)
     ok("minor-7", m, record(m, minor=7, ignorable=5), "a later minor version of FORMAT.md", at)
     ok("chunks-of-64-kib", m, record(m, log2=16), "smaller chunks", at)
     ok("frames-raw", m, record(m, frames={}, manifest_frame=builder.frame), "nothing compressed", at)
-    ok("block-longer-than-tensor", m, record(m, edit=lambda d: [t.update(block=2**40) for t in d["tensors"]] and None), "blocks of 2^40 elements", at)
+    ok("block-longer-than-tensor", m, record(m, edit=lambda d: [t.update(block=2**40) for t in d["tensors"]] and None),
+       "blocks of 2^40 elements", at)
 
     m = merges.two()
     at = put(m)
     ok("files", m, record(m), "three files, one of them left alone, one with its header kept", at)
 
     m = merges.long()
-    at = put(m, tail=2 * 512 * 1026 + 2**26 + 3)
+    at = put(m, tail=merges.LONG_ZEROS)
     ok("long", m, record(m), "every skip from 240 to 246, two blocks, a rest of two pieces", at)
 
     def short_skips(bs):
@@ -58,6 +62,13 @@ def add():
     ok("long-skips-not-longest", m, record(m, blocks={0: short_skips}), "four skips in place of one", at)
     m.changed[0][1].block += 100
     ok("block-cuts-rows", m, record(m), "blocks that are no whole rows of the tensor", at)
+
+    m = merges.empty()
+    at = put(m)
+    ok("empty-tensor", m, record(m), "a changed tensor without elements, which parts two pieces", at)
+    ok("skip-to-end", m, record(m, blocks={1: lambda bs: bs[0].marks.extend([240, 240])}), "skips of all elements of a block", at)
+    m = merges.not_finite()
+    ok("not-finite", m, record(m), "factors that are not finite", put(m))
 
     m = merges.widths()
     ok("widths", m, record(m), "tensors of integers, complex numbers and 8-bit floats, predicted by `same`", put(m))
