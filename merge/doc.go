@@ -20,6 +20,9 @@
 // element is within 1 ulp of RN of the exact value, and at least 99.99 % are equal to it. The bytes are again the same everywhere:
 // every sum has one order.
 //
+// What PiSSA and OLoRA take out of a base, P, is formed in float64 as Q·(Qᵀ·W), and −P is one more term of the sum above; of P itself
+// the bytes are those of one processor.
+//
 // # Why it is correct
 //
 // The kernels (internal/kernel) follow Ziv: compute t with a bound e ≥ |t − exact|; where RN_D(t − e) and RN_D(t + e) have

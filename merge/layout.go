@@ -241,7 +241,7 @@ func (p *Plan) describe(t *target) PlannedTensor {
 func (t *target) update(adapter int) (u TermShort) {
 	ranks := make(map[int]int)
 	for _, term := range t.terms {
-		if term.adapter != adapter {
+		if term.adapter != adapter || term.residual != nil {
 			continue
 		}
 		if len(ranks) == 0 {
@@ -273,6 +273,9 @@ func (p *Plan) PeakBytes(workers int) int64 {
 			}
 			for _, term := range terms {
 				bands[term.band] += size * ((2*int64(term.rank)+1)*t.bandRows() + (int64(term.rank)+1)*nCols) // L as it is and scaled
+				if term.residual != nil {                                                                     // the whole weight, and some vectors of both sides for each singular vector
+					bands[term.band] += t.bandRows()*nCols*int64(dtype.F32.Size()) + 16*int64(term.rank)*(t.bandRows()+nCols)*int64(dtype.F64.Size())
+				}
 				if t.nBands > 1 {
 					whole += size * int64(term.rank) * int64(term.left.length+term.right.length)
 				}

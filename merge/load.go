@@ -156,6 +156,12 @@ func loadTerms[T kernel.Float](t *running, terms []term, allowNonFinite bool) (l
 	loaded = make([]kernel.Term[T], len(terms))
 	for i := range terms {
 		term := &terms[i]
+		if term.residual != nil {
+			if loaded[i], err = loadResidual[T](t.target, term); err != nil {
+				return nil, 0, err
+			}
+			continue
+		}
 		l, r := make([]T, nRows*term.rank), make([]T, term.rank*nCols)
 		badL, err := loadFactor(l, term.left, term.rank, nRows, 1, term.rank, t.shelf.read(term.left.blob))
 		if err != nil {

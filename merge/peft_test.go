@@ -28,11 +28,12 @@ type fixture struct {
 	Warn     []string  `json:"warn"`
 	Words    []string  `json:"words"`
 	Options  struct {
-		ExpertInput    int
-		ExpertsSlowest bool
-		OutProjTwice   bool
-		Tied           merge.Tied
-		GrowVocabulary bool
+		ExpertInput       int
+		ExpertsSlowest    bool
+		OutProjTwice      bool
+		Tied              merge.Tied
+		GrowVocabulary    bool
+		RecomputeResidual bool
 	} `json:"options"`
 }
 
@@ -63,6 +64,7 @@ func readFixture(t *testing.T, dir string) (c fixture) {
 
 // with adds the flags that a case needs to options.
 func (c fixture) with(o merge.Options) merge.Options {
+	o.RecomputeResidual = c.Options.RecomputeResidual
 	o.Tied, o.GrowVocabulary = c.Options.Tied, c.Options.GrowVocabulary
 	o.ExpertInput, o.ExpertsSlowest, o.OutProjTwice = c.Options.ExpertInput, c.Options.ExpertsSlowest, c.Options.OutProjTwice
 	return o

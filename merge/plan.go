@@ -28,20 +28,21 @@ type Adapter struct {
 // AllowNonFinite, and OutProjTwice and what begins with Expert, which say what the files do not. With Undo, and where something is taken out,
 // BlockBytes has no effect: records cut tensors in their own blocks.
 type Options struct {
-	Workers        int               // goroutines; 0 is one per processor
-	BlockBytes     int               // bytes of the base that a worker holds at a time; 0 is 1 MiB
-	Replace        bool              // replace an existing output
-	Again          bool              // merge an adapter that the base says it already has
-	AnyBase        bool              // merge into a base that is not the one an adapter was made for
-	ExpertInput    int               // the dimension of square experts that lora_A reads, 1 or 2; 0 lets the adapter's release of PEFT decide
-	ExpertsSlowest bool              // lora_B of stacked experts has one expert after the other, which PEFT does not write
-	OutProjTwice   bool              // add the update of out_proj of nn.MultiheadAttention twice, as PEFT up to 0.21 does
-	Tied           Tied              // what to do with tied ends of which one changes; "" refuses
-	GrowVocabulary bool              // add rows to embedding and head where an adapter has more
-	AllowNonFinite bool              // go on where factors are not finite, or a finite weight becomes infinite
-	Progress       func(bytes int64) // called from several goroutines with the bytes just written; nil is silent
-	Tool           string            // name and version of the program, for the stamp
-	Undo           io.Writer         // gets the undo record of the merge (spec/UNDO.md); nil writes none. It is one if Run returns nil
+	Workers           int               // goroutines; 0 is one per processor
+	BlockBytes        int               // bytes of the base that a worker holds at a time; 0 is 1 MiB
+	Replace           bool              // replace an existing output
+	Again             bool              // merge an adapter that the base says it already has
+	AnyBase           bool              // merge into a base that is not the one an adapter was made for
+	ExpertInput       int               // the dimension of square experts that lora_A reads, 1 or 2; 0 lets the adapter's release of PEFT decide
+	ExpertsSlowest    bool              // lora_B of stacked experts has one expert after the other, which PEFT does not write
+	OutProjTwice      bool              // add the update of out_proj of nn.MultiheadAttention twice, as PEFT up to 0.21 does
+	Tied              Tied              // what to do with tied ends of which one changes; "" refuses
+	GrowVocabulary    bool              // add rows to embedding and head where an adapter has more
+	RecomputeResidual bool              // take out of the original base what PiSSA and OLoRA have taken out, computed again
+	AllowNonFinite    bool              // go on where factors are not finite, or a finite weight becomes infinite
+	Progress          func(bytes int64) // called from several goroutines with the bytes just written; nil is silent
+	Tool              string            // name and version of the program, for the stamp
+	Undo              io.Writer         // gets the undo record of the merge (spec/UNDO.md); nil writes none. It is one if Run returns nil
 }
 
 // Plan is a merge that is ready to run. It has read headers only.
@@ -86,6 +87,7 @@ type term struct {
 	scale       float64 // S = ω·s
 	rank        int
 	left, right factor
+	residual    *residual // in their place: a part of the base that is taken out
 }
 
 // blob is a tensor of a source.
@@ -218,7 +220,7 @@ func (p *Plan) addAdapter(ctx context.Context, i int, index *naming.Base, byTens
 		return fault.New(fault.Unsupported, "a bundle of %d adapters", len(manifest.Adapters)).WithHint("convert the one that is meant to a file of its own")
 	}
 	a := &manifest.Adapters[0]
-	if why, hint := Refusals(a); len(why) > 0 {
+	if why, hint := Refusals(p.withoutResiduals(a)); len(why) > 0 {
 		return fault.New(fault.Unsupported, "the adapter cannot be merged: %s", strings.Join(why, "; ")).WithHint("%s", hint)
 	}
 	if err := p.checkBase(ctx, a); err != nil {
@@ -233,6 +235,9 @@ func (t *target) check() error {
 	name := t.ref.Tensor.Name
 	if t.rows != nil && (t.replace != nil || len(t.terms) > 0) {
 		return fault.New(fault.Unsupported, "%q is to get trained token rows and another change as well, and their order is not defined", name)
+	}
+	if err := t.checkResidual(); err != nil {
+		return err
 	}
 	if t.dora != nil && (nLayers(t.terms) > 1 || t.rows != nil) {
 		return fault.New(fault.Unsupported, "%q gets the magnitudes of DoRA from %q and another change as well, and which comes first changes the result", name, t.dora.module).
@@ -298,6 +303,9 @@ func (t *target) wide(terms []term) bool {
 	}
 	for i := range terms {
 		term := &terms[i]
+		if term.residual != nil {
+			return true
+		}
 		for _, f := range []factor{term.left, term.right} {
 			if f.source != nil && f.tensor().DType == dtype.F64 {
 				return true

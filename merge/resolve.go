@@ -27,12 +27,16 @@ type resolver struct {
 	guessed     []string // square weights whose orientation nothing but the configuration says
 	transposed  map[string]int
 	experts     []*experts
+	residuals   []string // modules of whose weight a part is taken out
 	outProjs    []string // of nn.MultiheadAttention
 	eras        []string // square experts whose orientation the release of PEFT decided
 }
 
 func (r *resolver) resolve() error {
 	if err := r.groupExperts(); err != nil {
+		return err
+	}
+	if err := r.checkResiduals(); err != nil {
 		return err
 	}
 	wanted := r.wanted()
@@ -68,6 +72,7 @@ func (r *resolver) resolve() error {
 	r.noteMagnitudes()
 	r.noteEras()
 	r.noteOutProjs()
+	r.noteResiduals()
 	if len(r.misoriented) > 0 {
 		r.plan.warn("fan_in_fan_out of the adapter's configuration does not fit the base, which decides: %s", fault.List(r.misoriented, 3))
 	}
@@ -183,6 +188,9 @@ func (r *resolver) addLayer(l *format.Layer) error {
 		return err
 	}
 	t.add(term{adapter: r.index, module: l.Module, scale: scale, rank: l.Rank}, wholeB(b, l.Rank), wholeA(a, l.Rank), transposed)
+	if err := r.addResidual(l, t, transposed); err != nil {
+		return err
+	}
 	if err := r.addMagnitude(l, t, transposed); err != nil {
 		return err
 	}

@@ -42,6 +42,10 @@ func (p *Plan) addSteps(ctx context.Context, index *naming.Base, byTensor map[st
 // subtract adds steps without a record.
 func (p *Plan) subtract(merged, byTensor map[string]*target) error {
 	for name, t := range merged {
+		if t.hasResidual() {
+			return fault.New(fault.Unsupported, "the merge has taken a part out of %q, and what was there before is in its undo record only", name).
+				WithHint("give the record that merge --undo has written, or take the tensor from the base")
+		}
 		if t.dora != nil {
 			return fault.New(fault.Unsupported, "DoRA has rescaled %q, and the norms of what was there before are in its undo record only", name).
 				WithHint("give the record that merge --undo has written, or take the tensor from the base")

@@ -62,6 +62,8 @@ var byFlag = []Support{
 	{NeedsFlag, "an adapter that the base has been merged with already", "--force"},
 	{NeedsFlag, "a change of one of two tied ends, embedding and head", "--tied"},
 	{NeedsFlag, "a vocabulary that has grown", "--grow-vocabulary"},
+	{NeedsFlag, titles[format.FeatureOLoRA], "--recompute-residual"},
+	{NeedsFlag, titles[format.FeaturePiSSA], "--recompute-residual"},
 	{NeedsFlag, "square stacked experts by a release of PEFT that is not known", "--expert-input"},
 	{NeedsFlag, "lora_B of stacked experts with one expert after the other, as unsloth wrote it", "--expert-slowest"},
 	{NeedsFlag, "out_proj of torch.nn.MultiheadAttention twice, as PEFT up to 0.21 has it", "--out-proj-twice"},
@@ -90,7 +92,7 @@ func Supports() []Support {
 	}
 	all = append(all, byFlag...)
 	for _, f := range slices.Sorted(maps.Keys(explanations)) {
-		if applied[f] {
+		if applied[f] || recomputed[f] {
 			continue
 		}
 		what := explanations[f].why

@@ -220,7 +220,7 @@ func (p *Plan) describeTensor(t *target, file int) undo.Tensor {
 
 // predictable reports whether subtracting comes near to the values before the merge.
 func (t *target) predictable() bool {
-	return len(t.terms) > 0 && t.dora == nil && t.replace == nil && t.rows == nil
+	return len(t.terms) > 0 && t.dora == nil && !t.hasResidual() && t.replace == nil && t.rows == nil
 }
 
 // record adds a block to the record: values before and after the merge.

@@ -10,6 +10,7 @@ type readingOptions struct {
 	expertInput   int
 	expertSlowest bool
 	outProjTwice  bool
+	recompute     bool
 }
 
 func (o *readingOptions) readingFlags() []cli.Flag {
@@ -23,10 +24,12 @@ func (o *readingOptions) readingFlags() []cli.Flag {
 			}},
 		&cli.BoolFlag{Name: "expert-slowest", Usage: "lora_B of stacked experts has one expert after the other, as unsloth wrote it", Destination: &o.expertSlowest},
 		&cli.BoolFlag{Name: "out-proj-twice", Usage: "add the update of nn.MultiheadAttention's out_proj twice, as PEFT up to 0.21 does", Destination: &o.outProjTwice},
+		&cli.BoolFlag{Name: "recompute-residual", Usage: "take out of the original base what PiSSA or OLoRA has taken out of it, computed again in float64", Destination: &o.recompute},
 	}
 }
 
 // set adds the flags to options.
 func (o *readingOptions) set(options *merge.Options) {
+	options.RecomputeResidual = o.recompute
 	options.ExpertInput, options.ExpertsSlowest, options.OutProjTwice = o.expertInput, o.expertSlowest, o.outProjTwice
 }

@@ -57,6 +57,7 @@ var arrows = map[string]map[string]string{
 		"internal/kernel":      "the arithmetic",
 		"internal/naming":      "the base's door",
 		"internal/parallel":    "blocks of rows on workers",
+		"internal/principal":   "what PiSSA and OLoRA take out of a base",
 		"internal/safetensors": "the headers that an undo record restores",
 		"internal/undo":        "the undo record",
 	},
@@ -131,7 +132,7 @@ var fences = map[string]struct {
 	"github.com/schollz/progressbar/v3": {[]string{"cmd/loratool"}, "the bar"},
 	"golang.org/x/term":                 {[]string{"cmd/loratool"}, "whether somebody looks"},
 	"golang.org/x/sys":                  {[]string{"internal/fileio", "internal/kernel"}, "copy_file_range and free space; what the processor has"},
-	"gonum.org/v1/gonum":                {[]string{"rank"}, "small dense problems, in one file"},
+	"gonum.org/v1/gonum":                {[]string{"rank", "internal/principal"}, "small dense problems, in one file of each"},
 	"github.com/klauspost/compress":     {[]string{"format"}, "zstd, in the file that codes blocks"},
 	"github.com/nlpodyssey/safetensors": {[]string{"format/convert", "internal/checkpoint"}, "reads and writes adapter files behind our own check"},
 }
@@ -140,7 +141,7 @@ var fences = map[string]struct {
 var testFences = map[string][]string{
 	"github.com/nlpodyssey/safetensors": nil, // anywhere, as a reader that is not ours
 	"github.com/rogpeppe/go-internal":   {"cmd/loratool"},
-	"gonum.org/v1/gonum":                {"rank"}, // full decompositions as the truth
+	"gonum.org/v1/gonum":                {"rank", "internal/principal"}, // full decompositions as the truth
 }
 
 // file is a source file of the module.

@@ -15,6 +15,7 @@ class Merge:
     warn: tuple = ()  # words that a warning contains
     by_peft: bool = True  # PEFT itself computes the truth
     exact: bool = False  # the truth is computed in rational arithmetic
+    about: float = 0  # PEFT, which computes in F32, comes as near to the truth
     experts: dict | None = None  # stacked experts, with arguments of by_experts
     saved: bool = False  # the model has other names in memory than on disk: the truth is what PEFT saves
     via: str | None = None  # the base with a module per expert that the truth is computed on

@@ -704,6 +704,29 @@ MERGE += [
     ),
 ]
 
+# Initialisations that take a part out of the base. PEFT computes it in F32 and rounds the rest to the base's dtype; the truth is the
+# formula in F64.
+
+
+def residual(name, base, init, comment, weights=None, **config):
+    adapter = lora(init_lora_weights=init, **config)
+    about = 0 if weights else 2e-5
+    options = {"RecomputeResidual": True}
+    return merge(
+        name, base, adapter, comment, by_peft=False, options=options, about=about, weights=weights, warn=["float64"]
+    )
+
+
+MERGE += [
+    residual("pissa", "llama-f32", "pissa", "PiSSA on the original base."),
+    residual("pissa-bf16", "llama-bf16", "pissa", "Every linear layer of a BF16 base.", target_modules=LINEARS, r=8),
+    residual("pissa-rslora", "llama-f16", "pissa", "PiSSA with the scale α/√r.", use_rslora=True, r=3),
+    residual("pissa-gpt2", "gpt2", "pissa", "PiSSA on Conv1D.", target_modules=GPT2),
+    residual("pissa-weight", "llama-f32", "pissa", "Half of the adapter: half of what was taken out.", weights=[0.5]),
+    residual("olora", "llama-f32", "olora", "OLoRA on the original base."),
+    residual("olora-bf16", "llama-bf16", "olora", "Every linear layer of a BF16 base.", target_modules=LINEARS, r=6),
+]
+
 # Refused: kinds of LoRA.
 
 VARIANTS = [
@@ -782,7 +805,7 @@ VARIANTS = [
         ["monteclora"],
         "MonteCLoRA.",
     ),
-    refuse("pissa", "llama-f32", lora(init_lora_weights="pissa"), ["pissa"], "PiSSA, not converted."),
+    refuse("pissa", "llama-f32", lora(init_lora_weights="pissa"), ["pissa", "--recompute-residual"], "PiSSA, not converted."),
     refuse(
         "pissa-niter",
         "llama-f32",
@@ -790,7 +813,14 @@ VARIANTS = [
         ["pissa_niter_4"],
         "PiSSA by a randomised SVD, not converted.",
     ),
-    refuse("olora", "llama-f32", lora(init_lora_weights="olora"), ["olora"], "OLoRA, not converted."),
+    refuse(
+        "olora-conv1d",
+        "gpt2",
+        lora(init_lora_weights="olora", target_modules=["attn.c_proj"]),
+        ["olora"],
+        "OLoRA on a square Conv1D, which PEFT decomposes as it is stored.",
+    ),
+    refuse("olora", "llama-f32", lora(init_lora_weights="olora"), ["olora", "--recompute-residual"], "OLoRA, not converted."),
     refuse(
         "corda",
         "llama-f32",

@@ -23,7 +23,7 @@ from transformers.utils import logging  # noqa: E402
 from adapters import apply_edits  # noqa: E402
 from bases import BASES  # noqa: E402
 from eras import ERAS  # noqa: E402
-from truth import add_exactly, by_experts, by_formula, by_peft, by_peft_saved, check_close, read_double  # noqa: E402
+from truth import add_exactly, by_experts, by_formula, by_peft, by_peft_saved, by_peft_single, check_close, read_double  # noqa: E402
 
 PRODUCER = f"peft {peft.__version__}, transformers {transformers.__version__}"
 if PRODUCER in ERAS:
@@ -64,6 +64,8 @@ def make_merge(case, directory: Path):
     options = case.options or {}
     targeted = by_formula(case.base, paths, weights, twice="OutProjTwice" in options, tied=options.get("Tied"))
     original = read_double(Path("bases") / case.base)
+    if case.about:
+        check_close({name: t.double() for name, t in by_peft_single(case.base, paths[0]).items()}, {**original, **targeted}, case.about)
     if merged is None:
         truth = targeted
     else:

@@ -56,6 +56,14 @@ def by_peft(base: str, model_class, adapters: list[Path], weights: list[float]) 
     return {names[name]: tensor for name, tensor in merged.items() if name in names}
 
 
+def by_peft_single(base: str, adapter: Path) -> dict[str, torch.Tensor]:
+    """Merges with PEFT in F32, for methods that PEFT computes in no other type; tensors under the checkpoint's names."""
+    model = BASES[base].model.from_pretrained(f"bases/{base}", dtype=torch.float32)
+    names = checkpoint_names(model, read_checkpoint(Path("bases") / base))
+    merged = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
+    return {names[name]: tensor for name, tensor in merged.items() if name in names}
+
+
 def by_peft_saved(base: str, adapters: list[Path], weights: list[float]) -> dict[str, torch.Tensor]:
     """Merges with PEFT in float64 and saves, for models whose tensors have other names in memory than on disk."""
     assert weights == [1.0] and len(adapters) == 1
@@ -229,7 +237,7 @@ def by_formula(base: str, adapters: list[Path], weights: list[float], add=None, 
                     s *= 2
                 a, b = expand(config, a, b, original[found].shape[0 if conv1d else 1])
                 a, b = (b.T, a.T) if conv1d else (a.flatten(1), b.flatten(1))
-                w = merged[found]
+                w = merged[found] - principal(config, original[found], s, weight, conv1d, tensors[f"{module}.lora_B.weight"].shape[1])
                 merged[found] = add(w.flatten(1), s, b, a).reshape(w.shape)
                 rescale(tensors, module, found, 0 if conv1d else 1)
             elif tail == "embedding_B":
@@ -263,6 +271,18 @@ def embedding_name(original) -> str:
     """The input embedding that the head is tied to."""
     (name,) = [n for n in original if n.endswith(("embed_tokens.weight", "wte.weight"))]
     return name
+
+
+def principal(config, w, scale, weight, conv1d, rank):
+    """What the initialisation has taken out of the base."""
+    if config.get("init_lora_weights") == "pissa":
+        u, s, v = torch.linalg.svd(w, full_matrices=False)
+        return weight * (u[:, :rank] * s[:rank]) @ v[:rank]
+    if config.get("init_lora_weights") == "olora":
+        assert not conv1d
+        q, r = torch.linalg.qr(w)
+        return scale * q[:, :rank] @ r[:rank]
+    return 0
 
 
 def weight_name(module: str, original) -> str:

@@ -1,0 +1,128 @@
+package principal
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"gonum.org/v1/gonum/mat"
+)
+
+// matrix makes a rows×cols matrix whose singular values fall like those of trained weights: a few large ones, then a long slope.
+func matrix(rows, cols int) []float32 {
+	rng := rand.New(rand.NewPCG(3, uint64(rows)))
+	w := make([]float32, rows*cols)
+	for i := range w {
+		w[i] = float32(rng.NormFloat64() * 0.02)
+	}
+	for k := range 30 {
+		u, v := make([]float64, rows), make([]float64, cols)
+		for i := range u {
+			u[i] = rng.NormFloat64()
+		}
+		for j := range v {
+			v[j] = rng.NormFloat64()
+		}
+		for i := range u {
+			for j := range v {
+				w[i*cols+j] += float32(0.02 / float64(k+2) * u[i] * v[j])
+			}
+		}
+	}
+	return w
+}
+
+func dense(w []float32, rows, cols int) *mat.Dense {
+	m := mat.NewDense(rows, cols, nil)
+	for i := range rows {
+		for j := range cols {
+			m.Set(i, j, float64(w[i*cols+j]))
+		}
+	}
+	return m
+}
+
+// difference is the largest element of P − want, relative to the largest of want.
+func difference(p Part, want mat.Matrix) float64 {
+	rows, cols := want.Dims()
+	var got, d mat.Dense
+	got.Mul(mat.NewDense(rows, p.Rank, p.Left), mat.NewDense(p.Rank, cols, p.Right))
+	d.Sub(&got, want)
+	return mat.Norm(&d, math.Inf(1)) / mat.Norm(want, math.Inf(1))
+}
+
+// TestSingularIsTheTruncatedSVD compares with U_r·S_r·V_rᵀ of a full decomposition, above and below the side from which only the leading
+// vectors are sought.
+func TestSingularIsTheTruncatedSVD(t *testing.T) {
+	for _, c := range []struct{ rows, cols, rank int }{{20, 30, 4}, {30, 20, 4}, {12, 12, 40}, {260, 230, 16}, {230, 400, 5}, {300, 210, 1}, {200, 200, 200}} {
+		w := matrix(c.rows, c.cols)
+		p, err := Singular(w, c.rows, c.cols, c.rank)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var svd mat.SVD
+		svd.Factorize(dense(w, c.rows, c.cols), mat.SVDThin)
+		var u, v, us, want mat.Dense
+		svd.UTo(&u)
+		svd.VTo(&v)
+		rank := min(c.rank, c.rows, c.cols)
+		us.Mul(u.Slice(0, c.rows, 0, rank), mat.NewDiagDense(rank, svd.Values(nil)[:rank]))
+		want.Mul(&us, v.Slice(0, c.cols, 0, rank).T())
+		if d := difference(p, &want); p.Rank != rank || !(d < 1e-11) {
+			t.Errorf("%d×%d, rank %d: rank %d, relative difference %.2g from the truncated SVD", c.rows, c.cols, c.rank, p.Rank, d)
+		}
+	}
+}
+
+// TestLeadingIsTheTruncatedQR compares with Q_r·R_r of a Householder decomposition.
+func TestLeadingIsTheTruncatedQR(t *testing.T) {
+	for _, c := range []struct{ rows, cols, rank int }{{20, 30, 4}, {30, 20, 7}, {12, 12, 40}, {260, 230, 16}} {
+		w := matrix(c.rows, c.cols)
+		p := Leading(w, c.rows, c.cols, c.rank)
+		rank := min(c.rank, c.rows, c.cols)
+		var qr mat.QR
+		square := dense(w, c.rows, c.cols)
+		if c.rows < c.cols { // gonum wants tall ones, and Q is that of the first columns
+			square = mat.DenseCopyOf(square.Slice(0, c.rows, 0, c.rows))
+		}
+		qr.Factorize(square)
+		var q, r, want mat.Dense
+		qr.QTo(&q)
+		r.Mul(q.T(), dense(w, c.rows, c.cols))
+		want.Mul(q.Slice(0, c.rows, 0, rank), r.Slice(0, rank, 0, c.cols))
+		if d := difference(p, &want); p.Rank != rank || !(d < 1e-12) {
+			t.Errorf("%d×%d, rank %d: rank %d, relative difference %.2g from the truncated QR", c.rows, c.cols, c.rank, p.Rank, d)
+		}
+	}
+}
+
+// TestDegenerateMatrices: equal singular values, fewer of them than the rank, and none.
+func TestDegenerateMatrices(t *testing.T) {
+	const n = 220
+	identity := make([]float32, n*n)
+	for i := range n {
+		identity[i*n+i] = 1
+	}
+	low := make([]float32, n*n)
+	for i := range n {
+		for j := range n {
+			low[i*n+j] = float32(i%3) * float32(j%5)
+		}
+	}
+	for name, w := range map[string][]float32{"identity": identity, "rank 1": low, "zero": make([]float32, n*n)} {
+		p, err := Singular(w, n, n, 20)
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		for i, x := range p.Left {
+			if x-x != 0 {
+				t.Fatalf("%s: element %d is %v", name, i, x)
+			}
+		}
+		if name == "rank 1" {
+			if d := difference(p, dense(low, n, n)); !(d < 1e-13) {
+				t.Errorf("a matrix of rank 1 is its own principal part, but for a relative %.2g", d)
+			}
+		}
+	}
+}
