@@ -11,13 +11,12 @@ import (
 // applied are the features that this version applies.
 var applied = map[string]bool{
 	format.FeatureBDLoRA: true, format.FeatureConvolution: true, format.FeatureDoRA: true, format.FeatureExperts: true, format.FeatureLoRABias: true,
-	format.FeatureMergedLinear: true, format.FeatureMultiheadAttention: true, format.FeatureQALoRA: true, format.FeatureWeightTying: true,
+	format.FeatureMergedLinear: true, format.FeatureMonteCLoRA: true, format.FeatureMultiheadAttention: true, format.FeatureQALoRA: true,
+	format.FeatureVeLoRA: true, format.FeatureWeightTying: true,
 }
 
 // explanation says why a feature keeps an adapter from being merged, and what its user can do.
 type explanation struct{ why, hint string }
-
-const laterVersion = "this version of loratool does not apply it; merge with PEFT, or try a newer loratool"
 
 // explanations has an entry for every feature of package format that is not applied.
 var explanations = map[string]explanation{
@@ -31,7 +30,6 @@ var explanations = map[string]explanation{
 	format.FeatureLoftQ:            {"it was initialised with LoftQ (loftq), so it belongs to a quantised base with changed weights", "merge it into the base that LoftQ wrote"},
 	format.FeatureLoRAGA:           {"it was initialised with LoRA-GA (lora_ga), which changed the base by gradients that are not in the adapter", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
 	format.FeatureMissingFactor:    {"a factor is missing", "the file was not saved whole; save the adapter again"},
-	format.FeatureMonteCLoRA:       {"it carries the sampler of MonteCLoRA (monteclora_config)", laterVersion},
 	format.FeatureOLoRA:            {"it was initialised with OLoRA (olora), which subtracted the first factors from the base", "with the original base, --recompute-residual takes it out again; or save it with path_initial_model_for_weight_conversion"},
 	format.FeaturePattern:          {"a key of rank_pattern or alpha_pattern is a regular expression that cannot be evaluated here", "write it without inline flags, or as one key for each module"},
 	format.FeaturePEFTType:         {"it is not LoRA", "merge with PEFT"},
@@ -42,7 +40,6 @@ var explanations = map[string]explanation{
 	format.FeatureTokenIndices:     {"the rows of trained tokens cannot be placed (trainable_token_indices)", "use the adapter_config.json that was saved with these weights"},
 	format.FeatureUndo:             {"it is the undo record of a merge, not an adapter", "loratool unmerge takes it by --undo"},
 	format.FeatureUnknownTensor:    {"a tensor has no known meaning", "if a newer PEFT wrote it, try a newer loratool"},
-	format.FeatureVeLoRA:           {"it carries the state of VeLoRA (velora_config)", laterVersion},
 }
 
 // Refusals lists, in words, why the adapter cannot be merged by this version: one entry per feature, empty for an adapter

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/merge"
@@ -81,4 +84,57 @@ func TestMethodsAreTheSameEverywhere(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestContainersMergeAsTheirSources: a .lora file says all that merging needs to know of an adapter, whatever its method.
+func TestContainersMergeAsTheirSources(t *testing.T) {
+	ctx := context.Background()
+	eachFixture(t, "merge", 20, func(t *testing.T, dir string, c fixture) {
+		direct := c
+		dir, err := filepath.Abs(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, name := range c.Adapters {
+			src, err := convert.Open(filepath.Join(dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer src.Close()
+			if len(src.Manifest().Adapters[0].Requires) == 0 {
+				return // the plain formula needs nothing else to be said
+			}
+			container := filepath.Join(t.TempDir(), "adapter.lora")
+			sink, err := convert.Create(container, convert.LoRA, convert.CreateOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := format.Copy(ctx, sink, src); err != nil {
+				t.Fatal(err)
+			}
+			c.Adapters = slices.Clone(c.Adapters)
+			if c.Adapters[i], err = filepath.Rel(dir, container); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var outputs [2]map[string]string
+		for i, c := range []fixture{direct, c} {
+			p, err := c.open(t, dir, merge.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			out := filepath.Join(t.TempDir(), "out")
+			if _, err := p.Run(ctx, out); err != nil {
+				t.Fatal(err)
+			}
+			merged := openCheckpoint(t, out)
+			outputs[i] = make(map[string]string)
+			for _, name := range merged.Names() {
+				outputs[i][name] = string(read(t, merged, name))
+			}
+		}
+		if !maps.Equal(outputs[0], outputs[1]) {
+			t.Error("the container is merged to other values than the adapter that it was made of")
+		}
+	})
 }

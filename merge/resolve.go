@@ -27,6 +27,7 @@ type resolver struct {
 	guessed     []string // square weights whose orientation nothing but the configuration says
 	transposed  map[string]int
 	experts     []*experts
+	leftOut     []string // tensors that only training needs
 	residuals   []string // modules of whose weight a part is taken out
 	outProjs    []string // of nn.MultiheadAttention
 	eras        []string // square experts whose orientation the release of PEFT decided
@@ -73,6 +74,9 @@ func (r *resolver) resolve() error {
 	r.noteEras()
 	r.noteOutProjs()
 	r.noteResiduals()
+	if len(r.leftOut) > 0 {
+		r.plan.warn("the state of the adapter's training is no part of the merged model and is left out: %s", fault.List(r.leftOut, 3))
+	}
 	if len(r.misoriented) > 0 {
 		r.plan.warn("fan_in_fan_out of the adapter's configuration does not fit the base, which decides: %s", fault.List(r.misoriented, 3))
 	}
@@ -211,6 +215,12 @@ func (r *resolver) addLayer(l *format.Layer) error {
 // addBeside adds a tensor that is put in place.
 func (r *resolver) addBeside(b *format.Beside) error {
 	if b.Action == format.Opaque {
+		for _, f := range []string{format.FeatureVeLoRA, format.FeatureMonteCLoRA} {
+			if slices.Contains(r.where(f), b.Target) {
+				r.leftOut = append(r.leftOut, b.Target)
+				return nil
+			}
+		}
 		return fault.New(fault.Unsupported, "tensor %q has no known meaning", b.Target)
 	}
 	if w := r.plan.adapters[r.index].Weight; w != 1 {

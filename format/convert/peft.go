@@ -131,6 +131,9 @@ func (p *peftReader) adapter() format.Adapter {
 			p.out.Beside = append(p.out.Beside, format.Beside{Action: format.Replace, Target: key.module, Tensor: i})
 		case roleTokens:
 			p.tokens(key.module, i)
+		case roleState:
+			p.opaque(i)
+			p.require(stateOf(p.tensors[i].Name), p.tensors[i].Name)
 		case roleUnknown:
 			p.opaque(i)
 			p.require(format.FeatureUnknownTensor, p.tensors[i].Name)

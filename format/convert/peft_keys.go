@@ -15,6 +15,7 @@ const (
 	rolePlain      peftRole = "plain"   // a parameter of the base that is replaced
 	roleUnknown    peftRole = "unknown" // a key with a word of PEFT in it that has no meaning here
 	roleTokens     peftRole = "tokens"
+	roleState      peftRole = "state" // of a method's training, which merging leaves out
 	roleA          peftRole = peftRole(format.RoleA)
 	roleB          peftRole = peftRole(format.RoleB)
 	roleBias       peftRole = peftRole(format.RoleBias)
@@ -57,6 +58,20 @@ var peftTails = []struct {
 	{"token_adapter.trainable_tokens_delta.*", roleTokens},
 }
 
+// states are the segments under which methods keep what only their training needs: VeLoRA the projection of activations, MonteCLoRA the
+// sampler of perturbations. PEFT merges such adapters as ordinary ones.
+var states = map[string]string{"lora_velora_embed": format.FeatureVeLoRA, "lora_monteclora_sampler": format.FeatureMonteCLoRA}
+
+// stateOf is the feature that a key with the role state belongs to.
+func stateOf(key string) string {
+	for _, part := range strings.Split(key, ".") {
+		if f := states[part]; f != "" {
+			return f
+		}
+	}
+	return ""
+}
+
 // peftPrefix is what PeftModel puts in front of every module path of the model that it wraps.
 const peftPrefix = "base_model.model."
 
@@ -68,6 +83,9 @@ func parsePEFTKey(key string) peftKey {
 		if n, adapter := matchTail(parts, strings.Split(g.tail, ".")); n > 0 && n < len(parts) {
 			return peftKey{module: strings.Join(parts[:len(parts)-n], "."), role: g.role, adapter: adapter}
 		}
+	}
+	if i := slices.IndexFunc(parts, func(s string) bool { return states[s] != "" }); i > 0 {
+		return peftKey{module: plain, role: roleState}
 	}
 	// A replaced parameter of a module that is wrapped: by a LoRA layer, or by modules_to_save in a raw state dict.
 	n := len(parts)

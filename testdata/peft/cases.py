@@ -727,6 +727,25 @@ MERGE += [
     residual("olora-bf16", "llama-bf16", "olora", "Every linear layer of a BF16 base.", target_modules=LINEARS, r=6),
 ]
 
+# Methods that merge as ordinary LoRA and save what their training needs.
+
+MERGE += [
+    merge(
+        "velora",
+        "llama-f32",
+        lora(velora_config=peft.tuners.lora.VeloraConfig(num_groups=4)),
+        "VeLoRA saves a projection of activations.",
+        warn=["left out"],
+    ),
+    merge(
+        "monteclora",
+        "llama-bf16",
+        lora(monteclora_config=peft.tuners.lora.MontecloraConfig(num_samples=2, buffer_size=2)),
+        "MonteCLoRA saves its sampler.",
+        warn=["left out"],
+    ),
+]
+
 # Refused: kinds of LoRA.
 
 VARIANTS = [
@@ -790,20 +809,6 @@ VARIANTS = [
         lora(layer_replication=[[0, 2], [1, 2]]),
         ["layer_replication"],
         "The adapter is trained on a restacked base.",
-    ),
-    refuse(
-        "velora",
-        "llama-f32",
-        lora(velora_config=peft.tuners.lora.VeloraConfig(num_groups=4)),
-        ["velora"],
-        "VeLoRA.",
-    ),
-    refuse(
-        "monteclora",
-        "llama-f32",
-        lora(monteclora_config=peft.tuners.lora.MontecloraConfig(num_samples=2, buffer_size=2)),
-        ["monteclora"],
-        "MonteCLoRA.",
     ),
     refuse("pissa", "llama-f32", lora(init_lora_weights="pissa"), ["pissa", "--recompute-residual"], "PiSSA, not converted."),
     refuse(

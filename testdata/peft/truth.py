@@ -250,7 +250,7 @@ def by_formula(base: str, adapters: list[Path], weights: list[float], add=None, 
                 rank = tensors[f"{module}.lora_B.weight"].shape[1]
                 found = target(f"{module}.bias")
                 merged[found] = merged[found] + scaling(config, module, rank) * weight * b
-            elif tail in ("A.weight", "embedding_A", "magnitude_vector"):
+            elif tail in ("A.weight", "embedding_A", "magnitude_vector") or tail.startswith(("velora", "monteclora")):
                 pass
             elif name.endswith(".token_adapter.trainable_tokens_delta"):
                 module = name.removesuffix(".token_adapter.trainable_tokens_delta")
