@@ -48,7 +48,7 @@ func benchmark[T Float](b *testing.B, k *Kernel, d dtype.Type, r int) {
 
 // BenchmarkSlow times what an element costs that the fast pass leaves open: in float64, and, for exact ties, in exact arithmetic.
 func BenchmarkSlow(b *testing.B) {
-	for _, d := range []dtype.Type{dtype.BF16, dtype.F32} {
+	for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
 		for _, r := range []int{16, 64, 256} {
 			for _, ties := range []bool{false, true} {
 				b.Run(fmt.Sprintf("ties=%v/r=%d/dtype=%v", ties, r, d), func(b *testing.B) {
