@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"math"
 	"math/big"
 
@@ -41,8 +42,9 @@ func account(st *Stats, w, delta, result float64) {
 	}
 	if !isFinite(result) {
 		st.NaNAfter++
+		return
 	}
-	if isFinite(w) && isFinite(delta) && isFinite(result) {
+	if isFinite(w) && isFinite(delta) {
 		moved := result - w
 		st.NormW += w * w
 		st.NormDelta += delta * delta
@@ -63,17 +65,27 @@ func (u *Update[T]) decide64(i, j int, w float64, out []byte) (delta float64, ok
 	}
 	x := w + delta
 	e := u.bound64*float64(u.lBound[i])*float64(u.rNorm[j]) + u.floor64 + slack64*math.Abs(x)
-	if !isFinite(x) || !isFinite(e) {
+	if !(math.Abs(x)+e <= math.MaxFloat64) {
 		return delta, false
 	}
-	var lo, hi [4]byte
-	dtype.Store(u.d, lo[:], 0, x-e)
-	dtype.Store(u.d, hi[:], 0, x+e)
-	if lo != hi || !isFinite(dtype.Load(u.d, lo[:], 0)) {
-		return delta, false
+	switch u.d {
+	case dtype.BF16:
+		lo, hi := dtype.BF16FromFloat64(x-e), dtype.BF16FromFloat64(x+e)
+		if ok = lo == hi && lo&0x7f80 != 0x7f80; ok {
+			binary.LittleEndian.PutUint16(out, lo)
+		}
+	case dtype.F16:
+		lo, hi := dtype.F16FromFloat64(x-e), dtype.F16FromFloat64(x+e)
+		if ok = lo == hi && lo&0x7c00 != 0x7c00; ok {
+			binary.LittleEndian.PutUint16(out, lo)
+		}
+	default:
+		lo, hi := math.Float32bits(float32(x-e)), math.Float32bits(float32(x+e))
+		if ok = lo == hi && lo&0x7f800000 != 0x7f800000; ok {
+			binary.LittleEndian.PutUint32(out, lo)
+		}
 	}
-	copy(out, lo[:])
-	return delta, true
+	return delta, ok
 }
 
 // dot is the sum of l_k·r_k in four sums that do not wait for each other; r_k is r[k·stride].
