@@ -54,7 +54,7 @@ func (f factor) to(first int) factor {
 
 // add adds a term s·B·A, or where the base stores the weight transposed, s·Aᵀ·Bᵀ.
 func (t *target) add(x term, b, a factor, transposed bool) {
-	x.left, x.right = b, a
+	x.left, x.right, x.transposed = b, a, transposed
 	if transposed {
 		x.left, x.right = a, b
 	}

@@ -1,6 +1,7 @@
 package merge
 
 import (
+	"fmt"
 	"io"
 	"slices"
 	"sort"
@@ -54,7 +55,7 @@ func (p *Plan) restoreHeaders() error {
 			}
 			f := p.fileOf(r.record, i)
 			if !sameTensors(h, p.base.Files[f].Header) {
-				return fault.New(fault.Mismatch, "the header in the undo record has other tensors than %s", p.base.Files[f].Path).In(r.Name)
+				return &fault.Error{Kind: fault.Corrupt, Rule: undo.RuleBefore, Path: r.Name, Msg: fmt.Sprintf("the header before the merge has other tensors than %s", p.base.Files[f].Path)}
 			}
 			p.restored[f] = &restored{r.record.Files[i].Before, raw, h}
 		}

@@ -85,6 +85,7 @@ type term struct {
 	module      string
 	band        int
 	scale       float64 // S = ω·s
+	transposed  bool    // the base stores the weight n×m, so Left is Aᵀ and Right Bᵀ
 	rank        int
 	left, right factor
 	residual    *residual // in their place: a part of the base that is taken out

@@ -65,7 +65,9 @@ func (p *Plan) addRecord(r *Record, firstAdapter int, merged, byTensor map[strin
 		d := &r.record.Tensors[i]
 		ref, ok := p.base.Lookup(d.Name)
 		if !ok || ref.File != p.fileOf(r.record, d.File) || ref.Tensor.DType.String() != d.DType || !slices.Equal(ref.Tensor.Shape, d.Shape) {
-			return fault.New(fault.Mismatch, "the undo record is of another checkpoint: it has %q as %s of shape %d, and this checkpoint has no such tensor", d.Name, d.DType, d.Shape)
+			e := fault.New(fault.Mismatch, "the undo record is of another checkpoint: it has %q as %s of shape %d, and this checkpoint has no such tensor", d.Name, d.DType, d.Shape)
+			e.Rule = undo.RuleHeader
+			return e
 		}
 		t := merged[d.Name]
 		if t == nil {
@@ -96,7 +98,7 @@ func otherReading(name string) error {
 func sameTerms(have []term, want []undo.Term, firstAdapter int) bool {
 	got := make([]undo.Term, len(have))
 	for i, t := range have {
-		got[i] = undo.Term{Adapter: t.adapter - firstAdapter, Module: t.module, Scale: t.scale}
+		got[i] = undo.Term{Adapter: t.adapter - firstAdapter, Module: t.module, Scale: t.scale, Transposed: t.transposed}
 	}
 	order := func(a, b undo.Term) int {
 		return cmp.Or(cmp.Compare(a.Adapter, b.Adapter), cmp.Compare(a.Module, b.Module), cmp.Compare(a.Scale, b.Scale))

@@ -212,7 +212,7 @@ func (p *Plan) describeTensor(t *target, file int) undo.Tensor {
 	if t.predictable() {
 		d.Predict = undo.Subtract
 		for i := range t.terms {
-			d.Terms = append(d.Terms, undo.Term{Adapter: t.terms[i].adapter - p.nRemoved, Module: t.terms[i].module, Scale: t.terms[i].scale})
+			d.Terms = append(d.Terms, undo.Term{Adapter: t.terms[i].adapter - p.nRemoved, Module: t.terms[i].module, Scale: t.terms[i].scale, Transposed: t.terms[i].transposed})
 		}
 	}
 	return d

@@ -19,12 +19,12 @@ def digest(s): return re.fullmatch("[0-9a-f]{64}", s)
 TABLES = {record: dict(member.split(" ") for member in members.split(", ")) for record, members in {
     "undo": "undo integer, tool text, adapters [adapter], files [file], tensors [tensor]",
     "adapter": "name text, content text, weight number", "file": "name text, before header, after header, rest [integer]",
-    "header": "bytes integer, sha256 text", "term": "adapter integer, module text, scale number",
+    "header": "bytes integer, sha256 text", "term": "adapter integer, module text, scale number, transposed boolean",
     "tensor": "name text, file integer, dtype text, shape [integer], block integer, predict text, terms [term]"}.items()}
 def typed(v, kind, at):  # U3: v is of a table or type, with all members and no others
     def fits(ok): need(ok, "U3", f"{at} is {str(v)[:100]!r}, due is {kind}")
     if kind[0] == "[": return fits(isinstance(v, list)) or [typed(x, kind[1:-1], f"{at}[{i}]") for i, x in enumerate(v)]
-    types = {"integer": (int,), "number": (int, float), "text": (str,)}
+    types = {"integer": (int,), "number": (int, float), "text": (str,), "boolean": (bool,)}
     fits(type(v) in types[kind] if kind in types else isinstance(v, dict) and v.keys() == TABLES[kind].keys())
     for k, t in TABLES.get(kind, {}).items(): typed(v[k], t, f"{at}.{k}")
     fits(kind != "number" or abs(v) <= sys.float_info.max)
@@ -110,13 +110,13 @@ def rounded(v, dtype, exponent):  # the bits of RN(v · 2^exponent), where the e
     a = (a + (1 << drop - 1) - 1 + (a >> drop & 1)) >> drop
     return min((k << f) + a, (1 << e) - 1 << f) | (v < 0) << e + f
 
-def predict(t, merged, terms):  # p of all elements; terms are (scale, (A, B)) with A and B as (dtype, shape, bytes)
+def predict(t, merged, terms):  # p of all elements; terms are (scale, (A, B), transposed), A and B as (dtype, shape, bytes)
     x, dtype, sums = words(merged, BITS[t["dtype"]]), t["dtype"], []
     if t["predict"] == "same": return x
     need(len(t["shape"]) == 2 and dtype in FLOATS, "terms", f"{dtype} {t['shape']}: linear layers only")
-    for scale, (a, b) in terms:
+    for scale, (a, b), transposed in terms:
         (s, den), (a, ea), (b, eb) = float(scale).as_integer_ratio(), matrix(*a), matrix(*b)
-        left, right = (b, [*zip(*a)]) if [len(b), len(a[0])] == t["shape"] else ([*zip(*a)], b)  # s·B·A, or its transpose
+        left, right = ([*zip(*a)], b) if transposed else (b, [*zip(*a)])
         need([len(left), len(right)] == t["shape"], "terms", f"{len(left)}×{len(right)} for {t['shape']}")
         sums.append((s, ea + eb + 1 - den.bit_length(), left, right))
     low, inf = min([smallest(dtype) - 1, *(s[1] for s in sums)]), (1 << FLOATS[dtype][0]) - 1 << FLOATS[dtype][1]
@@ -158,8 +158,8 @@ def unmerge(merged, adapters, record):  # section 5: {file name: bytes} before t
         for e, start in zip(table, blocks(t)):
             now = data[begin + start * size:min(begin + (start + t["block"]) * size, end)]
             need(zlib.crc32(now) == e[3], "U15", f"{t['name']}, block at element {start}")
-        terms = [(x["scale"], adapters[d["adapters"][x["adapter"]]["content"]].get(x["module"])) for x in t["terms"]]
-        p = need(all(ab for _, ab in terms), "terms", f"{t['terms']}: no such layer") or predict(t, data[begin:end], terms)
+        terms = [(x["scale"], adapters[d["adapters"][x["adapter"]]["content"]].get(x["module"]), x["transposed"]) for x in t["terms"]]
+        p = need(all(ab for _, ab, _ in terms), "terms", f"{t['terms']}: no such layer") or predict(t, data[begin:end], terms)
         for e, start in zip(table, blocks(t)):
             block = p[start:start + t["block"]]
             for j, z in residuals(streams[k][1], e, len(block), bits): block[j] = step(block[j], z, bits)

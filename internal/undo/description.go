@@ -111,6 +111,9 @@ type Term struct {
 	Adapter int     `json:"adapter"` // index into Adapters
 	Module  string  `json:"module"`  // the adapter's name of it
 	Scale   float64 `json:"scale"`   // S = ω·s
+
+	// Transposed: the checkpoint stores the weight n×m, and Σ is the transpose of S·B·A.
+	Transposed bool `json:"transposed"`
 }
 
 // Records reports whether a tensor of dtype d can be in a record: its elements are whole bytes.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -37,6 +38,7 @@ var ruleKinds = [...]fault.Kind{
 
 // The rules that package merge checks.
 const (
+	RuleBefore = "U5"  // the header before has the tensors of the one after
 	RuleRest   = "U13" // as many sums as there are pieces
 	RuleHeader = "U14" // the headers are those that the merge has written
 	RuleValues = "U15" // and so are the values
@@ -74,6 +76,9 @@ func Open(src format.Source) (*Record, error) {
 	a := &m.Adapters[0]
 	if len(a.Layers) > 0 {
 		return nil, broken(1, "an undo record with layers")
+	}
+	if !slices.ContainsFunc(a.Requires, func(r format.Requirement) bool { return r.Feature == format.FeatureUndo }) {
+		return nil, broken(1, "an undo record that does not require the feature %q", format.FeatureUndo)
 	}
 	for i := range a.Beside {
 		if a.Beside[i].Action != format.Opaque {

@@ -54,6 +54,11 @@ func checkValue(d *json.Decoder, t reflect.Type, where string) error {
 			return fmt.Errorf("%q is %v, want a text", where, token)
 		}
 		return nil
+	case reflect.Bool:
+		if _, ok := token.(bool); !ok {
+			return fmt.Errorf("%q is %v, want true or false", where, token)
+		}
+		return nil
 	default:
 		if _, ok := token.(json.Number); !ok {
 			return fmt.Errorf("%q is %v, want a number", where, token)

@@ -8,7 +8,7 @@ from record import record, sha
 
 TABLES = {"undo": ("undo", "tool", "adapters", "files", "tensors"), "adapter": ("name", "content", "weight"),
           "file": ("name", "before", "after", "rest"), "header": ("bytes", "sha256"),
-          "tensor": ("name", "file", "dtype", "shape", "block", "predict", "terms"), "term": ("adapter", "module", "scale")}
+          "tensor": ("name", "file", "dtype", "shape", "block", "predict", "terms"), "term": ("adapter", "module", "scale", "transposed")}
 
 
 def tables(d):
@@ -88,7 +88,7 @@ def text(m, at):
     put("deep", lambda b: b'{"undo":1,"tool":' + b"[" * 100000, "arrays nested 100,000 deep")
     wrong = {"undo": ["1", 1.5], "tool": [7], "adapters": [{}, [None]], "tensors": [None], "weight": ["1", None], "rest": [["1"], [0.5], [None]],
              "before": [[]], "sha256": [None], "bytes": [0.5], "file": ["0", None], "dtype": [7], "shape": [["6"], [-2, 3], None], "block": [0.5],
-             "terms": [{}], "module": [None], "scale": ["1", None]}
+             "terms": [{}], "module": [None], "scale": ["1", None], "transposed": [0, None]}
     # Where a member is not there, what another rule wants of it is not there either.
     also = {"adapters": "U4", "content": "U4", "files": "U6 U14", "tensors": "U6", "before": "U5", "after": "U5", "sha256": "U5", "bytes": "U5",
             "rest": "U13", "dtype": "U7", "block": "U8", "predict": "U10", "terms": "U10"}

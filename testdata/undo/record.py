@@ -130,9 +130,13 @@ class Tensor:
             out.append(x if sigma == 0 or not finite else nearest(value(x, self.dtype) - sigma, self.dtype))
         return out
 
+    def is_transposed(self, adapter, module):
+        (_, a), (_, b) = adapter.layers[module]
+        return [len(b), len(a[0])] != self.shape
+
     def product(self, adapter, module, i, j):
         (da, a), (db, b) = adapter.layers[module]
-        if [len(b), len(a[0])] != self.shape:
+        if self.is_transposed(adapter, module):
             i, j = j, i
             assert [len(a[0]), len(b)] == self.shape
         return sum(value(b[i][k], db) * value(a[k][j], da) for k in range(adapter.rank))
@@ -210,14 +214,14 @@ def describe(m):
     def identity(b):
         return {"bytes": len(b), "sha256": sha(b)}
 
-    def term(a, module):
+    def term(t, a, module):
         s = a.scale()
-        return {"adapter": m.adapters.index(a), "module": module, "scale": int(s) if s == int(s) else s}
+        return {"adapter": m.adapters.index(a), "module": module, "scale": int(s) if s == int(s) else s, "transposed": t.is_transposed(a, module)}
     return {"undo": 1, "tool": "make.py",
             "adapters": [{"name": a.name, "content": a.content, "weight": a.weight} for a in m.adapters],
             "files": [{"name": f.name, "before": identity(f.before), "after": identity(f.after), "rest": f.rest()} for f in m.files],
             "tensors": [{"name": t.name, "file": i, "dtype": t.dtype, "shape": t.shape, "block": t.block,
-                         "predict": "subtract" if t.terms else "same", "terms": [term(*x) for x in t.terms]} for i, t in m.changed]}
+                         "predict": "subtract" if t.terms else "same", "terms": [term(t, *x) for x in t.terms]} for i, t in m.changed]}
 
 
 def stock(b):
