@@ -81,7 +81,7 @@ func (t *running) loadRescaled(allowNonFinite bool) (*kernel.Rescaled, error) {
 	m := t.dora
 	nRows, nCols := t.shape()
 	values := make([]float64, m.tensor().Elements())
-	bad, err := loadFactor(values, wholeA(m.blob, 1), 1, len(values), len(values), 1, m.source.ReadBlobAt)
+	bad, err := loadFactor(values, wholeA(m.blob, 1), 1, len(values), len(values), 1, t.shelf)
 	if err != nil {
 		return nil, err
 	}

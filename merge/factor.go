@@ -66,7 +66,7 @@ const pieceBytes = 1 << 18
 
 // loadFactor writes a factor into a matrix of zeros, element (k, j) of the weight's whole length to dst[k·across + j·along], and
 // counts the values that are not finite.
-func loadFactor[T kernel.Float](dst []T, f factor, rank, whole, across, along int, read readAt) (nonFinite int, err error) {
+func loadFactor[T kernel.Float](dst []T, f factor, rank, whole, across, along int, s *shelf) (nonFinite int, err error) {
 	if f.source == nil {
 		dst[0] = 1
 		return 0, nil
@@ -83,6 +83,22 @@ func loadFactor[T kernel.Float](dst []T, f factor, rank, whole, across, along in
 	if last := int64(f.at + (nOuter-1)*outer + line); last > t.Elements() || f.first+f.length > whole || stored*f.repeat != f.length {
 		return 0, fmt.Errorf("internal error: %q has %d elements, the plan wants up to %d, for %d to %d of %d", t.Name, t.Elements(), last, f.first, f.first+f.length, whole)
 	}
+	raw, err := s.take(f.blob)
+	if err != nil {
+		return 0, err
+	}
+	if raw != nil {
+		for k := range rank {
+			for j := range stored {
+				x := T(dtype.Load(t.DType, raw, f.at+k*f.across+j*f.along))
+				if x-x != 0 {
+					nonFinite++
+				}
+				put(dst, &f, x, k, j, across, along)
+			}
+		}
+		return nonFinite, nil
+	}
 	size := t.DType.Size()
 	perPiece := max(1, pieceBytes/(max(outer, line)*size))
 	var piece []byte
@@ -93,7 +109,7 @@ func loadFactor[T kernel.Float](dst []T, f factor, rank, whole, across, along in
 		if len(values) < span {
 			piece, values = make([]byte, span*size), make([]T, span)
 		}
-		if err := read(piece[:span*size], f.index, int64((f.at+i*outer)*size)); err != nil {
+		if err := f.source.ReadBlobAt(piece[:span*size], f.index, int64((f.at+i*outer)*size)); err != nil {
 			return 0, err
 		}
 		widen(values[:span], t.DType, piece[:span*size])
@@ -107,13 +123,18 @@ func loadFactor[T kernel.Float](dst []T, f factor, rank, whole, across, along in
 				if !byRank {
 					k, j = in, i+o
 				}
-				for at := f.first + j*f.repeat; at < f.first+(j+1)*f.repeat; at++ {
-					dst[k*across+at*along] = x
-				}
+				put(dst, &f, x, k, j, across, along)
 			}
 		}
 	}
 	return nonFinite, nil
+}
+
+// put writes element (k, j) of a factor, which it may stand for several times.
+func put[T kernel.Float](dst []T, f *factor, x T, k, j, across, along int) {
+	for at := f.first + j*f.repeat; at < f.first+(j+1)*f.repeat; at++ {
+		dst[k*across+at*along] = x
+	}
 }
 
 func widen[T kernel.Float](dst []T, d dtype.Type, src []byte) {

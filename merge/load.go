@@ -163,11 +163,11 @@ func loadTerms[T kernel.Float](t *running, terms []term, allowNonFinite bool) (l
 			continue
 		}
 		l, r := make([]T, nRows*term.rank), make([]T, term.rank*nCols)
-		badL, err := loadFactor(l, term.left, term.rank, nRows, 1, term.rank, t.shelf.read(term.left.blob))
+		badL, err := loadFactor(l, term.left, term.rank, nRows, 1, term.rank, t.shelf)
 		if err != nil {
 			return nil, 0, err
 		}
-		badR, err := loadFactor(r, term.right, term.rank, nCols, nCols, 1, t.shelf.read(term.right.blob))
+		badR, err := loadFactor(r, term.right, term.rank, nCols, nCols, 1, t.shelf)
 		if err != nil {
 			return nil, 0, err
 		}

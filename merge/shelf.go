@@ -62,31 +62,19 @@ func (t *target) blobs(band int) []blob {
 	return all
 }
 
-// readAt reads bytes of a blob, as Source.ReadBlobAt does.
-type readAt func(p []byte, i int, off int64) error
-
-// read returns what reads a tensor: from the shelf, if it is kept there.
-func (s *shelf) read(b blob) readAt {
-	if b.source == nil {
-		return nil
-	}
+// take returns the bytes of a tensor that is kept, or nil if it is not.
+func (s *shelf) take(b blob) ([]byte, error) {
 	s.lock.Lock()
 	k := s.books[b]
 	s.lock.Unlock()
 	if k == nil {
-		return b.source.ReadBlobAt
+		return nil, nil
 	}
-	return func(p []byte, i int, off int64) error {
-		k.once.Do(func() {
-			k.raw = make([]byte, b.tensor().NBytes())
-			k.err = b.source.ReadBlobAt(k.raw, i, 0)
-		})
-		if k.err != nil {
-			return k.err
-		}
-		copy(p, k.raw[off:])
-		return nil
-	}
+	k.once.Do(func() {
+		k.raw = make([]byte, b.tensor().NBytes())
+		k.err = b.source.ReadBlobAt(k.raw, b.index, 0)
+	})
+	return k.raw, k.err
 }
 
 // drop gives back what a band needed.
