@@ -3,8 +3,8 @@
 //
 // A merge is planned from headers alone (Open), and the plan fails before a byte is written if a tensor of an adapter is left
 // over, does not fit, or needs something that this version does not know. Run then writes the output in blocks of rows; it
-// appears whole or not at all. Merging changes bytes, never sizes: the output is the base with some ranges of bytes
-// rewritten, plus one entry in the metadata of each changed file that says what was merged.
+// appears whole or not at all. The output is the base with some ranges of bytes rewritten, plus one entry in
+// the metadata of each changed file that says what was merged; only where the options ask for it is a head untied or a vocabulary grown.
 //
 // # The result
 //

@@ -285,11 +285,15 @@ func (t *target) stackUp() error {
 	if len(t.ref.Tensor.Shape) != 3 || t.stacked {
 		return nil
 	}
-	if len(t.terms) > 0 {
-		return fault.New(fault.Mismatch, "%q gets an update as stacked experts and another one as a convolution", t.ref.Tensor.Name)
+	if len(t.terms) > 0 || slices.ContainsFunc(t.undo, func(s step) bool { return len(s.terms) > 0 }) {
+		return stackedAndNot(t.ref.Tensor.Name)
 	}
 	t.stacked, t.nBands = true, max(1, int(t.ref.Tensor.Shape[0]))
 	return nil
+}
+
+func stackedAndNot(name string) error {
+	return fault.New(fault.Mismatch, "%q gets an update as stacked experts and another one as a convolution", name)
 }
 
 // turned decides whether the products stand transposed in a parameter. The shapes tell, and where the parameter is square, the

@@ -48,15 +48,20 @@ func fingerprint(ctx context.Context, c *checkpoint.Checkpoint, ref checkpoint.R
 }
 
 // checkBase compares the tensors that an adapter remembers of its base with those of the base that is there. A name that this
-// base does not have says nothing: the same model can be stored under other names.
-func (p *Plan) checkBase(ctx context.Context, a *format.Adapter) error {
+// base does not have says nothing: the same model can be stored under other names. Nor does a tensor from which a merge is taken out: its
+// values before that are not known yet.
+func (p *Plan) checkBase(ctx context.Context, a *format.Adapter, byTensor map[string]*target) error {
 	if p.options.AnyBase {
 		return nil
 	}
-	var other []string
+	var other, unknown []string
 	for name, want := range a.Base.Fingerprints {
 		ref, ok := p.base.Lookup(name)
 		if !ok {
+			continue
+		}
+		if t := byTensor[name]; t != nil && len(t.undo) > 0 {
+			unknown = append(unknown, name)
 			continue
 		}
 		got, err := fingerprint(ctx, p.base, ref)
@@ -66,6 +71,9 @@ func (p *Plan) checkBase(ctx context.Context, a *format.Adapter) error {
 		if got != want {
 			other = append(other, name)
 		}
+	}
+	if len(other) == 0 && len(unknown) > 0 && len(unknown) == len(a.Base.Fingerprints) {
+		p.warn("whether the adapter was made for this base is not compared: what it remembers are tensors from which another one is taken out")
 	}
 	if len(other) == 0 {
 		return nil

@@ -66,26 +66,23 @@ func (p *Plan) restoreHeaders() error {
 	return nil
 }
 
-// removeStamps takes from the headers what they say about the adapters that are taken out.
+// removeStamps takes from the headers the stamps of the merge that is taken out, the last ones.
 func (p *Plan) removeStamps() error {
 	for _, r := range p.restored {
-		if r.raw == nil {
+		history := historyOf("", r.header)
+		if r.raw == nil || len(history) == 0 {
 			continue
 		}
-		for _, m := range historyOf("", r.header) {
-			if slices.ContainsFunc(m.Adapters, func(a StampAdapter) bool { return !slices.Contains(p.ids[:p.nRemoved], a.Content) }) {
-				if slices.ContainsFunc(m.Adapters, func(a StampAdapter) bool { return slices.Contains(p.ids[:p.nRemoved], a.Content) }) {
-					p.warn("the stamp %s also names adapters that stay, and is kept as it is", m.Key)
-				}
-				continue
-			}
-			raw := r.header.WithoutMetadata(r.raw, m.Key)
-			h, err := safetensors.ReadAlone(raw)
-			if err != nil {
-				return err
-			}
-			r.raw, r.header = raw, h
+		last := &history[len(history)-1]
+		if !slices.ContainsFunc(last.Adapters, func(a StampAdapter) bool { return slices.Contains(p.ids[:p.nRemoved], a.Content) }) {
+			continue
 		}
+		raw := r.header.WithoutMetadata(r.raw, last.Key)
+		h, err := safetensors.ReadAlone(raw)
+		if err != nil {
+			return err
+		}
+		r.raw, r.header = raw, h
 	}
 	return nil
 }

@@ -196,6 +196,7 @@ type PlannedTensor struct {
 	Rank     int         `json:"rank,omitempty"`     // Σ r of the updates
 	Scale    float64     `json:"scale,omitempty"`    // ω·s, where there is one update
 	Replaced bool        `json:"replaced,omitempty"` // a tensor of the adapter takes its place
+	DoRA     bool        `json:"dora,omitempty"`     // rescaled by magnitudes: within one step of the nearest value
 	Rows     int         `json:"rows,omitempty"`     // rows of it that are replaced
 	Updates  []TermShort `json:"updates,omitempty"`  // where there are several
 }
@@ -217,7 +218,7 @@ func (p *Plan) Tensors() []PlannedTensor {
 }
 
 func (p *Plan) describe(t *target) PlannedTensor {
-	d := PlannedTensor{Tensor: t.ref.Tensor.Name, Module: t.module, DType: t.ref.Tensor.DType.String(), Shape: t.ref.Tensor.Shape, Replaced: t.replace != nil}
+	d := PlannedTensor{Tensor: t.ref.Tensor.Name, Module: t.module, DType: t.ref.Tensor.DType.String(), Shape: t.ref.Tensor.Shape, Replaced: t.replace != nil, DoRA: t.dora != nil}
 	if t.rows != nil {
 		d.Rows = len(t.rows.order)
 	}
@@ -259,10 +260,12 @@ func (t *target) update(adapter int) (u TermShort) {
 // of adapters that bands share.
 func (p *Plan) PeakBytes(workers int) int64 {
 	var largest, shared, blocks int64
+	block, buffers := p.blockBytes(), int64(2)
 	for _, t := range p.targets {
 		nRows, nCols := t.shape()
 		if nRows > 0 && nCols > 0 {
 			blocks += (nRows-1)/p.blockRows(t) + 1
+			block = max(block, p.blockRows(t)*nCols*int64(t.ref.Tensor.DType.Size()))
 		}
 		bands := make([]int64, t.nBands)
 		var whole int64
@@ -287,5 +290,8 @@ func (p *Plan) PeakBytes(workers int) int64 {
 		}
 		largest, shared = max(largest, slices.Max(bands)), max(shared, whole)
 	}
-	return min(int64(workers), blocks)*(2*p.blockBytes()+largest) + largest + 2*shared
+	if p.options.Undo != nil || p.nRemoved > 0 {
+		buffers = 5 // values before and after, predictions, and residuals
+	}
+	return min(int64(workers), blocks)*(buffers*block+largest) + largest + 2*shared
 }

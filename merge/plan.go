@@ -24,25 +24,21 @@ type Adapter struct {
 	Weight float64       // ω; 1 applies it as it was trained. Zero is 0, not a default
 }
 
-// Options change how a merge runs, never its bytes, but for those that allow what is refused without them: Again, AnyBase,
-// AllowNonFinite, and OutProjTwice and what begins with Expert, which say what the files do not. With Undo, and where something is taken out,
-// BlockBytes has no effect: records cut tensors in their own blocks.
+// Options change how a merge runs, never its bytes, but for Reading, and for those that allow what is refused without them: Again,
+// AnyBase, AllowNonFinite and GrowVocabulary. Where there are undo records, tensors are cut into whole blocks of theirs, whatever
+// BlockBytes says.
 type Options struct {
-	Workers           int               // goroutines; 0 is one per processor
-	BlockBytes        int               // bytes of the base that a worker holds at a time; 0 is 1 MiB
-	Replace           bool              // replace an existing output
-	Again             bool              // merge an adapter that the base says it already has
-	AnyBase           bool              // merge into a base that is not the one an adapter was made for
-	ExpertInput       int               // the dimension of square experts that lora_A reads, 1 or 2; 0 lets the adapter's release of PEFT decide
-	ExpertsSlowest    bool              // lora_B of stacked experts has one expert after the other, which PEFT does not write
-	OutProjTwice      bool              // add the update of out_proj of nn.MultiheadAttention twice, as PEFT up to 0.21 does
-	Tied              Tied              // what to do with tied ends of which one changes; "" refuses
-	GrowVocabulary    bool              // add rows to embedding and head where an adapter has more
-	RecomputeResidual bool              // take out of the original base what PiSSA and OLoRA have taken out, computed again
-	AllowNonFinite    bool              // go on where factors are not finite, or a finite weight becomes infinite
-	Progress          func(bytes int64) // called from several goroutines with the bytes just written; nil is silent
-	Tool              string            // name and version of the program, for the stamp
-	Undo              io.Writer         // gets the undo record of the merge (spec/UNDO.md); nil writes none. It is one if Run returns nil
+	Reading
+	Workers        int               // goroutines; 0 is one per processor
+	BlockBytes     int               // bytes of the base that a worker holds at a time; 0 is 1 MiB
+	Replace        bool              // replace an existing output
+	Again          bool              // merge an adapter that the base says it already has
+	AnyBase        bool              // merge into a base that is not the one an adapter was made for
+	GrowVocabulary bool              // add rows to embedding and head where an adapter has more
+	AllowNonFinite bool              // go on where factors are not finite, or a finite weight becomes infinite
+	Progress       func(bytes int64) // called from several goroutines with the bytes just written; nil is silent
+	Tool           string            // name and version of the program, for the stamp
+	Undo           io.Writer         // gets the undo record of the merge (spec/UNDO.md); nil writes none. It is one if Run returns nil
 }
 
 // Plan is a merge that is ready to run. It has read headers only.
@@ -136,20 +132,13 @@ func (p *Plan) plan(ctx context.Context) error {
 	if err := p.reshape(); err != nil {
 		return err
 	}
-	index := naming.Index(p.base.Names())
-	if p.options.Tied == Fold {
-		if err := p.alias(index); err != nil {
-			return err
-		}
-	}
 	byTensor := make(map[string]*target)
-	if err := p.addAdapters(ctx, p.nRemoved, len(p.adapters), index, byTensor); err != nil {
+	if err := p.addSteps(ctx, byTensor); err != nil {
 		return err
 	}
-	if err := p.addSteps(ctx, index, byTensor); err != nil {
+	if err := p.addAdapters(ctx, p.nRemoved, len(p.adapters), byTensor); err != nil {
 		return err
 	}
-	p.addMirror(byTensor)
 	if err := p.editIndex(); err != nil {
 		return err
 	}
@@ -198,8 +187,15 @@ func (p *Plan) checkBlocks(t *target) error {
 	return nil
 }
 
-// addAdapters adds adapters from to to−1.
-func (p *Plan) addAdapters(ctx context.Context, from, to int, index *naming.Base, byTensor map[string]*target) error {
+// addAdapters adds the adapters of one merge, from to to−1.
+func (p *Plan) addAdapters(ctx context.Context, from, to int, byTensor map[string]*target) error {
+	index := naming.Index(p.base.Names())
+	p.mirror = [2]string{}
+	if p.options.Tied == Fold && from < to {
+		if err := p.alias(index); err != nil {
+			return err
+		}
+	}
 	for i := from; i < to; i++ {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -208,6 +204,7 @@ func (p *Plan) addAdapters(ctx context.Context, from, to int, index *naming.Base
 			return fault.InFile(err, p.adapters[i].Name)
 		}
 	}
+	p.addMirror(byTensor)
 	return nil
 }
 
@@ -224,7 +221,7 @@ func (p *Plan) addAdapter(ctx context.Context, i int, index *naming.Base, byTens
 	if why, hint := Refusals(p.withoutResiduals(a)); len(why) > 0 {
 		return fault.New(fault.Unsupported, "the adapter cannot be merged: %s", strings.Join(why, "; ")).WithHint("%s", hint)
 	}
-	if err := p.checkBase(ctx, a); err != nil {
+	if err := p.checkBase(ctx, a, byTensor); err != nil {
 		return err
 	}
 	r := &resolver{plan: p, index: i, adapter: a, manifest: manifest, names: index, byTensor: byTensor}

@@ -29,6 +29,7 @@ type TakenOut struct {
 	Tensor    string `json:"tensor"`
 	DType     string `json:"dtype"`
 	Elements  int64  `json:"elements"`
+	Merges    int    `json:"merges"`     // how many were taken out of it
 	Corrected int64  `json:"corrected"`  // elements that subtraction had not brought back, and a record has
 	MayDiffer int64  `json:"may_differ"` // elements that may not be what they were, without a record; 0 is a proof
 }
@@ -105,7 +106,7 @@ func (r *run) report() *Report {
 		}
 		sums[t.target].Add(&r.stats[i])
 		if out[t.target] == nil {
-			out[t.target] = &TakenOut{Tensor: t.ref.Tensor.Name, DType: t.ref.Tensor.DType.String(), Elements: t.ref.Tensor.Elements()}
+			out[t.target] = &TakenOut{Tensor: t.ref.Tensor.Name, DType: t.ref.Tensor.DType.String(), Elements: t.ref.Tensor.Elements(), Merges: len(t.undo)}
 		}
 		out[t.target].Corrected += r.taken[i].corrected
 		out[t.target].MayDiffer += r.taken[i].mayDiffer

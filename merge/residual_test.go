@@ -33,7 +33,7 @@ func TestResidualsAreNotGuessed(t *testing.T) {
 			t.Cleanup(func() { src.Close() })
 			adapters = append(adapters, merge.Adapter{Source: src, Name: name, Weight: 1})
 		}
-		_, err := merge.Open(context.Background(), filepath.Join(fixtures, "bases", c.base), adapters, merge.Options{RecomputeResidual: true})
+		_, err := merge.Open(context.Background(), filepath.Join(fixtures, "bases", c.base), adapters, merge.Options{Reading: merge.Reading{RecomputeResidual: true}})
 		if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), c.word) {
 			t.Errorf("merging %q: %v, want a refusal with the word %q", c.adapters, err, c.word)
 		}

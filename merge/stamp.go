@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -43,7 +44,7 @@ func (p *Plan) readIDs(ctx context.Context) error {
 	return nil
 }
 
-// stamp returns the next free key and the value for this merge.
+// stamp returns the key after the last one and the value for this merge.
 func (p *Plan) stamp(metadata map[string]string) (key, value string, err error) {
 	s := Stamp{Tool: p.options.Tool}
 	for i := p.nRemoved; i < len(p.adapters); i++ {
@@ -52,10 +53,8 @@ func (p *Plan) stamp(metadata map[string]string) (key, value string, err error) 
 	}
 	text, err := json.Marshal(s)
 	n := 1
-	for ; ; n++ {
-		if _, taken := metadata[fmt.Sprint(stampPrefix, n)]; !taken {
-			break
-		}
+	if numbers := stampNumbers(metadata); len(numbers) > 0 {
+		n = numbers[len(numbers)-1] + 1
 	}
 	return fmt.Sprint(stampPrefix, n), string(text), err
 }
@@ -82,18 +81,25 @@ func History(c *checkpoint.Checkpoint) []Merged {
 	return history
 }
 
-func historyOf(file string, h *safetensors.Header) (history []Merged) {
-	for n := 1; ; n++ {
-		key := fmt.Sprint(stampPrefix, n)
-		value, ok := h.Metadata[key]
-		if !ok {
-			return history
+// stampNumbers lists the numbers of the stamps, ascending. One that was taken out leaves a gap.
+func stampNumbers(metadata map[string]string) (numbers []int) {
+	for key := range metadata {
+		if n, err := strconv.Atoi(strings.TrimPrefix(key, stampPrefix)); err == nil && n > 0 && key == fmt.Sprint(stampPrefix, n) {
+			numbers = append(numbers, n)
 		}
-		m := Merged{File: file, Key: key}
-		if json.Unmarshal([]byte(value), &m.Stamp) == nil {
+	}
+	slices.Sort(numbers)
+	return numbers
+}
+
+func historyOf(file string, h *safetensors.Header) (history []Merged) {
+	for _, n := range stampNumbers(h.Metadata) {
+		m := Merged{File: file, Key: fmt.Sprint(stampPrefix, n)}
+		if json.Unmarshal([]byte(h.Metadata[m.Key]), &m.Stamp) == nil {
 			history = append(history, m)
 		}
 	}
+	return history
 }
 
 // checkStamps refuses to merge an adapter that the base says it already has.

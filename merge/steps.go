@@ -6,29 +6,32 @@ import (
 	"slices"
 
 	"github.com/loratool/loratool/internal/fault"
-	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/undo"
 )
 
 // addSteps adds to the targets what is taken out of them.
-func (p *Plan) addSteps(ctx context.Context, index *naming.Base, byTensor map[string]*target) error {
+func (p *Plan) addSteps(ctx context.Context, byTensor map[string]*target) error {
 	if p.nRemoved == 0 {
 		return nil
 	}
-	warnings, anyBase := p.warnings, p.options.AnyBase
+	warnings, options := p.warnings, p.options
 	p.options.AnyBase = true // the checkpoint has other values than the base that the adapters remember
-	defer func() { p.warnings, p.options.AnyBase = warnings, anyBase }()
+	defer func() { p.warnings, p.options = warnings, options }()
 	if p.records == nil {
 		merged := make(map[string]*target)
-		if err := p.addAdapters(ctx, 0, p.nRemoved, index, merged); err != nil {
+		if err := p.addAdapters(ctx, 0, p.nRemoved, merged); err != nil {
 			return err
 		}
 		return p.subtract(merged, byTensor)
 	}
 	first := 0
 	for _, r := range p.records {
+		var err error
+		if p.options.Reading, err = readingOf(r.record.Reading); err != nil {
+			return fault.InFile(err, r.Name)
+		}
 		merged := make(map[string]*target)
-		if err := p.addAdapters(ctx, first, first+len(r.record.Adapters), index, merged); err != nil {
+		if err := p.addAdapters(ctx, first, first+len(r.record.Adapters), merged); err != nil {
 			return err
 		}
 		if err := p.addRecord(r, first, merged, byTensor); err != nil {
@@ -54,7 +57,9 @@ func (p *Plan) subtract(merged, byTensor map[string]*target) error {
 			return fault.New(fault.Unsupported, "the merge has replaced values of %q, and what was there before is in its undo record only", name).
 				WithHint("give the record that merge --undo has written, or take the tensor from the base")
 		}
-		p.addStep(byTensor, t, step{terms: negative(t.terms)})
+		if err := p.addStep(byTensor, t, step{terms: negative(t.terms)}); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -81,7 +86,9 @@ func (p *Plan) addRecord(r *Record, firstAdapter int, merged, byTensor map[strin
 			}
 			s.terms = negative(t.terms)
 		}
-		p.addStep(byTensor, t, s)
+		if err := p.addStep(byTensor, t, s); err != nil {
+			return err
+		}
 	}
 	for name := range merged {
 		return otherReading(name)
@@ -117,12 +124,20 @@ func negative(terms []term) []term {
 	return n
 }
 
-func (p *Plan) addStep(byTensor map[string]*target, merged *target, s step) {
+func (p *Plan) addStep(byTensor map[string]*target, merged *target, s step) error {
 	name := merged.ref.Tensor.Name
 	t := byTensor[name]
 	if t == nil {
-		t = &target{ref: merged.ref, module: merged.module, stacked: merged.stacked, nBands: merged.nBands}
+		t = &target{ref: merged.ref, module: merged.module, nBands: 1}
 		byTensor[name] = t
 	}
+	if merged.stacked {
+		if err := t.stackUp(); err != nil {
+			return err
+		}
+	} else if t.stacked && len(s.terms) > 0 {
+		return stackedAndNot(name)
+	}
 	t.undo = append(t.undo, s)
+	return nil
 }

@@ -51,7 +51,7 @@ func (rec *recording) close() {
 
 // describeMerge says what the plan puts in, and numbers the tensors that change.
 func (p *Plan) describeMerge(number map[*target]int) (d *undo.Description, headers [][]byte) {
-	d = &undo.Description{Tool: p.options.Tool, Files: []undo.File{}, Tensors: []undo.Tensor{}}
+	d = &undo.Description{Tool: p.options.Tool, Reading: p.options.Reading.texts(), Files: []undo.File{}, Tensors: []undo.Tensor{}}
 	for i := p.nRemoved; i < len(p.adapters); i++ {
 		a := &p.adapters[i]
 		d.Adapters = append(d.Adapters, undo.Adapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})

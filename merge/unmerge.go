@@ -190,7 +190,7 @@ func (p *Plan) explainChain(chain []*Record, r *Record) error {
 	for _, m := range History(p.base) {
 		for _, a := range m.Adapters {
 			if !slices.Contains(names, quote(a.Name)) {
-				later = append(later, quote(a.Name))
+				later = append(later, a.Name)
 			}
 		}
 	}
@@ -235,34 +235,56 @@ func describe(given []Adapter, ids []string) string {
 	return strings.Join(all, "; ")
 }
 
-// removeByStamp makes the given adapters those that are taken out, with the weights of the checkpoint's own stamps.
+// removeByStamp makes the given adapters those that are taken out, with the weights that the checkpoint's own stamps have. They must be
+// those of one merge, and the latest of the files that it changed: what came later would be taken for theirs.
 func (p *Plan) removeByStamp(given []Adapter, ids []string) error {
-	for i, a := range given {
-		weights := make(map[float64]bool)
-		for _, m := range History(p.base) {
-			for _, s := range m.Adapters {
-				if s.Content == ids[i] {
-					weights[s.Weight] = true
-				}
-			}
+	isGiven := func(a StampAdapter) bool { return slices.Contains(ids, a.Content) }
+	var latest *Merged
+	stamped := false
+	for _, f := range p.base.Files {
+		history := historyOf(f.Name, f.Header)
+		stamped = stamped || len(history) > 0
+		at := len(history) - 1
+		for at >= 0 && !slices.ContainsFunc(history[at].Adapters, isGiven) {
+			at--
 		}
 		switch {
-		case len(weights) == 0:
-			p.warn("the checkpoint does not say that %s was merged into it", quote(a.Name))
-			if math.IsNaN(a.Weight) {
-				a.Weight = 1
-			}
-		case math.IsNaN(a.Weight) && len(weights) == 1:
-			for w := range weights {
-				a.Weight = w
-			}
-		case math.IsNaN(a.Weight):
-			return fault.New(fault.Mismatch, "%s was merged several times, with different weights", quote(a.Name)).WithHint("give --weight")
-		case !weights[a.Weight]:
-			return fault.New(fault.Mismatch, "%s was not merged with the weight %v, says the checkpoint", quote(a.Name), a.Weight).WithHint("leave --weight out")
+		case at < 0:
+			continue
+		case at < len(history)-1:
+			return fault.New(fault.Mismatch, "%s was merged into %s later than what is to be taken out", quote(history[len(history)-1].Adapters[0].Name), f.Name).
+				WithHint("take out the latest merge first")
+		case len(history[at].Adapters) != len(given) || !slices.ContainsFunc(history[at].Adapters, isGiven) || slices.ContainsFunc(history[at].Adapters, func(a StampAdapter) bool { return !isGiven(a) }):
+			return fault.New(fault.Mismatch, "the latest merge into %s has put in %s together", f.Name, fault.List(namesOf(history[at].Adapters), 3)).
+				WithHint("give all of them, and no others")
 		}
-		p.adapters = append(p.adapters, a)
-		p.ids = append(p.ids, ids[i])
+		latest = &history[at]
+	}
+	if latest == nil && stamped {
+		return fault.New(fault.Mismatch, "the checkpoint names what was merged into it, and %s is not among that", quote(given[0].Name)).WithHint("loratool inspect shows it")
+	}
+	for i, a := range given {
+		weight := a.Weight
+		if latest != nil {
+			weight = latest.Adapters[slices.IndexFunc(latest.Adapters, func(s StampAdapter) bool { return s.Content == ids[i] })].Weight
+		} else {
+			p.warn("the checkpoint does not say that %s was merged into it; if that was done with more than one rounding, more elements may differ than are counted", quote(a.Name))
+			if math.IsNaN(weight) {
+				weight = 1
+			}
+		}
+		if !math.IsNaN(a.Weight) && a.Weight != weight {
+			return fault.New(fault.Mismatch, "the adapter was merged with the weight %v, not %v", weight, a.Weight).In(a.Name).WithHint("leave --weight out: the checkpoint knows it")
+		}
+		a.Weight = weight
+		p.adapters, p.ids = append(p.adapters, a), append(p.ids, ids[i])
 	}
 	return nil
+}
+
+func namesOf(adapters []StampAdapter) (names []string) {
+	for _, a := range adapters {
+		names = append(names, a.Name)
+	}
+	return names
 }

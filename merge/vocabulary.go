@@ -26,7 +26,7 @@ const (
 // reshape gives the base the tensors and rows that its vocabulary gets: a head of its own, and rows for new tokens. The checkpoint then
 // reads as if it had been written so, and nothing else has to know.
 func (p *Plan) reshape() error {
-	if p.options.Tied == "" && !p.options.GrowVocabulary {
+	if p.options.Tied != Untie && !p.options.GrowVocabulary {
 		return nil
 	}
 	switch {
@@ -229,9 +229,12 @@ func (p *Plan) addMirror(byTensor map[string]*target) {
 	from, to := p.mirror[0], p.mirror[1]
 	if t := byTensor[from]; t != nil && to != "" {
 		ref, _ := p.base.Lookup(to)
-		same := *t
-		same.ref, same.module = ref, naming.Module(to)
-		byTensor[to] = &same
+		other := byTensor[to]
+		if other == nil {
+			other = &target{ref: ref, module: naming.Module(to), nBands: 1}
+			byTensor[to] = other
+		}
+		other.terms, other.dora, other.replace, other.rows = t.terms, t.dora, t.replace, t.rows
 	}
 }
 

@@ -83,12 +83,12 @@ func TestTiesAreNotUntiedBlindly(t *testing.T) {
 		options       merge.Options
 		word          string
 	}{
-		{"llama-bf16", "merge/lm-head", merge.Options{Tied: merge.Untie}, "does not tie"},
-		{"llama-bf16", "merge/lm-head", merge.Options{Tied: merge.Fold}, "does not tie"},
-		{"t5", "merge/t5", merge.Options{Tied: merge.Untie}, "scales"},
-		{"llama-tied", "merge/tokens-dict", merge.Options{Tied: merge.Fold}, "both"},
+		{"llama-bf16", "merge/lm-head", merge.Options{Reading: merge.Reading{Tied: merge.Untie}}, "does not tie"},
+		{"llama-bf16", "merge/lm-head", merge.Options{Reading: merge.Reading{Tied: merge.Fold}}, "does not tie"},
+		{"t5", "merge/t5", merge.Options{Reading: merge.Reading{Tied: merge.Untie}}, "scales"},
+		{"llama-tied", "merge/tokens-dict", merge.Options{Reading: merge.Reading{Tied: merge.Fold}}, "both"},
 		{"llama-tied", "merge/grown-vocabulary", merge.Options{GrowVocabulary: true}, "tied"},
-		{"llama-tied", "merge/lm-head", merge.Options{Tied: merge.Untie, Undo: new(strings.Builder)}, "undo record"},
+		{"llama-tied", "merge/lm-head", merge.Options{Reading: merge.Reading{Tied: merge.Untie}, Undo: new(strings.Builder)}, "undo record"},
 	} {
 		_, err := openOne(t, c.base, c.adapter, c.options)
 		if err == nil || !errors.As(err, new(*fault.Error)) || !strings.Contains(err.Error(), c.word) {

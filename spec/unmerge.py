@@ -17,18 +17,18 @@ def identity(header): return {"bytes": len(header), "sha256": sha(header)}
 def digest(s): return re.fullmatch("[0-9a-f]{64}", s)
 
 TABLES = {record: dict(member.split(" ") for member in members.split(", ")) for record, members in {
-    "undo": "undo integer, tool text, adapters [adapter], files [file], tensors [tensor]",
+    "undo": "undo integer, tool text, reading {text}, adapters [adapter], files [file], tensors [tensor]",
     "adapter": "name text, content text, weight number", "file": "name text, before header, after header, rest [integer]",
     "header": "bytes integer, sha256 text", "term": "adapter integer, module text, scale number, transposed boolean",
     "tensor": "name text, file integer, dtype text, shape [integer], block integer, predict text, terms [term]"}.items()}
 def typed(v, kind, at):  # U3: v is of a table or type, with all members and no others
     def fits(ok): need(ok, "U3", f"{at} is {str(v)[:100]!r}, due is {kind}")
     if kind[0] == "[": return fits(isinstance(v, list)) or [typed(x, kind[1:-1], f"{at}[{i}]") for i, x in enumerate(v)]
+    if kind == "{text}": return fits(isinstance(v, dict) and all(isinstance(x, str) for x in v.values()))
     types = {"integer": (int,), "number": (int, float), "text": (str,), "boolean": (bool,)}
     fits(type(v) in types[kind] if kind in types else isinstance(v, dict) and v.keys() == TABLES[kind].keys())
     for k, t in TABLES.get(kind, {}).items(): typed(v[k], t, f"{at}.{k}")
     fits(kind != "number" or abs(v) <= sys.float_info.max)
-
 def describe(record):  # sections 2 and 3: the description, the streams by name, the attachments by name
     try: m, parts, _, _ = read(record)
     except Invalid as e: need(False, "U1", e)

@@ -169,5 +169,8 @@ func percent(x float64) string {
 	if x == 0 {
 		return "0 %"
 	}
+	if x >= 0.995 {
+		return fmt.Sprintf("%.0f %%", 100*x)
+	}
 	return fmt.Sprintf("%.2g %%", 100*x)
 }

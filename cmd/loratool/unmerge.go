@@ -99,9 +99,10 @@ func runUnmerge(c *cli.Context, t *terminal, o *unmergeOptions) error {
 
 type swapOptions struct {
 	removalOptions
-	remove, add cli.StringSlice
-	weights     cli.StringSlice
-	newUndo     string
+	remove, add             cli.StringSlice
+	weights                 cli.StringSlice
+	newUndo                 string
+	anyBase, allowNonFinite bool
 }
 
 func swapCommand(t *terminal) *cli.Command {
@@ -116,6 +117,8 @@ func swapCommand(t *terminal) *cli.Command {
 			&cli.StringSliceFlag{Name: "remove", Usage: "take `ADAPTER` out; once per adapter", Destination: &o.remove},
 			&cli.StringSliceFlag{Name: "add", Usage: "merge `ADAPTER`; once per adapter", Destination: &o.add},
 			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an added adapter by `W`; once per --add, in their order (default: 1)", Destination: &o.weights},
+			&cli.BoolFlag{Name: "any-base", Usage: "merge though an added adapter remembers another base", Destination: &o.anyBase},
+			&cli.BoolFlag{Name: "allow-nonfinite", Usage: "go on where an added adapter holds NaN or infinity, or a weight becomes infinite", Destination: &o.allowNonFinite},
 			&cli.StringFlag{Name: "new-undo", Usage: "write the new undo record to `FILE` (default: OUT" + undoSuffix + ")", Destination: &o.newUndo},
 		),
 		Action: func(c *cli.Context) error { return runSwap(c, t, o) },
@@ -163,7 +166,7 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 	if newUndo == "" {
 		newUndo = undoBeside(o.out)
 	}
-	options := merge.Options{Workers: o.workers, Replace: o.force, Tool: "loratool " + version}
+	options := merge.Options{Workers: o.workers, Replace: o.force, Again: o.force, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite, Tool: "loratool " + version}
 	o.readingOptions.set(&options)
 	return runPlan(t, &planRun{
 		command: "swap", what: "swapping", common: &o.common, out: o.out, record: newUndo, inputs: inputs, dryRun: o.dryRun,
@@ -225,9 +228,10 @@ func (c *closers) close() {
 
 // showUnmerged prints what was taken out.
 func showUnmerged(t *terminal, run *planRun, r *merge.Report) {
-	var elements, corrected, mayDiffer int64
+	var elements, predictions, corrected, mayDiffer int64
 	for _, o := range r.TakenOut {
 		elements += o.Elements
+		predictions += o.Elements * int64(o.Merges)
 		corrected += o.Corrected
 		mayDiffer += o.MayDiffer
 	}
@@ -238,11 +242,11 @@ func showUnmerged(t *terminal, run *planRun, r *merge.Report) {
 		}
 		t.print(tab)
 	}
-	share := func(n int64) string { return percent(float64(n) / float64(max(1, elements))) }
+	share := func(n, of int64) string { return percent(float64(n) / float64(max(1, of))) }
 	if run.approximate {
-		t.printf("subtracted, in %s: %d tensors; at most %s of %s elements, %s, are not what they were\n", run.out, len(r.TakenOut), countText(mayDiffer), countText(elements), share(mayDiffer))
+		t.printf("subtracted, in %s: %d tensors; at most %s of %s elements, %s, are not what they were\n", run.out, len(r.TakenOut), countText(mayDiffer), countText(elements), share(mayDiffer, elements))
 		return
 	}
 	t.printf("restored in %s: %d tensors of %s elements, as they were before the merge, proved by SHA-256; %s of them from the record alone\n",
-		run.out, len(r.TakenOut), countText(elements), share(corrected))
+		run.out, len(r.TakenOut), countText(elements), share(corrected, predictions))
 }

@@ -16,8 +16,10 @@ type Description struct {
 	Version  int       `json:"undo"`
 	Tool     string    `json:"tool"`
 	Adapters []Adapter `json:"adapters"` // in the order of the merge
-	Files    []File    `json:"files"`    // all weight files of the checkpoint
-	Tensors  []Tensor  `json:"tensors"`  // those that the merge changed
+	// Reading is how the adapters were applied where their files do not say it, in words of the program that merged.
+	Reading map[string]string `json:"reading"`
+	Files   []File            `json:"files"`   // all weight files of the checkpoint
+	Tensors []Tensor          `json:"tensors"` // those that the merge changed
 }
 
 // Adapter is one adapter that was merged.
@@ -161,7 +163,7 @@ func (d *Description) check() error {
 	names := make(map[string]bool)
 	for i := range d.Files {
 		f := &d.Files[i]
-		if names[f.Name] || !isDigest(f.Before.SHA256) || !isDigest(f.After.SHA256) || f.Before.Bytes < 8 || f.After.Bytes < 8 {
+		if names[f.Name] || !isDigest(f.Before.SHA256) || !isDigest(f.After.SHA256) || !isHeaderLength(f.Before.Bytes) || !isHeaderLength(f.After.Bytes) {
 			return broken(5, "file %q is described twice or without its headers", f.Name)
 		}
 		names[f.Name] = true
@@ -207,6 +209,9 @@ func (d *Description) checkTensor(t *Tensor) error {
 	}
 	return nil
 }
+
+// isHeaderLength reports whether a header of safetensors can have a length, with the eight bytes in front.
+func isHeaderLength(n int64) bool { return n >= 8 && n <= 100_000_008 }
 
 func isDigest(s string) bool {
 	b, err := hex.DecodeString(s)

@@ -201,7 +201,7 @@ func (r *Record) readTable(tensor int, t *table) error {
 	for i := range n {
 		t.offs[i] = off
 		marks, sizes, escapes, _ := t.lengths(i)
-		if marks+sizes+escapes > d.Block*int64(d.width()) {
+		if marks+sizes+escapes > min(d.Block, d.Elements()-i*d.Block)*int64(d.width()) {
 			return broken(11, "block %d of %q has %d bytes of residuals, more than its values", i, d.Name, marks+sizes+escapes)
 		}
 		off += marks + sizes + escapes

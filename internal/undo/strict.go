@@ -49,6 +49,13 @@ func checkValue(d *json.Decoder, t reflect.Type, where string) error {
 				return err
 			}
 		}
+	case reflect.Map: // of texts
+		if token != json.Delim('{') {
+			return fmt.Errorf("%q is %v, want an object", where, token)
+		}
+		if err := checkTexts(d, where); err != nil {
+			return err
+		}
 	case reflect.String:
 		if _, ok := token.(string); !ok {
 			return fmt.Errorf("%q is %v, want a text", where, token)
@@ -67,6 +74,26 @@ func checkValue(d *json.Decoder, t reflect.Type, where string) error {
 	}
 	_, err = d.Token() // the end of the object or list
 	return err
+}
+
+// checkTexts reads the members of an object of texts, each once.
+func checkTexts(d *json.Decoder, where string) error {
+	seen := make(map[string]bool)
+	for d.More() {
+		token, err := d.Token()
+		if err != nil {
+			return err
+		}
+		name := token.(string)
+		if seen[name] {
+			return fmt.Errorf("the member %q of %q is there twice", name, where)
+		}
+		seen[name] = true
+		if err := checkValue(d, reflect.TypeFor[string](), where+"."+name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkMembers reads the members of an object, which must be those of a struct, each once.

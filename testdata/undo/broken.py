@@ -6,7 +6,7 @@ import merges
 from kit_undo import bad, put
 from record import record, sha
 
-TABLES = {"undo": ("undo", "tool", "adapters", "files", "tensors"), "adapter": ("name", "content", "weight"),
+TABLES = {"undo": ("undo", "tool", "reading", "adapters", "files", "tensors"), "adapter": ("name", "content", "weight"),
           "file": ("name", "before", "after", "rest"), "header": ("bytes", "sha256"),
           "tensor": ("name", "file", "dtype", "shape", "block", "predict", "terms"), "term": ("adapter", "module", "scale", "transposed")}
 
@@ -86,7 +86,7 @@ def text(m, at):
     put("weight-infinite", lambda b: b.replace(b'"weight":1.0', b'"weight":1e999'), "a weight beyond float64")
     put("scale-leading-zero", lambda b: b.replace(b'"scale":1', b'"scale":01'), "a number with a leading zero")
     put("deep", lambda b: b'{"undo":1,"tool":' + b"[" * 100000, "arrays nested 100,000 deep")
-    wrong = {"undo": ["1", 1.5], "tool": [7], "adapters": [{}, [None]], "tensors": [None], "weight": ["1", None], "rest": [["1"], [0.5], [None]],
+    wrong = {"undo": ["1", 1.5], "tool": [7], "reading": [[], {"flag": 1}, None], "adapters": [{}, [None]], "tensors": [None], "weight": ["1", None], "rest": [["1"], [0.5], [None]],
              "before": [[]], "sha256": [None], "bytes": [0.5], "file": ["0", None], "dtype": [7], "shape": [["6"], [-2, 3], None], "block": [0.5],
              "terms": [{}], "module": [None], "scale": ["1", None], "transposed": [0, None]}
     # Where a member is not there, what another rule wants of it is not there either.

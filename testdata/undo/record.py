@@ -217,7 +217,7 @@ def describe(m):
     def term(t, a, module):
         s = a.scale()
         return {"adapter": m.adapters.index(a), "module": module, "scale": int(s) if s == int(s) else s, "transposed": t.is_transposed(a, module)}
-    return {"undo": 1, "tool": "make.py",
+    return {"undo": 1, "tool": "make.py", "reading": {},
             "adapters": [{"name": a.name, "content": a.content, "weight": a.weight} for a in m.adapters],
             "files": [{"name": f.name, "before": identity(f.before), "after": identity(f.after), "rest": f.rest()} for f in m.files],
             "tensors": [{"name": t.name, "file": i, "dtype": t.dtype, "shape": t.shape, "block": t.block,
