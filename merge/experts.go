@@ -309,7 +309,7 @@ func (r *resolver) turned(l *format.Layer, s stack, n uint64) (bool, error) {
 		return false, nil
 	}
 	modelType := r.plan.base.Config.ModelType
-	version, known := r.release()
+	version, known := releaseOf(r.manifest.Provenance.Source)
 	why := ""
 	switch {
 	case modelType == "":
@@ -337,10 +337,10 @@ func (r *resolver) undecided(l *format.Layer, s stack, why string) error {
 		WithHint("say it with --expert-input: 1 where lora_A reads the first dimension of an expert (PEFT up to 0.18 on most models, and gpt-oss), 2 where it reads the second")
 }
 
-// release is the release of PEFT that wrote the adapter, as three numbers.
-func (r *resolver) release() (version []int, known bool) {
+// releaseOf is the release of PEFT that wrote an adapter, as three numbers.
+func releaseOf(source string) (version []int, known bool) {
 	version = make([]int, 3)
-	n, _ := fmt.Sscanf(r.manifest.Provenance.Source, "PEFT %d.%d.%d", &version[0], &version[1], &version[2])
+	n, _ := fmt.Sscanf(source, "PEFT %d.%d.%d", &version[0], &version[1], &version[2])
 	return version, n >= 2
 }
 

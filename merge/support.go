@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
 )
 
@@ -115,4 +116,43 @@ func typeList() string {
 	}
 	slices.SortFunc(names, func(a, b string) int { return strings.Compare(strings.ToLower(a), strings.ToLower(b)) })
 	return strings.Join(names, ", ")
+}
+
+// Explain says in words what merge does with what an adapter has beyond the plain formula: a line for every feature that it applies, or
+// applies by a flag.
+func Explain(m *format.Manifest, a *format.Adapter) []string {
+	where := make(map[string][]string)
+	for _, q := range a.Requires {
+		where[q.Feature] = append(where[q.Feature], q.Where)
+	}
+	var lines []string
+	for _, f := range slices.Sorted(maps.Keys(where)) {
+		switch {
+		case recomputed[f]:
+			lines = append(lines, titles[f]+": with --recompute-residual")
+		case !applied[f]:
+		case f == format.FeatureExperts:
+			lines = append(lines, "experts "+fault.List(where[f], 4)+": "+eraOf(m.Provenance.Source))
+		case f == format.FeatureMultiheadAttention:
+			lines = append(lines, titles[f]+"; PEFT adds its update twice, as --out-proj-twice does")
+		default:
+			lines = append(lines, titles[f])
+		}
+	}
+	return lines
+}
+
+// eraOf says how stacked experts by a release of PEFT are read.
+func eraOf(source string) string {
+	const shapes = "; the shapes decide, and the release where an expert is square"
+	version, known := releaseOf(source)
+	switch {
+	case !known:
+		return "no release of PEFT is named; the shapes decide, and --expert-input where an expert is square"
+	case slices.Compare(version, []int{0, 19, 0}) < 0:
+		return "by " + source + ", where lora_A reads the first dimension of an expert" + shapes
+	case slices.Equal(version, []int{0, 19, 0}):
+		return "by " + source + ", where lora_A reads the first dimension of an expert, and the second of models with transposed experts" + shapes
+	}
+	return "by " + source + ", where lora_A reads the inputs of an expert" + shapes
 }

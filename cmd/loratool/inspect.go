@@ -216,6 +216,9 @@ func showAdapter(t *terminal, o *inspectOptions, r *inspect.Adapter) {
 	if r.Mergeable {
 		t.printf("merge     applies it\n")
 	}
+	for _, method := range r.Methods {
+		t.printf("method    %s\n", method)
+	}
 	for _, why := range r.Refusals {
 		t.printf("merge     refuses it: %s\n", why)
 	}

@@ -26,6 +26,7 @@ type Adapter struct {
 	Beside       []BesideTensor `json:"beside"`
 	Requires     []Requirement  `json:"requires"`
 	Mergeable    bool           `json:"mergeable"`
+	Methods      []string       `json:"methods"`  // what merge does beyond the plain formula
 	Refusals     []string       `json:"refusals"` // why merge refuses it
 	Notes        []string       `json:"notes"`
 	Values       *Values        `json:"values,omitempty"`
@@ -98,7 +99,7 @@ type Values struct {
 // Describe reports on a source of one adapter, and in a bundle on all of them together.
 func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, error) {
 	m := src.Manifest()
-	r := &Adapter{Kind: "adapter", Layers: []Layer{}, Beside: []BesideTensor{}, Requires: []Requirement{}, Refusals: []string{}, Notes: append([]string{}, m.Notes...)}
+	r := &Adapter{Kind: "adapter", Layers: []Layer{}, Beside: []BesideTensor{}, Requires: []Requirement{}, Methods: []string{}, Refusals: []string{}, Notes: append([]string{}, m.Notes...)}
 	counts := make(dtypeCounts)
 	for i := range m.Tensors {
 		t := &m.Tensors[i]
@@ -121,6 +122,7 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 		for _, q := range a.Requires {
 			r.Requires = append(r.Requires, Requirement{q.Feature, q.Where})
 		}
+		r.Methods = append(r.Methods, merge.Explain(m, a)...)
 		why, _ := merge.Refusals(a)
 		r.Refusals = append(r.Refusals, why...)
 	}

@@ -120,3 +120,40 @@ func TestDescribeSaysWhatTheFixturesAre(t *testing.T) {
 		}
 	}
 }
+
+// TestDescribeExplainsMethods: what merge does with an adapter, and for stacked experts by what it decides.
+func TestDescribeExplainsMethods(t *testing.T) {
+	for _, c := range []struct {
+		dir   string
+		words []string
+	}{
+		{"merge/bf16-all-linear/adapter", nil},
+		{"merge/dora-gpt2/adapter", []string{"DoRA"}},
+		{"merge/experts/adapter", []string{"mlp.experts.down_proj", "PEFT 0.21.2", "reads the inputs"}},
+		{"merge/experts-0.18/adapter", []string{"PEFT 0.18.1", "first dimension"}},
+		{"merge/experts-0.19.0/adapter", []string{"PEFT 0.19.0", "second of models with transposed experts"}},
+		{"merge/experts-square-flag/adapter", []string{"no release", "--expert-input"}},
+		{"merge/multihead-attention/adapter", []string{"once", "--out-proj-twice"}},
+		{"merge/pissa/adapter", []string{"PiSSA", "--recompute-residual"}},
+		{"refuse/kasa/adapter", nil},
+	} {
+		src, err := convert.Open("../../testdata/peft/" + c.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer src.Close()
+		r, err := Describe(context.Background(), src, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := strings.Join(r.Methods, "\n")
+		if len(c.words) == 0 && text != "" {
+			t.Errorf("%s: methods %q, want none", c.dir, r.Methods)
+		}
+		for _, w := range c.words {
+			if !strings.Contains(text, w) {
+				t.Errorf("%s: methods %q do not mention %q", c.dir, r.Methods, w)
+			}
+		}
+	}
+}
