@@ -155,8 +155,8 @@ func (r *resolver) fits(l *format.Layer, s stack) bool {
 	return uint64(r.nExperts(l)) == s.n && (n == s.d2 && m == s.d1 || n == s.d1 && m == s.d2 && !s.matrix)
 }
 
-// addExperts pairs the layers of a module with its parameters and adds their updates. The order of registration says which is which,
-// and the shapes must agree.
+// addExperts pairs the layers of a module with its parameters and adds their updates. The shapes say which is which, and where several
+// orders fit, the order in which models are known to register the parameters.
 func (r *resolver) addExperts(g *experts) error {
 	stacks := make([]stack, len(g.layers))
 	for i := range g.layers {
@@ -165,24 +165,31 @@ func (r *resolver) addExperts(g *experts) error {
 			return err
 		}
 	}
-	fitting := 0
-	inOrder := false
+	var fitting [][]int // orders of the parameters
 	eachOrder(len(g.layers), func(order []int) {
 		for i, l := range g.layers {
 			if !r.fits(l, stacks[order[i]]) {
 				return
 			}
 		}
-		fitting++
-		inOrder = inOrder || slices.IsSorted(order)
+		fitting = append(fitting, slices.Clone(order))
 	})
-	known := !slices.ContainsFunc(g.names, func(name string) bool { return !naming.IsRegistered(name) })
-	switch {
-	case fitting == 0, !inOrder && known:
+	if len(fitting) == 0 {
 		return r.explainExperts(g, stacks)
-	case !inOrder, fitting > 1 && !known:
+	}
+	inOrder := slices.IsSorted(fitting[0]) // the plain order comes first
+	known := !slices.ContainsFunc(g.names, func(name string) bool { return !naming.IsRegistered(name) })
+	if len(fitting) > 1 && !(known && inOrder) || !inOrder && !g.isUniform() {
 		return fault.New(fault.Unsupported, "it is not known which factors of %q are for which of its parameters %s: their keys do not say it, PEFT nests them in the order in which the model registers them, and %d orders fit the shapes",
-			g.module, strings.Join(g.names, ", "), fitting).WithHint("train one adapter for each of the parameters")
+			g.module, strings.Join(g.names, ", "), len(fitting)).WithHint("train one adapter for each of the parameters")
+	}
+	if !inOrder {
+		names, ordered := slices.Clone(g.names), make([]stack, len(stacks))
+		for i, k := range fitting[0] {
+			g.names[i], ordered[i] = names[k], stacks[k]
+		}
+		stacks = ordered
+		r.plan.warn("the shapes say that the parameters of %q nest in the order %s", g.module, strings.Join(g.names, ", "))
 	}
 	for i, l := range g.layers {
 		if err := r.addStack(g, i, l, stacks[i]); err != nil {
@@ -190,6 +197,11 @@ func (r *resolver) addExperts(g *experts) error {
 		}
 	}
 	return nil
+}
+
+// isUniform reports whether all factors have the same rank and scale, so that these are right whichever parameter they are for.
+func (g *experts) isUniform() bool {
+	return !slices.ContainsFunc(g.layers, func(l *format.Layer) bool { return l.Rank != g.layers[0].Rank || l.Scale() != g.layers[0].Scale() })
 }
 
 func (r *resolver) explainExperts(g *experts, stacks []stack) error {
