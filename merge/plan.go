@@ -231,7 +231,7 @@ func (p *Plan) addAdapter(ctx context.Context, i int, index *naming.Base, byTens
 // check looks for changes to one tensor that do not go together.
 func (t *target) check() error {
 	name := t.ref.Tensor.Name
-	if t.rows != nil && (t.replace != nil || len(t.terms) > 0) {
+	if t.rows != nil && (t.replace != nil && t.replace.source != t.rows.source || len(t.terms) > 0) {
 		return fault.New(fault.Unsupported, "%q is to get trained token rows and another change as well, and their order is not defined", name)
 	}
 	if err := t.checkResidual(); err != nil {

@@ -193,12 +193,12 @@ func (r *resolver) checkFolded(name string) error {
 // isFolded reports that a head is saved with the very values that the adapter saves for the embedding, so that one of them is enough where
 // both are one tensor.
 func (r *resolver) isFolded(b *format.Beside) (bool, error) {
-	if r.plan.options.Tied != Fold || b.Action != format.Replace || !naming.IsHead(naming.Module(b.Target)) {
+	if r.plan.options.Tied != Fold || !naming.IsHead(naming.Module(b.Target)) {
 		return false, nil
 	}
 	for i := range r.adapter.Beside {
 		other := &r.adapter.Beside[i]
-		if other.Action == format.Replace && naming.IsInputEmbedding(naming.Module(other.Target)) && naming.Leaf(other.Target) == naming.Leaf(b.Target) {
+		if other.Action == b.Action && slices.Equal(other.Rows, b.Rows) && naming.IsInputEmbedding(naming.Module(other.Target)) && naming.Leaf(other.Target) == naming.Leaf(b.Target) {
 			return sameBlob(r.blob(b.Tensor), r.blob(other.Tensor))
 		}
 	}

@@ -89,6 +89,9 @@ func parsePEFTKey(key string) peftKey {
 	}
 	// A replaced parameter of a module that is wrapped: by a LoRA layer, or by modules_to_save in a raw state dict.
 	n := len(parts)
+	if n >= 4 && parts[n-2] == "base_layer" && parts[n-3] == "token_adapter" {
+		return peftKey{module: strings.Join(slices.Delete(parts, n-3, n-1), "."), role: rolePlain}
+	}
 	if n >= 3 && parts[n-2] == "base_layer" {
 		return peftKey{module: strings.Join(slices.Delete(parts, n-2, n-1), "."), role: rolePlain}
 	}

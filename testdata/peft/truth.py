@@ -257,7 +257,7 @@ def by_formula(base: str, adapters: list[Path], weights: list[float], add=None, 
                 found = target(f"{module}.weight")
                 merged[found] = merged[found].index_copy(0, torch.tensor(token_rows(config, module)), b)
             else:
-                found = target(name.replace(".base_layer.", "."))
+                found = target(name.replace(".token_adapter.", ".").replace(".base_layer.", "."))
                 if name.endswith(".base_layer.weight") and b.shape == original[found].shape:
                     assert torch.equal(b, original[found]), f"{name} differs from the base"
                 else:
