@@ -156,7 +156,7 @@ func TestLayersOfAnyShapeAreMergedOrRefused(t *testing.T) {
 			}
 		}
 		s.manifest.Adapters = []format.Adapter{a}
-		p, err := merge.Open(context.Background(), base, []merge.Adapter{{Source: s, Name: "made up", Weight: 1}}, merge.Options{RecomputeResidual: rng.IntN(2) == 0, ExpertInput: rng.IntN(3)})
+		p, err := merge.Open(context.Background(), base, []merge.Adapter{{Source: s, Name: "made up", Weight: 1}}, merge.Options{Reading: merge.Reading{RecomputeResidual: rng.IntN(2) == 0, ExpertInput: rng.IntN(3)}})
 		if err != nil {
 			if !errors.As(err, new(*fault.Error)) {
 				t.Fatalf("%+v with %v: %v, which has no kind", l, a.Requires, err)

@@ -64,6 +64,22 @@ func (t *target) add(x term, b, a factor, transposed bool) {
 // pieceBytes is how much of a factor is read at a time, or one line of it if that is longer.
 const pieceBytes = 1 << 18
 
+// lines is the order in which a factor is read from its tensor: line by line, along the larger of its two steps from line to line, along
+// the smaller one within.
+type lines struct {
+	byRank         bool // from line to line, k grows; else j does
+	outer, inner   int  // steps in the tensor
+	nOuter, nInner int
+}
+
+func (f *factor) lines(rank int) lines {
+	stored := f.length / f.repeat
+	if f.across >= f.along {
+		return lines{byRank: true, outer: f.across, nOuter: rank, inner: f.along, nInner: stored}
+	}
+	return lines{outer: f.along, nOuter: stored, inner: f.across, nInner: rank}
+}
+
 // loadFactor writes a factor into a matrix of zeros, element (k, j) of the weight's whole length to dst[k·across + j·along], and
 // counts the values that are not finite.
 func loadFactor[T kernel.Float](dst []T, f factor, rank, whole, across, along int, s *shelf) (nonFinite int, err error) {
@@ -72,15 +88,9 @@ func loadFactor[T kernel.Float](dst []T, f factor, rank, whole, across, along in
 		return 0, nil
 	}
 	t := f.tensor()
-	stored := f.length / f.repeat
-	// The tensor is read line by line: along the larger of the two steps from line to line, along the smaller one within.
-	outer, nOuter, inner, nInner := f.across, rank, f.along, stored
-	byRank := f.across >= f.along
-	if !byRank {
-		outer, nOuter, inner, nInner = f.along, stored, f.across, rank
-	}
-	line := (nInner-1)*inner + 1
-	if last := int64(f.at + (nOuter-1)*outer + line); last > t.Elements() || f.first+f.length > whole || stored*f.repeat != f.length {
+	l := f.lines(rank)
+	line := (l.nInner-1)*l.inner + 1
+	if last := int64(f.at + (l.nOuter-1)*l.outer + line); last > t.Elements() || f.first+f.length > whole || f.length%f.repeat != 0 {
 		return 0, fmt.Errorf("internal error: %q has %d elements, the plan wants up to %d, for %d to %d of %d", t.Name, t.Elements(), last, f.first, f.first+f.length, whole)
 	}
 	raw, err := s.take(f.blob)
@@ -89,7 +99,7 @@ func loadFactor[T kernel.Float](dst []T, f factor, rank, whole, across, along in
 	}
 	if raw != nil {
 		for k := range rank {
-			for j := range stored {
+			for j := range f.length / f.repeat {
 				x := T(dtype.Load(t.DType, raw, f.at+k*f.across+j*f.along))
 				if x-x != 0 {
 					nonFinite++
@@ -100,34 +110,68 @@ func loadFactor[T kernel.Float](dst []T, f factor, rank, whole, across, along in
 		return nonFinite, nil
 	}
 	size := t.DType.Size()
-	perPiece := max(1, pieceBytes/(max(outer, line)*size))
+	perPiece := max(1, pieceBytes/(max(l.outer, line)*size))
+	straight := f.isStraight(&l, across, along)
 	var piece []byte
 	var values []T
-	for i := 0; i < nOuter; i += perPiece {
-		n := min(perPiece, nOuter-i)
-		span := (n-1)*outer + line
-		if len(values) < span {
-			piece, values = make([]byte, span*size), make([]T, span)
+	for i := 0; i < l.nOuter; i += perPiece {
+		n := min(perPiece, l.nOuter-i)
+		span := (n-1)*l.outer + line
+		if len(piece) < span*size {
+			piece = make([]byte, span*size)
 		}
-		if err := f.source.ReadBlobAt(piece[:span*size], f.index, int64((f.at+i*outer)*size)); err != nil {
+		if err := f.source.ReadBlobAt(piece[:span*size], f.index, int64((f.at+i*l.outer)*size)); err != nil {
 			return 0, err
 		}
-		widen(values[:span], t.DType, piece[:span*size])
-		for o := range n {
-			for in := range nInner {
-				x := values[o*outer+in*inner]
-				if x-x != 0 {
-					nonFinite++
-				}
-				k, j := i+o, in
-				if !byRank {
-					k, j = in, i+o
-				}
-				put(dst, &f, x, k, j, across, along)
-			}
+		if straight {
+			to := dst[f.first*along+i*l.outer:][:span]
+			widen(to, t.DType, piece[:span*size])
+			nonFinite += countNonFinite(to)
+			continue
 		}
+		if len(values) < span {
+			values = make([]T, span)
+		}
+		widen(values[:span], t.DType, piece[:span*size])
+		nonFinite += scatter(dst, values, &f, &l, i, n, across, along)
 	}
 	return nonFinite, nil
+}
+
+// isStraight reports whether a factor lies in its tensor as in the matrix, without gaps.
+func (f *factor) isStraight(l *lines, across, along int) bool {
+	outer, inner := across, along
+	if !l.byRank {
+		outer, inner = along, across
+	}
+	return f.repeat == 1 && l.inner == 1 && inner == 1 && l.outer == l.nInner && outer == l.nInner
+}
+
+// scatter puts n lines, from the given one on, in their places in dst, and counts the values that are not finite.
+func scatter[T kernel.Float](dst, values []T, f *factor, l *lines, first, n, across, along int) (nonFinite int) {
+	for o := range n {
+		for in := range l.nInner {
+			x := values[o*l.outer+in*l.inner]
+			if x-x != 0 {
+				nonFinite++
+			}
+			k, j := first+o, in
+			if !l.byRank {
+				k, j = in, first+o
+			}
+			put(dst, f, x, k, j, across, along)
+		}
+	}
+	return nonFinite
+}
+
+func countNonFinite[T kernel.Float](values []T) (n int) {
+	for _, x := range values {
+		if x-x != 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // put writes element (k, j) of a factor, which it may stand for several times.
