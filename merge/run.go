@@ -281,16 +281,19 @@ func (r *run) do(w *worker, b batch) error {
 	if r.plan.options.Progress != nil {
 		r.plan.options.Progress(n)
 	}
-	if out.left.Add(-1) == 0 && j.file < len(r.files)-mostOpen {
-		return out.close()
+	if out.left.Add(-1) == 0 {
+		if j.file < len(r.files)-mostOpen {
+			return out.close()
+		}
+		fileio.StartWriteback(out.file)
 	}
 	return nil
 }
 
-// A file is made durable when all are written: the system has had time to begin, and waits for several of them at once. With very
-// many files the first ones are not kept open for that.
+// A file is made durable when all are written: the system has begun when the file was complete, and waits for several of them at
+// once. With very many files the first ones are not kept open for that.
 const (
-	mostOpen = 256
+	mostOpen = 1024
 	syncers  = 16
 )
 
