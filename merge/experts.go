@@ -21,6 +21,7 @@ type experts struct {
 	module string
 	names  []string        // of the parameters, as the model registers them
 	layers []*format.Layer // by nesting, the innermost first
+	stacks []stack         // the shapes of the parameters
 }
 
 // groupExperts gathers the layers of stacked experts by their modules.
@@ -155,9 +156,9 @@ func (r *resolver) fits(l *format.Layer, s stack) bool {
 	return uint64(r.nExperts(l)) == s.n && (n == s.d2 && m == s.d1 || n == s.d1 && m == s.d2 && !s.matrix)
 }
 
-// addExperts pairs the layers of a module with its parameters and adds their updates. The shapes say which is which, and where several
+// pairExperts pairs the layers of a module with its parameters. The shapes say which is which, and where several
 // orders fit, the order in which models are known to register the parameters.
-func (r *resolver) addExperts(g *experts) error {
+func (r *resolver) pairExperts(g *experts) error {
 	stacks := make([]stack, len(g.layers))
 	for i := range g.layers {
 		var err error
@@ -191,9 +192,29 @@ func (r *resolver) addExperts(g *experts) error {
 		stacks = ordered
 		r.plan.warn("the shapes say that the parameters of %q nest in the order %s", g.module, strings.Join(g.names, ", "))
 	}
+	g.stacks = stacks
 	for i, l := range g.layers {
-		if err := r.addStack(g, i, l, stacks[i]); err != nil {
+		if s := stacks[i]; !s.matrix && s.d1 != s.d2 {
+			n, _ := r.factorShape(l)
+			r.sides[n == s.d1] = true
+		}
+	}
+	return nil
+}
+
+// addExperts adds the updates of all stacked experts.
+func (r *resolver) addExperts() error {
+	r.sides = make(map[bool]bool)
+	for _, g := range r.experts {
+		if err := r.pairExperts(g); err != nil {
 			return err
+		}
+	}
+	for _, g := range r.experts {
+		for i, l := range g.layers {
+			if err := r.addStack(g, i, l, g.stacks[i]); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -308,38 +329,36 @@ func stackedAndNot(name string) error {
 	return fault.New(fault.Mismatch, "%q gets an update as stacked experts and another one as a convolution", name)
 }
 
-// turned decides whether the products stand transposed in a parameter. The shapes tell, and where the parameter is square, the
-// release of PEFT that made the adapter; the user has the last word.
+// turned decides whether the products stand transposed in a parameter. The shapes tell, and where the parameter is square, those of the
+// adapter's other parameters, as PEFT treats all of a model alike; then the release of PEFT. The user has the last word.
 func (r *resolver) turned(l *format.Layer, s stack, n uint64) (bool, error) {
 	if s.matrix || s.d1 != s.d2 {
 		return !s.matrix && n == s.d1, nil
 	}
-	switch r.plan.options.ExpertInput {
-	case 1:
-		return true, nil
-	case 2:
-		return false, nil
-	}
 	modelType := r.plan.base.Config.ModelType
+	transposed := naming.HasTransposedExperts(modelType)
 	version, known := releaseOf(r.manifest.Provenance.Source)
 	why := ""
 	switch {
+	case r.plan.options.ExpertInput > 0:
+		return r.plan.options.ExpertInput == 1, nil
+	case len(r.sides) == 1:
+		r.bySides = append(r.bySides, l.Module)
+		return r.sides[true], nil
+	case len(r.sides) == 2:
+		why = "the other parameters of the adapter do not agree"
 	case modelType == "":
 		why = "the base has no config.json that says what model it is"
-	case naming.HasTurnedExperts(modelType):
-		why = "this model's checkpoints hold the experts transposed, compared with the model in memory, depending on the release of transformers"
 	case !known:
 		why = "the adapter's configuration does not say which release of PEFT made it"
-	default:
-		turned := naming.HasTransposedExperts(modelType)
-		switch {
-		case slices.Compare(version, []int{0, 19, 0}) < 0:
-			turned = true
-		case slices.Equal(version, []int{0, 19, 0}):
-			turned = !turned
-		}
+	case slices.Compare(version, []int{0, 19, 0}) < 0 && !naming.HasTurnedExperts(modelType):
 		r.eras = append(r.eras, l.Module)
-		return turned, nil
+		return true, nil
+	case transposed || naming.HasTurnedExperts(modelType):
+		why = "for a model of type " + modelType + " it also depends on the release of transformers"
+	default:
+		r.eras = append(r.eras, l.Module)
+		return slices.Equal(version, []int{0, 19, 0}), nil
 	}
 	return false, r.undecided(l, s, why)
 }
@@ -360,6 +379,9 @@ func releaseOf(source string) (version []int, known bool) {
 func (r *resolver) noteEras() {
 	if len(r.eras) > 0 {
 		r.plan.warn("the experts are square, and their orientation is that of the release that made the adapter, %s: %s", r.manifest.Provenance.Source, fault.List(r.eras, 3))
+	}
+	if len(r.bySides) > 0 {
+		r.plan.warn("the experts are square, and their orientation is that of the adapter's other parameters: %s", fault.List(r.bySides, 3))
 	}
 	if r.plan.options.ExpertsSlowest && len(r.experts) > 0 {
 		r.plan.warn("lora_B of the experts is read with one expert after the other, as --expert-slowest says")

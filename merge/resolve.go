@@ -27,10 +27,12 @@ type resolver struct {
 	guessed     []string // square weights whose orientation nothing but the configuration says
 	transposed  map[string]int
 	experts     []*experts
-	leftOut     []string // tensors that only training needs
-	residuals   []string // modules of whose weight a part is taken out
-	outProjs    []string // of nn.MultiheadAttention
-	eras        []string // square experts whose orientation the release of PEFT decided
+	leftOut     []string      // tensors that only training needs
+	residuals   []string      // modules of whose weight a part is taken out
+	outProjs    []string      // of nn.MultiheadAttention
+	sides       map[bool]bool // whether products stand transposed in parameters of experts that are not square
+	bySides     []string      // square experts whose orientation these decided
+	eras        []string      // square experts whose orientation the release of PEFT decided
 }
 
 func (r *resolver) resolve() error {
@@ -61,9 +63,7 @@ func (r *resolver) resolve() error {
 	for i := range r.adapter.Layers {
 		errs = append(errs, r.addLayer(&r.adapter.Layers[i]))
 	}
-	for _, g := range r.experts {
-		errs = append(errs, r.addExperts(g))
-	}
+	errs = append(errs, r.addExperts())
 	for i := range r.adapter.Beside {
 		errs = append(errs, r.addBeside(&r.adapter.Beside[i]))
 	}

@@ -65,7 +65,7 @@ var byFlag = []Support{
 	{NeedsFlag, "a vocabulary that has grown", "--grow-vocabulary"},
 	{NeedsFlag, titles[format.FeatureOLoRA], "--recompute-residual"},
 	{NeedsFlag, titles[format.FeaturePiSSA], "--recompute-residual"},
-	{NeedsFlag, "square stacked experts by a release of PEFT that is not known", "--expert-input"},
+	{NeedsFlag, "square stacked experts, where neither other shapes nor the release of PEFT tell their orientation", "--expert-input"},
 	{NeedsFlag, "lora_B of stacked experts with one expert after the other, as unsloth wrote it", "--expert-slowest"},
 	{NeedsFlag, "out_proj of torch.nn.MultiheadAttention twice, as PEFT up to 0.21 has it", "--out-proj-twice"},
 }
@@ -144,11 +144,11 @@ func Explain(m *format.Manifest, a *format.Adapter) []string {
 
 // eraOf says how stacked experts by a release of PEFT are read.
 func eraOf(source string) string {
-	const shapes = "; the shapes decide, and the release where an expert is square"
+	const shapes = "; the shapes decide, and the release where all experts are square"
 	version, known := releaseOf(source)
 	switch {
 	case !known:
-		return "no release of PEFT is named; the shapes decide, and --expert-input where an expert is square"
+		return "no release of PEFT is named; the shapes decide, and --expert-input where all experts are square"
 	case slices.Compare(version, []int{0, 19, 0}) < 0:
 		return "by " + source + ", where lora_A reads the first dimension of an expert" + shapes
 	case slices.Equal(version, []int{0, 19, 0}):

@@ -509,6 +509,7 @@ MERGE += [
 # Experts: raw parameters, most of three dimensions, in target_parameters.
 
 EXPERTS = {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+GATE = {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj"]}
 DOWN = {"target_modules": [], "target_parameters": ["mlp.experts.down_proj"]}
 
 
@@ -548,11 +549,18 @@ MERGE += [
     ),
     experts("experts-gpt-oss", "gpt-oss", lora(**EXPERTS), "gpt-oss has (E, in, out)."),
     experts("experts-gpt-oss-square", "gpt-oss-square", lora(**EXPERTS), "A square gate_up_proj of gpt-oss.", warn=["square"]),
-    experts("experts-square", "mixtral-square", lora(**EXPERTS), "A square gate_up_proj.", warn=["square"]),
+    experts(
+        "experts-square",
+        "mixtral-square",
+        lora(**EXPERTS),
+        "A square gate_up_proj beside a down_proj that is not.",
+        warn=["square", "other parameters"],
+    ),
+    experts("experts-square-alone", "mixtral-square", lora(**GATE), "The same alone.", warn=["square", "PEFT 0.21.2"]),
     experts(
         "experts-square-flag",
         "mixtral-square-stacked",
-        lora(disguise=[set_config(peft_version=None)], **EXPERTS),
+        lora(disguise=[set_config(peft_version=None)], **GATE),
         "A square gate_up_proj, no release in the config (edited), and the flag that says what is what.",
         options={"ExpertInput": 2},
         by_peft=False,
@@ -928,9 +936,16 @@ LAYERS = [
         "The rows of lora_A are no multiple of the rank (edited).",
     ),
     refuse(
+        "experts-gpt-oss-square-alone",
+        "gpt-oss-square",
+        lora(**GATE),
+        ["square", "--expert-input", "transformers"],
+        "A square parameter of gpt-oss alone: PEFT goes by a mark that transformers 5 sets and transformers 4 does not.",
+    ),
+    refuse(
         "experts-square-no-version",
         "mixtral-square",
-        lora(set_config(peft_version=None), **EXPERTS),
+        lora(set_config(peft_version=None), **GATE),
         ["square", "--expert-input"],
         "The experts' gate_up_proj is square, and the config does not say which release of PEFT made the adapter (edited).",
     ),
