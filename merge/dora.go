@@ -114,6 +114,9 @@ func (r *run) measure(ctx context.Context, workers []worker) error {
 
 func (r *run) measureColumns(ctx context.Context, workers []worker, t *running, in *outFile) error {
 	nRows, nCols := t.shape()
+	if nRows == 0 || nCols == 0 {
+		return nil
+	}
 	update, err := t.loadRescaled(r.plan.options.AllowNonFinite) // read again for the merge, so that one tensor's are held at a time
 	if err != nil {
 		return err

@@ -23,7 +23,7 @@ type Rescaled struct {
 }
 
 // RescaleScratch is the memory of one worker. The zero value is ready.
-type RescaleScratch struct{ v, low, delta []float64 }
+type RescaleScratch struct{ w, v, low, delta, out []float64 }
 
 // PrepareRescaled makes an update of a rows×cols matrix of dtype d. A magnitude of as many elements as there are rows, with no
 // norms, belongs to the rows; with norms, from ColumnNorms, to the columns. It keeps its arguments.
@@ -97,9 +97,13 @@ func (u *Rescaled) Merge(w []byte, row0 int, st *Stats, s *RescaleScratch) {
 			if u.d == dtype.F64 {
 				out = rescaleDouble(m, double{v, s.low[j]}, n, out)
 			}
-			before := dtype.Load(u.d, w, j)
+			s.out[j] = out
 			dtype.Store(u.d, w, j, out)
-			account(st, before, out-before, dtype.Load(u.d, w, j))
+		}
+		stored := s.delta
+		dtype.Widen64(stored, u.d, w)
+		for j, before := range s.w {
+			account(st, before, s.out[j]-before, stored[j])
 		}
 	}
 }
@@ -107,10 +111,13 @@ func (u *Rescaled) Merge(w []byte, row0 int, st *Stats, s *RescaleScratch) {
 // row computes a row of v, and in s.low what it lacks in float64 if the matrix is F64, else zeros.
 func (u *Rescaled) row(w []byte, i int, s *RescaleScratch) {
 	if len(s.v) != u.cols {
-		s.v, s.low, s.delta = make([]float64, u.cols), make([]float64, u.cols), make([]float64, u.cols)
+		for _, line := range []*[]float64{&s.w, &s.v, &s.low, &s.delta, &s.out} {
+			*line = make([]float64, u.cols)
+		}
 	}
+	dtype.Widen64(s.w, u.d, w)
 	if u.d == dtype.F64 {
-		u.rowDouble(w, i, s)
+		u.rowDouble(i, s)
 		return
 	}
 	clear(s.low)
@@ -135,16 +142,15 @@ func (u *Rescaled) row(w []byte, i int, s *RescaleScratch) {
 			}
 		}
 	}
-	dtype.Widen64(s.v, u.d, w)
 	for j := range delta {
-		s.v[j] += delta[j]
+		s.v[j] = s.w[j] + delta[j]
 	}
 }
 
 // rowDouble is row in double-double arithmetic.
-func (u *Rescaled) rowDouble(w []byte, i int, s *RescaleScratch) {
+func (u *Rescaled) rowDouble(i int, s *RescaleScratch) {
 	for j := range u.cols {
-		v := double{dtype.Load(u.d, w, j), 0}
+		v := double{s.w[j], 0}
 		for t := range u.terms {
 			term := &u.terms[t]
 			var sum double
