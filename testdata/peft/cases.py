@@ -503,6 +503,12 @@ MERGE += [
         "Convolutions with ranks and alphas of their own, and the scale α/√r.",
     ),
     merge("conv-dora", "blocks", lora(use_dora=True, **CONV), "DoRA on convolutions: one magnitude per output channel."),
+    merge(
+        "conv-lora-bias",
+        "blocks",
+        lora(lora_bias=True, target_modules=["conv1", "conv2", "point"], task_type=None),
+        "lora_B of a convolution has a bias.",
+    ),
     merge("conv-dora-f32", "blocks-f32", lora(use_dora=True, **CONV), "The same on an F32 base."),
 ]
 
@@ -754,6 +760,7 @@ MERGE += [
     residual("pissa-rslora", "llama-f16", "pissa", "PiSSA with the scale α/√r.", use_rslora=True, r=3),
     residual("pissa-gpt2", "gpt2", "pissa", "PiSSA on Conv1D.", target_modules=GPT2),
     residual("pissa-weight", "llama-f32", "pissa", "Half of the adapter: half of what was taken out.", weights=[0.5]),
+    residual("pissa-dora", "llama-f32", "pissa", "DoRA on what PiSSA leaves.", use_dora=True),
     residual("olora", "llama-f32", "olora", "OLoRA on the original base."),
     residual("olora-bf16", "llama-bf16", "olora", "Every linear layer of a BF16 base.", target_modules=LINEARS, r=6),
 ]
