@@ -22,8 +22,8 @@ func TestADiskThatFillsUpWhileMergingLeavesNothing(t *testing.T) {
 	before := testkit.Tree(t, dir)
 	for _, base := range []string{base, filepath.Join(base, "model.safetensors")} {
 		outs := t.TempDir()
-		cmd := program("merge", base, adapter, "-o", filepath.Join(outs, "out"), "--workers", "1")
-		r := runUntil(t, cmd, func() bool { return hasLargeFile(outs) }, func(p *os.Process) error { return limitFiles(p.Pid, 1<<20) })
+		args := []string{"merge", base, adapter, "-o", filepath.Join(outs, "out"), "--workers", "1"}
+		r := runUntil(t, outs, args, func() bool { return hasLargeFile(outs) }, func(p *os.Process) error { return limitFiles(p.Pid, 1<<20) })
 		if r.code != exitFailed || !strings.Contains(r.stderr, "file too large") || strings.Contains(r.stderr, "goroutine") {
 			t.Errorf("the exit code is %d, want %d and an error that says why: %s", r.code, exitFailed, r.stderr)
 		}
