@@ -3,6 +3,7 @@ package naming
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -41,7 +42,7 @@ var moves = []*move{
 	newMove("Granite MoE", ".block_sparse_moe.input_linear.weight", ".block_sparse_moe.experts.gate_up_proj",
 		".block_sparse_moe.output_linear.weight", ".block_sparse_moe.experts.down_proj", ".block_sparse_moe.router.layer.", ".block_sparse_moe.router."),
 	newMove("LLaVA and its kin", append(textHalf, "^vision_tower.", "^model.vision_tower.")...),
-	newMove("LLaVA and its kin, with a vision_model", append(textHalf, "^vision_tower.vision_model.", "^model.vision_tower.")...),
+	newMove("LLaVA and its kin", append(textHalf, "^vision_tower.vision_model.", "^model.vision_tower.")...),
 	newMove("Mllama", append(textHalf, "^vision_model.", "^model.vision_model.")...),
 	newMove("Qwen2-VL and Qwen2.5-VL", "^visual.", "^model.visual.", "^model.layers.", "^model.language_model.layers.",
 		"^model.embed_tokens.", "^model.language_model.embed_tokens.", "^model.norm.", "^model.language_model.norm."),
@@ -65,7 +66,7 @@ func MovedModels() []string {
 	for i, m := range moves {
 		names[i] = m.models
 	}
-	return names
+	return slices.Compact(names) // some have two layouts
 }
 
 // textHalf is what models of images and text have in common.
