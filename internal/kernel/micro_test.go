@@ -343,7 +343,7 @@ func randomBlocks[T Float](t *testing.T, d dtype.Type, m micro[T]) {
 	}
 }
 
-// fill sets everything to random numbers of ordinary size. The bound grows from row to row and repeatedly over columns.
+// fill sets everything to random numbers of ordinary size. Bounds are from nothing to some 2²⁰ units.
 func (f *field[T]) fill(rng *rand.Rand, ratio float64) {
 	for e := range f.elements {
 		f.set(e, math.Ldexp(rng.NormFloat64(), rng.IntN(7)-8))
@@ -355,9 +355,9 @@ func (f *field[T]) fill(rng *rand.Rand, ratio float64) {
 		}
 	}
 	for i := range f.lBound {
-		f.lBound[i] = T(unit[T]() * 0.02 * math.Ldexp(rng.Float64(), 3*i))
-		if i == 0 {
-			f.lBound[i] = 0
+		f.lBound[i] = 0
+		if rng.IntN(8) > 0 {
+			f.lBound[i] = T(unit[T]() * 0.02 * math.Ldexp(rng.Float64(), rng.IntN(22)))
 		}
 	}
 	for j := range f.rNorm {
@@ -367,7 +367,7 @@ func (f *field[T]) fill(rng *rand.Rand, ratio float64) {
 }
 
 // TestMicroKernelsBesideMidpoints feeds t itself, as the only product beside w = 0, so that no rounding hides where the kernel
-// takes its decision: t a few units beside a midpoint of D or a value, at both ends of a binade, subnormal, and near the largest
+// takes its decision: t a few units beside a midpoint of D, a value or a power of two, subnormal, and near the largest
 // number; the bound a hair more, or clearly less, than the distance.
 func TestMicroKernelsBesideMidpoints(t *testing.T) {
 	everyMicro(t, besideMidpoints[float32], besideMidpoints[float64])
@@ -376,6 +376,7 @@ func TestMicroKernelsBesideMidpoints(t *testing.T) {
 func besideMidpoints[T Float](t *testing.T, d dtype.Type, m micro[T]) {
 	rng := rand.New(rand.NewPCG(23, 24))
 	inf := map[dtype.Type]uint64{dtype.BF16: 0x7f80, dtype.F16: 0x7c00, dtype.F32: 0x7f800000}[d]
+	fraction := map[dtype.Type]uint64{dtype.BF16: 0x7f, dtype.F16: 0x3ff, dtype.F32: 0x7fffff}[d]
 	u := unit[T]()
 	nOpen, n := 0, 0
 	for round := range 60 {
@@ -393,9 +394,11 @@ func besideMidpoints[T Float](t *testing.T, d dtype.Type, m micro[T]) {
 				continue // t is that of row 0, times a power of two
 			}
 			f.set(e, 0)
-			mag := []uint64{1, inf - 1, inf / 2, 1 + rng.Uint64N(inf-1), inf/2 + 1 + rng.Uint64N(64), inf/2 - rng.Uint64N(64)}[rng.IntN(6)]
+			mag := []uint64{1, inf - 1, inf / 2, 1 + rng.Uint64N(inf-1), inf/2 + 1 + rng.Uint64N(64), inf/2 - rng.Uint64N(64),
+				(1 + rng.Uint64N(inf-1)) &^ fraction}[rng.IntN(7)]
 			c := cellOf(d, mag)
-			at := []float64{c.low, c.high, (c.low + c.high) / 2}[rng.IntN(3)]
+			itself, _ := value(d, mag).Float64()
+			at := []float64{c.low, c.high, itself}[rng.IntN(3)]
 			x := T(at)
 			unitAt := float64(x) * 2 * u
 			x = T(at + float64(rng.IntN(7)-3)*unitAt*float64(1+7*rng.IntN(2)))
@@ -403,8 +406,11 @@ func besideMidpoints[T Float](t *testing.T, d dtype.Type, m micro[T]) {
 				x = -x
 			}
 			f.setRight(e, 0, x)
-			distance := math.Abs(math.Abs(float64(x)) - at)
-			f.rNorm[e.p*m.cols+e.j] = T([]float64{0, distance, distance * (1 + 4*u), distance - 2*u*math.Abs(float64(x)), distance / 2.5, 3 * distance, float64(x) * float64(x)}[rng.IntN(7)])
+			abs := math.Abs(float64(x))
+			distance := math.Abs(abs - at)
+			// Below a power of two the midpoint is half as far as above.
+			f.rNorm[e.p*m.cols+e.j] = T([]float64{0, distance, distance * (1 + 4*u), distance - 2*u*abs, distance / 2.5, 3 * distance,
+				1.3 * (abs - c.low), 0.7 * (abs - c.low), abs * abs}[rng.IntN(9)])
 			if y := f.rNorm[e.p*m.cols+e.j]; y < 0 {
 				f.rNorm[e.p*m.cols+e.j] = -y
 			}
