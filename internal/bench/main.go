@@ -5,6 +5,7 @@
 // what counts are the ratios. RESULTS.md beside it has the figures of one machine.
 //
 //	go run ./internal/bench [flags] merge     a shape: loratool merge, cp, PEFT
+//	go run ./internal/bench [flags] undo      merge with and without a record, unmerge, swap
 //	go run ./internal/bench [flags] start     start-up times
 //	go run ./internal/bench [flags] spectrum  the singular values of a 7B-shaped adapter
 //	go run ./internal/bench [flags] extract   a pair of checkpoints; one matrix against torch
@@ -46,7 +47,7 @@ func main() {
 		fmt.Fprintf(os.Stderr, "bench: no dtype to merge into: %s\n", *name)
 		os.Exit(2)
 	}
-	what := map[string]func(*setting) error{"merge": (*setting).merge, "start": (*setting).start, "spectrum": (*setting).spectrum, "extract": (*setting).extract}
+	what := map[string]func(*setting) error{"merge": (*setting).merge, "undo": (*setting).undo, "start": (*setting).start, "spectrum": (*setting).spectrum, "extract": (*setting).extract}
 	f := what[flag.Arg(0)]
 	if _, ok := shapes[s.shape]; !ok || f == nil || flag.NArg() != 1 {
 		flag.Usage()

@@ -14,6 +14,41 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
+// undo times a merge with its undo record, and the ways back, against a merge without.
+func (s *setting) undo() error {
+	m := s.model(s.shape)
+	base, adapter := s.path("base-"+s.shape+"-"+s.dtype.String()), s.path(fmt.Sprintf("adapter-%s-r%d", s.shape, m.rank))
+	if _, err := m.writeBase(base); err != nil {
+		return err
+	}
+	if _, err := m.writeAdapter(adapter); err != nil {
+		return err
+	}
+	kept, record := s.path("kept"), s.path("kept.undo")
+	if err := errors.Join(os.RemoveAll(kept), os.RemoveAll(record)); err != nil {
+		return err
+	}
+	if out, err := exec.Command(s.loratool, "merge", base, adapter, "-o", kept, "--undo="+record).CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	} else {
+		fmt.Printf("%s\n", out)
+	}
+	merged, recorded, back, swapped := s.path("merged"), s.path("recorded"), s.path("back"), s.path("swapped")
+	const fresh = `rm -f "$1" && exec "$0" "$2" -q "$3" -o "$4" "--$5=$1"` // a record is not replaced
+	contenders := []contender{
+		{"loratool merge", []string{s.loratool, "merge", "-q", base, adapter, "-o", merged}, merged},
+		{"loratool merge --undo", []string{"sh", "-c", fresh + ` "$6"`, s.loratool, recorded + ".undo", "merge", base, recorded, "undo", adapter}, recorded},
+		{"loratool unmerge", []string{s.loratool, "unmerge", "-q", kept, adapter, "-o", back}, back},
+		{"loratool swap", []string{"sh", "-c", fresh + ` --remove "$6" --add "$6" --weight 0.5`, s.loratool, swapped + ".undo", "swap", kept, swapped, "new-undo", adapter}, swapped},
+	}
+	results, err := race(contenders, s.runs)
+	if err != nil {
+		return err
+	}
+	table(contenders, results, 1)
+	return nil
+}
+
 // start times what has nothing to compute.
 func (s *setting) start() error {
 	m := s.model("7b")
