@@ -39,57 +39,87 @@ func (v *Vector) Reports(message string) bool {
 func Vectors(t testing.TB, testdata string) []Vector {
 	t.Helper()
 	dir := filepath.Join(testdata, "vectors")
+	var all []Vector
+	for _, r := range Index(t, dir) {
+		all = append(all, Vector{Line: r.Line})
+		v := &all[len(all)-1]
+		for _, f := range r.Fields {
+			v.set(t, dir, f.Key, f.Value)
+		}
+	}
+	return all
+}
+
+// Record is a record of an index.txt, whose first field stands in the given line.
+type Record struct {
+	Line   int
+	Fields []Field
+}
+
+// Field is one line, "key: value".
+type Field struct{ Key, Value string }
+
+// Index reads the index of the vectors in dir: fields in lines, records separated by empty lines, comments after #. Fewer than 100
+// records are a failure.
+func Index(t testing.TB, dir string) []Record {
+	t.Helper()
 	text, err := os.ReadFile(filepath.Join(dir, "index.txt"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var all []Vector
-	var v *Vector
+	var all []Record
+	within := false
 	for i, line := range strings.Split(string(text), "\n") {
 		key, value, ok := strings.Cut(line, ": ")
 		if !ok || strings.HasPrefix(line, "#") {
-			v = nil
+			within = false
 			continue
 		}
-		if v == nil {
-			all = append(all, Vector{Line: i + 1})
-			v = &all[len(all)-1]
+		if !within {
+			all, within = append(all, Record{Line: i + 1}), true
 		}
-		switch key {
-		case "file":
-			v.Path = filepath.Join(dir, value)
-		case "expect":
-			v.Expect = value
-		case "rule":
-			v.Rules = strings.Fields(value)
-		case "stage":
-			v.Stage = value
-		case "options":
-			for _, o := range strings.Fields(value) {
-				name, number, _ := strings.Cut(o, "=")
-				n, err := strconv.ParseInt(number, 10, 64)
-				if err != nil {
-					t.Fatalf("index.txt:%d: %v", i+1, err)
-				}
-				switch name {
-				case "manifest":
-					v.Manifest = n
-				case "total":
-					v.Total = n
-				default:
-					t.Fatalf("index.txt:%d: unknown option %q", i+1, name)
-				}
-			}
-		case "content":
-			v.Content = value
-		case "tensor":
-			v.Tensors = append(v.Tensors, value)
-		case "restored":
-			v.Restored = append(v.Restored, value)
-		}
+		r := &all[len(all)-1]
+		r.Fields = append(r.Fields, Field{key, value})
 	}
 	if len(all) < 100 {
 		t.Fatalf("%d vectors in %s, want at least 100", len(all), dir)
 	}
 	return all
+}
+
+// set takes over one field.
+func (v *Vector) set(t testing.TB, dir, key, value string) {
+	t.Helper()
+	switch key {
+	case "file":
+		v.Path = filepath.Join(dir, value)
+	case "expect":
+		v.Expect = value
+	case "rule":
+		v.Rules = strings.Fields(value)
+	case "stage":
+		v.Stage = value
+	case "options":
+		for _, o := range strings.Fields(value) {
+			name, number, _ := strings.Cut(o, "=")
+			n, err := strconv.ParseInt(number, 10, 64)
+			if err != nil {
+				t.Fatalf("index.txt:%d: %v", v.Line, err)
+			}
+			switch name {
+			case "manifest":
+				v.Manifest = n
+			case "total":
+				v.Total = n
+			default:
+				t.Fatalf("index.txt:%d: unknown option %q", v.Line, name)
+			}
+		}
+	case "content":
+		v.Content = value
+	case "tensor":
+		v.Tensors = append(v.Tensors, value)
+	case "restored":
+		v.Restored = append(v.Restored, value)
+	}
 }
