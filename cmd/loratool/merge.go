@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -59,7 +60,7 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 	if o.out == "" && !o.dryRun {
 		return usagef("loratool merge BASE ADAPTER... -o OUT", "merge needs -o OUT, the place of the merged checkpoint")
 	}
-	weights, err := parseWeights(o.weights.Value(), len(args)-1)
+	weights, err := parseWeights(o.weights.Value(), len(args)-1, 1)
 	if err != nil {
 		return err
 	}
@@ -159,12 +160,9 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 	return nil
 }
 
-// parseWeights returns one weight per adapter; none at all means 1 for each.
-func parseWeights(texts []string, n int) ([]float64, error) {
-	weights := make([]float64, n)
-	for i := range weights {
-		weights[i] = 1
-	}
+// parseWeights returns one weight per adapter; none at all means the absent one for each.
+func parseWeights(texts []string, n int, absent float64) ([]float64, error) {
+	weights := slices.Repeat([]float64{absent}, n)
 	if len(texts) == 0 {
 		return weights, nil
 	}

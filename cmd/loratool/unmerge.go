@@ -67,14 +67,9 @@ func runUnmerge(c *cli.Context, t *terminal, o *unmergeOptions) error {
 	if o.approximate && len(o.records.Value()) > 0 {
 		return usagef(example, "--approximate is for a merge without an undo record, and --undo gives one")
 	}
-	weights, err := parseWeights(o.weights.Value(), len(args)-1)
+	weights, err := parseWeights(o.weights.Value(), len(args)-1, math.NaN())
 	if err != nil {
 		return err
-	}
-	if len(o.weights.Value()) == 0 {
-		for i := range weights {
-			weights[i] = math.NaN()
-		}
 	}
 	remove := merge.Removal{Approximate: o.approximate}
 	var closers closers
@@ -137,14 +132,11 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 	if o.out == "" && !o.dryRun {
 		return usagef(example, "swap needs -o OUT, the place of the new checkpoint")
 	}
-	weights, err := parseWeights(o.weights.Value(), len(o.add.Value()))
+	weights, err := parseWeights(o.weights.Value(), len(o.add.Value()), 1)
 	if err != nil {
 		return err
 	}
-	unknown := make([]float64, len(o.remove.Value()))
-	for i := range unknown {
-		unknown[i] = math.NaN()
-	}
+	unknown := slices.Repeat([]float64{math.NaN()}, len(o.remove.Value()))
 	var closers closers
 	defer closers.close()
 	var remove merge.Removal
