@@ -125,14 +125,14 @@ func loadFactor[T kernel.Float](dst []T, f factor, rank, whole, across, along in
 		}
 		if straight {
 			to := dst[f.first*along+i*l.outer:][:span]
-			widen(to, t.DType, piece[:span*size])
+			kernel.Widen(to, t.DType, piece[:span*size])
 			nonFinite += countNonFinite(to)
 			continue
 		}
 		if len(values) < span {
 			values = make([]T, span)
 		}
-		widen(values[:span], t.DType, piece[:span*size])
+		kernel.Widen(values[:span], t.DType, piece[:span*size])
 		nonFinite += scatter(dst, values, &f, &l, i, n, across, along)
 	}
 	return nonFinite, nil
@@ -178,14 +178,5 @@ func countNonFinite[T kernel.Float](values []T) (n int) {
 func put[T kernel.Float](dst []T, f *factor, x T, k, j, across, along int) {
 	for at := f.first + j*f.repeat; at < f.first+(j+1)*f.repeat; at++ {
 		dst[k*across+at*along] = x
-	}
-}
-
-func widen[T kernel.Float](dst []T, d dtype.Type, src []byte) {
-	switch dst := any(dst).(type) {
-	case []float32:
-		dtype.Widen(dst, d, src)
-	case []float64:
-		dtype.Widen64(dst, d, src)
 	}
 }

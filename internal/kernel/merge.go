@@ -146,7 +146,7 @@ func (u *Update[T]) keep(w []byte, p, i, nRows int, st *Stats, s *Scratch[T]) {
 	for row := i; row < min(i+u.micro.rows, nRows); row++ {
 		for c := p * u.micro.cols; c < min((p+u.group)*u.micro.cols, u.cols); c += portableCols {
 			x := s.block.room[0][:min(portableCols, u.cols-c, (p+u.group)*u.micro.cols-c)]
-			widen(x, u.d, w[(row*u.cols+c)*size:][:len(x)*size])
+			Widen(x, u.d, w[(row*u.cols+c)*size:][:len(x)*size])
 			for _, x := range x {
 				if x-x != 0 {
 					st.NaNBefore++
@@ -160,7 +160,8 @@ func (u *Update[T]) keep(w []byte, p, i, nRows int, st *Stats, s *Scratch[T]) {
 	}
 }
 
-func widen[T Float](dst []T, d dtype.Type, src []byte) {
+// Widen writes the elements of src, of a float dtype, to dst in the arithmetic of a pass: dtype.Widen or dtype.Widen64.
+func Widen[T Float](dst []T, d dtype.Type, src []byte) {
 	switch dst := any(dst).(type) {
 	case []float32:
 		dtype.Widen(dst, d, src)
