@@ -27,6 +27,14 @@ type outFile struct {
 
 func (f *outFile) size() int64 { return f.in.Size + f.shift }
 
+// nameOf is the name of a file within the checkpoint; one that is a file itself has none.
+func (p *Plan) nameOf(f *outFile) string {
+	if !p.base.IsDir {
+		return ""
+	}
+	return f.in.Name
+}
+
 // layOut builds the output files and their headers.
 func (p *Plan) layOut() error {
 	byFile := make(map[int][]*target)

@@ -161,9 +161,11 @@ func (p *Plan) plan(ctx context.Context) error {
 		a, b := p.targets[i].ref, p.targets[j].ref
 		return a.File < b.File || a.File == b.File && a.Tensor.Off < b.Tensor.Off
 	})
-	if err := p.readIDs(ctx); err != nil {
+	ids, err := contentIDs(ctx, p.adapters[p.nRemoved:]) // those of what is taken out are known
+	if err != nil {
 		return err
 	}
+	p.ids = append(p.ids, ids...)
 	if err := p.restoreHeaders(); err != nil {
 		return err
 	}

@@ -252,11 +252,7 @@ func (r *run) do(w *worker, b batch) error {
 	j := &r.jobs[b.first]
 	in, out := r.plan.files[j.file], r.files[j.file]
 	out.once.Do(func() {
-		name := in.in.Name
-		if !r.plan.base.IsDir {
-			name = ""
-		}
-		out.file, out.err = r.stage.Create(name, in.size())
+		out.file, out.err = r.stage.Create(r.plan.nameOf(in), in.size())
 	})
 	if out.err != nil {
 		return out.err

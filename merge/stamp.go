@@ -32,16 +32,16 @@ type StampAdapter struct {
 	Weight  float64 `json:"weight"`
 }
 
-// readIDs computes the content ids of the adapters, where they are not known yet.
-func (p *Plan) readIDs(ctx context.Context) error {
-	for _, a := range p.adapters[len(p.ids):] {
+// contentIDs computes the content ids of adapters.
+func contentIDs(ctx context.Context, adapters []Adapter) (ids []string, err error) {
+	for _, a := range adapters {
 		id, err := format.ContentID(ctx, a.Source)
 		if err != nil {
-			return fault.InFile(err, a.Name)
+			return nil, fault.InFile(err, a.Name)
 		}
-		p.ids = append(p.ids, id)
+		ids = append(ids, id)
 	}
-	return nil
+	return ids, nil
 }
 
 // stamp returns the key after the last one and the value for this merge.

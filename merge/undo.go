@@ -57,10 +57,7 @@ func (p *Plan) describeMerge(number map[*target]int) (d *undo.Description, heade
 		d.Adapters = append(d.Adapters, undo.Adapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
 	}
 	for i, f := range p.files {
-		file := undo.File{Name: f.in.Name, Before: p.restored[i].identity, After: p.restored[i].identity, Rest: []uint32{}}
-		if !p.base.IsDir {
-			file.Name = "" // whatever the file is called by then
-		}
+		file := undo.File{Name: p.nameOf(f), Before: p.restored[i].identity, After: p.restored[i].identity, Rest: []uint32{}}
 		var before []byte
 		for _, t := range f.targets {
 			if !t.changes() {
@@ -118,15 +115,14 @@ func (r *run) sumRest(ctx context.Context) error {
 			d.Files[i].Rest = append(d.Files[i].Rest, 0)
 		}
 	}
-	return r.eachRest(ctx, pieces, func(i int) (*os.File, error) {
-		name := r.plan.files[i].in.Name
-		if !r.plan.base.IsDir {
-			name = ""
+	return r.eachRest(ctx, pieces, func(p *restPiece, buf []byte) error {
+		out, err := os.Open(r.stage.Path(r.plan.nameOf(r.plan.files[p.file]))) // the file that was written may be closed
+		if err != nil {
+			return err
 		}
-		return os.Open(r.stage.Path(name))
-	}, func(p *restPiece, sum uint32) error {
-		d.Files[p.file].Rest[p.number] = sum
-		return nil
+		defer out.Close()
+		d.Files[p.file].Rest[p.number], err = p.Sum(ctx, out, buf)
+		return err
 	})
 }
 
@@ -157,10 +153,11 @@ func (r *run) checkRest(ctx context.Context) error {
 			pieces = append(pieces, restPiece{file, k, g})
 		}
 	}
-	return r.eachRest(ctx, pieces, func(i int) (*os.File, error) { return os.Open(r.plan.base.Files[i].Path) }, func(p *restPiece, sum uint32) error {
+	return r.eachRest(ctx, pieces, func(p *restPiece, buf []byte) error {
 		in := r.plan.base.Files[p.file]
-		if sum == want[p.file][p.number] {
-			return nil
+		sum, err := p.Sum(ctx, in.Data, buf)
+		if err != nil || sum == want[p.file][p.number] {
+			return fault.InFile(err, in.Path)
 		}
 		e := fault.New(fault.Mismatch, "bytes %d to %d, from %q on, which the merge has not changed, have the CRC-32 %08x, the record says %08x",
 			p.Off, p.Off+p.N-1, tensorAt(in.Header, p.Off), sum, want[p.file][p.number]).In(in.Path)
@@ -175,24 +172,15 @@ type restPiece struct {
 	undo.Range
 }
 
-// eachRest computes the sums of pieces.
-func (r *run) eachRest(ctx context.Context, pieces []restPiece, open func(file int) (*os.File, error), f func(*restPiece, uint32) error) error {
+// eachRest calls f for every piece, with a worker's memory.
+func (r *run) eachRest(ctx context.Context, pieces []restPiece, f func(p *restPiece, buf []byte) error) error {
 	workers := min(parallel.Workers(r.plan.options.Workers), len(pieces))
 	bufs := make([][]byte, workers)
 	return parallel.For(ctx, workers, len(pieces), func(w, i int) error {
 		if bufs[w] == nil {
 			bufs[w] = make([]byte, defaultBlockBytes)
 		}
-		in, err := open(pieces[i].file)
-		if err != nil {
-			return err
-		}
-		defer in.Close()
-		sum, err := pieces[i].Sum(ctx, in, bufs[w])
-		if err != nil {
-			return err
-		}
-		return f(&pieces[i], sum)
+		return f(&pieces[i], bufs[w])
 	})
 }
 

@@ -36,15 +36,6 @@ func OpenRecord(ctx context.Context, name string, r io.ReaderAt, size int64) (*R
 	return &Record{Name: name, record: x}, nil
 }
 
-// Adapters lists what the merge of the record has put in, with its weights.
-func (r *Record) Adapters() []StampAdapter {
-	var all []StampAdapter
-	for _, a := range r.record.Adapters {
-		all = append(all, StampAdapter(a))
-	}
-	return all
-}
-
 // step is one merge that is taken out of a tensor again.
 type step struct {
 	record *undo.Record // nil where there is none, and the subtraction has to do
@@ -103,12 +94,12 @@ func (p *Plan) planRemoval(ctx context.Context, remove Removal, add []Adapter) e
 		return fault.New(fault.Mismatch, "without the undo record of the merge the checkpoint before it cannot be restored: subtracting leaves some elements one step off").
 			WithHint("give the record that merge --undo has written; --approximate subtracts all the same")
 	}
-	given := &Plan{adapters: remove.Adapters}
-	if err := given.readIDs(ctx); err != nil {
+	ids, err := contentIDs(ctx, remove.Adapters)
+	if err != nil {
 		return err
 	}
 	if len(remove.Records) == 0 {
-		if err := p.removeByStamp(remove.Adapters, given.ids); err != nil {
+		if err := p.removeByStamp(remove.Adapters, ids); err != nil {
 			return err
 		}
 	} else {
@@ -117,7 +108,7 @@ func (p *Plan) planRemoval(ctx context.Context, remove Removal, add []Adapter) e
 			return err
 		}
 		p.records = chain
-		if err := p.removeByRecord(remove.Adapters, given.ids); err != nil {
+		if err := p.removeByRecord(remove.Adapters, ids); err != nil {
 			return err
 		}
 	}
@@ -254,7 +245,7 @@ func (p *Plan) removeByStamp(given []Adapter, ids []string) error {
 		case at < len(history)-1:
 			return fault.New(fault.Mismatch, "%s was merged into %s later than what is to be taken out", quote(history[len(history)-1].Adapters[0].Name), f.Name).
 				WithHint("take out the latest merge first")
-		case len(history[at].Adapters) != len(given) || !slices.ContainsFunc(history[at].Adapters, isGiven) || slices.ContainsFunc(history[at].Adapters, func(a StampAdapter) bool { return !isGiven(a) }):
+		case !slices.Equal(contentsOf(history[at].Adapters), slices.Sorted(slices.Values(ids))):
 			return fault.New(fault.Mismatch, "the latest merge into %s has put in %s together", f.Name, fault.List(namesOf(history[at].Adapters), 3)).
 				WithHint("give all of them, and no others")
 		}
@@ -280,6 +271,15 @@ func (p *Plan) removeByStamp(given []Adapter, ids []string) error {
 		p.adapters, p.ids = append(p.adapters, a), append(p.ids, ids[i])
 	}
 	return nil
+}
+
+// contentsOf lists content ids, sorted.
+func contentsOf(adapters []StampAdapter) (ids []string) {
+	for _, a := range adapters {
+		ids = append(ids, a.Content)
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 func namesOf(adapters []StampAdapter) (names []string) {

@@ -24,6 +24,8 @@ func TestApproximateTakesOutTheLatestMergeAlone(t *testing.T) {
 		return merge.OpenUnmerge(context.Background(), merged, merge.Removal{Adapters: anyWeight(adapters), Approximate: true}, merge.Options{})
 	}
 	both, _ := mergeRecorded(t, s.base, s.adapters[0], s.adapters[1])
+	p, err := merge.Open(context.Background(), s.base, []merge.Adapter{s.adapters[0], s.adapters[0]}, merge.Options{Again: true})
+	doubled := run(t, p, err)
 	for _, c := range []struct {
 		name     string
 		merged   string
@@ -33,6 +35,7 @@ func TestApproximateTakesOutTheLatestMergeAlone(t *testing.T) {
 		{"an earlier merge", s.merged[2], s.adapters[:1], `"z" was merged into`},
 		{"two merges", s.merged[1], s.adapters[:2], `has put in "y" together`},
 		{"half of a merge", both, s.adapters[:1], `has put in "x", "y" together`},
+		{"a merge of one adapter twice, with another in the second's place", doubled, []merge.Adapter{s.adapters[0], s.adapters[2]}, `has put in "x", "x" together`},
 		{"another adapter", s.merged[1], s.adapters[2:], `is not among that`},
 	} {
 		p, err := approximate(c.merged, c.adapters...)
@@ -43,7 +46,7 @@ func TestApproximateTakesOutTheLatestMergeAlone(t *testing.T) {
 			t.Errorf("%s: %v, want a mismatch with %q", c.name, err, c.words)
 		}
 	}
-	p, err := approximate(s.base, s.adapters[0])
+	p, err = approximate(s.base, s.adapters[0])
 	if err != nil || !slices.ContainsFunc(p.Warnings(), func(w string) bool { return strings.Contains(w, "does not say that") }) {
 		t.Errorf("a checkpoint without stamps: %v, want a warning", err)
 	}
