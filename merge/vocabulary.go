@@ -273,12 +273,18 @@ func (p *Plan) editIndex() error {
 	if err != nil {
 		return err
 	}
+	var index struct {
+		WeightMap map[string]json.RawMessage `json:"weight_map"`
+	}
+	if err := json.Unmarshal(text, &index); err != nil {
+		return fault.InFile(err, filepath.Join(p.base.Path, name))
+	}
 	var nBytes, nElements int64
 	for _, tensor := range p.base.Names() {
 		ref, _ := p.base.Lookup(tensor)
 		nBytes += ref.Tensor.NBytes
 		nElements += ref.Tensor.Elements()
-		if _, ok := valueAt(text, "weight_map", tensor); !ok {
+		if _, ok := index.WeightMap[tensor]; !ok {
 			text = setValue(text, quoteJSON(p.base.FileOf(tensor)), "weight_map", tensor)
 		}
 	}
