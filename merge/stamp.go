@@ -110,7 +110,7 @@ func (p *Plan) checkStamps() error {
 	for i, id := range p.ids {
 		if j := slices.Index(p.ids[p.nRemoved:], id) + p.nRemoved; i > j && j >= p.nRemoved {
 			return fault.New(fault.Mismatch, "%q and %q are the same adapter", p.adapters[j].Name, p.adapters[i].Name).
-				WithHint("give it once, with the sum of the weights; to merge it twice, use --force")
+				WithHint("give it once, with the sum of the weights; to merge it twice, use --again")
 		}
 	}
 	var history []Merged
@@ -123,7 +123,7 @@ func (p *Plan) checkStamps() error {
 				if i >= p.nRemoved && merged.Content == id {
 					return fault.New(fault.Mismatch, "the adapter %q has been merged into this checkpoint already (%s of %s, weight %v)",
 						p.adapters[i].Name, m.Key, m.File, merged.Weight).In(p.base.Path).
-						WithHint("merge into the base without it; to add it once more, use --force")
+						WithHint("merge into the base without it; to add it once more, use --again")
 				}
 			}
 		}

@@ -60,7 +60,7 @@ var titles = map[string]string{
 var byFlag = []Support{
 	{NeedsFlag, "NaN or infinity in a factor, or a weight that becomes infinite", "--allow-nonfinite"},
 	{NeedsFlag, "an adapter that remembers another base", "--any-base"},
-	{NeedsFlag, "an adapter that the base has been merged with already", "--force"},
+	{NeedsFlag, "an adapter that the base has been merged with already", "--again"},
 	{NeedsFlag, "a change of one of two tied ends, embedding and head", "--tied"},
 	{NeedsFlag, "a vocabulary that has grown", "--grow-vocabulary"},
 	{NeedsFlag, titles[format.FeatureOLoRA], "--recompute-residual"},

@@ -20,7 +20,8 @@ type mergeOptions struct {
 	readingOptions
 	out            string
 	weights        cli.StringSlice
-	force, dryRun  bool
+	force, again   bool
+	dryRun         bool
 	undo           optionalPath
 	anyBase        bool
 	allowNonFinite bool
@@ -41,7 +42,8 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write the merged checkpoint to `OUT`", Destination: &o.out},
 			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an adapter by `W`; once per adapter, in their order (default: 1)", Destination: &o.weights},
 			&cli.GenericFlag{Name: "undo", Usage: "write an undo record to `FILE`, from which unmerge restores BASE byte for byte (default: OUT" + undoSuffix + ")", Value: &o.undo},
-			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint, and merge an adapter again that BASE already has", Destination: &o.force},
+			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint", Destination: &o.force},
+			&cli.BoolFlag{Name: "again", Usage: "merge an adapter again that BASE already has", Destination: &o.again},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
 			&cli.BoolFlag{Name: "any-base", Usage: "merge though an adapter remembers another base", Destination: &o.anyBase},
 			&cli.BoolFlag{Name: "allow-nonfinite", Usage: "go on where an adapter holds NaN or infinity, or a weight becomes infinite", Destination: &o.allowNonFinite},
@@ -81,7 +83,7 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 			run.record = undoBeside(o.out)
 		}
 	}
-	options := merge.Options{Workers: o.workers, Replace: o.force, Again: o.force, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite, Tool: "loratool " + version}
+	options := merge.Options{Workers: o.workers, Replace: o.force, Again: o.again, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite, Tool: "loratool " + version}
 	o.readingOptions.set(&options)
 	options.Tied, options.GrowVocabulary = merge.Tied(o.tied), o.growVocabulary
 	return runPlan(t, run, options, c)

@@ -97,6 +97,7 @@ type swapOptions struct {
 	remove, add             cli.StringSlice
 	weights                 cli.StringSlice
 	newUndo                 string
+	again                   bool
 	anyBase, allowNonFinite bool
 }
 
@@ -112,6 +113,7 @@ func swapCommand(t *terminal) *cli.Command {
 			&cli.StringSliceFlag{Name: "remove", Usage: "take `ADAPTER` out; once per adapter", Destination: &o.remove},
 			&cli.StringSliceFlag{Name: "add", Usage: "merge `ADAPTER`; once per adapter", Destination: &o.add},
 			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an added adapter by `W`; once per --add, in their order (default: 1)", Destination: &o.weights},
+			&cli.BoolFlag{Name: "again", Usage: "merge an adapter again that MERGED still has", Destination: &o.again},
 			&cli.BoolFlag{Name: "any-base", Usage: "merge though an added adapter remembers another base", Destination: &o.anyBase},
 			&cli.BoolFlag{Name: "allow-nonfinite", Usage: "go on where an added adapter holds NaN or infinity, or a weight becomes infinite", Destination: &o.allowNonFinite},
 			&cli.StringFlag{Name: "new-undo", Usage: "write the new undo record to `FILE` (default: OUT" + undoSuffix + ")", Destination: &o.newUndo},
@@ -158,7 +160,7 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 	if newUndo == "" {
 		newUndo = undoBeside(o.out)
 	}
-	options := merge.Options{Workers: o.workers, Replace: o.force, Again: o.force, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite, Tool: "loratool " + version}
+	options := merge.Options{Workers: o.workers, Replace: o.force, Again: o.again, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite, Tool: "loratool " + version}
 	o.readingOptions.set(&options)
 	return runPlan(t, &planRun{
 		command: "swap", what: "swapping", common: &o.common, out: o.out, record: newUndo, inputs: inputs, dryRun: o.dryRun,
