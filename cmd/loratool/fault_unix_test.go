@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -203,7 +204,10 @@ func TestAnInterruptedMergeLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
 	base, adapter := largeCase(t, dir)
 	before := testkit.Tree(t, dir)
-	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
+	hangUp := make(chan os.Signal, 1)
+	signal.Notify(hangUp, syscall.SIGHUP) // the program starts with its default, even if these tests run under nohup
+	defer signal.Stop(hangUp)
+	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
 		for what, args := range map[string][]string{
 			"a directory": {base, adapter},
 			"a file":      {filepath.Join(base, "model.safetensors"), adapter},
@@ -223,6 +227,34 @@ func TestAnInterruptedMergeLeavesNothing(t *testing.T) {
 		}
 	}
 	checkTree(t, "after all", dir, before)
+}
+
+func TestAMergeUnderNohupGoesOn(t *testing.T) {
+	dir := t.TempDir()
+	base, adapter := zeroCase(t, dir, largeRows/16)
+	outs := t.TempDir()
+	out := filepath.Join(outs, "out")
+	signal.Ignore(syscall.SIGHUP) // what nohup does; the program inherits it
+	defer signal.Reset(syscall.SIGHUP)
+	cmd := program("merge", base, adapter, "-o", out, "--workers", "1")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	err, ended := waitUntil(func() bool { return hidden(t, outs) != "" }, done)
+	if !ended {
+		if err := cmd.Process.Signal(syscall.SIGHUP); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			t.Fatal(err)
+		}
+		err = <-done
+	}
+	if r := finish(t, cmd, err); r.code != exitDone {
+		t.Errorf("the exit code is %d, want %d: %s", r.code, exitDone, r.stderr)
+	}
+	if _, err := os.Stat(out); err != nil {
+		t.Errorf("after SIGHUP under nohup: %v, want the output", err)
+	}
 }
 
 // TestAFullDiskLeavesNothing lets the operating system refuse bytes beyond a size of file, as a full disk refuses blocks: with
