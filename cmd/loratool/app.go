@@ -214,6 +214,9 @@ func arrangeFlags(command *cli.Command, args []string) (flags, rest []string, er
 			value, hasValue = args[i], true
 		}
 		if hasValue {
+			if value, err = checkNumber(flag, strings.TrimSuffix(arg, "="+value), value, helpHint(command.Name)); err != nil {
+				return nil, nil, err
+			}
 			flags = append(flags, "--"+name+"="+value)
 		} else {
 			flags = append(flags, "--"+name)

@@ -195,7 +195,7 @@ func parseBytes(text string) (int64, error) {
 		if !ok {
 			continue
 		}
-		if x, err := strconv.ParseFloat(strings.TrimSpace(number), 64); err == nil && x*u.factor >= 1 && x*u.factor < 1<<60 {
+		if x, ok := parseDecimal(strings.TrimSpace(number)); ok && x*u.factor >= 1 && x*u.factor < 1<<60 {
 			return int64(x * u.factor), nil
 		}
 		break

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -172,8 +171,8 @@ func parseWeights(texts []string, n int, absent float64) ([]float64, error) {
 		return nil, usagef("give --weight once per adapter, in the order of the adapters", "got %d weights for %d adapters", len(texts), n)
 	}
 	for i, text := range texts {
-		w, err := strconv.ParseFloat(text, 64)
-		if err != nil || math.IsNaN(w) || math.IsInf(w, 0) {
+		w, ok := parseDecimal(text)
+		if !ok {
 			return nil, usagef("a weight is a number such as 0.7 or -1", "got the weight %q", text)
 		}
 		weights[i] = w

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"regexp"
+	"strconv"
+
+	"github.com/urfave/cli/v2"
+)
+
+// decimal is a number as people write one. Go's parsers take more, and what they make of it would
+// surprise: 1_0 is 10, 010 is 8, 0x1p4 is 16.
+var decimal = regexp.MustCompile(`^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$`)
+
+// parseDecimal reads a finite number in decimal digits.
+func parseDecimal(text string) (float64, bool) {
+	if !decimal.MatchString(text) {
+		return 0, false
+	}
+	x, err := strconv.ParseFloat(text, 64)
+	return x, err == nil && !math.IsInf(x, 0)
+}
+
+// checkNumber checks the value of a flag that takes a number, before the library reads it by the
+// rules of Go. It returns the value as the library is to see it.
+func checkNumber(flag cli.Flag, arg, value, hint string) (string, error) {
+	switch flag.(type) {
+	case *cli.IntFlag, *cli.Int64Flag:
+		n, err := strconv.ParseInt(value, 10, 64)
+		if err != nil {
+			return "", usagef(hint, "%s takes a whole number, got %q", arg, value)
+		}
+		return fmt.Sprint(n), nil // without the zeros that would make it octal
+	case *cli.Float64Flag:
+		if _, ok := parseDecimal(value); !ok {
+			return "", usagef(hint, "%s takes a number such as 0.7, got %q", arg, value)
+		}
+	}
+	return value, nil
+}
