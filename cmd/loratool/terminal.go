@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
@@ -109,8 +111,26 @@ func (t *terminal) document(command string, value any) error {
 		return err
 	}
 	pretty.WriteByte('\n')
-	_, err = t.out.Write(pretty.Bytes())
+	_, err = t.out.Write(escapeHidden(pretty.Bytes()))
 	return err
+}
+
+// escapeHidden writes what no terminal shows, or shows as something else, as escapes of JSON: C1
+// controls, marks of the writing direction, characters without width. All of it lies in strings.
+func escapeHidden(doc []byte) []byte {
+	escaped := make([]byte, 0, len(doc))
+	for _, r := range string(doc) {
+		switch {
+		case r < 0x7f || unicode.IsPrint(r):
+			escaped = utf8.AppendRune(escaped, r)
+		case r > 0xffff:
+			high, low := utf16.EncodeRune(r)
+			escaped = fmt.Appendf(escaped, `\u%04x\u%04x`, high, low)
+		default:
+			escaped = fmt.Appendf(escaped, `\u%04x`, r)
+		}
+	}
+	return escaped
 }
 
 // hasColour reports whether results go to a terminal whose user has not asked for none (no-color.org).
