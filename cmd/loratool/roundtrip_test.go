@@ -106,21 +106,28 @@ func TestMergeOfAnExtractReachesTheCertifiedError(t *testing.T) {
 	}
 }
 
-// TestAnotherBaseIsRefused: an adapter that remembers its base is not merged into a fine-tune of it, unless asked to.
+// TestAnotherBaseIsRefused: an adapter that remembers its base is not merged into a fine-tune of it, unless asked to, whatever the
+// adapter is stored in and however often it was converted.
 func TestAnotherBaseIsRefused(t *testing.T) {
 	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
 	base, adapter := "../../testdata/demo/base", "../../testdata/demo/adapter-r8"
-	tuned, remembering, extracted := filepath.Join(dir, "tuned"), filepath.Join(dir, "a.lora"), filepath.Join(dir, "e.lora")
+	tuned := in("tuned")
 	loratool(t, "merge", base, adapter, "-o", tuned)
-	loratool(t, "convert", adapter, "--base", base, "-o", remembering)
-	loratool(t, "extract", base, tuned, "--rank", "2", "-o", extracted)
-	for _, a := range []string{remembering, extracted} {
-		loratool(t, "merge", base, a, "--dry-run")
+	loratool(t, "convert", adapter, "--base", base, "-o", in("a.lora"))
+	loratool(t, "convert", adapter, "--base", base, "-o", in("a"))
+	loratool(t, "extract", base, tuned, "--rank", "2", "-o", in("e.lora"))
+	loratool(t, "extract", base, tuned, "--rank", "2", "-o", in("e"))
+	loratool(t, "convert", in("e.lora"), "-o", in("from-container"))
+	loratool(t, "convert", in("e"), "-o", in("from-directory.lora"))
+	loratool(t, "convert", in("from-directory.lora"), "-o", in("and-back"))
+	for _, a := range []string{"a.lora", "a", "e.lora", "e", "from-container", "from-directory.lora", "and-back"} {
+		loratool(t, "merge", base, in(a), "--dry-run")
 		var stdout, stderr bytes.Buffer
-		code := run(context.Background(), []string{"loratool", "merge", tuned, a, "-o", filepath.Join(dir, "out")}, &stdout, &stderr)
+		code := run(context.Background(), []string{"loratool", "merge", tuned, in(a), "-o", in("out")}, &stdout, &stderr)
 		if code != exitInput || !bytes.Contains(stderr.Bytes(), []byte("not the base")) {
 			t.Errorf("%s: exits with %d and says %s", a, code, stderr.String())
 		}
 	}
-	loratool(t, "merge", tuned, extracted, "--dry-run", "--any-base")
+	loratool(t, "merge", tuned, in("e.lora"), "--dry-run", "--any-base")
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/testkit"
 )
 
 const testdata = "../../testdata"
@@ -175,5 +177,38 @@ func TestARestoredFileIsProved(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(filepath.Dir(out)); len(left) > 0 {
 		t.Errorf("%s was left behind", left[0].Name())
+	}
+}
+
+// TestTheBaseInTheMetadataIsRead: fingerprints of a base in the metadata of a weights file, whoever wrote the file.
+func TestTheBaseInTheMetadataIsRead(t *testing.T) {
+	const print = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
+	for _, c := range []struct{ value, wrong string }{
+		{`{"w.weight":"` + print + `"}`, ""},
+		{`{}`, ""},
+		{`{"w.weight":"` + print[1:] + `"}`, "want 64 hexadecimal digits"},
+		{`{"w.weight":"` + strings.ToUpper(print) + `"}`, "want 64 hexadecimal digits"},
+		{`{"w.weight":1}`, "fingerprints of a base"},
+		{`{"":"` + print + `"}`, "name has 0 bytes"},
+		{`no JSON`, "fingerprints of a base"},
+	} {
+		dir := t.TempDir()
+		testkit.Write(t, filepath.Join(dir, "adapter_config.json"), []byte(`{"peft_type":"LORA","r":1}`))
+		testkit.Write(t, filepath.Join(dir, "adapter_model.safetensors"), testkit.Encode(map[string]string{"loratool.base": c.value},
+			testkit.Values("base_model.model.w.lora_A.weight", dtype.F32, []uint64{1, 2}, 1, 2),
+			testkit.Values("base_model.model.w.lora_B.weight", dtype.F32, []uint64{2, 1}, 1, 2)))
+		src, err := convert.Open(dir)
+		switch {
+		case c.wrong == "" && err != nil:
+			t.Errorf("%s: %v", c.value, err)
+		case c.wrong == "":
+			got := src.Manifest().Adapters[0].Base.Fingerprints
+			if want := strings.Contains(c.value, print); (got["w.weight"] == print) != want {
+				t.Errorf("%s: fingerprints %v", c.value, got)
+			}
+			src.Close()
+		case !errors.Is(err, format.ErrCorrupt) || !strings.Contains(err.Error(), c.wrong):
+			t.Errorf("%s: %v, want corrupt with %q", c.value, err, c.wrong)
+		}
 	}
 }

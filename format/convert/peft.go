@@ -73,6 +73,13 @@ func (f *tensorFile) readPEFT(path string) error {
 	}
 	p := peftReader{config: config, tensors: f.manifest.Tensors, manifest: &f.manifest}
 	f.manifest.Adapters = []format.Adapter{p.adapter()}
+	if f.header != nil {
+		prints, err := baseOf(f.header.Metadata)
+		if err != nil {
+			return fault.InFile(err, path)
+		}
+		f.manifest.Adapters[0].Base.Fingerprints = prints
+	}
 	return nil
 }
 

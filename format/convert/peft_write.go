@@ -63,12 +63,14 @@ func (s *peftSink) parts(ctx context.Context, src format.Source) (*peftParts, er
 	if err != nil {
 		return nil, err
 	}
-	weights := func(w io.Writer) error { return Restore(ctx, w, src, 0) }
+	var weights func(io.Writer) error
 	switch {
 	case config == nil || m.Adapters[0].Dialect != "peft":
 		config, weights, err = compose(ctx, src)
 	case !hasAttachment(src, format.SourceHeader): // it was a pickle
 		weights, err = keepKeys(ctx, src)
+	default:
+		weights, err = restoreOr(ctx, src)
 	}
 	if err != nil {
 		return nil, err
@@ -339,6 +341,10 @@ func keepKeys(ctx context.Context, src format.Source) (func(io.Writer) error, er
 
 // serialise returns what writes a safetensors file of tensors under the given keys.
 func serialise(ctx context.Context, src format.Source, names map[int]string) (func(io.Writer) error, error) {
+	metadata, err := metadataOf(src)
+	if err != nil {
+		return nil, err
+	}
 	views := make(map[string]lazyView, len(names))
 	failed := new(error)
 	for i, name := range names {
@@ -353,7 +359,7 @@ func serialise(ctx context.Context, src format.Source, names map[int]string) (fu
 		views[name] = lazyView{ctx: ctx, src: src, index: i, dtype: d, failed: failed}
 	}
 	return func(w io.Writer) error {
-		err := nlp.SerializeToWriter(views, map[string]string{"format": "pt"}, w)
+		err := nlp.SerializeToWriter(views, metadata, w)
 		return errors.Join(*failed, err)
 	}, nil
 }
