@@ -16,9 +16,8 @@
 // the size of blocks, or the processor. An element whose Σ is exactly zero keeps its bits, −0 and the payload of a NaN
 // included; a sum that cancels to zero is +0. NaN and infinities propagate as in IEEE addition of the exact parts.
 //
-// DoRA has a norm in its formula, out = m·V/‖V‖ with V = w + S·Σ b·a, which is evaluated in float64 and rounded once: every
-// element is within 1 ulp of RN of the exact value, and at least 99.99 % are equal to it. The bytes are again the same everywhere:
-// every sum has one order.
+// DoRA rescales: out = RN_D( m·V/‖V‖ ) with V = w + S·Σ b·a, over the reals and rounded once as well. A
+// row or column of zeros has no direction and becomes NaN.
 //
 // What PiSSA and OLoRA take out of a base, P, is formed in float64 as Q·(Qᵀ·W), and −P is one more term of the sum above; of P itself
 // the bytes are those of one processor.
@@ -57,4 +56,28 @@
 // Its bound is (r + K + 3)·2⁻⁵³·‖l‖·‖r‖, in which ‖l‖·‖r‖ ≤ ‖l‖_n·‖r‖_n/3 since every n_k is at least 3, and step 4 as above. For
 // an F64 base it uses double-double arithmetic, whose bound is stated with it. The last pass is exact: sums of products of
 // float64 numbers in integer arithmetic of unlimited length.
+//
+// # DoRA
+//
+// V is computed in float64, for an F64 base in double-double. Let R be the sum of the ranks, K the
+// number of terms, and g = ‖S·l_i‖·‖r_j‖, the norms rounded up.
+//
+//  1. In float64 a product passes at most R/4 + 3K + 5 roundings: S·l, the product, two additions
+//     within four products, and the additions of these sums; w + δ is one more, of at most
+//     u·(|w| + g). So |v − V| ≤ e with e = ν·(g + |w|) + φ and ν = 1.01·(R/4 + 3K + 6)·u.
+//  2. In double-double an addition is off by at most 6u²·(|a| + |b|) and a product by 3u² of itself,
+//     which makes at most (16R + 32K + 64)·u²·(g + |w|); 1.01 times that is ν there.
+//  3. φ is what underflow costs: η for S·l, times ‖r‖, and η per product and per error of a product,
+//     times S. Where g = 0 no term changes the element, and e = 0.
+//  4. By the triangle inequality the norm of a row is off by at most the norm of its e. That is at most
+//     ν·(G + ‖w‖) + φ·√n, with G = ‖S·l_i‖·‖R‖_F, and ‖w‖ ≤ ‖V‖ + G. The sum of n squares and its
+//     root, in double-double, add less than (n + 16)·2⁻¹⁰³ of the norm. Columns likewise.
+//  5. With ρ the share of the norm that it may be off by, m·v/‖v‖ is off by at most
+//     (1 + ρ)·|m/‖v‖|·e + (ρ + 8u)·|m·v/‖v‖|; in double-double 64u² stands for 8u.
+//
+// Where the numbers within that error round differently, where e is large against the norm, and where
+// squares may have overflowed or vanished (a norm outside 2^±400), the element is decided exactly. The
+// quotient to 256 bits decides, or it is as near as 2⁻²⁴⁰ to a number at which the rounding changes. That
+// number, c, has at most 54 bits, so that it is the quotient rounded to 64 bits, and the comparison of
+// c²·ΣV² with (m·V)², in integers, decides.
 package merge

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/parallel"
@@ -92,12 +93,8 @@ func (t *running) loadRescaled(allowNonFinite bool) (*kernel.Rescaled, error) {
 	return kernel.PrepareRescaled(t.ref.Tensor.DType, int(nRows), int(nCols), terms, values, t.norms), nil
 }
 
-// measureParts is how many parts the rows of a tensor are cut into for norms of columns. It fixes the order of the sums, and
-// with it the bytes.
-const measureParts = 64
-
-// measure computes the norms of columns that magnitudes belong to, in a pass of its own over those tensors: every row counts, and
-// memory holds a few. Norms of rows need none.
+// measure computes the norms of columns that magnitudes belong to, in a pass of its own over those
+// tensors: every row counts, and memory holds a few. Norms of rows need none.
 func (r *run) measure(ctx context.Context, workers []worker) error {
 	for i, f := range r.plan.files {
 		for _, t := range f.targets {
@@ -121,26 +118,48 @@ func (r *run) measureColumns(ctx context.Context, workers []worker, t *running, 
 	if err != nil {
 		return err
 	}
-	perPart := (nRows + measureParts - 1) / measureParts
 	step := r.plan.blockRows(t.target)
-	parts := make([]kernel.ColumnSquares, (nRows+perPart-1)/perPart)
-	err = parallel.For(ctx, len(workers), len(parts), func(worker, i int) error {
-		w := &workers[worker]
-		parts[i] = make(kernel.ColumnSquares, nCols)
-		end := min(nRows, int64(i+1)*perPart)
-		for row := int64(i) * perPart; row < end; row += step {
-			block, err := r.readBefore(w, t.target, in, row, min(row+step, end))
-			if err != nil {
-				return err
-			}
-			update.AddSquares(parts[i], block, int(row), &w.rescale)
+	sums := make([]kernel.ColumnSquares, len(workers))
+	for i := range sums {
+		sums[i] = make(kernel.ColumnSquares, nCols)
+	}
+	err = parallel.For(ctx, len(workers), int((nRows+step-1)/step), func(w, i int) error {
+		row := int64(i) * step
+		block, err := r.readBefore(&workers[w], t.target, in, row, min(row+step, nRows))
+		if err != nil {
+			return err
 		}
+		update.AddSquares(sums[w], block, int(row), &workers[w].rescale)
 		return nil
 	})
 	if err == nil {
-		t.norms = kernel.Norms(parts)
+		t.norms = kernel.NewColumnNorms(sums, r.columnReader(ctx, t.target, in))
 	}
 	return err
+}
+
+// columnReader reads single columns of a target, as they are before the update, with a block of memory
+// of its own.
+func (r *run) columnReader(ctx context.Context, t *target, in *outFile) kernel.ColumnReader {
+	var w worker
+	nRows, nCols := t.shape()
+	step := r.plan.blockRows(t)
+	return func(j int, yield func(row int, w float64)) error {
+		for row := int64(0); row < nRows; row += step {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			end := min(row+step, nRows)
+			block, err := r.readBefore(&w, t, in, row, end)
+			if err != nil {
+				return err
+			}
+			for i := row; i < end; i++ {
+				yield(int(i), dtype.Load(t.ref.Tensor.DType, block, int((i-row)*nCols)+j))
+			}
+		}
+		return nil
+	}
 }
 
 // readBefore reads rows of a target into the worker's block, as they are before the update.

@@ -204,7 +204,7 @@ type PlannedTensor struct {
 	Rank     int         `json:"rank,omitempty"`     // Σ r of the updates
 	Scale    float64     `json:"scale,omitempty"`    // ω·s, where there is one update
 	Replaced bool        `json:"replaced,omitempty"` // a tensor of the adapter takes its place
-	DoRA     bool        `json:"dora,omitempty"`     // rescaled by magnitudes: within one step of the nearest value
+	DoRA     bool        `json:"dora,omitempty"`     // rescaled by magnitudes: W + ΔW is m·V/‖V‖
 	Rows     int         `json:"rows,omitempty"`     // rows of it that are replaced
 	Updates  []TermShort `json:"updates,omitempty"`  // where there are several
 }

@@ -12,8 +12,8 @@ import (
 type running struct {
 	*target
 	bands []bandState
-	same  bool               // a record predicts the merged values themselves, as there is no subtracting
-	norms kernel.ColumnNorms // for DoRA, from measure
+	same  bool                // a record predicts the merged values themselves, as there is no subtracting
+	norms *kernel.ColumnNorms // for DoRA, from measure
 	shelf *shelf
 }
 
@@ -37,15 +37,16 @@ type update struct {
 }
 
 // merge adds the update to a block of rows.
-func (u *update) merge(block []byte, row0 int64, st *kernel.Stats, w *worker) {
+func (u *update) merge(block []byte, row0 int64, st *kernel.Stats, w *worker) error {
 	switch {
 	case u.broad != nil:
 		u.broad.Merge(block, int(row0), st, &w.broad)
 	case u.narrow != nil:
 		u.narrow.Merge(block, int(row0), st, &w.narrow)
 	case u.rescale != nil:
-		u.rescale.Merge(block, int(row0), st, &w.rescale)
+		return u.rescale.Merge(block, int(row0), st, &w.rescale)
 	}
+	return nil
 }
 
 // negative is what takes the update out again, where that is a subtraction.
@@ -117,15 +118,19 @@ func (j *job) done() {
 }
 
 // merge adds an update of every band to the rows of a block that are the band's.
-func (j *job) merge(block []byte, which func(*bandState) *update, st *kernel.Stats, w *worker) {
+func (j *job) merge(block []byte, which func(*bandState) *update, st *kernel.Stats, w *worker) error {
 	rowBytes := int64(len(block)) / (j.row1 - j.row0)
 	height := j.target.bandRows()
 	for row := j.row0; row < j.row1; {
 		band := row / height
 		end := min(j.row1, (band+1)*height)
-		which(&j.target.bands[band]).merge(block[(row-j.row0)*rowBytes:(end-j.row0)*rowBytes], row-band*height, st, w)
+		err := which(&j.target.bands[band]).merge(block[(row-j.row0)*rowBytes:(end-j.row0)*rowBytes], row-band*height, st, w)
+		if err != nil {
+			return err
+		}
 		row = end
 	}
+	return nil
 }
 
 // loadUpdate reads the factors of some terms, and counts their values that are not finite.

@@ -357,7 +357,9 @@ func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, block []byte) error
 			return err
 		}
 	}
-	j.merge(block, func(b *bandState) *update { return &b.forward }, st, w)
+	if err := j.merge(block, func(b *bandState) *update { return &b.forward }, st, w); err != nil {
+		return err
+	}
 	if t.rows != nil {
 		if err := r.replaceRows(w, j, st, block, nCols); err != nil {
 			return err

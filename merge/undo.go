@@ -219,7 +219,9 @@ func (r *run) record(w *worker, j *job, before, after []byte) error {
 	if !t.same {
 		w.predicted = append(w.predicted[:0], after...)
 		predicted = w.predicted
-		j.merge(predicted, func(b *bandState) *update { return &b.back }, &w.ignored, w)
+		if err := j.merge(predicted, func(b *bandState) *update { return &b.back }, &w.ignored, w); err != nil {
+			return err
+		}
 	}
 	return j.eachBlock(r.plan.recordBlock(t.target), func(number int64, of func([]byte) []byte) error {
 		return r.recording.writer.Add(&w.undo, tensor, number, of(before), of(predicted), of(after))
@@ -248,7 +250,11 @@ func (r *run) takeOut(w *worker, j *job, block []byte) error {
 	for i := range t.undo {
 		s := &t.undo[i]
 		if s.record == nil {
-			restored.mayDiffer += r.subtract(w, j, i, block)
+			n, err := r.subtract(w, j, i, block)
+			if err != nil {
+				return err
+			}
+			restored.mayDiffer += n
 			continue
 		}
 		elements := s.record.Tensors[s.tensor].Block
@@ -260,7 +266,9 @@ func (r *run) takeOut(w *worker, j *job, block []byte) error {
 		} else if err != nil {
 			return fault.InFile(err, s.name)
 		}
-		j.merge(block, func(b *bandState) *update { return &b.taken[i] }, &w.ignored, w)
+		if err := j.merge(block, func(b *bandState) *update { return &b.taken[i] }, &w.ignored, w); err != nil {
+			return err
+		}
 		err = j.eachBlock(elements, func(number int64, of func([]byte) []byte) error {
 			n, err := s.record.Restore(&w.undo, s.tensor, number, of(block))
 			restored.corrected += n
@@ -275,16 +283,20 @@ func (r *run) takeOut(w *worker, j *job, block []byte) error {
 
 // subtract takes a merge out of a block as well as that is possible without a record, and counts the elements that may not be what
 // they were: those for which a neighbour of the result would have been merged to the same value, or the result itself to another.
-func (r *run) subtract(w *worker, j *job, step int, block []byte) (mayDiffer int64) {
+func (r *run) subtract(w *worker, j *job, step int, block []byte) (mayDiffer int64, err error) {
 	width := j.target.ref.Tensor.DType.Size()
 	merged := append(w.predicted[:0], block...)
 	w.predicted = merged
-	j.merge(block, func(b *bandState) *update { return &b.taken[step] }, &w.ignored, w)
+	if err := j.merge(block, func(b *bandState) *update { return &b.taken[step] }, &w.ignored, w); err != nil {
+		return 0, err
+	}
 	uncertain := make([]bool, len(block)/width)
 	for steps := int64(-1); steps <= 1; steps++ {
 		w.other = append(w.other[:0], block...)
 		undo.Step(w.other, width, steps)
-		j.merge(w.other, func(b *bandState) *update { return &b.retake[step] }, &w.ignored, w)
+		if err := j.merge(w.other, func(b *bandState) *update { return &b.retake[step] }, &w.ignored, w); err != nil {
+			return 0, err
+		}
 		for i := range uncertain {
 			same := string(w.other[i*width:(i+1)*width]) == string(merged[i*width:(i+1)*width])
 			if same != (steps == 0) {
@@ -297,7 +309,7 @@ func (r *run) subtract(w *worker, j *job, step int, block []byte) (mayDiffer int
 			mayDiffer++
 		}
 	}
-	return mayDiffer
+	return mayDiffer, nil
 }
 
 // taken is what was done to a block when merges were taken out of it.

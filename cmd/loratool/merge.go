@@ -259,17 +259,7 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 	if r.Elements == 0 {
 		return
 	}
-	exact := r.Elements
-	for _, l := range r.Layers {
-		if l.DoRA {
-			exact -= l.Elements
-		}
-	}
-	t.printf("|ΔW|/|W| = %.3g; every one of %s elements is the nearest to W + ΔW in its dtype", r.Total.RelativeNorm, countText(exact))
-	if exact < r.Elements {
-		t.printf(", and %s of DoRA are within one step of it", countText(r.Elements-exact))
-	}
-	t.printf("\n")
+	t.printf("|ΔW|/|W| = %.3g; every one of %s elements is the nearest to W + ΔW in its dtype\n", r.Total.RelativeNorm, countText(r.Elements))
 	switch lost := r.Total.RetentionError; {
 	case r.Total.RelativeNorm == 0:
 		t.printf("ΔW is zero: the adapter is untrained and changes nothing\n")

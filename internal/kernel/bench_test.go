@@ -105,3 +105,23 @@ func BenchmarkCopy(b *testing.B) {
 	}
 	b.ReportMetric(float64(len(w)/2)*float64(b.N)/b.Elapsed().Seconds()/1e9, "Gelem/s")
 }
+
+// BenchmarkRescaled times DoRA with magnitudes of rows, on one thread, as a merge runs it.
+func BenchmarkRescaled(b *testing.B) {
+	for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
+		b.Run(fmt.Sprintf("m=512/n=4096/r=16/dtype=%v", d), func(b *testing.B) {
+			const rows, cols = 512, 4096
+			p := randomProblem(rand.New(rand.NewPCG(17, 18)), d, rows, cols, 0.02, []int{16}, 0.05, 2)
+			magnitude := make([]float64, rows)
+			for i := range magnitude {
+				magnitude[i] = 0.02 * 64 // ‖v‖, so that the weights stay as large as they are
+			}
+			b.SetBytes(int64(len(p.bytes())))
+			for b.Loop() {
+				if _, st := p.rescale(b, magnitude, false, 16); st.Elements == 0 {
+					b.Fatal("nothing was merged")
+				}
+			}
+		})
+	}
+}

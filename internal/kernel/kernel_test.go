@@ -65,12 +65,16 @@ func (p *problem) exact(i, j int) (sum, delta *big.Rat) {
 
 // isNearest reports whether the bits of a value of D are RN_D(x): no other value is nearer, and none as near is even.
 func isNearest(d dtype.Type, got uint64, x *big.Rat) bool {
+	return isNearestTo(d, got, x.Sign(), new(big.Rat).Abs(x).Cmp)
+}
+
+// isNearestTo is isNearest of a number that is known by its sign and by comparing its magnitude.
+func isNearestTo(d dtype.Type, got uint64, xSign int, compare func(*big.Rat) int) bool {
 	sign := uint64(1) << (d.Bits() - 1)
 	mag := got &^ sign
-	if x.Sign() != 0 && (got&sign != 0) != (x.Sign() < 0) {
+	if xSign != 0 && (got&sign != 0) != (xSign < 0) {
 		return false
 	}
-	abs := new(big.Rat).Abs(x)
 	inf := map[dtype.Type]uint64{dtype.BF16: 0x7f80, dtype.F16: 0x7c00, dtype.F32: 0x7f800000, dtype.F64: 0x7ff << 52}[d]
 	value := func(bits uint64) *big.Rat {
 		if bits == inf { // the number that would follow the largest one
@@ -87,12 +91,12 @@ func isNearest(d dtype.Type, got uint64, x *big.Rat) bool {
 		return m.Mul(m, big.NewRat(1, 2))
 	}
 	if mag > 0 {
-		if c := abs.Cmp(half(mag-1, mag)); c < 0 || c == 0 && odd {
+		if c := compare(half(mag-1, mag)); c < 0 || c == 0 && odd {
 			return false
 		}
 	}
 	if mag < inf {
-		if c := abs.Cmp(half(mag, mag+1)); c > 0 || c == 0 && odd {
+		if c := compare(half(mag, mag+1)); c > 0 || c == 0 && odd {
 			return false
 		}
 	}

@@ -7,69 +7,95 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// Rescaled is the update of DoRA (Liu et al., arXiv:2402.09353) of one matrix. With v = w + Σ_t S_t · Σ_k l_ik·r_kj,
+// Rescaled is the update of DoRA (Liu et al., arXiv:2402.09353) of one matrix. With
+// v = w + Σ_t S_t · Σ_k l_ik·r_kj,
 //
-//	out = RN_D( m_g · v / ‖v_g‖₂ )
+//	out = RN_D( m_g · v / ‖v_g‖₂ )      over the reals, rounded once to nearest even
 //
-// where g is the row of the element, or its column. It is evaluated in float64, for an F64 matrix in double-double, and rounded
-// once: at most 1 ulp from RN of the exact value, and equal to it but for a few elements in a million. It can be used by any
-// number of goroutines at a time; the result does not depend on how rows are grouped into calls.
+// where g is the row of the element, or its column. A pass in float64, in double-double for an F64
+// matrix, decides nearly all elements by a bound on its error; the rest is decided exactly. The proof
+// of the bound is in merge/doc.go. It can be used by any number of goroutines at a time; the result
+// does not depend on how rows are grouped into calls.
 type Rescaled struct {
 	d          dtype.Type
 	rows, cols int
 	terms      []Term[float64]
-	magnitude  []float64   // m, one per row or column
-	norms      ColumnNorms // where magnitudes belong to columns
+	magnitude  []float64    // m, one per row or column
+	norms      *ColumnNorms // where magnitudes belong to columns
+	quotients  []quotient   // and one per column then
+
+	lNorm, rNorm   []float64 // ‖S·l_i‖ and ‖r_j‖ or a little more; 0 says that all is zero
+	lTotal, rTotal float64   // the norms of these
+	unit           float64   // of the error of v, as a share of ‖S·l_i‖·‖r_j‖ + |w|
+	floor          float64   // of the error of v, what underflow costs
 }
 
 // RescaleScratch is the memory of one worker. The zero value is ready.
 type RescaleScratch struct{ w, v, low, delta, out []float64 }
 
-// PrepareRescaled makes an update of a rows×cols matrix of dtype d. A magnitude of as many elements as there are rows, with no
-// norms, belongs to the rows; with norms, from ColumnNorms, to the columns. It keeps its arguments.
-func PrepareRescaled(d dtype.Type, rows, cols int, terms []Term[float64], magnitude []float64, norms ColumnNorms) *Rescaled {
+// PrepareRescaled makes an update of a rows×cols matrix of dtype d. A magnitude of as many elements
+// as there are rows, with no norms, belongs to the rows; with norms, from NewColumnNorms, to the
+// columns. It keeps its arguments.
+func PrepareRescaled(d dtype.Type, rows, cols int, terms []Term[float64], magnitude []float64, norms *ColumnNorms) *Rescaled {
+	u := &Rescaled{d: d, rows: rows, cols: cols, terms: terms, magnitude: magnitude, norms: norms}
+	u.lNorm, u.rNorm = make([]float64, rows), make([]float64, cols)
+	rank, scales := 0, 1.0
 	for i := range terms {
-		if t := &terms[i]; len(t.L) != rows*t.Rank || len(t.R) != t.Rank*cols {
+		t := &terms[i]
+		if len(t.L) != rows*t.Rank || len(t.R) != t.Rank*cols {
 			panic(fmt.Sprintf("kernel: a term of rank %d of a %d×%d matrix has factors of %d and %d elements", t.Rank, rows, cols, len(t.L), len(t.R)))
 		}
+		for k, x := range t.L {
+			u.lNorm[k/t.Rank] += square(t.S * x)
+		}
+		for k, x := range t.R {
+			u.rNorm[k%cols] += square(x)
+		}
+		rank += t.Rank
+		scales += math.Abs(t.S)
 	}
-	return &Rescaled{d: d, rows: rows, cols: cols, terms: terms, magnitude: magnitude, norms: norms}
-}
-
-// ColumnNorms are ‖v_j‖₂ of every column.
-type ColumnNorms []double
-
-// ColumnSquares are Σ v² over some rows, for every column.
-type ColumnSquares []double
-
-// AddSquares adds Σ v² over rows of w, the first of which is row row0, to the sum of each column.
-func (u *Rescaled) AddSquares(sums ColumnSquares, w []byte, row0 int, s *RescaleScratch) {
-	line := u.cols * u.d.Size()
-	for i := range len(w) / line {
-		u.row(w[i*line:(i+1)*line], row0+i, s)
-		for j, v := range s.v {
-			sums[j] = sums[j].plusSquare(v, s.low[j])
+	u.lTotal, u.rTotal = rootsAbove(u.lNorm), rootsAbove(u.rNorm)
+	u.unit = 1.01 * float64(rank/4+3*len(terms)+6) * 0x1p-53
+	if u.isWide() {
+		u.unit = 1.01 * float64(16*rank+32*len(terms)+64) * 0x1p-106
+	}
+	u.floor = max(0x1p-1022, float64(rank+4)*(scales+u.rTotal)*0x1p-1070)
+	if norms != nil {
+		u.quotients = make([]quotient, cols)
+		for j := range u.quotients {
+			u.quotients[j] = u.quotientOf(magnitude[j], norms.norms[j], u.lTotal*u.rNorm[j], rows)
 		}
 	}
+	return u
 }
 
-// Norms adds up the sums of all rows, in their order, and returns the norms.
-func Norms(parts []ColumnSquares) ColumnNorms {
-	norms := make(ColumnNorms, len(parts[0]))
-	for j := range norms {
-		for _, p := range parts {
-			norms[j] = norms[j].plus(p[j])
-		}
-		norms[j] = norms[j].sqrt()
+// isWide reports whether v is computed in double-double.
+func (u *Rescaled) isWide() bool { return u.d == dtype.F64 }
+
+// square is x² for a bound: what vanishes below the smallest number comes back as more than it was.
+func square(x float64) float64 {
+	if x == 0 {
+		return 0
 	}
-	return norms
+	return max(x*x, 0x1p-1022)
 }
 
-// Merge updates whole rows of the matrix in place, the first of which is row row0.
-func (u *Rescaled) Merge(w []byte, row0 int, st *Stats, s *RescaleScratch) {
+// rootsAbove replaces sums of squares by their roots, rounded up, and returns the norm of these.
+func rootsAbove(sums []float64) float64 {
+	total := 0.0
+	for i, sum := range sums {
+		total += sum
+		sums[i] = math.Sqrt(sum) * (1 + 0x1p-20)
+	}
+	return math.Sqrt(total) * (1 + 0x1p-20)
+}
+
+// Merge updates whole rows of the matrix in place, the first of which is row row0. An error comes
+// from the reader of columns alone.
+func (u *Rescaled) Merge(w []byte, row0 int, st *Stats, s *RescaleScratch) error {
 	line := u.cols * u.d.Size()
 	if line == 0 {
-		return
+		return nil
 	}
 	nRows := len(w) / line
 	if len(w)%line != 0 || row0 < 0 || row0+nRows > u.rows {
@@ -77,35 +103,114 @@ func (u *Rescaled) Merge(w []byte, row0 int, st *Stats, s *RescaleScratch) {
 	}
 	st.Elements += int64(len(w) / u.d.Size())
 	for i := range nRows {
-		w := w[i*line : (i+1)*line]
-		u.row(w, row0+i, s)
-		var norm double
-		if u.norms == nil {
-			for j, v := range s.v {
-				norm = norm.plusSquare(v, s.low[j])
-			}
-			norm = norm.sqrt()
-		}
-		for j, v := range s.v {
-			m, n := 0.0, norm
-			if u.norms == nil {
-				m = u.magnitude[row0+i]
-			} else {
-				m, n = u.magnitude[j], u.norms[j]
-			}
-			out := m / n.hi * v
-			if u.d == dtype.F64 {
-				out = rescaleDouble(m, double{v, s.low[j]}, n, out)
-			}
-			s.out[j] = out
-			dtype.Store(u.d, w, j, out)
-		}
-		stored := s.delta
-		dtype.Widen64(stored, u.d, w)
-		for j, before := range s.w {
-			account(st, before, s.out[j]-before, stored[j])
+		if err := u.mergeRow(w[i*line:(i+1)*line], row0+i, st, s); err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+func (u *Rescaled) mergeRow(w []byte, i int, st *Stats, s *RescaleScratch) error {
+	u.row(w, i, s)
+	exact := exactRescale{u: u, row: i, w: s.w}
+	var q *quotient
+	if u.norms == nil {
+		ofRow := u.quotientOf(u.magnitude[i], u.rowNorm(s), u.lNorm[i]*u.rTotal, u.cols)
+		q = &ofRow
+	}
+	size := u.d.Size()
+	for j, v := range s.v {
+		if u.norms != nil {
+			q = &u.quotients[j]
+		}
+		s.out[j] = q.factor * v
+		e := 0.0
+		if g := u.lNorm[i] * u.rNorm[j]; g != 0 {
+			e = u.unit*(g+math.Abs(s.w[j])) + u.floor
+		}
+		if u.decide(w[j*size:(j+1)*size], q, double{v, s.low[j]}, e) {
+			continue
+		}
+		st.Slow++
+		st.Exact++
+		if err := exact.decide(w[j*size:(j+1)*size], j, s.out[j]); err != nil {
+			return err
+		}
+	}
+	stored := s.delta
+	dtype.Widen64(stored, u.d, w)
+	for j, before := range s.w {
+		account(st, before, s.out[j]-before, stored[j])
+	}
+	return nil
+}
+
+// quotient is m/‖v‖ of a row or column: exact m·v/‖v‖ differs from factor·v by at most
+// spread·e + share·|factor·v|, where e is the error of v.
+type quotient struct {
+	m, factor     float64
+	norm          double
+	spread, share float64 // NaN where nothing is known
+}
+
+// quotientOf divides m by a norm of n values with their computed norm, whose update has the norm g.
+func (u *Rescaled) quotientOf(m float64, norm double, g float64, n int) quotient {
+	q := quotient{m: m, factor: m / norm.hi, norm: norm}
+	e := 1.01 * float64(n+16) * 0x1p-103 * norm.hi
+	if g != 0 {
+		e += 1.01*u.unit*(2*g+norm.hi) + math.Sqrt(float64(n))*u.floor
+	}
+	f := math.Abs(q.factor)
+	// Outside these ranges squares or quotients may have vanished or overflowed.
+	if safe := norm.hi > 0x1p-400 && norm.hi < 0x1p400 && (f > 0x1p-400 && f < 0x1p400 || m == 0); !safe || e > norm.hi/4 {
+		q.spread = math.NaN()
+		if norm.hi == 0 && e == 0 {
+			q.spread = 0
+		}
+		return q
+	}
+	rho := 1.01 * e / (norm.hi - e)
+	q.spread, q.share = 1.01*f*(1+rho), rho+0x1p-50
+	if u.isWide() {
+		q.share = rho + 0x1p-100
+	}
+	return q
+}
+
+// decide stores m·v/‖v‖ if every value within its error rounds to the same number. NaN and infinity
+// in v, m or a norm go through as float64 has them; so does a group of zeros, which gives NaN.
+func (u *Rescaled) decide(out []byte, q *quotient, v double, e float64) bool {
+	x := q.factor * v.hi
+	isSpecial := q.norm.hi != q.norm.hi || !isFinite(v.hi) || !isFinite(q.m)
+	isKnown := q.spread == q.spread
+	isZero := q.m == 0 || q.norm.hi == 0 || v.hi == 0 && e == 0
+	if isSpecial || isKnown && isZero {
+		dtype.Store(u.d, out, 0, x)
+		return true
+	}
+	if !isKnown {
+		return false
+	}
+	low := 0.0
+	if u.isWide() {
+		x, low = q.divide(v)
+	}
+	e = q.spread*e + q.share*math.Abs(x)
+	if !(math.Abs(x)+e <= math.MaxFloat64) {
+		return false
+	}
+	if u.isWide() && math.Abs(x) < 0x1p-900 {
+		return false // the second half may have vanished
+	}
+	return storeBetween(u.d, out, x+(low-e), x+(low+e))
+}
+
+// divide is m·v/‖v‖ in double-double.
+func (q *quotient) divide(v double) (hi, lo float64) {
+	p := v.times(q.m)
+	hi = p.hi / q.norm.hi
+	rest := p.plus(q.norm.times(-hi))
+	return hi, rest.hi / q.norm.hi
 }
 
 // row computes a row of v, and in s.low what it lacks in float64 if the matrix is F64, else zeros.
@@ -116,14 +221,15 @@ func (u *Rescaled) row(w []byte, i int, s *RescaleScratch) {
 		}
 	}
 	dtype.Widen64(s.w, u.d, w)
-	if u.d == dtype.F64 {
+	if u.isWide() {
 		u.rowDouble(i, s)
 		return
 	}
 	clear(s.low)
 	delta := s.delta
 	clear(delta)
-	// The conversions keep products from being fused with sums, so that every processor gives the same bytes.
+	// The conversions keep products from being fused with sums: with that every processor leaves the
+	// same elements to the exact pass.
 	for t := range u.terms {
 		term := &u.terms[t]
 		l := term.L[i*term.Rank : (i+1)*term.Rank]
@@ -164,53 +270,11 @@ func (u *Rescaled) rowDouble(i int, s *RescaleScratch) {
 	}
 }
 
-// rescaleDouble is m·v/n; where that is not finite it is plain, the value in float64.
-func rescaleDouble(m float64, v, n double, plain float64) float64 {
-	p := v.times(m)
-	q := p.hi / n.hi
-	rest := p.plus(n.times(-q))
-	if out := q + rest.hi/n.hi; isFinite(out) {
-		return out
+// rowNorm is ‖v‖₂ of the row in s.
+func (u *Rescaled) rowNorm(s *RescaleScratch) double {
+	var sum double
+	for j, v := range s.v {
+		sum = sum.plusSquare(v, s.low[j])
 	}
-	return plain
-}
-
-// double is the unevaluated sum of two float64, of which the first is the sum rounded (Dekker, 1971).
-type double struct{ hi, lo float64 }
-
-func (a double) plus(b double) double {
-	s, e := twoSum(a.hi, b.hi)
-	if !isFinite(s) {
-		return double{s, 0}
-	}
-	return normalised(s, e+(a.lo+b.lo))
-}
-
-func (a double) times(x float64) double {
-	p, e := twoProduct(a.hi, x)
-	if !isFinite(p) {
-		return double{p, 0}
-	}
-	return normalised(p, e+a.lo*x)
-}
-
-// plusSquare adds (hi + lo)², without the square of lo.
-func (a double) plusSquare(hi, lo float64) double {
-	p, e := twoProduct(hi, hi)
-	return a.plus(double{p, e + 2*hi*lo})
-}
-
-func (a double) sqrt() double {
-	r := math.Sqrt(a.hi)
-	if !isFinite(r) || r == 0 {
-		return double{r, 0}
-	}
-	p, e := twoProduct(r, r)
-	return normalised(r, ((a.hi-p)-e+a.lo)/(2*r))
-}
-
-// normalised is s + e, |e| at most about an ulp of s.
-func normalised(s, e float64) double {
-	hi := s + e
-	return double{hi, e - (hi - s)}
+	return sum.sqrt()
 }

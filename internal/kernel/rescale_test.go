@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 	"math/big"
 	"math/rand/v2"
@@ -10,37 +11,9 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-const oracleBits = 400
-
-// rescaledExactly is the oracle of DoRA: m·v/‖v‖ to 400 bits.
-func (p *problem) rescaledExactly(magnitude []float64, ofColumns bool) []*big.Float {
-	v := make([]*big.Float, p.rows*p.cols)
-	squares := make([]*big.Float, len(magnitude))
-	group := func(i int) int {
-		if ofColumns {
-			return i % p.cols
-		}
-		return i / p.cols
-	}
-	for i := range v {
-		sum, _ := p.exact(i/p.cols, i%p.cols)
-		v[i] = new(big.Float).SetPrec(oracleBits).SetRat(sum)
-		if squares[group(i)] == nil {
-			squares[group(i)] = new(big.Float).SetPrec(oracleBits)
-		}
-		s := squares[group(i)]
-		s.Add(s, new(big.Float).SetPrec(oracleBits).Mul(v[i], v[i]))
-	}
-	for i := range v {
-		g := group(i)
-		v[i].Mul(v[i], new(big.Float).SetFloat64(magnitude[g]))
-		v[i].Quo(v[i], new(big.Float).SetPrec(oracleBits).Sqrt(squares[g]))
-	}
-	return v
-}
-
 // rescale runs DoRA on rows of the problem in blocks of several rows.
-func (p *problem) rescale(magnitude []float64, ofColumns bool, blockRows int) []byte {
+func (p *problem) rescale(t testing.TB, magnitude []float64, ofColumns bool, blockRows int) (out []byte, st Stats) {
+	t.Helper()
 	terms := make([]Term[float64], len(p.terms))
 	for i, t := range p.terms {
 		terms[i] = Term[float64]{S: t.s, Rank: t.rank, L: t.l, R: t.r}
@@ -48,7 +21,7 @@ func (p *problem) rescale(magnitude []float64, ofColumns bool, blockRows int) []
 	var s RescaleScratch
 	w := p.bytes()
 	line := p.cols * p.d.Size()
-	var norms ColumnNorms
+	var norms *ColumnNorms
 	if ofColumns {
 		parts := []ColumnSquares{make(ColumnSquares, p.cols), make(ColumnSquares, p.cols)}
 		u := PrepareRescaled(p.d, p.rows, p.cols, terms, magnitude, nil)
@@ -62,90 +35,213 @@ func (p *problem) rescale(magnitude []float64, ofColumns bool, blockRows int) []
 			u.AddSquares(parts[part], w[row*line:next*line], row, &s)
 			row = next
 		}
-		norms = Norms(parts)
+		norms = NewColumnNorms(parts, func(j int, yield func(int, float64)) error {
+			for i := range p.rows {
+				yield(i, p.w[i*p.cols+j])
+			}
+			return nil
+		})
 	}
 	u := PrepareRescaled(p.d, p.rows, p.cols, terms, magnitude, norms)
-	var st Stats
 	for row := 0; row < p.rows; row += blockRows {
-		u.Merge(w[row*line:min(row+blockRows, p.rows)*line], row, &st, &s)
+		if err := u.Merge(w[row*line:min(row+blockRows, p.rows)*line], row, &st, &s); err != nil {
+			t.Fatal(err)
+		}
 	}
-	return w
+	return w, st
 }
 
-// TestRescaledIsWithinAnUlp keeps the promise for DoRA: every element within 1 ulp of RN of the exact value, and 99.99 % equal
-// to it, for rows and columns and every dtype; and the same bytes for blocks of any size.
-func TestRescaledIsWithinAnUlp(t *testing.T) {
-	const rows, cols, rank = 90, 113, 5
+// checkRescaled compares every element with m·v/‖v‖ over the rationals: a number h is below it if
+// h²·Σv² is below (m·v)².
+func (p *problem) checkRescaled(t *testing.T, name string, magnitude []float64, ofColumns bool) Stats {
+	t.Helper()
+	name = fmt.Sprintf("%s, %v, of columns %v", name, p.d, ofColumns)
+	got, st := p.rescale(t, magnitude, ofColumns, p.rows)
+	if other, _ := p.rescale(t, magnitude, ofColumns, 7); !bytes.Equal(got, other) {
+		t.Errorf("%s: the bytes depend on the size of blocks", name)
+	}
+	v := make([]*big.Rat, p.rows*p.cols)
+	squares := make([]*big.Rat, len(magnitude))
+	group := func(i int) int {
+		if ofColumns {
+			return i % p.cols
+		}
+		return i / p.cols
+	}
+	for i := range v {
+		v[i], _ = p.exact(i/p.cols, i%p.cols)
+		g := group(i)
+		if squares[g] == nil {
+			squares[g] = new(big.Rat)
+		}
+		squares[g].Add(squares[g], new(big.Rat).Mul(v[i], v[i]))
+	}
+	for i := range v {
+		g := group(i)
+		mv := new(big.Rat).Mul(v[i], new(big.Rat).SetFloat64(magnitude[g]))
+		above := new(big.Rat).Mul(mv, mv)
+		compare := func(h *big.Rat) int {
+			h = new(big.Rat).Mul(h, h)
+			return above.Cmp(h.Mul(h, squares[g]))
+		}
+		if bits := bitsAt(p.d, got, i); !isNearestTo(p.d, bits, mv.Sign(), compare) {
+			t.Fatalf("%s: element %d is %#x, which is not the nearest to %v·%v/√%v", name, i, bits, magnitude[g], v[i].FloatString(30), squares[g].FloatString(30))
+		}
+	}
+	return st
+}
+
+// ways are the dtypes of a matrix, with magnitudes of rows and of columns.
+func ways(f func(d dtype.Type, ofColumns bool)) {
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32, dtype.F64} {
-		for _, ofColumns := range []bool{false, true} {
-			rng := rand.New(rand.NewPCG(7, uint64(d)))
-			p := &problem{d: d, rows: rows, cols: cols, w: make([]float64, rows*cols)}
-			var b [8]byte
-			normal := func(n int, std float64, d dtype.Type) []float64 {
-				x := make([]float64, n)
-				for i := range x {
-					dtype.Store(d, b[:], 0, rng.NormFloat64()*std)
-					x[i] = dtype.Load(d, b[:], 0)
-				}
-				return x
-			}
-			copy(p.w, normal(rows*cols, 0.05, d))
-			p.terms = []plainTerm{{s: 1.7, rank: rank, l: normal(rows*rank, 0.1, dtype.F32), r: normal(rank*cols, 0.1, dtype.F32)}}
-			n := rows
-			if ofColumns {
-				n = cols
-			}
-			magnitude := normal(n, 1, dtype.F32)
-			got := p.rescale(magnitude, ofColumns, rows)
-			if other := p.rescale(magnitude, ofColumns, 7); !bytes.Equal(got, other) {
-				t.Errorf("%v, of columns %v: the bytes depend on the size of blocks", d, ofColumns)
-			}
-			wrong := 0
-			for i, exact := range p.rescaledExactly(magnitude, ofColumns) {
-				var want [8]byte
-				storeExact(d, want[:], exact)
-				g, x := dtype.Load(d, got, i), dtype.Load(d, want[:], 0)
-				if g == x {
-					continue
-				}
-				wrong++
-				if up, down := neighbour(d, x, true), neighbour(d, x, false); g != up && g != down {
-					t.Fatalf("%v, of columns %v, element %d: %v, want %v within 1 ulp", d, ofColumns, i, g, x)
-				}
-			}
-			if share := float64(wrong) / (rows * cols); share > 1e-4 {
-				t.Errorf("%v, of columns %v: %d of %d elements are not RN of the exact value, want 0.01 %% at most", d, ofColumns, wrong, rows*cols)
-			}
-		}
+		f(d, false)
+		f(d, true)
 	}
 }
 
-// neighbour is the next value of d above or below x, which is not 0.
-func neighbour(d dtype.Type, x float64, up bool) float64 {
-	var b, c [8]byte
+// normalsOf are random numbers that a dtype holds.
+func normalsOf(rng *rand.Rand, n int, std float64, d dtype.Type) []float64 {
+	x := make([]float64, n)
+	for i := range x {
+		x[i] = in(d, rng.NormFloat64()*std)
+	}
+	return x
+}
+
+// in is a number as a dtype holds it.
+func in(d dtype.Type, x float64) float64 {
+	var b [8]byte
 	dtype.Store(d, b[:], 0, x)
-	c = b
-	step := 1
-	if (x > 0) != up {
-		step = -1
-	}
-	for i := range d.Size() {
-		n := int(c[i]) + step
-		c[i] = byte(n)
-		if n >= 0 && n <= 255 {
-			break
-		}
-	}
-	return dtype.Load(d, c[:], 0)
+	return dtype.Load(d, b[:], 0)
 }
 
-func TestRescaledOfAZeroRowIsNaN(t *testing.T) {
+// TestRescaledIsNearest keeps the promise for DoRA: every element is RN of the exact value.
+func TestRescaledIsNearest(t *testing.T) {
+	const rows, cols, rank = 36, 47, 5
+	ways(func(d dtype.Type, ofColumns bool) {
+		rng := rand.New(rand.NewPCG(7, uint64(d)))
+		p := &problem{d: d, rows: rows, cols: cols, w: normalsOf(rng, rows*cols, 0.05, d)}
+		p.terms = []plainTerm{{s: 1.7, rank: rank, l: normalsOf(rng, rows*rank, 0.1, dtype.F32), r: normalsOf(rng, rank*cols, 0.1, dtype.F32)}}
+		n := rows
+		if ofColumns {
+			n = cols
+		}
+		if st := p.checkRescaled(t, "ordinary", normalsOf(rng, n, 1, dtype.F32), ofColumns); st.Exact > 0 {
+			t.Errorf("%v, of columns %v: %d ordinary elements took the exact pass, want none", d, ofColumns, st.Exact)
+		}
+	})
+}
+
+// TestRescaledCancels: where w ≈ −ΔW, the error of float64 is as large as v itself.
+func TestRescaledCancels(t *testing.T) {
+	ways(func(d dtype.Type, ofColumns bool) {
+		small := &problem{d: d, rows: 1, cols: 1, w: []float64{1}, terms: []plainTerm{{s: 1, rank: 2, l: []float64{1, 0x1p-60}, r: []float64{-1, 1}}}}
+		small.checkRescaled(t, "w + ΔW = 2⁻⁶⁰", []float64{1.7e-18}, ofColumns)
+		small.terms[0].l[1] = 0x1p-120
+		small.checkRescaled(t, "w + ΔW = 2⁻¹²⁰", []float64{1.7e-18}, ofColumns)
+
+		const n, rank = 9, 3
+		rng := rand.New(rand.NewPCG(8, uint64(d)))
+		p := &problem{d: d, rows: n, cols: n, terms: []plainTerm{{s: 1.7, rank: rank, l: normalsOf(rng, n*rank, 0.1, dtype.F32), r: normalsOf(rng, rank*n, 0.1, dtype.F32)}}}
+		p.w = make([]float64, n*n)
+		for i := range p.w {
+			_, delta := (&problem{cols: n, w: p.w, terms: p.terms}).exact(i/n, i%n)
+			f, _ := delta.Float64()
+			p.w[i] = in(d, -f)
+		}
+		p.checkRescaled(t, "w = RN(−ΔW)", normalsOf(rng, n, 1, dtype.F32), ofColumns)
+	})
+}
+
+// TestRescaledTies: with a group of one element the result is ±m, and a 3, 4, 5 triangle has a
+// rational norm as well, so that exact ties are common.
+func TestRescaledTies(t *testing.T) {
+	ways(func(d dtype.Type, ofColumns bool) {
+		rng := rand.New(rand.NewPCG(9, uint64(d)))
+		ulp := map[dtype.Type]float64{dtype.BF16: 0x1p-7, dtype.F16: 0x1p-10, dtype.F32: 0x1p-23, dtype.F64: 0x1p-51}[d]
+		const n = 500
+		alone := &problem{d: d, rows: n, cols: 1, w: normalsOf(rng, n, 1, d), terms: []plainTerm{{s: 1, rank: 1, l: normalsOf(rng, n, 0.1, dtype.F32), r: normalsOf(rng, 1, 0.1, dtype.F32)}}}
+		pair := &problem{d: d, rows: n, cols: 2, w: make([]float64, 2*n)}
+		magnitude, five := make([]float64, n), make([]float64, n)
+		for i := range n {
+			magnitude[i] = 1 + (float64(rng.IntN(int(1/ulp)/2))+0.5)*ulp
+			five[i] = 5 * (1 + (float64(rng.IntN(8))+0.5)*ulp)
+			pair.w[2*i], pair.w[2*i+1] = 3, 4
+		}
+		if ofColumns {
+			alone.transpose()
+			pair.transpose()
+		}
+		alone.checkRescaled(t, "alone", magnitude, ofColumns)
+		pair.checkRescaled(t, "3, 4, 5", five, ofColumns)
+	})
+}
+
+// transpose turns the matrix and its update round.
+func (p *problem) transpose() {
+	w := make([]float64, len(p.w))
+	for i := range p.rows {
+		for j := range p.cols {
+			w[j*p.rows+i] = p.w[i*p.cols+j]
+		}
+	}
+	for i := range p.terms {
+		t := &p.terms[i] // of rank 1, whose factors are lines
+		t.l, t.r = t.r, t.l
+	}
+	p.w, p.rows, p.cols = w, p.cols, p.rows
+}
+
+// TestRescaledAtTheEndsOfTheRange: squares beyond the range of float64, and sums of nothing but zeros.
+func TestRescaledAtTheEndsOfTheRange(t *testing.T) {
+	const rows, cols, rank = 4, 5, 2
+	for _, scale := range []float64{0x1p600, 0x1p-540, 0x1p-1060} {
+		for _, ofColumns := range []bool{false, true} {
+			rng := rand.New(rand.NewPCG(10, 1))
+			p := &problem{d: dtype.F64, rows: rows, cols: cols, w: make([]float64, rows*cols)}
+			p.terms = []plainTerm{{s: scale, rank: rank, l: normalsOf(rng, rows*rank, 0.1, dtype.F32), r: normalsOf(rng, rank*cols, 0.1, dtype.F32)}}
+			for i := range p.w {
+				p.w[i] = rng.NormFloat64() * scale
+			}
+			for _, m := range []float64{scale, 1} {
+				magnitude := make([]float64, cols)
+				for i := range magnitude {
+					magnitude[i] = (1 + rng.Float64()) * m
+				}
+				p.checkRescaled(t, fmt.Sprint("scale ", scale), magnitude, ofColumns)
+			}
+		}
+	}
+}
+
+func TestRescaledOfZerosIsNaN(t *testing.T) {
 	p := &problem{d: dtype.F32, rows: 1, cols: 3, w: make([]float64, 3)}
-	for _, ofColumns := range []bool{false, true} {
-		got := p.rescale([]float64{1, 1, 1}, ofColumns, 1)
-		for i := range 3 {
-			if x := dtype.Load(p.d, got, i); !math.IsNaN(x) {
-				t.Errorf("element %d of a row without a direction is %v, want NaN", i, x)
+	cancelled := &problem{d: dtype.F32, rows: 1, cols: 1, w: []float64{1}, terms: []plainTerm{{s: 1, rank: 1, l: []float64{1}, r: []float64{-1}}}}
+	for _, p := range []*problem{p, cancelled} {
+		for _, ofColumns := range []bool{false, true} {
+			got, _ := p.rescale(t, []float64{1, 1, 1}[:p.cols], ofColumns, 1)
+			for i := range p.cols {
+				if x := dtype.Load(p.d, got, i); !math.IsNaN(x) {
+					t.Errorf("element %d of a group without a direction is %v, want NaN", i, x)
+				}
+			}
+		}
+	}
+}
+
+// TestRescaledSpecials: what is not finite makes its group NaN, as in IEEE arithmetic, and no other.
+func TestRescaledSpecials(t *testing.T) {
+	for _, d := range []dtype.Type{dtype.F32, dtype.F64} {
+		for _, bad := range []float64{math.NaN(), math.Inf(1)} {
+			p := &problem{d: d, rows: 2, cols: 2, w: []float64{bad, 1, 3, 4}}
+			for _, ofColumns := range []bool{false, true} {
+				got, _ := p.rescale(t, []float64{5, 5}, ofColumns, 2)
+				if x := dtype.Load(d, got, 0); !math.IsNaN(x) {
+					t.Errorf("%v in %v: the element itself is %v, want NaN", bad, d, x)
+				}
+				if x := dtype.Load(d, got, 3); !ofColumns && x != 4 || math.IsNaN(x) {
+					t.Errorf("%v in %v, of columns %v: the other group has %v, want a number", bad, d, ofColumns, x)
+				}
 			}
 		}
 	}

@@ -68,24 +68,33 @@ func (u *Update[T]) decide64(i, j int, w float64, out []byte) (delta float64, ok
 	if !(math.Abs(x)+e <= math.MaxFloat64) {
 		return delta, false
 	}
-	switch u.d {
+	return delta, storeBetween(u.d, out, x-e, x+e)
+}
+
+// storeBetween stores RN_D of the numbers from lo to hi, if that is one finite value for all of them.
+func storeBetween(d dtype.Type, out []byte, lo, hi float64) (ok bool) {
+	switch d {
 	case dtype.BF16:
-		lo, hi := dtype.BF16FromFloat64(x-e), dtype.BF16FromFloat64(x+e)
+		lo, hi := dtype.BF16FromFloat64(lo), dtype.BF16FromFloat64(hi)
 		if ok = lo == hi && lo&0x7f80 != 0x7f80; ok {
 			binary.LittleEndian.PutUint16(out, lo)
 		}
 	case dtype.F16:
-		lo, hi := dtype.F16FromFloat64(x-e), dtype.F16FromFloat64(x+e)
+		lo, hi := dtype.F16FromFloat64(lo), dtype.F16FromFloat64(hi)
 		if ok = lo == hi && lo&0x7c00 != 0x7c00; ok {
 			binary.LittleEndian.PutUint16(out, lo)
 		}
-	default:
-		lo, hi := math.Float32bits(float32(x-e)), math.Float32bits(float32(x+e))
+	case dtype.F32:
+		lo, hi := math.Float32bits(float32(lo)), math.Float32bits(float32(hi))
 		if ok = lo == hi && lo&0x7f800000 != 0x7f800000; ok {
 			binary.LittleEndian.PutUint32(out, lo)
 		}
+	default:
+		if ok = lo == hi && lo != 0 && isFinite(lo); ok {
+			binary.LittleEndian.PutUint64(out, math.Float64bits(lo))
+		}
 	}
-	return delta, ok
+	return ok
 }
 
 // dot is the sum of l_k·r_k in four sums that do not wait for each other; r_k is r[k·stride].
@@ -144,12 +153,7 @@ func (u *Update[T]) decideDouble(i, j int, w float64, out []byte) (delta float64
 		return delta, false
 	}
 	e += 2 * eps * math.Abs(lo)
-	below, above := hi+(lo-e), hi+(lo+e)
-	if below != above || below == 0 {
-		return delta, false
-	}
-	dtype.Store(dtype.F64, out, 0, below)
-	return delta, isFinite(below)
+	return delta, storeBetween(dtype.F64, out, hi+(lo-e), hi+(lo+e))
 }
 
 // twoSum returns s = fl(a+b) and the error e, with s + e = a + b exactly (Knuth).
@@ -166,9 +170,9 @@ func twoProduct(a, b float64) (p, e float64) {
 	return p, math.FMA(a, b, -p)
 }
 
-// exactBits is more than any sum can need: products of S and two float64 lie between 2^-3222 and 2^3072, so nothing is
-// ever rounded. A big.Float is only as long as its value needs.
-const exactBits = 8192
+// exactBits is more than any number of this package can need: products of S and two float64 lie between 2^-3222 and 2^3072, and
+// their sums are squared. So nothing is ever rounded; a big.Float is only as long as its value needs.
+const exactBits = 16384
 
 // decideExact computes the element in exact arithmetic and stores it. Where Δ is exactly zero, w keeps its bits, −0 and
 // the payload of a NaN included; a sum that cancels to zero is +0; NaN and infinities go through as the IEEE sum of
@@ -262,29 +266,36 @@ func toOdd(f float64, beyond bool) float64 {
 	return math.Float64frombits(b | 1)
 }
 
+// newExact is a zero whose sums and products are never rounded.
+func newExact() *big.Float { return new(big.Float).SetPrec(exactBits) }
+
 // exactDelta returns Δ, or in special the NaN or infinity that it is.
 func (u *Update[T]) exactDelta(i, j int) (sum *big.Float, special float64) {
-	sum = new(big.Float).SetPrec(exactBits)
-	var p, q big.Float
-	p.SetPrec(exactBits)
+	sum = newExact()
 	at, stride := u.column(j)
 	for t := range u.terms {
-		term := &u.terms[t]
-		for _, x := range term.L[i*term.Rank : (i+1)*term.Rank] {
-			a, b := float64(x), float64(u.r[at])
-			at += stride
-			if !isFinite(a) || !isFinite(b) {
-				// The product is NaN or infinite, whatever the magnitudes: 0·Inf is NaN.
-				special += sign(a) * sign(b) * sign(term.S) * math.Inf(1)
-				continue
-			}
-			p.SetFloat64(a)
-			p.Mul(&p, q.SetFloat64(b))
-			p.Mul(&p, q.SetFloat64(term.S))
-			sum.Add(sum, &p)
-		}
+		special += addExact(sum, &u.terms[t], i, u.r[at:], stride)
+		at += u.terms[t].Rank * stride
 	}
 	return sum, special
+}
+
+// addExact adds S·Σ l_ik·r_k to a sum, with r_k = r[k·stride]. What is not finite in it, it returns.
+func addExact[T Float](sum *big.Float, term *Term[T], i int, r []T, stride int) (special float64) {
+	p, q := newExact(), new(big.Float)
+	for k, x := range term.L[i*term.Rank : (i+1)*term.Rank] {
+		a, b := float64(x), float64(r[k*stride])
+		if !isFinite(a) || !isFinite(b) {
+			// The product is NaN or infinite, whatever the magnitudes: 0·Inf is NaN.
+			special += sign(a) * sign(b) * sign(term.S) * math.Inf(1)
+			continue
+		}
+		p.SetFloat64(a)
+		p.Mul(p, q.SetFloat64(b))
+		p.Mul(p, q.SetFloat64(term.S))
+		sum.Add(sum, p)
+	}
+	return special
 }
 
 // sign is −1, 0, 1 or NaN.
