@@ -12,7 +12,9 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/testkit"
 	"github.com/loratool/loratool/merge"
 )
 
@@ -52,6 +54,37 @@ func TestDoRAIsNotMixed(t *testing.T) {
 		if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), c.word) {
 			t.Errorf("merging %q with weights %v: %v, want a refusal with the word %q", c.names, c.weights, err, c.word)
 		}
+	}
+}
+
+// TestDoRAOfColumnsIsNearest: one row of an embedding is not zero, so that its norms are |V| and the
+// result is ±m, which lies half way between two numbers of BF16. Deciding that takes the exact norm
+// of a column, for which the tensor is read again.
+func TestDoRAOfColumnsIsNearest(t *testing.T) {
+	const step = 0x1p-7 // from 1 to the next number
+	dir := t.TempDir()
+	base, adapter := filepath.Join(dir, "base.safetensors"), filepath.Join(dir, "adapter")
+	const n, row = 12, 9
+	w, a := make([]float64, 2*n), make([]float64, n)
+	w[2*row], w[2*row+1], a[row] = 3, -0.7, 0.3
+	testkit.Write(t, base, testkit.Encode(nil, testkit.Values("model.embed_tokens.weight", dtype.BF16, []uint64{n, 2}, w...)))
+	const layer = "base_model.model.model.embed_tokens.lora_"
+	testkit.WriteAdapter(t, adapter, 1, 1,
+		testkit.Values(layer+"embedding_A", dtype.F32, []uint64{1, n}, a...),
+		testkit.Values(layer+"embedding_B", dtype.F32, []uint64{2, 1}, 0.7, -0.1),
+		testkit.Values(layer+"magnitude_vector", dtype.F32, []uint64{2}, 1+0.5*step, 1+1.5*step))
+	src, err := convert.Open(adapter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	p, err := merge.Open(context.Background(), base, []merge.Adapter{{Source: src, Name: adapter, Weight: 1}}, merge.Options{BlockBytes: 16})
+	out := run(t, p, err)
+	got := load(dtype.BF16, read(t, openCheckpoint(t, out), "model.embed_tokens.weight"))
+	want := make([]float64, 2*n)
+	want[2*row], want[2*row+1] = 1, -(1 + 2*step) // to the even one
+	if !slices.Equal(got, want) {
+		t.Errorf("the embedding is %v, want %v", got, want)
 	}
 }
 
