@@ -37,22 +37,30 @@ type Extraction struct {
 	options     ExtractOptions
 	pairs       []pair // present in both, same shape, both floats
 	skipped     []Skipped
+	left        []leftOut // of skipped, what counts in the error
+	renamed     string    // how the names of tuned are read, "" as they are
 }
 
-// Skipped is a tensor that is not extracted.
+// Skipped is a tensor that is not extracted. Share is what it has of ‖Δ‖_F over all that changed: 0 for what did not change.
 type Skipped struct {
-	Tensor string `json:"tensor"`
-	Why    string `json:"why"`
+	Tensor string  `json:"tensor"`
+	Why    string  `json:"why"`
+	Share  float64 `json:"share"`
+
+	energy float64 // ‖Δ‖² of it
 }
+
+// Unchanged is why a tensor is skipped that has the same values in both checkpoints.
+const Unchanged = "unchanged"
 
 // Why a tensor is skipped.
 const (
-	whyUnchanged = "unchanged"
-	whyExcluded  = "excluded"
-	whyGone      = "only in the base"
-	whyNew       = "only in the tuned checkpoint"
-	whyBudget    = "the budget was spent on other layers"
-	whyTooSmall  = "differs by less than float32 holds"
+	whyExcluded = "excluded"
+	whyGone     = "only in the base"
+	whyNew      = "only in the tuned checkpoint"
+	whyTied     = "tied to the embedding, which both checkpoints have"
+	whyBudget   = "the budget was spent on other layers"
+	whyTooSmall = "differs by less than float32 holds"
 )
 
 // OpenExtraction compares the headers of two checkpoints. The caller closes the extraction.
@@ -93,40 +101,49 @@ func (e *Extraction) plan() error {
 				WithHint("extract from checkpoints in F32, F16 or BF16")
 		}
 	}
-	common, sameShape := 0, 0
+	names, how, ambiguous := naming.Pair(e.base.Names(), e.tuned.Names())
+	e.renamed = how
+	paired := make(map[string]bool, len(names))
+	for _, name := range names {
+		paired[name] = true
+	}
 	for _, name := range e.base.Names() {
-		if _, ok := e.tuned.Lookup(name); !ok {
-			e.skip(name, whyGone)
+		if !paired[name] {
+			e.leave(name, whyGone, locate(e.base, name), counterpart(e.tuned, name))
 		}
 	}
-	for _, name := range e.tuned.Names() {
-		ref, ok := e.base.Lookup(name)
-		tuned, _ := e.tuned.Lookup(name)
-		switch {
+	common, sameShape := 0, 0
+	for _, tunedName := range e.tuned.Names() {
+		tuned := locate(e.tuned, tunedName)
+		name, ok := names[tunedName]
+		switch tied := counterpart(e.base, tunedName); {
+		case !ok && tied != nil && isTied(e.tuned):
+			e.skip(tunedName, whyTied)
+			continue
 		case !ok:
-			e.skip(name, whyNew)
-			continue
-		case !slices.Equal(ref.Tensor.Shape, tuned.Tensor.Shape):
-			common++
-			e.skip(name, "reshaped from %d to %d", ref.Tensor.Shape, tuned.Tensor.Shape)
-			continue
-		case !ref.Tensor.DType.IsFloat() || !tuned.Tensor.DType.IsFloat():
-			common, sameShape = common+1, sameShape+1
-			e.skip(name, "stored as %v and %v", ref.Tensor.DType, tuned.Tensor.DType)
-			continue
-		case !e.selected(name):
-			common, sameShape = common+1, sameShape+1
-			e.skip(name, whyExcluded)
+			e.leave(tunedName, whyNew, tied, tuned)
 			continue
 		}
-		common, sameShape = common+1, sameShape+1
-		e.pairs = append(e.pairs, pair{
-			name:  name,
-			base:  located{e.base.Files[ref.File], ref},
-			tuned: located{e.tuned.Files[tuned.File], tuned},
-		})
+		base := locate(e.base, name)
+		common++
+		if !slices.Equal(base.ref.Tensor.Shape, tuned.ref.Tensor.Shape) {
+			e.leave(name, fmt.Sprintf("reshaped from %d to %d", base.ref.Tensor.Shape, tuned.ref.Tensor.Shape), base, tuned)
+			continue
+		}
+		sameShape++
+		switch {
+		case !base.dtype().IsFloat() || !tuned.dtype().IsFloat():
+			e.skip(name, "stored as %v and %v", base.dtype(), tuned.dtype())
+		case !e.selected(name):
+			e.leave(name, whyExcluded, base, tuned)
+		default:
+			e.pairs = append(e.pairs, pair{name: name, base: *base, tuned: *tuned})
+		}
 	}
 	switch {
+	case len(ambiguous) > 0:
+		return fault.New(fault.Mismatch, "the names of the tuned checkpoint fit those of the base in several ways: %s", strings.Join(ambiguous, "; ")).
+			WithHint("save both with one version of transformers")
 	case common == 0:
 		return fault.New(fault.Mismatch, "the two checkpoints have no tensor name in common: %s against %s",
 			fault.List(e.base.Names(), 2), fault.List(e.tuned.Names(), 2)).WithHint("give the base that the tuned checkpoint was trained from")

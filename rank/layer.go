@@ -63,8 +63,9 @@ func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
 	rule := r.options.Rule
 	if r.ranks != nil {
 		if r.ranks[p.name] == 0 {
-			r.report.Skipped = append(r.report.Skipped, Skipped{p.name, whyBudget})
-			return nil
+			energy, err := p.energy(ctx, 0, p.tuned.ref.Tensor.Elements())
+			r.report.Skipped = append(r.report.Skipped, Skipped{Tensor: p.name, Why: whyBudget, energy: energy})
+			return err
 		}
 		rule = FixedRank{r.ranks[p.name]}
 	}
@@ -78,11 +79,11 @@ func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
 		k = max(k, slabs[i].K)
 	}
 	if k == 0 {
-		why := whyUnchanged
+		why := Unchanged
 		if slices.ContainsFunc(slabs, func(s *slab) bool { return s.update.tooSmall > 0 }) {
 			why = whyTooSmall
 		}
-		r.report.Skipped = append(r.report.Skipped, Skipped{p.name, why})
+		r.report.Skipped = append(r.report.Skipped, Skipped{Tensor: p.name, Why: why})
 		return nil
 	}
 	if err := r.store(v, k, slabs); err != nil {

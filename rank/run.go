@@ -10,16 +10,19 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// ExtractReport says what an extraction found.
+// ExtractReport says what an extraction found. Energy, Error, Rounded and Ranks are over all that changed: a tensor that is
+// carried whole has no error, and of one that is left out all is lost. A row that only one of the checkpoints has counts whole,
+// and so does a tensor; a head that only one has counts as its difference from the embedding that the other one ties it to.
 type ExtractReport struct {
 	Layers   []ExtractedLayer `json:"layers"`
 	Beside   []BesideReport   `json:"beside"`
 	Skipped  []Skipped        `json:"skipped"`
-	Energy   float64          `json:"energy"`        // share of Σ‖Δ‖² over all layers that is kept
+	Energy   float64          `json:"energy"`        // share of Σ‖Δ‖² that is kept
 	Error    float64          `json:"error"`         // √ of the share that is not, before the factors are rounded
 	Rounded  float64          `json:"rounded_error"` // the same for the factors as they are stored
+	LeftOut  float64          `json:"left_out"`      // √ of the share of the tensors that are left out
 	Bytes    int64            `json:"bytes"`         // of the factors and of what is beside
-	Ranks    []RankEnergy     `json:"ranks"`         // what a fixed rank would give, over all layers
+	Ranks    []RankEnergy     `json:"ranks"`         // what a fixed rank of the layers would give
 	Warnings []string         `json:"warnings"`      // what makes the adapter of little use, though it is what was asked for
 	Products int              `json:"products"`      // products with thin matrices
 	Flops    int64            `json:"flops"`
@@ -89,6 +92,8 @@ type extracting struct {
 	ranks    map[string]int // of the tensors, where a budget has chosen them
 	cheapest int64          // bytes of the cheapest singular value that a budget could buy
 	tensors  []string       // that were extracted as layers
+	whole    float64        // ‖Δ‖² of what is carried whole
+	energy   float64        // of all that changed
 }
 
 func (r *extracting) all(ctx context.Context) error {
@@ -106,7 +111,7 @@ func (r *extracting) all(ctx context.Context) error {
 		}
 		switch view, lowRank := r.view(p); {
 		case same:
-			r.report.Skipped = append(r.report.Skipped, Skipped{p.name, whyUnchanged})
+			r.report.Skipped = append(r.report.Skipped, Skipped{Tensor: p.name, Why: Unchanged})
 		case lowRank:
 			err = r.layer(ctx, p, view)
 		default:
@@ -127,7 +132,9 @@ func (r *extracting) all(ctx context.Context) error {
 			return err
 		}
 	}
-	r.total()
+	if err := r.total(ctx); err != nil {
+		return err
+	}
 	r.warn()
 	if err := r.rememberBase(); err != nil {
 		return err
@@ -193,7 +200,7 @@ func (r *extracting) strict() error {
 		names = append(names, b.Tensor)
 	}
 	for _, s := range r.report.Skipped {
-		if s.Why != whyUnchanged && s.Why != whyExcluded {
+		if s.Why != Unchanged && s.Why != whyExcluded {
 			names = append(names, s.Tensor)
 		}
 	}
@@ -206,11 +213,24 @@ func (r *extracting) strict() error {
 
 // beside carries a tensor whole, or lists it as left out.
 func (r *extracting) beside(ctx context.Context, p *pair, why string) error {
+	t := p.tuned.ref.Tensor
+	energy, err := p.energy(ctx, 0, t.Elements())
+	if err != nil {
+		return err
+	}
+	isKnown := energy-energy == 0
+	if !isKnown { // values that are no numbers, which are refused below, or beyond float32
+		energy = 0
+	}
 	if r.options.Only {
-		r.report.Skipped = append(r.report.Skipped, Skipped{p.name, "differs, and is " + why + ", which low rank does not hold"})
+		why = "differs, and is " + why + ", which low rank does not hold"
+		if !isKnown {
+			why += whyUnknown
+		}
+		r.report.Skipped = append(r.report.Skipped, Skipped{Tensor: p.name, Why: why, energy: energy})
 		return nil
 	}
-	t := p.tuned.ref.Tensor
+	r.whole += energy
 	i, nonFinite, err := r.spool.copy(ctx, p.name, t.DType, t.Shape, p.tuned.file.Data, t.Off, t.NBytes)
 	if err != nil {
 		return fault.InFile(err, p.tuned.file.Path)
@@ -224,11 +244,15 @@ func (r *extracting) beside(ctx context.Context, p *pair, why string) error {
 }
 
 // total sums the report up.
-func (r *extracting) total() {
-	var sum energies
+func (r *extracting) total(ctx context.Context) error {
+	left, err := r.measure(ctx)
+	if err != nil {
+		return err
+	}
+	sum := energies{all: r.whole + left, kept: r.whole, left: left, rounded: left}
 	byRank := make([]RankEnergy, len(reportedRanks))
 	for i, k := range reportedRanks {
-		byRank[i].Rank = k
+		byRank[i] = RankEnergy{Rank: k, Energy: r.whole}
 	}
 	for i := range r.report.Layers {
 		l := &r.report.Layers[i]
@@ -245,11 +269,13 @@ func (r *extracting) total() {
 		r.report.Bytes += r.spool.manifest.Tensors[i].NBytes()
 	}
 	if sum.all == 0 {
-		return
+		return nil
 	}
 	for i := range byRank {
 		byRank[i].Energy /= sum.all
 	}
 	r.report.Energy, r.report.Error, r.report.Rounded = sum.kept/sum.all, math.Sqrt(sum.left/sum.all), math.Sqrt(sum.rounded/sum.all)
 	r.report.Ranks = byRank
+	r.share(sum.all)
+	return nil
 }

@@ -23,6 +23,10 @@ func (r *extracting) warn() {
 	if size := r.tuned.Bytes(); r.report.Bytes >= size {
 		warnf("the adapter takes %s and the tuned checkpoint %s: its ranks are too high to be of use", fileio.FormatBytes(r.report.Bytes), fileio.FormatBytes(size))
 	}
+	r.warnLeft()
+	if r.renamed != "" {
+		warnf("the tensor names of the two checkpoints differ; those of one are read %s", r.renamed)
+	}
 	n, worst := 0, 0.0
 	for i := range r.report.Layers {
 		e := &r.report.Layers[i].energies

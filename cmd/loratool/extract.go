@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -35,7 +36,10 @@ func extractCommand(t *terminal) *cli.Command {
 		ArgsUsage: "BASE TUNED -o ADAPTER --rank 8",
 		Description: "Decomposes TUNED − BASE, tensor by tensor, by truncated SVD. The rank is fixed, or the fewest singular values that keep a share\n" +
 			"of the energy, stay below an error, stand above the rounding noise of TUNED, or fit a size. Norms and biases, which low\n" +
-			"rank does not hold, are carried whole.",
+			"rank does not hold, are carried whole.\n\n" +
+			"The error is over all that changed. Of a tensor that is left out, all is lost: what it is and its share of |Δ| are listed. A\n" +
+			"row that only one of BASE and TUNED has counts whole, as do tensors; a head that only one has counts as its difference\n" +
+			"from the embedding that the other one ties it to.",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `ADAPTER`: a name that ends in .lora, or a directory for PEFT", Destination: &o.out},
 			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora or peft, where ADAPTER's name does not say it", Destination: &o.to},
@@ -225,7 +229,11 @@ func showExtraction(t *terminal, o *extractOptions, e *rank.Extraction) error {
 
 func showSkipped(t *terminal, skipped []rank.Skipped) {
 	for _, s := range skipped {
-		t.printf("skipped    %s: %s\n", s.Tensor, s.Why)
+		share := ""
+		if s.Share > 0 {
+			share = fmt.Sprintf(" (%.4f of |Δ|)", s.Share)
+		}
+		t.printf("skipped    %s: %s%s\n", s.Tensor, s.Why, share)
 	}
 }
 
@@ -245,23 +253,28 @@ func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, size i
 		}
 		showSkipped(t, r.Skipped)
 	}
-	unchanged, left := 0, 0
-	for _, s := range r.Skipped {
-		if s.Why == "unchanged" {
-			unchanged++
-		} else {
-			left++
+	var left []rank.Skipped
+	for _, x := range r.Skipped {
+		if x.Why != rank.Unchanged {
+			left = append(left, x)
 		}
 	}
 	t.printf("extracted to %s: %s, %d layers", o.out, fileio.FormatBytes(size), len(r.Layers))
 	if n := len(r.Beside); n > 0 {
 		t.printf(", %d tensors whole", n)
 	}
-	t.printf("; %d unchanged, %d left out\n", unchanged, left)
+	t.printf("; %d unchanged, %d left out\n", len(r.Skipped)-len(left), len(left))
+	if !o.verbose {
+		showLeftOut(t, left)
+	}
 	if len(r.Layers) == 0 {
 		return
 	}
-	t.printf("energy %.4f, error %.4f of |Δ|, as stored %.4f\n", r.Energy, r.Error, r.Rounded)
+	t.printf("energy %.4f, error %.4f of |Δ|, as stored %.4f", r.Energy, r.Error, r.Rounded)
+	if r.LeftOut > 0 {
+		t.printf("; of that what is left out %.4f", r.LeftOut)
+	}
+	t.printf("\n")
 	t.printf("a fixed rank would keep")
 	for i, k := range r.Ranks {
 		mark := ""
@@ -277,7 +290,19 @@ func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, size i
 	if slices.ContainsFunc(r.Ranks, func(k rank.RankEnergy) bool { return k.AtLeast }) {
 		t.printf("≥ at least: above the ranks that were computed only a lower bound is known; extract with a higher --rank to see more\n")
 	}
-	if left > 0 && !o.verbose {
-		t.printf("-v lists what was left out\n")
+}
+
+// shownLeftOut is how many tensors are named that are left out, where -v does not ask for all.
+const shownLeftOut = 8
+
+// showLeftOut names what is left out, the largest share of Δ first.
+func showLeftOut(t *terminal, left []rank.Skipped) {
+	slices.SortStableFunc(left, func(a, b rank.Skipped) int { return cmp.Compare(b.Share, a.Share) })
+	for i := range left {
+		if i == shownLeftOut {
+			t.printf("… and %d more; -v lists all\n", len(left)-i)
+			return
+		}
+		showSkipped(t, left[i:i+1])
 	}
 }

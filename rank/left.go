@@ -1,0 +1,177 @@
+package rank
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
+)
+
+// What an adapter leaves out counts in its error. Of a tensor that both checkpoints have in one shape, that is Δ. A row that only
+// one of them has counts whole, as if the other one had zeros there, and so does a tensor that only one has, or that has another
+// width. Only a head that one of them ties to its embedding has a better counterpart than zeros: that embedding.
+
+// whyUnknown follows the reason for what cannot be measured.
+const whyUnknown = "; its share of Δ is not known"
+
+// leftOut is a tensor that changed, or may have changed, and is not extracted.
+type leftOut struct {
+	skipped     int      // its place in the list of what is skipped
+	base, tuned *located // nil where that checkpoint has nothing to compare with
+}
+
+// leave lists a tensor as skipped and as one to measure. Either reference may be missing.
+func (e *Extraction) leave(name, why string, base, tuned *located) {
+	e.left = append(e.left, leftOut{skipped: len(e.skipped), base: base, tuned: tuned})
+	e.skip(name, "%s", why)
+}
+
+// counterpart is the embedding to which a checkpoint ties the head that it does not have, nil where it ties none.
+func counterpart(c *checkpoint.Checkpoint, head string) *located {
+	if !naming.IsHead(naming.Module(head)) || !isTied(c) {
+		return nil
+	}
+	plain, ok := naming.Index(c.Names()).Embedding()
+	if !ok {
+		return nil
+	}
+	return locate(c, naming.Index(c.Names()).Actual(plain))
+}
+
+func isTied(c *checkpoint.Checkpoint) bool {
+	return c.Config.Found && naming.IsTied(c.Names(), c.Config.ModelType, c.Config.Architectures, c.Config.TieWordEmbeddings)
+}
+
+// locate finds a tensor that the checkpoint has.
+func locate(c *checkpoint.Checkpoint, name string) *located {
+	ref, ok := c.Lookup(name)
+	if !ok {
+		return nil
+	}
+	return &located{c.Files[ref.File], ref}
+}
+
+// energy is ‖Δ‖² of what is left out; ok is false where it cannot be told, for values that are no numbers.
+func (l *leftOut) energy(ctx context.Context, name string) (energy float64, ok bool, err error) {
+	var shapes [2][]uint64
+	for i, x := range []*located{l.base, l.tuned} {
+		if x == nil {
+			continue
+		}
+		if !x.dtype().IsFloat() {
+			return 0, false, nil
+		}
+		shapes[i] = x.ref.Tensor.Shape
+	}
+	common := int64(0)
+	if a, b := shapes[0], shapes[1]; l.base != nil && l.tuned != nil && len(a) == len(b) && (len(a) == 0 || slices.Equal(a[1:], b[1:])) {
+		common = min(l.base.ref.Tensor.Elements(), l.tuned.ref.Tensor.Elements())
+		p := pair{name: name, base: *l.base, tuned: *l.tuned}
+		if energy, err = p.energy(ctx, 0, common); err != nil {
+			return 0, false, err
+		}
+	}
+	for _, x := range []*located{l.base, l.tuned} {
+		if x == nil {
+			continue
+		}
+		more, err := x.energy(ctx, common)
+		if err != nil {
+			return 0, false, err
+		}
+		energy += more
+	}
+	return energy, energy-energy == 0, nil
+}
+
+// energy is the sum of the squares of n differences from first on.
+func (p *pair) energy(ctx context.Context, first, n int64) (sum float64, err error) {
+	var s pieceScratch
+	dst := make([]float32, min(n, pieceElements))
+	for end := first + n; first < end; first += pieceElements {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		var out seen
+		if err := p.piece(dst[:min(end-first, pieceElements)], first, &s, &out); err != nil {
+			return 0, err
+		}
+		sum += out.energy
+	}
+	return sum, nil
+}
+
+// energy is the sum of the squares of the elements from first on.
+func (l *located) energy(ctx context.Context, first int64) (sum float64, err error) {
+	total := l.ref.Tensor.Elements()
+	values := make([]float64, min(max(0, total-first), pieceElements))
+	buf := make([]byte, 8*len(values))
+	for ; first < total; first += pieceElements {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		v := values[:min(total-first, pieceElements)]
+		raw, err := l.bytes(buf, first, len(v))
+		if err != nil {
+			return 0, err
+		}
+		dtype.Widen64(v, l.dtype(), raw)
+		for _, x := range v {
+			sum += x * x
+		}
+	}
+	return sum, nil
+}
+
+// measure finds what each tensor that is left out has of Δ, and returns ‖Δ‖² of all of them.
+func (r *extracting) measure(ctx context.Context) (energy float64, err error) {
+	for i := range r.left {
+		l := &r.left[i]
+		s := &r.report.Skipped[l.skipped]
+		e, known, err := l.energy(ctx, s.Tensor)
+		if err != nil {
+			return 0, err
+		}
+		if known {
+			s.energy = e
+		} else {
+			s.Why += whyUnknown
+		}
+	}
+	for i := range r.report.Skipped {
+		energy += r.report.Skipped[i].energy
+	}
+	return energy, nil
+}
+
+// share gives what is left out its share of ‖Δ‖, where ‖Δ‖² is all.
+func (r *extracting) share(all float64) {
+	var left float64
+	for i := range r.report.Skipped {
+		s := &r.report.Skipped[i]
+		s.Share = math.Sqrt(s.energy / all)
+		left += s.energy
+	}
+	r.energy, r.report.LeftOut = all, math.Sqrt(left/all)
+}
+
+// warnLeft names what is left out though nobody has asked for it.
+func (r *extracting) warnLeft() {
+	var names []string
+	var energy float64
+	for _, s := range r.report.Skipped {
+		if s.energy > 0 && s.Why != whyExcluded && s.Why != whyBudget {
+			names = append(names, s.Tensor)
+			energy += s.energy
+		}
+	}
+	if len(names) > 0 {
+		r.report.Warnings = append(r.report.Warnings, fmt.Sprintf("%d tensors that changed are not in the adapter, %.2g of |Δ|: %s",
+			len(names), math.Sqrt(energy/r.energy), fault.List(names, 3)))
+	}
+}

@@ -1,0 +1,156 @@
+package rank_test
+
+import (
+	"math"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/testkit"
+	"github.com/loratool/loratool/rank"
+)
+
+// squares is the sum of the squares of tuned − base, where the shorter one goes on with zeros.
+func squares(base, tuned []float64) (sum float64) {
+	for i := range max(len(base), len(tuned)) {
+		var d float64
+		if i < len(tuned) {
+			d += tuned[i]
+		}
+		if i < len(base) {
+			d -= base[i]
+		}
+		sum += d * d
+	}
+	return sum
+}
+
+// TestTheErrorIsOverAllThatChanged: what is left out counts, by the rule of the help text, whatever the reason.
+func TestTheErrorIsOverAllThatChanged(t *testing.T) {
+	rng := rand.New(rand.NewPCG(91, 92))
+	const tied, untied = `{"model_type":"llama","architectures":["LlamaForCausalLM"],"tie_word_embeddings":true}`,
+		`{"model_type":"llama","architectures":["LlamaForCausalLM"],"tie_word_embeddings":false}`
+	random := func(name string, shape ...uint64) testkit.Tensor {
+		return testkit.Random(rng, name, dtype.F32, 0.1, shape...)
+	}
+	q, e, h := random("q.weight", 10, 8), random("model.embed_tokens.weight", 12, 8), random("lm_head.weight", 12, 8)
+	q2, e2 := changed(rng, q, 2, 0.01), changed(rng, e, 2, 0.01)
+	more, fewer, wider := random(e.Name, 15, 8), random(e.Name, 9, 8), random(e.Name, 12, 9)
+	norm, norm2 := random("norm.weight", 8), random("norm.weight", 8)
+	for _, c := range []struct {
+		name, config string
+		base, tuned  []testkit.Tensor
+		options      rank.ExtractOptions
+		tensor       string
+		left, whole  float64
+	}{
+		{name: "rows that are new", config: untied, base: []testkit.Tensor{q, e}, tuned: []testkit.Tensor{q2, more}, tensor: e.Name, left: squares(load(e), load(more))},
+		{name: "rows that are gone", config: untied, base: []testkit.Tensor{q, e}, tuned: []testkit.Tensor{q2, fewer}, tensor: e.Name, left: squares(load(e), load(fewer))},
+		{name: "another width", config: untied, base: []testkit.Tensor{q, e}, tuned: []testkit.Tensor{q2, wider}, tensor: e.Name, left: squares(load(e), nil) + squares(nil, load(wider))},
+		{name: "a new head of a base without ties", config: untied, base: []testkit.Tensor{q, e}, tuned: []testkit.Tensor{q2, e, h}, tensor: h.Name, left: squares(nil, load(h))},
+		{name: "a head that is gone", config: untied, base: []testkit.Tensor{q, e, h}, tuned: []testkit.Tensor{q2, e}, tensor: h.Name, left: squares(load(h), nil)},
+		{name: "a head that both tie", config: tied, base: []testkit.Tensor{q, e}, tuned: []testkit.Tensor{q2, e, {Name: h.Name, DType: e.DType, Shape: e.Shape, Data: e.Data}}, tensor: h.Name},
+		{name: "excluded", config: untied, base: []testkit.Tensor{q, e}, tuned: []testkit.Tensor{q2, e2}, tensor: e.Name, left: squares(load(e), load(e2)), options: rank.ExtractOptions{Exclude: []*regexp.Regexp{regexp.MustCompile("embed")}}},
+		{name: "low rank alone", config: untied, base: []testkit.Tensor{q, norm}, tuned: []testkit.Tensor{q2, norm2}, tensor: norm.Name, left: squares(load(norm), load(norm2)), options: rank.ExtractOptions{Only: true}},
+		{name: "carried whole", config: untied, base: []testkit.Tensor{q, norm}, tuned: []testkit.Tensor{q2, norm2}, whole: squares(load(norm), load(norm2))},
+	} {
+		basePath, tunedPath := pairOf(t, c.config, c.base, c.tuned)
+		c.options.Rule = rank.FixedRank{K: 1}
+		_, report, err := extract(t, basePath, tunedPath, c.options)
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		layer := report.Layers[0]
+		extracted := layer.Frobenius * layer.Frobenius
+		all := extracted + c.left + c.whole
+		want := math.Sqrt((layer.Rounded*layer.Rounded*extracted + c.left) / all)
+		near := func(what string, got, want float64) {
+			if !(math.Abs(got-want) <= 1e-6*want) { // differences are rounded to float32
+				t.Errorf("%s: %s %.9g, want %.9g", c.name, what, got, want)
+			}
+		}
+		near("error", report.Rounded, want)
+		near("energy", report.Energy, 1-report.Error*report.Error)
+		near("share that is left out", report.LeftOut, math.Sqrt(c.left/all))
+		if c.tensor == "" {
+			continue
+		}
+		i := slices.IndexFunc(report.Skipped, func(s rank.Skipped) bool { return s.Tensor == c.tensor })
+		if i < 0 {
+			t.Errorf("%s: %s is not listed: %v", c.name, c.tensor, report.Skipped)
+			continue
+		}
+		near("share of "+c.tensor, report.Skipped[i].Share, math.Sqrt(c.left/all))
+		isWarned := slices.ContainsFunc(report.Warnings, func(w string) bool { return strings.Contains(w, c.tensor) })
+		if asked := c.options.Exclude != nil; isWarned == asked && c.left > 0 {
+			t.Errorf("%s: the warnings are %q", c.name, report.Warnings)
+		}
+	}
+}
+
+// TestAHeadOfItsOwnCountsFromTheEmbedding: only one of the checkpoints has a head, and the other one ties it.
+func TestAHeadOfItsOwnCountsFromTheEmbedding(t *testing.T) {
+	rng := rand.New(rand.NewPCG(93, 94))
+	const config = `{"model_type":"llama","architectures":["LlamaForCausalLM"],"tie_word_embeddings":`
+	e := testkit.Random(rng, "model.embed_tokens.weight", dtype.F32, 0.1, 12, 8)
+	e2, h := changed(rng, e, 2, 0.01), testkit.Random(rng, "lm_head.weight", dtype.F32, 0.1, 12, 8)
+	basePath, tunedPath := pairOf(t, config+"true}", []testkit.Tensor{e}, []testkit.Tensor{e2, h})
+	testkit.Write(t, tunedPath+"/config.json", []byte(config+"false}"))
+	for _, c := range []struct {
+		base, tuned string
+		left        float64
+	}{{basePath, tunedPath, squares(load(e), load(h))}, {tunedPath, basePath, squares(load(h), load(e))}} {
+		_, report, err := extract(t, c.base, c.tuned, rank.ExtractOptions{Rule: rank.FixedRank{K: 2}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := math.Sqrt(c.left / (c.left + squares(load(e), load(e2))))
+		if math.Abs(report.LeftOut-want) > 1e-6*want {
+			t.Errorf("what is left out is %.9g of |Δ|, want %.9g", report.LeftOut, want)
+		}
+	}
+}
+
+// TestNamesOfTheOtherTransformersArePaired: a fine-tune that another version of transformers, or another class, has saved.
+func TestNamesOfTheOtherTransformersArePaired(t *testing.T) {
+	rng := rand.New(rand.NewPCG(95, 96))
+	for _, c := range []struct {
+		name        string
+		base, tuned []string
+	}{
+		{"the half of a model of images and text", []string{"language_model.model.layers.0.q.weight", "language_model.model.norm.weight"}, []string{"model.language_model.layers.0.q.weight", "model.language_model.norm.weight"}},
+		{"and back", []string{"model.language_model.layers.0.q.weight", "model.language_model.norm.weight"}, []string{"language_model.model.layers.0.q.weight", "language_model.model.norm.weight"}},
+		{"a trunk", []string{"model.layers.0.q.weight", "model.norm.weight", "lm_head.weight"}, []string{"layers.0.q.weight", "norm.weight"}},
+		{"a base that is a trunk", []string{"layers.0.q.weight", "norm.weight"}, []string{"model.layers.0.q.weight", "model.norm.weight", "lm_head.weight"}},
+		{"a compiled model", []string{"layers.0.q.weight", "norm.weight"}, []string{"_orig_mod.layers.0.q.weight", "_orig_mod.norm.weight"}},
+	} {
+		make := func(names []string) (all []testkit.Tensor) {
+			for _, name := range names {
+				shape := []uint64{6, 4}
+				if strings.Contains(name, "norm") {
+					shape = []uint64{4}
+				}
+				all = append(all, testkit.Random(rng, name, dtype.F32, 0.1, shape...))
+			}
+			return all
+		}
+		basePath, tunedPath := pairOf(t, "", make(c.base), make(c.tuned))
+		src, report, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Rule: rank.FixedRank{K: 2}})
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		a := &src.Manifest().Adapters[0]
+		if len(a.Layers) != 1 || a.Layers[0].Module+".weight" != c.base[0] || len(a.Beside) != 1 || a.Beside[0].Target != c.base[1] {
+			t.Errorf("%s: layers %+v and beside %+v, want those of the base", c.name, a.Layers, a.Beside)
+		}
+		said := slices.ContainsFunc(report.Warnings, func(w string) bool { return strings.Contains(w, "tensor names") })
+		if said != (c.name != "a compiled model") {
+			t.Errorf("%s: the warnings %q do not say how the names are read", c.name, report.Warnings)
+		}
+	}
+}
