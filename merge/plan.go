@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync/atomic"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
@@ -41,8 +42,9 @@ type Options struct {
 	Undo           io.Writer         // gets the undo record of the merge (spec/UNDO.md); nil writes none. It is one if Run returns nil
 }
 
-// Plan is a merge that is ready to run. It has read headers only.
+// Plan is a merge that is ready to run, once. It has read headers only.
 type Plan struct {
+	ran      atomic.Bool
 	base     *checkpoint.Checkpoint
 	adapters []Adapter
 	options  Options

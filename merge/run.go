@@ -22,8 +22,11 @@ import (
 
 // Run writes the merged checkpoint to out, a file or a directory like the base. It appears whole or not at all: it is built
 // beside out under a hidden name and moved there when everything is on the disk. Memory is a few blocks and the factors in
-// flight per worker, whatever the size of the base. Run may be called once.
+// flight per worker, whatever the size of the base. A plan runs once: a second call is an error, also after a first one that failed.
 func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
+	if p.ran.Swap(true) {
+		return nil, errors.New("merge: the plan has run already; open another one")
+	}
 	if err := p.CheckOutput(out); err != nil {
 		return nil, err
 	}

@@ -71,9 +71,17 @@ type Merged struct {
 	Stamp
 }
 
-// History lists what the stamps of a checkpoint say was merged into it, in the order of files and merges. A stamp that cannot
-// be read is somebody else's.
-func History(c *checkpoint.Checkpoint) []Merged {
+// History lists what the stamps of the checkpoint at path, a file or a directory, say was merged into it, in the order of files and
+// merges. It reads headers only. A stamp that cannot be read is somebody else's. Errors wrap a kind of package format.
+func History(path string) ([]Merged, error) {
+	c, err := checkpoint.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return stampsOf(c), c.Close()
+}
+
+func stampsOf(c *checkpoint.Checkpoint) []Merged {
 	history := []Merged{}
 	for _, f := range c.Files {
 		history = append(history, historyOf(f.Name, f.Header)...)

@@ -450,7 +450,7 @@ func TestApproximateCountsWhatMayDiffer(t *testing.T) {
 		if n := r.TakenOut[0].MayDiffer; wrong > n || n > 4*wrong+10 {
 			t.Errorf("%v, ratio %v: %d of %d elements differ, the report allows %d", c.d, c.ratio, wrong, len(want)/c.d.Size(), n)
 		}
-		if h := merge.History(openCheckpoint(t, out)); len(h) > 0 {
+		if h := history(t, out); len(h) > 0 {
 			t.Errorf("the stamp is still there: %v", h)
 		}
 	}

@@ -178,7 +178,7 @@ func (p *Plan) explainChain(chain []*Record, r *Record) error {
 		e.Msg = strings.Replace(e.Msg, "those of the checkpoint", "those from before "+chain[len(chain)-1].Name, 1)
 	}
 	var later []string
-	for _, m := range History(p.base) {
+	for _, m := range stampsOf(p.base) {
 		for _, a := range m.Adapters {
 			if !slices.Contains(names, quote(a.Name)) {
 				later = append(later, a.Name)

@@ -57,9 +57,19 @@ func TestApproximateTakesOutTheLatestMergeAlone(t *testing.T) {
 	twice := run(t, p, err)
 	p, err = approximate(twice, s.adapters[0])
 	out := run(t, p, err)
-	if h := merge.History(openCheckpoint(t, out)); len(h) != 1 || h[0].Key != "loratool.merge.1" {
+	if h := history(t, out); len(h) != 1 || h[0].Key != "loratool.merge.1" {
 		t.Errorf("after one of two merges was taken out: the history is %v", h)
 	}
+}
+
+// history is what the stamps of a checkpoint say.
+func history(t *testing.T, path string) []merge.Merged {
+	t.Helper()
+	h, err := merge.History(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
 }
 
 // TestHistoryHasGaps: a stamp behind one that is missing counts, and the next one comes after it.
@@ -71,11 +81,11 @@ func TestHistoryHasGaps(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	testkit.Write(t, base, testkit.Encode(map[string]string{"loratool.merge.2": stamp, "loratool.merge.03": "x", "loratool.merge.-1": "x"},
 		testkit.Random(rng, "q.weight", dtype.BF16, 0.02, 70, 60)))
-	if h := merge.History(openCheckpoint(t, base)); len(h) != 1 || h[0].Key != "loratool.merge.2" {
+	if h := history(t, base); len(h) != 1 || h[0].Key != "loratool.merge.2" {
 		t.Errorf("History = %v, want the stamp 2", h)
 	}
 	out, _ := mergeRecorded(t, base, s.adapters[0])
-	if h := merge.History(openCheckpoint(t, out)); len(h) != 2 || h[1].Key != "loratool.merge.3" {
+	if h := history(t, out); len(h) != 2 || h[1].Key != "loratool.merge.3" {
 		t.Errorf("History after another merge = %v, want 2 and 3", h)
 	}
 }

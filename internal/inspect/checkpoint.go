@@ -52,11 +52,10 @@ func DescribeCheckpoint(c *checkpoint.Checkpoint, rank int, targets []string) (*
 		r.Parameters += ref.Tensor.Elements()
 	}
 	r.DTypes = counts.sorted()
-	r.Merged = merge.History(c)
-	if rank <= 0 {
-		return r, nil
-	}
 	var err error
+	if r.Merged, err = merge.History(c.Path); err != nil || rank <= 0 {
+		return r, err
+	}
 	r.Cost, err = cost(c, rank, targets, r.Parameters)
 	return r, err
 }
