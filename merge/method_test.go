@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"maps"
+	"math"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -35,6 +38,29 @@ func openWeighted(t *testing.T, base string, names []string, weights []float64) 
 		t.Cleanup(func() { p.Close() })
 	}
 	return p, err
+}
+
+// TestWeightsThatMergeNothing: a weight that was forgotten, or that is no number, is refused by name.
+func TestWeightsThatMergeNothing(t *testing.T) {
+	for w, word := range map[float64]string{0: "weight is 0", math.Copysign(0, -1): "weight is 0", math.NaN(): "NaN", math.Inf(1): "+Inf"} {
+		_, err := openWeighted(t, "llama-f32", []string{"merge/f32/adapter", "merge/dora/adapter"}, []float64{1, w})
+		if !errors.Is(err, fault.Mismatch) || !strings.Contains(err.Error(), word) || !strings.Contains(err.Error(), "merge/dora/adapter") {
+			t.Errorf("merging with the weight %v: %v, want a refusal with %q that names the adapter", w, err, word)
+		}
+	}
+}
+
+// TestPlanRunsOnce: a second run is an error, and not another merge.
+func TestPlanRunsOnce(t *testing.T) {
+	p, err := openWeighted(t, "llama-f32", []string{"merge/f32/adapter"}, []float64{1})
+	run(t, p, err)
+	out := filepath.Join(t.TempDir(), "again")
+	if _, err := p.Run(context.Background(), out); err == nil || !strings.Contains(err.Error(), "has run already") {
+		t.Errorf("the second run: %v, want an error", err)
+	}
+	if _, err := os.Stat(out); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the second run wrote %s (%v)", out, err)
+	}
 }
 
 // TestDoRAIsNotMixed: the magnitudes rescale whatever the weight is by then, so that neither a part of them nor a second change has

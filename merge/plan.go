@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"sort"
 	"strings"
@@ -22,7 +23,7 @@ import (
 type Adapter struct {
 	Source format.Source // stays open until the plan has run; the caller closes it
 	Name   string        // how messages and the stamp call it, such as its path
-	Weight float64       // ω; 1 applies it as it was trained. Zero is 0, not a default
+	Weight float64       // ω; 1 applies it as it was trained. Zero is refused: a merge of it would change nothing
 }
 
 // Options change how a merge runs, never its bytes, but for Reading, and for those that allow what is refused without them: Again,
@@ -131,6 +132,9 @@ func (p *Plan) plan(ctx context.Context) error {
 	if len(p.adapters) == 0 {
 		return fault.New(fault.Mismatch, "no adapter to merge")
 	}
+	if err := checkGiven(p.adapters[p.nRemoved:]); err != nil {
+		return err
+	}
 	if err := p.reshape(); err != nil {
 		return err
 	}
@@ -175,6 +179,20 @@ func (p *Plan) plan(ctx context.Context) error {
 		return err
 	}
 	return p.layOut()
+}
+
+// checkGiven refuses adapters that cannot be merged as the caller gives them.
+func checkGiven(adapters []Adapter) error {
+	for _, a := range adapters {
+		switch w := a.Weight; {
+		case w == 0:
+			return fault.New(fault.Mismatch, "the adapter's weight is 0, so that it would change nothing").In(a.Name).
+				WithHint("leave the adapter out, or give it another weight; 1 applies it as it was trained")
+		case math.IsNaN(w) || math.IsInf(w, 0):
+			return fault.New(fault.Mismatch, "the adapter's weight is %v; a weight is a finite number", w).In(a.Name)
+		}
+	}
+	return nil
 }
 
 // maxTogether is how much of a tensor is worked on at a time, at most, because records have cut it in different ways.
