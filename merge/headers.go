@@ -69,7 +69,7 @@ func (p *Plan) restoreHeaders() error {
 // removeStamps takes from the headers the stamps of the merge that is taken out, the last ones.
 func (p *Plan) removeStamps() error {
 	for _, r := range p.restored {
-		history := historyOf("", r.header)
+		history := checkpoint.HistoryOf("", r.header)
 		if r.raw == nil || len(history) == 0 {
 			continue
 		}

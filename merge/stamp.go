@@ -3,33 +3,29 @@ package merge
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
-	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// stampPrefix begins the metadata keys under which a merged file says what was merged into it: loratool.merge.1, .2, … in the
-// order of the merges.
-const stampPrefix = "loratool.merge."
+// What the metadata of a merged file says was merged into it.
+type (
+	Stamp        = checkpoint.Stamp
+	StampAdapter = checkpoint.StampAdapter
+	Merged       = checkpoint.Merged
+)
 
-// Stamp is the value of such a key, as JSON.
-type Stamp struct {
-	Tool     string         `json:"tool"`
-	Adapters []StampAdapter `json:"adapters"`
-}
-
-// StampAdapter is one adapter of a stamp. Content is its content id (spec/FORMAT.md, section 13), which does not depend on
-// how the adapter was stored.
-type StampAdapter struct {
-	Name    string  `json:"name"`
-	Content string  `json:"content"`
-	Weight  float64 `json:"weight"`
+// History lists what the stamps of the checkpoint at path, a file or a directory, say was merged into it, in the order of files and
+// merges. It reads headers only. A stamp that cannot be read is somebody else's. Errors wrap a kind of package format.
+func History(path string) ([]Merged, error) {
+	c, err := checkpoint.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return c.History(), c.Close()
 }
 
 // contentIDs computes the content ids of adapters.
@@ -52,62 +48,12 @@ func (p *Plan) stamp(metadata map[string]string) (key, value string, err error) 
 		s.Adapters = append(s.Adapters, StampAdapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
 	}
 	text, err := json.Marshal(s)
-	n := 1
-	if numbers := stampNumbers(metadata); len(numbers) > 0 {
-		n = numbers[len(numbers)-1] + 1
-	}
-	return fmt.Sprint(stampPrefix, n), string(text), err
+	return checkpoint.NextStampKey(metadata), string(text), err
 }
 
 func baseName(path string) string {
 	path = strings.TrimRight(strings.ReplaceAll(path, `\`, "/"), "/")
 	return path[strings.LastIndex(path, "/")+1:]
-}
-
-// Merged is one entry of a checkpoint's history.
-type Merged struct {
-	File string `json:"file"`
-	Key  string `json:"key"`
-	Stamp
-}
-
-// History lists what the stamps of the checkpoint at path, a file or a directory, say was merged into it, in the order of files and
-// merges. It reads headers only. A stamp that cannot be read is somebody else's. Errors wrap a kind of package format.
-func History(path string) ([]Merged, error) {
-	c, err := checkpoint.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	return stampsOf(c), c.Close()
-}
-
-func stampsOf(c *checkpoint.Checkpoint) []Merged {
-	history := []Merged{}
-	for _, f := range c.Files {
-		history = append(history, historyOf(f.Name, f.Header)...)
-	}
-	return history
-}
-
-// stampNumbers lists the numbers of the stamps, ascending. One that was taken out leaves a gap.
-func stampNumbers(metadata map[string]string) (numbers []int) {
-	for key := range metadata {
-		if n, err := strconv.Atoi(strings.TrimPrefix(key, stampPrefix)); err == nil && n > 0 && key == fmt.Sprint(stampPrefix, n) {
-			numbers = append(numbers, n)
-		}
-	}
-	slices.Sort(numbers)
-	return numbers
-}
-
-func historyOf(file string, h *safetensors.Header) (history []Merged) {
-	for _, n := range stampNumbers(h.Metadata) {
-		m := Merged{File: file, Key: fmt.Sprint(stampPrefix, n)}
-		if json.Unmarshal([]byte(h.Metadata[m.Key]), &m.Stamp) == nil {
-			history = append(history, m)
-		}
-	}
-	return history
 }
 
 // checkStamps refuses to merge an adapter that the base says it already has.
@@ -123,7 +69,7 @@ func (p *Plan) checkStamps() error {
 	}
 	var history []Merged
 	for i, f := range p.base.Files {
-		history = append(history, historyOf(f.Name, p.restored[i].header)...)
+		history = append(history, checkpoint.HistoryOf(f.Name, p.restored[i].header)...)
 	}
 	for _, m := range history {
 		for _, merged := range m.Adapters {

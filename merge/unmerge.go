@@ -178,7 +178,7 @@ func (p *Plan) explainChain(chain []*Record, r *Record) error {
 		e.Msg = strings.Replace(e.Msg, "those of the checkpoint", "those from before "+chain[len(chain)-1].Name, 1)
 	}
 	var later []string
-	for _, m := range stampsOf(p.base) {
+	for _, m := range p.base.History() {
 		for _, a := range m.Adapters {
 			if !slices.Contains(names, quote(a.Name)) {
 				later = append(later, a.Name)
@@ -233,7 +233,7 @@ func (p *Plan) removeByStamp(given []Adapter, ids []string) error {
 	var latest *Merged
 	stamped := false
 	for _, f := range p.base.Files {
-		history := historyOf(f.Name, f.Header)
+		history := checkpoint.HistoryOf(f.Name, f.Header)
 		stamped = stamped || len(history) > 0
 		at := len(history) - 1
 		for at >= 0 && !slices.ContainsFunc(history[at].Adapters, isGiven) {

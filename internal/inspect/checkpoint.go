@@ -7,21 +7,20 @@ import (
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
-	"github.com/loratool/loratool/merge"
 )
 
 // Checkpoint is the report on a base model or a merged one.
 type Checkpoint struct {
-	Kind         string         `json:"kind"` // "checkpoint"
-	ModelType    string         `json:"model_type"`
-	Files        int            `json:"files"`
-	Tensors      int            `json:"tensors"`
-	Parameters   int64          `json:"parameters"`
-	Bytes        int64          `json:"bytes"` // of all weight files
-	DTypes       []DTypeCount   `json:"dtypes"`
-	Quantization string         `json:"quantization"`
-	Merged       []merge.Merged `json:"merged"` // what loratool has merged into it
-	Cost         *Cost          `json:"lora_cost,omitempty"`
+	Kind         string              `json:"kind"` // "checkpoint"
+	ModelType    string              `json:"model_type"`
+	Files        int                 `json:"files"`
+	Tensors      int                 `json:"tensors"`
+	Parameters   int64               `json:"parameters"`
+	Bytes        int64               `json:"bytes"` // of all weight files
+	DTypes       []DTypeCount        `json:"dtypes"`
+	Quantization string              `json:"quantization"`
+	Merged       []checkpoint.Merged `json:"merged"` // what loratool has merged into it
+	Cost         *Cost               `json:"lora_cost,omitempty"`
 }
 
 // Cost is what a LoRA of a given rank on given modules has in parameters: N = Σ r·(m + n) over the adapted weights (Hu et
@@ -52,10 +51,11 @@ func DescribeCheckpoint(c *checkpoint.Checkpoint, rank int, targets []string) (*
 		r.Parameters += ref.Tensor.Elements()
 	}
 	r.DTypes = counts.sorted()
-	var err error
-	if r.Merged, err = merge.History(c.Path); err != nil || rank <= 0 {
-		return r, err
+	r.Merged = c.History()
+	if rank <= 0 {
+		return r, nil
 	}
+	var err error
 	r.Cost, err = cost(c, rank, targets, r.Parameters)
 	return r, err
 }
