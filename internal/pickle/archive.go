@@ -2,8 +2,11 @@ package pickle
 
 import (
 	"archive/zip"
+	"errors"
+	"hash/crc32"
 	"io"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/internal/fault"
@@ -11,8 +14,7 @@ import (
 
 // readZip reads the archive of torch 1.6 and later: NAME/data.pkl, NAME/data/KEY for each storage, NAME/byteorder since
 // torch 2.1; entries are stored, not compressed. It returns the value of the pickle, and has found every storage. The
-// archive's checksums are not compared: torch can be told to write none (torch.serialization.set_crc32_options), and values
-// are read in parts.
+// checksums of the pickle are compared here, that of a storage when the first of its values is read.
 func (f *File) readZip() (any, error) {
 	z, err := zip.NewReader(f.r, f.size)
 	if err != nil {
@@ -39,8 +41,9 @@ func (f *File) readZip() (any, error) {
 		return nil, fault.New(fault.Unsupported, "this is a TorchScript archive, a program with its weights").
 			WithHint("load it with torch.jit.load and save its state_dict() as safetensors")
 	}
+	f.Unchecked = !slices.ContainsFunc(z.File, func(e *zip.File) bool { return e.CRC32 != 0 })
 	if e := entries[root+"byteorder"]; e != nil {
-		order, err := content(e, 16)
+		order, err := f.small(e, 16)
 		if err != nil {
 			return nil, err
 		}
@@ -49,11 +52,14 @@ func (f *File) readZip() (any, error) {
 				WithHint("load it with torch on any machine and save it as safetensors, which is always little-endian")
 		}
 	}
-	off, n, err := f.locate(entries[root+"data.pkl"])
+	program, err := f.locate(entries[root+"data.pkl"])
 	if err != nil {
 		return nil, err
 	}
-	m := newMachine(f.r, off, n)
+	if err := program.check(f.r); err != nil {
+		return nil, err
+	}
+	m := newMachine(f.r, program.off, program.nBytes)
 	m.load = func(id tuple) (*storage, error) { return f.storage(m, id) }
 	top, err := m.run()
 	if err != nil {
@@ -64,7 +70,7 @@ func (f *File) readZip() (any, error) {
 		if e == nil {
 			return nil, fault.New(fault.Corrupt, "the archive has no entry data/%s, which holds a storage of %d elements", s.key, s.n)
 		}
-		if s.off, s.nBytes, err = f.locate(e); err != nil {
+		if s.extent, err = f.locate(e); err != nil {
 			return nil, err
 		}
 	}
@@ -72,28 +78,55 @@ func (f *File) readZip() (any, error) {
 }
 
 // locate returns where the bytes of a stored entry lie.
-func (f *File) locate(e *zip.File) (off, n int64, err error) {
+func (f *File) locate(e *zip.File) (x extent, err error) {
 	if e.Method != zip.Store {
-		return 0, 0, fault.New(fault.Unsupported, "the entry %q of the archive is compressed, and torch stores its entries", e.Name).
+		return x, fault.New(fault.Unsupported, "the entry %q of the archive is compressed, and torch stores its entries", e.Name).
 			WithHint("unpack the archive and pack it again without compression: zip -0")
 	}
-	off, err = e.DataOffset()
+	off, err := e.DataOffset()
 	if err != nil || e.UncompressedSize64 != e.CompressedSize64 || off > f.size || e.UncompressedSize64 > uint64(f.size-off) {
-		return 0, 0, fault.New(fault.Corrupt, "the entry %q of the archive does not lie in the file", e.Name)
+		return x, fault.New(fault.Corrupt, "the entry %q of the archive does not lie in the file", e.Name)
 	}
-	return off, int64(e.UncompressedSize64), nil
+	x = extent{off: off, nBytes: int64(e.UncompressedSize64)}
+	if !f.Unchecked {
+		x.entry, x.crc = e.Name, e.CRC32
+	}
+	return x, nil
 }
 
-// content reads a small entry.
-func content(e *zip.File, limit int64) ([]byte, error) {
-	r, err := e.Open()
+// small reads the first bytes of an entry, at most limit, after it has compared the checksum of all.
+func (f *File) small(e *zip.File, limit int64) ([]byte, error) {
+	x, err := f.locate(e)
 	if err != nil {
-		return nil, fault.New(fault.Corrupt, "the entry %q of the archive: %v", e.Name, err)
+		return nil, err
 	}
-	defer r.Close()
-	p, err := io.ReadAll(io.LimitReader(r, limit))
-	if err != nil {
-		return nil, fault.New(fault.Corrupt, "the entry %q of the archive: %v", e.Name, err)
+	if err := x.check(f.r); err != nil {
+		return nil, err
 	}
-	return p, nil
+	p := make([]byte, min(limit, x.nBytes))
+	_, err = io.ReadFull(io.NewSectionReader(f.r, x.off, x.nBytes), p)
+	return p, err
+}
+
+// extent is a run of bytes of the file; one with the name of an entry has a checksum.
+type extent struct {
+	off, nBytes int64
+	entry       string
+	crc         uint32
+}
+
+// check compares the checksum of an extent that has one. It reads all of its bytes.
+func (x *extent) check(r io.ReaderAt) error {
+	if x.entry == "" {
+		return nil
+	}
+	h := crc32.NewIEEE()
+	if n, err := io.Copy(h, io.NewSectionReader(r, x.off, x.nBytes)); err != nil || n != x.nBytes {
+		return errors.Join(err, io.ErrUnexpectedEOF)
+	}
+	if got := h.Sum32(); got != x.crc {
+		return fault.New(fault.Corrupt, "the entry %q of the archive has the CRC-32 %08x, and the archive says %08x", x.entry, got, x.crc).At(x.off).
+			WithHint("the file was damaged, or edited by a tool that leaves checksums as they are; fetch it again")
+	}
+	return nil
 }

@@ -39,6 +39,10 @@ type File struct {
 	Tensors []Tensor // in the order of the pickle
 	Left    []string // keys of values beside the tensors that are none, such as "epoch"
 
+	// Unchecked reports an archive without checksums: torch.serialization.set_crc32_options(False)
+	// makes it write 0 for each of them.
+	Unchecked bool
+
 	r        io.ReaderAt
 	size     int64
 	storages []*storage
@@ -109,12 +113,15 @@ func (f *File) prove() error {
 }
 
 // ReadAt fills p with the bytes from off of the values of tensor i, little-endian and row-major. It is safe for concurrent
-// use. The values of a tensor that does not lie in that order are gathered in memory at first, and kept until its last byte is
+// use. An archive's checksum of a storage is compared when the first of its values is read. The values of a tensor that does not lie in that order are gathered in memory at first, and kept until its last byte is
 // read, or until those of several others are.
 func (f *File) ReadAt(p []byte, i int, off int64) error {
 	t := &f.Tensors[i]
 	if len(p) == 0 {
 		return nil
+	}
+	if err := t.storage.check(f.r); err != nil {
+		return err
 	}
 	if t.isContiguous() {
 		at := t.storage.off + t.offset*int64(t.DType.Size())
@@ -157,7 +164,16 @@ type storage struct {
 	dtype dtype.Type // Invalid: of bytes, and the tensors say what they are
 	n     int64      // elements, as the pickle claims
 
-	off, nBytes int64 // where the file holds it
+	extent // where the file holds it
+
+	once    sync.Once
+	checked error
+}
+
+// check compares the checksum of the storage, once.
+func (s *storage) check(r io.ReaderAt) error {
+	s.once.Do(func() { s.checked = s.extent.check(r) })
+	return s.checked
 }
 
 func (s *storage) elementBytes() int64 { return int64(max(s.dtype.Size(), 1)) }

@@ -236,6 +236,7 @@ func FuzzRead(f *testing.F) {
 	for _, path := range append(glob(f, "refuse/*.bin", 48), glob(f, "read/*.bin", 17)...) {
 		if b := readFile(f, path); len(b) < 1<<16 {
 			f.Add(b)
+			f.Add(withoutChecksums(b)) // or hardly a change would get past them
 		}
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -253,9 +254,23 @@ func FuzzRead(f *testing.F) {
 		}
 		for i := range file.Tensors {
 			p := make([]byte, file.Tensors[i].NBytes())
-			if err := file.ReadAt(p, i, 0); err != nil {
+			var input *fault.Error
+			if err := file.ReadAt(p, i, 0); err != nil && (file.Unchecked || !errors.As(err, &input)) {
 				t.Errorf("ReadAt(%q) = %v", file.Tensors[i].Name, err)
 			}
 		}
 	})
+}
+
+// withoutChecksums puts 0 in place of every checksum of an archive's directory.
+func withoutChecksums(b []byte) []byte {
+	b = bytes.Clone(b)
+	for at := 0; ; {
+		n := bytes.Index(b[at:], []byte("PK\x01\x02"))
+		if n < 0 || at+n+20 > len(b) {
+			return b
+		}
+		at += n + 20
+		clear(b[at-4 : at])
+	}
 }

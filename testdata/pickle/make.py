@@ -119,6 +119,15 @@ def save(value, **options) -> bytes:
     return buffer.getvalue()
 
 
+def unchecked(value) -> bytes:
+    """An archive in which torch writes 0 for every checksum."""
+    torch.serialization.set_crc32_options(False)
+    try:
+        return save(value)
+    finally:
+        torch.serialization.set_crc32_options(True)
+
+
 # Files that are refused.
 
 
@@ -261,6 +270,8 @@ def main():
         if name != "dtypes":
             (HERE / "read" / f"{name}-legacy.bin").write_bytes(save(value, _use_new_zipfile_serialization=False))
         save_file(flat(value), HERE / "read" / f"{name}.safetensors")
+    (HERE / "read" / "no-checksums.bin").write_bytes(unchecked(linear()))
+    save_file(flat(linear()), HERE / "read" / "no-checksums.safetensors")
     words = {}
     for name, content, expected in refused():
         path = HERE / "refuse" / f"{name}.bin"
