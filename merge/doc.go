@@ -39,13 +39,28 @@
 //     of R, computed once and rounded up. As n_k is about 10 + r/32 in the mean and 17 + r/16 at most, this is several times
 //     less than r·‖l‖·‖r‖, what one long sum would have.
 //  3. t = fl(w + δ) adds u·|t|, and computing t ± e rounds once more: u·(|t| + e).
-//  4. Underflow costs η/2 in l_k, which makes (η/2)·√r·‖r‖ of all of them; η/2 per product; and η/2 for each operation that
-//     computes the bound. Additions never underflow.
+//  4. Underflow costs η/2 per product and for each operation that computes the bound. Additions never
+//     underflow.
 //
-// Together e = (1.01·u·‖l‖_n + ν)·‖r‖_n + 2.002·u·|t| + (r+4)·η, where ν, the smallest normal number, is more than η·√r/2.
+// Together e = 1.01·u·‖l‖_n·‖r‖_n + 2.002·u·|t| + (r+4)·η.
 // The 1 % pays for γ against n·u (n is at most 4,200 for r = 65,536, where it is 0.03 %), for the roundings in computing e, for
 // the second rounding of a product S·b that is formed in float64 before it becomes a float32, and for the u·e of step 3; the 1 ‰
 // pays for the roundings of the part that grows with |t|. Whatever is not finite is left to the next pass.
+//
+// Subnormal numbers would cost some 150 cycles a vector on many processors, so that none enters on ordinary data. Constants of the
+// bound are rounded up to the smallest normal number ν, which is more than (r+4)·η. The factors are packed in three steps:
+//
+//   - They are l' = l/2^a and r' = r/2^b, with a = 0 unless the largest element of L is far from 1, and b likewise. With
+//     c = 2^(a+b), Σ l·r = c·Σ l'·r', and t = fl(w + c·δ'). Dividing by a power of two changes no digit, and the product
+//     c·δ' is exact, or loses η/2. So 1 to 3 hold for l', r' and δ', with e in units of t, and step 4 with max(1, c)·η.
+//   - Elements of l' and r' below θ = 2⁻⁶³ (2⁻⁵¹¹ in float64), whose square is normal, are packed as zeros. If a row has p of these
+//     and a column q, δ' lacks at most √p·θ·‖r'‖ + ‖l'‖·√q·θ. That is at most λ·ρ for λ = u·‖l'‖_n + √p·θ and
+//     ρ = ‖r'‖_n + √q·θ/u, beside the u·‖l'‖_n·‖r'‖_n of 1 and 2, where the norms leave these elements out: they round nothing.
+//   - Where c would be below 2⁻¹²⁰ (2⁻¹⁰⁰⁰), the kernel takes 0 for it. Then t = w, and λ = ‖l'‖_n + √p·θ makes e more than the whole |Δ|.
+//
+// So e = (1.01·c·λ + κ)·ρ + 2.002·u·|t| + max(ν, (r+5)·η·max(1, c)), where κ = ν + 2^b·√r·2⁻¹⁰⁷⁴ keeps the bound of a row normal and
+// pays for S·l where that underflows in float64. A row of zeros has the bound 0, and so has a column. The passes that follow use L and R as
+// they were given.
 //
 // A kernel for BF16 need not round twice. Its values are the float32 numbers whose low 16 bits are zero, so that the numbers
 // with the same high 16 bits as t have one midpoint m of two neighbours among them, namely with low bits 0x8000, and t − m

@@ -1,8 +1,6 @@
 package merge
 
 import (
-	"math"
-
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/undo"
@@ -73,22 +71,28 @@ type Retention struct {
 
 func retention(s *kernel.Stats) Retention {
 	r := Retention{Cosine: 1}
-	if s.NormW > 0 {
-		r.RelativeNorm = math.Sqrt(s.NormDelta / s.NormW)
+	if !s.NormW.IsZero() {
+		r.RelativeNorm = s.NormDelta.Ratio(&s.NormW)
 	}
-	if s.NormDelta > 0 {
-		r.RetentionError = math.Sqrt(s.NormError / s.NormDelta)
-	}
-	switch product := math.Sqrt(s.NormDelta) * math.Sqrt(s.NormStored); {
-	case product > 0:
-		r.Cosine = (s.NormDelta + s.NormStored - s.NormError) / (2 * product)
-	case s.NormDelta > 0 || s.NormStored > 0:
+	switch {
+	case s.NormDelta.IsZero() != s.NormStored.IsZero():
 		r.Cosine = 0
+	case !s.NormDelta.IsZero():
+		r.Cosine = cosine(s.NormStored.Ratio(&s.NormDelta), s.NormError.Ratio(&s.NormDelta))
+	}
+	if !s.NormDelta.IsZero() {
+		r.RetentionError = s.NormError.Ratio(&s.NormDelta)
 	}
 	if s.Elements > 0 {
 		r.UnchangedShare = float64(s.Unchanged) / float64(s.Elements)
 	}
 	return r
+}
+
+// cosine is that of the angle between a vector of length 1 and one of the given length, at a distance from it. Rounding may not make
+// it more than 1.
+func cosine(length, distance float64) float64 {
+	return max(-1, min(1, (1+length*length-distance*distance)/(2*length)))
 }
 
 // report sums up the statistics of all jobs, in their order, so that the figures do not depend on who did what when.

@@ -63,13 +63,13 @@ func choose(name string) (*Kernel, error) {
 //
 // For every panel p < panels, row i < rows and column j < cols of it,
 //
-//	δ = Σ_k l_ik·r_kj      t = w + δ      e = lBound_i·rNorm_j + 2u·|t| + floor
+//	δ = Σ_k l_ik·r_kj      t = w + scale·δ      e = lBound_i·rNorm_j + 2u·|t| + floor
 //
 // with products summed in chunks of 16, each in ascending order of k (with or without fused multiply-add), and the
 // chunks in order: see roundings. An element is decided if no value within e of t, t itself included, rounds to
 // another value of D than t does, and that value is finite; t with a sign that e leaves open is not decided. (What computing
 // e and t ± e rounds may be missing from e: u·(|t|+e) and four units at the bottom of T. Who makes the bound adds it.) The
-// micro-kernel stores the value, adds w², δ², (out−w)² and (out−w−δ)² to the sums, and counts out = w. It leaves an
+// micro-kernel stores the value, adds w², δ², d² and (d−δ)² to the sums, with d = (out−w)·inverse, and counts out = w. It leaves an
 // element that it does not decide as it is, out of the sums, and sets bit j of undecided[p·rows+i]; it clears the others.
 // NaN and infinity anywhere in w, l, r or a bound make an element undecided. It may leave any element undecided.
 type micro[T Float] struct {
@@ -90,6 +90,8 @@ type block[T Float] struct {
 	lBound    []T      // rows
 	rNorm     []T      // panels×cols
 	floor     T        // what underflow can cost
+	scale     T        // a power of two, or 0: then δ is in the bound
+	inverse   T        // 1/scale, or 1
 	sums      sums     // added to
 	undecided []uint64 // panels×rows
 
@@ -99,11 +101,10 @@ type block[T Float] struct {
 // sums is the part of Stats that a micro-kernel gathers.
 type sums struct {
 	unchanged int64
-	squares   [4]float64 // of w, δ, out−w, out−w−δ
+	squares   [4]float64 // of w, and in units of the scale of δ, out−w, out−w−δ
 }
 
-func (s *sums) add(w, delta, out float64) {
-	moved := out - w
+func (s *sums) add(w, delta, moved float64) {
 	if moved == 0 {
 		s.unchanged++
 	}
@@ -113,12 +114,13 @@ func (s *sums) add(w, delta, out float64) {
 	s.squares[3] += (moved - delta) * (moved - delta)
 }
 
-func (s *sums) addTo(st *Stats) {
+// addTo adds the sums to st. The unit of δ is 2^exp.
+func (s *sums) addTo(st *Stats, exp int) {
 	st.Unchanged += s.unchanged
-	st.NormW += s.squares[0]
-	st.NormDelta += s.squares[1]
-	st.NormStored += s.squares[2]
-	st.NormError += s.squares[3]
+	st.NormW.addSum(s.squares[0], 0)
+	st.NormDelta.addSum(s.squares[1], exp)
+	st.NormStored.addSum(s.squares[2], exp)
+	st.NormError.addSum(s.squares[3], exp)
 }
 
 // microFor picks the micro-kernel for a base of dtype d whose factors have type T. There is none for a float64 result, which

@@ -6,35 +6,6 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// Stats sums up what a merge did to elements. Sums are over elements whose w and Δ are finite. Over a 16-bit base, squares
-// below 2⁻¹²⁶ may be missing from them.
-type Stats struct {
-	Elements   int64
-	Unchanged  int64   // out equals w (−0 equals 0, a NaN any NaN)
-	Slow       int64   // not decided by the fast pass
-	Exact      int64   // decided in exact arithmetic
-	NaNBefore  int64   // w is NaN or infinite
-	NaNAfter   int64   // out is NaN or infinite
-	NormW      float64 // Σ w²
-	NormDelta  float64 // Σ Δ², the update wanted
-	NormStored float64 // Σ (out − w)², the update stored
-	NormError  float64 // Σ (out − w − Δ)²
-}
-
-// Add adds o to s.
-func (s *Stats) Add(o *Stats) {
-	s.Elements += o.Elements
-	s.Unchanged += o.Unchanged
-	s.Slow += o.Slow
-	s.Exact += o.Exact
-	s.NaNBefore += o.NaNBefore
-	s.NaNAfter += o.NaNAfter
-	s.NormW += o.NormW
-	s.NormDelta += o.NormDelta
-	s.NormStored += o.NormStored
-	s.NormError += o.NormError
-}
-
 // Scratch is the memory of one worker. The zero value is ready.
 type Scratch[T Float] struct {
 	block     block[T]
@@ -65,7 +36,8 @@ func (u *Update[T]) Merge(w []byte, row0 int, st *Stats, s *Scratch[T]) {
 		}
 		return
 	}
-	s.block.rank, s.block.floor = u.rank, u.floor
+	s.block.rank, s.block.floor, s.block.scale, s.block.inverse = u.rank, u.floor, u.scale, u.inverse
+	squares := baseSquares(u.d, w, st)
 	for p := 0; p < u.panels; p += u.group {
 		for i := 0; i < nRows; i += u.micro.rows {
 			if u.isZero(row0+i, min(u.micro.rows, nRows-i)) {
@@ -75,6 +47,7 @@ func (u *Update[T]) Merge(w []byte, row0 int, st *Stats, s *Scratch[T]) {
 			u.tiles(w, row0, p, i, nRows, st, s)
 		}
 	}
+	squares.replace(w, st)
 }
 
 // tiles runs the micro-kernel on one row of tiles: up to micro.rows rows from i on, panels p to p+group.
@@ -94,7 +67,7 @@ func (u *Update[T]) tiles(w []byte, row0, p, i, nRows int, st *Stats, s *Scratch
 	} else {
 		u.edge(lines, rows, cols, s)
 	}
-	b.sums.addTo(st)
+	b.sums.addTo(st, u.a+u.b)
 	for q := range b.panels {
 		for row, mask := range b.undecided[q*m.rows:][:rows] {
 			if mask == 0 {
@@ -153,7 +126,7 @@ func (u *Update[T]) keep(w []byte, p, i, nRows int, st *Stats, s *Scratch[T]) {
 					st.NaNAfter++
 					continue
 				}
-				st.NormW += float64(x) * float64(x)
+				st.NormW.add(float64(x))
 			}
 			st.Unchanged += int64(len(x))
 		}

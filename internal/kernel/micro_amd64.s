@@ -4,14 +4,14 @@
 
 #include "textflag.h"
 
-// func bf16AVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+// func bf16AVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
 // Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, CMOV, MMX+
-TEXT ·bf16AVX512(SB), $1088-96
+TEXT ·bf16AVX512(SB), $1088-104
 	MOVQ         w+0(FP), AX
 	MOVQ         l+16(FP), CX
 	MOVQ         r+24(FP), DX
 	MOVQ         rNorm+56(FP), BX
-	MOVQ         undecided+72(FP), SI
+	MOVQ         undecided+80(FP), SI
 	MOVQ         panels+40(FP), DI
 	MOVQ         rank+32(FP), R8
 	SHLQ         $0x02, R8
@@ -202,23 +202,26 @@ further:
 	JNZ          chunks
 
 summed:
-	SUBQ    R8, CX
-	MOVQ    stride+8(FP), R10
-	MOVQ    lBound+48(FP), R12
-	MOVQ    AX, R11
-	MOVQ    $+8, R13
-	VMOVUPS (BX), Z16
-	VMOVUPS 64(BX), Z17
+	SUBQ         R8, CX
+	MOVQ         stride+8(FP), R10
+	MOVQ         lBound+48(FP), R12
+	MOVQ         AX, R11
+	MOVQ         $+8, R13
+	VMOVUPS      (BX), Z16
+	VMOVUPS      64(BX), Z17
+	VBROADCASTSS scale+68(FP), Z7
+	VBROADCASTSS inverse+72(FP), Z15
+	CMPL         scale+68(FP), $0x3f800000
+	JNE          rowScaled
 
 row:
 	PREFETCHT0       (R11)(R10*8)
-	VBROADCASTSS     (R12), Z18
 	VMOVDQU16        (R11), Z19
 	VPERMW.Z         Z19, Z20, K1, Z0
 	VMOVAPS          (R9), Z1
 	VADDPS           Z1, Z0, Z2
-	VMOVAPS          Z18, Z4
-	VFMADD213PS      Z26, Z16, Z4
+	VMOVAPS          Z26, Z4
+	VFMADD231PS.BCST (R12), Z16, Z4
 	VANDPS           Z23, Z2, Z3
 	VFMADD231PS.BCST slack32<>+0(SB), Z3, Z4
 	VMOVDQA32        Z24, Z5
@@ -242,8 +245,8 @@ row:
 	VPERMW.Z         Z19, Z21, K1, Z8
 	VMOVAPS          64(R9), Z9
 	VADDPS           Z9, Z8, Z10
-	VMOVAPS          Z18, Z12
-	VFMADD213PS      Z26, Z17, Z12
+	VMOVAPS          Z26, Z12
+	VFMADD231PS.BCST (R12), Z17, Z12
 	VANDPS           Z23, Z10, Z11
 	VFMADD231PS.BCST slack32<>+0(SB), Z11, Z12
 	VMOVDQA32        Z24, Z13
@@ -276,71 +279,144 @@ row:
 	ADDQ             $+8, SI
 	DECQ             R13
 	JNZ              row
-	SUBQ             $+1024, R9
-	ADDQ             $+64, AX
-	ADDQ             $+128, BX
-	DECQ             DI
-	JNZ              tile
-	MOVQ             unchanged+80(FP), AX
-	MOVQ             squares+88(FP), CX
-	VEXTRACTI64X4    $0x01, Z27, Y0
-	VPADDD           Y0, Y27, Y0
-	VEXTRACTI128     $0x01, Y0, X1
-	VPADDD           X1, X0, X0
-	VPSHUFD          $0x4e, X0, X1
-	VPADDD           X1, X0, X0
-	VPSHUFD          $0xb1, X0, X1
-	VPADDD           X1, X0, X0
-	VMOVD            X0, DX
-	ADDQ             DX, (AX)
-	VCVTPS2PD        Y28, Z0
-	VEXTRACTF64X4    $0x01, Z28, Y1
-	VCVTPS2PD        Y1, Z1
-	VADDPD           Z1, Z0, Z0
-	VEXTRACTF64X4    $0x01, Z0, Y1
-	VADDPD           Y1, Y0, Y0
-	VEXTRACTF128     $0x01, Y0, X1
-	VADDPD           X1, X0, X0
-	VUNPCKHPD        X0, X0, X1
-	VADDSD           X1, X0, X0
-	VADDSD           (CX), X0, X0
-	VMOVSD           X0, (CX)
-	VCVTPS2PD        Y29, Z0
-	VEXTRACTF64X4    $0x01, Z29, Y1
-	VCVTPS2PD        Y1, Z1
-	VADDPD           Z1, Z0, Z0
-	VEXTRACTF64X4    $0x01, Z0, Y1
-	VADDPD           Y1, Y0, Y0
-	VEXTRACTF128     $0x01, Y0, X1
-	VADDPD           X1, X0, X0
-	VUNPCKHPD        X0, X0, X1
-	VADDSD           X1, X0, X0
-	VADDSD           8(CX), X0, X0
-	VMOVSD           X0, 8(CX)
-	VCVTPS2PD        Y30, Z0
-	VEXTRACTF64X4    $0x01, Z30, Y1
-	VCVTPS2PD        Y1, Z1
-	VADDPD           Z1, Z0, Z0
-	VEXTRACTF64X4    $0x01, Z0, Y1
-	VADDPD           Y1, Y0, Y0
-	VEXTRACTF128     $0x01, Y0, X1
-	VADDPD           X1, X0, X0
-	VUNPCKHPD        X0, X0, X1
-	VADDSD           X1, X0, X0
-	VADDSD           16(CX), X0, X0
-	VMOVSD           X0, 16(CX)
-	VCVTPS2PD        Y31, Z0
-	VEXTRACTF64X4    $0x01, Z31, Y1
-	VCVTPS2PD        Y1, Z1
-	VADDPD           Z1, Z0, Z0
-	VEXTRACTF64X4    $0x01, Z0, Y1
-	VADDPD           Y1, Y0, Y0
-	VEXTRACTF128     $0x01, Y0, X1
-	VADDPD           X1, X0, X0
-	VUNPCKHPD        X0, X0, X1
-	VADDSD           X1, X0, X0
-	VADDSD           24(CX), X0, X0
-	VMOVSD           X0, 24(CX)
+	JMP              next
+
+rowScaled:
+	PREFETCHT0       (R11)(R10*8)
+	VMOVDQU16        (R11), Z19
+	VPERMW.Z         Z19, Z20, K1, Z0
+	VMOVAPS          (R9), Z1
+	VMOVAPS          Z0, Z2
+	VFMADD231PS      Z7, Z1, Z2
+	VMOVAPS          Z26, Z4
+	VFMADD231PS.BCST (R12), Z16, Z4
+	VANDPS           Z23, Z2, Z3
+	VFMADD231PS.BCST slack32<>+0(SB), Z3, Z4
+	VMOVDQA32        Z24, Z5
+	VPTERNLOGD       $0xea, Z25, Z2, Z5
+	VSUBPS           Z5, Z2, Z5
+	VMULPS.BCST      near<>+0(SB), Z2, Z6
+	VRANGEPS         $0x0a, Z5, Z6, Z6
+	VCMPPS           $0x1e, Z4, Z6, K2
+	VCMPPS.BCST      $0x11, limit<>+0(SB), Z3, K2, K2
+	VPADDD           Z25, Z2, Z2
+	VPANDD           Z24, Z2, Z2
+	VCMPPS           $0x00, Z0, Z2, K2, K4
+	VSUBPS           Z0, Z2, Z5
+	VMULPS           Z15, Z5, Z5
+	VSUBPS           Z1, Z5, Z6
+	VFMADD231PS      Z0, Z0, K2, Z28
+	VFMADD231PS      Z1, Z1, K2, Z29
+	VFMADD231PS      Z5, Z5, K2, Z30
+	VFMADD231PS      Z6, Z6, K2, Z31
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
+	VMOVDQA32        Z2, K2, Z0
+	VPERMW.Z         Z19, Z21, K1, Z8
+	VMOVAPS          64(R9), Z9
+	VMOVAPS          Z8, Z10
+	VFMADD231PS      Z7, Z9, Z10
+	VMOVAPS          Z26, Z12
+	VFMADD231PS.BCST (R12), Z17, Z12
+	VANDPS           Z23, Z10, Z11
+	VFMADD231PS.BCST slack32<>+0(SB), Z11, Z12
+	VMOVDQA32        Z24, Z13
+	VPTERNLOGD       $0xea, Z25, Z10, Z13
+	VSUBPS           Z13, Z10, Z13
+	VMULPS.BCST      near<>+0(SB), Z10, Z14
+	VRANGEPS         $0x0a, Z13, Z14, Z14
+	VCMPPS           $0x1e, Z12, Z14, K3
+	VCMPPS.BCST      $0x11, limit<>+0(SB), Z11, K3, K3
+	VPADDD           Z25, Z10, Z10
+	VPANDD           Z24, Z10, Z10
+	VCMPPS           $0x00, Z8, Z10, K3, K4
+	VSUBPS           Z8, Z10, Z13
+	VMULPS           Z15, Z13, Z13
+	VSUBPS           Z9, Z13, Z14
+	VFMADD231PS      Z8, Z8, K3, Z28
+	VFMADD231PS      Z9, Z9, K3, Z29
+	VFMADD231PS      Z13, Z13, K3, Z30
+	VFMADD231PS      Z14, Z14, K3, Z31
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
+	VMOVDQA32        Z10, K3, Z8
+	VPERMT2W         Z8, Z22, Z0
+	VMOVDQU16        Z0, (R11)
+	KUNPCKWD         K2, K3, K4
+	KNOTD            K4, K4
+	KMOVD            K4, R14
+	MOVQ             R14, (SI)
+	ADDQ             $+4, R12
+	ADDQ             R10, R11
+	ADDQ             $+128, R9
+	ADDQ             $+8, SI
+	DECQ             R13
+	JNZ              rowScaled
+
+next:
+	SUBQ          $+1024, R9
+	ADDQ          $+64, AX
+	ADDQ          $+128, BX
+	DECQ          DI
+	JNZ           tile
+	MOVQ          unchanged+88(FP), AX
+	MOVQ          squares+96(FP), CX
+	VEXTRACTI64X4 $0x01, Z27, Y0
+	VPADDD        Y0, Y27, Y0
+	VEXTRACTI128  $0x01, Y0, X1
+	VPADDD        X1, X0, X0
+	VPSHUFD       $0x4e, X0, X1
+	VPADDD        X1, X0, X0
+	VPSHUFD       $0xb1, X0, X1
+	VPADDD        X1, X0, X0
+	VMOVD         X0, DX
+	ADDQ          DX, (AX)
+	VCVTPS2PD     Y28, Z0
+	VEXTRACTF64X4 $0x01, Z28, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPD        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        (CX), X0, X0
+	VMOVSD        X0, (CX)
+	VCVTPS2PD     Y29, Z0
+	VEXTRACTF64X4 $0x01, Z29, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPD        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        8(CX), X0, X0
+	VMOVSD        X0, 8(CX)
+	VCVTPS2PD     Y30, Z0
+	VEXTRACTF64X4 $0x01, Z30, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPD        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        16(CX), X0, X0
+	VMOVSD        X0, 16(CX)
+	VCVTPS2PD     Y31, Z0
+	VEXTRACTF64X4 $0x01, Z31, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPD        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        24(CX), X0, X0
+	VMOVSD        X0, 24(CX)
 	VZEROUPPER
 	RET
 
@@ -516,25 +592,29 @@ DATA one32<>+24(SB)/4, $0x00000001
 DATA one32<>+28(SB)/4, $0x00000001
 GLOBL one32<>(SB), RODATA|NOPTR, $32
 
-// func bf16AVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+// func bf16AVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
 // Requires: AVX, AVX2, CMOV, FMA3, MMX+, POPCNT
-TEXT ·bf16AVX2(SB), $288-96
-	MOVQ   w+0(FP), AX
-	MOVQ   l+16(FP), CX
-	MOVQ   r+24(FP), DX
-	MOVQ   rNorm+56(FP), BX
-	MOVQ   undecided+72(FP), SI
-	MOVQ   panels+40(FP), DI
-	MOVQ   rank+32(FP), R8
-	SHLQ   $0x02, R8
-	LEAQ   (SP), R9
-	ADDQ   $+31, R9
-	ANDQ   $-32, R9
-	XORQ   R10, R10
-	VXORPS Y12, Y12, Y12
-	VXORPS Y13, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VXORPS Y15, Y15, Y15
+TEXT ·bf16AVX2(SB), $352-104
+	MOVQ         w+0(FP), AX
+	MOVQ         l+16(FP), CX
+	MOVQ         r+24(FP), DX
+	MOVQ         rNorm+56(FP), BX
+	MOVQ         undecided+80(FP), SI
+	MOVQ         panels+40(FP), DI
+	MOVQ         rank+32(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (SP), R9
+	ADDQ         $+31, R9
+	ANDQ         $-32, R9
+	XORQ         R10, R10
+	VBROADCASTSS scale+68(FP), Y0
+	VMOVUPS      Y0, 288(SP)
+	VBROADCASTSS inverse+72(FP), Y0
+	VMOVUPS      Y0, 320(SP)
+	VXORPS       Y12, Y12, Y12
+	VXORPS       Y13, Y13, Y13
+	VXORPS       Y14, Y14, Y14
+	VXORPS       Y15, Y15, Y15
 
 tile:
 	MOVQ    R8, R12
@@ -642,6 +722,8 @@ summed:
 	MOVQ         AX, R11
 	MOVQ         $+4, R13
 	VBROADCASTSS floor+64(FP), Y11
+	CMPL         scale+68(FP), $0x3f800000
+	JNE          rowScaled
 
 row:
 	MOVQ         stride+8(FP), R14
@@ -672,7 +754,7 @@ row:
 	VSUBPS       Y1, Y5, Y6
 	VCMPPS       $0x00, Y0, Y8, Y3
 	CMPL         R15, $0x000000ff
-	JEQ          all0
+	JEQ          all0false
 	VBLENDVPS    Y7, Y8, Y0, Y8
 	VANDPS       Y7, Y0, Y0
 	VANDPS       Y7, Y1, Y1
@@ -680,7 +762,7 @@ row:
 	VANDPS       Y7, Y6, Y6
 	VANDPS       Y7, Y3, Y3
 
-all0:
+all0false:
 	VFMADD231PS Y0, Y0, Y12
 	VFMADD231PS Y1, Y1, Y13
 	VFMADD231PS Y5, Y5, Y14
@@ -712,7 +794,7 @@ all0:
 	VSUBPS      Y1, Y5, Y6
 	VCMPPS      $0x00, Y0, Y9, Y3
 	CMPL        R15, $0x000000ff
-	JEQ         all1
+	JEQ         all1false
 	VBLENDVPS   Y7, Y9, Y0, Y9
 	VANDPS      Y7, Y0, Y0
 	VANDPS      Y7, Y1, Y1
@@ -720,36 +802,144 @@ all0:
 	VANDPS      Y7, Y6, Y6
 	VANDPS      Y7, Y3, Y3
 
-all1:
-	VFMADD231PS  Y0, Y0, Y12
-	VFMADD231PS  Y1, Y1, Y13
-	VFMADD231PS  Y5, Y5, Y14
-	VFMADD231PS  Y6, Y6, Y15
-	VMOVMSKPS    Y3, BP
-	POPCNTL      BP, BP
-	ADDQ         BP, R10
-	SHLL         $0x08, R15
-	ORL          R15, R14
-	VPSRLD       $0x10, Y8, Y8
-	VPSRLD       $0x10, Y9, Y9
-	VPACKUSDW    Y9, Y8, Y8
-	VPERMQ       $0xd8, Y8, Y8
-	VMOVDQU      Y8, (R11)
-	XORL         $0x0000ffff, R14
-	MOVQ         R14, (SI)
-	ADDQ         $+4, R12
-	ADDQ         stride+8(FP), R11
-	ADDQ         $+64, R9
-	ADDQ         $+8, SI
-	DECQ         R13
-	JNZ          row
+all1false:
+	VFMADD231PS Y0, Y0, Y12
+	VFMADD231PS Y1, Y1, Y13
+	VFMADD231PS Y5, Y5, Y14
+	VFMADD231PS Y6, Y6, Y15
+	VMOVMSKPS   Y3, BP
+	POPCNTL     BP, BP
+	ADDQ        BP, R10
+	SHLL        $0x08, R15
+	ORL         R15, R14
+	VPSRLD      $0x10, Y8, Y8
+	VPSRLD      $0x10, Y9, Y9
+	VPACKUSDW   Y9, Y8, Y8
+	VPERMQ      $0xd8, Y8, Y8
+	VMOVDQU     Y8, (R11)
+	XORL        $0x0000ffff, R14
+	MOVQ        R14, (SI)
+	ADDQ        $+4, R12
+	ADDQ        stride+8(FP), R11
+	ADDQ        $+64, R9
+	ADDQ        $+8, SI
+	DECQ        R13
+	JNZ         row
+	JMP         next
+
+rowScaled:
+	MOVQ         stride+8(FP), R14
+	PREFETCHT0   (R11)(R14*4)
+	VBROADCASTSS (R12), Y10
+	VPMOVZXWD    (R11), Y0
+	VPSLLD       $0x10, Y0, Y0
+	VMOVAPS      (R9), Y1
+	VMOVUPS      288(SP), Y8
+	VFMADD213PS  Y0, Y1, Y8
+	VMOVUPS      (BX), Y4
+	VFMADD213PS  Y11, Y10, Y4
+	VANDPS       abs32<>+0(SB), Y8, Y3
+	VFMADD231PS  slack32<>+0(SB), Y3, Y4
+	VANDPS       high<>+0(SB), Y8, Y5
+	VORPS        mid<>+0(SB), Y5, Y5
+	VSUBPS       Y5, Y8, Y5
+	VANDPS       abs32<>+0(SB), Y5, Y5
+	VMULPS       near<>+0(SB), Y3, Y6
+	VMINPS       Y5, Y6, Y6
+	VCMPPS       $0x1e, Y4, Y6, Y7
+	VCMPPS       $0x11, limit<>+0(SB), Y3, Y6
+	VANDPS       Y6, Y7, Y7
+	VPADDD       mid<>+0(SB), Y8, Y8
+	VANDPS       high<>+0(SB), Y8, Y8
+	VMOVMSKPS    Y7, R15
+	MOVL         R15, R14
+	VSUBPS       Y0, Y8, Y5
+	VMULPS       320(SP), Y5, Y5
+	VSUBPS       Y1, Y5, Y6
+	VCMPPS       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x000000ff
+	JEQ          all0true
+	VBLENDVPS    Y7, Y8, Y0, Y8
+	VANDPS       Y7, Y0, Y0
+	VANDPS       Y7, Y1, Y1
+	VANDPS       Y7, Y5, Y5
+	VANDPS       Y7, Y6, Y6
+	VANDPS       Y7, Y3, Y3
+
+all0true:
+	VFMADD231PS Y0, Y0, Y12
+	VFMADD231PS Y1, Y1, Y13
+	VFMADD231PS Y5, Y5, Y14
+	VFMADD231PS Y6, Y6, Y15
+	VMOVMSKPS   Y3, R15
+	POPCNTL     R15, R15
+	ADDQ        R15, R10
+	VPMOVZXWD   16(R11), Y0
+	VPSLLD      $0x10, Y0, Y0
+	VMOVAPS     32(R9), Y1
+	VMOVUPS     288(SP), Y9
+	VFMADD213PS Y0, Y1, Y9
+	VMOVUPS     32(BX), Y4
+	VFMADD213PS Y11, Y10, Y4
+	VANDPS      abs32<>+0(SB), Y9, Y3
+	VFMADD231PS slack32<>+0(SB), Y3, Y4
+	VANDPS      high<>+0(SB), Y9, Y5
+	VORPS       mid<>+0(SB), Y5, Y5
+	VSUBPS      Y5, Y9, Y5
+	VANDPS      abs32<>+0(SB), Y5, Y5
+	VMULPS      near<>+0(SB), Y3, Y6
+	VMINPS      Y5, Y6, Y6
+	VCMPPS      $0x1e, Y4, Y6, Y7
+	VCMPPS      $0x11, limit<>+0(SB), Y3, Y6
+	VANDPS      Y6, Y7, Y7
+	VPADDD      mid<>+0(SB), Y9, Y9
+	VANDPS      high<>+0(SB), Y9, Y9
+	VMOVMSKPS   Y7, R15
+	VSUBPS      Y0, Y9, Y5
+	VMULPS      320(SP), Y5, Y5
+	VSUBPS      Y1, Y5, Y6
+	VCMPPS      $0x00, Y0, Y9, Y3
+	CMPL        R15, $0x000000ff
+	JEQ         all1true
+	VBLENDVPS   Y7, Y9, Y0, Y9
+	VANDPS      Y7, Y0, Y0
+	VANDPS      Y7, Y1, Y1
+	VANDPS      Y7, Y5, Y5
+	VANDPS      Y7, Y6, Y6
+	VANDPS      Y7, Y3, Y3
+
+all1true:
+	VFMADD231PS Y0, Y0, Y12
+	VFMADD231PS Y1, Y1, Y13
+	VFMADD231PS Y5, Y5, Y14
+	VFMADD231PS Y6, Y6, Y15
+	VMOVMSKPS   Y3, BP
+	POPCNTL     BP, BP
+	ADDQ        BP, R10
+	SHLL        $0x08, R15
+	ORL         R15, R14
+	VPSRLD      $0x10, Y8, Y8
+	VPSRLD      $0x10, Y9, Y9
+	VPACKUSDW   Y9, Y8, Y8
+	VPERMQ      $0xd8, Y8, Y8
+	VMOVDQU     Y8, (R11)
+	XORL        $0x0000ffff, R14
+	MOVQ        R14, (SI)
+	ADDQ        $+4, R12
+	ADDQ        stride+8(FP), R11
+	ADDQ        $+64, R9
+	ADDQ        $+8, SI
+	DECQ        R13
+	JNZ         rowScaled
+
+next:
 	SUBQ         $+256, R9
 	ADDQ         $+32, AX
 	ADDQ         $+64, BX
 	DECQ         DI
 	JNZ          tile
-	MOVQ         unchanged+80(FP), AX
-	MOVQ         squares+88(FP), CX
+	MOVQ         unchanged+88(FP), AX
+	MOVQ         squares+96(FP), CX
 	ADDQ         R10, (AX)
 	VCVTPS2PD    X12, Y0
 	VEXTRACTF128 $0x01, Y12, X1
@@ -794,14 +984,14 @@ all1:
 	VZEROUPPER
 	RET
 
-// func f16AVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+// func f16AVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
 // Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, CMOV, MMX+
-TEXT ·f16AVX512(SB), $1088-96
+TEXT ·f16AVX512(SB), $1088-104
 	MOVQ         w+0(FP), AX
 	MOVQ         l+16(FP), CX
 	MOVQ         r+24(FP), DX
 	MOVQ         rNorm+56(FP), BX
-	MOVQ         undecided+72(FP), SI
+	MOVQ         undecided+80(FP), SI
 	MOVQ         panels+40(FP), DI
 	MOVQ         rank+32(FP), R8
 	SHLQ         $0x02, R8
@@ -985,22 +1175,25 @@ further:
 	JNZ          chunks
 
 summed:
-	SUBQ    R8, CX
-	MOVQ    stride+8(FP), R10
-	MOVQ    lBound+48(FP), R12
-	MOVQ    AX, R11
-	MOVQ    $+8, R13
-	VMOVUPS (BX), Z16
-	VMOVUPS 64(BX), Z17
+	SUBQ         R8, CX
+	MOVQ         stride+8(FP), R10
+	MOVQ         lBound+48(FP), R12
+	MOVQ         AX, R11
+	MOVQ         $+8, R13
+	VMOVUPS      (BX), Z16
+	VMOVUPS      64(BX), Z17
+	VBROADCASTSS scale+68(FP), Z7
+	VBROADCASTSS inverse+72(FP), Z15
+	CMPL         scale+68(FP), $0x3f800000
+	JNE          rowScaled
 
 row:
 	PREFETCHT0       (R11)(R10*8)
-	VBROADCASTSS     (R12), Z18
 	VCVTPH2PS        (R11), Z0
 	VMOVAPS          (R9), Z1
 	VADDPS           Z1, Z0, Z2
-	VMOVAPS          Z18, Z4
-	VFMADD213PS      Z26, Z16, Z4
+	VMOVAPS          Z26, Z4
+	VFMADD231PS.BCST (R12), Z16, Z4
 	VANDPS           Z23, Z2, Z3
 	VFMADD231PS.BCST slack32<>+0(SB), Z3, Z4
 	VSUBPS           Z4, Z2, Z5
@@ -1025,8 +1218,8 @@ row:
 	VCVTPH2PS        32(R11), Z8
 	VMOVAPS          64(R9), Z9
 	VADDPS           Z9, Z8, Z10
-	VMOVAPS          Z18, Z12
-	VFMADD213PS      Z26, Z17, Z12
+	VMOVAPS          Z26, Z12
+	VFMADD231PS.BCST (R12), Z17, Z12
 	VANDPS           Z23, Z10, Z11
 	VFMADD231PS.BCST slack32<>+0(SB), Z11, Z12
 	VSUBPS           Z12, Z10, Z13
@@ -1058,71 +1251,143 @@ row:
 	ADDQ             $+8, SI
 	DECQ             R13
 	JNZ              row
-	SUBQ             $+1024, R9
-	ADDQ             $+64, AX
-	ADDQ             $+128, BX
-	DECQ             DI
-	JNZ              tile
-	MOVQ             unchanged+80(FP), AX
-	MOVQ             squares+88(FP), CX
-	VEXTRACTI64X4    $0x01, Z27, Y0
-	VPADDD           Y0, Y27, Y0
-	VEXTRACTI128     $0x01, Y0, X1
-	VPADDD           X1, X0, X0
-	VPSHUFD          $0x4e, X0, X1
-	VPADDD           X1, X0, X0
-	VPSHUFD          $0xb1, X0, X1
-	VPADDD           X1, X0, X0
-	VMOVD            X0, DX
-	ADDQ             DX, (AX)
-	VCVTPS2PD        Y28, Z0
-	VEXTRACTF64X4    $0x01, Z28, Y1
-	VCVTPS2PD        Y1, Z1
-	VADDPD           Z1, Z0, Z0
-	VEXTRACTF64X4    $0x01, Z0, Y1
-	VADDPD           Y1, Y0, Y0
-	VEXTRACTF128     $0x01, Y0, X1
-	VADDPD           X1, X0, X0
-	VUNPCKHPD        X0, X0, X1
-	VADDSD           X1, X0, X0
-	VADDSD           (CX), X0, X0
-	VMOVSD           X0, (CX)
-	VCVTPS2PD        Y29, Z0
-	VEXTRACTF64X4    $0x01, Z29, Y1
-	VCVTPS2PD        Y1, Z1
-	VADDPD           Z1, Z0, Z0
-	VEXTRACTF64X4    $0x01, Z0, Y1
-	VADDPD           Y1, Y0, Y0
-	VEXTRACTF128     $0x01, Y0, X1
-	VADDPD           X1, X0, X0
-	VUNPCKHPD        X0, X0, X1
-	VADDSD           X1, X0, X0
-	VADDSD           8(CX), X0, X0
-	VMOVSD           X0, 8(CX)
-	VCVTPS2PD        Y30, Z0
-	VEXTRACTF64X4    $0x01, Z30, Y1
-	VCVTPS2PD        Y1, Z1
-	VADDPD           Z1, Z0, Z0
-	VEXTRACTF64X4    $0x01, Z0, Y1
-	VADDPD           Y1, Y0, Y0
-	VEXTRACTF128     $0x01, Y0, X1
-	VADDPD           X1, X0, X0
-	VUNPCKHPD        X0, X0, X1
-	VADDSD           X1, X0, X0
-	VADDSD           16(CX), X0, X0
-	VMOVSD           X0, 16(CX)
-	VCVTPS2PD        Y31, Z0
-	VEXTRACTF64X4    $0x01, Z31, Y1
-	VCVTPS2PD        Y1, Z1
-	VADDPD           Z1, Z0, Z0
-	VEXTRACTF64X4    $0x01, Z0, Y1
-	VADDPD           Y1, Y0, Y0
-	VEXTRACTF128     $0x01, Y0, X1
-	VADDPD           X1, X0, X0
-	VUNPCKHPD        X0, X0, X1
-	VADDSD           X1, X0, X0
-	VADDSD           24(CX), X0, X0
-	VMOVSD           X0, 24(CX)
+	JMP              next
+
+rowScaled:
+	PREFETCHT0       (R11)(R10*8)
+	VCVTPH2PS        (R11), Z0
+	VMOVAPS          (R9), Z1
+	VMOVAPS          Z0, Z2
+	VFMADD231PS      Z7, Z1, Z2
+	VMOVAPS          Z26, Z4
+	VFMADD231PS.BCST (R12), Z16, Z4
+	VANDPS           Z23, Z2, Z3
+	VFMADD231PS.BCST slack32<>+0(SB), Z3, Z4
+	VSUBPS           Z4, Z2, Z5
+	VADDPS           Z4, Z2, Z6
+	VADDPS           Z4, Z3, Z3
+	VCVTPS2PH        $0x00, Z5, Y4
+	VCVTPS2PH        $0x00, Z6, Y6
+	VPCMPEQW         Y6, Y4, K2
+	VCMPPS.BCST      $0x12, maxF16<>+0(SB), Z3, K2, K2
+	VCVTPH2PS        Y4, Z2
+	VCMPPS           $0x00, Z0, Z2, K2, K4
+	VSUBPS           Z0, Z2, Z5
+	VMULPS           Z15, Z5, Z5
+	VSUBPS           Z1, Z5, Z6
+	VFMADD231PS      Z0, Z0, K2, Z28
+	VFMADD231PS      Z1, Z1, K2, Z29
+	VFMADD231PS      Z5, Z5, K2, Z30
+	VFMADD231PS      Z6, Z6, K2, Z31
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
+	VMOVDQU16        (R11), Y2
+	VMOVDQU16        Y4, K2, Y2
+	VMOVDQU16        Y2, (R11)
+	VCVTPH2PS        32(R11), Z8
+	VMOVAPS          64(R9), Z9
+	VMOVAPS          Z8, Z10
+	VFMADD231PS      Z7, Z9, Z10
+	VMOVAPS          Z26, Z12
+	VFMADD231PS.BCST (R12), Z17, Z12
+	VANDPS           Z23, Z10, Z11
+	VFMADD231PS.BCST slack32<>+0(SB), Z11, Z12
+	VSUBPS           Z12, Z10, Z13
+	VADDPS           Z12, Z10, Z14
+	VADDPS           Z12, Z11, Z11
+	VCVTPS2PH        $0x00, Z13, Y12
+	VCVTPS2PH        $0x00, Z14, Y14
+	VPCMPEQW         Y14, Y12, K3
+	VCMPPS.BCST      $0x12, maxF16<>+0(SB), Z11, K3, K3
+	VCVTPH2PS        Y12, Z10
+	VCMPPS           $0x00, Z8, Z10, K3, K4
+	VSUBPS           Z8, Z10, Z13
+	VMULPS           Z15, Z13, Z13
+	VSUBPS           Z9, Z13, Z14
+	VFMADD231PS      Z8, Z8, K3, Z28
+	VFMADD231PS      Z9, Z9, K3, Z29
+	VFMADD231PS      Z13, Z13, K3, Z30
+	VFMADD231PS      Z14, Z14, K3, Z31
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
+	VMOVDQU16        32(R11), Y10
+	VMOVDQU16        Y12, K3, Y10
+	VMOVDQU16        Y10, 32(R11)
+	KUNPCKWD         K2, K3, K4
+	KNOTD            K4, K4
+	KMOVD            K4, R14
+	MOVQ             R14, (SI)
+	ADDQ             $+4, R12
+	ADDQ             R10, R11
+	ADDQ             $+128, R9
+	ADDQ             $+8, SI
+	DECQ             R13
+	JNZ              rowScaled
+
+next:
+	SUBQ          $+1024, R9
+	ADDQ          $+64, AX
+	ADDQ          $+128, BX
+	DECQ          DI
+	JNZ           tile
+	MOVQ          unchanged+88(FP), AX
+	MOVQ          squares+96(FP), CX
+	VEXTRACTI64X4 $0x01, Z27, Y0
+	VPADDD        Y0, Y27, Y0
+	VEXTRACTI128  $0x01, Y0, X1
+	VPADDD        X1, X0, X0
+	VPSHUFD       $0x4e, X0, X1
+	VPADDD        X1, X0, X0
+	VPSHUFD       $0xb1, X0, X1
+	VPADDD        X1, X0, X0
+	VMOVD         X0, DX
+	ADDQ          DX, (AX)
+	VCVTPS2PD     Y28, Z0
+	VEXTRACTF64X4 $0x01, Z28, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPD        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        (CX), X0, X0
+	VMOVSD        X0, (CX)
+	VCVTPS2PD     Y29, Z0
+	VEXTRACTF64X4 $0x01, Z29, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPD        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        8(CX), X0, X0
+	VMOVSD        X0, 8(CX)
+	VCVTPS2PD     Y30, Z0
+	VEXTRACTF64X4 $0x01, Z30, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPD        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        16(CX), X0, X0
+	VMOVSD        X0, 16(CX)
+	VCVTPS2PD     Y31, Z0
+	VEXTRACTF64X4 $0x01, Z31, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPD        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        24(CX), X0, X0
+	VMOVSD        X0, 24(CX)
 	VZEROUPPER
 	RET
 
@@ -1136,25 +1401,29 @@ DATA maxF16<>+24(SB)/4, $0x477fe000
 DATA maxF16<>+28(SB)/4, $0x477fe000
 GLOBL maxF16<>(SB), RODATA|NOPTR, $32
 
-// func f16AVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+// func f16AVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
 // Requires: AVX, AVX2, CMOV, F16C, FMA3, MMX+, POPCNT
-TEXT ·f16AVX2(SB), $288-96
-	MOVQ   w+0(FP), AX
-	MOVQ   l+16(FP), CX
-	MOVQ   r+24(FP), DX
-	MOVQ   rNorm+56(FP), BX
-	MOVQ   undecided+72(FP), SI
-	MOVQ   panels+40(FP), DI
-	MOVQ   rank+32(FP), R8
-	SHLQ   $0x02, R8
-	LEAQ   (SP), R9
-	ADDQ   $+31, R9
-	ANDQ   $-32, R9
-	XORQ   R10, R10
-	VXORPS Y12, Y12, Y12
-	VXORPS Y13, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VXORPS Y15, Y15, Y15
+TEXT ·f16AVX2(SB), $352-104
+	MOVQ         w+0(FP), AX
+	MOVQ         l+16(FP), CX
+	MOVQ         r+24(FP), DX
+	MOVQ         rNorm+56(FP), BX
+	MOVQ         undecided+80(FP), SI
+	MOVQ         panels+40(FP), DI
+	MOVQ         rank+32(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (SP), R9
+	ADDQ         $+31, R9
+	ANDQ         $-32, R9
+	XORQ         R10, R10
+	VBROADCASTSS scale+68(FP), Y0
+	VMOVUPS      Y0, 288(SP)
+	VBROADCASTSS inverse+72(FP), Y0
+	VMOVUPS      Y0, 320(SP)
+	VXORPS       Y12, Y12, Y12
+	VXORPS       Y13, Y13, Y13
+	VXORPS       Y14, Y14, Y14
+	VXORPS       Y15, Y15, Y15
 
 tile:
 	MOVQ    R8, R12
@@ -1262,6 +1531,8 @@ summed:
 	MOVQ         AX, R11
 	MOVQ         $+4, R13
 	VBROADCASTSS floor+64(FP), Y11
+	CMPL         scale+68(FP), $0x3f800000
+	JNE          rowScaled
 
 row:
 	MOVQ         stride+8(FP), R14
@@ -1290,7 +1561,7 @@ row:
 	VSUBPS       Y1, Y5, Y6
 	VCMPPS       $0x00, Y0, Y8, Y3
 	CMPL         R15, $0x000000ff
-	JEQ          all0
+	JEQ          all0false
 	VEXTRACTI128 $0x01, Y7, X2
 	VPACKSSDW    X2, X7, X2
 	VMOVUPS      (R11), X9
@@ -1301,7 +1572,7 @@ row:
 	VANDPS       Y7, Y6, Y6
 	VANDPS       Y7, Y3, Y3
 
-all0:
+all0false:
 	VFMADD231PS  Y0, Y0, Y12
 	VFMADD231PS  Y1, Y1, Y13
 	VFMADD231PS  Y5, Y5, Y14
@@ -1332,7 +1603,7 @@ all0:
 	VSUBPS       Y1, Y5, Y6
 	VCMPPS       $0x00, Y0, Y8, Y3
 	CMPL         R15, $0x000000ff
-	JEQ          all1
+	JEQ          all1false
 	VEXTRACTI128 $0x01, Y7, X2
 	VPACKSSDW    X2, X7, X2
 	VMOVUPS      16(R11), X9
@@ -1343,32 +1614,139 @@ all0:
 	VANDPS       Y7, Y6, Y6
 	VANDPS       Y7, Y3, Y3
 
-all1:
+all1false:
+	VFMADD231PS Y0, Y0, Y12
+	VFMADD231PS Y1, Y1, Y13
+	VFMADD231PS Y5, Y5, Y14
+	VFMADD231PS Y6, Y6, Y15
+	VMOVMSKPS   Y3, BP
+	POPCNTL     BP, BP
+	ADDQ        BP, R10
+	VMOVUPS     X4, 16(R11)
+	SHLL        $0x08, R15
+	ORL         R15, R14
+	XORL        $0x0000ffff, R14
+	MOVQ        R14, (SI)
+	ADDQ        $+4, R12
+	ADDQ        stride+8(FP), R11
+	ADDQ        $+64, R9
+	ADDQ        $+8, SI
+	DECQ        R13
+	JNZ         row
+	JMP         next
+
+rowScaled:
+	MOVQ         stride+8(FP), R14
+	PREFETCHT0   (R11)(R14*4)
+	VBROADCASTSS (R12), Y10
+	VCVTPH2PS    (R11), Y0
+	VMOVAPS      (R9), Y1
+	VMOVUPS      288(SP), Y8
+	VFMADD213PS  Y0, Y1, Y8
+	VMOVUPS      (BX), Y4
+	VFMADD213PS  Y11, Y10, Y4
+	VANDPS       abs32<>+0(SB), Y8, Y3
+	VFMADD231PS  slack32<>+0(SB), Y3, Y4
+	VSUBPS       Y4, Y8, Y5
+	VADDPS       Y4, Y8, Y6
+	VADDPS       Y4, Y3, Y3
+	VCVTPS2PH    $0x00, Y5, X4
+	VCVTPS2PH    $0x00, Y6, X6
+	VPCMPEQW     X6, X4, X7
+	VPMOVSXWD    X7, Y7
+	VCMPPS       $0x12, maxF16<>+0(SB), Y3, Y3
+	VANDPS       Y3, Y7, Y7
+	VCVTPH2PS    X4, Y8
+	VMOVMSKPS    Y7, R15
+	MOVL         R15, R14
+	VSUBPS       Y0, Y8, Y5
+	VMULPS       320(SP), Y5, Y5
+	VSUBPS       Y1, Y5, Y6
+	VCMPPS       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x000000ff
+	JEQ          all0true
+	VEXTRACTI128 $0x01, Y7, X2
+	VPACKSSDW    X2, X7, X2
+	VMOVUPS      (R11), X9
+	VPBLENDVB    X2, X4, X9, X4
+	VANDPS       Y7, Y0, Y0
+	VANDPS       Y7, Y1, Y1
+	VANDPS       Y7, Y5, Y5
+	VANDPS       Y7, Y6, Y6
+	VANDPS       Y7, Y3, Y3
+
+all0true:
 	VFMADD231PS  Y0, Y0, Y12
 	VFMADD231PS  Y1, Y1, Y13
 	VFMADD231PS  Y5, Y5, Y14
 	VFMADD231PS  Y6, Y6, Y15
-	VMOVMSKPS    Y3, BP
-	POPCNTL      BP, BP
-	ADDQ         BP, R10
-	VMOVUPS      X4, 16(R11)
-	SHLL         $0x08, R15
-	ORL          R15, R14
-	XORL         $0x0000ffff, R14
-	MOVQ         R14, (SI)
-	ADDQ         $+4, R12
-	ADDQ         stride+8(FP), R11
-	ADDQ         $+64, R9
-	ADDQ         $+8, SI
-	DECQ         R13
-	JNZ          row
+	VMOVMSKPS    Y3, R15
+	POPCNTL      R15, R15
+	ADDQ         R15, R10
+	VMOVUPS      X4, (R11)
+	VCVTPH2PS    16(R11), Y0
+	VMOVAPS      32(R9), Y1
+	VMOVUPS      288(SP), Y8
+	VFMADD213PS  Y0, Y1, Y8
+	VMOVUPS      32(BX), Y4
+	VFMADD213PS  Y11, Y10, Y4
+	VANDPS       abs32<>+0(SB), Y8, Y3
+	VFMADD231PS  slack32<>+0(SB), Y3, Y4
+	VSUBPS       Y4, Y8, Y5
+	VADDPS       Y4, Y8, Y6
+	VADDPS       Y4, Y3, Y3
+	VCVTPS2PH    $0x00, Y5, X4
+	VCVTPS2PH    $0x00, Y6, X6
+	VPCMPEQW     X6, X4, X7
+	VPMOVSXWD    X7, Y7
+	VCMPPS       $0x12, maxF16<>+0(SB), Y3, Y3
+	VANDPS       Y3, Y7, Y7
+	VCVTPH2PS    X4, Y8
+	VMOVMSKPS    Y7, R15
+	VSUBPS       Y0, Y8, Y5
+	VMULPS       320(SP), Y5, Y5
+	VSUBPS       Y1, Y5, Y6
+	VCMPPS       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x000000ff
+	JEQ          all1true
+	VEXTRACTI128 $0x01, Y7, X2
+	VPACKSSDW    X2, X7, X2
+	VMOVUPS      16(R11), X9
+	VPBLENDVB    X2, X4, X9, X4
+	VANDPS       Y7, Y0, Y0
+	VANDPS       Y7, Y1, Y1
+	VANDPS       Y7, Y5, Y5
+	VANDPS       Y7, Y6, Y6
+	VANDPS       Y7, Y3, Y3
+
+all1true:
+	VFMADD231PS Y0, Y0, Y12
+	VFMADD231PS Y1, Y1, Y13
+	VFMADD231PS Y5, Y5, Y14
+	VFMADD231PS Y6, Y6, Y15
+	VMOVMSKPS   Y3, BP
+	POPCNTL     BP, BP
+	ADDQ        BP, R10
+	VMOVUPS     X4, 16(R11)
+	SHLL        $0x08, R15
+	ORL         R15, R14
+	XORL        $0x0000ffff, R14
+	MOVQ        R14, (SI)
+	ADDQ        $+4, R12
+	ADDQ        stride+8(FP), R11
+	ADDQ        $+64, R9
+	ADDQ        $+8, SI
+	DECQ        R13
+	JNZ         rowScaled
+
+next:
 	SUBQ         $+256, R9
 	ADDQ         $+32, AX
 	ADDQ         $+64, BX
 	DECQ         DI
 	JNZ          tile
-	MOVQ         unchanged+80(FP), AX
-	MOVQ         squares+88(FP), CX
+	MOVQ         unchanged+88(FP), AX
+	MOVQ         squares+96(FP), CX
 	ADDQ         R10, (AX)
 	VCVTPS2PD    X12, Y0
 	VEXTRACTF128 $0x01, Y12, X1
@@ -1413,14 +1791,14 @@ all1:
 	VZEROUPPER
 	RET
 
-// func f32AVX512(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor float64, undecided *uint64, unchanged *int64, squares *[4]float64)
+// func f32AVX512(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor float64, scale float64, inverse float64, undecided *uint64, unchanged *int64, squares *[4]float64)
 // Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, CMOV, MMX+
-TEXT ·f32AVX512(SB), $1088-96
+TEXT ·f32AVX512(SB), $1088-112
 	MOVQ         w+0(FP), AX
 	MOVQ         l+16(FP), CX
 	MOVQ         r+24(FP), DX
 	MOVQ         rNorm+56(FP), BX
-	MOVQ         undecided+72(FP), SI
+	MOVQ         undecided+88(FP), SI
 	MOVQ         panels+40(FP), DI
 	MOVQ         rank+32(FP), R8
 	SHLQ         $0x03, R8
@@ -1604,22 +1982,26 @@ further:
 	JNZ          chunks
 
 summed:
-	SUBQ    R8, CX
-	MOVQ    stride+8(FP), R10
-	MOVQ    lBound+48(FP), R12
-	MOVQ    AX, R11
-	MOVQ    $+8, R13
-	VMOVUPD (BX), Z16
-	VMOVUPD 64(BX), Z17
+	SUBQ         R8, CX
+	MOVQ         stride+8(FP), R10
+	MOVQ         lBound+48(FP), R12
+	MOVQ         AX, R11
+	MOVQ         $+8, R13
+	VMOVUPD      (BX), Z16
+	VMOVUPD      64(BX), Z17
+	VBROADCASTSD scale+72(FP), Z7
+	VBROADCASTSD inverse+80(FP), Z15
+	MOVQ         $0x3ff0000000000000, R14
+	CMPQ         R14, scale+72(FP)
+	JNE          rowScaled
 
 row:
 	PREFETCHT0       (R11)(R10*8)
-	VBROADCASTSD     (R12), Z18
 	VCVTPS2PD        (R11), Z0
 	VMOVAPD          (R9), Z1
 	VADDPD           Z1, Z0, Z2
-	VMOVAPD          Z18, Z4
-	VFMADD213PD      Z26, Z16, Z4
+	VMOVAPD          Z26, Z4
+	VFMADD231PD.BCST (R12), Z16, Z4
 	VANDPD           Z23, Z2, Z3
 	VFMADD231PD.BCST slack64<>+0(SB), Z3, Z4
 	VSUBPD           Z4, Z2, Z5
@@ -1644,8 +2026,8 @@ row:
 	VCVTPS2PD        32(R11), Z8
 	VMOVAPD          64(R9), Z9
 	VADDPD           Z9, Z8, Z10
-	VMOVAPD          Z18, Z12
-	VFMADD213PD      Z26, Z17, Z12
+	VMOVAPD          Z26, Z12
+	VFMADD231PD.BCST (R12), Z17, Z12
 	VANDPD           Z23, Z10, Z11
 	VFMADD231PD.BCST slack64<>+0(SB), Z11, Z12
 	VSUBPD           Z12, Z10, Z13
@@ -1677,53 +2059,125 @@ row:
 	ADDQ             $+8, SI
 	DECQ             R13
 	JNZ              row
-	SUBQ             $+1024, R9
-	ADDQ             $+64, AX
-	ADDQ             $+128, BX
-	DECQ             DI
-	JNZ              tile
-	MOVQ             unchanged+80(FP), AX
-	MOVQ             squares+88(FP), CX
-	VEXTRACTI64X4    $0x01, Z27, Y0
-	VPADDQ           Y0, Y27, Y0
-	VEXTRACTI128     $0x01, Y0, X1
-	VPADDQ           X1, X0, X0
-	VPSHUFD          $0x4e, X0, X1
-	VPADDQ           X1, X0, X0
-	VMOVD            X0, DX
-	ADDQ             DX, (AX)
-	VEXTRACTF64X4    $0x01, Z28, Y1
-	VADDPD           Y1, Y28, Y0
-	VEXTRACTF128     $0x01, Y0, X1
-	VADDPD           X1, X0, X0
-	VUNPCKHPD        X0, X0, X1
-	VADDSD           X1, X0, X0
-	VADDSD           (CX), X0, X0
-	VMOVSD           X0, (CX)
-	VEXTRACTF64X4    $0x01, Z29, Y1
-	VADDPD           Y1, Y29, Y0
-	VEXTRACTF128     $0x01, Y0, X1
-	VADDPD           X1, X0, X0
-	VUNPCKHPD        X0, X0, X1
-	VADDSD           X1, X0, X0
-	VADDSD           8(CX), X0, X0
-	VMOVSD           X0, 8(CX)
-	VEXTRACTF64X4    $0x01, Z30, Y1
-	VADDPD           Y1, Y30, Y0
-	VEXTRACTF128     $0x01, Y0, X1
-	VADDPD           X1, X0, X0
-	VUNPCKHPD        X0, X0, X1
-	VADDSD           X1, X0, X0
-	VADDSD           16(CX), X0, X0
-	VMOVSD           X0, 16(CX)
-	VEXTRACTF64X4    $0x01, Z31, Y1
-	VADDPD           Y1, Y31, Y0
-	VEXTRACTF128     $0x01, Y0, X1
-	VADDPD           X1, X0, X0
-	VUNPCKHPD        X0, X0, X1
-	VADDSD           X1, X0, X0
-	VADDSD           24(CX), X0, X0
-	VMOVSD           X0, 24(CX)
+	JMP              next
+
+rowScaled:
+	PREFETCHT0       (R11)(R10*8)
+	VCVTPS2PD        (R11), Z0
+	VMOVAPD          (R9), Z1
+	VMOVAPD          Z0, Z2
+	VFMADD231PD      Z7, Z1, Z2
+	VMOVAPD          Z26, Z4
+	VFMADD231PD.BCST (R12), Z16, Z4
+	VANDPD           Z23, Z2, Z3
+	VFMADD231PD.BCST slack64<>+0(SB), Z3, Z4
+	VSUBPD           Z4, Z2, Z5
+	VADDPD           Z4, Z2, Z6
+	VADDPD           Z4, Z3, Z3
+	VCVTPD2PS        Z5, Y4
+	VCVTPD2PS        Z6, Y6
+	VPCMPEQD         Y6, Y4, K2
+	VCMPPD.BCST      $0x12, maxF32<>+0(SB), Z3, K2, K2
+	VCVTPS2PD        Y4, Z2
+	VCMPPD           $0x00, Z0, Z2, K2, K4
+	VSUBPD           Z0, Z2, Z5
+	VMULPD           Z15, Z5, Z5
+	VSUBPD           Z1, Z5, Z6
+	VFMADD231PD      Z0, Z0, K2, Z28
+	VFMADD231PD      Z1, Z1, K2, Z29
+	VFMADD231PD      Z5, Z5, K2, Z30
+	VFMADD231PD      Z6, Z6, K2, Z31
+	VPADDQ.BCST      one64<>+0(SB), Z27, K4, Z27
+	VMOVUPS          (R11), Y2
+	VMOVAPS          Y4, K2, Y2
+	VMOVUPS          Y2, (R11)
+	VCVTPS2PD        32(R11), Z8
+	VMOVAPD          64(R9), Z9
+	VMOVAPD          Z8, Z10
+	VFMADD231PD      Z7, Z9, Z10
+	VMOVAPD          Z26, Z12
+	VFMADD231PD.BCST (R12), Z17, Z12
+	VANDPD           Z23, Z10, Z11
+	VFMADD231PD.BCST slack64<>+0(SB), Z11, Z12
+	VSUBPD           Z12, Z10, Z13
+	VADDPD           Z12, Z10, Z14
+	VADDPD           Z12, Z11, Z11
+	VCVTPD2PS        Z13, Y12
+	VCVTPD2PS        Z14, Y14
+	VPCMPEQD         Y14, Y12, K3
+	VCMPPD.BCST      $0x12, maxF32<>+0(SB), Z11, K3, K3
+	VCVTPS2PD        Y12, Z10
+	VCMPPD           $0x00, Z8, Z10, K3, K4
+	VSUBPD           Z8, Z10, Z13
+	VMULPD           Z15, Z13, Z13
+	VSUBPD           Z9, Z13, Z14
+	VFMADD231PD      Z8, Z8, K3, Z28
+	VFMADD231PD      Z9, Z9, K3, Z29
+	VFMADD231PD      Z13, Z13, K3, Z30
+	VFMADD231PD      Z14, Z14, K3, Z31
+	VPADDQ.BCST      one64<>+0(SB), Z27, K4, Z27
+	VMOVUPS          32(R11), Y10
+	VMOVAPS          Y12, K3, Y10
+	VMOVUPS          Y10, 32(R11)
+	KUNPCKBW         K2, K3, K4
+	KNOTW            K4, K4
+	KMOVD            K4, R14
+	MOVQ             R14, (SI)
+	ADDQ             $+8, R12
+	ADDQ             R10, R11
+	ADDQ             $+128, R9
+	ADDQ             $+8, SI
+	DECQ             R13
+	JNZ              rowScaled
+
+next:
+	SUBQ          $+1024, R9
+	ADDQ          $+64, AX
+	ADDQ          $+128, BX
+	DECQ          DI
+	JNZ           tile
+	MOVQ          unchanged+96(FP), AX
+	MOVQ          squares+104(FP), CX
+	VEXTRACTI64X4 $0x01, Z27, Y0
+	VPADDQ        Y0, Y27, Y0
+	VEXTRACTI128  $0x01, Y0, X1
+	VPADDQ        X1, X0, X0
+	VPSHUFD       $0x4e, X0, X1
+	VPADDQ        X1, X0, X0
+	VMOVD         X0, DX
+	ADDQ          DX, (AX)
+	VEXTRACTF64X4 $0x01, Z28, Y1
+	VADDPD        Y1, Y28, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        (CX), X0, X0
+	VMOVSD        X0, (CX)
+	VEXTRACTF64X4 $0x01, Z29, Y1
+	VADDPD        Y1, Y29, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        8(CX), X0, X0
+	VMOVSD        X0, 8(CX)
+	VEXTRACTF64X4 $0x01, Z30, Y1
+	VADDPD        Y1, Y30, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        16(CX), X0, X0
+	VMOVSD        X0, 16(CX)
+	VEXTRACTF64X4 $0x01, Z31, Y1
+	VADDPD        Y1, Y31, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        24(CX), X0, X0
+	VMOVSD        X0, 24(CX)
 	VZEROUPPER
 	RET
 
@@ -1751,25 +2205,29 @@ DATA one64<>+16(SB)/8, $0x0000000000000001
 DATA one64<>+24(SB)/8, $0x0000000000000001
 GLOBL one64<>(SB), RODATA|NOPTR, $32
 
-// func f32AVX2(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor float64, undecided *uint64, unchanged *int64, squares *[4]float64)
+// func f32AVX2(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor float64, scale float64, inverse float64, undecided *uint64, unchanged *int64, squares *[4]float64)
 // Requires: AVX, AVX2, CMOV, FMA3, MMX+, POPCNT
-TEXT ·f32AVX2(SB), $288-96
-	MOVQ   w+0(FP), AX
-	MOVQ   l+16(FP), CX
-	MOVQ   r+24(FP), DX
-	MOVQ   rNorm+56(FP), BX
-	MOVQ   undecided+72(FP), SI
-	MOVQ   panels+40(FP), DI
-	MOVQ   rank+32(FP), R8
-	SHLQ   $0x03, R8
-	LEAQ   (SP), R9
-	ADDQ   $+31, R9
-	ANDQ   $-32, R9
-	XORQ   R10, R10
-	VXORPS Y12, Y12, Y12
-	VXORPS Y13, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VXORPS Y15, Y15, Y15
+TEXT ·f32AVX2(SB), $352-112
+	MOVQ         w+0(FP), AX
+	MOVQ         l+16(FP), CX
+	MOVQ         r+24(FP), DX
+	MOVQ         rNorm+56(FP), BX
+	MOVQ         undecided+88(FP), SI
+	MOVQ         panels+40(FP), DI
+	MOVQ         rank+32(FP), R8
+	SHLQ         $0x03, R8
+	LEAQ         (SP), R9
+	ADDQ         $+31, R9
+	ANDQ         $-32, R9
+	XORQ         R10, R10
+	VBROADCASTSD scale+72(FP), Y0
+	VMOVUPD      Y0, 288(SP)
+	VBROADCASTSD inverse+80(FP), Y0
+	VMOVUPD      Y0, 320(SP)
+	VXORPS       Y12, Y12, Y12
+	VXORPS       Y13, Y13, Y13
+	VXORPS       Y14, Y14, Y14
+	VXORPS       Y15, Y15, Y15
 
 tile:
 	MOVQ    R8, R12
@@ -1877,6 +2335,9 @@ summed:
 	MOVQ         AX, R11
 	MOVQ         $+4, R13
 	VBROADCASTSD floor+64(FP), Y11
+	MOVQ         $0x3ff0000000000000, R14
+	CMPQ         R14, scale+72(FP)
+	JNE          rowScaled
 
 row:
 	MOVQ         stride+8(FP), R14
@@ -1905,7 +2366,7 @@ row:
 	VSUBPD       Y1, Y5, Y6
 	VCMPPD       $0x00, Y0, Y8, Y3
 	CMPL         R15, $0x0000000f
-	JEQ          all0
+	JEQ          all0false
 	VEXTRACTF128 $0x01, Y7, X2
 	VSHUFPS      $0x88, X2, X7, X2
 	VMOVUPS      (R11), X9
@@ -1916,7 +2377,7 @@ row:
 	VANDPD       Y7, Y6, Y6
 	VANDPD       Y7, Y3, Y3
 
-all0:
+all0false:
 	VFMADD231PD  Y0, Y0, Y12
 	VFMADD231PD  Y1, Y1, Y13
 	VFMADD231PD  Y5, Y5, Y14
@@ -1947,7 +2408,7 @@ all0:
 	VSUBPD       Y1, Y5, Y6
 	VCMPPD       $0x00, Y0, Y8, Y3
 	CMPL         R15, $0x0000000f
-	JEQ          all1
+	JEQ          all1false
 	VEXTRACTF128 $0x01, Y7, X2
 	VSHUFPS      $0x88, X2, X7, X2
 	VMOVUPS      16(R11), X9
@@ -1958,32 +2419,139 @@ all0:
 	VANDPD       Y7, Y6, Y6
 	VANDPD       Y7, Y3, Y3
 
-all1:
+all1false:
+	VFMADD231PD Y0, Y0, Y12
+	VFMADD231PD Y1, Y1, Y13
+	VFMADD231PD Y5, Y5, Y14
+	VFMADD231PD Y6, Y6, Y15
+	VMOVMSKPD   Y3, BP
+	POPCNTL     BP, BP
+	ADDQ        BP, R10
+	VMOVUPS     X4, 16(R11)
+	SHLL        $0x04, R15
+	ORL         R15, R14
+	XORL        $0x000000ff, R14
+	MOVQ        R14, (SI)
+	ADDQ        $+8, R12
+	ADDQ        stride+8(FP), R11
+	ADDQ        $+64, R9
+	ADDQ        $+8, SI
+	DECQ        R13
+	JNZ         row
+	JMP         next
+
+rowScaled:
+	MOVQ         stride+8(FP), R14
+	PREFETCHT0   (R11)(R14*4)
+	VBROADCASTSD (R12), Y10
+	VCVTPS2PD    (R11), Y0
+	VMOVAPD      (R9), Y1
+	VMOVUPD      288(SP), Y8
+	VFMADD213PD  Y0, Y1, Y8
+	VMOVUPD      (BX), Y4
+	VFMADD213PD  Y11, Y10, Y4
+	VANDPD       abs64<>+0(SB), Y8, Y3
+	VFMADD231PD  slack64<>+0(SB), Y3, Y4
+	VSUBPD       Y4, Y8, Y5
+	VADDPD       Y4, Y8, Y6
+	VADDPD       Y4, Y3, Y3
+	VCVTPD2PSY   Y5, X4
+	VCVTPD2PSY   Y6, X6
+	VPCMPEQD     X6, X4, X7
+	VPMOVSXDQ    X7, Y7
+	VCMPPD       $0x12, maxF32<>+0(SB), Y3, Y3
+	VANDPD       Y3, Y7, Y7
+	VCVTPS2PD    X4, Y8
+	VMOVMSKPD    Y7, R15
+	MOVL         R15, R14
+	VSUBPD       Y0, Y8, Y5
+	VMULPD       320(SP), Y5, Y5
+	VSUBPD       Y1, Y5, Y6
+	VCMPPD       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x0000000f
+	JEQ          all0true
+	VEXTRACTF128 $0x01, Y7, X2
+	VSHUFPS      $0x88, X2, X7, X2
+	VMOVUPS      (R11), X9
+	VBLENDVPS    X2, X4, X9, X4
+	VANDPD       Y7, Y0, Y0
+	VANDPD       Y7, Y1, Y1
+	VANDPD       Y7, Y5, Y5
+	VANDPD       Y7, Y6, Y6
+	VANDPD       Y7, Y3, Y3
+
+all0true:
 	VFMADD231PD  Y0, Y0, Y12
 	VFMADD231PD  Y1, Y1, Y13
 	VFMADD231PD  Y5, Y5, Y14
 	VFMADD231PD  Y6, Y6, Y15
-	VMOVMSKPD    Y3, BP
-	POPCNTL      BP, BP
-	ADDQ         BP, R10
-	VMOVUPS      X4, 16(R11)
-	SHLL         $0x04, R15
-	ORL          R15, R14
-	XORL         $0x000000ff, R14
-	MOVQ         R14, (SI)
-	ADDQ         $+8, R12
-	ADDQ         stride+8(FP), R11
-	ADDQ         $+64, R9
-	ADDQ         $+8, SI
-	DECQ         R13
-	JNZ          row
+	VMOVMSKPD    Y3, R15
+	POPCNTL      R15, R15
+	ADDQ         R15, R10
+	VMOVUPS      X4, (R11)
+	VCVTPS2PD    16(R11), Y0
+	VMOVAPD      32(R9), Y1
+	VMOVUPD      288(SP), Y8
+	VFMADD213PD  Y0, Y1, Y8
+	VMOVUPD      32(BX), Y4
+	VFMADD213PD  Y11, Y10, Y4
+	VANDPD       abs64<>+0(SB), Y8, Y3
+	VFMADD231PD  slack64<>+0(SB), Y3, Y4
+	VSUBPD       Y4, Y8, Y5
+	VADDPD       Y4, Y8, Y6
+	VADDPD       Y4, Y3, Y3
+	VCVTPD2PSY   Y5, X4
+	VCVTPD2PSY   Y6, X6
+	VPCMPEQD     X6, X4, X7
+	VPMOVSXDQ    X7, Y7
+	VCMPPD       $0x12, maxF32<>+0(SB), Y3, Y3
+	VANDPD       Y3, Y7, Y7
+	VCVTPS2PD    X4, Y8
+	VMOVMSKPD    Y7, R15
+	VSUBPD       Y0, Y8, Y5
+	VMULPD       320(SP), Y5, Y5
+	VSUBPD       Y1, Y5, Y6
+	VCMPPD       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x0000000f
+	JEQ          all1true
+	VEXTRACTF128 $0x01, Y7, X2
+	VSHUFPS      $0x88, X2, X7, X2
+	VMOVUPS      16(R11), X9
+	VBLENDVPS    X2, X4, X9, X4
+	VANDPD       Y7, Y0, Y0
+	VANDPD       Y7, Y1, Y1
+	VANDPD       Y7, Y5, Y5
+	VANDPD       Y7, Y6, Y6
+	VANDPD       Y7, Y3, Y3
+
+all1true:
+	VFMADD231PD Y0, Y0, Y12
+	VFMADD231PD Y1, Y1, Y13
+	VFMADD231PD Y5, Y5, Y14
+	VFMADD231PD Y6, Y6, Y15
+	VMOVMSKPD   Y3, BP
+	POPCNTL     BP, BP
+	ADDQ        BP, R10
+	VMOVUPS     X4, 16(R11)
+	SHLL        $0x04, R15
+	ORL         R15, R14
+	XORL        $0x000000ff, R14
+	MOVQ        R14, (SI)
+	ADDQ        $+8, R12
+	ADDQ        stride+8(FP), R11
+	ADDQ        $+64, R9
+	ADDQ        $+8, SI
+	DECQ        R13
+	JNZ         rowScaled
+
+next:
 	SUBQ         $+256, R9
 	ADDQ         $+32, AX
 	ADDQ         $+64, BX
 	DECQ         DI
 	JNZ          tile
-	MOVQ         unchanged+80(FP), AX
-	MOVQ         squares+88(FP), CX
+	MOVQ         unchanged+96(FP), AX
+	MOVQ         squares+104(FP), CX
 	ADDQ         R10, (AX)
 	VMOVAPD      Y12, Y0
 	VEXTRACTF128 $0x01, Y0, X1

@@ -5,17 +5,17 @@ package kernel
 // bf16NEON is the micro-kernel for W in bf16: tiles of 4×16.
 //
 //go:noescape
-func bf16NEON(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+func bf16NEON(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor, scale, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
 
 // f16NEON is the micro-kernel for W in f16: tiles of 4×16.
 //
 //go:noescape
-func f16NEON(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+func f16NEON(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor, scale, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
 
 // f32NEON is the micro-kernel for W in f32: tiles of 4×8.
 //
 //go:noescape
-func f32NEON(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor float64, undecided *uint64, unchanged *int64, squares *[4]float64)
+func f32NEON(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor, scale, inverse float64, undecided *uint64, unchanged *int64, squares *[4]float64)
 
 // thin8x8NEON is
 //

@@ -2,8 +2,8 @@
 
 #include "textflag.h"
 
-// func bf16NEON(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, undecided *uint64, unchanged *int64, squares *[4]float64)
-TEXT ·bf16NEON(SB), $256-96
+// func bf16NEON(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor, scale, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+TEXT ·bf16NEON(SB), $256-104
 	MOVD w+0(FP), R0
 	MOVD stride+8(FP), R1
 	MOVD l+16(FP), R2
@@ -11,12 +11,16 @@ TEXT ·bf16NEON(SB), $256-96
 	MOVD rank+32(FP), R4
 	MOVD panels+40(FP), R5
 	MOVD rNorm+56(FP), R6
-	MOVD undecided+72(FP), R7
+	MOVD undecided+80(FP), R7
 	LSL $2, R4, R8
 	FMOVS floor+64(FP), F29
 	VDUP V29.S[0], V29.S4
 	MOVD $0x34002000, R22
 	VDUP R22, V30.S4
+	FMOVS scale+68(FP), F0
+	VMOV V0.S[0], V30.S[1]
+	FMOVS inverse+72(FP), F0
+	VMOV V0.S[0], V30.S[2]
 	MOVD $0x8040201008040201, R22
 	VDUP R22, V31.D2
 	WORD $0x6E381F18 // eor v24.16b, v24.16b, v24.16b
@@ -351,16 +355,18 @@ row:
 	VLD1.P 32(R13), [V2.S4, V3.S4]
 	FMOVQ 0(R6), F10
 	FMOVQ 16(R6), F11
-	WORD $0x4E22D404 // fadd v4.4s, v0.4s, v2.4s
+	WORD $0x4EA01C04 // orr v4.16b, v0.16b, v0.16b
+	WORD $0x4FBE1044 // fmla v4.4s, v2.4s, v30.s[1]
 	WORD $0x4EBD1FA8 // orr v8.16b, v29.16b, v29.16b
 	WORD $0x4E32CD48 // fmla v8.4s, v10.4s, v18.4s
 	WORD $0x4EA0F886 // fabs v6.4s, v4.4s
-	WORD $0x4E3ECCC8 // fmla v8.4s, v6.4s, v30.4s
-	WORD $0x4E23D425 // fadd v5.4s, v1.4s, v3.4s
+	WORD $0x4F9E10C8 // fmla v8.4s, v6.4s, v30.s[0]
+	WORD $0x4EA11C25 // orr v5.16b, v1.16b, v1.16b
+	WORD $0x4FBE1065 // fmla v5.4s, v3.4s, v30.s[1]
 	WORD $0x4EBD1FA9 // orr v9.16b, v29.16b, v29.16b
 	WORD $0x4E32CD69 // fmla v9.4s, v11.4s, v18.4s
 	WORD $0x4EA0F8A7 // fabs v7.4s, v5.4s
-	WORD $0x4E3ECCE9 // fmla v9.4s, v7.4s, v30.4s
+	WORD $0x4F9E10E9 // fmla v9.4s, v7.4s, v30.s[0]
 
 	// The distance from the midpoint.
 	WORD $0x4E341C8A // and v10.16b, v4.16b, v20.16b
@@ -387,6 +393,7 @@ row:
 
 	// Sums, over what is decided.
 	WORD $0x4EA0D48C // fsub v12.4s, v4.4s, v0.4s
+	WORD $0x4F9E998C // fmul v12.4s, v12.4s, v30.s[2]
 	WORD $0x4EA2D58A // fsub v10.4s, v12.4s, v2.4s
 	WORD $0x4E20E486 // fcmeq v6.4s, v4.4s, v0.4s
 	WORD $0x6EE81C04 // bif v4.16b, v0.16b, v8.16b
@@ -401,6 +408,7 @@ row:
 	WORD $0x4E2ACD5B // fmla v27.4s, v10.4s, v10.4s
 	WORD $0x6EA6879C // sub v28.4s, v28.4s, v6.4s
 	WORD $0x4EA1D4AD // fsub v13.4s, v5.4s, v1.4s
+	WORD $0x4F9E99AD // fmul v13.4s, v13.4s, v30.s[2]
 	WORD $0x4EA3D5AB // fsub v11.4s, v13.4s, v3.4s
 	WORD $0x4E21E4A7 // fcmeq v7.4s, v5.4s, v1.4s
 	WORD $0x6EE91C25 // bif v5.16b, v1.16b, v9.16b
@@ -422,16 +430,18 @@ row:
 	VLD1.P 32(R13), [V2.S4, V3.S4]
 	FMOVQ 32(R6), F10
 	FMOVQ 48(R6), F11
-	WORD $0x4E22D404 // fadd v4.4s, v0.4s, v2.4s
+	WORD $0x4EA01C04 // orr v4.16b, v0.16b, v0.16b
+	WORD $0x4FBE1044 // fmla v4.4s, v2.4s, v30.s[1]
 	WORD $0x4EBD1FA8 // orr v8.16b, v29.16b, v29.16b
 	WORD $0x4E32CD48 // fmla v8.4s, v10.4s, v18.4s
 	WORD $0x4EA0F886 // fabs v6.4s, v4.4s
-	WORD $0x4E3ECCC8 // fmla v8.4s, v6.4s, v30.4s
-	WORD $0x4E23D425 // fadd v5.4s, v1.4s, v3.4s
+	WORD $0x4F9E10C8 // fmla v8.4s, v6.4s, v30.s[0]
+	WORD $0x4EA11C25 // orr v5.16b, v1.16b, v1.16b
+	WORD $0x4FBE1065 // fmla v5.4s, v3.4s, v30.s[1]
 	WORD $0x4EBD1FA9 // orr v9.16b, v29.16b, v29.16b
 	WORD $0x4E32CD69 // fmla v9.4s, v11.4s, v18.4s
 	WORD $0x4EA0F8A7 // fabs v7.4s, v5.4s
-	WORD $0x4E3ECCE9 // fmla v9.4s, v7.4s, v30.4s
+	WORD $0x4F9E10E9 // fmla v9.4s, v7.4s, v30.s[0]
 
 	// The distance from the midpoint.
 	WORD $0x4E341C8A // and v10.16b, v4.16b, v20.16b
@@ -458,6 +468,7 @@ row:
 
 	// Sums, over what is decided.
 	WORD $0x4EA0D48C // fsub v12.4s, v4.4s, v0.4s
+	WORD $0x4F9E998C // fmul v12.4s, v12.4s, v30.s[2]
 	WORD $0x4EA2D58A // fsub v10.4s, v12.4s, v2.4s
 	WORD $0x4E20E486 // fcmeq v6.4s, v4.4s, v0.4s
 	WORD $0x6EE81C04 // bif v4.16b, v0.16b, v8.16b
@@ -472,6 +483,7 @@ row:
 	WORD $0x4E2ACD5B // fmla v27.4s, v10.4s, v10.4s
 	WORD $0x6EA6879C // sub v28.4s, v28.4s, v6.4s
 	WORD $0x4EA1D4AD // fsub v13.4s, v5.4s, v1.4s
+	WORD $0x4F9E99AD // fmul v13.4s, v13.4s, v30.s[2]
 	WORD $0x4EA3D5AB // fsub v11.4s, v13.4s, v3.4s
 	WORD $0x4E21E4A7 // fcmeq v7.4s, v5.4s, v1.4s
 	WORD $0x6EE91C25 // bif v5.16b, v1.16b, v9.16b
@@ -504,13 +516,13 @@ row:
 	ADD $64, R6, R6
 	SUBS $1, R5, R5
 	BNE tile
-	MOVD unchanged+80(FP), R22
+	MOVD unchanged+88(FP), R22
 	MOVD (R22), R23
 	WORD $0x4EB1BB9C // addv s28, v28.4s
 	FMOVS F28, R24
 	ADD R24, R23, R23
 	MOVD R23, (R22)
-	MOVD squares+88(FP), R22
+	MOVD squares+96(FP), R22
 	WORD $0x0E617B00 // fcvtl v0.2d, v24.2s
 	WORD $0x4E617B01 // fcvtl2 v1.2d, v24.4s
 	WORD $0x4E61D418 // fadd v24.2d, v0.2d, v1.2d
@@ -541,8 +553,8 @@ row:
 	FMOVD F0, 24(R22)
 	RET
 
-// func f16NEON(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, undecided *uint64, unchanged *int64, squares *[4]float64)
-TEXT ·f16NEON(SB), $256-96
+// func f16NEON(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor, scale, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+TEXT ·f16NEON(SB), $256-104
 	MOVD w+0(FP), R0
 	MOVD stride+8(FP), R1
 	MOVD l+16(FP), R2
@@ -550,12 +562,16 @@ TEXT ·f16NEON(SB), $256-96
 	MOVD rank+32(FP), R4
 	MOVD panels+40(FP), R5
 	MOVD rNorm+56(FP), R6
-	MOVD undecided+72(FP), R7
+	MOVD undecided+80(FP), R7
 	LSL $2, R4, R8
 	FMOVS floor+64(FP), F29
 	VDUP V29.S[0], V29.S4
 	MOVD $0x34002000, R22
 	VDUP R22, V30.S4
+	FMOVS scale+68(FP), F0
+	VMOV V0.S[0], V30.S[1]
+	FMOVS inverse+72(FP), F0
+	VMOV V0.S[0], V30.S[2]
 	MOVD $0x8040201008040201, R22
 	VDUP R22, V31.D2
 	WORD $0x6E381F18 // eor v24.16b, v24.16b, v24.16b
@@ -883,16 +899,18 @@ row:
 	VLD1.P 32(R13), [V2.S4, V3.S4]
 	FMOVQ 0(R6), F10
 	FMOVQ 16(R6), F11
-	WORD $0x4E22D404 // fadd v4.4s, v0.4s, v2.4s
+	WORD $0x4EA01C04 // orr v4.16b, v0.16b, v0.16b
+	WORD $0x4FBE1044 // fmla v4.4s, v2.4s, v30.s[1]
 	WORD $0x4EBD1FA8 // orr v8.16b, v29.16b, v29.16b
 	WORD $0x4E32CD48 // fmla v8.4s, v10.4s, v18.4s
 	WORD $0x4EA0F886 // fabs v6.4s, v4.4s
-	WORD $0x4E3ECCC8 // fmla v8.4s, v6.4s, v30.4s
-	WORD $0x4E23D425 // fadd v5.4s, v1.4s, v3.4s
+	WORD $0x4F9E10C8 // fmla v8.4s, v6.4s, v30.s[0]
+	WORD $0x4EA11C25 // orr v5.16b, v1.16b, v1.16b
+	WORD $0x4FBE1065 // fmla v5.4s, v3.4s, v30.s[1]
 	WORD $0x4EBD1FA9 // orr v9.16b, v29.16b, v29.16b
 	WORD $0x4E32CD69 // fmla v9.4s, v11.4s, v18.4s
 	WORD $0x4EA0F8A7 // fabs v7.4s, v5.4s
-	WORD $0x4E3ECCE9 // fmla v9.4s, v7.4s, v30.4s
+	WORD $0x4F9E10E9 // fmla v9.4s, v7.4s, v30.s[0]
 
 	// Both ends of the interval, rounded.
 	WORD $0x4EA8D48A // fsub v10.4s, v4.4s, v8.4s
@@ -918,6 +936,7 @@ row:
 
 	// Sums, over what is decided.
 	WORD $0x4EA0D48C // fsub v12.4s, v4.4s, v0.4s
+	WORD $0x4F9E998C // fmul v12.4s, v12.4s, v30.s[2]
 	WORD $0x4EA2D58A // fsub v10.4s, v12.4s, v2.4s
 	WORD $0x4E20E486 // fcmeq v6.4s, v4.4s, v0.4s
 	WORD $0x4E281C00 // and v0.16b, v0.16b, v8.16b
@@ -931,6 +950,7 @@ row:
 	WORD $0x4E2ACD5B // fmla v27.4s, v10.4s, v10.4s
 	WORD $0x6EA6879C // sub v28.4s, v28.4s, v6.4s
 	WORD $0x4EA1D4AD // fsub v13.4s, v5.4s, v1.4s
+	WORD $0x4F9E99AD // fmul v13.4s, v13.4s, v30.s[2]
 	WORD $0x4EA3D5AB // fsub v11.4s, v13.4s, v3.4s
 	WORD $0x4E21E4A7 // fcmeq v7.4s, v5.4s, v1.4s
 	WORD $0x4E291C21 // and v1.16b, v1.16b, v9.16b
@@ -950,16 +970,18 @@ row:
 	VLD1.P 32(R13), [V2.S4, V3.S4]
 	FMOVQ 32(R6), F10
 	FMOVQ 48(R6), F11
-	WORD $0x4E22D404 // fadd v4.4s, v0.4s, v2.4s
+	WORD $0x4EA01C04 // orr v4.16b, v0.16b, v0.16b
+	WORD $0x4FBE1044 // fmla v4.4s, v2.4s, v30.s[1]
 	WORD $0x4EBD1FA8 // orr v8.16b, v29.16b, v29.16b
 	WORD $0x4E32CD48 // fmla v8.4s, v10.4s, v18.4s
 	WORD $0x4EA0F886 // fabs v6.4s, v4.4s
-	WORD $0x4E3ECCC8 // fmla v8.4s, v6.4s, v30.4s
-	WORD $0x4E23D425 // fadd v5.4s, v1.4s, v3.4s
+	WORD $0x4F9E10C8 // fmla v8.4s, v6.4s, v30.s[0]
+	WORD $0x4EA11C25 // orr v5.16b, v1.16b, v1.16b
+	WORD $0x4FBE1065 // fmla v5.4s, v3.4s, v30.s[1]
 	WORD $0x4EBD1FA9 // orr v9.16b, v29.16b, v29.16b
 	WORD $0x4E32CD69 // fmla v9.4s, v11.4s, v18.4s
 	WORD $0x4EA0F8A7 // fabs v7.4s, v5.4s
-	WORD $0x4E3ECCE9 // fmla v9.4s, v7.4s, v30.4s
+	WORD $0x4F9E10E9 // fmla v9.4s, v7.4s, v30.s[0]
 
 	// Both ends of the interval, rounded.
 	WORD $0x4EA8D48A // fsub v10.4s, v4.4s, v8.4s
@@ -985,6 +1007,7 @@ row:
 
 	// Sums, over what is decided.
 	WORD $0x4EA0D48C // fsub v12.4s, v4.4s, v0.4s
+	WORD $0x4F9E998C // fmul v12.4s, v12.4s, v30.s[2]
 	WORD $0x4EA2D58A // fsub v10.4s, v12.4s, v2.4s
 	WORD $0x4E20E486 // fcmeq v6.4s, v4.4s, v0.4s
 	WORD $0x4E281C00 // and v0.16b, v0.16b, v8.16b
@@ -998,6 +1021,7 @@ row:
 	WORD $0x4E2ACD5B // fmla v27.4s, v10.4s, v10.4s
 	WORD $0x6EA6879C // sub v28.4s, v28.4s, v6.4s
 	WORD $0x4EA1D4AD // fsub v13.4s, v5.4s, v1.4s
+	WORD $0x4F9E99AD // fmul v13.4s, v13.4s, v30.s[2]
 	WORD $0x4EA3D5AB // fsub v11.4s, v13.4s, v3.4s
 	WORD $0x4E21E4A7 // fcmeq v7.4s, v5.4s, v1.4s
 	WORD $0x4E291C21 // and v1.16b, v1.16b, v9.16b
@@ -1028,13 +1052,13 @@ row:
 	ADD $64, R6, R6
 	SUBS $1, R5, R5
 	BNE tile
-	MOVD unchanged+80(FP), R22
+	MOVD unchanged+88(FP), R22
 	MOVD (R22), R23
 	WORD $0x4EB1BB9C // addv s28, v28.4s
 	FMOVS F28, R24
 	ADD R24, R23, R23
 	MOVD R23, (R22)
-	MOVD squares+88(FP), R22
+	MOVD squares+96(FP), R22
 	WORD $0x0E617B00 // fcvtl v0.2d, v24.2s
 	WORD $0x4E617B01 // fcvtl2 v1.2d, v24.4s
 	WORD $0x4E61D418 // fadd v24.2d, v0.2d, v1.2d
@@ -1065,8 +1089,8 @@ row:
 	FMOVD F0, 24(R22)
 	RET
 
-// func f32NEON(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor float64, undecided *uint64, unchanged *int64, squares *[4]float64)
-TEXT ·f32NEON(SB), $256-96
+// func f32NEON(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor, scale, inverse float64, undecided *uint64, unchanged *int64, squares *[4]float64)
+TEXT ·f32NEON(SB), $256-112
 	MOVD w+0(FP), R0
 	MOVD stride+8(FP), R1
 	MOVD l+16(FP), R2
@@ -1074,12 +1098,14 @@ TEXT ·f32NEON(SB), $256-96
 	MOVD rank+32(FP), R4
 	MOVD panels+40(FP), R5
 	MOVD rNorm+56(FP), R6
-	MOVD undecided+72(FP), R7
+	MOVD undecided+88(FP), R7
 	LSL $3, R4, R8
 	FMOVD floor+64(FP), F29
 	VDUP V29.D[0], V29.D2
 	MOVD $0x3cb0040000000000, R22
 	VDUP R22, V30.D2
+	FMOVD scale+72(FP), F0
+	VMOV V0.D[0], V30.D[1]
 	MOVD $0x0008000400020001, R22
 	VMOV R22, V31.D[0]
 	MOVD $0x0080004000200010, R22
@@ -1324,6 +1350,7 @@ furtherEnd:
 summed:
 	MOVD $0x47efffffe0000000, R22
 	VDUP R22, V23.D2
+	FMOVD inverse+80(FP), F19
 	MOVD $delta-256(SP), R13
 	MOVD R0, R19
 	MOVD lBound+48(FP), R20
@@ -1341,16 +1368,18 @@ row:
 	VLD1.P 32(R13), [V2.D2, V3.D2]
 	FMOVQ 0(R6), F10
 	FMOVQ 16(R6), F11
-	WORD $0x4E62D404 // fadd v4.2d, v0.2d, v2.2d
+	WORD $0x4EA01C04 // orr v4.16b, v0.16b, v0.16b
+	WORD $0x4FDE1844 // fmla v4.2d, v2.2d, v30.d[1]
 	WORD $0x4EBD1FA8 // orr v8.16b, v29.16b, v29.16b
 	WORD $0x4E72CD48 // fmla v8.2d, v10.2d, v18.2d
 	WORD $0x4EE0F886 // fabs v6.2d, v4.2d
-	WORD $0x4E7ECCC8 // fmla v8.2d, v6.2d, v30.2d
-	WORD $0x4E63D425 // fadd v5.2d, v1.2d, v3.2d
+	WORD $0x4FDE10C8 // fmla v8.2d, v6.2d, v30.d[0]
+	WORD $0x4EA11C25 // orr v5.16b, v1.16b, v1.16b
+	WORD $0x4FDE1865 // fmla v5.2d, v3.2d, v30.d[1]
 	WORD $0x4EBD1FA9 // orr v9.16b, v29.16b, v29.16b
 	WORD $0x4E72CD69 // fmla v9.2d, v11.2d, v18.2d
 	WORD $0x4EE0F8A7 // fabs v7.2d, v5.2d
-	WORD $0x4E7ECCE9 // fmla v9.2d, v7.2d, v30.2d
+	WORD $0x4FDE10E9 // fmla v9.2d, v7.2d, v30.d[0]
 
 	// Both ends of the interval, rounded.
 	WORD $0x4EE8D48A // fsub v10.2d, v4.2d, v8.2d
@@ -1376,6 +1405,7 @@ row:
 
 	// Sums, over what is decided.
 	WORD $0x4EE0D48C // fsub v12.2d, v4.2d, v0.2d
+	WORD $0x4FD3918C // fmul v12.2d, v12.2d, v19.d[0]
 	WORD $0x4EE2D58A // fsub v10.2d, v12.2d, v2.2d
 	WORD $0x4E60E486 // fcmeq v6.2d, v4.2d, v0.2d
 	WORD $0x4E281C00 // and v0.16b, v0.16b, v8.16b
@@ -1389,6 +1419,7 @@ row:
 	WORD $0x4E6ACD5B // fmla v27.2d, v10.2d, v10.2d
 	WORD $0x6EE6879C // sub v28.2d, v28.2d, v6.2d
 	WORD $0x4EE1D4AD // fsub v13.2d, v5.2d, v1.2d
+	WORD $0x4FD391AD // fmul v13.2d, v13.2d, v19.d[0]
 	WORD $0x4EE3D5AB // fsub v11.2d, v13.2d, v3.2d
 	WORD $0x4E61E4A7 // fcmeq v7.2d, v5.2d, v1.2d
 	WORD $0x4E291C21 // and v1.16b, v1.16b, v9.16b
@@ -1408,16 +1439,18 @@ row:
 	VLD1.P 32(R13), [V2.D2, V3.D2]
 	FMOVQ 32(R6), F10
 	FMOVQ 48(R6), F11
-	WORD $0x4E62D404 // fadd v4.2d, v0.2d, v2.2d
+	WORD $0x4EA01C04 // orr v4.16b, v0.16b, v0.16b
+	WORD $0x4FDE1844 // fmla v4.2d, v2.2d, v30.d[1]
 	WORD $0x4EBD1FA8 // orr v8.16b, v29.16b, v29.16b
 	WORD $0x4E72CD48 // fmla v8.2d, v10.2d, v18.2d
 	WORD $0x4EE0F886 // fabs v6.2d, v4.2d
-	WORD $0x4E7ECCC8 // fmla v8.2d, v6.2d, v30.2d
-	WORD $0x4E63D425 // fadd v5.2d, v1.2d, v3.2d
+	WORD $0x4FDE10C8 // fmla v8.2d, v6.2d, v30.d[0]
+	WORD $0x4EA11C25 // orr v5.16b, v1.16b, v1.16b
+	WORD $0x4FDE1865 // fmla v5.2d, v3.2d, v30.d[1]
 	WORD $0x4EBD1FA9 // orr v9.16b, v29.16b, v29.16b
 	WORD $0x4E72CD69 // fmla v9.2d, v11.2d, v18.2d
 	WORD $0x4EE0F8A7 // fabs v7.2d, v5.2d
-	WORD $0x4E7ECCE9 // fmla v9.2d, v7.2d, v30.2d
+	WORD $0x4FDE10E9 // fmla v9.2d, v7.2d, v30.d[0]
 
 	// Both ends of the interval, rounded.
 	WORD $0x4EE8D48A // fsub v10.2d, v4.2d, v8.2d
@@ -1443,6 +1476,7 @@ row:
 
 	// Sums, over what is decided.
 	WORD $0x4EE0D48C // fsub v12.2d, v4.2d, v0.2d
+	WORD $0x4FD3918C // fmul v12.2d, v12.2d, v19.d[0]
 	WORD $0x4EE2D58A // fsub v10.2d, v12.2d, v2.2d
 	WORD $0x4E60E486 // fcmeq v6.2d, v4.2d, v0.2d
 	WORD $0x4E281C00 // and v0.16b, v0.16b, v8.16b
@@ -1456,6 +1490,7 @@ row:
 	WORD $0x4E6ACD5B // fmla v27.2d, v10.2d, v10.2d
 	WORD $0x6EE6879C // sub v28.2d, v28.2d, v6.2d
 	WORD $0x4EE1D4AD // fsub v13.2d, v5.2d, v1.2d
+	WORD $0x4FD391AD // fmul v13.2d, v13.2d, v19.d[0]
 	WORD $0x4EE3D5AB // fsub v11.2d, v13.2d, v3.2d
 	WORD $0x4E61E4A7 // fcmeq v7.2d, v5.2d, v1.2d
 	WORD $0x4E291C21 // and v1.16b, v1.16b, v9.16b
@@ -1484,13 +1519,13 @@ row:
 	ADD $64, R6, R6
 	SUBS $1, R5, R5
 	BNE tile
-	MOVD unchanged+80(FP), R22
+	MOVD unchanged+96(FP), R22
 	MOVD (R22), R23
 	WORD $0x5EF1BB9C // addp d28, v28.2d
 	FMOVD F28, R24
 	ADD R24, R23, R23
 	MOVD R23, (R22)
-	MOVD squares+88(FP), R22
+	MOVD squares+104(FP), R22
 	WORD $0x7E70DB18 // faddp d24, v24.2d
 	FMOVD 0(R22), F0
 	FADDD F24, F0, F0

@@ -57,7 +57,7 @@ func fenced[E any](n, band int, wall E) (f fence[E]) {
 // newField makes a block whose rows are pad bytes apart and whose parts begin at odd places, by shift.
 func newField[T Float](d dtype.Type, m micro[T], rank, panels, pad, shift int) *field[T] {
 	f := &field[T]{d: d, m: m}
-	f.rank, f.panels = rank, panels
+	f.rank, f.panels, f.scale, f.inverse = rank, panels, 1, 1
 	for i, n := range []int{m.rows * rank, panels * rank * m.cols, m.rows, panels * m.cols} {
 		f.fences[i] = fenced(n, 130+shift%17+i, T(math.NaN()))
 	}
@@ -105,8 +105,9 @@ type truth struct {
 	open   bool       // something is not finite
 	x      *big.Float // w + Δ
 	w      float64
+	inner  float64 // Δ in units of the scale, rounded to float64
 	delta  float64 // Δ, rounded to float64
-	spread float64 // how far δ can be from Δ
+	spread float64 // how far scale·δ can be from Δ
 	bound  float64 // lBound·rNorm + floor, rounded to float64
 }
 
@@ -134,7 +135,10 @@ func (f *field[T]) truth(e element) (v truth) {
 		n := 1 + inChunk - max(k%16, 1) + nChunks - max(k/16, 1)
 		v.spread += float64(n)*u*math.Abs(l*r)*(1+300*u) + smallest[T]()
 	}
+	v.inner, _ = sum.Float64()
+	sum.Mul(sum, b.SetFloat64(float64(f.scale)))
 	v.delta, _ = sum.Float64()
+	v.spread = v.spread*float64(f.scale) + smallest[T]()
 	if f.exactT {
 		v.spread = 0
 	}
@@ -190,10 +194,11 @@ func (f *field[T]) check(t *testing.T, name string) (nOpen int) {
 			unchanged++
 		}
 		// δ is within spread of Δ, and differences round once.
-		moved := out - v.w
-		lost := moved - v.delta
-		off := v.spread + 2*unit[T]()*(math.Abs(moved)+math.Abs(v.delta))
-		for n, x := range [4][2]float64{{v.w, 0}, {v.delta, v.spread}, {moved, unit[T]() * math.Abs(moved)}, {lost, off}} {
+		moved := (out - v.w) * float64(f.inverse)
+		lost := moved - v.inner
+		spread := v.spread * float64(f.inverse)
+		off := spread + 2*unit[T]()*(math.Abs(moved)+math.Abs(v.inner))
+		for n, x := range [4][2]float64{{v.w, 0}, {v.inner, spread}, {moved, unit[T]() * math.Abs(moved)}, {lost, off}} {
 			want[n] += x[0] * x[0]
 			slack[n] += 2*math.Abs(x[0])*x[1] + x[1]*x[1] + normal[T]()
 		}
@@ -339,6 +344,7 @@ func randomBlocks[T Float](t *testing.T, d dtype.Type, m micro[T]) {
 		}
 		f := newField(d, m, rank, 1+rank%m.panels, rank*7%131, rank%67)
 		f.fill(rng, []float64{0.001, 0.05, 1, 30}[rank%4])
+		f.rescale([]float64{1, 0x1p-30, 1, 0x1p40, 0}[rank%5])
 		f.check(t, fmt.Sprintf("rank %d, %d panels", rank, f.panels))
 	}
 }
@@ -364,6 +370,18 @@ func (f *field[T]) fill(rng *rand.Rand, ratio float64) {
 		f.rNorm[j] = T(math.Ldexp(1+rng.Float64(), j%5))
 	}
 	f.floor = T(unit[T]() * 0.001 * float64(rng.IntN(3)))
+}
+
+// rescale gives the block a scale, and leaves Δ what it is.
+func (f *field[T]) rescale(scale float64) {
+	f.scale, f.inverse = T(scale), 1
+	if scale == 0 {
+		return
+	}
+	f.inverse = T(1 / scale)
+	for i := range f.l {
+		f.l[i] *= f.inverse
+	}
 }
 
 // TestMicroKernelsBesideMidpoints feeds t itself, as the only product beside w = 0, so that no rounding hides where the kernel

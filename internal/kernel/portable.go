@@ -20,15 +20,15 @@ func portable(d dtype.Type, narrow bool) any {
 	case !narrow && d == dtype.F32:
 		return portableOf(d, dtype.Widen64, decideF32)
 	case !narrow:
-		return portableOf(d, dtype.Widen64, func(out []byte, w, delta, bound []float64, s *sums) uint64 {
-			return decideWide(d, out, w, delta, bound, s)
+		return portableOf(d, dtype.Widen64, func(out []byte, w, delta, bound []float64, b *block[float64]) uint64 {
+			return decideWide(d, out, w, delta, bound, b)
 		})
 	}
 	panic("kernel: a float32 result needs float64 arithmetic")
 }
 
 // portableOf makes a micro-kernel from the two parts that depend on D.
-func portableOf[T Float](d dtype.Type, widen func([]T, dtype.Type, []byte), decide func(out []byte, w, delta, bound []T, s *sums) uint64) micro[T] {
+func portableOf[T Float](d dtype.Type, widen func([]T, dtype.Type, []byte), decide func(out []byte, w, delta, bound []T, b *block[T]) uint64) micro[T] {
 	lineBytes := portableCols * d.Size()
 	return micro[T]{rows: 1, cols: portableCols, panels: 8, run: func(b *block[T]) {
 		w, acc, delta, bound := &b.room[0], &b.room[1], &b.room[2], &b.room[3]
@@ -41,7 +41,7 @@ func portableOf[T Float](d dtype.Type, widen func([]T, dtype.Type, []byte), deci
 			for j := range bound {
 				bound[j] = c*norms[j] + floor
 			}
-			b.undecided[p] = decide(line, w[:], delta[:], bound[:], &b.sums)
+			b.undecided[p] = decide(line, w[:], delta[:], bound[:], b)
 		}
 	}}
 }
@@ -86,10 +86,10 @@ const (
 	slack64 = 0x1.004p-52
 )
 
-func decideBF16(out []byte, w, delta, bound []float32, s *sums) (undecided uint64) {
+func decideBF16(out []byte, w, delta, bound []float32, b *block[float32]) (undecided uint64) {
 	delta, bound, out = delta[:len(w)], bound[:len(w)], out[:2*len(w)]
 	for j := range w {
-		t := w[j] + delta[j]
+		t := w[j] + b.scale*delta[j]
 		abs := math.Float32frombits(math.Float32bits(t) &^ (1 << 31))
 		e := bound[j] + slack32*abs
 		lo, hi := math.Float32bits(t-e), math.Float32bits(t+e)
@@ -99,15 +99,15 @@ func decideBF16(out []byte, w, delta, bound []float32, s *sums) (undecided uint6
 			continue
 		}
 		binary.LittleEndian.PutUint16(out[2*j:], uint16(lo>>16))
-		s.add(float64(w[j]), float64(delta[j]), float64(math.Float32frombits(lo)))
+		b.sums.add(float64(w[j]), float64(delta[j]), (float64(math.Float32frombits(lo))-float64(w[j]))*float64(b.inverse))
 	}
 	return undecided
 }
 
-func decideF16(out []byte, w, delta, bound []float32, s *sums) (undecided uint64) {
+func decideF16(out []byte, w, delta, bound []float32, b *block[float32]) (undecided uint64) {
 	delta, bound, out = delta[:len(w)], bound[:len(w)], out[:2*len(w)]
 	for j := range w {
-		t := w[j] + delta[j]
+		t := w[j] + b.scale*delta[j]
 		abs := math.Float32frombits(math.Float32bits(t) &^ (1 << 31))
 		e := bound[j] + slack32*abs
 		lo, hi := dtype.F16FromFloat32(t-e), dtype.F16FromFloat32(t+e)
@@ -116,15 +116,15 @@ func decideF16(out []byte, w, delta, bound []float32, s *sums) (undecided uint64
 			continue
 		}
 		binary.LittleEndian.PutUint16(out[2*j:], lo)
-		s.add(float64(w[j]), float64(delta[j]), float64(dtype.F16ToFloat32(lo)))
+		b.sums.add(float64(w[j]), float64(delta[j]), (float64(dtype.F16ToFloat32(lo))-float64(w[j]))*float64(b.inverse))
 	}
 	return undecided
 }
 
-func decideF32(out []byte, w, delta, bound []float64, s *sums) (undecided uint64) {
+func decideF32(out []byte, w, delta, bound []float64, b *block[float64]) (undecided uint64) {
 	delta, bound, out = delta[:len(w)], bound[:len(w)], out[:4*len(w)]
 	for j := range w {
-		t := w[j] + delta[j]
+		t := w[j] + b.scale*delta[j]
 		e := bound[j] + slack64*math.Abs(t)
 		lo, hi := math.Float32bits(float32(t-e)), math.Float32bits(float32(t+e))
 		if !(math.Abs(t)+e <= maxF32) || lo != hi {
@@ -132,20 +132,20 @@ func decideF32(out []byte, w, delta, bound []float64, s *sums) (undecided uint64
 			continue
 		}
 		binary.LittleEndian.PutUint32(out[4*j:], lo)
-		s.add(w[j], delta[j], float64(math.Float32frombits(lo)))
+		b.sums.add(w[j], delta[j], (float64(math.Float32frombits(lo))-w[j])*b.inverse)
 	}
 	return undecided
 }
 
 // decideWide serves a 16-bit base whose factors float32 cannot hold.
-func decideWide(d dtype.Type, out []byte, w, delta, bound []float64, s *sums) (undecided uint64) {
+func decideWide(d dtype.Type, out []byte, w, delta, bound []float64, b *block[float64]) (undecided uint64) {
 	largest := float64(maxF16)
 	if d == dtype.BF16 {
 		largest = maxBF16
 	}
 	var lo, hi [2]byte
 	for j := range w {
-		t := w[j] + delta[j]
+		t := w[j] + b.scale*delta[j]
 		e := bound[j] + slack64*math.Abs(t)
 		dtype.Store(d, lo[:], 0, t-e)
 		dtype.Store(d, hi[:], 0, t+e)
@@ -154,7 +154,7 @@ func decideWide(d dtype.Type, out []byte, w, delta, bound []float64, s *sums) (u
 			continue
 		}
 		copy(out[2*j:], lo[:])
-		s.add(w[j], delta[j], dtype.Load(d, lo[:], 0))
+		b.sums.add(w[j], delta[j], (dtype.Load(d, lo[:], 0)-w[j])*b.inverse)
 	}
 	return undecided
 }

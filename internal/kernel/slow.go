@@ -15,7 +15,7 @@ func (u *Update[T]) slow(rows []byte, row0, index int, st *Stats) {
 	size := u.d.Size()
 	out := rows[index*size : (index+1)*size]
 	w := dtype.Load(u.d, out, 0)
-	if u.lBound[i] == 0 && u.rFinite {
+	if u.isStill(i, j) {
 		account(st, w, 0, w)
 		return
 	}
@@ -33,34 +33,18 @@ func (u *Update[T]) slow(rows []byte, row0, index int, st *Stats) {
 	account(st, w, delta, dtype.Load(u.d, out, 0))
 }
 
-func account(st *Stats, w, delta, result float64) {
-	if w == result || w != w && result != result {
-		st.Unchanged++
-	}
-	if !isFinite(w) {
-		st.NaNBefore++
-	}
-	if !isFinite(result) {
-		st.NaNAfter++
-		return
-	}
-	if isFinite(w) && isFinite(delta) {
-		moved := result - w
-		st.NormW += w * w
-		st.NormDelta += delta * delta
-		st.NormStored += moved * moved
-		st.NormError += (moved - delta) * (moved - delta)
-	}
+// isStill reports that no term changes an element: it has a row of zeros, or a column of zeros and a row that is finite, as the
+// row's bound then is.
+func (u *Update[T]) isStill(i, j int) bool {
+	return u.lBound[i] == 0 && u.rFinite || u.rNorm[j] == 0 && isFinite(float64(u.lBound[i]))
 }
-
-func isFinite(x float64) bool { return x-x == 0 }
 
 // decide64 computes in float64, where the bound of the fast pass is 2²⁹ times smaller if that was in float32.
 func (u *Update[T]) decide64(i, j int, w float64, out []byte) (delta float64, ok bool) {
 	at, stride := u.column(j)
 	for t := range u.terms {
 		term := &u.terms[t]
-		delta += term.S * dot(term.L[i*term.Rank:(i+1)*term.Rank], u.r[at:], stride)
+		delta += term.S * dot(term.L[i*term.Rank:(i+1)*term.Rank], u.right[at:], stride)
 		at += term.Rank * stride
 	}
 	x := w + delta
@@ -125,7 +109,7 @@ func (u *Update[T]) decideDouble(i, j int, w float64, out []byte) (delta float64
 	for t := range u.terms {
 		term := &u.terms[t]
 		for _, x := range term.L[i*term.Rank : (i+1)*term.Rank] {
-			y := float64(u.r[at])
+			y := float64(u.right[at])
 			at += stride
 			if x == 0 || y == 0 {
 				if !isFinite(float64(x)) || !isFinite(y) {
@@ -222,7 +206,7 @@ func (u *Update[T]) decidePair(i, j int, w float64, out []byte) (delta float64, 
 	for t := range u.terms {
 		term := &u.terms[t]
 		for _, x := range term.L[i*term.Rank : (i+1)*term.Rank] {
-			y := float64(u.r[at])
+			y := float64(u.right[at])
 			at += stride
 			p, ep := twoProduct(float64(x), y)
 			q, eq := twoProduct(term.S, p)
@@ -274,7 +258,7 @@ func (u *Update[T]) exactDelta(i, j int) (sum *big.Float, special float64) {
 	sum = newExact()
 	at, stride := u.column(j)
 	for t := range u.terms {
-		special += addExact(sum, &u.terms[t], i, u.r[at:], stride)
+		special += addExact(sum, &u.terms[t], i, u.right[at:], stride)
 		at += u.terms[t].Rank * stride
 	}
 	return sum, special

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"math"
 
 	. "github.com/mmcloughlin/avo/build"
@@ -10,44 +11,56 @@ import (
 
 var ymm = []VecPhysical{Y0, Y1, Y2, Y3, Y4, Y5, Y6, Y7, Y8, Y9, Y10, Y11, Y12, Y13, Y14, Y15}
 
-var narrow = tile{isa: "AVX2", rows: 4, vectors: 2, bytes: 32,
+var narrow = tile{isa: "AVX2", rows: 4, vectors: 2, bytes: 32, spare: 64,
 	v:    func(i int) VecPhysical { return ymm[i] },
 	zero: func(y VecPhysical) { VXORPS(y, y, y) },
 }
 
-// ySums live from tile to tile; products use the registers below: w², δ², (out−w)², (out−w−δ)².
+// ySums live from tile to tile; products use the registers below: w², δ², d², (d−δ)².
 var ySums = [4]VecPhysical{Y12, Y13, Y14, Y15}
+
+// repeated is where an argument lies as a vector, for want of registers.
+func (p pointers) repeated(i int) Mem { return p.spare.Offset(32 * i) }
+
+const scale, inverse = 0, 1
+
+func constants256(b base, p pointers) {
+	for i, name := range []string{"scale", "inverse"} {
+		b.op(VBROADCASTSS, VBROADCASTSD)(param(name), Y0)
+		b.op(VMOVUPS, VMOVUPD)(Y0, p.repeated(i))
+	}
+	for _, y := range ySums {
+		VXORPS(y, y, y)
+	}
+}
 
 func avx2(b base) {
 	p := begin(b, narrow)
 	t := narrow
 	count := GP64()
 	XORQ(count, count)
-	for _, y := range ySums {
-		t.zero(y)
-	}
+	constants256(b, p)
 	Label("tile")
 	products(b, t, p)
 
-	// The rows of the tile.
 	w, bound, n := GP64(), GP64(), GP64()
 	Load(Param("lBound"), bound)
 	MOVQ(p.w, w)
 	MOVQ(I32(t.rows), n)
-	c, floor := Y10, Y11
-	b.op(VBROADCASTSS, VBROADCASTSD)(param("floor"), floor)
-	Label("row")
-	stride := GP64()
-	MOVQ(param("stride"), stride)
-	PREFETCHT0(Mem{Base: w, Index: stride, Scale: uint8(t.rows)}) // the next tile's below
-	b.op(VBROADCASTSS, VBROADCASTSD)(Mem{Base: bound}, c)
-	row256(b, w, p, c, floor, count)
-	ADDQ(I8(b.size), bound)
-	ADDQ(param("stride"), w)
-	ADDQ(I32(t.vectors*t.bytes), p.delta)
-	ADDQ(I8(8), p.undecided)
-	DECQ(n)
-	JNZ(LabelRef("row"))
+	b.op(VBROADCASTSS, VBROADCASTSD)(param("floor"), Y11)
+	rows(b, func(label string, isScaled bool) {
+		stride := GP64()
+		MOVQ(param("stride"), stride)
+		PREFETCHT0(Mem{Base: w, Index: stride, Scale: uint8(t.rows)}) // the next tile's below
+		b.op(VBROADCASTSS, VBROADCASTSD)(Mem{Base: bound}, Y10)
+		row256(b, w, p, Y10, Y11, count, isScaled)
+		ADDQ(I8(b.size), bound)
+		ADDQ(param("stride"), w)
+		ADDQ(I32(t.vectors*t.bytes), p.delta)
+		ADDQ(I8(8), p.undecided)
+		DECQ(n)
+		JNZ(LabelRef(label))
+	})
 
 	SUBQ(I32(t.rows*t.vectors*t.bytes), p.delta)
 	ADDQ(I32(t.vectors*t.bytes/b.size*b.bytes), p.w)
@@ -73,19 +86,19 @@ func avx2(b base) {
 }
 
 // row256 does a row of a tile: two vectors of δ. Undecided elements are rare, so that a branch keeps them out of the sums.
-func row256(b base, at Register, p pointers, c, floor VecPhysical, count GPVirtual) {
+func row256(b base, at Register, p pointers, c, floor VecPhysical, count GPVirtual, isScaled bool) {
 	var (
-		mov      = b.op(VMOVAPS, VMOVAPD)
-		add, sub = b.op(VADDPS, VADDPD), b.op(VSUBPS, VSUBPD)
-		and      = b.op(VANDPS, VANDPD)
-		fma      = b.op(VFMADD231PS, VFMADD231PD)
-		cmp      = b.op(VCMPPS, VCMPPD)
-		lanes    = 32 / b.size
-		half     = lanes * b.bytes // bytes of W that become one vector
-		full     = 1<<lanes - 1
-		out      = [2]VecPhysical{Y8, Y9}
-		open     = GP32()
-		signs    = VMOVMSKPS
+		mov   = b.op(VMOVAPS, VMOVAPD)
+		sub   = b.op(VSUBPS, VSUBPD)
+		and   = b.op(VANDPS, VANDPD)
+		fma   = b.op(VFMADD231PS, VFMADD231PD)
+		cmp   = b.op(VCMPPS, VCMPPD)
+		lanes = 32 / b.size
+		half  = lanes * b.bytes // bytes of W that become one vector
+		full  = 1<<lanes - 1
+		out   = [2]VecPhysical{Y8, Y9}
+		open  = GP32()
+		signs = VMOVMSKPS
 	)
 	if b.size == 8 {
 		signs = VMOVMSKPD
@@ -106,7 +119,12 @@ func row256(b base, at Register, p pointers, c, floor VecPhysical, count GPVirtu
 			VCVTPS2PD(here, w)
 		}
 		mov(Mem{Base: p.delta, Disp: 32 * j}, d)
-		add(d, w, t)
+		if isScaled {
+			b.op(VMOVUPS, VMOVUPD)(p.repeated(scale), t)
+			b.op(VFMADD213PS, VFMADD213PD)(w, d, t)
+		} else {
+			b.op(VADDPS, VADDPD)(d, w, t)
+		}
 		b.op(VMOVUPS, VMOVUPD)(Mem{Base: p.rNorm, Disp: 32 * j}, e)
 		b.op(VFMADD213PS, VFMADD213PD)(floor, c, e)
 		and(b.absMask(), t, abs)
@@ -123,11 +141,14 @@ func row256(b base, at Register, p pointers, c, floor VecPhysical, count GPVirtu
 		}
 		moved, lost := m, near
 		sub(w, t, moved)
+		if isScaled {
+			b.op(VMULPS, VMULPD)(p.repeated(inverse), moved, moved)
+		}
 		sub(d, moved, lost)
 		same := abs
 		cmp(U8(equal), w, t, same)
 		CMPL(bits, U32(full))
-		all := "all" + string(rune('0'+j))
+		all := fmt.Sprintf("all%d%t", j, isScaled)
 		JEQ(LabelRef(all))
 		keep256(b, here, t, w, e, ok)
 		for _, x := range []VecPhysical{w, d, moved, lost, same} {

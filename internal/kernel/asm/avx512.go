@@ -35,26 +35,27 @@ func avx512(b base) {
 	Label("tile")
 	products(b, t, p)
 
-	// The rows of the tile.
 	stride, w, bound, n := GP64(), GP64(), GP64(), GP64()
 	Load(Param("stride"), stride)
 	Load(Param("lBound"), bound)
 	MOVQ(p.w, w)
 	MOVQ(I32(t.rows), n)
-	norm, c := [2]VecPhysical{Z16, Z17}, Z18
+	norm, scale, inverse := [2]VecPhysical{Z16, Z17}, Z7, Z15
 	for j := range norm {
 		b.op(VMOVUPS, VMOVUPD)(Mem{Base: p.rNorm, Disp: 64 * j}, norm[j])
 	}
-	Label("row")
-	PREFETCHT0(Mem{Base: w, Index: stride, Scale: uint8(t.rows)}) // the next tile's below
-	b.op(VBROADCASTSS, VBROADCASTSD)(Mem{Base: bound}, c)
-	row512(b, w, p, c, norm)
-	ADDQ(I8(b.size), bound)
-	ADDQ(stride, w)
-	ADDQ(I32(t.vectors*t.bytes), p.delta)
-	ADDQ(I8(8), p.undecided)
-	DECQ(n)
-	JNZ(LabelRef("row"))
+	b.op(VBROADCASTSS, VBROADCASTSD)(param("scale"), scale)
+	b.op(VBROADCASTSS, VBROADCASTSD)(param("inverse"), inverse)
+	rows(b, func(label string, isScaled bool) {
+		PREFETCHT0(Mem{Base: w, Index: stride, Scale: uint8(t.rows)}) // the next tile's below
+		row512(b, w, bound, p, scale, inverse, norm, isScaled)
+		ADDQ(I8(b.size), bound)
+		ADDQ(stride, w)
+		ADDQ(I32(t.vectors*t.bytes), p.delta)
+		ADDQ(I8(8), p.undecided)
+		DECQ(n)
+		JNZ(LabelRef(label))
+	})
 
 	SUBQ(I32(t.rows*t.vectors*t.bytes), p.delta)
 	ADDQ(I32(t.vectors*t.bytes/b.size*b.bytes), p.w)
@@ -91,10 +92,10 @@ func constants512(b base) {
 }
 
 // row512 does a row of a tile: two vectors of δ.
-func row512(b base, at Register, p pointers, c VecPhysical, norm [2]VecPhysical) {
+func row512(b base, at, bound Register, p pointers, scale, inverse VecPhysical, norm [2]VecPhysical, isScaled bool) {
 	var (
 		mov        = b.op(VMOVAPS, VMOVAPD)
-		add, sub   = b.op(VADDPS, VADDPD), b.op(VSUBPS, VSUBPD)
+		sub        = b.op(VSUBPS, VSUBPD)
 		and        = b.op(VANDPS, VANDPD)
 		fma, round = b.op(VFMADD231PS, VFMADD231PD), b.op(VFMADD231PS_BCST, VFMADD231PD_BCST)
 		ok         = [2]OpmaskPhysical{K2, K3}
@@ -120,9 +121,14 @@ func row512(b base, at Register, p pointers, c VecPhysical, norm [2]VecPhysical)
 			VCVTPS2PD(here, w[j])
 		}
 		mov(Mem{Base: p.delta, Disp: 64 * j}, d)
-		add(d, w[j], t)
-		mov(c, e)
-		b.op(VFMADD213PS, VFMADD213PD)(zFloor, norm[j], e)
+		if isScaled {
+			mov(w[j], t)
+			fma(scale, d, t)
+		} else {
+			b.op(VADDPS, VADDPD)(d, w[j], t)
+		}
+		mov(zFloor, e)
+		round(Mem{Base: bound}, norm[j], e)
 		and(zAbs, t, abs)
 		round(b.slack(), abs, e)
 
@@ -135,6 +141,9 @@ func row512(b base, at Register, p pointers, c VecPhysical, norm [2]VecPhysical)
 		moved, lost := z(5), z(6)
 		b.op(VCMPPS, VCMPPD)(U8(equal), w[j], out, ok[j], same)
 		sub(w[j], out, moved)
+		if isScaled {
+			b.op(VMULPS, VMULPD)(inverse, moved, moved)
+		}
 		sub(d, moved, lost)
 		fma(w[j], w[j], ok[j], zSums[0])
 		fma(d, d, ok[j], zSums[1])

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
@@ -48,6 +49,7 @@ const chunk = 16
 type tile struct {
 	isa                  string
 	rows, vectors, bytes int
+	spare                int // bytes of memory that it wants
 	v                    func(i int) reg.VecPhysical
 	zero                 func(reg.VecPhysical)
 }
@@ -58,11 +60,12 @@ type pointers struct {
 
 	line  reg.Register // bytes between rows of L
 	delta reg.Register // δ of the tile, row-major, aligned
+	spare Mem          // memory, if the tile wants some
 }
 
 // begin starts a micro-kernel.
 func begin(b base, t tile) pointers {
-	TEXT(b.name+t.isa, 0, fmt.Sprintf("func(w *byte, stride int, l, r *%[1]s, rank, panels int, lBound, rNorm *%[1]s, floor %[1]s, undecided *uint64, unchanged *int64, squares *[4]float64)", b.float))
+	TEXT(b.name+t.isa, 0, fmt.Sprintf("func(w *byte, stride int, l, r *%[1]s, rank, panels int, lBound, rNorm *%[1]s, floor, scale, inverse %[1]s, undecided *uint64, unchanged *int64, squares *[4]float64)", b.float))
 	Pragma("noescape")
 	Doc(fmt.Sprintf("%s%s is the micro-kernel for W in %s: tiles of %d×%d.", b.name, t.isa, b.name, t.rows, t.vectors*t.bytes/b.size))
 	p := pointers{
@@ -74,6 +77,9 @@ func begin(b base, t tile) pointers {
 	LEAQ(AllocLocal(t.rows*t.vectors*t.bytes+t.bytes), p.delta)
 	ADDQ(I8(t.bytes-1), p.delta)
 	ANDQ(I8(-t.bytes), p.delta)
+	if t.spare > 0 {
+		p.spare = AllocLocal(t.spare)
+	}
 	return p
 }
 
@@ -133,6 +139,24 @@ func sum(b base, t tile, p pointers, n, rest reg.GPVirtual, name string) {
 	ADDQ(I32(t.vectors*t.bytes), p.r)
 	DECQ(n)
 	JNZ(LabelRef(name))
+}
+
+// rows writes the loop over the rows of a tile twice: without the scale, which is 1 for ordinary factors, and with it.
+func rows(b base, loop func(label string, isScaled bool)) {
+	if b.size == 4 {
+		CMPL(param("scale"), U32(math.Float32bits(1)))
+	} else {
+		one := GP64()
+		MOVQ(U64(math.Float64bits(1)), one)
+		CMPQ(one, param("scale"))
+	}
+	JNE(LabelRef("rowScaled"))
+	Label("row")
+	loop("row", false)
+	JMP(LabelRef("next"))
+	Label("rowScaled")
+	loop("rowScaled", true)
+	Label("next")
 }
 
 // lines addresses up to eight rows that are line bytes apart.

@@ -74,14 +74,21 @@ func (g *generator) fabs(a arrangement, d, n v) {
 	g.word(0x4EA0F800|(a.size-2)<<22|uint32(n)<<5|uint32(d), "fabs v%d.%s, v%d.%s", d, a.name, n, a.name)
 }
 
-// fmlaLane adds n times one lane of m.
+// fmlaLane adds n times one lane of m, and fmulLane is that product.
 func (g *generator) fmlaLane(a arrangement, d, n, m v, lane int) {
+	g.byLane("fmla", 0x4F801000, a, d, n, m, lane)
+}
+func (g *generator) fmulLane(a arrangement, d, n, m v, lane int) {
+	g.byLane("fmul", 0x4F809000, a, d, n, m, lane)
+}
+
+func (g *generator) byLane(name string, code uint32, a arrangement, d, n, m v, lane int) {
 	at := uint32(lane&1)<<21 | uint32(lane>>1)<<11 // H:L
 	if a == d2 {
 		at = uint32(lane) << 11
 	}
-	g.word(0x4F801000|(a.size-2)<<22|at|uint32(m)<<16|uint32(n)<<5|uint32(d), "fmla v%d.%s, v%d.%s, v%d.%s[%d]",
-		d, a.name, n, a.name, m, a.name[1:], lane)
+	g.word(code|(a.size-2)<<22|at|uint32(m)<<16|uint32(n)<<5|uint32(d), "%s v%d.%s, v%d.%s, v%d.%s[%d]",
+		name, d, a.name, n, a.name, m, a.name[1:], lane)
 }
 
 // fcvtl widens floating-point numbers to a from the low half of n, fcvtl2 from the high half; fcvtn and fcvtn2 round back.

@@ -78,18 +78,19 @@ const (
 	firstSum = v(24)
 	count    = v(28)
 	floor    = v(29)
-	slack    = v(30)
+	slack    = v(30) // and scale, and inverse where there are four lanes
 	weights  = v(31) // of the bits of undecided
 
 	// For the rows of a tile: the bits of W, which elements are decided, lBound, and constants.
-	raw   = v(16) // two
-	mask  = v(14) // two
-	bound = v(18)
-	zero  = v(19)
-	high  = v(20)
-	mid   = v(21)
-	near  = v(22)
-	limit = v(23) // max, for those that round twice
+	raw     = v(16) // two
+	mask    = v(14) // two
+	bound   = v(18)
+	zero    = v(19)
+	inverse = v(19) // where there are two lanes, and no zero is needed
+	high    = v(20)
+	mid     = v(21)
+	near    = v(22)
+	limit   = v(23) // max, for those that round twice
 )
 
 // micro writes a micro-kernel. Registers: R0 w, R1 stride, R2 l, R3 r, R4 rank, R5 panels, R6 rNorm, R7 undecided,
@@ -97,14 +98,14 @@ const (
 // R20 lBound, R21 rows left, R22–R24 for a moment.
 func (g *generator) micro(b base) {
 	doc := fmt.Sprintf("%sNEON is the micro-kernel for W in %s: tiles of %d×%d.", b.name, b.name, rows, vectors*b.lanes)
-	signature := fmt.Sprintf("%sNEON(w *byte, stride int, l *%[2]s, r *%[2]s, rank int, panels int, lBound *%[2]s, rNorm *%[2]s, floor %[2]s, undecided *uint64, unchanged *int64, squares *[4]float64)", b.name, b.float)
+	signature := fmt.Sprintf("%sNEON(w *byte, stride int, l *%[2]s, r *%[2]s, rank int, panels int, lBound *%[2]s, rNorm *%[2]s, floor, scale, inverse %[2]s, undecided *uint64, unchanged *int64, squares *[4]float64)", b.name, b.float)
 	fmt.Fprintf(&g.stubs, "\n// %s\n//\n//go:noescape\nfunc %s\n", doc, signature)
-	fmt.Fprintf(&g.text, "\n// func %s\nTEXT ·%sNEON(SB), $%d-96\n", signature, b.name, rows*line)
+	fmt.Fprintf(&g.text, "\n// func %s\nTEXT ·%sNEON(SB), $%d-%d\n", signature, b.name, rows*line, b.argument(6))
 	for i, name := range []string{"w", "stride", "l", "r", "rank", "panels"} {
 		g.line("MOVD %s+%d(FP), R%d", name, 8*i, i)
 	}
 	g.line("MOVD rNorm+56(FP), R6")
-	g.line("MOVD undecided+72(FP), R7")
+	g.line("MOVD undecided+%d(FP), R7", b.argument(3))
 	g.line("LSL $%d, R4, R8", b.shift)
 	g.line("FMOV%s floor+64(FP), F%d", b.suffix, floor)
 	if b.a == s4 {
@@ -113,6 +114,12 @@ func (g *generator) micro(b base) {
 		g.line("VDUP V%d.D[0], V%[1]d.D2", floor)
 	}
 	g.dup(b, slack, b.slack)
+	g.line("FMOV%s scale+%d(FP), F0", b.suffix, b.argument(1))
+	g.line("VMOV V0.%[1]s[0], V%[2]d.%[1]s[1]", b.suffix, slack)
+	if b.a == s4 {
+		g.line("FMOVS inverse+%d(FP), F0", b.argument(2))
+		g.line("VMOV V0.S[0], V%d.S[2]", slack)
+	}
 	if b.a == s4 { // a bit for each byte of the masks
 		g.line("MOVD $0x8040201008040201, R22")
 		g.line("VDUP R22, V%d.D2", weights)
@@ -132,6 +139,23 @@ func (g *generator) micro(b base) {
 	g.line("BNE tile")
 	g.flush(b)
 	g.line("RET")
+}
+
+// argument is where the one lies that is n after floor: the numbers are three, then come three pointers.
+func (b base) argument(n int) int {
+	if n < 3 {
+		return 64 + n<<b.shift
+	}
+	return (64+3<<b.shift+7)&^7 + 8*(n-3)
+}
+
+// times multiplies a vector by inverse.
+func (g *generator) times(b base, d v) {
+	if b.a == d2 {
+		g.fmulLane(b.a, d, d, inverse, 0)
+	} else {
+		g.fmulLane(b.a, d, d, slack, 2)
+	}
 }
 
 // dup sets all numbers of a vector to one with the given bits.
@@ -240,6 +264,9 @@ func (g *generator) rows(b base) {
 	} else {
 		g.dup(b, limit, b.max)
 	}
+	if b.a == d2 {
+		g.line("FMOVD inverse+%d(FP), F%d", b.argument(2), inverse)
+	}
 	g.line("MOVD $delta-%d(SP), R13", rows*line)
 	g.line("MOVD R0, R19")
 	g.line("MOVD lBound+48(FP), R20")
@@ -292,11 +319,12 @@ func (g *generator) pair(b base, p v) {
 	g.line("FMOVQ %d(R6), F%d", 32*p, low)
 	g.line("FMOVQ %d(R6), F%d", 32*p+16, low+1)
 	for _, h := range halves {
-		g.fadd(b.a, t+h, w+h, d+h)
+		g.orr(t+h, w+h, w+h)
+		g.fmlaLane(b.a, t+h, d+h, slack, 1)
 		g.orr(e+h, floor, floor)
 		g.fmla(b.a, e+h, low+h, bound)
 		g.fabs(b.a, abs+h, t+h)
-		g.fmla(b.a, e+h, abs+h, slack)
+		g.fmlaLane(b.a, e+h, abs+h, slack, 0)
 	}
 	if b.max == 0 {
 		g.midpoint(p, t, abs, e, low, top)
@@ -308,6 +336,7 @@ func (g *generator) pair(b base, p v) {
 	g.comment("Sums, over what is decided.")
 	for _, h := range halves {
 		g.fsub(b.a, moved+h, t+h, w+h)
+		g.times(b, moved+h)
 		g.fsub(b.a, lost+h, moved+h, d+h)
 		g.fcmeq(b.a, same+h, t+h, w+h)
 		if b.max == 0 {
@@ -371,7 +400,7 @@ func (g *generator) bothEnds(b base, p, t, abs, e, low, top v) {
 
 // flush adds the sums of the lanes to unchanged and squares.
 func (g *generator) flush(b base) {
-	g.line("MOVD unchanged+80(FP), R22")
+	g.line("MOVD unchanged+%d(FP), R22", b.argument(4))
 	g.line("MOVD (R22), R23")
 	if b.a == s4 {
 		g.addv(s4, count, count)
@@ -382,7 +411,7 @@ func (g *generator) flush(b base) {
 	}
 	g.line("ADD R24, R23, R23")
 	g.line("MOVD R23, (R22)")
-	g.line("MOVD squares+88(FP), R22")
+	g.line("MOVD squares+%d(FP), R22", b.argument(5))
 	for n := range v(4) {
 		x := firstSum + n
 		if b.a == s4 {

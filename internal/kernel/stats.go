@@ -1,0 +1,181 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"math"
+
+	"github.com/loratool/loratool/format/dtype"
+)
+
+// Stats sums up what a merge did to elements. Sums are over elements whose w and Δ are finite.
+type Stats struct {
+	Elements   int64
+	Unchanged  int64   // out equals w (−0 equals 0, a NaN any NaN)
+	Slow       int64   // not decided by the fast pass
+	Exact      int64   // decided in exact arithmetic
+	NaNBefore  int64   // w is NaN or infinite
+	NaNAfter   int64   // out is NaN or infinite
+	NormW      Squares // Σ w²
+	NormDelta  Squares // Σ Δ², the update wanted
+	NormStored Squares // Σ (out − w)², the update stored
+	NormError  Squares // Σ (out − w − Δ)²
+}
+
+// Add adds o to s.
+func (s *Stats) Add(o *Stats) {
+	s.Elements += o.Elements
+	s.Unchanged += o.Unchanged
+	s.Slow += o.Slow
+	s.Exact += o.Exact
+	s.NaNBefore += o.NaNBefore
+	s.NaNAfter += o.NaNAfter
+	s.NormW.join(&o.NormW)
+	s.NormDelta.join(&o.NormDelta)
+	s.NormStored.join(&o.NormStored)
+	s.NormError.join(&o.NormError)
+}
+
+// account counts one element; st.Elements is counted by the caller.
+func account(st *Stats, w, delta, result float64) {
+	if w == result || w != w && result != result {
+		st.Unchanged++
+	}
+	if !isFinite(w) {
+		st.NaNBefore++
+	}
+	if !isFinite(result) {
+		st.NaNAfter++
+		return
+	}
+	moved := result - w
+	if isFinite(delta) && isFinite(moved) {
+		st.NormW.add(w)
+		st.NormDelta.add(delta)
+		st.NormStored.add(moved)
+		st.NormError.add(moved - delta)
+	}
+}
+
+func isFinite(x float64) bool { return x-x == 0 }
+
+// Squares is a sum of squares of float64 numbers of any size: squares that a float64 cannot hold are kept in other units (J. L. Blue,
+// "A portable Fortran program to find the Euclidean norm of a vector", 1978). The zero value is 0.
+type Squares struct {
+	big, mid, small float64 // in units of 2^1200, 1 and 2^−1200
+}
+
+// Numbers up to midEdge have squares that 2^60 of them do not overflow, and from its inverse on squares that are far from vanishing.
+const (
+	midEdge  = 0x1p480
+	unitStep = 600 // squares of 2^±600 are the units
+)
+
+func (s *Squares) add(x float64) {
+	if x = math.Abs(x); x < midEdge && x > 1/midEdge {
+		s.mid += x * x
+		return
+	}
+	s.addFar(x)
+}
+
+func (s *Squares) addFar(x float64) {
+	if x >= midEdge {
+		x *= 0x1p-600
+		s.big += x * x
+	} else {
+		x *= 0x1p600
+		s.small += x * x
+	}
+}
+
+// addSum adds sum·4^exp, where sum is one of squares.
+func (s *Squares) addSum(sum float64, exp int) {
+	switch {
+	case exp > 200:
+		s.big += math.Ldexp(sum, 2*(exp-unitStep))
+	case exp < -200:
+		s.small += math.Ldexp(sum, 2*(exp+unitStep))
+	case exp != 0:
+		s.mid += math.Ldexp(sum, 2*exp)
+	default:
+		s.mid += sum
+	}
+}
+
+func (s *Squares) join(o *Squares) {
+	s.big += o.big
+	s.mid += o.mid
+	s.small += o.small
+}
+
+// IsZero reports whether all numbers were 0, or so small that their squares are nothing in any unit.
+func (s *Squares) IsZero() bool { return *s == Squares{} }
+
+// root is the square root, as r·2^exp.
+func (s *Squares) root() (r float64, exp int) {
+	switch {
+	case s.big != 0:
+		return math.Sqrt(s.big + s.mid*0x1p-600*0x1p-600), unitStep
+	case s.mid > 0x1p-600 || s.small == 0:
+		return math.Sqrt(s.mid), 0
+	}
+	return math.Sqrt(s.small + s.mid*0x1p600*0x1p600), -unitStep
+}
+
+// Ratio is √(s/o), for an o that is not 0.
+func (s *Squares) Ratio(o *Squares) float64 {
+	a, i := s.root()
+	b, j := o.root()
+	return math.Ldexp(a/b, i-j)
+}
+
+// ofBase keeps Σ w² right where float32 cannot hold the squares that a micro-kernel sums up: BF16 has the range of float32, and they
+// have twice as many binades.
+type ofBase struct {
+	isBF16, known bool
+	before, sum   Squares
+}
+
+// baseSquares looks at a few elements of w, which is about to be merged, and sums up all squares if none of these is of a size that tells
+// that float32 can. What then vanishes is nothing beside the square of that element.
+func baseSquares(d dtype.Type, w []byte, st *Stats) (o ofBase) {
+	const step = 4099 // a sample costs a line of the cache
+	o = ofBase{isBF16: d == dtype.BF16, before: st.NormW}
+	if !o.isBF16 {
+		return o
+	}
+	most := uint16(0)
+	for i := 0; i < len(w)/2; i += step {
+		if h := binary.LittleEndian.Uint16(w[2*i:]) &^ 0x8000; h < infinityBF16 {
+			most = max(most, h)
+		}
+	}
+	if exponent := int(most>>7) - 127; exponent < -40 || exponent > 50 {
+		o.known, o.sum = true, squaresBF16(w)
+	}
+	return o
+}
+
+// replace puts the sum in its place in st. Where an element that was not looked at has made the sum of the micro-kernels overflow, that
+// of the merged elements stands in for it: w is gone by then.
+func (o *ofBase) replace(w []byte, st *Stats) {
+	if o.isBF16 && !o.known && !isFinite(st.NormW.mid) {
+		o.known, o.sum = true, squaresBF16(w)
+	}
+	if o.known {
+		st.NormW = o.before
+		st.NormW.join(&o.sum)
+	}
+}
+
+const infinityBF16 = 0x7f80
+
+func squaresBF16(w []byte) (sum Squares) {
+	for ; len(w) >= 2; w = w[2:] {
+		if h := binary.LittleEndian.Uint16(w); h&infinityBF16 != infinityBF16 {
+			x := float64(dtype.BF16ToFloat32(h))
+			sum.mid += x * x
+		}
+	}
+	return sum
+}
