@@ -14,7 +14,7 @@ import (
 func (r *resolver) checkTied(name string) error {
 	module := naming.Module(name)
 	isEmbedding, isHead := naming.IsInputEmbedding(module), naming.IsHead(module)
-	if !isEmbedding && !isHead {
+	if !isEmbedding && !isHead || naming.Leaf(name) == "bias" { // only weights are tied
 		return nil
 	}
 	if r.plan.options.Tied == Fold {
@@ -36,7 +36,7 @@ func (r *resolver) checkTied(name string) error {
 // meansBothEnds reports whether the adapter says that its change of the embedding is meant for the tied head as well
 // (ensure_weight_tying of PEFT), so that changing the one tensor is what it asks for.
 func (r *resolver) meansBothEnds() bool {
-	return slices.ContainsFunc(r.adapter.Requires, func(q format.Requirement) bool { return q.Feature == format.FeatureWeightTying })
+	return r.hasTwins || slices.ContainsFunc(r.adapter.Requires, func(q format.Requirement) bool { return q.Feature == format.FeatureWeightTying })
 }
 
 func (r *resolver) tiedError(name string) error {

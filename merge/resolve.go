@@ -32,6 +32,7 @@ type resolver struct {
 	outProjs    []string      // of nn.MultiheadAttention
 	sides       map[bool]bool // whether products stand transposed in parameters of experts that are not square
 	bySides     []string      // square experts whose orientation these decided
+	hasTwins    bool          // the adapter saves one tensor of the base under the names of all modules that share it
 	eras        []string      // square experts whose orientation the release of PEFT decided
 }
 
@@ -40,6 +41,9 @@ func (r *resolver) resolve() error {
 		return err
 	}
 	if err := r.checkResiduals(); err != nil {
+		return err
+	}
+	if err := r.dropTwins(); err != nil {
 		return err
 	}
 	wanted := r.wanted()
