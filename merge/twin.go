@@ -7,9 +7,10 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// dropTwins leaves out what an adapter saves of a tied embedding for its other ends: PEFT saves each module for itself, and the base
-// has one tensor for all. Where the values are the same there is nothing to decide: a saved tensor that the base lacks, with the
-// very bytes of a saved one that the base has, is that tensor under the name of a module that shares it.
+// dropTwins leaves out what an adapter saves of a tied embedding for its other ends: PEFT saves
+// each module for itself, and the base has one tensor for all. Where the values are the same there
+// is nothing to decide: a saved tensor that the base lacks, with the very bytes of a saved one that
+// the base has, is that tensor under the name of a module that shares it.
 func (r *resolver) dropTwins() error {
 	if tied, certain := r.isTied(); !tied || !certain || r.plan.options.Tied == Untie {
 		return nil

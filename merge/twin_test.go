@@ -14,8 +14,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// TestOneTensorSavedForAllItsModules: PEFT saves both ends of a tie, and the base has one tensor for them. Equal values leave nothing to
-// decide; different ones do.
+// TestOneTensorSavedForAllItsModules: PEFT saves both ends of a tie, and the base has one tensor
+// for them. Equal values leave nothing to decide; different ones do.
 func TestOneTensorSavedForAllItsModules(t *testing.T) {
 	const llama = `{"model_type":"llama","architectures":["LlamaForCausalLM"],"tie_word_embeddings":true}`
 	const bert = `{"model_type":"bert","architectures":["BertForMaskedLM"],"tie_word_embeddings":true}`

@@ -25,6 +25,7 @@ type ExtractOptions struct {
 	DType   dtype.Type       // of the factors; 0 is F32
 	Only    bool             // leave out what low rank cannot hold, in place of carrying it beside
 	Strict  bool             // fail if anything is left out or carried
+	PEFT    bool             // name and hold everything as PEFT does, and refuse what it cannot hold
 	SVD     Options
 	Workers int
 	Layer   func(tensor string, bytes int64) // called when a tensor is done; nil is silent
@@ -39,6 +40,7 @@ type Extraction struct {
 	skipped     []Skipped
 	left        []leftOut // of skipped, what counts in the error
 	renamed     string    // how the names of tuned are read, "" as they are
+	peft        *forPEFT  // where it is for PEFT
 }
 
 // Skipped is a tensor that is not extracted. Share is what it has of ‖Δ‖_F over all that changed: 0 for what did not change.
@@ -56,6 +58,7 @@ const Unchanged = "unchanged"
 // Why a tensor is skipped.
 const (
 	whyExcluded = "excluded"
+	whyTrunk    = "only in the base: the tuned checkpoint is a model without a head"
 	whyGone     = "only in the base"
 	whyNew      = "only in the tuned checkpoint"
 	whyTied     = "tied to the embedding, which both checkpoints have"
@@ -108,7 +111,11 @@ func (e *Extraction) plan() error {
 		paired[name] = true
 	}
 	for _, name := range e.base.Names() {
-		if !paired[name] {
+		switch {
+		case paired[name]:
+		case isTrunk(e.base, e.tuned):
+			e.skip(name, whyTrunk)
+		default:
 			e.leave(name, whyGone, locate(e.base, name), counterpart(e.tuned, name))
 		}
 	}
@@ -152,6 +159,9 @@ func (e *Extraction) plan() error {
 			WithHint("they are models of different sizes; give the base that the tuned checkpoint was trained from")
 	case len(e.pairs) == 0:
 		return fault.New(fault.Mismatch, "nothing is left to extract: %d tensors are excluded or not of a float dtype", sameShape)
+	}
+	if e.options.PEFT {
+		e.pairLive()
 	}
 	// By position, so that files are read from front to back.
 	sort.SliceStable(e.pairs, func(i, j int) bool {
@@ -222,13 +232,16 @@ type view struct {
 
 // view returns how a tensor is decomposed; ok is false for what low rank cannot hold.
 func (e *Extraction) view(p *pair) (view, bool) {
+	if e.peft != nil {
+		return e.viewPEFT(p)
+	}
 	shape := p.tuned.ref.Tensor.Shape
 	if len(shape) < 2 || len(shape) > 5 || slices.Contains(shape, 0) {
 		return view{}, false
 	}
 	if len(shape) == 3 && naming.IsExperts(naming.Module(p.name)) {
 		return view{
-			module: e.expertModule(p.name), parameter: p.name, kind: format.Expert, slabs: int(shape[0]), rows: int(shape[1]), cols: int(shape[2]),
+			module: naming.Module(p.name), parameter: p.name, kind: format.Expert, slabs: int(shape[0]), rows: int(shape[1]), cols: int(shape[2]),
 			transposed: naming.HasTransposedExperts(e.base.Config.ModelType), shape: shape,
 		}, true
 	}
@@ -248,25 +261,4 @@ func (e *Extraction) view(p *pair) (view, bool) {
 		v.transposed = true
 	}
 	return v, true
-}
-
-// expertModule is the path under which PEFT keeps the factors of a parameter of stacked experts. Parameters of one module nest in
-// the order in which the model registers them: the last one is outermost and has the module's own path, each one before it a
-// base_layer more.
-func (e *Extraction) expertModule(parameter string) string {
-	module := naming.Module(parameter)
-	path, seen := module, false
-	var siblings []string
-	for i := range e.pairs {
-		if name := e.pairs[i].name; naming.Module(name) == module && len(e.pairs[i].tuned.ref.Tensor.Shape) == 3 {
-			siblings = append(siblings, naming.Leaf(name))
-		}
-	}
-	for _, s := range naming.RegistrationOrder(siblings) {
-		if seen {
-			path += ".base_layer"
-		}
-		seen = seen || s == naming.Leaf(parameter)
-	}
-	return path
 }

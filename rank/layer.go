@@ -86,10 +86,20 @@ func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
 		r.report.Skipped = append(r.report.Skipped, Skipped{Tensor: p.name, Why: why})
 		return nil
 	}
+	if f, ok := rule.(FixedRank); ok && r.peft != nil && v.kind == format.Expert {
+		// PEFT takes a pattern for a parameter and says that it ignores it: with one rank for all there is none.
+		k = f.K
+	}
 	if err := r.store(v, k, slabs); err != nil {
 		return err
 	}
 	r.tensors = append(r.tensors, p.name)
+	if v.parameter != "" {
+		if r.parameters == nil {
+			r.parameters = make(map[int]string)
+		}
+		r.parameters[len(r.adapter.Layers)-1] = v.parameter
+	}
 	r.describe(v, k, slabs)
 	return nil
 }

@@ -12,9 +12,10 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// What an adapter leaves out counts in its error. Of a tensor that both checkpoints have in one shape, that is Δ. A row that only
-// one of them has counts whole, as if the other one had zeros there, and so does a tensor that only one has, or that has another
-// width. Only a head that one of them ties to its embedding has a better counterpart than zeros: that embedding.
+// What an adapter leaves out counts in its error. Of a tensor that both checkpoints have in one
+// shape, that is Δ. A row that only one of them has counts whole, as if the other one had zeros
+// there, and so does a tensor that only one has, or that has another width. Only a head that one of
+// them ties to its embedding has a better counterpart than zeros: that embedding.
 
 // whyUnknown follows the reason for what cannot be measured.
 const whyUnknown = "; its share of Δ is not known"
@@ -31,7 +32,8 @@ func (e *Extraction) leave(name, why string, base, tuned *located) {
 	e.skip(name, "%s", why)
 }
 
-// counterpart is the embedding to which a checkpoint ties the head that it does not have, nil where it ties none.
+// counterpart is the embedding to which a checkpoint ties the head that it does not have, nil where
+// it ties none.
 func counterpart(c *checkpoint.Checkpoint, head string) *located {
 	if !naming.IsHead(naming.Module(head)) || !isTied(c) {
 		return nil
@@ -43,8 +45,16 @@ func counterpart(c *checkpoint.Checkpoint, head string) *located {
 	return locate(c, naming.Index(c.Names()).Actual(plain))
 }
 
+// isTrunk reports whether tuned is of a class without a head, and base of one with a head: what
+// only base has is not gone then, it was never in the class.
+func isTrunk(base, tuned *checkpoint.Checkpoint) bool {
+	classes := tuned.Config.Architectures
+	return len(classes) > 0 && !naming.HasHead(classes) && naming.HasHead(base.Config.Architectures)
+}
+
 func isTied(c *checkpoint.Checkpoint) bool {
-	return c.Config.Found && naming.IsTied(c.Names(), c.Config.ModelType, c.Config.Architectures, c.Config.TieWordEmbeddings)
+	k := c.Config
+	return k.Found && naming.IsTied(c.Names(), k.ModelType, k.Architectures, k.TieWordEmbeddings)
 }
 
 // locate finds a tensor that the checkpoint has.
@@ -53,10 +63,11 @@ func locate(c *checkpoint.Checkpoint, name string) *located {
 	if !ok {
 		return nil
 	}
-	return &located{c.Files[ref.File], ref}
+	return &located{file: c.Files[ref.File], ref: ref}
 }
 
-// energy is ‖Δ‖² of what is left out; ok is false where it cannot be told, for values that are no numbers.
+// energy is ‖Δ‖² of what is left out; ok is false where it cannot be told, for values that are no
+// numbers.
 func (l *leftOut) energy(ctx context.Context, name string) (energy float64, ok bool, err error) {
 	var shapes [2][]uint64
 	for i, x := range []*located{l.base, l.tuned} {
@@ -69,7 +80,8 @@ func (l *leftOut) energy(ctx context.Context, name string) (energy float64, ok b
 		shapes[i] = x.ref.Tensor.Shape
 	}
 	common := int64(0)
-	if a, b := shapes[0], shapes[1]; l.base != nil && l.tuned != nil && len(a) == len(b) && (len(a) == 0 || slices.Equal(a[1:], b[1:])) {
+	a, b := shapes[0], shapes[1]
+	if l.base != nil && l.tuned != nil && len(a) == len(b) && (len(a) == 0 || slices.Equal(a[1:], b[1:])) {
 		common = min(l.base.ref.Tensor.Elements(), l.tuned.ref.Tensor.Elements())
 		p := pair{name: name, base: *l.base, tuned: *l.tuned}
 		if energy, err = p.energy(ctx, 0, common); err != nil {
@@ -171,7 +183,8 @@ func (r *extracting) warnLeft() {
 		}
 	}
 	if len(names) > 0 {
-		r.report.Warnings = append(r.report.Warnings, fmt.Sprintf("%d tensors that changed are not in the adapter, %.2g of |Δ|: %s",
+		r.report.Warnings = append(r.report.Warnings, fmt.Sprintf(
+			"%d tensors that changed are not in the adapter, %.2g of |Δ|: %s",
 			len(names), math.Sqrt(energy/r.energy), fault.List(names, 3)))
 	}
 }

@@ -28,7 +28,8 @@ func squares(base, tuned []float64) (sum float64) {
 	return sum
 }
 
-// TestTheErrorIsOverAllThatChanged: what is left out counts, by the rule of the help text, whatever the reason.
+// TestTheErrorIsOverAllThatChanged: what is left out counts, by the rule of the help text, whatever
+// the reason.
 func TestTheErrorIsOverAllThatChanged(t *testing.T) {
 	rng := rand.New(rand.NewPCG(91, 92))
 	const tied, untied = `{"model_type":"llama","architectures":["LlamaForCausalLM"],"tie_word_embeddings":true}`,
@@ -92,7 +93,8 @@ func TestTheErrorIsOverAllThatChanged(t *testing.T) {
 	}
 }
 
-// TestAHeadOfItsOwnCountsFromTheEmbedding: only one of the checkpoints has a head, and the other one ties it.
+// TestAHeadOfItsOwnCountsFromTheEmbedding: only one of the checkpoints has a head, and the other
+// one ties it.
 func TestAHeadOfItsOwnCountsFromTheEmbedding(t *testing.T) {
 	rng := rand.New(rand.NewPCG(93, 94))
 	const config = `{"model_type":"llama","architectures":["LlamaForCausalLM"],"tie_word_embeddings":`
@@ -115,7 +117,26 @@ func TestAHeadOfItsOwnCountsFromTheEmbedding(t *testing.T) {
 	}
 }
 
-// TestNamesOfTheOtherTransformersArePaired: a fine-tune that another version of transformers, or another class, has saved.
+// TestAHeadThatTheClassDoesNotHaveIsNotGone: the fine-tune was saved from the trunk of the model.
+func TestAHeadThatTheClassDoesNotHaveIsNotGone(t *testing.T) {
+	rng := rand.New(rand.NewPCG(99, 100))
+	q, h := testkit.Random(rng, "model.q.weight", dtype.F32, 0.1, 6, 4), testkit.Random(rng, "lm_head.weight", dtype.F32, 0.1, 6, 4)
+	q2 := testkit.Random(rng, "q.weight", dtype.F32, 0.1, 6, 4)
+	basePath, tunedPath := pairOf(t, `{"model_type":"llama","architectures":["LlamaForCausalLM"]}`, []testkit.Tensor{q, h}, []testkit.Tensor{q2})
+	for class, want := range map[string]bool{"LlamaModel": false, "LlamaForCausalLM": true} {
+		testkit.Write(t, tunedPath+"/config.json", []byte(`{"model_type":"llama","architectures":["`+class+`"]}`))
+		_, report, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Rule: rank.FixedRank{K: 2}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := report.LeftOut > 0; got != want {
+			t.Errorf("%s: the head that only the base has counts: %v, want %v", class, got, want)
+		}
+	}
+}
+
+// TestNamesOfTheOtherTransformersArePaired: a fine-tune that another version of transformers, or
+// another class, has saved.
 func TestNamesOfTheOtherTransformersArePaired(t *testing.T) {
 	rng := rand.New(rand.NewPCG(95, 96))
 	for _, c := range []struct {

@@ -19,10 +19,20 @@ type pair struct {
 	base, tuned located
 }
 
-// located is a tensor and the file that holds it.
+// located is a tensor and the file that holds it, or several of one size that are read as one, one after the other.
 type located struct {
-	file *checkpoint.File
-	ref  checkpoint.Ref
+	file  *checkpoint.File
+	ref   checkpoint.Ref
+	parts []located // in place of what file and ref say of the data; nil for one tensor
+}
+
+// stacked are tensors of one dtype and size, read as one of the given name and shape.
+func stacked(name string, shape []uint64, parts []located) located {
+	whole := parts[0]
+	t := *whole.ref.Tensor
+	t.Name, t.Shape, t.NBytes = name, shape, t.NBytes*int64(len(parts))
+	whole.ref.Tensor, whole.parts = &t, parts
+	return whole
 }
 
 func (l located) dtype() dtype.Type { return l.ref.Tensor.DType }
@@ -31,6 +41,17 @@ func (l located) dtype() dtype.Type { return l.ref.Tensor.DType }
 func (l located) bytes(buf []byte, first int64, n int) ([]byte, error) {
 	size := int64(l.dtype().Size())
 	p := buf[:int64(n)*size]
+	if l.parts != nil {
+		each := l.parts[0].ref.Tensor.Elements()
+		for rest := p; len(rest) > 0; {
+			k := int(min(each-first%each, int64(len(rest))/size))
+			if _, err := l.parts[first/each].bytes(rest, first%each, k); err != nil {
+				return nil, err
+			}
+			first, rest = first+int64(k), rest[int64(k)*size:]
+		}
+		return p, nil
+	}
 	if _, err := io.ReadFull(io.NewSectionReader(l.file.Data, l.ref.Tensor.Off+first*size, int64(len(p))), p); err != nil {
 		return nil, fault.InFile(err, l.file.Path)
 	}
@@ -47,23 +68,24 @@ func (p *pair) equal(ctx context.Context) (bool, error) {
 	if a.dtype() != b.dtype() {
 		return false, nil
 	}
-	n := a.ref.Tensor.NBytes
-	const piece = 1 << 18
-	bufA, bufB := make([]byte, min(n, piece)), make([]byte, min(n, piece))
-	for off := int64(0); off < n; off += piece {
+	total := a.ref.Tensor.Elements()
+	size := a.dtype().Size()
+	const piece = 1 << 17 // elements
+	bufA, bufB := make([]byte, size*int(min(total, piece))), make([]byte, size*int(min(total, piece)))
+	for first := int64(0); first < total; first += piece {
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
-		k := min(piece, n-off)
-		for _, x := range []struct {
-			l   located
-			buf []byte
-		}{{a, bufA}, {b, bufB}} {
-			if _, err := io.ReadFull(io.NewSectionReader(x.l.file.Data, x.l.ref.Tensor.Off+off, k), x.buf[:k]); err != nil {
-				return false, fault.InFile(err, x.l.file.Path)
-			}
+		k := int(min(piece, total-first))
+		x, err := a.bytes(bufA, first, k)
+		if err != nil {
+			return false, err
 		}
-		if !bytes.Equal(bufA[:k], bufB[:k]) {
+		y, err := b.bytes(bufB, first, k)
+		if err != nil {
+			return false, err
+		}
+		if !bytes.Equal(x, y) {
 			return false, nil
 		}
 	}
@@ -220,15 +242,15 @@ func subtract(dst, w []float32) (energy, base float64) {
 func (p *pair) widePiece(dst []float32, first int64, s *pieceScratch, out *seen) error {
 	a, b := s.a[:len(dst)], s.b[:len(dst)]
 	for _, x := range []struct {
-		from located
+		from *located
 		to   []float64
-	}{{p.base, a}, {p.tuned, b}} {
+	}{{&p.base, a}, {&p.tuned, b}} {
 		raw, err := x.from.bytes(s.buf, first, len(dst))
 		if err != nil {
 			return err
 		}
 		dtype.Widen64(x.to, x.from.dtype(), raw)
-		if x.from == p.tuned {
+		if x.from == &p.tuned {
 			out.noise = roundingNoise(p.tuned.dtype(), raw)
 		}
 	}

@@ -94,10 +94,17 @@ type extracting struct {
 	tensors  []string       // that were extracted as layers
 	whole    float64        // ‖Δ‖² of what is carried whole
 	energy   float64        // of all that changed
+
+	parameters map[int]string // of layers: the parameter that the factors are for, where the module does not tell
 }
 
 func (r *extracting) all(ctx context.Context) error {
 	r.adapter = format.Adapter{Method: "lora"}
+	if r.peft != nil {
+		if err := r.prepare(ctx); err != nil {
+			return err
+		}
+	}
 	if r.options.Budget > 0 {
 		if err := r.spend(ctx); err != nil {
 			return err
@@ -115,7 +122,7 @@ func (r *extracting) all(ctx context.Context) error {
 		case lowRank:
 			err = r.layer(ctx, p, view)
 		default:
-			err = r.beside(ctx, p, "not a matrix")
+			err = r.beside(ctx, p, r.why(p))
 		}
 		if err != nil {
 			return err
@@ -139,10 +146,26 @@ func (r *extracting) all(ctx context.Context) error {
 	if err := r.rememberBase(); err != nil {
 		return err
 	}
-	r.markTied()
+	r.nest()
+	if r.peft == nil {
+		r.markTied()
+	} else if err := r.complete(ctx); err != nil {
+		return err
+	}
 	r.spool.manifest.Adapters = []format.Adapter{r.adapter}
 	r.spool.manifest.Provenance = format.Provenance{Tool: r.options.Tool, Source: "extracted from a fine-tuned checkpoint"}
 	return nil
+}
+
+// why says what keeps a tensor from being decomposed.
+func (r *extracting) why(p *pair) string {
+	switch {
+	case len(p.tuned.ref.Tensor.Shape) < 2:
+		return "not a matrix"
+	case r.peft != nil:
+		return "nothing that PEFT gives factors"
+	}
+	return "not the weight of a module"
 }
 
 // nothing is the error for an extraction without a result.
@@ -168,6 +191,9 @@ func (r *extracting) rememberBase() error {
 	n := min(most, len(r.tensors))
 	for i := range n {
 		name := r.tensors[i*(len(r.tensors)-1)/max(1, n-1)]
+		if r.peft != nil {
+			name = r.peft.disk[name]
+		}
 		ref, _ := r.base.Lookup(name)
 		f := r.base.Files[ref.File]
 		id, err := format.Fingerprint(ref.Tensor.DType, ref.Tensor.Shape, io.NewSectionReader(f.Data, ref.Tensor.Off, ref.Tensor.NBytes))

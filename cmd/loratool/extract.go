@@ -39,7 +39,9 @@ func extractCommand(t *terminal) *cli.Command {
 			"rank does not hold, are carried whole.\n\n" +
 			"The error is over all that changed. Of a tensor that is left out, all is lost: what it is and its share of |Δ| are listed. A\n" +
 			"row that only one of BASE and TUNED has counts whole, as do tensors; a head that only one has counts as its difference\n" +
-			"from the embedding that the other one ties it to.",
+			"from the embedding that the other one ties it to.\n\n" +
+			"A directory for PEFT has the names of the modules in memory, as transformers 5 has them. What PEFT cannot hold is refused\n" +
+			"by name; a .lora file holds it.",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `ADAPTER`: a name that ends in .lora, or a directory for PEFT", Destination: &o.out},
 			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora or peft, where ADAPTER's name does not say it", Destination: &o.to},
@@ -80,6 +82,7 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 			return err
 		}
 	}
+	options.PEFT = dialect == convert.PEFT
 	base, tuned := c.Args().Get(0), c.Args().Get(1)
 	if sameFile(base, tuned) {
 		return usagef("give the base first and the tuned checkpoint second", "%s and %s are the same checkpoint", base, tuned)

@@ -13,8 +13,9 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// baseKey is the entry of __metadata__ under which a weights file of PEFT keeps the fingerprints of its base: JSON, from the name
-// of a tensor of the base to the digest of spec/FORMAT.md, section 7.2. PEFT ignores it.
+// baseKey is the entry of __metadata__ under which a weights file of PEFT keeps the fingerprints of
+// its base: JSON, from the name of a tensor of the base to the digest of spec/FORMAT.md, section
+// 7.2. PEFT ignores it.
 const baseKey = "loratool.base"
 
 // digest is a fingerprint as the specification writes it.
@@ -43,8 +44,8 @@ func baseOf(metadata map[string]string) (map[string]string, error) {
 	return prints, nil
 }
 
-// metadataOf is the metadata of a weights file of our making: what the file had that the adapter was read from, and the
-// fingerprints of the base.
+// metadataOf is the metadata of a weights file of our making: what the file had that the adapter
+// was read from, and the fingerprints of the base.
 func metadataOf(src format.Source) (map[string]string, error) {
 	all := map[string]string{"format": "pt"}
 	header, _, err := attachment(src, format.SourceHeader)
@@ -69,8 +70,8 @@ func metadataOf(src format.Source) (map[string]string, error) {
 	return all, nil
 }
 
-// restoreOr returns what writes the weights of a source that carries the header they were read from: the same bytes, unless the
-// source was given another base to remember.
+// restoreOr returns what writes the weights of a source that carries the header they were read
+// from: the same bytes, unless the source was given another base to remember.
 func restoreOr(ctx context.Context, src format.Source) (func(io.Writer) error, error) {
 	if _, ok := src.(*described); ok {
 		return keepKeys(ctx, src)

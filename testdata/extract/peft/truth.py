@@ -10,8 +10,8 @@ For each class of models.py:
     state   the state dict of the model in memory, which is what a module in modules_to_save must have whole
     lora    the modules that target_modules can name, with the keys and shapes of rank 1 that PEFT then saves, and only
             where the forward pass does with them what the merged weights do: some models read a weight past its module
-    params  the same for target_parameters, of modules that target_modules cannot name: the names of parameters, and the
-            keys of all of one module together
+    params  the same for target_parameters, of modules that target_modules cannot name, or not in all models with experts:
+            the names of parameters, and the keys of all of one module together
 """
 
 import copy
@@ -80,6 +80,7 @@ def truth(name: str) -> dict:
     model = make(name)
     disk, config = saved(model)
     lora, params = {}, {}
+    has_experts = any(path.endswith(".experts") for path, _ in model.named_modules())
     for path, module in model.named_modules():
         if isinstance(module, WRAPPED):
             keys = adapted(model, target_modules=[path])
@@ -89,7 +90,8 @@ def truth(name: str) -> dict:
         if not own or isinstance(module, (torch.nn.Embedding, torch.nn.MultiheadAttention)):
             continue
         names = [f"{path}.{n}" for n in own if own == ["weight"] or len(own) > 1 and module._parameters[n].dim() == 3]
-        if names and path and path not in lora:
+        like_experts = has_experts and path.rpartition(".")[2] in ("gate", "router", "gate_proj", "up_proj", "down_proj")
+        if names and path and (path not in lora or like_experts):
             keys = adapted(model, target_modules=[], target_parameters=names)
             if keys:
                 params[",".join(names)] = keys

@@ -1,0 +1,241 @@
+package convert
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
+)
+
+// peftConfigOut is the part of LoraConfig that is written; PEFT gives the rest its defaults.
+type peftConfigOut struct {
+	AlphaPattern map[string]float64 `json:"alpha_pattern"`
+	Base         *string            `json:"base_model_name_or_path"`
+	Bias         string             `json:"bias"`
+	WeightTying  bool               `json:"ensure_weight_tying,omitempty"`
+	FanInFanOut  bool               `json:"fan_in_fan_out"`
+	Inference    bool               `json:"inference_mode"`
+	Alpha        float64            `json:"lora_alpha"`
+	LoRABias     bool               `json:"lora_bias"`
+	Dropout      float64            `json:"lora_dropout"`
+	Save         []string           `json:"modules_to_save"`
+	Type         string             `json:"peft_type"`
+	R            int                `json:"r"`
+	Version      string             `json:"peft_version,omitempty"`
+	RankPattern  map[string]int     `json:"rank_pattern"`
+	Revision     *string            `json:"revision"`
+	Targets      targets            `json:"target_modules"`
+	Parameters   []string           `json:"target_parameters,omitempty"`
+	Task         *string            `json:"task_type"`
+	Tokens       map[string][]int64 `json:"trainable_token_indices"`
+	DoRA         bool               `json:"use_dora"`
+	RSLoRA       bool               `json:"use_rslora"`
+}
+
+// targets are the modules with factors, nil in an adapter that has no factors at all: there PEFT refuses an empty list, and has
+// a word for it.
+type targets []string
+
+func (t targets) MarshalJSON() ([]byte, error) {
+	if t == nil {
+		return json.Marshal("dummy-target-modules")
+	}
+	return json.Marshal([]string(t))
+}
+
+// expertLayout is the first release of PEFT that lays out the factors of experts as they are written here.
+const expertLayout = "0.19.1"
+
+// written are the features that a configuration and keys of PEFT can say.
+var written = map[string]bool{format.FeatureLoRABias: true, format.FeatureWeightTying: true, format.FeatureConvolution: true, format.FeatureDoRA: true,
+	format.FeatureExperts: true}
+
+// peftFrom returns the configuration for an adapter, and the key of every tensor.
+func peftFrom(m *format.Manifest) (config []byte, names map[int]string, err error) {
+	a := &m.Adapters[0]
+	for _, r := range a.Requires {
+		if !written[r.Feature] {
+			return nil, nil, fault.New(fault.Unsupported, "the adapter requires %q (%s), which is not written as PEFT", r.Feature, r.Where)
+		}
+	}
+	c := &peftConfigOut{
+		AlphaPattern: map[string]float64{}, RankPattern: map[string]int{}, Targets: []string{}, Bias: "none", Inference: true, Type: "LORA",
+		FanInFanOut: a.Orientation == format.NxM,
+	}
+	if a.Base.Name != "" {
+		c.Base = &a.Base.Name
+	}
+	if a.Base.Revision != "" {
+		c.Revision = &a.Base.Revision
+	}
+	for _, r := range a.Requires {
+		c.WeightTying = c.WeightTying || r.Feature == format.FeatureWeightTying
+		c.DoRA = c.DoRA || r.Feature == format.FeatureDoRA
+		c.LoRABias = c.LoRABias || r.Feature == format.FeatureLoRABias
+		if r.Feature == format.FeatureExperts {
+			c.Parameters = append(c.Parameters, r.Where)
+			c.Version = expertLayout
+		}
+	}
+	names = make(map[int]string)
+	if err := c.layers(a, names); err != nil {
+		return nil, nil, err
+	}
+	if err := c.beside(a, m, names); err != nil {
+		return nil, nil, err
+	}
+	if len(c.Targets) == 0 && len(c.Parameters) == 0 {
+		c.Targets = nil
+	}
+	config, err = json.MarshalIndent(c, "", "  ")
+	return append(config, '\n'), names, err
+}
+
+// peftTail is how a key ends for a role of a kind of layer.
+func peftTail(kind format.Kind, role format.Role) (string, bool) {
+	switch role {
+	case format.RoleA, format.RoleB:
+		if kind == format.Embedding {
+			return "lora_embedding_" + string(role), true
+		}
+		return "lora_" + string(role) + ".weight", true
+	case format.RoleBias:
+		return "lora_B.bias", true
+	case format.RoleMagnitude:
+		return "lora_magnitude_vector", true
+	}
+	return "", false
+}
+
+// layers fills in what the layers ask for: the most frequent rank and alpha as the global ones, the others as patterns.
+func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
+	ranks, alphas := make(map[int]int), make(map[float64]int)
+	alphaOf := func(l *format.Layer) float64 {
+		if l.Scaling == format.Fixed {
+			return l.Fixed * float64(l.Rank)
+		}
+		return l.Alpha
+	}
+	for i := range a.Layers {
+		l := &a.Layers[i]
+		// PEFT says of a pattern for a parameter that it is ignored, though it is not: those ranks are the global ones.
+		weight := 1
+		if l.Kind == format.Expert {
+			weight = len(a.Layers)
+		}
+		ranks[l.Rank] += weight
+		alphas[alphaOf(l)] += weight
+		if rs := l.Scaling == format.AlphaOverSqrtR; i == 0 {
+			c.RSLoRA = rs
+		} else if rs != c.RSLoRA {
+			return fault.New(fault.Unsupported, "some layers scale by alpha/r and others by alpha/sqrt(r), which a configuration of PEFT cannot say")
+		}
+		for role, t := range l.Roles {
+			tail, ok := peftTail(l.Kind, role)
+			if !ok || l.Kind == format.Other {
+				return fault.New(fault.Unsupported, "the layer %q of kind %s with the role %q is not written as PEFT", l.Module, l.Kind, role)
+			}
+			names[t] = peftPrefix + l.Module + "." + tail
+		}
+		if l.Kind != format.Expert { // the parameters of experts are named by their requirements
+			c.Targets = append(c.Targets, l.Module)
+		}
+	}
+	c.R, c.Alpha = mode(ranks), mode(alphas)
+	for i := range a.Layers {
+		l := &a.Layers[i]
+		// PEFT takes a key for a regular expression that may match the end of a name; a full name matches itself alone.
+		name := "^" + c.patternName(l)
+		if l.Rank != c.R {
+			c.RankPattern[name] = l.Rank
+		}
+		if alpha := alphaOf(l); alpha != c.Alpha {
+			c.AlphaPattern[name] = alpha
+		}
+	}
+	return nil
+}
+
+// patternName is the name that PEFT looks up in its patterns: of a module, or of the parameter that factors are for.
+func (c *peftConfigOut) patternName(l *format.Layer) string {
+	module, depth := naming.CutNesting(l.Module)
+	names := naming.ParametersOf(module, c.Parameters)
+	if l.Kind != format.Expert || depth >= len(names) {
+		return l.Module
+	}
+	return module + "." + names[len(names)-1-depth]
+}
+
+// mode is the most frequent value, the smallest of several.
+func mode[T int | float64](counts map[T]int) (best T) {
+	n := 0
+	for v, k := range counts {
+		if k > n || k == n && v < best {
+			best, n = v, k
+		}
+	}
+	if n == 0 {
+		return defaultRank
+	}
+	return best
+}
+
+// beside fills in modules that are saved whole, biases, and token rows.
+func (c *peftConfigOut) beside(a *format.Adapter, m *format.Manifest, names map[int]string) error {
+	layer := make(map[string]bool)
+	for i := range a.Layers {
+		layer[a.Layers[i].Module] = true
+	}
+	for _, b := range a.Beside {
+		module, parameter := b.Target, ""
+		if i := strings.LastIndex(b.Target, "."); i >= 0 {
+			module, parameter = b.Target[:i], b.Target[i+1:]
+		}
+		switch {
+		case b.Action == format.Opaque || parameter == "":
+			return fault.New(fault.Unsupported, "tensor %q has no place in an adapter of PEFT", m.Tensors[b.Tensor].Name)
+		case b.Action == format.Rows:
+			if c.Tokens == nil {
+				c.Tokens = make(map[string][]int64)
+			}
+			c.Tokens[module] = b.Rows
+			names[b.Tensor] = fmt.Sprintf("%s%s.token_adapter.trainable_tokens_delta", peftPrefix, module)
+		case layer[module]:
+			names[b.Tensor] = fmt.Sprintf("%s%s.base_layer.%s", peftPrefix, module, parameter)
+			if parameter == "bias" && c.Bias == "none" {
+				c.Bias = "lora_only"
+			}
+		case parameter == "bias" && hasBelow(a, module):
+			names[b.Tensor] = peftPrefix + b.Target
+			c.Bias = "all" // the others are saved as well; their keys are the same
+		default:
+			names[b.Tensor] = peftPrefix + b.Target
+			module, _, _ = strings.Cut(module, ".parametrizations.") // they are parameters of the module before them
+			if !slices.Contains(c.Save, module) {
+				c.Save = append(c.Save, module)
+			}
+		}
+	}
+	sort.Strings(c.Save)
+	// A module that lies within another one is saved with it.
+	all := slices.Clone(c.Save)
+	c.Save = slices.DeleteFunc(c.Save, func(module string) bool {
+		return slices.ContainsFunc(all, func(outer string) bool { return strings.HasPrefix(module, outer+".") })
+	})
+	return nil
+}
+
+// hasBelow reports whether the adapter changes a module below another one, which then is not saved whole for its own bias.
+func hasBelow(a *format.Adapter, module string) bool {
+	below := module + "."
+	return slices.ContainsFunc(a.Layers, func(l format.Layer) bool { return strings.HasPrefix(l.Module, below) }) ||
+		slices.ContainsFunc(a.Beside, func(b format.Beside) bool {
+			rest, isBelow := strings.CutPrefix(b.Target, below)
+			return isBelow && strings.Contains(rest, ".") && !strings.HasPrefix(rest, "parametrizations.")
+		})
+}
