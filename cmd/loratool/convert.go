@@ -15,6 +15,7 @@ import (
 
 type convertOptions struct {
 	common
+	withoutOption
 	out, to, base string
 	force, dryRun bool
 }
@@ -31,6 +32,7 @@ func convertCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a name that ends in .lora is a container, one that ends in .safetensors a weights file of PEFT, another one a directory for PEFT", Destination: &o.out},
 			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora or peft, where OUT's name does not say it", Destination: &o.to},
 			&cli.StringFlag{Name: "base", Usage: "remember `BASE`, so that merge can tell it from others", Destination: &o.base},
+			o.withoutFlag(),
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is an adapter of the same kind", Destination: &o.force},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be written, and write nothing", Destination: &o.dryRun},
 		}, o.flags()...),
@@ -50,7 +52,11 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 	if err != nil {
 		return err
 	}
-	src, err := convert.OpenDigested(c.Context, c.Args().First())
+	opening, err := o.opening(c.Args().First())
+	if err != nil {
+		return err
+	}
+	src, err := convert.OpenDigested(c.Context, c.Args().First(), opening[0])
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -18,6 +17,7 @@ import (
 
 type inspectOptions struct {
 	common
+	withoutOption
 	values   bool
 	spectrum bool
 	rank     int
@@ -36,6 +36,7 @@ func inspectCommand(t *terminal) *cli.Command {
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "values", Usage: "read all values: find untrained layers, NaN and infinity, and print the content id", Destination: &o.values},
 			&cli.BoolFlag{Name: "spectrum", Usage: "of an adapter: the singular values of every s·B·A, and what follows from them", Destination: &o.spectrum},
+			o.withoutFlag(),
 			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "of a checkpoint: the parameters of a LoRA of rank `R`", Destination: &o.rank},
 			&cli.StringFlag{Name: "targets", Usage: "with --rank: `NAMES` of the modules to adapt, separated by commas (default: all linear ones)", Destination: &o.targets},
 		}, o.flags()...),
@@ -51,15 +52,17 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 	if o.rank < 0 || o.targets != "" && o.rank == 0 {
 		return usagef("loratool inspect CHECKPOINT --rank 8 --targets q_proj,v_proj", "--targets needs --rank, and a rank is at least 1")
 	}
-	isAdapter, err := looksLikeAdapter(path)
+	opening, err := o.opening(path)
 	if err != nil {
 		return err
 	}
-	if err := o.checkFlags(isAdapter); err != nil {
-		return err
-	}
+	isAdapter := convert.IsAdapter(path)
 	if isAdapter {
-		src, err := convert.Open(path)
+		if err := o.checkFlags(isAdapter); err != nil {
+			return err
+		}
+		opening[0].AllowBeside = true
+		src, err := convert.OpenWith(path, opening[0])
 		if err != nil {
 			return err
 		}
@@ -77,6 +80,9 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 		return err
 	}
 	defer base.Close()
+	if err := o.checkFlags(isAdapter); err != nil { // what cannot be opened is named first
+		return err
+	}
 	var targets []string
 	if o.targets != "" {
 		targets = strings.Split(o.targets, ",")
@@ -103,33 +109,8 @@ func (o *inspectOptions) checkFlags(isAdapter bool) error {
 	return nil
 }
 
-// looksLikeAdapter tells an adapter from a checkpoint: by what lies there, and of a lone file by the names of its tensors.
-func looksLikeAdapter(path string) (bool, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return false, err
-	}
-	if convert.IsAdapter(path) || info.IsDir() {
-		return convert.IsAdapter(path), nil
-	}
-	base, err := checkpoint.Open(path)
-	if err != nil {
-		if errors.Is(err, format.ErrUnsupported) {
-			return false, nil // the checkpoint's own error says what it is
-		}
-		return false, err
-	}
-	defer base.Close()
-	for _, name := range base.Names() {
-		if strings.Contains(name, ".lora_") {
-			return true, nil
-		}
-	}
-	return false, nil
-}
-
 func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.Source) error {
-	report, err := inspect.Describe(c.Context, src, inspect.Options{Values: o.values, Spectrum: o.spectrum, Workers: o.workers})
+	report, err := inspect.Describe(c.Context, src, inspect.Options{Values: o.values, Spectrum: o.spectrum, Workers: o.workers, Beside: convert.WeightsBeside(src)})
 	if err != nil {
 		return err
 	}
@@ -206,11 +187,7 @@ func showAdapter(t *terminal, o *inspectOptions, r *inspect.Adapter) {
 		t.printf("values    not read (--values reads them)\n")
 	} else {
 		t.printf("values    %d untrained layers, %d values NaN or infinite\n", r.Values.Untrained, r.Values.NonFinite)
-		for _, l := range r.Layers {
-			if l.Untrained || l.NonFinite > 0 {
-				t.printf("          %s: untrained %v, not finite %d\n", l.Module, l.Untrained, l.NonFinite)
-			}
-		}
+		showOdd(t, o, r.Layers)
 		t.printf("content   %s\n", r.Content)
 	}
 	if r.Mergeable {
@@ -224,6 +201,25 @@ func showAdapter(t *terminal, o *inspectOptions, r *inspect.Adapter) {
 	}
 }
 
+// maxOdd is how many layers a report names that are untrained or not finite, unless it is verbose.
+const maxOdd = 8
+
+// showOdd names the layers that are untrained or not finite.
+func showOdd(t *terminal, o *inspectOptions, layers []inspect.Layer) {
+	n := 0
+	for _, l := range layers {
+		if !l.Untrained && l.NonFinite == 0 {
+			continue
+		}
+		if n++; n <= maxOdd || o.verbose {
+			t.printf("          %s: untrained %v, not finite %d\n", l.Module, l.Untrained, l.NonFinite)
+		}
+	}
+	if n > maxOdd && !o.verbose {
+		t.printf("          and %d more layers (--verbose lists them)\n", n-maxOdd)
+	}
+}
+
 // showLayers prints the shapes, ranks and scales of the layers.
 func showLayers(t *terminal, o *inspectOptions, layers []inspect.Layer) {
 	tab := &table{columns: []column{
@@ -232,9 +228,18 @@ func showLayers(t *terminal, o *inspectOptions, layers []inspect.Layer) {
 	}}
 	for _, g := range groupLayers(layers, o.verbose) {
 		l := g.first
-		tab.add(strconv.Itoa(g.n), l.Kind, fmt.Sprintf("%d×%d", l.M, l.N), strconv.Itoa(l.Rank), fmt.Sprintf("%g", l.Alpha), fmt.Sprintf("%.6g", l.Scale), l.DType, g.name)
+		tab.add(strconv.Itoa(g.n), l.Kind, sizeText(&l), strconv.Itoa(l.Rank), fmt.Sprintf("%g", l.Alpha), fmt.Sprintf("%.6g", l.Scale), l.DType, g.name)
 	}
 	t.print(tab)
+}
+
+// sizeText is the shape of the update of a layer: of a convolution with its kernel.
+func sizeText(l *inspect.Layer) string {
+	text := fmt.Sprintf("%d×%d", l.M, l.N)
+	for _, k := range l.Kernel {
+		text += fmt.Sprintf("×%d", k)
+	}
+	return text
 }
 
 // layerGroup is a run of layers that differ in nothing but the number in their path.
@@ -259,7 +264,7 @@ func groupLayers(layers []inspect.Layer, verbose bool) []*layerGroup {
 			}
 			name = strings.Join(parts, ".")
 		}
-		key := fmt.Sprint(name, l.Kind, l.M, l.N, l.Rank, l.Alpha, l.Scale, l.DType)
+		key := fmt.Sprint(name, l.Kind, sizeText(&l), l.Rank, l.Alpha, l.Scale, l.DType)
 		if byKey[key] == nil {
 			byKey[key] = &layerGroup{name: name, first: l}
 			groups = append(groups, byKey[key])

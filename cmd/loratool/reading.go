@@ -7,6 +7,7 @@ import (
 
 // readingOptions are the flags that say what files of adapters do not, for every command that applies adapters.
 type readingOptions struct {
+	withoutOption
 	expertInput   int
 	expertSlowest bool
 	outProjTwice  bool
@@ -15,6 +16,7 @@ type readingOptions struct {
 
 func (o *readingOptions) readingFlags() []cli.Flag {
 	return []cli.Flag{
+		o.withoutFlag(),
 		&cli.IntFlag{Name: "expert-input", Usage: "the dimension `1|2` of square stacked experts that lora_A reads (default: as the adapter's release of PEFT has it)", Destination: &o.expertInput,
 			Action: func(_ *cli.Context, n int) error {
 				if n != 1 && n != 2 {

@@ -74,7 +74,7 @@ func runUnmerge(c *cli.Context, t *terminal, o *unmergeOptions) error {
 	remove := merge.Removal{Approximate: o.approximate}
 	var closers closers
 	defer closers.close()
-	if remove.Adapters, err = openAdapters(args[1:], weights, &closers); err != nil {
+	if remove.Adapters, err = o.openAdapters(args[1:], weights, &closers); err != nil {
 		return err
 	}
 	if !o.approximate {
@@ -138,17 +138,16 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 	if err != nil {
 		return err
 	}
-	unknown := slices.Repeat([]float64{math.NaN()}, len(o.remove.Value()))
+	weights = append(slices.Repeat([]float64{math.NaN()}, len(o.remove.Value())), weights...) // what is taken out has the record's
 	var closers closers
 	defer closers.close()
-	var remove merge.Removal
-	if remove.Adapters, err = openAdapters(o.remove.Value(), unknown, &closers); err != nil {
-		return err
-	}
-	add, err := openAdapters(o.add.Value(), weights, &closers)
+	all, err := o.openAdapters(slices.Concat(o.remove.Value(), o.add.Value()), weights, &closers)
 	if err != nil {
 		return err
 	}
+	var remove merge.Removal
+	var add []merge.Adapter
+	remove.Adapters, add = all[:len(o.remove.Value())], all[len(o.remove.Value()):]
 	if remove.Records, err = openRecords(c.Context, o.records.Value(), merged, &closers); err != nil {
 		return err
 	}
@@ -196,10 +195,14 @@ func openRecords(ctx context.Context, paths []string, merged string, closers *cl
 }
 
 // openAdapters opens the adapters at paths, with a weight each.
-func openAdapters(paths []string, weights []float64, closers *closers) ([]merge.Adapter, error) {
+func (o *withoutOption) openAdapters(paths []string, weights []float64, closers *closers) ([]merge.Adapter, error) {
+	options, err := o.opening(paths...)
+	if err != nil {
+		return nil, err
+	}
 	adapters := make([]merge.Adapter, len(paths))
 	for i, path := range paths {
-		src, err := convert.Open(path)
+		src, err := convert.OpenWith(path, options[i])
 		if err != nil {
 			return nil, err
 		}

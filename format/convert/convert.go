@@ -16,131 +16,49 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
-	"github.com/loratool/loratool/internal/pickle"
-	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// Open opens the adapter at path, a file or a directory, and recognises its dialect by what it holds. Only headers and
-// configurations are read. The caller closes it. Errors wrap a kind of package format, or are I/O errors.
-func Open(path string) (format.Source, error) {
+// Options say how an adapter is opened; zero refuses what it cannot account for.
+type Options struct {
+	// Without are files of weights in the adapter's folder to leave out, by their paths within the
+	// directory that is opened, with slashes.
+	Without []string
+	// AllowBeside opens the adapter though files of weights lie beside it that are no part of it.
+	// WeightsBeside lists them.
+	AllowBeside bool
+}
+
+// Open is OpenWith without options.
+func Open(path string) (format.Source, error) { return OpenWith(path, Options{}) }
+
+// OpenWith opens the adapter at path, a file or a directory, and recognises its dialect by what it
+// holds. Only headers and configurations are read. The caller closes it. Errors wrap a kind of package
+// format, or are I/O errors. A directory that holds weights that are no part of the adapter is an
+// error, unless options allow it.
+func OpenWith(path string, o Options) (format.Source, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
 	if info.IsDir() {
-		return openDir(path)
+		return openDir(path, o)
 	}
 	return openFile(path)
 }
 
-// openDir opens a directory as PEFT saves it. Where it holds safetensors and a pickle, the first is opened, as PEFT does.
-func openDir(dir string) (format.Source, error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
+// WeightsBeside lists the files of weights that lie in the directory of an opened adapter, are no part
+// of it, and were not left out by Options.Without: paths within the directory, with slashes.
+func WeightsBeside(src format.Source) []string {
+	if f, ok := src.(*tensorFile); ok {
+		return f.beside
 	}
-	names, named := namesOf(entries), namedAdapters(dir, entries)
-	if weights := weightsOf(dir, names); weights != "" {
-		return openBeside(filepath.Join(dir, weights), "beside the adapter the directory holds those of the sub-directories %s, which are not used", named)
-	}
-	isModel := slices.Contains(names, modelConfig)
-	if len(named) == 1 && !isModel {
-		return openBeside(filepath.Join(dir, named[0], weightsOf(filepath.Join(dir, named[0]), nil)), "the adapter is that of the sub-directory %s", named)
-	}
-	e := fault.New(fault.Unsupported, "the directory holds no %s and no %s", peftWeights, peftPickle).In(dir)
-	switch {
-	case len(named) > 0:
-		e.Msg += "; there are adapters in the sub-directories " + fault.List(named, 5)
-		e.WithHint("give one of them: %s", filepath.Join(dir, named[0]))
-	case isModel:
-		e.WithHint("this looks like a model").Misplaced = true
-	}
-	return nil, e
-}
-
-// openBeside opens a file of weights and, where there are adapters in sub-directories, notes it.
-func openBeside(path, note string, named []string) (format.Source, error) {
-	f, err := openPEFT(path)
-	if err != nil {
-		return nil, err
-	}
-	if len(named) > 0 {
-		f.note(note, fault.List(named, 5))
-	}
-	return f, nil
-}
-
-// modelConfig is the configuration of a model, which no adapter has beside it.
-const modelConfig = "config.json"
-
-// weightsOf is the file of weights of an adapter's directory: under a name of PEFT's, or the only one that it can be. It is ""
-// where there is none. names are those of the directory, nil to look for PEFT's alone.
-func weightsOf(dir string, names []string) string {
-	for _, name := range []string{peftWeights, peftPickle} {
-		if info, err := os.Stat(filepath.Join(dir, name)); err == nil && !info.IsDir() {
-			return name
-		}
-	}
-	if slices.Contains(names, modelConfig) {
-		return ""
-	}
-	for _, kind := range [][]string{{".safetensors"}, {".bin", ".pt", ".pth"}} { // trainers leave pickles of their own beside the weights
-		var all []string
-		for _, name := range names {
-			if slices.Contains(kind, filepath.Ext(name)) {
-				all = append(all, name)
-			}
-		}
-		if len(all) == 1 {
-			return all[0]
-		}
-	}
-	return ""
-}
-
-// namedAdapters are the sub-directories in which PEFT saves adapters that are not called default.
-func namedAdapters(dir string, entries []os.DirEntry) []string {
-	var found []string
-	for _, e := range entries {
-		if !e.Type().IsRegular() && weightsOf(filepath.Join(dir, e.Name()), nil) != "" { // a link may be one of a directory
-			found = append(found, e.Name())
-		}
-	}
-	return found
-}
-
-func namesOf(entries []os.DirEntry) []string {
-	names := make([]string, len(entries))
-	for i, e := range entries {
-		names[i] = e.Name()
-	}
-	return names
-}
-
-// IsAdapter reports whether the path is that of an adapter, by what lies there: a container, a configuration of PEFT with the
-// weights, adapters in sub-directories, or a pickle, which no checkpoint that is read here is.
-func IsAdapter(path string) bool {
-	dir := path
-	if info, err := os.Stat(path); err != nil || !info.IsDir() {
-		if IsLoRA(path) || isPickle(path) {
-			return true
-		}
-		dir = filepath.Dir(path)
-	}
-	if _, err := os.Stat(filepath.Join(dir, format.PEFTConfig)); err == nil {
-		return true
-	}
-	if dir != path {
-		return false
-	}
-	entries, err := os.ReadDir(dir)
-	return err == nil && len(namedAdapters(dir, entries)) > 0 && !slices.Contains(namesOf(entries), modelConfig)
+	return nil
 }
 
 // OpenDigested is Open for a source that will be converted: it reads a file that a container is to restore once, to record its
 // digest.
-func OpenDigested(ctx context.Context, path string) (format.Source, error) {
-	src, err := Open(path)
+func OpenDigested(ctx context.Context, path string, o Options) (format.Source, error) {
+	src, err := OpenWith(path, o)
 	if err != nil {
 		return nil, err
 	}
@@ -157,12 +75,6 @@ const loraMagic = "\x5a\x2a\x4d\x18"
 
 // IsLoRA reports whether the file at path begins as a .lora file does.
 func IsLoRA(path string) bool { return string(start(path, len(loraMagic))) == loraMagic }
-
-// isPickle reports whether the file at path begins as one of torch.save does.
-func isPickle(path string) bool {
-	p := start(path, 16)
-	return pickle.IsPickle(p) && !safetensors.IsHeader(p)
-}
 
 // start returns the first bytes of a file, at most n.
 func start(path string, n int) []byte {
@@ -190,7 +102,20 @@ func openFile(path string) (format.Source, error) {
 		return nil, fault.New(fault.Unsupported, "this is a configuration, not the weights").In(path).
 			WithHint("give the directory %s", filepath.Dir(path))
 	}
-	return openBeside(path, "", nil)
+	f, err := openPEFT(path)
+	if err != nil {
+		return nil, err
+	}
+	if base == peftWeights || base == peftPickle {
+		if err := f.lookBeside(filepath.Dir(path), filepath.Base(path), Options{AllowBeside: true}); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+	if len(f.beside) > 0 {
+		f.note("this file is opened alone; beside it lie weights that are no part of it: %s", fault.List(f.beside, 5))
+	}
+	f.beside = nil
+	return f, nil
 }
 
 // WithBase returns a source of one adapter with another record of the base that it was made for.

@@ -45,7 +45,7 @@ func TestPEFTComesBackByteForByte(t *testing.T) {
 		}
 		name, _ := filepath.Rel(testdata, dir)
 		t.Run(name, func(t *testing.T) {
-			src, err := convert.OpenDigested(ctx, dir)
+			src, err := convert.OpenDigested(ctx, dir, convert.Options{})
 			for _, u := range unreadable {
 				if strings.Contains(dir, u) {
 					if err == nil {
@@ -116,7 +116,7 @@ func store(t *testing.T, path string, d convert.Dialect, src format.Source) {
 // TestPEFTComesBackAsAFile: the configuration is written beside the weights, and one that is there with other content stays.
 func TestPEFTComesBackAsAFile(t *testing.T) {
 	dir := filepath.Join(testdata, "demo/adapter-r8")
-	src, err := convert.OpenDigested(context.Background(), dir)
+	src, err := convert.OpenDigested(context.Background(), dir, convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func (s tampered) ReadBlobAt(p []byte, i int, off int64) error {
 
 // TestARestoredFileIsProved: data that are not those of the source file do not become one.
 func TestARestoredFileIsProved(t *testing.T) {
-	src, err := convert.OpenDigested(context.Background(), filepath.Join(testdata, "demo/adapter-r8"))
+	src, err := convert.OpenDigested(context.Background(), filepath.Join(testdata, "demo/adapter-r8"), convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

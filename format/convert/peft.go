@@ -40,20 +40,24 @@ func (f *tensorFile) readPEFT(path string) error {
 	if err != nil {
 		return err
 	}
+	keys := keysOf(f.manifest.Tensors)
+	dialect := dialectOf(keys)
 	if text == nil {
-		return fault.New(fault.Unsupported, "there is no %s beside the weights, and their keys are %s", format.PEFTConfig, dialectOf(f.manifest.Tensors)).In(path).
-			WithHint("if PEFT made it, put the %s that was saved with it beside it", format.PEFTConfig)
+		return f.refuseWithout(dialect).In(path)
 	}
 	config, err := parsePEFTConfig(text)
 	if errors.Is(err, errNotPEFT) {
-		return fault.New(fault.Unsupported, "the %s beside it is not PEFT's (it has no peft_type), and the keys are %s", format.PEFTConfig, dialectOf(f.manifest.Tensors)).In(path).
-			WithHint("this dialect is not read yet; convert the adapter to PEFT's with the tool that made it")
+		return fault.New(fault.Unsupported, "the %s beside it is not PEFT's (it has no peft_type), and the keys are %s", format.PEFTConfig, inWords(dialect)).In(path).
+			WithHint(hintNotRead)
 	}
 	if err != nil {
 		return fault.InFile(err, siblingOf(path, format.PEFTConfig))
 	}
 	if len(f.manifest.Tensors) == 0 {
 		return fault.New(fault.Corrupt, "the file holds no tensor").In(path).WithHint("the adapter was saved before it was trained, or from the wrong object")
+	}
+	if config.PEFTType == "LORA" && dialect != "" && !slices.ContainsFunc(keys, isPEFTKey) {
+		return fault.New(fault.Unsupported, "the keys are %s, and no configuration of PEFT makes them PEFT's", dialect).In(path).WithHint("%s", hintFor(dialect))
 	}
 	card, err := readBeside(path, format.ModelCard, maxSideBytes)
 	if err != nil {
@@ -81,6 +85,15 @@ func (f *tensorFile) readPEFT(path string) error {
 		f.manifest.Adapters[0].Base.Fingerprints = prints
 	}
 	return nil
+}
+
+// refuseWithout is the error for a file of weights that has no configuration of PEFT beside it.
+func (f *tensorFile) refuseWithout(dialect string) *fault.Error {
+	if f.header != nil && f.header.Metadata[diffusersMetadata] != "" {
+		return fault.New(fault.Unsupported, "this is an adapter of diffusers, with its configuration in the header (%s)", diffusersMetadata).WithHint(hintNotRead)
+	}
+	return fault.New(fault.Unsupported, "there is no %s beside the weights, and their keys are %s", format.PEFTConfig, inWords(dialect)).
+		WithHint("%s", hintFor(dialect))
 }
 
 // peftReader turns the keys of a PEFT file into layers.

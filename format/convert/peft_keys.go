@@ -107,6 +107,15 @@ func parsePEFTKey(key string) peftKey {
 	return peftKey{module: plain, role: rolePlain}
 }
 
+// isPEFTKey reports whether a key has a word of PEFT's LoRA in its place.
+func isPEFTKey(key string) bool {
+	switch parsePEFTKey(key).role {
+	case rolePlain, roleUnknown:
+		return strings.HasPrefix(naming.StripWrappers(key), peftPrefix)
+	}
+	return true
+}
+
 // matchTail compares the end of a path with a pattern, and returns how many segments the pattern has and what stands for
 // its "*". An adapter's name is no word of the grammar.
 func matchTail(parts, pattern []string) (n int, adapter string) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -24,6 +25,7 @@ type tensorFile struct {
 	pickle      *pickle.File        // nil for a safetensors file
 	manifest    format.Manifest
 	attachments [][]byte // nil: the header of the file
+	beside      []string // WeightsBeside
 }
 
 // openTensorFile proves the file's description of its tensors, and fills the tensor table. The content says what kind of file
@@ -55,8 +57,11 @@ func (f *tensorFile) readTable(size int64) error {
 	}
 	var err error
 	if pickle.IsPickle(start) && !safetensors.IsHeader(start) {
+		if arrays := arraysOf(f.file, size); arrays != nil {
+			return refuseArrays(arrays)
+		}
 		if f.pickle, err = pickle.Read(f.file, size); err != nil {
-			return err
+			return nameLayout(err)
 		}
 		for i := range f.pickle.Tensors {
 			t := &f.pickle.Tensors[i]
@@ -72,6 +77,25 @@ func (f *tensorFile) readTable(size int64) error {
 		f.manifest.Tensors = append(f.manifest.Tensors, format.Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape})
 	}
 	return nil
+}
+
+// nameLayout names the dialect of a pickle whose tensors do not lie by name in one dictionary.
+func nameLayout(err error) error {
+	var layout *pickle.LayoutError
+	if !errors.As(err, &layout) {
+		return err
+	}
+	var e *fault.Error
+	errors.As(err, &e)
+	switch dialect := dialectOf(layout.Keys); {
+	case dialect != "":
+		e.Msg += "; its keys are " + dialect
+		e.Hint = hintFor(dialect)
+	case layout.NInLists > 0 && len(layout.Keys) == 0:
+		e.Msg += "; a list of tensors without names is how cloneofsimo's lora saves an adapter"
+		e.Hint = hintNotRead
+	}
+	return err
 }
 
 // checkName refuses a tensor's name that the adapter model does not allow (spec/FORMAT.md, R31 and R32). No module has one.

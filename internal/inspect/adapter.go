@@ -3,6 +3,7 @@ package inspect
 
 import (
 	"context"
+	"fmt"
 	"sort"
 
 	"github.com/loratool/loratool/format"
@@ -24,6 +25,7 @@ type Adapter struct {
 	DTypes       []DTypeCount   `json:"dtypes"`
 	Layers       []Layer        `json:"layers"`
 	Beside       []BesideTensor `json:"beside"`
+	FilesBeside  []string       `json:"files_beside"` // weights in its folder that are no part of it
 	Requires     []Requirement  `json:"requires"`
 	Mergeable    bool           `json:"mergeable"`
 	Methods      []string       `json:"methods"`  // what merge does beyond the plain formula
@@ -37,8 +39,9 @@ type Adapter struct {
 type Layer struct {
 	Module    string   `json:"module"`
 	Kind      string   `json:"kind"`
-	M         uint64   `json:"m"` // rows of B
-	N         uint64   `json:"n"` // columns of A
+	M         uint64   `json:"m"`                // rows of B
+	N         uint64   `json:"n"`                // columns of A
+	Kernel    []uint64 `json:"kernel,omitempty"` // of a convolution, the lengths of its window
 	Rank      int      `json:"rank"`
 	Alpha     float64  `json:"alpha"`
 	Scale     float64  `json:"scale"`
@@ -64,9 +67,10 @@ type Spectrum struct {
 
 // Options say what a report has beyond what headers tell.
 type Options struct {
-	Values   bool // read all values: untrained layers, NaN and infinity, the content id
-	Spectrum bool // compute the spectrum of every layer
-	Workers  int  // goroutines for spectra; 0 is one per processor
+	Values   bool     // read all values: untrained layers, NaN and infinity, the content id
+	Spectrum bool     // compute the spectrum of every layer
+	Workers  int      // goroutines for spectra; 0 is one per processor
+	Beside   []string // files of weights in the adapter's folder that are no part of it (convert.WeightsBeside)
 }
 
 // BesideTensor is a tensor that belongs to no layer.
@@ -99,7 +103,7 @@ type Values struct {
 // Describe reports on a source of one adapter, and in a bundle on all of them together.
 func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, error) {
 	m := src.Manifest()
-	r := &Adapter{Kind: "adapter", Layers: []Layer{}, Beside: []BesideTensor{}, Requires: []Requirement{}, Methods: []string{}, Refusals: []string{}, Notes: append([]string{}, m.Notes...)}
+	r := &Adapter{Kind: "adapter", Layers: []Layer{}, Beside: []BesideTensor{}, FilesBeside: []string{}, Requires: []Requirement{}, Methods: []string{}, Refusals: []string{}, Notes: append([]string{}, m.Notes...)}
 	counts := make(dtypeCounts)
 	for i := range m.Tensors {
 		t := &m.Tensors[i]
@@ -125,6 +129,10 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 		r.Methods = append(r.Methods, merge.Explain(m, a)...)
 		why, _ := merge.Refusals(a)
 		r.Refusals = append(r.Refusals, why...)
+	}
+	for _, name := range o.Beside {
+		r.FilesBeside = append(r.FilesBeside, name)
+		r.Refusals = append(r.Refusals, fmt.Sprintf("beside it lie weights that are no part of it and are not applied yet: %q (--without leaves them out)", name))
 	}
 	r.Mergeable = len(r.Refusals) == 0
 	if o.Spectrum {
@@ -163,6 +171,9 @@ func describeLayer(l *format.Layer, tensors []format.Tensor) Layer {
 	d := Layer{Module: l.Module, Kind: string(l.Kind), Rank: l.Rank, Alpha: l.Alpha, Scale: l.Scale(), Roles: []string{}}
 	if i, ok := l.Roles[format.RoleA]; ok && len(tensors[i].Shape) > 1 {
 		d.N, d.DType = tensors[i].Shape[1], tensors[i].DType.String()
+		if l.Kind == format.Conv {
+			d.Kernel = tensors[i].Shape[2:]
+		}
 	}
 	if i, ok := l.Roles[format.RoleB]; ok && len(tensors[i].Shape) > 1 {
 		d.M = tensors[i].Shape[0]
@@ -207,6 +218,10 @@ func (r *Adapter) readValues(ctx context.Context, src format.Source) error {
 				r.Values.Untrained++
 			}
 		}
+	}
+	if n := r.Values.NonFinite; n > 0 {
+		r.Mergeable = false
+		r.Refusals = append(r.Refusals, fmt.Sprintf("%d of its values are NaN or infinite (--allow-nonfinite merges it all the same)", n))
 	}
 	id, err := format.ContentID(ctx, src)
 	r.Content = id

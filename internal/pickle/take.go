@@ -1,7 +1,9 @@
 package pickle
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/internal/fault"
 )
@@ -12,12 +14,63 @@ var wrappers = []string{"state_dict", "model_state_dict", "model", "module"}
 // maxWrappers bounds how deep a state dict lies.
 const maxWrappers = 3
 
+// LayoutError reports tensors that do not lie by name in one dictionary. It wraps a *fault.Error.
+type LayoutError struct {
+	Keys     []string // of the tensors in nested dictionaries, with points between the levels
+	NInLists int      // tensors in a list, which have no names
+	// IsOptimizer reports the state of an optimizer of torch.
+	IsOptimizer bool
+	err         *fault.Error
+}
+
+func (e *LayoutError) Error() string { return e.err.Error() }
+func (e *LayoutError) Unwrap() error { return e.err }
+
+// layout says where the tensors of a value lie that is no state dict.
+func layout(top any, err *fault.Error) error {
+	e := &LayoutError{err: err}
+	if d, ok := top.(*dict); ok {
+		e.IsOptimizer = slices.ContainsFunc(d.entries, func(x entry) bool { return x.key == "param_groups" })
+	}
+	e.collect("", top, 0)
+	if len(e.Keys) > 0 {
+		err.Msg += fmt.Sprintf("; %d tensors lie in nested dictionaries, the first as %q", len(e.Keys), e.Keys[0])
+	}
+	return e
+}
+
+// collect finds the tensors below a value. A value may be its own part, so that depth is bounded.
+func (e *LayoutError) collect(path string, v any, depth int) {
+	const maxDepth, maxKeys = 8, 1 << 16
+	if depth > maxDepth || len(e.Keys) > maxKeys {
+		return
+	}
+	switch v := v.(type) {
+	case *Tensor:
+		e.Keys = append(e.Keys, strings.TrimPrefix(path, "."))
+	case *dict:
+		for _, x := range v.entries {
+			name, ok := x.key.(string)
+			if !ok {
+				name = fmt.Sprint(x.key)
+			}
+			e.collect(path+"."+name, x.value, depth+1)
+		}
+	case *list:
+		for _, x := range v.items {
+			if _, ok := x.(*Tensor); ok {
+				e.NInLists++
+			}
+		}
+	}
+}
+
 // take finds the state dict in the value of a pickle, and lists its tensors.
 func (f *File) take(top any) error {
 	for range maxWrappers {
 		d, ok := top.(*dict)
 		if !ok {
-			return fault.New(fault.Unsupported, "the pickle holds %s, want a dictionary of tensors by name", describe(top)).WithHint("%s", hintResave)
+			return layout(top, fault.New(fault.Unsupported, "the pickle holds %s, want a dictionary of tensors by name", describe(top)).WithHint("%s", hintResave))
 		}
 		if len(d.entries) == 0 || slices.ContainsFunc(d.entries, func(e entry) bool { _, ok := e.value.(*Tensor); return ok }) {
 			return f.list(d)
@@ -37,7 +90,7 @@ func (f *File) take(top any) error {
 		}
 		top = d.entries[at].value
 	}
-	return fault.New(fault.Unsupported, "the pickle holds no dictionary of tensors by name, at its top or under %q", wrappers).WithHint("%s", hintResave)
+	return layout(top, fault.New(fault.Unsupported, "the pickle holds no dictionary of tensors by name, at its top or under %s", fault.List(wrappers, len(wrappers))).WithHint("%s", hintResave))
 }
 
 // list fills Tensors from a state dict. Plain values beside the tensors are left; anything larger may hold weights, and is
@@ -61,7 +114,7 @@ func (f *File) list(d *dict) error {
 		case nil, bool, int64, long, float64, string:
 			f.Left = append(f.Left, name)
 		default:
-			return fault.New(fault.Unsupported, "%q of the state dict is %s, not a tensor", name, describe(v)).WithHint("%s", hintResave)
+			return layout(d, fault.New(fault.Unsupported, "%q of the state dict is %s, not a tensor", name, describe(v)).WithHint("%s", hintResave))
 		}
 	}
 	return nil

@@ -190,6 +190,14 @@ def zipped(name: str) -> bytes:
     return out.getvalue()
 
 
+def optimizer() -> bytes:
+    weight = torch.nn.Parameter(sequence(2, 3))
+    adam = torch.optim.Adam([weight])
+    weight.grad = sequence(2, 3)
+    adam.step()
+    return save(adam.state_dict())
+
+
 def refused():
     one = {"w": sequence(3, 5)}
     zip_file, legacy = save(one), save(one, _use_new_zipfile_serialization=False)
@@ -248,6 +256,10 @@ def refused():
     yield "sparse", save({"w": sequence(2, 2).to_sparse()}), ["torch._utils._rebuild_sparse_tensor"]
     yield "torchscript", script(), ["TorchScript"]
     yield "zip", zipped("hello.txt"), ["without data.pkl"]
+    clip = {"layer_0": {"q_proj": {"w_lora_A": sequence(2, 4), "w_lora_B": sequence(4, 2)}}}
+    yield "clip-lora", save({"weights": clip, "metadata": {"r": 2, "alpha": 1}}), ["no dictionary of tensors", "weights.layer_0.q_proj.w_lora_A"]
+    yield "textual-inversion", save({"string_to_token": {"*": 265}, "string_to_param": {"*": sequence(1, 8)}}), ["string_to_param.*"]
+    yield "optimizer", optimizer(), ["no dictionary of tensors"]
     yield "plain-pickle", pickle.dumps({"w": [1, 2]}, 2), ["torch.save did not write"]
 
 

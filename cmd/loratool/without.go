@@ -1,0 +1,59 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/loratool/loratool/format/convert"
+	"github.com/urfave/cli/v2"
+)
+
+// withoutOption is --without: files beside adapters that are left out.
+type withoutOption struct{ files cli.StringSlice }
+
+func (o *withoutOption) withoutFlag() cli.Flag {
+	return &cli.StringSliceFlag{Name: "without", Usage: "leave out `FILE`, weights that lie in an adapter's folder and are no part of it; once per file", Destination: &o.files}
+}
+
+// opening returns the options for each of the adapters at paths. A file that lies in none of their
+// folders is a mistake.
+func (o *withoutOption) opening(paths ...string) ([]convert.Options, error) {
+	options := make([]convert.Options, len(paths))
+	for _, file := range o.files.Value() {
+		found := false
+		for i, path := range paths {
+			if name := within(path, file); name != "" {
+				options[i].Without = append(options[i].Without, name)
+				found = true
+			}
+		}
+		if !found {
+			return nil, usagef("--without takes the name of a file in the directory of an adapter, such as non_lora_trainables.bin", "--without %s: no adapter has this file in its folder", file)
+		}
+	}
+	return options, nil
+}
+
+// within is the path of a file within a directory, with slashes: of one that is named as seen from
+// there, or from here. It is "" where the directory does not have it.
+func within(dir, file string) string {
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() || filepath.Clean(file) == "." {
+		return ""
+	}
+	if rel, err := filepath.Rel(dir, file); err == nil && isFileIn(dir, rel) {
+		return filepath.ToSlash(rel)
+	}
+	if isFileIn(dir, file) {
+		return filepath.ToSlash(filepath.Clean(file))
+	}
+	return ""
+}
+
+func isFileIn(dir, name string) bool {
+	if filepath.IsAbs(name) || strings.HasPrefix(filepath.Clean(name), "..") {
+		return false
+	}
+	info, err := os.Stat(filepath.Join(dir, name))
+	return err == nil && !info.IsDir()
+}

@@ -1,0 +1,189 @@
+package convert_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/testkit"
+)
+
+// ones makes tensors of ones with two dimensions.
+func ones(names ...string) (tensors []testkit.Tensor) {
+	for _, name := range names {
+		tensors = append(tensors, testkit.Values(name, dtype.F32, []uint64{2, 2}, 1, 1, 1, 1))
+	}
+	return tensors
+}
+
+func read(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestDialectsAreNamed: an adapter of another tool is an adapter, given as a file or as the directory
+// that holds it alone, and the error names its dialect, with a configuration of PEFT beside it or
+// without. Asking for that configuration is for adapters of PEFT only.
+func TestDialectsAreNamed(t *testing.T) {
+	const config = `{"peft_type":"LORA","r":2,"lora_alpha":2}`
+	pickles := filepath.Join(testdata, "pickle/refuse")
+	for _, c := range []struct {
+		file, dialect string
+		content       []byte
+	}{
+		{"a.safetensors", "LyCORIS", testkit.Encode(nil, ones("lora_unet_q.lokr_w1", "lora_unet_q.lokr_w2")...)},
+		{"a.safetensors", "kohya", testkit.Encode(nil, ones("lora_unet_q.lora_down.weight", "lora_unet_q.lora_up.weight")...)},
+		{"a.safetensors", "XLabs", testkit.Encode(nil, ones("double_blocks.0.processor.proj_lora1.down.weight", "double_blocks.0.processor.proj_lora1.up.weight")...)},
+		{"a.safetensors", "torchtune", testkit.Encode(nil, ones("layers.0.attn.q_proj.lora_a.weight", "layers.0.attn.q_proj.lora_b.weight")...)},
+		{"adapters.safetensors", "MLX", testkit.Encode(nil, ones("model.layers.0.q_proj.lora_a", "model.layers.0.q_proj.lora_b")...)},
+		{"a.safetensors", "loralib", testkit.Encode(nil, ones("roberta.q.lora_A", "roberta.q.lora_B")...)},
+		{"a.safetensors", "Sam_LoRA", testkit.Encode(nil, ones("w_a_000", "w_b_000")...)},
+		{"a.safetensors", "textual inversion", testkit.Encode(nil, ones("emb_params")...)},
+		{"a.safetensors", "textual inversion", testkit.Encode(nil, ones("clip_l", "clip_g")...)},
+		{"a.bin", "CLIP-LoRA", read(t, filepath.Join(pickles, "clip-lora.bin"))},
+		{"a.pt", "textual inversion", read(t, filepath.Join(pickles, "textual-inversion.bin"))},
+		{"a.pth", "cloneofsimo", read(t, filepath.Join(pickles, "list.bin"))},
+	} {
+		dir := t.TempDir()
+		file := filepath.Join(dir, c.file)
+		testkit.Write(t, file, c.content)
+		for _, path := range []string{dir, file} {
+			if !convert.IsAdapter(path) {
+				t.Errorf("%s: IsAdapter(%s) = false", c.dialect, filepath.Base(path))
+			}
+			_, err := convert.Open(path)
+			if err == nil || !strings.Contains(err.Error(), c.dialect) || strings.Contains(fault.Hint(err), "adapter_config") {
+				t.Errorf("%s: Open = %v (hint: %s)", c.dialect, err, fault.Hint(err))
+			}
+		}
+		testkit.Write(t, filepath.Join(dir, "adapter_config.json"), []byte(config))
+		if _, err := convert.Open(file); err == nil || !strings.Contains(err.Error(), c.dialect) {
+			t.Errorf("%s with a configuration of PEFT: Open = %v", c.dialect, err)
+		}
+	}
+}
+
+// TestAModelIsNoAdapter: not even one that was saved with adapters in its layers.
+func TestAModelIsNoAdapter(t *testing.T) {
+	dir := t.TempDir()
+	var names []string
+	for _, layer := range []string{"0", "1", "2"} {
+		names = append(names, layer+".q.base_layer.weight", layer+".q.lora_A.speech.weight", layer+".q.lora_A.weight", layer+".q.lora_B.weight")
+	}
+	path := filepath.Join(dir, "model.safetensors")
+	testkit.Write(t, path, testkit.Encode(nil, ones(names...)...))
+	if convert.IsAdapter(path) || convert.IsAdapter(dir) {
+		t.Errorf("IsAdapter of a model with adapters inside: %v, its directory: %v", convert.IsAdapter(path), convert.IsAdapter(dir))
+	}
+}
+
+// TestWhereAnAdapterLies: what is wrong with a directory is said as it is.
+func TestWhereAnAdapterLies(t *testing.T) {
+	adapter := testkit.Encode(nil, ones("base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight")...)
+	for _, c := range []struct{ file, want string }{
+		{"adapter_model-00001-of-00002.safetensors", "saved in shards"},
+		{"actor/lora_adapter/adapter_model.safetensors", `further down, in "actor/lora_adapter"`},
+		{"a/b/c/d/adapter_model.safetensors", `further down, in "a/b/c/d"`},
+		{"adapter_model.safetensors", "there is no adapter_config.json"},
+		{"only.safetensors", "there is no adapter_config.json"},
+	} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, filepath.FromSlash(c.file))
+		if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
+			t.Fatal(err)
+		}
+		testkit.Write(t, path, adapter)
+		_, err := convert.Open(dir)
+		if err == nil || !strings.Contains(err.Error(), c.want) || fault.Hint(err) == "" || !convert.IsAdapter(dir) {
+			t.Errorf("%s: Open = %v (hint: %s), want %q; IsAdapter %v", c.file, err, fault.Hint(err), c.want, convert.IsAdapter(dir))
+		}
+	}
+	header := filepath.Join(t.TempDir(), "lora.safetensors")
+	testkit.Write(t, header, testkit.Encode(map[string]string{"lora_adapter_metadata": `{"unet.r":2}`}, ones("unet.q.lora_A.weight", "unet.q.lora_B.weight")...))
+	if _, err := convert.Open(header); err == nil || !strings.Contains(err.Error(), "with its configuration in the header") {
+		t.Errorf("an adapter of diffusers with its configuration: Open = %v", err)
+	}
+}
+
+// TestWeightsBesideAnAdapterAreRefused: a file of weights in the adapter's folder is an error that
+// names it, unless it is known to be none of the adapter's business.
+func TestWeightsBesideAnAdapterAreRefused(t *testing.T) {
+	const q = "base_model.model.model.layers.0.q_proj."
+	factors := ones(q+"lora_A.weight", q+"lora_B.weight")
+	pickled := read(t, filepath.Join(testdata, "pickle/read/plain.bin"))
+	optimizer := read(t, filepath.Join(testdata, "pickle/refuse/optimizer.bin"))
+	for _, c := range []struct {
+		file    string
+		content []byte
+		model   bool // config.json lies there as well
+		want    string
+	}{
+		{"non_lora_trainables.bin", pickled, false, "refused"},
+		{"non_lora_trainables.bin", pickled, true, "refused"}, // as LLaVA has it
+		{"vit.safetensors", testkit.Encode(nil, ones("visual.qkv.weight")...), true, "refused"},
+		{"classifier.pt", pickled, false, "refused"},
+		{"anything.pth", read(t, filepath.Join(testdata, "pickle/refuse/object.bin")), false, "refused"},
+		{"tensor.pt", read(t, filepath.Join(testdata, "pickle/refuse/tensor.bin")), false, "refused"},
+		{"model.safetensors", testkit.Encode(nil, ones("score.weight")...), false, "refused"},
+		{"pointer.safetensors", []byte("version https://git-lfs.github.com/spec/v1\n"), false, "refused"},
+
+		{"model.safetensors", testkit.Encode(nil, ones("model.layers.0.q_proj.weight", "lm_head.weight")...), false, ""},
+		{"model.safetensors", testkit.Encode(nil, ones("score.weight")...), true, ""},
+		{"model-00002-of-00002.safetensors", testkit.Encode(nil, ones("lm_head.weight")...), true, ""},
+		{"consolidated.00.pth", pickled, true, ""},
+		{"optimizer.pt", pickled, false, ""},
+		{"rng_state_0.pth", pickled, false, ""},
+		{"training_args.bin", pickled, false, ""},
+		{"my_state.pt", optimizer, false, ""},
+		{"losses.bin", read(t, filepath.Join(testdata, "pickle/refuse/no-tensors.bin")), false, ""},
+		{"adapter_model.bin", pickled, false, ""},
+		{"adapter_model.pt", pickled, false, ""},
+		{"copy.safetensors", testkit.Encode(nil, factors...), false, ""},
+		{"model-q4.gguf", []byte("GGUF"), false, ""},
+		{"tokenizer.model", pickled, false, ""},
+		{"vocab.bin", []byte("no format of weights, whatever its name"), false, ""},
+		{"empty.bin", nil, false, ""},
+		{"0000100_adapters.safetensors", testkit.Encode(nil, ones("model.layers.9.q_proj.lora_a", "model.layers.9.q_proj.lora_b")...), false, "noted"},
+	} {
+		dir := t.TempDir()
+		testkit.WriteAdapter(t, dir, 2, 2, factors...)
+		testkit.Write(t, filepath.Join(dir, c.file), c.content)
+		if c.model {
+			testkit.Write(t, filepath.Join(dir, "config.json"), []byte(`{}`))
+		}
+		src, err := convert.Open(dir)
+		var notes string
+		if err == nil {
+			notes = strings.Join(src.Manifest().Notes, "; ")
+			src.Close()
+		}
+		switch {
+		case c.want == "refused" && (err == nil || !strings.Contains(err.Error(), c.file) || !strings.Contains(fault.Hint(err), "--without "+c.file)):
+			t.Errorf("%s beside an adapter (a model's folder: %v): Open = %v (hint: %s)", c.file, c.model, err, fault.Hint(err))
+		case c.want != "refused" && (err != nil || strings.Contains(notes, c.file) != (c.want == "noted")):
+			t.Errorf("%s beside an adapter (a model's folder: %v): Open = %v, notes %s", c.file, c.model, err, notes)
+		case c.want != "refused":
+			continue
+		}
+		src, err = convert.OpenWith(dir, convert.Options{Without: []string{c.file}})
+		if err != nil || len(convert.WeightsBeside(src)) != 0 {
+			t.Errorf("without %s: OpenWith = %v", c.file, err)
+			continue
+		}
+		src.Close()
+		src, err = convert.OpenWith(dir, convert.Options{AllowBeside: true})
+		if err != nil || len(convert.WeightsBeside(src)) != 1 || convert.WeightsBeside(src)[0] != c.file {
+			t.Errorf("%s allowed: OpenWith = %v", c.file, err)
+			continue
+		}
+		src.Close()
+	}
+}
