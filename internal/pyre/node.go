@@ -1,0 +1,123 @@
+package pyre
+
+// op is what a node of the parsed expression is.
+type op uint8
+
+const (
+	opSet         op = iota // one character of set
+	opAt                    // a place: at
+	opGroup                 // branches; captures if group > 0
+	opAtomic                // branches, never reconsidered
+	opLook                  // branches ahead or behind, perhaps negated
+	opRepeat                // branches, min to max times
+	opBackref               // what group matched
+	opConditional           // branches[0] if group has matched, else branches[1]
+)
+
+// flags are the flags that hold for a part of an expression.
+type flags uint8
+
+const (
+	ignoreCase flags = 1 << iota // i
+	multiLine                    // m
+	dotAll                       // s
+	verbose                      // x
+	ascii                        // a
+	unicoded                     // u, the default
+)
+
+var flagOf = map[rune]flags{'i': ignoreCase, 'm': multiLine, 's': dotAll, 'x': verbose, 'a': ascii, 'u': unicoded}
+
+const typeFlags = ascii | unicoded
+
+// combine is what holds inside of (?add-del:…).
+func (f flags) combine(add, del flags) flags {
+	if add&typeFlags != 0 {
+		f &^= typeFlags
+	}
+	return (f | add) &^ del
+}
+
+// mode is how a repeat goes on.
+type mode uint8
+
+const (
+	greedy mode = iota
+	lazy
+	possessive
+)
+
+// infinite is the number of a repeat without a bound, and the widest width.
+const infinite = 1<<32 - 1
+
+// node is a part of an expression: while it is parsed an element of a sequence, and afterwards, when
+// link has set next, a state of the matcher.
+type node struct {
+	op       op
+	at       byte // opAt: ^ $ A Z b B
+	mode     mode // opRepeat
+	behind   bool // opLook
+	negated  bool // opLook
+	simple   bool // opRepeat of one set
+	bare     bool // opGroup without number and flags: a repeat takes its content
+	flags    flags
+	group    int
+	min, max int // opRepeat
+	width    int // opLook behind: how far
+	set      *set
+	branches []sequence
+
+	next  *node   // what follows; nil is the end of the expression, or of the branches of a look or an atomic group
+	heads []*node // the first node of each branch
+	loop  int     // opRepeat: its number
+}
+
+// sequence is a list of nodes, one after the other.
+type sequence []*node
+
+// width is how many characters a sequence matches, at least and at most.
+func (s sequence) width(groups []extent) (w extent) {
+	for _, n := range s {
+		x := n.extent(groups)
+		w.lo, w.hi = w.lo+x.lo, w.hi+x.hi
+	}
+	return extent{lo: min(w.lo, infinite-1), hi: min(w.hi, infinite)}
+}
+
+// extent is a smallest and a largest width; an open group has none.
+type extent struct {
+	lo, hi int
+	closed bool
+}
+
+func (n *node) extent(groups []extent) extent {
+	switch n.op {
+	case opSet:
+		return extent{lo: 1, hi: 1}
+	case opBackref:
+		return extent{lo: groups[n.group].lo, hi: groups[n.group].hi}
+	case opGroup, opAtomic, opConditional:
+		return widest(n.branches, groups)
+	case opRepeat:
+		w := widest(n.branches, groups)
+		return extent{lo: times(w.lo, n.min), hi: times(w.hi, n.max)}
+	}
+	return extent{}
+}
+
+func widest(branches []sequence, groups []extent) extent {
+	w := extent{lo: infinite - 1}
+	for _, b := range branches {
+		x := b.width(groups)
+		w.lo, w.hi = min(w.lo, x.lo), max(w.hi, x.hi)
+	}
+	return w
+}
+
+// times is a product, or infinite where it is more.
+func times(a, b int) int {
+	if a > 0 && b > infinite/a {
+		return infinite
+	}
+	return a * b
+}
