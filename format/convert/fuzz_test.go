@@ -14,6 +14,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/pyre"
 )
 
 // zeros is a source whose tensors are all zero.
@@ -92,6 +93,7 @@ func FuzzConfig(f *testing.F) {
 			}
 			return
 		}
+		c.budget = pyre.NewBudget(context.Background(), 100_000) // many runs matter more than long ones
 		src := &zeros{format.Manifest{Tensors: fuzzTensors()}}
 		p := peftReader{config: c, tensors: src.manifest.Tensors, manifest: &src.manifest}
 		src.manifest.Adapters = []format.Adapter{p.adapter()}

@@ -172,12 +172,12 @@ func (p *peftReader) adapter() format.Adapter {
 	if len(p.names) > 1 {
 		p.require(format.FeatureSeveralNames, fmt.Sprint(len(p.names)))
 	}
-	p.decideEra(modules)
 	p.countLevels(modules)
+	p.decideEra(modules)
 	for module, roles := range modules {
 		p.layer(module, roles)
 	}
-	c.requirePatterns()
+	p.requirePatterns()
 	p.checkBias()
 	return p.sorted()
 }

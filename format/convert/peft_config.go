@@ -12,6 +12,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/pyre"
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
@@ -36,6 +37,11 @@ type peftConfigFile struct {
 	names      []string // of the fields, sorted
 	era        patternEra
 	hasExperts bool
+
+	modules     []string // whose entries in the patterns are looked up together
+	tables      [2]patternTable
+	budget      *pyre.Budget
+	interrupted error // of the budget's context
 }
 
 // Defaults of LoraConfig, for fields that a file leaves out.
@@ -90,7 +96,7 @@ func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 	case r > maxRank:
 		return nil, fault.New(fault.Limit, "r is %d, and ranks to %d are read", r, maxRank)
 	}
-	return c, c.compilePatterns()
+	return c, c.checkPatterns()
 }
 
 // pythonNumber finds the numbers that Python's json writes and JSON does not have.

@@ -1,16 +1,10 @@
 package convert
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/loratool/loratool/format"
-	"github.com/loratool/loratool/internal/fault"
 )
 
 // This file resolves rank_pattern and alpha_pattern, which name modules by regular expressions. PEFT has changed twice how it
@@ -112,6 +106,9 @@ func (p *peftReader) decideEra(modules map[string]map[peftRole]int) {
 		names = append(names, name)
 	}
 	slices.Sort(names)
+	for _, name := range names {
+		c.modules = append(c.modules, name, p.patternName(name))
+	}
 	said, evidence, certain := c.eraByConfig()
 	c.era = said
 	if !p.ranksFit(names, modules) {
@@ -151,6 +148,9 @@ func (p *peftReader) ranksFit(names []string, modules map[string]map[peftRole]in
 // noteEra notes the first module at which two eras differ.
 func (p *peftReader) noteEra(names []string, era, other patternEra, evidence string) bool {
 	c := p.config
+	if c.lookup(other); c.incomplete(other) {
+		return false // what it would give is not known, and it is not needed
+	}
 	for _, name := range names {
 		c.era = other
 		otherRank, _ := c.rank(name)
@@ -165,182 +165,4 @@ func (p *peftReader) noteEra(names []string, era, other patternEra, evidence str
 		}
 	}
 	return false
-}
-
-// pattern is rank_pattern or alpha_pattern: regular expressions for module names, in the order of the file, which decides.
-type pattern []patternEntry
-
-type patternEntry struct {
-	key   string
-	value float64
-	plain bool             // no character of key is special but the dot
-	re    [2]*pythonRegexp // else: by form; nil for one that cannot be evaluated
-}
-
-// patternMatch is the entry that gave a module its value; conflict is another key that matches with another value.
-type patternMatch struct {
-	field, key, conflict string
-	value                float64
-}
-
-// UnmarshalJSON keeps the order of the keys.
-func (p *pattern) UnmarshalJSON(text []byte) error {
-	*p = nil
-	dec := json.NewDecoder(bytes.NewReader(text))
-	open, err := dec.Token()
-	if err != nil || open == nil {
-		return err
-	}
-	if open != json.Delim('{') {
-		return fmt.Errorf("a pattern is an object, got %s", text)
-	}
-	for dec.More() {
-		key, err := dec.Token()
-		if err != nil {
-			return err
-		}
-		var value float64
-		if err := dec.Decode(&value); err != nil {
-			return err
-		}
-		*p = append(*p, patternEntry{key: key.(string), value: value})
-	}
-	_, err = dec.Token()
-	return err
-}
-
-// maxPatternKeys bounds a pattern: an adapter has at most a key for each module.
-const maxPatternKeys = 100_000
-
-// compilePatterns prepares the patterns.
-func (c *peftConfigFile) compilePatterns() error {
-	for _, p := range []pattern{c.RankPattern, c.AlphaPatt} {
-		if len(p) > maxPatternKeys {
-			return fault.New(fault.Limit, "rank_pattern or alpha_pattern has %d keys, at most %d are read", len(p), maxPatternKeys)
-		}
-		for i := range p {
-			p[i].compile()
-		}
-	}
-	for _, e := range c.RankPattern {
-		if !(e.value >= 1 && e.value <= maxRank) || e.value != math.Trunc(e.value) {
-			return fault.New(fault.Corrupt, "rank_pattern gives %q the rank %v, and a rank is a whole number from 1 to %d", e.key, e.value, maxRank)
-		}
-	}
-	return nil
-}
-
-func (e *patternEntry) compile() {
-	e.plain = strings.IndexFunc(e.key, isSpecial) < 0
-	if e.plain || len(e.key) > maxNameBytes { // the engine recurses
-		return
-	}
-	for _, era := range []patternEra{era015, era014} {
-		e.re[era.form()], _ = compilePython(era.expression(e.key)) // nil where it cannot be
-	}
-}
-
-// requirePatterns makes the adapter require the keys that cannot be evaluated as the era does.
-func (c *peftConfigFile) requirePatterns() {
-	for _, p := range []pattern{c.RankPattern, c.AlphaPatt} {
-		for i := range p {
-			if !p[i].plain && p[i].re[c.era.form()] == nil {
-				c.require(format.FeaturePattern, p[i].key)
-			}
-		}
-	}
-}
-
-// isSpecial reports a character that may mean something in a regular expression.
-func isSpecial(r rune) bool {
-	switch {
-	case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', r == '_', r == '-', r == '.':
-		return false
-	}
-	return true
-}
-
-// matches reports whether an era matches the key with a module's name. A key that cannot be evaluated, or not in time, matches
-// nothing; requirePatterns tells.
-func (e *patternEntry) matches(era patternEra, module string) bool {
-	if e.plain {
-		return e.matchesPlain(era, module)
-	}
-	re := &e.re[era.form()]
-	if *re == nil {
-		return false
-	}
-	ok, err := (*re).match(module)
-	if err != nil {
-		*re = nil
-	}
-	return ok && err == nil
-}
-
-// matchesPlain is what the expression of an era does for a key without special characters.
-func (e *patternEntry) matchesPlain(era patternEra, module string) bool {
-	at := len(module) - len(e.key)
-	whole := at == 0 && era == era015
-	if !whole && (at < 1 || module[at-1] != '.') {
-		return false
-	}
-	for i := range len(e.key) {
-		if e.key[i] != '.' && e.key[i] != module[at+i] {
-			return false
-		}
-	}
-	return true
-}
-
-// first returns the first entry whose key matches, or else the one whose key is the name itself: where none matches, PEFT
-// looks the name up in the dictionary.
-func (p pattern) first(era patternEra, module string) *patternEntry {
-	for i := range p {
-		if p[i].matches(era, module) {
-			return &p[i]
-		}
-	}
-	return p.named(module)
-}
-
-// named returns the entry with a key.
-func (p pattern) named(key string) *patternEntry {
-	if i := slices.IndexFunc(p, func(e patternEntry) bool { return e.key == key }); i >= 0 {
-		return &p[i]
-	}
-	return nil
-}
-
-// match returns the entry of a pattern that gives a module its value, nil for the default.
-func (c *peftConfigFile) match(p pattern, field, module string) *patternMatch {
-	if len(p) == 0 {
-		return nil
-	}
-	e := p.first(c.era, module)
-	if c.era == era006 {
-		e = p.named(c.sharedKey(module))
-	}
-	if e == nil {
-		return nil
-	}
-	found := &patternMatch{field: field, key: e.key, value: e.value}
-	for i := range p {
-		if p[i].value != e.value && p[i].matches(c.era, module) {
-			found.conflict = p[i].key
-			break
-		}
-	}
-	return found
-}
-
-// sharedKey is the key that era006 looks up in both patterns.
-func (c *peftConfigFile) sharedKey(module string) string {
-	for _, p := range []pattern{c.RankPattern, c.AlphaPatt} {
-		for i := range p {
-			if p[i].matches(c.era, module) {
-				return p[i].key
-			}
-		}
-	}
-	return module
 }

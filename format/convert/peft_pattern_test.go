@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/pyre"
 )
 
 // TestPatternsMatchAsPythonDoes compares every key and name with what Python's re.match says (testdata/peft/regexps.py), under
@@ -32,37 +34,97 @@ func TestPatternsMatchAsPythonDoes(t *testing.T) {
 		if row.Era == "0.14" {
 			c.era = era014
 		}
-		e := patternEntry{key: row.Key, value: 1}
-		e.compile()
-		if !e.plain && e.re[c.era.form()] == nil {
-			t.Errorf("%s: the key %q cannot be evaluated", row.Era, row.Key)
-			continue
-		}
 		for _, name := range truth.Names {
-			if got, want := e.matches(c.era, name), slices.Contains(row.Matches, name); got != want {
-				t.Errorf("%s: %q matches %q = %v, want %v", row.Era, row.Key, name, got, want)
+			m, err := c.matcher(c.era, row.Key)
+			if err != nil {
+				t.Errorf("%s: the key %q cannot be evaluated: %v", row.Era, row.Key, err)
+				break
+			}
+			got, err := m.matches(name)
+			if want := slices.Contains(row.Matches, name); got != want || err != nil {
+				t.Errorf("%s: %q matches %q = %v, %v, want %v", row.Era, row.Key, name, got, err, want)
 			}
 		}
 	}
 }
 
-// TestPatternsThatCannotBeEvaluatedAreRequired: a key that Python reads in a way of its own, that is too long, or that takes for
-// ever keeps the adapter from being merged; it does not hang.
+// TestGlobsMatchAsTheEngineDoes: keys that need no engine give what it gives.
+func TestGlobsMatchAsTheEngineDoes(t *testing.T) {
+	keys := []string{"", ".", "..", ".*", ".*.*", "a", ".a", "a.", `a\.b`, `\.a`, ".*a", "a.*", "a.*b", ".*a.*b.*", "a.b.*", `.*\.b`, `a.*\.b`, "a.*a", "ab.*ba", "b-_1"}
+	names := []string{"", ".", "..", "a", "b", "a.b", "ab", "a.a", "aa", ".a", "a.", "x.a", "x.a.b", "aba", "abba", "x.ab.ba", "axb", "x.axb", "a.x.b", "b-_1", "x.b-_1",
+		"\u00e9", "a\u00e9b", "a.\u00e9", "a\n", "a\nb", "x.a\n"}
+	c := new(peftConfigFile)
+	for _, key := range keys {
+		for _, era := range []patternEra{era015, era014} {
+			m, err := c.matcher(era, key)
+			if err != nil || m.glob == nil {
+				t.Errorf("matcher(%q) = %v, %v, want a glob", key, m, err)
+				continue
+			}
+			engine := &matcher{era: era, key: key, steps: c.steps()}
+			for _, name := range names {
+				got, err1 := m.matches(name)
+				want, err2 := engine.matches(name)
+				if got != want || err1 != nil || err2 != nil {
+					t.Errorf("%v: %q matches %q = %v, %v, want %v, %v", era, key, name, got, err1, want, err2)
+				}
+			}
+		}
+	}
+}
+
+// TestPatternsThatCannotBeEvaluatedAreRequired: a key that Python rejects, that is too long, or that
+// takes too many steps keeps the adapter from being merged; it does not hang.
 func TestPatternsThatCannotBeEvaluatedAreRequired(t *testing.T) {
 	for _, key := range []string{
-		"(", "(?i)q_proj", "(?a)q_proj", `(?P<n>q)(k)\2`, "[a-z-[aeiou]]_proj", "(?P=n", `\N{BULLET}`, strings.Repeat("(", 600) + strings.Repeat(")", 600),
-		"((a+)+)+b",
+		"(", "(?i)q_proj", "(?a)q_proj", "(?P=n", "a**", "[b-a]", `\q`, `\N{BULLET}`, strings.Repeat("(", 600) + strings.Repeat(")", 600),
+		strings.Repeat("a", maxPatternKeyBytes+1), "((a+)+)+b",
 	} {
-		c := &peftConfigFile{RankPattern: pattern{{key: key, value: 2}}}
-		if err := c.compilePatterns(); err != nil {
-			t.Errorf("compilePatterns(%q) = %v, want a requirement", key, err)
-		}
+		c := &peftConfigFile{RankPattern: pattern{{key: key, value: 2}}, budget: pyre.NewBudget(context.Background(), 1e6)}
 		if _, m := c.rank(strings.Repeat("a", 60)); m != nil {
 			t.Errorf("%q matches", key)
 		}
-		c.requirePatterns()
-		if len(c.requires) != 1 || c.requires[0].Feature != format.FeaturePattern {
-			t.Errorf("%q requires %v, want %s", key, c.requires, format.FeaturePattern)
+		p := peftReader{config: c, manifest: new(format.Manifest)}
+		p.requirePatterns()
+		if len(c.requires) != 1 || c.requires[0].Feature != format.FeaturePattern || len(p.manifest.Notes) != 1 {
+			t.Errorf("%q requires %v with the notes %q, want %s and a note", key, c.requires, p.manifest.Notes, format.FeaturePattern)
+		}
+	}
+}
+
+// TestOnlyKeysThatPEFTComesToAreRequired: PEFT ends at the first key that matches, and so never
+// compiles those behind it.
+func TestOnlyKeysThatPEFTComesToAreRequired(t *testing.T) {
+	c := &peftConfigFile{RankPattern: pattern{{"q_proj", 2}, {"(", 3}}}
+	if rank, m := c.rank("x.q_proj"); rank != 2 || m == nil || c.incomplete(era015) {
+		t.Errorf("rank = %d by %v, want 2 by the first key and no failure", rank, m)
+	}
+	if c.rank("x.k_proj"); !c.incomplete(era015) {
+		t.Error("the second key is not a failure where PEFT comes to it")
+	}
+}
+
+// TestTheBudgetIsForAllKeysTogether: what one key has spent is gone for the others, and the search ends.
+func TestTheBudgetIsForAllKeysTogether(t *testing.T) {
+	c := &peftConfigFile{budget: pyre.NewBudget(context.Background(), 10_000), modules: []string{strings.Repeat("a", 60), "x.b"}}
+	c.AlphaPatt = pattern{{"((a+)+)+b", 2}, {"(b)", 3}}
+	if alpha, m := c.alpha("x.b"); m != nil || alpha != defaultAlpha {
+		t.Errorf("alpha = %v by %v, want the default", alpha, m)
+	}
+	if !c.incomplete(era015) || c.budget.Left() != 0 {
+		t.Errorf("%d steps are left, want 0", c.budget.Left())
+	}
+}
+
+// TestRepeatedKeysOfPatterns: a dictionary of Python keeps the first place and the last value.
+func TestRepeatedKeysOfPatterns(t *testing.T) {
+	var p pattern
+	if err := json.Unmarshal([]byte(`{"a":1,"b":2,"a":3}`), &p); err != nil || !slices.Equal(p, pattern{{"a", 3}, {"b", 2}}) {
+		t.Errorf("the pattern is %v, %v, want a: 3 before b: 2", p, err)
+	}
+	for _, text := range []string{`{"a":null}`, `{"a":"1"}`, `{"a":true}`, `[]`} {
+		if err := json.Unmarshal([]byte(text), &p); err == nil {
+			t.Errorf("Unmarshal(%s) = nil, want an error", text)
 		}
 	}
 }

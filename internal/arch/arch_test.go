@@ -46,6 +46,7 @@ var arrows = map[string]map[string]string{
 		"internal/fileio":      "outputs that appear whole, inputs that are files",
 		"internal/naming":      "wrappers in module names",
 		"internal/pickle":      "tensors of torch.save",
+		"internal/pyre":        "keys of rank_pattern and alpha_pattern",
 		"internal/safetensors": "the strict header check",
 	},
 	"merge": {
@@ -127,7 +128,6 @@ var fences = map[string]struct {
 	rooms []string
 	why   string
 }{
-	"github.com/dlclark/regexp2/v2":     {[]string{"format/convert"}, "regular expressions of Python, in one file"},
 	"github.com/urfave/cli/v2":          {[]string{"cmd/loratool"}, "flags and help; the library neither prints nor exits"},
 	"github.com/schollz/progressbar/v3": {[]string{"cmd/loratool"}, "the bar"},
 	"golang.org/x/term":                 {[]string{"cmd/loratool"}, "whether somebody looks"},

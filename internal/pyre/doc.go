@@ -37,22 +37,17 @@ type Budget struct {
 // NewBudget returns a budget of a number of steps, which ends early when ctx does.
 func NewBudget(ctx context.Context, steps int64) *Budget { return &Budget{ctx, steps} }
 
-// ctxSteps is how many steps pass between two looks at the context; a power of two.
+// ctxSteps is how many steps a match makes between two looks at the context.
 const ctxSteps = 1 << 14
 
 // Spend takes steps from the budget. It returns ErrBudget when they are used up, and the error of the
 // context when that has ended.
 func (b *Budget) Spend(steps int64) error {
-	before := b.left
-	b.left -= steps
-	if b.left < 0 {
+	if b.left -= steps; b.left < 0 {
 		b.left = 0
 		return ErrBudget
 	}
-	if before/ctxSteps != b.left/ctxSteps {
-		return b.ctx.Err()
-	}
-	return nil
+	return b.ctx.Err()
 }
 
 // Left is how many steps are left.

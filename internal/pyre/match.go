@@ -62,6 +62,7 @@ func (r *Regexp) Match(text string, b *Budget) (bool, error) {
 		m.groups[i] = -1
 	}
 	ok := m.run(r.start, 0)
+	b.left += m.left
 	return ok && m.err == nil, m.err
 }
 
@@ -72,6 +73,7 @@ type turn struct{ count, last int }
 type matcher struct {
 	text   []rune
 	budget *Budget
+	left   int64 // steps that were taken from the budget and not used yet
 	groups []int // start and end of each; -1 is none
 	loops  []turn
 	end    int // where the last success of run ended
@@ -82,9 +84,19 @@ type matcher struct {
 // maxDepth bounds the recursion of run, and so the stack.
 const maxDepth = 1 << 17
 
+// spend uses steps. It takes them from the budget many at a time.
 func (m *matcher) spend(steps int) bool {
-	if m.err == nil {
-		m.err = m.budget.Spend(int64(steps))
+	if m.err != nil {
+		return false
+	}
+	if m.left -= int64(steps); m.left >= 0 {
+		return true
+	}
+	short := -m.left
+	m.left = 0
+	if m.err = m.budget.Spend(short); m.err == nil {
+		m.left = min(ctxSteps, m.budget.left)
+		m.budget.left -= m.left
 	}
 	return m.err == nil
 }
@@ -94,7 +106,13 @@ func (m *matcher) run(n *node, pos int) bool {
 	if m.depth++; m.depth > maxDepth {
 		m.err = ErrBudget
 	}
-	defer func() { m.depth-- }()
+	ok := m.walk(n, pos)
+	m.depth--
+	return ok
+}
+
+// walk follows the nodes of which each has one way on.
+func (m *matcher) walk(n *node, pos int) bool {
 	for n != nil {
 		if !m.spend(1) {
 			return false

@@ -19,6 +19,9 @@ type set struct {
 // has reports whether a character belongs to the set.
 func (s *set) has(r rune) bool {
 	if s.flags&ignoreCase == 0 {
+		if len(s.spans) == 1 && len(s.categories) == 0 {
+			return (s.spans[0].lo <= r && r <= s.spans[0].hi) != s.negated
+		}
 		return s.hasExactly(r) != s.negated
 	}
 	if s.hasExactly(r) {

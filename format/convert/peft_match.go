@@ -1,0 +1,382 @@
+package convert
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/pyre"
+)
+
+// This file matches the keys of rank_pattern and alpha_pattern with the names of modules.
+
+// patternSteps bounds what the patterns of one configuration may cost, all keys and modules together.
+// 1,000 ordinary expressions on 1,000 modules take 110 million.
+const patternSteps = 1 << 28
+
+// Limits of one pattern. An adapter has at most a key for each module.
+const (
+	maxPatternKeys     = 100_000
+	maxPatternKeyBytes = 1 << 16
+)
+
+// pattern is rank_pattern or alpha_pattern: regular expressions for module names, in the order of the
+// file, which decides.
+type pattern []patternEntry
+
+type patternEntry struct {
+	key   string
+	value float64
+}
+
+// UnmarshalJSON keeps the order of the keys. A key that comes again has its first place and its last
+// value, as in a dictionary of Python.
+func (p *pattern) UnmarshalJSON(text []byte) error {
+	*p = nil
+	dec := json.NewDecoder(bytes.NewReader(text))
+	open, err := dec.Token()
+	if err != nil || open == nil {
+		return err
+	}
+	if open != json.Delim('{') {
+		return fmt.Errorf("a pattern is an object, got %s", text)
+	}
+	at := make(map[string]int)
+	for dec.More() {
+		token, err := dec.Token()
+		if err != nil {
+			return err
+		}
+		var raw json.RawMessage
+		var value *float64
+		key := token.(string)
+		if err := dec.Decode(&raw); err != nil {
+			return err
+		}
+		if json.Unmarshal(raw, &value) != nil || value == nil {
+			return fmt.Errorf("the value of %q is %s, want a number", key, raw)
+		}
+		if i, again := at[key]; again {
+			(*p)[i].value = *value
+			continue
+		}
+		at[key] = len(*p)
+		*p = append(*p, patternEntry{key: key, value: *value})
+	}
+	_, err = dec.Token()
+	return err
+}
+
+// checkPatterns refuses patterns that are too long, and ranks that are none.
+func (c *peftConfigFile) checkPatterns() error {
+	for _, p := range []pattern{c.RankPattern, c.AlphaPatt} {
+		if len(p) > maxPatternKeys {
+			return fault.New(fault.Limit, "rank_pattern or alpha_pattern has %d keys, at most %d are read", len(p), maxPatternKeys)
+		}
+	}
+	for _, e := range c.RankPattern {
+		if !(e.value >= 1 && e.value <= maxRank) || e.value != math.Trunc(e.value) {
+			return fault.New(fault.Corrupt, "rank_pattern gives %q the rank %v, and a rank is a whole number from 1 to %d", e.key, e.value, maxRank)
+		}
+	}
+	return nil
+}
+
+// steps is the budget of the configuration.
+func (c *peftConfigFile) steps() *pyre.Budget {
+	if c.budget == nil {
+		c.budget = pyre.NewBudget(context.Background(), patternSteps)
+	}
+	return c.budget
+}
+
+// matcher matches one key, as an era does.
+type matcher struct {
+	era    patternEra
+	key    string
+	glob   glob // nil if the key needs the engine
+	regexp *pyre.Regexp
+	steps  *pyre.Budget
+}
+
+func (c *peftConfigFile) matcher(era patternEra, key string) (*matcher, error) {
+	if len(key) > maxPatternKeyBytes {
+		return nil, fmt.Errorf("it has %d bytes, at most %d are read", len(key), maxPatternKeyBytes)
+	}
+	m := &matcher{era: era, key: key, glob: parseGlob(key), steps: c.steps()}
+	if m.glob != nil {
+		return m, nil
+	}
+	return m, m.compile()
+}
+
+func (m *matcher) compile() (err error) {
+	m.regexp, err = pyre.Compile(m.era.expression(m.key))
+	return errors.Join(err, m.steps.Spend(int64(len(m.key))))
+}
+
+// matches reports whether the key matches a module. Keys of literals and .* need no engine, unless the
+// name has characters of several bytes or a line break.
+func (m *matcher) matches(module string) (bool, error) {
+	if m.glob != nil && strings.IndexFunc(module, func(r rune) bool { return r == '\n' || r >= utf8.RuneSelf }) < 0 {
+		return m.glob.matches(m.era, module), m.steps.Spend(int64(1 + (len(m.glob)-1)*len(module)/8))
+	}
+	if m.regexp == nil {
+		if err := m.compile(); err != nil {
+			return false, err
+		}
+	}
+	return m.regexp.Match(module, m.steps)
+}
+
+// patternHit is what one pattern says of one module: the first entry that matches, and the first
+// that matches with another value; -1 is none.
+type patternHit struct{ first, other int }
+
+// patternTable is what the patterns say of the modules, under eras that make the same expressions.
+type patternTable struct {
+	rank, alpha map[string]patternHit
+	failures    []patternFailure // keys that PEFT would come to and that cannot be evaluated
+	spent       bool             // the budget ended before all was decided
+}
+
+type patternFailure struct {
+	key string
+	err error
+}
+
+// incomplete reports whether an era's table lacks something.
+func (c *peftConfigFile) incomplete(era patternEra) bool {
+	t := &c.tables[era.form()]
+	return t.spent || len(t.failures) > 0
+}
+
+// lookup fills the table of an era for all modules of the adapter, and for others on request.
+func (c *peftConfigFile) lookup(era patternEra, more ...string) *patternTable {
+	t := &c.tables[era.form()]
+	if t.rank == nil {
+		t.rank, t.alpha = make(map[string]patternHit), make(map[string]patternHit)
+		more = slices.Concat(c.modules, more)
+	}
+	c.search(t, era, c.RankPattern, t.rank, more)
+	c.search(t, era, c.AlphaPatt, t.alpha, more)
+	return t
+}
+
+// search matches a pattern with modules, and adds to the hits. Each expression is compiled once, where
+// a module still asks for it, and forgotten afterwards: an adapter may have very many.
+func (c *peftConfigFile) search(t *patternTable, era patternEra, p pattern, hits map[string]patternHit, modules []string) {
+	var open []string
+	for _, m := range modules {
+		if _, known := hits[m]; !known {
+			hits[m] = patternHit{-1, -1}
+			open = append(open, m)
+		}
+	}
+	for i := 0; i < len(p) && len(open) > 0 && !t.spent; i++ {
+		err := c.matchEntry(era, p, i, hits, open)
+		if err == nil {
+			continue
+		}
+		t.spent = c.ends(err)
+		if slices.ContainsFunc(open, func(m string) bool { return hits[m].first < 0 }) { // PEFT comes to this key
+			t.failures = append(t.failures, patternFailure{p[i].key, err})
+		}
+	}
+}
+
+// matchEntry matches one entry with the modules that ask for it: those without an entry, or without one
+// that disagrees.
+func (c *peftConfigFile) matchEntry(era patternEra, p pattern, i int, hits map[string]patternHit, modules []string) error {
+	var match *matcher
+	for _, m := range modules {
+		h := hits[m]
+		if h.first >= 0 && (h.other >= 0 || p[h.first].value == p[i].value) {
+			continue
+		}
+		if match == nil {
+			var err error
+			if match, err = c.matcher(era, p[i].key); err != nil {
+				return err
+			}
+		}
+		ok, err := match.matches(m)
+		switch {
+		case err != nil:
+			return err
+		case ok && h.first < 0:
+			hits[m] = patternHit{i, -1}
+		case ok:
+			hits[m] = patternHit{h.first, i}
+		}
+	}
+	return nil
+}
+
+// ends reports whether an error ends the search: the budget's does, that of one key does not.
+func (c *peftConfigFile) ends(err error) bool {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		c.interrupted = err
+		return true
+	}
+	return errors.Is(err, pyre.ErrBudget)
+}
+
+// requirePatterns makes the adapter require the keys that cannot be evaluated as the era does.
+func (p *peftReader) requirePatterns() {
+	c := p.config
+	for _, f := range c.tables[c.era.form()].failures {
+		c.require(format.FeaturePattern, f.key)
+		p.note("the key %q of rank_pattern or alpha_pattern cannot be evaluated: %v", f.key, f.err)
+	}
+}
+
+// patternMatch is the entry that gave a module its value; conflict is another key that matches with
+// another value.
+type patternMatch struct {
+	field, key, conflict string
+	value                float64
+}
+
+// named returns the index of the entry with a key, or -1.
+func (p pattern) named(key string) int {
+	return slices.IndexFunc(p, func(e patternEntry) bool { return e.key == key })
+}
+
+// match returns the entry of rank_pattern or alpha_pattern that gives a module its value, nil for the
+// default. Where no key matches, PEFT looks the name up in the dictionary.
+func (c *peftConfigFile) match(p pattern, field, module string) *patternMatch {
+	if len(p) == 0 {
+		return nil
+	}
+	t := c.lookup(c.era, module)
+	hit := t.rank[module]
+	if field == "alpha_pattern" {
+		hit = t.alpha[module]
+	}
+	chosen := hit.first
+	switch {
+	case c.era == era006:
+		chosen = p.named(c.sharedKey(t, module))
+	case chosen < 0:
+		chosen = p.named(module)
+	}
+	if chosen < 0 {
+		return nil
+	}
+	found := &patternMatch{field: field, key: p[chosen].key, value: p[chosen].value}
+	for _, i := range []int{hit.first, hit.other} {
+		if i >= 0 && p[i].value != found.value {
+			found.conflict = p[i].key
+			break
+		}
+	}
+	return found
+}
+
+// sharedKey is the key that era006 looks up in both patterns.
+func (c *peftConfigFile) sharedKey(t *patternTable, module string) string {
+	if i := t.rank[module].first; i >= 0 {
+		return c.RankPattern[i].key
+	}
+	if i := t.alpha[module].first; i >= 0 {
+		return c.AlphaPatt[i].key
+	}
+	return module
+}
+
+// glob is a key of literals, dots and .*, in pieces between the stars. In a piece, a dot that means
+// any character is 0.
+type glob [][]byte
+
+// parseGlob returns nil for a key that is another expression. A name has no line break, so a dot is
+// any character.
+func parseGlob(key string) glob {
+	g := glob{nil}
+	for i := 0; i < len(key); i++ {
+		c := key[i]
+		switch {
+		case strings.HasPrefix(key[i:], ".*"):
+			g = append(g, nil)
+			i++
+			continue
+		case strings.HasPrefix(key[i:], `\.`):
+			i++
+			c = '.'
+		case c == '.':
+			c = 0
+		case !isLiteral(c):
+			return nil
+		}
+		g[len(g)-1] = append(g[len(g)-1], c)
+	}
+	return g
+}
+
+// isLiteral reports a character that stands for itself. What is not ASCII is left to the engine, since a
+// dot is one character and not one byte.
+func isLiteral(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-'
+}
+
+// matches reports whether the era's expression for the key matches a module: the whole name, or what
+// follows any of its dots.
+func (g glob) matches(era patternEra, module string) bool {
+	if era == era015 && g.is(module) {
+		return true
+	}
+	if len(g) == 1 { // of a fixed length
+		at := len(module) - len(g[0])
+		return at > 0 && module[at-1] == '.' && g.is(module[at:])
+	}
+	for i := range len(module) {
+		if module[i] == '.' && g.is(module[i+1:]) {
+			return true
+		}
+	}
+	return false
+}
+
+// is reports whether the glob is the whole of a text: its first piece stands at the start, its last one
+// at the end, and the others in order between them.
+func (g glob) is(text string) bool {
+	last := len(g) - 1
+	if last == 0 {
+		return len(text) == len(g[0]) && fits(g[0], text)
+	}
+	if len(text) < len(g[0])+len(g[last]) || !fits(g[0], text) || !fits(g[last], text[len(text)-len(g[last]):]) {
+		return false
+	}
+	text = text[len(g[0]) : len(text)-len(g[last])]
+	for _, piece := range g[1:last] {
+		for !fits(piece, text) {
+			if text == "" {
+				return false
+			}
+			text = text[1:]
+		}
+		text = text[len(piece):]
+	}
+	return true
+}
+
+// fits reports whether a text begins with a piece.
+func fits(piece []byte, text string) bool {
+	if len(text) < len(piece) {
+		return false
+	}
+	for i, c := range piece {
+		if c != 0 && c != text[i] {
+			return false
+		}
+	}
+	return true
+}
