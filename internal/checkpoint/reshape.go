@@ -9,68 +9,118 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// Change is a tensor that a reshaped checkpoint has otherwise: a new one, or one with more rows.
+// Change is a tensor that a reshaped checkpoint has otherwise: a new one, or one with more rows or of another shape.
 type Change struct {
 	Name string
 	From string // the tensor that its values are those of; its own name, or another's in the same checkpoint
 	Rows uint64 // how many it has; those that From lacks are zero
+
+	// Zeros, in place of From, is the dtype, shape and size of a tensor of zeros.
+	Zeros *safetensors.Tensor
 }
 
-// Reshape returns a checkpoint that has some tensors otherwise, without copying any: its files read as if they had been written so.
-// A new tensor comes last in the file of the one that it is a copy of. Closing either checkpoint closes the files of both.
+// Reshape returns a checkpoint that has some tensors otherwise, without copying any: its files read as if they had been
+// written so. A new tensor comes last in the file of the one that it is a copy of, and one of zeros in the last file.
+// Closing either checkpoint closes the files of both.
 func (c *Checkpoint) Reshape(changes []Change) (*Checkpoint, error) {
 	byName := make(map[string]Change)
 	added := make(map[int][]Change)
 	for _, change := range changes {
 		byName[change.Name] = change
-		from := c.refs[change.From]
-		if _, ok := c.refs[change.Name]; !ok {
-			added[from.File] = append(added[from.File], change)
+		if _, ok := c.refs[change.Name]; ok {
+			continue
 		}
+		file := len(c.Files) - 1
+		if change.Zeros == nil {
+			file = c.refs[change.From].File
+		}
+		added[file] = append(added[file], change)
 	}
 	r := *c
 	r.Files = slices.Clone(c.Files)
 	for i, f := range c.Files {
-		touched := len(added[i]) > 0 || slices.ContainsFunc(f.Header.Tensors, func(t safetensors.Tensor) bool { _, ok := byName[t.Name]; return ok })
-		if !touched {
+		isChanged := func(t safetensors.Tensor) bool { _, ok := byName[t.Name]; return ok }
+		if len(added[i]) == 0 && !slices.ContainsFunc(f.Header.Tensors, isChanged) {
 			continue
 		}
-		var pieces []piece
-		var tensors []safetensors.Tensor
-		add := func(name, from string, rows uint64) {
-			ref := c.refs[from]
-			t := *ref.Tensor
-			t.Name, t.Shape = name, slices.Clone(t.Shape)
-			own := t.NBytes
-			if rows > 0 {
-				t.NBytes = own / int64(t.Shape[0]) * int64(rows)
-				t.Shape[0] = rows
-			}
-			pieces = append(pieces, piece{c.Files[ref.File].Data, ref.Tensor.Off, own})
-			if more := t.NBytes - own; more > 0 {
-				pieces = append(pieces, piece{zeros{}, 0, more})
-			}
-			tensors = append(tensors, t)
-		}
+		var l layout
 		for _, t := range f.Header.Tensors {
-			if change, ok := byName[t.Name]; ok {
-				add(t.Name, change.From, change.Rows)
-			} else {
-				add(t.Name, t.Name, 0)
+			change, ok := byName[t.Name]
+			if !ok {
+				change = Change{Name: t.Name, From: t.Name}
 			}
+			l.add(c, change)
 		}
 		for _, change := range added[i] {
-			add(change.Name, change.From, change.Rows)
+			l.add(c, change)
 		}
-		raw := safetensors.Compose(tensors, f.Header.Metadata)
-		h, err := safetensors.ReadAlone(raw)
-		if err != nil {
-			return nil, fmt.Errorf("internal error: a header of our own: %w", err)
+		var err error
+		if r.Files[i], err = f.restitched(l.tensors, l.pieces); err != nil {
+			return nil, err
 		}
-		data := newStitched(append([]piece{{byteReader(raw), 0, int64(len(raw))}}, pieces...))
-		r.Files[i] = &File{Name: f.Name, Path: f.Path, Size: data.size(), Header: h, Data: data, close: f.close}
 	}
 	return &r, r.indexTensors()
+}
+
+// Rename returns a checkpoint that has some tensors under other names, without copying any; names maps the present name to
+// the new one. Closing either checkpoint closes the files of both. It is an error if two tensors have the same name then.
+func (c *Checkpoint) Rename(names map[string]string) (*Checkpoint, error) {
+	r := *c
+	r.Files = slices.Clone(c.Files)
+	for i, f := range c.Files {
+		tensors := slices.Clone(f.Header.Tensors)
+		isRenamed := false
+		for j := range tensors {
+			if name, ok := names[tensors[j].Name]; ok {
+				tensors[j].Name, isRenamed = name, true
+			}
+		}
+		if !isRenamed {
+			continue
+		}
+		var err error
+		if r.Files[i], err = f.restitched(tensors, []piece{{f.Data, f.Header.DataOff, f.Size - f.Header.DataOff}}); err != nil {
+			return nil, err
+		}
+	}
+	return &r, r.indexTensors()
+}
+
+// layout is the tensors of a file, in their order, and the pieces that their values are read from.
+type layout struct {
+	tensors []safetensors.Tensor
+	pieces  []piece
+}
+
+func (l *layout) add(c *Checkpoint, change Change) {
+	if z := change.Zeros; z != nil {
+		l.tensors = append(l.tensors, safetensors.Tensor{Name: change.Name, DType: z.DType, Shape: slices.Clone(z.Shape), NBytes: z.NBytes})
+		l.pieces = append(l.pieces, piece{zeros{}, 0, z.NBytes})
+		return
+	}
+	from := c.refs[change.From]
+	t := *from.Tensor
+	t.Name, t.Shape = change.Name, slices.Clone(t.Shape)
+	l.pieces = append(l.pieces, piece{c.Files[from.File].Data, t.Off, t.NBytes})
+	if change.Rows > 0 {
+		t.NBytes = t.NBytes / int64(t.Shape[0]) * int64(change.Rows)
+		t.Shape[0] = change.Rows
+	}
+	if more := t.NBytes - from.Tensor.NBytes; more > 0 {
+		l.pieces = append(l.pieces, piece{zeros{}, 0, more})
+	}
+	l.tensors = append(l.tensors, t)
+}
+
+// restitched is the file with other tensors, whose values are read from pieces.
+func (f *File) restitched(tensors []safetensors.Tensor, pieces []piece) (*File, error) {
+	raw := safetensors.Compose(tensors, f.Header.Metadata)
+	h, err := safetensors.ReadAlone(raw)
+	if err != nil {
+		return nil, fmt.Errorf("internal error: a header of our own: %w", err)
+	}
+	data := newStitched(append([]piece{{byteReader(raw), 0, int64(len(raw))}}, pieces...))
+	return &File{Name: f.Name, Path: f.Path, Size: data.size(), Header: h, Data: data, close: f.close}, nil
 }
 
 // FileOf is the name of the file that holds a tensor.

@@ -1,0 +1,77 @@
+package checkpoint_test
+
+import (
+	"io"
+	"maps"
+	"slices"
+	"testing"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/safetensors"
+)
+
+// contents reads every file of a checkpoint whole, proves its header, and returns the values of its tensors.
+func contents(t *testing.T, c *checkpoint.Checkpoint) map[string]string {
+	t.Helper()
+	values := make(map[string]string)
+	for _, f := range c.Files {
+		whole := make([]byte, f.Size)
+		if _, err := io.ReadFull(io.NewSectionReader(f.Data, 0, f.Size), whole); err != nil {
+			t.Fatal(err)
+		}
+		h, err := safetensors.Read(f.Data, f.Size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, tensor := range h.Tensors {
+			values[tensor.Name] = f.Name + " " + string(whole[tensor.Off:tensor.Off+tensor.NBytes])
+		}
+	}
+	return values
+}
+
+// TestReshapeAddsZeros: a new tensor comes last in the last file, one of another shape stays where it is, and what lies around
+// them keeps its values.
+func TestReshapeAddsZeros(t *testing.T) {
+	dir := directory(t, map[string][]byte{
+		"1.safetensors": weights("a", "b"), "2.safetensors": weights("c", "d", "e"),
+		"model.safetensors.index.json": index(t, map[string]string{
+			"a": "1.safetensors", "b": "1.safetensors", "c": "2.safetensors", "d": "2.safetensors", "e": "2.safetensors",
+		}),
+	})
+	three := &safetensors.Tensor{DType: dtype.U8, Shape: []uint64{3}, NBytes: 3}
+	c, err := open(t, dir).Reshape([]checkpoint.Change{{Name: "new", Zeros: three}, {Name: "d", Zeros: three}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"a": "1.safetensors \x00", "b": "1.safetensors \x01", "c": "2.safetensors \x00",
+		"d": "2.safetensors \x00\x00\x00", "e": "2.safetensors \x02", "new": "2.safetensors \x00\x00\x00",
+	}
+	if got := contents(t, c); !maps.Equal(got, want) {
+		t.Errorf("the tensors are %q, want %q", got, want)
+	}
+	if last := c.Files[1].Header.Tensors; last[1].Name != "d" || last[3].Name != "new" {
+		t.Errorf("the order of the last file is %v, want c, d, e, new", last)
+	}
+}
+
+// TestRenameKeepsValues: names change, values and places do not, and two tensors cannot get one name.
+func TestRenameKeepsValues(t *testing.T) {
+	dir := directory(t, map[string][]byte{"model.safetensors": weights("a", "b", "c")})
+	c, err := open(t, dir).Rename(map[string]string{"a": "trunk.a", "c": "trunk.c"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"b", "trunk.a", "trunk.c"}; !slices.Equal(c.Names(), want) {
+		t.Errorf("the names are %q, want %q", c.Names(), want)
+	}
+	got := contents(t, c)
+	if got["trunk.a"] != "model.safetensors \x00" || got["b"] != "model.safetensors \x01" || got["trunk.c"] != "model.safetensors \x02" {
+		t.Errorf("the tensors are %q", got)
+	}
+	if _, err := open(t, dir).Rename(map[string]string{"a": "b"}); err == nil {
+		t.Error("two tensors have got the name b")
+	}
+}
