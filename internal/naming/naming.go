@@ -105,6 +105,20 @@ func (m Mapping) Renamed(name string) string {
 	return renamed
 }
 
+// Cut returns the prefix that the adapter's names have and the base's lack, such as GPT-2's "transformer.", and what training
+// frameworks have left in front of it.
+func (m Mapping) Cut() (framework, prefix string) {
+	for _, left := range frameworks {
+		if rest, ok := strings.CutPrefix(m.rename.cut, left); ok && len(left) > len(framework) {
+			framework, prefix = left, rest
+		}
+	}
+	if framework == "" {
+		return "", m.rename.cut
+	}
+	return framework, prefix
+}
+
 // Describe says in words how the names are translated: "as they are" where they are not.
 func (m Mapping) Describe() string { return m.rename.String() }
 
@@ -195,6 +209,9 @@ func same(a, b rename, names []string) bool {
 	return true
 }
 
+// frameworks are the prefixes that PEFT and torch.nn.parallel put in front of every name.
+var frameworks = []string{"base_model.model.", "base_model.model.base_model.model.", "module."}
+
 // candidates lists the translations to try, with a table or without, the most common first: PEFT's own prefix left over, the prefix "model." of a
 // language model around its trunk, and any other prefix that all names share or that the base's names begin with (GPT-2's
 // "transformer.", which the checkpoint of the hub lacks). A prefix is removed or added, never exchanged for another one: the text
@@ -217,7 +234,7 @@ func (b *Base) candidates(wanted []string, table *move, newer bool) []rename {
 	fits := func(r rename) bool {
 		return slices.ContainsFunc(probes, func(name string) bool { _, ok := (Mapping{b, r}).Lookup(name); return ok })
 	}
-	for _, left := range []string{"", "base_model.model.", "base_model.model.base_model.model.", "module."} {
+	for _, left := range append([]string{""}, frameworks...) {
 		add(rename{cut: left, move: table, newer: newer})
 		for _, p := range prefixes {
 			add(rename{cut: left + p, move: table, newer: newer})
