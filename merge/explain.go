@@ -57,6 +57,9 @@ func (p *Plan) isTied() (tied, certain bool) {
 
 // explainMissing says why the base lacks tensors that the adapter wants to change.
 func (r *resolver) explainMissing(wanted, missing []string) error {
+	if err := r.explainAbsent(); err != nil {
+		return err
+	}
 	for _, name := range missing {
 		module := naming.Module(name)
 		if naming.IsHead(module) {

@@ -56,6 +56,9 @@ func (p *Plan) checkBase(ctx context.Context, a *format.Adapter, byTensor map[st
 	}
 	var other, unknown []string
 	for name, want := range a.Base.Fingerprints {
+		if renamed, ok := p.renamed[name]; ok {
+			name = renamed
+		}
 		ref, ok := p.base.Lookup(name)
 		if !ok {
 			continue

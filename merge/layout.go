@@ -204,6 +204,8 @@ type PlannedTensor struct {
 	Rank     int         `json:"rank,omitempty"`     // Σ r of the updates
 	Scale    float64     `json:"scale,omitempty"`    // ω·s, where there is one update
 	Replaced bool        `json:"replaced,omitempty"` // a tensor of the adapter takes its place
+	Added    bool        `json:"added,omitempty"`    // the base lacks it
+	Was      []uint64    `json:"was,omitempty"`      // the shape that the base has, where it is another
 	DoRA     bool        `json:"dora,omitempty"`     // rescaled by magnitudes: W + ΔW is m·V/‖V‖
 	Rows     int         `json:"rows,omitempty"`     // rows of it that are replaced
 	Updates  []TermShort `json:"updates,omitempty"`  // where there are several
@@ -227,6 +229,9 @@ func (p *Plan) Tensors() []PlannedTensor {
 
 func (p *Plan) describe(t *target) PlannedTensor {
 	d := PlannedTensor{Tensor: t.ref.Tensor.Name, Module: t.module, DType: t.ref.Tensor.DType.String(), Shape: t.ref.Tensor.Shape, Replaced: t.replace != nil, DoRA: t.dora != nil}
+	if s, ok := p.added[d.Tensor]; ok {
+		d.Added, d.Was = s.was == nil, s.was
+	}
 	if t.rows != nil {
 		d.Rows = len(t.rows.order)
 	}

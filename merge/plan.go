@@ -27,7 +27,7 @@ type Adapter struct {
 }
 
 // Options change how a merge runs, never its bytes, but for Reading, and for those that allow what is refused without them: Again,
-// AnyBase, AllowNonFinite and GrowVocabulary. Where there are undo records, tensors are cut into whole blocks of theirs, whatever
+// AnyBase, AllowNonFinite, GrowVocabulary and AddTensors. Where there are undo records, tensors are cut into whole blocks of theirs, whatever
 // BlockBytes says.
 type Options struct {
 	Reading
@@ -37,6 +37,7 @@ type Options struct {
 	Again          bool              // merge an adapter that the base says it already has
 	AnyBase        bool              // merge into a base that is not the one an adapter was made for
 	GrowVocabulary bool              // add rows to embedding and head where an adapter has more
+	AddTensors     bool              // add tensors that an adapter saves whole and the base lacks, or has in another shape
 	AllowNonFinite bool              // go on where factors are not finite, or a finite weight becomes infinite
 	Progress       func(bytes int64) // called from several goroutines with the bytes just written; nil is silent
 	Tool           string            // name and version of the program, for the stamp
@@ -59,6 +60,9 @@ type Plan struct {
 	side     map[string][]byte // files beside the weights that change
 	folded   map[bool]bool     // whether the head (true) and the embedding (false) change, where they are folded
 	mirror   [2]string         // the embedding and the second copy of it that the head is
+	added    map[string]saved  // tensors that the base lacked, or had in another shape, by their names in the output
+	renamed  map[string]string // tensors of the base that have other names in the output
+	reshaped bool              // whether the base has other tensors than on the disk
 }
 
 // target is a tensor of the base that changes. It is seen as a matrix, cut by rows into bands of equal height that each have terms of

@@ -46,7 +46,7 @@ func (r *resolver) resolve() error {
 	if err := r.dropTwins(); err != nil {
 		return err
 	}
-	wanted := r.wanted()
+	wanted := r.wanted(false)
 	if len(wanted) == 0 {
 		return fault.New(fault.Corrupt, "the adapter changes nothing: it has no layer and no tensor to put in place")
 	}
@@ -103,8 +103,8 @@ func first(errs []error) error {
 	return errs[0]
 }
 
-// wanted lists the names that the base must have.
-func (r *resolver) wanted() []string {
+// wanted lists the names that the base must have, or only those of tensors that the adapter does not save whole.
+func (r *resolver) wanted(onlyUpdates bool) []string {
 	var names []string
 	for _, g := range r.experts {
 		names = append(names, r.wantedExperts(g)...)
@@ -124,7 +124,7 @@ func (r *resolver) wanted() []string {
 		}
 	}
 	for _, b := range r.adapter.Beside {
-		if b.Action != format.Opaque {
+		if b.Action != format.Opaque && (!onlyUpdates || b.Action != format.Replace) {
 			names = append(names, b.Target)
 		}
 	}
@@ -249,11 +249,7 @@ func (r *resolver) addBeside(b *format.Beside) error {
 		return fault.New(fault.Mismatch, "two adapters replace %q", want.Name)
 	}
 	if !slices.Equal(have.Shape, want.Shape) {
-		e := fault.New(fault.Mismatch, "the adapter saves %q whole with shape %d, the base has %d", b.Target, have.Shape, want.Shape)
-		if len(have.Shape) == 2 && len(want.Shape) == 2 && have.Shape[1] == want.Shape[1] {
-			e.WithHint("the vocabulary was resized for the adapter; --grow-vocabulary adds the rows, and changes config.json")
-		}
-		return e
+		return otherShape(b.Target, have.Shape, want.Shape)
 	}
 	blob := r.blob(b.Tensor)
 	t.replace = &blob

@@ -3,6 +3,7 @@ package merge
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 
@@ -46,6 +47,13 @@ func (p *Plan) stamp(metadata map[string]string) (key, value string, err error) 
 	for i := p.nRemoved; i < len(p.adapters); i++ {
 		a := &p.adapters[i]
 		s.Adapters = append(s.Adapters, StampAdapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.added)) {
+		if p.added[name].was == nil {
+			s.Added = append(s.Added, name)
+		} else {
+			s.Reshaped = append(s.Reshaped, name)
+		}
 	}
 	text, err := json.Marshal(s)
 	return checkpoint.NextStampKey(metadata), string(text), err

@@ -63,6 +63,7 @@ var byFlag = []Support{
 	{NeedsFlag, "an adapter that the base has been merged with already", "--again"},
 	{NeedsFlag, "a change of one of two tied ends, embedding and head", "--tied"},
 	{NeedsFlag, "a vocabulary that has grown", "--grow-vocabulary"},
+	{NeedsFlag, "a saved head that the base lacks, or has for another number of classes", "--add-tensors"},
 	{NeedsFlag, titles[format.FeatureOLoRA], "--recompute-residual"},
 	{NeedsFlag, titles[format.FeaturePiSSA], "--recompute-residual"},
 	{NeedsFlag, "square stacked experts, where neither other shapes nor the release of PEFT tell their orientation", "--expert-input"},

@@ -26,6 +26,14 @@ const (
 // reshape gives the base the tensors and rows that its vocabulary gets: a head of its own, and rows for new tokens. The checkpoint then
 // reads as if it had been written so, and nothing else has to know.
 func (p *Plan) reshape() error {
+	if p.options.AddTensors {
+		if p.nRemoved > 0 {
+			return fault.New(fault.Unsupported, "tensors are added by merging, not by taking out").WithHint("unmerge first, then merge")
+		}
+		if err := p.addTensors(); err != nil {
+			return err
+		}
+	}
 	if p.options.Tied != Untie && !p.options.GrowVocabulary {
 		return nil
 	}
@@ -82,7 +90,7 @@ func (p *Plan) untie() error {
 	if err != nil {
 		return err
 	}
-	p.base = changed
+	p.base, p.reshaped = changed, true
 	no := false
 	p.base.Config.TieWordEmbeddings = &no
 	p.warn("the output head %q becomes a tensor of its own", name)
@@ -129,6 +137,7 @@ func (p *Plan) grow() error {
 	if p.base, err = p.base.Reshape(changes); err != nil {
 		return err
 	}
+	p.reshaped = true
 	p.warn("the vocabulary grows from %d to %d tokens", old, size)
 	return p.edit("vocab_size", fmt.Sprint(old), fmt.Sprint(size))
 }
@@ -266,7 +275,7 @@ func (p *Plan) edit(field, from, to string) error {
 // editIndex adds the tensors that are new to the index of shards, and corrects its sizes.
 func (p *Plan) editIndex() error {
 	name := p.base.IndexName()
-	if name == "" || p.side == nil {
+	if name == "" || !p.reshaped {
 		return nil
 	}
 	text, err := p.sideText(name)
@@ -279,12 +288,19 @@ func (p *Plan) editIndex() error {
 	if err := json.Unmarshal(text, &index); err != nil {
 		return fault.InFile(err, filepath.Join(p.base.Path, name))
 	}
+	if len(p.renamed) > 0 {
+		files := make(map[string]string)
+		for _, tensor := range p.base.Names() {
+			files[tensor] = p.base.FileOf(tensor)
+		}
+		text, index.WeightMap = setValue(text, indented(files), "weight_map"), nil
+	}
 	var nBytes, nElements int64
 	for _, tensor := range p.base.Names() {
 		ref, _ := p.base.Lookup(tensor)
 		nBytes += ref.Tensor.NBytes
 		nElements += ref.Tensor.Elements()
-		if _, ok := index.WeightMap[tensor]; !ok {
+		if _, ok := index.WeightMap[tensor]; !ok && index.WeightMap != nil {
 			text = setValue(text, quoteJSON(p.base.FileOf(tensor)), "weight_map", tensor)
 		}
 	}

@@ -26,6 +26,7 @@ type mergeOptions struct {
 	allowNonFinite bool
 	tied           string
 	growVocabulary bool
+	addTensors     bool
 }
 
 func mergeCommand(t *terminal) *cli.Command {
@@ -36,7 +37,10 @@ func mergeCommand(t *terminal) *cli.Command {
 		ArgsUsage: "BASE ADAPTER... -o OUT",
 		Description: "BASE is a .safetensors file, or a directory with model.safetensors or with an index and its shards; the other files of a\n" +
 			"directory are copied. ADAPTER is a directory or a file as PEFT saves it. OUT is of the same kind as BASE, and appears whole\n" +
-			"or not at all.",
+			"or not at all.\n\n" +
+			"With --add-tensors the head that an adapter was trained with comes into OUT. A new tensor is rounded once, to the dtype that\n" +
+			"most values of BASE have; one that replaces another gets the dtype of the old one. config.json gets the class of the model\n" +
+			"and the number of labels where the model type is known; names of labels are in no adapter.",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write the merged checkpoint to `OUT`", Destination: &o.out},
 			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an adapter by `W`; once per adapter, in their order (default: 1)", Destination: &o.weights},
@@ -48,6 +52,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "allow-nonfinite", Usage: "go on where an adapter holds NaN or infinity, or a weight becomes infinite", Destination: &o.allowNonFinite},
 			&cli.StringFlag{Name: "tied", Usage: "where an adapter changes one of two tied ends, `untie|fold`: make the head a tensor of its own, or make the change to both", Destination: &o.tied, Action: checkTied},
 			&cli.BoolFlag{Name: "grow-vocabulary", Usage: "add rows to embedding and head where an adapter has more, and change config.json", Destination: &o.growVocabulary},
+			&cli.BoolFlag{Name: "add-tensors", Usage: "add tensors that an adapter saves whole and BASE lacks or has in another shape, such as a classifier, and change config.json", Destination: &o.addTensors},
 		}, append(o.readingFlags(), o.flags()...)...),
 		Action: func(c *cli.Context) error { return runMerge(c, t, o) },
 	}
@@ -84,7 +89,7 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 	}
 	options := merge.Options{Workers: o.workers, Replace: o.force, Again: o.again, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite, Tool: "loratool " + version}
 	o.readingOptions.set(&options)
-	options.Tied, options.GrowVocabulary = merge.Tied(o.tied), o.growVocabulary
+	options.Tied, options.GrowVocabulary, options.AddTensors = merge.Tied(o.tied), o.growVocabulary, o.addTensors
 	return runPlan(t, run, options, c)
 }
 
@@ -206,7 +211,7 @@ func showPlan(t *terminal, o *planRun, plan *merge.Plan) error {
 			rank, scale := strconv.Itoa(p.Rank), scaleText(&p)
 			switch {
 			case p.Replaced && p.Rank == 0:
-				rank, scale = "replaced", ""
+				rank, scale = fateText(&p), ""
 			case p.Rows > 0:
 				rank, scale = fmt.Sprintf("%d rows", p.Rows), ""
 			}
@@ -220,6 +225,17 @@ func showPlan(t *terminal, o *planRun, plan *merge.Plan) error {
 		t.printf("\n")
 	}
 	return blocked
+}
+
+// fateText says what happens to a tensor that an adapter saves whole.
+func fateText(p *merge.PlannedTensor) string {
+	switch {
+	case p.Added:
+		return "added"
+	case p.Was != nil:
+		return fmt.Sprintf("replaces %d", p.Was)
+	}
+	return "replaced"
 }
 
 // scaleText is the scale of the update of a tensor, or of each one.
@@ -244,13 +260,22 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 			tab.add(strconv.Itoa(l.Rank), scaleText(&l.PlannedTensor), fmt.Sprintf("%.4f", l.RelativeNorm), percent(l.UnchangedShare), percent(l.RetentionError), l.Tensor)
 		}
 		for _, p := range r.Replaced {
-			tab.add("", "", "", "", "", p.Tensor+" (replaced)")
+			tab.add("", "", "", "", "", p.Tensor+" ("+fateText(&p)+")")
 		}
 		t.print(tab)
 	}
 	t.printf("merged into %s: %s, %d tensors updated", o.out, fileio.FormatBytes(r.BytesWritten), len(r.Layers))
-	if n := len(r.Replaced); n > 0 {
+	added := 0
+	for _, p := range r.Replaced {
+		if p.Added {
+			added++
+		}
+	}
+	if n := len(r.Replaced) - added; n > 0 {
 		t.printf(", %d replaced", n)
+	}
+	if added > 0 {
+		t.printf(", %d added", added)
 	}
 	t.printf("\n")
 	if u := r.Undo; u != nil {

@@ -18,6 +18,8 @@ const stampPrefix = "loratool.merge."
 type Stamp struct {
 	Tool     string         `json:"tool"`
 	Adapters []StampAdapter `json:"adapters"`
+	Added    []string       `json:"added,omitempty"`    // tensors that the base lacked, sorted
+	Reshaped []string       `json:"reshaped,omitempty"` // tensors that the base had in another shape, sorted
 }
 
 // StampAdapter is one adapter of a stamp. Content is its content id (spec/FORMAT.md, section 13), which does not depend on

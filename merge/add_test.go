@@ -1,0 +1,260 @@
+package merge_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/merge"
+)
+
+// head is a case.json of testdata/peft/heads, which heads.py has written.
+type head struct {
+	Class    string   `json:"class"`
+	Labels   int      `json:"labels"`
+	Added    []string `json:"added"`
+	Reshaped []string `json:"reshaped"`
+	Prefix   string   `json:"prefix"`
+}
+
+// eachHead runs f on every case.
+func eachHead(t *testing.T, f func(t *testing.T, dir string, c head)) {
+	dirs, err := filepath.Glob(filepath.Join(fixtures, "heads", "*", "case.json"))
+	if err != nil || len(dirs) < 10 {
+		t.Fatalf("%d cases of heads, want at least 10", len(dirs))
+	}
+	for _, path := range dirs {
+		var c head
+		if err := json.Unmarshal([]byte(readText(t, path)), &c); err != nil {
+			t.Fatal(err)
+		}
+		dir := filepath.Dir(path)
+		t.Run(filepath.Base(dir), func(t *testing.T) { f(t, dir, c) })
+	}
+}
+
+// openHead plans the merge of the adapter at a path into a base.
+func openHead(t *testing.T, base, adapter string, options merge.Options) (*merge.Plan, error) {
+	t.Helper()
+	src, err := convert.Open(adapter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { src.Close() })
+	p, err := merge.Open(context.Background(), base, []merge.Adapter{{Source: src, Name: adapter, Weight: 1}}, options)
+	if err == nil {
+		t.Cleanup(func() { p.Close() })
+	}
+	return p, err
+}
+
+// TestAddedHeadsEqualPEFT: the output has every tensor of the model that PEFT merges and transformers saves, under its name, with
+// its shape and with the values rounded once; what the base has beyond that stays.
+func TestAddedHeadsEqualPEFT(t *testing.T) {
+	eachHead(t, func(t *testing.T, dir string, c head) {
+		p, err := openHead(t, filepath.Join(dir, "base"), filepath.Join(dir, "adapter"), merge.Options{AddTensors: true})
+		if err != nil {
+			t.Fatal(err, "\nhint: ", fault.Hint(err))
+		}
+		out := filepath.Join(t.TempDir(), "out")
+		report, err := p.Run(context.Background(), out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		base, merged := openCheckpoint(t, filepath.Join(dir, "base")), openCheckpoint(t, out)
+		truth := openCheckpoint(t, filepath.Join(dir, "truth.safetensors"))
+		var want []string
+		for _, name := range base.Names() {
+			want = append(want, c.Prefix+name)
+		}
+		want = append(want, truth.Names()...)
+		slices.Sort(want)
+		if want = slices.Compact(want); !slices.Equal(merged.Names(), want) {
+			t.Fatalf("names of the merged checkpoint: %q, want %q", merged.Names(), want)
+		}
+		for _, name := range merged.Names() {
+			ref, _ := merged.Lookup(name)
+			got, d := read(t, merged, name), ref.Tensor.DType
+			exact, ok := truth.Lookup(name)
+			if !ok {
+				if string(got) != string(read(t, base, strings.TrimPrefix(name, c.Prefix))) {
+					t.Errorf("%s, which PEFT's model does not have, has changed", name)
+				}
+				continue
+			}
+			if first, _ := base.Lookup(base.Names()[0]); d != first.Tensor.DType {
+				t.Errorf("%s is stored as %v, the base as %v", name, d, first.Tensor.DType)
+			}
+			if !slices.Equal(ref.Tensor.Shape, exact.Tensor.Shape) {
+				t.Fatalf("%s has shape %d, want %d", name, ref.Tensor.Shape, exact.Tensor.Shape)
+			}
+			values, want := read(t, truth, name), make([]byte, len(got))
+			for i := range len(values) / 8 {
+				dtype.Store(d, want, i, dtype.Load(dtype.F64, values, i))
+			}
+			if string(got) != string(want) {
+				t.Errorf("%s: % x, want % x", name, got, want)
+			}
+		}
+		checkAdded(t, c, p, report)
+		for _, m := range merged.History() {
+			if !slices.Equal(m.Added, c.Added) || !slices.Equal(m.Reshaped, c.Reshaped) {
+				t.Errorf("the stamp of %s names %q as added and %q as reshaped, want %q and %q", m.File, m.Added, m.Reshaped, c.Added, c.Reshaped)
+			}
+		}
+	})
+}
+
+// checkAdded compares what the plan, the report and the warnings say with what is added.
+func checkAdded(t *testing.T, c head, p *merge.Plan, report *merge.Report) {
+	t.Helper()
+	warnings := strings.Join(p.Warnings(), "\n")
+	for _, list := range [][]merge.PlannedTensor{p.Tensors(), report.Replaced} {
+		var added, reshaped []string
+		for _, tensor := range list {
+			if tensor.Added {
+				added = append(added, tensor.Tensor)
+			}
+			if tensor.Was != nil {
+				reshaped = append(reshaped, tensor.Tensor)
+			}
+		}
+		slices.Sort(added)
+		slices.Sort(reshaped)
+		if !slices.Equal(added, c.Added) || !slices.Equal(reshaped, c.Reshaped) {
+			t.Errorf("added %q and reshaped %q, want %q and %q", added, reshaped, c.Added, c.Reshaped)
+		}
+	}
+	for _, name := range slices.Concat(c.Added, c.Reshaped) {
+		if !strings.Contains(warnings, fmt.Sprintf("%q", name)) {
+			t.Errorf("no warning names %s: %s", name, warnings)
+		}
+	}
+	if !strings.Contains(warnings, c.Class) {
+		t.Errorf("no warning names the class %s: %s", c.Class, warnings)
+	}
+}
+
+// TestConfigFollowsTheTask: config.json names the class and the labels; every other field stays as it is.
+func TestConfigFollowsTheTask(t *testing.T) {
+	eachHead(t, func(t *testing.T, dir string, c head) {
+		p, err := openHead(t, filepath.Join(dir, "base"), filepath.Join(dir, "adapter"), merge.Options{AddTensors: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := filepath.Join(t.TempDir(), "out")
+		if _, err := p.Run(context.Background(), out); err != nil {
+			t.Fatal(err)
+		}
+		var before, after map[string]any
+		for path, config := range map[string]*map[string]any{filepath.Join(dir, "base"): &before, out: &after} {
+			if err := json.Unmarshal([]byte(readText(t, path, "config.json")), config); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before["architectures"] = []any{c.Class}
+		if c.Labels != 2 { // what transformers has without a word
+			names, numbers := make(map[string]any), make(map[string]any)
+			for i := range c.Labels {
+				names[fmt.Sprint(i)], numbers[fmt.Sprintf("LABEL_%d", i)] = fmt.Sprintf("LABEL_%d", i), float64(i)
+			}
+			before["id2label"], before["label2id"] = names, numbers
+		}
+		got, _ := json.Marshal(after)
+		if want, _ := json.Marshal(before); string(got) != string(want) {
+			t.Errorf("config.json is\n%s\nwant\n%s", got, want)
+		}
+	})
+}
+
+// TestIndexNamesWhatIsAdded: the index of shards has exactly the names, and the size, of what the shards hold.
+func TestIndexNamesWhatIsAdded(t *testing.T) {
+	for _, name := range []string{"gpt2", "llama"} {
+		dir := filepath.Join(fixtures, "heads", name)
+		p, err := openHead(t, filepath.Join(dir, "base"), filepath.Join(dir, "adapter"), merge.Options{AddTensors: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := filepath.Join(t.TempDir(), "out")
+		if _, err := p.Run(context.Background(), out); err != nil {
+			t.Fatal(err)
+		}
+		var index struct {
+			Metadata struct {
+				Size int64 `json:"total_size"`
+			}
+			Map map[string]string `json:"weight_map"`
+		}
+		if err := json.Unmarshal([]byte(readText(t, out, "model.safetensors.index.json")), &index); err != nil {
+			t.Fatal(err)
+		}
+		merged := openCheckpoint(t, out)
+		var nBytes int64
+		for _, tensor := range merged.Names() {
+			ref, _ := merged.Lookup(tensor)
+			nBytes += ref.Tensor.NBytes
+			if file := merged.Files[ref.File].Name; index.Map[tensor] != file {
+				t.Errorf("%s: the index has %s in %q, and it is in %s", name, tensor, index.Map[tensor], file)
+			}
+		}
+		if len(index.Map) != len(merged.Names()) || index.Metadata.Size != nBytes {
+			t.Errorf("%s: the index has %d tensors of %d bytes, want %d of %d", name, len(index.Map), index.Metadata.Size, len(merged.Names()), nBytes)
+		}
+	}
+}
+
+// TestWithoutTheFlagTheErrorNamesIt: what is missing is named, and the flag that puts it in.
+func TestWithoutTheFlagTheErrorNamesIt(t *testing.T) {
+	eachHead(t, func(t *testing.T, dir string, c head) {
+		_, err := openHead(t, filepath.Join(dir, "base"), filepath.Join(dir, "adapter"), merge.Options{})
+		if !errors.Is(err, fault.Mismatch) || !strings.Contains(fault.Hint(err), "--add-tensors") {
+			t.Fatalf("%v (hint: %s), want a mismatch with a hint of --add-tensors", err, fault.Hint(err))
+		}
+		if name := slices.Concat(c.Added, c.Reshaped)[0]; !strings.Contains(err.Error(), name) {
+			t.Errorf("%v, want an error that names %s", err, name)
+		}
+	})
+}
+
+// TestUndoRefusesWhatIsAdded by name.
+func TestUndoRefusesWhatIsAdded(t *testing.T) {
+	eachHead(t, func(t *testing.T, dir string, c head) {
+		options := merge.Options{AddTensors: true, Undo: new(strings.Builder)}
+		_, err := openHead(t, filepath.Join(dir, "base"), filepath.Join(dir, "adapter"), options)
+		if name := slices.Concat(c.Added, c.Reshaped)[0]; !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), name) {
+			t.Errorf("%v, want a refusal that names %s", err, name)
+		}
+	})
+}
+
+// TestAddTensorsOfAFile: a base without a directory has no config.json to change, and a warning says what to set.
+func TestAddTensorsOfAFile(t *testing.T) {
+	dir := filepath.Join(fixtures, "heads", "bert")
+	base := filepath.Join(dir, "base", "model.safetensors")
+	p, err := openHead(t, base, filepath.Join(dir, "adapter"), merge.Options{AddTensors: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(t.TempDir(), "out.safetensors")
+	if _, err := p.Run(context.Background(), out); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := openCheckpoint(t, out).Lookup("classifier.weight"); !ok {
+		t.Error("the output has no classifier.weight")
+	}
+	if warnings := strings.Join(p.Warnings(), "\n"); !strings.Contains(warnings, "set architectures") {
+		t.Errorf("no warning says what to set: %s", warnings)
+	}
+	if left, err := os.ReadDir(filepath.Dir(out)); err != nil || len(left) != 1 {
+		t.Errorf("%d files beside the output, want none (%v)", len(left)-1, err)
+	}
+}
