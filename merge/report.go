@@ -1,6 +1,8 @@
 package merge
 
 import (
+	"encoding/json"
+
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/undo"
@@ -60,19 +62,34 @@ type LayerReport struct {
 	stats kernel.Stats
 }
 
-// Retention compares the update wanted, Δ, with the update stored, out − w, which a 16-bit base rounds. Norms are Frobenius
-// norms over the elements that are finite.
+// Retention compares the update wanted, Δ, with the update stored, out − w, which a 16-bit base
+// rounds. Norms are Frobenius norms over the elements that are finite. A norm has a relative error of
+// at most 2⁻¹⁷. Over a 16-bit base Δ is known to float32 here: that adds about 10⁻⁶, as a share of ‖Δ‖,
+// to what RetentionError may be off by, which shows where hardly anything is lost.
 type Retention struct {
-	RelativeNorm   float64 `json:"relative_norm"`   // ‖Δ‖ / ‖W‖; 0 where W is 0
-	RetentionError float64 `json:"retention_error"` // ‖(out − w) − Δ‖ / ‖Δ‖; 0 where Δ is 0
-	Cosine         float64 `json:"cosine"`          // between Δ and out − w; 1 where both are 0, 0 where one is
-	UnchangedShare float64 `json:"unchanged_share"`
+	RelativeNorm   Figure `json:"relative_norm"`   // ‖Δ‖ / ‖W‖; 0 where W is 0
+	RetentionError Figure `json:"retention_error"` // ‖(out − w) − Δ‖ / ‖Δ‖; 0 where Δ is 0
+	Cosine         Figure `json:"cosine"`          // between Δ and out − w, in −1 … 1; 1 where both are 0, 0 where one is
+	UnchangedShare Figure `json:"unchanged_share"` // of the elements, in 0 … 1
+	IsZero         bool   `json:"is_zero"`         // Δ is 0
+}
+
+// Figure is a number of a report. JSON has no word for infinity and NaN: there it is null then, so
+// that a report can always be encoded.
+type Figure float64
+
+// MarshalJSON implements json.Marshaler.
+func (f Figure) MarshalJSON() ([]byte, error) {
+	if x := float64(f); x-x != 0 {
+		return []byte("null"), nil
+	}
+	return json.Marshal(float64(f))
 }
 
 func retention(s *kernel.Stats) Retention {
-	r := Retention{Cosine: 1}
+	r := Retention{Cosine: 1, IsZero: s.NormDelta.IsZero()}
 	if !s.NormW.IsZero() {
-		r.RelativeNorm = s.NormDelta.Ratio(&s.NormW)
+		r.RelativeNorm = Figure(s.NormDelta.Ratio(&s.NormW))
 	}
 	switch {
 	case s.NormDelta.IsZero() != s.NormStored.IsZero():
@@ -81,18 +98,18 @@ func retention(s *kernel.Stats) Retention {
 		r.Cosine = cosine(s.NormStored.Ratio(&s.NormDelta), s.NormError.Ratio(&s.NormDelta))
 	}
 	if !s.NormDelta.IsZero() {
-		r.RetentionError = s.NormError.Ratio(&s.NormDelta)
+		r.RetentionError = Figure(s.NormError.Ratio(&s.NormDelta))
 	}
 	if s.Elements > 0 {
-		r.UnchangedShare = float64(s.Unchanged) / float64(s.Elements)
+		r.UnchangedShare = Figure(float64(s.Unchanged) / float64(s.Elements))
 	}
 	return r
 }
 
-// cosine is that of the angle between a vector of length 1 and one of the given length, at a distance from it. Rounding may not make
-// it more than 1.
-func cosine(length, distance float64) float64 {
-	return max(-1, min(1, (1+length*length-distance*distance)/(2*length)))
+// cosine is that of the angle between a vector of length 1 and one of the given length, at a distance
+// from it. Rounding may not make it more than 1.
+func cosine(length, distance float64) Figure {
+	return Figure(max(-1, min(1, (1+length*length-distance*distance)/(2*length))))
 }
 
 // report sums up the statistics of all jobs, in their order, so that the figures do not depend on who did what when.

@@ -257,7 +257,7 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 			{head: "rank"}, {head: "scale", drop: 1}, {head: "|ΔW|/|W|"}, {head: "unchanged", drop: 2}, {head: "lost"}, {head: "tensor", left: true, isName: true},
 		}}
 		for _, l := range r.Layers {
-			tab.add(strconv.Itoa(l.Rank), scaleText(&l.PlannedTensor), fmt.Sprintf("%.4f", l.RelativeNorm), percent(l.UnchangedShare), percent(l.RetentionError), l.Tensor)
+			tab.add(strconv.Itoa(l.Rank), scaleText(&l.PlannedTensor), fmt.Sprintf("%.3g", l.RelativeNorm), percent(l.UnchangedShare), percent(l.RetentionError), l.Tensor)
 		}
 		for _, p := range r.Replaced {
 			tab.add("", "", "", "", "", p.Tensor+" ("+fateText(&p)+")")
@@ -286,7 +286,7 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 	}
 	t.printf("|ΔW|/|W| = %.3g; every one of %s elements is the nearest to W + ΔW in its dtype\n", r.Total.RelativeNorm, countText(r.Elements))
 	switch lost := r.Total.RetentionError; {
-	case r.Total.RelativeNorm == 0:
+	case r.Total.IsZero:
 		t.printf("ΔW is zero: the adapter is untrained and changes nothing\n")
 	case lost > 0.1:
 		t.printf("rounding to the base's dtype costs %s of ΔW, and %s of the weights do not move: ΔW is small against the steps of\n"+

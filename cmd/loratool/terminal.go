@@ -185,7 +185,8 @@ func countText(n int64) string {
 }
 
 // percent is a share with two significant digits.
-func percent(x float64) string {
+func percent[F ~float64](share F) string {
+	x := float64(share)
 	if x == 0 {
 		return "0 %"
 	}

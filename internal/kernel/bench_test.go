@@ -16,9 +16,9 @@ func BenchmarkFast(b *testing.B) {
 			for _, r := range []int{4, 8, 16, 64, 256} {
 				b.Run(fmt.Sprintf("kernel=%v/m=4096/n=4096/r=%d/dtype=%v", k, r, d), func(b *testing.B) {
 					if d == dtype.F32 {
-						benchmark[float64](b, k, d, r)
+						benchmark[float64](b, k, d, r, 1)
 					} else {
-						benchmark[float32](b, k, d, r)
+						benchmark[float32](b, k, d, r, 1)
 					}
 				})
 			}
@@ -26,9 +26,29 @@ func BenchmarkFast(b *testing.B) {
 	}
 }
 
-func benchmark[T Float](b *testing.B, k *Kernel, d dtype.Type, r int) {
+// BenchmarkSmall is BenchmarkFast for a B that is smaller and smaller: its squares, products and elements would be subnormal one
+// after the other. It takes at most 1.3 times as long.
+func BenchmarkSmall(b *testing.B) {
+	for _, k := range Available() {
+		for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
+			for _, factor := range []float64{1, 1e-10, 1e-20, 1e-30, 1e-40} {
+				b.Run(fmt.Sprintf("kernel=%v/factor=%v/dtype=%v", k, factor, d), func(b *testing.B) {
+					if d == dtype.F32 {
+						benchmark[float64](b, k, d, 16, factor)
+					} else {
+						benchmark[float32](b, k, d, 16, factor)
+					}
+				})
+			}
+		}
+	}
+}
+
+// benchmark merges an update whose left factor is multiplied by a factor.
+func benchmark[T Float](b *testing.B, k *Kernel, d dtype.Type, r int, factor float64) {
 	const n, blockBytes = 4096, 1 << 20
 	p := randomProblem(rand.New(rand.NewPCG(13, 14)), d, n, n, 0.02, []int{r}, 0.05, 2)
+	times(p.terms[0].l, factor)
 	w, st, scratch := p.bytes(), Stats{}, new(Scratch[T])
 	add := prepare[T](k, p)
 	p.terms[0].s *= -1
