@@ -161,7 +161,9 @@ func (e *Extraction) plan() error {
 		return fault.New(fault.Mismatch, "nothing is left to extract: %d tensors are excluded or not of a float dtype", sameShape)
 	}
 	if e.options.PEFT {
-		e.pairLive()
+		if err := e.pairLive(); err != nil {
+			return err
+		}
 	}
 	// By position, so that files are read from front to back.
 	sort.SliceStable(e.pairs, func(i, j int) bool {

@@ -26,8 +26,12 @@ type forPEFT struct {
 
 // pairLive turns the pairs, which have the names of the base's tensors, into pairs of parameters in
 // memory.
-func (e *Extraction) pairLive() {
+func (e *Extraction) pairLive() error {
 	c := e.base.Config
+	if !naming.KnowsLive(c.ModelType) {
+		return fault.New(fault.Unsupported, "of a model of type %q transformers 5 has modules under other names in memory, and they are not known here: PEFT would not find them",
+			c.ModelType).WithHint("write a .lora file, which merge applies")
+	}
 	shapeOf := func(name string) []uint64 {
 		ref, _ := e.base.Lookup(name)
 		return ref.Tensor.Shape
@@ -65,6 +69,7 @@ func (e *Extraction) pairLive() {
 	}
 	e.pairs = pairs
 	e.findTwins()
+	return nil
 }
 
 func sameTypes(parts []*pair) bool {
@@ -144,8 +149,7 @@ func (e *Extraction) viewPEFT(p *pair) (v view, ok bool) {
 		v.kind, v.parameter = format.Expert, p.name
 		if len(shape) == 3 {
 			v.slabs, v.rows, v.cols = int(shape[0]), int(shape[1]), int(shape[2])
-			// Checkpoints of some types hold the transpose of what is in memory.
-			v.transposed = naming.HasTransposedExperts(modelType) != naming.HasTurnedExperts(modelType)
+			v.transposed = naming.HasTransposedExperts(modelType) != e.peft.model.IsTurned(p.name)
 		}
 	default:
 		return view{}, false

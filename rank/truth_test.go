@@ -81,7 +81,12 @@ var notHeld = map[string][]string{
 	"Dinov2Model":        {"embeddings.cls_token", "embeddings.mask_token", "embeddings.position_embeddings"},
 	"Wav2Vec2ForCTC":     {"wav2vec2.masked_spec_embed"},
 
-	"BartForConditionalGeneration": {"final_logits_bias"},
+	"FalconMambaForCausalLM": {"backbone.layers.0.mixer.A_log", "backbone.layers.0.mixer.D"},
+	"DeiTModel":              {"embeddings.cls_token", "embeddings.distillation_token", "embeddings.position_embeddings"},
+	"Dinov2WithRegistersModel": {"embeddings.cls_token", "embeddings.mask_token", "embeddings.position_embeddings",
+		"embeddings.register_tokens"},
+	"BartForConditionalGeneration":  {"final_logits_bias"},
+	"MBartForConditionalGeneration": {"final_logits_bias"},
 }
 
 // TestPEFTAcceptsEveryKey extracts a fine-tune of every class of the truth, in which all tensors
@@ -245,4 +250,90 @@ func (x *truth) keys(t *testing.T, class string, c *peftConfig) (keys map[string
 		}
 	}
 	return keys, held
+}
+
+// TestOneOfTheParametersOfExpertsIsNotNested: PEFT nests the parameters of a module that it adapts, not those that the model has.
+func TestOneOfTheParametersOfExpertsIsNotNested(t *testing.T) {
+	rng := rand.New(rand.NewPCG(101, 102))
+	up := testkit.Random(rng, "mlp.experts.gate_up_proj", dtype.F32, 0.1, 3, 8, 4)
+	down := testkit.Random(rng, "mlp.experts.down_proj", dtype.F32, 0.1, 3, 4, 6)
+	up2 := testkit.Random(rng, up.Name, dtype.F32, 0.1, 3, 8, 4)
+	basePath, tunedPath := pairOf(t, `{"model_type":"granitemoe"}`, []testkit.Tensor{up, down}, []testkit.Tensor{up2, down})
+	for _, forPEFT := range []bool{false, true} {
+		src, _, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Rule: rank.FixedRank{K: 2}, PEFT: forPEFT})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := &src.Manifest().Adapters[0]
+		if len(a.Layers) != 1 || a.Layers[0].Module != "mlp.experts" || len(a.Requires) != 1 || a.Requires[0].Where != up.Name {
+			t.Errorf("for PEFT %v: layers %+v, requires %+v, want mlp.experts for %s", forPEFT, a.Layers, a.Requires, up.Name)
+		}
+	}
+}
+
+// TestForPEFTWhatItCannotHoldIsLeftOutOnRequest, with its share of Δ; and a type whose names in memory are not known is refused.
+func TestForPEFTWhatItCannotHoldIsLeftOutOnRequest(t *testing.T) {
+	rng := rand.New(rand.NewPCG(103, 104))
+	random := func(name string, shape ...uint64) testkit.Tensor {
+		return testkit.Random(rng, name, dtype.F32, 0.1, shape...)
+	}
+	make := func() []testkit.Tensor {
+		return []testkit.Tensor{random("layers.0.mixer.D", 8), random("layers.0.mixer.in_proj.weight", 8, 4), random("layers.0.mixer.out_proj.weight", 4, 8)}
+	}
+	base, tuned := make(), make()
+	o := rank.ExtractOptions{Rule: rank.FixedRank{K: 2}, PEFT: true, Only: true}
+	basePath, tunedPath := pairOf(t, `{"model_type":"mamba2"}`, base, tuned)
+	src, report, err := extract(t, basePath, tunedPath, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &src.Manifest().Adapters[0]
+	if len(a.Layers) != 1 || a.Layers[0].Module != "layers.0.mixer.in_proj" || len(a.Beside) != 0 {
+		t.Errorf("layers %+v and beside %+v, want in_proj alone", a.Layers, a.Beside)
+	}
+	for _, s := range report.Skipped {
+		if s.Share == 0 {
+			t.Errorf("%s is left out with no share of Δ", s.Tensor)
+		}
+	}
+	basePath, tunedPath = pairOf(t, `{"model_type":"nomic_bert"}`, base, tuned)
+	if _, _, err := extract(t, basePath, tunedPath, o); !errors.Is(err, format.ErrUnsupported) || !strings.Contains(err.Error(), "nomic_bert") {
+		t.Errorf("%v, want a refusal that names the type", err)
+	}
+}
+
+// TestPEFTHasAWordForNoTargets: it refuses an empty list.
+func TestPEFTHasAWordForNoTargets(t *testing.T) {
+	rng := rand.New(rand.NewPCG(105, 106))
+	base := []testkit.Tensor{testkit.Random(rng, "norm.weight", dtype.F32, 0.1, 8)}
+	tuned := []testkit.Tensor{testkit.Random(rng, "norm.weight", dtype.F32, 0.1, 8)}
+	basePath, tunedPath := pairOf(t, "", base, tuned)
+	src, _, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Rule: rank.FixedRank{K: 2}, PEFT: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(t.TempDir(), "adapter")
+	sink, err := convert.Create(out, convert.PEFT, convert.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sink.Store(t.Context(), src); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(out, format.PEFTConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c map[string]any
+	if err := json.Unmarshal(text, &c); err != nil || c["target_modules"] != "dummy-target-modules" {
+		t.Errorf("target_modules is %v (%v), want PEFT's word for none", c["target_modules"], err)
+	}
+	back, err := convert.Open(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer back.Close()
+	if b := back.Manifest().Adapters[0].Beside; len(b) != 1 || b[0].Target != "norm.weight" {
+		t.Errorf("read back: beside %+v, want norm.weight", b)
+	}
 }

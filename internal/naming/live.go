@@ -31,14 +31,12 @@ var movedTypes = map[string]string{
 	"llava_next_video": "LLaVA and its kin", "llava_onevision": "LLaVA and its kin", "mllama": "Mllama",
 	"qwen2_vl": "Qwen2-VL and Qwen2.5-VL", "qwen2_5_vl": "Qwen2-VL and Qwen2.5-VL",
 	"vit": "ViT and its kin", "deit": "ViT and its kin", "vit_msn": "ViT and its kin",
-	"dinov2": "DINOv2", "swin": "Swin", "segformer": "SegFormer", "gpt_neox": "GPT-NeoX",
+	"dinov2": "DINOv2", "dinov2_with_registers": "DINOv2", "swin": "Swin", "segformer": "SegFormer", "gpt_neox": "GPT-NeoX",
 }
 
 // stackedTypes are the model types whose experts lie one by one on the disk and stacked in memory.
-var stackedTypes = set("mixtral", "minimax", "minimax_m2", "phimoe", "qwen2_moe", "qwen3_moe",
-	"qwen3_next", "olmoe", "flex_olmo", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe",
-	"glm4_moe", "glm4v_moe", "hunyuan_v1_moe", "longcat_flash", "exaone_moe", "cohere2_moe",
-	"solar_open", "afmoe")
+var stackedTypes = set("mixtral", "minimax", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_next",
+	"qwen3_5_moe_text", "olmoe", "flex_olmo", "deepseek_v2", "deepseek_v3", "dots1", "glm4_moe")
 
 // trunkPrefix is what stands before the names of a model with a head in memory, where checkpoints
 // on the hub lack it.

@@ -74,6 +74,11 @@ func TestMovedModulesAreFound(t *testing.T) {
 		{"swin.encoder.layers.0.blocks.1.attention.self.value.weight", "swin.encoder.layers.0.blocks.1.attention.v_proj.weight"},
 		{"segformer.encoder.block.2.13.mlp.dense2.weight", "segformer.stages.2.blocks.13.mlp.fc2.weight"},
 		{"segformer.encoder.patch_embeddings.1.proj.weight", "segformer.stages.1.patch_embeddings.proj.weight"},
+		{"segformer.encoder.layer_norm.1.weight", "segformer.stages.1.layer_norm.weight"},
+		{"segformer.encoder.block.0.1.layer_norm_2.bias", "segformer.stages.0.blocks.1.layernorm_after.bias"},
+		{"segformer.encoder.block.0.1.attention.self.layer_norm.bias", "segformer.stages.0.blocks.1.attention.sequence_reduction.layer_norm.bias"},
+		{"encoder.layers.0.blocks.0.attention.self.relative_position_bias_table", "encoder.layers.0.blocks.0.attention.relative_position_bias.relative_position_bias_table"},
+		{"embed_out.weight", "lm_head.weight"},
 	} {
 		for _, names := range [][2]string{{c.older, c.newer}, {c.newer, c.older}} {
 			m, missing, ambiguous := Index([]string{names[0], "other.weight"}).Match([]string{names[1]})

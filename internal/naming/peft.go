@@ -69,7 +69,7 @@ func hasNumber(path string) bool {
 var (
 	// tables are the names that modules of torch.nn.Embedding have beside those that end in
 	// embedding or embeddings.
-	tables = set("embed_tokens", "embed_in", "embed_tokens_per_layer", "wte", "wpe", "shared",
+	tables = set("embed_tokens", "embed_in", "embed_tokens_per_layer", "pos_embed", "wte", "wpe", "shared",
 		"tok_embeddings", "relative_attention_bias")
 	// readPast are the modules whose weight their models read past the module, or that look up
 	// otherwise than torch.nn.Embedding: what PEFT puts around them has no effect, or fails. The
@@ -161,6 +161,18 @@ func (m *PEFTModel) attention(module string) string {
 		}
 	}
 	return ""
+}
+
+// IsTurned reports whether the checkpoint holds stacked experts transposed, compared with the model in
+// memory. Of the types of which that is known it may hold them either way; two parameters of a
+// module tell, as gate_up_proj has twice as many outputs as down_proj has inputs.
+func (m *PEFTModel) IsTurned(name string) bool {
+	if !HasTurnedExperts(m.modelType) {
+		return false
+	}
+	up, hasUp := m.byName[Module(name)+".gate_up_proj"]
+	down, hasDown := m.byName[Module(name)+".down_proj"]
+	return !hasUp || !hasDown || m.live[up].Shape[1] != 2*m.live[down].Shape[2]
 }
 
 // whole is the form of a parameter whose module has to be saved. Where others lie below that

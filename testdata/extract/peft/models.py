@@ -22,6 +22,7 @@ SEQ2SEQ = dict(
     d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
     encoder_ffn_dim=32, decoder_ffn_dim=32,
 )
+ROPE = dict(rope_parameters={"type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]})
 EXPERTS = dict(num_experts=3, num_experts_per_tok=1, moe_intermediate_size=6)
 LOCAL = dict(num_local_experts=3, num_experts_per_tok=1)
 
@@ -103,6 +104,32 @@ MODELS = {
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=12,
         conv_dim=(8, 8), conv_stride=(2, 2), conv_kernel=(3, 3), num_feat_extract_layers=2,
         num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)),
+    "Qwen3NextForCausalLM": ("Qwen3NextConfig", TEXT | EXPERTS | dict(
+        layer_types=["full_attention"], shared_expert_intermediate_size=10)),
+    "Qwen3_5MoeForCausalLM": ("Qwen3_5MoeTextConfig", TEXT | EXPERTS | dict(
+        layer_types=["full_attention"], shared_expert_intermediate_size=10)),
+    "Glm4MoeForCausalLM": ("Glm4MoeConfig", TEXT | dict(
+        n_routed_experts=4, num_experts_per_tok=1, moe_intermediate_size=6, first_k_dense_replace=0, n_group=1,
+        topk_group=1)),
+    "MiniMaxForCausalLM": ("MiniMaxConfig", TEXT | LOCAL | dict(layer_types=["full_attention"])),
+    "FalconMambaForCausalLM": ("FalconMambaConfig", dict(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, state_size=4)),
+    "MBartForConditionalGeneration": ("MBartConfig", SEQ2SEQ | dict(vocab_size=40, max_position_embeddings=12)),
+    "DeiTModel": ("DeiTConfig", IMAGE),
+    "Dinov2WithRegistersModel": ("Dinov2WithRegistersConfig", IMAGE),
+    "Gemma3ForConditionalGeneration": ("Gemma3Config", dict(
+        text_config=TEXT | dict(model_type="gemma3_text"), vision_config=IMAGE | dict(model_type="siglip_vision_model"),
+        mm_tokens_per_image=4, image_token_index=35, boi_token_index=36, eoi_token_index=37)),
+    "PaliGemmaForConditionalGeneration": ("PaliGemmaConfig", dict(
+        text_config=TEXT | dict(model_type="gemma"), vision_config=IMAGE | dict(model_type="siglip_vision_model"),
+        projection_dim=16, image_token_index=35)),
+    "Qwen2_5_VLForConditionalGeneration": ("Qwen2_5_VLConfig", dict(text_config=TEXT | ROPE, vision_config=dict(
+        depth=1, hidden_size=16, num_heads=2, patch_size=4, intermediate_size=24, out_hidden_size=16,
+        fullatt_block_indexes=[0]))),
+    "Qwen3VLMoeForConditionalGeneration": ("Qwen3VLMoeConfig", dict(
+        text_config=TEXT | EXPERTS | ROPE, vision_config=dict(
+            depth=1, hidden_size=16, num_heads=2, patch_size=4, intermediate_size=24, out_hidden_size=16,
+            num_position_embeddings=16, deepstack_visual_indexes=[0]))),
     "LlavaForConditionalGeneration": ("LlavaConfig", dict(
         text_config=TEXT | dict(model_type="llama"),
         vision_config=IMAGE | dict(model_type="clip_vision_model", projection_dim=12), image_token_index=5)),
@@ -126,7 +153,7 @@ def inputs(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     ids = torch.tensor([[3, 7, 11, 5, 9, 4]])
     image = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     match model.config.model_type:
-        case "vit" | "dinov2" | "swin":
+        case "vit" | "deit" | "dinov2" | "dinov2_with_registers" | "swin":
             return {"pixel_values": image}
         case "segformer":
             return {"pixel_values": torch.cat([torch.cat([image, image], 2)] * 2, 3)}
@@ -137,7 +164,7 @@ def inputs(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         case "whisper":
             features = torch.randn(1, 8, 20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
             return {"input_features": features, "decoder_input_ids": ids}
-        case "t5" | "bart":
+        case "t5" | "bart" | "mbart":
             return {"input_ids": ids, "decoder_input_ids": ids}
         case "llava":
             return {"input_ids": torch.tensor([[3, 5, 5, 5, 5, 4]]), "pixel_values": image}

@@ -30,7 +30,8 @@ from models import MODELS, forward, make
 logging.disable(logging.WARNING)
 warnings.simplefilter("ignore")
 
-WRAPPED = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, Conv1D, torch.nn.MultiheadAttention)
+WRAPPED = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, Conv1D,
+           torch.nn.MultiheadAttention)
 
 
 def saved(model: torch.nn.Module) -> tuple[dict, dict]:
