@@ -67,6 +67,10 @@
 // is exact. If e < |t − m|, the exact value lies on the same side of m as t. The next midpoint on that side is at least
 // 2¹⁴ ulps of t away, and these are more than 2⁻¹⁰·|t|. So e < min(|t − m|, 2⁻¹⁰·|t|) decides: the result is t, rounded.
 //
+// The bound is never below ν, so that 16-bit results below 2⁻¹¹⁸ stay open in float32. Where an update is that small and many weights
+// are as well, a block is merged in float64 as if its dtype were F32. That result is within its unit of the exact one, so that
+// where both of its neighbours round to the same 16-bit value, this is the result; the rest goes to the second pass.
+//
 // The second pass forms one sum per term in float64 and multiplies it by S, which is at most r + K + 3 roundings for K terms.
 // Its bound is (r + K + 3)·2⁻⁵³·‖l‖·‖r‖, in which ‖l‖·‖r‖ ≤ ‖l‖_n·‖r‖_n/3 since every n_k is at least 3, and step 4 as above. For
 // an F64 base it uses double-double arithmetic, whose bound is stated with it. The last pass is exact: sums of products of

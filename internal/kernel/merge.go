@@ -11,6 +11,7 @@ type Scratch[T Float] struct {
 	block     block[T]
 	undecided [maxMasks]uint64
 	edge      [maxEdge]byte
+	bottom    *bottomScratch
 }
 
 // What micro-kernels ask for, at most: tiles in a call times rows of a tile, and bytes of W in a call.
@@ -28,6 +29,10 @@ func (u *Update[T]) Merge(w []byte, row0 int, st *Stats, s *Scratch[T]) {
 	nRows := len(w) / lineBytes
 	if len(w)%lineBytes != 0 || row0 < 0 || row0+nRows > u.rows {
 		panic("kernel: not rows of the matrix")
+	}
+	if u.isBottom(w) {
+		u.mergeBottom(w, row0, st, s)
+		return
 	}
 	st.Elements += int64(nRows) * int64(u.cols)
 	if u.d == dtype.F64 {

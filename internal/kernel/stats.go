@@ -139,13 +139,12 @@ type ofBase struct {
 // baseSquares looks at a few elements of w, which is about to be merged, and sums up all squares if none of these is of a size that tells
 // that float32 can. What then vanishes is nothing beside the square of that element.
 func baseSquares(d dtype.Type, w []byte, st *Stats) (o ofBase) {
-	const step = 4099 // a sample costs a line of the cache
 	o = ofBase{isBF16: d == dtype.BF16, before: st.NormW}
 	if !o.isBF16 {
 		return o
 	}
 	most := uint16(0)
-	for i := 0; i < len(w)/2; i += step {
+	for i := 0; i < len(w)/2; i += sampleStep(len(w) / 2) {
 		if h := binary.LittleEndian.Uint16(w[2*i:]) &^ 0x8000; h < infinityBF16 {
 			most = max(most, h)
 		}

@@ -19,6 +19,7 @@ type Update[T Float] struct {
 	rows, cols int
 	rank       int // of all terms together
 	terms      []Term[T]
+	kernel     *Kernel
 	micro      micro[T]
 	panels     int // of micro.cols columns each, the last one padded with zeros
 	group      int // how many of them are worked on together, by their size
@@ -33,6 +34,7 @@ type Update[T Float] struct {
 	floor64   float64
 	right     []T  // R as it was given, packed as r is, for the passes that follow: r itself where that has all of it
 	rFinite   bool // no element of R is NaN or infinite: then a zero row of L changes nothing
+	bottom    *bottom
 }
 
 // chunk is the length of the sums of products that are then summed up: see micro.
@@ -51,7 +53,7 @@ const groupBytes = 20 << 10
 // Prepare makes an Update of a rows×cols matrix of dtype d: F64, F32, F16 or BF16, for T = float32 one of the last two. It
 // keeps L and copies R: see pack.go.
 func Prepare[T Float](k *Kernel, d dtype.Type, rows, cols int, terms []Term[T]) *Update[T] {
-	u := &Update[T]{d: d, rows: rows, cols: cols, terms: make([]Term[T], len(terms)), micro: microFor[T](k, d)}
+	u := &Update[T]{d: d, rows: rows, cols: cols, terms: make([]Term[T], len(terms)), kernel: k, micro: microFor[T](k, d), bottom: new(bottom)}
 	copy(u.terms, terms)
 	for i := range terms {
 		t := &terms[i]
@@ -73,6 +75,7 @@ func Prepare[T Float](k *Kernel, d dtype.Type, rows, cols int, terms []Term[T]) 
 // Negative returns −u, the update that takes u out again. The two share R.
 func (u *Update[T]) Negative() *Update[T] {
 	n := *u
+	n.bottom = new(bottom)
 	n.terms = make([]Term[T], len(u.terms))
 	for i, t := range u.terms {
 		t.S = -t.S

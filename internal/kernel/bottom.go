@@ -1,0 +1,137 @@
+package kernel
+
+import (
+	"math"
+	"sync"
+
+	"github.com/loratool/loratool/format/dtype"
+)
+
+// An update near the bottom of float32's range, beside weights that are zero or as small, leaves every
+// element open that it decides: the bound is never below the smallest normal number. Such blocks are
+// merged as a matrix of float32, in float64, and the results rounded once more where this changes
+// nothing. That is the case unless the float32 is as near as its own unit to a point where the
+// rounding to D changes; these elements go to the slow pass.
+
+// bottom is what such blocks need: the update in float64, made for the first of them.
+type bottom struct {
+	once   sync.Once
+	update *Update[float64]
+}
+
+// deepBelow is the exponent of the scale from which on updates are near the bottom, and zeroBelow that
+// of weights beside which they are felt.
+const (
+	deepBelow = -80
+	zeroBelow = -60
+)
+
+// isBottom reports whether a block is to be merged so: an eighth of the weights tells.
+func (u *Update[T]) isBottom(w []byte) bool {
+	if !isNarrow[T]() || u.a+u.b > deepBelow {
+		return false
+	}
+	n := len(w) / 2
+	looked, small := 0, 0
+	for i := 0; i < n; i += sampleStep(n) {
+		looked++
+		if x := dtype.Load(u.d, w, i); math.Abs(x) < math.Ldexp(1, zeroBelow) {
+			small++
+		}
+	}
+	return 8*small > looked
+}
+
+// sampleStep is the distance of the elements of n that are looked at: each costs a line of the cache.
+func sampleStep(n int) int { return max(1, n/128) }
+
+// inFloat64 is the update of the same matrix in float32.
+func (u *Update[T]) inFloat64() *Update[float64] {
+	u.bottom.once.Do(func() {
+		terms := make([]Term[float64], len(u.terms))
+		k := 0
+		for t := range u.terms {
+			term := &u.terms[t]
+			l, r := make([]float64, len(term.L)), make([]float64, term.Rank*u.cols)
+			for i, x := range term.L {
+				l[i] = float64(x)
+			}
+			for j := range u.cols {
+				at, stride := u.column(j)
+				for i := range term.Rank {
+					r[i*u.cols+j] = float64(u.right[at+(k+i)*stride])
+				}
+			}
+			terms[t] = Term[float64]{S: term.S, Rank: term.Rank, L: l, R: r}
+			k += term.Rank
+		}
+		u.bottom.update = Prepare(u.kernel, dtype.F32, u.rows, u.cols, terms)
+	})
+	return u.bottom.update
+}
+
+// bottomScratch is the memory of a worker for it.
+type bottomScratch struct {
+	lines []byte
+	wide  Scratch[float64]
+}
+
+// mergeBottom is Merge for such a block, a few rows at a time.
+func (u *Update[T]) mergeBottom(w []byte, row0 int, st *Stats, s *Scratch[T]) {
+	const rows = 8
+	line := u.cols * 2
+	if s.bottom == nil {
+		s.bottom = &bottomScratch{lines: make([]byte, rows*u.cols*4)}
+	}
+	if n := rows * u.cols * 4; len(s.bottom.lines) < n {
+		s.bottom.lines = make([]byte, n)
+	}
+	for i := 0; i < len(w)/line; i += rows {
+		part := w[i*line : min(len(w), (i+rows)*line)]
+		lines := s.bottom.lines[:2*len(part)]
+		for j := range len(part) / 2 {
+			dtype.Store(dtype.F32, lines, j, dtype.Load(u.d, part, j))
+		}
+		var sums Stats
+		u.inFloat64().Merge(lines, row0+i, &sums, &s.bottom.wide)
+		u.narrow(part, lines, row0+i, &sums)
+		st.Add(&sums)
+	}
+}
+
+// narrow rounds results in float32 to w, which holds the base's values, and corrects the sums. What
+// float32 has lost and what this rounding loses are of sizes so different that their product is
+// nothing beside their squares; where a float32 has few bits, NormError is off by up to 2⁻¹¹.
+func (u *Update[T]) narrow(w, lines []byte, row0 int, st *Stats) {
+	st.Unchanged, st.NaNAfter, st.NormStored = 0, 0, Squares{}
+	for j := range len(w) / 2 {
+		before, wide := dtype.Load(u.d, w, j), float32(dtype.Load(dtype.F32, lines, j))
+		if float64(wide) != before || math.Signbit(before) != math.Signbit(float64(wide)) {
+			if bits := math.Float32bits(wide); wide != wide || !isSettled(u.d, bits, w[2*j:]) {
+				st.Slow++
+				u.slow(w, row0, j, new(Stats))
+			}
+		}
+		after := dtype.Load(u.d, w, j)
+		if after == before || after != after && before != before {
+			st.Unchanged++
+		}
+		if !isFinite(after) {
+			st.NaNAfter++
+			continue
+		}
+		if moved := after - before; isFinite(moved) {
+			st.NormStored.add(moved)
+			st.NormError.add(after - float64(wide))
+		}
+	}
+}
+
+// isSettled stores a float32 of the given bits as d, if its neighbours are the same there.
+func isSettled(d dtype.Type, bits uint32, out []byte) bool {
+	low, high := bits, bits+1
+	if bits<<1 != 0 {
+		low--
+	}
+	return storeBetween(d, out, float64(math.Float32frombits(low)), float64(math.Float32frombits(high)))
+}
