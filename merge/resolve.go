@@ -142,7 +142,7 @@ func (r *resolver) target(name string) (*target, error) {
 	if t != nil {
 		return t, nil
 	}
-	if err := r.checkStorage(ref); err != nil {
+	if err := r.checkStorage(ref); err != nil && !r.isCounter(name, ref) {
 		return nil, err
 	}
 	if err := r.checkTied(actual); err != nil {

@@ -4,6 +4,8 @@ import (
 	"slices"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/naming"
 )
 
@@ -40,6 +42,15 @@ func (r *resolver) dropTwins() error {
 		r.adapter = &adapter
 	}
 	return nil
+}
+
+// isCounter reports whether the adapter saves a whole number where the base has one: the count of batches of a normalisation, which
+// PEFT saves with its module. It is copied, not computed with.
+func (r *resolver) isCounter(name string, ref checkpoint.Ref) bool {
+	isReplaced := func(b format.Beside) bool {
+		return b.Action == format.Replace && b.Target == name && r.blob(b.Tensor).tensor().DType == dtype.I64
+	}
+	return ref.Tensor.DType == dtype.I64 && slices.ContainsFunc(r.adapter.Beside, isReplaced)
 }
 
 // isInBase reports whether the base has a tensor whose name ends as this one does.

@@ -50,6 +50,11 @@ func TestOneTensorSavedForAllItsModules(t *testing.T) {
 		{"the bias of a head, which no tie is about", roberta,
 			[]testkit.Tensor{value("roberta.embeddings.word_embeddings.weight", 1, 2, 3, 4), value("lm_head.bias", 1, 2)},
 			[]testkit.Tensor{value("lm_head.bias", 3, 4)}, ""},
+		{"the counter of a normalisation, which is copied", llama,
+			[]testkit.Tensor{value("n.weight", 1, 2), {Name: "n.num_batches_tracked", DType: dtype.I64, Data: []byte{1, 0, 0, 0, 0, 0, 0, 0}}},
+			[]testkit.Tensor{value("n.weight", 3, 4), {Name: "n.num_batches_tracked", DType: dtype.I64, Data: []byte{7, 0, 0, 0, 0, 0, 0, 0}}}, ""},
+		{"a counter for weights", llama, []testkit.Tensor{value("n.weight", 1, 2)},
+			[]testkit.Tensor{{Name: "n.weight", DType: dtype.I64, Shape: []uint64{1, 2}, Data: make([]byte, 16)}}, "I64"},
 	} {
 		dir := t.TempDir()
 		in := func(name string) string { return filepath.Join(dir, name) }
@@ -58,7 +63,7 @@ func TestOneTensorSavedForAllItsModules(t *testing.T) {
 		var keys []testkit.Tensor
 		var modules []string
 		for _, x := range c.saved {
-			modules = append(modules, `"`+strings.TrimSuffix(strings.TrimSuffix(x.Name, ".weight"), ".bias")+`"`)
+			modules = append(modules, `"`+x.Name[:strings.LastIndex(x.Name, ".")]+`"`)
 			x.Name = "base_model.model." + x.Name
 			keys = append(keys, x)
 		}

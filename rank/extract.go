@@ -38,9 +38,10 @@ type Extraction struct {
 	options     ExtractOptions
 	pairs       []pair // present in both, same shape, both floats
 	skipped     []Skipped
-	left        []leftOut // of skipped, what counts in the error
-	renamed     string    // how the names of tuned are read, "" as they are
-	peft        *forPEFT  // where it is for PEFT
+	left        []leftOut          // of skipped, what counts in the error
+	renamed     string             // how the names of tuned are read, "" as they are
+	peft        *forPEFT           // where it is for PEFT
+	others      map[string]located // of dtypes that are no floats: the tuned ones, by the base's names
 }
 
 // Skipped is a tensor that is not extracted. Share is what it has of ‖Δ‖_F over all that changed: 0 for what did not change.
@@ -79,7 +80,7 @@ func OpenExtraction(basePath, tunedPath string, o ExtractOptions) (*Extraction, 
 	if err != nil {
 		return nil, errors.Join(err, base.Close())
 	}
-	e := &Extraction{base: base, tuned: tuned, options: o}
+	e := &Extraction{base: base, tuned: tuned, options: o, others: make(map[string]located)}
 	if e.options.DType == dtype.Invalid {
 		e.options.DType = dtype.F32
 	}
@@ -141,6 +142,7 @@ func (e *Extraction) plan() error {
 		switch {
 		case !base.dtype().IsFloat() || !tuned.dtype().IsFloat():
 			e.skip(name, "stored as %v and %v", base.dtype(), tuned.dtype())
+			e.others[name] = *tuned
 		case !e.selected(name):
 			e.leave(name, whyExcluded, base, tuned)
 		default:

@@ -65,6 +65,9 @@ func (e *Extraction) pairLive() error {
 			}
 		case len(l.Parts) == 1:
 			e.peft.all[l.Name] = *locate(e.base, first)
+			if other, ok := e.others[first]; ok {
+				e.peft.all[l.Name] = other
+			}
 		}
 	}
 	e.pairs = pairs
@@ -324,6 +327,9 @@ func (r *extracting) carry(ctx context.Context, name string, from located) error
 	}
 	r.adapter.Beside = append(r.adapter.Beside, format.Beside{Action: format.Replace, Target: name, Tensor: i})
 	r.report.Beside = append(r.report.Beside, BesideReport{name, "saved with its module", t.NBytes})
+	r.report.Skipped = slices.DeleteFunc(r.report.Skipped, func(s Skipped) bool { // a counter, or what did not change
+		return s.energy == 0 && (s.Tensor == r.peft.disk[name] || s.Tensor == name)
+	})
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"math"
+	"slices"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
@@ -226,7 +227,7 @@ func (r *extracting) strict() error {
 		names = append(names, b.Tensor)
 	}
 	for _, s := range r.report.Skipped {
-		if s.Why != Unchanged && s.Why != whyExcluded {
+		if !slices.Contains([]string{Unchanged, whyExcluded, whyTied, whyTrunk}, s.Why) {
 			names = append(names, s.Tensor)
 		}
 	}

@@ -45,7 +45,10 @@ func (s *spool) add(name string, d dtype.Type, shape []uint64, data []byte) (int
 func (s *spool) copy(ctx context.Context, name string, d dtype.Type, shape []uint64, src io.ReaderAt, off, n int64) (index, nonFinite int, err error) {
 	const piece = 1 << 18
 	buf := make([]byte, min(n, piece))
-	values := make([]float64, len(buf)/d.Size())
+	var values []float64
+	if d.IsFloat() {
+		values = make([]float64, len(buf)/d.Size())
+	}
 	for done := int64(0); done < n; done += piece {
 		if err := ctx.Err(); err != nil {
 			return 0, 0, err
@@ -54,11 +57,13 @@ func (s *spool) copy(ctx context.Context, name string, d dtype.Type, shape []uin
 		if _, err := io.ReadFull(io.NewSectionReader(src, off+done, int64(len(p))), p); err != nil {
 			return 0, 0, err
 		}
-		v := values[:len(p)/d.Size()]
-		dtype.Widen64(v, d, p)
-		for _, x := range v {
-			if x-x != 0 {
-				nonFinite++
+		if d.IsFloat() {
+			v := values[:len(p)/d.Size()]
+			dtype.Widen64(v, d, p)
+			for _, x := range v {
+				if x-x != 0 {
+					nonFinite++
+				}
 			}
 		}
 		if _, err := s.file.WriteAt(p, s.size+done); err != nil {

@@ -82,6 +82,7 @@ var notHeld = map[string][]string{
 	"Wav2Vec2ForCTC":     {"wav2vec2.masked_spec_embed"},
 
 	"FalconMambaForCausalLM": {"backbone.layers.0.mixer.A_log", "backbone.layers.0.mixer.D"},
+	"ConvNextModel":          {"encoder.stages.0.layers.0.layer_scale_parameter", "encoder.stages.1.layers.0.layer_scale_parameter"},
 	"DeiTModel":              {"embeddings.cls_token", "embeddings.distillation_token", "embeddings.position_embeddings"},
 	"Dinov2WithRegistersModel": {"embeddings.cls_token", "embeddings.mask_token", "embeddings.position_embeddings",
 		"embeddings.register_tokens"},

@@ -80,7 +80,10 @@ var (
 		"falcon_mamba": set("out_proj", "dt_proj", "x_proj"),
 		"mamba2":       set("out_proj"),
 		"falcon_h1":    set("out_proj"),
-		"whisper":      set("conv1", "conv2"),
+		"whisper":      set("conv1", "conv2"), // it asks for their stride
+		"mobilenet_v1": set("convolution"),
+		"mobilenet_v2": set("convolution"),
+		"regnet":       set("convolution"), // in groups, which no shape shows
 	}
 	// asParameters are the names of modules that PEFT, in a model with stacked experts, takes for
 	// weights of these.

@@ -104,6 +104,10 @@ MODELS = {
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=12,
         conv_dim=(8, 8), conv_stride=(2, 2), conv_kernel=(3, 3), num_feat_extract_layers=2,
         num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)),
+    "ResNetModel": ("ResNetConfig", dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])),
+    "RegNetModel": ("RegNetConfig", dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], groups_width=4)),
+    "ConvNextModel": ("ConvNextConfig", dict(
+        hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=16, patch_size=4)),
     "Qwen3NextForCausalLM": ("Qwen3NextConfig", TEXT | EXPERTS | dict(
         layer_types=["full_attention"], shared_expert_intermediate_size=10)),
     "Qwen3_5MoeForCausalLM": ("Qwen3_5MoeTextConfig", TEXT | EXPERTS | dict(
@@ -155,6 +159,9 @@ def inputs(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     match model.config.model_type:
         case "vit" | "deit" | "dinov2" | "dinov2_with_registers" | "swin":
             return {"pixel_values": image}
+        case "resnet" | "regnet" | "convnext":
+            return {"pixel_values": torch.randn(
+                1, 3, 32, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)}
         case "segformer":
             return {"pixel_values": torch.cat([torch.cat([image, image], 2)] * 2, 3)}
         case "clip" | "siglip":
