@@ -551,7 +551,7 @@ func (m *machine) convert(in *instruction) bool {
 		switch {
 		case from == 2:
 			setNumber(&out, i, 4, float64(dtype.F16ToFloat32(binary.LittleEndian.Uint16(src[2*i:]))))
-		case to == 2: // half-precision conversions take no assist
+		case to == 2: // not counted: halves that are subnormal are ordinary data
 			binary.LittleEndian.PutUint16(out[2*i:], dtype.F16FromFloat32(float32(number(&src, i, 4))))
 		default:
 			x := number(&src, i, from)

@@ -52,7 +52,7 @@ func (u *Update[T]) Merge(w []byte, row0 int, st *Stats, s *Scratch[T]) {
 			u.tiles(w, row0, p, i, nRows, st, s)
 		}
 	}
-	squares.replace(w, st)
+	squares.replace(st)
 }
 
 // tiles runs the micro-kernel on one row of tiles: up to micro.rows rows from i on, panels p to p+group.

@@ -95,10 +95,8 @@ func (s *Squares) addSum(sum float64, exp int) {
 		s.big += math.Ldexp(sum, 2*(exp-unitStep))
 	case exp < -200:
 		s.small += math.Ldexp(sum, 2*(exp+unitStep))
-	case exp != 0:
-		s.mid += math.Ldexp(sum, 2*exp)
 	default:
-		s.mid += sum
+		s.mid += math.Ldexp(sum, 2*exp)
 	}
 }
 
@@ -132,35 +130,28 @@ func (s *Squares) Ratio(o *Squares) float64 {
 // ofBase keeps Σ w² right where float32 cannot hold the squares that a micro-kernel sums up: BF16 has the range of float32, and they
 // have twice as many binades.
 type ofBase struct {
-	isBF16, known bool
-	before, sum   Squares
+	known       bool
+	before, sum Squares
 }
 
-// baseSquares looks at a few elements of w, which is about to be merged, and sums up all squares if none of these is of a size that tells
-// that float32 can. What then vanishes is nothing beside the square of that element.
+// baseSquares looks for an element of w, which is about to be merged, beside whose square those that vanish in float32 are nothing,
+// and sums up all squares if it finds none. (None overflows: a kernel for BF16 leaves what is beyond 2⁴⁴ open.)
 func baseSquares(d dtype.Type, w []byte, st *Stats) (o ofBase) {
-	o = ofBase{isBF16: d == dtype.BF16, before: st.NormW}
-	if !o.isBF16 {
+	o = ofBase{before: st.NormW}
+	if d != dtype.BF16 {
 		return o
 	}
-	most := uint16(0)
 	for i := 0; i < len(w)/2; i += sampleStep(len(w) / 2) {
-		if h := binary.LittleEndian.Uint16(w[2*i:]) &^ 0x8000; h < infinityBF16 {
-			most = max(most, h)
+		if exponent := int(binary.LittleEndian.Uint16(w[2*i:])>>7&0xff) - 127; exponent >= -40 && exponent < 128 {
+			return o
 		}
 	}
-	if exponent := int(most>>7) - 127; exponent < -40 || exponent > 50 {
-		o.known, o.sum = true, squaresBF16(w)
-	}
+	o.known, o.sum = true, squaresBF16(w)
 	return o
 }
 
-// replace puts the sum in its place in st. Where an element that was not looked at has made the sum of the micro-kernels overflow, that
-// of the merged elements stands in for it: w is gone by then.
-func (o *ofBase) replace(w []byte, st *Stats) {
-	if o.isBF16 && !o.known && !isFinite(st.NormW.mid) {
-		o.known, o.sum = true, squaresBF16(w)
-	}
+// replace puts the sum in its place in st.
+func (o *ofBase) replace(st *Stats) {
 	if o.known {
 		st.NormW = o.before
 		st.NormW.join(&o.sum)
