@@ -29,7 +29,8 @@ type forPEFT struct {
 func (e *Extraction) pairLive() error {
 	c := e.base.Config
 	if !naming.KnowsLive(c.ModelType) {
-		return fault.New(fault.Unsupported, "of a model of type %q transformers 5 has modules under other names in memory, and they are not known here: PEFT would not find them",
+		return fault.New(fault.Unsupported,
+			"transformers 5 renames modules of the model type %q in memory, and the new names are not known here: PEFT would not find them",
 			c.ModelType).WithHint("write a .lora file, which merge applies")
 	}
 	shapeOf := func(name string) []uint64 {
@@ -127,7 +128,7 @@ func (e *Extraction) hold(name string) naming.Held {
 		return held
 	}
 	if e.peft.twins == nil {
-		return naming.Held{Why: fmt.Sprintf("it is tied to a head whose name is not known for the model type %q", e.base.Config.ModelType)}
+		return naming.Held{Why: fmt.Sprintf("it is tied to the head, whose name is not known for the model type %q", e.base.Config.ModelType)}
 	}
 	return naming.Held{Form: naming.Whole, Module: naming.Module(name)}
 }
@@ -256,7 +257,7 @@ func (r *extracting) holdBias(name string, held naming.Held, c *changes) naming.
 	}) {
 		return held
 	}
-	return naming.Held{Why: "no module below its own changes, without which PEFT saves no bias there"}
+	return naming.Held{Why: "PEFT saves it only beside changes of modules below its own, and there are none"}
 }
 
 // refuse names what PEFT cannot hold.
@@ -266,7 +267,7 @@ func (r *extracting) refuse(why map[string]string) error {
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	return fault.New(fault.Unsupported, "PEFT cannot hold the change of %d tensors, %s: of the first, %s",
+	return fault.New(fault.Unsupported, "PEFT cannot hold the changes of %d tensors, %s; about the first: %s",
 		len(names), fault.List(names, 3), why[names[0]]).
 		WithHint("write a .lora file, which merge applies; or leave them out with --only-lora or --exclude")
 }

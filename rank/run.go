@@ -164,7 +164,7 @@ func (r *extracting) why(p *pair) string {
 	case len(p.tuned.ref.Tensor.Shape) < 2:
 		return "not a matrix"
 	case r.peft != nil:
-		return "nothing that PEFT gives factors"
+		return "of a kind that PEFT saves whole"
 	}
 	return "not the weight of a module"
 }

@@ -102,11 +102,11 @@ func (m *PEFTModel) Hold(name string) Held {
 	}
 	switch {
 	case module == "":
-		return Held{Why: "it is a parameter of the model itself, and of no module"}
+		return Held{Why: "it belongs to the model itself, and PEFT saves modules"}
 	case IsExperts(module) && len(shape) == 3:
 		return Held{Form: Parameter}
 	case IsExperts(module):
-		return Held{Why: "the parameters beside it in its module are experts"}
+		return Held{Why: "the other parameters of its module are experts, which get factors"}
 	case leaf == "bias" && m.inner[module]:
 		return Held{Form: Bias}
 	case leaf == "bias" && m.holdsFactors(module):
@@ -183,7 +183,7 @@ func (m *PEFTModel) IsTurned(name string) bool {
 // model.
 func (m *PEFTModel) whole(module string) Held {
 	if m.inner[module] && m.numbered[module] {
-		return Held{Why: "beside it are modules of its module, all of which it would have to save"}
+		return Held{Why: "its module holds other modules, and PEFT would save all of them whole"}
 	}
 	return Held{Form: Whole, Module: module}
 }
@@ -206,7 +206,7 @@ func (m *PEFTModel) Close(save []string) (closed []string, why string) {
 			saved[path], again = true, true
 			save = append(save, path)
 			if m.inner[path] && m.numbered[path] {
-				return nil, "PEFT would save " + path + " whole, which ends alike"
+				return nil, "PEFT compares the ends of names, and would save " + path + " whole as well"
 			}
 		}
 	}
@@ -219,7 +219,7 @@ func (m *PEFTModel) Close(save []string) (closed []string, why string) {
 	for _, path := range paths {
 		parent := within(path, saved)
 		if parent != "" && endsLike(path, closed) {
-			return nil, "PEFT would save " + path + " twice, once within " + parent
+			return nil, "PEFT compares the ends of names, and would save " + path + " once more than in " + parent
 		}
 	}
 	return closed, ""
