@@ -7,6 +7,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/parallel"
 )
 
@@ -19,6 +20,11 @@ type Spectrum struct {
 	StableRank     float64
 	EntropyRank    float64
 	NumericalRank  int
+
+	// Missing says why the layer has no spectrum; "" where it has one. NonFinite counts the values of
+	// its factors that are NaN or infinite, which is one reason.
+	Missing   string
+	NonFinite int64
 }
 
 // RankFor is the fewest singular values with at least the given share of the energy; 0 for a zero update.
@@ -31,22 +37,17 @@ func (s *Spectrum) RankFor(share float64) int {
 	return 0
 }
 
-// Spectra computes the spectra of all layers whose update is s·B·A: linear layers, embeddings, and convolutions, whose factors
-// are seen as matrices. The others are left out. ΔW is never formed. Layers are computed on as many goroutines as workers says, 0
-// for one per processor, each with the factors of one layer in float64.
+// Spectra computes the spectra of all layers whose update is s·B·A: linear layers, embeddings, and
+// convolutions, whose factors are seen as matrices. The others are left out. ΔW is never formed. A layer
+// that has no spectrum, as its factors hold NaN or infinity, says so in its place. Layers are computed on
+// as many goroutines as workers says, 0 for one per processor, each with the factors of one layer in
+// float64: [SpectraBytes]. It returns soon after ctx ends, within a second or two for any rank.
 func Spectra(ctx context.Context, src format.Source, workers int) ([]Spectrum, error) {
 	m := src.Manifest()
-	var layers []*format.Layer
-	for i := range m.Adapters {
-		for j := range m.Adapters[i].Layers {
-			if l := &m.Adapters[i].Layers[j]; hasSpectrum(l) {
-				layers = append(layers, l)
-			}
-		}
-	}
+	layers := layersWithSpectrum(m)
 	spectra := make([]Spectrum, len(layers))
 	err := parallel.For(ctx, workers, len(layers), func(_, i int) error {
-		s, err := spectrumOf(src, layers[i])
+		s, err := spectrumOf(ctx, src, layers[i])
 		if err != nil {
 			return fmt.Errorf("%s: %w", layers[i].Module, err)
 		}
@@ -56,49 +57,158 @@ func Spectra(ctx context.Context, src format.Source, workers int) ([]Spectrum, e
 	return spectra, err
 }
 
-// hasSpectrum reports whether a layer's update is s·B·A. A DoRA layer has more to it, but its directions are these.
-func hasSpectrum(l *format.Layer) bool {
-	return l.Kind == format.Linear || l.Kind == format.Embedding || l.Kind == format.Conv
+// SpectraBytes estimates the memory that [Spectra] takes on as many goroutines as workers says, 0 for one
+// per processor, and names the module of the layer that takes most. The manifest is valid.
+func SpectraBytes(m *format.Manifest, workers int) (peak int64, module string) {
+	var most float64
+	layers := layersWithSpectrum(m)
+	for _, l := range layers {
+		a := float64(m.Tensors[l.Roles[format.RoleA]].Elements())
+		b := float64(m.Tensors[l.Roles[format.RoleB]].Elements())
+		r := float64(l.Rank)
+		// The factors; then two triangles, or what takes their place, and their product.
+		roots := min(r*r, a) + min(r*r, b) + min(r, a/r)*min(r, b/r)
+		if need := 8 * (a + b + roots); need > most {
+			most, module = need, l.Module
+		}
+	}
+	n := float64(min(parallel.Workers(workers), len(layers)))
+	return int64(min(most*n, math.MaxInt64/2)), module
 }
 
-func spectrumOf(src format.Source, l *format.Layer) (*Spectrum, error) {
-	a, err := readFactor(src, l.Roles[format.RoleA])
-	if err != nil {
-		return nil, err
-	}
-	b, err := readFactor(src, l.Roles[format.RoleB])
-	if err != nil {
-		return nil, err
-	}
-	r := l.Rank
-	m, n := len(b)/r, len(a)/r
-	for _, x := range [][]float64{a, b} {
-		for _, v := range x {
-			if v-v != 0 {
-				return nil, fmt.Errorf("a factor holds NaN or infinity: it has no spectrum")
+// layersWithSpectrum lists the layers whose update is s·B·A. A DoRA layer has more to it, but its
+// directions are these.
+func layersWithSpectrum(m *format.Manifest) (layers []*format.Layer) {
+	for i := range m.Adapters {
+		for j := range m.Adapters[i].Layers {
+			l := &m.Adapters[i].Layers[j]
+			if l.Kind == format.Linear || l.Kind == format.Embedding || l.Kind == format.Conv {
+				layers = append(layers, l)
 			}
 		}
 	}
-	sigma, err := productSingularValues(transpose64(a, r, n), b, m, n, r)
+	return layers
+}
+
+func spectrumOf(ctx context.Context, src format.Source, l *format.Layer) (*Spectrum, error) {
+	tensors := src.Manifest().Tensors
+	iA, iB := l.Roles[format.RoleA], l.Roles[format.RoleB]
+	r := l.Rank
+	for _, i := range []int{iA, iB} {
+		if t := &tensors[i]; !t.DType.IsFloat() {
+			return nil, fault.New(fault.Unsupported, "%q is stored as %v; factors are F64, F32, F16 or BF16", t.Name, t.DType)
+		} else if t.Elements()%int64(r) != 0 {
+			return nil, fault.New(fault.Corrupt, "%q has the shape %d, which a rank of %d does not divide", t.Name, t.Shape, r)
+		}
+	}
+	m, n := int(tensors[iB].Elements())/r, int(tensors[iA].Elements())/r
+	a, badA, err := readFactor(ctx, src, iA, r)
 	if err != nil {
 		return nil, err
 	}
-	scale := math.Abs(l.Scale())
-	for i := range sigma {
-		sigma[i] *= scale
+	b, badB, err := readFactor(ctx, src, iB, 0)
+	if err != nil {
+		return nil, err
 	}
-	d := src.Manifest().Tensors[l.Roles[format.RoleB]].DType
-	return describe(l.Module, sigma, max(m, n), unitOf(d)), nil
+	if bad := badA + badB; bad > 0 {
+		return &Spectrum{Module: l.Module, NonFinite: bad, Missing: fmt.Sprintf("%d values of its factors are NaN or infinite", bad)}, nil
+	}
+	exponent := balance(a, b, r)
+	sigma, err := productSingularValues(ctx, a, b, m, n, r)
+	if err != nil {
+		return nil, err
+	}
+	fraction, e := math.Frexp(math.Abs(l.Scale()))
+	for i := range sigma {
+		sigma[i] *= fraction
+	}
+	return describe(l.Module, sigma, exponent+e, max(m, n), unitOf(tensors[iB].DType)), nil
 }
 
-// describe computes what follows from singular values.
-func describe(module string, sigma []float64, longSide int, unit float64) *Spectrum {
+// balance multiplies the columns of B (m×r) and of A (n×r) by powers of two, so that no square of an
+// element that matters overflows or vanishes, and returns the exponent e for which B·Aᵀ is 2^e times what
+// it was made to. The columns of B have a largest element between ½ and 1, and those of A at most 1.
+func balance(a, b []float64, r int) (exponent int) {
+	exponentsA, exponentsB := columnExponents(a, r), columnExponents(b, r)
+	exponent = math.MinInt
+	for k := range r {
+		if exponentsA[k] != zeroColumn && exponentsB[k] != zeroColumn {
+			exponent = max(exponent, exponentsA[k]+exponentsB[k])
+		}
+	}
+	if exponent == math.MinInt { // B·A is zero
+		clear(a)
+		clear(b)
+		return 0
+	}
+	for k := range r {
+		if exponentsA[k] == zeroColumn || exponentsB[k] == zeroColumn {
+			exponentsA[k], exponentsB[k] = 0, 0
+			clearColumn(a, k, r)
+			clearColumn(b, k, r)
+			continue
+		}
+		scaleColumn(a, k, r, exponentsB[k]-exponent)
+		scaleColumn(b, k, r, -exponentsB[k])
+	}
+	return exponent
+}
+
+// zeroColumn stands for the exponent of a column of zeros.
+const zeroColumn = math.MinInt32
+
+// columnExponents returns for each column of x (·×r) the exponent e of its largest element, which lies
+// between 2^(e−1) and 2^e.
+func columnExponents(x []float64, r int) []int {
+	largest := make([]float64, r)
+	for i := 0; i < len(x); i += r {
+		for k, v := range x[i : i+r] {
+			if v = math.Abs(v); v > largest[k] {
+				largest[k] = v
+			}
+		}
+	}
+	exponents := make([]int, r)
+	for k, v := range largest {
+		exponents[k] = zeroColumn
+		if v > 0 {
+			_, exponents[k] = math.Frexp(v)
+		}
+	}
+	return exponents
+}
+
+// scaleColumn multiplies a column by 2^e, in steps that are numbers.
+func scaleColumn(x []float64, k, r, e int) {
+	for e != 0 {
+		step := max(-1000, min(e, 1000))
+		factor := math.Ldexp(1, step)
+		for i := k; i < len(x); i += r {
+			x[i] *= factor
+		}
+		e -= step
+	}
+}
+
+func clearColumn(x []float64, k, r int) {
+	for i := k; i < len(x); i += r {
+		x[i] = 0
+	}
+}
+
+// describe computes what follows from the singular values 2^exponent·sigma, which it overwrites with
+// them. Shares and ranks do not depend on the exponent, so nothing is squared that could overflow.
+func describe(module string, sigma []float64, exponent, longSide int, unit float64) *Spectrum {
 	s := &Spectrum{Module: module, SingularValues: sigma, Energy: make([]float64, len(sigma))}
-	total := sumSquares(sigma)
-	s.Frobenius = math.Sqrt(total)
-	if total == 0 {
+	if len(sigma) == 0 || sigma[0] == 0 {
 		return s
 	}
+	_, e := math.Frexp(sigma[0])
+	exponent += e
+	for i, v := range sigma {
+		sigma[i] = math.Ldexp(v, -e)
+	}
+	total, first := sumSquares(sigma), sigma[0]
 	var sum, entropy float64
 	for i, v := range sigma {
 		p := v * v / total
@@ -107,11 +217,16 @@ func describe(module string, sigma []float64, longSide int, unit float64) *Spect
 		if p > 0 {
 			entropy -= p * math.Log(p)
 		}
-		if v > float64(longSide)*unit*sigma[0] {
+		if v > float64(longSide)*unit*first {
 			s.NumericalRank++
 		}
+		sigma[i] = math.Ldexp(v, exponent)
 	}
-	s.StableRank, s.EntropyRank = total/(sigma[0]*sigma[0]), math.Exp(entropy)
+	s.Frobenius = math.Ldexp(math.Sqrt(total), exponent)
+	if sigma[0] < 0x1p-1022 || math.IsInf(s.Frobenius, 0) {
+		return &Spectrum{Module: module, Missing: fmt.Sprintf("its largest singular value is about 2^%d, which float64 does not hold", exponent)}
+	}
+	s.StableRank, s.EntropyRank = total/(first*first), math.Exp(entropy)
 	return s
 }
 
@@ -128,102 +243,118 @@ func unitOf(d dtype.Type) float64 {
 	return 0x1p-53
 }
 
-func readFactor(src format.Source, i int) ([]float64, error) {
+// readFactor reads a tensor as float64, in pieces, and counts its values that are not finite. Where
+// transposed is not 0 it is the number of rows of the tensor, which comes back transposed.
+func readFactor(ctx context.Context, src format.Source, i, transposed int) (x []float64, nonFinite int64, err error) {
 	t := &src.Manifest().Tensors[i]
-	buf := make([]byte, t.NBytes())
-	if err := src.ReadBlobAt(buf, i, 0); err != nil {
-		return nil, err
-	}
-	x := make([]float64, t.Elements())
-	if !t.DType.IsFloat() {
-		return nil, fmt.Errorf("%q is stored as %v", t.Name, t.DType)
-	}
-	dtype.Widen64(x, t.DType, buf)
-	return x, nil
-}
-
-// productSingularValues returns the singular values of B·Aᵀ for B (m×r) and A (n×r): those of a core that is no larger than r×r.
-//
-// Where both Gram matrices are well conditioned, their eigenvectors give the core: with BᵀB = Q_b·Λ_b·Q_bᵀ and AᵀA likewise it is
-// Λ_b^½·Q_bᵀ·Q_a·Λ_a^½. The products of float32 values are exact in float64, so an eigenvalue has an absolute error of some
-// units of λ₁·2⁻⁵³, and its root a relative one of 2⁻⁵³·λ₁/λ: below 1e-6 where λ/λ₁ > gramLimit. Elsewhere the triangles of
-// Householder's decomposition take the place of the roots, R_b·R_aᵀ, at several times the cost and without squaring the condition.
-func productSingularValues(a, b []float64, m, n, r int) ([]float64, error) {
-	rb, okB, err := root(b, m, r)
-	if err != nil {
-		return nil, err
-	}
-	ra, okA, err := root(a, n, r)
-	if err != nil {
-		return nil, err
-	}
-	rowsB, rowsA := r, r
-	if !okB || !okA {
-		rb, rowsB = householder(b, m, r)
-		ra, rowsA = householder(a, n, r)
-	}
-	core := make([]float64, rowsB*rowsA)
-	for i := range rowsB {
-		for j := range rowsA {
-			core[i*rowsA+j] = dot(rb[i*r:(i+1)*r], ra[j*r:(j+1)*r])
+	const piece = 1 << 16
+	x = make([]float64, t.Elements())
+	size := t.DType.Size()
+	raw, values := make([]byte, size*min(piece, len(x))), make([]float64, min(piece, len(x)))
+	for first := 0; first < len(x); first += piece {
+		if err := ctx.Err(); err != nil {
+			return nil, 0, err
 		}
-	}
-	return singularValues(core, rowsB, rowsA)
-}
-
-// gramLimit is the smallest ratio of eigenvalues that a Gram matrix may have.
-const gramLimit = 1e-9
-
-// root returns Λ^½·Qᵀ (r×r) of the Gram matrix of x (rows×r), or false where that would not be accurate.
-func root(x []float64, rows, r int) ([]float64, bool, error) {
-	if rows < r {
-		return nil, false, nil
-	}
-	g := make([]float64, r*r)
-	for i := range rows {
-		row := x[i*r : (i+1)*r]
-		for s, v := range row {
-			dst := g[s*r : (s+1)*r]
-			for t := s; t < r; t++ {
-				dst[t] += v * row[t]
+		v := values[:min(piece, len(x)-first)]
+		p := raw[:len(v)*size]
+		if err := src.ReadBlobAt(p, i, int64(first)*int64(size)); err != nil {
+			return nil, 0, err
+		}
+		dtype.Widen64(v, t.DType, p)
+		for _, e := range v {
+			if e-e != 0 {
+				nonFinite++
+			}
+		}
+		if transposed == 0 {
+			copy(x[first:], v)
+			continue
+		}
+		cols := len(x) / transposed
+		row, col := first/cols, first%cols
+		for _, e := range v {
+			x[col*transposed+row] = e
+			if col++; col == cols {
+				row, col = row+1, 0
 			}
 		}
 	}
-	for s := range r {
-		for t := range s {
-			g[s*r+t] = g[t*r+s]
-		}
-	}
-	values, vectors, err := symmetricEigen(g, r)
+	return x, nonFinite, nil
+}
+
+// productSingularValues returns the singular values of B·Aᵀ for B (m×r) and A (n×r), both of which it
+// may overwrite: those of a core that is no larger than r×r.
+//
+// Where both Gram matrices are well conditioned, their Cholesky factors give the core: with
+// BᵀB = R_bᵀ·R_b and AᵀA likewise it is R_b·R_aᵀ. The products of float32 values are exact in float64, so
+// an eigenvalue of a Gram matrix has an absolute error of some units of λ₁·2⁻⁵³, and its root a relative
+// one of 2⁻⁵³·λ₁/λ: below 1e-6 where the condition λ₁/λ stays below gramLimit. Elsewhere the triangles of
+// Householder's decomposition take the place of the factors, at several times the cost and without
+// squaring the condition.
+func productSingularValues(ctx context.Context, a, b []float64, m, n, r int) ([]float64, error) {
+	rb, rowsB, okB, err := root(ctx, b, m, r)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	if !(values[r-1] > gramLimit*values[0]) {
-		return nil, false, nil
+	ra, rowsA, okA, err := root(ctx, a, n, r)
+	if err != nil {
+		return nil, err
 	}
-	out := make([]float64, r*r)
-	for s := range r {
-		w := math.Sqrt(values[s])
-		for t := range r {
-			out[s*r+t] = w * vectors[t*r+s]
+	if !okB || !okA {
+		if rb, rowsB, err = householder(ctx, b, m, r); err != nil {
+			return nil, err
+		}
+		if ra, rowsA, err = householder(ctx, a, n, r); err != nil {
+			return nil, err
 		}
 	}
-	return out, true, nil
+	core := make([]float64, rowsB*rowsA)
+	if rowsA > 0 {
+		step := max(1, pieceFlops/(rowsA*r))
+		for i := 0; i < rowsB; i += step {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			k := min(step, rowsB-i)
+			addProductTransposed(core[i*rowsA:(i+k)*rowsA], rb[i*r:(i+k)*r], ra, k, rowsA, r)
+		}
+	}
+	return singularValues(ctx, core, rowsB, rowsA)
+}
+
+// pieceFlops is the number of multiplications between two looks at the context: less than a second.
+const pieceFlops = 1 << 29
+
+// gramLimit is the largest condition that a Gram matrix may have.
+const gramLimit = 1e9
+
+// root returns the Cholesky factor (r×r) of the Gram matrix of x (rows×r), or false where that does not
+// exist or would not be accurate.
+func root(ctx context.Context, x []float64, rows, r int) (factor []float64, n int, ok bool, err error) {
+	if rows < r {
+		return nil, 0, false, nil
+	}
+	g := make([]float64, r*r)
+	step := max(1, pieceFlops/(r*r))
+	for i := 0; i < rows; i += step {
+		if err := ctx.Err(); err != nil {
+			return nil, 0, false, err
+		}
+		k := min(step, rows-i)
+		piece := x[i*r : (i+k)*r]
+		addTransposedProduct(g, piece, piece, k, r, r)
+	}
+	factor, condition, err := cholesky(ctx, g, r)
+	return factor, r, err == nil && condition < gramLimit, err
 }
 
 // householder returns the triangle of x (rows×r), or x itself where it has fewer rows than columns.
-func householder(x []float64, rows, r int) ([]float64, int) {
+func householder(ctx context.Context, x []float64, rows, r int) ([]float64, int, error) {
 	if rows < r {
-		return x, rows
+		return x, rows, nil
 	}
-	return triangle(x, rows, r), r
-}
-
-func dot(x, y []float64) (sum float64) {
-	for i, v := range x {
-		sum += v * y[i]
-	}
-	return sum
+	t, err := triangle(ctx, x, rows, r)
+	return t, r, err
 }
 
 func transpose64(x []float64, rows, cols int) []float64 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/loratool/loratool/internal/parallel"
 )
@@ -113,7 +114,7 @@ func (k *krylov) run(ctx context.Context) error {
 		}
 		// The projected problem costs q³, so a growing basis is looked at less and less often.
 		check = k.q + k.q/8
-		values, err := symmetricValues(k.gram, k.q)
+		values, err := symmetricValues(ctx, k.gram, k.q)
 		if err != nil {
 			return err
 		}
@@ -282,7 +283,7 @@ func (k *krylov) orthonormalise(ctx context.Context, z []float64, b int, noise f
 		if err != nil {
 			return nil, err
 		}
-		values, vectors, err := symmetricEigen(g, b)
+		values, vectors, err := symmetricEigen(ctx, g, b)
 		if err != nil {
 			return nil, err
 		}
@@ -364,7 +365,7 @@ func widened(x []float32) []float64 {
 
 // finish forms the first r singular triplets.
 func (k *krylov) finish(ctx context.Context, r int, sigma []float64, complete bool) error {
-	_, vectors, err := symmetricEigen(k.gram, k.q)
+	_, vectors, err := symmetricEigen(ctx, slices.Clone(k.gram), k.q)
 	if err != nil {
 		return err
 	}

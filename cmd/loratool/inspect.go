@@ -115,10 +115,13 @@ func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.S
 		return err
 	}
 	if o.json {
-		return t.document("inspect", report)
+		if err := t.document("inspect", report); err != nil {
+			return err
+		}
+	} else {
+		showAdapter(t, o, report)
 	}
-	showAdapter(t, o, report)
-	return nil
+	return checkSpectra(report.Layers)
 }
 
 // inspectUndo reports on an undo record.

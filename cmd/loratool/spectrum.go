@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/inspect"
 )
 
@@ -30,6 +31,26 @@ func showSpectra(t *terminal, layers []inspect.Layer) {
 			fmt.Sprintf("%.4g", s.Frobenius), fmt.Sprintf("%.4g", first), sparkline(s.SingularValues), l.Module)
 	}
 	t.print(tab)
+	for _, l := range layers {
+		if l.NoSpectrum != "" {
+			t.printf("%s has no spectrum: %s\n", l.Module, l.NoSpectrum)
+		}
+	}
+}
+
+// checkSpectra is the error for layers whose spectrum was asked for and does not exist.
+func checkSpectra(layers []inspect.Layer) error {
+	var without []string
+	for _, l := range layers {
+		if l.NoSpectrum != "" {
+			without = append(without, l.Module)
+		}
+	}
+	if len(without) == 0 {
+		return nil
+	}
+	return fault.New(fault.Check, "%d of %d layers have no spectrum: %s", len(without), len(layers), fault.List(without, 3)).
+		WithHint("merge refuses such an adapter as well; train it again, or take a checkpoint from before it diverged")
 }
 
 // sparkline draws values as bars, relative to the first: one bar a value, or the largest of a group where there are many.

@@ -19,12 +19,13 @@ import (
 
 // terminal is where results and messages go.
 type terminal struct {
-	out     *results
-	err     io.Writer
-	json    bool
-	command string
-	usage   string // of the command
-	columns int    // of the terminal, where that is not to be asked
+	out        *results
+	err        io.Writer
+	json       bool
+	command    string
+	usage      string // of the command
+	documented bool   // the one document of the run is printed
+	columns    int    // of the terminal, where that is not to be asked
 }
 
 // results is standard output. The first error of a write stays, and ends the command with an error when it is done: a result that was
@@ -91,7 +92,7 @@ func (t *terminal) fail(err error, hint string) {
 	if hint != "" {
 		t.message("hint", hint)
 	}
-	if t.json {
+	if t.json && !t.documented { // one run prints one document
 		t.document(t.command, map[string]any{"error": map[string]any{"kind": kindOf(err), "message": err.Error(), "hint": hint}})
 	}
 }
@@ -111,6 +112,7 @@ func (t *terminal) document(command string, value any) error {
 		return err
 	}
 	pretty.WriteByte('\n')
+	t.documented = true
 	_, err = t.out.Write(escapeHidden(pretty.Bytes()))
 	return err
 }

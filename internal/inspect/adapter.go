@@ -49,6 +49,8 @@ type Layer struct {
 	Roles     []string `json:"roles"` // beyond A and B
 	Untrained bool     `json:"untrained,omitempty"`
 	NonFinite int64    `json:"non_finite,omitempty"`
+
+	NoSpectrum string `json:"no_spectrum,omitempty"` // why there is none, where it was asked for
 	*Spectrum
 }
 
@@ -159,6 +161,10 @@ func (r *Adapter) addSpectra(ctx context.Context, src format.Source, workers int
 		}
 		s := &spectra[0]
 		spectra = spectra[1:]
+		if s.Missing != "" {
+			l.NonFinite, l.NoSpectrum = s.NonFinite, s.Missing
+			continue
+		}
 		l.Spectrum = &Spectrum{
 			SingularValues: s.SingularValues, Energy: s.Energy, Frobenius: s.Frobenius, StableRank: s.StableRank, EffectiveRank: s.EntropyRank,
 			NumericalRank: s.NumericalRank, Rank90: s.RankFor(0.9), Rank95: s.RankFor(0.95), Rank99: s.RankFor(0.99),
@@ -207,6 +213,7 @@ func (r *Adapter) readValues(ctx context.Context, src format.Source) error {
 	for i := range m.Adapters {
 		for _, l := range m.Adapters[i].Layers {
 			layer := &r.Layers[at]
+			layer.NonFinite = 0 // a spectrum knows those of A and B alone
 			at++
 			for _, t := range l.Roles {
 				layer.NonFinite += nonFinite[t]
