@@ -30,6 +30,13 @@ func parseManifest(text string, newer bool) (*Manifest, []coding, error) {
 	if err := validate(m, codings); err != nil {
 		return nil, nil, err
 	}
+	for i := range m.Adapters {
+		for j := range m.Adapters[i].Beside {
+			if b := &m.Adapters[i].Beside[j]; b.Action == Opaque {
+				b.Target = m.Tensors[b.Tensor].Name
+			}
+		}
+	}
 	return m, codings, nil
 }
 

@@ -21,6 +21,9 @@ type arranged struct {
 // arrange puts a manifest in order. Records that are the same requirement become one. The result is proven as that of a
 // file would be; text is its canonical form.
 func arrange(m *Manifest) (a *arranged, text []byte, err error) {
+	if m == nil {
+		return nil, nil, noManifest()
+	}
 	out := *m
 	out.Adapters = slices.Clone(m.Adapters)
 	slices.SortStableFunc(out.Adapters, func(x, y Adapter) int { return strings.Compare(x.Name, y.Name) })

@@ -2,21 +2,112 @@ package format
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"sort"
 	"strings"
 
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
 )
+
+// Validate checks the manifest of a source that need not have been read from a file: the rules R29,
+// R30 and R34 to R54 of spec/FORMAT.md, and that the factors of a convolution or of experts have two
+// dimensions or more. A source that passes can be merged, decomposed and written without a check of
+// any index, rank or number of dimensions. Readers of files give valid manifests; whoever takes a
+// [Source] from a program checks it first. It reads no blob, and changes nothing.
+func Validate(m *Manifest) error {
+	if m == nil {
+		return noManifest()
+	}
+	for i := range m.Tensors {
+		if t := &m.Tensors[i]; t.DType.Bits() == 0 {
+			return broken(29, "tensor %d, %q, has no dtype", i, t.Name)
+		}
+	}
+	for i := range m.Adapters {
+		if err := validateWords(&m.Adapters[i]); err != nil {
+			return about(err, fmt.Sprintf("adapter %q", m.Adapters[i].Name))
+		}
+	}
+	if err := validate(m, nil); err != nil {
+		return err
+	}
+	for i := range m.Adapters {
+		a := &m.Adapters[i]
+		for j := range a.Layers {
+			if err := validateStacks(m, &a.Layers[j]); err != nil {
+				return about(err, fmt.Sprintf("adapter %q, layer %q", a.Name, a.Layers[j].Module))
+			}
+		}
+	}
+	return nil
+}
+
+func noManifest() error { return fault.New(ErrCorrupt, "the source has no manifest") }
+
+// validateWords checks the enumerated words and the numbers of an adapter, which a reader of manifests
+// checks as it reads them.
+func validateWords(a *Adapter) error {
+	switch a.Orientation {
+	case OrientationUnknown, MxN, NxM:
+	default:
+		return broken(29, "unknown orientation %q", a.Orientation)
+	}
+	for i := range a.Layers {
+		l := &a.Layers[i]
+		switch l.Kind {
+		case Linear, Embedding, Conv, Expert, Other:
+		default:
+			return broken(29, "layer %q: unknown kind %q", l.Module, l.Kind)
+		}
+		switch l.Scaling {
+		case AlphaOverR, AlphaOverSqrtR, Fixed:
+		default:
+			return broken(29, "layer %q: unknown scaling %q", l.Module, l.Scaling)
+		}
+		for _, x := range []float64{l.Alpha, l.Fixed} {
+			if math.IsNaN(x) || math.IsInf(x, 0) {
+				return broken(30, "layer %q: alpha is %v and the fixed scale %v, want finite numbers", l.Module, l.Alpha, l.Fixed)
+			}
+		}
+	}
+	for i := range a.Beside {
+		switch a.Beside[i].Action {
+		case Replace, Rows, Opaque:
+		default:
+			return broken(29, "beside %d: unknown action %q", i, a.Beside[i].Action)
+		}
+	}
+	return nil
+}
+
+// validateStacks checks what the specification leaves to the kinds that it does not describe: A begins
+// with a dimension of ranks, B with one of outputs, and both have a second one.
+func validateStacks(m *Manifest, l *Layer) error {
+	if l.Kind != Conv && l.Kind != Expert {
+		return nil
+	}
+	a, b := m.Tensors[l.Roles[RoleA]].Shape, m.Tensors[l.Roles[RoleB]].Shape
+	if len(a) < 2 || len(b) < 2 {
+		return fault.New(ErrCorrupt, "A has shape %d and B %d, want two dimensions or more", a, b)
+	}
+	return nil
+}
 
 // validate checks what the records of a manifest must be together: R34 to R54. Everything that follows may rely on it:
 // indexes are in range, and the sizes of tensors are whole numbers of bytes that fit an int64.
+// No codings means that all tensors are raw.
 func validate(m *Manifest, codings []coding) error {
 	if len(m.Tensors) > maxTensors {
 		return broken(49, "%d tensors, the limit is %d", len(m.Tensors), maxTensors)
 	}
 	for i := range m.Tensors {
-		if err := validateTensor(&m.Tensors[i], codings[i]); err != nil {
+		c := raw
+		if codings != nil {
+			c = codings[i]
+		}
+		if err := validateTensor(&m.Tensors[i], c); err != nil {
 			return err
 		}
 	}
@@ -118,9 +209,6 @@ func validateAdapter(m *Manifest, a *Adapter, used []bool) error {
 			return about(err, fmt.Sprintf("beside %d", i))
 		}
 		t := &m.Tensors[b.Tensor]
-		if b.Action == Opaque {
-			b.Target = t.Name
-		}
 		if err := validateRows(b, t); err != nil {
 			return about(err, fmt.Sprintf("beside tensor %q", t.Name))
 		}

@@ -57,6 +57,9 @@ func (w *Writer) Summary() *Summary { return w.summary }
 // the order of the file. Memory is the manifest, 40 bytes per chunk, 32 per tensor, and two chunks per worker beside
 // the tables of the compressor. After an error w has the beginning of a file, which every reader takes for truncated.
 func Write(ctx context.Context, w io.Writer, src Source, opts WriterOptions) (*Summary, error) {
+	if src.Manifest() == nil {
+		return nil, noManifest()
+	}
 	m := *src.Manifest()
 	if opts.Tool != "" {
 		m.Provenance.Tool, m.Provenance.Version = opts.Tool, opts.Version

@@ -139,6 +139,11 @@ func (p *Plan) plan(ctx context.Context) error {
 	if err := checkGiven(p.adapters[p.nRemoved:]); err != nil {
 		return err
 	}
+	for _, a := range p.adapters {
+		if err := format.Validate(a.Source.Manifest()); err != nil {
+			return fault.InFile(err, a.Name)
+		}
+	}
 	if err := p.reshape(); err != nil {
 		return err
 	}

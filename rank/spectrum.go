@@ -44,6 +44,9 @@ func (s *Spectrum) RankFor(share float64) int {
 // float64: [SpectraBytes]. It returns soon after ctx ends, within a second or two for any rank.
 func Spectra(ctx context.Context, src format.Source, workers int) ([]Spectrum, error) {
 	m := src.Manifest()
+	if err := format.Validate(m); err != nil {
+		return nil, err
+	}
 	layers := layersWithSpectrum(m)
 	spectra := make([]Spectrum, len(layers))
 	err := parallel.For(ctx, workers, len(layers), func(_, i int) error {

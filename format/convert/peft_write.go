@@ -49,6 +49,9 @@ type peftParts struct {
 
 func (s *peftSink) parts(ctx context.Context, src format.Source) (*peftParts, error) {
 	m := src.Manifest()
+	if err := format.Validate(m); err != nil {
+		return nil, err
+	}
 	if len(m.Adapters) != 1 {
 		return nil, fault.New(fault.Unsupported, "a bundle of %d adapters, and a directory of PEFT holds one", len(m.Adapters))
 	}

@@ -105,6 +105,9 @@ type Values struct {
 // Describe reports on a source of one adapter, and in a bundle on all of them together.
 func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, error) {
 	m := src.Manifest()
+	if err := format.Validate(m); err != nil {
+		return nil, err
+	}
 	r := &Adapter{Kind: "adapter", Layers: []Layer{}, Beside: []BesideTensor{}, FilesBeside: []string{}, Requires: []Requirement{}, Methods: []string{}, Refusals: []string{}, Notes: append([]string{}, m.Notes...)}
 	counts := make(dtypeCounts)
 	for i := range m.Tensors {
