@@ -23,7 +23,7 @@ var errNoConvergence = errors.New("the eigenvalues of a symmetric matrix did not
 
 const (
 	atOnce = 256 // the side up to which one call of gonum does everything
-	panel  = 16  // columns of a panel
+	panel  = 8   // columns of a panel
 )
 
 // lap has the parts that LAPACK's blocked factorizations are made of.
@@ -282,7 +282,7 @@ func triangle(ctx context.Context, a []float64, m, r int) ([]float64, error) {
 // condition of G, the ratio of its largest eigenvalue to its smallest: infinity, and no R, where G is not
 // positive definite. It overwrites g.
 func cholesky(ctx context.Context, g []float64, n int) (r []float64, condition float64, err error) {
-	const width = 64
+	const width = 2 * panel
 	work := make([]float64, 3*n)
 	size := lap.Dlansy(lapack.MaxColumnSum, blas.Upper, n, g, n, work)
 	for i := 0; i < n; i += width {

@@ -326,7 +326,7 @@ func productSingularValues(ctx context.Context, a, b []float64, m, n, r int) ([]
 }
 
 // pieceFlops is the number of multiplications between two looks at the context: less than a second.
-const pieceFlops = 1 << 29
+const pieceFlops = 1 << 27
 
 // gramLimit is the largest condition that a Gram matrix may have.
 const gramLimit = 1e9
