@@ -22,7 +22,7 @@ import (
 var errNoConvergence = errors.New("the eigenvalues of a symmetric matrix did not converge")
 
 const (
-	atOnce = 256 // the side up to which one call of gonum does everything
+	atOnce = 512 // the side up to which one call of gonum does everything
 	panel  = 8   // columns of a panel
 )
 
@@ -312,6 +312,11 @@ func cholesky(ctx context.Context, g []float64, n int) (r []float64, condition f
 // addTransposedProduct adds XᵀY to dst (a×b), for X (rows×a) and Y (rows×b).
 func addTransposedProduct(dst, x, y []float64, rows, a, b int) {
 	blas64.Gemm(blas.Trans, blas.NoTrans, 1, general(x, rows, a), general(y, rows, b), 1, general(dst, a, b))
+}
+
+// addProduct adds X·C to dst (rows×b), for X (rows×a) and C (a×b).
+func addProduct(dst, x, c []float64, rows, a, b int) {
+	blas64.Gemm(blas.NoTrans, blas.NoTrans, 1, general(x, rows, a), general(c, a, b), 1, general(dst, rows, b))
 }
 
 // addProductTransposed adds X·Yᵀ to dst (a×b), for X (a×c) and Y (b×c).

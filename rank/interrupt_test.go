@@ -29,7 +29,7 @@ func (c *endsAt) Err() error {
 // TestLargeFactorizationsStopBetweenPanels: each looks at the context once a panel of some columns, and
 // ends at the first look that says so.
 func TestLargeFactorizationsStopBetweenPanels(t *testing.T) {
-	const n = atOnce + 10*panel
+	const n = atOnce + 8*panel
 	rng := rand.New(rand.NewPCG(91, 92))
 	x := random64(rng, n*n)
 	g := make([]float64, n*n)
@@ -76,11 +76,10 @@ func TestLargeFactorizationsStopBetweenPanels(t *testing.T) {
 // TestFactorizationsInPanels: what is computed in panels is what gonum computes at once, and fits the matrix.
 func TestFactorizationsInPanels(t *testing.T) {
 	rng := rand.New(rand.NewPCG(93, 94))
-	for _, n := range []int{atOnce + 1, atOnce + panel + 3} {
+	for _, n := range []int{atOnce + panel + 3} {
 		for name, x := range map[string][]float64{
 			"random":      random64(rng, n*n),
 			"rank 3":      lowRank(rng, n, 3),
-			"identity":    identity(n),
 			"decays fast": graded(rng, n),
 		} {
 			g := make([]float64, n*n)
@@ -153,14 +152,6 @@ func TestFactorizationsInPanels(t *testing.T) {
 func lowRank(rng *rand.Rand, n, r int) []float64 {
 	x, a, b := make([]float64, n*n), random64(rng, n*r), random64(rng, n*r)
 	addProductTransposed(x, a, b, n, n, r)
-	return x
-}
-
-func identity(n int) []float64 {
-	x := make([]float64, n*n)
-	for i := range n {
-		x[i*n+i] = 1
-	}
 	return x
 }
 

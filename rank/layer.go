@@ -16,7 +16,7 @@ type slab struct {
 	*Decomposition
 	left, right []float32 // rows×K and K×cols
 	update      *update   // without Δ itself
-	squares     float64   // ‖Δ − left·right‖²
+	squares     float64   // ‖Δ − left·right‖² of the factors before they are rounded
 	rounded     float64   // the same for the factors as they are stored
 }
 
@@ -26,36 +26,119 @@ func (r *extracting) decompose(ctx context.Context, p *pair, v view, index int, 
 	if err != nil {
 		return nil, err
 	}
+	exponent := u.dense.normalise(u.energy)
+	energy := math.Ldexp(u.energy, 2*exponent)
 	if f, ok := rule.(NoiseFloor); ok {
-		f.Sigma = u.noise
+		f.Sigma = math.Ldexp(u.noise, exponent)
 		rule = f
 	}
 	svd := r.options.SVD
 	svd.Workers = r.options.Workers
-	d, err := TruncatedSVD(ctx, u.dense, u.energy, rule, svd)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", p.name, err)
-	}
-	s := &slab{Decomposition: d, update: u, squares: u.energy, rounded: u.energy}
-	r.report.Products += d.Products
-	r.report.Flops += d.Flops
-	if d.K > 0 {
-		s.left, s.right = d.Factors()
-		if s.squares, err = u.dense.ResidualSquares(ctx, s.left, s.right, d.K); err != nil {
+	t := newTruncation(u.dense, energy, svd)
+	for {
+		d, err := t.to(ctx, rule)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p.name, err)
+		}
+		s := &slab{Decomposition: d, update: u, squares: energy, rounded: energy}
+		if err := s.measure(ctx, r.options.DType, p.name, exponent); err != nil {
 			return nil, err
 		}
-		s.rounded = s.squares
-		if t := r.options.DType; t != dtype.F32 && t != dtype.F64 {
-			if s.rounded, err = u.dense.ResidualSquares(ctx, roundTo(t, s.left), roundTo(t, s.right), d.K); err != nil {
-				return nil, err
-			}
-			if s.rounded-s.rounded != 0 {
-				return nil, fault.New(fault.Unsupported, "the factors of %q do not fit the range of %v", p.name, t).WithHint("store them with --dtype bf16 or f32")
-			}
+		if rule, err = tightened(rule, s, energy, min(v.rows, v.cols)); err != nil {
+			return nil, fault.New(fault.Check, "the error of %q as stored is %v", p.name, err).
+				WithHint("allow a larger error with --max-error; factors in F32 are the most precise ones")
+		}
+		if rule == nil {
+			r.report.Products += d.Products
+			r.report.Flops += d.Flops
+			s.unscale(exponent)
+			return s, nil
 		}
 	}
-	u.dense = nil
-	return s, nil
+}
+
+// tightened is the rule to try next, where the factors as they are stored have a larger error than rule
+// allows, or nil where they do not: rounding the factors has cost a part of what was left to spend. It
+// fails where rounding alone costs more, or no more singular values are there.
+func tightened(rule Rule, s *slab, energy float64, most int) (Rule, error) {
+	e, ok := rule.(maxError)
+	if e.allowed == 0 {
+		e.allowed = e.relative
+	}
+	allowed := e.allowed * e.allowed * energy
+	if !ok || s.rounded <= allowed || s.K == 0 || e.most > 0 && s.K >= e.most {
+		return nil, nil
+	}
+	lost := s.rounded - s.squares
+	if lost >= allowed || s.K >= most {
+		return nil, fmt.Errorf("%.3g of |Δ|, and %.3g are allowed; rounding the factors alone costs %.3g", norm(s.rounded/energy), e.allowed, norm(lost/energy))
+	}
+	e.relative, e.least = min(e.relative, norm((allowed-lost)/energy)), s.K+1
+	return e, nil
+}
+
+// measure forms the factors and compares them with Δ, before and after they are rounded to what they are
+// stored as. Δ is 2^exponent times what the factors are for.
+func (s *slab) measure(ctx context.Context, t dtype.Type, name string, exponent int) (err error) {
+	if s.K == 0 {
+		return nil
+	}
+	dense := s.update.dense
+	b, a := s.Decomposition.factors()
+	s.left, s.right = narrowed(b), narrowed(a)
+	if s.Wide {
+		s.squares, err = dense.residualWide(ctx, b, a, s.K)
+	} else {
+		s.squares, err = dense.ResidualSquares(ctx, s.left, s.right, s.K)
+	}
+	if err != nil || t == dtype.F32 && !s.Wide {
+		s.rounded = s.squares
+		return err
+	}
+	back := float32(math.Ldexp(1, -exponent/2))
+	forth := 1 / back
+	left, right := times(roundTo(t, times(s.left, back)), forth), times(roundTo(t, times(s.right, back)), forth)
+	if s.Wide {
+		widen(b, left)
+		widen(a, right)
+		s.rounded, err = dense.residualWide(ctx, b, a, s.K)
+	} else {
+		s.rounded, err = dense.ResidualSquares(ctx, left, right, s.K)
+	}
+	if err == nil && s.rounded-s.rounded != 0 {
+		return fault.New(fault.Unsupported, "the factors of %q do not fit the range of %v", name, t).WithHint("store them with --dtype bf16 or f32")
+	}
+	return err
+}
+
+// unscale turns what belongs to 2^exponent·Δ into what belongs to Δ, and drops Δ.
+func (s *slab) unscale(exponent int) {
+	s.update.dense = nil
+	if exponent == 0 {
+		return
+	}
+	back := float32(math.Ldexp(1, -exponent/2))
+	s.left, s.right = times(s.left, back), times(s.right, back)
+	for _, list := range [][]float64{s.S, s.Estimates} {
+		for i := range list {
+			list[i] = math.Ldexp(list[i], -exponent)
+		}
+	}
+	s.Error = math.Ldexp(s.Error, -exponent)
+	for _, squares := range []*float64{&s.squares, &s.rounded, &s.Energy} {
+		*squares = math.Ldexp(*squares, -2*exponent)
+	}
+}
+
+func times(x []float32, factor float32) []float32 {
+	if factor == 1 {
+		return x
+	}
+	y := make([]float32, len(x))
+	for i, v := range x {
+		y[i] = v * factor
+	}
+	return y
 }
 
 // layer decomposes one tensor, expert by expert where it stacks several.
@@ -193,7 +276,7 @@ func (s *slab) factors(v view, k int) (a, b []float32) {
 	}
 	copy(right, s.right)
 	if v.transposed {
-		return transpose(left, v.rows, k), transpose(right, k, v.cols)
+		return transpose32(left, v.rows, k), transpose32(right, k, v.cols)
 	}
 	return right, left
 }
@@ -217,7 +300,7 @@ func stack(v view, k int, slabs []*slab) (a, b []float32) {
 	return a, b
 }
 
-func transpose(x []float32, rows, cols int) []float32 {
+func transpose32(x []float32, rows, cols int) []float32 {
 	y := make([]float32, len(x))
 	for i := range rows {
 		for j := range cols {

@@ -53,6 +53,92 @@ func (d *Dense) MulT(ctx context.Context, dst, y []float32, b int) error {
 	})
 }
 
+// wideOperator is an operator that multiplies in float64 as well, for errors that products in float32 do
+// not resolve.
+type wideOperator interface {
+	Operator
+	// MulWide writes Δ·X to dst (m×b) for X (n×b), in float64.
+	MulWide(ctx context.Context, dst, x []float64, b int) error
+	// MulWideT writes Δᵀ·Y to dst (n×b) for Y (m×b), in float64.
+	MulWideT(ctx context.Context, dst, y []float64, b int) error
+}
+
+// MulWide writes Δ·X to dst, in float64.
+func (d *Dense) MulWide(ctx context.Context, dst, x []float64, b int) error {
+	clear(dst)
+	scratch := d.scratch(min(rowBlock, d.M) * d.N)
+	return parallel.For(ctx, d.Workers, blocks(d.M, rowBlock), func(worker, i int) error {
+		lo, hi := i*rowBlock, min((i+1)*rowBlock, d.M)
+		rows := scratch(worker)[:(hi-lo)*d.N]
+		widen(rows, d.Data[lo*d.N:hi*d.N])
+		addProduct(dst[lo*b:hi*b], rows, x, hi-lo, d.N, b)
+		return nil
+	})
+}
+
+// MulWideT writes Δᵀ·Y to dst, in float64.
+func (d *Dense) MulWideT(ctx context.Context, dst, y []float64, b int) error {
+	clear(dst)
+	scratch := d.scratch(min(rowBlock, d.M) * min(columnBlock, d.N))
+	return parallel.For(ctx, d.Workers, blocks(d.N, columnBlock), func(worker, i int) error {
+		lo, hi := i*columnBlock, min((i+1)*columnBlock, d.N)
+		for top := 0; top < d.M; top += rowBlock {
+			rows := min(rowBlock, d.M-top)
+			part := scratch(worker)[:rows*(hi-lo)]
+			for r := range rows {
+				widen(part[r*(hi-lo):], d.Data[(top+r)*d.N+lo:(top+r)*d.N+hi])
+			}
+			addTransposedProduct(dst[lo*b:hi*b], part, y[top*b:(top+rows)*b], rows, hi-lo, b)
+		}
+		return nil
+	})
+}
+
+// scratch is memory of n values for each worker, at first use.
+func (d *Dense) scratch(n int) func(worker int) []float64 {
+	all := make([][]float64, parallel.Workers(d.Workers))
+	return func(worker int) []float64 {
+		if all[worker] == nil {
+			all[worker] = make([]float64, n)
+		}
+		return all[worker]
+	}
+}
+
+// residualWide is ResidualSquares in float64: for factors and errors that float32 does not resolve.
+func (d *Dense) residualWide(ctx context.Context, b, a []float64, r int) (float64, error) {
+	scratch := d.scratch(min(rowBlock, d.M) * d.N)
+	parts := make([]float64, blocks(d.M, rowBlock))
+	err := parallel.For(ctx, d.Workers, len(parts), func(worker, i int) error {
+		lo, hi := i*rowBlock, min((i+1)*rowBlock, d.M)
+		rows := scratch(worker)[:(hi-lo)*d.N]
+		widen(rows, d.Data[lo*d.N:hi*d.N])
+		subtractProduct(rows, b[lo*r:hi*r], a, hi-lo, r, d.N)
+		parts[i] = sumSquares(rows)
+		return nil
+	})
+	var sum float64
+	for _, p := range parts {
+		sum += p
+	}
+	return sum, err
+}
+
+// normalise multiplies Δ, whose energy it is given, by the power of two that brings its norm near 1, and
+// returns the even exponent: 0 where no product in float32 can leave its range anyway.
+func (d *Dense) normalise(energy float64) (exponent int) {
+	_, e := math.Frexp(norm(energy))
+	if energy == 0 || -20 < e && e < 20 {
+		return 0
+	}
+	exponent = -e / 2 * 2
+	half := float32(math.Ldexp(1, exponent/2)) // in two steps, as one alone may be no float32
+	for i := range d.Data {
+		d.Data[i] = d.Data[i] * half * half
+	}
+	return exponent
+}
+
 // SumSquares is ‖Δ‖_F², accumulated in float64.
 func (d *Dense) SumSquares(ctx context.Context) (float64, error) {
 	return sumBlocks(ctx, d.Workers, blocks(d.M, rowBlock), func(i int) float64 {

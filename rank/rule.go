@@ -51,10 +51,38 @@ func (e EnergyShare) Choose(sigma []float64, energy float64, m, n int) (int, boo
 // Hint is not known.
 func (e EnergyShare) Hint() int { return e.Max }
 
-// MaxError keeps the fewest singular values for which ‖Δ − Δ_k‖_F ≤ Error·‖Δ‖_F.
-func MaxError(relative float64, most int) Rule {
-	return EnergyShare{Share: 1 - relative*relative, Max: most}
+// MaxError keeps the fewest singular values for which ‖Δ − Δ_k‖_F ≤ relative·‖Δ‖_F, and at most most where that is not 0.
+// An extraction holds the factors as they are stored to it.
+func MaxError(relative float64, most int) Rule { return maxError{relative: relative, most: most} }
+
+type maxError struct {
+	relative float64
+	most     int
+
+	allowed float64 // the error that was asked for, where relative is less of it; 0 is relative
+	least   int     // values to keep in any case, if there are as many
 }
+
+// Choose subtracts energies.
+func (e maxError) Choose(sigma []float64, energy float64, m, n int) (int, bool) {
+	limit := min(m, n)
+	if e.most > 0 {
+		limit = min(limit, e.most)
+	}
+	rest := energy
+	for i, s := range sigma {
+		if i == limit {
+			return limit, false
+		}
+		if rest -= s * s; rest <= e.relative*e.relative*energy && i+1 >= e.least {
+			return i + 1, false
+		}
+	}
+	return min(len(sigma), limit), len(sigma) < limit
+}
+
+// Hint is not known.
+func (e maxError) Hint() int { return e.most }
 
 // NoiseFloor keeps the singular values above the edge of white noise with the standard deviation Sigma per element:
 // Sigma·(√m + √n) (Marchenko and Pastur), and above what products in float32 resolve. At least one is kept where anything is.

@@ -21,8 +21,8 @@ const defaultTolerance = 1e-4
 // Decomposition is a truncated singular value decomposition Δ ≈ U·diag(S)·Vᵀ.
 type Decomposition struct {
 	K int       // number of singular triplets
-	U []float32 // m×K, row-major, orthonormal columns
-	V []float32 // n×K
+	U []float64 // m×K, row-major, orthonormal columns
+	V []float64 // n×K
 	S []float64 // K singular values, descending
 
 	// Estimates are all values that the last basis gave, S among them, descending. Beyond K they are lower bounds in the
@@ -33,25 +33,55 @@ type Decomposition struct {
 	Products  int     // products with thin matrices, by Δ and by Δᵀ
 	Flops     int64   // of these products
 	Complete  bool    // the basis spans all of Δ: nothing was truncated before the rank was chosen
+	Wide      bool    // the last products were in float64, as the error is below what float32 resolves
 }
 
 // TruncatedSVD decomposes Δ to the rank that rule chooses. energy is ‖Δ‖_F². It returns K = 0 for a zero matrix. The result is
 // the same for any number of workers.
 func TruncatedSVD(ctx context.Context, op Operator, energy float64, rule Rule, o Options) (*Decomposition, error) {
+	return newTruncation(op, energy, o).to(ctx, rule)
+}
+
+// truncation is a decomposition that can go on to another rank from the basis that it has.
+type truncation struct {
+	krylov  *krylov
+	flipped bool // the operator is transposed, to keep the basis on the short side
+}
+
+func newTruncation(op Operator, energy float64, o Options) *truncation {
 	m, n := op.Dims()
-	d := &Decomposition{Energy: energy, Complete: true}
-	if energy == 0 || m == 0 || n == 0 {
-		return d, nil
+	t := &truncation{flipped: n > m}
+	if t.flipped {
+		op, m, n = transpose(op), n, m
 	}
-	if n > m { // keep the basis on the short side
-		t, err := TruncatedSVD(ctx, transposed{op}, energy, rule, o)
-		if err == nil {
-			t.U, t.V = t.V, t.U
-		}
-		return t, err
+	t.krylov = &krylov{op: op, m: m, n: n, energy: energy, options: o}
+	return t
+}
+
+// to decomposes to the rank that rule chooses.
+func (t *truncation) to(ctx context.Context, rule Rule) (*Decomposition, error) {
+	k := t.krylov
+	before := k.out
+	k.out = &Decomposition{Energy: k.energy, Complete: true}
+	if before != nil {
+		k.out.Products, k.out.Flops = before.Products, before.Flops
 	}
-	k := &krylov{op: op, m: m, n: n, energy: energy, rule: rule, options: o, out: d}
-	return d, k.run(ctx)
+	if k.energy == 0 || k.n == 0 {
+		return k.out, nil
+	}
+	err := k.run(ctx, rule)
+	if t.flipped {
+		k.out.U, k.out.V = k.out.V, k.out.U
+	}
+	return k.out, err
+}
+
+// transpose returns an operator's transpose, which multiplies in float64 if the operator does.
+func transpose(op Operator) Operator {
+	if w, ok := op.(wideOperator); ok {
+		return wideTransposed{transposed{op}, w}
+	}
+	return transposed{op}
 }
 
 // transposed is an operator's transpose.
@@ -65,10 +95,22 @@ func (t transposed) MulT(ctx context.Context, dst, y []float32, b int) error {
 	return t.Operator.Mul(ctx, dst, y, b)
 }
 
+type wideTransposed struct {
+	transposed
+	wide wideOperator
+}
+
+func (t wideTransposed) MulWide(ctx context.Context, dst, x []float64, b int) error {
+	return t.wide.MulWideT(ctx, dst, x, b)
+}
+func (t wideTransposed) MulWideT(ctx context.Context, dst, y []float64, b int) error {
+	return t.wide.MulWide(ctx, dst, y, b)
+}
+
 // block is b columns of a basis, row-major.
 type block struct {
 	v []float64 // n×b, orthonormal
-	y []float32 // Δ·v, m×b
+	y []float64 // Δ·v, m×b
 	b int
 	q int // columns before it
 }
@@ -82,59 +124,111 @@ type krylov struct {
 	options Options
 	out     *Decomposition
 
-	rng   *rand.Rand
-	width int // of a new block
-	basis []block
-	gram  []float64 // YᵀY, q×q
-	q     int
+	rng    *rand.Rand
+	width  int          // of a new block
+	wide   wideOperator // nil while products in float32 do
+	start  []float64    // the first block, where it is not random
+	basis  []block
+	gram   []float64 // YᵀY, q×q
+	q      int
+	check  int       // the columns from which on the projected problem is looked at again
+	last   ritz      // the last look
+	sigma  []float64 // all singular values that it gave
+	closed bool      // nothing is left to extend the basis with
 }
 
-func (k *krylov) run(ctx context.Context) error {
+// run extends the basis until the rank that rule chooses has settled, and forms the result. It may be
+// called again, with another rule.
+func (k *krylov) run(ctx context.Context, rule Rule) error {
+	k.rule = rule
+	if k.q > 0 { // what is there may do
+		if r, more := rule.Choose(k.sigma, k.energy, k.m, k.n); !more || k.closed {
+			return k.finish(ctx, r)
+		}
+	}
 	tolerance := k.options.Tolerance
 	if tolerance == 0 {
 		tolerance = defaultTolerance
 	}
-	next, err := k.firstBlock(ctx)
-	if err != nil {
-		return err
-	}
-	var last ritz
-	for check := 0; ; {
-		if err := k.extend(ctx, next); err != nil {
+	for {
+		next, err := k.grow(ctx)
+		if err != nil {
 			return err
 		}
-		complete := k.q >= k.n
-		if k.q < check && !complete {
-			if next, err = k.nextBlock(ctx); err != nil {
+		if next != nil {
+			if err := k.extend(ctx, next); err != nil {
 				return err
 			}
-			if next != nil {
+			if k.q < k.check && k.q < k.n {
 				continue
 			}
 		}
+		k.closed = next == nil || k.q >= k.n
 		// The projected problem costs q³, so a growing basis is looked at less and less often.
-		check = k.q + k.q/8
+		k.check = k.q + k.q/8
 		values, err := symmetricValues(ctx, k.gram, k.q)
 		if err != nil {
 			return err
 		}
-		sigma := roots(values)
-		r, more := k.rule.Choose(sigma, k.energy, k.m, k.n)
-		now := ritz{sigma[:r:r], sumSquares(sigma[:r])}
+		k.sigma = roots(values)
+		r, more := k.rule.Choose(k.sigma, k.energy, k.m, k.n)
+		now := ritz{k.sigma[:r:r], sumSquares(k.sigma[:r])}
 		switch {
-		case complete || next == nil:
-			return k.finish(ctx, r, sigma, true)
-		case !more && now.settled(last, tolerance, k.energy):
-			return k.finish(ctx, r, sigma, false)
+		case k.isTooDeep(now):
+			if err := k.widen(ctx, r); err != nil {
+				return err
+			}
+			continue
+		case k.closed || !more && now.settled(k.last, tolerance, k.energy, k.wide != nil):
+			return k.finish(ctx, r)
 		}
-		last = now
-		if next, err = k.nextBlock(ctx); err != nil {
-			return err
-		}
-		if next == nil {
-			return k.finish(ctx, r, sigma, true)
-		}
+		k.last = now
 	}
+}
+
+// grow returns the next block of the basis, or nil where it holds all there is.
+func (k *krylov) grow(ctx context.Context) ([]float64, error) {
+	switch {
+	case k.start != nil:
+		start := k.start
+		k.start = nil
+		return start, nil
+	case k.q == 0:
+		return k.firstBlock(ctx)
+	case k.q >= k.n:
+		return nil, nil
+	}
+	return k.nextBlock(ctx)
+}
+
+// deepTail is the share of the energy below which what is left cannot be told from the rounding of
+// products in float32: an error of 3.5e-4·‖Δ‖.
+const deepTail = 0x1p-23
+
+// isTooDeep reports whether the singular values that are kept leave less than float32 resolves, and
+// products in float64 can tell. A matrix that is kept whole leaves nothing, in whatever precision.
+func (k *krylov) isTooDeep(r ritz) bool {
+	_, can := k.op.(wideOperator)
+	return can && k.wide == nil && len(r.sigma) < k.n && k.energy-r.captured < deepTail*k.energy
+}
+
+// widen goes on in float64, from a basis of the leading right singular vectors as they are known.
+func (k *krylov) widen(ctx context.Context, r int) error {
+	const more = 8 // vectors beyond the rank, as convergence depends on the gap behind them
+	b := min(k.q, r+more)
+	_, vectors, err := symmetricEigen(ctx, slices.Clone(k.gram), k.q)
+	if err != nil {
+		return err
+	}
+	v := make([]float64, k.n*b)
+	err = k.combine(ctx, v, k.n, b, vectors, func(x *block, i int) []float64 { return x.v[i*x.b : (i+1)*x.b] }, func(int) float64 { return 1 })
+	if err != nil {
+		return err
+	}
+	k.wide = k.op.(wideOperator)
+	k.basis, k.gram, k.q, k.check, k.last, k.closed = nil, nil, 0, 0, ritz{}, false
+	k.start, err = k.orthonormalise(ctx, v, b, 0)
+	return err
 }
 
 // ritz is what one look at the basis gave: the singular values that the rule keeps, and their energy.
@@ -148,13 +242,17 @@ type ritz struct {
 const valueTolerance = 3e-5
 
 // settled reports whether nothing that matters has changed since the last look: not the rank, not the energy as far as the
-// error shows it, and no singular value.
-func (r ritz) settled(last ritz, tolerance, energy float64) bool {
-	if len(last.sigma) != len(r.sigma) || r.captured-last.captured > tolerance*max(energy-r.captured, 1e-12*energy) {
+// error shows it and sums in float64 do, and no singular value.
+func (r ritz) settled(last ritz, tolerance, energy float64, wide bool) bool {
+	change := tolerance * max(energy-r.captured, 1e-12*energy)
+	if wide {
+		change = max(tolerance*(energy-r.captured), 1e-15*energy)
+	}
+	if len(last.sigma) != len(r.sigma) || r.captured-last.captured > change {
 		return false
 	}
 	for i, s := range r.sigma {
-		// A value that is lost in the rounding of float32 products has no digits to wait for.
+		// A value that is lost in the rounding of float32 products, or of squares in float64, has no digits to wait for.
 		if s-last.sigma[i] > valueTolerance*s && s > 1e-6*r.sigma[0] {
 			return false
 		}
@@ -185,18 +283,41 @@ func (k *krylov) randomBlock(ctx context.Context) ([]float64, error) {
 	return k.orthonormalise(ctx, z, b, 0)
 }
 
+// multiply writes Δ·v to y, in the precision that the basis is in.
+func (k *krylov) multiply(ctx context.Context, y, v []float64, b int) error {
+	k.count(b)
+	if k.wide != nil {
+		return k.wide.MulWide(ctx, y, v, b)
+	}
+	y32 := make([]float32, len(y))
+	if err := k.op.Mul(ctx, y32, narrowed(v), b); err != nil {
+		return err
+	}
+	widen(y, y32)
+	return nil
+}
+
+// multiplyT writes Δᵀ·y to z.
+func (k *krylov) multiplyT(ctx context.Context, z, y []float64, b int) error {
+	k.count(b)
+	if k.wide != nil {
+		return k.wide.MulWideT(ctx, z, y, b)
+	}
+	z32 := make([]float32, len(z))
+	if err := k.op.MulT(ctx, z32, narrowed(y), b); err != nil {
+		return err
+	}
+	widen(z, z32)
+	return nil
+}
+
 // extend adds a block to the basis, multiplies it by Δ, and solves the projected problem.
 func (k *krylov) extend(ctx context.Context, v []float64) error {
 	b := len(v) / k.n
-	next := block{v: v, y: make([]float32, k.m*b), b: b, q: k.q}
-	x := make([]float32, len(v))
-	for i, e := range v {
-		x[i] = float32(e)
-	}
-	if err := k.op.Mul(ctx, next.y, x, b); err != nil {
+	next := block{v: v, y: make([]float64, k.m*b), b: b, q: k.q}
+	if err := k.multiply(ctx, next.y, v, b); err != nil {
 		return err
 	}
-	k.count(b)
 	k.basis = append(k.basis, next)
 
 	old, q := k.q, k.q+b
@@ -207,7 +328,7 @@ func (k *krylov) extend(ctx context.Context, v []float64) error {
 	for i := range k.basis {
 		other := &k.basis[i]
 		c, err := thinGram(ctx, k.options.Workers, k.m, other.b, b, func(_, lo, hi int) (x, y []float64) {
-			return widened(other.y[lo*other.b : hi*other.b]), widened(next.y[lo*b : hi*b])
+			return other.y[lo*other.b : hi*other.b], next.y[lo*b : hi*b]
 		})
 		if err != nil {
 			return err
@@ -231,24 +352,22 @@ func (k *krylov) count(b int) {
 // nextBlock is the orthonormal part of Δᵀ·Y that the basis does not have; nil if the basis holds all of Δ but rounding.
 func (k *krylov) nextBlock(ctx context.Context) ([]float64, error) {
 	last := &k.basis[len(k.basis)-1]
-	z32 := make([]float32, k.n*last.b)
-	if err := k.op.MulT(ctx, z32, last.y, last.b); err != nil {
+	z := make([]float64, k.n*last.b)
+	if err := k.multiplyT(ctx, z, last.y, last.b); err != nil {
 		return nil, err
 	}
-	k.count(last.b)
-	z := widened(z32)
-	// What rounding in float32 alone can leave: u·σ₁·‖Y‖ per column.
-	var yNorm float64
-	for _, e := range last.y {
-		yNorm += float64(e) * float64(e)
+	// What rounding alone can leave: u·σ₁·‖Y‖ per column.
+	unit, rest := 0x1p-24, 1e-10
+	if k.wide != nil {
+		unit, rest = 0x1p-53, 1e-14
 	}
-	noise := 0x1p-24 * math.Sqrt(k.largest()*yNorm/float64(last.b))
+	noise := unit * math.Sqrt(k.largest()*sumSquares(last.y)/float64(last.b))
 	if z, err := k.orthonormalise(ctx, z, last.b, noise); err != nil || z != nil {
 		return z, err
 	}
 	// The basis is invariant. From b columns it can hold no more than b vectors for one singular value, however often that
 	// occurs, so what energy is left is looked for from a new start.
-	if captured := k.trace(); k.energy-captured <= 1e-10*k.energy {
+	if captured := k.trace(); k.energy-captured <= rest*k.energy {
 		return nil, nil
 	}
 	return k.randomBlock(ctx)
@@ -354,58 +473,63 @@ func thinGram(ctx context.Context, workers, n, a, b int, rows func(worker, lo, h
 	return sum, err
 }
 
-// widened returns float32 values as float64.
-func widened(x []float32) []float64 {
-	y := make([]float64, len(x))
+func widen(dst []float64, x []float32) {
 	for i, v := range x {
-		y[i] = float64(v)
+		dst[i] = float64(v)
+	}
+}
+
+func narrowed(x []float64) []float32 {
+	y := make([]float32, len(x))
+	for i, v := range x {
+		y[i] = float32(v)
 	}
 	return y
 }
 
 // finish forms the first r singular triplets.
-func (k *krylov) finish(ctx context.Context, r int, sigma []float64, complete bool) error {
+func (k *krylov) finish(ctx context.Context, r int) error {
 	_, vectors, err := symmetricEigen(ctx, slices.Clone(k.gram), k.q)
 	if err != nil {
 		return err
 	}
 	d := k.out
-	d.K, d.Complete = r, complete
-	d.S, d.Estimates = sigma[:r:r], sigma
+	d.K, d.Complete, d.Wide = r, k.closed, k.wide != nil
+	d.S, d.Estimates = slices.Clone(k.sigma[:r]), slices.Clone(k.sigma)
 	d.Error = norm(k.energy - sumSquares(d.S))
-	d.U, d.V = make([]float32, k.m*r), make([]float32, k.n*r)
-	combine := func(dst []float32, rows int, at func(b *block, i, s int) float64, scale func(t int) float64) error {
-		const step = 512
-		return parallel.For(ctx, k.options.Workers, blocks(rows, step), func(_, part int) error {
-			sum := make([]float64, r)
-			for i := part * step; i < min((part+1)*step, rows); i++ {
-				clear(sum)
-				for j := range k.basis {
-					b := &k.basis[j]
-					for s := range b.b {
-						x := at(b, i, s)
-						row := vectors[(b.q+s)*k.q:][:r]
-						for t, w := range row {
-							sum[t] += x * w
-						}
-					}
-				}
-				for t := range sum {
-					dst[i*r+t] = float32(sum[t] * scale(t))
-				}
-			}
-			return nil
-		})
-	}
-	err = combine(d.V, k.n, func(b *block, i, s int) float64 { return b.v[i*b.b+s] }, func(int) float64 { return 1 })
+	d.U, d.V = make([]float64, k.m*r), make([]float64, k.n*r)
+	err = k.combine(ctx, d.V, k.n, r, vectors, func(x *block, i int) []float64 { return x.v[i*x.b : (i+1)*x.b] }, func(int) float64 { return 1 })
 	if err != nil {
 		return err
 	}
-	return combine(d.U, k.m, func(b *block, i, s int) float64 { return float64(b.y[i*b.b+s]) }, func(t int) float64 {
-		if sigma[t] == 0 {
+	return k.combine(ctx, d.U, k.m, r, vectors, func(x *block, i int) []float64 { return x.y[i*x.b : (i+1)*x.b] }, func(t int) float64 {
+		if d.S[t] == 0 {
 			return 0
 		}
-		return 1 / sigma[t]
+		return 1 / d.S[t]
+	})
+}
+
+// combine writes to dst (rows×r) the first r combinations of the basis, or of its products, by the columns
+// of vectors; row returns row i of a block, and scale is applied to column t.
+func (k *krylov) combine(ctx context.Context, dst []float64, rows, r int, vectors []float64, row func(x *block, i int) []float64, scale func(t int) float64) error {
+	const step = 512
+	return parallel.For(ctx, k.options.Workers, blocks(rows, step), func(_, part int) error {
+		for i := part * step; i < min((part+1)*step, rows); i++ {
+			sum := dst[i*r : (i+1)*r]
+			for j := range k.basis {
+				b := &k.basis[j]
+				for s, x := range row(b, i) {
+					for t, w := range vectors[(b.q+s)*k.q:][:r] {
+						sum[t] += x * w
+					}
+				}
+			}
+			for t := range sum {
+				sum[t] *= scale(t)
+			}
+		}
+		return nil
 	})
 }
 
@@ -427,19 +551,25 @@ func sumSquares(s []float64) (sum float64) {
 // Factors returns B = U·√S (m×K) and A = √S·Vᵀ (K×n), so that B·A is the truncation. The square root on both sides keeps
 // both factors in the range where 16-bit types are precise.
 func (d *Decomposition) Factors() (b, a []float32) {
+	wideB, wideA := d.factors()
+	return narrowed(wideB), narrowed(wideA)
+}
+
+// factors is Factors before they are rounded to float32.
+func (d *Decomposition) factors() (b, a []float64) {
 	k := d.K
 	if k == 0 {
 		return nil, nil
 	}
 	m, n := len(d.U)/k, len(d.V)/k
-	b, a = make([]float32, m*k), make([]float32, k*n)
+	b, a = make([]float64, m*k), make([]float64, k*n)
 	for t := range k {
 		root := math.Sqrt(d.S[t])
 		for i := range m {
-			b[i*k+t] = float32(float64(d.U[i*k+t]) * root)
+			b[i*k+t] = d.U[i*k+t] * root
 		}
 		for j := range n {
-			a[t*n+j] = float32(float64(d.V[j*k+t]) * root)
+			a[t*n+j] = d.V[j*k+t] * root
 		}
 	}
 	return b, a
