@@ -29,6 +29,7 @@ const (
 	FeatureQALoRA             = "qalora"
 	FeatureRankMismatch       = "rank-mismatch"
 	FeatureSeveralNames       = "several-names"
+	FeatureStrayTensor        = "stray-tensor" // a tensor of the base that the configuration does not say is saved
 	FeatureTokenIndices       = "token-indices"
 	FeatureUndo               = "undo" // it is the undo record of a merge (spec/UNDO.md)
 	FeatureUnknownTensor      = "unknown-tensor"

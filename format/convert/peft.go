@@ -75,7 +75,7 @@ func (f *tensorFile) readPEFT(path string) error {
 	case len(f.pickle.Left) > 0:
 		f.note("the pickle holds values that are no tensors of the adapter and are left out: %s", fault.List(f.pickle.Left, 3))
 	}
-	p := peftReader{config: config, tensors: f.manifest.Tensors, manifest: &f.manifest}
+	p := peftReader{config: config, saved: readSaved(text), tensors: f.manifest.Tensors, manifest: &f.manifest}
 	f.manifest.Adapters = []format.Adapter{p.adapter()}
 	if f.header != nil {
 		prints, err := baseOf(f.header.Metadata)
@@ -99,6 +99,7 @@ func (f *tensorFile) refuseWithout(dialect string) *fault.Error {
 // peftReader turns the keys of a PEFT file into layers.
 type peftReader struct {
 	config   *peftConfigFile
+	saved    peftSaved
 	tensors  []format.Tensor
 	manifest *format.Manifest
 	out      format.Adapter
@@ -141,6 +142,8 @@ func (p *peftReader) adapter() format.Adapter {
 	}
 
 	modules := make(map[string]map[peftRole]int)
+	var plain []peftKey
+	var plainTensors []int
 	for i := range p.tensors {
 		key := parsePEFTKey(p.tensors[i].Name)
 		if key.adapter != "" {
@@ -148,7 +151,7 @@ func (p *peftReader) adapter() format.Adapter {
 		}
 		switch key.role {
 		case rolePlain:
-			p.out.Beside = append(p.out.Beside, format.Beside{Action: format.Replace, Target: key.module, Tensor: i})
+			plain, plainTensors = append(plain, key), append(plainTensors, i)
 		case roleTokens:
 			p.tokens(key.module, i)
 		case roleState:
@@ -169,6 +172,7 @@ func (p *peftReader) adapter() format.Adapter {
 			modules[key.module][key.role] = i
 		}
 	}
+	p.addSaved(plain, plainTensors)
 	if len(p.names) > 1 {
 		p.require(format.FeatureSeveralNames, fmt.Sprint(len(p.names)))
 	}
