@@ -46,23 +46,24 @@ type Options struct {
 
 // Plan is a merge that is ready to run, once. It has read headers only.
 type Plan struct {
-	ran      atomic.Bool
-	base     *checkpoint.Checkpoint
-	adapters []Adapter
-	options  Options
-	targets  []*target // in the order of files and of data
-	warnings []string
-	files    []*outFile
-	ids      []string          // content ids of the adapters
-	records  []*Record         // of what is taken out, the latest merge first
-	nRemoved int               // how many of the adapters, the first ones, are taken out
-	restored []*restored       // of each file, its header before what is taken out was merged
-	side     map[string][]byte // files beside the weights that change
-	folded   map[bool]bool     // whether the head (true) and the embedding (false) change, where they are folded
-	mirror   [2]string         // the embedding and the second copy of it that the head is
-	added    map[string]saved  // tensors that the base lacked, or had in another shape, by their names in the output
-	renamed  map[string]string // tensors of the base that have other names in the output
-	reshaped bool              // whether the base has other tensors than on the disk
+	ran        atomic.Bool
+	base       *checkpoint.Checkpoint
+	adapters   []Adapter
+	options    Options
+	targets    []*target // in the order of files and of data
+	warnings   []string
+	files      []*outFile
+	ids        []string          // content ids of the adapters
+	records    []*Record         // of what is taken out, the latest merge first
+	nRemoved   int               // how many of the adapters, the first ones, are taken out
+	restored   []*restored       // of each file, its header before what is taken out was merged
+	side       map[string][]byte // files beside the weights that change
+	folded     map[bool]bool     // whether the head (true) and the embedding (false) change, where they are folded
+	foldedEnds [2]string         // the embedding and the head then, by their names without wrappers
+	mirror     [2]string         // the embedding and the second copy of it that the head is
+	added      map[string]saved  // tensors that the base lacked, or had in another shape, by their names in the output
+	renamed    map[string]string // tensors of the base that have other names in the output
+	reshaped   bool              // whether the base has other tensors than on the disk
 }
 
 // target is a tensor of the base that changes. It is seen as a matrix, cut by rows into bands of equal height that each have terms of

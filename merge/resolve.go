@@ -23,8 +23,9 @@ type resolver struct {
 	mapping  naming.Mapping
 	byTensor map[string]*target
 
-	misoriented []string // modules whose weight is not stored as the adapter's configuration says
-	guessed     []string // square weights whose orientation nothing but the configuration says
+	theEnds     *naming.Ends // from ends
+	misoriented []string     // modules whose weight is not stored as the adapter's configuration says
+	guessed     []string     // square weights whose orientation nothing but the configuration says
 	transposed  map[string]int
 	experts     []*experts
 	leftOut     []string      // tensors that only training needs

@@ -54,29 +54,17 @@ func (p *Plan) reshape() error {
 	return nil
 }
 
-// tiedEnds finds the embedding and the head that the base ties, by their names without wrappers.
-func (p *Plan) tiedEnds(index *naming.Base) (embedding, head string, err error) {
-	c := p.base.Config
-	if tied, _ := p.isTied(); !tied {
-		return "", "", fault.New(fault.Mismatch, "the base does not tie its output head to its input embedding").In(p.base.Path).WithHint("leave --tied out")
-	}
-	embedding, ok := index.Embedding()
-	if !ok {
-		return "", "", fault.New(fault.Unsupported, "which tensor of the base is the input embedding is not certain").In(p.base.Path).WithHint("untie the base with the tool that made it")
-	}
-	head, why := index.TiedHead(embedding, c.ModelType)
-	if why != "" {
-		return "", "", fault.New(fault.Unsupported, "%s", why).In(p.base.Path).WithHint("untie the base with the tool that made it")
-	}
-	return embedding, head, nil
-}
-
 // untie makes the head a tensor of its own, with the values of the embedding.
 func (p *Plan) untie() error {
 	index := naming.Index(p.base.Names())
 	embedding, head, err := p.tiedEnds(index)
 	if err != nil {
 		return err
+	}
+	if head == "" {
+		_, why := naming.TiedHead(embedding, p.base.Config.ModelType)
+		return fault.New(fault.Unsupported, "%s", why).In(p.base.Path).
+			WithHint("untie the base with the tool that made it, or use --tied fold, if the change is meant for both ends")
 	}
 	if t := p.base.Config.ModelType; naming.ScalesTiedHead(t) {
 		return fault.New(fault.Unsupported, "a %s model scales what goes into its head while it is tied, so that it is another model without the tie", t).
@@ -94,7 +82,7 @@ func (p *Plan) untie() error {
 	no := false
 	p.base.Config.TieWordEmbeddings = &no
 	p.warn("the output head %q becomes a tensor of its own", name)
-	return p.edit("tie_word_embeddings", "true", "false")
+	return p.editTie()
 }
 
 // grow gives the embedding and the head as many rows as an adapter saves of them.
@@ -124,10 +112,11 @@ func (p *Plan) grow() error {
 	if len(changes) == 0 {
 		return nil
 	}
+	ends := p.ends(index)
 	for _, name := range p.base.Names() {
-		module := naming.Module(name)
 		ref, _ := p.base.Lookup(name)
-		isVocabulary := (naming.IsInputEmbedding(module) || naming.IsHead(module)) && len(ref.Tensor.Shape) > 0 && ref.Tensor.Shape[0] == old
+		isEnd := isVocabulary(name) || name == index.Actual(ends.Embedding) || name == index.Actual(ends.Head)
+		isVocabulary := isEnd && len(ref.Tensor.Shape) > 0 && ref.Tensor.Shape[0] == old
 		if _, ok := rows[name]; isVocabulary && !ok {
 			return fault.New(fault.Unsupported, "the vocabulary grows from %d to %d tokens, and the adapter has no values for the new rows of %q", old, size, name).
 				WithHint("save the adapter with save_embedding_layers=True; if the two ends are tied, use --tied fold")
@@ -148,8 +137,7 @@ func (p *Plan) grown(index *naming.Base, m *format.Manifest) (all []checkpoint.C
 	var names []string
 	for i := range m.Adapters {
 		for _, b := range m.Adapters[i].Beside {
-			module := naming.Module(b.Target)
-			if b.Action == format.Replace && (naming.IsInputEmbedding(module) || naming.IsHead(module)) {
+			if b.Action == format.Replace && isVocabulary(b.Target) {
 				saved = append(saved, b)
 				names = append(names, b.Target)
 			}
@@ -168,50 +156,6 @@ func (p *Plan) grown(index *naming.Base, m *format.Manifest) (all []checkpoint.C
 		}
 	}
 	return all
-}
-
-// alias lets the head stand for the embedding that it is tied to.
-func (p *Plan) alias(index *naming.Base) error {
-	embedding, head, err := p.tiedEnds(index)
-	if err != nil {
-		return err
-	}
-	if index.Has(head) {
-		p.mirror = [2]string{index.Actual(embedding), index.Actual(head)}
-	}
-	p.folded = make(map[bool]bool)
-	index.Alias(head, embedding)
-	return nil
-}
-
-// checkFolded refuses to fold changes of both ends into one tensor.
-func (r *resolver) checkFolded(name string) error {
-	module := naming.Module(name)
-	isHead := naming.IsHead(module)
-	if r.plan.options.Tied != Fold || !isHead && !naming.IsInputEmbedding(module) {
-		return nil
-	}
-	if r.plan.folded[!isHead] {
-		return fault.New(fault.Unsupported, "the adapter changes both the input embedding and the output head, and --tied fold would make either change to both").
-			WithHint("use --tied untie")
-	}
-	r.plan.folded[isHead] = true
-	return nil
-}
-
-// isFolded reports that a head is saved with the very values that the adapter saves for the embedding, so that one of them is enough where
-// both are one tensor.
-func (r *resolver) isFolded(b *format.Beside) (bool, error) {
-	if r.plan.options.Tied != Fold || !naming.IsHead(naming.Module(b.Target)) {
-		return false, nil
-	}
-	for i := range r.adapter.Beside {
-		other := &r.adapter.Beside[i]
-		if other.Action == b.Action && slices.Equal(other.Rows, b.Rows) && naming.IsInputEmbedding(naming.Module(other.Target)) && naming.Leaf(other.Target) == naming.Leaf(b.Target) {
-			return sameBlob(r.blob(b.Tensor), r.blob(other.Tensor))
-		}
-	}
-	return false, nil
 }
 
 // sameBlob compares two tensors.
@@ -247,9 +191,28 @@ func (p *Plan) addMirror(byTensor map[string]*target) {
 	}
 }
 
+// editTie notes that the ends are no longer tied, in each place that a release of transformers reads.
+func (p *Plan) editTie() error {
+	const field = "tie_word_embeddings"
+	if err := p.edit(field, "true", "false"); err != nil || p.side == nil {
+		return err
+	}
+	text := p.side[configName]
+	if _, ok := valueAt(text, "text_config"); ok { // transformers 4 asks the text half, whose class has a default of its own
+		text = setValue(text, "false", "text_config", field)
+	}
+	if _, ok := valueAt(text, "tie_embedding"); ok { // LFM2
+		text = setValue(text, "false", "tie_embedding")
+	}
+	p.side[configName] = text
+	return nil
+}
+
+const configName = "config.json"
+
 // edit notes that a field of config.json changes from one value to another, wherever it has that value.
 func (p *Plan) edit(field, from, to string) error {
-	const name = "config.json"
+	const name = configName
 	if !p.base.IsDir || !slices.Contains(p.base.Side, name) {
 		p.warn("set %s to %s in the model's config.json", field, to)
 		return nil

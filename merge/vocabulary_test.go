@@ -9,7 +9,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/testkit"
 	"github.com/loratool/loratool/merge"
 )
 
@@ -103,4 +107,84 @@ func openOne(t *testing.T, base, adapter string, options merge.Options) (*merge.
 	c := fixture{Base: base, Adapters: []string{"adapter"}}
 	c.Options.Tied, c.Options.GrowVocabulary = options.Tied, options.GrowVocabulary
 	return c.open(t, filepath.Join(fixtures, adapter), options)
+}
+
+// TestTrainedTokensAreForBothEnds: PEFT gives trained tokens to both ends of a tied model, in every release that knows them (read in
+// 0.15.0, 0.15.2, 0.16.0, 0.17.0, 0.18.0, 0.19.1, 0.20.0 and 0.21.2), so that there is nothing to decide.
+func TestTrainedTokensAreForBothEnds(t *testing.T) {
+	dir := filepath.Join(fixtures, "merge", "tied-tokens-fold")
+	merged := func(tied merge.Tied) string {
+		c := readFixture(t, dir)
+		c.Options.Tied = tied
+		p, err := c.open(t, dir, merge.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := filepath.Join(t.TempDir(), "out")
+		if _, err := p.Run(context.Background(), out); err != nil {
+			t.Fatal(err)
+		}
+		return readText(t, out, "model.safetensors")
+	}
+	if got, want := merged(""), merged(merge.Fold); got != want {
+		t.Error("trained tokens without a flag are another model than those of --tied fold, which is PEFT's")
+	}
+}
+
+// TestTiesOfUnknownModels: a generative model without a head has tied it, whatever its type and the names of its ends, and --tied works
+// for it.
+func TestTiesOfUnknownModels(t *testing.T) {
+	for _, c := range []struct{ config, embedding, changed, head string }{
+		{`{"model_type":"new","architectures":["NewForCausalLM"]}`, "backbone.tokens", "lm_head", "lm_head.weight"},
+		{`{"model_type":"whisper","architectures":["WhisperForConditionalGeneration"]}`, "model.decoder.embed_tokens", "proj_out", "proj_out.weight"},
+		{`{"model_type":"new","architectures":["NewForCausalLM"],"vocab_size":4}`, "backbone.tokens", "backbone.tokens", "lm_head.weight"},
+	} {
+		for tied, want := range map[merge.Tied]string{"": "tied", merge.Untie: c.head, merge.Fold: ""} {
+			dir := t.TempDir()
+			adapter := filepath.Join(dir, "adapter")
+			testkit.Write(t, filepath.Join(dir, "model.safetensors"), testkit.Encode(nil,
+				testkit.Values(c.embedding+".weight", dtype.F32, []uint64{4, 2}, 1, 2, 3, 4, 5, 6, 7, 8), testkit.Values("backbone.layers.0.q.weight", dtype.F32, []uint64{2, 2}, 1, 2, 3, 4)))
+			testkit.Write(t, filepath.Join(dir, "config.json"), []byte(c.config))
+			a, b := "lora_A.weight", "lora_B.weight"
+			shapeA, shapeB := []uint64{1, 2}, []uint64{4, 1}
+			values := [2][]float64{{1, 0}, {1, 1, 1, 1}}
+			if c.changed == c.embedding {
+				a, b, shapeA, shapeB = "lora_embedding_A", "lora_embedding_B", []uint64{1, 4}, []uint64{2, 1}
+				values[0], values[1] = []float64{1, 1, 1, 1}, []float64{1, 0}
+			}
+			testkit.WriteAdapter(t, adapter, 1, 1,
+				testkit.Values("base_model.model."+c.changed+"."+a, dtype.F32, shapeA, values[0]...),
+				testkit.Values("base_model.model."+c.changed+"."+b, dtype.F32, shapeB, values[1]...))
+			src, err := convert.Open(adapter)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { src.Close() })
+			p, err := merge.Open(context.Background(), dir, []merge.Adapter{{Source: src, Name: adapter, Weight: 1}}, merge.Options{Reading: merge.Reading{Tied: tied}})
+			if tied == "" {
+				if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(fault.Hint(err), "--tied untie") {
+					t.Errorf("%s, %s: %v, want a refusal that says it is tied", c.config, c.changed, err)
+				}
+				continue
+			}
+			if err != nil {
+				t.Errorf("%s, %s, --tied %s: %v", c.config, c.changed, tied, err)
+				continue
+			}
+			out := filepath.Join(t.TempDir(), "out")
+			if _, err := p.Run(context.Background(), out); err != nil {
+				t.Fatal(err)
+			}
+			p.Close()
+			base, err := checkpoint.Open(out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, hasHead := base.Lookup(c.head)
+			if says := base.Config.TieWordEmbeddings; hasHead != (tied == merge.Untie) || hasHead && (says == nil || *says) {
+				t.Errorf("%s, %s, --tied %s: has a head %v, names %q", c.config, c.changed, tied, hasHead, base.Names())
+			}
+			base.Close()
+		}
+	}
 }

@@ -23,7 +23,9 @@ type Config struct {
 	Found              bool
 	ModelType          string
 	Architectures      []string
-	TieWordEmbeddings  *bool // nil where config.json does not say
+	TieWordEmbeddings  *bool  // nil where config.json does not say
+	TextTie            *bool  // tie_word_embeddings of text_config, nil where that does not say
+	VocabSize          uint64 // 0 where config.json does not say
 	QuantizationMethod string
 }
 
@@ -32,6 +34,8 @@ type configFile struct {
 	Architectures []string        `json:"architectures"`
 	Tie           *bool           `json:"tie_word_embeddings"`
 	Quantization  json.RawMessage `json:"quantization_config"`
+	TieOfLFM2     *bool           `json:"tie_embedding"`
+	VocabSize     uint64          `json:"vocab_size"`
 	TextConfig    *configFile     `json:"text_config"`
 }
 
@@ -48,8 +52,16 @@ func readConfig(path string) (Config, error) {
 		return Config{}, fault.New(fault.Corrupt, "not the configuration of a model: %v", err).In(path)
 	}
 	c := Config{Found: true, ModelType: f.ModelType, Architectures: f.Architectures, TieWordEmbeddings: f.Tie}
-	if c.TieWordEmbeddings == nil && f.TextConfig != nil {
-		c.TieWordEmbeddings = f.TextConfig.Tie
+	if f.TieOfLFM2 != nil && strings.HasPrefix(f.ModelType, "lfm2") {
+		c.TieWordEmbeddings = f.TieOfLFM2 // transformers puts it over the other field
+	}
+	c.VocabSize = f.VocabSize
+	if text := f.TextConfig; text != nil {
+		c.TextTie = text.Tie
+		if c.TieWordEmbeddings == nil {
+			c.TieWordEmbeddings = text.Tie
+		}
+		c.VocabSize = max(c.VocabSize, text.VocabSize)
 	}
 	if len(f.Quantization) > 0 && string(f.Quantization) != "null" {
 		var q struct {

@@ -7,8 +7,8 @@ import "strings"
 
 var (
 	embeddings = set("embed_tokens", "wte", "wpe", "word_embeddings", "position_embeddings", "token_type_embeddings", "shared", "tok_embeddings", "embed_in", "embed_positions", "relative_attention_bias")
-	tiable     = set("embed_tokens", "wte", "word_embeddings", "shared", "tok_embeddings", "embed_in")
-	heads      = set("lm_head", "embed_out", "output_projection")
+	tiable     = set("embed_tokens", "wte", "word_embeddings", "shared", "tok_embeddings", "embed_in", "embeddings", "tokens_embed", "word_embedding")
+	heads      = set("lm_head", "embed_out", "output_projection", "proj_out", "vocab_projector", "generator_lm_head", "lm_loss")
 
 	conv1DModels = set("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 	conv1DNames  = set("c_attn", "c_proj", "c_fc", "q_attn")

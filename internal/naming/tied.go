@@ -5,75 +5,234 @@ import (
 	"strings"
 )
 
-// tiesByDefault are the model types whose configuration class ties the head to the embedding when config.json does not say.
-var tiesByDefault = []string{
-	"gpt2", "t5", "mt5", "bart", "mbart", "bert", "roberta", "distilbert", "albert", "electra", "opt", "bloom", "gemma", "gemma2",
-	"gemma3", "gemma3_text", "cohere", "whisper", "xglm", "codegen", "m2m_100", "pegasus", "led", "marian",
+// Model is what tells whether a model's output head and its input embedding are one tensor: its tensors, what its configuration
+// says, and what adapters look up in it.
+type Model struct {
+	Shapes        map[string][]uint64 // of the tensors, by their names without wrappers; a nil shape is not known
+	Configured    bool                // whether there is a config.json
+	ModelType     string
+	Architectures []string
+	Tie           *bool    // tie_word_embeddings, nil where config.json does not say
+	TextTie       *bool    // the same of text_config
+	VocabSize     uint64   // 0 where config.json does not say
+	LookedUp      []string // tensors that an adapter changes as embeddings
+	HeadShape     []uint64 // of a head that an adapter changes and the files do not hold; nil for none
 }
 
-// headedArchitectures are parts of the names of classes that have a head over the vocabulary.
-var headedArchitectures = []string{"LMHead", "CausalLM", "ConditionalGeneration", "MaskedLM", "PreTraining", "Seq2SeqLM"}
+// Ends are the two ends of a language model, as tensors by their names without wrappers.
+type Ends struct {
+	Embedding string // the input embedding; "" where it is not certain which one that is
+	Head      string // the output head; "" where the model's files hold none
+	Tied      bool   // whether both are, or may be, one tensor
+	Why       string // why that is not certain, as a half-sentence; "" where it is
+}
 
-// IsTied reports whether a model's output head and input embedding are one tensor: by its tensor names and by what its
-// configuration says, where tie is nil for a configuration without tie_word_embeddings. Without a model type the names alone
-// decide: a model without a head may have tied it.
-func IsTied(names []string, modelType string, architectures []string, tie *bool) bool {
-	hasHead := slices.ContainsFunc(names, func(name string) bool { return IsHead(Module(name)) })
-	if modelType == "" && len(architectures) == 0 && tie == nil {
-		return !hasHead
-	}
-	headed := len(architectures) == 0
-	for _, a := range architectures {
-		headed = headed || slices.ContainsFunc(headedArchitectures, func(part string) bool { return strings.Contains(a, part) })
-	}
+// Ends finds the two ends of a model, and whether they are tied. No list has to know the model: a generative model whose files
+// hold no head has tied it, as nothing else gives it one. The lists only add models whose files hold both.
+func (m *Model) Ends() Ends {
+	e := Ends{Embedding: m.embedding()}
+	e.Head = m.head(e.Embedding)
+	e.Tied, e.Why = m.isTied(e.Head != "")
+	return e
+}
+
+func (m *Model) isTied(hasHead bool) (tied bool, why string) {
+	byDefault := slices.Contains(tiesByDefault, m.ModelType)
+	isTrunk, isGenerative := m.class()
+	says := func(tie *bool) bool { return tie != nil && *tie }
 	switch {
-	case !headed:
-		return false
-	case tie != nil:
-		return *tie
+	case !m.Configured && m.Tie == nil:
+		return !hasHead, "there is no config.json to say whether the two are tied"
+	case isTrunk:
+		why := "the base is saved as " + m.Architectures[0] + ", and a model that puts a head on it ties the two"
+		return !hasHead && (says(m.Tie) || m.Tie == nil && byDefault), why
+	case !isGenerative && len(m.Architectures) > 0:
+		return false, "" // a class without a head over the vocabulary
+	case says(m.Tie), !hasHead && says(m.TextTie):
+		return true, ""
+	case m.Tie != nil:
+		return !hasHead && isGenerative, "config.json says that the two are not tied, and the files hold no head"
+	case hasHead:
+		return byDefault, "config.json does not say whether the two are tied, and models of this type tie them by default"
+	case isGenerative || byDefault:
+		return true, ""
 	}
-	return !hasHead && slices.Contains(tiesByDefault, modelType)
+	return true, "config.json names neither tie_word_embeddings nor architectures, which decide whether the two are tied"
 }
+
+// class reports whether the model is saved as a trunk alone, and whether it has a head over the vocabulary.
+func (m *Model) class() (isTrunk, isGenerative bool) {
+	for _, a := range m.Architectures {
+		isGenerative = isGenerative || slices.ContainsFunc(generative, func(part string) bool { return strings.Contains(a, part) })
+		isTrunk = isTrunk || strings.HasSuffix(a, "Model") && !strings.HasSuffix(a, "EncoderModel")
+	}
+	return isTrunk && !isGenerative, isGenerative
+}
+
+// embedding finds the input embedding: by its name, by the size of the vocabulary, or because an adapter looks tokens up in it.
+func (m *Model) embedding() string {
+	var named, sized, fitting []string
+	for name, shape := range m.Shapes {
+		module, isWeight := strings.CutSuffix(name, ".weight")
+		if !isWeight || shape != nil && len(shape) != 2 {
+			continue
+		}
+		switch {
+		case IsInputEmbedding(module):
+			named = append(named, name)
+		case shape == nil || IsHead(module) || IsEmbedding(module) || IsNumbered(module):
+		case shape[0] == m.VocabSize:
+			sized = append(sized, name)
+		case slices.Equal(shape, m.HeadShape):
+			fitting = append(fitting, name)
+		}
+	}
+	var lookedUp []string
+	for _, name := range m.LookedUp {
+		module := Module(name)
+		isOther := IsEmbedding(module) && !IsInputEmbedding(module) || strings.Contains(Leaf(module), "position") || strings.Contains(Leaf(module), "type")
+		if !isOther && !slices.Contains(lookedUp, name) {
+			lookedUp = append(lookedUp, name)
+		}
+	}
+	shared := slices.DeleteFunc(slices.Clone(named), func(name string) bool { return Leaf(Module(name)) != "shared" })
+	for _, some := range [][]string{named, shared, both(named, lookedUp), sized, both(sized, lookedUp), fitting} {
+		if len(some) == 1 {
+			return some[0]
+		}
+	}
+	if len(named)+len(sized)+len(fitting) == 0 && len(lookedUp) == 1 {
+		return lookedUp[0]
+	}
+	return ""
+}
+
+func both(a, b []string) []string {
+	return slices.DeleteFunc(slices.Clone(a), func(name string) bool { return !slices.Contains(b, name) })
+}
+
+// IsNumbered reports whether a module lies in a numbered one, such as a layer.
+func IsNumbered(module string) bool {
+	return slices.ContainsFunc(strings.Split(module, "."), func(s string) bool { return strings.Trim(s, "0123456789") == "" })
+}
+
+// head finds the output head among the tensors: by its name, or as a second tensor of the shape of the embedding.
+func (m *Model) head(embedding string) string {
+	var named, shaped []string
+	want := m.Shapes[embedding]
+	for name, shape := range m.Shapes {
+		module, isWeight := strings.CutSuffix(name, ".weight")
+		switch {
+		case !isWeight || name == embedding:
+		case IsHead(module) && !IsNumbered(module):
+			named = append(named, name)
+		case want == nil || !slices.Equal(shape, want) || IsNumbered(module):
+		case !IsEmbedding(module) && !strings.Contains(module, "embed"):
+			shaped = append(shaped, name)
+		}
+	}
+	for _, some := range [][]string{named, shaped} {
+		if len(some) > 0 {
+			slices.Sort(some)
+			return some[0]
+		}
+	}
+	return ""
+}
+
+// IsTied reports whether a model's output head and input embedding are one tensor, by its tensor names and by what its
+// configuration says, where tie is nil for a configuration without tie_word_embeddings.
+func IsTied(names []string, modelType string, architectures []string, tie *bool) bool {
+	m := Model{
+		Shapes: make(map[string][]uint64, len(names)), ModelType: modelType, Architectures: architectures, Tie: tie,
+		Configured: modelType != "" || len(architectures) > 0 || tie != nil,
+	}
+	for _, name := range names {
+		m.Shapes[StripWrappers(name)] = nil
+	}
+	e := m.Ends()
+	return e.Tied && (e.Why == "" || !m.Configured)
+}
+
+// generative are parts of the names of classes that have a head over the vocabulary.
+var generative = []string{
+	"LMHead", "CausalLM", "ConditionalGeneration", "MaskedLM", "PreTraining", "Seq2SeqLM", "DoubleHeads",
+	"ForTextToText", "ForSpeechToText", "ForTextToSpeech", "ForImageTextToText",
+}
+
+// tiesByDefault are model types whose configuration class ties the head to the embedding when config.json does not say
+// (transformers 5.24, those that have a generative class).
+var tiesByDefault = strings.Fields(`
+	albert aya_vision bart bert bert-generation big_bird bigbird_pegasus biogpt blenderbot blenderbot-small bloom camembert codegen
+	cohere cohere2 cohere2_moe cohere2_vision convbert cpmant ctrl deberta deberta-v2 distilbert electra ernie ernie4_5 ernie4_5_moe
+	esm falcon falcon_mamba flaubert florence2 fnet funnel gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text gemma4 gemma4_text
+	got_ocr2 gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox_japanese ibert jetmoe kosmos-2 led lfm2 lfm2_moe lfm2_vl longformer longt5
+	m2m_100 mamba marian mbart megatron-bert mobilebert modernbert modernbert-decoder moonshine mpnet mpt mra mt5 mvp nllb-moe
+	nomic_bert nystromformer openai-gpt opt paligemma pegasus pegasus_x plbart pop2piano prophetnet recurrent_gemma roberta
+	roberta-prelayernorm roc_bert roformer seamless_m4t seamless_m4t_v2 shieldgemma2 smollm3 speech_to_text squeezebert starcoder2
+	switch_transformers t5 t5gemma t5gemma2 trocr udop umt5 vaultgemma whisper xglm xlm xlm-roberta xlm-roberta-xl xlnet xmod yoso
+	youtu zamba zamba2`)
 
 var (
 	// scaledHeads are the model types that scale what goes into the head as long as it is tied, so that a head of its own with the same
 	// values is another model.
 	scaledHeads = set("t5", "mt5", "umt5", "longt5", "switch_transformers", "pop2piano", "udop")
-	// otherHeads are the model types whose tied head has another name than lm_head.
-	otherHeads = set("whisper", "speech_to_text", "speech_to_text_2", "trocr", "biogpt", "git", "bridgetower", "xlm", "flaubert", "xlnet", "gpt_neox",
-		"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "albert", "electra", "deberta", "deberta-v2", "modernbert", "mpnet", "speecht5")
+	// otherHeads are the model types whose tied head has another name than lm_head: the name, or "" where a head of its own would
+	// need more than its weight.
+	otherHeads = map[string]string{
+		"whisper": "proj_out", "moonshine": "proj_out", "moonshine_streaming": "proj_out", "cohere_asr": "proj_out",
+		"biogpt": "output_projection", "trocr": "output_projection", "git": "output", "rwkv": "head",
+		"bridgetower": "", "xlm": "", "flaubert": "", "xlnet": "", "gpt_neox": "", "gpt_neox_japanese": "embed_out",
+		"bert": "", "roberta": "", "xlm-roberta": "", "camembert": "", "distilbert": "", "albert": "", "electra": "", "deberta": "",
+		"deberta-v2": "", "modernbert": "", "modernbert-decoder": "decoder", "mpnet": "", "speecht5": "", "t5gemma": "lm_head.out_proj",
+		"t5gemma2": "lm_head.out_proj",
+	}
 )
 
 // Embedding finds the input embedding to which a head can be tied, by its name without wrappers; ok is false if there is none, or several.
 func (b *Base) Embedding() (name string, ok bool) {
-	n := 0
+	m := Model{Shapes: make(map[string][]uint64, len(b.byName))}
 	for plain := range b.byName {
-		if module, isWeight := strings.CutSuffix(plain, ".weight"); isWeight && IsInputEmbedding(module) {
-			name = plain
-			n++
-		}
+		m.Shapes[plain] = nil
 	}
-	return name, n == 1
+	name = m.embedding()
+	return name, name != ""
 }
 
-// TiedHead is the name that the head tied to an embedding has, or gets when it is untied; why says that it is not known.
-func (b *Base) TiedHead(embedding, modelType string) (head, why string) {
-	for plain := range b.byName {
-		if IsHead(Module(plain)) && Leaf(plain) == "weight" {
-			return plain, ""
-		}
-	}
+// TiedHead is the name that the head tied to an embedding gets when it is untied, without wrappers; why says that it is not
+// known.
+func TiedHead(embedding, modelType string) (head, why string) {
+	head, isOther := otherHeads[modelType]
 	switch {
-	case otherHeads[modelType]:
-		return "", "the name of the head of a " + modelType + " model is not known here"
-	case strings.HasPrefix(embedding, "language_model.model."):
-		return "language_model.lm_head.weight", ""
+	case isOther && head == "":
+		return "", "the head of a " + modelType + " model, apart from its embedding, has a name or parts that are not known here"
+	case !isOther:
+		head = "lm_head"
 	}
-	return "lm_head.weight", ""
+	// A language model inside another one keeps its head beside its trunk.
+	if outer, _, ok := strings.Cut(embedding, ".model."); ok && !isOther {
+		head = outer + "." + head
+	}
+	return head + ".weight", ""
 }
 
 // ScalesTiedHead reports whether models of this type compute something else when their head is untied.
 func ScalesTiedHead(modelType string) bool { return scaledHeads[modelType] }
+
+// Nearest lists the tensors that a name of an adapter's can mean when it stands alone: itself, or those whose path ends with it, or is
+// the end of it.
+func (b *Base) Nearest(name string) []string {
+	if b.Has(name) {
+		return []string{name}
+	}
+	var all []string
+	for plain := range b.byName {
+		if strings.HasSuffix(plain, "."+name) || strings.HasSuffix(name, "."+plain) {
+			all = append(all, plain)
+		}
+	}
+	return all
+}
 
 // Actual returns the base's own name for one without wrappers.
 func (b *Base) Actual(plain string) string { return b.byName[plain] }

@@ -1092,13 +1092,6 @@ FIT = [
         "LoRA on the head, which the base ties to the embedding and does not store.",
     ),
     refuse(
-        "tied-tokens",
-        "gpt2",
-        lora(target_modules=["c_attn"], trainable_token_indices={"wte": [3, 5]}),
-        ["tied", "--tied untie", "--tied fold"],
-        "Rows of the embedding are replaced, and the head is tied to it.",
-    ),
-    refuse(
         "wrong-base",
         "llama-bf16",
         lora(base="llama-odd"),
