@@ -10,6 +10,7 @@ const (
 	FeatureConvolution        = "convolution"
 	FeatureCorDA              = "corda"
 	FeatureDoRA               = "dora"
+	FeatureExpertFactors      = "expert-factors" // three dimensions: factors for each of several experts
 	FeatureExperts            = "experts"
 	FeatureFactorShape        = "factor-shape"
 	FeatureKaSA               = "kasa"

@@ -20,14 +20,13 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 			(naming.IsHead(module) || r.mapping.Renamed(name) == r.plan.adapterHead(r.names, e.Embedding)) {
 			return r.tiedError(name)
 		}
-		switch {
-		case r.names.Has(renamed+".qweight") || r.names.Has(renamed+".qzeros"):
-			return fault.New(fault.Unsupported, "%q of the base is quantised (it has a qweight and no weight)", module).
-				WithHint("merge into the checkpoint that it was quantised from, then quantise again")
-		case strings.HasSuffix(name, ".bias") && r.names.Has(renamed+".weight"):
+		if strings.HasSuffix(name, ".bias") && r.names.Has(renamed+".weight") {
 			return fault.New(fault.Mismatch, "the adapter changes the bias of %q, and the base has none there", module).
 				WithHint("%s", r.wrongBase())
 		}
+	}
+	if err := r.diagnose(missing); err != nil {
+		return err
 	}
 	if len(missing) == len(wanted) {
 		return fault.New(fault.Mismatch, "the base has none of the %d tensors that the adapter changes: %s", len(wanted), fault.List(missing, 3)).
@@ -40,4 +39,20 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 		}
 	}
 	return e.WithHint("%s", r.wrongBase())
+}
+
+// diagnose asks the names of the base why they lack what the adapter changes, then its configuration; nil where neither tells.
+func (r *resolver) diagnose(missing []string) error {
+	renamed := make([]string, len(missing))
+	for i, name := range missing {
+		renamed[i] = r.mapping.Renamed(name)
+	}
+	if d, ok := r.names.Diagnose(append(renamed, missing...)); ok {
+		return fault.New(fault.Unsupported, "%s", d.Why).WithHint("%s", d.Hint)
+	}
+	if method := r.plan.base.Config.QuantizationMethod; method != "" {
+		return fault.New(fault.Unsupported, "the base is quantised (config.json says %s), and has no tensor %q", method, missing[0]).
+			WithHint("merge into the checkpoint that it was quantised from, then quantise again")
+	}
+	return nil
 }

@@ -24,6 +24,7 @@ var explanations = map[string]explanation{
 	format.FeatureArrow:            {"it is routed per token between adapters (arrow_config): no single weight is equal to it", "serve it unmerged"},
 	format.FeatureConfigField:      {"its configuration sets a field that this version does not know and that may change the result", "if the field is harmless, remove it from adapter_config.json; else try a newer loratool"},
 	format.FeatureCorDA:            {"it was initialised with CorDA (corda), which changed the base by data that are not in the adapter", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
+	format.FeatureExpertFactors:    {"a layer has factors of three dimensions, one for each expert, which this version does not merge", "convert it to PEFT's target_parameters, or to a module for each expert, with the tool that made it"},
 	format.FeatureFactorShape:      {"a tensor of a layer does not have the shape that goes with the others", "the file is damaged, or not what its keys say"},
 	format.FeatureKaSA:             {"it is KaSA (kasa_config), which truncated the base before training", "merge with PEFT"},
 	format.FeatureLayerReplication: {"it was trained on a base with repeated layers (layer_replication)", "build that base first, with its layers repeated and renumbered, and merge into it"},

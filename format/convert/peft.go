@@ -276,6 +276,10 @@ func (p *peftReader) classify(l *format.Layer, hasA, hasB bool, rank int) {
 		l.Kind = format.Other
 		p.checkCompact(l, &a, &b, rank)
 		return
+	case len(a.Shape) == 3 && len(b.Shape) == 3 && b.Shape[2] > 1: // the second of the convolutions of PEFT is 1 wide
+		p.require(format.FeatureExpertFactors, fmt.Sprintf("%s: lora_A %d, lora_B %d", l.Module, a.Shape, b.Shape))
+		l.Kind = format.Other
+		return
 	case len(a.Shape) >= 3 && len(b.Shape) == len(a.Shape):
 		p.require(format.FeatureConvolution, l.Module)
 		l.Kind = format.Conv

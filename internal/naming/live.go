@@ -29,7 +29,7 @@ var movedTypes = map[string]string{
 	"gemma3": "LLaVA and its kin", "mistral3": "LLaVA and its kin", "aya_vision": "LLaVA and its kin",
 	"got_ocr2": "LLaVA and its kin", "internvl": "LLaVA and its kin", "llava_next": "LLaVA and its kin",
 	"llava_next_video": "LLaVA and its kin", "llava_onevision": "LLaVA and its kin", "mllama": "Mllama",
-	"qwen2_vl": "Qwen2-VL and Qwen2.5-VL", "qwen2_5_vl": "Qwen2-VL and Qwen2.5-VL",
+	"qwen2_vl": "Qwen2-VL and its kin", "qwen2_5_vl": "Qwen2-VL and its kin",
 	"vit": "ViT and its kin", "deit": "ViT and its kin", "vit_msn": "ViT and its kin",
 	"dinov2": "DINOv2", "dinov2_with_registers": "DINOv2", "swin": "Swin", "segformer": "SegFormer", "gpt_neox": "GPT-NeoX",
 }

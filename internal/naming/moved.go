@@ -44,7 +44,7 @@ var moves = []*move{
 	newMove("LLaVA and its kin", append(textHalf, "^vision_tower.", "^model.vision_tower.")...),
 	newMove("LLaVA and its kin", append(textHalf, "^vision_tower.vision_model.", "^model.vision_tower.")...),
 	newMove("Mllama", append(textHalf, "^vision_model.", "^model.vision_model.")...),
-	newMove("Qwen2-VL and Qwen2.5-VL", "^visual.", "^model.visual.", "^model.layers.", "^model.language_model.layers.",
+	newMove("Qwen2-VL and its kin", "^visual.", "^model.visual.", "^model.layers.", "^model.language_model.layers.",
 		"^model.embed_tokens.", "^model.language_model.embed_tokens.", "^model.norm.", "^model.language_model.norm."),
 	newMove("ViT and its kin", ".encoder.layer.#.", ".layers.#.", ".attention.attention.query.", ".attention.q_proj.",
 		".attention.attention.key.", ".attention.k_proj.", ".attention.attention.value.", ".attention.v_proj.",

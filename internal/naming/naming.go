@@ -4,6 +4,7 @@ package naming
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -155,7 +156,9 @@ func (b *Base) Match(wanted []string) (m Mapping, missing, ambiguous []string) {
 		}
 	}
 	if len(full) == 0 {
-		full = b.moved(wanted)
+		if full = b.moved(wanted); len(full) == 0 {
+			full = b.deeper(wanted)
+		}
 		if len(full) == 1 {
 			return Mapping{b, full[0]}, nil, nil
 		}
@@ -197,6 +200,33 @@ func (b *Base) moved(wanted []string) (full []rename) {
 	return full
 }
 
+// deeper lists the candidates under which every name is in the base with one segment more, or less, after its first one: SmolVLM's
+// "model.text_model." for the "model." of its text model. They are tried last, and used only where one alone fits.
+func (b *Base) deeper(wanted []string) (full []rename) {
+	first, rest, _ := strings.Cut(wanted[0], ".")
+	second, _, _ := strings.Cut(rest, ".")
+	candidates := []rename{{cut: first + "." + second + ".", add: first + "."}}
+	inner := make(map[string]bool)
+	for name := range b.byName {
+		if below, ok := strings.CutPrefix(name, first+"."); ok {
+			segment, _, _ := strings.Cut(below, ".")
+			inner[segment] = true
+		}
+	}
+	for _, segment := range slices.Sorted(maps.Keys(inner)) {
+		candidates = append(candidates, rename{cut: first + ".", add: first + "." + segment + "."})
+	}
+	for _, c := range candidates {
+		missing := slices.ContainsFunc(wanted, func(name string) bool { _, ok := (Mapping{b, c}).Lookup(name); return !ok })
+		if !missing {
+			if full = append(full, c); len(full) == enough {
+				break
+			}
+		}
+	}
+	return full
+}
+
 // same reports whether two candidates translate every name alike.
 func same(a, b rename, names []string) bool {
 	for _, name := range names {
@@ -210,7 +240,7 @@ func same(a, b rename, names []string) bool {
 }
 
 // frameworks are the prefixes that PEFT and torch.nn.parallel put in front of every name.
-var frameworks = []string{"base_model.model.", "base_model.model.base_model.model.", "module."}
+var frameworks = []string{"base_model.model.", "base_model.model.base_model.model.", "module.", "module.base_model.model."}
 
 // candidates lists the translations to try, with a table or without, the most common first: PEFT's own prefix left over, the prefix "model." of a
 // language model around its trunk, and any other prefix that all names share or that the base's names begin with (GPT-2's
@@ -218,8 +248,11 @@ var frameworks = []string{"base_model.model.", "base_model.model.base_model.mode
 // half of a model and its vision half may have the same names below theirs.
 func (b *Base) candidates(wanted []string, table *move, newer bool) []rename {
 	prefixes := []string{"model."}
-	if first, _, _ := strings.Cut(wanted[0], "."); !slices.ContainsFunc(wanted, func(name string) bool { return !strings.HasPrefix(name, first+".") }) {
-		prefixes = append(prefixes, first+".")
+	// One name without the prefix, such as a head, must not hide it from the others: what pairs is paired first.
+	for _, name := range []string{wanted[0], wanted[len(wanted)/2], wanted[len(wanted)-1]} {
+		if first, _, _ := strings.Cut(name, "."); !slices.Contains(prefixes, first+".") {
+			prefixes = append(prefixes, first+".")
+		}
 	}
 	var all []rename
 	seen := make(map[rename]bool)
