@@ -15,7 +15,7 @@ func allocate(f *os.File, size int64) error {
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
-		case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG) || errors.Is(err, unix.EIO):
+		case isFatal(err):
 			return &os.PathError{Op: "fallocate", Path: f.Name(), Err: err}
 		}
 		return nil // there, or the file system cannot; a size of 0 is not valid and needs none

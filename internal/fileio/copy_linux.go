@@ -7,9 +7,59 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// copyFileRange copies as much of the range as copy_file_range(2) will, which is none where the two files or their file
-// systems do not allow it; the caller copies the rest.
+// copyFileRange copies as much of the range as the system will, which is none where the two files or their file systems do
+// not allow it; the caller copies the rest. Holes of the source become holes.
 func copyFileRange(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) (done int64, err error) {
+	for done < n {
+		data, length, err := extent(src, srcOff+done, n-done)
+		if err != nil {
+			return done, err
+		}
+		var k int64
+		if data {
+			k, err = copyData(dst, dstOff+done, src, srcOff+done, length)
+		} else {
+			k, err = punchHole(dst, dstOff+done, length)
+		}
+		done += k
+		if err != nil || k < length {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+// extent returns how many of the n bytes at off are alike: data, or a hole. Where the file system does not know, and beyond
+// the end of the file, all are data.
+func extent(f *os.File, off, n int64) (data bool, length int64, err error) {
+	from, err := unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) { // no data from here to the end
+		info, err := f.Stat()
+		if err != nil {
+			return false, 0, err
+		}
+		from = info.Size()
+	} else if err != nil {
+		return true, n, nil
+	}
+	if from > off {
+		return false, min(n, from-off), nil
+	}
+	end, err := unix.Seek(int(f.Fd()), off, unix.SEEK_HOLE)
+	if err != nil || end <= off {
+		return true, n, nil
+	}
+	return true, min(n, end-off), nil
+}
+
+// hasHoles reports whether a file of the given size has less data than that.
+func hasHoles(f *os.File, size int64) bool {
+	end, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_HOLE)
+	return err == nil && end < size
+}
+
+// copyData is copy_file_range(2).
+func copyData(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) (done int64, err error) {
 	const most = 1 << 30 // the system call takes up to 2 GiB
 	for done < n {
 		from, to := srcOff+done, dstOff+done
@@ -17,7 +67,7 @@ func copyFileRange(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) (d
 		switch {
 		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN):
 			continue
-		case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG) || errors.Is(err, unix.EIO):
+		case isFatal(err):
 			return done, &os.PathError{Op: "copy_file_range", Path: dst.Name(), Err: err}
 		case err != nil || k == 0: // not possible between these files, or the source ended: a plain copy tells which
 			return done, nil
@@ -25,4 +75,26 @@ func copyFileRange(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) (d
 		done += int64(k)
 	}
 	return done, nil
+}
+
+// punchHole makes zeros of n bytes of a file without writing any, and the file long enough for them; it returns 0 where the
+// file system cannot.
+func punchHole(f *os.File, off, n int64) (int64, error) {
+	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	if isFatal(err) {
+		return 0, &os.PathError{Op: "fallocate", Path: f.Name(), Err: err}
+	}
+	if err != nil {
+		return 0, nil
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() < off+n {
+		_, err = f.WriteAt([]byte{0}, off+n-1) // unlike Truncate it takes nothing from whoever writes farther on
+	}
+	return n, err
+}
+
+// isFatal reports whether another way of copying would fail in the same way.
+func isFatal(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG) || errors.Is(err, unix.EIO)
 }
