@@ -4,7 +4,9 @@ package fileio
 
 import (
 	"errors"
+	"io/fs"
 	"os"
+	"strconv"
 	"syscall"
 )
 
@@ -34,8 +36,16 @@ func tryLock(path string) (lock *os.File, ok bool) {
 	return f, true
 }
 
-// syncDir makes the entries of a directory durable. File systems that cannot say so.
-func syncDir(path string) error {
+// fileID names a file as long as it exists, across renames and starts of the machine.
+func fileID(info fs.FileInfo) string {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return strconv.FormatUint(uint64(st.Ino), 10)
+	}
+	return ""
+}
+
+// syncDir makes the entries of a directory durable. File systems that cannot say so. It is a variable for the tests.
+var syncDir = func(path string) error {
 	d, err := os.Open(path)
 	if err != nil {
 		return err

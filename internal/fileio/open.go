@@ -12,7 +12,6 @@ import (
 // pipe waits until somebody writes to it, a device may have no end, and neither can be read by position. The caller closes
 // the file.
 func Open(path string) (*os.File, int64, error) {
-	// Between the look and the opening the file can be exchanged. That is no danger, and only costs the better message.
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, 0, err
@@ -20,11 +19,15 @@ func Open(path string) (*os.File, int64, error) {
 	if !info.Mode().IsRegular() {
 		return nil, 0, notRegular(path, info.Mode())
 	}
-	f, err := os.Open(path)
+	// Between the look and the opening the file can be exchanged.
+	f, err := os.OpenFile(path, os.O_RDONLY|withoutWaiting, 0)
 	if err != nil {
 		return nil, 0, err
 	}
-	if info, err = f.Stat(); err != nil {
+	if info, err = f.Stat(); err == nil && !info.Mode().IsRegular() {
+		err = notRegular(path, info.Mode())
+	}
+	if err != nil {
 		f.Close()
 		return nil, 0, err
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
 // Place is where an output is to appear, and what decides whether it may.
@@ -16,6 +17,7 @@ type Place struct {
 	Replace bool     // what is there may be replaced, if Known knows it
 	Inputs  []string // what the run reads, of a directory everything below; what is no path is passed over
 	Files   []string // of a directory: the files that the run writes, with slashes
+	Apart   []string // other outputs of the run, which this one may not be, hold, or lie in
 
 	Known func(path string) bool // reports whether what is there is of the kind that may be replaced; never called for an empty directory
 	Kind  string                 // what Known knows, such as "a checkpoint"
@@ -66,8 +68,16 @@ func (p *Place) Check() error {
 			return err
 		}
 	}
+	for _, other := range p.Apart {
+		if err := p.checkApart(parent, other); err != nil {
+			return err
+		}
+	}
 	if info, err := os.Stat(parent); err != nil || !info.IsDir() {
 		return &OutputError{Path: p.Path, Why: "cannot be made: there is no directory " + parent}
+	}
+	if err := p.finish(parent); err != nil {
+		return err
 	}
 	if err := restore(parent, filepath.Base(filepath.Clean(p.Path))); err != nil {
 		return err
@@ -119,6 +129,30 @@ func (p *Place) checkInput(parent, out, in string) error {
 		}
 		return nil
 	})
+}
+
+// checkApart refuses an output that is, holds, or lies in another one of the same run, by whatever links its directory is
+// called. Names that differ only in case are one on some systems, and no pair of outputs needs them.
+func (p *Place) checkApart(parent, other string) error {
+	theirs, err := realPath(filepath.Dir(filepath.Clean(other)))
+	if err != nil {
+		return err
+	}
+	us := strings.ToLower(filepath.Join(parent, filepath.Base(filepath.Clean(p.Path))) + string(filepath.Separator))
+	them := strings.ToLower(filepath.Join(theirs, filepath.Base(filepath.Clean(other))) + string(filepath.Separator))
+	if strings.HasPrefix(us, them) || strings.HasPrefix(them, us) {
+		return &OutputError{Path: p.Path, Why: "is " + other + ", or inside it, or around it, and both are written by this run"}
+	}
+	return nil
+}
+
+// finish completes what an interrupted run had not moved to its place, and says so to whoever has not asked to replace it.
+func (p *Place) finish(parent string) error {
+	done, err := finish(parent)
+	if err != nil || p.Replace || !slices.Contains(done, filepath.Join(parent, filepath.Base(filepath.Clean(p.Path)))) {
+		return err
+	}
+	return &OutputError{Path: p.Path, Why: "was written by a run that was interrupted before all of its files were in their places; they are now", Exists: true, Replaceable: true}
 }
 
 // isWithin reports whether path is the given file or directory, or below it.

@@ -3,28 +3,40 @@
 package fileio
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // Stage is an output in the making. It is built beside the place where it will appear, under a hidden name, and Commit
-// moves it there. Whatever ends the process before that leaves the place untouched; the hidden remains are removed by the
-// next stage for the same place, which can tell them from a stage at work because that one holds a lock.
+// moves it there. Whatever ends the process before that leaves the place untouched. The next stage for the same place
+// removes the hidden remains; it can tell them from a stage at work because that one holds a lock.
+//
+// Create may be called from several goroutines at once.
 type Stage struct {
-	final string
-	temp  string
-	isDir bool
-	lock  *os.File
+	final   string // absolute
+	temp    string // "" after the end
+	isDir   bool
+	allowed fs.FileMode // the permissions that the umask leaves
+	lock    *os.File
+	made    fs.FileInfo // of temp
+	root    *os.Root    // of a directory; it stays this directory, whatever comes to its name
+
+	mu    sync.Mutex
+	files map[string]*staged
 }
 
-// tempMark stands in the hidden name of every stage: .<name>.loratool-<random>.
-const tempMark = ".loratool-"
+// staged is a file that Create has made.
+type staged struct {
+	info fs.FileInfo
+	size int64 // 0 is not known beforehand
+}
 
 // NewStage begins an output at path final, a directory or a file. It fails when the directory around final is not there.
 func NewStage(final string, isDir bool) (*Stage, error) {
@@ -36,12 +48,15 @@ func NewStage(final string, isDir bool) (*Stage, error) {
 	if _, err := os.Stat(parent); err != nil {
 		return nil, err
 	}
+	if _, err := finish(parent); err != nil {
+		return nil, err
+	}
 	if err := restore(parent, name); err != nil {
 		return nil, err
 	}
 	sweep(parent, name)
 	for range 10 {
-		s := &Stage{final: final, temp: filepath.Join(parent, "."+name+tempMark+random()), isDir: isDir}
+		s := &Stage{final: final, temp: hiddenPath(final), isDir: isDir, files: make(map[string]*staged)}
 		if err := s.create(); err == nil {
 			return s, nil
 		} else if !errors.Is(err, errTaken) {
@@ -54,17 +69,19 @@ func NewStage(final string, isDir bool) (*Stage, error) {
 // errTaken: another process removed what create had made before it was locked.
 var errTaken = errors.New("the hidden output was removed by another run")
 
-func (s *Stage) create() error {
+// create makes the hidden file or directory and locks it. Both get all permissions that the umask leaves, so that these are
+// known; a file loses those that it should not have before anything is written to it.
+func (s *Stage) create() (err error) {
 	if s.isDir {
-		if err := os.Mkdir(s.temp, 0o777); err != nil {
-			return err
-		}
+		err = os.Mkdir(s.temp, 0o777)
 	} else {
-		f, err := os.OpenFile(s.temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
-		if err != nil {
-			return err
+		var f *os.File
+		if f, err = os.OpenFile(s.temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o777); err == nil {
+			f.Close()
 		}
-		f.Close()
+	}
+	if err != nil {
+		return err
 	}
 	lock, ok := tryLock(s.temp)
 	if !ok {
@@ -72,167 +89,200 @@ func (s *Stage) create() error {
 		return errTaken
 	}
 	s.lock = lock
+	if s.made, err = os.Lstat(s.temp); err == nil && s.isDir {
+		s.root, err = os.OpenRoot(s.temp)
+	}
+	if err != nil {
+		s.Abort()
+		return err
+	}
+	s.allowed = s.made.Mode().Perm()
 	return nil
-}
-
-// stages lists the hidden paths of stages for a place: those that end in oldMark, or those that do not.
-func stages(parent, name string, old bool) (paths []string) {
-	entries, _ := os.ReadDir(parent) // the directory may be writable and not readable; then nothing can be found
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), "."+name+tempMark) && strings.HasSuffix(e.Name(), oldMark) == old {
-			paths = append(paths, filepath.Join(parent, e.Name()))
-		}
-	}
-	return paths
-}
-
-// restore puts the previous output back where a run was ended while it replaced it, and says so: whoever wants to write here has not
-// seen it. Where something else has taken the place meanwhile, the previous output stays under its hidden name.
-func restore(parent, name string) error {
-	final := filepath.Join(parent, name)
-	for _, old := range stages(parent, name, true) {
-		temp := strings.TrimSuffix(old, oldMark)
-		lock, ok := tryLock(temp)
-		if lock != nil {
-			lock.Close()
-		}
-		if _, err := os.Lstat(temp); err == nil && !ok {
-			continue // that run is at work
-		}
-		if _, err := os.Lstat(final); !errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err := os.Rename(old, final); err != nil {
-			return err
-		}
-		return &OutputError{Path: final, Why: "was taken away by a run that was ended before it could replace it, and is restored now", Exists: true, Replaceable: true}
-	}
-	return nil
-}
-
-// sweep removes the remains of killed stages for the same place.
-func sweep(parent, name string) {
-	for _, path := range stages(parent, name, false) {
-		if lock, ok := tryLock(path); ok && lock != nil {
-			os.RemoveAll(path)
-			lock.Close()
-		}
-	}
-}
-
-func random() string {
-	var b [6]byte
-	rand.Read(b[:])
-	return hex.EncodeToString(b[:])
 }
 
 // Path is where the file called name, relative and with slashes, is built; a stage for one file has the name "".
 func (s *Stage) Path(name string) string { return filepath.Join(s.temp, filepath.FromSlash(name)) }
 
-// Create makes a file of the stage, and the directories above it, with its final size and, where the system can, room on the
-// disk for all of it.
-func (s *Stage) Create(name string, size int64) (*os.File, error) {
-	path := s.Path(name)
-	if s.isDir {
-		if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
-			return nil, err
+// Expect checks the names of all files that will be created, before the work: that each is possible, and that no two are
+// one where file names have no case.
+func (s *Stage) Expect(names []string) error {
+	noCase := ignoresCase(s.temp)
+	seen := make(map[string]string, len(names))
+	for _, name := range names {
+		if s.isDir && !filepath.IsLocal(filepath.FromSlash(name)) {
+			return &OutputError{Path: s.final, Why: fmt.Sprintf("cannot hold %q: it is no file name on this system", name)}
 		}
+		key := name
+		if noCase {
+			key = strings.ToLower(strings.ToUpper(name))
+		}
+		if other, taken := seen[key]; taken {
+			return &OutputError{Path: s.final, Why: fmt.Sprintf("cannot hold both %q and %q: they are one name there", other, name)}
+		}
+		seen[key] = name
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o666)
+	return nil
+}
+
+// ignoresCase reports whether the file system of an existing path ignores the case of its last part. It is a variable for
+// the tests.
+var ignoresCase = func(path string) bool {
+	dir, name := filepath.Split(path)
+	there, err1 := os.Lstat(path)
+	other, err2 := os.Lstat(filepath.Join(dir, strings.ToUpper(name)))
+	return err1 == nil && err2 == nil && os.SameFile(there, other)
+}
+
+// Like is what an output takes over from the input that it is made from. The zero value is an ordinary file.
+type Like struct {
+	Mode   fs.FileMode // permissions; the umask takes some away, and the owner may always write. 0 is 0666
+	Sparse bool        // no room is reserved: the input has holes, and so will the output
+}
+
+// LikeFile describes an open input. Everything else than a file of the operating system is ordinary.
+func LikeFile(input any) Like {
+	f, ok := input.(*os.File)
+	if !ok {
+		return Like{}
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return Like{}
+	}
+	return Like{Mode: info.Mode().Perm(), Sparse: hasHoles(f, info.Size())}
+}
+
+// perm is the mode that a file is made with.
+func (l Like) perm() fs.FileMode {
+	if l.Mode == 0 {
+		return 0o666
+	}
+	return l.Mode.Perm() | 0o200
+}
+
+// Create is CreateLike for an ordinary file.
+func (s *Stage) Create(name string, size int64) (*os.File, error) {
+	return s.CreateLike(name, size, Like{})
+}
+
+// CreateLike makes a file of the stage, and the directories above it, with its final size and, where the system can, room on
+// the disk for all of it. A size of 0 is one that is not known yet. The stage itself is never made again: where somebody has
+// removed it, that is an error. So is a file that the stage has not made and that is there, under a name without case.
+func (s *Stage) CreateLike(name string, size int64, like Like) (*os.File, error) {
+	f, err := s.open(name, like)
+	if err != nil {
+		return nil, s.vanished(err)
+	}
+	if !like.Sparse {
+		err = allocate(f, size)
+	}
+	var info fs.FileInfo
+	if err = errors.Join(err, f.Truncate(size)); err == nil {
+		info, err = f.Stat()
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.files[name] = &staged{info: info, size: size}
+	return f, nil
+}
+
+func (s *Stage) open(name string, like Like) (*os.File, error) {
+	if s.isDir {
+		if dir := path.Dir(name); dir != "." {
+			if err := s.root.MkdirAll(filepath.FromSlash(dir), s.dirMode()); err != nil {
+				return nil, err
+			}
+		}
+		how := os.O_CREATE | os.O_RDWR
+		s.mu.Lock()
+		if s.files[name] == nil {
+			how |= os.O_EXCL
+		}
+		s.mu.Unlock()
+		return s.root.OpenFile(filepath.FromSlash(name), how, like.perm())
+	}
+	f, err := os.OpenFile(s.temp, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(allocate(f, size), f.Truncate(size)); err != nil {
+	if info, err := f.Stat(); err != nil || !os.SameFile(info, s.made) {
+		f.Close()
+		return nil, errors.Join(err, fs.ErrNotExist)
+	}
+	if err := setMode(f, like.perm()&(s.allowed|0o200)); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
 }
 
+// setMode gives an open file its permissions. File systems without any refuse, and have nothing to take away.
+func setMode(f *os.File, mode fs.FileMode) error {
+	info, err := f.Stat()
+	if err != nil || info.Mode().Perm() == mode {
+		return err
+	}
+	if err := f.Chmod(mode); err != nil && !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return nil
+}
+
+// Narrow takes from a directory the permissions that its input does not have; its owner keeps all.
+func (s *Stage) Narrow(input fs.FileMode) error {
+	d, err := s.root.Open(".")
+	if err != nil {
+		return s.vanished(err)
+	}
+	defer d.Close()
+	s.allowed &= input.Perm() | 0o700
+	return setMode(d, s.allowed)
+}
+
+func (s *Stage) dirMode() fs.FileMode { return s.allowed | 0o700 }
+
+// vanished explains an error that is due to the stage being no longer what it was.
+func (s *Stage) vanished(err error) error {
+	if there, statErr := os.Lstat(s.temp); statErr != nil || !os.SameFile(there, s.made) {
+		return &VanishedError{s.temp, err}
+	}
+	return err
+}
+
+// VanishedError is an output that somebody has removed or changed while it was being made.
+type VanishedError struct {
+	Path string
+	Err  error // or nil
+}
+
+func (e *VanishedError) Error() string {
+	return e.Path + ", in which the output was being made, has been removed or changed by somebody else"
+}
+
+func (e *VanishedError) Unwrap() error { return e.Err }
+
 // Close makes the content of a file of the stage durable, and closes it.
 func Close(f *os.File) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// Commit moves the output to its place. Every file must have been closed with Close. An existing file there is replaced
-// only if replace is true, an existing directory only if, besides, every file in it is one that the stage has too: a
-// directory that holds anything else is not ours to remove.
-func (s *Stage) Commit(replace bool) error {
-	if s.isDir {
-		err := filepath.WalkDir(s.temp, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				err = syncDir(path)
-			}
-			return err
-		})
-		if err != nil {
-			return err
+// verify reports whether the stage still holds what was made in it: every file, the same one, of its size.
+func (s *Stage) verify() error {
+	there, err := os.Lstat(s.temp)
+	if err != nil || !os.SameFile(there, s.made) {
+		return &VanishedError{s.temp, err}
+	}
+	for name, f := range s.files {
+		there, err := os.Lstat(s.Path(name))
+		if err != nil || !os.SameFile(there, f.info) || f.size > 0 && there.Size() != f.size {
+			return &VanishedError{s.Path(name), err}
 		}
 	}
-	if err := s.move(replace); err != nil {
-		return err
-	}
-	s.unlock()
-	return syncDir(filepath.Dir(s.final))
-}
-
-func (s *Stage) move(replace bool) error {
-	if !replace {
-		if !s.isDir {
-			// A link, unlike a rename, fails when the place has been taken meanwhile.
-			if err := os.Link(s.temp, s.final); err == nil || errors.Is(err, fs.ErrExist) {
-				return errors.Join(err, os.Remove(s.temp))
-			}
-		}
-		if _, err := os.Lstat(s.final); err == nil {
-			return &fs.PathError{Op: "create", Path: s.final, Err: fs.ErrExist}
-		}
-		return os.Rename(s.temp, s.final)
-	}
-	if !s.isDir {
-		return os.Rename(s.temp, s.final)
-	}
-	foreign, err := s.Foreign()
-	if err != nil {
-		return err
-	}
-	if len(foreign) > 0 {
-		return foreignError(s.final, foreign[0])
-	}
-	switch err := exchange(s.temp, s.final); {
-	case err == nil:
-		return os.RemoveAll(s.temp) // the old one
-	case errors.Is(err, fs.ErrNotExist):
-		return os.Rename(s.temp, s.final)
-	case !errors.Is(err, errNoExchange):
-		return err
-	}
-	return s.replaceInSteps()
-}
-
-// errNoExchange: the system cannot let two names change places.
-var errNoExchange = errors.New("names cannot be exchanged here")
-
-// oldMark ends the hidden name of an output while another one takes its place.
-const oldMark = ".old"
-
-// replaceInSteps replaces a directory where the system has no exchange. Between the first two renames the place is empty: what ends
-// the process there leaves the old output under a name that restore knows.
-func (s *Stage) replaceInSteps() error {
-	old := s.temp + oldMark
-	if err := os.Rename(s.final, old); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return os.Rename(s.temp, s.final)
-		}
-		return err
-	}
-	if err := os.Rename(s.temp, s.final); err != nil {
-		return errors.Join(err, os.Rename(old, s.final))
-	}
-	if err := os.Rename(old, s.temp); err != nil { // from here on it may be swept
-		return err
-	}
-	return os.RemoveAll(s.temp)
+	return nil
 }
 
 // Foreign lists the files below the final place that the stage does not have.
@@ -270,11 +320,22 @@ func Files(dir string) ([]string, error) {
 
 // Abort removes the output. After Commit it does nothing.
 func (s *Stage) Abort() {
-	if s.lock == nil && s.temp == "" {
+	if s.temp == "" {
 		return
 	}
-	os.RemoveAll(s.temp)
+	s.release()
+	if there, err := os.Lstat(s.temp); err == nil && (s.made == nil || os.SameFile(there, s.made)) {
+		os.RemoveAll(s.temp)
+	}
 	s.unlock()
+}
+
+// release lets go of the directory: some systems move none that is open.
+func (s *Stage) release() {
+	if s.root != nil {
+		s.root.Close()
+		s.root = nil
+	}
 }
 
 func (s *Stage) unlock() {

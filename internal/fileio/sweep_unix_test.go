@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if dir := os.Getenv(commitEnv); dir != "" {
+		os.Exit(commitAndDie(dir, os.Args[1], os.Args[2]))
+	}
 	os.Exit(m.Run())
 }
 
