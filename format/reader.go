@@ -107,6 +107,7 @@ type Reader struct {
 	fileID    string
 	cache     *cache
 	closer    io.Closer
+	identity  fileio.Identity // of the file that Open has opened
 }
 
 // NewReader opens a .lora file of the given size with two reads, of which the first is enough for a small file. It
@@ -159,6 +160,10 @@ func Open(path string) (*Reader, error) {
 }
 
 func openFile(f *os.File, size int64) (*Reader, error) {
+	id, err := fileio.IdentityOf(f)
+	if err != nil {
+		return nil, err
+	}
 	x, err := NewReader(f, size, ReaderOptions{})
 	if err != nil {
 		return nil, err
@@ -170,7 +175,7 @@ func openFile(f *os.File, size int64) (*Reader, error) {
 	if after.Size() != size {
 		return nil, fmt.Errorf("%s changed its length from %d to %d while it was read", f.Name(), size, after.Size())
 	}
-	x.closer = f
+	x.closer, x.identity = f, id
 	return x, nil
 }
 
@@ -259,6 +264,10 @@ func (x *Reader) ReadBlobAt(p []byte, i int, off int64) error {
 	}
 	return nil
 }
+
+// Unchanged reports whether the file of a reader that Open made is as it was then: the same one, of the same size, with nothing
+// written to it. A reader over anything else knows of no change, and returns nil.
+func (x *Reader) Unchanged() error { return x.identity.Check() }
 
 // Close releases memory, and the file if Open has opened it. No other method may be called after it.
 func (x *Reader) Close() error {

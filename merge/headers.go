@@ -28,7 +28,7 @@ func (p *Plan) restoreHeaders() error {
 	p.restored = make([]*restored, len(p.base.Files))
 	for i, f := range p.base.Files {
 		p.restored[i] = &restored{header: f.Header}
-		if !changed[i] && p.options.Undo == nil {
+		if !changed[i] && !p.options.wantsRecord() {
 			continue
 		}
 		raw, err := rawHeader(f)

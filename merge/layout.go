@@ -161,7 +161,7 @@ func (p *Plan) blockRows(t *target) int64 {
 			elements = multipleOfBoth(elements, s.record.Tensors[s.tensor].Block, nRows*nCols)
 		}
 	}
-	if p.options.Undo != nil && t.changes() {
+	if p.options.wantsRecord() && t.changes() {
 		elements = multipleOfBoth(elements, p.recordBlock(t), nRows*nCols)
 	}
 	if elements > nCols {
@@ -303,7 +303,7 @@ func (p *Plan) PeakBytes(workers int) int64 {
 		}
 		largest, shared = max(largest, slices.Max(bands)), max(shared, whole)
 	}
-	if p.options.Undo != nil || p.nRemoved > 0 {
+	if p.options.wantsRecord() || p.nRemoved > 0 {
 		buffers = 5 // values before and after, predictions, and residuals
 	}
 	return min(int64(workers), blocks)*(buffers*block+largest) + largest + 2*shared

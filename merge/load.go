@@ -87,7 +87,7 @@ func (t *running) load(band int, k *kernel.Kernel, o *Options) error {
 		if nonFinite > 0 && len(t.bands) == 1 {
 			t.same = true
 		}
-		if !t.same && o.Undo != nil {
+		if !t.same && o.wantsRecord() {
 			b.back = b.forward.negative()
 		}
 		for i := range t.undo {

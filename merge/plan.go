@@ -42,6 +42,7 @@ type Options struct {
 	Progress       func(bytes int64) // called from several goroutines with the bytes just written; nil is silent
 	Tool           string            // name and version of the program, for the stamp
 	Undo           io.Writer         // gets the undo record of the merge (spec/UNDO.md); nil writes none. It is one if Run returns nil
+	UndoFile       string            // the place of an undo record that appears together with the output; "" writes none
 }
 
 // Plan is a merge that is ready to run, once. It has read headers only.
@@ -65,6 +66,9 @@ type Plan struct {
 	renamed    map[string]string // tensors of the base that have other names in the output
 	reshaped   bool              // whether the base has other tensors than on the disk
 }
+
+// wantsRecord reports whether an undo record is to be written.
+func (o *Options) wantsRecord() bool { return o.Undo != nil || o.UndoFile != "" }
 
 // target is a tensor of the base that changes. It is seen as a matrix, cut by rows into bands of equal height that each have terms of
 // their own: one per expert where the tensor stacks experts, and one alone everywhere else.
@@ -158,6 +162,9 @@ func (p *Plan) plan(ctx context.Context) error {
 	if err := p.editIndex(); err != nil {
 		return err
 	}
+	for _, name := range p.base.Beyond {
+		p.warn("%q of the base is a link that leads out of its directory: what lies there is copied", name)
+	}
 	for _, name := range p.base.Left {
 		p.warn("%q is not copied: it is no part of the merged model", name)
 	}
@@ -165,7 +172,7 @@ func (p *Plan) plan(ctx context.Context) error {
 		if err := t.check(); err != nil {
 			return err
 		}
-		if d := t.ref.Tensor.DType; p.options.Undo != nil && t.changes() && !undo.Records(d) {
+		if d := t.ref.Tensor.DType; p.options.wantsRecord() && t.changes() && !undo.Records(d) {
 			return fault.New(fault.Unsupported, "the adapter replaces %q, of %v, which no undo record can hold", t.ref.Tensor.Name, d).WithHint("merge without --undo")
 		}
 		if err := p.checkBlocks(t); err != nil {

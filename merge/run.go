@@ -6,13 +6,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
 	"github.com/loratool/loratool/format/dtype"
-	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/kernel"
@@ -27,6 +24,7 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 	if p.ran.Swap(true) {
 		return nil, errors.New("merge: the plan has run already; open another one")
 	}
+	out = filepath.Clean(out)
 	if err := p.CheckOutput(out); err != nil {
 		return nil, err
 	}
@@ -34,17 +32,10 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	stage, err := fileio.NewStage(out, p.base.IsDir)
-	if err != nil {
+	r := &run{plan: p, kernel: k, state: make(map[*target]*running, len(p.targets))}
+	defer r.drop()
+	if err := r.begin(out); err != nil {
 		return nil, err
-	}
-	defer stage.Abort()
-	r := &run{plan: p, stage: stage, kernel: k, state: make(map[*target]*running, len(p.targets))}
-	if p.options.Undo != nil {
-		if r.recording, err = p.newRecording(out); err != nil {
-			return nil, err
-		}
-		defer r.recording.close()
 	}
 	s := newShelf(p.targets)
 	for _, t := range p.targets {
@@ -76,63 +67,7 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	return report, stage.Commit(p.options.Replace)
-}
-
-// CheckOutput reports whether Run could write to out: that nothing is there that it may not replace, that out is not one of
-// the inputs, that the directory around it can be written to, and that the disk has room.
-func (p *Plan) CheckOutput(out string) error {
-	place := fileio.Place{
-		Path: out, IsDir: p.base.IsDir, Replace: p.options.Replace, Inputs: p.inputs(), Files: slices.Clone(p.base.Side),
-		Known: isCheckpoint, Kind: "a checkpoint", Bytes: p.OutputBytes() + p.sideBytes(),
-	}
-	for _, f := range p.files {
-		place.Files = append(place.Files, f.in.Name)
-	}
-	if err := place.Check(); err != nil {
-		return err
-	}
-	if p.base.IsDir && strings.EqualFold(filepath.Ext(out), ".safetensors") {
-		return &OutputError{Path: out, Why: "has the name of a file, and the base is a directory, which gives a directory"}
-	}
-	return nil
-}
-
-// OutputError is an output path that cannot be used as the caller wants.
-type OutputError = fileio.OutputError
-
-// SpaceError is a disk that is too full, found out before anything is written.
-type SpaceError = fileio.SpaceError
-
-// inputs lists what the merge reads.
-func (p *Plan) inputs() []string {
-	paths := []string{p.base.Path}
-	for _, f := range p.base.Files {
-		paths = append(paths, f.Path)
-	}
-	for _, a := range p.adapters {
-		paths = append(paths, a.Name) // it need not be a path
-	}
-	return paths
-}
-
-// isCheckpoint reports whether what is at path is a checkpoint, and not an adapter.
-func isCheckpoint(path string) bool {
-	c, err := checkpoint.Open(path)
-	if err != nil {
-		return false
-	}
-	defer c.Close()
-	return !slices.ContainsFunc(c.Names(), func(name string) bool { return strings.Contains(name, ".lora_") })
-}
-
-func (p *Plan) sideBytes() (n int64) {
-	for _, name := range p.base.Side {
-		if info, err := os.Stat(filepath.Join(p.base.Path, filepath.FromSlash(name))); err == nil {
-			n += info.Size()
-		}
-	}
-	return n
+	return report, r.commit()
 }
 
 // run is the state of one Run.
@@ -147,7 +82,8 @@ type run struct {
 	taken   []taken        // one per job
 	files   []*writing
 
-	recording *recording // nil where no record is wanted
+	recording *recording  // nil where no record is wanted
+	undoFile  *recordFile // nil where no file gets it
 }
 
 // writing is an output file: opened by the first job that needs it, made durable and closed by the last.
@@ -225,37 +161,12 @@ func (r *run) settle(ctx context.Context) error {
 	return parallel.For(ctx, 1, len(p.base.Side), func(_, i int) error { return r.copySide(p.base.Side[i]) })
 }
 
-func (r *run) copySide(name string) error {
-	if text, ok := r.plan.side[name]; ok {
-		out, err := r.stage.Create(name, int64(len(text)))
-		if err != nil {
-			return err
-		}
-		_, err = out.Write(text)
-		return errors.Join(err, fileio.Close(out))
-	}
-	in, err := os.Open(filepath.Join(r.plan.base.Path, filepath.FromSlash(name)))
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	info, err := in.Stat()
-	if err != nil {
-		return err
-	}
-	out, err := r.stage.Create(name, info.Size())
-	if err != nil {
-		return err
-	}
-	return errors.Join(fileio.CopyRange(out, 0, in, 0, info.Size()), fileio.Close(out))
-}
-
 // do does the jobs of a batch.
 func (r *run) do(w *worker, b batch) error {
 	j := &r.jobs[b.first]
 	in, out := r.plan.files[j.file], r.files[j.file]
 	out.once.Do(func() {
-		out.file, out.err = r.stage.Create(r.plan.nameOf(in), in.size())
+		out.file, out.err = r.stage.CreateLike(r.plan.nameOf(in), in.size(), fileio.LikeFile(in.in.Data))
 	})
 	if out.err != nil {
 		return out.err

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 
@@ -92,11 +93,23 @@ func (r *run) writeRecord(ctx context.Context) (*UndoReport, error) {
 		return nil, err
 	}
 	w := r.recording.writer
-	summary, err := w.Write(ctx, r.plan.options.Undo, r.plan.options.Workers)
+	summary, err := w.Write(ctx, r.recordWriter(), r.plan.options.Workers)
 	if err != nil {
 		return nil, err
 	}
 	return undoReport(w.Description(), summary), nil
+}
+
+// recordWriter is where the record goes.
+func (r *run) recordWriter() io.Writer {
+	switch undo := r.plan.options.Undo; {
+	case r.undoFile == nil:
+		return undo
+	case undo == nil:
+		return r.undoFile.buffer
+	default:
+		return io.MultiWriter(undo, r.undoFile.buffer)
+	}
 }
 
 // sumRest adds to the record what identifies the data that the merge has not changed. They are read from the output.

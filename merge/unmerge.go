@@ -11,6 +11,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/undo"
 )
 
@@ -18,10 +19,16 @@ import (
 type Record struct {
 	Name   string // how messages call it, such as its path
 	record *undo.Record
+
+	identity fileio.Identity // of the file that it is in
 }
 
 // OpenRecord proves the undo record of the given size in r, all of it, and opens it. r is read only by ReadAt, also later.
 func OpenRecord(ctx context.Context, name string, r io.ReaderAt, size int64) (*Record, error) {
+	id, err := fileio.IdentityOf(r)
+	if err != nil {
+		return nil, err
+	}
 	if _, err := format.Verify(ctx, r, size, format.ReaderOptions{}); err != nil {
 		return nil, fault.InFile(err, name)
 	}
@@ -33,7 +40,7 @@ func OpenRecord(ctx context.Context, name string, r io.ReaderAt, size int64) (*R
 	if err != nil {
 		return nil, fault.InFile(err, name)
 	}
-	return &Record{Name: name, record: x}, nil
+	return &Record{Name: name, record: x, identity: id}, nil
 }
 
 // step is one merge that is taken out of a tensor again.

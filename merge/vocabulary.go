@@ -40,7 +40,7 @@ func (p *Plan) reshape() error {
 	switch {
 	case p.nRemoved > 0:
 		return fault.New(fault.Unsupported, "tensors are untied or grown by merging, not by taking out").WithHint("unmerge first, then merge")
-	case p.options.Undo != nil:
+	case p.options.wantsRecord():
 		return fault.New(fault.Unsupported, "an undo record holds values, and not that a tensor was added or grew").WithHint("merge without --undo, and keep the base")
 	}
 	if p.options.Tied == Untie {

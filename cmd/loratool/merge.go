@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -77,7 +76,7 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 		return err
 	}
 	run := &planRun{
-		command: "merge", what: "merging", common: &o.common, out: o.out, inputs: args, dryRun: o.dryRun, show: showReport,
+		command: "merge", what: "merging", common: &o.common, out: o.out, dryRun: o.dryRun, show: showReport,
 		open: func(options merge.Options) (*merge.Plan, error) {
 			return merge.Open(c.Context, args[0], adapters, options)
 		},
@@ -105,9 +104,7 @@ type planRun struct {
 	command, what string
 	common        *common
 	out           string
-	record        string   // where the undo record goes; "" is nowhere
-	inputs        []string // paths that the run reads
-	force         bool
+	record        string // where the undo record goes; "" is nowhere
 	dryRun        bool
 	approximate   bool
 	open          func(merge.Options) (*merge.Plan, error)
@@ -116,25 +113,13 @@ type planRun struct {
 
 // runPlan opens a plan, shows or runs it, and reports.
 func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) error {
-	run.force = options.Replace
 	var add func(int64)
 	options.Progress = func(n int64) {
 		if add != nil {
 			add(n)
 		}
 	}
-	var record *recordFile
-	if run.record != "" {
-		options.Undo = io.Discard
-		if !run.dryRun {
-			var err error
-			if record, err = newRecordFile(run.record, run.out, options.Replace, run.inputs); err != nil {
-				return err
-			}
-			defer record.abort()
-			options.Undo = record
-		}
-	}
+	options.UndoFile = run.record
 	plan, err := run.open(options)
 	if err != nil {
 		return err
@@ -151,9 +136,6 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 	add, finish := t.progress(run.common, plan.OutputBytes(), run.what)
 	report, err := plan.Run(c.Context, run.out)
 	finish()
-	if err == nil && record != nil {
-		err = record.commit(run.out)
-	}
 	if err != nil {
 		return err
 	}
@@ -191,9 +173,6 @@ func showPlan(t *terminal, o *planRun, plan *merge.Plan) error {
 	free := int64(-1)
 	if o.out != "" {
 		blocked = plan.CheckOutput(o.out)
-		if blocked == nil && o.record != "" {
-			blocked = checkRecord(o.record, o.out, o.force, o.inputs)
-		}
 		free = freeBytes(o.out)
 	}
 	tensors, peak := plan.Tensors(), plan.PeakBytes(parallel.Workers(o.common.workers))

@@ -151,10 +151,6 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 	if remove.Records, err = openRecords(c.Context, o.records.Value(), merged, &closers); err != nil {
 		return err
 	}
-	inputs := slices.Concat([]string{merged}, o.records.Value(), o.remove.Value(), o.add.Value())
-	for _, r := range remove.Records {
-		inputs = append(inputs, r.Name)
-	}
 	newUndo := o.newUndo
 	if newUndo == "" {
 		newUndo = undoBeside(o.out)
@@ -162,7 +158,7 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 	options := merge.Options{Workers: o.workers, Replace: o.force, Again: o.again, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite, Tool: "loratool " + version}
 	o.readingOptions.set(&options)
 	return runPlan(t, &planRun{
-		command: "swap", what: "swapping", common: &o.common, out: o.out, record: newUndo, inputs: inputs, dryRun: o.dryRun,
+		command: "swap", what: "swapping", common: &o.common, out: o.out, record: newUndo, dryRun: o.dryRun,
 		show: func(t *terminal, run *planRun, r *merge.Report) {
 			showUnmerged(t, run, r)
 			showReport(t, run, r)

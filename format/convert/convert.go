@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -134,15 +133,4 @@ type described struct {
 
 func (d *described) Manifest() *format.Manifest { return d.manifest }
 
-// readBeside reads a file next to path, and returns nil where there is none.
-func readBeside(path, name string, limit int64) ([]byte, error) {
-	file := filepath.Join(filepath.Dir(path), name)
-	info, err := os.Stat(file)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && info.IsDir() {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return fileio.ReadFile(file, limit)
-}
+func (d *described) Unchanged() error { return fileio.Unchanged(d.Source) }

@@ -36,7 +36,7 @@ func openPEFT(path string) (*tensorFile, error) {
 }
 
 func (f *tensorFile) readPEFT(path string) error {
-	text, err := readBeside(path, format.PEFTConfig, maxSideBytes)
+	text, err := f.readBeside(path, format.PEFTConfig, maxSideBytes)
 	if err != nil {
 		return err
 	}
@@ -59,7 +59,7 @@ func (f *tensorFile) readPEFT(path string) error {
 	if config.PEFTType == "LORA" && dialect != "" && !slices.ContainsFunc(keys, isPEFTKey) {
 		return fault.New(fault.Unsupported, "the keys are %s, and no configuration of PEFT makes them PEFT's", dialect).In(path).WithHint("%s", hintFor(dialect))
 	}
-	card, err := readBeside(path, format.ModelCard, maxSideBytes)
+	card, err := f.readBeside(path, format.ModelCard, maxSideBytes)
 	if err != nil {
 		return err
 	}

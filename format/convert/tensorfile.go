@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -26,6 +28,8 @@ type tensorFile struct {
 	manifest    format.Manifest
 	attachments [][]byte // nil: the header of the file
 	beside      []string // WeightsBeside
+
+	inputs fileio.Identities // the file, and those beside it that were read
 }
 
 // openTensorFile proves the file's description of its tensors, and fills the tensor table. The content says what kind of file
@@ -36,7 +40,11 @@ func openTensorFile(path string) (*tensorFile, error) {
 		return nil, err
 	}
 	f := &tensorFile{file: file}
-	err = f.readTable(size)
+	id, err := fileio.IdentityOf(file)
+	if err == nil {
+		f.inputs = append(f.inputs, id)
+		err = f.readTable(size)
+	}
 	for i := range f.manifest.Tensors {
 		if err == nil {
 			err = checkName(f.manifest.Tensors[i].Name)
@@ -153,6 +161,23 @@ func (f *tensorFile) ReadBlobAt(p []byte, i int, off int64) error {
 }
 
 func (f *tensorFile) Close() error { return f.file.Close() }
+
+// Unchanged reports whether the file, and those beside it, are as they were when they were opened.
+func (f *tensorFile) Unchanged() error { return f.inputs.Unchanged() }
+
+// readBeside reads a file next to path, and returns nil where there is none.
+func (f *tensorFile) readBeside(path, name string, limit int64) ([]byte, error) {
+	file := filepath.Join(filepath.Dir(path), name)
+	id, err := fileio.Identify(file)
+	if errors.Is(err, fs.ErrNotExist) || id.IsDir() {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	f.inputs = append(f.inputs, id)
+	return fileio.ReadFile(file, limit)
+}
 
 // digest computes the SHA-256 of the whole file, with which whoever restores it from a container can prove it. A pickle is not
 // restored: it is a program, whose bytes say nothing that its tensors do not.

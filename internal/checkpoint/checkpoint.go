@@ -42,8 +42,10 @@ type Checkpoint struct {
 	Files  []*File
 	Config Config
 	Side   []string // the other files of the directory that belong to the model, with slashes
+	Beyond []string // links among the files that lead out of the directory, other than into the store of the hub's cache
 	Left   []string // the other files that do not: weights in another format, adapters, hidden files
 	refs   map[string]Ref
+	inputs fileio.Identities // of all files, as they were when the checkpoint was opened
 }
 
 // weightFiles are the names under which a directory holds its weights, in the order of preference of transformers and
@@ -84,6 +86,9 @@ func Open(path string) (*Checkpoint, error) {
 		}
 		c.Files = append(c.Files, f)
 	}
+	if err := c.identify(dir); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
 	if c.Config, err = readConfig(filepath.Join(dir, "config.json")); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
@@ -95,6 +100,62 @@ func Open(path string) (*Checkpoint, error) {
 	}
 	return c, nil
 }
+
+// identify notes what all files are like now, and which are links that lead elsewhere.
+func (c *Checkpoint) identify(dir string) error {
+	names := slices.Clone(c.Side)
+	for _, f := range c.Files {
+		id, err := fileio.IdentityOf(f.Data)
+		if err != nil {
+			return err
+		}
+		c.inputs = append(c.inputs, id)
+		names = append(names, f.Name)
+	}
+	for _, name := range c.Side {
+		id, err := fileio.Identify(filepath.Join(dir, filepath.FromSlash(name)))
+		if err != nil {
+			return err
+		}
+		c.inputs = append(c.inputs, id)
+	}
+	if c.IsDir {
+		return c.findLinks(names)
+	}
+	return nil
+}
+
+// findLinks lists the files whose content lies outside the directory. That of a model in the hub's cache does by design:
+// models--…/snapshots/REVISION holds links into models--…/blobs.
+func (c *Checkpoint) findLinks(names []string) error {
+	root, err := filepath.EvalSymlinks(c.Path)
+	if err != nil {
+		return err
+	}
+	if root, err = filepath.Abs(root); err != nil {
+		return err
+	}
+	inside := []string{root + string(filepath.Separator)}
+	for dir := root; filepath.Dir(dir) != dir; dir = filepath.Dir(dir) {
+		if folder := filepath.Dir(filepath.Dir(dir)); filepath.Base(filepath.Dir(dir)) == "snapshots" {
+			inside = append(inside, filepath.Join(folder, "blobs")+string(filepath.Separator))
+		}
+	}
+	for _, name := range names {
+		file, err := filepath.EvalSymlinks(filepath.Join(root, filepath.FromSlash(name)))
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(inside, func(prefix string) bool { return strings.HasPrefix(file, prefix) }) {
+			c.Beyond = append(c.Beyond, name)
+		}
+	}
+	sort.Strings(c.Beyond)
+	return nil
+}
+
+// Unchanged reports whether all files of the checkpoint are as they were when it was opened.
+func (c *Checkpoint) Unchanged() error { return c.inputs.Unchanged() }
 
 // checkIndex compares the shards with what their index says they hold.
 func (c *Checkpoint) checkIndex(shardOf map[string]string) error {

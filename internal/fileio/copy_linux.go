@@ -58,6 +58,29 @@ func hasHoles(f *os.File, size int64) bool {
 	return err == nil && end < size
 }
 
+// HoleBytes is how much of an open file is holes; 0 where the file system does not know, and of what is no file.
+func HoleBytes(input any) (n int64) {
+	f, ok := input.(*os.File)
+	if !ok {
+		return 0
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return 0
+	}
+	for off := int64(0); off < info.Size(); {
+		data, length, err := extent(f, off, info.Size()-off)
+		if err != nil {
+			return 0
+		}
+		if !data {
+			n += length
+		}
+		off += length
+	}
+	return n
+}
+
 // copyData is copy_file_range(2).
 func copyData(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) (done int64, err error) {
 	const most = 1 << 30 // the system call takes up to 2 GiB

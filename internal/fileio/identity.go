@@ -1,0 +1,81 @@
+package fileio
+
+import (
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// Identity tells a file from any other at its path, and from itself after somebody has written to it. The zero value is that
+// of no file, which never changes.
+type Identity struct {
+	path string
+	info fs.FileInfo
+}
+
+// Identify looks at the file at path, following links.
+func Identify(path string) (Identity, error) {
+	info, err := os.Stat(path)
+	return Identity{path, info}, err
+}
+
+// IsDir reports whether it is that of a directory.
+func (id Identity) IsDir() bool { return id.info != nil && id.info.IsDir() }
+
+// IdentityOf looks at an open file. Anything else than a file of the operating system has none.
+func IdentityOf(input any) (Identity, error) {
+	f, ok := input.(*os.File)
+	if !ok {
+		return Identity{}, nil
+	}
+	info, err := f.Stat()
+	return Identity{f.Name(), info}, err
+}
+
+// Check reports whether the file at the path is still the same one, with nothing written to it since.
+func (id Identity) Check() error {
+	if id.info == nil {
+		return nil
+	}
+	why := ""
+	now, err := os.Stat(id.path)
+	switch {
+	case err != nil:
+		why = "it is gone"
+	case !os.SameFile(now, id.info):
+		why = "another file has taken its place"
+	case now.Size() != id.info.Size():
+		why = "its size was " + FormatBytes(id.info.Size()) + " and is " + FormatBytes(now.Size())
+	case !now.ModTime().Equal(id.info.ModTime()):
+		why = "it was written to at " + now.ModTime().Format(time.TimeOnly)
+	case !changeTime(now).Equal(changeTime(id.info)):
+		why = "its inode was changed at " + changeTime(now).Format(time.TimeOnly)
+	default:
+		return nil
+	}
+	return fault.New(fault.Mismatch, "the file changed while this run read it: %s", why).In(id.path).
+		WithHint("run again when nothing else writes to it")
+}
+
+// Unchanged reports whether the files that something was read from are as they were then. What knows of none has not changed.
+func Unchanged(input any) error {
+	if known, ok := input.(interface{ Unchanged() error }); ok {
+		return known.Unchanged()
+	}
+	return nil
+}
+
+// Identities are those of several files.
+type Identities []Identity
+
+// Unchanged is Check for each of them, up to the first error.
+func (ids Identities) Unchanged() error {
+	for _, id := range ids {
+		if err := id.Check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
