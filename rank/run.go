@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
 )
@@ -78,7 +79,13 @@ func (e *Extraction) Run(ctx context.Context) (format.Source, *ExtractReport, er
 		return nil, nil, err
 	}
 	r.spool = spool
-	if err := r.all(ctx); err != nil {
+	err = r.all(ctx)
+	for _, c := range []*checkpoint.Checkpoint{e.base, e.tuned} {
+		if err == nil {
+			err = c.Unchanged()
+		}
+	}
+	if err != nil {
 		spool.Close()
 		return nil, nil, err
 	}

@@ -8,9 +8,11 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
 )
@@ -173,6 +175,7 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 func openRecords(ctx context.Context, paths []string, merged string, closers *closers) ([]*merge.Record, error) {
 	if len(paths) == 0 {
 		path := undoBeside(merged)
+		fileio.Finish(filepath.Dir(path)) // a run may have been killed between the checkpoint and its record
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 			return nil, nil // the library says what that means
 		}

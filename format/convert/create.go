@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"io/fs"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -121,7 +123,7 @@ func (s *loraSink) Store(ctx context.Context, src format.Source) error {
 		return err
 	}
 	defer stage.Abort()
-	f, err := stage.Create("", 0)
+	f, err := stage.CreateLike("", 0, s.options.like(peftWeights))
 	if err != nil {
 		return err
 	}
@@ -130,7 +132,57 @@ func (s *loraSink) Store(ctx context.Context, src format.Source) error {
 	if err := errors.Join(err, w.Flush(), fileio.Close(f)); err != nil {
 		return err
 	}
+	if err := fileio.Unchanged(src); err != nil {
+		return err
+	}
 	return stage.Commit(s.options.Replace)
+}
+
+// like is what the output called name takes over from the inputs: the permissions of the file of that name among them, or else
+// those that all weights have.
+func (o *CreateOptions) like(name string) fileio.Like {
+	var like fileio.Like
+	for _, input := range o.Inputs {
+		mode, ok := modeOf(input, name)
+		switch {
+		case !ok:
+		case like.Mode == 0:
+			like.Mode = mode
+		default:
+			like.Mode &= mode
+		}
+	}
+	return like
+}
+
+// modeOf is the permissions of the file called name in, or beside, an input, else of the input, else of all weights in it.
+func modeOf(input, name string) (mode fs.FileMode, ok bool) {
+	info, err := os.Stat(input)
+	if err != nil {
+		return 0, false
+	}
+	if !info.IsDir() {
+		if beside, err := os.Stat(siblingOf(input, name)); err == nil && name != peftWeights {
+			info = beside
+		}
+		return info.Mode().Perm(), true
+	}
+	if named, err := os.Stat(filepath.Join(input, name)); err == nil && named.Mode().IsRegular() {
+		return named.Mode().Perm(), true
+	}
+	entries, _ := os.ReadDir(input)
+	mode = 0o777
+	for _, e := range entries {
+		if file, err := os.Stat(filepath.Join(input, e.Name())); err == nil && isWeights(e.Name()) {
+			mode, ok = mode&file.Mode().Perm(), true
+		}
+	}
+	return mode, ok
+}
+
+// isWeights reports whether a name is one that files with weights have.
+func isWeights(name string) bool {
+	return slices.Contains([]string{".safetensors", ".bin", ".pt", ".pth", ".lora"}, filepath.Ext(name))
 }
 
 func hasAttachment(src format.Source, name string) bool {

@@ -35,9 +35,9 @@ func (s *peftSink) Store(ctx context.Context, src format.Source) error {
 		return err
 	}
 	if isFile(s.path) {
-		return s.storeFile(ctx, p)
+		return s.storeFile(ctx, src, p)
 	}
-	return s.storeDir(ctx, p)
+	return s.storeDir(ctx, src, p)
 }
 
 // peftParts are what an adapter becomes.
@@ -173,59 +173,70 @@ func (f sideFile) write(w io.Writer) error {
 // isFile reports whether an output of PEFT is a weights file, with the others beside it, and not a directory.
 func isFile(path string) bool { return strings.EqualFold(filepath.Ext(path), ".safetensors") }
 
-func (s *peftSink) storeDir(ctx context.Context, p *peftParts) error {
+func (s *peftSink) storeDir(ctx context.Context, src format.Source, p *peftParts) error {
 	stage, err := fileio.NewStage(s.path, true)
 	if err != nil {
 		return err
 	}
 	defer stage.Abort()
-	if err := stageFile(stage, peftWeights, p.weights); err != nil {
+	for _, input := range s.options.Inputs {
+		if info, err := os.Stat(input); err == nil && info.IsDir() {
+			if err := stage.Narrow(info.Mode()); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.stageFile(stage, peftWeights, peftWeights, p.weights); err != nil {
 		return err
 	}
 	for _, f := range p.side {
-		if err := stageFile(stage, f.name, f.write); err != nil {
+		if err := s.stageFile(stage, f.name, f.name, f.write); err != nil {
 			return err
 		}
 	}
-	if err := ctx.Err(); err != nil {
+	if err := errors.Join(ctx.Err(), fileio.Unchanged(src)); err != nil {
 		return err
 	}
 	return stage.Commit(s.options.Replace)
 }
 
-// storeFile writes the weights to a file and the rest beside it. A file that is there with the same content stays; the
-// weights appear last, so that they are never there without their configuration.
-func (s *peftSink) storeFile(ctx context.Context, p *peftParts) error {
-	stage, err := fileio.NewStage(s.path, false)
-	if err != nil {
-		return err
-	}
-	defer stage.Abort()
-	if err := stageFile(stage, "", p.weights); err != nil {
-		return err
-	}
-	if err := ctx.Err(); err != nil {
-		return err
+// storeFile writes the weights to a file and the rest beside it. A file that is there with the same content stays. All appear
+// together, the weights last, so that they are never there with another configuration than theirs.
+func (s *peftSink) storeFile(ctx context.Context, src format.Source, p *peftParts) error {
+	var stages []*fileio.Stage
+	defer func() {
+		for _, stage := range stages {
+			stage.Abort()
+		}
+	}()
+	add := func(path, name string, write func(io.Writer) error) error {
+		stage, err := fileio.NewStage(path, false)
+		if err != nil {
+			return err
+		}
+		stages = append(stages, stage)
+		return s.stageFile(stage, "", name, write)
 	}
 	for _, f := range p.side {
 		if !s.differs(f) {
 			continue
 		}
-		beside, err := fileio.NewStage(siblingOf(s.path, f.name), false)
-		if err != nil {
-			return err
-		}
-		defer beside.Abort()
-		if err := errors.Join(stageFile(beside, "", f.write), beside.Commit(s.options.Replace)); err != nil {
+		if err := add(siblingOf(s.path, f.name), f.name, f.write); err != nil {
 			return err
 		}
 	}
-	return stage.Commit(s.options.Replace)
+	if err := add(s.path, peftWeights, p.weights); err != nil {
+		return err
+	}
+	if err := errors.Join(ctx.Err(), fileio.Unchanged(src)); err != nil {
+		return err
+	}
+	return fileio.Commit(s.options.Replace, stages...)
 }
 
-// stageFile writes a file of a stage.
-func stageFile(stage *fileio.Stage, name string, write func(io.Writer) error) error {
-	f, err := stage.Create(name, 0)
+// stageFile writes a file of a stage, like the input that is called name.
+func (s *peftSink) stageFile(stage *fileio.Stage, file, name string, write func(io.Writer) error) error {
+	f, err := stage.CreateLike(file, 0, s.options.like(name))
 	if err != nil {
 		return err
 	}

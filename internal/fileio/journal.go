@@ -111,6 +111,12 @@ func (j *journal) unlock() {
 	}
 }
 
+// Finish completes the commits in a directory whose runs were killed, for whoever wants to read what they have written.
+func Finish(dir string) error {
+	_, err := finish(dir)
+	return err
+}
+
 // finish completes the commits in a directory whose runs have ended, and returns the places that got their outputs by that.
 func finish(dir string) (finals []string, err error) {
 	entries, _ := os.ReadDir(dir) // one that cannot be read tells nothing
