@@ -188,19 +188,38 @@ func (e *Extraction) Bytes() (n int64) {
 	return n
 }
 
-// PeakBytes estimates the memory that Run takes: Δ of the largest tensor in float32, and the basis of its decomposition.
-func (e *Extraction) PeakBytes() (peak int64) {
-	width := int64(128)
+// PeakBytes estimates the memory that Run takes: Δ of the largest tensor in float32, the basis of its decomposition, and its
+// factors.
+func (e *Extraction) PeakBytes() int64 {
+	peak, _ := e.peak()
+	return peak
+}
+
+// LargestTensor is the tensor that PeakBytes are for; "" where none is decomposed.
+func (e *Extraction) LargestTensor() string {
+	_, name := e.peak()
+	return name
+}
+
+func (e *Extraction) peak() (peak int64, name string) {
+	kept := int64(64)
 	if f, ok := e.options.Rule.(FixedRank); ok {
-		width = int64(max(64, 6*f.K))
+		kept = int64(f.K)
 	}
+	width := max(64, 6*kept)
 	for i := range e.pairs {
-		if v, ok := e.view(&e.pairs[i]); ok {
-			m, n := int64(v.rows), int64(v.cols) // of one expert, where several are stacked
-			peak = max(peak, 4*m*n+min(width, min(m, n))*(4*max(m, n)+8*min(m, n)))
+		v, ok := e.view(&e.pairs[i])
+		if !ok {
+			continue
+		}
+		m, n := int64(v.rows), int64(v.cols) // of one expert, where several are stacked
+		short := min(m, n)
+		const perFactor = 32 // singular vectors and factors in float64, factors in float32 and as stored
+		if need := 4*m*n + (8*min(width, short)+perFactor*min(kept, short))*(m+n); need > peak {
+			peak, name = need, e.pairs[i].name
 		}
 	}
-	return peak + 32<<20
+	return peak + 32<<20, name
 }
 
 // Planned is one tensor that will be compared.

@@ -247,6 +247,7 @@ func findFlag(command *cli.Command, name string) cli.Flag {
 type common struct {
 	json, quiet, verbose, noProgress bool
 	workers                          int
+	maxMemory                        string // "" is what is available
 }
 
 func (o *common) flags() []cli.Flag {

@@ -59,7 +59,7 @@ func extractCommand(t *terminal) *cli.Command {
 			&cli.Int64Flag{Name: "seed", Usage: "of the random start", Destination: &o.seed},
 			&cli.BoolFlag{Name: "force", Usage: "replace ADAPTER if it is an adapter", Destination: &o.force},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be compared, and write nothing", Destination: &o.dryRun},
-		}, o.flags()...),
+		}, append([]cli.Flag{o.memoryFlag()}, o.flags()...)...),
 		Action: func(c *cli.Context) error { return runExtract(c, t, o) },
 	}
 }
@@ -106,6 +106,9 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 	defer e.Close()
 	if o.dryRun {
 		return showExtraction(t, o, e)
+	}
+	if err := o.checkMemory(e.PeakBytes(), fmt.Sprintf("extracting %q", e.LargestTensor())); err != nil {
+		return err
 	}
 	add, finish := t.progress(&o.common, e.Bytes(), "extracting")
 	src, report, err := e.Run(c.Context)

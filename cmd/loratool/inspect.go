@@ -39,7 +39,7 @@ func inspectCommand(t *terminal) *cli.Command {
 			o.withoutFlag(),
 			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "of a checkpoint: the parameters of a LoRA of rank `R`", Destination: &o.rank},
 			&cli.StringFlag{Name: "targets", Usage: "with --rank: `NAMES` of the modules to adapt, separated by commas (default: all linear ones)", Destination: &o.targets},
-		}, o.flags()...),
+		}, append([]cli.Flag{o.memoryFlag()}, o.flags()...)...),
 		Action: func(c *cli.Context) error { return runInspect(c, t, o) },
 	}
 }
@@ -110,6 +110,11 @@ func (o *inspectOptions) checkFlags(isAdapter bool) error {
 }
 
 func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.Source) error {
+	if o.spectrum {
+		if err := o.checkSpectrumMemory(src.Manifest()); err != nil {
+			return err
+		}
+	}
 	report, err := inspect.Describe(c.Context, src, inspect.Options{Values: o.values, Spectrum: o.spectrum, Workers: o.workers, Beside: convert.WeightsBeside(src)})
 	if err != nil {
 		return err

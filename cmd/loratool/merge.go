@@ -52,7 +52,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "tied", Usage: "where an adapter changes one of two tied ends, `untie|fold`: make the head a tensor of its own, or make the change to both", Destination: &o.tied, Action: checkTied},
 			&cli.BoolFlag{Name: "grow-vocabulary", Usage: "add rows to embedding and head where an adapter has more, and change config.json", Destination: &o.growVocabulary},
 			&cli.BoolFlag{Name: "add-tensors", Usage: "add tensors that an adapter saves whole and BASE lacks or has in another shape, such as a classifier, and change config.json", Destination: &o.addTensors},
-		}, append(o.readingFlags(), o.flags()...)...),
+		}, append(append(o.readingFlags(), o.memoryFlag()), o.flags()...)...),
 		Action: func(c *cli.Context) error { return runMerge(c, t, o) },
 	}
 }
@@ -132,6 +132,9 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 	}
 	if run.dryRun {
 		return showPlan(t, run, plan)
+	}
+	if err := run.common.checkMemory(plan.PeakBytes(parallel.Workers(run.common.workers)), run.what); err != nil {
+		return err
 	}
 	add, finish := t.progress(run.common, plan.OutputBytes(), run.what)
 	report, err := plan.Run(c.Context, run.out)

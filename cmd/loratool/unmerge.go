@@ -32,7 +32,7 @@ func (o *removalOptions) removalFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "undo", Usage: "the undo record `FILE` of the merge; once per merge (default: MERGED" + undoSuffix + ")", Destination: &o.records},
 		&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint", Destination: &o.force},
 		&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
-	}, append(o.readingFlags(), o.flags()...)...)
+	}, append(append(o.readingFlags(), o.memoryFlag()), o.flags()...)...)
 }
 
 type unmergeOptions struct {

@@ -1,0 +1,34 @@
+package main
+
+import (
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/urfave/cli/v2"
+)
+
+// memoryFlag is the flag of the commands that know beforehand how much memory they take.
+func (o *common) memoryFlag() cli.Flag {
+	return &cli.StringFlag{Name: "max-memory", Usage: "take at most about `SIZE` bytes of memory, such as 2GB (default: what is available)", Destination: &o.maxMemory,
+		Action: func(_ *cli.Context, size string) error {
+			_, err := parseBytes(size)
+			return err
+		}}
+}
+
+// checkMemory refuses, before the work, what is estimated to take more memory than --max-memory allows,
+// or without it than is available. what takes it.
+func (o *common) checkMemory(need int64, what string) error {
+	if o.maxMemory != "" {
+		allowed, err := parseBytes(o.maxMemory)
+		if err == nil && need > allowed {
+			return fault.New(fault.Limit, "%s takes about %s of memory, and --max-memory allows %s", what, fileio.FormatBytes(need), fileio.FormatBytes(allowed)).
+				WithHint("allow more with --max-memory, or use fewer --workers")
+		}
+		return err
+	}
+	if there := fileio.AvailableMemory(); there > 0 && need > there {
+		return fault.New(fault.Limit, "%s takes about %s of memory, and %s are available", what, fileio.FormatBytes(need), fileio.FormatBytes(there)).
+			WithHint("use fewer --workers, or a machine with more memory; --max-memory SIZE runs it all the same")
+	}
+	return nil
+}

@@ -1,0 +1,5 @@
+package fileio
+
+import "os"
+
+func availableMemory() int64 { return linuxMemory(os.DirFS("/")) }
