@@ -11,6 +11,7 @@ const (
 	FeatureCorDA              = "corda"
 	FeatureDoRA               = "dora"
 	FeatureExpertFactors      = "expert-factors" // three dimensions: factors for each of several experts
+	FeatureEmptyTensor        = "empty-tensor"   // a tensor without elements, which stands for one that was elsewhere
 	FeatureExperts            = "experts"
 	FeatureFactorShape        = "factor-shape"
 	FeatureKaSA               = "kasa"
@@ -32,7 +33,8 @@ const (
 	FeatureSeveralNames       = "several-names"
 	FeatureStrayTensor        = "stray-tensor" // a tensor of the base that the configuration does not say is saved
 	FeatureTokenIndices       = "token-indices"
-	FeatureUndo               = "undo" // it is the undo record of a merge (spec/UNDO.md)
+	FeatureTwice              = "twice" // two tensors for one factor of one module
+	FeatureUndo               = "undo"  // it is the undo record of a merge (spec/UNDO.md)
 	FeatureUnknownTensor      = "unknown-tensor"
 	FeatureVeLoRA             = "velora"
 	FeatureWeightTying        = "weight-tying" // Δ of an embedding is meant for the output head that is tied to it, too

@@ -25,6 +25,7 @@ var explanations = map[string]explanation{
 	format.FeatureConfigField:      {"its configuration sets a field that this version does not know and that may change the result", "if the field is harmless, remove it from adapter_config.json; else try a newer loratool"},
 	format.FeatureCorDA:            {"it was initialised with CorDA (corda), which changed the base by data that are not in the adapter", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
 	format.FeatureExpertFactors:    {"a layer has factors of three dimensions, one for each expert, which this version does not merge", "convert it to PEFT's target_parameters, or to a module for each expert, with the tool that made it"},
+	format.FeatureEmptyTensor:      {"a tensor is empty, as DeepSpeed ZeRO-3 leaves parameters that it has not gathered", "save again with stage3_gather_16bit_weights_on_model_save, or gather the checkpoint with zero_to_fp32.py first"},
 	format.FeatureFactorShape:      {"a tensor of a layer does not have the shape that goes with the others", "the file is damaged, or not what its keys say"},
 	format.FeatureKaSA:             {"it is KaSA (kasa_config), which truncated the base before training", "merge with PEFT"},
 	format.FeatureLayerReplication: {"it was trained on a base with repeated layers (layer_replication)", "build that base first, with its layers repeated and renumbered, and merge into it"},
@@ -40,6 +41,7 @@ var explanations = map[string]explanation{
 	format.FeatureSeveralNames:     {"its keys belong to several adapters", "save each one with save_pretrained"},
 	format.FeatureStrayTensor:      {"a tensor of the base lies in the file, and nothing in the configuration says that the adapter saves it (modules_to_save, bias)", "PEFT would not have written it; if it was trained, name its module in modules_to_save; else save the adapter again without it"},
 	format.FeatureTokenIndices:     {"the rows of trained tokens cannot be placed (trainable_token_indices)", "use the adapter_config.json that was saved with these weights"},
+	format.FeatureTwice:            {"a factor is there twice, with the adapter's name in its key and without", "keep one of the two in the file"},
 	format.FeatureUndo:             {"it is the undo record of a merge, not an adapter", "loratool unmerge takes it by --undo"},
 	format.FeatureUnknownTensor:    {"a tensor has no known meaning", "if a newer PEFT wrote it, try a newer loratool"},
 }

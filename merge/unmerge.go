@@ -97,6 +97,10 @@ func (p *Plan) planRemoval(ctx context.Context, remove Removal, add []Adapter) e
 	if len(remove.Adapters) == 0 {
 		return fault.New(fault.Mismatch, "no adapter to take out")
 	}
+	if len(remove.Records) == 0 && !remove.Approximate && len(p.base.History()) == 0 {
+		return fault.New(fault.Mismatch, "the checkpoint has no stamp of a merge, so that there is nothing to take out").In(p.base.Path).
+			WithHint("give the checkpoint that loratool merge has written")
+	}
 	if len(remove.Records) == 0 && !remove.Approximate {
 		return fault.New(fault.Mismatch, "without the undo record of the merge the checkpoint before it cannot be restored: subtracting leaves some elements one step off").
 			WithHint("give the record that merge --undo has written; --approximate subtracts all the same")

@@ -72,7 +72,10 @@ func (f *tensorFile) readPEFT(path string) error {
 	switch {
 	case f.pickle == nil:
 		f.attach(format.SourceHeader, nil)
-	case len(f.pickle.Left) > 0:
+	case f.pickle.Unchecked:
+		f.note("the archive has no checksums (torch.serialization.set_crc32_options), so that damage to its values goes unseen")
+	}
+	if f.pickle != nil && len(f.pickle.Left) > 0 {
 		f.note("the pickle holds values that are no tensors of the adapter and are left out: %s", fault.List(f.pickle.Left, 3))
 	}
 	p := peftReader{config: config, saved: readSaved(text), tensors: f.manifest.Tensors, manifest: &f.manifest}
@@ -146,6 +149,13 @@ func (p *peftReader) adapter() format.Adapter {
 	var plainTensors []int
 	for i := range p.tensors {
 		key := parsePEFTKey(p.tensors[i].Name)
+		switch shape := p.tensors[i].Shape; {
+		case len(shape) != 1 || shape[0] != 0:
+		case key.role == rolePlain: // it may be a tensor of the base that is empty there, too
+			p.note("%s is empty, as DeepSpeed ZeRO-3 leaves parameters that it has not gathered", p.tensors[i].Name)
+		default:
+			p.require(format.FeatureEmptyTensor, p.tensors[i].Name)
+		}
 		if key.adapter != "" {
 			p.names[key.adapter] = true
 		}
@@ -166,7 +176,7 @@ func (p *peftReader) adapter() format.Adapter {
 			}
 			if _, taken := modules[key.module][key.role]; taken {
 				p.opaque(i)
-				p.require(format.FeatureUnknownTensor, p.tensors[i].Name)
+				p.require(format.FeatureTwice, p.tensors[i].Name)
 				continue
 			}
 			modules[key.module][key.role] = i
