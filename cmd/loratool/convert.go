@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +11,7 @@ import (
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/inspect"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
 )
@@ -76,24 +79,50 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 	for i := range m.Tensors {
 		raw += m.Tensors[i].NBytes()
 	}
+	warnings, err := misgivings(c.Context, src)
+	if err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		if !o.quiet {
+			t.message("warning", w)
+		}
+	}
 	options := o.creation(o.force, c.Args().First())
 	if o.base != "" {
 		options.Inputs = append(options.Inputs, o.base)
 	}
 	if o.dryRun {
-		return showConversion(c, t, o, src, dialect, options, raw)
+		return showConversion(c, t, o, src, dialect, options, raw, warnings)
 	}
 	size, err := store(c, src, o.out, dialect, options)
 	if err != nil {
 		return err
 	}
 	if o.json {
-		return t.document("convert", map[string]any{"out": o.out, "dialect": dialect, "tensor_bytes": raw, "bytes_written": size})
+		return t.document("convert", map[string]any{"out": o.out, "dialect": dialect, "tensor_bytes": raw, "bytes_written": size, "warnings": warnings})
 	}
 	if !o.quiet {
 		t.printf("converted to %s: %s, %d tensors of %s\n", o.out, fileio.FormatBytes(size), len(m.Tensors), fileio.FormatBytes(raw))
 	}
 	return nil
+}
+
+// misgivings are the reasons why merge refuses what is converted, which is carried all the same.
+func misgivings(ctx context.Context, src format.Source) ([]string, error) {
+	all := []string{}
+	m := src.Manifest()
+	for i := range m.Adapters {
+		why, _ := merge.Refusals(&m.Adapters[i])
+		for _, w := range why {
+			all = append(all, "merge refuses this adapter: "+w)
+		}
+	}
+	n, err := inspect.CountNonFinite(ctx, src)
+	if n > 0 {
+		all = append(all, fmt.Sprintf("merge refuses this adapter without --allow-nonfinite: %d of its values are NaN or infinite", n))
+	}
+	return all, err
 }
 
 // creation are the options of an output that is made from inputs.
@@ -102,13 +131,13 @@ func (o *common) creation(replace bool, inputs ...string) convert.CreateOptions 
 }
 
 // showConversion prints what would be written, and fails as writing it would.
-func showConversion(c *cli.Context, t *terminal, o *convertOptions, src format.Source, d convert.Dialect, options convert.CreateOptions, raw int64) error {
+func showConversion(c *cli.Context, t *terminal, o *convertOptions, src format.Source, d convert.Dialect, options convert.CreateOptions, raw int64, warnings []string) error {
 	if err := convert.Check(c.Context, o.out, d, src, options); err != nil {
 		return err
 	}
 	n := len(src.Manifest().Tensors)
 	if o.json {
-		return t.document("convert", map[string]any{"dry_run": true, "out": o.out, "dialect": d, "tensors": n, "tensor_bytes": raw, "free_bytes": freeBytes(o.out)})
+		return t.document("convert", map[string]any{"dry_run": true, "out": o.out, "dialect": d, "tensors": n, "tensor_bytes": raw, "free_bytes": freeBytes(o.out), "warnings": warnings})
 	}
 	t.printf("%d tensors of %s would be written to %s as %s\n", n, fileio.FormatBytes(raw), o.out, string(d))
 	return nil

@@ -148,7 +148,21 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	if o.Values {
 		return r, r.readValues(ctx, src)
 	}
+	var nonFinite int64 // as far as spectra have found them
+	for i := range r.Layers {
+		nonFinite += r.Layers[i].NonFinite
+	}
+	r.refuseNonFinite(nonFinite)
 	return r, nil
+}
+
+// refuseNonFinite says that merge refuses values that are NaN or infinite, where there are any.
+func (r *Adapter) refuseNonFinite(n int64) {
+	if n == 0 {
+		return
+	}
+	r.Mergeable = false
+	r.Refusals = append(r.Refusals, fmt.Sprintf("%d of its values are NaN or infinite (--allow-nonfinite merges it all the same)", n))
 }
 
 // addSpectra computes the spectra of the layers that have one.
@@ -229,13 +243,22 @@ func (r *Adapter) readValues(ctx context.Context, src format.Source) error {
 			}
 		}
 	}
-	if n := r.Values.NonFinite; n > 0 {
-		r.Mergeable = false
-		r.Refusals = append(r.Refusals, fmt.Sprintf("%d of its values are NaN or infinite (--allow-nonfinite merges it all the same)", n))
-	}
+	r.refuseNonFinite(r.Values.NonFinite)
 	id, err := format.ContentID(ctx, src)
 	r.Content = id
 	return err
+}
+
+// CountNonFinite counts the values of all tensors of a source that are NaN or infinite. It reads them.
+func CountNonFinite(ctx context.Context, src format.Source) (n int64, err error) {
+	for i := range src.Manifest().Tensors {
+		bad, _, err := scan(ctx, src, i)
+		if err != nil {
+			return 0, err
+		}
+		n += bad
+	}
+	return n, nil
 }
 
 // scan reads a tensor and counts its values that are not finite; zero reports that all of them are zero.
