@@ -85,7 +85,7 @@ func mutations() map[string]func(m *format.Manifest) {
 		of("a fixed scale of infinity", func(_ *format.Manifest, l *format.Layer) { l.Scaling, l.Fixed = format.Fixed, math.Inf(1) })
 		for _, role := range []format.Role{format.RoleA, format.RoleB} {
 			at := good().Adapters[0].Layers[i].Roles[role]
-			for _, index := range []int{-1, 11, 1 << 40, 0, 1} {
+			for _, index := range []int{-1, 11, math.MaxInt, 0, 1} {
 				if index != at {
 					of(fmt.Sprint(role, " at ", index), func(_ *format.Manifest, l *format.Layer) { l.Roles[role] = index })
 				}

@@ -79,15 +79,16 @@ type exactRescale struct {
 // decide stores element j, and the value in float64 where the exact one is not finite.
 func (x *exactRescale) decide(out []byte, j int, plain float64) error {
 	v := x.u.exactValue(x.row, j, x.w[j])
-	squares, m := x.sum, 0.0
-	if norms := x.u.norms; norms != nil {
+	var squares *big.Float
+	var m float64
+	if norms := x.u.norms; norms == nil {
+		squares, m = x.squares(), x.u.magnitude[x.row]
+	} else {
 		var err error
 		if squares, err = norms.squares(x.u, j); err != nil {
 			return err
 		}
 		m = x.u.magnitude[j]
-	} else {
-		squares, m = x.squares(), x.u.magnitude[x.row]
 	}
 	if v == nil || squares == nil || squares.Sign() == 0 {
 		dtype.Store(x.u.d, out, 0, plain)

@@ -196,7 +196,7 @@ func (m *matcher) set(i, pos int, next *node) bool {
 func (m *matcher) apart(n *node, pos int) bool {
 	start := pos
 	if n.behind {
-		start -= n.width
+		start = int(max(-1, int64(pos)-n.width))
 	}
 	before := append([]int(nil), m.groups...)
 	found := start >= 0 && m.any(n.heads, start)
@@ -243,10 +243,10 @@ func (m *matcher) until(n *node, pos int) bool {
 		m.loops[n.loop] = t
 		return false
 	}
-	if t.count < n.min {
+	if int64(t.count) < n.min {
 		return again(t.last)
 	}
-	more := (n.max == infinite || t.count < n.max) && pos != t.last
+	more := (n.max == infinite || int64(t.count) < n.max) && pos != t.last
 	if n.mode == lazy {
 		return m.run(n.next, pos) || more && again(pos)
 	}
@@ -257,7 +257,7 @@ func (m *matcher) until(n *node, pos int) bool {
 func (m *matcher) repeatSet(n *node, pos int) bool {
 	s := n.branches[0][0].set
 	if n.mode == lazy {
-		for count := 0; m.spend(1); count++ {
+		for count := int64(0); m.spend(1); count++ {
 			if count >= n.min && m.run(n.next, pos) {
 				return true
 			}
@@ -269,16 +269,16 @@ func (m *matcher) repeatSet(n *node, pos int) bool {
 		return false
 	}
 	end := pos
-	for end < len(m.text) && end-pos < n.max && s.has(m.text[end]) {
+	for end < len(m.text) && int64(end-pos) < n.max && s.has(m.text[end]) {
 		end++
 	}
 	if !m.spend(end - pos) {
 		return false
 	}
 	if n.mode == possessive {
-		return end-pos >= n.min && m.run(n.next, end)
+		return int64(end-pos) >= n.min && m.run(n.next, end)
 	}
-	for ; end-pos >= n.min && m.spend(1); end-- {
+	for ; int64(end-pos) >= n.min && m.spend(1); end-- {
 		if n.next != nil && n.next.op == opSet && (end >= len(m.text) || !n.next.set.has(m.text[end])) {
 			continue
 		}
@@ -292,7 +292,7 @@ func (m *matcher) repeatSet(n *node, pos int) bool {
 // repeatApart is a possessive repeat: each turn stands as it was matched first.
 func (m *matcher) repeatApart(n *node, pos int) bool {
 	before := append([]int(nil), m.groups...)
-	count, last := 0, -1
+	count, last := int64(0), -1
 	for (n.max == infinite || count < n.max) && (count < n.min || pos != last) && m.spend(1) {
 		kept := append([]int(nil), m.groups...)
 		if !m.any(n.heads, pos) {

@@ -47,8 +47,9 @@ const (
 	possessive
 )
 
-// infinite is the number of a repeat without a bound, and the widest width.
-const infinite = 1<<32 - 1
+// infinite is the number of a repeat without a bound, and the widest width, as in Python. It does not
+// fit in an int everywhere, so numbers and widths are int64.
+const infinite int64 = 1<<32 - 1
 
 // node is a part of an expression: while it is parsed an element of a sequence, and afterwards, when
 // link has set next, a state of the matcher.
@@ -62,8 +63,8 @@ type node struct {
 	bare     bool // opGroup without number and flags: a repeat takes its content
 	flags    flags
 	group    int
-	min, max int // opRepeat
-	width    int // opLook behind: how far
+	min, max int64 // opRepeat
+	width    int64 // opLook behind: how far
 	set      *set
 	branches []sequence
 
@@ -86,7 +87,7 @@ func (s sequence) width(groups []extent) (w extent) {
 
 // extent is a smallest and a largest width; an open group has none.
 type extent struct {
-	lo, hi int
+	lo, hi int64
 	closed bool
 }
 
@@ -115,7 +116,7 @@ func widest(branches []sequence, groups []extent) extent {
 }
 
 // times is a product, or infinite where it is more.
-func times(a, b int) int {
+func times(a, b int64) int64 {
 	if a > 0 && b > infinite/a {
 		return infinite
 	}

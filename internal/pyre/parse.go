@@ -153,7 +153,7 @@ func (p *parser) skipVerbose(c rune) bool {
 
 // repeat makes a repeat of the last node of a sequence; c is what asks for it.
 func (p *parser) repeat(c rune, s sequence, f flags) sequence {
-	from, least, most := p.pos, 0, infinite
+	from, least, most := p.pos, int64(0), infinite
 	switch c {
 	case '?':
 		most = 1
@@ -194,7 +194,7 @@ func (p *parser) repeat(c rune, s sequence, f flags) sequence {
 }
 
 // bounds reads {m,n} behind its brace; ok is false where the brace stands for itself.
-func (p *parser) bounds() (least, most int, ok bool) {
+func (p *parser) bounds() (least, most int64, ok bool) {
 	if p.next() == '}' {
 		return 0, 0, false
 	}
@@ -219,9 +219,9 @@ func (p *parser) bounds() (least, most int, ok bool) {
 }
 
 // number reads digits; a number too large is infinite.
-func (p *parser) number() (n int, ok bool) {
+func (p *parser) number() (n int64, ok bool) {
 	for c := p.next(); '0' <= c && c <= '9'; c = p.next() {
-		n, ok = min(10*n+int(c-'0'), infinite), true
+		n, ok = min(10*n+int64(c-'0'), infinite), true
 		p.pos++
 	}
 	return n, ok
