@@ -221,6 +221,16 @@ func fateText(p *merge.PlannedTensor) string {
 }
 
 // scaleText is the scale of the update of a tensor, or of each one.
+// whyZero says what makes every update zero.
+func whyZero(r *merge.Report) string {
+	for _, l := range r.Layers {
+		if l.Scale != 0 || slices.ContainsFunc(l.Updates, func(u merge.TermShort) bool { return u.Scale != 0 }) {
+			return "the adapter's factors are untrained"
+		}
+	}
+	return "the scale of every layer is 0"
+}
+
 func scaleText(p *merge.PlannedTensor) string {
 	if len(p.Updates) == 0 {
 		return fmt.Sprintf("%.6g", p.Scale)
@@ -269,7 +279,7 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 	t.printf("|ΔW|/|W| = %.3g; every one of %s elements is the nearest to W + ΔW in its dtype\n", r.Total.RelativeNorm, countText(r.Elements))
 	switch lost := r.Total.RetentionError; {
 	case r.Total.IsZero:
-		t.printf("ΔW is zero: the adapter is untrained and changes nothing\n")
+		t.printf("ΔW is zero, and nothing changes: %s\n", whyZero(r))
 	case lost > 0.1:
 		t.printf("rounding to the base's dtype costs %s of ΔW, and %s of the weights do not move: ΔW is small against the steps of\n"+
 			"the dtype. A float32 base keeps all of it\n", percent(lost), percent(r.Total.UnchangedShare))

@@ -68,6 +68,7 @@ func (f *tensorFile) readPEFT(path string) error {
 		f.attach(format.ModelCard, card)
 	}
 	f.attach(format.PEFTConfig, text)
+	f.manifest.Notes = append(f.manifest.Notes, config.notes...)
 	f.manifest.Provenance.Source = "PEFT " + config.PEFTVersion
 	switch {
 	case f.pickle == nil:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/jsonobject"
 	"github.com/loratool/loratool/internal/pyre"
 	"github.com/loratool/loratool/internal/safetensors"
 )
@@ -33,6 +35,7 @@ type peftConfigFile struct {
 	Tokens      json.RawMessage `json:"trainable_token_indices"`
 	Parameters  []string        `json:"target_parameters"`
 
+	notes      []string
 	requires   []format.Requirement
 	names      []string // of the fields, sorted
 	era        patternEra
@@ -56,8 +59,10 @@ var errNotPEFT = errors.New("no peft_type")
 // parsePEFTConfig reads a configuration. What it cannot give a meaning becomes a requirement, so that the adapter can still
 // be inspected and converted; only a text that is no configuration of PEFT is an error.
 func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
+	c := new(peftConfigFile)
+	near, err := jsonobject.Decode(text, c)
 	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(text, &fields); err != nil {
+	if json.Unmarshal(text, &fields) != nil {
 		if other := safetensors.Recognise(text[:min(len(text), 512)]); other != nil {
 			return nil, other
 		}
@@ -67,19 +72,28 @@ func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 		}
 		return nil, fault.New(fault.Corrupt, "not JSON: %v", err)
 	}
-	c := new(peftConfigFile)
-	if err := json.Unmarshal(text, c); err != nil {
-		return nil, fault.New(fault.Corrupt, "not a configuration of PEFT: %v", err)
+	if err != nil {
+		return nil, fault.New(fault.Corrupt, "not a configuration of PEFT: %v", err).WithHint("PEFT writes this file with the weights; save the adapter again, or correct the value")
 	}
 	if c.PEFTType == "" {
 		return nil, errNotPEFT
 	}
 	c.PEFTType = strings.ToUpper(c.PEFTType)
+	if !isWord(c.PEFTType) {
+		return nil, fault.New(fault.Corrupt, "peft_type is %q, which is the name of no method", c.PEFTType)
+	}
 	if c.PEFTType != "LORA" {
 		c.require(format.FeaturePEFTType, c.PEFTType)
 		return c, nil
 	}
 	c.hasExperts = len(c.Parameters) > 0
+	for _, name := range near {
+		c.note("PEFT ignores %q: it knows the field %s", name, strings.ToLower(strings.ReplaceAll(name, "ſ", "s")))
+		delete(fields, name)
+	}
+	if err := c.checkScale(fields); err != nil {
+		return nil, err
+	}
 	for name := range fields {
 		c.names = append(c.names, name)
 	}
@@ -97,6 +111,31 @@ func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 		return nil, fault.New(fault.Limit, "r is %d, and ranks to %d are read", r, maxRank)
 	}
 	return c, c.checkPatterns()
+}
+
+// isWord reports whether a text is letters, digits and what joins them, and not long.
+func isWord(text string) bool {
+	return len(text) <= maxNameBytes && !strings.ContainsFunc(text, func(r rune) bool {
+		return r != '_' && r != '-' && (r < '0' || r > '9') && (r < 'A' || r > 'Z')
+	})
+}
+
+// checkScale refuses null where PEFT wants a number, as it raises an error itself, and notes a scale
+// of 0, which some trainers write as a placeholder.
+func (c *peftConfigFile) checkScale(fields map[string]json.RawMessage) error {
+	for _, name := range []string{"r", "lora_alpha"} {
+		if value, ok := fields[name]; ok && string(value) == "null" {
+			return fault.New(fault.Corrupt, "%s is null, and PEFT loads no such adapter", name).WithHint("set it to the number with which the adapter was trained")
+		}
+	}
+	if c.Alpha != nil && *c.Alpha == 0 && len(c.AlphaPatt) == 0 {
+		c.note("lora_alpha is 0, so that every layer has the scale 0, and merging changes nothing; set it to the number with which the adapter was trained")
+	}
+	return nil
+}
+
+func (c *peftConfigFile) note(format string, args ...any) {
+	c.notes = append(c.notes, fmt.Sprintf(format, args...))
 }
 
 // pythonNumber finds the numbers that Python's json writes and JSON does not have.

@@ -44,6 +44,7 @@ var arrows = map[string]map[string]string{
 		"format":               "what it makes",
 		"internal/fault":       "errors of input",
 		"internal/fileio":      "outputs that appear whole, inputs that are files",
+		"internal/jsonobject":  "configurations, by exact keys",
 		"internal/naming":      "wrappers in module names",
 		"internal/pickle":      "tensors of torch.save",
 		"internal/pyre":        "keys of rank_pattern and alpha_pattern",
@@ -74,6 +75,7 @@ var arrows = map[string]map[string]string{
 	},
 	"internal/bench": {"format/dtype": "elements of the base that is made"},
 	"internal/checkpoint": {
+		"internal/jsonobject":  "configurations and indexes, by exact keys",
 		"internal/fault":       "errors of input",
 		"internal/fileio":      "inputs that are files",
 		"internal/safetensors": "the strict header check",

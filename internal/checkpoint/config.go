@@ -11,6 +11,7 @@ import (
 
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/jsonobject"
 )
 
 // maxJSONBytes bounds the configuration and index files that are read whole; the largest indexes in the wild, of models
@@ -35,8 +36,14 @@ type configFile struct {
 	Tie           *bool           `json:"tie_word_embeddings"`
 	Quantization  json.RawMessage `json:"quantization_config"`
 	TieOfLFM2     *bool           `json:"tie_embedding"`
-	VocabSize     uint64          `json:"vocab_size"`
-	TextConfig    *configFile     `json:"text_config"`
+	VocabSize     json.RawMessage `json:"vocab_size"` // of some models it is no number
+	TextConfig    json.RawMessage `json:"text_config"`
+}
+
+// vocabSize is the number of tokens, 0 where it is not said.
+func (f *configFile) vocabSize() (n uint64) {
+	json.Unmarshal(f.VocabSize, &n)
+	return n
 }
 
 func readConfig(path string) (Config, error) {
@@ -48,26 +55,30 @@ func readConfig(path string) (Config, error) {
 		return Config{}, err
 	}
 	var f configFile
-	if err := json.Unmarshal(text, &f); err != nil {
+	if _, err := jsonobject.Decode(text, &f); err != nil {
 		return Config{}, fault.New(fault.Corrupt, "not the configuration of a model: %v", err).In(path)
 	}
 	c := Config{Found: true, ModelType: f.ModelType, Architectures: f.Architectures, TieWordEmbeddings: f.Tie}
 	if f.TieOfLFM2 != nil && strings.HasPrefix(f.ModelType, "lfm2") {
 		c.TieWordEmbeddings = f.TieOfLFM2 // transformers puts it over the other field
 	}
-	c.VocabSize = f.VocabSize
-	if text := f.TextConfig; text != nil {
+	c.VocabSize = f.vocabSize()
+	if len(f.TextConfig) > 0 {
+		var text configFile
+		if _, err := jsonobject.Decode(f.TextConfig, &text); err != nil {
+			return Config{}, fault.New(fault.Corrupt, "not the configuration of a model: text_config: %v", err).In(path)
+		}
 		c.TextTie = text.Tie
 		if c.TieWordEmbeddings == nil {
 			c.TieWordEmbeddings = text.Tie
 		}
-		c.VocabSize = max(c.VocabSize, text.VocabSize)
+		c.VocabSize = max(c.VocabSize, text.vocabSize())
 	}
 	if len(f.Quantization) > 0 && string(f.Quantization) != "null" {
 		var q struct {
 			Method string `json:"quant_method"`
 		}
-		json.Unmarshal(f.Quantization, &q) // only the name is wanted
+		jsonobject.Decode(f.Quantization, &q) // only the name is wanted
 		c.QuantizationMethod = q.Method
 		if q.Method == "" {
 			c.QuantizationMethod = "unnamed"
@@ -86,7 +97,7 @@ func readIndex(dir, name string) (shards []string, shardOf map[string]string, er
 	var index struct {
 		WeightMap map[string]string `json:"weight_map"`
 	}
-	if err := json.Unmarshal(text, &index); err != nil {
+	if _, err := jsonobject.Decode(text, &index); err != nil {
 		return nil, nil, fault.New(fault.Corrupt, "not an index of shards: %v", err).In(path)
 	}
 	if len(index.WeightMap) == 0 {
