@@ -32,9 +32,15 @@ const (
 	defaultRawBytes      = 64 << 30
 )
 
-func (o ReaderOptions) manifestLimit() int64 {
-	if o.MaxManifestBytes > 0 {
-		return o.MaxManifestBytes
+// hintManifest is the way past a default limit.
+const hintManifest = "--max-manifest 64MiB allows what the format does; with a larger manifest the file is none of version 1"
+
+func (o ReaderOptions) manifestLimit() int64 { return manifestLimit(o.MaxManifestBytes) }
+
+// manifestLimit is the limit that an option sets.
+func manifestLimit(option int64) int64 {
+	if option > 0 {
+		return min(option, maxManifestBytes)
 	}
 	return defaultManifestBytes
 }
@@ -146,25 +152,28 @@ func NewReader(r io.ReaderAt, size int64, opts ReaderOptions) (*Reader, error) {
 	return x, nil
 }
 
-// Open opens a file.
-func Open(path string) (*Reader, error) {
+// Open opens a file with the default options.
+func Open(path string) (*Reader, error) { return OpenWith(path, ReaderOptions{}) }
+
+// OpenWith opens a file.
+func OpenWith(path string, opts ReaderOptions) (*Reader, error) {
 	f, size, err := fileio.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	x, err := openFile(f, size)
+	x, err := openFile(f, size, opts)
 	if err != nil {
 		return nil, errors.Join(fault.InFile(err, path), f.Close())
 	}
 	return x, nil
 }
 
-func openFile(f *os.File, size int64) (*Reader, error) {
+func openFile(f *os.File, size int64, opts ReaderOptions) (*Reader, error) {
 	id, err := fileio.IdentityOf(f)
 	if err != nil {
 		return nil, err
 	}
-	x, err := NewReader(f, size, ReaderOptions{})
+	x, err := NewReader(f, size, opts)
 	if err != nil {
 		return nil, err
 	}

@@ -104,8 +104,8 @@ func parseHead(p []byte, limit int64) (head, error) {
 		return h, broken(6, "chunks of 2^%d bytes, want 2^%d to 2^%d", h.chunkLog2, minChunkLog2, maxChunkLog2).At(28)
 	case p[29]|p[30]|p[31] != 0:
 		return h, broken(7, "reserved bytes % x, want zero", p[29:32]).At(29)
-	case n > maxManifestBytes || n > limit:
-		return h, broken(9, "the manifest claims %d bytes, the limit is %d", n, min(maxManifestBytes, limit)).At(32)
+	case n > limit:
+		return h, broken(9, "the manifest claims %d bytes, the limit is %d", n, limit).At(32).WithHint(hintManifest)
 	case h.storedManifest() < 0 || h.storedManifest() > bound(n):
 		return h, broken(8, "the head claims %d bytes after its size, want 28 to %d", h.size, headBytes-skipBytes+bound(n)).At(4)
 	}

@@ -19,6 +19,9 @@ type WriterOptions struct {
 	// Workers is the number of chunks that are compressed at once; 0 means one per processor. The bytes written do not
 	// depend on it.
 	Workers int
+	// MaxManifestBytes bounds the manifest, so that readers can open the file: 0 means 16 MiB, the
+	// default of ReaderOptions; a larger manifest, up to 64 MiB, needs a reader that is told so.
+	MaxManifestBytes int64
 	// Tool and Version name the program that writes; if Tool is empty, the source's provenance is kept.
 	Tool, Version string
 }
@@ -74,8 +77,8 @@ func Write(ctx context.Context, w io.Writer, src Source, opts WriterOptions) (*S
 	if err != nil {
 		return nil, err
 	}
-	if len(text) > maxManifestBytes {
-		return nil, broken(9, "the manifest has %d bytes, the limit is %d", len(text), maxManifestBytes)
+	if limit := manifestLimit(opts.MaxManifestBytes); int64(len(text)) > limit {
+		return nil, broken(9, "the manifest of %d tensors has %d bytes, the limit is %d", len(m.Tensors), len(text), limit).WithHint(hintManifest)
 	}
 	p, err := newPlan(a.manifest, a.codings, uint8(opts.ChunkLog2), math.MaxInt64)
 	if err != nil {

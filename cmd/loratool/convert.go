@@ -35,7 +35,7 @@ func convertCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a name that ends in .lora is a container, one that ends in .safetensors a weights file of PEFT, another one a directory for PEFT", Destination: &o.out},
 			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora or peft, where OUT's name does not say it", Destination: &o.to},
 			&cli.StringFlag{Name: "base", Usage: "remember `BASE`, so that merge can tell it from others", Destination: &o.base},
-			o.withoutFlag(),
+			o.withoutFlag(), o.manifestFlag(),
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is an adapter of the same kind", Destination: &o.force},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be written, and write nothing", Destination: &o.dryRun},
 		}, o.flags()...),
@@ -89,6 +89,7 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 		}
 	}
 	options := o.creation(o.force, c.Args().First())
+	options.MaxManifestBytes = opening[0].MaxManifestBytes
 	if o.base != "" {
 		options.Inputs = append(options.Inputs, o.base)
 	}
@@ -214,19 +215,26 @@ func sizeOf(path string) (int64, error) {
 }
 
 func verifyCommand(t *terminal) *cli.Command {
-	o := new(common)
+	o := new(struct {
+		common
+		manifestOption
+	})
 	return &cli.Command{
 		Name:      "verify",
 		Usage:     "check every checksum and rule of a .lora file",
 		ArgsUsage: "FILE",
-		Flags:     o.flags(),
+		Flags:     append([]cli.Flag{o.manifestFlag()}, o.flags()...),
 		Action: func(c *cli.Context) error {
+			limit, err := o.maxManifest()
+			if err != nil {
+				return err
+			}
 			f, size, err := openLoRA(c, "verify")
 			if err != nil {
 				return err
 			}
 			defer f.Close()
-			summary, err := format.Verify(c.Context, f, size, format.ReaderOptions{Workers: o.workers})
+			summary, err := format.Verify(c.Context, f, size, format.ReaderOptions{Workers: o.workers, MaxManifestBytes: limit})
 			if err != nil {
 				return fault.InFile(err, f.Name())
 			}

@@ -18,6 +18,7 @@ import (
 
 type extractOptions struct {
 	common
+	manifestOption
 	out, to, dtype              string
 	rank, maxRank               int
 	energy, maxError            float64
@@ -59,7 +60,7 @@ func extractCommand(t *terminal) *cli.Command {
 			&cli.Int64Flag{Name: "seed", Usage: "of the random start", Destination: &o.seed},
 			&cli.BoolFlag{Name: "force", Usage: "replace ADAPTER if it is an adapter", Destination: &o.force},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be compared, and write nothing", Destination: &o.dryRun},
-		}, append([]cli.Flag{o.memoryFlag()}, o.flags()...)...),
+		}, append([]cli.Flag{o.memoryFlag(), o.manifestFlag()}, o.flags()...)...),
 		Action: func(c *cli.Context) error { return runExtract(c, t, o) },
 	}
 }
@@ -88,6 +89,9 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 		return usagef("give the base first and the tuned checkpoint second", "%s and %s are the same checkpoint", base, tuned)
 	}
 	creation := o.creation(o.force, base, tuned)
+	if creation.MaxManifestBytes, err = o.maxManifest(); err != nil {
+		return err
+	}
 	if o.out != "" {
 		if err := convert.Check(c.Context, o.out, dialect, nil, creation); err != nil {
 			return err

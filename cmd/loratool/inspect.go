@@ -36,7 +36,7 @@ func inspectCommand(t *terminal) *cli.Command {
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "values", Usage: "read all values: find untrained layers, NaN and infinity, and print the content id", Destination: &o.values},
 			&cli.BoolFlag{Name: "spectrum", Usage: "of an adapter: the singular values of every s·B·A, and what follows from them", Destination: &o.spectrum},
-			o.withoutFlag(),
+			o.withoutFlag(), o.manifestFlag(),
 			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "of a checkpoint: the parameters of a LoRA of rank `R`", Destination: &o.rank},
 			&cli.StringFlag{Name: "targets", Usage: "with --rank: `NAMES` of the modules to adapt, separated by commas (default: all linear ones)", Destination: &o.targets},
 		}, append([]cli.Flag{o.memoryFlag()}, o.flags()...)...),

@@ -16,7 +16,7 @@ type readingOptions struct {
 
 func (o *readingOptions) readingFlags() []cli.Flag {
 	return []cli.Flag{
-		o.withoutFlag(),
+		o.withoutFlag(), o.manifestFlag(),
 		&cli.IntFlag{Name: "expert-input", Usage: "the dimension `1|2` of square stacked experts that lora_A reads (default: as the adapter's release of PEFT has it)", Destination: &o.expertInput,
 			Action: func(_ *cli.Context, n int) error {
 				if n != 1 && n != 2 {

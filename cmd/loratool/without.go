@@ -10,7 +10,10 @@ import (
 )
 
 // withoutOption is --without: files beside adapters that are left out.
-type withoutOption struct{ files cli.StringSlice }
+type withoutOption struct {
+	manifestOption
+	files cli.StringSlice
+}
 
 func (o *withoutOption) withoutFlag() cli.Flag {
 	return &cli.StringSliceFlag{Name: "without", Usage: "leave out `FILE`, weights that lie in an adapter's folder and are no part of it; once per file", Destination: &o.files}
@@ -19,7 +22,14 @@ func (o *withoutOption) withoutFlag() cli.Flag {
 // opening returns the options for each of the adapters at paths. A file that lies in none of their
 // folders is a mistake.
 func (o *withoutOption) opening(paths ...string) ([]convert.Options, error) {
+	limit, err := o.maxManifest()
+	if err != nil {
+		return nil, err
+	}
 	options := make([]convert.Options, len(paths))
+	for i := range options {
+		options[i].MaxManifestBytes = limit
+	}
 	for _, file := range o.files.Value() {
 		found := false
 		for i, path := range paths {

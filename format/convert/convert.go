@@ -25,6 +25,8 @@ type Options struct {
 	// AllowBeside opens the adapter though files of weights lie beside it that are no part of it.
 	// WeightsBeside lists them.
 	AllowBeside bool
+	// MaxManifestBytes bounds the manifest of a .lora file; 0 means 16 MiB (format.ReaderOptions).
+	MaxManifestBytes int64
 }
 
 // Open is OpenWith without options.
@@ -42,7 +44,7 @@ func OpenWith(path string, o Options) (format.Source, error) {
 	if info.IsDir() {
 		return openDir(path, o)
 	}
-	return openFile(path)
+	return openFile(path, o)
 }
 
 // WeightsBeside lists the files of weights that lie in the directory of an opened adapter, are no part
@@ -88,9 +90,9 @@ func start(path string, n int) []byte {
 }
 
 // openFile opens one file: a container, or a PEFT adapter, whose configuration lies beside it.
-func openFile(path string) (format.Source, error) {
+func openFile(path string, o Options) (format.Source, error) {
 	if IsLoRA(path) || strings.HasSuffix(path, ".lora") {
-		r, err := format.Open(path)
+		r, err := format.OpenWith(path, format.ReaderOptions{MaxManifestBytes: o.MaxManifestBytes})
 		if err != nil {
 			return nil, fault.InFile(err, path)
 		}

@@ -32,8 +32,10 @@ type CreateOptions struct {
 	Replace bool     // replace an output of the same kind that is there
 	Inputs  []string // paths that the source was made from, none of which may be the output
 	Workers int      // goroutines that compress; 0 is one per processor
-	Tool    string   // name of the program, for the provenance; "" keeps the source's
-	Version string
+	// MaxManifestBytes bounds the manifest of a .lora file; 0 means 16 MiB (format.WriterOptions).
+	MaxManifestBytes int64
+	Tool             string // name of the program, for the provenance; "" keeps the source's
+	Version          string
 }
 
 // DialectFor is the dialect that the name of an output asks for: a name that ends in .lora is a container, any other a
@@ -128,7 +130,7 @@ func (s *loraSink) Store(ctx context.Context, src format.Source) error {
 		return err
 	}
 	w := bufio.NewWriterSize(f, 1<<20)
-	_, err = format.Write(ctx, w, src, format.WriterOptions{Workers: s.options.Workers, Tool: s.options.Tool, Version: s.options.Version})
+	_, err = format.Write(ctx, w, src, format.WriterOptions{Workers: s.options.Workers, MaxManifestBytes: s.options.MaxManifestBytes, Tool: s.options.Tool, Version: s.options.Version})
 	if err := errors.Join(err, w.Flush(), fileio.Close(f)); err != nil {
 		return err
 	}
