@@ -119,6 +119,8 @@ func (r *resolver) explainAbsent() error {
 func otherShape(target string, have, want []uint64) error {
 	e := fault.New(fault.Mismatch, "the adapter saves %q whole with shape %d, the base has %d", target, have, want)
 	switch {
+	case slices.Contains(have, 0):
+		e.WithHint("the file was saved from a model that DeepSpeed's ZeRO-3 had partitioned, which leaves saved modules empty; gather the weights, as zero_to_fp32.py does, and save the adapter again")
 	case !isVocabulary(target):
 		e.WithHint("the adapter has a head for another number of classes; --add-tensors puts it in place of the base's, and changes config.json")
 	case len(have) == 2 && len(want) == 2 && have[1] == want[1]:
@@ -152,7 +154,7 @@ func (p *Plan) addTensors() error {
 		if err != nil {
 			return fault.InFile(err, p.adapters[i].Name)
 		}
-		if class != "" && class != task.Class {
+		if class != "" && task.Class != "" && class != task.Class {
 			return fault.New(fault.Mismatch, "one adapter is for %s, another for %s", class, task.Class).WithHint("merge one of them")
 		}
 		class = task.Class

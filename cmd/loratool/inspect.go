@@ -257,6 +257,17 @@ type layerGroup struct {
 	n     int
 }
 
+// withoutNumbers is a path with a star for every number in it.
+func withoutNumbers(path string) string {
+	parts := strings.Split(path, ".")
+	for i, p := range parts {
+		if strings.Trim(p, "0123456789") == "" {
+			parts[i] = "*"
+		}
+	}
+	return strings.Join(parts, ".")
+}
+
 // groupLayers joins the layers of a kind for a table that fits a screen; each stays alone in a verbose one.
 func groupLayers(layers []inspect.Layer, verbose bool) []*layerGroup {
 	byKey := make(map[string]*layerGroup)
@@ -264,13 +275,7 @@ func groupLayers(layers []inspect.Layer, verbose bool) []*layerGroup {
 	for _, l := range layers {
 		name := l.Module
 		if !verbose {
-			parts := strings.Split(name, ".")
-			for i, p := range parts {
-				if strings.Trim(p, "0123456789") == "" {
-					parts[i] = "*"
-				}
-			}
-			name = strings.Join(parts, ".")
+			name = withoutNumbers(name)
 		}
 		key := fmt.Sprint(name, l.Kind, sizeText(&l), l.Rank, l.Alpha, l.Scale, l.DType)
 		if byKey[key] == nil {

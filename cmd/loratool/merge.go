@@ -242,6 +242,24 @@ func scaleText(p *merge.PlannedTensor) string {
 	return strings.Join(all, ", ")
 }
 
+// replacedText names all tensors that an adapter puts in place, those of equal layers under one name.
+func replacedText(replaced []merge.PlannedTensor) string {
+	counts := make(map[string]int)
+	var names []string
+	for i := range replaced {
+		name := withoutNumbers(replaced[i].Tensor)
+		if counts[name]++; counts[name] == 1 {
+			names = append(names, name)
+		}
+	}
+	for i, name := range names {
+		if n := counts[name]; n > 1 {
+			names[i] = fmt.Sprintf("%s (%d)", name, n)
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
 // showReport prints what a merge did.
 func showReport(t *terminal, o *planRun, r *merge.Report) {
 	if o.common.verbose {
@@ -270,6 +288,9 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 		t.printf(", %d added", added)
 	}
 	t.printf("\n")
+	if names := replacedText(r.Replaced); names != "" {
+		t.printf("from the adapter: %s\n", names)
+	}
 	if u := r.Undo; u != nil {
 		t.printf("undo record in %s: %s, %.3g bits per weight\n", o.record, fileio.FormatBytes(u.Bytes), u.BitsPerWeight)
 	}
