@@ -50,6 +50,26 @@ func TestWeightsThatMergeNothing(t *testing.T) {
 	}
 }
 
+// TestCodesOfMLXAreNamed: mlx stores codes under the name of the weight, with the scales beside it.
+func TestCodesOfMLXAreNamed(t *testing.T) {
+	dir := t.TempDir()
+	base, adapter := filepath.Join(dir, "base.safetensors"), filepath.Join(dir, "adapter")
+	codes := testkit.Tensor{Name: "q_proj.weight", DType: dtype.U32, Shape: []uint64{4, 1}, Data: make([]byte, 16)}
+	testkit.Write(t, base, testkit.Encode(nil, codes, testkit.Values("q_proj.scales", dtype.F32, []uint64{4, 1}, 1, 1, 1, 1)))
+	testkit.WriteAdapter(t, adapter, 1, 1,
+		testkit.Values("base_model.model.q_proj.lora_A.weight", dtype.F32, []uint64{1, 8}, 1, 1, 1, 1, 1, 1, 1, 1),
+		testkit.Values("base_model.model.q_proj.lora_B.weight", dtype.F32, []uint64{4, 1}, 1, 1, 1, 1))
+	src, err := convert.Open(adapter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	_, err = merge.Open(context.Background(), base, []merge.Adapter{{Source: src, Name: adapter, Weight: 1}}, merge.Options{})
+	if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "quantised") || !strings.Contains(err.Error(), "q_proj.scales") {
+		t.Errorf("merging into codes: %v, want a refusal that says they are quantised and names the scales", err)
+	}
+}
+
 // TestPlanRunsOnce: a second run is an error, and not another merge.
 func TestPlanRunsOnce(t *testing.T) {
 	p, err := openWeighted(t, "llama-f32", []string{"merge/f32/adapter"}, []float64{1})

@@ -282,9 +282,10 @@ func (r *resolver) checkStorage(ref checkpoint.Ref) error {
 	if m := r.plan.base.Config.QuantizationMethod; m != "" {
 		quantised = fmt.Sprintf(" (quantised: config.json says %s)", m)
 	}
-	for _, companion := range []string{"_scale", "_scale_inv", ".absmax", ".quant_map", ".SCB"} {
-		if _, ok := r.plan.base.Lookup(name + companion); ok {
-			quantised = fmt.Sprintf(" (quantised: beside it lies %q)", name+companion)
+	module := naming.Module(name)
+	for _, companion := range []string{name + "_scale", name + "_scale_inv", name + ".absmax", name + ".quant_map", name + ".SCB", module + ".scales"} {
+		if _, ok := r.plan.base.Lookup(companion); ok {
+			quantised = fmt.Sprintf(" (quantised: beside it lies %q)", companion)
 		}
 	}
 	if !d.IsFloat() || quantised != "" && d.Size() < 2 {
