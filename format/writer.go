@@ -78,7 +78,11 @@ func Write(ctx context.Context, w io.Writer, src Source, opts WriterOptions) (*S
 		return nil, err
 	}
 	if limit := manifestLimit(opts.MaxManifestBytes); int64(len(text)) > limit {
-		return nil, broken(9, "the manifest of %d tensors has %d bytes, the limit is %d", len(m.Tensors), len(text), limit).WithHint(hintManifest)
+		e := broken(9, "the manifest of %d tensors has %d bytes, the limit is %d", len(m.Tensors), len(text), limit)
+		if len(text) > maxManifestBytes {
+			return nil, e.WithHint("version 1 of the format holds no manifest of more than 64 MiB; keep the adapter in its own dialect")
+		}
+		return nil, e.WithHint(hintManifest)
 	}
 	p, err := newPlan(a.manifest, a.codings, uint8(opts.ChunkLog2), math.MaxInt64)
 	if err != nil {
