@@ -215,8 +215,7 @@ func (r *extracting) rememberBase() error {
 
 // markTied says of an embedding that is tied to the output head that Δ is meant for both: it was taken from the one tensor.
 func (r *extracting) markTied() {
-	c := r.base.Config
-	if !c.Found || !naming.IsTied(r.base.Names(), c.ModelType, c.Architectures, c.TieWordEmbeddings) {
+	if !isTied(r.base) {
 		return
 	}
 	for i := range r.adapter.Layers {
