@@ -101,7 +101,7 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 		return err
 	}
 	if o.json {
-		return t.document("convert", map[string]any{"out": o.out, "dialect": dialect, "tensor_bytes": raw, "bytes_written": size, "warnings": warnings})
+		return t.document("convert", map[string]any{"out": o.out, "dialect": dialect.Name(), "tensor_bytes": raw, "bytes_written": size, "warnings": warnings})
 	}
 	if !o.quiet {
 		t.printf("converted to %s: %s, %d tensors of %s\n", o.out, fileio.FormatBytes(size), len(m.Tensors), fileio.FormatBytes(raw))
@@ -138,9 +138,9 @@ func showConversion(c *cli.Context, t *terminal, o *convertOptions, src format.S
 	}
 	n := len(src.Manifest().Tensors)
 	if o.json {
-		return t.document("convert", map[string]any{"dry_run": true, "out": o.out, "dialect": d, "tensors": n, "tensor_bytes": raw, "free_bytes": freeBytes(o.out), "warnings": warnings})
+		return t.document("convert", map[string]any{"dry_run": true, "out": o.out, "dialect": d.Name(), "tensors": n, "tensor_bytes": raw, "free_bytes": freeBytes(o.out), "warnings": warnings})
 	}
-	t.printf("%d tensors of %s would be written to %s as %s\n", n, fileio.FormatBytes(raw), o.out, string(d))
+	t.printf("%d tensors of %s would be written to %s as %s\n", n, fileio.FormatBytes(raw), o.out, d.Name())
 	return nil
 }
 
@@ -169,18 +169,18 @@ func rememberBase(c *cli.Context, src format.Source, base string) (format.Source
 
 // dialectOf is the dialect that the user names, or that the name of the output implies.
 func dialectOf(out, to string) (convert.Dialect, error) {
+	dialects := convert.Default()
 	if to == "" {
-		d, err := convert.DialectFor(out)
+		d, err := dialects.For(out)
 		if err != nil {
-			return "", usagef(fault.Hint(err), "%v", err)
+			return nil, usagef(fault.Hint(err), "%v", err)
 		}
 		return d, nil
 	}
-	switch d := convert.Dialect(strings.ToLower(to)); d {
-	case convert.LoRA, convert.PEFT:
+	if d := dialects.Named(strings.ToLower(to)); d != nil {
 		return d, nil
 	}
-	return "", usagef("the dialects that are written are lora and peft", "unknown dialect %q", to)
+	return nil, usagef("the dialects that are written are "+strings.Join(dialects.Names(), " and "), "unknown dialect %q", to)
 }
 
 // store writes a source to a path and returns the size of what is there then.

@@ -62,7 +62,7 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 			return err
 		}
 		opening[0].AllowBeside = true
-		src, err := convert.OpenWith(path, opening[0])
+		src, err := convert.OpenWith(c.Context, path, opening[0])
 		if err != nil {
 			return err
 		}

@@ -71,7 +71,7 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 	}
 	var closers closers
 	defer closers.close()
-	adapters, err := o.openAdapters(args[1:], weights, &closers)
+	adapters, err := o.openAdapters(c.Context, args[1:], weights, &closers)
 	if err != nil {
 		return err
 	}

@@ -76,7 +76,7 @@ func runUnmerge(c *cli.Context, t *terminal, o *unmergeOptions) error {
 	remove := merge.Removal{Approximate: o.approximate}
 	var closers closers
 	defer closers.close()
-	if remove.Adapters, err = o.openAdapters(args[1:], weights, &closers); err != nil {
+	if remove.Adapters, err = o.openAdapters(c.Context, args[1:], weights, &closers); err != nil {
 		return err
 	}
 	if !o.approximate {
@@ -143,7 +143,7 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 	weights = append(slices.Repeat([]float64{math.NaN()}, len(o.remove.Value())), weights...) // what is taken out has the record's
 	var closers closers
 	defer closers.close()
-	all, err := o.openAdapters(slices.Concat(o.remove.Value(), o.add.Value()), weights, &closers)
+	all, err := o.openAdapters(c.Context, slices.Concat(o.remove.Value(), o.add.Value()), weights, &closers)
 	if err != nil {
 		return err
 	}
@@ -194,14 +194,14 @@ func openRecords(ctx context.Context, paths []string, merged string, closers *cl
 }
 
 // openAdapters opens the adapters at paths, with a weight each.
-func (o *withoutOption) openAdapters(paths []string, weights []float64, closers *closers) ([]merge.Adapter, error) {
+func (o *withoutOption) openAdapters(ctx context.Context, paths []string, weights []float64, closers *closers) ([]merge.Adapter, error) {
 	options, err := o.opening(paths...)
 	if err != nil {
 		return nil, err
 	}
 	adapters := make([]merge.Adapter, len(paths))
 	for i, path := range paths {
-		src, err := convert.OpenWith(path, options[i])
+		src, err := convert.OpenWith(ctx, path, options[i])
 		if err != nil {
 			return nil, err
 		}

@@ -1,16 +1,18 @@
 // Package convert reads and writes adapters in the dialects of other tools. Whatever the dialect, past Open an adapter is
 // a format.Source: layers with a module name, a kind, factors and a scale; what has no such meaning is listed, never
-// dropped. A dialect is one file of this package; names are decided by tables.
+// dropped.
+//
+// A dialect is one file of this package and one row of [Default]. A program adds its own with [Dialects.With]: a set of
+// dialects is a value, and nothing is registered.
 package convert
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
-	"os"
-	"path/filepath"
+	"io/fs"
 	"slices"
-	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
@@ -29,94 +31,222 @@ type Options struct {
 	MaxManifestBytes int64
 }
 
-// Open is OpenWith without options.
-func Open(path string) (format.Source, error) { return OpenWith(path, Options{}) }
-
-// OpenWith opens the adapter at path, a file or a directory, and recognises its dialect by what it
-// holds. Only headers and configurations are read. The caller closes it. Errors wrap a kind of package
-// format, or are I/O errors. A directory that holds weights that are no part of the adapter is an
-// error, unless options allow it.
-func OpenWith(path string, o Options) (format.Source, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if info.IsDir() {
-		return openDir(path, o)
-	}
-	return openFile(path, o)
+// Dialect is a way of storing adapters. Its methods may be called from several goroutines at once.
+type Dialect interface {
+	// Name is the dialect's word in options and reports: "peft".
+	Name() string
+	// Recognise reports whether the input holds an adapter of the dialect, by its content. An input
+	// that looks like the dialect and is damaged is the dialect's too: Open says what is wrong.
+	Recognise(in *Input) bool
+	// Open describes an input that Recognise has accepted. Only headers and configurations are read.
+	// The source may go on to read from the input, which stays open until the source is closed and
+	// is closed with it. Before anybody else sees the source, the set may add notes to its manifest.
+	Open(ctx context.Context, in *Input, o Options) (format.Source, error)
+	// Create returns a Sink that writes one adapter to path. Nothing is written before Store. A
+	// dialect that is only read returns an error of the kind format.ErrUnsupported. The Sink may
+	// have a method Check(context.Context, format.Source) error; see the function Check.
+	Create(path string, o CreateOptions) (format.Sink, error)
+	// Writes reports whether a file with this ending, in lower case and with its dot, is written in
+	// the dialect where the user names none; "" stands for a directory. See Dialects.For.
+	Writes(ext string) bool
 }
 
-// WeightsBeside lists the files of weights that lie in the directory of an opened adapter, are no part
-// of it, and were not left out by Options.Without: paths within the directory, with slashes.
-func WeightsBeside(src format.Source) []string {
-	if f, ok := src.(*tensorFile); ok {
-		return f.beside
+// Dialects is a set of dialects. The first that recognises an input opens it.
+type Dialects []Dialect
+
+// Default is the set of the dialects of this package.
+func Default() Dialects { return Dialects{LoRA, PEFT} }
+
+// With returns a set that asks the given dialects first, and then those of ds.
+func (ds Dialects) With(more ...Dialect) Dialects { return slices.Concat(more, ds) }
+
+// Named returns the dialect with a name, nil where the set has none.
+func (ds Dialects) Named(name string) Dialect {
+	for _, d := range ds {
+		if d.Name() == name {
+			return d
+		}
 	}
 	return nil
 }
 
-// OpenDigested is Open for a source that will be converted: it reads a file that a container is to restore once, to record its
-// digest.
-func OpenDigested(ctx context.Context, path string, o Options) (format.Source, error) {
-	src, err := OpenWith(path, o)
+// Names are the names of the dialects, in their order.
+func (ds Dialects) Names() []string {
+	names := make([]string, len(ds))
+	for i, d := range ds {
+		names[i] = d.Name()
+	}
+	return names
+}
+
+// Open opens the adapter at path, a file or a directory, in the dialect of its content. Only headers and configurations are
+// read. The caller closes it. Errors wrap a kind of package format, or are I/O errors. A directory that holds weights that
+// are no part of the adapter is an error, unless options allow it.
+func (ds Dialects) Open(ctx context.Context, path string, o Options) (format.Source, error) {
+	in, err := lookAt(path)
 	if err != nil {
 		return nil, err
 	}
-	if f, ok := src.(*tensorFile); ok {
+	return ds.open(ctx, in, o)
+}
+
+// OpenFS is Open for a file or a directory of an fs.FS. A file that is no io.ReaderAt is read into memory.
+func (ds Dialects) OpenFS(ctx context.Context, files fs.FS, name string, o Options) (format.Source, error) {
+	in, err := lookIn(files, name)
+	if err != nil {
+		return nil, err
+	}
+	return ds.open(ctx, in, o)
+}
+
+// OpenReader is Open for a file of the given size that has nothing beside it, such as a .lora file in memory. Closing the source
+// leaves r as it is.
+func (ds Dialects) OpenReader(ctx context.Context, r io.ReaderAt, size int64, o Options) (format.Source, error) {
+	return ds.open(ctx, lookAtReader(r, size), o)
+}
+
+func (ds Dialects) open(ctx context.Context, in *Input, o Options) (format.Source, error) {
+	src, err := ds.openInput(ctx, in, o)
+	if err != nil {
+		return nil, errors.Join(err, in.close())
+	}
+	return src, nil
+}
+
+func (ds Dialects) openInput(ctx context.Context, in *Input, o Options) (*opened, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	d := ds.recognise(in)
+	if d == nil {
+		return nil, in.refuse()
+	}
+	src, err := d.Open(ctx, in, o)
+	if err != nil {
+		return nil, err
+	}
+	s := &opened{Source: src, in: in}
+	if err := s.account(o); err != nil {
+		return nil, errors.Join(err, src.Close())
+	}
+	return s, nil
+}
+
+func (ds Dialects) recognise(in *Input) Dialect {
+	for _, d := range ds {
+		if d.Recognise(in) {
+			return d
+		}
+	}
+	return nil
+}
+
+// IsAdapter reports whether the path is that of an adapter, in a dialect of the set or in one that is only known by name. What
+// it reports is what Open opens, or says the best reason why not.
+func (ds Dialects) IsAdapter(path string) bool {
+	in, err := lookAt(path)
+	if err != nil {
+		return false
+	}
+	defer in.close()
+	return !in.isModel() && ds.recognise(in) != nil || in.hasAdapter()
+}
+
+// Open is OpenWith without options.
+func Open(path string) (format.Source, error) {
+	return OpenWith(context.Background(), path, Options{})
+}
+
+// OpenWith opens an adapter in one of the dialects of Default; see Dialects.Open.
+func OpenWith(ctx context.Context, path string, o Options) (format.Source, error) {
+	return Default().Open(ctx, path, o)
+}
+
+// OpenFS opens an adapter in one of the dialects of Default; see Dialects.OpenFS.
+func OpenFS(ctx context.Context, files fs.FS, name string, o Options) (format.Source, error) {
+	return Default().OpenFS(ctx, files, name, o)
+}
+
+// OpenReader opens an adapter in one of the dialects of Default; see Dialects.OpenReader.
+func OpenReader(ctx context.Context, r io.ReaderAt, size int64, o Options) (format.Source, error) {
+	return Default().OpenReader(ctx, r, size, o)
+}
+
+// IsAdapter is that of Default.
+func IsAdapter(path string) bool { return Default().IsAdapter(path) }
+
+// OpenDigested is OpenWith for a source that will be converted: it reads a file that a container is to restore once, to record
+// its digest.
+func OpenDigested(ctx context.Context, path string, o Options) (format.Source, error) {
+	return Default().OpenDigested(ctx, path, o)
+}
+
+// OpenDigested is Open for a source that will be converted; see the function.
+func (ds Dialects) OpenDigested(ctx context.Context, path string, o Options) (format.Source, error) {
+	src, err := ds.Open(ctx, path, o)
+	if err != nil {
+		return nil, err
+	}
+	if f, ok := src.(*opened).Source.(*tensorFile); ok {
 		if err := f.digest(ctx); err != nil {
-			return nil, errors.Join(err, f.Close())
+			return nil, errors.Join(err, src.Close())
 		}
 	}
 	return src, nil
 }
 
-// loraMagic is how a .lora file begins (spec/FORMAT.md, R3).
-const loraMagic = "\x5a\x2a\x4d\x18"
-
-// IsLoRA reports whether the file at path begins as a .lora file does.
-func IsLoRA(path string) bool { return string(start(path, len(loraMagic))) == loraMagic }
-
-// start returns the first bytes of a file, at most n.
-func start(path string, n int) []byte {
-	f, _, err := fileio.Open(path)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	p := make([]byte, n)
-	n, _ = io.ReadFull(f, p)
-	return p[:n]
+// opened is a source with the input that it reads from.
+type opened struct {
+	format.Source
+	in     *Input
+	beside []string
 }
 
-// openFile opens one file: a container, or a PEFT adapter, whose configuration lies beside it.
-func openFile(path string, o Options) (format.Source, error) {
-	if IsLoRA(path) || strings.HasSuffix(path, ".lora") {
-		r, err := format.OpenWith(path, format.ReaderOptions{MaxManifestBytes: o.MaxManifestBytes})
-		if err != nil {
-			return nil, fault.InFile(err, path)
+func (s *opened) Unchanged() error {
+	return errors.Join(fileio.Unchanged(s.Source), s.in.Unchanged())
+}
+
+func (s *opened) Close() error { return errors.Join(s.Source.Close(), s.in.close()) }
+
+// account looks at the whole folder of the adapter: weights that are no part of it are an error, unless options allow them.
+func (s *opened) account(o Options) error {
+	in, m := s.in, s.Manifest()
+	note := func(format string, args ...any) { m.Notes = append(m.Notes, fmt.Sprintf(format, args...)) }
+	switch {
+	case in.isFolder() && in.name != "":
+		if text := in.folder.noteNamed(); text != "" {
+			note("%s", text)
 		}
-		return r, nil
+	case in.name == peftWeights, in.name == peftPickle:
+		o = Options{AllowBeside: true}
+	default:
+		return nil
 	}
-	base := strings.ToLower(filepath.Base(path))
-	if strings.HasSuffix(base, ".json") {
-		return nil, fault.New(fault.Unsupported, "this is a configuration, not the weights").In(path).
-			WithHint("give the directory %s", filepath.Dir(path))
-	}
-	f, err := openPEFT(path)
+	stray, others, err := in.lookBeside(m, o.Without)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if base == peftWeights || base == peftPickle {
-		if err := f.lookBeside(filepath.Dir(path), filepath.Base(path), Options{AllowBeside: true}); err != nil {
-			return nil, errors.Join(err, f.Close())
-		}
+	if len(others) > 0 {
+		note("beside the adapter the directory holds other adapters, which are not used: %s", fault.List(others, 5))
 	}
-	if len(f.beside) > 0 {
-		f.note("this file is opened alone; beside it lie weights that are no part of it: %s", fault.List(f.beside, 5))
+	switch {
+	case len(stray) > 0 && !o.AllowBeside:
+		return refuseBeside(stray).In(in.root)
+	case len(stray) > 0 && !in.isFolder():
+		note("this file is opened alone; beside it lie weights that are no part of it: %s", fault.List(stray, 5))
+	default:
+		s.beside = stray
 	}
-	f.beside = nil
-	return f, nil
+	return nil
+}
+
+// WeightsBeside lists the files of weights that lie in the directory of an opened adapter, are no part
+// of it, and were not left out by Options.Without: paths within the directory, with slashes.
+func WeightsBeside(src format.Source) []string {
+	if s, ok := src.(*opened); ok {
+		return s.beside
+	}
+	return nil
 }
 
 // WithBase returns a source of one adapter with another record of the base that it was made for.

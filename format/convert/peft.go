@@ -1,7 +1,7 @@
 package convert
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"slices"
 	"sort"
@@ -12,54 +12,61 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// peftWeights is the name of the weights of an adapter that PEFT saves, and peftPickle the one that it has under older
-// releases, and with safe_serialization=False.
-const (
-	peftWeights = "adapter_model.safetensors"
-	peftPickle  = "adapter_model.bin"
-)
+// PEFT is a directory as huggingface/peft saves it, or its weights file with the rest beside it.
+var PEFT Dialect = peftDialect{}
+
+type peftDialect struct{}
+
+func (peftDialect) Name() string   { return "peft" }
+func (peftDialect) String() string { return "peft" }
+
+func (peftDialect) Writes(ext string) bool {
+	return ext == "" || weightsExt[ext] == safetensorsFile
+}
+
+func (peftDialect) Create(path string, o CreateOptions) (format.Sink, error) {
+	return &peftSink{path, o}, nil
+}
 
 // maxSideBytes bounds the configuration and the model card, which are held in memory.
 const maxSideBytes = 16 << 20
 
-// openPEFT opens a file of weights, safetensors or a pickle, of the dialect of huggingface/peft, with the configuration beside it.
-func openPEFT(path string) (*tensorFile, error) {
-	f, err := openTensorFile(path)
-	if err != nil {
+// Recognise asks for the configuration: the keys alone are also those of other tools.
+func (peftDialect) Recognise(in *Input) bool {
+	text, err := in.ReadFile(format.PEFTConfig, maxSideBytes)
+	return in.file != nil && (err != nil || text != nil && isPEFTConfig(text))
+}
+
+// Open opens a file of weights, safetensors or a pickle, with the configuration beside it.
+func (peftDialect) Open(_ context.Context, in *Input, _ Options) (format.Source, error) {
+	if err := in.readTable(); err != nil {
 		return nil, err
 	}
-	if err := f.readPEFT(path); err != nil {
-		f.Close()
+	f := &tensorFile{table: in.table}
+	f.manifest.Tensors = in.table.tensors
+	if err := f.readPEFT(in); err != nil {
 		return nil, err
 	}
 	return f, nil
 }
 
-func (f *tensorFile) readPEFT(path string) error {
-	text, err := f.readBeside(path, format.PEFTConfig, maxSideBytes)
+func (f *tensorFile) readPEFT(in *Input) error {
+	text, err := in.ReadFile(format.PEFTConfig, maxSideBytes)
 	if err != nil {
 		return err
 	}
-	keys := keysOf(f.manifest.Tensors)
-	dialect := dialectOf(keys)
-	if text == nil {
-		return f.refuseWithout(dialect).In(path)
-	}
 	config, err := parsePEFTConfig(text)
-	if errors.Is(err, errNotPEFT) {
-		return fault.New(fault.Unsupported, "the %s beside it is not PEFT's (it has no peft_type), and the keys are %s", format.PEFTConfig, inWords(dialect)).In(path).
-			WithHint(hintNotRead)
-	}
 	if err != nil {
-		return fault.InFile(err, siblingOf(path, format.PEFTConfig))
+		return fault.InFile(err, in.sibling(format.PEFTConfig))
 	}
-	if len(f.manifest.Tensors) == 0 {
-		return fault.New(fault.Corrupt, "the file holds no tensor").In(path).WithHint("the adapter was saved before it was trained, or from the wrong object")
+	keys := f.keys()
+	if len(keys) == 0 {
+		return fault.New(fault.Corrupt, "the file holds no tensor").In(in.Path()).WithHint("the adapter was saved before it was trained, or from the wrong object")
 	}
-	if config.PEFTType == "LORA" && dialect != "" && !slices.ContainsFunc(keys, isPEFTKey) {
-		return fault.New(fault.Unsupported, "the keys are %s, and no configuration of PEFT makes them PEFT's", dialect).In(path).WithHint("%s", hintFor(dialect))
+	if dialect := dialectOf(keys); config.PEFTType == "LORA" && dialect != "" && !slices.ContainsFunc(keys, isPEFTKey) {
+		return fault.New(fault.Unsupported, "the keys are %s, and no configuration of PEFT makes them PEFT's", dialect).In(in.Path()).WithHint("%s", hintFor(dialect))
 	}
-	card, err := f.readBeside(path, format.ModelCard, maxSideBytes)
+	card, err := in.ReadFile(format.ModelCard, maxSideBytes)
 	if err != nil {
 		return err
 	}
@@ -84,20 +91,11 @@ func (f *tensorFile) readPEFT(path string) error {
 	if f.header != nil {
 		prints, err := baseOf(f.header.Metadata)
 		if err != nil {
-			return fault.InFile(err, path)
+			return fault.InFile(err, in.Path())
 		}
 		f.manifest.Adapters[0].Base.Fingerprints = prints
 	}
 	return nil
-}
-
-// refuseWithout is the error for a file of weights that has no configuration of PEFT beside it.
-func (f *tensorFile) refuseWithout(dialect string) *fault.Error {
-	if f.header != nil && f.header.Metadata[diffusersMetadata] != "" {
-		return fault.New(fault.Unsupported, "this is an adapter of diffusers, with its configuration in the header (%s)", diffusersMetadata).WithHint(hintNotRead)
-	}
-	return fault.New(fault.Unsupported, "there is no %s beside the weights, and their keys are %s", format.PEFTConfig, inWords(dialect)).
-		WithHint("%s", hintFor(dialect))
 }
 
 // peftReader turns the keys of a PEFT file into layers.

@@ -113,6 +113,16 @@ func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 	return c, c.checkPatterns()
 }
 
+// isPEFTConfig reports whether a text is a configuration of PEFT, or no JSON at all: other tools write theirs under the same name.
+func isPEFTConfig(text []byte) bool {
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(text, &fields) != nil {
+		return true
+	}
+	word, ok := fields["peft_type"]
+	return ok && string(word) != "null" && string(word) != `""`
+}
+
 // isWord reports whether a text is letters, digits and what joins them, and not long.
 func isWord(text string) bool {
 	return len(text) <= maxNameBytes && !strings.ContainsFunc(text, func(r rune) bool {

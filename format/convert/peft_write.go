@@ -85,7 +85,7 @@ func (s *peftSink) parts(ctx context.Context, src format.Source) (*peftParts, er
 	return p, nil
 }
 
-func (s *peftSink) check(ctx context.Context, src format.Source) error {
+func (s *peftSink) Check(ctx context.Context, src format.Source) error {
 	p := &peftParts{side: []sideFile{{name: format.PEFTConfig}}} // what is not made yet differs from what is there
 	if src != nil {
 		var err error
@@ -143,20 +143,17 @@ func (s *peftSink) differs(f sideFile) bool {
 
 // isPEFTFile reports whether what is at path is the weights of an adapter.
 func isPEFTFile(path string) bool {
-	f, err := openTensorFile(path)
+	in, err := lookAt(path)
 	if err != nil {
 		return false
 	}
-	defer f.Close()
-	return slices.ContainsFunc(f.manifest.Tensors, func(t format.Tensor) bool {
-		return strings.HasPrefix(t.Name, peftPrefix) || strings.Contains(t.Name, "lora_")
-	})
+	defer in.close()
+	return in.readTable() == nil && areOfAdapter(in.table.keys())
 }
 
 // isPEFTDir reports whether the directory at path holds an adapter.
 func isPEFTDir(path string) bool {
-	_, err := os.Stat(filepath.Join(path, format.PEFTConfig))
-	return err == nil || isPEFTFile(filepath.Join(path, peftWeights))
+	return onDisk(path).exists(format.PEFTConfig) || isPEFTFile(filepath.Join(path, peftWeights))
 }
 
 // sideFile is a small file beside the weights.

@@ -106,15 +106,6 @@ const hintNotRead = "this dialect is not read yet; convert the adapter to PEFT's
 // diffusersMetadata is the entry of a header in which diffusers keeps the configuration of PEFT.
 const diffusersMetadata = "lora_adapter_metadata"
 
-// keysOf are the names of tensors.
-func keysOf(tensors []format.Tensor) []string {
-	keys := make([]string, len(tensors))
-	for i := range tensors {
-		keys[i] = tensors[i].Name
-	}
-	return keys
-}
-
 // arraysOf are the names of the arrays of a NumPy archive, nil for any other file.
 func arraysOf(r io.ReaderAt, size int64) []string {
 	z, err := zip.NewReader(r, size)
@@ -133,4 +124,59 @@ func arraysOf(r io.ReaderAt, size int64) []string {
 // refuseArrays is the error for a NumPy archive.
 func refuseArrays(names []string) error {
 	return fault.New(fault.Unsupported, "this is a NumPy archive (.npz), and its keys are %s", inWords(dialectOf(names))).WithHint(hintNotRead)
+}
+
+// refuse says why no dialect recognises an input.
+func (in *Input) refuse() error {
+	if in.isFolder() && in.name == "" {
+		return in.folder.refuse()
+	}
+	if err := in.readTable(); err != nil {
+		return err
+	}
+	dialect := dialectOf(in.table.keys())
+	switch text, _ := in.ReadFile(format.PEFTConfig, maxSideBytes); {
+	case text != nil:
+		return fault.New(fault.Unsupported, "the %s beside it is not PEFT's (it has no peft_type), and the keys are %s", format.PEFTConfig, inWords(dialect)).
+			In(in.Path()).WithHint(hintNotRead)
+	case in.Metadata()[diffusersMetadata] != "":
+		return fault.New(fault.Unsupported, "this is an adapter of diffusers, with its configuration in the header (%s)", diffusersMetadata).
+			In(in.Path()).WithHint(hintNotRead)
+	}
+	return fault.New(fault.Unsupported, "there is no %s beside the weights, and their keys are %s", format.PEFTConfig, inWords(dialect)).
+		In(in.Path()).WithHint("%s", hintFor(dialect))
+}
+
+// isModel reports whether a file was given that has the name of a model's weights. What lies beside such a file makes it no adapter.
+func (in *Input) isModel() bool {
+	return !in.isFolder() && modelWeights.MatchString(in.name)
+}
+
+// hasAdapter reports whether there is an adapter that no dialect of the set reads, by what lies there: a configuration under PEFT's
+// name, weights under the keys of an adapter, an adapter in a sub-directory, or a pickle, which no checkpoint that is read here is.
+func (in *Input) hasAdapter() bool {
+	f := in.folder
+	switch {
+	case !in.isFolder():
+		return !in.isModel() && in.exists(format.PEFTConfig) || in.hasKeysOfAdapter()
+	case f.exists(format.PEFTConfig):
+		return true
+	case f.isModel():
+		return f.weights != ""
+	case len(f.named) > 0 || len(f.shards()) > 0:
+		return true
+	case f.weights == peftWeights, f.weights == peftPickle:
+		return true
+	case f.weights != "":
+		return in.hasKeysOfAdapter()
+	}
+	return len(f.deeper()) > 0
+}
+
+// hasKeysOfAdapter reports whether the weights are a pickle or an archive, or safetensors with the keys of an adapter.
+func (in *Input) hasKeysOfAdapter() bool {
+	if isPickle(in.start) {
+		return true
+	}
+	return in.readTable() == nil && (in.Metadata()[diffusersMetadata] != "" || areOfAdapter(in.table.keys()))
 }

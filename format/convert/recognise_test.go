@@ -173,13 +173,13 @@ func TestWeightsBesideAnAdapterAreRefused(t *testing.T) {
 		case c.want != "refused":
 			continue
 		}
-		src, err = convert.OpenWith(dir, convert.Options{Without: []string{c.file}})
+		src, err = convert.OpenWith(t.Context(), dir, convert.Options{Without: []string{c.file}})
 		if err != nil || len(convert.WeightsBeside(src)) != 0 {
 			t.Errorf("without %s: OpenWith = %v", c.file, err)
 			continue
 		}
 		src.Close()
-		src, err = convert.OpenWith(dir, convert.Options{AllowBeside: true})
+		src, err = convert.OpenWith(t.Context(), dir, convert.Options{AllowBeside: true})
 		if err != nil || len(convert.WeightsBeside(src)) != 1 || convert.WeightsBeside(src)[0] != c.file {
 			t.Errorf("%s allowed: OpenWith = %v", c.file, err)
 			continue

@@ -7,85 +7,55 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
-	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/pickle"
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// tensorFile is a source whose tensors lie in a safetensors file or in a pickle, in the order of the file, and whose
-// attachments are in memory, but for the header of safetensors, which is read from the file.
-type tensorFile struct {
-	file        *os.File
-	header      *safetensors.Header // nil for a pickle
-	pickle      *pickle.File        // nil for a safetensors file
-	manifest    format.Manifest
-	attachments [][]byte // nil: the header of the file
-	beside      []string // WeightsBeside
-
-	inputs fileio.Identities // the file, and those beside it that were read
+// table is what a file of weights, safetensors or a pickle, says of its tensors, in the order of the
+// file. The content says which it is, whatever the name.
+type table struct {
+	file    *file
+	tensors []format.Tensor
+	header  *safetensors.Header // nil for a pickle
+	pickle  *pickle.File        // nil for a safetensors file
 }
 
-// openTensorFile proves the file's description of its tensors, and fills the tensor table. The content says what kind of file
-// it is, whatever its name.
-func openTensorFile(path string) (*tensorFile, error) {
-	file, size, err := fileio.Open(path)
+// readTable proves the file's description of its tensors. Errors need not name the file.
+func readTable(f *file) (*table, error) {
+	start, err := f.start(startBytes)
 	if err != nil {
 		return nil, err
 	}
-	f := &tensorFile{file: file}
-	id, err := fileio.IdentityOf(file)
-	if err == nil {
-		f.inputs = append(f.inputs, id)
-		err = f.readTable(size)
-	}
-	for i := range f.manifest.Tensors {
-		if err == nil {
-			err = checkName(f.manifest.Tensors[i].Name)
+	t := &table{file: f}
+	if isPickle(start) {
+		if arrays := arraysOf(f, f.size); arrays != nil {
+			return nil, refuseArrays(arrays)
 		}
+		if t.pickle, err = pickle.Read(f, f.size); err != nil {
+			return nil, nameLayout(err)
+		}
+		for i := range t.pickle.Tensors {
+			x := &t.pickle.Tensors[i]
+			t.tensors = append(t.tensors, format.Tensor{Name: x.Name, DType: x.DType, Shape: x.Shape})
+		}
+		return t, nil
 	}
-	if err != nil {
-		file.Close()
-		return nil, fault.InFile(err, path)
+	if t.header, err = safetensors.Read(f, f.size); err != nil {
+		return nil, err
 	}
-	return f, nil
+	for i := range t.header.Tensors {
+		x := &t.header.Tensors[i]
+		t.tensors = append(t.tensors, format.Tensor{Name: x.Name, DType: x.DType, Shape: x.Shape})
+	}
+	return t, nil
 }
 
-// readTable fills the tensor table.
-func (f *tensorFile) readTable(size int64) error {
-	start := make([]byte, min(size, 64))
-	if _, err := io.ReadFull(io.NewSectionReader(f.file, 0, size), start); err != nil {
-		return err
-	}
-	var err error
-	if pickle.IsPickle(start) && !safetensors.IsHeader(start) {
-		if arrays := arraysOf(f.file, size); arrays != nil {
-			return refuseArrays(arrays)
-		}
-		if f.pickle, err = pickle.Read(f.file, size); err != nil {
-			return nameLayout(err)
-		}
-		for i := range f.pickle.Tensors {
-			t := &f.pickle.Tensors[i]
-			f.manifest.Tensors = append(f.manifest.Tensors, format.Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape})
-		}
-		return nil
-	}
-	if f.header, err = safetensors.Read(f.file, size); err != nil {
-		return err
-	}
-	for i := range f.header.Tensors {
-		t := &f.header.Tensors[i]
-		f.manifest.Tensors = append(f.manifest.Tensors, format.Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape})
-	}
-	return nil
-}
+// isPickle reports whether a file begins as one of torch.save does, or as another zip archive.
+func isPickle(start []byte) bool { return pickle.IsPickle(start) && !safetensors.IsHeader(start) }
 
 // nameLayout names the dialect of a pickle whose tensors do not lie by name in one dictionary.
 func nameLayout(err error) error {
@@ -106,6 +76,25 @@ func nameLayout(err error) error {
 	return err
 }
 
+// keys are the names of the tensors.
+func (t *table) keys() []string {
+	keys := make([]string, len(t.tensors))
+	for i := range t.tensors {
+		keys[i] = t.tensors[i].Name
+	}
+	return keys
+}
+
+// checkNames checks the names of all tensors.
+func (t *table) checkNames() error {
+	for i := range t.tensors {
+		if err := checkName(t.tensors[i].Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // checkName refuses a tensor's name that the adapter model does not allow (spec/FORMAT.md, R31 and R32). No module has one.
 func checkName(name string) error {
 	switch {
@@ -122,6 +111,22 @@ const maxNameBytes = 1024
 
 // isControl reports the characters that R31 excludes.
 func isControl(r rune) bool { return r < 0x20 || r == 0x7f }
+
+// readBlobAt fills p with the bytes from off of tensor i.
+func (t *table) readBlobAt(p []byte, i int, off int64) error {
+	if t.pickle != nil {
+		return fault.InFile(t.pickle.ReadAt(p, i, off), t.file.path)
+	}
+	return t.file.readFull(p, t.header.Tensors[i].Off+off)
+}
+
+// tensorFile is a source whose tensors are those of a table, and whose attachments are in memory, but
+// for the header of safetensors, which is read from the file.
+type tensorFile struct {
+	*table
+	manifest    format.Manifest
+	attachments [][]byte // nil: the header of the file
+}
 
 // attach adds an attachment; a nil content stands for the header of the file.
 func (f *tensorFile) attach(name string, content []byte) {
@@ -146,38 +151,19 @@ func (f *tensorFile) note(format string, args ...any) {
 func (f *tensorFile) Manifest() *format.Manifest { return &f.manifest }
 
 func (f *tensorFile) ReadBlobAt(p []byte, i int, off int64) error {
-	start := int64(0)
-	switch n := len(f.manifest.Tensors); {
-	case i >= n && f.attachments[i-n] != nil:
+	n := len(f.tensors)
+	switch {
+	case i < n:
+		return f.readBlobAt(p, i, off)
+	case f.attachments[i-n] != nil:
 		copy(p, f.attachments[i-n][off:])
 		return nil
-	case i < n && f.pickle != nil:
-		return fault.InFile(f.pickle.ReadAt(p, i, off), f.file.Name())
-	case i < n:
-		start = f.header.Tensors[i].Off
 	}
-	_, err := io.ReadFull(io.NewSectionReader(f.file, start+off, int64(len(p))), p)
-	return fault.InFile(err, f.file.Name())
+	return f.file.readFull(p, off)
 }
 
-func (f *tensorFile) Close() error { return f.file.Close() }
-
-// Unchanged reports whether the file, and those beside it, are as they were when they were opened.
-func (f *tensorFile) Unchanged() error { return f.inputs.Unchanged() }
-
-// readBeside reads a file next to path, and returns nil where there is none.
-func (f *tensorFile) readBeside(path, name string, limit int64) ([]byte, error) {
-	file := filepath.Join(filepath.Dir(path), name)
-	id, err := fileio.Identify(file)
-	if errors.Is(err, fs.ErrNotExist) || id.IsDir() {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	f.inputs = append(f.inputs, id)
-	return fileio.ReadFile(file, limit)
-}
+// Close leaves the file open: it belongs to the input.
+func (f *tensorFile) Close() error { return nil }
 
 // digest computes the SHA-256 of the whole file, with which whoever restores it from a container can prove it. A pickle is not
 // restored: it is a program, whose bytes say nothing that its tensors do not.
@@ -197,8 +183,8 @@ func (f *tensorFile) digest(ctx context.Context) error {
 			return err
 		}
 		p := buf[:min(int64(len(buf)), size-off)]
-		if _, err := io.ReadFull(io.NewSectionReader(f.file, off, int64(len(p))), p); err != nil {
-			return fault.InFile(err, f.file.Name())
+		if err := f.file.readFull(p, off); err != nil {
+			return err
 		}
 		h.Write(p)
 	}
@@ -208,4 +194,10 @@ func (f *tensorFile) digest(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// readFull fills p with the bytes of the file from off.
+func (f *file) readFull(p []byte, off int64) error {
+	_, err := io.ReadFull(io.NewSectionReader(f, off, int64(len(p))), p)
+	return fault.InFile(err, f.path)
 }

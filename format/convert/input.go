@@ -1,0 +1,235 @@
+package convert
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
+)
+
+// Input is a file or a directory that may hold an adapter, as dialects see it. It opens the weights
+// once and reads each description once, however many dialects ask. The set that made it closes it,
+// with the source that a dialect opened. Its methods are for one goroutine, but for ReadBlobAt.
+type Input struct {
+	place
+	folder *folder // of a directory that was given, nil where a file was
+	name   string  // of the weights in the place, "" where a directory has none
+	err    error   // why the weights cannot be read
+
+	file   *file
+	start  []byte // of the weights
+	table  *table
+	side   map[string]sideRead
+	inputs fileio.Identities // the weights, and files beside them that were read
+}
+
+// sideRead is what was found when a file beside the weights was read.
+type sideRead struct {
+	content []byte
+	err     error
+}
+
+// startBytes is how much of the weights says which kind of file they are.
+const startBytes = 64
+
+// lookAt looks at a path of the machine.
+func lookAt(given string) (*Input, error) {
+	info, err := os.Stat(given)
+	if err != nil {
+		return nil, err
+	}
+	if info.IsDir() {
+		return lookAtFolder(onDisk(given))
+	}
+	p := onDisk(filepath.Dir(given))
+	p.own, p.ownPath = filepath.Base(given), given
+	return lookAtFile(p, p.own), nil
+}
+
+// lookIn looks at a file or directory of an fs.FS.
+func lookIn(files fs.FS, name string) (*Input, error) {
+	info, err := fs.Stat(files, name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.IsDir() {
+		dir, err := fs.Sub(files, path.Dir(name))
+		if err != nil {
+			return nil, err
+		}
+		return lookAtFile(place{files: dir, root: path.Dir(name)}, path.Base(name)), nil
+	}
+	dir, err := fs.Sub(files, name)
+	if err != nil {
+		return nil, err
+	}
+	return lookAtFolder(place{files: dir, root: name})
+}
+
+// lookAtReader looks at the content of a file that has nothing beside it, and no name.
+func lookAtReader(r io.ReaderAt, size int64) *Input {
+	const name = "weights"
+	in := &Input{place: place{files: nothing{}, own: name}, name: name, side: make(map[string]sideRead)}
+	in.file = &file{ReaderAt: r, Closer: io.NopCloser(nil), size: size}
+	in.start, in.err = in.file.start(startBytes)
+	return in
+}
+
+// nothing is an fs.FS without a file.
+type nothing struct{}
+
+func (nothing) Open(name string) (fs.File, error) {
+	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+}
+
+func lookAtFolder(p place) (*Input, error) {
+	f, err := readFolder(p)
+	if err != nil {
+		return nil, err
+	}
+	in := lookAtFile(p, f.adapter())
+	in.folder = f
+	return in, nil
+}
+
+func lookAtFile(p place, name string) *Input {
+	in := &Input{place: p, name: name, side: make(map[string]sideRead)}
+	if name == "" {
+		return in
+	}
+	if in.file, in.err = p.open(name); in.err != nil {
+		return in
+	}
+	in.inputs = append(in.inputs, in.file.identity)
+	in.start, in.err = in.file.start(startBytes)
+	return in
+}
+
+// Path names the weights in errors, or the directory where there are none.
+func (in *Input) Path() string {
+	if in.name == "" {
+		return in.root
+	}
+	return in.path(in.name)
+}
+
+// Start is the first 64 bytes of the weights, all of a shorter file, and nil where there are none.
+func (in *Input) Start() []byte { return in.start }
+
+// Tensors are those of weights in a safetensors file or a pickle of torch.save, in the order of the
+// file. They are nil for anything else; a dialect need not ask why.
+func (in *Input) Tensors() []format.Tensor {
+	if in.readTable() != nil {
+		return nil
+	}
+	return in.table.tensors
+}
+
+// Metadata is what the header of a safetensors file has under __metadata__, nil where it has nothing.
+func (in *Input) Metadata() map[string]string {
+	if in.readTable() != nil || in.table.header == nil {
+		return nil
+	}
+	return in.table.header.Metadata
+}
+
+// ReadBlobAt fills p with the bytes from off of tensor i of Tensors.
+func (in *Input) ReadBlobAt(p []byte, i int, off int64) error { return in.table.readBlobAt(p, i, off) }
+
+// ReadAt fills p with the bytes of the weights from off, whatever kind of file they are.
+func (in *Input) ReadAt(p []byte, off int64) (int, error) {
+	if in.file == nil {
+		return 0, fault.New(fault.Unsupported, "the directory holds no weights").In(in.Path())
+	}
+	n, err := in.file.ReadAt(p, off)
+	return n, err
+}
+
+// Size is that of the file of weights, 0 where there is none.
+func (in *Input) Size() int64 {
+	if in.file == nil {
+		return 0
+	}
+	return in.file.size
+}
+
+// ReadFile returns the content of a file in the directory of the weights, nil where there is no such
+// file. More than limit bytes are an error.
+func (in *Input) ReadFile(name string, limit int64) ([]byte, error) {
+	at := path.Join(path.Dir(in.name), name)
+	known, ok := in.side[at]
+	if !ok {
+		known.content, known.err = in.readSide(at, limit)
+		in.side[at] = known
+	}
+	if n := int64(len(known.content)); n > limit {
+		return nil, fault.New(fault.Limit, "%d bytes, at most %d are read", n, limit).In(in.path(at))
+	}
+	return known.content, known.err
+}
+
+func (in *Input) readSide(at string, limit int64) ([]byte, error) {
+	info, err := in.stat(at)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.IsDir() {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	id, err := in.identify(at)
+	if err != nil {
+		return nil, err
+	}
+	in.inputs = append(in.inputs, id)
+	content, err := in.read(at, limit)
+	if content == nil && err == nil {
+		content = []byte{} // the file is there
+	}
+	return content, err
+}
+
+// sibling is the path of a file in the directory of the weights, for errors.
+func (in *Input) sibling(name string) string { return in.path(path.Join(path.Dir(in.name), name)) }
+
+// readTable reads the table of tensors, once.
+func (in *Input) readTable() error {
+	switch {
+	case in.table != nil || in.err != nil:
+	case in.file == nil:
+		in.err = errNoWeights
+	case strings.HasSuffix(strings.ToLower(in.name), ".json"):
+		in.err = fault.New(fault.Unsupported, "this is a configuration, not the weights").In(in.Path()).
+			WithHint("give the directory %s", filepath.Dir(in.Path()))
+	default:
+		var t *table
+		if t, in.err = readTable(in.file); in.err == nil {
+			in.err = t.checkNames()
+		}
+		if in.err = fault.InFile(in.err, in.Path()); in.err == nil {
+			in.table = t
+		}
+	}
+	return in.err
+}
+
+var errNoWeights = errors.New("the directory holds no weights")
+
+// isFolder reports whether a directory was given, and not a file.
+func (in *Input) isFolder() bool { return in.folder != nil }
+
+// Unchanged reports whether the files that were read are as they were.
+func (in *Input) Unchanged() error { return in.inputs.Unchanged() }
+
+func (in *Input) close() error {
+	if in.file == nil {
+		return nil
+	}
+	return in.file.Close()
+}
