@@ -7,6 +7,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/resolve"
 )
 
 // nFingerprints is how many tensors of a base an adapter remembers: enough to tell a fine-tune of the base from it, and few
@@ -20,8 +21,8 @@ func (p *Plan) BaseOf(ctx context.Context, adapter int) (format.Base, error) {
 	base.Fingerprints = make(map[string]string)
 	var own []*target
 	for _, t := range p.targets {
-		for _, term := range t.terms {
-			if term.adapter == adapter {
+		for _, term := range t.Terms {
+			if term.Adapter == adapter {
 				own = append(own, t)
 				break
 			}
@@ -47,6 +48,19 @@ func fingerprint(ctx context.Context, c *checkpoint.Checkpoint, ref checkpoint.R
 	return id, fault.InFile(err, f.Path)
 }
 
+// checkBases refuses adapters for what they are, or for a base that is not theirs.
+func (p *Plan) checkBases(ctx context.Context, adapters []Adapter, byTensor map[string]*target) error {
+	for _, a := range adapters {
+		if err := resolve.Check(resolve.Adapter(a), p.options.Reading.resolved()); err != nil {
+			return err
+		}
+		if err := p.checkBase(ctx, &a.Source.Manifest().Adapters[0], byTensor); err != nil {
+			return fault.InFile(err, a.Name)
+		}
+	}
+	return nil
+}
+
 // checkBase compares the tensors that an adapter remembers of its base with those of the base that is there. A name that this
 // base does not have says nothing: the same model can be stored under other names. Nor does a tensor from which a merge is taken out: its
 // values before that are not known yet.
@@ -56,7 +70,7 @@ func (p *Plan) checkBase(ctx context.Context, a *format.Adapter, byTensor map[st
 	}
 	var other, unknown []string
 	for name, want := range a.Base.Fingerprints {
-		if renamed, ok := p.renamed[name]; ok {
+		if renamed, ok := p.shaped.Renamed[name]; ok {
 			name = renamed
 		}
 		ref, ok := p.base.Lookup(name)
@@ -83,7 +97,7 @@ func (p *Plan) checkBase(ctx context.Context, a *format.Adapter, byTensor map[st
 	}
 	e := fault.New(fault.Mismatch, "this is not the base that the adapter was made for: it has other values in %s", fault.List(other, 2))
 	if name := a.Base.Name; name != "" {
-		e.Msg += "; the adapter names " + quote(name)
+		e.Msg += "; the adapter names " + fault.Quote(name)
 	}
 	return e.WithHint("give that base; to merge into this one all the same, use --any-base")
 }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/resolve"
 )
 
 const (
@@ -126,7 +127,7 @@ func (p *Plan) jobs(state map[*target]*running) []job {
 			tensor := t.ref.Tensor
 			copyRange(i, at, tensor.Off)
 			at = tensor.Off + tensor.NBytes
-			nRows, nCols := t.shape()
+			nRows, nCols := t.Matrix()
 			if nRows == 0 || nCols == 0 {
 				continue
 			}
@@ -151,7 +152,7 @@ func (p *Plan) jobs(state map[*target]*running) []job {
 
 // blockRows is how many rows of a target are worked on at a time: with records, whole blocks of all of them.
 func (p *Plan) blockRows(t *target) int64 {
-	nRows, nCols := t.shape()
+	nRows, nCols := t.Matrix()
 	if nRows == 0 || nCols == 0 {
 		return 1
 	}
@@ -172,7 +173,7 @@ func (p *Plan) blockRows(t *target) int64 {
 
 // recordBlock is how many elements of a target a block of the undo record has that is written.
 func (p *Plan) recordBlock(t *target) int64 {
-	_, nCols := t.shape()
+	_, nCols := t.Matrix()
 	return max(1, defaultBlockBytes/max(1, nCols*int64(t.ref.Tensor.DType.Size()))*nCols, nCols)
 }
 
@@ -228,16 +229,16 @@ func (p *Plan) Tensors() []PlannedTensor {
 }
 
 func (p *Plan) describe(t *target) PlannedTensor {
-	d := PlannedTensor{Tensor: t.ref.Tensor.Name, Module: t.module, DType: t.ref.Tensor.DType.String(), Shape: t.ref.Tensor.Shape, Replaced: t.replace != nil, DoRA: t.dora != nil}
-	if s, ok := p.added[d.Tensor]; ok {
-		d.Added, d.Was = s.was == nil, s.was
+	d := PlannedTensor{Tensor: t.ref.Tensor.Name, Module: t.Module, DType: t.ref.Tensor.DType.String(), Shape: t.ref.Tensor.Shape, Replaced: t.Replace != nil, DoRA: t.DoRA != nil}
+	if was, ok := p.shaped.Added[d.Tensor]; ok {
+		d.Added, d.Was = was == nil, was
 	}
-	if t.rows != nil {
-		d.Rows = len(t.rows.order)
+	if t.Rows != nil {
+		d.Rows = len(t.Rows.Order)
 	}
-	for i := range p.adapters {
+	for i, a := range p.adapters[p.nRemoved:] {
 		if u := t.update(i); u.Rank > 0 {
-			u.Adapter = p.adapters[i].Name
+			u.Adapter = a.Name
 			d.Rank += u.Rank
 			d.Scale = u.Scale
 			d.Updates = append(d.Updates, u)
@@ -254,17 +255,17 @@ func (p *Plan) describe(t *target) PlannedTensor {
 // update sums up what one adapter adds: the rank of the band that has the most, and the scale, 0 where there are several.
 func (t *target) update(adapter int) (u TermShort) {
 	ranks := make(map[int]int)
-	for _, term := range t.terms {
-		if term.adapter != adapter || term.residual != nil {
+	for _, term := range t.Terms {
+		if term.Adapter != adapter || term.Residual != resolve.NoResidual {
 			continue
 		}
 		if len(ranks) == 0 {
-			u.Scale = term.scale
-		} else if u.Scale != term.scale {
+			u.Scale = term.Scale
+		} else if u.Scale != term.Scale {
 			u.Scale = 0
 		}
-		ranks[term.band] += term.rank
-		u.Rank = max(u.Rank, ranks[term.band])
+		ranks[term.Band] += term.Rank
+		u.Rank = max(u.Rank, ranks[term.Band])
 	}
 	return u
 }
@@ -275,29 +276,29 @@ func (p *Plan) PeakBytes(workers int) int64 {
 	var largest, shared, blocks int64
 	block, buffers := p.blockBytes(), int64(2)
 	for _, t := range p.targets {
-		nRows, nCols := t.shape()
+		nRows, nCols := t.Matrix()
 		if nRows > 0 && nCols > 0 {
 			blocks += (nRows-1)/p.blockRows(t) + 1
 			block = max(block, p.blockRows(t)*nCols*int64(t.ref.Tensor.DType.Size()))
 		}
-		bands := make([]int64, t.nBands)
+		bands := make([]int64, t.NBands)
 		var whole int64
-		add := func(terms []term) {
+		add := func(terms []resolve.Term) {
 			size := int64(dtype.F32.Size())
 			if t.wide(terms) {
 				size = int64(dtype.F64.Size())
 			}
 			for _, term := range terms {
-				bands[term.band] += size * ((2*int64(term.rank)+1)*t.bandRows() + (int64(term.rank)+1)*nCols) // L as it is and scaled
-				if term.residual != nil {                                                                     // the whole weight, and some vectors of both sides for each singular vector
-					bands[term.band] += t.bandRows()*nCols*int64(dtype.F32.Size()) + 16*int64(term.rank)*(t.bandRows()+nCols)*int64(dtype.F64.Size())
+				bands[term.Band] += size * ((2*int64(term.Rank)+1)*t.bandRows() + (int64(term.Rank)+1)*nCols) // L as it is and scaled
+				if term.Residual != resolve.NoResidual {                                                      // the whole weight, and some vectors of both sides for each singular vector
+					bands[term.Band] += t.bandRows()*nCols*int64(dtype.F32.Size()) + 16*int64(term.Rank)*(t.bandRows()+nCols)*int64(dtype.F64.Size())
 				}
-				if t.nBands > 1 {
-					whole += size * int64(term.rank) * int64(term.left.length+term.right.length)
+				if t.NBands > 1 {
+					whole += size * int64(term.Rank) * int64(term.Left.Length+term.Right.Length)
 				}
 			}
 		}
-		add(t.terms)
+		add(t.Terms)
 		for i := range t.undo {
 			add(t.undo[i].terms)
 		}

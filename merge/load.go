@@ -4,8 +4,10 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/kernel"
+	"github.com/loratool/loratool/internal/resolve"
 )
 
 // running is a target while a merge runs.
@@ -15,6 +17,7 @@ type running struct {
 	same  bool                // a record predicts the merged values themselves, as there is no subtracting
 	norms *kernel.ColumnNorms // for DoRA, from measure
 	shelf *shelf
+	file  *checkpoint.File
 }
 
 // bandState is a band of a running target. Its factors are loaded by the first worker that needs them and dropped when its last block
@@ -75,10 +78,10 @@ func (t *running) load(band int, k *kernel.Kernel, o *Options) error {
 	b := &t.bands[band]
 	b.once.Do(func() {
 		var nonFinite int
-		if t.dora != nil {
+		if t.DoRA != nil {
 			b.forward.rescale, b.err = t.loadRescaled(o.AllowNonFinite)
 		} else {
-			b.forward, nonFinite, b.err = t.loadUpdate(k, ofBand(t.terms, band), o.AllowNonFinite)
+			b.forward, nonFinite, b.err = t.loadUpdate(k, ofBand(t.Terms, band), o.AllowNonFinite)
 		}
 		if b.err != nil {
 			return
@@ -134,7 +137,7 @@ func (j *job) merge(block []byte, which func(*bandState) *update, st *kernel.Sta
 }
 
 // loadUpdate reads the factors of some terms, and counts their values that are not finite.
-func (t *running) loadUpdate(k *kernel.Kernel, terms []term, allowNonFinite bool) (u update, nonFinite int, err error) {
+func (t *running) loadUpdate(k *kernel.Kernel, terms []resolve.Term, allowNonFinite bool) (u update, nonFinite int, err error) {
 	switch {
 	case len(terms) == 0:
 	case t.wide(terms):
@@ -145,8 +148,8 @@ func (t *running) loadUpdate(k *kernel.Kernel, terms []term, allowNonFinite bool
 	return u, nonFinite, err
 }
 
-func prepare[T kernel.Float](k *kernel.Kernel, t *running, terms []term, allowNonFinite bool) (u *kernel.Update[T], nonFinite int, err error) {
-	_, nCols := t.shape()
+func prepare[T kernel.Float](k *kernel.Kernel, t *running, terms []resolve.Term, allowNonFinite bool) (u *kernel.Update[T], nonFinite int, err error) {
+	_, nCols := t.Matrix()
 	loaded, nonFinite, err := loadTerms[T](t, terms, allowNonFinite)
 	if err != nil {
 		return nil, 0, err
@@ -154,34 +157,34 @@ func prepare[T kernel.Float](k *kernel.Kernel, t *running, terms []term, allowNo
 	return kernel.Prepare(k, t.ref.Tensor.DType, int(t.bandRows()), int(nCols), loaded), nonFinite, nil
 }
 
-func loadTerms[T kernel.Float](t *running, terms []term, allowNonFinite bool) (loaded []kernel.Term[T], nonFinite int, err error) {
+func loadTerms[T kernel.Float](t *running, terms []resolve.Term, allowNonFinite bool) (loaded []kernel.Term[T], nonFinite int, err error) {
 	nRows := int(t.bandRows())
-	_, n := t.shape()
+	_, n := t.Matrix()
 	nCols := int(n)
 	loaded = make([]kernel.Term[T], len(terms))
 	for i := range terms {
 		term := &terms[i]
-		if term.residual != nil {
-			if loaded[i], err = loadResidual[T](t.target, term); err != nil {
+		if term.Residual != resolve.NoResidual {
+			if loaded[i], err = loadResidual[T](t, term); err != nil {
 				return nil, 0, err
 			}
 			continue
 		}
-		l, r := make([]T, nRows*term.rank), make([]T, term.rank*nCols)
-		badL, err := loadFactor(l, term.left, term.rank, nRows, 1, term.rank, t.shelf)
+		l, r := make([]T, nRows*term.Rank), make([]T, term.Rank*nCols)
+		badL, err := loadFactor(l, term.Left, term.Rank, nRows, 1, term.Rank, t.shelf)
 		if err != nil {
 			return nil, 0, err
 		}
-		badR, err := loadFactor(r, term.right, term.rank, nCols, nCols, 1, t.shelf)
+		badR, err := loadFactor(r, term.Right, term.Rank, nCols, nCols, 1, t.shelf)
 		if err != nil {
 			return nil, 0, err
 		}
 		nonFinite += badL + badR
 		if n := badL + badR; n > 0 && !allowNonFinite {
-			return nil, 0, fault.New(fault.Check, "the factors of %q hold %d values that are NaN or infinite", term.module, n).
+			return nil, 0, fault.New(fault.Check, "the factors of %q hold %d values that are NaN or infinite", term.Module, n).
 				WithHint("the training of this adapter went wrong; use an earlier checkpoint of it, or --allow-nonfinite")
 		}
-		loaded[i] = kernel.Term[T]{S: term.scale, Rank: term.rank, L: l, R: r}
+		loaded[i] = kernel.Term[T]{S: term.Scale, Rank: term.Rank, L: l, R: r}
 	}
 	return loaded, nonFinite, nil
 }

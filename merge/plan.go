@@ -1,21 +1,24 @@
 package merge
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
+	"os"
 	"slices"
 	"sort"
-	"strings"
 	"sync/atomic"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
-	"github.com/loratool/loratool/internal/naming"
+	"github.com/loratool/loratool/internal/resolve"
+	"github.com/loratool/loratool/internal/safetensors"
 	"github.com/loratool/loratool/internal/undo"
 )
 
@@ -47,71 +50,34 @@ type Options struct {
 
 // Plan is a merge that is ready to run, once. It has read headers only.
 type Plan struct {
-	ran        atomic.Bool
-	base       *checkpoint.Checkpoint
-	adapters   []Adapter
-	options    Options
-	targets    []*target // in the order of files and of data
-	warnings   []string
-	files      []*outFile
-	ids        []string          // content ids of the adapters
-	records    []*Record         // of what is taken out, the latest merge first
-	nRemoved   int               // how many of the adapters, the first ones, are taken out
-	restored   []*restored       // of each file, its header before what is taken out was merged
-	side       map[string][]byte // files beside the weights that change
-	folded     map[bool]bool     // whether the head (true) and the embedding (false) change, where they are folded
-	foldedEnds [2]string         // the embedding and the head then, by their names without wrappers
-	mirror     [2]string         // the embedding and the second copy of it that the head is
-	added      map[string]saved  // tensors that the base lacked, or had in another shape, by their names in the output
-	renamed    map[string]string // tensors of the base that have other names in the output
-	reshaped   bool              // whether the base has other tensors than on the disk
+	ran      atomic.Bool
+	base     *checkpoint.Checkpoint
+	adapters []Adapter
+	options  Options
+	targets  []*target // in the order of files and of data
+	warnings []string
+	files    []*outFile
+	ids      []string          // content ids of the adapters
+	records  []*Record         // of what is taken out, the latest merge first
+	nRemoved int               // how many of the adapters, the first ones, are taken out
+	restored []*restored       // of each file, its header before what is taken out was merged
+	side     map[string][]byte // files beside the weights that change
+	names    *resolve.Base     // what resolving knows of the base
+	shaped   *resolve.Shaped   // how the base differs from what is on the disk
 }
 
 // wantsRecord reports whether an undo record is to be written.
 func (o *Options) wantsRecord() bool { return o.Undo != nil || o.UndoFile != "" }
 
-// target is a tensor of the base that changes. It is seen as a matrix, cut by rows into bands of equal height that each have terms of
-// their own: one per expert where the tensor stacks experts, and one alone everywhere else.
+// target is a tensor of the base that changes, and where it lies.
 type target struct {
-	ref     checkpoint.Ref
-	module  string
-	stacked bool // three dimensions that stand for a stack of matrices
-	nBands  int
-	terms   []term
-	dora    *magnitude // rescales the updated weight
-	replace *blob      // the tensor of an adapter that stands in for the base's
-	rows    *rows
-	undo    []step // what is taken out before that, the latest merge first
+	*resolve.Change
+	ref  checkpoint.Ref
+	undo []step // what is taken out before that, the latest merge first
 }
 
 // changes reports whether something is put into the tensor.
-func (t *target) changes() bool { return len(t.terms) > 0 || t.replace != nil || t.rows != nil }
-
-// term is one update s·B·A, seen as Left (rows×r) times Right (r×cols) in the orientation of the base's tensor.
-type term struct {
-	adapter     int
-	module      string
-	band        int
-	scale       float64 // S = ω·s
-	transposed  bool    // the base stores the weight n×m, so Left is Aᵀ and Right Bᵀ
-	rank        int
-	left, right factor
-	residual    *residual // in their place: a part of the base that is taken out
-}
-
-// blob is a tensor of a source.
-type blob struct {
-	source format.Source
-	index  int
-}
-
-func (b blob) tensor() *format.Tensor { return &b.source.Manifest().Tensors[b.index] }
-
-// rows are rows of a tensor that are replaced: row order[i] of the base by row i of the blob.
-type rows struct {
-	blob
-	order []int64
-}
+func (t *target) changes() bool { return len(t.Terms) > 0 || t.Replace != nil || t.Rows != nil }
 
 // Open plans the merge of adapters into the checkpoint at path. It fails, before anything is written, if any tensor of an
 // adapter could not be used exactly once. The caller closes the plan. Errors wrap a kind of package format.
@@ -141,7 +107,8 @@ func (p *Plan) plan(ctx context.Context) error {
 	if len(p.adapters) == 0 {
 		return fault.New(fault.Mismatch, "no adapter to merge")
 	}
-	if err := checkGiven(p.adapters[p.nRemoved:]); err != nil {
+	added := p.adapters[p.nRemoved:]
+	if err := checkGiven(added); err != nil {
 		return err
 	}
 	for _, a := range p.adapters {
@@ -149,33 +116,34 @@ func (p *Plan) plan(ctx context.Context) error {
 			return fault.InFile(err, a.Name)
 		}
 	}
-	if err := p.reshape(); err != nil {
+	if err := p.shape(); err != nil {
 		return err
 	}
 	byTensor := make(map[string]*target)
-	if err := p.addSteps(ctx, byTensor); err != nil {
+	if p.nRemoved > 0 {
+		if err := p.addSteps(byTensor); err != nil {
+			return err
+		}
+	}
+	if err := p.checkBases(ctx, added, byTensor); err != nil {
 		return err
 	}
-	if err := p.addAdapters(ctx, p.nRemoved, len(p.adapters), byTensor); err != nil {
+	changes, notes, err := resolve.Resolve(p.names, resolved(added), p.options.Reading.resolved())
+	if err != nil {
 		return err
+	}
+	p.warnings = append(p.warnings, notes...)
+	for _, c := range changes {
+		if err := p.addChange(c, byTensor); err != nil {
+			return err
+		}
 	}
 	if err := p.editIndex(); err != nil {
 		return err
 	}
-	for _, name := range p.base.Beyond {
-		p.warn("%q of the base is a link that leads out of its directory: what lies there is copied", name)
-	}
-	for _, name := range p.base.Left {
-		p.warn("%q is not copied: it is no part of the merged model", name)
-	}
+	p.noteLinks()
 	for _, t := range byTensor {
-		if err := t.check(); err != nil {
-			return err
-		}
-		if d := t.ref.Tensor.DType; p.options.wantsRecord() && t.changes() && !undo.Records(d) {
-			return fault.New(fault.Unsupported, "the adapter replaces %q, of %v, which no undo record can hold", t.ref.Tensor.Name, d).WithHint("merge without --undo")
-		}
-		if err := p.checkBlocks(t); err != nil {
+		if err := p.checkTarget(t); err != nil {
 			return err
 		}
 		p.targets = append(p.targets, t)
@@ -184,7 +152,7 @@ func (p *Plan) plan(ctx context.Context) error {
 		a, b := p.targets[i].ref, p.targets[j].ref
 		return a.File < b.File || a.File == b.File && a.Tensor.Off < b.Tensor.Off
 	})
-	ids, err := contentIDs(ctx, p.adapters[p.nRemoved:]) // those of what is taken out are known
+	ids, err := contentIDs(ctx, added) // those of what is taken out are known
 	if err != nil {
 		return err
 	}
@@ -196,6 +164,138 @@ func (p *Plan) plan(ctx context.Context) error {
 		return err
 	}
 	return p.layOut()
+}
+
+// noteLinks says which files of the base's directory are copied from elsewhere, and which not at all.
+func (p *Plan) noteLinks() {
+	for _, name := range p.base.Beyond {
+		p.warn("%q of the base is a link that leads out of its directory: what lies there is copied", name)
+	}
+	for _, name := range p.base.Left {
+		p.warn("%q is not copied: it is no part of the merged model", name)
+	}
+}
+
+// resolved are adapters as package resolve wants them.
+func resolved(adapters []Adapter) []resolve.Adapter {
+	all := make([]resolve.Adapter, len(adapters))
+	for i, a := range adapters {
+		all[i] = resolve.Adapter(a)
+	}
+	return all
+}
+
+// shape reads what resolving has to know of the base, and gives the base the tensors that the options
+// allow the adapters to bring.
+func (p *Plan) shape() error {
+	if err := p.describeBase(); err != nil {
+		return err
+	}
+	o := &p.options
+	allowed := resolve.Shaping{Untie: o.Tied == Untie, GrowVocabulary: o.GrowVocabulary, AddTensors: o.AddTensors}
+	switch {
+	case allowed == resolve.Shaping{}:
+		return nil
+	case p.nRemoved > 0:
+		return fault.New(fault.Unsupported, "tensors are added, untied or grown by merging, not by taking out").WithHint("unmerge first, then merge")
+	case (allowed.Untie || allowed.GrowVocabulary) && o.wantsRecord():
+		return fault.New(fault.Unsupported, "an undo record holds values, and not that a tensor was added or grew").WithHint("merge without --undo, and keep the base")
+	}
+	s, err := resolve.Shape(p.names, resolved(p.adapters), o.Reading.resolved(), allowed)
+	if err != nil {
+		return err
+	}
+	if added := slices.Sorted(maps.Keys(s.Added)); len(added) > 0 && o.wantsRecord() {
+		return fault.New(fault.Unsupported, "an undo record holds values, and not that a tensor was added or had another shape: %s", fault.List(added, 3)).
+			WithHint("merge without --undo, and keep the base")
+	}
+	p.shaped, p.warnings = s, append(p.warnings, s.Notes...)
+	if len(s.Edits) == 0 {
+		return nil
+	}
+	if text := []byte(s.ConfigText); !bytes.Equal(text, p.names.ConfigText) {
+		p.side[configName] = text
+	}
+	p.names = s.Base
+	return p.reshape(s.Edits)
+}
+
+// describeBase reads what resolving has to know of the base.
+func (p *Plan) describeBase() error {
+	b := &resolve.Base{Path: p.base.Path, Tensors: make(map[string]resolve.Tensor), Config: p.base.Config}
+	for _, name := range p.base.Names() {
+		ref, _ := p.base.Lookup(name)
+		b.Tensors[name] = resolve.Tensor{DType: ref.Tensor.DType, Shape: ref.Tensor.Shape}
+	}
+	if p.base.IsDir && slices.Contains(p.base.Side, configName) {
+		text, err := os.ReadFile(p.sidePath(configName))
+		if err != nil {
+			return err
+		}
+		b.ConfigText = text
+	}
+	p.names, p.side, p.shaped = b, make(map[string][]byte), &resolve.Shaped{Base: b}
+	return nil
+}
+
+const configName = "config.json"
+
+// reshape makes the checkpoint read as if it had been written with the edits.
+func (p *Plan) reshape(edits []resolve.Edit) (err error) {
+	for _, e := range edits {
+		if e.Rename != nil {
+			p.base, err = p.base.Rename(e.Rename)
+		}
+		var changes []checkpoint.Change
+		for _, t := range e.Tensors {
+			c := checkpoint.Change{Name: t.Name, From: t.From, Rows: t.Rows}
+			if z := t.Zeros; z != nil {
+				n, _ := z.DType.NBytes(uint64(z.Elements()))
+				c.Zeros = &safetensors.Tensor{DType: z.DType, Shape: z.Shape, NBytes: n}
+			}
+			changes = append(changes, c)
+		}
+		if err == nil && changes != nil {
+			p.base, err = p.base.Reshape(changes)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// editIndex adds the tensors that are new to the index of shards, and corrects its sizes.
+func (p *Plan) editIndex() error {
+	name := p.base.IndexName()
+	if name == "" || len(p.shaped.Edits) == 0 {
+		return nil
+	}
+	text, err := os.ReadFile(p.sidePath(name))
+	if err != nil {
+		return err
+	}
+	p.side[name], err = p.base.Reindex(text, len(p.shaped.Renamed) > 0)
+	return fault.InFile(err, p.sidePath(name))
+}
+
+// addChange makes a change one of a target.
+func (p *Plan) addChange(c *resolve.Change, byTensor map[string]*target) error {
+	t := byTensor[c.Name]
+	if t == nil {
+		ref, _ := p.base.Lookup(c.Name)
+		byTensor[c.Name] = &target{Change: c, ref: ref}
+		return nil
+	}
+	if c.Stacked != t.Stacked {
+		hasTerms := func(s step) bool { return len(s.terms) > 0 }
+		if c.Stacked && slices.ContainsFunc(t.undo, hasTerms) || t.Stacked && len(c.Terms) > 0 {
+			return resolve.StackedAndNot(c.Name)
+		}
+		c.Stacked, c.NBands = true, max(1, int(c.Shape[0]))
+	}
+	t.Change = c
+	return nil
 }
 
 // checkGiven refuses adapters that cannot be merged as the caller gives them.
@@ -217,7 +317,7 @@ const maxTogether = 256 << 20
 
 // checkBlocks refuses records whose blocks only fit together after more than that.
 func (p *Plan) checkBlocks(t *target) error {
-	_, nCols := t.shape()
+	_, nCols := t.Matrix()
 	rowBytes := nCols * int64(t.ref.Tensor.DType.Size())
 	if n := p.blockRows(t) * rowBytes; n > max(maxTogether, rowBytes) {
 		return fault.New(fault.Unsupported, "the undo records have cut %q into blocks that fit together after %d bytes, the limit is %d", t.ref.Tensor.Name, n, maxTogether).
@@ -226,125 +326,48 @@ func (p *Plan) checkBlocks(t *target) error {
 	return nil
 }
 
-// addAdapters adds the adapters of one merge, from to to−1.
-func (p *Plan) addAdapters(ctx context.Context, from, to int, byTensor map[string]*target) error {
-	index := naming.Index(p.base.Names())
-	p.mirror = [2]string{}
-	if p.options.Tied == Fold && from < to {
-		if err := p.alias(index); err != nil {
-			return err
-		}
+// checkTarget looks for changes that this version cannot make together.
+func (p *Plan) checkTarget(t *target) error {
+	if d := t.ref.Tensor.DType; p.options.wantsRecord() && t.changes() && !undo.Records(d) {
+		return fault.New(fault.Unsupported, "the adapter replaces %q, of %v, which no undo record can hold", t.Name, d).WithHint("merge without --undo")
 	}
-	for i := from; i < to; i++ {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := p.addAdapter(ctx, i, index, byTensor); err != nil {
-			return fault.InFile(err, p.adapters[i].Name)
-		}
-	}
-	p.addMirror(byTensor)
-	return nil
-}
-
-// addAdapter pairs every tensor of one adapter with the tensor of the base that it changes.
-func (p *Plan) addAdapter(ctx context.Context, i int, index *naming.Base, byTensor map[string]*target) error {
-	manifest := p.adapters[i].Source.Manifest()
-	for _, note := range manifest.Notes {
-		p.warn("%s", note)
-	}
-	if len(manifest.Adapters) != 1 {
-		return fault.New(fault.Unsupported, "a bundle of %d adapters", len(manifest.Adapters)).WithHint("convert the one that is meant to a file of its own")
-	}
-	a := &manifest.Adapters[0]
-	if why, hint := Refusals(p.withoutResiduals(a)); len(why) > 0 {
-		return fault.New(fault.Unsupported, "the adapter cannot be merged: %s", strings.Join(why, "; ")).WithHint("%s", hint)
-	}
-	if err := p.checkBase(ctx, a, byTensor); err != nil {
-		return err
-	}
-	r := &resolver{plan: p, index: i, adapter: a, manifest: manifest, names: index, byTensor: byTensor}
-	return r.resolve()
-}
-
-// check looks for changes to one tensor that do not go together.
-func (t *target) check() error {
-	name := t.ref.Tensor.Name
-	if t.rows != nil && (t.replace != nil && t.replace.source != t.rows.source || len(t.terms) > 0) {
-		return fault.New(fault.Unsupported, "%q is to get trained token rows and another change as well, and their order is not defined", name)
-	}
-	if err := t.checkResidual(); err != nil {
-		return err
-	}
-	if t.dora != nil && (nLayers(t.terms) > 1 || t.rows != nil) {
-		return fault.New(fault.Unsupported, "%q gets the magnitudes of DoRA from %q and another change as well, and which comes first changes the result", name, t.dora.module).
-			WithHint("merge one adapter, then the other into what comes out")
-	}
-	if t.dora != nil && t.dora.ofColumns && len(t.undo) > 0 {
-		return fault.New(fault.Unsupported, "%q gets the magnitudes of DoRA, whose norms take a pass over the tensor that is there when the other adapter is out", name).
+	switch {
+	case len(t.undo) == 0:
+	case t.HasResidual():
+		return fault.New(fault.Unsupported, "PiSSA and OLoRA need the original values of %q, and this swap restores them only while it runs", t.Name).
+			WithHint("unmerge first, then merge")
+	case t.DoRA != nil && t.DoRA.OfColumns:
+		return fault.New(fault.Unsupported, "%q gets the magnitudes of DoRA, whose norms take a pass over the tensor that is there when the other adapter is out", t.Name).
 			WithHint("unmerge first, then merge")
 	}
-	if t.replace != nil && len(t.terms) > 0 && t.replace.tensor().DType != t.ref.Tensor.DType {
-		return fault.New(fault.Unsupported, "%q is replaced by a tensor in %v and updated as well, while the base stores %v",
-			name, t.replace.tensor().DType, t.ref.Tensor.DType)
-	}
-	return nil
-}
-
-// shape returns a tensor as a matrix: a vector is one row, and stacked matrices stand one below the other.
-func (t *target) shape() (nRows, nCols int64) {
-	s := t.ref.Tensor.Shape
-	if len(s) < 2 {
-		return 1, t.ref.Tensor.Elements()
-	}
-	nRows = int64(s[0])
-	if t.stacked {
-		nRows *= int64(s[1])
-	}
-	if nRows == 0 {
-		return 0, 0
-	}
-	return nRows, t.ref.Tensor.Elements() / nRows
+	return p.checkBlocks(t)
 }
 
 // bandRows is the height of a band.
 func (t *target) bandRows() int64 {
-	nRows, _ := t.shape()
-	return nRows / int64(t.nBands)
+	nRows, _ := t.Matrix()
+	return nRows / int64(t.NBands)
 }
 
 // ofBand picks the terms of a band.
-func ofBand(terms []term, band int) []term {
-	return slices.DeleteFunc(slices.Clone(terms), func(x term) bool { return x.band != band })
-}
-
-// nLayers counts the layers that the terms are of.
-func nLayers(terms []term) int {
-	type layer struct {
-		adapter int
-		module  string
-	}
-	all := make(map[layer]bool)
-	for _, x := range terms {
-		all[layer{x.adapter, x.module}] = true
-	}
-	return len(all)
+func ofBand(terms []resolve.Term, band int) []resolve.Term {
+	return slices.DeleteFunc(slices.Clone(terms), func(x resolve.Term) bool { return x.Band != band })
 }
 
 // wide reports whether the fast pass of some terms has to run in float64: for float32 and float64 results, and for float64
 // factors, and for DoRA.
-func (t *target) wide(terms []term) bool {
-	d := t.ref.Tensor.DType
-	if d == dtype.F32 || d == dtype.F64 || t.dora != nil {
+func (t *target) wide(terms []resolve.Term) bool {
+	d := t.DType
+	if d == dtype.F32 || d == dtype.F64 || t.DoRA != nil {
 		return true
 	}
 	for i := range terms {
 		term := &terms[i]
-		if term.residual != nil {
+		if term.Residual != resolve.NoResidual {
 			return true
 		}
-		for _, f := range []factor{term.left, term.right} {
-			if f.source != nil && f.tensor().DType == dtype.F64 {
+		for _, f := range []resolve.Factor{term.Left, term.Right} {
+			if f.Source != nil && f.Tensor().DType == dtype.F64 {
 				return true
 			}
 		}

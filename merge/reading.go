@@ -1,15 +1,20 @@
 package merge
 
-import (
-	"maps"
-	"slices"
-	"strconv"
+import "github.com/loratool/loratool/internal/resolve"
 
-	"github.com/loratool/loratool/internal/fault"
+// Tied says what becomes of an output head that the base has tied to its input embedding, when an
+// adapter changes one of the two.
+type Tied string
+
+// What can become of it; the zero value refuses.
+const (
+	Untie Tied = "untie" // the head becomes a tensor of its own, and config.json says so
+	Fold  Tied = "fold"  // the change is made to the one tensor, and so to both
 )
 
-// Reading says how adapters are applied where their files do not. The zero value lets the files decide, and refuses what they leave
-// open. An undo record remembers it, so that what was put in is taken out as it was put in.
+// Reading says how adapters are applied where their files do not. The zero value lets the files
+// decide, and refuses what they leave open. An undo record remembers it, so that what was put in is
+// taken out as it was put in.
 type Reading struct {
 	ExpertInput       int  // the dimension of square experts that lora_A reads, 1 or 2; 0 lets the adapter's release of PEFT decide
 	ExpertsSlowest    bool // lora_B of stacked experts has one expert after the other, which PEFT does not write
@@ -18,33 +23,9 @@ type Reading struct {
 	Tied              Tied // what to do with tied ends of which one changes; "" refuses
 }
 
-// texts is a reading as a record has it: what differs from the zero value, under the names of the flags.
-func (r Reading) texts() map[string]string {
-	m := make(map[string]string)
-	if r.ExpertInput != 0 {
-		m["expert-input"] = strconv.Itoa(r.ExpertInput)
+func (r Reading) resolved() resolve.Reading {
+	return resolve.Reading{
+		ExpertInput: r.ExpertInput, ExpertsSlowest: r.ExpertsSlowest, OutProjTwice: r.OutProjTwice,
+		RecomputeResidual: r.RecomputeResidual, Tied: resolve.Tied(r.Tied),
 	}
-	for name, is := range map[string]bool{"expert-slowest": r.ExpertsSlowest, "out-proj-twice": r.OutProjTwice, "recompute-residual": r.RecomputeResidual} {
-		if is {
-			m[name] = "true"
-		}
-	}
-	if r.Tied != "" {
-		m["tied"] = string(r.Tied)
-	}
-	return m
-}
-
-// readingOf is the inverse of texts.
-func readingOf(m map[string]string) (Reading, error) {
-	n, _ := strconv.Atoi(m["expert-input"])
-	r := Reading{
-		ExpertInput: n, ExpertsSlowest: m["expert-slowest"] == "true", OutProjTwice: m["out-proj-twice"] == "true",
-		RecomputeResidual: m["recompute-residual"] == "true", Tied: Tied(m["tied"]),
-	}
-	if known := r.texts(); !maps.Equal(known, m) {
-		return r, fault.New(fault.Unsupported, "the merge was made with the options %v, of which this version knows %v", slices.Sorted(maps.Keys(m)), slices.Sorted(maps.Keys(known))).
-			WithHint("use the version that wrote the record; inspect names it")
-	}
-	return r, nil
 }

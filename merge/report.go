@@ -139,11 +139,11 @@ func (r *run) report() *Report {
 		if o := out[t]; o != nil && len(t.undo) > 0 {
 			report.TakenOut = append(report.TakenOut, *o)
 		}
-		if t.replace != nil || t.rows != nil {
+		if t.Replace != nil || t.Rows != nil {
 			report.Replaced = append(report.Replaced, d)
 		}
 		s := sums[t]
-		if len(t.terms) == 0 {
+		if len(t.Terms) == 0 {
 			total.NaNAfter += s.NaNAfter // of values that were put in place
 			continue
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/parallel"
+	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/undo"
 )
 
@@ -39,8 +40,8 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 	}
 	s := newShelf(p.targets)
 	for _, t := range p.targets {
-		same := !t.predictable() || t.nBands > 1 && p.options.AllowNonFinite // of one band, load finds out
-		r.state[t] = &running{target: t, bands: make([]bandState, t.nBands), same: same, shelf: s}
+		same := !t.predictable() || t.NBands > 1 && p.options.AllowNonFinite // of one band, load finds out
+		r.state[t] = &running{target: t, bands: make([]bandState, t.NBands), same: same, shelf: s, file: p.base.Files[t.ref.File]}
 	}
 	if err := r.checkRest(ctx); err != nil {
 		return nil, err
@@ -246,7 +247,7 @@ func (r *run) mergeBatch(w *worker, jobs []job, in *outFile, out *writing) (int6
 }
 
 // needs reports whether the result of a target depends on what is in the base.
-func (r *run) needs(t *running) bool { return t.replace == nil || r.records(t) || len(t.undo) > 0 }
+func (r *run) needs(t *running) bool { return t.Replace == nil || r.records(t) || len(t.undo) > 0 }
 
 // records reports whether a record of a target's values is wanted.
 func (r *run) records(t *running) bool { return r.recording != nil && t.changes() }
@@ -258,7 +259,7 @@ func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, block []byte) error
 		return err
 	}
 	defer j.done()
-	_, nCols := t.shape()
+	_, nCols := t.Matrix()
 	if err := r.takeOut(w, j, block); err != nil {
 		return err
 	}
@@ -266,7 +267,7 @@ func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, block []byte) error
 	if recorded {
 		w.before = append(w.before[:0], block...)
 	}
-	if t.replace != nil {
+	if t.Replace != nil {
 		if err := r.replaceBlock(w, j, st, block, nCols); err != nil {
 			return err
 		}
@@ -274,7 +275,7 @@ func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, block []byte) error
 	if err := j.merge(block, func(b *bandState) *update { return &b.forward }, st, w); err != nil {
 		return err
 	}
-	if t.rows != nil {
+	if t.Rows != nil {
 		if err := r.replaceRows(w, j, st, block, nCols); err != nil {
 			return err
 		}
@@ -287,19 +288,19 @@ func (r *run) mergeRows(w *worker, j *job, st *kernel.Stats, block []byte) error
 
 // replaceBlock fills a block with the adapter's values in place of the base's, rounded to the base's dtype.
 func (r *run) replaceBlock(w *worker, j *job, st *kernel.Stats, block []byte, nCols int64) error {
-	return r.replaceValues(w, j, st, j.target.replace, j.row0*nCols, block)
+	return r.replaceValues(w, j, st, j.target.Replace, j.row0*nCols, block)
 }
 
 // replaceRows puts the trained token rows that fall into a block in their place.
 func (r *run) replaceRows(w *worker, j *job, st *kernel.Stats, block []byte, nCols int64) error {
-	rows := j.target.rows
+	rows := j.target.Rows
 	rowBytes := nCols * int64(j.target.ref.Tensor.DType.Size())
-	for i, row := range rows.order {
+	for i, row := range rows.Order {
 		if row < j.row0 || row >= j.row1 {
 			continue
 		}
 		dst := block[(row-j.row0)*rowBytes : (row-j.row0+1)*rowBytes]
-		if err := r.replaceValues(w, j, st, &rows.blob, int64(i)*nCols, dst); err != nil {
+		if err := r.replaceValues(w, j, st, &rows.Blob, int64(i)*nCols, dst); err != nil {
 			return err
 		}
 	}
@@ -307,7 +308,7 @@ func (r *run) replaceRows(w *worker, j *job, st *kernel.Stats, block []byte, nCo
 }
 
 // replaceValues reads elements of a blob, from element first on, and stores them in dst as the target has them.
-func (r *run) replaceValues(w *worker, j *job, st *kernel.Stats, b *blob, first int64, dst []byte) error {
+func (r *run) replaceValues(w *worker, j *job, st *kernel.Stats, b *resolve.Blob, first int64, dst []byte) error {
 	d := j.target.ref.Tensor.DType
 	if err := r.readAs(w, b, first, int64(len(dst)/d.Size()), d, dst); err != nil || !d.IsFloat() {
 		return err
@@ -322,17 +323,17 @@ func (r *run) replaceValues(w *worker, j *job, st *kernel.Stats, b *blob, first 
 }
 
 // readAs reads n elements of a blob, from element first on, and stores them as d in dst.
-func (r *run) readAs(w *worker, b *blob, first, n int64, d dtype.Type, dst []byte) error {
-	from := b.tensor().DType
+func (r *run) readAs(w *worker, b *resolve.Blob, first, n int64, d dtype.Type, dst []byte) error {
+	from := b.Tensor().DType
 	size := int64(from.Size())
 	if from == d {
-		return b.source.ReadBlobAt(dst, b.index, first*size)
+		return b.Source.ReadBlobAt(dst, b.Index, first*size)
 	}
 	if int64(cap(w.other)) < n*size {
 		w.other = make([]byte, n*size)
 	}
 	src := w.other[:n*size]
-	if err := b.source.ReadBlobAt(src, b.index, first*size); err != nil {
+	if err := b.Source.ReadBlobAt(src, b.Index, first*size); err != nil {
 		return err
 	}
 	for i := range int(n) {

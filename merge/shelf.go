@@ -3,13 +3,15 @@ package merge
 import (
 	"slices"
 	"sync"
+
+	"github.com/loratool/loratool/internal/resolve"
 )
 
 // shelf keeps tensors of adapters that several bands or targets need a part of, such as the factors of stacked experts, as they are
 // stored: from the first that reads one to the last.
 type shelf struct {
 	lock  sync.Mutex
-	books map[blob]*book
+	books map[resolve.Blob]*book
 }
 
 type book struct {
@@ -21,9 +23,9 @@ type book struct {
 
 // newShelf counts who needs what.
 func newShelf(targets []*target) *shelf {
-	s := &shelf{books: make(map[blob]*book)}
+	s := &shelf{books: make(map[resolve.Blob]*book)}
 	for _, t := range targets {
-		for band := range t.nBands {
+		for band := range t.NBands {
 			for _, b := range t.blobs(band) {
 				if s.books[b] == nil {
 					s.books[b] = new(book)
@@ -41,21 +43,21 @@ func newShelf(targets []*target) *shelf {
 }
 
 // blobs lists the tensors that a band needs a part of, each once.
-func (t *target) blobs(band int) []blob {
-	var all []blob
-	add := func(terms []term) {
+func (t *target) blobs(band int) []resolve.Blob {
+	var all []resolve.Blob
+	add := func(terms []resolve.Term) {
 		for i := range terms {
-			if terms[i].band != band {
+			if terms[i].Band != band {
 				continue
 			}
-			for _, f := range []*factor{&terms[i].left, &terms[i].right} {
-				if f.source != nil && !slices.Contains(all, f.blob) {
-					all = append(all, f.blob)
+			for _, f := range []*resolve.Factor{&terms[i].Left, &terms[i].Right} {
+				if f.Source != nil && !slices.Contains(all, f.Blob) {
+					all = append(all, f.Blob)
 				}
 			}
 		}
 	}
-	add(t.terms)
+	add(t.Terms)
 	for i := range t.undo {
 		add(t.undo[i].terms)
 	}
@@ -63,7 +65,7 @@ func (t *target) blobs(band int) []blob {
 }
 
 // take returns the bytes of a tensor that is kept, or nil if it is not.
-func (s *shelf) take(b blob) ([]byte, error) {
+func (s *shelf) take(b resolve.Blob) ([]byte, error) {
 	s.lock.Lock()
 	k := s.books[b]
 	s.lock.Unlock()
@@ -71,8 +73,8 @@ func (s *shelf) take(b blob) ([]byte, error) {
 		return nil, nil
 	}
 	k.once.Do(func() {
-		k.raw = make([]byte, b.tensor().NBytes())
-		k.err = b.source.ReadBlobAt(k.raw, b.index, 0)
+		k.raw = make([]byte, b.Tensor().NBytes())
+		k.err = b.Source.ReadBlobAt(k.raw, b.Index, 0)
 	})
 	return k.raw, k.err
 }

@@ -48,8 +48,8 @@ func (p *Plan) stamp(metadata map[string]string) (key, value string, err error) 
 		a := &p.adapters[i]
 		s.Adapters = append(s.Adapters, StampAdapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
 	}
-	for _, name := range slices.Sorted(maps.Keys(p.added)) {
-		if p.added[name].was == nil {
+	for _, name := range slices.Sorted(maps.Keys(p.shaped.Added)) {
+		if p.shaped.Added[name] == nil {
 			s.Added = append(s.Added, name)
 		} else {
 			s.Reshaped = append(s.Reshaped, name)

@@ -2,39 +2,33 @@ package merge
 
 import (
 	"cmp"
-	"context"
 	"slices"
 
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/undo"
 )
 
 // addSteps adds to the targets what is taken out of them.
-func (p *Plan) addSteps(ctx context.Context, byTensor map[string]*target) error {
-	if p.nRemoved == 0 {
-		return nil
-	}
-	warnings, options := p.warnings, p.options
-	p.options.AnyBase = true // the checkpoint has other values than the base that the adapters remember
-	defer func() { p.warnings, p.options = warnings, options }()
+func (p *Plan) addSteps(byTensor map[string]*target) error {
 	if p.records == nil {
-		merged := make(map[string]*target)
-		if err := p.addAdapters(ctx, 0, p.nRemoved, merged); err != nil {
+		merged, err := p.merged(p.adapters[:p.nRemoved], p.options.Reading.resolved())
+		if err != nil {
 			return err
 		}
 		return p.subtract(merged, byTensor)
 	}
 	first := 0
 	for _, r := range p.records {
-		var err error
-		if p.options.Reading, err = readingOf(r.record.Reading); err != nil {
+		reading, err := resolve.ReadingOf(r.record.Reading)
+		if err != nil {
 			return fault.InFile(err, r.Name)
 		}
-		merged := make(map[string]*target)
-		if err := p.addAdapters(ctx, first, first+len(r.record.Adapters), merged); err != nil {
+		merged, err := p.merged(p.adapters[first:first+len(r.record.Adapters)], reading)
+		if err != nil {
 			return err
 		}
-		if err := p.addRecord(r, first, merged, byTensor); err != nil {
+		if err := p.addRecord(r, merged, byTensor); err != nil {
 			return fault.InFile(err, r.Name)
 		}
 		first += len(r.record.Adapters)
@@ -42,22 +36,35 @@ func (p *Plan) addSteps(ctx context.Context, byTensor map[string]*target) error 
 	return nil
 }
 
+// merged is what an earlier merge of some adapters changed, by the names of the tensors.
+func (p *Plan) merged(adapters []Adapter, reading resolve.Reading) (map[string]*resolve.Change, error) {
+	changes, _, err := resolve.Resolve(p.names, resolved(adapters), reading)
+	if err != nil {
+		return nil, err
+	}
+	byName := make(map[string]*resolve.Change, len(changes))
+	for _, c := range changes {
+		byName[c.Name] = c
+	}
+	return byName, nil
+}
+
 // subtract adds steps without a record.
-func (p *Plan) subtract(merged, byTensor map[string]*target) error {
+func (p *Plan) subtract(merged map[string]*resolve.Change, byTensor map[string]*target) error {
 	for name, t := range merged {
-		if t.hasResidual() {
+		if t.HasResidual() {
 			return fault.New(fault.Unsupported, "the merge has taken a part out of %q, and what was there before is in its undo record only", name).
 				WithHint("give the record that merge --undo has written, or take the tensor from the base")
 		}
-		if t.dora != nil {
+		if t.DoRA != nil {
 			return fault.New(fault.Unsupported, "DoRA has rescaled %q, and the norms of what was there before are in its undo record only", name).
 				WithHint("give the record that merge --undo has written, or take the tensor from the base")
 		}
-		if t.replace != nil || t.rows != nil {
+		if t.Replace != nil || t.Rows != nil {
 			return fault.New(fault.Unsupported, "the merge has replaced values of %q, and what was there before is in its undo record only", name).
 				WithHint("give the record that merge --undo has written, or take the tensor from the base")
 		}
-		if err := p.addStep(byTensor, t, step{terms: negative(t.terms)}); err != nil {
+		if err := p.addStep(byTensor, t, step{terms: resolve.Negative(t.Terms)}); err != nil {
 			return err
 		}
 	}
@@ -65,7 +72,7 @@ func (p *Plan) subtract(merged, byTensor map[string]*target) error {
 }
 
 // addRecord adds the steps of one record, which must be what this version makes of the same adapters.
-func (p *Plan) addRecord(r *Record, firstAdapter int, merged, byTensor map[string]*target) error {
+func (p *Plan) addRecord(r *Record, merged map[string]*resolve.Change, byTensor map[string]*target) error {
 	for i := range r.record.Tensors {
 		d := &r.record.Tensors[i]
 		ref, ok := p.base.Lookup(d.Name)
@@ -81,10 +88,10 @@ func (p *Plan) addRecord(r *Record, firstAdapter int, merged, byTensor map[strin
 		delete(merged, d.Name)
 		s := step{record: r.record, name: r.Name, tensor: i}
 		if d.Predict == undo.Subtract {
-			if !sameTerms(t.terms, d.Terms, firstAdapter) {
+			if !sameTerms(t.Terms, d.Terms) {
 				return otherReading(d.Name)
 			}
-			s.terms = negative(t.terms)
+			s.terms = resolve.Negative(t.Terms)
 		}
 		if err := p.addStep(byTensor, t, s); err != nil {
 			return err
@@ -102,10 +109,10 @@ func otherReading(name string) error {
 }
 
 // sameTerms reports whether two sums have the same terms, in any order.
-func sameTerms(have []term, want []undo.Term, firstAdapter int) bool {
+func sameTerms(have []resolve.Term, want []undo.Term) bool {
 	got := make([]undo.Term, len(have))
 	for i, t := range have {
-		got[i] = undo.Term{Adapter: t.adapter - firstAdapter, Module: t.module, Scale: t.scale, Transposed: t.transposed}
+		got[i] = undo.Term{Adapter: t.Adapter, Module: t.Module, Scale: t.Scale, Transposed: t.Transposed}
 	}
 	order := func(a, b undo.Term) int {
 		return cmp.Or(cmp.Compare(a.Adapter, b.Adapter), cmp.Compare(a.Module, b.Module), cmp.Compare(a.Scale, b.Scale))
@@ -116,27 +123,20 @@ func sameTerms(have []term, want []undo.Term, firstAdapter int) bool {
 	return slices.Equal(got, want)
 }
 
-func negative(terms []term) []term {
-	n := slices.Clone(terms)
-	for i := range n {
-		n[i].scale = -n[i].scale
-	}
-	return n
-}
-
-func (p *Plan) addStep(byTensor map[string]*target, merged *target, s step) error {
-	name := merged.ref.Tensor.Name
-	t := byTensor[name]
+func (p *Plan) addStep(byTensor map[string]*target, merged *resolve.Change, s step) error {
+	t := byTensor[merged.Name]
 	if t == nil {
-		t = &target{ref: merged.ref, module: merged.module, nBands: 1}
-		byTensor[name] = t
+		ref, _ := p.base.Lookup(merged.Name)
+		t = &target{ref: ref, Change: &resolve.Change{Name: merged.Name, Module: merged.Module, Tensor: merged.Tensor, NBands: 1}}
+		byTensor[merged.Name] = t
 	}
-	if merged.stacked {
-		if err := t.stackUp(); err != nil {
-			return err
+	if merged.Stacked && !t.Stacked {
+		if slices.ContainsFunc(t.undo, func(s step) bool { return len(s.terms) > 0 }) {
+			return resolve.StackedAndNot(merged.Name)
 		}
-	} else if t.stacked && len(s.terms) > 0 {
-		return stackedAndNot(name)
+		t.Stacked, t.NBands = true, merged.NBands
+	} else if t.Stacked && !merged.Stacked && len(s.terms) > 0 {
+		return resolve.StackedAndNot(merged.Name)
 	}
 	t.undo = append(t.undo, s)
 	return nil

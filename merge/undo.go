@@ -52,7 +52,7 @@ func (rec *recording) close() {
 
 // describeMerge says what the plan puts in, and numbers the tensors that change.
 func (p *Plan) describeMerge(number map[*target]int) (d *undo.Description, headers [][]byte) {
-	d = &undo.Description{Tool: p.options.Tool, Reading: p.options.Reading.texts(), Files: []undo.File{}, Tensors: []undo.Tensor{}}
+	d = &undo.Description{Tool: p.options.Tool, Reading: p.options.Reading.resolved().Texts(), Files: []undo.File{}, Tensors: []undo.Tensor{}}
 	for i := p.nRemoved; i < len(p.adapters); i++ {
 		a := &p.adapters[i]
 		d.Adapters = append(d.Adapters, undo.Adapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
@@ -212,8 +212,8 @@ func (p *Plan) describeTensor(t *target, file int) undo.Tensor {
 	d := undo.Tensor{Name: tensor.Name, File: file, DType: tensor.DType.String(), Shape: append([]uint64{}, tensor.Shape...), Block: p.recordBlock(t), Predict: undo.Same, Terms: []undo.Term{}}
 	if t.predictable() {
 		d.Predict = undo.Subtract
-		for i := range t.terms {
-			d.Terms = append(d.Terms, undo.Term{Adapter: t.terms[i].adapter - p.nRemoved, Module: t.terms[i].module, Scale: t.terms[i].scale, Transposed: t.terms[i].transposed})
+		for i := range t.Terms {
+			d.Terms = append(d.Terms, undo.Term{Adapter: t.Terms[i].Adapter, Module: t.Terms[i].Module, Scale: t.Terms[i].Scale, Transposed: t.Terms[i].Transposed})
 		}
 	}
 	return d
@@ -221,7 +221,7 @@ func (p *Plan) describeTensor(t *target, file int) undo.Tensor {
 
 // predictable reports whether subtracting comes near to the values before the merge.
 func (t *target) predictable() bool {
-	return len(t.terms) > 0 && t.dora == nil && !t.hasResidual() && t.replace == nil && t.rows == nil
+	return len(t.Terms) > 0 && t.DoRA == nil && !t.HasResidual() && t.Replace == nil && t.Rows == nil
 }
 
 // record adds a block to the record: values before and after the merge.
@@ -244,7 +244,7 @@ func (r *run) record(w *worker, j *job, before, after []byte) error {
 // eachBlock calls f for the blocks of a record that the job's rows consist of, with their numbers; of picks the block from the
 // bytes of the rows.
 func (j *job) eachBlock(elements int64, f func(number int64, of func([]byte) []byte) error) error {
-	_, nCols := j.target.shape()
+	_, nCols := j.target.Matrix()
 	size := int64(j.target.ref.Tensor.DType.Size())
 	first, end := j.row0*nCols, j.row1*nCols
 	for at := first; at < end; at += elements {

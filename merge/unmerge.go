@@ -12,6 +12,7 @@ import (
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/undo"
 )
 
@@ -45,10 +46,10 @@ func OpenRecord(ctx context.Context, name string, r io.ReaderAt, size int64) (*R
 
 // step is one merge that is taken out of a tensor again.
 type step struct {
-	record *undo.Record // nil where there is none, and the subtraction has to do
-	name   string       // of the record
-	tensor int          // in the record
-	terms  []term       // what the prediction adds: the merge's terms with their signs turned
+	record *undo.Record   // nil where there is none, and the subtraction has to do
+	name   string         // of the record
+	tensor int            // in the record
+	terms  []resolve.Term // what the prediction adds: the merge's terms with their signs turned
 }
 
 // Removal says what is to be taken out of a checkpoint.
@@ -181,7 +182,7 @@ func (p *Plan) fileOf(r *undo.Record, i int) int {
 func (p *Plan) explainChain(chain []*Record, r *Record) error {
 	var names []string
 	for _, a := range r.record.Adapters {
-		names = append(names, quote(a.Name))
+		names = append(names, fault.Quote(a.Name))
 	}
 	e := fault.New(fault.Mismatch, "the undo record is of another merge: it is for %s, and the headers that this merge has written are not those of the checkpoint", strings.Join(names, " and ")).In(r.Name)
 	e.Rule = undo.RuleHeader
@@ -191,7 +192,7 @@ func (p *Plan) explainChain(chain []*Record, r *Record) error {
 	var later []string
 	for _, m := range p.base.History() {
 		for _, a := range m.Adapters {
-			if !slices.Contains(names, quote(a.Name)) {
+			if !slices.Contains(names, fault.Quote(a.Name)) {
 				later = append(later, a.Name)
 			}
 		}
@@ -210,7 +211,7 @@ func (p *Plan) removeByRecord(given []Adapter, ids []string) error {
 		for _, a := range r.record.Adapters {
 			i := slices.Index(ids, a.Content)
 			if i < 0 {
-				return fault.New(fault.Mismatch, "the undo record is for the adapter %s, content %.16s…, which is not given; given is %s", quote(a.Name), a.Content, describe(given, ids)).In(r.Name).
+				return fault.New(fault.Mismatch, "the undo record is for the adapter %s, content %.16s…, which is not given; given is %s", fault.Quote(a.Name), a.Content, describe(given, ids)).In(r.Name).
 					WithHint("give that adapter, as it was when it was merged; to keep it in the checkpoint, swap it with itself")
 			}
 			if w := given[i].Weight; !math.IsNaN(w) && w != a.Weight {
@@ -223,7 +224,7 @@ func (p *Plan) removeByRecord(given []Adapter, ids []string) error {
 		}
 	}
 	if i := slices.Index(used, false); i >= 0 {
-		return fault.New(fault.Mismatch, "the adapter %s, content %.16s…, was not merged by what the undo records undo", quote(given[i].Name), ids[i]).
+		return fault.New(fault.Mismatch, "the adapter %s, content %.16s…, was not merged by what the undo records undo", fault.Quote(given[i].Name), ids[i]).
 			WithHint("give the record of the merge that put it in, or leave it out")
 	}
 	return nil
@@ -232,7 +233,7 @@ func (p *Plan) removeByRecord(given []Adapter, ids []string) error {
 func describe(given []Adapter, ids []string) string {
 	var all []string
 	for i, a := range given {
-		all = append(all, quote(a.Name)+", content "+ids[i][:16]+"…")
+		all = append(all, fault.Quote(a.Name)+", content "+ids[i][:16]+"…")
 	}
 	return strings.Join(all, "; ")
 }
@@ -254,7 +255,7 @@ func (p *Plan) removeByStamp(given []Adapter, ids []string) error {
 		case at < 0:
 			continue
 		case at < len(history)-1:
-			return fault.New(fault.Mismatch, "%s was merged into %s later than what is to be taken out", quote(history[len(history)-1].Adapters[0].Name), f.Name).
+			return fault.New(fault.Mismatch, "%s was merged into %s later than what is to be taken out", fault.Quote(history[len(history)-1].Adapters[0].Name), f.Name).
 				WithHint("take out the latest merge first")
 		case !slices.Equal(contentsOf(history[at].Adapters), slices.Sorted(slices.Values(ids))):
 			return fault.New(fault.Mismatch, "the latest merge into %s has put in %s together", f.Name, fault.List(namesOf(history[at].Adapters), 3)).
@@ -263,14 +264,14 @@ func (p *Plan) removeByStamp(given []Adapter, ids []string) error {
 		latest = &history[at]
 	}
 	if latest == nil && stamped {
-		return fault.New(fault.Mismatch, "the checkpoint names what was merged into it, and %s is not among that", quote(given[0].Name)).WithHint("loratool inspect shows it")
+		return fault.New(fault.Mismatch, "the checkpoint names what was merged into it, and %s is not among that", fault.Quote(given[0].Name)).WithHint("loratool inspect shows it")
 	}
 	for i, a := range given {
 		weight := a.Weight
 		if latest != nil {
 			weight = latest.Adapters[slices.IndexFunc(latest.Adapters, func(s StampAdapter) bool { return s.Content == ids[i] })].Weight
 		} else {
-			p.warn("the checkpoint does not say that %s was merged into it; if that was done with more than one rounding, more elements may differ than are counted", quote(a.Name))
+			p.warn("the checkpoint does not say that %s was merged into it; if that was done with more than one rounding, more elements may differ than are counted", fault.Quote(a.Name))
 			if math.IsNaN(weight) {
 				weight = 1
 			}

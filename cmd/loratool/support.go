@@ -3,7 +3,7 @@ package main
 import (
 	"strings"
 
-	"github.com/loratool/loratool/merge"
+	"github.com/loratool/loratool/internal/resolve"
 )
 
 // supportHelp is the table of what merge does with an adapter, for a terminal.
@@ -11,7 +11,7 @@ func supportHelp() string {
 	var b strings.Builder
 	b.WriteString("WHAT MERGE DOES WITH AN ADAPTER\n")
 	last := ""
-	for _, s := range merge.Supports() {
+	for _, s := range resolve.Supports() {
 		verdict := string(s.Verdict)
 		if s.Flag != "" {
 			verdict = "with " + s.Flag

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/loratool/loratool/merge"
+	"github.com/loratool/loratool/internal/resolve"
 )
 
 var update = flag.Bool("update", false, "write the table of the README anew")
@@ -48,7 +48,7 @@ func linesOnlyIn(a, b string) []string {
 func supportMarkdown() string {
 	var b strings.Builder
 	b.WriteString("| | what the adapter has, or is |\n|---|---|\n")
-	for _, s := range merge.Supports() {
+	for _, s := range resolve.Supports() {
 		verdict := string(s.Verdict)
 		if s.Flag != "" {
 			verdict = "with `" + s.Flag + "`"
@@ -68,7 +68,7 @@ func TestHelpSaysWhatMergeDoes(t *testing.T) {
 		return strings.Join(strings.Fields(out.String()), " ")
 	}
 	inspect, mergeHelp := help("inspect"), help("merge")
-	for _, s := range merge.Supports() {
+	for _, s := range resolve.Supports() {
 		if !strings.Contains(inspect, s.What) {
 			t.Errorf("inspect --help does not say %q", s.What)
 		}

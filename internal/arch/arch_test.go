@@ -33,6 +33,7 @@ var arrows = map[string]map[string]string{
 		"internal/fileio":     "free space for the plan, inputs that are files",
 		"internal/inspect":    "reports on adapters and checkpoints",
 		"internal/parallel":   "the number of workers for the plan",
+		"internal/resolve":    "the table of what merge does",
 	},
 	"format": {
 		"format/dtype":      "dtypes of tensors",
@@ -57,8 +58,8 @@ var arrows = map[string]map[string]string{
 		"internal/fault":       "errors of input",
 		"internal/fileio":      "outputs that appear whole, copies of ranges",
 		"internal/kernel":      "the arithmetic",
-		"internal/naming":      "the base's door",
 		"internal/parallel":    "blocks of rows on workers",
+		"internal/resolve":     "what adapters change in the base",
 		"internal/principal":   "what PiSSA and OLoRA take out of a base",
 		"internal/safetensors": "the headers that an undo record restores",
 		"internal/undo":        "the undo record",
@@ -75,19 +76,31 @@ var arrows = map[string]map[string]string{
 	},
 	"internal/bench": {"format/dtype": "elements of the base that is made"},
 	"internal/checkpoint": {
-		"internal/jsonobject":  "configurations and indexes, by exact keys",
+		"internal/config":      "what config.json says",
+		"internal/jsonobject":  "indexes, by exact keys",
 		"internal/fault":       "errors of input",
 		"internal/fileio":      "inputs that are files",
 		"internal/safetensors": "the strict header check",
 	},
+	"internal/config": {
+		"internal/fault":      "errors of input",
+		"internal/jsonobject": "objects by exact keys, and edits of them",
+	},
+	"internal/resolve": {
+		"format":          "adapters",
+		"format/dtype":    "dtypes of tensors",
+		"internal/config": "what config.json says, and its edits",
+		"internal/fault":  "errors of input",
+		"internal/naming": "which tensors names mean",
+	},
 	"internal/inspect": {
+		"internal/resolve":    "what merge does with an adapter",
 		"format":              "adapters",
 		"format/dtype":        "elements",
 		"internal/checkpoint": "checkpoints",
 		"internal/fault":      "errors of input",
 		"internal/naming":     "which matrices are linear layers",
 		"internal/undo":       "undo records",
-		"merge":               "what merge refuses, and the stamps of what was merged",
 		"rank":                "spectra",
 	},
 	"internal/fileio": {"internal/fault": "errors of input"},
@@ -123,6 +136,8 @@ var never = []struct{ from, to, why string }{
 	{"internal/kernel", "internal/parallel", "kernels know a tile"},
 	{"internal/kernel", "internal/fileio", "kernels know a tile"},
 	{"internal/naming", "internal/checkpoint", "names are compared, not files"},
+	{"internal/resolve", "internal/checkpoint", "a change is found from names and shapes"},
+	{"internal/resolve", "internal/fileio", "a change is found without a disk"},
 }
 
 // fences say which rooms may import a module that is not ours, outside tests, and why.

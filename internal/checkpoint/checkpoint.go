@@ -14,6 +14,7 @@ import (
 	"sort"
 	"strings"
 
+	"github.com/loratool/loratool/internal/config"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/safetensors"
@@ -40,7 +41,7 @@ type Checkpoint struct {
 	Path   string
 	IsDir  bool
 	Files  []*File
-	Config Config
+	Config config.Model
 	Side   []string // the other files of the directory that belong to the model, with slashes
 	Beyond []string // links among the files that lead out of the directory, other than into the store of the hub's cache
 	Left   []string // the other files that do not: weights in another format, adapters, hidden files

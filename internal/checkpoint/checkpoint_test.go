@@ -13,6 +13,7 @@ import (
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/config"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/testkit"
 )
@@ -302,18 +303,18 @@ func TestConfigIsRead(t *testing.T) {
 	yes, no := true, false
 	for _, c := range []struct {
 		text string
-		want checkpoint.Config
+		want config.Model
 	}{
-		{`{}`, checkpoint.Config{Found: true}},
+		{`{}`, config.Model{Found: true}},
 		{`{"model_type":"gpt2","architectures":["GPT2LMHeadModel"],"tie_word_embeddings":true}`,
-			checkpoint.Config{Found: true, ModelType: "gpt2", Architectures: []string{"GPT2LMHeadModel"}, TieWordEmbeddings: &yes}},
-		{`{"text_config":{"tie_word_embeddings":false}}`, checkpoint.Config{Found: true, TieWordEmbeddings: &no, TextTie: &no}},
-		{`{"tie_word_embeddings":true,"text_config":{"tie_word_embeddings":false}}`, checkpoint.Config{Found: true, TieWordEmbeddings: &yes, TextTie: &no}},
-		{`{"vocab_size":5,"text_config":{"vocab_size":7}}`, checkpoint.Config{Found: true, VocabSize: 7}},
-		{`{"model_type":"lfm2","tie_word_embeddings":true,"tie_embedding":false}`, checkpoint.Config{Found: true, ModelType: "lfm2", TieWordEmbeddings: &no}},
-		{`{"quantization_config":{"quant_method":"fp8"}}`, checkpoint.Config{Found: true, QuantizationMethod: "fp8"}},
-		{`{"quantization_config":{}}`, checkpoint.Config{Found: true, QuantizationMethod: "unnamed"}},
-		{`{"quantization_config":null}`, checkpoint.Config{Found: true}},
+			config.Model{Found: true, ModelType: "gpt2", Architectures: []string{"GPT2LMHeadModel"}, TieWordEmbeddings: &yes}},
+		{`{"text_config":{"tie_word_embeddings":false}}`, config.Model{Found: true, TieWordEmbeddings: &no, TextTie: &no}},
+		{`{"tie_word_embeddings":true,"text_config":{"tie_word_embeddings":false}}`, config.Model{Found: true, TieWordEmbeddings: &yes, TextTie: &no}},
+		{`{"vocab_size":5,"text_config":{"vocab_size":7}}`, config.Model{Found: true, VocabSize: 7}},
+		{`{"model_type":"lfm2","tie_word_embeddings":true,"tie_embedding":false}`, config.Model{Found: true, ModelType: "lfm2", TieWordEmbeddings: &no}},
+		{`{"quantization_config":{"quant_method":"fp8"}}`, config.Model{Found: true, QuantizationMethod: "fp8"}},
+		{`{"quantization_config":{}}`, config.Model{Found: true, QuantizationMethod: "unnamed"}},
+		{`{"quantization_config":null}`, config.Model{Found: true}},
 	} {
 		got := open(t, directory(t, map[string][]byte{"model.safetensors": weights("a"), "config.json": []byte(c.text)})).Config
 		a, _ := json.Marshal(got)

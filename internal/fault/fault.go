@@ -137,3 +137,6 @@ func List(names []string, max int) string {
 	}
 	return b.String()
 }
+
+// Quote is a name in a message, between quotation marks.
+func Quote(s string) string { return `"` + strings.ReplaceAll(s, `"`, `\"`) + `"` }

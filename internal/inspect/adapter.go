@@ -8,7 +8,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
-	"github.com/loratool/loratool/merge"
+	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/rank"
 )
 
@@ -131,8 +131,8 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 		for _, q := range a.Requires {
 			r.Requires = append(r.Requires, Requirement{q.Feature, q.Where})
 		}
-		r.Methods = append(r.Methods, merge.Explain(m, a)...)
-		why, _ := merge.Refusals(a)
+		r.Methods = append(r.Methods, resolve.Explain(m, a)...)
+		why, _ := resolve.Refusals(a)
 		r.Refusals = append(r.Refusals, why...)
 	}
 	for _, name := range o.Beside {

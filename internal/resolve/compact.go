@@ -1,4 +1,4 @@
-package merge
+package resolve
 
 import (
 	"encoding/json"
@@ -11,72 +11,58 @@ import (
 // This file expands factors that are stored compact: block-diagonal ones (BD-LoRA), ones of pooled inputs (QA-LoRA), and those of
 // several projections in one weight (MergedLinear of loralib and of PEFT before 0.3).
 
-// has reports whether the adapter requires a feature.
-func (r *resolver) has(feature string) bool { return len(r.where(feature)) > 0 }
-
-// where lists what the requirements of a feature say.
-func (r *resolver) where(feature string) (all []string) {
-	for _, q := range r.adapter.Requires {
-		if q.Feature == feature {
-			all = append(all, q.Where)
-		}
-	}
-	return all
+// compact is a layer with compact factors: A is rank×inputs and B outputs×width as they are stored.
+type compact struct {
+	*resolver
+	layer                        *format.Layer
+	target                       *Change
+	a, b                         Blob
+	rank, inputs, outputs, width int
+	x                            Term
 }
 
-// addCompact adds the update of a layer whose factors are not those of the plain formula.
-func (r *resolver) addCompact(l *format.Layer) error {
+func (c *compact) wants() []string { return []string{c.weightName(c.layer)} }
+
+func (c *compact) add() error {
+	l := c.layer
 	_, hasA := l.Roles[format.RoleA]
 	_, hasB := l.Roles[format.RoleB]
 	if !hasA || !hasB || len(l.Roles) > 2 {
 		return fault.New(fault.Unsupported, "%q is of an unknown kind, with %d tensors", l.Module, len(l.Roles))
 	}
-	scale, a, b, err := r.product(l)
+	x, a, b, err := c.term(l)
 	if err != nil {
 		return err
 	}
-	sa, sb := a.tensor().Shape, b.tensor().Shape
+	sa, sb := a.Tensor().Shape, b.Tensor().Shape
 	if len(sb) == 3 && sb[2] == 1 {
 		sb = sb[:2] // a convolution of one point
 	}
 	if len(sa) != 2 || len(sb) != 2 || sa[0] == 0 || sa[1] == 0 || sb[0] == 0 || sb[1] == 0 {
-		return fault.New(fault.Corrupt, "%q: lora_A has shape %d and lora_B %d", l.Module, a.tensor().Shape, b.tensor().Shape)
+		return fault.New(fault.Corrupt, "%q: lora_A has shape %d and lora_B %d", l.Module, a.Tensor().Shape, b.Tensor().Shape)
 	}
-	t, err := r.target(r.weightName(l))
-	if err != nil {
+	if c.target, err = c.change(c.weightName(l), false); err != nil {
 		return err
 	}
-	if len(t.ref.Tensor.Shape) != 2 {
-		return fault.New(fault.Mismatch, "%q: the base's weight has shape %d, and the factors are those of a linear layer", l.Module, t.ref.Tensor.Shape)
+	if shape := c.target.Shape; len(shape) != 2 {
+		return fault.New(fault.Mismatch, "%q: the base's weight has shape %d, and the factors are those of a linear layer", l.Module, shape)
 	}
-	c := &compact{
-		resolver: r, layer: l, target: t, a: a, b: b, rank: int(sa[0]), inputs: int(sa[1]), outputs: int(sb[0]), width: int(sb[1]),
-		term: term{adapter: r.index, module: l.Module, scale: scale},
-	}
+	c.x, c.a, c.b = x, a, b
+	c.rank, c.inputs, c.outputs, c.width = int(sa[0]), int(sa[1]), int(sb[0]), int(sb[1])
 	switch {
-	case r.has(format.FeatureMergedLinear):
-		return c.addProjections(r.where(format.FeatureMergedLinear)[0])
-	case r.has(format.FeatureBDLoRA):
+	case c.has(format.FeatureMergedLinear):
+		return c.addProjections(c.where(format.FeatureMergedLinear)[0])
+	case c.has(format.FeatureBDLoRA):
 		return c.addBlocks()
-	case r.has(format.FeatureQALoRA):
+	case c.has(format.FeatureQALoRA):
 		return c.addPooled()
 	}
 	return fault.New(fault.Unsupported, "%q is of an unknown kind", l.Module)
 }
 
-// compact is a layer with compact factors: A is rank×inputs and B outputs×width as they are stored.
-type compact struct {
-	*resolver
-	layer                        *format.Layer
-	target                       *target
-	a, b                         blob
-	rank, inputs, outputs, width int
-	term                         term
-}
-
 // orient decides whether the base stores the weight transposed: fits tells whether the factors go with m outputs and n inputs.
 func (c *compact) orient(fits func(m, n int) bool) (turned bool, m, n int, err error) {
-	shape := c.target.ref.Tensor.Shape
+	shape := c.target.Shape
 	rows, cols := int(shape[0]), int(shape[1])
 	straight, turned := fits(rows, cols), fits(cols, rows)
 	switch {
@@ -94,10 +80,10 @@ func (c *compact) orient(fits func(m, n int) bool) (turned bool, m, n int, err e
 	return turned, rows, cols, nil
 }
 
-// add adds a term of some of the ranks.
-func (c *compact) add(rank int, b, a factor, turned bool) {
-	x := c.term
-	x.rank = rank
+// addRanks adds a term of some of the ranks.
+func (c *compact) addRanks(rank int, b, a Factor, turned bool) {
+	x := c.x
+	x.Rank = rank
 	c.target.add(x, b, a, turned)
 }
 
@@ -111,22 +97,22 @@ func (c *compact) addBlocks() error {
 	if err != nil {
 		return err
 	}
-	a, b := wholeA(c.a, c.rank), wholeB(c.b, c.width)
+	a, b := WholeA(c.a, c.rank), wholeB(c.b, c.width)
 	switch {
 	case c.inputs < n:
 		nBlocks := n / c.inputs
 		each := c.rank / nBlocks
 		for k := range nBlocks {
-			c.add(each, b.ranks(k*each), a.ranks(k*each).to(k*c.inputs), turned)
+			c.addRanks(each, b.ranks(k*each), a.ranks(k*each).to(k*c.inputs), turned)
 		}
 	case c.width < c.rank:
 		nBlocks := c.rank / c.width
 		rows := m / nBlocks
 		for k := range nBlocks {
-			c.add(c.width, b.part(k*rows, rows).to(k*rows), a.ranks(k*c.width), turned)
+			c.addRanks(c.width, b.part(k*rows, rows).to(k*rows), a.ranks(k*c.width), turned)
 		}
 	default:
-		c.add(c.rank, b, a, turned)
+		c.addRanks(c.rank, b, a, turned)
 	}
 	return nil
 }
@@ -143,10 +129,10 @@ func (c *compact) addPooled() error {
 		return fault.New(fault.Unsupported, "the configuration says use_qalora, and lora_A of %q is not pooled: it has as many columns as the base", c.layer.Module).
 			WithHint("if it is an ordinary LoRA, set use_qalora to false in adapter_config.json")
 	}
-	a := wholeA(c.a, c.rank)
-	a.repeat, a.length = group, n
-	c.term.scale *= float64(c.inputs) / float64(group)
-	c.add(c.rank, wholeB(c.b, c.width), a, turned)
+	a := WholeA(c.a, c.rank)
+	a.Repeat, a.Length = group, n
+	c.x.Scale *= float64(c.inputs) / float64(group)
+	c.addRanks(c.rank, wholeB(c.b, c.width), a, turned)
 	return nil
 }
 
@@ -174,14 +160,14 @@ func (c *compact) addProjections(where string) error {
 	if err != nil {
 		return err
 	}
-	a, b := wholeA(c.a, c.rank), wholeB(c.b, c.width)
+	a, b := WholeA(c.a, c.rank), wholeB(c.b, c.width)
 	groupRows := c.outputs / nGroups
 	row := 0
 	for projection, on := range enabled {
 		for done := 0; on && done < rows; {
 			group := row / groupRows
 			n := min(rows-done, (group+1)*groupRows-row)
-			c.add(c.width, b.part(row, n).to(projection*rows+done), a.ranks(group*c.width), turned)
+			c.addRanks(c.width, b.part(row, n).to(projection*rows+done), a.ranks(group*c.width), turned)
 			row, done = row+n, done+n
 		}
 	}

@@ -1,4 +1,4 @@
-package merge
+package resolve
 
 import (
 	"slices"
@@ -17,8 +17,8 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 		module := naming.Module(name)
 		renamed := r.mapping.Renamed(module)
 		if e := r.ends(); e.Tied && e.Why == "" && e.Head == "" &&
-			(naming.IsHead(module) || r.mapping.Renamed(name) == r.plan.adapterHead(r.names, e.Embedding)) {
-			return r.tiedError(name)
+			(naming.IsHead(module) || r.mapping.Renamed(name) == r.adapterHead(e.Embedding)) {
+			return tiedError(name)
 		}
 		if strings.HasSuffix(name, ".bias") && r.names.Has(renamed+".weight") {
 			return fault.New(fault.Mismatch, "the adapter changes the bias of %q, and the base has none there", module).
@@ -33,7 +33,7 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 			WithHint("%s", r.wrongBase())
 	}
 	e := fault.New(fault.Mismatch, "the base lacks %d of the %d tensors that the adapter changes: %s", len(missing), len(wanted), fault.List(missing, 3))
-	for _, b := range r.adapter.Beside {
+	for _, b := range r.model.Beside {
 		if slices.Contains(missing, b.Target) {
 			return e.WithHint("the adapter saves modules whole that the base does not have, such as a new head; give a base that has them")
 		}
@@ -50,7 +50,7 @@ func (r *resolver) diagnose(missing []string) error {
 	if d, ok := r.names.Diagnose(append(renamed, missing...)); ok {
 		return fault.New(fault.Unsupported, "%s", d.Why).WithHint("%s", d.Hint)
 	}
-	if method := r.plan.base.Config.QuantizationMethod; method != "" {
+	if method := r.base.Config.QuantizationMethod; method != "" {
 		return fault.New(fault.Unsupported, "the base is quantised (config.json says %s), and has no tensor %q", method, missing[0]).
 			WithHint("merge into the checkpoint that it was quantised from, then quantise again")
 	}

@@ -1,4 +1,4 @@
-package merge
+package resolve
 
 import (
 	"maps"
@@ -7,15 +7,13 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
-	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
-	"github.com/loratool/loratool/internal/safetensors"
 )
 
 // An adapter for a task saves the head of the task whole, and the checkpoint that its configuration names has none, or one for
 // another number of classes: BertForSequenceClassification makes the head at random when it loads bert-base-uncased. This
-// file gives the base such tensors, as reshape does for a vocabulary: the checkpoint then reads as if it had been written so.
+// file gives the base such tensors, as shape.go does for a vocabulary: the checkpoint then reads as if it had been written so.
 
 // saved is a tensor that an adapter saves whole, and that the base lacks or has in another shape.
 type saved struct {
@@ -34,28 +32,27 @@ type pairing struct {
 // pairUpdates pairs the tensors that an adapter updates, and finds what it saves whole and the base has not. ok is false where
 // the updates do not pair, or something is left over that no flag can add: then the base is wrong, or named otherwise.
 func (r *resolver) pairUpdates() (p pairing, ok bool) {
-	updates := r.wanted(true)
+	updates := r.wanted(func(f form) bool { b, ok := f.(*beside); return !ok || b.Action != format.Replace })
 	if updates == nil {
-		updates = r.wanted(false)
+		updates = r.wanted(func(form) bool { return true })
 	}
 	mapping, missing, ambiguous := r.names.Match(updates)
-	if ambiguous != nil || len(missing) == len(updates) || missing != nil && len(r.adapter.Layers) > 0 {
+	if ambiguous != nil || len(missing) == len(updates) || missing != nil && len(r.model.Layers) > 0 {
 		return p, false
 	}
 	p.mapping = mapping
-	for i := range r.adapter.Beside {
-		b := &r.adapter.Beside[i]
+	for i := range r.model.Beside {
+		b := &r.model.Beside[i]
 		if b.Action != format.Replace {
 			continue
 		}
-		tensor := r.blob(b.Tensor).tensor()
+		tensor := r.blob(b.Tensor).Tensor()
 		actual, found := mapping.Lookup(b.Target)
 		if !found && r.names.Has(b.Target) {
 			actual, found = r.names.Actual(b.Target), true // a head beside a trunk without a prefix
 		}
 		if found {
-			ref, _ := r.plan.base.Lookup(actual)
-			if was := ref.Tensor.Shape; !slices.Equal(tensor.Shape, was) && !isVocabulary(b.Target) {
+			if was := r.base.Tensors[actual].Shape; !slices.Equal(tensor.Shape, was) && !isVocabulary(b.Target) {
 				p.left = append(p.left, saved{b.Target, actual, tensor, was})
 			}
 			continue
@@ -68,24 +65,17 @@ func (r *resolver) pairUpdates() (p pairing, ok bool) {
 	return p, true
 }
 
-// isVocabulary reports whether a tensor is of an embedding of tokens or of a head over them, which grow and are tied.
-func isVocabulary(name string) bool {
-	module := naming.Module(name)
-	return naming.IsInputEmbedding(module) || naming.IsHead(module)
-}
-
 // isAddable reports whether the base may get a tensor that it lacks: not an embedding, a head that is tied to one, or a single
 // parameter of a module that is there and saved in part, such as the bias of a layer that has none.
 func (r *resolver) isAddable(b *format.Beside, t *format.Tensor, m naming.Mapping) bool {
 	module := naming.Module(b.Target)
-	tied, _ := r.isTied()
 	switch {
-	case naming.IsInputEmbedding(module), naming.IsHead(module) && tied, !t.DType.IsFloat():
+	case naming.IsInputEmbedding(module), naming.IsHead(module) && r.ends().Tied, !t.DType.IsFloat():
 		return false
 	}
 	weight := module + ".weight"
 	_, hasWeight := m.Lookup(weight)
-	savesWeight := slices.ContainsFunc(r.adapter.Beside, func(o format.Beside) bool { return o.Target == weight })
+	savesWeight := slices.ContainsFunc(r.model.Beside, func(o format.Beside) bool { return o.Target == weight })
 	return !hasWeight || savesWeight
 }
 
@@ -130,110 +120,82 @@ func otherShape(target string, have, want []uint64) error {
 }
 
 // addTensors gives the base the tensors that adapters save whole and it lacks, or has in another shape.
-func (p *Plan) addTensors() error {
-	p.added = make(map[string]saved)
+func (s *shaper) addTensors() error {
 	class := ""
-	for i := range p.adapters {
-		m := p.adapters[i].Source.Manifest()
-		if len(m.Adapters) != 1 {
-			continue // addAdapter says so
+	for i, a := range s.adapters {
+		sheet, err := newSheet(s.Base, s.adapters, s.reading.unfolded())
+		if err != nil {
+			return err
 		}
-		r := &resolver{plan: p, index: i, adapter: &m.Adapters[0], manifest: m, names: naming.Index(p.base.Names())}
-		if r.groupExperts() != nil || r.dropTwins() != nil {
-			continue // so does resolve
+		r, err := sheet.resolver(i)
+		if err != nil {
+			continue // resolving says so
 		}
-		pair, ok := r.pairUpdates()
-		if !ok || len(pair.left) == 0 {
+		p, ok := r.pairUpdates()
+		if !ok || len(p.left) == 0 {
 			continue
 		}
-		if p.options.Undo != nil {
-			return fault.New(fault.Unsupported, "an undo record holds values, and not that a tensor was added or had another shape: %s", fault.List(savedNames(pair.left), 3)).
-				WithHint("merge without --undo, and keep the base")
-		}
-		task, err := p.addSaved(r, pair)
-		if err != nil {
-			return fault.InFile(err, p.adapters[i].Name)
-		}
+		s.addPrefix(p)
+		s.addSaved(p)
+		task := s.describeTask(r, p)
 		if class != "" && task.Class != "" && class != task.Class {
-			return fault.New(fault.Mismatch, "one adapter is for %s, another for %s", class, task.Class).WithHint("merge one of them")
+			return fault.InFile(fault.New(fault.Mismatch, "one adapter is for %s, another for %s", class, task.Class).WithHint("merge one of them"), a.Name)
 		}
 		class = task.Class
 	}
 	return nil
 }
 
-func savedNames(all []saved) (names []string) {
-	for _, s := range all {
-		names = append(names, s.name)
-	}
-	return names
-}
-
-// addSaved changes the base for one adapter.
-func (p *Plan) addSaved(r *resolver, pair pairing) (naming.Task, error) {
-	if err := p.addPrefix(pair); err != nil {
-		return naming.Task{}, err
-	}
-	var changes []checkpoint.Change
-	for i := range pair.left {
-		s := &pair.left[i]
-		d := s.tensor.DType
-		if ref, ok := p.base.Lookup(s.name); ok {
-			d = ref.Tensor.DType
-		} else if common := p.commonDType(); common != dtype.Invalid {
+// addSaved adds the tensors of one adapter.
+func (s *shaper) addSaved(p pairing) {
+	var e Edit
+	for _, x := range p.left {
+		d := x.tensor.DType
+		if t, ok := s.Tensors[x.name]; ok {
+			d = t.DType
+		} else if common := s.commonDType(); common != dtype.Invalid {
 			d = common
 		}
-		n, _ := d.NBytes(uint64(s.tensor.Elements()))
-		changes = append(changes, checkpoint.Change{Name: s.name, Zeros: &safetensors.Tensor{DType: d, Shape: s.tensor.Shape, NBytes: n}})
-		p.added[s.name] = *s
-		if s.was == nil {
-			p.warn("the base lacks %q, which is added with shape %d, as %v", s.name, s.tensor.Shape, d)
+		e.Tensors = append(e.Tensors, NewTensor{Name: x.name, Zeros: &Tensor{DType: d, Shape: x.tensor.Shape}})
+		s.Added[x.name] = x.was
+		if x.was == nil {
+			s.notes.add("the base lacks %q, which is added with shape %d, as %v", x.name, x.tensor.Shape, d)
 		} else {
-			p.warn("the base has %q with shape %d; the adapter's, with shape %d, takes its place", s.name, s.was, s.tensor.Shape)
+			s.notes.add("the base has %q with shape %d; the adapter's, with shape %d, takes its place", x.name, x.was, x.tensor.Shape)
 		}
 	}
-	base, err := p.base.Reshape(changes)
-	if err != nil {
-		return naming.Task{}, err
-	}
-	p.base, p.reshaped = base, true
-	return p.describeTask(r, pair)
+	s.edit(e)
 }
 
 // addPrefix gives the base's tensors the prefix that their names have in the model that the adapter was trained in, where they
 // lack it: transformers 4 refuses a checkpoint of a trunk without the prefix and a head beside it.
-func (p *Plan) addPrefix(pair pairing) error {
-	_, prefix := pair.mapping.Cut()
+func (s *shaper) addPrefix(p pairing) {
+	_, prefix := p.mapping.Cut()
 	if prefix == "" {
-		return nil
+		return
 	}
-	heads := naming.HeadSegments(p.base.Config.ModelType)
-	for _, s := range pair.left {
-		segment, _, _ := strings.Cut(s.name, ".")
+	heads := naming.HeadSegments(s.Config.ModelType)
+	for _, x := range p.left {
+		segment, _, _ := strings.Cut(x.name, ".")
 		heads[segment] = true
 	}
-	names := make(map[string]string)
-	for _, name := range p.base.Names() {
+	renames := make(map[string]string)
+	for _, name := range s.Names() {
 		if segment, _, _ := strings.Cut(name, "."); !heads[segment] {
-			names[name] = prefix + name
+			renames[name] = prefix + name
 		}
 	}
-	base, err := p.base.Rename(names)
-	if err != nil {
-		return err
-	}
-	p.base, p.reshaped = base, true
-	p.renamed = names
-	p.warn("the names of the base's %d tensors get %q in front, as in the model that the adapter was trained in", len(names), prefix)
-	return nil
+	s.edit(Edit{Rename: renames})
+	maps.Copy(s.Renamed, renames)
+	s.notes.add("the names of the base's %d tensors get %q in front, as in the model that the adapter was trained in", len(renames), prefix)
 }
 
 // commonDType is the dtype of 16 bits or more that most values of the base have, Invalid where none has one.
-func (p *Plan) commonDType() dtype.Type {
+func (b *Base) commonDType() dtype.Type {
 	elements := make(map[dtype.Type]int64)
-	for _, name := range p.base.Names() {
-		if ref, _ := p.base.Lookup(name); ref.Tensor.DType.IsFloat() && ref.Tensor.DType.Size() >= 2 {
-			elements[ref.Tensor.DType] += ref.Tensor.Elements()
+	for _, t := range b.Tensors {
+		if t.DType.IsFloat() && t.DType.Size() >= 2 {
+			elements[t.DType] += t.Elements()
 		}
 	}
 	common := dtype.Invalid

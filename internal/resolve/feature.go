@@ -1,4 +1,4 @@
-package merge
+package resolve
 
 import (
 	"sort"
@@ -7,6 +7,9 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 )
+
+// recomputed are the features that Reading.RecomputeResidual allows.
+var recomputed = map[string]bool{format.FeaturePiSSA: true, format.FeatureOLoRA: true}
 
 // applied are the features that this version applies.
 var applied = map[string]bool{

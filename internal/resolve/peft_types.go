@@ -1,4 +1,4 @@
-package merge
+package resolve
 
 // peftType is a method of PEFT that is not LoRA.
 type peftType struct {

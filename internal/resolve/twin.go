@@ -1,11 +1,11 @@
-package merge
+package resolve
 
 import (
+	"bytes"
+	"errors"
 	"slices"
 
 	"github.com/loratool/loratool/format"
-	"github.com/loratool/loratool/format/dtype"
-	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/naming"
 )
 
@@ -14,14 +14,14 @@ import (
 // is nothing to decide: a saved tensor that the base lacks, with the very bytes of a saved one that
 // the base has, is that tensor under the name of a module that shares it.
 func (r *resolver) dropTwins() error {
-	if tied, certain := r.isTied(); !tied || !certain || r.plan.options.Tied == Untie {
+	if e := r.ends(); !e.Tied || e.Why != "" || r.reading.Tied == Untie {
 		return nil
 	}
 	twins := make(map[string]bool) // modules that share the weight of another one
-	kept := slices.Clone(r.adapter.Beside)
+	kept := slices.Clone(r.model.Beside)
 	for _, leaf := range []string{"weight", "bias"} {
-		for i := range r.adapter.Beside {
-			b := &r.adapter.Beside[i]
+		for i := range r.model.Beside {
+			b := &r.model.Beside[i]
 			module := naming.Module(b.Target)
 			if b.Action != format.Replace || naming.Leaf(b.Target) != leaf || r.isInBase(b.Target) || leaf == "bias" && !twins[module] {
 				continue
@@ -37,20 +37,11 @@ func (r *resolver) dropTwins() error {
 		}
 	}
 	if r.hasTwins = len(twins) > 0; r.hasTwins {
-		adapter := *r.adapter
-		adapter.Beside = kept
-		r.adapter = &adapter
+		model := *r.model
+		model.Beside = kept
+		r.model = &model
 	}
 	return nil
-}
-
-// isCounter reports whether the adapter saves a whole number where the base has one: the count of batches of a normalisation, which
-// PEFT saves with its module. It is copied, not computed with.
-func (r *resolver) isCounter(name string, ref checkpoint.Ref) bool {
-	isReplaced := func(b format.Beside) bool {
-		return b.Action == format.Replace && b.Target == name && r.blob(b.Tensor).tensor().DType == dtype.I64
-	}
-	return ref.Tensor.DType == dtype.I64 && slices.ContainsFunc(r.adapter.Beside, isReplaced)
 }
 
 // isInBase reports whether the base has a tensor whose name ends as this one does.
@@ -58,8 +49,8 @@ func (r *resolver) isInBase(name string) bool { return r.names.HasTail(tail(name
 
 // hasCopyInBase reports whether the adapter saves the same bytes for a tensor that the base has.
 func (r *resolver) hasCopyInBase(b *format.Beside) (bool, error) {
-	for i := range r.adapter.Beside {
-		other := &r.adapter.Beside[i]
+	for i := range r.model.Beside {
+		other := &r.model.Beside[i]
 		if other.Action != format.Replace || other == b || naming.Leaf(other.Target) != naming.Leaf(b.Target) || !r.isInBase(other.Target) {
 			continue
 		}
@@ -69,3 +60,25 @@ func (r *resolver) hasCopyInBase(b *format.Beside) (bool, error) {
 	}
 	return false, nil
 }
+
+// sameBlob compares two tensors.
+func sameBlob(a, b Blob) (bool, error) {
+	s, t := a.Tensor(), b.Tensor()
+	if s.DType != t.DType || !slices.Equal(s.Shape, t.Shape) {
+		return false, nil
+	}
+	p, q := make([]byte, min(s.NBytes(), pieceBytes)), make([]byte, min(s.NBytes(), pieceBytes))
+	for off := int64(0); off < s.NBytes(); off += pieceBytes {
+		n := min(pieceBytes, s.NBytes()-off)
+		if err := errors.Join(a.Source.ReadBlobAt(p[:n], a.Index, off), b.Source.ReadBlobAt(q[:n], b.Index, off)); err != nil {
+			return false, err
+		}
+		if !bytes.Equal(p[:n], q[:n]) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// pieceBytes is how much of a tensor is compared at a time.
+const pieceBytes = 1 << 18

@@ -1,0 +1,45 @@
+package checkpoint
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/loratool/loratool/internal/jsonobject"
+)
+
+// Reindex returns the text of an index of shards with the tensors that the checkpoint has more than
+// it, and with their sizes. If tensors have other names than on the disk, it names all of them anew.
+func (c *Checkpoint) Reindex(text []byte, isRenamed bool) ([]byte, error) {
+	var index struct {
+		WeightMap json.RawMessage `json:"weight_map"`
+	}
+	if _, err := jsonobject.Decode(text, &index); err != nil {
+		return nil, err
+	}
+	known := make(map[string]json.RawMessage)
+	if err := json.Unmarshal(index.WeightMap, &known); err != nil {
+		return nil, err
+	}
+	if isRenamed {
+		files := make(map[string]string)
+		for _, name := range c.Names() {
+			files[name] = c.FileOf(name)
+		}
+		text, known = jsonobject.Set(text, jsonobject.Indented(files), "weight_map"), nil
+	}
+	var nBytes, nElements int64
+	for _, name := range c.Names() {
+		t := c.refs[name].Tensor
+		nBytes += t.NBytes
+		nElements += t.Elements()
+		if _, ok := known[name]; !ok && known != nil {
+			text = jsonobject.Set(text, jsonobject.Quote(c.FileOf(name)), "weight_map", name)
+		}
+	}
+	for key, total := range map[string]int64{"total_size": nBytes, "total_parameters": nElements} {
+		if _, ok := jsonobject.Value(text, "metadata", key); ok {
+			text = jsonobject.Set(text, fmt.Sprint(total), "metadata", key)
+		}
+	}
+	return text, nil
+}

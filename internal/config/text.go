@@ -1,0 +1,85 @@
+package config
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+
+	"github.com/loratool/loratool/internal/jsonobject"
+)
+
+// Text is the text of a config.json. Its methods return a changed text, in which every byte but
+// those of the values that change is as it was.
+type Text []byte
+
+// Replace sets a field from one value to another wherever it has that value: at the top and in
+// text_config. Where neither has it, it is set at the top.
+func (t Text) Replace(field, from, to string) Text {
+	replaced := false
+	for _, path := range [][]string{{field}, {"text_config", field}} {
+		if value, ok := jsonobject.Value(t, path...); ok && value == from {
+			t, replaced = jsonobject.Set(t, to, path...), true
+		}
+	}
+	if !replaced {
+		t = jsonobject.Set(t, to, field)
+	}
+	return t
+}
+
+// Untie says that input embedding and output head are two tensors, in each place that a release of
+// transformers reads.
+func (t Text) Untie() Text {
+	const field = "tie_word_embeddings"
+	t = t.Replace(field, "true", "false")
+	if _, ok := jsonobject.Value(t, "text_config"); ok { // transformers 4 asks the text half, whose class has a default of its own
+		t = jsonobject.Set(t, "false", "text_config", field)
+	}
+	if _, ok := jsonobject.Value(t, "tie_embedding"); ok { // LFM2
+		t = jsonobject.Set(t, "false", "tie_embedding")
+	}
+	return t
+}
+
+// SetClass names the class of the model.
+func (t Text) SetClass(class string) Text {
+	return jsonobject.Set(t, jsonobject.Indented([]string{class}), "architectures")
+}
+
+// defaultLabels is how many labels a configuration has that does not say it.
+const defaultLabels = 2
+
+// NLabels is how many labels a configuration has.
+func (t Text) NLabels() uint64 {
+	var names map[string]json.RawMessage
+	if value, ok := jsonobject.Value(t, "id2label"); ok && json.Unmarshal([]byte(value), &names) == nil && names != nil {
+		return uint64(len(names))
+	}
+	if value, ok := jsonobject.Value(t, "num_labels"); ok {
+		if n, err := strconv.ParseUint(value, 10, 64); err == nil {
+			return n
+		}
+	}
+	return defaultLabels
+}
+
+// SetLabels gives a configuration n labels, with the names that transformers gives them.
+func (t Text) SetLabels(n uint64) Text {
+	names, numbers := []byte("{"), []byte("{")
+	for i := range n {
+		separator := ",\n    "
+		if i == 0 {
+			separator = "\n    "
+		}
+		names = fmt.Appendf(names, `%s"%d": "LABEL_%d"`, separator, i, i)
+		numbers = fmt.Appendf(numbers, `%s"LABEL_%d": %d`, separator, i, i)
+	}
+	t = jsonobject.Set(t, string(names)+"\n  }", "id2label")
+	t = jsonobject.Set(t, string(numbers)+"\n  }", "label2id")
+	for _, field := range []string{"num_labels", "_num_labels"} {
+		if _, ok := jsonobject.Value(t, field); ok {
+			t = jsonobject.Set(t, fmt.Sprint(n), field)
+		}
+	}
+	return t
+}

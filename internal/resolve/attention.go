@@ -1,0 +1,41 @@
+package resolve
+
+import (
+	"strings"
+
+	"github.com/loratool/loratool/format"
+)
+
+// wrapped is what PEFT puts between an nn.MultiheadAttention and its out_proj.
+const wrapped = ".base_layer."
+
+// attentionWeight is the name of the weight that a layer of an nn.MultiheadAttention changes: the one
+// that has those of its three projections in one, or that of its out_proj.
+func (r *resolver) attentionWeight(l *format.Layer) string {
+	module := strings.Replace(l.Module, wrapped, ".", 1)
+	if end := tail(module, 2); r.names.HasTail(end+".in_proj_weight") && !r.names.HasTail(end+".weight") {
+		return module + ".in_proj_weight"
+	}
+	return module + ".weight"
+}
+
+// isOutProj reports whether a layer is the out_proj of an nn.MultiheadAttention.
+func isOutProj(l *format.Layer) bool { return strings.Contains(l.Module, wrapped) }
+
+// outProj notes such a layer, and returns how often its update counts. PEFT, up to 0.21 at least,
+// adds it twice, in its forward pass and in merging, as the module is adapted once alone and once as
+// a part; the adapter means it once, and was trained with it twice.
+func (r *resolver) outProj(l *format.Layer) float64 {
+	if r.reading.OutProjTwice {
+		r.notes.of(l.Module, "the update of out_proj is added twice, as PEFT does")
+		return 2
+	}
+	r.notes.of(l.Module, "the update of out_proj is added once, as the adapter means it; PEFT up to 0.21 adds it twice when it runs and when it merges, which --out-proj-twice does")
+	return 1
+}
+
+// tail is the last n segments of a path.
+func tail(path string, n int) string {
+	s := strings.Split(path, ".")
+	return strings.Join(s[max(0, len(s)-n):], ".")
+}

@@ -1,0 +1,93 @@
+package resolve
+
+import (
+	"slices"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// beside is a tensor that an adapter carries beside its layers, and that is put in place.
+type beside struct {
+	*resolver
+	*format.Beside
+}
+
+// formBeside is the form of what is carried beside the layers, nil for what only training needs.
+func (r *resolver) formBeside(b *format.Beside) form {
+	if b.Action == format.Opaque {
+		for _, f := range []string{format.FeatureVeLoRA, format.FeatureMonteCLoRA} {
+			if slices.Contains(r.where(f), b.Target) {
+				r.notes.of(b.Target, "the state of the adapter's training is no part of the merged model and is left out")
+				return nil
+			}
+		}
+	}
+	return &beside{r, b}
+}
+
+func (b *beside) wants() []string {
+	if b.Action == format.Opaque {
+		return nil
+	}
+	return []string{b.Target}
+}
+
+func (b *beside) add() error {
+	if b.Action == format.Opaque {
+		return fault.New(fault.Unsupported, "tensor %q has no known meaning", b.Target)
+	}
+	if b.Weight != 1 {
+		return fault.New(fault.Unsupported, "the adapter replaces %q, and a replacement cannot be weighted by %v", b.Target, b.Weight).
+			WithHint("use the weight 1")
+	}
+	if b.fold != nil {
+		if folded, err := b.isFolded(b.Beside); folded || err != nil {
+			return err
+		}
+	}
+	c, err := b.change(b.Target, b.isCounter())
+	if err != nil {
+		return err
+	}
+	have := b.blob(b.Tensor).Tensor()
+	if !have.DType.IsFloat() && have.DType != c.DType {
+		return fault.New(fault.Mismatch, "the adapter saves %q as %v, the base has %v", b.Target, have.DType, c.DType)
+	}
+	if b.Action == format.Rows {
+		return b.addRows(c, have)
+	}
+	if c.Replace != nil {
+		return fault.New(fault.Mismatch, "two adapters replace %q", c.Name)
+	}
+	if !slices.Equal(have.Shape, c.Shape) {
+		return otherShape(b.Target, have.Shape, c.Shape)
+	}
+	blob := b.blob(b.Tensor)
+	c.Replace = &blob
+	return nil
+}
+
+func (b *beside) addRows(c *Change, have *format.Tensor) error {
+	if len(have.Shape) != 2 || len(c.Shape) != 2 || have.Shape[1] != c.Shape[1] {
+		return fault.New(fault.Mismatch, "the trained token rows of %q have shape %d, the base has %d", b.Target, have.Shape, c.Shape)
+	}
+	if c.Rows != nil {
+		return fault.New(fault.Unsupported, "two adapters replace rows of %q", c.Name)
+	}
+	for _, row := range b.Rows {
+		if row < 0 || uint64(row) >= c.Shape[0] {
+			return fault.New(fault.Mismatch, "trainable_token_indices has the token %d, and %q of the base has %d rows", row, c.Name, c.Shape[0]).
+				WithHint("the vocabulary was resized for the adapter, and it has no values for all of the new rows: resize the base's embeddings first")
+		}
+	}
+	c.Rows = &Rows{Blob: b.blob(b.Tensor), Order: b.Rows}
+	return nil
+}
+
+// isCounter reports whether the adapter saves a whole number where the base has one: the count of
+// batches of a normalisation, which PEFT saves with its module. It is copied, not computed with.
+func (b *beside) isCounter() bool {
+	return b.Action == format.Replace && b.tensor(b.Target).DType == dtype.I64 && b.blob(b.Tensor).Tensor().DType == dtype.I64
+}

@@ -1,0 +1,381 @@
+package resolve
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
+)
+
+// An adapter of stacked experts has, for a parameter of E matrices d1×d2, the factors A, (E·r)×n with one expert after the other, and
+// B, m×(r·E) with the expert running fastest. (n, m) is (d2, d1), or (d1, d2), and then every product stands transposed in the
+// parameter: PEFT has changed its mind about that twice.
+//
+// The base may hold the experts stacked or one by one, and so may the adapter be made.
+
+// stacked is the form of all layers of an adapter that adapt stacked experts. PEFT treats all of a
+// model alike, so that one module may tell how the factors of another stand.
+type stacked struct {
+	*resolver
+	modules []*experts
+	sides   map[bool]bool // whether products stand transposed in parameters of experts that are not square
+}
+
+// experts are the layers that adapt parameters of one module.
+type experts struct {
+	module string
+	names  []string        // of the parameters, as the model registers them
+	layers []*format.Layer // by nesting, the innermost first
+	stacks []stack         // the shapes of the parameters
+}
+
+// groupExperts gathers the layers of stacked experts by their modules.
+func (r *resolver) groupExperts() error {
+	s := &stacked{resolver: r}
+	paths := r.where(format.FeatureExperts)
+	at := make(map[string]int)
+	for i := range r.model.Layers {
+		l := &r.model.Layers[i]
+		if l.Kind != format.Expert {
+			continue
+		}
+		a, b := r.blob(l.Roles[format.RoleA]).Tensor().Shape, r.blob(l.Roles[format.RoleB]).Tensor().Shape
+		if len(a) != 2 || len(b) != 2 || a[0] != b[1] || a[0] == 0 || a[0]%uint64(l.Rank) != 0 {
+			return fault.New(fault.Corrupt, "the experts %q: lora_A has shape %d and lora_B %d, want (E·%d)×n and m×(%d·E)", l.Module, a, b, l.Rank, l.Rank)
+		}
+		module, _ := naming.CutNesting(l.Module)
+		if _, ok := at[module]; !ok {
+			at[module] = len(s.modules)
+			s.modules = append(s.modules, &experts{module: module, names: naming.ParametersOf(module, paths)})
+		}
+		g := s.modules[at[module]]
+		g.layers = append(g.layers, l)
+	}
+	for _, g := range s.modules {
+		slices.SortFunc(g.layers, func(a, b *format.Layer) int { return len(b.Module) - len(a.Module) })
+		if len(g.names) != len(g.layers) {
+			return fault.New(fault.Unsupported, "the adapter has the factors of %d parameters of %q, and target_parameters names %d: %s", len(g.layers), g.module, len(g.names), fault.List(g.names, 3)).
+				WithHint("name in target_parameters the parameters that the factors are for; a .lora file of an older version is converted again from its source")
+		}
+	}
+	r.forms = append(r.forms, s)
+	return nil
+}
+
+// parameter is the path of a parameter of a group.
+func (g *experts) parameter(i int) string { return g.module + "." + g.names[i] }
+
+// wants lists the parameters, or the weights of every expert.
+func (s *stacked) wants() (names []string) {
+	for _, g := range s.modules {
+		for i, l := range g.layers {
+			parts := s.split(g, i)
+			if parts == nil {
+				names = append(names, g.parameter(i))
+				continue
+			}
+			for e := range s.nExperts(l) {
+				for _, part := range parts {
+					names = append(names, expertWeight(g.module, e, part))
+				}
+			}
+		}
+	}
+	return names
+}
+
+// split returns the weights of each expert that the base has in place of a parameter, or nil if it has the parameter.
+func (s *stacked) split(g *experts, i int) []string {
+	if s.names.HasTail(naming.Leaf(g.module) + "." + g.names[i]) {
+		return nil
+	}
+	return s.names.ExpertParts(g.module, g.names[i])
+}
+
+func expertWeight(module string, expert int, part string) string {
+	return fmt.Sprintf("%s.%d.%s.weight", module, expert, part)
+}
+
+// nExperts is how many experts the factors of a layer are for.
+func (g *given) nExperts(l *format.Layer) int {
+	return int(g.blob(l.Roles[format.RoleA]).Tensor().Shape[0]) / l.Rank
+}
+
+// factorShape returns n and m: A is (E·r)×n and B m×(r·E).
+func (g *given) factorShape(l *format.Layer) (n, m uint64) {
+	return g.blob(l.Roles[format.RoleA]).Tensor().Shape[1], g.blob(l.Roles[format.RoleB]).Tensor().Shape[0]
+}
+
+// stack is the shape that the base has for a parameter: n experts d1×d2, whether it holds them stacked or one by one. A parameter of
+// two dimensions, such as a router, is a matrix, on which PEFT applies factors as on a linear layer.
+type stack struct {
+	n, d1, d2 uint64
+	matrix    bool
+}
+
+// stackOf looks the shape up. Where the base has the experts one by one, their weights make up the parameter.
+func (s *stacked) stackOf(g *experts, i int) (stack, error) {
+	parts := s.split(g, i)
+	if parts == nil {
+		shape := s.tensor(g.parameter(i)).Shape
+		switch len(shape) {
+		case 2:
+			return stack{1, shape[0], shape[1], true}, nil
+		case 3:
+			return stack{shape[0], shape[1], shape[2], false}, nil
+		}
+		return stack{}, fault.New(fault.Mismatch, "%q of the base has shape %d, and target_parameters are of two or three dimensions", g.parameter(i), shape).
+			WithHint("%s", s.wrongBase())
+	}
+	var all stack
+	for _, part := range parts {
+		shape := s.tensor(expertWeight(g.module, 0, part)).Shape
+		if len(shape) != 2 || all.d1 > 0 && (shape[1] != all.d2 || shape[0]*uint64(len(parts)-1) != all.d1*uint64(len(parts)-1)) {
+			return stack{}, fault.New(fault.Mismatch, "the weights %s of %q do not go together: shape %d", strings.Join(parts, " and "), g.module, shape)
+		}
+		all.d1 += shape[0]
+		all.d2 = shape[1]
+	}
+	for s.hasExpert(g.module, int(all.n), parts[0]) {
+		all.n++
+	}
+	return all, nil
+}
+
+func (s *stacked) hasExpert(module string, expert int, part string) bool {
+	_, ok := s.mapping.Lookup(expertWeight(module, expert, part))
+	return ok
+}
+
+// fits reports whether the factors of a layer are for a parameter of this shape.
+func (g *given) fits(l *format.Layer, s stack) bool {
+	n, m := g.factorShape(l)
+	return uint64(g.nExperts(l)) == s.n && (n == s.d2 && m == s.d1 || n == s.d1 && m == s.d2 && !s.matrix)
+}
+
+// pairExperts pairs the layers of a module with its parameters. The shapes say which is which, and where several
+// orders fit, the order in which models are known to register the parameters.
+func (s *stacked) pair(g *experts) error {
+	stacks := make([]stack, len(g.layers))
+	for i := range g.layers {
+		var err error
+		if stacks[i], err = s.stackOf(g, i); err != nil {
+			return err
+		}
+	}
+	var fitting [][]int // orders of the parameters
+	eachOrder(len(g.layers), func(order []int) {
+		for i, l := range g.layers {
+			if !s.fits(l, stacks[order[i]]) {
+				return
+			}
+		}
+		fitting = append(fitting, slices.Clone(order))
+	})
+	if len(fitting) == 0 {
+		return s.explain(g, stacks)
+	}
+	inOrder := slices.IsSorted(fitting[0]) // the plain order comes first
+	known := !slices.ContainsFunc(g.names, func(name string) bool { return !naming.IsRegistered(name) })
+	if len(fitting) > 1 && !(known && inOrder) || !inOrder && !g.isUniform() {
+		return fault.New(fault.Unsupported, "it is not known which factors of %q are for which of its parameters %s: their keys do not say it, PEFT nests them in the order in which the model registers them, and %d orders fit the shapes",
+			g.module, strings.Join(g.names, ", "), len(fitting)).WithHint("train one adapter for each of the parameters")
+	}
+	if !inOrder {
+		names, ordered := slices.Clone(g.names), make([]stack, len(stacks))
+		for i, k := range fitting[0] {
+			g.names[i], ordered[i] = names[k], stacks[k]
+		}
+		stacks = ordered
+		s.notes.add("the shapes say that the parameters of %q nest in the order %s", g.module, strings.Join(g.names, ", "))
+	}
+	g.stacks = stacks
+	for i, l := range g.layers {
+		if x := stacks[i]; !x.matrix && x.d1 != x.d2 {
+			n, _ := s.factorShape(l)
+			s.sides[n == x.d1] = true
+		}
+	}
+	return nil
+}
+
+// add adds the updates of all stacked experts.
+func (s *stacked) add() error {
+	s.sides = make(map[bool]bool)
+	for _, g := range s.modules {
+		if err := s.pair(g); err != nil {
+			return err
+		}
+	}
+	for _, g := range s.modules {
+		for i, l := range g.layers {
+			if err := s.addStack(g, i, l, g.stacks[i]); err != nil {
+				return err
+			}
+		}
+	}
+	if s.reading.ExpertsSlowest {
+		s.notes.add("lora_B of the experts is read with one expert after the other, as --expert-slowest says")
+	}
+	return nil
+}
+
+// isUniform reports whether all factors have the same rank and scale, so that these are right whichever parameter they are for.
+func (g *experts) isUniform() bool {
+	return !slices.ContainsFunc(g.layers, func(l *format.Layer) bool { return l.Rank != g.layers[0].Rank || l.Scale() != g.layers[0].Scale() })
+}
+
+func (s *stacked) explain(g *experts, stacks []stack) error {
+	for i, l := range g.layers {
+		if x := stacks[i]; !s.fits(l, x) {
+			n, m := s.factorShape(l)
+			return fault.New(fault.Mismatch, "the experts %q: lora_A is for %d experts of %d columns and lora_B has %d rows, the base's parameter %s is %d×%d×%d",
+				l.Module, s.nExperts(l), n, m, g.names[i], x.n, x.d1, x.d2).WithHint("%s", s.wrongBase())
+		}
+	}
+	return nil
+}
+
+// eachOrder calls f with every order of n things, the plain one first.
+func eachOrder(n int, f func(order []int)) {
+	order := make([]int, n)
+	for i := range order {
+		order[i] = i
+	}
+	var place func(i int)
+	place = func(i int) {
+		if i == n {
+			f(order)
+			return
+		}
+		for k := i; k < n; k++ {
+			order[i], order[k] = order[k], order[i]
+			place(i + 1)
+			order[i], order[k] = order[k], order[i]
+		}
+	}
+	place(0)
+}
+
+// addStack adds the update of one parameter.
+func (s *stacked) addStack(g *experts, i int, l *format.Layer, shape stack) error {
+	x, a, b, err := s.term(l)
+	if err != nil {
+		return err
+	}
+	n, m := s.factorShape(l)
+	turned, err := s.turned(l, shape, n)
+	if err != nil {
+		return err
+	}
+	nExperts, rank := s.nExperts(l), l.Rank
+	ofExpert := func(e int) (fb, fa Factor) {
+		fa = Factor{Blob: a, At: e * rank * int(n), Across: int(n), Along: 1, Repeat: 1, Length: int(n)}
+		fb = Factor{Blob: b, At: e, Across: nExperts, Along: nExperts * rank, Repeat: 1, Length: int(m)}
+		if s.reading.ExpertsSlowest {
+			fb.At, fb.Across = e*rank, 1
+		}
+		return fb, fa
+	}
+	parts := s.split(g, i)
+	if parts == nil {
+		c, err := s.change(g.parameter(i), false)
+		if err != nil {
+			return err
+		}
+		if err := c.stackUp(); err != nil {
+			return err
+		}
+		for e := range nExperts {
+			x.Band = e
+			fb, fa := ofExpert(e)
+			c.add(x, fb, fa, turned)
+		}
+		return nil
+	}
+	rows := int(shape.d1) / len(parts)
+	for e := range nExperts {
+		for k, part := range parts {
+			c, err := s.change(expertWeight(g.module, e, part), false)
+			if err != nil {
+				return err
+			}
+			fb, fa := ofExpert(e)
+			if turned {
+				fa = fa.part(k*rows, rows)
+			} else {
+				fb = fb.part(k*rows, rows)
+			}
+			c.add(x, fb, fa, turned)
+		}
+	}
+	return nil
+}
+
+// stackUp makes the change one band per expert.
+func (c *Change) stackUp() error {
+	if len(c.Shape) != 3 || c.Stacked {
+		return nil
+	}
+	if len(c.Terms) > 0 {
+		return StackedAndNot(c.Name)
+	}
+	c.Stacked, c.NBands = true, max(1, int(c.Shape[0]))
+	return nil
+}
+
+// StackedAndNot is the error of a tensor that is seen in two ways at once.
+func StackedAndNot(name string) error {
+	return fault.New(fault.Mismatch, "%q gets an update as stacked experts and another one as a convolution", name)
+}
+
+// turned decides whether the products stand transposed in a parameter. The shapes tell, and where the parameter is square, those of the
+// adapter's other parameters, as PEFT treats all of a model alike; then the release of PEFT. The user has the last word.
+func (s *stacked) turned(l *format.Layer, shape stack, n uint64) (bool, error) {
+	if shape.matrix || shape.d1 != shape.d2 {
+		return !shape.matrix && n == shape.d1, nil
+	}
+	modelType := s.base.Config.ModelType
+	transposed := naming.HasTransposedExperts(modelType)
+	source := s.manifest.Provenance.Source
+	version, known := releaseOf(source)
+	byRelease := "the experts are square, and their orientation is that of the release that made the adapter, " + source
+	why := ""
+	switch {
+	case s.reading.ExpertInput > 0:
+		return s.reading.ExpertInput == 1, nil
+	case len(s.sides) == 1:
+		s.notes.of(l.Module, "the experts are square, and their orientation is that of the adapter's other parameters")
+		return s.sides[true], nil
+	case len(s.sides) == 2:
+		why = "the other parameters of the adapter do not agree"
+	case modelType == "":
+		why = "the base has no config.json that says what model it is"
+	case !known:
+		why = "the adapter's configuration does not say which release of PEFT made it"
+	case slices.Compare(version, []int{0, 19, 0}) < 0 && !naming.HasTurnedExperts(modelType):
+		s.notes.of(l.Module, byRelease)
+		return true, nil
+	case transposed || naming.HasTurnedExperts(modelType):
+		why = "for a model of type " + modelType + " it also depends on the release of transformers"
+	default:
+		s.notes.of(l.Module, byRelease)
+		return slices.Equal(version, []int{0, 19, 0}), nil
+	}
+	return false, undecided(l, shape, why)
+}
+
+func undecided(l *format.Layer, s stack, why string) error {
+	return fault.New(fault.Unsupported, "the experts of %q are square, %d×%d, so that their shape does not tell which dimension is the input: %s", l.Module, s.d1, s.d2, why).
+		WithHint("say it with --expert-input: 1 where lora_A reads the first dimension of an expert (PEFT up to 0.18 on most models, and gpt-oss), 2 where it reads the second")
+}
+
+// releaseOf is the release of PEFT that wrote an adapter, as three numbers.
+func releaseOf(source string) (version []int, known bool) {
+	version = make([]int, 3)
+	n, _ := fmt.Sscanf(source, "PEFT %d.%d.%d", &version[0], &version[1], &version[2])
+	return version, n >= 2
+}

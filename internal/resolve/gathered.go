@@ -1,0 +1,75 @@
+package resolve
+
+import (
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
+)
+
+// gathered is a layer of one expert, where the base has that expert stacked with others in a
+// parameter.
+type gathered struct {
+	*resolver
+	layer     *format.Layer
+	parameter string
+	expert    int
+	part      int // of the parts that an expert has in the parameter, one below the other
+	parts     int
+}
+
+// gather returns the form of a layer of one expert, nil where the base has it as a module.
+func (r *resolver) gather(l *format.Layer) form {
+	parameter, expert, part, parts, _ := naming.ExpertPart(l.Module)
+	if r.names.HasTail(tail(l.Module, 3)+".weight") || !r.names.HasTail(tail(parameter, 2)) {
+		return nil
+	}
+	return &gathered{r, l, parameter, expert, part, parts}
+}
+
+func (g *gathered) wants() []string { return []string{g.parameter} }
+
+// add adds the update of a weight of one expert to the parameter that it is part of.
+func (g *gathered) add() error {
+	l, parameter, parts := g.layer, g.parameter, g.parts
+	x, a, b, err := g.term(l)
+	if err != nil {
+		return err
+	}
+	if len(l.Roles) > 2 {
+		return fault.New(fault.Unsupported, "%q has more than lora_A and lora_B, and the base has that expert stacked with others in %q", l.Module, parameter).
+			WithHint("merge into a checkpoint with a module per expert")
+	}
+	modelType := g.base.Config.ModelType
+	if parts > 1 && naming.HasInterleavedExperts(modelType) {
+		return fault.New(fault.Unsupported, "%q: models of type %s have the projections of an expert row by row in turns, and which ones belong to this layer is not known", l.Module, modelType).
+			WithHint("merge into a checkpoint with a module per expert")
+	}
+	n, m := g.factorShape(l)
+	shape := g.tensor(parameter).Shape
+	rows := m * uint64(parts)
+	if len(shape) != 3 || uint64(g.expert) >= shape[0] || !(shape[1] == rows && shape[2] == n || shape[1] == n && shape[2] == rows) {
+		return fault.New(fault.Mismatch, "%q: B·A is %d×%d and one of %d parts of an expert, the base's %q has shape %d", l.Module, m, n, parts, parameter, shape).
+			WithHint("%s", g.wrongBase())
+	}
+	turned := shape[1] == n
+	if shape[1] == shape[2] {
+		switch {
+		case g.reading.ExpertInput > 0:
+			turned = g.reading.ExpertInput == 1
+		case modelType == "" || naming.HasTurnedExperts(modelType):
+			return undecided(l, stack{d1: shape[1], d2: shape[2]}, "the base does not say how it stores them")
+		default:
+			turned = naming.HasTransposedExperts(modelType)
+		}
+	}
+	c, err := g.change(parameter, false)
+	if err != nil {
+		return err
+	}
+	if err := c.stackUp(); err != nil {
+		return err
+	}
+	x.Band = g.expert
+	c.add(x, wholeB(b, l.Rank).to(g.part*int(m)), WholeA(a, l.Rank), turned)
+	return nil
+}

@@ -1,0 +1,71 @@
+package resolve
+
+import (
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/naming"
+)
+
+// votes count, per leaf name and under "" for all Conv1D names together, the layers whose shape
+// shows that they are stored transposed, minus those that are stored as torch.nn.Linear does.
+type votes map[string]int
+
+func (r *resolver) countVotes() votes {
+	v := make(votes)
+	tensors := r.manifest.Tensors
+	for i := range r.model.Layers {
+		l := &r.model.Layers[i]
+		if l.Kind != format.Linear {
+			continue
+		}
+		shape := r.tensor(l.Module + ".weight").Shape
+		if len(shape) != 2 {
+			continue
+		}
+		n, m := tensors[l.Roles[format.RoleA]].Shape[1], tensors[l.Roles[format.RoleB]].Shape[0]
+		vote := 0
+		switch {
+		case n == m:
+		case shape[0] == m && shape[1] == n:
+			vote = -1
+		case shape[0] == n && shape[1] == m:
+			vote = 1
+		}
+		leaf := naming.Leaf(l.Module)
+		v[leaf] += vote
+		if naming.IsConv1DName(leaf) {
+			v[""] += vote
+		}
+	}
+	return v
+}
+
+// orientSquare decides whether the base stores a square weight transposed: by what the base is, its
+// model type and how it stores the other weights of modules with the same name. Only then the word
+// of the adapter's configuration counts, which is often wrong.
+func (r *resolver) orientSquare(l *format.Layer) bool {
+	leaf := naming.Leaf(l.Module)
+	modelType := r.base.Config.ModelType
+	var turned bool
+	switch {
+	case r.votes[leaf] != 0:
+		turned = r.votes[leaf] > 0
+	case modelType != "":
+		turned = naming.IsConv1DModel(modelType) && naming.IsConv1DName(leaf)
+	case r.votes[""] != 0 && naming.IsConv1DName(leaf):
+		turned = r.votes[""] > 0
+	case naming.IsConv1DName(leaf) && r.model.Orientation != format.OrientationUnknown:
+		r.notes.of(l.Module, "nothing but fan_in_fan_out of the adapter's configuration tells how the base stores the square weights of some modules")
+		return r.model.Orientation == format.NxM
+	default:
+		// torch.nn.Linear, which every other model uses.
+	}
+	r.compareFlag(l, turned)
+	return turned
+}
+
+// compareFlag notes a layer whose orientation is not what the adapter's configuration says.
+func (r *resolver) compareFlag(l *format.Layer, turned bool) {
+	if r.model.Orientation != format.OrientationUnknown && turned != (r.model.Orientation == format.NxM) {
+		r.notes.of(l.Module, "fan_in_fan_out of the adapter's configuration does not fit the base, which decides")
+	}
+}

@@ -1,0 +1,180 @@
+package resolve
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/config"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
+)
+
+// Shaping says which tensors the base may get before adapters are applied.
+type Shaping struct {
+	Untie          bool // the head becomes a tensor of its own
+	GrowVocabulary bool // embedding and head get as many rows as an adapter saves of them
+	AddTensors     bool // what adapters save whole, and the base lacks or has in another shape
+}
+
+// Shaped is a base with the tensors that adapters need. Resolving goes on as if it had been written
+// so.
+type Shaped struct {
+	*Base
+	Edits   []Edit              // in their order
+	Added   map[string][]uint64 // tensors that the base lacked, or had in the shape given, by their names now
+	Renamed map[string]string   // the names on the disk of tensors that have others now
+	Notes   []string
+}
+
+// Shape gives the base the tensors and rows that adapters need and the caller allows.
+func Shape(b *Base, adapters []Adapter, reading Reading, allowed Shaping) (*Shaped, error) {
+	s := &shaper{Shaped: Shaped{Base: b, Added: make(map[string][]uint64), Renamed: make(map[string]string)}, adapters: adapters, reading: reading}
+	if allowed.AddTensors {
+		if err := s.addTensors(); err != nil {
+			return nil, err
+		}
+	}
+	if allowed.Untie {
+		if err := s.untie(); err != nil {
+			return nil, err
+		}
+	}
+	if allowed.GrowVocabulary {
+		if err := s.grow(); err != nil {
+			return nil, err
+		}
+	}
+	s.Notes = s.notes.list()
+	return &s.Shaped, nil
+}
+
+// shaper is a Shaped in the making.
+type shaper struct {
+	Shaped
+	adapters []Adapter
+	reading  Reading
+	notes    notes
+}
+
+func (s *shaper) edit(e Edit) {
+	s.Base = s.Base.apply(e)
+	s.Edits = append(s.Edits, e)
+}
+
+// configure changes config.json, or says what to set in it where there is none to change.
+func (s *shaper) configure(edit func(text config.Text) config.Text, otherwise string) {
+	after := *s.Base
+	if s.ConfigText == nil {
+		s.notes.add("%s", otherwise)
+	} else {
+		after.ConfigText = edit(s.ConfigText)
+	}
+	s.Base = &after
+}
+
+// untie makes the head a tensor of its own, with the values of the embedding.
+func (s *shaper) untie() error {
+	sheet, err := newSheet(s.Base, s.adapters, Reading{})
+	if err != nil {
+		return err
+	}
+	embedding, head, err := sheet.tiedEnds()
+	if err != nil {
+		return err
+	}
+	if head == "" {
+		_, why := naming.TiedHead(embedding, s.Config.ModelType)
+		return fault.New(fault.Unsupported, "%s", why).In(s.Path).
+			WithHint("untie the base with the tool that made it, or use --tied fold, if the change is meant for both ends")
+	}
+	if t := s.Config.ModelType; naming.ScalesTiedHead(t) {
+		return fault.New(fault.Unsupported, "a %s model scales what goes into its head while it is tied, so that it is another model without the tie", t).
+			WithHint("use --tied fold, if the change is meant for both ends")
+	}
+	name := head
+	if actual := sheet.names.Actual(head); actual != "" {
+		name = actual
+	}
+	s.edit(Edit{Tensors: []NewTensor{{Name: name, From: sheet.names.Actual(embedding)}}})
+	no := false
+	s.Base.Config.TieWordEmbeddings = &no
+	s.notes.add("the output head %q becomes a tensor of its own", name)
+	s.configure(config.Text.Untie, "set tie_word_embeddings to false in the model's config.json")
+	return nil
+}
+
+// grow gives the embedding and the head as many rows as an adapter saves of them.
+func (s *shaper) grow() error {
+	sheet, err := newSheet(s.Base, s.adapters, s.reading)
+	if err != nil {
+		return err
+	}
+	rows := make(map[string]uint64)
+	for _, a := range s.adapters {
+		for name, n := range sheet.grown(a.Source.Manifest()) {
+			if other, ok := rows[name]; ok && other != n {
+				return fault.New(fault.Mismatch, "one adapter has %d rows for %q, another %d", other, name, n)
+			}
+			rows[name] = n
+		}
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	var e Edit
+	var old, size uint64
+	for _, name := range slices.Sorted(maps.Keys(rows)) {
+		old, size = s.Tensors[name].Shape[0], rows[name]
+		e.Tensors = append(e.Tensors, NewTensor{Name: name, From: name, Rows: size})
+	}
+	ends := sheet.ends()
+	for _, name := range s.Names() {
+		shape := s.Tensors[name].Shape
+		isEnd := isVocabulary(name) || name == sheet.names.Actual(ends.Embedding) || name == sheet.names.Actual(ends.Head)
+		if _, ok := rows[name]; isEnd && len(shape) > 0 && shape[0] == old && !ok {
+			return fault.New(fault.Unsupported, "the vocabulary grows from %d to %d tokens, and the adapter has no values for the new rows of %q", old, size, name).
+				WithHint("save the adapter with save_embedding_layers=True; if the two ends are tied, use --tied fold")
+		}
+	}
+	s.edit(e)
+	s.notes.add("the vocabulary grows from %d to %d tokens", old, size)
+	s.configure(func(t config.Text) config.Text { return t.Replace("vocab_size", fmt.Sprint(old), fmt.Sprint(size)) },
+		fmt.Sprintf("set vocab_size to %d in the model's config.json", size))
+	return nil
+}
+
+// grown finds what an adapter saves with more rows than the base has: how many, by the base's names.
+func (s *sheet) grown(m *format.Manifest) map[string]uint64 {
+	var saved []format.Beside
+	var names []string
+	for i := range m.Adapters {
+		for _, b := range m.Adapters[i].Beside {
+			if b.Action == format.Replace && isVocabulary(b.Target) {
+				saved = append(saved, b)
+				names = append(names, b.Target)
+			}
+		}
+	}
+	mapping, _, _ := s.names.Match(names)
+	rows := make(map[string]uint64)
+	for _, b := range saved {
+		actual, ok := mapping.Lookup(b.Target)
+		if !ok {
+			continue // resolving says so
+		}
+		have, want := m.Tensors[b.Tensor].Shape, s.base.Tensors[actual].Shape
+		if len(have) == len(want) && len(have) > 0 && have[0] > want[0] && want[0] > 0 && slices.Equal(have[1:], want[1:]) {
+			rows[actual] = have[0]
+		}
+	}
+	return rows
+}
+
+// isVocabulary reports whether a tensor is of an embedding of tokens or of a head over them, which
+// grow and are tied.
+func isVocabulary(name string) bool {
+	module := naming.Module(name)
+	return naming.IsInputEmbedding(module) || naming.IsHead(module)
+}

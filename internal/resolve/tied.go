@@ -1,0 +1,241 @@
+package resolve
+
+import (
+	"slices"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
+)
+
+// ties are the two ends of the base, input embedding and output head, and whether they are one
+// tensor.
+type ties = naming.Ends
+
+// ends finds the two ends of the base, once, with the help of what the adapters change.
+func (s *sheet) ends() ties {
+	if s.ties != nil {
+		return *s.ties
+	}
+	c := s.base.Config
+	m := naming.Model{
+		Shapes: make(map[string][]uint64), Configured: c.Found, ModelType: c.ModelType, Architectures: c.Architectures,
+		Tie: c.TieWordEmbeddings, TextTie: c.TextTie, VocabSize: c.VocabSize,
+	}
+	for name, t := range s.base.Tensors {
+		m.Shapes[naming.StripWrappers(name)] = t.Shape
+	}
+	for i := range s.adapters {
+		for _, w := range weightsOf(s.adapters[i].Source.Manifest()) {
+			if w.isLookedUp {
+				m.LookedUp = append(m.LookedUp, s.names.Nearest(w.name)...)
+			} else if m.HeadShape == nil && len(w.shape) == 2 && naming.IsHead(naming.Module(w.name)) {
+				m.HeadShape = w.shape
+			}
+		}
+	}
+	e := m.Ends()
+	s.ties = &e
+	return e
+}
+
+// weight is a weight that an adapter changes.
+type weight struct {
+	name       string
+	shape      []uint64 // m×n; nil where the adapter does not tell
+	isLookedUp bool     // whether it is a table that tokens are looked up in
+}
+
+// weightsOf lists the weights that adapters change, by the names that they have there.
+func weightsOf(m *format.Manifest) (all []weight) {
+	for i := range m.Adapters {
+		for _, l := range m.Adapters[i].Layers {
+			w := weight{name: l.Module + ".weight", isLookedUp: l.Kind == format.Embedding}
+			a, hasA := l.Roles[format.RoleA]
+			b, hasB := l.Roles[format.RoleB]
+			if hasA && hasB && l.Kind == format.Linear {
+				if a, b := m.Tensors[a].Shape, m.Tensors[b].Shape; len(a) == 2 && len(b) == 2 {
+					w.shape = []uint64{b[0], a[1]}
+				}
+			}
+			all = append(all, w)
+		}
+		for _, b := range m.Adapters[i].Beside {
+			if b.Action != format.Opaque {
+				all = append(all, weight{b.Target, m.Tensors[b.Tensor].Shape, b.Action == format.Rows})
+			}
+		}
+	}
+	return all
+}
+
+// adapterHead is the name that the adapters have for the head that the base lacks, as the base would
+// have it; "" if they change none.
+func (s *sheet) adapterHead(embedding string) string {
+	t, ok := s.base.Tensors[s.names.Actual(embedding)]
+	if !ok {
+		return ""
+	}
+	for i := range s.adapters {
+		weights := weightsOf(s.adapters[i].Source.Manifest())
+		names := make([]string, len(weights))
+		for i, w := range weights {
+			names[i] = w.name
+		}
+		mapping, missing, _ := s.names.Match(names)
+		for _, w := range weights {
+			isNumbered := naming.IsNumbered(naming.Module(w.name))
+			if slices.Contains(missing, w.name) && !isNumbered && !w.isLookedUp && isHeadOf(w.shape, t.Shape) {
+				return mapping.Renamed(w.name)
+			}
+		}
+	}
+	return ""
+}
+
+// isHeadOf reports whether a tensor can be the head of an embedding, if the vocabulary has grown in
+// between.
+func isHeadOf(head, embedding []uint64) bool {
+	return len(head) == 2 && len(embedding) == 2 && head[0] >= embedding[0] && head[1] == embedding[1]
+}
+
+// tiedEnds finds the embedding and the head that the base ties, by their names without wrappers; the
+// head has none where its name is not known, and no adapter changes it.
+func (s *sheet) tiedEnds() (embedding, head string, err error) {
+	e := s.ends()
+	if !e.Tied {
+		return "", "", fault.New(fault.Mismatch, "the base does not tie its output head to its input embedding").In(s.base.Path).WithHint("leave --tied out")
+	}
+	if e.Embedding == "" {
+		return "", "", fault.New(fault.Unsupported, "no tensor of the base is certain to be the input embedding, by name or by vocab_size of config.json").
+			In(s.base.Path).WithHint("untie the base with the tool that made it")
+	}
+	if e.Head != "" {
+		return e.Embedding, e.Head, nil
+	}
+	if head = s.adapterHead(e.Embedding); head == "" {
+		head, _ = naming.TiedHead(e.Embedding, s.base.Config.ModelType)
+	}
+	return e.Embedding, head, nil
+}
+
+// checkTied refuses to change a tensor that the model uses twice, as input embedding and as output
+// head: the change would leak into the other end.
+func (r *resolver) checkTied(name string) error {
+	e := r.ends()
+	isEmbedding := name == r.names.Actual(e.Embedding) || e.Embedding == "" && naming.IsInputEmbedding(naming.Module(name))
+	isHead := name == r.names.Actual(e.Head)
+	switch {
+	case !e.Tied, !isEmbedding && !isHead, isEmbedding && r.meansBothEnds(name):
+		return nil
+	case e.Why == "":
+		return tiedError(name)
+	case isEmbedding:
+		r.notes.add("%q is changed, and the output head may be tied to it, so that it changes too: %s", name, e.Why)
+	}
+	return nil
+}
+
+// meansBothEnds reports whether the adapter's change of the embedding is meant for the tied head as
+// well, so that changing the one tensor is what it asks for: ensure_weight_tying of PEFT, and trained
+// tokens, which every release of PEFT that knows them (from 0.15.0 on) gives to both ends of a tied
+// model.
+func (r *resolver) meansBothEnds(embedding string) bool {
+	if r.hasTwins || r.has(format.FeatureWeightTying) {
+		return true
+	}
+	isRow := false
+	for _, b := range r.model.Beside {
+		actual, ok := r.mapping.Lookup(b.Target)
+		switch {
+		case b.Action == format.Opaque:
+		case ok && actual == embedding:
+			isRow = b.Action == format.Rows
+			if !isRow {
+				return false
+			}
+		}
+	}
+	return isRow
+}
+
+func tiedError(name string) error {
+	return fault.New(fault.Unsupported, "the adapter changes %q, which the base has tied to its other end: input embedding and output head are one tensor, and the change would apply to both", name).
+		WithHint("--tied untie makes the head a tensor of its own; --tied fold makes the change to both ends")
+}
+
+// fold makes changes of either end to the one tensor that the base has for both.
+type fold struct {
+	embedding, head string        // by their names without wrappers
+	copies          [2]string     // the embedding and the second copy of it that the head is, where the base stores it twice
+	changed         map[bool]bool // whether the head (true) and the embedding (false) change
+}
+
+// foldEnds lets the head stand for the embedding that it is tied to.
+func (s *sheet) foldEnds() error {
+	embedding, head, err := s.tiedEnds()
+	if err != nil {
+		return err
+	}
+	s.fold = &fold{embedding: embedding, head: head, changed: make(map[bool]bool)}
+	if s.names.Has(head) {
+		s.fold.copies = [2]string{s.names.Actual(embedding), s.names.Actual(head)}
+	}
+	if head != "" {
+		s.names.Alias(head, embedding)
+	}
+	return nil
+}
+
+// foldedEnd tells which end of a folded tie a name of the adapter's means.
+func (r *resolver) foldedEnd(name string) (isEmbedding, isHead bool) {
+	renamed := r.mapping.Renamed(name)
+	return renamed == r.fold.embedding, renamed == r.fold.head
+}
+
+// checkFolded refuses to fold changes of both ends into one tensor.
+func (r *resolver) checkFolded(name string) error {
+	isEmbedding, isHead := r.foldedEnd(name)
+	if !isEmbedding && !isHead {
+		return nil
+	}
+	if r.fold.changed[!isHead] {
+		return fault.New(fault.Unsupported, "the adapter changes both the input embedding and the output head, and --tied fold would make either change to both").
+			WithHint("use --tied untie")
+	}
+	r.fold.changed[isHead] = true
+	return nil
+}
+
+// isFolded reports that a head is saved with the very values that the adapter saves for the
+// embedding, so that one of them is enough where both are one tensor.
+func (r *resolver) isFolded(b *format.Beside) (bool, error) {
+	if _, isHead := r.foldedEnd(b.Target); !isHead {
+		return false, nil
+	}
+	for i := range r.model.Beside {
+		other := &r.model.Beside[i]
+		if isEmbedding, _ := r.foldedEnd(other.Target); isEmbedding && other.Action == b.Action && slices.Equal(other.Rows, b.Rows) {
+			return sameBlob(r.blob(b.Tensor), r.blob(other.Tensor))
+		}
+	}
+	return false, nil
+}
+
+// mirror makes the change of a folded tensor to the head as well, where the base stores it a second
+// time.
+func (s *sheet) mirror() {
+	if s.fold == nil || s.fold.copies[1] == "" {
+		return
+	}
+	c, to := s.changes[s.fold.copies[0]], s.fold.copies[1]
+	if c == nil {
+		return
+	}
+	other := s.changes[to]
+	if other == nil {
+		other = &Change{Name: to, Module: naming.Module(to), Tensor: s.base.Tensors[to], NBands: 1}
+		s.changes[to] = other
+	}
+	other.Terms, other.DoRA, other.Replace, other.Rows = c.Terms, c.DoRA, c.Replace, c.Rows
+}
