@@ -1,0 +1,129 @@
+package rank
+
+import (
+	"context"
+	"math"
+
+	"github.com/loratool/loratool/internal/parallel"
+)
+
+// block is b columns of a basis, row-major.
+type block struct {
+	v []float64 // n×b, orthonormal
+	y []float64 // Δ·v, m×b
+	b int
+	q int // columns before it
+}
+
+// orthonormalise makes the columns of z (n×b) orthogonal to the basis and to each other, twice, and drops the directions in
+// which they are not longer than noise: nil means that none is left. At most as many columns remain as the space has left.
+func (k *krylov) orthonormalise(ctx context.Context, z []float64, b int, noise float64) ([]float64, error) {
+	for pass := range 2 {
+		for i := range k.basis {
+			if err := project(ctx, k.options.Workers, k.n, z, b, k.basis[i].v, k.basis[i].b); err != nil {
+				return nil, err
+			}
+		}
+		g, err := thinGram(ctx, k.options.Workers, k.n, b, b, func(_, lo, hi int) (x, y []float64) { return z[lo*b : hi*b], z[lo*b : hi*b] })
+		if err != nil {
+			return nil, err
+		}
+		values, vectors, err := symmetricEigen(ctx, g, b)
+		if err != nil {
+			return nil, err
+		}
+		floor := math.Max(noise*noise, 1e-28*values[0])
+		if pass == 1 {
+			floor = 0.25 // the columns are nearly orthonormal already
+		}
+		keep := 0
+		for keep < min(b, k.n-k.q) && values[keep] > floor {
+			keep++
+		}
+		if keep == 0 {
+			return nil, nil
+		}
+		turn := make([]float64, b*keep)
+		for s := range b {
+			for t := range keep {
+				turn[s*keep+t] = -vectors[s*b+t] / math.Sqrt(values[t]) // minus, as the product is subtracted
+			}
+		}
+		out := make([]float64, k.n*keep)
+		err = parallel.For(ctx, k.options.Workers, blocks(k.n, thinRows), func(_, i int) error {
+			lo, hi := i*thinRows, min((i+1)*thinRows, k.n)
+			subtractProduct(out[lo*keep:hi*keep], z[lo*b:hi*b], turn, hi-lo, b, keep)
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		z, b = out, keep
+	}
+	return z, nil
+}
+
+// thinRows is the number of rows that a product of two thin matrices takes at a time. It is fixed, so that sums have the same
+// order for any number of workers.
+const thinRows = 1024
+
+// project subtracts from z (n×b) its part in the span of v (n×c).
+func project(ctx context.Context, workers, n int, z []float64, b int, v []float64, c int) error {
+	coeff, err := thinGram(ctx, workers, n, c, b, func(_ int, lo, hi int) (x, y []float64) { return v[lo*c : hi*c], z[lo*b : hi*b] })
+	if err != nil {
+		return err
+	}
+	return parallel.For(ctx, workers, blocks(n, thinRows), func(_, i int) error {
+		lo, hi := i*thinRows, min((i+1)*thinRows, n)
+		subtractProduct(z[lo*b:hi*b], v[lo*c:hi*c], coeff, hi-lo, c, b)
+		return nil
+	})
+}
+
+// thinGram is XᵀY (a×b) for X (n×a) and Y (n×b), which rows returns piece by piece.
+func thinGram(ctx context.Context, workers, n, a, b int, rows func(worker, lo, hi int) (x, y []float64)) ([]float64, error) {
+	parts := make([][]float64, blocks(n, thinRows))
+	err := parallel.For(ctx, workers, len(parts), func(worker, i int) error {
+		lo, hi := i*thinRows, min((i+1)*thinRows, n)
+		parts[i] = make([]float64, a*b)
+		x, y := rows(worker, lo, hi)
+		addTransposedProduct(parts[i], x, y, hi-lo, a, b)
+		return nil
+	})
+	sum := make([]float64, a*b)
+	for _, g := range parts {
+		for i, v := range g {
+			sum[i] += v
+		}
+	}
+	return sum, err
+}
+
+func widen(dst []float64, x []float32) {
+	for i, v := range x {
+		dst[i] = float64(v)
+	}
+}
+
+func narrowed(x []float64) []float32 {
+	y := make([]float32, len(x))
+	for i, v := range x {
+		y[i] = float32(v)
+	}
+	return y
+}
+
+func roots(values []float64) []float64 {
+	s := make([]float64, len(values))
+	for i, v := range values {
+		s[i] = norm(v)
+	}
+	return s
+}
+
+func sumSquares(s []float64) (sum float64) {
+	for _, x := range s {
+		sum += x * x
+	}
+	return sum
+}
