@@ -62,10 +62,13 @@
 // pays for S·l where that underflows in float64. A row of zeros has the bound 0, and so has a column. The passes that follow use L and R as
 // they were given.
 //
-// A kernel for BF16 need not round twice. Its values are the float32 numbers whose low 16 bits are zero, so that the numbers
-// with the same high 16 bits as t have one midpoint m of two neighbours among them, namely with low bits 0x8000, and t − m
-// is exact. If e < |t − m|, the exact value lies on the same side of m as t. The next midpoint on that side is at least
-// 2¹⁴ ulps of t away, and these are more than 2⁻¹⁰·|t|. So e < min(|t − m|, 2⁻¹⁰·|t|) decides: the result is t, rounded.
+// A kernel for BF16 need not round twice. Its values are the float32 numbers whose low 16 bits are zero,
+// so that the numbers with the same high 16 bits as t have one midpoint m of two neighbours among them,
+// namely with low bits 0x8000, and t − m is exact. If e < |t − m|, the exact value lies on the same side
+// of m as t. The next midpoint on that side is at least 2¹⁴ ulps of t away, and these are more than
+// 2⁻¹⁰·|t|. So e < min(|t − m|, 2⁻¹⁰·|t|) decides: the result is t, rounded. A float64 is rounded to
+// BF16, F16 and F32 in the same way, within the range where the results are normal; the last bound is
+// 2^−(p+3)·|t| for results with p bits of a fraction.
 //
 // The bound is never below ν, so that 16-bit results below 2⁻¹¹⁸ stay open in float32. Where an update is that small and many weights
 // are as well, a block is merged in float64 as if its dtype were F32. That result is within its unit of the exact one, so that

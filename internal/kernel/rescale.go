@@ -31,7 +31,7 @@ type Rescaled struct {
 }
 
 // RescaleScratch is the memory of one worker. The zero value is ready.
-type RescaleScratch struct{ w, v, low, delta, out []float64 }
+type RescaleScratch struct{ w, v, low, delta []float64 }
 
 // PrepareRescaled makes an update of a rows×cols matrix of dtype d. A magnitude of as many elements
 // as there are rows, with no norms, belongs to the rows; with norms, from NewColumnNorms, to the
@@ -118,29 +118,32 @@ func (u *Rescaled) mergeRow(w []byte, i int, st *Stats, s *RescaleScratch) error
 		ofRow := u.quotientOf(u.magnitude[i], u.rowNorm(s), u.lNorm[i]*u.rTotal, u.cols)
 		q = &ofRow
 	}
-	size := u.d.Size()
+	size, narrow := u.d.Size(), narrowingOf(u.d)
 	for j, v := range s.v {
 		if u.norms != nil {
 			q = &u.quotients[j]
 		}
-		s.out[j] = q.factor * v
+		before, x := s.w[j], q.factor*v
 		e := 0.0
 		if g := u.lNorm[i] * u.rNorm[j]; g != 0 {
-			e = u.unit*(g+math.Abs(s.w[j])) + u.floor
+			e = u.unit*(g+math.Abs(before)) + u.floor
 		}
-		if u.decide(w[j*size:(j+1)*size], q, double{v, s.low[j]}, e) {
-			continue
+		out := w[j*size : (j+1)*size]
+		if narrow != nil {
+			if after, bits, ok := narrow.round(x, q.spread*e+q.share*math.Abs(x)); ok {
+				narrow.put(out, bits)
+				account(st, before, x-before, after)
+				continue
+			}
 		}
-		st.Slow++
-		st.Exact++
-		if err := exact.decide(w[j*size:(j+1)*size], j, s.out[j]); err != nil {
-			return err
+		if !u.decide(out, q, double{v, s.low[j]}, e) {
+			st.Slow++
+			st.Exact++
+			if err := exact.decide(out, j, x); err != nil {
+				return err
+			}
 		}
-	}
-	stored := s.delta
-	dtype.Widen64(stored, u.d, w)
-	for j, before := range s.w {
-		account(st, before, s.out[j]-before, stored[j])
+		account(st, before, x-before, dtype.Load(u.d, out, 0))
 	}
 	return nil
 }
@@ -216,7 +219,7 @@ func (q *quotient) divide(v double) (hi, lo float64) {
 // row computes a row of v, and in s.low what it lacks in float64 if the matrix is F64, else zeros.
 func (u *Rescaled) row(w []byte, i int, s *RescaleScratch) {
 	if len(s.v) != u.cols {
-		for _, line := range []*[]float64{&s.w, &s.v, &s.low, &s.delta, &s.out} {
+		for _, line := range []*[]float64{&s.w, &s.v, &s.low, &s.delta} {
 			*line = make([]float64, u.cols)
 		}
 	}

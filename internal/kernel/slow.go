@@ -52,7 +52,7 @@ func (u *Update[T]) decide64(i, j int, w float64, out []byte) (delta float64, ok
 	if !(math.Abs(x)+e <= math.MaxFloat64) {
 		return delta, false
 	}
-	return delta, storeBetween(u.d, out, x-e, x+e)
+	return delta, storeWithin(u.d, out, x, e)
 }
 
 // storeBetween stores RN_D of the numbers from lo to hi, if that is one finite value for all of them.

@@ -37,6 +37,24 @@ func (s *Stats) Add(o *Stats) {
 
 // account counts one element; st.Elements is counted by the caller.
 func account(st *Stats, w, delta, result float64) {
+	moved := result - w
+	missing := moved - delta
+	isStill := moved == 0
+	if !(isStill || isMiddle(moved)) || !(isMiddle(w) && isMiddle(delta) && isMiddle(missing)) {
+		accountFar(st, w, delta, result)
+		return
+	}
+	if isStill {
+		st.Unchanged++
+	}
+	st.NormW.mid += w * w
+	st.NormDelta.mid += delta * delta
+	st.NormStored.mid += moved * moved
+	st.NormError.mid += missing * missing
+}
+
+// accountFar is account for numbers of any size.
+func accountFar(st *Stats, w, delta, result float64) {
 	if w == result || w != w && result != result {
 		st.Unchanged++
 	}
@@ -66,16 +84,22 @@ type Squares struct {
 
 // Numbers up to midEdge have squares that 2^60 of them do not overflow, and from its inverse on squares that are far from vanishing.
 const (
-	midEdge  = 0x1p480
-	unitStep = 600 // squares of 2^±600 are the units
+	midExponent = 480
+	midEdge     = 0x1p480
+	unitStep    = 600 // squares of 2^±600 are the units
 )
 
 func (s *Squares) add(x float64) {
-	if x = math.Abs(x); x < midEdge && x > 1/midEdge {
+	if isMiddle(x) {
 		s.mid += x * x
 		return
 	}
-	s.addFar(x)
+	s.addFar(math.Abs(x))
+}
+
+// isMiddle reports whether the magnitude of x is from 1/midEdge to midEdge: its exponent tells.
+func isMiddle(x float64) bool {
+	return math.Float64bits(x)<<1>>53-(1023-midExponent) < 2*midExponent
 }
 
 func (s *Squares) addFar(x float64) {

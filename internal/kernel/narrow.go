@@ -1,0 +1,86 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"math"
+
+	"github.com/loratool/loratool/format/dtype"
+)
+
+// narrowing rounds float64 numbers to a narrower dtype, where one rounding tells that a whole interval
+// has the same result. It leaves out what is near the ends of the dtype's range.
+//
+// The numbers of a binade that have the same bits but for the last drop have one midpoint m of two
+// values of the dtype among them: the one with the last bits 1000…. For a number x of these, x − m is
+// exact. Within e < |x − m| of x, everything is on x's side of m, and the next midpoint on that side is
+// at least 2^(drop−2) ulps of x away: half of the x's own numbers, or a quarter where a smaller binade
+// begins. So e < share·|x|, with share = 2^(drop−2)·2⁻⁵³, makes RN(x) the result for all of them.
+type narrowing struct {
+	drop        uint   // bits of a float64's fraction that the dtype lacks
+	bias        uint64 // what an exponent becomes smaller by, where the result has it
+	sign        uint   // how far the sign moves
+	share       float64
+	least, most float64 // magnitudes that are rounded
+}
+
+var narrowings = [...]narrowing{
+	dtype.BF16: narrowingTo(7, 8),
+	dtype.F16:  narrowingTo(10, 5),
+	dtype.F32:  narrowingTo(23, 8),
+}
+
+// narrowingTo is that to a dtype whose numbers have so many bits of a fraction and of an exponent.
+func narrowingTo(fraction, exponent uint) narrowing {
+	bias := 1<<(exponent-1) - 1
+	return narrowing{
+		drop:  52 - fraction,
+		bias:  uint64(1023-bias) << fraction,
+		sign:  63 - fraction - exponent,
+		share: math.Ldexp(1, -3-int(fraction)),
+		least: math.Ldexp(1, 2-bias),
+		most:  math.Ldexp(1, bias-1),
+	}
+}
+
+// narrowingOf is the narrowing to a dtype, nil to F64.
+func narrowingOf(d dtype.Type) *narrowing {
+	if d == dtype.F64 {
+		return nil
+	}
+	return &narrowings[d]
+}
+
+// round returns RN(x), as a float64 and as bits of the dtype, if it is that of all numbers within e of x.
+// Where it says no, they may still have one result.
+func (n *narrowing) round(x, e float64) (rounded float64, bits uint64, ok bool) {
+	abs := math.Abs(x)
+	b := math.Float64bits(abs)
+	half := uint64(1) << (n.drop - 1)
+	middle := math.Float64frombits(b&^(2*half-1) | half)
+	if !(e < math.Abs(abs-middle) && e < n.share*abs && abs >= n.least && abs <= n.most) {
+		return 0, 0, false
+	}
+	b += half // never a tie
+	sign := math.Float64bits(x) &^ (1<<63 - 1)
+	return math.Float64frombits(b&^(2*half-1) | sign), b>>n.drop - n.bias | sign>>n.sign, true
+}
+
+// put stores the bits of a number of the dtype.
+func (n *narrowing) put(out []byte, bits uint64) {
+	if n.sign == 32 {
+		binary.LittleEndian.PutUint32(out, uint32(bits))
+	} else {
+		binary.LittleEndian.PutUint16(out, uint16(bits))
+	}
+}
+
+// storeWithin stores RN_D of the numbers within e of x, if that is one finite value for all of them.
+func storeWithin(d dtype.Type, out []byte, x, e float64) (ok bool) {
+	if n := narrowingOf(d); n != nil {
+		if _, bits, ok := n.round(x, e); ok {
+			n.put(out, bits)
+			return true
+		}
+	}
+	return storeBetween(d, out, x-e, x+e)
+}
