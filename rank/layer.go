@@ -26,7 +26,10 @@ func (r *extracting) decompose(ctx context.Context, p *pair, v view, index int, 
 	if err != nil {
 		return nil, err
 	}
-	exponent := u.dense.normalise(u.energy)
+	exponent, err := u.dense.normalise(ctx, u.energy)
+	if err != nil {
+		return nil, err
+	}
 	energy := math.Ldexp(u.energy, 2*exponent)
 	if f, ok := rule.(NoiseFloor); ok {
 		f.Sigma = math.Ldexp(u.noise, exponent)
