@@ -7,6 +7,7 @@ package principal
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 
@@ -31,7 +32,13 @@ const (
 
 // Singular returns the part of the first rank singular values of a rows×cols matrix, row-major.
 func Singular(w []float32, rows, cols, rank int) (Part, error) {
-	rank = min(rank, rows, cols)
+	w, exponent := normal(w)
+	part, err := singular(w, rows, cols, min(rank, rows, cols))
+	part.scale(-exponent)
+	return part, err
+}
+
+func singular(w []float32, rows, cols, rank int) (Part, error) {
 	if min(rows, cols) <= fullSide {
 		return fullSingular(w, rows, cols, rank)
 	}
@@ -44,7 +51,13 @@ func Singular(w []float32, rows, cols, rank int) (Part, error) {
 
 // Leading returns the part of the first rank columns of Q and rows of R, in the QR decomposition of a rows×cols matrix.
 func Leading(w []float32, rows, cols, rank int) Part {
-	rank = min(rank, rows, cols)
+	w, exponent := normal(w)
+	part := leading(w, rows, cols, min(rank, rows, cols))
+	part.scale(-exponent)
+	return part
+}
+
+func leading(w []float32, rows, cols, rank int) Part {
 	q := &basis{size: rows}
 	for k := range rank {
 		column := make([]float64, rows)
@@ -54,6 +67,38 @@ func Leading(w []float32, rows, cols, rank int) Part {
 		q.extend([][]float64{column}) // one that depends on those before it adds nothing: its row of R is zero on the diagonal
 	}
 	return project(w, rows, cols, q.rowMajor(rank), rank)
+}
+
+// normal returns a matrix without subnormal numbers: w itself, or a copy that is multiplied by 2^exponent
+// so that its largest element is near 1. What is subnormal still becomes zero: less than 2⁻¹²⁵·√(rows·cols)
+// of the largest element, where float64 resolves 2⁻⁵³. Every product would read these numbers again, and
+// to read one costs many processors some 150 cycles.
+func normal(w []float32) (x []float32, exponent int) {
+	const least = 0x1p-126
+	isSmall := func(v float32) bool { return -least < v && v < least && v != 0 }
+	if !slices.ContainsFunc(w, isSmall) {
+		return w, 0
+	}
+	var largest float32
+	for _, v := range w {
+		largest = max(largest, v, -v)
+	}
+	exponent = -math.Ilogb(float64(largest))
+	x = make([]float32, len(w))
+	for i, v := range w {
+		if v = float32(math.Ldexp(float64(v), exponent)); !isSmall(v) {
+			x[i] = v
+		}
+	}
+	return x, exponent
+}
+
+// scale multiplies the part by 2^exponent.
+func (p *Part) scale(exponent int) {
+	factor := math.Ldexp(1, exponent)
+	for i := range p.Right {
+		p.Right[i] *= factor
+	}
 }
 
 // project returns Q·(Qᵀ·W).

@@ -126,3 +126,56 @@ func TestDegenerateMatrices(t *testing.T) {
 		}
 	}
 }
+
+// TestLoopsMeetNoSubnormals looks at the matrix that the products read, for weights that are ordinary,
+// small as a whole, or small in some rows, and compares the part with that of the weights in float64.
+func TestLoopsMeetNoSubnormals(t *testing.T) {
+	const rows, cols, rank = 40, 30, 5
+	for name, factor := range map[string]func(i int) float64{
+		"ordinary":      func(int) float64 { return 1 },
+		"10⁻¹⁰ of that": func(int) float64 { return 1e-10 },
+		"10⁻²⁰ of that": func(int) float64 { return 1e-20 },
+		"10⁻³⁰ of that": func(int) float64 { return 1e-30 },
+		"10⁻³⁶ of that": func(int) float64 { return 1e-36 },
+		"10⁻⁴⁰ of that": func(int) float64 { return 1e-40 },
+		"rows of 10⁻⁴⁰": func(i int) float64 { return []float64{1, 1e-40}[i%2] },
+		"rows of 10⁻⁴⁰, of 10²⁰": func(i int) float64 {
+			return []float64{1e20, 1e-20}[i%2]
+		},
+	} {
+		w := matrix(rows, cols)
+		for i, x := range w {
+			w[i] = float32(float64(x) * factor(i/cols))
+		}
+		x, _ := normal(w)
+		for i, v := range x {
+			if v != 0 && -0x1p-126 < v && v < 0x1p-126 {
+				t.Fatalf("%s: element %d, %v, enters the products as %v", name, i, w[i], v)
+			}
+		}
+		p, err := Singular(w, rows, cols, rank)
+		if err != nil {
+			t.Fatal(err)
+		}
+		exact := dense(w, rows, cols)
+		var svd mat.SVD
+		svd.Factorize(exact, mat.SVDThin)
+		var u, right, want mat.Dense
+		svd.UTo(&u)
+		right.Mul(u.Slice(0, rows, 0, rank).T(), exact)
+		want.Mul(u.Slice(0, rows, 0, rank), &right)
+		if d := difference(p, &want); !(d < 1e-11) {
+			t.Errorf("%s: relative difference %.2g from the truncated SVD", name, d)
+		}
+		q := Leading(w, rows, cols, rank)
+		var product mat.Dense
+		product.Mul(mat.NewDense(rows, rank, q.Left), mat.NewDense(rank, cols, q.Right))
+		for i := range rows { // the first columns of W are in the span of those of Q
+			for j := range rank {
+				if d := math.Abs(product.At(i, j) - exact.At(i, j)); !(d <= 1e-13*mat.Norm(exact, 2)) {
+					t.Errorf("%s: element %d, %d of the leading part is off by %v", name, i, j, d)
+				}
+			}
+		}
+	}
+}
