@@ -246,3 +246,61 @@ func TestRescaledSpecials(t *testing.T) {
 		}
 	}
 }
+
+// TestRescaleMeetsNoSubnormals looks at every number that the float64 pass of DoRA loads and makes, for
+// updates of ordinary size and far below. All of it is far from the bottom of float64.
+func TestRescaleMeetsNoSubnormals(t *testing.T) {
+	const rows, cols, rank = 4, 20, 18
+	ways(func(d dtype.Type, ofColumns bool) {
+		for _, factor := range []float64{1, 1e-10, 1e-20, 1e-30, 1e-40} {
+			p := randomProblem(rand.New(rand.NewPCG(53, 54)), d, rows, cols, 0.02, []int{rank}, 0.05, 2)
+			x := &p.terms[0]
+			times(x.l, factor)
+			times(x.r, factor)
+			clear(p.w[cols : 2*cols]) // a row of the update alone
+			n := rows
+			if ofColumns {
+				n = cols
+			}
+			magnitude := normalsOf(rand.New(rand.NewPCG(55, 56)), n, 1, dtype.F32)
+			terms := []Term[float64]{{S: x.s, Rank: rank, L: x.l, R: x.r}}
+			var s RescaleScratch
+			u := PrepareRescaled(d, rows, cols, terms, magnitude, nil)
+			if ofColumns {
+				sums := make(ColumnSquares, cols)
+				u.AddSquares(sums, p.bytes(), 0, &s)
+				norms := NewColumnNorms([]ColumnSquares{sums}, nil)
+				u = PrepareRescaled(d, rows, cols, terms, magnitude, norms)
+			}
+			var seen []float64
+			seen = append(seen, u.floor, u.unit, u.lTotal, u.rTotal)
+			seen = append(append(append(append(seen, u.lNorm...), u.rNorm...), x.l...), x.r...)
+			for _, q := range u.quotients {
+				seen = append(seen, q.factor, q.spread, q.share, q.norm.hi, q.norm.lo)
+			}
+			w, line := p.bytes(), cols*d.Size()
+			for i := range rows {
+				u.row(w[i*line:(i+1)*line], i, &s)
+				norm := u.rowNorm(&s)
+				seen = append(seen, norm.hi, norm.lo)
+				for j, v := range s.v {
+					square, e := twoProduct(v, v)
+					seen = append(seen, s.w[j], v, s.low[j], s.delta[j], square, e)
+					seen = append(seen, u.unit*(u.lNorm[i]*u.rNorm[j]+math.Abs(s.w[j])))
+					for k := range rank {
+						product, e := twoProduct(x.l[i*rank+k], x.r[k*cols+j])
+						seen = append(seen, product, e, x.s*product)
+					}
+				}
+			}
+			for _, y := range seen {
+				if y != 0 && math.Abs(y) < 0x1p-1022 {
+					t.Fatalf("%v, of columns %v, factors times %v: %v is subnormal", d, ofColumns, factor, y)
+				}
+			}
+			if factor == 1e-40 {
+				p.checkRescaled(t, "factors times 10⁻⁴⁰", magnitude, ofColumns)
+			}
+		}
+	})
+}
