@@ -44,16 +44,15 @@ func (p *Plan) layOut() error {
 	}
 	for i, in := range p.base.Files {
 		f := &outFile{in: in, targets: byFile[i]}
-		if before := p.restored[i]; before.raw != nil {
-			f.header = before.raw
+		if before := p.restored[i].header; before != nil {
+			f.header = before.Raw
 			if slices.ContainsFunc(f.targets, (*target).changes) {
-				key, value, err := p.stamp(before.header.Metadata)
-				if err != nil {
+				var err error
+				if f.header, err = before.Stamped(p.stamp()); err != nil {
 					return err
 				}
-				f.header = before.header.WithMetadata(before.raw, key, value)
 			}
-			f.shift = int64(len(f.header)) - in.Header.DataOff
+			f.shift = int64(len(f.header)) - in.DataOff
 		}
 		p.files = append(p.files, f)
 	}
@@ -121,7 +120,7 @@ func (p *Plan) jobs(state map[*target]*running) []job {
 		at := int64(0)
 		if f.header != nil {
 			jobs = append(jobs, job{file: i, header: true})
-			at = f.in.Header.DataOff
+			at = f.in.DataOff
 		}
 		for _, t := range f.targets {
 			tensor := t.ref.Tensor

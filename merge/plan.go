@@ -18,7 +18,6 @@ import (
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/resolve"
-	"github.com/loratool/loratool/internal/safetensors"
 	"github.com/loratool/loratool/internal/undo"
 )
 
@@ -60,7 +59,7 @@ type Plan struct {
 	ids      []string          // content ids of the adapters
 	records  []*Record         // of what is taken out, the latest merge first
 	nRemoved int               // how many of the adapters, the first ones, are taken out
-	restored []*restored       // of each file, its header before what is taken out was merged
+	restored []restored        // of each file, its header before what is taken out was merged
 	side     map[string][]byte // files beside the weights that change
 	names    *resolve.Base     // what resolving knows of the base
 	shaped   *resolve.Shaped   // how the base differs from what is on the disk
@@ -251,7 +250,7 @@ func (p *Plan) reshape(edits []resolve.Edit) (err error) {
 			c := checkpoint.Change{Name: t.Name, From: t.From, Rows: t.Rows}
 			if z := t.Zeros; z != nil {
 				n, _ := z.DType.NBytes(uint64(z.Elements()))
-				c.Zeros = &safetensors.Tensor{DType: z.DType, Shape: z.Shape, NBytes: n}
+				c.Zeros = &checkpoint.Tensor{DType: z.DType, Shape: z.Shape, NBytes: n}
 			}
 			changes = append(changes, c)
 		}

@@ -2,7 +2,6 @@ package merge
 
 import (
 	"context"
-	"encoding/json"
 	"maps"
 	"slices"
 	"strings"
@@ -41,8 +40,8 @@ func contentIDs(ctx context.Context, adapters []Adapter) (ids []string, err erro
 	return ids, nil
 }
 
-// stamp returns the key after the last one and the value for this merge.
-func (p *Plan) stamp(metadata map[string]string) (key, value string, err error) {
+// stamp is what the files say of this merge.
+func (p *Plan) stamp() Stamp {
 	s := Stamp{Tool: p.options.Tool}
 	for i := p.nRemoved; i < len(p.adapters); i++ {
 		a := &p.adapters[i]
@@ -55,8 +54,7 @@ func (p *Plan) stamp(metadata map[string]string) (key, value string, err error) 
 			s.Reshaped = append(s.Reshaped, name)
 		}
 	}
-	text, err := json.Marshal(s)
-	return checkpoint.NextStampKey(metadata), string(text), err
+	return s
 }
 
 func baseName(path string) string {
@@ -77,7 +75,11 @@ func (p *Plan) checkStamps() error {
 	}
 	var history []Merged
 	for i, f := range p.base.Files {
-		history = append(history, checkpoint.HistoryOf(f.Name, p.restored[i].header)...)
+		if before := p.restored[i].header; before != nil {
+			history = append(history, before.History(f.Name)...)
+		} else {
+			history = append(history, f.History()...)
+		}
 	}
 	for _, m := range history {
 		for _, merged := range m.Adapters {

@@ -11,7 +11,6 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/parallel"
-	"github.com/loratool/loratool/internal/safetensors"
 	"github.com/loratool/loratool/internal/undo"
 )
 
@@ -59,13 +58,13 @@ func (p *Plan) describeMerge(number map[*target]int) (d *undo.Description, heade
 	}
 	for i, f := range p.files {
 		file := undo.File{Name: p.nameOf(f), Before: p.restored[i].identity, After: p.restored[i].identity, Rest: []uint32{}}
-		var before []byte
+		var before []byte // its header, where it changes
 		for _, t := range f.targets {
 			if !t.changes() {
 				continue
 			}
 			if before == nil {
-				before = p.restored[i].raw
+				before = p.restored[i].header.Raw
 				file.After = undo.HeaderOf(f.header)
 			}
 			number[t] = len(d.Tensors)
@@ -123,7 +122,7 @@ func (r *run) sumRest(ctx context.Context) error {
 				changed = append(changed, undo.Range{Off: t.ref.Tensor.Off + f.shift, N: t.ref.Tensor.NBytes})
 			}
 		}
-		for k, g := range undo.Rest(f.in.Header.DataOff+f.shift, f.size(), changed) {
+		for k, g := range undo.Rest(f.in.DataOff+f.shift, f.size(), changed) {
 			pieces = append(pieces, restPiece{i, k, g})
 			d.Files[i].Rest = append(d.Files[i].Rest, 0)
 		}
@@ -157,7 +156,7 @@ func (r *run) checkRest(ctx context.Context) error {
 		file := r.plan.fileOf(latest.record, i)
 		in := r.plan.base.Files[file]
 		slices.SortFunc(changed[file], func(a, b undo.Range) int { return cmp.Compare(a.Off, b.Off) })
-		ranges := undo.Rest(in.Header.DataOff, in.Size, changed[file])
+		ranges := undo.Rest(in.DataOff, in.Size, changed[file])
 		if want[file] = latest.record.Files[i].Rest; len(want[file]) != len(ranges) {
 			return &fault.Error{Kind: fault.Corrupt, Rule: undo.RuleRest, Path: latest.Name,
 				Msg: fmt.Sprintf("%d sums for the %d pieces of %q that the merge has not changed", len(want[file]), len(ranges), in.Name)}
@@ -173,7 +172,7 @@ func (r *run) checkRest(ctx context.Context) error {
 			return fault.InFile(err, in.Path)
 		}
 		e := fault.New(fault.Mismatch, "bytes %d to %d, from %q on, which the merge has not changed, have the CRC-32 %08x, the record says %08x",
-			p.Off, p.Off+p.N-1, tensorAt(in.Header, p.Off), sum, want[p.file][p.number]).In(in.Path)
+			p.Off, p.Off+p.N-1, in.TensorAt(p.Off), sum, want[p.file][p.number]).In(in.Path)
 		e.Rule = undo.RuleValues
 		return e.WithHint("the checkpoint was changed after the merge, or damaged; only an unchanged one can be taken back exactly")
 	})
@@ -195,16 +194,6 @@ func (r *run) eachRest(ctx context.Context, pieces []restPiece, f func(p *restPi
 		}
 		return f(&pieces[i], bufs[w])
 	})
-}
-
-// tensorAt names the tensor that holds a byte.
-func tensorAt(h *safetensors.Header, off int64) string {
-	for i := range h.Tensors {
-		if t := &h.Tensors[i]; off >= t.Off && off < t.Off+t.NBytes {
-			return t.Name
-		}
-	}
-	return ""
 }
 
 func (p *Plan) describeTensor(t *target, file int) undo.Tensor {

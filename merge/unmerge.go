@@ -134,11 +134,11 @@ func (p *Plan) planRemoval(ctx context.Context, remove Removal, add []Adapter) e
 func (p *Plan) chain(records []*Record) ([]*Record, error) {
 	now := make(map[int]undo.Header)
 	for i, f := range p.base.Files {
-		raw, err := rawHeader(f)
+		h, err := f.Header()
 		if err != nil {
 			return nil, err
 		}
-		now[i] = undo.HeaderOf(raw)
+		now[i] = undo.HeaderOf(h.Raw)
 	}
 	rest := slices.Clone(records)
 	var chain []*Record
@@ -245,7 +245,7 @@ func (p *Plan) removeByStamp(given []Adapter, ids []string) error {
 	var latest *Merged
 	stamped := false
 	for _, f := range p.base.Files {
-		history := checkpoint.HistoryOf(f.Name, f.Header)
+		history := f.History()
 		stamped = stamped || len(history) > 0
 		at := len(history) - 1
 		for at >= 0 && !slices.ContainsFunc(history[at].Adapters, isGiven) {

@@ -20,20 +20,10 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// File is one safetensors file of a checkpoint.
-type File struct {
-	Name   string // within the checkpoint's directory
-	Path   string // as the user would write it
-	Size   int64
-	Header *safetensors.Header
-	Data   io.ReaderAt // the whole file, header included
-	close  func() error
-}
-
 // Ref is a tensor and the file that holds it.
 type Ref struct {
 	File   int // index into Checkpoint.Files
-	Tensor *safetensors.Tensor
+	Tensor *Tensor
 }
 
 // Checkpoint is an opened base model.
@@ -179,7 +169,7 @@ func New(name string, data io.ReaderAt, size int64) (*Checkpoint, error) {
 	if err != nil {
 		return nil, fault.InFile(err, name)
 	}
-	f := &File{Name: name, Path: name, Size: size, Header: h, Data: data, close: func() error { return nil }}
+	f := newFile(h, File{Name: name, Path: name, Size: size, Data: data, close: func() error { return nil }})
 	c := &Checkpoint{Path: name, Files: []*File{f}}
 	return c, c.indexTensors()
 }
@@ -195,7 +185,7 @@ func openFile(dir, name string) (*File, error) {
 		data.Close()
 		return nil, fault.InFile(err, path)
 	}
-	return &File{Name: name, Path: path, Size: size, Header: h, Data: data, close: data.Close}, nil
+	return newFile(h, File{Name: name, Path: path, Size: size, Data: data, close: data.Close}), nil
 }
 
 // Close closes every file.
@@ -210,8 +200,8 @@ func (c *Checkpoint) Close() error {
 func (c *Checkpoint) indexTensors() error {
 	c.refs = make(map[string]Ref)
 	for i, f := range c.Files {
-		for j := range f.Header.Tensors {
-			t := &f.Header.Tensors[j]
+		for j := range f.Tensors {
+			t := &f.Tensors[j]
 			if other, dup := c.refs[t.Name]; dup {
 				return fault.New(fault.Corrupt, "tensor %q is in %s and in %s", t.Name, c.Files[other.File].Name, f.Name).In(c.Path)
 			}

@@ -16,7 +16,7 @@ type Change struct {
 	Rows uint64 // how many it has; those that From lacks are zero
 
 	// Zeros, in place of From, is the dtype, shape and size of a tensor of zeros.
-	Zeros *safetensors.Tensor
+	Zeros *Tensor
 }
 
 // Reshape returns a checkpoint that has some tensors otherwise, without copying any: its files read as if they had been
@@ -39,12 +39,12 @@ func (c *Checkpoint) Reshape(changes []Change) (*Checkpoint, error) {
 	r := *c
 	r.Files = slices.Clone(c.Files)
 	for i, f := range c.Files {
-		isChanged := func(t safetensors.Tensor) bool { _, ok := byName[t.Name]; return ok }
-		if len(added[i]) == 0 && !slices.ContainsFunc(f.Header.Tensors, isChanged) {
+		isChanged := func(t Tensor) bool { _, ok := byName[t.Name]; return ok }
+		if len(added[i]) == 0 && !slices.ContainsFunc(f.Tensors, isChanged) {
 			continue
 		}
 		var l layout
-		for _, t := range f.Header.Tensors {
+		for _, t := range f.Tensors {
 			change, ok := byName[t.Name]
 			if !ok {
 				change = Change{Name: t.Name, From: t.Name}
@@ -68,7 +68,7 @@ func (c *Checkpoint) Rename(names map[string]string) (*Checkpoint, error) {
 	r := *c
 	r.Files = slices.Clone(c.Files)
 	for i, f := range c.Files {
-		tensors := slices.Clone(f.Header.Tensors)
+		tensors := slices.Clone(f.Tensors)
 		isRenamed := false
 		for j := range tensors {
 			if name, ok := names[tensors[j].Name]; ok {
@@ -79,7 +79,7 @@ func (c *Checkpoint) Rename(names map[string]string) (*Checkpoint, error) {
 			continue
 		}
 		var err error
-		if r.Files[i], err = f.restitched(tensors, []piece{{f.Data, f.Header.DataOff, f.Size - f.Header.DataOff}}); err != nil {
+		if r.Files[i], err = f.restitched(tensors, []piece{{f.Data, f.DataOff, f.Size - f.DataOff}}); err != nil {
 			return nil, err
 		}
 	}
@@ -88,13 +88,13 @@ func (c *Checkpoint) Rename(names map[string]string) (*Checkpoint, error) {
 
 // layout is the tensors of a file, in their order, and the pieces that their values are read from.
 type layout struct {
-	tensors []safetensors.Tensor
+	tensors []Tensor
 	pieces  []piece
 }
 
 func (l *layout) add(c *Checkpoint, change Change) {
 	if z := change.Zeros; z != nil {
-		l.tensors = append(l.tensors, safetensors.Tensor{Name: change.Name, DType: z.DType, Shape: slices.Clone(z.Shape), NBytes: z.NBytes})
+		l.tensors = append(l.tensors, Tensor{Name: change.Name, DType: z.DType, Shape: slices.Clone(z.Shape), NBytes: z.NBytes})
 		l.pieces = append(l.pieces, piece{zeros{}, 0, z.NBytes})
 		return
 	}
@@ -113,14 +113,18 @@ func (l *layout) add(c *Checkpoint, change Change) {
 }
 
 // restitched is the file with other tensors, whose values are read from pieces.
-func (f *File) restitched(tensors []safetensors.Tensor, pieces []piece) (*File, error) {
-	raw := safetensors.Compose(tensors, f.Header.Metadata)
+func (f *File) restitched(tensors []Tensor, pieces []piece) (*File, error) {
+	stored := make([]safetensors.Tensor, len(tensors))
+	for i, t := range tensors {
+		stored[i] = safetensors.Tensor(t)
+	}
+	raw := safetensors.Compose(stored, f.header.Metadata)
 	h, err := safetensors.ReadAlone(raw)
 	if err != nil {
 		return nil, fmt.Errorf("internal error: a header of our own: %w", err)
 	}
 	data := newStitched(append([]piece{{byteReader(raw), 0, int64(len(raw))}}, pieces...))
-	return &File{Name: f.Name, Path: f.Path, Size: data.size(), Header: h, Data: data, close: f.close}, nil
+	return newFile(h, File{Name: f.Name, Path: f.Path, Size: data.size(), Data: data, close: f.close}), nil
 }
 
 // FileOf is the name of the file that holds a tensor.

@@ -40,7 +40,7 @@ func TestReshapeAddsZeros(t *testing.T) {
 			"a": "1.safetensors", "b": "1.safetensors", "c": "2.safetensors", "d": "2.safetensors", "e": "2.safetensors",
 		}),
 	})
-	three := &safetensors.Tensor{DType: dtype.U8, Shape: []uint64{3}, NBytes: 3}
+	three := &checkpoint.Tensor{DType: dtype.U8, Shape: []uint64{3}, NBytes: 3}
 	c, err := open(t, dir).Reshape([]checkpoint.Change{{Name: "new", Zeros: three}, {Name: "d", Zeros: three}})
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +52,7 @@ func TestReshapeAddsZeros(t *testing.T) {
 	if got := contents(t, c); !maps.Equal(got, want) {
 		t.Errorf("the tensors are %q, want %q", got, want)
 	}
-	if last := c.Files[1].Header.Tensors; last[1].Name != "d" || last[3].Name != "new" {
+	if last := c.Files[1].Tensors; last[1].Name != "d" || last[3].Name != "new" {
 		t.Errorf("the order of the last file is %v, want c, d, e, new", last)
 	}
 }

@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/loratool/loratool/internal/safetensors"
 )
 
 // stampPrefix begins the metadata keys under which a merged file says what was merged into it: loratool.merge.1, .2, … in the
@@ -42,29 +40,44 @@ type Merged struct {
 func (c *Checkpoint) History() []Merged {
 	history := []Merged{}
 	for _, f := range c.Files {
-		history = append(history, HistoryOf(f.Name, f.Header)...)
+		history = append(history, f.History()...)
 	}
 	return history
 }
 
-// HistoryOf lists what the stamps of one header say.
-func HistoryOf(file string, h *safetensors.Header) (history []Merged) {
-	for _, n := range stampNumbers(h.Metadata) {
+// History lists what the stamps of the file say, in the order of the merges.
+func (f *File) History() []Merged { return historyOf(f.Name, f.header.Metadata) }
+
+// History lists what the stamps of the header of the named file say, in the order of the merges.
+func (h *Header) History(file string) []Merged { return historyOf(file, h.parsed.Metadata) }
+
+func historyOf(file string, metadata map[string]string) (history []Merged) {
+	for _, n := range stampNumbers(metadata) {
 		m := Merged{File: file, Key: fmt.Sprint(stampPrefix, n)}
-		if json.Unmarshal([]byte(h.Metadata[m.Key]), &m.Stamp) == nil {
+		if json.Unmarshal([]byte(metadata[m.Key]), &m.Stamp) == nil {
 			history = append(history, m)
 		}
 	}
 	return history
 }
 
-// NextStampKey is the key after the last one.
-func NextStampKey(metadata map[string]string) string {
+// Stamped returns the bytes of the header with one more stamp, after the last one. They are longer by
+// a multiple of 4096 bytes, so that a file system that can share blocks between files still can.
+func (h *Header) Stamped(s Stamp) ([]byte, error) {
 	n := 1
-	if numbers := stampNumbers(metadata); len(numbers) > 0 {
+	if numbers := stampNumbers(h.parsed.Metadata); len(numbers) > 0 {
 		n = numbers[len(numbers)-1] + 1
 	}
-	return fmt.Sprint(stampPrefix, n)
+	text, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	return h.parsed.WithMetadata(h.Raw, fmt.Sprint(stampPrefix, n), string(text)), nil
+}
+
+// Without returns a header of the same length without the stamp that has a key, as History lists them.
+func (h *Header) Without(key string) (*Header, error) {
+	return ParseHeader(h.parsed.WithoutMetadata(h.Raw, key))
 }
 
 // stampNumbers lists the numbers of the stamps, ascending. One that was taken out leaves a gap.
