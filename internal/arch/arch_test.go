@@ -137,7 +137,6 @@ var never = []struct{ from, to, why string }{
 	{"internal/kernel", "internal/fileio", "kernels know a tile"},
 	{"internal/naming", "internal/checkpoint", "names are compared, not files"},
 	{"internal/resolve", "internal/checkpoint", "a change is found from names and shapes"},
-	{"internal/resolve", "internal/fileio", "a change is found without a disk"},
 }
 
 // fences say which rooms may import a module that is not ours, outside tests, and why.
