@@ -3,20 +3,24 @@ package naming
 import (
 	"fmt"
 	"regexp"
-	"slices"
 	"strings"
 )
 
-// Diagnosis is why a base lacks a tensor that an adapter changes, as far as the base's own names tell.
+// Diagnosis is why a base cannot take what an adapter changes, as far as its own names and shapes
+// tell.
 type Diagnosis struct {
 	Why  string // a clause: the base has …
 	Hint string // what to do
 }
 
-// Diagnose says why the base lacks one of the tensors, by their names in the base's spelling; ok is false where its names do not
-// tell. The first reason that fits any of them is the one.
+// Diagnose says why the base lacks one of the tensors, by their names in the base's spelling; ok is
+// false where its names do not tell. The first reason that fits any of them is the one. A prefix
+// that the base has or lacks hides no reason: names are compared from their place in the model on.
 func (b *Base) Diagnose(missing []string) (d Diagnosis, ok bool) {
-	for _, test := range []func(name string) (Diagnosis, bool){b.quantised, b.wrapped, b.unstacked, b.fusedOrSplit} {
+	tests := []func(name string) (Diagnosis, bool){
+		b.quantised, b.wrapped, b.unstacked, b.fusedOrSplit, b.otherLayout, b.shallow,
+	}
+	for _, test := range tests {
 		for _, name := range missing {
 			if d, ok := test(name); ok {
 				return d, true
@@ -26,43 +30,94 @@ func (b *Base) Diagnose(missing []string) (d Diagnosis, ok bool) {
 	return Diagnosis{}, false
 }
 
+// Dequantise says what to do about a base that is quantised.
+const Dequantise = "merge into the checkpoint that it was quantised from, or into a dequantised copy, " +
+	"then quantise again"
+
 // quantisedTails are what the schemes of quantisation store in place of a weight.
 var quantisedTails = []struct{ tail, scheme string }{
 	{".qweight", "GPTQ or AWQ"}, {".qzeros", "GPTQ or AWQ"},
 	{".weight_packed", "compressed-tensors"}, {".W_q", "HQQ"}, {".q_weight", "EXL2"},
-	{"_blocks", "MXFP4"}, {".trellis", "EXL3"},
+	{"_blocks", "MXFP4"}, {".trellis", "EXL3"}, {".Qidxs", "QuIP#"}, {".dense_weights", "SpQR"},
+	{".codebooks", "AQLM"}, {".centroids.weight", "VPTQ"}, {".weight._data", "Quanto"},
+	{"._weight_qdata", "torchao"}, {".weight_qdata", "torchao"},
 }
 
-// quantised looks for the codes of a weight that is not there itself.
+// quantised looks for the codes of a weight that is not there itself, alone or as a part of others.
 func (b *Base) quantised(name string) (Diagnosis, bool) {
-	module := strings.TrimSuffix(name, ".weight")
-	for _, q := range quantisedTails {
-		if b.Has(module + q.tail) {
-			return Diagnosis{
-				fmt.Sprintf("the base is quantised (%s): it has %q and no %q", q.scheme, module+q.tail, name),
-				"merge into the checkpoint that it was quantised from, then quantise again",
-			}, true
+	for _, module := range relatives(strings.TrimSuffix(name, ".weight")) {
+		for _, q := range quantisedTails {
+			codes, ok := b.near(module + q.tail)
+			if !ok {
+				continue
+			}
+			hint := Dequantise
+			if q.scheme == "MXFP4" {
+				hint = "merge into a copy in BF16: transformers writes it (from_pretrained with " +
+					"quantization_config=Mxfp4Config(dequantize=True), then save_pretrained)"
+			}
+			why := fmt.Sprintf("the base is quantised (%s): it has %q and no %q", q.scheme, codes, name)
+			return Diagnosis{why, hint}, true
 		}
 	}
 	return Diagnosis{}, false
 }
 
+// relatives are the module itself and those that may hold its weight in other bases: stacked with
+// the other experts or one of them, fused with others or one of its parts.
+func relatives(module string) []string {
+	all := []string{module}
+	if parameter, _, _, _, ok := ExpertPart(module); ok {
+		all = append(all, parameter)
+	}
+	if m := oneExpert.FindStringSubmatch(module); m != nil {
+		all = append(all, m[1]+"experts."+m[2])
+	}
+	parent, leaf := Module(module), Leaf(module)
+	if IsExperts(parent) {
+		for _, parts := range expertParts[leaf] {
+			all = append(all, parent+".0."+parts[0])
+		}
+	}
+	for _, f := range fusions {
+		for _, other := range f.others(leaf) {
+			all = append(all, join(parent, other))
+		}
+	}
+	return all
+}
+
+func join(parent, leaf string) string { return strings.TrimPrefix(parent+"."+leaf, ".") }
+
+// wrappings are what PEFT puts around a module, or around one that it saves whole: which tensors of a
+// file are PEFT's, and what is to be taken out of the names of the others.
+var wrappings = []struct{ around, remove, cut string }{
+	{nesting, "lora_", ".base_layer"},
+	{nesting + nesting, "lora_", ".base_layer"},
+	{".modules_to_save.default", "original_module", ".modules_to_save.default"},
+}
+
 // wrapped looks for layers of PEFT in the base.
 func (b *Base) wrapped(name string) (Diagnosis, bool) {
-	module := strings.TrimSuffix(name, ".weight")
-	for _, start := range []string{"", "base_model.model."} {
-		if inner := start + module + nesting + ".weight"; b.Has(inner) {
-			return Diagnosis{
-				fmt.Sprintf("the base was saved with the layers of an adapter of its own around its weights: it has %q", inner),
-				"merge into the base without them: save it after merge_and_unload or unload of PEFT",
-			}, true
+	module, leaf := Module(name), Leaf(name)
+	for _, w := range wrappings {
+		inner, ok := b.near(module + w.around + "." + leaf)
+		if !ok {
+			continue
 		}
+		return Diagnosis{
+			fmt.Sprintf("the base was saved with the layers of an adapter of its own around its weights: "+
+				"it has %q", inner),
+			fmt.Sprintf("merge into the base without them: take them off in PEFT (unload, or "+
+				"merge_and_unload, then save_pretrained); or, in the file, remove the tensors with %q in "+
+				"their names, and %q from the names of the others", w.remove, w.cut),
+		}, true
 	}
 	return Diagnosis{}, false
 }
 
 // oneExpert is a module for one expert, as unsloth makes them for gpt-oss.
-var oneExpert = regexp.MustCompile(`^(.*\.)?experts\.(gate_up_proj|down_proj)s\.\d+\.weight$`)
+var oneExpert = regexp.MustCompile(`^(.*\.)?experts\.(gate_up_proj|down_proj)s\.\d+(?:\.weight)?$`)
 
 // unstacked tells modules of one expert each from a base that stacks them.
 func (b *Base) unstacked(name string) (Diagnosis, bool) {
@@ -70,55 +125,73 @@ func (b *Base) unstacked(name string) (Diagnosis, bool) {
 	if m == nil {
 		return Diagnosis{}, false
 	}
-	stacked := m[1] + "experts." + m[2]
-	if b.Has(stacked + "_blocks") {
-		return b.quantised(stacked)
-	}
-	if !b.Has(stacked) {
+	stacked, ok := b.near(m[1] + "experts." + m[2])
+	if !ok {
 		return Diagnosis{}, false
 	}
 	return Diagnosis{
-		fmt.Sprintf("the base stacks its experts in %q, and the adapter has a module for each, %q, which is not merged yet", stacked, name),
+		fmt.Sprintf("the base stacks its experts in %q, and the adapter has a module for each, %q; this "+
+			"version does not merge them", stacked, name),
 		"merge with the library that trained it",
 	}, true
 }
 
-// fusions are modules that some models have as one and others apart.
-var fusions = []struct {
-	fused []string
-	split []string
-}{
-	{[]string{"qkv_proj", "query_key_value", "Wqkv", "qkv", "c_attn", "in_proj"}, []string{"q_proj", "k_proj", "v_proj"}},
-	{[]string{"gate_up_proj"}, []string{"gate_proj", "up_proj"}},
-	{[]string{"in_proj_qkv", "in_proj_qkvz"}, []string{"in_proj_q", "in_proj_k", "in_proj_v"}},
+// layout is one in which a model is published beside the one that its loader reads: how names begin
+// there and here.
+type layout struct {
+	base, adapter *regexp.Regexp
+	words, loader string
+	example       string
 }
 
-// fusedOrSplit looks for the projections that are one module here and several there.
-func (b *Base) fusedOrSplit(name string) (Diagnosis, bool) {
-	module := Module(name)
-	parent, leaf := Module(module), Leaf(module)
-	at := func(s string) string { return strings.TrimPrefix(parent+"."+s, ".") }
-	for _, f := range fusions {
-		has := func(names []string) string {
-			for _, s := range names {
-				if b.Has(at(s) + ".weight") {
-					return at(s)
-				}
+var layouts = []layout{
+	{base: regexp.MustCompile(`^blk\.\d+\.`), adapter: regexp.MustCompile(`(^|\.)(layers|h|blocks)\.\d+\.`),
+		words: "of llama.cpp", loader: "transformers"},
+	{base: regexp.MustCompile(`^(model\.)?layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123])\.`),
+		adapter: regexp.MustCompile(`\.(self_attn|mlp)\.`), words: "of the model's first release", loader: "transformers"},
+	{base: regexp.MustCompile(`(^|\.)(double_blocks|joint_blocks|input_blocks)\.\d+\.`),
+		adapter: regexp.MustCompile(`(^|\.)(transformer_blocks|single_transformer_blocks|down_blocks)\.`),
+		words:   "of the model's first release", loader: "diffusers"},
+}
+
+// otherLayout tells a base in another layout from another model.
+func (b *Base) otherLayout(name string) (Diagnosis, bool) {
+	if b.layout == nil {
+		b.layout = b.findLayout()
+	}
+	l := b.layout
+	if l.adapter == nil || !l.adapter.MatchString(name) {
+		return Diagnosis{}, false
+	}
+	return Diagnosis{
+		fmt.Sprintf("the base has the names %s, such as %q, and the adapter those of %s, %q",
+			l.words, l.example, l.loader, name),
+		"merge into the checkpoint of the same model that " + l.loader + " loads",
+	}, true
+}
+
+// findLayout finds the layout of the base; that of a base without one is empty.
+func (b *Base) findLayout() *layout {
+	for _, own := range b.sortedNames() {
+		for _, l := range layouts {
+			if l.base.MatchString(own) {
+				l.example = own
+				return &l
 			}
-			return ""
-		}
-		if fused := has(f.fused); fused != "" && slices.Contains(f.split, leaf) {
-			return Diagnosis{
-				fmt.Sprintf("the base has %q in one, where the adapter has %s apart", fused, strings.Join(f.split, ", ")),
-				"merge into a checkpoint of the model that has them apart, or train on this one",
-			}, true
-		}
-		if split := has(f.split); split != "" && slices.Contains(f.fused, leaf) {
-			return Diagnosis{
-				fmt.Sprintf("the base has %s apart, where the adapter has %q in one", strings.Join(f.split, ", "), module),
-				"merge into a checkpoint of the model that has them in one, or train on this one",
-			}, true
 		}
 	}
-	return Diagnosis{}, false
+	return new(layout)
+}
+
+// shallow tells a base that has fewer layers.
+func (b *Base) shallow(name string) (Diagnosis, bool) {
+	at, layers, ok := b.stack(name)
+	if !ok || layers == 0 || at < layers {
+		return Diagnosis{}, false
+	}
+	return Diagnosis{
+		fmt.Sprintf("the layers of the base end with number %d, and the adapter changes number %d: %q",
+			layers-1, at, name),
+		"the adapter was made for another base, which has more layers",
+	}, true
 }

@@ -26,6 +26,32 @@ func TestDiagnose(t *testing.T) {
 		{"fused gates", l + "mlp.gate_up_proj.weight", l + "mlp.up_proj.weight", "in one"},
 		{"split", l + "self_attn.q_proj.weight", l + "self_attn.qkv_proj.weight", "apart, where"},
 		{"split mixers", l + "attn.in_proj_qkv.weight", l + "attn.in_proj_k.weight", "in one"},
+		{"quantised behind a prefix", "language_model." + l + "q_proj.weight_packed", l + "q_proj.weight", "quantised (compressed-tensors)"},
+		{"quantised without a prefix", "layers.0.q_proj.W_q", l + "q_proj.weight", "quantised (HQQ)"},
+		{"AQLM", l + "q_proj.codebooks", l + "q_proj.weight", "quantised (AQLM)"},
+		{"QuIP#", l + "q_proj.Qidxs", l + "q_proj.weight", "quantised (QuIP#)"},
+		{"VPTQ", l + "q_proj.centroids.weight", l + "q_proj.weight", "quantised (VPTQ)"},
+		{"SpQR", l + "q_proj.dense_weights", l + "q_proj.weight", "quantised (SpQR)"},
+		{"Quanto", l + "q_proj.weight._data", l + "q_proj.weight", "quantised (Quanto)"},
+		{"torchao", l + "q_proj._weight_qdata", l + "q_proj.weight", "quantised (torchao)"},
+		{"a quantised head", "lm_head.q_weight", "lm_head.weight", "quantised (EXL2)"},
+		{"fused and quantised", l + "self_attn.qkv_proj.qweight", l + "self_attn.k_proj.weight", "quantised (GPTQ"},
+		{"experts stacked here, quantised there", l + "mlp.experts.0.gate_proj.qweight", l + "mlp.experts.gate_up_proj", "quantised (GPTQ"},
+		{"layers of PEFT twice", l + "q_proj.base_layer.base_layer.weight", l + "q_proj.weight", "adapter of its own"},
+		{"layers of PEFT behind a prefix", "model.language_model.layers.0.q_proj.base_layer.weight", l + "q_proj.weight", "adapter of its own"},
+		{"a head that PEFT saves", "score.modules_to_save.default.weight", "score.weight", "adapter of its own"},
+		{"fused behind a prefix", "language_model." + l + "self_attn.qkv_proj.weight", l + "self_attn.k_proj.weight", "in one"},
+		{"fused elsewhere in the layer", l + "attention.wqkv.weight", l + "self_attn.q_proj.weight", "in one"},
+		{"Baichuan", l + "self_attn.W_pack.weight", l + "self_attn.v_proj.weight", "in one"},
+		{"torch.nn.MultiheadAttention", l + "self_attn.in_proj_weight", l + "self_attn.v_proj.weight", "in one"},
+		{"keys and values", l + "attn.kv_proj.weight", l + "attn.v_proj.weight", "in one"},
+		{"diffusers", "blocks.0.attn.to_q.weight", "blocks.0.attn.to_qkv.weight", "apart, where"},
+		{"gates of experts", "layers.0.ffn.w1.weight", "layers.0.ffn.w13.weight", "apart, where"},
+		{"mixers and gates", l + "linear_attn.in_proj_qkv.weight", l + "linear_attn.in_proj_qkvz.weight", "apart, where"},
+		{"names of llama.cpp", "blk.0.attn_q.weight", l + "self_attn.q_proj.weight", "of llama.cpp"},
+		{"names of a first release", "layers.0.attention.wq.weight", l + "self_attn.q_proj.weight", "first release"},
+		{"fewer layers", l + "q_proj.weight", "model.layers.7.q_proj.weight", "end with number 0"},
+		{"a layer that lacks a module", l + "q_proj.weight", l + "o_proj.weight", ""},
 		{"another model", l + "attn.c_proj.weight", l + "self_attn.k_proj.weight", ""},
 		{"another layer", "model.layers.1.q_proj.qweight", l + "q_proj.weight", ""},
 	} {
@@ -47,6 +73,17 @@ func TestMatchGoesOneSegmentDeeper(t *testing.T) {
 		{[]string{flat}, deep, flat},
 		{[]string{deep, "model.vision_model.layers.0.q.weight"}, flat, ""},
 		{[]string{flat}, "module.base_model.model." + flat, flat},
+		{[]string{flat}, "model.base_model.model." + flat, flat},
+		{[]string{flat}, "policy.base_model.model." + flat, flat},
+		{[]string{"language_model." + flat, "vision.layers.0.q.weight"}, "language_model.base_model.model." + flat, "language_model." + flat},
+		{[]string{"base_model.model." + flat}, flat, "base_model.model." + flat},
+		{[]string{"model.text_model." + flat}, flat, "model.text_model." + flat},
+		{[]string{"model.text_model." + flat, "model.text_model.other." + flat}, flat, "model.text_model." + flat},
+		{[]string{flat}, "model..layers.0.q.weight", flat},
+		{[]string{"lm_head.weight"}, "model.unembed_tokens.weight", "lm_head.weight"},
+		// The wrong half of a model may be the nearer one.
+		{[]string{"model.text_model." + flat, "model.vision_tower.layers.0.q.weight"}, flat, ""},
+		{[]string{flat}, "model.vision_tower.layers.0.q.weight", ""},
 	} {
 		m, _, _ := Index(c.base).Match([]string{c.wanted})
 		if got, _ := m.Lookup(c.wanted); c.want != "" && got != c.want {
@@ -54,6 +91,37 @@ func TestMatchGoesOneSegmentDeeper(t *testing.T) {
 		}
 		if _, missing, ambiguous := Index(c.base).Match([]string{c.wanted}); (missing == nil && ambiguous == nil) != (c.want != "") {
 			t.Errorf("Match(%q) in %q: missing %q, ambiguous %q", c.wanted, c.base, missing, ambiguous)
+		}
+	}
+}
+
+// TestAHeadBesideTheTrunkStays: what lacks the prefix that the others lose, or exchange, keeps its name.
+func TestAHeadBesideTheTrunkStays(t *testing.T) {
+	wanted := []string{"lm_head.weight", "model.layers.0.q.weight"}
+	m, missing, ambiguous := Index([]string{"lm_head.weight", "model.text_model.layers.0.q.weight"}).Match(wanted)
+	if got, _ := m.Lookup("lm_head.weight"); got != "lm_head.weight" || missing != nil || ambiguous != nil {
+		t.Errorf("the head pairs with %q; missing %q, ambiguous %q", got, missing, ambiguous)
+	}
+}
+
+// TestDiagnoseConvolution: shapes tell a convolution in groups from one of another model.
+func TestDiagnoseConvolution(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		w, a, b []uint64
+		words   string
+	}{
+		{"groups", []uint64{16, 4, 3, 3}, []uint64{4, 16, 3, 3}, []uint64{16, 4, 1, 1}, "in 4 groups"},
+		{"groups of B as well", []uint64{16, 4, 3, 3}, []uint64{4, 16, 3, 3}, []uint64{16, 1, 1, 1}, "in 4 groups"},
+		{"depthwise", []uint64{16, 1, 4}, []uint64{4, 16, 4}, []uint64{16, 4, 1}, "in 16 groups"},
+		{"a linear layer", []uint64{16, 8}, []uint64{4, 8, 1, 1}, []uint64{16, 4, 1, 1}, "a linear layer in the base"},
+		{"another kernel", []uint64{16, 8, 3, 3}, []uint64{4, 8, 5, 5}, []uint64{16, 4, 1, 1}, "of kernel [5 5]"},
+		{"other channels", []uint64{16, 8, 3, 3}, []uint64{4, 12, 3, 3}, []uint64{16, 4, 1, 1}, ""},
+		{"other outputs", []uint64{16, 4, 3, 3}, []uint64{4, 16, 3, 3}, []uint64{8, 4, 1, 1}, ""},
+	} {
+		d, ok := DiagnoseConvolution("conv", c.w, c.a, c.b)
+		if ok != (c.words != "") || !strings.Contains(d.Why, c.words) {
+			t.Errorf("%s: DiagnoseConvolution(%d, %d, %d) = %+v, %v, want %q", c.name, c.w, c.a, c.b, d, ok, c.words)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 // move is a set of renamings that go together.
 type move struct {
 	models       string // the families, for messages
+	words        string // instead, where it is no matter of versions
 	newer, older []replacement
 }
 
@@ -55,6 +56,7 @@ var moves = []*move{
 		".attention.self.value.", ".attention.v_proj.", ".attention.output.dense.", ".attention.o_proj.",
 		".attention.self.relative_position_bias_table", ".attention.relative_position_bias.relative_position_bias_table",
 		".intermediate.dense.", ".mlp.fc1.", ".output.dense.", ".mlp.fc2."),
+	{words: `with Tinker's "unembed_tokens" for "lm_head"`, newer: []replacement{newReplacement("^model.unembed_tokens.", "^lm_head.")}},
 	newMove("GPT-NeoX", "^embed_out.", "^lm_head."),
 	newMove("SegFormer", ".encoder.layer_norm.#.", ".stages.#.layer_norm.", ".layer_norm_1.", ".layernorm_before.", ".layer_norm_2.", ".layernorm_after.",
 		".attention.self.layer_norm.", ".attention.sequence_reduction.layer_norm.", ".encoder.block.#.#.", ".stages.#.blocks.#.", ".encoder.patch_embeddings.#.", ".stages.#.patch_embeddings.",
@@ -65,9 +67,11 @@ var moves = []*move{
 
 // MovedModels lists the models whose modules are found under the names of either version.
 func MovedModels() []string {
-	names := make([]string, len(moves))
-	for i, m := range moves {
-		names[i] = m.models
+	var names []string
+	for _, m := range moves {
+		if m.models != "" {
+			names = append(names, m.models)
+		}
 	}
 	return slices.Compact(names) // some have two layouts
 }

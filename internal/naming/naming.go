@@ -4,7 +4,6 @@ package naming
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 )
@@ -14,11 +13,19 @@ type Base struct {
 	byName   map[string]string // without wrappers → as it is
 	segments []string          // the distinct first segments, sorted
 	tails    map[string]bool   // of HasTail, made at its first call
+
+	// The rest is for translations that are tried last, and for messages; each is made when it is needed.
+	places map[string][]string // by the place of a tensor
+	leaves map[string]string   // by its layer and the name of its module
+	layers map[string]int      // their number, by the name of their stack
+	sorted []string
+	layout *layout
 }
 
 // wrappers are the path segments that training frameworks put around modules: torch.compile, FSDP, and activation
-// checkpointing. No model has a module of such a name.
-var wrappers = []string{"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+// checkpointing. No model has a module of such a name. Nor has one a module without a name, which torch refuses: that a path
+// has two dots in a row is a slip of whoever joined its segments.
+var wrappers = []string{"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", ""}
 
 // StripWrappers removes the segments that training frameworks add to a path.
 func StripWrappers(name string) string {
@@ -49,10 +56,14 @@ type rename struct {
 	cut, add string
 	move     *move
 	newer    bool // from the older names of the table to the newer ones
+	keep     bool // a name without the prefix stays as it is
 }
 
 func (r rename) apply(name string) (string, bool) {
 	rest, ok := strings.CutPrefix(name, r.cut)
+	if !ok && r.keep {
+		return name, true
+	}
 	ok = ok && strings.Contains(rest, ".") // the path of a module is left, not only its parameter
 	if r.move != nil {
 		rest = r.move.apply(rest, r.newer)
@@ -71,7 +82,9 @@ func (r rename) String() string {
 	default:
 		words = append(words, fmt.Sprintf("with %q in place of %q", r.add, r.cut))
 	}
-	if r.move != nil {
+	if r.move != nil && r.move.words != "" {
+		words = append(words, r.move.words)
+	} else if r.move != nil {
 		version := "before"
 		if r.newer {
 			version = "from"
@@ -194,33 +207,6 @@ func (b *Base) moved(wanted []string) (full []rename) {
 				if full = append(full, c); len(full) == enough {
 					return full
 				}
-			}
-		}
-	}
-	return full
-}
-
-// deeper lists the candidates under which every name is in the base with one segment more, or less, after its first one: SmolVLM's
-// "model.text_model." for the "model." of its text model. They are tried last, and used only where one alone fits.
-func (b *Base) deeper(wanted []string) (full []rename) {
-	first, rest, _ := strings.Cut(wanted[0], ".")
-	second, _, _ := strings.Cut(rest, ".")
-	candidates := []rename{{cut: first + "." + second + ".", add: first + "."}}
-	inner := make(map[string]bool)
-	for name := range b.byName {
-		if below, ok := strings.CutPrefix(name, first+"."); ok {
-			segment, _, _ := strings.Cut(below, ".")
-			inner[segment] = true
-		}
-	}
-	for _, segment := range slices.Sorted(maps.Keys(inner)) {
-		candidates = append(candidates, rename{cut: first + ".", add: first + "." + segment + "."})
-	}
-	for _, c := range candidates {
-		missing := slices.ContainsFunc(wanted, func(name string) bool { _, ok := (Mapping{b, c}).Lookup(name); return !ok })
-		if !missing {
-			if full = append(full, c); len(full) == enough {
-				break
 			}
 		}
 	}

@@ -238,4 +238,7 @@ func (b *Base) Nearest(name string) []string {
 func (b *Base) Actual(plain string) string { return b.byName[plain] }
 
 // Alias makes a name stand for a tensor of another name.
-func (b *Base) Alias(name, plain string) { b.byName[name] = b.byName[plain] }
+func (b *Base) Alias(name, plain string) {
+	b.byName[name] = b.byName[plain]
+	b.places, b.leaves, b.layers, b.sorted = nil, nil, nil, nil
+}

@@ -159,7 +159,8 @@ func (r *resolver) orientation(l *format.Layer, shape, a, b []uint64) (transpose
 		return turned, nil
 	}
 	if len(shape) > 2 {
-		return false, fault.New(fault.Mismatch, "%q: the base's weight has shape %d, and the factors are those of a linear layer %d×%d", l.Module, shape, m, n)
+		return false, fault.New(fault.Mismatch, "%q: the base's weight has shape %d, and the factors are those of a linear layer %d×%d", l.Module, shape, m, n).
+			WithHint("%s", r.wrongBase())
 	}
 	return false, fault.New(fault.Mismatch, "%q: B·A is %d×%d, the base's weight has shape %d", l.Module, m, n, shape).WithHint("%s", r.wrongBase())
 }

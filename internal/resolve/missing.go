@@ -29,7 +29,8 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 		return err
 	}
 	if len(missing) == len(wanted) {
-		return fault.New(fault.Mismatch, "the base has none of the %d tensors that the adapter changes: %s", len(wanted), fault.List(missing, 3)).
+		return fault.New(fault.Mismatch, "the base has none of the %d tensors that the adapter changes: %s; it has, for example, %q",
+			len(wanted), fault.List(missing, 3), r.names.Like(missing[0])).
 			WithHint("%s", r.wrongBase())
 	}
 	e := fault.New(fault.Mismatch, "the base lacks %d of the %d tensors that the adapter changes: %s", len(missing), len(wanted), fault.List(missing, 3))
@@ -52,7 +53,7 @@ func (r *resolver) diagnose(missing []string) error {
 	}
 	if method := r.base.Config.QuantizationMethod; method != "" {
 		return fault.New(fault.Unsupported, "the base is quantised (config.json says %s), and has no tensor %q", method, missing[0]).
-			WithHint("merge into the checkpoint that it was quantised from, then quantise again")
+			WithHint(naming.Dequantise)
 	}
 	return nil
 }

@@ -268,10 +268,11 @@ func (b *Base) checkStorage(name string) error {
 	d := b.Tensors[name].DType
 	if !d.IsFloat() || quantised != "" && d.Size() < 2 {
 		return fault.New(fault.Unsupported, "tensor %q of the base is stored as %v%s; F64, F32, F16 and BF16 can be merged into", name, d, quantised).
-			WithHint("merge into the checkpoint that it was quantised from, then quantise again")
+			WithHint(naming.Dequantise)
 	}
 	if quantised != "" && !strings.Contains(quantised, "config.json") {
-		return fault.New(fault.Unsupported, "tensor %q of the base is not plain%s", name, quantised)
+		return fault.New(fault.Unsupported, "tensor %q of the base is not plain%s", name, quantised).
+			WithHint(naming.Dequantise)
 	}
 	return nil
 }

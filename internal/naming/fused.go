@@ -1,0 +1,132 @@
+package naming
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// fusion is a set of projections that some models have in one module and others apart, under the
+// names that models give them.
+type fusion struct {
+	fused []string
+	split [][]string
+}
+
+var fusions = []fusion{
+	{
+		[]string{
+			"qkv_proj", "query_key_value", "Wqkv", "wqkv", "W_pack", "qkv", "c_attn", "in_proj", "to_qkv",
+		},
+		[][]string{
+			{"q_proj", "k_proj", "v_proj"}, {"query", "key", "value"}, {"to_q", "to_k", "to_v"},
+			{"wq", "wk", "wv"}, {"q_lin", "k_lin", "v_lin"}, {"q", "k", "v"},
+			{"query_proj", "key_proj", "value_proj"},
+		},
+	},
+	{
+		[]string{"kv_proj", "to_kv", "Wkv"},
+		[][]string{{"k_proj", "v_proj"}, {"to_k", "to_v"}, {"wk", "wv"}},
+	},
+	{[]string{"gate_up_proj", "w13"}, [][]string{{"gate_proj", "up_proj"}, {"w1", "w3"}}},
+	{[]string{"in_proj_qkv", "in_proj_qkvz"}, [][]string{{"in_proj_q", "in_proj_k", "in_proj_v"}}},
+	{[]string{"in_proj_qkvz"}, [][]string{{"in_proj_qkv", "in_proj_z"}}},
+	{[]string{"in_proj_ba"}, [][]string{{"in_proj_b", "in_proj_a"}}},
+}
+
+// others lists the names that hold, in other models, what a module of this name holds, or parts of it.
+func (f fusion) others(leaf string) (names []string) {
+	if slices.Contains(f.fused, leaf) {
+		for _, s := range f.split {
+			names = append(names, s...)
+		}
+	}
+	if slices.ContainsFunc(f.split, func(s []string) bool { return slices.Contains(s, leaf) }) {
+		names = append(names, f.fused...)
+	}
+	return names
+}
+
+// fusedOrSplit looks for the projections that are one module here and several there, in the same
+// module or elsewhere in the same layer.
+func (b *Base) fusedOrSplit(name string) (Diagnosis, bool) {
+	module := Module(name)
+	parent, leaf := Module(module), Leaf(module)
+	for _, inLayer := range []bool{false, true} {
+		has := func(leaf string) (string, bool) {
+			if inLayer {
+				return b.inLayer(name, leaf)
+			}
+			// torch.nn.MultiheadAttention has in_proj_weight.
+			for _, tail := range []string{".weight", "_weight"} {
+				if own, ok := b.near(join(parent, leaf) + tail); ok {
+					return own, true
+				}
+			}
+			return "", false
+		}
+		for _, f := range fusions {
+			for _, split := range f.split {
+				if d, ok := compareFusion(f.fused, split, module, leaf, has); ok {
+					return d, true
+				}
+			}
+		}
+	}
+	return Diagnosis{}, false
+}
+
+// compareFusion compares one way of fusing, or splitting, with a module that the base lacks.
+func compareFusion(
+	fused, split []string, module, leaf string, has func(string) (string, bool),
+) (Diagnosis, bool) {
+	parts := strings.Join(split, ", ")
+	switch {
+	case slices.Contains(split, leaf):
+		for _, f := range fused {
+			if own, ok := has(f); ok {
+				return Diagnosis{
+					fmt.Sprintf("the base has %q in one, where the adapter has %s apart", own, parts),
+					"merge into a checkpoint of the model that has them apart; or make one LoRA of them in " +
+						"Python: their lora_A one below the other, their lora_B as the blocks of a diagonal in " +
+						"the order of the base's rows; r is their sum then, and lora_alpha such that the scale stays",
+				}, true
+			}
+		}
+	case slices.Contains(fused, leaf):
+		if own, ok := has(split[0]); ok {
+			return Diagnosis{
+				fmt.Sprintf("the base has %s apart, where the adapter has %q in one: it has %q", parts, module, own),
+				"merge into a checkpoint of the model that has them in one; or cut the LoRA in Python: " +
+					"each part gets the whole lora_A and its own rows of lora_B",
+			}, true
+		}
+	}
+	return Diagnosis{}, false
+}
+
+// inLayer finds a module of the base, by its own name, in the layer that a tensor is in.
+func (b *Base) inLayer(name, leaf string) (own string, ok bool) {
+	if b.leaves == nil {
+		b.leaves = make(map[string]string)
+		for _, own := range b.sortedNames() {
+			key := layer(own) + " " + Leaf(Module(own))
+			if _, seen := b.leaves[key]; !seen {
+				b.leaves[key] = b.byName[own]
+			}
+		}
+	}
+	where := layer(name)
+	own, ok = b.leaves[where+" "+leaf]
+	return own, ok && where != ""
+}
+
+// layer is the beginning of a place up to the number of its layer, "" where it has none.
+func layer(name string) string {
+	stack, rest, ok := cutNumber(place(name))
+	if !ok {
+		return ""
+	}
+	number, _, _ := strings.Cut(rest, ".")
+	return stack + "." + number
+}
