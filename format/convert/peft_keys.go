@@ -40,8 +40,10 @@ var peftTails = []struct {
 }{
 	{"lora_A.weight", roleA},
 	{"lora_A.*.weight", roleA},
+	{"lora_A.*.*.weight", roleA}, // the adapter's name twice, as whoever loads its own raw state dict writes it
 	{"lora_B.weight", roleB},
 	{"lora_B.*.weight", roleB},
+	{"lora_B.*.*.weight", roleB},
 	{"lora_B.bias", roleBias},
 	{"lora_B.*.bias", roleBias},
 	{"lora_embedding_A", roleEmbeddingA},
@@ -129,7 +131,7 @@ func matchTail(parts, pattern []string) (n int, adapter string) {
 			if end[i] == "weight" || end[i] == "bias" {
 				return 0, ""
 			}
-			adapter = end[i]
+			adapter = strings.TrimPrefix(adapter+"."+end[i], ".")
 		case end[i] != want:
 			return 0, ""
 		}
