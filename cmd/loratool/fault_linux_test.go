@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -57,19 +56,6 @@ func TestAResultThatCannotBePrintedIsAnError(t *testing.T) {
 			t.Errorf("%s to a full disk: the exit code is %d, want %d and an error that says why: %s", line, code, exitFailed, &stderr)
 		}
 	}
-}
-
-// hasLargeFile reports whether a file below dir has the size of the large base.
-func hasLargeFile(dir string) bool {
-	found := false
-	filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && !d.IsDir() {
-			info, err := os.Stat(path)
-			found = found || err == nil && info.Size() >= 2*largeRows*largeCols
-		}
-		return nil // what has gone again is of no interest
-	})
-	return found
 }
 
 // limitFiles is prlimit(2) for RLIMIT_FSIZE.

@@ -420,3 +420,16 @@ func finishNow(t *testing.T, cmd *exec.Cmd) result {
 	t.Helper()
 	return finish(t, cmd, cmd.Run())
 }
+
+// hasLargeFile reports whether a file below dir has the size of the large base.
+func hasLargeFile(dir string) bool {
+	found := false
+	filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			info, err := os.Stat(path)
+			found = found || err == nil && info.Size() >= 2*largeRows*largeCols
+		}
+		return nil // what has gone again is of no interest
+	})
+	return found
+}

@@ -28,8 +28,8 @@ func main() {
 // it starts, and a run under nohup goes on when its terminal closes.
 func endingSignals() []os.Signal {
 	all := []os.Signal{os.Interrupt, syscall.SIGTERM}
-	if !signal.Ignored(syscall.SIGHUP) {
-		all = append(all, syscall.SIGHUP)
+	if hangup != nil && !signal.Ignored(hangup) {
+		all = append(all, hangup)
 	}
 	return all
 }

@@ -2,8 +2,8 @@
 
 package fileio
 
-// WithFlock runs f with another flock(2).
-func WithFlock(flock2 func(fd, how int) error, f func()) {
+// WithFlock runs f with another way to lock a file.
+func WithFlock(flock2 func(fd int) error, f func()) {
 	old := flock
 	flock = flock2
 	defer func() { flock = old }()

@@ -10,9 +10,6 @@ import (
 	"syscall"
 )
 
-// flock is a variable for the tests.
-var flock = syscall.Flock
-
 // tryLock locks the file or directory at path until the handle that it returns is closed or the process ends; ok is
 // false when another process holds the lock or has removed path. Where the file system has no locks for path, as NFS has
 // none for a file that is open for reading, the handle is nil: nothing is known about other processes, and nothing that could
@@ -22,7 +19,7 @@ func tryLock(path string) (lock *os.File, ok bool) {
 	if err != nil {
 		return nil, false
 	}
-	if err := flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := flock(int(f.Fd())); err != nil {
 		f.Close()
 		return nil, !errors.Is(err, syscall.EWOULDBLOCK)
 	}
@@ -55,4 +52,8 @@ var syncDir = func(path string) error {
 		return err
 	}
 	return nil
+}
+
+func isNotSupported(err error) bool {
+	return errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOTSUP) || errors.Is(err, syscall.EBADF)
 }

@@ -151,7 +151,7 @@ func TestStagesWorkWhereFilesCannotBeLocked(t *testing.T) {
 		for _, isDir := range []bool{false, true} {
 			parent := t.TempDir()
 			testkit.Write(t, filepath.Join(parent, ".out.loratool-0123"), nil)
-			fileio.WithFlock(func(int, int) error { return cause }, func() {
+			fileio.WithFlock(func(int) error { return cause }, func() {
 				s, err := fileio.NewStage(filepath.Join(parent, "out"), isDir)
 				if err != nil {
 					t.Errorf("NewStage where flock says %q = %v", cause, err)

@@ -1,13 +1,8 @@
-//go:build unix
+//go:build aix || darwin || dragonfly || freebsd || linux
 
 package fileio
 
-import (
-	"errors"
-	"syscall"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // FreeBytes is the space that an unprivileged process can still fill in the file system of dir.
 func FreeBytes(dir string) (int64, error) {
@@ -16,8 +11,4 @@ func FreeBytes(dir string) (int64, error) {
 		return 0, err
 	}
 	return int64(st.Bavail) * int64(st.Bsize), nil
-}
-
-func isNotSupported(err error) bool {
-	return errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOTSUP) || errors.Is(err, syscall.EBADF)
 }

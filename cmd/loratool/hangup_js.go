@@ -1,0 +1,6 @@
+package main
+
+import "os"
+
+// hangup is nil: JavaScript has no terminals that close.
+var hangup os.Signal

@@ -1,0 +1,15 @@
+//go:build netbsd || solaris
+
+package fileio
+
+import "golang.org/x/sys/unix"
+
+// FreeBytes is the space that an unprivileged process can still fill in the file system of dir.
+// POSIX counts it in fragments, not in blocks.
+func FreeBytes(dir string) (int64, error) {
+	var st unix.Statvfs_t
+	if err := unix.Statvfs(dir, &st); err != nil {
+		return 0, err
+	}
+	return int64(st.Bavail) * int64(st.Frsize), nil
+}
