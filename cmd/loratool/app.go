@@ -264,21 +264,3 @@ func (o *common) flags() []cli.Flag {
 		}},
 	}
 }
-
-func versionCommand(t *terminal) *cli.Command {
-	return &cli.Command{
-		Name:  "version",
-		Usage: "print the version",
-		Flags: []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print one JSON document", Destination: &t.json}},
-		Action: func(c *cli.Context) error {
-			if c.NArg() > 0 {
-				return usagef("loratool version", "version takes no argument")
-			}
-			if t.json {
-				return t.document("version", map[string]any{"version": version})
-			}
-			t.printf("loratool %s\n", version)
-			return nil
-		},
-	}
-}
