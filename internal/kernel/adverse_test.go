@@ -8,13 +8,16 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// TestRoundingsThatAllGoOneWay holds the constant of the bound to sums that come near it. Of a first product a little below or
-// above a midpoint M of D, all others are lost: in the first chunk each is less than half a unit of it, in every further
-// chunk the sum is, and so are w and the tail of S·l. None of this is seen in t, which stays 2j units before M, while the exact value lies
-// beyond it for small j. As l and r have the same direction, the inequality of Cauchy and Schwarz gives nothing away.
+// TestRoundingsThatAllGoOneWay holds the constant of the bound to sums that come near it. Of a
+// first product a little below or above a midpoint M of D, all others are lost: in the first chunk
+// each is less than half a unit of it, in every further chunk the sum is, and so are w and the tail
+// of S·l. None of this is seen in t, which stays 2j units before M, while the exact value lies
+// beyond it for small j. As l and r have the same direction, the inequality of Cauchy and Schwarz
+// gives nothing away.
 //
-// The second problem of each rank has further chunks whose products are as large as those of the first: in the order that the contract
-// asks for, their sums are not lost, in a longer chain they were, and more than the bound allows.
+// The second problem of each rank has further chunks whose products are as large as those of the
+// first: in the order that the contract asks for, their sums are not lost, in a longer chain they
+// were, and more than the bound allows.
 func TestRoundingsThatAllGoOneWay(t *testing.T) {
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
 		for _, rank := range []int{1, 2, 15, 16, 17, 32, 64, 70, 256} {
@@ -42,7 +45,8 @@ func relativeBound[T Float](u *Update[T]) float64 {
 	return float64(u.lBound[0])*float64(u.rNorm[0]) + float64(u.floor) + 2*unit[T]()
 }
 
-// oneWay makes the problem, and says how far |t| is from the exact value, in units of the first product.
+// oneWay makes the problem, and says how far |t| is from the exact value, in units of the first
+// product.
 func oneWay(d dtype.Type, rank int, allProducts bool) (p *problem, lost float64) {
 	const rows, far = 5, 17
 	const cols = 2 * far
@@ -53,8 +57,10 @@ func oneWay(d dtype.Type, rank int, allProducts bool) (p *problem, lost float64)
 		unit = 0x1p-53
 		left, right, s = 0x1p-26*(1-0x1p-12), 0x1p-27*(1-0x1p-12), 1
 	}
-	term := plainTerm{s: s, rank: rank, l: make([]float64, rows*rank), r: make([]float64, rank*cols)}
-	p = &problem{d: d, rows: rows, cols: cols, w: make([]float64, rows*cols), terms: []plainTerm{term}}
+	term := plainTerm{s: s, rank: rank, l: make([]float64, rows*rank),
+		r: make([]float64, rank*cols)}
+	p = &problem{d: d, rows: rows, cols: cols, w: make([]float64, rows*cols),
+		terms: []plainTerm{term}}
 	isThere := func(k int) bool { return allProducts || k < 16 || k%16 == 0 }
 	lost = unit // of w
 	if s != 1 {
@@ -82,7 +88,8 @@ func oneWay(d dtype.Type, rank int, allProducts bool) (p *problem, lost float64)
 			}
 		}
 		for j := range cols {
-			// Columns of the second half lie above M, and everything is subtracted; there S·l errs the other way.
+			// Columns of the second half lie above M, and everything is subtracted; there S·l errs
+			// the other way.
 			up, from := 1.0, m-kept-2*unit*float64(j)
 			if j >= far {
 				up, from = -1, m+kept+2*unit*float64(j-far)

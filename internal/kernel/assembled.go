@@ -3,12 +3,15 @@ package kernel
 //go:generate go run -C asm . -out ../micro_amd64.s -stubs ../micro_amd64.go -pkg kernel
 //go:generate go run -C asm ./neon -out ../micro_arm64.s -stubs ../micro_arm64.go
 
-// assembled makes a micro-kernel of an assembly function, whose arguments are the fields of block. Assembly reads and writes
-// what these describe, and nothing beyond: no alignment is asked for, and no number or byte outside is touched. (Rows below
-// those in w are prefetched, which is no access.)
-func assembled[T Float](rows, cols, panels int, f func(w *byte, stride int, l, r *T, rank, panels int, lBound, rNorm *T, floor, scale, inverse T, undecided *uint64, unchanged *int64, squares *[4]float64)) micro[T] {
+// assembled makes a micro-kernel of an assembly function, whose arguments are the fields of block.
+// Assembly reads and writes what these describe, and nothing beyond: no alignment is asked for, and
+// no number or byte outside is touched. (Rows below those in w are prefetched, which is no access.)
+func assembled[T Float](rows, cols, panels int,
+	f func(w *byte, stride int, l, r *T, rank, panels int, lBound, rNorm *T, floor, scale,
+		inverse T, undecided *uint64, unchanged *int64, squares *[4]float64)) micro[T] {
 	return micro[T]{rows: rows, cols: cols, panels: panels, run: func(b *block[T]) {
-		f(&b.w[0], b.stride, &b.l[:rows*b.rank][0], &b.r[:b.panels*b.rank*cols][0], b.rank, b.panels,
+		f(&b.w[0], b.stride, &b.l[:rows*b.rank][0], &b.r[:b.panels*b.rank*cols][0], b.rank,
+			b.panels,
 			&b.lBound[:rows][0], &b.rNorm[:b.panels*cols][0], b.floor, b.scale, b.inverse,
 			&b.undecided[:b.panels*rows][0], &b.sums.unchanged, &b.sums.squares)
 	}}

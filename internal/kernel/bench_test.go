@@ -8,37 +8,40 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// BenchmarkFast times the fast pass with its test, and the slow pass where it leaves elements open, on a 4096×4096 matrix that
-// is worked on in blocks of 1 MiB, as a merge does. BenchmarkCopy beside it is the speed of the memory.
+// BenchmarkFast times the fast pass with its test, and the slow pass where it leaves elements open,
+// on a 4096×4096 matrix that is worked on in blocks of 1 MiB, as a merge does. BenchmarkCopy beside
+// it is the speed of the memory.
 func BenchmarkFast(b *testing.B) {
 	for _, k := range Available() {
 		for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
 			for _, r := range []int{4, 8, 16, 64, 256} {
-				b.Run(fmt.Sprintf("kernel=%v/m=4096/n=4096/r=%d/dtype=%v", k, r, d), func(b *testing.B) {
-					if d == dtype.F32 {
-						benchmark[float64](b, k, d, r, 1)
-					} else {
-						benchmark[float32](b, k, d, r, 1)
-					}
-				})
+				b.Run(fmt.Sprintf("kernel=%v/m=4096/n=4096/r=%d/dtype=%v", k, r, d),
+					func(b *testing.B) {
+						if d == dtype.F32 {
+							benchmark[float64](b, k, d, r, 1)
+						} else {
+							benchmark[float32](b, k, d, r, 1)
+						}
+					})
 			}
 		}
 	}
 }
 
-// BenchmarkSmall is BenchmarkFast for a B that is smaller and smaller: its squares, products and elements would be subnormal one
-// after the other. It takes at most 1.3 times as long.
+// BenchmarkSmall is BenchmarkFast for a B that is smaller and smaller: its squares, products and
+// elements would be subnormal one after the other. It takes at most 1.3 times as long.
 func BenchmarkSmall(b *testing.B) {
 	for _, k := range Available() {
 		for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
 			for _, factor := range []float64{1, 1e-10, 1e-20, 1e-30, 1e-40} {
-				b.Run(fmt.Sprintf("kernel=%v/factor=%v/dtype=%v", k, factor, d), func(b *testing.B) {
-					if d == dtype.F32 {
-						benchmark[float64](b, k, d, 16, factor)
-					} else {
-						benchmark[float32](b, k, d, 16, factor)
-					}
-				})
+				b.Run(fmt.Sprintf("kernel=%v/factor=%v/dtype=%v", k, factor, d),
+					func(b *testing.B) {
+						if d == dtype.F32 {
+							benchmark[float64](b, k, d, 16, factor)
+						} else {
+							benchmark[float32](b, k, d, 16, factor)
+						}
+					})
 			}
 		}
 	}
@@ -66,14 +69,16 @@ func benchmark[T Float](b *testing.B, k *Kernel, d dtype.Type, r int, factor flo
 	b.ReportMetric(100*float64(st.Slow)/float64(st.Elements), "%slow")
 }
 
-// BenchmarkSlow times what an element costs that the fast pass leaves open: in float64, and, for exact ties, in exact arithmetic.
+// BenchmarkSlow times what an element costs that the fast pass leaves open: in float64, and, for
+// exact ties, in exact arithmetic.
 func BenchmarkSlow(b *testing.B) {
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
 		for _, r := range []int{16, 64, 256} {
 			for _, ties := range []bool{false, true} {
 				b.Run(fmt.Sprintf("ties=%v/r=%d/dtype=%v", ties, r, d), func(b *testing.B) {
 					const rows, cols = 16, 1024
-					p := randomProblem(rand.New(rand.NewPCG(15, 16)), d, rows, cols, 0.02, []int{r}, 0.05, 2)
+					p := randomProblem(rand.New(rand.NewPCG(15, 16)), d, rows, cols, 0.02, []int{r},
+						0.05, 2)
 					if ties {
 						p.tie()
 					}
@@ -131,7 +136,8 @@ func BenchmarkRescaled(b *testing.B) {
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
 		b.Run(fmt.Sprintf("m=512/n=4096/r=16/dtype=%v", d), func(b *testing.B) {
 			const rows, cols = 512, 4096
-			p := randomProblem(rand.New(rand.NewPCG(17, 18)), d, rows, cols, 0.02, []int{16}, 0.05, 2)
+			p := randomProblem(rand.New(rand.NewPCG(17, 18)), d, rows, cols, 0.02, []int{16}, 0.05,
+				2)
 			magnitude := make([]float64, rows)
 			for i := range magnitude {
 				magnitude[i] = 0.02 * 64 // ‖v‖, so that the weights stay as large as they are

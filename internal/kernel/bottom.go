@@ -7,11 +7,11 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// An update near the bottom of float32's range, beside weights that are zero or as small, leaves every
-// element open that it decides: the bound is never below the smallest normal number. Such blocks are
-// merged as a matrix of float32, in float64, and the results rounded once more where this changes
-// nothing. That is the case unless the float32 is as near as its own unit to a point where the
-// rounding to D changes; these elements go to the slow pass.
+// An update near the bottom of float32's range, beside weights that are zero or as small, leaves
+// every element open that it decides: the bound is never below the smallest normal number. Such
+// blocks are merged as a matrix of float32, in float64, and the results rounded once more where
+// this changes nothing. That is the case unless the float32 is as near as its own unit to a point
+// where the rounding to D changes; these elements go to the slow pass.
 
 // bottom is what such blocks need: the update in float64, made for the first of them.
 type bottom struct {
@@ -19,8 +19,8 @@ type bottom struct {
 	update *Update[float64]
 }
 
-// deepBelow is the exponent of the scale from which on updates are near the bottom, and zeroBelow that
-// of weights beside which they are felt.
+// deepBelow is the exponent of the scale from which on updates are near the bottom, and zeroBelow
+// that of weights beside which they are felt.
 const (
 	deepBelow = -80
 	zeroBelow = -60
@@ -42,7 +42,8 @@ func (u *Update[T]) isBottom(w []byte) bool {
 	return 8*small > looked
 }
 
-// sampleStep is the distance of the elements of n that are looked at: each costs a line of the cache.
+// sampleStep is the distance of the elements of n that are looked at: each costs a line of the
+// cache.
 func sampleStep(n int) int { return max(1, n/128) }
 
 // inFloat64 is the update of the same matrix in float32.
@@ -133,5 +134,6 @@ func isSettled(d dtype.Type, bits uint32, out []byte) bool {
 	if bits<<1 != 0 {
 		low--
 	}
-	return storeBetween(d, out, float64(math.Float32frombits(low)), float64(math.Float32frombits(high)))
+	return storeBetween(d, out, float64(math.Float32frombits(low)),
+		float64(math.Float32frombits(high)))
 }

@@ -2,7 +2,8 @@ package kernel
 
 import "math"
 
-// double is the unevaluated sum of two float64, of which the first is the sum rounded (Dekker, 1971).
+// double is the unevaluated sum of two float64, of which the first is the sum rounded (Dekker,
+// 1971).
 type double struct{ hi, lo float64 }
 
 func (a double) plus(b double) double {

@@ -41,7 +41,8 @@ func (m *machine) move(in *instruction) bool {
 		put(&out, n)
 	}
 	switch op {
-	case "VMOVUPS", "VMOVUPD", "VMOVAPS", "VMOVAPD", "VMOVDQU", "VMOVDQU16", "VMOVDQU32", "VMOVDQA32":
+	case "VMOVUPS", "VMOVUPD", "VMOVAPS", "VMOVAPD", "VMOVDQU", "VMOVDQU16", "VMOVDQU32",
+		"VMOVDQA32":
 		size := 4
 		if op == "VMOVDQU16" {
 			size = 2

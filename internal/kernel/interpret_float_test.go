@@ -8,7 +8,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// counts says how many operands and results of additions, multiplications and conversions were subnormal.
+// counts says how many operands and results of additions, multiplications and conversions were
+// subnormal.
 type counts struct{ operations, subnormal int }
 
 // number is a lane as a number, and setNumber writes one.
@@ -111,7 +112,8 @@ func (m *machine) float(in *instruction) bool {
 			if result = p; q < p {
 				result = q
 			}
-		case "RANGE": // 0x0a: the smaller magnitude, with the sign cleared; the quiet one of two NaN
+		// 0x0a: the smaller magnitude, with the sign cleared; the quiet one of two NaN
+		case "RANGE":
 			if imm != 0x0a {
 				panic("VRANGE with another immediate")
 			}
@@ -197,9 +199,11 @@ func (m *machine) convert(in *instruction) bool {
 	for i := range lanes {
 		switch {
 		case from == 2:
-			setNumber(&out, i, 4, float64(dtype.F16ToFloat32(binary.LittleEndian.Uint16(src[2*i:]))))
+			setNumber(&out, i, 4,
+				float64(dtype.F16ToFloat32(binary.LittleEndian.Uint16(src[2*i:]))))
 		case to == 2: // not counted: halves that are subnormal are ordinary data
-			binary.LittleEndian.PutUint16(out[2*i:], dtype.F16FromFloat32(float32(number(&src, i, 4))))
+			binary.LittleEndian.PutUint16(out[2*i:],
+				dtype.F16FromFloat32(float32(number(&src, i, 4))))
 		default:
 			x := number(&src, i, from)
 			setNumber(&out, i, to, x)

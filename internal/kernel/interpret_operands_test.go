@@ -13,7 +13,8 @@ var (
 	isConstant = regexp.MustCompile(`^(\w+)<>\+(\d+)\(SB\)$`)
 )
 
-// place is an operand in memory: off beyond a constant, beyond the arguments, or beyond base + index·scale.
+// place is an operand in memory: off beyond a constant, beyond the arguments, or beyond base +
+// index·scale.
 type place struct {
 	constant, base, index string
 	off                   int64

@@ -11,12 +11,13 @@ import (
 	"unsafe"
 )
 
-// These files run the text of micro_amd64.s on any machine. Kernels whose instructions the processor at
-// hand lacks are held to their contract as well, and subnormal operands and results are counted: they
-// cost some 150 cycles a vector on many processors, and no result shows them. The interpreter knows the
-// instructions that the generator uses, as the Intel manual describes them. It stops at any other, and at
-// any access to memory outside the arguments. Here are the program and its control flow; operands, scalar
-// instructions, floating-point ones, and those that move bits have a file each.
+// These files run the text of micro_amd64.s on any machine. Kernels whose instructions the
+// processor at hand lacks are held to their contract as well, and subnormal operands and results
+// are counted: they cost some 150 cycles a vector on many processors, and no result shows them. The
+// interpreter knows the instructions that the generator uses, as the Intel manual describes them.
+// It stops at any other, and at any access to memory outside the arguments. Here are the program
+// and its control flow; operands, scalar instructions, floating-point ones, and those that move
+// bits have a file each.
 
 // machine is the state of a processor, and of the memory that a kernel may touch.
 type machine struct {
@@ -69,7 +70,8 @@ var programs = sync.OnceValue(func() map[string]*program {
 			all[line[len("TEXT ·"):strings.Index(line, "(")]] = p
 		case strings.HasPrefix(line, "\t") && p != nil:
 			op, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
-			in := instruction{op: strings.TrimSuffix(op, ".BCST"), broadcast: strings.HasSuffix(op, ".BCST")}
+			in := instruction{op: strings.TrimSuffix(op, ".BCST"),
+				broadcast: strings.HasSuffix(op, ".BCST")}
 			for _, a := range strings.Split(rest, ",") {
 				if a = strings.TrimSpace(a); a != "" {
 					in.args = append(in.args, a)

@@ -1,15 +1,17 @@
-// Package kernel does the arithmetic of a merge on rows of a matrix, and nothing else. Its promise, for every element of a
-// matrix of dtype D:
+// Package kernel does the arithmetic of a merge on rows of a matrix, and nothing else. Its promise,
+// for every element of a matrix of dtype D:
 //
 //	out = RN_D( w + Σ_t S_t · Σ_k l_ik·r_kj )      over the reals, rounded once to nearest even
 //
-// It is kept by Ziv's strategy: a fast pass in float32 or float64 with a bound on its error decides nearly all elements; the
-// rest is computed in float64, then double-double, then exactly. The proof of the bounds is in merge/doc.go.
+// It is kept by Ziv's strategy: a fast pass in float32 or float64 with a bound on its error decides
+// nearly all elements; the rest is computed in float64, then double-double, then exactly. The proof
+// of the bounds is in merge/doc.go.
 //
-// The fast pass is layered as in BLIS. Prepare turns the factors of a tensor into an Update, once: all terms side by side, S
-// multiplied into L, R packed in panels. Update.Merge walks over a block of rows and owns everything irregular: edges, rows
-// that nothing changes, undecided elements. A micro-kernel knows whole tiles of a fixed size and nothing else; there is one
-// per dtype and instruction set, and a portable one. The choice changes the time, never the bytes.
+// The fast pass is layered as in BLIS. Prepare turns the factors of a tensor into an Update, once:
+// all terms side by side, S multiplied into L, R packed in panels. Update.Merge walks over a block
+// of rows and owns everything irregular: edges, rows that nothing changes, undecided elements. A
+// micro-kernel knows whole tiles of a fixed size and nothing else; there is one per dtype and
+// instruction set, and a portable one. The choice changes the time, never the bytes.
 package kernel
 
 import (
@@ -34,14 +36,17 @@ type Kernel struct {
 
 func (k *Kernel) String() string { return k.name }
 
-// Variable is the environment variable that forces a kernel by name; empty or unset, the fastest one runs.
+// Variable is the environment variable that forces a kernel by name; empty or unset, the fastest
+// one runs.
 const Variable = "LORATOOL_KERNEL"
 
-// Available lists the kernels that this processor can run, the fastest first; "portable" is always the last.
+// Available lists the kernels that this processor can run, the fastest first; "portable" is always
+// the last.
 func Available() []*Kernel { return append(available(), &Kernel{name: "portable"}) }
 
-// Selected returns the kernel to use: the one that Variable names, or the fastest. A name that this processor does not have is
-// an error, so that a test which forces a kernel cannot run another one. The variable is read once.
+// Selected returns the kernel to use: the one that Variable names, or the fastest. A name that this
+// processor does not have is an error, so that a test which forces a kernel cannot run another one.
+// The variable is read once.
 var Selected = sync.OnceValues(func() (*Kernel, error) { return choose(os.Getenv(Variable)) })
 
 func choose(name string) (*Kernel, error) {
@@ -56,7 +61,8 @@ func choose(name string) (*Kernel, error) {
 		}
 		names[i] = k.name
 	}
-	return nil, fmt.Errorf("%s is %q, which this processor does not have; it has %s", Variable, name, strings.Join(names, ", "))
+	return nil, fmt.Errorf("%s is %q, which this processor does not have; it has %s", Variable,
+		name, strings.Join(names, ", "))
 }
 
 // micro is a micro-kernel with the sizes that it wants. The zero value says that there is none.
@@ -65,23 +71,28 @@ func choose(name string) (*Kernel, error) {
 //
 //	δ = Σ_k l_ik·r_kj      t = w + scale·δ      e = lBound_i·rNorm_j + 2u·|t| + floor
 //
-// with products summed in chunks of 16, each in ascending order of k (with or without fused multiply-add), and the
-// chunks in order: see roundings. An element is decided if no value within e of t, t itself included, rounds to
-// another value of D than t does, and that value is finite; t with a sign that e leaves open is not decided. (What computing
-// e and t ± e rounds may be missing from e: u·(|t|+e) and four units at the bottom of T. Who makes the bound adds it.) The
-// micro-kernel stores the value, adds w², δ², d² and (d−δ)² to the sums, with d = (out−w)·inverse, and counts out = w. It leaves an
-// element that it does not decide as it is, out of the sums, and sets bit j of undecided[p·rows+i]; it clears the others.
-// NaN and infinity anywhere in w, l, r or a bound make an element undecided. It may leave any element undecided.
+// with products summed in chunks of 16, each in ascending order of k (with or without fused
+// multiply-add), and the chunks in order: see roundings. An element is decided if no value within e
+// of t, t itself included, rounds to another value of D than t does, and that value is finite; t
+// with a sign that e leaves open is not decided. (What computing e and t ± e rounds may be missing
+// from e: u·(|t|+e) and four units at the bottom of T. Who makes the bound adds it.) The
+// micro-kernel stores the value, adds w², δ², d² and (d−δ)² to the sums, with d = (out−w)·inverse,
+// and counts out = w. It leaves an element that it does not decide as it is, out of the sums, and
+// sets bit j of undecided[p·rows+i]; it clears the others. NaN and infinity anywhere in w, l, r or
+// a bound make an element undecided. It may leave any element undecided.
 type micro[T Float] struct {
-	rows   int // of a tile
-	cols   int // of a tile, and of the panels in which R is packed; at most 64
-	panels int // the most that it takes in one call, so that float32 sums of squares keep a relative error below 2⁻¹⁷
+	rows int // of a tile
+	cols int // of a tile, and of the panels in which R is packed; at most 64
+	// the most that it takes in one call, so that float32 sums of squares keep a relative error
+	// below 2⁻¹⁷
+	panels int
 	run    func(*block[T])
 }
 
 // block is the argument of a micro-kernel: a row of tiles.
 type block[T Float] struct {
-	w         []byte   // rows lines, stride bytes apart, of panels·cols elements each; any alignment
+	// rows lines, stride bytes apart, of panels·cols elements each; any alignment
+	w         []byte
 	stride    int      // in bytes, at least panels·cols elements
 	l         []T      // rows×rank, row-major, S included
 	r         []T      // panels × rank × cols
@@ -129,8 +140,8 @@ func (s *sums) addTo(st *Stats, exp int) {
 	st.NormError.addSum(s.squares[3], exp)
 }
 
-// microFor picks the micro-kernel for a base of dtype d whose factors have type T. There is none for a float64 result, which
-// no float64 pass can decide.
+// microFor picks the micro-kernel for a base of dtype d whose factors have type T. There is none
+// for a float64 result, which no float64 pass can decide.
 func microFor[T Float](k *Kernel, d dtype.Type) micro[T] {
 	if d == dtype.F64 {
 		return micro[T]{rows: 1, cols: 1}

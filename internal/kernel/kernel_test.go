@@ -12,7 +12,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// problem is a matrix and its update in plain float64 values, from which updates in either arithmetic are made.
+// problem is a matrix and its update in plain float64 values, from which updates in either
+// arithmetic are made.
 type problem struct {
 	d          dtype.Type
 	rows, cols int
@@ -51,19 +52,22 @@ func convert[T Float](x []float64) []T {
 	return y
 }
 
-// exact is the oracle: w + Δ as a rational number, in arithmetic that shares nothing with the kernels.
+// exact is the oracle: w + Δ as a rational number, in arithmetic that shares nothing with the
+// kernels.
 func (p *problem) exact(i, j int) (sum, delta *big.Rat) {
 	delta = new(big.Rat)
 	for _, term := range p.terms {
 		for k := range term.rank {
-			q := new(big.Rat).Mul(new(big.Rat).SetFloat64(term.l[i*term.rank+k]), new(big.Rat).SetFloat64(term.r[k*p.cols+j]))
+			q := new(big.Rat).Mul(new(big.Rat).SetFloat64(term.l[i*term.rank+k]),
+				new(big.Rat).SetFloat64(term.r[k*p.cols+j]))
 			delta.Add(delta, q.Mul(q, new(big.Rat).SetFloat64(term.s)))
 		}
 	}
 	return new(big.Rat).Add(delta, new(big.Rat).SetFloat64(p.w[i*p.cols+j])), delta
 }
 
-// isNearest reports whether the bits of a value of D are RN_D(x): no other value is nearer, and none as near is even.
+// isNearest reports whether the bits of a value of D are RN_D(x): no other value is nearer, and
+// none as near is even.
 func isNearest(d dtype.Type, got uint64, x *big.Rat) bool {
 	return isNearestTo(d, got, x.Sign(), new(big.Rat).Abs(x).Cmp)
 }
@@ -75,10 +79,12 @@ func isNearestTo(d dtype.Type, got uint64, xSign int, compare func(*big.Rat) int
 	if xSign != 0 && (got&sign != 0) != (xSign < 0) {
 		return false
 	}
-	inf := map[dtype.Type]uint64{dtype.BF16: 0x7f80, dtype.F16: 0x7c00, dtype.F32: 0x7f800000, dtype.F64: 0x7ff << 52}[d]
+	inf := map[dtype.Type]uint64{dtype.BF16: 0x7f80, dtype.F16: 0x7c00, dtype.F32: 0x7f800000,
+		dtype.F64: 0x7ff << 52}[d]
 	value := func(bits uint64) *big.Rat {
 		if bits == inf { // the number that would follow the largest one
-			return new(big.Rat).Sub(new(big.Rat).Mul(big.NewRat(2, 1), value(d, inf-1)), value(d, inf-2))
+			return new(big.Rat).Sub(new(big.Rat).Mul(big.NewRat(2, 1), value(d, inf-1)),
+				value(d, inf-2))
 		}
 		return value(d, bits)
 	}
@@ -109,7 +115,8 @@ func value(d dtype.Type, bits uint64) *big.Rat {
 	binary.LittleEndian.PutUint64(b[:], bits)
 	x := dtype.Load(d, b[:], 0)
 	if math.IsInf(x, 0) {
-		return new(big.Rat).SetFrac(new(big.Int).Lsh(big.NewInt(int64(math.Copysign(1, x))), 2000), big.NewInt(1))
+		return new(big.Rat).SetFrac(new(big.Int).Lsh(big.NewInt(int64(math.Copysign(1, x))), 2000),
+			big.NewInt(1))
 	}
 	return new(big.Rat).SetFloat64(x)
 }
@@ -147,12 +154,14 @@ func check[T Float](t *testing.T, name string, k *Kernel, p *problem) Stats {
 		}
 	}
 	if st.Elements != int64(p.rows*p.cols) || st.Unchanged != unchanged {
-		t.Errorf("%s: stats say %d elements, %d unchanged, want %d and %d", name, st.Elements, st.Unchanged, p.rows*p.cols, unchanged)
+		t.Errorf("%s: stats say %d elements, %d unchanged, want %d and %d", name, st.Elements,
+			st.Unchanged, p.rows*p.cols, unchanged)
 	}
 	return st
 }
 
-// checkResult compares every element with exact arithmetic, or the bytes with those for which this was done.
+// checkResult compares every element with exact arithmetic, or the bytes with those for which this
+// was done.
 func (p *problem) checkResult(t *testing.T, name string, before, w []byte) {
 	t.Helper()
 	if p.right != nil && bytes.Equal(w, p.right) {
@@ -174,7 +183,8 @@ func (p *problem) checkResult(t *testing.T, name string, before, w []byte) {
 			}
 			if !isNearest(p.d, got, x) {
 				f, _ := x.Float64()
-				t.Fatalf("%s: (%d,%d): %v + Δ = %v gave %#x, which is not the nearest %v", name, i, j, p.w[n], f, got, p.d)
+				t.Fatalf("%s: (%d,%d): %v + Δ = %v gave %#x, which is not the nearest %v", name, i,
+					j, p.w[n], f, got, p.d)
 			}
 		}
 	}
@@ -184,7 +194,8 @@ func (p *problem) checkResult(t *testing.T, name string, before, w []byte) {
 	p.right = bytes.Clone(w)
 }
 
-// guarded moves a buffer into a larger one, at an odd address, and returns a check that nothing around it was written.
+// guarded moves a buffer into a larger one, at an odd address, and returns a check that nothing
+// around it was written.
 func guarded(buf *[]byte) func(*testing.T, string) {
 	const band = 4097
 	outer := bytes.Repeat([]byte{0xa5}, len(*buf)+2*band)
@@ -199,8 +210,8 @@ func guarded(buf *[]byte) func(*testing.T, string) {
 	}
 }
 
-// guardFactors moves all that a micro-kernel reads between bands of NaNs, so that a number read beyond its end spoils the
-// result, and returns a check that nothing was written.
+// guardFactors moves all that a micro-kernel reads between bands of NaNs, so that a number read
+// beyond its end spoils the result, and returns a check that nothing was written.
 func guardFactors[T Float](u *Update[T]) func(*testing.T, string) {
 	const band = 200
 	var inner, outer [][]T
@@ -237,7 +248,8 @@ func rounded(d dtype.Type, x float64) float64 {
 	return dtype.Load(d, b[:], 0)
 }
 
-func randomProblem(rng *rand.Rand, d dtype.Type, rows, cols int, sigmaW float64, ranks []int, ratio, s float64) *problem {
+func randomProblem(rng *rand.Rand, d dtype.Type, rows, cols int, sigmaW float64, ranks []int, ratio,
+	s float64) *problem {
 	p := &problem{d: d, rows: rows, cols: cols, w: make([]float64, rows*cols)}
 	for i := range p.w {
 		p.w[i] = rounded(d, sigmaW*rng.NormFloat64())
@@ -255,8 +267,8 @@ func randomProblem(rng *rand.Rand, d dtype.Type, rows, cols int, sigmaW float64,
 	return p
 }
 
-// all checks a problem with every kernel, in the arithmetics that its dtype allows. It returns the stats of the first one in
-// the narrowest.
+// all checks a problem with every kernel, in the arithmetics that its dtype allows. It returns the
+// stats of the first one in the narrowest.
 func all(t *testing.T, name string, p *problem) (st Stats) {
 	t.Helper()
 	for i, k := range Available() {
@@ -296,9 +308,9 @@ func TestEveryElementIsTheNearest(t *testing.T) {
 	}
 }
 
-// TestFewElementsNeedTheSlowPass holds the fast pass to the share that its bound implies; without it a bound that is always
-// infinite would pass every other test. An element is open with probability 2e/ulp, e about u·(2|t| + c·|S|·‖l‖·‖r‖) with c
-// the mean of roundings(k, r).
+// TestFewElementsNeedTheSlowPass holds the fast pass to the share that its bound implies; without
+// it a bound that is always infinite would pass every other test. An element is open with
+// probability 2e/ulp, e about u·(2|t| + c·|S|·‖l‖·‖r‖) with c the mean of roundings(k, r).
 func TestFewElementsNeedTheSlowPass(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	for _, c := range []struct {
@@ -310,7 +322,8 @@ func TestFewElementsNeedTheSlowPass(t *testing.T) {
 		for _, k := range Available() {
 			u, st := prepare[float32](k, p), Stats{}
 			u.Merge(p.bytes(), 0, &st, new(Scratch[float32]))
-			if share := float64(st.Slow) / float64(st.Elements); share > 1.3*want || share < 0.5*want {
+			if share := float64(st.Slow) / float64(st.Elements); share > 1.3*want ||
+				share < 0.5*want {
 				t.Errorf("%v %v rank %d: %.4f %% of the elements need the slow pass, want about %.4f %%", k, c.d, c.rank, 100*share, 100*want)
 			}
 		}
@@ -339,13 +352,15 @@ func (p *problem) expectedShare() float64 {
 	return share / float64(p.rows*p.cols)
 }
 
-// TestAdversarialElements puts Δ on, and one unit beside, the midpoints of neighbouring values of D, where roundings differ.
+// TestAdversarialElements puts Δ on, and one unit beside, the midpoints of neighbouring values of
+// D, where roundings differ.
 func TestAdversarialElements(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	for _, d := range floats {
 		n := 400
 		p := &problem{d: d, rows: 1, cols: n, w: make([]float64, n)}
-		// One row, rank 3: Δ_j = 1·r0j + 1·r1j + 2⁻¹·r2j, so that Δ can be any sum of three numbers.
+		// One row, rank 3: Δ_j = 1·r0j + 1·r1j + 2⁻¹·r2j, so that Δ can be any sum of three
+		// numbers.
 		term := plainTerm{s: 1, rank: 3, l: []float64{1, 1, 0.5}, r: make([]float64, 3*n)}
 		narrow := func(x float64) float64 {
 			if d == dtype.F64 {
@@ -358,7 +373,9 @@ func TestAdversarialElements(t *testing.T) {
 			next := w + ulp(d, w)
 			half := (next - w) / 2
 			p.w[j] = w
-			set := func(a, b, c float64) { term.r[j], term.r[n+j], term.r[2*n+j] = narrow(a), narrow(b), narrow(c) }
+			set := func(a, b, c float64) {
+				term.r[j], term.r[n+j], term.r[2*n+j] = narrow(a), narrow(b), narrow(c)
+			}
 			switch j % 8 {
 			case 0: // an exact tie
 				set(half, 0, 0)
@@ -390,8 +407,8 @@ func ulp(d dtype.Type, x float64) float64 {
 	return dtype.Load(d, b[:], 0) - math.Abs(x)
 }
 
-// TestExtremeMagnitudes covers subnormal results, results beyond the largest number, factors whose products vanish or
-// overflow in float32, and scales at both ends.
+// TestExtremeMagnitudes covers subnormal results, results beyond the largest number, factors whose
+// products vanish or overflow in float32, and scales at both ends.
 func TestExtremeMagnitudes(t *testing.T) {
 	rng := rand.New(rand.NewPCG(9, 10))
 	for _, d := range floats {
@@ -442,7 +459,8 @@ func TestFloat64Factors(t *testing.T) {
 			for _, k := range Available() {
 				check[float64](t, fmt.Sprintf("%v/%v", d, scale), k, p)
 			}
-			// And with Δ no smaller than w, where what products lose below the smallest number counts.
+			// And with Δ no smaller than w, where what products lose below the smallest number
+			// counts.
 			p.right = nil
 			for i := range p.w {
 				p.w[i] = rounded(d, scale*p.w[i])
@@ -471,7 +489,8 @@ func TestSpecialValuesGoThrough(t *testing.T) {
 			{1, inf, 1, 0, nan},
 			{1, 0, 5, 1, 1},
 		} {
-			p := &problem{d: d, rows: 1, cols: 1, w: []float64{c.w}, terms: []plainTerm{{s: c.s, rank: 1, l: []float64{c.l}, r: []float64{c.r}}}}
+			p := &problem{d: d, rows: 1, cols: 1, w: []float64{c.w},
+				terms: []plainTerm{{s: c.s, rank: 1, l: []float64{c.l}, r: []float64{c.r}}}}
 			for _, k := range Available() {
 				specialValue[float64](t, k, p, c.want)
 				if d == dtype.BF16 || d == dtype.F16 {
@@ -490,12 +509,14 @@ func specialValue[T Float](t *testing.T, k *Kernel, p *problem, want float64) {
 	if got != want && !(got != got && want != want) {
 		t.Errorf("%v: %v: %+v = %v, want %v", k, p.d, *p, got, want)
 	}
-	if wantAfter := want-want != 0; (st.NaNAfter == 1) != wantAfter || (st.NaNBefore == 1) != (p.w[0]-p.w[0] != 0) {
+	if wantAfter := want-want != 0; (st.NaNAfter == 1) != wantAfter ||
+		(st.NaNBefore == 1) != (p.w[0]-p.w[0] != 0) {
 		t.Errorf("%v: %v: %+v: stats %+v", k, p.d, *p, st)
 	}
 }
 
-// TestBitsStayWhereNothingIsAdded: −0 and the payload of a NaN survive a Δ of zero, by a zero row and by zero columns.
+// TestBitsStayWhereNothingIsAdded: −0 and the payload of a NaN survive a Δ of zero, by a zero row
+// and by zero columns.
 func TestBitsStayWhereNothingIsAdded(t *testing.T) {
 	w := []uint16{0x8000, 0x7fa5, 0x0001, 0x3f80}
 	for name, l := range map[string]float32{"zero row": 0, "zero columns": 1} {
@@ -505,7 +526,8 @@ func TestBitsStayWhereNothingIsAdded(t *testing.T) {
 				binary.LittleEndian.PutUint16(got[2*i:], h)
 			}
 			want := bytes.Clone(got)
-			u := Prepare(k, dtype.BF16, 1, 4, []Term[float32]{{S: 1, Rank: 1, L: []float32{l}, R: make([]float32, 4)}})
+			u := Prepare(k, dtype.BF16, 1, 4,
+				[]Term[float32]{{S: 1, Rank: 1, L: []float32{l}, R: make([]float32, 4)}})
 			u.Merge(got, 0, new(Stats), new(Scratch[float32]))
 			if !bytes.Equal(got, want) {
 				t.Errorf("%v: %s: % x became % x", k, name, want, got)

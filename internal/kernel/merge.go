@@ -14,13 +14,15 @@ type Scratch[T Float] struct {
 	bottom    *bottomScratch
 }
 
-// What micro-kernels ask for, at most: tiles in a call times rows of a tile, and bytes of W in a call.
+// What micro-kernels ask for, at most: tiles in a call times rows of a tile, and bytes of W in a
+// call.
 const (
 	maxMasks = 128
 	maxEdge  = 8 << 10
 )
 
-// Merge updates whole rows of the matrix in place, the first of which is row row0; the base's values are in w.
+// Merge updates whole rows of the matrix in place, the first of which is row row0; the base's
+// values are in w.
 func (u *Update[T]) Merge(w []byte, row0 int, st *Stats, s *Scratch[T]) {
 	lineBytes := u.cols * u.d.Size()
 	if lineBytes == 0 || u.rank == 0 {
@@ -41,7 +43,8 @@ func (u *Update[T]) Merge(w []byte, row0 int, st *Stats, s *Scratch[T]) {
 		}
 		return
 	}
-	s.block.rank, s.block.floor, s.block.scale, s.block.inverse = u.rank, u.floor, u.scale, u.inverse
+	s.block.rank, s.block.floor, s.block.scale, s.block.inverse = u.rank, u.floor, u.scale,
+		u.inverse
 	squares := baseSquares(u.d, w, st)
 	for p := 0; p < u.panels; p += u.group {
 		for i := 0; i < nRows; i += u.micro.rows {
@@ -55,7 +58,8 @@ func (u *Update[T]) Merge(w []byte, row0 int, st *Stats, s *Scratch[T]) {
 	squares.replace(st)
 }
 
-// tiles runs the micro-kernel on one row of tiles: up to micro.rows rows from i on, panels p to p+group.
+// tiles runs the micro-kernel on one row of tiles: up to micro.rows rows from i on, panels p to
+// p+group.
 func (u *Update[T]) tiles(w []byte, row0, p, i, nRows int, st *Stats, s *Scratch[T]) {
 	m, size := &u.micro, u.d.Size()
 	b := &s.block
@@ -88,7 +92,8 @@ func (u *Update[T]) tiles(w []byte, row0, p, i, nRows int, st *Stats, s *Scratch
 	}
 }
 
-// edge runs the micro-kernel on a copy of the tiles, filled up with NaNs, which it leaves undecided and out of its sums.
+// edge runs the micro-kernel on a copy of the tiles, filled up with NaNs, which it leaves undecided
+// and out of its sums.
 func (u *Update[T]) edge(lines []byte, rows, cols int, s *Scratch[T]) {
 	size, b := u.d.Size(), &s.block
 	b.stride = b.panels * u.micro.cols * size
@@ -138,7 +143,8 @@ func (u *Update[T]) keep(w []byte, p, i, nRows int, st *Stats, s *Scratch[T]) {
 	}
 }
 
-// Widen writes the elements of src, of a float dtype, to dst in the arithmetic of a pass: dtype.Widen or dtype.Widen64.
+// Widen writes the elements of src, of a float dtype, to dst in the arithmetic of a pass:
+// dtype.Widen or dtype.Widen64.
 func Widen[T Float](dst []T, d dtype.Type, src []byte) {
 	switch dst := any(dst).(type) {
 	case []float32:

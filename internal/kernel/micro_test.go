@@ -12,12 +12,14 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// The tests of this file call micro-kernels with blocks of their own making and hold them to the contract at type micro, as far as
-// exact arithmetic can see it. It cannot see δ, only that it lies within spread of Δ, the exact sum: so it asks that what is
-// stored is the result for every value that has to be within e of t wherever t is.
+// The tests of this file call micro-kernels with blocks of their own making and hold them to the
+// contract at type micro, as far as exact arithmetic can see it. It cannot see δ, only that it lies
+// within spread of Δ, the exact sum: so it asks that what is stored is the result for every value
+// that has to be within e of t wherever t is.
 
 // everyMicro calls the test for each micro-kernel that this processor can run.
-func everyMicro(t *testing.T, narrow func(*testing.T, dtype.Type, micro[float32]), wide func(*testing.T, dtype.Type, micro[float64])) {
+func everyMicro(t *testing.T, narrow func(*testing.T, dtype.Type, micro[float32]),
+	wide func(*testing.T, dtype.Type, micro[float64])) {
 	for _, k := range Available() {
 		for _, d := range []dtype.Type{dtype.BF16, dtype.F16} {
 			if m := microFor[float32](k, d); k.String() == "portable" || m.rows > 1 {
@@ -32,7 +34,8 @@ func everyMicro(t *testing.T, narrow func(*testing.T, dtype.Type, micro[float32]
 	}
 }
 
-// field is a block between fences: whatever a micro-kernel may touch lies among numbers and bytes that it may not.
+// field is a block between fences: whatever a micro-kernel may touch lies among numbers and bytes
+// that it may not.
 type field[T Float] struct {
 	block[T]
 	d      dtype.Type
@@ -54,14 +57,16 @@ func fenced[E any](n, band int, wall E) (f fence[E]) {
 	return f
 }
 
-// newField makes a block whose rows are pad bytes apart and whose parts begin at odd places, by shift.
+// newField makes a block whose rows are pad bytes apart and whose parts begin at odd places, by
+// shift.
 func newField[T Float](d dtype.Type, m micro[T], rank, panels, pad, shift int) *field[T] {
 	f := &field[T]{d: d, m: m}
 	f.rank, f.panels, f.scale, f.inverse = rank, panels, 1, 1
 	for i, n := range []int{m.rows * rank, panels * rank * m.cols, m.rows, panels * m.cols} {
 		f.fences[i] = fenced(n, 130+shift%17+i, T(math.NaN()))
 	}
-	f.l, f.r, f.lBound, f.rNorm = f.fences[0].inner, f.fences[1].inner, f.fences[2].inner, f.fences[3].inner
+	f.l, f.r, f.lBound, f.rNorm = f.fences[0].inner, f.fences[1].inner, f.fences[2].inner,
+		f.fences[3].inner
 	f.masks = fenced(panels*m.rows, 9, uint64(0xfeedfacefeedface))
 	f.undecided = f.masks.inner
 	line := panels * m.cols * d.Size()
@@ -117,7 +122,8 @@ const exactPrec = 8192
 func (f *field[T]) truth(e element) (v truth) {
 	v.w = dtype.Load(f.d, f.line(f.before[f.at:], e), 0)
 	v.bound = float64(f.lBound[e.i])*float64(f.rNorm[e.p*f.m.cols+e.j]) + float64(f.floor)
-	v.open = !isFinite(v.w) || !isFinite(float64(f.lBound[e.i])) || !isFinite(float64(f.rNorm[e.p*f.m.cols+e.j])) || !isFinite(float64(f.floor))
+	v.open = !isFinite(v.w) || !isFinite(float64(f.lBound[e.i])) ||
+		!isFinite(float64(f.rNorm[e.p*f.m.cols+e.j])) || !isFinite(float64(f.floor))
 	sum := new(big.Float).SetPrec(exactPrec)
 	a, b := new(big.Float).SetPrec(exactPrec), new(big.Float).SetPrec(exactPrec)
 	u := unit[T]()
@@ -129,8 +135,8 @@ func (f *field[T]) truth(e element) (v truth) {
 			continue
 		}
 		sum.Add(sum, a.Mul(a.SetFloat64(l), b.SetFloat64(r)))
-		// The product rounds once; its sum in the chunk with each addition from its own on, but for the first, which is to
-		// nothing; and so do the chunks.
+		// The product rounds once; its sum in the chunk with each addition from its own on, but for
+		// the first, which is to nothing; and so do the chunks.
 		inChunk := min(f.rank-k/16*16, 16)
 		n := 1 + inChunk - max(k%16, 1) + nChunks - max(k/16, 1)
 		v.spread += float64(n)*u*math.Abs(l*r)*(1+300*u) + smallest[T]()
@@ -148,9 +154,10 @@ func (f *field[T]) truth(e element) (v truth) {
 	return v
 }
 
-// mostCertain is a distance from x within which every value has to round to the same, if the element is decided: e, less what
-// computing e and t ± e may lose, u·(|t|+e) and some units at the bottom, and less the distance of t from x. If that is negative, the
-// result need only be that of some value this near to x.
+// mostCertain is a distance from x within which every value has to round to the same, if the
+// element is decided: e, less what computing e and t ± e may lose, u·(|t|+e) and some units at the
+// bottom, and less the distance of t from x. If that is negative, the result need only be that of
+// some value this near to x.
 func (f *field[T]) mostCertain(v *truth) float64 {
 	u := unit[T]()
 	x, _ := v.x.Float64()
@@ -162,7 +169,8 @@ func (f *field[T]) mostCertain(v *truth) float64 {
 	return e - v.spread*(1+4*u) - 8*u*u*x
 }
 
-// check runs the micro-kernel and holds what it did to the contract. It returns how many elements were left undecided.
+// check runs the micro-kernel and holds what it did to the contract. It returns how many elements
+// were left undecided.
 func (f *field[T]) check(t *testing.T, name string) (nOpen int) {
 	t.Helper()
 	f.before = bytes.Clone(f.outside)
@@ -184,7 +192,8 @@ func (f *field[T]) check(t *testing.T, name string) (nOpen int) {
 				t.Fatalf("%s: %v is undecided and %#x became %#x", name, e, was, got)
 			}
 			if f.isClear(&v) {
-				t.Fatalf("%s: %v is undecided: w = %v, Δ = %v, bound %v", name, e, v.w, v.delta, v.bound)
+				t.Fatalf("%s: %v is undecided: w = %v, Δ = %v, bound %v", name, e, v.w, v.delta,
+					v.bound)
 			}
 			continue
 		}
@@ -198,7 +207,8 @@ func (f *field[T]) check(t *testing.T, name string) (nOpen int) {
 		lost := moved - v.inner
 		spread := v.spread * float64(f.inverse)
 		off := spread + 2*unit[T]()*(math.Abs(moved)+math.Abs(v.inner))
-		for n, x := range [4][2]float64{{v.w, 0}, {v.inner, spread}, {moved, unit[T]() * math.Abs(moved)}, {lost, off}} {
+		for n, x := range [4][2]float64{{v.w, 0}, {v.inner, spread},
+			{moved, unit[T]() * math.Abs(moved)}, {lost, off}} {
 			want[n] += x[0] * x[0]
 			slack[n] += 2*math.Abs(x[0])*x[1] + x[1]*x[1] + normal[T]()
 		}
@@ -209,7 +219,8 @@ func (f *field[T]) check(t *testing.T, name string) (nOpen int) {
 	for n, x := range f.sums.squares {
 		want[n] += math.Ldexp(1, -40-n)
 		if !(math.Abs(x-want[n]) <= 0x1p-17*want[n]+2*slack[n]) {
-			t.Fatalf("%s: sum of squares %d is %v, want %v within %v", name, n, x, want[n], 0x1p-17*want[n]+2*slack[n])
+			t.Fatalf("%s: sum of squares %d is %v, want %v within %v", name, n, x, want[n],
+				0x1p-17*want[n]+2*slack[n])
 		}
 	}
 	return nOpen
@@ -228,7 +239,8 @@ func (f *field[T]) checkFences(t *testing.T, name string) {
 	for i, x := range f.masks.outer {
 		in := i >= 9 && i < len(f.masks.outer)-9
 		if in && x>>f.m.cols != 0 {
-			t.Fatalf("%s: undecided[%d] is %#x, with bits beyond %d columns", name, i-9, x, f.m.cols)
+			t.Fatalf("%s: undecided[%d] is %#x, with bits beyond %d columns", name, i-9, x,
+				f.m.cols)
 		}
 		if !in && x != 0xfeedfacefeedface {
 			t.Fatalf("%s: wrote beside undecided", name)
@@ -249,7 +261,8 @@ func (f *field[T]) checkFences(t *testing.T, name string) {
 func (f *field[T]) checkDecided(t *testing.T, name string, e element, v *truth, got uint64) {
 	t.Helper()
 	if v.open {
-		t.Fatalf("%s: %v is decided, and something in it is not finite: w = %v, bound %v", name, e, v.w, v.bound)
+		t.Fatalf("%s: %v is decided, and something in it is not finite: w = %v, bound %v", name, e,
+			v.w, v.bound)
 	}
 	radius := f.mostCertain(v)
 	c := cellOf(f.d, got)
@@ -265,14 +278,16 @@ func (f *field[T]) checkDecided(t *testing.T, name string, e element, v *truth, 
 	}
 }
 
-// isClear reports whether an element is so far from doubt that leaving it undecided would make the kernel useless, which the
-// contract allows and this test does not: numbers of ordinary size whose result is the same within twice e.
+// isClear reports whether an element is so far from doubt that leaving it undecided would make the
+// kernel useless, which the contract allows and this test does not: numbers of ordinary size whose
+// result is the same within twice e.
 func (f *field[T]) isClear(v *truth) bool {
 	if v.open {
 		return false
 	}
 	x, _ := v.x.Float64()
-	least := map[dtype.Type]float64{dtype.BF16: 0x1p-100, dtype.F16: 0x1p-14, dtype.F32: 0x1p-100}[f.d]
+	least := map[dtype.Type]float64{dtype.BF16: 0x1p-100, dtype.F16: 0x1p-14,
+		dtype.F32: 0x1p-100}[f.d]
 	e := 2*v.bound + 2*v.spread + 4*unit[T]()*math.Abs(x)
 	if math.Abs(x) < least || math.Abs(x) > 0x1p15 || e > 0x1p-11*math.Abs(x) {
 		return false
@@ -283,8 +298,8 @@ func (f *field[T]) isClear(v *truth) bool {
 	return c.contains(big.NewFloat(x-e)) && c.contains(big.NewFloat(x+e))
 }
 
-// cell is the interval of the numbers that round to a value of D, whose limits are exact in float64. A limit belongs to it if
-// the value is even, and zero belongs to +0.
+// cell is the interval of the numbers that round to a value of D, whose limits are exact in
+// float64. A limit belongs to it if the value is even, and zero belongs to +0.
 type cell struct {
 	low, high             float64
 	lowWithin, highWithin bool
@@ -330,8 +345,8 @@ func (c *cell) isBelow(x *big.Float) bool {
 
 func (c *cell) contains(x *big.Float) bool { return !c.isAbove(x) && !c.isBelow(x) }
 
-// TestMicroKernels runs random blocks of every rank that has its own loop counts, any number of panels, and bounds from nothing to so
-// large that hardly an element can be decided.
+// TestMicroKernels runs random blocks of every rank that has its own loop counts, any number of
+// panels, and bounds from nothing to so large that hardly an element can be decided.
 func TestMicroKernels(t *testing.T) {
 	everyMicro(t, randomBlocks[float32], randomBlocks[float64])
 }
@@ -349,7 +364,8 @@ func randomBlocks[T Float](t *testing.T, d dtype.Type, m micro[T]) {
 	}
 }
 
-// fill sets everything to random numbers of ordinary size. Bounds are from nothing to some 2²⁰ units.
+// fill sets everything to random numbers of ordinary size. Bounds are from nothing to some 2²⁰
+// units.
 func (f *field[T]) fill(rng *rand.Rand, ratio float64) {
 	for e := range f.elements {
 		f.set(e, math.Ldexp(rng.NormFloat64(), rng.IntN(7)-8))
@@ -384,9 +400,10 @@ func (f *field[T]) rescale(scale float64) {
 	}
 }
 
-// TestMicroKernelsBesideMidpoints feeds t itself, as the only product beside w = 0, so that no rounding hides where the kernel
-// takes its decision: t a few units beside a midpoint of D, a value or a power of two, subnormal, and near the largest
-// number; the bound a hair more, or clearly less, than the distance.
+// TestMicroKernelsBesideMidpoints feeds t itself, as the only product beside w = 0, so that no
+// rounding hides where the kernel takes its decision: t a few units beside a midpoint of D, a value
+// or a power of two, subnormal, and near the largest number; the bound a hair more, or clearly
+// less, than the distance.
 func TestMicroKernelsBesideMidpoints(t *testing.T) {
 	everyMicro(t, besideMidpoints[float32], besideMidpoints[float64])
 }
@@ -412,7 +429,8 @@ func besideMidpoints[T Float](t *testing.T, d dtype.Type, m micro[T]) {
 				continue // t is that of row 0, times a power of two
 			}
 			f.set(e, 0)
-			mag := []uint64{1, inf - 1, inf / 2, 1 + rng.Uint64N(inf-1), inf/2 + 1 + rng.Uint64N(64), inf/2 - rng.Uint64N(64),
+			mag := []uint64{1, inf - 1, inf / 2, 1 + rng.Uint64N(inf-1),
+				inf/2 + 1 + rng.Uint64N(64), inf/2 - rng.Uint64N(64),
 				(1 + rng.Uint64N(inf-1)) &^ fraction}[rng.IntN(7)]
 			c := cellOf(d, mag)
 			itself, _ := value(d, mag).Float64()
@@ -427,7 +445,8 @@ func besideMidpoints[T Float](t *testing.T, d dtype.Type, m micro[T]) {
 			abs := math.Abs(float64(x))
 			distance := math.Abs(abs - at)
 			// Below a power of two the midpoint is half as far as above.
-			f.rNorm[e.p*m.cols+e.j] = T([]float64{0, distance, distance * (1 + 4*u), distance - 2*u*abs, distance / 2.5, 3 * distance,
+			f.rNorm[e.p*m.cols+e.j] = T([]float64{0, distance, distance * (1 + 4*u),
+				distance - 2*u*abs, distance / 2.5, 3 * distance,
 				1.3 * (abs - c.low), 0.7 * (abs - c.low), abs * abs}[rng.IntN(9)])
 			if y := f.rNorm[e.p*m.cols+e.j]; y < 0 {
 				f.rNorm[e.p*m.cols+e.j] = -y
@@ -441,8 +460,8 @@ func besideMidpoints[T Float](t *testing.T, d dtype.Type, m micro[T]) {
 	}
 }
 
-// TestMicroKernelsLeaveOpen sets what must stay undecided, one thing at a time in a block of ordinary numbers, and looks at that row,
-// column or element.
+// TestMicroKernelsLeaveOpen sets what must stay undecided, one thing at a time in a block of
+// ordinary numbers, and looks at that row, column or element.
 func TestMicroKernelsLeaveOpen(t *testing.T) {
 	everyMicro(t, leaveOpen[float32], leaveOpen[float64])
 }
@@ -457,7 +476,8 @@ func leaveOpen[T Float](t *testing.T, d dtype.Type, m micro[T]) {
 	}
 	one := func(at element) func(element) bool { return func(e element) bool { return e == at } }
 	huge := map[dtype.Type]float64{dtype.BF16: maxBF16, dtype.F16: maxF16, dtype.F32: maxF32}[d]
-	// alone makes the products of a column, and of the row, zero but for the one of index 0, which is x in this element.
+	// alone makes the products of a column, and of the row, zero but for the one of index 0, which
+	// is x in this element.
 	alone := func(f *field[T], at element, w, x float64) {
 		f.set(at, w)
 		for k := range rank {
@@ -472,24 +492,35 @@ func leaveOpen[T Float](t *testing.T, d dtype.Type, m micro[T]) {
 		where func(element) func(element) bool
 		with  []float64
 	}{
-		"w": {func(f *field[T], at element, x float64) { f.set(at, x) }, one, []float64{nan, inf, -inf}},
-		"l": {func(f *field[T], at element, x float64) { f.l[at.i*rank+at.j%rank] = T(x) }, row, []float64{nan, inf, -inf}},
-		"r": {func(f *field[T], at element, x float64) { f.setRight(at, at.i%rank, T(x)) }, column, []float64{nan, inf, -inf}},
+		"w": {func(f *field[T], at element, x float64) { f.set(at, x) }, one,
+			[]float64{nan, inf, -inf}},
+		"l": {func(f *field[T], at element, x float64) { f.l[at.i*rank+at.j%rank] = T(x) }, row,
+			[]float64{nan, inf, -inf}},
+		"r": {func(f *field[T], at element, x float64) { f.setRight(at, at.i%rank, T(x)) }, column,
+			[]float64{nan, inf, -inf}},
 		"l = 0 and r": {func(f *field[T], at element, x float64) {
 			f.setRight(at, rank-1, T(x))
 			for i := range m.rows {
 				f.l[i*rank+rank-1] = 0
 			}
 		}, column, []float64{nan, inf, -inf}},
-		"lBound":   {func(f *field[T], at element, x float64) { f.lBound[at.i] = T(x) }, row, []float64{nan, inf}},
-		"rNorm":    {func(f *field[T], at element, x float64) { f.rNorm[at.p*m.cols+at.j] = T(x) }, column, []float64{nan, inf}},
-		"floor":    {func(f *field[T], at element, x float64) { f.floor = T(x) }, func(element) func(element) bool { return func(element) bool { return true } }, []float64{nan, inf}},
-		"overflow": {func(f *field[T], at element, x float64) { alone(f, at, x*huge, x*huge) }, one, []float64{1, -1}},
+		"lBound": {func(f *field[T], at element, x float64) { f.lBound[at.i] = T(x) }, row,
+			[]float64{nan, inf}},
+		"rNorm": {func(f *field[T], at element, x float64) { f.rNorm[at.p*m.cols+at.j] = T(x) },
+			column, []float64{nan, inf}},
+		"floor": {func(f *field[T], at element, x float64) { f.floor = T(x) },
+			func(element) func(element) bool { return func(element) bool { return true } },
+			[]float64{nan, inf}},
+		"overflow": {func(f *field[T], at element, x float64) { alone(f, at, x*huge, x*huge) }, one,
+			[]float64{1, -1}},
 		"no overflow but for e": {func(f *field[T], at element, x float64) {
 			alone(f, at, x*huge, 0)
 			f.floor = T(huge)
 		}, one, []float64{1, -1}},
-		"sign open": {func(f *field[T], at element, x float64) { alone(f, at, x, -x); f.floor = T(normal[T]()) }, one, []float64{0.5, -0.5}},
+		"sign open": {func(f *field[T], at element, x float64) {
+			alone(f, at, x, -x)
+			f.floor = T(normal[T]())
+		}, one, []float64{0.5, -0.5}},
 		"tiny, sign open": {func(f *field[T], at element, x float64) {
 			alone(f, at, 0, x)
 			f.lBound[at.i], f.rNorm[at.p*m.cols+at.j] = 1, T(math.Abs(x))

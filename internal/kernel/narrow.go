@@ -7,14 +7,15 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// narrowing rounds float64 numbers to a narrower dtype, where one rounding tells that a whole interval
-// has the same result. It leaves out what is near the ends of the dtype's range.
+// narrowing rounds float64 numbers to a narrower dtype, where one rounding tells that a whole
+// interval has the same result. It leaves out what is near the ends of the dtype's range.
 //
 // The numbers of a binade that have the same bits but for the last drop have one midpoint m of two
-// values of the dtype among them: the one with the last bits 1000…. For a number x of these, x − m is
-// exact. Within e < |x − m| of x, everything is on x's side of m, and the next midpoint on that side is
-// at least 2^(drop−2) ulps of x away: half of the x's own numbers, or a quarter where a smaller binade
-// begins. So e < share·|x|, with share = 2^(drop−2)·2⁻⁵³, makes RN(x) the result for all of them.
+// values of the dtype among them: the one with the last bits 1000…. For a number x of these, x − m
+// is exact. Within e < |x − m| of x, everything is on x's side of m, and the next midpoint on that
+// side is at least 2^(drop−2) ulps of x away: half of the x's own numbers, or a quarter where a
+// smaller binade begins. So e < share·|x|, with share = 2^(drop−2)·2⁻⁵³, makes RN(x) the result for
+// all of them.
 type narrowing struct {
 	drop        uint   // bits of a float64's fraction that the dtype lacks
 	bias        uint64 // what an exponent becomes smaller by, where the result has it
@@ -50,8 +51,8 @@ func narrowingOf(d dtype.Type) *narrowing {
 	return &narrowings[d]
 }
 
-// round returns RN(x), as a float64 and as bits of the dtype, if it is that of all numbers within e of x.
-// Where it says no, they may still have one result.
+// round returns RN(x), as a float64 and as bits of the dtype, if it is that of all numbers within e
+// of x. Where it says no, they may still have one result.
 func (n *narrowing) round(x, e float64) (rounded float64, bits uint64, ok bool) {
 	abs := math.Abs(x)
 	b := math.Float64bits(abs)
@@ -74,7 +75,8 @@ func (n *narrowing) put(out []byte, bits uint64) {
 	}
 }
 
-// storeWithin stores RN_D of the numbers within e of x, if that is one finite value for all of them.
+// storeWithin stores RN_D of the numbers within e of x, if that is one finite value for all of
+// them.
 func storeWithin(d dtype.Type, out []byte, x, e float64) (ok bool) {
 	if n := narrowingOf(d); n != nil {
 		if _, bits, ok := n.round(x, e); ok {

@@ -9,10 +9,10 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// TestNarrowingRoundsWholeIntervals holds narrowing to its contract over the rationals: if it rounds x
-// with an error e, both ends of the interval have that result, which is RN of them. Numbers lie beside
-// midpoints and where binades end, and errors just below and above the distance to where the rounding
-// changes.
+// TestNarrowingRoundsWholeIntervals holds narrowing to its contract over the rationals: if it
+// rounds x with an error e, both ends of the interval have that result, which is RN of them.
+// Numbers lie beside midpoints and where binades end, and errors just below and above the distance
+// to where the rounding changes.
 func TestNarrowingRoundsWholeIntervals(t *testing.T) {
 	rng := rand.New(rand.NewPCG(51, 52))
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
@@ -29,7 +29,8 @@ func TestNarrowingRoundsWholeIntervals(t *testing.T) {
 				exact := new(big.Rat).SetFloat64(x)
 				exact.Add(exact, new(big.Rat).SetFloat64(side))
 				if !isNearest(d, bits, exact) {
-					t.Fatalf("%v: %v ± %v becomes %#x, which is not RN of %v", d, x, e, bits, exact.FloatString(60))
+					t.Fatalf("%v: %v ± %v becomes %#x, which is not RN of %v", d, x, e, bits,
+						exact.FloatString(60))
 				}
 			}
 			var out [8]byte
@@ -44,8 +45,8 @@ func TestNarrowingRoundsWholeIntervals(t *testing.T) {
 	}
 }
 
-// sample is a number of any binade, and an error of the size of its distance to a midpoint, or to the
-// end of its binade.
+// sample is a number of any binade, and an error of the size of its distance to a midpoint, or to
+// the end of its binade.
 func (n *narrowing) sample(rng *rand.Rand) (x, e float64) {
 	low, high := math.Ilogb(n.least), math.Ilogb(n.most)
 	bits := rng.Uint64() & (1<<52 - 1)
@@ -61,7 +62,8 @@ func (n *narrowing) sample(rng *rand.Rand) (x, e float64) {
 	}
 	x = math.Float64frombits(uint64(1023+low-1+rng.IntN(high-low+3))<<52 | bits)
 	middle := math.Float64frombits(math.Float64bits(x)&^(2*half-1) | half)
-	e = []float64{math.Abs(x - middle), n.share * x, 2 * n.share * x, x * rng.Float64()}[rng.IntN(4)]
+	e = []float64{math.Abs(x - middle), n.share * x, 2 * n.share * x,
+		x * rng.Float64()}[rng.IntN(4)]
 	e *= 1 + float64(rng.IntN(3)-1)*0x1p-50
 	if rng.IntN(8) == 0 {
 		e = 0

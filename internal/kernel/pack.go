@@ -2,9 +2,10 @@ package kernel
 
 import "math"
 
-// The fast pass works on factors that are packed so that no number in it is subnormal on ordinary data: processors take an assist of
-// some 150 cycles for every vector with one. L and R are divided by powers of two where they are far from 1, which changes no
-// digit, and elements that are then too small for their products are packed as zeros, which the bound pays for. The passes that
+// The fast pass works on factors that are packed so that no number in it is subnormal on ordinary
+// data: processors take an assist of some 150 cycles for every vector with one. L and R are divided
+// by powers of two where they are far from 1, which changes no digit, and elements that are then
+// too small for their products are packed as zeros, which the bound pays for. The passes that
 // follow see neither.
 
 // arithmetic are the numbers that describe a T.
@@ -13,11 +14,10 @@ type arithmetic struct {
 	smallest float64 // positive number
 	normal   float64 // the smallest normal number
 
-	least     float64 // the smallest element of a packed factor but 0: its square is normal
-	low, high int     // a factor whose largest element is between these powers of two is packed as it is,
-	top       int     // others are brought to 1, or to this power of two
-	deepest   int     // the scale is between these
-	highest   int
+	least float64 // the smallest element of a packed factor but 0: its square is normal
+	// A factor whose largest element is between 2^low and 2^high is packed as it is; others are
+	// brought to 1, or to 2^top. The scale is between 2^deepest and 2^highest.
+	low, high, top, deepest, highest int
 }
 
 var (
@@ -44,8 +44,9 @@ func normal[T Float]() float64   { return arithmeticOf[T]().normal }
 
 // scaled says by which powers of two packed factors are divided.
 type scaled[T Float] struct {
-	a, b    int
-	scale   T // c = 2^(a+b), or 0: then Δ is below 2^deepest, and the whole of it is part of the bound
+	a, b int
+	// c = 2^(a+b), or 0: then Δ is below 2^deepest, and the whole of it is part of the bound
+	scale   T
 	inverse T // 1/c, or 1
 }
 
@@ -68,8 +69,8 @@ func (u *Update[T]) pack() {
 		u.scale, u.inverse = T(math.Ldexp(1, e)), T(math.Ldexp(1, -e))
 	}
 	u.floor = T(max(x.normal, float64(u.rank+5)*x.smallest*max(1, float64(u.scale))))
-	// A sum in float64, in any order, rounds a product at most r+K+3 times for K terms; in the norms every product counts
-	// at least three times.
+	// A sum in float64, in any order, rounds a product at most r+K+3 times for K terms; in the
+	// norms every product counts at least three times.
 	u.bound64 = float64(u.rank+len(u.terms)+3) / 3 * 0x1p-53 / x.unit
 	u.floor64 = arithmetic64.normal
 	for i := range u.terms {
@@ -108,8 +109,9 @@ func (x *arithmetic) exponent(largest float64) int {
 	return 0
 }
 
-// packLeft packs S·L/2^a and makes lBound: 1.01·c·(u·(Σ n_k·l_k²)^½ + lost), with n_k from roundings and lost what a row has in
-// elements that are packed as zero. The last addend is what S·l can lose to underflow, and keeps the bound normal.
+// packLeft packs S·L/2^a and makes lBound: 1.01·c·(u·(Σ n_k·l_k²)^½ + lost), with n_k from
+// roundings and lost what a row has in elements that are packed as zero. The last addend is what
+// S·l can lose to underflow, and keeps the bound normal.
 func (u *Update[T]) packLeft(x *arithmetic) {
 	u.l = make([]T, (u.rows+u.micro.rows-1)*u.rank)
 	u.lBound = make([]T, u.rows+u.micro.rows-1)
@@ -147,8 +149,8 @@ func (u *Update[T]) packLeft(x *arithmetic) {
 	}
 }
 
-// packRight packs R/2^b, keeps R where that is not the same, and makes rNorm: (Σ n_k·r_k²)^½ + lost/u, where lost is what a column
-// has in elements that are packed as zero.
+// packRight packs R/2^b, keeps R where that is not the same, and makes rNorm: (Σ n_k·r_k²)^½ +
+// lost/u, where lost is what a column has in elements that are packed as zero.
 func (u *Update[T]) packRight(x *arithmetic) {
 	nr := u.micro.cols
 	u.r = make([]T, u.panels*u.rank*nr)
@@ -197,14 +199,15 @@ func (u *Update[T]) eachRight(f func(k, p int, src []T)) {
 	}
 }
 
-// column says where in u.right column j of R is, all terms one below the other: its first element and the distance to the next.
+// column says where in u.right column j of R is, all terms one below the other: its first element
+// and the distance to the next.
 func (u *Update[T]) column(j int) (at, stride int) {
 	nr := u.micro.cols
 	return j/nr*u.rank*nr + j%nr, nr
 }
 
-// normAbove turns a sum of squares into a norm, rounded up: the factor covers the roundings of the sum (up to 2^26 terms),
-// of the square root, and to T.
+// normAbove turns a sum of squares into a norm, rounded up: the factor covers the roundings of the
+// sum (up to 2^26 terms), of the square root, and to T.
 func normAbove(sum float64) float64 { return math.Sqrt(sum) * (1 + 0x1p-20) }
 
 // isNarrow reports whether T is float32.

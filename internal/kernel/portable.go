@@ -7,7 +7,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// portableCols is the width of the portable kernel's panels: four lines of 64 numbers stay in the first-level cache.
+// portableCols is the width of the portable kernel's panels: four lines of 64 numbers stay in the
+// first-level cache.
 const portableCols = 64
 
 // portable returns the micro-kernel in plain Go, a micro[float32] or a micro[float64].
@@ -20,7 +21,8 @@ func portable(d dtype.Type, narrow bool) any {
 	case !narrow && d == dtype.F32:
 		return portableOf(d, dtype.Widen64, decideF32)
 	case !narrow:
-		return portableOf(d, dtype.Widen64, func(out []byte, w, delta, bound []float64, b *block[float64]) uint64 {
+		return portableOf(d, dtype.Widen64, func(out []byte, w, delta, bound []float64,
+			b *block[float64]) uint64 {
 			return decideWide(d, out, w, delta, bound, b)
 		})
 	}
@@ -28,7 +30,8 @@ func portable(d dtype.Type, narrow bool) any {
 }
 
 // portableOf makes a micro-kernel from the two parts that depend on D.
-func portableOf[T Float](d dtype.Type, widen func([]T, dtype.Type, []byte), decide func(out []byte, w, delta, bound []T, b *block[T]) uint64) micro[T] {
+func portableOf[T Float](d dtype.Type, widen func([]T, dtype.Type, []byte),
+	decide func(out []byte, w, delta, bound []T, b *block[T]) uint64) micro[T] {
 	lineBytes := portableCols * d.Size()
 	return micro[T]{rows: 1, cols: portableCols, panels: 8, run: func(b *block[T]) {
 		w, acc, delta, bound := &b.room[0], &b.room[1], &b.room[2], &b.room[3]
@@ -57,7 +60,8 @@ func accumulate[T Float](delta, acc *[portableCols]T, l, r []T) {
 			l0, l1, l2, l3 := l[k], l[k+1], l[k+2], l[k+3]
 			r := (*[4 * portableCols]T)(r[k*portableCols:])
 			for j := range acc {
-				acc[j] = acc[j] + l0*r[j] + l1*r[j+portableCols] + l2*r[j+2*portableCols] + l3*r[j+3*portableCols]
+				acc[j] = acc[j] + l0*r[j] + l1*r[j+portableCols] +
+					l2*r[j+2*portableCols] + l3*r[j+3*portableCols]
 			}
 		}
 		for ; k < n; k++ {
@@ -80,7 +84,8 @@ const (
 	maxF32  = math.MaxFloat32
 )
 
-// What t = w + δ and t ± e can lose, in units of |t|: 2u, and 2⁻¹⁰ of that for the roundings in computing e.
+// What t = w + δ and t ± e can lose, in units of |t|: 2u, and 2⁻¹⁰ of that for the roundings in
+// computing e.
 const (
 	slack32 = 0x1.004p-23
 	slack64 = 0x1.004p-52
@@ -99,7 +104,8 @@ func decideBF16(out []byte, w, delta, bound []float32, b *block[float32]) (undec
 			continue
 		}
 		binary.LittleEndian.PutUint16(out[2*j:], uint16(lo>>16))
-		b.sums.add(float64(w[j]), float64(delta[j]), (float64(math.Float32frombits(lo))-float64(w[j]))*float64(b.inverse))
+		b.sums.add(float64(w[j]), float64(delta[j]),
+			(float64(math.Float32frombits(lo))-float64(w[j]))*float64(b.inverse))
 	}
 	return undecided
 }
@@ -116,7 +122,8 @@ func decideF16(out []byte, w, delta, bound []float32, b *block[float32]) (undeci
 			continue
 		}
 		binary.LittleEndian.PutUint16(out[2*j:], lo)
-		b.sums.add(float64(w[j]), float64(delta[j]), (float64(dtype.F16ToFloat32(lo))-float64(w[j]))*float64(b.inverse))
+		b.sums.add(float64(w[j]), float64(delta[j]),
+			(float64(dtype.F16ToFloat32(lo))-float64(w[j]))*float64(b.inverse))
 	}
 	return undecided
 }
@@ -138,7 +145,8 @@ func decideF32(out []byte, w, delta, bound []float64, b *block[float64]) (undeci
 }
 
 // decideWide serves a 16-bit base whose factors float32 cannot hold.
-func decideWide(d dtype.Type, out []byte, w, delta, bound []float64, b *block[float64]) (undecided uint64) {
+func decideWide(d dtype.Type, out []byte, w, delta, bound []float64,
+	b *block[float64]) (undecided uint64) {
 	largest := float64(maxF16)
 	if d == dtype.BF16 {
 		largest = maxBF16

@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"fmt"
 	"math"
 
 	"github.com/loratool/loratool/format/dtype"
@@ -13,9 +12,9 @@ import (
 //	out = RN_D( m_g · v / ‖v_g‖₂ )      over the reals, rounded once to nearest even
 //
 // where g is the row of the element, or its column. A pass in float64, in double-double for an F64
-// matrix, decides nearly all elements by a bound on its error; the rest is decided exactly. The proof
-// of the bound is in merge/doc.go. It can be used by any number of goroutines at a time; the result
-// does not depend on how rows are grouped into calls.
+// matrix, decides nearly all elements by a bound on its error; the rest is decided exactly. The
+// proof of the bound is in merge/doc.go. It can be used by any number of goroutines at a time; the
+// result does not depend on how rows are grouped into calls.
 type Rescaled struct {
 	d          dtype.Type
 	rows, cols int
@@ -36,14 +35,15 @@ type RescaleScratch struct{ w, v, low, delta []float64 }
 // PrepareRescaled makes an update of a rows×cols matrix of dtype d. A magnitude of as many elements
 // as there are rows, with no norms, belongs to the rows; with norms, from NewColumnNorms, to the
 // columns. It keeps its arguments.
-func PrepareRescaled(d dtype.Type, rows, cols int, terms []Term[float64], magnitude []float64, norms *ColumnNorms) *Rescaled {
+func PrepareRescaled(d dtype.Type, rows, cols int, terms []Term[float64], magnitude []float64,
+	norms *ColumnNorms) *Rescaled {
 	u := &Rescaled{d: d, rows: rows, cols: cols, terms: terms, magnitude: magnitude, norms: norms}
 	u.lNorm, u.rNorm = make([]float64, rows), make([]float64, cols)
 	rank, scales := 0, 1.0
 	for i := range terms {
 		t := &terms[i]
 		if len(t.L) != rows*t.Rank || len(t.R) != t.Rank*cols {
-			panic(fmt.Sprintf("kernel: a term of rank %d of a %d×%d matrix has factors of %d and %d elements", t.Rank, rows, cols, len(t.L), len(t.R)))
+			t.panicSize(rows, cols)
 		}
 		for k, x := range t.L {
 			u.lNorm[k/t.Rank] += square(t.S * x)
@@ -165,7 +165,8 @@ func (u *Rescaled) quotientOf(m float64, norm double, g float64, n int) quotient
 	}
 	f := math.Abs(q.factor)
 	// Outside these ranges squares or quotients may have vanished or overflowed.
-	if safe := norm.hi > 0x1p-400 && norm.hi < 0x1p400 && (f > 0x1p-400 && f < 0x1p400 || m == 0); !safe || e > norm.hi/4 {
+	isSafe := norm.hi > 0x1p-400 && norm.hi < 0x1p400 && (f > 0x1p-400 && f < 0x1p400 || m == 0)
+	if !isSafe || e > norm.hi/4 {
 		q.spread = math.NaN()
 		if norm.hi == 0 && e == 0 {
 			q.spread = 0
@@ -231,17 +232,19 @@ func (u *Rescaled) row(w []byte, i int, s *RescaleScratch) {
 	clear(s.low)
 	delta := s.delta
 	clear(delta)
-	// The conversions keep products from being fused with sums: with that every processor leaves the
-	// same elements to the exact pass.
+	// The conversions keep products from being fused with sums: with that every processor leaves
+	// the same elements to the exact pass.
 	for t := range u.terms {
 		term := &u.terms[t]
 		l := term.L[i*term.Rank : (i+1)*term.Rank]
 		k := 0
 		for ; k+4 <= len(l); k += 4 {
 			c0, c1, c2, c3 := term.S*l[k], term.S*l[k+1], term.S*l[k+2], term.S*l[k+3]
-			r0, r1, r2, r3 := term.R[k*u.cols:][:len(delta)], term.R[(k+1)*u.cols:][:len(delta)], term.R[(k+2)*u.cols:][:len(delta)], term.R[(k+3)*u.cols:][:len(delta)]
+			r0, r1, r2, r3 := term.R[k*u.cols:][:len(delta)], term.R[(k+1)*u.cols:][:len(delta)],
+				term.R[(k+2)*u.cols:][:len(delta)], term.R[(k+3)*u.cols:][:len(delta)]
 			for j := range delta {
-				delta[j] += (float64(c0*r0[j]) + float64(c1*r1[j])) + (float64(c2*r2[j]) + float64(c3*r3[j]))
+				delta[j] += (float64(c0*r0[j]) + float64(c1*r1[j])) +
+					(float64(c2*r2[j]) + float64(c3*r3[j]))
 			}
 		}
 		for ; k < len(l); k++ {

@@ -36,7 +36,8 @@ type ColumnNorms struct {
 // NewColumnNorms adds up the sums over all rows. It reads a column again, and keeps the exact norm,
 // only for the few columns that need it.
 func NewColumnNorms(parts []ColumnSquares, read ColumnReader) *ColumnNorms {
-	n := &ColumnNorms{norms: make([]double, len(parts[0])), read: read, exact: make(map[int]*big.Float)}
+	n := &ColumnNorms{norms: make([]double, len(parts[0])), read: read,
+		exact: make(map[int]*big.Float)}
 	for j := range n.norms {
 		var sum double
 		for _, p := range parts {
@@ -145,7 +146,8 @@ func storeQuotient(d dtype.Type, out []byte, p, squares *big.Float) {
 	root := new(big.Float).SetPrec(bits).Sqrt(squares)
 	t := new(big.Float).SetPrec(bits).Quo(p, root)
 	edge := new(big.Float).SetPrec(64).Set(t)
-	if apart := new(big.Float).SetPrec(bits).Sub(t, edge); apart.Sign() != 0 && apart.MantExp(nil) > t.MantExp(nil)-slack {
+	if apart := new(big.Float).SetPrec(bits).Sub(t, edge); apart.Sign() != 0 &&
+		apart.MantExp(nil) > t.MantExp(nil)-slack {
 		storeExact(d, out, t)
 		return
 	}

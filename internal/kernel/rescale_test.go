@@ -12,7 +12,8 @@ import (
 )
 
 // rescale runs DoRA on rows of the problem in blocks of several rows.
-func (p *problem) rescale(t testing.TB, magnitude []float64, ofColumns bool, blockRows int) (out []byte, st Stats) {
+func (p *problem) rescale(t testing.TB, magnitude []float64, ofColumns bool,
+	blockRows int) (out []byte, st Stats) {
 	t.Helper()
 	terms := make([]Term[float64], len(p.terms))
 	for i, t := range p.terms {
@@ -53,7 +54,8 @@ func (p *problem) rescale(t testing.TB, magnitude []float64, ofColumns bool, blo
 
 // checkRescaled compares every element with m·v/‖v‖ over the rationals: a number h is below it if
 // h²·Σv² is below (m·v)².
-func (p *problem) checkRescaled(t *testing.T, name string, magnitude []float64, ofColumns bool) Stats {
+func (p *problem) checkRescaled(t *testing.T, name string, magnitude []float64,
+	ofColumns bool) Stats {
 	t.Helper()
 	name = fmt.Sprintf("%s, %v, of columns %v", name, p.d, ofColumns)
 	got, st := p.rescale(t, magnitude, ofColumns, p.rows)
@@ -85,7 +87,8 @@ func (p *problem) checkRescaled(t *testing.T, name string, magnitude []float64, 
 			return above.Cmp(h.Mul(h, squares[g]))
 		}
 		if bits := bitsAt(p.d, got, i); !isNearestTo(p.d, bits, mv.Sign(), compare) {
-			t.Fatalf("%s: element %d is %#x, which is not the nearest to %v·%v/√%v", name, i, bits, magnitude[g], v[i].FloatString(30), squares[g].FloatString(30))
+			t.Fatalf("%s: element %d is %#x, which is not the nearest to %v·%v/√%v", name, i, bits,
+				magnitude[g], v[i].FloatString(30), squares[g].FloatString(30))
 		}
 	}
 	return st
@@ -121,13 +124,16 @@ func TestRescaledIsNearest(t *testing.T) {
 	ways(func(d dtype.Type, ofColumns bool) {
 		rng := rand.New(rand.NewPCG(7, uint64(d)))
 		p := &problem{d: d, rows: rows, cols: cols, w: normalsOf(rng, rows*cols, 0.05, d)}
-		p.terms = []plainTerm{{s: 1.7, rank: rank, l: normalsOf(rng, rows*rank, 0.1, dtype.F32), r: normalsOf(rng, rank*cols, 0.1, dtype.F32)}}
+		p.terms = []plainTerm{{s: 1.7, rank: rank, l: normalsOf(rng, rows*rank, 0.1, dtype.F32),
+			r: normalsOf(rng, rank*cols, 0.1, dtype.F32)}}
 		n := rows
 		if ofColumns {
 			n = cols
 		}
-		if st := p.checkRescaled(t, "ordinary", normalsOf(rng, n, 1, dtype.F32), ofColumns); st.Exact > 0 {
-			t.Errorf("%v, of columns %v: %d ordinary elements took the exact pass, want none", d, ofColumns, st.Exact)
+		if st := p.checkRescaled(t, "ordinary", normalsOf(rng, n, 1, dtype.F32),
+			ofColumns); st.Exact > 0 {
+			t.Errorf("%v, of columns %v: %d ordinary elements took the exact pass, want none", d,
+				ofColumns, st.Exact)
 		}
 	})
 }
@@ -135,14 +141,17 @@ func TestRescaledIsNearest(t *testing.T) {
 // TestRescaledCancels: where w ≈ −ΔW, the error of float64 is as large as v itself.
 func TestRescaledCancels(t *testing.T) {
 	ways(func(d dtype.Type, ofColumns bool) {
-		small := &problem{d: d, rows: 1, cols: 1, w: []float64{1}, terms: []plainTerm{{s: 1, rank: 2, l: []float64{1, 0x1p-60}, r: []float64{-1, 1}}}}
+		small := &problem{d: d, rows: 1, cols: 1, w: []float64{1},
+			terms: []plainTerm{{s: 1, rank: 2, l: []float64{1, 0x1p-60}, r: []float64{-1, 1}}}}
 		small.checkRescaled(t, "w + ΔW = 2⁻⁶⁰", []float64{1.7e-18}, ofColumns)
 		small.terms[0].l[1] = 0x1p-120
 		small.checkRescaled(t, "w + ΔW = 2⁻¹²⁰", []float64{1.7e-18}, ofColumns)
 
 		const n, rank = 9, 3
 		rng := rand.New(rand.NewPCG(8, uint64(d)))
-		p := &problem{d: d, rows: n, cols: n, terms: []plainTerm{{s: 1.7, rank: rank, l: normalsOf(rng, n*rank, 0.1, dtype.F32), r: normalsOf(rng, rank*n, 0.1, dtype.F32)}}}
+		p := &problem{d: d, rows: n, cols: n,
+			terms: []plainTerm{{s: 1.7, rank: rank, l: normalsOf(rng, n*rank, 0.1, dtype.F32),
+				r: normalsOf(rng, rank*n, 0.1, dtype.F32)}}}
 		p.w = make([]float64, n*n)
 		for i := range p.w {
 			_, delta := (&problem{cols: n, w: p.w, terms: p.terms}).exact(i/n, i%n)
@@ -158,9 +167,12 @@ func TestRescaledCancels(t *testing.T) {
 func TestRescaledTies(t *testing.T) {
 	ways(func(d dtype.Type, ofColumns bool) {
 		rng := rand.New(rand.NewPCG(9, uint64(d)))
-		ulp := map[dtype.Type]float64{dtype.BF16: 0x1p-7, dtype.F16: 0x1p-10, dtype.F32: 0x1p-23, dtype.F64: 0x1p-51}[d]
+		ulp := map[dtype.Type]float64{dtype.BF16: 0x1p-7, dtype.F16: 0x1p-10, dtype.F32: 0x1p-23,
+			dtype.F64: 0x1p-51}[d]
 		const n = 500
-		alone := &problem{d: d, rows: n, cols: 1, w: normalsOf(rng, n, 1, d), terms: []plainTerm{{s: 1, rank: 1, l: normalsOf(rng, n, 0.1, dtype.F32), r: normalsOf(rng, 1, 0.1, dtype.F32)}}}
+		alone := &problem{d: d, rows: n, cols: 1, w: normalsOf(rng, n, 1, d),
+			terms: []plainTerm{{s: 1, rank: 1, l: normalsOf(rng, n, 0.1, dtype.F32),
+				r: normalsOf(rng, 1, 0.1, dtype.F32)}}}
 		pair := &problem{d: d, rows: n, cols: 2, w: make([]float64, 2*n)}
 		magnitude, five := make([]float64, n), make([]float64, n)
 		for i := range n {
@@ -192,14 +204,17 @@ func (p *problem) transpose() {
 	p.w, p.rows, p.cols = w, p.cols, p.rows
 }
 
-// TestRescaledAtTheEndsOfTheRange: squares beyond the range of float64, and sums of nothing but zeros.
+// TestRescaledAtTheEndsOfTheRange: squares beyond the range of float64, and sums of nothing but
+// zeros.
 func TestRescaledAtTheEndsOfTheRange(t *testing.T) {
 	const rows, cols, rank = 4, 5, 2
 	for _, scale := range []float64{0x1p600, 0x1p-540, 0x1p-1060} {
 		for _, ofColumns := range []bool{false, true} {
 			rng := rand.New(rand.NewPCG(10, 1))
 			p := &problem{d: dtype.F64, rows: rows, cols: cols, w: make([]float64, rows*cols)}
-			p.terms = []plainTerm{{s: scale, rank: rank, l: normalsOf(rng, rows*rank, 0.1, dtype.F32), r: normalsOf(rng, rank*cols, 0.1, dtype.F32)}}
+			p.terms = []plainTerm{{s: scale, rank: rank,
+				l: normalsOf(rng, rows*rank, 0.1, dtype.F32),
+				r: normalsOf(rng, rank*cols, 0.1, dtype.F32)}}
 			for i := range p.w {
 				p.w[i] = rng.NormFloat64() * scale
 			}
@@ -216,7 +231,8 @@ func TestRescaledAtTheEndsOfTheRange(t *testing.T) {
 
 func TestRescaledOfZerosIsNaN(t *testing.T) {
 	p := &problem{d: dtype.F32, rows: 1, cols: 3, w: make([]float64, 3)}
-	cancelled := &problem{d: dtype.F32, rows: 1, cols: 1, w: []float64{1}, terms: []plainTerm{{s: 1, rank: 1, l: []float64{1}, r: []float64{-1}}}}
+	cancelled := &problem{d: dtype.F32, rows: 1, cols: 1, w: []float64{1},
+		terms: []plainTerm{{s: 1, rank: 1, l: []float64{1}, r: []float64{-1}}}}
 	for _, p := range []*problem{p, cancelled} {
 		for _, ofColumns := range []bool{false, true} {
 			got, _ := p.rescale(t, []float64{1, 1, 1}[:p.cols], ofColumns, 1)
@@ -229,7 +245,8 @@ func TestRescaledOfZerosIsNaN(t *testing.T) {
 	}
 }
 
-// TestRescaledSpecials: what is not finite makes its group NaN, as in IEEE arithmetic, and no other.
+// TestRescaledSpecials: what is not finite makes its group NaN, as in IEEE arithmetic, and no
+// other.
 func TestRescaledSpecials(t *testing.T) {
 	for _, d := range []dtype.Type{dtype.F32, dtype.F64} {
 		for _, bad := range []float64{math.NaN(), math.Inf(1)} {
@@ -240,20 +257,22 @@ func TestRescaledSpecials(t *testing.T) {
 					t.Errorf("%v in %v: the element itself is %v, want NaN", bad, d, x)
 				}
 				if x := dtype.Load(d, got, 3); !ofColumns && x != 4 || math.IsNaN(x) {
-					t.Errorf("%v in %v, of columns %v: the other group has %v, want a number", bad, d, ofColumns, x)
+					t.Errorf("%v in %v, of columns %v: the other group has %v, want a number", bad,
+						d, ofColumns, x)
 				}
 			}
 		}
 	}
 }
 
-// TestRescaleMeetsNoSubnormals looks at every number that the float64 pass of DoRA loads and makes, for
-// updates of ordinary size and far below. All of it is far from the bottom of float64.
+// TestRescaleMeetsNoSubnormals looks at every number that the float64 pass of DoRA loads and makes,
+// for updates of ordinary size and far below. All of it is far from the bottom of float64.
 func TestRescaleMeetsNoSubnormals(t *testing.T) {
 	const rows, cols, rank = 4, 20, 18
 	ways(func(d dtype.Type, ofColumns bool) {
 		for _, factor := range []float64{1, 1e-10, 1e-20, 1e-30, 1e-40} {
-			p := randomProblem(rand.New(rand.NewPCG(53, 54)), d, rows, cols, 0.02, []int{rank}, 0.05, 2)
+			p := randomProblem(rand.New(rand.NewPCG(53, 54)), d, rows, cols, 0.02, []int{rank},
+				0.05, 2)
 			x := &p.terms[0]
 			times(x.l, factor)
 			times(x.r, factor)
@@ -295,7 +314,8 @@ func TestRescaleMeetsNoSubnormals(t *testing.T) {
 			}
 			for _, y := range seen {
 				if y != 0 && math.Abs(y) < 0x1p-1022 {
-					t.Fatalf("%v, of columns %v, factors times %v: %v is subnormal", d, ofColumns, factor, y)
+					t.Fatalf("%v, of columns %v, factors times %v: %v is subnormal", d, ofColumns,
+						factor, y)
 				}
 			}
 			if factor == 1e-40 {

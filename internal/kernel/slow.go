@@ -8,8 +8,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// slow decides one element, the one of that index in the rows that begin with row0: in float64, in double-double for a float64
-// result, and what is then still open exactly.
+// slow decides one element, the one of that index in the rows that begin with row0: in float64, in
+// double-double for a float64 result, and what is then still open exactly.
 func (u *Update[T]) slow(rows []byte, row0, index int, st *Stats) {
 	i, j := row0+index/u.cols, index%u.cols
 	size := u.d.Size()
@@ -33,13 +33,14 @@ func (u *Update[T]) slow(rows []byte, row0, index int, st *Stats) {
 	account(st, w, delta, dtype.Load(u.d, out, 0))
 }
 
-// isStill reports that no term changes an element: it has a row of zeros, or a column of zeros and a row that is finite, as the
-// row's bound then is.
+// isStill reports that no term changes an element: it has a row of zeros, or a column of zeros and
+// a row that is finite, as the row's bound then is.
 func (u *Update[T]) isStill(i, j int) bool {
 	return u.lBound[i] == 0 && u.rFinite || u.rNorm[j] == 0 && isFinite(float64(u.lBound[i]))
 }
 
-// decide64 computes in float64, where the bound of the fast pass is 2²⁹ times smaller if that was in float32.
+// decide64 computes in float64, where the bound of the fast pass is 2²⁹ times smaller if that was
+// in float32.
 func (u *Update[T]) decide64(i, j int, w float64, out []byte) (delta float64, ok bool) {
 	at, stride := u.column(j)
 	for t := range u.terms {
@@ -55,7 +56,8 @@ func (u *Update[T]) decide64(i, j int, w float64, out []byte) (delta float64, ok
 	return delta, storeWithin(u.d, out, x, e)
 }
 
-// storeBetween stores RN_D of the numbers from lo to hi, if that is one finite value for all of them.
+// storeBetween stores RN_D of the numbers from lo to hi, if that is one finite value for all of
+// them.
 func storeBetween(d dtype.Type, out []byte, lo, hi float64) (ok bool) {
 	switch d {
 	case dtype.BF16:
@@ -97,9 +99,10 @@ func dot[T Float](l, r []T, stride int) float64 {
 	return (s0 + s1) + (s2 + s3)
 }
 
-// decideDouble computes in double-double arithmetic: every product and every sum with its own rounding error added, in
-// working precision (Ogita, Rump and Oishi, "Accurate sum and dot product", 2005, algorithm 5.3, with the scaling of each
-// product by S carried in double-double as well).
+// decideDouble computes in double-double arithmetic: every product and every sum with its own
+// rounding error added, in working precision (Ogita, Rump and Oishi, "Accurate sum and dot
+// product", 2005, algorithm 5.3, with the scaling of each product by S carried in double-double as
+// well).
 func (u *Update[T]) decideDouble(i, j int, w float64, out []byte) (delta float64, ok bool) {
 	const eps = 0x1p-53 // the unit roundoff
 	hi, lo := w, 0.0
@@ -120,7 +123,8 @@ func (u *Update[T]) decideDouble(i, j int, w float64, out []byte) (delta float64
 			p, ep := twoProduct(float64(x), y)
 			q, eq := twoProduct(term.S, p)
 			if math.Abs(p) < 0x1p-900 || math.Abs(q) < 0x1p-900 {
-				return delta, false // the error of a product may have vanished below the smallest number
+				// the error of a product may have vanished below the smallest number
+				return delta, false
 			}
 			eq += term.S * ep
 			var es float64
@@ -131,7 +135,8 @@ func (u *Update[T]) decideDouble(i, j int, w float64, out []byte) (delta float64
 		}
 		n += term.Rank
 	}
-	// Every es and eq is at most 2eps·size; lo sums 2n of them, and each product lost at most 2eps² of itself.
+	// Every es and eq is at most 2eps·size; lo sums 2n of them, and each product lost at most 2eps²
+	// of itself.
 	e := 8 * float64(n) * float64(n) * eps * eps * size
 	if !isFinite(e) || !isFinite(hi) || e == 0 {
 		return delta, false
@@ -147,20 +152,22 @@ func twoSum(a, b float64) (s, e float64) {
 	return s, (a - (s - z)) + (b - z)
 }
 
-// twoProduct returns p = fl(a·b) and the error e, with p + e = a·b exactly where nothing underflows. The conversion keeps a
-// compiler from fusing the product with a later addition of p, which would then add another number than e belongs to.
+// twoProduct returns p = fl(a·b) and the error e, with p + e = a·b exactly where nothing
+// underflows. The conversion keeps a compiler from fusing the product with a later addition of p,
+// which would then add another number than e belongs to.
 func twoProduct(a, b float64) (p, e float64) {
 	p = float64(a * b)
 	return p, math.FMA(a, b, -p)
 }
 
-// exactBits is more than any number of this package can need: products of S and two float64 lie between 2^-3222 and 2^3072, and
-// their sums are squared. So nothing is ever rounded; a big.Float is only as long as its value needs.
+// exactBits is more than any number of this package can need: products of S and two float64 lie
+// between 2^-3222 and 2^3072, and their sums are squared. So nothing is ever rounded; a big.Float
+// is only as long as its value needs.
 const exactBits = 16384
 
-// decideExact computes the element in exact arithmetic and stores it. Where Δ is exactly zero, w keeps its bits, −0 and
-// the payload of a NaN included; a sum that cancels to zero is +0; NaN and infinities go through as the IEEE sum of
-// the exact parts would have it.
+// decideExact computes the element in exact arithmetic and stores it. Where Δ is exactly zero, w
+// keeps its bits, −0 and the payload of a NaN included; a sum that cancels to zero is +0; NaN and
+// infinities go through as the IEEE sum of the exact parts would have it.
 func (u *Update[T]) decideExact(i, j int, w float64, out []byte) (delta float64) {
 	if w != w {
 		return 0 // a NaN stays as it is
@@ -189,9 +196,10 @@ func (u *Update[T]) decideExact(i, j int, w float64, out []byte) (delta float64)
 	return delta
 }
 
-// decidePair is decideExact where the sum of two float64 numbers can hold every sum on the way, as it can for nearly all ties: their
-// numbers are short. It gives up at the first rounding error that the second number does not take without one of its own, and
-// where such an error could vanish below the smallest number.
+// decidePair is decideExact where the sum of two float64 numbers can hold every sum on the way, as
+// it can for nearly all ties: their numbers are short. It gives up at the first rounding error that
+// the second number does not take without one of its own, and where such an error could vanish
+// below the smallest number.
 func (u *Update[T]) decidePair(i, j int, w float64, out []byte) (delta float64, ok bool) {
 	var hi, lo, lost float64
 	add := func(x float64) {
@@ -240,8 +248,9 @@ func (u *Update[T]) decidePair(i, j int, w float64, out []byte) (delta float64, 
 	return delta, true
 }
 
-// toOdd turns f, the float64 nearest to another number, into that number rounded to odd; beyond says that it lies further from zero than
-// f. A second rounding, to a type of far fewer bits, is then the only one that counts.
+// toOdd turns f, the float64 nearest to another number, into that number rounded to odd; beyond
+// says that it lies further from zero than f. A second rounding, to a type of far fewer bits, is
+// then the only one that counts.
 func toOdd(f float64, beyond bool) float64 {
 	b := math.Float64bits(f)
 	if !beyond {
@@ -264,7 +273,8 @@ func (u *Update[T]) exactDelta(i, j int) (sum *big.Float, special float64) {
 	return sum, special
 }
 
-// addExact adds S·Σ l_ik·r_k to a sum, with r_k = r[k·stride]. What is not finite in it, it returns.
+// addExact adds S·Σ l_ik·r_k to a sum, with r_k = r[k·stride]. What is not finite in it, it
+// returns.
 func addExact[T Float](sum *big.Float, term *Term[T], i int, r []T, stride int) (special float64) {
 	p, q := newExact(), new(big.Float)
 	for k, x := range term.L[i*term.Rank : (i+1)*term.Rank] {

@@ -76,13 +76,15 @@ func accountFar(st *Stats, w, delta, result float64) {
 
 func isFinite(x float64) bool { return x-x == 0 }
 
-// Squares is a sum of squares of float64 numbers of any size: squares that a float64 cannot hold are kept in other units (J. L. Blue,
-// "A portable Fortran program to find the Euclidean norm of a vector", 1978). The zero value is 0.
+// Squares is a sum of squares of float64 numbers of any size: squares that a float64 cannot hold
+// are kept in other units (J. L. Blue, "A portable Fortran program to find the Euclidean norm of a
+// vector", 1978). The zero value is 0.
 type Squares struct {
 	big, mid, small float64 // in units of 2^1200, 1 and 2^−1200
 }
 
-// Numbers up to midEdge have squares that 2^60 of them do not overflow, and from its inverse on squares that are far from vanishing.
+// Numbers up to midEdge have squares that 2^60 of them do not overflow, and from its inverse on
+// squares that are far from vanishing.
 const (
 	midExponent = 480
 	midEdge     = 0x1p480
@@ -130,7 +132,8 @@ func (s *Squares) join(o *Squares) {
 	s.small += o.small
 }
 
-// IsZero reports whether all numbers were 0, or so small that their squares are nothing in any unit.
+// IsZero reports whether all numbers were 0, or so small that their squares are nothing in any
+// unit.
 func (s *Squares) IsZero() bool { return *s == Squares{} }
 
 // root is the square root, as r·2^exp.
@@ -151,22 +154,24 @@ func (s *Squares) Ratio(o *Squares) float64 {
 	return math.Ldexp(a/b, i-j)
 }
 
-// ofBase keeps Σ w² right where float32 cannot hold the squares that a micro-kernel sums up: BF16 has the range of float32, and they
-// have twice as many binades.
+// ofBase keeps Σ w² right where float32 cannot hold the squares that a micro-kernel sums up: BF16
+// has the range of float32, and they have twice as many binades.
 type ofBase struct {
 	known       bool
 	before, sum Squares
 }
 
-// baseSquares looks for an element of w, which is about to be merged, beside whose square those that vanish in float32 are nothing,
-// and sums up all squares if it finds none. (None overflows: a kernel for BF16 leaves what is beyond 2⁴⁴ open.)
+// baseSquares looks for an element of w, which is about to be merged, beside whose square those
+// that vanish in float32 are nothing, and sums up all squares if it finds none. (None overflows: a
+// kernel for BF16 leaves what is beyond 2⁴⁴ open.)
 func baseSquares(d dtype.Type, w []byte, st *Stats) (o ofBase) {
 	o = ofBase{before: st.NormW}
 	if d != dtype.BF16 {
 		return o
 	}
 	for i := 0; i < len(w)/2; i += sampleStep(len(w) / 2) {
-		if exponent := int(binary.LittleEndian.Uint16(w[2*i:])>>7&0xff) - 127; exponent >= -40 && exponent < 128 {
+		if exponent := int(binary.LittleEndian.Uint16(w[2*i:])>>7&0xff) - 127; exponent >= -40 &&
+			exponent < 128 {
 			return o
 		}
 	}

@@ -12,25 +12,29 @@ import (
 )
 
 // everyText calls a test for each micro-kernel for amd64, interpreted.
-func everyText(t *testing.T, narrow func(*testing.T, dtype.Type, micro[float32], *counts), wide func(*testing.T, dtype.Type, micro[float64], *counts)) {
+func everyText(t *testing.T, narrow func(*testing.T, dtype.Type, micro[float32], *counts),
+	wide func(*testing.T, dtype.Type, micro[float64], *counts)) {
 	for _, isa := range []struct {
 		name                string
 		rows, bytes, panels int
 	}{{"AVX512", 8, 128, 8}, {"AVX2", 4, 64, 16}} {
 		for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
-			name, c := map[dtype.Type]string{dtype.BF16: "bf16", dtype.F16: "f16", dtype.F32: "f32"}[d]+isa.name, new(counts)
+			name, c := map[dtype.Type]string{dtype.BF16: "bf16", dtype.F16: "f16",
+				dtype.F32: "f32"}[d]+isa.name, new(counts)
 			t.Run(name, func(t *testing.T) {
 				if d == dtype.F32 {
 					wide(t, d, interpreted[float64](name, isa.rows, isa.bytes/8, isa.panels, c), c)
 				} else {
-					narrow(t, d, interpreted[float32](name, isa.rows, isa.bytes/4, isa.panels, c), c)
+					narrow(t, d, interpreted[float32](name, isa.rows, isa.bytes/4, isa.panels, c),
+						c)
 				}
 			})
 		}
 	}
 }
 
-// TestMicroKernelsByTheirText holds the kernels to their contract where this processor cannot run them.
+// TestMicroKernelsByTheirText holds the kernels to their contract where this processor cannot run
+// them.
 func TestMicroKernelsByTheirText(t *testing.T) {
 	everyText(t, textBlocks[float32], textBlocks[float64])
 }
@@ -45,9 +49,9 @@ func textBlocks[T Float](t *testing.T, d dtype.Type, m micro[T], _ *counts) {
 	}
 }
 
-// TestNoSubnormalsOnOrdinaryData merges what is common, and counts: neither a constant, nor a bound, nor what the factors are packed
-// as may be subnormal, nor anything that the kernels make of them. With B times 10⁻²⁰ squares would be, with 10⁻³⁰ products, and with
-// 10⁻⁴⁰ what is loaded.
+// TestNoSubnormalsOnOrdinaryData merges what is common, and counts: neither a constant, nor a
+// bound, nor what the factors are packed as may be subnormal, nor anything that the kernels make of
+// them. With B times 10⁻²⁰ squares would be, with 10⁻³⁰ products, and with 10⁻⁴⁰ what is loaded.
 func TestNoSubnormalsOnOrdinaryData(t *testing.T) {
 	everyText(t, countSubnormals[float32], countSubnormals[float64])
 }
@@ -61,8 +65,11 @@ func countSubnormals[T Float](t *testing.T, d dtype.Type, m micro[T], c *counts)
 		k.f32 = m
 	}
 	for name, change := range map[string]func(*plainTerm){
-		"ordinary":              func(*plainTerm) {},
-		"half of A is zero":     func(x *plainTerm) { clear(x.r[len(x.r)/2:]); clearColumns(x.r, 40) },
+		"ordinary": func(*plainTerm) {},
+		"half of A is zero": func(x *plainTerm) {
+			clear(x.r[len(x.r)/2:])
+			clearColumns(x.r, 40)
+		},
 		"half of B is zero":     func(x *plainTerm) { clear(x.l[len(x.l)/2:]) },
 		"B is 10⁻¹⁰ of that":    func(x *plainTerm) { times(x.l, 1e-10) },
 		"B is 10⁻²⁰ of that":    func(x *plainTerm) { times(x.l, 1e-20) },
@@ -92,7 +99,8 @@ func countSubnormals[T Float](t *testing.T, d dtype.Type, m micro[T], c *counts)
 		u.Merge(w, 0, &st, new(Scratch[T]))
 		p.checkResult(t, name, before, w)
 		if c.subnormal > 0 || c.operations < 4*40*18 {
-			t.Errorf("%s: %d of %d operations have a subnormal operand or result, want none", name, c.subnormal, c.operations)
+			t.Errorf("%s: %d of %d operations have a subnormal operand or result, want none", name,
+				c.subnormal, c.operations)
 		}
 		if st.Slow > st.Elements/20 {
 			t.Errorf("%s: %d of %d elements need the slow pass", name, st.Slow, st.Elements)
@@ -115,8 +123,8 @@ func clearColumns(xs []float64, cols int) {
 	}
 }
 
-// TestFactorsOfEverySize mixes magnitudes from the bottom of float32 to beyond its middle in one factor, so that some elements are packed as
-// zeros, with weights that feel it.
+// TestFactorsOfEverySize mixes magnitudes from the bottom of float32 to beyond its middle in one
+// factor, so that some elements are packed as zeros, with weights that feel it.
 func TestFactorsOfEverySize(t *testing.T) {
 	rng := rand.New(rand.NewPCG(45, 46))
 	for _, d := range floats {
@@ -125,7 +133,8 @@ func TestFactorsOfEverySize(t *testing.T) {
 			for i := range p.terms {
 				for n, f := range [][]float64{p.terms[i].l, p.terms[i].r} {
 					for j := range f {
-						f[j] = float64(float32(math.Ldexp(rng.NormFloat64(), rng.IntN(160)-130+20*n)))
+						f[j] = float64(float32(math.Ldexp(rng.NormFloat64(),
+							rng.IntN(160)-130+20*n)))
 					}
 				}
 			}
@@ -144,8 +153,8 @@ func TestFactorsOfEverySize(t *testing.T) {
 	}
 }
 
-// TestResultsAtTheBottom merges updates of 10⁻³⁴ and less into weights most of which are zero. Nearly every element would have to go to
-// the slow pass.
+// TestResultsAtTheBottom merges updates of 10⁻³⁴ and less into weights most of which are zero.
+// Nearly every element would have to go to the slow pass.
 func TestResultsAtTheBottom(t *testing.T) {
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F16} {
 		for _, factor := range []float64{1e-34, 1e-36, 1e-38, 1e-40} {
@@ -166,7 +175,8 @@ func TestResultsAtTheBottom(t *testing.T) {
 			for _, k := range Available() {
 				name := fmt.Sprintf("%v/%v", d, factor)
 				if st := check[float32](t, name, k, p); st.Slow > st.Elements/20 {
-					t.Errorf("%s/%v: %d of %d elements need the slow pass", name, k, st.Slow, st.Elements)
+					t.Errorf("%s/%v: %d of %d elements need the slow pass", name, k, st.Slow,
+						st.Elements)
 				}
 				// Where float32 is subnormal, the two roundings are no longer of different sizes.
 				checkFigures[float32](t, k, p, 0x1p-11)
@@ -175,18 +185,24 @@ func TestResultsAtTheBottom(t *testing.T) {
 	}
 }
 
-// TestFiguresOfEverySize compares the sums of squares with sums in arithmetic without limits, for bases and updates from one end of
-// the range to the other. Sums of squares in float32 have a relative error of 2⁻¹⁷, and δ lacks a few units of Δ.
+// TestFiguresOfEverySize compares the sums of squares with sums in arithmetic without limits, for
+// bases and updates from one end of the range to the other. Sums of squares in float32 have a
+// relative error of 2⁻¹⁷, and δ lacks a few units of Δ.
 func TestFiguresOfEverySize(t *testing.T) {
 	for _, c := range []struct {
 		d       dtype.Type
 		w, l, r float64
 	}{
-		{dtype.BF16, 1, 1e-12, 1e-12}, {dtype.BF16, 1, 1e-20, 1e-25}, {dtype.BF16, 1e-20, 1e-10, 1e-10}, {dtype.BF16, 1e-30, 1e-20, 1e-10},
-		{dtype.BF16, 1e-38, 1e-20, 1e-18}, {dtype.BF16, 1e20, 1e10, 1e9}, {dtype.BF16, 1e35, 1e20, 1e14}, {dtype.BF16, 1, 1e-40, 1e-40},
-		{dtype.F16, 1, 1e-12, 1e-12}, {dtype.F16, 1, 1e-40, 1e-5}, {dtype.F16, 1e-4, 1e-20, 1e-10}, {dtype.F16, 1e3, 1e10, 1e-8},
-		{dtype.F32, 1e-35, 1e-20, 1e-16}, {dtype.F32, 1, 1e-38, 1e-38}, {dtype.F32, 1e37, 1e20, 1e16}, {dtype.F32, 1e-30, 1e-40, 1e5},
-		{dtype.F64, 1e-300, 1e-38, 1e-38}, {dtype.F64, 1e300, 1e30, 1e30}, {dtype.F64, 1, 1e-38, 1e-38}, {dtype.F64, 1e-170, 1e-30, 1e-30},
+		{dtype.BF16, 1, 1e-12, 1e-12}, {dtype.BF16, 1, 1e-20, 1e-25},
+		{dtype.BF16, 1e-20, 1e-10, 1e-10}, {dtype.BF16, 1e-30, 1e-20, 1e-10},
+		{dtype.BF16, 1e-38, 1e-20, 1e-18}, {dtype.BF16, 1e20, 1e10, 1e9},
+		{dtype.BF16, 1e35, 1e20, 1e14}, {dtype.BF16, 1, 1e-40, 1e-40},
+		{dtype.F16, 1, 1e-12, 1e-12}, {dtype.F16, 1, 1e-40, 1e-5}, {dtype.F16, 1e-4, 1e-20, 1e-10},
+		{dtype.F16, 1e3, 1e10, 1e-8},
+		{dtype.F32, 1e-35, 1e-20, 1e-16}, {dtype.F32, 1, 1e-38, 1e-38},
+		{dtype.F32, 1e37, 1e20, 1e16}, {dtype.F32, 1e-30, 1e-40, 1e5},
+		{dtype.F64, 1e-300, 1e-38, 1e-38}, {dtype.F64, 1e300, 1e30, 1e30},
+		{dtype.F64, 1, 1e-38, 1e-38}, {dtype.F64, 1e-170, 1e-30, 1e-30},
 	} {
 		p := randomProblem(rand.New(rand.NewPCG(47, 48)), c.d, 6, 40, 1, []int{3}, 1, 1)
 		x := &p.terms[0]
@@ -224,7 +240,8 @@ func checkFigures[T Float](t *testing.T, k *Kernel, p *problem, tolerance float6
 		for j := range p.cols {
 			n := i*p.cols + j
 			_, delta := p.exact(i, j)
-			base, moved := new(big.Rat).SetFloat64(p.w[n]), new(big.Rat).SetFloat64(dtype.Load(p.d, w, n))
+			base, moved := new(big.Rat).SetFloat64(p.w[n]),
+				new(big.Rat).SetFloat64(dtype.Load(p.d, w, n))
 			moved.Sub(moved, base)
 			for m, x := range []*big.Rat{base, delta, moved, new(big.Rat).Sub(moved, delta)} {
 				f := new(big.Float).SetPrec(4000).SetRat(x)
@@ -237,7 +254,8 @@ func checkFigures[T Float](t *testing.T, k *Kernel, p *problem, tolerance float6
 		r := new(big.Float).Quo(sums[m], sums[other])
 		want, _ := r.Sqrt(r).Float64()
 		if x := got[m].Ratio(got[other]); !(math.Abs(x-want) <= tolerance*want+8*unit[T]()) {
-			t.Errorf("%s: w %v, s %v: norm %d over norm %d = %v, want %v", name, p.w[0], p.terms[0].s, m, other, x, want)
+			t.Errorf("%s: w %v, s %v: norm %d over norm %d = %v, want %v", name, p.w[0],
+				p.terms[0].s, m, other, x, want)
 		}
 	}
 }

@@ -7,15 +7,18 @@ import (
 	"testing"
 )
 
-// TestThinProducts holds both products, with the kernel of this processor and with the portable one, to sums in float64. A sum of
-// float32 products over a run of 64 has an error of at most γ_65 times the sum of magnitudes, and rounding the total adds half a unit.
+// TestThinProducts holds both products, with the kernel of this processor and with the portable
+// one, to sums in float64. A sum of float32 products over a run of 64 has an error of at most γ_65
+// times the sum of magnitudes, and rounding the total adds half a unit.
 func TestThinProducts(t *testing.T) {
 	rng := rand.New(rand.NewPCG(61, 62))
 	fast := thin8x8
 	defer func() { thin8x8 = fast }()
-	for name, k := range map[string]func(*[64]float32, []float32, int, int, []float32, int, int){"native": fast, "portable": thin8x8Portable} {
+	for name, k := range map[string]func(*[64]float32, []float32, int, int, []float32, int,
+		int){"native": fast, "portable": thin8x8Portable} {
 		thin8x8 = k
-		for _, s := range [][3]int{{1, 1, 1}, {8, 8, 8}, {7, 9, 8}, {16, 64, 8}, {9, 65, 16}, {33, 130, 17}, {40, 3, 32}, {64, 200, 24}} {
+		for _, s := range [][3]int{{1, 1, 1}, {8, 8, 8}, {7, 9, 8}, {16, 64, 8}, {9, 65, 16},
+			{33, 130, 17}, {40, 3, 32}, {64, 200, 24}} {
 			m, n, b := s[0], s[1], s[2]
 			stride := n + 3
 			d, x, y := random32(rng, m*stride), random32(rng, n*b), random32(rng, m*b)
@@ -28,12 +31,14 @@ func TestThinProducts(t *testing.T) {
 			MulThinT(gotT, d, y, m, n, stride, b)
 			for i := range m {
 				for c := range b {
-					checkSum(t, fmt.Sprintf("%s D·X %v (%d,%d)", name, s, i, c), got[i*b+c], n, func(j int) (float32, float32) { return dense[i*n+j], x[j*b+c] })
+					checkSum(t, fmt.Sprintf("%s D·X %v (%d,%d)", name, s, i, c), got[i*b+c], n,
+						func(j int) (float32, float32) { return dense[i*n+j], x[j*b+c] })
 				}
 			}
 			for j := range n {
 				for c := range b {
-					checkSum(t, fmt.Sprintf("%s Dᵀ·Y %v (%d,%d)", name, s, j, c), gotT[j*b+c], m, func(i int) (float32, float32) { return d[i*stride+j], y[i*b+c] })
+					checkSum(t, fmt.Sprintf("%s Dᵀ·Y %v (%d,%d)", name, s, j, c), gotT[j*b+c], m,
+						func(i int) (float32, float32) { return d[i*stride+j], y[i*b+c] })
 				}
 			}
 		}
@@ -53,8 +58,8 @@ func checkSum(t *testing.T, what string, got float32, n int, term func(int) (flo
 	}
 }
 
-// TestResidualSquares compares with differences in float64; products of r terms and the subtraction have an error of γ_{r+2} of
-// their magnitudes each, and a square twice its relative error.
+// TestResidualSquares compares with differences in float64; products of r terms and the subtraction
+// have an error of γ_{r+2} of their magnitudes each, and a square twice its relative error.
 func TestResidualSquares(t *testing.T) {
 	rng := rand.New(rand.NewPCG(65, 66))
 	for _, s := range [][3]int{{1, 1, 1}, {8, 8, 1}, {9, 17, 5}, {24, 30, 16}} {
@@ -72,7 +77,8 @@ func TestResidualSquares(t *testing.T) {
 				size += abs * abs
 			}
 		}
-		if got := ResidualSquares(d, b, a, m, n, r); math.Abs(got-want) > 4*float64(r+2)*0x1p-24*size {
+		if got := ResidualSquares(d, b, a, m, n,
+			r); math.Abs(got-want) > 4*float64(r+2)*0x1p-24*size {
 			t.Errorf("%v: %v, want %v", s, got, want)
 		}
 	}

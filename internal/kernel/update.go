@@ -13,7 +13,14 @@ type Term[T Float] struct {
 	L, R []T
 }
 
-// Update is Σ_t S_t·L_t·R_t for one matrix, made ready for a kernel. It can be used by any number of goroutines at a time.
+// panicSize says that the factors do not have the sizes of a rows×cols matrix.
+func (t *Term[T]) panicSize(rows, cols int) {
+	panic(fmt.Sprintf("kernel: a term of rank %d of a %d×%d matrix has factors of %d and %d elements",
+		t.Rank, rows, cols, len(t.L), len(t.R)))
+}
+
+// Update is Σ_t S_t·L_t·R_t for one matrix, made ready for a kernel. It can be used by any number
+// of goroutines at a time.
 type Update[T Float] struct {
 	d          dtype.Type
 	rows, cols int
@@ -24,41 +31,49 @@ type Update[T Float] struct {
 	panels     int // of micro.cols columns each, the last one padded with zeros
 	group      int // how many of them are worked on together, by their size
 
-	l         []T // rows×rank and rows of zeros to the end of a tile: S·l / 2^a, rounded once, terms side by side
+	// rows×rank and rows of zeros to the end of a tile: S·l / 2^a, rounded once, terms side by side
+	l         []T
 	r         []T // panels × rank × micro.cols: R / 2^b
 	scaled[T]     // the two powers of two, and what follows from them
-	lBound    []T // per row, times rNorm the bound but for floor: see pack.go; 0 says that the row is zero
-	rNorm     []T // per column; 0 says that the column is zero
-	floor     T
-	bound64   float64 // times lBound·rNorm, the bound of a sum in float64; floor64 as for the fast pass
-	floor64   float64
-	right     []T  // R as it was given, packed as r is, for the passes that follow: r itself where that has all of it
-	rFinite   bool // no element of R is NaN or infinite: then a zero row of L changes nothing
-	bottom    *bottom
+	// per row, times rNorm the bound but for floor: see pack.go; 0 says that the row is zero
+	lBound []T
+	rNorm  []T // per column; 0 says that the column is zero
+	floor  T
+	// times lBound·rNorm, the bound of a sum in float64; floor64 as for the fast pass
+	bound64 float64
+	floor64 float64
+	// R as it was given, packed as r is, for the passes that follow: r itself where that has all of
+	// it
+	right   []T
+	rFinite bool // no element of R is NaN or infinite: then a zero row of L changes nothing
+	bottom  *bottom
 }
 
 // chunk is the length of the sums of products that are then summed up: see micro.
 const chunk = 16
 
-// roundings is how many roundings the product of index k, of rank products, passes on its way into δ: one of S·l, one of
-// its own (none with fused multiply-add), the additions of its chunk from there on, and of the chunks from there on.
+// roundings is how many roundings the product of index k, of rank products, passes on its way into
+// δ: one of S·l, one of its own (none with fused multiply-add), the additions of its chunk from
+// there on, and of the chunks from there on.
 func roundings(k, rank int) int {
 	nChunks := (rank + chunk - 1) / chunk
 	return 2 + chunk - k%chunk + nChunks - max(1, k/chunk)
 }
 
-// groupBytes is how much of R is worked on at a time: it stays in the first-level cache beside tiles of W and rows of L.
+// groupBytes is how much of R is worked on at a time: it stays in the first-level cache beside
+// tiles of W and rows of L.
 const groupBytes = 20 << 10
 
-// Prepare makes an Update of a rows×cols matrix of dtype d: F64, F32, F16 or BF16, for T = float32 one of the last two. It
-// keeps L and copies R: see pack.go.
+// Prepare makes an Update of a rows×cols matrix of dtype d: F64, F32, F16 or BF16, for T = float32
+// one of the last two. It keeps L and copies R: see pack.go.
 func Prepare[T Float](k *Kernel, d dtype.Type, rows, cols int, terms []Term[T]) *Update[T] {
-	u := &Update[T]{d: d, rows: rows, cols: cols, terms: make([]Term[T], len(terms)), kernel: k, micro: microFor[T](k, d), bottom: new(bottom)}
+	u := &Update[T]{d: d, rows: rows, cols: cols, terms: make([]Term[T], len(terms)), kernel: k,
+		micro: microFor[T](k, d), bottom: new(bottom)}
 	copy(u.terms, terms)
 	for i := range terms {
 		t := &terms[i]
 		if len(t.L) != rows*t.Rank || len(t.R) != t.Rank*cols {
-			panic(fmt.Sprintf("kernel: a term of rank %d of a %d×%d matrix has factors of %d and %d elements", t.Rank, rows, cols, len(t.L), len(t.R)))
+			t.panicSize(rows, cols)
 		}
 		u.rank += t.Rank
 	}

@@ -1,8 +1,9 @@
-// Package principal finds the part of a weight that initialisations of LoRA subtract from it: that of its leading singular vectors
-// (PiSSA, Meng et al., arXiv:2404.02948), or of the leading columns of its QR decomposition (OLoRA, Büyükakyüz, arXiv:2406.01775).
+// Package principal finds the part of a weight that initialisations of LoRA subtract from it: that
+// of its leading singular vectors (PiSSA, Meng et al., arXiv:2404.02948), or of the leading columns
+// of its QR decomposition (OLoRA, Büyükakyüz, arXiv:2406.01775).
 //
-// Both are Q·Qᵀ·W for a Q of r orthonormal columns, and computed as such, in float64: an error in Q of norm e changes the part by
-// no more than e·‖W‖.
+// Both are Q·Qᵀ·W for a Q of r orthonormal columns, and computed as such, in float64: an error in Q
+// of norm e changes the part by no more than e·‖W‖.
 package principal
 
 import (
@@ -24,9 +25,11 @@ type Part struct {
 const (
 	// fullSide is the side up to which a matrix is decomposed in full.
 	fullSide = 192
-	// block is how many vectors the Krylov space grows by: more than one, so that equal singular values are found.
+	// block is how many vectors the Krylov space grows by: more than one, so that equal singular
+	// values are found.
 	block = 8
-	// tolerance is the residual at which a singular vector has converged, relative to the largest singular value.
+	// tolerance is the residual at which a singular vector has converged, relative to the largest
+	// singular value.
 	tolerance = 0x1p-49
 )
 
@@ -49,7 +52,8 @@ func singular(w []float32, rows, cols, rank int) (Part, error) {
 	return project(w, rows, cols, left, rank), nil
 }
 
-// Leading returns the part of the first rank columns of Q and rows of R, in the QR decomposition of a rows×cols matrix.
+// Leading returns the part of the first rank columns of Q and rows of R, in the QR decomposition of
+// a rows×cols matrix.
 func Leading(w []float32, rows, cols, rank int) Part {
 	w, exponent := normal(w)
 	part := leading(w, rows, cols, min(rank, rows, cols))
@@ -64,15 +68,16 @@ func leading(w []float32, rows, cols, rank int) Part {
 		for i := range column {
 			column[i] = float64(w[i*cols+k])
 		}
-		q.extend([][]float64{column}) // one that depends on those before it adds nothing: its row of R is zero on the diagonal
+		// one that depends on those before it adds nothing: its row of R is zero on the diagonal
+		q.extend([][]float64{column})
 	}
 	return project(w, rows, cols, q.rowMajor(rank), rank)
 }
 
-// normal returns a matrix without subnormal numbers: w itself, or a copy that is multiplied by 2^exponent
-// so that its largest element is near 1. What is subnormal still becomes zero: less than 2⁻¹²⁵·√(rows·cols)
-// of the largest element, where float64 resolves 2⁻⁵³. Every product would read these numbers again, and
-// to read one costs many processors some 150 cycles.
+// normal returns a matrix without subnormal numbers: w itself, or a copy that is multiplied by
+// 2^exponent so that its largest element is near 1. What is subnormal still becomes zero: less than
+// 2⁻¹²⁵·√(rows·cols) of the largest element, where float64 resolves 2⁻⁵³. Every product would read
+// these numbers again, and to read one costs many processors some 150 cycles.
 func normal(w []float32) (x []float32, exponent int) {
 	const least = 0x1p-126
 	isSmall := func(v float32) bool { return -least < v && v < least && v != 0 }
@@ -139,9 +144,10 @@ func fullSingular(w []float32, rows, cols, rank int) (Part, error) {
 	return project(w, rows, cols, q, rank), nil
 }
 
-// krylov finds the leading left singular vectors by block Lanczos bidiagonalisation with full reorthogonalisation (Golub, Luk and
-// Overton, 1981): spaces of U and V grow by turns, and the singular vectors of W are those of the small matrix Uᵀ·W·V once what W
-// makes of them stays in the spaces, at the latest when a space is all there is.
+// krylov finds the leading left singular vectors by block Lanczos bidiagonalisation with full
+// reorthogonalisation (Golub, Luk and Overton, 1981): spaces of U and V grow by turns, and the
+// singular vectors of W are those of the small matrix Uᵀ·W·V once what W makes of them stays in the
+// spaces, at the latest when a space is all there is.
 func krylov(w []float32, rows, cols, rank int) ([]float64, error) {
 	rng := rand.New(rand.NewPCG(1, 2)) // always the same
 	u, v := &basis{size: rows}, &basis{size: cols}
@@ -180,8 +186,8 @@ func krylov(w []float32, rows, cols, rank int) ([]float64, error) {
 	}
 }
 
-// converged reports whether what Wᵀ makes of the leading vectors stays in V: next are Wᵀ times the newest vectors of U, the only ones that lead
-// out of it.
+// converged reports whether what Wᵀ makes of the leading vectors stays in V: next are Wᵀ times the
+// newest vectors of U, the only ones that lead out of it.
 func converged(left *mat.Dense, sigma []float64, v *basis, next [][]float64, rank int) bool {
 	if len(next) == 0 {
 		return true
@@ -205,7 +211,8 @@ func converged(left *mat.Dense, sigma []float64, v *basis, next [][]float64, ran
 	return true
 }
 
-// decompose returns the left singular vectors and the singular values of a matrix of the given columns.
+// decompose returns the left singular vectors and the singular values of a matrix of the given
+// columns.
 func decompose(columns [][]float64, rows int) (u *mat.Dense, sigma []float64, err error) {
 	m := mat.NewDense(rows, len(columns), nil)
 	for j, c := range columns {
@@ -215,7 +222,8 @@ func decompose(columns [][]float64, rows int) (u *mat.Dense, sigma []float64, er
 	}
 	var svd mat.SVD
 	if !svd.Factorize(m, mat.SVDThinU) {
-		return nil, nil, fmt.Errorf("the singular values of a %d×%d matrix do not converge", rows, len(columns))
+		return nil, nil, fmt.Errorf("the singular values of a %d×%d matrix do not converge", rows,
+			len(columns))
 	}
 	u = new(mat.Dense)
 	svd.UTo(u)
@@ -246,10 +254,12 @@ func (b *basis) extend(vectors [][]float64) (added int) {
 	return added
 }
 
-// dependent is the share of a vector that may be left of it when it lies in a basis but for rounding.
+// dependent is the share of a vector that may be left of it when it lies in a basis but for
+// rounding.
 const dependent = 0x1p-44
 
-// takeOut takes out of x what lies in the basis: twice, which is enough (Giraud, Langou and Rozložník, 2005).
+// takeOut takes out of x what lies in the basis: twice, which is enough (Giraud, Langou and
+// Rozložník, 2005).
 func (b *basis) takeOut(x []float64) {
 	for range 2 {
 		for _, q := range b.vectors {
@@ -266,7 +276,8 @@ func (b *basis) coefficients(x []float64) []float64 {
 	return c
 }
 
-// combine returns the basis times the first columns of a small matrix, row-major, and columns of zeros where that has too few.
+// combine returns the basis times the first columns of a small matrix, row-major, and columns of
+// zeros where that has too few.
 func (b *basis) combine(small *mat.Dense, rank int) []float64 {
 	q := make([]float64, b.size*rank)
 	_, n := small.Dims()
@@ -281,7 +292,8 @@ func (b *basis) combine(small *mat.Dense, rank int) []float64 {
 	return q
 }
 
-// rowMajor returns the vectors as the first columns of a matrix of rank columns; the others are zero.
+// rowMajor returns the vectors as the first columns of a matrix of rank columns; the others are
+// zero.
 func (b *basis) rowMajor(rank int) []float64 {
 	m := make([]float64, b.size*rank)
 	for k, v := range b.vectors {

@@ -8,7 +8,8 @@ import (
 	"gonum.org/v1/gonum/mat"
 )
 
-// matrix makes a rows×cols matrix whose singular values fall like those of trained weights: a few large ones, then a long slope.
+// matrix makes a rows×cols matrix whose singular values fall like those of trained weights: a few
+// large ones, then a long slope.
 func matrix(rows, cols int) []float32 {
 	rng := rand.New(rand.NewPCG(3, uint64(rows)))
 	w := make([]float32, rows*cols)
@@ -51,10 +52,11 @@ func difference(p Part, want mat.Matrix) float64 {
 	return mat.Norm(&d, math.Inf(1)) / mat.Norm(want, math.Inf(1))
 }
 
-// TestSingularIsTheTruncatedSVD compares with U_r·S_r·V_rᵀ of a full decomposition, above and below the side from which only the leading
-// vectors are sought.
+// TestSingularIsTheTruncatedSVD compares with U_r·S_r·V_rᵀ of a full decomposition, above and below
+// the side from which only the leading vectors are sought.
 func TestSingularIsTheTruncatedSVD(t *testing.T) {
-	for _, c := range []struct{ rows, cols, rank int }{{20, 30, 4}, {30, 20, 4}, {12, 12, 40}, {260, 230, 16}, {230, 400, 5}, {300, 210, 1}, {200, 200, 200}} {
+	for _, c := range []struct{ rows, cols, rank int }{{20, 30, 4}, {30, 20, 4}, {12, 12, 40},
+		{260, 230, 16}, {230, 400, 5}, {300, 210, 1}, {200, 200, 200}} {
 		w := matrix(c.rows, c.cols)
 		p, err := Singular(w, c.rows, c.cols, c.rank)
 		if err != nil {
@@ -69,14 +71,16 @@ func TestSingularIsTheTruncatedSVD(t *testing.T) {
 		us.Mul(u.Slice(0, c.rows, 0, rank), mat.NewDiagDense(rank, svd.Values(nil)[:rank]))
 		want.Mul(&us, v.Slice(0, c.cols, 0, rank).T())
 		if d := difference(p, &want); p.Rank != rank || !(d < 1e-11) {
-			t.Errorf("%d×%d, rank %d: rank %d, relative difference %.2g from the truncated SVD", c.rows, c.cols, c.rank, p.Rank, d)
+			t.Errorf("%d×%d, rank %d: rank %d, relative difference %.2g from the truncated SVD",
+				c.rows, c.cols, c.rank, p.Rank, d)
 		}
 	}
 }
 
 // TestLeadingIsTheTruncatedQR compares with Q_r·R_r of a Householder decomposition.
 func TestLeadingIsTheTruncatedQR(t *testing.T) {
-	for _, c := range []struct{ rows, cols, rank int }{{20, 30, 4}, {30, 20, 7}, {12, 12, 40}, {260, 230, 16}} {
+	for _, c := range []struct{ rows, cols, rank int }{{20, 30, 4}, {30, 20, 7}, {12, 12, 40},
+		{260, 230, 16}} {
 		w := matrix(c.rows, c.cols)
 		p := Leading(w, c.rows, c.cols, c.rank)
 		rank := min(c.rank, c.rows, c.cols)
@@ -91,7 +95,8 @@ func TestLeadingIsTheTruncatedQR(t *testing.T) {
 		r.Mul(q.T(), dense(w, c.rows, c.cols))
 		want.Mul(q.Slice(0, c.rows, 0, rank), r.Slice(0, rank, 0, c.cols))
 		if d := difference(p, &want); p.Rank != rank || !(d < 1e-12) {
-			t.Errorf("%d×%d, rank %d: rank %d, relative difference %.2g from the truncated QR", c.rows, c.cols, c.rank, p.Rank, d)
+			t.Errorf("%d×%d, rank %d: rank %d, relative difference %.2g from the truncated QR",
+				c.rows, c.cols, c.rank, p.Rank, d)
 		}
 	}
 }
@@ -109,7 +114,8 @@ func TestDegenerateMatrices(t *testing.T) {
 			low[i*n+j] = float32(i%3) * float32(j%5)
 		}
 	}
-	for name, w := range map[string][]float32{"identity": identity, "rank 1": low, "zero": make([]float32, n*n)} {
+	for name, w := range map[string][]float32{"identity": identity, "rank 1": low,
+		"zero": make([]float32, n*n)} {
 		p, err := Singular(w, n, n, 20)
 		if err != nil {
 			t.Fatal(name, err)
@@ -127,8 +133,9 @@ func TestDegenerateMatrices(t *testing.T) {
 	}
 }
 
-// TestLoopsMeetNoSubnormals looks at the matrix that the products read, for weights that are ordinary,
-// small as a whole, or small in some rows, and compares the part with that of the weights in float64.
+// TestLoopsMeetNoSubnormals looks at the matrix that the products read, for weights that are
+// ordinary, small as a whole, or small in some rows, and compares the part with that of the weights
+// in float64.
 func TestLoopsMeetNoSubnormals(t *testing.T) {
 	const rows, cols, rank = 40, 30, 5
 	for name, factor := range map[string]func(i int) float64{
@@ -172,7 +179,8 @@ func TestLoopsMeetNoSubnormals(t *testing.T) {
 		product.Mul(mat.NewDense(rows, rank, q.Left), mat.NewDense(rank, cols, q.Right))
 		for i := range rows { // the first columns of W are in the span of those of Q
 			for j := range rank {
-				if d := math.Abs(product.At(i, j) - exact.At(i, j)); !(d <= 1e-13*mat.Norm(exact, 2)) {
+				if d := math.Abs(product.At(i, j) - exact.At(i, j)); !(d <= 1e-13*mat.Norm(exact,
+					2)) {
 					t.Errorf("%s: element %d, %d of the leading part is off by %v", name, i, j, d)
 				}
 			}
