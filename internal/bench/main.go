@@ -9,6 +9,7 @@
 //	go run ./internal/bench [flags] start     start-up times
 //	go run ./internal/bench [flags] spectrum  the singular values of a 7B-shaped adapter
 //	go run ./internal/bench [flags] extract   a pair of checkpoints; one matrix against torch
+//	go run ./internal/bench [flags] kernels   benchmarks of the kernels here and at another revision
 package main
 
 import (
@@ -30,6 +31,8 @@ type setting struct {
 	dir    string
 	python string
 
+	against, bench string // of kernels
+
 	loratool string
 }
 
@@ -41,13 +44,18 @@ func main() {
 	flag.IntVar(&s.runs, "runs", 5, "runs of each command, after one that warms up")
 	flag.StringVar(&s.dir, "dir", "", "where the files are made (default: a temporary directory, removed at the end)")
 	flag.StringVar(&s.python, "python", "", "a Python with torch, transformers and peft to compare with")
+	flag.StringVar(&s.against, "against", "HEAD~1", "kernels: the revision to compare with")
+	flag.StringVar(&s.bench, "bench", "Fast/kernel=[^p]", "kernels: which benchmarks, as for go test")
 	flag.Parse()
 	var ok bool
 	if s.dtype, ok = dtype.Parse(*name); !ok || !s.dtype.IsFloat() {
 		fmt.Fprintf(os.Stderr, "bench: no dtype to merge into: %s\n", *name)
 		os.Exit(2)
 	}
-	what := map[string]func(*setting) error{"merge": (*setting).merge, "undo": (*setting).undo, "start": (*setting).start, "spectrum": (*setting).spectrum, "extract": (*setting).extract}
+	what := map[string]func(*setting) error{
+		"merge": (*setting).merge, "undo": (*setting).undo, "start": (*setting).start,
+		"spectrum": (*setting).spectrum, "extract": (*setting).extract, "kernels": (*setting).kernels,
+	}
 	f := what[flag.Arg(0)]
 	if _, ok := shapes[s.shape]; !ok || f == nil || flag.NArg() != 1 {
 		flag.Usage()
