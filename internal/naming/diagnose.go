@@ -3,6 +3,7 @@ package naming
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -18,7 +19,7 @@ type Diagnosis struct {
 // that the base has or lacks hides no reason: names are compared from their place in the model on.
 func (b *Base) Diagnose(missing []string) (d Diagnosis, ok bool) {
 	tests := []func(name string) (Diagnosis, bool){
-		b.quantised, b.wrapped, b.unstacked, b.fusedOrSplit, b.otherLayout, b.shallow,
+		b.quantised, b.wrapped, b.unstacked, b.fusedOrSplit, b.otherLayout, b.shallow, b.adapter,
 	}
 	for _, test := range tests {
 		for _, name := range missing {
@@ -193,5 +194,25 @@ func (b *Base) shallow(name string) (Diagnosis, bool) {
 		fmt.Sprintf("the layers of the base end with number %d, and the adapter changes number %d: %q",
 			layers-1, at, name),
 		"the adapter was made for another base, which has more layers",
+	}, true
+}
+
+// ofAdapter are the names of factors, as the dialects of adapters have them.
+var ofAdapter = regexp.MustCompile(`(?i)lora_(a|b|up|down|mid)\b|\.(hada_|lokr_|oft_)|\.dora_scale$`)
+
+// adapter tells an adapter that is given for the base.
+func (b *Base) adapter(name string) (Diagnosis, bool) {
+	if b.factor == nil {
+		b.factor = new(string)
+		if i := slices.IndexFunc(b.sortedNames(), ofAdapter.MatchString); i >= 0 {
+			b.factor = &b.sorted[i]
+		}
+	}
+	if *b.factor == "" || b.Has(name) {
+		return Diagnosis{}, false
+	}
+	return Diagnosis{
+		fmt.Sprintf("an adapter is given for the base: it has %q", *b.factor),
+		"give the model that is adapted first, then its adapters",
 	}, true
 }

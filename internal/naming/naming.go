@@ -20,6 +20,7 @@ type Base struct {
 	layers map[string]int      // their number, by the name of their stack
 	sorted []string
 	layout *layout
+	factor *string // the name of a factor of an adapter, "" where there is none
 }
 
 // wrappers are the path segments that training frameworks put around modules: torch.compile, FSDP, and activation
