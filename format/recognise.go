@@ -1,12 +1,16 @@
 package format
 
-import "bytes"
+import (
+	"bytes"
+	"strings"
+
+	"github.com/loratool/loratool/internal/safetensors"
+)
 
 // What to do about a file that is not what it should be.
 const (
 	hintRefetch     = "the file was not written or not downloaded whole; fetch it again"
 	hintNewer       = "a newer version of the program may read it"
-	hintLFS         = "this is a git-lfs pointer, not the file itself: run `git lfs pull` in the repository, or download the file again"
 	hintTextMode    = "it was transferred in text mode; transfer it again in binary mode"
 	hintSafetensors = "this is a safetensors file; `loratool convert` makes a .lora file of it"
 	hintZstd        = "this is zstd data without the signature of a .lora file; decompress it first if it was compressed on top"
@@ -17,8 +21,6 @@ func recognise(p []byte) error {
 	e := broken(3, "the file begins with % x, not as a .lora file does", p[:sigBytes])
 	after := p[min(len(p), skipBytes):]
 	switch {
-	case bytes.HasPrefix(p, []byte("version https://git-lfs")):
-		return e.WithHint(hintLFS)
 	case bytes.HasPrefix(after, []byte("\x89LRA\n\x1a\n")), bytes.HasPrefix(after, []byte("\x89LRA\r\r\n")),
 		bytes.HasPrefix(after, []byte("\x89LRA\r\n\x1a\r\n")):
 		return e.WithHint(hintTextMode)
@@ -26,6 +28,10 @@ func recognise(p []byte) error {
 		return e.WithHint(hintSafetensors)
 	case le.Uint32(p) == frameMagic || le.Uint32(p)&^0xF == 0x184D2A50:
 		return e.WithHint(hintZstd)
+	}
+	if other := safetensors.RecogniseFile(p); other != nil {
+		what := strings.Replace(other.Msg, ", not a safetensors file", "", 1)
+		return e.WithHint("%s", strings.TrimSuffix(what+": "+other.Hint, ": "))
 	}
 	return e
 }

@@ -311,6 +311,10 @@ func TestOtherFilesAreNamed(t *testing.T) {
 	for _, c := range []struct{ file, rule, hint string }{
 		{"", "R1", "fetch it again"},
 		{"1234567", "R1", "fetch it again"},
+		{"<!DOCTYPE html>\n<html><head><title>404</title>", "R3", "HTML page"},
+		{"GGUF\x03\x00\x00\x00" + strings.Repeat("\x00", 40), "R3", "GGUF file"},
+		{"PK\x03\x04" + strings.Repeat("\x00", 26) + "archive/data.pkl", "R3", "torch saves pickles"},
+		{`{"error":"Repository not found"}`, "R3", "JSON text"},
 		{"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "R3", "git lfs pull"},
 		{"\x40\x00\x00\x00\x00\x00\x00\x00{\"a\":{}}        ", "R3", "safetensors"},
 		{"\x28\xb5\x2f\xfd\x24\x07\x39\x00\x00content\x00\x00\x00\x00", "R3", "zstd"},

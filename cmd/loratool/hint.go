@@ -25,6 +25,9 @@ func inputHint(err error, usage string) string {
 	if snapshot := hubSnapshot(e.Path); snapshot != "" {
 		return "this is where the hub's cache keeps a repository; give " + snapshot
 	}
+	if name := emptyHub(e.Path); name != "" {
+		return fmt.Sprintf("the hub's cache holds no revision of %s here: hf download %s", name, name)
+	}
 	if e.Misplaced {
 		return e.Hint + "; the arguments are: " + usage
 	}
@@ -45,6 +48,15 @@ func isHubName(path string) bool {
 	}
 	_, err := os.Stat(filepath.Dir(path))
 	return errors.Is(err, fs.ErrNotExist)
+}
+
+// emptyHub is the name of a repository of which the hub's cache has a directory and no revision, else "".
+func emptyHub(dir string) string {
+	repository, ok := strings.CutPrefix(filepath.Base(dir), "models--")
+	if info, err := os.Stat(filepath.Join(dir, "snapshots")); !ok || err != nil || !info.IsDir() || hubSnapshot(dir) != "" {
+		return ""
+	}
+	return strings.ReplaceAll(repository, "--", "/")
 }
 
 // hubSnapshot is the directory of a revision in a directory models--organisation--name of the hub's cache: that of main, or the only

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/safetensors"
 )
 
 // folder is a directory that may hold an adapter.
@@ -68,6 +69,8 @@ func (f *folder) refuse() error {
 	case len(deeper) > 0:
 		e.Msg += "; there are adapters further down, in " + fault.List(deeper, 5)
 		e.WithHint("give the directory itself: %s", f.path(deeper[0]))
+	default:
+		e.WithHint("%s", safetensors.HintForFolder(f.names))
 	}
 	return e
 }

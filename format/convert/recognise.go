@@ -3,11 +3,13 @@ package convert
 import (
 	"archive/zip"
 	"io"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/safetensors"
 )
 
 // others are the dialects that are recognised and not read yet, by a part of their keys; "^" stands
@@ -23,6 +25,9 @@ var others = []struct{ part, name string }{
 	{".lora_linear_layer.", "an old dialect of diffusers"},
 	{".lora_a.weight$", "the dialect of torchtune"},
 	{".lora_a$", "the dialect of MLX"},
+	{".diff$", "differences of whole weights, as LyCORIS and others write them"},
+	{".diff_b$", "differences of whole biases, as LyCORIS and others write them"},
+	{".on_input$", "IA³, of LyCORIS"},
 	{"^w_a_", "the dialect of Sam_LoRA"},
 	{":up$", "the dialect of cloneofsimo's lora"},
 	{".w_lora_A$", "the dialect of CLIP-LoRA"},
@@ -94,7 +99,7 @@ func hintFor(dialect string) string {
 	case strings.HasPrefix(dialect, "PEFT's"):
 		return "if PEFT made it, put the " + format.PEFTConfig + " that was saved with it beside it"
 	case dialect == "":
-		return "merge and convert read the adapters of PEFT, and .lora files"
+		return "merge and convert read the adapters of PEFT, and .lora files; of a model that was tuned whole, loratool extract makes one"
 	case dialect == textualInversion:
 		return "there is nothing to merge into a base: it is loaded beside one"
 	}
@@ -142,6 +147,10 @@ func (in *Input) refuse() error {
 	case in.Metadata()[diffusersMetadata] != "":
 		return fault.New(fault.Unsupported, "this is an adapter of diffusers, with its configuration in the header (%s)", diffusersMetadata).
 			In(in.Path()).WithHint(hintNotRead)
+	}
+	if hint := safetensors.HintForShard(filepath.ToSlash(in.Path())); hint != "" {
+		return fault.New(fault.Unsupported, "this is one shard of the weights of a training run").
+			In(in.Path()).WithHint("%s", hint)
 	}
 	return fault.New(fault.Unsupported, "there is no %s beside the weights, and their keys are %s", format.PEFTConfig, inWords(dialect)).
 		In(in.Path()).WithHint("%s", hintFor(dialect))

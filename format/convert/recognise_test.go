@@ -45,6 +45,8 @@ func TestDialectsAreNamed(t *testing.T) {
 		{"a.safetensors", "torchtune", testkit.Encode(nil, ones("layers.0.attn.q_proj.lora_a.weight", "layers.0.attn.q_proj.lora_b.weight")...)},
 		{"adapters.safetensors", "MLX", testkit.Encode(nil, ones("model.layers.0.q_proj.lora_a", "model.layers.0.q_proj.lora_b")...)},
 		{"a.safetensors", "loralib", testkit.Encode(nil, ones("roberta.q.lora_A", "roberta.q.lora_B")...)},
+		{"a.safetensors", "differences of whole weights", testkit.Encode(nil, ones("lora_unet_q.diff", "lora_unet_q.diff_b")...)},
+		{"a.safetensors", "IA³", testkit.Encode(nil, ones("lora_unet_q.on_input", "lora_unet_q.weight")...)},
 		{"a.safetensors", "Sam_LoRA", testkit.Encode(nil, ones("w_a_000", "w_b_000")...)},
 		{"a.safetensors", "textual inversion", testkit.Encode(nil, ones("emb_params")...)},
 		{"a.safetensors", "textual inversion", testkit.Encode(nil, ones("clip_l", "clip_g")...)},
@@ -94,6 +96,7 @@ func TestWhereAnAdapterLies(t *testing.T) {
 		{"a/b/c/d/adapter_model.safetensors", `further down, in "a/b/c/d"`},
 		{"adapter_model.safetensors", "there is no adapter_config.json"},
 		{"only.safetensors", "there is no adapter_config.json"},
+		{"adapter_config.json", "holds no adapter_model.safetensors"},
 	} {
 		dir := t.TempDir()
 		path := filepath.Join(dir, filepath.FromSlash(c.file))

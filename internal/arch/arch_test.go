@@ -36,10 +36,11 @@ var arrows = map[string]map[string]string{
 		"internal/resolve":    "the table of what merge does",
 	},
 	"format": {
-		"format/dtype":      "dtypes of tensors",
-		"internal/fault":    "the kinds of error that it exports",
-		"internal/fileio":   "files that are opened by their path",
-		"internal/parallel": "chunks on workers",
+		"format/dtype":         "dtypes of tensors",
+		"internal/fault":       "the kinds of error that it exports",
+		"internal/fileio":      "files that are opened by their path",
+		"internal/parallel":    "chunks on workers",
+		"internal/safetensors": "what a file is that is no container",
 	},
 	"format/convert": {
 		"format":               "what it makes",

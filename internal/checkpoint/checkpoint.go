@@ -299,9 +299,14 @@ func noWeights(all []string) error {
 			return e.WithHint("this is a diffusers pipeline; give the directory of one model in it, such as %s", filepath.Join("…", "transformer"))
 		case strings.HasPrefix(base, "pytorch_model") && strings.HasSuffix(base, ".bin"):
 			return e.WithHint("the weights are pickles (%s); save them with safe_serialization=True", base)
-		case strings.HasSuffix(base, ".safetensors"):
-			e.WithHint("give the file itself, such as %s", name)
+		case base == "adapter_config.json":
+			e.WithHint("it holds an adapter, in %s", filepath.Dir(name)).Misplaced = true
+		case strings.HasSuffix(base, ".safetensors") && !strings.HasPrefix(base, "adapter_"):
+			e.WithHint("give the file itself, such as %s", name).Misplaced = false
 		}
+	}
+	if e.Hint == "" {
+		e.WithHint("%s", safetensors.HintForFolder(all))
 	}
 	return e
 }

@@ -256,6 +256,12 @@ func TestBrokenCheckpointsAreRefused(t *testing.T) {
 		{"sharded pickles", map[string][]byte{"pytorch_model-00001-of-00002.bin": []byte("PK"), "pytorch_model.bin.index.json": []byte("{}")}, fault.Unsupported, "neither", "pickles"},
 		{"a pipeline of diffusers", map[string][]byte{"model_index.json": []byte("{}"), "transformer/diffusion_pytorch_model.safetensors": weights("a")}, fault.Unsupported, "neither", "diffusers pipeline"},
 		{"weights of another name", map[string][]byte{"consolidated.safetensors": weights("a")}, fault.Unsupported, "neither", "such as consolidated.safetensors"},
+		{"an adapter further down", map[string][]byte{"inner/adapter_config.json": []byte("{}"), "inner/adapter_model.safetensors": weights("a")},
+			fault.Unsupported, "neither", "it holds an adapter, in inner"},
+		{"a model and an adapter further down", map[string][]byte{"ad/adapter_config.json": []byte("{}"), "m/model.safetensors": weights("a")},
+			fault.Unsupported, "neither", "such as m/model.safetensors"},
+		{"GGUF", map[string][]byte{"config.json": []byte("{}"), "m.gguf": []byte("GGUF")}, fault.Unsupported, "neither", "m.gguf is GGUF"},
+		{"half a download", map[string][]byte{"config.json": []byte("{}"), "model.safetensors.part": nil}, fault.Unsupported, "neither", "has not ended"},
 		{"nothing", map[string][]byte{"readme.txt": nil}, fault.Unsupported, "neither", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) { checkError(t, directory(t, c.files), c.kind, c.words, c.hint) })

@@ -100,7 +100,7 @@ func readText(r io.ReaderAt, size int64) (string, error) {
 	if _, err := io.ReadFull(io.NewSectionReader(r, 0, size), start); err != nil {
 		return "", err
 	}
-	if e := Recognise(start); e != nil {
+	if e := RecogniseFile(start); e != nil {
 		return "", e
 	}
 	if size < 10 {

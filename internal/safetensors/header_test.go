@@ -317,6 +317,14 @@ func TestOtherKindsOfFileAreNamed(t *testing.T) {
 		{"\x28\xb5\x2f\xfd\x00\x00\x00\x00\x00\x00\x00", "zstd"},
 		{"Entry not found", "no such file"},
 		{"any text that is long enough", "not a safetensors file"},
+		{"Access to model x/y is restricted. You must be logged in.", "a text"},
+		{`{"error":"Repository not found"}`, "a JSON text"},
+		{"{\n \"model_type\": \"llama\"}", "a JSON text"},
+		{"PK\x03\x04" + strings.Repeat("\x00", 26) + "archive/data.pkl", "torch saves pickles"},
+		{"\x1f\x8b\x08\x08 and more bytes", "gzip"},
+		{"\x89HDF\r\n\x1a\n and more bytes", "HDF5"},
+		{"\x93NUMPY\x01\x00 and more bytes", "NumPy array"},
+		{strings.Repeat("\x00", 64), "begins with zeros"},
 	} {
 		_, err := read([]byte(c.content))
 		if err == nil || !strings.Contains(err.Error(), c.words) {

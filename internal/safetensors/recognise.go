@@ -15,21 +15,31 @@ var others = []struct{ magic, what, hint string }{
 	{"<HTML", "an HTML page, not the file itself", hintPage},
 	{"<?xml", "an XML text, perhaps the error of a server, not the file itself", hintPage},
 	{"Entry not found", "the message of a server that has no such file", "check the name and fetch the file again"},
-	{"PK\x03\x04", "a zip archive, which is how torch saves pickles, not a safetensors file", hintPickle},
+	{"PK\x03\x04", "a zip archive, not a safetensors file", "unpack it first; of a checkpoint of torch, save the tensors as safetensors"},
+	{"\x1f\x8b", "a gzip archive, not a safetensors file", "unpack it first"},
+	{"7z\xbc\xaf\x27\x1c", "a 7z archive, not a safetensors file", "unpack it first"},
+	{"\x89HDF", "an HDF5 file, of Keras or TensorFlow, not a safetensors file", hintOriginal},
+	{"\x93NUMPY", "a NumPy array (.npy), not a safetensors file", "save its tensors as safetensors, by name"},
 	{"\x80\x02", "a pickle, not a safetensors file", hintPickle},
 	{"\x80\x04\x95", "a pickle, not a safetensors file", hintPickle},
-	{"GGUF", "a GGUF file, not a safetensors file", "give the safetensors checkpoint that it was made from"},
+	{"GGUF", "a GGUF file, not a safetensors file", hintOriginal},
 	{"\x28\xb5\x2f\xfd", "zstd data, not a safetensors file", "decompress it first"},
 	{"\x5a\x2a\x4d\x18", "a zstd file, perhaps a .lora container, not a safetensors file", ""},
 }
 
 const (
-	hintPage   = "the download brought a web page; fetch the file itself"
-	hintPickle = "save it as safetensors: model.save_pretrained(..., safe_serialization=True)"
+	hintPage     = "the download brought a web page; fetch the file itself"
+	hintOriginal = "give the safetensors files that it was made from"
+	hintAgain    = "check the name and the access to it, and fetch the file again"
+	hintPickle   = "save it as safetensors: model.save_pretrained(..., safe_serialization=True)"
 )
 
 // Recognise returns an error that names what a file is when its first bytes are those of some other kind, else nil.
 func Recognise(start []byte) *fault.Error {
+	if !IsHeader(start) && bytes.HasPrefix(start, []byte("PK\x03\x04")) && bytes.Contains(start, []byte("data.pkl")) {
+		return fault.New(fault.Unsupported, "this is a zip archive, which is how torch saves pickles, not a safetensors file").
+			WithHint(hintPickle)
+	}
 	text := bytes.TrimLeft(start, " \t\r\n\ufeff")
 	for _, o := range others {
 		if bytes.HasPrefix(text, []byte(o.magic)) && !IsHeader(start) {
@@ -48,4 +58,34 @@ const maxBlankBytes = 64
 // IsHeader tells a header whose length happens to spell a magic number from the file of that kind, by its first 11 bytes.
 func IsHeader(start []byte) bool {
 	return len(start) > 10 && start[6] == 0 && start[7] == 0 && start[8] == '{'
+}
+
+// RecogniseFile is Recognise for a file that should hold weights: texts are none, whatever they say.
+func RecogniseFile(start []byte) *fault.Error {
+	if e := Recognise(start); e != nil || len(start) == 0 || IsHeader(start) {
+		return e
+	}
+	text := start[:min(len(start), 48)]
+	switch {
+	case bytes.HasPrefix(bytes.TrimLeft(text, " \t\r\n"), []byte("{")):
+		return fault.New(fault.Unsupported, "this is a JSON text, not a safetensors file: it begins with %q", text).
+			WithHint("give the weights, or their directory; if this was downloaded as such, " + hintAgain)
+	case len(start) >= 16 && isText(text):
+		return fault.New(fault.Unsupported, "this is a text, not a safetensors file: it begins with %q", text).
+			WithHint("a server may have sent it in place of the file: " + hintAgain)
+	case len(start) >= 16 && len(bytes.TrimLeft(start, "\x00")) == 0:
+		return fault.New(fault.Truncated, "the file begins with zeros, as space does that was reserved and not written").
+			WithHint("it was not written or not downloaded whole; fetch it again")
+	}
+	return nil
+}
+
+// isText reports whether all bytes are those of a text in ASCII.
+func isText(p []byte) bool {
+	for _, c := range p {
+		if c > '~' || c < ' ' && c != '\n' && c != '\r' && c != '\t' {
+			return false
+		}
+	}
+	return true
 }
