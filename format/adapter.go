@@ -16,17 +16,6 @@ import (
 	"slices"
 
 	"github.com/loratool/loratool/format/dtype"
-	"github.com/loratool/loratool/internal/fault"
-)
-
-// The kinds of error that input leads to, for errors.Is.
-var (
-	ErrCorrupt     = fault.Corrupt     // bytes that violate the rules of their format
-	ErrTruncated   = fault.Truncated   // a file that ends before its own structure says so
-	ErrUnsupported = fault.Unsupported // valid input that this version does not know how to use
-	ErrLimit       = fault.Limit       // input larger than a stated bound
-	ErrMismatch    = fault.Mismatch    // inputs that are each valid and do not belong together
-	ErrCheck       = fault.Check       // a check on a result that did not hold
 )
 
 // Source is an adapter, or a bundle of adapters, whatever it is stored in. Its methods may be called from several
