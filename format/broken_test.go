@@ -63,7 +63,7 @@ func streamBytes(p []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.Each(context.Background(), func(int, int64, []byte) error { return nil })
+	_, err = s.each(context.Background(), func(int, int64, []byte) error { return nil })
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -125,7 +126,7 @@ func ExampleCopy() {
 	// q_proj.lora_B F32 [3 2], begins with 00 00 00 3f
 }
 
-// Read from a pipe: bytes arrive in the order in which they are stored, and are good if Each returns nil.
+// Read from a pipe: bytes arrive in the order in which they are stored, and are good if the loop ends without an error.
 func ExampleStreamReader() {
 	f, err := os.Open(exampleFile())
 	if err != nil {
@@ -137,14 +138,13 @@ func ExampleStreamReader() {
 		log.Fatal(err)
 	}
 	tensors := s.Manifest().Tensors
-	sum, err := s.Each(context.Background(), func(blob int, off int64, p []byte) error {
-		fmt.Printf("%d bytes of %s from %d\n", len(p), tensors[blob].Name, off)
-		return nil
-	})
-	if err != nil {
-		log.Fatal(err)
+	for piece, err := range s.Pieces(context.Background()) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Printf("%d bytes of %s from %d\n", len(piece.Bytes), tensors[piece.Blob].Name, piece.Off)
 	}
-	fmt.Println(sum.RawBytes, "bytes, all checked")
+	fmt.Println(s.Summary().RawBytes, "bytes, all checked")
 	// Output:
 	// 32 bytes of q_proj.lora_A from 0
 	// 24 bytes of q_proj.lora_B from 0
@@ -166,4 +166,49 @@ func exampleFile() string {
 		log.Fatal(err)
 	}
 	return path
+}
+
+// Make an adapter of what is in memory: shapes follow from the rank, and whatever is wrong is an error of Source.
+func ExampleBuilder() {
+	b := format.NewBuilder("mine")
+	b.Linear("model.layers.0.self_attn.q_proj", 2, 0.5,
+		format.Float32s([]float32{1, 2, 3, 4, 5, 6, 7, 8}), // A: 2×4
+		format.Float32s([]float32{0.5, 0, 0, 0.5, 1, 1}))   // B: 3×2
+	b.Replace("lm_head.bias", format.Float64s([]float64{0.25, 0.75}, 2))
+	src, err := b.Source()
+	if err != nil {
+		log.Fatal(err)
+	}
+	m := src.Manifest()
+	for i := range m.Tensors {
+		values, err := format.ReadFloats(context.Background(), src, i)
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(m.Tensors[i].Name, m.Tensors[i].DType, m.Tensors[i].Shape, values)
+	}
+	// Output:
+	// model.layers.0.self_attn.q_proj.lora_A.weight F32 [2 4] [1 2 3 4 5 6 7 8]
+	// model.layers.0.self_attn.q_proj.lora_B.weight F32 [3 2] [0.5 0 0 0.5 1 1]
+	// lm_head.bias F64 [2] [0.25 0.75]
+}
+
+// Errors about input are an Error: what is wrong, where, by which rule, and what to do.
+func ExampleError() {
+	file, err := os.ReadFile(exampleFile())
+	if err != nil {
+		log.Fatal(err)
+	}
+	file = file[:len(file)-1]
+	_, err = format.NewReader(bytes.NewReader(file), int64(len(file)), format.ReaderOptions{})
+	var e *format.Error
+	if errors.As(err, &e) {
+		fmt.Println(e.Kind, e.Rule, errors.Is(err, format.ErrTruncated))
+		fmt.Println(e.Msg)
+		fmt.Println("hint:", e.Hint)
+	}
+	// Output:
+	// truncated R1 true
+	// the file does not end with a seek table: it is cut off at byte 541, or something follows
+	// hint: the file was not written or not downloaded whole; fetch it again
 }

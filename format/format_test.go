@@ -217,7 +217,7 @@ func TestStreamEqualsRandomAccess(t *testing.T) {
 				}
 				got := make([][]byte, len(want))
 				last := -1
-				streamed, err := s.Each(context.Background(), func(blob int, off int64, p []byte) error {
+				streamed, err := s.each(context.Background(), func(blob int, off int64, p []byte) error {
 					if blob < last || off != int64(len(got[blob])) {
 						t.Errorf("bytes from %d of blob %d come out of order", off, blob)
 					}

@@ -178,7 +178,7 @@ func exercise(t *testing.T, p []byte) (id string, verified error) {
 	sum, verified := Verify(context.Background(), bytes.NewReader(p), int64(len(p)), fuzzOptions)
 	s, err := NewStreamReader(bytes.NewReader(p), fuzzOptions)
 	if err == nil {
-		_, err = s.Each(context.Background(), func(int, int64, []byte) error { return nil })
+		_, err = s.each(context.Background(), func(int, int64, []byte) error { return nil })
 	}
 	if (err == nil) != (verified == nil) {
 		t.Errorf("a stream says %v and Verify %v", err, verified)

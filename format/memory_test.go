@@ -58,7 +58,7 @@ func TestMemoryDoesNotGrowWithTheData(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Each(context.Background(), func(int, int64, []byte) error { return nil }); err != nil {
+		if _, err := s.each(context.Background(), func(int, int64, []byte) error { return nil }); err != nil {
 			t.Fatal(err)
 		}
 	})

@@ -134,7 +134,7 @@ func TestAVisitorCanEndAStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	calls := 0
-	_, err = s.Each(context.Background(), func(int, int64, []byte) error {
+	_, err = s.each(context.Background(), func(int, int64, []byte) error {
 		if calls++; calls == 3 {
 			return errDisk
 		}

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"iter"
 
 	"github.com/loratool/loratool/internal/parallel"
 )
@@ -16,7 +17,8 @@ type StreamReader struct {
 	r    *bufio.Reader
 	opts ReaderOptions
 	*prologue
-	id []byte // the head, until the file id is known
+	id      []byte // the head, until the file id is known
+	summary *Summary
 }
 
 // NewStreamReader reads the head of a file, and no byte beyond what a buffer of 64 KiB takes.
@@ -42,14 +44,41 @@ func NewStreamReader(r io.Reader, opts ReaderOptions) (*StreamReader, error) {
 // Manifest describes the file; see Reader.Manifest.
 func (x *StreamReader) Manifest() *Manifest { return x.manifest }
 
-// Each reads the rest of the file and hands out the bytes of all tensors and attachments: every byte once, in the order
-// in which they are stored, with the number of the blob, as in Source.ReadBlobAt, and where in it p belongs. p is valid
-// during the call; calls do not overlap. Blobs of no bytes are not visited.
+// Piece is a part of a blob, a tensor or an attachment.
+type Piece struct {
+	Blob  int    // the number of the blob, as in Source.ReadBlobAt
+	Off   int64  // where in the blob the bytes begin
+	Bytes []byte // valid until the next piece
+}
+
+// Pieces reads the rest of the file and yields the bytes of all tensors and attachments: every byte once, in the order in which they
+// are stored. Blobs of no bytes are not there. An error is the last thing that is yielded, with an empty piece.
 //
-// A chunk is handed out when its own checksum was checked. Only when Each returns nil was everything checked: the
-// digests, the seek table, the content id and that the file ends there (spec section 15, "stream"). Each may be called
-// once. Chunks are decoded on ReaderOptions.Workers processors; memory is 40 bytes per chunk and two chunks per worker.
-func (x *StreamReader) Each(ctx context.Context, visit func(blob int, off int64, p []byte) error) (*Summary, error) {
+// The bytes of a chunk are yielded when its own checksum was checked. Only a loop that ends without an error has checked everything:
+// the digests, the seek table, the content id and that the file ends there (spec section 15, "stream"); then Summary has what the
+// file says of itself. Pieces may be ranged over once. Chunks are decoded on ReaderOptions.Workers processors; memory is 40 bytes
+// per chunk and two chunks per worker.
+func (x *StreamReader) Pieces(ctx context.Context) iter.Seq2[Piece, error] {
+	return func(yield func(Piece, error) bool) {
+		wanted := true
+		err := parallel.Emit(func(emit func(Piece) error) (err error) {
+			x.summary, err = x.each(ctx, func(blob int, off int64, p []byte) error { return emit(Piece{blob, off, p}) })
+			return err
+		}, func(p Piece) bool {
+			wanted = yield(p, nil)
+			return wanted
+		})
+		if err != nil && wanted {
+			yield(Piece{}, err)
+		}
+	}
+}
+
+// Summary describes a file that Pieces has read to its end without an error; nil before.
+func (x *StreamReader) Summary() *Summary { return x.summary }
+
+// each calls visit for every piece. Calls do not overlap.
+func (x *StreamReader) each(ctx context.Context, visit func(blob int, off int64, p []byte) error) (*Summary, error) {
 	workers := parallel.Workers(x.opts.Workers)
 	s := streaming{
 		StreamReader: x,

@@ -54,8 +54,12 @@ var tasks = []task{
 		if err != nil {
 			return err
 		}
-		_, err = r.Each(context.Background(), func(int, int64, []byte) error { return nil })
-		return err
+		for _, err := range r.Pieces(context.Background()) {
+			if err != nil {
+				return err
+			}
+		}
+		return nil
 	}},
 	{"verify", func(b []byte, o format.ReaderOptions) error {
 		_, err := format.Verify(context.Background(), bytes.NewReader(b), int64(len(b)), o)

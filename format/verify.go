@@ -68,7 +68,7 @@ func Verify(ctx context.Context, r io.ReaderAt, size int64, opts ReaderOptions) 
 func walkThrough(ctx context.Context, r io.ReaderAt, size int64, opts ReaderOptions, known error) error {
 	x, err := NewStreamReader(io.NewSectionReader(r, 0, size), opts)
 	if err == nil {
-		_, err = x.Each(ctx, func(int, int64, []byte) error { return nil })
+		_, err = x.each(ctx, func(int, int64, []byte) error { return nil })
 	}
 	if err == nil || ctx.Err() != nil {
 		return known
