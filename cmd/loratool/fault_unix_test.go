@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -375,8 +376,8 @@ func TestAKilledMergeLeavesNoRecordWithoutItsCheckpoint(t *testing.T) {
 	for what, ready := range map[string]func(outs, out string) bool{
 		"when something hidden is there": func(outs, out string) bool { return hidden(t, outs) != "" },
 		"when residuals are there": func(outs, out string) bool {
-			found, _ := filepath.Glob(filepath.Join(outs, ".out.residuals*"))
-			return len(found) > 0 && size(found[0]) > 0
+			found, _ := filepath.Glob(filepath.Join(outs, ".out.*"))
+			return slices.ContainsFunc(found, isSpool)
 		},
 		"when the record is being written": func(outs, out string) bool {
 			found, _ := filepath.Glob(filepath.Join(outs, ".out"+undoSuffix+"*"))
@@ -404,6 +405,21 @@ func TestAKilledMergeLeavesNoRecordWithoutItsCheckpoint(t *testing.T) {
 	}
 
 	outs := t.TempDir()
+	out := filepath.Join(outs, "out")
+	ready := func() bool {
+		found, _ := filepath.Glob(filepath.Join(outs, ".out.*"))
+		return slices.ContainsFunc(found, isSpool)
+	}
+	args := []string{"merge", base, adapter, "-o", out, "--undo"}
+	runUntil(t, outs, args, ready, func(p *os.Process) error { return p.Kill() })
+	if r := finishNow(t, program("merge", base, adapter, "-o", out, "--force")); r.code != 0 {
+		t.Fatal(r.stderr)
+	}
+	if left := hidden(t, outs); left != "" {
+		t.Errorf("a merge without a record left %q of the killed merge with one", left)
+	}
+
+	outs = t.TempDir()
 	back := filepath.Join(outs, "back")
 	signalWhileMerging(t, outs, os.Kill, "unmerge", whole, adapter, "-o", back, "--workers", "1")
 	if exists(back) {
@@ -414,6 +430,12 @@ func TestAKilledMergeLeavesNoRecordWithoutItsCheckpoint(t *testing.T) {
 	}
 	checkTree(t, "the unmerge after a killed one", back, testkit.Tree(t, base))
 	checkTree(t, "what was unmerged", whole, want)
+}
+
+// isSpool reports whether a hidden path beside a directory is the file in which residuals wait.
+func isSpool(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && !strings.HasPrefix(filepath.Base(path), ".out"+undoSuffix) && info.Mode().IsRegular() && info.Size() > 0
 }
 
 func finishNow(t *testing.T, cmd *exec.Cmd) result {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -47,11 +48,11 @@ func isOurs(path string) bool {
 	return i >= 0 && strings.HasPrefix(name[i+len(tempMark):], hostTag()+"-")
 }
 
-// stages lists the hidden paths of stages for a place: those that end in oldMark, or those that do not.
-func stages(parent, name string, old bool) (paths []string) {
+// asides lists the hidden paths of outputs that were moved aside from a place.
+func asides(parent, name string) (paths []string) {
 	entries, _ := os.ReadDir(parent) // the directory may be writable and not readable; then nothing can be found
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), "."+name+tempMark) && strings.HasSuffix(e.Name(), oldMark) == old {
+		if strings.HasPrefix(e.Name(), "."+name+tempMark) && strings.HasSuffix(e.Name(), oldMark) {
 			paths = append(paths, filepath.Join(parent, e.Name()))
 		}
 	}
@@ -62,7 +63,7 @@ func stages(parent, name string, old bool) (paths []string) {
 // here has not seen it. Where something else has taken the place meanwhile, the previous output stays under its hidden name.
 func restore(parent, name string) error {
 	final := filepath.Join(parent, name)
-	for _, old := range stages(parent, name, true) {
+	for _, old := range asides(parent, name) {
 		temp := strings.TrimSuffix(old, oldMark)
 		lock, ok := tryLock(temp)
 		if lock != nil {
@@ -82,10 +83,18 @@ func restore(parent, name string) error {
 	return nil
 }
 
-// sweep removes the remains of stages for the same place whose runs were killed on this machine.
-func sweep(parent, name string) {
-	for _, path := range stages(parent, name, false) {
-		if !isOurs(path) {
+// sweep removes from a directory the remains of stages whose runs were killed on this machine, whatever
+// their places: a run has several, and the next run need not write all of them. While a commit is under
+// way in the directory nothing is removed, as its stages may have lost their locks with their run.
+func sweep(dir string) {
+	entries, _ := os.ReadDir(dir)
+	isJournal := func(e fs.DirEntry) bool { return strings.HasPrefix(e.Name(), journalMark) }
+	if slices.ContainsFunc(entries, isJournal) {
+		return
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if !isStage(e.Name()) || !isOurs(path) {
 			continue
 		}
 		if lock, ok := tryLock(path); ok && lock != nil {

@@ -15,8 +15,8 @@ import (
 )
 
 // Stage is an output in the making. It is built beside the place where it will appear, under a hidden name, and Commit
-// moves it there. Whatever ends the process before that leaves the place untouched. The next stage for the same place
-// removes the hidden remains; it can tell them from a stage at work because that one holds a lock.
+// moves it there. Whatever ends the process before that leaves the place untouched. The next stage in the same
+// directory removes the hidden remains; it can tell them from a stage at work because that one holds a lock.
 //
 // Create may be called from several goroutines at once.
 type Stage struct {
@@ -54,7 +54,7 @@ func NewStage(final string, isDir bool) (*Stage, error) {
 	if err := restore(parent, name); err != nil {
 		return nil, err
 	}
-	sweep(parent, name)
+	sweep(parent)
 	for range 10 {
 		s := &Stage{final: final, temp: hiddenPath(final), isDir: isDir, files: make(map[string]*staged)}
 		if err := s.create(); err == nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -115,6 +116,35 @@ func TestTheRemainsOfAKilledRunAreSweptAndALiveStageIsNot(t *testing.T) {
 		if names := entries(t, parent); len(names) != 0 {
 			t.Errorf("%s: in the end there is %q, want nothing", kind, names)
 		}
+	}
+}
+
+// TestTheRemainsForAnotherPlaceAreSweptUnlessACommitIsUnderWay: a run has several places, and the next run
+// need not have the same.
+func TestTheRemainsForAnotherPlaceAreSweptUnlessACommitIsUnderWay(t *testing.T) {
+	parent := t.TempDir()
+	killed := startHolder(t, filepath.Join(parent, "out.undo"), "file")
+	alive := startHolder(t, filepath.Join(parent, "other"), "dir")
+	if err := killed.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	killed.cmd.Wait()
+	journal := filepath.Join(parent, ".loratool-commit-00000000-1") // of another machine, just written
+	testkit.Write(t, journal, nil)
+	begin(t, filepath.Join(parent, "out"), true).Abort()
+	if names := entries(t, parent); len(names) != 3 {
+		t.Errorf("beside a journal a run left %q, want the journal and both stages", names)
+	}
+	if err := os.Remove(journal); err != nil {
+		t.Fatal(err)
+	}
+	begin(t, filepath.Join(parent, "out"), true).Abort()
+	if names := entries(t, parent); len(names) != 1 || !strings.HasPrefix(names[0], ".other.") {
+		t.Errorf("after a run for another place there is %q, want the stage of the live run alone", names)
+	}
+	alive.stdin.Close()
+	if err := alive.cmd.Wait(); err != nil {
+		t.Errorf("the live run ended with %v, want success", err)
 	}
 }
 
