@@ -1,0 +1,100 @@
+package arch
+
+import (
+	"go/ast"
+	"go/types"
+	"slices"
+	"testing"
+)
+
+// mostMethods is how many methods a type may have.
+const mostMethods = 20
+
+// manyMethods are the types that have more, with their number, which may only become smaller. Those
+// that read a grammar may stay.
+var manyMethods = map[string]int{
+	"format.scanner":                39, // the grammar of a manifest
+	"format/convert.peftConfigFile": 25,
+	"format/convert.peftReader":     22,
+	"internal/kernel.Update":        22,
+	"internal/naming.Base":          26,
+	"internal/pyre.parser":          26, // the grammar of Python's regular expressions
+	"internal/resolve.resolver":     34,
+	"merge.Plan":                    53,
+	"merge.run":                     31,
+	"rank.extracting":               23,
+}
+
+// TestTypesHaveFewMethods counts the methods that are declared for a type, with and without pointer.
+func TestTypesHaveFewMethods(t *testing.T) {
+	for _, p := range typedModule(t) {
+		for _, name := range p.types.Scope().Names() {
+			named, ok := types.Unalias(p.types.Scope().Lookup(name).Type()).(*types.Named)
+			if !ok || named.Obj().Pkg() != p.types || named.Obj().Name() != name {
+				continue
+			}
+			name = p.room + "." + name
+			allowed, onList := manyMethods[name]
+			switch n := named.NumMethods(); {
+			case onList && n <= mostMethods:
+				t.Errorf("%s has %d methods, which is few enough: take it off the list", name, n)
+			case onList && n > allowed:
+				t.Errorf("%s has %d methods, the list has %d", name, n, allowed)
+			case !onList && n > mostMethods:
+				t.Errorf("%s has %d methods, want at most %d", name, n, mostMethods)
+			}
+		}
+	}
+}
+
+// longFunction is how many lines 95 of 100 functions of a package may have at most.
+const longFunction = 40
+
+// longFunctions are the packages with longer ones, with their 95th percentile, which may only become
+// smaller.
+var longFunctions = map[string]int{
+	"cmd/loratool":         46,
+	"format":               41,
+	"internal/inspect":     52,
+	"internal/safetensors": 45,
+	"rank":                 44,
+}
+
+// TestFunctionsAreShort looks at functions and methods, not at the literals inside them, and counts
+// from the word func to the closing brace.
+func TestFunctionsAreShort(t *testing.T) {
+	var all []int
+	for _, p := range typedModule(t) {
+		var lengths []int
+		for _, f := range p.files {
+			if ast.IsGenerated(f) {
+				continue
+			}
+			for _, d := range f.Decls {
+				if d, ok := d.(*ast.FuncDecl); ok {
+					lengths = append(lengths, lines(d))
+				}
+			}
+		}
+		all = append(all, lengths...)
+		n, allowed := percentile95(lengths), longFunctions[p.room]
+		t.Logf("%s: %d functions, 95 of 100 have at most %d lines", p.room, len(lengths), n)
+		switch {
+		case allowed > 0 && n <= longFunction:
+			t.Errorf("%s: 95 of 100 functions have at most %d lines: take it off the list", p.room, n)
+		case n > max(longFunction, allowed):
+			t.Errorf("%s: 95 of 100 functions have at most %d lines, want %d", p.room, n, max(longFunction, allowed))
+		}
+	}
+	if n := percentile95(all); n > longFunction {
+		t.Errorf("the module: 95 of 100 functions have at most %d lines, want %d", n, longFunction)
+	}
+}
+
+func percentile95(lengths []int) int {
+	if len(lengths) == 0 {
+		return 0
+	}
+	slices.Sort(lengths)
+	return lengths[(len(lengths)*95+99)/100-1]
+}
