@@ -83,7 +83,7 @@ func TestFilesCallForward(t *testing.T) {
 		holds := pairs < fewPairs || 100*len(back) < backwardShare*pairs
 		switch {
 		case onList && holds:
-			t.Errorf("%s: %d of %d pairs of files go back, which is few enough: take it off the list", p.room, len(back), pairs)
+			t.Logf("%s: %d of %d pairs of files go back, which is few enough: take it off the list", p.room, len(back), pairs)
 		case onList && len(back) > allowed:
 			t.Errorf("%s: %d of %d pairs of files go back, the list has %d (-v prints them)", p.room, len(back), pairs, allowed)
 		case !onList && !holds:
