@@ -46,10 +46,7 @@ type SpaceError = fileio.SpaceError
 
 // inputs lists what the merge reads.
 func (p *Plan) inputs() []string {
-	paths := []string{p.base.Path}
-	for _, f := range p.base.Files {
-		paths = append(paths, f.Path)
-	}
+	paths := p.base.Paths()
 	for _, a := range p.adapters {
 		paths = append(paths, a.Name) // it need not be a path
 	}
@@ -90,15 +87,12 @@ func isRecord(path string) bool {
 
 func (p *Plan) sideBytes() (n int64) {
 	for _, name := range p.base.Side {
-		if info, err := os.Stat(p.sidePath(name)); err == nil {
-			n += info.Size()
+		if in, err := p.base.OpenSide(name); err == nil {
+			n += in.Size
+			in.Close()
 		}
 	}
 	return n
-}
-
-func (p *Plan) sidePath(name string) string {
-	return filepath.Join(p.base.Path, filepath.FromSlash(name))
 }
 
 // diskBytes is what the output takes on the disk at least: its holes take nothing.
@@ -107,8 +101,8 @@ func (p *Plan) diskBytes() (n int64) {
 		n += f.size() - fileio.HoleBytes(f.in.Data)
 	}
 	for _, name := range p.base.Side {
-		if in, size, err := fileio.Open(p.sidePath(name)); err == nil {
-			n += size - fileio.HoleBytes(in)
+		if in, err := p.base.OpenSide(name); err == nil {
+			n += in.Size - fileio.HoleBytes(in.ReaderAt)
 			in.Close()
 		}
 	}
@@ -122,11 +116,11 @@ func (r *run) begin(out string) (err error) {
 		return err
 	}
 	if p.base.IsDir {
-		info, err := os.Stat(p.base.Path)
+		mode, err := p.base.Mode()
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(r.stage.Narrow(info.Mode()), r.stage.Expect(p.outputNames())); err != nil {
+		if err := errors.Join(r.stage.Narrow(mode), r.stage.Expect(p.outputNames())); err != nil {
 			return err
 		}
 	}
@@ -229,12 +223,12 @@ func (f *recordFile) abort() {
 
 // copySide copies a file beside the weights, or writes what it is to say.
 func (r *run) copySide(name string) error {
-	in, size, err := fileio.Open(r.plan.sidePath(name))
+	in, err := r.plan.base.OpenSide(name)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	like := fileio.LikeFile(in)
+	like := fileio.LikeFile(in.ReaderAt)
 	if text, ok := r.plan.side[name]; ok {
 		out, err := r.stage.CreateLike(name, int64(len(text)), fileio.Like{Mode: like.Mode})
 		if err != nil {
@@ -243,9 +237,9 @@ func (r *run) copySide(name string) error {
 		_, err = out.Write(text)
 		return errors.Join(err, fileio.Close(out))
 	}
-	out, err := r.stage.CreateLike(name, size, like)
+	out, err := r.stage.CreateLike(name, in.Size, like)
 	if err != nil {
 		return err
 	}
-	return errors.Join(fileio.CopyRange(out, 0, in, 0, size), fileio.Close(out))
+	return errors.Join(fileio.CopyRange(out, 0, in.ReaderAt, 0, in.Size), fileio.Close(out))
 }

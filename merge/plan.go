@@ -8,7 +8,6 @@ import (
 	"io"
 	"maps"
 	"math"
-	"os"
 	"slices"
 	"sort"
 	"sync/atomic"
@@ -227,7 +226,7 @@ func (p *Plan) describeBase() error {
 		b.Tensors[name] = resolve.Tensor{DType: ref.Tensor.DType, Shape: ref.Tensor.Shape}
 	}
 	if p.base.IsDir && slices.Contains(p.base.Side, configName) {
-		text, err := os.ReadFile(p.sidePath(configName))
+		text, err := p.base.ReadSide(configName)
 		if err != nil {
 			return err
 		}
@@ -270,12 +269,12 @@ func (p *Plan) editIndex() error {
 	if name == "" || len(p.shaped.Edits) == 0 {
 		return nil
 	}
-	text, err := os.ReadFile(p.sidePath(name))
+	text, err := p.base.ReadSide(name)
 	if err != nil {
 		return err
 	}
 	p.side[name], err = p.base.Reindex(text, len(p.shaped.Renamed) > 0)
-	return fault.InFile(err, p.sidePath(name))
+	return fault.InFile(err, p.base.SidePath(name))
 }
 
 // addChange makes a change one of a target.

@@ -19,8 +19,9 @@ import (
 const maxJSONBytes = 64 << 20
 
 // readConfig reads what config.json says; the zero value where there is none.
-func readConfig(path string) (config.Model, error) {
-	text, err := fileio.ReadFile(path, maxJSONBytes)
+func readConfig(dir fileio.Dir) (config.Model, error) {
+	const name = "config.json"
+	text, err := dir.Read(name, maxJSONBytes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return config.Model{}, nil
 	}
@@ -28,13 +29,13 @@ func readConfig(path string) (config.Model, error) {
 		return config.Model{}, err
 	}
 	m, err := config.Parse(text)
-	return m, fault.InFile(err, path)
+	return m, fault.InFile(err, dir.Path(name))
 }
 
 // readIndex returns the shards that an index lists, each a plain name, and the shard of every tensor.
-func readIndex(dir, name string) (shards []string, shardOf map[string]string, err error) {
-	path := filepath.Join(dir, name)
-	text, err := fileio.ReadFile(path, maxJSONBytes)
+func readIndex(dir fileio.Dir, name string) (shards []string, shardOf map[string]string, err error) {
+	path := dir.Path(name)
+	text, err := dir.Read(name, maxJSONBytes)
 	if err != nil {
 		return nil, nil, err
 	}

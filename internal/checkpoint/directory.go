@@ -1,0 +1,244 @@
+package checkpoint
+
+import (
+	"fmt"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strings"
+
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/safetensors"
+)
+
+// weightFiles are the names under which a directory holds its weights, in the order of preference of transformers and
+// diffusers; each may be sharded, with an index of the same name plus ".index.json".
+var weightFiles = []string{
+	"model.safetensors",
+	"diffusion_pytorch_model.safetensors",
+	"diffusion_pytorch_model.fp16.safetensors",
+	"model.fp16.safetensors",
+}
+
+// findWeights returns the names of the weight files of a directory, with the shard of each tensor where an index says
+// it, and sorts its other files into Side and Left.
+func (c *Checkpoint) findWeights() (shards []string, shardOf map[string]string, err error) {
+	all, links, err := listFiles(c.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	have := make(map[string]bool, len(all))
+	for _, name := range all {
+		have[name] = true
+	}
+	var found []string
+	for _, name := range weightFiles {
+		single, index := have[name], have[name+".index.json"]
+		if single && index {
+			return nil, nil, fault.New(fault.Mismatch, "the directory holds both %s and %s.index.json", name, name).
+				WithHint("move the one that is not meant out of the directory, or give a file")
+		}
+		if single {
+			found, shards = append(found, name), []string{name}
+		}
+		if index {
+			found = append(found, name+".index.json")
+			if shards, shardOf, err = readIndex(c.dir, name+".index.json"); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	switch {
+	case len(found) > 1:
+		return nil, nil, fault.New(fault.Mismatch, "the directory holds %s", strings.Join(found, " and ")).WithHint("give the file that is meant")
+	case len(found) == 0:
+		return nil, nil, noWeights(all)
+	}
+	isShard := make(map[string]bool, len(shards))
+	for _, s := range shards {
+		isShard[s] = true
+	}
+	for _, name := range all {
+		switch {
+		case isShard[name]:
+		case name != found[0] && isForeign(name):
+			c.Left = append(c.Left, name)
+		default:
+			c.Side = append(c.Side, name)
+		}
+	}
+	c.Left = append(c.Left, links...)
+	return shards, shardOf, nil
+}
+
+// noWeights explains what a directory without safetensors weights is.
+func noWeights(all []string) error {
+	e := fault.New(fault.Unsupported, "the directory holds neither model.safetensors nor diffusion_pytorch_model.safetensors, nor an index of shards")
+	for _, name := range all {
+		switch base := filepath.Base(name); {
+		case base == "adapter_config.json" && base == name:
+			e.Misplaced = true
+			return e.WithHint("this is an adapter")
+		case base == "model_index.json":
+			return e.WithHint("this is a diffusers pipeline; give the directory of one model in it, such as %s", filepath.Join("…", "transformer"))
+		case strings.HasPrefix(base, "pytorch_model") && strings.HasSuffix(base, ".bin"):
+			return e.WithHint("the weights are pickles (%s); save them with safe_serialization=True", base)
+		case base == "adapter_config.json":
+			e.WithHint("it holds an adapter, in %s", filepath.Dir(name)).Misplaced = true
+		case strings.HasSuffix(base, ".safetensors") && !strings.HasPrefix(base, "adapter_"):
+			e.WithHint("give the file itself, such as %s", name).Misplaced = false
+		}
+	}
+	if e.Hint == "" {
+		e.WithHint("%s", safetensors.HintForFolder(all))
+	}
+	return e
+}
+
+// isForeign reports whether a file beside the weights must not be copied to a merged model: other copies of the base's
+// weights, which would stay unmerged, and adapters, which transformers would load on top of the merge.
+func isForeign(name string) bool {
+	base := strings.ToLower(filepath.Base(name))
+	for _, part := range strings.Split(name, "/") {
+		if strings.HasPrefix(part, ".") {
+			return true
+		}
+	}
+	for _, suffix := range []string{".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data"} {
+		if strings.HasSuffix(base, suffix) {
+			return true
+		}
+	}
+	return strings.HasPrefix(base, "adapter_") || strings.HasPrefix(base, "pytorch_model") || strings.HasPrefix(base, "diffusion_pytorch_model")
+}
+
+// listFiles lists the regular files below a directory, and symbolic links to regular files, sorted and with slashes; links
+// are everything else that is not a directory.
+func listFiles(dir fileio.Dir) (files, links []string, err error) {
+	err = dir.Walk(func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if name == "." || d.IsDir() && !strings.HasPrefix(d.Name(), ".") {
+			return nil
+		}
+		if d.IsDir() {
+			links = append(links, name+"/")
+			return fs.SkipDir
+		}
+		info, err := dir.Stat(name)
+		switch {
+		case err != nil && d.Type()&fs.ModeSymlink != 0:
+			return fmt.Errorf("%s is a broken link: %w", name, err)
+		case err != nil:
+			return err
+		case info.Mode().IsRegular():
+			files = append(files, name)
+		default:
+			links = append(links, name)
+		}
+		return nil
+	})
+	return files, links, err
+}
+
+// checkIndex compares the shards with what their index says they hold.
+func (c *Checkpoint) checkIndex(shardOf map[string]string) error {
+	for _, name := range slices.Sorted(maps.Keys(shardOf)) {
+		ref, ok := c.refs[name]
+		shard := shardOf[name]
+		switch {
+		case !ok:
+			return fault.New(fault.Corrupt, "the index says that %s holds %q, and it does not", shard, name).In(c.Path)
+		case c.Files[ref.File].Name != shard:
+			return fault.New(fault.Corrupt, "the index says that %s holds %q, and %s does", shard, name, c.Files[ref.File].Name).In(c.Path)
+		}
+	}
+	return nil
+}
+
+// identifySide notes what the files beside the weights are like now, and which files are links that
+// lead elsewhere.
+func (c *Checkpoint) identifySide() error {
+	names := slices.Clone(c.Side)
+	for _, f := range c.Files {
+		names = append(names, f.Name)
+	}
+	for _, name := range c.Side {
+		id, err := c.dir.Identify(name)
+		if err != nil {
+			return err
+		}
+		c.inputs = append(c.inputs, id)
+	}
+	if c.IsDir && c.dir.IsOnDisk() {
+		return c.findLinks(names)
+	}
+	return nil
+}
+
+// findLinks lists the files whose content lies outside the directory. That of a model in the hub's cache does by design:
+// models--…/snapshots/REVISION holds links into models--…/blobs.
+func (c *Checkpoint) findLinks(names []string) error {
+	root, err := filepath.EvalSymlinks(c.Path)
+	if err != nil {
+		return err
+	}
+	if root, err = filepath.Abs(root); err != nil {
+		return err
+	}
+	inside := []string{root + string(filepath.Separator)}
+	for dir := root; filepath.Dir(dir) != dir; dir = filepath.Dir(dir) {
+		if folder := filepath.Dir(filepath.Dir(dir)); filepath.Base(filepath.Dir(dir)) == "snapshots" {
+			inside = append(inside, filepath.Join(folder, "blobs")+string(filepath.Separator))
+		}
+	}
+	for _, name := range names {
+		file, err := filepath.EvalSymlinks(filepath.Join(root, filepath.FromSlash(name)))
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(inside, func(prefix string) bool { return strings.HasPrefix(file, prefix) }) {
+			c.Beyond = append(c.Beyond, name)
+		}
+	}
+	sort.Strings(c.Beyond)
+	return nil
+}
+
+// OpenSide opens one of the files in Side. The caller closes it.
+func (c *Checkpoint) OpenSide(name string) (*fileio.Input, error) { return c.dir.Open(name) }
+
+// ReadSide returns the content of a configuration or an index in Side.
+func (c *Checkpoint) ReadSide(name string) ([]byte, error) { return c.dir.Read(name, maxJSONBytes) }
+
+// SidePath is the name of one of the files in Side for a user.
+func (c *Checkpoint) SidePath(name string) string { return c.dir.Path(name) }
+
+// Mode is what the directory of the checkpoint permits. Where it is not one of the machine, that is
+// everything.
+func (c *Checkpoint) Mode() (fs.FileMode, error) {
+	if !c.dir.IsOnDisk() {
+		return fs.ModePerm, nil
+	}
+	info, err := c.dir.Stat(".")
+	if err != nil {
+		return 0, err
+	}
+	return info.Mode(), nil
+}
+
+// Paths lists what is read of the machine's own file systems.
+func (c *Checkpoint) Paths() (paths []string) {
+	if !c.dir.IsOnDisk() {
+		return nil
+	}
+	paths = append(paths, c.Path)
+	for _, f := range c.Files {
+		paths = append(paths, f.Path)
+	}
+	return paths
+}

@@ -1,0 +1,139 @@
+package fileio
+
+import (
+	"bytes"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// Dir is a directory of inputs: one of the machine, or one of an fs.FS. Names in it have slashes.
+type Dir struct {
+	files fs.FS
+	root  string // the user's name for the directory; "" for the root of an fs.FS
+}
+
+// OnDisk is a directory of the machine.
+func OnDisk(dir string) Dir { return Dir{disk(dir), dir} }
+
+// InFS is the directory called name of an fs.FS; "." is its root.
+func InFS(files fs.FS, name string) (Dir, error) {
+	if name == "." {
+		return Dir{files, ""}, nil
+	}
+	sub, err := fs.Sub(files, name)
+	return Dir{sub, name}, err
+}
+
+// disk is a directory of the machine. Other than os.DirFS it opens regular files only, and takes
+// every name.
+type disk string
+
+func (d disk) path(name string) string { return filepath.Join(string(d), filepath.FromSlash(name)) }
+
+func (d disk) Open(name string) (fs.File, error) {
+	f, _, err := Open(d.path(name))
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+func (d disk) Stat(name string) (fs.FileInfo, error)      { return os.Stat(d.path(name)) }
+func (d disk) ReadDir(name string) ([]fs.DirEntry, error) { return os.ReadDir(d.path(name)) }
+
+// IsOnDisk reports whether the directory is one of the machine.
+func (d Dir) IsOnDisk() bool { _, ok := d.files.(disk); return ok }
+
+// Path is the name of a file for a user, and for the system where the directory is on disk.
+func (d Dir) Path(name string) string {
+	if disk, ok := d.files.(disk); ok {
+		return disk.path(name)
+	}
+	return path.Join(d.root, name)
+}
+
+// Stat looks at a file or directory, following links.
+func (d Dir) Stat(name string) (fs.FileInfo, error) { return fs.Stat(d.files, name) }
+
+// List lists a directory, "." being d itself.
+func (d Dir) List(name string) ([]fs.DirEntry, error) { return fs.ReadDir(d.files, name) }
+
+// Walk is fs.WalkDir from d on. It does not follow links but at its start.
+func (d Dir) Walk(visit fs.WalkDirFunc) error { return fs.WalkDir(d.files, ".", visit) }
+
+// Identify tells a file on disk from any other. In an fs.FS files have no identity.
+func (d Dir) Identify(name string) (Identity, error) {
+	if disk, ok := d.files.(disk); ok {
+		return Identify(disk.path(name))
+	}
+	return Identity{}, nil
+}
+
+// Input is an open file that is read by position.
+type Input struct {
+	io.ReaderAt // an *os.File for a file of the machine
+	io.Closer
+	Path     string // as the user would write it
+	Size     int64
+	Identity Identity
+}
+
+// Open opens a regular file. The caller closes it. One of an fs.FS that is no io.ReaderAt is read
+// into memory.
+func (d Dir) Open(name string) (*Input, error) {
+	f, err := d.files.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	in, err := d.opened(f, name)
+	if err != nil {
+		f.Close()
+		return nil, fault.InFile(err, d.Path(name))
+	}
+	return in, nil
+}
+
+func (d Dir) opened(f fs.File, name string) (*Input, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fault.New(fault.Unsupported, "this is not a regular file, but %v", info.Mode())
+	}
+	id, err := IdentityOf(f)
+	if err != nil {
+		return nil, err
+	}
+	in := &Input{Closer: f, Path: d.Path(name), Size: info.Size(), Identity: id}
+	if r, ok := f.(io.ReaderAt); ok {
+		in.ReaderAt = r
+		return in, nil
+	}
+	var content bytes.Buffer // it grows with what is there, not with what Stat says
+	if _, err := io.Copy(&content, f); err != nil {
+		return nil, err
+	}
+	in.ReaderAt, in.Size = bytes.NewReader(content.Bytes()), int64(content.Len())
+	return in, nil
+}
+
+// Read returns the content of a file of at most limit bytes.
+func (d Dir) Read(name string, limit int64) ([]byte, error) {
+	in, err := d.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	if in.Size > limit {
+		return nil, fault.New(fault.Limit, "%d bytes, at most %d are read", in.Size, limit).In(in.Path)
+	}
+	content := make([]byte, in.Size)
+	_, err = io.ReadFull(io.NewSectionReader(in, 0, in.Size), content)
+	return content, fault.InFile(err, in.Path)
+}
