@@ -110,6 +110,6 @@ func (r *run) readBefore(w *worker, t *target, in *outFile, row0, row1 int64) ([
 	if t.Replace != nil {
 		return w.block, r.readAs(w, t.Replace, row0*nCols, (row1-row0)*nCols, tensor.DType, w.block)
 	}
-	_, err := io.ReadFull(io.NewSectionReader(in.in.Data, tensor.Off+row0*rowBytes, int64(len(w.block))), w.block)
+	_, err := io.ReadFull(io.NewSectionReader(in.data, tensor.Off+row0*rowBytes, int64(len(w.block))), w.block)
 	return w.block, fault.InFile(err, in.in.Path)
 }

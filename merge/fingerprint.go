@@ -2,7 +2,6 @@ package merge
 
 import (
 	"context"
-	"io"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/checkpoint"
@@ -30,7 +29,7 @@ func (p *Plan) BaseOf(ctx context.Context, adapter int) (format.Base, error) {
 	}
 	for i := range min(nFingerprints, len(own)) {
 		t := own[i*(len(own)-1)/max(1, min(nFingerprints, len(own))-1)]
-		f, err := fingerprint(ctx, p.base, t.ref)
+		f, err := fingerprint(ctx, t.ref)
 		if err != nil {
 			return base, err
 		}
@@ -39,13 +38,13 @@ func (p *Plan) BaseOf(ctx context.Context, adapter int) (format.Base, error) {
 	return base, nil
 }
 
-func fingerprint(ctx context.Context, c *checkpoint.Checkpoint, ref checkpoint.Ref) (string, error) {
+func fingerprint(ctx context.Context, ref checkpoint.Ref) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
-	t, f := ref.Tensor, c.Files[ref.File]
-	id, err := format.Fingerprint(t.DType, t.Shape, io.NewSectionReader(f.Data, t.Off, t.NBytes))
-	return id, fault.InFile(err, f.Path)
+	t := ref.Tensor
+	id, err := format.Fingerprint(t.DType, t.Shape, t.Reader(ctx))
+	return id, fault.InFile(err, t.Path())
 }
 
 // checkBases refuses adapters for what they are, or for a base that is not theirs.
@@ -81,7 +80,7 @@ func (p *Plan) checkBase(ctx context.Context, a *format.Adapter, byTensor map[st
 			unknown = append(unknown, name)
 			continue
 		}
-		got, err := fingerprint(ctx, p.base, ref)
+		got, err := fingerprint(ctx, ref)
 		if err != nil {
 			return err
 		}

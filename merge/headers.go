@@ -1,6 +1,7 @@
 package merge
 
 import (
+	"context"
 	"fmt"
 	"slices"
 
@@ -16,7 +17,7 @@ type restored struct {
 }
 
 // restoreHeaders reads the headers of the files, as they are before anything is put in.
-func (p *Plan) restoreHeaders() error {
+func (p *Plan) restoreHeaders(ctx context.Context) error {
 	changed := make([]bool, len(p.base.Files))
 	for _, t := range p.targets {
 		changed[t.ref.File] = true
@@ -26,7 +27,7 @@ func (p *Plan) restoreHeaders() error {
 		if !changed[i] && !p.options.wantsRecord() {
 			continue
 		}
-		h, err := f.Header()
+		h, err := f.Header(ctx)
 		if err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package merge
 
 import (
+	"io"
 	"slices"
 
 	"github.com/loratool/loratool/format/dtype"
@@ -21,8 +22,9 @@ const (
 // outFile is one weight file of the output: the base's, with another header where it has targets.
 type outFile struct {
 	in      *checkpoint.File
-	header  []byte // in full, length included; nil where the file's own stays as it is
-	shift   int64  // how far the data move
+	data    io.ReaderAt // the base's file, under the context of the run
+	header  []byte      // in full, length included; nil where the file's own stays as it is
+	shift   int64       // how far the data move
 	targets []*target
 }
 

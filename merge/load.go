@@ -4,7 +4,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/resolve"
@@ -17,7 +16,7 @@ type running struct {
 	same  bool                // a record predicts the merged values themselves, as there is no subtracting
 	norms *kernel.ColumnNorms // for DoRA, from measure
 	shelf *shelf
-	file  *checkpoint.File
+	file  *outFile
 }
 
 // bandState is a band of a running target. Its factors are loaded by the first worker that needs them and dropped when its last block

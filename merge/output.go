@@ -98,7 +98,7 @@ func (p *Plan) sideBytes() (n int64) {
 // diskBytes is what the output takes on the disk at least: its holes take nothing.
 func (p *Plan) diskBytes() (n int64) {
 	for _, f := range p.files {
-		n += f.size() - fileio.HoleBytes(f.in.Data)
+		n += f.size() - f.in.HoleBytes()
 	}
 	for _, name := range p.base.Side {
 		if in, err := p.base.OpenSide(name); err == nil {
@@ -199,7 +199,7 @@ func newRecordFile(path string, base *checkpoint.Checkpoint) (*recordFile, error
 	}
 	like := fileio.Like{}
 	for i, f := range base.Files {
-		if mode := fileio.LikeFile(f.Data).Mode; i == 0 {
+		if mode := f.Like().Mode; i == 0 {
 			like.Mode = mode
 		} else {
 			like.Mode &= mode

@@ -212,7 +212,7 @@ func read(t *testing.T, c *checkpoint.Checkpoint, name string) []byte {
 	if len(b) == 0 {
 		return b
 	}
-	if _, err := c.Files[ref.File].Data.ReadAt(b, ref.Tensor.Off); err != nil {
+	if err := ref.Tensor.ReadAt(t.Context(), b, 0); err != nil {
 		t.Fatal(err)
 	}
 	return b

@@ -155,7 +155,7 @@ func (p *Plan) plan(ctx context.Context) error {
 		return err
 	}
 	p.ids = append(p.ids, ids...)
-	if err := p.restoreHeaders(); err != nil {
+	if err := p.restoreHeaders(ctx); err != nil {
 		return err
 	}
 	if err := p.checkStamps(); err != nil {

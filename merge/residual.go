@@ -39,14 +39,14 @@ func (t *running) readBase(n int) ([]float32, error) {
 	piece := make([]byte, min(pieceBytes, n*size))
 	for done := 0; done < n; {
 		k := min(len(piece)/size, n-done)
-		if _, err := io.ReadFull(io.NewSectionReader(t.file.Data, tensor.Off+int64(done*size), int64(k*size)), piece[:k*size]); err != nil {
-			return nil, fault.InFile(err, t.file.Path)
+		if _, err := io.ReadFull(io.NewSectionReader(t.file.data, tensor.Off+int64(done*size), int64(k*size)), piece[:k*size]); err != nil {
+			return nil, fault.InFile(err, t.file.in.Path)
 		}
 		dtype.Widen(w[done:done+k], tensor.DType, piece[:k*size])
 		done += k
 	}
 	if slices.ContainsFunc(w, func(v float32) bool { return v-v != 0 }) {
-		return nil, fault.New(fault.Check, "%q of the base holds NaN or infinity, and has no principal part", tensor.Name).In(t.file.Path)
+		return nil, fault.New(fault.Check, "%q of the base holds NaN or infinity, and has no principal part", tensor.Name).In(t.file.in.Path)
 	}
 	return w, nil
 }

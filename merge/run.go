@@ -38,10 +38,13 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 	if err := r.begin(out); err != nil {
 		return nil, err
 	}
+	for _, f := range p.files {
+		f.data = f.in.ReaderAt(ctx)
+	}
 	s := newShelf(p.targets)
 	for _, t := range p.targets {
 		same := !t.predictable() || t.NBands > 1 && p.options.AllowNonFinite // of one band, load finds out
-		r.state[t] = &running{target: t, bands: make([]bandState, t.NBands), same: same, shelf: s, file: p.base.Files[t.ref.File]}
+		r.state[t] = &running{target: t, bands: make([]bandState, t.NBands), same: same, shelf: s, file: p.files[t.ref.File]}
 	}
 	if err := r.checkRest(ctx); err != nil {
 		return nil, err
@@ -167,7 +170,7 @@ func (r *run) do(w *worker, b batch) error {
 	j := &r.jobs[b.first]
 	in, out := r.plan.files[j.file], r.files[j.file]
 	out.once.Do(func() {
-		out.file, out.err = r.stage.CreateLike(r.plan.nameOf(in), in.size(), fileio.LikeFile(in.in.Data))
+		out.file, out.err = r.stage.CreateLike(r.plan.nameOf(in), in.size(), in.in.Like())
 	})
 	if out.err != nil {
 		return out.err
@@ -180,7 +183,7 @@ func (r *run) do(w *worker, b batch) error {
 		_, err = out.file.WriteAt(in.header, 0)
 	case j.target == nil && b.end-b.first == 1:
 		out.turn.Lock()
-		err = fileio.CopyRange(out.file, j.off+in.shift, in.in.Data, j.off, j.n)
+		err = fileio.CopyRange(out.file, j.off+in.shift, in.data, j.off, j.n)
 		out.wrote(j.n)
 		out.turn.Unlock()
 	default:
@@ -226,7 +229,7 @@ func (r *run) mergeBatch(w *worker, jobs []job, in *outFile, out *writing) (int6
 	}
 	block := w.block[:n]
 	if len(jobs) > 1 || r.needs(first.target) {
-		if _, err := io.ReadFull(io.NewSectionReader(in.in.Data, off, n), block); err != nil {
+		if _, err := io.ReadFull(io.NewSectionReader(in.data, off, n), block); err != nil {
 			return 0, fault.InFile(err, in.in.Path)
 		}
 	}

@@ -91,7 +91,7 @@ func TestOneTensorSavedForAllItsModules(t *testing.T) {
 				continue
 			}
 			got := make([]byte, ref.Tensor.NBytes)
-			if _, err := out.Files[ref.File].Data.ReadAt(got, ref.Tensor.Off); err != nil {
+			if err := ref.Tensor.ReadAt(t.Context(), got, 0); err != nil {
 				t.Fatal(err)
 			}
 			if !bytes.Equal(got, x.Data) {

@@ -167,7 +167,7 @@ func (r *run) checkRest(ctx context.Context) error {
 	}
 	return r.eachRest(ctx, pieces, func(p *restPiece, buf []byte) error {
 		in := r.plan.base.Files[p.file]
-		sum, err := p.Sum(ctx, in.Data, buf)
+		sum, err := p.Sum(ctx, in.ReaderAt(ctx), buf)
 		if err != nil || sum == want[p.file][p.number] {
 			return fault.InFile(err, in.Path)
 		}

@@ -115,7 +115,7 @@ func (p *Plan) planRemoval(ctx context.Context, remove Removal, add []Adapter) e
 			return err
 		}
 	} else {
-		chain, err := p.chain(remove.Records)
+		chain, err := p.chain(ctx, remove.Records)
 		if err != nil {
 			return err
 		}
@@ -131,10 +131,10 @@ func (p *Plan) planRemoval(ctx context.Context, remove Removal, add []Adapter) e
 
 // chain puts records in order, the latest merge first: the headers that the first has written are those of the checkpoint, and the
 // headers before each are those that the next has written.
-func (p *Plan) chain(records []*Record) ([]*Record, error) {
+func (p *Plan) chain(ctx context.Context, records []*Record) ([]*Record, error) {
 	now := make(map[int]undo.Header)
 	for i, f := range p.base.Files {
-		h, err := f.Header()
+		h, err := f.Header(ctx)
 		if err != nil {
 			return nil, err
 		}

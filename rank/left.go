@@ -63,7 +63,7 @@ func locate(c *checkpoint.Checkpoint, name string) *located {
 	if !ok {
 		return nil
 	}
-	return &located{file: c.Files[ref.File], ref: ref}
+	return &located{ref: ref}
 }
 
 // energy is ‖Δ‖² of what is left out; ok is false where it cannot be told, for values that are no
@@ -110,7 +110,7 @@ func (p *pair) energy(ctx context.Context, first, n int64) (sum float64, err err
 			return 0, err
 		}
 		var out seen
-		if err := p.piece(dst[:min(end-first, pieceElements)], first, &s, &out); err != nil {
+		if err := p.piece(ctx, dst[:min(end-first, pieceElements)], first, &s, &out); err != nil {
 			return 0, err
 		}
 		sum += out.energy
@@ -128,7 +128,7 @@ func (l *located) energy(ctx context.Context, first int64) (sum float64, err err
 			return 0, err
 		}
 		v := values[:min(total-first, pieceElements)]
-		raw, err := l.bytes(buf, first, len(v))
+		raw, err := l.bytes(ctx, buf, first, len(v))
 		if err != nil {
 			return 0, err
 		}

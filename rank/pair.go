@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"io"
 	"math"
 
 	"github.com/loratool/loratool/format/dtype"
@@ -19,11 +18,10 @@ type pair struct {
 	base, tuned located
 }
 
-// located is a tensor and the file that holds it, or several of one size that are read as one, one after the other.
+// located is a tensor of a checkpoint, or several of one size that are read as one, one after the other.
 type located struct {
-	file  *checkpoint.File
 	ref   checkpoint.Ref
-	parts []located // in place of what file and ref say of the data; nil for one tensor
+	parts []located // in place of what ref says of the data; nil for one tensor
 }
 
 // stacked are tensors of one dtype and size, read as one of the given name and shape.
@@ -38,24 +36,21 @@ func stacked(name string, shape []uint64, parts []located) located {
 func (l located) dtype() dtype.Type { return l.ref.Tensor.DType }
 
 // bytes reads n elements from first on into buf.
-func (l located) bytes(buf []byte, first int64, n int) ([]byte, error) {
+func (l located) bytes(ctx context.Context, buf []byte, first int64, n int) ([]byte, error) {
 	size := int64(l.dtype().Size())
 	p := buf[:int64(n)*size]
 	if l.parts != nil {
 		each := l.parts[0].ref.Tensor.Elements()
 		for rest := p; len(rest) > 0; {
 			k := int(min(each-first%each, int64(len(rest))/size))
-			if _, err := l.parts[first/each].bytes(rest, first%each, k); err != nil {
+			if _, err := l.parts[first/each].bytes(ctx, rest, first%each, k); err != nil {
 				return nil, err
 			}
 			first, rest = first+int64(k), rest[int64(k)*size:]
 		}
 		return p, nil
 	}
-	if _, err := io.ReadFull(io.NewSectionReader(l.file.Data, l.ref.Tensor.Off+first*size, int64(len(p))), p); err != nil {
-		return nil, fault.InFile(err, l.file.Path)
-	}
-	return p, nil
+	return p, l.ref.Tensor.ReadAt(ctx, p, first*size)
 }
 
 // pieceElements is how many elements of a tensor are read at a time. The pieces are fixed, so that sums over them do not
@@ -77,11 +72,11 @@ func (p *pair) equal(ctx context.Context) (bool, error) {
 			return false, err
 		}
 		k := int(min(piece, total-first))
-		x, err := a.bytes(bufA, first, k)
+		x, err := a.bytes(ctx, bufA, first, k)
 		if err != nil {
 			return false, err
 		}
-		y, err := b.bytes(bufB, first, k)
+		y, err := b.bytes(ctx, bufB, first, k)
 		if err != nil {
 			return false, err
 		}
@@ -119,7 +114,7 @@ func (p *pair) difference(ctx context.Context, start int64, m, n, workers int) (
 	scratch := make([]pieceScratch, nWorkers)
 	err := parallel.For(ctx, nWorkers, len(parts), func(worker, i int) error {
 		first := i * pieceElements
-		return p.piece(u.dense.Data[first:min(first+pieceElements, total)], start+int64(first), &scratch[worker], &parts[i])
+		return p.piece(ctx, u.dense.Data[first:min(first+pieceElements, total)], start+int64(first), &scratch[worker], &parts[i])
 	})
 	if err != nil {
 		return nil, err
@@ -162,7 +157,7 @@ type pieceScratch struct {
 }
 
 // piece forms the elements of Δ from first on.
-func (p *pair) piece(dst []float32, first int64, s *pieceScratch, out *seen) error {
+func (p *pair) piece(ctx context.Context, dst []float32, first int64, s *pieceScratch, out *seen) error {
 	if s.buf == nil {
 		s.buf, s.narrow = make([]byte, 8*pieceElements), make([]float32, pieceElements)
 	}
@@ -170,16 +165,16 @@ func (p *pair) piece(dst []float32, first int64, s *pieceScratch, out *seen) err
 		if s.a == nil {
 			s.a, s.b = make([]float64, pieceElements), make([]float64, pieceElements)
 		}
-		return p.widePiece(dst, first, s, out)
+		return p.widePiece(ctx, dst, first, s, out)
 	}
 	// The tuned values first, then the base's in place of their buffer; float32 subtraction rounds the exact difference once.
-	tuned, err := p.tuned.bytes(s.buf, first, len(dst))
+	tuned, err := p.tuned.bytes(ctx, s.buf, first, len(dst))
 	if err != nil {
 		return err
 	}
 	dtype.Widen(dst, p.tuned.dtype(), tuned)
 	out.noise = roundingNoise(p.tuned.dtype(), tuned)
-	base, err := p.base.bytes(s.buf, first, len(dst))
+	base, err := p.base.bytes(ctx, s.buf, first, len(dst))
 	if err != nil {
 		return err
 	}
@@ -187,15 +182,15 @@ func (p *pair) piece(dst []float32, first int64, s *pieceScratch, out *seen) err
 	dtype.Widen(w, p.base.dtype(), base)
 	out.energy, out.base = subtract(dst, w)
 	if sum := out.energy; sum-sum != 0 {
-		return p.count(dst, w, first, s, out)
+		return p.count(ctx, dst, w, first, s, out)
 	}
 	return nil
 }
 
 // count finds out of a piece whose differences are not all finite whether it is the values that are not. It reads them once more into
 // dst, in place of the differences, which are of no use any more; w are the base's.
-func (p *pair) count(dst, w []float32, first int64, s *pieceScratch, out *seen) error {
-	tuned, err := p.tuned.bytes(s.buf, first, len(dst))
+func (p *pair) count(ctx context.Context, dst, w []float32, first int64, s *pieceScratch, out *seen) error {
+	tuned, err := p.tuned.bytes(ctx, s.buf, first, len(dst))
 	if err != nil {
 		return err
 	}
@@ -239,13 +234,13 @@ func subtract(dst, w []float32) (energy, base float64) {
 }
 
 // widePiece is piece where one of the checkpoints is in F64.
-func (p *pair) widePiece(dst []float32, first int64, s *pieceScratch, out *seen) error {
+func (p *pair) widePiece(ctx context.Context, dst []float32, first int64, s *pieceScratch, out *seen) error {
 	a, b := s.a[:len(dst)], s.b[:len(dst)]
 	for _, x := range []struct {
 		from *located
 		to   []float64
 	}{{&p.base, a}, {&p.tuned, b}} {
-		raw, err := x.from.bytes(s.buf, first, len(dst))
+		raw, err := x.from.bytes(ctx, s.buf, first, len(dst))
 		if err != nil {
 			return err
 		}

@@ -322,9 +322,9 @@ func (r *extracting) complete(ctx context.Context) error {
 // carry copies a tensor into the adapter.
 func (r *extracting) carry(ctx context.Context, name string, from located) error {
 	t := from.ref.Tensor
-	i, _, err := r.spool.copy(ctx, name, t.DType, t.Shape, from.file.Data, t.Off, t.NBytes)
+	i, _, err := r.spool.copy(ctx, name, t)
 	if err != nil {
-		return fault.InFile(err, from.file.Path)
+		return fault.InFile(err, t.Path())
 	}
 	r.adapter.Beside = append(r.adapter.Beside, format.Beside{Action: format.Replace, Target: name, Tensor: i})
 	r.report.Beside = append(r.report.Beside, BesideReport{name, "saved with its module", t.NBytes})

@@ -81,7 +81,7 @@ func compareDeltas(t *testing.T, what string, src format.Source, truth *checkpoi
 			continue
 		}
 		raw := make([]byte, ref.Tensor.NBytes)
-		if _, err := truth.Files[ref.File].Data.ReadAt(raw, ref.Tensor.Off); err != nil {
+		if err := ref.Tensor.ReadAt(t.Context(), raw, 0); err != nil {
 			t.Fatal(err)
 		}
 		want := make([]float64, ref.Tensor.Elements())

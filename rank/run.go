@@ -2,7 +2,6 @@ package rank
 
 import (
 	"context"
-	"io"
 	"math"
 	"slices"
 
@@ -151,7 +150,7 @@ func (r *extracting) all(ctx context.Context) error {
 		return err
 	}
 	r.warn()
-	if err := r.rememberBase(); err != nil {
+	if err := r.rememberBase(ctx); err != nil {
 		return err
 	}
 	r.nest()
@@ -193,7 +192,7 @@ func (r *extracting) nothing() error {
 
 // rememberBase records the fingerprints of a few of the base's tensors, spread over the model, so that merge can tell the base
 // from others.
-func (r *extracting) rememberBase() error {
+func (r *extracting) rememberBase(ctx context.Context) error {
 	const most = 4
 	r.adapter.Base.Fingerprints = make(map[string]string)
 	n := min(most, len(r.tensors))
@@ -203,10 +202,9 @@ func (r *extracting) rememberBase() error {
 			name = r.peft.disk[name]
 		}
 		ref, _ := r.base.Lookup(name)
-		f := r.base.Files[ref.File]
-		id, err := format.Fingerprint(ref.Tensor.DType, ref.Tensor.Shape, io.NewSectionReader(f.Data, ref.Tensor.Off, ref.Tensor.NBytes))
+		id, err := format.Fingerprint(ref.Tensor.DType, ref.Tensor.Shape, ref.Tensor.Reader(ctx))
 		if err != nil {
-			return fault.InFile(err, f.Path)
+			return fault.InFile(err, ref.Tensor.Path())
 		}
 		r.adapter.Base.Fingerprints[name] = id
 	}
@@ -264,9 +262,9 @@ func (r *extracting) beside(ctx context.Context, p *pair, why string) error {
 		return nil
 	}
 	r.whole += energy
-	i, nonFinite, err := r.spool.copy(ctx, p.name, t.DType, t.Shape, p.tuned.file.Data, t.Off, t.NBytes)
+	i, nonFinite, err := r.spool.copy(ctx, p.name, t)
 	if err != nil {
-		return fault.InFile(err, p.tuned.file.Path)
+		return fault.InFile(err, t.Path())
 	}
 	if nonFinite > 0 {
 		return nonFiniteError(p.name, nonFinite)

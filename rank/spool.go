@@ -8,6 +8,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
 )
 
 // spool is a source in the making: its tensors go to a temporary file one after the other, so that an adapter of any size takes
@@ -41,9 +42,10 @@ func (s *spool) add(name string, d dtype.Type, shape []uint64, data []byte) (int
 	return s.enter(name, d, shape, int64(len(data))), nil
 }
 
-// copy appends a tensor whose n bytes lie in src at off, and counts its values that are NaN or infinite.
-func (s *spool) copy(ctx context.Context, name string, d dtype.Type, shape []uint64, src io.ReaderAt, off, n int64) (index, nonFinite int, err error) {
+// copy appends a tensor of a checkpoint under a name, and counts its values that are NaN or infinite.
+func (s *spool) copy(ctx context.Context, name string, t *checkpoint.Tensor) (index, nonFinite int, err error) {
 	const piece = 1 << 18
+	d, n := t.DType, t.NBytes
 	buf := make([]byte, min(n, piece))
 	var values []float64
 	if d.IsFloat() {
@@ -54,7 +56,7 @@ func (s *spool) copy(ctx context.Context, name string, d dtype.Type, shape []uin
 			return 0, 0, err
 		}
 		p := buf[:min(piece, n-done)]
-		if _, err := io.ReadFull(io.NewSectionReader(src, off+done, int64(len(p))), p); err != nil {
+		if err := t.ReadAt(ctx, p, done); err != nil {
 			return 0, 0, err
 		}
 		if d.IsFloat() {
@@ -70,7 +72,7 @@ func (s *spool) copy(ctx context.Context, name string, d dtype.Type, shape []uin
 			return 0, 0, spoolError(err)
 		}
 	}
-	return s.enter(name, d, shape, n), nonFinite, nil
+	return s.enter(name, d, t.Shape, n), nonFinite, nil
 }
 
 func (s *spool) enter(name string, d dtype.Type, shape []uint64, n int64) int {

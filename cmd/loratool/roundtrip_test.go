@@ -53,7 +53,7 @@ func tensor(t *testing.T, c *checkpoint.Checkpoint, name string) []float64 {
 		t.Fatalf("no tensor %q in %s", name, c.Path)
 	}
 	b := make([]byte, ref.Tensor.NBytes)
-	if _, err := c.Files[ref.File].Data.ReadAt(b, ref.Tensor.Off); err != nil {
+	if err := ref.Tensor.ReadAt(t.Context(), b, 0); err != nil {
 		t.Fatal(err)
 	}
 	x := make([]float64, ref.Tensor.Elements())

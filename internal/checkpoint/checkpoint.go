@@ -144,7 +144,7 @@ func openFile(name string, in *fileio.Input) (*File, error) {
 		in.Close()
 		return nil, fault.InFile(err, in.Path)
 	}
-	return newFile(h, File{Name: name, Path: in.Path, Size: in.Size, Data: in.ReaderAt, close: in.Close}), nil
+	return newFile(h, &File{Name: name, Path: in.Path, Size: in.Size, data: stored{in.ReaderAt}, close: in.Close}), nil
 }
 
 // Unchanged reports whether all files of the checkpoint are as they were when it was opened.

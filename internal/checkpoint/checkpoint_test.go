@@ -67,7 +67,7 @@ func checkNames(t *testing.T, c *checkpoint.Checkpoint, want ...string) {
 			t.Fatalf("Lookup(%q) finds nothing", name)
 		}
 		one := make([]byte, 1)
-		if _, err := c.Files[ref.File].Data.ReadAt(one, ref.Tensor.Off); err != nil {
+		if err := ref.Tensor.ReadAt(t.Context(), one, 0); err != nil {
 			t.Errorf("reading %q: %v", name, err)
 		}
 	}

@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/loratool/loratool/internal/jsonobject"
 )
@@ -42,4 +43,17 @@ func (c *Checkpoint) Reindex(text []byte, isRenamed bool) ([]byte, error) {
 		}
 	}
 	return text, nil
+}
+
+// FileOf is the name of the file that holds a tensor.
+func (c *Checkpoint) FileOf(name string) string { return c.Files[c.refs[name].File].Name }
+
+// IndexName is the name of the index of a sharded checkpoint, or "".
+func (c *Checkpoint) IndexName() string {
+	for _, name := range weightFiles {
+		if slices.Contains(c.Side, name+".index.json") {
+			return name + ".index.json"
+		}
+	}
+	return ""
 }

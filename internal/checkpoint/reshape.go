@@ -1,12 +1,8 @@
 package checkpoint
 
 import (
-	"fmt"
-	"io"
+	"context"
 	"slices"
-	"sort"
-
-	"github.com/loratool/loratool/internal/safetensors"
 )
 
 // Change is a tensor that a reshaped checkpoint has otherwise: a new one, or one with more rows or of another shape.
@@ -24,7 +20,7 @@ type Change struct {
 // Closing either checkpoint closes the files of both.
 func (c *Checkpoint) Reshape(changes []Change) (*Checkpoint, error) {
 	byName := make(map[string]Change)
-	added := make(map[int][]Change)
+	added := make(map[int][]Shown)
 	for _, change := range changes {
 		byName[change.Name] = change
 		if _, ok := c.refs[change.Name]; ok {
@@ -34,169 +30,66 @@ func (c *Checkpoint) Reshape(changes []Change) (*Checkpoint, error) {
 		if change.Zeros == nil {
 			file = c.refs[change.From].File
 		}
-		added[file] = append(added[file], change)
+		added[file] = append(added[file], c.changed(change))
 	}
-	r := *c
-	r.Files = slices.Clone(c.Files)
-	for i, f := range c.Files {
+	return c.View(func(i int, f *File) []Shown {
 		isChanged := func(t Tensor) bool { _, ok := byName[t.Name]; return ok }
 		if len(added[i]) == 0 && !slices.ContainsFunc(f.Tensors, isChanged) {
-			continue
+			return nil
 		}
-		var l layout
-		for _, t := range f.Tensors {
-			change, ok := byName[t.Name]
-			if !ok {
-				change = Change{Name: t.Name, From: t.Name}
-			}
-			l.add(c, change)
-		}
-		for _, change := range added[i] {
-			l.add(c, change)
-		}
-		var err error
-		if r.Files[i], err = f.restitched(l.tensors, l.pieces); err != nil {
-			return nil, err
-		}
-	}
-	return &r, r.indexTensors()
-}
-
-// Rename returns a checkpoint that has some tensors under other names, without copying any; names maps the present name to
-// the new one. Closing either checkpoint closes the files of both. It is an error if two tensors have the same name then.
-func (c *Checkpoint) Rename(names map[string]string) (*Checkpoint, error) {
-	r := *c
-	r.Files = slices.Clone(c.Files)
-	for i, f := range c.Files {
-		tensors := slices.Clone(f.Tensors)
-		isRenamed := false
-		for j := range tensors {
-			if name, ok := names[tensors[j].Name]; ok {
-				tensors[j].Name, isRenamed = name, true
+		var shown []Shown
+		for j := range f.Tensors {
+			t := &f.Tensors[j]
+			if change, ok := byName[t.Name]; ok {
+				shown = append(shown, c.changed(change))
+			} else {
+				shown = append(shown, t.Shown())
 			}
 		}
-		if !isRenamed {
-			continue
-		}
-		var err error
-		if r.Files[i], err = f.restitched(tensors, []piece{{f.Data, f.DataOff, f.Size - f.DataOff}}); err != nil {
-			return nil, err
-		}
-	}
-	return &r, r.indexTensors()
+		return append(shown, added[i]...)
+	})
 }
 
-// layout is the tensors of a file, in their order, and the pieces that their values are read from.
-type layout struct {
-	tensors []Tensor
-	pieces  []piece
-}
-
-func (l *layout) add(c *Checkpoint, change Change) {
+// changed is a tensor as a change wants it.
+func (c *Checkpoint) changed(change Change) Shown {
 	if z := change.Zeros; z != nil {
-		l.tensors = append(l.tensors, Tensor{Name: change.Name, DType: z.DType, Shape: slices.Clone(z.Shape), NBytes: z.NBytes})
-		l.pieces = append(l.pieces, piece{zeros{}, 0, z.NBytes})
-		return
+		return Shown{change.Name, z.DType, z.Shape, []Piece{{zeros{}, 0, z.NBytes}}}
 	}
-	from := c.refs[change.From]
-	t := *from.Tensor
-	t.Name, t.Shape = change.Name, slices.Clone(t.Shape)
-	l.pieces = append(l.pieces, piece{c.Files[from.File].Data, t.Off, t.NBytes})
+	t := c.refs[change.From].Tensor
+	s := t.Shown()
+	s.Name, s.Shape = change.Name, slices.Clone(t.Shape)
 	if change.Rows > 0 {
-		t.NBytes = t.NBytes / int64(t.Shape[0]) * int64(change.Rows)
-		t.Shape[0] = change.Rows
-	}
-	if more := t.NBytes - from.Tensor.NBytes; more > 0 {
-		l.pieces = append(l.pieces, piece{zeros{}, 0, more})
-	}
-	l.tensors = append(l.tensors, t)
-}
-
-// restitched is the file with other tensors, whose values are read from pieces.
-func (f *File) restitched(tensors []Tensor, pieces []piece) (*File, error) {
-	stored := make([]safetensors.Tensor, len(tensors))
-	for i, t := range tensors {
-		stored[i] = safetensors.Tensor(t)
-	}
-	raw := safetensors.Compose(stored, f.header.Metadata)
-	h, err := safetensors.ReadAlone(raw)
-	if err != nil {
-		return nil, fmt.Errorf("internal error: a header of our own: %w", err)
-	}
-	data := newStitched(append([]piece{{byteReader(raw), 0, int64(len(raw))}}, pieces...))
-	return newFile(h, File{Name: f.Name, Path: f.Path, Size: data.size(), Data: data, close: f.close}), nil
-}
-
-// FileOf is the name of the file that holds a tensor.
-func (c *Checkpoint) FileOf(name string) string { return c.Files[c.refs[name].File].Name }
-
-// IndexName is the name of the index of a sharded checkpoint, or "".
-func (c *Checkpoint) IndexName() string {
-	for _, name := range weightFiles {
-		if slices.Contains(c.Side, name+".index.json") {
-			return name + ".index.json"
-		}
-	}
-	return ""
-}
-
-// piece is n bytes of a source, from off on.
-type piece struct {
-	source io.ReaderAt
-	off, n int64
-}
-
-// stitched is a file that is put together of pieces.
-type stitched struct {
-	pieces []piece
-	ends   []int64 // of the pieces
-}
-
-func newStitched(pieces []piece) *stitched {
-	s := &stitched{pieces: pieces}
-	at := int64(0)
-	for _, p := range pieces {
-		at += p.n
-		s.ends = append(s.ends, at)
+		n := t.NBytes / int64(t.Shape[0]) * int64(change.Rows)
+		s.Shape[0] = change.Rows
+		s.Pieces[0].N = min(n, t.NBytes)
+		s.Pieces = append(s.Pieces, Piece{zeros{}, 0, max(0, n-t.NBytes)})
 	}
 	return s
-}
-
-func (s *stitched) size() int64 { return s.ends[len(s.ends)-1] }
-
-// ReadAt reads from one piece after the other.
-func (s *stitched) ReadAt(p []byte, off int64) (n int, err error) {
-	i := sort.Search(len(s.ends), func(i int) bool { return s.ends[i] > off })
-	for ; n < len(p) && i < len(s.pieces); i++ {
-		piece := &s.pieces[i]
-		start := off + int64(n) - (s.ends[i] - piece.n)
-		k := min(int64(len(p)-n), piece.n-start)
-		if _, err := io.ReadFull(io.NewSectionReader(piece.source, piece.off+start, k), p[n:n+int(k)]); err != nil {
-			return n, err
-		}
-		n += int(k)
-	}
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
 }
 
 // zeros reads as zeros without end.
 type zeros struct{}
 
-func (zeros) ReadAt(p []byte, _ int64) (int, error) {
+func (zeros) ReadAt(_ context.Context, p []byte, _ int64) error {
 	clear(p)
-	return len(p), nil
+	return nil
 }
 
-// byteReader reads from memory.
-type byteReader []byte
-
-func (b byteReader) ReadAt(p []byte, off int64) (int, error) {
-	n := copy(p, b[min(off, int64(len(b))):])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
+// Rename returns a checkpoint that has some tensors under other names, without copying any; names maps the present name to
+// the new one. Closing either checkpoint closes the files of both. It is an error if two tensors have the same name then.
+func (c *Checkpoint) Rename(names map[string]string) (*Checkpoint, error) {
+	return c.View(func(_ int, f *File) []Shown {
+		shown := make([]Shown, len(f.Tensors))
+		isRenamed := false
+		for i := range f.Tensors {
+			shown[i] = f.Tensors[i].Shown()
+			if name, ok := names[shown[i].Name]; ok {
+				shown[i].Name, isRenamed = name, true
+			}
+		}
+		if !isRenamed {
+			return nil
+		}
+		return shown
+	})
 }

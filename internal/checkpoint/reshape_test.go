@@ -1,8 +1,11 @@
 package checkpoint_test
 
 import (
-	"io"
+	"context"
+	"errors"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -17,10 +20,10 @@ func contents(t *testing.T, c *checkpoint.Checkpoint) map[string]string {
 	values := make(map[string]string)
 	for _, f := range c.Files {
 		whole := make([]byte, f.Size)
-		if _, err := io.ReadFull(io.NewSectionReader(f.Data, 0, f.Size), whole); err != nil {
+		if err := f.ReadAt(t.Context(), whole, 0); err != nil {
 			t.Fatal(err)
 		}
-		h, err := safetensors.Read(f.Data, f.Size)
+		h, err := safetensors.Read(f.ReaderAt(t.Context()), f.Size)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -73,5 +76,63 @@ func TestRenameKeepsValues(t *testing.T) {
 	}
 	if _, err := open(t, dir).Rename(map[string]string{"a": "b"}); err == nil {
 		t.Error("two tensors have got the name b")
+	}
+}
+
+// TestViewReadsAnyRange: a range of a view may begin and end anywhere, in the header, in zeros, or in
+// what the file has.
+func TestViewReadsAnyRange(t *testing.T) {
+	dir := directory(t, map[string][]byte{"model.safetensors": weights("a", "b", "c")})
+	two := &checkpoint.Tensor{DType: dtype.U8, Shape: []uint64{2}, NBytes: 2}
+	c, err := open(t, dir).Reshape([]checkpoint.Change{{Name: "b", Zeros: two}, {Name: "copy", From: "c"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := c.Files[0]
+	whole := make([]byte, f.Size)
+	if err := f.ReadAt(t.Context(), whole, 0); err != nil {
+		t.Fatal(err)
+	}
+	if want := "\x00\x00\x00\x02\x02"; string(whole[f.DataOff:]) != want {
+		t.Fatalf("the data are % x, want % x", whole[f.DataOff:], want)
+	}
+	for off := range f.Size {
+		for end := off; end <= f.Size; end++ {
+			part := make([]byte, end-off)
+			if err := f.ReadAt(t.Context(), part, off); err != nil || string(part) != string(whole[off:end]) {
+				t.Fatalf("bytes %d to %d are % x, %v; want % x", off, end, part, err, whole[off:end])
+			}
+		}
+	}
+	if err := f.ReadAt(t.Context(), make([]byte, 2), f.Size-1); err == nil {
+		t.Error("bytes beyond the end were read")
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := f.ReadAt(ended, make([]byte, 1), 0); !errors.Is(err, context.Canceled) {
+		t.Errorf("read after the context ended: %v", err)
+	}
+}
+
+// TestViewKeepsPermissions: what is made from a view may be read by those who may read the file.
+func TestViewKeepsPermissions(t *testing.T) {
+	dir := directory(t, map[string][]byte{"model.safetensors": weights("a", "b")})
+	path := filepath.Join(dir, "model.safetensors")
+	if err := os.Chmod(path, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.Stat(path) // Windows knows fewer permissions
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := open(t, dir)
+	view, err := c.Rename(map[string]string{"a": "x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, f := range map[string]*checkpoint.File{"the file": c.Files[0], "a view of it": view.Files[0]} {
+		if got := f.Like().Mode; got != want.Mode().Perm() {
+			t.Errorf("what is made from %s gets the permissions %v, want %v", what, got, want.Mode().Perm())
+		}
 	}
 }
