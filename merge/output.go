@@ -2,6 +2,7 @@ package merge
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -67,7 +68,7 @@ func (p *Plan) outputNames() []string {
 
 // isCheckpoint reports whether what is at path is a checkpoint, and not an adapter.
 func isCheckpoint(path string) bool {
-	c, err := checkpoint.Open(path)
+	c, err := checkpoint.Open(context.Background(), path)
 	if err != nil {
 		return false
 	}

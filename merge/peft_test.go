@@ -35,6 +35,8 @@ type fixture struct {
 		GrowVocabulary    bool
 		RecomputeResidual bool
 	} `json:"options"`
+
+	from func(t *testing.T, path string) (*merge.Base, error) // opens the base; nil is fromDisk
 }
 
 // eachFixture runs f on every case of a kind; fewer than atLeast of them are a failure.
@@ -77,11 +79,24 @@ func (c fixture) open(t *testing.T, dir string, options merge.Options) (*merge.P
 	if err != nil {
 		return nil, err
 	}
-	p, err := merge.Open(context.Background(), filepath.Join(fixtures, "bases", c.Base), adapters, options)
-	if err == nil {
-		t.Cleanup(func() { p.Close() })
+	base, err := c.openBase(t)
+	if err != nil {
+		return nil, err
 	}
-	return p, err
+	return base.Merge(context.Background(), adapters, options)
+}
+
+// openBase opens the base of a case for as long as the test runs.
+func (c fixture) openBase(t *testing.T) (*merge.Base, error) {
+	open := c.from
+	if open == nil {
+		open = fromDisk
+	}
+	b, err := open(t, filepath.Join(fixtures, "bases", c.Base))
+	if err == nil {
+		t.Cleanup(func() { b.Close() })
+	}
+	return b, err
 }
 
 func (c fixture) openAdapters(t *testing.T, dir string) (adapters []merge.Adapter, err error) {
@@ -154,7 +169,7 @@ func TestMergeEqualsPEFTInEveryElement(t *testing.T) {
 			}
 		}
 	}
-	eachFixture(t, "merge", 20, compare)
+	eachBase(t, "merge", 20, compare)
 	eachFixture(t, "eras", 29, compare) // by the releases of PEFT that their names begin with
 	t.Logf("%d elements compared", elements)
 }
@@ -167,7 +182,7 @@ func bothZero(d dtype.Type, got, want []byte, i int) bool {
 // TestRefusalsNameTheirCause: nothing may appear at OUT, the error is of a kind that means bad input, and it has the words
 // that name the cause.
 func TestRefusalsNameTheirCause(t *testing.T) {
-	eachFixture(t, "refuse", 20, func(t *testing.T, dir string, c fixture) {
+	eachBase(t, "refuse", 20, func(t *testing.T, dir string, c fixture) {
 		parent := t.TempDir()
 		p, err := c.open(t, dir, merge.Options{})
 		if err == nil {
@@ -194,7 +209,7 @@ func TestRefusalsNameTheirCause(t *testing.T) {
 
 func openCheckpoint(t *testing.T, path string) *checkpoint.Checkpoint {
 	t.Helper()
-	c, err := checkpoint.Open(path)
+	c, err := checkpoint.Open(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package merge
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -50,6 +49,7 @@ type Options struct {
 type Plan struct {
 	ran      atomic.Bool
 	base     *checkpoint.Checkpoint
+	own      *Base // that was opened for this plan, and is closed with it; nil where the caller opened it
 	adapters []Adapter
 	options  Options
 	targets  []*target // in the order of files and of data
@@ -80,19 +80,16 @@ func (t *target) changes() bool { return len(t.Terms) > 0 || t.Replace != nil ||
 // Open plans the merge of adapters into the checkpoint at path. It fails, before anything is written, if any tensor of an
 // adapter could not be used exactly once. The caller closes the plan. Errors wrap a kind of package format.
 func Open(ctx context.Context, path string, adapters []Adapter, options Options) (*Plan, error) {
-	base, err := checkpoint.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	p := &Plan{base: base, adapters: adapters, options: options}
-	if err := p.plan(ctx); err != nil {
-		return nil, errors.Join(err, base.Close())
-	}
-	return p, nil
+	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Merge(ctx, adapters, options) })
 }
 
-// Close closes the base.
-func (p *Plan) Close() error { return p.base.Close() }
+// Close closes the base of a plan that was opened by its path. One that the caller opened stays open.
+func (p *Plan) Close() error {
+	if p.own == nil {
+		return nil
+	}
+	return p.own.Close()
+}
 
 // Warnings are what a user should know before the plan runs.
 func (p *Plan) Warnings() []string { return p.warnings }

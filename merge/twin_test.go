@@ -80,7 +80,7 @@ func TestOneTensorSavedForAllItsModules(t *testing.T) {
 			t.Errorf("%s: %v", c.name, err)
 			continue
 		}
-		out, err := checkpoint.Open(in("out"))
+		out, err := checkpoint.Open(t.Context(), in("out"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -61,14 +61,14 @@ func tree(t *testing.T, path string) map[string]string {
 
 // TestUnmergeRestoresEveryByte merges every fixture with a record and takes it back.
 func TestUnmergeRestoresEveryByte(t *testing.T) {
-	eachFixture(t, "merge", 20, func(t *testing.T, dir string, c fixture) {
+	eachBase(t, "merge", 20, func(t *testing.T, dir string, c fixture) {
 		var rec bytes.Buffer
 		adapters, err := c.openAdapters(t, dir)
 		if err != nil {
 			t.Fatal(err)
 		}
 		base := filepath.Join(fixtures, "bases", c.Base)
-		p, err := merge.Open(context.Background(), base, adapters, c.with(merge.Options{Undo: &rec}))
+		p, err := c.open(t, dir, merge.Options{Undo: &rec})
 		if c.Options.Tied == merge.Untie || c.Options.GrowVocabulary {
 			if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "undo record") {
 				t.Errorf("%v, want a refusal: a record does not say that a tensor was added or grew", err)

@@ -2,7 +2,6 @@ package merge
 
 import (
 	"context"
-	"errors"
 	"io"
 	"math"
 	"slices"
@@ -66,32 +65,13 @@ type Removal struct {
 // OpenUnmerge plans to take adapters out of the merged checkpoint at path. With records the result is the checkpoint before these
 // merges byte for byte, headers included, and proved by digest.
 func OpenUnmerge(ctx context.Context, path string, remove Removal, options Options) (*Plan, error) {
-	return openRemoval(ctx, path, remove, nil, options)
+	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Unmerge(ctx, remove, options) })
 }
 
 // OpenSwap plans to take adapters out of the merged checkpoint at path and to merge others in the same pass. The result is that of
 // merging add into the checkpoint before the merges that are taken out. To keep an adapter of a record, name it on both sides.
 func OpenSwap(ctx context.Context, path string, remove Removal, add []Adapter, options Options) (*Plan, error) {
-	if len(add) == 0 {
-		return nil, fault.New(fault.Mismatch, "no adapter to put in")
-	}
-	if remove.Approximate {
-		return nil, fault.New(fault.Unsupported, "a swap needs the undo record: a result that stands on an approximate base is not the merge of anything")
-	}
-	return openRemoval(ctx, path, remove, add, options)
-}
-
-func openRemoval(ctx context.Context, path string, remove Removal, add []Adapter, options Options) (*Plan, error) {
-	merged, err := checkpoint.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	p := &Plan{base: merged, options: options}
-	err = p.planRemoval(ctx, remove, add)
-	if err != nil {
-		return nil, errors.Join(err, merged.Close())
-	}
-	return p, nil
+	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Swap(ctx, remove, add, options) })
 }
 
 func (p *Plan) planRemoval(ctx context.Context, remove Removal, add []Adapter) error {

@@ -65,7 +65,7 @@ func TestApproximateTakesOutTheLatestMergeAlone(t *testing.T) {
 // history is what the stamps of a checkpoint say.
 func history(t *testing.T, path string) []merge.Merged {
 	t.Helper()
-	h, err := merge.History(path)
+	h, err := merge.History(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -176,7 +176,7 @@ func TestTiesOfUnknownModels(t *testing.T) {
 				t.Fatal(err)
 			}
 			p.Close()
-			base, err := checkpoint.Open(out)
+			base, err := checkpoint.Open(t.Context(), out)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,6 +1,7 @@
 package rank
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"regexp"
@@ -35,6 +36,7 @@ type ExtractOptions struct {
 // Extraction is a plan to turn a fine-tuned checkpoint into an adapter. It has read headers only.
 type Extraction struct {
 	base, tuned *checkpoint.Checkpoint
+	own         []*Checkpoint // that were opened for this extraction, and are closed with it
 	options     ExtractOptions
 	pairs       []pair // present in both, same shape, both floats
 	skipped     []Skipped
@@ -67,31 +69,49 @@ const (
 	whyTooSmall = "differs by less than float32 holds"
 )
 
-// OpenExtraction compares the headers of two checkpoints. The caller closes the extraction.
-func OpenExtraction(basePath, tunedPath string, o ExtractOptions) (*Extraction, error) {
-	if (o.Rule == nil) == (o.Budget == 0) {
-		return nil, errors.New("internal error: an extraction needs a rule or a budget")
-	}
-	base, err := checkpoint.Open(basePath)
+// OpenExtraction compares the headers of the checkpoints at two paths. The caller closes the extraction.
+func OpenExtraction(ctx context.Context, basePath, tunedPath string, o ExtractOptions) (*Extraction, error) {
+	base, err := OpenCheckpoint(ctx, basePath)
 	if err != nil {
 		return nil, err
 	}
-	tuned, err := checkpoint.Open(tunedPath)
+	tuned, err := OpenCheckpoint(ctx, tunedPath)
 	if err != nil {
 		return nil, errors.Join(err, base.Close())
 	}
-	e := &Extraction{base: base, tuned: tuned, options: o, others: make(map[string]located)}
+	e, err := NewExtraction(base, tuned, o)
+	if err != nil {
+		return nil, errors.Join(err, base.Close(), tuned.Close())
+	}
+	e.own = []*Checkpoint{base, tuned}
+	return e, nil
+}
+
+// NewExtraction is OpenExtraction for checkpoints that are open already. The caller closes them after
+// the extraction has run.
+func NewExtraction(base, tuned *Checkpoint, o ExtractOptions) (*Extraction, error) {
+	if (o.Rule == nil) == (o.Budget == 0) {
+		return nil, errors.New("internal error: an extraction needs a rule or a budget")
+	}
+	e := &Extraction{base: base.checkpoint, tuned: tuned.checkpoint, options: o, others: make(map[string]located)}
 	if e.options.DType == dtype.Invalid {
 		e.options.DType = dtype.F32
 	}
 	if err := e.plan(); err != nil {
-		return nil, errors.Join(err, e.Close())
+		return nil, err
 	}
 	return e, nil
 }
 
-// Close closes both checkpoints.
-func (e *Extraction) Close() error { return errors.Join(e.base.Close(), e.tuned.Close()) }
+// Close closes the checkpoints of an extraction that was opened by their paths. Those that the caller
+// opened stay open.
+func (e *Extraction) Close() error {
+	var errs []error
+	for _, c := range e.own {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
 
 func (e *Extraction) skip(name, format string, args ...any) {
 	e.skipped = append(e.skipped, Skipped{Tensor: name, Why: fmt.Sprintf(format, args...)})

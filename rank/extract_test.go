@@ -32,7 +32,7 @@ func pairOf(t *testing.T, config string, base, tuned []testkit.Tensor) (basePath
 
 func extract(t *testing.T, base, tuned string, o rank.ExtractOptions) (format.Source, *rank.ExtractReport, error) {
 	t.Helper()
-	e, err := rank.OpenExtraction(base, tuned, o)
+	e, err := rank.OpenExtraction(t.Context(), base, tuned, o)
 	if err != nil {
 		return nil, nil, err
 	}

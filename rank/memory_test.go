@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 }
 
 func extractAndPrintHeap(dir string) error {
-	e, err := rank.OpenExtraction(filepath.Join(dir, "base.safetensors"), filepath.Join(dir, "tuned.safetensors"), rank.ExtractOptions{Rule: rank.FixedRank{K: 2}, Workers: 2})
+	e, err := rank.OpenExtraction(context.Background(), filepath.Join(dir, "base.safetensors"), filepath.Join(dir, "tuned.safetensors"), rank.ExtractOptions{Rule: rank.FixedRank{K: 2}, Workers: 2})
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ func TestPEFTAppliesWhatWasExtracted(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer saved.Close()
-		truth, err := checkpoint.Open(filepath.Join(dir, "delta.safetensors"))
+		truth, err := checkpoint.Open(t.Context(), filepath.Join(dir, "delta.safetensors"))
 		if err != nil {
 			t.Fatal(err)
 		}

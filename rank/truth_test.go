@@ -153,7 +153,7 @@ func (x *truth) compare(t *testing.T, class, dir string) {
 	if err := json.Unmarshal(text, &c); err != nil {
 		t.Fatal(err)
 	}
-	weights, err := checkpoint.Open(filepath.Join(dir, "adapter_model.safetensors"))
+	weights, err := checkpoint.Open(t.Context(), filepath.Join(dir, "adapter_model.safetensors"))
 	if err != nil {
 		t.Fatal(err)
 	}

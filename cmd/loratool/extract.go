@@ -103,7 +103,7 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 			add(n)
 		}
 	}
-	e, err := rank.OpenExtraction(base, tuned, options)
+	e, err := rank.OpenExtraction(c.Context, base, tuned, options)
 	if err != nil {
 		return err
 	}

@@ -75,7 +75,7 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 		}
 		return inspectAdapter(c, t, o, src)
 	}
-	base, err := checkpoint.Open(path)
+	base, err := checkpoint.Open(c.Context, path)
 	if err != nil {
 		return err
 	}

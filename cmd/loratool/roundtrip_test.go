@@ -26,12 +26,12 @@ func loratool(t *testing.T, args ...string) []byte {
 // distance is ‖a − b‖_F over all tensors of two checkpoints.
 func distance(t *testing.T, a, b string) float64 {
 	t.Helper()
-	ca, err := checkpoint.Open(a)
+	ca, err := checkpoint.Open(t.Context(), a)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ca.Close()
-	cb, err := checkpoint.Open(b)
+	cb, err := checkpoint.Open(t.Context(), b)
 	if err != nil {
 		t.Fatal(err)
 	}

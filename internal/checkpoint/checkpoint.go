@@ -3,6 +3,7 @@
 package checkpoint
 
 import (
+	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -39,20 +40,20 @@ type Checkpoint struct {
 }
 
 // Open opens a checkpoint at path. Symbolic links are followed. The caller closes it.
-func Open(path string) (*Checkpoint, error) {
+func Open(ctx context.Context, path string) (*Checkpoint, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
 	if info.IsDir() {
-		return openDirectory(path, fileio.OnDisk(path))
+		return openDirectory(ctx, path, fileio.OnDisk(path))
 	}
-	return openSingle(path, fileio.OnDisk(filepath.Dir(path)), filepath.Base(path))
+	return openSingle(ctx, path, fileio.OnDisk(filepath.Dir(path)), filepath.Base(path))
 }
 
 // OpenFS is Open for a file or a directory of an fs.FS. Files that are no io.ReaderAt are read into
 // memory, weights as well.
-func OpenFS(files fs.FS, name string) (*Checkpoint, error) {
+func OpenFS(ctx context.Context, files fs.FS, name string) (*Checkpoint, error) {
 	info, err := fs.Stat(files, name)
 	if err != nil {
 		return nil, err
@@ -66,51 +67,79 @@ func OpenFS(files fs.FS, name string) (*Checkpoint, error) {
 		return nil, err
 	}
 	if info.IsDir() {
-		return openDirectory(name, in)
+		return openDirectory(ctx, name, in)
 	}
-	return openSingle(name, in, path.Base(name))
+	return openSingle(ctx, name, in, path.Base(name))
 }
 
 // New makes a checkpoint of one file that is already open, such as one in memory, and has nothing
 // beside it. Closing the checkpoint leaves data as it is.
-func New(name string, data io.ReaderAt, size int64) (*Checkpoint, error) {
+func New(ctx context.Context, name string, data io.ReaderAt, size int64) (*Checkpoint, error) {
 	f, err := openFile(name, &fileio.Input{ReaderAt: data, Closer: io.NopCloser(nil), Path: name, Size: size})
 	if err != nil {
 		return nil, err
 	}
 	c := &Checkpoint{Path: name, Files: []*File{f}}
-	return c, c.indexTensors()
+	if err := c.indexTensors(); err != nil {
+		return nil, err
+	}
+	return c.decoded(ctx)
 }
 
 // openSingle opens the file of a directory that the user calls path.
-func openSingle(path string, dir fileio.Dir, name string) (*Checkpoint, error) {
+func openSingle(ctx context.Context, path string, dir fileio.Dir, name string) (*Checkpoint, error) {
 	if strings.HasSuffix(name, ".index.json") {
 		return nil, fault.New(fault.Unsupported, "this is the index of a sharded checkpoint").In(path).WithHint("give the directory %s", dir.Path("."))
 	}
 	c := &Checkpoint{Path: path, dir: dir}
-	return c.opened([]string{name}, nil)
+	return c.opened(ctx, []string{name}, nil)
 }
 
 // openDirectory opens a directory that the user calls path.
-func openDirectory(path string, dir fileio.Dir) (*Checkpoint, error) {
+func openDirectory(ctx context.Context, path string, dir fileio.Dir) (*Checkpoint, error) {
 	c := &Checkpoint{Path: path, IsDir: true, dir: dir}
 	names, shardOf, err := c.findWeights()
 	if err != nil {
 		return nil, fault.InFile(err, path)
 	}
-	return c.opened(names, shardOf)
+	return c.opened(ctx, names, shardOf)
 }
 
 // opened returns the checkpoint with its weights open, or closes what it has opened.
-func (c *Checkpoint) opened(names []string, shardOf map[string]string) (*Checkpoint, error) {
-	if err := c.open(names, shardOf); err != nil {
-		return nil, errors.Join(err, c.Close())
+func (c *Checkpoint) opened(ctx context.Context, names []string, shardOf map[string]string) (*Checkpoint, error) {
+	err := c.open(ctx, names, shardOf)
+	if err == nil {
+		var decoded *Checkpoint
+		if decoded, err = c.decoded(ctx); err == nil {
+			return decoded, nil
+		}
 	}
-	return c, nil
+	return nil, errors.Join(err, c.Close())
 }
 
-func (c *Checkpoint) open(names []string, shardOf map[string]string) (err error) {
+// Storage is a way of storing tensors other than as their plain values. It returns a view that shows
+// the values, or the checkpoint itself where nothing is stored so.
+type Storage func(ctx context.Context, c *Checkpoint) (*Checkpoint, error)
+
+// storages are tried in this order, each on what the one before shows.
+var storages []Storage
+
+// decoded shows the values of a checkpoint, however they are stored.
+func (c *Checkpoint) decoded(ctx context.Context) (shown *Checkpoint, err error) {
+	shown = c
+	for _, storage := range storages {
+		if shown, err = storage(ctx, shown); err != nil {
+			return nil, fault.InFile(err, c.Path)
+		}
+	}
+	return shown, nil
+}
+
+func (c *Checkpoint) open(ctx context.Context, names []string, shardOf map[string]string) (err error) {
 	for _, name := range names {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		in, err := c.dir.Open(path.Clean(name))
 		if errors.Is(err, fs.ErrNotExist) && shardOf != nil {
 			err = fault.New(fault.Truncated, "the index names the shard %s, which is not there", name).In(c.Path).

@@ -47,7 +47,7 @@ func directory(t *testing.T, files map[string][]byte) string {
 
 func open(t *testing.T, path string) *checkpoint.Checkpoint {
 	t.Helper()
-	c, err := checkpoint.Open(path)
+	c, err := checkpoint.Open(t.Context(), path)
 	if err != nil {
 		t.Fatal(err, "\nhint: ", fault.Hint(err))
 	}
@@ -194,7 +194,7 @@ func relative(t *testing.T, path string) string {
 // checkError opens path and wants an error of a kind, nil for any, with words in its message and its hint.
 func checkError(t *testing.T, path string, kind error, words, hint string) {
 	t.Helper()
-	c, err := checkpoint.Open(path)
+	c, err := checkpoint.Open(t.Context(), path)
 	switch {
 	case err == nil:
 		c.Close()
@@ -337,7 +337,7 @@ func TestConfigIsRead(t *testing.T) {
 
 func TestNewTakesAFileInMemory(t *testing.T) {
 	file := weights("a", "b")
-	c, err := checkpoint.New("memory", bytes.NewReader(file), int64(len(file)))
+	c, err := checkpoint.New(t.Context(), "memory", bytes.NewReader(file), int64(len(file)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -345,7 +345,7 @@ func TestNewTakesAFileInMemory(t *testing.T) {
 	if c.Bytes() != int64(len(file)) {
 		t.Errorf("Bytes() = %d, want %d", c.Bytes(), len(file))
 	}
-	if _, err := checkpoint.New("memory", bytes.NewReader(file), int64(len(file)-1)); !errors.Is(err, fault.Truncated) || !strings.HasPrefix(err.Error(), "memory: ") {
+	if _, err := checkpoint.New(t.Context(), "memory", bytes.NewReader(file), int64(len(file)-1)); !errors.Is(err, fault.Truncated) || !strings.HasPrefix(err.Error(), "memory: ") {
 		t.Errorf("New(a file cut short) = %v, want an error of kind %v that begins with the name", err, fault.Truncated)
 	}
 	if err := c.Close(); err != nil {

@@ -45,7 +45,7 @@ func TestOpenFSFindsWhatOpenFinds(t *testing.T) {
 	}{
 		{"memory", memory, "models/m"}, {"streams", streamed{memory}, "models/m"}, {"the disk", os.DirFS(dir), "."},
 	} {
-		got, err := checkpoint.OpenFS(c.files, c.name)
+		got, err := checkpoint.OpenFS(t.Context(), c.files, c.name)
 		if err != nil {
 			t.Errorf("%s: %v", c.what, err)
 			continue
@@ -61,7 +61,7 @@ func TestOpenFSFindsWhatOpenFinds(t *testing.T) {
 		if paths := got.Paths(); len(paths) > 0 {
 			t.Errorf("%s: %q are taken for paths of the machine", c.what, paths)
 		}
-		one, err := checkpoint.OpenFS(c.files, path.Join(c.name, "1.safetensors"))
+		one, err := checkpoint.OpenFS(t.Context(), c.files, path.Join(c.name, "1.safetensors"))
 		if err != nil {
 			t.Errorf("%s, one file: %v", c.what, err)
 			continue

@@ -23,7 +23,7 @@ func transformer(t *testing.T, layers, width int) *checkpoint.Checkpoint {
 		}
 	}
 	header := testkit.Raw("{"+strings.Join(entries, ",")+"}", nil)
-	c, err := checkpoint.New("model", headerOnly{bytes.NewReader(header)}, int64(len(header)+len(entries)*size))
+	c, err := checkpoint.New(t.Context(), "model", headerOnly{bytes.NewReader(header)}, int64(len(header)+len(entries)*size))
 	if err != nil {
 		t.Fatal(err)
 	}

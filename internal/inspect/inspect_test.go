@@ -46,7 +46,7 @@ func transformer(t *testing.T, n, d int) *checkpoint.Checkpoint {
 	}
 	b.WriteString("}")
 	text := append(binary.LittleEndian.AppendUint64(nil, uint64(b.Len())), b.String()...)
-	c, err := checkpoint.New("synthetic", headerOnly{t, text}, int64(len(text))+off)
+	c, err := checkpoint.New(t.Context(), "synthetic", headerOnly{t, text}, int64(len(text))+off)
 	if err != nil {
 		t.Fatal(err)
 	}
