@@ -7,16 +7,17 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/format"
+	safefile "github.com/loratool/loratool/format/safetensors"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/safetensors"
-	nlp "github.com/nlpodyssey/safetensors"
 )
 
 // peftSink writes a directory as PEFT saves it, or a weights file with the rest beside it. A source that carries the header and the configuration it was read from is
@@ -353,47 +354,18 @@ func serialise(ctx context.Context, src format.Source, names map[int]string) (fu
 	if err != nil {
 		return nil, err
 	}
-	views := make(map[string]lazyView, len(names))
-	failed := new(error)
-	for i, name := range names {
-		t := &src.Manifest().Tensors[i]
-		d, err := nlp.ParseDType(t.DType.String())
-		if err != nil {
-			return nil, fault.New(fault.Unsupported, "tensor %q is stored as %v, which is not written", t.Name, t.DType)
-		}
-		if _, taken := views[name]; taken {
-			return nil, fault.New(fault.Unsupported, "two tensors of the adapter would get the key %q", name)
-		}
-		views[name] = lazyView{ctx: ctx, src: src, index: i, dtype: d, failed: failed}
+	order := slices.Sorted(maps.Keys(names))
+	tensors := make([]format.Tensor, len(order))
+	for k, i := range order {
+		tensors[k] = src.Manifest().Tensors[i]
+		tensors[k].Name = names[i]
+	}
+	if err := safefile.Check(tensors); err != nil {
+		return nil, err
 	}
 	return func(w io.Writer) error {
-		err := nlp.SerializeToWriter(views, metadata, w)
-		return errors.Join(*failed, err)
+		return safefile.Write(ctx, w, tensors, metadata, func(p []byte, k int, off int64) error {
+			return src.ReadBlobAt(p, order[k], off)
+		})
 	}, nil
-}
-
-// lazyView is a tensor that is read when the library writes it, one at a time. The library has no place for an error, so the
-// first one is kept in failed.
-type lazyView struct {
-	ctx    context.Context
-	src    format.Source
-	index  int
-	dtype  nlp.DType
-	failed *error
-}
-
-func (v lazyView) tensor() *format.Tensor { return &v.src.Manifest().Tensors[v.index] }
-func (v lazyView) DType() nlp.DType       { return v.dtype }
-func (v lazyView) DataLen() uint64        { return uint64(v.tensor().NBytes()) }
-func (v lazyView) Shape() []uint64        { return append([]uint64{}, v.tensor().Shape...) } // nil would be written as null
-
-func (v lazyView) Data() []byte {
-	if *v.failed != nil {
-		return nil
-	}
-	b := make([]byte, v.tensor().NBytes())
-	if *v.failed = v.ctx.Err(); *v.failed == nil {
-		*v.failed = v.src.ReadBlobAt(b, v.index, 0)
-	}
-	return b
 }

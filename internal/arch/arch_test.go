@@ -42,8 +42,14 @@ var arrows = map[string]map[string]string{
 		"internal/parallel":    "chunks on workers",
 		"internal/safetensors": "what a file is that is no container",
 	},
+	"format/safetensors": {
+		"format":               "tensors, and its kinds of error",
+		"internal/fault":       "errors of input",
+		"internal/safetensors": "the strict header check",
+	},
 	"format/convert": {
 		"format":               "what it makes",
+		"format/safetensors":   "weights files that it writes",
 		"internal/fault":       "errors of input",
 		"internal/fileio":      "outputs that appear whole, inputs that are files",
 		"internal/jsonobject":  "configurations, by exact keys",
@@ -151,7 +157,7 @@ var fences = map[string]struct {
 	"golang.org/x/sys":                  {[]string{"internal/fileio", "internal/kernel"}, "copy_file_range and free space; what the processor has"},
 	"gonum.org/v1/gonum":                {[]string{"rank", "internal/principal"}, "small dense problems, in one file of each"},
 	"github.com/klauspost/compress":     {[]string{"format"}, "zstd, in the file that codes blocks"},
-	"github.com/nlpodyssey/safetensors": {[]string{"format/convert", "internal/checkpoint"}, "reads and writes adapter files behind our own check"},
+	"github.com/nlpodyssey/safetensors": {[]string{"format/safetensors"}, "writes adapter files behind our own check"},
 }
 
 // testFences are further modules that tests may import, and where.
