@@ -1,15 +1,8 @@
 package arch
 
 import (
-	"bytes"
-	"go/importer"
-	"go/token"
 	"go/types"
-	"io"
-	"os"
-	"os/exec"
 	"slices"
-	"strings"
 	"testing"
 )
 
@@ -30,37 +23,10 @@ var faces = map[string]string{
 	"merge.StampAdapter":  "inspect reads what checkpoint does",
 }
 
-// load type-checks the library, from what the compiler has left in its cache.
-func load(t *testing.T) []*types.Package {
-	t.Helper()
-	var failure bytes.Buffer
-	list := exec.Command("go", "list", "-export", "-deps", "-f", "{{.ImportPath}} {{.Export}}", "./format/...", "./merge", "./rank")
-	list.Dir, list.Stderr = "../..", &failure
-	text, err := list.Output()
-	if err != nil {
-		t.Fatalf("go list: %v\n%s", err, failure.Bytes())
-	}
-	exports := make(map[string]string)
-	for line := range strings.Lines(string(text)) {
-		path, file, _ := strings.Cut(strings.TrimSpace(line), " ")
-		exports[path] = file
-	}
-	imp := importer.ForCompiler(token.NewFileSet(), "gc", func(path string) (io.ReadCloser, error) { return os.Open(exports[path]) })
-	var all []*types.Package
-	for _, room := range library {
-		pkg, err := imp.Import(module + "/" + room)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, pkg)
-	}
-	return all
-}
-
 // doors looks at the types that a program meets in the library.
 type doors struct {
-	named map[*types.TypeName]bool // internal types that have a public name
-	bad   map[string][]string      // from a type that cannot be named to where it is met
+	named map[string]bool     // internal types that have a public name
+	bad   map[string][]string // from a type that cannot be named to where it is met
 }
 
 // isPublic reports whether a program outside can name a type of a package.
@@ -75,11 +41,19 @@ func isPublic(pkg *types.Package) bool {
 	return !isForeign(pkg.Path())
 }
 
+// fullName is the name of a type with the path of its package.
+func fullName(obj *types.TypeName) string {
+	if obj.Pkg() == nil {
+		return obj.Name()
+	}
+	return obj.Pkg().Path() + "." + obj.Name()
+}
+
 // meet follows a type to the names in it.
 func (d *doors) meet(where string, typ types.Type) {
 	name := func(obj *types.TypeName, args *types.TypeList) {
-		if !isPublic(obj.Pkg()) && !d.named[obj] {
-			d.bad[obj.Pkg().Path()+"."+obj.Name()] = append(d.bad[obj.Pkg().Path()+"."+obj.Name()], where)
+		if full := fullName(obj); !isPublic(obj.Pkg()) && !d.named[full] {
+			d.bad[full] = append(d.bad[full], where)
 		}
 		for arg := range args.Types() {
 			d.meet(where, arg)
@@ -146,11 +120,15 @@ func (d *doors) object(where string, obj types.Object) {
 // TestNoExportedNameNeedsAnInternalType: whatever a program gets from the library, or gives to it, has a type that the program
 // can name and look up.
 func TestNoExportedNameNeedsAnInternalType(t *testing.T) {
-	d := &doors{named: make(map[*types.TypeName]bool), bad: make(map[string][]string)}
-	packages := load(t)
+	d := &doors{named: make(map[string]bool), bad: make(map[string][]string)}
+	packages := typedModule(t)
 	met := make(map[string]bool)
 	each := func(f func(where string, obj types.Object)) {
-		for _, pkg := range packages {
+		for _, p := range packages {
+			if !slices.Contains(library, p.room) {
+				continue
+			}
+			pkg := p.types
 			for _, name := range pkg.Scope().Names() {
 				if obj := pkg.Scope().Lookup(name); obj.Exported() {
 					f(pkg.Name()+"."+name, obj)
@@ -168,9 +146,9 @@ func TestNoExportedNameNeedsAnInternalType(t *testing.T) {
 			return
 		}
 		met[where] = true
-		d.named[target.Obj()] = true
+		d.named[fullName(target.Obj())] = true
 		if faces[where] == "" {
-			t.Errorf("%s is a name for %s.%s, which is internal, and stands on no list", where, target.Obj().Pkg().Path(), target.Obj().Name())
+			t.Errorf("%s is a name for %s, which is internal, and stands on no list", where, fullName(target.Obj()))
 		}
 	})
 	each(d.object)
