@@ -10,6 +10,24 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
+// Open plans the merge of adapters into the checkpoint at path. It fails, before anything is written, if any tensor of an
+// adapter could not be used exactly once. The caller closes the plan. Errors wrap a kind of package format.
+func Open(ctx context.Context, path string, adapters []Adapter, options Options) (*Plan, error) {
+	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Merge(ctx, adapters, options) })
+}
+
+// OpenUnmerge plans to take adapters out of the merged checkpoint at path. With records the result is the checkpoint before these
+// merges byte for byte, headers included, and proved by digest.
+func OpenUnmerge(ctx context.Context, path string, remove Removal, options Options) (*Plan, error) {
+	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Unmerge(ctx, remove, options) })
+}
+
+// OpenSwap plans to take adapters out of the merged checkpoint at path and to merge others in the same pass. The result is that of
+// merging add into the checkpoint before the merges that are taken out. To keep an adapter of a record, name it on both sides.
+func OpenSwap(ctx context.Context, path string, remove Removal, add []Adapter, options Options) (*Plan, error) {
+	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Swap(ctx, remove, add, options) })
+}
+
 // Base is an opened base model, or a merged one. Only headers and configurations have been read.
 // Several plans may use it at once. The caller closes it when they have run.
 type Base struct{ checkpoint *checkpoint.Checkpoint }

@@ -88,7 +88,7 @@ func isRecord(path string) bool {
 
 func (p *Plan) sideBytes() (n int64) {
 	for _, name := range p.base.Side {
-		if in, err := p.base.OpenSide(name); err == nil {
+		if in, err := p.base.Dir.Open(name); err == nil {
 			n += in.Size
 			in.Close()
 		}
@@ -102,7 +102,7 @@ func (p *Plan) diskBytes() (n int64) {
 		n += f.size() - f.in.HoleBytes()
 	}
 	for _, name := range p.base.Side {
-		if in, err := p.base.OpenSide(name); err == nil {
+		if in, err := p.base.Dir.Open(name); err == nil {
 			n += in.Size - fileio.HoleBytes(in.ReaderAt)
 			in.Close()
 		}
@@ -117,7 +117,7 @@ func (r *run) begin(out string) (err error) {
 		return err
 	}
 	if p.base.IsDir {
-		mode, err := p.base.Mode()
+		mode, err := p.base.Dir.Mode()
 		if err != nil {
 			return err
 		}
@@ -224,7 +224,7 @@ func (f *recordFile) abort() {
 
 // copySide copies a file beside the weights, or writes what it is to say.
 func (r *run) copySide(name string) error {
-	in, err := r.plan.base.OpenSide(name)
+	in, err := r.plan.base.Dir.Open(name)
 	if err != nil {
 		return err
 	}

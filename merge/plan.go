@@ -49,7 +49,7 @@ type Options struct {
 type Plan struct {
 	ran      atomic.Bool
 	base     *checkpoint.Checkpoint
-	own      *Base // that was opened for this plan, and is closed with it; nil where the caller opened it
+	own      io.Closer // that was opened for this plan, and is closed with it; nil where the caller opened it
 	adapters []Adapter
 	options  Options
 	targets  []*target // in the order of files and of data
@@ -76,12 +76,6 @@ type target struct {
 
 // changes reports whether something is put into the tensor.
 func (t *target) changes() bool { return len(t.Terms) > 0 || t.Replace != nil || t.Rows != nil }
-
-// Open plans the merge of adapters into the checkpoint at path. It fails, before anything is written, if any tensor of an
-// adapter could not be used exactly once. The caller closes the plan. Errors wrap a kind of package format.
-func Open(ctx context.Context, path string, adapters []Adapter, options Options) (*Plan, error) {
-	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Merge(ctx, adapters, options) })
-}
 
 // Close closes the base of a plan that was opened by its path. One that the caller opened stays open.
 func (p *Plan) Close() error {
@@ -223,7 +217,7 @@ func (p *Plan) describeBase() error {
 		b.Tensors[name] = resolve.Tensor{DType: ref.Tensor.DType, Shape: ref.Tensor.Shape}
 	}
 	if p.base.IsDir && slices.Contains(p.base.Side, configName) {
-		text, err := p.base.ReadSide(configName)
+		text, err := p.base.Dir.Read(configName, checkpoint.MaxJSONBytes)
 		if err != nil {
 			return err
 		}
@@ -266,12 +260,12 @@ func (p *Plan) editIndex() error {
 	if name == "" || len(p.shaped.Edits) == 0 {
 		return nil
 	}
-	text, err := p.base.ReadSide(name)
+	text, err := p.base.Dir.Read(name, checkpoint.MaxJSONBytes)
 	if err != nil {
 		return err
 	}
 	p.side[name], err = p.base.Reindex(text, len(p.shaped.Renamed) > 0)
-	return fault.InFile(err, p.base.SidePath(name))
+	return fault.InFile(err, p.base.Dir.Path(name))
 }
 
 // addChange makes a change one of a target.

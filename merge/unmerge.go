@@ -62,18 +62,6 @@ type Removal struct {
 	Approximate bool
 }
 
-// OpenUnmerge plans to take adapters out of the merged checkpoint at path. With records the result is the checkpoint before these
-// merges byte for byte, headers included, and proved by digest.
-func OpenUnmerge(ctx context.Context, path string, remove Removal, options Options) (*Plan, error) {
-	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Unmerge(ctx, remove, options) })
-}
-
-// OpenSwap plans to take adapters out of the merged checkpoint at path and to merge others in the same pass. The result is that of
-// merging add into the checkpoint before the merges that are taken out. To keep an adapter of a record, name it on both sides.
-func OpenSwap(ctx context.Context, path string, remove Removal, add []Adapter, options Options) (*Plan, error) {
-	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Swap(ctx, remove, add, options) })
-}
-
 func (p *Plan) planRemoval(ctx context.Context, remove Removal, add []Adapter) error {
 	if len(remove.Adapters) == 0 {
 		return fault.New(fault.Mismatch, "no adapter to take out")

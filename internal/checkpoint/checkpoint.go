@@ -31,10 +31,10 @@ type Checkpoint struct {
 	IsDir  bool
 	Files  []*File
 	Config config.Model
-	Side   []string // the other files of the directory that belong to the model, with slashes
-	Beyond []string // links among the files that lead out of the directory, other than into the store of the hub's cache
-	Left   []string // the other files that do not: weights in another format, adapters, hidden files
-	dir    fileio.Dir
+	Side   []string   // the other files of the directory that belong to the model, with slashes
+	Beyond []string   // links among the files that lead out of the directory, other than into the store of the hub's cache
+	Left   []string   // the other files that do not: weights in another format, adapters, hidden files
+	Dir    fileio.Dir // where the files beside the weights are
 	refs   map[string]Ref
 	inputs fileio.Identities // of all files, as they were when the checkpoint was opened
 }
@@ -83,7 +83,7 @@ func New(ctx context.Context, name string, data io.ReaderAt, size int64) (*Check
 	if err := c.indexTensors(); err != nil {
 		return nil, err
 	}
-	return c.decoded(ctx)
+	return decoded(ctx, c)
 }
 
 // openSingle opens the file of a directory that the user calls path.
@@ -91,13 +91,13 @@ func openSingle(ctx context.Context, path string, dir fileio.Dir, name string) (
 	if strings.HasSuffix(name, ".index.json") {
 		return nil, fault.New(fault.Unsupported, "this is the index of a sharded checkpoint").In(path).WithHint("give the directory %s", dir.Path("."))
 	}
-	c := &Checkpoint{Path: path, dir: dir}
+	c := &Checkpoint{Path: path, Dir: dir}
 	return c.opened(ctx, []string{name}, nil)
 }
 
 // openDirectory opens a directory that the user calls path.
 func openDirectory(ctx context.Context, path string, dir fileio.Dir) (*Checkpoint, error) {
-	c := &Checkpoint{Path: path, IsDir: true, dir: dir}
+	c := &Checkpoint{Path: path, IsDir: true, Dir: dir}
 	names, shardOf, err := c.findWeights()
 	if err != nil {
 		return nil, fault.InFile(err, path)
@@ -109,9 +109,9 @@ func openDirectory(ctx context.Context, path string, dir fileio.Dir) (*Checkpoin
 func (c *Checkpoint) opened(ctx context.Context, names []string, shardOf map[string]string) (*Checkpoint, error) {
 	err := c.open(ctx, names, shardOf)
 	if err == nil {
-		var decoded *Checkpoint
-		if decoded, err = c.decoded(ctx); err == nil {
-			return decoded, nil
+		var shown *Checkpoint
+		if shown, err = decoded(ctx, c); err == nil {
+			return shown, nil
 		}
 	}
 	return nil, errors.Join(err, c.Close())
@@ -125,7 +125,7 @@ type Storage func(ctx context.Context, c *Checkpoint) (*Checkpoint, error)
 var storages []Storage
 
 // decoded shows the values of a checkpoint, however they are stored.
-func (c *Checkpoint) decoded(ctx context.Context) (shown *Checkpoint, err error) {
+func decoded(ctx context.Context, c *Checkpoint) (shown *Checkpoint, err error) {
 	shown = c
 	for _, storage := range storages {
 		if shown, err = storage(ctx, shown); err != nil {
@@ -140,7 +140,7 @@ func (c *Checkpoint) open(ctx context.Context, names []string, shardOf map[strin
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		in, err := c.dir.Open(path.Clean(name))
+		in, err := c.Dir.Open(path.Clean(name))
 		if errors.Is(err, fs.ErrNotExist) && shardOf != nil {
 			err = fault.New(fault.Truncated, "the index names the shard %s, which is not there", name).In(c.Path).
 				WithHint("the checkpoint was not downloaded whole; fetch the missing shard")
@@ -157,7 +157,7 @@ func (c *Checkpoint) open(ctx context.Context, names []string, shardOf map[strin
 	if err := c.identifySide(); err != nil {
 		return err
 	}
-	if c.Config, err = readConfig(c.dir); err != nil {
+	if c.Config, err = readConfig(c.Dir); err != nil {
 		return err
 	}
 	if err := c.indexTensors(); err != nil {

@@ -14,14 +14,14 @@ import (
 	"github.com/loratool/loratool/internal/jsonobject"
 )
 
-// maxJSONBytes bounds the configuration and index files that are read whole; the largest indexes in the wild, of models
+// MaxJSONBytes bounds the configuration and index files that are read whole; the largest indexes in the wild, of models
 // with thousands of experts, have some megabytes.
-const maxJSONBytes = 64 << 20
+const MaxJSONBytes = 64 << 20
 
 // readConfig reads what config.json says; the zero value where there is none.
 func readConfig(dir fileio.Dir) (config.Model, error) {
 	const name = "config.json"
-	text, err := dir.Read(name, maxJSONBytes)
+	text, err := dir.Read(name, MaxJSONBytes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return config.Model{}, nil
 	}
@@ -35,7 +35,7 @@ func readConfig(dir fileio.Dir) (config.Model, error) {
 // readIndex returns the shards that an index lists, each a plain name, and the shard of every tensor.
 func readIndex(dir fileio.Dir, name string) (shards []string, shardOf map[string]string, err error) {
 	path := dir.Path(name)
-	text, err := dir.Read(name, maxJSONBytes)
+	text, err := dir.Read(name, MaxJSONBytes)
 	if err != nil {
 		return nil, nil, err
 	}

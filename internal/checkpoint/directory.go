@@ -26,7 +26,7 @@ var weightFiles = []string{
 // findWeights returns the names of the weight files of a directory, with the shard of each tensor where an index says
 // it, and sorts its other files into Side and Left.
 func (c *Checkpoint) findWeights() (shards []string, shardOf map[string]string, err error) {
-	all, links, err := listFiles(c.dir)
+	all, links, err := listFiles(c.Dir)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -46,7 +46,7 @@ func (c *Checkpoint) findWeights() (shards []string, shardOf map[string]string, 
 		}
 		if index {
 			found = append(found, name+".index.json")
-			if shards, shardOf, err = readIndex(c.dir, name+".index.json"); err != nil {
+			if shards, shardOf, err = readIndex(c.Dir, name+".index.json"); err != nil {
 				return nil, nil, err
 			}
 		}
@@ -168,72 +168,52 @@ func (c *Checkpoint) identifySide() error {
 		names = append(names, f.Name)
 	}
 	for _, name := range c.Side {
-		id, err := c.dir.Identify(name)
+		id, err := c.Dir.Identify(name)
 		if err != nil {
 			return err
 		}
 		c.inputs = append(c.inputs, id)
 	}
-	if c.IsDir && c.dir.IsOnDisk() {
-		return c.findLinks(names)
+	if c.IsDir && c.Dir.IsOnDisk() {
+		var err error
+		c.Beyond, err = findLinks(c.Path, names)
+		return err
 	}
 	return nil
 }
 
 // findLinks lists the files whose content lies outside the directory. That of a model in the hub's cache does by design:
 // models--…/snapshots/REVISION holds links into models--…/blobs.
-func (c *Checkpoint) findLinks(names []string) error {
-	root, err := filepath.EvalSymlinks(c.Path)
+func findLinks(dir string, names []string) (beyond []string, err error) {
+	root, err := filepath.EvalSymlinks(dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if root, err = filepath.Abs(root); err != nil {
-		return err
+		return nil, err
 	}
 	inside := []string{root + string(filepath.Separator)}
-	for dir := root; filepath.Dir(dir) != dir; dir = filepath.Dir(dir) {
-		if folder := filepath.Dir(filepath.Dir(dir)); filepath.Base(filepath.Dir(dir)) == "snapshots" {
+	for above := root; filepath.Dir(above) != above; above = filepath.Dir(above) {
+		if folder := filepath.Dir(filepath.Dir(above)); filepath.Base(filepath.Dir(above)) == "snapshots" {
 			inside = append(inside, filepath.Join(folder, "blobs")+string(filepath.Separator))
 		}
 	}
 	for _, name := range names {
 		file, err := filepath.EvalSymlinks(filepath.Join(root, filepath.FromSlash(name)))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if !slices.ContainsFunc(inside, func(prefix string) bool { return strings.HasPrefix(file, prefix) }) {
-			c.Beyond = append(c.Beyond, name)
+			beyond = append(beyond, name)
 		}
 	}
-	sort.Strings(c.Beyond)
-	return nil
-}
-
-// OpenSide opens one of the files in Side. The caller closes it.
-func (c *Checkpoint) OpenSide(name string) (*fileio.Input, error) { return c.dir.Open(name) }
-
-// ReadSide returns the content of a configuration or an index in Side.
-func (c *Checkpoint) ReadSide(name string) ([]byte, error) { return c.dir.Read(name, maxJSONBytes) }
-
-// SidePath is the name of one of the files in Side for a user.
-func (c *Checkpoint) SidePath(name string) string { return c.dir.Path(name) }
-
-// Mode is what the directory of the checkpoint permits. Where it is not one of the machine, that is
-// everything.
-func (c *Checkpoint) Mode() (fs.FileMode, error) {
-	if !c.dir.IsOnDisk() {
-		return fs.ModePerm, nil
-	}
-	info, err := c.dir.Stat(".")
-	if err != nil {
-		return 0, err
-	}
-	return info.Mode(), nil
+	sort.Strings(beyond)
+	return beyond, nil
 }
 
 // Paths lists what is read of the machine's own file systems.
 func (c *Checkpoint) Paths() (paths []string) {
-	if !c.dir.IsOnDisk() {
+	if !c.Dir.IsOnDisk() {
 		return nil
 	}
 	paths = append(paths, c.Path)

@@ -55,7 +55,7 @@ func TestOpenFSFindsWhatOpenFinds(t *testing.T) {
 		if !slices.Equal(got.Side, want.Side) || !slices.Equal(got.Left, want.Left) || got.Config.ModelType != "llama" {
 			t.Errorf("%s: beside %q, left %q, model %q; the disk: %q, %q", c.what, got.Side, got.Left, got.Config.ModelType, want.Side, want.Left)
 		}
-		if text, err := got.ReadSide("config.json"); string(text) != string(files["config.json"]) || err != nil {
+		if text, err := got.Dir.Read("config.json", checkpoint.MaxJSONBytes); string(text) != string(files["config.json"]) || err != nil {
 			t.Errorf("%s: config.json is %q, %v", c.what, text, err)
 		}
 		if paths := got.Paths(); len(paths) > 0 {

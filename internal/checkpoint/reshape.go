@@ -30,7 +30,7 @@ func (c *Checkpoint) Reshape(changes []Change) (*Checkpoint, error) {
 		if change.Zeros == nil {
 			file = c.refs[change.From].File
 		}
-		added[file] = append(added[file], c.changed(change))
+		added[file] = append(added[file], change.shown(c))
 	}
 	return c.View(func(i int, f *File) []Shown {
 		isChanged := func(t Tensor) bool { _, ok := byName[t.Name]; return ok }
@@ -41,7 +41,7 @@ func (c *Checkpoint) Reshape(changes []Change) (*Checkpoint, error) {
 		for j := range f.Tensors {
 			t := &f.Tensors[j]
 			if change, ok := byName[t.Name]; ok {
-				shown = append(shown, c.changed(change))
+				shown = append(shown, change.shown(c))
 			} else {
 				shown = append(shown, t.Shown())
 			}
@@ -50,8 +50,8 @@ func (c *Checkpoint) Reshape(changes []Change) (*Checkpoint, error) {
 	})
 }
 
-// changed is a tensor as a change wants it.
-func (c *Checkpoint) changed(change Change) Shown {
+// shown is the tensor of a checkpoint as the change wants it.
+func (change Change) shown(c *Checkpoint) Shown {
 	if z := change.Zeros; z != nil {
 		return Shown{change.Name, z.DType, z.Shape, []Piece{{zeros{}, 0, z.NBytes}}}
 	}

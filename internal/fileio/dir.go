@@ -60,6 +60,18 @@ func (d Dir) Path(name string) string {
 // Stat looks at a file or directory, following links.
 func (d Dir) Stat(name string) (fs.FileInfo, error) { return fs.Stat(d.files, name) }
 
+// Mode is what d permits. A directory of an fs.FS permits everything.
+func (d Dir) Mode() (fs.FileMode, error) {
+	if !d.IsOnDisk() {
+		return fs.ModePerm, nil
+	}
+	info, err := d.Stat(".")
+	if err != nil {
+		return 0, err
+	}
+	return info.Mode(), nil
+}
+
 // List lists a directory, "." being d itself.
 func (d Dir) List(name string) ([]fs.DirEntry, error) { return fs.ReadDir(d.files, name) }
 
