@@ -31,14 +31,19 @@ type ExtractReport struct {
 
 // ExtractedLayer is the report of one layer. Errors are Frobenius norms relative to ‖Δ‖_F.
 type ExtractedLayer struct {
-	Module         string       `json:"module"`
-	Kind           string       `json:"kind"`
-	M              int          `json:"m"`
-	N              int          `json:"n"`
-	Rank           int          `json:"rank"`
-	Energy         float64      `json:"energy"`
-	Error          float64      `json:"error"`
-	Rounded        float64      `json:"rounded_error"`
+	Module  string  `json:"module"`
+	Kind    string  `json:"kind"`
+	M       int     `json:"m"`
+	N       int     `json:"n"`
+	Rank    int     `json:"rank"`
+	Energy  float64 `json:"energy"`
+	Error   float64 `json:"error"`
+	Rounded float64 `json:"rounded_error"`
+	// NearBest says that Rounded is within 0.1 % of the least error of any matrix of this rank. It is
+	// false where the factors as stored have too few digits for that, and where the error is below
+	// 1e-6, at which Δ itself, in float32, has too few.
+	NearBest bool `json:"near_best"`
+
 	Frobenius      float64      `json:"frobenius"`     // ‖Δ‖_F
 	RelativeNorm   float64      `json:"relative_norm"` // ‖Δ‖_F / ‖W‖_F
 	NoiseEdge      float64      `json:"noise_edge"`    // singular values below are rounding noise; 0 where it is not known

@@ -254,8 +254,8 @@ func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, size i
 			{head: "module", left: true, isName: true},
 		}}
 		for _, l := range r.Layers {
-			tab.add(fmt.Sprintf("%d×%d", l.M, l.N), strconv.Itoa(l.Rank), fmt.Sprintf("%.4f", l.RelativeNorm), fmt.Sprintf("%.4f", l.Energy), fmt.Sprintf("%.4f", l.Error),
-				fmt.Sprintf("%.4f", l.Rounded), fmt.Sprintf("%.3f", l.NoiseEdge/l.SingularValues[0]), l.Module)
+			tab.add(fmt.Sprintf("%d×%d", l.M, l.N), strconv.Itoa(l.Rank), fmt.Sprintf("%.4f", l.RelativeNorm), fmt.Sprintf("%.4f", l.Energy), errorText(l.Error),
+				errorText(l.Rounded), fmt.Sprintf("%.3f", l.NoiseEdge/l.SingularValues[0]), l.Module)
 		}
 		t.print(tab)
 		for _, b := range r.Beside {
@@ -280,11 +280,12 @@ func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, size i
 	if len(r.Layers) == 0 {
 		return
 	}
-	t.printf("energy %.4f, error %.4f of |Δ|, as stored %.4f", r.Energy, r.Error, r.Rounded)
+	t.printf("energy %.4f, error %s of |Δ|, as stored %s", r.Energy, errorText(r.Error), errorText(r.Rounded))
 	if r.LeftOut > 0 {
 		t.printf("; of that what is left out %.4f", r.LeftOut)
 	}
 	t.printf("\n")
+	showCoarse(t, r, o.dtype)
 	t.printf("a fixed rank would keep")
 	for i, k := range r.Ranks {
 		mark := ""
@@ -299,6 +300,28 @@ func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, size i
 	t.printf("\n")
 	if slices.ContainsFunc(r.Ranks, func(k rank.RankEnergy) bool { return k.AtLeast }) {
 		t.printf("≥ at least: above the ranks that were computed only a lower bound is known; extract with a higher --rank to see more\n")
+	}
+}
+
+// errorText is an error as a share of |Δ|. One that is not 0 does not read as if it were.
+func errorText(x float64) string {
+	if x != 0 && x < 5e-5 {
+		return fmt.Sprintf("%.1e", x)
+	}
+	return fmt.Sprintf("%.4f", x)
+}
+
+// showCoarse says how many layers would have a smaller error if their factors had more digits.
+func showCoarse(t *terminal, r *rank.ExtractReport, dtype string) {
+	n := 0
+	for i := range r.Layers {
+		if !r.Layers[i].NearBest {
+			n++
+		}
+	}
+	if n > 0 {
+		t.printf("%d of %d layers are not within 0.1 %% of the least error of their rank: %s factors have too few digits\n",
+			n, len(r.Layers), dtype)
 	}
 }
 
