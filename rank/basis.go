@@ -15,16 +15,21 @@ type block struct {
 	q int // columns before it
 }
 
-// orthonormalise makes the columns of z (n×b) orthogonal to the basis and to each other, twice, and drops the directions in
-// which they are not longer than noise: nil means that none is left. At most as many columns remain as the space has left.
-func (k *krylov) orthonormalise(ctx context.Context, z []float64, b int, noise float64) ([]float64, error) {
+// orthonormalise makes the columns of z (n×b) orthogonal to the basis and to each other, twice, and
+// drops the directions in which they are not longer than noise: nil means that none is left. At
+// most as many columns remain as the space has left.
+func (k *krylov) orthonormalise(
+	ctx context.Context, z []float64, b int, noise float64,
+) ([]float64, error) {
 	for pass := range 2 {
 		for i := range k.basis {
-			if err := project(ctx, k.options.Workers, k.n, z, b, k.basis[i].v, k.basis[i].b); err != nil {
+			err := project(ctx, k.options.Workers, k.n, z, b, k.basis[i].v, k.basis[i].b)
+			if err != nil {
 				return nil, err
 			}
 		}
-		g, err := thinGram(ctx, k.options.Workers, k.n, b, b, func(_, lo, hi int) (x, y []float64) { return z[lo*b : hi*b], z[lo*b : hi*b] })
+		g, err := thinGram(ctx, k.options.Workers, k.n, b, b,
+			func(_, lo, hi int) (x, y []float64) { return z[lo*b : hi*b], z[lo*b : hi*b] })
 		if err != nil {
 			return nil, err
 		}
@@ -46,7 +51,8 @@ func (k *krylov) orthonormalise(ctx context.Context, z []float64, b int, noise f
 		turn := make([]float64, b*keep)
 		for s := range b {
 			for t := range keep {
-				turn[s*keep+t] = -vectors[s*b+t] / math.Sqrt(values[t]) // minus, as the product is subtracted
+				// minus, as the product is subtracted
+				turn[s*keep+t] = -vectors[s*b+t] / math.Sqrt(values[t])
 			}
 		}
 		out := make([]float64, k.n*keep)
@@ -63,13 +69,14 @@ func (k *krylov) orthonormalise(ctx context.Context, z []float64, b int, noise f
 	return z, nil
 }
 
-// thinRows is the number of rows that a product of two thin matrices takes at a time. It is fixed, so that sums have the same
-// order for any number of workers.
+// thinRows is the number of rows that a product of two thin matrices takes at a time. It is fixed,
+// so that sums have the same order for any number of workers.
 const thinRows = 1024
 
 // project subtracts from z (n×b) its part in the span of v (n×c).
 func project(ctx context.Context, workers, n int, z []float64, b int, v []float64, c int) error {
-	coeff, err := thinGram(ctx, workers, n, c, b, func(_ int, lo, hi int) (x, y []float64) { return v[lo*c : hi*c], z[lo*b : hi*b] })
+	coeff, err := thinGram(ctx, workers, n, c, b,
+		func(_ int, lo, hi int) (x, y []float64) { return v[lo*c : hi*c], z[lo*b : hi*b] })
 	if err != nil {
 		return err
 	}
@@ -81,7 +88,8 @@ func project(ctx context.Context, workers, n int, z []float64, b int, v []float6
 }
 
 // thinGram is XᵀY (a×b) for X (n×a) and Y (n×b), which rows returns piece by piece.
-func thinGram(ctx context.Context, workers, n, a, b int, rows func(worker, lo, hi int) (x, y []float64)) ([]float64, error) {
+func thinGram(ctx context.Context, workers, n, a, b int,
+	rows func(worker, lo, hi int) (x, y []float64)) ([]float64, error) {
 	parts := make([][]float64, blocks(n, thinRows))
 	err := parallel.For(ctx, workers, len(parts), func(worker, i int) error {
 		lo, hi := i*thinRows, min((i+1)*thinRows, n)

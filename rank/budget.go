@@ -15,8 +15,9 @@ type candidate struct {
 	bytes  int64
 }
 
-// spend chooses the rank of every layer within a budget of bytes for the factors: the singular values with most energy per byte
-// first, over all layers. Within a layer values fall and all cost the same, so the order takes them from the largest on.
+// spend chooses the rank of every layer within a budget of bytes for the factors: the singular
+// values with most energy per byte first, over all layers. Within a layer values fall and all cost
+// the same, so the order takes them from the largest on.
 func (r *extracting) spend(ctx context.Context) error {
 	most := r.options.MaxRank
 	if most == 0 {

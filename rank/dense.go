@@ -14,10 +14,10 @@ import (
 	"gonum.org/v1/gonum/mat"
 )
 
-// This file is the only one that uses gonum: for matrices whose sides, or one of them, are a few ranks
-// long. A call of gonum cannot be interrupted, and one for a side of some thousands takes minutes. So
-// above atOnce the factorizations go panel by panel, each of about a second at most, and look at the
-// context in between.
+// This file is the only one that uses gonum: for matrices whose sides, or one of them, are a few
+// ranks long. A call of gonum cannot be interrupted, and one for a side of some thousands takes
+// minutes. So above atOnce the factorizations go panel by panel, each of about a second at most,
+// and look at the context in between.
 
 var errNoConvergence = errors.New("the eigenvalues of a symmetric matrix did not converge")
 
@@ -29,9 +29,11 @@ const (
 // lap has the parts that LAPACK's blocked factorizations are made of.
 var lap lapacked.Implementation
 
-// symmetricEigen returns the eigenvalues of a symmetric n×n matrix, descending, and the eigenvectors as
-// columns of a row-major matrix.
-func symmetricEigen(ctx context.Context, g []float64, n int) (values, vectors []float64, err error) {
+// symmetricEigen returns the eigenvalues of a symmetric n×n matrix, descending, and the
+// eigenvectors as columns of a row-major matrix.
+func symmetricEigen(
+	ctx context.Context, g []float64, n int,
+) (values, vectors []float64, err error) {
 	if n > atOnce {
 		return interruptibleEigen(ctx, g, n)
 	}
@@ -52,8 +54,8 @@ func symmetricEigen(ctx context.Context, g []float64, n int) (values, vectors []
 	return values, vectors, nil
 }
 
-// symmetricValues returns the eigenvalues of a symmetric n×n matrix, descending, for a fraction of what
-// the vectors cost.
+// symmetricValues returns the eigenvalues of a symmetric n×n matrix, descending, for a fraction of
+// what the vectors cost.
 func symmetricValues(ctx context.Context, g []float64, n int) ([]float64, error) {
 	g = slices.Clone(g)
 	var values []float64
@@ -77,9 +79,9 @@ func symmetricValues(ctx context.Context, g []float64, n int) ([]float64, error)
 	return values, nil
 }
 
-// tridiagonalise reduces a symmetric matrix, of which it reads and overwrites the lower triangle, to
-// the diagonal d and the subdiagonal e of Qᵀ·G·Q. The reflectors of Q are left below the subdiagonal,
-// with their factors in tau.
+// tridiagonalise reduces a symmetric matrix, of which it reads and overwrites the lower triangle,
+// to the diagonal d and the subdiagonal e of Qᵀ·G·Q. The reflectors of Q are left below the
+// subdiagonal, with their factors in tau.
 func tridiagonalise(ctx context.Context, g []float64, n int) (d, e, tau []float64, err error) {
 	d, e, tau = make([]float64, n), make([]float64, n-1), make([]float64, n-1)
 	w := make([]float64, n*panel)
@@ -90,7 +92,8 @@ func tridiagonalise(ctx context.Context, g []float64, n int) (d, e, tau []float6
 		}
 		lap.Dlatrd(blas.Lower, n-i, panel, g[i*n+i:], n, e[i:], tau[i:], w, panel)
 		k := i + panel
-		blas64.Implementation().Dsyr2k(blas.Lower, blas.NoTrans, n-k, panel, -1, g[k*n+i:], n, w[panel*panel:], panel, 1, g[k*n+k:], n)
+		blas64.Implementation().Dsyr2k(blas.Lower, blas.NoTrans, n-k, panel, -1, g[k*n+i:], n,
+			w[panel*panel:], panel, 1, g[k*n+k:], n)
 		for j := i; j < k; j++ {
 			g[(j+1)*n+j], d[j] = e[j], g[j*n+j]
 		}
@@ -100,7 +103,9 @@ func tridiagonalise(ctx context.Context, g []float64, n int) (d, e, tau []float6
 }
 
 // interruptibleEigen is symmetricEigen in pieces. It overwrites g.
-func interruptibleEigen(ctx context.Context, g []float64, n int) (values, vectors []float64, err error) {
+func interruptibleEigen(
+	ctx context.Context, g []float64, n int,
+) (values, vectors []float64, err error) {
 	d, e, tau, err := tridiagonalise(ctx, g, n)
 	if err != nil {
 		return nil, nil, err
@@ -118,10 +123,11 @@ func interruptibleEigen(ctx context.Context, g []float64, n int) (values, vector
 		b, rows := min(panel, n-1-i), n-1-i
 		v := g[(i+1)*n+i:]
 		lap.Dlarft(lapack.Forward, lapack.ColumnWise, rows, b, v, n, tau[i:], t, panel)
-		lap.Dlarfb(blas.Left, blas.NoTrans, lapack.Forward, lapack.ColumnWise, rows, rows, b, v, n, t, panel, q[(i+1)*n+i+1:], n, work, panel)
+		lap.Dlarfb(blas.Left, blas.NoTrans, lapack.Forward, lapack.ColumnWise, rows, rows, b, v, n,
+			t, panel, q[(i+1)*n+i+1:], n, work, panel)
 	}
-	// The rows of z become the eigenvectors, as rotations join rows. QL steps converge where the large
-	// elements come last, and those of a matrix that is nearly of low rank come first here.
+	// The rows of z become the eigenvectors, as rotations join rows. QL steps converge where the
+	// large elements come last, and those of a matrix that is nearly of low rank come first here.
 	z := transpose64(q, n, n)
 	if math.Abs(d[0]) > math.Abs(d[n-1]) {
 		slices.Reverse(d)
@@ -151,16 +157,18 @@ func interruptibleEigen(ctx context.Context, g []float64, n int) (values, vector
 	return values, vectors, nil
 }
 
-// implicitQL turns the diagonal d of a symmetric tridiagonal matrix with the subdiagonal e, which has one
-// element more than it needs, into eigenvalues, in no order, and applies every rotation to the rows of z
-// (Dubrulle, Martin and Wilkinson, 1968; imtql2 of EISPACK). It is here because it can be interrupted.
+// implicitQL turns the diagonal d of a symmetric tridiagonal matrix with the subdiagonal e, which
+// has one element more than it needs, into eigenvalues, in no order, and applies every rotation to
+// the rows of z (Dubrulle, Martin and Wilkinson, 1968; imtql2 of EISPACK). It is here because it
+// can be interrupted.
 func implicitQL(ctx context.Context, d, e, z []float64) error {
 	n := len(d)
 	var largest float64
 	for i := range n {
 		largest = max(largest, math.Abs(d[i]), math.Abs(e[i]))
 	}
-	// What is below a few bits of rounding of the whole matrix is zero: that of a matrix of low rank.
+	// What is below a few bits of rounding of the whole matrix is zero: that of a matrix of low
+	// rank.
 	small := 0x1p-56 * largest
 	for l := range n {
 		for turns := 0; ; turns++ {
@@ -231,20 +239,23 @@ func singularValues(ctx context.Context, a []float64, m, n int) ([]float64, erro
 		return svd.Values(nil), nil
 	}
 	// To a bidiagonal matrix, as Dgebrd does it.
-	d, e, tauQ, tauP := make([]float64, n), make([]float64, n), make([]float64, n), make([]float64, n)
+	d, e, tauQ, tauP := make([]float64, n), make([]float64, n), make([]float64, n),
+		make([]float64, n)
 	x, y := make([]float64, m*panel), make([]float64, n*panel)
 	i := 0
 	for ; n-i > atOnce; i += panel {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		lap.Dlabrd(m-i, n-i, panel, a[i*n+i:], n, d[i:], e[i:], tauQ[i:], tauP[i:], x, panel, y, panel)
+		lap.Dlabrd(m-i, n-i, panel, a[i*n+i:], n, d[i:], e[i:], tauQ[i:], tauP[i:], x, panel, y,
+			panel)
 		k := i + panel
 		rest := blas64.General{Rows: m - k, Cols: n - k, Stride: n, Data: a[k*n+k:]}
 		part := func(data []float64, rows, stride int) blas64.General {
 			return blas64.General{Rows: rows, Cols: panel, Stride: stride, Data: data}
 		}
-		blas64.Gemm(blas.NoTrans, blas.Trans, -1, part(a[k*n+i:], m-k, n), part(y[panel*panel:], n-k, panel), 1, rest)
+		blas64.Gemm(blas.NoTrans, blas.Trans, -1, part(a[k*n+i:], m-k, n),
+			part(y[panel*panel:], n-k, panel), 1, rest)
 		u := blas64.General{Rows: panel, Cols: n - k, Stride: n, Data: a[i*n+k:]}
 		blas64.Gemm(blas.NoTrans, blas.NoTrans, -1, part(x[panel*panel:], m-k, panel), u, 1, rest)
 	}
@@ -255,10 +266,11 @@ func singularValues(ctx context.Context, a []float64, m, n int) ([]float64, erro
 	return d, nil
 }
 
-// triangle returns the upper triangular factor R (r×r) of the QR decomposition of an m×r matrix, m ≥ r,
-// which it overwrites.
+// triangle returns the upper triangular factor R (r×r) of the QR decomposition of an m×r matrix, m
+// ≥ r, which it overwrites.
 func triangle(ctx context.Context, a []float64, m, r int) ([]float64, error) {
-	tau, t, work := make([]float64, r), make([]float64, panel*panel), make([]float64, max(r, panel)*panel)
+	tau, t, work := make([]float64, r), make([]float64, panel*panel),
+		make([]float64, max(r, panel)*panel)
 	for i := 0; i < r; i += panel {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -268,7 +280,8 @@ func triangle(ctx context.Context, a []float64, m, r int) ([]float64, error) {
 		lap.Dgeqr2(m-i, b, v, r, tau[i:i+b], work)
 		if rest := r - i - b; rest > 0 {
 			lap.Dlarft(lapack.Forward, lapack.ColumnWise, m-i, b, v, r, tau[i:], t, panel)
-			lap.Dlarfb(blas.Left, blas.Trans, lapack.Forward, lapack.ColumnWise, m-i, rest, b, v, r, t, panel, a[i*r+i+b:], r, work, panel)
+			lap.Dlarfb(blas.Left, blas.Trans, lapack.Forward, lapack.ColumnWise, m-i, rest, b, v, r,
+				t, panel, a[i*r+i+b:], r, work, panel)
 		}
 	}
 	out := make([]float64, r*r)
@@ -278,9 +291,9 @@ func triangle(ctx context.Context, a []float64, m, r int) ([]float64, error) {
 	return out, nil
 }
 
-// cholesky returns the upper triangular R with RᵀR = G for a symmetric n×n matrix, and an estimate of the
-// condition of G, the ratio of its largest eigenvalue to its smallest: infinity, and no R, where G is not
-// positive definite. It overwrites g.
+// cholesky returns the upper triangular R with RᵀR = G for a symmetric n×n matrix, and an estimate
+// of the condition of G, the ratio of its largest eigenvalue to its smallest: infinity, and no R,
+// where G is not positive definite. It overwrites g.
 func cholesky(ctx context.Context, g []float64, n int) (r []float64, condition float64, err error) {
 	const width = 2 * panel
 	work := make([]float64, 3*n)
@@ -298,9 +311,13 @@ func cholesky(ctx context.Context, g []float64, n int) (r []float64, condition f
 			break
 		}
 		above := blas64.General{Rows: b, Cols: rest, Stride: n, Data: g[i*n+i+b:]}
-		blas64.Trsm(blas.Left, blas.Trans, 1, blas64.Triangular{Uplo: blas.Upper, Diag: blas.NonUnit, N: b, Stride: n, Data: g[i*n+i:]}, above)
-		// The whole rest in place of its upper triangle: the product of whole matrices is the fast one.
-		blas64.Gemm(blas.Trans, blas.NoTrans, -1, above, above, 1, blas64.General{Rows: rest, Cols: rest, Stride: n, Data: g[(i+b)*n+i+b:]})
+		blas64.Trsm(blas.Left, blas.Trans, 1,
+			blas64.Triangular{Uplo: blas.Upper, Diag: blas.NonUnit, N: b, Stride: n,
+				Data: g[i*n+i:]}, above)
+		// The whole rest in place of its upper triangle: the product of whole matrices is the fast
+		// one.
+		blas64.Gemm(blas.Trans, blas.NoTrans, -1, above, above, 1,
+			blas64.General{Rows: rest, Cols: rest, Stride: n, Data: g[(i+b)*n+i+b:]})
 	}
 	reciprocal := lap.Dpocon(blas.Upper, n, g, n, size, work, make([]int, n))
 	for i := range n {
@@ -311,22 +328,26 @@ func cholesky(ctx context.Context, g []float64, n int) (r []float64, condition f
 
 // addTransposedProduct adds XᵀY to dst (a×b), for X (rows×a) and Y (rows×b).
 func addTransposedProduct(dst, x, y []float64, rows, a, b int) {
-	blas64.Gemm(blas.Trans, blas.NoTrans, 1, general(x, rows, a), general(y, rows, b), 1, general(dst, a, b))
+	blas64.Gemm(blas.Trans, blas.NoTrans, 1, general(x, rows, a), general(y, rows, b), 1,
+		general(dst, a, b))
 }
 
 // addProduct adds X·C to dst (rows×b), for X (rows×a) and C (a×b).
 func addProduct(dst, x, c []float64, rows, a, b int) {
-	blas64.Gemm(blas.NoTrans, blas.NoTrans, 1, general(x, rows, a), general(c, a, b), 1, general(dst, rows, b))
+	blas64.Gemm(blas.NoTrans, blas.NoTrans, 1, general(x, rows, a), general(c, a, b), 1,
+		general(dst, rows, b))
 }
 
 // addProductTransposed adds X·Yᵀ to dst (a×b), for X (a×c) and Y (b×c).
 func addProductTransposed(dst, x, y []float64, a, b, c int) {
-	blas64.Gemm(blas.NoTrans, blas.Trans, 1, general(x, a, c), general(y, b, c), 1, general(dst, a, b))
+	blas64.Gemm(blas.NoTrans, blas.Trans, 1, general(x, a, c), general(y, b, c), 1,
+		general(dst, a, b))
 }
 
 // subtractProduct subtracts X·C from dst (rows×b), for X (rows×a) and C (a×b).
 func subtractProduct(dst, x, c []float64, rows, a, b int) {
-	blas64.Gemm(blas.NoTrans, blas.NoTrans, -1, general(x, rows, a), general(c, a, b), 1, general(dst, rows, b))
+	blas64.Gemm(blas.NoTrans, blas.NoTrans, -1, general(x, rows, a), general(c, a, b), 1,
+		general(dst, rows, b))
 }
 
 func general(data []float64, rows, cols int) blas64.General {

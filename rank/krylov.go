@@ -31,8 +31,8 @@ type krylov struct {
 	closed bool      // nothing is left to extend the basis with
 }
 
-// run extends the basis until the rank that rule chooses has settled, and forms the result. It may be
-// called again, with another rule.
+// run extends the basis until the rank that rule chooses has settled, and forms the result. It may
+// be called again, with another rule.
 func (k *krylov) run(ctx context.Context, rule Rule) error {
 	k.rule = rule
 	if k.q > 0 { // what is there may do
@@ -115,7 +115,9 @@ func (k *krylov) widen(ctx context.Context, r int) error {
 		return err
 	}
 	v := make([]float64, k.n*b)
-	err = k.combine(ctx, v, k.n, b, vectors, func(x *block, i int) []float64 { return x.v[i*x.b : (i+1)*x.b] }, func(int) float64 { return 1 })
+	err = k.combine(ctx, v, k.n, b, vectors,
+		func(x *block, i int) []float64 { return x.v[i*x.b : (i+1)*x.b] },
+		func(int) float64 { return 1 })
 	if err != nil {
 		return err
 	}
@@ -125,18 +127,19 @@ func (k *krylov) widen(ctx context.Context, r int) error {
 	return err
 }
 
-// ritz is what one look at the basis gave: the singular values that the rule keeps, and their energy.
+// ritz is what one look at the basis gave: the singular values that the rule keeps, and their
+// energy.
 type ritz struct {
 	sigma    []float64
 	captured float64
 }
 
-// valueTolerance is the relative change of a singular value between two looks below which it has converged; since
-// convergence is geometric, what is left to come is of that size.
+// valueTolerance is the relative change of a singular value between two looks below which it has
+// converged; since convergence is geometric, what is left to come is of that size.
 const valueTolerance = 3e-5
 
-// settled reports whether nothing that matters has changed since the last look: not the rank, not the energy as far as the
-// error shows it and sums in float64 do, and no singular value.
+// settled reports whether nothing that matters has changed since the last look: not the rank, not
+// the energy as far as the error shows it and sums in float64 do, and no singular value.
 func (r ritz) settled(last ritz, tolerance, energy float64, wide bool) bool {
 	change := tolerance * max(energy-r.captured, 1e-12*energy)
 	if wide {
@@ -146,7 +149,8 @@ func (r ritz) settled(last ritz, tolerance, energy float64, wide bool) bool {
 		return false
 	}
 	for i, s := range r.sigma {
-		// A value that is lost in the rounding of float32 products, or of squares in float64, has no digits to wait for.
+		// A value that is lost in the rounding of float32 products, or of squares in float64, has
+		// no digits to wait for.
 		if s-last.sigma[i] > valueTolerance*s && s > 1e-6*r.sigma[0] {
 			return false
 		}
@@ -154,7 +158,8 @@ func (r ritz) settled(last ritz, tolerance, energy float64, wide bool) bool {
 	return true
 }
 
-// firstBlock is a random orthonormal block, as wide as suits the rank that will probably be asked for.
+// firstBlock is a random orthonormal block, as wide as suits the rank that will probably be asked
+// for.
 func (k *krylov) firstBlock(ctx context.Context) ([]float64, error) {
 	k.width = 8
 	switch hint := k.rule.Hint(); {
@@ -221,9 +226,10 @@ func (k *krylov) extend(ctx context.Context, v []float64) error {
 	}
 	for i := range k.basis {
 		other := &k.basis[i]
-		c, err := thinGram(ctx, k.options.Workers, k.m, other.b, b, func(_, lo, hi int) (x, y []float64) {
-			return other.y[lo*other.b : hi*other.b], next.y[lo*b : hi*b]
-		})
+		c, err := thinGram(ctx, k.options.Workers, k.m, other.b, b,
+			func(_, lo, hi int) (x, y []float64) {
+				return other.y[lo*other.b : hi*other.b], next.y[lo*b : hi*b]
+			})
 		if err != nil {
 			return err
 		}
@@ -243,7 +249,8 @@ func (k *krylov) count(b int) {
 	k.out.Flops += 2 * int64(k.m) * int64(k.n) * int64(b)
 }
 
-// nextBlock is the orthonormal part of Δᵀ·Y that the basis does not have; nil if the basis holds all of Δ but rounding.
+// nextBlock is the orthonormal part of Δᵀ·Y that the basis does not have; nil if the basis holds
+// all of Δ but rounding.
 func (k *krylov) nextBlock(ctx context.Context) ([]float64, error) {
 	last := &k.basis[len(k.basis)-1]
 	z := make([]float64, k.n*last.b)
@@ -259,8 +266,8 @@ func (k *krylov) nextBlock(ctx context.Context) ([]float64, error) {
 	if z, err := k.orthonormalise(ctx, z, last.b, noise); err != nil || z != nil {
 		return z, err
 	}
-	// The basis is invariant. From b columns it can hold no more than b vectors for one singular value, however often that
-	// occurs, so what energy is left is looked for from a new start.
+	// The basis is invariant. From b columns it can hold no more than b vectors for one singular
+	// value, however often that occurs, so what energy is left is looked for from a new start.
 	if captured := k.trace(); k.energy-captured <= rest*k.energy {
 		return nil, nil
 	}
@@ -275,7 +282,8 @@ func (k *krylov) trace() (sum float64) {
 	return sum
 }
 
-// largest is a lower bound of σ₁², close enough to scale noise with: the largest diagonal element of the projected problem.
+// largest is a lower bound of σ₁², close enough to scale noise with: the largest diagonal element
+// of the projected problem.
 func (k *krylov) largest() (most float64) {
 	for i := range k.q {
 		most = max(most, k.gram[i*k.q+i])
@@ -294,21 +302,26 @@ func (k *krylov) finish(ctx context.Context, r int) error {
 	d.S, d.Estimates = slices.Clone(k.sigma[:r]), slices.Clone(k.sigma)
 	d.Error = norm(k.energy - sumSquares(d.S))
 	d.U, d.V = make([]float64, k.m*r), make([]float64, k.n*r)
-	err = k.combine(ctx, d.V, k.n, r, vectors, func(x *block, i int) []float64 { return x.v[i*x.b : (i+1)*x.b] }, func(int) float64 { return 1 })
+	err = k.combine(ctx, d.V, k.n, r, vectors,
+		func(x *block, i int) []float64 { return x.v[i*x.b : (i+1)*x.b] },
+		func(int) float64 { return 1 })
 	if err != nil {
 		return err
 	}
-	return k.combine(ctx, d.U, k.m, r, vectors, func(x *block, i int) []float64 { return x.y[i*x.b : (i+1)*x.b] }, func(t int) float64 {
-		if d.S[t] == 0 {
-			return 0
-		}
-		return 1 / d.S[t]
-	})
+	return k.combine(ctx, d.U, k.m, r, vectors,
+		func(x *block, i int) []float64 { return x.y[i*x.b : (i+1)*x.b] },
+		func(t int) float64 {
+			if d.S[t] == 0 {
+				return 0
+			}
+			return 1 / d.S[t]
+		})
 }
 
-// combine writes to dst (rows×r) the first r combinations of the basis, or of its products, by the columns
-// of vectors; row returns row i of a block, and scale is applied to column t.
-func (k *krylov) combine(ctx context.Context, dst []float64, rows, r int, vectors []float64, row func(x *block, i int) []float64, scale func(t int) float64) error {
+// combine writes to dst (rows×r) the first r combinations of the basis, or of its products, by the
+// columns of vectors; row returns row i of a block, and scale is applied to column t.
+func (k *krylov) combine(ctx context.Context, dst []float64, rows, r int, vectors []float64,
+	row func(x *block, i int) []float64, scale func(t int) float64) error {
 	const step = 512
 	return parallel.For(ctx, k.options.Workers, blocks(rows, step), func(_, part int) error {
 		for i := part * step; i < min((part+1)*step, rows); i++ {

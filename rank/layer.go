@@ -21,7 +21,9 @@ type slab struct {
 }
 
 // decompose forms and decomposes one matrix of a tensor.
-func (r *extracting) decompose(ctx context.Context, p *pair, v view, index int, rule Rule) (*slab, error) {
+func (r *extracting) decompose(
+	ctx context.Context, p *pair, v view, index int, rule Rule,
+) (*slab, error) {
 	u, err := p.difference(ctx, int64(index*v.rows*v.cols), v.rows, v.cols, r.options.Workers)
 	if err != nil {
 		return nil, err
@@ -60,9 +62,9 @@ func (r *extracting) decompose(ctx context.Context, p *pair, v view, index int, 
 	}
 }
 
-// tightened is the rule to try next, where the factors as they are stored have a larger error than rule
-// allows, or nil where they do not: rounding the factors has cost a part of what was left to spend. It
-// fails where rounding alone costs more, or no more singular values are there.
+// tightened is the rule to try next, where the factors as they are stored have a larger error than
+// rule allows, or nil where they do not: rounding the factors has cost a part of what was left to
+// spend. It fails where rounding alone costs more, or no more singular values are there.
 func tightened(rule Rule, s *slab, energy float64, most int) (Rule, error) {
 	e, ok := rule.(maxError)
 	if e.allowed == 0 {
@@ -74,14 +76,16 @@ func tightened(rule Rule, s *slab, energy float64, most int) (Rule, error) {
 	}
 	lost := s.rounded - s.squares
 	if lost >= allowed || s.K >= most {
-		return nil, fmt.Errorf("%.3g of |Δ|, and %.3g are allowed; rounding the factors alone costs %.3g", norm(s.rounded/energy), e.allowed, norm(lost/energy))
+		return nil,
+			fmt.Errorf("%.3g of |Δ|, and %.3g are allowed; rounding the factors alone costs %.3g",
+				norm(s.rounded/energy), e.allowed, norm(lost/energy))
 	}
 	e.relative, e.least = min(e.relative, norm((allowed-lost)/energy)), s.K+1
 	return e, nil
 }
 
-// measure forms the factors and compares them with Δ, before and after they are rounded to what they are
-// stored as. Δ is 2^exponent times what the factors are for.
+// measure forms the factors and compares them with Δ, before and after they are rounded to what
+// they are stored as. Δ is 2^exponent times what the factors are for.
 func (s *slab) measure(ctx context.Context, t dtype.Type, name string, exponent int) (err error) {
 	if s.K == 0 {
 		return nil
@@ -100,7 +104,8 @@ func (s *slab) measure(ctx context.Context, t dtype.Type, name string, exponent 
 	}
 	back := float32(math.Ldexp(1, -exponent/2))
 	forth := 1 / back
-	left, right := times(roundTo(t, times(s.left, back)), forth), times(roundTo(t, times(s.right, back)), forth)
+	left, right := times(roundTo(t, times(s.left, back)), forth),
+		times(roundTo(t, times(s.right, back)), forth)
 	if s.Wide {
 		widen(b, left)
 		widen(a, right)
@@ -109,7 +114,8 @@ func (s *slab) measure(ctx context.Context, t dtype.Type, name string, exponent 
 		s.rounded, err = dense.ResidualSquares(ctx, left, right, s.K)
 	}
 	if err == nil && s.rounded-s.rounded != 0 {
-		return fault.New(fault.Unsupported, "the factors of %q do not fit the range of %v", name, t).WithHint("store them with --dtype bf16 or f32")
+		return fault.New(fault.Unsupported, "the factors of %q do not fit the range of %v", name, t).
+			WithHint("store them with --dtype bf16 or f32")
 	}
 	return err
 }
@@ -150,7 +156,8 @@ func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
 	if r.ranks != nil {
 		if r.ranks[p.name] == 0 {
 			energy, err := p.energy(ctx, 0, p.tuned.ref.Tensor.Elements())
-			r.report.Skipped = append(r.report.Skipped, Skipped{Tensor: p.name, Why: whyBudget, energy: energy})
+			r.report.Skipped = append(r.report.Skipped,
+				Skipped{Tensor: p.name, Why: whyBudget, energy: energy})
 			return err
 		}
 		rule = FixedRank{r.ranks[p.name]}
@@ -173,7 +180,8 @@ func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
 		return nil
 	}
 	if f, ok := rule.(FixedRank); ok && r.peft != nil && v.kind == format.Expert {
-		// PEFT takes a pattern for a parameter and says that it ignores it: with one rank for all there is none.
+		// PEFT takes a pattern for a parameter and says that it ignores it: with one rank for all
+		// there is none.
 		k = f.K
 	}
 	if err := r.store(v, k, slabs); err != nil {
@@ -190,14 +198,15 @@ func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
 	return nil
 }
 
-// describe adds a layer to the report. For stacked experts energies are those of all, and the singular values and the noise edge
-// those of the expert with most energy.
+// describe adds a layer to the report. For stacked experts energies are those of all, and the
+// singular values and the noise edge those of the expert with most energy.
 func (r *extracting) describe(v view, k int, slabs []*slab) {
 	m, n := v.rows, v.cols
 	if v.transposed {
 		m, n = n, m
 	}
-	l := ExtractedLayer{Module: v.module, Kind: string(v.kind), M: m, N: n, Rank: k, Ranks: make([]RankEnergy, len(reportedRanks))}
+	l := ExtractedLayer{Module: v.module, Kind: string(v.kind), M: m, N: n, Rank: k,
+		Ranks: make([]RankEnergy, len(reportedRanks))}
 	for i, rank := range reportedRanks {
 		l.Ranks[i].Rank = rank
 	}
@@ -220,19 +229,22 @@ func (r *extracting) describe(v view, k int, slabs []*slab) {
 	all := l.energies.all
 	l.NearBest = isNearBest(l.energies)
 	l.energies.kept = all - l.energies.left
-	l.Energy, l.Error, l.Rounded, l.Frobenius = 1-l.energies.left/all, math.Sqrt(l.energies.left/all), math.Sqrt(l.energies.rounded/all), math.Sqrt(all)
+	l.Energy, l.Error, l.Rounded, l.Frobenius = 1-l.energies.left/all,
+		math.Sqrt(l.energies.left/all), math.Sqrt(l.energies.rounded/all), math.Sqrt(all)
 	for i := range l.Ranks {
 		l.Ranks[i].Energy = min(1, l.Ranks[i].Energy/all)
 	}
 	if base > 0 {
 		l.RelativeNorm = math.Sqrt(all / base)
 	}
-	l.SingularValues, l.NoiseEdge = main.S, NoiseFloor{Sigma: main.update.noise}.Edge(v.rows, v.cols)
+	l.SingularValues = main.S
+	l.NoiseEdge = NoiseFloor{Sigma: main.update.noise}.Edge(v.rows, v.cols)
 	r.report.Layers = append(r.report.Layers, l)
 }
 
-// isNearBest reports whether the factors as stored have nearly the least error that their rank allows.
-// Before they are rounded they have it, but for a part in ten thousand, as far as float32 resolves Δ.
+// isNearBest reports whether the factors as stored have nearly the least error that their rank
+// allows. Before they are rounded they have it, but for a part in ten thousand, as far as float32
+// resolves Δ.
 func isNearBest(e energies) bool {
 	const resolved, nearly = 1e-6, 1.0009
 	return e.left >= resolved*resolved*e.all && e.rounded <= nearly*nearly*e.left
@@ -245,18 +257,23 @@ func (r *extracting) store(v view, k int, slabs []*slab) error {
 	switch v.kind {
 	case format.Expert:
 		a, b = stack(v, k, slabs)
-		shapeA, shapeB = []uint64{uint64(v.slabs * k), uint64(len(a) / (v.slabs * k))}, []uint64{uint64(len(b) / (v.slabs * k)), uint64(v.slabs * k)}
-		r.adapter.Requires = append(r.adapter.Requires, format.Requirement{Feature: format.FeatureExperts, Where: v.parameter})
+		shapeA, shapeB = []uint64{uint64(v.slabs * k), uint64(len(a) / (v.slabs * k))},
+			[]uint64{uint64(len(b) / (v.slabs * k)), uint64(v.slabs * k)}
+		r.adapter.Requires = append(r.adapter.Requires,
+			format.Requirement{Feature: format.FeatureExperts, Where: v.parameter})
 	case format.Conv: // A r×in×k…, B out×r×1…
 		a, b = slabs[0].right, slabs[0].left
-		shapeA, shapeB = append([]uint64{uint64(k)}, v.shape[1:]...), []uint64{uint64(v.rows), uint64(k)}
+		shapeA, shapeB = append([]uint64{uint64(k)}, v.shape[1:]...),
+			[]uint64{uint64(v.rows), uint64(k)}
 		for range v.shape[2:] {
 			shapeB = append(shapeB, 1)
 		}
-		r.adapter.Requires = append(r.adapter.Requires, format.Requirement{Feature: format.FeatureConvolution, Where: v.module})
+		r.adapter.Requires = append(r.adapter.Requires,
+			format.Requirement{Feature: format.FeatureConvolution, Where: v.module})
 	default:
 		a, b = slabs[0].factors(v, k)
-		shapeA, shapeB = []uint64{uint64(k), uint64(len(a) / k)}, []uint64{uint64(len(b) / k), uint64(k)}
+		shapeA, shapeB = []uint64{uint64(k), uint64(len(a) / k)},
+			[]uint64{uint64(len(b) / k), uint64(k)}
 	}
 	nameA, nameB := v.module+".lora_A.weight", v.module+".lora_B.weight"
 	if v.kind == format.Embedding {
@@ -278,8 +295,8 @@ func (r *extracting) store(v view, k int, slabs []*slab) error {
 	return nil
 }
 
-// factors returns A (k×n) and B (m×k) of a matrix, whose rank may be below k: the rest is zero. A matrix that is stored n×m is
-// left·right = (B·A)ᵀ.
+// factors returns A (k×n) and B (m×k) of a matrix, whose rank may be below k: the rest is zero. A
+// matrix that is stored n×m is left·right = (B·A)ᵀ.
 func (s *slab) factors(v view, k int) (a, b []float32) {
 	left, right := make([]float32, v.rows*k), make([]float32, k*v.cols)
 	for i := range v.rows {
@@ -292,8 +309,8 @@ func (s *slab) factors(v view, k int) (a, b []float32) {
 	return right, left
 }
 
-// stack joins the factors of the experts as PEFT does: A is (experts·k)×n with the expert slowest, and B m×(k·experts) with the
-// expert fastest.
+// stack joins the factors of the experts as PEFT does: A is (experts·k)×n with the expert slowest,
+// and B m×(k·experts) with the expert fastest.
 func stack(v view, k int, slabs []*slab) (a, b []float32) {
 	n := len(slabs)
 	for e, s := range slabs {

@@ -8,8 +8,8 @@ import (
 	"github.com/loratool/loratool/internal/parallel"
 )
 
-// Operator is a matrix that is given by its products with thin matrices, so that it need not be in memory in one piece. The
-// result of a product may not depend on the number of workers.
+// Operator is a matrix that is given by its products with thin matrices, so that it need not be in
+// memory in one piece. The result of a product may not depend on the number of workers.
 type Operator interface {
 	// Dims returns the number of rows m and of columns n.
 	Dims() (m, n int)
@@ -53,8 +53,8 @@ func (d *Dense) MulT(ctx context.Context, dst, y []float32, b int) error {
 	})
 }
 
-// wideOperator is an operator that multiplies in float64 as well, for errors that products in float32 do
-// not resolve.
+// wideOperator is an operator that multiplies in float64 as well, for errors that products in
+// float32 do not resolve.
 type wideOperator interface {
 	Operator
 	// MulWide writes Δ·X to dst (m×b) for X (n×b), in float64.
@@ -127,13 +127,14 @@ func (d *Dense) residualWide(ctx context.Context, b, a []float64, r int) (float6
 // leastElement is the smallest element of a matrix whose norm is near 1 that is not taken for zero.
 const leastElement = 0x1p-60
 
-// normalise multiplies Δ, whose energy it is given, by the power of two that brings its norm near 1,
-// and returns the even exponent: 0 where the norm is from 2⁻⁴ to 2²⁰, as no product in float32 can leave
-// its range then.
+// normalise multiplies Δ, whose energy it is given, by the power of two that brings its norm near
+// 1, and returns the even exponent: 0 where the norm is from 2⁻⁴ to 2²⁰, as no product in float32
+// can leave its range then.
 //
-// Elements below leastElement become zeros. Their products would be subnormal numbers, which cost many
-// processors some 150 cycles each: weight decay leaves such rows in embeddings and experts that training
-// never meets. Together they have less than 2⁻⁵⁶·√(m·n) of ‖Δ‖, 2⁻⁴⁴ for a matrix of 4096×4096.
+// Elements below leastElement become zeros. Their products would be subnormal numbers, which cost
+// many processors some 150 cycles each: weight decay leaves such rows in embeddings and experts
+// that training never meets. Together they have less than 2⁻⁵⁶·√(m·n) of ‖Δ‖, 2⁻⁴⁴ for a matrix of
+// 4096×4096.
 func (d *Dense) normalise(ctx context.Context, energy float64) (exponent int, err error) {
 	_, e := math.Frexp(norm(energy))
 	if energy == 0 {

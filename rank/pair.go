@@ -18,7 +18,8 @@ type pair struct {
 	base, tuned located
 }
 
-// located is a tensor of a checkpoint, or several of one size that are read as one, one after the other.
+// located is a tensor of a checkpoint, or several of one size that are read as one, one after the
+// other.
 type located struct {
 	ref   checkpoint.Ref
 	parts []located // in place of what ref says of the data; nil for one tensor
@@ -53,8 +54,8 @@ func (l located) bytes(ctx context.Context, buf []byte, first int64, n int) ([]b
 	return p, l.ref.Tensor.ReadAt(ctx, p, first*size)
 }
 
-// pieceElements is how many elements of a tensor are read at a time. The pieces are fixed, so that sums over them do not
-// depend on the number of workers.
+// pieceElements is how many elements of a tensor are read at a time. The pieces are fixed, so that
+// sums over them do not depend on the number of workers.
 const pieceElements = 1 << 17
 
 // equal compares the bytes of a tensor in both checkpoints.
@@ -66,7 +67,8 @@ func (p *pair) equal(ctx context.Context) (bool, error) {
 	total := a.ref.Tensor.Elements()
 	size := a.dtype().Size()
 	const piece = 1 << 17 // elements
-	bufA, bufB := make([]byte, size*int(min(total, piece))), make([]byte, size*int(min(total, piece)))
+	bufA, bufB := make([]byte, size*int(min(total, piece))),
+		make([]byte, size*int(min(total, piece)))
 	for first := int64(0); first < total; first += piece {
 		if err := ctx.Err(); err != nil {
 			return false, err
@@ -92,8 +94,9 @@ type update struct {
 	dense    *Dense
 	energy   float64 // ‖Δ‖_F²
 	baseNorm float64 // ‖W‖_F
-	noise    float64 // standard deviation per element that the rounding of the tuned checkpoint leaves
-	tooSmall int     // differences that are zero in float32
+	// standard deviation per element that the rounding of the tuned checkpoint leaves
+	noise    float64
+	tooSmall int // differences that are zero in float32
 }
 
 // seen is what one piece of a tensor adds to an update.
@@ -104,8 +107,9 @@ type seen struct {
 	tooSmall            int // differences that are zero in float32
 }
 
-// difference forms Δ in float32 as an m×n matrix, from the tensor's element start on: each element is the exact difference, rounded once. The difference of two
-// 16-bit values is nearly always exact in float32.
+// difference forms Δ in float32 as an m×n matrix, from the tensor's element start on: each element
+// is the exact difference, rounded once. The difference of two 16-bit values is nearly always exact
+// in float32.
 func (p *pair) difference(ctx context.Context, start int64, m, n, workers int) (*update, error) {
 	total := m * n
 	u := &update{dense: &Dense{M: m, N: n, Data: make([]float32, total), Workers: workers}}
@@ -114,7 +118,8 @@ func (p *pair) difference(ctx context.Context, start int64, m, n, workers int) (
 	scratch := make([]pieceScratch, nWorkers)
 	err := parallel.For(ctx, nWorkers, len(parts), func(worker, i int) error {
 		first := i * pieceElements
-		return p.piece(ctx, u.dense.Data[first:min(first+pieceElements, total)], start+int64(first), &scratch[worker], &parts[i])
+		return p.piece(ctx, u.dense.Data[first:min(first+pieceElements, total)], start+int64(first),
+			&scratch[worker], &parts[i])
 	})
 	if err != nil {
 		return nil, err
@@ -122,16 +127,21 @@ func (p *pair) difference(ctx context.Context, start int64, m, n, workers int) (
 	var sum seen
 	for _, s := range parts {
 		sum.energy, sum.base, sum.noise = sum.energy+s.energy, sum.base+s.base, sum.noise+s.noise
-		sum.nonFinite, sum.tooLarge, sum.tooSmall = sum.nonFinite+s.nonFinite, sum.tooLarge+s.tooLarge, sum.tooSmall+s.tooSmall
+		sum.nonFinite, sum.tooLarge, sum.tooSmall = sum.nonFinite+s.nonFinite,
+			sum.tooLarge+s.tooLarge, sum.tooSmall+s.tooSmall
 	}
 	switch {
 	case sum.nonFinite > 0:
 		return nil, nonFiniteError(p.name, sum.nonFinite)
 	case sum.tooLarge > 0:
-		return nil, fault.New(fault.Unsupported, "%d differences of %q are beyond float32, in which updates are decomposed", sum.tooLarge, p.name).
+		return nil, fault.New(fault.Unsupported,
+			"%d differences of %q are beyond float32, in which updates are decomposed",
+			sum.tooLarge, p.name).
 			WithHint("leave the tensor out with --exclude; do the two checkpoints belong together?")
 	case norm(sum.energy) > maxNorm:
-		return nil, fault.New(fault.Unsupported, "the update of %q has the norm %.3g, at most %.3g can be decomposed in float32", p.name, norm(sum.energy), maxNorm).
+		return nil, fault.New(fault.Unsupported,
+			"the update of %q has the norm %.3g, at most %.3g can be decomposed in float32", p.name,
+			norm(sum.energy), maxNorm).
 			WithHint("leave the tensor out with --exclude; do the two checkpoints belong together?")
 	}
 	u.energy, u.baseNorm, u.tooSmall = sum.energy, norm(sum.base), sum.tooSmall
@@ -145,7 +155,8 @@ func (p *pair) difference(ctx context.Context, start int64, m, n, workers int) (
 const maxNorm = 0x1p63
 
 func nonFiniteError(tensor string, n int) error {
-	return fault.New(fault.Corrupt, "%d values of %q are NaN or infinite in one of the checkpoints", n, tensor).
+	return fault.New(fault.Corrupt, "%d values of %q are NaN or infinite in one of the checkpoints",
+		n, tensor).
 		WithHint("leave the tensor out with --exclude, or repair the checkpoint")
 }
 
@@ -167,7 +178,8 @@ func (p *pair) piece(ctx context.Context, dst []float32, first int64, s *pieceSc
 		}
 		return p.widePiece(ctx, dst, first, s, out)
 	}
-	// The tuned values first, then the base's in place of their buffer; float32 subtraction rounds the exact difference once.
+	// The tuned values first, then the base's in place of their buffer; float32 subtraction rounds
+	// the exact difference once.
 	tuned, err := p.tuned.bytes(ctx, s.buf, first, len(dst))
 	if err != nil {
 		return err
@@ -187,8 +199,9 @@ func (p *pair) piece(ctx context.Context, dst []float32, first int64, s *pieceSc
 	return nil
 }
 
-// count finds out of a piece whose differences are not all finite whether it is the values that are not. It reads them once more into
-// dst, in place of the differences, which are of no use any more; w are the base's.
+// count finds out of a piece whose differences are not all finite whether it is the values that are
+// not. It reads them once more into dst, in place of the differences, which are of no use any more;
+// w are the base's.
 func (p *pair) count(ctx context.Context, dst, w []float32, first int64, s *pieceScratch, out *seen) error {
 	tuned, err := p.tuned.bytes(ctx, s.buf, first, len(dst))
 	if err != nil {
@@ -206,8 +219,8 @@ func (p *pair) count(ctx context.Context, dst, w []float32, first int64, s *piec
 	return nil
 }
 
-// subtract subtracts w from dst and returns the sums of the squares of both, each from four running sums, which a processor can
-// add to at the same time.
+// subtract subtracts w from dst and returns the sums of the squares of both, each from four running
+// sums, which a processor can add to at the same time.
 func subtract(dst, w []float32) (energy, base float64) {
 	var e0, e1, e2, e3, b0, b1, b2, b3 float64
 	w = w[:len(dst)]
@@ -266,10 +279,11 @@ func (p *pair) widePiece(ctx context.Context, dst []float32, first int64, s *pie
 	return nil
 }
 
-// roundingNoise is Σ ulp²/12 over the elements, and 0 for types of other than 16 and 32 bits. It counts exponents, of which there are
-// few.
+// roundingNoise is Σ ulp²/12 over the elements, and 0 for types of other than 16 and 32 bits. It
+// counts exponents, of which there are few.
 func roundingNoise(d dtype.Type, raw []byte) (sum float64) {
-	var mantissa, bias, exponents int // exponents but the last one, which is that of infinity and NaN
+	// exponents but the last one, which is that of infinity and NaN
+	var mantissa, bias, exponents int
 	var count [256]int
 	switch d {
 	case dtype.BF16:

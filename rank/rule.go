@@ -4,11 +4,12 @@ import "math"
 
 // Rule chooses the rank of a truncation from singular values.
 type Rule interface {
-	// Choose returns the rank for the singular values sigma, descending, of an m×n matrix of the given energy ‖Δ‖_F². The
-	// values are estimates of the largest ones; more asks for a larger basis, because they do not suffice to choose. The
-	// rank is at most len(sigma).
+	// Choose returns the rank for the singular values sigma, descending, of an m×n matrix of the
+	// given energy ‖Δ‖_F². The values are estimates of the largest ones; more asks for a larger
+	// basis, because they do not suffice to choose. The rank is at most len(sigma).
 	Choose(sigma []float64, energy float64, m, n int) (rank int, more bool)
-	// Hint is the rank to be expected, from which the size of blocks follows; 0 where nothing is known.
+	// Hint is the rank to be expected, from which the size of blocks follows; 0 where nothing is
+	// known.
 	Hint() int
 }
 
@@ -24,7 +25,8 @@ func (f FixedRank) Choose(sigma []float64, _ float64, m, n int) (int, bool) {
 // Hint returns K.
 func (f FixedRank) Hint() int { return f.K }
 
-// EnergyShare keeps the fewest singular values whose energy is at least Share of ‖Δ‖_F², and at most Max where Max is not 0.
+// EnergyShare keeps the fewest singular values whose energy is at least Share of ‖Δ‖_F², and at
+// most Max where Max is not 0.
 type EnergyShare struct {
 	Share float64
 	Max   int
@@ -51,8 +53,8 @@ func (e EnergyShare) Choose(sigma []float64, energy float64, m, n int) (int, boo
 // Hint is not known.
 func (e EnergyShare) Hint() int { return e.Max }
 
-// MaxError keeps the fewest singular values for which ‖Δ − Δ_k‖_F ≤ relative·‖Δ‖_F, and at most most where that is not 0.
-// An extraction holds the factors as they are stored to it.
+// MaxError keeps the fewest singular values for which ‖Δ − Δ_k‖_F ≤ relative·‖Δ‖_F, and at most
+// most where that is not 0. An extraction holds the factors as they are stored to it.
 func MaxError(relative float64, most int) Rule { return maxError{relative: relative, most: most} }
 
 type maxError struct {
@@ -84,14 +86,16 @@ func (e maxError) Choose(sigma []float64, energy float64, m, n int) (int, bool) 
 // Hint is not known.
 func (e maxError) Hint() int { return e.most }
 
-// NoiseFloor keeps the singular values above the edge of white noise with the standard deviation Sigma per element:
-// Sigma·(√m + √n) (Marchenko and Pastur), and above what products in float32 resolve. At least one is kept where anything is.
+// NoiseFloor keeps the singular values above the edge of white noise with the standard deviation
+// Sigma per element: Sigma·(√m + √n) (Marchenko and Pastur), and above what products in float32
+// resolve. At least one is kept where anything is.
 type NoiseFloor struct {
 	Sigma float64
 	Max   int
 }
 
-// resolution is the share of σ₁ below which singular values have no digits in float32: that of the numerical rank.
+// resolution is the share of σ₁ below which singular values have no digits in float32: that of the
+// numerical rank.
 func resolution(m, n int) float64 { return float64(max(m, n)) * 0x1p-24 }
 
 // Edge is the largest singular value that noise alone has.

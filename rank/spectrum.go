@@ -11,7 +11,8 @@ import (
 	"github.com/loratool/loratool/internal/parallel"
 )
 
-// Spectrum is the exact spectrum of one layer's update s·B·A. Its definitions are in the package documentation.
+// Spectrum is the exact spectrum of one layer's update s·B·A. Its definitions are in the package
+// documentation.
 type Spectrum struct {
 	Module         string
 	SingularValues []float64 // min(m, n, r) of them, descending
@@ -21,13 +22,14 @@ type Spectrum struct {
 	EntropyRank    float64
 	NumericalRank  int
 
-	// Missing says why the layer has no spectrum; "" where it has one. NonFinite counts the values of
-	// its factors that are NaN or infinite, which is one reason.
+	// Missing says why the layer has no spectrum; "" where it has one. NonFinite counts the values
+	// of its factors that are NaN or infinite, which is one reason.
 	Missing   string
 	NonFinite int64
 }
 
-// RankFor is the fewest singular values with at least the given share of the energy; 0 for a zero update.
+// RankFor is the fewest singular values with at least the given share of the energy; 0 for a zero
+// update.
 func (s *Spectrum) RankFor(share float64) int {
 	for i, e := range s.Energy {
 		if e >= share*(1-1e-15) {
@@ -38,10 +40,11 @@ func (s *Spectrum) RankFor(share float64) int {
 }
 
 // Spectra computes the spectra of all layers whose update is s·B·A: linear layers, embeddings, and
-// convolutions, whose factors are seen as matrices. The others are left out. ΔW is never formed. A layer
-// that has no spectrum, as its factors hold NaN or infinity, says so in its place. Layers are computed on
-// as many goroutines as workers says, 0 for one per processor, each with the factors of one layer in
-// float64: [SpectraBytes]. It returns soon after ctx ends, within a second or two for any rank.
+// convolutions, whose factors are seen as matrices. The others are left out. ΔW is never formed. A
+// layer that has no spectrum, as its factors hold NaN or infinity, says so in its place. Layers are
+// computed on as many goroutines as workers says, 0 for one per processor, each with the factors of
+// one layer in float64: [SpectraBytes]. It returns soon after ctx ends, within a second or two for
+// any rank.
 func Spectra(ctx context.Context, src format.Source, workers int) ([]Spectrum, error) {
 	m := src.Manifest()
 	if err := format.Validate(m); err != nil {
@@ -60,8 +63,8 @@ func Spectra(ctx context.Context, src format.Source, workers int) ([]Spectrum, e
 	return spectra, err
 }
 
-// SpectraBytes estimates the memory that [Spectra] takes on as many goroutines as workers says, 0 for one
-// per processor, and names the module of the layer that takes most. The manifest is valid.
+// SpectraBytes estimates the memory that [Spectra] takes on as many goroutines as workers says, 0
+// for one per processor, and names the module of the layer that takes most. The manifest is valid.
 func SpectraBytes(m *format.Manifest, workers int) (peak int64, module string) {
 	var most float64
 	layers := layersWithSpectrum(m)
@@ -99,9 +102,11 @@ func spectrumOf(ctx context.Context, src format.Source, l *format.Layer) (*Spect
 	r := l.Rank
 	for _, i := range []int{iA, iB} {
 		if t := &tensors[i]; !t.DType.IsFloat() {
-			return nil, fault.New(fault.Unsupported, "%q is stored as %v; factors are F64, F32, F16 or BF16", t.Name, t.DType)
+			return nil, fault.New(fault.Unsupported,
+				"%q is stored as %v; factors are F64, F32, F16 or BF16", t.Name, t.DType)
 		} else if t.Elements()%int64(r) != 0 {
-			return nil, fault.New(fault.Corrupt, "%q has the shape %d, which a rank of %d does not divide", t.Name, t.Shape, r)
+			return nil, fault.New(fault.Corrupt,
+				"%q has the shape %d, which a rank of %d does not divide", t.Name, t.Shape, r)
 		}
 	}
 	m, n := int(tensors[iB].Elements())/r, int(tensors[iA].Elements())/r
@@ -114,7 +119,8 @@ func spectrumOf(ctx context.Context, src format.Source, l *format.Layer) (*Spect
 		return nil, err
 	}
 	if bad := badA + badB; bad > 0 {
-		return &Spectrum{Module: l.Module, NonFinite: bad, Missing: fmt.Sprintf("%d values of its factors are NaN or infinite", bad)}, nil
+		return &Spectrum{Module: l.Module, NonFinite: bad,
+			Missing: fmt.Sprintf("%d values of its factors are NaN or infinite", bad)}, nil
 	}
 	exponent := balance(a, b, r)
 	sigma, err := productSingularValues(ctx, a, b, m, n, r)
@@ -128,9 +134,10 @@ func spectrumOf(ctx context.Context, src format.Source, l *format.Layer) (*Spect
 	return describe(l.Module, sigma, exponent+e, max(m, n), unitOf(tensors[iB].DType)), nil
 }
 
-// balance multiplies the columns of B (m×r) and of A (n×r) by powers of two, so that no square of an
-// element that matters overflows or vanishes, and returns the exponent e for which B·Aᵀ is 2^e times what
-// it was made to. The columns of B have a largest element between ½ and 1, and those of A at most 1.
+// balance multiplies the columns of B (m×r) and of A (n×r) by powers of two, so that no square of
+// an element that matters overflows or vanishes, and returns the exponent e for which B·Aᵀ is 2^e
+// times what it was made to. The columns of B have a largest element between ½ and 1, and those of
+// A at most 1.
 func balance(a, b []float64, r int) (exponent int) {
 	exponentsA, exponentsB := columnExponents(a, r), columnExponents(b, r)
 	exponent = math.MinInt
@@ -160,8 +167,8 @@ func balance(a, b []float64, r int) (exponent int) {
 // zeroColumn stands for the exponent of a column of zeros.
 const zeroColumn = math.MinInt32
 
-// columnExponents returns for each column of x (·×r) the exponent e of its largest element, which lies
-// between 2^(e−1) and 2^e.
+// columnExponents returns for each column of x (·×r) the exponent e of its largest element, which
+// lies between 2^(e−1) and 2^e.
 func columnExponents(x []float64, r int) []int {
 	largest := make([]float64, r)
 	for i := 0; i < len(x); i += r {
@@ -199,8 +206,9 @@ func clearColumn(x []float64, k, r int) {
 	}
 }
 
-// describe computes what follows from the singular values 2^exponent·sigma, which it overwrites with
-// them. Shares and ranks do not depend on the exponent, so nothing is squared that could overflow.
+// describe computes what follows from the singular values 2^exponent·sigma, which it overwrites
+// with them. Shares and ranks do not depend on the exponent, so nothing is squared that could
+// overflow.
 func describe(module string, sigma []float64, exponent, longSide int, unit float64) *Spectrum {
 	s := &Spectrum{Module: module, SingularValues: sigma, Energy: make([]float64, len(sigma))}
 	if len(sigma) == 0 || sigma[0] == 0 {
@@ -227,7 +235,8 @@ func describe(module string, sigma []float64, exponent, longSide int, unit float
 	}
 	s.Frobenius = math.Ldexp(math.Sqrt(total), exponent)
 	if sigma[0] < 0x1p-1022 || math.IsInf(s.Frobenius, 0) {
-		return &Spectrum{Module: module, Missing: fmt.Sprintf("its largest singular value is about 2^%d, which float64 does not hold", exponent)}
+		return &Spectrum{Module: module,
+			Missing: fmt.Sprintf("its largest singular value is about 2^%d, which float64 does not hold", exponent)}
 	}
 	s.StableRank, s.EntropyRank = total/(first*first), math.Exp(entropy)
 	return s
@@ -248,7 +257,8 @@ func unitOf(d dtype.Type) float64 {
 
 // readFactor reads a tensor as float64, in pieces, and counts its values that are not finite. Where
 // transposed is not 0 it is the number of rows of the tensor, which comes back transposed.
-func readFactor(ctx context.Context, src format.Source, i, transposed int) (x []float64, nonFinite int64, err error) {
+func readFactor(ctx context.Context, src format.Source, i, transposed int) (x []float64,
+	nonFinite int64, err error) {
 	t := &src.Manifest().Tensors[i]
 	const piece = 1 << 16
 	x = make([]float64, t.Elements())
@@ -285,15 +295,15 @@ func readFactor(ctx context.Context, src format.Source, i, transposed int) (x []
 	return x, nonFinite, nil
 }
 
-// productSingularValues returns the singular values of B·Aᵀ for B (m×r) and A (n×r), both of which it
-// may overwrite: those of a core that is no larger than r×r.
+// productSingularValues returns the singular values of B·Aᵀ for B (m×r) and A (n×r), both of which
+// it may overwrite: those of a core that is no larger than r×r.
 //
-// Where both Gram matrices are well conditioned, their Cholesky factors give the core: with
-// BᵀB = R_bᵀ·R_b and AᵀA likewise it is R_b·R_aᵀ. The products of float32 values are exact in float64, so
-// an eigenvalue of a Gram matrix has an absolute error of some units of λ₁·2⁻⁵³, and its root a relative
-// one of 2⁻⁵³·λ₁/λ: below 1e-6 where the condition λ₁/λ stays below gramLimit. Elsewhere the triangles of
-// Householder's decomposition take the place of the factors, at several times the cost and without
-// squaring the condition.
+// Where both Gram matrices are well conditioned, their Cholesky factors give the core: with BᵀB =
+// R_bᵀ·R_b and AᵀA likewise it is R_b·R_aᵀ. The products of float32 values are exact in float64, so
+// an eigenvalue of a Gram matrix has an absolute error of some units of λ₁·2⁻⁵³, and its root a
+// relative one of 2⁻⁵³·λ₁/λ: below 1e-6 where the condition λ₁/λ stays below gramLimit. Elsewhere
+// the triangles of Householder's decomposition take the place of the factors, at several times the
+// cost and without squaring the condition.
 func productSingularValues(ctx context.Context, a, b []float64, m, n, r int) ([]float64, error) {
 	rb, rowsB, okB, err := root(ctx, b, m, r)
 	if err != nil {
@@ -331,9 +341,10 @@ const pieceFlops = 1 << 27
 // gramLimit is the largest condition that a Gram matrix may have.
 const gramLimit = 1e9
 
-// root returns the Cholesky factor (r×r) of the Gram matrix of x (rows×r), or false where that does not
-// exist or would not be accurate.
-func root(ctx context.Context, x []float64, rows, r int) (factor []float64, n int, ok bool, err error) {
+// root returns the Cholesky factor (r×r) of the Gram matrix of x (rows×r), or false where that does
+// not exist or would not be accurate.
+func root(ctx context.Context, x []float64, rows, r int) (factor []float64, n int, ok bool,
+	err error) {
 	if rows < r {
 		return nil, 0, false, nil
 	}

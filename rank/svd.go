@@ -21,20 +21,23 @@ type Decomposition struct {
 	V []float64 // n×K
 	S []float64 // K singular values, descending
 
-	// Estimates are all values that the last basis gave, S among them, descending. Beyond K they are lower bounds in the
-	// sense that Σ_{i≤k} Estimates[i]² is the energy that some rank-k matrix is known to reach.
+	// Estimates are all values that the last basis gave, S among them, descending. Beyond K they
+	// are lower bounds in the sense that Σ_{i≤k} Estimates[i]² is the energy that some rank-k
+	// matrix is known to reach.
 	Estimates []float64
 	Energy    float64 // ‖Δ‖_F²
 	Error     float64 // ‖Δ − U·diag(S)·Vᵀ‖_F, from the energies: √(‖Δ‖² − ΣS²)
 	Products  int     // products with thin matrices, by Δ and by Δᵀ
 	Flops     int64   // of these products
 	Complete  bool    // the basis spans all of Δ: nothing was truncated before the rank was chosen
-	Wide      bool    // the last products were in float64, as the error is below what float32 resolves
+	// the last products were in float64, as the error is below what float32 resolves
+	Wide bool
 }
 
-// TruncatedSVD decomposes Δ to the rank that rule chooses. energy is ‖Δ‖_F². It returns K = 0 for a zero matrix. The result is
-// the same for any number of workers.
-func TruncatedSVD(ctx context.Context, op Operator, energy float64, rule Rule, o Options) (*Decomposition, error) {
+// TruncatedSVD decomposes Δ to the rank that rule chooses. energy is ‖Δ‖_F². It returns K = 0 for a
+// zero matrix. The result is the same for any number of workers.
+func TruncatedSVD(ctx context.Context, op Operator, energy float64, rule Rule,
+	o Options) (*Decomposition, error) {
 	return newTruncation(op, energy, o).to(ctx, rule)
 }
 
@@ -103,8 +106,8 @@ func (t wideTransposed) MulWideT(ctx context.Context, dst, y []float64, b int) e
 	return t.wide.MulWide(ctx, dst, y, b)
 }
 
-// Factors returns B = U·√S (m×K) and A = √S·Vᵀ (K×n), so that B·A is the truncation. The square root on both sides keeps
-// both factors in the range where 16-bit types are precise.
+// Factors returns B = U·√S (m×K) and A = √S·Vᵀ (K×n), so that B·A is the truncation. The square
+// root on both sides keeps both factors in the range where 16-bit types are precise.
 func (d *Decomposition) Factors() (b, a []float32) {
 	wideB, wideA := d.factors()
 	return narrowed(wideB), narrowed(wideA)
