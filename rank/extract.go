@@ -44,6 +44,8 @@ type Extraction struct {
 	renamed     string             // how the names of tuned are read, "" as they are
 	peft        *forPEFT           // where it is for PEFT
 	others      map[string]located // of dtypes that are no floats: the tuned ones, by the base's names
+
+	baseEnds, tunedEnds ends
 }
 
 // Skipped is a tensor that is not extracted. Share is what it has of ‖Δ‖_F over all that changed: 0 for what did not change.
@@ -125,6 +127,7 @@ func (e *Extraction) plan() error {
 				WithHint("extract from checkpoints in F32, F16 or BF16")
 		}
 	}
+	e.findEnds()
 	names, how, ambiguous := naming.Pair(e.base.Names(), e.tuned.Names())
 	e.renamed = how
 	paired := make(map[string]bool, len(names))
@@ -137,15 +140,15 @@ func (e *Extraction) plan() error {
 		case isTrunk(e.base, e.tuned):
 			e.skip(name, whyTrunk)
 		default:
-			e.leave(name, whyGone, locate(e.base, name), counterpart(e.tuned, name))
+			e.leave(name, whyGone, locate(e.base, name), e.tunedEnds.counterpart(name, &e.baseEnds))
 		}
 	}
 	common, sameShape := 0, 0
 	for _, tunedName := range e.tuned.Names() {
 		tuned := locate(e.tuned, tunedName)
 		name, ok := names[tunedName]
-		switch tied := counterpart(e.base, tunedName); {
-		case !ok && tied != nil && isTied(e.tuned):
+		switch tied := e.baseEnds.counterpart(tunedName, &e.tunedEnds); {
+		case !ok && tied != nil && e.tunedEnds.isTied():
 			e.skip(tunedName, whyTied)
 			continue
 		case !ok:
@@ -297,7 +300,7 @@ func (e *Extraction) view(p *pair) (view, bool) {
 	switch {
 	case len(shape) > 2:
 		v.kind = format.Conv
-	case naming.IsEmbedding(module):
+	case naming.IsEmbedding(module), e.isTiedEmbedding(p.name):
 		v.kind = format.Embedding
 		v.transposed = true
 	case naming.IsConv1DModel(e.base.Config.ModelType) && naming.IsConv1DName(module):

@@ -32,17 +32,74 @@ func (e *Extraction) leave(name, why string, base, tuned *located) {
 	e.skip(name, "%s", why)
 }
 
-// counterpart is the embedding to which a checkpoint ties the head that it does not have, nil where
-// it ties none.
-func counterpart(c *checkpoint.Checkpoint, head string) *located {
-	if !naming.IsHead(naming.Module(head)) || !isTied(c) {
+// ends are the input embedding and the output head of a checkpoint, as merge finds them.
+type ends struct {
+	of *checkpoint.Checkpoint
+	naming.Ends
+}
+
+// endsOf finds the ends of a checkpoint. A head that only the other checkpoint has helps to tell the
+// embedding by its shape; nil where there is none.
+func endsOf(c *checkpoint.Checkpoint, headShape []uint64) ends {
+	m := c.Config.Ties()
+	m.HeadShape = headShape
+	for _, name := range c.Names() {
+		ref, _ := c.Lookup(name)
+		m.Shapes[naming.StripWrappers(name)] = ref.Tensor.Shape
+	}
+	return ends{c, m.Ends()}
+}
+
+// findEnds finds the ends of both checkpoints.
+func (e *Extraction) findEnds() {
+	e.baseEnds, e.tunedEnds = endsOf(e.base, nil), endsOf(e.tuned, nil)
+	if shape := e.tunedEnds.headShape(); shape != nil && e.baseEnds.Embedding == "" {
+		e.baseEnds = endsOf(e.base, shape)
+	}
+	if shape := e.baseEnds.headShape(); shape != nil && e.tunedEnds.Embedding == "" {
+		e.tunedEnds = endsOf(e.tuned, shape)
+	}
+}
+
+// isTied reports whether it is certain that both ends are one tensor.
+func (s *ends) isTied() bool { return s.of.Config.Found && s.Tied && s.Why == "" }
+
+// embedding is the input embedding by the checkpoint's own name for it, "" where it is not certain.
+func (s *ends) embedding() string {
+	if s.Embedding == "" {
+		return ""
+	}
+	return naming.Index(s.of.Names()).Actual(s.Embedding)
+}
+
+// headShape is the shape of the head, nil where the files hold none.
+func (s *ends) headShape() []uint64 {
+	for _, name := range s.of.Names() {
+		if s.isHead(name) {
+			ref, _ := s.of.Lookup(name)
+			return ref.Tensor.Shape
+		}
+	}
+	return nil
+}
+
+func (s *ends) isHead(name string) bool {
+	return s.Head != "" && naming.StripWrappers(name) == s.Head
+}
+
+// counterpart is the embedding to which a checkpoint ties the head that it does not have and the
+// other one has; nil where it ties none.
+func (s *ends) counterpart(head string, other *ends) *located {
+	isHead := naming.IsHead(naming.Module(head)) || other.isHead(head)
+	if !isHead || !s.isTied() {
 		return nil
 	}
-	plain, ok := naming.Index(c.Names()).Embedding()
-	if !ok {
-		return nil
-	}
-	return locate(c, naming.Index(c.Names()).Actual(plain))
+	return locate(s.of, s.embedding())
+}
+
+// isTiedEmbedding reports whether a tensor of the base is both of its ends.
+func (e *Extraction) isTiedEmbedding(name string) bool {
+	return e.baseEnds.isTied() && naming.StripWrappers(name) == e.baseEnds.Embedding
 }
 
 // isTrunk reports whether tuned is of a class without a head, and base of one with a head: what
@@ -50,11 +107,6 @@ func counterpart(c *checkpoint.Checkpoint, head string) *located {
 func isTrunk(base, tuned *checkpoint.Checkpoint) bool {
 	classes := tuned.Config.Architectures
 	return len(classes) > 0 && !naming.HasHead(classes) && naming.HasHead(base.Config.Architectures)
-}
-
-func isTied(c *checkpoint.Checkpoint) bool {
-	k := c.Config
-	return k.Found && naming.IsTied(c.Names(), k.ModelType, k.Architectures, k.TieWordEmbeddings)
 }
 
 // locate finds a tensor that the checkpoint has.

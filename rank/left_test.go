@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/testkit"
 	"github.com/loratool/loratool/rank"
@@ -113,6 +114,45 @@ func TestAHeadOfItsOwnCountsFromTheEmbedding(t *testing.T) {
 		want := math.Sqrt(c.left / (c.left + squares(load(e), load(e2))))
 		if math.Abs(report.LeftOut-want) > 1e-6*want {
 			t.Errorf("what is left out is %.9g of |Δ|, want %.9g", report.LeftOut, want)
+		}
+	}
+}
+
+// TestTiesOfUnknownModelsAreSeen: the type of the model and its embedding are in no list;
+// the class, vocab_size and the shape of the head tell, as they do for merge.
+func TestTiesOfUnknownModelsAreSeen(t *testing.T) {
+	rng := rand.New(rand.NewPCG(97, 98))
+	const class = `{"model_type":"new","architectures":["NewForCausalLM"]`
+	e := testkit.Random(rng, "backbone.tokens.weight", dtype.F32, 0.1, 12, 8)
+	q := testkit.Random(rng, "backbone.layers.0.q.weight", dtype.F32, 0.1, 8, 8)
+	e2, h := changed(rng, e, 2, 0.01), testkit.Random(rng, "lm_head.weight", dtype.F32, 0.1, 12, 8)
+	for _, c := range []struct {
+		name, config string
+		tuned        []testkit.Tensor
+		left         float64
+	}{
+		{"tied on both sides, by vocab_size", class + `,"vocab_size":12}`, []testkit.Tensor{e2, q}, 0},
+		{"tied on both sides, by text_config",
+			class + `,"tie_word_embeddings":false,"text_config":{"tie_word_embeddings":true,"vocab_size":12}}`,
+			[]testkit.Tensor{e2, q}, 0},
+		{"a head of its own, by its shape", class + `}`, []testkit.Tensor{e2, q, h}, squares(load(e), load(h))},
+	} {
+		basePath, tunedPath := pairOf(t, c.config, []testkit.Tensor{e, q}, c.tuned)
+		src, report, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Rule: rank.FixedRank{K: 2}})
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		a := &src.Manifest().Adapters[0]
+		if len(a.Requires) != 1 || a.Requires[0].Feature != format.FeatureWeightTying {
+			t.Errorf("%s: the adapter requires %v, want the tie", c.name, a.Requires)
+		}
+		if kind := a.Layers[0].Kind; kind != format.Embedding {
+			t.Errorf("%s: the embedding is a layer of kind %s", c.name, kind)
+		}
+		want := math.Sqrt(c.left / (c.left + squares(load(e), load(e2))))
+		if math.Abs(report.LeftOut-want) > 1e-6*want {
+			t.Errorf("%s: what is left out is %.9g of |Δ|, want %.9g", c.name, report.LeftOut, want)
 		}
 	}
 }

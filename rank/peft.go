@@ -95,12 +95,11 @@ func stackPairs(l naming.Live, parts []*pair) pair {
 // for itself, and merging adds both to the one tensor, or leaves the head out; only whole modules
 // come out right on all ends.
 func (e *Extraction) findTwins() {
-	if !isTied(e.base) {
+	if !e.baseEnds.isTied() {
 		return
 	}
-	index := naming.Index(e.base.Names())
-	plain, ok := index.Embedding()
-	disk := index.Actual(plain)
+	disk := e.baseEnds.embedding()
+	ok := disk != ""
 	var tables []string
 	for i := range e.pairs {
 		name := e.pairs[i].name

@@ -218,11 +218,11 @@ func (r *extracting) rememberBase(ctx context.Context) error {
 
 // markTied says of an embedding that is tied to the output head that Δ is meant for both: it was taken from the one tensor.
 func (r *extracting) markTied() {
-	if !isTied(r.base) {
+	if !r.baseEnds.isTied() {
 		return
 	}
 	for i := range r.adapter.Layers {
-		if naming.IsInputEmbedding(r.adapter.Layers[i].Module) {
+		if module := r.adapter.Layers[i].Module; naming.IsInputEmbedding(module) || r.isTiedEmbedding(module+".weight") {
 			r.adapter.Requires = append(r.adapter.Requires, format.Requirement{Feature: format.FeatureWeightTying, Where: "ensure_weight_tying"})
 			return
 		}

@@ -91,6 +91,7 @@ var arrows = map[string]map[string]string{
 	},
 	"internal/config": {
 		"internal/fault":      "errors of input",
+		"internal/naming":     "the tie that config.json speaks of",
 		"internal/jsonobject": "objects by exact keys, and edits of them",
 	},
 	"internal/resolve": {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/jsonobject"
+	"github.com/loratool/loratool/internal/naming"
 )
 
 // Model is what config.json says that matters to whoever changes weights. The zero value is that of a checkpoint
@@ -20,6 +21,16 @@ type Model struct {
 	TextTie            *bool  // tie_word_embeddings of text_config, nil where that does not say
 	VocabSize          uint64 // 0 where config.json does not say
 	QuantizationMethod string
+}
+
+// Ties is what config.json says about the tie between the two ends of a model. The caller adds the
+// shapes of its tensors.
+func (m *Model) Ties() naming.Model {
+	return naming.Model{
+		Shapes: make(map[string][]uint64), Configured: m.Found,
+		ModelType: m.ModelType, Architectures: m.Architectures,
+		Tie: m.TieWordEmbeddings, TextTie: m.TextTie, VocabSize: m.VocabSize,
+	}
 }
 
 type file struct {

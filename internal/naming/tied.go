@@ -140,20 +140,6 @@ func (m *Model) head(embedding string) string {
 	return ""
 }
 
-// IsTied reports whether a model's output head and input embedding are one tensor, by its tensor names and by what its
-// configuration says, where tie is nil for a configuration without tie_word_embeddings.
-func IsTied(names []string, modelType string, architectures []string, tie *bool) bool {
-	m := Model{
-		Shapes: make(map[string][]uint64, len(names)), ModelType: modelType, Architectures: architectures, Tie: tie,
-		Configured: modelType != "" || len(architectures) > 0 || tie != nil,
-	}
-	for _, name := range names {
-		m.Shapes[StripWrappers(name)] = nil
-	}
-	e := m.Ends()
-	return e.Tied && (e.Why == "" || !m.Configured)
-}
-
 // generative are parts of the names of classes that have a head over the vocabulary.
 var generative = []string{
 	"LMHead", "CausalLM", "ConditionalGeneration", "MaskedLM", "PreTraining", "Seq2SeqLM", "DoubleHeads",
@@ -188,16 +174,6 @@ var (
 		"t5gemma2": "lm_head.out_proj",
 	}
 )
-
-// Embedding finds the input embedding to which a head can be tied, by its name without wrappers; ok is false if there is none, or several.
-func (b *Base) Embedding() (name string, ok bool) {
-	m := Model{Shapes: make(map[string][]uint64, len(b.byName))}
-	for plain := range b.byName {
-		m.Shapes[plain] = nil
-	}
-	name = m.embedding()
-	return name, name != ""
-}
 
 // TiedHead is the name that the head tied to an embedding gets when it is untied, without wrappers; why says that it is not
 // known.

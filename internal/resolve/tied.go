@@ -17,11 +17,7 @@ func (s *sheet) ends() ties {
 	if s.ties != nil {
 		return *s.ties
 	}
-	c := s.base.Config
-	m := naming.Model{
-		Shapes: make(map[string][]uint64), Configured: c.Found, ModelType: c.ModelType, Architectures: c.Architectures,
-		Tie: c.TieWordEmbeddings, TextTie: c.TextTie, VocabSize: c.VocabSize,
-	}
+	m := s.base.Config.Ties()
 	for name, t := range s.base.Tensors {
 		m.Shapes[naming.StripWrappers(name)] = t.Shape
 	}
