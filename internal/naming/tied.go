@@ -144,6 +144,7 @@ func (m *Model) head(embedding string) string {
 var generative = []string{
 	"LMHead", "CausalLM", "ConditionalGeneration", "MaskedLM", "PreTraining", "Seq2SeqLM", "DoubleHeads",
 	"ForTextToText", "ForSpeechToText", "ForTextToSpeech", "ForImageTextToText",
+	"BertGenerationDecoder",
 }
 
 // tiesByDefault are model types whose configuration class ties the head to the embedding when config.json does not say
