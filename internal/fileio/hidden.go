@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -84,17 +83,13 @@ func restore(parent, name string) error {
 }
 
 // sweep removes from a directory the remains of stages whose runs were killed on this machine, whatever
-// their places: a run has several, and the next run need not write all of them. While a commit is under
-// way in the directory nothing is removed, as its stages may have lost their locks with their run.
+// their places: a run has several, and the next run need not write all of them.
 func sweep(dir string) {
 	entries, _ := os.ReadDir(dir)
-	isJournal := func(e fs.DirEntry) bool { return strings.HasPrefix(e.Name(), journalMark) }
-	if slices.ContainsFunc(entries, isJournal) {
-		return
-	}
+	moving := pending(dir, entries)
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		if !isStage(e.Name()) || !isOurs(path) {
+		if !isStage(e) || !isOurs(path) || moving[path] {
 			continue
 		}
 		if lock, ok := tryLock(path); ok && lock != nil {
@@ -104,39 +99,76 @@ func sweep(dir string) {
 	}
 }
 
+// pending is what the journals in a directory are about to move. Its run may have lost its locks, and
+// another one be at work on its journal.
+func pending(dir string, entries []fs.DirEntry) map[string]bool {
+	paths := make(map[string]bool)
+	for _, e := range entries {
+		if !isJournal(e) {
+			continue
+		}
+		_, moves, _ := readJournal(dir, filepath.Join(dir, e.Name())) // none, if it is not one of ours
+		for _, m := range moves {
+			paths[m.temp] = true
+		}
+	}
+	return paths
+}
+
 // Sweep removes from a directory the remains of killed runs to which nothing has been written for the given time, and
 // returns their names; with dryRun it only lists them. A stage that a run on this machine holds stays. So does an output
-// that a killed run had moved aside: the next run for its place puts it back.
+// that a killed run had moved aside: the next run for its place puts it back. What a journal is about to move stays, too.
 func Sweep(dir string, age time.Duration, dryRun bool) (names []string, err error) {
-	if _, err := finish(dir); err != nil {
-		return nil, err
+	if !dryRun {
+		if err := Finish(dir); err != nil {
+			return nil, err
+		}
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
 	}
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	moving := pending(dir, entries)
+	var errs []error
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		if !isStage(e.Name()) {
+		if !isStage(e) || moving[path] {
 			continue
 		}
-		lock, ok := tryLock(path)
-		if ok && time.Since(lastWrite(path)) >= age {
+		removed, err := removeOld(path, age, dryRun)
+		if removed {
 			names = append(names, e.Name())
-			if !dryRun {
-				err = errors.Join(err, os.RemoveAll(path))
-			}
 		}
-		if lock != nil {
-			lock.Close()
-		}
+		errs = append(errs, err)
 	}
-	return names, err
+	return names, errors.Join(errs...)
 }
 
-// isStage reports whether a name is one that a stage has while it is built.
-func isStage(name string) bool {
-	return strings.HasPrefix(name, ".") && strings.LastIndex(name, tempMark) > 0 && !strings.HasSuffix(name, oldMark)
+// removeOld removes a stage that nobody holds and to which nothing has been written for the given time.
+func removeOld(path string, age time.Duration, dryRun bool) (removed bool, err error) {
+	lock, ok := tryLock(path)
+	if lock != nil {
+		defer lock.Close()
+	}
+	if !ok || time.Since(lastWrite(path)) < age {
+		return false, nil
+	}
+	if dryRun {
+		return true, nil
+	}
+	err = os.RemoveAll(path)
+	return err == nil, err
+}
+
+// isStage reports whether an entry of a directory is a stage that is being built, by its name. A link is
+// none, and no stage waits for a writer as a FIFO does.
+func isStage(e fs.DirEntry) bool {
+	name := e.Name()
+	return (e.IsDir() || e.Type().IsRegular()) && strings.HasPrefix(name, ".") && strings.LastIndex(name, tempMark) > 0 && !strings.HasSuffix(name, oldMark)
 }
 
 // lastWrite is when something was last written to path, or to anything below it.

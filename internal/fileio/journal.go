@@ -117,11 +117,16 @@ func Finish(dir string) error {
 	return err
 }
 
+// isJournal reports whether an entry of a directory is a journal, by its name.
+func isJournal(e fs.DirEntry) bool {
+	return strings.HasPrefix(e.Name(), journalMark) && e.Type().IsRegular()
+}
+
 // finish completes the commits in a directory whose runs have ended, and returns the places that got their outputs by that.
 func finish(dir string) (finals []string, err error) {
 	entries, _ := os.ReadDir(dir) // one that cannot be read tells nothing
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), journalMark) || !e.Type().IsRegular() {
+		if !isJournal(e) {
 			continue
 		}
 		path := filepath.Join(dir, e.Name())

@@ -130,7 +130,17 @@ func TestTheRemainsForAnotherPlaceAreSweptUnlessACommitIsUnderWay(t *testing.T) 
 	}
 	killed.cmd.Wait()
 	journal := filepath.Join(parent, ".loratool-commit-00000000-1") // of another machine, just written
-	testkit.Write(t, journal, nil)
+	var stage string
+	for _, name := range entries(t, parent) {
+		if strings.HasPrefix(name, ".out.undo.") {
+			stage = name
+		}
+	}
+	text := fmt.Sprintf(`{"moves": [{"final": "out", "temp": ".out.loratool-1"}, {"final": "out.undo", "temp": %q}]}`, stage)
+	testkit.Write(t, journal, []byte(text))
+	if names, err := fileio.Sweep(parent, 0, true); err != nil || len(names) != 0 {
+		t.Errorf("beside a journal Sweep(0) = %q, %v, want none: one stage is alive, one is about to be moved", names, err)
+	}
 	begin(t, filepath.Join(parent, "out"), true).Abort()
 	if names := entries(t, parent); len(names) != 3 {
 		t.Errorf("beside a journal a run left %q, want the journal and both stages", names)
