@@ -35,7 +35,7 @@ func newApp(t *terminal) *app {
 		DisableSliceFlagSeparator: true,
 		CustomAppHelpTemplate:     cli.AppHelpTemplate + "\n" + exitCodesHelp,
 		Commands: []*cli.Command{
-			mergeCommand(t), unmergeCommand(t), swapCommand(t), extractCommand(t), inspectCommand(t), convertCommand(t), verifyCommand(t), dumpCommand(t), versionCommand(t),
+			mergeCommand(t), unmergeCommand(t), swapCommand(t), extractCommand(t), inspectCommand(t), convertCommand(t), verifyCommand(t), dumpCommand(t), cleanCommand(t), versionCommand(t),
 		},
 		Action: func(c *cli.Context) error {
 			return cli.ShowAppHelp(c)

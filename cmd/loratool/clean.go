@@ -1,0 +1,74 @@
+package main
+
+import (
+	"time"
+
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/urfave/cli/v2"
+)
+
+// leastAge is the shortest --older-than: a run on another machine may write nothing for minutes, while it
+// computes or its disk is slow, and no lock may tell of it.
+const leastAge = time.Hour
+
+// cleanOptions are the flags of clean.
+type cleanOptions struct {
+	json, quiet, dryRun bool
+	olderThan           time.Duration
+}
+
+func cleanCommand(t *terminal) *cli.Command {
+	o := new(cleanOptions)
+	return &cli.Command{
+		Name:      "clean",
+		Usage:     "remove from DIR the hidden files that killed runs have left there",
+		ArgsUsage: "DIR",
+		Description: "A run writes its output under a hidden name in the directory of OUT, .NAME.loratool-…, and the next run\n" +
+			"there removes what a killed one has left. It cannot do so where it cannot tell a killed run from one at\n" +
+			"work: on Windows, on file systems without locks, for runs of other machines and from before a restart.\n" +
+			"There clean goes by age: it removes an output to which nothing was written for a day, or --older-than.\n" +
+			"It keeps what a run on this machine holds, and looks in no directory below DIR.",
+		Flags: []cli.Flag{
+			&cli.DurationFlag{Name: "older-than", Usage: "remove what was last written to `TIME` ago or earlier, 1h at least", Value: 24 * time.Hour, Destination: &o.olderThan},
+			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be removed, and remove nothing", Destination: &o.dryRun},
+			&cli.BoolFlag{Name: "json", Usage: "print one JSON document", Destination: &o.json},
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print nothing", Destination: &o.quiet},
+		},
+		Action: func(c *cli.Context) error { return runClean(c, t, o) },
+	}
+}
+
+func runClean(c *cli.Context, t *terminal, o *cleanOptions) error {
+	if c.NArg() != 1 {
+		return usagef("loratool clean DIR", "clean needs one directory")
+	}
+	if o.olderThan < leastAge {
+		return usagef("use --older-than 1h or more: a run on another machine may be slow to write",
+			"--older-than is %s, less than an hour", o.olderThan)
+	}
+	dir := c.Args().First()
+	names, err := fileio.Sweep(dir, o.olderThan, o.dryRun)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		return t.document("clean", map[string]any{
+			"directory": dir, "dry_run": o.dryRun, "older_than_seconds": int64(o.olderThan.Seconds()),
+			"removed": append([]string{}, names...),
+		})
+	}
+	if o.quiet {
+		return nil
+	}
+	what := "removed"
+	if o.dryRun {
+		what = "would remove"
+	}
+	for _, name := range names {
+		t.printf("%s %s\n", what, name)
+	}
+	if len(names) == 0 {
+		t.printf("nothing to remove: no killed run left anything in %s that is older than %s\n", dir, o.olderThan.String())
+	}
+	return nil
+}
