@@ -10,6 +10,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
+	"github.com/loratool/loratool/internal/pyre"
 )
 
 // PEFT is a directory as huggingface/peft saves it, or its weights file with the rest beside it.
@@ -38,19 +39,19 @@ func (peftDialect) Recognise(in *Input) bool {
 }
 
 // Open opens a file of weights, safetensors or a pickle, with the configuration beside it.
-func (peftDialect) Open(_ context.Context, in *Input, _ Options) (format.Source, error) {
+func (peftDialect) Open(ctx context.Context, in *Input, _ Options) (format.Source, error) {
 	if err := in.readTable(); err != nil {
 		return nil, err
 	}
 	f := &tensorFile{table: in.table}
 	f.manifest.Tensors = in.table.tensors
-	if err := f.readPEFT(in); err != nil {
+	if err := f.readPEFT(ctx, in); err != nil {
 		return nil, err
 	}
 	return f, nil
 }
 
-func (f *tensorFile) readPEFT(in *Input) error {
+func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 	text, err := in.ReadFile(format.PEFTConfig, maxSideBytes)
 	if err != nil {
 		return err
@@ -86,8 +87,12 @@ func (f *tensorFile) readPEFT(in *Input) error {
 	if f.pickle != nil && len(f.pickle.Left) > 0 {
 		f.note("the pickle holds values that are no tensors of the adapter and are left out: %s", fault.List(f.pickle.Left, 3))
 	}
+	config.budget = pyre.NewBudget(ctx, patternSteps)
 	p := peftReader{config: config, saved: readSaved(text), tensors: f.manifest.Tensors, manifest: &f.manifest}
 	f.manifest.Adapters = []format.Adapter{p.adapter()}
+	if err := ctx.Err(); err != nil { // the patterns may be matched in part
+		return err
+	}
 	if f.header != nil {
 		prints, err := baseOf(f.header.Metadata)
 		if err != nil {

@@ -41,10 +41,9 @@ type peftConfigFile struct {
 	era        patternEra
 	hasExperts bool
 
-	modules     []string // whose entries in the patterns are looked up together
-	tables      [2]patternTable
-	budget      *pyre.Budget
-	interrupted error // of the budget's context
+	modules []string // whose entries in the patterns are looked up together
+	tables  [2]patternTable
+	budget  *pyre.Budget // what the patterns may cost; set before they are matched
 }
 
 // Defaults of LoraConfig, for fields that a file leaves out.

@@ -90,14 +90,6 @@ func (c *peftConfigFile) checkPatterns() error {
 	return nil
 }
 
-// steps is the budget of the configuration.
-func (c *peftConfigFile) steps() *pyre.Budget {
-	if c.budget == nil {
-		c.budget = pyre.NewBudget(context.Background(), patternSteps)
-	}
-	return c.budget
-}
-
 // matcher matches one key, as an era does.
 type matcher struct {
 	era    patternEra
@@ -111,7 +103,7 @@ func (c *peftConfigFile) matcher(era patternEra, key string) (*matcher, error) {
 	if len(key) > maxPatternKeyBytes {
 		return nil, fmt.Errorf("it has %d bytes, at most %d are read", len(key), maxPatternKeyBytes)
 	}
-	m := &matcher{era: era, key: key, glob: parseGlob(key), steps: c.steps()}
+	m := &matcher{era: era, key: key, glob: parseGlob(key), steps: c.budget}
 	if m.glob != nil {
 		return m, nil
 	}
@@ -186,7 +178,7 @@ func (c *peftConfigFile) search(t *patternTable, era patternEra, p pattern, hits
 		if err == nil {
 			continue
 		}
-		t.spent = c.ends(err)
+		t.spent = endsSearch(err)
 		if slices.ContainsFunc(open, func(m string) bool { return hits[m].first < 0 }) { // PEFT comes to this key
 			t.failures = append(t.failures, patternFailure{p[i].key, err})
 		}
@@ -221,13 +213,10 @@ func (c *peftConfigFile) matchEntry(era patternEra, p pattern, i int, hits map[s
 	return nil
 }
 
-// ends reports whether an error ends the search: the budget's does, that of one key does not.
-func (c *peftConfigFile) ends(err error) bool {
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		c.interrupted = err
-		return true
-	}
-	return errors.Is(err, pyre.ErrBudget)
+// endsSearch reports whether an error ends the search: that of one key does not, those of the budget
+// and of its context do.
+func endsSearch(err error) bool {
+	return errors.Is(err, pyre.ErrBudget) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // requirePatterns makes the adapter require the keys that cannot be evaluated as the era does.

@@ -30,7 +30,7 @@ func TestPatternsMatchAsPythonDoes(t *testing.T) {
 		t.Fatalf("%d keys, %v", len(truth.Table), err)
 	}
 	for _, row := range truth.Table {
-		c := &peftConfigFile{era: era015}
+		c := &peftConfigFile{era: era015, budget: pyre.NewBudget(context.Background(), patternSteps)}
 		if row.Era == "0.14" {
 			c.era = era014
 		}
@@ -53,7 +53,7 @@ func TestGlobsMatchAsTheEngineDoes(t *testing.T) {
 	keys := []string{"", ".", "..", ".*", ".*.*", "a", ".a", "a.", `a\.b`, `\.a`, ".*a", "a.*", "a.*b", ".*a.*b.*", "a.b.*", `.*\.b`, `a.*\.b`, "a.*a", "ab.*ba", "b-_1"}
 	names := []string{"", ".", "..", "a", "b", "a.b", "ab", "a.a", "aa", ".a", "a.", "x.a", "x.a.b", "aba", "abba", "x.ab.ba", "axb", "x.axb", "a.x.b", "b-_1", "x.b-_1",
 		"\u00e9", "a\u00e9b", "a.\u00e9", "a\n", "a\nb", "x.a\n"}
-	c := new(peftConfigFile)
+	c := &peftConfigFile{budget: pyre.NewBudget(context.Background(), patternSteps)}
 	for _, key := range keys {
 		for _, era := range []patternEra{era015, era014} {
 			m, err := c.matcher(era, key)
@@ -61,7 +61,7 @@ func TestGlobsMatchAsTheEngineDoes(t *testing.T) {
 				t.Errorf("matcher(%q) = %v, %v, want a glob", key, m, err)
 				continue
 			}
-			engine := &matcher{era: era, key: key, steps: c.steps()}
+			engine := &matcher{era: era, key: key, steps: c.budget}
 			for _, name := range names {
 				got, err1 := m.matches(name)
 				want, err2 := engine.matches(name)
@@ -95,7 +95,7 @@ func TestPatternsThatCannotBeEvaluatedAreRequired(t *testing.T) {
 // TestOnlyKeysThatPEFTComesToAreRequired: PEFT ends at the first key that matches, and so never
 // compiles those behind it.
 func TestOnlyKeysThatPEFTComesToAreRequired(t *testing.T) {
-	c := &peftConfigFile{RankPattern: pattern{{"q_proj", 2}, {"(", 3}}}
+	c := &peftConfigFile{RankPattern: pattern{{"q_proj", 2}, {"(", 3}}, budget: pyre.NewBudget(context.Background(), patternSteps)}
 	if rank, m := c.rank("x.q_proj"); rank != 2 || m == nil || c.incomplete(era015) {
 		t.Errorf("rank = %d by %v, want 2 by the first key and no failure", rank, m)
 	}
@@ -164,6 +164,7 @@ func TestRanksOfTheFactorsDecideTheEra(t *testing.T) {
 	}
 	read := func(rankB uint64) (*format.Manifest, format.Adapter) {
 		c, m := *c, new(format.Manifest)
+		c.budget = pyre.NewBudget(context.Background(), patternSteps)
 		m.Tensors = []format.Tensor{
 			{Name: "x.a.lora_A.weight", Shape: []uint64{2, 8}}, {Name: "x.a.lora_B.weight", Shape: []uint64{8, 2}},
 			{Name: "x.b.lora_A.weight", Shape: []uint64{rankB, 8}}, {Name: "x.b.lora_B.weight", Shape: []uint64{8, rankB}},
