@@ -46,9 +46,13 @@ func (u *Update[T]) isBottom(w []byte) bool {
 // cache.
 func sampleStep(n int) int { return max(1, n/128) }
 
-// inFloat64 is the update of the same matrix in float32.
+// inFloat64 is the update of the same matrix in float32. That of a negative shares R as well.
 func (u *Update[T]) inFloat64() *Update[float64] {
 	u.bottom.once.Do(func() {
+		if u.positive != nil {
+			u.bottom.update = u.positive.inFloat64().Negative()
+			return
+		}
 		terms := make([]Term[float64], len(u.terms))
 		k := 0
 		for t := range u.terms {
@@ -77,9 +81,12 @@ type bottomScratch struct {
 	wide  Scratch[float64]
 }
 
+// bottomRows is how many rows are merged so at a time.
+const bottomRows = 8
+
 // mergeBottom is Merge for such a block, a few rows at a time.
 func (u *Update[T]) mergeBottom(w []byte, row0 int, st *Stats, s *Scratch[T]) {
-	const rows = 8
+	const rows = bottomRows
 	line := u.cols * 2
 	if s.bottom == nil {
 		s.bottom = &bottomScratch{lines: make([]byte, rows*u.cols*4)}

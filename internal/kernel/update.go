@@ -47,6 +47,8 @@ type Update[T Float] struct {
 	right   []T
 	rFinite bool // no element of R is NaN or infinite: then a zero row of L changes nothing
 	bottom  *bottom
+	// of which this is the negative, or nil
+	positive *Update[T]
 }
 
 // chunk is the length of the sums of products that are then summed up: see micro.
@@ -87,10 +89,37 @@ func Prepare[T Float](k *Kernel, d dtype.Type, rows, cols int, terms []Term[T]) 
 	return u
 }
 
+// UpdateBytes is the memory that an Update takes at most while it is prepared and used: of a
+// rows×cols matrix of dtype d, with terms of the given rank together, in float64 if wide. L and R are
+// there as they were given and packed, with a norm a line. A 16-bit matrix may go the way of
+// bottom.go, which has all of it in float64 as well, and some rows in float32.
+func UpdateBytes(d dtype.Type, wide bool, rows, cols, rank int64) int64 {
+	const narrowBytes, wideBytes = 4, 8
+	elements := (2*rank + 1) * (rows + cols)
+	switch {
+	case wide:
+		return wideBytes * elements
+	case d.Size() < narrowBytes:
+		return (narrowBytes+wideBytes)*elements + bottomRows*cols*narrowBytes
+	}
+	return narrowBytes * elements
+}
+
+// NegativeBytes is the memory that the negative of an Update takes beside it, at most.
+func NegativeBytes(d dtype.Type, wide bool, rows, rank int64) int64 {
+	switch {
+	case wide:
+		return 8 * rows * rank
+	case d.Size() < 4:
+		return (4 + 8) * rows * rank
+	}
+	return 4 * rows * rank
+}
+
 // Negative returns −u, the update that takes u out again. The two share R.
 func (u *Update[T]) Negative() *Update[T] {
 	n := *u
-	n.bottom = new(bottom)
+	n.bottom, n.positive = new(bottom), u
 	n.terms = make([]Term[T], len(u.terms))
 	for i, t := range u.terms {
 		t.S = -t.S
