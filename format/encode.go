@@ -41,6 +41,29 @@ func encodeManifest(m *Manifest, codings []coding) ([]byte, error) {
 	return e.buf, e.err
 }
 
+// leastManifestBytes is a lower bound of the length of the text that encodeManifest returns: names as
+// they are, and of every number one digit.
+func leastManifestBytes(m *Manifest) (n int64) {
+	for i := range m.Tensors {
+		t := &m.Tensors[i]
+		n += int64(len(`{"coding":"raw","dtype":"I8","name":"","shape":[]}`) + len(t.Name) + len(t.Shape))
+	}
+	for i := range m.Adapters {
+		a := &m.Adapters[i]
+		for j := range a.Layers {
+			l := &a.Layers[j]
+			n += int64(len(`{"kind":"","module":"","rank":1,"roles":{},"scaling":""}`) + len(l.Kind) + len(l.Module))
+			for role := range l.Roles {
+				n += int64(len(`"":1`) + len(role))
+			}
+		}
+		for j := range a.Beside {
+			n += int64(len(`{"action":"","tensor":1}`) + len(a.Beside[j].Action))
+		}
+	}
+	return n
+}
+
 func (e *encoder) adapter(a *Adapter) {
 	e.text(`{"base":{"fingerprints":`).texts(a.Base.Fingerprints)
 	e.text(`,"name":`).str(a.Base.Name).text(`,"revision":`).str(a.Base.Revision).text(`},"beside":`)

@@ -57,3 +57,42 @@ func TestWritersStayWithinTheLimitOfReaders(t *testing.T) {
 		t.Errorf("reading with the default limit: %v", err)
 	}
 }
+
+// TestWritersRefuseALargeManifestBeforeTheWork: names and numbers alone tell that the manifest is
+// above the limit. The bound is not above the exact size, and not far below it.
+func TestWritersRefuseALargeManifestBeforeTheWork(t *testing.T) {
+	src := new(many)
+	adapter := format.Adapter{Dialect: "peft", Method: "lora"}
+	for i := range 1000 {
+		module := fmt.Sprintf("model.layers.%d.self_attn.q_proj", i)
+		roles := make(map[format.Role]int)
+		for _, role := range []format.Role{format.RoleA, format.RoleB} {
+			roles[role] = len(src.manifest.Tensors)
+			shape := []uint64{1, 4}
+			if role == format.RoleB {
+				shape = []uint64{4, 1}
+			}
+			name := fmt.Sprintf("base_model.model.%s.lora_%s.weight", module, role)
+			src.manifest.Tensors = append(src.manifest.Tensors, format.Tensor{Name: name, DType: dtype.F16, Shape: shape})
+		}
+		adapter.Layers = append(adapter.Layers, format.Layer{Module: module, Kind: format.Linear, Rank: 1, Scaling: format.AlphaOverR, Alpha: 1, Roles: roles})
+	}
+	src.manifest.Adapters = []format.Adapter{adapter}
+	refused := func(limit int64) error { return format.WriterOptions{MaxManifestBytes: limit}.Check(&src.manifest) }
+	var enough int64 // the first power of two that Write keeps
+	for limit := int64(1); enough == 0; limit *= 2 {
+		_, err := format.Write(t.Context(), new(bytes.Buffer), src, format.WriterOptions{MaxManifestBytes: limit})
+		switch {
+		case err == nil:
+			enough = limit
+		case !errors.Is(err, format.ErrLimit):
+			t.Fatal(err)
+		}
+	}
+	if err := refused(enough); err != nil {
+		t.Errorf("Check with a limit of %d, which Write keeps: %v", enough, err)
+	}
+	if err := refused(enough / 4); !errors.Is(err, format.ErrLimit) || !strings.Contains(err.Error(), "2000 tensors") {
+		t.Errorf("Check with a limit of %d = %v, want a limit that names the tensors", enough/4, err)
+	}
+}

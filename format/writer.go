@@ -26,6 +26,26 @@ type WriterOptions struct {
 	Tool, Version string
 }
 
+// Check refuses, before any work, a manifest that Write would refuse for its size, as far as the
+// names and the numbers of tensors and layers tell: what they take at least is above the limit. Write
+// checks the exact size.
+func (o WriterOptions) Check(m *Manifest) error {
+	return o.checkSize(m, leastManifestBytes(m), "at least ")
+}
+
+// checkSize compares the size of the manifest of m with the limit; about says how the size is known.
+func (o WriterOptions) checkSize(m *Manifest, size int64, about string) error {
+	limit := manifestLimit(o.MaxManifestBytes)
+	if size <= limit {
+		return nil
+	}
+	e := broken(9, "the manifest of %d tensors has %s%d bytes, the limit is %d", len(m.Tensors), about, size, limit)
+	if size > maxManifestBytes {
+		return e.WithHint("version 1 of the format holds no manifest of more than 64 MiB; keep the adapter in its own dialect")
+	}
+	return e.WithHint(hintManifest)
+}
+
 // Summary is what is known of a whole file.
 type Summary struct {
 	ContentID   string // the same adapters (spec section 13): 64 hex digits
@@ -73,16 +93,15 @@ func Write(ctx context.Context, w io.Writer, src Source, opts WriterOptions) (*S
 	if opts.ChunkLog2 < minChunkLog2 || opts.ChunkLog2 > maxChunkLog2 {
 		return nil, broken(6, "chunks of 2^%d bytes, want 2^%d to 2^%d", opts.ChunkLog2, minChunkLog2, maxChunkLog2)
 	}
+	if err := opts.Check(&m); err != nil {
+		return nil, err
+	}
 	a, text, err := arrange(&m)
 	if err != nil {
 		return nil, err
 	}
-	if limit := manifestLimit(opts.MaxManifestBytes); int64(len(text)) > limit {
-		e := broken(9, "the manifest of %d tensors has %d bytes, the limit is %d", len(m.Tensors), len(text), limit)
-		if len(text) > maxManifestBytes {
-			return nil, e.WithHint("version 1 of the format holds no manifest of more than 64 MiB; keep the adapter in its own dialect")
-		}
-		return nil, e.WithHint(hintManifest)
+	if err := opts.checkSize(&m, int64(len(text)), ""); err != nil {
+		return nil, err
 	}
 	p, err := newPlan(a.manifest, a.codings, uint8(opts.ChunkLog2), math.MaxInt64)
 	if err != nil {

@@ -79,6 +79,14 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 	for i := range m.Tensors {
 		raw += m.Tensors[i].NBytes()
 	}
+	options := o.creation(o.force, c.Args().First())
+	options.MaxManifestBytes = opening[0].MaxManifestBytes
+	if o.base != "" {
+		options.Inputs = append(options.Inputs, o.base)
+	}
+	if err := convert.Check(c.Context, o.out, dialect, src, options); err != nil {
+		return err
+	}
 	warnings, err := misgivings(c.Context, src)
 	if err != nil {
 		return err
@@ -88,13 +96,8 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 			t.message("warning", w)
 		}
 	}
-	options := o.creation(o.force, c.Args().First())
-	options.MaxManifestBytes = opening[0].MaxManifestBytes
-	if o.base != "" {
-		options.Inputs = append(options.Inputs, o.base)
-	}
 	if o.dryRun {
-		return showConversion(c, t, o, src, dialect, options, raw, warnings)
+		return showConversion(t, o, dialect, src, raw, warnings)
 	}
 	size, err := store(c, src, o.out, dialect, options)
 	if err != nil {
@@ -131,11 +134,8 @@ func (o *common) creation(replace bool, inputs ...string) convert.CreateOptions 
 	return convert.CreateOptions{Replace: replace, Inputs: inputs, Workers: o.workers, Tool: "loratool", Version: version}
 }
 
-// showConversion prints what would be written, and fails as writing it would.
-func showConversion(c *cli.Context, t *terminal, o *convertOptions, src format.Source, d convert.Dialect, options convert.CreateOptions, raw int64, warnings []string) error {
-	if err := convert.Check(c.Context, o.out, d, src, options); err != nil {
-		return err
-	}
+// showConversion prints what would be written. The caller has checked that it could be.
+func showConversion(t *terminal, o *convertOptions, d convert.Dialect, src format.Source, raw int64, warnings []string) error {
 	n := len(src.Manifest().Tensors)
 	if o.json {
 		return t.document("convert", map[string]any{"dry_run": true, "out": o.out, "dialect": d.Name(), "tensors": n, "tensor_bytes": raw, "free_bytes": freeBytes(o.out), "warnings": warnings})

@@ -47,7 +47,12 @@ type loraSink struct {
 }
 
 // Check leaves the room on the disk open: how far a container compresses is not known beforehand.
-func (s *loraSink) Check(context.Context, format.Source) error {
+func (s *loraSink) Check(_ context.Context, src format.Source) error {
+	if src != nil && src.Manifest() != nil {
+		if err := s.writing().Check(src.Manifest()); err != nil {
+			return err
+		}
+	}
 	place := fileio.Place{Path: s.path, Replace: s.options.Replace, Inputs: s.options.Inputs, Known: isContainer, Kind: "a .lora file with an adapter"}
 	return place.Check()
 }
@@ -67,6 +72,11 @@ func isContainer(path string) bool {
 	return false
 }
 
+func (s *loraSink) writing() format.WriterOptions {
+	o := &s.options
+	return format.WriterOptions{Workers: o.Workers, MaxManifestBytes: o.MaxManifestBytes, Tool: o.Tool, Version: o.Version}
+}
+
 func (s *loraSink) Store(ctx context.Context, src format.Source) error {
 	if err := s.Check(ctx, src); err != nil {
 		return err
@@ -81,7 +91,7 @@ func (s *loraSink) Store(ctx context.Context, src format.Source) error {
 		return err
 	}
 	w := bufio.NewWriterSize(f, 1<<20)
-	_, err = format.Write(ctx, w, src, format.WriterOptions{Workers: s.options.Workers, MaxManifestBytes: s.options.MaxManifestBytes, Tool: s.options.Tool, Version: s.options.Version})
+	_, err = format.Write(ctx, w, src, s.writing())
 	if err := errors.Join(err, w.Flush(), fileio.Close(f)); err != nil {
 		return err
 	}
