@@ -85,7 +85,7 @@ type Provenance struct {
 // Adapter is one adapter of a source.
 type Adapter struct {
 	Name        string // within a bundle; "" where there is one
-	Method      string // "lora", "dora", or "other:" and the producer's word
+	Method      Method
 	Dialect     string // whose file it was: "peft", …
 	Base        Base
 	Orientation Orientation
@@ -93,6 +93,17 @@ type Adapter struct {
 	Layers      []Layer
 	Beside      []Beside
 }
+
+// Method is what an adapter is: MethodLoRA, MethodDoRA, or one that OtherMethod makes.
+type Method string
+
+const (
+	MethodLoRA Method = "lora"
+	MethodDoRA Method = "dora"
+)
+
+// OtherMethod is the method with a producer's word: "other:ia3".
+func OtherMethod(word string) Method { return Method("other:" + word) }
 
 // Tensors lists the tensors that belong to the adapter, by their index in Manifest.Tensors, ascending.
 func (a *Adapter) Tensors() []int {

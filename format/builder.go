@@ -81,7 +81,7 @@ type Builder struct {
 
 // NewBuilder begins an adapter. The word for its dialect goes into Adapter.Dialect.
 func NewBuilder(dialect string) *Builder {
-	return &Builder{adapter: Adapter{Method: "lora", Dialect: dialect}}
+	return &Builder{adapter: Adapter{Method: MethodLoRA, Dialect: dialect}}
 }
 
 // Adapter is the adapter under way, for what has no method here: Name, Base, Orientation, and requirements. The builder adds layers
@@ -137,7 +137,7 @@ func (l *LayerBuilder) Alpha(alpha float64, rule Scaling) *LayerBuilder {
 
 // Magnitude makes the layer one of DoRA, with m magnitudes.
 func (l *LayerBuilder) Magnitude(m Data) *LayerBuilder {
-	l.builder.adapter.Method = "dora"
+	l.builder.adapter.Method = MethodDoRA
 	return l.role(RoleMagnitude, FeatureDoRA, ".lora_magnitude_vector", m)
 }
 

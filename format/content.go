@@ -80,7 +80,7 @@ func contentID(m *Manifest, sums []sum) (id sum) {
 		list(&e, byName, func(b *Beside) { e.beside(b); flush() })
 		e.text(`,"layers":`)
 		list(&e, a.Layers, func(l *Layer) { e.layer(l); flush() })
-		e.text(`,"method":`).str(a.Method).text(`,"name":`).str(a.Name).text(`,"requires":`)
+		e.text(`,"method":`).str(string(a.Method)).text(`,"name":`).str(a.Name).text(`,"requires":`)
 		list(&e, a.Requires, func(r *Requirement) { e.requirement(r); flush() })
 		e.text("}")
 	})

@@ -70,7 +70,7 @@ func (e *encoder) adapter(a *Adapter) {
 	list(e, a.Beside, e.beside)
 	e.text(`,"dialect":`).str(a.Dialect).text(`,"layers":`)
 	list(e, a.Layers, e.layer)
-	e.text(`,"method":`).str(a.Method).text(`,"name":`).str(a.Name).text(`,"orientation":`).str(string(a.Orientation))
+	e.text(`,"method":`).str(string(a.Method)).text(`,"name":`).str(a.Name).text(`,"orientation":`).str(string(a.Orientation))
 	e.text(`,"requires":`)
 	list(e, a.Requires, e.requirement)
 	e.text("}")

@@ -425,15 +425,15 @@ func (s *scanner) texts(value func(*scanner) string) map[string]string {
 	return m
 }
 
-func (s *scanner) method() string {
+func (s *scanner) method() Method {
 	at := s.pos
 	method := s.str()
 	if word, ok := strings.CutPrefix(method, "other:"); ok {
 		s.checkName(at, word)
-	} else if method != "lora" && method != "dora" && s.err == nil {
+	} else if method != string(MethodLoRA) && method != string(MethodDoRA) && s.err == nil {
 		s.fail(29, at, "unknown method %q", method)
 	}
-	return method
+	return Method(method)
 }
 
 // oneOf reads an enumerated string.

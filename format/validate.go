@@ -177,7 +177,7 @@ func validatePath(name string) error {
 
 // validateAdapter checks one adapter, and marks in used the tensors that it refers to.
 func validateAdapter(m *Manifest, a *Adapter, used []bool) error {
-	if a.Method != "lora" && len(a.Requires) == 0 {
+	if a.Method != MethodLoRA && len(a.Requires) == 0 {
 		return broken(36, "method %q without a requirement", a.Method)
 	}
 	var names []string

@@ -111,7 +111,7 @@ type extracting struct {
 }
 
 func (r *extracting) all(ctx context.Context) error {
-	r.adapter = format.Adapter{Method: "lora"}
+	r.adapter = format.Adapter{Method: format.MethodLoRA}
 	if r.peft != nil {
 		if err := r.prepare(ctx); err != nil {
 			return err

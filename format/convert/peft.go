@@ -212,8 +212,8 @@ func (p *peftReader) sorted() format.Adapter {
 	})
 	a.Requires = slices.Compact(a.Requires)
 	slices.Sort(p.manifest.Notes)
-	if a.Method == "lora" && slices.ContainsFunc(a.Requires, func(r format.Requirement) bool { return r.Feature == format.FeatureDoRA }) {
-		a.Method = "dora"
+	if a.Method == format.MethodLoRA && slices.ContainsFunc(a.Requires, func(r format.Requirement) bool { return r.Feature == format.FeatureDoRA }) {
+		a.Method = format.MethodDoRA
 	}
 	return *a
 }

@@ -237,11 +237,11 @@ func isOff(value json.RawMessage) bool {
 }
 
 // method is the word for the adapter's method.
-func (c *peftConfigFile) method() string {
+func (c *peftConfigFile) method() format.Method {
 	if c.PEFTType != "LORA" {
-		return "other:" + strings.ToLower(c.PEFTType)
+		return format.OtherMethod(strings.ToLower(c.PEFTType))
 	}
-	return "lora" // the reader of the keys makes it "dora" where it is
+	return format.MethodLoRA // the reader of the keys makes it MethodDoRA where it is
 }
 
 func (c *peftConfigFile) scaling() format.Scaling {

@@ -119,7 +119,7 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	r.DTypes = counts.sorted()
 	for i := range m.Adapters {
 		a := &m.Adapters[i]
-		r.Dialect, r.Method, r.Base, r.Revision = a.Dialect, a.Method, a.Base.Name, a.Base.Revision
+		r.Dialect, r.Method, r.Base, r.Revision = a.Dialect, string(a.Method), a.Base.Name, a.Base.Revision
 		r.Fingerprints += len(a.Base.Fingerprints)
 		for j := range a.Layers {
 			r.Layers = append(r.Layers, describeLayer(&a.Layers[j], m.Tensors))
