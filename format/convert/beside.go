@@ -21,7 +21,7 @@ import (
 // hold weights and are no part of the adapter with this description, and of other adapters.
 func (in *Input) lookBeside(m *format.Manifest, without []string) (stray, others []string, err error) {
 	if slices.Contains(without, in.name) {
-		return nil, nil, fault.New(fault.Mismatch, "%q is the adapter itself and cannot be left out", in.name).In(in.root)
+		return nil, nil, fault.New(fault.Mismatch, "%q is the adapter itself and cannot be left out", in.name).In(in.path("."))
 	}
 	places := []string{"."}
 	if at := path.Dir(in.name); at != "." {
@@ -29,7 +29,7 @@ func (in *Input) lookBeside(m *format.Manifest, without []string) (stray, others
 	}
 	n := neighbour{place: in.place, manifest: m}
 	for _, dir := range places {
-		entries, err := in.list(dir)
+		entries, err := in.dir.List(dir)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -72,7 +72,7 @@ type neighbour struct {
 // judge says what a file beside the adapter is: by its name where that is certain, and else by its keys.
 func (n *neighbour) judge(at string) besideKind {
 	name, kind := path.Base(at), kindOf(at)
-	info, err := n.stat(at)
+	info, err := n.dir.Stat(at)
 	stem, _, _ := strings.Cut(peftWeights, ".")
 	switch {
 	case err != nil || !info.Mode().IsRegular() || kind == noWeights || kind == containerFile || kind == ggufFile:
@@ -121,12 +121,12 @@ func (n *neighbour) isModelBeside(at string) bool {
 // keys are the keys of a file, nil where they cannot be read. It is strayWeights unless the content
 // says that it is something else.
 func (n *neighbour) keys(at string) ([]string, besideKind) {
-	file, err := n.open(at)
+	file, err := n.dir.Open(at)
 	if err != nil {
 		return nil, strayWeights
 	}
 	defer file.Close()
-	start, err := file.start(startBytes)
+	start, err := startOf(file, startBytes)
 	switch isWeights := isPickle(start) || safetensors.IsHeader(start); {
 	case err != nil, strings.HasPrefix(string(start), "version https://git-lfs"):
 		return nil, strayWeights
@@ -134,7 +134,7 @@ func (n *neighbour) keys(at string) ([]string, besideKind) {
 		return nil, harmless // no format of weights
 	}
 	if isPickle(start) {
-		if arrays := arraysOf(file, file.size); arrays != nil {
+		if arrays := arraysOf(file, file.Size); arrays != nil {
 			return arrays, strayWeights
 		}
 	}

@@ -231,7 +231,7 @@ func (s *opened) account(o Options) error {
 	}
 	switch {
 	case len(stray) > 0 && !o.AllowBeside:
-		return refuseBeside(stray).In(in.root)
+		return refuseBeside(stray).In(in.path("."))
 	case len(stray) > 0 && !in.isFolder():
 		note("this file is opened alone; beside it lie weights that are no part of it: %s", fault.List(stray, 5))
 	default:

@@ -17,7 +17,7 @@ type folder struct {
 }
 
 func readFolder(p place) (*folder, error) {
-	entries, err := p.list(".")
+	entries, err := p.dir.List(".")
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func (f *folder) noteNamed() (note string) {
 
 // refuse says why a directory is no adapter that can be opened.
 func (f *folder) refuse() error {
-	e := fault.New(fault.Unsupported, "the directory holds no %s and no %s", peftWeights, peftPickle).In(f.root)
+	e := fault.New(fault.Unsupported, "the directory holds no %s and no %s", peftWeights, peftPickle).In(f.path("."))
 	deeper := f.deeper()
 	switch shards := f.shards(); {
 	case len(f.named) > 0:
@@ -89,7 +89,7 @@ func (f *folder) deeper() (found []string) {
 	for range 4 {
 		var next []string
 		for _, at := range level {
-			entries, err := f.list(at)
+			entries, err := f.dir.List(at)
 			for _, e := range entries {
 				if err != nil || !e.IsDir() || n == maxDirs {
 					continue

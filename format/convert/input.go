@@ -23,7 +23,7 @@ type Input struct {
 	name   string  // of the weights in the place, "" where a directory has none
 	err    error   // why the weights cannot be read
 
-	file   *file
+	file   *fileio.Input
 	start  []byte // of the weights
 	table  *table
 	side   map[string]sideRead
@@ -59,26 +59,27 @@ func lookIn(files fs.FS, name string) (*Input, error) {
 	if err != nil {
 		return nil, err
 	}
+	at := name
 	if !info.IsDir() {
-		dir, err := fs.Sub(files, path.Dir(name))
-		if err != nil {
-			return nil, err
-		}
-		return lookAtFile(place{files: dir, root: path.Dir(name)}, path.Base(name)), nil
+		at = path.Dir(name)
 	}
-	dir, err := fs.Sub(files, name)
+	dir, err := fileio.InFS(files, at)
 	if err != nil {
 		return nil, err
 	}
-	return lookAtFolder(place{files: dir, root: name})
+	if info.IsDir() {
+		return lookAtFolder(place{dir: dir})
+	}
+	return lookAtFile(place{dir: dir}, path.Base(name)), nil
 }
 
 // lookAtReader looks at the content of a file that has nothing beside it, and no name.
 func lookAtReader(r io.ReaderAt, size int64) *Input {
 	const name = "weights"
-	in := &Input{place: place{files: nothing{}, own: name}, name: name, side: make(map[string]sideRead)}
-	in.file = &file{ReaderAt: r, Closer: io.NopCloser(nil), size: size}
-	in.start, in.err = in.file.start(startBytes)
+	dir, _ := fileio.InFS(nothing{}, ".")
+	in := &Input{place: place{dir: dir, own: name}, name: name, side: make(map[string]sideRead)}
+	in.file = &fileio.Input{ReaderAt: r, Closer: io.NopCloser(nil), Size: size}
+	in.start, in.err = startOf(in.file, startBytes)
 	return in
 }
 
@@ -104,18 +105,19 @@ func lookAtFile(p place, name string) *Input {
 	if name == "" {
 		return in
 	}
-	if in.file, in.err = p.open(name); in.err != nil {
+	if in.file, in.err = p.dir.Open(name); in.err != nil {
 		return in
 	}
-	in.inputs = append(in.inputs, in.file.identity)
-	in.start, in.err = in.file.start(startBytes)
+	in.file.Path = p.path(name)
+	in.inputs = append(in.inputs, in.file.Identity)
+	in.start, in.err = startOf(in.file, startBytes)
 	return in
 }
 
 // Path names the weights in errors, or the directory where there are none.
 func (in *Input) Path() string {
 	if in.name == "" {
-		return in.root
+		return in.path(".")
 	}
 	return in.path(in.name)
 }
@@ -157,7 +159,7 @@ func (in *Input) Size() int64 {
 	if in.file == nil {
 		return 0
 	}
-	return in.file.size
+	return in.file.Size
 }
 
 // ReadFile returns the content of a file in the directory of the weights, nil where there is no such
@@ -176,19 +178,19 @@ func (in *Input) ReadFile(name string, limit int64) ([]byte, error) {
 }
 
 func (in *Input) readSide(at string, limit int64) ([]byte, error) {
-	info, err := in.stat(at)
+	info, err := in.dir.Stat(at)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && info.IsDir() {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	id, err := in.identify(at)
+	id, err := in.dir.Identify(at)
 	if err != nil {
 		return nil, err
 	}
 	in.inputs = append(in.inputs, id)
-	content, err := in.read(at, limit)
+	content, err := in.dir.Read(at, limit)
 	if content == nil && err == nil {
 		content = []byte{} // the file is there
 	}

@@ -29,7 +29,7 @@ func (loraDialect) Recognise(in *Input) bool {
 }
 
 func (loraDialect) Open(_ context.Context, in *Input, o Options) (format.Source, error) {
-	r, err := format.NewReader(in.file, in.file.size, format.ReaderOptions{MaxManifestBytes: o.MaxManifestBytes})
+	r, err := format.NewReader(in.file, in.file.Size, format.ReaderOptions{MaxManifestBytes: o.MaxManifestBytes})
 	if err != nil {
 		return nil, fault.InFile(err, in.Path())
 	}

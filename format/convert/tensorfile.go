@@ -6,11 +6,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/pickle"
 	"github.com/loratool/loratool/internal/safetensors"
 )
@@ -18,24 +18,24 @@ import (
 // table is what a file of weights, safetensors or a pickle, says of its tensors, in the order of the
 // file. The content says which it is, whatever the name.
 type table struct {
-	file    *file
+	file    *fileio.Input
 	tensors []format.Tensor
 	header  *safetensors.Header // nil for a pickle
 	pickle  *pickle.File        // nil for a safetensors file
 }
 
 // readTable proves the file's description of its tensors. Errors need not name the file.
-func readTable(f *file) (*table, error) {
-	start, err := f.start(startBytes)
+func readTable(f *fileio.Input) (*table, error) {
+	start, err := startOf(f, startBytes)
 	if err != nil {
 		return nil, err
 	}
 	t := &table{file: f}
 	if isPickle(start) {
-		if arrays := arraysOf(f, f.size); arrays != nil {
+		if arrays := arraysOf(f, f.Size); arrays != nil {
 			return nil, refuseArrays(arrays)
 		}
-		if t.pickle, err = pickle.Read(f, f.size); err != nil {
+		if t.pickle, err = pickle.Read(f, f.Size); err != nil {
 			return nil, nameLayout(err)
 		}
 		for i := range t.pickle.Tensors {
@@ -44,7 +44,7 @@ func readTable(f *file) (*table, error) {
 		}
 		return t, nil
 	}
-	if t.header, err = safetensors.Read(f, f.size); err != nil {
+	if t.header, err = safetensors.Read(f, f.Size); err != nil {
 		return nil, err
 	}
 	for i := range t.header.Tensors {
@@ -115,9 +115,9 @@ func isControl(r rune) bool { return r < 0x20 || r == 0x7f }
 // readBlobAt fills p with the bytes from off of tensor i.
 func (t *table) readBlobAt(p []byte, i int, off int64) error {
 	if t.pickle != nil {
-		return fault.InFile(t.pickle.ReadAt(p, i, off), t.file.path)
+		return fault.InFile(t.pickle.ReadAt(p, i, off), t.file.Path)
 	}
-	return t.file.readFull(p, t.header.Tensors[i].Off+off)
+	return readFull(t.file, p, t.header.Tensors[i].Off+off)
 }
 
 // tensorFile is a source whose tensors are those of a table, and whose attachments are in memory, but
@@ -159,7 +159,7 @@ func (f *tensorFile) ReadBlobAt(p []byte, i int, off int64) error {
 		copy(p, f.attachments[i-n][off:])
 		return nil
 	}
-	return f.file.readFull(p, off)
+	return readFull(f.file, p, off)
 }
 
 // Close leaves the file open: it belongs to the input.
@@ -183,7 +183,7 @@ func (f *tensorFile) digest(ctx context.Context) error {
 			return err
 		}
 		p := buf[:min(int64(len(buf)), size-off)]
-		if err := f.file.readFull(p, off); err != nil {
+		if err := readFull(f.file, p, off); err != nil {
 			return err
 		}
 		h.Write(p)
@@ -194,10 +194,4 @@ func (f *tensorFile) digest(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// readFull fills p with the bytes of the file from off.
-func (f *file) readFull(p []byte, off int64) error {
-	_, err := io.ReadFull(io.NewSectionReader(f, off, int64(len(p))), p)
-	return fault.InFile(err, f.path)
 }
