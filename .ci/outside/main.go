@@ -171,7 +171,12 @@ func (o *outside) merge(ctx context.Context, out string, progress func(done, all
 		}
 	}()
 	var done, all atomic.Int64
-	plan, err := merge.Open(ctx, filepath.Join(o.root, "testdata/demo/base"), adapters, merge.Options{
+	base, err := merge.OpenBaseFS(ctx, o.files, "testdata/demo/base")
+	if err != nil {
+		return nil, err
+	}
+	defer base.Close()
+	plan, err := base.Merge(ctx, adapters, merge.Options{
 		Workers: 2, BlockBytes: 1 << 14, // so small a base is one block otherwise
 		Progress: func(n int64) { progress(done.Add(n), all.Load()) },
 	})
