@@ -39,10 +39,17 @@ func (p *Plan) CheckOutput(out string) error {
 	return record.Check()
 }
 
-// OutputError is an output path that cannot be used as the caller wants.
+// OutputError is an output path that cannot be used as the caller wants. One that is taken wraps fs.ErrExist. It has these fields:
+//
+//	Path, Why   string // "output PATH WHY" is the message
+//	Replaceable bool   // Options.Replace would allow it
+//	Exists      bool   // something is there
 type OutputError = fileio.OutputError
 
-// SpaceError is a disk that is too full, found out before anything is written.
+// SpaceError is a disk that is too full, found out before anything is written. It has these fields:
+//
+//	Path       string
+//	Need, Free int64 // bytes
 type SpaceError = fileio.SpaceError
 
 // inputs lists what the merge reads.

@@ -13,7 +13,24 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// What the metadata of a merged file says was merged into it.
+// What the metadata of a merged file says was merged into it. Merged is one entry of a history, with these fields:
+//
+//	File string // of the checkpoint
+//	Key  string // of the metadata
+//	Stamp
+//
+// Stamp is what one merge says of itself:
+//
+//	Tool     string         // name and version of the program
+//	Adapters []StampAdapter // what was merged
+//	Added    []string       // tensors that the base lacked, sorted
+//	Reshaped []string       // tensors that the base had in another shape, sorted
+//
+// StampAdapter is one adapter of a merge:
+//
+//	Name    string
+//	Content string  // its content id (format.ContentID), which does not depend on how it was stored
+//	Weight  float64
 type (
 	Stamp        = checkpoint.Stamp
 	StampAdapter = checkpoint.StampAdapter

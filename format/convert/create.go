@@ -67,10 +67,17 @@ func Check(ctx context.Context, path string, d Dialect, src format.Source, o Cre
 	return nil
 }
 
-// OutputError is an output path that cannot be used as the caller wants. One that is taken wraps fs.ErrExist.
+// OutputError is an output path that cannot be used as the caller wants. One that is taken wraps fs.ErrExist. It has these fields:
+//
+//	Path, Why   string // "output PATH WHY" is the message
+//	Replaceable bool   // CreateOptions.Replace would allow it
+//	Exists      bool   // something is there
 type OutputError = fileio.OutputError
 
-// SpaceError is a disk that is too full, found out before anything is written.
+// SpaceError is a disk that is too full, found out before anything is written. It has these fields:
+//
+//	Path       string
+//	Need, Free int64 // bytes
 type SpaceError = fileio.SpaceError
 
 // like is what the output called name takes over from the inputs: the permissions of the file of that name among them, or else
