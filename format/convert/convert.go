@@ -19,43 +19,8 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// Options say how an adapter is opened; zero refuses what it cannot account for.
-type Options struct {
-	// Without are files of weights in the adapter's folder to leave out, by their paths within the
-	// directory that is opened, with slashes.
-	Without []string
-	// AllowBeside opens the adapter though files of weights lie beside it that are no part of it.
-	// WeightsBeside lists them.
-	AllowBeside bool
-	// MaxManifestBytes bounds the manifest of a .lora file; 0 means 16 MiB (format.ReaderOptions).
-	MaxManifestBytes int64
-}
-
-// Dialect is a way of storing adapters. Its methods may be called from several goroutines at once.
-type Dialect interface {
-	// Name is the dialect's word in options and reports: "peft".
-	Name() string
-	// Recognise reports whether the input holds an adapter of the dialect, by its content. An input
-	// that looks like the dialect and is damaged is the dialect's too: Open says what is wrong.
-	Recognise(in *Input) bool
-	// Open describes an input that Recognise has accepted. Only headers and configurations are read.
-	// The source may go on to read from the input, which stays open until the source is closed and
-	// is closed with it. Before anybody else sees the source, the set may add notes to its manifest.
-	Open(ctx context.Context, in *Input, o Options) (format.Source, error)
-	// Create returns a Sink that writes one adapter to path. Nothing is written before Store. A
-	// dialect that is only read returns an error of the kind format.ErrUnsupported. The Sink may
-	// have a method Check(context.Context, format.Source) error; see the function Check.
-	Create(path string, o CreateOptions) (format.Sink, error)
-	// Writes reports whether a file with this ending, in lower case and with its dot, is written in
-	// the dialect where the user names none; "" stands for a directory. See Dialects.For.
-	Writes(ext string) bool
-}
-
 // Dialects is a set of dialects. The first that recognises an input opens it.
 type Dialects []Dialect
-
-// Default is the set of the dialects of this package.
-func Default() Dialects { return Dialects{LoRA, PEFT} }
 
 // With returns a set that asks the given dialects first, and then those of ds.
 func (ds Dialects) With(more ...Dialect) Dialects { return slices.Concat(more, ds) }
@@ -150,35 +115,6 @@ func (ds Dialects) IsAdapter(path string) bool {
 	}
 	defer in.close()
 	return !in.isModel() && ds.recognise(in) != nil || in.hasAdapter()
-}
-
-// Open is OpenWith without options.
-func Open(path string) (format.Source, error) {
-	return OpenWith(context.Background(), path, Options{})
-}
-
-// OpenWith opens an adapter in one of the dialects of Default; see Dialects.Open.
-func OpenWith(ctx context.Context, path string, o Options) (format.Source, error) {
-	return Default().Open(ctx, path, o)
-}
-
-// OpenFS opens an adapter in one of the dialects of Default; see Dialects.OpenFS.
-func OpenFS(ctx context.Context, files fs.FS, name string, o Options) (format.Source, error) {
-	return Default().OpenFS(ctx, files, name, o)
-}
-
-// OpenReader opens an adapter in one of the dialects of Default; see Dialects.OpenReader.
-func OpenReader(ctx context.Context, r io.ReaderAt, size int64, o Options) (format.Source, error) {
-	return Default().OpenReader(ctx, r, size, o)
-}
-
-// IsAdapter is that of Default.
-func IsAdapter(path string) bool { return Default().IsAdapter(path) }
-
-// OpenDigested is OpenWith for a source that will be converted: it reads a file that a container is to restore once, to record
-// its digest.
-func OpenDigested(ctx context.Context, path string, o Options) (format.Source, error) {
-	return Default().OpenDigested(ctx, path, o)
 }
 
 // OpenDigested is Open for a source that will be converted; see the function.

@@ -16,17 +16,6 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// CreateOptions say how an adapter is written. The zero value is ready.
-type CreateOptions struct {
-	Replace bool     // replace an output of the same kind that is there
-	Inputs  []string // paths that the source was made from, none of which may be the output
-	Workers int      // goroutines that compress; 0 is one per processor
-	// MaxManifestBytes bounds the manifest of a .lora file; 0 means 16 MiB (format.WriterOptions).
-	MaxManifestBytes int64
-	Tool             string // name of the program, for the provenance; "" keeps the source's
-	Version          string
-}
-
 // For is the dialect that the name of an output asks for: the first of the set that writes files with its ending, else the first
 // that writes directories. The ending of a file of weights that none of them writes is an error.
 func (ds Dialects) For(path string) (Dialect, error) {
@@ -44,9 +33,6 @@ func (ds Dialects) For(path string) (Dialect, error) {
 	return nil, fault.New(fault.Unsupported, "no dialect is written to a %s file", ext).
 		WithHint("name a directory, which is written as PEFT saves it, or a file that ends in .lora")
 }
-
-// DialectFor is that of Default; see Dialects.For.
-func DialectFor(path string) (Dialect, error) { return Default().For(path) }
 
 // Create returns a Sink that writes one adapter to path, whole or not at all. Nothing is written before Store.
 func Create(path string, d Dialect, o CreateOptions) (format.Sink, error) { return d.Create(path, o) }
@@ -153,6 +139,3 @@ func attachment(src format.Source, name string) ([]byte, *format.Attachment, err
 	}
 	return nil, nil, nil
 }
-
-// maxAttachmentBytes bounds an attachment that is held in memory: a header of safetensors is the largest, R67.
-const maxAttachmentBytes = 8 + 100_000_000

@@ -29,9 +29,6 @@ func (peftDialect) Create(path string, o CreateOptions) (format.Sink, error) {
 	return &peftSink{path, o}, nil
 }
 
-// maxSideBytes bounds the configuration and the model card, which are held in memory.
-const maxSideBytes = 16 << 20
-
 // Recognise asks for the configuration: the keys alone are also those of other tools.
 func (peftDialect) Recognise(in *Input) bool {
 	text, err := in.ReadFile(format.PEFTConfig, maxSideBytes)
@@ -101,29 +98,6 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 		f.manifest.Adapters[0].Base.Fingerprints = prints
 	}
 	return nil
-}
-
-// peftReader turns the keys of a PEFT file into layers.
-type peftReader struct {
-	config   *peftConfigFile
-	saved    peftSaved
-	tensors  []format.Tensor
-	manifest *format.Manifest
-	out      format.Adapter
-	names    map[string]bool // the adapter names inside keys
-	levels   map[string]int  // how many layers of factors a module has
-}
-
-func (p *peftReader) note(format string, args ...any) {
-	p.manifest.Notes = append(p.manifest.Notes, fmt.Sprintf(format, args...))
-}
-
-func (p *peftReader) require(feature, where string) {
-	p.out.Requires = append(p.out.Requires, requirement(feature, where))
-}
-
-func (p *peftReader) opaque(i int) {
-	p.out.Beside = append(p.out.Beside, format.Beside{Action: format.Opaque, Target: p.tensors[i].Name, Tensor: i})
 }
 
 // adapter assigns every tensor of the file to a layer or lists it beside them.
@@ -315,9 +289,6 @@ func (p *peftReader) classify(l *format.Layer, hasA, hasB bool, rank int) {
 	}
 	l.Rank = int(a.Shape[0])
 }
-
-// maxRank is the limit of spec/FORMAT.md, R37.
-const maxRank = 65536
 
 // roleFeatures lists what the roles beyond A and B ask for.
 func (p *peftReader) roleFeatures(l *format.Layer) {

@@ -90,11 +90,6 @@ func (p *peftReader) addSaved(plain []peftKey, tensors []int) {
 	}
 }
 
-func (p *peftReader) stray(tensor int, where string) {
-	p.opaque(tensor)
-	p.require(format.FeatureStrayTensor, where)
-}
-
 // isPrefixed reports whether all keys of factors begin as PEFT writes them.
 func (p *peftReader) isPrefixed() bool {
 	n := 0

@@ -106,9 +106,6 @@ func checkName(name string) error {
 	return nil
 }
 
-// maxNameBytes is the limit of R32.
-const maxNameBytes = 1024
-
 // isControl reports the characters that R31 excludes.
 func isControl(r rune) bool { return r < 0x20 || r == 0x7f }
 

@@ -22,7 +22,6 @@ const fewPairs = 20
 // do. A number may only become smaller, and a package that is below the share leaves the list.
 var backward = map[string]int{
 	"cmd/loratool":     12,
-	"format/convert":   16,
 	"internal/fileio":  7,
 	"internal/kernel":  8,
 	"internal/resolve": 19,

@@ -1,0 +1,35 @@
+package convert
+
+import (
+	"fmt"
+
+	"github.com/loratool/loratool/format"
+)
+
+// peftReader turns the keys of a PEFT file into layers.
+type peftReader struct {
+	config   *peftConfigFile
+	saved    peftSaved
+	tensors  []format.Tensor
+	manifest *format.Manifest
+	out      format.Adapter
+	names    map[string]bool // the adapter names inside keys
+	levels   map[string]int  // how many layers of factors a module has
+}
+
+func (p *peftReader) note(format string, args ...any) {
+	p.manifest.Notes = append(p.manifest.Notes, fmt.Sprintf(format, args...))
+}
+
+func (p *peftReader) require(feature, where string) {
+	p.out.Requires = append(p.out.Requires, requirement(feature, where))
+}
+
+func (p *peftReader) opaque(i int) {
+	p.out.Beside = append(p.out.Beside, format.Beside{Action: format.Opaque, Target: p.tensors[i].Name, Tensor: i})
+}
+
+func (p *peftReader) stray(tensor int, where string) {
+	p.opaque(tensor)
+	p.require(format.FeatureStrayTensor, where)
+}
