@@ -8,18 +8,18 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// peftRole is what a key says about its tensor. The roles that a layer keeps are spelled as format.Role.
-type peftRole string
+// peftRole is what a key says about its tensor: a role that a layer keeps, or one of those below.
+type peftRole = format.Role
 
 const (
 	rolePlain      peftRole = "plain"   // a parameter of the base that is replaced
 	roleUnknown    peftRole = "unknown" // a key with a word of PEFT in it that has no meaning here
 	roleTokens     peftRole = "tokens"
 	roleState      peftRole = "state" // of a method's training, which merging leaves out
-	roleA          peftRole = peftRole(format.RoleA)
-	roleB          peftRole = peftRole(format.RoleB)
-	roleBias       peftRole = peftRole(format.RoleBias)
-	roleMagnitude  peftRole = peftRole(format.RoleMagnitude)
+	roleA          peftRole = format.RoleA
+	roleB          peftRole = format.RoleB
+	roleBias       peftRole = format.RoleBias
+	roleMagnitude  peftRole = format.RoleMagnitude
 	roleDiag       peftRole = "diag"
 	roleEmbeddingA peftRole = "embedding_A"
 	roleEmbeddingB peftRole = "embedding_B"
@@ -60,6 +60,14 @@ var peftTails = []struct {
 	{"token_adapter.trainable_tokens_delta.*", roleTokens},
 }
 
+// tailSegments are the segments of each of peftTails.
+var tailSegments = func() (all [][]string) {
+	for _, g := range peftTails {
+		all = append(all, strings.Split(g.tail, "."))
+	}
+	return all
+}()
+
 // states are the segments under which methods keep what only their training needs: VeLoRA the projection of activations, MonteCLoRA the
 // sampler of perturbations. PEFT merges such adapters as ordinary ones.
 var states = map[string]string{"lora_velora_embed": format.FeatureVeLoRA, "lora_monteclora_sampler": format.FeatureMonteCLoRA}
@@ -77,15 +85,35 @@ func stateOf(key string) string {
 // peftPrefix is what PeftModel puts in front of every module path of the model that it wraps.
 const peftPrefix = "base_model.model."
 
-// parsePEFTKey takes a key apart, from its end: a module of the base may have any name, the words of PEFT included.
+// parsePEFTKey takes a key apart, from its end: a module of the base may have any name, the words of
+// PEFT included. Since a file may hold very many keys, it allocates nothing for most: the module is a
+// part of the key.
 func parsePEFTKey(key string) peftKey {
 	plain := strings.TrimPrefix(naming.StripWrappers(key), peftPrefix)
-	parts := strings.Split(plain, ".")
-	for _, g := range peftTails {
-		if n, adapter := matchTail(parts, strings.Split(g.tail, ".")); n > 0 && n < len(parts) {
-			return peftKey{module: strings.Join(parts[:len(parts)-n], "."), role: g.role, adapter: adapter}
+	var room [24]string
+	parts := room[:0]
+	for part := range strings.SplitSeq(plain, ".") {
+		parts = append(parts, part)
+	}
+	for i, g := range peftTails {
+		if n, adapter := matchTail(parts, tailSegments[i]); n > 0 && n < len(parts) {
+			return peftKey{module: withoutTail(plain, parts[len(parts)-n:]), role: g.role, adapter: adapter}
 		}
 	}
+	return parsePlainKey(plain, parts)
+}
+
+// withoutTail is a path without its last segments.
+func withoutTail(path string, tail []string) string {
+	n := len(path)
+	for _, part := range tail {
+		n -= len(".") + len(part)
+	}
+	return path[:n]
+}
+
+// parsePlainKey is parsePEFTKey for a key without the tail of a factor.
+func parsePlainKey(plain string, parts []string) peftKey {
 	if i := slices.IndexFunc(parts, func(s string) bool { return states[s] != "" }); i > 0 {
 		return peftKey{module: plain, role: roleState}
 	}

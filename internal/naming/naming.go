@@ -30,18 +30,36 @@ var wrappers = []string{"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrappe
 
 // StripWrappers removes the segments that training frameworks add to a path.
 func StripWrappers(name string) string {
+	if !hasWrapper(name) {
+		return name
+	}
 	parts := strings.Split(name, ".")
-	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return slices.Contains(wrappers, s) }), ".")
+	return strings.Join(slices.DeleteFunc(parts, isWrapper), ".")
+}
+
+func isWrapper(segment string) bool { return slices.Contains(wrappers, segment) }
+
+// hasWrapper allocates nothing: of a large model nearly every name has none.
+func hasWrapper(name string) bool {
+	for segment := range strings.SplitSeq(name, ".") {
+		if isWrapper(segment) {
+			return true
+		}
+	}
+	return false
 }
 
 // Index makes the index of a base.
 func Index(names []string) *Base {
 	b := &Base{byName: make(map[string]string, len(names))}
+	last := ""
 	for _, name := range names {
 		plain := StripWrappers(name)
 		b.byName[plain] = name
-		first, _, _ := strings.Cut(plain, ".")
-		b.segments = append(b.segments, first)
+		if first, _, _ := strings.Cut(plain, "."); first != last || len(b.segments) == 0 {
+			b.segments = append(b.segments, first)
+			last = first
+		}
 	}
 	slices.Sort(b.segments)
 	b.segments = slices.Compact(b.segments)
@@ -148,16 +166,11 @@ func (b *Base) Match(wanted []string) (m Mapping, missing, ambiguous []string) {
 	best, bestHits := candidates[0], -1
 	var full []rename
 	for _, c := range candidates {
-		hits := 0
-		for _, name := range wanted {
-			if _, ok := (Mapping{b, c}).Lookup(name); ok {
-				hits++
-			}
+		n := hits(b, c, wanted, len(wanted)-bestHits)
+		if n > bestHits {
+			best, bestHits = c, n
 		}
-		if hits > bestHits {
-			best, bestHits = c, hits
-		}
-		if hits == len(wanted) {
+		if n == len(wanted) {
 			if c == (rename{}) {
 				return Mapping{b, c}, nil, nil
 			}
@@ -190,6 +203,20 @@ func (b *Base) Match(wanted []string) (m Mapping, missing, ambiguous []string) {
 		}
 	}
 	return m, missing, nil
+}
+
+// hits counts the names that a translation finds in the base. It stops where it has missed more than
+// are allowed.
+func hits(b *Base, r rename, wanted []string, allowed int) (n int) {
+	for i, name := range wanted {
+		if _, ok := (Mapping{b, r}).Lookup(name); ok {
+			n++
+		}
+		if i+1-n > allowed {
+			break
+		}
+	}
+	return n
 }
 
 // enough is how many translations that fit are looked for: an error lists them.
