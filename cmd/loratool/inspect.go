@@ -56,7 +56,7 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 	if err != nil {
 		return err
 	}
-	isAdapter := convert.IsAdapter(path)
+	isAdapter := convert.IsAdapter(c.Context, path)
 	if isAdapter {
 		if err := o.checkFlags(isAdapter); err != nil {
 			return err

@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"context"
 	"errors"
 	"path"
 	"regexp"
@@ -27,13 +28,16 @@ func (in *Input) lookBeside(m *format.Manifest, without []string) (stray, others
 	if at := path.Dir(in.name); at != "." {
 		places = append(places, at)
 	}
-	n := neighbour{place: in.place, manifest: m}
+	n := neighbour{place: in.place, ctx: in.ctx, manifest: m}
 	for _, dir := range places {
 		entries, err := in.dir.List(dir)
 		if err != nil {
 			return nil, nil, err
 		}
 		for _, e := range entries {
+			if err := in.ctx.Err(); err != nil {
+				return nil, nil, err
+			}
 			name := path.Join(dir, e.Name())
 			if name == in.name || slices.Contains(without, name) {
 				continue
@@ -66,6 +70,7 @@ const (
 // neighbour judges files beside the adapter with a description.
 type neighbour struct {
 	place
+	ctx      context.Context
 	manifest *format.Manifest
 }
 
@@ -138,7 +143,7 @@ func (n *neighbour) keys(at string) ([]string, besideKind) {
 			return arrays, strayWeights
 		}
 	}
-	t, err := readTable(file)
+	t, err := readTable(n.ctx, file)
 	var layout *pickle.LayoutError
 	switch {
 	case errors.As(err, &layout) && (layout.IsOptimizer || len(layout.Keys)+layout.NInLists == 0):

@@ -48,7 +48,7 @@ func (ds Dialects) Names() []string {
 // read. The caller closes it. Errors wrap a kind of package format, or are I/O errors. A directory that holds weights that
 // are no part of the adapter is an error, unless options allow it.
 func (ds Dialects) Open(ctx context.Context, path string, o Options) (format.Source, error) {
-	in, err := lookAt(path)
+	in, err := lookAt(ctx, path)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +57,7 @@ func (ds Dialects) Open(ctx context.Context, path string, o Options) (format.Sou
 
 // OpenFS is Open for a file or a directory of an fs.FS. A file that is no io.ReaderAt is read into memory.
 func (ds Dialects) OpenFS(ctx context.Context, files fs.FS, name string, o Options) (format.Source, error) {
-	in, err := lookIn(files, name)
+	in, err := lookIn(ctx, files, name)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func (ds Dialects) OpenFS(ctx context.Context, files fs.FS, name string, o Optio
 // OpenReader is Open for a file of the given size that has nothing beside it, such as a .lora file in memory. Closing the source
 // leaves r as it is.
 func (ds Dialects) OpenReader(ctx context.Context, r io.ReaderAt, size int64, o Options) (format.Source, error) {
-	return ds.open(ctx, lookAtReader(r, size), o)
+	return ds.open(ctx, lookAtReader(ctx, r, size), o)
 }
 
 func (ds Dialects) open(ctx context.Context, in *Input, o Options) (format.Source, error) {
@@ -107,9 +107,9 @@ func (ds Dialects) recognise(in *Input) Dialect {
 }
 
 // IsAdapter reports whether the path is that of an adapter, in a dialect of the set or in one that is only known by name. What
-// it reports is what Open opens, or says the best reason why not.
-func (ds Dialects) IsAdapter(path string) bool {
-	in, err := lookAt(path)
+// it reports is what Open opens, or says the best reason why not. It is false where the context ends.
+func (ds Dialects) IsAdapter(ctx context.Context, path string) bool {
+	in, err := lookAt(ctx, path)
 	if err != nil {
 		return false
 	}

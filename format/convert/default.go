@@ -32,7 +32,7 @@ func OpenReader(ctx context.Context, r io.ReaderAt, size int64, o Options) (form
 }
 
 // IsAdapter is that of Default.
-func IsAdapter(path string) bool { return Default().IsAdapter(path) }
+func IsAdapter(ctx context.Context, path string) bool { return Default().IsAdapter(ctx, path) }
 
 // OpenDigested is OpenWith for a source that will be converted: it reads a file that a container is to restore once, to record
 // its digest.

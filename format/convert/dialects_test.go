@@ -182,8 +182,8 @@ func TestADialectOfTheCallerJoinsTheSet(t *testing.T) {
 		if err := src.(io.Closer).Close(); err == nil {
 			t.Errorf("%s: the file of a closed source was still open", path)
 		}
-		if !mine.IsAdapter(path) || convert.IsAdapter(path) {
-			t.Errorf("%s: IsAdapter = %v with the toy and %v without", path, mine.IsAdapter(path), convert.IsAdapter(path))
+		if !mine.IsAdapter(t.Context(), path) || convert.IsAdapter(t.Context(), path) {
+			t.Errorf("%s: IsAdapter = %v with the toy and %v without", path, mine.IsAdapter(t.Context(), path), convert.IsAdapter(t.Context(), path))
 		}
 		if _, err := convert.Open(path); !errors.Is(err, format.ErrUnsupported) {
 			t.Errorf("%s: Open without the toy = %v, want unsupported", path, err)

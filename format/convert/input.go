@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -19,9 +20,10 @@ import (
 // with the source that a dialect opened. Its methods are for one goroutine, but for ReadBlobAt.
 type Input struct {
 	place
-	folder *folder // of a directory that was given, nil where a file was
-	name   string  // of the weights in the place, "" where a directory has none
-	err    error   // why the weights cannot be read
+	ctx    context.Context // of the call that looks at it
+	folder *folder         // of a directory that was given, nil where a file was
+	name   string          // of the weights in the place, "" where a directory has none
+	err    error           // why the weights cannot be read
 
 	file   *fileio.Input
 	start  []byte // of the weights
@@ -40,21 +42,21 @@ type sideRead struct {
 const startBytes = 64
 
 // lookAt looks at a path of the machine.
-func lookAt(given string) (*Input, error) {
+func lookAt(ctx context.Context, given string) (*Input, error) {
 	info, err := os.Stat(given)
 	if err != nil {
 		return nil, err
 	}
 	if info.IsDir() {
-		return lookAtFolder(onDisk(given))
+		return lookAtFolder(ctx, onDisk(given))
 	}
 	p := onDisk(filepath.Dir(given))
 	p.own, p.ownPath = filepath.Base(given), given
-	return lookAtFile(p, p.own), nil
+	return lookAtFile(ctx, p, p.own), nil
 }
 
 // lookIn looks at a file or directory of an fs.FS.
-func lookIn(files fs.FS, name string) (*Input, error) {
+func lookIn(ctx context.Context, files fs.FS, name string) (*Input, error) {
 	info, err := fs.Stat(files, name)
 	if err != nil {
 		return nil, err
@@ -68,16 +70,16 @@ func lookIn(files fs.FS, name string) (*Input, error) {
 		return nil, err
 	}
 	if info.IsDir() {
-		return lookAtFolder(place{dir: dir})
+		return lookAtFolder(ctx, place{dir: dir})
 	}
-	return lookAtFile(place{dir: dir}, path.Base(name)), nil
+	return lookAtFile(ctx, place{dir: dir}, path.Base(name)), nil
 }
 
 // lookAtReader looks at the content of a file that has nothing beside it, and no name.
-func lookAtReader(r io.ReaderAt, size int64) *Input {
+func lookAtReader(ctx context.Context, r io.ReaderAt, size int64) *Input {
 	const name = "weights"
 	dir, _ := fileio.InFS(nothing{}, ".")
-	in := &Input{place: place{dir: dir, own: name}, name: name, side: make(map[string]sideRead)}
+	in := &Input{place: place{dir: dir, own: name}, ctx: ctx, name: name, side: make(map[string]sideRead)}
 	in.file = &fileio.Input{ReaderAt: r, Closer: io.NopCloser(nil), Size: size}
 	in.start, in.err = startOf(in.file, startBytes)
 	return in
@@ -90,18 +92,18 @@ func (nothing) Open(name string) (fs.File, error) {
 	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 }
 
-func lookAtFolder(p place) (*Input, error) {
+func lookAtFolder(ctx context.Context, p place) (*Input, error) {
 	f, err := readFolder(p)
 	if err != nil {
 		return nil, err
 	}
-	in := lookAtFile(p, f.adapter())
+	in := lookAtFile(ctx, p, f.adapter())
 	in.folder = f
 	return in, nil
 }
 
-func lookAtFile(p place, name string) *Input {
-	in := &Input{place: p, name: name, side: make(map[string]sideRead)}
+func lookAtFile(ctx context.Context, p place, name string) *Input {
+	in := &Input{place: p, ctx: ctx, name: name, side: make(map[string]sideRead)}
 	if name == "" {
 		return in
 	}
@@ -211,7 +213,7 @@ func (in *Input) readTable() error {
 			WithHint("give the directory %s", filepath.Dir(in.Path()))
 	default:
 		var t *table
-		if t, in.err = readTable(in.file); in.err == nil {
+		if t, in.err = readTable(in.ctx, in.file); in.err == nil {
 			in.err = t.checkNames()
 		}
 		if in.err = fault.InFile(in.err, in.Path()); in.err == nil {

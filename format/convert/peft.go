@@ -57,12 +57,14 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 	if err != nil {
 		return fault.InFile(err, in.sibling(format.PEFTConfig))
 	}
-	keys := f.keys()
-	if len(keys) == 0 {
+	if len(f.tensors) == 0 {
 		return fault.New(fault.Corrupt, "the file holds no tensor").In(in.Path()).WithHint("the adapter was saved before it was trained, or from the wrong object")
 	}
-	if dialect := dialectOf(keys); config.PEFTType == "LORA" && dialect != "" && !slices.ContainsFunc(keys, isPEFTKey) {
-		return fault.New(fault.Unsupported, "the keys are %s, and no configuration of PEFT makes them PEFT's", dialect).In(in.Path()).WithHint("%s", hintFor(dialect))
+	isPEFTs := func(t format.Tensor) bool { return isPEFTKey(t.Name) }
+	if config.PEFTType == "LORA" && !slices.ContainsFunc(f.tensors, isPEFTs) {
+		if dialect := dialectOf(f.keys()); dialect != "" {
+			return fault.New(fault.Unsupported, "the keys are %s, and no configuration of PEFT makes them PEFT's", dialect).In(in.Path()).WithHint("%s", hintFor(dialect))
+		}
 	}
 	card, err := in.ReadFile(format.ModelCard, maxSideBytes)
 	if err != nil {
@@ -86,8 +88,8 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 	}
 	config.budget = pyre.NewBudget(ctx, patternSteps)
 	p := peftReader{config: config, saved: readSaved(text), tensors: f.manifest.Tensors, manifest: &f.manifest}
-	f.manifest.Adapters = []format.Adapter{p.adapter()}
-	if err := ctx.Err(); err != nil { // the patterns may be matched in part
+	f.manifest.Adapters = []format.Adapter{p.adapter(ctx)}
+	if err := ctx.Err(); err != nil { // the adapter is not complete
 		return err
 	}
 	if f.header != nil {
@@ -100,8 +102,9 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 	return nil
 }
 
-// adapter assigns every tensor of the file to a layer or lists it beside them.
-func (p *peftReader) adapter() format.Adapter {
+// adapter assigns every tensor of the file to a layer or lists it beside them. Where the context ends,
+// the adapter is not complete.
+func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 	c := p.config
 	p.names = make(map[string]bool)
 	p.out = format.Adapter{
@@ -126,6 +129,9 @@ func (p *peftReader) adapter() format.Adapter {
 	var plain []peftKey
 	var plainTensors []int
 	for i := range p.tensors {
+		if ctx.Err() != nil {
+			return p.out
+		}
 		key := parsePEFTKey(p.tensors[i].Name)
 		switch shape := p.tensors[i].Shape; {
 		case len(shape) != 1 || shape[0] != 0:
@@ -136,6 +142,10 @@ func (p *peftReader) adapter() format.Adapter {
 		}
 		if key.adapter != "" {
 			p.names[key.adapter] = true
+		}
+		if key.role != rolePlain {
+			p.factors.some = true
+			p.factors.bare = p.factors.bare || !hasPEFTPrefix(p.tensors[i].Name)
 		}
 		switch key.role {
 		case rolePlain:
@@ -160,13 +170,19 @@ func (p *peftReader) adapter() format.Adapter {
 			modules[key.module][key.role] = i
 		}
 	}
-	p.addSaved(plain, plainTensors)
+	p.addSaved(ctx, plain, plainTensors)
 	if len(p.names) > 1 {
 		p.require(format.FeatureSeveralNames, fmt.Sprint(len(p.names)))
 	}
-	p.countLevels(modules)
+	if len(p.config.Parameters) > 0 {
+		p.countLevels(modules)
+	}
 	p.decideEra(modules)
+	p.out.Layers = slices.Grow(p.out.Layers, len(modules))
 	for module, roles := range modules {
+		if ctx.Err() != nil {
+			return p.out
+		}
 		p.layer(module, roles)
 	}
 	p.requirePatterns()
@@ -192,32 +208,18 @@ func (p *peftReader) sorted() format.Adapter {
 	return *a
 }
 
-// layer makes the layer of one module from the tensors that belong to it.
+// layer makes the layer of one module from the tensors that belong to it. It keeps roles: the maps of
+// the layers are most of what the description of an adapter takes.
 func (p *peftReader) layer(module string, roles map[peftRole]int) {
-	l := format.Layer{Module: module, Kind: format.Linear, Scaling: p.config.scaling(), Roles: make(map[format.Role]int)}
-	a, hasA := roles[roleA]
-	b, hasB := roles[roleB]
-	if ea, ok := roles[roleEmbeddingA]; ok || hasRole(roles, roleEmbeddingB) {
-		if hasA || hasB {
+	l := format.Layer{Module: module, Kind: format.Linear, Scaling: p.config.scaling(), Roles: roles}
+	if hasRole(roles, roleEmbeddingA) || hasRole(roles, roleEmbeddingB) {
+		if hasRole(roles, roleA) || hasRole(roles, roleB) {
 			p.require(format.FeatureUnknownTensor, module)
 		} else {
 			l.Kind = format.Embedding
-			a, hasA = ea, ok
-			b, hasB = roles[roleEmbeddingB], hasRole(roles, roleEmbeddingB)
-			delete(roles, roleEmbeddingA)
-			delete(roles, roleEmbeddingB)
+			renameRole(roles, roleEmbeddingA, roleA)
+			renameRole(roles, roleEmbeddingB, roleB)
 		}
-	}
-	delete(roles, roleA)
-	delete(roles, roleB)
-	if hasA {
-		l.Roles[format.RoleA] = a
-	}
-	if hasB {
-		l.Roles[format.RoleB] = b
-	}
-	for role, i := range roles {
-		l.Roles[format.Role(role)] = i
 	}
 	name := p.patternName(module)
 	rank, pattern := p.config.rank(name)
@@ -229,12 +231,19 @@ func (p *peftReader) layer(module string, roles map[peftRole]int) {
 				overlap.field, overlap.key, overlap.conflict, name)
 		}
 	}
-	p.classify(&l, hasA, hasB, rank)
+	p.classify(&l, hasRole(roles, roleA), hasRole(roles, roleB), rank)
 	p.roleFeatures(&l)
 	p.out.Layers = append(p.out.Layers, l)
 }
 
 func hasRole(roles map[peftRole]int, r peftRole) bool { _, ok := roles[r]; return ok }
+
+func renameRole(roles map[peftRole]int, from, to peftRole) {
+	if i, ok := roles[from]; ok {
+		delete(roles, from)
+		roles[to] = i
+	}
+}
 
 // classify decides the kind of a layer by the shapes of its factors, and the rank by those too: they are the truth, and a
 // configuration that says otherwise is reported.
@@ -303,7 +312,7 @@ func (p *peftReader) roleFeatures(l *format.Layer) {
 		case format.RoleMagnitude:
 			p.require(format.FeatureDoRA, l.Module)
 			p.checkMagnitude(l)
-		case format.Role(roleDiag):
+		case roleDiag:
 			p.require(format.FeatureKaSA, l.Module)
 		default:
 			p.require(format.FeatureUnknownTensor, l.Module+"."+string(role))

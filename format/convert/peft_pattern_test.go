@@ -170,7 +170,7 @@ func TestRanksOfTheFactorsDecideTheEra(t *testing.T) {
 			{Name: "x.b.lora_A.weight", Shape: []uint64{rankB, 8}}, {Name: "x.b.lora_B.weight", Shape: []uint64{8, rankB}},
 		}
 		p := peftReader{config: &c, tensors: m.Tensors, manifest: m}
-		return m, p.adapter()
+		return m, p.adapter(t.Context())
 	}
 	if _, a := read(2); a.Layers[0].Alpha != 16 || a.Layers[1].Alpha != 16 || len(a.Requires) > 0 {
 		t.Errorf("with rank 2 for both the alphas are %v and %v (%v), want 16", a.Layers[0].Alpha, a.Layers[1].Alpha, a.Requires)

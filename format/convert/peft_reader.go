@@ -15,6 +15,8 @@ type peftReader struct {
 	out      format.Adapter
 	names    map[string]bool // the adapter names inside keys
 	levels   map[string]int  // how many layers of factors a module has
+	// factors says whether the file has keys of factors, and a bare one, without PEFT's prefix.
+	factors struct{ some, bare bool }
 }
 
 func (p *peftReader) note(format string, args ...any) {

@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"context"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -68,10 +69,13 @@ func (s *peftSaved) isUntoldBias(parameter string) bool {
 }
 
 // addSaved lists the tensors that stand in for the base's, and those that only seem to.
-func (p *peftReader) addSaved(plain []peftKey, tensors []int) {
-	prefixed := p.isPrefixed()
+func (p *peftReader) addSaved(ctx context.Context, plain []peftKey, tensors []int) {
+	prefixed := p.factors.some && !p.factors.bare // all keys of factors begin as PEFT writes them
 	var untold []string
 	for i, key := range plain {
+		if ctx.Err() != nil {
+			return
+		}
 		name := p.tensors[tensors[i]].Name
 		switch {
 		case prefixed && !hasPEFTPrefix(name):
@@ -88,21 +92,6 @@ func (p *peftReader) addSaved(plain []peftKey, tensors []int) {
 	if len(untold) > 0 {
 		p.note("the configuration says that no bias was trained, and the file holds %s: they are used, as PEFT does on loading", fault.List(untold, 3))
 	}
-}
-
-// isPrefixed reports whether all keys of factors begin as PEFT writes them.
-func (p *peftReader) isPrefixed() bool {
-	n := 0
-	for i := range p.tensors {
-		if parsePEFTKey(p.tensors[i].Name).role == rolePlain {
-			continue
-		}
-		if !hasPEFTPrefix(p.tensors[i].Name) {
-			return false
-		}
-		n++
-	}
-	return n > 0
 }
 
 func hasPEFTPrefix(key string) bool {

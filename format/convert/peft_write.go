@@ -32,7 +32,7 @@ func (s *peftSink) Store(ctx context.Context, src format.Source) error {
 	if err != nil {
 		return err
 	}
-	if err := s.checkPlaces(p); err != nil {
+	if err := s.checkPlaces(ctx, p); err != nil {
 		return err
 	}
 	if isFile(s.path) {
@@ -94,22 +94,22 @@ func (s *peftSink) Check(ctx context.Context, src format.Source) error {
 			return err
 		}
 	}
-	return s.checkPlaces(p)
+	return s.checkPlaces(ctx, p)
 }
 
 // checkPlaces checks the output, and where it is a file those beside it.
-func (s *peftSink) checkPlaces(p *peftParts) error {
+func (s *peftSink) checkPlaces(ctx context.Context, p *peftParts) error {
 	place := fileio.Place{
 		Path: s.path, IsDir: !isFile(s.path), Replace: s.options.Replace, Inputs: s.options.Inputs, Bytes: p.weightsBytes,
-		Files: []string{peftWeights}, Known: isPEFTDir, Kind: "an adapter of PEFT",
+		Files: []string{peftWeights}, Known: under(ctx, isPEFTDir), Kind: "an adapter of PEFT",
 	}
 	if !place.IsDir {
-		place.Known = isPEFTFile
+		place.Known = under(ctx, isPEFTFile)
 	}
 	for _, f := range p.side {
 		place.Files = append(place.Files, f.name)
 	}
-	if err := place.Check(); err != nil || place.IsDir {
+	if err := errors.Join(place.Check(), ctx.Err()); err != nil || place.IsDir {
 		return err
 	}
 	_, err := os.Stat(s.path)
@@ -143,8 +143,8 @@ func (s *peftSink) differs(f sideFile) bool {
 }
 
 // isPEFTFile reports whether what is at path is the weights of an adapter.
-func isPEFTFile(path string) bool {
-	in, err := lookAt(path)
+func isPEFTFile(ctx context.Context, path string) bool {
+	in, err := lookAt(ctx, path)
 	if err != nil {
 		return false
 	}
@@ -153,8 +153,13 @@ func isPEFTFile(path string) bool {
 }
 
 // isPEFTDir reports whether the directory at path holds an adapter.
-func isPEFTDir(path string) bool {
-	return onDisk(path).exists(format.PEFTConfig) || isPEFTFile(filepath.Join(path, peftWeights))
+func isPEFTDir(ctx context.Context, path string) bool {
+	return onDisk(path).exists(format.PEFTConfig) || isPEFTFile(ctx, filepath.Join(path, peftWeights))
+}
+
+// under is a question about a path that ends with a context.
+func under(ctx context.Context, ask func(context.Context, string) bool) func(string) bool {
+	return func(path string) bool { return ask(ctx, path) }
 }
 
 // sideFile is a small file beside the weights.

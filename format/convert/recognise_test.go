@@ -58,7 +58,7 @@ func TestDialectsAreNamed(t *testing.T) {
 		file := filepath.Join(dir, c.file)
 		testkit.Write(t, file, c.content)
 		for _, path := range []string{dir, file} {
-			if !convert.IsAdapter(path) {
+			if !convert.IsAdapter(t.Context(), path) {
 				t.Errorf("%s: IsAdapter(%s) = false", c.dialect, filepath.Base(path))
 			}
 			_, err := convert.Open(path)
@@ -82,8 +82,8 @@ func TestAModelIsNoAdapter(t *testing.T) {
 	}
 	path := filepath.Join(dir, "model.safetensors")
 	testkit.Write(t, path, testkit.Encode(nil, ones(names...)...))
-	if convert.IsAdapter(path) || convert.IsAdapter(dir) {
-		t.Errorf("IsAdapter of a model with adapters inside: %v, its directory: %v", convert.IsAdapter(path), convert.IsAdapter(dir))
+	if convert.IsAdapter(t.Context(), path) || convert.IsAdapter(t.Context(), dir) {
+		t.Errorf("IsAdapter of a model with adapters inside: %v, its directory: %v", convert.IsAdapter(t.Context(), path), convert.IsAdapter(t.Context(), dir))
 	}
 }
 
@@ -105,8 +105,8 @@ func TestWhereAnAdapterLies(t *testing.T) {
 		}
 		testkit.Write(t, path, adapter)
 		_, err := convert.Open(dir)
-		if err == nil || !strings.Contains(err.Error(), c.want) || fault.Hint(err) == "" || !convert.IsAdapter(dir) {
-			t.Errorf("%s: Open = %v (hint: %s), want %q; IsAdapter %v", c.file, err, fault.Hint(err), c.want, convert.IsAdapter(dir))
+		if err == nil || !strings.Contains(err.Error(), c.want) || fault.Hint(err) == "" || !convert.IsAdapter(t.Context(), dir) {
+			t.Errorf("%s: Open = %v (hint: %s), want %q; IsAdapter %v", c.file, err, fault.Hint(err), c.want, convert.IsAdapter(t.Context(), dir))
 		}
 	}
 	header := filepath.Join(t.TempDir(), "lora.safetensors")

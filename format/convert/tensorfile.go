@@ -20,12 +20,13 @@ import (
 type table struct {
 	file    *fileio.Input
 	tensors []format.Tensor
-	header  *safetensors.Header // nil for a pickle
+	offs    []int64             // where the tensors of a safetensors file begin
+	header  *safetensors.Header // without its tensors; nil for a pickle
 	pickle  *pickle.File        // nil for a safetensors file
 }
 
 // readTable proves the file's description of its tensors. Errors need not name the file.
-func readTable(f *fileio.Input) (*table, error) {
+func readTable(ctx context.Context, f *fileio.Input) (*table, error) {
 	start, err := startOf(f, startBytes)
 	if err != nil {
 		return nil, err
@@ -38,19 +39,24 @@ func readTable(f *fileio.Input) (*table, error) {
 		if t.pickle, err = pickle.Read(f, f.Size); err != nil {
 			return nil, nameLayout(err)
 		}
+		t.tensors = make([]format.Tensor, len(t.pickle.Tensors))
 		for i := range t.pickle.Tensors {
 			x := &t.pickle.Tensors[i]
-			t.tensors = append(t.tensors, format.Tensor{Name: x.Name, DType: x.DType, Shape: x.Shape})
+			t.tensors[i] = format.Tensor{Name: x.Name, DType: x.DType, Shape: x.Shape}
 		}
 		return t, nil
 	}
-	if t.header, err = safetensors.Read(f, f.Size); err != nil {
+	if t.header, err = safetensors.Read(ctx, f, f.Size); err != nil {
 		return nil, err
 	}
+	n := len(t.header.Tensors)
+	t.tensors, t.offs = make([]format.Tensor, n), make([]int64, n)
 	for i := range t.header.Tensors {
 		x := &t.header.Tensors[i]
-		t.tensors = append(t.tensors, format.Tensor{Name: x.Name, DType: x.DType, Shape: x.Shape})
+		t.tensors[i] = format.Tensor{Name: x.Name, DType: x.DType, Shape: x.Shape}
+		t.offs[i] = x.Off
 	}
+	t.header.Tensors = nil
 	return t, nil
 }
 
@@ -114,7 +120,7 @@ func (t *table) readBlobAt(p []byte, i int, off int64) error {
 	if t.pickle != nil {
 		return fault.InFile(t.pickle.ReadAt(p, i, off), t.file.Path)
 	}
-	return readFull(t.file, p, t.header.Tensors[i].Off+off)
+	return readFull(t.file, p, t.offs[i]+off)
 }
 
 // tensorFile is a source whose tensors are those of a table, and whose attachments are in memory, but
@@ -171,8 +177,8 @@ func (f *tensorFile) digest(ctx context.Context) error {
 	}
 	h := sha256.New()
 	size := f.header.DataOff
-	for i := range f.header.Tensors {
-		size += f.header.Tensors[i].NBytes
+	for i := range f.tensors {
+		size += f.tensors[i].NBytes()
 	}
 	buf := make([]byte, 1<<18)
 	for off := int64(0); off < size; off += int64(len(buf)) {

@@ -24,9 +24,9 @@ type File struct {
 
 // Open reads and proves the header of a file of the given size: UTF-8 without a name twice, sizes that follow from dtype and shape,
 // and data without gap or overlap that end where the file ends. No other byte is read. Errors are a *format.Error without a path,
-// or of r. Memory is a small multiple of the header.
-func Open(r io.ReaderAt, size int64) (*File, error) {
-	h, err := safetensors.Read(r, size)
+// of r, or of the context. Memory is a small multiple of the header.
+func Open(ctx context.Context, r io.ReaderAt, size int64) (*File, error) {
+	h, err := safetensors.Read(ctx, r, size)
 	if err != nil {
 		return nil, err
 	}

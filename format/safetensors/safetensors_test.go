@@ -37,7 +37,7 @@ func TestWhatIsWrittenIsOpened(t *testing.T) {
 	if err := safetensors.Write(t.Context(), &file, tensors, metadata, readBlob); err != nil {
 		t.Fatal(err)
 	}
-	f, err := safetensors.Open(bytes.NewReader(file.Bytes()), int64(file.Len()))
+	f, err := safetensors.Open(t.Context(), bytes.NewReader(file.Bytes()), int64(file.Len()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +97,7 @@ func TestWhatCannotBeWrittenIsAnError(t *testing.T) {
 		t.Errorf("Write after the end of the context = %v", err)
 	}
 	var e *format.Error
-	if _, err := safetensors.Open(bytes.NewReader([]byte("version https://git-lfs")), 23); !errors.As(err, &e) || e.Hint == "" {
+	if _, err := safetensors.Open(t.Context(), bytes.NewReader([]byte("version https://git-lfs")), 23); !errors.As(err, &e) || e.Hint == "" {
 		t.Errorf("a pointer of git-lfs: Open = %v, want a hint", err)
 	}
 }
@@ -114,7 +114,7 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	f, err := safetensors.Open(bytes.NewReader(file.Bytes()), int64(file.Len()))
+	f, err := safetensors.Open(ctx, bytes.NewReader(file.Bytes()), int64(file.Len()))
 	if err != nil {
 		log.Fatal(err)
 	}

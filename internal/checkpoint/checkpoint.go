@@ -75,7 +75,7 @@ func OpenFS(ctx context.Context, files fs.FS, name string) (*Checkpoint, error) 
 // New makes a checkpoint of one file that is already open, such as one in memory, and has nothing
 // beside it. Closing the checkpoint leaves data as it is.
 func New(ctx context.Context, name string, data io.ReaderAt, size int64) (*Checkpoint, error) {
-	f, err := openFile(name, &fileio.Input{ReaderAt: data, Closer: io.NopCloser(nil), Path: name, Size: size})
+	f, err := openFile(ctx, name, &fileio.Input{ReaderAt: data, Closer: io.NopCloser(nil), Path: name, Size: size})
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +148,7 @@ func (c *Checkpoint) open(ctx context.Context, names []string, shardOf map[strin
 		if err != nil {
 			return err
 		}
-		f, err := openFile(name, in)
+		f, err := openFile(ctx, name, in)
 		if err != nil {
 			return err
 		}
@@ -167,8 +167,8 @@ func (c *Checkpoint) open(ctx context.Context, names []string, shardOf map[strin
 }
 
 // openFile reads the header of an open file, and closes it if that fails.
-func openFile(name string, in *fileio.Input) (*File, error) {
-	h, err := safetensors.Read(in, in.Size)
+func openFile(ctx context.Context, name string, in *fileio.Input) (*File, error) {
+	h, err := safetensors.Read(ctx, in, in.Size)
 	if err != nil {
 		in.Close()
 		return nil, fault.InFile(err, in.Path)
@@ -189,7 +189,11 @@ func (c *Checkpoint) Close() error {
 }
 
 func (c *Checkpoint) indexTensors() error {
-	c.refs = make(map[string]Ref)
+	n := 0
+	for _, f := range c.Files {
+		n += len(f.Tensors)
+	}
+	c.refs = make(map[string]Ref, n)
 	for i, f := range c.Files {
 		for j := range f.Tensors {
 			t := &f.Tensors[j]

@@ -23,7 +23,7 @@ func contents(t *testing.T, c *checkpoint.Checkpoint) map[string]string {
 		if err := f.ReadAt(t.Context(), whole, 0); err != nil {
 			t.Fatal(err)
 		}
-		h, err := safetensors.Read(f.ReaderAt(t.Context()), f.Size)
+		h, err := safetensors.Read(t.Context(), f.ReaderAt(t.Context()), f.Size)
 		if err != nil {
 			t.Fatal(err)
 		}

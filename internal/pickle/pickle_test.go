@@ -55,7 +55,7 @@ func TestReadEqualsTorchInEveryByte(t *testing.T) {
 				t.Fatal(err, fault.Hint(err))
 			}
 			truth := readFile(t, strings.TrimSuffix(strings.TrimSuffix(path, ".bin"), "-legacy")+".safetensors")
-			h, err := safetensors.Read(bytes.NewReader(truth), int64(len(truth)))
+			h, err := safetensors.Read(t.Context(), bytes.NewReader(truth), int64(len(truth)))
 			if err != nil {
 				t.Fatal(err)
 			}

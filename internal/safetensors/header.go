@@ -6,10 +6,11 @@ package safetensors
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"encoding/binary"
 	"io"
 	"slices"
-	"sort"
 	"strings"
 	"unicode/utf8"
 
@@ -57,14 +58,15 @@ type Header struct {
 	noTensors bool
 }
 
-// Read reads and proves the header of a file of the given size. Memory is a small multiple of the header. Errors are
-// *fault.Error without a path.
-func Read(r io.ReaderAt, size int64) (*Header, error) {
-	text, err := readText(r, size)
+// Read reads and proves the header of a file of the given size. Memory is a small multiple of the
+// header, and no more of its text is kept than Header shows. Errors are *fault.Error without a path, of
+// r, or of the context, which is asked all through a long header.
+func Read(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) {
+	text, err := readText(ctx, r, size)
 	if err != nil {
 		return nil, err
 	}
-	h, err := parse(text)
+	h, err := parse(ctx, text)
 	if err != nil {
 		return nil, err
 	}
@@ -73,11 +75,12 @@ func Read(r io.ReaderAt, size int64) (*Header, error) {
 
 // ReadAlone is Read for a header that is there without its data: the data are taken to be as long as the tensors say.
 func ReadAlone(header []byte) (*Header, error) {
-	text, err := readText(bytes.NewReader(header), int64(len(header)))
+	ctx := context.Background() // nothing is waited for
+	text, err := readText(ctx, bytes.NewReader(header), int64(len(header)))
 	if err != nil {
 		return nil, err
 	}
-	h, err := parse(text)
+	h, err := parse(ctx, text)
 	if err != nil {
 		return nil, err
 	}
@@ -89,13 +92,45 @@ func ReadAlone(header []byte) (*Header, error) {
 }
 
 // parse scans the JSON text of a header.
-func parse(text string) (*Header, error) {
+func parse(ctx context.Context, text string) (*Header, error) {
 	h := &Header{DataOff: 8 + int64(len(text))}
-	return h, h.scan(&scanner{text: text})
+	if err := h.scan(&scanner{ctx: ctx, text: text}); err != nil {
+		return nil, err
+	}
+	h.release(text)
+	return h, nil
+}
+
+// release copies the names of the tensors and the metadata out of the text. They are parts of it, and
+// would keep all of it in memory. Where they are most of it, copies would cost more.
+func (h *Header) release(text string) {
+	names, metadata := 0, 0
+	for i := range h.Tensors {
+		names += len(h.Tensors[i].Name)
+	}
+	for key, value := range h.Metadata {
+		metadata += len(key) + len(value)
+	}
+	if 2*(names+metadata) > len(text) {
+		return
+	}
+	var b strings.Builder
+	b.Grow(names)
+	for i := range h.Tensors {
+		b.WriteString(h.Tensors[i].Name)
+	}
+	rest := b.String()
+	for i := range h.Tensors {
+		t := &h.Tensors[i]
+		t.Name, rest = rest[:len(t.Name)], rest[len(t.Name):]
+	}
+	for key, value := range h.Metadata {
+		h.Metadata[strings.Clone(key)] = strings.Clone(value) // the map takes the new key as well
+	}
 }
 
 // readText returns the JSON text of the header.
-func readText(r io.ReaderAt, size int64) (string, error) {
+func readText(ctx context.Context, r io.ReaderAt, size int64) (string, error) {
 	start := make([]byte, min(size, 64))
 	if _, err := io.ReadFull(io.NewSectionReader(r, 0, size), start); err != nil {
 		return "", err
@@ -120,7 +155,7 @@ func readText(r io.ReaderAt, size int64) (string, error) {
 	}
 	var b strings.Builder
 	b.Grow(int(n))
-	if _, err := io.CopyN(&b, io.NewSectionReader(r, 8, int64(n)), int64(n)); err != nil {
+	if _, err := io.CopyN(&b, under{ctx, io.NewSectionReader(r, 8, int64(n))}, int64(n)); err != nil {
 		return "", err
 	}
 	text := b.String()
@@ -141,6 +176,19 @@ func readText(r io.ReaderAt, size int64) (string, error) {
 	return text, nil
 }
 
+// under is a reader that ends with a context.
+type under struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (u under) Read(p []byte) (int, error) {
+	if err := u.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return u.Reader.Read(p)
+}
+
 // scan reads the whole JSON text.
 func (h *Header) scan(s *scanner) error {
 	var seen map[string]struct{}
@@ -153,7 +201,9 @@ func (h *Header) scan(s *scanner) error {
 			return h.scanMetadata(s)
 		}
 		if h.noTensors {
-			most := min(1<<14, (len(s.text)-s.pos)/minEntryBytes+1) // what grows from nothing costs several times as much
+			rest := s.text[s.pos:]
+			// What grows from nothing costs several times as much.
+			most := min(strings.Count(rest, "{"), len(rest)/minEntryBytes) + 1
 			seen, h.Tensors = make(map[string]struct{}, most), make([]Tensor, 0, most)
 		}
 		h.noTensors = false
@@ -231,21 +281,14 @@ func scanTensor(s *scanner, name string) (Tensor, error) {
 				return fault.New(fault.Unsupported, "tensor %q has the unknown dtype %q", name, spelling).At(int64(8 + at))
 			}
 		case 1:
-			return s.numbers(func(d uint64) error {
-				if len(t.Shape) == maxDims {
-					return fault.New(fault.Limit, "tensor %q has more than %d dimensions", name, maxDims).At(int64(8 + at))
-				}
-				t.Shape = append(t.Shape, d)
-				return nil
+			shape, err := s.numbers(maxDims, func() error {
+				return fault.New(fault.Limit, "tensor %q has more than %d dimensions", name, maxDims).At(int64(8 + at))
 			})
+			t.Shape = s.keep(shape)
+			return err
 		case 2:
-			var off []uint64
-			err := s.numbers(func(d uint64) error {
-				if len(off) == 2 {
-					return s.errorf(at, "tensor %q has more than two data_offsets", name)
-				}
-				off = append(off, d)
-				return nil
+			off, err := s.numbers(2, func() error {
+				return s.errorf(at, "tensor %q has more than two data_offsets", name)
 			})
 			if err != nil {
 				return err
@@ -277,9 +320,8 @@ func scanTensor(s *scanner, name string) (Tensor, error) {
 
 // prove sorts the tensors by position and checks that they fill the rest of the file, in one pass.
 func (h *Header) prove(size int64) error {
-	sort.SliceStable(h.Tensors, func(i, j int) bool {
-		a, b := &h.Tensors[i], &h.Tensors[j]
-		return a.Off < b.Off || a.Off == b.Off && a.NBytes < b.NBytes
+	slices.SortStableFunc(h.Tensors, func(a, b Tensor) int {
+		return cmp.Or(cmp.Compare(a.Off, b.Off), cmp.Compare(a.NBytes, b.NBytes))
 	})
 	var next int64
 	for i := range h.Tensors {
@@ -348,7 +390,7 @@ func (h *Header) WithoutMetadata(raw []byte, key string) []byte {
 	if _, ok := h.Metadata[key]; !ok {
 		return raw
 	}
-	s := &scanner{text: string(raw[8:]), pos: h.insertAt - 1}
+	s := &scanner{ctx: context.Background(), text: string(raw[8:]), pos: h.insertAt - 1}
 	var kept []string
 	err := s.object(func(k string, at int) error {
 		_, err := s.str()

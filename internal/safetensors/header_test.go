@@ -2,6 +2,7 @@ package safetensors_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -196,7 +197,7 @@ func checkRefusal(t *testing.T, err, kind error, words string) {
 }
 
 func read(file []byte) (*safetensors.Header, error) {
-	return safetensors.Read(bytes.NewReader(file), int64(len(file)))
+	return safetensors.Read(context.Background(), bytes.NewReader(file), int64(len(file)))
 }
 
 func TestImpossibleLengthsAreRefused(t *testing.T) {

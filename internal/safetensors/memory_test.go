@@ -79,7 +79,7 @@ func TestLargeHeadersCostLittleMemory(t *testing.T) {
 		r := bytes.NewReader(file)
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		h, err := safetensors.Read(r, r.Size())
+		h, err := safetensors.Read(t.Context(), r, r.Size())
 		text := fmt.Sprint(err)
 		runtime.ReadMemStats(&after)
 		if cost := after.TotalAlloc - before.TotalAlloc; cost > most {

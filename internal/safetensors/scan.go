@@ -1,6 +1,7 @@
 package safetensors
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"strconv"
@@ -13,8 +14,28 @@ import (
 // scanner walks the JSON text of a header. encoding/json cannot stand here: it keeps the last of two equal keys and
 // replaces what is not Unicode, so two different files would read alike, and it does not say where it is.
 type scanner struct {
-	text string // strings without escapes are parts of it, not copies
-	pos  int
+	ctx     context.Context
+	text    string // strings without escapes are parts of it, not copies
+	pos     int
+	members int      // of objects, so far
+	array   []uint64 // the numbers of the last array
+	room    []uint64 // for what keep returns
+}
+
+const (
+	membersPerAsk = 1 << 12 // members of objects between two looks at the context
+	roomNumbers   = 1 << 10 // numbers in a piece of memory for shapes
+)
+
+// keep copies numbers into memory that several lists share: a list of its own costs twice as much.
+func (s *scanner) keep(numbers []uint64) []uint64 {
+	n := len(numbers)
+	if n > len(s.room) {
+		s.room = make([]uint64, max(n, roomNumbers))
+	}
+	kept := s.room[:n:n]
+	s.room = s.room[copy(kept, numbers):]
+	return kept
 }
 
 func (s *scanner) errorf(at int, format string, args ...any) error {
@@ -72,6 +93,9 @@ func (s *scanner) list(open, shut byte, item func() error) error {
 // object reads an object; member is called with every key and its position, and must consume the value.
 func (s *scanner) object(member func(key string, at int) error) error {
 	return s.list('{', '}', func() error {
+		if s.members++; s.members%membersPerAsk == 0 && s.ctx.Err() != nil {
+			return s.ctx.Err()
+		}
 		s.space()
 		at := s.pos
 		key, err := s.str()
@@ -86,9 +110,11 @@ func (s *scanner) object(member func(key string, at int) error) error {
 	})
 }
 
-// numbers reads an array of non-negative integers below 2^63.
-func (s *scanner) numbers(item func(uint64) error) error {
-	return s.list('[', ']', func() error {
+// numbers reads an array of non-negative integers below 2^63. They are valid until the next call.
+// tooMany is the error for more than most.
+func (s *scanner) numbers(most int, tooMany func() error) ([]uint64, error) {
+	s.array = s.array[:0]
+	err := s.list('[', ']', func() error {
 		s.space()
 		start := s.pos
 		for s.pos < len(s.text) && '0' <= s.text[s.pos] && s.text[s.pos] <= '9' {
@@ -99,8 +125,13 @@ func (s *scanner) numbers(item func(uint64) error) error {
 		if err != nil || n > math.MaxInt64 || s.pos-start > 1 && digits[0] == '0' {
 			return s.errorf(start, "want a non-negative integer below 2^63")
 		}
-		return item(n)
+		if len(s.array) == most {
+			return tooMany()
+		}
+		s.array = append(s.array, n)
+		return nil
 	})
+	return s.array, err
 }
 
 // str reads a string.

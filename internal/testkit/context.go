@@ -1,0 +1,45 @@
+package testkit
+
+import (
+	"context"
+	"errors"
+	"testing"
+)
+
+// Asked is a context that ends when Err has been called End times, and counts the calls. It tells how
+// often work looks at its context, without a clock. It is for one goroutine.
+type Asked struct {
+	context.Context
+	Times, End int
+}
+
+// Err counts.
+func (c *Asked) Err() error {
+	if c.Times++; c.Times > c.End {
+		return context.Canceled
+	}
+	return nil
+}
+
+// EndsAnywhere runs work to its end, and then again under contexts that end after some of the looks
+// that it took: one in every so many. Each run must fail with context.Canceled, and soon: it may look
+// at most 8 times more. Work that looks less often than least is an error.
+func EndsAnywhere(t testing.TB, least, every int, work func(context.Context) error) {
+	t.Helper()
+	whole := &Asked{Context: t.Context(), End: 1 << 40}
+	if err := work(whole); err != nil {
+		t.Fatal(err)
+	}
+	if whole.Times < least {
+		t.Errorf("the work looked %d times at its context, want %d at least", whole.Times, least)
+	}
+	for end := 0; end < whole.Times; end += every {
+		ctx := &Asked{Context: t.Context(), End: end}
+		if err := work(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("with a context that ends after %d of %d looks: %v, want %v", end, whole.Times, err, context.Canceled)
+		}
+		if more := ctx.Times - end; more > 8 {
+			t.Errorf("%d looks followed the end after %d, want 8 at most", more, end)
+		}
+	}
+}
