@@ -66,11 +66,7 @@ func (b *Base) History() []Merged { return b.checkpoint.History() }
 
 // Merge is Open for a base that is open already.
 func (b *Base) Merge(ctx context.Context, adapters []Adapter, options Options) (*Plan, error) {
-	p := &Plan{base: b.checkpoint, adapters: adapters, options: options}
-	if err := p.plan(ctx); err != nil {
-		return nil, err
-	}
-	return p, nil
+	return newPlan(ctx, b.checkpoint, removal{}, adapters, options)
 }
 
 // Unmerge is OpenUnmerge for a checkpoint that is open already.
@@ -90,11 +86,11 @@ func (b *Base) Swap(ctx context.Context, remove Removal, add []Adapter, options 
 }
 
 func (b *Base) remove(ctx context.Context, remove Removal, add []Adapter, options Options) (*Plan, error) {
-	p := &Plan{base: b.checkpoint, options: options}
-	if err := p.planRemoval(ctx, remove, add); err != nil {
+	removed, err := findRemoval(ctx, b.checkpoint, remove)
+	if err != nil {
 		return nil, err
 	}
-	return p, nil
+	return newPlan(ctx, b.checkpoint, removed, add, options)
 }
 
 // openPlan opens the base at path for a plan, which closes it.

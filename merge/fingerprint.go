@@ -48,12 +48,12 @@ func fingerprint(ctx context.Context, ref checkpoint.Ref) (string, error) {
 }
 
 // checkBases refuses adapters for what they are, or for a base that is not theirs.
-func (p *Plan) checkBases(ctx context.Context, adapters []Adapter, byTensor map[string]*target) error {
-	for _, a := range adapters {
+func (p *planner) checkBases(ctx context.Context) error {
+	for _, a := range p.adapters {
 		if err := resolve.Check(resolve.Adapter(a), p.options.Reading.resolved()); err != nil {
 			return err
 		}
-		if err := p.checkBase(ctx, &a.Source.Manifest().Adapters[0], byTensor); err != nil {
+		if err := p.checkBase(ctx, &a.Source.Manifest().Adapters[0]); err != nil {
 			return fault.InFile(err, a.Name)
 		}
 	}
@@ -63,7 +63,7 @@ func (p *Plan) checkBases(ctx context.Context, adapters []Adapter, byTensor map[
 // checkBase compares the tensors that an adapter remembers of its base with those of the base that is there. A name that this
 // base does not have says nothing: the same model can be stored under other names. Nor does a tensor from which a merge is taken out: its
 // values before that are not known yet.
-func (p *Plan) checkBase(ctx context.Context, a *format.Adapter, byTensor map[string]*target) error {
+func (p *planner) checkBase(ctx context.Context, a *format.Adapter) error {
 	if p.options.AnyBase {
 		return nil
 	}
@@ -76,7 +76,7 @@ func (p *Plan) checkBase(ctx context.Context, a *format.Adapter, byTensor map[st
 		if !ok {
 			continue
 		}
-		if t := byTensor[name]; t != nil && len(t.undo) > 0 {
+		if t := p.targets[name]; t != nil && len(t.undo) > 0 {
 			unknown = append(unknown, name)
 			continue
 		}

@@ -10,7 +10,7 @@ import (
 func TestBatchesCoverTheJobsInOrder(t *testing.T) {
 	const block = 1000
 	p := &Plan{options: Options{BlockBytes: block}}
-	target := new(running)
+	changing := new(pipeline)
 	// file, bytes, and whether it is a target; a header has no bytes.
 	kinds := []struct {
 		file   int
@@ -27,7 +27,7 @@ func TestBatchesCoverTheJobsInOrder(t *testing.T) {
 	for i, k := range kinds {
 		j := job{index: i, file: k.file, off: off, n: k.n, header: k.n == 0}
 		if k.target {
-			j.target = target
+			j.pipeline = changing
 		}
 		jobs = append(jobs, j)
 		off += k.n

@@ -1,20 +1,19 @@
 package merge
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"maps"
 	"math"
 	"slices"
-	"sort"
 	"sync/atomic"
 
 	"github.com/loratool/loratool/format"
-	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/undo"
 )
@@ -50,17 +49,14 @@ type Plan struct {
 	ran      atomic.Bool
 	base     *checkpoint.Checkpoint
 	own      io.Closer // that was opened for this plan, and is closed with it; nil where the caller opened it
-	adapters []Adapter
+	removed  removal   // what is taken out first
+	adapters []Adapter // what is put in then
+	ids      []string  // the content ids of these
 	options  Options
 	targets  []*target // in the order of files and of data
 	warnings []string
 	files    []*outFile
-	ids      []string          // content ids of the adapters
-	records  []*Record         // of what is taken out, the latest merge first
-	nRemoved int               // how many of the adapters, the first ones, are taken out
-	restored []restored        // of each file, its header before what is taken out was merged
 	side     map[string][]byte // files beside the weights that change
-	names    *resolve.Base     // what resolving knows of the base
 	shaped   *resolve.Shaped   // how the base differs from what is on the disk
 }
 
@@ -88,75 +84,93 @@ func (p *Plan) Close() error {
 // Warnings are what a user should know before the plan runs.
 func (p *Plan) Warnings() []string { return p.warnings }
 
-func (p *Plan) warn(format string, args ...any) {
+func (p *planner) warn(format string, args ...any) {
 	p.warnings = append(p.warnings, fmt.Sprintf(format, args...))
 }
 
-func (p *Plan) plan(ctx context.Context) error {
-	if len(p.adapters) == 0 {
-		return fault.New(fault.Mismatch, "no adapter to merge")
+// planner makes a plan.
+type planner struct {
+	*Plan
+	names   *resolve.Base      // what resolving knows of the base
+	targets map[string]*target // by the names of their tensors
+}
+
+// newPlan plans what to take out of a base and what to put in then.
+func newPlan(ctx context.Context, base *checkpoint.Checkpoint, removed removal, adapters []Adapter, options Options) (*Plan, error) {
+	p := &planner{
+		Plan:    &Plan{base: base, removed: removed, adapters: adapters, options: options, warnings: removed.notes},
+		targets: make(map[string]*target),
 	}
-	added := p.adapters[p.nRemoved:]
-	if err := checkGiven(added); err != nil {
-		return err
+	if len(adapters) == 0 && !removed.is() {
+		return nil, fault.New(fault.Mismatch, "no adapter to merge")
 	}
-	for _, a := range p.adapters {
-		if err := format.Validate(a.Source.Manifest()); err != nil {
-			return fault.InFile(err, a.Name)
-		}
+	if err := checkGiven(adapters); err != nil {
+		return nil, err
 	}
+	if err := p.resolve(ctx); err != nil {
+		return nil, err
+	}
+	p.noteLinks()
+	if err := p.sortTargets(); err != nil {
+		return nil, err
+	}
+	var err error
+	if p.ids, err = contentIDs(ctx, adapters); err != nil {
+		return nil, err
+	}
+	before, err := p.restoreHeaders(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.checkStamps(before); err != nil {
+		return nil, err
+	}
+	return p.Plan, p.layOut(before)
+}
+
+// resolve finds what happens to each tensor.
+func (p *planner) resolve(ctx context.Context) error {
 	if err := p.shape(); err != nil {
 		return err
 	}
-	byTensor := make(map[string]*target)
-	if p.nRemoved > 0 {
-		if err := p.addSteps(byTensor); err != nil {
+	if p.removed.is() {
+		if err := p.addSteps(); err != nil {
 			return err
 		}
 	}
-	if err := p.checkBases(ctx, added, byTensor); err != nil {
+	if err := p.checkBases(ctx); err != nil {
 		return err
 	}
-	changes, notes, err := resolve.Resolve(p.names, resolved(added), p.options.Reading.resolved())
+	changes, notes, err := resolve.Resolve(p.names, resolved(p.adapters), p.options.Reading.resolved())
 	if err != nil {
 		return err
 	}
 	p.warnings = append(p.warnings, notes...)
 	for _, c := range changes {
-		if err := p.addChange(c, byTensor); err != nil {
+		if err := p.addChange(c); err != nil {
 			return err
 		}
 	}
-	if err := p.editIndex(); err != nil {
-		return err
-	}
-	p.noteLinks()
-	for _, t := range byTensor {
+	return p.editIndex()
+}
+
+// sortTargets lists the targets in the order of the files, and refuses what this version cannot do.
+func (p *planner) sortTargets() error {
+	for _, name := range slices.Sorted(maps.Keys(p.targets)) {
+		t := p.targets[name]
 		if err := p.checkTarget(t); err != nil {
 			return err
 		}
-		p.targets = append(p.targets, t)
+		p.Plan.targets = append(p.Plan.targets, t)
 	}
-	sort.Slice(p.targets, func(i, j int) bool {
-		a, b := p.targets[i].ref, p.targets[j].ref
-		return a.File < b.File || a.File == b.File && a.Tensor.Off < b.Tensor.Off
+	slices.SortFunc(p.Plan.targets, func(a, b *target) int {
+		return cmp.Or(cmp.Compare(a.ref.File, b.ref.File), cmp.Compare(a.ref.Tensor.Off, b.ref.Tensor.Off), cmp.Compare(a.Name, b.Name))
 	})
-	ids, err := contentIDs(ctx, added) // those of what is taken out are known
-	if err != nil {
-		return err
-	}
-	p.ids = append(p.ids, ids...)
-	if err := p.restoreHeaders(ctx); err != nil {
-		return err
-	}
-	if err := p.checkStamps(); err != nil {
-		return err
-	}
-	return p.layOut()
+	return nil
 }
 
 // noteLinks says which files of the base's directory are copied from elsewhere, and which not at all.
-func (p *Plan) noteLinks() {
+func (p *planner) noteLinks() {
 	for _, name := range p.base.Beyond {
 		p.warn("%q of the base is a link that leads out of its directory: what lies there is copied", name)
 	}
@@ -174,106 +188,12 @@ func resolved(adapters []Adapter) []resolve.Adapter {
 	return all
 }
 
-// shape reads what resolving has to know of the base, and gives the base the tensors that the options
-// allow the adapters to bring.
-func (p *Plan) shape() error {
-	if err := p.describeBase(); err != nil {
-		return err
-	}
-	o := &p.options
-	allowed := resolve.Shaping{Untie: o.Tied == Untie, GrowVocabulary: o.GrowVocabulary, AddTensors: o.AddTensors}
-	switch {
-	case allowed == resolve.Shaping{}:
-		return nil
-	case p.nRemoved > 0:
-		return fault.New(fault.Unsupported, "tensors are added, untied or grown by merging, not by taking out").WithHint("unmerge first, then merge")
-	case (allowed.Untie || allowed.GrowVocabulary) && o.wantsRecord():
-		return fault.New(fault.Unsupported, "an undo record holds values, and not that a tensor was added or grew").WithHint("merge without --undo, and keep the base")
-	}
-	s, err := resolve.Shape(p.names, resolved(p.adapters), o.Reading.resolved(), allowed)
-	if err != nil {
-		return err
-	}
-	if added := slices.Sorted(maps.Keys(s.Added)); len(added) > 0 && o.wantsRecord() {
-		return fault.New(fault.Unsupported, "an undo record holds values, and not that a tensor was added or had another shape: %s", fault.List(added, 3)).
-			WithHint("merge without --undo, and keep the base")
-	}
-	p.shaped, p.warnings = s, append(p.warnings, s.Notes...)
-	if len(s.Edits) == 0 {
-		return nil
-	}
-	if text := []byte(s.ConfigText); !bytes.Equal(text, p.names.ConfigText) {
-		p.side[configName] = text
-	}
-	p.names = s.Base
-	return p.reshape(s.Edits)
-}
-
-// describeBase reads what resolving has to know of the base.
-func (p *Plan) describeBase() error {
-	b := &resolve.Base{Path: p.base.Path, Tensors: make(map[string]resolve.Tensor), Config: p.base.Config}
-	for _, name := range p.base.Names() {
-		ref, _ := p.base.Lookup(name)
-		b.Tensors[name] = resolve.Tensor{DType: ref.Tensor.DType, Shape: ref.Tensor.Shape}
-	}
-	if p.base.IsDir && slices.Contains(p.base.Side, configName) {
-		text, err := p.base.Dir.Read(configName, checkpoint.MaxJSONBytes)
-		if err != nil {
-			return err
-		}
-		b.ConfigText = text
-	}
-	p.names, p.side, p.shaped = b, make(map[string][]byte), &resolve.Shaped{Base: b}
-	return nil
-}
-
-const configName = "config.json"
-
-// reshape makes the checkpoint read as if it had been written with the edits.
-func (p *Plan) reshape(edits []resolve.Edit) (err error) {
-	for _, e := range edits {
-		if e.Rename != nil {
-			p.base, err = p.base.Rename(e.Rename)
-		}
-		var changes []checkpoint.Change
-		for _, t := range e.Tensors {
-			c := checkpoint.Change{Name: t.Name, From: t.From, Rows: t.Rows}
-			if z := t.Zeros; z != nil {
-				n, _ := z.DType.NBytes(uint64(z.Elements()))
-				c.Zeros = &checkpoint.Tensor{DType: z.DType, Shape: z.Shape, NBytes: n}
-			}
-			changes = append(changes, c)
-		}
-		if err == nil && changes != nil {
-			p.base, err = p.base.Reshape(changes)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// editIndex adds the tensors that are new to the index of shards, and corrects its sizes.
-func (p *Plan) editIndex() error {
-	name := p.base.IndexName()
-	if name == "" || len(p.shaped.Edits) == 0 {
-		return nil
-	}
-	text, err := p.base.Dir.Read(name, checkpoint.MaxJSONBytes)
-	if err != nil {
-		return err
-	}
-	p.side[name], err = p.base.Reindex(text, len(p.shaped.Renamed) > 0)
-	return fault.InFile(err, p.base.Dir.Path(name))
-}
-
 // addChange makes a change one of a target.
-func (p *Plan) addChange(c *resolve.Change, byTensor map[string]*target) error {
-	t := byTensor[c.Name]
+func (p *planner) addChange(c *resolve.Change) error {
+	t := p.targets[c.Name]
 	if t == nil {
 		ref, _ := p.base.Lookup(c.Name)
-		byTensor[c.Name] = &target{Change: c, ref: ref}
+		p.targets[c.Name] = &target{Change: c, ref: ref}
 		return nil
 	}
 	if c.Stacked != t.Stacked {
@@ -290,6 +210,9 @@ func (p *Plan) addChange(c *resolve.Change, byTensor map[string]*target) error {
 // checkGiven refuses adapters that cannot be merged as the caller gives them.
 func checkGiven(adapters []Adapter) error {
 	for _, a := range adapters {
+		if err := format.Validate(a.Source.Manifest()); err != nil {
+			return fault.InFile(err, a.Name)
+		}
 		switch w := a.Weight; {
 		case w == 0:
 			return fault.New(fault.Mismatch, "the adapter's weight is 0, so that it would change nothing").In(a.Name).
@@ -305,7 +228,7 @@ func checkGiven(adapters []Adapter) error {
 const maxTogether = 256 << 20
 
 // checkBlocks refuses records whose blocks only fit together after more than that.
-func (p *Plan) checkBlocks(t *target) error {
+func (p *planner) checkBlocks(t *target) error {
 	_, nCols := t.Matrix()
 	rowBytes := nCols * int64(t.ref.Tensor.DType.Size())
 	if n := p.blockRows(t) * rowBytes; n > max(maxTogether, rowBytes) {
@@ -316,17 +239,12 @@ func (p *Plan) checkBlocks(t *target) error {
 }
 
 // checkTarget looks for changes that this version cannot make together.
-func (p *Plan) checkTarget(t *target) error {
+func (p *planner) checkTarget(t *target) error {
 	if d := t.ref.Tensor.DType; p.options.wantsRecord() && t.changes() && !undo.Records(d) {
 		return fault.New(fault.Unsupported, "the adapter replaces %q, of %v, which no undo record can hold", t.Name, d).WithHint("merge without --undo")
 	}
-	switch {
-	case len(t.undo) == 0:
-	case t.HasResidual():
+	if len(t.undo) > 0 && t.HasResidual() {
 		return fault.New(fault.Unsupported, "PiSSA and OLoRA need the original values of %q, and this swap restores them only while it runs", t.Name).
-			WithHint("unmerge first, then merge")
-	case t.DoRA != nil && t.DoRA.OfColumns:
-		return fault.New(fault.Unsupported, "%q gets the magnitudes of DoRA, whose norms take a pass over the tensor that is there when the other adapter is out", t.Name).
 			WithHint("unmerge first, then merge")
 	}
 	return p.checkBlocks(t)
@@ -338,28 +256,21 @@ func (t *target) bandRows() int64 {
 	return nRows / int64(t.NBands)
 }
 
-// ofBand picks the terms of a band.
-func ofBand(terms []resolve.Term, band int) []resolve.Term {
-	return slices.DeleteFunc(slices.Clone(terms), func(x resolve.Term) bool { return x.Band != band })
-}
-
-// wide reports whether the fast pass of some terms has to run in float64: for float32 and float64 results, and for float64
-// factors, and for DoRA.
-func (t *target) wide(terms []resolve.Term) bool {
-	d := t.DType
-	if d == dtype.F32 || d == dtype.F64 || t.DoRA != nil {
-		return true
+// unchanged reports whether the base, the adapters and the records are what they were when they were
+// opened.
+func (p *Plan) unchanged() error {
+	if err := p.base.Unchanged(); err != nil {
+		return err
 	}
-	for i := range terms {
-		term := &terms[i]
-		if term.Residual != resolve.NoResidual {
-			return true
-		}
-		for _, f := range []resolve.Factor{term.Left, term.Right} {
-			if f.Source != nil && f.Tensor().DType == dtype.F64 {
-				return true
-			}
+	for _, a := range slices.Concat(p.removed.adapters, p.adapters) {
+		if err := fileio.Unchanged(a.Source); err != nil {
+			return err
 		}
 	}
-	return false
+	for _, r := range p.removed.records {
+		if err := r.identity.Check(); err != nil {
+			return err
+		}
+	}
+	return nil
 }

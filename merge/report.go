@@ -121,18 +121,19 @@ func (r *run) report() *Report {
 	}
 	out := make(map[*target]*TakenOut)
 	for i := range r.jobs {
-		t := r.jobs[i].target
-		if t == nil {
+		p := r.jobs[i].pipeline
+		if p == nil {
 			continue
 		}
-		sums[t.target].Add(&r.stats[i])
-		if out[t.target] == nil {
-			out[t.target] = &TakenOut{Tensor: t.ref.Tensor.Name, DType: t.ref.Tensor.DType.String(), Elements: t.ref.Tensor.Elements(), Merges: len(t.undo)}
+		t := p.target
+		sums[t].Add(&r.stats[i])
+		if out[t] == nil {
+			out[t] = &TakenOut{Tensor: t.ref.Tensor.Name, DType: t.ref.Tensor.DType.String(), Elements: t.ref.Tensor.Elements(), Merges: len(t.undo)}
 		}
-		out[t.target].Corrected += r.taken[i].corrected
-		out[t.target].MayDiffer += r.taken[i].mayDiffer
+		out[t].Corrected += r.taken[i].corrected
+		out[t].MayDiffer += r.taken[i].mayDiffer
 	}
-	report := &Report{Layers: []LayerReport{}, Replaced: []PlannedTensor{}, BytesWritten: p.OutputBytes() + p.sideBytes(), Warnings: append([]string{}, p.warnings...)}
+	report := &Report{Layers: []LayerReport{}, Replaced: []PlannedTensor{}, BytesWritten: p.OutputBytes(), Warnings: append([]string{}, p.warnings...)}
 	var total kernel.Stats
 	for _, t := range p.targets {
 		d := p.describe(t)

@@ -16,9 +16,9 @@ import (
 // computed in float64, and the sum is rounded once.
 
 // loadResidual computes the factors of a term −P.
-func loadResidual[T kernel.Float](t *running, x *resolve.Term) (kernel.Term[T], error) {
+func loadResidual[T kernel.Float](t *target, x *resolve.Term, k *tools) (kernel.Term[T], error) {
 	nRows, nCols := t.Matrix()
-	w, err := t.readBase(int(nRows * nCols))
+	w, err := k.readWhole(t, int(nRows*nCols))
 	if err != nil {
 		return kernel.Term[T]{}, err
 	}
@@ -31,22 +31,22 @@ func loadResidual[T kernel.Float](t *running, x *resolve.Term) (kernel.Term[T], 
 	return kernel.Term[T]{S: x.Scale, Rank: part.Rank, L: floats[T](part.Left), R: floats[T](part.Right)}, nil
 }
 
-// read reads the base's weight.
-func (t *running) readBase(n int) ([]float32, error) {
+// readWhole reads the base's weight.
+func (k *tools) readWhole(t *target, n int) ([]float32, error) {
 	tensor := t.ref.Tensor
 	w := make([]float32, n)
 	size := tensor.DType.Size()
 	piece := make([]byte, min(pieceBytes, n*size))
 	for done := 0; done < n; {
-		k := min(len(piece)/size, n-done)
-		if _, err := io.ReadFull(io.NewSectionReader(t.file.data, tensor.Off+int64(done*size), int64(k*size)), piece[:k*size]); err != nil {
-			return nil, fault.InFile(err, t.file.in.Path)
+		m := min(len(piece)/size, n-done)
+		if _, err := io.ReadFull(io.NewSectionReader(k.data[t.ref.File], tensor.Off+int64(done*size), int64(m*size)), piece[:m*size]); err != nil {
+			return nil, fault.InFile(err, tensor.Path())
 		}
-		dtype.Widen(w[done:done+k], tensor.DType, piece[:k*size])
-		done += k
+		dtype.Widen(w[done:done+m], tensor.DType, piece[:m*size])
+		done += m
 	}
 	if slices.ContainsFunc(w, func(v float32) bool { return v-v != 0 }) {
-		return nil, fault.New(fault.Check, "%q of the base holds NaN or infinity, and has no principal part", tensor.Name).In(t.file.in.Path)
+		return nil, fault.New(fault.Check, "%q of the base holds NaN or infinity, and has no principal part", tensor.Name).In(tensor.Path())
 	}
 	return w, nil
 }

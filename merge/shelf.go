@@ -80,7 +80,7 @@ func (s *shelf) take(b resolve.Blob) ([]byte, error) {
 }
 
 // drop gives back what a band needed.
-func (s *shelf) drop(t *running, band int) {
+func (s *shelf) drop(t *target, band int) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	for _, b := range t.blobs(band) {

@@ -60,10 +60,9 @@ func contentIDs(ctx context.Context, adapters []Adapter) (ids []string, err erro
 }
 
 // stamp is what the files say of this merge.
-func (p *Plan) stamp() Stamp {
+func (p *planner) stamp() Stamp {
 	s := Stamp{Tool: p.options.Tool}
-	for i := p.nRemoved; i < len(p.adapters); i++ {
-		a := &p.adapters[i]
+	for i, a := range p.adapters {
 		s.Adapters = append(s.Adapters, StampAdapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.shaped.Added)) {
@@ -81,29 +80,26 @@ func baseName(path string) string {
 	return path[strings.LastIndex(path, "/")+1:]
 }
 
-// checkStamps refuses to merge an adapter that the base says it already has.
-func (p *Plan) checkStamps() error {
+// checkStamps refuses to merge an adapter that the base says it already has; before are the headers
+// of its files when what is taken out is out.
+func (p *planner) checkStamps(before []restored) error {
 	if p.options.Again {
 		return nil
 	}
 	for i, id := range p.ids {
-		if j := slices.Index(p.ids[p.nRemoved:], id) + p.nRemoved; i > j && j >= p.nRemoved {
+		if j := slices.Index(p.ids, id); j < i {
 			return fault.New(fault.Mismatch, "%q and %q are the same adapter", p.adapters[j].Name, p.adapters[i].Name).
 				WithHint("give it once, with the sum of the weights; to merge it twice, use --again")
 		}
 	}
-	var history []Merged
-	for i, f := range p.base.Files {
-		if before := p.restored[i].header; before != nil {
-			history = append(history, before.History(f.Name)...)
-		} else {
-			history = append(history, f.History()...)
+	for k, f := range p.base.Files {
+		history := f.History()
+		if before[k].header != nil {
+			history = before[k].header.History(f.Name)
 		}
-	}
-	for _, m := range history {
-		for _, merged := range m.Adapters {
-			for i, id := range p.ids {
-				if i >= p.nRemoved && merged.Content == id {
+		for _, m := range history {
+			for _, merged := range m.Adapters {
+				if i := slices.Index(p.ids, merged.Content); i >= 0 {
 					return fault.New(fault.Mismatch, "the adapter %q has been merged into this checkpoint already (%s of %s, weight %v)",
 						p.adapters[i].Name, m.Key, m.File, merged.Weight).In(p.base.Path).
 						WithHint("merge into the base without it; to add it once more, use --again")
@@ -121,42 +117,42 @@ type restored struct {
 }
 
 // restoreHeaders reads the headers of the files, as they are before anything is put in.
-func (p *Plan) restoreHeaders(ctx context.Context) error {
+func (p *planner) restoreHeaders(ctx context.Context) ([]restored, error) {
 	changed := make([]bool, len(p.base.Files))
-	for _, t := range p.targets {
+	for _, t := range p.Plan.targets {
 		changed[t.ref.File] = true
 	}
-	p.restored = make([]restored, len(p.base.Files))
+	all := make([]restored, len(p.base.Files))
 	for i, f := range p.base.Files {
 		if !changed[i] && !p.options.wantsRecord() {
 			continue
 		}
 		h, err := f.Header(ctx)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		p.restored[i].identity = undo.HeaderOf(h.Raw)
+		all[i].identity = undo.HeaderOf(h.Raw)
 		if changed[i] {
-			p.restored[i].header = h
+			all[i].header = h
 		}
 	}
-	for _, r := range p.records { // the earliest merge comes last and has the last word
+	for _, r := range p.removed.records { // the earliest merge comes last and has the last word
 		for i := range r.record.Files {
 			if !r.record.Files[i].Changed() {
 				continue
 			}
-			f := p.fileOf(r.record, i)
+			f := fileOf(p.base, r.record, i)
 			h, err := r.headerBefore(i, p.base.Files[f])
 			if err != nil {
-				return fault.InFile(err, r.Name)
+				return nil, fault.InFile(err, r.Name)
 			}
-			p.restored[f] = restored{r.record.Files[i].Before, h}
+			all[f] = restored{r.record.Files[i].Before, h}
 		}
 	}
-	if p.nRemoved > 0 && p.records == nil {
-		return p.removeStamps()
+	if p.removed.is() && p.removed.records == nil {
+		return all, removeStamps(all, p.removed.ids)
 	}
-	return nil
+	return all, nil
 }
 
 // headerBefore is the header that file i of a record had before the merge; f is the file now.
@@ -172,10 +168,10 @@ func (r *Record) headerBefore(i int, f *checkpoint.File) (*checkpoint.Header, er
 	return h, err
 }
 
-// removeStamps takes from the headers the stamps of the merge that is taken out, the last ones.
-func (p *Plan) removeStamps() error {
-	for i := range p.restored {
-		r := &p.restored[i]
+// removeStamps takes from the headers the stamps of the merge of some adapters, the last ones.
+func removeStamps(all []restored, ids []string) error {
+	for i := range all {
+		r := &all[i]
 		if r.header == nil {
 			continue
 		}
@@ -184,7 +180,7 @@ func (p *Plan) removeStamps() error {
 			continue
 		}
 		last := &history[len(history)-1]
-		if !slices.ContainsFunc(last.Adapters, func(a StampAdapter) bool { return slices.Contains(p.ids[:p.nRemoved], a.Content) }) {
+		if !slices.ContainsFunc(last.Adapters, func(a StampAdapter) bool { return slices.Contains(ids, a.Content) }) {
 			continue
 		}
 		var err error

@@ -10,25 +10,25 @@ import (
 )
 
 // addSteps adds to the targets what is taken out of them.
-func (p *Plan) addSteps(byTensor map[string]*target) error {
-	if p.records == nil {
-		merged, err := p.merged(p.adapters[:p.nRemoved], p.options.Reading.resolved())
+func (p *planner) addSteps() error {
+	if p.removed.records == nil {
+		merged, err := p.merged(p.removed.adapters, p.options.Reading.resolved())
 		if err != nil {
 			return err
 		}
-		return p.subtract(merged, byTensor)
+		return p.subtract(merged)
 	}
 	first := 0
-	for _, r := range p.records {
+	for _, r := range p.removed.records {
 		reading, err := resolve.ReadingOf(r.record.Reading)
 		if err != nil {
 			return fault.InFile(err, r.Name)
 		}
-		merged, err := p.merged(p.adapters[first:first+len(r.record.Adapters)], reading)
+		merged, err := p.merged(p.removed.adapters[first:first+len(r.record.Adapters)], reading)
 		if err != nil {
 			return err
 		}
-		if err := p.addRecord(r, merged, byTensor); err != nil {
+		if err := p.addRecord(r, merged); err != nil {
 			return fault.InFile(err, r.Name)
 		}
 		first += len(r.record.Adapters)
@@ -37,7 +37,7 @@ func (p *Plan) addSteps(byTensor map[string]*target) error {
 }
 
 // merged is what an earlier merge of some adapters changed, by the names of the tensors.
-func (p *Plan) merged(adapters []Adapter, reading resolve.Reading) (map[string]*resolve.Change, error) {
+func (p *planner) merged(adapters []Adapter, reading resolve.Reading) (map[string]*resolve.Change, error) {
 	changes, _, err := resolve.Resolve(p.names, resolved(adapters), reading)
 	if err != nil {
 		return nil, err
@@ -50,7 +50,7 @@ func (p *Plan) merged(adapters []Adapter, reading resolve.Reading) (map[string]*
 }
 
 // subtract adds steps without a record.
-func (p *Plan) subtract(merged map[string]*resolve.Change, byTensor map[string]*target) error {
+func (p *planner) subtract(merged map[string]*resolve.Change) error {
 	for name, t := range merged {
 		if t.HasResidual() {
 			return fault.New(fault.Unsupported, "the merge has taken a part out of %q, and what was there before is in its undo record only", name).
@@ -64,7 +64,7 @@ func (p *Plan) subtract(merged map[string]*resolve.Change, byTensor map[string]*
 			return fault.New(fault.Unsupported, "the merge has replaced values of %q, and what was there before is in its undo record only", name).
 				WithHint("give the record that merge --undo has written, or take the tensor from the base")
 		}
-		if err := p.addStep(byTensor, t, step{terms: resolve.Negative(t.Terms)}); err != nil {
+		if err := p.addStep(t, step{terms: resolve.Negative(t.Terms)}); err != nil {
 			return err
 		}
 	}
@@ -72,11 +72,11 @@ func (p *Plan) subtract(merged map[string]*resolve.Change, byTensor map[string]*
 }
 
 // addRecord adds the steps of one record, which must be what this version makes of the same adapters.
-func (p *Plan) addRecord(r *Record, merged map[string]*resolve.Change, byTensor map[string]*target) error {
+func (p *planner) addRecord(r *Record, merged map[string]*resolve.Change) error {
 	for i := range r.record.Tensors {
 		d := &r.record.Tensors[i]
 		ref, ok := p.base.Lookup(d.Name)
-		if !ok || ref.File != p.fileOf(r.record, d.File) || ref.Tensor.DType.String() != d.DType || !slices.Equal(ref.Tensor.Shape, d.Shape) {
+		if !ok || ref.File != fileOf(p.base, r.record, d.File) || ref.Tensor.DType.String() != d.DType || !slices.Equal(ref.Tensor.Shape, d.Shape) {
 			e := fault.New(fault.Mismatch, "the undo record is of another checkpoint: it has %q as %s of shape %d, and this checkpoint has no such tensor", d.Name, d.DType, d.Shape)
 			e.Rule = undo.RuleHeader
 			return e
@@ -93,7 +93,7 @@ func (p *Plan) addRecord(r *Record, merged map[string]*resolve.Change, byTensor 
 			}
 			s.terms = resolve.Negative(t.Terms)
 		}
-		if err := p.addStep(byTensor, t, s); err != nil {
+		if err := p.addStep(t, s); err != nil {
 			return err
 		}
 	}
@@ -123,12 +123,12 @@ func sameTerms(have []resolve.Term, want []undo.Term) bool {
 	return slices.Equal(got, want)
 }
 
-func (p *Plan) addStep(byTensor map[string]*target, merged *resolve.Change, s step) error {
-	t := byTensor[merged.Name]
+func (p *planner) addStep(merged *resolve.Change, s step) error {
+	t := p.targets[merged.Name]
 	if t == nil {
 		ref, _ := p.base.Lookup(merged.Name)
 		t = &target{ref: ref, Change: &resolve.Change{Name: merged.Name, Module: merged.Module, Tensor: merged.Tensor, NBands: 1}}
-		byTensor[merged.Name] = t
+		p.targets[merged.Name] = t
 	}
 	if merged.Stacked && !t.Stacked {
 		if slices.ContainsFunc(t.undo, func(s step) bool { return len(s.terms) > 0 }) {

@@ -2,6 +2,7 @@ package merge
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"math"
 	"slices"
@@ -11,7 +12,6 @@ import (
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
-	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/undo"
 )
 
@@ -43,14 +43,6 @@ func OpenRecord(ctx context.Context, name string, r io.ReaderAt, size int64) (*R
 	return &Record{Name: name, record: x, identity: id}, nil
 }
 
-// step is one merge that is taken out of a tensor again.
-type step struct {
-	record *undo.Record   // nil where there is none, and the subtraction has to do
-	name   string         // of the record
-	tensor int            // in the record
-	terms  []resolve.Term // what the prediction adds: the merge's terms with their signs turned
-}
-
 // Removal says what is to be taken out of a checkpoint.
 type Removal struct {
 	// Adapters are those that were merged; a weight of NaN stands for the one that the record or the checkpoint's own stamp says.
@@ -62,46 +54,53 @@ type Removal struct {
 	Approximate bool
 }
 
-func (p *Plan) planRemoval(ctx context.Context, remove Removal, add []Adapter) error {
+// removal is what a plan takes out before it puts anything in.
+type removal struct {
+	adapters []Adapter // in the order of the records and of their merges
+	ids      []string  // their content ids
+	records  []*Record // the latest merge first; none subtracts
+	notes    []string
+}
+
+// is reports whether anything is taken out.
+func (r *removal) is() bool { return len(r.adapters) > 0 }
+
+// findRemoval finds out which merges of a checkpoint are meant.
+func findRemoval(ctx context.Context, base *checkpoint.Checkpoint, remove Removal) (r removal, err error) {
 	if len(remove.Adapters) == 0 {
-		return fault.New(fault.Mismatch, "no adapter to take out")
+		return r, fault.New(fault.Mismatch, "no adapter to take out")
 	}
-	if len(remove.Records) == 0 && !remove.Approximate && len(p.base.History()) == 0 {
-		return fault.New(fault.Mismatch, "the checkpoint has no stamp of a merge, so that there is nothing to take out").In(p.base.Path).
+	if len(remove.Records) == 0 && !remove.Approximate && len(base.History()) == 0 {
+		return r, fault.New(fault.Mismatch, "the checkpoint has no stamp of a merge, so that there is nothing to take out").In(base.Path).
 			WithHint("give the checkpoint that loratool merge has written")
 	}
 	if len(remove.Records) == 0 && !remove.Approximate {
-		return fault.New(fault.Mismatch, "without the undo record of the merge the checkpoint before it cannot be restored: subtracting leaves some elements one step off").
+		return r, fault.New(fault.Mismatch, "without the undo record of the merge the checkpoint before it cannot be restored: subtracting leaves some elements one step off").
 			WithHint("give the record that merge --undo has written; --approximate subtracts all the same")
+	}
+	for _, a := range remove.Adapters {
+		if err := format.Validate(a.Source.Manifest()); err != nil {
+			return r, fault.InFile(err, a.Name)
+		}
 	}
 	ids, err := contentIDs(ctx, remove.Adapters)
 	if err != nil {
-		return err
+		return r, err
 	}
 	if len(remove.Records) == 0 {
-		if err := p.removeByStamp(remove.Adapters, ids); err != nil {
-			return err
-		}
-	} else {
-		chain, err := p.chain(ctx, remove.Records)
-		if err != nil {
-			return err
-		}
-		p.records = chain
-		if err := p.removeByRecord(remove.Adapters, ids); err != nil {
-			return err
-		}
+		return r, r.findByStamp(base, remove.Adapters, ids)
 	}
-	p.nRemoved = len(p.adapters)
-	p.adapters = append(p.adapters, add...)
-	return p.plan(ctx)
+	if r.records, err = chain(ctx, base, remove.Records); err != nil {
+		return r, err
+	}
+	return r, r.findByRecord(remove.Adapters, ids)
 }
 
 // chain puts records in order, the latest merge first: the headers that the first has written are those of the checkpoint, and the
 // headers before each are those that the next has written.
-func (p *Plan) chain(ctx context.Context, records []*Record) ([]*Record, error) {
+func chain(ctx context.Context, base *checkpoint.Checkpoint, records []*Record) ([]*Record, error) {
 	now := make(map[int]undo.Header)
-	for i, f := range p.base.Files {
+	for i, f := range base.Files {
 		h, err := f.Header(ctx)
 		if err != nil {
 			return nil, err
@@ -111,13 +110,13 @@ func (p *Plan) chain(ctx context.Context, records []*Record) ([]*Record, error) 
 	rest := slices.Clone(records)
 	var chain []*Record
 	for len(rest) > 0 {
-		at := slices.IndexFunc(rest, func(r *Record) bool { return p.wrote(r.record, now) })
+		at := slices.IndexFunc(rest, func(r *Record) bool { return wrote(base, r.record, now) })
 		if at < 0 {
-			return nil, p.explainChain(chain, rest[0])
+			return nil, explainChain(base, chain, rest[0])
 		}
 		r := rest[at]
 		for i := range r.record.Files {
-			now[p.fileOf(r.record, i)] = r.record.Files[i].Before
+			now[fileOf(base, r.record, i)] = r.record.Files[i].Before
 		}
 		chain, rest = append(chain, r), slices.Delete(rest, at, at+1)
 	}
@@ -125,12 +124,12 @@ func (p *Plan) chain(ctx context.Context, records []*Record) ([]*Record, error) 
 }
 
 // wrote reports whether a merge has written the headers that are there now.
-func (p *Plan) wrote(r *undo.Record, now map[int]undo.Header) bool {
-	if len(r.Files) != len(p.base.Files) {
+func wrote(base *checkpoint.Checkpoint, r *undo.Record, now map[int]undo.Header) bool {
+	if len(r.Files) != len(base.Files) {
 		return false
 	}
 	for i := range r.Files {
-		f := p.fileOf(r, i)
+		f := fileOf(base, r, i)
 		if f < 0 || now[f] != r.Files[i].After {
 			return false
 		}
@@ -140,14 +139,14 @@ func (p *Plan) wrote(r *undo.Record, now map[int]undo.Header) bool {
 
 // fileOf finds file i of a record among those of the checkpoint, or returns −1. Where both have one, it is that, whatever its
 // name is by now.
-func (p *Plan) fileOf(r *undo.Record, i int) int {
-	if len(r.Files) == 1 && len(p.base.Files) == 1 {
+func fileOf(base *checkpoint.Checkpoint, r *undo.Record, i int) int {
+	if len(r.Files) == 1 && len(base.Files) == 1 {
 		return 0
 	}
-	return slices.IndexFunc(p.base.Files, func(f *checkpoint.File) bool { return f.Name == r.Files[i].Name })
+	return slices.IndexFunc(base.Files, func(f *checkpoint.File) bool { return f.Name == r.Files[i].Name })
 }
 
-func (p *Plan) explainChain(chain []*Record, r *Record) error {
+func explainChain(base *checkpoint.Checkpoint, chain []*Record, r *Record) error {
 	var names []string
 	for _, a := range r.record.Adapters {
 		names = append(names, fault.Quote(a.Name))
@@ -158,7 +157,7 @@ func (p *Plan) explainChain(chain []*Record, r *Record) error {
 		e.Msg = strings.Replace(e.Msg, "those of the checkpoint", "those from before "+chain[len(chain)-1].Name, 1)
 	}
 	var later []string
-	for _, m := range p.base.History() {
+	for _, m := range base.History() {
 		for _, a := range m.Adapters {
 			if !slices.Contains(names, fault.Quote(a.Name)) {
 				later = append(later, a.Name)
@@ -172,14 +171,14 @@ func (p *Plan) explainChain(chain []*Record, r *Record) error {
 	return e.WithHint("give the record that was written with this checkpoint, and the checkpoint as it was written")
 }
 
-// removeByRecord makes the adapters of the records those that are taken out, in the order of the records.
-func (p *Plan) removeByRecord(given []Adapter, ids []string) error {
+// findByRecord makes the adapters of the records those that are taken out, in the order of the records.
+func (r *removal) findByRecord(given []Adapter, ids []string) error {
 	used := make([]bool, len(given))
-	for _, r := range p.records {
-		for _, a := range r.record.Adapters {
+	for _, x := range r.records {
+		for _, a := range x.record.Adapters {
 			i := slices.Index(ids, a.Content)
 			if i < 0 {
-				return fault.New(fault.Mismatch, "the undo record is for the adapter %s, content %.16s…, which is not given; given is %s", fault.Quote(a.Name), a.Content, describe(given, ids)).In(r.Name).
+				return fault.New(fault.Mismatch, "the undo record is for the adapter %s, content %.16s…, which is not given; given is %s", fault.Quote(a.Name), a.Content, describe(given, ids)).In(x.Name).
 					WithHint("give that adapter, as it was when it was merged; to keep it in the checkpoint, swap it with itself")
 			}
 			if w := given[i].Weight; !math.IsNaN(w) && w != a.Weight {
@@ -187,8 +186,8 @@ func (p *Plan) removeByRecord(given []Adapter, ids []string) error {
 					WithHint("leave --weight out: the record knows it")
 			}
 			used[i] = true
-			p.adapters = append(p.adapters, Adapter{Source: given[i].Source, Name: given[i].Name, Weight: a.Weight})
-			p.ids = append(p.ids, a.Content)
+			r.adapters = append(r.adapters, Adapter{Source: given[i].Source, Name: given[i].Name, Weight: a.Weight})
+			r.ids = append(r.ids, a.Content)
 		}
 	}
 	if i := slices.Index(used, false); i >= 0 {
@@ -206,13 +205,13 @@ func describe(given []Adapter, ids []string) string {
 	return strings.Join(all, "; ")
 }
 
-// removeByStamp makes the given adapters those that are taken out, with the weights that the checkpoint's own stamps have. They must be
+// findByStamp makes the given adapters those that are taken out, with the weights that the checkpoint's own stamps have. They must be
 // those of one merge, and the latest of the files that it changed: what came later would be taken for theirs.
-func (p *Plan) removeByStamp(given []Adapter, ids []string) error {
+func (r *removal) findByStamp(base *checkpoint.Checkpoint, given []Adapter, ids []string) error {
 	isGiven := func(a StampAdapter) bool { return slices.Contains(ids, a.Content) }
 	var latest *Merged
 	stamped := false
-	for _, f := range p.base.Files {
+	for _, f := range base.Files {
 		history := f.History()
 		stamped = stamped || len(history) > 0
 		at := len(history) - 1
@@ -239,7 +238,7 @@ func (p *Plan) removeByStamp(given []Adapter, ids []string) error {
 		if latest != nil {
 			weight = latest.Adapters[slices.IndexFunc(latest.Adapters, func(s StampAdapter) bool { return s.Content == ids[i] })].Weight
 		} else {
-			p.warn("the checkpoint does not say that %s was merged into it; if that was done with more than one rounding, more elements may differ than are counted", fault.Quote(a.Name))
+			r.notes = append(r.notes, fmt.Sprintf("the checkpoint does not say that %s was merged into it; if that was done with more than one rounding, more elements may differ than are counted", fault.Quote(a.Name)))
 			if math.IsNaN(weight) {
 				weight = 1
 			}
@@ -248,7 +247,7 @@ func (p *Plan) removeByStamp(given []Adapter, ids []string) error {
 			return fault.New(fault.Mismatch, "the adapter was merged with the weight %v, not %v", weight, a.Weight).In(a.Name).WithHint("leave --weight out: the checkpoint knows it")
 		}
 		a.Weight = weight
-		p.adapters, p.ids = append(p.adapters, a), append(p.ids, ids[i])
+		r.adapters, r.ids = append(r.adapters, a), append(r.ids, ids[i])
 	}
 	return nil
 }

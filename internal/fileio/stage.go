@@ -32,6 +32,9 @@ type Stage struct {
 	files map[string]*staged
 }
 
+// File is a file of a stage.
+type File = os.File
+
 // staged is a file that Create has made.
 type staged struct {
 	info fs.FileInfo

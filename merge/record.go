@@ -1,0 +1,155 @@
+package merge
+
+import (
+	"context"
+	"io"
+
+	"github.com/loratool/loratool/internal/undo"
+)
+
+// record runs the operations that change a tensor, and adds to the undo record what it takes to go
+// back: values before and after, and what the inverse of the change predicts.
+type record struct {
+	t      *target
+	k      *tools
+	change []operation
+	added  *add      // the change, where subtracting it comes near to the values before; nil elsewhere
+	back   operation // its inverse
+	number int       // of the tensor in the record
+
+	// isSame says that the record predicts the merged values themselves, as there is no subtracting: the
+	// bits of a NaN that comes out of a sum differ between processors.
+	isSame bool
+}
+
+func newRecord(t *target, change []operation, k *tools) *record {
+	r := &record{t: t, k: k, change: change, isSame: true}
+	if a, ok := change[0].(*add); ok && len(change) == 1 && !t.HasResidual() {
+		r.added, r.back = a, a.inverse()
+		r.isSame = t.NBands > 1 && k.plan.options.AllowNonFinite // of one band, load finds out
+	}
+	if k.recording != nil {
+		r.number = k.recording.add(r)
+	}
+	return r
+}
+
+func (r *record) load(band int) error {
+	if err := loadAll(r.change, band); err != nil {
+		return err
+	}
+	if r.added != nil && r.added.loaded[band].nonFinite > 0 && r.t.NBands == 1 {
+		r.isSame = true
+	}
+	return nil
+}
+
+func (r *record) drop(band int) {
+	for _, op := range r.change {
+		op.drop(band)
+	}
+}
+
+func (r *record) bytes(band int) int64 { return bytesOf(r.change, band) }
+
+func (r *record) apply(b *block, w *worker) error {
+	w.before = append(w.before[:0], b.data...)
+	if err := applyAll(r.change, b, w); err != nil {
+		return err
+	}
+	predicted := b.data
+	if !r.isSame {
+		w.predicted = append(w.predicted[:0], b.data...)
+		predicted = w.predicted
+		if err := r.back.apply(b.ignored(w).of(predicted), w); err != nil {
+			return err
+		}
+	}
+	return b.eachPiece(recordBlock(r.t), func(number int64, of func([]byte) []byte) error {
+		return r.k.recording.writer.Add(&w.undo, r.number, number, of(w.before), of(predicted), of(b.data))
+	})
+}
+
+// recordBlock is how many elements of a tensor a block of the undo record has.
+func recordBlock(t *target) int64 {
+	_, nCols := t.Matrix()
+	return max(1, defaultBlockBytes/max(1, nCols*int64(t.DType.Size()))*nCols, nCols)
+}
+
+// describe says what the record holds of the tensor, which is in the given file.
+func (r *record) describe(file int) undo.Tensor {
+	d := undo.Tensor{
+		Name: r.t.Name, File: file, DType: r.t.DType.String(), Shape: append([]uint64{}, r.t.Shape...),
+		Block: recordBlock(r.t), Predict: undo.Same, Terms: []undo.Term{},
+	}
+	if r.added == nil {
+		return d
+	}
+	d.Predict = undo.Subtract
+	for _, x := range r.t.Terms {
+		d.Terms = append(d.Terms, undo.Term{Adapter: x.Adapter, Module: x.Module, Scale: x.Scale, Transposed: x.Transposed})
+	}
+	return d
+}
+
+// recording is the undo record of a merge in the making.
+type recording struct {
+	plan    *Plan
+	tensors []*record
+	writer  *undo.Writer
+	sums    []*undo.Sums // of each file: what identifies the data that the merge does not change
+	close   func()       // lets go of the residuals
+}
+
+// add counts a tensor in, and returns its number in the record.
+func (r *recording) add(t *record) int {
+	r.tensors = append(r.tensors, t)
+	return len(r.tensors) - 1
+}
+
+// begin says what the merge puts in, when all tensors have been counted in the order of the files. The
+// residuals wait in the spool, as their number is only known at the end.
+func (r *recording) begin(spool undo.Spool) {
+	p := r.plan
+	d := &undo.Description{Tool: p.options.Tool, Reading: p.options.Reading.resolved().Texts(), Files: []undo.File{}, Tensors: []undo.Tensor{}}
+	for i, a := range p.adapters {
+		d.Adapters = append(d.Adapters, undo.Adapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
+	}
+	next := 0
+	headers := make([][]byte, len(p.files))
+	for i, f := range p.files {
+		file := undo.File{Name: p.nameOf(f), Before: f.before.identity, After: f.before.identity, Rest: []uint32{}}
+		var changed []undo.Range
+		for ; next < len(r.tensors) && r.tensors[next].t.ref.File == i; next++ {
+			t := r.tensors[next]
+			headers[i], file.After = f.before.header.Raw, undo.HeaderOf(f.header)
+			d.Tensors = append(d.Tensors, t.describe(i))
+			changed = append(changed, undo.Range{Off: t.t.ref.Tensor.Off, N: t.t.ref.Tensor.NBytes})
+		}
+		d.Files = append(d.Files, file)
+		r.sums = append(r.sums, undo.NewSums(f.in.DataOff, f.in.Size, changed))
+	}
+	r.writer = undo.NewWriter(d, headers, spool)
+}
+
+// write completes the record and writes it to dst.
+func (r *recording) write(ctx context.Context, dst io.Writer) (*UndoReport, error) {
+	d := r.writer.Description()
+	for i, t := range r.tensors {
+		if t.isSame { // as it turned out when the factors were read
+			d.Tensors[i].Predict, d.Tensors[i].Terms = undo.Same, []undo.Term{}
+		}
+	}
+	for i, s := range r.sums {
+		sums, err := s.Finish()
+		if err != nil {
+			return nil, err
+		}
+		d.Files[i].Rest = append(d.Files[i].Rest, sums...)
+	}
+	summary, err := r.writer.Write(ctx, dst, r.plan.options.Workers)
+	if err != nil {
+		return nil, err
+	}
+	return undoReport(d, summary), nil
+}

@@ -1,0 +1,81 @@
+package merge
+
+import (
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/resolve"
+)
+
+// replace puts the values of an adapter in place of the base's, rounded to the base's dtype.
+type replace struct {
+	t *target
+	k *tools
+}
+
+func (r *replace) load(int) error  { return nil }
+func (r *replace) drop(int)        {}
+func (r *replace) bytes(int) int64 { return 0 }
+
+func (r *replace) apply(b *block, w *worker) error {
+	_, nCols := r.t.Matrix()
+	return r.k.put(r.t, b, w, r.t.Replace, b.row0*nCols, b.data)
+}
+
+// setRows puts trained rows of an adapter in their places.
+type setRows struct {
+	t *target
+	k *tools
+}
+
+func (r *setRows) load(int) error  { return nil }
+func (r *setRows) drop(int)        {}
+func (r *setRows) bytes(int) int64 { return 0 }
+
+func (r *setRows) apply(b *block, w *worker) error {
+	_, nCols := r.t.Matrix()
+	rowBytes := nCols * int64(r.t.DType.Size())
+	for i, row := range r.t.Rows.Order {
+		if row < b.row0 || row >= b.row1 {
+			continue
+		}
+		dst := b.data[(row-b.row0)*rowBytes : (row-b.row0+1)*rowBytes]
+		if err := r.k.put(r.t, b, w, &r.t.Rows.Blob, int64(i)*nCols, dst); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// put reads elements of a blob, from element first on, and stores them in dst as the tensor has them.
+func (k *tools) put(t *target, b *block, w *worker, from *resolve.Blob, first int64, dst []byte) error {
+	if err := readAs(w, from, first, int64(len(dst)/t.DType.Size()), t.DType, dst); err != nil || !t.DType.IsFloat() {
+		return err
+	}
+	n := dtype.CountNonFinite(t.DType, dst)
+	if n > 0 && !k.plan.options.AllowNonFinite {
+		return fault.New(fault.Check, "the adapter puts %d values that are NaN or infinite, as %v, into %q", n, t.DType, t.Name).
+			WithHint("the training of this adapter went wrong, or the base's dtype cannot hold its values; use an earlier checkpoint of it, or --allow-nonfinite")
+	}
+	b.stats.NaNAfter += int64(n)
+	return nil
+}
+
+// readAs reads n elements of a blob, from element first on, and stores them as d in dst.
+func readAs(w *worker, b *resolve.Blob, first, n int64, d dtype.Type, dst []byte) error {
+	from := b.Tensor().DType
+	size := int64(from.Size())
+	if from == d {
+		return b.Source.ReadBlobAt(dst, b.Index, first*size)
+	}
+	if int64(cap(w.other)) < n*size {
+		w.other = make([]byte, n*size)
+	}
+	src := w.other[:n*size]
+	if err := b.Source.ReadBlobAt(src, b.Index, first*size); err != nil {
+		return err
+	}
+	for i := range int(n) {
+		dtype.Store(d, dst, i, dtype.Load(from, src, i))
+	}
+	return nil
+}

@@ -1,0 +1,129 @@
+package merge
+
+import (
+	"context"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/kernel"
+	"github.com/loratool/loratool/internal/parallel"
+	"github.com/loratool/loratool/internal/resolve"
+)
+
+// rescale is the update of DoRA: out = RN(m·V/‖V‖) with V = w + Σ S·L·R, and the norm of a row of V or
+// of a column. A column takes a pass over the tensor before its first block.
+type rescale struct {
+	t      *target
+	k      *tools
+	before []operation         // those that come first, so that the pass sees what this operation will see
+	norms  *kernel.ColumnNorms // from measure; nil for norms of rows
+	loaded *kernel.Rescaled    // a tensor with magnitudes is one band
+}
+
+func (r *rescale) load(int) (err error) {
+	r.loaded, err = r.prepare()
+	return err
+}
+
+func (r *rescale) drop(int) { r.loaded = nil }
+
+func (r *rescale) apply(b *block, w *worker) error {
+	return r.loaded.Merge(b.data, int(b.row0), b.stats, &w.rescale)
+}
+
+func (r *rescale) bytes(int) int64 { return bytesOfTerms(r.t, r.t.Terms, true) }
+
+// prepare reads the factors and magnitudes.
+func (r *rescale) prepare() (*kernel.Rescaled, error) {
+	tolerant := r.k.plan.options.AllowNonFinite
+	terms, _, err := loadTerms[float64](r.t, r.t.Terms, r.k, tolerant)
+	if err != nil {
+		return nil, err
+	}
+	m := r.t.DoRA
+	values := make([]float64, m.Tensor().Elements())
+	bad, err := loadFactor(values, resolve.WholeA(m.Blob, 1), 1, len(values), len(values), 1, r.k.shelf)
+	if err != nil {
+		return nil, err
+	}
+	if bad > 0 && !tolerant {
+		return nil, fault.New(fault.Check, "the magnitudes of %q hold %d values that are NaN or infinite", m.Module, bad).
+			WithHint("the training of this adapter went wrong; use an earlier checkpoint of it, or --allow-nonfinite")
+	}
+	nRows, nCols := r.t.Matrix()
+	return kernel.PrepareRescaled(r.t.DType, int(nRows), int(nCols), terms, values, r.norms), nil
+}
+
+// measure computes the norms of columns: every row counts, and memory holds a few. What it loads is
+// read again for the merge, so that one tensor's are held at a time.
+func (r *rescale) measure(ctx context.Context, workers []worker) error {
+	nRows, nCols := r.t.Matrix()
+	if nRows == 0 || nCols == 0 {
+		return nil
+	}
+	if err := loadAll(r.before, 0); err != nil {
+		return err
+	}
+	update, err := r.prepare()
+	if err != nil {
+		return err
+	}
+	step := r.k.plan.blockRows(r.t)
+	sums := make([]kernel.ColumnSquares, len(workers))
+	for i := range sums {
+		sums[i] = make(kernel.ColumnSquares, nCols)
+	}
+	err = parallel.For(ctx, len(workers), int((nRows+step-1)/step), func(w, i int) error {
+		row := int64(i) * step
+		rows, err := r.rowsBefore(&workers[w], row, min(row+step, nRows))
+		if err == nil {
+			update.AddSquares(sums[w], rows, int(row), &workers[w].rescale)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	r.norms = kernel.NewColumnNorms(sums, r.columnReader(ctx))
+	for _, op := range r.before {
+		op.drop(0)
+	}
+	return nil
+}
+
+// columnReader reads single columns as they are before the update, with a block of memory of its own.
+// NewColumnNorms asks it while the operations before this one are loaded, in measure or in a block.
+func (r *rescale) columnReader(ctx context.Context) kernel.ColumnReader {
+	var w worker
+	nRows, nCols := r.t.Matrix()
+	step := r.k.plan.blockRows(r.t)
+	return func(j int, yield func(row int, w float64)) error {
+		for row := int64(0); row < nRows; row += step {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			end := min(row+step, nRows)
+			rows, err := r.rowsBefore(&w, row, end)
+			if err != nil {
+				return err
+			}
+			for i := row; i < end; i++ {
+				yield(int(i), dtype.Load(r.t.DType, rows, int((i-row)*nCols)+j))
+			}
+		}
+		return nil
+	}
+}
+
+// rowsBefore reads rows into the worker's block and does what comes before this operation.
+func (r *rescale) rowsBefore(w *worker, row0, row1 int64) ([]byte, error) {
+	_, nCols := r.t.Matrix()
+	rowBytes := nCols * int64(r.t.DType.Size())
+	b := block{t: r.t, row0: row0, row1: row1, stats: &w.ignored, taken: new(taken)}
+	var err error
+	b.data, err = r.k.read(w, r.t.ref.File, r.t.ref.Tensor.Off+row0*rowBytes, (row1-row0)*rowBytes)
+	if err == nil {
+		err = applyAll(r.before, &b, w)
+	}
+	return b.data, err
+}

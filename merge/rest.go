@@ -1,0 +1,64 @@
+package merge
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/parallel"
+	"github.com/loratool/loratool/internal/undo"
+)
+
+// checkRest compares the data that the latest of the merges which are taken out has not changed with
+// what its record says of them. What an earlier one has not changed has then been compared, too: its
+// record begins where the later one ends.
+func (p *Plan) checkRest(ctx context.Context) error {
+	latest := p.removed.records[0]
+	changed := make([][]undo.Range, len(p.files))
+	for i := range latest.record.Tensors {
+		ref, _ := p.base.Lookup(latest.record.Tensors[i].Name) // addRecord has found it
+		changed[ref.File] = append(changed[ref.File], undo.Range{Off: ref.Tensor.Off, N: ref.Tensor.NBytes})
+	}
+	var pieces []restPiece
+	for i := range latest.record.Files {
+		file := fileOf(p.base, latest.record, i)
+		in := p.base.Files[file]
+		slices.SortFunc(changed[file], func(a, b undo.Range) int { return cmp.Compare(a.Off, b.Off) })
+		ranges, sums := undo.Rest(in.DataOff, in.Size, changed[file]), latest.record.Files[i].Rest
+		if len(sums) != len(ranges) {
+			return &fault.Error{Kind: fault.Corrupt, Rule: undo.RuleRest, Path: latest.Name,
+				Msg: fmt.Sprintf("%d sums for the %d pieces of %q that the merge has not changed", len(sums), len(ranges), in.Name)}
+		}
+		for k, g := range ranges {
+			pieces = append(pieces, restPiece{g, file, sums[k]})
+		}
+	}
+	bufs := make([][]byte, min(parallel.Workers(p.options.Workers), len(pieces)))
+	return parallel.For(ctx, len(bufs), len(pieces), func(w, i int) error {
+		if bufs[w] == nil {
+			bufs[w] = make([]byte, defaultBlockBytes)
+		}
+		return p.checkPiece(ctx, &pieces[i], bufs[w])
+	})
+}
+
+// restPiece is a range of a file that a merge does not change, with its CRC-32.
+type restPiece struct {
+	undo.Range
+	file int
+	want uint32
+}
+
+func (p *Plan) checkPiece(ctx context.Context, piece *restPiece, buf []byte) error {
+	in := p.base.Files[piece.file]
+	sum, err := piece.Sum(ctx, in.ReaderAt(ctx), buf)
+	if err != nil || sum == piece.want {
+		return fault.InFile(err, in.Path)
+	}
+	e := fault.New(fault.Mismatch, "bytes %d to %d, from %q on, which the merge has not changed, have the CRC-32 %08x, the record says %08x",
+		piece.Off, piece.Off+piece.N-1, in.TensorAt(piece.Off), sum, piece.want).In(in.Path)
+	e.Rule = undo.RuleValues
+	return e.WithHint("the checkpoint was changed after the merge, or damaged; only an unchanged one can be taken back exactly")
+}
