@@ -6,7 +6,6 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
-	"github.com/loratool/loratool/internal/resolve"
 )
 
 // nFingerprints is how many tensors of a base an adapter remembers: enough to tell a fine-tune of the base from it, and few
@@ -47,26 +46,10 @@ func fingerprint(ctx context.Context, ref checkpoint.Ref) (string, error) {
 	return id, fault.InFile(err, t.Path())
 }
 
-// checkBases refuses adapters for what they are, or for a base that is not theirs.
-func (p *planner) checkBases(ctx context.Context) error {
-	for _, a := range p.adapters {
-		if err := resolve.Check(resolve.Adapter(a), p.options.Reading.resolved()); err != nil {
-			return err
-		}
-		if err := p.checkBase(ctx, &a.Source.Manifest().Adapters[0]); err != nil {
-			return fault.InFile(err, a.Name)
-		}
-	}
-	return nil
-}
-
 // checkBase compares the tensors that an adapter remembers of its base with those of the base that is there. A name that this
 // base does not have says nothing: the same model can be stored under other names. Nor does a tensor from which a merge is taken out: its
 // values before that are not known yet.
 func (p *planner) checkBase(ctx context.Context, a *format.Adapter) error {
-	if p.options.AnyBase {
-		return nil
-	}
 	var other, unknown []string
 	for name, want := range a.Base.Fingerprints {
 		if renamed, ok := p.shaped.Renamed[name]; ok {

@@ -60,6 +60,17 @@ type Plan struct {
 	shaped   *resolve.Shaped   // how the base differs from what is on the disk
 }
 
+// removal is what a plan takes out before it puts anything in.
+type removal struct {
+	adapters []Adapter // in the order of the records and of their merges
+	ids      []string  // their content ids
+	records  []*Record // the latest merge first; none subtracts
+	notes    []string
+}
+
+// is reports whether anything is taken out.
+func (r *removal) is() bool { return len(r.adapters) > 0 }
+
 // wantsRecord reports whether an undo record is to be written.
 func (o *Options) wantsRecord() bool { return o.Undo != nil || o.UndoFile != "" }
 
@@ -110,7 +121,7 @@ func newPlan(ctx context.Context, base *checkpoint.Checkpoint, removed removal, 
 	if err := p.resolve(ctx); err != nil {
 		return nil, err
 	}
-	p.noteLinks()
+	p.noteFiles()
 	if err := p.sortTargets(); err != nil {
 		return nil, err
 	}
@@ -130,16 +141,29 @@ func newPlan(ctx context.Context, base *checkpoint.Checkpoint, removed removal, 
 
 // resolve finds what happens to each tensor.
 func (p *planner) resolve(ctx context.Context) error {
-	if err := p.shape(); err != nil {
+	if err := p.describeBase(); err != nil {
 		return err
+	}
+	o := &p.options
+	if allowed := (resolve.Shaping{Untie: o.Tied == Untie, GrowVocabulary: o.GrowVocabulary, AddTensors: o.AddTensors}); allowed != (resolve.Shaping{}) {
+		if err := p.shape(allowed); err != nil {
+			return err
+		}
 	}
 	if p.removed.is() {
 		if err := p.addSteps(); err != nil {
 			return err
 		}
 	}
-	if err := p.checkBases(ctx); err != nil {
-		return err
+	for _, a := range p.adapters {
+		if err := resolve.Check(resolve.Adapter(a), o.Reading.resolved()); err != nil {
+			return err
+		}
+		if m := &a.Source.Manifest().Adapters[0]; len(m.Base.Fingerprints) > 0 && !o.AnyBase {
+			if err := p.checkBase(ctx, m); err != nil {
+				return fault.InFile(err, a.Name)
+			}
+		}
 	}
 	changes, notes, err := resolve.Resolve(p.names, resolved(p.adapters), p.options.Reading.resolved())
 	if err != nil {
@@ -151,7 +175,7 @@ func (p *planner) resolve(ctx context.Context) error {
 			return err
 		}
 	}
-	return p.editIndex()
+	return nil
 }
 
 // sortTargets lists the targets in the order of the files, and refuses what this version cannot do.
@@ -169,8 +193,28 @@ func (p *planner) sortTargets() error {
 	return nil
 }
 
-// noteLinks says which files of the base's directory are copied from elsewhere, and which not at all.
-func (p *planner) noteLinks() {
+// describeBase reads what resolving has to know of the base.
+func (p *planner) describeBase() error {
+	b := &resolve.Base{Path: p.base.Path, Tensors: make(map[string]resolve.Tensor), Config: p.base.Config}
+	for _, name := range p.base.Names() {
+		ref, _ := p.base.Lookup(name)
+		b.Tensors[name] = resolve.Tensor{DType: ref.Tensor.DType, Shape: ref.Tensor.Shape}
+	}
+	if p.base.IsDir && slices.Contains(p.base.Side, configName) {
+		text, err := p.base.Dir.Read(configName, checkpoint.MaxJSONBytes)
+		if err != nil {
+			return err
+		}
+		b.ConfigText = text
+	}
+	p.names, p.side, p.shaped = b, make(map[string][]byte), &resolve.Shaped{Base: b}
+	return nil
+}
+
+const configName = "config.json"
+
+// noteFiles says which files of the base's directory are copied from elsewhere, and which not at all.
+func (p *planner) noteFiles() {
 	for _, name := range p.base.Beyond {
 		p.warn("%q of the base is a link that leads out of its directory: what lies there is copied", name)
 	}
@@ -273,4 +317,32 @@ func (p *Plan) unchanged() error {
 		}
 	}
 	return nil
+}
+
+// Tied says what becomes of an output head that the base has tied to its input embedding, when an
+// adapter changes one of the two.
+type Tied string
+
+// What can become of it; the zero value refuses.
+const (
+	Untie Tied = "untie" // the head becomes a tensor of its own, and config.json says so
+	Fold  Tied = "fold"  // the change is made to the one tensor, and so to both
+)
+
+// Reading says how adapters are applied where their files do not. The zero value lets the files
+// decide, and refuses what they leave open. An undo record remembers it, so that what was put in is
+// taken out as it was put in.
+type Reading struct {
+	ExpertInput       int  // the dimension of square experts that lora_A reads, 1 or 2; 0 lets the adapter's release of PEFT decide
+	ExpertsSlowest    bool // lora_B of stacked experts has one expert after the other, which PEFT does not write
+	OutProjTwice      bool // add the update of out_proj of nn.MultiheadAttention twice, as PEFT up to 0.21 does
+	RecomputeResidual bool // take out of the original base what PiSSA and OLoRA have taken out, computed again
+	Tied              Tied // what to do with tied ends of which one changes; "" refuses
+}
+
+func (r Reading) resolved() resolve.Reading {
+	return resolve.Reading{
+		ExpertInput: r.ExpertInput, ExpertsSlowest: r.ExpertsSlowest, OutProjTwice: r.OutProjTwice,
+		RecomputeResidual: r.RecomputeResidual, Tied: resolve.Tied(r.Tied),
+	}
 }

@@ -10,17 +10,10 @@ import (
 	"github.com/loratool/loratool/internal/resolve"
 )
 
-// shape reads what resolving has to know of the base, and gives the base the tensors that the options
-// allow the adapters to bring.
-func (p *planner) shape() error {
-	if err := p.describeBase(); err != nil {
-		return err
-	}
+// shape gives the base the tensors that the options allow the adapters to bring.
+func (p *planner) shape(allowed resolve.Shaping) error {
 	o := &p.options
-	allowed := resolve.Shaping{Untie: o.Tied == Untie, GrowVocabulary: o.GrowVocabulary, AddTensors: o.AddTensors}
 	switch {
-	case allowed == resolve.Shaping{}:
-		return nil
 	case p.removed.is():
 		return fault.New(fault.Unsupported, "tensors are added, untied or grown by merging, not by taking out").WithHint("unmerge first, then merge")
 	case (allowed.Untie || allowed.GrowVocabulary) && o.wantsRecord():
@@ -42,34 +35,21 @@ func (p *planner) shape() error {
 		p.side[configName] = text
 	}
 	p.names = s.Base
-	return p.reshape(s.Edits)
+	base, err := reshaped(p.base, s.Edits)
+	if err != nil {
+		return err
+	}
+	p.base = base
+	return p.editIndex()
 }
 
-// describeBase reads what resolving has to know of the base.
-func (p *planner) describeBase() error {
-	b := &resolve.Base{Path: p.base.Path, Tensors: make(map[string]resolve.Tensor), Config: p.base.Config}
-	for _, name := range p.base.Names() {
-		ref, _ := p.base.Lookup(name)
-		b.Tensors[name] = resolve.Tensor{DType: ref.Tensor.DType, Shape: ref.Tensor.Shape}
-	}
-	if p.base.IsDir && slices.Contains(p.base.Side, configName) {
-		text, err := p.base.Dir.Read(configName, checkpoint.MaxJSONBytes)
-		if err != nil {
-			return err
-		}
-		b.ConfigText = text
-	}
-	p.names, p.side, p.shaped = b, make(map[string][]byte), &resolve.Shaped{Base: b}
-	return nil
-}
-
-const configName = "config.json"
-
-// reshape makes the checkpoint read as if it had been written with the edits.
-func (p *planner) reshape(edits []resolve.Edit) (err error) {
+// reshaped is a checkpoint that reads as if it had been written with the edits.
+func reshaped(base *checkpoint.Checkpoint, edits []resolve.Edit) (_ *checkpoint.Checkpoint, err error) {
 	for _, e := range edits {
 		if e.Rename != nil {
-			p.base, err = p.base.Rename(e.Rename)
+			if base, err = base.Rename(e.Rename); err != nil {
+				return nil, err
+			}
 		}
 		var changes []checkpoint.Change
 		for _, t := range e.Tensors {
@@ -80,20 +60,20 @@ func (p *planner) reshape(edits []resolve.Edit) (err error) {
 			}
 			changes = append(changes, c)
 		}
-		if err == nil && changes != nil {
-			p.base, err = p.base.Reshape(changes)
+		if changes == nil {
+			continue
 		}
-		if err != nil {
-			return err
+		if base, err = base.Reshape(changes); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	return base, nil
 }
 
 // editIndex adds the tensors that are new to the index of shards, and corrects its sizes.
 func (p *planner) editIndex() error {
 	name := p.base.IndexName()
-	if name == "" || len(p.shaped.Edits) == 0 {
+	if name == "" {
 		return nil
 	}
 	text, err := p.base.Dir.Read(name, checkpoint.MaxJSONBytes)

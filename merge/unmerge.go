@@ -54,17 +54,6 @@ type Removal struct {
 	Approximate bool
 }
 
-// removal is what a plan takes out before it puts anything in.
-type removal struct {
-	adapters []Adapter // in the order of the records and of their merges
-	ids      []string  // their content ids
-	records  []*Record // the latest merge first; none subtracts
-	notes    []string
-}
-
-// is reports whether anything is taken out.
-func (r *removal) is() bool { return len(r.adapters) > 0 }
-
 // findRemoval finds out which merges of a checkpoint are meant.
 func findRemoval(ctx context.Context, base *checkpoint.Checkpoint, remove Removal) (r removal, err error) {
 	if len(remove.Adapters) == 0 {

@@ -6,9 +6,6 @@ import (
 	"github.com/loratool/loratool/format"
 )
 
-// wrapped is what PEFT puts between an nn.MultiheadAttention and its out_proj.
-const wrapped = ".base_layer."
-
 // attentionWeight is the name of the weight that a layer of an nn.MultiheadAttention changes: the one
 // that has those of its three projections in one, or that of its out_proj.
 func (r *resolver) attentionWeight(l *format.Layer) string {
@@ -18,9 +15,6 @@ func (r *resolver) attentionWeight(l *format.Layer) string {
 	}
 	return module + ".weight"
 }
-
-// isOutProj reports whether a layer is the out_proj of an nn.MultiheadAttention.
-func isOutProj(l *format.Layer) bool { return strings.Contains(l.Module, wrapped) }
 
 // outProj notes such a layer, and returns how often its update counts. PEFT, up to 0.21 at least,
 // adds it twice, in its forward pass and in merging, as the module is adapted once alone and once as
@@ -32,10 +26,4 @@ func (r *resolver) outProj(l *format.Layer) float64 {
 	}
 	r.notes.of(l.Module, "the update of out_proj is added once, as the adapter means it; PEFT up to 0.21 adds it twice when it runs and when it merges, which --out-proj-twice does")
 	return 1
-}
-
-// tail is the last n segments of a path.
-func tail(path string, n int) string {
-	s := strings.Split(path, ".")
-	return strings.Join(s[max(0, len(s)-n):], ".")
 }

@@ -1,11 +1,14 @@
 package resolve
 
 import (
+	"maps"
+	"slices"
 	"sort"
 	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
 )
 
 // recomputed are the features that Reading.RecomputeResidual allows.
@@ -93,4 +96,152 @@ func rank(feature string) int {
 		return 2
 	}
 	return 1
+}
+
+// Verdict is what merge does with something that an adapter has.
+type Verdict string
+
+// The verdicts.
+const (
+	Applied   Verdict = "applied"
+	NeedsFlag Verdict = "needs a flag"
+	Refused   Verdict = "refused"
+)
+
+// Support is a line of the table of what merge does.
+type Support struct {
+	Verdict Verdict
+	What    string // what the adapter has; of a refusal with the reason
+	Flag    string // the one that is needed, with its dashes
+}
+
+// ordinary is what every version applies, and no adapter has to require.
+var ordinary = []string{
+	"LoRA and rsLoRA on linear layers, GPT-2's Conv1D and embeddings",
+	"rank_pattern and alpha_pattern, as the release of PEFT that trained the adapter reads them; look-around and back references in their keys",
+	"bias = all or lora_only, modules_to_save, trainable_token_indices",
+	"modules under the names of transformers 4 or 5: " + strings.Join(naming.MovedModels(), ", "),
+	"keys with adapter names, torch.compile and FSDP wrappers, with or without prefixes",
+	"safetensors, pickles of torch.save (adapter_model.bin, .pt), .lora files, sub-directories of named adapters",
+	"plain, sharded and mixed-dtype bases; a quantised tensor that is not adapted is carried",
+	"initialised by gaussian, orthogonal, EVA or MiCA, which leave the base alone",
+}
+
+// titles say what an adapter with a feature is, for those that can be applied.
+var titles = map[string]string{
+	format.FeatureBDLoRA:             "BD-LoRA (use_bdlora): block-diagonal factors, stored compact",
+	format.FeatureConvolution:        "convolutions of one, two and three dimensions",
+	format.FeatureDoRA:               "DoRA (use_dora), or magnitudes in the file",
+	format.FeatureExperts:            "stacked weights of experts (target_parameters) as every release of PEFT lays them out, and experts one by one, on bases of either kind",
+	format.FeatureLoRABias:           "lora_bias",
+	format.FeatureMergedLinear:       "MergedLinear of PEFT before 0.3 (enable_lora)",
+	format.FeatureMonteCLoRA:         "MonteCLoRA (monteclora_config)",
+	format.FeatureMultiheadAttention: "torch.nn.MultiheadAttention, out_proj once",
+	format.FeatureOLoRA:              "OLoRA on the original base",
+	format.FeaturePiSSA:              "PiSSA on the original base",
+	format.FeatureQALoRA:             "QA-LoRA (use_qalora)",
+	format.FeatureVeLoRA:             "VeLoRA (velora_config)",
+	format.FeatureWeightTying:        "ensure_weight_tying: LoRA on an embedding that is tied to the head",
+}
+
+// byFlag is what is done when it is asked for.
+var byFlag = []Support{
+	{NeedsFlag, "NaN or infinity in a factor, or a weight that becomes infinite", "--allow-nonfinite"},
+	{NeedsFlag, "an adapter that remembers another base", "--any-base"},
+	{NeedsFlag, "an adapter that the base has been merged with already", "--again"},
+	{NeedsFlag, "a change of one of two tied ends, embedding and head", "--tied"},
+	{NeedsFlag, "a vocabulary that has grown", "--grow-vocabulary"},
+	{NeedsFlag, "a saved head that the base lacks, or has for another number of classes", "--add-tensors"},
+	{NeedsFlag, titles[format.FeatureOLoRA], "--recompute-residual"},
+	{NeedsFlag, titles[format.FeaturePiSSA], "--recompute-residual"},
+	{NeedsFlag, "square stacked experts, where neither other shapes nor the release of PEFT tell their orientation", "--expert-input"},
+	{NeedsFlag, "lora_B of stacked experts with one expert after the other, as unsloth wrote it", "--expert-slowest"},
+	{NeedsFlag, "out_proj of torch.nn.MultiheadAttention twice, as PEFT up to 0.21 has it", "--out-proj-twice"},
+}
+
+// besideFeatures are the refusals that depend on the base.
+var besideFeatures = []string{
+	"a convolution in groups: the weight has no place for the update",
+	"an adapted tensor of the base is quantised, or stored in less than 16 bits",
+	"the base lacks a tensor that the adapter changes, or has it in another shape",
+}
+
+// Supports lists what merge does with what an adapter can have: the table of the README and of inspect --help, made of the data
+// that Refusals decides by.
+func Supports() []Support {
+	var all []Support
+	for _, what := range ordinary {
+		all = append(all, Support{Verdict: Applied, What: what})
+	}
+	for _, f := range slices.Sorted(maps.Keys(applied)) {
+		what := titles[f]
+		if what == "" {
+			what = f
+		}
+		all = append(all, Support{Verdict: Applied, What: what})
+	}
+	all = append(all, byFlag...)
+	for _, f := range slices.Sorted(maps.Keys(explanations)) {
+		if applied[f] || recomputed[f] {
+			continue
+		}
+		what := explanations[f].why
+		if f == format.FeaturePEFTType {
+			what = "it is of another method of PEFT: " + typeList()
+		}
+		all = append(all, Support{Verdict: Refused, What: what})
+	}
+	for _, what := range besideFeatures {
+		all = append(all, Support{Verdict: Refused, What: what})
+	}
+	return all
+}
+
+// typeList names the methods that are not LoRA.
+func typeList() string {
+	var names []string
+	for _, t := range peftTypes {
+		names = append(names, t.name)
+	}
+	slices.SortFunc(names, func(a, b string) int { return strings.Compare(strings.ToLower(a), strings.ToLower(b)) })
+	return strings.Join(names, ", ")
+}
+
+// Explain says in words what merge does with what an adapter has beyond the plain formula: a line for every feature that it applies, or
+// applies by a flag.
+func Explain(m *format.Manifest, a *format.Adapter) []string {
+	where := make(map[string][]string)
+	for _, q := range a.Requires {
+		where[q.Feature] = append(where[q.Feature], q.Where)
+	}
+	var lines []string
+	for _, f := range slices.Sorted(maps.Keys(where)) {
+		switch {
+		case recomputed[f]:
+			lines = append(lines, titles[f]+": with --recompute-residual")
+		case !applied[f]:
+		case f == format.FeatureExperts:
+			lines = append(lines, "experts "+fault.List(where[f], 4)+": "+eraOf(m.Provenance.Source))
+		case f == format.FeatureMultiheadAttention:
+			lines = append(lines, titles[f]+"; PEFT adds its update twice, as --out-proj-twice does")
+		default:
+			lines = append(lines, titles[f])
+		}
+	}
+	return lines
+}
+
+// eraOf says how stacked experts by a release of PEFT are read.
+func eraOf(source string) string {
+	const shapes = "; the shapes decide, and the release where all experts are square"
+	version, known := releaseOf(source)
+	switch {
+	case !known:
+		return "no release of PEFT is named; the shapes decide, and --expert-input where all experts are square"
+	case slices.Compare(version, []int{0, 19, 0}) < 0:
+		return "by " + source + ", where lora_A reads the first dimension of an expert" + shapes
+	case slices.Equal(version, []int{0, 19, 0}):
+		return "by " + source + ", where lora_A reads the first dimension of an expert, and the second of models with transposed experts" + shapes
+	}
+	return "by " + source + ", where lora_A reads the inputs of an expert" + shapes
 }

@@ -3,6 +3,7 @@ package resolve
 import (
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
@@ -163,4 +164,23 @@ func (r *resolver) orientation(l *format.Layer, shape, a, b []uint64) (transpose
 			WithHint("%s", r.wrongBase())
 	}
 	return false, fault.New(fault.Mismatch, "%q: B·A is %d×%d, the base's weight has shape %d", l.Module, m, n, shape).WithHint("%s", r.wrongBase())
+}
+
+// compareFlag notes a layer whose orientation is not what the adapter's configuration says.
+func (r *resolver) compareFlag(l *format.Layer, turned bool) {
+	if r.model.Orientation != format.OrientationUnknown && turned != (r.model.Orientation == format.NxM) {
+		r.notes.of(l.Module, "fan_in_fan_out of the adapter's configuration does not fit the base, which decides")
+	}
+}
+
+// wrapped is what PEFT puts between an nn.MultiheadAttention and its out_proj.
+const wrapped = ".base_layer."
+
+// isOutProj reports whether a layer is the out_proj of an nn.MultiheadAttention.
+func isOutProj(l *format.Layer) bool { return strings.Contains(l.Module, wrapped) }
+
+// tail is the last n segments of a path.
+func tail(path string, n int) string {
+	s := strings.Split(path, ".")
+	return strings.Join(s[max(0, len(s)-n):], ".")
 }

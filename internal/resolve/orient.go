@@ -43,6 +43,9 @@ func (r *resolver) countVotes() votes {
 // model type and how it stores the other weights of modules with the same name. Only then the word
 // of the adapter's configuration counts, which is often wrong.
 func (r *resolver) orientSquare(l *format.Layer) bool {
+	if r.votes == nil {
+		r.votes = r.countVotes()
+	}
 	leaf := naming.Leaf(l.Module)
 	modelType := r.base.Config.ModelType
 	var turned bool
@@ -61,11 +64,4 @@ func (r *resolver) orientSquare(l *format.Layer) bool {
 	}
 	r.compareFlag(l, turned)
 	return turned
-}
-
-// compareFlag notes a layer whose orientation is not what the adapter's configuration says.
-func (r *resolver) compareFlag(l *format.Layer, turned bool) {
-	if r.model.Orientation != format.OrientationUnknown && turned != (r.model.Orientation == format.NxM) {
-		r.notes.of(l.Module, "fan_in_fan_out of the adapter's configuration does not fit the base, which decides")
-	}
 }

@@ -14,10 +14,7 @@ import (
 // rounded once.
 
 // withoutResiduals is the adapter without the requirements that recomputing the residual meets.
-func withoutResiduals(a *format.Adapter, reading Reading) *format.Adapter {
-	if !reading.RecomputeResidual {
-		return a
-	}
+func withoutResiduals(a *format.Adapter) *format.Adapter {
 	plain := *a
 	plain.Requires = slices.DeleteFunc(slices.Clone(a.Requires), func(q format.Requirement) bool { return recomputed[q.Feature] })
 	return &plain
@@ -28,9 +25,6 @@ const asOrdinaryLoRA = "save the adapter with path_initial_model_for_weight_conv
 // checkResiduals refuses layers of which PEFT does not take a part out, or not in a way that is known
 // here.
 func (r *resolver) checkResiduals() error {
-	if !r.has(format.FeaturePiSSA) && !r.has(format.FeatureOLoRA) {
-		return nil
-	}
 	isPlain := make(map[*format.Layer]bool)
 	for _, f := range r.forms {
 		if p, ok := f.(*plain); ok {

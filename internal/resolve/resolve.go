@@ -8,9 +8,38 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/config"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
 )
+
+// Base is what resolving knows of a base model: names, shapes and its configuration. It holds no
+// values. The zero value of Config is that of a checkpoint without a config.json.
+type Base struct {
+	Path       string // how errors name it
+	Tensors    map[string]Tensor
+	Config     config.Model
+	ConfigText []byte // config.json as it is; nil where there is none to edit
+}
+
+// Tensor is a tensor of a base.
+type Tensor struct {
+	DType dtype.Type
+	Shape []uint64
+}
+
+// Elements is the number of elements; a tensor without dimensions has one.
+func (t Tensor) Elements() int64 {
+	n := uint64(1)
+	for _, d := range t.Shape {
+		n *= d
+	}
+	return int64(n)
+}
+
+// Names lists the tensors of a base, sorted.
+func (b *Base) Names() []string { return slices.Sorted(maps.Keys(b.Tensors)) }
 
 // Adapter is one adapter of a merge.
 type Adapter struct {
@@ -37,7 +66,9 @@ func Resolve(b *Base, adapters []Adapter, reading Reading) (changes []*Change, t
 			return nil, nil, fault.InFile(err, adapters[i].Name)
 		}
 	}
-	s.mirror()
+	if s.fold != nil {
+		s.mirror()
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.changes)) {
 		c := s.changes[name]
 		if err := c.check(); err != nil {
@@ -118,7 +149,11 @@ func Check(a Adapter, reading Reading) error {
 
 // checkFeatures refuses an adapter that requires what this version does not apply.
 func (g *given) checkFeatures(reading Reading) error {
-	if why, hint := Refusals(withoutResiduals(g.model, reading)); len(why) > 0 {
+	model := g.model
+	if reading.RecomputeResidual {
+		model = withoutResiduals(model)
+	}
+	if why, hint := Refusals(model); len(why) > 0 {
 		return fault.New(fault.Unsupported, "the adapter cannot be merged: %s", strings.Join(why, "; ")).WithHint("%s", hint)
 	}
 	return nil
@@ -149,7 +184,10 @@ func (r *resolver) form() error {
 			r.forms = append(r.forms, f)
 		}
 	}
-	return r.checkResiduals()
+	if r.has(format.FeaturePiSSA) || r.has(format.FeatureOLoRA) {
+		return r.checkResiduals()
+	}
+	return nil
 }
 
 // formOf is the form of a layer, nil for one that has it together with others.
@@ -187,7 +225,6 @@ func (r *resolver) resolve() error {
 	if d := mapping.Describe(); d != "as they are" {
 		r.notes.add("the adapter's module names are used %s", d)
 	}
-	r.votes = r.countVotes()
 	var errs []error
 	for _, f := range r.forms {
 		errs = append(errs, f.add())
@@ -293,4 +330,41 @@ func (c *Change) check() error {
 		return c.checkMagnitude()
 	}
 	return nil
+}
+
+// notes gathers what a user should know: each text once, with the names that it is about.
+type notes struct {
+	texts []string
+	about map[string][]string
+}
+
+// maxNamed is how many names a note spells out.
+const maxNamed = 3
+
+// add adds a text of its own.
+func (n *notes) add(format string, args ...any) {
+	n.texts = append(n.texts, fmt.Sprintf(format, args...))
+}
+
+// of adds a name to those that a text is about.
+func (n *notes) of(name, text string) {
+	if n.about == nil {
+		n.about = make(map[string][]string)
+	}
+	if n.about[text] == nil {
+		n.texts = append(n.texts, text)
+	}
+	n.about[text] = append(n.about[text], name)
+}
+
+// list returns the texts in the order in which they came up.
+func (n *notes) list() []string {
+	var all []string
+	for _, text := range n.texts {
+		if names := n.about[text]; names != nil {
+			text += ": " + fault.List(names, maxNamed)
+		}
+		all = append(all, text)
+	}
+	return all
 }

@@ -178,3 +178,42 @@ func isVocabulary(name string) bool {
 	module := naming.Module(name)
 	return naming.IsInputEmbedding(module) || naming.IsHead(module)
 }
+
+// Edit is a step in which a base gets other tensors than it has. Either field may be empty.
+type Edit struct {
+	Rename  map[string]string // the present name of a tensor to its new one
+	Tensors []NewTensor
+}
+
+// NewTensor is a tensor that the base gets, or has otherwise afterwards.
+type NewTensor struct {
+	Name  string
+	From  string  // the tensor that its values are those of: its own name, or another's
+	Rows  uint64  // how many it has; those that From lacks are zero. 0 keeps the number
+	Zeros *Tensor // a tensor of zeros in place of From
+}
+
+// apply returns the base after an edit.
+func (b *Base) apply(e Edit) *Base {
+	after := *b
+	after.Tensors = make(map[string]Tensor, len(b.Tensors))
+	for name, t := range b.Tensors {
+		if renamed, ok := e.Rename[name]; ok {
+			name = renamed
+		}
+		after.Tensors[name] = t
+	}
+	for _, n := range e.Tensors {
+		if n.Zeros != nil {
+			after.Tensors[n.Name] = *n.Zeros
+			continue
+		}
+		t := b.Tensors[n.From]
+		t.Shape = slices.Clone(t.Shape)
+		if n.Rows > 0 {
+			t.Shape[0] = n.Rows
+		}
+		after.Tensors[n.Name] = t
+	}
+	return &after
+}

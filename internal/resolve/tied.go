@@ -221,7 +221,7 @@ func (r *resolver) isFolded(b *format.Beside) (bool, error) {
 // mirror makes the change of a folded tensor to the head as well, where the base stores it a second
 // time.
 func (s *sheet) mirror() {
-	if s.fold == nil || s.fold.copies[1] == "" {
+	if s.fold.copies[1] == "" {
 		return
 	}
 	c, to := s.changes[s.fold.copies[0]], s.fold.copies[1]
