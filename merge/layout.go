@@ -2,38 +2,15 @@ package merge
 
 import (
 	"slices"
-
-	"github.com/loratool/loratool/internal/checkpoint"
 )
 
 const (
-	// defaultBlockBytes is how much of the base a worker holds at a time.
-	defaultBlockBytes = 1 << 20
 	// copyBytes is the piece in which untouched data are copied, so that several workers share a large range and an
 	// interrupt is noticed.
 	copyBytes = 64 << 20
 	// smallCopyBytes is the most that is copied through a worker's memory where it lies among small tensors that change.
 	smallCopyBytes = 64 << 10
 )
-
-// outFile is one weight file of the output: the base's, with another header where it has targets.
-type outFile struct {
-	in      *checkpoint.File
-	before  restored // its header when what is taken out is out
-	header  []byte   // in full, length included; nil where the file's own stays as it is
-	shift   int64    // how far the data move
-	targets []*target
-}
-
-func (f *outFile) size() int64 { return f.in.Size + f.shift }
-
-// nameOf is the name of a file within the checkpoint; one that is a file itself has none.
-func (p *Plan) nameOf(f *outFile) string {
-	if !p.base.IsDir {
-		return ""
-	}
-	return f.in.Name
-}
 
 // layOut builds the output files and their headers; before are those of the base when what is taken
 // out is out.
@@ -147,46 +124,6 @@ func (p *Plan) jobs(pipelines map[*target]*pipeline) []job {
 		jobs[i].index = i
 	}
 	return jobs
-}
-
-// blockRows is how many rows of a target are worked on at a time: with records, whole blocks of all of them.
-func (p *Plan) blockRows(t *target) int64 {
-	nRows, nCols := t.Matrix()
-	if nRows == 0 || nCols == 0 {
-		return 1
-	}
-	elements := nCols
-	for i := range t.undo {
-		if s := &t.undo[i]; s.record != nil {
-			elements = multipleOfBoth(elements, s.record.Tensors[s.tensor].Block, nRows*nCols)
-		}
-	}
-	if p.options.wantsRecord() && t.changes() {
-		elements = multipleOfBoth(elements, recordBlock(t), nRows*nCols)
-	}
-	if elements > nCols {
-		return elements / nCols
-	}
-	return min(nRows, max(1, p.blockBytes()/(nCols*int64(t.ref.Tensor.DType.Size()))))
-}
-
-// multipleOfBoth is the least common multiple of a and b, or most if that is less.
-func multipleOfBoth(a, b, most int64) int64 {
-	x, y := a, b
-	for y != 0 {
-		x, y = y, x%y
-	}
-	if b/x > most/a {
-		return most
-	}
-	return min(most, a*(b/x))
-}
-
-func (p *Plan) blockBytes() int64 {
-	if p.options.BlockBytes > 0 {
-		return int64(p.options.BlockBytes)
-	}
-	return defaultBlockBytes
 }
 
 // PeakBytes estimates the memory that Run takes: blocks and factors in flight, at most workers+1 bands

@@ -1,83 +1,9 @@
 package merge
 
 import (
-	"io"
 	"sync"
 	"sync/atomic"
-
-	"github.com/loratool/loratool/internal/kernel"
-	"github.com/loratool/loratool/internal/resolve"
-	"github.com/loratool/loratool/internal/undo"
 )
-
-// operation is one step of what happens to the rows of a tensor. The operations of a tensor run one
-// after the other on each block of its rows: restore or subtract what is taken out, replace, add or
-// rescale, set rows. To merge is a list of them, to unmerge is the list of their inverses, and a swap
-// is one after the other.
-type operation interface {
-	// load reads what the operation needs for a band, before the first block with rows of it.
-	load(band int) error
-	// drop lets go of that after the last one.
-	drop(band int)
-	// apply changes the rows of a block in place.
-	apply(b *block, w *worker) error
-	// bytes is about the memory that load takes for a band.
-	bytes(band int) int64
-}
-
-// block is some rows of a tensor on their way through its pipeline.
-type block struct {
-	t          *target
-	row0, row1 int64
-	data       []byte
-	stats      *kernel.Stats // of what is put in
-	taken      *taken        // of what is taken out
-}
-
-// taken is what was done to a block when merges were taken out of it.
-type taken struct {
-	corrected int64 // predictions that a record has put right
-	mayDiffer int64 // elements that may differ, without a record
-}
-
-// eachBand calls f for the rows of each band that a block has, with the first of them as the band
-// counts.
-func (b *block) eachBand(f func(band int, row0 int64, rows []byte) error) error {
-	rowBytes := int64(len(b.data)) / (b.row1 - b.row0)
-	height := b.t.bandRows()
-	for row := b.row0; row < b.row1; {
-		band := row / height
-		end := min(b.row1, (band+1)*height)
-		if err := f(int(band), row-band*height, b.data[(row-b.row0)*rowBytes:(end-b.row0)*rowBytes]); err != nil {
-			return err
-		}
-		row = end
-	}
-	return nil
-}
-
-// worker is the memory of one goroutine.
-type worker struct {
-	block     []byte
-	other     []byte
-	before    []byte
-	predicted []byte
-	narrow    kernel.Scratch[float32]
-	broad     kernel.Scratch[float64]
-	rescale   kernel.RescaleScratch
-	undo      undo.Scratch
-	ignored   kernel.Stats
-}
-
-// tools are what operations need beside their own terms.
-type tools struct {
-	plan      *Plan
-	kernel    *kernel.Kernel
-	shelf     *shelf
-	recording *recording    // nil where no record is written
-	data      []io.ReaderAt // the files of the base, under the context of the run
-	measured  []*rescale    // operations that see the whole tensor before its first block
-}
 
 // pipeline is what happens to one tensor.
 type pipeline struct {
@@ -141,15 +67,6 @@ func (p *pipeline) load(first, last int) error {
 	return nil
 }
 
-func loadAll(ops []operation, band int) error {
-	for _, op := range ops {
-		if err := op.load(band); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // done drops what bands needed of which this was the last block.
 func (p *pipeline) done(first, last int) {
 	for i := first; i <= last; i++ {
@@ -164,29 +81,3 @@ func (p *pipeline) done(first, last int) {
 
 // apply runs the operations on a block.
 func (p *pipeline) apply(b *block, w *worker) error { return applyAll(p.ops, b, w) }
-
-func applyAll(ops []operation, b *block, w *worker) error {
-	for _, op := range ops {
-		if err := op.apply(b, w); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// bytesOf is about the memory that operations take for a band.
-func bytesOf(ops []operation, band int) (n int64) {
-	for _, op := range ops {
-		n += op.bytes(band)
-	}
-	return n
-}
-
-// byBand sorts terms into the bands that they are of.
-func byBand(terms []resolve.Term, nBands int) [][]resolve.Term {
-	bands := make([][]resolve.Term, nBands)
-	for _, x := range terms {
-		bands[x.Band] = append(bands[x.Band], x)
-	}
-	return bands
-}

@@ -70,12 +70,6 @@ func (r *record) apply(b *block, w *worker) error {
 	})
 }
 
-// recordBlock is how many elements of a tensor a block of the undo record has.
-func recordBlock(t *target) int64 {
-	_, nCols := t.Matrix()
-	return max(1, defaultBlockBytes/max(1, nCols*int64(t.DType.Size()))*nCols, nCols)
-}
-
 // describe says what the record holds of the tensor, which is in the given file.
 func (r *record) describe(file int) undo.Tensor {
 	d := undo.Tensor{
@@ -90,21 +84,6 @@ func (r *record) describe(file int) undo.Tensor {
 		d.Terms = append(d.Terms, undo.Term{Adapter: x.Adapter, Module: x.Module, Scale: x.Scale, Transposed: x.Transposed})
 	}
 	return d
-}
-
-// recording is the undo record of a merge in the making.
-type recording struct {
-	plan    *Plan
-	tensors []*record
-	writer  *undo.Writer
-	sums    []*undo.Sums // of each file: what identifies the data that the merge does not change
-	close   func()       // lets go of the residuals
-}
-
-// add counts a tensor in, and returns its number in the record.
-func (r *recording) add(t *record) int {
-	r.tensors = append(r.tensors, t)
-	return len(r.tensors) - 1
 }
 
 // begin says what the merge puts in, when all tensors have been counted in the order of the files. The

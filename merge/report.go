@@ -113,38 +113,31 @@ func cosine(length, distance float64) Figure {
 	return Figure(max(-1, min(1, (1+length*length-distance*distance)/(2*length))))
 }
 
-// report sums up the statistics of all jobs, in their order, so that the figures do not depend on who did what when.
-func (r *run) report() *Report {
-	p := r.plan
-	sums := make(map[*target]*kernel.Stats, len(p.targets))
-	for _, t := range p.targets {
-		sums[t] = new(kernel.Stats)
-	}
-	out := make(map[*target]*TakenOut)
-	for i := range r.jobs {
-		p := r.jobs[i].pipeline
-		if p == nil {
-			continue
-		}
-		t := p.target
-		sums[t].Add(&r.stats[i])
-		if out[t] == nil {
-			out[t] = &TakenOut{Tensor: t.ref.Tensor.Name, DType: t.ref.Tensor.DType.String(), Elements: t.ref.Tensor.Elements(), Merges: len(t.undo)}
-		}
-		out[t].Corrected += r.taken[i].corrected
-		out[t].MayDiffer += r.taken[i].mayDiffer
-	}
+// tally is what was done to a tensor.
+type tally struct {
+	kernel.Stats
+	taken
+}
+
+// report says what was done to each tensor of the plan.
+func (p *Plan) report(tallies map[*target]*tally) *Report {
 	report := &Report{Layers: []LayerReport{}, Replaced: []PlannedTensor{}, BytesWritten: p.OutputBytes(), Warnings: append([]string{}, p.warnings...)}
 	var total kernel.Stats
 	for _, t := range p.targets {
 		d := p.describe(t)
-		if o := out[t]; o != nil && len(t.undo) > 0 {
-			report.TakenOut = append(report.TakenOut, *o)
+		if len(t.undo) > 0 && tallies[t] != nil {
+			report.TakenOut = append(report.TakenOut, TakenOut{
+				Tensor: t.Name, DType: t.DType.String(), Elements: t.Elements(), Merges: len(t.undo),
+				Corrected: tallies[t].corrected, MayDiffer: tallies[t].mayDiffer,
+			})
 		}
 		if t.Replace != nil || t.Rows != nil {
 			report.Replaced = append(report.Replaced, d)
 		}
-		s := sums[t]
+		s := new(kernel.Stats)
+		if tallies[t] != nil {
+			s = &tallies[t].Stats
+		}
 		if len(t.Terms) == 0 {
 			total.NaNAfter += s.NaNAfter // of values that were put in place
 			continue
@@ -162,9 +155,8 @@ func (r *run) report() *Report {
 }
 
 // nonFinite names the tensors in which a merge created values that are not finite.
-func (r *run) nonFinite() []string {
-	var names []string
-	for _, l := range r.report().Layers {
+func (r *Report) nonFinite() (names []string) {
+	for _, l := range r.Layers {
 		if l.stats.NaNAfter > l.stats.NaNBefore {
 			names = append(names, l.Tensor)
 		}

@@ -2,17 +2,8 @@ package merge
 
 import (
 	"github.com/loratool/loratool/internal/fault"
-	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/undo"
 )
-
-// step is one merge that is taken out of a tensor again.
-type step struct {
-	record *undo.Record   // nil where there is none, and the subtraction has to do
-	name   string         // of the record
-	tensor int            // in the record
-	terms  []resolve.Term // what the prediction adds: the merge's terms with their signs turned
-}
 
 // newRemoval is the operation that takes a merge out; first says that it is the latest one, whose
 // values are those of the checkpoint.

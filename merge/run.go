@@ -65,9 +65,9 @@ func (p *Plan) runTo(ctx context.Context, out Output, undo io.Writer) (*Report, 
 	if err := r.all(ctx); err != nil {
 		return nil, err
 	}
-	report := r.report()
+	report := p.report(r.tallies())
 	if created := report.NonFiniteAfter - report.NonFiniteBefore; created > 0 && !p.options.AllowNonFinite {
-		return nil, fault.New(fault.Check, "%d finite weights would become infinite or NaN, in %s", created, fault.List(r.nonFinite(), 3)).
+		return nil, fault.New(fault.Check, "%d finite weights would become infinite or NaN, in %s", created, fault.List(report.nonFinite(), 3)).
 			WithHint("the base's dtype cannot hold the merged weights; lower the weight, or use --allow-nonfinite")
 	}
 	// The record takes the processor while the files wait for the disk.
@@ -180,6 +180,25 @@ func (r *run) copySide(name string) error {
 		return err
 	}
 	return errors.Join(out.CopyRange(0, src, 0, size), out.Close())
+}
+
+// tallies sums up what all jobs did, in their order, so that the figures do not depend on who did what
+// when.
+func (r *run) tallies() map[*target]*tally {
+	tallies := make(map[*target]*tally)
+	for i := range r.jobs {
+		if r.jobs[i].pipeline == nil {
+			continue
+		}
+		t := r.jobs[i].pipeline.target
+		if tallies[t] == nil {
+			tallies[t] = new(tally)
+		}
+		tallies[t].Add(&r.stats[i])
+		tallies[t].corrected += r.taken[i].corrected
+		tallies[t].mayDiffer += r.taken[i].mayDiffer
+	}
+	return tallies
 }
 
 // settle ends the weight files, and copies the files beside them.
@@ -313,19 +332,4 @@ func (j *job) run(b *block, w *worker) error {
 	}
 	defer j.pipeline.done(first, last)
 	return j.pipeline.apply(b, w)
-}
-
-// grow makes the worker's block at least n bytes long.
-func (w *worker) grow(n int64) []byte {
-	if int64(cap(w.block)) < n {
-		w.block = make([]byte, n)
-	}
-	return w.block[:cap(w.block)]
-}
-
-// read reads n bytes of a file of the base into the worker's block.
-func (k *tools) read(w *worker, file int, off, n int64) ([]byte, error) {
-	p := w.grow(n)[:n]
-	_, err := io.ReadFull(io.NewSectionReader(k.data[file], off, n), p)
-	return p, fault.InFile(err, k.plan.base.Files[file].Path)
 }

@@ -110,12 +110,6 @@ func (p *planner) checkStamps(before []restored) error {
 	return nil
 }
 
-// restored is the header that a file had before what is taken out was merged.
-type restored struct {
-	identity undo.Header
-	header   *checkpoint.Header // nil for a file that does not change
-}
-
 // restoreHeaders reads the headers of the files, as they are before anything is put in.
 func (p *planner) restoreHeaders(ctx context.Context) ([]restored, error) {
 	changed := make([]bool, len(p.base.Files))

@@ -15,14 +15,6 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// Record is an undo record (spec/UNDO.md), opened for reading.
-type Record struct {
-	Name   string // how messages call it, such as its path
-	record *undo.Record
-
-	identity fileio.Identity // of the file that it is in
-}
-
 // OpenRecord proves the undo record of the given size in r, all of it, and opens it. r is read only by ReadAt, also later.
 func OpenRecord(ctx context.Context, name string, r io.ReaderAt, size int64) (*Record, error) {
 	id, err := fileio.IdentityOf(r)
@@ -124,15 +116,6 @@ func wrote(base *checkpoint.Checkpoint, r *undo.Record, now map[int]undo.Header)
 		}
 	}
 	return true
-}
-
-// fileOf finds file i of a record among those of the checkpoint, or returns −1. Where both have one, it is that, whatever its
-// name is by now.
-func fileOf(base *checkpoint.Checkpoint, r *undo.Record, i int) int {
-	if len(r.Files) == 1 && len(base.Files) == 1 {
-		return 0
-	}
-	return slices.IndexFunc(base.Files, func(f *checkpoint.File) bool { return f.Name == r.Files[i].Name })
 }
 
 func explainChain(base *checkpoint.Checkpoint, chain []*Record, r *Record) error {

@@ -24,8 +24,6 @@ var backward = map[string]int{
 	"cmd/loratool":     12,
 	"internal/fileio":  7,
 	"internal/kernel":  8,
-	"internal/resolve": 19,
-	"merge":            17,
 	"rank":             11,
 }
 

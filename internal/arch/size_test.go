@@ -21,7 +21,6 @@ var manyMethods = map[string]int{
 	"internal/pyre.parser":          26, // the grammar of Python's regular expressions
 	"internal/resolve.resolver":     34,
 	"merge.Plan":                    53,
-	"merge.run":                     31,
 	"rank.extracting":               23,
 }
 

@@ -1,69 +1,9 @@
 package resolve
 
 import (
-	"math"
-	"slices"
-	"strings"
-
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 )
-
-// given is one adapter, as it is.
-type given struct {
-	Adapter
-	index    int // among the adapters of the merge
-	manifest *format.Manifest
-	model    *format.Adapter
-}
-
-func newGiven(a Adapter, index int) (*given, error) {
-	m := a.Source.Manifest()
-	if len(m.Adapters) != 1 {
-		return nil, fault.New(fault.Unsupported, "a bundle of %d adapters", len(m.Adapters)).WithHint("convert the one that is meant to a file of its own")
-	}
-	return &given{Adapter: a, index: index, manifest: m, model: &m.Adapters[0]}, nil
-}
-
-func (g *given) blob(i int) Blob { return Blob{Source: g.Source, Index: i} }
-
-// has reports whether the adapter requires a feature.
-func (g *given) has(feature string) bool {
-	return slices.ContainsFunc(g.model.Requires, func(q format.Requirement) bool { return q.Feature == feature })
-}
-
-// where lists what the requirements of a feature say.
-func (g *given) where(feature string) (all []string) {
-	for _, q := range g.model.Requires {
-		if q.Feature == feature {
-			all = append(all, q.Where)
-		}
-	}
-	return all
-}
-
-// term begins the term of a layer, and returns its factors.
-func (g *given) term(l *format.Layer) (x Term, a, b Blob, err error) {
-	scale := g.Weight * l.Scale()
-	if math.IsNaN(scale) || math.IsInf(scale, 0) {
-		return x, a, b, fault.New(fault.Corrupt, "%q has the scale %v (alpha %v, rank %d, weight %v)", l.Module, scale, l.Alpha, l.Rank, g.Weight)
-	}
-	a, b = g.blob(l.Roles[format.RoleA]), g.blob(l.Roles[format.RoleB])
-	for _, f := range []Blob{a, b} {
-		if t := f.Tensor(); !t.DType.IsFloat() {
-			return x, a, b, fault.New(fault.Unsupported, "%q is stored as %v; factors are F64, F32, F16 or BF16", t.Name, t.DType)
-		}
-	}
-	return Term{Adapter: g.index, Module: l.Module, Scale: scale, Rank: l.Rank}, a, b, nil
-}
-
-// wrongBase is the hint where nothing better is known.
-func (g *given) wrongBase() string {
-	if name := g.model.Base.Name; name != "" {
-		return "the adapter was made for another base: its configuration names " + fault.Quote(name)
-	}
-	return "the adapter was made for another base"
-}
 
 // plain is a layer whose factors are those of the formula: a linear layer, an embedding or a
 // convolution.
@@ -171,16 +111,4 @@ func (r *resolver) compareFlag(l *format.Layer, turned bool) {
 	if r.model.Orientation != format.OrientationUnknown && turned != (r.model.Orientation == format.NxM) {
 		r.notes.of(l.Module, "fan_in_fan_out of the adapter's configuration does not fit the base, which decides")
 	}
-}
-
-// wrapped is what PEFT puts between an nn.MultiheadAttention and its out_proj.
-const wrapped = ".base_layer."
-
-// isOutProj reports whether a layer is the out_proj of an nn.MultiheadAttention.
-func isOutProj(l *format.Layer) bool { return strings.Contains(l.Module, wrapped) }
-
-// tail is the last n segments of a path.
-func tail(path string, n int) string {
-	s := strings.Split(path, ".")
-	return strings.Join(s[max(0, len(s)-n):], ".")
 }

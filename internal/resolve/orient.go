@@ -5,10 +5,6 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// votes count, per leaf name and under "" for all Conv1D names together, the layers whose shape
-// shows that they are stored transposed, minus those that are stored as torch.nn.Linear does.
-type votes map[string]int
-
 func (r *resolver) countVotes() votes {
 	v := make(votes)
 	tensors := r.manifest.Tensors

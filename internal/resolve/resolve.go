@@ -8,45 +8,9 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/format"
-	"github.com/loratool/loratool/format/dtype"
-	"github.com/loratool/loratool/internal/config"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
 )
-
-// Base is what resolving knows of a base model: names, shapes and its configuration. It holds no
-// values. The zero value of Config is that of a checkpoint without a config.json.
-type Base struct {
-	Path       string // how errors name it
-	Tensors    map[string]Tensor
-	Config     config.Model
-	ConfigText []byte // config.json as it is; nil where there is none to edit
-}
-
-// Tensor is a tensor of a base.
-type Tensor struct {
-	DType dtype.Type
-	Shape []uint64
-}
-
-// Elements is the number of elements; a tensor without dimensions has one.
-func (t Tensor) Elements() int64 {
-	n := uint64(1)
-	for _, d := range t.Shape {
-		n *= d
-	}
-	return int64(n)
-}
-
-// Names lists the tensors of a base, sorted.
-func (b *Base) Names() []string { return slices.Sorted(maps.Keys(b.Tensors)) }
-
-// Adapter is one adapter of a merge.
-type Adapter struct {
-	Source format.Source
-	Name   string  // how errors name it
-	Weight float64 // ω
-}
 
 // Resolve pairs every tensor of the adapters of one merge with the tensor of the base that it
 // changes. It fails if any tensor could not be used exactly once. The changes are in the order of
@@ -79,18 +43,6 @@ func Resolve(b *Base, adapters []Adapter, reading Reading) (changes []*Change, t
 	return changes, s.notes.list(), nil
 }
 
-// sheet is what the adapters of one merge change, as far as they have been resolved.
-type sheet struct {
-	base     *Base
-	names    *naming.Base
-	adapters []Adapter
-	reading  Reading
-	changes  map[string]*Change
-	notes    *notes
-	ties     *ties // nil until something asks for the base's two ends
-	fold     *fold // nil where tied ends are not folded
-}
-
 func newSheet(b *Base, adapters []Adapter, reading Reading) (*sheet, error) {
 	s := &sheet{
 		base: b, names: naming.Index(b.Names()), adapters: adapters, reading: reading,
@@ -100,26 +52,6 @@ func newSheet(b *Base, adapters []Adapter, reading Reading) (*sheet, error) {
 		return s, s.foldEnds()
 	}
 	return s, nil
-}
-
-// resolver pairs the tensors of one adapter with those of the base.
-type resolver struct {
-	*sheet
-	given
-	mapping naming.Mapping
-	forms   []form
-	votes   votes
-
-	hasTwins bool // the adapter saves one tensor of the base under the names of all modules that share it
-}
-
-// form is a way in which tensors of an adapter stand for a change of tensors of the base. Each kind
-// of layer has one, and so has what is carried beside the layers.
-type form interface {
-	// wants lists the tensors that the base must have, by the adapter's names.
-	wants() []string
-	// add adds the change to the sheet.
-	add() error
 }
 
 // resolver begins with adapter i: what it holds is known, and not yet what it means in the base.
@@ -232,16 +164,6 @@ func (r *resolver) resolve() error {
 	return first(errs)
 }
 
-// wanted lists the names that the base must have for some forms.
-func (r *resolver) wanted(which func(form) bool) (names []string) {
-	for _, f := range r.forms {
-		if which(f) {
-			names = append(names, f.wants()...)
-		}
-	}
-	return names
-}
-
 // first returns the first of several errors, which tells how many others there are, and what the
 // next one is.
 func first(errs []error) error {
@@ -254,64 +176,6 @@ func first(errs []error) error {
 		return nil
 	}
 	return errs[0]
-}
-
-// tensor is the base's tensor for a name of the adapter's, which resolve has found.
-func (r *resolver) tensor(name string) Tensor {
-	actual, _ := r.mapping.Lookup(name)
-	return r.base.Tensors[actual]
-}
-
-// change is the change of the tensor for a name of the adapter's, made at first use. How its values
-// are stored is not asked for a tensor that is only copied.
-func (r *resolver) change(name string, copied bool) (*Change, error) {
-	actual, _ := r.mapping.Lookup(name) // resolve has found every name
-	if r.fold != nil {
-		if err := r.checkFolded(name); err != nil {
-			return nil, err
-		}
-	}
-	if c := r.changes[actual]; c != nil {
-		return c, nil
-	}
-	if !copied {
-		if err := r.base.checkStorage(actual); err != nil {
-			return nil, err
-		}
-	}
-	module := naming.Module(actual)
-	if !naming.IsNumbered(module) && r.fold == nil {
-		if err := r.checkTied(actual); err != nil {
-			return nil, err
-		}
-	}
-	c := &Change{Name: actual, Module: module, Tensor: r.base.Tensors[actual], NBands: 1}
-	r.changes[actual] = c
-	return c, nil
-}
-
-// checkStorage refuses a tensor whose values are not plain floats.
-func (b *Base) checkStorage(name string) error {
-	quantised := ""
-	if m := b.Config.QuantizationMethod; m != "" {
-		quantised = fmt.Sprintf(" (quantised: config.json says %s)", m)
-	}
-	module := naming.Module(name)
-	for _, companion := range []string{name + "_scale", name + "_scale_inv", name + ".absmax", name + ".quant_map", name + ".SCB", module + ".scales"} {
-		if _, ok := b.Tensors[companion]; ok {
-			quantised = fmt.Sprintf(" (quantised: beside it lies %q)", companion)
-		}
-	}
-	d := b.Tensors[name].DType
-	if !d.IsFloat() || quantised != "" && d.Size() < 2 {
-		return fault.New(fault.Unsupported, "tensor %q of the base is stored as %v%s; F64, F32, F16 and BF16 can be merged into", name, d, quantised).
-			WithHint(naming.Dequantise)
-	}
-	if quantised != "" && !strings.Contains(quantised, "config.json") {
-		return fault.New(fault.Unsupported, "tensor %q of the base is not plain%s", name, quantised).
-			WithHint(naming.Dequantise)
-	}
-	return nil
 }
 
 // check looks for changes to one tensor that do not go together.
@@ -330,41 +194,4 @@ func (c *Change) check() error {
 		return c.checkMagnitude()
 	}
 	return nil
-}
-
-// notes gathers what a user should know: each text once, with the names that it is about.
-type notes struct {
-	texts []string
-	about map[string][]string
-}
-
-// maxNamed is how many names a note spells out.
-const maxNamed = 3
-
-// add adds a text of its own.
-func (n *notes) add(format string, args ...any) {
-	n.texts = append(n.texts, fmt.Sprintf(format, args...))
-}
-
-// of adds a name to those that a text is about.
-func (n *notes) of(name, text string) {
-	if n.about == nil {
-		n.about = make(map[string][]string)
-	}
-	if n.about[text] == nil {
-		n.texts = append(n.texts, text)
-	}
-	n.about[text] = append(n.about[text], name)
-}
-
-// list returns the texts in the order in which they came up.
-func (n *notes) list() []string {
-	var all []string
-	for _, text := range n.texts {
-		if names := n.about[text]; names != nil {
-			text += ": " + fault.List(names, maxNamed)
-		}
-		all = append(all, text)
-	}
-	return all
 }

@@ -8,10 +8,6 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// ties are the two ends of the base, input embedding and output head, and whether they are one
-// tensor.
-type ties = naming.Ends
-
 // ends finds the two ends of the base, once, with the help of what the adapters change.
 func (s *sheet) ends() ties {
 	if s.ties != nil {
@@ -160,13 +156,6 @@ func tiedError(name string) error {
 		WithHint("--tied untie makes the head a tensor of its own; --tied fold makes the change to both ends")
 }
 
-// fold makes changes of either end to the one tensor that the base has for both.
-type fold struct {
-	embedding, head string        // by their names without wrappers
-	copies          [2]string     // the embedding and the second copy of it that the head is, where the base stores it twice
-	changed         map[bool]bool // whether the head (true) and the embedding (false) change
-}
-
 // foldEnds lets the head stand for the embedding that it is tied to.
 func (s *sheet) foldEnds() error {
 	embedding, head, err := s.tiedEnds()
@@ -234,4 +223,11 @@ func (s *sheet) mirror() {
 		s.changes[to] = other
 	}
 	other.Terms, other.DoRA, other.Replace, other.Rows = c.Terms, c.DoRA, c.Replace, c.Rows
+}
+
+// isVocabulary reports whether a tensor is of an embedding of tokens or of a head over them, which
+// grow and are tied.
+func isVocabulary(name string) bool {
+	module := naming.Module(name)
+	return naming.IsInputEmbedding(module) || naming.IsHead(module)
 }

@@ -1,0 +1,187 @@
+package resolve
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
+)
+
+// Adapter is one adapter of a merge.
+type Adapter struct {
+	Source format.Source
+	Name   string  // how errors name it
+	Weight float64 // ω
+}
+
+// sheet is what the adapters of one merge change, as far as they have been resolved.
+type sheet struct {
+	base     *Base
+	names    *naming.Base
+	adapters []Adapter
+	reading  Reading
+	changes  map[string]*Change
+	notes    *notes
+	ties     *ties // nil until something asks for the base's two ends
+	fold     *fold // nil where tied ends are not folded
+}
+
+// resolver pairs the tensors of one adapter with those of the base.
+type resolver struct {
+	*sheet
+	given
+	mapping naming.Mapping
+	forms   []form
+	votes   votes
+
+	hasTwins bool // the adapter saves one tensor of the base under the names of all modules that share it
+}
+
+// form is a way in which tensors of an adapter stand for a change of tensors of the base. Each kind
+// of layer has one, and so has what is carried beside the layers.
+type form interface {
+	// wants lists the tensors that the base must have, by the adapter's names.
+	wants() []string
+	// add adds the change to the sheet.
+	add() error
+}
+
+// wanted lists the names that the base must have for some forms.
+func (r *resolver) wanted(which func(form) bool) (names []string) {
+	for _, f := range r.forms {
+		if which(f) {
+			names = append(names, f.wants()...)
+		}
+	}
+	return names
+}
+
+// tensor is the base's tensor for a name of the adapter's, which resolve has found.
+func (r *resolver) tensor(name string) Tensor {
+	actual, _ := r.mapping.Lookup(name)
+	return r.base.Tensors[actual]
+}
+
+// given is one adapter, as it is.
+type given struct {
+	Adapter
+	index    int // among the adapters of the merge
+	manifest *format.Manifest
+	model    *format.Adapter
+}
+
+func newGiven(a Adapter, index int) (*given, error) {
+	m := a.Source.Manifest()
+	if len(m.Adapters) != 1 {
+		return nil, fault.New(fault.Unsupported, "a bundle of %d adapters", len(m.Adapters)).WithHint("convert the one that is meant to a file of its own")
+	}
+	return &given{Adapter: a, index: index, manifest: m, model: &m.Adapters[0]}, nil
+}
+
+func (g *given) blob(i int) Blob { return Blob{Source: g.Source, Index: i} }
+
+// has reports whether the adapter requires a feature.
+func (g *given) has(feature string) bool {
+	return slices.ContainsFunc(g.model.Requires, func(q format.Requirement) bool { return q.Feature == feature })
+}
+
+// where lists what the requirements of a feature say.
+func (g *given) where(feature string) (all []string) {
+	for _, q := range g.model.Requires {
+		if q.Feature == feature {
+			all = append(all, q.Where)
+		}
+	}
+	return all
+}
+
+// term begins the term of a layer, and returns its factors.
+func (g *given) term(l *format.Layer) (x Term, a, b Blob, err error) {
+	scale := g.Weight * l.Scale()
+	if math.IsNaN(scale) || math.IsInf(scale, 0) {
+		return x, a, b, fault.New(fault.Corrupt, "%q has the scale %v (alpha %v, rank %d, weight %v)", l.Module, scale, l.Alpha, l.Rank, g.Weight)
+	}
+	a, b = g.blob(l.Roles[format.RoleA]), g.blob(l.Roles[format.RoleB])
+	for _, f := range []Blob{a, b} {
+		if t := f.Tensor(); !t.DType.IsFloat() {
+			return x, a, b, fault.New(fault.Unsupported, "%q is stored as %v; factors are F64, F32, F16 or BF16", t.Name, t.DType)
+		}
+	}
+	return Term{Adapter: g.index, Module: l.Module, Scale: scale, Rank: l.Rank}, a, b, nil
+}
+
+// wrongBase is the hint where nothing better is known.
+func (g *given) wrongBase() string {
+	if name := g.model.Base.Name; name != "" {
+		return "the adapter was made for another base: its configuration names " + fault.Quote(name)
+	}
+	return "the adapter was made for another base"
+}
+
+// tail is the last n segments of a path.
+func tail(path string, n int) string {
+	s := strings.Split(path, ".")
+	return strings.Join(s[max(0, len(s)-n):], ".")
+}
+
+// notes gathers what a user should know: each text once, with the names that it is about.
+type notes struct {
+	texts []string
+	about map[string][]string
+}
+
+// maxNamed is how many names a note spells out.
+const maxNamed = 3
+
+// add adds a text of its own.
+func (n *notes) add(format string, args ...any) {
+	n.texts = append(n.texts, fmt.Sprintf(format, args...))
+}
+
+// of adds a name to those that a text is about.
+func (n *notes) of(name, text string) {
+	if n.about == nil {
+		n.about = make(map[string][]string)
+	}
+	if n.about[text] == nil {
+		n.texts = append(n.texts, text)
+	}
+	n.about[text] = append(n.about[text], name)
+}
+
+// list returns the texts in the order in which they came up.
+func (n *notes) list() []string {
+	var all []string
+	for _, text := range n.texts {
+		if names := n.about[text]; names != nil {
+			text += ": " + fault.List(names, maxNamed)
+		}
+		all = append(all, text)
+	}
+	return all
+}
+
+// ties are the two ends of the base, input embedding and output head, and whether they are one
+// tensor.
+type ties = naming.Ends
+
+// fold makes changes of either end to the one tensor that the base has for both.
+type fold struct {
+	embedding, head string        // by their names without wrappers
+	copies          [2]string     // the embedding and the second copy of it that the head is, where the base stores it twice
+	changed         map[bool]bool // whether the head (true) and the embedding (false) change
+}
+
+// votes count, per leaf name and under "" for all Conv1D names together, the layers whose shape
+// shows that they are stored transposed, minus those that are stored as torch.nn.Linear does.
+type votes map[string]int
+
+// wrapped is what PEFT puts between an nn.MultiheadAttention and its out_proj.
+const wrapped = ".base_layer."
+
+// isOutProj reports whether a layer is the out_proj of an nn.MultiheadAttention.
+func isOutProj(l *format.Layer) bool { return strings.Contains(l.Module, wrapped) }
