@@ -119,8 +119,8 @@ type tally struct {
 	taken
 }
 
-// report says what was done to each tensor of the plan.
-func (p *Plan) report(tallies map[*target]*tally) *Report {
+// newReport says what was done to each tensor of the plan.
+func newReport(p *Plan, tallies map[*target]*tally) *Report {
 	report := &Report{Layers: []LayerReport{}, Replaced: []PlannedTensor{}, BytesWritten: p.OutputBytes(), Warnings: append([]string{}, p.warnings...)}
 	var total kernel.Stats
 	for _, t := range p.targets {

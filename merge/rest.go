@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/parallel"
 	"github.com/loratool/loratool/internal/undo"
@@ -14,7 +15,7 @@ import (
 // checkRest compares the data that the latest of the merges which are taken out has not changed with
 // what its record says of them. What an earlier one has not changed has then been compared, too: its
 // record begins where the later one ends.
-func (p *Plan) checkRest(ctx context.Context) error {
+func checkRest(ctx context.Context, p *Plan) error {
 	latest := p.removed.records[0]
 	changed := make([][]undo.Range, len(p.files))
 	for i := range latest.record.Tensors {
@@ -40,7 +41,7 @@ func (p *Plan) checkRest(ctx context.Context) error {
 		if bufs[w] == nil {
 			bufs[w] = make([]byte, defaultBlockBytes)
 		}
-		return p.checkPiece(ctx, &pieces[i], bufs[w])
+		return pieces[i].check(ctx, p.base.Files[pieces[i].file], bufs[w])
 	})
 }
 
@@ -51,8 +52,8 @@ type restPiece struct {
 	want uint32
 }
 
-func (p *Plan) checkPiece(ctx context.Context, piece *restPiece, buf []byte) error {
-	in := p.base.Files[piece.file]
+// check compares the range with its sum.
+func (piece *restPiece) check(ctx context.Context, in *checkpoint.File, buf []byte) error {
 	sum, err := piece.Sum(ctx, in.ReaderAt(ctx), buf)
 	if err != nil || sum == piece.want {
 		return fault.InFile(err, in.Path)

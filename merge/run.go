@@ -31,7 +31,7 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 		return nil, err
 	}
 	defer s.Abort()
-	return p.runTo(ctx, s, p.recordWriter(s.record))
+	return p.runTo(ctx, s, recordWriter(p, s.record))
 }
 
 // RunTo is Run for another output than the file system, such as memory. Options.UndoFile must be
@@ -58,14 +58,14 @@ func (p *Plan) runTo(ctx context.Context, out Output, undo io.Writer) (*Report, 
 	}
 	defer r.close()
 	if len(p.removed.records) > 0 {
-		if err := p.checkRest(ctx); err != nil {
+		if err := checkRest(ctx, p); err != nil {
 			return nil, err
 		}
 	}
 	if err := r.all(ctx); err != nil {
 		return nil, err
 	}
-	report := p.report(r.tallies())
+	report := newReport(p, r.tallies())
 	if created := report.NonFiniteAfter - report.NonFiniteBefore; created > 0 && !p.options.AllowNonFinite {
 		return nil, fault.New(fault.Check, "%d finite weights would become infinite or NaN, in %s", created, fault.List(report.nonFinite(), 3)).
 			WithHint("the base's dtype cannot hold the merged weights; lower the weight, or use --allow-nonfinite")

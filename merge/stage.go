@@ -22,10 +22,10 @@ import (
 // directories around them can be written to, and that the disk has room.
 func (p *Plan) CheckOutput(out string) error {
 	out = filepath.Clean(out)
-	inputs := p.inputs()
+	inputs := inputsOf(p)
 	place := fileio.Place{
-		Path: out, IsDir: p.base.IsDir, Replace: p.options.Replace, Inputs: inputs, Files: p.outputNames(),
-		Known: isCheckpoint, Kind: "a checkpoint", Bytes: p.diskBytes(),
+		Path: out, IsDir: p.base.IsDir, Replace: p.options.Replace, Inputs: inputs, Files: outputNames(p),
+		Known: isCheckpoint, Kind: "a checkpoint", Bytes: diskBytes(p),
 	}
 	if err := place.Check(); err != nil {
 		return err
@@ -57,7 +57,7 @@ type OutputError = fileio.OutputError
 type SpaceError = fileio.SpaceError
 
 // inputs lists what the merge reads.
-func (p *Plan) inputs() []string {
+func inputsOf(p *Plan) []string {
 	paths := p.base.Paths()
 	for _, a := range slices.Concat(p.removed.adapters, p.adapters) {
 		paths = append(paths, a.Name) // it need not be a path
@@ -69,7 +69,7 @@ func (p *Plan) inputs() []string {
 }
 
 // outputNames lists the files of an output that is a directory.
-func (p *Plan) outputNames() []string {
+func outputNames(p *Plan) []string {
 	names := slices.Clone(p.base.Side)
 	for _, f := range p.files {
 		names = append(names, f.in.Name)
@@ -98,7 +98,7 @@ func isRecord(path string) bool {
 }
 
 // diskBytes is what the output takes on the disk at least: its holes take nothing.
-func (p *Plan) diskBytes() (n int64) {
+func diskBytes(p *Plan) (n int64) {
 	for _, f := range p.files {
 		n += f.size() - f.in.HoleBytes()
 	}
@@ -131,7 +131,7 @@ func (p *Plan) stage(out string) (*staged, error) {
 	if p.base.IsDir {
 		var mode fs.FileMode
 		if mode, err = p.base.Dir.Mode(); err == nil {
-			err = errors.Join(stage.Narrow(mode), stage.Expect(p.outputNames()))
+			err = errors.Join(stage.Narrow(mode), stage.Expect(outputNames(p)))
 		}
 	}
 	if err == nil && p.options.UndoFile != "" {
@@ -262,7 +262,7 @@ func (f *recordFile) abort() {
 }
 
 // recordWriter is where the undo record goes.
-func (p *Plan) recordWriter(f *recordFile) io.Writer {
+func recordWriter(p *Plan, f *recordFile) io.Writer {
 	switch undo := p.options.Undo; {
 	case f == nil:
 		return undo

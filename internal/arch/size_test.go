@@ -20,7 +20,6 @@ var manyMethods = map[string]int{
 	"internal/naming.Base":          27,
 	"internal/pyre.parser":          26, // the grammar of Python's regular expressions
 	"internal/resolve.resolver":     34,
-	"merge.Plan":                    53,
 	"rank.extracting":               23,
 }
 
