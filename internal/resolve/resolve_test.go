@@ -1,0 +1,178 @@
+package resolve_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/config"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/resolve"
+)
+
+// base is a base of BF16 tensors, by their names and shapes.
+func base(modelType string, shapes map[string][]uint64) *resolve.Base {
+	b := &resolve.Base{Path: "base", Tensors: make(map[string]resolve.Tensor), Config: config.Model{Found: modelType != "", ModelType: modelType}}
+	for name, shape := range shapes {
+		b.Tensors[name] = resolve.Tensor{DType: dtype.BF16, Shape: shape}
+	}
+	return b
+}
+
+// zeros is a matrix of zeros.
+func zeros(shape ...uint64) format.Data {
+	n := uint64(1)
+	for _, d := range shape {
+		n *= d
+	}
+	return format.Float32s(make([]float32, n), shape...)
+}
+
+// adapter makes an adapter in memory.
+func adapter(t *testing.T, weight float64, build func(b *format.Builder)) resolve.Adapter {
+	t.Helper()
+	b := format.NewBuilder("made up")
+	build(b)
+	src, err := b.Source()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resolve.Adapter{Source: src, Name: "adapter", Weight: weight}
+}
+
+// describe is a change in one line: where, and what happens there.
+func describe(c *resolve.Change) string {
+	var s []string
+	for _, x := range c.Terms {
+		turned := ""
+		if x.Transposed {
+			turned = "ᵀ"
+		}
+		s = append(s, fmt.Sprintf("band %d rows %d+%d cols %d+%d: %v·BA%s of rank %d", x.Band, x.Left.First, x.Left.Length, x.Right.First, x.Right.Length, x.Scale, turned, x.Rank))
+	}
+	if c.Replace != nil {
+		s = append(s, "replaced")
+	}
+	if c.Rows != nil {
+		s = append(s, fmt.Sprintf("rows %d", c.Rows.Order))
+	}
+	return c.Name + ": " + strings.Join(s, "; ")
+}
+
+// TestChangesAreRectanglesOfTheBase resolves adapters without a disk: which tensor, which rectangle of
+// it, and what happens there.
+func TestChangesAreRectanglesOfTheBase(t *testing.T) {
+	const r = 2
+	for _, c := range []struct {
+		name   string
+		base   *resolve.Base
+		weight float64
+		build  func(b *format.Builder)
+		want   []string
+	}{
+		{"a linear layer", base("", map[string][]uint64{"m.q.weight": {6, 4}}), 0.5,
+			func(b *format.Builder) { b.Linear("m.q", r, 3, zeros(r, 4), zeros(6, r)) },
+			[]string{"m.q.weight: band 0 rows 0+6 cols 0+4: 1.5·BA of rank 2"}},
+		{"a weight that the base stores transposed", base("", map[string][]uint64{"m.q.weight": {4, 6}}), 1,
+			func(b *format.Builder) { b.Linear("m.q", r, 1, zeros(r, 4), zeros(6, r)) },
+			[]string{"m.q.weight: band 0 rows 0+4 cols 0+6: 1·BAᵀ of rank 2"}},
+		{"a square weight of GPT-2", base("gpt2", map[string][]uint64{"h.0.attn.c_proj.weight": {4, 4}}), 1,
+			func(b *format.Builder) { b.Linear("h.0.attn.c_proj", r, 1, zeros(r, 4), zeros(4, r)) },
+			[]string{"h.0.attn.c_proj.weight: band 0 rows 0+4 cols 0+4: 1·BAᵀ of rank 2"}},
+		{"a prefix that the base lacks", base("", map[string][]uint64{"layers.0.q.weight": {6, 4}}), 1,
+			func(b *format.Builder) { b.Linear("model.layers.0.q", r, 1, zeros(r, 4), zeros(6, r)) },
+			[]string{"layers.0.q.weight: band 0 rows 0+6 cols 0+4: 1·BA of rank 2"}},
+		{"an embedding", base("", map[string][]uint64{"embed.weight": {9, 4}}), 1,
+			func(b *format.Builder) { b.Embedding("embed", r, 1, zeros(r, 9), zeros(4, r)) },
+			[]string{"embed.weight: band 0 rows 0+9 cols 0+4: 1·BAᵀ of rank 2"}},
+		{"a convolution", base("", map[string][]uint64{"c.weight": {6, 4, 3, 3}}), 1,
+			func(b *format.Builder) { b.Conv("c", r, 1, zeros(r, 4, 3, 3), zeros(6, r, 1, 1)) },
+			[]string{"c.weight: band 0 rows 0+6 cols 0+36: 1·BA of rank 2"}},
+		{"one expert of a stack, the second half of its rows", base("qwen3_5_moe", map[string][]uint64{"l.0.mlp.experts.gate_up_proj": {3, 10, 4}}), 1,
+			func(b *format.Builder) { b.Linear("l.0.mlp.experts.2.up_proj", r, 1, zeros(r, 4), zeros(5, r)) },
+			[]string{"l.0.mlp.experts.gate_up_proj: band 2 rows 5+5 cols 0+4: 1·BA of rank 2"}},
+		{"rows, and a tensor in place of the base's", base("", map[string][]uint64{"embed.weight": {9, 4}, "norm.weight": {4}}), 1,
+			func(b *format.Builder) {
+				b.Rows("embed.weight", []int64{8, 1}, zeros(2, 4))
+				b.Replace("norm.weight", zeros(4))
+			},
+			[]string{"embed.weight: rows [8 1]", "norm.weight: replaced"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			changes, _, err := resolve.Resolve(c.base, []resolve.Adapter{adapter(t, c.weight, c.build)}, resolve.Reading{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, change := range changes {
+				got = append(got, describe(change))
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("changes %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// TestTiedEndsNeedAWord: of a base whose head is its embedding, a change of the head is refused; folded
+// it changes the one tensor, and untied the base gets a head before.
+func TestTiedEndsNeedAWord(t *testing.T) {
+	yes := true
+	tied := base("llama", map[string][]uint64{"model.embed_tokens.weight": {9, 4}, "model.layers.0.mlp.up_proj.weight": {8, 4}})
+	tied.Config.TieWordEmbeddings, tied.Config.Architectures = &yes, []string{"LlamaForCausalLM"}
+	tied.ConfigText = []byte(`{"tie_word_embeddings": true}`)
+	head := adapter(t, 1, func(b *format.Builder) { b.Linear("lm_head", 2, 1, zeros(2, 4), zeros(9, 2)) })
+
+	_, _, err := resolve.Resolve(tied, []resolve.Adapter{head}, resolve.Reading{})
+	if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "tied") {
+		t.Errorf("without a word: %v, want a refusal that says that the ends are tied", err)
+	}
+	changes, _, err := resolve.Resolve(tied, []resolve.Adapter{head}, resolve.Reading{Tied: resolve.Fold})
+	if err != nil || len(changes) != 1 || changes[0].Name != "model.embed_tokens.weight" {
+		t.Errorf("folded: %v, %v, want a change of the embedding", changes, err)
+	}
+	shaped, err := resolve.Shape(tied, []resolve.Adapter{head}, resolve.Reading{Tied: resolve.Untie}, resolve.Shaping{Untie: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := string(shaped.ConfigText), `{"tie_word_embeddings": false}`; got != want {
+		t.Errorf("untied: config.json is %s, want %s", got, want)
+	}
+	changes, _, err = resolve.Resolve(shaped.Base, []resolve.Adapter{head}, resolve.Reading{Tied: resolve.Untie})
+	if err != nil || len(changes) != 1 || changes[0].Name != "lm_head.weight" {
+		t.Errorf("untied: %v, %v, want a change of the head", changes, err)
+	}
+	if _, ok := tied.Tensors["lm_head.weight"]; ok {
+		t.Error("Shape has changed the base that it was given")
+	}
+}
+
+// TestResolvingLeavesItsInputsAlone: the same inputs give the same changes any number of times.
+func TestResolvingLeavesItsInputsAlone(t *testing.T) {
+	b := base("", map[string][]uint64{"m.q.weight": {6, 4}, "m.k.weight": {4, 6}})
+	a := adapter(t, 1, func(b *format.Builder) {
+		b.Linear("m.q", 2, 1, zeros(2, 4), zeros(6, 2))
+		b.Linear("m.k", 2, 1, zeros(2, 4), zeros(6, 2))
+	})
+	var first []string
+	for range 3 {
+		changes, _, err := resolve.Resolve(b, []resolve.Adapter{a}, resolve.Reading{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, c := range changes {
+			got = append(got, describe(c))
+		}
+		if first == nil {
+			first = got
+		}
+		if !slices.Equal(got, first) {
+			t.Errorf("again: %q, first %q", got, first)
+		}
+	}
+}
