@@ -65,7 +65,12 @@ func (a *add) apply(b *block, w *worker) error {
 }
 
 func (a *add) bytes(band int) int64 {
-	return bytesOfTerms(a.t, a.terms[band], isWide(a.t, a.terms[band]))
+	wide := isWide(a.t, a.terms[band])
+	n := bytesOfTerms(a.t, a.terms[band], wide)
+	if a.isInverse {
+		n += kernel.NegativeBytes(a.t.DType, wide, a.t.bandRows(), rankOf(a.terms[band]))
+	}
+	return n
 }
 
 // inverse is the operation that takes out what an add puts in. The two share what they have loaded.
@@ -112,17 +117,23 @@ func isWide(t *target, terms []resolve.Term) bool {
 	return false
 }
 
-// bytesOfTerms is the memory of some terms: L as it is and scaled, R, and norms; of a residual also the
-// whole weight, and some vectors of both sides for each singular vector.
-func bytesOfTerms(t *target, terms []resolve.Term, wide bool) (n int64) {
+// bytesOfTerms is the memory of some terms of a band: what the kernel makes of their factors, and of a
+// residual the whole weight and some vectors of both sides for each singular vector.
+func bytesOfTerms(t *target, terms []resolve.Term, wide bool) int64 {
 	_, nCols := t.Matrix()
-	size := wordBytes(wide)
+	n := kernel.UpdateBytes(t.DType, wide, t.bandRows(), nCols, rankOf(terms))
 	for _, x := range terms {
-		rank := int64(x.Rank)
-		n += size * ((2*rank+1)*t.bandRows() + (rank+1)*nCols)
 		if x.Residual != resolve.NoResidual {
-			n += t.bandRows()*nCols*int64(dtype.F32.Size()) + 16*rank*(t.bandRows()+nCols)*int64(dtype.F64.Size())
+			n += t.bandRows()*nCols*int64(dtype.F32.Size()) + 16*int64(x.Rank)*(t.bandRows()+nCols)*int64(dtype.F64.Size())
 		}
+	}
+	return n
+}
+
+// rankOf is the rank of terms together.
+func rankOf(terms []resolve.Term) (n int64) {
+	for _, x := range terms {
+		n += int64(x.Rank)
 	}
 	return n
 }
