@@ -170,7 +170,7 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 			modules[key.module][key.role] = i
 		}
 	}
-	p.addSaved(ctx, plain, plainTensors)
+	p.addSaved(ctx, plain, plainTensors, modules)
 	if len(p.names) > 1 {
 		p.require(format.FeatureSeveralNames, fmt.Sprint(len(p.names)))
 	}

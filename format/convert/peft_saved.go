@@ -41,7 +41,8 @@ func readSaved(config []byte) (s peftSaved) {
 	return s
 }
 
-// covers reports whether the configuration says that the file may hold a parameter of the base.
+// covers reports whether the configuration says that the file may hold a parameter of the base, or
+// PEFT takes it on loading whatever the configuration says.
 func (s *peftSaved) covers(parameter string) bool {
 	module := naming.Module(parameter)
 	switch {
@@ -51,6 +52,12 @@ func (s *peftSaved) covers(parameter string) bool {
 		return true
 	}
 	return s.saves(module)
+}
+
+// savesBias reports whether the configuration says that the bias of a module is saved: bias is "all",
+// or "lora_only" and the module has factors, or modules_to_save lists it.
+func (s *peftSaved) savesBias(module string, isAdapted bool) bool {
+	return s.bias == "all" || isAdapted && strings.HasSuffix(s.bias, "_only") || s.saves(module)
 }
 
 // saves reports whether modules_to_save, or the task, lists a module or one around it.
@@ -63,36 +70,45 @@ func (s *peftSaved) saves(module string) bool {
 	return false
 }
 
-// isUntoldBias reports whether the configuration denies a bias that the file holds.
-func (s *peftSaved) isUntoldBias(parameter string) bool {
-	return (s.bias == "" || s.bias == "none") && strings.HasSuffix(parameter, ".bias") && !s.saves(naming.Module(parameter))
-}
-
-// addSaved lists the tensors that stand in for the base's, and those that only seem to.
-func (p *peftReader) addSaved(ctx context.Context, plain []peftKey, tensors []int) {
+// addSaved lists the tensors that stand in for the base's, and those that only seem to. adapted are
+// the modules with factors.
+func (p *peftReader) addSaved(ctx context.Context, plain []peftKey, tensors []int,
+	adapted map[string]map[peftRole]int) {
 	prefixed := p.factors.some && !p.factors.bare // all keys of factors begin as PEFT writes them
 	var untold []string
 	for i, key := range plain {
 		if ctx.Err() != nil {
 			return
 		}
-		name := p.tensors[tensors[i]].Name
+		name, module := p.tensors[tensors[i]].Name, naming.Module(key.module)
+		_, isAdapted := adapted[module]
+		isUntold := key.adapter == "" && strings.HasSuffix(key.module, ".bias") &&
+			!p.saved.savesBias(module, isAdapted)
 		switch {
 		case prefixed && !hasPEFTPrefix(name):
 			p.stray(tensors[i], name+" (without the prefix "+peftPrefix+" of the other keys)")
 		case key.adapter == "" && !p.saved.covers(key.module):
 			p.stray(tensors[i], name)
+		case isUntold && isAdapted && !isWrapped(name): // PEFT passes over it, too
+			p.stray(tensors[i], name)
 		default:
-			if p.saved.isUntoldBias(key.module) {
+			if isUntold {
 				untold = append(untold, key.module)
 			}
-			p.out.Beside = append(p.out.Beside, format.Beside{Action: format.Replace, Target: key.module, Tensor: tensors[i]})
+			p.out.Beside = append(p.out.Beside, format.Beside{
+				Action: format.Replace, Target: key.module, Tensor: tensors[i],
+			})
 		}
 	}
 	if len(untold) > 0 {
-		p.note("the configuration says that no bias was trained, and the file holds %s: they are used, as PEFT does on loading", fault.List(untold, 3))
+		p.note("the configuration does not say that the adapter saves %s: they are used, as PEFT does on loading",
+			fault.List(untold, 3))
 	}
 }
+
+// isWrapped reports whether a key is of a parameter within a LoRA layer, where PEFT has those of the
+// module that it wraps.
+func isWrapped(key string) bool { return strings.Contains(key, ".base_layer.") }
 
 func hasPEFTPrefix(key string) bool {
 	return strings.HasPrefix(naming.StripWrappers(key), peftPrefix)

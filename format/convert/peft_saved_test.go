@@ -22,7 +22,19 @@ func TestStrayTensorsAreNoReplacements(t *testing.T) {
 		{prefix + "model.norm.weight", ``, true},
 		{prefix + "model.norm.weight", `,"modules_to_save":["norm"]`, false},
 		{"model.norm.weight", `,"modules_to_save":["norm"]`, true},
+		// Biases are those that PEFT 0.21.2 loads, whatever the field bias says, and those that releases
+		// before 0.7 wrote.
+		{prefix + "model.norm.bias", ``, false},
+		{prefix + "model.norm.bias", `,"bias":"lora_only"`, false},
 		{prefix + "model.norm.bias", `,"bias":"all"`, false},
+		{prefix + "q.base_layer.bias", ``, false},
+		{prefix + "q.base_layer.bias", `,"bias":"lora_only"`, false},
+		{prefix + "q.bias", ``, true},
+		{prefix + "q.bias", `,"bias":"none"`, true},
+		{prefix + "q.bias", `,"bias":"all"`, false},
+		{prefix + "q.bias", `,"bias":"lora_only"`, false},
+		{prefix + "q.bias", `,"modules_to_save":["q"]`, false},
+		{prefix + "lm_head.bias", ``, false},
 		{prefix + "model.embed_tokens.weight", ``, false},
 		{"model.embed_tokens.weight", ``, true},
 		{prefix + "lm_head.weight", ``, false},
@@ -45,6 +57,47 @@ func TestStrayTensorsAreNoReplacements(t *testing.T) {
 		isStray := len(a.Requires) == 1 && a.Requires[0].Feature == format.FeatureStrayTensor && strings.HasPrefix(a.Requires[0].Where, c.key)
 		if isStray != c.isStray || !isStray && (len(a.Requires) > 0 || a.Beside[0].Action != format.Replace) {
 			t.Errorf("%q with {%s}: requires %v, beside %v, want stray %v", c.key, c.config, a.Requires, a.Beside, c.isStray)
+		}
+		src.Close()
+	}
+}
+
+// TestAWholeCheckpointIsNoAdapter: the tensors of a model under an adapter_config.json do not become
+// replacements, under whichever prefix they are, with factors or alone.
+func TestAWholeCheckpointIsNoAdapter(t *testing.T) {
+	const prefix = "base_model.model."
+	model := []string{
+		"model.embed_tokens.weight", "model.layers.0.q.weight", "model.layers.0.q.bias",
+		"model.norm.weight", "lm_head.weight",
+	}
+	const factors, norm, weight = "model.layers.0.q.lora_", "model.norm.weight", "model.layers.0.q.weight"
+	for _, c := range []struct{ model, factors string }{
+		{"", "none"}, {prefix, "none"}, {"", prefix}, {prefix, prefix}, {"", ""}, {prefix, ""},
+	} {
+		dir := filepath.Join(t.TempDir(), "adapter")
+		var tensors []testkit.Tensor
+		for _, name := range model {
+			tensors = append(tensors, testkit.Values(c.model+name, dtype.F32, []uint64{1, 2}, 1, 1))
+		}
+		if c.factors != "none" {
+			tensors = append(tensors,
+				testkit.Values(c.factors+factors+"A.weight", dtype.F32, []uint64{1, 2}, 1, 1),
+				testkit.Values(c.factors+factors+"B.weight", dtype.F32, []uint64{1, 1}, 1))
+		}
+		testkit.WriteAdapter(t, dir, 1, 1, tensors...)
+		src, err := convert.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stray := make(map[string]bool)
+		for _, q := range src.Manifest().Adapters[0].Requires {
+			name, _, _ := strings.Cut(q.Where, " ")
+			stray[name] = q.Feature == format.FeatureStrayTensor
+		}
+		for _, name := range []string{norm, weight} {
+			if !stray[c.model+name] {
+				t.Errorf("model under %q, factors under %q: %q is no stray tensor: %v", c.model, c.factors, name, stray)
+			}
 		}
 		src.Close()
 	}

@@ -45,7 +45,7 @@ var explanations = map[string]explanation{
 	format.FeaturePiSSANiter:       {"it was initialised with a randomised PiSSA (pissa_niter), which changed the base in a way that cannot be repeated", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
 	format.FeatureRankMismatch:     {"the rank in the file and the rank in the configuration differ, and with it the scale is not known", "use the adapter_config.json that was saved with these weights"},
 	format.FeatureSeveralNames:     {"its keys belong to several adapters", "save each one with save_pretrained"},
-	format.FeatureStrayTensor:      {"a tensor of the base lies in the file, and nothing in the configuration says that the adapter saves it (modules_to_save, bias)", "PEFT would not have written it; if it was trained, name its module in modules_to_save; else save the adapter again without it. Of a whole model that was tuned, loratool extract makes an adapter"},
+	format.FeatureStrayTensor:      {"a tensor of the base lies in the file, and nothing in the configuration says that the adapter saves it (modules_to_save, bias)", "if it was trained, name its module in modules_to_save, or set bias to \"all\" for a bias; else save the adapter again without it. To make an adapter of a whole tuned model, use loratool extract"},
 	format.FeatureTokenIndices:     {"the rows of trained tokens cannot be placed (trainable_token_indices)", "use the adapter_config.json that was saved with these weights"},
 	format.FeatureTwice:            {"a factor is there twice, with the adapter's name in its key and without", "keep one of the two in the file"},
 	format.FeatureUndo:             {"it is the undo record of a merge, not an adapter", "loratool unmerge takes it by --undo"},
