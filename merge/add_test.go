@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/testkit"
 	"github.com/loratool/loratool/merge"
 )
 
@@ -256,5 +258,70 @@ func TestAddTensorsOfAFile(t *testing.T) {
 	}
 	if left, err := os.ReadDir(filepath.Dir(out)); err != nil || len(left) != 1 {
 		t.Errorf("%d files beside the output, want none (%v)", len(left)-1, err)
+	}
+}
+
+// TestHeadsThatCannotBeAdded: the error says the true reason, and its hint leads out.
+func TestHeadsThatCannotBeAdded(t *testing.T) {
+	dir := t.TempDir()
+	random := func(name string, shape ...uint64) testkit.Tensor {
+		return testkit.Random(rand.New(rand.NewPCG(131, 132)), name, dtype.F32, 1, shape...)
+	}
+	const q, prefix = "model.layers.0.self_attn.q_proj", "base_model.model."
+	lora := func(module string) []testkit.Tensor {
+		return []testkit.Tensor{random(prefix+module+".lora_A.weight", 2, 4), random(prefix+module+".lora_B.weight", 4, 2)}
+	}
+	head := func(rows uint64) testkit.Tensor { return random(prefix+"score.weight", rows, 4) }
+	trunk := []testkit.Tensor{random(q+".weight", 4, 4), random("model.norm.weight", 4)}
+	classifier := append(slices.Clone(trunk), random("score.weight", 4, 4))
+	write := func(name string, tensors ...testkit.Tensor) string {
+		path := filepath.Join(dir, name)
+		testkit.Write(t, filepath.Join(path, "model.safetensors"), testkit.Encode(nil, tensors...))
+		testkit.Write(t, filepath.Join(path, "config.json"), []byte(`{"model_type":"llama","tie_word_embeddings":false}`))
+		return path
+	}
+	adapter := func(name string, tensors ...testkit.Tensor) merge.Adapter {
+		path := filepath.Join(dir, name)
+		testkit.WriteAdapter(t, path, 2, 4, tensors...)
+		testkit.Write(t, filepath.Join(path, "adapter_config.json"),
+			[]byte(`{"peft_type":"LORA","r":2,"lora_alpha":4,"task_type":"SEQ_CLS"}`))
+		src, err := convert.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { src.Close() })
+		return merge.Adapter{Source: src, Name: name, Weight: 1}
+	}
+	open := func(base string, adapters ...merge.Adapter) error {
+		p, err := merge.Open(t.Context(), base, adapters, merge.Options{AddTensors: true})
+		if err == nil {
+			p.Close()
+		}
+		return err
+	}
+	trunkDir, classifierDir := write("trunk", trunk...), write("classifier", classifier...)
+	two, three := adapter("two", append(lora(q), head(2))...), adapter("three", append(lora(q), head(3))...)
+	alone := adapter("alone", head(2))
+	updated := adapter("updated", slices.Concat(lora(q), lora("score"))...)
+	for _, c := range []struct {
+		adapters   []merge.Adapter
+		why, hint  string
+		outBase    string // what the hint leads to, and this adapter for it
+		outAdapter merge.Adapter
+	}{
+		{[]merge.Adapter{two, three}, "two adapters bring \"score.weight\" whole, one with shape [2 4], this one with [3 4]",
+			"models of their own", trunkDir, three},
+		{[]merge.Adapter{two, two}, "two adapters replace \"score.weight\"", "models of their own", trunkDir, two},
+		{[]merge.Adapter{alone}, "holds a head alone, which the base lacks: \"score.weight\"", "as the class that was trained", classifierDir, alone},
+		{[]merge.Adapter{updated}, "updates a head that the base lacks, and does not hold its values: \"score.weight\"",
+			"with the head that the training began with", classifierDir, updated},
+	} {
+		err := open(trunkDir, c.adapters...)
+		if !errors.Is(err, fault.Mismatch) || !strings.Contains(err.Error(), c.why) || !strings.Contains(fault.Hint(err), c.hint) {
+			t.Errorf("%v (hint: %s), want %q with a hint of %q", err, fault.Hint(err), c.why, c.hint)
+		}
+		if err := open(c.outBase, c.outAdapter); err != nil {
+			t.Errorf("the way out of %q fails: %v", c.why, err)
+		}
 	}
 }

@@ -135,6 +135,9 @@ func (s *shaper) addTensors() error {
 		if !ok || len(p.left) == 0 {
 			continue
 		}
+		if err := s.checkAddedTwice(p); err != nil {
+			return fault.InFile(err, a.Name)
+		}
 		s.addPrefix(p)
 		s.addSaved(p)
 		task := s.describeTask(r, p)
@@ -145,6 +148,20 @@ func (s *shaper) addTensors() error {
 	}
 	return nil
 }
+
+// checkAddedTwice refuses a tensor that an adapter before this one has brought in another shape.
+func (s *shaper) checkAddedTwice(p pairing) error {
+	for _, x := range p.left {
+		if _, added := s.Added[x.name]; added {
+			return fault.New(fault.Mismatch, "two adapters bring %q whole, one with shape %d, this one with %d",
+				x.name, x.was, x.tensor.Shape).WithHint(hintOneReplacement)
+		}
+	}
+	return nil
+}
+
+// hintOneReplacement is the hint where two adapters bring values for one tensor.
+const hintOneReplacement = "the output can hold one of the two: merge the adapters into models of their own"
 
 // addSaved adds the tensors of one adapter.
 func (s *shaper) addSaved(p pairing) {

@@ -59,7 +59,8 @@ func (b *beside) add() error {
 		return b.addRows(c, have)
 	}
 	if c.Replace != nil {
-		return fault.New(fault.Mismatch, "two adapters replace %q", c.Name)
+		return fault.New(fault.Mismatch, "two adapters replace %q", c.Name).
+			WithHint(hintOneReplacement)
 	}
 	if !slices.Equal(have.Shape, c.Shape) {
 		return otherShape(b.Target, have.Shape, c.Shape)

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
 )
@@ -25,6 +26,9 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 				WithHint("%s", r.wrongBase())
 		}
 	}
+	if err := explainHead(r, wanted, missing); err != nil {
+		return err
+	}
 	if err := r.diagnose(missing); err != nil {
 		return err
 	}
@@ -40,6 +44,35 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 		}
 	}
 	return e.WithHint("%s", r.wrongBase())
+}
+
+// explainHead says that the base lacks nothing but the head of a task: one that the adapter updates,
+// or one that is all that it saves, so that nothing pairs. It is nil where that is not so.
+func explainHead(r *resolver, wanted, missing []string) error {
+	heads := naming.HeadSegments(r.base.Config.ModelType)
+	isSaved := false
+	for _, name := range missing {
+		segment, _, _ := strings.Cut(r.mapping.Renamed(name), ".")
+		if !heads[segment] {
+			return nil
+		}
+		isSaved = isSaved ||
+			slices.ContainsFunc(r.model.Beside, func(b format.Beside) bool { return b.Target == name })
+	}
+	switch {
+	case len(missing) < len(wanted) && !isSaved:
+		return fault.New(fault.Mismatch,
+			"the adapter updates a head that the base lacks, and does not hold its values: %s",
+			fault.List(missing, 3)).
+			WithHint("merge into a checkpoint with the head that the training began with; " +
+				"if transformers made that head at random, it is lost, and the update with it")
+	case len(missing) == len(wanted) && len(r.model.Layers) == 0:
+		return fault.New(fault.Mismatch, "the adapter holds a head alone, which the base lacks: %s; "+
+			"nothing tells whether it belongs to this base", fault.List(missing, 3)).
+			WithHint("if it does, load the base with transformers as the class that was trained, " +
+				"save it, and merge into that")
+	}
+	return nil
 }
 
 // diagnose asks the names of the base why they lack what the adapter changes, then its configuration; nil where neither tells.
