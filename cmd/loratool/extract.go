@@ -311,11 +311,13 @@ func errorText(x float64) string {
 	return fmt.Sprintf("%.4f", x)
 }
 
-// showCoarse says how many layers would have a smaller error if their factors had more digits.
+// showCoarse says how many layers would have a smaller error if their factors had more digits. An
+// error below what float32 resolves of Δ is as good as none.
 func showCoarse(t *terminal, r *rank.ExtractReport, dtype string) {
+	const resolved = 1e-6
 	n := 0
 	for i := range r.Layers {
-		if !r.Layers[i].NearBest {
+		if l := &r.Layers[i]; !l.NearBest && l.Rounded >= resolved {
 			n++
 		}
 	}
