@@ -62,7 +62,7 @@ func newBase(c *checkpoint.Checkpoint, err error) (*Base, error) {
 func (b *Base) Close() error { return b.checkpoint.Close() }
 
 // History lists what the stamps of the base say was merged into it; see the function History.
-func (b *Base) History() []Merged { return b.checkpoint.History() }
+func (b *Base) History() []Merged { return historyOf(b.checkpoint) }
 
 // Merge is Open for a base that is open already.
 func (b *Base) Merge(ctx context.Context, adapters []Adapter, options Options) (*Plan, error) {

@@ -13,29 +13,41 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// What the metadata of a merged file says was merged into it. Merged is one entry of a history, with these fields:
-//
-//	File string // of the checkpoint
-//	Key  string // of the metadata
-//	Stamp
-//
-// Stamp is what one merge says of itself:
-//
-//	Tool     string         // name and version of the program
-//	Adapters []StampAdapter // what was merged
-//	Added    []string       // tensors that the base lacked, sorted
-//	Reshaped []string       // tensors that the base had in another shape, sorted
-//
-// StampAdapter is one adapter of a merge:
-//
-//	Name    string
-//	Content string  // its content id (format.ContentID), which does not depend on how it was stored
-//	Weight  float64
-type (
-	Stamp        = checkpoint.Stamp
-	StampAdapter = checkpoint.StampAdapter
-	Merged       = checkpoint.Merged
-)
+// Merged is one entry of a checkpoint's history: what the metadata of one of its files says of one
+// merge into it.
+type Merged struct {
+	File string `json:"file"` // of the checkpoint
+	Key  string `json:"key"`  // of the metadata
+	Stamp
+}
+
+// Stamp is what a merge says of itself in the files that it has changed.
+type Stamp struct {
+	Tool     string         `json:"tool"`               // name and version of the program
+	Adapters []StampAdapter `json:"adapters"`           // what was merged
+	Added    []string       `json:"added,omitempty"`    // tensors that the base lacked, sorted
+	Reshaped []string       `json:"reshaped,omitempty"` // tensors that the base had in another shape, sorted
+}
+
+// StampAdapter is one adapter of a merge.
+type StampAdapter struct {
+	Name    string  `json:"name"`
+	Content string  `json:"content"` // its content id (format.ContentID), which does not depend on how it was stored
+	Weight  float64 `json:"weight"`
+}
+
+// historyOf is the history of a checkpoint as this package shows it.
+func historyOf(c *checkpoint.Checkpoint) []Merged {
+	all := []Merged{}
+	for _, m := range c.History() {
+		adapters := make([]StampAdapter, len(m.Adapters))
+		for i, a := range m.Adapters {
+			adapters[i] = StampAdapter(a)
+		}
+		all = append(all, Merged{m.File, m.Key, Stamp{m.Tool, adapters, m.Added, m.Reshaped}})
+	}
+	return all
+}
 
 // History lists what the stamps of the checkpoint at path, a file or a directory, say was merged into it, in the order of files and
 // merges. It reads headers only. A stamp that cannot be read is somebody else's. Errors wrap a kind of package format.
@@ -44,7 +56,7 @@ func History(ctx context.Context, path string) ([]Merged, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.History(), c.Close()
+	return historyOf(c), c.Close()
 }
 
 // contentIDs computes the content ids of adapters.
@@ -60,10 +72,10 @@ func contentIDs(ctx context.Context, adapters []Adapter) (ids []string, err erro
 }
 
 // stamp is what the files say of this merge.
-func (p *planner) stamp() Stamp {
-	s := Stamp{Tool: p.options.Tool}
+func (p *planner) stamp() checkpoint.Stamp {
+	s := checkpoint.Stamp{Tool: p.options.Tool}
 	for i, a := range p.adapters {
-		s.Adapters = append(s.Adapters, StampAdapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
+		s.Adapters = append(s.Adapters, checkpoint.StampAdapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.shaped.Added)) {
 		if p.shaped.Added[name] == nil {
@@ -174,7 +186,7 @@ func removeStamps(all []restored, ids []string) error {
 			continue
 		}
 		last := &history[len(history)-1]
-		if !slices.ContainsFunc(last.Adapters, func(a StampAdapter) bool { return slices.Contains(ids, a.Content) }) {
+		if !slices.ContainsFunc(last.Adapters, func(a checkpoint.StampAdapter) bool { return slices.Contains(ids, a.Content) }) {
 			continue
 		}
 		var err error

@@ -180,8 +180,8 @@ func describe(given []Adapter, ids []string) string {
 // findByStamp makes the given adapters those that are taken out, with the weights that the checkpoint's own stamps have. They must be
 // those of one merge, and the latest of the files that it changed: what came later would be taken for theirs.
 func (r *removal) findByStamp(base *checkpoint.Checkpoint, given []Adapter, ids []string) error {
-	isGiven := func(a StampAdapter) bool { return slices.Contains(ids, a.Content) }
-	var latest *Merged
+	isGiven := func(a checkpoint.StampAdapter) bool { return slices.Contains(ids, a.Content) }
+	var latest *checkpoint.Merged
 	stamped := false
 	for _, f := range base.Files {
 		history := f.History()
@@ -208,7 +208,7 @@ func (r *removal) findByStamp(base *checkpoint.Checkpoint, given []Adapter, ids 
 	for i, a := range given {
 		weight := a.Weight
 		if latest != nil {
-			weight = latest.Adapters[slices.IndexFunc(latest.Adapters, func(s StampAdapter) bool { return s.Content == ids[i] })].Weight
+			weight = latest.Adapters[slices.IndexFunc(latest.Adapters, func(s checkpoint.StampAdapter) bool { return s.Content == ids[i] })].Weight
 		} else {
 			r.notes = append(r.notes, fmt.Sprintf("the checkpoint does not say that %s was merged into it; if that was done with more than one rounding, more elements may differ than are counted", fault.Quote(a.Name)))
 			if math.IsNaN(weight) {
@@ -225,7 +225,7 @@ func (r *removal) findByStamp(base *checkpoint.Checkpoint, given []Adapter, ids 
 }
 
 // contentsOf lists content ids, sorted.
-func contentsOf(adapters []StampAdapter) (ids []string) {
+func contentsOf(adapters []checkpoint.StampAdapter) (ids []string) {
 	for _, a := range adapters {
 		ids = append(ids, a.Content)
 	}
@@ -233,7 +233,7 @@ func contentsOf(adapters []StampAdapter) (ids []string) {
 	return ids
 }
 
-func namesOf(adapters []StampAdapter) (names []string) {
+func namesOf(adapters []checkpoint.StampAdapter) (names []string) {
 	for _, a := range adapters {
 		names = append(names, a.Name)
 	}

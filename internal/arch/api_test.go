@@ -18,9 +18,6 @@ var faces = map[string]string{
 	"convert.SpaceError":  "internal/fileio is below every package that writes",
 	"merge.OutputError":   "internal/fileio is below every package that writes",
 	"merge.SpaceError":    "internal/fileio is below every package that writes",
-	"merge.Merged":        "inspect reads what checkpoint does",
-	"merge.Stamp":         "inspect reads what checkpoint does",
-	"merge.StampAdapter":  "inspect reads what checkpoint does",
 }
 
 // doors looks at the types that a program meets in the library.
