@@ -180,7 +180,7 @@ func validateAdapter(m *Manifest, a *Adapter, used []bool) error {
 	if a.Method != MethodLoRA && len(a.Requires) == 0 {
 		return broken(36, "method %q without a requirement", a.Method)
 	}
-	var names []string
+	names := make([]string, 0, len(used))
 	refer := func(i int) error {
 		if i < 0 || i >= len(used) {
 			return broken(45, "index %d of %d tensors", i, len(used))

@@ -257,6 +257,13 @@ type layerGroup struct {
 	n     int
 }
 
+// layerKey is what the layers of a group have in common.
+type layerKey struct {
+	name, kind, size, dtype string
+	rank                    int
+	alpha, scale            float64
+}
+
 // withoutNumbers is a path with a star for every number in it.
 func withoutNumbers(path string) string {
 	parts := strings.Split(path, ".")
@@ -270,14 +277,14 @@ func withoutNumbers(path string) string {
 
 // groupLayers joins the layers of a kind for a table that fits a screen; each stays alone in a verbose one.
 func groupLayers(layers []inspect.Layer, verbose bool) []*layerGroup {
-	byKey := make(map[string]*layerGroup)
+	byKey := make(map[layerKey]*layerGroup)
 	var groups []*layerGroup
 	for _, l := range layers {
 		name := l.Module
 		if !verbose {
 			name = withoutNumbers(name)
 		}
-		key := fmt.Sprint(name, l.Kind, sizeText(&l), l.Rank, l.Alpha, l.Scale, l.DType)
+		key := layerKey{name, l.Kind, sizeText(&l), l.DType, l.Rank, l.Alpha, l.Scale}
 		if byKey[key] == nil {
 			byKey[key] = &layerGroup{name: name, first: l}
 			groups = append(groups, byKey[key])

@@ -4,6 +4,7 @@ package inspect
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sort"
 
 	"github.com/loratool/loratool/format"
@@ -118,22 +119,7 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	}
 	r.DTypes = counts.sorted()
 	for i := range m.Adapters {
-		a := &m.Adapters[i]
-		r.Dialect, r.Method, r.Base, r.Revision = a.Dialect, string(a.Method), a.Base.Name, a.Base.Revision
-		r.Fingerprints += len(a.Base.Fingerprints)
-		for j := range a.Layers {
-			r.Layers = append(r.Layers, describeLayer(&a.Layers[j], m.Tensors))
-		}
-		for _, b := range a.Beside {
-			t := &m.Tensors[b.Tensor]
-			r.Beside = append(r.Beside, BesideTensor{Action: string(b.Action), Target: b.Target, DType: t.DType.String(), Shape: t.Shape})
-		}
-		for _, q := range a.Requires {
-			r.Requires = append(r.Requires, Requirement{q.Feature, q.Where})
-		}
-		r.Methods = append(r.Methods, resolve.Explain(m, a)...)
-		why, _ := resolve.Refusals(a)
-		r.Refusals = append(r.Refusals, why...)
+		r.addAdapter(m, &m.Adapters[i])
 	}
 	for _, name := range o.Beside {
 		r.FilesBeside = append(r.FilesBeside, name)
@@ -154,6 +140,26 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	}
 	r.refuseNonFinite(nonFinite)
 	return r, nil
+}
+
+// addAdapter adds what the description of one adapter says.
+func (r *Adapter) addAdapter(m *format.Manifest, a *format.Adapter) {
+	r.Dialect, r.Method, r.Base, r.Revision = a.Dialect, string(a.Method), a.Base.Name, a.Base.Revision
+	r.Fingerprints += len(a.Base.Fingerprints)
+	r.Layers = slices.Grow(r.Layers, len(a.Layers))
+	for j := range a.Layers {
+		r.Layers = append(r.Layers, describeLayer(&a.Layers[j], m.Tensors))
+	}
+	for _, b := range a.Beside {
+		t := &m.Tensors[b.Tensor]
+		r.Beside = append(r.Beside, BesideTensor{Action: string(b.Action), Target: b.Target, DType: t.DType.String(), Shape: t.Shape})
+	}
+	for _, q := range a.Requires {
+		r.Requires = append(r.Requires, Requirement{q.Feature, q.Where})
+	}
+	r.Methods = append(r.Methods, resolve.Explain(m, a)...)
+	why, _ := resolve.Refusals(a)
+	r.Refusals = append(r.Refusals, why...)
 }
 
 // refuseNonFinite says that merge refuses values that are NaN or infinite, where there are any.
@@ -209,7 +215,7 @@ func describeLayer(l *format.Layer, tensors []format.Tensor) Layer {
 			d.Roles = append(d.Roles, string(role))
 		}
 	}
-	sort.Strings(d.Roles)
+	slices.Sort(d.Roles)
 	return d
 }
 

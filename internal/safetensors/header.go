@@ -111,7 +111,7 @@ func (h *Header) release(text string) {
 	for key, value := range h.Metadata {
 		metadata += len(key) + len(value)
 	}
-	if 2*(names+metadata) > len(text) {
+	if 4*(names+metadata) > 3*len(text) {
 		return
 	}
 	var b strings.Builder
