@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"strings"
 
@@ -59,7 +60,7 @@ func (s *loraSink) Check(_ context.Context, src format.Source) error {
 
 // isContainer reports whether what is at path is a container that holds an adapter, and not something else, such as an undo record.
 func isContainer(path string) bool {
-	r, err := format.Open(path)
+	r, err := format.OpenWith(path, format.ReaderOptions{MaxManifestBytes: math.MaxInt64})
 	if err != nil {
 		return false
 	}

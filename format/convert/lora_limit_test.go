@@ -3,6 +3,7 @@ package convert_test
 import (
 	"errors"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/loratool/loratool/format"
@@ -23,5 +24,30 @@ func TestCheckRefusesALargeManifest(t *testing.T) {
 	}
 	if err := convert.Check(t.Context(), out, convert.LoRA, src, convert.CreateOptions{}); err != nil {
 		t.Errorf("Check = %v", err)
+	}
+}
+
+// TestLargeContainersAreReplaced: a container whose manifest is above the limit of a default reader is a
+// container, and may be replaced as one.
+func TestLargeContainersAreReplaced(t *testing.T) {
+	b := format.NewBuilder("peft")
+	b.Linear("q_proj", 1, 1, format.Float32s([]float32{1, 2}, 1, 2), format.Float32s([]float32{3, 4}, 2, 1))
+	src, err := b.Source()
+	if err != nil {
+		t.Fatal(err)
+	}
+	src.Manifest().Metadata = map[string]string{"long": strings.Repeat("x", 17<<20)}
+	out := filepath.Join(t.TempDir(), "out.lora")
+	for range 2 {
+		sink, err := convert.Create(out, convert.LoRA, convert.CreateOptions{Replace: true, MaxManifestBytes: 64 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := format.Copy(t.Context(), sink, src); err != nil {
+			t.Errorf("Store = %v", err)
+		}
+	}
+	if r, err := format.Open(out); !errors.Is(err, format.ErrLimit) {
+		t.Errorf("Open = %v, %v, want a limit", r, err)
 	}
 }
