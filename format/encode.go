@@ -18,9 +18,11 @@ type encoder struct {
 
 func appendIndex(dst []byte, i int) []byte { return strconv.AppendInt(dst, int64(i), 10) }
 
-// encodeManifest returns the text of a manifest whose lists are sorted, tensors in storage order.
-func encodeManifest(m *Manifest, codings []coding) ([]byte, error) {
-	e := encoder{index: appendIndex}
+// encodeManifest returns the text of a manifest whose lists are sorted, tensors in storage order; index
+// appends the position of a tensor that layers refer to.
+func encodeManifest(m *Manifest, codings []coding, index func(dst []byte, i int) []byte) ([]byte, error) {
+	least := leastManifestBytes(m)
+	e := encoder{index: index, buf: make([]byte, 0, least+least/8)} // numbers take the rest
 	e.text(`{"adapters":`)
 	list(&e, m.Adapters, e.adapter)
 	e.text(`,"attachments":`)

@@ -81,7 +81,7 @@ func FuzzManifest(f *testing.F) {
 			}
 			return
 		}
-		again, err := encodeManifest(m, codings)
+		again, err := encodeManifest(m, codings, appendIndex)
 		if err != nil {
 			t.Fatal(err)
 		}

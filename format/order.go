@@ -2,7 +2,6 @@ package format
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"strings"
 )
@@ -41,7 +40,7 @@ func arrange(m *Manifest) (a *arranged, text []byte, err error) {
 		return nil, nil, err
 	}
 	position := make([]int, len(order))
-	a = &arranged{manifest: &out, source: order}
+	a = &arranged{source: order}
 	out.Tensors = make([]Tensor, len(order))
 	for to, from := range order {
 		position[from] = to
@@ -53,7 +52,9 @@ func arrange(m *Manifest) (a *arranged, text []byte, err error) {
 		a.codings = append(a.codings, c)
 	}
 	for i := range out.Adapters {
-		renumber(&out.Adapters[i], position)
+		slices.SortStableFunc(out.Adapters[i].Beside, func(x, y Beside) int {
+			return cmp.Compare(position[x.Tensor], position[y.Tensor])
+		})
 	}
 	attachments := make([]int, len(m.Attachments))
 	for i := range attachments {
@@ -65,30 +66,16 @@ func arrange(m *Manifest) (a *arranged, text []byte, err error) {
 		out.Attachments[to] = m.Attachments[from]
 		a.source = append(a.source, len(m.Tensors)+from)
 	}
-	if text, err = encodeManifest(&out, a.codings); err != nil {
+	index := func(dst []byte, i int) []byte { return appendIndex(dst, position[i]) }
+	if text, err = encodeManifest(&out, a.codings, index); err != nil {
 		return nil, nil, err
 	}
-	// Reading what was written proves it by the rules that every reader applies.
+	// Reading what was written proves it by the rules that every reader applies, and numbers the tensors
+	// by their positions.
 	if a.manifest, _, err = parseManifest(string(text), false); err != nil {
 		return nil, nil, err
 	}
 	return a, text, nil
-}
-
-// renumber turns the source's numbers of tensors into positions, and sorts what is sorted by them. Layers are copied, as
-// their maps belong to the source.
-func renumber(a *Adapter, position []int) {
-	for j := range a.Layers {
-		roles := maps.Clone(a.Layers[j].Roles)
-		for role, i := range roles {
-			roles[role] = position[i]
-		}
-		a.Layers[j].Roles = roles
-	}
-	for j := range a.Beside {
-		a.Beside[j].Tensor = position[a.Beside[j].Tensor]
-	}
-	slices.SortStableFunc(a.Beside, func(x, y Beside) int { return cmp.Compare(x.Tensor, y.Tensor) })
 }
 
 // place is what the position of a tensor depends on.

@@ -109,33 +109,40 @@ func modeOf(input, name string) (mode fs.FileMode, ok bool) {
 }
 
 func hasAttachment(src format.Source, name string) bool {
-	return slices.ContainsFunc(src.Manifest().Attachments, func(a format.Attachment) bool { return a.Name == name })
+	i, _ := findAttachment(src.Manifest(), name)
+	return i >= 0
 }
 
-// attachment reads the attachment of a source that has the given name; nil if there is none. A digest that the source states
-// for the attachment itself is checked.
-func attachment(src format.Source, name string) ([]byte, *format.Attachment, error) {
-	m := src.Manifest()
-	for i := range m.Attachments {
-		a := &m.Attachments[i]
-		if a.Name != name {
-			continue
-		}
-		if a.NBytes > maxAttachmentBytes {
-			e := fault.New(fault.Limit, "the attachment %q has %d bytes, at most %d are read", name, a.NBytes, maxAttachmentBytes)
-			e.Rule = "R67"
-			return nil, nil, e
-		}
-		b := make([]byte, a.NBytes)
-		if err := src.ReadBlobAt(b, len(m.Tensors)+i, 0); err != nil {
-			return nil, nil, err
-		}
-		if sum := sha256.Sum256(b); path.Base(name) != format.SourceHeader && a.SHA256 != "" && hex.EncodeToString(sum[:]) != a.SHA256 {
-			e := fault.New(fault.Corrupt, "the attachment %q has the SHA-256 %x, the manifest says %s", name, sum, a.SHA256)
-			e.Rule = "R55"
-			return nil, nil, e
-		}
-		return b, a, nil
+// findAttachment returns the number of the attachment with a name, -1 where there is none. One that is
+// too large is an error.
+func findAttachment(m *format.Manifest, name string) (int, error) {
+	i := slices.IndexFunc(m.Attachments, func(a format.Attachment) bool { return a.Name == name })
+	if i >= 0 && m.Attachments[i].NBytes > maxAttachmentBytes {
+		e := fault.New(fault.Limit, "the attachment %q has %d bytes, at most %d are read",
+			name, m.Attachments[i].NBytes, maxAttachmentBytes)
+		e.Rule = "R67"
+		return i, e
 	}
-	return nil, nil, nil
+	return i, nil
+}
+
+// attachment reads the attachment of a source that has the given name; nil if there is none. A digest
+// that the source states for the attachment itself is checked.
+func attachment(src format.Source, name string) ([]byte, error) {
+	m := src.Manifest()
+	i, err := findAttachment(m, name)
+	if err != nil || i < 0 {
+		return nil, err
+	}
+	a := &m.Attachments[i]
+	b := make([]byte, a.NBytes)
+	if err := src.ReadBlobAt(b, len(m.Tensors)+i, 0); err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(b)
+	isOfItself := path.Base(name) != format.SourceHeader && a.SHA256 != ""
+	if isOfItself && hex.EncodeToString(sum[:]) != a.SHA256 {
+		return nil, broken("R55", "the attachment %q has the SHA-256 %x, the manifest says %s", name, sum, a.SHA256)
+	}
+	return b, nil
 }

@@ -48,7 +48,7 @@ func baseOf(metadata map[string]string) (map[string]string, error) {
 // was read from, and the fingerprints of the base.
 func metadataOf(src format.Source) (map[string]string, error) {
 	all := map[string]string{"format": "pt"}
-	header, _, err := attachment(src, format.SourceHeader)
+	header, err := attachment(src, format.SourceHeader)
 	if err != nil {
 		return nil, err
 	}

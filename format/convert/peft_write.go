@@ -56,11 +56,11 @@ func (s *peftSink) parts(ctx context.Context, src format.Source) (*peftParts, er
 	if len(m.Adapters) != 1 {
 		return nil, fault.New(fault.Unsupported, "a bundle of %d adapters, and a directory of PEFT holds one", len(m.Adapters))
 	}
-	config, _, err := attachment(src, format.PEFTConfig)
+	config, err := attachment(src, format.PEFTConfig)
 	if err != nil {
 		return nil, err
 	}
-	card, _, err := attachment(src, format.ModelCard)
+	card, err := attachment(src, format.ModelCard)
 	if err != nil {
 		return nil, err
 	}
@@ -255,29 +255,30 @@ func Restore(ctx context.Context, w io.Writer, src format.Source, adapter int) e
 	if len(m.Adapters) > 1 {
 		name = m.Adapters[adapter].Name + "/" + name
 	}
-	header, about, err := attachment(src, name)
+	at, err := findAttachment(m, name)
 	if err != nil {
 		return err
 	}
-	if header == nil {
+	if at < 0 {
 		return fault.New(fault.Unsupported, "the file carries no %s, without which the source file cannot be restored", name)
 	}
-	order, err := headerOrder(m, &m.Adapters[adapter], header)
+	header := &blob{src: src, i: len(m.Tensors) + at, size: m.Attachments[at].NBytes}
+	order, err := headerOrder(ctx, m, &m.Adapters[adapter], header)
 	if err != nil {
 		return err
 	}
 	h := sha256.New()
 	both := io.MultiWriter(w, h)
-	if _, err := both.Write(header); err != nil {
+	if err := copyBlob(ctx, both, header); err != nil {
 		return err
 	}
 	for _, i := range order {
-		if err := copyBlob(ctx, both, src, i); err != nil {
+		if err := copyBlob(ctx, both, &blob{src: src, i: i, size: m.Tensors[i].NBytes()}); err != nil {
 			return err
 		}
 	}
-	if got := hex.EncodeToString(h.Sum(nil)); about.SHA256 != "" && got != about.SHA256 {
-		return broken("R69", "the restored file has the SHA-256 %s, the source file had %s", got, about.SHA256)
+	if got, want := hex.EncodeToString(h.Sum(nil)), m.Attachments[at].SHA256; want != "" && got != want {
+		return broken("R69", "the restored file has the SHA-256 %s, the source file had %s", got, want)
 	}
 	return nil
 }
@@ -289,17 +290,23 @@ func broken(rule, format string, args ...any) error {
 }
 
 // headerOrder proves an attached header against the tensors of an adapter, and returns them in the order of their data.
-func headerOrder(m *format.Manifest, a *format.Adapter, header []byte) ([]int, error) {
-	byName := make(map[string]int)
-	for _, i := range a.Tensors() {
-		byName[m.Tensors[i].Name] = i
-	}
-	h, err := safetensors.ReadAlone(header)
-	if err != nil {
+func headerOrder(ctx context.Context, m *format.Manifest, a *format.Adapter, header *blob) ([]int, error) {
+	h, err := safetensors.ReadStart(ctx, header, header.size)
+	switch {
+	case header.err != nil:
+		return nil, header.err
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil:
 		return nil, broken("R67", "%s is not a header of safetensors: %v", format.SourceHeader, err)
 	}
-	if h.DataOff != int64(len(header)) {
-		return nil, broken("R67", "%s has %d bytes and says that it has %d", format.SourceHeader, len(header), h.DataOff)
+	if h.DataOff != header.size {
+		return nil, broken("R67", "%s has %d bytes and says that it has %d", format.SourceHeader, header.size, h.DataOff)
+	}
+	tensors := a.Tensors()
+	byName := make(map[string]int, len(tensors))
+	for _, i := range tensors {
+		byName[m.Tensors[i].Name] = i
 	}
 	if len(h.Tensors) != len(byName) {
 		return nil, broken("R68", "%s has %d tensors, the adapter has %d", format.SourceHeader, len(h.Tensors), len(byName))
@@ -316,15 +323,34 @@ func headerOrder(m *format.Manifest, a *format.Adapter, header []byte) ([]int, e
 	return order, nil
 }
 
-func copyBlob(ctx context.Context, w io.Writer, src format.Source, i int) error {
-	n := src.Manifest().Tensors[i].NBytes()
-	buf := make([]byte, min(n, 1<<20))
-	for off := int64(0); off < n; off += int64(len(buf)) {
+// blob is a tensor or an attachment of a source.
+type blob struct {
+	src  format.Source
+	i    int
+	size int64
+	err  error // of the source
+}
+
+func (b *blob) ReadAt(p []byte, off int64) (int, error) {
+	n := int(max(0, min(int64(len(p)), b.size-off)))
+	if err := b.src.ReadBlobAt(p[:n], b.i, off); err != nil {
+		b.err = err
+		return 0, err
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func copyBlob(ctx context.Context, w io.Writer, b *blob) error {
+	buf := make([]byte, min(b.size, 1<<20))
+	for off := int64(0); off < b.size; off += int64(len(buf)) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		p := buf[:min(int64(len(buf)), n-off)]
-		if err := src.ReadBlobAt(p, i, off); err != nil {
+		p := buf[:min(int64(len(buf)), b.size-off)]
+		if err := b.src.ReadBlobAt(p, b.i, off); err != nil {
 			return err
 		}
 		if _, err := w.Write(p); err != nil {

@@ -73,10 +73,15 @@ func Read(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) {
 	return h, h.prove(size)
 }
 
-// ReadAlone is Read for a header that is there without its data: the data are taken to be as long as the tensors say.
+// ReadAlone is ReadStart for a header in memory.
 func ReadAlone(header []byte) (*Header, error) {
-	ctx := context.Background() // nothing is waited for
-	text, err := readText(ctx, bytes.NewReader(header), int64(len(header)))
+	return ReadStart(context.Background(), bytes.NewReader(header), int64(len(header)))
+}
+
+// ReadStart is Read for a header that is there without its data: the data are taken to be as long as
+// the tensors say. size is that of the header.
+func ReadStart(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) {
+	text, err := readText(ctx, r, size)
 	if err != nil {
 		return nil, err
 	}
@@ -84,11 +89,11 @@ func ReadAlone(header []byte) (*Header, error) {
 	if err != nil {
 		return nil, err
 	}
-	size := h.DataOff
+	whole := h.DataOff
 	for i := range h.Tensors {
-		size += h.Tensors[i].NBytes
+		whole += h.Tensors[i].NBytes
 	}
-	return h, h.prove(size)
+	return h, h.prove(whole)
 }
 
 // parse scans the JSON text of a header.
