@@ -12,9 +12,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/testkit"
+	"github.com/loratool/loratool/rank"
 )
 
 // largeAdapterCases writes inputs from which convert and extract make adapters of 64 MiB, so that a run can be caught while it writes,
@@ -125,6 +127,55 @@ func TestAFullDiskLeavesNothingOfAnAdapter(t *testing.T) {
 				}
 				checkTree(t, args[0]+" to "+name, outs, map[string]string{})
 			}
+		}
+	}
+}
+
+// TestAnInputThatChangesWhileConvertWritesIsAnError: an input is touched while the output grows. What
+// convert has read by then may be of either content, so that nothing may come of it.
+func TestAnInputThatChangesWhileConvertWritesIsAnError(t *testing.T) {
+	dir := t.TempDir()
+	args := largeAdapterCases(t, dir)["convert"]
+	for _, c := range []struct{ input, out string }{
+		{"adapter/adapter_model.safetensors", "out.lora"},
+		{"adapter/adapter_config.json", "out"},
+	} {
+		outs := t.TempDir()
+		input, year := filepath.Join(dir, filepath.FromSlash(c.input)), 2000
+		touch := func(*os.Process) error {
+			year++ // another time at every try
+			changed := time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)
+			return os.Chtimes(input, changed, changed)
+		}
+		atWork := func() bool { return hidden(t, outs) != "" }
+		r := runUntil(t, outs, append(args, "-o", filepath.Join(outs, c.out)), atWork, touch)
+		if r.code != exitInput || !strings.Contains(r.stderr, filepath.Base(c.input)+": the file changed while this run read it") {
+			t.Errorf("to %s, %s changed: exit code %d, want %d and an error that names it: %s", c.out, c.input, r.code, exitInput, r.stderr)
+		}
+		checkTree(t, "to "+c.out, outs, map[string]string{})
+	}
+}
+
+// TestACheckpointThatChangesWhileItIsExtractedIsAnError: extract has read all of both when it begins to
+// write, and compares them then.
+func TestACheckpointThatChangesWhileItIsExtractedIsAnError(t *testing.T) {
+	for _, changed := range []string{"base", "tuned"} {
+		dir := t.TempDir()
+		base, tuned := filepath.Join(dir, "base.safetensors"), filepath.Join(dir, "tuned.safetensors")
+		testkit.Write(t, base, testkit.Encode(nil, testkit.Values("norm.weight", dtype.F32, []uint64{2}, 1, 2)))
+		testkit.Write(t, tuned, testkit.Encode(nil, testkit.Values("norm.weight", dtype.F32, []uint64{2}, 3, 2)))
+		e, err := rank.OpenExtraction(t.Context(), base, tuned, rank.ExtractOptions{Rule: rank.FixedRank{K: 1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Close()
+		old := time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC)
+		if err := os.Chtimes(filepath.Join(dir, changed+".safetensors"), old, old); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = e.Run(t.Context())
+		if err == nil || !strings.Contains(err.Error(), changed+".safetensors: the file changed while this run read it") || exitCode(err) != exitInput {
+			t.Errorf("Run when %s was changed = %v, want an error of the input that says so", changed, err)
 		}
 	}
 }
