@@ -46,6 +46,26 @@ func (o WriterOptions) checkSize(m *Manifest, size int64, about string) error {
 	return e.WithHint(hintManifest)
 }
 
+// PeakBytes estimates the memory that Write takes for a manifest, beside the source: the manifest as
+// text and as it is read again to prove it, and for each worker a chunk before and after it is encoded,
+// with the state of the encoder. What is not yet collected counts as much again.
+func (o WriterOptions) PeakBytes(m *Manifest) int64 {
+	const (
+		manifestTimes = 8       // its text, measured with many small tensors
+		encoderBytes  = 8 << 20 // of the encoder of a worker
+	)
+	log2 := o.ChunkLog2
+	if log2 <= 0 || log2 > maxChunkLog2 {
+		log2 = defaultChunkLog2
+	}
+	raw := int64(0)
+	for i := range m.Tensors {
+		raw += m.Tensors[i].NBytes()
+	}
+	chunks := min(int64(parallel.Workers(o.Workers)), raw>>log2+1)
+	return manifestTimes*leastManifestBytes(m) + chunks*(2*min(raw, 1<<log2)+encoderBytes)
+}
+
 // Summary is what is known of a whole file.
 type Summary struct {
 	ContentID   string // the same adapters (spec section 13): 64 hex digits

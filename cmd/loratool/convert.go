@@ -38,6 +38,7 @@ func convertCommand(t *terminal) *cli.Command {
 			o.withoutFlag(), o.manifestFlag(),
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is an adapter of the same kind", Destination: &o.force},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be written, and write nothing", Destination: &o.dryRun},
+			o.memoryFlag(),
 		}, o.flags()...),
 		Action: func(c *cli.Context) error { return runConvert(c, t, o) },
 	}
@@ -96,8 +97,15 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 			t.message("warning", w)
 		}
 	}
+	peak, err := convert.PeakBytes(o.out, dialect, src, options)
+	if err != nil {
+		return err
+	}
 	if o.dryRun {
-		return showConversion(t, o, dialect, src, raw, warnings)
+		return showConversion(t, o, dialect, src, raw, peak, warnings)
+	}
+	if err := o.checkMemory(peak, "writing "+o.out); err != nil {
+		return err
 	}
 	size, err := store(c, src, o.out, dialect, options)
 	if err != nil {
@@ -135,12 +143,13 @@ func (o *common) creation(replace bool, inputs ...string) convert.CreateOptions 
 }
 
 // showConversion prints what would be written. The caller has checked that it could be.
-func showConversion(t *terminal, o *convertOptions, d convert.Dialect, src format.Source, raw int64, warnings []string) error {
+func showConversion(t *terminal, o *convertOptions, d convert.Dialect, src format.Source, raw, peak int64, warnings []string) error {
 	n := len(src.Manifest().Tensors)
 	if o.json {
-		return t.document("convert", map[string]any{"dry_run": true, "out": o.out, "dialect": d.Name(), "tensors": n, "tensor_bytes": raw, "free_bytes": freeBytes(o.out), "warnings": warnings})
+		return t.document("convert", map[string]any{"dry_run": true, "out": o.out, "dialect": d.Name(), "tensors": n, "tensor_bytes": raw, "peak_memory_bytes": peak, "free_bytes": freeBytes(o.out), "warnings": warnings})
 	}
-	t.printf("%d tensors of %s would be written to %s as %s\n", n, fileio.FormatBytes(raw), o.out, d.Name())
+	t.printf("%d tensors of %s would be written to %s as %s, about %s of memory\n",
+		n, fileio.FormatBytes(raw), o.out, d.Name(), fileio.FormatBytes(peak))
 	return nil
 }
 

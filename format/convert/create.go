@@ -53,6 +53,19 @@ func Check(ctx context.Context, path string, d Dialect, src format.Source, o Cre
 	return nil
 }
 
+// PeakBytes estimates the memory that the Sink for path takes to store src, beside src. The Sink of a
+// dialect of another package is asked if it has a method PeakBytes(format.Source) int64; 0 is unknown.
+func PeakBytes(path string, d Dialect, src format.Source, o CreateOptions) (int64, error) {
+	s, err := d.Create(path, o)
+	if err != nil {
+		return 0, err
+	}
+	if s, ok := s.(interface{ PeakBytes(format.Source) int64 }); ok {
+		return s.PeakBytes(src), nil
+	}
+	return 0, nil
+}
+
 // OutputError is an output path that cannot be used as the caller wants. One that is taken wraps fs.ErrExist. It has these fields:
 //
 //	Path, Why   string // "output PATH WHY" is the message

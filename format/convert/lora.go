@@ -78,6 +78,8 @@ func (s *loraSink) writing() format.WriterOptions {
 	return format.WriterOptions{Workers: o.Workers, MaxManifestBytes: o.MaxManifestBytes, Tool: o.Tool, Version: o.Version}
 }
 
+func (s *loraSink) PeakBytes(src format.Source) int64 { return s.writing().PeakBytes(src.Manifest()) }
+
 func (s *loraSink) Store(ctx context.Context, src format.Source) error {
 	if err := s.Check(ctx, src); err != nil {
 		return err

@@ -97,6 +97,21 @@ func (s *peftSink) Check(ctx context.Context, src format.Source) error {
 	return s.checkPlaces(ctx, p)
 }
 
+// PeakBytes: a description is proven as that of a container is. A file that is restored is copied in
+// pieces; into one that is composed, a tensor goes whole, and the one before it may not be collected yet.
+func (s *peftSink) PeakBytes(src format.Source) int64 {
+	m := src.Manifest()
+	need := format.WriterOptions{Workers: 1}.PeakBytes(m)
+	if len(m.Adapters) == 1 && m.Adapters[0].Dialect == "peft" && hasAttachment(src, format.SourceHeader) {
+		return need
+	}
+	largest := int64(0)
+	for i := range m.Tensors {
+		largest = max(largest, m.Tensors[i].NBytes())
+	}
+	return need + 2*largest
+}
+
 // checkPlaces checks the output, and where it is a file those beside it.
 func (s *peftSink) checkPlaces(ctx context.Context, p *peftParts) error {
 	place := fileio.Place{
