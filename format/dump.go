@@ -3,6 +3,7 @@ package format
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,11 +17,11 @@ import (
 // about what follows; the content of large blocks is shortened. Of a broken file it writes what it understands, from
 // the beginning, with the errors where they are, which it also returns. Checksums are checked, digests are not: see
 // Verify. The manifest may have as many bytes as for a reader by default. Memory is the manifest, two chunks, and 40
-// bytes per chunk.
-func Dump(w io.Writer, r io.ReaderAt, size int64) error {
+// bytes per chunk. Where the context ends, so does the dump, with its error.
+func Dump(ctx context.Context, w io.Writer, r io.ReaderAt, size int64) error {
 	out := bufio.NewWriter(w)
 	d := dumper{w: out, r: bufio.NewReaderSize(io.NewSectionReader(r, 0, size), firstReadBytes)}
-	d.file()
+	d.file(ctx)
 	return errors.Join(errors.Join(d.errs...), out.Flush())
 }
 
@@ -66,7 +67,7 @@ func (d *dumper) fail(err error) {
 	}
 }
 
-func (d *dumper) file() {
+func (d *dumper) file(ctx context.Context) {
 	pro, err := d.head()
 	if err != nil {
 		d.fail(err)
@@ -78,6 +79,10 @@ func (d *dumper) file() {
 	m.grow(pro.plan.largest)
 	var ends []int64
 	for i := range pro.plan.chunks {
+		if err := ctx.Err(); err != nil {
+			d.errs = append(d.errs, err)
+			return
+		}
 		c := pro.plan.chunk(i)
 		d.note("chunk %d: %s", i, describe(pro, c))
 		at := d.off

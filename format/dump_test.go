@@ -2,9 +2,13 @@ package format
 
 import (
 	"bytes"
+	"context"
+	"io"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/loratool/loratool/internal/testkit"
 )
 
 // TestDumpOfABrokenFileGoesAsFarAsItCan: the dump of every truncation has every byte that is there, in order and without
@@ -13,7 +17,7 @@ func TestDumpOfABrokenFileGoesAsFarAsItCan(t *testing.T) {
 	file, _ := written(t, example(), WriterOptions{})
 	for n := range len(file) {
 		var dump bytes.Buffer
-		err := Dump(&dump, bytes.NewReader(file[:n]), int64(n))
+		err := Dump(t.Context(), &dump, bytes.NewReader(file[:n]), int64(n))
 		if ruleOf(err) != "R1" {
 			t.Fatalf("Dump of the first %d bytes = %v, want R1", n, err)
 		}
@@ -42,12 +46,20 @@ func TestDumpOfABrokenFileGoesAsFarAsItCan(t *testing.T) {
 	}
 }
 
+// TestDumpEndsWithTheContext: between any two chunks.
+func TestDumpEndsWithTheContext(t *testing.T) {
+	file, _ := written(t, example(), WriterOptions{})
+	testkit.EndsAnywhere(t, 2, 1, func(ctx context.Context) error {
+		return Dump(ctx, io.Discard, bytes.NewReader(file), int64(len(file)))
+	})
+}
+
 func TestDumpGoesOnAfterABrokenChunk(t *testing.T) {
 	file, _ := written(t, example(), WriterOptions{})
 	off, _ := opened(t, file).tail.span(0)
 	file[off+10] ^= 1
 	var dump bytes.Buffer
-	err := Dump(&dump, bytes.NewReader(file), int64(len(file)))
+	err := Dump(t.Context(), &dump, bytes.NewReader(file), int64(len(file)))
 	if ruleOf(err) != "R17" || !strings.Contains(dump.String(), "end magic") {
 		t.Errorf("Dump = %v, want R17 and the rest of the file:\n%s", err, dump.String())
 	}

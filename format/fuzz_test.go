@@ -199,7 +199,7 @@ func exercise(t *testing.T, p []byte) (id string, verified error) {
 		r.Close()
 	}
 	if len(p) < 4096 { // the dump of a file is many times as long
-		if err := Dump(io.Discard, bytes.NewReader(p), int64(len(p))); (err != nil) && verified == nil {
+		if err := Dump(t.Context(), io.Discard, bytes.NewReader(p), int64(len(p))); (err != nil) && verified == nil {
 			t.Errorf("Dump finds %v in a file that Verify accepts", err)
 		}
 	}

@@ -49,7 +49,7 @@ var (
 func TestTheWorkedExampleIsARealFile(t *testing.T) {
 	file, sum := written(t, example(), WriterOptions{})
 	var dump bytes.Buffer
-	if err := Dump(&dump, bytes.NewReader(file), int64(len(file))); err != nil {
+	if err := Dump(t.Context(), &dump, bytes.NewReader(file), int64(len(file))); err != nil {
 		t.Fatal(err)
 	}
 	spec := specText(t)

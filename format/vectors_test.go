@@ -115,7 +115,7 @@ func TestVectors(t *testing.T) {
 			}
 		}
 		// Dump has the default limits.
-		if err := format.Dump(io.Discard, bytes.NewReader(b), int64(len(b))); valid && err != nil && v.Manifest == 0 {
+		if err := format.Dump(t.Context(), io.Discard, bytes.NewReader(b), int64(len(b))); valid && err != nil && v.Manifest == 0 {
 			t.Errorf("%s: dump: %v", name, err)
 		}
 		if valid {

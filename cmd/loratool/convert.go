@@ -277,7 +277,7 @@ func dumpCommand(t *terminal) *cli.Command {
 				return err
 			}
 			defer f.Close()
-			return fault.InFile(format.Dump(t.out, f, size), f.Name())
+			return fault.InFile(format.Dump(c.Context, t.out, f, size), f.Name())
 		},
 	}
 }
