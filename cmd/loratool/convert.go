@@ -92,6 +92,11 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 	if err != nil {
 		return err
 	}
+	if module, models := convert.LostByPEFT(src); module != "" && dialect == convert.PEFT {
+		warnings = append(warnings, fmt.Sprintf("PEFT will ignore %q without an error: this is its name "+
+			"in the checkpoint, and transformers 5 gives it another in memory (%s); "+
+			"run loratool extract --to peft, which writes PEFT's names", module, models))
+	}
 	for _, w := range warnings {
 		if !o.quiet {
 			t.message("warning", w)

@@ -1,0 +1,29 @@
+package convert
+
+import (
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/naming"
+)
+
+// LostByPEFT returns a module of an adapter that PEFT would ignore without an error, because models,
+// which it names, have it under another name in memory; "" where the names show no such module. Adapters
+// that came from PEFT have the names of memory; those that package rank extracts, of the checkpoint.
+func LostByPEFT(src format.Source) (module, models string) {
+	for i := range src.Manifest().Adapters {
+		a := &src.Manifest().Adapters[i]
+		if a.Dialect == PEFT.Name() {
+			continue
+		}
+		var modules []string
+		for _, l := range a.Layers {
+			modules = append(modules, l.Module)
+		}
+		for _, b := range a.Beside {
+			modules = append(modules, naming.Module(b.Target))
+		}
+		if module, models = naming.OnlyOnDisk(modules); module != "" {
+			return module, models
+		}
+	}
+	return "", ""
+}
