@@ -10,17 +10,24 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 )
 
 // inputHint says what to do about an input, where that is known; usage is how the command is called.
 func inputHint(err error, usage string) string {
 	var path *fs.PathError
+	if errors.As(err, &path) && errors.Is(err, fs.ErrNotExist) && fileio.IsInterrupted(path.Path) {
+		return hintInterrupted
+	}
 	if errors.As(err, &path) && errors.Is(err, fs.ErrNotExist) && isHubName(path.Path) {
 		return fmt.Sprintf("%s is looked for here, and nothing is downloaded: hf download %s --local-dir %s", path.Path, path.Path, filepath.Base(path.Path))
 	}
 	var e *fault.Error
 	if !errors.As(err, &e) {
 		return ""
+	}
+	if e.Path != "" && fileio.IsInterrupted(e.Path) {
+		return hintInterrupted
 	}
 	if snapshot := hubSnapshot(e.Path); snapshot != "" {
 		return "this is where the hub's cache keeps a repository; give " + snapshot
@@ -33,6 +40,9 @@ func inputHint(err error, usage string) string {
 	}
 	return e.Hint
 }
+
+const hintInterrupted = "another run is replacing files here, or was interrupted while it did: " +
+	"wait for it, or run its command again to complete it"
 
 var hubName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
