@@ -198,25 +198,6 @@ func (o *extractOptions) library(c *cli.Context) (rank.ExtractOptions, error) {
 	return options, nil
 }
 
-// parseBytes reads a size such as 40MB or 1.5GiB.
-func parseBytes(text string) (int64, error) {
-	units := []struct {
-		suffix string
-		factor float64
-	}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"kB", 1e3}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"B", 1}, {"", 1}}
-	for _, u := range units {
-		number, ok := strings.CutSuffix(text, u.suffix)
-		if !ok {
-			continue
-		}
-		if x, ok := parseDecimal(strings.TrimSpace(number)); ok && x*u.factor >= 1 && x*u.factor < 1<<60 {
-			return int64(x * u.factor), nil
-		}
-		break
-	}
-	return 0, usagef("a size is a number with a unit, such as 40MB or 512KiB", "got the size %q", text)
-}
-
 // sameFile reports whether two paths lead to the same file or directory.
 func sameFile(a, b string) bool {
 	ra, err1 := filepath.EvalSymlinks(a)

@@ -8,10 +8,36 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 )
+
+// hintFor says what to do next, where that is known; usage is how the command is called.
+func hintFor(err error, commandUsage string) string {
+	var usage *usageError
+	var output *fileio.OutputError
+	var space *fileio.SpaceError
+	var results *resultsError
+	switch {
+	case errors.As(err, &usage):
+		return usage.hint
+	case errors.As(err, &results):
+		return "see where standard output goes; files that the command writes are not concerned"
+	case errors.As(err, &output) && output.Replaceable:
+		return "choose another path with -o, or use --force to replace it"
+	case errors.As(err, &output):
+		return "choose another path with -o"
+	case errors.As(err, &space), errors.Is(err, syscall.ENOSPC):
+		return "free some space, or write to another disk with -o"
+	case errors.Is(err, syscall.EROFS):
+		return "choose another path with -o"
+	case errors.Is(err, fs.ErrPermission):
+		return "check who may read the inputs and write to the directory of OUT"
+	}
+	return inputHint(err, commandUsage)
+}
 
 // inputHint says what to do about an input, where that is known; usage is how the command is called.
 func inputHint(err error, usage string) string {

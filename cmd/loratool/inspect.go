@@ -12,6 +12,7 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/inspect"
+	"github.com/loratool/loratool/rank"
 	"github.com/urfave/cli/v2"
 )
 
@@ -320,4 +321,10 @@ func showCheckpoint(t *terminal, r *inspect.Checkpoint) {
 		t.printf("lora r=%-4d %s: %d modules, %s parameters\n", r.Cost.Rank, target.Name, target.Modules, countText(target.Parameters))
 	}
 	t.printf("lora r=%-4d %s parameters, %s of the checkpoint\n", r.Cost.Rank, countText(r.Cost.Parameters), percent(r.Cost.Share))
+}
+
+// checkSpectrumMemory refuses spectra that take more memory than there is.
+func (o *inspectOptions) checkSpectrumMemory(m *format.Manifest) error {
+	need, module := rank.SpectraBytes(m, o.workers)
+	return o.checkMemory(need, fmt.Sprintf("the spectrum of layers such as %q", module))
 }

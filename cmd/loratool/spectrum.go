@@ -4,10 +4,8 @@ import (
 	"fmt"
 	"strconv"
 
-	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/inspect"
-	"github.com/loratool/loratool/rank"
 )
 
 // sparkWidth is the number of bars of a spectrum.
@@ -38,12 +36,6 @@ func showSpectra(t *terminal, layers []inspect.Layer) {
 			t.printf("%s has no spectrum: %s\n", l.Module, l.NoSpectrum)
 		}
 	}
-}
-
-// checkSpectrumMemory refuses spectra that take more memory than there is.
-func (o *inspectOptions) checkSpectrumMemory(m *format.Manifest) error {
-	need, module := rank.SpectraBytes(m, o.workers)
-	return o.checkMemory(need, fmt.Sprintf("the spectrum of layers such as %q", module))
 }
 
 // checkSpectra is the error for layers whose spectrum was asked for and does not exist.

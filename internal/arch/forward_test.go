@@ -21,7 +21,6 @@ const fewPairs = 20
 // backward are the packages in which more than backwardShare goes back, with the number of pairs that
 // do. A number may only become smaller, and a package that is below the share leaves the list.
 var backward = map[string]int{
-	"cmd/loratool":    12,
 	"internal/fileio": 7,
 	"internal/kernel": 8,
 	"rank":            11,

@@ -6,6 +6,28 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
+// common are the options that every command has.
+type common struct {
+	json, quiet, verbose, noProgress bool
+	workers                          int
+	maxMemory                        string // "" is what is available
+}
+
+func (o *common) flags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "json", Usage: "print one JSON document", Destination: &o.json},
+		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no warnings and no summary", Destination: &o.quiet},
+		&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "print every layer", Destination: &o.verbose},
+		&cli.BoolFlag{Name: "no-progress", Usage: "show no progress bar", Destination: &o.noProgress},
+		&cli.IntFlag{Name: "workers", Usage: "number of goroutines that compute (default: one per processor)", Destination: &o.workers, Action: func(c *cli.Context, n int) error {
+			if n < 0 {
+				return usagef(helpHint(c.Command.Name), "--workers is a number of goroutines, got %d", n)
+			}
+			return nil
+		}},
+	}
+}
+
 // memoryFlag is the flag of the commands that know beforehand how much memory they take.
 func (o *common) memoryFlag() cli.Flag {
 	return &cli.StringFlag{Name: "max-memory", Usage: "take at most about `SIZE` bytes of memory, such as 2GB (default: what is available)", Destination: &o.maxMemory,

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/merge"
+)
+
+// openAdapters opens the adapters at paths, with a weight each.
+func (o *withoutOption) openAdapters(ctx context.Context, paths []string, weights []float64, closers *closers) ([]merge.Adapter, error) {
+	options, err := o.opening(paths...)
+	if err != nil {
+		return nil, err
+	}
+	adapters := make([]merge.Adapter, len(paths))
+	for i, path := range paths {
+		src, err := convert.OpenWith(ctx, path, options[i])
+		if err != nil {
+			return nil, err
+		}
+		closers.add(src)
+		adapters[i] = merge.Adapter{Source: src, Name: path, Weight: weights[i]}
+	}
+	return adapters, nil
+}
+
+// openRecords opens the undo records of a merged checkpoint: those that are named, or the one that lies beside it.
+func openRecords(ctx context.Context, paths []string, merged string, closers *closers) ([]*merge.Record, error) {
+	if len(paths) == 0 {
+		path := undoBeside(merged)
+		fileio.Finish(filepath.Dir(path)) // a run may have been killed between the checkpoint and its record
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return nil, nil // the library says what that means
+		}
+		paths = []string{path}
+	}
+	var records []*merge.Record
+	for _, path := range paths {
+		r, closer, err := openRecord(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		closers.add(closer)
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+// closers are what a command has opened.
+type closers []io.Closer
+
+func (c *closers) add(x io.Closer) { *c = append(*c, x) }
+
+func (c *closers) close() {
+	for _, x := range *c {
+		x.Close()
+	}
+}
