@@ -42,10 +42,6 @@ func (u *Update[T]) isBottom(w []byte) bool {
 	return 8*small > looked
 }
 
-// sampleStep is the distance of the elements of n that are looked at: each costs a line of the
-// cache.
-func sampleStep(n int) int { return max(1, n/128) }
-
 // inFloat64 is the update of the same matrix in float32. That of a negative shares R as well.
 func (u *Update[T]) inFloat64() *Update[float64] {
 	u.bottom.once.Do(func() {

@@ -86,3 +86,30 @@ func storeWithin(d dtype.Type, out []byte, x, e float64) (ok bool) {
 	}
 	return storeBetween(d, out, x-e, x+e)
 }
+
+// storeBetween stores RN_D of the numbers from lo to hi, if that is one finite value for all of
+// them.
+func storeBetween(d dtype.Type, out []byte, lo, hi float64) (ok bool) {
+	switch d {
+	case dtype.BF16:
+		lo, hi := dtype.BF16FromFloat64(lo), dtype.BF16FromFloat64(hi)
+		if ok = lo == hi && lo&0x7f80 != 0x7f80; ok {
+			binary.LittleEndian.PutUint16(out, lo)
+		}
+	case dtype.F16:
+		lo, hi := dtype.F16FromFloat64(lo), dtype.F16FromFloat64(hi)
+		if ok = lo == hi && lo&0x7c00 != 0x7c00; ok {
+			binary.LittleEndian.PutUint16(out, lo)
+		}
+	case dtype.F32:
+		lo, hi := math.Float32bits(float32(lo)), math.Float32bits(float32(hi))
+		if ok = lo == hi && lo&0x7f800000 != 0x7f800000; ok {
+			binary.LittleEndian.PutUint32(out, lo)
+		}
+	default:
+		if ok = lo == hi && lo != 0 && isFinite(lo); ok {
+			binary.LittleEndian.PutUint64(out, math.Float64bits(lo))
+		}
+	}
+	return ok
+}

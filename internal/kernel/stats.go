@@ -198,3 +198,7 @@ func squaresBF16(w []byte) (sum Squares) {
 	}
 	return sum
 }
+
+// sampleStep is the distance of the elements of n that are looked at: each costs a line of the
+// cache.
+func sampleStep(n int) int { return max(1, n/128) }

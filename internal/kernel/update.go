@@ -51,9 +51,6 @@ type Update[T Float] struct {
 	positive *Update[T]
 }
 
-// chunk is the length of the sums of products that are then summed up: see micro.
-const chunk = 16
-
 // roundings is how many roundings the product of index k, of rank products, passes on its way into
 // δ: one of S·l, one of its own (none with fused multiply-add), the additions of its chunk from
 // there on, and of the chunks from there on.
