@@ -282,27 +282,22 @@ func (p *pair) widePiece(ctx context.Context, dst []float32, first int64, s *pie
 // roundingNoise is Σ ulp²/12 over the elements, and 0 for types of other than 16 and 32 bits. It
 // counts exponents, of which there are few.
 func roundingNoise(d dtype.Type, raw []byte) (sum float64) {
-	// exponents but the last one, which is that of infinity and NaN
-	var mantissa, bias, exponents int
-	var count [256]int
-	switch d {
-	case dtype.BF16:
-		mantissa, bias, exponents = 7, 127, 255
-	case dtype.F16:
-		mantissa, bias, exponents = 10, 15, 31
-	case dtype.F32:
-		mantissa, bias, exponents = 23, 127, 255
-		for ; len(raw) >= 4; raw = raw[4:] {
-			count[binary.LittleEndian.Uint32(raw)>>23&255]++
-		}
-	default:
+	l, ok := d.Layout()
+	if !ok || l.Exponent > 8 {
 		return 0
 	}
-	for ; len(raw) >= 2; raw = raw[2:] {
-		count[int(binary.LittleEndian.Uint16(raw))>>mantissa&exponents]++
+	var count [256]int
+	last := 1<<l.Exponent - 1 // that of infinity and NaN
+	if d.Size() == 4 {
+		for ; len(raw) >= 4; raw = raw[4:] {
+			count[int(binary.LittleEndian.Uint32(raw))>>l.Fraction&last]++
+		}
 	}
-	for e, n := range count[:exponents] {
-		ulp := math.Ldexp(1, max(e, 1)-bias-mantissa)
+	for ; len(raw) >= 2; raw = raw[2:] {
+		count[int(binary.LittleEndian.Uint16(raw))>>l.Fraction&last]++
+	}
+	for e, n := range count[:last] {
+		ulp := math.Ldexp(1, max(e, 1)-l.Bias()-l.Fraction)
 		sum += float64(n) * ulp * ulp / 12
 	}
 	return sum

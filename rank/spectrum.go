@@ -242,17 +242,13 @@ func describe(module string, sigma []float64, exponent, longSide int, unit float
 	return s
 }
 
-// unitOf is the unit roundoff of a dtype.
+// unitOf is the unit roundoff of a dtype, and that of float64 for types that are no floats.
 func unitOf(d dtype.Type) float64 {
-	switch d {
-	case dtype.BF16:
-		return 0x1p-8
-	case dtype.F16:
-		return 0x1p-11
-	case dtype.F32:
-		return 0x1p-24
+	l, ok := d.Layout()
+	if !ok {
+		return 0x1p-53
 	}
-	return 0x1p-53
+	return l.Unit()
 }
 
 // readFactor reads a tensor as float64, in pieces, and counts its values that are not finite. Where

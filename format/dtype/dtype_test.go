@@ -141,3 +141,35 @@ func TestStoreRoundsOnceToNearestEven(t *testing.T) {
 		}
 	}
 }
+
+// TestLayoutIsThatOfTheBits asks the functions that load and store: the bits of 1 are the bias, the
+// next number is two units above it, and the numbers end where the exponents do.
+func TestLayoutIsThatOfTheBits(t *testing.T) {
+	for _, typ := range All() {
+		l, ok := typ.Layout()
+		if ok != typ.IsFloat() {
+			t.Errorf("%v.Layout() = %v, %v, want %v as IsFloat has it", typ, l, ok, typ.IsFloat())
+		}
+		if !ok {
+			continue
+		}
+		if got := 1 + l.Exponent + l.Fraction; got != typ.Bits() {
+			t.Errorf("the layout of %v has %d bits, want %d", typ, got, typ.Bits())
+		}
+		at := func(bits uint64) float64 {
+			var b [8]byte
+			binary.LittleEndian.PutUint64(b[:], bits)
+			return Load(typ, b[:typ.Size()], 0)
+		}
+		one := uint64(l.Bias()) << l.Fraction
+		if got := at(one); got != 1 {
+			t.Errorf("%v: the exponent %d is %v, want 1", typ, l.Bias(), got)
+		}
+		if got, want := at(one+1), 1+2*l.Unit(); got != want {
+			t.Errorf("%v: the number after 1 is %v, want %v", typ, got, want)
+		}
+		if got := at(uint64(1<<l.Exponent-1) << l.Fraction); !math.IsInf(got, 1) {
+			t.Errorf("%v: the last exponent is %v, want +Inf", typ, got)
+		}
+	}
+}

@@ -82,6 +82,31 @@ func Store(t Type, dst []byte, i int, x float64) {
 	}
 }
 
+// Layout is how the bits of an element of a binary format of IEEE 754 are divided: a sign, Exponent
+// bits of an exponent, and Fraction bits.
+type Layout struct{ Exponent, Fraction int }
+
+// Layout returns the layout of a type; ok is false for one that IsFloat denies.
+func (t Type) Layout() (l Layout, ok bool) {
+	switch t {
+	case F64:
+		l = Layout{11, 52}
+	case F32:
+		l = Layout{8, 23}
+	case F16:
+		l = Layout{5, 10}
+	case BF16:
+		l = Layout{8, 7}
+	}
+	return l, l != Layout{}
+}
+
+// Bias is what is added to the exponent of a normal number to store it.
+func (l Layout) Bias() int { return 1<<(l.Exponent-1) - 1 }
+
+// Unit is the unit roundoff: half the distance from 1 to the next larger number.
+func (l Layout) Unit() float64 { return math.Ldexp(1, -l.Fraction-1) }
+
 // BF16ToFloat32 widens a bfloat16, exactly.
 func BF16ToFloat32(h uint16) float32 { return math.Float32frombits(uint32(h) << 16) }
 

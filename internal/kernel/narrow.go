@@ -25,19 +25,20 @@ type narrowing struct {
 }
 
 var narrowings = [...]narrowing{
-	dtype.BF16: narrowingTo(7, 8),
-	dtype.F16:  narrowingTo(10, 5),
-	dtype.F32:  narrowingTo(23, 8),
+	dtype.BF16: narrowingTo(dtype.BF16),
+	dtype.F16:  narrowingTo(dtype.F16),
+	dtype.F32:  narrowingTo(dtype.F32),
 }
 
-// narrowingTo is that to a dtype whose numbers have so many bits of a fraction and of an exponent.
-func narrowingTo(fraction, exponent uint) narrowing {
-	bias := 1<<(exponent-1) - 1
+// narrowingTo is that to a dtype.
+func narrowingTo(d dtype.Type) narrowing {
+	l, _ := d.Layout()
+	bias := l.Bias()
 	return narrowing{
-		drop:  52 - fraction,
-		bias:  uint64(1023-bias) << fraction,
-		sign:  63 - fraction - exponent,
-		share: math.Ldexp(1, -3-int(fraction)),
+		drop:  uint(52 - l.Fraction),
+		bias:  uint64(1023-bias) << l.Fraction,
+		sign:  uint(63 - l.Fraction - l.Exponent),
+		share: math.Ldexp(1, -3-l.Fraction),
 		least: math.Ldexp(1, 2-bias),
 		most:  math.Ldexp(1, bias-1),
 	}
