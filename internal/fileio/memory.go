@@ -8,10 +8,6 @@ import (
 	"strings"
 )
 
-// AvailableMemory is the memory that this process can still take: what the system has available, or what
-// the limits of its control group leave, whichever is less. 0 is unknown.
-func AvailableMemory() int64 { return availableMemory() }
-
 // linuxMemory is AvailableMemory from the files of Linux below root: /proc/meminfo, and the control
 // groups of version 2 and of version 1, each with its parents, whose limits count as well.
 func linuxMemory(root fs.FS) int64 {

@@ -2,4 +2,6 @@ package fileio
 
 import "os"
 
-func availableMemory() int64 { return linuxMemory(os.DirFS("/")) }
+// AvailableMemory is the memory that this process can still take: what the system has available, or what
+// the limits of its control group leave, whichever is less. 0 is unknown.
+func AvailableMemory() int64 { return linuxMemory(os.DirFS("/")) }

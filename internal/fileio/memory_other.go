@@ -2,4 +2,5 @@
 
 package fileio
 
-func availableMemory() int64 { return 0 }
+// AvailableMemory is 0: what this system has available is not known.
+func AvailableMemory() int64 { return 0 }

@@ -1,0 +1,176 @@
+package fileio
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// move is the way of one output to its place.
+type move struct {
+	temp, final string
+	isDir       bool
+	id          string // of what was built at temp; "" where the system has none
+}
+
+// old is where what is replaced waits until the new outputs are in their places.
+func (m *move) old() string { return m.temp + oldMark }
+
+// isIn reports whether the output is in its place.
+func (m *move) isIn() bool {
+	there, err := os.Lstat(m.final)
+	if err != nil {
+		return false
+	}
+	if m.id != "" {
+		return fileID(there) == m.id
+	}
+	return !exists(m.temp)
+}
+
+// isHidden reports whether the output waits where it was built.
+func (m *move) isHidden() bool {
+	there, err := os.Lstat(m.temp)
+	return err == nil && fileID(there) == m.id
+}
+
+// aside takes away what is to be replaced.
+func (m *move) aside() error {
+	if m.isIn() || exists(m.old()) {
+		return nil
+	}
+	if err := rename(m.final, m.old()); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// keep gives a second name to a file that is to be replaced, so that it can come back. A directory changes places with the
+// new one, and needs none.
+func (m *move) keep() error {
+	if m.isDir || m.isIn() || exists(m.old()) {
+		return nil
+	}
+	err := link(m.final, m.old())
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return m.aside() // no links here
+}
+
+// in moves the output to its place. What it replaces is at old afterwards, if it was a directory.
+func (m *move) in(replace bool) error {
+	if !replace {
+		if !m.isDir {
+			// A link, unlike a rename, fails when the place has been taken meanwhile.
+			if err := link(m.temp, m.final); err == nil || errors.Is(err, fs.ErrExist) {
+				return errors.Join(err, remove(m.temp))
+			}
+		}
+		if _, err := os.Lstat(m.final); err == nil {
+			return &fs.PathError{Op: "create", Path: m.final, Err: fs.ErrExist}
+		}
+		return rename(m.temp, m.final)
+	}
+	if !m.isDir {
+		return rename(m.temp, m.final)
+	}
+	step()
+	switch err := exchange(m.temp, m.final); {
+	case err == nil:
+		return nil // the old one is at temp
+	case errors.Is(err, fs.ErrNotExist):
+		return rename(m.temp, m.final)
+	case !errors.Is(err, errNoExchange):
+		return err
+	}
+	return m.inSteps()
+}
+
+// inSteps replaces a directory where the system has no exchange. Between the two renames the place is empty: what ends the
+// process there leaves the old output under a name that restore knows.
+func (m *move) inSteps() error {
+	if err := m.aside(); err != nil {
+		return err
+	}
+	if err := rename(m.temp, m.final); err != nil {
+		return errors.Join(err, rename(m.old(), m.final))
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// moveAll moves outputs to their places. It goes on where an earlier call was ended.
+func moveAll(replace bool, moves []move) error {
+	if replace {
+		for i := len(moves) - 1; i > 0; i-- {
+			if err := moves[i].aside(); err != nil {
+				return err
+			}
+		}
+		if err := moves[0].keep(); err != nil {
+			return err
+		}
+	}
+	for i := range moves {
+		if moves[i].isIn() {
+			continue
+		}
+		if err := moves[i].in(replace); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settle makes the moves durable, and only then removes what they have replaced.
+func settle(moves []move) error {
+	for i := range moves {
+		if err := syncDir(filepath.Dir(moves[i].final)); err != nil {
+			return err
+		}
+	}
+	var errs []error
+	for i := range moves {
+		m := &moves[i]
+		if len(moves) == 1 && exists(m.old()) {
+			errs = append(errs, rename(m.old(), m.temp)) // there is no journal: from here on it may be swept
+		}
+		errs = append(errs, removeAll(m.temp), removeAll(m.old()))
+	}
+	return errors.Join(errs...)
+}
+
+// moveBack undoes moves: new outputs go back to their hidden names, the last one first, then old ones to their places.
+func moveBack(moves []move) error {
+	var errs []error
+	for _, m := range slices.Backward(moves) {
+		switch {
+		case !m.isIn():
+		case m.isDir && exists(m.temp): // the old one, by an exchange
+			step()
+			errs = append(errs, exchange(m.temp, m.final))
+		default:
+			errs = append(errs, rename(m.final, m.temp))
+		}
+	}
+	for _, m := range moves {
+		old, err := os.Lstat(m.old())
+		if err != nil {
+			continue
+		}
+		switch there, err := os.Lstat(m.final); {
+		case err != nil:
+			errs = append(errs, rename(m.old(), m.final))
+		case os.SameFile(old, there): // the second name that keep gave it
+			errs = append(errs, remove(m.old()))
+		}
+	}
+	return errors.Join(errs...)
+}

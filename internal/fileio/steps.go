@@ -1,0 +1,20 @@
+package fileio
+
+import (
+	"errors"
+	"os"
+)
+
+// step is called before every change of names. It is a variable for the tests, which end the process there.
+var step = func() {}
+
+func rename(from, to string) error { step(); return os.Rename(from, to) }
+
+func link(from, to string) error { step(); return os.Link(from, to) }
+
+func remove(path string) error { step(); return os.Remove(path) }
+
+func removeAll(path string) error { step(); return os.RemoveAll(path) }
+
+// errNoExchange: the system cannot let two names change places.
+var errNoExchange = errors.New("names cannot be exchanged here")
