@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"sort"
 	"strings"
@@ -15,50 +14,6 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
 )
-
-// ExtractOptions say what to extract and how. One of Rule and Budget is needed; the zero value of the rest is ready.
-type ExtractOptions struct {
-	Rule    Rule             // chooses the rank of every layer; nil where Budget is set
-	Budget  int64            // bytes of factors, spent on the singular values with most energy per byte over all layers
-	MaxRank int              // with Budget: the most that one layer gets; 0 is 64
-	Include []*regexp.Regexp // names of tensors to extract; none is all
-	Exclude []*regexp.Regexp // names to leave out
-	DType   dtype.Type       // of the factors; 0 is F32
-	Only    bool             // leave out what low rank cannot hold, in place of carrying it beside
-	Strict  bool             // fail if anything is left out or carried
-	PEFT    bool             // name and hold everything as PEFT does, and refuse what it cannot hold
-	SVD     Options
-	Workers int
-	Layer   func(tensor string, bytes int64) // called when a tensor is done; nil is silent
-	Tool    string                           // name and version of the program, for the provenance
-}
-
-// Extraction is a plan to turn a fine-tuned checkpoint into an adapter. It has read headers only.
-type Extraction struct {
-	base, tuned *checkpoint.Checkpoint
-	own         []*Checkpoint // that were opened for this extraction, and are closed with it
-	options     ExtractOptions
-	pairs       []pair // present in both, same shape, both floats
-	skipped     []Skipped
-	left        []leftOut          // of skipped, what counts in the error
-	renamed     string             // how the names of tuned are read, "" as they are
-	peft        *forPEFT           // where it is for PEFT
-	others      map[string]located // of dtypes that are no floats: the tuned ones, by the base's names
-
-	baseEnds, tunedEnds ends
-}
-
-// Skipped is a tensor that is not extracted. Share is what it has of ‖Δ‖_F over all that changed: 0 for what did not change.
-type Skipped struct {
-	Tensor string  `json:"tensor"`
-	Why    string  `json:"why"`
-	Share  float64 `json:"share"`
-
-	energy float64 // ‖Δ‖² of it
-}
-
-// Unchanged is why a tensor is skipped that has the same values in both checkpoints.
-const Unchanged = "unchanged"
 
 // Why a tensor is skipped.
 const (
@@ -103,20 +58,6 @@ func NewExtraction(base, tuned *Checkpoint, o ExtractOptions) (*Extraction, erro
 		return nil, err
 	}
 	return e, nil
-}
-
-// Close closes the checkpoints of an extraction that was opened by their paths. Those that the caller
-// opened stay open.
-func (e *Extraction) Close() error {
-	var errs []error
-	for _, c := range e.own {
-		errs = append(errs, c.Close())
-	}
-	return errors.Join(errs...)
-}
-
-func (e *Extraction) skip(name, format string, args ...any) {
-	e.skipped = append(e.skipped, Skipped{Tensor: name, Why: fmt.Sprintf(format, args...)})
 }
 
 // plan pairs the tensors by name.
@@ -196,11 +137,6 @@ func (e *Extraction) plan() error {
 		return a.File < b.File || a.File == b.File && a.Tensor.Off < b.Tensor.Off
 	})
 	return nil
-}
-
-func (e *Extraction) selected(name string) bool {
-	matches := func(re *regexp.Regexp) bool { return re.MatchString(name) }
-	return (len(e.options.Include) == 0 || slices.ContainsFunc(e.options.Include, matches)) && !slices.ContainsFunc(e.options.Exclude, matches)
 }
 
 // Bytes is what the extraction has to read of the tuned checkpoint.

@@ -20,22 +20,10 @@ import (
 // whyUnknown follows the reason for what cannot be measured.
 const whyUnknown = "; its share of Δ is not known"
 
-// leftOut is a tensor that changed, or may have changed, and is not extracted.
-type leftOut struct {
-	skipped     int      // its place in the list of what is skipped
-	base, tuned *located // nil where that checkpoint has nothing to compare with
-}
-
 // leave lists a tensor as skipped and as one to measure. Either reference may be missing.
 func (e *Extraction) leave(name, why string, base, tuned *located) {
 	e.left = append(e.left, leftOut{skipped: len(e.skipped), base: base, tuned: tuned})
 	e.skip(name, "%s", why)
-}
-
-// ends are the input embedding and the output head of a checkpoint, as merge finds them.
-type ends struct {
-	of *checkpoint.Checkpoint
-	naming.Ends
 }
 
 // endsOf finds the ends of a checkpoint. A head that only the other checkpoint has helps to tell the

@@ -14,16 +14,6 @@ import (
 // An adapter for PEFT has the names of the model in memory, and holds each change in a way that the
 // class of its module allows. What PEFT cannot hold is refused before anything is decomposed.
 
-// forPEFT is what an extraction for PEFT knows of the model.
-type forPEFT struct {
-	model *naming.PEFTModel
-	disk  map[string]string  // parameter in memory → tensor of the base, the first if there are more
-	all   map[string]located // parameter that is one tensor → the tuned one, or the base's
-	embed string             // the input embedding that is tied to others, "" if there is none
-	twins []string           // the modules that share its weight, nil where they are not known
-	saved map[string]bool    // the parameters that are saved with their modules
-}
-
 // pairLive turns the pairs, which have the names of the base's tensors, into pairs of parameters in
 // memory.
 func (e *Extraction) pairLive() error {

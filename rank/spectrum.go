@@ -366,13 +366,3 @@ func householder(ctx context.Context, x []float64, rows, r int) ([]float64, int,
 	t, err := triangle(ctx, x, rows, r)
 	return t, r, err
 }
-
-func transpose64(x []float64, rows, cols int) []float64 {
-	y := make([]float64, len(x))
-	for i := range rows {
-		for j := range cols {
-			y[j*rows+i] = x[i*cols+j]
-		}
-	}
-	return y
-}
