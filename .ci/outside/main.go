@@ -159,8 +159,11 @@ func (o *outside) openTwo(ctx context.Context) ([]merge.Adapter, error) {
 	return []merge.Adapter{{Source: first, Name: "demo", Weight: 1}, {Source: second, Name: "made up", Weight: 2}}, nil
 }
 
-// merge merges the two adapters into the demo's base, and tells progress how many bytes were written of how many.
-func (o *outside) merge(ctx context.Context, out string, progress func(done, all int64)) (*merge.Report, error) {
+// merge merges the two adapters into the demo's base, and tells progress how many bytes were written of
+// how many. Neither the base nor the output has a path.
+func (o *outside) merge(
+	ctx context.Context, out merge.Output, progress func(done, all int64),
+) (*merge.Report, error) {
 	adapters, err := o.openTwo(ctx)
 	if err != nil {
 		return nil, err
@@ -185,12 +188,13 @@ func (o *outside) merge(ctx context.Context, out string, progress func(done, all
 	}
 	defer plan.Close()
 	all.Store(plan.OutputBytes())
-	return plan.Run(ctx, out)
+	return plan.RunTo(ctx, out)
 }
 
 func (o *outside) mergeTwo(ctx context.Context) error {
 	var last, whole atomic.Int64
-	report, err := o.merge(ctx, filepath.Join(o.dir, "merged"), func(done, all int64) {
+	var out merge.Memory
+	report, err := o.merge(ctx, &out, func(done, all int64) {
 		last.Store(done)
 		whole.Store(all)
 	})
@@ -200,15 +204,36 @@ func (o *outside) mergeTwo(ctx context.Context) error {
 	if last.Load() == 0 || last.Load() > whole.Load() {
 		return fmt.Errorf("progress ended at %d of %d bytes", last.Load(), whole.Load())
 	}
-	fmt.Println(len(report.Layers), "tensors updated")
+	if err := o.checkMerged(ctx, out.Files()); err != nil {
+		return err
+	}
+	fmt.Println(len(report.Layers), "tensors updated in memory")
 	return nil
+}
+
+// checkMerged opens the merged checkpoint from memory, and wants other weights in it than the base has.
+func (o *outside) checkMerged(ctx context.Context, files map[string][]byte) error {
+	weights := files["model.safetensors"]
+	before, err := fs.ReadFile(o.files, "testdata/demo/base/model.safetensors")
+	if err != nil {
+		return err
+	}
+	if bytes.Equal(weights, before) {
+		return errors.New("the merged weights are those of the base")
+	}
+	base, err := merge.OpenBaseReader(
+		ctx, "merged.safetensors", bytes.NewReader(weights), int64(len(weights)))
+	if err != nil {
+		return err
+	}
+	return base.Close()
 }
 
 func (o *outside) cancelHalfWay(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	out := filepath.Join(o.dir, "cancelled")
-	_, err := o.merge(ctx, out, func(done, all int64) {
+	var out merge.Memory
+	_, err := o.merge(ctx, &out, func(done, all int64) {
 		if done >= all/2 {
 			cancel()
 		}
@@ -216,10 +241,10 @@ func (o *outside) cancelHalfWay(ctx context.Context) error {
 	if !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("a merge that was cancelled returned %v", err)
 	}
-	if _, err := os.Stat(out); !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("a merge that was cancelled left %s behind (%v)", out, err)
+	if files := out.Files(); files != nil {
+		return fmt.Errorf("a merge that was cancelled committed %d files", len(files))
 	}
-	fmt.Println("nothing is left behind")
+	fmt.Println("nothing was committed")
 	return nil
 }
 
