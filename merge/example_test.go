@@ -1,0 +1,69 @@
+package merge_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"log"
+	"testing/fstest"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/format/safetensors"
+	"github.com/loratool/loratool/merge"
+)
+
+// Merge an adapter that a program made into a base from an fs.FS, and keep the result in memory:
+// W + s·B·A with W = (1 2; 3 4), B = (1 2)ᵀ, A = (1 1) and s = 0.5.
+func Example() {
+	ctx := context.Background()
+	w, _ := binary.Append(nil, binary.LittleEndian, []float32{1, 2, 3, 4})
+	var weights bytes.Buffer
+	err := safetensors.Write(ctx, &weights,
+		[]format.Tensor{{Name: "q_proj.weight", DType: dtype.F32, Shape: []uint64{2, 2}}}, nil,
+		func(p []byte, i int, off int64) error { copy(p, w[off:]); return nil })
+	if err != nil {
+		log.Fatal(err)
+	}
+	files := fstest.MapFS{"base/model.safetensors": {Data: weights.Bytes()}}
+
+	b := format.NewBuilder("example")
+	b.Linear("q_proj", 1, 0.5, format.Float32s([]float32{1, 1}), format.Float32s([]float32{1, 2}))
+	adapter, err := b.Source()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer adapter.Close()
+	base, err := merge.OpenBaseFS(ctx, files, "base")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer base.Close()
+	adapters := []merge.Adapter{{Source: adapter, Name: "made here", Weight: 1}}
+	plan, err := base.Merge(ctx, adapters, merge.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer plan.Close()
+	var out merge.Memory
+	if _, err := plan.RunTo(ctx, &out); err != nil {
+		log.Fatal(err)
+	}
+
+	file := out.Files()["model.safetensors"]
+	merged, err := safetensors.Open(ctx, bytes.NewReader(file), int64(len(file)))
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := merged.ReadBlobAt(w, 0, 0); err != nil {
+		log.Fatal(err)
+	}
+	values := make([]float32, 4)
+	if _, err := binary.Decode(w, binary.LittleEndian, values); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(merged.Tensors()[0].Name, values)
+	// Output:
+	// q_proj.weight [1.5 2.5 4 5]
+}
