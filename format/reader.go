@@ -33,7 +33,7 @@ const (
 )
 
 // hintManifest is the way past a default limit.
-const hintManifest = "--max-manifest 64MiB allows what the format does; with a larger manifest the file is none of version 1"
+const hintManifest = "ReaderOptions.MaxManifestBytes=64MiB allows what the format does; with a larger manifest the file is none of version 1"
 
 func (o ReaderOptions) manifestLimit() int64 { return manifestLimit(o.MaxManifestBytes) }
 

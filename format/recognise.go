@@ -12,7 +12,7 @@ const (
 	hintRefetch     = "the file was not written or not downloaded whole; fetch it again"
 	hintNewer       = "a newer version of the program may read it"
 	hintTextMode    = "it was transferred in text mode; transfer it again in binary mode"
-	hintSafetensors = "this is a safetensors file; `loratool convert` makes a .lora file of it"
+	hintSafetensors = "this is a safetensors file; convert.Create makes a .lora file of it"
 	hintZstd        = "this is zstd data without the signature of a .lora file; decompress it first if it was compressed on top"
 )
 

@@ -181,7 +181,7 @@ func loadTerms[T kernel.Float](t *target, terms []resolve.Term, k *tools, tolera
 		nonFinite += badL + badR
 		if n := badL + badR; n > 0 && !tolerant {
 			return nil, 0, fault.New(fault.Check, "the factors of %q hold %d values that are NaN or infinite", x.Module, n).
-				WithHint("the training of this adapter went wrong; use an earlier checkpoint of it, or --allow-nonfinite")
+				WithHint("the training of this adapter went wrong; use an earlier checkpoint of it, or set Options.AllowNonFinite")
 		}
 		loaded[i] = kernel.Term[T]{S: x.Scale, Rank: x.Rank, L: l, R: r}
 	}

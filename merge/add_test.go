@@ -218,8 +218,8 @@ func TestIndexNamesWhatIsAdded(t *testing.T) {
 func TestWithoutTheFlagTheErrorNamesIt(t *testing.T) {
 	eachHead(t, func(t *testing.T, dir string, c head) {
 		_, err := openHead(t, filepath.Join(dir, "base"), filepath.Join(dir, "adapter"), merge.Options{})
-		if !errors.Is(err, fault.Mismatch) || !strings.Contains(fault.Hint(err), "--add-tensors") {
-			t.Fatalf("%v (hint: %s), want a mismatch with a hint of --add-tensors", err, fault.Hint(err))
+		if !errors.Is(err, fault.Mismatch) || !strings.Contains(fault.Hint(err), "Options.AddTensors") {
+			t.Fatalf("%v (hint: %s), want a mismatch with a hint of Options.AddTensors", err, fault.Hint(err))
 		}
 		if name := slices.Concat(c.Added, c.Reshaped)[0]; !strings.Contains(err.Error(), name) {
 			t.Errorf("%v, want an error that names %s", err, name)

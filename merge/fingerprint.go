@@ -81,5 +81,5 @@ func (p *planner) checkBase(ctx context.Context, a *format.Adapter) error {
 	if name := a.Base.Name; name != "" {
 		e.Msg += "; the adapter names " + fault.Quote(name)
 	}
-	return e.WithHint("give that base; to merge into this one all the same, use --any-base")
+	return e.WithHint("give that base; to merge into this one all the same, set Options.AnyBase")
 }

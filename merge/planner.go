@@ -141,7 +141,7 @@ func (p *planner) sortTargets() error {
 // checkTarget looks for changes that this version cannot make together.
 func (p *planner) checkTarget(t *target) error {
 	if d := t.ref.Tensor.DType; p.options.wantsRecord() && t.changes() && !undo.Records(d) {
-		return fault.New(fault.Unsupported, "the adapter replaces %q, of %v, which no undo record can hold", t.Name, d).WithHint("merge without --undo")
+		return fault.New(fault.Unsupported, "the adapter replaces %q, of %v, which no undo record can hold", t.Name, d).WithHint("merge without Options.Undo")
 	}
 	if len(t.undo) > 0 && t.HasResidual() {
 		return fault.New(fault.Unsupported, "PiSSA and OLoRA need the original values of %q, and this swap restores them only while it runs", t.Name).

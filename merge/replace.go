@@ -54,7 +54,7 @@ func (k *tools) put(t *target, b *block, w *worker, from *resolve.Blob, first in
 	n := dtype.CountNonFinite(t.DType, dst)
 	if n > 0 && !k.plan.options.AllowNonFinite {
 		return fault.New(fault.Check, "the adapter puts %d values that are NaN or infinite, as %v, into %q", n, t.DType, t.Name).
-			WithHint("the training of this adapter went wrong, or the base's dtype cannot hold its values; use an earlier checkpoint of it, or --allow-nonfinite")
+			WithHint("the training of this adapter went wrong, or the base's dtype cannot hold its values; use an earlier checkpoint of it, or set Options.AllowNonFinite")
 	}
 	b.stats.NaNAfter += int64(n)
 	return nil

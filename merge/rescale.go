@@ -48,7 +48,7 @@ func (r *rescale) prepare() (*kernel.Rescaled, error) {
 	}
 	if bad > 0 && !tolerant {
 		return nil, fault.New(fault.Check, "the magnitudes of %q hold %d values that are NaN or infinite", m.Module, bad).
-			WithHint("the training of this adapter went wrong; use an earlier checkpoint of it, or --allow-nonfinite")
+			WithHint("the training of this adapter went wrong; use an earlier checkpoint of it, or set Options.AllowNonFinite")
 	}
 	nRows, nCols := r.t.Matrix()
 	return kernel.PrepareRescaled(r.t.DType, int(nRows), int(nCols), terms, values, r.norms), nil

@@ -68,7 +68,7 @@ func (p *Plan) runTo(ctx context.Context, out Output, undo io.Writer) (*Report, 
 	report := newReport(p, r.tallies())
 	if created := report.NonFiniteAfter - report.NonFiniteBefore; created > 0 && !p.options.AllowNonFinite {
 		return nil, fault.New(fault.Check, "%d finite weights would become infinite or NaN, in %s", created, fault.List(report.nonFinite(), 3)).
-			WithHint("the base's dtype cannot hold the merged weights; lower the weight, or use --allow-nonfinite")
+			WithHint("the base's dtype cannot hold the merged weights; lower the weight, or set Options.AllowNonFinite")
 	}
 	// The record takes the processor while the files wait for the disk.
 	last := []func(context.Context) error{r.settle, func(ctx context.Context) (err error) {

@@ -17,7 +17,7 @@ func (p *planner) shape(allowed resolve.Shaping) error {
 	case p.removed.is():
 		return fault.New(fault.Unsupported, "tensors are added, untied or grown by merging, not by taking out").WithHint("unmerge first, then merge")
 	case (allowed.Untie || allowed.GrowVocabulary) && o.wantsRecord():
-		return fault.New(fault.Unsupported, "an undo record holds values, and not that a tensor was added or grew").WithHint("merge without --undo, and keep the base")
+		return fault.New(fault.Unsupported, "an undo record holds values, and not that a tensor was added or grew").WithHint("merge without Options.Undo, and keep the base")
 	}
 	s, err := resolve.Shape(p.names, resolved(p.adapters), o.Reading.resolved(), allowed)
 	if err != nil {
@@ -25,7 +25,7 @@ func (p *planner) shape(allowed resolve.Shaping) error {
 	}
 	if added := slices.Sorted(maps.Keys(s.Added)); len(added) > 0 && o.wantsRecord() {
 		return fault.New(fault.Unsupported, "an undo record holds values, and not that a tensor was added or had another shape: %s", fault.List(added, 3)).
-			WithHint("merge without --undo, and keep the base")
+			WithHint("merge without Options.Undo, and keep the base")
 	}
 	p.shaped, p.warnings = s, append(p.warnings, s.Notes...)
 	if len(s.Edits) == 0 {

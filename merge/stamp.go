@@ -101,7 +101,7 @@ func (p *planner) checkStamps(before []restored) error {
 	for i, id := range p.ids {
 		if j := slices.Index(p.ids, id); j < i {
 			return fault.New(fault.Mismatch, "%q and %q are the same adapter", p.adapters[j].Name, p.adapters[i].Name).
-				WithHint("give it once, with the sum of the weights; to merge it twice, use --again")
+				WithHint("give it once, with the sum of the weights; to merge it twice, set Options.Again")
 		}
 	}
 	for k, f := range p.base.Files {
@@ -114,7 +114,7 @@ func (p *planner) checkStamps(before []restored) error {
 				if i := slices.Index(p.ids, merged.Content); i >= 0 {
 					return fault.New(fault.Mismatch, "the adapter %q has been merged into this checkpoint already (%s of %s, weight %v)",
 						p.adapters[i].Name, m.Key, m.File, merged.Weight).In(p.base.Path).
-						WithHint("merge into the base without it; to add it once more, use --again")
+						WithHint("merge into the base without it; to add it once more, set Options.Again")
 				}
 			}
 		}

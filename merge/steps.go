@@ -54,15 +54,15 @@ func (p *planner) subtract(merged map[string]*resolve.Change) error {
 	for name, t := range merged {
 		if t.HasResidual() {
 			return fault.New(fault.Unsupported, "the merge has taken a part out of %q, and what was there before is in its undo record only", name).
-				WithHint("give the record that merge --undo has written, or take the tensor from the base")
+				WithHint("give the record that merge wrote to Options.Undo, or take the tensor from the base")
 		}
 		if t.DoRA != nil {
 			return fault.New(fault.Unsupported, "DoRA has rescaled %q, and the norms of what was there before are in its undo record only", name).
-				WithHint("give the record that merge --undo has written, or take the tensor from the base")
+				WithHint("give the record that merge wrote to Options.Undo, or take the tensor from the base")
 		}
 		if t.Replace != nil || t.Rows != nil {
 			return fault.New(fault.Unsupported, "the merge has replaced values of %q, and what was there before is in its undo record only", name).
-				WithHint("give the record that merge --undo has written, or take the tensor from the base")
+				WithHint("give the record that merge wrote to Options.Undo, or take the tensor from the base")
 		}
 		if err := p.addStep(t, step{terms: resolve.Negative(t.Terms)}); err != nil {
 			return err

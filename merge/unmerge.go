@@ -53,11 +53,11 @@ func findRemoval(ctx context.Context, base *checkpoint.Checkpoint, remove Remova
 	}
 	if len(remove.Records) == 0 && !remove.Approximate && len(base.History()) == 0 {
 		return r, fault.New(fault.Mismatch, "the checkpoint has no stamp of a merge, so that there is nothing to take out").In(base.Path).
-			WithHint("give the checkpoint that loratool merge has written")
+			WithHint("give a checkpoint that merge has written")
 	}
 	if len(remove.Records) == 0 && !remove.Approximate {
 		return r, fault.New(fault.Mismatch, "without the undo record of the merge the checkpoint before it cannot be restored: subtracting leaves some elements one step off").
-			WithHint("give the record that merge --undo has written; --approximate subtracts all the same")
+			WithHint("give the record that merge wrote to Options.Undo; Removal.Approximate subtracts all the same")
 	}
 	for _, a := range remove.Adapters {
 		if err := format.Validate(a.Source.Manifest()); err != nil {
@@ -155,7 +155,7 @@ func (r *removal) findByRecord(given []Adapter, ids []string) error {
 			}
 			if w := given[i].Weight; !math.IsNaN(w) && w != a.Weight {
 				return fault.New(fault.Mismatch, "the adapter was merged with the weight %v, not %v", a.Weight, w).In(given[i].Name).
-					WithHint("leave --weight out: the record knows it")
+					WithHint("set Adapter.Weight=NaN: the record knows it")
 			}
 			used[i] = true
 			r.adapters = append(r.adapters, Adapter{Source: given[i].Source, Name: given[i].Name, Weight: a.Weight})
@@ -203,7 +203,7 @@ func (r *removal) findByStamp(base *checkpoint.Checkpoint, given []Adapter, ids 
 		latest = &history[at]
 	}
 	if latest == nil && stamped {
-		return fault.New(fault.Mismatch, "the checkpoint names what was merged into it, and %s is not among that", fault.Quote(given[0].Name)).WithHint("loratool inspect shows it")
+		return fault.New(fault.Mismatch, "the checkpoint names what was merged into it, and %s is not among that", fault.Quote(given[0].Name)).WithHint("merge.History shows it")
 	}
 	for i, a := range given {
 		weight := a.Weight
@@ -216,7 +216,7 @@ func (r *removal) findByStamp(base *checkpoint.Checkpoint, given []Adapter, ids 
 			}
 		}
 		if !math.IsNaN(a.Weight) && a.Weight != weight {
-			return fault.New(fault.Mismatch, "the adapter was merged with the weight %v, not %v", weight, a.Weight).In(a.Name).WithHint("leave --weight out: the checkpoint knows it")
+			return fault.New(fault.Mismatch, "the adapter was merged with the weight %v, not %v", weight, a.Weight).In(a.Name).WithHint("set Adapter.Weight=NaN: the checkpoint knows it")
 		}
 		a.Weight = weight
 		r.adapters, r.ids = append(r.adapters, a), append(r.ids, ids[i])

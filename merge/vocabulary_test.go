@@ -164,7 +164,7 @@ func TestTiesOfUnknownModels(t *testing.T) {
 			t.Cleanup(func() { src.Close() })
 			p, err := merge.Open(context.Background(), dir, []merge.Adapter{{Source: src, Name: adapter, Weight: 1}}, merge.Options{Reading: merge.Reading{Tied: tied}})
 			if tied == "" {
-				if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(fault.Hint(err), "--tied untie") {
+				if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(fault.Hint(err), "Options.Tied=untie") {
 					t.Errorf("%s, %s: %v, want a refusal that says it is tied", c.config, c.changed, err)
 				}
 				continue

@@ -51,7 +51,7 @@ func (r *extracting) decompose(
 		}
 		if rule, err = tightened(rule, s, energy, min(v.rows, v.cols)); err != nil {
 			return nil, fault.New(fault.Check, "the error of %q as stored is %v", p.name, err).
-				WithHint("allow a larger error with --max-error; factors in F32 are the most precise ones")
+				WithHint("allow a larger error with rank.MaxError; factors in F32 are the most precise ones")
 		}
 		if rule == nil {
 			r.report.Products += d.Products
@@ -115,7 +115,7 @@ func (s *slab) measure(ctx context.Context, t dtype.Type, name string, exponent 
 	}
 	if err == nil && s.rounded-s.rounded != 0 {
 		return fault.New(fault.Unsupported, "the factors of %q do not fit the range of %v", name, t).
-			WithHint("store them with --dtype bf16 or f32")
+			WithHint("store them with ExtractOptions.DType=bf16 or f32")
 	}
 	return err
 }

@@ -137,12 +137,12 @@ func (p *pair) difference(ctx context.Context, start int64, m, n, workers int) (
 		return nil, fault.New(fault.Unsupported,
 			"%d differences of %q are beyond float32, in which updates are decomposed",
 			sum.tooLarge, p.name).
-			WithHint("leave the tensor out with --exclude; do the two checkpoints belong together?")
+			WithHint("leave the tensor out with ExtractOptions.Exclude; do the two checkpoints belong together?")
 	case norm(sum.energy) > maxNorm:
 		return nil, fault.New(fault.Unsupported,
 			"the update of %q has the norm %.3g, at most %.3g can be decomposed in float32", p.name,
 			norm(sum.energy), maxNorm).
-			WithHint("leave the tensor out with --exclude; do the two checkpoints belong together?")
+			WithHint("leave the tensor out with ExtractOptions.Exclude; do the two checkpoints belong together?")
 	}
 	u.energy, u.baseNorm, u.tooSmall = sum.energy, norm(sum.base), sum.tooSmall
 	if total > 0 {
@@ -157,7 +157,7 @@ const maxNorm = 0x1p63
 func nonFiniteError(tensor string, n int) error {
 	return fault.New(fault.Corrupt, "%d values of %q are NaN or infinite in one of the checkpoints",
 		n, tensor).
-		WithHint("leave the tensor out with --exclude, or repair the checkpoint")
+		WithHint("leave the tensor out with ExtractOptions.Exclude, or repair the checkpoint")
 }
 
 // pieceScratch is the memory of a worker that forms differences.

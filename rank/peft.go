@@ -258,7 +258,7 @@ func (r *extracting) refuse(why map[string]string) error {
 	slices.Sort(names)
 	return fault.New(fault.Unsupported, "PEFT cannot hold the changes of %d tensors, %s; about the first: %s",
 		len(names), fault.List(names, 3), why[names[0]]).
-		WithHint("write a .lora file, which merge applies; or leave them out with --only-lora or --exclude")
+		WithHint("write a .lora file, which merge applies; or leave them out with ExtractOptions.Only or ExtractOptions.Exclude")
 }
 
 // complete carries what else a saved module has, and the modules that share the weight of the
@@ -275,7 +275,7 @@ func (r *extracting) complete(ctx context.Context) error {
 		from, ok := r.peft.all[name]
 		if !ok {
 			return fault.New(fault.Unsupported, "PEFT saves %q with its module, and it is one of stacked experts", name).
-				WithHint("write a .lora file, or leave the module out with --exclude")
+				WithHint("write a .lora file, or leave the module out with ExtractOptions.Exclude")
 		}
 		if err := r.carry(ctx, name, from); err != nil {
 			return err

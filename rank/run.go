@@ -111,7 +111,7 @@ func (r *extracting) nothing() error {
 			return fault.New(fault.Mismatch, "nothing to extract: %q and whatever else differs, differs by less than float32 holds", s.Tensor)
 		case whyBudget:
 			return fault.New(fault.Mismatch, "nothing to extract: the budget of %d bytes buys no singular value of any layer; the cheapest costs %d bytes", r.options.Budget, r.cheapest).
-				WithHint("give a larger --budget")
+				WithHint("give a larger ExtractOptions.Budget")
 		}
 	}
 	return fault.New(fault.Mismatch, "nothing to extract: the two checkpoints hold the same values in all %d tensors that were compared", len(r.pairs)).
@@ -167,7 +167,7 @@ func (r *extracting) strict() error {
 		return nil
 	}
 	return fault.New(fault.Check, "%d tensors differ and low rank does not hold them: %s", len(names), fault.List(names, 3)).
-		WithHint("without --strict they are carried whole, or listed as left out")
+		WithHint("without ExtractOptions.Strict they are carried whole, or listed as left out")
 }
 
 // beside carries a tensor whole, or lists it as left out.

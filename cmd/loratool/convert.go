@@ -132,7 +132,7 @@ func misgivings(ctx context.Context, src format.Source) ([]string, error) {
 	for i := range m.Adapters {
 		why, _ := merge.Refusals(&m.Adapters[i])
 		for _, w := range why {
-			all = append(all, "merge refuses this adapter: "+w)
+			all = append(all, "merge refuses this adapter: "+flagsFor(w))
 		}
 	}
 	n, err := inspect.CountNonFinite(ctx, src)

@@ -120,6 +120,7 @@ func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.S
 	if err != nil {
 		return err
 	}
+	report.Methods, report.Refusals, report.Notes = allFlags(report.Methods), allFlags(report.Refusals), allFlags(report.Notes)
 	if o.json {
 		if err := t.document("inspect", report); err != nil {
 			return err

@@ -182,7 +182,7 @@ func showPlan(t *terminal, o *planRun, plan *merge.Plan) error {
 	if o.common.json && blocked == nil {
 		return t.document(o.command, map[string]any{
 			"dry_run": true, "tensors": tensors, "bytes_to_write": plan.OutputBytes(), "free_bytes": free, "peak_memory_bytes": peak,
-			"warnings": append([]string{}, plan.Warnings()...),
+			"warnings": allFlags(plan.Warnings()),
 		})
 	}
 	if !o.common.json {

@@ -13,14 +13,14 @@ func supportHelp() string {
 	last := ""
 	for _, s := range resolve.Supports() {
 		verdict := string(s.Verdict)
-		if s.Flag != "" {
-			verdict = "with " + s.Flag
+		if s.Option != "" {
+			verdict = "with " + flagsFor(s.Option)
 		}
 		if verdict != last {
 			b.WriteString("   " + verdict + ":\n")
 			last = verdict
 		}
-		for i, line := range wrap(s.What, 96) {
+		for i, line := range wrap(flagsFor(s.What), 96) {
 			indent := "      "
 			if i > 0 {
 				indent += "   "

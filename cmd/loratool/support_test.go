@@ -50,8 +50,8 @@ func supportMarkdown() string {
 	b.WriteString("| | what the adapter has, or is |\n|---|---|\n")
 	for _, s := range resolve.Supports() {
 		verdict := string(s.Verdict)
-		if s.Flag != "" {
-			verdict = "with `" + s.Flag + "`"
+		if s.Option != "" {
+			verdict = "with `" + flagsFor(s.Option) + "`"
 		}
 		fmt.Fprintf(&b, "| %s | %s |\n", verdict, strings.ReplaceAll(s.What, "|", `\|`))
 	}
@@ -72,8 +72,8 @@ func TestHelpSaysWhatMergeDoes(t *testing.T) {
 		if !strings.Contains(inspect, s.What) {
 			t.Errorf("inspect --help does not say %q", s.What)
 		}
-		if s.Flag != "" && !strings.Contains(mergeHelp, s.Flag) {
-			t.Errorf("merge has no flag %s, which the table names for %q", s.Flag, s.What)
+		if s.Option != "" && !strings.Contains(mergeHelp, flagsFor(s.Option)) {
+			t.Errorf("merge has no flag %s, which the table names for %q", flagsFor(s.Option), s.What)
 		}
 	}
 }

@@ -81,9 +81,9 @@ func (t *terminal) printf(format string, args ...any) {
 	fmt.Fprintf(t.out, format, args...)
 }
 
-// message prints one line to stderr: loratool: kind: text.
+// message prints one line to stderr: loratool: kind: text. Options of the library become flags.
 func (t *terminal) message(kind, text string) {
-	fmt.Fprintf(t.err, "loratool: %s: %s\n", kind, clean(strings.ReplaceAll(text, "\n", "; ")))
+	fmt.Fprintf(t.err, "loratool: %s: %s\n", kind, clean(strings.ReplaceAll(flagsFor(text), "\n", "; ")))
 }
 
 // fail reports the error that ends the command, and in JSON on stdout as well where that was asked for.
@@ -93,7 +93,7 @@ func (t *terminal) fail(err error, hint string) {
 		t.message("hint", hint)
 	}
 	if t.json && !t.documented { // one run prints one document
-		t.document(t.command, map[string]any{"error": map[string]any{"kind": kindOf(err), "message": err.Error(), "hint": hint}})
+		t.document(t.command, map[string]any{"error": map[string]any{"kind": kindOf(err), "message": flagsFor(err.Error()), "hint": flagsFor(hint)}})
 	}
 }
 

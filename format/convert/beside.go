@@ -55,7 +55,7 @@ func (in *Input) lookBeside(m *format.Manifest, without []string) (stray, others
 
 func refuseBeside(names []string) *fault.Error {
 	return fault.New(fault.Unsupported, "beside the adapter lie weights that are no part of it and are not applied yet: %s", fault.List(names, 5)).
-		WithHint("the model that was trained has them as well; to go on without them: --without %s", strings.Join(names, " --without "))
+		WithHint("the model that was trained has them as well; to go on without them, set Options.Without=%s", strings.Join(names, " Options.Without="))
 }
 
 // besideKind is what a file beside an adapter is.

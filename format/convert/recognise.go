@@ -99,7 +99,7 @@ func hintFor(dialect string) string {
 	case strings.HasPrefix(dialect, "PEFT's"):
 		return "if PEFT made it, put the " + format.PEFTConfig + " that was saved with it beside it"
 	case dialect == "":
-		return "merge and convert read the adapters of PEFT, and .lora files; of a model that was tuned whole, loratool extract makes one"
+		return "merge and convert read the adapters of PEFT, and .lora files; of a model that was tuned whole, rank.OpenExtraction makes one"
 	case dialect == textualInversion:
 		return "there is nothing to merge into a base: it is loaded beside one"
 	}

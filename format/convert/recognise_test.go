@@ -169,7 +169,7 @@ func TestWeightsBesideAnAdapterAreRefused(t *testing.T) {
 			src.Close()
 		}
 		switch {
-		case c.want == "refused" && (err == nil || !strings.Contains(err.Error(), c.file) || !strings.Contains(fault.Hint(err), "--without "+c.file)):
+		case c.want == "refused" && (err == nil || !strings.Contains(err.Error(), c.file) || !strings.Contains(fault.Hint(err), "Options.Without="+c.file)):
 			t.Errorf("%s beside an adapter (a model's folder: %v): Open = %v (hint: %s)", c.file, c.model, err, fault.Hint(err))
 		case c.want != "refused" && (err != nil || strings.Contains(notes, c.file) != (c.want == "noted")):
 			t.Errorf("%s beside an adapter (a model's folder: %v): Open = %v, notes %s", c.file, c.model, err, notes)

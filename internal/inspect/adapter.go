@@ -123,7 +123,7 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	}
 	for _, name := range o.Beside {
 		r.FilesBeside = append(r.FilesBeside, name)
-		r.Refusals = append(r.Refusals, fmt.Sprintf("beside it lie weights that are no part of it and are not applied yet: %q (--without leaves them out)", name))
+		r.Refusals = append(r.Refusals, fmt.Sprintf("beside it lie weights that are no part of it and are not applied yet: %q (Options.Without leaves them out)", name))
 	}
 	r.Mergeable = len(r.Refusals) == 0
 	if o.Spectrum {
@@ -168,7 +168,7 @@ func (r *Adapter) refuseNonFinite(n int64) {
 		return
 	}
 	r.Mergeable = false
-	r.Refusals = append(r.Refusals, fmt.Sprintf("%d of its values are NaN or infinite (--allow-nonfinite merges it all the same)", n))
+	r.Refusals = append(r.Refusals, fmt.Sprintf("%d of its values are NaN or infinite (Options.AllowNonFinite merges it all the same)", n))
 }
 
 // addSpectra computes the spectra of the layers that have one.

@@ -132,9 +132,9 @@ func TestDescribeExplainsMethods(t *testing.T) {
 		{"merge/experts/adapter", []string{"mlp.experts.down_proj", "PEFT 0.21.2", "reads the inputs"}},
 		{"merge/experts-0.18/adapter", []string{"PEFT 0.18.1", "first dimension"}},
 		{"merge/experts-0.19.0/adapter", []string{"PEFT 0.19.0", "second of models with transposed experts"}},
-		{"merge/experts-square-flag/adapter", []string{"no release", "--expert-input"}},
-		{"merge/multihead-attention/adapter", []string{"once", "--out-proj-twice"}},
-		{"merge/pissa/adapter", []string{"PiSSA", "--recompute-residual"}},
+		{"merge/experts-square-flag/adapter", []string{"no release", "Options.ExpertInput"}},
+		{"merge/multihead-attention/adapter", []string{"once", "Options.OutProjTwice"}},
+		{"merge/pissa/adapter", []string{"PiSSA", "Options.RecomputeResidual"}},
 		{"refuse/kasa/adapter", nil},
 	} {
 		src, err := convert.Open("../../testdata/peft/" + c.dir)

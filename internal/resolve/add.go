@@ -102,7 +102,7 @@ func (r *resolver) explainAbsent() error {
 		return nil
 	}
 	return fault.New(fault.Mismatch, "the base lacks %d tensors that the adapter saves whole, such as those of a head for its task: %s", len(names), fault.List(names, 3)).
-		WithHint("--add-tensors adds them, and changes config.json")
+		WithHint("Options.AddTensors adds them, and changes config.json")
 }
 
 // otherShape is the error of a saved tensor that has not the shape of the base's.
@@ -112,9 +112,9 @@ func otherShape(target string, have, want []uint64) error {
 	case slices.Contains(have, 0):
 		e.WithHint("the file was saved from a model that DeepSpeed's ZeRO-3 had partitioned, which leaves saved modules empty; gather the weights, as zero_to_fp32.py does, and save the adapter again")
 	case !isVocabulary(target):
-		e.WithHint("the adapter has a head for another number of classes; --add-tensors puts it in place of the base's, and changes config.json")
+		e.WithHint("the adapter has a head for another number of classes; Options.AddTensors puts it in place of the base's, and changes config.json")
 	case len(have) == 2 && len(want) == 2 && have[1] == want[1]:
-		e.WithHint("the vocabulary was resized for the adapter; --grow-vocabulary adds the rows, and changes config.json")
+		e.WithHint("the vocabulary was resized for the adapter; Options.GrowVocabulary adds the rows, and changes config.json")
 	}
 	return e
 }

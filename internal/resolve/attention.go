@@ -24,6 +24,6 @@ func (r *resolver) outProj(l *format.Layer) float64 {
 		r.notes.of(l.Module, "the update of out_proj is added twice, as PEFT does")
 		return 2
 	}
-	r.notes.of(l.Module, "the update of out_proj is added once, as the adapter means it; PEFT up to 0.21 adds it twice when it runs and when it merges, which --out-proj-twice does")
+	r.notes.of(l.Module, "the update of out_proj is added once, as the adapter means it; PEFT up to 0.21 adds it twice when it runs and when it merges, which Options.OutProjTwice does")
 	return 1
 }

@@ -218,7 +218,7 @@ func (s *stacked) add() error {
 		}
 	}
 	if s.reading.ExpertsSlowest {
-		s.notes.add("lora_B of the experts is read with one expert after the other, as --expert-slowest says")
+		s.notes.add("lora_B of the experts is read with one expert after the other, as Options.ExpertsSlowest says")
 	}
 	return nil
 }
@@ -370,7 +370,7 @@ func (s *stacked) turned(l *format.Layer, shape stack, n uint64) (bool, error) {
 
 func undecided(l *format.Layer, s stack, why string) error {
 	return fault.New(fault.Unsupported, "the experts of %q are square, %d×%d, so that their shape does not tell which dimension is the input: %s", l.Module, s.d1, s.d2, why).
-		WithHint("say it with --expert-input: 1 where lora_A reads the first dimension of an expert (PEFT up to 0.18 on most models, and gpt-oss), 2 where it reads the second")
+		WithHint("say it with Options.ExpertInput: 1 where lora_A reads the first dimension of an expert (PEFT up to 0.18 on most models, and gpt-oss), 2 where it reads the second")
 }
 
 // releaseOf is the release of PEFT that wrote an adapter, as three numbers.

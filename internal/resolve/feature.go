@@ -38,17 +38,17 @@ var explanations = map[string]explanation{
 	format.FeatureLoftQ:            {"it was initialised with LoftQ (loftq), so it belongs to a quantised base with changed weights", "merge it into the base that LoftQ wrote"},
 	format.FeatureLoRAGA:           {"it was initialised with LoRA-GA (lora_ga), which changed the base by gradients that are not in the adapter", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
 	format.FeatureMissingFactor:    {"a factor is missing", "the file was not saved whole; save the adapter again"},
-	format.FeatureOLoRA:            {"it was initialised with OLoRA (olora), which subtracted the first factors from the base", "with the original base, --recompute-residual takes it out again; or save it with path_initial_model_for_weight_conversion"},
+	format.FeatureOLoRA:            {"it was initialised with OLoRA (olora), which subtracted the first factors from the base", "with the original base, Options.RecomputeResidual takes it out again; or save it with path_initial_model_for_weight_conversion"},
 	format.FeaturePattern:          {"a key of rank_pattern or alpha_pattern is a regular expression that cannot be evaluated here", "write it without inline flags, or as one key for each module"},
 	format.FeaturePEFTType:         {"it is not LoRA", "merge with PEFT"},
-	format.FeaturePiSSA:            {"it was initialised with PiSSA (pissa), which subtracted the principal part from the base", "with the original base, --recompute-residual takes it out again; or save it with path_initial_model_for_weight_conversion"},
+	format.FeaturePiSSA:            {"it was initialised with PiSSA (pissa), which subtracted the principal part from the base", "with the original base, Options.RecomputeResidual takes it out again; or save it with path_initial_model_for_weight_conversion"},
 	format.FeaturePiSSANiter:       {"it was initialised with a randomised PiSSA (pissa_niter), which changed the base in a way that cannot be repeated", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
 	format.FeatureRankMismatch:     {"the rank in the file and the rank in the configuration differ, and with it the scale is not known", "use the adapter_config.json that was saved with these weights"},
 	format.FeatureSeveralNames:     {"its keys belong to several adapters", "save each one with save_pretrained"},
-	format.FeatureStrayTensor:      {"a tensor of the base lies in the file, and nothing in the configuration says that the adapter saves it (modules_to_save, bias)", "if it was trained, name its module in modules_to_save, or set bias to \"all\" for a bias; else save the adapter again without it. To make an adapter of a whole tuned model, use loratool extract"},
+	format.FeatureStrayTensor:      {"a tensor of the base lies in the file, and nothing in the configuration says that the adapter saves it (modules_to_save, bias)", "if it was trained, name its module in modules_to_save, or set bias to \"all\" for a bias; else save the adapter again without it. To make an adapter of a whole tuned model, use rank.OpenExtraction"},
 	format.FeatureTokenIndices:     {"the rows of trained tokens cannot be placed (trainable_token_indices)", "use the adapter_config.json that was saved with these weights"},
 	format.FeatureTwice:            {"a factor is there twice, with the adapter's name in its key and without", "keep one of the two in the file"},
-	format.FeatureUndo:             {"it is the undo record of a merge, not an adapter", "loratool unmerge takes it by --undo"},
+	format.FeatureUndo:             {"it is the undo record of a merge, not an adapter", "merge.OpenUnmerge takes it by Removal.Records"},
 	format.FeatureUnknownTensor:    {"a tensor has no known meaning", "if a newer PEFT wrote it, try a newer loratool"},
 }
 
@@ -103,16 +103,16 @@ type Verdict string
 
 // The verdicts.
 const (
-	Applied   Verdict = "applied"
-	NeedsFlag Verdict = "needs a flag"
-	Refused   Verdict = "refused"
+	Applied     Verdict = "applied"
+	NeedsOption Verdict = "needs an option"
+	Refused     Verdict = "refused"
 )
 
 // Support is a line of the table of what merge does.
 type Support struct {
 	Verdict Verdict
 	What    string // what the adapter has; of a refusal with the reason
-	Flag    string // the one that is needed, with its dashes
+	Option  string // the one that is needed, such as Options.AnyBase
 }
 
 // ordinary is what every version applies, and no adapter has to require.
@@ -144,19 +144,19 @@ var titles = map[string]string{
 	format.FeatureWeightTying:        "ensure_weight_tying: LoRA on an embedding that is tied to the head",
 }
 
-// byFlag is what is done when it is asked for.
-var byFlag = []Support{
-	{NeedsFlag, "NaN or infinity in a factor, or a weight that becomes infinite", "--allow-nonfinite"},
-	{NeedsFlag, "an adapter that remembers another base", "--any-base"},
-	{NeedsFlag, "an adapter that the base has been merged with already", "--again"},
-	{NeedsFlag, "a change of one of two tied ends, embedding and head", "--tied"},
-	{NeedsFlag, "a vocabulary that has grown", "--grow-vocabulary"},
-	{NeedsFlag, "a saved head that the base lacks, or has for another number of classes", "--add-tensors"},
-	{NeedsFlag, titles[format.FeatureOLoRA], "--recompute-residual"},
-	{NeedsFlag, titles[format.FeaturePiSSA], "--recompute-residual"},
-	{NeedsFlag, "square stacked experts, where neither other shapes nor the release of PEFT tell their orientation", "--expert-input"},
-	{NeedsFlag, "lora_B of stacked experts with one expert after the other, as unsloth wrote it", "--expert-slowest"},
-	{NeedsFlag, "out_proj of torch.nn.MultiheadAttention twice, as PEFT up to 0.21 has it", "--out-proj-twice"},
+// byOption is what is done when it is asked for.
+var byOption = []Support{
+	{NeedsOption, "NaN or infinity in a factor, or a weight that becomes infinite", "Options.AllowNonFinite"},
+	{NeedsOption, "an adapter that remembers another base", "Options.AnyBase"},
+	{NeedsOption, "an adapter that the base has been merged with already", "Options.Again"},
+	{NeedsOption, "a change of one of two tied ends, embedding and head", "Options.Tied"},
+	{NeedsOption, "a vocabulary that has grown", "Options.GrowVocabulary"},
+	{NeedsOption, "a saved head that the base lacks, or has for another number of classes", "Options.AddTensors"},
+	{NeedsOption, titles[format.FeatureOLoRA], "Options.RecomputeResidual"},
+	{NeedsOption, titles[format.FeaturePiSSA], "Options.RecomputeResidual"},
+	{NeedsOption, "square stacked experts, where neither other shapes nor the release of PEFT tell their orientation", "Options.ExpertInput"},
+	{NeedsOption, "lora_B of stacked experts with one expert after the other, as unsloth wrote it", "Options.ExpertsSlowest"},
+	{NeedsOption, "out_proj of torch.nn.MultiheadAttention twice, as PEFT up to 0.21 has it", "Options.OutProjTwice"},
 }
 
 // besideFeatures are the refusals that depend on the base.
@@ -180,7 +180,7 @@ func Supports() []Support {
 		}
 		all = append(all, Support{Verdict: Applied, What: what})
 	}
-	all = append(all, byFlag...)
+	all = append(all, byOption...)
 	for _, f := range slices.Sorted(maps.Keys(explanations)) {
 		if applied[f] || recomputed[f] {
 			continue
@@ -208,7 +208,7 @@ func typeList() string {
 }
 
 // Explain says in words what merge does with what an adapter has beyond the plain formula: a line for every feature that it applies, or
-// applies by a flag.
+// applies by an option.
 func Explain(m *format.Manifest, a *format.Adapter) []string {
 	where := make(map[string][]string)
 	for _, q := range a.Requires {
@@ -218,12 +218,12 @@ func Explain(m *format.Manifest, a *format.Adapter) []string {
 	for _, f := range slices.Sorted(maps.Keys(where)) {
 		switch {
 		case recomputed[f]:
-			lines = append(lines, titles[f]+": with --recompute-residual")
+			lines = append(lines, titles[f]+": with Options.RecomputeResidual")
 		case !applied[f]:
 		case f == format.FeatureExperts:
 			lines = append(lines, "experts "+fault.List(where[f], 4)+": "+eraOf(m.Provenance.Source))
 		case f == format.FeatureMultiheadAttention:
-			lines = append(lines, titles[f]+"; PEFT adds its update twice, as --out-proj-twice does")
+			lines = append(lines, titles[f]+"; PEFT adds its update twice, as Options.OutProjTwice does")
 		default:
 			lines = append(lines, titles[f])
 		}
@@ -237,7 +237,7 @@ func eraOf(source string) string {
 	version, known := releaseOf(source)
 	switch {
 	case !known:
-		return "no release of PEFT is named; the shapes decide, and --expert-input where all experts are square"
+		return "no release of PEFT is named; the shapes decide, and Options.ExpertInput where all experts are square"
 	case slices.Compare(version, []int{0, 19, 0}) < 0:
 		return "by " + source + ", where lora_A reads the first dimension of an expert" + shapes
 	case slices.Equal(version, []int{0, 19, 0}):

@@ -87,11 +87,11 @@ func (s *shaper) untie() error {
 	if head == "" {
 		_, why := naming.TiedHead(embedding, s.Config.ModelType)
 		return fault.New(fault.Unsupported, "%s", why).In(s.Path).
-			WithHint("untie the base with the tool that made it, or use --tied fold, if the change is meant for both ends")
+			WithHint("untie the base with the tool that made it, or set Options.Tied=fold, if the change is meant for both ends")
 	}
 	if t := s.Config.ModelType; naming.ScalesTiedHead(t) {
 		return fault.New(fault.Unsupported, "a %s model scales what goes into its head while it is tied, so that it is another model without the tie", t).
-			WithHint("use --tied fold, if the change is meant for both ends")
+			WithHint("set Options.Tied=fold, if the change is meant for both ends")
 	}
 	name := head
 	if actual := sheet.names.Actual(head); actual != "" {
@@ -135,7 +135,7 @@ func (s *shaper) grow() error {
 		isEnd := isVocabulary(name) || name == sheet.names.Actual(ends.Embedding) || name == sheet.names.Actual(ends.Head)
 		if _, ok := rows[name]; isEnd && len(shape) > 0 && shape[0] == old && !ok {
 			return fault.New(fault.Unsupported, "the vocabulary grows from %d to %d tokens, and the adapter has no values for the new rows of %q", old, size, name).
-				WithHint("save the adapter with save_embedding_layers=True; if the two ends are tied, use --tied fold")
+				WithHint("save the adapter with save_embedding_layers=True; if the two ends are tied, set Options.Tied=fold")
 		}
 	}
 	s.edit(e)

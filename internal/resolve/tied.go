@@ -96,7 +96,7 @@ func isHeadOf(head, embedding []uint64) bool {
 func (s *sheet) tiedEnds() (embedding, head string, err error) {
 	e := s.ends()
 	if !e.Tied {
-		return "", "", fault.New(fault.Mismatch, "the base does not tie its output head to its input embedding").In(s.base.Path).WithHint("leave --tied out")
+		return "", "", fault.New(fault.Mismatch, "the base does not tie its output head to its input embedding").In(s.base.Path).WithHint("leave Options.Tied out")
 	}
 	if e.Embedding == "" {
 		return "", "", fault.New(fault.Unsupported, "no tensor of the base is certain to be the input embedding, by name or by vocab_size of config.json").
@@ -153,7 +153,7 @@ func (r *resolver) meansBothEnds(embedding string) bool {
 
 func tiedError(name string) error {
 	return fault.New(fault.Unsupported, "the adapter changes %q, which the base has tied to its other end: input embedding and output head are one tensor, and the change would apply to both", name).
-		WithHint("--tied untie makes the head a tensor of its own; --tied fold makes the change to both ends")
+		WithHint("Options.Tied=untie makes the head a tensor of its own; Options.Tied=fold makes the change to both ends")
 }
 
 // foldEnds lets the head stand for the embedding that it is tied to.
@@ -185,8 +185,8 @@ func (r *resolver) checkFolded(name string) error {
 		return nil
 	}
 	if r.fold.changed[!isHead] {
-		return fault.New(fault.Unsupported, "the adapter changes both the input embedding and the output head, and --tied fold would make either change to both").
-			WithHint("use --tied untie")
+		return fault.New(fault.Unsupported, "the adapter changes both the input embedding and the output head, and Options.Tied=fold would make either change to both").
+			WithHint("set Options.Tied=untie")
 	}
 	r.fold.changed[isHead] = true
 	return nil

@@ -71,7 +71,7 @@ type table struct {
 func Open(src format.Source) (*Record, error) {
 	m := src.Manifest()
 	if !Is(src) {
-		return nil, broken(1, "not an undo record, but an adapter").WithHint("give the file that merge --undo has written")
+		return nil, broken(1, "not an undo record, but an adapter").WithHint("give the file that merge wrote to Options.Undo")
 	}
 	a := &m.Adapters[0]
 	if len(a.Layers) > 0 {

@@ -848,7 +848,7 @@ VARIANTS = [
         ["layer_replication"],
         "The adapter is trained on a restacked base.",
     ),
-    refuse("pissa", "llama-f32", lora(init_lora_weights="pissa"), ["pissa", "--recompute-residual"], "PiSSA, not converted."),
+    refuse("pissa", "llama-f32", lora(init_lora_weights="pissa"), ["pissa", "Options.RecomputeResidual"], "PiSSA, not converted."),
     refuse(
         "pissa-niter",
         "llama-f32",
@@ -863,7 +863,7 @@ VARIANTS = [
         ["olora"],
         "OLoRA on a square Conv1D, which PEFT decomposes as it is stored.",
     ),
-    refuse("olora", "llama-f32", lora(init_lora_weights="olora"), ["olora", "--recompute-residual"], "OLoRA, not converted."),
+    refuse("olora", "llama-f32", lora(init_lora_weights="olora"), ["olora", "Options.RecomputeResidual"], "OLoRA, not converted."),
     refuse(
         "corda",
         "llama-f32",
@@ -946,14 +946,14 @@ LAYERS = [
         "experts-gpt-oss-square-alone",
         "gpt-oss-square",
         lora(**GATE),
-        ["square", "--expert-input", "transformers"],
+        ["square", "Options.ExpertInput", "transformers"],
         "A square parameter of gpt-oss alone: PEFT goes by a mark that transformers 5 sets and transformers 4 does not.",
     ),
     refuse(
         "experts-square-no-version",
         "mixtral-square",
         lora(set_config(peft_version=None), **GATE),
-        ["square", "--expert-input"],
+        ["square", "Options.ExpertInput"],
         "The experts' gate_up_proj is square, and the config does not say which release of PEFT made the adapter (edited).",
     ),
 ]
@@ -1074,21 +1074,21 @@ FIT = [
         "tied-embedding",
         "llama-tied",
         lora(target_modules=["embed_tokens", "q_proj"], lora_alpha=2),
-        ["tied", "--tied untie", "--tied fold"],
+        ["tied", "Options.Tied=untie", "Options.Tied=fold"],
         "LoRA on the embedding would change the tied head too.",
     ),
     refuse(
         "tied-head-saved",
         "llama-tied",
         lora(modules_to_save=["lm_head"]),
-        ["tied", "--tied untie", "--tied fold"],
+        ["tied", "Options.Tied=untie", "Options.Tied=fold"],
         "The adapter replaces the head, which the base ties to the embedding and does not store.",
     ),
     refuse(
         "tied-head",
         "llama-tied",
         lora(target_modules=["lm_head"]),
-        ["tied", "--tied untie", "--tied fold"],
+        ["tied", "Options.Tied=untie", "Options.Tied=fold"],
         "LoRA on the head, which the base ties to the embedding and does not store.",
     ),
     refuse(
@@ -1116,7 +1116,7 @@ FIT = [
         "resized-vocabulary",
         "llama-bf16",
         lora(prepare=lambda model: model.resize_token_embeddings(52)),
-        ["embed_tokens", "--grow-vocabulary"],
+        ["embed_tokens", "Options.GrowVocabulary"],
         "Embedding and head are saved whole because the vocabulary is resized.",
     ),
     refuse(

@@ -1,0 +1,66 @@
+package main
+
+import "regexp"
+
+// flagOf has the flag for every option, and the command for every function, that a text of the
+// library names.
+var flagOf = map[string]string{
+	"Adapter.Weight=NaN":             "leave --weight out",
+	"ExtractOptions.Budget":          "--budget",
+	"ExtractOptions.DType":           "--dtype",
+	"ExtractOptions.Exclude":         "--exclude",
+	"ExtractOptions.Only":            "--only-lora",
+	"ExtractOptions.Strict":          "--strict",
+	"Options.AddTensors":             "--add-tensors",
+	"Options.Again":                  "--again",
+	"Options.AllowNonFinite":         "--allow-nonfinite",
+	"Options.AnyBase":                "--any-base",
+	"Options.ExpertInput":            "--expert-input",
+	"Options.ExpertsSlowest":         "--expert-slowest",
+	"Options.GrowVocabulary":         "--grow-vocabulary",
+	"Options.OutProjTwice":           "--out-proj-twice",
+	"Options.RecomputeResidual":      "--recompute-residual",
+	"Options.Tied":                   "--tied",
+	"Options.Undo":                   "--undo",
+	"Options.Without":                "--without",
+	"ReaderOptions.MaxManifestBytes": "--max-manifest",
+	"Removal.Approximate":            "--approximate",
+	"Removal.Records":                "--undo",
+	"convert.Create":                 "loratool convert",
+	"merge.History":                  "loratool inspect",
+	"merge.OpenUnmerge":              "loratool unmerge",
+	"rank.MaxError":                  "--max-error",
+	"rank.OpenExtraction":            "loratool extract",
+}
+
+// optionWord matches an option or a function in a text of the library: its name, and where an option
+// has a value, the equals sign before it. NaN is part of the word, as no flag takes it.
+var optionWord = regexp.MustCompile(`(\bset )?\b((?:[A-Za-z]*Options|Removal|Adapter|convert|merge|rank)\.[A-Z]\w*(?:=NaN)?)(=)?`)
+
+// flagsFor turns the options that a text of the library names into flags: "set Options.Tied=fold"
+// becomes "use --tied fold". Words without a row stay as they are.
+func flagsFor(text string) string {
+	return optionWord.ReplaceAllStringFunc(text, func(word string) string {
+		m := optionWord.FindStringSubmatch(word)
+		flag, known := flagOf[m[2]]
+		if !known {
+			return word
+		}
+		if m[1] != "" && flag[0] == '-' {
+			flag = "use " + flag
+		}
+		if m[3] != "" {
+			flag += " "
+		}
+		return flag
+	})
+}
+
+// allFlags is flagsFor of every text. It is never nil, so that JSON has a list.
+func allFlags(texts []string) []string {
+	all := make([]string, len(texts))
+	for i, text := range texts {
+		all[i] = flagsFor(text)
+	}
+	return all
+}
