@@ -26,7 +26,7 @@ func (c *Asked) Err() error {
 // at most 8 times more. Work that looks less often than least is an error.
 func EndsAnywhere(t testing.TB, least, every int, work func(context.Context) error) {
 	t.Helper()
-	whole := &Asked{Context: t.Context(), End: 1 << 40}
+	whole := &Asked{Context: t.Context(), End: 1 << 30}
 	if err := work(whole); err != nil {
 		t.Fatal(err)
 	}
