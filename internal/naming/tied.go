@@ -116,6 +116,10 @@ func IsNumbered(module string) bool {
 	return slices.ContainsFunc(strings.Split(module, "."), func(s string) bool { return strings.Trim(s, "0123456789") == "" })
 }
 
+// MayBeEnd reports whether the weight of a module can be one of the two ends of a model that Ends finds
+// without an adapter that looks tokens up in it: layers have the numbered modules.
+func MayBeEnd(module string) bool { return !IsNumbered(module) || IsInputEmbedding(module) }
+
 // head finds the output head among the tensors: by its name, or as a second tensor of the shape of the embedding.
 func (m *Model) head(embedding string) string {
 	var named, shaped []string

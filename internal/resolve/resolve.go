@@ -47,6 +47,7 @@ func newSheet(b *Base, adapters []Adapter, reading Reading) (*sheet, error) {
 	s := &sheet{
 		base: b, names: naming.Index(b.Names()), adapters: adapters, reading: reading,
 		changes: make(map[string]*Change), notes: new(notes),
+		looksUp: slices.ContainsFunc(adapters, Adapter.looksUp),
 	}
 	if reading.Tied == Fold && len(adapters) > 0 {
 		return s, s.foldEnds()

@@ -151,6 +151,23 @@ func TestTiedEndsNeedAWord(t *testing.T) {
 	}
 }
 
+// TestAnEndInANumberedModuleIsSeen: the embedding of some models is the first of their numbered modules, known by its name, or
+// because the adapter looks tokens up in it.
+func TestAnEndInANumberedModuleIsSeen(t *testing.T) {
+	yes := true
+	for name, build := range map[string]func(b *format.Builder, module string){
+		"layers.0.wte":   func(b *format.Builder, m string) { b.Replace(m+".weight", zeros(9, 4)) },
+		"layers.0.table": func(b *format.Builder, m string) { b.Embedding(m, 2, 1, zeros(2, 9), zeros(4, 2)) },
+	} {
+		tied := base("phi", map[string][]uint64{name + ".weight": {9, 4}, "layers.1.mlp.fc1.weight": {8, 4}})
+		tied.Config.TieWordEmbeddings, tied.Config.Architectures = &yes, []string{"PhiForCausalLM"}
+		a := adapter(t, 1, func(b *format.Builder) { build(b, name) })
+		if _, _, err := resolve.Resolve(tied, []resolve.Adapter{a}, resolve.Reading{}); !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "tied") {
+			t.Errorf("%s: %v, want a refusal that says that the ends are tied", name, err)
+		}
+	}
+}
+
 // TestResolvingLeavesItsInputsAlone: the same inputs give the same changes any number of times.
 func TestResolvingLeavesItsInputsAlone(t *testing.T) {
 	b := base("", map[string][]uint64{"m.q.weight": {6, 4}, "m.k.weight": {4, 6}})

@@ -18,6 +18,14 @@ type Adapter struct {
 	Weight float64 // ω
 }
 
+// looksUp reports whether the adapter changes a table that tokens are looked up in.
+func (a Adapter) looksUp() bool {
+	return slices.ContainsFunc(a.Source.Manifest().Adapters, func(m format.Adapter) bool {
+		return slices.ContainsFunc(m.Layers, func(l format.Layer) bool { return l.Kind == format.Embedding }) ||
+			slices.ContainsFunc(m.Beside, func(b format.Beside) bool { return b.Action == format.Rows })
+	})
+}
+
 // sheet is what the adapters of one merge change, as far as they have been resolved.
 type sheet struct {
 	base     *Base
@@ -26,6 +34,7 @@ type sheet struct {
 	reading  Reading
 	changes  map[string]*Change
 	notes    *notes
+	looksUp  bool  // whether an adapter changes a table that tokens are looked up in
 	ties     *ties // nil until something asks for the base's two ends
 	fold     *fold // nil where tied ends are not folded
 }

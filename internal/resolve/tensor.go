@@ -26,7 +26,7 @@ func (r *resolver) change(name string, copied bool) (*Change, error) {
 		}
 	}
 	module := naming.Module(actual)
-	if !naming.IsNumbered(module) && r.fold == nil {
+	if r.fold == nil && (r.looksUp || naming.MayBeEnd(module)) {
 		if err := r.checkTied(actual); err != nil {
 			return nil, err
 		}
