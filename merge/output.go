@@ -28,7 +28,8 @@ type OutputInfo struct {
 	Sparse bool        // that file has holes, so that no room need be reserved
 }
 
-// OutputFile is a file of an output in the making. Every byte is written once, in any order.
+// OutputFile is a file of an output in the making. Every byte is written once, in any order. A run
+// that fails leaves files open: they are worth nothing, and whoever made the output lets go of them.
 type OutputFile interface {
 	io.WriterAt
 	// CopyRange copies n bytes of src from srcOff to off.

@@ -139,13 +139,8 @@ func (p *Plan) newRun(ctx context.Context, out Output) (*run, error) {
 	return r, nil
 }
 
-// close lets go of what a failed run has left open.
+// close lets go of the residuals.
 func (r *run) close() {
-	for _, f := range r.files {
-		if f.file != nil && !f.closed {
-			f.file.Close()
-		}
-	}
 	if rec := r.tools.recording; rec != nil && rec.close != nil {
 		rec.close()
 	}
@@ -218,7 +213,7 @@ type writing struct {
 	closed bool
 }
 
-// A file is ended when all are written: a disk has begun with it when it was complete, and is waited
+// A file is ended when all are written: the disk has begun with it when it was complete, and is waited
 // for with several at once. With very many files the first ones are not kept open for that.
 const (
 	mostOpen = 1024

@@ -118,6 +118,9 @@ type staged struct {
 	stage   *fileio.Stage
 	record  *recordFile // nil where no file gets it
 	replace bool
+
+	lock sync.Mutex
+	open map[*stagedFile]bool
 }
 
 // stage begins the output at a path.
@@ -127,7 +130,7 @@ func (p *Plan) stage(out string) (*staged, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &staged{path: out, stage: stage, replace: p.options.Replace}
+	s := &staged{path: out, stage: stage, replace: p.options.Replace, open: make(map[*stagedFile]bool)}
 	if p.base.IsDir {
 		var mode fs.FileMode
 		if mode, err = p.base.Dir.Mode(); err == nil {
@@ -150,7 +153,11 @@ func (s *staged) Create(info OutputInfo) (OutputFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &stagedFile{file: f}, nil
+	out := &stagedFile{stage: s, file: f, left: info.Size}
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	s.open[out] = true
+	return out, nil
 }
 
 // Commit moves the output and its record to their places, both or none.
@@ -165,8 +172,11 @@ func (s *staged) Commit() error {
 	return fileio.Commit(s.replace, stages...)
 }
 
-// Abort removes what was not committed.
+// Abort removes what was not committed, without waiting for the disk.
 func (s *staged) Abort() {
+	for f := range s.open {
+		f.file.Close()
+	}
 	if s.record != nil {
 		s.record.abort()
 	}
@@ -189,9 +199,11 @@ func (s *staged) spool() (undo.Spool, func(), error) {
 
 // stagedFile is a file of a stage.
 type stagedFile struct {
+	stage   *staged
 	file    *fileio.File
 	turn    sync.Mutex // held by whoever writes: the system lets one write to a file at a time, and waiting for it burns time
 	written int64      // since the last hint that writing to the disk may begin; under turn
+	left    int64      // until the file is complete; under turn
 }
 
 // hintBytes is how much is written to a file before the system is told that it may begin to move it to
@@ -200,7 +212,8 @@ const hintBytes = 16 << 20
 
 // wrote counts n written bytes. The caller holds the turn.
 func (f *stagedFile) wrote(n int64) {
-	if f.written += n; f.written >= hintBytes {
+	f.left -= n
+	if f.written += n; f.written >= hintBytes || f.left == 0 {
 		f.written = 0
 		fileio.StartWriteback(f.file)
 	}
@@ -209,19 +222,26 @@ func (f *stagedFile) wrote(n int64) {
 func (f *stagedFile) WriteAt(p []byte, off int64) (int, error) {
 	f.turn.Lock()
 	defer f.turn.Unlock()
-	f.wrote(int64(len(p)))
-	return f.file.WriteAt(p, off)
+	n, err := f.file.WriteAt(p, off)
+	f.wrote(int64(n))
+	return n, err
 }
 
 func (f *stagedFile) CopyRange(off int64, src io.ReaderAt, srcOff, n int64) error {
 	f.turn.Lock()
 	defer f.turn.Unlock()
+	err := fileio.CopyRange(f.file, off, src, srcOff, n)
 	f.wrote(n)
-	return fileio.CopyRange(f.file, off, src, srcOff, n)
+	return err
 }
 
 // Close makes the file durable.
-func (f *stagedFile) Close() error { return fileio.Close(f.file) }
+func (f *stagedFile) Close() error {
+	f.stage.lock.Lock()
+	delete(f.stage.open, f)
+	f.stage.lock.Unlock()
+	return fileio.Close(f.file)
+}
 
 // recordFile is an undo record in the making.
 type recordFile struct {
