@@ -57,22 +57,14 @@ func lookAt(ctx context.Context, given string) (*Input, error) {
 
 // lookIn looks at a file or directory of an fs.FS.
 func lookIn(ctx context.Context, files fs.FS, name string) (*Input, error) {
-	info, err := fs.Stat(files, name)
-	if err != nil {
+	dir, file, err := fileio.Locate(files, name)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	at := name
-	if !info.IsDir() {
-		at = path.Dir(name)
-	}
-	dir, err := fileio.InFS(files, at)
-	if err != nil {
-		return nil, err
-	}
-	if info.IsDir() {
+	case file == "":
 		return lookAtFolder(ctx, place{dir: dir})
 	}
-	return lookAtFile(ctx, place{dir: dir}, path.Base(name)), nil
+	return lookAtFile(ctx, place{dir: dir}, file), nil
 }
 
 // lookAtReader looks at the content of a file that has nothing beside it, and no name.

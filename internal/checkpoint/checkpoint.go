@@ -54,22 +54,14 @@ func Open(ctx context.Context, path string) (*Checkpoint, error) {
 // OpenFS is Open for a file or a directory of an fs.FS. Files that are no io.ReaderAt are read into
 // memory, weights as well.
 func OpenFS(ctx context.Context, files fs.FS, name string) (*Checkpoint, error) {
-	info, err := fs.Stat(files, name)
-	if err != nil {
+	dir, file, err := fileio.Locate(files, name)
+	switch {
+	case err != nil:
 		return nil, err
+	case file == "":
+		return openDirectory(ctx, name, dir)
 	}
-	dir := name
-	if !info.IsDir() {
-		dir = path.Dir(name)
-	}
-	in, err := fileio.InFS(files, dir)
-	if err != nil {
-		return nil, err
-	}
-	if info.IsDir() {
-		return openDirectory(ctx, name, in)
-	}
-	return openSingle(ctx, name, in, path.Base(name))
+	return openSingle(ctx, name, dir, file)
 }
 
 // New makes a checkpoint of one file that is already open, such as one in memory, and has nothing

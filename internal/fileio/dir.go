@@ -29,6 +29,21 @@ func InFS(files fs.FS, name string) (Dir, error) {
 	return Dir{sub, name}, err
 }
 
+// Locate finds a file or a directory of an fs.FS: the directory, and of a file the one around it and
+// its name there, which is "" for a directory.
+func Locate(files fs.FS, name string) (dir Dir, file string, err error) {
+	info, err := fs.Stat(files, name)
+	if err != nil {
+		return Dir{}, "", err
+	}
+	if info.IsDir() {
+		dir, err = InFS(files, name)
+		return dir, "", err
+	}
+	dir, err = InFS(files, path.Dir(name))
+	return dir, path.Base(name), err
+}
+
 // disk is a directory of the machine. Other than os.DirFS it opens regular files only, and takes
 // every name.
 type disk string
