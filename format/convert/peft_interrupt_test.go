@@ -14,19 +14,6 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// endingContext is cancelled when it has been asked some number of times.
-type endingContext struct {
-	context.Context
-	asked, end int
-}
-
-func (c *endingContext) Err() error {
-	if c.asked++; c.asked > c.end {
-		return context.Canceled
-	}
-	return nil
-}
-
 // TestMatchingEndsWithTheContext: patterns that take every step of their budget end soon after the
 // context does, and no adapter comes of what they matched until then.
 func TestMatchingEndsWithTheContext(t *testing.T) {
@@ -41,12 +28,12 @@ func TestMatchingEndsWithTheContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	const end = 100
-	ctx := &endingContext{Context: t.Context(), end: end}
+	ctx := &testkit.Asked{Context: t.Context(), End: end}
 	src, err := OpenWith(ctx, dir, Options{})
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("OpenWith = %v, %v, want %v", src, err, context.Canceled)
 	}
-	if more := ctx.asked - end; more < 1 || more > 8 {
+	if more := ctx.Times - end; more < 1 || more > 8 {
 		t.Errorf("%d looks at the context followed its end, want 1 to 8", more)
 	}
 }
