@@ -128,7 +128,7 @@ func interruptibleEigen(
 	}
 	// The rows of z become the eigenvectors, as rotations join rows. QL steps converge where the
 	// large elements come last, and those of a matrix that is nearly of low rank come first here.
-	z := transpose64(q, n, n)
+	z := flip(q, n, n)
 	if math.Abs(d[0]) > math.Abs(d[n-1]) {
 		slices.Reverse(d)
 		slices.Reverse(e)
@@ -228,7 +228,7 @@ func singularValues(ctx context.Context, a []float64, m, n int) ([]float64, erro
 	case m == 0 || n == 0:
 		return nil, nil
 	case m < n:
-		return singularValues(ctx, transpose64(a, m, n), n, m)
+		return singularValues(ctx, flip(a, m, n), n, m)
 	}
 	failed := errors.New("the singular values of a small matrix did not converge")
 	if n <= atOnce {
@@ -354,8 +354,9 @@ func general(data []float64, rows, cols int) blas64.General {
 	return blas64.General{Rows: rows, Cols: cols, Stride: cols, Data: data}
 }
 
-func transpose64(x []float64, rows, cols int) []float64 {
-	y := make([]float64, len(x))
+// flip returns the transpose of a rows×cols matrix.
+func flip[T float32 | float64](x []T, rows, cols int) []T {
+	y := make([]T, len(x))
 	for i := range rows {
 		for j := range cols {
 			y[j*rows+i] = x[i*cols+j]

@@ -71,20 +71,56 @@ func (e *Extraction) plan() error {
 	e.findEnds()
 	names, how, ambiguous := naming.Pair(e.base.Names(), e.tuned.Names())
 	e.renamed = how
+	e.leaveGone(names)
+	common, sameShape := e.pairUp(names)
+	switch {
+	case len(ambiguous) > 0:
+		return fault.New(fault.Mismatch, "the names of the tuned checkpoint fit those of the base in several ways: %s", strings.Join(ambiguous, "; ")).
+			WithHint("save both with one version of transformers")
+	case common == 0:
+		return fault.New(fault.Mismatch, "the two checkpoints have no tensor name in common: %s against %s",
+			fault.List(e.base.Names(), 2), fault.List(e.tuned.Names(), 2)).WithHint("give the base that the tuned checkpoint was trained from")
+	case sameShape == 0:
+		return fault.New(fault.Mismatch, "the two checkpoints have %d tensor names in common and none with the same shape", common).
+			WithHint("they are models of different sizes; give the base that the tuned checkpoint was trained from")
+	case len(e.pairs) == 0:
+		return fault.New(fault.Mismatch, "nothing is left to extract: %d tensors are excluded or not of a float dtype", sameShape)
+	}
+	if e.options.PEFT {
+		if err := e.pairLive(); err != nil {
+			return err
+		}
+	}
+	// By position, so that files are read from front to back.
+	sort.SliceStable(e.pairs, func(i, j int) bool {
+		a, b := e.pairs[i].tuned.ref, e.pairs[j].tuned.ref
+		return a.File < b.File || a.File == b.File && a.Tensor.Off < b.Tensor.Off
+	})
+	return nil
+}
+
+// leaveGone leaves out the tensors of the base that the tuned checkpoint lacks; names are those of the
+// base by those of the tuned one.
+func (e *Extraction) leaveGone(names map[string]string) {
 	paired := make(map[string]bool, len(names))
 	for _, name := range names {
 		paired[name] = true
 	}
+	isTrunk := isTrunk(e.base, e.tuned)
 	for _, name := range e.base.Names() {
 		switch {
 		case paired[name]:
-		case isTrunk(e.base, e.tuned):
+		case isTrunk:
 			e.skip(name, whyTrunk)
 		default:
 			e.leave(name, whyGone, locate(e.base, name), e.tunedEnds.counterpart(name, &e.baseEnds))
 		}
 	}
-	common, sameShape := 0, 0
+}
+
+// pairUp pairs the tensors of the tuned checkpoint with those of the base, and leaves out the others. It
+// counts the names that both have, and those of them that have one shape.
+func (e *Extraction) pairUp(names map[string]string) (common, sameShape int) {
 	for _, tunedName := range e.tuned.Names() {
 		tuned := locate(e.tuned, tunedName)
 		name, ok := names[tunedName]
@@ -113,30 +149,7 @@ func (e *Extraction) plan() error {
 			e.pairs = append(e.pairs, pair{name: name, base: *base, tuned: *tuned})
 		}
 	}
-	switch {
-	case len(ambiguous) > 0:
-		return fault.New(fault.Mismatch, "the names of the tuned checkpoint fit those of the base in several ways: %s", strings.Join(ambiguous, "; ")).
-			WithHint("save both with one version of transformers")
-	case common == 0:
-		return fault.New(fault.Mismatch, "the two checkpoints have no tensor name in common: %s against %s",
-			fault.List(e.base.Names(), 2), fault.List(e.tuned.Names(), 2)).WithHint("give the base that the tuned checkpoint was trained from")
-	case sameShape == 0:
-		return fault.New(fault.Mismatch, "the two checkpoints have %d tensor names in common and none with the same shape", common).
-			WithHint("they are models of different sizes; give the base that the tuned checkpoint was trained from")
-	case len(e.pairs) == 0:
-		return fault.New(fault.Mismatch, "nothing is left to extract: %d tensors are excluded or not of a float dtype", sameShape)
-	}
-	if e.options.PEFT {
-		if err := e.pairLive(); err != nil {
-			return err
-		}
-	}
-	// By position, so that files are read from front to back.
-	sort.SliceStable(e.pairs, func(i, j int) bool {
-		a, b := e.pairs[i].tuned.ref, e.pairs[j].tuned.ref
-		return a.File < b.File || a.File == b.File && a.Tensor.Off < b.Tensor.Off
-	})
-	return nil
+	return common, sameShape
 }
 
 // Bytes is what the extraction has to read of the tuned checkpoint.

@@ -304,7 +304,7 @@ func (s *slab) factors(v view, k int) (a, b []float32) {
 	}
 	copy(right, s.right)
 	if v.transposed {
-		return transpose32(left, v.rows, k), transpose32(right, k, v.cols)
+		return flip(left, v.rows, k), flip(right, k, v.cols)
 	}
 	return right, left
 }
@@ -326,16 +326,6 @@ func stack(v view, k int, slabs []*slab) (a, b []float32) {
 		}
 	}
 	return a, b
-}
-
-func transpose32(x []float32, rows, cols int) []float32 {
-	y := make([]float32, len(x))
-	for i := range rows {
-		for j := range cols {
-			y[j*rows+i] = x[i*cols+j]
-		}
-	}
-	return y
 }
 
 // encode stores values as d, each rounded once.

@@ -27,7 +27,7 @@ func TestNearBestTellsTheTruth(t *testing.T) {
 			} {
 				base := testkit.Random(rng, "w.weight", d, 0.02, m, n)
 				w := load(base)
-				for i, x := range planted(rng, m, n, sigma) {
+				for i, x := range rank.Planted(rng, m, n, sigma) {
 					w[i] += x
 				}
 				tuned := testkit.Values("w.weight", d, []uint64{m, n}, w...)
@@ -69,31 +69,6 @@ func TestNearBestTellsTheTruth(t *testing.T) {
 	if near < 50 || far < 50 {
 		t.Errorf("%d errors are near the least and %d are not", near, far)
 	}
-}
-
-// planted is an m×n matrix with the singular values that sigma says.
-func planted(rng *rand.Rand, m, n int, sigma func(i int) float64) []float64 {
-	q := min(m, n)
-	orthonormal := func(rows int) *mat.Dense {
-		data := make([]float64, rows*q)
-		for i := range data {
-			data[i] = rng.NormFloat64()
-		}
-		var qr mat.QR
-		qr.Factorize(mat.NewDense(rows, q, data))
-		var full mat.Dense
-		qr.QTo(&full)
-		return mat.DenseCopyOf(full.Slice(0, rows, 0, q))
-	}
-	u, v := orthonormal(m), orthonormal(n)
-	for i := range q {
-		for row := range m {
-			u.Set(row, i, u.At(row, i)*sigma(i))
-		}
-	}
-	var out mat.Dense
-	out.Mul(u, v.T())
-	return out.RawMatrix().Data
 }
 
 // leastError is that of a matrix of rank k, by a full decomposition, and the norm of the matrix.

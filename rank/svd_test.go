@@ -30,10 +30,10 @@ var spectra = map[string]func(i int) float64{
 	},
 }
 
-// withSpectrum makes an m×n matrix U·diag(s)·Vᵀ with random orthogonal U and V.
-func withSpectrum(rng *rand.Rand, m, n int, s func(i int) float64) *Dense {
+// Planted is an m×n matrix U·diag(sigma)·Vᵀ with random orthogonal U and V.
+func Planted(rng *rand.Rand, m, n int, sigma func(i int) float64) []float64 {
 	q := min(m, n)
-	random := func(rows int) *mat.Dense {
+	orthonormal := func(rows int) *mat.Dense {
 		data := make([]float64, rows*q)
 		for i := range data {
 			data[i] = rng.NormFloat64()
@@ -44,19 +44,22 @@ func withSpectrum(rng *rand.Rand, m, n int, s func(i int) float64) *Dense {
 		qr.QTo(&full)
 		return mat.DenseCopyOf(full.Slice(0, rows, 0, q))
 	}
-	u, v := random(m), random(n)
+	u, v := orthonormal(m), orthonormal(n)
 	for i := range q {
-		for r := range m {
-			u.Set(r, i, u.At(r, i)*s(i))
+		for row := range m {
+			u.Set(row, i, u.At(row, i)*sigma(i))
 		}
 	}
-	var d mat.Dense
-	d.Mul(u, v.T())
+	var out mat.Dense
+	out.Mul(u, v.T())
+	return out.RawMatrix().Data
+}
+
+// withSpectrum is Planted in float32.
+func withSpectrum(rng *rand.Rand, m, n int, s func(i int) float64) *Dense {
 	out := &Dense{M: m, N: n, Data: make([]float32, m*n)}
-	for i := range m {
-		for j := range n {
-			out.Data[i*n+j] = float32(d.At(i, j))
-		}
+	for i, x := range Planted(rng, m, n, s) {
+		out.Data[i] = float32(x)
 	}
 	return out
 }
