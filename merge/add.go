@@ -76,14 +76,13 @@ func (a *add) bytes(band int) int64 {
 // inverse is the operation that takes out what an add puts in. The two share what they have loaded.
 func (a *add) inverse() operation {
 	a.isInverse = true
-	return &inverse{a}
+	return &inverse{of: a}
 }
 
-type inverse struct{ of *add }
-
-func (i *inverse) load(int) error  { return nil }
-func (i *inverse) drop(int)        {}
-func (i *inverse) bytes(int) int64 { return 0 }
+type inverse struct {
+	loadless
+	of *add
+}
 
 func (i *inverse) apply(b *block, w *worker) error {
 	return b.eachBand(func(band int, row0 int64, rows []byte) error {

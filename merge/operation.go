@@ -24,6 +24,13 @@ type operation interface {
 	bytes(band int) int64
 }
 
+// loadless is the part of an operation that loads nothing.
+type loadless struct{}
+
+func (loadless) load(int) error  { return nil }
+func (loadless) drop(int)        {}
+func (loadless) bytes(int) int64 { return 0 }
+
 func loadAll(ops []operation, band int) error {
 	for _, op := range ops {
 		if err := op.load(band); err != nil {

@@ -30,7 +30,7 @@ func newPipeline(t *target, k *tools) *pipeline {
 	}
 	var change []operation
 	if t.Replace != nil {
-		change = append(change, &replace{t, k})
+		change = append(change, &replace{t: t, k: k})
 	}
 	switch {
 	case t.DoRA != nil:
@@ -42,7 +42,7 @@ func newPipeline(t *target, k *tools) *pipeline {
 		change = append(change, newAdd(t, t.Terms, k, k.plan.options.AllowNonFinite))
 	}
 	if t.Rows != nil {
-		change = append(change, &setRows{t, k})
+		change = append(change, &setRows{t: t, k: k})
 	}
 	if len(change) > 0 && k.plan.options.wantsRecord() {
 		change = []operation{newRecord(t, change, k)}

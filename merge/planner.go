@@ -89,9 +89,11 @@ func (p *planner) resolve(ctx context.Context) error {
 // describeBase reads what resolving has to know of the base.
 func (p *planner) describeBase() error {
 	b := &resolve.Base{Path: p.base.Path, Tensors: make(map[string]resolve.Tensor), Config: p.base.Config}
-	for _, name := range p.base.Names() {
-		ref, _ := p.base.Lookup(name)
-		b.Tensors[name] = resolve.Tensor{DType: ref.Tensor.DType, Shape: ref.Tensor.Shape}
+	for _, f := range p.base.Files {
+		for i := range f.Tensors {
+			t := &f.Tensors[i]
+			b.Tensors[t.Name] = resolve.Tensor{DType: t.DType, Shape: t.Shape}
+		}
 	}
 	if p.base.IsDir && slices.Contains(p.base.Side, configName) {
 		text, err := p.base.Dir.Read(configName, checkpoint.MaxJSONBytes)

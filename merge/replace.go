@@ -8,13 +8,10 @@ import (
 
 // replace puts the values of an adapter in place of the base's, rounded to the base's dtype.
 type replace struct {
+	loadless
 	t *target
 	k *tools
 }
-
-func (r *replace) load(int) error  { return nil }
-func (r *replace) drop(int)        {}
-func (r *replace) bytes(int) int64 { return 0 }
 
 func (r *replace) apply(b *block, w *worker) error {
 	_, nCols := r.t.Matrix()
@@ -23,13 +20,10 @@ func (r *replace) apply(b *block, w *worker) error {
 
 // setRows puts trained rows of an adapter in their places.
 type setRows struct {
+	loadless
 	t *target
 	k *tools
 }
-
-func (r *setRows) load(int) error  { return nil }
-func (r *setRows) drop(int)        {}
-func (r *setRows) bytes(int) int64 { return 0 }
 
 func (r *setRows) apply(b *block, w *worker) error {
 	_, nCols := r.t.Matrix()
