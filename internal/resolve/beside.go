@@ -18,7 +18,7 @@ type beside struct {
 func (r *resolver) formBeside(b *format.Beside) form {
 	if b.Action == format.Opaque {
 		for _, f := range []string{format.FeatureVeLoRA, format.FeatureMonteCLoRA} {
-			if slices.Contains(r.where(f), b.Target) {
+			if slices.Contains(r.features[f], b.Target) {
 				r.notes.of(b.Target, "the state of the adapter's training is no part of the merged model and is left out")
 				return nil
 			}

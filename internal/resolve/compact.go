@@ -51,7 +51,7 @@ func (c *compact) add() error {
 	c.rank, c.inputs, c.outputs, c.width = int(sa[0]), int(sa[1]), int(sb[0]), int(sb[1])
 	switch {
 	case c.has(format.FeatureMergedLinear):
-		return c.addProjections(c.where(format.FeatureMergedLinear)[0])
+		return c.addProjections(c.features[format.FeatureMergedLinear][0])
 	case c.has(format.FeatureBDLoRA):
 		return c.addBlocks()
 	case c.has(format.FeatureQALoRA):

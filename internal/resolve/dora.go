@@ -1,8 +1,6 @@
 package resolve
 
 import (
-	"slices"
-
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 )
@@ -10,9 +8,8 @@ import (
 // addMagnitude adds the magnitudes of a DoRA layer (Liu et al., arXiv:2402.09353), if it has any.
 func (r *resolver) addMagnitude(l *format.Layer, c *Change, transposed bool) error {
 	i, ok := l.Roles[format.RoleMagnitude]
-	says := r.saysDoRA()
 	switch {
-	case !ok && says:
+	case !ok && r.saysDoRA:
 		return fault.New(fault.Corrupt, "the configuration says use_dora, and %q has no lora_magnitude_vector", l.Module).
 			WithHint("the file was not saved whole; save the adapter again")
 	case !ok:
@@ -36,15 +33,10 @@ func (r *resolver) addMagnitude(l *format.Layer, c *Change, transposed bool) err
 			WithHint("merge one adapter, then the other into what comes out")
 	}
 	c.DoRA = &Magnitude{Blob: m, Module: l.Module, OfColumns: transposed}
-	if r.model.Dialect == "peft" && !says { // PEFT would leave them out
+	if r.model.Dialect == "peft" && !r.saysDoRA { // PEFT would leave them out
 		r.notes.of(l.Module, "the magnitudes of DoRA are applied though the configuration does not say use_dora")
 	}
 	return nil
-}
-
-// saysDoRA reports whether the configuration of PEFT says that every layer has magnitudes.
-func (r *resolver) saysDoRA() bool {
-	return slices.Contains(r.model.Requires, format.Requirement{Feature: format.FeatureDoRA, Where: "use_dora"})
 }
 
 // checkMagnitude looks for changes that do not go with magnitudes.

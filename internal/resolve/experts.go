@@ -35,7 +35,7 @@ type experts struct {
 // groupExperts gathers the layers of stacked experts by their modules.
 func (r *resolver) groupExperts() error {
 	s := &stacked{resolver: r}
-	paths := r.where(format.FeatureExperts)
+	paths := r.features[format.FeatureExperts]
 	at := make(map[string]int)
 	for i := range r.model.Layers {
 		l := &r.model.Layers[i]

@@ -81,6 +81,8 @@ type given struct {
 	index    int // among the adapters of the merge
 	manifest *format.Manifest
 	model    *format.Adapter
+	features map[string][]string // what it requires: where, as the requirements of each feature say it
+	saysDoRA bool                // the configuration of PEFT says that every layer has magnitudes
 }
 
 func newGiven(a Adapter, index int) (*given, error) {
@@ -88,25 +90,18 @@ func newGiven(a Adapter, index int) (*given, error) {
 	if len(m.Adapters) != 1 {
 		return nil, fault.New(fault.Unsupported, "a bundle of %d adapters", len(m.Adapters)).WithHint("convert the one that is meant to a file of its own")
 	}
-	return &given{Adapter: a, index: index, manifest: m, model: &m.Adapters[0]}, nil
+	g := &given{Adapter: a, index: index, manifest: m, model: &m.Adapters[0], features: make(map[string][]string)}
+	for _, q := range g.model.Requires {
+		g.features[q.Feature] = append(g.features[q.Feature], q.Where)
+		g.saysDoRA = g.saysDoRA || q == format.Requirement{Feature: format.FeatureDoRA, Where: "use_dora"}
+	}
+	return g, nil
 }
 
 func (g *given) blob(i int) Blob { return Blob{Source: g.Source, Index: i} }
 
 // has reports whether the adapter requires a feature.
-func (g *given) has(feature string) bool {
-	return slices.ContainsFunc(g.model.Requires, func(q format.Requirement) bool { return q.Feature == feature })
-}
-
-// where lists what the requirements of a feature say.
-func (g *given) where(feature string) (all []string) {
-	for _, q := range g.model.Requires {
-		if q.Feature == feature {
-			all = append(all, q.Where)
-		}
-	}
-	return all
-}
+func (g *given) has(feature string) bool { return len(g.features[feature]) > 0 }
 
 // term begins the term of a layer, and returns its factors.
 func (g *given) term(l *format.Layer) (x Term, a, b Blob, err error) {
