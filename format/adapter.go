@@ -154,11 +154,30 @@ const (
 	Embedding Kind = "embedding"
 	// Conv: A and B have the spatial dimensions of a convolution.
 	Conv Kind = "conv"
-	// Expert: A and B stack the factors of several experts.
+	// Expert: A and B stack the factors of several experts. Where the matrices of the base are square,
+	// their shape does not tell which of their dimensions A reads, and this kind does not say it.
 	Expert Kind = "expert"
+	// The kinds of version 1.1 are as Expert, and say which dimension of a square matrix A reads.
+	ExpertInputs  Kind = "expert-inputs"  // the inputs of the expert, however the base stores it
+	ExpertOutputs Kind = "expert-outputs" // the outputs of the expert
+	ExpertFirst   Kind = "expert-first"   // the first dimension of the matrix
+	ExpertSecond  Kind = "expert-second"  // the second dimension of the matrix
 	// Other: a layer whose factors need a Requirement to be understood.
 	Other Kind = "other"
 )
+
+// kinds are all that there are.
+var kinds = []Kind{
+	Linear, Embedding, Conv, Expert, ExpertInputs, ExpertOutputs, ExpertFirst, ExpertSecond, Other,
+}
+
+// IsExpert reports whether A and B stack the factors of several experts.
+func (k Kind) IsExpert() bool { return k == Expert || k.saysDimension() }
+
+// saysDimension reports whether the kind is one of those that version 1.1 adds.
+func (k Kind) saysDimension() bool {
+	return k == ExpertInputs || k == ExpertOutputs || k == ExpertFirst || k == ExpertSecond
+}
 
 // Scaling is the rule that gives a layer its scale s.
 type Scaling string

@@ -1,5 +1,11 @@
 package format
 
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+)
+
 // The features that an adapter can require beyond s·B·A on a weight, as the dialects of this module name them. A program that
 // applies adapters must know each one that it finds, or refuse (spec/FORMAT.md, R70).
 const (
@@ -39,3 +45,23 @@ const (
 	FeatureVeLoRA             = "velora"
 	FeatureWeightTying        = "weight-tying" // Δ of an embedding is meant for the output head that is tied to it, too
 )
+
+// MergedLinear is the requirement of an adapter of MergedLinear (loralib, and PEFT before 0.3), where one weight holds several
+// projections, one below the other. projections says, as a JSON list of booleans, which of them are adapted.
+func MergedLinear(projections []byte) Requirement {
+	var list bytes.Buffer
+	if json.Compact(&list, projections) != nil {
+		list.Reset()
+	}
+	return Requirement{Feature: FeatureMergedLinear, Where: "enable_lora = " + list.String()}
+}
+
+// Projections is the inverse of [MergedLinear]: which projections of the weight are adapted. It is empty where the requirement does
+// not say it.
+func (r Requirement) Projections() (adapted []bool) {
+	_, list, _ := strings.Cut(r.Where, "=")
+	if r.Feature != FeatureMergedLinear || json.Unmarshal([]byte(list), &adapted) != nil {
+		return nil
+	}
+	return adapted
+}

@@ -179,7 +179,7 @@ func (s *scanner) layer() (l Layer) {
 		case "alpha":
 			l.Alpha, hasAlpha = s.real(), true
 		case "kind":
-			l.Kind = oneOf(s, "kind", Linear, Embedding, Conv, Expert, Other)
+			l.Kind = oneOf(s, "kind", kinds...)
 		case "module":
 			l.Module = s.name()
 		case "rank":

@@ -91,8 +91,8 @@ func parsePrologue(h head, p []byte, opts ReaderOptions) (*prologue, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h.minor > minorVersion {
-		m.Notes = append(m.Notes, fmt.Sprintf("version %d.%d, this reader knows %d.%d", majorVersion, h.minor, majorVersion, minorVersion))
+	if h.minor > draftVersion {
+		m.Notes = append(m.Notes, fmt.Sprintf("version %d.%d, this reader knows %d.%d", majorVersion, h.minor, majorVersion, draftVersion))
 	}
 	for bit := range 32 {
 		if h.ignorable>>bit&1 != 0 {

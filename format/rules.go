@@ -29,6 +29,10 @@ var ruleKinds = [...]fault.Kind{
 
 	58: ErrCorrupt, 59: ErrCorrupt, 60: ErrCorrupt, 61: ErrCorrupt, 62: ErrCorrupt, // digests
 	63: ErrCorrupt, 64: ErrCorrupt, 65: ErrCorrupt, 66: ErrCorrupt, // seek table
+
+	67: ErrCorrupt, 68: ErrCorrupt, 69: ErrCorrupt, 70: ErrUnsupported, // restoring and applying: elsewhere
+
+	71: ErrCorrupt, 72: ErrCorrupt, 73: ErrCorrupt, // the kinds of version 1.1
 }
 
 // broken is the error for bytes that break a rule of the specification: what was found and expected.

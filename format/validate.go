@@ -12,7 +12,7 @@ import (
 )
 
 // Validate checks the manifest of a source that need not have been read from a file: the rules R29,
-// R30 and R34 to R54 of spec/FORMAT.md, and that the factors of a convolution or of experts have two
+// R30 and R34 to R54 of spec/FORMAT.md, R71 to R73 of its draft of version 1.1, and that the factors of a convolution or of experts have two
 // dimensions or more. A source that passes can be merged, decomposed and written without a check of
 // any index, rank or number of dimensions. Readers of files give valid manifests; whoever takes a
 // [Source] from a program checks it first. It reads no blob, and changes nothing.
@@ -56,9 +56,7 @@ func validateWords(a *Adapter) error {
 	}
 	for i := range a.Layers {
 		l := &a.Layers[i]
-		switch l.Kind {
-		case Linear, Embedding, Conv, Expert, Other:
-		default:
+		if !slices.Contains(kinds, l.Kind) {
 			return broken(29, "layer %q: unknown kind %q", l.Module, l.Kind)
 		}
 		switch l.Scaling {
@@ -85,7 +83,7 @@ func validateWords(a *Adapter) error {
 // validateStacks checks what the specification leaves to the kinds that it does not describe: A begins
 // with a dimension of ranks, B with one of outputs, and both have a second one.
 func validateStacks(m *Manifest, l *Layer) error {
-	if l.Kind != Conv && l.Kind != Expert {
+	if l.Kind != Conv && !l.Kind.IsExpert() {
 		return nil
 	}
 	a, b := m.Tensors[l.Roles[RoleA]].Shape, m.Tensors[l.Roles[RoleB]].Shape
@@ -242,6 +240,9 @@ func validateLayer(m *Manifest, l *Layer) error {
 	if l.Kind != Other && !(hasA && hasB) {
 		return broken(38, "kind %q without the roles A and B", l.Kind)
 	}
+	if l.Kind.saysDimension() {
+		return validateSquareExperts(l, m.Tensors[ia].Shape, m.Tensors[ib].Shape)
+	}
 	if l.Kind != Linear && l.Kind != Embedding {
 		return nil
 	}
@@ -266,6 +267,20 @@ func validateLayer(m *Manifest, l *Layer) error {
 	}
 	if n, ok := elements(RoleMagnitude); ok && n != b[0] && n != a[1] {
 		return broken(42, "magnitude has %d elements, want m = %d or n = %d", n, b[0], a[1])
+	}
+	return nil
+}
+
+// validateSquareExperts checks a layer of a kind that says which dimension A reads.
+func validateSquareExperts(l *Layer, a, b []uint64) error {
+	if len(a) != 2 || len(b) != 2 || a[0] != b[1] || a[0] == 0 || a[0]%uint64(l.Rank) != 0 {
+		return broken(71, "A has shape %d and B %d, want (E·r)×n and n×(E·r) with r = %d", a, b, l.Rank)
+	}
+	if a[1] != b[0] {
+		return broken(72, "kind %q with A of %d columns and B of %d rows, want as many", l.Kind, a[1], b[0])
+	}
+	if len(l.Roles) != 2 {
+		return broken(73, "kind %q with %d roles, want A and B alone", l.Kind, len(l.Roles))
 	}
 	return nil
 }

@@ -21,7 +21,8 @@ const (
 	signature    = "\x89LRA\r\n\x1a\n" // bytes 8 to 15 of a file
 
 	majorVersion  = 1
-	minorVersion  = 0
+	minorVersion  = 0 // the latest that is closed: later ones may have members that this reader ignores
+	draftVersion  = 1 // the latest that this reader knows, and writes where a file needs it
 	knownCritical = 0 // bits of the features that this reader knows
 
 	skipBytes      = 8  // magic and size of a skippable frame

@@ -185,12 +185,24 @@ func (f *fileWriter) write(p []byte) error {
 func (f *fileWriter) writeHead(text []byte, chunkLog2 uint8) error {
 	s := &f.slots[0]
 	frame := s.coder.encode(nil, text, 1, f.library(s, dtype.Invalid, len(text)))
-	p := appendHead(nil, head{minor: minorVersion, chunkLog2: chunkLog2, manifestBytes: uint32(len(text))}, frame)
+	p := appendHead(nil, head{minor: minorOf(f.a.manifest), chunkLog2: chunkLog2, manifestBytes: uint32(len(text))}, frame)
 	digest := sha256.Sum256(p)
 	copy(f.tail.headDigest(), digest[:])
 	f.tail.setEntry(0, int64(len(p)), 0)
 	f.fileID.Write(p)
 	return f.write(p)
+}
+
+// minorOf is the lowest minor version that has everything a manifest says.
+func minorOf(m *Manifest) uint16 {
+	for i := range m.Adapters {
+		for j := range m.Adapters[i].Layers {
+			if m.Adapters[i].Layers[j].Kind.saysDimension() {
+				return draftVersion
+			}
+		}
+	}
+	return minorVersion
 }
 
 // read reads the raw bytes of chunk i.

@@ -50,13 +50,14 @@ def parse(m):  # section 6: canonical JSON; what the standard parser forgives is
     need(canonical(v) == m, *("R20", "white space") if re.search(r"\s", bare) else ("R22", "a character that is not in its only form"))
     return v
 
+DIMENSIONS = "inputs", "outputs", "first", "second"  # version 1.1: FORMAT-1.1-draft.md
 TABLES = {record: dict(member.split(" ") for member in members.split(", ")) for record, members in {
     "manifest": "adapters [adapter], attachments [attachment], metadata {text}, provenance provenance, tensors [tensor]",
     "provenance": "source text, tool text, version text", "base": "fingerprints {digest}, name text, revision text",
     "adapter": "base base, beside [beside], dialect name?, layers [layer], method lora|dora|other:, name name?, orientation |mxn|nxm, "
                "requires [require]",
     "require": "feature name, where name?", "attachment": "name name, sha256 digest?, size count",
-    "layer": "alpha real, kind linear|embedding|conv|expert|other, module name, rank count, roles {count}, scale real, "
+    "layer": "alpha real, kind linear|embedding|conv|expert|other" + "".join(f"|expert-{k}" for k in DIMENSIONS) + ", module name, rank count, roles {count}, scale real, "
              "scaling alpha/r|alpha/sqrt(r)|fixed",
     "beside": "action replace|rows|opaque, rows [count], target name, tensor count",
     "tensor": "coding raw|planes, dtype " + "|".join(BITS) + ", name name, shape [count]"}.items()}
@@ -103,6 +104,10 @@ def meaning(m):  # section 7: the rules that tie records to each other
         for l in a["layers"]:
             shape, r = {role: tensors[i]["shape"] for role, i in l["roles"].items()}, l["rank"]
             need(1 <= r <= 2**16, "R37", l), need(l["kind"] == "other" or {"A", "B"} <= shape.keys(), "R38", l)
+            if l["kind"][7:] in DIMENSIONS:
+                sa, sb = shape["A"], shape["B"]
+                need(len(sa) == len(sb) == 2 and sa[0] == sb[1] and sa[0] > 0 and sa[0] % r == 0, "R71", f"rank {r}, shapes {shape}")
+                need(sa[1] == sb[0], "R72", shape), need(len(shape) == 2, "R73", shape)
             if l["kind"] not in ("linear", "embedding"): continue
             need(len(shape["A"]) == 2 and shape["A"][0] == r, "R39", f"rank {r}, shapes {shape}")
             need(len(shape["B"]) == 2 and shape["B"][1] == r, "R40", f"rank {r}, shapes {shape}")

@@ -11,6 +11,7 @@ def add():
     types()
     lists()
     layers()
+    experts()
     beside()
     tensors()
     attachments()
@@ -34,9 +35,9 @@ def changed(name, change, comment, base=example, minor=0, **more):
     bad(name, lora(m, text=new, minor=minor, manifest_frame=stock if len(new) > 4096 else None), comment, **more)
 
 
-def said(name, m, comment, **more):
+def said(name, m, comment, minor=0, **more):
     """The model as it is; the model breaks the rule."""
-    bad(name, lora(m), comment, **more)
+    bad(name, lora(m, minor=minor), comment, **more)
 
 
 META = b'"metadata":{}'
@@ -371,6 +372,24 @@ def layers():
     for name, s, comment in (("5-elements", [5], "5 elements"), ("scalar", [], "a scalar"), ("empty", [0], "none"),
             ("m-by-n", [3, 4], "3 x 4 elements")):
         said("r42-" + name, shaped([1, 4], [3, 1], more=[s], magnitude=2), f"a magnitude of {comment}, m is 3 and n is 4", rows="79")
+
+
+def experts():
+    """Version 1.1: kinds that say which dimension of a square matrix A reads."""
+    for kind in ("inputs", "outputs", "first", "second"):
+        said(f"r38-expert-{kind}-without-b", model([adapter(layers=[layer("q", {"A": 0}, kind="expert-" + kind)])], [tensor("t", "U8", [1, 1])]), "no B",
+             minor=1)
+    for name, a, b, r, comment in (
+            ("a-of-three-dimensions", [2, 1, 3], [3, 2], 1, "A has a dimension for the experts"), ("a-of-one-dimension", [6], [3, 6], 3, "A has one dimension"),
+            ("b-of-three-dimensions", [2, 3], [3, 2, 1], 1, "B has three dimensions"), ("b-scalar", [2, 3], [], 1, "B is a scalar"),
+            ("experts-differ", [4, 3], [3, 6], 2, "two experts in A, three in B"), ("no-multiple", [5, 3], [3, 5], 2, "5 rows, rank 2"),
+            ("less-than-the-rank", [1, 3], [3, 1], 2, "1 row, rank 2"), ("no-expert", [0, 3], [3, 0], 2, "no expert")):
+        said("r71-" + name, shaped(a, b, r, "expert-inputs"), comment, minor=1)
+    said("r72-not-square", shaped([4, 3], [5, 4], 2, "expert-first"), "n is 3 and m is 5, and the shape tells which is which", minor=1)
+    said("r72-outputs", shaped([4, 3], [0, 4], 2, "expert-outputs"), "n is 3 and m is 0", minor=1)
+    said("r73-magnitude", shaped([4, 3], [3, 4], 2, "expert-second", more=[[3]], magnitude=2), "a magnitude", minor=1)
+    said("r73-unknown-role", shaped([4, 3], [3, 4], 2, "expert-inputs", more=[[]], x=2), "a role x", minor=1)
+    said("r29-kind-expert-third", shaped([4, 3], [3, 4], 2, "expert-third"), "kind expert-third", minor=1)
 
 
 def beside():

@@ -167,6 +167,11 @@ def records(ex):
             [2, 5], [3, 2], [1, 4], [3, 1], [3], [7, 7], [1, 4], [3, 1], [3, 1], [1, 4], [3, 1], [1, 3], [1, 1, 4], [1, 2, 3, 3], [4],
             [], [0], [9], [65536, 0], [0, 65536]))])
     ok("kinds-and-roles", lora(m), m, "every kind, bias and magnitude of m and n elements, layers without factors, ranks 1 and 65,536")
+    m = model([adapter(requires=[{"feature": "experts", "where": "e.w"}], layers=[
+        layer("a", {"A": 0, "B": 1}, kind="expert-first"), layer("b", {"A": 2, "B": 3}, 2, kind="expert-inputs"),
+        layer("c", {"A": 4, "B": 5}, 3, kind="expert-outputs"), layer("d", {"A": 6, "B": 7}, 2, kind="expert-second")])],
+        [tensor(f"t{i}", "I8", s) for i, s in enumerate(([3, 2], [2, 3], [2, 4], [4, 2], [6, 1], [1, 6], [4, 0], [0, 4]))])
+    ok("kinds-of-experts", lora(m, minor=1), m, "the kinds of version 1.1: three experts, one, two, and two with no columns")
     m = model([adapter(method="other:ia3 é", requires=[{"feature": "peft-type:IA3", "where": ""}],
                        beside=[{"action": "rows", "rows": [5, 0, 2**53 - 1], "target": "embed", "tensor": 0},
                                {"action": "replace", "target": "head", "tensor": 1}, {"action": "opaque", "tensor": 2},
