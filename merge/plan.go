@@ -123,7 +123,8 @@ const (
 // decide, and refuses what they leave open. An undo record remembers it, so that what was put in is
 // taken out as it was put in.
 type Reading struct {
-	ExpertInput       int  // the dimension of square experts that lora_A reads, 1 or 2; 0 lets the adapter's release of PEFT decide
+	ExpertInput       int  // the dimension of square experts that lora_A reads, 1 or 2; 0 lets the adapter decide
+	LinearInput       int  // the dimension of square Conv1D weights that lora_A reads, 1 or 2, where the base does not tell; 0 refuses them there
 	ExpertsSlowest    bool // lora_B of stacked experts has one expert after the other, which PEFT does not write
 	OutProjTwice      bool // add the update of out_proj of nn.MultiheadAttention twice, as PEFT up to 0.21 does
 	RecomputeResidual bool // take out of the original base what PiSSA and OLoRA have taken out, computed again
@@ -132,7 +133,7 @@ type Reading struct {
 
 func (r Reading) resolved() resolve.Reading {
 	return resolve.Reading{
-		ExpertInput: r.ExpertInput, ExpertsSlowest: r.ExpertsSlowest, OutProjTwice: r.OutProjTwice,
+		ExpertInput: r.ExpertInput, LinearInput: r.LinearInput, ExpertsSlowest: r.ExpertsSlowest, OutProjTwice: r.OutProjTwice,
 		RecomputeResidual: r.RecomputeResidual, Tied: resolve.Tied(r.Tied),
 	}
 }

@@ -254,8 +254,10 @@ func isNearBest(e energies) bool {
 func (r *extracting) store(v view, k int, slabs []*slab) error {
 	var a, b []float32
 	var shapeA, shapeB []uint64
+	kind := v.kind
 	switch v.kind {
 	case format.Expert:
+		kind = v.expertKind(r.peft != nil)
 		a, b = stack(v, k, slabs)
 		shapeA, shapeB = []uint64{uint64(v.slabs * k), uint64(len(a) / (v.slabs * k))},
 			[]uint64{uint64(len(b) / (v.slabs * k)), uint64(v.slabs * k)}
@@ -289,10 +291,23 @@ func (r *extracting) store(v view, k int, slabs []*slab) error {
 		return err
 	}
 	r.adapter.Layers = append(r.adapter.Layers, format.Layer{
-		Module: v.module, Kind: v.kind, Rank: k, Alpha: float64(k), Scaling: format.AlphaOverR,
+		Module: v.module, Kind: kind, Rank: k, Alpha: float64(k), Scaling: format.AlphaOverR,
 		Roles: map[format.Role]int{format.RoleA: iA, format.RoleB: iB},
 	})
 	return nil
+}
+
+// expertKind is the kind of the factors of experts, which says of square matrices which dimension A reads. PEFT has A read the inputs.
+func (v view) expertKind(forPEFT bool) format.Kind {
+	switch {
+	case v.rows != v.cols:
+		return format.Expert
+	case forPEFT:
+		return format.ExpertInputs
+	case v.transposed:
+		return format.ExpertFirst
+	}
+	return format.ExpertSecond
 }
 
 // factors returns A (k×n) and B (m×k) of a matrix, whose rank may be below k: the rest is zero. A

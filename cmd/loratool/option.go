@@ -18,6 +18,7 @@ var flagOf = map[string]string{
 	"Options.ExpertInput":            "--expert-input",
 	"Options.ExpertsSlowest":         "--expert-slowest",
 	"Options.GrowVocabulary":         "--grow-vocabulary",
+	"Options.LinearInput":            "--linear-input",
 	"Options.OutProjTwice":           "--out-proj-twice",
 	"Options.RecomputeResidual":      "--recompute-residual",
 	"Options.Tied":                   "--tied",

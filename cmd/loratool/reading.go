@@ -9,6 +9,7 @@ import (
 type readingOptions struct {
 	withoutOption
 	expertInput   int
+	linearInput   int
 	expertSlowest bool
 	outProjTwice  bool
 	recompute     bool
@@ -17,21 +18,27 @@ type readingOptions struct {
 func (o *readingOptions) readingFlags() []cli.Flag {
 	return []cli.Flag{
 		o.withoutFlag(), o.manifestFlag(),
-		&cli.IntFlag{Name: "expert-input", Usage: "the dimension `1|2` of square stacked experts that lora_A reads (default: as the adapter's release of PEFT has it)", Destination: &o.expertInput,
-			Action: func(_ *cli.Context, n int) error {
-				if n != 1 && n != 2 {
-					return usagef("--expert-input 1, or --expert-input 2", "an expert has the dimensions 1 and 2, got --expert-input %d", n)
-				}
-				return nil
-			}},
+		dimensionFlag("expert-input", "the dimension `1|2` of square stacked experts that lora_A reads (default: as the adapter says)", &o.expertInput),
+		dimensionFlag("linear-input", "the dimension `1|2` of square Conv1D weights that lora_A reads, where the base does not tell", &o.linearInput),
 		&cli.BoolFlag{Name: "expert-slowest", Usage: "lora_B of stacked experts has one expert after the other, as unsloth wrote it", Destination: &o.expertSlowest},
 		&cli.BoolFlag{Name: "out-proj-twice", Usage: "add the update of nn.MultiheadAttention's out_proj twice, as PEFT up to 0.21 does", Destination: &o.outProjTwice},
 		&cli.BoolFlag{Name: "recompute-residual", Usage: "take out of the original base what PiSSA or OLoRA has taken out of it, computed again in float64", Destination: &o.recompute},
 	}
 }
 
+// dimensionFlag is the flag for one of the two dimensions of a matrix.
+func dimensionFlag(name, usage string, dst *int) cli.Flag {
+	return &cli.IntFlag{Name: name, Usage: usage, Destination: dst, Action: func(_ *cli.Context, n int) error {
+		if n != 1 && n != 2 {
+			return usagef("--"+name+" 1, or --"+name+" 2", "a matrix has the dimensions 1 and 2, got --%s %d", name, n)
+		}
+		return nil
+	}}
+}
+
 // set adds the flags to options.
 func (o *readingOptions) set(options *merge.Options) {
 	options.RecomputeResidual = o.recompute
+	options.LinearInput = o.linearInput
 	options.ExpertInput, options.ExpertsSlowest, options.OutProjTwice = o.expertInput, o.expertSlowest, o.outProjTwice
 }

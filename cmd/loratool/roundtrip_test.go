@@ -5,11 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"math"
+	"math/rand/v2"
 	"path/filepath"
 	"testing"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/testkit"
 	"github.com/loratool/loratool/rank"
 )
 
@@ -102,6 +104,39 @@ func TestMergeOfAnExtractReachesTheCertifiedError(t *testing.T) {
 		got, want := distance(t, again, tuned), report.Rounded*math.Sqrt(energy)
 		if math.Abs(got-want) > 1e-3*want {
 			t.Errorf("%s: base + adapter is %.6g from the tuned checkpoint, extract says %.6g", out, got, want)
+		}
+	}
+}
+
+// TestExtractedSquareExpertsMergeBack: the shape of square experts does not tell which dimension A
+// reads, so that the adapter has to say it. PEFT's files say it for models whose experts PEFT reads in
+// one way.
+func TestExtractedSquareExpertsMergeBack(t *testing.T) {
+	rng := rand.New(rand.NewPCG(105, 106))
+	const name = "model.layers.0.mlp.experts.down_proj"
+	for _, c := range []struct {
+		config string
+		outs   []string
+	}{
+		{"", []string{"e.lora"}},
+		{`{"model_type":"gpt_oss"}`, []string{"e.lora"}},
+		{`{"model_type":"qwen3_moe"}`, []string{"e.lora", "e"}},
+		{`{"model_type":"qwen3_vl_moe"}`, []string{"e.lora"}},
+	} {
+		dir := t.TempDir()
+		in := func(name string) string { return filepath.Join(dir, name) }
+		for _, model := range []string{"base", "tuned"} {
+			testkit.Write(t, in(model+"/model.safetensors"), testkit.Encode(nil, testkit.Random(rng, name, dtype.F32, 0.1, 3, 4, 4)))
+			if c.config != "" {
+				testkit.Write(t, in(model+"/config.json"), []byte(c.config))
+			}
+		}
+		for _, out := range c.outs {
+			loratool(t, "extract", in("base"), in("tuned"), "--rank", "4", "-o", in(out))
+			loratool(t, "merge", in("base"), in(out), "-o", in(out+"-merged"))
+			if d := distance(t, in(out+"-merged"), in("tuned")); d > 1e-6 {
+				t.Errorf("config %s, %s: base + adapter is %.3g from the tuned checkpoint", c.config, out, d)
+			}
 		}
 	}
 }

@@ -261,13 +261,15 @@ func (p *peftReader) classify(l *format.Layer, hasA, hasB bool, rank int) {
 	}
 	a, b := p.tensors[l.Roles[format.RoleA]], p.tensors[l.Roles[format.RoleB]]
 	_, depth := naming.CutNesting(l.Module)
-	if strings.Contains(l.Module, ".base_layer.") {
+	if _, is := naming.CutWrapper(l.Module); is {
 		p.require(format.FeatureMultiheadAttention, l.Module) // its out_proj
 	}
 	switch {
 	case depth > 0 || p.config.hasExperts && p.config.isExpert(l.Module):
 		l.Kind = format.Expert
-		p.checkExperts(l, &a, &b, rank)
+		if fits := p.checkExperts(l, &a, &b, rank); fits && a.Shape[1] == b.Shape[0] && len(l.Roles) == 2 {
+			l.Kind = p.config.squareKind()
+		}
 		return
 	case l.Kind == format.Linear && p.config.isCompact():
 		l.Kind = format.Other

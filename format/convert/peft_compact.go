@@ -1,10 +1,8 @@
 package convert
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/loratool/loratool/format"
 )
@@ -32,14 +30,13 @@ func (p *peftReader) checkCompact(l *format.Layer, a, b *format.Tensor, rank int
 // projections is how many projections of a fused weight enable_lora adapts, each with ranks of its own; 1 for any other layer.
 func (c *peftConfigFile) projections() uint64 {
 	for _, r := range c.requires {
-		_, list, _ := strings.Cut(r.Where, "=")
-		var enabled []bool
-		if r.Feature != format.FeatureMergedLinear || json.Unmarshal([]byte(list), &enabled) != nil {
+		adapted := r.Projections()
+		if adapted == nil {
 			continue
 		}
 		n := uint64(0)
-		for _, on := range enabled {
-			if on {
+		for _, is := range adapted {
+			if is {
 				n++
 			}
 		}

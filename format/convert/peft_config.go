@@ -223,9 +223,8 @@ func (c *peftConfigFile) checkField(name string, value json.RawMessage) {
 	case !known:
 		c.require(format.FeatureConfigField, name)
 	case feature == format.FeatureMergedLinear:
-		var list bytes.Buffer
-		json.Compact(&list, value) // it is valid
-		c.require(feature, name+" = "+list.String())
+		q := format.MergedLinear(value)
+		c.require(q.Feature, q.Where)
 	case feature != "":
 		c.require(feature, name)
 	}

@@ -2,6 +2,7 @@ package convert
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/naming"
@@ -42,13 +43,31 @@ func (p *peftReader) countLevels(modules map[string]map[peftRole]int) {
 	}
 }
 
+// squareKind is the kind of experts whose matrices are square, if they are n×n and A has n columns: which of the two dimensions A
+// reads depends on the release of PEFT that made the adapter.
+func (c *peftConfigFile) squareKind() format.Kind {
+	release := make([]int, 3)
+	n, _ := fmt.Sscanf(c.PEFTVersion, "%d.%d.%d", &release[0], &release[1], &release[2])
+	switch first := []int{0, 19, 0}; {
+	case n < 2:
+		return format.Expert
+	case slices.Compare(release, first) < 0:
+		return format.ExpertFirst
+	case slices.Equal(release, first):
+		return format.ExpertOutputs
+	}
+	return format.ExpertInputs
+}
+
 // checkExperts checks the rank of stacked factors: A is (E·r)×in and B out×(E·r) for E experts.
-func (p *peftReader) checkExperts(l *format.Layer, a, b *format.Tensor, rank int) {
+func (p *peftReader) checkExperts(l *format.Layer, a, b *format.Tensor, rank int) (fits bool) {
 	if len(a.Shape) != 2 || len(b.Shape) != 2 {
 		p.require(format.FeatureFactorShape, fmt.Sprintf("%s: lora_A %d, lora_B %d", l.Module, a.Shape, b.Shape))
-		return
+		return false
 	}
 	if a.Shape[0] != b.Shape[1] || a.Shape[0] == 0 || a.Shape[0]%uint64(rank) != 0 {
 		p.require(format.FeatureRankMismatch, fmt.Sprintf("%s: lora_A has %d rows and lora_B %d columns, which is no multiple of the configuration's rank %d", l.Module, a.Shape[0], b.Shape[1], rank))
+		return false
 	}
+	return true
 }

@@ -123,9 +123,14 @@ func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 	}
 	for i := range a.Layers {
 		l := &a.Layers[i]
+		switch l.Kind {
+		case format.ExpertOutputs, format.ExpertFirst, format.ExpertSecond:
+			return fault.New(fault.Unsupported, "%q is of kind %s, and PEFT has lora_A of square experts read their inputs", l.Module, l.Kind).
+				WithHint("keep the adapter as a .lora file")
+		}
 		// PEFT says of a pattern for a parameter that it is ignored, though it is not: those ranks are the global ones.
 		weight := 1
-		if l.Kind == format.Expert {
+		if l.Kind.IsExpert() {
 			weight = len(a.Layers)
 		}
 		ranks[l.Rank] += weight
@@ -142,7 +147,7 @@ func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 			}
 			names[t] = peftPrefix + l.Module + "." + tail
 		}
-		if l.Kind != format.Expert { // the parameters of experts are named by their requirements
+		if !l.Kind.IsExpert() { // the parameters of experts are named by their requirements
 			c.Targets = append(c.Targets, l.Module)
 		}
 	}
@@ -165,7 +170,7 @@ func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 func (c *peftConfigOut) patternName(l *format.Layer) string {
 	module, depth := naming.CutNesting(l.Module)
 	names := naming.ParametersOf(module, c.Parameters)
-	if l.Kind != format.Expert || depth >= len(names) {
+	if !l.Kind.IsExpert() || depth >= len(names) {
 		return l.Module
 	}
 	return module + "." + names[len(names)-1-depth]

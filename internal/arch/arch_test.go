@@ -99,6 +99,7 @@ var arrows = map[string]map[string]string{
 		"format/dtype":    "dtypes of tensors",
 		"internal/config": "what config.json says, and its edits",
 		"internal/fault":  "errors of input",
+		"internal/peft":   "what methods PEFT has",
 		"internal/naming": "which tensors names mean",
 	},
 	"internal/inspect": {

@@ -157,7 +157,7 @@ func (r *Adapter) addAdapter(m *format.Manifest, a *format.Adapter) {
 	for _, q := range a.Requires {
 		r.Requires = append(r.Requires, Requirement{q.Feature, q.Where})
 	}
-	r.Methods = append(r.Methods, resolve.Explain(m, a)...)
+	r.Methods = append(r.Methods, resolve.Explain(a)...)
 	why, _ := resolve.Refusals(a)
 	r.Refusals = append(r.Refusals, why...)
 }

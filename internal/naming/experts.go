@@ -81,6 +81,16 @@ func CutNesting(path string) (module string, depth int) {
 	return path, depth
 }
 
+// CutWrapper takes out of a path the layer that PEFT puts between a torch.nn.MultiheadAttention and its out_proj, and reports
+// whether it was there.
+func CutWrapper(path string) (module string, wasThere bool) {
+	before, after, found := strings.Cut(path, nesting+".")
+	if !found {
+		return path, false
+	}
+	return before + "." + after, true
+}
+
 // ExpertParts returns the weights of an expert that a stacked parameter is made of, by the names that the base uses, or nil if the
 // base has no module per expert under that name.
 func (b *Base) ExpertParts(module, parameter string) []string {

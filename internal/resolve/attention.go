@@ -1,15 +1,14 @@
 package resolve
 
 import (
-	"strings"
-
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/naming"
 )
 
 // attentionWeight is the name of the weight that a layer of an nn.MultiheadAttention changes: the one
 // that has those of its three projections in one, or that of its out_proj.
 func (r *resolver) attentionWeight(l *format.Layer) string {
-	module := strings.Replace(l.Module, wrapped, ".", 1)
+	module, _ := naming.CutWrapper(l.Module)
 	if end := tail(module, 2); r.names.HasTail(end+".in_proj_weight") && !r.names.HasTail(end+".weight") {
 		return module + ".in_proj_weight"
 	}

@@ -1,9 +1,6 @@
 package resolve
 
 import (
-	"encoding/json"
-	"strings"
-
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 )
@@ -51,7 +48,7 @@ func (c *compact) add() error {
 	c.rank, c.inputs, c.outputs, c.width = int(sa[0]), int(sa[1]), int(sb[0]), int(sb[1])
 	switch {
 	case c.has(format.FeatureMergedLinear):
-		return c.addProjections(c.features[format.FeatureMergedLinear][0])
+		return c.addProjections(format.Requirement{Feature: format.FeatureMergedLinear, Where: c.features[format.FeatureMergedLinear][0]})
 	case c.has(format.FeatureBDLoRA):
 		return c.addBlocks()
 	case c.has(format.FeatureQALoRA):
@@ -67,7 +64,9 @@ func (c *compact) orient(fits func(m, n int) bool) (turned bool, m, n int, err e
 	straight, turned := fits(rows, cols), fits(cols, rows)
 	switch {
 	case straight && turned && rows == cols:
-		turned = c.orientSquare(c.layer)
+		if turned, err = c.orientSquare(c.layer); err != nil {
+			return false, 0, 0, err
+		}
 	case straight:
 		turned = false // as nn.Linear, for which these methods are made
 	case !turned:
@@ -138,11 +137,10 @@ func (c *compact) addPooled() error {
 
 // addProjections adds MergedLinear: the weight has several projections one below the other, some of which are adapted, and the rows
 // of B are those of the adapted ones. A and B fall into groups of equal size, of which each has ranks of its own.
-func (c *compact) addProjections(where string) error {
-	_, list, _ := strings.Cut(where, "=")
-	var enabled []bool
-	if err := json.Unmarshal([]byte(list), &enabled); err != nil || len(enabled) == 0 {
-		return fault.New(fault.Unsupported, "%q is a MergedLinear, and the file does not say which of its projections are adapted: %s", c.layer.Module, where).
+func (c *compact) addProjections(q format.Requirement) error {
+	enabled := q.Projections()
+	if len(enabled) == 0 {
+		return fault.New(fault.Unsupported, "%q is a MergedLinear, and the file does not say which of its projections are adapted: %s", c.layer.Module, q.Where).
 			WithHint("a .lora file of an older version is converted again from its source")
 	}
 	nEnabled := 0

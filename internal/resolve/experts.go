@@ -39,7 +39,7 @@ func (r *resolver) groupExperts() error {
 	at := make(map[string]int)
 	for i := range r.model.Layers {
 		l := &r.model.Layers[i]
-		if l.Kind != format.Expert {
+		if !l.Kind.IsExpert() {
 			continue
 		}
 		a, b := r.blob(l.Roles[format.RoleA]).Tensor().Shape, r.blob(l.Roles[format.RoleB]).Tensor().Shape
@@ -332,50 +332,51 @@ func StackedAndNot(name string) error {
 	return fault.New(fault.Mismatch, "%q gets an update as stacked experts and another one as a convolution", name)
 }
 
-// turned decides whether the products stand transposed in a parameter. The shapes tell, and where the parameter is square, those of the
-// adapter's other parameters, as PEFT treats all of a model alike; then the release of PEFT. The user has the last word.
+// turned decides whether the products stand transposed in a parameter. The shapes tell. Where the parameter is square, the user has
+// the first word, then the kind of the layer, and what the base shows of its other parameters, as an adapter treats all alike.
 func (s *stacked) turned(l *format.Layer, shape stack, n uint64) (bool, error) {
 	if shape.matrix || shape.d1 != shape.d2 {
 		return !shape.matrix && n == shape.d1, nil
 	}
 	modelType := s.base.Config.ModelType
-	transposed := naming.HasTransposedExperts(modelType)
-	source := s.manifest.Provenance.Source
-	version, known := releaseOf(source)
-	byRelease := "the experts are square, and their orientation is that of the release that made the adapter, " + source
-	why := ""
+	isTransposed, isTurned := naming.HasTransposedExperts(modelType), naming.HasTurnedExperts(modelType)
+	releases := "for a model of type " + modelType + " it also depends on the release of transformers"
 	switch {
 	case s.reading.ExpertInput > 0:
 		return s.reading.ExpertInput == 1, nil
+	case l.Kind == format.ExpertSecond:
+		return false, nil
 	case len(s.sides) == 1:
 		s.notes.of(l.Module, "the experts are square, and their orientation is that of the adapter's other parameters")
 		return s.sides[true], nil
 	case len(s.sides) == 2:
-		why = "the other parameters of the adapter do not agree"
-	case modelType == "":
-		why = "the base has no config.json that says what model it is"
-	case !known:
-		why = "the adapter's configuration does not say which release of PEFT made it"
-	case slices.Compare(version, []int{0, 19, 0}) < 0 && !naming.HasTurnedExperts(modelType):
-		s.notes.of(l.Module, byRelease)
+		return false, undecided(l, shape, "the other parameters of the adapter do not agree")
+	case l.Kind == format.Expert:
+		return false, undecided(l, shape, "the adapter does not say it")
+	case isTurned:
+		return false, undecided(l, shape, releases)
+	case l.Kind == format.ExpertFirst:
+		s.notes.of(l.Module, saysDimension(l.Kind))
 		return true, nil
-	case transposed || naming.HasTurnedExperts(modelType):
-		why = "for a model of type " + modelType + " it also depends on the release of transformers"
-	default:
-		s.notes.of(l.Module, byRelease)
-		return slices.Equal(version, []int{0, 19, 0}), nil
+	case modelType == "":
+		return false, undecided(l, shape, "the base has no config.json that says what model it is")
+	case isTransposed:
+		return false, undecided(l, shape, releases)
 	}
-	return false, undecided(l, shape, why)
+	s.notes.of(l.Module, saysDimension(l.Kind))
+	return l.Kind == format.ExpertOutputs, nil
+}
+
+func saysDimension(k format.Kind) string {
+	return "the experts are square, and lora_A reads their " + reads[k] + ", as the adapter says"
+}
+
+// reads says in words which dimension of a square matrix A reads.
+var reads = map[format.Kind]string{
+	format.ExpertInputs: "inputs", format.ExpertOutputs: "outputs", format.ExpertFirst: "first dimension", format.ExpertSecond: "second dimension",
 }
 
 func undecided(l *format.Layer, s stack, why string) error {
 	return fault.New(fault.Unsupported, "the experts of %q are square, %d×%d, so that their shape does not tell which dimension is the input: %s", l.Module, s.d1, s.d2, why).
-		WithHint("say it with Options.ExpertInput: 1 where lora_A reads the first dimension of an expert (PEFT up to 0.18 on most models, and gpt-oss), 2 where it reads the second")
-}
-
-// releaseOf is the release of PEFT that wrote an adapter, as three numbers.
-func releaseOf(source string) (version []int, known bool) {
-	version = make([]int, 3)
-	n, _ := fmt.Sscanf(source, "PEFT %d.%d.%d", &version[0], &version[1], &version[2])
-	return version, n >= 2
+		WithHint("say it with Options.ExpertInput: 1 where lora_A reads the first dimension of an expert (PEFT up to 0.18 on most models, and gpt-oss), 2 where it reads the second; a .lora file of an older version can also be converted again from its source")
 }

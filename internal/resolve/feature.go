@@ -9,6 +9,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
+	"github.com/loratool/loratool/internal/peft"
 )
 
 // recomputed are the features that Reading.RecomputeResidual allows.
@@ -154,7 +155,8 @@ var byOption = []Support{
 	{NeedsOption, "a saved head that the base lacks, or has for another number of classes", "Options.AddTensors"},
 	{NeedsOption, titles[format.FeatureOLoRA], "Options.RecomputeResidual"},
 	{NeedsOption, titles[format.FeaturePiSSA], "Options.RecomputeResidual"},
-	{NeedsOption, "square stacked experts, where neither other shapes nor the release of PEFT tell their orientation", "Options.ExpertInput"},
+	{NeedsOption, "square stacked experts, where neither other shapes nor the adapter tell their orientation", "Options.ExpertInput"},
+	{NeedsOption, "square Conv1D weights (fan_in_fan_out), where the base has neither a config.json nor other weights that tell", "Options.LinearInput"},
 	{NeedsOption, "lora_B of stacked experts with one expert after the other, as unsloth wrote it", "Options.ExpertsSlowest"},
 	{NeedsOption, "out_proj of torch.nn.MultiheadAttention twice, as PEFT up to 0.21 has it", "Options.OutProjTwice"},
 }
@@ -200,8 +202,8 @@ func Supports() []Support {
 // typeList names the methods that are not LoRA.
 func typeList() string {
 	var names []string
-	for _, t := range peftTypes {
-		names = append(names, t.name)
+	for _, t := range peft.Methods {
+		names = append(names, t.Name)
 	}
 	slices.SortFunc(names, func(a, b string) int { return strings.Compare(strings.ToLower(a), strings.ToLower(b)) })
 	return strings.Join(names, ", ")
@@ -209,7 +211,7 @@ func typeList() string {
 
 // Explain says in words what merge does with what an adapter has beyond the plain formula: a line for every feature that it applies, or
 // applies by an option.
-func Explain(m *format.Manifest, a *format.Adapter) []string {
+func Explain(a *format.Adapter) []string {
 	where := make(map[string][]string)
 	for _, q := range a.Requires {
 		where[q.Feature] = append(where[q.Feature], q.Where)
@@ -221,7 +223,7 @@ func Explain(m *format.Manifest, a *format.Adapter) []string {
 			lines = append(lines, titles[f]+": with Options.RecomputeResidual")
 		case !applied[f]:
 		case f == format.FeatureExperts:
-			lines = append(lines, "experts "+fault.List(where[f], 4)+": "+eraOf(m.Provenance.Source))
+			lines = append(lines, "experts "+fault.List(where[f], 4)+": "+expertsText(a))
 		case f == format.FeatureMultiheadAttention:
 			lines = append(lines, titles[f]+"; PEFT adds its update twice, as Options.OutProjTwice does")
 		default:
@@ -231,54 +233,30 @@ func Explain(m *format.Manifest, a *format.Adapter) []string {
 	return lines
 }
 
-// eraOf says how stacked experts by a release of PEFT are read.
-func eraOf(source string) string {
-	const shapes = "; the shapes decide, and the release where all experts are square"
-	version, known := releaseOf(source)
-	switch {
-	case !known:
-		return "no release of PEFT is named; the shapes decide, and Options.ExpertInput where all experts are square"
-	case slices.Compare(version, []int{0, 19, 0}) < 0:
-		return "by " + source + ", where lora_A reads the first dimension of an expert" + shapes
-	case slices.Equal(version, []int{0, 19, 0}):
-		return "by " + source + ", where lora_A reads the first dimension of an expert, and the second of models with transposed experts" + shapes
+// expertsText says how stacked experts of an adapter are read.
+func expertsText(a *format.Adapter) string {
+	text := "the shapes tell which dimension of an expert lora_A reads"
+	said := make(map[string]bool)
+	for i := range a.Layers {
+		said[reads[a.Layers[i].Kind]] = true
 	}
-	return "by " + source + ", where lora_A reads the inputs of an expert" + shapes
-}
-
-// peftType is a method of PEFT that is not LoRA.
-type peftType struct {
-	name     string // as its paper spells it
-	noWeight bool   // it adds to what a model reads or computes, not to its weights
-	toLoRA   bool   // PEFT converts it (supports_lora_conversion of its layers)
-}
-
-// peftTypes are the values of peft_type that PEFT has and has had, up to 0.21, beside LORA.
-var peftTypes = map[string]peftType{
-	"ADALORA": {name: "AdaLoRA"}, "ADAMSS": {name: "AdaMSS"}, "BDLORA": {name: "BD-LoRA as a method of its own"}, "BEFT": {name: "BEFT"}, "BOFT": {name: "BOFT"},
-	"BONE": {name: "Bone"}, "C3A": {name: "C3A", toLoRA: true}, "DEFT": {name: "DEFT"}, "DELORA": {name: "DeLoRA", toLoRA: true}, "DIAG": {name: "a diagonal adapter"},
-	"FINEGATES": {name: "FineGates"}, "FOURIERFT": {name: "FourierFT", toLoRA: true}, "FROD": {name: "FRoD"}, "GLORA": {name: "GLoRA"}, "GRALORA": {name: "GraLoRA", toLoRA: true},
-	"HIRA": {name: "HiRA"}, "HRA": {name: "HRA"}, "IA3": {name: "IA3"}, "LILY": {name: "Lily"}, "LN_TUNING": {name: "LN tuning"}, "LOHA": {name: "LoHa", toLoRA: true},
-	"LOKR": {name: "LoKr", toLoRA: true}, "MISS": {name: "MiSS", toLoRA: true}, "OFT": {name: "OFT"}, "OSF": {name: "OSF"}, "PEANUT": {name: "PEANuT"}, "POLY": {name: "Poly"},
-	"PSOFT": {name: "PSOFT", toLoRA: true}, "PVERA": {name: "PVeRA"}, "RANDLORA": {name: "RandLoRA", toLoRA: true}, "ROAD": {name: "RoAd"}, "SHADOW": {name: "a shadow model"},
-	"SHIRA": {name: "SHiRA"}, "SUPERTUNING": {name: "supertuning"}, "TINYLORA": {name: "TinyLoRA", toLoRA: true}, "TRAINABLE_TOKENS": {name: "trained tokens alone"},
-	"UILINLORA": {name: "UILinLoRA"}, "UNILORA": {name: "Uni-LoRA", toLoRA: true}, "VBLORA": {name: "VB-LoRA", toLoRA: true}, "VERA": {name: "VeRA"}, "WAVEFT": {name: "WaveFT"},
-	"XLORA":           {name: "X-LoRA, a mixture of adapters", noWeight: true},
-	"ADAPTION_PROMPT": {name: "an adaption prompt (LLaMA-Adapter)", noWeight: true}, "CARTRIDGE": {name: "a cartridge", noWeight: true},
-	"CPT": {name: "CPT", noWeight: true}, "MULTITASK_PROMPT_TUNING": {name: "multitask prompt tuning", noWeight: true},
-	"P_TUNING": {name: "P-tuning", noWeight: true}, "PREFIX_TUNING": {name: "prefix tuning", noWeight: true}, "PROMPT_TUNING": {name: "prompt tuning", noWeight: true},
+	delete(said, "")
+	if len(said) == 0 {
+		return text + ", and Options.ExpertInput where all experts are square"
+	}
+	return text + ", and of square ones its " + strings.Join(slices.Sorted(maps.Keys(said)), " or its ")
 }
 
 // explainType says what an adapter of another method is, and what can be done with it.
 func explainType(value string) explanation {
-	t, known := peftTypes[value]
+	t, known := peft.Methods[value]
 	switch {
 	case !known:
 		return explanation{"it is " + value + ", not LoRA, and no method of PEFT up to 0.21", "if a newer PEFT made it, merge with that"}
-	case t.noWeight:
-		return explanation{"it is " + t.name + ", not LoRA: it adds to what the model reads or computes, and nothing to its weights", "use it with PEFT, unmerged"}
-	case t.toLoRA:
-		return explanation{"it is " + t.name + ", not LoRA", "merge with PEFT, or convert it to LoRA with save_as_lora of PEFT from 0.19 on"}
+	case t.NoWeight:
+		return explanation{"it is " + t.Name + ", not LoRA: it adds to what the model reads or computes, and nothing to its weights", "use it with PEFT, unmerged"}
+	case t.ToLoRA:
+		return explanation{"it is " + t.Name + ", not LoRA", "merge with PEFT, or convert it to LoRA with save_as_lora of PEFT from 0.19 on"}
 	}
-	return explanation{"it is " + t.name + ", not LoRA", "merge with PEFT"}
+	return explanation{"it is " + t.Name + ", not LoRA", "merge with PEFT"}
 }

@@ -94,7 +94,7 @@ func (r *resolver) orientation(l *format.Layer, shape, a, b []uint64) (transpose
 	straight, turned := len(shape) == 2 && shape[0] == m && shape[1] == n, len(shape) == 2 && shape[0] == n && shape[1] == m
 	switch {
 	case straight && turned:
-		return r.orientSquare(l), nil
+		return r.orientSquare(l)
 	case straight || turned:
 		r.compareFlag(l, turned)
 		return turned, nil

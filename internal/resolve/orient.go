@@ -2,6 +2,7 @@ package resolve
 
 import (
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
 )
 
@@ -35,10 +36,11 @@ func (r *resolver) countVotes() votes {
 	return v
 }
 
-// orientSquare decides whether the base stores a square weight transposed: by what the base is, its
-// model type and how it stores the other weights of modules with the same name. Only then the word
-// of the adapter's configuration counts, which is often wrong.
-func (r *resolver) orientSquare(l *format.Layer) bool {
+// orientSquare decides whether the base stores a square weight transposed: by its model type, and by
+// how it stores the other weights of modules with the same name. The adapter's orientation does not
+// decide: producers are often wrong about it, and the content id does not cover it. A layer that
+// nothing else decides is refused.
+func (r *resolver) orientSquare(l *format.Layer) (bool, error) {
 	if r.votes == nil {
 		r.votes = r.countVotes()
 	}
@@ -52,12 +54,14 @@ func (r *resolver) orientSquare(l *format.Layer) bool {
 		turned = naming.IsConv1DModel(modelType) && naming.IsConv1DName(leaf)
 	case r.votes[""] != 0 && naming.IsConv1DName(leaf):
 		turned = r.votes[""] > 0
-	case naming.IsConv1DName(leaf) && r.model.Orientation != format.OrientationUnknown:
-		r.notes.of(l.Module, "nothing but fan_in_fan_out of the adapter's configuration tells how the base stores the square weights of some modules")
-		return r.model.Orientation == format.NxM
+	case r.reading.LinearInput > 0 && naming.IsConv1DName(leaf):
+		turned = r.reading.LinearInput == 1
+	case naming.IsConv1DName(leaf) && r.model.Orientation == format.NxM:
+		return false, fault.New(fault.Unsupported, "the weight of %q is square, and nothing but fan_in_fan_out of the adapter's configuration tells whether the base stores it transposed: the base has no config.json, and no other weight shows it", l.Module).
+			WithHint("put the model's config.json beside its weights, or say it with Options.LinearInput: 1 where lora_A reads the first dimension of the weight (Conv1D of GPT-2), 2 where it reads the second (torch.nn.Linear)")
 	default:
 		// torch.nn.Linear, which every other model uses.
 	}
 	r.compareFlag(l, turned)
-	return turned
+	return turned, nil
 }

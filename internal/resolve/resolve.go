@@ -102,7 +102,7 @@ func (r *resolver) form() error {
 	stacked := false
 	for i := range r.model.Layers {
 		l := &r.model.Layers[i]
-		stacked = stacked || l.Kind == format.Expert
+		stacked = stacked || l.Kind.IsExpert()
 		if f := r.formOf(l); f != nil {
 			r.forms = append(r.forms, f)
 		}
@@ -125,12 +125,12 @@ func (r *resolver) form() error {
 
 // formOf is the form of a layer, nil for one that has it together with others.
 func (r *resolver) formOf(l *format.Layer) form {
-	switch l.Kind {
-	case format.Expert:
+	switch {
+	case l.Kind.IsExpert():
 		return nil
-	case format.Other:
+	case l.Kind == format.Other:
 		return &compact{resolver: r, layer: l}
-	case format.Linear:
+	case l.Kind == format.Linear:
 		if _, _, _, _, ok := naming.ExpertPart(l.Module); ok {
 			if f := r.gather(l); f != nil {
 				return f

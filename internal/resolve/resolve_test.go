@@ -193,3 +193,85 @@ func TestResolvingLeavesItsInputsAlone(t *testing.T) {
 		}
 	}
 }
+
+// squareExperts adds a layer of three square experts.
+func squareExperts(kind format.Kind) func(b *format.Builder) {
+	return func(b *format.Builder) {
+		const r = 2
+		b.Linear("m.experts", 3*r, 1, zeros(3*r, 4), zeros(4, 3*r))
+		l := &b.Adapter().Layers[0]
+		l.Kind, l.Rank = kind, r
+		b.Require(format.FeatureExperts, "m.experts.down_proj")
+	}
+}
+
+// TestSquareExpertsAreReadAsTheirKindSays: the kind and the base decide, and the user before both. What
+// they leave open is refused.
+func TestSquareExpertsAreReadAsTheirKindSays(t *testing.T) {
+	type answers map[string]string // by model type: A reads the first or the second dimension, or it is refused
+	for kind, want := range map[format.Kind]answers{
+		format.Expert:        {"": "no", "mixtral": "no", "gpt_oss": "no", "qwen3_vl_moe": "no"},
+		format.ExpertInputs:  {"": "no", "mixtral": "second", "gpt_oss": "no", "qwen3_vl_moe": "no"},
+		format.ExpertOutputs: {"": "no", "mixtral": "first", "gpt_oss": "no", "qwen3_vl_moe": "no"},
+		format.ExpertFirst:   {"": "first", "mixtral": "first", "gpt_oss": "first", "qwen3_vl_moe": "no"},
+		format.ExpertSecond:  {"": "second", "mixtral": "second", "gpt_oss": "second", "qwen3_vl_moe": "second"},
+	} {
+		for modelType, answer := range want {
+			b := base(modelType, map[string][]uint64{"m.experts.down_proj": {3, 4, 4}})
+			for input, forced := range []string{answer, "first", "second"} {
+				changes, _, err := resolve.Resolve(b, []resolve.Adapter{adapter(t, 1, squareExperts(kind))}, resolve.Reading{ExpertInput: input})
+				got := "second"
+				switch {
+				case errors.Is(err, fault.Unsupported) && strings.Contains(fault.Hint(err), "Options.ExpertInput"):
+					got = "no"
+				case err != nil:
+					t.Fatal(err)
+				case changes[0].Terms[0].Transposed:
+					got = "first"
+				}
+				if got != forced {
+					t.Errorf("%s into %q with ExpertInput %d: %s, want %s", kind, modelType, input, got, forced)
+				}
+			}
+		}
+	}
+}
+
+// TestAWordOfTheAdapterDoesNotOrientSquareWeights: only its orientation would tell how the base stores
+// the weight, and the content id does not cover that.
+func TestAWordOfTheAdapterDoesNotOrientSquareWeights(t *testing.T) {
+	square := map[string][]uint64{"h.0.attn.c_proj.weight": {4, 4}}
+	for _, c := range []struct {
+		orientation format.Orientation
+		base        *resolve.Base
+		input       int
+		want        string
+	}{
+		{format.NxM, base("", square), 0, "no"},
+		{format.NxM, base("", square), 1, "first"},
+		{format.NxM, base("", square), 2, "second"},
+		{format.MxN, base("", square), 0, "second"},
+		{format.MxN, base("", square), 1, "first"},
+		{format.NxM, base("gpt2", square), 0, "first"},
+		{format.MxN, base("gpt2", square), 0, "first"},
+		{format.NxM, base("llama", square), 0, "second"},
+	} {
+		a := adapter(t, 1, func(b *format.Builder) {
+			b.Linear("h.0.attn.c_proj", 2, 1, zeros(2, 4), zeros(4, 2))
+			b.Adapter().Orientation = c.orientation
+		})
+		changes, _, err := resolve.Resolve(c.base, []resolve.Adapter{a}, resolve.Reading{LinearInput: c.input})
+		got := "second"
+		switch {
+		case errors.Is(err, fault.Unsupported) && strings.Contains(fault.Hint(err), "Options.LinearInput"):
+			got = "no"
+		case err != nil:
+			t.Fatal(err)
+		case changes[0].Terms[0].Transposed:
+			got = "first"
+		}
+		if got != c.want {
+			t.Errorf("orientation %q, model type %q, LinearInput %d: %s, want %s", c.orientation, c.base.Config.ModelType, c.input, got, c.want)
+		}
+	}
+}

@@ -184,8 +184,8 @@ type fold struct {
 // shows that they are stored transposed, minus those that are stored as torch.nn.Linear does.
 type votes map[string]int
 
-// wrapped is what PEFT puts between an nn.MultiheadAttention and its out_proj.
-const wrapped = ".base_layer."
-
 // isOutProj reports whether a layer is the out_proj of an nn.MultiheadAttention.
-func isOutProj(l *format.Layer) bool { return strings.Contains(l.Module, wrapped) }
+func isOutProj(l *format.Layer) bool {
+	_, is := naming.CutWrapper(l.Module)
+	return is
+}

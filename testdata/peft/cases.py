@@ -562,7 +562,7 @@ MERGE += [
         "A square gate_up_proj beside a down_proj that is not.",
         warn=["square", "other parameters"],
     ),
-    experts("experts-square-alone", "mixtral-square", lora(**GATE), "The same alone.", warn=["square", "PEFT 0.21.2"]),
+    experts("experts-square-alone", "mixtral-square", lora(**GATE), "The same alone.", warn=["square", "inputs"]),
     experts(
         "experts-square-flag",
         "mixtral-square-stacked",

@@ -21,7 +21,7 @@ def peft_0_18() -> list[Merge]:
         ),
         experts("experts-0.18-one-by-one", "mixtral", lora(**EXPERTS), "The same, on a checkpoint of single experts."),
         experts("experts-0.18-square", "mixtral-square", lora(**EXPERTS), "A square gate_up_proj.", warn=["square"]),
-        experts("experts-0.18-square-alone", "mixtral-square", lora(**GATE), "The same alone.", warn=["square", "0.18.1"]),
+        experts("experts-0.18-square-alone", "mixtral-square", lora(**GATE), "The same alone.", warn=["square", "first dimension"]),
         experts("experts-0.18-qwen", "qwen3-moe", lora(use_rslora=True, **EXPERTS), "Three experts, scale α/√r."),
         experts("experts-0.18-gpt-oss", "gpt-oss", lora(**EXPERTS), "gpt-oss has (E, in, out)."),
     ]
@@ -31,7 +31,7 @@ def peft_0_19_0() -> list[Merge]:
     return [
         experts("experts-0.19.0", "mixtral", lora(**EXPERTS), "The first dimension again."),
         experts("experts-0.19.0-square", "mixtral-square", lora(**EXPERTS), "A square gate_up_proj.", warn=["square"]),
-        experts("experts-0.19.0-square-alone", "mixtral-square", lora(**GATE), "The same alone.", warn=["square", "0.19.0"]),
+        experts("experts-0.19.0-square-alone", "mixtral-square", lora(**GATE), "The same alone.", warn=["square", "outputs"]),
         experts(
             "experts-0.19.0-gpt-oss-square",
             "gpt-oss-square",
