@@ -1,9 +1,7 @@
 package resolve
 
 import (
-	"maps"
 	"slices"
-	"sort"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -12,45 +10,152 @@ import (
 	"github.com/loratool/loratool/internal/peft"
 )
 
-// recomputed are the features that Reading.RecomputeResidual allows.
-var recomputed = map[string]bool{format.FeaturePiSSA: true, format.FeatureOLoRA: true}
+// Verdict is what merge does with something that an adapter has.
+type Verdict string
 
-// applied are the features that this version applies.
-var applied = map[string]bool{
-	format.FeatureBDLoRA: true, format.FeatureConvolution: true, format.FeatureDoRA: true, format.FeatureExperts: true, format.FeatureLoRABias: true,
-	format.FeatureMergedLinear: true, format.FeatureMonteCLoRA: true, format.FeatureMultiheadAttention: true, format.FeatureQALoRA: true,
-	format.FeatureVeLoRA: true, format.FeatureWeightTying: true,
+// The verdicts.
+const (
+	Applied     Verdict = "applied"
+	NeedsOption Verdict = "needs an option"
+	Refused     Verdict = "refused"
+)
+
+// feature is something that an adapter can have, and what merge does with it.
+type feature struct {
+	name    string // as an adapter requires it (package format); "" where no adapter has to say it
+	verdict Verdict
+	title   string // what an adapter with it has
+	option  string // the one that NeedsOption speaks of, such as Options.AnyBase
+	why     string // what keeps an adapter with it from being merged, as the end of "the adapter cannot be merged: "
+	remedy  string // what its user can do then
 }
 
-// explanation says why a feature keeps an adapter from being merged, and what its user can do.
-type explanation struct{ why, hint string }
+// features are all that this version knows, in the order of the table that users see. An adapter that
+// requires another one is refused.
+var features = []feature{
+	{verdict: Applied, title: "LoRA and rsLoRA on linear layers, GPT-2's Conv1D and embeddings"},
+	{verdict: Applied, title: "rank_pattern and alpha_pattern, as the release of PEFT that trained the adapter reads them; look-around and back references in their keys"},
+	{verdict: Applied, title: "bias = all or lora_only, modules_to_save, trainable_token_indices"},
+	{verdict: Applied, title: "modules under the names of transformers 4 or 5: " + strings.Join(naming.MovedModels(), ", ")},
+	{verdict: Applied, title: "keys with adapter names, torch.compile and FSDP wrappers, with or without prefixes"},
+	{verdict: Applied, title: "safetensors, pickles of torch.save (adapter_model.bin, .pt), .lora files, sub-directories of named adapters"},
+	{verdict: Applied, title: "plain, sharded and mixed-dtype bases; a quantised tensor that is not adapted is carried"},
+	{verdict: Applied, title: "initialised by gaussian, orthogonal, EVA or MiCA, which leave the base alone"},
+	{name: format.FeatureBDLoRA, verdict: Applied, title: "BD-LoRA (use_bdlora): block-diagonal factors, stored compact"},
+	{name: format.FeatureConvolution, verdict: Applied, title: "convolutions of one, two and three dimensions"},
+	{name: format.FeatureDoRA, verdict: Applied, title: "DoRA (use_dora), or magnitudes in the file"},
+	{name: format.FeatureExperts, verdict: Applied, title: "stacked weights of experts (target_parameters) as every release of PEFT lays them out, and experts one by one, on bases of either kind"},
+	{name: format.FeatureLoRABias, verdict: Applied, title: "lora_bias"},
+	{name: format.FeatureMergedLinear, verdict: Applied, title: "MergedLinear of PEFT before 0.3 (enable_lora)"},
+	{name: format.FeatureMonteCLoRA, verdict: Applied, title: "MonteCLoRA (monteclora_config)"},
+	{name: format.FeatureMultiheadAttention, verdict: Applied, title: "torch.nn.MultiheadAttention, out_proj once"},
+	{name: format.FeatureQALoRA, verdict: Applied, title: "QA-LoRA (use_qalora)"},
+	{name: format.FeatureVeLoRA, verdict: Applied, title: "VeLoRA (velora_config)"},
+	{name: format.FeatureWeightTying, verdict: Applied, title: "ensure_weight_tying: LoRA on an embedding that is tied to the head"},
+	{verdict: NeedsOption, title: "NaN or infinity in a factor, or a weight that becomes infinite", option: "Options.AllowNonFinite"},
+	{verdict: NeedsOption, title: "an adapter that remembers another base", option: "Options.AnyBase"},
+	{verdict: NeedsOption, title: "an adapter that the base has been merged with already", option: "Options.Again"},
+	{verdict: NeedsOption, title: "a change of one of two tied ends, embedding and head", option: "Options.Tied"},
+	{verdict: NeedsOption, title: "a vocabulary that has grown", option: "Options.GrowVocabulary"},
+	{verdict: NeedsOption, title: "a saved head that the base lacks, or has for another number of classes", option: "Options.AddTensors"},
+	{name: format.FeatureOLoRA, verdict: NeedsOption, title: "OLoRA on the original base", option: "Options.RecomputeResidual",
+		why:    "it was initialised with OLoRA (olora), which subtracted the first factors from the base",
+		remedy: "with the original base, Options.RecomputeResidual takes it out again; or save it with path_initial_model_for_weight_conversion"},
+	{name: format.FeaturePiSSA, verdict: NeedsOption, title: "PiSSA on the original base", option: "Options.RecomputeResidual",
+		why:    "it was initialised with PiSSA (pissa), which subtracted the principal part from the base",
+		remedy: "with the original base, Options.RecomputeResidual takes it out again; or save it with path_initial_model_for_weight_conversion"},
+	{verdict: NeedsOption, title: "square stacked experts, where neither other shapes nor the adapter tell their orientation", option: "Options.ExpertInput"},
+	{verdict: NeedsOption, title: "square Conv1D weights (fan_in_fan_out), where the base has neither a config.json nor other weights that tell", option: "Options.LinearInput"},
+	{verdict: NeedsOption, title: "lora_B of stacked experts with one expert after the other, as unsloth wrote it", option: "Options.ExpertsSlowest"},
+	{verdict: NeedsOption, title: "out_proj of torch.nn.MultiheadAttention twice, as PEFT up to 0.21 has it", option: "Options.OutProjTwice"},
+	{name: format.FeatureALoRA, verdict: Refused,
+		why:    "it is an aLoRA (alora_invocation_tokens), active only after its invocation tokens: no single weight is equal to it",
+		remedy: "serve it unmerged"},
+	{name: format.FeatureArrow, verdict: Refused,
+		why:    "it is routed per token between adapters (arrow_config): no single weight is equal to it",
+		remedy: "serve it unmerged"},
+	{name: format.FeatureConfigField, verdict: Refused,
+		why:    "its configuration sets a field that this version does not know and that may change the result",
+		remedy: "if the field is harmless, remove it from adapter_config.json; else try a newer loratool"},
+	{name: format.FeatureCorDA, verdict: Refused,
+		why:    "it was initialised with CorDA (corda), which changed the base by data that are not in the adapter",
+		remedy: "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
+	{name: format.FeatureEmptyTensor, verdict: Refused,
+		why:    "a tensor is empty, as DeepSpeed ZeRO-3 leaves parameters that it has not gathered",
+		remedy: "save again with stage3_gather_16bit_weights_on_model_save, or gather the checkpoint with zero_to_fp32.py first"},
+	{name: format.FeatureExpertFactors, verdict: Refused,
+		why:    "a layer has factors of three dimensions, one for each expert, which this version does not merge",
+		remedy: "convert it to PEFT's target_parameters, or to a module for each expert, with the tool that made it"},
+	{name: format.FeatureFactorShape, verdict: Refused,
+		why:    "a tensor of a layer does not have the shape that goes with the others",
+		remedy: "the file is damaged, or not what its keys say"},
+	{name: format.FeatureKaSA, verdict: Refused,
+		why:    "it is KaSA (kasa_config), which truncated the base before training",
+		remedy: "merge with PEFT"},
+	{name: format.FeatureLayerReplication, verdict: Refused,
+		why:    "it was trained on a base with repeated layers (layer_replication)",
+		remedy: "build that base first, with its layers repeated and renumbered, and merge into it"},
+	{name: format.FeatureLoftQ, verdict: Refused,
+		why:    "it was initialised with LoftQ (loftq), so it belongs to a quantised base with changed weights",
+		remedy: "merge it into the base that LoftQ wrote"},
+	{name: format.FeatureLoRAGA, verdict: Refused,
+		why:    "it was initialised with LoRA-GA (lora_ga), which changed the base by gradients that are not in the adapter",
+		remedy: "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
+	{name: format.FeatureMissingFactor, verdict: Refused,
+		why:    "a factor is missing",
+		remedy: "the file was not saved whole; save the adapter again"},
+	{name: format.FeaturePattern, verdict: Refused,
+		why:    "a key of rank_pattern or alpha_pattern is a regular expression that cannot be evaluated here",
+		remedy: "write it without inline flags, or as one key for each module"},
+	{name: format.FeaturePEFTType, verdict: Refused, title: "it is of another method of PEFT: " + methodList(),
+		why:    "it is not LoRA",
+		remedy: "merge with PEFT"},
+	{name: format.FeaturePiSSANiter, verdict: Refused,
+		why:    "it was initialised with a randomised PiSSA (pissa_niter), which changed the base in a way that cannot be repeated",
+		remedy: "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
+	{name: format.FeatureRankMismatch, verdict: Refused,
+		why:    "the rank in the file and the rank in the configuration differ, and with it the scale is not known",
+		remedy: "use the adapter_config.json that was saved with these weights"},
+	{name: format.FeatureSeveralNames, verdict: Refused,
+		why:    "its keys belong to several adapters",
+		remedy: "save each one with save_pretrained"},
+	{name: format.FeatureStrayTensor, verdict: Refused,
+		why:    "a tensor of the base lies in the file, and nothing in the configuration says that the adapter saves it (modules_to_save, bias)",
+		remedy: "if it was trained, name its module in modules_to_save, or set bias to \"all\" for a bias; else save the adapter again without it. To make an adapter of a whole tuned model, use rank.OpenExtraction"},
+	{name: format.FeatureTokenIndices, verdict: Refused,
+		why:    "the rows of trained tokens cannot be placed (trainable_token_indices)",
+		remedy: "use the adapter_config.json that was saved with these weights"},
+	{name: format.FeatureTwice, verdict: Refused,
+		why:    "a factor is there twice, with the adapter's name in its key and without",
+		remedy: "keep one of the two in the file"},
+	{name: format.FeatureUndo, verdict: Refused,
+		why:    "it is the undo record of a merge, not an adapter",
+		remedy: "merge.OpenUnmerge takes it by Removal.Records"},
+	{name: format.FeatureUnknownTensor, verdict: Refused,
+		why:    "a tensor has no known meaning",
+		remedy: "if a newer PEFT wrote it, try a newer loratool"},
+	{verdict: Refused, title: "a convolution in groups: the weight has no place for the update"},
+	{verdict: Refused, title: "an adapted tensor of the base is quantised, or stored in less than 16 bits"},
+	{verdict: Refused, title: "the base lacks a tensor that the adapter changes, or has it in another shape"},
+}
 
-// explanations has an entry for every feature of package format that is not applied.
-var explanations = map[string]explanation{
-	format.FeatureALoRA:            {"it is an aLoRA (alora_invocation_tokens), active only after its invocation tokens: no single weight is equal to it", "serve it unmerged"},
-	format.FeatureArrow:            {"it is routed per token between adapters (arrow_config): no single weight is equal to it", "serve it unmerged"},
-	format.FeatureConfigField:      {"its configuration sets a field that this version does not know and that may change the result", "if the field is harmless, remove it from adapter_config.json; else try a newer loratool"},
-	format.FeatureCorDA:            {"it was initialised with CorDA (corda), which changed the base by data that are not in the adapter", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
-	format.FeatureExpertFactors:    {"a layer has factors of three dimensions, one for each expert, which this version does not merge", "convert it to PEFT's target_parameters, or to a module for each expert, with the tool that made it"},
-	format.FeatureEmptyTensor:      {"a tensor is empty, as DeepSpeed ZeRO-3 leaves parameters that it has not gathered", "save again with stage3_gather_16bit_weights_on_model_save, or gather the checkpoint with zero_to_fp32.py first"},
-	format.FeatureFactorShape:      {"a tensor of a layer does not have the shape that goes with the others", "the file is damaged, or not what its keys say"},
-	format.FeatureKaSA:             {"it is KaSA (kasa_config), which truncated the base before training", "merge with PEFT"},
-	format.FeatureLayerReplication: {"it was trained on a base with repeated layers (layer_replication)", "build that base first, with its layers repeated and renumbered, and merge into it"},
-	format.FeatureLoftQ:            {"it was initialised with LoftQ (loftq), so it belongs to a quantised base with changed weights", "merge it into the base that LoftQ wrote"},
-	format.FeatureLoRAGA:           {"it was initialised with LoRA-GA (lora_ga), which changed the base by gradients that are not in the adapter", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
-	format.FeatureMissingFactor:    {"a factor is missing", "the file was not saved whole; save the adapter again"},
-	format.FeatureOLoRA:            {"it was initialised with OLoRA (olora), which subtracted the first factors from the base", "with the original base, Options.RecomputeResidual takes it out again; or save it with path_initial_model_for_weight_conversion"},
-	format.FeaturePattern:          {"a key of rank_pattern or alpha_pattern is a regular expression that cannot be evaluated here", "write it without inline flags, or as one key for each module"},
-	format.FeaturePEFTType:         {"it is not LoRA", "merge with PEFT"},
-	format.FeaturePiSSA:            {"it was initialised with PiSSA (pissa), which subtracted the principal part from the base", "with the original base, Options.RecomputeResidual takes it out again; or save it with path_initial_model_for_weight_conversion"},
-	format.FeaturePiSSANiter:       {"it was initialised with a randomised PiSSA (pissa_niter), which changed the base in a way that cannot be repeated", "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
-	format.FeatureRankMismatch:     {"the rank in the file and the rank in the configuration differ, and with it the scale is not known", "use the adapter_config.json that was saved with these weights"},
-	format.FeatureSeveralNames:     {"its keys belong to several adapters", "save each one with save_pretrained"},
-	format.FeatureStrayTensor:      {"a tensor of the base lies in the file, and nothing in the configuration says that the adapter saves it (modules_to_save, bias)", "if it was trained, name its module in modules_to_save, or set bias to \"all\" for a bias; else save the adapter again without it. To make an adapter of a whole tuned model, use rank.OpenExtraction"},
-	format.FeatureTokenIndices:     {"the rows of trained tokens cannot be placed (trainable_token_indices)", "use the adapter_config.json that was saved with these weights"},
-	format.FeatureTwice:            {"a factor is there twice, with the adapter's name in its key and without", "keep one of the two in the file"},
-	format.FeatureUndo:             {"it is the undo record of a merge, not an adapter", "merge.OpenUnmerge takes it by Removal.Records"},
-	format.FeatureUnknownTensor:    {"a tensor has no known meaning", "if a newer PEFT wrote it, try a newer loratool"},
+// byName has the features that adapters require.
+var byName = func() map[string]*feature {
+	m := make(map[string]*feature)
+	for i := range features {
+		if f := &features[i]; f.name != "" {
+			m[f.name] = f
+		}
+	}
+	return m
+}()
+
+// verdictOf is what merge does with an adapter that requires a feature.
+func verdictOf(name string) Verdict {
+	if f := byName[name]; f != nil {
+		return f.verdict
+	}
+	return Refused
 }
 
 // Refusals lists, in words, why the adapter cannot be merged by this version: one entry per feature, empty for an adapter
@@ -59,7 +164,7 @@ func Refusals(a *format.Adapter) (why []string, hint string) {
 	where := make(map[string][]string)
 	var features []string
 	for _, r := range a.Requires {
-		if applied[r.Feature] {
+		if verdictOf(r.Feature) == Applied {
 			continue
 		}
 		if where[r.Feature] == nil {
@@ -67,25 +172,32 @@ func Refusals(a *format.Adapter) (why []string, hint string) {
 		}
 		where[r.Feature] = append(where[r.Feature], r.Where)
 	}
-	sort.SliceStable(features, func(i, j int) bool { return rank(features[i]) < rank(features[j]) })
+	slices.SortStableFunc(features, func(a, b string) int { return rank(a) - rank(b) })
 	for _, f := range features {
-		e, known := explanations[f]
-		if !known {
-			e = explanation{"it requires the feature " + f, "try a newer loratool"}
-		}
-		if f == format.FeaturePEFTType {
-			e = explainType(where[f][0])
-			where[f] = nil
-		}
-		if at := strings.Join(where[f], ""); at != "" {
-			e.why += ": " + fault.List(where[f], 3)
-		}
-		why = append(why, e.why)
+		text, remedy := explain(f, where[f])
+		why = append(why, text)
 		if hint == "" {
-			hint = e.hint
+			hint = remedy
 		}
 	}
 	return why, hint
+}
+
+// explain says why a feature keeps an adapter from being merged, and what its user can do.
+func explain(name string, where []string) (why, remedy string) {
+	f := byName[name]
+	switch {
+	case f == nil:
+		why, remedy = "it requires the feature "+name, "try a newer loratool"
+	case name == format.FeaturePEFTType:
+		return explainMethod(where[0])
+	default:
+		why, remedy = f.why, f.remedy
+	}
+	if strings.Join(where, "") != "" {
+		why += ": " + fault.List(where, 3)
+	}
+	return why, remedy
 }
 
 // rank sorts the features that explain others to the front: a method of its own explains the tensors that nobody knows.
@@ -99,15 +211,19 @@ func rank(feature string) int {
 	return 1
 }
 
-// Verdict is what merge does with something that an adapter has.
-type Verdict string
-
-// The verdicts.
-const (
-	Applied     Verdict = "applied"
-	NeedsOption Verdict = "needs an option"
-	Refused     Verdict = "refused"
-)
+// explainMethod says what an adapter of another method is, and what can be done with it.
+func explainMethod(value string) (why, remedy string) {
+	t, known := peft.Methods[value]
+	switch {
+	case !known:
+		return "it is " + value + ", not LoRA, and no method of PEFT up to 0.21", "if a newer PEFT made it, merge with that"
+	case t.NoWeight:
+		return "it is " + t.Name + ", not LoRA: it adds to what the model reads or computes, and nothing to its weights", "use it with PEFT, unmerged"
+	case t.ToLoRA:
+		return "it is " + t.Name + ", not LoRA", "merge with PEFT, or convert it to LoRA with save_as_lora of PEFT from 0.19 on"
+	}
+	return "it is " + t.Name + ", not LoRA", "merge with PEFT"
+}
 
 // Support is a line of the table of what merge does.
 type Support struct {
@@ -116,147 +232,26 @@ type Support struct {
 	Option  string // the one that is needed, such as Options.AnyBase
 }
 
-// ordinary is what every version applies, and no adapter has to require.
-var ordinary = []string{
-	"LoRA and rsLoRA on linear layers, GPT-2's Conv1D and embeddings",
-	"rank_pattern and alpha_pattern, as the release of PEFT that trained the adapter reads them; look-around and back references in their keys",
-	"bias = all or lora_only, modules_to_save, trainable_token_indices",
-	"modules under the names of transformers 4 or 5: " + strings.Join(naming.MovedModels(), ", "),
-	"keys with adapter names, torch.compile and FSDP wrappers, with or without prefixes",
-	"safetensors, pickles of torch.save (adapter_model.bin, .pt), .lora files, sub-directories of named adapters",
-	"plain, sharded and mixed-dtype bases; a quantised tensor that is not adapted is carried",
-	"initialised by gaussian, orthogonal, EVA or MiCA, which leave the base alone",
-}
-
-// titles say what an adapter with a feature is, for those that can be applied.
-var titles = map[string]string{
-	format.FeatureBDLoRA:             "BD-LoRA (use_bdlora): block-diagonal factors, stored compact",
-	format.FeatureConvolution:        "convolutions of one, two and three dimensions",
-	format.FeatureDoRA:               "DoRA (use_dora), or magnitudes in the file",
-	format.FeatureExperts:            "stacked weights of experts (target_parameters) as every release of PEFT lays them out, and experts one by one, on bases of either kind",
-	format.FeatureLoRABias:           "lora_bias",
-	format.FeatureMergedLinear:       "MergedLinear of PEFT before 0.3 (enable_lora)",
-	format.FeatureMonteCLoRA:         "MonteCLoRA (monteclora_config)",
-	format.FeatureMultiheadAttention: "torch.nn.MultiheadAttention, out_proj once",
-	format.FeatureOLoRA:              "OLoRA on the original base",
-	format.FeaturePiSSA:              "PiSSA on the original base",
-	format.FeatureQALoRA:             "QA-LoRA (use_qalora)",
-	format.FeatureVeLoRA:             "VeLoRA (velora_config)",
-	format.FeatureWeightTying:        "ensure_weight_tying: LoRA on an embedding that is tied to the head",
-}
-
-// byOption is what is done when it is asked for.
-var byOption = []Support{
-	{NeedsOption, "NaN or infinity in a factor, or a weight that becomes infinite", "Options.AllowNonFinite"},
-	{NeedsOption, "an adapter that remembers another base", "Options.AnyBase"},
-	{NeedsOption, "an adapter that the base has been merged with already", "Options.Again"},
-	{NeedsOption, "a change of one of two tied ends, embedding and head", "Options.Tied"},
-	{NeedsOption, "a vocabulary that has grown", "Options.GrowVocabulary"},
-	{NeedsOption, "a saved head that the base lacks, or has for another number of classes", "Options.AddTensors"},
-	{NeedsOption, titles[format.FeatureOLoRA], "Options.RecomputeResidual"},
-	{NeedsOption, titles[format.FeaturePiSSA], "Options.RecomputeResidual"},
-	{NeedsOption, "square stacked experts, where neither other shapes nor the adapter tell their orientation", "Options.ExpertInput"},
-	{NeedsOption, "square Conv1D weights (fan_in_fan_out), where the base has neither a config.json nor other weights that tell", "Options.LinearInput"},
-	{NeedsOption, "lora_B of stacked experts with one expert after the other, as unsloth wrote it", "Options.ExpertsSlowest"},
-	{NeedsOption, "out_proj of torch.nn.MultiheadAttention twice, as PEFT up to 0.21 has it", "Options.OutProjTwice"},
-}
-
-// besideFeatures are the refusals that depend on the base.
-var besideFeatures = []string{
-	"a convolution in groups: the weight has no place for the update",
-	"an adapted tensor of the base is quantised, or stored in less than 16 bits",
-	"the base lacks a tensor that the adapter changes, or has it in another shape",
-}
-
-// Supports lists what merge does with what an adapter can have: the table of the README and of inspect --help, made of the data
-// that Refusals decides by.
+// Supports lists what merge does with what an adapter can have: the table of the README and of
+// inspect --help, made of the data that Refusals decides by.
 func Supports() []Support {
 	var all []Support
-	for _, what := range ordinary {
-		all = append(all, Support{Verdict: Applied, What: what})
-	}
-	for _, f := range slices.Sorted(maps.Keys(applied)) {
-		what := titles[f]
+	for _, f := range features {
+		what := f.title
 		if what == "" {
-			what = f
+			what = f.why
 		}
-		all = append(all, Support{Verdict: Applied, What: what})
-	}
-	all = append(all, byOption...)
-	for _, f := range slices.Sorted(maps.Keys(explanations)) {
-		if applied[f] || recomputed[f] {
-			continue
-		}
-		what := explanations[f].why
-		if f == format.FeaturePEFTType {
-			what = "it is of another method of PEFT: " + typeList()
-		}
-		all = append(all, Support{Verdict: Refused, What: what})
-	}
-	for _, what := range besideFeatures {
-		all = append(all, Support{Verdict: Refused, What: what})
+		all = append(all, Support{f.verdict, what, f.option})
 	}
 	return all
 }
 
-// typeList names the methods that are not LoRA.
-func typeList() string {
+// methodList names the methods of PEFT that are not LoRA.
+func methodList() string {
 	var names []string
-	for _, t := range peft.Methods {
-		names = append(names, t.Name)
+	for _, m := range peft.Methods {
+		names = append(names, m.Name)
 	}
 	slices.SortFunc(names, func(a, b string) int { return strings.Compare(strings.ToLower(a), strings.ToLower(b)) })
 	return strings.Join(names, ", ")
-}
-
-// Explain says in words what merge does with what an adapter has beyond the plain formula: a line for every feature that it applies, or
-// applies by an option.
-func Explain(a *format.Adapter) []string {
-	where := make(map[string][]string)
-	for _, q := range a.Requires {
-		where[q.Feature] = append(where[q.Feature], q.Where)
-	}
-	var lines []string
-	for _, f := range slices.Sorted(maps.Keys(where)) {
-		switch {
-		case recomputed[f]:
-			lines = append(lines, titles[f]+": with Options.RecomputeResidual")
-		case !applied[f]:
-		case f == format.FeatureExperts:
-			lines = append(lines, "experts "+fault.List(where[f], 4)+": "+expertsText(a))
-		case f == format.FeatureMultiheadAttention:
-			lines = append(lines, titles[f]+"; PEFT adds its update twice, as Options.OutProjTwice does")
-		default:
-			lines = append(lines, titles[f])
-		}
-	}
-	return lines
-}
-
-// expertsText says how stacked experts of an adapter are read.
-func expertsText(a *format.Adapter) string {
-	text := "the shapes tell which dimension of an expert lora_A reads"
-	said := make(map[string]bool)
-	for i := range a.Layers {
-		said[reads[a.Layers[i].Kind]] = true
-	}
-	delete(said, "")
-	if len(said) == 0 {
-		return text + ", and Options.ExpertInput where all experts are square"
-	}
-	return text + ", and of square ones its " + strings.Join(slices.Sorted(maps.Keys(said)), " or its ")
-}
-
-// explainType says what an adapter of another method is, and what can be done with it.
-func explainType(value string) explanation {
-	t, known := peft.Methods[value]
-	switch {
-	case !known:
-		return explanation{"it is " + value + ", not LoRA, and no method of PEFT up to 0.21", "if a newer PEFT made it, merge with that"}
-	case t.NoWeight:
-		return explanation{"it is " + t.Name + ", not LoRA: it adds to what the model reads or computes, and nothing to its weights", "use it with PEFT, unmerged"}
-	case t.ToLoRA:
-		return explanation{"it is " + t.Name + ", not LoRA", "merge with PEFT, or convert it to LoRA with save_as_lora of PEFT from 0.19 on"}
-	}
-	return explanation{"it is " + t.Name + ", not LoRA", "merge with PEFT"}
 }

@@ -16,7 +16,7 @@ import (
 // withoutResiduals is the adapter without the requirements that recomputing the residual meets.
 func withoutResiduals(a *format.Adapter) *format.Adapter {
 	plain := *a
-	plain.Requires = slices.DeleteFunc(slices.Clone(a.Requires), func(q format.Requirement) bool { return recomputed[q.Feature] })
+	plain.Requires = slices.DeleteFunc(slices.Clone(a.Requires), func(q format.Requirement) bool { return verdictOf(q.Feature) == NeedsOption })
 	return &plain
 }
 
