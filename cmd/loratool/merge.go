@@ -220,7 +220,6 @@ func fateText(p *merge.PlannedTensor) string {
 	return "replaced"
 }
 
-// scaleText is the scale of the update of a tensor, or of each one.
 // whyZero says what makes every update zero.
 func whyZero(r *merge.Report) string {
 	for _, l := range r.Layers {
@@ -231,6 +230,7 @@ func whyZero(r *merge.Report) string {
 	return "the scale of every layer is 0"
 }
 
+// scaleText is the scale of the update of a tensor, or of each one.
 func scaleText(p *merge.PlannedTensor) string {
 	if len(p.Updates) == 0 {
 		return fmt.Sprintf("%.6g", p.Scale)

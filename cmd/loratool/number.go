@@ -1,13 +1,10 @@
 package main
 
 import (
-	"fmt"
 	"math"
 	"regexp"
 	"strconv"
 	"strings"
-
-	"github.com/urfave/cli/v2"
 )
 
 // decimal is a number as people write one. Go's parsers take more, and what they make of it would
@@ -21,24 +18,6 @@ func parseDecimal(text string) (float64, bool) {
 	}
 	x, err := strconv.ParseFloat(text, 64)
 	return x, err == nil && !math.IsInf(x, 0)
-}
-
-// checkNumber checks the value of a flag that takes a number, before the library reads it by the
-// rules of Go. It returns the value as the library is to see it.
-func checkNumber(flag cli.Flag, arg, value, hint string) (string, error) {
-	switch flag.(type) {
-	case *cli.IntFlag, *cli.Int64Flag:
-		n, err := strconv.ParseInt(value, 10, 64)
-		if err != nil {
-			return "", usagef(hint, "%s takes a whole number, got %q", arg, value)
-		}
-		return fmt.Sprint(n), nil // without the zeros that would make it octal
-	case *cli.Float64Flag:
-		if _, ok := parseDecimal(value); !ok {
-			return "", usagef(hint, "%s takes a number such as 0.7, got %q", arg, value)
-		}
-	}
-	return value, nil
 }
 
 // parseBytes reads a size such as 40MB or 1.5GiB.

@@ -17,16 +17,6 @@ func undoBeside(checkpoint string) string {
 	return strings.TrimRight(checkpoint, `/\`) + undoSuffix
 }
 
-// optionalPath is the value of a flag that may stand without one: --undo, or --undo FILE.
-type optionalPath struct {
-	given bool
-	path  string
-}
-
-func (o *optionalPath) Set(s string) error { o.given, o.path = true, s; return nil }
-
-func (o *optionalPath) String() string { return o.path }
-
 // openRecord opens an undo record.
 func openRecord(ctx context.Context, path string) (*merge.Record, io.Closer, error) {
 	f, size, err := fileio.Open(path)

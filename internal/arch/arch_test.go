@@ -351,6 +351,41 @@ func TestForeignModulesStayBehindTheirFences(t *testing.T) {
 	})
 }
 
+// plainFlags is what the files of the command may use of urfave/cli: they declare flags and read their
+// values. What goes around the library is in urfave.go.
+var plainFlags = []string{
+	"BoolFlag", "Command", "Context", "DurationFlag", "Flag", "Float64Flag", "GenericFlag", "Int64Flag", "IntFlag",
+	"StringFlag", "StringSlice", "StringSliceFlag",
+}
+
+func TestOneFileGoesAroundTheFlagLibrary(t *testing.T) {
+	fset, files := source(t)
+	around := 0
+	for _, f := range files {
+		if f.isTest || f.room != "cmd/loratool" {
+			continue
+		}
+		ast.Inspect(f.syntax, func(n ast.Node) bool {
+			sel, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			pkg, ok := sel.X.(*ast.Ident)
+			if !ok || pkg.Name != "cli" || slices.Contains(plainFlags, sel.Sel.Name) {
+				return true
+			}
+			around++
+			if f.path != "cmd/loratool/urfave.go" {
+				t.Errorf("%s uses cli.%s, which belongs in urfave.go", fset.Position(n.Pos()), sel.Sel.Name)
+			}
+			return true
+		})
+	}
+	if around == 0 {
+		t.Error("urfave.go uses nothing of the library: the test looks for the wrong thing")
+	}
+}
+
 // TestGoroutinesStartInOneRoom looks for go statements and for calls of a method Go, as sync.WaitGroup has one.
 func TestGoroutinesStartInOneRoom(t *testing.T) {
 	fset, files := source(t)

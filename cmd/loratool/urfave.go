@@ -1,19 +1,68 @@
 package main
 
+// This file holds everything that goes around a trap of urfave/cli. Without it
+//
+//   - flags after the first argument count as arguments (arrange moves them to the front),
+//   - an unknown flag gets no suggestion (arrangeFlags),
+//   - a flag cannot do without the value that it may have (optionalPath),
+//   - numbers follow the rules of Go, by which 010 is 8 (checkNumber),
+//   - a comma cuts the value of a flag in two (DisableSliceFlagSeparator),
+//   - an error can end the process, and its text goes out twice (ExitErrHandler, ErrWriter),
+//   - commands do not inherit what the application says about errors and help (newApp).
+//
+// The other files only declare flags and read their values.
+
 import (
 	"context"
 	"fmt"
+	"io"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 )
 
-// What stands around urfave/cli is in this file: app is urfave/cli, wired so that flags may stand anywhere, whatever is unknown is an error with a suggestion, nothing is
-// printed to stdout but results, and nothing exits but main.
+// app is urfave/cli, wired so that flags may stand anywhere, whatever is unknown is an error with a
+// suggestion, nothing is printed to stdout but results, and nothing exits but main.
 type app struct {
 	cli  *cli.App
 	term *terminal
+}
+
+func newApp(t *terminal) *app {
+	usage := func(command string) cli.OnUsageErrorFunc {
+		return func(_ *cli.Context, err error, _ bool) error { return usagef(helpHint(command), "%v", err) }
+	}
+	a := &app{term: t}
+	a.cli = &cli.App{
+		Name:                      "loratool",
+		Usage:                     "merge LoRA adapters into checkpoints, and see what is in them",
+		Version:                   version,
+		HideVersion:               true,
+		HideHelpCommand:           true,
+		Writer:                    t.out,
+		ErrWriter:                 io.Discard,
+		ExitErrHandler:            func(*cli.Context, error) {}, // the default one exits
+		OnUsageError:              usage(""),
+		DisableSliceFlagSeparator: true,
+		CustomAppHelpTemplate:     cli.AppHelpTemplate + "\n" + exitCodesHelp,
+		Commands: []*cli.Command{
+			mergeCommand(t), unmergeCommand(t), swapCommand(t), extractCommand(t), inspectCommand(t), convertCommand(t), verifyCommand(t), dumpCommand(t), cleanCommand(t), versionCommand(t),
+		},
+		Action: func(c *cli.Context) error {
+			return cli.ShowAppHelp(c)
+		},
+	}
+	for _, c := range a.cli.Commands {
+		c.OnUsageError = usage(c.Name) // not inherited
+		c.HideHelpCommand = true
+		c.CustomHelpTemplate = cli.CommandHelpTemplate + "\n" + exitCodesHelp
+		if c.Name == "inspect" {
+			c.CustomHelpTemplate = cli.CommandHelpTemplate + "\n" + supportHelp() + "\n" + exitCodesHelp
+		}
+	}
+	return a
 }
 
 // run parses and runs a command line.
@@ -137,6 +186,16 @@ func standsAlone(flag cli.Flag) bool {
 	return ok
 }
 
+// optionalPath is the value of a flag that may stand without one: --undo, or --undo FILE.
+type optionalPath struct {
+	given bool
+	path  string
+}
+
+func (o *optionalPath) Set(s string) error { o.given, o.path = true, s; return nil }
+
+func (o *optionalPath) String() string { return o.path }
+
 func findFlag(command *cli.Command, name string) cli.Flag {
 	for _, f := range command.Flags {
 		if slices.Contains(f.Names(), name) {
@@ -144,6 +203,24 @@ func findFlag(command *cli.Command, name string) cli.Flag {
 		}
 	}
 	return nil
+}
+
+// checkNumber checks the value of a flag that takes a number, before the library reads it by the
+// rules of Go. It returns the value as the library is to see it.
+func checkNumber(flag cli.Flag, arg, value, hint string) (string, error) {
+	switch flag.(type) {
+	case *cli.IntFlag, *cli.Int64Flag:
+		n, err := strconv.ParseInt(value, 10, 64)
+		if err != nil {
+			return "", usagef(hint, "%s takes a whole number, got %q", arg, value)
+		}
+		return fmt.Sprint(n), nil // without the zeros that would make it octal
+	case *cli.Float64Flag:
+		if _, ok := parseDecimal(value); !ok {
+			return "", usagef(hint, "%s takes a number such as 0.7, got %q", arg, value)
+		}
+	}
+	return value, nil
 }
 
 // flagNames lists the long names of a command's flags, with their dashes.
@@ -156,49 +233,4 @@ func flagNames(command *cli.Command) (names []string) {
 		}
 	}
 	return names
-}
-
-// unknown is the error for a name that is none of those that are known.
-func unknown(what, name string, known []string, hint string) error {
-	if near := nearest(name, known); near != "" {
-		hint = fmt.Sprintf("did you mean %s?", near)
-	}
-	return usagef(hint, "unknown %s %q", what, name)
-}
-
-// nearest is the known name that takes the fewest edits to make of name, at most one in three letters; "" where all are farther.
-func nearest(name string, known []string) string {
-	best, least := "", (len(strings.TrimLeft(name, "-"))+2)/3+1
-	for _, k := range known {
-		if d := edits(strings.TrimLeft(name, "-"), strings.TrimLeft(k, "-")); d < least {
-			best, least = k, d
-		}
-	}
-	return best
-}
-
-// edits counts the letters that are inserted, left out, exchanged or swapped with their neighbour to make b of a (optimal string
-// alignment).
-func edits(a, b string) int {
-	d := make([][]int, len(a)+1)
-	for i := range d {
-		d[i] = make([]int, len(b)+1)
-		d[i][0] = i
-	}
-	for j := range len(b) {
-		d[0][j+1] = j + 1
-	}
-	for i := range len(a) {
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			d[i+1][j+1] = min(d[i][j+1]+1, d[i+1][j]+1, d[i][j]+cost)
-			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
-				d[i+1][j+1] = min(d[i+1][j+1], d[i-1][j-1]+1)
-			}
-		}
-	}
-	return d[len(a)][len(b)]
 }
