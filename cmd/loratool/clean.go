@@ -51,14 +51,17 @@ func runClean(c *cli.Context, t *terminal, o *cleanOptions) error {
 	if err != nil {
 		return err
 	}
-	if o.json {
-		return t.document("clean", map[string]any{
-			"directory": dir, "dry_run": o.dryRun, "older_than_seconds": int64(o.olderThan.Seconds()),
-			"removed": append([]string{}, names...),
-		})
+	document := map[string]any{
+		"directory": dir, "dry_run": o.dryRun, "older_than_seconds": int64(o.olderThan.Seconds()),
+		"removed": append([]string{}, names...),
 	}
+	return t.show("clean", o.json, document, func() { showCleaned(t, o, dir, names) })
+}
+
+// showCleaned prints what was removed, or would be.
+func showCleaned(t *terminal, o *cleanOptions, dir string, names []string) {
 	if o.quiet {
-		return nil
+		return
 	}
 	what := "removed"
 	if o.dryRun {
@@ -70,5 +73,4 @@ func runClean(c *cli.Context, t *terminal, o *cleanOptions) error {
 	if len(names) == 0 {
 		t.printf("nothing to remove: no killed run left anything in %s that is older than %s\n", dir, o.olderThan.String())
 	}
-	return nil
 }

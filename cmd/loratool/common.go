@@ -54,3 +54,21 @@ func (o *common) checkMemory(need int64, what string) error {
 	}
 	return nil
 }
+
+// warn prints warnings, unless there are to be none.
+func (o *common) warn(t *terminal, warnings []string) {
+	if o.quiet {
+		return
+	}
+	for _, w := range warnings {
+		t.message("warning", w)
+	}
+}
+
+// summary is what show prints of a report as text: nothing where it is not wanted.
+func (o *common) summary(text func()) func() {
+	if o.quiet {
+		return func() {}
+	}
+	return text
+}

@@ -44,102 +44,90 @@ func convertCommand(t *terminal) *cli.Command {
 	}
 }
 
-func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
+// conversion is what the flags of convert ask for.
+type conversion struct {
+	in       string
+	dialect  convert.Dialect
+	opening  convert.Options
+	creation convert.CreateOptions
+}
+
+// parse reads the command line.
+func (o *convertOptions) parse(c *cli.Context) (j conversion, err error) {
 	const example = "loratool convert ADAPTER -o OUT.lora"
 	if c.NArg() != 1 {
-		return usagef(example, "convert takes one adapter, got %d arguments", c.NArg())
+		return j, usagef(example, "convert takes one adapter, got %d arguments", c.NArg())
 	}
 	if o.out == "" {
-		return usagef(example, "convert needs -o OUT, the place of the new adapter")
+		return j, usagef(example, "convert needs -o OUT, the place of the new adapter")
 	}
-	dialect, err := dialectOf(o.out, o.to)
+	j.in = c.Args().First()
+	if j.dialect, err = dialectOf(o.out, o.to); err != nil {
+		return j, err
+	}
+	opening, err := o.opening(j.in)
+	if err != nil {
+		return j, err
+	}
+	j.opening, j.creation = opening[0], o.creation(o.force, j.in)
+	j.creation.MaxManifestBytes = j.opening.MaxManifestBytes
+	if o.base != "" {
+		j.creation.Inputs = append(j.creation.Inputs, o.base)
+	}
+	return j, nil
+}
+
+func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
+	j, err := o.parse(c)
 	if err != nil {
 		return err
 	}
-	opening, err := o.opening(c.Args().First())
-	if err != nil {
-		return err
-	}
-	src, err := convert.OpenDigested(c.Context, c.Args().First(), opening[0])
+	src, err := convert.OpenDigested(c.Context, j.in, j.opening)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	for _, note := range src.Manifest().Notes {
-		if !o.quiet {
-			t.message("warning", note)
-		}
-	}
+	o.warn(t, src.Manifest().Notes)
 	if o.base != "" {
 		if src, err = rememberBase(c, src, o.base); err != nil {
 			return err
 		}
 	}
-	m := src.Manifest()
-	var raw int64
-	for i := range m.Tensors {
-		raw += m.Tensors[i].NBytes()
-	}
-	options := o.creation(o.force, c.Args().First())
-	options.MaxManifestBytes = opening[0].MaxManifestBytes
-	if o.base != "" {
-		options.Inputs = append(options.Inputs, o.base)
-	}
-	if err := convert.Check(c.Context, o.out, dialect, src, options); err != nil {
+	if err := convert.Check(c.Context, o.out, j.dialect, src, j.creation); err != nil {
 		return err
 	}
-	warnings, err := misgivings(c.Context, src)
+	warnings, err := j.warnings(c.Context, src)
 	if err != nil {
 		return err
 	}
-	if module, models := convert.LostByPEFT(src); module != "" && dialect == convert.PEFT {
-		warnings = append(warnings, fmt.Sprintf("PEFT will ignore %q without an error: this is its name "+
-			"in the checkpoint, and transformers 5 gives it another in memory (%s); "+
-			"run loratool extract --to peft, which writes PEFT's names", module, models))
-	}
-	for _, w := range warnings {
-		if !o.quiet {
-			t.message("warning", w)
-		}
-	}
-	peak, err := convert.PeakBytes(o.out, dialect, src, options)
+	o.warn(t, warnings)
+	peak, err := convert.PeakBytes(o.out, j.dialect, src, j.creation)
 	if err != nil {
 		return err
 	}
 	if o.dryRun {
-		return showConversion(t, o, dialect, src, raw, peak, warnings)
+		return showConversion(t, o, &j, src, peak, warnings)
 	}
 	if err := o.checkMemory(peak, "writing "+o.out); err != nil {
 		return err
 	}
-	size, err := store(c, src, o.out, dialect, options)
+	size, err := store(c, src, o.out, j.dialect, j.creation)
 	if err != nil {
 		return err
 	}
-	if o.json {
-		return t.document("convert", map[string]any{"out": o.out, "dialect": dialect.Name(), "tensor_bytes": raw, "bytes_written": size, "warnings": warnings})
-	}
-	if !o.quiet {
-		t.printf("converted to %s: %s, %d tensors of %s\n", o.out, fileio.FormatBytes(size), len(m.Tensors), fileio.FormatBytes(raw))
-	}
-	return nil
+	return showConverted(t, o, &j, src, size, warnings)
 }
 
-// misgivings are the reasons why merge refuses what is converted, which is carried all the same.
-func misgivings(ctx context.Context, src format.Source) ([]string, error) {
-	all := []string{}
-	m := src.Manifest()
-	for i := range m.Adapters {
-		why, _ := merge.Refusals(&m.Adapters[i])
-		for _, w := range why {
-			all = append(all, "merge refuses this adapter: "+flagsFor(w))
-		}
+// warnings say why merge or PEFT will not take what is converted, which is carried all the same.
+func (j *conversion) warnings(ctx context.Context, src format.Source) ([]string, error) {
+	misgivings, err := inspect.Misgivings(ctx, src)
+	warnings := allFlags(misgivings)
+	if module, models := convert.LostByPEFT(src); module != "" && j.dialect == convert.PEFT {
+		warnings = append(warnings, fmt.Sprintf("PEFT will ignore %q without an error: this is its name "+
+			"in the checkpoint, and transformers 5 gives it another in memory (%s); "+
+			"run loratool extract --to peft, which writes PEFT's names", module, models))
 	}
-	n, err := inspect.CountNonFinite(ctx, src)
-	if n > 0 {
-		all = append(all, fmt.Sprintf("merge refuses this adapter without --allow-nonfinite: %d of its values are NaN or infinite", n))
-	}
-	return all, err
+	return warnings, err
 }
 
 // creation are the options of an output that is made from inputs.
@@ -147,15 +135,38 @@ func (o *common) creation(replace bool, inputs ...string) convert.CreateOptions 
 	return convert.CreateOptions{Replace: replace, Inputs: inputs, Workers: o.workers, Tool: "loratool", Version: version}
 }
 
-// showConversion prints what would be written. The caller has checked that it could be.
-func showConversion(t *terminal, o *convertOptions, d convert.Dialect, src format.Source, raw, peak int64, warnings []string) error {
-	n := len(src.Manifest().Tensors)
-	if o.json {
-		return t.document("convert", map[string]any{"dry_run": true, "out": o.out, "dialect": d.Name(), "tensors": n, "tensor_bytes": raw, "peak_memory_bytes": peak, "free_bytes": freeBytes(o.out), "warnings": warnings})
+// showConversion shows what would be written. The caller has checked that it could be.
+func showConversion(t *terminal, o *convertOptions, j *conversion, src format.Source, peak int64, warnings []string) error {
+	n, raw := len(src.Manifest().Tensors), tensorBytes(src)
+	document := map[string]any{
+		"dry_run": true, "out": o.out, "dialect": j.dialect.Name(), "tensors": n, "tensor_bytes": raw,
+		"peak_memory_bytes": peak, "free_bytes": freeBytes(o.out), "warnings": warnings,
 	}
-	t.printf("%d tensors of %s would be written to %s as %s, about %s of memory\n",
-		n, fileio.FormatBytes(raw), o.out, d.Name(), fileio.FormatBytes(peak))
-	return nil
+	return t.show("convert", o.json, document, func() {
+		t.printf("%d tensors of %s would be written to %s as %s, about %s of memory\n",
+			n, fileio.FormatBytes(raw), o.out, j.dialect.Name(), fileio.FormatBytes(peak))
+	})
+}
+
+// showConverted shows what was written.
+func showConverted(t *terminal, o *convertOptions, j *conversion, src format.Source, size int64, warnings []string) error {
+	raw := tensorBytes(src)
+	document := map[string]any{
+		"out": o.out, "dialect": j.dialect.Name(), "tensor_bytes": raw, "bytes_written": size, "warnings": warnings,
+	}
+	return t.show("convert", o.json, document, o.summary(func() {
+		t.printf("converted to %s: %s, %d tensors of %s\n",
+			o.out, fileio.FormatBytes(size), len(src.Manifest().Tensors), fileio.FormatBytes(raw))
+	}))
+}
+
+// tensorBytes is the size of all tensors of an adapter.
+func tensorBytes(src format.Source) (n int64) {
+	m := src.Manifest()
+	for i := range m.Tensors {
+		n += m.Tensors[i].NBytes()
+	}
+	return n
 }
 
 // freeBytes is the space on the disk where an output is to appear, -1 where it is not known.
@@ -226,76 +237,4 @@ func sizeOf(path string) (int64, error) {
 		}
 	}
 	return n, err
-}
-
-func verifyCommand(t *terminal) *cli.Command {
-	o := new(struct {
-		common
-		manifestOption
-	})
-	return &cli.Command{
-		Name:      "verify",
-		Usage:     "check every checksum and rule of a .lora file",
-		ArgsUsage: "FILE",
-		Flags:     append([]cli.Flag{o.manifestFlag()}, o.flags()...),
-		Action: func(c *cli.Context) error {
-			limit, err := o.maxManifest()
-			if err != nil {
-				return err
-			}
-			f, size, err := openLoRA(c, "verify")
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			summary, err := format.Verify(c.Context, f, size, format.ReaderOptions{Workers: o.workers, MaxManifestBytes: limit})
-			if err != nil {
-				return fault.InFile(err, f.Name())
-			}
-			if o.json {
-				return t.document("verify", map[string]any{
-					"content_id": summary.ContentID, "file_id": summary.FileID, "chunks": summary.Chunks,
-					"raw_bytes": summary.RawBytes, "stored_bytes": summary.StoredBytes, "file_bytes": summary.FileBytes,
-				})
-			}
-			if !o.quiet {
-				t.printf("%s is valid: %d chunks, %s in %s\ncontent %s\nfile    %s\n", f.Name(), summary.Chunks, fileio.FormatBytes(summary.RawBytes), fileio.FormatBytes(size), summary.ContentID, summary.FileID)
-			}
-			return nil
-		},
-	}
-}
-
-func dumpCommand(t *terminal) *cli.Command {
-	o := new(common)
-	return &cli.Command{
-		Name:      "dump",
-		Usage:     "print the bytes of a .lora file with their meaning",
-		ArgsUsage: "FILE",
-		Flags:     o.flags(),
-		Action: func(c *cli.Context) error {
-			if o.json {
-				return usagef("loratool verify FILE --json and loratool inspect FILE --json tell what is in it", "dump prints text only")
-			}
-			f, size, err := openLoRA(c, "dump")
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			return fault.InFile(format.Dump(c.Context, t.out, f, size), f.Name())
-		},
-	}
-}
-
-// openLoRA opens the one argument of a command for a .lora file.
-func openLoRA(c *cli.Context, command string) (*os.File, int64, error) {
-	if c.NArg() != 1 {
-		return nil, 0, usagef("loratool "+command+" FILE", "%s takes one file, got %d arguments", command, c.NArg())
-	}
-	path := c.Args().First()
-	if info, err := os.Stat(path); err == nil && info.IsDir() {
-		return nil, 0, fault.New(fault.Unsupported, "this is a directory, and %s reads a .lora file", command).In(path).
-			WithHint("loratool inspect %s shows what it holds; of an adapter, loratool convert makes a .lora file", path)
-	}
-	return fileio.Open(path)
 }

@@ -3,14 +3,12 @@ package main
 import (
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
-	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/inspect"
 	"github.com/loratool/loratool/rank"
 	"github.com/urfave/cli/v2"
@@ -45,43 +43,53 @@ func inspectCommand(t *terminal) *cli.Command {
 	}
 }
 
-func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
+// parse reads the command line: what to inspect, and how its adapter is opened, if it is one.
+func (o *inspectOptions) parse(c *cli.Context) (path string, opening convert.Options, err error) {
 	if c.NArg() != 1 {
-		return usagef("loratool inspect PATH", "inspect takes one path, got %d", c.NArg())
+		return "", opening, usagef("loratool inspect PATH", "inspect takes one path, got %d", c.NArg())
 	}
-	path := c.Args().First()
 	if o.rank < 0 || o.targets != "" && o.rank == 0 {
-		return usagef("loratool inspect CHECKPOINT --rank 8 --targets q_proj,v_proj", "--targets needs --rank, and a rank is at least 1")
+		return "", opening, usagef("loratool inspect CHECKPOINT --rank 8 --targets q_proj,v_proj", "--targets needs --rank, and a rank is at least 1")
 	}
-	opening, err := o.opening(path)
+	path = c.Args().First()
+	all, err := o.opening(path)
+	if err != nil {
+		return "", opening, err
+	}
+	opening = all[0]
+	opening.AllowBeside = true
+	return path, opening, nil
+}
+
+func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
+	path, opening, err := o.parse(c)
 	if err != nil {
 		return err
 	}
-	isAdapter := convert.IsAdapter(c.Context, path)
-	if isAdapter {
-		if err := o.checkFlags(isAdapter); err != nil {
-			return err
-		}
-		opening[0].AllowBeside = true
-		src, err := convert.OpenWith(c.Context, path, opening[0])
-		if err != nil {
-			return err
-		}
-		defer src.Close()
-		if inspect.IsUndo(src) {
-			if o.spectrum || o.values {
-				return usagef("loratool inspect ADAPTER --spectrum --values", "--spectrum and --values are for an adapter, and this is an undo record")
-			}
-			return inspectUndo(t, o, src, path)
-		}
-		return inspectAdapter(c, t, o, src)
+	if !convert.IsAdapter(c.Context, path) {
+		return inspectCheckpoint(c, t, o, path)
 	}
+	if o.rank > 0 {
+		return usagef("loratool inspect CHECKPOINT --rank 8", "--rank is for a checkpoint, and this is none")
+	}
+	src, err := convert.OpenWith(c.Context, path, opening)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	if inspect.IsUndo(src) {
+		return inspectUndo(t, o, src, path)
+	}
+	return inspectAdapter(c, t, o, src)
+}
+
+func inspectCheckpoint(c *cli.Context, t *terminal, o *inspectOptions, path string) error {
 	base, err := checkpoint.Open(c.Context, path)
 	if err != nil {
-		return err
+		return err // a path that cannot be opened is named before flags that do not fit
 	}
 	defer base.Close()
-	if err := o.checkFlags(isAdapter); err != nil { // what cannot be opened is named first
+	if err := o.checkValueFlags("a checkpoint"); err != nil {
 		return err
 	}
 	var targets []string
@@ -92,27 +100,21 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 	if err != nil {
 		return fault.InFile(err, path)
 	}
-	if o.json {
-		return t.document("inspect", report)
-	}
-	showCheckpoint(t, report)
-	return nil
+	return t.show("inspect", o.json, report, func() { showCheckpoint(t, report) })
 }
 
-// checkFlags refuses flags that mean nothing for what is inspected.
-func (o *inspectOptions) checkFlags(isAdapter bool) error {
-	switch {
-	case isAdapter && o.rank > 0:
-		return usagef("loratool inspect CHECKPOINT --rank 8", "--rank is for a checkpoint, and this is none")
-	case !isAdapter && (o.spectrum || o.values):
-		return usagef("loratool inspect ADAPTER --spectrum --values", "--spectrum and --values are for an adapter, and this is a checkpoint")
+// checkValueFlags refuses the flags that are for an adapter, where something else is inspected.
+func (o *inspectOptions) checkValueFlags(what string) error {
+	if o.spectrum || o.values {
+		return usagef("loratool inspect ADAPTER --spectrum --values", "--spectrum and --values are for an adapter, and this is %s", what)
 	}
 	return nil
 }
 
 func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.Source) error {
 	if o.spectrum {
-		if err := o.checkSpectrumMemory(src.Manifest()); err != nil {
+		need, module := rank.SpectraBytes(src.Manifest(), o.workers)
+		if err := o.checkMemory(need, fmt.Sprintf("the spectrum of layers such as %q", module)); err != nil {
 			return err
 		}
 	}
@@ -121,18 +123,16 @@ func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.S
 		return err
 	}
 	report.Methods, report.Refusals, report.Notes = allFlags(report.Methods), allFlags(report.Refusals), allFlags(report.Notes)
-	if o.json {
-		if err := t.document("inspect", report); err != nil {
-			return err
-		}
-	} else {
-		showAdapter(t, o, report)
+	if err := t.show("inspect", o.json, report, func() { showAdapter(t, o, report) }); err != nil {
+		return err
 	}
-	return checkSpectra(report.Layers)
+	return report.CheckSpectra()
 }
 
-// inspectUndo reports on an undo record.
 func inspectUndo(t *terminal, o *inspectOptions, src format.Source, path string) error {
+	if err := o.checkValueFlags("an undo record"); err != nil {
+		return err
+	}
 	info, err := os.Stat(path)
 	if err != nil {
 		return err
@@ -141,191 +141,5 @@ func inspectUndo(t *terminal, o *inspectOptions, src format.Source, path string)
 	if err != nil {
 		return fault.InFile(err, path)
 	}
-	if o.json {
-		return t.document("inspect", r)
-	}
-	t.printf("undo record  of a merge by %s: %d tensors, %s elements\n", r.Tool, len(r.Tensors), countText(r.Elements))
-	for _, a := range r.Adapters {
-		t.printf("merged       %s × %g (content %.16s…)\n", a.Name, a.Weight, a.Content)
-	}
-	for _, f := range r.Files {
-		if f.Changed {
-			t.printf("file         %s header %.16s… before, %.16s… after\n", strings.TrimSpace(f.Name+","), f.Before.SHA256, f.After.SHA256)
-		}
-	}
-	t.printf("size         %s, %.3g bits per weight\n", fileio.FormatBytes(r.Bytes), r.BitsPerWeight)
-	if !o.verbose {
-		t.printf("tensors      --verbose lists them, with their digests\n")
-		return nil
-	}
-	tab := &table{columns: []column{
-		{head: "dtype", left: true}, {head: "shape", left: true, drop: 2}, {head: "predicted by", left: true, drop: 1}, {head: "residuals"},
-		{head: "before", left: true}, {head: "tensor", left: true, isName: true},
-	}}
-	for _, x := range r.Tensors {
-		tab.add(x.DType, fmt.Sprint(x.Shape), x.Predict, percent(float64(x.Residuals)/float64(max(1, x.Elements))), fmt.Sprintf("%.16s…", x.Before), x.Tensor)
-	}
-	t.print(tab)
-	return nil
-}
-
-func showAdapter(t *terminal, o *inspectOptions, r *inspect.Adapter) {
-	method := r.Method
-	if r.Dialect != "" { // an adapter that was made here was read from none
-		method += ", dialect " + r.Dialect
-	}
-	t.printf("adapter   %s, %d layers, %s parameters, %s (%s)\n", method, len(r.Layers), countText(r.Parameters), fileio.FormatBytes(r.Bytes), dtypesText(r.DTypes))
-	if r.Base != "" {
-		t.printf("base      %s\n", strings.TrimSpace(r.Base+" "+r.Revision))
-	}
-	if r.Fingerprints > 0 {
-		t.printf("base      is remembered by the fingerprints of %d tensors, which merge compares\n", r.Fingerprints)
-	}
-	if len(r.Layers) > 0 {
-		showLayers(t, o, r.Layers)
-	}
-	if o.spectrum {
-		showSpectra(t, r.Layers)
-	}
-	for _, b := range r.Beside {
-		t.printf("beside    %s %s %d %s\n", b.Action, b.DType, b.Shape, b.Target)
-	}
-	for _, n := range r.Notes {
-		t.printf("note      %s\n", n)
-	}
-	if r.Values == nil {
-		t.printf("values    not read (--values reads them)\n")
-	} else {
-		t.printf("values    %d untrained layers, %d values NaN or infinite\n", r.Values.Untrained, r.Values.NonFinite)
-		showOdd(t, o, r.Layers)
-		t.printf("content   %s\n", r.Content)
-	}
-	if r.Mergeable {
-		t.printf("merge     applies it\n")
-	}
-	for _, method := range r.Methods {
-		t.printf("method    %s\n", method)
-	}
-	for _, why := range r.Refusals {
-		t.printf("merge     refuses it: %s\n", why)
-	}
-}
-
-// maxOdd is how many layers a report names that are untrained or not finite, unless it is verbose.
-const maxOdd = 8
-
-// showOdd names the layers that are untrained or not finite.
-func showOdd(t *terminal, o *inspectOptions, layers []inspect.Layer) {
-	n := 0
-	for _, l := range layers {
-		if !l.Untrained && l.NonFinite == 0 {
-			continue
-		}
-		if n++; n <= maxOdd || o.verbose {
-			t.printf("          %s: untrained %v, not finite %d\n", l.Module, l.Untrained, l.NonFinite)
-		}
-	}
-	if n > maxOdd && !o.verbose {
-		t.printf("          and %d more layers (--verbose lists them)\n", n-maxOdd)
-	}
-}
-
-// showLayers prints the shapes, ranks and scales of the layers.
-func showLayers(t *terminal, o *inspectOptions, layers []inspect.Layer) {
-	tab := &table{columns: []column{
-		{head: "layers", left: true}, {head: "kind", left: true, drop: 1}, {head: "m×n", left: true}, {head: "rank", left: true}, {head: "alpha", left: true, drop: 2},
-		{head: "scale", left: true}, {head: "dtype", left: true, drop: 3}, {head: "modules", left: true, isName: true},
-	}}
-	for _, g := range groupLayers(layers, o.verbose) {
-		l := g.first
-		tab.add(strconv.Itoa(g.n), l.Kind, sizeText(&l), strconv.Itoa(l.Rank), fmt.Sprintf("%g", l.Alpha), fmt.Sprintf("%.6g", l.Scale), l.DType, g.name)
-	}
-	t.print(tab)
-}
-
-// sizeText is the shape of the update of a layer: of a convolution with its kernel.
-func sizeText(l *inspect.Layer) string {
-	text := fmt.Sprintf("%d×%d", l.M, l.N)
-	for _, k := range l.Kernel {
-		text += fmt.Sprintf("×%d", k)
-	}
-	return text
-}
-
-// layerGroup is a run of layers that differ in nothing but the number in their path.
-type layerGroup struct {
-	name  string
-	first inspect.Layer
-	n     int
-}
-
-// layerKey is what the layers of a group have in common.
-type layerKey struct {
-	name, kind, size, dtype string
-	rank                    int
-	alpha, scale            float64
-}
-
-// withoutNumbers is a path with a star for every number in it.
-func withoutNumbers(path string) string {
-	parts := strings.Split(path, ".")
-	for i, p := range parts {
-		if strings.Trim(p, "0123456789") == "" {
-			parts[i] = "*"
-		}
-	}
-	return strings.Join(parts, ".")
-}
-
-// groupLayers joins the layers of a kind for a table that fits a screen; each stays alone in a verbose one.
-func groupLayers(layers []inspect.Layer, verbose bool) []*layerGroup {
-	byKey := make(map[layerKey]*layerGroup)
-	var groups []*layerGroup
-	for _, l := range layers {
-		name := l.Module
-		if !verbose {
-			name = withoutNumbers(name)
-		}
-		key := layerKey{name, l.Kind, sizeText(&l), l.DType, l.Rank, l.Alpha, l.Scale}
-		if byKey[key] == nil {
-			byKey[key] = &layerGroup{name: name, first: l}
-			groups = append(groups, byKey[key])
-		}
-		byKey[key].n++
-	}
-	return groups
-}
-
-func dtypesText(counts []inspect.DTypeCount) string {
-	parts := make([]string, len(counts))
-	for i, c := range counts {
-		parts[i] = fmt.Sprintf("%d %s", c.Tensors, c.DType)
-	}
-	return strings.Join(parts, ", ")
-}
-
-func showCheckpoint(t *terminal, r *inspect.Checkpoint) {
-	t.printf("checkpoint  %s%d files, %s\n", strings.TrimLeft(r.ModelType+", ", ", "), r.Files, fileio.FormatBytes(r.Bytes))
-	t.printf("tensors     %d (%s), %s parameters\n", r.Tensors, dtypesText(r.DTypes), countText(r.Parameters))
-	if r.Quantization != "" {
-		t.printf("quantised   %s\n", r.Quantization)
-	}
-	for _, m := range r.Merged {
-		for _, a := range m.Adapters {
-			t.printf("merged      %s × %g (content %.16s…, %s, %s)\n", a.Name, a.Weight, a.Content, m.Tool, m.File)
-		}
-	}
-	if r.Cost == nil {
-		return
-	}
-	for _, target := range r.Cost.Targets {
-		t.printf("lora r=%-4d %s: %d modules, %s parameters\n", r.Cost.Rank, target.Name, target.Modules, countText(target.Parameters))
-	}
-	t.printf("lora r=%-4d %s parameters, %s of the checkpoint\n", r.Cost.Rank, countText(r.Cost.Parameters), percent(r.Cost.Share))
-}
-
-// checkSpectrumMemory refuses spectra that take more memory than there is.
-func (o *inspectOptions) checkSpectrumMemory(m *format.Manifest) error {
-	need, module := rank.SpectraBytes(m, o.workers)
-	return o.checkMemory(need, fmt.Sprintf("the spectrum of layers such as %q", module))
+	return t.show("inspect", o.json, r, func() { showUndo(t, o, r) })
 }

@@ -1,12 +1,8 @@
 package main
 
 import (
-	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 
-	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/parallel"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
@@ -57,39 +53,53 @@ func mergeCommand(t *terminal) *cli.Command {
 	}
 }
 
-func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
+// parse reads the command line: the base, the adapters, and a weight for each of them.
+func (o *mergeOptions) parse(c *cli.Context) (base string, adapters []string, weights []float64, err error) {
+	const example = "loratool merge BASE ADAPTER... -o OUT"
 	args := c.Args().Slice()
 	if len(args) < 2 {
-		return usagef("loratool merge BASE ADAPTER... -o OUT", "merge needs a base and at least one adapter")
+		return "", nil, nil, usagef(example, "merge needs a base and at least one adapter")
 	}
 	if o.out == "" && !o.dryRun {
-		return usagef("loratool merge BASE ADAPTER... -o OUT", "merge needs -o OUT, the place of the merged checkpoint")
+		return "", nil, nil, usagef(example, "merge needs -o OUT, the place of the merged checkpoint")
 	}
-	weights, err := parseWeights(o.weights.Value(), len(args)-1, 1)
+	if o.undo.given && o.undo.path == "" {
+		o.undo.path = undoBeside(o.out)
+	}
+	weights, err = parseWeights(o.weights.Value(), len(args)-1, 1)
+	return args[0], args[1:], weights, err
+}
+
+// library turns the flags into options of the library.
+func (o *mergeOptions) library() merge.Options {
+	options := merge.Options{
+		Workers: o.workers, Replace: o.force, Again: o.again, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite,
+		GrowVocabulary: o.growVocabulary, AddTensors: o.addTensors, Tool: "loratool " + version,
+	}
+	o.readingOptions.set(&options)
+	options.Tied = merge.Tied(o.tied)
+	return options
+}
+
+func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
+	base, paths, weights, err := o.parse(c)
 	if err != nil {
 		return err
 	}
 	var closers closers
 	defer closers.close()
-	adapters, err := o.openAdapters(c.Context, args[1:], weights, &closers)
+	adapters, err := o.openAdapters(c.Context, paths, weights, &closers)
 	if err != nil {
 		return err
 	}
 	run := &planRun{
-		command: "merge", what: "merging", common: &o.common, out: o.out, dryRun: o.dryRun, show: showReport,
+		command: "merge", what: "merging", common: &o.common, out: o.out, record: o.undo.path, dryRun: o.dryRun,
+		show: showReport,
 		open: func(options merge.Options) (*merge.Plan, error) {
-			return merge.Open(c.Context, args[0], adapters, options)
+			return merge.Open(c.Context, base, adapters, options)
 		},
 	}
-	if o.undo.given {
-		if run.record = o.undo.path; run.record == "" {
-			run.record = undoBeside(o.out)
-		}
-	}
-	options := merge.Options{Workers: o.workers, Replace: o.force, Again: o.again, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite, Tool: "loratool " + version}
-	o.readingOptions.set(&options)
-	options.Tied, options.GrowVocabulary, options.AddTensors = merge.Tied(o.tied), o.growVocabulary, o.addTensors
-	return runPlan(t, run, options, c)
+	return runPlan(t, run, o.library(), c)
 }
 
 func checkTied(_ *cli.Context, tied string) error {
@@ -125,11 +135,7 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 		return err
 	}
 	defer plan.Close()
-	if !run.common.quiet {
-		for _, w := range plan.Warnings() {
-			t.message("warning", w)
-		}
-	}
+	run.common.warn(t, plan.Warnings())
 	if run.dryRun {
 		return showPlan(t, run, plan)
 	}
@@ -142,13 +148,7 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 	if err != nil {
 		return err
 	}
-	if run.common.json {
-		return t.document(run.command, report)
-	}
-	if !run.common.quiet {
-		run.show(t, run, report)
-	}
-	return nil
+	return t.show(run.command, run.common.json, report, run.common.summary(func() { run.show(t, run, report) }))
 }
 
 // parseWeights returns one weight per adapter; none at all means the absent one for each.
@@ -168,143 +168,4 @@ func parseWeights(texts []string, n int, absent float64) ([]float64, error) {
 		weights[i] = w
 	}
 	return weights, nil
-}
-
-// showPlan prints what a plan would do.
-func showPlan(t *terminal, o *planRun, plan *merge.Plan) error {
-	var blocked error
-	free := int64(-1)
-	if o.out != "" {
-		blocked = plan.CheckOutput(o.out)
-		free = freeBytes(o.out)
-	}
-	tensors, peak := plan.Tensors(), plan.PeakBytes(parallel.Workers(o.common.workers))
-	if o.common.json && blocked == nil {
-		return t.document(o.command, map[string]any{
-			"dry_run": true, "tensors": tensors, "bytes_to_write": plan.OutputBytes(), "free_bytes": free, "peak_memory_bytes": peak,
-			"warnings": allFlags(plan.Warnings()),
-		})
-	}
-	if !o.common.json {
-		tab := &table{columns: []column{
-			{head: "tensor", left: true, isName: true}, {head: "dtype", left: true, drop: 1}, {head: "shape", left: true}, {head: "rank", left: true}, {head: "scale", left: true, drop: 2},
-		}}
-		for _, p := range tensors {
-			rank, scale := strconv.Itoa(p.Rank), scaleText(&p)
-			switch {
-			case p.Replaced && p.Rank == 0:
-				rank, scale = fateText(&p), ""
-			case p.Rows > 0:
-				rank, scale = fmt.Sprintf("%d rows", p.Rows), ""
-			}
-			tab.add(p.Tensor, p.DType, fmt.Sprint(p.Shape), rank, scale)
-		}
-		t.print(tab)
-		t.printf("%d tensors change; %s to write, about %s of memory", len(tensors), fileio.FormatBytes(plan.OutputBytes()), fileio.FormatBytes(peak))
-		if free >= 0 {
-			t.printf(", %s free", fileio.FormatBytes(free))
-		}
-		t.printf("\n")
-	}
-	return blocked
-}
-
-// fateText says what happens to a tensor that an adapter saves whole.
-func fateText(p *merge.PlannedTensor) string {
-	switch {
-	case p.Added:
-		return "added"
-	case p.Was != nil:
-		return fmt.Sprintf("replaces %d", p.Was)
-	}
-	return "replaced"
-}
-
-// whyZero says what makes every update zero.
-func whyZero(r *merge.Report) string {
-	for _, l := range r.Layers {
-		if l.Scale != 0 || slices.ContainsFunc(l.Updates, func(u merge.TermShort) bool { return u.Scale != 0 }) {
-			return "the adapter's factors are untrained"
-		}
-	}
-	return "the scale of every layer is 0"
-}
-
-// scaleText is the scale of the update of a tensor, or of each one.
-func scaleText(p *merge.PlannedTensor) string {
-	if len(p.Updates) == 0 {
-		return fmt.Sprintf("%.6g", p.Scale)
-	}
-	var all []string
-	for _, u := range p.Updates {
-		all = append(all, fmt.Sprintf("%.6g", u.Scale))
-	}
-	return strings.Join(all, ", ")
-}
-
-// replacedText names all tensors that an adapter puts in place, those of equal layers under one name.
-func replacedText(replaced []merge.PlannedTensor) string {
-	counts := make(map[string]int)
-	var names []string
-	for i := range replaced {
-		name := withoutNumbers(replaced[i].Tensor)
-		if counts[name]++; counts[name] == 1 {
-			names = append(names, name)
-		}
-	}
-	for i, name := range names {
-		if n := counts[name]; n > 1 {
-			names[i] = fmt.Sprintf("%s (%d)", name, n)
-		}
-	}
-	return strings.Join(names, ", ")
-}
-
-// showReport prints what a merge did.
-func showReport(t *terminal, o *planRun, r *merge.Report) {
-	if o.common.verbose {
-		tab := &table{columns: []column{
-			{head: "rank"}, {head: "scale", drop: 1}, {head: "|ΔW|/|W|"}, {head: "unchanged", drop: 2}, {head: "lost"}, {head: "tensor", left: true, isName: true},
-		}}
-		for _, l := range r.Layers {
-			tab.add(strconv.Itoa(l.Rank), scaleText(&l.PlannedTensor), fmt.Sprintf("%.3g", l.RelativeNorm), percent(l.UnchangedShare), percent(l.RetentionError), l.Tensor)
-		}
-		for _, p := range r.Replaced {
-			tab.add("", "", "", "", "", p.Tensor+" ("+fateText(&p)+")")
-		}
-		t.print(tab)
-	}
-	t.printf("merged into %s: %s, %d tensors updated", o.out, fileio.FormatBytes(r.BytesWritten), len(r.Layers))
-	added := 0
-	for _, p := range r.Replaced {
-		if p.Added {
-			added++
-		}
-	}
-	if n := len(r.Replaced) - added; n > 0 {
-		t.printf(", %d replaced", n)
-	}
-	if added > 0 {
-		t.printf(", %d added", added)
-	}
-	t.printf("\n")
-	if names := replacedText(r.Replaced); names != "" {
-		t.printf("from the adapter: %s\n", names)
-	}
-	if u := r.Undo; u != nil {
-		t.printf("undo record in %s: %s, %.3g bits per weight\n", o.record, fileio.FormatBytes(u.Bytes), u.BitsPerWeight)
-	}
-	if r.Elements == 0 {
-		return
-	}
-	t.printf("|ΔW|/|W| = %.3g; every one of %s elements is the nearest to W + ΔW in its dtype\n", r.Total.RelativeNorm, countText(r.Elements))
-	switch lost := r.Total.RetentionError; {
-	case r.Total.IsZero:
-		t.printf("ΔW is zero, and nothing changes: %s\n", whyZero(r))
-	case lost > 0.1:
-		t.printf("rounding to the base's dtype costs %s of ΔW, and %s of the weights do not move: ΔW is small against the steps of\n"+
-			"the dtype. A float32 base keeps all of it\n", percent(lost), percent(r.Total.UnchangedShare))
-	case lost > 1e-4:
-		t.printf("rounding to the base's dtype costs %s of ΔW\n", percent(lost))
-	}
 }

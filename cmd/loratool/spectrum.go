@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strconv"
 
-	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/inspect"
 )
 
@@ -36,21 +35,6 @@ func showSpectra(t *terminal, layers []inspect.Layer) {
 			t.printf("%s has no spectrum: %s\n", l.Module, l.NoSpectrum)
 		}
 	}
-}
-
-// checkSpectra is the error for layers whose spectrum was asked for and does not exist.
-func checkSpectra(layers []inspect.Layer) error {
-	var without []string
-	for _, l := range layers {
-		if l.NoSpectrum != "" {
-			without = append(without, l.Module)
-		}
-	}
-	if len(without) == 0 {
-		return nil
-	}
-	return fault.New(fault.Check, "%d of %d layers have no spectrum: %s", len(without), len(layers), fault.List(without, 3)).
-		WithHint("merge refuses such an adapter as well; train it again, or take a checkpoint from before it diverged")
 }
 
 // sparkline draws values as bars, relative to the first: one bar a value, or the largest of a group where there are many.

@@ -97,6 +97,15 @@ func (t *terminal) fail(err error, hint string) {
 	}
 }
 
+// show prints the report of a command, as one JSON document or as text.
+func (t *terminal) show(command string, asJSON bool, report any, text func()) error {
+	if asJSON {
+		return t.document(command, report)
+	}
+	text()
+	return nil
+}
+
 // document prints one JSON document: the fields of value, after schema and command.
 func (t *terminal) document(command string, value any) error {
 	body, err := json.Marshal(value)

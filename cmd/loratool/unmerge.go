@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"math"
-	"slices"
 
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
@@ -49,30 +48,35 @@ func unmergeCommand(t *terminal) *cli.Command {
 	}
 }
 
-func runUnmerge(c *cli.Context, t *terminal, o *unmergeOptions) error {
+// parse reads the command line: the checkpoint, the adapters in it, and the weight of each.
+func (o *unmergeOptions) parse(c *cli.Context) (merged string, adapters []string, weights []float64, err error) {
 	const example = "loratool unmerge MERGED ADAPTER... -o OUT"
 	args := c.Args().Slice()
-	if len(args) < 2 {
-		return usagef(example, "unmerge needs a merged checkpoint and at least one adapter")
+	switch {
+	case len(args) < 2:
+		return "", nil, nil, usagef(example, "unmerge needs a merged checkpoint and at least one adapter")
+	case o.out == "" && !o.dryRun:
+		return "", nil, nil, usagef(example, "unmerge needs -o OUT, the place of the restored checkpoint")
+	case o.approximate && len(o.records.Value()) > 0:
+		return "", nil, nil, usagef(example, "--approximate is for a merge without an undo record, and --undo gives one")
 	}
-	if o.out == "" && !o.dryRun {
-		return usagef(example, "unmerge needs -o OUT, the place of the restored checkpoint")
-	}
-	if o.approximate && len(o.records.Value()) > 0 {
-		return usagef(example, "--approximate is for a merge without an undo record, and --undo gives one")
-	}
-	weights, err := parseWeights(o.weights.Value(), len(args)-1, math.NaN())
+	weights, err = parseWeights(o.weights.Value(), len(args)-1, math.NaN())
+	return args[0], args[1:], weights, err
+}
+
+func runUnmerge(c *cli.Context, t *terminal, o *unmergeOptions) error {
+	merged, paths, weights, err := o.parse(c)
 	if err != nil {
 		return err
 	}
 	remove := merge.Removal{Approximate: o.approximate}
 	var closers closers
 	defer closers.close()
-	if remove.Adapters, err = o.openAdapters(c.Context, args[1:], weights, &closers); err != nil {
+	if remove.Adapters, err = o.openAdapters(c.Context, paths, weights, &closers); err != nil {
 		return err
 	}
 	if !o.approximate {
-		if remove.Records, err = openRecords(c.Context, o.records.Value(), args[0], &closers); err != nil {
+		if remove.Records, err = openRecords(c.Context, o.records.Value(), merged, &closers); err != nil {
 			return err
 		}
 	}
@@ -81,84 +85,7 @@ func runUnmerge(c *cli.Context, t *terminal, o *unmergeOptions) error {
 	return runPlan(t, &planRun{
 		command: "unmerge", what: "unmerging", common: &o.common, out: o.out, dryRun: o.dryRun, approximate: o.approximate, show: showUnmerged,
 		open: func(options merge.Options) (*merge.Plan, error) {
-			return merge.OpenUnmerge(c.Context, args[0], remove, options)
-		},
-	}, options, c)
-}
-
-type swapOptions struct {
-	removalOptions
-	remove, add             cli.StringSlice
-	weights                 cli.StringSlice
-	newUndo                 string
-	again                   bool
-	anyBase, allowNonFinite bool
-}
-
-func swapCommand(t *terminal) *cli.Command {
-	o := new(swapOptions)
-	return &cli.Command{
-		Name:      "swap",
-		Usage:     "take adapters out of a merged checkpoint and merge others, in one pass",
-		ArgsUsage: "MERGED --remove ADAPTER --add ADAPTER -o OUT",
-		Description: "The result is that of merging into the base what --add names, byte for byte, and comes with an undo record of its own. All\n" +
-			"adapters of the given records have to be named by --remove; one that is to stay is named by --add as well.",
-		Flags: append(o.removalFlags(),
-			&cli.StringSliceFlag{Name: "remove", Usage: "take `ADAPTER` out; once per adapter", Destination: &o.remove},
-			&cli.StringSliceFlag{Name: "add", Usage: "merge `ADAPTER`; once per adapter", Destination: &o.add},
-			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an added adapter by `W`; once per --add, in their order (default: 1)", Destination: &o.weights},
-			&cli.BoolFlag{Name: "again", Usage: "merge an adapter again that MERGED still has", Destination: &o.again},
-			&cli.BoolFlag{Name: "any-base", Usage: "merge though an added adapter remembers another base", Destination: &o.anyBase},
-			&cli.BoolFlag{Name: "allow-nonfinite", Usage: "go on where an added adapter holds NaN or infinity, or a weight becomes infinite", Destination: &o.allowNonFinite},
-			&cli.StringFlag{Name: "new-undo", Usage: "write the new undo record to `FILE` (default: OUT" + undoSuffix + ")", Destination: &o.newUndo},
-		),
-		Action: func(c *cli.Context) error { return runSwap(c, t, o) },
-	}
-}
-
-func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
-	const example = "loratool swap MERGED --remove ADAPTER --add ADAPTER -o OUT"
-	if c.NArg() != 1 {
-		return usagef(example, "swap takes one merged checkpoint, got %d arguments", c.NArg())
-	}
-	merged := c.Args().First()
-	if len(o.remove.Value()) == 0 || len(o.add.Value()) == 0 {
-		return usagef(example, "swap needs --remove and --add")
-	}
-	if o.out == "" && !o.dryRun {
-		return usagef(example, "swap needs -o OUT, the place of the new checkpoint")
-	}
-	weights, err := parseWeights(o.weights.Value(), len(o.add.Value()), 1)
-	if err != nil {
-		return err
-	}
-	weights = append(slices.Repeat([]float64{math.NaN()}, len(o.remove.Value())), weights...) // what is taken out has the record's
-	var closers closers
-	defer closers.close()
-	all, err := o.openAdapters(c.Context, slices.Concat(o.remove.Value(), o.add.Value()), weights, &closers)
-	if err != nil {
-		return err
-	}
-	var remove merge.Removal
-	var add []merge.Adapter
-	remove.Adapters, add = all[:len(o.remove.Value())], all[len(o.remove.Value()):]
-	if remove.Records, err = openRecords(c.Context, o.records.Value(), merged, &closers); err != nil {
-		return err
-	}
-	newUndo := o.newUndo
-	if newUndo == "" {
-		newUndo = undoBeside(o.out)
-	}
-	options := merge.Options{Workers: o.workers, Replace: o.force, Again: o.again, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite, Tool: "loratool " + version}
-	o.readingOptions.set(&options)
-	return runPlan(t, &planRun{
-		command: "swap", what: "swapping", common: &o.common, out: o.out, record: newUndo, dryRun: o.dryRun,
-		show: func(t *terminal, run *planRun, r *merge.Report) {
-			showUnmerged(t, run, r)
-			showReport(t, run, r)
-		},
-		open: func(options merge.Options) (*merge.Plan, error) {
-			return merge.OpenSwap(c.Context, merged, remove, add, options)
+			return merge.OpenUnmerge(c.Context, merged, remove, options)
 		},
 	}, options, c)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/rank"
 )
@@ -196,6 +197,21 @@ func (r *Adapter) addSpectra(ctx context.Context, src format.Source, workers int
 	return nil
 }
 
+// CheckSpectra is the error for layers whose spectrum was asked for and does not exist.
+func (r *Adapter) CheckSpectra() error {
+	var without []string
+	for _, l := range r.Layers {
+		if l.NoSpectrum != "" {
+			without = append(without, l.Module)
+		}
+	}
+	if len(without) == 0 {
+		return nil
+	}
+	return fault.New(fault.Check, "%d of %d layers have no spectrum: %s", len(without), len(r.Layers), fault.List(without, 3)).
+		WithHint("merge refuses such an adapter as well; train it again, or take a checkpoint from before it diverged")
+}
+
 func describeLayer(l *format.Layer, tensors []format.Tensor) Layer {
 	d := Layer{Module: l.Module, Kind: string(l.Kind), Rank: l.Rank, Alpha: l.Alpha, Scale: l.Scale(), Roles: []string{}}
 	if i, ok := l.Roles[format.RoleA]; ok && len(tensors[i].Shape) > 1 {
@@ -255,16 +271,28 @@ func (r *Adapter) readValues(ctx context.Context, src format.Source) error {
 	return err
 }
 
-// CountNonFinite counts the values of all tensors of a source that are NaN or infinite. It reads them.
-func CountNonFinite(ctx context.Context, src format.Source) (n int64, err error) {
-	for i := range src.Manifest().Tensors {
+// Misgivings are the reasons why merge refuses the adapters of a source. It reads their values.
+func Misgivings(ctx context.Context, src format.Source) (all []string, err error) {
+	m := src.Manifest()
+	for i := range m.Adapters {
+		why, _ := resolve.Refusals(&m.Adapters[i])
+		for _, w := range why {
+			all = append(all, "merge refuses this adapter: "+w)
+		}
+	}
+	var n int64
+	for i := range m.Tensors {
 		bad, _, err := scan(ctx, src, i)
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		n += bad
 	}
-	return n, nil
+	if n > 0 {
+		all = append(all, fmt.Sprintf("merge refuses this adapter without Options.AllowNonFinite: "+
+			"%d of its values are NaN or infinite", n))
+	}
+	return all, nil
 }
 
 // scan reads a tensor and counts its values that are not finite; zero reports that all of them are zero.

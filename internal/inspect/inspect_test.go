@@ -158,3 +158,29 @@ func TestDescribeExplainsMethods(t *testing.T) {
 		}
 	}
 }
+
+// TestMisgivings: convert carries what merge refuses, and says so. That merge refuses these adapters is
+// tested with the fixtures.
+func TestMisgivings(t *testing.T) {
+	for dir, words := range map[string][]string{
+		"merge/bf16-all-linear/adapter":  nil,
+		"refuse/ia3/adapter":             {"merge refuses this adapter: "},
+		"refuse/infinite-factor/adapter": {"without Options.AllowNonFinite: 4 of its values"},
+	} {
+		src, err := convert.Open("../../testdata/peft/" + dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer src.Close()
+		got, err := Misgivings(t.Context(), src)
+		if err != nil || len(got) != len(words) {
+			t.Errorf("Misgivings(%s) = %q, %v, want %d", dir, got, err, len(words))
+			continue
+		}
+		for i, w := range words {
+			if !strings.Contains(got[i], w) {
+				t.Errorf("Misgivings(%s) = %q, want %q in it", dir, got[i], w)
+			}
+		}
+	}
+}

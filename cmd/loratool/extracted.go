@@ -1,0 +1,145 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/rank"
+)
+
+// showExtraction shows what would be compared.
+func showExtraction(t *terminal, o *extractOptions, e *rank.Extraction) error {
+	planned, skipped := e.Planned()
+	document := map[string]any{
+		"dry_run": true, "tensors": planned, "skipped": append([]rank.Skipped{}, skipped...),
+		"peak_memory_bytes": e.PeakBytes(), "bytes_to_read": e.Bytes(), "free_bytes": freeBytes(o.out),
+	}
+	return t.show("extract", o.json, document, func() {
+		for _, p := range planned {
+			t.printf("%-10s %v %s\n", p.Kind, p.Shape, p.Tensor)
+		}
+		showSkipped(t, skipped)
+		t.printf("%d tensors are compared, %s to read, about %s of memory\n",
+			len(planned), fileio.FormatBytes(e.Bytes()), fileio.FormatBytes(e.PeakBytes()))
+	})
+}
+
+func showSkipped(t *terminal, skipped []rank.Skipped) {
+	for _, s := range skipped {
+		share := ""
+		if s.Share > 0 {
+			share = fmt.Sprintf(" (%.4f of |Δ|)", s.Share)
+		}
+		t.printf("skipped    %s: %s%s\n", s.Tensor, s.Why, share)
+	}
+}
+
+// showExtracted prints what was extracted, with its error.
+func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, size int64) {
+	if o.verbose {
+		showExtractedLayers(t, r)
+	}
+	var left []rank.Skipped
+	for _, x := range r.Skipped {
+		if x.Why != rank.Unchanged {
+			left = append(left, x)
+		}
+	}
+	t.printf("extracted to %s: %s, %d layers", o.out, fileio.FormatBytes(size), len(r.Layers))
+	if n := len(r.Beside); n > 0 {
+		t.printf(", %d tensors whole", n)
+	}
+	t.printf("; %d unchanged, %d left out\n", len(r.Skipped)-len(left), len(left))
+	if !o.verbose {
+		showLeftOut(t, left)
+	}
+	if len(r.Layers) == 0 {
+		return
+	}
+	t.printf("energy %.4f, error %s of |Δ|, as stored %s", r.Energy, errorText(r.Error), errorText(r.Rounded))
+	if r.LeftOut > 0 {
+		t.printf("; of that what is left out %.4f", r.LeftOut)
+	}
+	t.printf("\n")
+	showCoarse(t, r, o.dtype)
+	showFixedRanks(t, r.Ranks)
+}
+
+// showExtractedLayers prints a line for every layer and every tensor beside them.
+func showExtractedLayers(t *terminal, r *rank.ExtractReport) {
+	tab := &table{columns: []column{
+		{head: "m×n"}, {head: "rank"}, {head: "|Δ|/|W|", drop: 3}, {head: "energy"}, {head: "error", drop: 1},
+		{head: "stored"}, {head: "noise edge/σ1", drop: 2}, {head: "module", left: true, isName: true},
+	}}
+	for _, l := range r.Layers {
+		tab.add(fmt.Sprintf("%d×%d", l.M, l.N), strconv.Itoa(l.Rank), fmt.Sprintf("%.4f", l.RelativeNorm),
+			fmt.Sprintf("%.4f", l.Energy), errorText(l.Error), errorText(l.Rounded),
+			fmt.Sprintf("%.3f", l.NoiseEdge/l.SingularValues[0]), l.Module)
+	}
+	t.print(tab)
+	for _, b := range r.Beside {
+		t.printf("whole      %s (%s, %s)\n", b.Tensor, b.Why, fileio.FormatBytes(b.Bytes))
+	}
+	showSkipped(t, r.Skipped)
+}
+
+// showFixedRanks prints how much of the energy fixed ranks would keep.
+func showFixedRanks(t *terminal, ranks []rank.RankEnergy) {
+	t.printf("a fixed rank would keep")
+	for i, k := range ranks {
+		mark := ""
+		if k.AtLeast {
+			mark = "≥ "
+		}
+		if i > 0 {
+			t.printf(",")
+		}
+		t.printf(" %s%.3f at %d", mark, k.Energy, k.Rank)
+	}
+	t.printf("\n")
+	if slices.ContainsFunc(ranks, func(k rank.RankEnergy) bool { return k.AtLeast }) {
+		t.printf("≥ at least: above the ranks that were computed only a lower bound is known; extract with a higher --rank to see more\n")
+	}
+}
+
+// errorText is an error as a share of |Δ|. One that is not 0 does not read as if it were.
+func errorText(x float64) string {
+	if x != 0 && x < 5e-5 {
+		return fmt.Sprintf("%.1e", x)
+	}
+	return fmt.Sprintf("%.4f", x)
+}
+
+// showCoarse says how many layers would have a smaller error if their factors had more digits. An
+// error below what float32 resolves of Δ is as good as none.
+func showCoarse(t *terminal, r *rank.ExtractReport, dtype string) {
+	const resolved = 1e-6
+	n := 0
+	for i := range r.Layers {
+		if l := &r.Layers[i]; !l.NearBest && l.Rounded >= resolved {
+			n++
+		}
+	}
+	if n > 0 {
+		t.printf("%d of %d layers are not within 0.1 %% of the least error of their rank: %s factors have too few digits\n",
+			n, len(r.Layers), dtype)
+	}
+}
+
+// shownLeftOut is how many tensors are named that are left out, where -v does not ask for all.
+const shownLeftOut = 8
+
+// showLeftOut names what is left out, the largest share of Δ first.
+func showLeftOut(t *terminal, left []rank.Skipped) {
+	slices.SortStableFunc(left, func(a, b rank.Skipped) int { return cmp.Compare(b.Share, a.Share) })
+	for i := range left {
+		if i == shownLeftOut {
+			t.printf("… and %d more; -v lists all\n", len(left)-i)
+			return
+		}
+		showSkipped(t, left[i:i+1])
+	}
+}

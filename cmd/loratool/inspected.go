@@ -1,0 +1,198 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/inspect"
+)
+
+// showAdapter prints what an adapter holds, and whether merge applies it.
+func showAdapter(t *terminal, o *inspectOptions, r *inspect.Adapter) {
+	method := r.Method
+	if r.Dialect != "" { // an adapter that was made here was read from none
+		method += ", dialect " + r.Dialect
+	}
+	t.printf("adapter   %s, %d layers, %s parameters, %s (%s)\n", method, len(r.Layers), countText(r.Parameters), fileio.FormatBytes(r.Bytes), dtypesText(r.DTypes))
+	if r.Base != "" {
+		t.printf("base      %s\n", strings.TrimSpace(r.Base+" "+r.Revision))
+	}
+	if r.Fingerprints > 0 {
+		t.printf("base      is remembered by the fingerprints of %d tensors, which merge compares\n", r.Fingerprints)
+	}
+	if len(r.Layers) > 0 {
+		showLayers(t, o, r.Layers)
+	}
+	if o.spectrum {
+		showSpectra(t, r.Layers)
+	}
+	for _, b := range r.Beside {
+		t.printf("beside    %s %s %d %s\n", b.Action, b.DType, b.Shape, b.Target)
+	}
+	for _, n := range r.Notes {
+		t.printf("note      %s\n", n)
+	}
+	if r.Values == nil {
+		t.printf("values    not read (--values reads them)\n")
+	} else {
+		t.printf("values    %d untrained layers, %d values NaN or infinite\n", r.Values.Untrained, r.Values.NonFinite)
+		showOdd(t, o, r.Layers)
+		t.printf("content   %s\n", r.Content)
+	}
+	showVerdict(t, r)
+}
+
+// showVerdict prints whether merge applies an adapter, how, and why not.
+func showVerdict(t *terminal, r *inspect.Adapter) {
+	if r.Mergeable {
+		t.printf("merge     applies it\n")
+	}
+	for _, method := range r.Methods {
+		t.printf("method    %s\n", method)
+	}
+	for _, why := range r.Refusals {
+		t.printf("merge     refuses it: %s\n", why)
+	}
+}
+
+// maxOdd is how many layers a report names that are untrained or not finite, unless it is verbose.
+const maxOdd = 8
+
+// showOdd names the layers that are untrained or not finite.
+func showOdd(t *terminal, o *inspectOptions, layers []inspect.Layer) {
+	n := 0
+	for _, l := range layers {
+		if !l.Untrained && l.NonFinite == 0 {
+			continue
+		}
+		if n++; n <= maxOdd || o.verbose {
+			t.printf("          %s: untrained %v, not finite %d\n", l.Module, l.Untrained, l.NonFinite)
+		}
+	}
+	if n > maxOdd && !o.verbose {
+		t.printf("          and %d more layers (--verbose lists them)\n", n-maxOdd)
+	}
+}
+
+// showLayers prints the shapes, ranks and scales of the layers.
+func showLayers(t *terminal, o *inspectOptions, layers []inspect.Layer) {
+	tab := &table{columns: []column{
+		{head: "layers", left: true}, {head: "kind", left: true, drop: 1}, {head: "m×n", left: true}, {head: "rank", left: true}, {head: "alpha", left: true, drop: 2},
+		{head: "scale", left: true}, {head: "dtype", left: true, drop: 3}, {head: "modules", left: true, isName: true},
+	}}
+	for _, g := range groupLayers(layers, o.verbose) {
+		l := g.first
+		tab.add(strconv.Itoa(g.n), l.Kind, sizeText(&l), strconv.Itoa(l.Rank), fmt.Sprintf("%g", l.Alpha), fmt.Sprintf("%.6g", l.Scale), l.DType, g.name)
+	}
+	t.print(tab)
+}
+
+// sizeText is the shape of the update of a layer: of a convolution with its kernel.
+func sizeText(l *inspect.Layer) string {
+	text := fmt.Sprintf("%d×%d", l.M, l.N)
+	for _, k := range l.Kernel {
+		text += fmt.Sprintf("×%d", k)
+	}
+	return text
+}
+
+// layerGroup is a run of layers that differ in nothing but the number in their path.
+type layerGroup struct {
+	name  string
+	first inspect.Layer
+	n     int
+}
+
+// layerKey is what the layers of a group have in common.
+type layerKey struct {
+	name, kind, size, dtype string
+	rank                    int
+	alpha, scale            float64
+}
+
+// withoutNumbers is a path with a star for every number in it.
+func withoutNumbers(path string) string {
+	parts := strings.Split(path, ".")
+	for i, p := range parts {
+		if strings.Trim(p, "0123456789") == "" {
+			parts[i] = "*"
+		}
+	}
+	return strings.Join(parts, ".")
+}
+
+// groupLayers joins the layers of a kind for a table that fits a screen; each stays alone in a verbose one.
+func groupLayers(layers []inspect.Layer, verbose bool) []*layerGroup {
+	byKey := make(map[layerKey]*layerGroup)
+	var groups []*layerGroup
+	for _, l := range layers {
+		name := l.Module
+		if !verbose {
+			name = withoutNumbers(name)
+		}
+		key := layerKey{name, l.Kind, sizeText(&l), l.DType, l.Rank, l.Alpha, l.Scale}
+		if byKey[key] == nil {
+			byKey[key] = &layerGroup{name: name, first: l}
+			groups = append(groups, byKey[key])
+		}
+		byKey[key].n++
+	}
+	return groups
+}
+
+func dtypesText(counts []inspect.DTypeCount) string {
+	parts := make([]string, len(counts))
+	for i, c := range counts {
+		parts[i] = fmt.Sprintf("%d %s", c.Tensors, c.DType)
+	}
+	return strings.Join(parts, ", ")
+}
+
+// showCheckpoint prints what a checkpoint holds, and what a LoRA on it would cost.
+func showCheckpoint(t *terminal, r *inspect.Checkpoint) {
+	t.printf("checkpoint  %s%d files, %s\n", strings.TrimLeft(r.ModelType+", ", ", "), r.Files, fileio.FormatBytes(r.Bytes))
+	t.printf("tensors     %d (%s), %s parameters\n", r.Tensors, dtypesText(r.DTypes), countText(r.Parameters))
+	if r.Quantization != "" {
+		t.printf("quantised   %s\n", r.Quantization)
+	}
+	for _, m := range r.Merged {
+		for _, a := range m.Adapters {
+			t.printf("merged      %s × %g (content %.16s…, %s, %s)\n", a.Name, a.Weight, a.Content, m.Tool, m.File)
+		}
+	}
+	if r.Cost == nil {
+		return
+	}
+	for _, target := range r.Cost.Targets {
+		t.printf("lora r=%-4d %s: %d modules, %s parameters\n", r.Cost.Rank, target.Name, target.Modules, countText(target.Parameters))
+	}
+	t.printf("lora r=%-4d %s parameters, %s of the checkpoint\n", r.Cost.Rank, countText(r.Cost.Parameters), percent(r.Cost.Share))
+}
+
+// showUndo prints what an undo record holds.
+func showUndo(t *terminal, o *inspectOptions, r *inspect.Undo) {
+	t.printf("undo record  of a merge by %s: %d tensors, %s elements\n", r.Tool, len(r.Tensors), countText(r.Elements))
+	for _, a := range r.Adapters {
+		t.printf("merged       %s × %g (content %.16s…)\n", a.Name, a.Weight, a.Content)
+	}
+	for _, f := range r.Files {
+		if f.Changed {
+			t.printf("file         %s header %.16s… before, %.16s… after\n", strings.TrimSpace(f.Name+","), f.Before.SHA256, f.After.SHA256)
+		}
+	}
+	t.printf("size         %s, %.3g bits per weight\n", fileio.FormatBytes(r.Bytes), r.BitsPerWeight)
+	if !o.verbose {
+		t.printf("tensors      --verbose lists them, with their digests\n")
+		return
+	}
+	tab := &table{columns: []column{
+		{head: "dtype", left: true}, {head: "shape", left: true, drop: 2}, {head: "predicted by", left: true, drop: 1}, {head: "residuals"},
+		{head: "before", left: true}, {head: "tensor", left: true, isName: true},
+	}}
+	for _, x := range r.Tensors {
+		tab.add(x.DType, fmt.Sprint(x.Shape), x.Predict, percent(float64(x.Residuals)/float64(max(1, x.Elements))), fmt.Sprintf("%.16s…", x.Before), x.Tensor)
+	}
+	t.print(tab)
+}

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"os"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/urfave/cli/v2"
+)
+
+type verifyOptions struct {
+	common
+	manifestOption
+}
+
+func verifyCommand(t *terminal) *cli.Command {
+	o := new(verifyOptions)
+	return &cli.Command{
+		Name:      "verify",
+		Usage:     "check every checksum and rule of a .lora file",
+		ArgsUsage: "FILE",
+		Flags:     append([]cli.Flag{o.manifestFlag()}, o.flags()...),
+		Action:    func(c *cli.Context) error { return runVerify(c, t, o) },
+	}
+}
+
+func runVerify(c *cli.Context, t *terminal, o *verifyOptions) error {
+	limit, err := o.maxManifest()
+	if err != nil {
+		return err
+	}
+	f, size, err := openLoRA(c, "verify")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	summary, err := format.Verify(c.Context, f, size, format.ReaderOptions{Workers: o.workers, MaxManifestBytes: limit})
+	if err != nil {
+		return fault.InFile(err, f.Name())
+	}
+	document := map[string]any{
+		"content_id": summary.ContentID, "file_id": summary.FileID, "chunks": summary.Chunks,
+		"raw_bytes": summary.RawBytes, "stored_bytes": summary.StoredBytes, "file_bytes": summary.FileBytes,
+	}
+	return t.show("verify", o.json, document, o.summary(func() {
+		t.printf("%s is valid: %d chunks, %s in %s\ncontent %s\nfile    %s\n",
+			f.Name(), summary.Chunks, fileio.FormatBytes(summary.RawBytes), fileio.FormatBytes(size),
+			summary.ContentID, summary.FileID)
+	}))
+}
+
+func dumpCommand(t *terminal) *cli.Command {
+	o := new(common)
+	return &cli.Command{
+		Name:      "dump",
+		Usage:     "print the bytes of a .lora file with their meaning",
+		ArgsUsage: "FILE",
+		Flags:     o.flags(),
+		Action: func(c *cli.Context) error {
+			if o.json {
+				return usagef("loratool verify FILE --json and loratool inspect FILE --json tell what is in it", "dump prints text only")
+			}
+			f, size, err := openLoRA(c, "dump")
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			return fault.InFile(format.Dump(c.Context, t.out, f, size), f.Name())
+		},
+	}
+}
+
+// openLoRA opens the one argument of a command for a .lora file.
+func openLoRA(c *cli.Context, command string) (*os.File, int64, error) {
+	if c.NArg() != 1 {
+		return nil, 0, usagef("loratool "+command+" FILE", "%s takes one file, got %d arguments", command, c.NArg())
+	}
+	path := c.Args().First()
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return nil, 0, fault.New(fault.Unsupported, "this is a directory, and %s reads a .lora file", command).In(path).
+			WithHint("loratool inspect %s shows what it holds; of an adapter, loratool convert makes a .lora file", path)
+	}
+	return fileio.Open(path)
+}
