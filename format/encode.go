@@ -6,6 +6,8 @@ import (
 	"math"
 	"slices"
 	"strconv"
+
+	"github.com/loratool/loratool/internal/jsontext"
 )
 
 // encoder appends canonical JSON: the manifest, and the content document, whose records are the same.
@@ -120,7 +122,7 @@ func (e *encoder) beside(b *Beside) {
 // text appends JSON as it is; it and the methods below return e, so that a record reads like its table.
 func (e *encoder) text(s string) *encoder { e.buf = append(e.buf, s...); return e }
 
-func (e *encoder) str(s string) *encoder { e.buf = appendString(e.buf, s); return e }
+func (e *encoder) str(s string) *encoder { e.buf = jsontext.AppendCanonical(e.buf, s); return e }
 
 func (e *encoder) integer(n int64) *encoder { e.buf = strconv.AppendInt(e.buf, n, 10); return e }
 

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"strings"
+
+	"github.com/loratool/loratool/internal/jsontext"
 )
 
 // The features that an adapter can require beyond s·B·A on a weight, as the dialects of this module name them. A program that
@@ -60,7 +62,7 @@ func MergedLinear(projections []byte) Requirement {
 // not say it.
 func (r Requirement) Projections() (adapted []bool) {
 	_, list, _ := strings.Cut(r.Where, "=")
-	if r.Feature != FeatureMergedLinear || json.Unmarshal([]byte(list), &adapted) != nil {
+	if r.Feature != FeatureMergedLinear || jsontext.Decode([]byte(list), &adapted) != nil {
 		return nil
 	}
 	return adapted

@@ -15,16 +15,16 @@ import (
 // The result shares memory with text.
 func parseManifest(text string, newer bool) (*Manifest, []coding, error) {
 	s := newScanner(text, newer)
-	switch c := s.next(); c {
+	switch c := s.Next(); c {
 	case '{', ' ', '\t', '\n', '\r': // white space has a rule of its own
 	default:
 		s.fail(19, 0, "the manifest begins with %q, want an object", c)
-		return nil, nil, s.err
+		return nil, nil, s.err()
 	}
 	m, codings := s.manifest()
-	s.end()
-	if s.err != nil {
-		return nil, nil, s.err
+	s.End()
+	if !s.ok() {
+		return nil, nil, s.err()
 	}
 	m.Notes = s.notes
 	if err := validate(m, codings); err != nil {
@@ -47,8 +47,8 @@ func (s *scanner) manifest() (*Manifest, []coding) {
 		switch key {
 		case "adapters":
 			last := ""
-			for i := range s.array() {
-				at := s.pos
+			for i := range s.Array() {
+				at := s.Pos()
 				a := s.adapter()
 				if i > 0 {
 					s.ascending(at, "adapter", a.Name > last, a.Name)
@@ -57,8 +57,8 @@ func (s *scanner) manifest() (*Manifest, []coding) {
 			}
 		case "attachments":
 			last := ""
-			for i := range s.array() {
-				at := s.pos
+			for i := range s.Array() {
+				at := s.Pos()
 				a := s.attachment()
 				if i > 0 {
 					s.ascending(at, "attachment", a.Name > last, a.Name)
@@ -66,13 +66,13 @@ func (s *scanner) manifest() (*Manifest, []coding) {
 				m.Attachments, last = append(m.Attachments, a), a.Name
 			}
 		case "metadata":
-			m.Metadata = s.texts((*scanner).str)
+			m.Metadata = s.texts(func(s *scanner) string { return s.Str() })
 		case "provenance":
 			m.Provenance = s.provenance()
 		case "tensors":
-			for i := range s.array() {
+			for i := range s.Array() {
 				if i == maxTensors {
-					s.fail(49, s.pos, "more than %d tensors", maxTensors)
+					s.fail(49, s.Pos(), "more than %d tensors", maxTensors)
 				}
 				t, c := s.tensor()
 				m.Tensors, codings = append(m.Tensors, t), append(codings, c)
@@ -86,11 +86,11 @@ func (s *scanner) provenance() (p Provenance) {
 	for key := range s.record("provenance", "source", "tool", "version") {
 		switch key {
 		case "source":
-			p.Source = s.str()
+			p.Source = s.Str()
 		case "tool":
-			p.Tool = s.str()
+			p.Tool = s.Str()
 		case "version":
-			p.Version = s.str()
+			p.Version = s.Str()
 		}
 	}
 	return p
@@ -103,8 +103,8 @@ func (s *scanner) adapter() (a Adapter) {
 			a.Base = s.base()
 		case "beside":
 			last := -1
-			for range s.array() {
-				at := s.pos
+			for range s.Array() {
+				at := s.Pos()
 				b := s.beside()
 				s.ascending(at, "beside", b.Tensor > last, strconv.Itoa(b.Tensor))
 				a.Beside, last = append(a.Beside, b), b.Tensor
@@ -113,8 +113,8 @@ func (s *scanner) adapter() (a Adapter) {
 			a.Dialect = s.nameOrEmpty()
 		case "layers":
 			last := ""
-			for range s.array() {
-				at := s.pos
+			for range s.Array() {
+				at := s.Pos()
 				l := s.layer()
 				s.ascending(at, "layer", l.Module > last, l.Module)
 				a.Layers, last = append(a.Layers, l), l.Module
@@ -127,8 +127,8 @@ func (s *scanner) adapter() (a Adapter) {
 			a.Orientation = oneOf(s, "orientation", OrientationUnknown, MxN, NxM)
 		case "requires":
 			var last Requirement
-			for range s.array() {
-				at := s.pos
+			for range s.Array() {
+				at := s.Pos()
 				r := s.requirement()
 				s.ascending(at, "requirement", compareRequirements(r, last) > 0, r.Feature+" "+r.Where)
 				a.Requires, last = append(a.Requires, r), r
@@ -151,9 +151,9 @@ func (s *scanner) base() (b Base) {
 		case "fingerprints":
 			b.Fingerprints = s.texts((*scanner).digest)
 		case "name":
-			b.Name = s.str()
+			b.Name = s.Str()
 		case "revision":
-			b.Revision = s.str()
+			b.Revision = s.Str()
 		}
 	}
 	return b
@@ -172,7 +172,7 @@ func (s *scanner) requirement() (r Requirement) {
 }
 
 func (s *scanner) layer() (l Layer) {
-	at := s.pos
+	at := s.Pos()
 	var hasAlpha, hasScale bool
 	for key := range s.record("layer", "alpha?", "kind", "module", "rank", "roles", "scale?", "scaling") {
 		switch key {
@@ -186,7 +186,7 @@ func (s *scanner) layer() (l Layer) {
 			l.Rank = int(s.count())
 		case "roles":
 			l.Roles = make(map[Role]int)
-			for at, role := range s.object() {
+			for at, role := range s.Object() {
 				s.checkName(at, role)
 				l.Roles[Role(role)] = s.index()
 			}
@@ -196,7 +196,7 @@ func (s *scanner) layer() (l Layer) {
 			l.Scaling = oneOf(s, "scaling", AlphaOverR, AlphaOverSqrtR, Fixed)
 		}
 	}
-	if s.err != nil {
+	if !s.ok() {
 		return l
 	}
 	wanted, unlisted, has, hasNot := "alpha", "scale", hasAlpha, hasScale
@@ -223,7 +223,7 @@ func (s *scanner) onlyFor(at int, what, wanted, unlisted string, hasWanted, hasU
 }
 
 func (s *scanner) beside() (b Beside) {
-	at := s.pos
+	at := s.Pos()
 	var hasRows, hasTarget bool
 	for key := range s.record("beside", "action", "rows?", "target?", "tensor") {
 		switch key {
@@ -237,7 +237,7 @@ func (s *scanner) beside() (b Beside) {
 			b.Tensor = s.index()
 		}
 	}
-	if s.err != nil {
+	if !s.ok() {
 		return b
 	}
 	what := "beside with action " + string(b.Action)
@@ -264,9 +264,9 @@ func (s *scanner) tensor() (t Tensor, c coding) {
 				c = planes
 			}
 		case "dtype":
-			at, word := s.pos, s.str()
+			at, word := s.Pos(), s.Str()
 			var ok bool
-			if t.DType, ok = dtype.Parse(word); !ok && s.err == nil {
+			if t.DType, ok = dtype.Parse(word); !ok && s.ok() {
 				s.fail(29, at, "unknown dtype %q", word)
 			}
 		case "name":
@@ -288,8 +288,8 @@ func (s *scanner) attachment() (a Attachment) {
 		case "name":
 			a.Name = s.name()
 		case "sha256":
-			if strings.HasPrefix(s.text[s.pos:], `""`) {
-				s.str()
+			if strings.HasPrefix(s.Rest(), `""`) {
+				s.Str()
 			} else {
 				a.SHA256 = s.digest()
 			}
@@ -304,15 +304,15 @@ func (s *scanner) attachment() (a Attachment) {
 
 // name reads a name.
 func (s *scanner) name() string {
-	at := s.pos
-	name := s.str()
+	at := s.Pos()
+	name := s.Str()
 	s.checkName(at, name)
 	return name
 }
 
 func (s *scanner) nameOrEmpty() string {
-	at := s.pos
-	name := s.str()
+	at := s.Pos()
+	name := s.Str()
 	if name != "" {
 		s.checkName(at, name)
 	}
@@ -320,7 +320,7 @@ func (s *scanner) nameOrEmpty() string {
 }
 
 func (s *scanner) checkName(at int, name string) {
-	if s.err != nil {
+	if !s.ok() {
 		return
 	}
 	if name == "" {
@@ -339,8 +339,8 @@ func (s *scanner) checkName(at int, name string) {
 
 // count reads an integer that is not negative.
 func (s *scanner) count() int64 {
-	at := s.pos
-	n := s.integer()
+	at := s.Pos()
+	n := s.Integer()
 	if n < 0 {
 		s.fail(28, at, "got %d, want a count", n)
 	}
@@ -354,10 +354,10 @@ func (s *scanner) index() int { return int(min(s.count(), math.MaxInt32)) }
 // found by counting commas.
 func (s *scanner) counts(limit int) []int64 {
 	var list []int64
-	start := s.pos
-	for i := range s.array() {
+	start := s.Pos()
+	for i := range s.Array() {
 		if i == 0 {
-			rest, _, _ := strings.Cut(s.text[s.pos:], "]")
+			rest, _, _ := strings.Cut(s.Rest(), "]")
 			n := strings.Count(rest, ",") + 1
 			if n > limit {
 				s.fail(50, start, "%d dimensions, the limit is %d", n, limit)
@@ -372,13 +372,13 @@ func (s *scanner) counts(limit int) []int64 {
 
 // real reads a finite float64 in its only form.
 func (s *scanner) real() float64 {
-	if s.next() != '"' {
-		return float64(s.integer())
+	if s.Next() != '"' {
+		return float64(s.Integer())
 	}
-	at := s.pos
-	digits := s.str()
+	at := s.Pos()
+	digits := s.Str()
 	x, ok := parseHexReal(digits)
-	if !ok && s.err == nil {
+	if !ok && s.ok() {
 		s.fail(30, at, "real %q, want a finite number that is no integer, as 16 lowercase hex digits", digits)
 	}
 	return x
@@ -403,9 +403,9 @@ func asInteger(x float64) (int64, bool) {
 }
 
 func (s *scanner) digest() string {
-	at := s.pos
-	digest := s.str()
-	if s.err == nil && (len(digest) != 2*digestBytes || !isLowerHex(digest)) {
+	at := s.Pos()
+	digest := s.Str()
+	if s.ok() && (len(digest) != 2*digestBytes || !isLowerHex(digest)) {
 		s.fail(28, at, "got %q, want %d lowercase hex digits", digest, 2*digestBytes)
 	}
 	return digest
@@ -418,7 +418,7 @@ func isLowerHex(digits string) bool {
 // texts reads an object of names and strings, which value reads.
 func (s *scanner) texts(value func(*scanner) string) map[string]string {
 	m := make(map[string]string)
-	for at, key := range s.object() {
+	for at, key := range s.Object() {
 		s.checkName(at, key)
 		m[key] = value(s)
 	}
@@ -426,11 +426,11 @@ func (s *scanner) texts(value func(*scanner) string) map[string]string {
 }
 
 func (s *scanner) method() Method {
-	at := s.pos
-	method := s.str()
+	at := s.Pos()
+	method := s.Str()
 	if word, ok := strings.CutPrefix(method, "other:"); ok {
 		s.checkName(at, word)
-	} else if method != string(MethodLoRA) && method != string(MethodDoRA) && s.err == nil {
+	} else if method != string(MethodLoRA) && method != string(MethodDoRA) && s.ok() {
 		s.fail(29, at, "unknown method %q", method)
 	}
 	return Method(method)
@@ -438,14 +438,14 @@ func (s *scanner) method() Method {
 
 // oneOf reads an enumerated string.
 func oneOf[T ~string](s *scanner, what string, values ...T) T {
-	at := s.pos
-	word := s.str()
+	at := s.Pos()
+	word := s.Str()
 	for _, v := range values {
 		if word == string(v) {
 			return v
 		}
 	}
-	if s.err == nil {
+	if s.ok() {
 		s.fail(29, at, "unknown %s %q", what, word)
 	}
 	return ""
@@ -453,7 +453,7 @@ func oneOf[T ~string](s *scanner, what string, values ...T) T {
 
 // ascending checks that a list goes on in its order.
 func (s *scanner) ascending(at int, what string, ok bool, key string) {
-	if !ok && s.err == nil {
+	if !ok && s.ok() {
 		s.fail(33, at, "%s %q is not behind the one before it, want ascending order", what, key)
 	}
 }

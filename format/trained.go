@@ -3,6 +3,8 @@ package format
 import (
 	"encoding/json"
 	"strings"
+
+	"github.com/loratool/loratool/internal/jsontext"
 )
 
 // maxTrainedBytes bounds the configuration that TrainedIn reads; real ones have some kilobytes.
@@ -19,16 +21,16 @@ func TrainedIn(src Source) (class, task string) {
 		}
 		text := make([]byte, a.NBytes)
 		var config map[string]json.RawMessage
-		if src.ReadBlobAt(text, len(m.Tensors)+i, 0) != nil || json.Unmarshal(text, &config) != nil {
+		if src.ReadBlobAt(text, len(m.Tensors)+i, 0) != nil || jsontext.Decode(text, &config) != nil {
 			return "", ""
 		}
-		json.Unmarshal(config["task_type"], &task) // null, or no string, leaves it empty
+		jsontext.Decode(config["task_type"], &task) // null, or no string, leaves it empty
 		var mapping map[string]json.RawMessage
-		json.Unmarshal(config["auto_mapping"], &mapping)
+		jsontext.Decode(config["auto_mapping"], &mapping)
 		var library string
-		json.Unmarshal(mapping["parent_library"], &library)
+		jsontext.Decode(mapping["parent_library"], &library)
 		if strings.HasPrefix(library, "transformers.") {
-			json.Unmarshal(mapping["base_model_class"], &class)
+			jsontext.Decode(mapping["base_model_class"], &class)
 		}
 	}
 	return class, task

@@ -10,6 +10,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/jsontext"
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
@@ -28,7 +29,7 @@ func baseOf(metadata map[string]string) (map[string]string, error) {
 		return nil, nil
 	}
 	var prints map[string]string
-	err := json.Unmarshal([]byte(text), &prints)
+	err := jsontext.Decode([]byte(text), &prints)
 	for name, value := range prints {
 		if err == nil {
 			err = checkName(name)

@@ -13,7 +13,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
-	"github.com/loratool/loratool/internal/jsonobject"
+	"github.com/loratool/loratool/internal/jsontext"
 	"github.com/loratool/loratool/internal/pyre"
 	"github.com/loratool/loratool/internal/safetensors"
 )
@@ -59,9 +59,9 @@ var errNotPEFT = errors.New("no peft_type")
 // be inspected and converted; only a text that is no configuration of PEFT is an error.
 func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 	c := new(peftConfigFile)
-	near, err := jsonobject.Decode(text, c)
+	near, err := jsontext.DecodeNear(text, c)
 	var fields map[string]json.RawMessage
-	if json.Unmarshal(text, &fields) != nil {
+	if jsontext.Decode(text, &fields) != nil {
 		if other := safetensors.Recognise(text[:min(len(text), 512)]); other != nil {
 			return nil, other
 		}
@@ -115,7 +115,7 @@ func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 // isPEFTConfig reports whether a text is a configuration of PEFT, or no JSON at all: other tools write theirs under the same name.
 func isPEFTConfig(text []byte) bool {
 	var fields map[string]json.RawMessage
-	if json.Unmarshal(text, &fields) != nil {
+	if jsontext.Decode(text, &fields) != nil {
 		return true
 	}
 	word, ok := fields["peft_type"]
@@ -207,7 +207,7 @@ func (c *peftConfigFile) checkField(name string, value json.RawMessage) {
 	switch {
 	case name == "init_lora_weights":
 		var init string
-		if json.Unmarshal(value, &init) != nil {
+		if jsontext.Decode(value, &init) != nil {
 			return // true or false
 		}
 		feature, known := peftInits[strings.ToLower(init)]
@@ -281,11 +281,11 @@ func (c *peftConfigFile) tokenRows(module string) (rows []int64, why string) {
 	if len(c.Tokens) == 0 || string(c.Tokens) == "null" {
 		return nil, "the file has rows for " + module + ", and trainable_token_indices is not set"
 	}
-	if json.Unmarshal(c.Tokens, &rows) == nil {
+	if jsontext.Decode(c.Tokens, &rows) == nil {
 		return rows, notEmpty(rows)
 	}
 	var byModule map[string][]int64
-	if err := json.Unmarshal(c.Tokens, &byModule); err != nil {
+	if err := jsontext.Decode(c.Tokens, &byModule); err != nil {
 		return nil, "trainable_token_indices is neither a list nor lists by module"
 	}
 	for name, rows := range byModule {

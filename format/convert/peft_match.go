@@ -1,9 +1,7 @@
 package convert
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -13,6 +11,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/jsontext"
 	"github.com/loratool/loratool/internal/pyre"
 )
 
@@ -41,27 +40,18 @@ type patternEntry struct {
 // value, as in a dictionary of Python.
 func (p *pattern) UnmarshalJSON(text []byte) error {
 	*p = nil
-	dec := json.NewDecoder(bytes.NewReader(text))
-	open, err := dec.Token()
-	if err != nil || open == nil {
-		return err
-	}
-	if open != json.Delim('{') {
+	s := jsontext.New(string(text), jsontext.Python)
+	switch {
+	case s.Word("null"):
+		return nil
+	case s.Next() != '{':
 		return fmt.Errorf("a pattern is an object, got %s", text)
 	}
 	at := make(map[string]int)
-	for dec.More() {
-		token, err := dec.Token()
-		if err != nil {
-			return err
-		}
-		var raw json.RawMessage
+	for _, key := range s.Object() {
 		var value *float64
-		key := token.(string)
-		if err := dec.Decode(&raw); err != nil {
-			return err
-		}
-		if json.Unmarshal(raw, &value) != nil || value == nil {
+		raw := s.Raw()
+		if jsontext.Decode([]byte(raw), &value) != nil || value == nil {
 			return fmt.Errorf("the value of %q is %s, want a number", key, raw)
 		}
 		if i, again := at[key]; again {
@@ -71,8 +61,7 @@ func (p *pattern) UnmarshalJSON(text []byte) error {
 		at[key] = len(*p)
 		*p = append(*p, patternEntry{key: key, value: *value})
 	}
-	_, err = dec.Token()
-	return err
+	return s.Err()
 }
 
 // checkPatterns refuses patterns that are too long, and ranks that are none.

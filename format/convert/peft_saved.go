@@ -8,6 +8,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/jsontext"
 	"github.com/loratool/loratool/internal/naming"
 )
 
@@ -30,11 +31,11 @@ type peftSaved struct {
 
 func readSaved(config []byte) (s peftSaved) {
 	var fields map[string]json.RawMessage // exact names: encoding/json matches those of a struct in any case
-	json.Unmarshal(config, &fields)       // it has been parsed before
+	jsontext.Decode(config, &fields)      // it has been parsed before
 	var task, one string
-	json.Unmarshal(fields["bias"], &s.bias)
-	json.Unmarshal(fields["task_type"], &task)
-	if json.Unmarshal(fields["modules_to_save"], &s.modules) != nil && json.Unmarshal(fields["modules_to_save"], &one) == nil {
+	jsontext.Decode(fields["bias"], &s.bias)
+	jsontext.Decode(fields["task_type"], &task)
+	if jsontext.Decode(fields["modules_to_save"], &s.modules) != nil && jsontext.Decode(fields["modules_to_save"], &one) == nil {
 		s.modules = []string{one}
 	}
 	s.modules = append(s.modules, taskHeads[task]...)

@@ -39,6 +39,7 @@ var arrows = map[string]map[string]string{
 		"format/dtype":         "dtypes of tensors",
 		"internal/fault":       "the kinds of error that it exports",
 		"internal/fileio":      "files that are opened by their path",
+		"internal/jsontext":    "the manifest",
 		"internal/parallel":    "chunks on workers",
 		"internal/safetensors": "what a file is that is no container",
 	},
@@ -52,7 +53,7 @@ var arrows = map[string]map[string]string{
 		"format/safetensors":   "weights files that it writes",
 		"internal/fault":       "errors of input",
 		"internal/fileio":      "outputs that appear whole, inputs that are files",
-		"internal/jsonobject":  "configurations, by exact keys",
+		"internal/jsontext":    "configurations, by exact keys",
 		"internal/naming":      "wrappers in module names",
 		"internal/pickle":      "tensors of torch.save",
 		"internal/pyre":        "keys of rank_pattern and alpha_pattern",
@@ -84,15 +85,15 @@ var arrows = map[string]map[string]string{
 	"internal/checkpoint": {
 		"format/dtype":         "elements of tensors",
 		"internal/config":      "what config.json says",
-		"internal/jsonobject":  "indexes, by exact keys",
+		"internal/jsontext":    "indexes, by exact keys",
 		"internal/fault":       "errors of input",
 		"internal/fileio":      "inputs that are files",
 		"internal/safetensors": "the strict header check",
 	},
 	"internal/config": {
-		"internal/fault":      "errors of input",
-		"internal/naming":     "the tie that config.json speaks of",
-		"internal/jsonobject": "objects by exact keys, and edits of them",
+		"internal/fault":    "errors of input",
+		"internal/naming":   "the tie that config.json speaks of",
+		"internal/jsontext": "objects by exact keys, and edits of them",
 	},
 	"internal/resolve": {
 		"format":          "adapters",
@@ -112,20 +113,26 @@ var arrows = map[string]map[string]string{
 		"internal/undo":       "undo records",
 		"rank":                "spectra",
 	},
-	"internal/fileio": {"internal/fault": "errors of input"},
-	"internal/kernel": {"format/dtype": "elements"},
+	"internal/fileio": {
+		"internal/fault":    "errors of input",
+		"internal/jsontext": "journals",
+	},
+	"internal/jsontext": {"internal/fault": "texts in messages"},
+	"internal/kernel":   {"format/dtype": "elements"},
 	"internal/pickle": {
 		"format/dtype":   "widths of dtypes",
 		"internal/fault": "errors of input",
 	},
 	"internal/safetensors": {
-		"format/dtype":   "widths of dtypes",
-		"internal/fault": "errors of input",
+		"format/dtype":      "widths of dtypes",
+		"internal/fault":    "errors of input",
+		"internal/jsontext": "headers",
 	},
 	"internal/undo": {
-		"format":         "the container of a record",
-		"format/dtype":   "elements",
-		"internal/fault": "errors of input",
+		"format":            "the container of a record",
+		"format/dtype":      "elements",
+		"internal/fault":    "errors of input",
+		"internal/jsontext": "descriptions",
 	},
 	"internal/testkit": {"format/dtype": "elements of tensors to write"},
 }
@@ -416,5 +423,25 @@ func TestGoroutinesStartInOneRoom(t *testing.T) {
 	}
 	if starts["internal/parallel"] == 0 {
 		t.Errorf("no goroutine starts anywhere (%v): the test looks for the wrong thing", fmt.Sprint(slices.Collect(maps.Keys(starts))))
+	}
+}
+
+// TestJSONIsReadInOneRoom: encoding/json writes, and what it reads it reads too kindly.
+func TestJSONIsReadInOneRoom(t *testing.T) {
+	fset, files := source(t)
+	for _, f := range files {
+		if f.isTest || f.room == "internal/jsontext" {
+			continue
+		}
+		ast.Inspect(f.syntax, func(n ast.Node) bool {
+			sel, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			if from, ok := sel.X.(*ast.Ident); ok && from.Name == "json" && slices.Contains([]string{"Unmarshal", "NewDecoder", "Valid"}, sel.Sel.Name) {
+				t.Errorf("%s reads JSON with encoding/json; internal/jsontext does that", fset.Position(n.Pos()))
+			}
+			return true
+		})
 	}
 }

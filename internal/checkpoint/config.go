@@ -11,7 +11,7 @@ import (
 	"github.com/loratool/loratool/internal/config"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
-	"github.com/loratool/loratool/internal/jsonobject"
+	"github.com/loratool/loratool/internal/jsontext"
 )
 
 // MaxJSONBytes bounds the configuration and index files that are read whole; the largest indexes in the wild, of models
@@ -42,7 +42,7 @@ func readIndex(dir fileio.Dir, name string) (shards []string, shardOf map[string
 	var index struct {
 		WeightMap map[string]string `json:"weight_map"`
 	}
-	if _, err := jsonobject.Decode(text, &index); err != nil {
+	if err := jsontext.Decode(text, &index); err != nil {
 		return nil, nil, fault.New(fault.Corrupt, "not an index of shards: %v", err).In(path)
 	}
 	if len(index.WeightMap) == 0 {

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/loratool/loratool/internal/jsonobject"
+	"github.com/loratool/loratool/internal/jsontext"
 )
 
 // Reindex returns the text of an index of shards with the tensors that the checkpoint has more than
@@ -14,11 +14,11 @@ func (c *Checkpoint) Reindex(text []byte, isRenamed bool) ([]byte, error) {
 	var index struct {
 		WeightMap json.RawMessage `json:"weight_map"`
 	}
-	if _, err := jsonobject.Decode(text, &index); err != nil {
+	if err := jsontext.Decode(text, &index); err != nil {
 		return nil, err
 	}
 	known := make(map[string]json.RawMessage)
-	if err := json.Unmarshal(index.WeightMap, &known); err != nil {
+	if err := jsontext.Decode(index.WeightMap, &known); err != nil {
 		return nil, err
 	}
 	if isRenamed {
@@ -26,7 +26,7 @@ func (c *Checkpoint) Reindex(text []byte, isRenamed bool) ([]byte, error) {
 		for _, name := range c.Names() {
 			files[name] = c.FileOf(name)
 		}
-		text, known = jsonobject.Set(text, jsonobject.Indented(files), "weight_map"), nil
+		text, known = jsontext.Set(text, jsontext.Indented(files), "weight_map"), nil
 	}
 	var nBytes, nElements int64
 	for _, name := range c.Names() {
@@ -34,12 +34,12 @@ func (c *Checkpoint) Reindex(text []byte, isRenamed bool) ([]byte, error) {
 		nBytes += t.NBytes
 		nElements += t.Elements()
 		if _, ok := known[name]; !ok && known != nil {
-			text = jsonobject.Set(text, jsonobject.Quote(c.FileOf(name)), "weight_map", name)
+			text = jsontext.Set(text, jsontext.Quote(c.FileOf(name)), "weight_map", name)
 		}
 	}
 	for key, total := range map[string]int64{"total_size": nBytes, "total_parameters": nElements} {
-		if _, ok := jsonobject.Value(text, "metadata", key); ok {
-			text = jsonobject.Set(text, fmt.Sprint(total), "metadata", key)
+		if _, ok := jsontext.Value(text, "metadata", key); ok {
+			text = jsontext.Set(text, fmt.Sprint(total), "metadata", key)
 		}
 	}
 	return text, nil

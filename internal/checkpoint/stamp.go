@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/loratool/loratool/internal/jsontext"
 )
 
 // stampPrefix begins the metadata keys under which a merged file says what was merged into it: loratool.merge.1, .2, … in the
@@ -54,7 +56,7 @@ func (h *Header) History(file string) []Merged { return historyOf(file, h.parsed
 func historyOf(file string, metadata map[string]string) (history []Merged) {
 	for _, n := range stampNumbers(metadata) {
 		m := Merged{File: file, Key: fmt.Sprint(stampPrefix, n)}
-		if json.Unmarshal([]byte(metadata[m.Key]), &m.Stamp) == nil {
+		if jsontext.Decode([]byte(metadata[m.Key]), &m.Stamp) == nil {
 			history = append(history, m)
 		}
 	}

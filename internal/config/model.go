@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/internal/fault"
-	"github.com/loratool/loratool/internal/jsonobject"
+	"github.com/loratool/loratool/internal/jsontext"
 	"github.com/loratool/loratool/internal/naming"
 )
 
@@ -45,7 +45,7 @@ type file struct {
 
 // vocabSize is the number of tokens, 0 where it is not said.
 func (f *file) vocabSize() (n uint64) {
-	json.Unmarshal(f.VocabSize, &n)
+	jsontext.Decode(f.VocabSize, &n)
 	return n
 }
 
@@ -53,7 +53,7 @@ func (f *file) vocabSize() (n uint64) {
 // need may be anything.
 func Parse(text []byte) (Model, error) {
 	var f file
-	if _, err := jsonobject.Decode(text, &f); err != nil {
+	if err := jsontext.Decode(text, &f); err != nil {
 		return Model{}, fault.New(fault.Corrupt, "not the configuration of a model: %v", err)
 	}
 	c := Model{Found: true, ModelType: f.ModelType, Architectures: f.Architectures, TieWordEmbeddings: f.Tie}
@@ -63,7 +63,7 @@ func Parse(text []byte) (Model, error) {
 	c.VocabSize = f.vocabSize()
 	if len(f.TextConfig) > 0 {
 		var text file
-		if _, err := jsonobject.Decode(f.TextConfig, &text); err != nil {
+		if err := jsontext.Decode(f.TextConfig, &text); err != nil {
 			return Model{}, fault.New(fault.Corrupt, "not the configuration of a model: text_config: %v", err)
 		}
 		c.TextTie = text.Tie
@@ -76,7 +76,7 @@ func Parse(text []byte) (Model, error) {
 		var q struct {
 			Method string `json:"quant_method"`
 		}
-		jsonobject.Decode(f.Quantization, &q) // only the name is wanted
+		jsontext.Decode(f.Quantization, &q) // only the name is wanted
 		c.QuantizationMethod = q.Method
 		if q.Method == "" {
 			c.QuantizationMethod = "unnamed"

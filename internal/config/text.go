@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"strconv"
 
-	"github.com/loratool/loratool/internal/jsonobject"
+	"github.com/loratool/loratool/internal/jsontext"
 )
 
 // Text is the text of a config.json. Its methods return a changed text, in which every byte but
@@ -17,12 +17,12 @@ type Text []byte
 func (t Text) Replace(field, from, to string) Text {
 	replaced := false
 	for _, path := range [][]string{{field}, {"text_config", field}} {
-		if value, ok := jsonobject.Value(t, path...); ok && value == from {
-			t, replaced = jsonobject.Set(t, to, path...), true
+		if value, ok := jsontext.Value(t, path...); ok && value == from {
+			t, replaced = jsontext.Set(t, to, path...), true
 		}
 	}
 	if !replaced {
-		t = jsonobject.Set(t, to, field)
+		t = jsontext.Set(t, to, field)
 	}
 	return t
 }
@@ -32,18 +32,18 @@ func (t Text) Replace(field, from, to string) Text {
 func (t Text) Untie() Text {
 	const field = "tie_word_embeddings"
 	t = t.Replace(field, "true", "false")
-	if _, ok := jsonobject.Value(t, "text_config"); ok { // transformers 4 asks the text half, whose class has a default of its own
-		t = jsonobject.Set(t, "false", "text_config", field)
+	if _, ok := jsontext.Value(t, "text_config"); ok { // transformers 4 asks the text half, whose class has a default of its own
+		t = jsontext.Set(t, "false", "text_config", field)
 	}
-	if _, ok := jsonobject.Value(t, "tie_embedding"); ok { // LFM2
-		t = jsonobject.Set(t, "false", "tie_embedding")
+	if _, ok := jsontext.Value(t, "tie_embedding"); ok { // LFM2
+		t = jsontext.Set(t, "false", "tie_embedding")
 	}
 	return t
 }
 
 // SetClass names the class of the model.
 func (t Text) SetClass(class string) Text {
-	return jsonobject.Set(t, jsonobject.Indented([]string{class}), "architectures")
+	return jsontext.Set(t, jsontext.Indented([]string{class}), "architectures")
 }
 
 // defaultLabels is how many labels a configuration has that does not say it.
@@ -52,10 +52,10 @@ const defaultLabels = 2
 // NLabels is how many labels a configuration has.
 func (t Text) NLabels() uint64 {
 	var names map[string]json.RawMessage
-	if value, ok := jsonobject.Value(t, "id2label"); ok && json.Unmarshal([]byte(value), &names) == nil && names != nil {
+	if value, ok := jsontext.Value(t, "id2label"); ok && jsontext.Decode([]byte(value), &names) == nil && names != nil {
 		return uint64(len(names))
 	}
-	if value, ok := jsonobject.Value(t, "num_labels"); ok {
+	if value, ok := jsontext.Value(t, "num_labels"); ok {
 		if n, err := strconv.ParseUint(value, 10, 64); err == nil {
 			return n
 		}
@@ -74,11 +74,11 @@ func (t Text) SetLabels(n uint64) Text {
 		names = fmt.Appendf(names, `%s"%d": "LABEL_%d"`, separator, i, i)
 		numbers = fmt.Appendf(numbers, `%s"LABEL_%d": %d`, separator, i, i)
 	}
-	t = jsonobject.Set(t, string(names)+"\n  }", "id2label")
-	t = jsonobject.Set(t, string(numbers)+"\n  }", "label2id")
+	t = jsontext.Set(t, string(names)+"\n  }", "id2label")
+	t = jsontext.Set(t, string(numbers)+"\n  }", "label2id")
 	for _, field := range []string{"num_labels", "_num_labels"} {
-		if _, ok := jsonobject.Value(t, field); ok {
-			t = jsonobject.Set(t, fmt.Sprint(n), field)
+		if _, ok := jsontext.Value(t, field); ok {
+			t = jsontext.Set(t, fmt.Sprint(n), field)
 		}
 	}
 	return t

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/loratool/loratool/internal/jsontext"
 )
 
 // A journal lies in the directories of several outputs while they are moved to their places. It is complete and on the disk
@@ -186,7 +188,7 @@ func readJournal(dir, path string) (replace bool, moves []move, err error) {
 		return false, nil, err
 	}
 	var text journalText
-	if err := json.Unmarshal(content, &text); err != nil {
+	if err := jsontext.Decode(content, &text); err != nil {
 		return false, nil, err
 	}
 	for _, m := range text.Moves {

@@ -12,10 +12,10 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/jsontext"
 )
 
 const (
@@ -99,7 +99,7 @@ func ReadStart(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) 
 // parse scans the JSON text of a header.
 func parse(ctx context.Context, text string) (*Header, error) {
 	h := &Header{DataOff: 8 + int64(len(text))}
-	if err := h.scan(&scanner{ctx: ctx, text: text}); err != nil {
+	if err := h.scan(newScanner(ctx, text)); err != nil {
 		return nil, err
 	}
 	h.release(text)
@@ -167,17 +167,6 @@ func readText(ctx context.Context, r io.ReaderAt, size int64) (string, error) {
 	if text[0] != '{' {
 		return "", fault.New(fault.Corrupt, "the header begins with %q, want '{'", text[0]).At(8)
 	}
-	if !utf8.ValidString(text) {
-		bad := 0
-		for bad < len(text) {
-			c, n := utf8.DecodeRuneInString(text[bad:])
-			if c == utf8.RuneError && n == 1 {
-				break
-			}
-			bad += n
-		}
-		return "", fault.New(fault.Corrupt, "the header is not UTF-8").At(int64(8 + bad))
-	}
 	return text, nil
 }
 
@@ -198,129 +187,124 @@ func (u under) Read(p []byte) (int, error) {
 func (h *Header) scan(s *scanner) error {
 	var seen map[string]struct{}
 	h.insertAt, h.noTensors = 1, true
-	err := s.object(func(name string, at int) error {
+	for at, name := range s.Object() {
 		if _, dup := seen[name]; dup || name == metadataName && h.hasMeta {
-			return s.errorf(at, "the name %q appears twice", name)
+			s.fail(at, "the name %q appears twice", name)
+			break
 		}
 		if name == metadataName {
-			return h.scanMetadata(s)
+			h.scanMetadata(s)
+			continue
 		}
 		if h.noTensors {
-			rest := s.text[s.pos:]
+			rest := s.Rest()
 			// What grows from nothing costs several times as much.
 			most := min(strings.Count(rest, "{"), len(rest)/minEntryBytes) + 1
 			seen, h.Tensors = make(map[string]struct{}, most), make([]Tensor, 0, most)
 		}
 		h.noTensors = false
 		seen[name] = struct{}{}
-		t, err := scanTensor(s, name)
-		if err != nil {
-			return err
-		}
-		h.Tensors = append(h.Tensors, t)
-		return nil
-	})
-	if err != nil {
-		return err
+		h.Tensors = append(h.Tensors, scanTensor(s, name))
 	}
-	s.space()
-	if s.pos != len(s.text) {
-		return s.errorf(s.pos, "text after the header object")
+	if !s.Done() {
+		s.fail(s.Pos(), "text after the header object")
 	}
-	return nil
+	return s.err()
 }
 
-func (h *Header) scanMetadata(s *scanner) error {
-	if strings.HasPrefix(s.text[s.pos:], "null") { // as MLX writes it
-		h.Metadata, h.nullMeta, h.insertAt = map[string]string{}, true, s.pos
-		s.pos += len("null")
-		return nil
+func (h *Header) scanMetadata(s *scanner) {
+	start := s.Pos()
+	if s.Word("null") { // as MLX writes it
+		h.Metadata, h.nullMeta, h.insertAt = map[string]string{}, true, start
+		return
 	}
-	start, n := s.pos, 0
-	err := s.object(func(string, int) error {
+	n := 0
+	for range s.Object() {
+		s.Str()
 		n++
-		_, err := s.str()
-		return err
-	})
-	if err != nil {
-		return err
 	}
-	s.pos = start
+	s.Rewind(start)
 	h.Metadata = make(map[string]string, n+n/4) // counted first, and with room: a map that grows costs twice as much
-	h.hasMeta, h.insertAt = true, s.pos+1
-	err = s.object(func(key string, at int) error {
+	h.hasMeta, h.insertAt = true, start+1
+	for at, key := range s.Object() {
 		if _, dup := h.Metadata[key]; dup {
-			return s.errorf(at, "__metadata__ has the key %q twice", key)
+			s.fail(at, "__metadata__ has the key %q twice", key)
 		}
-		value, err := s.str()
-		h.Metadata[key] = value
-		return err
-	})
+		h.Metadata[key] = s.Str()
+	}
 	h.emptyMeta = len(h.Metadata) == 0
-	return err
 }
 
 // scanTensor reads {"dtype": …, "shape": […], "data_offsets": [begin, end]}; Off is relative to the data until prove.
-func scanTensor(s *scanner, name string) (Tensor, error) {
+func scanTensor(s *scanner, name string) Tensor {
 	t := Tensor{Name: name}
-	start := s.pos
+	start := s.Pos()
 	var end int64
-	var fields [3]bool
-	err := s.object(func(field string, at int) error {
-		i := slices.Index([]string{"dtype", "shape", "data_offsets"}, field)
-		switch {
-		case i < 0:
-			return s.errorf(at, "tensor %q has the unknown field %q", name, field)
-		case fields[i]:
-			return s.errorf(at, "tensor %q has the field %q twice", name, field)
+	var hasType, hasShape, hasOffsets bool
+	for at, field := range s.Object() {
+		switch field {
+		case "dtype":
+			s.once(at, name, field, &hasType)
+			t.DType = s.dtype(at, name)
+		case "shape":
+			s.once(at, name, field, &hasShape)
+			t.Shape = s.shape(at, name)
+		case "data_offsets":
+			s.once(at, name, field, &hasOffsets)
+			t.Off, end = s.offsets(at, name)
+		default:
+			s.fail(at, "tensor %q has the unknown field %q", name, field)
 		}
-		fields[i] = true
-		switch i {
-		case 0:
-			spelling, err := s.str()
-			if err != nil {
-				return err
-			}
-			var ok bool
-			if t.DType, ok = dtype.Parse(spelling); !ok {
-				return fault.New(fault.Unsupported, "tensor %q has the unknown dtype %q", name, spelling).At(int64(8 + at))
-			}
-		case 1:
-			shape, err := s.numbers(maxDims, func() error {
-				return fault.New(fault.Limit, "tensor %q has more than %d dimensions", name, maxDims).At(int64(8 + at))
-			})
-			t.Shape = s.keep(shape)
-			return err
-		case 2:
-			off, err := s.numbers(2, func() error {
-				return s.errorf(at, "tensor %q has more than two data_offsets", name)
-			})
-			if err != nil {
-				return err
-			}
-			if len(off) != 2 || off[0] > off[1] {
-				return s.errorf(at, "tensor %q has data_offsets %d, want begin and end", name, off)
-			}
-			t.Off, end = int64(off[0]), int64(off[1])
-		}
-		return nil
-	})
-	if err != nil {
-		return t, err
 	}
-	if fields != [3]bool{true, true, true} {
-		return t, s.errorf(start, "tensor %q lacks dtype, shape or data_offsets", name)
+	if s.Err() != nil {
+		return t
+	}
+	if !hasType || !hasShape || !hasOffsets {
+		s.fail(start, "tensor %q lacks dtype, shape or data_offsets", name)
+		return t
 	}
 	t.NBytes = end - t.Off
 	n, ok := dtype.NElements(t.Shape)
 	want, ok2 := t.DType.NBytes(n)
-	if !ok || !ok2 {
-		return t, s.errorf(start, "tensor %q: %v of shape %d is not a whole number of bytes that a file can hold", name, t.DType, t.Shape)
+	switch {
+	case !ok || !ok2:
+		s.fail(start, "tensor %q: %v of shape %d is not a whole number of bytes that a file can hold", name, t.DType, t.Shape)
+	case want != t.NBytes:
+		s.fail(start, "tensor %q: %v of shape %d takes %d bytes, data_offsets give it %d", name, t.DType, t.Shape, want, t.NBytes)
 	}
-	if want != t.NBytes {
-		return t, s.errorf(start, "tensor %q: %v of shape %d takes %d bytes, data_offsets give it %d", name, t.DType, t.Shape, want, t.NBytes)
+	return t
+}
+
+// once fails where a tensor has a field already.
+func (s *scanner) once(at int, name, field string, has *bool) {
+	if *has {
+		s.fail(at, "tensor %q has the field %q twice", name, field)
 	}
-	return t, nil
+	*has = true
+}
+
+func (s *scanner) dtype(at int, name string) dtype.Type {
+	spelling := s.Str()
+	d, ok := dtype.Parse(spelling)
+	if !ok && s.Err() == nil {
+		s.Fail(fault.New(fault.Unsupported, "tensor %q has the unknown dtype %q", name, spelling).At(int64(8 + at)))
+	}
+	return d
+}
+
+func (s *scanner) shape(at int, name string) []uint64 {
+	return s.keep(s.numbers(maxDims, func() {
+		s.Fail(fault.New(fault.Limit, "tensor %q has more than %d dimensions", name, maxDims).At(int64(8 + at)))
+	}))
+}
+
+func (s *scanner) offsets(at int, name string) (begin, end int64) {
+	off := s.numbers(2, func() { s.fail(at, "tensor %q has more than two data_offsets", name) })
+	if len(off) != 2 || off[0] > off[1] {
+		s.fail(at, "tensor %q has data_offsets %d, want begin and end", name, off)
+		return 0, 0
+	}
+	return int64(off[0]), int64(off[1])
 }
 
 // prove sorts the tensors by position and checks that they fill the rest of the file, in one pass.
@@ -395,21 +379,18 @@ func (h *Header) WithoutMetadata(raw []byte, key string) []byte {
 	if _, ok := h.Metadata[key]; !ok {
 		return raw
 	}
-	s := &scanner{ctx: context.Background(), text: string(raw[8:]), pos: h.insertAt - 1}
+	text := string(raw[8+h.insertAt-1:]) // from the opening of the metadata on
+	s := jsontext.New(text, jsontext.Strict)
 	var kept []string
-	err := s.object(func(k string, at int) error {
-		_, err := s.str()
+	for at, k := range s.Object() {
+		s.Str()
 		if k != key {
-			kept = append(kept, s.text[at:s.pos])
+			kept = append(kept, text[at:s.Offset()])
 		}
-		return err
-	})
-	if err != nil {
-		panic("safetensors: a header that was proven does not scan: " + err.Error())
 	}
 	out := append(make([]byte, 0, len(raw)), raw[:8+h.insertAt]...)
 	out = append(out, strings.Join(kept, ",")...)
 	out = append(out, '}')
-	out = append(out, s.text[s.pos:]...)
+	out = append(out, text[s.Offset():]...)
 	return append(out, bytes.Repeat([]byte(" "), len(raw)-len(out))...)
 }

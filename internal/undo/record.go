@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"hash/crc32"
 	"math"
@@ -15,6 +14,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/jsontext"
 )
 
 const (
@@ -111,13 +111,13 @@ func (r *Record) readDescription(m *format.Manifest) error {
 		var v struct {
 			Version *int `json:"undo"`
 		}
-		if err := json.Unmarshal(text, &v); err != nil || v.Version == nil {
+		if err := jsontext.Decode(text, &v); err != nil || v.Version == nil {
 			return broken(3, "%s is not a JSON object with the member \"undo\": %v", descriptionName, err)
 		}
 		if *v.Version != version {
 			return broken(2, "version %d of the undo record, this reader knows %d", *v.Version, version).WithHint("use a newer loratool")
 		}
-		if err := decodeStrict(text, &r.Description); err != nil {
+		if err := jsontext.DecodeExact(text, &r.Description); err != nil {
 			return broken(3, "%s: %v", descriptionName, err)
 		}
 		return nil

@@ -1,11 +1,11 @@
-package jsonobject_test
+package jsontext_test
 
 import (
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/loratool/loratool/internal/jsonobject"
+	"github.com/loratool/loratool/internal/jsontext"
 )
 
 type fields struct {
@@ -29,7 +29,7 @@ func TestKeysAreExact(t *testing.T) {
 		{`{"\u006cora_alpha":3}`, 3, false, nil},
 	} {
 		var f fields
-		near, err := jsonobject.Decode([]byte(c.text), &f)
+		near, err := jsontext.DecodeNear([]byte(c.text), &f)
 		if err != nil || f.Alpha == nil || *f.Alpha != c.alpha || f.RSLoRA != c.rs || !slices.Equal(near, c.near) || f.own != 0 {
 			t.Errorf("Decode(%s) = %+v, near %q, %v, want alpha %v, %v, near %q", c.text, f, near, err, c.alpha, c.rs, c.near)
 		}
@@ -44,7 +44,7 @@ func TestWrongValuesAreNamed(t *testing.T) {
 		"\ufeff{\"lora_alpha\":1}": "byte order mark",
 		`[]`:                       "array",
 	} {
-		if _, err := jsonobject.Decode([]byte(text), new(fields)); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := jsontext.DecodeNear([]byte(text), new(fields)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Decode(%s): %v, want an error with %q", text, err, want)
 		}
 	}

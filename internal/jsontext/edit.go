@@ -1,4 +1,4 @@
-package jsonobject
+package jsontext
 
 import (
 	"bytes"
@@ -48,27 +48,16 @@ func Set(text []byte, value string, path ...string) []byte {
 	return slices.Concat(text[:open], rest[:first], []byte(Quote(path[0])+": "+value+","), rest)
 }
 
-// span finds the value of a key of an object.
+// span finds the value of a key of an object; of equal keys the last one counts, as Decode has it.
 func span(text []byte, key string) (from, to int, ok bool) {
-	dec := json.NewDecoder(bytes.NewReader(text))
-	if open, err := dec.Token(); err != nil || open != json.Delim('{') {
-		return 0, 0, false
-	}
-	for dec.More() {
-		name, err := dec.Token()
-		if err != nil {
-			return 0, 0, false
-		}
-		var value json.RawMessage
-		if err := dec.Decode(&value); err != nil {
-			return 0, 0, false
-		}
-		if name == key {
-			to := int(dec.InputOffset())
-			return to - len(value), to, true
+	s := New(string(text), Python)
+	for _, name := range s.Object() {
+		at := s.Pos()
+		if s.Skip(); name == key {
+			from, to, ok = at, s.pos, true
 		}
 	}
-	return 0, 0, false
+	return from, to, ok && s.Err() == nil
 }
 
 // Indented is the text of a value of strings, as transformers writes it into an object.

@@ -1,0 +1,308 @@
+package jsontext
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Decode sets *v from a text as Python reads it. Of a struct it sets the fields with a json tag from the
+// members with exactly that key; a member without a field is ignored, and of equal keys the last one
+// counts. null leaves v as it is, but empties slices, maps and pointers. Beside structs v may hold
+// slices, maps by string, pointers, strings, bools, numbers, and Unmarshalers such as a
+// json.RawMessage. A number must be in the range of its type.
+func Decode(text []byte, v any) error {
+	_, err := DecodeNear(text, v)
+	return err
+}
+
+// DecodeNear is Decode that lists, sorted, the members of the outermost struct that are ignored and whose
+// key is another spelling of a field's, in upper or lower case.
+func DecodeNear(text []byte, v any) (near []string, err error) {
+	d := newDecoder(text, Python)
+	if d.Skip(); d.err == nil { // a text that is no JSON sets nothing
+		d.End()
+	}
+	if d.err == nil {
+		d.pos = 0
+		d.value(reflect.ValueOf(v).Elem())
+	}
+	if d.err != nil {
+		return nil, d.err
+	}
+	slices.Sort(d.near)
+	return slices.Compact(d.near), nil
+}
+
+// DecodeExact sets the fields of *v, a struct with a json tag on every field, and of the structs in it, from
+// a strict text: each member must be there, once and not null, and no other.
+func DecodeExact(text []byte, v any) error {
+	d := newDecoder(text, Strict)
+	d.exact = true
+	d.value(reflect.ValueOf(v).Elem())
+	d.End()
+	return d.err
+}
+
+// Unmarshaler reads the text of a value itself, as types for encoding/json do.
+type Unmarshaler interface{ UnmarshalJSON(text []byte) error }
+
+type decoder struct {
+	*Scanner
+	exact  bool
+	near   []string
+	path   []step // to the value that is read, for errors
+	fields map[reflect.Type][]field
+}
+
+// step is one key of a path, or one index of a list.
+type step struct {
+	key   string
+	index int // isKey: the step is a key
+}
+
+const isKey = -1
+
+// field is a field of a struct by the name of its member.
+type field struct {
+	name  string
+	index int
+}
+
+func newDecoder(text []byte, form Form) *decoder {
+	return &decoder{Scanner: New(string(text), form), fields: make(map[reflect.Type][]field)}
+}
+
+// value reads one value into v.
+func (d *decoder) value(v reflect.Value) {
+	if d.err != nil {
+		return
+	}
+	if u, ok := v.Addr().Interface().(Unmarshaler); ok {
+		at := d.Pos()
+		if err := u.UnmarshalJSON([]byte(d.Raw())); err != nil {
+			d.Failf(Type, at, "%s: %v", d.where(), err)
+		}
+		return
+	}
+	if !d.exact && d.Word("null") {
+		if k := v.Kind(); k == reflect.Pointer || k == reflect.Slice || k == reflect.Map {
+			v.SetZero()
+		}
+		return
+	}
+	switch v.Kind() {
+	case reflect.Pointer:
+		if v.IsNil() {
+			v.Set(reflect.New(v.Type().Elem()))
+		}
+		d.value(v.Elem())
+	case reflect.Struct:
+		d.object(v, d.structure)
+	case reflect.Map:
+		d.object(v, d.dictionary)
+	case reflect.Slice:
+		d.list(v)
+	default:
+		d.scalar(v)
+	}
+}
+
+// object reads the members of an object.
+func (d *decoder) object(v reflect.Value, members func(reflect.Value)) {
+	if d.Next() != '{' {
+		d.wrong(v)
+		return
+	}
+	members(v)
+}
+
+// structure reads an object with a member for each field.
+func (d *decoder) structure(v reflect.Value) {
+	at, fields := d.Pos(), d.fieldsOf(v.Type())
+	places := make([]int, len(fields)) // of the values; 0 has an object before it
+	for keyAt, key := range d.Object() {
+		i := slices.IndexFunc(fields, func(f field) bool { return f.name == key })
+		switch {
+		case d.exact && (i < 0 || places[i] > 0):
+			d.Failf(Members, keyAt, "the member %q of %s is unknown, or there twice", key, d.where())
+		case d.exact:
+			places[i] = d.Pos()
+			d.step(key, isKey, v.Field(fields[i].index))
+		case i >= 0:
+			places[i] = d.Pos()
+			d.Skip()
+		default:
+			d.ignore(key, fields)
+		}
+	}
+	end := d.pos
+	for i, place := range places {
+		switch {
+		case d.err != nil:
+			return
+		case d.exact && place == 0:
+			d.Failf(Members, at, "%s has no member %q", d.where(), fields[i].name)
+		case !d.exact && place > 0: // the last of equal keys
+			d.pos = place
+			d.step(fields[i].name, isKey, v.Field(fields[i].index))
+		}
+	}
+	d.pos = end
+}
+
+// fieldsOf lists the fields of a struct that have a member.
+func (d *decoder) fieldsOf(t reflect.Type) []field {
+	fields, ok := d.fields[t]
+	if ok {
+		return fields
+	}
+	for i := range t.NumField() {
+		if name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ","); name != "" {
+			fields = append(fields, field{name, i})
+		}
+	}
+	d.fields[t] = fields
+	return fields
+}
+
+// ignore skips a member without a field.
+func (d *decoder) ignore(key string, fields []field) {
+	if len(d.path) == 0 && slices.ContainsFunc(fields, func(f field) bool { return strings.EqualFold(f.name, key) }) {
+		d.near = append(d.near, key)
+	}
+	d.Skip()
+}
+
+// dictionary reads an object with any keys.
+func (d *decoder) dictionary(v reflect.Value) {
+	if v.IsNil() {
+		v.Set(reflect.MakeMap(v.Type()))
+	}
+	for at, key := range d.Object() {
+		name := reflect.ValueOf(key)
+		if d.exact && v.MapIndex(name).IsValid() {
+			d.Failf(Members, at, "the member %q of %s is there twice", key, d.where())
+		}
+		value := reflect.New(v.Type().Elem()).Elem()
+		d.step(key, isKey, value)
+		v.SetMapIndex(name, value)
+	}
+}
+
+func (d *decoder) list(v reflect.Value) {
+	if d.Next() != '[' {
+		d.wrong(v)
+		return
+	}
+	v.Set(reflect.MakeSlice(v.Type(), 0, 0))
+	for i := range d.Array() {
+		v.Grow(1)
+		v.SetLen(i + 1)
+		d.step("", i, v.Index(i))
+	}
+}
+
+// step reads a value that lies inside another one.
+func (d *decoder) step(key string, index int, v reflect.Value) {
+	d.path = append(d.path, step{key, index})
+	d.value(v)
+	d.path = d.path[:len(d.path)-1]
+}
+
+// scalar reads a string, a bool or a number.
+func (d *decoder) scalar(v reflect.Value) {
+	at := d.Pos()
+	ok := false
+	switch c := d.Next(); {
+	case v.Kind() == reflect.String:
+		if ok = c == '"'; ok {
+			v.SetString(d.Str())
+		}
+	case v.Kind() == reflect.Bool:
+		isTrue := d.Word("true")
+		if ok = isTrue || d.Word("false"); ok {
+			v.SetBool(isTrue)
+		}
+	case c == '-' || '0' <= c && c <= '9':
+		ok = setNumber(v, d.Number())
+	}
+	if !ok {
+		d.pos = at
+		d.wrong(v)
+	}
+}
+
+// setNumber sets v to a number, and reports whether its type can hold it.
+func setNumber(v reflect.Value, digits string) bool {
+	var err error
+	switch {
+	case v.CanInt():
+		var n int64
+		n, err = strconv.ParseInt(digits, 10, v.Type().Bits())
+		v.SetInt(n)
+	case v.CanUint():
+		var n uint64
+		n, err = strconv.ParseUint(digits, 10, v.Type().Bits())
+		v.SetUint(n)
+	default:
+		var x float64
+		x, err = strconv.ParseFloat(digits, v.Type().Bits())
+		v.SetFloat(x)
+	}
+	return err == nil
+}
+
+// wrong fails because a value of another type than that of v comes next.
+func (d *decoder) wrong(v reflect.Value) {
+	at, value := d.Pos(), d.Raw()
+	if d.err != nil {
+		return
+	}
+	const most = 60
+	if len(value) > most {
+		value = value[:most] + "…"
+	}
+	if len(d.path) == 0 && value[0] == '[' {
+		value = "an array"
+	}
+	d.Failf(Type, at, "%s is %s, want %s", d.where(), strings.ToValidUTF8(value, "\ufffd"), want(v.Type()))
+}
+
+// want says in words which values a type takes.
+func want(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Struct, reflect.Map:
+		return "an object"
+	case reflect.Slice:
+		return "a list"
+	case reflect.String:
+		return "a text"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Float64, reflect.Float32:
+		return "a number"
+	}
+	return "a whole number"
+}
+
+// where is the place of the value that is read: keys and indexes.
+func (d *decoder) where() string {
+	var b strings.Builder
+	for i, s := range d.path {
+		switch {
+		case s.index != isKey:
+			fmt.Fprintf(&b, "[%d]", s.index)
+		case i > 0:
+			b.WriteString("." + s.key)
+		default:
+			b.WriteString(s.key)
+		}
+	}
+	if b.Len() == 0 {
+		return "the text"
+	}
+	return b.String()
+}
