@@ -140,7 +140,7 @@ const (
 // Requirement is a feature beyond W0 + s·B·A that whoever applies the adapter must understand. Where names the module,
 // the tensor or the field of the configuration that it comes from, and what was found there.
 type Requirement struct {
-	Feature string
+	Feature Feature
 	Where   string
 }
 

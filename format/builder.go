@@ -146,7 +146,7 @@ func (l *LayerBuilder) Bias(bias Data) *LayerBuilder {
 	return l.role(RoleBias, FeatureLoRABias, ".lora_B.bias", bias)
 }
 
-func (l *LayerBuilder) role(role Role, feature, tail string, d Data) *LayerBuilder {
+func (l *LayerBuilder) role(role Role, feature Feature, tail string, d Data) *LayerBuilder {
 	layer := &l.builder.adapter.Layers[l.index]
 	l.builder.Require(feature, layer.Module)
 	layer.Roles[role] = l.builder.add(d.shaped(l.outputs).or(layer.Module + tail))
@@ -169,13 +169,13 @@ func (b *Builder) Rows(target string, rows []int64, d Data) {
 
 // Opaque adds a tensor that nobody here interprets, under its name, and the requirement that says why: who does not know the
 // feature refuses the adapter.
-func (b *Builder) Opaque(name string, d Data, feature, where string) {
+func (b *Builder) Opaque(name string, d Data, feature Feature, where string) {
 	b.Require(feature, where)
 	b.adapter.Beside = append(b.adapter.Beside, Beside{Action: Opaque, Target: name, Tensor: b.add(d.Named(name))})
 }
 
 // Require adds a feature that whoever applies the adapter must know; see Requirement.
-func (b *Builder) Require(feature, where string) {
+func (b *Builder) Require(feature Feature, where string) {
 	b.adapter.Requires = append(b.adapter.Requires, Requirement{Feature: feature, Where: where})
 }
 

@@ -59,11 +59,11 @@ func TestABuiltAdapterIsWrittenAndRead(t *testing.T) {
 	if a.Method != "dora" || a.Dialect != "toy" {
 		t.Errorf("method %q, dialect %q", a.Method, a.Dialect)
 	}
-	var features []string
+	var features []format.Feature
 	for _, r := range a.Requires {
 		features = append(features, r.Feature)
 	}
-	if want := []string{format.FeatureConvolution, format.FeatureDoRA, format.FeatureLoRABias, "riddle"}; !slices.Equal(features, want) {
+	if want := []format.Feature{format.FeatureConvolution, format.FeatureDoRA, format.FeatureLoRABias, "riddle"}; !slices.Equal(features, want) {
 		t.Errorf("requires %q, want %q", features, want)
 	}
 	var file bytes.Buffer

@@ -81,7 +81,7 @@ func (e *encoder) adapter(a *Adapter) {
 }
 
 func (e *encoder) requirement(r *Requirement) {
-	e.text(`{"feature":`).str(r.Feature).text(`,"where":`).str(r.Where).text("}")
+	e.text(`{"feature":`).str(string(r.Feature)).text(`,"where":`).str(r.Where).text("}")
 }
 
 func (e *encoder) layer(l *Layer) {

@@ -8,44 +8,48 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
+// Feature is something beyond s·B·A on a weight that an adapter requires. Dialects outside this module may require others than those
+// named here.
+type Feature string
+
 // The features that an adapter can require beyond s·B·A on a weight, as the dialects of this module name them. A program that
 // applies adapters must know each one that it finds, or refuse (spec/FORMAT.md, R70).
 const (
-	FeatureALoRA              = "alora"
-	FeatureArrow              = "arrow"
-	FeatureBDLoRA             = "bdlora"
-	FeatureConfigField        = "config-field" // a field of the configuration that nobody here knows
-	FeatureConvolution        = "convolution"
-	FeatureCorDA              = "corda"
-	FeatureDoRA               = "dora"
-	FeatureExpertFactors      = "expert-factors" // three dimensions: factors for each of several experts
-	FeatureEmptyTensor        = "empty-tensor"   // a tensor without elements, which stands for one that was elsewhere
-	FeatureExperts            = "experts"
-	FeatureFactorShape        = "factor-shape"
-	FeatureKaSA               = "kasa"
-	FeatureLayerReplication   = "layer-replication"
-	FeatureLoftQ              = "loftq"
-	FeatureLoRABias           = "lora-bias"
-	FeatureLoRAGA             = "lora-ga"
-	FeatureMergedLinear       = "merged-linear"
-	FeatureMissingFactor      = "missing-factor"
-	FeatureMonteCLoRA         = "monteclora"
-	FeatureMultiheadAttention = "multihead-attention"
-	FeatureOLoRA              = "olora"
-	FeaturePattern            = "pattern" // a rank or alpha pattern that cannot be evaluated
-	FeaturePEFTType           = "peft-type"
-	FeaturePiSSA              = "pissa"
-	FeaturePiSSANiter         = "pissa-niter"
-	FeatureQALoRA             = "qalora"
-	FeatureRankMismatch       = "rank-mismatch"
-	FeatureSeveralNames       = "several-names"
-	FeatureStrayTensor        = "stray-tensor" // a tensor of the base that the configuration does not say is saved
-	FeatureTokenIndices       = "token-indices"
-	FeatureTwice              = "twice" // two tensors for one factor of one module
-	FeatureUndo               = "undo"  // it is the undo record of a merge (spec/UNDO.md)
-	FeatureUnknownTensor      = "unknown-tensor"
-	FeatureVeLoRA             = "velora"
-	FeatureWeightTying        = "weight-tying" // Δ of an embedding is meant for the output head that is tied to it, too
+	FeatureALoRA              Feature = "alora"
+	FeatureArrow              Feature = "arrow"
+	FeatureBDLoRA             Feature = "bdlora"
+	FeatureConfigField        Feature = "config-field" // a field of the configuration that nobody here knows
+	FeatureConvolution        Feature = "convolution"
+	FeatureCorDA              Feature = "corda"
+	FeatureDoRA               Feature = "dora"
+	FeatureExpertFactors      Feature = "expert-factors" // three dimensions: factors for each of several experts
+	FeatureEmptyTensor        Feature = "empty-tensor"   // a tensor without elements, which stands for one that was elsewhere
+	FeatureExperts            Feature = "experts"
+	FeatureFactorShape        Feature = "factor-shape"
+	FeatureKaSA               Feature = "kasa"
+	FeatureLayerReplication   Feature = "layer-replication"
+	FeatureLoftQ              Feature = "loftq"
+	FeatureLoRABias           Feature = "lora-bias"
+	FeatureLoRAGA             Feature = "lora-ga"
+	FeatureMergedLinear       Feature = "merged-linear"
+	FeatureMissingFactor      Feature = "missing-factor"
+	FeatureMonteCLoRA         Feature = "monteclora"
+	FeatureMultiheadAttention Feature = "multihead-attention"
+	FeatureOLoRA              Feature = "olora"
+	FeaturePattern            Feature = "pattern" // a rank or alpha pattern that cannot be evaluated
+	FeaturePEFTType           Feature = "peft-type"
+	FeaturePiSSA              Feature = "pissa"
+	FeaturePiSSANiter         Feature = "pissa-niter"
+	FeatureQALoRA             Feature = "qalora"
+	FeatureRankMismatch       Feature = "rank-mismatch"
+	FeatureSeveralNames       Feature = "several-names"
+	FeatureStrayTensor        Feature = "stray-tensor" // a tensor of the base that the configuration does not say is saved
+	FeatureTokenIndices       Feature = "token-indices"
+	FeatureTwice              Feature = "twice" // two tensors for one factor of one module
+	FeatureUndo               Feature = "undo"  // it is the undo record of a merge (spec/UNDO.md)
+	FeatureUnknownTensor              = "unknown-tensor"
+	FeatureVeLoRA                     = "velora"
+	FeatureWeightTying                = "weight-tying" // Δ of an embedding is meant for the output head that is tied to it, too
 )
 
 // MergedLinear is the requirement of an adapter of MergedLinear (loralib, and PEFT before 0.3), where one weight holds several

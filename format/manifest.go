@@ -1,6 +1,7 @@
 package format
 
 import (
+	"cmp"
 	"math"
 	"strconv"
 	"strings"
@@ -130,7 +131,7 @@ func (s *scanner) adapter() (a Adapter) {
 			for range s.Array() {
 				at := s.Pos()
 				r := s.requirement()
-				s.ascending(at, "requirement", compareRequirements(r, last) > 0, r.Feature+" "+r.Where)
+				s.ascending(at, "requirement", compareRequirements(r, last) > 0, string(r.Feature)+" "+r.Where)
 				a.Requires, last = append(a.Requires, r), r
 			}
 		}
@@ -139,7 +140,7 @@ func (s *scanner) adapter() (a Adapter) {
 }
 
 func compareRequirements(a, b Requirement) int {
-	if c := strings.Compare(a.Feature, b.Feature); c != 0 {
+	if c := cmp.Compare(a.Feature, b.Feature); c != 0 {
 		return c
 	}
 	return strings.Compare(a.Where, b.Where)
@@ -163,7 +164,7 @@ func (s *scanner) requirement() (r Requirement) {
 	for key := range s.record("requirement", "feature", "where") {
 		switch key {
 		case "feature":
-			r.Feature = s.name()
+			r.Feature = Feature(s.name())
 		case "where":
 			r.Where = s.nameOrEmpty()
 		}

@@ -47,7 +47,7 @@ func eachHead(t *testing.T, f func(t *testing.T, dir string, c head)) {
 // openHead plans the merge of the adapter at a path into a base.
 func openHead(t *testing.T, base, adapter string, options merge.Options) (*merge.Plan, error) {
 	t.Helper()
-	src, err := convert.Open(adapter)
+	src, err := convert.Open(t.Context(), adapter, convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,7 +285,7 @@ func TestHeadsThatCannotBeAdded(t *testing.T) {
 		testkit.WriteAdapter(t, path, 2, 4, tensors...)
 		testkit.Write(t, filepath.Join(path, "adapter_config.json"),
 			[]byte(`{"peft_type":"LORA","r":2,"lora_alpha":4,"task_type":"SEQ_CLS"}`))
-		src, err := convert.Open(path)
+		src, err := convert.Open(t.Context(), path, convert.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -87,14 +87,14 @@ func mergePublished(t *testing.T, text string) bool {
 	testkit.Write(t, filepath.Join(dir, "adapter/adapter_config.json"), []byte(text))
 	testkit.Write(t, filepath.Join(dir, "adapter/adapter_model.safetensors"), testkit.Encode(nil, adapter...))
 	testkit.Write(t, filepath.Join(dir, "base.safetensors"), testkit.Encode(nil, base...))
-	src, err := convert.Open(filepath.Join(dir, "adapter"))
+	src, err := convert.Open(t.Context(), filepath.Join(dir, "adapter"), convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer src.Close()
 
 	a := &src.Manifest().Adapters[0]
-	var required []string
+	var required []format.Feature
 	for _, r := range a.Requires {
 		compact := c.BDLoRA != nil && r.Feature == format.FeatureRankMismatch // a compact factor does not show its rank
 		if !slices.Contains(required, r.Feature) && !compact {
@@ -133,9 +133,9 @@ func mergePublished(t *testing.T, text string) bool {
 }
 
 // features lists what the adapter has to require, sorted.
-func (c *publishedConfig) features() (want []string) {
+func (c *publishedConfig) features() (want []format.Feature) {
 	if c.Type != "LORA" {
-		return []string{format.FeaturePEFTType}
+		return []format.Feature{format.FeaturePEFTType}
 	}
 	if c.BDLoRA != nil {
 		want = append(want, format.FeatureBDLoRA)
@@ -149,8 +149,8 @@ func (c *publishedConfig) features() (want []string) {
 	if c.KaSA != nil {
 		want = append(want, format.FeatureKaSA)
 	}
-	for _, init := range []string{format.FeatureOLoRA, format.FeaturePiSSA} {
-		if c.Init == init {
+	for _, init := range []format.Feature{format.FeatureOLoRA, format.FeaturePiSSA} {
+		if c.Init == string(init) {
 			want = append(want, init)
 		}
 	}

@@ -32,7 +32,7 @@ func TestAdaptersOfOtherPeople(t *testing.T) {
 	for _, source := range dirs {
 		dir := filepath.Dir(source)
 		t.Run(filepath.Base(dir), func(t *testing.T) {
-			src, err := convert.Open(dir)
+			src, err := convert.Open(t.Context(), dir, convert.Options{})
 			if err != nil {
 				wantKind(t, err)
 				return

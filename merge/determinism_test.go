@@ -137,7 +137,7 @@ func writeMixed(t *testing.T) mixed {
 		}
 		path := filepath.Join(dir, fmt.Sprint("adapter", i))
 		testkit.WriteAdapter(t, path, a.rank, a.alpha, tensors...)
-		src, err := convert.Open(path)
+		src, err := convert.Open(t.Context(), path, convert.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -24,7 +24,7 @@ func stackedAdapter(t *testing.T, parameters string, inner, outer []testkit.Tens
 	testkit.Write(t, filepath.Join(dir, "adapter_config.json"),
 		[]byte(`{"peft_type":"LORA","peft_version":"0.21.2","r":1,"lora_alpha":1,"target_modules":[],"target_parameters":[`+parameters+`]`+ranks+`}`))
 	testkit.Write(t, filepath.Join(dir, "adapter_model.safetensors"), testkit.Encode(nil, append(inner, outer...)...))
-	src, err := convert.Open(dir)
+	src, err := convert.Open(t.Context(), dir, convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,8 +121,8 @@ func TestLayersOfAnyShapeAreMergedOrRefused(t *testing.T) {
 		testkit.Random(rng, "m.d.in_proj_weight", dtype.F32, 1, 12, 4), testkit.Random(rng, "m.d.out_proj.weight", dtype.F32, 1, 4, 4),
 		testkit.Random(rng, "m.a.bias", dtype.F32, 1, 4)))
 	modules := []string{"m.a", "m.b", "m.c", "m.experts", "m.experts.base_layer", "m.experts.1.w1", "m.d", "m.d.base_layer.out_proj"}
-	kinds := []format.Kind{format.Linear, format.Embedding, format.Conv, format.Expert, format.Other}
-	features := []string{
+	kinds := []format.Kind{format.Linear, format.Embedding, format.Conv, format.Expert, format.ExpertInputs, format.Other}
+	features := []format.Feature{
 		format.FeatureBDLoRA, format.FeatureQALoRA, format.FeatureMergedLinear, format.FeatureDoRA, format.FeatureExperts, format.FeatureConvolution,
 		format.FeatureMultiheadAttention, format.FeaturePiSSA, format.FeatureOLoRA, format.FeatureVeLoRA, format.FeatureLoRABias,
 	}

@@ -56,7 +56,7 @@ func TestTheMergedLayerComputesWhatBaseAndAdapterDo(t *testing.T) {
 		{fixtures + "/bases/gpt2", fixtures + "/merge/gpt2-conv1d/adapter", true},
 	} {
 		t.Run(filepath.Base(filepath.Dir(c.adapter)), func(t *testing.T) {
-			src, err := convert.Open(c.adapter)
+			src, err := convert.Open(t.Context(), c.adapter, convert.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}

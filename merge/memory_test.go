@@ -50,7 +50,7 @@ func TestMergeTakesMemoryForItsWorkersNotForTheBase(t *testing.T) {
 	for _, withUndo := range []bool{false, true} {
 		dir := t.TempDir()
 		base, adapter := writeZeros(t, dir, n, rows, cols, rank)
-		src, err := convert.Open(adapter)
+		src, err := convert.Open(t.Context(), adapter, convert.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -26,7 +26,7 @@ func openWeighted(t *testing.T, base string, names []string, weights []float64) 
 	t.Helper()
 	var adapters []merge.Adapter
 	for i, name := range names {
-		src, err := convert.Open(filepath.Join(fixtures, name))
+		src, err := convert.Open(t.Context(), filepath.Join(fixtures, name), convert.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -59,7 +59,7 @@ func TestCodesOfMLXAreNamed(t *testing.T) {
 	testkit.WriteAdapter(t, adapter, 1, 1,
 		testkit.Values("base_model.model.q_proj.lora_A.weight", dtype.F32, []uint64{1, 8}, 1, 1, 1, 1, 1, 1, 1, 1),
 		testkit.Values("base_model.model.q_proj.lora_B.weight", dtype.F32, []uint64{4, 1}, 1, 1, 1, 1))
-	src, err := convert.Open(adapter)
+	src, err := convert.Open(t.Context(), adapter, convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func TestDoRAOfColumnsIsNearest(t *testing.T) {
 		testkit.Values(layer+"embedding_A", dtype.F32, []uint64{1, n}, a...),
 		testkit.Values(layer+"embedding_B", dtype.F32, []uint64{2, 1}, 0.7, -0.1),
 		testkit.Values(layer+"magnitude_vector", dtype.F32, []uint64{2}, 1+0.5*step, 1+1.5*step))
-	src, err := convert.Open(adapter)
+	src, err := convert.Open(t.Context(), adapter, convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func TestContainersMergeAsTheirSources(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, name := range c.Adapters {
-			src, err := convert.Open(filepath.Join(dir, name))
+			src, err := convert.Open(t.Context(), filepath.Join(dir, name), convert.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -184,7 +184,7 @@ func TestContainersMergeAsTheirSources(t *testing.T) {
 				return // the plain formula needs nothing else to be said
 			}
 			container := filepath.Join(t.TempDir(), "adapter.lora")
-			sink, err := convert.Create(container, convert.LoRA, convert.CreateOptions{})
+			sink, err := convert.Create(container, convert.LoRA(), convert.CreateOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -102,7 +102,7 @@ func (c fixture) openBase(t *testing.T) (*merge.Base, error) {
 func (c fixture) openAdapters(t *testing.T, dir string) (adapters []merge.Adapter, err error) {
 	for i, name := range c.Adapters {
 		path := filepath.Join(dir, name)
-		src, err := convert.Open(path)
+		src, err := convert.Open(t.Context(), path, convert.Options{})
 		if err != nil {
 			return nil, err
 		}

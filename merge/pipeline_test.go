@@ -57,7 +57,7 @@ func writeDoRA(t *testing.T, path string, rng *rand.Rand, module string, rows, c
 		testkit.Random(rng, key+".lora_A.weight", dtype.F32, 1, rank, cols),
 		testkit.Random(rng, key+".lora_B.weight", dtype.F32, 0.003, rows, rank),
 		testkit.Random(rng, key+".lora_magnitude_vector", dtype.F32, 1, rows))
-	src, err := convert.Open(path)
+	src, err := convert.Open(t.Context(), path, convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,7 @@ func TestSavedTensorsThatAreNotFinite(t *testing.T) {
 			testkit.Values("base_model.model.q.lora_B.weight", dtype.F32, []uint64{2, 1}, 1, 1),
 			testkit.Values("base_model.model.head.weight", dtype.F32, []uint64{2, 2}, 1, bad, 1, 1))
 		testkit.Write(t, filepath.Join(adapter, "adapter_config.json"), []byte(`{"peft_type":"LORA","r":1,"lora_alpha":1,"target_modules":["q"],"modules_to_save":["head"]}`))
-		src, err := convert.Open(adapter)
+		src, err := convert.Open(t.Context(), adapter, convert.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -44,7 +44,7 @@ func TestReportsOfAnySize(t *testing.T) {
 		testkit.WriteAdapter(t, adapter, 1, 1,
 			testkit.Values("base_model.model.q.lora_A.weight", dtype.F32, []uint64{1, 2}, c.r, c.r),
 			testkit.Values("base_model.model.q.lora_B.weight", dtype.F32, []uint64{2, 1}, c.l, c.l))
-		src, err := convert.Open(adapter)
+		src, err := convert.Open(t.Context(), adapter, convert.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -26,7 +26,7 @@ func TestResidualsAreNotGuessed(t *testing.T) {
 	} {
 		var adapters []merge.Adapter
 		for _, name := range c.adapters {
-			src, err := convert.Open(filepath.Join(fixtures, name))
+			src, err := convert.Open(t.Context(), filepath.Join(fixtures, name), convert.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}

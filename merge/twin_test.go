@@ -106,7 +106,7 @@ func TestOneTensorSavedForAllItsModules(t *testing.T) {
 
 func mergeOne(t *testing.T, base, adapter, out string) error {
 	t.Helper()
-	src, err := convert.Open(adapter)
+	src, err := convert.Open(t.Context(), adapter, convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -133,7 +133,7 @@ func writeLoRA(t *testing.T, path string, rng *rand.Rand, module string, rank, r
 	testkit.WriteAdapter(t, path, int(rank), float64(rank),
 		testkit.Random(rng, key+".lora_A.weight", dtype.F32, 1, rank, cols),
 		testkit.Random(rng, key+".lora_B.weight", dtype.F32, sigma/math.Sqrt(float64(rank)), rows, rank))
-	src, err := convert.Open(path)
+	src, err := convert.Open(t.Context(), path, convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +193,7 @@ func TestUnmergeOfFactorsThatAreNotFinite(t *testing.T) {
 	testkit.WriteAdapter(t, filepath.Join(dir, "adapter"), 1, 1,
 		testkit.Values("base_model.model.q.lora_A.weight", dtype.F32, []uint64{1, 30}, append([]float64{math.NaN(), math.Inf(1), 0, 1}, make([]float64, 26)...)...),
 		testkit.Random(rng, "base_model.model.q.lora_B.weight", dtype.F32, 1, 20, 1))
-	src, err := convert.Open(filepath.Join(dir, "adapter"))
+	src, err := convert.Open(t.Context(), filepath.Join(dir, "adapter"), convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -120,7 +120,7 @@ func (v *undoVector) unmerge(t *testing.T, record []byte, out string) error {
 	}
 	var adapters []merge.Adapter
 	for _, name := range v.adapters {
-		src, err := convert.Open(filepath.Join(undoVectors, name))
+		src, err := convert.Open(t.Context(), filepath.Join(undoVectors, name), convert.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -128,7 +128,7 @@ func TestStackedExpertsAndAWholeReplacementComeOff(t *testing.T) {
 		path := filepath.Join(dir, name)
 		testkit.WriteAdapter(t, path, r, r, tensors...)
 		testkit.Write(t, filepath.Join(path, "adapter_config.json"), []byte(config))
-		src, err := convert.Open(path)
+		src, err := convert.Open(t.Context(), path, convert.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -157,7 +157,7 @@ func TestTiesOfUnknownModels(t *testing.T) {
 			testkit.WriteAdapter(t, adapter, 1, 1,
 				testkit.Values("base_model.model."+c.changed+"."+a, dtype.F32, shapeA, values[0]...),
 				testkit.Values("base_model.model."+c.changed+"."+b, dtype.F32, shapeB, values[1]...))
-			src, err := convert.Open(adapter)
+			src, err := convert.Open(t.Context(), adapter, convert.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}

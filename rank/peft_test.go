@@ -22,7 +22,7 @@ func TestPEFTAppliesWhatWasExtracted(t *testing.T) {
 		energy     float64
 	}{{"llama", "llama-f32", 0.9}, {"gpt2", "gpt2", 0.97}} {
 		dir := filepath.Join("../testdata/extract", c.name)
-		saved, err := convert.Open(filepath.Join(dir, "adapter"))
+		saved, err := convert.Open(t.Context(), filepath.Join(dir, "adapter"), convert.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -43,7 +43,7 @@ func TestPEFTAppliesWhatWasExtracted(t *testing.T) {
 		// The factors are rounded to float32, and other processors sum in other orders.
 		compareDeltas(t, c.name+", extracted now", now, truth, 1e-5)
 		out := filepath.Join(t.TempDir(), "adapter")
-		sink, err := convert.Create(out, convert.PEFT, convert.CreateOptions{})
+		sink, err := convert.Create(out, convert.PEFT(), convert.CreateOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}

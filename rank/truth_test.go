@@ -131,7 +131,7 @@ func TestPEFTAcceptsEveryKey(t *testing.T) {
 			continue
 		}
 		out := filepath.Join(t.TempDir(), "adapter")
-		sink, err := convert.Create(out, convert.PEFT, convert.CreateOptions{})
+		sink, err := convert.Create(out, convert.PEFT(), convert.CreateOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -314,7 +314,7 @@ func TestPEFTHasAWordForNoTargets(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := filepath.Join(t.TempDir(), "adapter")
-	sink, err := convert.Create(out, convert.PEFT, convert.CreateOptions{})
+	sink, err := convert.Create(out, convert.PEFT(), convert.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -329,7 +329,7 @@ func TestPEFTHasAWordForNoTargets(t *testing.T) {
 	if err := json.Unmarshal(text, &c); err != nil || c["target_modules"] != "dummy-target-modules" {
 		t.Errorf("target_modules is %v (%v), want PEFT's word for none", c["target_modules"], err)
 	}
-	back, err := convert.Open(out)
+	back, err := convert.Open(t.Context(), out, convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -95,7 +95,7 @@ func (o *outside) convertBothWays(ctx context.Context) error {
 	if err := o.store(ctx, back, o.dialects.Named("peft"), ours); err != nil {
 		return err
 	}
-	peft, err := convert.Open(back)
+	peft, err := convert.Open(ctx, back, convert.Options{})
 	if err != nil {
 		return err
 	}
@@ -338,7 +338,7 @@ func (o *outside) readError(ctx context.Context) error {
 		return fmt.Errorf("a damaged file: %+v", err)
 	}
 	fmt.Printf("kind %v, rule %s: %s\n", e.Kind, e.Rule, e.Msg)
-	_, err = convert.Open(filepath.Join(o.root, "testdata/peft/refuse/lfs-pointer/adapter"))
+	_, err = convert.Open(ctx, filepath.Join(o.root, "testdata/peft/refuse/lfs-pointer/adapter"), convert.Options{})
 	if !errors.As(err, &e) || e.Path == "" || e.Hint == "" {
 		return fmt.Errorf("a pointer of git-lfs: %+v", err)
 	}

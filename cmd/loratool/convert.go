@@ -122,7 +122,7 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 func (j *conversion) warnings(ctx context.Context, src format.Source) ([]string, error) {
 	misgivings, err := inspect.Misgivings(ctx, src)
 	warnings := allFlags(misgivings)
-	if module, models := convert.LostByPEFT(src); module != "" && j.dialect == convert.PEFT {
+	if module, models := convert.LostByPEFT(src); module != "" && j.dialect == convert.PEFT() {
 		warnings = append(warnings, fmt.Sprintf("PEFT will ignore %q without an error: this is its name "+
 			"in the checkpoint, and transformers 5 gives it another in memory (%s); "+
 			"run loratool extract --to peft, which writes PEFT's names", module, models))

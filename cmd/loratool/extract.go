@@ -81,13 +81,13 @@ func (o *extractOptions) parse(c *cli.Context) (j extraction, err error) {
 	if j.options, err = o.library(c); err != nil {
 		return j, err
 	}
-	j.dialect = convert.LoRA
+	j.dialect = convert.LoRA()
 	if o.out != "" {
 		if j.dialect, err = dialectOf(o.out, o.to); err != nil {
 			return j, err
 		}
 	}
-	j.options.PEFT = j.dialect == convert.PEFT
+	j.options.PEFT = j.dialect == convert.PEFT()
 	j.base, j.tuned = c.Args().Get(0), c.Args().Get(1)
 	if sameFile(j.base, j.tuned) {
 		return j, usagef("give the base first and the tuned checkpoint second", "%s and %s are the same checkpoint", j.base, j.tuned)

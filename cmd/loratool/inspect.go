@@ -72,7 +72,7 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 	if o.rank > 0 {
 		return usagef("loratool inspect CHECKPOINT --rank 8", "--rank is for a checkpoint, and this is none")
 	}
-	src, err := convert.OpenWith(c.Context, path, opening)
+	src, err := convert.Open(c.Context, path, opening)
 	if err != nil {
 		return err
 	}

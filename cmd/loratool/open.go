@@ -21,7 +21,7 @@ func (o *withoutOption) openAdapters(ctx context.Context, paths []string, weight
 	}
 	adapters := make([]merge.Adapter, len(paths))
 	for i, path := range paths {
-		src, err := convert.OpenWith(ctx, path, options[i])
+		src, err := convert.Open(ctx, path, options[i])
 		if err != nil {
 			return nil, err
 		}

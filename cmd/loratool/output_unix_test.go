@@ -59,7 +59,7 @@ func TestWhatChangesWhileAMergeRunsIsAnError(t *testing.T) {
 	} {
 		dir := demoCopy(t)
 		adapter := filepath.Join(dir, "adapter-r8")
-		src, err := convert.Open(adapter)
+		src, err := convert.Open(t.Context(), adapter, convert.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

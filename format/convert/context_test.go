@@ -26,7 +26,7 @@ func TestOpeningEndsWithTheContext(t *testing.T) {
 	dir := t.TempDir()
 	testkit.WriteAdapter(t, dir, 1, 1, tensors...)
 	testkit.EndsAnywhere(t, 3*layers, 7, func(ctx context.Context) error {
-		src, err := convert.OpenWith(ctx, dir, convert.Options{})
+		src, err := convert.Open(ctx, dir, convert.Options{})
 		if err == nil {
 			err = src.Close()
 		}

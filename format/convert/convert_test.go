@@ -60,13 +60,13 @@ func TestPEFTComesBackByteForByte(t *testing.T) {
 			defer src.Close()
 			tmp := t.TempDir()
 			container, back := filepath.Join(tmp, "a.lora"), filepath.Join(tmp, "back")
-			store(t, container, convert.LoRA, src)
-			lora, err := convert.Open(container)
+			store(t, container, convert.LoRA(), src)
+			lora, err := convert.Open(t.Context(), container, convert.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer lora.Close()
-			store(t, back, convert.PEFT, lora)
+			store(t, back, convert.PEFT(), lora)
 			files := []string{"adapter_model.safetensors", "adapter_config.json", "README.md"}
 			if _, err := os.Stat(filepath.Join(dir, "adapter_model.bin")); err == nil {
 				files = files[1:] // a pickle comes back as safetensors, which the content ids compare
@@ -86,7 +86,7 @@ func TestPEFTComesBackByteForByte(t *testing.T) {
 			if err1 != nil || err2 != nil || a != b {
 				t.Errorf("the content id is %s (%v) in the container and %s (%v) in the directory", b, err2, a, err1)
 			}
-			returned, err := convert.Open(back)
+			returned, err := convert.Open(t.Context(), back, convert.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -123,7 +123,7 @@ func TestPEFTComesBackAsAFile(t *testing.T) {
 	defer src.Close()
 	tmp := t.TempDir()
 	out := filepath.Join(tmp, "one.safetensors")
-	store(t, out, convert.PEFT, src)
+	store(t, out, convert.PEFT(), src)
 	for name, original := range map[string]string{"one.safetensors": "adapter_model.safetensors", "adapter_config.json": "adapter_config.json"} {
 		got, err1 := os.ReadFile(filepath.Join(tmp, name))
 		want, err2 := os.ReadFile(filepath.Join(dir, original))
@@ -131,12 +131,12 @@ func TestPEFTComesBackAsAFile(t *testing.T) {
 			t.Errorf("%s is not %s (%v, %v)", name, original, err1, err2)
 		}
 	}
-	store(t, filepath.Join(tmp, "two.safetensors"), convert.PEFT, src) // the same configuration is shared
+	store(t, filepath.Join(tmp, "two.safetensors"), convert.PEFT(), src) // the same configuration is shared
 	if err := os.WriteFile(filepath.Join(tmp, "adapter_config.json"), []byte("{}"), 0o666); err != nil {
 		t.Fatal(err)
 	}
 	three := filepath.Join(tmp, "three.safetensors")
-	sink, err := convert.Create(three, convert.PEFT, convert.CreateOptions{})
+	sink, err := convert.Create(three, convert.PEFT(), convert.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +167,7 @@ func TestARestoredFileIsProved(t *testing.T) {
 	}
 	defer src.Close()
 	out := filepath.Join(t.TempDir(), "out")
-	sink, err := convert.Create(out, convert.PEFT, convert.CreateOptions{})
+	sink, err := convert.Create(out, convert.PEFT(), convert.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +197,7 @@ func TestTheBaseInTheMetadataIsRead(t *testing.T) {
 		testkit.Write(t, filepath.Join(dir, "adapter_model.safetensors"), testkit.Encode(map[string]string{"loratool.base": c.value},
 			testkit.Values("base_model.model.w.lora_A.weight", dtype.F32, []uint64{1, 2}, 1, 2),
 			testkit.Values("base_model.model.w.lora_B.weight", dtype.F32, []uint64{2, 1}, 1, 2)))
-		src, err := convert.Open(dir)
+		src, err := convert.Open(t.Context(), dir, convert.Options{})
 		switch {
 		case c.wrong == "" && err != nil:
 			t.Errorf("%s: %v", c.value, err)

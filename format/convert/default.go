@@ -9,15 +9,10 @@ import (
 )
 
 // Default is the set of the dialects of this package.
-func Default() Dialects { return Dialects{LoRA, PEFT} }
+func Default() Dialects { return Dialects{LoRA(), PEFT()} }
 
-// Open is OpenWith without options.
-func Open(path string) (format.Source, error) {
-	return OpenWith(context.Background(), path, Options{})
-}
-
-// OpenWith opens an adapter in one of the dialects of Default; see Dialects.Open.
-func OpenWith(ctx context.Context, path string, o Options) (format.Source, error) {
+// Open opens an adapter in one of the dialects of Default; see Dialects.Open.
+func Open(ctx context.Context, path string, o Options) (format.Source, error) {
 	return Default().Open(ctx, path, o)
 }
 
@@ -34,7 +29,7 @@ func OpenReader(ctx context.Context, r io.ReaderAt, size int64, o Options) (form
 // IsAdapter is that of Default.
 func IsAdapter(ctx context.Context, path string) bool { return Default().IsAdapter(ctx, path) }
 
-// OpenDigested is OpenWith for a source that will be converted: it reads a file that a container is to restore once, to record
+// OpenDigested is Open for a source that will be converted: it reads a file that a container is to restore once, to record
 // its digest.
 func OpenDigested(ctx context.Context, path string, o Options) (format.Source, error) {
 	return Default().OpenDigested(ctx, path, o)

@@ -53,7 +53,7 @@ func (c counted) Open(name string) (fs.File, error) {
 func TestAnFSIsOpenedLikeADirectory(t *testing.T) {
 	n := 0
 	for _, dir := range adapters(t) {
-		want, err := convert.Open(dir)
+		want, err := convert.Open(t.Context(), dir, convert.Options{})
 		files := counted{os.DirFS(filepath.Dir(dir)), map[string]int{}}
 		got, errFS := convert.OpenFS(t.Context(), files, filepath.Base(dir), convert.Options{})
 		if (err == nil) != (errFS == nil) || err != nil && kindOf(err) != kindOf(errFS) {
@@ -87,7 +87,7 @@ func TestAnFSIsOpenedLikeADirectory(t *testing.T) {
 
 // TestAContainerInMemoryIsOpened: a .lora file is an adapter whatever holds its bytes.
 func TestAContainerInMemoryIsOpened(t *testing.T) {
-	src, err := convert.Open(filepath.Join(testdata, "demo/adapter-r8"))
+	src, err := convert.Open(t.Context(), filepath.Join(testdata, "demo/adapter-r8"), convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +185,7 @@ func TestADialectOfTheCallerJoinsTheSet(t *testing.T) {
 		if !mine.IsAdapter(t.Context(), path) || convert.IsAdapter(t.Context(), path) {
 			t.Errorf("%s: IsAdapter = %v with the toy and %v without", path, mine.IsAdapter(t.Context(), path), convert.IsAdapter(t.Context(), path))
 		}
-		if _, err := convert.Open(path); !errors.Is(err, format.ErrUnsupported) {
+		if _, err := convert.Open(t.Context(), path, convert.Options{}); !errors.Is(err, format.ErrUnsupported) {
 			t.Errorf("%s: Open without the toy = %v, want unsupported", path, err)
 		}
 	}

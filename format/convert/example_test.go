@@ -29,14 +29,14 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer src.Close()
-	sink, err := convert.Create(filepath.Join(dir, "adapter.lora"), convert.LoRA, convert.CreateOptions{Tool: "example"})
+	sink, err := convert.Create(filepath.Join(dir, "adapter.lora"), convert.LoRA(), convert.CreateOptions{Tool: "example"})
 	if err != nil {
 		log.Fatal(err)
 	}
 	if err := format.Copy(ctx, sink, src); err != nil {
 		log.Fatal(err)
 	}
-	back, err := convert.Open(filepath.Join(dir, "adapter.lora"))
+	back, err := convert.Open(ctx, filepath.Join(dir, "adapter.lora"), convert.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 // LoRA is the container of spec/FORMAT.md.
-var LoRA Dialect = loraDialect{}
+func LoRA() Dialect { return loraDialect{} }
 
 type loraDialect struct{}
 

@@ -13,16 +13,16 @@ import (
 // TestCheckRefusesALargeManifest: the check of a container's sink, before any work, finds the manifest
 // above the limit that its options give.
 func TestCheckRefusesALargeManifest(t *testing.T) {
-	src, err := convert.Open(filepath.Join(testdata, "demo/adapter-r8"))
+	src, err := convert.Open(t.Context(), filepath.Join(testdata, "demo/adapter-r8"), convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer src.Close()
 	out := filepath.Join(t.TempDir(), "out.lora")
-	if err := convert.Check(t.Context(), out, convert.LoRA, src, convert.CreateOptions{MaxManifestBytes: 1}); !errors.Is(err, format.ErrLimit) {
+	if err := convert.Check(t.Context(), out, convert.LoRA(), src, convert.CreateOptions{MaxManifestBytes: 1}); !errors.Is(err, format.ErrLimit) {
 		t.Errorf("Check with a limit of 1 byte = %v, want a limit", err)
 	}
-	if err := convert.Check(t.Context(), out, convert.LoRA, src, convert.CreateOptions{}); err != nil {
+	if err := convert.Check(t.Context(), out, convert.LoRA(), src, convert.CreateOptions{}); err != nil {
 		t.Errorf("Check = %v", err)
 	}
 }
@@ -39,7 +39,7 @@ func TestLargeContainersAreReplaced(t *testing.T) {
 	src.Manifest().Metadata = map[string]string{"long": strings.Repeat("x", 17<<20)}
 	out := filepath.Join(t.TempDir(), "out.lora")
 	for range 2 {
-		sink, err := convert.Create(out, convert.LoRA, convert.CreateOptions{Replace: true, MaxManifestBytes: 64 << 20})
+		sink, err := convert.Create(out, convert.LoRA(), convert.CreateOptions{Replace: true, MaxManifestBytes: 64 << 20})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,7 +14,7 @@ import (
 )
 
 // PEFT is a directory as huggingface/peft saves it, or its weights file with the rest beside it.
-var PEFT Dialect = peftDialect{}
+func PEFT() Dialect { return peftDialect{} }
 
 type peftDialect struct{}
 

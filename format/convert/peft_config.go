@@ -150,13 +150,13 @@ func (c *peftConfigFile) note(format string, args ...any) {
 // pythonNumber finds the numbers that Python's json writes and JSON does not have.
 var pythonNumber = regexp.MustCompile(`[:\[,]\s*(NaN|-?Infinity)\b`)
 
-func (c *peftConfigFile) require(feature, where string) {
+func (c *peftConfigFile) require(feature format.Feature, where string) {
 	c.requires = append(c.requires, requirement(feature, where))
 }
 
 // requirement makes a record whose place is a name as spec/FORMAT.md, R31 and R32, wants it: without control characters, and
 // not too long.
-func requirement(feature, where string) format.Requirement {
+func requirement(feature format.Feature, where string) format.Requirement {
 	where = strings.Map(func(r rune) rune {
 		if isControl(r) {
 			return utf8.RuneError
@@ -173,7 +173,7 @@ func requirement(feature, where string) format.Requirement {
 // peftFields are the fields that PEFT writes for LoRA, up to 0.21. An empty feature means that the field is read here, or
 // that it cannot change what the saved tensors do to a base: how they were initialised or trained, to which modules
 // (the keys say that), on which hardware. Any other feature is required where the field is set.
-var peftFields = map[string]string{
+var peftFields = map[string]format.Feature{
 	"peft_type": "", "peft_version": "", "base_model_name_or_path": "", "revision": "", "task_type": "", "inference_mode": "", "auto_mapping": "",
 	"r": "", "lora_alpha": "", "use_rslora": "", "rank_pattern": "", "alpha_pattern": "", "fan_in_fan_out": "",
 	"bias": "", "lora_bias": "", "modules_to_save": "", "trainable_token_indices": "",
@@ -195,7 +195,7 @@ var peftFields = map[string]string{
 
 // peftInits are the values of init_lora_weights after which the base is no longer the one that the adapter was started on;
 // the others leave it alone.
-var peftInits = map[string]string{
+var peftInits = map[string]format.Feature{
 	"pissa": format.FeaturePiSSA, "olora": format.FeatureOLoRA, "corda": format.FeatureCorDA, "lora_ga": format.FeatureLoRAGA, "loftq": format.FeatureLoftQ,
 	"gaussian": "", "eva": "", "orthogonal": "", "mica": "", "true": "", "false": "",
 }

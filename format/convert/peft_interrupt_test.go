@@ -29,9 +29,9 @@ func TestMatchingEndsWithTheContext(t *testing.T) {
 	}
 	const end = 100
 	ctx := &testkit.Asked{Context: t.Context(), End: end}
-	src, err := OpenWith(ctx, dir, Options{})
+	src, err := Open(ctx, dir, Options{})
 	if !errors.Is(err, context.Canceled) {
-		t.Errorf("OpenWith = %v, %v, want %v", src, err, context.Canceled)
+		t.Errorf("Open = %v, %v, want %v", src, err, context.Canceled)
 	}
 	if more := ctx.Times - end; more < 1 || more > 8 {
 		t.Errorf("%d looks at the context followed its end, want 1 to 8", more)

@@ -70,10 +70,10 @@ var tailSegments = func() (all [][]string) {
 
 // states are the segments under which methods keep what only their training needs: VeLoRA the projection of activations, MonteCLoRA the
 // sampler of perturbations. PEFT merges such adapters as ordinary ones.
-var states = map[string]string{"lora_velora_embed": format.FeatureVeLoRA, "lora_monteclora_sampler": format.FeatureMonteCLoRA}
+var states = map[string]format.Feature{"lora_velora_embed": format.FeatureVeLoRA, "lora_monteclora_sampler": format.FeatureMonteCLoRA}
 
 // stateOf is the feature that a key with the role state belongs to.
-func stateOf(key string) string {
+func stateOf(key string) format.Feature {
 	for _, part := range strings.Split(key, ".") {
 		if f := states[part]; f != "" {
 			return f

@@ -11,7 +11,7 @@ import (
 func LostByPEFT(src format.Source) (module, models string) {
 	for i := range src.Manifest().Adapters {
 		a := &src.Manifest().Adapters[i]
-		if a.Dialect == PEFT.Name() {
+		if a.Dialect == PEFT().Name() {
 			continue
 		}
 		var modules []string

@@ -23,7 +23,7 @@ func (p *peftReader) note(format string, args ...any) {
 	p.manifest.Notes = append(p.manifest.Notes, fmt.Sprintf(format, args...))
 }
 
-func (p *peftReader) require(feature, where string) {
+func (p *peftReader) require(feature format.Feature, where string) {
 	p.out.Requires = append(p.out.Requires, requirement(feature, where))
 }
 

@@ -49,7 +49,7 @@ func TestStrayTensorsAreNoReplacements(t *testing.T) {
 			testkit.Values(prefix+"q.lora_B.weight", dtype.F32, []uint64{2, 1}, 1, 1),
 			testkit.Values(c.key, dtype.F32, []uint64{1, 2}, 1, 1))
 		testkit.Write(t, filepath.Join(dir, "adapter_config.json"), []byte(`{"peft_type":"LORA","r":1,"lora_alpha":1`+c.config+`}`))
-		src, err := convert.Open(dir)
+		src, err := convert.Open(t.Context(), dir, convert.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +85,7 @@ func TestAWholeCheckpointIsNoAdapter(t *testing.T) {
 				testkit.Values(c.factors+factors+"B.weight", dtype.F32, []uint64{1, 1}, 1))
 		}
 		testkit.WriteAdapter(t, dir, 1, 1, tensors...)
-		src, err := convert.Open(dir)
+		src, err := convert.Open(t.Context(), dir, convert.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

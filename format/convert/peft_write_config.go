@@ -52,7 +52,7 @@ func (t targets) MarshalJSON() ([]byte, error) {
 const expertLayout = "0.19.1"
 
 // written are the features that a configuration and keys of PEFT can say.
-var written = map[string]bool{format.FeatureLoRABias: true, format.FeatureWeightTying: true, format.FeatureConvolution: true, format.FeatureDoRA: true,
+var written = map[format.Feature]bool{format.FeatureLoRABias: true, format.FeatureWeightTying: true, format.FeatureConvolution: true, format.FeatureDoRA: true,
 	format.FeatureExperts: true}
 
 // peftFrom returns the configuration for an adapter, and the key of every tensor.

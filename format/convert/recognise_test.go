@@ -61,13 +61,13 @@ func TestDialectsAreNamed(t *testing.T) {
 			if !convert.IsAdapter(t.Context(), path) {
 				t.Errorf("%s: IsAdapter(%s) = false", c.dialect, filepath.Base(path))
 			}
-			_, err := convert.Open(path)
+			_, err := convert.Open(t.Context(), path, convert.Options{})
 			if err == nil || !strings.Contains(err.Error(), c.dialect) || strings.Contains(fault.Hint(err), "adapter_config") {
 				t.Errorf("%s: Open = %v (hint: %s)", c.dialect, err, fault.Hint(err))
 			}
 		}
 		testkit.Write(t, filepath.Join(dir, "adapter_config.json"), []byte(config))
-		if _, err := convert.Open(file); err == nil || !strings.Contains(err.Error(), c.dialect) {
+		if _, err := convert.Open(t.Context(), file, convert.Options{}); err == nil || !strings.Contains(err.Error(), c.dialect) {
 			t.Errorf("%s with a configuration of PEFT: Open = %v", c.dialect, err)
 		}
 	}
@@ -104,14 +104,14 @@ func TestWhereAnAdapterLies(t *testing.T) {
 			t.Fatal(err)
 		}
 		testkit.Write(t, path, adapter)
-		_, err := convert.Open(dir)
+		_, err := convert.Open(t.Context(), dir, convert.Options{})
 		if err == nil || !strings.Contains(err.Error(), c.want) || fault.Hint(err) == "" || !convert.IsAdapter(t.Context(), dir) {
 			t.Errorf("%s: Open = %v (hint: %s), want %q; IsAdapter %v", c.file, err, fault.Hint(err), c.want, convert.IsAdapter(t.Context(), dir))
 		}
 	}
 	header := filepath.Join(t.TempDir(), "lora.safetensors")
 	testkit.Write(t, header, testkit.Encode(map[string]string{"lora_adapter_metadata": `{"unet.r":2}`}, ones("unet.q.lora_A.weight", "unet.q.lora_B.weight")...))
-	if _, err := convert.Open(header); err == nil || !strings.Contains(err.Error(), "with its configuration in the header") {
+	if _, err := convert.Open(t.Context(), header, convert.Options{}); err == nil || !strings.Contains(err.Error(), "with its configuration in the header") {
 		t.Errorf("an adapter of diffusers with its configuration: Open = %v", err)
 	}
 }
@@ -162,7 +162,7 @@ func TestWeightsBesideAnAdapterAreRefused(t *testing.T) {
 		if c.model {
 			testkit.Write(t, filepath.Join(dir, "config.json"), []byte(`{}`))
 		}
-		src, err := convert.Open(dir)
+		src, err := convert.Open(t.Context(), dir, convert.Options{})
 		var notes string
 		if err == nil {
 			notes = strings.Join(src.Manifest().Notes, "; ")
@@ -176,15 +176,15 @@ func TestWeightsBesideAnAdapterAreRefused(t *testing.T) {
 		case c.want != "refused":
 			continue
 		}
-		src, err = convert.OpenWith(t.Context(), dir, convert.Options{Without: []string{c.file}})
+		src, err = convert.Open(t.Context(), dir, convert.Options{Without: []string{c.file}})
 		if err != nil || len(convert.WeightsBeside(src)) != 0 {
-			t.Errorf("without %s: OpenWith = %v", c.file, err)
+			t.Errorf("without %s: Open = %v", c.file, err)
 			continue
 		}
 		src.Close()
-		src, err = convert.OpenWith(t.Context(), dir, convert.Options{AllowBeside: true})
+		src, err = convert.Open(t.Context(), dir, convert.Options{AllowBeside: true})
 		if err != nil || len(convert.WeightsBeside(src)) != 1 || convert.WeightsBeside(src)[0] != c.file {
-			t.Errorf("%s allowed: OpenWith = %v", c.file, err)
+			t.Errorf("%s allowed: Open = %v", c.file, err)
 			continue
 		}
 		src.Close()

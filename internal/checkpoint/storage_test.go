@@ -148,7 +148,7 @@ func checkSame(t *testing.T, got, want map[string]string) {
 
 func mergeInto(t *testing.T, base, adapter string, block int) (out string) {
 	t.Helper()
-	src, err := convert.Open(adapter)
+	src, err := convert.Open(t.Context(), adapter, convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -156,7 +156,7 @@ func (r *Adapter) addAdapter(m *format.Manifest, a *format.Adapter) {
 		r.Beside = append(r.Beside, BesideTensor{Action: string(b.Action), Target: b.Target, DType: t.DType.String(), Shape: t.Shape})
 	}
 	for _, q := range a.Requires {
-		r.Requires = append(r.Requires, Requirement{q.Feature, q.Where})
+		r.Requires = append(r.Requires, Requirement{string(q.Feature), q.Where})
 	}
 	r.Methods = append(r.Methods, resolve.Explain(a)...)
 	why, _ := resolve.Refusals(a)

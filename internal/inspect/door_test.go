@@ -135,7 +135,7 @@ func TestHandMadeSourcesAreCheckedAtTheDoor(t *testing.T) {
 		},
 	}
 	n := 0
-	for _, d := range []convert.Dialect{convert.LoRA, convert.PEFT} {
+	for _, d := range []convert.Dialect{convert.LoRA(), convert.PEFT()} {
 		doors["convert to "+d.Name()] = func(src format.Source) error {
 			n++
 			sink, err := convert.Create(filepath.Join(dir, fmt.Sprintf("%d.%s", n, d)), d, convert.CreateOptions{})

@@ -103,7 +103,7 @@ func TestDescribeSaysWhatTheFixturesAre(t *testing.T) {
 		{"refuse/infinite-factor/adapter", 2, false, 0, true},
 		{"refuse/ia3/adapter", 0, false, 0, false},
 	} {
-		src, err := convert.Open("../../testdata/peft/" + c.dir)
+		src, err := convert.Open(t.Context(), "../../testdata/peft/"+c.dir, convert.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -138,7 +138,7 @@ func TestDescribeExplainsMethods(t *testing.T) {
 		{"merge/pissa/adapter", []string{"PiSSA", "Options.RecomputeResidual"}},
 		{"refuse/kasa/adapter", nil},
 	} {
-		src, err := convert.Open("../../testdata/peft/" + c.dir)
+		src, err := convert.Open(t.Context(), "../../testdata/peft/"+c.dir, convert.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -167,7 +167,7 @@ func TestMisgivings(t *testing.T) {
 		"refuse/ia3/adapter":             {"merge refuses this adapter: "},
 		"refuse/infinite-factor/adapter": {"without Options.AllowNonFinite: 4 of its values"},
 	} {
-		src, err := convert.Open("../../testdata/peft/" + dir)
+		src, err := convert.Open(t.Context(), "../../testdata/peft/"+dir, convert.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

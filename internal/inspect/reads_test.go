@@ -44,7 +44,7 @@ func TestDescribeReadsLittleOfALargeContainer(t *testing.T) {
 	}
 	dir := filepath.Join(t.TempDir(), "adapter")
 	testkit.WriteAdapter(t, dir, r, r, factors...)
-	src, err := convert.Open(dir)
+	src, err := convert.Open(t.Context(), dir, convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

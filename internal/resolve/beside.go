@@ -17,7 +17,7 @@ type beside struct {
 // formBeside is the form of what is carried beside the layers, nil for what only training needs.
 func (r *resolver) formBeside(b *format.Beside) form {
 	if b.Action == format.Opaque {
-		for _, f := range []string{format.FeatureVeLoRA, format.FeatureMonteCLoRA} {
+		for _, f := range []format.Feature{format.FeatureVeLoRA, format.FeatureMonteCLoRA} {
 			if slices.Contains(r.features[f], b.Target) {
 				r.notes.of(b.Target, "the state of the adapter's training is no part of the merged model and is left out")
 				return nil

@@ -12,7 +12,7 @@ import (
 // Explain says in words what merge does with what an adapter has beyond the plain formula: a line for every feature that it applies, or
 // applies by an option.
 func Explain(a *format.Adapter) []string {
-	where := make(map[string][]string)
+	where := make(map[format.Feature][]string)
 	for _, q := range a.Requires {
 		where[q.Feature] = append(where[q.Feature], q.Where)
 	}

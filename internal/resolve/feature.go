@@ -22,7 +22,7 @@ const (
 
 // feature is something that an adapter can have, and what merge does with it.
 type feature struct {
-	name    string // as an adapter requires it (package format); "" where no adapter has to say it
+	name    format.Feature // as an adapter requires it (package format); "" where no adapter has to say it
 	verdict Verdict
 	title   string // what an adapter with it has
 	option  string // the one that NeedsOption speaks of, such as Options.AnyBase
@@ -140,8 +140,8 @@ var features = []feature{
 }
 
 // byName has the features that adapters require.
-var byName = func() map[string]*feature {
-	m := make(map[string]*feature)
+var byName = func() map[format.Feature]*feature {
+	m := make(map[format.Feature]*feature)
 	for i := range features {
 		if f := &features[i]; f.name != "" {
 			m[f.name] = f
@@ -151,7 +151,7 @@ var byName = func() map[string]*feature {
 }()
 
 // verdictOf is what merge does with an adapter that requires a feature.
-func verdictOf(name string) Verdict {
+func verdictOf(name format.Feature) Verdict {
 	if f := byName[name]; f != nil {
 		return f.verdict
 	}
@@ -161,8 +161,8 @@ func verdictOf(name string) Verdict {
 // Refusals lists, in words, why the adapter cannot be merged by this version: one entry per feature, empty for an adapter
 // that can. The hint belongs to the first.
 func Refusals(a *format.Adapter) (why []string, hint string) {
-	where := make(map[string][]string)
-	var features []string
+	where := make(map[format.Feature][]string)
+	var features []format.Feature
 	for _, r := range a.Requires {
 		if verdictOf(r.Feature) == Applied {
 			continue
@@ -172,7 +172,7 @@ func Refusals(a *format.Adapter) (why []string, hint string) {
 		}
 		where[r.Feature] = append(where[r.Feature], r.Where)
 	}
-	slices.SortStableFunc(features, func(a, b string) int { return rank(a) - rank(b) })
+	slices.SortStableFunc(features, func(a, b format.Feature) int { return rank(a) - rank(b) })
 	for _, f := range features {
 		text, remedy := explain(f, where[f])
 		why = append(why, text)
@@ -184,11 +184,11 @@ func Refusals(a *format.Adapter) (why []string, hint string) {
 }
 
 // explain says why a feature keeps an adapter from being merged, and what its user can do.
-func explain(name string, where []string) (why, remedy string) {
+func explain(name format.Feature, where []string) (why, remedy string) {
 	f := byName[name]
 	switch {
 	case f == nil:
-		why, remedy = "it requires the feature "+name, "try a newer loratool"
+		why, remedy = "it requires the feature "+string(name), "try a newer loratool"
 	case name == format.FeaturePEFTType:
 		return explainMethod(where[0])
 	default:
@@ -201,7 +201,7 @@ func explain(name string, where []string) (why, remedy string) {
 }
 
 // rank sorts the features that explain others to the front: a method of its own explains the tensors that nobody knows.
-func rank(feature string) int {
+func rank(feature format.Feature) int {
 	switch feature {
 	case format.FeaturePEFTType:
 		return 0

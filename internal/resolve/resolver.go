@@ -81,8 +81,8 @@ type given struct {
 	index    int // among the adapters of the merge
 	manifest *format.Manifest
 	model    *format.Adapter
-	features map[string][]string // what it requires: where, as the requirements of each feature say it
-	saysDoRA bool                // the configuration of PEFT says that every layer has magnitudes
+	features map[format.Feature][]string // what it requires: where, as the requirements of each feature say it
+	saysDoRA bool                        // the configuration of PEFT says that every layer has magnitudes
 }
 
 func newGiven(a Adapter, index int) (*given, error) {
@@ -90,7 +90,7 @@ func newGiven(a Adapter, index int) (*given, error) {
 	if len(m.Adapters) != 1 {
 		return nil, fault.New(fault.Unsupported, "a bundle of %d adapters", len(m.Adapters)).WithHint("convert the one that is meant to a file of its own")
 	}
-	g := &given{Adapter: a, index: index, manifest: m, model: &m.Adapters[0], features: make(map[string][]string)}
+	g := &given{Adapter: a, index: index, manifest: m, model: &m.Adapters[0], features: make(map[format.Feature][]string)}
 	for _, q := range g.model.Requires {
 		g.features[q.Feature] = append(g.features[q.Feature], q.Where)
 		g.saysDoRA = g.saysDoRA || q == format.Requirement{Feature: format.FeatureDoRA, Where: "use_dora"}
@@ -101,7 +101,7 @@ func newGiven(a Adapter, index int) (*given, error) {
 func (g *given) blob(i int) Blob { return Blob{Source: g.Source, Index: i} }
 
 // has reports whether the adapter requires a feature.
-func (g *given) has(feature string) bool { return len(g.features[feature]) > 0 }
+func (g *given) has(feature format.Feature) bool { return len(g.features[feature]) > 0 }
 
 // term begins the term of a layer, and returns its factors.
 func (g *given) term(l *format.Layer) (x Term, a, b Blob, err error) {
