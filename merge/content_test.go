@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/merge"
 )
 
@@ -97,7 +98,7 @@ func (c fixture) mergeToMemory(t *testing.T, adapters []merge.Adapter) map[strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := new(merge.Memory)
+	out := new(output.Memory)
 	if _, err := p.RunTo(context.Background(), out); err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/format/safetensors"
 	"github.com/loratool/loratool/merge"
 )
@@ -46,7 +47,7 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer plan.Close()
-	var out merge.Memory
+	var out output.Memory
 	if _, err := plan.RunTo(ctx, &out); err != nil {
 		log.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package merge
 import (
 	"io"
 
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/resolve"
@@ -140,8 +141,8 @@ type recording struct {
 	plan    *Plan
 	tensors []*record
 	writer  *undo.Writer
-	sums    []*undo.Sums // of each file: what identifies the data that the merge does not change
-	close   func()       // lets go of the residuals
+	sums    []*undo.Sums   // of each file: what identifies the data that the merge does not change
+	scratch output.Scratch // where residuals wait
 }
 
 // add counts a tensor in, and returns its number in the record.

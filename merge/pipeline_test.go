@@ -15,6 +15,7 @@ import (
 
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/testkit"
 	"github.com/loratool/loratool/merge"
 )
@@ -79,7 +80,7 @@ func TestMemoryGetsWhatADiskGets(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var m merge.Memory
+		var m output.Memory
 		if m.Files() != nil {
 			t.Error("an output that is not committed has files")
 		}
@@ -106,7 +107,7 @@ func TestRecordOfAMergeIntoMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	if _, err := p.RunTo(t.Context(), new(merge.Memory)); err != nil {
+	if _, err := p.RunTo(t.Context(), new(output.Memory)); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(rec.Bytes(), want) {
@@ -116,17 +117,17 @@ func TestRecordOfAMergeIntoMemory(t *testing.T) {
 
 // fullOutput is an output whose files end after some bytes.
 type fullOutput struct {
-	merge.Memory
+	output.Memory
 	committed bool
 	nClosed   atomic.Int64
 }
 
 type fullFile struct {
-	merge.OutputFile
+	output.File
 	output *fullOutput
 }
 
-func (o *fullOutput) Create(info merge.OutputInfo) (merge.OutputFile, error) {
+func (o *fullOutput) Create(info output.Info) (output.File, error) {
 	f, err := o.Memory.Create(info)
 	return fullFile{f, o}, err
 }
@@ -145,14 +146,14 @@ func (f fullFile) WriteAt(p []byte, off int64) (int, error) {
 	if off > 3000 {
 		return 0, errFull
 	}
-	return f.OutputFile.WriteAt(p, off)
+	return f.File.WriteAt(p, off)
 }
 
 func (f fullFile) CopyRange(off int64, src io.ReaderAt, srcOff, n int64) error {
 	if off+n > 3000 {
 		return errFull
 	}
-	return f.OutputFile.CopyRange(off, src, srcOff, n)
+	return f.File.CopyRange(off, src, srcOff, n)
 }
 
 // TestAnOutputThatFailsIsNotCommitted, nor are its files ended: to end one waits for the disk.

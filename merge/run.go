@@ -4,10 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"sync"
 	"sync/atomic"
 
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/kernel"
@@ -26,32 +26,39 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 	if err := p.CheckOutput(out); err != nil {
 		return nil, err
 	}
-	s, err := p.stage(out)
+	disk, err := p.disk(out)
 	if err != nil {
 		return nil, err
 	}
-	defer s.Abort()
-	return p.runTo(ctx, s, recordWriter(p, s.record))
+	defer disk.Abort()
+	var record *recordFile
+	if p.options.UndoFile != "" {
+		if record, err = newRecordFile(disk, p.options.UndoFile, p.base); err != nil {
+			return nil, err
+		}
+	}
+	return p.runTo(ctx, disk, record)
 }
 
 // RunTo is Run for another output than the file system, such as memory. Options.UndoFile must be
 // empty, as what makes it appear with the checkpoint is the output; Options.Undo gets the record
-// before the output is committed. RunTo neither checks the output nor aborts it: after an error
-// the caller does.
-func (p *Plan) RunTo(ctx context.Context, out Output) (*Report, error) {
+// before the output is committed. A run that fails aborts the output.
+func (p *Plan) RunTo(ctx context.Context, out output.Output) (*Report, error) {
+	defer out.Abort()
 	if p.ran.Swap(true) {
 		return nil, errRan
 	}
 	if p.options.UndoFile != "" {
 		return nil, errors.New("merge: an undo record in a file of its own goes with an output that is a path; use Options.Undo")
 	}
-	return p.runTo(ctx, out, p.options.Undo)
+	return p.runTo(ctx, out, nil)
 }
 
 var errRan = errors.New("merge: the plan has run already; open another one")
 
-// runTo writes the checkpoint to out and the undo record, if one is wanted, to undo.
-func (p *Plan) runTo(ctx context.Context, out Output, undo io.Writer) (*Report, error) {
+// runTo writes the checkpoint to out, and the undo record, if one is wanted, to its file, nil where it
+// has none, and to Options.Undo.
+func (p *Plan) runTo(ctx context.Context, out output.Output, record *recordFile) (*Report, error) {
 	r, err := p.newRun(ctx, out)
 	if err != nil {
 		return nil, err
@@ -73,7 +80,7 @@ func (p *Plan) runTo(ctx context.Context, out Output, undo io.Writer) (*Report, 
 	// The record takes the processor while the files wait for the disk.
 	last := []func(context.Context) error{r.settle, func(ctx context.Context) (err error) {
 		if r.tools.recording != nil {
-			report.Undo, err = r.tools.recording.write(ctx, undo)
+			report.Undo, err = r.tools.recording.write(ctx, recordWriter(p, record))
 		}
 		return err
 	}}
@@ -84,13 +91,16 @@ func (p *Plan) runTo(ctx context.Context, out Output, undo io.Writer) (*Report, 
 	if err := errors.Join(ctx.Err(), p.unchanged()); err != nil {
 		return nil, err
 	}
+	if err := record.close(); err != nil {
+		return nil, err
+	}
 	return report, out.Commit()
 }
 
 // run is the state of one Run.
 type run struct {
 	plan    *Plan
-	out     Output
+	out     output.Output
 	tools   *tools
 	jobs    []job
 	batches []batch
@@ -102,7 +112,7 @@ type run struct {
 }
 
 // newRun makes the pipelines, and cuts their work into jobs.
-func (p *Plan) newRun(ctx context.Context, out Output) (*run, error) {
+func (p *Plan) newRun(ctx context.Context, out output.Output) (*run, error) {
 	k, err := kernel.Selected()
 	if err != nil {
 		return nil, err
@@ -119,12 +129,12 @@ func (p *Plan) newRun(ctx context.Context, out Output) (*run, error) {
 		pipelines[t] = newPipeline(t, r.tools)
 	}
 	if rec := r.tools.recording; rec != nil {
-		spool, closeSpool, err := spoolOf(out)
+		scratch, err := output.NewScratch(out)
 		if err != nil {
 			return nil, err
 		}
-		rec.close = closeSpool
-		rec.begin(spool)
+		rec.scratch = scratch
+		rec.begin(scratch)
 	}
 	r.jobs = p.jobs(pipelines)
 	r.batches = p.batches(r.jobs)
@@ -141,8 +151,8 @@ func (p *Plan) newRun(ctx context.Context, out Output) (*run, error) {
 
 // close lets go of the residuals.
 func (r *run) close() {
-	if rec := r.tools.recording; rec != nil && rec.close != nil {
-		rec.close()
+	if rec := r.tools.recording; rec != nil && rec.scratch != nil {
+		rec.scratch.Close()
 	}
 }
 
@@ -170,7 +180,7 @@ func (r *run) copySide(name string) error {
 		src, size, like.Sparse = bytes.NewReader(text), int64(len(text)), false
 	}
 	r.sideBytes += size
-	out, err := r.out.Create(OutputInfo{Name: name, Size: size, Mode: like.Mode, Sparse: like.Sparse})
+	out, err := r.out.Create(output.Info{Name: name, Size: size, Mode: like.Mode, Sparse: like.Sparse})
 	if err != nil {
 		return err
 	}
@@ -208,7 +218,7 @@ func (r *run) settle(ctx context.Context) error {
 type writing struct {
 	once   sync.Once
 	err    error
-	file   OutputFile
+	file   output.File
 	left   atomic.Int64
 	closed bool
 }
@@ -235,7 +245,7 @@ func (r *run) do(w *worker, b batch) error {
 	in, out := r.plan.files[j.file], r.files[j.file]
 	out.once.Do(func() {
 		like := in.in.Like()
-		out.file, out.err = r.out.Create(OutputInfo{Name: r.plan.nameOf(in), Size: in.size(), Mode: like.Mode, Sparse: like.Sparse})
+		out.file, out.err = r.out.Create(output.Info{Name: r.plan.nameOf(in), Size: in.size(), Mode: like.Mode, Sparse: like.Sparse})
 	})
 	if out.err != nil {
 		return out.err
@@ -265,7 +275,7 @@ func (r *run) do(w *worker, b batch) error {
 
 // copy copies a range that stays as it is. Where a record is written, the bytes pass through the
 // worker's memory, to be counted into it.
-func (r *run) copy(w *worker, j *job, in *outFile, out OutputFile) error {
+func (r *run) copy(w *worker, j *job, in *outFile, out output.File) error {
 	if r.tools.recording == nil {
 		return out.CopyRange(j.off+in.shift, r.tools.data[j.file], j.off, j.n)
 	}
@@ -283,7 +293,7 @@ func (r *run) copy(w *worker, j *job, in *outFile, out OutputFile) error {
 }
 
 // write writes bytes of the checkpoint where the base has them, at off.
-func (r *run) write(p []byte, off int64, file int, in *outFile, out OutputFile) error {
+func (r *run) write(p []byte, off int64, file int, in *outFile, out output.File) error {
 	if rec := r.tools.recording; rec != nil {
 		rec.sums[file].Add(off, p)
 	}
@@ -293,7 +303,7 @@ func (r *run) write(p []byte, off int64, file int, in *outFile, out OutputFile) 
 
 // merge reads the range of some jobs, updates the rows of each in it, and writes it. It returns the
 // length of the range.
-func (r *run) merge(w *worker, jobs []job, in *outFile, out OutputFile) (int64, error) {
+func (r *run) merge(w *worker, jobs []job, in *outFile, out output.File) (int64, error) {
 	first, last := &jobs[0], &jobs[len(jobs)-1]
 	off, n := first.off, last.off+last.n-first.off
 	data := w.grow(max(n, r.plan.blockBytes()))[:n]

@@ -5,13 +5,12 @@ import (
 	"context"
 	"errors"
 	"io"
-	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/undo"
@@ -111,174 +110,50 @@ func diskBytes(p *Plan) (n int64) {
 	return n
 }
 
-// staged is an output of the file system: hidden beside its place until Commit, together with the undo
-// record where one goes to a file.
-type staged struct {
-	path    string
-	stage   *fileio.Stage
-	record  *recordFile // nil where no file gets it
-	replace bool
-
-	lock sync.Mutex
-	open map[*stagedFile]bool
-}
-
-// stage begins the output at a path.
-func (p *Plan) stage(out string) (*staged, error) {
-	out = filepath.Clean(out)
-	stage, err := fileio.NewStage(out, p.base.IsDir)
-	if err != nil {
-		return nil, err
-	}
-	s := &staged{path: out, stage: stage, replace: p.options.Replace, open: make(map[*stagedFile]bool)}
+// disk begins the output at a path.
+func (p *Plan) disk(out string) (*output.Disk, error) {
+	o := output.DiskOptions{IsDir: p.base.IsDir, Replace: p.options.Replace}
 	if p.base.IsDir {
-		var mode fs.FileMode
-		if mode, err = p.base.Dir.Mode(); err == nil {
-			err = errors.Join(stage.Narrow(mode), stage.Expect(outputNames(p)))
+		mode, err := p.base.Dir.Mode()
+		if err != nil {
+			return nil, err
 		}
+		o.Mode, o.Names = mode|0o700, outputNames(p)
 	}
-	if err == nil && p.options.UndoFile != "" {
-		s.record, err = newRecordFile(p.options.UndoFile, p.base)
-	}
-	if err != nil {
-		s.Abort()
-		return nil, err
-	}
-	return s, nil
-}
-
-// Create begins a file of the stage.
-func (s *staged) Create(info OutputInfo) (OutputFile, error) {
-	f, err := s.stage.CreateLike(info.Name, info.Size, fileio.Like{Mode: info.Mode, Sparse: info.Sparse})
-	if err != nil {
-		return nil, err
-	}
-	out := &stagedFile{stage: s, file: f, left: info.Size}
-	s.lock.Lock()
-	defer s.lock.Unlock()
-	s.open[out] = true
-	return out, nil
-}
-
-// Commit moves the output and its record to their places, both or none.
-func (s *staged) Commit() error {
-	stages := []*fileio.Stage{s.stage}
-	if s.record != nil {
-		if err := s.record.close(); err != nil {
-			return err
-		}
-		stages = append(stages, s.record.stage)
-	}
-	return fileio.Commit(s.replace, stages...)
-}
-
-// Abort removes what was not committed, without waiting for the disk.
-func (s *staged) Abort() {
-	for f := range s.open {
-		f.file.Close()
-	}
-	if s.record != nil {
-		s.record.abort()
-	}
-	s.stage.Abort()
-}
-
-// spool is a file beside the output, so that it is on a disk with room.
-func (s *staged) spool() (undo.Spool, func(), error) {
-	stage, err := fileio.NewStage(s.path+".residuals", false)
-	if err != nil {
-		return nil, nil, err
-	}
-	f, err := stage.Create("", 0)
-	if err != nil {
-		stage.Abort()
-		return nil, nil, err
-	}
-	return f, func() { f.Close(); stage.Abort() }, nil
-}
-
-// stagedFile is a file of a stage.
-type stagedFile struct {
-	stage   *staged
-	file    *fileio.File
-	turn    sync.Mutex // held by whoever writes: the system lets one write to a file at a time, and waiting for it burns time
-	written int64      // since the last hint that writing to the disk may begin; under turn
-	left    int64      // until the file is complete; under turn
-}
-
-// hintBytes is how much is written to a file before the system is told that it may begin to move it to
-// the disk.
-const hintBytes = 16 << 20
-
-// wrote counts n written bytes. The caller holds the turn.
-func (f *stagedFile) wrote(n int64) {
-	f.left -= n
-	if f.written += n; f.written >= hintBytes || f.left == 0 {
-		f.written = 0
-		fileio.StartWriteback(f.file)
-	}
-}
-
-func (f *stagedFile) WriteAt(p []byte, off int64) (int, error) {
-	f.turn.Lock()
-	defer f.turn.Unlock()
-	n, err := f.file.WriteAt(p, off)
-	f.wrote(int64(n))
-	return n, err
-}
-
-func (f *stagedFile) CopyRange(off int64, src io.ReaderAt, srcOff, n int64) error {
-	f.turn.Lock()
-	defer f.turn.Unlock()
-	err := fileio.CopyRange(f.file, off, src, srcOff, n)
-	f.wrote(n)
-	return err
-}
-
-// Close makes the file durable.
-func (f *stagedFile) Close() error {
-	f.stage.lock.Lock()
-	delete(f.stage.open, f)
-	f.stage.lock.Unlock()
-	return fileio.Close(f.file)
+	return output.NewDisk(out, o)
 }
 
 // recordFile is an undo record in the making.
 type recordFile struct {
-	stage  *fileio.Stage
-	file   *fileio.File
+	file   output.File
 	buffer *bufio.Writer
 }
 
-// newRecordFile begins a record at path. Whoever may not read the weights may not read it either.
-func newRecordFile(path string, base *checkpoint.Checkpoint) (*recordFile, error) {
-	stage, err := fileio.NewStage(path, false)
-	if err != nil {
-		return nil, err
-	}
-	like := fileio.Like{}
+// newRecordFile begins a record that appears with the output. Whoever may not read the weights may not
+// read it either.
+func newRecordFile(out *output.Disk, path string, base *checkpoint.Checkpoint) (*recordFile, error) {
+	var info output.Info
 	for i, f := range base.Files {
 		if mode := f.Like().Mode; i == 0 {
-			like.Mode = mode
+			info.Mode = mode
 		} else {
-			like.Mode &= mode
+			info.Mode &= mode
 		}
 	}
-	f, err := stage.CreateLike("", 0, like)
+	f, err := out.CreateAt(path, info)
 	if err != nil {
-		stage.Abort()
 		return nil, err
 	}
-	return &recordFile{stage, f, bufio.NewWriterSize(f, 1<<20)}, nil
+	return &recordFile{f, bufio.NewWriterSize(io.NewOffsetWriter(f, 0), 1<<20)}, nil
 }
 
 // close makes the record durable, so that a disk without room for it is known before the output
 // appears.
-func (f *recordFile) close() error { return errors.Join(f.buffer.Flush(), fileio.Close(f.file)) }
-
-func (f *recordFile) abort() {
-	f.file.Close()
-	f.stage.Abort()
+func (f *recordFile) close() error {
+	if f == nil {
+		return nil
+	}
+	return errors.Join(f.buffer.Flush(), f.file.Close())
 }
 
 // recordWriter is where the undo record goes.

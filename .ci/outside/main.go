@@ -22,6 +22,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/rank"
 )
@@ -162,7 +163,7 @@ func (o *outside) openTwo(ctx context.Context) ([]merge.Adapter, error) {
 // merge merges the two adapters into the demo's base, and tells progress how many bytes were written of
 // how many. Neither the base nor the output has a path.
 func (o *outside) merge(
-	ctx context.Context, out merge.Output, progress func(done, all int64),
+	ctx context.Context, out output.Output, progress func(done, all int64),
 ) (*merge.Report, error) {
 	adapters, err := o.openTwo(ctx)
 	if err != nil {
@@ -193,7 +194,7 @@ func (o *outside) merge(
 
 func (o *outside) mergeTwo(ctx context.Context) error {
 	var last, whole atomic.Int64
-	var out merge.Memory
+	var out output.Memory
 	report, err := o.merge(ctx, &out, func(done, all int64) {
 		last.Store(done)
 		whole.Store(all)
@@ -232,7 +233,7 @@ func (o *outside) checkMerged(ctx context.Context, files map[string][]byte) erro
 func (o *outside) cancelHalfWay(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var out merge.Memory
+	var out output.Memory
 	_, err := o.merge(ctx, &out, func(done, all int64) {
 		if done >= all/2 {
 			cancel()

@@ -7,7 +7,7 @@ import (
 )
 
 // library are the packages that a program outside this module can use.
-var library = []string{"format", "format/dtype", "format/convert", "format/safetensors", "merge", "rank"}
+var library = []string{"format", "format/dtype", "format/convert", "format/output", "format/safetensors", "merge", "rank"}
 
 // faces are the types of internal packages that have a public name, and why they live where they do. The comment on such
 // a name lists the fields, which go doc does not show.

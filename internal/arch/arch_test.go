@@ -48,6 +48,7 @@ var arrows = map[string]map[string]string{
 		"internal/fault":       "errors of input",
 		"internal/safetensors": "the strict header check",
 	},
+	"format/output": {"internal/fileio": "outputs on a disk, which appear whole"},
 	"format/convert": {
 		"format":               "what it makes",
 		"format/safetensors":   "weights files that it writes",
@@ -62,9 +63,10 @@ var arrows = map[string]map[string]string{
 	"merge": {
 		"format":              "adapters",
 		"format/dtype":        "elements",
+		"format/output":       "the output's door",
 		"internal/checkpoint": "the base",
 		"internal/fault":      "errors of input",
-		"internal/fileio":     "outputs that appear whole, copies of ranges",
+		"internal/fileio":     "whether an output may be written, permissions of inputs",
 		"internal/kernel":     "the arithmetic",
 		"internal/parallel":   "blocks of rows on workers",
 		"internal/resolve":    "what adapters change in the base",
@@ -142,6 +144,7 @@ var never = []struct{ from, to, why string }{
 	{"format", "merge", "the model of an adapter does not know what is done with it"},
 	{"format", "rank", "the model of an adapter does not know what is done with it"},
 	{"format/dtype", "format", "elements know no adapters"},
+	{"format/output", "format", "an output knows files, not what is in them"},
 	{"format/convert", "merge", "dialects know adapters, not merges"},
 	{"format/convert", "rank", "dialects know adapters, not ranks"},
 	{"internal/undo", "internal/kernel", "a record knows residuals, not predictions"},
@@ -302,6 +305,15 @@ func TestImportsFollowTheArrows(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestMergeKnowsNoFileSystem: what it reads and writes comes through the doors.
+func TestMergeKnowsNoFileSystem(t *testing.T) {
+	imports(t, isProduct, func(f file, path string) {
+		if f.room == "merge" && path == "os" {
+			t.Errorf("%s imports os; write through format/output, and read through internal/checkpoint", f.path)
+		}
+	})
 }
 
 func TestForbiddenArrowsAreNotOnTheListInAnyNumberOfSteps(t *testing.T) {

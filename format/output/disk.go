@@ -1,0 +1,194 @@
+package output
+
+import (
+	"io"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/loratool/loratool/internal/fileio"
+)
+
+// Disk is an output in the file system: a directory, or a file and others beside it. It is built
+// under a hidden name beside its place, and Commit moves it there when everything is on the disk.
+// The next Disk in the same directory removes the hidden files of a killed process. If the process
+// was killed while Commit moved several files, the next Disk there moves the rest.
+type Disk struct {
+	path    string
+	options DiskOptions
+	stage   *fileio.Stage
+	before  []*fileio.Stage // files beside it: when it is there, so are they
+	after   []*fileio.Stage
+
+	lock sync.Mutex
+	open map[*diskFile]bool
+}
+
+// DiskOptions say what a Disk makes. The zero value is a file that replaces nothing.
+type DiskOptions struct {
+	IsDir bool // a directory, not a file
+	// Replace lets Commit replace what is there, whatever is in it; but a directory only if the
+	// output has a file of the same name for each file in it.
+	Replace bool
+	// Mode is the permissions of the directory that this one is made from. Others are not given, but
+	// the owner gets all. 0 is every permission that the umask leaves.
+	Mode fs.FileMode
+	// Names are the files that will be created in a directory, if known. NewDisk refuses a name that
+	// the system does not allow, and two that are one name there.
+	Names []string
+}
+
+// NewDisk begins an output at a path. The directory around it must be there. What is at the path is
+// looked at by Commit.
+func NewDisk(path string, o DiskOptions) (*Disk, error) {
+	path = filepath.Clean(path)
+	stage, err := fileio.NewStage(path, o.IsDir)
+	if err != nil {
+		return nil, err
+	}
+	d := &Disk{path: path, options: o, stage: stage, open: make(map[*diskFile]bool)}
+	if o.IsDir && o.Mode != 0 {
+		err = stage.Narrow(o.Mode)
+	}
+	if o.IsDir && err == nil {
+		err = stage.Expect(o.Names)
+	}
+	if err != nil {
+		d.Abort()
+		return nil, err
+	}
+	return d, nil
+}
+
+// Create begins a file. In a directory, the name is the path below it. Otherwise "" is the file at the
+// path of the output, and any other name is a file beside it, which appears before it.
+func (d *Disk) Create(info Info) (File, error) {
+	if d.options.IsDir || info.Name == "" {
+		return d.create(d.stage, info)
+	}
+	path := filepath.Join(filepath.Dir(d.path), filepath.FromSlash(info.Name))
+	return d.createAt(path, &d.before, info)
+}
+
+// CreateAt begins a file with a path of its own, such as the record of a run; the name in info does
+// not count. It appears together with the output, after everything else.
+func (d *Disk) CreateAt(path string, info Info) (File, error) {
+	return d.createAt(filepath.Clean(path), &d.after, info)
+}
+
+func (d *Disk) createAt(path string, list *[]*fileio.Stage, info Info) (File, error) {
+	stage, err := fileio.NewStage(path, false)
+	if err != nil {
+		return nil, err
+	}
+	d.lock.Lock()
+	*list = append(*list, stage)
+	d.lock.Unlock()
+	info.Name = ""
+	return d.create(stage, info)
+}
+
+func (d *Disk) create(stage *fileio.Stage, info Info) (File, error) {
+	like := fileio.Like{Mode: info.Mode, Sparse: info.Sparse}
+	file, err := stage.CreateLike(info.Name, info.Size, like)
+	if err != nil {
+		return nil, err
+	}
+	f := &diskFile{disk: d, file: file, left: info.Size}
+	d.lock.Lock()
+	defer d.lock.Unlock()
+	d.open[f] = true
+	return f, nil
+}
+
+// Scratch makes a hidden file beside the output, so that it is on a disk with room.
+func (d *Disk) Scratch() (Scratch, error) {
+	stage, err := fileio.NewStage(d.path+".residuals", false)
+	if err != nil {
+		return nil, err
+	}
+	f, err := stage.Create("", 0)
+	if err != nil {
+		stage.Abort()
+		return nil, err
+	}
+	return &diskScratch{f, stage}, nil
+}
+
+// stages are those of all files, in the order in which they appear.
+func (d *Disk) stages() []*fileio.Stage {
+	return slices.Concat(d.before, []*fileio.Stage{d.stage}, d.after)
+}
+
+// Commit moves all files to their places, or none.
+func (d *Disk) Commit() error { return fileio.Commit(d.options.Replace, d.stages()...) }
+
+// Abort removes what was not committed, without waiting for the disk.
+func (d *Disk) Abort() {
+	for f := range d.open {
+		f.file.Close()
+	}
+	clear(d.open)
+	for _, stage := range d.stages() {
+		stage.Abort()
+	}
+}
+
+// diskFile is a file of a stage.
+type diskFile struct {
+	disk    *Disk
+	file    *fileio.File
+	turn    sync.Mutex // held by the writer: the system lets one write at a time, and waiting costs
+	written int64      // since the last hint that writing to the disk may begin; under turn
+	left    int64      // until the file is complete, where that is known; under turn
+}
+
+// hintBytes is how much is written to a file before the system is told that it may begin to move it
+// to the disk.
+const hintBytes = 16 << 20
+
+// wrote counts n written bytes. The caller holds the turn.
+func (f *diskFile) wrote(n int64) {
+	f.left -= n
+	if f.written += n; f.written >= hintBytes || f.left == 0 {
+		f.written = 0
+		fileio.StartWriteback(f.file)
+	}
+}
+
+func (f *diskFile) WriteAt(p []byte, off int64) (int, error) {
+	f.turn.Lock()
+	defer f.turn.Unlock()
+	n, err := f.file.WriteAt(p, off)
+	f.wrote(int64(n))
+	return n, err
+}
+
+func (f *diskFile) CopyRange(off int64, src io.ReaderAt, srcOff, n int64) error {
+	f.turn.Lock()
+	defer f.turn.Unlock()
+	err := fileio.CopyRange(f.file, off, src, srcOff, n)
+	f.wrote(n)
+	return err
+}
+
+// Close makes the file durable.
+func (f *diskFile) Close() error {
+	f.disk.lock.Lock()
+	delete(f.disk.open, f)
+	f.disk.lock.Unlock()
+	return fileio.Close(f.file)
+}
+
+// diskScratch is a file of a stage that is never committed.
+type diskScratch struct {
+	*fileio.File
+	stage *fileio.Stage
+}
+
+func (s *diskScratch) Close() error {
+	err := s.File.Close()
+	s.stage.Abort()
+	return err
+}
