@@ -93,7 +93,7 @@ func FuzzConfig(f *testing.F) {
 			}
 			return
 		}
-		c.budget = pyre.NewBudget(context.Background(), 100_000) // many runs matter more than long ones
+		c.patterns.budget = pyre.NewBudget(context.Background(), 100_000) // many runs matter more than long ones
 		src := &zeros{format.Manifest{Tensors: fuzzTensors()}}
 		p := peftReader{config: c, tensors: src.manifest.Tensors, manifest: &src.manifest}
 		src.manifest.Adapters = []format.Adapter{p.adapter(t.Context())}

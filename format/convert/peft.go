@@ -86,7 +86,7 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 	if f.pickle != nil && len(f.pickle.Left) > 0 {
 		f.note("the pickle holds values that are no tensors of the adapter and are left out: %s", fault.List(f.pickle.Left, 3))
 	}
-	config.budget = pyre.NewBudget(ctx, patternSteps)
+	config.patterns.budget = pyre.NewBudget(ctx, patternSteps)
 	p := peftReader{config: config, saved: readSaved(text), tensors: f.manifest.Tensors, manifest: &f.manifest}
 	f.manifest.Adapters = []format.Adapter{p.adapter(ctx)}
 	if err := ctx.Err(); err != nil { // the adapter is not complete
@@ -177,7 +177,7 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 	if len(p.config.Parameters) > 0 {
 		p.countLevels(modules)
 	}
-	p.decideEra(modules)
+	(&eraChoice{peftReader: p, modules: modules}).decide()
 	p.out.Layers = slices.Grow(p.out.Layers, len(modules))
 	for module, roles := range modules {
 		if ctx.Err() != nil {

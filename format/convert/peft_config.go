@@ -14,7 +14,6 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/jsontext"
-	"github.com/loratool/loratool/internal/pyre"
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
@@ -38,12 +37,8 @@ type peftConfigFile struct {
 	notes      []string
 	requires   []format.Requirement
 	names      []string // of the fields, sorted
-	era        patternEra
 	hasExperts bool
-
-	modules []string // whose entries in the patterns are looked up together
-	tables  [2]patternTable
-	budget  *pyre.Budget // what the patterns may cost; set before they are matched
+	patterns   patterns
 }
 
 // Defaults of LoraConfig, for fields that a file leaves out.
@@ -109,7 +104,8 @@ func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 	case r > maxRank:
 		return nil, fault.New(fault.Limit, "r is %d, and ranks to %d are read", r, maxRank)
 	}
-	return c, c.checkPatterns()
+	c.patterns.rank, c.patterns.alpha = c.RankPattern, c.AlphaPatt
+	return c, c.patterns.check()
 }
 
 // isPEFTConfig reports whether a text is a configuration of PEFT, or no JSON at all: other tools write theirs under the same name.
@@ -259,7 +255,7 @@ func (c *peftConfigFile) rankDefault() int {
 
 // rank is r of a module, and the key of rank_pattern that gave it, if any.
 func (c *peftConfigFile) rank(module string) (int, *patternMatch) {
-	if m := c.match(c.RankPattern, "rank_pattern", module); m != nil {
+	if m := c.patterns.match("rank_pattern", module); m != nil {
 		return int(m.value), m
 	}
 	return c.rankDefault(), nil
@@ -267,7 +263,7 @@ func (c *peftConfigFile) rank(module string) (int, *patternMatch) {
 
 // alpha is lora_alpha of a module.
 func (c *peftConfigFile) alpha(module string) (float64, *patternMatch) {
-	if m := c.match(c.AlphaPatt, "alpha_pattern", module); m != nil {
+	if m := c.patterns.match("alpha_pattern", module); m != nil {
 		return m.value, m
 	}
 	if c.Alpha == nil {

@@ -36,6 +36,15 @@ type patternEntry struct {
 	value float64
 }
 
+// patterns are both patterns of a configuration, and what they say of the adapter's modules.
+type patterns struct {
+	rank, alpha pattern
+	era         patternEra
+	modules     []string // whose entries are looked up together
+	tables      [2]patternTable
+	budget      *pyre.Budget // what they may cost; set before they are matched
+}
+
 // UnmarshalJSON keeps the order of the keys. A key that comes again has its first place and its last
 // value, as in a dictionary of Python.
 func (p *pattern) UnmarshalJSON(text []byte) error {
@@ -64,14 +73,14 @@ func (p *pattern) UnmarshalJSON(text []byte) error {
 	return s.Err()
 }
 
-// checkPatterns refuses patterns that are too long, and ranks that are none.
-func (c *peftConfigFile) checkPatterns() error {
-	for _, p := range []pattern{c.RankPattern, c.AlphaPatt} {
+// check refuses patterns that are too long, and ranks that are none.
+func (ps *patterns) check() error {
+	for _, p := range []pattern{ps.rank, ps.alpha} {
 		if len(p) > maxPatternKeys {
 			return fault.New(fault.Limit, "rank_pattern or alpha_pattern has %d keys, at most %d are read", len(p), maxPatternKeys)
 		}
 	}
-	for _, e := range c.RankPattern {
+	for _, e := range ps.rank {
 		if !(e.value >= 1 && e.value <= maxRank) || e.value != math.Trunc(e.value) {
 			return fault.New(fault.Corrupt, "rank_pattern gives %q the rank %v, and a rank is a whole number from 1 to %d", e.key, e.value, maxRank)
 		}
@@ -88,11 +97,11 @@ type matcher struct {
 	steps  *pyre.Budget
 }
 
-func (c *peftConfigFile) matcher(era patternEra, key string) (*matcher, error) {
+func (ps *patterns) matcher(era patternEra, key string) (*matcher, error) {
 	if len(key) > maxPatternKeyBytes {
 		return nil, fmt.Errorf("it has %d bytes, at most %d are read", len(key), maxPatternKeyBytes)
 	}
-	m := &matcher{era: era, key: key, glob: parseGlob(key), steps: c.budget}
+	m := &matcher{era: era, key: key, glob: parseGlob(key), steps: ps.budget}
 	if m.glob != nil {
 		return m, nil
 	}
@@ -135,26 +144,26 @@ type patternFailure struct {
 }
 
 // incomplete reports whether an era's table lacks something.
-func (c *peftConfigFile) incomplete(era patternEra) bool {
-	t := &c.tables[era.form()]
+func (ps *patterns) incomplete(era patternEra) bool {
+	t := &ps.tables[era.form()]
 	return t.spent || len(t.failures) > 0
 }
 
 // lookup fills the table of an era for all modules of the adapter, and for others on request.
-func (c *peftConfigFile) lookup(era patternEra, more ...string) *patternTable {
-	t := &c.tables[era.form()]
+func (ps *patterns) lookup(era patternEra, more ...string) *patternTable {
+	t := &ps.tables[era.form()]
 	if t.rank == nil {
 		t.rank, t.alpha = make(map[string]patternHit), make(map[string]patternHit)
-		more = slices.Concat(c.modules, more)
+		more = slices.Concat(ps.modules, more)
 	}
-	c.search(t, era, c.RankPattern, t.rank, more)
-	c.search(t, era, c.AlphaPatt, t.alpha, more)
+	ps.search(t, era, ps.rank, t.rank, more)
+	ps.search(t, era, ps.alpha, t.alpha, more)
 	return t
 }
 
 // search matches a pattern with modules, and adds to the hits. Each expression is compiled once, where
 // a module still asks for it, and forgotten afterwards: an adapter may have very many.
-func (c *peftConfigFile) search(t *patternTable, era patternEra, p pattern, hits map[string]patternHit, modules []string) {
+func (ps *patterns) search(t *patternTable, era patternEra, p pattern, hits map[string]patternHit, modules []string) {
 	var open []string
 	for _, m := range modules {
 		if _, known := hits[m]; !known {
@@ -163,7 +172,7 @@ func (c *peftConfigFile) search(t *patternTable, era patternEra, p pattern, hits
 		}
 	}
 	for i := 0; i < len(p) && len(open) > 0 && !t.spent; i++ {
-		err := c.matchEntry(era, p, i, hits, open)
+		err := ps.matchEntry(era, p, i, hits, open)
 		if err == nil {
 			continue
 		}
@@ -176,7 +185,7 @@ func (c *peftConfigFile) search(t *patternTable, era patternEra, p pattern, hits
 
 // matchEntry matches one entry with the modules that ask for it: those without an entry, or without one
 // that disagrees.
-func (c *peftConfigFile) matchEntry(era patternEra, p pattern, i int, hits map[string]patternHit, modules []string) error {
+func (ps *patterns) matchEntry(era patternEra, p pattern, i int, hits map[string]patternHit, modules []string) error {
 	var match *matcher
 	for _, m := range modules {
 		h := hits[m]
@@ -185,7 +194,7 @@ func (c *peftConfigFile) matchEntry(era patternEra, p pattern, i int, hits map[s
 		}
 		if match == nil {
 			var err error
-			if match, err = c.matcher(era, p[i].key); err != nil {
+			if match, err = ps.matcher(era, p[i].key); err != nil {
 				return err
 			}
 		}
@@ -210,9 +219,9 @@ func endsSearch(err error) bool {
 
 // requirePatterns makes the adapter require the keys that cannot be evaluated as the era does.
 func (p *peftReader) requirePatterns() {
-	c := p.config
-	for _, f := range c.tables[c.era.form()].failures {
-		c.require(format.FeaturePattern, f.key)
+	ps := &p.config.patterns
+	for _, f := range ps.tables[ps.era.form()].failures {
+		p.require(format.FeaturePattern, f.key)
 		p.note("the key %q of rank_pattern or alpha_pattern cannot be evaluated: %v", f.key, f.err)
 	}
 }
@@ -231,19 +240,23 @@ func (p pattern) named(key string) int {
 
 // match returns the entry of rank_pattern or alpha_pattern that gives a module its value, nil for the
 // default. Where no key matches, PEFT looks the name up in the dictionary.
-func (c *peftConfigFile) match(p pattern, field, module string) *patternMatch {
+func (ps *patterns) match(field, module string) *patternMatch {
+	p := ps.rank
+	if field == "alpha_pattern" {
+		p = ps.alpha
+	}
 	if len(p) == 0 {
 		return nil
 	}
-	t := c.lookup(c.era, module)
+	t := ps.lookup(ps.era, module)
 	hit := t.rank[module]
 	if field == "alpha_pattern" {
 		hit = t.alpha[module]
 	}
 	chosen := hit.first
 	switch {
-	case c.era == era006:
-		chosen = p.named(c.sharedKey(t, module))
+	case ps.era == era006:
+		chosen = p.named(ps.sharedKey(t, module))
 	case chosen < 0:
 		chosen = p.named(module)
 	}
@@ -261,12 +274,12 @@ func (c *peftConfigFile) match(p pattern, field, module string) *patternMatch {
 }
 
 // sharedKey is the key that era006 looks up in both patterns.
-func (c *peftConfigFile) sharedKey(t *patternTable, module string) string {
+func (ps *patterns) sharedKey(t *patternTable, module string) string {
 	if i := t.rank[module].first; i >= 0 {
-		return c.RankPattern[i].key
+		return ps.rank[i].key
 	}
 	if i := t.alpha[module].first; i >= 0 {
-		return c.AlphaPatt[i].key
+		return ps.alpha[i].key
 	}
 	return module
 }

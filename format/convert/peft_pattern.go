@@ -2,6 +2,7 @@ package convert
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -94,72 +95,75 @@ func peftMinor(version string) (int, bool) {
 	return minor, true
 }
 
-// decideEra chooses the era by the configuration and by the ranks of the factors, which the era of the training must give. It
-// notes where another era would merge something else.
-func (p *peftReader) decideEra(modules map[string]map[peftRole]int) {
-	c := p.config
-	if len(c.RankPattern)+len(c.AlphaPatt) == 0 {
+// eraChoice finds the era of the release that trained an adapter with patterns.
+type eraChoice struct {
+	*peftReader
+	modules map[string]map[peftRole]int
+	names   []string // of the modules, sorted
+}
+
+// decide chooses the era by the configuration and by the ranks of the factors, which the era of the training must give. It notes
+// where another era would merge something else.
+func (e *eraChoice) decide() {
+	ps := &e.config.patterns
+	if len(ps.rank)+len(ps.alpha) == 0 {
 		return
 	}
-	names := make([]string, 0, len(modules))
-	for name := range modules {
-		names = append(names, name)
+	e.names = slices.Sorted(maps.Keys(e.modules))
+	for _, name := range e.names {
+		ps.modules = append(ps.modules, name, e.patternName(name))
 	}
-	slices.Sort(names)
-	for _, name := range names {
-		c.modules = append(c.modules, name, p.patternName(name))
-	}
-	said, evidence, certain := c.eraByConfig()
-	c.era = said
-	if !p.ranksFit(names, modules) {
-		for _, e := range patternEras {
-			if c.era = e; p.ranksFit(names, modules) {
+	said, evidence, certain := e.config.eraByConfig()
+	ps.era = said
+	if !e.ranksFit() {
+		for _, era := range patternEras {
+			if ps.era = era; e.ranksFit() {
 				evidence = fmt.Sprintf("the ranks of the factors are what that gives, and not what %v gives (%s)", said, evidence)
 				certain = true
 				break
 			}
-			c.era = said
+			ps.era = said
 		}
 	}
 	for _, other := range patternEras {
-		if other == c.era || certain && other > c.era {
+		if other == ps.era || certain && other > ps.era {
 			continue // that an older PEFT would read a newer file otherwise is no news
 		}
-		if p.noteEra(names, c.era, other, evidence) {
+		if e.compare(ps.era, other, evidence) {
 			return
 		}
 	}
 }
 
 // ranksFit reports whether the era gives every matrix A of a plain layer its rank.
-func (p *peftReader) ranksFit(names []string, modules map[string]map[peftRole]int) bool {
-	for _, name := range names {
-		i, ok := modules[name][roleA]
-		if !ok || p.config.hasExperts || len(p.tensors[i].Shape) != 2 {
+func (e *eraChoice) ranksFit() bool {
+	for _, name := range e.names {
+		i, ok := e.modules[name][roleA]
+		if !ok || e.config.hasExperts || len(e.tensors[i].Shape) != 2 {
 			continue
 		}
-		if rank, _ := p.config.rank(name); p.tensors[i].Shape[0] != uint64(rank) {
+		if rank, _ := e.config.rank(name); e.tensors[i].Shape[0] != uint64(rank) {
 			return false
 		}
 	}
 	return true
 }
 
-// noteEra notes the first module at which two eras differ.
-func (p *peftReader) noteEra(names []string, era, other patternEra, evidence string) bool {
-	c := p.config
-	if c.lookup(other); c.incomplete(other) {
+// compare notes the first module at which two eras differ.
+func (e *eraChoice) compare(era, other patternEra, evidence string) bool {
+	c, ps := e.config, &e.config.patterns
+	if ps.lookup(other); ps.incomplete(other) {
 		return false // what it would give is not known, and it is not needed
 	}
-	for _, name := range names {
-		c.era = other
+	for _, name := range e.names {
+		ps.era = other
 		otherRank, _ := c.rank(name)
 		otherAlpha, _ := c.alpha(name)
-		c.era = era
+		ps.era = era
 		rank, _ := c.rank(name)
 		alpha, _ := c.alpha(name)
 		if rank != otherRank || alpha != otherAlpha {
-			p.note("rank_pattern and alpha_pattern are read as %v does: %s. For %s they give rank %d and alpha %v; %v would take %d and %v",
+			e.note("rank_pattern and alpha_pattern are read as %v does: %s. For %s they give rank %d and alpha %v; %v would take %d and %v",
 				era, evidence, name, rank, alpha, other, otherRank, otherAlpha)
 			return true
 		}

@@ -30,12 +30,12 @@ func TestPatternsMatchAsPythonDoes(t *testing.T) {
 		t.Fatalf("%d keys, %v", len(truth.Table), err)
 	}
 	for _, row := range truth.Table {
-		c := &peftConfigFile{era: era015, budget: pyre.NewBudget(context.Background(), patternSteps)}
+		ps := &patterns{era: era015, budget: pyre.NewBudget(context.Background(), patternSteps)}
 		if row.Era == "0.14" {
-			c.era = era014
+			ps.era = era014
 		}
 		for _, name := range truth.Names {
-			m, err := c.matcher(c.era, row.Key)
+			m, err := ps.matcher(ps.era, row.Key)
 			if err != nil {
 				t.Errorf("%s: the key %q cannot be evaluated: %v", row.Era, row.Key, err)
 				break
@@ -53,15 +53,15 @@ func TestGlobsMatchAsTheEngineDoes(t *testing.T) {
 	keys := []string{"", ".", "..", ".*", ".*.*", "a", ".a", "a.", `a\.b`, `\.a`, ".*a", "a.*", "a.*b", ".*a.*b.*", "a.b.*", `.*\.b`, `a.*\.b`, "a.*a", "ab.*ba", "b-_1"}
 	names := []string{"", ".", "..", "a", "b", "a.b", "ab", "a.a", "aa", ".a", "a.", "x.a", "x.a.b", "aba", "abba", "x.ab.ba", "axb", "x.axb", "a.x.b", "b-_1", "x.b-_1",
 		"\u00e9", "a\u00e9b", "a.\u00e9", "a\n", "a\nb", "x.a\n"}
-	c := &peftConfigFile{budget: pyre.NewBudget(context.Background(), patternSteps)}
+	ps := &patterns{budget: pyre.NewBudget(context.Background(), patternSteps)}
 	for _, key := range keys {
 		for _, era := range []patternEra{era015, era014} {
-			m, err := c.matcher(era, key)
+			m, err := ps.matcher(era, key)
 			if err != nil || m.glob == nil {
 				t.Errorf("matcher(%q) = %v, %v, want a glob", key, m, err)
 				continue
 			}
-			engine := &matcher{era: era, key: key, steps: c.budget}
+			engine := &matcher{era: era, key: key, steps: ps.budget}
 			for _, name := range names {
 				got, err1 := m.matches(name)
 				want, err2 := engine.matches(name)
@@ -80,14 +80,14 @@ func TestPatternsThatCannotBeEvaluatedAreRequired(t *testing.T) {
 		"(", "(?i)q_proj", "(?a)q_proj", "(?P=n", "a**", "[b-a]", `\q`, `\N{BULLET}`, strings.Repeat("(", 600) + strings.Repeat(")", 600),
 		strings.Repeat("a", maxPatternKeyBytes+1), "((a+)+)+b",
 	} {
-		c := &peftConfigFile{RankPattern: pattern{{key: key, value: 2}}, budget: pyre.NewBudget(context.Background(), 1e6)}
+		c := &peftConfigFile{patterns: patterns{rank: pattern{{key: key, value: 2}}, budget: pyre.NewBudget(context.Background(), 1e6)}}
 		if _, m := c.rank(strings.Repeat("a", 60)); m != nil {
 			t.Errorf("%q matches", key)
 		}
 		p := peftReader{config: c, manifest: new(format.Manifest)}
 		p.requirePatterns()
-		if len(c.requires) != 1 || c.requires[0].Feature != format.FeaturePattern || len(p.manifest.Notes) != 1 {
-			t.Errorf("%q requires %v with the notes %q, want %s and a note", key, c.requires, p.manifest.Notes, format.FeaturePattern)
+		if len(p.out.Requires) != 1 || p.out.Requires[0].Feature != format.FeaturePattern || len(p.manifest.Notes) != 1 {
+			t.Errorf("%q requires %v with the notes %q, want %s and a note", key, p.out.Requires, p.manifest.Notes, format.FeaturePattern)
 		}
 	}
 }
@@ -95,24 +95,26 @@ func TestPatternsThatCannotBeEvaluatedAreRequired(t *testing.T) {
 // TestOnlyKeysThatPEFTComesToAreRequired: PEFT ends at the first key that matches, and so never
 // compiles those behind it.
 func TestOnlyKeysThatPEFTComesToAreRequired(t *testing.T) {
-	c := &peftConfigFile{RankPattern: pattern{{"q_proj", 2}, {"(", 3}}, budget: pyre.NewBudget(context.Background(), patternSteps)}
-	if rank, m := c.rank("x.q_proj"); rank != 2 || m == nil || c.incomplete(era015) {
+	c := &peftConfigFile{patterns: patterns{rank: pattern{{"q_proj", 2}, {"(", 3}}, budget: pyre.NewBudget(context.Background(), patternSteps)}}
+	if rank, m := c.rank("x.q_proj"); rank != 2 || m == nil || c.patterns.incomplete(era015) {
 		t.Errorf("rank = %d by %v, want 2 by the first key and no failure", rank, m)
 	}
-	if c.rank("x.k_proj"); !c.incomplete(era015) {
+	if c.rank("x.k_proj"); !c.patterns.incomplete(era015) {
 		t.Error("the second key is not a failure where PEFT comes to it")
 	}
 }
 
 // TestTheBudgetIsForAllKeysTogether: what one key has spent is gone for the others, and the search ends.
 func TestTheBudgetIsForAllKeysTogether(t *testing.T) {
-	c := &peftConfigFile{budget: pyre.NewBudget(context.Background(), 10_000), modules: []string{strings.Repeat("a", 60), "x.b"}}
-	c.AlphaPatt = pattern{{"((a+)+)+b", 2}, {"(b)", 3}}
+	c := &peftConfigFile{patterns: patterns{
+		budget: pyre.NewBudget(context.Background(), 10_000), modules: []string{strings.Repeat("a", 60), "x.b"},
+		alpha: pattern{{"((a+)+)+b", 2}, {"(b)", 3}},
+	}}
 	if alpha, m := c.alpha("x.b"); m != nil || alpha != defaultAlpha {
 		t.Errorf("alpha = %v by %v, want the default", alpha, m)
 	}
-	if !c.incomplete(era015) || c.budget.Left() != 0 {
-		t.Errorf("%d steps are left, want 0", c.budget.Left())
+	if !c.patterns.incomplete(era015) || c.patterns.budget.Left() != 0 {
+		t.Errorf("%d steps are left, want 0", c.patterns.budget.Left())
 	}
 }
 
@@ -164,7 +166,7 @@ func TestRanksOfTheFactorsDecideTheEra(t *testing.T) {
 	}
 	read := func(rankB uint64) (*format.Manifest, format.Adapter) {
 		c, m := *c, new(format.Manifest)
-		c.budget = pyre.NewBudget(context.Background(), patternSteps)
+		c.patterns.budget = pyre.NewBudget(context.Background(), patternSteps)
 		m.Tensors = []format.Tensor{
 			{Name: "x.a.lora_A.weight", Shape: []uint64{2, 8}}, {Name: "x.a.lora_B.weight", Shape: []uint64{8, 2}},
 			{Name: "x.b.lora_A.weight", Shape: []uint64{rankB, 8}}, {Name: "x.b.lora_B.weight", Shape: []uint64{8, rankB}},

@@ -23,6 +23,9 @@ type saved struct {
 	was    []uint64 // the shape that the base has; nil where it lacks the tensor
 }
 
+// absent looks for what an adapter saves whole and the base lacks, or has in another shape.
+type absent struct{ *resolver }
+
 // pairing is how an adapter's tensors pair with those of the base when its updates are paired alone, and what is left over.
 type pairing struct {
 	mapping naming.Mapping
@@ -31,7 +34,7 @@ type pairing struct {
 
 // pairUpdates pairs the tensors that an adapter updates, and finds what it saves whole and the base has not. ok is false where
 // the updates do not pair, or something is left over that no flag can add: then the base is wrong, or named otherwise.
-func (r *resolver) pairUpdates() (p pairing, ok bool) {
+func (r absent) pairUpdates() (p pairing, ok bool) {
 	updates := r.wanted(func(f form) bool { b, ok := f.(*beside); return !ok || b.Action != format.Replace })
 	if updates == nil {
 		updates = r.wanted(func(form) bool { return true })
@@ -67,7 +70,7 @@ func (r *resolver) pairUpdates() (p pairing, ok bool) {
 
 // isAddable reports whether the base may get a tensor that it lacks: not an embedding, a head that is tied to one, or a single
 // parameter of a module that is there and saved in part, such as the bias of a layer that has none.
-func (r *resolver) isAddable(b *format.Beside, t *format.Tensor, m naming.Mapping) bool {
+func (r absent) isAddable(b *format.Beside, t *format.Tensor, m naming.Mapping) bool {
 	module := naming.Module(b.Target)
 	switch {
 	case naming.IsInputEmbedding(module), naming.IsHead(module) && r.ends().Tied, !t.DType.IsFloat():
@@ -89,8 +92,8 @@ func newName(target string, m naming.Mapping) string {
 	return strings.TrimPrefix(target, framework)
 }
 
-// explainAbsent says that what the base lacks is what an adapter saves whole, and nil where that is not so.
-func (r *resolver) explainAbsent() error {
+// explain says that what the base lacks is what an adapter saves whole, and nil where that is not so.
+func (r absent) explain() error {
 	p, ok := r.pairUpdates()
 	var names []string
 	for _, s := range p.left {
@@ -131,7 +134,7 @@ func (s *shaper) addTensors() error {
 		if err != nil {
 			continue // resolving says so
 		}
-		p, ok := r.pairUpdates()
+		p, ok := absent{r}.pairUpdates()
 		if !ok || len(p.left) == 0 {
 			continue
 		}

@@ -18,11 +18,12 @@ func (r *resolver) attentionWeight(l *format.Layer) string {
 // outProj notes such a layer, and returns how often its update counts. PEFT, up to 0.21 at least,
 // adds it twice, in its forward pass and in merging, as the module is adapted once alone and once as
 // a part; the adapter means it once, and was trained with it twice.
-func (r *resolver) outProj(l *format.Layer) float64 {
-	if r.reading.OutProjTwice {
-		r.notes.of(l.Module, "the update of out_proj is added twice, as PEFT does")
+func (p *plain) outProj() float64 {
+	l := p.layer
+	if p.reading.OutProjTwice {
+		p.notes.of(l.Module, "the update of out_proj is added twice, as PEFT does")
 		return 2
 	}
-	r.notes.of(l.Module, "the update of out_proj is added once, as the adapter means it; PEFT up to 0.21 adds it twice when it runs and when it merges, which Options.OutProjTwice does")
+	p.notes.of(l.Module, "the update of out_proj is added once, as the adapter means it; PEFT up to 0.21 adds it twice when it runs and when it merges, which Options.OutProjTwice does")
 	return 1
 }

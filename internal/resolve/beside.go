@@ -43,7 +43,7 @@ func (b *beside) add() error {
 			WithHint("use the weight 1")
 	}
 	if b.fold != nil {
-		if folded, err := b.isFolded(b.Beside); folded || err != nil {
+		if folded, err := (tied{b.resolver}).isFolded(b.Beside); folded || err != nil {
 			return err
 		}
 	}

@@ -6,16 +6,17 @@ import (
 )
 
 // addMagnitude adds the magnitudes of a DoRA layer (Liu et al., arXiv:2402.09353), if it has any.
-func (r *resolver) addMagnitude(l *format.Layer, c *Change, transposed bool) error {
+func (p *plain) addMagnitude(c *Change, transposed bool) error {
+	l := p.layer
 	i, ok := l.Roles[format.RoleMagnitude]
 	switch {
-	case !ok && r.saysDoRA:
+	case !ok && p.saysDoRA:
 		return fault.New(fault.Corrupt, "the configuration says use_dora, and %q has no lora_magnitude_vector", l.Module).
 			WithHint("the file was not saved whole; save the adapter again")
 	case !ok:
 		return nil
-	case r.Weight != 1:
-		return fault.New(fault.Unsupported, "%q is DoRA, which replaces the magnitudes of the weight, and they cannot be weighted by %v", l.Module, r.Weight).
+	case p.Weight != 1:
+		return fault.New(fault.Unsupported, "%q is DoRA, which replaces the magnitudes of the weight, and they cannot be weighted by %v", l.Module, p.Weight).
 			WithHint("use the weight 1")
 	}
 	nRows, nCols := c.Matrix()
@@ -23,18 +24,18 @@ func (r *resolver) addMagnitude(l *format.Layer, c *Change, transposed bool) err
 	if transposed {
 		want = nCols
 	}
-	m := r.blob(i)
+	m := p.blob(i)
 	if have := m.Tensor(); have.Elements() != want || !have.DType.IsFloat() {
 		return fault.New(fault.Mismatch, "%q has the magnitudes %v of shape %d, and the base's weight has %d output features", l.Module, have.DType, have.Shape, want).
-			WithHint("%s", r.wrongBase())
+			WithHint("%s", p.wrongBase())
 	}
 	if c.DoRA != nil {
 		return fault.New(fault.Unsupported, "two adapters rescale %q by magnitudes of DoRA, and which comes first changes the result", c.Name).
 			WithHint("merge one adapter, then the other into what comes out")
 	}
 	c.DoRA = &Magnitude{Blob: m, Module: l.Module, OfColumns: transposed}
-	if r.model.Dialect == "peft" && !r.saysDoRA { // PEFT would leave them out
-		r.notes.of(l.Module, "the magnitudes of DoRA are applied though the configuration does not say use_dora")
+	if p.model.Dialect == "peft" && !p.saysDoRA { // PEFT would leave them out
+		p.notes.of(l.Module, "the magnitudes of DoRA are applied though the configuration does not say use_dora")
 	}
 	return nil
 }

@@ -1,8 +1,11 @@
 package resolve
 
 import (
+	"slices"
+
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
 )
 
 // plain is a layer whose factors are those of the formula: a linear layer, an embedding or a
@@ -27,24 +30,24 @@ func (p *plain) add() error {
 		return err
 	}
 	if isOutProj(l) {
-		x.Scale *= p.outProj(l)
+		x.Scale *= p.outProj()
 	}
 	c, err := p.change(p.weightName(l), false)
 	if err != nil {
 		return err
 	}
-	transposed, err := p.orientation(l, c.Shape, a.Tensor().Shape, b.Tensor().Shape)
+	transposed, err := p.orientation(c.Shape, a.Tensor().Shape, b.Tensor().Shape)
 	if err != nil {
 		return err
 	}
 	c.add(x, wholeB(b, l.Rank), WholeA(a, l.Rank), transposed)
 	if p.has(format.FeaturePiSSA) || p.has(format.FeatureOLoRA) {
-		if err := p.addResidual(l, c, transposed); err != nil {
+		if err := p.addResidual(c, transposed); err != nil {
 			return err
 		}
 	}
 	if _, ok := l.Roles[format.RoleMagnitude]; ok || p.has(format.FeatureDoRA) {
-		if err := p.addMagnitude(l, c, transposed); err != nil {
+		if err := p.addMagnitude(c, transposed); err != nil {
 			return err
 		}
 	}
@@ -79,9 +82,10 @@ func (r *resolver) weightName(l *format.Layer) string {
 
 // orientation decides whether the base stores the weight of a layer transposed. The shape tells, and
 // where it is square, orientSquare.
-func (r *resolver) orientation(l *format.Layer, shape, a, b []uint64) (transposed bool, err error) {
+func (p *plain) orientation(shape, a, b []uint64) (transposed bool, err error) {
+	l := p.layer
 	if l.Kind == format.Conv {
-		return false, r.checkConvolution(l, shape, a, b)
+		return false, p.checkConvolution(shape, a, b)
 	}
 	n, m := a[1], b[0]
 	if l.Kind == format.Embedding {
@@ -89,21 +93,21 @@ func (r *resolver) orientation(l *format.Layer, shape, a, b []uint64) (transpose
 			return true, nil
 		}
 		return false, fault.New(fault.Mismatch, "the embedding %q: A has %d columns and B %d rows, the base's weight has shape %d", l.Module, n, m, shape).
-			WithHint("%s", r.wrongBase())
+			WithHint("%s", p.wrongBase())
 	}
 	straight, turned := len(shape) == 2 && shape[0] == m && shape[1] == n, len(shape) == 2 && shape[0] == n && shape[1] == m
 	switch {
 	case straight && turned:
-		return r.orientSquare(l)
+		return p.orientSquare(l)
 	case straight || turned:
-		r.compareFlag(l, turned)
+		p.compareFlag(l, turned)
 		return turned, nil
 	}
 	if len(shape) > 2 {
 		return false, fault.New(fault.Mismatch, "%q: the base's weight has shape %d, and the factors are those of a linear layer %d×%d", l.Module, shape, m, n).
-			WithHint("%s", r.wrongBase())
+			WithHint("%s", p.wrongBase())
 	}
-	return false, fault.New(fault.Mismatch, "%q: B·A is %d×%d, the base's weight has shape %d", l.Module, m, n, shape).WithHint("%s", r.wrongBase())
+	return false, fault.New(fault.Mismatch, "%q: B·A is %d×%d, the base's weight has shape %d", l.Module, m, n, shape).WithHint("%s", p.wrongBase())
 }
 
 // compareFlag notes a layer whose orientation is not what the adapter's configuration says.
@@ -111,4 +115,83 @@ func (r *resolver) compareFlag(l *format.Layer, turned bool) {
 	if r.model.Orientation != format.OrientationUnknown && turned != (r.model.Orientation == format.NxM) {
 		r.notes.of(l.Module, "fan_in_fan_out of the adapter's configuration does not fit the base, which decides")
 	}
+}
+
+func (r *resolver) countVotes() votes {
+	v := make(votes)
+	tensors := r.manifest.Tensors
+	for i := range r.model.Layers {
+		l := &r.model.Layers[i]
+		if l.Kind != format.Linear {
+			continue
+		}
+		shape := r.tensor(l.Module + ".weight").Shape
+		if len(shape) != 2 {
+			continue
+		}
+		n, m := tensors[l.Roles[format.RoleA]].Shape[1], tensors[l.Roles[format.RoleB]].Shape[0]
+		vote := 0
+		switch {
+		case n == m:
+		case shape[0] == m && shape[1] == n:
+			vote = -1
+		case shape[0] == n && shape[1] == m:
+			vote = 1
+		}
+		leaf := naming.Leaf(l.Module)
+		v[leaf] += vote
+		if naming.IsConv1DName(leaf) {
+			v[""] += vote
+		}
+	}
+	return v
+}
+
+// orientSquare decides whether the base stores a square weight transposed: by its model type, and by
+// how it stores the other weights of modules with the same name. The adapter's orientation does not
+// decide: producers are often wrong about it, and the content id does not cover it. A layer that
+// nothing else decides is refused.
+func (r *resolver) orientSquare(l *format.Layer) (bool, error) {
+	if r.votes == nil {
+		r.votes = r.countVotes()
+	}
+	leaf := naming.Leaf(l.Module)
+	modelType := r.base.Config.ModelType
+	var turned bool
+	switch {
+	case r.votes[leaf] != 0:
+		turned = r.votes[leaf] > 0
+	case modelType != "":
+		turned = naming.IsConv1DModel(modelType) && naming.IsConv1DName(leaf)
+	case r.votes[""] != 0 && naming.IsConv1DName(leaf):
+		turned = r.votes[""] > 0
+	case r.reading.LinearInput > 0 && naming.IsConv1DName(leaf):
+		turned = r.reading.LinearInput == 1
+	case naming.IsConv1DName(leaf) && r.model.Orientation == format.NxM:
+		return false, fault.New(fault.Unsupported, "the weight of %q is square, and nothing but fan_in_fan_out of the adapter's configuration tells whether the base stores it transposed: the base has no config.json, and no other weight shows it", l.Module).
+			WithHint("put the model's config.json beside its weights, or say it with Options.LinearInput: 1 where lora_A reads the first dimension of the weight (Conv1D of GPT-2), 2 where it reads the second (torch.nn.Linear)")
+	default:
+		// torch.nn.Linear, which every other model uses.
+	}
+	r.compareFlag(l, turned)
+	return turned, nil
+}
+
+// checkConvolution checks that the factors of a convolution fit its weight. A, r×in×k…, and B, out×r×1…, are themselves
+// convolutions, one after the other: their product, B out×r times A r×(in·k…), has the elements of the weight in its order.
+func (p *plain) checkConvolution(w, a, b []uint64) error {
+	l := p.layer
+	if len(a) == len(b) && len(a) == len(w) && len(w) >= 3 {
+		rank, spatial := uint64(l.Rank), slices.ContainsFunc(b[2:], func(n uint64) bool { return n != 1 })
+		if a[0] == rank && b[0] == w[0] && b[1] == rank && a[1] == w[1] && slices.Equal(a[2:], w[2:]) && !spatial {
+			return nil
+		}
+	}
+	if d, ok := naming.DiagnoseConvolution(l.Module, w, a, b); ok && d.Hint != "" {
+		return fault.New(fault.Unsupported, "%s", d.Why).WithHint("%s", d.Hint)
+	} else if ok {
+		return fault.New(fault.Mismatch, "%s", d.Why).WithHint("%s", p.wrongBase())
+	}
+	return fault.New(fault.Mismatch, "the convolution %q: lora_A has shape %d and lora_B %d, the base's weight has shape %d", l.Module, a, b, w).
+		WithHint("%s", p.wrongBase())
 }

@@ -11,7 +11,7 @@ import (
 
 // explainMissing says why the base lacks tensors that the adapter wants to change.
 func (r *resolver) explainMissing(wanted, missing []string) error {
-	if err := r.explainAbsent(); err != nil {
+	if err := (absent{r}).explain(); err != nil {
 		return err
 	}
 	for _, name := range missing {

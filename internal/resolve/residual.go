@@ -41,10 +41,11 @@ func (r *resolver) checkResiduals() error {
 }
 
 // addResidual takes out of the base what the initialisation of a layer has taken out.
-func (r *resolver) addResidual(l *format.Layer, c *Change, transposed bool) error {
-	x := Term{Adapter: r.index, Module: l.Module, Scale: -r.Weight, Rank: l.Rank, Left: one, Right: one, Residual: PiSSAResidual}
-	if r.has(format.FeatureOLoRA) {
-		x.Scale, x.Residual = -(r.Weight * l.Scale()), OLoRAResidual
+func (p *plain) addResidual(c *Change, transposed bool) error {
+	l := p.layer
+	x := Term{Adapter: p.index, Module: l.Module, Scale: -p.Weight, Rank: l.Rank, Left: one, Right: one, Residual: PiSSAResidual}
+	if p.has(format.FeatureOLoRA) {
+		x.Scale, x.Residual = -(p.Weight * l.Scale()), OLoRAResidual
 	}
 	switch {
 	case x.Residual == OLoRAResidual && transposed:
@@ -54,7 +55,7 @@ func (r *resolver) addResidual(l *format.Layer, c *Change, transposed bool) erro
 		return fault.New(fault.Unsupported, "%q is stored as %v, for which PEFT has no such initialisation", l.Module, c.DType)
 	}
 	c.Terms = append(c.Terms, x)
-	r.notes.of(l.Module, "what the initialisation has taken out of the base is computed again and taken out, in float64; PEFT does so in float32 and rounds in between")
+	p.notes.of(l.Module, "what the initialisation has taken out of the base is computed again and taken out, in float64; PEFT does so in float32 and rounds in between")
 	return nil
 }
 

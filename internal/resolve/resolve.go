@@ -95,7 +95,7 @@ func (g *given) checkFeatures(reading Reading) error {
 // form finds the form of everything that the adapter holds.
 func (r *resolver) form() error {
 	if len(r.model.Beside) > 1 {
-		if err := r.dropTwins(); err != nil {
+		if err := (twins{r}).drop(); err != nil {
 			return err
 		}
 	}

@@ -13,7 +13,7 @@ import (
 func (r *resolver) change(name string, copied bool) (*Change, error) {
 	actual, _ := r.mapping.Lookup(name) // resolve has found every name
 	if r.fold != nil {
-		if err := r.checkFolded(name); err != nil {
+		if err := (tied{r}).checkFolded(name); err != nil {
 			return nil, err
 		}
 	}
@@ -27,7 +27,7 @@ func (r *resolver) change(name string, copied bool) (*Change, error) {
 	}
 	module := naming.Module(actual)
 	if r.fold == nil && (r.looksUp || naming.MayBeEnd(module)) {
-		if err := r.checkTied(actual); err != nil {
+		if err := (tied{r}).check(actual); err != nil {
 			return nil, err
 		}
 	}

@@ -111,9 +111,12 @@ func (s *sheet) tiedEnds() (embedding, head string, err error) {
 	return e.Embedding, head, nil
 }
 
-// checkTied refuses to change a tensor that the model uses twice, as input embedding and as output
+// tied looks at what an adapter changes of the base's two ends, where they are one tensor.
+type tied struct{ *resolver }
+
+// check refuses to change a tensor that the model uses twice, as input embedding and as output
 // head: the change would leak into the other end.
-func (r *resolver) checkTied(name string) error {
+func (r tied) check(name string) error {
 	e := r.ends()
 	isEmbedding := name == r.names.Actual(e.Embedding) || e.Embedding == "" && naming.IsInputEmbedding(naming.Module(name))
 	isHead := name == r.names.Actual(e.Head)
@@ -132,7 +135,7 @@ func (r *resolver) checkTied(name string) error {
 // well, so that changing the one tensor is what it asks for: ensure_weight_tying of PEFT, and trained
 // tokens, which every release of PEFT that knows them (from 0.15.0 on) gives to both ends of a tied
 // model.
-func (r *resolver) meansBothEnds(embedding string) bool {
+func (r tied) meansBothEnds(embedding string) bool {
 	if r.hasTwins || r.has(format.FeatureWeightTying) {
 		return true
 	}
@@ -173,13 +176,13 @@ func (s *sheet) foldEnds() error {
 }
 
 // foldedEnd tells which end of a folded tie a name of the adapter's means.
-func (r *resolver) foldedEnd(name string) (isEmbedding, isHead bool) {
+func (r tied) foldedEnd(name string) (isEmbedding, isHead bool) {
 	renamed := r.mapping.Renamed(name)
 	return renamed == r.fold.embedding, renamed == r.fold.head
 }
 
 // checkFolded refuses to fold changes of both ends into one tensor.
-func (r *resolver) checkFolded(name string) error {
+func (r tied) checkFolded(name string) error {
 	isEmbedding, isHead := r.foldedEnd(name)
 	if !isEmbedding && !isHead {
 		return nil
@@ -194,7 +197,7 @@ func (r *resolver) checkFolded(name string) error {
 
 // isFolded reports that a head is saved with the very values that the adapter saves for the
 // embedding, so that one of them is enough where both are one tensor.
-func (r *resolver) isFolded(b *format.Beside) (bool, error) {
+func (r tied) isFolded(b *format.Beside) (bool, error) {
 	if _, isHead := r.foldedEnd(b.Target); !isHead {
 		return false, nil
 	}

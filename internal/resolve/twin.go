@@ -9,21 +9,24 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// dropTwins leaves out what an adapter saves of a tied embedding for its other ends: PEFT saves
+// twins are tensors that an adapter saves of one tensor of the base, under the names of several modules.
+type twins struct{ *resolver }
+
+// drop leaves out what an adapter saves of a tied embedding for its other ends: PEFT saves
 // each module for itself, and the base has one tensor for all. Where the values are the same there
 // is nothing to decide: a saved tensor that the base lacks, with the very bytes of a saved one that
 // the base has, is that tensor under the name of a module that shares it.
-func (r *resolver) dropTwins() error {
+func (r twins) drop() error {
 	if e := r.ends(); !e.Tied || e.Why != "" || r.reading.Tied == Untie {
 		return nil
 	}
-	twins := make(map[string]bool) // modules that share the weight of another one
+	sharing := make(map[string]bool) // modules that share the weight of another one
 	kept := slices.Clone(r.model.Beside)
 	for _, leaf := range []string{"weight", "bias"} {
 		for i := range r.model.Beside {
 			b := &r.model.Beside[i]
 			module := naming.Module(b.Target)
-			if b.Action != format.Replace || naming.Leaf(b.Target) != leaf || r.isInBase(b.Target) || leaf == "bias" && !twins[module] {
+			if b.Action != format.Replace || naming.Leaf(b.Target) != leaf || r.isInBase(b.Target) || leaf == "bias" && !sharing[module] {
 				continue
 			}
 			same, err := r.hasCopyInBase(b)
@@ -31,12 +34,12 @@ func (r *resolver) dropTwins() error {
 				return err
 			}
 			if same {
-				twins[module] = true
+				sharing[module] = true
 				kept = slices.DeleteFunc(kept, func(k format.Beside) bool { return k.Target == b.Target })
 			}
 		}
 	}
-	if r.hasTwins = len(twins) > 0; r.hasTwins {
+	if r.hasTwins = len(sharing) > 0; r.hasTwins {
 		model := *r.model
 		model.Beside = kept
 		r.model = &model
@@ -45,10 +48,10 @@ func (r *resolver) dropTwins() error {
 }
 
 // isInBase reports whether the base has a tensor whose name ends as this one does.
-func (r *resolver) isInBase(name string) bool { return r.names.HasTail(tail(name, 2)) }
+func (r twins) isInBase(name string) bool { return r.names.HasTail(tail(name, 2)) }
 
 // hasCopyInBase reports whether the adapter saves the same bytes for a tensor that the base has.
-func (r *resolver) hasCopyInBase(b *format.Beside) (bool, error) {
+func (r twins) hasCopyInBase(b *format.Beside) (bool, error) {
 	for i := range r.model.Beside {
 		other := &r.model.Beside[i]
 		if other.Action != format.Replace || other == b || naming.Leaf(other.Target) != naming.Leaf(b.Target) || !r.isInBase(other.Target) {
