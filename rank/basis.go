@@ -28,45 +28,53 @@ func (k *krylov) orthonormalise(
 				return nil, err
 			}
 		}
-		g, err := thinGram(ctx, k.options.Workers, k.n, b, b,
-			func(_, lo, hi int) (x, y []float64) { return z[lo*b : hi*b], z[lo*b : hi*b] })
-		if err != nil {
+		floor := func(largest float64) float64 { return math.Max(noise*noise, 1e-28*largest) }
+		if pass == 1 { // the columns are nearly orthonormal already
+			floor = func(float64) float64 { return 0.25 }
+		}
+		var err error
+		if z, b, err = k.turn(ctx, z, b, floor); b == 0 || err != nil {
 			return nil, err
 		}
-		values, vectors, err := symmetricEigen(ctx, g, b)
-		if err != nil {
-			return nil, err
-		}
-		floor := math.Max(noise*noise, 1e-28*values[0])
-		if pass == 1 {
-			floor = 0.25 // the columns are nearly orthonormal already
-		}
-		keep := 0
-		for keep < min(b, k.n-k.q) && values[keep] > floor {
-			keep++
-		}
-		if keep == 0 {
-			return nil, nil
-		}
-		turn := make([]float64, b*keep)
-		for s := range b {
-			for t := range keep {
-				// minus, as the product is subtracted
-				turn[s*keep+t] = -vectors[s*b+t] / math.Sqrt(values[t])
-			}
-		}
-		out := make([]float64, k.n*keep)
-		err = parallel.For(ctx, k.options.Workers, blocks(k.n, thinRows), func(_, i int) error {
-			lo, hi := i*thinRows, min((i+1)*thinRows, k.n)
-			subtractProduct(out[lo*keep:hi*keep], z[lo*b:hi*b], turn, hi-lo, b, keep)
-			return nil
-		})
-		if err != nil {
-			return nil, err
-		}
-		z, b = out, keep
 	}
 	return z, nil
+}
+
+// turn makes the columns of z (n×b) orthonormal: z times the eigenvectors of zᵀz over the roots of its
+// eigenvalues. It drops the directions of eigenvalues that are not above the floor, which depends on
+// the largest one, and returns how many columns are left.
+func (k *krylov) turn(ctx context.Context, z []float64, b int, floor func(largest float64) float64) (
+	out []float64, keep int, err error) {
+	g, err := thinGram(ctx, k.options.Workers, k.n, b, b,
+		func(_, lo, hi int) (x, y []float64) { return z[lo*b : hi*b], z[lo*b : hi*b] })
+	if err != nil {
+		return nil, 0, err
+	}
+	values, vectors, err := symmetricEigen(ctx, g, b)
+	if err != nil {
+		return nil, 0, err
+	}
+	least := floor(values[0])
+	for keep < min(b, k.n-k.q) && values[keep] > least {
+		keep++
+	}
+	if keep == 0 {
+		return nil, 0, nil
+	}
+	by := make([]float64, b*keep)
+	for s := range b {
+		for t := range keep {
+			// minus, as the product is subtracted
+			by[s*keep+t] = -vectors[s*b+t] / math.Sqrt(values[t])
+		}
+	}
+	out = make([]float64, k.n*keep)
+	err = parallel.For(ctx, k.options.Workers, blocks(k.n, thinRows), func(_, i int) error {
+		lo, hi := i*thinRows, min((i+1)*thinRows, k.n)
+		subtractProduct(out[lo*keep:hi*keep], z[lo*b:hi*b], by, hi-lo, b, keep)
+		return nil
+	})
+	return out, keep, err
 }
 
 // thinRows is the number of rows that a product of two thin matrices takes at a time. It is fixed,

@@ -110,21 +110,9 @@ func interruptibleEigen(
 	if err != nil {
 		return nil, nil, err
 	}
-	// Q is the product of the reflectors, applied to the identity from the last panel to the first.
-	q := make([]float64, n*n)
-	for i := range n {
-		q[i*n+i] = 1
-	}
-	t, work := make([]float64, panel*panel), make([]float64, n*panel)
-	for i := (n - 2) / panel * panel; i >= 0; i -= panel {
-		if err := ctx.Err(); err != nil {
-			return nil, nil, err
-		}
-		b, rows := min(panel, n-1-i), n-1-i
-		v := g[(i+1)*n+i:]
-		lap.Dlarft(lapack.Forward, lapack.ColumnWise, rows, b, v, n, tau[i:], t, panel)
-		lap.Dlarfb(blas.Left, blas.NoTrans, lapack.Forward, lapack.ColumnWise, rows, rows, b, v, n,
-			t, panel, q[(i+1)*n+i+1:], n, work, panel)
+	q, err := reflected(ctx, g, tau, n)
+	if err != nil {
+		return nil, nil, err
 	}
 	// The rows of z become the eigenvectors, as rotations join rows. QL steps converge where the
 	// large elements come last, and those of a matrix that is nearly of low rank come first here.
@@ -155,6 +143,27 @@ func interruptibleEigen(
 		}
 	}
 	return values, vectors, nil
+}
+
+// reflected is Q, the product of the reflectors that tridiagonalise leaves in g: they are applied to the
+// identity from the last panel to the first.
+func reflected(ctx context.Context, g, tau []float64, n int) ([]float64, error) {
+	q := make([]float64, n*n)
+	for i := range n {
+		q[i*n+i] = 1
+	}
+	t, work := make([]float64, panel*panel), make([]float64, n*panel)
+	for i := (n - 2) / panel * panel; i >= 0; i -= panel {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		b, rows := min(panel, n-1-i), n-1-i
+		v := g[(i+1)*n+i:]
+		lap.Dlarft(lapack.Forward, lapack.ColumnWise, rows, b, v, n, tau[i:], t, panel)
+		lap.Dlarfb(blas.Left, blas.NoTrans, lapack.Forward, lapack.ColumnWise, rows, rows, b, v, n,
+			t, panel, q[(i+1)*n+i+1:], n, work, panel)
+	}
+	return q, nil
 }
 
 // implicitQL turns the diagonal d of a symmetric tridiagonal matrix with the subdiagonal e, which

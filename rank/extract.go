@@ -143,7 +143,7 @@ func (e *Extraction) pairUp(names map[string]string) (common, sameShape int) {
 		case !base.dtype().IsFloat() || !tuned.dtype().IsFloat():
 			e.skip(name, "stored as %v and %v", base.dtype(), tuned.dtype())
 			e.others[name] = *tuned
-		case !e.selected(name):
+		case !e.options.selects(name):
 			e.leave(name, whyExcluded, base, tuned)
 		default:
 			e.pairs = append(e.pairs, pair{name: name, base: *base, tuned: *tuned})

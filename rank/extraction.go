@@ -58,9 +58,10 @@ func (e *Extraction) skip(name, format string, args ...any) {
 	e.skipped = append(e.skipped, Skipped{Tensor: name, Why: fmt.Sprintf(format, args...)})
 }
 
-func (e *Extraction) selected(name string) bool {
+// selects reports whether a tensor is to be extracted, by its name.
+func (o *ExtractOptions) selects(name string) bool {
 	matches := func(re *regexp.Regexp) bool { return re.MatchString(name) }
-	return (len(e.options.Include) == 0 || slices.ContainsFunc(e.options.Include, matches)) && !slices.ContainsFunc(e.options.Exclude, matches)
+	return (len(o.Include) == 0 || slices.ContainsFunc(o.Include, matches)) && !slices.ContainsFunc(o.Exclude, matches)
 }
 
 type extracting struct {

@@ -153,14 +153,14 @@ func times(x []float32, factor float32) []float32 {
 // layer decomposes one tensor, expert by expert where it stacks several.
 func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
 	rule := r.options.Rule
-	if r.ranks != nil {
-		if r.ranks[p.name] == 0 {
-			energy, err := p.energy(ctx, 0, p.tuned.ref.Tensor.Elements())
-			r.report.Skipped = append(r.report.Skipped,
-				Skipped{Tensor: p.name, Why: whyBudget, energy: energy})
-			return err
-		}
-		rule = FixedRank{r.ranks[p.name]}
+	switch bought := r.ranks[p.name]; {
+	case r.ranks != nil && bought == 0:
+		energy, err := p.energy(ctx, 0, p.tuned.ref.Tensor.Elements())
+		r.report.Skipped = append(r.report.Skipped,
+			Skipped{Tensor: p.name, Why: whyBudget, energy: energy})
+		return err
+	case r.ranks != nil:
+		rule = FixedRank{bought}
 	}
 	slabs := make([]*slab, v.slabs)
 	k := 0
@@ -194,13 +194,13 @@ func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
 		}
 		r.parameters[len(r.adapter.Layers)-1] = v.parameter
 	}
-	r.describe(v, k, slabs)
+	r.report.Layers = append(r.report.Layers, described(v, k, slabs))
 	return nil
 }
 
-// describe adds a layer to the report. For stacked experts energies are those of all, and the
-// singular values and the noise edge those of the expert with most energy.
-func (r *extracting) describe(v view, k int, slabs []*slab) {
+// described is the report on a layer. For stacked experts energies are those of all, and the singular
+// values and the noise edge those of the expert with most energy.
+func described(v view, k int, slabs []*slab) ExtractedLayer {
 	m, n := v.rows, v.cols
 	if v.transposed {
 		m, n = n, m
@@ -239,7 +239,7 @@ func (r *extracting) describe(v view, k int, slabs []*slab) {
 	}
 	l.SingularValues = main.S
 	l.NoiseEdge = NoiseFloor{Sigma: main.update.noise}.Edge(v.rows, v.cols)
-	r.report.Layers = append(r.report.Layers, l)
+	return l
 }
 
 // isNearBest reports whether the factors as stored have nearly the least error that their rank
@@ -252,31 +252,18 @@ func isNearBest(e energies) bool {
 
 // store puts the factors of a layer into the spool: A and B of the layer's kind.
 func (r *extracting) store(v view, k int, slabs []*slab) error {
-	var a, b []float32
-	var shapeA, shapeB []uint64
 	kind := v.kind
 	switch v.kind {
 	case format.Expert:
 		kind = v.expertKind(r.peft != nil)
-		a, b = stack(v, k, slabs)
-		shapeA, shapeB = []uint64{uint64(v.slabs * k), uint64(len(a) / (v.slabs * k))},
-			[]uint64{uint64(len(b) / (v.slabs * k)), uint64(v.slabs * k)}
 		r.adapter.Requires = append(r.adapter.Requires,
 			format.Requirement{Feature: format.FeatureExperts, Where: v.parameter})
-	case format.Conv: // A r×in×k…, B out×r×1…
-		a, b = slabs[0].right, slabs[0].left
-		shapeA, shapeB = append([]uint64{uint64(k)}, v.shape[1:]...),
-			[]uint64{uint64(v.rows), uint64(k)}
-		for range v.shape[2:] {
-			shapeB = append(shapeB, 1)
-		}
+	case format.Conv:
 		r.adapter.Requires = append(r.adapter.Requires,
 			format.Requirement{Feature: format.FeatureConvolution, Where: v.module})
-	default:
-		a, b = slabs[0].factors(v, k)
-		shapeA, shapeB = []uint64{uint64(k), uint64(len(a) / k)},
-			[]uint64{uint64(len(b) / k), uint64(k)}
 	}
+	a, b := v.join(k, slabs)
+	shapeA, shapeB := v.shapes(k, len(a), len(b))
 	nameA, nameB := v.module+".lora_A.weight", v.module+".lora_B.weight"
 	if v.kind == format.Embedding {
 		nameA, nameB = v.module+".lora_embedding_A", v.module+".lora_embedding_B"
@@ -295,6 +282,30 @@ func (r *extracting) store(v view, k int, slabs []*slab) error {
 		Roles: map[format.Role]int{format.RoleA: iA, format.RoleB: iB},
 	})
 	return nil
+}
+
+// join returns the factors A and B of rank k of all that a tensor stacks.
+func (v view) join(k int, slabs []*slab) (a, b []float32) {
+	switch v.kind {
+	case format.Expert:
+		return stack(v, k, slabs)
+	case format.Conv:
+		return slabs[0].right, slabs[0].left
+	}
+	return slabs[0].factors(v, k)
+}
+
+// shapes are those of factors of nA and nB elements. A convolution has A r×in×k… and B out×r×1….
+func (v view) shapes(k, nA, nB int) (a, b []uint64) {
+	ranks := v.slabs * k
+	a, b = []uint64{uint64(ranks), uint64(nA / ranks)}, []uint64{uint64(nB / ranks), uint64(ranks)}
+	if v.kind == format.Conv {
+		a = append(a[:1], v.shape[1:]...)
+		for range v.shape[2:] {
+			b = append(b, 1)
+		}
+	}
+	return a, b
 }
 
 // expertKind is the kind of the factors of experts, which says of square matrices which dimension A reads. PEFT has A read the inputs.

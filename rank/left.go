@@ -202,29 +202,29 @@ func (r *extracting) measure(ctx context.Context) (energy float64, err error) {
 }
 
 // share gives what is left out its share of ‖Δ‖, where ‖Δ‖² is all.
-func (r *extracting) share(all float64) {
+func (r *ExtractReport) share(all float64) {
 	var left float64
-	for i := range r.report.Skipped {
-		s := &r.report.Skipped[i]
+	for i := range r.Skipped {
+		s := &r.Skipped[i]
 		s.Share = math.Sqrt(s.energy / all)
 		left += s.energy
 	}
-	r.energy, r.report.LeftOut = all, math.Sqrt(left/all)
+	r.LeftOut = math.Sqrt(left / all)
 }
 
-// warnLeft names what is left out though nobody has asked for it.
-func (r *extracting) warnLeft() {
+// warnLeft names what is left out though nobody has asked for it; ‖Δ‖² is all.
+func (r *ExtractReport) warnLeft(all float64) {
 	var names []string
 	var energy float64
-	for _, s := range r.report.Skipped {
+	for _, s := range r.Skipped {
 		if s.energy > 0 && s.Why != whyExcluded && s.Why != whyBudget {
 			names = append(names, s.Tensor)
 			energy += s.energy
 		}
 	}
 	if len(names) > 0 {
-		r.report.Warnings = append(r.report.Warnings, fmt.Sprintf(
+		r.Warnings = append(r.Warnings, fmt.Sprintf(
 			"%d tensors that changed are not in the adapter, %.2g of |Δ|: %s",
-			len(names), math.Sqrt(energy/r.energy), fault.List(names, 3)))
+			len(names), math.Sqrt(energy/all), fault.List(names, 3)))
 	}
 }

@@ -36,33 +36,40 @@ func (e *Extraction) pairLive() error {
 	}
 	var pairs []pair
 	for _, l := range live {
-		e.peft.disk[l.Name] = l.Parts[0]
 		var parts []*pair
 		for _, name := range l.Parts {
 			if p := byName[name]; p != nil {
 				parts = append(parts, p)
 			}
 		}
-		switch first := l.Parts[0]; {
-		case len(parts) == len(l.Parts) && len(parts) == 1:
-			pairs = append(pairs, pair{name: l.Name, base: parts[0].base, tuned: parts[0].tuned})
-			e.peft.all[l.Name] = parts[0].tuned
-		case len(parts) == len(l.Parts) && sameTypes(parts):
-			pairs = append(pairs, stackPairs(l, parts))
-		case len(parts) > 0:
-			for _, p := range parts {
-				e.leave(p.name, fmt.Sprintf("PEFT has it stacked in %s, with others that are left out or of another dtype", l.Name),
-					&p.base, &p.tuned)
-			}
-		case len(l.Parts) == 1:
-			e.peft.all[l.Name] = *locate(e.base, first)
-			if other, ok := e.others[first]; ok {
-				e.peft.all[l.Name] = other
-			}
-		}
+		e.peft.disk[l.Name] = l.Parts[0]
+		pairs = append(pairs, e.pairParts(l, parts)...)
 	}
 	e.pairs = pairs
 	e.findTwins()
+	return nil
+}
+
+// pairParts makes a pair of a parameter in memory from those of its parts that are compared; none where
+// some are not.
+func (e *Extraction) pairParts(l naming.Live, parts []*pair) []pair {
+	switch first := l.Parts[0]; {
+	case len(parts) == len(l.Parts) && len(parts) == 1:
+		e.peft.all[l.Name] = parts[0].tuned
+		return []pair{{name: l.Name, base: parts[0].base, tuned: parts[0].tuned}}
+	case len(parts) == len(l.Parts) && sameTypes(parts):
+		return []pair{stackPairs(l, parts)}
+	case len(parts) > 0:
+		for _, p := range parts {
+			e.leave(p.name, fmt.Sprintf("PEFT has it stacked in %s, with others that are left out or of another dtype", l.Name),
+				&p.base, &p.tuned)
+		}
+	case len(l.Parts) == 1:
+		e.peft.all[l.Name] = *locate(e.base, first)
+		if other, ok := e.others[first]; ok {
+			e.peft.all[l.Name] = other
+		}
+	}
 	return nil
 }
 
@@ -156,48 +163,53 @@ func (r *extracting) prepare(ctx context.Context) error {
 	for i := range r.pairs {
 		changes.pairs[r.pairs[i].name] = &r.pairs[i]
 	}
-	var save, wholes []string
+	var wholes, modules []string // the parameters that are saved whole, and the module of each
 	refused := make(map[string]string)
 	for i := range r.pairs {
 		name := r.pairs[i].name
 		held := r.hold(name)
 		if held.Form == naming.Bias {
-			held = r.holdBias(name, held, changes)
+			held = r.peft.holdBias(name, held, changes)
 		}
-		if held.Form != naming.Whole && held.Form != naming.NoForm || !changes.has(name) {
-			continue
-		}
-		if held.Form == naming.NoForm {
+		switch {
+		case held.Form != naming.Whole && held.Form != naming.NoForm || !changes.has(name):
+		case held.Form == naming.NoForm:
 			refused[name] = held.Why
-			continue
+		default:
+			wholes, modules = append(wholes, name), append(modules, held.Module)
 		}
-		save, wholes = append(save, held.Module), append(wholes, name)
 	}
 	if changes.err != nil || r.options.Only { // what has no factors is left out, whatever the reason
 		return changes.err
 	}
-	ends := append([]string{naming.Module(r.peft.embed)}, r.peft.twins...)
-	if slices.ContainsFunc(save, func(s string) bool { return slices.Contains(ends, s) }) {
-		save = append(save, ends...)
+	return r.peft.save(wholes, modules, refused)
+}
+
+// save marks all that PEFT saves with the modules of some parameters, and fails where it cannot save
+// them or where something is refused already.
+func (f *forPEFT) save(wholes, modules []string, refused map[string]string) error {
+	ends := append([]string{naming.Module(f.embed)}, f.twins...)
+	if slices.ContainsFunc(modules, func(s string) bool { return slices.Contains(ends, s) }) {
+		modules = append(modules, ends...)
 	}
-	closed, why := r.peft.model.Close(save)
+	closed, why := f.model.Close(modules)
 	for i, name := range wholes {
 		if why == "" {
 			break
 		}
 		// Where no module alone is in the way, all are.
-		_, alone := r.peft.model.Close(save[i : i+1])
+		_, alone := f.model.Close(modules[i : i+1])
 		if alone != "" || i == len(wholes)-1 && len(refused) == 0 {
 			refused[name] = why
 		}
 	}
 	if len(refused) > 0 {
-		return r.refuse(refused)
+		return refusal(refused)
 	}
-	r.peft.saved = make(map[string]bool)
+	f.saved = make(map[string]bool)
 	for _, module := range closed {
-		for _, name := range r.peft.model.Under(module) {
-			r.peft.saved[name] = true
+		for _, name := range f.model.Under(module) {
+			f.saved[name] = true
 		}
 	}
 	return nil
@@ -228,7 +240,7 @@ func (c *changes) has(name string) bool {
 
 // holdBias says how a bias is held. It stands beside the factors of its module, if there are any; a
 // bias of a module with others below it stands alone, among what is held below.
-func (r *extracting) holdBias(name string, held naming.Held, c *changes) naming.Held {
+func (f *forPEFT) holdBias(name string, held naming.Held, c *changes) naming.Held {
 	if held.Module != "" {
 		if c.has(held.Module + ".weight") {
 			return held
@@ -236,12 +248,12 @@ func (r *extracting) holdBias(name string, held naming.Held, c *changes) naming.
 		return naming.Held{Form: naming.Whole, Module: held.Module}
 	}
 	module := naming.Module(name)
-	for _, twin := range r.peft.twins { // a head that has this bias
+	for _, twin := range f.twins { // a head that has this bias
 		if naming.Module(twin) == module && c.has(name) {
 			return naming.Held{Form: naming.Whole, Module: twin}
 		}
 	}
-	if slices.ContainsFunc(r.peft.model.Under(module), func(other string) bool {
+	if slices.ContainsFunc(f.model.Under(module), func(other string) bool {
 		return other != name && naming.Module(other) != module && c.has(other)
 	}) {
 		return held
@@ -249,8 +261,8 @@ func (r *extracting) holdBias(name string, held naming.Held, c *changes) naming.
 	return naming.Held{Why: "PEFT saves it only beside changes of modules below its own, and there are none"}
 }
 
-// refuse names what PEFT cannot hold.
-func (r *extracting) refuse(why map[string]string) error {
+// refusal is the error that names what PEFT cannot hold.
+func refusal(why map[string]string) error {
 	var names []string
 	for name := range why {
 		names = append(names, name)
@@ -285,18 +297,8 @@ func (r *extracting) complete(ctx context.Context) error {
 		return nil
 	}
 	for _, twin := range r.peft.twins {
-		if err := r.carry(ctx, twin+".weight", r.peft.all[r.peft.embed]); err != nil {
+		if err := r.carryTwin(ctx, twin, have); err != nil {
 			return err
-		}
-		// The bias of such a head can be that of the module around it.
-		outer := naming.Module(twin) + ".bias"
-		bias, ok := r.peft.all[outer]
-		for _, name := range []string{twin + ".bias", outer} {
-			if ok && !have[name] {
-				if err := r.carry(ctx, name, bias); err != nil {
-					return err
-				}
-			}
 		}
 	}
 	// PEFT ties two modules where one has a name that it knows.
@@ -304,6 +306,25 @@ func (r *extracting) complete(ctx context.Context) error {
 	if len(r.peft.twins) == 1 && knows {
 		tying := format.Requirement{Feature: format.FeatureWeightTying, Where: "ensure_weight_tying"}
 		r.adapter.Requires = append(r.adapter.Requires, tying)
+	}
+	return nil
+}
+
+// carryTwin carries a module that shares the weight of the embedding; have are the targets that are there
+// already.
+func (r *extracting) carryTwin(ctx context.Context, twin string, have map[string]bool) error {
+	if err := r.carry(ctx, twin+".weight", r.peft.all[r.peft.embed]); err != nil {
+		return err
+	}
+	// The bias of such a head can be that of the module around it.
+	outer := naming.Module(twin) + ".bias"
+	bias, ok := r.peft.all[outer]
+	for _, name := range []string{twin + ".bias", outer} {
+		if ok && !have[name] {
+			if err := r.carry(ctx, name, bias); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

@@ -33,6 +33,7 @@ func (e *Extraction) Run(ctx context.Context) (format.Source, *ExtractReport, er
 	return spool, r.report, nil
 }
 
+// all decides how each tensor is held, decomposes or carries it, and completes the adapter.
 func (r *extracting) all(ctx context.Context) error {
 	r.adapter = format.Adapter{Method: format.MethodLoRA}
 	if r.peft != nil {
@@ -47,19 +48,7 @@ func (r *extracting) all(ctx context.Context) error {
 	}
 	for i := range r.pairs {
 		p := &r.pairs[i]
-		same, err := p.equal(ctx)
-		if err != nil {
-			return err
-		}
-		switch view, lowRank := r.view(p); {
-		case same:
-			r.report.Skipped = append(r.report.Skipped, Skipped{Tensor: p.name, Why: Unchanged})
-		case lowRank:
-			err = r.layer(ctx, p, view)
-		default:
-			err = r.beside(ctx, p, r.why(p))
-		}
-		if err != nil {
+		if err := r.one(ctx, p); err != nil {
 			return err
 		}
 		if r.options.Layer != nil {
@@ -70,10 +59,31 @@ func (r *extracting) all(ctx context.Context) error {
 		return r.nothing()
 	}
 	if r.options.Strict {
-		if err := r.strict(); err != nil {
+		if err := r.report.complete(); err != nil {
 			return err
 		}
 	}
+	return r.finish(ctx)
+}
+
+// one takes what has changed of one tensor into the adapter.
+func (r *extracting) one(ctx context.Context, p *pair) error {
+	same, err := p.equal(ctx)
+	if err != nil {
+		return err
+	}
+	switch view, lowRank := r.view(p); {
+	case same:
+		r.report.Skipped = append(r.report.Skipped, Skipped{Tensor: p.name, Why: Unchanged})
+		return nil
+	case lowRank:
+		return r.layer(ctx, p, view)
+	}
+	return r.beside(ctx, p, whyWhole(p, r.peft != nil))
+}
+
+// finish sums the report up, and adds what the adapter says of itself and what belongs to its layers.
+func (r *extracting) finish(ctx context.Context) error {
 	if err := r.total(ctx); err != nil {
 		return err
 	}
@@ -92,12 +102,12 @@ func (r *extracting) all(ctx context.Context) error {
 	return nil
 }
 
-// why says what keeps a tensor from being decomposed.
-func (r *extracting) why(p *pair) string {
+// whyWhole says what keeps a tensor from being decomposed.
+func whyWhole(p *pair, forPEFT bool) string {
 	switch {
 	case len(p.tuned.ref.Tensor.Shape) < 2:
 		return "not a matrix"
-	case r.peft != nil:
+	case forPEFT:
 		return "of a kind that PEFT saves whole"
 	}
 	return "not the weight of a module"
@@ -152,13 +162,13 @@ func (r *extracting) markTied() {
 	}
 }
 
-// strict fails on anything that an adapter of low rank does not hold.
-func (r *extracting) strict() error {
+// complete fails on anything that an adapter of low rank does not hold.
+func (r *ExtractReport) complete() error {
 	var names []string
-	for _, b := range r.report.Beside {
+	for _, b := range r.Beside {
 		names = append(names, b.Tensor)
 	}
-	for _, s := range r.report.Skipped {
+	for _, s := range r.Skipped {
 		if !slices.Contains([]string{Unchanged, whyExcluded, whyTied, whyTrunk}, s.Why) {
 			names = append(names, s.Tensor)
 		}
@@ -235,6 +245,7 @@ func (r *extracting) total(ctx context.Context) error {
 	}
 	r.report.Energy, r.report.Error, r.report.Rounded = sum.kept/sum.all, math.Sqrt(sum.left/sum.all), math.Sqrt(sum.rounded/sum.all)
 	r.report.Ranks = byRank
-	r.share(sum.all)
+	r.energy = sum.all
+	r.report.share(sum.all)
 	return nil
 }

@@ -23,7 +23,7 @@ func (r *extracting) warn() {
 	if size := r.tuned.Bytes(); r.report.Bytes >= size {
 		warnf("the adapter takes %s and the tuned checkpoint %s: its ranks are too high to be of use", fileio.FormatBytes(r.report.Bytes), fileio.FormatBytes(size))
 	}
-	r.warnLeft()
+	r.report.warnLeft(r.energy)
 	if r.renamed != "" {
 		warnf("the tensor names of the two checkpoints differ; those of one are read %s", r.renamed)
 	}
