@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/format/output"
@@ -20,8 +21,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// TestMagnitudesOfColumnsAreSwapped: a base that stores a weight as Conv1D does has the norms of DoRA
-// in its columns, which need the values that are there when the other adapter is out.
+// TestMagnitudesOfColumnsAreSwapped: a base that stores a weight as Conv1D does, or an embedding, has the
+// norms of DoRA in its columns, which need the values that are there when the other adapter is out.
 func TestMagnitudesOfColumnsAreSwapped(t *testing.T) {
 	const rows, cols = 70, 60 // of the layer; the base has it transposed
 	dir := t.TempDir()
@@ -29,24 +30,54 @@ func TestMagnitudesOfColumnsAreSwapped(t *testing.T) {
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F64} {
 		base := filepath.Join(dir, d.String()+".safetensors")
 		testkit.Write(t, base, testkit.Encode(nil, testkit.Random(rng, "c_fc.weight", d, 0.02, cols, rows)))
-		x := writeLoRA(t, filepath.Join(dir, d.String()+"-x"), rng, "c_fc", 4, rows, cols, 0.006)
-		y := writeDoRA(t, filepath.Join(dir, d.String()+"-y"), rng, "c_fc", rows, cols)
-		withX, recordX := mergeRecorded(t, base, x)
-		withY, recordY := mergeRecorded(t, base, y)
-		for _, s := range []struct {
-			from, want        string
-			record, recordOut []byte
-			out, in           merge.Adapter
-		}{{withX, withY, recordX, recordY, x, y}, {withY, withX, recordY, recordX, y, x}} {
-			var rec bytes.Buffer
-			p, err := merge.OpenSwap(context.Background(), s.from,
-				merge.Removal{Adapters: anyWeight([]merge.Adapter{s.out}), Records: []*merge.Record{record(t, "r", s.record)}},
-				[]merge.Adapter{s.in}, merge.Options{Undo: &rec})
-			if got := tree(t, run(t, p, err)); !maps.Equal(got, tree(t, s.want)) || !bytes.Equal(rec.Bytes(), s.recordOut) {
-				t.Errorf("%v: %s swapped for %s is not the merge into the base", d, s.out.Name, s.in.Name)
-			}
+		checkSwaps(t, base, writeLoRA(t, filepath.Join(dir, d.String()+"-x"), rng, "c_fc", 4, rows, cols, 0.006),
+			writeDoRA(t, filepath.Join(dir, d.String()+"-y"), rng, "c_fc", rows, cols))
+
+		embedding := filepath.Join(dir, d.String()+"-embedding.safetensors")
+		testkit.Write(t, embedding, testkit.Encode(nil, testkit.Random(rng, "embed_tokens.weight", d, 0.02, cols, rows),
+			testkit.Random(rng, "lm_head.weight", d, 0.02, cols, rows)))
+		checkSwaps(t, embedding, embeddingAdapter(t, rng, "x", rows, cols, false), embeddingAdapter(t, rng, "y", rows, cols, true))
+	}
+}
+
+// checkSwaps swaps two adapters for each other, and compares with the merges of either into the base.
+func checkSwaps(t *testing.T, base string, x, y merge.Adapter) {
+	t.Helper()
+	withX, recordX := mergeRecorded(t, base, x)
+	withY, recordY := mergeRecorded(t, base, y)
+	for _, s := range []struct {
+		from, want        string
+		record, recordOut []byte
+		out, in           merge.Adapter
+	}{{withX, withY, recordX, recordY, x, y}, {withY, withX, recordY, recordX, y, x}} {
+		var rec bytes.Buffer
+		p, err := merge.OpenSwap(context.Background(), s.from,
+			merge.Removal{Adapters: anyWeight([]merge.Adapter{s.out}), Records: []*merge.Record{record(t, "r", s.record)}},
+			[]merge.Adapter{s.in}, merge.Options{Undo: &rec})
+		if got := tree(t, run(t, p, err)); !maps.Equal(got, tree(t, s.want)) || !bytes.Equal(rec.Bytes(), s.recordOut) {
+			t.Errorf("%s: %s swapped for %s is not the merge into the base", base, s.out.Name, s.in.Name)
 		}
 	}
+}
+
+// embeddingAdapter is an adapter of an embedding of tokens, with magnitudes on request.
+func embeddingAdapter(t *testing.T, rng *rand.Rand, name string, dim, tokens uint64, dora bool) merge.Adapter {
+	t.Helper()
+	const rank = 3
+	random := func(scale float64, shape ...uint64) format.Data {
+		x := testkit.Random(rng, "", dtype.F32, scale, shape...)
+		return format.Bytes(dtype.F32, x.Data, shape...)
+	}
+	b := format.NewBuilder("made up")
+	l := b.Embedding("embed_tokens", rank, 1, random(1, rank, tokens), random(0.003, dim, rank))
+	if dora {
+		l.Magnitude(random(1, dim))
+	}
+	src, err := b.Source()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return merge.Adapter{Source: src, Name: name, Weight: 1}
 }
 
 // writeDoRA writes an adapter for one module with magnitudes.
