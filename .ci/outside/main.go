@@ -58,6 +58,7 @@ func (o *outside) run(ctx context.Context) error {
 		do   func(context.Context) error
 	}{
 		{"convert a dialect of our own both ways", o.convertBothWays},
+		{"convert into an output of our own", o.convertIntoBucket},
 		{"merge two adapters, with progress", o.mergeTwo},
 		{"cancel a merge half way", o.cancelHalfWay},
 		{"read a .lora file layer by layer", o.readLayers},
@@ -103,6 +104,40 @@ func (o *outside) convertBothWays(ctx context.Context) error {
 	defer peft.Close()
 	fmt.Println(ours.Manifest().Adapters[0].Dialect, "and back:", len(peft.Manifest().Adapters[0].Layers), "layers")
 	return errors.Join(sameUpdates(ctx, src, ours), sameUpdates(ctx, src, peft))
+}
+
+// convertIntoBucket stores an adapter in a bucket in each dialect, and opens it from there.
+func (o *outside) convertIntoBucket(ctx context.Context) error {
+	src, err := o.dialects.OpenFS(ctx, o.files, peftAdapter, convert.Options{})
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	for _, d := range o.dialects {
+		out := &bucket{under: "adapters/" + d.Name()}
+		if err := storeTo(ctx, out, d, src); err != nil {
+			return err
+		}
+		files, at := out.fs()
+		back, err := o.dialects.OpenFS(ctx, files, at, convert.Options{})
+		if err != nil {
+			return fmt.Errorf("%s: %w", d.Name(), err)
+		}
+		if err := errors.Join(sameUpdates(ctx, src, back), back.Close()); err != nil {
+			return fmt.Errorf("%s: %w", d.Name(), err)
+		}
+		fmt.Println(d.Name(), "in", len(out.objects), "objects")
+	}
+	return nil
+}
+
+func storeTo(ctx context.Context, out output.Output, d convert.Dialect, src format.Source) error {
+	defer out.Abort()
+	sink, err := convert.CreateTo(out, d, convert.CreateOptions{Tool: "outside"})
+	if err != nil {
+		return err
+	}
+	return format.Copy(ctx, sink, src)
 }
 
 func (o *outside) store(ctx context.Context, path string, d convert.Dialect, src format.Source) error {

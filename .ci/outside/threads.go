@@ -2,12 +2,13 @@ package main
 
 import (
 	"context"
-	"os"
+	"io"
 	"strconv"
 	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/format/safetensors"
 )
 
@@ -59,11 +60,35 @@ func (threads) Open(_ context.Context, in *convert.Input, _ convert.Options) (fo
 }
 
 func (threads) Create(path string, o convert.CreateOptions) (format.Sink, error) {
-	return loom{path}, nil
+	return loomAt{path: path, options: o}, nil
+}
+
+func (threads) CreateTo(out output.Output, _ convert.CreateOptions) (format.Sink, error) {
+	return loom{out}, nil
+}
+
+// loomAt writes the dialect to a path, whole or not at all.
+type loomAt struct {
+	loom
+	path    string
+	options convert.CreateOptions
+}
+
+func (l loomAt) Store(ctx context.Context, src format.Source) error {
+	disk, err := output.NewDisk(l.path, output.DiskOptions{Replace: l.options.Replace})
+	if err != nil {
+		return err
+	}
+	sink, err := convert.CreateTo(disk, threads{}, l.options)
+	if err != nil {
+		disk.Abort()
+		return err
+	}
+	return sink.Store(ctx, src)
 }
 
 // loom writes the dialect.
-type loom struct{ path string }
+type loom struct{ out output.Output }
 
 // Check is asked before work is done.
 func (l loom) Check(_ context.Context, src format.Source) error {
@@ -98,12 +123,11 @@ func (l loom) Store(ctx context.Context, src format.Source) error {
 			tensors, from = append(tensors, t), append(from, layer.Roles[role])
 		}
 	}
-	f, err := os.Create(l.path)
+	f, err := l.out.Create(output.Info{})
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	err = safetensors.Write(ctx, f, tensors, metadata, func(p []byte, i int, off int64) error {
+	err = safetensors.Write(ctx, io.NewOffsetWriter(f, 0), tensors, metadata, func(p []byte, i int, off int64) error {
 		return src.ReadBlobAt(p, from[i], off)
 	})
 	if err != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -12,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 )
@@ -36,6 +39,57 @@ func (ds Dialects) For(path string) (Dialect, error) {
 
 // Create returns a Sink that writes one adapter to path, whole or not at all. Nothing is written before Store.
 func Create(path string, d Dialect, o CreateOptions) (format.Sink, error) { return d.Create(path, o) }
+
+// CreateTo is Create for an output that need not be a path, such as memory. Store commits the output
+// when all files are written, and aborts it when it fails. What is one file, such as a container, has
+// the name "" there; PEFT's files have the names that they have in a directory. A dialect of another
+// package is asked if it is an [OutputDialect]; others return an error of the kind
+// format.ErrUnsupported.
+func CreateTo(out output.Output, d Dialect, o CreateOptions) (format.Sink, error) {
+	w, ok := d.(OutputDialect)
+	if !ok {
+		return nil, fault.New(fault.Unsupported, "the dialect %s is only written to a path", d.Name())
+	}
+	sink, err := w.CreateTo(out, o)
+	if err != nil {
+		return nil, err
+	}
+	return &outputSink{sink, out}, nil
+}
+
+// outputSink commits the output that another Sink writes the files of.
+type outputSink struct {
+	format.Sink
+	out output.Output
+}
+
+func (s *outputSink) Store(ctx context.Context, src format.Source) error {
+	return storeTo(ctx, s.out, src, func() error { return s.Sink.Store(ctx, src) })
+}
+
+// storeTo commits an output when write has made its files and the source is still what it was.
+func storeTo(ctx context.Context, out output.Output, src format.Source, write func() error) error {
+	defer out.Abort()
+	if err := write(); err != nil {
+		return err
+	}
+	if err := errors.Join(ctx.Err(), fileio.Unchanged(src)); err != nil {
+		return err
+	}
+	return out.Commit()
+}
+
+// writeFile makes a file of an output. Where it fails, whoever aborts the output ends the file.
+func writeFile(out output.Output, info output.Info, write func(io.Writer) error) error {
+	f, err := out.Create(info)
+	if err != nil {
+		return err
+	}
+	if err := write(io.NewOffsetWriter(f, 0)); err != nil {
+		return err
+	}
+	return f.Close()
+}
 
 // Check reports whether the Sink for path could store src, before work is done for it; src is nil where it is not made yet. The error
 // is an *OutputError, a *SpaceError, one of the system, or says what the dialect does not hold. The Sink of a dialect of another
@@ -79,21 +133,36 @@ type OutputError = fileio.OutputError
 //	Need, Free int64 // bytes
 type SpaceError = fileio.SpaceError
 
-// like is what the output called name takes over from the inputs: the permissions of the file of that name among them, or else
-// those that all weights have.
-func (o *CreateOptions) like(name string) fileio.Like {
-	var like fileio.Like
+// modeOf is the permissions that the output called name takes over from the inputs: those of the file of that name among them,
+// or else those that all weights have. 0 says nothing.
+func (o *CreateOptions) modeOf(name string) (all fs.FileMode) {
 	for _, input := range o.Inputs {
 		mode, ok := modeOf(input, name)
 		switch {
 		case !ok:
-		case like.Mode == 0:
-			like.Mode = mode
+		case all == 0:
+			all = mode
 		default:
-			like.Mode &= mode
+			all &= mode
 		}
 	}
-	return like
+	return all
+}
+
+// dirMode is the permissions that a directory takes over from the inputs that are directories, 0 where
+// none is.
+func (o *CreateOptions) dirMode() (all fs.FileMode) {
+	for _, input := range o.Inputs {
+		info, err := os.Stat(input)
+		switch {
+		case err != nil || !info.IsDir():
+		case all == 0:
+			all = info.Mode().Perm() | 0o700 // its owner keeps all
+		default:
+			all &= info.Mode().Perm() | 0o700
+		}
+	}
+	return all
 }
 
 // modeOf is the permissions of the file called name in, or beside, an input, else of the input, else of all weights in it.

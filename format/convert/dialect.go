@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/output"
 )
 
 // Options say how an adapter is opened; zero refuses what it cannot account for.
@@ -36,6 +37,15 @@ type Dialect interface {
 	// Writes reports whether a file with this ending, in lower case and with its dot, is written in
 	// the dialect where the user names none; "" stands for a directory. See Dialects.For.
 	Writes(ext string) bool
+}
+
+// OutputDialect is a dialect that can be written to any output. With it, writing to a path is short as
+// well: output.NewDisk makes the output of one, which appears whole or not at all.
+type OutputDialect interface {
+	Dialect
+	// CreateTo returns a Sink whose Store makes the files of an adapter in out and closes them.
+	// Whoever calls Store commits the output, or aborts it.
+	CreateTo(out output.Output, o CreateOptions) (format.Sink, error)
 }
 
 // CreateOptions say how an adapter is written. The zero value is ready.

@@ -12,6 +12,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/format/safetensors"
 )
 
@@ -37,6 +38,35 @@ func Example() {
 		log.Fatal(err)
 	}
 	back, err := convert.Open(ctx, filepath.Join(dir, "adapter.lora"), convert.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer back.Close()
+	fmt.Println(len(back.Manifest().Adapters[0].Layers), "layers of", back.Manifest().Adapters[0].Dialect)
+	// Output:
+	// 28 layers of peft
+}
+
+// Convert an adapter of PEFT to the .lora container in memory. Any other output.Output is written
+// in the same way.
+func ExampleCreateTo() {
+	ctx := context.Background()
+	src, err := convert.OpenDigested(ctx, "../../testdata/demo/adapter-r8", convert.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer src.Close()
+	var out output.Memory
+	sink, err := convert.CreateTo(&out, convert.LoRA(), convert.CreateOptions{Tool: "example"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := format.Copy(ctx, sink, src); err != nil {
+		log.Fatal(err)
+	}
+
+	file := out.Files()[""] // a container is one file
+	back, err := convert.OpenReader(ctx, bytes.NewReader(file), int64(len(file)), convert.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"io"
 	"math"
 	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 )
@@ -41,7 +43,11 @@ func (loraDialect) Create(path string, o CreateOptions) (format.Sink, error) {
 	return &loraSink{path, o}, nil
 }
 
-// loraSink writes a container.
+func (loraDialect) CreateTo(out output.Output, o CreateOptions) (format.Sink, error) {
+	return &loraFile{out, o}, nil
+}
+
+// loraSink writes a container to a path.
 type loraSink struct {
 	path    string
 	options CreateOptions
@@ -50,7 +56,7 @@ type loraSink struct {
 // Check leaves the room on the disk open: how far a container compresses is not known beforehand.
 func (s *loraSink) Check(_ context.Context, src format.Source) error {
 	if src != nil && src.Manifest() != nil {
-		if err := s.writing().Check(src.Manifest()); err != nil {
+		if err := s.options.writing().Check(src.Manifest()); err != nil {
 			return err
 		}
 	}
@@ -73,33 +79,37 @@ func isContainer(path string) bool {
 	return false
 }
 
-func (s *loraSink) writing() format.WriterOptions {
-	o := &s.options
+func (o *CreateOptions) writing() format.WriterOptions {
 	return format.WriterOptions{Workers: o.Workers, MaxManifestBytes: o.MaxManifestBytes, Tool: o.Tool, Version: o.Version}
 }
 
-func (s *loraSink) PeakBytes(src format.Source) int64 { return s.writing().PeakBytes(src.Manifest()) }
+func (s *loraSink) PeakBytes(src format.Source) int64 {
+	return s.options.writing().PeakBytes(src.Manifest())
+}
 
 func (s *loraSink) Store(ctx context.Context, src format.Source) error {
 	if err := s.Check(ctx, src); err != nil {
 		return err
 	}
-	stage, err := fileio.NewStage(s.path, false)
+	disk, err := output.NewDisk(s.path, output.DiskOptions{Replace: s.options.Replace})
 	if err != nil {
 		return err
 	}
-	defer stage.Abort()
-	f, err := stage.CreateLike("", 0, s.options.like(peftWeights))
-	if err != nil {
-		return err
-	}
-	w := bufio.NewWriterSize(f, 1<<20)
-	_, err = format.Write(ctx, w, src, s.writing())
-	if err := errors.Join(err, w.Flush(), fileio.Close(f)); err != nil {
-		return err
-	}
-	if err := fileio.Unchanged(src); err != nil {
-		return err
-	}
-	return stage.Commit(s.options.Replace)
+	file := &loraFile{disk, s.options}
+	return storeTo(ctx, disk, src, func() error { return file.Store(ctx, src) })
+}
+
+// loraFile writes a container to an output that is one file.
+type loraFile struct {
+	out     output.Output
+	options CreateOptions
+}
+
+func (s *loraFile) Store(ctx context.Context, src format.Source) error {
+	info := output.Info{Mode: s.options.modeOf(peftWeights)}
+	return writeFile(s.out, info, func(w io.Writer) error {
+		b := bufio.NewWriterSize(w, 1<<20)
+		_, err := format.Write(ctx, b, src, s.options.writing())
+		return errors.Join(err, b.Flush())
+	})
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/pyre"
@@ -27,6 +28,10 @@ func (peftDialect) Writes(ext string) bool {
 
 func (peftDialect) Create(path string, o CreateOptions) (format.Sink, error) {
 	return &peftSink{path, o}, nil
+}
+
+func (peftDialect) CreateTo(out output.Output, o CreateOptions) (format.Sink, error) {
+	return &peftFiles{out, o}, nil
 }
 
 // Recognise asks for the configuration: the keys alone are also those of other tools.

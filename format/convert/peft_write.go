@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/output"
 	safefile "github.com/loratool/loratool/format/safetensors"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
@@ -28,17 +29,39 @@ type peftSink struct {
 }
 
 func (s *peftSink) Store(ctx context.Context, src format.Source) error {
-	p, err := s.parts(ctx, src)
+	p, err := partsOf(ctx, src)
 	if err != nil {
 		return err
 	}
 	if err := s.checkPlaces(ctx, p); err != nil {
 		return err
 	}
-	if isFile(s.path) {
-		return s.storeFile(ctx, src, p)
+	o := output.DiskOptions{IsDir: !isFile(s.path), Replace: s.options.Replace}
+	weights := ""
+	if o.IsDir {
+		o.Mode, weights = s.options.dirMode(), peftWeights
+	} else {
+		p.side = slices.DeleteFunc(p.side, func(f sideFile) bool { return !s.differs(f) }) // the same may stay
 	}
-	return s.storeDir(ctx, src, p)
+	disk, err := output.NewDisk(s.path, o)
+	if err != nil {
+		return err
+	}
+	return storeTo(ctx, disk, src, func() error { return p.write(disk, weights, &s.options) })
+}
+
+// peftFiles writes the files of a directory of PEFT to an output.
+type peftFiles struct {
+	out     output.Output
+	options CreateOptions
+}
+
+func (s *peftFiles) Store(ctx context.Context, src format.Source) error {
+	p, err := partsOf(ctx, src)
+	if err != nil {
+		return err
+	}
+	return p.write(s.out, peftWeights, &s.options)
 }
 
 // peftParts are what an adapter becomes.
@@ -48,7 +71,22 @@ type peftParts struct {
 	side         []sideFile
 }
 
-func (s *peftSink) parts(ctx context.Context, src format.Source) (*peftParts, error) {
+// write makes the files in an output, the weights under a name. On a disk those beside a weights file
+// appear first, so that the weights are never there with another configuration than theirs.
+func (p *peftParts) write(out output.Output, weights string, o *CreateOptions) error {
+	info := output.Info{Name: weights, Mode: o.modeOf(peftWeights)}
+	if err := writeFile(out, info, p.weights); err != nil {
+		return err
+	}
+	for _, f := range p.side {
+		if err := writeFile(out, output.Info{Name: f.name, Mode: o.modeOf(f.name)}, f.write); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func partsOf(ctx context.Context, src format.Source) (*peftParts, error) {
 	m := src.Manifest()
 	if err := format.Validate(m); err != nil {
 		return nil, err
@@ -90,7 +128,7 @@ func (s *peftSink) Check(ctx context.Context, src format.Source) error {
 	p := &peftParts{side: []sideFile{{name: format.PEFTConfig}}} // what is not made yet differs from what is there
 	if src != nil {
 		var err error
-		if p, err = s.parts(ctx, src); err != nil {
+		if p, err = partsOf(ctx, src); err != nil {
 			return err
 		}
 	}
@@ -190,76 +228,6 @@ func (f sideFile) write(w io.Writer) error {
 
 // isFile reports whether an output of PEFT is a weights file, with the others beside it, and not a directory.
 func isFile(path string) bool { return strings.EqualFold(filepath.Ext(path), ".safetensors") }
-
-func (s *peftSink) storeDir(ctx context.Context, src format.Source, p *peftParts) error {
-	stage, err := fileio.NewStage(s.path, true)
-	if err != nil {
-		return err
-	}
-	defer stage.Abort()
-	for _, input := range s.options.Inputs {
-		if info, err := os.Stat(input); err == nil && info.IsDir() {
-			if err := stage.Narrow(info.Mode()); err != nil {
-				return err
-			}
-		}
-	}
-	if err := s.stageFile(stage, peftWeights, peftWeights, p.weights); err != nil {
-		return err
-	}
-	for _, f := range p.side {
-		if err := s.stageFile(stage, f.name, f.name, f.write); err != nil {
-			return err
-		}
-	}
-	if err := errors.Join(ctx.Err(), fileio.Unchanged(src)); err != nil {
-		return err
-	}
-	return stage.Commit(s.options.Replace)
-}
-
-// storeFile writes the weights to a file and the rest beside it. A file that is there with the same content stays. All appear
-// together, the weights last, so that they are never there with another configuration than theirs.
-func (s *peftSink) storeFile(ctx context.Context, src format.Source, p *peftParts) error {
-	var stages []*fileio.Stage
-	defer func() {
-		for _, stage := range stages {
-			stage.Abort()
-		}
-	}()
-	add := func(path, name string, write func(io.Writer) error) error {
-		stage, err := fileio.NewStage(path, false)
-		if err != nil {
-			return err
-		}
-		stages = append(stages, stage)
-		return s.stageFile(stage, "", name, write)
-	}
-	for _, f := range p.side {
-		if !s.differs(f) {
-			continue
-		}
-		if err := add(siblingOf(s.path, f.name), f.name, f.write); err != nil {
-			return err
-		}
-	}
-	if err := add(s.path, peftWeights, p.weights); err != nil {
-		return err
-	}
-	if err := errors.Join(ctx.Err(), fileio.Unchanged(src)); err != nil {
-		return err
-	}
-	return fileio.Commit(s.options.Replace, stages...)
-}
-
-// stageFile writes a file of a stage, like the input that is called name.
-func (s *peftSink) stageFile(stage *fileio.Stage, file, name string, write func(io.Writer) error) error {
-	f, err := stage.CreateLike(file, 0, s.options.like(name))
-	if err != nil {
-		return err
-	}
-	return errors.Join(write(f), fileio.Close(f))
-}
 
 // Restore writes the safetensors file that one adapter of a source was read from, byte for byte: the attached header, then the
 // tensors in the order of their data (spec/FORMAT.md, section 12). It proves the header first and the whole file last, by the

@@ -51,10 +51,11 @@ var arrows = map[string]map[string]string{
 	"format/output": {"internal/fileio": "outputs on a disk, which appear whole"},
 	"format/convert": {
 		"format":               "what it makes",
+		"format/output":        "the output's door",
 		"format/safetensors":   "weights files that it writes",
 		"internal/fault":       "errors of input",
-		"internal/fileio":      "outputs that appear whole, inputs that are files",
 		"internal/jsontext":    "configurations, by exact keys",
+		"internal/fileio":      "whether an output may be written, inputs that are files",
 		"internal/naming":      "wrappers in module names",
 		"internal/pickle":      "tensors of torch.save",
 		"internal/pyre":        "keys of rank_pattern and alpha_pattern",
