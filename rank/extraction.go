@@ -8,6 +8,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/naming"
 )
@@ -23,6 +24,9 @@ type ExtractOptions struct {
 	Only    bool             // leave out what low rank cannot hold, in place of carrying it beside
 	Strict  bool             // fail if anything is left out or carried
 	PEFT    bool             // name and hold everything as PEFT does, and refuse what it cannot hold
+	// Output is where the adapter is to go: until the source is closed, its factors wait in the
+	// scratch space of that output (output.NewScratch). nil is a temporary file of the system.
+	Output  output.Output
 	SVD     Options
 	Workers int
 	Layer   func(tensor string, bytes int64) // called when a tensor is done; nil is silent

@@ -11,11 +11,11 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// Run decomposes every tensor that differs and returns the adapter. Its factors lie in a temporary file that goes when the source is
-// closed. Memory is about three times the largest tensor in float32.
+// Run decomposes every tensor that differs and returns the adapter. Its factors lie in a temporary file, or in the scratch space of
+// ExtractOptions.Output, that goes when the source is closed: close it after the adapter is stored. Memory is about three times the largest tensor in float32.
 func (e *Extraction) Run(ctx context.Context) (format.Source, *ExtractReport, error) {
 	r := &extracting{Extraction: e, report: &ExtractReport{Warnings: []string{}, Layers: []ExtractedLayer{}, Beside: []BesideReport{}, Skipped: append([]Skipped{}, e.skipped...)}}
-	spool, err := newSpool()
+	spool, err := newSpool(e.options.Output)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -8,25 +8,57 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/checkpoint"
 )
 
-// spool is a source in the making: its tensors go to a temporary file one after the other, so that an adapter of any size takes
-// no memory. Closing it removes the file.
+// spool is a source in the making: its tensors go to a file one after the other, so that an adapter of any size takes no memory
+// where that file takes none. Closing it removes the file.
 type spool struct {
-	file     *os.File
+	file     output.Scratch
 	manifest format.Manifest
 	offsets  []int64
 	size     int64
 }
 
-func newSpool() (*spool, error) {
+func newSpool(out output.Output) (*spool, error) {
+	var f output.Scratch
+	var err error
+	if out == nil {
+		f, err = newTempFile()
+	} else {
+		f, err = output.NewScratch(out)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &spool{file: f}, nil
+}
+
+// tempFile is the scratch space of an extraction that is told of no output.
+type tempFile struct{ *os.File }
+
+func newTempFile() (tempFile, error) {
 	f, err := os.CreateTemp("", "loratool-extract-*")
 	if err != nil {
-		return nil, spoolError(err)
+		return tempFile{}, spoolError(err)
 	}
 	os.Remove(f.Name()) // where the system allows it, the file goes with the handle, however the process ends
-	return &spool{file: f}, nil
+	return tempFile{f}, nil
+}
+
+func (f tempFile) WriteAt(p []byte, off int64) (int, error) {
+	n, err := f.File.WriteAt(p, off)
+	if err != nil {
+		err = spoolError(err)
+	}
+	return n, err
+}
+
+func (f tempFile) Close() error {
+	err := f.File.Close()
+	os.Remove(f.Name())
+	return err
 }
 
 // spoolError says of an error what the file is for: the user has not named it.
@@ -37,7 +69,7 @@ func spoolError(err error) error {
 // add appends a tensor and returns its index.
 func (s *spool) add(name string, d dtype.Type, shape []uint64, data []byte) (int, error) {
 	if _, err := s.file.WriteAt(data, s.size); err != nil {
-		return 0, spoolError(err)
+		return 0, err
 	}
 	return s.enter(name, d, shape, int64(len(data))), nil
 }
@@ -69,7 +101,7 @@ func (s *spool) copy(ctx context.Context, name string, t *checkpoint.Tensor) (in
 			}
 		}
 		if _, err := s.file.WriteAt(p, s.size+done); err != nil {
-			return 0, 0, spoolError(err)
+			return 0, 0, err
 		}
 	}
 	return s.enter(name, d, t.Shape, n), nonFinite, nil
@@ -89,8 +121,4 @@ func (s *spool) ReadBlobAt(p []byte, i int, off int64) error {
 	return err
 }
 
-func (s *spool) Close() error {
-	err := s.file.Close()
-	os.Remove(s.file.Name())
-	return err
-}
+func (s *spool) Close() error { return s.file.Close() }

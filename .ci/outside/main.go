@@ -59,7 +59,7 @@ func (o *outside) run(ctx context.Context) error {
 	}{
 		{"convert a dialect of our own both ways", o.convertBothWays},
 		{"convert into an output of our own", o.convertIntoBucket},
-		{"merge two adapters, with progress", o.mergeTwo},
+		{"merge two adapters, with progress, and extract them", o.mergeTwo},
 		{"cancel a merge half way", o.cancelHalfWay},
 		{"read a .lora file layer by layer", o.readLayers},
 		{"print spectra", o.printSpectra},
@@ -243,6 +243,9 @@ func (o *outside) mergeTwo(ctx context.Context) error {
 	if err := o.checkMerged(ctx, out.Files()); err != nil {
 		return err
 	}
+	if err := o.extract(ctx, out.Files()["model.safetensors"]); err != nil {
+		return err
+	}
 	fmt.Println(len(report.Layers), "tensors updated in memory")
 	return nil
 }
@@ -263,6 +266,45 @@ func (o *outside) checkMerged(ctx context.Context, files map[string][]byte) erro
 		return err
 	}
 	return base.Close()
+}
+
+// extract takes the two adapters, of rank 8 and 1, out of the merged weights as one of rank 9, into an
+// output of our own.
+func (o *outside) extract(ctx context.Context, weights []byte) error {
+	base, err := rank.OpenCheckpointFS(ctx, o.files, "testdata/demo/base")
+	if err != nil {
+		return err
+	}
+	defer base.Close()
+	r := bytes.NewReader(weights)
+	tuned, err := rank.OpenCheckpointReader(ctx, "merged.safetensors", r, r.Size())
+	if err != nil {
+		return err
+	}
+	defer tuned.Close()
+	out := &bucket{under: "extracted"}
+	e, err := rank.NewExtraction(base, tuned, rank.ExtractOptions{Rule: rank.FixedRank{K: 9}, Output: out})
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	src, report, err := e.Run(ctx)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	if err := storeTo(ctx, out, convert.PEFT(), src); err != nil {
+		return err
+	}
+	files, at := out.fs()
+	back, err := convert.OpenFS(ctx, files, at, convert.Options{})
+	if err != nil {
+		return err
+	}
+	if n := len(back.Manifest().Adapters[0].Layers); n != len(report.Layers) || report.Energy < 0.99 {
+		return fmt.Errorf("extracted %d layers of %d, energy %v", n, len(report.Layers), report.Energy)
+	}
+	return back.Close()
 }
 
 func (o *outside) cancelHalfWay(ctx context.Context) error {

@@ -77,6 +77,7 @@ var arrows = map[string]map[string]string{
 	"rank": {
 		"format":              "adapters",
 		"format/dtype":        "elements",
+		"format/output":       "where the factors of an extraction wait",
 		"internal/checkpoint": "base and fine-tune",
 		"internal/fault":      "errors of input",
 		"internal/fileio":     "sizes in warnings",

@@ -1,0 +1,96 @@
+package rank_test
+
+import (
+	"bytes"
+	"errors"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/format/output"
+	"github.com/loratool/loratool/internal/testkit"
+	"github.com/loratool/loratool/rank"
+)
+
+// TestExtractionIntoMemoryNeedsNoDisk has no directory for temporary files, and gives the same
+// bytes as an extraction that has one.
+func TestExtractionIntoMemoryNeedsNoDisk(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	w := testkit.Random(rng, "model.q_proj.weight", dtype.F32, 0.02, 12, 10)
+	base, tuned := pairOf(t, "", []testkit.Tensor{w}, []testkit.Tensor{changed(rng, w, 2, 1)})
+	store := func(d convert.Dialect, o rank.ExtractOptions, out *output.Memory) map[string][]byte {
+		src, _, err := extract(t, base, tuned, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sink, err := convert.CreateTo(out, d, convert.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := format.Copy(t.Context(), sink, src); err != nil {
+			t.Fatal(err)
+		}
+		return out.Files()
+	}
+	rule := rank.FixedRank{K: 2}
+	want := make(map[string]map[string][]byte)
+	for _, d := range convert.Default() {
+		want[d.Name()] = store(d, rank.ExtractOptions{Rule: rule}, new(output.Memory))
+	}
+	for _, name := range []string{"TMPDIR", "TMP", "TEMP"} {
+		t.Setenv(name, filepath.Join(base, "gone"))
+	}
+	_, _, err := extract(t, base, tuned, rank.ExtractOptions{Rule: rule})
+	if !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without an output and temporary files: %v, want %v", err, os.ErrNotExist)
+	}
+	for _, d := range convert.Default() {
+		out := new(output.Memory)
+		got := store(d, rank.ExtractOptions{Rule: rule, Output: out}, out)
+		if !maps.EqualFunc(got, want[d.Name()], bytes.Equal) || len(got) == 0 {
+			t.Errorf("%s: the files %q differ from those made with a temporary file",
+				d.Name(), slices.Sorted(maps.Keys(got)))
+		}
+	}
+}
+
+// TestExtractionIntoADiskLeavesNoScratch: the factors wait beside the output until the source is
+// closed.
+func TestExtractionIntoADiskLeavesNoScratch(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	w := testkit.Random(rng, "model.q_proj.weight", dtype.F32, 0.02, 12, 10)
+	base, tuned := pairOf(t, "", []testkit.Tensor{w}, []testkit.Tensor{changed(rng, w, 2, 1)})
+	dir := t.TempDir()
+	disk, err := output.NewDisk(filepath.Join(dir, "out.lora"), output.DiskOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Abort()
+	o := rank.ExtractOptions{Rule: rank.FixedRank{K: 2}, Output: disk}
+	e, err := rank.OpenExtraction(t.Context(), base, tuned, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	src, _, err := e.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sink, err := convert.CreateTo(disk, convert.LoRA(), convert.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(format.Copy(t.Context(), sink, src), src.Close()); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 || entries[0].Name() != "out.lora" {
+		t.Errorf("there are %v, %v; want out.lora", entries, err)
+	}
+}
