@@ -13,6 +13,7 @@ import (
 	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/undo"
 )
 
@@ -83,7 +84,7 @@ func isCheckpoint(path string) bool {
 		return false
 	}
 	defer c.Close()
-	return !slices.ContainsFunc(c.Names(), func(name string) bool { return strings.Contains(name, ".lora_") })
+	return !naming.AreOfAdapter(c.Names())
 }
 
 // isRecord reports whether what is at path is an undo record.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/pickle"
 	"github.com/loratool/loratool/internal/safetensors"
 )
@@ -172,5 +173,5 @@ var factorKey = regexp.MustCompile(`lora|lokr_|hada_|oft_|dora_scale|\.alpha$|:(
 
 // areAllOfAdapter reports whether keys are those of an adapter, and none is of other weights.
 func areAllOfAdapter(keys []string) bool {
-	return len(keys) > 0 && dialectOf(keys) != "" && !slices.ContainsFunc(keys, func(key string) bool { return !factorKey.MatchString(key) })
+	return len(keys) > 0 && naming.Dialect(keys) != "" && !slices.ContainsFunc(keys, func(key string) bool { return !factorKey.MatchString(key) })
 }

@@ -67,7 +67,7 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 	}
 	isPEFTs := func(t format.Tensor) bool { return isPEFTKey(t.Name) }
 	if config.PEFTType == "LORA" && !slices.ContainsFunc(f.tensors, isPEFTs) {
-		if dialect := dialectOf(f.keys()); dialect != "" {
+		if dialect := naming.Dialect(f.keys()); dialect != "" {
 			return fault.New(fault.Unsupported, "the keys are %s, and no configuration of PEFT makes them PEFT's", dialect).In(in.Path()).WithHint("%s", hintFor(dialect))
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	safefile "github.com/loratool/loratool/format/safetensors"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
@@ -202,7 +203,7 @@ func isPEFTFile(ctx context.Context, path string) bool {
 		return false
 	}
 	defer in.close()
-	return in.readTable() == nil && areOfAdapter(in.table.keys())
+	return in.readTable() == nil && naming.AreOfAdapter(in.table.keys())
 }
 
 // isPEFTDir reports whether the directory at path holds an adapter.

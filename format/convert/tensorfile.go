@@ -11,6 +11,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/pickle"
 	"github.com/loratool/loratool/internal/safetensors"
 )
@@ -71,7 +72,7 @@ func nameLayout(err error) error {
 	}
 	var e *fault.Error
 	errors.As(err, &e)
-	switch dialect := dialectOf(layout.Keys); {
+	switch dialect := naming.Dialect(layout.Keys); {
 	case dialect != "":
 		e.Msg += "; its keys are " + dialect
 		e.Hint = hintFor(dialect)

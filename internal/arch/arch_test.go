@@ -69,6 +69,7 @@ var arrows = map[string]map[string]string{
 		"internal/fault":      "errors of input",
 		"internal/fileio":     "whether an output may be written, permissions of inputs",
 		"internal/kernel":     "the arithmetic",
+		"internal/naming":     "whether an output to replace has the names of an adapter",
 		"internal/parallel":   "blocks of rows on workers",
 		"internal/resolve":    "what adapters change in the base",
 		"internal/principal":  "what PiSSA and OLoRA take out of a base",
