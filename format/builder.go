@@ -116,7 +116,7 @@ func (b *Builder) Conv(module string, rank int, scale float64, a, bb Data) *Laye
 
 func (b *Builder) layer(module string, kind Kind, rank int, scale float64, a, bb Data) *LayerBuilder {
 	if rank < 1 && b.err == nil {
-		b.err = about(broken(37, "rank %d, want 1 to %d", rank, maxRank), fmt.Sprintf("layer %q", module))
+		b.err = about(broken(37, "rank %d, want 1 to %d", rank, MaxRank), fmt.Sprintf("layer %q", module))
 	}
 	l := &LayerBuilder{builder: b, index: len(b.adapter.Layers)}
 	if len(bb.tensor.Shape) > 0 {

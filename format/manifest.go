@@ -333,8 +333,8 @@ func (s *scanner) checkName(at int, name string) {
 			break
 		}
 	}
-	if len(name) > maxNameBytes {
-		s.fail(32, at, "a name of %d bytes, the limit is %d", len(name), maxNameBytes)
+	if len(name) > MaxNameBytes {
+		s.fail(32, at, "a name of %d bytes, the limit is %d", len(name), MaxNameBytes)
 	}
 }
 

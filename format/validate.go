@@ -232,8 +232,8 @@ func rolesOf(l *Layer) []Role {
 
 // validateLayer checks the shapes of a layer.
 func validateLayer(m *Manifest, l *Layer) error {
-	if l.Rank < 1 || l.Rank > maxRank {
-		return broken(37, "rank %d, want 1 to %d", l.Rank, maxRank)
+	if l.Rank < 1 || l.Rank > MaxRank {
+		return broken(37, "rank %d, want 1 to %d", l.Rank, MaxRank)
 	}
 	ia, hasA := l.Roles[RoleA]
 	ib, hasB := l.Roles[RoleB]

@@ -45,12 +45,16 @@ const (
 	maxRawBytes      = 1 << 48
 	maxChunks        = 1 << 24
 	maxDepth         = 16
-	maxNameBytes     = 1024
-	maxRank          = 1 << 16
 	maxTensors       = 1 << 20
 	maxDims          = 8
 	maxElements      = 1 << 48
 	maxInteger       = 1<<53 - 1
+)
+
+// Limits that whoever makes an adapter has to keep (section 16).
+const (
+	MaxNameBytes = 1024    // of a name, rule R32
+	MaxRank      = 1 << 16 // of a layer, rule R37
 )
 
 var le = binary.LittleEndian

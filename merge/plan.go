@@ -79,8 +79,6 @@ func (p *Plan) Close() error {
 // Warnings are what a user should know before the plan runs.
 func (p *Plan) Warnings() []string { return p.warnings }
 
-const configName = "config.json"
-
 // resolved are adapters as package resolve wants them.
 func resolved(adapters []Adapter) []resolve.Adapter {
 	all := make([]resolve.Adapter, len(adapters))

@@ -95,8 +95,8 @@ func (p *planner) describeBase() error {
 			b.Tensors[t.Name] = resolve.Tensor{DType: t.DType, Shape: t.Shape}
 		}
 	}
-	if p.base.IsDir && slices.Contains(p.base.Side, configName) {
-		text, err := p.base.Dir.Read(configName, checkpoint.MaxJSONBytes)
+	if p.base.IsDir && slices.Contains(p.base.Side, checkpoint.ConfigName) {
+		text, err := p.base.Dir.Read(checkpoint.ConfigName, checkpoint.MaxJSONBytes)
 		if err != nil {
 			return err
 		}

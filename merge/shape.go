@@ -32,7 +32,7 @@ func (p *planner) shape(allowed resolve.Shaping) error {
 		return nil
 	}
 	if text := []byte(s.ConfigText); !bytes.Equal(text, p.names.ConfigText) {
-		p.side[configName] = text
+		p.side[checkpoint.ConfigName] = text
 	}
 	p.names = s.Base
 	base, err := reshaped(p.base, s.Edits)

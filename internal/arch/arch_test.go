@@ -134,10 +134,11 @@ var arrows = map[string]map[string]string{
 		"internal/jsontext": "headers",
 	},
 	"internal/undo": {
-		"format":            "the container of a record",
-		"format/dtype":      "elements",
-		"internal/fault":    "errors of input",
-		"internal/jsontext": "descriptions",
+		"format":               "the container of a record",
+		"format/dtype":         "elements",
+		"internal/fault":       "errors of input",
+		"internal/jsontext":    "descriptions",
+		"internal/safetensors": "how long a header can be",
 	},
 	"internal/testkit": {"format/dtype": "elements of tensors to write"},
 }

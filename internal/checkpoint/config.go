@@ -18,9 +18,12 @@ import (
 // with thousands of experts, have some megabytes.
 const MaxJSONBytes = 64 << 20
 
+// ConfigName is the file with the configuration of a model.
+const ConfigName = "config.json"
+
 // readConfig reads what config.json says; the zero value where there is none.
 func readConfig(dir fileio.Dir) (config.Model, error) {
-	const name = "config.json"
+	const name = ConfigName
 	text, err := dir.Read(name, MaxJSONBytes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return config.Model{}, nil

@@ -62,11 +62,7 @@ type Header struct {
 // header, and no more of its text is kept than Header shows. Errors are *fault.Error without a path, of
 // r, or of the context, which is asked all through a long header.
 func Read(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) {
-	text, err := readText(ctx, r, size)
-	if err != nil {
-		return nil, err
-	}
-	h, err := parse(ctx, text)
+	h, err := parse(ctx, r, size)
 	if err != nil {
 		return nil, err
 	}
@@ -81,11 +77,7 @@ func ReadAlone(header []byte) (*Header, error) {
 // ReadStart is Read for a header that is there without its data: the data are taken to be as long as
 // the tensors say. size is that of the header.
 func ReadStart(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) {
-	text, err := readText(ctx, r, size)
-	if err != nil {
-		return nil, err
-	}
-	h, err := parse(ctx, text)
+	h, err := parse(ctx, r, size)
 	if err != nil {
 		return nil, err
 	}
@@ -96,8 +88,12 @@ func ReadStart(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) 
 	return h, h.prove(whole)
 }
 
-// parse scans the JSON text of a header.
-func parse(ctx context.Context, text string) (*Header, error) {
+// parse reads and scans the JSON text of a header.
+func parse(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) {
+	text, err := readText(ctx, r, size)
+	if err != nil {
+		return nil, err
+	}
 	h := &Header{DataOff: 8 + int64(len(text))}
 	if err := h.scan(newScanner(ctx, text)); err != nil {
 		return nil, err

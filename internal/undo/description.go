@@ -9,6 +9,7 @@ import (
 	"math"
 
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/safetensors"
 )
 
 // Description says which merge a record undoes.
@@ -211,7 +212,7 @@ func (d *Description) checkTensor(t *Tensor) error {
 }
 
 // isHeaderLength reports whether a header of safetensors can have a length, with the eight bytes in front.
-func isHeaderLength(n int64) bool { return n >= 8 && n <= 100_000_008 }
+func isHeaderLength(n int64) bool { return n >= 8 && n <= 8+safetensors.MaxHeaderBytes }
 
 func isDigest(s string) bool {
 	b, err := hex.DecodeString(s)
