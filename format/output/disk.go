@@ -95,7 +95,7 @@ func (d *Disk) create(stage *fileio.Stage, info Info) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &diskFile{disk: d, file: file, left: info.Size}
+	f := &diskFile{disk: d, file: file, sparse: info.Sparse, left: info.Size}
 	d.lock.Lock()
 	defer d.lock.Unlock()
 	d.open[f] = true
@@ -139,6 +139,7 @@ func (d *Disk) Abort() {
 type diskFile struct {
 	disk    *Disk
 	file    *fileio.File
+	sparse  bool       // the input has holes, and the file keeps them
 	turn    sync.Mutex // held by the writer: the system lets one write at a time, and waiting costs
 	written int64      // since the last hint that writing to the disk may begin; under turn
 	left    int64      // until the file is complete, where that is known; under turn
@@ -160,6 +161,11 @@ func (f *diskFile) wrote(n int64) {
 func (f *diskFile) WriteAt(p []byte, off int64) (int, error) {
 	f.turn.Lock()
 	defer f.turn.Unlock()
+	if f.sparse {
+		err := fileio.WriteNonzero(f.file, p, off)
+		f.wrote(int64(len(p)))
+		return len(p), err
+	}
 	n, err := f.file.WriteAt(p, off)
 	f.wrote(int64(n))
 	return n, err

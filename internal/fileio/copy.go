@@ -1,6 +1,7 @@
 package fileio
 
 import (
+	"bytes"
 	"io"
 	"os"
 )
@@ -32,3 +33,35 @@ func CopyRange(dst *os.File, dstOff int64, src io.ReaderAt, srcOff, n int64) err
 	}
 	return nil
 }
+
+// WriteNonzero writes p to f at off, where the file has never been written and reads as zeros. Whole
+// pages of zeros are left out, so that a file with holes keeps them.
+func WriteNonzero(f *os.File, p []byte, off int64) error {
+	first := 0 // of the bytes to write before those at i
+	for i := 0; i < len(p); {
+		end := min(len(p), i+int(pageBytes-(off+int64(i))%pageBytes))
+		if allZero(p[i:end]) {
+			if err := writeUnlessEmpty(f, p[first:i], off+int64(first)); err != nil {
+				return err
+			}
+			first = end
+		}
+		i = end
+	}
+	return writeUnlessEmpty(f, p[first:], off+int64(first))
+}
+
+func writeUnlessEmpty(f *os.File, p []byte, off int64) error {
+	if len(p) == 0 {
+		return nil
+	}
+	_, err := f.WriteAt(p, off)
+	return err
+}
+
+// pageBytes is how finely file systems keep holes.
+const pageBytes = 4096
+
+var zeros [pageBytes]byte
+
+func allZero(p []byte) bool { return bytes.Equal(p, zeros[:len(p)]) }

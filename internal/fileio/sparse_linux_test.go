@@ -58,6 +58,38 @@ func TestHolesStayHoles(t *testing.T) {
 	}
 }
 
+// TestWrittenZerosStayHoles writes bytes with stretches of zeros at even and odd places, in a stage
+// that is a directory, beyond the 2 GiB that a file may have where offsets are of 32 bits.
+func TestWrittenZerosStayHoles(t *testing.T) {
+	const room = 64 * pageBytes
+	piece := make([]byte, room)
+	copy(piece, noise(9, 10))
+	copy(piece[9*pageBytes-1:], noise(10, pageBytes+2))
+	copy(piece[room-3:], noise(11, 3))
+	for _, off := range []int64{0, 1, 1<<31 - 10*pageBytes, 5_000_000_000} {
+		s := begin(t, filepath.Join(t.TempDir(), "out"), true)
+		f, err := s.CreateLike("a/f", off+room, fileio.Like{Sparse: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := fileio.WriteNonzero(f, piece, off); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, room)
+		if _, err := f.ReadAt(got, off); err != nil || !bytes.Equal(got, piece) {
+			t.Errorf("at %d: the file does not hold what was written: %v", off, err)
+		}
+		var st syscall.Stat_t
+		if err := syscall.Fstat(int(f.Fd()), &st); err != nil {
+			t.Fatal(err)
+		}
+		if want := int64(room / 2 / 512); st.Blocks > want {
+			t.Errorf("at %d: the file takes %d blocks on the disk, want at most %d", off, st.Blocks, want)
+		}
+	}
+}
+
 // TestHolesReplaceWhatWasThere: a hole of the source is zeros, also where the copy had other bytes.
 func TestHolesReplaceWhatWasThere(t *testing.T) {
 	dir := t.TempDir()

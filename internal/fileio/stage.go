@@ -200,7 +200,7 @@ func (s *Stage) open(name string, like Like) (*os.File, error) {
 				return nil, err
 			}
 		}
-		how := os.O_CREATE | os.O_RDWR
+		how := os.O_CREATE | os.O_RDWR | largeFile
 		s.mu.Lock()
 		if s.files[name] == nil {
 			how |= os.O_EXCL
