@@ -1,6 +1,8 @@
 package main
 
 import (
+	"math"
+
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/urfave/cli/v2"
@@ -40,6 +42,10 @@ func (o *common) memoryFlag() cli.Flag {
 // checkMemory refuses, before the work, what is estimated to take more memory than --max-memory allows,
 // or without it than is available. what takes it.
 func (o *common) checkMemory(need int64, what string) error {
+	if need > math.MaxInt {
+		return fault.New(fault.Limit, "%s takes about %s of memory, and a 32-bit program can address less", what, fileio.FormatBytes(need)).
+			WithHint("use a 64-bit build of loratool")
+	}
 	if o.maxMemory != "" {
 		allowed, err := parseBytes(o.maxMemory)
 		if err == nil && need > allowed {

@@ -9,7 +9,8 @@ import (
 )
 
 // linuxMemory is AvailableMemory from the files of Linux below root: /proc/meminfo, and the control
-// groups of version 2 and of version 1, each with its parents, whose limits count as well.
+// groups of version 2 and of version 1, each with its parents, whose limits count as well, and the limit
+// of the process's address space.
 func linuxMemory(root fs.FS) int64 {
 	least := int64(math.MaxInt64)
 	take := func(n int64, ok bool) {
@@ -17,12 +18,9 @@ func linuxMemory(root fs.FS) int64 {
 			least = min(least, max(n, 1))
 		}
 	}
-	for line := range strings.Lines(text(root, "proc/meminfo")) {
-		if rest, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
-			n, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
-			take(n<<10, err == nil)
-		}
-	}
+	available, known := field(text(root, "proc/meminfo"), "MemAvailable:")
+	take(available<<10, known)
+	take(addressSpace(root))
 	for line := range strings.Lines(text(root, "proc/self/cgroup")) {
 		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
 		if len(parts) < 3 {
@@ -51,15 +49,29 @@ func linuxMemory(root fs.FS) int64 {
 	return least
 }
 
-// reclaimable is the cache of files that counts as used, and goes where memory is needed.
-func reclaimable(root fs.FS, dir, key string) int64 {
-	for line := range strings.Lines(text(root, path.Join(dir, "memory.stat"))) {
-		if rest, ok := strings.CutPrefix(line, key+" "); ok {
-			n, _ := strconv.ParseInt(strings.TrimSpace(rest), 10, 64)
-			return n
+// addressSpace is what a limit such as that of ulimit -v leaves to this process; ok is false without one.
+func addressSpace(root fs.FS) (left int64, ok bool) {
+	limit, limited := field(text(root, "proc/self/limits"), "Max address space")
+	used, known := field(text(root, "proc/self/status"), "VmSize:")
+	return limit - used<<10, limited && known
+}
+
+// field is the number that follows a key at the start of a line of text.
+func field(content, key string) (int64, bool) {
+	for line := range strings.Lines(content) {
+		rest, found := strings.CutPrefix(line, key)
+		if words := strings.Fields(rest); found && len(words) > 0 {
+			n, err := strconv.ParseInt(words[0], 10, 64)
+			return n, err == nil
 		}
 	}
-	return 0
+	return 0, false
+}
+
+// reclaimable is the cache of files that counts as used, and goes where memory is needed.
+func reclaimable(root fs.FS, dir, key string) int64 {
+	n, _ := field(text(root, path.Join(dir, "memory.stat")), key+" ")
+	return n
 }
 
 // number reads a file with one number; "max" is none.

@@ -38,6 +38,16 @@ func TestAvailableMemoryIsTheLeastOfAllLimits(t *testing.T) {
 		{"more used than allowed", map[string]string{
 			"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "1000\n", "sys/fs/cgroup/memory.current": "4000\n",
 		}, 1},
+		{"a limit of the address space", map[string]string{
+			"proc/self/limits": "Limit                     Soft Limit           Hard Limit           Units     \n" +
+				"Max address space         1536000000           unlimited            bytes     \n",
+			"proc/self/status": "VmPeak:\t 1250000 kB\nVmSize:\t 1200000 kB\n",
+		}, 1536000000 - 1200000<<10},
+		{"an address space without a limit", map[string]string{
+			"proc/meminfo":     meminfo,
+			"proc/self/limits": "Max address space         unlimited            unlimited            bytes     \n",
+			"proc/self/status": "VmSize:\t 1200000 kB\n",
+		}, 5000 << 10},
 	} {
 		root := make(fstest.MapFS)
 		for name, content := range c.files {
