@@ -18,8 +18,9 @@ type Diagnosis struct {
 // false where its names do not tell. The first reason that fits any of them is the one. A prefix
 // that the base has or lacks hides no reason: names are compared from their place in the model on.
 func (b *Base) Diagnose(missing []string) (d Diagnosis, ok bool) {
+	x := &examiner{base: b}
 	tests := []func(name string) (Diagnosis, bool){
-		b.quantised, b.wrapped, b.unstacked, b.fusedOrSplit, b.otherLayout, b.shallow, b.adapter,
+		x.quantised, x.wrapped, x.unstacked, x.fusedOrSplit, x.otherLayout, x.shallow, x.adapter,
 	}
 	for _, test := range tests {
 		for _, name := range missing {
@@ -29,6 +30,16 @@ func (b *Base) Diagnose(missing []string) (d Diagnosis, ok bool) {
 		}
 	}
 	return Diagnosis{}, false
+}
+
+// examiner looks for the reason why a base lacks a tensor. What it finds about the base is kept for the
+// next name.
+type examiner struct {
+	base   *Base
+	layout *layout
+	factor *string           // the name of a factor of an adapter, "" where there is none
+	leaves map[string]string // by its layer and the name of its module
+	layers map[string]int    // their number, by the name of their stack
 }
 
 // Dequantise says what to do about a base that is quantised.
@@ -45,10 +56,10 @@ var quantisedTails = []struct{ tail, scheme string }{
 }
 
 // quantised looks for the codes of a weight that is not there itself, alone or as a part of others.
-func (b *Base) quantised(name string) (Diagnosis, bool) {
+func (x *examiner) quantised(name string) (Diagnosis, bool) {
 	for _, module := range relatives(strings.TrimSuffix(name, ".weight")) {
 		for _, q := range quantisedTails {
-			codes, ok := b.near(module + q.tail)
+			codes, ok := x.base.near(module + q.tail)
 			if !ok {
 				continue
 			}
@@ -99,10 +110,10 @@ var wrappings = []struct{ around, remove, cut string }{
 }
 
 // wrapped looks for layers of PEFT in the base.
-func (b *Base) wrapped(name string) (Diagnosis, bool) {
+func (x *examiner) wrapped(name string) (Diagnosis, bool) {
 	module, leaf := Module(name), Leaf(name)
 	for _, w := range wrappings {
-		inner, ok := b.near(module + w.around + "." + leaf)
+		inner, ok := x.base.near(module + w.around + "." + leaf)
 		if !ok {
 			continue
 		}
@@ -121,12 +132,12 @@ func (b *Base) wrapped(name string) (Diagnosis, bool) {
 var oneExpert = regexp.MustCompile(`^(.*\.)?experts\.(gate_up_proj|down_proj)s\.\d+(?:\.weight)?$`)
 
 // unstacked tells modules of one expert each from a base that stacks them.
-func (b *Base) unstacked(name string) (Diagnosis, bool) {
+func (x *examiner) unstacked(name string) (Diagnosis, bool) {
 	m := oneExpert.FindStringSubmatch(name)
 	if m == nil {
 		return Diagnosis{}, false
 	}
-	stacked, ok := b.near(m[1] + "experts." + m[2])
+	stacked, ok := x.base.near(m[1] + "experts." + m[2])
 	if !ok {
 		return Diagnosis{}, false
 	}
@@ -156,11 +167,11 @@ var layouts = []layout{
 }
 
 // otherLayout tells a base in another layout from another model.
-func (b *Base) otherLayout(name string) (Diagnosis, bool) {
-	if b.layout == nil {
-		b.layout = b.findLayout()
+func (x *examiner) otherLayout(name string) (Diagnosis, bool) {
+	if x.layout == nil {
+		x.layout = x.findLayout()
 	}
-	l := b.layout
+	l := x.layout
 	if l.adapter == nil || !l.adapter.MatchString(name) {
 		return Diagnosis{}, false
 	}
@@ -172,8 +183,8 @@ func (b *Base) otherLayout(name string) (Diagnosis, bool) {
 }
 
 // findLayout finds the layout of the base; that of a base without one is empty.
-func (b *Base) findLayout() *layout {
-	for _, own := range b.sortedNames() {
+func (x *examiner) findLayout() *layout {
+	for _, own := range x.base.sortedNames() {
 		for _, l := range layouts {
 			if l.base.MatchString(own) {
 				l.example = own
@@ -185,8 +196,8 @@ func (b *Base) findLayout() *layout {
 }
 
 // shallow tells a base that has fewer layers.
-func (b *Base) shallow(name string) (Diagnosis, bool) {
-	at, layers, ok := b.stack(name)
+func (x *examiner) shallow(name string) (Diagnosis, bool) {
+	at, layers, ok := x.stack(name)
 	if !ok || layers == 0 || at < layers {
 		return Diagnosis{}, false
 	}
@@ -197,22 +208,43 @@ func (b *Base) shallow(name string) (Diagnosis, bool) {
 	}, true
 }
 
+// stack returns the number of the layer that a name is in, and how many layers the base has in the
+// stack of the same name.
+func (x *examiner) stack(name string) (at, layers int, ok bool) {
+	head, rest, ok := cutNumber(place(name))
+	at, isNumber := leadingNumber(rest)
+	if !ok || !isNumber {
+		return 0, 0, false
+	}
+	if x.layers == nil {
+		x.layers = make(map[string]int)
+		for own := range x.base.byName {
+			if other, tail, ok := cutNumber(place(own)); ok {
+				if n, ok := leadingNumber(tail); ok {
+					x.layers[other] = max(x.layers[other], n+1)
+				}
+			}
+		}
+	}
+	return at, x.layers[head], true
+}
+
 // ofAdapter are the names of factors, as the dialects of adapters have them.
 var ofAdapter = regexp.MustCompile(`(?i)lora_(a|b|up|down|mid)\b|\.(hada_|lokr_|oft_)|\.dora_scale$`)
 
 // adapter tells an adapter that is given for the base.
-func (b *Base) adapter(name string) (Diagnosis, bool) {
-	if b.factor == nil {
-		b.factor = new(string)
-		if i := slices.IndexFunc(b.sortedNames(), ofAdapter.MatchString); i >= 0 {
-			b.factor = &b.sorted[i]
+func (x *examiner) adapter(name string) (Diagnosis, bool) {
+	if x.factor == nil {
+		x.factor = new(string)
+		if i := slices.IndexFunc(x.base.sortedNames(), ofAdapter.MatchString); i >= 0 {
+			x.factor = &x.base.sorted[i]
 		}
 	}
-	if *b.factor == "" || b.Has(name) {
+	if *x.factor == "" || x.base.Has(name) {
 		return Diagnosis{}, false
 	}
 	return Diagnosis{
-		fmt.Sprintf("an adapter is given for the base: it has %q", *b.factor),
+		fmt.Sprintf("an adapter is given for the base: it has %q", *x.factor),
 		"give the model that is adapted first, then its adapters",
 	}, true
 }

@@ -49,17 +49,17 @@ func (f fusion) others(leaf string) (names []string) {
 
 // fusedOrSplit looks for the projections that are one module here and several there, in the same
 // module or elsewhere in the same layer.
-func (b *Base) fusedOrSplit(name string) (Diagnosis, bool) {
+func (x *examiner) fusedOrSplit(name string) (Diagnosis, bool) {
 	module := Module(name)
 	parent, leaf := Module(module), Leaf(module)
 	for _, inLayer := range []bool{false, true} {
 		has := func(leaf string) (string, bool) {
 			if inLayer {
-				return b.inLayer(name, leaf)
+				return x.inLayer(name, leaf)
 			}
 			// torch.nn.MultiheadAttention has in_proj_weight.
 			for _, tail := range []string{".weight", "_weight"} {
-				if own, ok := b.near(join(parent, leaf) + tail); ok {
+				if own, ok := x.base.near(join(parent, leaf) + tail); ok {
 					return own, true
 				}
 			}
@@ -106,18 +106,18 @@ func compareFusion(
 }
 
 // inLayer finds a module of the base, by its own name, in the layer that a tensor is in.
-func (b *Base) inLayer(name, leaf string) (own string, ok bool) {
-	if b.leaves == nil {
-		b.leaves = make(map[string]string)
-		for _, own := range b.sortedNames() {
+func (x *examiner) inLayer(name, leaf string) (own string, ok bool) {
+	if x.leaves == nil {
+		x.leaves = make(map[string]string)
+		for _, own := range x.base.sortedNames() {
 			key := layer(own) + " " + Leaf(Module(own))
-			if _, seen := b.leaves[key]; !seen {
-				b.leaves[key] = b.byName[own]
+			if _, seen := x.leaves[key]; !seen {
+				x.leaves[key] = x.base.byName[own]
 			}
 		}
 	}
 	where := layer(name)
-	own, ok = b.leaves[where+" "+leaf]
+	own, ok = x.leaves[where+" "+leaf]
 	return own, ok && where != ""
 }
 

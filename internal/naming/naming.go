@@ -16,11 +16,7 @@ type Base struct {
 
 	// The rest is for translations that are tried last, and for messages; each is made when it is needed.
 	places map[string][]string // by the place of a tensor
-	leaves map[string]string   // by its layer and the name of its module
-	layers map[string]int      // their number, by the name of their stack
 	sorted []string
-	layout *layout
-	factor *string // the name of a factor of an adapter, "" where there is none
 }
 
 // wrappers are the path segments that training frameworks put around modules: torch.compile, FSDP, and activation

@@ -157,27 +157,6 @@ func (b *Base) Like(name string) string {
 	return ""
 }
 
-// stack returns the number of the layer that a name is in, and how many layers the base has in the
-// stack of the same name.
-func (b *Base) stack(name string) (at, layers int, ok bool) {
-	head, rest, ok := cutNumber(place(name))
-	at, isNumber := leadingNumber(rest)
-	if !ok || !isNumber {
-		return 0, 0, false
-	}
-	if b.layers == nil {
-		b.layers = make(map[string]int)
-		for own := range b.byName {
-			if other, tail, ok := cutNumber(place(own)); ok {
-				if n, ok := leadingNumber(tail); ok {
-					b.layers[other] = max(b.layers[other], n+1)
-				}
-			}
-		}
-	}
-	return at, b.layers[head], true
-}
-
 // cutNumber splits a place before the number of its layer.
 func cutNumber(place string) (head, rest string, ok bool) {
 	head, rest, _ = strings.Cut(place, ".")

@@ -221,5 +221,5 @@ func (b *Base) Actual(plain string) string { return b.byName[plain] }
 // Alias makes a name stand for a tensor of another name.
 func (b *Base) Alias(name, plain string) {
 	b.byName[name] = b.byName[plain]
-	b.places, b.leaves, b.layers, b.sorted = nil, nil, nil, nil
+	b.places, b.sorted = nil, nil
 }
