@@ -7,15 +7,13 @@ import (
 
 // parser reads an expression as CPython's Lib/re/_parser.py does; its errors have Python's words.
 type parser struct {
-	text       []rune
-	pos        int
+	scanner
 	flags      flags // of the whole expression
 	groups     []extent
 	names      map[string]int
 	behindFrom int         // inside a look-behind: the first group that it defines; else 0
 	conditions map[int]int // groups that conditions ask for, and where
 	nested     int
-	err        error
 }
 
 // errFlags means that flags for the whole expression were found, under which it is read again.
@@ -25,15 +23,9 @@ var errFlags = errors.New("read again")
 // stack does.
 const maxNesting = 400
 
-func (p *parser) fail(format string) {
-	if p.err == nil {
-		p.err = &SyntaxError{p.pos, format}
-	}
-}
-
 // parse reads the whole expression.
 func parse(expr string) (sequence, *parser, error) {
-	p := &parser{text: []rune(expr)}
+	p := &parser{scanner: scanner{text: []rune(expr)}}
 	for {
 		p.pos, p.nested, p.behindFrom, p.err = 0, 0, 0, nil
 		p.groups = make([]extent, 1)
@@ -55,32 +47,6 @@ func parse(expr string) (sequence, *parser, error) {
 		}
 		return sequence{{op: opGroup, branches: branches}}, p, p.err
 	}
-}
-
-// next is the character that comes next, or -1 at the end.
-func (p *parser) next() rune {
-	if p.err != nil || p.pos >= len(p.text) {
-		return -1
-	}
-	return p.text[p.pos]
-}
-
-// take consumes and returns the next character.
-func (p *parser) take() rune {
-	c := p.next()
-	if c >= 0 {
-		p.pos++
-	}
-	return c
-}
-
-// accept consumes the next character if it is c.
-func (p *parser) accept(c rune) bool {
-	if p.next() == c {
-		p.pos++
-		return true
-	}
-	return false
 }
 
 // alternatives reads sequences with bars between them.
@@ -138,19 +104,6 @@ func literal(c rune, f flags) *node {
 	return &node{op: opSet, set: &set{spans: []span{{c, c}}, flags: f}}
 }
 
-// skipVerbose passes over white space and comments of the flag x.
-func (p *parser) skipVerbose(c rune) bool {
-	switch c {
-	case ' ', '\t', '\n', '\r', '\v', '\f':
-		return true
-	case '#':
-		for c := p.take(); c >= 0 && c != '\n'; c = p.take() {
-		}
-		return true
-	}
-	return false
-}
-
 // repeat makes a repeat of the last node of a sequence; c is what asks for it.
 func (p *parser) repeat(c rune, s sequence, f flags) sequence {
 	from, least, most := p.pos, int64(0), infinite
@@ -191,40 +144,6 @@ func (p *parser) repeat(c rune, s sequence, f flags) sequence {
 	r.simple = len(b) == 1 && len(b[0]) == 1 && b[0][0].op == opSet
 	s[len(s)-1] = r
 	return s
-}
-
-// bounds reads {m,n} behind its brace; ok is false where the brace stands for itself.
-func (p *parser) bounds() (least, most int64, ok bool) {
-	if p.next() == '}' {
-		return 0, 0, false
-	}
-	least, hasLeast := p.number()
-	most, hasMost := least, hasLeast
-	if p.accept(',') {
-		most, hasMost = p.number()
-	}
-	if !p.accept('}') {
-		return 0, 0, false
-	}
-	if least >= infinite || hasMost && most >= infinite {
-		p.fail("the repetition number is too large")
-	}
-	if !hasMost {
-		most = infinite
-	}
-	if most < least {
-		p.fail("min repeat greater than max repeat")
-	}
-	return least, most, true
-}
-
-// number reads digits; a number too large is infinite.
-func (p *parser) number() (n int64, ok bool) {
-	for c := p.next(); '0' <= c && c <= '9'; c = p.next() {
-		n, ok = min(10*n+int64(c-'0'), infinite), true
-		p.pos++
-	}
-	return n, ok
 }
 
 // group reads what follows an opening parenthesis. It returns nil for what matches nothing: a comment
@@ -304,21 +223,6 @@ func (p *parser) capture(n *node, name string, f flags) *node {
 		p.groups[n.group] = extent{w.lo, w.hi, true}
 	}
 	return n
-}
-
-// name reads up to a terminator.
-func (p *parser) name(end rune) string {
-	from := p.pos
-	for c := p.take(); c != end; c = p.take() {
-		if c < 0 {
-			p.fail("missing " + string(end) + ", unterminated name")
-			return ""
-		}
-	}
-	if p.pos-1 == from {
-		p.fail("missing group name")
-	}
-	return string(p.text[from : p.pos-1])
 }
 
 func isIdentifier(name string) bool {
