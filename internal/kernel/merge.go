@@ -110,19 +110,6 @@ func (u *Update[T]) edge(lines []byte, rows, cols int, s *Scratch[T]) {
 	}
 }
 
-// isZero reports that no term changes n rows.
-func (u *Update[T]) isZero(row, n int) bool {
-	if !u.rFinite {
-		return false
-	}
-	for _, x := range u.lBound[row : row+n] {
-		if x != 0 {
-			return false
-		}
-	}
-	return true
-}
-
 // keep accounts for tiles that no term changes.
 func (u *Update[T]) keep(w []byte, p, i, nRows int, st *Stats, s *Scratch[T]) {
 	size := u.d.Size()

@@ -50,7 +50,33 @@ type scaled[T Float] struct {
 	inverse T // 1/c, or 1
 }
 
-func (u *Update[T]) pack() {
+// packed are the factors of all terms, packed for a micro-kernel, and what bounds the error of their
+// product.
+type packed[T Float] struct {
+	rows, cols int
+	rank       int // of all terms together
+	terms      []Term[T]
+	micro      micro[T]
+	panels     int // of micro.cols columns each, the last one padded with zeros
+
+	// rows×rank and rows of zeros to the end of a tile: S·l / 2^a, rounded once, terms side by side
+	l         []T
+	r         []T // panels × rank × micro.cols: R / 2^b
+	scaled[T]     // the two powers of two, and what follows from them
+	// per row, times rNorm the bound but for floor; 0 says that the row is zero
+	lBound []T
+	rNorm  []T // per column; 0 says that the column is zero
+	floor  T
+	// times lBound·rNorm, the bound of a sum in float64; floor64 as for the fast pass
+	bound64 float64
+	floor64 float64
+	// R as it was given, packed as r is, for the passes that follow: r itself where that has all of
+	// it
+	right   []T
+	rFinite bool // no element of R is NaN or infinite: then a zero row of L changes nothing
+}
+
+func (u *packed[T]) pack() {
 	x := arithmeticOf[T]()
 	var left, right float64
 	u.rFinite = true
@@ -112,7 +138,7 @@ func (x *arithmetic) exponent(largest float64) int {
 // packLeft packs S·L/2^a and makes lBound: 1.01·c·(u·(Σ n_k·l_k²)^½ + lost), with n_k from
 // roundings and lost what a row has in elements that are packed as zero. The last addend is what
 // S·l can lose to underflow, and keeps the bound normal.
-func (u *Update[T]) packLeft(x *arithmetic) {
+func (u *packed[T]) packLeft(x *arithmetic) {
 	u.l = make([]T, (u.rows+u.micro.rows-1)*u.rank)
 	u.lBound = make([]T, u.rows+u.micro.rows-1)
 	relative := x.unit
@@ -151,7 +177,7 @@ func (u *Update[T]) packLeft(x *arithmetic) {
 
 // packRight packs R/2^b, keeps R where that is not the same, and makes rNorm: (Σ n_k·r_k²)^½ +
 // lost/u, where lost is what a column has in elements that are packed as zero.
-func (u *Update[T]) packRight(x *arithmetic) {
+func (u *packed[T]) packRight(x *arithmetic) {
 	nr := u.micro.cols
 	u.r = make([]T, u.panels*u.rank*nr)
 	u.right = u.r
@@ -185,7 +211,7 @@ func (u *Update[T]) packRight(x *arithmetic) {
 }
 
 // eachRight calls f for every part of a row of the R of all terms that lies in a panel.
-func (u *Update[T]) eachRight(f func(k, p int, src []T)) {
+func (u *packed[T]) eachRight(f func(k, p int, src []T)) {
 	nr, k := u.micro.cols, 0
 	for t := range u.terms {
 		term := &u.terms[t]
@@ -201,9 +227,28 @@ func (u *Update[T]) eachRight(f func(k, p int, src []T)) {
 
 // column says where in u.right column j of R is, all terms one below the other: its first element
 // and the distance to the next.
-func (u *Update[T]) column(j int) (at, stride int) {
+func (u *packed[T]) column(j int) (at, stride int) {
 	nr := u.micro.cols
 	return j/nr*u.rank*nr + j%nr, nr
+}
+
+// isZero reports that no term changes n rows.
+func (u *packed[T]) isZero(row, n int) bool {
+	if !u.rFinite {
+		return false
+	}
+	for _, x := range u.lBound[row : row+n] {
+		if x != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// isStill reports that no term changes an element: it has a row of zeros, or a column of zeros and
+// a row that is finite, as the row's bound then is.
+func (u *packed[T]) isStill(i, j int) bool {
+	return u.lBound[i] == 0 && u.rFinite || u.rNorm[j] == 0 && isFinite(float64(u.lBound[i]))
 }
 
 // normAbove turns a sum of squares into a norm, rounded up: the factor covers the roundings of the

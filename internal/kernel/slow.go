@@ -32,12 +32,6 @@ func (u *Update[T]) slow(rows []byte, row0, index int, st *Stats) {
 	account(st, w, delta, dtype.Load(u.d, out, 0))
 }
 
-// isStill reports that no term changes an element: it has a row of zeros, or a column of zeros and
-// a row that is finite, as the row's bound then is.
-func (u *Update[T]) isStill(i, j int) bool {
-	return u.lBound[i] == 0 && u.rFinite || u.rNorm[j] == 0 && isFinite(float64(u.lBound[i]))
-}
-
 // decide64 computes in float64, where the bound of the fast pass is 2²⁹ times smaller if that was
 // in float32.
 func (u *Update[T]) decide64(i, j int, w float64, out []byte) (delta float64, ok bool) {

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/loratool/loratool/format/dtype"
 )
@@ -22,31 +23,11 @@ func (t *Term[T]) panicSize(rows, cols int) {
 // Update is Σ_t S_t·L_t·R_t for one matrix, made ready for a kernel. It can be used by any number
 // of goroutines at a time.
 type Update[T Float] struct {
-	d          dtype.Type
-	rows, cols int
-	rank       int // of all terms together
-	terms      []Term[T]
-	kernel     *Kernel
-	micro      micro[T]
-	panels     int // of micro.cols columns each, the last one padded with zeros
-	group      int // how many of them are worked on together, by their size
-
-	// rows×rank and rows of zeros to the end of a tile: S·l / 2^a, rounded once, terms side by side
-	l         []T
-	r         []T // panels × rank × micro.cols: R / 2^b
-	scaled[T]     // the two powers of two, and what follows from them
-	// per row, times rNorm the bound but for floor: see pack.go; 0 says that the row is zero
-	lBound []T
-	rNorm  []T // per column; 0 says that the column is zero
-	floor  T
-	// times lBound·rNorm, the bound of a sum in float64; floor64 as for the fast pass
-	bound64 float64
-	floor64 float64
-	// R as it was given, packed as r is, for the passes that follow: r itself where that has all of
-	// it
-	right   []T
-	rFinite bool // no element of R is NaN or infinite: then a zero row of L changes nothing
-	bottom  *bottom
+	packed[T]
+	d      dtype.Type
+	kernel *Kernel
+	group  int // how many panels are worked on together, by their size
+	bottom *bottom
 	// of which this is the negative, or nil
 	positive *Update[T]
 }
@@ -66,9 +47,8 @@ const groupBytes = 20 << 10
 // Prepare makes an Update of a rows×cols matrix of dtype d: F64, F32, F16 or BF16, for T = float32
 // one of the last two. It keeps L and copies R: see pack.go.
 func Prepare[T Float](k *Kernel, d dtype.Type, rows, cols int, terms []Term[T]) *Update[T] {
-	u := &Update[T]{d: d, rows: rows, cols: cols, terms: make([]Term[T], len(terms)), kernel: k,
-		micro: microFor[T](k, d), bottom: new(bottom)}
-	copy(u.terms, terms)
+	u := &Update[T]{d: d, kernel: k, bottom: new(bottom)}
+	u.rows, u.cols, u.terms, u.micro = rows, cols, slices.Clone(terms), microFor[T](k, d)
 	for i := range terms {
 		t := &terms[i]
 		if len(t.L) != rows*t.Rank || len(t.R) != t.Rank*cols {
