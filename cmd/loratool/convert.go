@@ -11,7 +11,7 @@ import (
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
-	"github.com/loratool/loratool/internal/inspect"
+	"github.com/loratool/loratool/internal/report"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
 )
@@ -120,7 +120,7 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 
 // warnings say why merge or PEFT will not take what is converted, which is carried all the same.
 func (j *conversion) warnings(ctx context.Context, src format.Source) ([]string, error) {
-	misgivings, err := inspect.Misgivings(ctx, src)
+	misgivings, err := report.Misgivings(ctx, src)
 	warnings := allFlags(misgivings)
 	if module, models := convert.LostByPEFT(src); module != "" && j.dialect == convert.PEFT() {
 		warnings = append(warnings, fmt.Sprintf("PEFT will ignore %q without an error: this is its name "+

@@ -9,7 +9,7 @@ import (
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
-	"github.com/loratool/loratool/internal/inspect"
+	"github.com/loratool/loratool/internal/report"
 	"github.com/loratool/loratool/rank"
 	"github.com/urfave/cli/v2"
 )
@@ -77,7 +77,7 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 		return err
 	}
 	defer src.Close()
-	if inspect.IsUndo(src) {
+	if report.IsUndo(src) {
 		return inspectUndo(t, o, src, path)
 	}
 	return inspectAdapter(c, t, o, src)
@@ -96,11 +96,11 @@ func inspectCheckpoint(c *cli.Context, t *terminal, o *inspectOptions, path stri
 	if o.targets != "" {
 		targets = strings.Split(o.targets, ",")
 	}
-	report, err := inspect.DescribeCheckpoint(base, o.rank, targets)
+	r, err := report.DescribeCheckpoint(base, o.rank, targets)
 	if err != nil {
 		return fault.InFile(err, path)
 	}
-	return t.show("inspect", o.json, report, func() { showCheckpoint(t, report) })
+	return t.show("inspect", o.json, r, func() { showCheckpoint(t, r) })
 }
 
 // checkValueFlags refuses the flags that are for an adapter, where something else is inspected.
@@ -118,15 +118,15 @@ func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.S
 			return err
 		}
 	}
-	report, err := inspect.Describe(c.Context, src, inspect.Options{Values: o.values, Spectrum: o.spectrum, Workers: o.workers, Beside: convert.WeightsBeside(src)})
+	r, err := report.Describe(c.Context, src, report.Options{Values: o.values, Spectrum: o.spectrum, Workers: o.workers, Beside: convert.WeightsBeside(src)})
 	if err != nil {
 		return err
 	}
-	report.Methods, report.Refusals, report.Notes = allFlags(report.Methods), allFlags(report.Refusals), allFlags(report.Notes)
-	if err := t.show("inspect", o.json, report, func() { showAdapter(t, o, report) }); err != nil {
+	r.Methods, r.Refusals, r.Notes = allFlags(r.Methods), allFlags(r.Refusals), allFlags(r.Notes)
+	if err := t.show("inspect", o.json, r, func() { showAdapter(t, o, r) }); err != nil {
 		return err
 	}
-	return report.CheckSpectra()
+	return r.CheckSpectra()
 }
 
 func inspectUndo(t *terminal, o *inspectOptions, src format.Source, path string) error {
@@ -137,7 +137,7 @@ func inspectUndo(t *terminal, o *inspectOptions, src format.Source, path string)
 	if err != nil {
 		return err
 	}
-	r, err := inspect.DescribeUndo(src, info.Size())
+	r, err := report.DescribeUndo(src, info.Size())
 	if err != nil {
 		return fault.InFile(err, path)
 	}

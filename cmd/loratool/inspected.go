@@ -6,11 +6,11 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/internal/fileio"
-	"github.com/loratool/loratool/internal/inspect"
+	"github.com/loratool/loratool/internal/report"
 )
 
 // showAdapter prints what an adapter holds, and whether merge applies it.
-func showAdapter(t *terminal, o *inspectOptions, r *inspect.Adapter) {
+func showAdapter(t *terminal, o *inspectOptions, r *report.Adapter) {
 	method := r.Method
 	if r.Dialect != "" { // an adapter that was made here was read from none
 		method += ", dialect " + r.Dialect
@@ -45,7 +45,7 @@ func showAdapter(t *terminal, o *inspectOptions, r *inspect.Adapter) {
 }
 
 // showVerdict prints whether merge applies an adapter, how, and why not.
-func showVerdict(t *terminal, r *inspect.Adapter) {
+func showVerdict(t *terminal, r *report.Adapter) {
 	if r.Mergeable {
 		t.printf("merge     applies it\n")
 	}
@@ -61,7 +61,7 @@ func showVerdict(t *terminal, r *inspect.Adapter) {
 const maxOdd = 8
 
 // showOdd names the layers that are untrained or not finite.
-func showOdd(t *terminal, o *inspectOptions, layers []inspect.Layer) {
+func showOdd(t *terminal, o *inspectOptions, layers []report.Layer) {
 	n := 0
 	for _, l := range layers {
 		if !l.Untrained && l.NonFinite == 0 {
@@ -77,7 +77,7 @@ func showOdd(t *terminal, o *inspectOptions, layers []inspect.Layer) {
 }
 
 // showLayers prints the shapes, ranks and scales of the layers.
-func showLayers(t *terminal, o *inspectOptions, layers []inspect.Layer) {
+func showLayers(t *terminal, o *inspectOptions, layers []report.Layer) {
 	tab := &table{columns: []column{
 		{head: "layers", left: true}, {head: "kind", left: true, drop: 1}, {head: "m×n", left: true}, {head: "rank", left: true}, {head: "alpha", left: true, drop: 2},
 		{head: "scale", left: true}, {head: "dtype", left: true, drop: 3}, {head: "modules", left: true, isName: true},
@@ -90,7 +90,7 @@ func showLayers(t *terminal, o *inspectOptions, layers []inspect.Layer) {
 }
 
 // sizeText is the shape of the update of a layer: of a convolution with its kernel.
-func sizeText(l *inspect.Layer) string {
+func sizeText(l *report.Layer) string {
 	text := fmt.Sprintf("%d×%d", l.M, l.N)
 	for _, k := range l.Kernel {
 		text += fmt.Sprintf("×%d", k)
@@ -101,7 +101,7 @@ func sizeText(l *inspect.Layer) string {
 // layerGroup is a run of layers that differ in nothing but the number in their path.
 type layerGroup struct {
 	name  string
-	first inspect.Layer
+	first report.Layer
 	n     int
 }
 
@@ -124,7 +124,7 @@ func withoutNumbers(path string) string {
 }
 
 // groupLayers joins the layers of a kind for a table that fits a screen; each stays alone in a verbose one.
-func groupLayers(layers []inspect.Layer, verbose bool) []*layerGroup {
+func groupLayers(layers []report.Layer, verbose bool) []*layerGroup {
 	byKey := make(map[layerKey]*layerGroup)
 	var groups []*layerGroup
 	for _, l := range layers {
@@ -142,7 +142,7 @@ func groupLayers(layers []inspect.Layer, verbose bool) []*layerGroup {
 	return groups
 }
 
-func dtypesText(counts []inspect.DTypeCount) string {
+func dtypesText(counts []report.DTypeCount) string {
 	parts := make([]string, len(counts))
 	for i, c := range counts {
 		parts[i] = fmt.Sprintf("%d %s", c.Tensors, c.DType)
@@ -151,7 +151,7 @@ func dtypesText(counts []inspect.DTypeCount) string {
 }
 
 // showCheckpoint prints what a checkpoint holds, and what a LoRA on it would cost.
-func showCheckpoint(t *terminal, r *inspect.Checkpoint) {
+func showCheckpoint(t *terminal, r *report.Checkpoint) {
 	t.printf("checkpoint  %s%d files, %s\n", strings.TrimLeft(r.ModelType+", ", ", "), r.Files, fileio.FormatBytes(r.Bytes))
 	t.printf("tensors     %d (%s), %s parameters\n", r.Tensors, dtypesText(r.DTypes), countText(r.Parameters))
 	if r.Quantization != "" {
@@ -172,7 +172,7 @@ func showCheckpoint(t *terminal, r *inspect.Checkpoint) {
 }
 
 // showUndo prints what an undo record holds.
-func showUndo(t *terminal, o *inspectOptions, r *inspect.Undo) {
+func showUndo(t *terminal, o *inspectOptions, r *report.Undo) {
 	t.printf("undo record  of a merge by %s: %d tensors, %s elements\n", r.Tool, len(r.Tensors), countText(r.Elements))
 	for _, a := range r.Adapters {
 		t.printf("merged       %s × %g (content %.16s…)\n", a.Name, a.Weight, a.Content)

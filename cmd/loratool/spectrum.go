@@ -4,14 +4,14 @@ import (
 	"fmt"
 	"strconv"
 
-	"github.com/loratool/loratool/internal/inspect"
+	"github.com/loratool/loratool/internal/report"
 )
 
 // sparkWidth is the number of bars of a spectrum.
 const sparkWidth = 16
 
 // showSpectra prints a line per layer: ranks, norm, and the singular values as bars.
-func showSpectra(t *terminal, layers []inspect.Layer) {
+func showSpectra(t *terminal, layers []report.Layer) {
 	tab := &table{columns: []column{
 		{head: "rank"}, {head: "stable", drop: 6}, {head: "effective", drop: 4}, {head: "90 %", drop: 1}, {head: "95 %", drop: 2}, {head: "99 %", drop: 5},
 		{head: "|ΔW|"}, {head: "σ1", drop: 3}, {head: "spectrum", left: true}, {head: "module", left: true, isName: true},

@@ -9,20 +9,20 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	"github.com/loratool/loratool/internal/inspect"
+	"github.com/loratool/loratool/internal/report"
 )
 
 // layersOf are layers as of a large model, with spectra of the widest numbers.
-func layersOf(n int) []inspect.Layer {
+func layersOf(n int) []report.Layer {
 	values := make([]float64, 64)
 	for i := range values {
 		values[i] = 1.234e-10 / float64(i+1)
 	}
-	var layers []inspect.Layer
+	var layers []report.Layer
 	for i := range n {
-		layers = append(layers, inspect.Layer{
+		layers = append(layers, report.Layer{
 			Module: fmt.Sprintf("model.language_model.layers.%d.self_attn.out_proj", 2*i), Kind: "linear", M: 11008, N: 28672, Rank: 64, Alpha: 16, Scale: 0.125, DType: "F32/BF16",
-			Spectrum: &inspect.Spectrum{SingularValues: values, Frobenius: 1.234e-10, StableRank: 61.25, EffectiveRank: 63.75, Rank90: 55, Rank95: 58, Rank99: 63},
+			Spectrum: &report.Spectrum{SingularValues: values, Frobenius: 1.234e-10, StableRank: 61.25, EffectiveRank: 63.75, Rank90: 55, Rank95: 58, Rank99: 63},
 		})
 	}
 	return layers

@@ -31,8 +31,8 @@ var arrows = map[string]map[string]string{
 		"internal/checkpoint": "inspect opens checkpoints",
 		"internal/fault":      "exit codes and hints",
 		"internal/fileio":     "free space for the plan, inputs that are files",
-		"internal/inspect":    "reports on adapters and checkpoints",
 		"internal/parallel":   "the number of workers for the plan",
+		"internal/report":     "reports on adapters, checkpoints and undo records",
 		"internal/resolve":    "the table of what merge does",
 	},
 	"format": {
@@ -108,7 +108,7 @@ var arrows = map[string]map[string]string{
 		"internal/peft":   "what methods PEFT has",
 		"internal/naming": "which tensors names mean",
 	},
-	"internal/inspect": {
+	"internal/report": {
 		"internal/resolve":    "what merge does with an adapter",
 		"format":              "adapters",
 		"format/dtype":        "elements",

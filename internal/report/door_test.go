@@ -1,4 +1,4 @@
-package inspect_test
+package report_test
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
-	"github.com/loratool/loratool/internal/inspect"
+	"github.com/loratool/loratool/internal/report"
 	"github.com/loratool/loratool/internal/testkit"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/rank"
@@ -125,8 +125,8 @@ func TestHandMadeSourcesAreCheckedAtTheDoor(t *testing.T) {
 			_, err := rank.Spectra(t.Context(), src, 2)
 			return err
 		},
-		"inspect.Describe": func(src format.Source) error {
-			_, err := inspect.Describe(t.Context(), src, inspect.Options{Values: true, Spectrum: true})
+		"report.Describe": func(src format.Source) error {
+			_, err := report.Describe(t.Context(), src, report.Options{Values: true, Spectrum: true})
 			return err
 		},
 		"format.ContentID": func(src format.Source) error {

@@ -1,7 +1,8 @@
-package inspect
+package report
 
 import (
-	"sort"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/internal/checkpoint"
@@ -65,7 +66,6 @@ func cost(c *checkpoint.Checkpoint, rank int, targets []string, total int64) (*C
 	for _, target := range targets {
 		byName[target] = &TargetCost{Name: target}
 	}
-	sum := &Cost{Rank: rank, Targets: []TargetCost{}}
 	for _, name := range c.Names() {
 		module, isWeight := strings.CutSuffix(name, ".weight")
 		ref, _ := c.Lookup(name)
@@ -79,21 +79,25 @@ func cost(c *checkpoint.Checkpoint, rank int, targets []string, total int64) (*C
 		if byName[target] == nil {
 			byName[target] = &TargetCost{Name: target}
 		}
-		n := int64(rank) * int64(ref.Tensor.Shape[0]+ref.Tensor.Shape[1])
 		byName[target].Modules++
-		byName[target].Parameters += n
-		sum.Parameters += n
+		byName[target].Parameters += int64(rank) * int64(ref.Tensor.Shape[0]+ref.Tensor.Shape[1])
 	}
+	return sumCosts(byName, rank, total)
+}
+
+// sumCosts sums up what targets cost. One that no module has is an error.
+func sumCosts(byName map[string]*TargetCost, rank int, total int64) (*Cost, error) {
+	sum := &Cost{Rank: rank, Targets: []TargetCost{}}
 	var missing []string
-	for name, t := range byName {
+	for _, name := range slices.Sorted(maps.Keys(byName)) {
+		t := byName[name]
 		if t.Modules == 0 {
 			missing = append(missing, name)
 		}
 		sum.Targets = append(sum.Targets, *t)
+		sum.Parameters += t.Parameters
 	}
-	sort.Slice(sum.Targets, func(i, j int) bool { return sum.Targets[i].Name < sum.Targets[j].Name })
 	if len(missing) > 0 {
-		sort.Strings(missing)
 		return nil, fault.New(fault.Mismatch, "no module of the checkpoint with a matrix is called %s", fault.List(missing, 5))
 	}
 	if total > 0 {

@@ -1,4 +1,4 @@
-package inspect_test
+package report_test
 
 import (
 	"bytes"
@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/internal/checkpoint"
-	"github.com/loratool/loratool/internal/inspect"
+	"github.com/loratool/loratool/internal/report"
 	"github.com/loratool/loratool/internal/testkit"
 )
 
@@ -67,7 +67,7 @@ func TestCostReproducesThePaper(t *testing.T) {
 		if c.targets != "" {
 			targets = strings.Split(c.targets, ",")
 		}
-		r, err := inspect.DescribeCheckpoint(transformer(t, c.layers, c.width), c.rank, targets)
+		r, err := report.DescribeCheckpoint(transformer(t, c.layers, c.width), c.rank, targets)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,4 +1,4 @@
-package inspect_test
+package report_test
 
 import (
 	"bytes"
@@ -13,7 +13,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
-	"github.com/loratool/loratool/internal/inspect"
+	"github.com/loratool/loratool/internal/report"
 	"github.com/loratool/loratool/internal/testkit"
 )
 
@@ -59,7 +59,7 @@ func TestDescribeReadsLittleOfALargeContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	report, err := inspect.Describe(context.Background(), read, inspect.Options{})
+	report, err := report.Describe(context.Background(), read, report.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,6 @@
-// Package inspect describes adapters and checkpoints: what is in them, from headers alone unless values are asked for.
-package inspect
+// Package report describes adapters, checkpoints and undo records: what is in them, and what merge does
+// with them. It reads headers alone unless values are asked for.
+package report
 
 import (
 	"context"
