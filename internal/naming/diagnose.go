@@ -20,7 +20,7 @@ type Diagnosis struct {
 func (b *Base) Diagnose(missing []string) (d Diagnosis, ok bool) {
 	x := &examiner{base: b}
 	tests := []func(name string) (Diagnosis, bool){
-		x.quantised, x.wrapped, x.unstacked, x.fusedOrSplit, x.otherLayout, x.shallow, x.adapter,
+		x.quantised, x.wrapped, x.fusedOrSplit, x.otherLayout, x.shallow, x.adapter,
 	}
 	for _, test := range tests {
 		for _, name := range missing {
@@ -82,9 +82,6 @@ func relatives(module string) []string {
 	if parameter, _, _, _, ok := ExpertPart(module); ok {
 		all = append(all, parameter)
 	}
-	if m := oneExpert.FindStringSubmatch(module); m != nil {
-		all = append(all, m[1]+"experts."+m[2])
-	}
 	parent, leaf := Module(module), Leaf(module)
 	if IsExperts(parent) {
 		for _, parts := range expertParts[leaf] {
@@ -126,26 +123,6 @@ func (x *examiner) wrapped(name string) (Diagnosis, bool) {
 		}, true
 	}
 	return Diagnosis{}, false
-}
-
-// oneExpert is a module for one expert, as unsloth makes them for gpt-oss.
-var oneExpert = regexp.MustCompile(`^(.*\.)?experts\.(gate_up_proj|down_proj)s\.\d+(?:\.weight)?$`)
-
-// unstacked tells modules of one expert each from a base that stacks them.
-func (x *examiner) unstacked(name string) (Diagnosis, bool) {
-	m := oneExpert.FindStringSubmatch(name)
-	if m == nil {
-		return Diagnosis{}, false
-	}
-	stacked, ok := x.base.near(m[1] + "experts." + m[2])
-	if !ok {
-		return Diagnosis{}, false
-	}
-	return Diagnosis{
-		fmt.Sprintf("the base stacks its experts in %q, and the adapter has a module for each, %q; this "+
-			"version does not merge them", stacked, name),
-		"merge with the library that trained it",
-	}, true
 }
 
 // layout is one in which a model is published beside the one that its loader reads: how names begin

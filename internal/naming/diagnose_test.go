@@ -19,7 +19,6 @@ func TestDiagnose(t *testing.T) {
 		{"EXL2", l + "q_proj.q_weight", l + "q_proj.weight", "quantised (EXL2)"},
 		{"MXFP4", l + "mlp.experts.down_proj_blocks", l + "mlp.experts.down_proj", "quantised (MXFP4)"},
 		{"MXFP4, experts one by one", l + "mlp.experts.down_proj_blocks", l + "mlp.experts.down_projs.3.weight", "quantised (MXFP4)"},
-		{"experts one by one", l + "mlp.experts.down_proj", l + "mlp.experts.down_projs.3.weight", "stacks its experts"},
 		{"a base with PEFT's layers", l + "q_proj.base_layer.weight", l + "q_proj.weight", "adapter of its own"},
 		{"a wrapped model", "base_model.model." + l + "q_proj.base_layer.weight", l + "q_proj.weight", "adapter of its own"},
 		{"fused", l + "self_attn.qkv_proj.weight", l + "self_attn.k_proj.weight", "in one"},

@@ -1,6 +1,7 @@
 package naming
 
 import (
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -105,19 +106,40 @@ func (b *Base) ExpertParts(module, parameter string) []string {
 // ExpertPart takes the path of a module that is one weight of one expert for the part of a stacked parameter that it is: part number
 // part, of parts.
 func ExpertPart(module string) (parameter string, expert, part, parts int, ok bool) {
+	if m := oneExpert.FindStringSubmatch(module); m != nil {
+		expert, err := strconv.Atoi(m[3])
+		return m[1] + "experts." + m[2], expert, 0, 1, err == nil
+	}
 	experts, leaf := Module(module), Leaf(module)
 	expert, err := strconv.Atoi(Leaf(experts))
-	if err != nil || !IsExperts(Module(experts)) {
+	if err != nil {
 		return "", 0, 0, 0, false
+	}
+	parameter, part, parts, ok = PartOfExperts(Module(experts) + "." + leaf)
+	return parameter, expert, part, parts, ok
+}
+
+// oneExpert is a module for one expert, as unsloth makes them for gpt-oss.
+var oneExpert = regexp.MustCompile(`^(.*\.)?experts\.(gate_up_proj|down_proj)s\.(\d+)$`)
+
+// PartOfExperts takes the path that a weight of every expert has in a module of experts, such as
+// experts.up_proj, for the part of a stacked parameter that it is. A stacked parameter is itself.
+func PartOfExperts(path string) (parameter string, part, parts int, ok bool) {
+	experts, leaf := Module(path), Leaf(path)
+	if !IsExperts(experts) {
+		return "", 0, 0, false
 	}
 	for name, styles := range expertParts {
 		for _, style := range styles {
 			if i := slices.Index(style, leaf); i >= 0 {
-				return Module(experts) + "." + name, expert, i, len(style), true
+				return experts + "." + name, i, len(style), true
 			}
 		}
+		if leaf == name {
+			return path, 0, 1, true
+		}
 	}
-	return "", 0, 0, 0, false
+	return "", 0, 0, false
 }
 
 // HasTail reports whether the base has a tensor whose path ends with the given segments, at most maxTail of them.

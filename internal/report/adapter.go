@@ -215,14 +215,18 @@ func (r *Adapter) CheckSpectra() error {
 
 func describeLayer(l *format.Layer, tensors []format.Tensor) Layer {
 	d := Layer{Module: l.Module, Kind: string(l.Kind), Rank: l.Rank, Alpha: l.Alpha, Scale: l.Scale(), Roles: []string{}}
+	inputs, outputs := 1, 0 // their dimensions in A and B
+	if isPerExpert(l, tensors) {
+		inputs, outputs = 2, 1
+	}
 	if i, ok := l.Roles[format.RoleA]; ok && len(tensors[i].Shape) > 1 {
-		d.N, d.DType = tensors[i].Shape[1], tensors[i].DType.String()
+		d.N, d.DType = tensors[i].Shape[inputs], tensors[i].DType.String()
 		if l.Kind == format.Conv {
 			d.Kernel = tensors[i].Shape[2:]
 		}
 	}
 	if i, ok := l.Roles[format.RoleB]; ok && len(tensors[i].Shape) > 1 {
-		d.M = tensors[i].Shape[0]
+		d.M = tensors[i].Shape[outputs]
 		if b := tensors[i].DType.String(); b != d.DType {
 			d.DType += "/" + b
 		}
@@ -234,6 +238,16 @@ func describeLayer(l *format.Layer, tensors []format.Tensor) Layer {
 	}
 	slices.Sort(d.Roles)
 	return d
+}
+
+// isPerExpert reports whether both factors have a matrix for each expert: E×r×n and E×m×r.
+func isPerExpert(l *format.Layer, tensors []format.Tensor) bool {
+	for _, role := range []format.Role{format.RoleA, format.RoleB} {
+		if i, ok := l.Roles[role]; !ok || len(tensors[i].Shape) != 3 {
+			return false
+		}
+	}
+	return l.Kind == format.Other
 }
 
 // readValues fills in what only the values tell.

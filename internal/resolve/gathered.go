@@ -35,8 +35,8 @@ func (g *gathered) add() error {
 	if err != nil {
 		return err
 	}
-	if len(l.Roles) > 2 {
-		return fault.New(fault.Unsupported, "%q has more than lora_A and lora_B, and the base has that expert stacked with others in %q", l.Module, parameter).
+	if len(l.Roles) > 2 || g.saysDoRA {
+		return fault.New(fault.Unsupported, "%q has more to it than lora_A and lora_B (DoRA, or a bias), and the base has that expert stacked with others in %q", l.Module, parameter).
 			WithHint("merge into a checkpoint with a module per expert")
 	}
 	modelType := g.base.Config.ModelType
@@ -51,16 +51,9 @@ func (g *gathered) add() error {
 		return fault.New(fault.Mismatch, "%q: B·A is %d×%d and one of %d parts of an expert, the base's %q has shape %d", l.Module, m, n, parts, parameter, shape).
 			WithHint("%s", g.wrongBase())
 	}
-	turned := shape[1] == n
-	if shape[1] == shape[2] {
-		switch {
-		case g.reading.ExpertInput > 0:
-			turned = g.reading.ExpertInput == 1
-		case modelType == "" || naming.HasTurnedExperts(modelType):
-			return undecided(l, stack{d1: shape[1], d2: shape[2]}, "the base does not say how it stores them")
-		default:
-			turned = naming.HasTransposedExperts(modelType)
-		}
+	turned, err := g.standsTransposed(l, shape, n)
+	if err != nil {
+		return err
 	}
 	c, err := g.change(parameter, false)
 	if err != nil {
@@ -72,4 +65,19 @@ func (g *gathered) add() error {
 	x.Band = g.expert
 	c.add(x, wholeB(b, l.Rank).to(g.part*int(m)), WholeA(a, l.Rank), turned)
 	return nil
+}
+
+// standsTransposed decides whether an expert of a stacked parameter is stored n×m: by its shape, and
+// of a square one by the type of the model.
+func (s *sheet) standsTransposed(l *format.Layer, shape []uint64, n uint64) (bool, error) {
+	modelType := s.base.Config.ModelType
+	switch {
+	case shape[1] != shape[2]:
+		return shape[1] == n, nil
+	case s.reading.ExpertInput > 0:
+		return s.reading.ExpertInput == 1, nil
+	case modelType == "" || naming.HasTurnedExperts(modelType):
+		return false, undecided(l, stack{d1: shape[1], d2: shape[2]}, "the base does not say how it stores them")
+	}
+	return naming.HasTransposedExperts(modelType), nil
 }

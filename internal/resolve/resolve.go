@@ -128,6 +128,8 @@ func (r *resolver) formOf(l *format.Layer) form {
 	switch {
 	case l.Kind.IsExpert():
 		return nil
+	case l.Kind == format.Other && r.isPerExpert(l):
+		return newPerExpert(r, l)
 	case l.Kind == format.Other:
 		return &compact{resolver: r, layer: l}
 	case l.Kind == format.Linear:
