@@ -251,6 +251,13 @@ func TestBrokenCheckpointsAreRefused(t *testing.T) {
 		{"a configuration that is no JSON", map[string][]byte{"model.safetensors": weights("a"), "config.json": []byte("{")}, fault.Corrupt, "config.json", ""},
 		{"weights that are a directory", map[string][]byte{"model.safetensors/x": nil}, fault.Unsupported, "neither", ""},
 
+		{"shards without their index", map[string][]byte{a: weights("a"), b: weights("b")},
+			fault.Unsupported, "holds all 2 shards, such as " + a + ", and not their index model.safetensors.index.json", `glob("model-*-of-00002.safetensors")`},
+		{"one of two shards", map[string][]byte{b: weights("b")}, fault.Truncated, "nor the shard " + a, "fetch what is missing"},
+		{"the fifth of four shards", map[string][]byte{"model-00005-of-00004.safetensors": weights("b")}, fault.Truncated, "nor the shard model-00001-of-00004", ""},
+		{"shards of an adapter", map[string][]byte{"adapter_config.json": []byte("{}"), "adapter_model-00001-of-00002.safetensors": weights("a")},
+			fault.Unsupported, "neither", "this is an adapter"},
+
 		{"an adapter", map[string][]byte{"adapter_config.json": []byte("{}"), "adapter_model.safetensors": weights("a")}, fault.Unsupported, "neither", "this is an adapter"},
 		{"pickles", map[string][]byte{"config.json": []byte("{}"), "pytorch_model.bin": []byte("PK")}, fault.Unsupported, "neither", "pickles (pytorch_model.bin)"},
 		{"sharded pickles", map[string][]byte{"pytorch_model-00001-of-00002.bin": []byte("PK"), "pytorch_model.bin.index.json": []byte("{}")}, fault.Unsupported, "neither", "pickles"},

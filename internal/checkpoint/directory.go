@@ -76,6 +76,9 @@ func (c *Checkpoint) findWeights() (shards []string, shardOf map[string]string, 
 
 // noWeights explains what a directory without safetensors weights is.
 func noWeights(all []string) error {
+	if e := withoutIndex(all); e != nil {
+		return e
+	}
 	e := fault.New(fault.Unsupported, "the directory holds neither model.safetensors nor diffusion_pytorch_model.safetensors, nor an index of shards")
 	for _, name := range all {
 		switch base := filepath.Base(name); {
