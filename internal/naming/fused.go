@@ -88,8 +88,9 @@ func compareFusion(
 				return Diagnosis{
 					fmt.Sprintf("the base has %q in one, where the adapter has %s apart", own, parts),
 					"merge into a checkpoint of the model that has them apart; or make one LoRA of them in " +
-						"Python: their lora_A one below the other, their lora_B as the blocks of a diagonal in " +
-						"the order of the base's rows; r is their sum then, and lora_alpha such that the scale stays",
+						"Python: their lora_A one below the other, their lora_B as the blocks of a diagonal, with " +
+						"its rows in the order of the base's (zeros for a part that is not adapted); then set its " +
+						"rank, their sum, in rank_pattern, and lora_alpha in alpha_pattern as many times larger",
 				}, true
 			}
 		}
