@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -20,7 +21,7 @@ type Diagnosis struct {
 func (b *Base) Diagnose(missing []string) (d Diagnosis, ok bool) {
 	x := &examiner{base: b}
 	tests := []func(name string) (Diagnosis, bool){
-		x.quantised, x.wrapped, x.fusedOrSplit, x.otherLayout, x.shallow, x.adapter,
+		x.quantised, x.wrapped, x.fusedOrSplit, x.otherLayout, x.shallow, x.beyond, x.adapter, x.sibling,
 	}
 	for _, test := range tests {
 		for _, name := range missing {
@@ -204,6 +205,64 @@ func (x *examiner) stack(name string) (at, layers int, ok bool) {
 		}
 	}
 	return at, x.layers[head], true
+}
+
+// beyond tells a base that has fewer of what is numbered inside a layer, such as experts.
+func (x *examiner) beyond(name string) (Diagnosis, bool) {
+	parts := strings.Split(place(name), ".")
+	for i := 2; i < len(parts); i++ {
+		number, ok := leadingNumber(parts[i])
+		if !ok {
+			continue
+		}
+		n := 0
+		for len(x.base.at(numbered(parts, i, n))) > 0 {
+			n++
+		}
+		if n > 0 && number >= n {
+			return Diagnosis{
+				fmt.Sprintf("the %s of the base end with number %d, and the adapter changes number %d: %q",
+					parts[i-1], n-1, number, name),
+				"the adapter was made for another base, which has more of them",
+			}, true
+		}
+	}
+	return Diagnosis{}, false
+}
+
+// numbered is a place with another number in one of its segments.
+func numbered(parts []string, i, number int) string {
+	parts = slices.Clone(parts)
+	parts[i] = strconv.Itoa(number)
+	return strings.Join(parts, ".")
+}
+
+// sibling tells a module under another name: the base has others where it is looked for, inside a
+// layer. It cannot tell which of them is meant, so it is tried last.
+func (x *examiner) sibling(name string) (Diagnosis, bool) {
+	module := Module(place(name))
+	parent, leaf := Module(module), Leaf(module)
+	if isLayer := parent == layer(name); parent == "" || isLayer || x.base.Has(name) {
+		return Diagnosis{}, false
+	}
+	var leaves []string
+	for _, own := range x.base.sortedNames() {
+		if rest, ok := strings.CutPrefix(place(own), parent+"."); ok {
+			if first, _, _ := strings.Cut(rest, "."); first == leaf {
+				return Diagnosis{}, false
+			} else if !slices.Contains(leaves, first) {
+				leaves = append(leaves, first)
+			}
+		}
+	}
+	if len(leaves) == 0 {
+		return Diagnosis{}, false
+	}
+	return Diagnosis{
+		fmt.Sprintf("the base has no %q in %q; it has %s there", leaf, parent, `"`+strings.Join(leaves[:min(6, len(leaves))], `", "`)+`"`),
+		"the adapter was made for another base, or for a program that gives the modules other names: " +
+			"then merge into the checkpoint of that program, or rename the modules in the adapter's keys",
+	}, true
 }
 
 // ofAdapter are the names of factors, as the dialects of adapters have them.

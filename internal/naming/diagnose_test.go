@@ -53,6 +53,10 @@ func TestDiagnose(t *testing.T) {
 		{"an adapter of kohya", "lora_unet_q.lora_down.weight", l + "q_proj.weight", "an adapter is given for the base"},
 		{"an adapter of PEFT", "base_model.model.x.lora_A.weight", l + "q_proj.weight", "an adapter is given for the base"},
 		{"an adapter of MLX", "x.lora_a", l + "q_proj.weight", "an adapter is given for the base"},
+		{"fewer experts", l + "mlp.experts.0.up_proj.weight", l + "mlp.experts.64.up_proj.weight", "the experts of the base end with number 0"},
+		{"Mixtral's names", l + "mlp.w1.weight", l + "mlp.gate_proj.weight", `it has "w1" there`},
+		{"Megatron's names", l + "mlp.up_proj.weight", l + "mlp.dense_h_to_4h.weight", `no "dense_h_to_4h" in "layers.0.mlp"`},
+		{"a router of another name", l + "mlp.gate.weight", l + "mlp.router.weight", `it has "gate" there`},
 		{"a layer that lacks a module", l + "q_proj.weight", l + "o_proj.weight", ""},
 		{"another model", l + "attn.c_proj.weight", l + "self_attn.k_proj.weight", ""},
 		{"another layer", "model.layers.1.q_proj.qweight", l + "q_proj.weight", ""},
@@ -66,6 +70,7 @@ func TestDiagnose(t *testing.T) {
 
 // TestMatchGoesOneSegmentDeeper: a segment after the first one is added or removed where that alone makes all names fit.
 func TestMatchGoesOneSegmentDeeper(t *testing.T) {
+	const l0 = "model.layers.0."
 	const deep, flat = "model.text_model.layers.0.q.weight", "model.layers.0.q.weight"
 	for _, c := range []struct {
 		base         []string
@@ -83,6 +88,9 @@ func TestMatchGoesOneSegmentDeeper(t *testing.T) {
 		{[]string{"model.text_model." + flat, "model.text_model.other." + flat}, flat, "model.text_model." + flat},
 		{[]string{flat}, "model..layers.0.q.weight", flat},
 		{[]string{"lm_head.weight"}, "model.unembed_tokens.weight", "lm_head.weight"},
+		{[]string{l0 + "mlp.experts.0.gate_proj.weight"}, l0 + "mlp.experts.0.w1.weight", l0 + "mlp.experts.0.gate_proj.weight"},
+		{[]string{l0 + "mlp.experts.0.w2.weight"}, l0 + "mlp.experts.0.down_proj.weight", l0 + "mlp.experts.0.w2.weight"},
+		{[]string{l0 + "block_sparse_moe.experts.0.w3.weight"}, l0 + "mlp.experts.0.up_proj.weight", l0 + "block_sparse_moe.experts.0.w3.weight"},
 		// The wrong half of a model may be the nearer one.
 		{[]string{"model.text_model." + flat, "model.vision_tower.layers.0.q.weight"}, flat, ""},
 		{[]string{flat}, "model.vision_tower.layers.0.q.weight", ""},

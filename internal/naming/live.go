@@ -73,7 +73,7 @@ func LiveNames(names []string, shapeOf ShapeOf, modelType string, architectures 
 func liveRename(names []string, modelType string, architectures []string) func(string) string {
 	var table *move
 	for _, m := range moves {
-		if m.models == movedTypes[modelType] {
+		if m.models != "" && m.models == movedTypes[modelType] {
 			isOlder := m.newer[len(m.newer)-1].old.MatchString
 			// Of two layouts the later one in the list is the more particular: it is taken where
 			// its names are there.

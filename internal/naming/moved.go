@@ -57,12 +57,25 @@ var moves = []*move{
 		".attention.self.relative_position_bias_table", ".attention.relative_position_bias.relative_position_bias_table",
 		".intermediate.dense.", ".mlp.fc1.", ".output.dense.", ".mlp.fc2."),
 	{words: `with Tinker's "unembed_tokens" for "lm_head"`, newer: []replacement{newReplacement("^model.unembed_tokens.", "^lm_head.")}},
+	expertsByLetters("."), expertsByLetters(".block_sparse_moe."),
 	newMove("GPT-NeoX", "^embed_out.", "^lm_head."),
 	newMove("SegFormer", ".encoder.layer_norm.#.", ".stages.#.layer_norm.", ".layer_norm_1.", ".layernorm_before.", ".layer_norm_2.", ".layernorm_after.",
 		".attention.self.layer_norm.", ".attention.sequence_reduction.layer_norm.", ".encoder.block.#.#.", ".stages.#.blocks.#.", ".encoder.patch_embeddings.#.", ".stages.#.patch_embeddings.",
 		".attention.self.query.", ".attention.q_proj.", ".attention.self.key.", ".attention.k_proj.", ".attention.self.value.", ".attention.v_proj.",
 		".attention.self.sr.", ".attention.sequence_reduction.sequence_reduction.", ".attention.output.dense.", ".attention.o_proj.",
 		".mlp.dense1.", ".mlp.fc1.", ".mlp.dense2.", ".mlp.fc2.", ".decode_head.linear_c.", ".decode_head.linear_projections."),
+}
+
+// expertsByLetters is the table of Mixtral's names for the weights of one expert, in a block that has
+// another name as well, and those of most other models.
+func expertsByLetters(block string) *move {
+	m := newMove("", ".experts.#.w1.", ".experts.#.gate_proj.", ".experts.#.w3.", ".experts.#.up_proj.",
+		".experts.#.w2.", ".experts.#.down_proj.", block, ".mlp.")
+	if block == "." {
+		m.newer, m.older = m.newer[:3], m.older[:3]
+	}
+	m.words = "with w1, w3 and w2 of experts taken for gate_proj, up_proj and down_proj, or the reverse"
+	return m
 }
 
 // MovedModels lists the models whose modules are found under the names of either version.

@@ -84,6 +84,19 @@ func HeadSegments(modelType string) map[string]bool {
 	return segments
 }
 
+// IsHeadSegment reports whether this segment begins a parameter whose rows are labels, in a class of any
+// model.
+func IsHeadSegment(segment string) bool {
+	for line := range strings.Lines(taskTable) {
+		for _, word := range strings.Fields(line)[3:] {
+			if first, _, _ := strings.Cut(word, "."); first == segment && strings.HasSuffix(word, "*") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // IsSubset reports whether every element of part is in whole.
 func IsSubset(part, whole []string) bool {
 	return !slices.ContainsFunc(part, func(s string) bool { return !slices.Contains(whole, s) })

@@ -47,7 +47,11 @@ func (g *gathered) add() error {
 	n, m := g.factorShape(l)
 	shape := g.tensor(parameter).Shape
 	rows := m * uint64(parts)
-	if len(shape) != 3 || uint64(g.expert) >= shape[0] || !(shape[1] == rows && shape[2] == n || shape[1] == n && shape[2] == rows) {
+	if len(shape) == 3 && uint64(g.expert) >= shape[0] {
+		return fault.New(fault.Mismatch, "the base's %q stacks %d experts, and the adapter changes number %d: %q",
+			parameter, shape[0], g.expert, l.Module).WithHint("the adapter was made for another base, which has more of them")
+	}
+	if len(shape) != 3 || !(shape[1] == rows && shape[2] == n || shape[1] == n && shape[2] == rows) {
 		return fault.New(fault.Mismatch, "%q: B·A is %d×%d and one of %d parts of an expert, the base's %q has shape %d", l.Module, m, n, parts, parameter, shape).
 			WithHint("%s", g.wrongBase())
 	}

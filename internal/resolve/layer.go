@@ -95,6 +95,9 @@ func (p *plain) orientation(shape, a, b []uint64) (transposed bool, err error) {
 		return false, fault.New(fault.Mismatch, "the embedding %q: A has %d columns and B %d rows, the base's weight has shape %d", l.Module, n, m, shape).
 			WithHint("%s", p.wrongBase())
 	}
+	if len(shape) > 2 && !slices.ContainsFunc(shape[2:], func(k uint64) bool { return k != 1 }) && shape[0] == m && shape[1] == n {
+		return false, nil // a convolution of kernel 1 is a linear layer
+	}
 	straight, turned := len(shape) == 2 && shape[0] == m && shape[1] == n, len(shape) == 2 && shape[0] == n && shape[1] == m
 	switch {
 	case straight && turned:

@@ -53,7 +53,7 @@ func explainHead(r *resolver, wanted, missing []string) error {
 	isSaved := false
 	for _, name := range missing {
 		segment, _, _ := strings.Cut(r.mapping.Renamed(name), ".")
-		if !heads[segment] {
+		if !heads[segment] && !naming.IsHeadSegment(segment) {
 			return nil
 		}
 		isSaved = isSaved ||

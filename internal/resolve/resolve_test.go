@@ -92,6 +92,9 @@ func TestChangesAreRectanglesOfTheBase(t *testing.T) {
 		{"a convolution", base("", map[string][]uint64{"c.weight": {6, 4, 3, 3}}), 1,
 			func(b *format.Builder) { b.Conv("c", r, 1, zeros(r, 4, 3, 3), zeros(6, r, 1, 1)) },
 			[]string{"c.weight: band 0 rows 0+6 cols 0+36: 1·BA of rank 2"}},
+		{"a convolution of kernel 1, as a linear layer", base("gpt2", map[string][]uint64{"h.0.c_proj.weight": {4, 4, 1, 1}}), 1,
+			func(b *format.Builder) { b.Linear("h.0.c_proj", r, 1, zeros(r, 4), zeros(4, r)) },
+			[]string{"h.0.c_proj.weight: band 0 rows 0+4 cols 0+4: 1·BA of rank 2"}},
 		{"one expert of a stack, the second half of its rows", base("qwen3_5_moe", map[string][]uint64{"l.0.mlp.experts.gate_up_proj": {3, 10, 4}}), 1,
 			func(b *format.Builder) { b.Linear("l.0.mlp.experts.2.up_proj", r, 1, zeros(r, 4), zeros(5, r)) },
 			[]string{"l.0.mlp.experts.gate_up_proj: band 2 rows 5+5 cols 0+4: 1·BA of rank 2"}},
@@ -272,6 +275,31 @@ func TestAWordOfTheAdapterDoesNotOrientSquareWeights(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("orientation %q, model type %q, LinearInput %d: %s, want %s", c.orientation, c.base.Config.ModelType, c.input, got, c.want)
+		}
+	}
+}
+
+// TestWhyABaseLacksWhatAnAdapterChanges: the names and shapes of the base hold the reason.
+func TestWhyABaseLacksWhatAnAdapterChanges(t *testing.T) {
+	const r = 2
+	q := map[string][]uint64{"model.layers.0.q_proj.weight": {6, 4}}
+	for _, c := range []struct {
+		name  string
+		base  *resolve.Base
+		build func(b *format.Builder)
+		want  string
+	}{
+		{"an update of a head that another class has", base("llama", q), func(b *format.Builder) {
+			b.Linear("model.layers.0.q_proj", r, 1, zeros(r, 4), zeros(6, r))
+			b.Linear("classifier", r, 1, zeros(r, 4), zeros(3, r))
+		}, "updates a head that the base lacks"},
+		{"an expert beyond the stack", base("qwen3_5_moe", map[string][]uint64{"l.0.mlp.experts.down_proj": {3, 6, 4}}),
+			func(b *format.Builder) { b.Linear("l.0.mlp.experts.3.down_proj", r, 1, zeros(r, 4), zeros(6, r)) },
+			"stacks 3 experts, and the adapter changes number 3"},
+	} {
+		_, _, err := resolve.Resolve(c.base, []resolve.Adapter{adapter(t, 1, c.build)}, resolve.Reading{})
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want the words %q", c.name, err, c.want)
 		}
 	}
 }
