@@ -1,14 +1,16 @@
-// Package format holds the model of an adapter that every dialect is read into and written from, and the .lora container
-// (spec/FORMAT.md).
+// Package format holds the model of an adapter that every dialect is read into and written from,
+// and the .lora container (spec/FORMAT.md).
 //
-// An adapter is a set of layers. Each layer belongs to one module of a base model and holds two thin factors, A (r×n)
-// and B (m×r), and a scale s; applied, it adds s·B·A to the module's weight (Hu et al., arXiv:2106.09685). What an
-// adapter carries beside such layers is listed explicitly, and so is every feature that gives its tensors another meaning.
+// An adapter is a set of layers. Each layer belongs to one module of a base model and holds two
+// thin factors, A (r×n) and B (m×r), and a scale s; applied, it adds s·B·A to the module's weight
+// (Hu et al., arXiv:2106.09685). What an adapter carries beside such layers is listed explicitly,
+// and so is every feature that gives its tensors another meaning.
 //
-// Whatever adapters can be read from is a [Source], whatever they can be written to is a [Sink], and [Copy] joins the two.
-// The .lora container is both: [Open] and [NewReader] read it by position, [NewStreamReader] from a pipe, [Write] and
-// [NewWriter] write it in one pass, [Verify] proves every byte, and [Dump] explains them. What the container says is in
-// the specification, whose rule numbers (R1, R2, …) errors carry.
+// Whatever adapters can be read from is a [Source], whatever they can be written to is a [Sink],
+// and [Copy] joins the two. The .lora container is both: [Open] and [NewReader] read it by
+// position, [NewStreamReader] from a pipe, [Write] and [NewWriter] write it in one pass, [Verify]
+// proves every byte, and [Dump] explains them. What the container says is in the specification,
+// whose rule numbers (R1, R2, …) errors carry.
 package format
 
 import (
@@ -18,13 +20,15 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// Source is an adapter, or a bundle of adapters, whatever it is stored in. Its methods may be called from several
-// goroutines at once.
+// Source is an adapter, or a bundle of adapters, whatever it is stored in. Its methods may be
+// called from several goroutines at once.
 type Source interface {
-	// Manifest describes everything in the source. It is the same value at every call and must not be changed.
+	// Manifest describes everything in the source. It is the same value at every call and must not
+	// be changed.
 	Manifest() *Manifest
-	// ReadBlobAt fills p with the bytes from off of blob i: of tensor i, little-endian and row-major, or, counting on
-	// after the last tensor, of attachment i − len(Tensors). Reading outside the blob is the caller's mistake.
+	// ReadBlobAt fills p with the bytes from off of blob i: of tensor i, little-endian and
+	// row-major, or, counting on after the last tensor, of attachment i − len(Tensors). Reading
+	// outside the blob is the caller's mistake.
 	ReadBlobAt(p []byte, i int, off int64) error
 	Close() error
 }
@@ -63,13 +67,13 @@ func (t *Tensor) Elements() int64 {
 type Attachment struct {
 	Name   string
 	NBytes int64
-	// SHA256 is that of the file which the attachment restores, as 64 hex digits, or empty: of the source file for
-	// source.safetensors.header, of the attachment itself otherwise.
+	// SHA256 is that of the file which the attachment restores, as 64 hex digits, or empty: of the
+	// source file for source.safetensors.header, of the attachment itself otherwise.
 	SHA256 string
 }
 
-// The names that are reserved for attachments. In a file with several adapters each is preceded by the adapter's name
-// and a slash.
+// The names that are reserved for attachments. In a file with several adapters each is preceded by
+// the adapter's name and a slash.
 const (
 	PEFTConfig   = "adapter_config.json"       // PEFT's configuration
 	ModelCard    = "README.md"                 // the model card
@@ -105,7 +109,8 @@ const (
 // OtherMethod is the method with a producer's word: "other:ia3".
 func OtherMethod(word string) Method { return Method("other:" + word) }
 
-// Tensors lists the tensors that belong to the adapter, by their index in Manifest.Tensors, ascending.
+// Tensors lists the tensors that belong to the adapter, by their index in Manifest.Tensors,
+// ascending.
 func (a *Adapter) Tensors() []int {
 	var all []int
 	for i := range a.Layers {
@@ -127,8 +132,9 @@ type Base struct {
 	Fingerprints map[string]string // name of a tensor of the base → SHA-256, see spec/FORMAT.md
 }
 
-// Orientation is how, by the word of the producer, the base stores the weights of linear layers. It is a hint, used only
-// where the shape of a weight cannot tell and the base says nothing: configurations are often wrong about it.
+// Orientation is how, by the word of the producer, the base stores the weights of linear layers. It
+// is a hint, used only where the shape of a weight cannot tell and the base says nothing:
+// configurations are often wrong about it.
 type Orientation string
 
 const (
@@ -137,8 +143,9 @@ const (
 	NxM                Orientation = "nxm" // as Conv1D of GPT-2 does
 )
 
-// Requirement is a feature beyond W0 + s·B·A that whoever applies the adapter must understand. Where names the module,
-// the tensor or the field of the configuration that it comes from, and what was found there.
+// Requirement is a feature beyond W0 + s·B·A that whoever applies the adapter must understand.
+// Where names the module, the tensor or the field of the configuration that it comes from, and what
+// was found there.
 type Requirement struct {
 	Feature Feature
 	Where   string
@@ -148,14 +155,17 @@ type Requirement struct {
 type Kind string
 
 const (
-	// Linear: A is r×n, B m×r; the weight, m×n (or n×m where the base stores it so), receives s·B·A.
+	// Linear: A is r×n, B m×r; the weight, m×n (or n×m where the base stores it so), receives
+	// s·B·A.
 	Linear Kind = "linear"
-	// Embedding: A is r×n with n the size of the vocabulary, B m×r; the weight, n×m, receives s·(B·A)ᵀ.
+	// Embedding: A is r×n with n the size of the vocabulary, B m×r; the weight, n×m, receives
+	// s·(B·A)ᵀ.
 	Embedding Kind = "embedding"
 	// Conv: A and B have the spatial dimensions of a convolution.
 	Conv Kind = "conv"
-	// Expert: A and B stack the factors of several experts. Where the matrices of the base are square,
-	// their shape does not tell which of their dimensions A reads, and this kind does not say it.
+	// Expert: A and B stack the factors of several experts. Where the matrices of the base are
+	// square, their shape does not tell which of their dimensions A reads, and this kind does not
+	// say it.
 	Expert Kind = "expert"
 	// The kinds of version 1.1 are as Expert, and say which dimension of a square matrix A reads.
 	ExpertInputs  Kind = "expert-inputs"  // the inputs of the expert, however the base stores it

@@ -19,7 +19,8 @@ func ruleOf(err error) string {
 	return ""
 }
 
-// forge changes the last decoded byte of a frame that ends in a raw block, and sets its checksum right.
+// forge changes the last decoded byte of a frame that ends in a raw block, and sets its checksum
+// right.
 func forge(frame []byte) {
 	body := frame[:len(frame)-checksumBytes]
 	body[len(body)-1] ^= 1

@@ -13,8 +13,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// Data is the content of a tensor that a Builder is given. What it is made of is read when the source is read, and must not change
-// until then.
+// Data is the content of a tensor that a Builder is given. What it is made of is read when the
+// source is read, and must not change until then.
 type Data struct {
 	tensor Tensor
 	n      int64 // bytes, −1 where only the shape says how many
@@ -51,7 +51,8 @@ func Bytes(t dtype.Type, p []byte, shape ...uint64) Data {
 	}}
 }
 
-// At is a tensor that lies in r, little-endian and row-major, from off on. Several goroutines may read from r at once.
+// At is a tensor that lies in r, little-endian and row-major, from off on. Several goroutines may
+// read from r at once.
 func At(t dtype.Type, r io.ReaderAt, off int64, shape ...uint64) Data {
 	return Read(Tensor{DType: t, Shape: shape}, func(p []byte, from int64) error {
 		_, err := io.ReadFull(io.NewSectionReader(r, off+from, int64(len(p))), p)
@@ -59,18 +60,19 @@ func At(t dtype.Type, r io.ReaderAt, off int64, shape ...uint64) Data {
 	})
 }
 
-// Read is a tensor whose bytes a function knows: it fills p from off on, as Source.ReadBlobAt does, and several goroutines may call
-// it at once.
+// Read is a tensor whose bytes a function knows: it fills p from off on, as Source.ReadBlobAt does,
+// and several goroutines may call it at once.
 func Read(t Tensor, read func(p []byte, off int64) error) Data { return Data{t, -1, read} }
 
-// Named gives a tensor the name that the dialect has for it. Without one it has that of PEFT, without its prefix.
+// Named gives a tensor the name that the dialect has for it. Without one it has that of PEFT,
+// without its prefix.
 func (d Data) Named(name string) Data {
 	d.tensor.Name = name
 	return d
 }
 
-// Builder makes a Source of one adapter from factors that a program has, or can read. Its methods keep the first mistake, which
-// Source returns. The zero value is not ready; NewBuilder makes one.
+// Builder makes a Source of one adapter from factors that a program has, or can read. Its methods
+// keep the first mistake, which Source returns. The zero value is not ready; NewBuilder makes one.
 type Builder struct {
 	manifest    Manifest
 	adapter     Adapter
@@ -84,8 +86,8 @@ func NewBuilder(dialect string) *Builder {
 	return &Builder{adapter: Adapter{Method: MethodLoRA, Dialect: dialect}}
 }
 
-// Adapter is the adapter under way, for what has no method here: Name, Base, Orientation, and requirements. The builder adds layers
-// and what lies beside them.
+// Adapter is the adapter under way, for what has no method here: Name, Base, Orientation, and
+// requirements. The builder adds layers and what lies beside them.
 func (b *Builder) Adapter() *Adapter { return &b.adapter }
 
 // Manifest is the manifest under way, for metadata, provenance and notes.
@@ -103,12 +105,14 @@ func (b *Builder) Linear(module string, rank int, scale float64, a, bb Data) *La
 	return b.layer(module, Linear, rank, scale, a.factor(rank, true).or(module+".lora_A.weight"), bb.factor(rank, false).or(module+".lora_B.weight"))
 }
 
-// Embedding adds the update s·(B·A)ᵀ of an embedding: A is r×n with n the size of the vocabulary, B m×r.
+// Embedding adds the update s·(B·A)ᵀ of an embedding: A is r×n with n the size of the vocabulary, B
+// m×r.
 func (b *Builder) Embedding(module string, rank int, scale float64, a, bb Data) *LayerBuilder {
 	return b.layer(module, Embedding, rank, scale, a.factor(rank, true).or(module+".lora_embedding_A"), bb.factor(rank, false).or(module+".lora_embedding_B"))
 }
 
-// Conv adds the update of a convolution. A has the shape r×n×(kernel), B m×r×1×…; both must be given with it.
+// Conv adds the update of a convolution. A has the shape r×n×(kernel), B m×r×1×…; both must be
+// given with it.
 func (b *Builder) Conv(module string, rank int, scale float64, a, bb Data) *LayerBuilder {
 	b.Require(FeatureConvolution, module)
 	return b.layer(module, Conv, rank, scale, a.or(module+".lora_A.weight"), bb.or(module+".lora_B.weight"))
@@ -153,13 +157,14 @@ func (l *LayerBuilder) role(role Role, feature Feature, tail string, d Data) *La
 	return l
 }
 
-// Replace adds a tensor that takes the place of the base's tensor target. It must be given with its shape.
+// Replace adds a tensor that takes the place of the base's tensor target. It must be given with its
+// shape.
 func (b *Builder) Replace(target string, d Data) {
 	b.adapter.Beside = append(b.adapter.Beside, Beside{Action: Replace, Target: target, Tensor: b.add(d.or(target))})
 }
 
-// Rows adds a tensor whose rows take the place of the given rows of the base's tensor target. Without a shape it has two
-// dimensions.
+// Rows adds a tensor whose rows take the place of the given rows of the base's tensor target.
+// Without a shape it has two dimensions.
 func (b *Builder) Rows(target string, rows []int64, d Data) {
 	if n := d.elements(); len(d.tensor.Shape) == 0 && len(rows) > 0 && n%int64(len(rows)) == 0 {
 		d = d.shaped(uint64(len(rows)), uint64(n)/uint64(len(rows)))
@@ -167,8 +172,8 @@ func (b *Builder) Rows(target string, rows []int64, d Data) {
 	b.adapter.Beside = append(b.adapter.Beside, Beside{Action: Rows, Target: target, Tensor: b.add(d.or(target + ".rows")), Rows: slices.Clone(rows)})
 }
 
-// Opaque adds a tensor that nobody here interprets, under its name, and the requirement that says why: who does not know the
-// feature refuses the adapter.
+// Opaque adds a tensor that nobody here interprets, under its name, and the requirement that says
+// why: who does not know the feature refuses the adapter.
 func (b *Builder) Opaque(name string, d Data, feature Feature, where string) {
 	b.Require(feature, where)
 	b.adapter.Beside = append(b.adapter.Beside, Beside{Action: Opaque, Target: name, Tensor: b.add(d.Named(name))})
@@ -186,7 +191,8 @@ func (b *Builder) Attach(name string, content []byte) {
 	b.attachments = append(b.attachments, content)
 }
 
-// Source returns the adapter, in the order of spec/FORMAT.md, when it passes Validate. The builder must not be used after it.
+// Source returns the adapter, in the order of spec/FORMAT.md, when it passes Validate. The builder
+// must not be used after it.
 func (b *Builder) Source() (Source, error) {
 	if b.err != nil {
 		return nil, b.err

@@ -14,7 +14,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// TestABuiltAdapterIsTheSameAsOneByHand compares the content ids: every layer, role, name, shape and byte counts.
+// TestABuiltAdapterIsTheSameAsOneByHand compares the content ids: every layer, role, name, shape
+// and byte counts.
 func TestABuiltAdapterIsTheSameAsOneByHand(t *testing.T) {
 	b := format.NewBuilder("")
 	b.Adapter().Base.Name = "example/base"
@@ -48,7 +49,8 @@ func everything() *format.Builder {
 	return b
 }
 
-// TestABuiltAdapterIsWrittenAndRead: what the builder made comes back from a file as it was, and says what it requires.
+// TestABuiltAdapterIsWrittenAndRead: what the builder made comes back from a file as it was, and
+// says what it requires.
 func TestABuiltAdapterIsWrittenAndRead(t *testing.T) {
 	ctx := t.Context()
 	src, err := everything().Source()
@@ -122,7 +124,8 @@ func TestABuiltAdapterIsWrittenAndRead(t *testing.T) {
 	}
 }
 
-// TestMistakesOfABuilderAreNamed: a source that passes is valid, so whatever is not has to end here.
+// TestMistakesOfABuilderAreNamed: a source that passes is valid, so whatever is not has to end
+// here.
 func TestMistakesOfABuilderAreNamed(t *testing.T) {
 	ones := func(n int) format.Data { return format.Float32s(slices.Repeat([]float32{1}, n)) }
 	for name, c := range map[string]struct {
@@ -157,7 +160,8 @@ func TestMistakesOfABuilderAreNamed(t *testing.T) {
 	}
 }
 
-// TestPiecesEndWhereTheLoopDoes: a loop that is left reads no more, and a whole one yields what ReadTensor reads.
+// TestPiecesEndWhereTheLoopDoes: a loop that is left reads no more, and a whole one yields what
+// ReadTensor reads.
 func TestPiecesEndWhereTheLoopDoes(t *testing.T) {
 	ctx := t.Context()
 	src, err := everything().Source()

@@ -2,8 +2,8 @@ package format
 
 import "sync"
 
-// cache keeps the decoded chunks that were used last. It has a fixed number of rooms: who needs a chunk that is not
-// there takes the room that was unused for longest, and waits if all are in use.
+// cache keeps the decoded chunks that were used last. It has a fixed number of rooms: who needs a
+// chunk that is not there takes the room that was unused for longest, and waits if all are in use.
 type cache struct {
 	file    *Reader
 	decoder *decoder

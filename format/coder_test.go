@@ -88,8 +88,8 @@ func TestCutsFollowTheStatistics(t *testing.T) {
 	}
 }
 
-// TestRatio keeps the compression of normal values near what Huffman codes can reach: 2.591 bits for the exponent, and
-// the rest as it is.
+// TestRatio keeps the compression of normal values near what Huffman codes can reach: 2.591 bits
+// for the exponent, and the rest as it is.
 func TestRatio(t *testing.T) {
 	for _, c := range []struct {
 		dtype dtype.Type
@@ -109,7 +109,8 @@ func TestRatio(t *testing.T) {
 	}
 }
 
-// TestCodingTakesMemoryOnce: what a worker has serves for every chunk. The library's pools may lose a table now and then.
+// TestCodingTakesMemoryOnce: what a worker has serves for every chunk. The library's pools may lose
+// a table now and then.
 func TestCodingTakesMemoryOnce(t *testing.T) {
 	p := benchChunk(dtype.BF16)
 	coded, frame := make([]byte, len(p)), make([]byte, 0, bound(int64(len(p))))
@@ -135,7 +136,8 @@ func TestCodingTakesMemoryOnce(t *testing.T) {
 	}
 }
 
-// TestWalkFindsWhatADecoderAccepts has the frames that a general decoder takes for one frame of the right content.
+// TestWalkFindsWhatADecoderAccepts has the frames that a general decoder takes for one frame of the
+// right content.
 func TestWalkFindsWhatADecoderAccepts(t *testing.T) {
 	content := []byte("content")
 	n := int64(len(content))

@@ -20,8 +20,9 @@ type sum = [sha256.Size]byte
 // readBytes is how much of a tensor is read at once where chunks do not say.
 const readBytes = 1 << 20
 
-// ContentID says which adapters a source holds: 64 hex digits that are equal for sources with the same adapters, layers
-// and tensors, however they are stored (spec section 13). It reads every tensor, in pieces of 1 MiB on every processor.
+// ContentID says which adapters a source holds: 64 hex digits that are equal for sources with the
+// same adapters, layers and tensors, however they are stored (spec section 13). It reads every
+// tensor, in pieces of 1 MiB on every processor.
 func ContentID(ctx context.Context, src Source) (string, error) {
 	a, _, err := arrange(src.Manifest())
 	if err != nil {
@@ -56,8 +57,8 @@ func ContentID(ctx context.Context, src Source) (string, error) {
 	return hex.EncodeToString(id[:]), nil
 }
 
-// contentID hashes the content document of a manifest in order, whose tensors have the given SHA-256. The document is
-// written and hashed record by record.
+// contentID hashes the content document of a manifest in order, whose tensors have the given
+// SHA-256. The document is written and hashed record by record.
 func contentID(m *Manifest, sums []sum) (id sum) {
 	h := sha256.New()
 	e := encoder{index: func(dst []byte, i int) []byte {
@@ -90,8 +91,8 @@ func contentID(m *Manifest, sums []sum) (id sum) {
 	return id
 }
 
-// blobSums computes the SHA-256 of blobs that pass by in chunks. A blob within one chunk is hashed by whoever has the
-// chunk; one that spans several has to wait for its turn.
+// blobSums computes the SHA-256 of blobs that pass by in chunks. A blob within one chunk is hashed
+// by whoever has the chunk; one that spans several has to wait for its turn.
 type blobSums struct {
 	plan *plan
 	sums []sum
@@ -109,7 +110,8 @@ func newBlobSums(p *plan) *blobSums {
 	return b
 }
 
-// whole hashes the blobs that lie within chunk c, whose bytes are p. Calls for different chunks may be concurrent.
+// whole hashes the blobs that lie within chunk c, whose bytes are p. Calls for different chunks may
+// be concurrent.
 func (b *blobSums) whole(c chunk, p []byte) {
 	for piece := range b.plan.pieces(c) {
 		if n := piece.hi - piece.lo; n == b.plan.blobBytes(piece.blob) {
@@ -135,8 +137,9 @@ func (b *blobSums) parts(c chunk, p []byte) {
 	}
 }
 
-// Fingerprint identifies a tensor of a base model: the SHA-256, as 64 hex digits, of a line with dtype and shape and the
-// tensor's bytes, which r must have to its end (spec section 7.2). See Base.Fingerprints.
+// Fingerprint identifies a tensor of a base model: the SHA-256, as 64 hex digits, of a line with
+// dtype and shape and the tensor's bytes, which r must have to its end (spec section 7.2). See
+// Base.Fingerprints.
 func Fingerprint(t dtype.Type, shape []uint64, r io.Reader) (string, error) {
 	h := sha256.New()
 	dims := make([]string, len(shape))

@@ -5,10 +5,11 @@ import (
 	"math/bits"
 )
 
-// This file decides where the coded bytes of a chunk are cut into blocks. Every block can bring a Huffman table of its
-// own, so a cut pays where the statistics change by more than what header and table cost. Small pieces are counted, then
-// neighbours that gain by standing together are joined until none do. The mantissas' planes, which are most of the bytes
-// and do not compress, are recognised in larger pieces and left alone.
+// This file decides where the coded bytes of a chunk are cut into blocks. Every block can bring a
+// Huffman table of its own, so a cut pays where the statistics change by more than what header and
+// table cost. Small pieces are counted, then neighbours that gain by standing together are joined
+// until none do. The mantissas' planes, which are most of the bytes and do not compress, are
+// recognised in larger pieces and left alone.
 //
 // Costs are estimates in integers: the same bytes come out on every machine.
 
@@ -33,7 +34,8 @@ type segment struct {
 	count *histogram
 }
 
-// cutter finds the segments of a window, which is no larger than a block may be. It is scratch memory.
+// cutter finds the segments of a window, which is no larger than a block may be. It is scratch
+// memory.
 type cutter struct {
 	segments [perWindow]segment
 	counts   [perWindow]histogram
@@ -41,8 +43,9 @@ type cutter struct {
 	lo, hi   int // the byte values of the window are from lo to hi
 }
 
-// cut returns the segments of the beginning of p, which is the rest of a chunk from position at, and how many bytes they
-// cover. Planes are plane bytes long: pieces end where they end. The segments are valid until the next call.
+// cut returns the segments of the beginning of p, which is the rest of a chunk from position at,
+// and how many bytes they cover. Planes are plane bytes long: pieces end where they end. The
+// segments are valid until the next call.
 func (c *cutter) cut(p []byte, at, plane int) (segments []segment, covered int) {
 	c.lo, c.hi = 255, 0
 	segments = c.segments[:0]
@@ -82,7 +85,8 @@ func (c *cutter) pieces(segments []segment, unit []byte) []segment {
 	return segments
 }
 
-// join joins neighbours as long as that gains: in every pass each pair that gains more than the pairs beside it.
+// join joins neighbours as long as that gains: in every pass each pair that gains more than the
+// pairs beside it.
 func (c *cutter) join(segments []segment) []segment {
 	for {
 		joined := segments[:0]
@@ -128,8 +132,8 @@ func (c *cutter) weigh(segments []segment, i int) {
 	}
 }
 
-// countBytes sets h to the histogram of p, and widens the range of the window. It counts in four histograms, because to
-// count the same value twice in a row is slow.
+// countBytes sets h to the histogram of p, and widens the range of the window. It counts in four
+// histograms, because to count the same value twice in a row is slow.
 func (c *cutter) countBytes(h *histogram, p []byte) {
 	t := &c.partial
 	*t = [4]histogram{}
@@ -155,8 +159,8 @@ func (c *cutter) countBytes(h *histogram, p []byte) {
 	}
 }
 
-// countFew is countBytes for few bytes whose range is known, where adding four histograms would take longer than
-// counting.
+// countFew is countBytes for few bytes whose range is known, where adding four histograms would
+// take longer than counting.
 func (c *cutter) countFew(h *histogram, p []byte) {
 	*h = histogram{}
 	for _, v := range p {
@@ -188,8 +192,8 @@ func log2(x uint32) uint64 {
 	return uint64(logs[x>>shift]) + uint64(shift)<<logBits
 }
 
-// cost estimates the bytes of a block for n bytes with the histogram a + b, and the kind of block that takes them: the
-// entropy, at least one bit for the most frequent value, and a table.
+// cost estimates the bytes of a block for n bytes with the histogram a + b, and the kind of block
+// that takes them: the entropy, at least one bit for the most frequent value, and a table.
 func (c *cutter) cost(a, b *histogram, n int) (cost, kind int) {
 	var weight uint64 // Σ x·log2(x)
 	distinct := 0
@@ -223,8 +227,8 @@ func (c *cutter) cost(a, b *histogram, n int) (cost, kind int) {
 	return cost, compressedBlock
 }
 
-// excess is what the most frequent value takes beyond its entropy where that is less than the one bit that it takes at
-// least.
+// excess is what the most frequent value takes beyond its entropy where that is less than the one
+// bit that it takes at least.
 func excess(x, y []uint32, n int) uint64 {
 	var largest uint32
 	for v := range x {

@@ -13,11 +13,12 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// Dump writes what every byte of a .lora file means: its offset, its bytes in hex, and words. Lines that begin with # are
-// about what follows; the content of large blocks is shortened. Of a broken file it writes what it understands, from
-// the beginning, with the errors where they are, which it also returns. Checksums are checked, digests are not: see
-// Verify. The manifest may have as many bytes as for a reader by default. Memory is the manifest, two chunks, and 40
-// bytes per chunk. Where the context ends, so does the dump, with its error.
+// Dump writes what every byte of a .lora file means: its offset, its bytes in hex, and words. Lines
+// that begin with # are about what follows; the content of large blocks is shortened. Of a broken
+// file it writes what it understands, from the beginning, with the errors where they are, which it
+// also returns. Checksums are checked, digests are not: see Verify. The manifest may have as many
+// bytes as for a reader by default. Memory is the manifest, two chunks, and 40 bytes per chunk.
+// Where the context ends, so does the dump, with its error.
 func Dump(ctx context.Context, w io.Writer, r io.ReaderAt, size int64) error {
 	out := bufio.NewWriter(w)
 	d := dumper{w: out, r: bufio.NewReaderSize(io.NewSectionReader(r, 0, size), firstReadBytes)}
@@ -251,7 +252,8 @@ func (d *dumper) frame(p []byte) {
 	}
 }
 
-// literals describes the literals section that a compressed block begins with (RFC 8878, section 3.1.1.3.1).
+// literals describes the literals section that a compressed block begins with (RFC 8878, section
+// 3.1.1.3.1).
 func literals(p []byte) string {
 	if len(p) < 5 {
 		return ""

@@ -11,8 +11,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// TestDumpOfABrokenFileGoesAsFarAsItCan: the dump of every truncation has every byte that is there, in order and without
-// a gap, and ends with the error.
+// TestDumpOfABrokenFileGoesAsFarAsItCan: the dump of every truncation has every byte that is there,
+// in order and without a gap, and ends with the error.
 func TestDumpOfABrokenFileGoesAsFarAsItCan(t *testing.T) {
 	file, _ := written(t, example(), WriterOptions{})
 	for n := range len(file) {

@@ -10,18 +10,20 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// encoder appends canonical JSON: the manifest, and the content document, whose records are the same.
+// encoder appends canonical JSON: the manifest, and the content document, whose records are the
+// same.
 type encoder struct {
 	buf []byte
-	// index appends what stands for tensor i: its position in the manifest, a description in the content document.
+	// index appends what stands for tensor i: its position in the manifest, a description in the
+	// content document.
 	index func(dst []byte, i int) []byte
 	err   error // a value that the format cannot hold
 }
 
 func appendIndex(dst []byte, i int) []byte { return strconv.AppendInt(dst, int64(i), 10) }
 
-// encodeManifest returns the text of a manifest whose lists are sorted, tensors in storage order; index
-// appends the position of a tensor that layers refer to.
+// encodeManifest returns the text of a manifest whose lists are sorted, tensors in storage order;
+// index appends the position of a tensor that layers refer to.
 func encodeManifest(m *Manifest, codings []coding, index func(dst []byte, i int) []byte) ([]byte, error) {
 	least := leastManifestBytes(m)
 	e := encoder{index: index, buf: make([]byte, 0, least+least/8)} // numbers take the rest
@@ -45,8 +47,8 @@ func encodeManifest(m *Manifest, codings []coding, index func(dst []byte, i int)
 	return e.buf, e.err
 }
 
-// leastManifestBytes is a lower bound of the length of the text that encodeManifest returns: names as
-// they are, and of every number one digit.
+// leastManifestBytes is a lower bound of the length of the text that encodeManifest returns: names
+// as they are, and of every number one digit.
 func leastManifestBytes(m *Manifest) (n int64) {
 	for i := range m.Tensors {
 		t := &m.Tensors[i]
@@ -119,7 +121,8 @@ func (e *encoder) beside(b *Beside) {
 	e.text("}")
 }
 
-// text appends JSON as it is; it and the methods below return e, so that a record reads like its table.
+// text appends JSON as it is; it and the methods below return e, so that a record reads like its
+// table.
 func (e *encoder) text(s string) *encoder { e.buf = append(e.buf, s...); return e }
 
 func (e *encoder) str(s string) *encoder { e.buf = jsontext.AppendCanonical(e.buf, s); return e }

@@ -21,22 +21,24 @@ var (
 //
 //	Kind      ErrorKind // one of the kinds above; errors.Is finds it as well
 //	Path      string    // the file, "" where the caller knows it better
-//	Off       int64     // byte offset in the file; 0 says nothing, as no error is about byte 0 alone
+//	Off       int64     // byte offset in the file; 0 says nothing: no error is about byte 0
 //	Rule      string    // the rule of a specification, such as "R61" of spec/FORMAT.md, or ""
 //	Msg       string    // what is wrong: what was found and what was expected
 //	Hint      string    // what to do next, or ""
-//	Misplaced bool      // the input is valid, of a kind that is not wanted in its place: a model where an adapter belongs
+//	Misplaced bool      // the input is valid, in the wrong place: a model for an adapter
 //
-// Error() has path, offset, message and rule; the hint stands apart, so that a program can show it where it likes. An error that
-// is no *Error is one of the operating system, of a context that ended, or of the caller's own functions. The authors of dialects
-// make one with [Errorf].
+// Error() has path, offset, message and rule; the hint stands apart, so that a program can show it
+// where it likes. An error that is no *Error is one of the operating system, of a context that
+// ended, or of the caller's own functions. The authors of dialects make one with [Errorf].
 type Error = fault.Error
 
-// ErrorKind is a kind of error, and an error itself: ErrCorrupt and the others. Its text is one lower-case word: "corrupt".
+// ErrorKind is a kind of error, and an error itself: ErrCorrupt and the others. Its text is one
+// lower-case word: "corrupt".
 type ErrorKind = fault.Kind
 
-// Errorf returns the error for wrong input of a kind. Its methods In, At and WithHint add the file, the offset and the hint. Texts
-// among the arguments are cut after 2000 bytes, so that a hostile name does not fill a screen.
+// Errorf returns the error for wrong input of a kind. Its methods In, At and WithHint add the file,
+// the offset and the hint. Texts among the arguments are cut after 2000 bytes, so that a hostile
+// name does not fill a screen.
 func Errorf(kind ErrorKind, message string, args ...any) *Error {
 	return fault.New(kind, message, args...)
 }

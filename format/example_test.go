@@ -16,8 +16,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// trained is what a program has in memory: an adapter for one module, with r = 2, m = 3 and n = 4. To be a Source takes
-// three methods.
+// trained is what a program has in memory: an adapter for one module, with r = 2, m = 3 and n = 4.
+// To be a Source takes three methods.
 type trained struct{ a, b []float32 }
 
 func (t *trained) Manifest() *format.Manifest {
@@ -95,7 +95,8 @@ func ExampleReader_oneLayer() {
 	// q_proj.lora_A F32 [2 4] [1 2 3 4 5 6 7 8]
 }
 
-// listing is a Sink that prints what it is given. A dialect that can be written is a Sink that stores it.
+// listing is a Sink that prints what it is given. A dialect that can be written is a Sink that
+// stores it.
 type listing struct{ w io.Writer }
 
 func (l listing) Store(ctx context.Context, src format.Source) error {
@@ -126,7 +127,8 @@ func ExampleCopy() {
 	// q_proj.lora_B F32 [3 2], begins with 00 00 00 3f
 }
 
-// Read from a pipe: bytes arrive in the order in which they are stored, and are good if the loop ends without an error.
+// Read from a pipe: bytes arrive in the order in which they are stored, and are good if the loop
+// ends without an error.
 func ExampleStreamReader() {
 	f, err := os.Open(exampleFile())
 	if err != nil {
@@ -168,7 +170,8 @@ func exampleFile() string {
 	return path
 }
 
-// Make an adapter of what is in memory: shapes follow from the rank, and whatever is wrong is an error of Source.
+// Make an adapter of what is in memory: shapes follow from the rank, and whatever is wrong is an
+// error of Source.
 func ExampleBuilder() {
 	b := format.NewBuilder("mine")
 	b.Linear("model.layers.0.self_attn.q_proj", 2, 0.5,

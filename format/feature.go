@@ -8,12 +8,13 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// Feature is something beyond s·B·A on a weight that an adapter requires. Dialects outside this module may require others than those
-// named here.
+// Feature is something beyond s·B·A on a weight that an adapter requires. Dialects outside this
+// module may require others than those named here.
 type Feature string
 
-// The features that an adapter can require beyond s·B·A on a weight, as the dialects of this module name them. A program that
-// applies adapters must know each one that it finds, or refuse (spec/FORMAT.md, R70).
+// The features that an adapter can require beyond s·B·A on a weight, as the dialects of this module
+// name them. A program that applies adapters must know each one that it finds, or refuse
+// (spec/FORMAT.md, R70).
 const (
 	FeatureALoRA              Feature = "alora"
 	FeatureArrow              Feature = "arrow"
@@ -52,8 +53,9 @@ const (
 	FeatureWeightTying                = "weight-tying" // Δ of an embedding is meant for the output head that is tied to it, too
 )
 
-// MergedLinear is the requirement of an adapter of MergedLinear (loralib, and PEFT before 0.3), where one weight holds several
-// projections, one below the other. projections says, as a JSON list of booleans, which of them are adapted.
+// MergedLinear is the requirement of an adapter of MergedLinear (loralib, and PEFT before 0.3),
+// where one weight holds several projections, one below the other. projections says, as a JSON list
+// of booleans, which of them are adapted.
 func MergedLinear(projections []byte) Requirement {
 	var list bytes.Buffer
 	if json.Compact(&list, projections) != nil {
@@ -62,8 +64,8 @@ func MergedLinear(projections []byte) Requirement {
 	return Requirement{Feature: FeatureMergedLinear, Where: "enable_lora = " + list.String()}
 }
 
-// Projections is the inverse of [MergedLinear]: which projections of the weight are adapted. It is empty where the requirement does
-// not say it.
+// Projections is the inverse of [MergedLinear]: which projections of the weight are adapted. It is
+// empty where the requirement does not say it.
 func (r Requirement) Projections() (adapted []bool) {
 	_, list, _ := strings.Cut(r.Where, "=")
 	if r.Feature != FeatureMergedLinear || jsontext.Decode([]byte(list), &adapted) != nil {

@@ -55,7 +55,8 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 	}
 }
 
-// sameContent compares a file with its source: every tensor by name within its adapter, and the content ids.
+// sameContent compares a file with its source: every tensor by name within its adapter, and the
+// content ids.
 func sameContent(t *testing.T, r Source, src *memory) {
 	t.Helper()
 	id, err := ContentID(context.Background(), src)

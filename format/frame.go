@@ -6,9 +6,10 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// This file walks data frames (spec section 5) without decoding them. A general zstd decoder accepts several frames,
-// skippable frames and empty input where one frame is due; what has passed a walk is one frame with the right content
-// size, that fills its bytes and whose blocks are as large as they may be.
+// This file walks data frames (spec section 5) without decoding them. A general zstd decoder
+// accepts several frames, skippable frames and empty input where one frame is due; what has passed
+// a walk is one frame with the right content size, that fills its bytes and whose blocks are as
+// large as they may be.
 
 const (
 	frameDescriptor = 0x24 // single segment, checksum, no dictionary
@@ -61,7 +62,8 @@ func parseBlock(p []byte) block {
 	return b
 }
 
-// walker goes through the headers of one frame. Errors are at the offset in the file that off, of the frame, leads to.
+// walker goes through the headers of one frame. Errors are at the offset in the file that off, of
+// the frame, leads to.
 type walker struct {
 	off   int64 // of the frame in the file
 	n     int64 // the decoded length known beforehand
@@ -111,8 +113,8 @@ func (w *walker) block(p []byte) (block, error) {
 	return b, nil
 }
 
-// walkFrame checks R10 to R15 for a frame, as far as that is possible without decoding it: p is all of its stored
-// bytes, which lie at off in the file, and n the decoded length known beforehand.
+// walkFrame checks R10 to R15 for a frame, as far as that is possible without decoding it: p is all
+// of its stored bytes, which lie at off in the file, and n the decoded length known beforehand.
 func walkFrame(p []byte, off, n int64) error {
 	w := walker{off: off, n: n}
 	short := func(what string) error {
@@ -157,8 +159,9 @@ func walkFrame(p []byte, off, n int64) error {
 	return nil
 }
 
-// readFrame reads from r the frame that lies at off in the file, decodes to n bytes and whose length is not known yet. It
-// appends to dst[:0], whose capacity it need not exceed if that is bound(n). With an error it returns what it has read.
+// readFrame reads from r the frame that lies at off in the file, decodes to n bytes and whose
+// length is not known yet. It appends to dst[:0], whose capacity it need not exceed if that is
+// bound(n). With an error it returns what it has read.
 func readFrame(r io.Reader, dst []byte, off, n int64) ([]byte, error) {
 	w := walker{off: off, n: n}
 	p := dst[:0]
@@ -204,9 +207,9 @@ func readFrame(r io.Reader, dst []byte, off, n int64) ([]byte, error) {
 	return p, err
 }
 
-// appendN appends n bytes from r to p. Where p has no room it grows with what arrives, so that a length that is a lie
-// costs no more memory than twice the bytes behind it. At the end of r the error is io.ErrUnexpectedEOF, and what came
-// is appended.
+// appendN appends n bytes from r to p. Where p has no room it grows with what arrives, so that a
+// length that is a lie costs no more memory than twice the bytes behind it. At the end of r the
+// error is io.ErrUnexpectedEOF, and what came is appended.
 func appendN(p []byte, r io.Reader, n int64) ([]byte, error) {
 	const step = 64 << 10
 	for n > 0 {
@@ -228,7 +231,8 @@ func appendN(p []byte, r io.Reader, n int64) ([]byte, error) {
 	return p, nil
 }
 
-// cutOff makes of the end of a reader the error for a truncated file; other errors stay as they are.
+// cutOff makes of the end of a reader the error for a truncated file; other errors stay as they
+// are.
 func cutOff(err error, at int64, where string) error {
 	if err != io.ErrUnexpectedEOF && err != io.EOF {
 		return err

@@ -13,15 +13,16 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// The properties: no input makes a reader panic or take more memory than it promises, and what is accepted can be
-// written again with the same content. In half of the runs the checksums and digests of the mutated file are set right
-// first, or everything would end there.
+// The properties: no input makes a reader panic or take more memory than it promises, and what is
+// accepted can be written again with the same content. In half of the runs the checksums and
+// digests of the mutated file are set right first, or everything would end there.
 
 // fuzzOptions keep a run short; memory is measured against them.
 var fuzzOptions = ReaderOptions{MaxManifestBytes: 1 << 18, MaxRawBytes: 1 << 18, Workers: 2}
 
-// promised is the memory that putting a file of n bytes through every reader may take, in all and not at once: buffers
-// and decoders of each, and a multiple of the manifest, which may be many times as large as its frame.
+// promised is the memory that putting a file of n bytes through every reader may take, in all and
+// not at once: buffers and decoders of each, and a multiple of the manifest, which may be many
+// times as large as its frame.
 func promised(n int) uint64 { return uint64(64*n) + 48<<20 }
 
 // allocated runs f and returns how many bytes were allocated meanwhile.
@@ -209,7 +210,8 @@ func exercise(t *testing.T, p []byte) (id string, verified error) {
 	return id, verified
 }
 
-// repaired sets checksums, lengths and digests of a file right, as far as its structure can be found.
+// repaired sets checksums, lengths and digests of a file right, as far as its structure can be
+// found.
 func repaired(p []byte) []byte {
 	h, err := parseHead(p, fuzzOptions.MaxManifestBytes)
 	if err != nil || h.frameBytes() > int64(len(p)) {

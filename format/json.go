@@ -10,9 +10,9 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// scanner reads the canonical JSON of a manifest (spec section 6) and checks while it reads: a text that it goes through
-// without an error is the only form of its content. The first error stays, and ends everything that follows; values read
-// after it are zero.
+// scanner reads the canonical JSON of a manifest (spec section 6) and checks while it reads: a text
+// that it goes through without an error is the only form of its content. The first error stays, and
+// ends everything that follows; values read after it are zero.
 type scanner struct {
 	*jsontext.Scanner
 	newer bool // the file has a later minor version: members that no table lists are ignored
@@ -57,9 +57,9 @@ func inManifest(rule, at int, format string, args ...any) *fault.Error {
 	return broken(rule, "manifest, at its byte %d: %s", at, fmt.Sprintf(format, args...))
 }
 
-// record iterates over the members of an object whose table lists members, in ascending order; those that end in ? may be
-// missing. Every member that is there is yielded and no other: what the table does not list is an error, or ignored in
-// a file of a later minor version.
+// record iterates over the members of an object whose table lists members, in ascending order;
+// those that end in ? may be missing. Every member that is there is yielded and no other: what the
+// table does not list is an error, or ignored in a file of a later minor version.
 func (s *scanner) record(what string, members ...string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		start, due, missing := s.Pos(), 0, ""

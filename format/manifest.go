@@ -9,11 +9,11 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// This file reads the records of the manifest (spec section 7), one function for each table. Members come in ascending
-// order, so a record is read as its table stands there.
+// This file reads the records of the manifest (spec section 7), one function for each table.
+// Members come in ascending order, so a record is read as its table stands there.
 
-// parseManifest reads and proves a manifest. newer says that the file has a later minor version than this reader knows.
-// The result shares memory with text.
+// parseManifest reads and proves a manifest. newer says that the file has a later minor version
+// than this reader knows. The result shares memory with text.
 func parseManifest(text string, newer bool) (*Manifest, []coding, error) {
 	s := newScanner(text, newer)
 	switch c := s.Next(); c {
@@ -213,7 +213,8 @@ func (s *scanner) layer() (l Layer) {
 	return l
 }
 
-// onlyFor checks members that a table lists only for some records: wanted must be there, unlisted must not.
+// onlyFor checks members that a table lists only for some records: wanted must be there, unlisted
+// must not.
 func (s *scanner) onlyFor(at int, what, wanted, unlisted string, hasWanted, hasUnlisted bool) {
 	if wanted != "" && !hasWanted {
 		s.fail(26, at, "%s without member %q", what, wanted)
@@ -351,8 +352,8 @@ func (s *scanner) count() int64 {
 // index reads the position of a tensor; whether there is such a tensor is not known yet.
 func (s *scanner) index() int { return int(min(s.count(), math.MaxInt32)) }
 
-// counts reads an array of counts, at most as many dimensions as a tensor may have where limit says so. Its memory is
-// found by counting commas.
+// counts reads an array of counts, at most as many dimensions as a tensor may have where limit says
+// so. Its memory is found by counting commas.
 func (s *scanner) counts(limit int) []int64 {
 	var list []int64
 	start := s.Pos()

@@ -19,8 +19,8 @@ func (s *many) Manifest() *format.Manifest          { return &s.manifest }
 func (s *many) ReadBlobAt([]byte, int, int64) error { return nil }
 func (s *many) Close() error                        { return nil }
 
-// TestWritersStayWithinTheLimitOfReaders: by default no file is written that a reader with defaults refuses, and a writer that is
-// given a larger limit writes one for a reader that is given it, too.
+// TestWritersStayWithinTheLimitOfReaders: by default no file is written that a reader with defaults
+// refuses, and a writer that is given a larger limit writes one for a reader that is given it, too.
 func TestWritersStayWithinTheLimitOfReaders(t *testing.T) {
 	src := new(many)
 	adapter := format.Adapter{Dialect: "peft", Method: "lora"}

@@ -8,7 +8,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// zeros is a source of one adapter with n bytes of zeros in tensors of 16 MiB, which takes no memory.
+// zeros is a source of one adapter with n bytes of zeros in tensors of 16 MiB, which takes no
+// memory.
 type zeros struct{ manifest Manifest }
 
 func newZeros(n int) *zeros {
@@ -26,8 +27,8 @@ func (z *zeros) Manifest() *Manifest                       { return &z.manifest 
 func (z *zeros) Close() error                              { return nil }
 func (z *zeros) ReadBlobAt(p []byte, _ int, _ int64) error { clear(p); return nil }
 
-// TestMemoryDoesNotGrowWithTheData has 64 MiB of zeros, which are a legitimate file of few bytes: everything that is
-// ever allocated for them is a fraction of their size.
+// TestMemoryDoesNotGrowWithTheData has 64 MiB of zeros, which are a legitimate file of few bytes:
+// everything that is ever allocated for them is a fraction of their size.
 func TestMemoryDoesNotGrowWithTheData(t *testing.T) {
 	const n, limit = 64 << 20, 20 << 20
 	var file bytes.Buffer

@@ -6,9 +6,10 @@ import (
 	"strings"
 )
 
-// This file chooses the order in which a file holds things: the lists of the manifest as R33 wants them, and the
-// tensors by dtype, all A before all B before the rest, because chunks of one kind compress better, then by adapter,
-// module and role. It depends on the content alone, not on the order of the source.
+// This file chooses the order in which a file holds things: the lists of the manifest as R33 wants
+// them, and the tensors by dtype, all A before all B before the rest, because chunks of one kind
+// compress better, then by adapter, module and role. It depends on the content alone, not on the
+// order of the source.
 
 // arranged is a manifest in the order of a file.
 type arranged struct {
@@ -17,8 +18,8 @@ type arranged struct {
 	source   []int // of each blob of the file, the source's number
 }
 
-// arrange puts a manifest in order. Records that are the same requirement become one. The result is proven as that of a
-// file would be; text is its canonical form.
+// arrange puts a manifest in order. Records that are the same requirement become one. The result is
+// proven as that of a file would be; text is its canonical form.
 func arrange(m *Manifest) (a *arranged, text []byte, err error) {
 	if m == nil {
 		return nil, nil, noManifest()
@@ -70,8 +71,8 @@ func arrange(m *Manifest) (a *arranged, text []byte, err error) {
 	if text, err = encodeManifest(&out, a.codings, index); err != nil {
 		return nil, nil, err
 	}
-	// Reading what was written proves it by the rules that every reader applies, and numbers the tensors
-	// by their positions.
+	// Reading what was written proves it by the rules that every reader applies, and numbers the
+	// tensors by their positions.
 	if a.manifest, _, err = parseManifest(string(text), false); err != nil {
 		return nil, nil, err
 	}
@@ -86,7 +87,8 @@ type place struct {
 	module, role string
 }
 
-// storageOrder returns the source's numbers of the tensors in the order of the file. The adapters of m are sorted.
+// storageOrder returns the source's numbers of the tensors in the order of the file. The adapters
+// of m are sorted.
 func storageOrder(m *Manifest) ([]int, error) {
 	places := make([]place, len(m.Tensors))
 	for i := range places {

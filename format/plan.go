@@ -17,7 +17,8 @@ const (
 
 var codingNames = []string{raw: "raw", planes: "planes"}
 
-// run is consecutive tensors with the same dtype and coding, or the attachments; a plan has no runs of no bytes.
+// run is consecutive tensors with the same dtype and coding, or the attachments; a plan has no runs
+// of no bytes.
 type run struct {
 	dtype  dtype.Type // Invalid for the attachments
 	coding coding
@@ -35,7 +36,8 @@ type plan struct {
 	largest    int64 // raw bytes of the largest chunk
 }
 
-// newPlan lays out the tensors and attachments of m; limit is what the caller allows raw bytes to be.
+// newPlan lays out the tensors and attachments of m; limit is what the caller allows raw bytes to
+// be.
 func newPlan(m *Manifest, codings []coding, chunkLog2 uint8, limit int64) (*plan, error) {
 	p := &plan{
 		chunkBytes: 1 << chunkLog2,

@@ -5,10 +5,10 @@ import (
 	"math/bits"
 )
 
-// The coding planes (spec section 9): coded byte p·k + i is the p-th highest byte of element i, of k, after the element
-// was rotated left by one bit. Both directions move eight elements at a time: a matrix of eight rows of w/8 bytes is
-// transposed by swapping ever smaller squares (Warren, Hacker's Delight, 7-3), which undoes itself when the steps are
-// taken in reverse.
+// The coding planes (spec section 9): coded byte p·k + i is the p-th highest byte of element i, of
+// k, after the element was rotated left by one bit. Both directions move eight elements at a time:
+// a matrix of eight rows of w/8 bytes is transposed by swapping ever smaller squares (Warren,
+// Hacker's Delight, 7-3), which undoes itself when the steps are taken in reverse.
 
 // split writes the planes of src, elements of width bytes, to dst, as long and not overlapping.
 func split(dst, src []byte, width int) {
@@ -68,7 +68,8 @@ func rotl(e uint64, width, n int) uint64 {
 	return (e<<n | e>>(8*width-n)) & (1<<(8*width-1)<<1 - 1)
 }
 
-// Masks of the lower half of every 64-, 32- and 16-bit lane, and of the lowest bit of every 32- and 16-bit lane.
+// Masks of the lower half of every 64-, 32- and 16-bit lane, and of the lowest bit of every 32- and
+// 16-bit lane.
 const (
 	half64 = 0x00000000FFFFFFFF
 	half32 = 0x0000FFFF0000FFFF
@@ -77,7 +78,8 @@ const (
 	ones16 = 0x0001000100010001
 )
 
-// swap exchanges the upper halves of a's lanes with the lower halves of b's, shift being half the width of a lane.
+// swap exchanges the upper halves of a's lanes with the lower halves of b's, shift being half the
+// width of a lane.
 func swap(a, b uint64, shift uint, lower uint64) (uint64, uint64) {
 	t := (a>>shift ^ b) & lower
 	return a ^ t<<shift, b ^ t

@@ -11,8 +11,9 @@ func ReadTensor(ctx context.Context, src Source, i int) ([]byte, error) {
 	return readBlob(ctx, src, i, src.Manifest().Tensors[i].NBytes())
 }
 
-// ReadFloats returns the elements of tensor i of a source, row-major and exactly as they are stored. A tensor of another type than
-// F64, F32, F16 or BF16 is an error of the kind ErrUnsupported.
+// ReadFloats returns the elements of tensor i of a source, row-major and exactly as they are
+// stored. A tensor of another type than F64, F32, F16 or BF16 is an error of the kind
+// ErrUnsupported.
 func ReadFloats(ctx context.Context, src Source, i int) ([]float64, error) {
 	t := &src.Manifest().Tensors[i]
 	if !t.DType.IsFloat() {
@@ -27,8 +28,8 @@ func ReadFloats(ctx context.Context, src Source, i int) ([]float64, error) {
 	return values, nil
 }
 
-// ReadAttachment returns the attachment of a source with a name, nil where there is none. More than limit bytes are an error of the
-// kind ErrLimit.
+// ReadAttachment returns the attachment of a source with a name, nil where there is none. More than
+// limit bytes are an error of the kind ErrLimit.
 func ReadAttachment(ctx context.Context, src Source, name string, limit int64) ([]byte, error) {
 	m := src.Manifest()
 	for i, a := range m.Attachments {

@@ -13,17 +13,19 @@ import (
 	"github.com/loratool/loratool/internal/parallel"
 )
 
-// ReaderOptions bounds what a reader accepts. The zero value has the defaults of the specification (section 16).
+// ReaderOptions bounds what a reader accepts. The zero value has the defaults of the specification
+// (section 16).
 type ReaderOptions struct {
-	// MaxManifestBytes bounds the manifest; 0 means 16 MiB, and more than 64 MiB is no file of version 1.
+	// MaxManifestBytes bounds the manifest; 0 means 16 MiB, and more than 64 MiB is no file of
+	// version 1.
 	MaxManifestBytes int64
 	// MaxRawBytes bounds the bytes of all tensors and attachments together; 0 means 64 GiB.
 	MaxRawBytes int64
-	// Workers is the number of chunks that are decoded at once; 0 means one per processor. A Reader keeps as many
-	// decoded chunks, at least 2.
+	// Workers is the number of chunks that are decoded at once; 0 means one per processor. A Reader
+	// keeps as many decoded chunks, at least 2.
 	Workers int
-	// FileID, when not empty, is the file id that the file must have, as 64 hex digits. Every chunk that is read is
-	// then held against its digest, and so against the id.
+	// FileID, when not empty, is the file id that the file must have, as 64 hex digits. Every chunk
+	// that is read is then held against its digest, and so against the id.
 	FileID string
 }
 
@@ -62,7 +64,8 @@ type prologue struct {
 	plan     *plan
 }
 
-// manifestText decodes the manifest; p is the whole head. Memory is taken when the frame has been walked.
+// manifestText decodes the manifest; p is the whole head. Memory is taken when the frame has been
+// walked.
 func manifestText(h head, p []byte) (string, error) {
 	frame := p[headBytes:]
 	if err := walkFrame(frame, headBytes, int64(h.manifestBytes)); err != nil {
@@ -102,7 +105,8 @@ func parsePrologue(h head, p []byte, opts ReaderOptions) (*prologue, error) {
 	return &prologue{head: h, bytes: int64(len(p)), digest: sha256.Sum256(p), manifest: m, codings: codings, plan: plan}, nil
 }
 
-// Reader reads a .lora file by position; it is a Source. Its methods may be called from several goroutines at once.
+// Reader reads a .lora file by position; it is a Source. Its methods may be called from several
+// goroutines at once.
 type Reader struct {
 	r      io.ReaderAt
 	size   int64
@@ -116,10 +120,12 @@ type Reader struct {
 	identity  fileio.Identity // of the file that Open has opened
 }
 
-// NewReader opens a .lora file of the given size with two reads, of which the first is enough for a small file. It
-// checks all that can be known without the chunks (spec section 15, "open"); r is read only by ReadAt, also later.
+// NewReader opens a .lora file of the given size with two reads, of which the first is enough for a
+// small file. It checks all that can be known without the chunks (spec section 15, "open"); r is
+// read only by ReadAt, also later.
 //
-// Memory is the manifest and its records, 40 bytes per chunk, and for reading two chunks per worker.
+// Memory is the manifest and its records, 40 bytes per chunk, and for reading two chunks per
+// worker.
 func NewReader(r io.ReaderAt, size int64, opts ReaderOptions) (*Reader, error) {
 	start, pro, err := readPrologue(r, size, opts)
 	if err != nil {
@@ -211,7 +217,8 @@ func readPrologue(r io.ReaderAt, size int64, opts ReaderOptions) (start []byte, 
 	return start, pro, err
 }
 
-// readTail reads the digests and the seek table, or takes them from the start of the file, if that is all of it.
+// readTail reads the digests and the seek table, or takes them from the start of the file, if that
+// is all of it.
 func readTail(r io.ReaderAt, size int64, start []byte, pro *prologue) (*tail, error) {
 	c := pro.plan.chunks
 	off := size - tailLen(c)
@@ -237,7 +244,8 @@ func tailOf(pro *prologue, size int64) *expect {
 	return &expect{plan: pro.plan, head: pro.bytes, digest: pro.digest, off: size - tailLen(pro.plan.chunks)}
 }
 
-// readRange appends to p the bytes of r from off to end, which exist if the size that r was given with is true.
+// readRange appends to p the bytes of r from off to end, which exist if the size that r was given
+// with is true.
 func readRange(p []byte, r io.ReaderAt, off, end int64) ([]byte, error) {
 	p, err := appendN(p, io.NewSectionReader(r, off, end-off), end-off)
 	if err == io.ErrUnexpectedEOF {
@@ -246,19 +254,21 @@ func readRange(p []byte, r io.ReaderAt, off, end int64) ([]byte, error) {
 	return p, err
 }
 
-// Manifest describes the file: adapters in the order of their names, layers in that of their modules, tensors as they
-// are stored.
+// Manifest describes the file: adapters in the order of their names, layers in that of their
+// modules, tensors as they are stored.
 func (x *Reader) Manifest() *Manifest { return x.manifest }
 
 // ContentID is the content id that the file claims; Verify proves it.
 func (x *Reader) ContentID() string { return x.contentID }
 
-// FileID is the file id: it says which bytes the file must have, if each chunk is held against its digest.
+// FileID is the file id: it says which bytes the file must have, if each chunk is held against its
+// digest.
 func (x *Reader) FileID() string { return x.fileID }
 
-// ReadBlobAt fills p from off of blob i: of tensor i, or of attachment i − len(Tensors). It reads and decodes the chunks
-// that hold the range, and no others; their checksums are checked, and their SHA-256 when the file is pinned by
-// ReaderOptions.FileID. What is in p after an error is undefined. There must be a blob i.
+// ReadBlobAt fills p from off of blob i: of tensor i, or of attachment i − len(Tensors). It reads
+// and decodes the chunks that hold the range, and no others; their checksums are checked, and their
+// SHA-256 when the file is pinned by ReaderOptions.FileID. What is in p after an error is
+// undefined. There must be a blob i.
 func (x *Reader) ReadBlobAt(p []byte, i int, off int64) error {
 	if n := x.plan.blobBytes(i); off < 0 || off > n || int64(len(p)) > n-off {
 		return fmt.Errorf("read of %d bytes at %d of blob %d, which has %d", len(p), off, i, n)
@@ -274,11 +284,13 @@ func (x *Reader) ReadBlobAt(p []byte, i int, off int64) error {
 	return nil
 }
 
-// Unchanged reports whether the file of a reader that Open made is as it was then: the same one, of the same size, with nothing
-// written to it. A reader over anything else knows of no change, and returns nil.
+// Unchanged reports whether the file of a reader that Open made is as it was then: the same one, of
+// the same size, with nothing written to it. A reader over anything else knows of no change, and
+// returns nil.
 func (x *Reader) Unchanged() error { return x.identity.Check() }
 
-// Close releases memory, and the file if Open has opened it. No other method may be called after it.
+// Close releases memory, and the file if Open has opened it. No other method may be called after
+// it.
 func (x *Reader) Close() error {
 	x.cache.close()
 	if x.closer != nil {
@@ -310,7 +322,8 @@ func otherFile(got, want string) error {
 	return fault.New(ErrMismatch, "the file has the id %s, want %s", got, want)
 }
 
-// room is the memory for one chunk: its stored bytes become coded bytes, and these raw bytes, in two buffers.
+// room is the memory for one chunk: its stored bytes become coded bytes, and these raw bytes, in
+// two buffers.
 type room struct {
 	stored []byte
 	raw    []byte

@@ -35,7 +35,8 @@ var ruleKinds = [...]fault.Kind{
 	71: ErrCorrupt, 72: ErrCorrupt, 73: ErrCorrupt, // the kinds of version 1.1
 }
 
-// broken is the error for bytes that break a rule of the specification: what was found and expected.
+// broken is the error for bytes that break a rule of the specification: what was found and
+// expected.
 func broken(rule int, format string, args ...any) *fault.Error {
 	return &fault.Error{Kind: ruleKinds[rule], Rule: fmt.Sprintf("R%d", rule), Msg: fmt.Sprintf(format, args...)}
 }

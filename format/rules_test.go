@@ -33,7 +33,8 @@ func openManifest(text string, newer bool) (*Manifest, error) {
 	return m, err
 }
 
-// TestBrokenManifests breaks one rule at a time: old is replaced by new in the manifest of the worked example.
+// TestBrokenManifests breaks one rule at a time: old is replaced by new in the manifest of the
+// worked example.
 func TestBrokenManifests(t *testing.T) {
 	text := canonical(t)
 	tensor := `{"coding":"raw","dtype":"U8","name":"x","shape":[]}`
@@ -239,7 +240,8 @@ func TestBrokenHeads(t *testing.T) {
 	}
 }
 
-// TestBrokenTails changes bytes of the digests and the seek table, counted from the end of a file with two chunks.
+// TestBrokenTails changes bytes of the digests and the seek table, counted from the end of a file
+// with two chunks.
 func TestBrokenTails(t *testing.T) {
 	file, _ := written(t, example(), WriterOptions{})
 	tail := len(file) - int(tailLen(2))

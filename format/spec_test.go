@@ -51,8 +51,8 @@ var (
 	exampleLine  = regexp.MustCompile(`^([0-9a-f]{8})  ((?:[0-9a-f]{2} ?)+)(?:  |$)`)
 )
 
-// TestTheWorkedExampleIsARealFile compares the annotated bytes of section 17, and the ids and numbers beside them, with
-// what Write and Dump make of the same adapter.
+// TestTheWorkedExampleIsARealFile compares the annotated bytes of section 17, and the ids and
+// numbers beside them, with what Write and Dump make of the same adapter.
 func TestTheWorkedExampleIsARealFile(t *testing.T) {
 	file, sum := written(t, example(), WriterOptions{})
 	var dump bytes.Buffer
@@ -113,7 +113,8 @@ func spaced(p []byte) string {
 	return strings.Join(words, " ")
 }
 
-// TestRulesHaveTheKindsOfTheSpec compares the kinds of error with the words at the end of the rules.
+// TestRulesHaveTheKindsOfTheSpec compares the kinds of error with the words at the end of the
+// rules.
 func TestRulesHaveTheKindsOfTheSpec(t *testing.T) {
 	kinds := map[string]error{"corrupt": ErrCorrupt, "truncated": ErrTruncated, "unsupported": ErrUnsupported, "limit": ErrLimit}
 	n := 0

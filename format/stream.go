@@ -51,12 +51,14 @@ type Piece struct {
 	Bytes []byte // valid until the next piece
 }
 
-// Pieces reads the rest of the file and yields the bytes of all tensors and attachments: every byte once, in the order in which they
-// are stored. Blobs of no bytes are not there. An error is the last thing that is yielded, with an empty piece.
+// Pieces reads the rest of the file and yields the bytes of all tensors and attachments: every byte
+// once, in the order in which they are stored. Blobs of no bytes are not there. An error is the
+// last thing that is yielded, with an empty piece.
 //
-// The bytes of a chunk are yielded when its own checksum was checked. Only a loop that ends without an error has checked everything:
-// the digests, the seek table, the content id and that the file ends there (spec section 15, "stream"); then Summary has what the
-// file says of itself. Pieces may be ranged over once. Chunks are decoded on ReaderOptions.Workers processors; memory is 40 bytes
+// The bytes of a chunk are yielded when its own checksum was checked. Only a loop that ends without
+// an error has checked everything: the digests, the seek table, the content id and that the file
+// ends there (spec section 15, "stream"); then Summary has what the file says of itself. Pieces may
+// be ranged over once. Chunks are decoded on ReaderOptions.Workers processors; memory is 40 bytes
 // per chunk and two chunks per worker.
 func (x *StreamReader) Pieces(ctx context.Context) iter.Seq2[Piece, error] {
 	return func(yield func(Piece, error) bool) {

@@ -20,7 +20,8 @@ func (s *withConfig) ReadBlobAt(p []byte, i int, off int64) error {
 	return nil
 }
 
-// TestTrainedIn: what the configuration says counts, under the keys as PEFT writes them, and nothing else does.
+// TestTrainedIn: what the configuration says counts, under the keys as PEFT writes them, and
+// nothing else does.
 func TestTrainedIn(t *testing.T) {
 	for _, c := range []struct{ name, text, class, task string }{
 		{format.PEFTConfig, `{"task_type": "SEQ_CLS", "auto_mapping": null}`, "", "SEQ_CLS"},

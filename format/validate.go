@@ -12,10 +12,11 @@ import (
 )
 
 // Validate checks the manifest of a source that need not have been read from a file: the rules R29,
-// R30 and R34 to R54 of spec/FORMAT.md, R71 to R73 of its draft of version 1.1, and that the factors of a convolution or of experts have two
-// dimensions or more. A source that passes can be merged, decomposed and written without a check of
-// any index, rank or number of dimensions. Readers of files give valid manifests; whoever takes a
-// [Source] from a program checks it first. It reads no blob, and changes nothing.
+// R30 and R34 to R54 of spec/FORMAT.md, R71 to R73 of its draft of version 1.1, and that the
+// factors of a convolution or of experts have two dimensions or more. A source that passes can be
+// merged, decomposed and written without a check of any index, rank or number of dimensions.
+// Readers of files give valid manifests; whoever takes a [Source] from a program checks it first.
+// It reads no blob, and changes nothing.
 func Validate(m *Manifest) error {
 	if m == nil {
 		return noManifest()
@@ -46,8 +47,8 @@ func Validate(m *Manifest) error {
 
 func noManifest() error { return fault.New(ErrCorrupt, "the source has no manifest") }
 
-// validateWords checks the enumerated words and the numbers of an adapter, which a reader of manifests
-// checks as it reads them.
+// validateWords checks the enumerated words and the numbers of an adapter, which a reader of
+// manifests checks as it reads them.
 func validateWords(a *Adapter) error {
 	switch a.Orientation {
 	case OrientationUnknown, MxN, NxM:
@@ -80,8 +81,8 @@ func validateWords(a *Adapter) error {
 	return nil
 }
 
-// validateStacks checks what the specification leaves to the kinds that it does not describe: A begins
-// with a dimension of ranks, B with one of outputs, and both have a second one.
+// validateStacks checks what the specification leaves to the kinds that it does not describe: A
+// begins with a dimension of ranks, B with one of outputs, and both have a second one.
 func validateStacks(m *Manifest, l *Layer) error {
 	if l.Kind != Conv && !l.Kind.IsExpert() {
 		return nil
@@ -93,9 +94,9 @@ func validateStacks(m *Manifest, l *Layer) error {
 	return nil
 }
 
-// validate checks what the records of a manifest must be together: R34 to R54. Everything that follows may rely on it:
-// indexes are in range, and the sizes of tensors are whole numbers of bytes that fit an int64.
-// No codings means that all tensors are raw.
+// validate checks what the records of a manifest must be together: R34 to R54. Everything that
+// follows may rely on it: indexes are in range, and the sizes of tensors are whole numbers of bytes
+// that fit an int64. No codings means that all tensors are raw.
 func validate(m *Manifest, codings []coding) error {
 	if len(m.Tensors) > maxTensors {
 		return broken(49, "%d tensors, the limit is %d", len(m.Tensors), maxTensors)

@@ -18,7 +18,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// The vectors are written from spec/FORMAT.md by testdata/vectors/make.py, which shares no code with this package.
+// The vectors are written from spec/FORMAT.md by testdata/vectors/make.py, which shares no code
+// with this package.
 
 // task is a way to read a file; it returns what it found wrong.
 type task struct {
@@ -133,8 +134,8 @@ func hasKind(err error) bool {
 	return false
 }
 
-// checkValid compares what a valid vector holds with the index, and writes it again: the content is the same, and writing
-// once more gives the same bytes.
+// checkValid compares what a valid vector holds with the index, and writes it again: the content is
+// the same, and writing once more gives the same bytes.
 func checkValid(t *testing.T, name string, b []byte, o format.ReaderOptions, v *testkit.Vector) {
 	ctx := context.Background()
 	r, err := format.NewReader(bytes.NewReader(b), int64(len(b)), o)
@@ -180,7 +181,8 @@ func checkValid(t *testing.T, name string, b []byte, o format.ReaderOptions, v *
 	}
 }
 
-// tensorLines lists the tensors as the index does: adapters in their order, tensors in storage order.
+// tensorLines lists the tensors as the index does: adapters in their order, tensors in storage
+// order.
 func tensorLines(r *format.Reader) ([]string, error) {
 	m := r.Manifest()
 	var lines []string

@@ -14,10 +14,10 @@ import (
 // maxFailures bounds the failures that Verify lists.
 const maxFailures = 100
 
-// Verify checks every rule for the whole of a .lora file of the given size: R1 to R66 of spec/FORMAT.md. All failures
-// that can be told apart are joined in the error, in the order of the file, up to a hundred. Where the end of the file
-// does not say where its chunks are, the file is read from the beginning and the first failure is all. The summary is
-// nil when there is an error.
+// Verify checks every rule for the whole of a .lora file of the given size: R1 to R66 of
+// spec/FORMAT.md. All failures that can be told apart are joined in the error, in the order of the
+// file, up to a hundred. Where the end of the file does not say where its chunks are, the file is
+// read from the beginning and the first failure is all. The summary is nil when there is an error.
 //
 // Chunks are decoded on ReaderOptions.Workers processors; memory is as for a StreamReader.
 func Verify(ctx context.Context, r io.ReaderAt, size int64, opts ReaderOptions) (*Summary, error) {
@@ -63,8 +63,8 @@ func Verify(ctx context.Context, r io.ReaderAt, size int64, opts ReaderOptions) 
 	return sum, nil
 }
 
-// walkThrough finds out, by reading a file from its beginning, why its end is not where or what it should be; known is
-// what the end itself says.
+// walkThrough finds out, by reading a file from its beginning, why its end is not where or what it
+// should be; known is what the end itself says.
 func walkThrough(ctx context.Context, r io.ReaderAt, size int64, opts ReaderOptions, known error) error {
 	x, err := NewStreamReader(io.NewSectionReader(r, 0, size), opts)
 	if err == nil {
@@ -143,8 +143,8 @@ func (v *verification) content() string {
 	return id
 }
 
-// checkContent returns the content id, given the SHA-256 of every blob, and every violation of R55 and R62; off is where
-// the tail begins.
+// checkContent returns the content id, given the SHA-256 of every blob, and every violation of R55
+// and R62; off is where the tail begins.
 func checkContent(m *Manifest, t *tail, off int64, sums []sum) (string, []error) {
 	errs := checkAttachments(m, sums)
 	id := contentID(m, sums)

@@ -9,8 +9,8 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// This file holds the layout of the three skippable frames around the chunks (spec sections 3, 4, 10 and 11): every
-// offset of the format, and what parses and appends the fields there.
+// This file holds the layout of the three skippable frames around the chunks (spec sections 3, 4,
+// 10 and 11): every offset of the format, and what parses and appends the fields there.
 
 const (
 	headMagic    = 0x184D2A5A
@@ -78,7 +78,8 @@ func (h *head) frameBytes() int64 { return skipBytes + int64(h.size) }
 // storedManifest is the length of the manifest's data frame.
 func (h *head) storedManifest() int64 { return h.frameBytes() - headBytes }
 
-// parseHead reads the head from the first bytes of a file, headBytes of them unless the file is shorter.
+// parseHead reads the head from the first bytes of a file, headBytes of them unless the file is
+// shorter.
 func parseHead(p []byte, limit int64) (head, error) {
 	var h head
 	if len(p) < sigBytes {
@@ -148,24 +149,27 @@ func (t *tail) headDigest() []byte    { return t.buf[16:48] }
 func (t *tail) contentID() []byte     { return t.buf[48:80] }
 func (t *tail) digest(i int64) []byte { return t.buf[digestsBytes+digestBytes*i:][:digestBytes] }
 
-// entry returns compressed and decompressed size of frame i of the seek table: 0 is the head, c+1 the digests frame.
+// entry returns compressed and decompressed size of frame i of the seek table: 0 is the head, c+1
+// the digests frame.
 func (t *tail) entry(i int64) (stored, raw uint32) {
 	e := t.seekTable()[skipBytes+seekEntryBytes*i:]
 	return le.Uint32(e), le.Uint32(e[4:])
 }
 
-// expect is what a tail is checked against: what the head and the manifest say, and what is known of the file.
+// expect is what a tail is checked against: what the head and the manifest say, and what is known
+// of the file.
 type expect struct {
 	plan   *plan
 	head   int64    // length of the head
 	digest [32]byte // SHA-256 of the head
 	off    int64    // where the tail begins
-	// stored is the length of chunk frame i where the frames have been seen; nil where the seek table is all there is.
+	// stored is the length of chunk frame i where the frames have been seen; nil where the seek
+	// table is all there is.
 	stored func(i int64) int64
 }
 
-// check returns every violation of R58 to R60 and R63 to R66, in the order of the bytes; located is false when the
-// entries of the seek table cannot be what they should.
+// check returns every violation of R58 to R60 and R63 to R66, in the order of the bytes; located is
+// false when the entries of the seek table cannot be what they should.
 func (t *tail) check(x *expect) (errs []error, located bool) {
 	add := func(at int64, e *fault.Error) { errs = append(errs, e.At(x.off+at)) }
 	if magic, size := le.Uint32(t.buf), le.Uint32(t.buf[4:]); magic != digestsMagic || int64(size) != digestsLen(t.c)-skipBytes {
@@ -235,8 +239,8 @@ func (t *tail) checkEntries(x *expect, add func(int64, *fault.Error)) (bad bool)
 	return bad
 }
 
-// index replaces, in a checked seek table, the entry of every chunk by the offset in the file where its frame ends: the
-// 40 bytes per chunk of the tail are then all that a reader keeps.
+// index replaces, in a checked seek table, the entry of every chunk by the offset in the file where
+// its frame ends: the 40 bytes per chunk of the tail are then all that a reader keeps.
 func (t *tail) index() {
 	var off int64
 	for i := range t.c + 1 {

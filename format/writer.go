@@ -16,24 +16,26 @@ import (
 type WriterOptions struct {
 	// ChunkLog2: chunks hold 2^ChunkLog2 raw bytes, 16 to 24; 0 means 20, 1 MiB.
 	ChunkLog2 int
-	// Workers is the number of chunks that are compressed at once; 0 means one per processor. The bytes written do not
-	// depend on it.
+	// Workers is the number of chunks that are compressed at once; 0 means one per processor. The
+	// bytes written do not depend on it.
 	Workers int
 	// MaxManifestBytes bounds the manifest, so that readers can open the file: 0 means 16 MiB, the
 	// default of ReaderOptions; a larger manifest, up to 64 MiB, needs a reader that is told so.
 	MaxManifestBytes int64
-	// Tool and Version name the program that writes; if Tool is empty, the source's provenance is kept.
+	// Tool and Version name the program that writes; if Tool is empty, the source's provenance is
+	// kept.
 	Tool, Version string
 }
 
 // Check refuses, before any work, a manifest that Write would refuse for its size, as far as the
-// names and the numbers of tensors and layers tell: what they take at least is above the limit. Write
-// checks the exact size.
+// names and the numbers of tensors and layers tell: what they take at least is above the limit.
+// Write checks the exact size.
 func (o WriterOptions) Check(m *Manifest) error {
 	return o.checkSize(m, leastManifestBytes(m), "at least ")
 }
 
-// checkSize compares the size of the manifest of m with the limit; about says how the size is known.
+// checkSize compares the size of the manifest of m with the limit; about says how the size is
+// known.
 func (o WriterOptions) checkSize(m *Manifest, size int64, about string) error {
 	limit := manifestLimit(o.MaxManifestBytes)
 	if size <= limit {
@@ -46,9 +48,9 @@ func (o WriterOptions) checkSize(m *Manifest, size int64, about string) error {
 	return e.WithHint(hintManifest)
 }
 
-// PeakBytes estimates the memory that Write takes for a manifest, beside the source: the manifest as
-// text and as it is read again to prove it, and for each worker a chunk before and after it is encoded,
-// with the state of the encoder. What is not yet collected counts as much again.
+// PeakBytes estimates the memory that Write takes for a manifest, beside the source: the manifest
+// as text and as it is read again to prove it, and for each worker a chunk before and after it is
+// encoded, with the state of the encoder. What is not yet collected counts as much again.
 func (o WriterOptions) PeakBytes(m *Manifest) int64 {
 	const (
 		manifestTimes = 8       // its text, measured with many small tensors
@@ -83,7 +85,8 @@ type Writer struct {
 	summary *Summary
 }
 
-// NewWriter returns a Writer. The file is complete when Store has returned nil; the caller closes w.
+// NewWriter returns a Writer. The file is complete when Store has returned nil; the caller closes
+// w.
 func NewWriter(w io.Writer, opts WriterOptions) *Writer { return &Writer{w: w, opts: opts} }
 
 // Store writes the file.
@@ -95,10 +98,11 @@ func (w *Writer) Store(ctx context.Context, src Source) (err error) {
 // Summary describes the file that Store has written, and is nil before.
 func (w *Writer) Summary() *Summary { return w.summary }
 
-// Write writes src as a .lora file to w, in one pass from the first byte to the last. The file depends on what src holds
-// and on the chunk size alone: neither on the order in which src lists it nor on the number of workers. src is read in
-// the order of the file. Memory is the manifest, 40 bytes per chunk, 32 per tensor, and two chunks per worker beside
-// the tables of the compressor. After an error w has the beginning of a file, which every reader takes for truncated.
+// Write writes src as a .lora file to w, in one pass from the first byte to the last. The file
+// depends on what src holds and on the chunk size alone: neither on the order in which src lists it
+// nor on the number of workers. src is read in the order of the file. Memory is the manifest, 40
+// bytes per chunk, 32 per tensor, and two chunks per worker beside the tables of the compressor.
+// After an error w has the beginning of a file, which every reader takes for truncated.
 func Write(ctx context.Context, w io.Writer, src Source, opts WriterOptions) (*Summary, error) {
 	if src.Manifest() == nil {
 		return nil, noManifest()
@@ -240,8 +244,8 @@ func (f *fileWriter) encode(worker, i int) error {
 	return nil
 }
 
-// library returns the encoder for n raw bytes of a dtype: the slot's own, or for long text the one that takes more time
-// and memory.
+// library returns the encoder for n raw bytes of a dtype: the slot's own, or for long text the one
+// that takes more time and memory.
 func (f *fileWriter) library(s *slot, t dtype.Type, n int) *library {
 	if t == dtype.Invalid && n >= longText {
 		return &f.text
@@ -283,7 +287,8 @@ func checkAttachments(m *Manifest, sums []sum) (errs []error) {
 	return errs
 }
 
-// isSourceHeader reports whether an attachment is the header of a source file, whose sha256 is that of the file.
+// isSourceHeader reports whether an attachment is the header of a source file, whose sha256 is that
+// of the file.
 func isSourceHeader(m *Manifest, name string) bool {
 	if len(m.Adapters) == 1 {
 		return name == SourceHeader

@@ -17,12 +17,14 @@ type coder struct {
 	spare  []byte
 }
 
-// stockRatio: a chunk that shrinks below 1/stockRatio holds repetitions, which blocks of literals cannot express.
+// stockRatio: a chunk that shrinks below 1/stockRatio holds repetitions, which blocks of literals
+// cannot express.
 const stockRatio = 2
 
-// encode appends the data frame for coded bytes made of planes of width bytes each, and of one plane for width 1: blocks
-// of literals, or what the library makes of it where that may be and is smaller. The frame has at most
-// bound(len(coded)) bytes. The bytes depend on the input, and on which library it is, alone.
+// encode appends the data frame for coded bytes made of planes of width bytes each, and of one
+// plane for width 1: blocks of literals, or what the library makes of it where that may be and is
+// smaller. The frame has at most bound(len(coded)) bytes. The bytes depend on the input, and on
+// which library it is, alone.
 func (c *coder) encode(dst, coded []byte, width int, lib *library) []byte {
 	start := len(dst)
 	dst = c.literals(dst, coded, len(coded)/width)
@@ -35,19 +37,21 @@ func (c *coder) encode(dst, coded []byte, width int, lib *library) []byte {
 	return dst
 }
 
-// library is an encoder that searches for repetitions. It takes its memory when it is used first: 3 MiB, or, if it is to
-// do its best, 35 MiB. It may be used by several goroutines, which wait for each other.
+// library is an encoder that searches for repetitions. It takes its memory when it is used first: 3
+// MiB, or, if it is to do its best, 35 MiB. It may be used by several goroutines, which wait for
+// each other.
 type library struct {
 	best bool
 	once sync.Once
 	z    *zstd.Encoder
 }
 
-// longText is how long manifests and attachments are that are worth the memory of an encoder which does its best.
+// longText is how long manifests and attachments are that are worth the memory of an encoder which
+// does its best.
 const longText = 64 << 10
 
-// libraryWindow is how far back the library looks: no further than a chunk is usually long, as its memory is a multiple
-// of it.
+// libraryWindow is how far back the library looks: no further than a chunk is usually long, as its
+// memory is a multiple of it.
 const libraryWindow = 1 << 20
 
 // encode appends a data frame.
@@ -101,7 +105,8 @@ type blockWriter struct {
 	huff     *huff0.Scratch
 }
 
-// add appends a block of the given kind for the next n bytes, or a raw one where that is not larger.
+// add appends a block of the given kind for the next n bytes, or a raw one where that is not
+// larger.
 func (w *blockWriter) add(kind, n int) {
 	p := w.coded[w.to : w.to+n]
 	switch {
@@ -152,8 +157,9 @@ const (
 	maxOneStream    = 1<<10 - 1 // the most literals in one stream; more are cut into four
 )
 
-// huffman appends a block whose literals section is p under a Huffman code of its own, with no sequences behind it (RFC
-// 8878, section 3.1.1.3.1), and reports whether that is smaller than p. Otherwise nothing is appended.
+// huffman appends a block whose literals section is p under a Huffman code of its own, with no
+// sequences behind it (RFC 8878, section 3.1.1.3.1), and reports whether that is smaller than p.
+// Otherwise nothing is appended.
 func (w *blockWriter) huffman(p []byte) bool {
 	n := len(p)
 	compress, format := huff0.Compress4X, uint64(3)
@@ -187,7 +193,8 @@ func (w *blockWriter) huffman(p []byte) bool {
 
 func appendUint24(dst []byte, x uint64) []byte { return append(dst, byte(x), byte(x>>8), byte(x>>16)) }
 
-// decoder decodes data frames. Its method may be called from several goroutines, as many at once as it was made for.
+// decoder decodes data frames. Its method may be called from several goroutines, as many at once as
+// it was made for.
 type decoder struct{ z *zstd.Decoder }
 
 func newDecoder(concurrency int) *decoder {
@@ -198,8 +205,8 @@ func newDecoder(concurrency int) *decoder {
 	return &decoder{z}
 }
 
-// decode decodes the data frame p, which lies at off in the file, to dst, as long as the content is known to be. What
-// is in dst after an error is undefined.
+// decode decodes the data frame p, which lies at off in the file, to dst, as long as the content is
+// known to be. What is in dst after an error is undefined.
 func (d *decoder) decode(dst, p []byte, off int64) error {
 	if err := walkFrame(p, off, int64(len(dst))); err != nil {
 		return err

@@ -21,8 +21,8 @@ type add struct {
 	isInverse bool             // the inverse is wanted as well
 }
 
-// sum is Σ S·L·R of a band, made ready for a kernel, in the arithmetic that the tensor needs. The zero
-// value adds nothing.
+// sum is Σ S·L·R of a band, made ready for a kernel, in the arithmetic that the tensor needs. The
+// zero value adds nothing.
 type sum struct {
 	narrow, narrowBack *kernel.Update[float32]
 	broad, broadBack   *kernel.Update[float64]
@@ -120,8 +120,8 @@ func isWide(t *target, terms []resolve.Term) bool {
 	return false
 }
 
-// bytesOfTerms is the memory of some terms of a band: what the kernel makes of their factors, and of a
-// residual the whole weight and some vectors of both sides for each singular vector.
+// bytesOfTerms is the memory of some terms of a band: what the kernel makes of their factors, and
+// of a residual the whole weight and some vectors of both sides for each singular vector.
 func bytesOfTerms(t *target, terms []resolve.Term, wide bool) int64 {
 	_, nCols := t.Matrix()
 	n := kernel.UpdateBytes(t.DType, wide, t.bandRows(), nCols, rankOf(terms))
@@ -158,7 +158,8 @@ func prepare[T kernel.Float](a *add, terms []resolve.Term) (*kernel.Update[T], i
 	return kernel.Prepare(a.k.kernel, a.t.DType, int(a.t.bandRows()), int(nCols), loaded), nonFinite, nil
 }
 
-// loadTerms reads the factors of the terms of one band, and counts their values that are not finite.
+// loadTerms reads the factors of the terms of one band, and counts their values that are not
+// finite.
 func loadTerms[T kernel.Float](t *target, terms []resolve.Term, k *tools, tolerant bool) (loaded []kernel.Term[T], nonFinite int, err error) {
 	nRows := int(t.bandRows())
 	_, n := t.Matrix()
@@ -194,8 +195,8 @@ func loadTerms[T kernel.Float](t *target, terms []resolve.Term, k *tools, tolera
 // pieceBytes is how much of a factor is read at a time, or one line of it if that is longer.
 const pieceBytes = 1 << 18
 
-// lines is the order in which a factor is read from its tensor: line by line, along the larger of its two steps from line to line, along
-// the smaller one within.
+// lines is the order in which a factor is read from its tensor: line by line, along the larger of
+// its two steps from line to line, along the smaller one within.
 type lines struct {
 	byRank         bool // from line to line, k grows; else j does
 	outer, inner   int  // steps in the tensor
@@ -210,8 +211,8 @@ func linesOf(f *resolve.Factor, rank int) lines {
 	return lines{outer: f.Along, nOuter: stored, inner: f.Across, nInner: rank}
 }
 
-// loadFactor writes a factor into a matrix of zeros, element (k, j) of the weight's whole length to dst[k·across + j·along], and
-// counts the values that are not finite.
+// loadFactor writes a factor into a matrix of zeros, element (k, j) of the weight's whole length to
+// dst[k·across + j·along], and counts the values that are not finite.
 func loadFactor[T kernel.Float](dst []T, f resolve.Factor, rank, whole, across, along int, s *shelf) (nonFinite int, err error) {
 	if f.Source == nil {
 		dst[0] = 1
@@ -277,7 +278,8 @@ func isStraight(f *resolve.Factor, l *lines, across, along int) bool {
 	return f.Repeat == 1 && l.inner == 1 && inner == 1 && l.outer == l.nInner && outer == l.nInner
 }
 
-// scatter puts n lines, from the given one on, in their places in dst, and counts the values that are not finite.
+// scatter puts n lines, from the given one on, in their places in dst, and counts the values that
+// are not finite.
 func scatter[T kernel.Float](dst, values []T, f *resolve.Factor, l *lines, first, n, across, along int) (nonFinite int) {
 	for o := range n {
 		for in := range l.nInner {
@@ -311,8 +313,8 @@ func put[T kernel.Float](dst []T, f *resolve.Factor, x T, k, j, across, along in
 	}
 }
 
-// shelf keeps tensors of adapters that several bands or targets need a part of, such as the factors of stacked experts, as they are
-// stored: from the first that reads one to the last.
+// shelf keeps tensors of adapters that several bands or targets need a part of, such as the factors
+// of stacked experts, as they are stored: from the first that reads one to the last.
 type shelf struct {
 	lock  sync.Mutex
 	books map[resolve.Blob]*book

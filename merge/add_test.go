@@ -59,8 +59,9 @@ func openHead(t *testing.T, base, adapter string, options merge.Options) (*merge
 	return p, err
 }
 
-// TestAddedHeadsEqualPEFT: the output has every tensor of the model that PEFT merges and transformers saves, under its name, with
-// its shape and with the values rounded once; what the base has beyond that stays.
+// TestAddedHeadsEqualPEFT: the output has every tensor of the model that PEFT merges and
+// transformers saves, under its name, with its shape and with the values rounded once; what the
+// base has beyond that stays.
 func TestAddedHeadsEqualPEFT(t *testing.T) {
 	eachHead(t, func(t *testing.T, dir string, c head) {
 		p, err := openHead(t, filepath.Join(dir, "base"), filepath.Join(dir, "adapter"), merge.Options{AddTensors: true})
@@ -146,7 +147,8 @@ func checkAdded(t *testing.T, c head, p *merge.Plan, report *merge.Report) {
 	}
 }
 
-// TestConfigFollowsTheTask: config.json names the class and the labels; every other field stays as it is.
+// TestConfigFollowsTheTask: config.json names the class and the labels; every other field stays as
+// it is.
 func TestConfigFollowsTheTask(t *testing.T) {
 	eachHead(t, func(t *testing.T, dir string, c head) {
 		p, err := openHead(t, filepath.Join(dir, "base"), filepath.Join(dir, "adapter"), merge.Options{AddTensors: true})
@@ -178,7 +180,8 @@ func TestConfigFollowsTheTask(t *testing.T) {
 	})
 }
 
-// TestIndexNamesWhatIsAdded: the index of shards has exactly the names, and the size, of what the shards hold.
+// TestIndexNamesWhatIsAdded: the index of shards has exactly the names, and the size, of what the
+// shards hold.
 func TestIndexNamesWhatIsAdded(t *testing.T) {
 	for _, name := range []string{"gpt2", "llama"} {
 		dir := filepath.Join(fixtures, "heads", name)
@@ -238,7 +241,8 @@ func TestUndoRefusesWhatIsAdded(t *testing.T) {
 	})
 }
 
-// TestAddTensorsOfAFile: a base without a directory has no config.json to change, and a warning says what to set.
+// TestAddTensorsOfAFile: a base without a directory has no config.json to change, and a warning
+// says what to set.
 func TestAddTensorsOfAFile(t *testing.T) {
 	dir := filepath.Join(fixtures, "heads", "bert")
 	base := filepath.Join(dir, "base", "model.safetensors")

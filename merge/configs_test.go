@@ -20,7 +20,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// publishedConfig is what a configuration asks of its adapter, as far as this test makes one of its shape.
+// publishedConfig is what a configuration asks of its adapter, as far as this test makes one of its
+// shape.
 type publishedConfig struct {
 	Type    string `json:"peft_type"`
 	R       uint64 `json:"r"`
@@ -50,9 +51,9 @@ func (n *names) UnmarshalJSON(text []byte) error {
 	return err
 }
 
-// TestPublishedConfigurations makes an adapter of the shape of each of the 287 configurations in testdata/configs, and merges
-// it or reads the refusal: a method that is not LoRA is named, and what is beyond plain LoRA is required by its name, whether or
-// not it is applied.
+// TestPublishedConfigurations makes an adapter of the shape of each of the 287 configurations in
+// testdata/configs, and merges it or reads the refusal: a method that is not LoRA is named, and
+// what is beyond plain LoRA is required by its name, whether or not it is applied.
 func TestPublishedConfigurations(t *testing.T) {
 	f, err := os.Open("../testdata/configs/peft.jsonl")
 	if err != nil {
@@ -157,7 +158,8 @@ func (c *publishedConfig) features() (want []format.Feature) {
 	return want
 }
 
-// targets are the last parts of the names of the modules; without any in the configuration PEFT has taken those of a llama.
+// targets are the last parts of the names of the modules; without any in the configuration PEFT has
+// taken those of a llama.
 func (c *publishedConfig) targets() []string {
 	if c.Targets == nil {
 		return []string{"q_proj", "v_proj"}
@@ -165,7 +167,8 @@ func (c *publishedConfig) targets() []string {
 	return c.Targets
 }
 
-// make returns an adapter, and a base that it fits. Every module is 16×12, but embeddings and convolutions.
+// make returns an adapter, and a base that it fits. Every module is 16×12, but embeddings and
+// convolutions.
 func (c *publishedConfig) make() (adapter, base []testkit.Tensor) {
 	const m, n = 16, 12
 	rng := rand.New(rand.NewPCG(1, 2))

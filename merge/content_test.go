@@ -39,8 +39,9 @@ func disguise(src format.Source, release string) disguised {
 	return disguised{src, &m}
 }
 
-// TestNothingButTheContentDecidesBytes merges every fixture again with adapters of the same content id
-// that say other things about the release that made them, the dialect, the orientation and the base.
+// TestNothingButTheContentDecidesBytes merges every fixture again with adapters of the same content
+// id that say other things about the release that made them, the dialect, the orientation and the
+// base.
 func TestNothingButTheContentDecidesBytes(t *testing.T) {
 	compared := 0
 	for _, kind := range []string{"merge", "eras"} {

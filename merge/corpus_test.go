@@ -21,8 +21,9 @@ import (
 // corpus is a directory of adapters of other people: by default the few that the repository holds.
 var corpus = flag.String("corpus", "../testdata/corpus", "directory with one adapter per sub-directory")
 
-// TestAdaptersOfOtherPeople merges every adapter into a base that is made from its own shapes, and compares sampled elements
-// with exact arithmetic; what is not merged has to be refused with a kind and a reason.
+// TestAdaptersOfOtherPeople merges every adapter into a base that is made from its own shapes, and
+// compares sampled elements with exact arithmetic; what is not merged has to be refused with a kind
+// and a reason.
 func TestAdaptersOfOtherPeople(t *testing.T) {
 	dirs, err := filepath.Glob(filepath.Join(*corpus, "*", "SOURCE.json"))
 	if err != nil || len(dirs) == 0 {

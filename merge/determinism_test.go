@@ -19,15 +19,15 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// The numbers of workers and the sizes of blocks under which a merge gives the same bytes: a row at a time, a few rows,
-// and the default.
+// The numbers of workers and the sizes of blocks under which a merge gives the same bytes: a row at
+// a time, a few rows, and the default.
 var (
 	someWorkers = []int{1, 2, 7}
 	someBlocks  = []int{1, 4096, 0}
 )
 
-// checkDeterminism merges in every way and compares the outputs with the first, and the reports of equal block sizes: these add up
-// the same figures in the same order, whoever computed them.
+// checkDeterminism merges in every way and compares the outputs with the first, and the reports of
+// equal block sizes: these add up the same figures in the same order, whoever computed them.
 func checkDeterminism(t *testing.T, open func(merge.Options) (*merge.Plan, error)) {
 	t.Helper()
 	var first map[string]string
@@ -70,8 +70,9 @@ func TestBytesDoNotDependOnWorkersAndBlocks(t *testing.T) {
 	})
 }
 
-// mixed is a base of several files' worth of dtypes, with tensors that take several blocks of the default size, one whose rows are
-// longer than a block, odd alignment, and tensors that no adapter touches.
+// mixed is a base of several files' worth of dtypes, with tensors that take several blocks of the
+// default size, one whose rows are longer than a block, odd alignment, and tensors that no adapter
+// touches.
 type mixed struct {
 	base     string
 	adapters []merge.Adapter
@@ -165,8 +166,8 @@ func TestBytesOfManyBlocksDoNotDependOnWorkersAndBlocks(t *testing.T) {
 	checkDeterminism(t, func(o merge.Options) (*merge.Plan, error) { return m.open(t, o) })
 }
 
-// TestManyBlocksAreRoundedOnce compares a sample of the elements of every target with the exact sum, rounded once, and everything else
-// with the base.
+// TestManyBlocksAreRoundedOnce compares a sample of the elements of every target with the exact
+// sum, rounded once, and everything else with the base.
 func TestManyBlocksAreRoundedOnce(t *testing.T) {
 	m := writeMixed(t)
 	p, err := m.open(t, merge.Options{})
@@ -234,8 +235,9 @@ func (m *mixed) exact(name string, i, j, nCols int) *big.Float {
 	return sum
 }
 
-// storeExact rounds once: a sum is cut to float64 with its last bit set where something was cut off (round to odd), which keeps
-// every tie a tie and nothing else; 53 bits are more than twice those of the narrower dtypes.
+// storeExact rounds once: a sum is cut to float64 with its last bit set where something was cut off
+// (round to odd), which keeps every tie a tie and nothing else; 53 bits are more than twice those
+// of the narrower dtypes.
 func storeExact(d dtype.Type, dst []byte, sum *big.Float) {
 	if d == dtype.F64 {
 		x, _ := sum.Float64()

@@ -17,7 +17,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// stackedAdapter writes an adapter of two nested parameters of model.experts, for two experts of rank 1.
+// stackedAdapter writes an adapter of two nested parameters of model.experts, for two experts of
+// rank 1.
 func stackedAdapter(t *testing.T, parameters string, inner, outer []testkit.Tensor, ranks string) merge.Adapter {
 	t.Helper()
 	dir := t.TempDir()
@@ -32,7 +33,8 @@ func stackedAdapter(t *testing.T, parameters string, inner, outer []testkit.Tens
 	return merge.Adapter{Source: src, Name: dir, Weight: 1}
 }
 
-// expertFactors are those of two experts of rank 1 for a parameter 2×d1×d2: expert e adds a at (e, i, j).
+// expertFactors are those of two experts of rank 1 for a parameter 2×d1×d2: expert e adds a at (e,
+// i, j).
 func expertFactors(path string, d1, d2 int, at [2]int, a float64) []testkit.Tensor {
 	fa, fb := make([]float64, 2*d2), make([]float64, d1*2)
 	for e := range 2 {
@@ -46,8 +48,8 @@ func expertFactors(path string, d1, d2 int, at [2]int, a float64) []testkit.Tens
 	}
 }
 
-// TestUnknownParametersAreToldApartByShape: PEFT nests the factors of a module's parameters in an order that only the model knows. Where
-// the names are not known, the shapes have to tell.
+// TestUnknownParametersAreToldApartByShape: PEFT nests the factors of a module's parameters in an
+// order that only the model knows. Where the names are not known, the shapes have to tell.
 func TestUnknownParametersAreToldApartByShape(t *testing.T) {
 	zero := func(name string, shape ...uint64) testkit.Tensor {
 		n, _ := dtype.NElements(shape)
@@ -110,8 +112,8 @@ func (s *madeUp) Manifest() *format.Manifest                { return &s.manifest
 func (s *madeUp) ReadBlobAt(p []byte, _ int, _ int64) error { clear(p); return nil }
 func (s *madeUp) Close() error                              { return nil }
 
-// TestLayersOfAnyShapeAreMergedOrRefused: layers of every kind, with every requirement and factors of any few dimensions, never break a
-// rule of the program itself.
+// TestLayersOfAnyShapeAreMergedOrRefused: layers of every kind, with every requirement and factors
+// of any few dimensions, never break a rule of the program itself.
 func TestLayersOfAnyShapeAreMergedOrRefused(t *testing.T) {
 	base := filepath.Join(t.TempDir(), "model.safetensors")
 	rng := rand.New(rand.NewPCG(5, 6))

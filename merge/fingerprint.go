@@ -8,12 +8,12 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// nFingerprints is how many tensors of a base an adapter remembers: enough to tell a fine-tune of the base from it, and few
-// enough that comparing them costs no noticeable time.
+// nFingerprints is how many tensors of a base an adapter remembers: enough to tell a fine-tune of
+// the base from it, and few enough that comparing them costs no noticeable time.
 const nFingerprints = 4
 
-// BaseOf says which base a plan has, for the adapter's own record: the fingerprints of a few of the tensors that change, spread over
-// the model. Name and revision are those that the adapter states.
+// BaseOf says which base a plan has, for the adapter's own record: the fingerprints of a few of the
+// tensors that change, spread over the model. Name and revision are those that the adapter states.
 func (p *Plan) BaseOf(ctx context.Context, adapter int) (format.Base, error) {
 	base := p.adapters[adapter].Source.Manifest().Adapters[0].Base
 	base.Fingerprints = make(map[string]string)
@@ -46,9 +46,10 @@ func fingerprint(ctx context.Context, ref checkpoint.Ref) (string, error) {
 	return id, fault.InFile(err, t.Path())
 }
 
-// checkBase compares the tensors that an adapter remembers of its base with those of the base that is there. A name that this
-// base does not have says nothing: the same model can be stored under other names. Nor does a tensor from which a merge is taken out: its
-// values before that are not known yet.
+// checkBase compares the tensors that an adapter remembers of its base with those of the base that
+// is there. A name that this base does not have says nothing: the same model can be stored under
+// other names. Nor does a tensor from which a merge is taken out: its values before that are not
+// known yet.
 func (p *planner) checkBase(ctx context.Context, a *format.Adapter) error {
 	var other, unknown []string
 	for name, want := range a.Base.Fingerprints {

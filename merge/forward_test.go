@@ -26,20 +26,23 @@ func roundoff(d dtype.Type) (u, tiny float64) {
 	return 0x1p-8, 0x1p-133 // BF16
 }
 
-// TestTheMergedLayerComputesWhatBaseAndAdapterDo: h = W′x is W0·x + s·B·(A·x), Hu et al., equation 3, for random x.
+// TestTheMergedLayerComputesWhatBaseAndAdapterDo: h = W′x is W0·x + s·B·(A·x), Hu et al., equation
+// 3, for random x.
 //
-// W′ = RN(W0 + s·B·A), so every element of W′ is within u·|w′| + tiny/2 of the exact sum, with u and tiny those of the base's
-// dtype, and row i of W′x within
+// W′ = RN(W0 + s·B·A), so every element of W′ is within u·|w′| + tiny/2 of the exact sum, with u
+// and tiny those of the base's dtype, and row i of W′x within
 //
 //	Σ_j (u·|w′_ij| + tiny/2)·|x_j|
 //
-// of the right-hand side. Both sides are evaluated here in float64, v = 2⁻⁵³, where a value that goes through k roundings is off by
-// at most γ_k = k·v/(1 − k·v) of the sum of its terms' magnitudes: k = n for W′x and W0·x, at most n + r + 3 for s·B·(A·x), and one more
-// for each of the two sums that follow. With k = n + r + 5 throughout, the bound grows by
+// of the right-hand side. Both sides are evaluated here in float64, v = 2⁻⁵³, where a value that
+// goes through k roundings is off by at most γ_k = k·v/(1 − k·v) of the sum of its terms'
+// magnitudes: k = n for W′x and W0·x, at most n + r + 3 for s·B·(A·x), and one more for each of the
+// two sums that follow. With k = n + r + 5 throughout, the bound grows by
 //
 //	γ_k·(Σ_j |w′_ij·x_j| + Σ_j |w_ij·x_j| + |s|·Σ_l |b_il|·Σ_j |a_lj·x_j|).
 //
-// The bound itself is a sum of positive numbers, computed to within γ_k of its value; the last factor is for that.
+// The bound itself is a sum of positive numbers, computed to within γ_k of its value; the last
+// factor is for that.
 func TestTheMergedLayerComputesWhatBaseAndAdapterDo(t *testing.T) {
 	for _, c := range []struct {
 		base, adapter string
@@ -149,7 +152,8 @@ func checkForward(t *testing.T, src format.Source, l *format.Layer, d dtype.Type
 		sumBound += bound * bound
 		sumUpdate += s * bax * s * bax
 	}
-	// In a wide dtype the bound has to be small against what the adapter adds, or the test says nothing.
+	// In a wide dtype the bound has to be small against what the adapter adds, or the test says
+	// nothing.
 	if (d == dtype.F32 || d == dtype.F64) && !(sumBound < 1e-6*sumUpdate) {
 		t.Errorf("%s: the norm of the bound is %g and that of the update %g: the test is void", l.Module, math.Sqrt(sumBound), math.Sqrt(sumUpdate))
 	}

@@ -42,8 +42,8 @@ func diagonal(name string, parts ...testkit.Tensor) testkit.Tensor {
 	return testkit.Values(name, dtype.F32, []uint64{uint64(rows), uint64(cols)}, v...)
 }
 
-// TestTheWayOutOfSplitProjections does what the hint says where the base has projections in one module
-// that the adapter has apart: one LoRA of three in one module, and of two in another.
+// TestTheWayOutOfSplitProjections does what the hint says where the base has projections in one
+// module that the adapter has apart: one LoRA of three in one module, and of two in another.
 func TestTheWayOutOfSplitProjections(t *testing.T) {
 	const n, m, rank = 5, 3, 2
 	base, adapter, out := filepath.Join(t.TempDir(), "model.safetensors"), t.TempDir(), filepath.Join(t.TempDir(), "out.safetensors")

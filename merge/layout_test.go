@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestBatchesCoverTheJobsInOrder: every job is in one batch, a batch is one range of one file and no longer than a block, and what
-// is too large for company is alone.
+// TestBatchesCoverTheJobsInOrder: every job is in one batch, a batch is one range of one file and
+// no longer than a block, and what is too large for company is alone.
 func TestBatchesCoverTheJobsInOrder(t *testing.T) {
 	const block = 1000
 	p := &Plan{options: Options{BlockBytes: block}}

@@ -40,7 +40,8 @@ func openWeighted(t *testing.T, base string, names []string, weights []float64) 
 	return p, err
 }
 
-// TestWeightsThatMergeNothing: a weight that was forgotten, or that is no number, is refused by name.
+// TestWeightsThatMergeNothing: a weight that was forgotten, or that is no number, is refused by
+// name.
 func TestWeightsThatMergeNothing(t *testing.T) {
 	for w, word := range map[float64]string{0: "weight is 0", math.Copysign(0, -1): "weight is 0", math.NaN(): "NaN", math.Inf(1): "+Inf"} {
 		_, err := openWeighted(t, "llama-f32", []string{"merge/f32/adapter", "merge/dora/adapter"}, []float64{1, w})
@@ -83,8 +84,8 @@ func TestPlanRunsOnce(t *testing.T) {
 	}
 }
 
-// TestDoRAIsNotMixed: the magnitudes rescale whatever the weight is by then, so that neither a part of them nor a second change has
-// one meaning.
+// TestDoRAIsNotMixed: the magnitudes rescale whatever the weight is by then, so that neither a part
+// of them nor a second change has one meaning.
 func TestDoRAIsNotMixed(t *testing.T) {
 	for _, c := range []struct {
 		names   []string
@@ -103,9 +104,9 @@ func TestDoRAIsNotMixed(t *testing.T) {
 	}
 }
 
-// TestDoRAOfColumnsIsNearest: one row of an embedding is not zero, so that its norms are |V| and the
-// result is ±m, which lies half way between two numbers of BF16. Deciding that takes the exact norm
-// of a column, for which the tensor is read again.
+// TestDoRAOfColumnsIsNearest: one row of an embedding is not zero, so that its norms are |V| and
+// the result is ±m, which lies half way between two numbers of BF16. Deciding that takes the exact
+// norm of a column, for which the tensor is read again.
 func TestDoRAOfColumnsIsNearest(t *testing.T) {
 	const step = 0x1p-7 // from 1 to the next number
 	dir := t.TempDir()
@@ -134,8 +135,8 @@ func TestDoRAOfColumnsIsNearest(t *testing.T) {
 	}
 }
 
-// TestMethodsAreTheSameEverywhere: norms of columns are summed over the whole tensor, in one order for any workers and blocks; blocks
-// end anywhere between the bands of stacked experts.
+// TestMethodsAreTheSameEverywhere: norms of columns are summed over the whole tensor, in one order
+// for any workers and blocks; blocks end anywhere between the bands of stacked experts.
 func TestMethodsAreTheSameEverywhere(t *testing.T) {
 	for _, name := range []string{"dora-gpt2", "dora-embedding", "dora-all-linear", "experts", "experts-qwen", "experts-gpt-oss"} {
 		var first []byte
@@ -165,7 +166,8 @@ func TestMethodsAreTheSameEverywhere(t *testing.T) {
 	}
 }
 
-// TestContainersMergeAsTheirSources: a .lora file says all that merging needs to know of an adapter, whatever its method.
+// TestContainersMergeAsTheirSources: a .lora file says all that merging needs to know of an
+// adapter, whatever its method.
 func TestContainersMergeAsTheirSources(t *testing.T) {
 	ctx := context.Background()
 	eachFixture(t, "merge", 20, func(t *testing.T, dir string, c fixture) {

@@ -17,20 +17,22 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// Open plans the merge of adapters into the checkpoint at path. It fails, before anything is written, if any tensor of an
-// adapter could not be used exactly once. The caller closes the plan. Errors wrap a kind of package format.
+// Open plans the merge of adapters into the checkpoint at path. It fails, before anything is
+// written, if any tensor of an adapter could not be used exactly once. The caller closes the plan.
+// Errors wrap a kind of package format.
 func Open(ctx context.Context, path string, adapters []Adapter, options Options) (*Plan, error) {
 	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Merge(ctx, adapters, options) })
 }
 
-// OpenUnmerge plans to take adapters out of the merged checkpoint at path. With records the result is the checkpoint before these
-// merges byte for byte, headers included, and proved by digest.
+// OpenUnmerge plans to take adapters out of the merged checkpoint at path. With records the result
+// is the checkpoint before these merges byte for byte, headers included, and proved by digest.
 func OpenUnmerge(ctx context.Context, path string, remove Removal, options Options) (*Plan, error) {
 	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Unmerge(ctx, remove, options) })
 }
 
-// OpenSwap plans to take adapters out of the merged checkpoint at path and to merge others in the same pass. The result is that of
-// merging add into the checkpoint before the merges that are taken out. To keep an adapter of a record, name it on both sides.
+// OpenSwap plans to take adapters out of the merged checkpoint at path and to merge others in the
+// same pass. The result is that of merging add into the checkpoint before the merges that are taken
+// out. To keep an adapter of a record, name it on both sides.
 func OpenSwap(ctx context.Context, path string, remove Removal, add []Adapter, options Options) (*Plan, error) {
 	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Swap(ctx, remove, add, options) })
 }
@@ -45,8 +47,9 @@ func OpenBase(ctx context.Context, path string) (*Base, error) {
 	return newBase(checkpoint.Open(ctx, path))
 }
 
-// OpenBaseFS is OpenBase for a file or a directory of an fs.FS; "." is its root. Files that implement
-// io.ReaderAt are read by position, from several goroutines. Any other is read into memory whole.
+// OpenBaseFS is OpenBase for a file or a directory of an fs.FS; "." is its root. Files that
+// implement io.ReaderAt are read by position, from several goroutines. Any other is read into
+// memory whole.
 func OpenBaseFS(ctx context.Context, files fs.FS, name string) (*Base, error) {
 	return newBase(checkpoint.OpenFS(ctx, files, name))
 }
@@ -252,7 +255,8 @@ func (p *planner) checkTarget(t *target) error {
 	return p.checkBlocks(t)
 }
 
-// maxTogether is how much of a tensor is worked on at a time, at most, because records have cut it in different ways.
+// maxTogether is how much of a tensor is worked on at a time, at most, because records have cut it
+// in different ways.
 const maxTogether = 256 << 20
 
 // checkBlocks refuses records whose blocks only fit together after more than that.
@@ -283,7 +287,8 @@ func checkGiven(adapters []Adapter) error {
 	return nil
 }
 
-// noteFiles says which files of the base's directory are copied from elsewhere, and which not at all.
+// noteFiles says which files of the base's directory are copied from elsewhere, and which not at
+// all.
 func (p *planner) noteFiles() {
 	for _, name := range p.base.Beyond {
 		p.warn("%q of the base is a link that leads out of its directory: what lies there is copied", name)

@@ -12,8 +12,8 @@ import (
 
 // operation is one step of what happens to the rows of a tensor. The operations of a tensor run one
 // after the other on each block of its rows: restore or subtract what is taken out, replace, add or
-// rescale, set rows. To merge is a list of them, to unmerge is the list of their inverses, and a swap
-// is one after the other.
+// rescale, set rows. To merge is a list of them, to unmerge is the list of their inverses, and a
+// swap is one after the other.
 type operation interface {
 	// load reads what the operation needs for a band, before the first block with rows of it.
 	load(band int) error

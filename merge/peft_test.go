@@ -116,8 +116,8 @@ func (c fixture) openAdapters(t *testing.T, dir string) (adapters []merge.Adapte
 	return adapters, nil
 }
 
-// TestMergeEqualsPEFTInEveryElement compares every element of every tensor: a changed one with RN of what PEFT computes in
-// float64, any other with the base, bit for bit.
+// TestMergeEqualsPEFTInEveryElement compares every element of every tensor: a changed one with RN
+// of what PEFT computes in float64, any other with the base, bit for bit.
 func TestMergeEqualsPEFTInEveryElement(t *testing.T) {
 	elements := 0
 	compare := func(t *testing.T, dir string, c fixture) {
@@ -179,8 +179,8 @@ func bothZero(d dtype.Type, got, want []byte, i int) bool {
 	return d.IsFloat() && dtype.Load(d, got, i) == 0 && dtype.Load(d, want, i) == 0
 }
 
-// TestRefusalsNameTheirCause: nothing may appear at OUT, the error is of a kind that means bad input, and it has the words
-// that name the cause.
+// TestRefusalsNameTheirCause: nothing may appear at OUT, the error is of a kind that means bad
+// input, and it has the words that name the cause.
 func TestRefusalsNameTheirCause(t *testing.T) {
 	eachBase(t, "refuse", 20, func(t *testing.T, dir string, c fixture) {
 		parent := t.TempDir()

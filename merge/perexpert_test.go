@@ -38,8 +38,8 @@ func flat(t testkit.Tensor) testkit.Tensor {
 	return t
 }
 
-// expertProduct is element (i, j) of B·A of expert e, for the seeds of both; one matrix is shared where its
-// number of experts is 1.
+// expertProduct is element (i, j) of B·A of expert e, for the seeds of both; one matrix is shared
+// where its number of experts is 1.
 func expertProduct(seedA, nA, seedB, nB, e, i, j int) (x float64) {
 	for k := range expertRank {
 		x += small(seedB, min(e, nB-1), i, k) * small(seedA, min(e, nA-1), k, j)
@@ -167,8 +167,9 @@ func shapeOfExpert(parameter string) (rows, cols int) {
 	return 2 * inner, hidden
 }
 
-// TestFactorsOfExpertsAsTheyAreExported merges the factors of all experts, in the forms in which other
-// libraries than PEFT export them, into bases that have the experts in one tensor, or one by one.
+// TestFactorsOfExpertsAsTheyAreExported merges the factors of all experts, in the forms in which
+// other libraries than PEFT export them, into bases that have the experts in one tensor, or one by
+// one.
 func TestFactorsOfExpertsAsTheyAreExported(t *testing.T) {
 	refused := map[string]string{
 		"one side shared by all experts (Tinker), stacked and transposed": "row by row in turns",

@@ -21,8 +21,9 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// TestMagnitudesOfColumnsAreSwapped: a base that stores a weight as Conv1D does, or an embedding, has the
-// norms of DoRA in its columns, which need the values that are there when the other adapter is out.
+// TestMagnitudesOfColumnsAreSwapped: a base that stores a weight as Conv1D does, or an embedding,
+// has the norms of DoRA in its columns, which need the values that are there when the other adapter
+// is out.
 func TestMagnitudesOfColumnsAreSwapped(t *testing.T) {
 	const rows, cols = 70, 60 // of the layer; the base has it transposed
 	dir := t.TempDir()
@@ -40,7 +41,8 @@ func TestMagnitudesOfColumnsAreSwapped(t *testing.T) {
 	}
 }
 
-// checkSwaps swaps two adapters for each other, and compares with the merges of either into the base.
+// checkSwaps swaps two adapters for each other, and compares with the merges of either into the
+// base.
 func checkSwaps(t *testing.T, base string, x, y merge.Adapter) {
 	t.Helper()
 	withX, recordX := mergeRecorded(t, base, x)
@@ -97,8 +99,8 @@ func writeDoRA(t *testing.T, path string, rng *rand.Rand, module string, rows, c
 	return merge.Adapter{Source: src, Name: path, Weight: 1}
 }
 
-// TestMemoryGetsWhatADiskGets: an output in memory has the files of one on a disk, byte for byte, and
-// so has its record. Nothing is readable before the commit.
+// TestMemoryGetsWhatADiskGets: an output in memory has the files of one on a disk, byte for byte,
+// and so has its record. Nothing is readable before the commit.
 func TestMemoryGetsWhatADiskGets(t *testing.T) {
 	eachFixture(t, "merge", 50, func(t *testing.T, dir string, c fixture) {
 		p, err := c.open(t, dir, merge.Options{})

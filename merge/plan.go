@@ -20,9 +20,9 @@ type Adapter struct {
 	Weight float64       // ω; 1 applies it as it was trained. Zero is refused: a merge of it would change nothing
 }
 
-// Options change how a merge runs, never its bytes, but for Reading, and for those that allow what is refused without them: Again,
-// AnyBase, AllowNonFinite, GrowVocabulary and AddTensors. Where there are undo records, tensors are cut into whole blocks of theirs, whatever
-// BlockBytes says.
+// Options change how a merge runs, never its bytes, but for Reading, and for those that allow what
+// is refused without them: Again, AnyBase, AllowNonFinite, GrowVocabulary and AddTensors. Where
+// there are undo records, tensors are cut into whole blocks of theirs, whatever BlockBytes says.
 type Options struct {
 	Reading
 	Workers        int               // goroutines; 0 is one per processor
@@ -69,7 +69,8 @@ func (r *removal) is() bool { return len(r.adapters) > 0 }
 // wantsRecord reports whether an undo record is to be written.
 func (o *Options) wantsRecord() bool { return o.Undo != nil || o.UndoFile != "" }
 
-// Close closes the base of a plan that was opened by its path. One that the caller opened stays open.
+// Close closes the base of a plan that was opened by its path. One that the caller opened stays
+// open.
 func (p *Plan) Close() error {
 	if p.own == nil {
 		return nil
@@ -89,8 +90,8 @@ func resolved(adapters []Adapter) []resolve.Adapter {
 	return all
 }
 
-// unchanged reports whether the base, the adapters and the records are what they were when they were
-// opened.
+// unchanged reports whether the base, the adapters and the records are what they were when they
+// were opened.
 func (p *Plan) unchanged() error {
 	if err := p.base.Unchanged(); err != nil {
 		return err
@@ -191,7 +192,8 @@ func (p *Plan) nameOf(f *outFile) string {
 	return f.in.Name
 }
 
-// blockRows is how many rows of a target are worked on at a time: with records, whole blocks of all of them.
+// blockRows is how many rows of a target are worked on at a time: with records, whole blocks of all
+// of them.
 func (p *Plan) blockRows(t *target) int64 {
 	nRows, nCols := t.Matrix()
 	if nRows == 0 || nCols == 0 {
@@ -232,7 +234,8 @@ func (p *Plan) blockBytes() int64 {
 	return defaultBlockBytes
 }
 
-// defaultBlockBytes is how much of the base a worker holds at a time, and a block of an undo record.
+// defaultBlockBytes is how much of the base a worker holds at a time, and a block of an undo
+// record.
 const defaultBlockBytes = 1 << 20
 
 // recordBlock is how many elements of a tensor a block of the undo record has.
@@ -255,8 +258,8 @@ type Record struct {
 	identity fileio.Identity // of the file that it is in
 }
 
-// fileOf finds file i of a record among those of the checkpoint, or returns −1. Where both have one, it is that, whatever its
-// name is by now.
+// fileOf finds file i of a record among those of the checkpoint, or returns −1. Where both have
+// one, it is that, whatever its name is by now.
 func fileOf(base *checkpoint.Checkpoint, r *undo.Record, i int) int {
 	if len(r.Files) == 1 && len(base.Files) == 1 {
 		return 0

@@ -17,8 +17,8 @@ type record struct {
 	back   operation // its inverse
 	number int       // of the tensor in the record
 
-	// isSame says that the record predicts the merged values themselves, as there is no subtracting: the
-	// bits of a NaN that comes out of a sum differ between processors.
+	// isSame says that the record predicts the merged values themselves, as there is no
+	// subtracting: the bits of a NaN that comes out of a sum differ between processors.
 	isSame bool
 }
 
@@ -86,8 +86,8 @@ func (r *record) describe(file int) undo.Tensor {
 	return d
 }
 
-// begin says what the merge puts in, when all tensors have been counted in the order of the files. The
-// residuals wait in the spool, as their number is only known at the end.
+// begin says what the merge puts in, when all tensors have been counted in the order of the files.
+// The residuals wait in the spool, as their number is only known at the end.
 func (r *recording) begin(spool undo.Spool) {
 	p := r.plan
 	d := &undo.Description{Tool: p.options.Tool, Reading: p.options.Reading.resolved().Texts(), Files: []undo.File{}, Tensors: []undo.Tensor{}}

@@ -17,8 +17,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// TestSavedTensorsThatAreNotFinite: NaN and infinity in what an adapter puts in place are found like those in its factors, and so are
-// values that the base's dtype makes infinite.
+// TestSavedTensorsThatAreNotFinite: NaN and infinity in what an adapter puts in place are found
+// like those in its factors, and so are values that the base's dtype makes infinite.
 func TestSavedTensorsThatAreNotFinite(t *testing.T) {
 	for _, bad := range []float64{math.NaN(), math.Inf(-1), 1e38} {
 		dir := t.TempDir()

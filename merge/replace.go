@@ -40,7 +40,8 @@ func (r *setRows) apply(b *block, w *worker) error {
 	return nil
 }
 
-// put reads elements of a blob, from element first on, and stores them in dst as the tensor has them.
+// put reads elements of a blob, from element first on, and stores them in dst as the tensor has
+// them.
 func (k *tools) put(t *target, b *block, w *worker, from *resolve.Blob, first int64, dst []byte) error {
 	if err := readAs(w, from, first, int64(len(dst)/t.DType.Size()), t.DType, dst); err != nil || !t.DType.IsFloat() {
 		return err

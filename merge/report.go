@@ -64,9 +64,9 @@ type LayerReport struct {
 }
 
 // Retention compares the update wanted, Δ, with the update stored, out − w, which a 16-bit base
-// rounds. Norms are Frobenius norms over the elements that are finite. A norm has a relative error of
-// at most 2⁻¹⁷. Over a 16-bit base Δ is known to float32 here: that adds about 10⁻⁶, as a share of ‖Δ‖,
-// to what RetentionError may be off by, which shows where hardly anything is lost.
+// rounds. Norms are Frobenius norms over the elements that are finite. A norm has a relative error
+// of at most 2⁻¹⁷. Over a 16-bit base Δ is known to float32 here: that adds about 10⁻⁶, as a share
+// of ‖Δ‖, to what RetentionError may be off by, which shows where hardly anything is lost.
 type Retention struct {
 	RelativeNorm   Figure `json:"relative_norm"`   // ‖Δ‖ / ‖W‖; 0 where W is 0
 	RetentionError Figure `json:"retention_error"` // ‖(out − w) − Δ‖ / ‖Δ‖; 0 where Δ is 0
@@ -107,8 +107,8 @@ func retention(s *kernel.Stats) Retention {
 	return r
 }
 
-// cosine is that of the angle between a vector of length 1 and one of the given length, at a distance
-// from it. Rounding may not make it more than 1.
+// cosine is that of the angle between a vector of length 1 and one of the given length, at a
+// distance from it. Rounding may not make it more than 1.
 func cosine(length, distance float64) Figure {
 	return Figure(max(-1, min(1, (1+length*length-distance*distance)/(2*length))))
 }
@@ -220,7 +220,8 @@ func (p *Plan) describe(t *target) PlannedTensor {
 	return d
 }
 
-// update sums up what one adapter adds: the rank of the band that has the most, and the scale, 0 where there are several.
+// update sums up what one adapter adds: the rank of the band that has the most, and the scale, 0
+// where there are several.
 func (t *target) update(adapter int) (u TermShort) {
 	ranks := make(map[int]int)
 	for _, term := range t.Terms {

@@ -14,8 +14,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// TestReportsOfAnySize merges a weight of 2×2 numbers w with Δ = l·r in every element. Figures are right from one end of a dtype's range
-// to the other, and the report can be encoded.
+// TestReportsOfAnySize merges a weight of 2×2 numbers w with Δ = l·r in every element. Figures are
+// right from one end of a dtype's range to the other, and the report can be encoded.
 func TestReportsOfAnySize(t *testing.T) {
 	f32 := func(x float64) float64 { return float64(float32(x)) }
 	for _, c := range []struct {

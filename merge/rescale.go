@@ -10,8 +10,8 @@ import (
 	"github.com/loratool/loratool/internal/resolve"
 )
 
-// rescale is the update of DoRA: out = RN(m·V/‖V‖) with V = w + Σ S·L·R, and the norm of a row of V or
-// of a column. A column takes a pass over the tensor before its first block.
+// rescale is the update of DoRA: out = RN(m·V/‖V‖) with V = w + Σ S·L·R, and the norm of a row of V
+// or of a column. A column takes a pass over the tensor before its first block.
 type rescale struct {
 	t      *target
 	k      *tools
@@ -91,8 +91,9 @@ func (r *rescale) measure(ctx context.Context, workers []worker) error {
 	return nil
 }
 
-// columnReader reads single columns as they are before the update, with a block of memory of its own.
-// NewColumnNorms asks it while the operations before this one are loaded, in measure or in a block.
+// columnReader reads single columns as they are before the update, with a block of memory of its
+// own. NewColumnNorms asks it while the operations before this one are loaded, in measure or in a
+// block.
 func (r *rescale) columnReader(ctx context.Context) kernel.ColumnReader {
 	var w worker
 	nRows, nCols := r.t.Matrix()

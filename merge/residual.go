@@ -11,9 +11,10 @@ import (
 	"github.com/loratool/loratool/internal/resolve"
 )
 
-// PiSSA and OLoRA start from factors that are a part P of the weight, and take that out of the base, so that the adapter belongs to
-// W − P. On the original base its update is s·B·A − P. PEFT computes P in float32 and rounds W − P to the base's dtype; here P is
-// computed in float64, and the sum is rounded once.
+// PiSSA and OLoRA start from factors that are a part P of the weight, and take that out of the
+// base, so that the adapter belongs to W − P. On the original base its update is s·B·A − P. PEFT
+// computes P in float32 and rounds W − P to the base's dtype; here P is computed in float64, and
+// the sum is rounded once.
 
 // loadResidual computes the factors of a term −P.
 func loadResidual[T kernel.Float](t *target, x *resolve.Term, k *tools) (kernel.Term[T], error) {

@@ -12,7 +12,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// TestResidualsAreNotGuessed: where it is not known what was taken out of the base, the flag does not help.
+// TestResidualsAreNotGuessed: where it is not known what was taken out of the base, the flag does
+// not help.
 func TestResidualsAreNotGuessed(t *testing.T) {
 	for _, c := range []struct {
 		base     string
@@ -40,7 +41,8 @@ func TestResidualsAreNotGuessed(t *testing.T) {
 	}
 }
 
-// TestResidualIsTheSameEverywhere: the start of the search for singular vectors is fixed, and blocks have no part in it.
+// TestResidualIsTheSameEverywhere: the start of the search for singular vectors is fixed, and
+// blocks have no part in it.
 func TestResidualIsTheSameEverywhere(t *testing.T) {
 	dir := filepath.Join(fixtures, "merge", "pissa-bf16")
 	var first map[string]string

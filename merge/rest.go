@@ -12,9 +12,9 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// checkRest compares the data that the latest of the merges which are taken out has not changed with
-// what its record says of them. What an earlier one has not changed has then been compared, too: its
-// record begins where the later one ends.
+// checkRest compares the data that the latest of the merges which are taken out has not changed
+// with what its record says of them. What an earlier one has not changed has then been compared,
+// too: its record begins where the later one ends.
 func checkRest(ctx context.Context, p *Plan) error {
 	latest := p.removed.records[0]
 	changed := make([][]undo.Range, len(p.files))

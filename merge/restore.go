@@ -15,9 +15,9 @@ func newRemoval(t *target, s *step, first bool, k *tools) operation {
 	return &restore{add: take, step: s, first: first}
 }
 
-// restore takes a merge out with its undo record: both predict p = RN(w′ − Σ), or p = w′ for a tensor
-// whose values were replaced, and the record says how far w is from p. As RN is mathematics, a
-// prediction is the same at any time and on any machine.
+// restore takes a merge out with its undo record: both predict p = RN(w′ − Σ), or p = w′ for a
+// tensor whose values were replaced, and the record says how far w is from p. As RN is mathematics,
+// a prediction is the same at any time and on any machine.
 type restore struct {
 	*add
 	step  *step
@@ -52,8 +52,9 @@ type subtract struct {
 	put operation // the inverse
 }
 
-// apply subtracts, and counts the elements that may not be what they were: those for which a neighbour
-// of the result would have been merged to the same value, or the result itself to another.
+// apply subtracts, and counts the elements that may not be what they were: those for which a
+// neighbour of the result would have been merged to the same value, or the result itself to
+// another.
 func (s *subtract) apply(b *block, w *worker) error {
 	width := s.t.DType.Size()
 	merged := append(w.predicted[:0], b.data...)
@@ -97,8 +98,8 @@ func (b *block) of(data []byte) *block {
 	return &other
 }
 
-// eachPiece calls f for the blocks of a record that the rows consist of, with their numbers; of picks
-// the piece from the bytes of the rows.
+// eachPiece calls f for the blocks of a record that the rows consist of, with their numbers; of
+// picks the piece from the bytes of the rows.
 func (b *block) eachPiece(elements int64, f func(number int64, of func([]byte) []byte) error) error {
 	_, nCols := b.t.Matrix()
 	size := int64(b.t.DType.Size())

@@ -14,11 +14,11 @@ import (
 	"github.com/loratool/loratool/internal/parallel"
 )
 
-// Run writes the merged checkpoint to out, a file or a directory like the base, and the undo record to
-// its file. They appear whole or not at all: they are built beside their places under hidden names and
-// moved there when everything is on the disk. Memory is a few blocks and the factors in flight per
-// worker, whatever the size of the base. A plan runs once: a second call is an error, also after a
-// first one that failed.
+// Run writes the merged checkpoint to out, a file or a directory like the base, and the undo record
+// to its file. They appear whole or not at all: they are built beside their places under hidden
+// names and moved there when everything is on the disk. Memory is a few blocks and the factors in
+// flight per worker, whatever the size of the base. A plan runs once: a second call is an error,
+// also after a first one that failed.
 func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 	if p.ran.Swap(true) {
 		return nil, errRan
@@ -56,8 +56,8 @@ func (p *Plan) RunTo(ctx context.Context, out output.Output) (*Report, error) {
 
 var errRan = errors.New("merge: the plan has run already; open another one")
 
-// runTo writes the checkpoint to out, and the undo record, if one is wanted, to its file, nil where it
-// has none, and to Options.Undo.
+// runTo writes the checkpoint to out, and the undo record, if one is wanted, to its file, nil where
+// it has none, and to Options.Undo.
 func (p *Plan) runTo(ctx context.Context, out output.Output, record *recordFile) (*Report, error) {
 	r, err := p.newRun(ctx, out)
 	if err != nil {
@@ -187,8 +187,8 @@ func (r *run) copySide(name string) error {
 	return errors.Join(out.CopyRange(0, src, 0, size), out.Close())
 }
 
-// tallies sums up what all jobs did, in their order, so that the figures do not depend on who did what
-// when.
+// tallies sums up what all jobs did, in their order, so that the figures do not depend on who did
+// what when.
 func (r *run) tallies() map[*target]*tally {
 	tallies := make(map[*target]*tally)
 	for i := range r.jobs {
@@ -223,8 +223,8 @@ type writing struct {
 	closed bool
 }
 
-// A file is ended when all are written: the disk has begun with it when it was complete, and is waited
-// for with several at once. With very many files the first ones are not kept open for that.
+// A file is ended when all are written: the disk has begun with it when it was complete, and is
+// waited for with several at once. With very many files the first ones are not kept open for that.
 const (
 	mostOpen = 1024
 	syncers  = 16

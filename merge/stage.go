@@ -17,8 +17,8 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// CheckOutput reports whether Run could write to out, and the undo record to its file: that nothing is
-// there that may not be replaced, that none of them is one of the inputs or the other, that the
+// CheckOutput reports whether Run could write to out, and the undo record to its file: that nothing
+// is there that may not be replaced, that none of them is one of the inputs or the other, that the
 // directories around them can be written to, and that the disk has room.
 func (p *Plan) CheckOutput(out string) error {
 	out = filepath.Clean(out)
@@ -43,7 +43,8 @@ func (p *Plan) CheckOutput(out string) error {
 	return record.Check()
 }
 
-// OutputError is an output path that cannot be used as the caller wants. One that is taken wraps fs.ErrExist. It has these fields:
+// OutputError is an output path that cannot be used as the caller wants. One that is taken wraps
+// fs.ErrExist. It has these fields:
 //
 //	Path, Why   string // "output PATH WHY" is the message
 //	Replaceable bool   // Options.Replace would allow it
@@ -130,8 +131,8 @@ type recordFile struct {
 	buffer *bufio.Writer
 }
 
-// newRecordFile begins a record that appears with the output. Whoever may not read the weights may not
-// read it either.
+// newRecordFile begins a record that appears with the output. Whoever may not read the weights may
+// not read it either.
 func newRecordFile(out *output.Disk, path string, base *checkpoint.Checkpoint) (*recordFile, error) {
 	var info output.Info
 	for i, f := range base.Files {

@@ -49,8 +49,9 @@ func historyOf(c *checkpoint.Checkpoint) []Merged {
 	return all
 }
 
-// History lists what the stamps of the checkpoint at path, a file or a directory, say was merged into it, in the order of files and
-// merges. It reads headers only. A stamp that cannot be read is somebody else's. Errors wrap a kind of package format.
+// History lists what the stamps of the checkpoint at path, a file or a directory, say was merged
+// into it, in the order of files and merges. It reads headers only. A stamp that cannot be read is
+// somebody else's. Errors wrap a kind of package format.
 func History(ctx context.Context, path string) ([]Merged, error) {
 	c, err := checkpoint.Open(ctx, path)
 	if err != nil {

@@ -71,7 +71,8 @@ func (p *planner) subtract(merged map[string]*resolve.Change) error {
 	return nil
 }
 
-// addRecord adds the steps of one record, which must be what this version makes of the same adapters.
+// addRecord adds the steps of one record, which must be what this version makes of the same
+// adapters.
 func (p *planner) addRecord(r *Record, merged map[string]*resolve.Change) error {
 	for i := range r.record.Tensors {
 		d := &r.record.Tensors[i]

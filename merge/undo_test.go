@@ -86,8 +86,9 @@ func TestUnmergeRestoresEveryByte(t *testing.T) {
 	})
 }
 
-// TestRecordIsSmall: what a record costs per weight of a BF16 base, for the sizes of ‖ΔW‖/‖W‖ that adapters have, against the
-// measured order-0 entropies of the residuals, 1.05, 0.12 and 0.024 bits.
+// TestRecordIsSmall: what a record costs per weight of a BF16 base, for the sizes of ‖ΔW‖/‖W‖ that
+// adapters have, against the measured order-0 entropies of the residuals, 1.05, 0.12 and 0.024
+// bits.
 func TestRecordIsSmall(t *testing.T) {
 	for _, c := range []struct{ ratio, bits float64 }{{0.3, 1.15}, {0.01, 0.15}, {0.001, 0.04}} {
 		m := writePair(t, dtype.BF16, 2048, 2048, c.ratio)
@@ -141,8 +142,8 @@ func writeLoRA(t *testing.T, path string, rng *rand.Rand, module string, rank, r
 	return merge.Adapter{Source: src, Name: path, Weight: 1}
 }
 
-// special puts values into a tensor that rounding and subtraction treat unlike others: zeros of both signs, subnormals, the largest
-// numbers, infinities, NaNs with payloads.
+// special puts values into a tensor that rounding and subtraction treat unlike others: zeros of
+// both signs, subnormals, the largest numbers, infinities, NaNs with payloads.
 func special(t testkit.Tensor) testkit.Tensor {
 	size := t.DType.Size()
 	patterns := map[dtype.Type][]uint64{
@@ -159,8 +160,9 @@ func special(t testkit.Tensor) testkit.Tensor {
 	return t
 }
 
-// TestUnmergeOfAnyValues: random bases of every dtype and updates of every size, special values among them, merged and taken back.
-// Some merges overflow to infinity, which the record survives as well.
+// TestUnmergeOfAnyValues: random bases of every dtype and updates of every size, special values
+// among them, merged and taken back. Some merges overflow to infinity, which the record survives as
+// well.
 func TestUnmergeOfAnyValues(t *testing.T) {
 	rng := rand.New(rand.NewPCG(11, 12))
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32, dtype.F64} {
@@ -184,7 +186,8 @@ func TestUnmergeOfAnyValues(t *testing.T) {
 	}
 }
 
-// TestUnmergeOfFactorsThatAreNotFinite: a merge with NaN and infinity in its factors destroys weights, and its record brings them back.
+// TestUnmergeOfFactorsThatAreNotFinite: a merge with NaN and infinity in its factors destroys
+// weights, and its record brings them back.
 func TestUnmergeOfFactorsThatAreNotFinite(t *testing.T) {
 	rng := rand.New(rand.NewPCG(17, 18))
 	dir := t.TempDir()
@@ -208,7 +211,8 @@ func TestUnmergeOfFactorsThatAreNotFinite(t *testing.T) {
 	}
 }
 
-// TestRecordDoesNotDependOnWorkersAndBlocks: many blocks, records of equal bytes, read back by any number of workers.
+// TestRecordDoesNotDependOnWorkersAndBlocks: many blocks, records of equal bytes, read back by any
+// number of workers.
 func TestRecordDoesNotDependOnWorkersAndBlocks(t *testing.T) {
 	m := writeMixed(t)
 	var first []byte
@@ -296,7 +300,8 @@ func writeStack(t *testing.T) *stack {
 	return s
 }
 
-// TestStackComesOffInAnyOrder: the merges that stay are those of one merge into the base, in any order of records and adapters.
+// TestStackComesOffInAnyOrder: the merges that stay are those of one merge into the base, in any
+// order of records and adapters.
 func TestStackComesOffInAnyOrder(t *testing.T) {
 	s := writeStack(t)
 	rec := func(i ...int) (all []*merge.Record) {
@@ -340,7 +345,8 @@ func TestStackComesOffInAnyOrder(t *testing.T) {
 
 func first2(out string, _ []byte) string { return out }
 
-// TestWrongRemovalsAreNamed: what does not belong together is found before anything is written, and the message says which.
+// TestWrongRemovalsAreNamed: what does not belong together is found before anything is written, and
+// the message says which.
 func TestWrongRemovalsAreNamed(t *testing.T) {
 	s := writeStack(t)
 	weighted := s.adapters[2]
@@ -398,7 +404,8 @@ func TestWrongRemovalsAreNamed(t *testing.T) {
 	}
 }
 
-// TestDamagedRecordsAreFound flips every bit of a small record, one after the other: no byte of another base comes out.
+// TestDamagedRecordsAreFound flips every bit of a small record, one after the other: no byte of
+// another base comes out.
 func TestDamagedRecordsAreFound(t *testing.T) {
 	s := writeStack(t)
 	want := tree(t, s.merged[1])
@@ -422,7 +429,8 @@ func TestDamagedRecordsAreFound(t *testing.T) {
 	}
 }
 
-// TestApproximateCountsWhatMayDiffer: without a record no element beyond the count is wrong, and where the count is zero none is.
+// TestApproximateCountsWhatMayDiffer: without a record no element beyond the count is wrong, and
+// where the count is zero none is.
 func TestApproximateCountsWhatMayDiffer(t *testing.T) {
 	for _, c := range []struct {
 		d     dtype.Type

@@ -23,7 +23,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// The vectors are written from spec/UNDO.md by testdata/undo/make.py, which shares no code with loratool.
+// The vectors are written from spec/UNDO.md by testdata/undo/make.py, which shares no code with
+// loratool.
 
 const undoVectors = "../testdata/undo"
 
@@ -73,13 +74,14 @@ func readUndoVectors(t *testing.T) []undoVector {
 	return all
 }
 
-// undoDeviations are the vectors that loratool does not read as the spec has it, by the beginnings of their names, and what it does.
+// undoDeviations are the vectors that loratool does not read as the spec has it, by the beginnings
+// of their names, and what it does.
 var undoDeviations = map[string]string{
 	"ok-widths": "merges of this version change floats only, so it reads the adapter otherwise, and says so",
 }
 
-// TestUndoVectors takes every vector's merge back: valid records give the checkpoint before it, broken ones an error of their
-// kind that names the rule, and nothing is written.
+// TestUndoVectors takes every vector's merge back: valid records give the checkpoint before it,
+// broken ones an error of their kind that names the rule, and nothing is written.
 func TestUndoVectors(t *testing.T) {
 	for _, v := range readUndoVectors(t) {
 		t.Run(v.file, func(t *testing.T) {
@@ -157,7 +159,8 @@ func padded(t *testing.T, path string, size int64) string {
 
 var faultKinds = map[string]error{"corrupt": fault.Corrupt, "truncated": fault.Truncated, "unsupported": fault.Unsupported, "limit": fault.Limit, "mismatch": fault.Mismatch}
 
-// check compares what taking a merge back came to with the index. Of a broken record's rules the first one has the vector's kind.
+// check compares what taking a merge back came to with the index. Of a broken record's rules the
+// first one has the vector's kind.
 func (v *undoVector) check(t *testing.T, record []byte, out string, err error) string {
 	t.Helper()
 	if v.expect == "ok" {

@@ -15,7 +15,8 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// OpenRecord proves the undo record of the given size in r, all of it, and opens it. r is read only by ReadAt, also later.
+// OpenRecord proves the undo record of the given size in r, all of it, and opens it. r is read only
+// by ReadAt, also later.
 func OpenRecord(ctx context.Context, name string, r io.ReaderAt, size int64) (*Record, error) {
 	id, err := fileio.IdentityOf(r)
 	if err != nil {
@@ -37,12 +38,14 @@ func OpenRecord(ctx context.Context, name string, r io.ReaderAt, size int64) (*R
 
 // Removal says what is to be taken out of a checkpoint.
 type Removal struct {
-	// Adapters are those that were merged; a weight of NaN stands for the one that the record or the checkpoint's own stamp says.
+	// Adapters are those that were merged; a weight of NaN stands for the one that the record or
+	// the checkpoint's own stamp says.
 	Adapters []Adapter
-	// Records are the undo records of the latest merges, in any order; all their adapters must be among Adapters.
+	// Records are the undo records of the latest merges, in any order; all their adapters must be
+	// among Adapters.
 	Records []*Record
-	// Approximate allows to go without records: then adapters are subtracted, every element correctly rounded, and what rounding
-	// has lost stays lost.
+	// Approximate allows to go without records: then adapters are subtracted, every element
+	// correctly rounded, and what rounding has lost stays lost.
 	Approximate bool
 }
 
@@ -77,8 +80,8 @@ func findRemoval(ctx context.Context, base *checkpoint.Checkpoint, remove Remova
 	return r, r.findByRecord(remove.Adapters, ids)
 }
 
-// chain puts records in order, the latest merge first: the headers that the first has written are those of the checkpoint, and the
-// headers before each are those that the next has written.
+// chain puts records in order, the latest merge first: the headers that the first has written are
+// those of the checkpoint, and the headers before each are those that the next has written.
 func chain(ctx context.Context, base *checkpoint.Checkpoint, records []*Record) ([]*Record, error) {
 	now := make(map[int]undo.Header)
 	for i, f := range base.Files {
@@ -143,7 +146,8 @@ func explainChain(base *checkpoint.Checkpoint, chain []*Record, r *Record) error
 	return e.WithHint("give the record that was written with this checkpoint, and the checkpoint as it was written")
 }
 
-// findByRecord makes the adapters of the records those that are taken out, in the order of the records.
+// findByRecord makes the adapters of the records those that are taken out, in the order of the
+// records.
 func (r *removal) findByRecord(given []Adapter, ids []string) error {
 	used := make([]bool, len(given))
 	for _, x := range r.records {
@@ -177,8 +181,9 @@ func describe(given []Adapter, ids []string) string {
 	return strings.Join(all, "; ")
 }
 
-// findByStamp makes the given adapters those that are taken out, with the weights that the checkpoint's own stamps have. They must be
-// those of one merge, and the latest of the files that it changed: what came later would be taken for theirs.
+// findByStamp makes the given adapters those that are taken out, with the weights that the
+// checkpoint's own stamps have. They must be those of one merge, and the latest of the files that
+// it changed: what came later would be taken for theirs.
 func (r *removal) findByStamp(base *checkpoint.Checkpoint, given []Adapter, ids []string) error {
 	isGiven := func(a checkpoint.StampAdapter) bool { return slices.Contains(ids, a.Content) }
 	var latest *checkpoint.Merged

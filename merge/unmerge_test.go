@@ -17,7 +17,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// TestApproximateTakesOutTheLatestMergeAlone: what else would be taken for its own, and the count of elements that may differ be wrong.
+// TestApproximateTakesOutTheLatestMergeAlone: what else would be taken for its own, and the count
+// of elements that may differ be wrong.
 func TestApproximateTakesOutTheLatestMergeAlone(t *testing.T) {
 	s := writeStack(t)
 	approximate := func(merged string, adapters ...merge.Adapter) (*merge.Plan, error) {
@@ -90,7 +91,8 @@ func TestHistoryHasGaps(t *testing.T) {
 	}
 }
 
-// TestSwapDoesNotCompareWhatItTakesOut: an adapter that remembers the base is not held against the merged values.
+// TestSwapDoesNotCompareWhatItTakesOut: an adapter that remembers the base is not held against the
+// merged values.
 func TestSwapDoesNotCompareWhatItTakesOut(t *testing.T) {
 	s := writeStack(t)
 	p, err := merge.Open(context.Background(), s.base, s.adapters[2:], merge.Options{})
@@ -116,8 +118,8 @@ func TestSwapDoesNotCompareWhatItTakesOut(t *testing.T) {
 	}
 }
 
-// TestStackedExpertsAndAWholeReplacementComeOff: the parameter is a stack of matrices for one merge, and one block of values for the
-// other.
+// TestStackedExpertsAndAWholeReplacementComeOff: the parameter is a stack of matrices for one
+// merge, and one block of values for the other.
 func TestStackedExpertsAndAWholeReplacementComeOff(t *testing.T) {
 	rng := rand.New(rand.NewPCG(19, 20))
 	dir := t.TempDir()

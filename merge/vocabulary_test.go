@@ -41,7 +41,8 @@ func readText(t *testing.T, path ...string) string {
 	return string(text)
 }
 
-// TestConfigFollowsTheVocabulary: config.json says what has become of the model, and every other byte of it stays.
+// TestConfigFollowsTheVocabulary: config.json says what has become of the model, and every other
+// byte of it stays.
 func TestConfigFollowsTheVocabulary(t *testing.T) {
 	for _, c := range []struct{ name, base, from, to string }{
 		{"tied-head-untie", "llama-tied", `"tie_word_embeddings": true`, `"tie_word_embeddings": false`},
@@ -111,8 +112,8 @@ func openOne(t *testing.T, base, adapter string, options merge.Options) (*merge.
 
 // TestTrainedTokensAreForBothEnds: PEFT gives trained tokens to both ends of a tied model, in every
 // release that knows them, so that there is nothing to decide. The code that ties them was read in
-// all 14 releases from 0.15.0 to 0.21.2. From 0.19.0 on, it leaves the ends apart where a table names
-// both with different rows.
+// all 14 releases from 0.15.0 to 0.21.2. From 0.19.0 on, it leaves the ends apart where a table
+// names both with different rows.
 func TestTrainedTokensAreForBothEnds(t *testing.T) {
 	dir := filepath.Join(fixtures, "merge", "tied-tokens-fold")
 	merged := func(tied merge.Tied) string {
@@ -133,8 +134,8 @@ func TestTrainedTokensAreForBothEnds(t *testing.T) {
 	}
 }
 
-// TestTiesOfUnknownModels: a generative model without a head has tied it, whatever its type and the names of its ends, and --tied works
-// for it.
+// TestTiesOfUnknownModels: a generative model without a head has tied it, whatever its type and the
+// names of its ends, and --tied works for it.
 func TestTiesOfUnknownModels(t *testing.T) {
 	for _, c := range []struct{ config, embedding, changed, head string }{
 		{`{"model_type":"new","architectures":["NewForCausalLM"]}`, "backbone.tokens", "lm_head", "lm_head.weight"},

@@ -15,8 +15,8 @@ type pipeline struct {
 	tools   *tools
 }
 
-// band is a band of a pipeline. What its operations need is loaded by the first worker that comes to
-// it, and dropped when its last block is done.
+// band is a band of a pipeline. What its operations need is loaded by the first worker that comes
+// to it, and dropped when its last block is done.
 type band struct {
 	once sync.Once
 	err  error
@@ -84,10 +84,11 @@ func (p *pipeline) done(first, last int) {
 func (p *pipeline) apply(b *block, w *worker) error { return applyAll(p.ops, b, w) }
 
 const (
-	// copyBytes is the piece in which untouched data are copied, so that several workers share a large range and an
-	// interrupt is noticed.
+	// copyBytes is the piece in which untouched data are copied, so that several workers share a
+	// large range and an interrupt is noticed.
 	copyBytes = 64 << 20
-	// smallCopyBytes is the most that is copied through a worker's memory where it lies among small tensors that change.
+	// smallCopyBytes is the most that is copied through a worker's memory where it lies among small
+	// tensors that change.
 	smallCopyBytes = 64 << 10
 )
 
@@ -134,8 +135,8 @@ func (j *job) bands() (first, last int) {
 // batch is jobs from first to end whose ranges are read and written together.
 type batch struct{ first, end int }
 
-// batches puts jobs together that follow each other in a file and are small, as long as they fit in a block, so that a model of many
-// small tensors does not pay for reading and writing each of them.
+// batches puts jobs together that follow each other in a file and are small, as long as they fit in
+// a block, so that a model of many small tensors does not pay for reading and writing each of them.
 func (p *Plan) batches(jobs []job) []batch {
 	var all []batch
 	var n int64 // of the last batch; more than a block where nothing may be added
@@ -196,8 +197,8 @@ func (p *Plan) jobs(pipelines map[*target]*pipeline) []job {
 	return jobs
 }
 
-// PeakBytes estimates the memory that Run takes: blocks and factors in flight, at most workers+1 bands
-// at a time, and the tensors of adapters that bands share.
+// PeakBytes estimates the memory that Run takes: blocks and factors in flight, at most workers+1
+// bands at a time, and the tensors of adapters that bands share.
 func (p *Plan) PeakBytes(workers int) int64 {
 	var largest, shared, nBlocks int64
 	size, buffers := p.blockBytes(), int64(2)

@@ -40,9 +40,9 @@ func (k *krylov) orthonormalise(
 	return z, nil
 }
 
-// turn makes the columns of z (n×b) orthonormal: z times the eigenvectors of zᵀz over the roots of its
-// eigenvalues. It drops the directions of eigenvalues that are not above the floor, which depends on
-// the largest one, and returns how many columns are left.
+// turn makes the columns of z (n×b) orthonormal: z times the eigenvectors of zᵀz over the roots of
+// its eigenvalues. It drops the directions of eigenvalues that are not above the floor, which
+// depends on the largest one, and returns how many columns are left.
 func (k *krylov) turn(ctx context.Context, z []float64, b int, floor func(largest float64) float64) (
 	out []float64, keep int, err error) {
 	g, err := thinGram(ctx, k.options.Workers, k.n, b, b,

@@ -38,8 +38,8 @@ func (r *extracting) spend(ctx context.Context) error {
 	return nil
 }
 
-// offers lists the singular values of a tensor, from the largest on. The experts of a tensor have one
-// rank, so each value is offered for all of them at once.
+// offers lists the singular values of a tensor, from the largest on. The experts of a tensor have
+// one rank, so each value is offered for all of them at once.
 func (r *extracting) offers(ctx context.Context, p *pair, v view) (offers []candidate, err error) {
 	most := r.options.MaxRank
 	if most == 0 {
@@ -64,9 +64,10 @@ func (r *extracting) offers(ctx context.Context, p *pair, v view) (offers []cand
 	return offers, nil
 }
 
-// buy spends a budget on the singular values with most energy per byte, over all layers, and returns the
-// rank that each tensor gets. Within a layer values fall and all cost the same, so the order takes
-// them from the largest on. cheapest is the least that a value costs, 0 where there is none.
+// buy spends a budget on the singular values with most energy per byte, over all layers, and
+// returns the rank that each tensor gets. Within a layer values fall and all cost the same, so the
+// order takes them from the largest on. cheapest is the least that a value costs, 0 where there is
+// none.
 func buy(all []candidate, budget int64) (ranks map[string]int, cheapest int64) {
 	sort.SliceStable(all, func(i, j int) bool { return all[i].value > all[j].value })
 	ranks = make(map[string]int)

@@ -145,8 +145,8 @@ func interruptibleEigen(
 	return values, vectors, nil
 }
 
-// reflected is Q, the product of the reflectors that tridiagonalise leaves in g: they are applied to the
-// identity from the last panel to the first.
+// reflected is Q, the product of the reflectors that tridiagonalise leaves in g: they are applied
+// to the identity from the last panel to the first.
 func reflected(ctx context.Context, g, tau []float64, n int) ([]float64, error) {
 	q := make([]float64, n*n)
 	for i := range n {

@@ -26,7 +26,8 @@ const (
 	whyTooSmall = "differs by less than float32 holds"
 )
 
-// OpenExtraction compares the headers of the checkpoints at two paths. The caller closes the extraction.
+// OpenExtraction compares the headers of the checkpoints at two paths. The caller closes the
+// extraction.
 func OpenExtraction(ctx context.Context, basePath, tunedPath string, o ExtractOptions) (*Extraction, error) {
 	base, err := OpenCheckpoint(ctx, basePath)
 	if err != nil {
@@ -44,8 +45,8 @@ func OpenExtraction(ctx context.Context, basePath, tunedPath string, o ExtractOp
 	return e, nil
 }
 
-// NewExtraction is OpenExtraction for checkpoints that are open already. The caller closes them after
-// the extraction has run.
+// NewExtraction is OpenExtraction for checkpoints that are open already. The caller closes them
+// after the extraction has run.
 func NewExtraction(base, tuned *Checkpoint, o ExtractOptions) (*Extraction, error) {
 	if (o.Rule == nil) == (o.Budget == 0) {
 		return nil, errors.New("internal error: an extraction needs a rule or a budget")
@@ -99,8 +100,8 @@ func (e *Extraction) plan() error {
 	return nil
 }
 
-// leaveGone leaves out the tensors of the base that the tuned checkpoint lacks; names are those of the
-// base by those of the tuned one.
+// leaveGone leaves out the tensors of the base that the tuned checkpoint lacks; names are those of
+// the base by those of the tuned one.
 func (e *Extraction) leaveGone(names map[string]string) {
 	paired := make(map[string]bool, len(names))
 	for _, name := range names {
@@ -118,8 +119,8 @@ func (e *Extraction) leaveGone(names map[string]string) {
 	}
 }
 
-// pairUp pairs the tensors of the tuned checkpoint with those of the base, and leaves out the others. It
-// counts the names that both have, and those of them that have one shape.
+// pairUp pairs the tensors of the tuned checkpoint with those of the base, and leaves out the
+// others. It counts the names that both have, and those of them that have one shape.
 func (e *Extraction) pairUp(names map[string]string) (common, sameShape int) {
 	for _, tunedName := range e.tuned.Names() {
 		tuned := locate(e.tuned, tunedName)
@@ -160,8 +161,8 @@ func (e *Extraction) Bytes() (n int64) {
 	return n
 }
 
-// PeakBytes estimates the memory that Run takes: Δ of the largest tensor in float32, the basis of its decomposition, and its
-// factors.
+// PeakBytes estimates the memory that Run takes: Δ of the largest tensor in float32, the basis of
+// its decomposition, and its factors.
 func (e *Extraction) PeakBytes() int64 {
 	peak, _ := e.peak()
 	return peak
@@ -201,7 +202,8 @@ type Planned struct {
 	Kind   string   `json:"kind"` // of the layer it would be, or "beside"
 }
 
-// Planned lists the tensors that are in both checkpoints and will be compared, and Skipped what the headers alone rule out.
+// Planned lists the tensors that are in both checkpoints and will be compared, and Skipped what the
+// headers alone rule out.
 func (e *Extraction) Planned() (planned []Planned, skipped []Skipped) {
 	for i := range e.pairs {
 		p := &e.pairs[i]
@@ -214,7 +216,8 @@ func (e *Extraction) Planned() (planned []Planned, skipped []Skipped) {
 	return planned, e.skipped
 }
 
-// view is how a tensor is seen as a matrix, or several: what its layer is, and whether the base stores it n×m.
+// view is how a tensor is seen as a matrix, or several: what its layer is, and whether the base
+// stores it n×m.
 type view struct {
 	module     string
 	parameter  string // the tensor's name, for experts, where the module does not tell

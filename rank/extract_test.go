@@ -149,16 +149,18 @@ func TestEveryKindOfMatrixComesBack(t *testing.T) {
 				norm += want * want
 			}
 		}
-		// Δ has rank 3 but for the rounding of the tuned checkpoint to float32, 2⁻²⁴·|w| an element.
+		// Δ has rank 3 but for the rounding of the tuned checkpoint to float32, 2⁻²⁴·|w| an
+		// element.
 		if err := math.Sqrt(diff / norm); err > 1e-5 {
 			t.Errorf("%s (%s): relative error %.3g", l.Module, l.Kind, err)
 		}
 	}
 }
 
-// TestStackedExpertsComeBack: (E, out, in), and (E, in, out) as gpt-oss stores it. The layout of the factors is that of PEFT from
-// 0.19.1 on: A is (E·r)×in with the expert slowest, B out×(r·E) with the expert fastest; of two parameters of a module the one that is
-// registered first is one base_layer further in.
+// TestStackedExpertsComeBack: (E, out, in), and (E, in, out) as gpt-oss stores it. The layout of
+// the factors is that of PEFT from 0.19.1 on: A is (E·r)×in with the expert slowest, B out×(r·E)
+// with the expert fastest; of two parameters of a module the one that is registered first is one
+// base_layer further in.
 func TestStackedExpertsComeBack(t *testing.T) {
 	rng := rand.New(rand.NewPCG(55, 56))
 	const nExperts, d1, d2, r = 3, 10, 6, 2
@@ -366,7 +368,8 @@ func TestAnAdapterLargerThanTheCheckpointComesWithAWarning(t *testing.T) {
 	}
 }
 
-// TestExtractionIsTheSameForAnyNumberOfWorkers compares content ids, which cover every byte of the factors.
+// TestExtractionIsTheSameForAnyNumberOfWorkers compares content ids, which cover every byte of the
+// factors.
 func TestExtractionIsTheSameForAnyNumberOfWorkers(t *testing.T) {
 	rng := rand.New(rand.NewPCG(53, 54))
 	base := testkit.Random(rng, "w.weight", dtype.BF16, 0.02, 700, 300)

@@ -13,7 +13,8 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// ExtractOptions say what to extract and how. One of Rule and Budget is needed; the zero value of the rest is ready.
+// ExtractOptions say what to extract and how. One of Rule and Budget is needed; the zero value of
+// the rest is ready.
 type ExtractOptions struct {
 	Rule    Rule             // chooses the rank of every layer; nil where Budget is set
 	Budget  int64            // bytes of factors, spent on the singular values with most energy per byte over all layers
@@ -48,8 +49,8 @@ type Extraction struct {
 	baseEnds, tunedEnds ends
 }
 
-// Close closes the checkpoints of an extraction that was opened by their paths. Those that the caller
-// opened stay open.
+// Close closes the checkpoints of an extraction that was opened by their paths. Those that the
+// caller opened stay open.
 func (e *Extraction) Close() error {
 	var errs []error
 	for _, c := range e.own {

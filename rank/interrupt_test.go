@@ -26,8 +26,8 @@ func (c *endsAt) Err() error {
 	return nil
 }
 
-// TestLargeFactorizationsStopBetweenPanels: each looks at the context once a panel of some columns, and
-// ends at the first look that says so.
+// TestLargeFactorizationsStopBetweenPanels: each looks at the context once a panel of some columns,
+// and ends at the first look that says so.
 func TestLargeFactorizationsStopBetweenPanels(t *testing.T) {
 	const n = atOnce + 8*panel
 	rng := rand.New(rand.NewPCG(91, 92))
@@ -73,7 +73,8 @@ func TestLargeFactorizationsStopBetweenPanels(t *testing.T) {
 	}
 }
 
-// TestFactorizationsInPanels: what is computed in panels is what gonum computes at once, and fits the matrix.
+// TestFactorizationsInPanels: what is computed in panels is what gonum computes at once, and fits
+// the matrix.
 func TestFactorizationsInPanels(t *testing.T) {
 	rng := rand.New(rand.NewPCG(93, 94))
 	for _, n := range []int{atOnce + panel + 3} {

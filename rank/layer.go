@@ -198,8 +198,8 @@ func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
 	return nil
 }
 
-// described is the report on a layer. For stacked experts energies are those of all, and the singular
-// values and the noise edge those of the expert with most energy.
+// described is the report on a layer. For stacked experts energies are those of all, and the
+// singular values and the noise edge those of the expert with most energy.
 func described(v view, k int, slabs []*slab) ExtractedLayer {
 	m, n := v.rows, v.cols
 	if v.transposed {
@@ -308,7 +308,8 @@ func (v view) shapes(k, nA, nB int) (a, b []uint64) {
 	return a, b
 }
 
-// expertKind is the kind of the factors of experts, which says of square matrices which dimension A reads. PEFT has A read the inputs.
+// expertKind is the kind of the factors of experts, which says of square matrices which dimension A
+// reads. PEFT has A read the inputs.
 func (v view) expertKind(forPEFT bool) format.Kind {
 	switch {
 	case v.rows != v.cols:

@@ -26,8 +26,8 @@ func (e *Extraction) leave(name, why string, base, tuned *located) {
 	e.skip(name, "%s", why)
 }
 
-// endsOf finds the ends of a checkpoint. A head that only the other checkpoint has helps to tell the
-// embedding by its shape; nil where there is none.
+// endsOf finds the ends of a checkpoint. A head that only the other checkpoint has helps to tell
+// the embedding by its shape; nil where there is none.
 func endsOf(c *checkpoint.Checkpoint, headShape []uint64) ends {
 	m := c.Config.Ties()
 	m.HeadShape = headShape

@@ -12,8 +12,8 @@ import (
 	"github.com/loratool/loratool/rank"
 )
 
-// TestTheLargestErrorIsThatOfTheFactorsAsStored: down to what the dtype of the factors allows, and never
-// beyond it: below, nothing is made.
+// TestTheLargestErrorIsThatOfTheFactorsAsStored: down to what the dtype of the factors allows, and
+// never beyond it: below, nothing is made.
 func TestTheLargestErrorIsThatOfTheFactorsAsStored(t *testing.T) {
 	rng := rand.New(rand.NewPCG(101, 102))
 	base := testkit.Random(rng, "w.weight", dtype.F64, 0.02, 70, 50)

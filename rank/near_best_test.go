@@ -11,9 +11,9 @@ import (
 	"gonum.org/v1/gonum/mat"
 )
 
-// TestNearBestTellsTheTruth extracts from pairs whose spectra are planted so that the least error of the
-// rank lies from 1e-1 to 1e-12 of ‖Δ‖. The stored factors are within 0.1 % of it, or the report says that
-// they are not. The truth is a full decomposition of Δ in float64.
+// TestNearBestTellsTheTruth extracts from pairs whose spectra are planted so that the least error
+// of the rank lies from 1e-1 to 1e-12 of ‖Δ‖. The stored factors are within 0.1 % of it, or the
+// report says that they are not. The truth is a full decomposition of Δ in float64.
 func TestNearBestTellsTheTruth(t *testing.T) {
 	const m, n, k = 40, 30, 6
 	rng := rand.New(rand.NewPCG(105, 106))

@@ -50,8 +50,8 @@ func (e *Extraction) pairLive() error {
 	return nil
 }
 
-// pairParts makes a pair of a parameter in memory from those of its parts that are compared; none where
-// some are not.
+// pairParts makes a pair of a parameter in memory from those of its parts that are compared; none
+// where some are not.
 func (e *Extraction) pairParts(l naming.Live, parts []*pair) []pair {
 	switch first := l.Parts[0]; {
 	case len(parts) == len(l.Parts) && len(parts) == 1:
@@ -185,8 +185,8 @@ func (r *extracting) prepare(ctx context.Context) error {
 	return r.peft.save(wholes, modules, refused)
 }
 
-// save marks all that PEFT saves with the modules of some parameters, and fails where it cannot save
-// them or where something is refused already.
+// save marks all that PEFT saves with the modules of some parameters, and fails where it cannot
+// save them or where something is refused already.
 func (f *forPEFT) save(wholes, modules []string, refused map[string]string) error {
 	ends := append([]string{naming.Module(f.embed)}, f.twins...)
 	if slices.ContainsFunc(modules, func(s string) bool { return slices.Contains(ends, s) }) {
@@ -310,8 +310,8 @@ func (r *extracting) complete(ctx context.Context) error {
 	return nil
 }
 
-// carryTwin carries a module that shares the weight of the embedding; have are the targets that are there
-// already.
+// carryTwin carries a module that shares the weight of the embedding; have are the targets that are
+// there already.
 func (r *extracting) carryTwin(ctx context.Context, twin string, have map[string]bool) error {
 	if err := r.carry(ctx, twin+".weight", r.peft.all[r.peft.embed]); err != nil {
 		return err

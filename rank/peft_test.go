@@ -14,8 +14,9 @@ import (
 	"github.com/loratool/loratool/rank"
 )
 
-// TestPEFTAppliesWhatWasExtracted: adapters with a rank of its own for every layer, which testdata/extract/make.py has extracted and
-// loaded with PEFT 0.21.2, do there what they do here; and today's extraction makes the same adapters of the same checkpoints.
+// TestPEFTAppliesWhatWasExtracted: adapters with a rank of its own for every layer, which
+// testdata/extract/make.py has extracted and loaded with PEFT 0.21.2, do there what they do here;
+// and today's extraction makes the same adapters of the same checkpoints.
 func TestPEFTAppliesWhatWasExtracted(t *testing.T) {
 	for _, c := range []struct {
 		name, base string
@@ -32,7 +33,8 @@ func TestPEFTAppliesWhatWasExtracted(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer truth.Close()
-		// Products of float32 factors are exact in float64, and sums of at most 32 of them differ by their order.
+		// Products of float32 factors are exact in float64, and sums of at most 32 of them differ
+		// by their order.
 		compareDeltas(t, c.name+", as PEFT has loaded it", saved, truth, 1e-14)
 
 		base := filepath.Join("../testdata/peft/bases", c.base)

@@ -30,8 +30,9 @@ var decays = map[string]func(i int) float64{
 	"steps of 8, 10^-i": func(i int) float64 { return math.Pow(10, -float64(i/8)) },
 }
 
-// TestTruncationIsNearlyTheBestDownToAMillionth: the factors before they are rounded are within 0.1 % of
-// the best error wherever that is above 1e-6·‖Δ‖. The truth is a full decomposition in float64.
+// TestTruncationIsNearlyTheBestDownToAMillionth: the factors before they are rounded are within 0.1
+// % of the best error wherever that is above 1e-6·‖Δ‖. The truth is a full decomposition in
+// float64.
 func TestTruncationIsNearlyTheBestDownToAMillionth(t *testing.T) {
 	rng := rand.New(rand.NewPCG(97, 98))
 	cases := 0

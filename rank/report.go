@@ -1,8 +1,9 @@
 package rank
 
-// ExtractReport says what an extraction found. Energy, Error, Rounded and Ranks are over all that changed: a tensor that is
-// carried whole has no error, and of one that is left out all is lost. A row that only one of the checkpoints has counts whole,
-// and so does a tensor; a head that only one has counts as its difference from the embedding that the other one ties it to.
+// ExtractReport says what an extraction found. Energy, Error, Rounded and Ranks are over all that
+// changed: a tensor that is carried whole has no error, and of one that is left out all is lost. A
+// row that only one of the checkpoints has counts whole, and so does a tensor; a head that only one
+// has counts as its difference from the embedding that the other one ties it to.
 type ExtractReport struct {
 	Layers   []ExtractedLayer `json:"layers"`
 	Beside   []BesideReport   `json:"beside"`
@@ -28,9 +29,9 @@ type ExtractedLayer struct {
 	Energy  float64 `json:"energy"`
 	Error   float64 `json:"error"`
 	Rounded float64 `json:"rounded_error"`
-	// NearBest says that Rounded is within 0.1 % of the least error of any matrix of this rank. It is
-	// false where the factors as stored have too few digits for that, and where the error is below
-	// 1e-6, at which Δ itself, in float32, has too few.
+	// NearBest says that Rounded is within 0.1 % of the least error of any matrix of this rank. It
+	// is false where the factors as stored have too few digits for that, and where the error is
+	// below 1e-6, at which Δ itself, in float32, has too few.
 	NearBest bool `json:"near_best"`
 
 	Frobenius      float64      `json:"frobenius"`     // ‖Δ‖_F
@@ -45,8 +46,8 @@ type ExtractedLayer struct {
 // energies are the squares that the totals are made of.
 type energies struct{ all, kept, left, rounded float64 }
 
-// RankEnergy is the share of the energy that rank k is known to reach. AtLeast is true where the decomposition stopped before
-// the k-th value had converged, so that the true share can be larger.
+// RankEnergy is the share of the energy that rank k is known to reach. AtLeast is true where the
+// decomposition stopped before the k-th value had converged, so that the true share can be larger.
 type RankEnergy struct {
 	Rank    int     `json:"rank"`
 	Energy  float64 `json:"energy"`
@@ -63,7 +64,8 @@ type BesideReport struct {
 // reportedRanks are the ranks of the table.
 var reportedRanks = []int{4, 8, 16, 32, 64}
 
-// Skipped is a tensor that is not extracted. Share is what it has of ‖Δ‖_F over all that changed: 0 for what did not change.
+// Skipped is a tensor that is not extracted. Share is what it has of ‖Δ‖_F over all that changed: 0
+// for what did not change.
 type Skipped struct {
 	Tensor string  `json:"tensor"`
 	Why    string  `json:"why"`

@@ -11,8 +11,9 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// Run decomposes every tensor that differs and returns the adapter. Its factors lie in a temporary file, or in the scratch space of
-// ExtractOptions.Output, that goes when the source is closed: close it after the adapter is stored. Memory is about three times the largest tensor in float32.
+// Run decomposes every tensor that differs and returns the adapter. Its factors lie in a temporary
+// file, or in the scratch space of ExtractOptions.Output, that goes when the source is closed:
+// close it after the adapter is stored. Memory is about three times the largest tensor in float32.
 func (e *Extraction) Run(ctx context.Context) (format.Source, *ExtractReport, error) {
 	r := &extracting{Extraction: e, report: &ExtractReport{Warnings: []string{}, Layers: []ExtractedLayer{}, Beside: []BesideReport{}, Skipped: append([]Skipped{}, e.skipped...)}}
 	spool, err := newSpool(e.options.Output)
@@ -82,7 +83,8 @@ func (r *extracting) one(ctx context.Context, p *pair) error {
 	return r.beside(ctx, p, whyWhole(p, r.peft != nil))
 }
 
-// finish sums the report up, and adds what the adapter says of itself and what belongs to its layers.
+// finish sums the report up, and adds what the adapter says of itself and what belongs to its
+// layers.
 func (r *extracting) finish(ctx context.Context) error {
 	if err := r.total(ctx); err != nil {
 		return err
@@ -128,8 +130,8 @@ func (r *extracting) nothing() error {
 		WithHint("give the base first and the tuned checkpoint second; were both downloaded from the same place?")
 }
 
-// rememberBase records the fingerprints of a few of the base's tensors, spread over the model, so that merge can tell the base
-// from others.
+// rememberBase records the fingerprints of a few of the base's tensors, spread over the model, so
+// that merge can tell the base from others.
 func (r *extracting) rememberBase(ctx context.Context) error {
 	const most = 4
 	r.adapter.Base.Fingerprints = make(map[string]string)
@@ -149,7 +151,8 @@ func (r *extracting) rememberBase(ctx context.Context) error {
 	return nil
 }
 
-// markTied says of an embedding that is tied to the output head that Δ is meant for both: it was taken from the one tensor.
+// markTied says of an embedding that is tied to the output head that Δ is meant for both: it was
+// taken from the one tensor.
 func (r *extracting) markTied() {
 	if !r.baseEnds.isTied() {
 		return

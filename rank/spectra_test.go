@@ -46,8 +46,9 @@ func (s *handMade) add(d dtype.Type, alpha float64, m, n, r int, a, b []float64)
 	})
 }
 
-// TestSpectraOfTheWholeRangeOfFloat64: factors times powers of two have the spectrum times that power,
-// exactly, however large or small the factors are. Squares of most of them leave the range of float64.
+// TestSpectraOfTheWholeRangeOfFloat64: factors times powers of two have the spectrum times that
+// power, exactly, however large or small the factors are. Squares of most of them leave the range
+// of float64.
 func TestSpectraOfTheWholeRangeOfFloat64(t *testing.T) {
 	const m, n, r = 12, 9, 3
 	rng := rand.New(rand.NewPCG(95, 96))

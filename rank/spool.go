@@ -12,8 +12,8 @@ import (
 	"github.com/loratool/loratool/internal/checkpoint"
 )
 
-// spool is a source in the making: its tensors go to a file one after the other, so that an adapter of any size takes no memory
-// where that file takes none. Closing it removes the file.
+// spool is a source in the making: its tensors go to a file one after the other, so that an adapter
+// of any size takes no memory where that file takes none. Closing it removes the file.
 type spool struct {
 	file     output.Scratch
 	manifest format.Manifest
@@ -74,7 +74,8 @@ func (s *spool) add(name string, d dtype.Type, shape []uint64, data []byte) (int
 	return s.enter(name, d, shape, int64(len(data))), nil
 }
 
-// copy appends a tensor of a checkpoint under a name, and counts its values that are NaN or infinite.
+// copy appends a tensor of a checkpoint under a name, and counts its values that are NaN or
+// infinite.
 func (s *spool) copy(ctx context.Context, name string, t *checkpoint.Tensor) (index, nonFinite int, err error) {
 	const piece = 1 << 18
 	d, n := t.DType, t.NBytes

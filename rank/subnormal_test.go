@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// counted is a matrix that counts how many operands, products and sums of its products in float32 are
-// subnormal. On many processors each costs some 150 cycles, and no result shows it.
+// counted is a matrix that counts how many operands, products and sums of its products in float32
+// are subnormal. On many processors each costs some 150 cycles, and no result shows it.
 type counted struct {
 	*Dense
 	operations, subnormal int
@@ -62,8 +62,8 @@ func (c *counted) wide(lists ...[]float64) {
 }
 
 // TestDecompositionsMeetNoSubnormals counts in the decomposition of updates that are ordinary, or
-// ordinary and multiplied by something small, as a whole or in a few rows: weight decay leaves such rows
-// in embeddings and experts that training never meets.
+// ordinary and multiplied by something small, as a whole or in a few rows: weight decay leaves such
+// rows in embeddings and experts that training never meets.
 func TestDecompositionsMeetNoSubnormals(t *testing.T) {
 	const m, n = 40, 30
 	for name, factor := range map[string]func(i, j int) float64{

@@ -106,7 +106,8 @@ func TestTruncationIsNearlyTheBest(t *testing.T) {
 				where := fmt.Sprintf("%s, %v, k = %d", name, shape, k)
 				best := math.Sqrt(sumSquares(sigma[min(k, len(sigma)):]))
 				total := math.Sqrt(sumSquares(sigma))
-				// Beside the promised 0.1 %, float32 factors cannot be better than their own rounding.
+				// Beside the promised 0.1 %, float32 factors cannot be better than their own
+				// rounding.
 				if limit := 1.001*best + 1e-6*total; err > limit {
 					t.Errorf("%s: error %.6g, want at most %.6g (the best is %.6g)", where, err, limit, best)
 				}

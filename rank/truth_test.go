@@ -253,7 +253,8 @@ func (x *truth) keys(t *testing.T, class string, c *peftConfig) (keys map[string
 	return keys, held
 }
 
-// TestOneOfTheParametersOfExpertsIsNotNested: PEFT nests the parameters of a module that it adapts, not those that the model has.
+// TestOneOfTheParametersOfExpertsIsNotNested: PEFT nests the parameters of a module that it adapts,
+// not those that the model has.
 func TestOneOfTheParametersOfExpertsIsNotNested(t *testing.T) {
 	rng := rand.New(rand.NewPCG(101, 102))
 	up := testkit.Random(rng, "mlp.experts.gate_up_proj", dtype.F32, 0.1, 3, 8, 4)
@@ -272,7 +273,8 @@ func TestOneOfTheParametersOfExpertsIsNotNested(t *testing.T) {
 	}
 }
 
-// TestForPEFTWhatItCannotHoldIsLeftOutOnRequest, with its share of Δ; and a type whose names in memory are not known is refused.
+// TestForPEFTWhatItCannotHoldIsLeftOutOnRequest, with its share of Δ; and a type whose names in
+// memory are not known is refused.
 func TestForPEFTWhatItCannotHoldIsLeftOutOnRequest(t *testing.T) {
 	rng := rand.New(rand.NewPCG(103, 104))
 	random := func(name string, shape ...uint64) testkit.Tensor {

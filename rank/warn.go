@@ -7,8 +7,9 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// roundingLoss is the share of ‖Δ‖_F that rounding the factors of a layer may add to its error before that is a warning: far above
-// what any dtype costs whose range the values fit, and well below an adapter that is of no use.
+// roundingLoss is the share of ‖Δ‖_F that rounding the factors of a layer may add to its error
+// before that is a warning: far above what any dtype costs whose range the values fit, and well
+// below an adapter that is of no use.
 const roundingLoss = 0.1
 
 // warn says what makes the adapter of little use.

@@ -10,8 +10,8 @@ import (
 	"github.com/loratool/loratool/format/output"
 )
 
-// bucket is an output that works as object stores do: each file is an upload of parts that come in any
-// order, and Commit completes all uploads under a prefix. Nothing can be read before.
+// bucket is an output that works as object stores do: each file is an upload of parts that come in
+// any order, and Commit completes all uploads under a prefix. Nothing can be read before.
 type bucket struct {
 	under   string
 	objects map[string][]byte // by key

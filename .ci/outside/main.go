@@ -1,6 +1,6 @@
-// Outside is a program of somebody else: it uses the library through what it exports, and nothing of this repository
-// but the test data. It is a module of its own, so that the compiler refuses internal packages. CI runs it; it fails
-// when a result is not what it should be.
+// Outside is a program of somebody else: it uses the library through what it exports, and nothing
+// of this repository but the test data. It is a module of its own, so that the compiler refuses
+// internal packages. CI runs it; it fails when a result is not what it should be.
 //
 // Usage: outside REPOSITORY
 package main
@@ -73,7 +73,8 @@ func (o *outside) run(ctx context.Context) error {
 	return nil
 }
 
-// convertBothWays goes from PEFT to the dialect threads and back, and compares every factor and scale.
+// convertBothWays goes from PEFT to the dialect threads and back, and compares every factor and
+// scale.
 func (o *outside) convertBothWays(ctx context.Context) error {
 	src, err := o.dialects.OpenFS(ctx, o.files, peftAdapter, convert.Options{})
 	if err != nil {
@@ -176,7 +177,8 @@ func sameUpdates(ctx context.Context, want, got format.Source) error {
 	return nil
 }
 
-// openTwo opens the demo's adapter, and one that the program makes up: for the same modules, with factors of its own.
+// openTwo opens the demo's adapter, and one that the program makes up: for the same modules, with
+// factors of its own.
 func (o *outside) openTwo(ctx context.Context) ([]merge.Adapter, error) {
 	first, err := convert.OpenFS(ctx, o.files, peftAdapter, convert.Options{})
 	if err != nil {
@@ -195,8 +197,8 @@ func (o *outside) openTwo(ctx context.Context) ([]merge.Adapter, error) {
 	return []merge.Adapter{{Source: first, Name: "demo", Weight: 1}, {Source: second, Name: "made up", Weight: 2}}, nil
 }
 
-// merge merges the two adapters into the demo's base, and tells progress how many bytes were written of
-// how many. Neither the base nor the output has a path.
+// merge merges the two adapters into the demo's base, and tells progress how many bytes were
+// written of how many. Neither the base nor the output has a path.
 func (o *outside) merge(
 	ctx context.Context, out output.Output, progress func(done, all int64),
 ) (*merge.Report, error) {
@@ -250,7 +252,8 @@ func (o *outside) mergeTwo(ctx context.Context) error {
 	return nil
 }
 
-// checkMerged opens the merged checkpoint from memory, and wants other weights in it than the base has.
+// checkMerged opens the merged checkpoint from memory, and wants other weights in it than the base
+// has.
 func (o *outside) checkMerged(ctx context.Context, files map[string][]byte) error {
 	weights := files["model.safetensors"]
 	before, err := fs.ReadFile(o.files, "testdata/demo/base/model.safetensors")
@@ -268,8 +271,8 @@ func (o *outside) checkMerged(ctx context.Context, files map[string][]byte) erro
 	return base.Close()
 }
 
-// extract takes the two adapters, of rank 8 and 1, out of the merged weights as one of rank 9, into an
-// output of our own.
+// extract takes the two adapters, of rank 8 and 1, out of the merged weights as one of rank 9, into
+// an output of our own.
 func (o *outside) extract(ctx context.Context, weights []byte) error {
 	base, err := rank.OpenCheckpointFS(ctx, o.files, "testdata/demo/base")
 	if err != nil {
@@ -382,7 +385,8 @@ func norm(values []float64) float64 {
 	return math.Sqrt(sum)
 }
 
-// printSpectra decomposes an adapter whose singular value is known: s·B·A with A = (3 4)ᵀ and B = (2).
+// printSpectra decomposes an adapter whose singular value is known: s·B·A with A = (3 4)ᵀ and B =
+// (2).
 func (o *outside) printSpectra(ctx context.Context) error {
 	b := format.NewBuilder("outside")
 	b.Linear("known", 1, 0.5, format.Float64s([]float64{3, 4}), format.Bytes(dtype.F32, []byte{0, 0, 0, 0x40}))

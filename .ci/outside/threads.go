@@ -12,8 +12,9 @@ import (
 	"github.com/loratool/loratool/format/safetensors"
 )
 
-// threads is a made-up dialect: a safetensors file with the keys MODULE/weft (A) and MODULE/warp (B), and the scale of
-// each module in the metadata under scale/MODULE. It knows linear layers only.
+// threads is a made-up dialect: a safetensors file with the keys MODULE/weft (A) and MODULE/warp
+// (B), and the scale of each module in the metadata under scale/MODULE. It knows linear layers
+// only.
 type threads struct{}
 
 const (

@@ -7,8 +7,8 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// leastAge is the shortest --older-than: a run on another machine may write nothing for minutes, while it
-// computes or its disk is slow, and no lock may tell of it.
+// leastAge is the shortest --older-than: a run on another machine may write nothing for minutes,
+// while it computes or its disk is slow, and no lock may tell of it.
 const leastAge = time.Hour
 
 // cleanOptions are the flags of clean.

@@ -12,7 +12,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// TestCleanRemovesWhatIsOldAndOnlyOnRequest has remains of another machine, so that no lock tells of them.
+// TestCleanRemovesWhatIsOldAndOnlyOnRequest has remains of another machine, so that no lock tells
+// of them.
 func TestCleanRemovesWhatIsOldAndOnlyOnRequest(t *testing.T) {
 	const old, young = ".old.loratool-00000000-1", ".young.loratool-00000000-1"
 	dir := t.TempDir()

@@ -39,8 +39,8 @@ func (o *common) memoryFlag() cli.Flag {
 		}}
 }
 
-// checkMemory refuses, before the work, what is estimated to take more memory than --max-memory allows,
-// or without it than is available. what takes it.
+// checkMemory refuses, before the work, what is estimated to take more memory than --max-memory
+// allows, or without it than is available. what takes it.
 func (o *common) checkMemory(need int64, what string) error {
 	if need > math.MaxInt {
 		return fault.New(fault.Limit, "%s takes about %s of memory, and a 32-bit program can address less", what, fileio.FormatBytes(need)).

@@ -19,8 +19,8 @@ import (
 	"github.com/loratool/loratool/rank"
 )
 
-// largeAdapterCases writes inputs from which convert and extract make adapters of 64 MiB, so that a run can be caught while it writes,
-// and returns the command lines without -o.
+// largeAdapterCases writes inputs from which convert and extract make adapters of 64 MiB, so that a
+// run can be caught while it writes, and returns the command lines without -o.
 func largeAdapterCases(t *testing.T, dir string) map[string][]string {
 	t.Helper()
 	const r, n = 512, 16384
@@ -44,7 +44,8 @@ func largeAdapterCases(t *testing.T, dir string) map[string][]string {
 	}
 }
 
-// adapterOuts are the outputs that an adapter is written to: a container, a directory, and a file with another one beside it.
+// adapterOuts are the outputs that an adapter is written to: a container, a directory, and a file
+// with another one beside it.
 var adapterOuts = []string{"out.lora", "out", "out.safetensors"}
 
 func TestAKilledConvertOrExtractLeavesTheInputsAndBlocksNothing(t *testing.T) {
@@ -131,8 +132,8 @@ func TestAFullDiskLeavesNothingOfAnAdapter(t *testing.T) {
 	}
 }
 
-// TestAnInputThatChangesWhileConvertWritesIsAnError: an input is touched while the output grows. What
-// convert has read by then may be of either content, so that nothing may come of it.
+// TestAnInputThatChangesWhileConvertWritesIsAnError: an input is touched while the output grows.
+// What convert has read by then may be of either content, so that nothing may come of it.
 func TestAnInputThatChangesWhileConvertWritesIsAnError(t *testing.T) {
 	dir := t.TempDir()
 	args := largeAdapterCases(t, dir)["convert"]
@@ -156,8 +157,8 @@ func TestAnInputThatChangesWhileConvertWritesIsAnError(t *testing.T) {
 	}
 }
 
-// TestACheckpointThatChangesWhileItIsExtractedIsAnError: extract has read all of both when it begins to
-// write, and compares them then.
+// TestACheckpointThatChangesWhileItIsExtractedIsAnError: extract has read all of both when it
+// begins to write, and compares them then.
 func TestACheckpointThatChangesWhileItIsExtractedIsAnError(t *testing.T) {
 	for _, changed := range []string{"base", "tuned"} {
 		dir := t.TempDir()

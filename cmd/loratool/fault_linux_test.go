@@ -13,8 +13,9 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// TestADiskThatFillsUpWhileMergingLeavesNothing: the space was there at the start. The limit on the size of files is lowered for
-// the program at work, when its output has got its size, so that its next writes fail.
+// TestADiskThatFillsUpWhileMergingLeavesNothing: the space was there at the start. The limit on the
+// size of files is lowered for the program at work, when its output has got its size, so that its
+// next writes fail.
 func TestADiskThatFillsUpWhileMergingLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
 	base, adapter := largeCase(t, dir)

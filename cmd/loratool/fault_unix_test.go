@@ -23,8 +23,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// The large base is one BF16 matrix of 64 MiB, a file without blocks until something is written to it: zeros are as much work as
-// other numbers. A merge takes long enough to be caught at work.
+// The large base is one BF16 matrix of 64 MiB, a file without blocks until something is written to
+// it: zeros are as much work as other numbers. A merge takes long enough to be caught at work.
 const (
 	largeRows, largeCols = 4096, 8192
 	largeRank            = 32
@@ -72,11 +72,12 @@ func program(args ...string) *exec.Cmd {
 	return cmd
 }
 
-// mostTries is how often a program is started that ends before it could be caught at work: a busy machine may not look in time.
+// mostTries is how often a program is started that ends before it could be caught at work: a busy
+// machine may not look in time.
 const mostTries = 20
 
-// runUntil starts the program, calls act when ready reports true, and returns what came of the run. A run that ends before that is
-// tried again, with dir empty as before.
+// runUntil starts the program, calls act when ready reports true, and returns what came of the run.
+// A run that ends before that is tried again, with dir empty as before.
 func runUntil(t *testing.T, dir string, args []string, ready func() bool, act func(*os.Process) error) result {
 	t.Helper()
 	for range mostTries {
@@ -133,7 +134,8 @@ func empty(t *testing.T, dir string) {
 	}
 }
 
-// signalWhileMerging starts the program and sends it a signal when its hidden output has appeared in dir.
+// signalWhileMerging starts the program and sends it a signal when its hidden output has appeared
+// in dir.
 func signalWhileMerging(t *testing.T, dir string, sig os.Signal, args ...string) result {
 	t.Helper()
 	return runUntil(t, dir, args, func() bool { return hidden(t, dir) != "" }, func(p *os.Process) error { return p.Signal(sig) })
@@ -258,8 +260,8 @@ func TestAMergeUnderNohupGoesOn(t *testing.T) {
 	}
 }
 
-// TestAFullDiskLeavesNothing lets the operating system refuse bytes beyond a size of file, as a full disk refuses blocks: with
-// EFBIG for ENOSPC, and with a signal that must not end the program.
+// TestAFullDiskLeavesNothing lets the operating system refuse bytes beyond a size of file, as a
+// full disk refuses blocks: with EFBIG for ENOSPC, and with a signal that must not end the program.
 func TestAFullDiskLeavesNothing(t *testing.T) {
 	demo := "../../testdata/demo"
 	for _, c := range []struct {
@@ -355,8 +357,9 @@ func TestAnUnreadableInputIsAnErrorThatSaysSo(t *testing.T) {
 	}
 }
 
-// TestAKilledMergeLeavesNoRecordWithoutItsCheckpoint kills merges with a record, and unmerges, at different moments: each output is
-// absent or whole, a record is never there without its checkpoint, and the next run does its work.
+// TestAKilledMergeLeavesNoRecordWithoutItsCheckpoint kills merges with a record, and unmerges, at
+// different moments: each output is absent or whole, a record is never there without its
+// checkpoint, and the next run does its work.
 func TestAKilledMergeLeavesNoRecordWithoutItsCheckpoint(t *testing.T) {
 	dir := t.TempDir()
 	base, adapter := zeroCase(t, dir, largeRows/16) // residuals of zeros are large: the record is as long as the weights

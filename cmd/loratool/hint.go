@@ -39,7 +39,8 @@ func hintFor(err error, commandUsage string) string {
 	return inputHint(err, commandUsage)
 }
 
-// inputHint says what to do about an input, where that is known; usage is how the command is called.
+// inputHint says what to do about an input, where that is known; usage is how the command is
+// called.
 func inputHint(err error, usage string) string {
 	var path *fs.PathError
 	if errors.As(err, &path) && errors.Is(err, fs.ErrNotExist) && fileio.IsInterrupted(path.Path) {
@@ -72,7 +73,8 @@ const hintInterrupted = "another run is replacing files here, or was interrupted
 
 var hubName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
-// isHubName reports whether a path that is not there is more likely the name of a repository, organisation/name.
+// isHubName reports whether a path that is not there is more likely the name of a repository,
+// organisation/name.
 func isHubName(path string) bool {
 	if !hubName.MatchString(path) {
 		return false
@@ -86,7 +88,8 @@ func isHubName(path string) bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// emptyHub is the name of a repository of which the hub's cache has a directory and no revision, else "".
+// emptyHub is the name of a repository of which the hub's cache has a directory and no revision,
+// else "".
 func emptyHub(dir string) string {
 	repository, ok := strings.CutPrefix(filepath.Base(dir), "models--")
 	if info, err := os.Stat(filepath.Join(dir, "snapshots")); !ok || err != nil || !info.IsDir() || hubSnapshot(dir) != "" {
@@ -95,8 +98,8 @@ func emptyHub(dir string) string {
 	return strings.ReplaceAll(repository, "--", "/")
 }
 
-// hubSnapshot is the directory of a revision in a directory models--organisation--name of the hub's cache: that of main, or the only
-// one. It is "" where there is none.
+// hubSnapshot is the directory of a revision in a directory models--organisation--name of the hub's
+// cache: that of main, or the only one. It is "" where there is none.
 func hubSnapshot(dir string) string {
 	if dir == "" {
 		return ""

@@ -123,7 +123,8 @@ func withoutNumbers(path string) string {
 	return strings.Join(parts, ".")
 }
 
-// groupLayers joins the layers of a kind for a table that fits a screen; each stays alone in a verbose one.
+// groupLayers joins the layers of a kind for a table that fits a screen; each stays alone in a
+// verbose one.
 func groupLayers(layers []report.Layer, verbose bool) []*layerGroup {
 	byKey := make(map[layerKey]*layerGroup)
 	var groups []*layerGroup

@@ -16,8 +16,8 @@ func main() {
 	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
 }
 
-// endingSignals are the signals that end a run in good order. nohup ignores SIGHUP for the program that
-// it starts, and a run under nohup goes on when its terminal closes.
+// endingSignals are the signals that end a run in good order. nohup ignores SIGHUP for the program
+// that it starts, and a run under nohup goes on when its terminal closes.
 func endingSignals() []os.Signal {
 	all := []os.Signal{os.Interrupt, syscall.SIGTERM}
 	if hangup != nil && !signal.Ignored(hangup) {

@@ -148,7 +148,8 @@ func scaleText(p *merge.PlannedTensor) string {
 	return strings.Join(all, ", ")
 }
 
-// replacedText names all tensors that an adapter puts in place, those of equal layers under one name.
+// replacedText names all tensors that an adapter puts in place, those of equal layers under one
+// name.
 func replacedText(replaced []merge.PlannedTensor) string {
 	counts := make(map[string]int)
 	var names []string

@@ -13,7 +13,8 @@ func unknown(what, name string, known []string, hint string) error {
 	return usagef(hint, "unknown %s %q", what, name)
 }
 
-// nearest is the known name that takes the fewest edits to make of name, at most one in three letters; "" where all are farther.
+// nearest is the known name that takes the fewest edits to make of name, at most one in three
+// letters; "" where all are farther.
 func nearest(name string, known []string) string {
 	best, least := "", (len(strings.TrimLeft(name, "-"))+2)/3+1
 	for _, k := range known {
@@ -24,8 +25,8 @@ func nearest(name string, known []string) string {
 	return best
 }
 
-// edits counts the letters that are inserted, left out, exchanged or swapped with their neighbour to make b of a (optimal string
-// alignment).
+// edits counts the letters that are inserted, left out, exchanged or swapped with their neighbour
+// to make b of a (optimal string alignment).
 func edits(a, b string) int {
 	d := make([][]int, len(a)+1)
 	for i := range d {

@@ -2,7 +2,8 @@ package main
 
 import "testing"
 
-// TestParseDecimalTakesWhatPeopleWrite: digits, a point, an exponent, and nothing that only Go reads.
+// TestParseDecimalTakesWhatPeopleWrite: digits, a point, an exponent, and nothing that only Go
+// reads.
 func TestParseDecimalTakesWhatPeopleWrite(t *testing.T) {
 	for text, want := range map[string]float64{"1": 1, "-0.7": -0.7, "+.5e1": 5, "2.": 2, "1e-3": 1e-3, "007": 7} {
 		if got, ok := parseDecimal(text); !ok || got != want {

@@ -31,7 +31,8 @@ func (o *withoutOption) openAdapters(ctx context.Context, paths []string, weight
 	return adapters, nil
 }
 
-// openRecords opens the undo records of a merged checkpoint: those that are named, or the one that lies beside it.
+// openRecords opens the undo records of a merged checkpoint: those that are named, or the one that
+// lies beside it.
 func openRecords(ctx context.Context, paths []string, merged string, closers *closers) ([]*merge.Record, error) {
 	if len(paths) == 0 {
 		path := undoBeside(merged)

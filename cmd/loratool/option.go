@@ -34,8 +34,8 @@ var flagOf = map[string]string{
 	"rank.OpenExtraction":            "loratool extract",
 }
 
-// optionWord matches an option or a function in a text of the library: its name, and where an option
-// has a value, the equals sign before it. NaN is part of the word, as no flag takes it.
+// optionWord matches an option or a function in a text of the library: its name, and where an
+// option has a value, the equals sign before it. NaN is part of the word, as no flag takes it.
 var optionWord = regexp.MustCompile(`(\bset )?\b((?:[A-Za-z]*Options|Removal|Adapter|convert|merge|rank)\.[A-Z]\w*(?:=NaN)?)(=)?`)
 
 // flagsFor turns the options that a text of the library names into flags: "set Options.Tied=fold"

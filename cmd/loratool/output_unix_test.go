@@ -26,7 +26,8 @@ func demoCopy(t *testing.T) (dir string) {
 	return dir
 }
 
-// TestWhatChangesWhileAMergeRunsIsAnError rewrites inputs between the plan and the run, with their sizes and times as they were.
+// TestWhatChangesWhileAMergeRunsIsAnError rewrites inputs between the plan and the run, with their
+// sizes and times as they were.
 func TestWhatChangesWhileAMergeRunsIsAnError(t *testing.T) {
 	touch := func(path string) error {
 		info, err := os.Stat(path)
@@ -81,7 +82,8 @@ func TestWhatChangesWhileAMergeRunsIsAnError(t *testing.T) {
 	}
 }
 
-// TestAStageThatVanishesWhileMergingIsAnError removes the hidden directory at work, as another machine's sweep could.
+// TestAStageThatVanishesWhileMergingIsAnError removes the hidden directory at work, as another
+// machine's sweep could.
 func TestAStageThatVanishesWhileMergingIsAnError(t *testing.T) {
 	dir := t.TempDir()
 	base, adapter := largeCase(t, dir)
@@ -164,7 +166,8 @@ func TestLinksOutOfABaseAreNamed(t *testing.T) {
 	}
 }
 
-// TestConvertReplacesWeightsAndConfigurationTogether: what a kill leaves is tested where the moves are made.
+// TestConvertReplacesWeightsAndConfigurationTogether: what a kill leaves is tested where the moves
+// are made.
 func TestConvertReplacesWeightsAndConfigurationTogether(t *testing.T) {
 	dir := demoCopy(t)
 	at := func(name string) string { return filepath.Join(dir, filepath.FromSlash(name)) }

@@ -17,8 +17,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// TestAPipeIsRefusedAtOnceWhereverAnInputIsOpened: to open a pipe that nobody writes to waits for ever, and a signal does not end
-// the wait. The deadline is for a program that does wait.
+// TestAPipeIsRefusedAtOnceWhereverAnInputIsOpened: to open a pipe that nobody writes to waits for
+// ever, and a signal does not end the wait. The deadline is for a program that does wait.
 func TestAPipeIsRefusedAtOnceWhereverAnInputIsOpened(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS("../../testdata/demo")); err != nil {

@@ -5,7 +5,8 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// readingOptions are the flags that say what files of adapters do not, for every command that applies adapters.
+// readingOptions are the flags that say what files of adapters do not, for every command that
+// applies adapters.
 type readingOptions struct {
 	withoutOption
 	expertInput   int

@@ -63,8 +63,9 @@ func tensor(t *testing.T, c *checkpoint.Checkpoint, name string) []float64 {
 	return x
 }
 
-// TestExtractTakesBackWhatMergePutIn merges an adapter of rank 8 into the F32 demo and extracts it again: Δ is of rank 8 but for
-// the rounding of the merged weights, half a unit of 2⁻²⁴·|w| at most, which is what may be left over.
+// TestExtractTakesBackWhatMergePutIn merges an adapter of rank 8 into the F32 demo and extracts it
+// again: Δ is of rank 8 but for the rounding of the merged weights, half a unit of 2⁻²⁴·|w| at
+// most, which is what may be left over.
 func TestExtractTakesBackWhatMergePutIn(t *testing.T) {
 	dir := t.TempDir()
 	base, merged := "../../testdata/demo/base", filepath.Join(dir, "merged")
@@ -77,15 +78,17 @@ func TestExtractTakesBackWhatMergePutIn(t *testing.T) {
 		t.Fatalf("%d layers, want 28", len(report.Layers))
 	}
 	for _, l := range report.Layers {
-		// ‖rounding‖ ≤ 2⁻²⁵·(‖W‖+‖Δ‖)·√… is bounded by 2⁻²⁴·‖W‖ here, and products in float32 add a few units of 2⁻²⁴·‖Δ‖.
+		// ‖rounding‖ ≤ 2⁻²⁵·(‖W‖+‖Δ‖)·√… is bounded by 2⁻²⁴·‖W‖ here, and products in float32 add a
+		// few units of 2⁻²⁴·‖Δ‖.
 		if limit := 0x1p-24/l.RelativeNorm + 64*0x1p-24; l.Rounded > limit {
 			t.Errorf("%s: error %.3g of ‖Δ‖, want at most %.3g", l.Module, l.Rounded, limit)
 		}
 	}
 }
 
-// TestMergeOfAnExtractReachesTheCertifiedError: what is between base + adapter and the tuned checkpoint is the error that
-// extract has printed, and the rounding of the merged weights. The demo with its adapter merged stands for a fine-tune.
+// TestMergeOfAnExtractReachesTheCertifiedError: what is between base + adapter and the tuned
+// checkpoint is the error that extract has printed, and the rounding of the merged weights. The
+// demo with its adapter merged stands for a fine-tune.
 func TestMergeOfAnExtractReachesTheCertifiedError(t *testing.T) {
 	dir := t.TempDir()
 	base, tuned := "../../testdata/demo/base", filepath.Join(dir, "tuned")
@@ -109,8 +112,8 @@ func TestMergeOfAnExtractReachesTheCertifiedError(t *testing.T) {
 }
 
 // TestExtractedSquareExpertsMergeBack: the shape of square experts does not tell which dimension A
-// reads, so that the adapter has to say it. PEFT's files say it for models whose experts PEFT reads in
-// one way.
+// reads, so that the adapter has to say it. PEFT's files say it for models whose experts PEFT reads
+// in one way.
 func TestExtractedSquareExpertsMergeBack(t *testing.T) {
 	rng := rand.New(rand.NewPCG(105, 106))
 	const name = "model.layers.0.mlp.experts.down_proj"
@@ -141,8 +144,8 @@ func TestExtractedSquareExpertsMergeBack(t *testing.T) {
 	}
 }
 
-// TestAnotherBaseIsRefused: an adapter that remembers its base is not merged into a fine-tune of it, unless asked to, whatever the
-// adapter is stored in and however often it was converted.
+// TestAnotherBaseIsRefused: an adapter that remembers its base is not merged into a fine-tune of
+// it, unless asked to, whatever the adapter is stored in and however often it was converted.
 func TestAnotherBaseIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }

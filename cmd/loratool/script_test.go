@@ -24,7 +24,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"loratool": becomeUser(main)})
 }
 
-// TestScripts runs testdata/script. $DEMO, $PEFT and $PICKLE are the fixtures, which no script may change.
+// TestScripts runs testdata/script. $DEMO, $PEFT and $PICKLE are the fixtures, which no script may
+// change.
 func TestScripts(t *testing.T) {
 	fixtures := testkit.Tree(t, "../../testdata")
 	t.Cleanup(func() {
@@ -74,8 +75,9 @@ func scriptExit(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// json FILE PATH [VALUE] wants FILE, or stdout, to be one JSON document that has VALUE at PATH: names and indices between
-// dots, count for the length of a list or an object. Without VALUE something must be there; ! json FILE PATH wants nothing.
+// json FILE PATH [VALUE] wants FILE, or stdout, to be one JSON document that has VALUE at PATH:
+// names and indices between dots, count for the length of a list or an object. Without VALUE
+// something must be there; ! json FILE PATH wants nothing.
 func scriptJSON(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) < 2 || len(args) > 3 || neg && len(args) > 2 {
 		ts.Fatalf("usage: [!] json FILE PATH [VALUE]")
@@ -191,8 +193,8 @@ func treeOf(ts *testscript.TestScript, dir string) map[string][]byte {
 	return tree
 }
 
-// tensors FILE NAME=DTYPE:SHAPE:VALUE... writes a safetensors file; SHAPE is like 4x4, and every element is VALUE. Escapes of Go
-// stand for what a script cannot hold.
+// tensors FILE NAME=DTYPE:SHAPE:VALUE... writes a safetensors file; SHAPE is like 4x4, and every
+// element is VALUE. Escapes of Go stand for what a script cannot hold.
 func scriptTensors(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: tensors FILE NAME=DTYPE:SHAPE:VALUE...")
@@ -226,7 +228,8 @@ func scriptTensors(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(path, testkit.Encode(map[string]string{"format": "pt"}, tensors...), 0o666))
 }
 
-// plain stdout|stderr wants no byte that drives a terminal, and every line of stderr to begin as the program's lines do.
+// plain stdout|stderr wants no byte that drives a terminal, and every line of stderr to begin as
+// the program's lines do.
 func scriptPlain(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: plain stdout|stderr")

@@ -37,7 +37,8 @@ func showSpectra(t *terminal, layers []report.Layer) {
 	}
 }
 
-// sparkline draws values as bars, relative to the first: one bar a value, or the largest of a group where there are many.
+// sparkline draws values as bars, relative to the first: one bar a value, or the largest of a group
+// where there are many.
 func sparkline(values []float64) string {
 	bars := []rune("▁▂▃▄▅▆▇█")
 	if len(values) == 0 || values[0] == 0 {

@@ -15,7 +15,8 @@ import (
 
 var update = flag.Bool("update", false, "write the table of the README anew")
 
-// TestREADMESaysWhatMergeDoes compares the table of the README with the one that the program decides by.
+// TestREADMESaysWhatMergeDoes compares the table of the README with the one that the program
+// decides by.
 func TestREADMESaysWhatMergeDoes(t *testing.T) {
 	const path, begin, end = "../../README.md", "<!-- What merge does: go test ./cmd/loratool -update -->\n", "<!-- end -->\n"
 	text, err := os.ReadFile(path)
@@ -58,7 +59,8 @@ func supportMarkdown() string {
 	return b.String()
 }
 
-// TestHelpSaysWhatMergeDoes: inspect --help has every line of the table, and merge has every flag of it.
+// TestHelpSaysWhatMergeDoes: inspect --help has every line of the table, and merge has every flag
+// of it.
 func TestHelpSaysWhatMergeDoes(t *testing.T) {
 	help := func(command string) string {
 		var out, errs bytes.Buffer

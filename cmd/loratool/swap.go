@@ -39,8 +39,8 @@ func swapCommand(t *terminal) *cli.Command {
 	}
 }
 
-// parse reads the command line: the checkpoint, and a weight for each adapter, those that are taken out
-// first.
+// parse reads the command line: the checkpoint, and a weight for each adapter, those that are taken
+// out first.
 func (o *swapOptions) parse(c *cli.Context) (merged string, weights []float64, err error) {
 	const example = "loratool swap MERGED --remove ADAPTER --add ADAPTER -o OUT"
 	switch {

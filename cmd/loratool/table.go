@@ -7,8 +7,8 @@ import (
 	"unicode/utf8"
 )
 
-// table is a result in columns. Where a terminal is too narrow for it, columns go in the order that they state, until there is some
-// room for names, and then names are shortened in the middle.
+// table is a result in columns. Where a terminal is too narrow for it, columns go in the order that
+// they state, until there is some room for names, and then names are shortened in the middle.
 type table struct {
 	columns []column
 	rows    [][]string
@@ -22,7 +22,8 @@ type column struct {
 	drop   int  // 1 goes first; 0 stays
 }
 
-// nameWidth is the room that columns make for names by going: enough for the number of a layer and the name of a matrix in it.
+// nameWidth is the room that columns make for names by going: enough for the number of a layer and
+// the name of a matrix in it.
 const nameWidth = 28
 
 // add adds a row. Text from files is cleaned, so that widths are those of what is shown.
@@ -33,7 +34,8 @@ func (t *table) add(cells ...string) {
 	t.rows = append(t.rows, cells)
 }
 
-// lines returns the table as lines of at most width characters, if the columns that stay allow it; 0 is any width.
+// lines returns the table as lines of at most width characters, if the columns that stay allow it;
+// 0 is any width.
 func (t *table) lines(width int) []string {
 	widths := make([]int, len(t.columns))
 	for i, c := range t.columns {
@@ -101,7 +103,8 @@ func (t *table) fit(widths []int, width int) []int {
 	}
 }
 
-// shorten takes characters out of the middle of a name: few at its beginning stay and more at its end, as ends tell names apart.
+// shorten takes characters out of the middle of a name: few at its beginning stay and more at its
+// end, as ends tell names apart.
 func shorten(name string, width int) string {
 	runes := []rune(name)
 	if len(runes) <= width {

@@ -28,7 +28,8 @@ func layersOf(n int) []report.Layer {
 	return layers
 }
 
-// TestTablesFitTheTerminal: at any width that is in use, no line is longer, and the names that are shortened still differ.
+// TestTablesFitTheTerminal: at any width that is in use, no line is longer, and the names that are
+// shortened still differ.
 func TestTablesFitTheTerminal(t *testing.T) {
 	tables := map[string]func(*terminal){
 		"spectra": func(t *terminal) { showSpectra(t, layersOf(40)) },

@@ -28,8 +28,8 @@ type terminal struct {
 	columns    int    // of the terminal, where that is not to be asked
 }
 
-// results is standard output. The first error of a write stays, and ends the command with an error when it is done: a result that was
-// not written is none.
+// results is standard output. The first error of a write stays, and ends the command with an error
+// when it is done: a result that was not written is none.
 type results struct {
 	w   io.Writer
 	err error
@@ -56,8 +56,8 @@ type resultsError struct{ err error }
 func (e *resultsError) Error() string { return "the results are not printed whole: " + e.err.Error() }
 func (e *resultsError) Unwrap() error { return e.err }
 
-// clean makes text from files harmless: what is not printable, and could drive a terminal or fake a line, is shown as an
-// escape.
+// clean makes text from files harmless: what is not printable, and could drive a terminal or fake a
+// line, is shown as an escape.
 func clean(s string) string {
 	var b strings.Builder
 	for _, r := range s {
@@ -86,7 +86,8 @@ func (t *terminal) message(kind, text string) {
 	fmt.Fprintf(t.err, "loratool: %s: %s\n", kind, clean(strings.ReplaceAll(flagsFor(text), "\n", "; ")))
 }
 
-// fail reports the error that ends the command, and in JSON on stdout as well where that was asked for.
+// fail reports the error that ends the command, and in JSON on stdout as well where that was asked
+// for.
 func (t *terminal) fail(err error, hint string) {
 	t.message("error", err.Error())
 	if hint != "" {
@@ -144,7 +145,8 @@ func escapeHidden(doc []byte) []byte {
 	return escaped
 }
 
-// hasColour reports whether results go to a terminal whose user has not asked for none (no-color.org).
+// hasColour reports whether results go to a terminal whose user has not asked for none
+// (no-color.org).
 func (t *terminal) hasColour() bool {
 	return isTerminal(t.out.w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 }

@@ -10,7 +10,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// undoSuffix makes the default name of an undo record from that of the checkpoint beside which it lies.
+// undoSuffix makes the default name of an undo record from that of the checkpoint beside which it
+// lies.
 const undoSuffix = ".undo"
 
 func undoBeside(checkpoint string) string {

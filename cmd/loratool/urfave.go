@@ -74,8 +74,9 @@ func (a *app) run(ctx context.Context, args []string) error {
 	return a.cli.RunContext(ctx, arranged)
 }
 
-// arrange puts the flags of a command before its arguments, each as --name=value, because the library takes what follows the
-// first argument as arguments. It rejects what the command's own list does not have, with the nearest name.
+// arrange puts the flags of a command before its arguments, each as --name=value, because the
+// library takes what follows the first argument as arguments. It rejects what the command's own
+// list does not have, with the nearest name.
 func (a *app) arrange(args []string) ([]string, error) {
 	if len(args) < 2 {
 		return args, nil

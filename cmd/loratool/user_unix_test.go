@@ -9,7 +9,8 @@ import (
 	"syscall"
 )
 
-// userEnv holds the user that the program becomes before it starts, so that permissions bind in a test that root runs.
+// userEnv holds the user that the program becomes before it starts, so that permissions bind in a
+// test that root runs.
 const userEnv = "LORATOOL_TEST_UID"
 
 func becomeUser(f func()) func() {

@@ -7,7 +7,8 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// version is that of the next release; released binaries are built with -ldflags "-X main.version=…".
+// version is that of the next release; released binaries are built with -ldflags "-X
+// main.version=…".
 var version = "0.1.0-dev"
 
 func versionCommand(t *terminal) *cli.Command {

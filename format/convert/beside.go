@@ -15,12 +15,13 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// An adapter is the whole folder that its trainer wrote. Some trainers put weights that they trained
-// whole into a file of their own: LLaVA non_lora_trainables.bin, LongLoRA trainable_params.bin. Who
-// merges the adapter without them gets another model than the one that was trained.
+// An adapter is the whole folder that its trainer wrote. Some trainers put weights that they
+// trained whole into a file of their own: LLaVA non_lora_trainables.bin, LongLoRA
+// trainable_params.bin. Who merges the adapter without them gets another model than the one that
+// was trained.
 
-// lookBeside judges the other files of the weights' directories, and returns the names of those that
-// hold weights and are no part of the adapter with this description, and of other adapters.
+// lookBeside judges the other files of the weights' directories, and returns the names of those
+// that hold weights and are no part of the adapter with this description, and of other adapters.
 func (in *Input) lookBeside(m *format.Manifest, without []string) (stray, others []string, err error) {
 	if slices.Contains(without, in.name) {
 		return nil, nil, fault.New(fault.Mismatch, "%q is the adapter itself and cannot be left out", in.name).In(in.path("."))
@@ -75,7 +76,8 @@ type neighbour struct {
 	manifest *format.Manifest
 }
 
-// judge says what a file beside the adapter is: by its name where that is certain, and else by its keys.
+// judge says what a file beside the adapter is: by its name where that is certain, and else by its
+// keys.
 func (n *neighbour) judge(at string) besideKind {
 	name, kind := path.Base(at), kindOf(at)
 	info, err := n.dir.Stat(at)
@@ -102,8 +104,8 @@ func (n *neighbour) judge(at string) besideKind {
 	return strayWeights
 }
 
-// isModelBeside reports whether a file with the name of a model is one: whether it, or another shard
-// of it, holds a weight that the adapter changes. What cannot be read is believed.
+// isModelBeside reports whether a file with the name of a model is one: whether it, or another
+// shard of it, holds a weight that the adapter changes. What cannot be read is believed.
 func (n *neighbour) isModelBeside(at string) bool {
 	if n.exists(path.Join(path.Dir(at), modelConfig)) {
 		return true

@@ -1,9 +1,9 @@
-// Package convert reads and writes adapters in the dialects of other tools. Whatever the dialect, past Open an adapter is
-// a format.Source: layers with a module name, a kind, factors and a scale; what has no such meaning is listed, never
-// dropped.
+// Package convert reads and writes adapters in the dialects of other tools. Whatever the dialect,
+// past Open an adapter is a format.Source: layers with a module name, a kind, factors and a scale;
+// what has no such meaning is listed, never dropped.
 //
-// A dialect is one file of this package and one row of [Default]. A program adds its own with [Dialects.With]: a set of
-// dialects is a value, and nothing is registered.
+// A dialect is one file of this package and one row of [Default]. A program adds its own with
+// [Dialects.With]: a set of dialects is a value, and nothing is registered.
 package convert
 
 import (
@@ -44,9 +44,10 @@ func (ds Dialects) Names() []string {
 	return names
 }
 
-// Open opens the adapter at path, a file or a directory, in the dialect of its content. Only headers and configurations are
-// read. The caller closes it. Errors wrap a kind of package format, or are I/O errors. A directory that holds weights that
-// are no part of the adapter is an error, unless options allow it.
+// Open opens the adapter at path, a file or a directory, in the dialect of its content. Only
+// headers and configurations are read. The caller closes it. Errors wrap a kind of package format,
+// or are I/O errors. A directory that holds weights that are no part of the adapter is an error,
+// unless options allow it.
 func (ds Dialects) Open(ctx context.Context, path string, o Options) (format.Source, error) {
 	in, err := lookAt(ctx, path)
 	if err != nil {
@@ -55,7 +56,8 @@ func (ds Dialects) Open(ctx context.Context, path string, o Options) (format.Sou
 	return ds.open(ctx, in, o)
 }
 
-// OpenFS is Open for a file or a directory of an fs.FS. A file that is no io.ReaderAt is read into memory.
+// OpenFS is Open for a file or a directory of an fs.FS. A file that is no io.ReaderAt is read into
+// memory.
 func (ds Dialects) OpenFS(ctx context.Context, files fs.FS, name string, o Options) (format.Source, error) {
 	in, err := lookIn(ctx, files, name)
 	if err != nil {
@@ -64,8 +66,8 @@ func (ds Dialects) OpenFS(ctx context.Context, files fs.FS, name string, o Optio
 	return ds.open(ctx, in, o)
 }
 
-// OpenReader is Open for a file of the given size that has nothing beside it, such as a .lora file in memory. Closing the source
-// leaves r as it is.
+// OpenReader is Open for a file of the given size that has nothing beside it, such as a .lora file
+// in memory. Closing the source leaves r as it is.
 func (ds Dialects) OpenReader(ctx context.Context, r io.ReaderAt, size int64, o Options) (format.Source, error) {
 	return ds.open(ctx, lookAtReader(ctx, r, size), o)
 }
@@ -106,8 +108,9 @@ func (ds Dialects) recognise(in *Input) Dialect {
 	return nil
 }
 
-// IsAdapter reports whether the path is that of an adapter, in a dialect of the set or in one that is only known by name. What
-// it reports is what Open opens, or says the best reason why not. It is false where the context ends.
+// IsAdapter reports whether the path is that of an adapter, in a dialect of the set or in one that
+// is only known by name. What it reports is what Open opens, or says the best reason why not. It is
+// false where the context ends.
 func (ds Dialects) IsAdapter(ctx context.Context, path string) bool {
 	in, err := lookAt(ctx, path)
 	if err != nil {
@@ -144,7 +147,8 @@ func (s *opened) Unchanged() error {
 
 func (s *opened) Close() error { return errors.Join(s.Source.Close(), s.in.close()) }
 
-// account looks at the whole folder of the adapter: weights that are no part of it are an error, unless options allow them.
+// account looks at the whole folder of the adapter: weights that are no part of it are an error,
+// unless options allow them.
 func (s *opened) account(o Options) error {
 	in, m := s.in, s.Manifest()
 	note := func(format string, args ...any) { m.Notes = append(m.Notes, fmt.Sprintf(format, args...)) }
@@ -176,8 +180,8 @@ func (s *opened) account(o Options) error {
 	return nil
 }
 
-// WeightsBeside lists the files of weights that lie in the directory of an opened adapter, are no part
-// of it, and were not left out by Options.Without: paths within the directory, with slashes.
+// WeightsBeside lists the files of weights that lie in the directory of an opened adapter, are no
+// part of it, and were not left out by Options.Without: paths within the directory, with slashes.
 func WeightsBeside(src format.Source) []string {
 	if s, ok := src.(*opened); ok {
 		return s.beside

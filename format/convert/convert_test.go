@@ -32,10 +32,12 @@ func adapters(t *testing.T) []string {
 	return dirs
 }
 
-// unreadable are the adapters that cannot be opened at all; every other one has to convert, whether merge applies it or not.
+// unreadable are the adapters that cannot be opened at all; every other one has to convert, whether
+// merge applies it or not.
 var unreadable = []string{"alpha-nan", "lfs-pointer", "no-tensors"}
 
-// TestPEFTComesBackByteForByte converts every adapter to the container and back, and compares all files.
+// TestPEFTComesBackByteForByte converts every adapter to the container and back, and compares all
+// files.
 func TestPEFTComesBackByteForByte(t *testing.T) {
 	ctx := context.Background()
 	converted := 0
@@ -113,7 +115,8 @@ func store(t *testing.T, path string, d convert.Dialect, src format.Source) {
 	}
 }
 
-// TestPEFTComesBackAsAFile: the configuration is written beside the weights, and one that is there with other content stays.
+// TestPEFTComesBackAsAFile: the configuration is written beside the weights, and one that is there
+// with other content stays.
 func TestPEFTComesBackAsAFile(t *testing.T) {
 	dir := filepath.Join(testdata, "demo/adapter-r8")
 	src, err := convert.OpenDigested(context.Background(), dir, convert.Options{})
@@ -180,7 +183,8 @@ func TestARestoredFileIsProved(t *testing.T) {
 	}
 }
 
-// TestTheBaseInTheMetadataIsRead: fingerprints of a base in the metadata of a weights file, whoever wrote the file.
+// TestTheBaseInTheMetadataIsRead: fingerprints of a base in the metadata of a weights file, whoever
+// wrote the file.
 func TestTheBaseInTheMetadataIsRead(t *testing.T) {
 	const print = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
 	for _, c := range []struct{ value, wrong string }{

@@ -19,8 +19,9 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// For is the dialect that the name of an output asks for: the first of the set that writes files with its ending, else the first
-// that writes directories. The ending of a file of weights that none of them writes is an error.
+// For is the dialect that the name of an output asks for: the first of the set that writes files
+// with its ending, else the first that writes directories. The ending of a file of weights that
+// none of them writes is an error.
 func (ds Dialects) For(path string) (Dialect, error) {
 	ext := strings.ToLower(filepath.Ext(path))
 	for _, e := range []string{ext, ""} {
@@ -37,14 +38,15 @@ func (ds Dialects) For(path string) (Dialect, error) {
 		WithHint("name a directory, which is written as PEFT saves it, or a file that ends in .lora")
 }
 
-// Create returns a Sink that writes one adapter to path, whole or not at all. Nothing is written before Store.
+// Create returns a Sink that writes one adapter to path, whole or not at all. Nothing is written
+// before Store.
 func Create(path string, d Dialect, o CreateOptions) (format.Sink, error) { return d.Create(path, o) }
 
-// CreateTo is Create for an output that need not be a path, such as memory. Store commits the output
-// when all files are written, and aborts it when it fails. What is one file, such as a container, has
-// the name "" there; PEFT's files have the names that they have in a directory. A dialect of another
-// package is asked if it is an [OutputDialect]; others return an error of the kind
-// format.ErrUnsupported.
+// CreateTo is Create for an output that need not be a path, such as memory. Store commits the
+// output when all files are written, and aborts it when it fails. What is one file, such as a
+// container, has the name "" there; PEFT's files have the names that they have in a directory. A
+// dialect of another package is asked if it is an [OutputDialect]; others return an error of the
+// kind format.ErrUnsupported.
 func CreateTo(out output.Output, d Dialect, o CreateOptions) (format.Sink, error) {
 	w, ok := d.(OutputDialect)
 	if !ok {
@@ -91,9 +93,10 @@ func writeFile(out output.Output, info output.Info, write func(io.Writer) error)
 	return f.Close()
 }
 
-// Check reports whether the Sink for path could store src, before work is done for it; src is nil where it is not made yet. The error
-// is an *OutputError, a *SpaceError, one of the system, or says what the dialect does not hold. The Sink of a dialect of another
-// package is asked if it has a method Check(context.Context, format.Source) error.
+// Check reports whether the Sink for path could store src, before work is done for it; src is nil
+// where it is not made yet. The error is an *OutputError, a *SpaceError, one of the system, or says
+// what the dialect does not hold. The Sink of a dialect of another package is asked if it has a
+// method Check(context.Context, format.Source) error.
 func Check(ctx context.Context, path string, d Dialect, src format.Source, o CreateOptions) error {
 	s, err := d.Create(path, o)
 	if err != nil {
@@ -107,8 +110,9 @@ func Check(ctx context.Context, path string, d Dialect, src format.Source, o Cre
 	return nil
 }
 
-// PeakBytes estimates the memory that the Sink for path takes to store src, beside src. The Sink of a
-// dialect of another package is asked if it has a method PeakBytes(format.Source) int64; 0 is unknown.
+// PeakBytes estimates the memory that the Sink for path takes to store src, beside src. The Sink of
+// a dialect of another package is asked if it has a method PeakBytes(format.Source) int64; 0 is
+// unknown.
 func PeakBytes(path string, d Dialect, src format.Source, o CreateOptions) (int64, error) {
 	s, err := d.Create(path, o)
 	if err != nil {
@@ -120,7 +124,8 @@ func PeakBytes(path string, d Dialect, src format.Source, o CreateOptions) (int6
 	return 0, nil
 }
 
-// OutputError is an output path that cannot be used as the caller wants. One that is taken wraps fs.ErrExist. It has these fields:
+// OutputError is an output path that cannot be used as the caller wants. One that is taken wraps
+// fs.ErrExist. It has these fields:
 //
 //	Path, Why   string // "output PATH WHY" is the message
 //	Replaceable bool   // CreateOptions.Replace would allow it
@@ -133,8 +138,8 @@ type OutputError = fileio.OutputError
 //	Need, Free int64 // bytes
 type SpaceError = fileio.SpaceError
 
-// modeOf is the permissions that the output called name takes over from the inputs: those of the file of that name among them,
-// or else those that all weights have. 0 says nothing.
+// modeOf is the permissions that the output called name takes over from the inputs: those of the
+// file of that name among them, or else those that all weights have. 0 says nothing.
 func (o *CreateOptions) modeOf(name string) (all fs.FileMode) {
 	for _, input := range o.Inputs {
 		mode, ok := modeOf(input, name)
@@ -149,8 +154,8 @@ func (o *CreateOptions) modeOf(name string) (all fs.FileMode) {
 	return all
 }
 
-// dirMode is the permissions that a directory takes over from the inputs that are directories, 0 where
-// none is.
+// dirMode is the permissions that a directory takes over from the inputs that are directories, 0
+// where none is.
 func (o *CreateOptions) dirMode() (all fs.FileMode) {
 	for _, input := range o.Inputs {
 		info, err := os.Stat(input)
@@ -165,7 +170,8 @@ func (o *CreateOptions) dirMode() (all fs.FileMode) {
 	return all
 }
 
-// modeOf is the permissions of the file called name in, or beside, an input, else of the input, else of all weights in it.
+// modeOf is the permissions of the file called name in, or beside, an input, else of the input,
+// else of all weights in it.
 func modeOf(input, name string) (mode fs.FileMode, ok bool) {
 	info, err := os.Stat(input)
 	if err != nil {
@@ -195,8 +201,8 @@ func hasAttachment(src format.Source, name string) bool {
 	return i >= 0
 }
 
-// findAttachment returns the number of the attachment with a name, -1 where there is none. One that is
-// too large is an error.
+// findAttachment returns the number of the attachment with a name, -1 where there is none. One that
+// is too large is an error.
 func findAttachment(m *format.Manifest, name string) (int, error) {
 	i := slices.IndexFunc(m.Attachments, func(a format.Attachment) bool { return a.Name == name })
 	if i >= 0 && m.Attachments[i].NBytes > maxAttachmentBytes {
@@ -208,8 +214,8 @@ func findAttachment(m *format.Manifest, name string) (int, error) {
 	return i, nil
 }
 
-// attachment reads the attachment of a source that has the given name; nil if there is none. A digest
-// that the source states for the attachment itself is checked.
+// attachment reads the attachment of a source that has the given name; nil if there is none. A
+// digest that the source states for the attachment itself is checked.
 func attachment(src format.Source, name string) ([]byte, error) {
 	m := src.Manifest()
 	i, err := findAttachment(m, name)

@@ -29,8 +29,8 @@ func OpenReader(ctx context.Context, r io.ReaderAt, size int64, o Options) (form
 // IsAdapter is that of Default.
 func IsAdapter(ctx context.Context, path string) bool { return Default().IsAdapter(ctx, path) }
 
-// OpenDigested is Open for a source that will be converted: it reads a file that a container is to restore once, to record
-// its digest.
+// OpenDigested is Open for a source that will be converted: it reads a file that a container is to
+// restore once, to record its digest.
 func OpenDigested(ctx context.Context, path string, o Options) (format.Source, error) {
 	return Default().OpenDigested(ctx, path, o)
 }

@@ -26,9 +26,10 @@ type Dialect interface {
 	// Recognise reports whether the input holds an adapter of the dialect, by its content. An input
 	// that looks like the dialect and is damaged is the dialect's too: Open says what is wrong.
 	Recognise(in *Input) bool
-	// Open describes an input that Recognise has accepted. Only headers and configurations are read.
-	// The source may go on to read from the input, which stays open until the source is closed and
-	// is closed with it. Before anybody else sees the source, the set may add notes to its manifest.
+	// Open describes an input that Recognise has accepted. Only headers and configurations are
+	// read. The source may go on to read from the input, which stays open until the source is
+	// closed and is closed with it. Before anybody else sees the source, the set may add notes to
+	// its manifest.
 	Open(ctx context.Context, in *Input, o Options) (format.Source, error)
 	// Create returns a Sink that writes one adapter to path. Nothing is written before Store. A
 	// dialect that is only read returns an error of the kind format.ErrUnsupported. The Sink may
@@ -39,8 +40,8 @@ type Dialect interface {
 	Writes(ext string) bool
 }
 
-// OutputDialect is a dialect that can be written to any output. With it, writing to a path is short as
-// well: output.NewDisk makes the output of one, which appears whole or not at all.
+// OutputDialect is a dialect that can be written to any output. With it, writing to a path is short
+// as well: output.NewDisk makes the output of one, which appears whole or not at all.
 type OutputDialect interface {
 	Dialect
 	// CreateTo returns a Sink whose Store makes the files of an adapter in out and closes them.

@@ -76,7 +76,8 @@ func ExampleCreateTo() {
 	// 28 layers of peft
 }
 
-// upDown is a dialect with the keys MODULE.up (B) and MODULE.down (A) for one layer, and the scale 1.
+// upDown is a dialect with the keys MODULE.up (B) and MODULE.down (A) for one layer, and the scale
+// 1.
 type upDown struct{}
 
 func (upDown) Name() string           { return "up-down" }

@@ -34,7 +34,8 @@ func readFolder(p place) (*folder, error) {
 
 func (f *folder) isModel() bool { return slices.Contains(f.names, modelConfig) }
 
-// adapter is the path of the weights within the directory, "" where it holds no adapter, or several.
+// adapter is the path of the weights within the directory, "" where it holds no adapter, or
+// several.
 func (f *folder) adapter() string {
 	if f.weights == "" && len(f.named) == 1 && !f.isModel() {
 		return path.Join(f.named[0], f.peftWeightsIn(f.named[0]))
@@ -82,8 +83,8 @@ func (f *folder) shards() []string {
 // maxDirs bounds the directories in which an adapter is looked for, so that no path makes it long.
 const maxDirs = 1000
 
-// deeper are the directories with adapters two to four levels further down, with slashes. Trainers put
-// them into global_step_5/actor/lora_adapter, and the like.
+// deeper are the directories with adapters two to four levels further down, with slashes. Trainers
+// put them into global_step_5/actor/lora_adapter, and the like.
 func (f *folder) deeper() (found []string) {
 	level, n := []string{"."}, 0
 	for range 4 {
@@ -107,8 +108,8 @@ func (f *folder) deeper() (found []string) {
 	return found
 }
 
-// peftWeightsIn is the file of weights under a name of PEFT's in a directory, "" where there is none.
-// Where there are safetensors and a pickle it is the first, as PEFT has it.
+// peftWeightsIn is the file of weights under a name of PEFT's in a directory, "" where there is
+// none. Where there are safetensors and a pickle it is the first, as PEFT has it.
 func (p place) peftWeightsIn(dir string) string {
 	for _, name := range []string{peftWeights, peftPickle} {
 		if p.isFile(path.Join(dir, name)) {
@@ -118,8 +119,8 @@ func (p place) peftWeightsIn(dir string) string {
 	return ""
 }
 
-// findWeights is the file of weights of the directory's adapter: under a name of PEFT's or MLX's, or
-// the only one that it can be. It is "" where there is none.
+// findWeights is the file of weights of the directory's adapter: under a name of PEFT's or MLX's,
+// or the only one that it can be. It is "" where there is none.
 func (f *folder) findWeights() string {
 	if name := f.peftWeightsIn("."); name != "" {
 		return name

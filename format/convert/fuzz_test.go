@@ -54,8 +54,9 @@ func fuzzTensors() (tensors []format.Tensor) {
 	return tensors
 }
 
-// FuzzConfig: whatever the text, parsePEFTConfig returns, with an error of a kind or with a configuration under which an adapter
-// can be written to a container: what has no meaning becomes a requirement, never an invalid manifest.
+// FuzzConfig: whatever the text, parsePEFTConfig returns, with an error of a kind or with a
+// configuration under which an adapter can be written to a container: what has no meaning becomes a
+// requirement, never an invalid manifest.
 func FuzzConfig(f *testing.F) {
 	for _, pattern := range []string{"peft/merge/*/adapter*", "peft/refuse/*/adapter", "peft/eras/*/adapter", "corpus/*"} {
 		paths, err := filepath.Glob("../../testdata/" + pattern + "/" + format.PEFTConfig)
@@ -106,7 +107,8 @@ func FuzzConfig(f *testing.F) {
 	})
 }
 
-// withField sets a field of a configuration, if the two can be: most changes of a text only make it no JSON.
+// withField sets a field of a configuration, if the two can be: most changes of a text only make it
+// no JSON.
 func withField(text, field, value string) string {
 	var fields map[string]json.RawMessage
 	if json.Unmarshal([]byte(text), &fields) != nil || fields == nil || !json.Valid([]byte(value)) {

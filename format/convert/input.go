@@ -128,7 +128,8 @@ func (in *Input) Tensors() []format.Tensor {
 	return in.table.tensors
 }
 
-// Metadata is what the header of a safetensors file has under __metadata__, nil where it has nothing.
+// Metadata is what the header of a safetensors file has under __metadata__, nil where it has
+// nothing.
 func (in *Input) Metadata() map[string]string {
 	if in.readTable() != nil || in.table.header == nil {
 		return nil
@@ -156,8 +157,8 @@ func (in *Input) Size() int64 {
 	return in.file.Size
 }
 
-// ReadFile returns the content of a file in the directory of the weights, nil where there is no such
-// file. More than limit bytes are an error.
+// ReadFile returns the content of a file in the directory of the weights, nil where there is no
+// such file. More than limit bytes are an error.
 func (in *Input) ReadFile(name string, limit int64) ([]byte, error) {
 	at := path.Join(path.Dir(in.name), name)
 	known, ok := in.side[at]

@@ -64,7 +64,8 @@ func (s *loraSink) Check(_ context.Context, src format.Source) error {
 	return place.Check()
 }
 
-// isContainer reports whether what is at path is a container that holds an adapter, and not something else, such as an undo record.
+// isContainer reports whether what is at path is a container that holds an adapter, and not
+// something else, such as an undo record.
 func isContainer(path string) bool {
 	r, err := format.OpenWith(path, format.ReaderOptions{MaxManifestBytes: math.MaxInt64})
 	if err != nil {

@@ -52,7 +52,8 @@ var (
 	trainingState = regexp.MustCompile(`(?i)^(optimizer|optim|scheduler|lr_scheduler|scaler|grad_scaler|rng_state|random_states?|training_args|trainer_state|training_state|recipe_state|sampler|dataloader)([._-].*)?\.[a-z]+$|_optim_states\.pt$`)
 	// modelWeights are the names under which whole models are saved.
 	modelWeights = regexp.MustCompile(`(?i)^(model|pytorch_model|diffusion_pytorch_model|consolidated|hf_model)([._-].*)?\.[a-z]+$`)
-	// shard is the name of a part of an adapter: PEFT's name, with the number as transformers writes it.
+	// shard is the name of a part of an adapter: PEFT's name, with the number as transformers
+	// writes it.
 	shard = regexp.MustCompile(`^adapter_model-[0-9]+-of-[0-9]+\.(safetensors|bin)$`)
 )
 

@@ -107,8 +107,8 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 	return nil
 }
 
-// adapter assigns every tensor of the file to a layer or lists it beside them. Where the context ends,
-// the adapter is not complete.
+// adapter assigns every tensor of the file to a layer or lists it beside them. Where the context
+// ends, the adapter is not complete.
 func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 	c := p.config
 	p.names = make(map[string]bool)
@@ -213,8 +213,8 @@ func (p *peftReader) sorted() format.Adapter {
 	return *a
 }
 
-// layer makes the layer of one module from the tensors that belong to it. It keeps roles: the maps of
-// the layers are most of what the description of an adapter takes.
+// layer makes the layer of one module from the tensors that belong to it. It keeps roles: the maps
+// of the layers are most of what the description of an adapter takes.
 func (p *peftReader) layer(module string, roles map[peftRole]int) {
 	l := format.Layer{Module: module, Kind: format.Linear, Scaling: p.config.scaling(), Roles: roles}
 	if hasRole(roles, roleEmbeddingA) || hasRole(roles, roleEmbeddingB) {
@@ -250,8 +250,8 @@ func renameRole(roles map[peftRole]int, from, to peftRole) {
 	}
 }
 
-// classify decides the kind of a layer by the shapes of its factors, and the rank by those too: they are the truth, and a
-// configuration that says otherwise is reported.
+// classify decides the kind of a layer by the shapes of its factors, and the rank by those too:
+// they are the truth, and a configuration that says otherwise is reported.
 func (p *peftReader) classify(l *format.Layer, hasA, hasB bool, rank int) {
 	if !hasA || !hasB {
 		missing := "lora_A"
@@ -327,7 +327,8 @@ func (p *peftReader) roleFeatures(l *format.Layer) {
 	}
 }
 
-// checkMagnitude makes a layer of another kind of one whose magnitudes are not one per output feature.
+// checkMagnitude makes a layer of another kind of one whose magnitudes are not one per output
+// feature.
 func (p *peftReader) checkMagnitude(l *format.Layer) {
 	if l.Kind != format.Linear && l.Kind != format.Embedding {
 		return

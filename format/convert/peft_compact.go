@@ -7,8 +7,8 @@ import (
 	"github.com/loratool/loratool/format"
 )
 
-// isCompact reports whether factors of linear layers need not be r×n and m×r: where one is block-diagonal, pooled, or for several
-// projections of a fused weight.
+// isCompact reports whether factors of linear layers need not be r×n and m×r: where one is
+// block-diagonal, pooled, or for several projections of a fused weight.
 func (c *peftConfigFile) isCompact() bool {
 	return slices.ContainsFunc(c.requires, func(r format.Requirement) bool {
 		return r.Feature == format.FeatureBDLoRA || r.Feature == format.FeatureQALoRA || r.Feature == format.FeatureMergedLinear
@@ -27,7 +27,8 @@ func (p *peftReader) checkCompact(l *format.Layer, a, b *format.Tensor, rank int
 	}
 }
 
-// projections is how many projections of a fused weight enable_lora adapts, each with ranks of its own; 1 for any other layer.
+// projections is how many projections of a fused weight enable_lora adapts, each with ranks of its
+// own; 1 for any other layer.
 func (c *peftConfigFile) projections() uint64 {
 	for _, r := range c.requires {
 		adapted := r.Projections()

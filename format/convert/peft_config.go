@@ -50,8 +50,9 @@ const (
 // errNotPEFT is a configuration of another tool: MLX, for one, writes its own under PEFT's name.
 var errNotPEFT = errors.New("no peft_type")
 
-// parsePEFTConfig reads a configuration. What it cannot give a meaning becomes a requirement, so that the adapter can still
-// be inspected and converted; only a text that is no configuration of PEFT is an error.
+// parsePEFTConfig reads a configuration. What it cannot give a meaning becomes a requirement, so
+// that the adapter can still be inspected and converted; only a text that is no configuration of
+// PEFT is an error.
 func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 	c := new(peftConfigFile)
 	near, err := jsontext.DecodeNear(text, c)
@@ -108,7 +109,8 @@ func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 	return c, c.patterns.check()
 }
 
-// isPEFTConfig reports whether a text is a configuration of PEFT, or no JSON at all: other tools write theirs under the same name.
+// isPEFTConfig reports whether a text is a configuration of PEFT, or no JSON at all: other tools
+// write theirs under the same name.
 func isPEFTConfig(text []byte) bool {
 	var fields map[string]json.RawMessage
 	if jsontext.Decode(text, &fields) != nil {
@@ -125,8 +127,8 @@ func isWord(text string) bool {
 	})
 }
 
-// checkScale refuses null where PEFT wants a number, as it raises an error itself, and notes a scale
-// of 0, which some trainers write as a placeholder.
+// checkScale refuses null where PEFT wants a number, as it raises an error itself, and notes a
+// scale of 0, which some trainers write as a placeholder.
 func (c *peftConfigFile) checkScale(fields map[string]json.RawMessage) error {
 	for _, name := range []string{"r", "lora_alpha"} {
 		if value, ok := fields[name]; ok && string(value) == "null" {
@@ -150,8 +152,8 @@ func (c *peftConfigFile) require(feature format.Feature, where string) {
 	c.requires = append(c.requires, requirement(feature, where))
 }
 
-// requirement makes a record whose place is a name as spec/FORMAT.md, R31 and R32, wants it: without control characters, and
-// not too long.
+// requirement makes a record whose place is a name as spec/FORMAT.md, R31 and R32, wants it:
+// without control characters, and not too long.
 func requirement(feature format.Feature, where string) format.Requirement {
 	where = strings.Map(func(r rune) rune {
 		if isControl(r) {
@@ -166,9 +168,10 @@ func requirement(feature format.Feature, where string) format.Requirement {
 	return format.Requirement{Feature: feature, Where: where}
 }
 
-// peftFields are the fields that PEFT writes for LoRA, up to 0.21. An empty feature means that the field is read here, or
-// that it cannot change what the saved tensors do to a base: how they were initialised or trained, to which modules
-// (the keys say that), on which hardware. Any other feature is required where the field is set.
+// peftFields are the fields that PEFT writes for LoRA, up to 0.21. An empty feature means that the
+// field is read here, or that it cannot change what the saved tensors do to a base: how they were
+// initialised or trained, to which modules (the keys say that), on which hardware. Any other
+// feature is required where the field is set.
 var peftFields = map[string]format.Feature{
 	"peft_type": "", "peft_version": "", "base_model_name_or_path": "", "revision": "", "task_type": "", "inference_mode": "", "auto_mapping": "",
 	"r": "", "lora_alpha": "", "use_rslora": "", "rank_pattern": "", "alpha_pattern": "", "fan_in_fan_out": "",
@@ -189,15 +192,15 @@ var peftFields = map[string]format.Feature{
 	"ensure_weight_tying":     format.FeatureWeightTying,
 }
 
-// peftInits are the values of init_lora_weights after which the base is no longer the one that the adapter was started on;
-// the others leave it alone.
+// peftInits are the values of init_lora_weights after which the base is no longer the one that the
+// adapter was started on; the others leave it alone.
 var peftInits = map[string]format.Feature{
 	"pissa": format.FeaturePiSSA, "olora": format.FeatureOLoRA, "corda": format.FeatureCorDA, "lora_ga": format.FeatureLoRAGA, "loftq": format.FeatureLoftQ,
 	"gaussian": "", "eva": "", "orthogonal": "", "mica": "", "true": "", "false": "",
 }
 
-// checkField turns a field that changes what the tensors mean into a requirement. An unknown field is harmless where it is
-// off.
+// checkField turns a field that changes what the tensors mean into a requirement. An unknown field
+// is harmless where it is off.
 func (c *peftConfigFile) checkField(name string, value json.RawMessage) {
 	feature, known := peftFields[name]
 	switch {
@@ -272,7 +275,8 @@ func (c *peftConfigFile) alpha(module string) (float64, *patternMatch) {
 	return *c.Alpha, nil
 }
 
-// tokenRows returns the rows that the tokens of a module's token adapter are, or why they cannot be known.
+// tokenRows returns the rows that the tokens of a module's token adapter are, or why they cannot be
+// known.
 func (c *peftConfigFile) tokenRows(module string) (rows []int64, why string) {
 	if len(c.Tokens) == 0 || string(c.Tokens) == "null" {
 		return nil, "the file has rows for " + module + ", and trainable_token_indices is not set"

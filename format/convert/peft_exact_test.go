@@ -8,7 +8,8 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// TestConfigurationsAreReadAsPEFTReadsThem: other spellings of a field are none, and what PEFT raises an error at is refused.
+// TestConfigurationsAreReadAsPEFTReadsThem: other spellings of a field are none, and what PEFT
+// raises an error at is refused.
 func TestConfigurationsAreReadAsPEFTReadsThem(t *testing.T) {
 	c, err := parsePEFTConfig([]byte(`{"peft_type":"LORA","r":4,"lora_alpha":16,"Lora_Alpha":0,"u\u017fe_rslora":true}`))
 	if err != nil || *c.Alpha != 16 || c.RSLoRA || len(c.notes) != 2 || len(c.requires) != 0 {

@@ -8,11 +8,13 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// PEFT keeps the factors of a parameter (target_parameters) under the path of the parameter's module, so that a key does not say
-// which parameter it is for. Those of one module nest, in the order in which the model registers them: the last one is outermost and
-// has the module's own path, each one before it a base_layer more.
+// PEFT keeps the factors of a parameter (target_parameters) under the path of the parameter's
+// module, so that a key does not say which parameter it is for. Those of one module nest, in the
+// order in which the model registers them: the last one is outermost and has the module's own path,
+// each one before it a base_layer more.
 
-// parameters lists the parameters of a module that target_parameters names, in the order of their registration.
+// parameters lists the parameters of a module that target_parameters names, in the order of their
+// registration.
 func (c *peftConfigFile) parameters(module string) []string {
 	return naming.ParametersOf(module, c.Parameters)
 }
@@ -23,8 +25,8 @@ func (c *peftConfigFile) isExpert(module string) bool {
 	return len(c.parameters(module)) > 0
 }
 
-// patternName is the name of a layer in rank_pattern and alpha_pattern: the module's, or that of the parameter that its factors are
-// for.
+// patternName is the name of a layer in rank_pattern and alpha_pattern: the module's, or that of
+// the parameter that its factors are for.
 func (p *peftReader) patternName(path string) string {
 	module, depth := naming.CutNesting(path)
 	names := p.config.parameters(module)
@@ -43,8 +45,8 @@ func (p *peftReader) countLevels(modules map[string]map[peftRole]int) {
 	}
 }
 
-// squareKind is the kind of experts whose matrices are square, if they are n×n and A has n columns: which of the two dimensions A
-// reads depends on the release of PEFT that made the adapter.
+// squareKind is the kind of experts whose matrices are square, if they are n×n and A has n columns:
+// which of the two dimensions A reads depends on the release of PEFT that made the adapter.
 func (c *peftConfigFile) squareKind() format.Kind {
 	release := make([]int, 3)
 	n, _ := fmt.Sscanf(c.PEFTVersion, "%d.%d.%d", &release[0], &release[1], &release[2])

@@ -32,8 +32,8 @@ type peftKey struct {
 	adapter string // the adapter's name, where the key of a raw state dict still has it
 }
 
-// peftTails is the grammar of what follows the module path. "*" is the adapter's name, which save_pretrained leaves out
-// and raw state dicts have.
+// peftTails is the grammar of what follows the module path. "*" is the adapter's name, which
+// save_pretrained leaves out and raw state dicts have.
 var peftTails = []struct {
 	tail string
 	role peftRole
@@ -68,8 +68,9 @@ var tailSegments = func() (all [][]string) {
 	return all
 }()
 
-// states are the segments under which methods keep what only their training needs: VeLoRA the projection of activations, MonteCLoRA the
-// sampler of perturbations. PEFT merges such adapters as ordinary ones.
+// states are the segments under which methods keep what only their training needs: VeLoRA the
+// projection of activations, MonteCLoRA the sampler of perturbations. PEFT merges such adapters as
+// ordinary ones.
 var states = map[string]format.Feature{"lora_velora_embed": format.FeatureVeLoRA, "lora_monteclora_sampler": format.FeatureMonteCLoRA}
 
 // stateOf is the feature that a key with the role state belongs to.
@@ -85,9 +86,9 @@ func stateOf(key string) format.Feature {
 // peftPrefix is what PeftModel puts in front of every module path of the model that it wraps.
 const peftPrefix = "base_model.model."
 
-// parsePEFTKey takes a key apart, from its end: a module of the base may have any name, the words of
-// PEFT included. Since a file may hold very many keys, it allocates nothing for most: the module is a
-// part of the key.
+// parsePEFTKey takes a key apart, from its end: a module of the base may have any name, the words
+// of PEFT included. Since a file may hold very many keys, it allocates nothing for most: the module
+// is a part of the key.
 func parsePEFTKey(key string) peftKey {
 	plain := strings.TrimPrefix(naming.StripWrappers(key), peftPrefix)
 	var room [24]string
@@ -117,7 +118,8 @@ func parsePlainKey(plain string, parts []string) peftKey {
 	if i := slices.IndexFunc(parts, func(s string) bool { return states[s] != "" }); i > 0 {
 		return peftKey{module: plain, role: roleState}
 	}
-	// A replaced parameter of a module that is wrapped: by a LoRA layer, or by modules_to_save in a raw state dict.
+	// A replaced parameter of a module that is wrapped: by a LoRA layer, or by modules_to_save in a
+	// raw state dict.
 	n := len(parts)
 	if n >= 4 && parts[n-2] == "base_layer" && parts[n-3] == "token_adapter" {
 		return peftKey{module: strings.Join(slices.Delete(parts, n-3, n-1), "."), role: rolePlain}
@@ -146,8 +148,8 @@ func isPEFTKey(key string) bool {
 	return true
 }
 
-// matchTail compares the end of a path with a pattern, and returns how many segments the pattern has and what stands for
-// its "*". An adapter's name is no word of the grammar.
+// matchTail compares the end of a path with a pattern, and returns how many segments the pattern
+// has and what stands for its "*". An adapter's name is no word of the grammar.
 func matchTail(parts, pattern []string) (n int, adapter string) {
 	if len(parts) < len(pattern) {
 		return 0, ""

@@ -17,8 +17,8 @@ import (
 
 // This file matches the keys of rank_pattern and alpha_pattern with the names of modules.
 
-// patternSteps bounds what the patterns of one configuration may cost, all keys and modules together.
-// 1,000 ordinary expressions on 1,000 modules take 110 million.
+// patternSteps bounds what the patterns of one configuration may cost, all keys and modules
+// together. 1,000 ordinary expressions on 1,000 modules take 110 million.
 const patternSteps = 1 << 28
 
 // Limits of one pattern. An adapter has at most a key for each module.
@@ -27,8 +27,8 @@ const (
 	maxPatternKeyBytes = 1 << 16
 )
 
-// pattern is rank_pattern or alpha_pattern: regular expressions for module names, in the order of the
-// file, which decides.
+// pattern is rank_pattern or alpha_pattern: regular expressions for module names, in the order of
+// the file, which decides.
 type pattern []patternEntry
 
 type patternEntry struct {
@@ -45,8 +45,8 @@ type patterns struct {
 	budget      *pyre.Budget // what they may cost; set before they are matched
 }
 
-// UnmarshalJSON keeps the order of the keys. A key that comes again has its first place and its last
-// value, as in a dictionary of Python.
+// UnmarshalJSON keeps the order of the keys. A key that comes again has its first place and its
+// last value, as in a dictionary of Python.
 func (p *pattern) UnmarshalJSON(text []byte) error {
 	*p = nil
 	s := jsontext.New(string(text), jsontext.Python)
@@ -113,8 +113,8 @@ func (m *matcher) compile() (err error) {
 	return errors.Join(err, m.steps.Spend(int64(len(m.key))))
 }
 
-// matches reports whether the key matches a module. Keys of literals and .* need no engine, unless the
-// name has characters of several bytes or a line break.
+// matches reports whether the key matches a module. Keys of literals and .* need no engine, unless
+// the name has characters of several bytes or a line break.
 func (m *matcher) matches(module string) (bool, error) {
 	if m.glob != nil && strings.IndexFunc(module, func(r rune) bool { return r == '\n' || r >= utf8.RuneSelf }) < 0 {
 		return m.glob.matches(m.era, module), m.steps.Spend(int64(1 + (len(m.glob)-1)*len(module)/8))
@@ -161,8 +161,8 @@ func (ps *patterns) lookup(era patternEra, more ...string) *patternTable {
 	return t
 }
 
-// search matches a pattern with modules, and adds to the hits. Each expression is compiled once, where
-// a module still asks for it, and forgotten afterwards: an adapter may have very many.
+// search matches a pattern with modules, and adds to the hits. Each expression is compiled once,
+// where a module still asks for it, and forgotten afterwards: an adapter may have very many.
 func (ps *patterns) search(t *patternTable, era patternEra, p pattern, hits map[string]patternHit, modules []string) {
 	var open []string
 	for _, m := range modules {
@@ -183,8 +183,8 @@ func (ps *patterns) search(t *patternTable, era patternEra, p pattern, hits map[
 	}
 }
 
-// matchEntry matches one entry with the modules that ask for it: those without an entry, or without one
-// that disagrees.
+// matchEntry matches one entry with the modules that ask for it: those without an entry, or without
+// one that disagrees.
 func (ps *patterns) matchEntry(era patternEra, p pattern, i int, hits map[string]patternHit, modules []string) error {
 	var match *matcher
 	for _, m := range modules {
@@ -211,8 +211,8 @@ func (ps *patterns) matchEntry(era patternEra, p pattern, i int, hits map[string
 	return nil
 }
 
-// endsSearch reports whether an error ends the search: that of one key does not, those of the budget
-// and of its context do.
+// endsSearch reports whether an error ends the search: that of one key does not, those of the
+// budget and of its context do.
 func endsSearch(err error) bool {
 	return errors.Is(err, pyre.ErrBudget) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
@@ -238,8 +238,8 @@ func (p pattern) named(key string) int {
 	return slices.IndexFunc(p, func(e patternEntry) bool { return e.key == key })
 }
 
-// match returns the entry of rank_pattern or alpha_pattern that gives a module its value, nil for the
-// default. Where no key matches, PEFT looks the name up in the dictionary.
+// match returns the entry of rank_pattern or alpha_pattern that gives a module its value, nil for
+// the default. Where no key matches, PEFT looks the name up in the dictionary.
 func (ps *patterns) match(field, module string) *patternMatch {
 	p := ps.rank
 	if field == "alpha_pattern" {
@@ -312,14 +312,14 @@ func parseGlob(key string) glob {
 	return g
 }
 
-// isLiteral reports a character that stands for itself. What is not ASCII is left to the engine, since a
-// dot is one character and not one byte.
+// isLiteral reports a character that stands for itself. What is not ASCII is left to the engine,
+// since a dot is one character and not one byte.
 func isLiteral(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-'
 }
 
-// matches reports whether the era's expression for the key matches a module: the whole name, or what
-// follows any of its dots.
+// matches reports whether the era's expression for the key matches a module: the whole name, or
+// what follows any of its dots.
 func (g glob) matches(era patternEra, module string) bool {
 	if era == era015 && g.is(module) {
 		return true
@@ -336,8 +336,8 @@ func (g glob) matches(era patternEra, module string) bool {
 	return false
 }
 
-// is reports whether the glob is the whole of a text: its first piece stands at the start, its last one
-// at the end, and the others in order between them.
+// is reports whether the glob is the whole of a text: its first piece stands at the start, its last
+// one at the end, and the others in order between them.
 func (g glob) is(text string) bool {
 	last := len(g) - 1
 	if last == 0 {

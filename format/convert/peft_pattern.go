@@ -8,19 +8,23 @@ import (
 	"strings"
 )
 
-// This file resolves rank_pattern and alpha_pattern, which name modules by regular expressions. PEFT has changed twice how it
-// does that, and says so in no file: whoever merges an old adapter by the new rule gets another alpha, and no error.
+// This file resolves rank_pattern and alpha_pattern, which name modules by regular expressions.
+// PEFT has changed twice how it does that, and says so in no file: whoever merges an old adapter by
+// the new rule gets another alpha, and no error.
 
 // patternEra is a run of PEFT's releases that resolve patterns alike.
 type patternEra int
 
 const (
-	// era015 matches ^(.*\.)?(KEY)$ with the name of the module; the first key of each pattern that matches wins.
+	// era015 matches ^(.*\.)?(KEY)$ with the name of the module; the first key of each pattern that
+	// matches wins.
 	era015 patternEra = iota
-	// era014 matches .*\.KEY$: a bar in KEY splits the whole expression, and a KEY that is a whole name does not match it.
+	// era014 matches .*\.KEY$: a bar in KEY splits the whole expression, and a KEY that is a whole
+	// name does not match it.
 	era014
-	// era006 matches like era014, and takes one key for both patterns: the first of rank_pattern's and then alpha_pattern's
-	// keys that matches. A pattern that has no entry under that very key gives the default.
+	// era006 matches like era014, and takes one key for both patterns: the first of rank_pattern's
+	// and then alpha_pattern's keys that matches. A pattern that has no entry under that very key
+	// gives the default.
 	era006
 )
 
@@ -42,8 +46,8 @@ func (e patternEra) expression(key string) string {
 // form counts the expressions that eras make of a key.
 func (e patternEra) form() int { return min(int(e), 1) }
 
-// eraFields are fields of the configuration that a release was the first to write, by era; PEFT writes every field that it
-// knows, at its default too.
+// eraFields are fields of the configuration that a release was the first to write, by era; PEFT
+// writes every field that it knows, at its default too.
 var eraFields = map[patternEra][]string{
 	era015: {"corda_config", "trainable_token_indices", "qalora_group_size", "use_qalora", "target_parameters", "alora_invocation_tokens", "arrow_config",
 		"ensure_weight_tying", "lora_ga_config", "use_bdlora", "monteclora_config", "velora_config", "kasa_config"},
@@ -51,8 +55,9 @@ var eraFields = map[patternEra][]string{
 	era006: {"auto_mapping", "layers_pattern", "layers_to_transform", "revision", "init_lora_weights"}, // all of them: older, and nobody leaves them out
 }
 
-// era tells who wrote a configuration with patterns, and by what that is known; ok is false for one that no release of PEFT
-// has written as it is, such as one made by hand, which the present PEFT would read.
+// era tells who wrote a configuration with patterns, and by what that is known; ok is false for one
+// that no release of PEFT has written as it is, such as one made by hand, which the present PEFT
+// would read.
 func (c *peftConfigFile) eraByConfig() (e patternEra, evidence string, ok bool) {
 	if minor, found := peftMinor(c.PEFTVersion); found {
 		e = era015
@@ -102,8 +107,8 @@ type eraChoice struct {
 	names   []string // of the modules, sorted
 }
 
-// decide chooses the era by the configuration and by the ranks of the factors, which the era of the training must give. It notes
-// where another era would merge something else.
+// decide chooses the era by the configuration and by the ranks of the factors, which the era of the
+// training must give. It notes where another era would merge something else.
 func (e *eraChoice) decide() {
 	ps := &e.config.patterns
 	if len(ps.rank)+len(ps.alpha) == 0 {

@@ -12,8 +12,8 @@ import (
 	"github.com/loratool/loratool/internal/pyre"
 )
 
-// TestPatternsMatchAsPythonDoes compares every key and name with what Python's re.match says (testdata/peft/regexps.py), under
-// the expressions of both eras.
+// TestPatternsMatchAsPythonDoes compares every key and name with what Python's re.match says
+// (testdata/peft/regexps.py), under the expressions of both eras.
 func TestPatternsMatchAsPythonDoes(t *testing.T) {
 	text, err := os.ReadFile("../../testdata/peft/regexps.json")
 	if err != nil {
@@ -73,8 +73,8 @@ func TestGlobsMatchAsTheEngineDoes(t *testing.T) {
 	}
 }
 
-// TestPatternsThatCannotBeEvaluatedAreRequired: a key that Python rejects, that is too long, or that
-// takes too many steps keeps the adapter from being merged; it does not hang.
+// TestPatternsThatCannotBeEvaluatedAreRequired: a key that Python rejects, that is too long, or
+// that takes too many steps keeps the adapter from being merged; it does not hang.
 func TestPatternsThatCannotBeEvaluatedAreRequired(t *testing.T) {
 	for _, key := range []string{
 		"(", "(?i)q_proj", "(?a)q_proj", "(?P=n", "a**", "[b-a]", `\q`, `\N{BULLET}`, strings.Repeat("(", 600) + strings.Repeat(")", 600),
@@ -104,7 +104,8 @@ func TestOnlyKeysThatPEFTComesToAreRequired(t *testing.T) {
 	}
 }
 
-// TestTheBudgetIsForAllKeysTogether: what one key has spent is gone for the others, and the search ends.
+// TestTheBudgetIsForAllKeysTogether: what one key has spent is gone for the others, and the search
+// ends.
 func TestTheBudgetIsForAllKeysTogether(t *testing.T) {
 	c := &peftConfigFile{patterns: patterns{
 		budget: pyre.NewBudget(context.Background(), 10_000), modules: []string{strings.Repeat("a", 60), "x.b"},
@@ -131,7 +132,8 @@ func TestRepeatedKeysOfPatterns(t *testing.T) {
 	}
 }
 
-// TestErasByConfiguration: the version where the file has it, or else the fields, which every PEFT writes all.
+// TestErasByConfiguration: the version where the file has it, or else the fields, which every PEFT
+// writes all.
 func TestErasByConfiguration(t *testing.T) {
 	old := `"auto_mapping":null,"layers_pattern":null,"layers_to_transform":null,"revision":null,"init_lora_weights":true`
 	for config, want := range map[string]patternEra{
@@ -158,7 +160,8 @@ func TestErasByConfiguration(t *testing.T) {
 	}
 }
 
-// TestRanksOfTheFactorsDecideTheEra: an adapter whose shapes only another era gives was trained under that one.
+// TestRanksOfTheFactorsDecideTheEra: an adapter whose shapes only another era gives was trained
+// under that one.
 func TestRanksOfTheFactorsDecideTheEra(t *testing.T) {
 	c, err := parsePEFTConfig([]byte(`{"peft_type":"LORA","r":4,"lora_alpha":8,"rank_pattern":{"a|b":2},"alpha_pattern":{"b|a":16}}`))
 	if err != nil {

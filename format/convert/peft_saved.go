@@ -12,11 +12,13 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// PEFT puts a tensor of the file in the place of one of the base only where something says so: modules_to_save, bias, or its own
-// rule for the embeddings (save_embedding_layers, a resized vocabulary), which leaves no trace in the configuration. A tensor that
-// nothing speaks for came into the file by accident: from a whole checkpoint that was saved over the adapter, or beside it.
+// PEFT puts a tensor of the file in the place of one of the base only where something says so:
+// modules_to_save, bias, or its own rule for the embeddings (save_embedding_layers, a resized
+// vocabulary), which leaves no trace in the configuration. A tensor that nothing speaks for came
+// into the file by accident: from a whole checkpoint that was saved over the adapter, or beside it.
 
-// taskHeads are the modules that PEFT saves for a task, whether the configuration lists them or not.
+// taskHeads are the modules that PEFT saves for a task, whether the configuration lists them or
+// not.
 var taskHeads = map[string][]string{
 	"SEQ_CLS":      {"classifier", "score"},
 	"TOKEN_CLS":    {"classifier", "score"},
@@ -55,8 +57,8 @@ func (s *peftSaved) covers(parameter string) bool {
 	return s.saves(module)
 }
 
-// savesBias reports whether the configuration says that the bias of a module is saved: bias is "all",
-// or "lora_only" and the module has factors, or modules_to_save lists it.
+// savesBias reports whether the configuration says that the bias of a module is saved: bias is
+// "all", or "lora_only" and the module has factors, or modules_to_save lists it.
 func (s *peftSaved) savesBias(module string, isAdapted bool) bool {
 	return s.bias == "all" || isAdapted && strings.HasSuffix(s.bias, "_only") || s.saves(module)
 }
@@ -107,8 +109,8 @@ func (p *peftReader) addSaved(ctx context.Context, plain []peftKey, tensors []in
 	}
 }
 
-// isWrapped reports whether a key is of a parameter within a LoRA layer, where PEFT has those of the
-// module that it wraps.
+// isWrapped reports whether a key is of a parameter within a LoRA layer, where PEFT has those of
+// the module that it wraps.
 func isWrapped(key string) bool { return strings.Contains(key, ".base_layer.") }
 
 func hasPEFTPrefix(key string) bool {

@@ -11,8 +11,9 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// TestStrayTensorsAreNoReplacements: a tensor of the base stands in for the base's only where the configuration of PEFT, or PEFT's rule
-// for embeddings, says so, and only under the prefix that the other keys have.
+// TestStrayTensorsAreNoReplacements: a tensor of the base stands in for the base's only where the
+// configuration of PEFT, or PEFT's rule for embeddings, says so, and only under the prefix that the
+// other keys have.
 func TestStrayTensorsAreNoReplacements(t *testing.T) {
 	const prefix = "base_model.model."
 	for _, c := range []struct {
@@ -22,8 +23,8 @@ func TestStrayTensorsAreNoReplacements(t *testing.T) {
 		{prefix + "model.norm.weight", ``, true},
 		{prefix + "model.norm.weight", `,"modules_to_save":["norm"]`, false},
 		{"model.norm.weight", `,"modules_to_save":["norm"]`, true},
-		// Biases are those that PEFT 0.21.2 loads, whatever the field bias says, and those that releases
-		// before 0.7 wrote.
+		// Biases are those that PEFT 0.21.2 loads, whatever the field bias says, and those that
+		// releases before 0.7 wrote.
 		{prefix + "model.norm.bias", ``, false},
 		{prefix + "model.norm.bias", `,"bias":"lora_only"`, false},
 		{prefix + "model.norm.bias", `,"bias":"all"`, false},
@@ -62,8 +63,8 @@ func TestStrayTensorsAreNoReplacements(t *testing.T) {
 	}
 }
 
-// TestAWholeCheckpointIsNoAdapter: the tensors of a model under an adapter_config.json do not become
-// replacements, under whichever prefix they are, with factors or alone.
+// TestAWholeCheckpointIsNoAdapter: the tensors of a model under an adapter_config.json do not
+// become replacements, under whichever prefix they are, with factors or alone.
 func TestAWholeCheckpointIsNoAdapter(t *testing.T) {
 	const prefix = "base_model.model."
 	model := []string{

@@ -22,8 +22,9 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// peftSink writes a directory as PEFT saves it, or a weights file with the rest beside it. A source that carries the header and the configuration it was read from is
-// restored byte for byte; any other gets a file and a configuration of our making.
+// peftSink writes a directory as PEFT saves it, or a weights file with the rest beside it. A source
+// that carries the header and the configuration it was read from is restored byte for byte; any
+// other gets a file and a configuration of our making.
 type peftSink struct {
 	path    string
 	options CreateOptions
@@ -72,8 +73,8 @@ type peftParts struct {
 	side         []sideFile
 }
 
-// write makes the files in an output, the weights under a name. On a disk those beside a weights file
-// appear first, so that the weights are never there with another configuration than theirs.
+// write makes the files in an output, the weights under a name. On a disk those beside a weights
+// file appear first, so that the weights are never there with another configuration than theirs.
 func (p *peftParts) write(out output.Output, weights string, o *CreateOptions) error {
 	info := output.Info{Name: weights, Mode: o.modeOf(peftWeights)}
 	if err := writeFile(out, info, p.weights); err != nil {
@@ -136,8 +137,9 @@ func (s *peftSink) Check(ctx context.Context, src format.Source) error {
 	return s.checkPlaces(ctx, p)
 }
 
-// PeakBytes: a description is proven as that of a container is. A file that is restored is copied in
-// pieces; into one that is composed, a tensor goes whole, and the one before it may not be collected yet.
+// PeakBytes: a description is proven as that of a container is. A file that is restored is copied
+// in pieces; into one that is composed, a tensor goes whole, and the one before it may not be
+// collected yet.
 func (s *peftSink) PeakBytes(src format.Source) int64 {
 	m := src.Manifest()
 	need := format.WriterOptions{Workers: 1}.PeakBytes(m)
@@ -227,12 +229,14 @@ func (f sideFile) write(w io.Writer) error {
 	return err
 }
 
-// isFile reports whether an output of PEFT is a weights file, with the others beside it, and not a directory.
+// isFile reports whether an output of PEFT is a weights file, with the others beside it, and not a
+// directory.
 func isFile(path string) bool { return strings.EqualFold(filepath.Ext(path), ".safetensors") }
 
-// Restore writes the safetensors file that one adapter of a source was read from, byte for byte: the attached header, then the
-// tensors in the order of their data (spec/FORMAT.md, section 12). It proves the header first and the whole file last, by the
-// SHA-256 that the source states, so what w has got is the file only when the error is nil.
+// Restore writes the safetensors file that one adapter of a source was read from, byte for byte:
+// the attached header, then the tensors in the order of their data (spec/FORMAT.md, section 12). It
+// proves the header first and the whole file last, by the SHA-256 that the source states, so what w
+// has got is the file only when the error is nil.
 func Restore(ctx context.Context, w io.Writer, src format.Source, adapter int) error {
 	m := src.Manifest()
 	name := format.SourceHeader
@@ -273,7 +277,8 @@ func broken(rule, format string, args ...any) error {
 	return e
 }
 
-// headerOrder proves an attached header against the tensors of an adapter, and returns them in the order of their data.
+// headerOrder proves an attached header against the tensors of an adapter, and returns them in the
+// order of their data.
 func headerOrder(ctx context.Context, m *format.Manifest, a *format.Adapter, header *blob) ([]int, error) {
 	h, err := safetensors.ReadStart(ctx, header, header.size)
 	switch {
@@ -344,7 +349,8 @@ func copyBlob(ctx context.Context, w io.Writer, b *blob) error {
 	return nil
 }
 
-// compose returns a configuration made from the layers, and what writes the weights that go with it.
+// compose returns a configuration made from the layers, and what writes the weights that go with
+// it.
 func compose(ctx context.Context, src format.Source) (config []byte, weights func(io.Writer) error, err error) {
 	config, names, err := peftFrom(src.Manifest())
 	if err != nil {
@@ -354,7 +360,8 @@ func compose(ctx context.Context, src format.Source) (config []byte, weights fun
 	return config, weights, err
 }
 
-// keepKeys returns what writes the weights under the keys that they have, which the attached configuration goes with.
+// keepKeys returns what writes the weights under the keys that they have, which the attached
+// configuration goes with.
 func keepKeys(ctx context.Context, src format.Source) (func(io.Writer) error, error) {
 	names := make(map[int]string)
 	for i := range src.Manifest().Tensors {

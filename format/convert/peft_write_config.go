@@ -37,8 +37,8 @@ type peftConfigOut struct {
 	RSLoRA       bool               `json:"use_rslora"`
 }
 
-// targets are the modules with factors, nil in an adapter that has no factors at all: there PEFT refuses an empty list, and has
-// a word for it.
+// targets are the modules with factors, nil in an adapter that has no factors at all: there PEFT
+// refuses an empty list, and has a word for it.
 type targets []string
 
 func (t targets) MarshalJSON() ([]byte, error) {
@@ -48,7 +48,8 @@ func (t targets) MarshalJSON() ([]byte, error) {
 	return json.Marshal([]string(t))
 }
 
-// expertLayout is the first release of PEFT that lays out the factors of experts as they are written here.
+// expertLayout is the first release of PEFT that lays out the factors of experts as they are
+// written here.
 const expertLayout = "0.19.1"
 
 // written are the features that a configuration and keys of PEFT can say.
@@ -112,7 +113,8 @@ func peftTail(kind format.Kind, role format.Role) (string, bool) {
 	return "", false
 }
 
-// layers fills in what the layers ask for: the most frequent rank and alpha as the global ones, the others as patterns.
+// layers fills in what the layers ask for: the most frequent rank and alpha as the global ones, the
+// others as patterns.
 func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 	ranks, alphas := make(map[int]int), make(map[float64]int)
 	alphaOf := func(l *format.Layer) float64 {
@@ -128,7 +130,8 @@ func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 			return fault.New(fault.Unsupported, "%q is of kind %s, and PEFT has lora_A of square experts read their inputs", l.Module, l.Kind).
 				WithHint("keep the adapter as a .lora file")
 		}
-		// PEFT says of a pattern for a parameter that it is ignored, though it is not: those ranks are the global ones.
+		// PEFT says of a pattern for a parameter that it is ignored, though it is not: those ranks
+		// are the global ones.
 		weight := 1
 		if l.Kind.IsExpert() {
 			weight = len(a.Layers)
@@ -154,7 +157,8 @@ func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 	c.R, c.Alpha = mode(ranks), mode(alphas)
 	for i := range a.Layers {
 		l := &a.Layers[i]
-		// PEFT takes a key for a regular expression that may match the end of a name; a full name matches itself alone.
+		// PEFT takes a key for a regular expression that may match the end of a name; a full name
+		// matches itself alone.
 		name := "^" + c.patternName(l)
 		if l.Rank != c.R {
 			c.RankPattern[name] = l.Rank
@@ -166,7 +170,8 @@ func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 	return nil
 }
 
-// patternName is the name that PEFT looks up in its patterns: of a module, or of the parameter that factors are for.
+// patternName is the name that PEFT looks up in its patterns: of a module, or of the parameter that
+// factors are for.
 func (c *peftConfigOut) patternName(l *format.Layer) string {
 	module, depth := naming.CutNesting(l.Module)
 	names := naming.ParametersOf(module, c.Parameters)
@@ -235,7 +240,8 @@ func (c *peftConfigOut) beside(a *format.Adapter, m *format.Manifest, names map[
 	return nil
 }
 
-// hasBelow reports whether the adapter changes a module below another one, which then is not saved whole for its own bias.
+// hasBelow reports whether the adapter changes a module below another one, which then is not saved
+// whole for its own bias.
 func hasBelow(a *format.Adapter, module string) bool {
 	below := module + "."
 	return slices.ContainsFunc(a.Layers, func(l format.Layer) bool { return strings.HasPrefix(l.Module, below) }) ||

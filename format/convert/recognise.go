@@ -83,13 +83,15 @@ func (in *Input) refuse() error {
 		In(in.Path()).WithHint("%s", hintFor(dialect))
 }
 
-// isModel reports whether a file was given that has the name of a model's weights. What lies beside such a file makes it no adapter.
+// isModel reports whether a file was given that has the name of a model's weights. What lies beside
+// such a file makes it no adapter.
 func (in *Input) isModel() bool {
 	return !in.isFolder() && modelWeights.MatchString(in.name)
 }
 
-// hasAdapter reports whether there is an adapter that no dialect of the set reads, by what lies there: a configuration under PEFT's
-// name, weights under the keys of an adapter, an adapter in a sub-directory, or a pickle, which no checkpoint that is read here is.
+// hasAdapter reports whether there is an adapter that no dialect of the set reads, by what lies
+// there: a configuration under PEFT's name, weights under the keys of an adapter, an adapter in a
+// sub-directory, or a pickle, which no checkpoint that is read here is.
 func (in *Input) hasAdapter() bool {
 	f := in.folder
 	switch {
@@ -109,7 +111,8 @@ func (in *Input) hasAdapter() bool {
 	return len(f.deeper()) > 0
 }
 
-// hasKeysOfAdapter reports whether the weights are a pickle or an archive, or safetensors with the keys of an adapter.
+// hasKeysOfAdapter reports whether the weights are a pickle or an archive, or safetensors with the
+// keys of an adapter.
 func (in *Input) hasKeysOfAdapter() bool {
 	if isPickle(in.start) {
 		return true

@@ -29,9 +29,9 @@ func read(t *testing.T, path string) []byte {
 	return b
 }
 
-// TestDialectsAreNamed: an adapter of another tool is an adapter, given as a file or as the directory
-// that holds it alone, and the error names its dialect, with a configuration of PEFT beside it or
-// without. Asking for that configuration is for adapters of PEFT only.
+// TestDialectsAreNamed: an adapter of another tool is an adapter, given as a file or as the
+// directory that holds it alone, and the error names its dialect, with a configuration of PEFT
+// beside it or without. Asking for that configuration is for adapters of PEFT only.
 func TestDialectsAreNamed(t *testing.T) {
 	const config = `{"peft_type":"LORA","r":2,"lora_alpha":2}`
 	pickles := filepath.Join(testdata, "pickle/refuse")

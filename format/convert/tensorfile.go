@@ -16,8 +16,8 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// table is what a file of weights, safetensors or a pickle, says of its tensors, in the order of the
-// file. The content says which it is, whatever the name.
+// table is what a file of weights, safetensors or a pickle, says of its tensors, in the order of
+// the file. The content says which it is, whatever the name.
 type table struct {
 	file    *fileio.Input
 	tensors []format.Tensor
@@ -102,7 +102,8 @@ func (t *table) checkNames() error {
 	return nil
 }
 
-// checkName refuses a tensor's name that the adapter model does not allow (spec/FORMAT.md, R31 and R32). No module has one.
+// checkName refuses a tensor's name that the adapter model does not allow (spec/FORMAT.md, R31 and
+// R32). No module has one.
 func checkName(name string) error {
 	switch {
 	case name == "" || len(name) > maxNameBytes:
@@ -124,8 +125,8 @@ func (t *table) readBlobAt(p []byte, i int, off int64) error {
 	return readFull(t.file, p, t.offs[i]+off)
 }
 
-// tensorFile is a source whose tensors are those of a table, and whose attachments are in memory, but
-// for the header of safetensors, which is read from the file.
+// tensorFile is a source whose tensors are those of a table, and whose attachments are in memory,
+// but for the header of safetensors, which is read from the file.
 type tensorFile struct {
 	*table
 	manifest    format.Manifest
@@ -169,8 +170,9 @@ func (f *tensorFile) ReadBlobAt(p []byte, i int, off int64) error {
 // Close leaves the file open: it belongs to the input.
 func (f *tensorFile) Close() error { return nil }
 
-// digest computes the SHA-256 of the whole file, with which whoever restores it from a container can prove it. A pickle is not
-// restored: it is a program, whose bytes say nothing that its tensors do not.
+// digest computes the SHA-256 of the whole file, with which whoever restores it from a container
+// can prove it. A pickle is not restored: it is a program, whose bytes say nothing that its tensors
+// do not.
 func (f *tensorFile) digest(ctx context.Context) error {
 	if f.header == nil {
 		f.note("the weights are a pickle: from a .lora file they come back as safetensors, with the same names and values")

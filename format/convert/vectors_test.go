@@ -12,7 +12,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// TestRestoreVectors restores every vector that has the header of a source file, valid or broken by R67 to R69.
+// TestRestoreVectors restores every vector that has the header of a source file, valid or broken by
+// R67 to R69.
 func TestRestoreVectors(t *testing.T) {
 	restored := 0
 	for _, v := range testkit.Vectors(t, testdata) {

@@ -1,5 +1,6 @@
-// Package dtype knows the storage types of the safetensors format: their names and widths, how the float types
-// widen to float32 or float64 without loss, and how a wide value is rounded back, once, to nearest even.
+// Package dtype knows the storage types of the safetensors format: their names and widths, how the
+// float types widen to float32 or float64 without loss, and how a wide value is rounded back, once,
+// to nearest even.
 package dtype
 
 import (
@@ -75,7 +76,8 @@ var byName = func() map[string]Type {
 	return m
 }()
 
-// Parse returns the type with a safetensors name, and false for a name that no version of safetensors defines.
+// Parse returns the type with a safetensors name, and false for a name that no version of
+// safetensors defines.
 func Parse(name string) (Type, bool) {
 	t, ok := byName[name]
 	return t, ok
@@ -98,7 +100,8 @@ func (t Type) String() string {
 	return types[t].name
 }
 
-// Bits is the width of one element in bits; F4 and the F6 types are narrower than a byte. Invalid has width 0.
+// Bits is the width of one element in bits; F4 and the F6 types are narrower than a byte. Invalid
+// has width 0.
 func (t Type) Bits() int {
 	if t >= nTypes {
 		return 0
@@ -112,8 +115,8 @@ func (t Type) Size() int { return t.Bits() / 8 }
 // IsFloat reports whether Widen and Round know the type: F64, F32, F16 and BF16.
 func (t Type) IsFloat() bool { return t == F64 || t == F32 || t == F16 || t == BF16 }
 
-// NBytes is the number of bytes that n elements take; ok is false when that is not a whole number of bytes or does
-// not fit an int64.
+// NBytes is the number of bytes that n elements take; ok is false when that is not a whole number
+// of bytes or does not fit an int64.
 func (t Type) NBytes(n uint64) (nBytes int64, ok bool) {
 	hi, lo := bits.Mul64(n, uint64(t.Bits()))
 	if hi != 0 || lo%8 != 0 || lo/8 > 1<<62 {
@@ -122,8 +125,8 @@ func (t Type) NBytes(n uint64) (nBytes int64, ok bool) {
 	return int64(lo / 8), true
 }
 
-// NElements is the product of a shape; ok is false when it overflows 63 bits, whatever the order of the dimensions:
-// a zero does not excuse an overflow elsewhere. A 0-d shape has one element.
+// NElements is the product of a shape; ok is false when it overflows 63 bits, whatever the order of
+// the dimensions: a zero does not excuse an overflow elsewhere. A 0-d shape has one element.
 func NElements(shape []uint64) (n uint64, ok bool) {
 	n, zero := 1, false
 	for _, d := range shape {

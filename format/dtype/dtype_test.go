@@ -77,8 +77,8 @@ func TestEvery16BitPatternSurvives(t *testing.T) {
 	}
 }
 
-// nearest16 is the oracle: it searches the ordered finite values of a 16-bit type, extended by the value that would
-// follow the largest one, for the one nearest to x, ties to the even pattern.
+// nearest16 is the oracle: it searches the ordered finite values of a 16-bit type, extended by the
+// value that would follow the largest one, for the one nearest to x, ties to the even pattern.
 func nearest16(typ Type, x float64) uint16 {
 	inf := map[Type]int{BF16: 0x7f80, F16: 0x7c00}[typ]
 	after := map[Type]float64{BF16: 0x1p128, F16: 65536}[typ]
@@ -104,7 +104,8 @@ func nearest16(typ Type, x float64) uint16 {
 			hi = mid
 		}
 	}
-	// Both differences are exact: a and the values lie within a factor of two, or are multiples of the smallest step.
+	// Both differences are exact: a and the values lie within a factor of two, or are multiples of
+	// the smallest step.
 	below, above := a-value(lo), value(hi)-a
 	if below > above || below == above && lo&1 == 1 {
 		lo = hi

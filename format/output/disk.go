@@ -31,11 +31,11 @@ type DiskOptions struct {
 	// Replace lets Commit replace what is there, whatever is in it; but a directory only if the
 	// output has a file of the same name for each file in it.
 	Replace bool
-	// Mode is the permissions of the directory that this one is made from. Others are not given, but
-	// the owner gets all. 0 is every permission that the umask leaves.
+	// Mode is the permissions of the directory that this one is made from. Others are not given,
+	// but the owner gets all. 0 is every permission that the umask leaves.
 	Mode fs.FileMode
-	// Names are the files that will be created in a directory, if known. NewDisk refuses a name that
-	// the system does not allow, and two that are one name there.
+	// Names are the files that will be created in a directory, if known. NewDisk refuses a name
+	// that the system does not allow, and two that are one name there.
 	Names []string
 }
 
@@ -61,8 +61,8 @@ func NewDisk(path string, o DiskOptions) (*Disk, error) {
 	return d, nil
 }
 
-// Create begins a file. In a directory, the name is the path below it. Otherwise "" is the file at the
-// path of the output, and any other name is a file beside it, which appears before it.
+// Create begins a file. In a directory, the name is the path below it. Otherwise "" is the file at
+// the path of the output, and any other name is a file beside it, which appears before it.
 func (d *Disk) Create(info Info) (File, error) {
 	if d.options.IsDir || info.Name == "" {
 		return d.create(d.stage, info)

@@ -1,5 +1,6 @@
-// Package safetensors opens safetensors files, by position and strictly, and writes them, the same bytes for the same tensors. It is
-// for the authors of dialects; adapters are opened with package convert.
+// Package safetensors opens safetensors files, by position and strictly, and writes them, the same
+// bytes for the same tensors. It is for the authors of dialects; adapters are opened with package
+// convert.
 package safetensors
 
 import (
@@ -22,9 +23,10 @@ type File struct {
 	tensors []format.Tensor
 }
 
-// Open reads and proves the header of a file of the given size: UTF-8 without a name twice, sizes that follow from dtype and shape,
-// and data without gap or overlap that end where the file ends. No other byte is read. Errors are a *format.Error without a path,
-// of r, or of the context. Memory is a small multiple of the header.
+// Open reads and proves the header of a file of the given size: UTF-8 without a name twice, sizes
+// that follow from dtype and shape, and data without gap or overlap that end where the file ends.
+// No other byte is read. Errors are a *format.Error without a path, of r, or of the context. Memory
+// is a small multiple of the header.
 func Open(ctx context.Context, r io.ReaderAt, size int64) (*File, error) {
 	h, err := safetensors.Read(ctx, r, size)
 	if err != nil {
@@ -38,13 +40,15 @@ func Open(ctx context.Context, r io.ReaderAt, size int64) (*File, error) {
 	return f, nil
 }
 
-// Tensors are the tensors in the order of their data. It is the same slice at every call and must not be changed.
+// Tensors are the tensors in the order of their data. It is the same slice at every call and must
+// not be changed.
 func (f *File) Tensors() []format.Tensor { return f.tensors }
 
 // Metadata is a copy of the texts under __metadata__, nil where there is none.
 func (f *File) Metadata() map[string]string { return maps.Clone(f.header.Metadata) }
 
-// ReadBlobAt fills p with the bytes from off of tensor i, little-endian and row-major. Reading outside the tensor is an error.
+// ReadBlobAt fills p with the bytes from off of tensor i, little-endian and row-major. Reading
+// outside the tensor is an error.
 func (f *File) ReadBlobAt(p []byte, i int, off int64) error {
 	t := &f.header.Tensors[i]
 	if off < 0 || off > t.NBytes || int64(len(p)) > t.NBytes-off {
@@ -54,10 +58,10 @@ func (f *File) ReadBlobAt(p []byte, i int, off int64) error {
 	return err
 }
 
-// Write writes a file of tensors, with names that are all different, and metadata, which may be nil. read fills p with the bytes
-// from off of tensor i, as format.Source.ReadBlobAt does. The order of the data is that of huggingface's own writer: the widest
-// dtypes first, then by name; tensors are read in it, one at a time, each whole. See Check for what is not
-// written.
+// Write writes a file of tensors, with names that are all different, and metadata, which may be
+// nil. read fills p with the bytes from off of tensor i, as format.Source.ReadBlobAt does. The
+// order of the data is that of huggingface's own writer: the widest dtypes first, then by name;
+// tensors are read in it, one at a time, each whole. See Check for what is not written.
 func Write(ctx context.Context, w io.Writer, tensors []format.Tensor, metadata map[string]string, read func(p []byte, i int, off int64) error) error {
 	if err := Check(tensors); err != nil {
 		return err
@@ -77,8 +81,9 @@ func Write(ctx context.Context, w io.Writer, tensors []format.Tensor, metadata m
 	return errors.Join(failure, err)
 }
 
-// Check reports whether Write can write a file of these tensors, before work is done for it. The dtypes of less than a byte, of
-// 8-bit floats and of complex numbers are not written, and no name may be there twice: both are of the kind ErrUnsupported.
+// Check reports whether Write can write a file of these tensors, before work is done for it. The
+// dtypes of less than a byte, of 8-bit floats and of complex numbers are not written, and no name
+// may be there twice: both are of the kind ErrUnsupported.
 func Check(tensors []format.Tensor) error {
 	names := make(map[string]bool, len(tensors))
 	for i := range tensors {
@@ -94,8 +99,8 @@ func Check(tensors []format.Tensor) error {
 	return nil
 }
 
-// view is a tensor that is read when the library writes it. The library has no place for an error, so the first one is kept, and
-// nothing is read after it.
+// view is a tensor that is read when the library writes it. The library has no place for an error,
+// so the first one is kept, and nothing is read after it.
 type view struct {
 	tensor  *format.Tensor
 	dtype   nlp.DType

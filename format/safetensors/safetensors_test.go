@@ -29,8 +29,8 @@ func readBlob(p []byte, i int, off int64) error {
 	return nil
 }
 
-// TestWhatIsWrittenIsOpened: names, dtypes, shapes with scalars and empty ones, metadata and bytes; the same file whatever the
-// order of the tensors.
+// TestWhatIsWrittenIsOpened: names, dtypes, shapes with scalars and empty ones, metadata and bytes;
+// the same file whatever the order of the tensors.
 func TestWhatIsWrittenIsOpened(t *testing.T) {
 	metadata := map[string]string{"format": "pt", "who": "me"}
 	var file bytes.Buffer

@@ -9,8 +9,8 @@ import (
 // library are the packages that a program outside this module can use.
 var library = []string{"format", "format/dtype", "format/convert", "format/output", "format/safetensors", "merge", "rank"}
 
-// faces are the types of internal packages that have a public name, and why they live where they do. The comment on such
-// a name lists the fields, which go doc does not show.
+// faces are the types of internal packages that have a public name, and why they live where they
+// do. The comment on such a name lists the fields, which go doc does not show.
 var faces = map[string]string{
 	"format.Error":        "internal/fault is below format, and every package makes errors",
 	"format.ErrorKind":    "internal/fault is below format, and every package makes errors",
@@ -114,8 +114,8 @@ func (d *doors) object(where string, obj types.Object) {
 	}
 }
 
-// TestNoExportedNameNeedsAnInternalType: whatever a program gets from the library, or gives to it, has a type that the program
-// can name and look up.
+// TestNoExportedNameNeedsAnInternalType: whatever a program gets from the library, or gives to it,
+// has a type that the program can name and look up.
 func TestNoExportedNameNeedsAnInternalType(t *testing.T) {
 	d := &doors{named: make(map[string]bool), bad: make(map[string][]string)}
 	packages := typedModule(t)

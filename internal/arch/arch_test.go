@@ -1,6 +1,6 @@
-// Package arch holds the shape of the house: which room may import which, what is fenced, and where goroutines start. It reads
-// the source of every package for every system, so that no build tag hides an arrow. A new arrow is a new line here, with its
-// reason.
+// Package arch holds the shape of the house: which room may import which, what is fenced, and where
+// goroutines start. It reads the source of every package for every system, so that no build tag
+// hides an arrow. A new arrow is a new line here, with its reason.
 package arch
 
 import (
@@ -268,7 +268,8 @@ func isOurs(path string) (room string, ok bool) {
 	return strings.CutPrefix(path, module+"/")
 }
 
-// isForeign reports whether an import path is that of a module that is neither ours nor the standard library.
+// isForeign reports whether an import path is that of a module that is neither ours nor the
+// standard library.
 func isForeign(path string) bool {
 	first, _, _ := strings.Cut(path, "/")
 	_, ours := isOurs(path)
@@ -374,8 +375,8 @@ func TestForeignModulesStayBehindTheirFences(t *testing.T) {
 	})
 }
 
-// plainFlags is what the files of the command may use of urfave/cli: they declare flags and read their
-// values. What goes around the library is in urfave.go.
+// plainFlags is what the files of the command may use of urfave/cli: they declare flags and read
+// their values. What goes around the library is in urfave.go.
 var plainFlags = []string{
 	"BoolFlag", "Command", "Context", "DurationFlag", "Flag", "Float64Flag", "GenericFlag", "Int64Flag", "IntFlag",
 	"StringFlag", "StringSlice", "StringSliceFlag",
@@ -409,7 +410,8 @@ func TestOneFileGoesAroundTheFlagLibrary(t *testing.T) {
 	}
 }
 
-// TestGoroutinesStartInOneRoom looks for go statements and for calls of a method Go, as sync.WaitGroup has one.
+// TestGoroutinesStartInOneRoom looks for go statements and for calls of a method Go, as
+// sync.WaitGroup has one.
 func TestGoroutinesStartInOneRoom(t *testing.T) {
 	fset, files := source(t)
 	starts := make(map[string]int)

@@ -18,11 +18,12 @@ const backwardShare = 10
 // fewPairs is the number of pairs below which a package is too small for a share.
 const fewPairs = 20
 
-// backward are the packages in which more than backwardShare goes back, with the number of pairs that
-// do. A number may only become smaller, and a package that is below the share leaves the list.
+// backward are the packages in which more than backwardShare goes back, with the number of pairs
+// that do. A number may only become smaller, and a package that is below the share leaves the list.
 var backward = map[string]int{}
 
-// uses are the pairs of a caller's file and a callee's in a package, with the names that it uses there.
+// uses are the pairs of a caller's file and a callee's in a package, with the names that it uses
+// there.
 func (p typed) uses() (*graph, map[[2]int][]string) {
 	g := &graph{calls: make([]uint64, len(p.files))}
 	index := make(map[string]int)

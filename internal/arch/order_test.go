@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// graph is who calls whom: calls[i] has a bit for every file that file i uses. A package has at most
-// 64 files.
+// graph is who calls whom: calls[i] has a bit for every file that file i uses. A package has at
+// most 64 files.
 type graph struct {
 	files []string
 	calls []uint64
@@ -32,8 +32,8 @@ func (g *graph) back(order []int) (pairs [][2]int) {
 	return pairs
 }
 
-// order puts the files into an order in which few pairs go back: the fewest that there can be, unless
-// more than exactLimit files call each other in circles.
+// order puts the files into an order in which few pairs go back: the fewest that there can be,
+// unless more than exactLimit files call each other in circles.
 func (g *graph) order() (order []int) {
 	for _, circle := range g.circles() {
 		if len(circle) <= exactLimit {
@@ -48,7 +48,8 @@ func (g *graph) order() (order []int) {
 // exactLimit bounds the files of which every subset is looked at.
 const exactLimit = 18
 
-// circles are the strongly connected components, callers first: by the files that each file reaches.
+// circles are the strongly connected components, callers first: by the files that each file
+// reaches.
 func (g *graph) circles() (all [][]int) {
 	n := len(g.files)
 	reach := make([]uint64, n)
@@ -92,8 +93,8 @@ func (g *graph) isReachedFrom(files uint64, i int, reach []uint64) bool {
 	return false
 }
 
-// orderExactly takes for each subset of the files the cheapest order in which it stands on top; what a
-// file adds below it is its calls into it.
+// orderExactly takes for each subset of the files the cheapest order in which it stands on top;
+// what a file adds below it is its calls into it.
 func (g *graph) orderExactly(files []int) []int {
 	n := len(files)
 	calls := make([]uint32, n)

@@ -11,14 +11,14 @@ import (
 	"testing"
 )
 
-// The main road: a merge of one plain linear LoRA passes through few files, and asks no special case
-// whether it is there.
+// The main road: a merge of one plain linear LoRA passes through few files, and asks no special
+// case whether it is there.
 
 // roadRooms are the rooms of a merge whose files count.
 var roadRooms = []string{"merge", "internal/resolve"}
 
-// mostOnRoad is how many files the merge may pass through. The aim is 12; until it holds, the number
-// may only become smaller.
+// mostOnRoad is how many files the merge may pass through. The aim is 12; until it holds, the
+// number may only become smaller.
 const mostOnRoad = 15
 
 // TestPlainMergePassesThroughFewFiles builds the command so that it notes which statements run.

@@ -17,7 +17,8 @@ var manyMethods = map[string]int{
 	"internal/jsontext.Scanner": 33, // the grammar of JSON
 }
 
-// TestTypesHaveFewMethods counts the methods that are declared for a type, with and without pointer.
+// TestTypesHaveFewMethods counts the methods that are declared for a type, with and without
+// pointer.
 func TestTypesHaveFewMethods(t *testing.T) {
 	for _, p := range typedModule(t) {
 		for _, name := range p.types.Scope().Names() {
@@ -42,8 +43,8 @@ func TestTypesHaveFewMethods(t *testing.T) {
 // longFunction is how many lines 95 of 100 functions of a package may have at most.
 const longFunction = 40
 
-// longFunctions are the packages with longer ones, with their 95th percentile, which may only become
-// smaller.
+// longFunctions are the packages with longer ones, with their 95th percentile, which may only
+// become smaller.
 var longFunctions = map[string]int{
 	"internal/safetensors": 45,
 }

@@ -1,12 +1,17 @@
 package arch
 
 import (
+	"fmt"
 	"go/ast"
 	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 // flagWord matches a flag or a command of the tool in a text.
@@ -42,5 +47,51 @@ func TestOnlyTheCommandKnowsFlags(t *testing.T) {
 	}
 	if seen == 0 {
 		t.Error("no text of the command names a flag: the test looks for the wrong thing")
+	}
+}
+
+// commentColumns is how wide a comment may be, with a tab of four columns. Lines that godoc shows
+// as they are, such as tables and formulas, may be wider.
+const commentColumns = 100
+
+// TestCommentsFitTheScreen looks at comments that stand on lines of their own.
+func TestCommentsFitTheScreen(t *testing.T) {
+	seen := 0
+	eachComment(t, func(where, line string) {
+		seen++
+		if n := utf8.RuneCountInString(strings.ReplaceAll(line, "\t", "    ")); n > commentColumns {
+			t.Errorf("%s: %d columns, want at most %d", where, n, commentColumns)
+		}
+	})
+	if seen < 4000 {
+		t.Errorf("%d lines of comments, want thousands", seen)
+	}
+}
+
+// eachComment calls f with every line of comment that stands alone and is no table or code.
+func eachComment(t *testing.T, f func(where, line string)) {
+	t.Helper()
+	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case filepath.Ext(path) != ".go":
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for i, line := range strings.Split(string(text), "\n") {
+			bare := strings.TrimLeft(line, "\t")
+			if !strings.HasPrefix(bare, "// ") || strings.Contains(bare, "Code generated") {
+				continue
+			}
+			f(fmt.Sprintf("%s:%d", path, i+1), line)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

@@ -109,7 +109,8 @@ func fileOf(pos token.Pos) string {
 	return filepath.Base(typedFset.Position(pos).Filename)
 }
 
-// isTop reports whether an object is declared for the whole package: a name of its own, or a method.
+// isTop reports whether an object is declared for the whole package: a name of its own, or a
+// method.
 func isTop(obj types.Object, pkg *types.Package) bool {
 	if obj.Pkg() != pkg {
 		return false

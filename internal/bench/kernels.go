@@ -13,9 +13,9 @@ import (
 	"strings"
 )
 
-// kernels times the benchmarks of internal/kernel in the work tree and at another revision. The two test
-// binaries run by turns, one benchmark at a time. What else the machine does only adds to a time, so the
-// least one counts.
+// kernels times the benchmarks of internal/kernel in the work tree and at another revision. The two
+// test binaries run by turns, one benchmark at a time. What else the machine does only adds to a
+// time, so the least one counts.
 func (s *setting) kernels() error {
 	current, err := testBinary(".", s.path("kernels-new"))
 	if err != nil {
@@ -106,8 +106,8 @@ func benchmarks(binary, pattern string) (names []string, err error) {
 	return names, err
 }
 
-// runBenchmark runs one benchmark and returns its time in milliseconds, 0 where the binary has none of
-// that name.
+// runBenchmark runs one benchmark and returns its time in milliseconds, 0 where the binary has none
+// of that name.
 func runBenchmark(binary, name string) (ms float64, err error) {
 	exactly := "^" + strings.ReplaceAll(regexp.QuoteMeta(name), "/", "$/^") + "$"
 	lines, err := benchmarkLines(binary, exactly, 3)
@@ -128,8 +128,8 @@ func runBenchmark(binary, name string) (ms float64, err error) {
 	return ms, nil
 }
 
-// benchmarkLines runs the benchmarks that a pattern matches, one iteration at a time, as often as count
-// says, and returns the fields of each line of results.
+// benchmarkLines runs the benchmarks that a pattern matches, one iteration at a time, as often as
+// count says, and returns the fields of each line of results.
 func benchmarkLines(binary, pattern string, count int) (lines [][]string, err error) {
 	cmd := exec.Command(binary, "-test.run", "^$", "-test.bench", pattern, "-test.cpu", "1",
 		"-test.benchtime", "1x", "-test.count", strconv.Itoa(count))

@@ -26,8 +26,8 @@ type measure struct {
 	maxRSS int64 // bytes
 }
 
-// race runs the contenders in turn, runs times and once before that to warm up, and returns the measures of each. Before a
-// run, nothing is left to be written to the disk.
+// race runs the contenders in turn, runs times and once before that to warm up, and returns the
+// measures of each. Before a run, nothing is left to be written to the disk.
 func race(contenders []contender, runs int) ([][]measure, error) {
 	results := make([][]measure, len(contenders))
 	for run := range runs + 1 {

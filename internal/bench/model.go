@@ -159,7 +159,8 @@ func writeFile(path string, tensors []entry, d dtype.Type, sigma float64) (int64
 	w.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(header)))) // a bufio.Writer keeps its first error for Flush
 	w.Write(header)
 	rng := rand.New(rand.NewPCG(1, uint64(off)))
-	// A table of normal numbers, drawn from at random: fast, and as incompressible as the numbers themselves.
+	// A table of normal numbers, drawn from at random: fast, and as incompressible as the numbers
+	// themselves.
 	table := make([]byte, (1<<16)*d.Size())
 	for i := range 1 << 16 {
 		dtype.Store(d, table, i, sigma*rng.NormFloat64())

@@ -88,8 +88,9 @@ func (s *setting) spectrum() error {
 	return nil
 }
 
-// extract times the extraction of rank 8 from a pair of checkpoints, whose difference is an adapter and the rounding to
-// the dtype; and, with Python, of one matrix of 5632×2048 against two decompositions of torch.
+// extract times the extraction of rank 8 from a pair of checkpoints, whose difference is an adapter
+// and the rounding to the dtype; and, with Python, of one matrix of 5632×2048 against two
+// decompositions of torch.
 func (s *setting) extract() error {
 	m := s.model(s.shape)
 	base, tuned, adapter := s.path("base-"+s.shape+"-"+s.dtype.String()), s.path("tuned-"+s.shape), s.path(fmt.Sprintf("adapter-%s-r%d", s.shape, m.rank))
@@ -128,8 +129,8 @@ func (s *setting) extractOne() error {
 	return cmd.Run()
 }
 
-// torchScript times loratool as a process that reads two files and writes an adapter, and torch's functions alone, with Δ
-// there in float32; errors are measured alike.
+// torchScript times loratool as a process that reads two files and writes an adapter, and torch's
+// functions alone, with Δ there in float32; errors are measured alike.
 const torchScript = `
 import glob, shutil, statistics, subprocess, sys, time, torch
 from safetensors.torch import load_file
@@ -163,8 +164,8 @@ for name in what:
     print("| %s | %.4f | %.6f |" % (name, statistics.median(times[name]), error[name]))
 `
 
-// writePair makes two checkpoints of one matrix, unless they are there: normal numbers, and the same with Σ_k σ_k·u_k·v_kᵀ added,
-// σ_k falling like 1/k over 128 directions.
+// writePair makes two checkpoints of one matrix, unless they are there: normal numbers, and the
+// same with Σ_k σ_k·u_k·v_kᵀ added, σ_k falling like 1/k over 128 directions.
 func writePair(base, tuned string, m, n int) error {
 	if _, err := os.Stat(tuned); err == nil {
 		return nil

@@ -1,5 +1,5 @@
-// Package checkpoint opens base models: one safetensors file, or a directory with one or with a sharded set and its
-// index. Only headers are read; data are reached by position.
+// Package checkpoint opens base models: one safetensors file, or a directory with one or with a
+// sharded set and its index. Only headers are read; data are reached by position.
 package checkpoint
 
 import (
@@ -109,8 +109,8 @@ func (c *Checkpoint) opened(ctx context.Context, names []string, shardOf map[str
 	return nil, errors.Join(err, c.Close())
 }
 
-// Storage is a way of storing tensors other than as their plain values. It returns a view that shows
-// the values, or the checkpoint itself where nothing is stored so.
+// Storage is a way of storing tensors other than as their plain values. It returns a view that
+// shows the values, or the checkpoint itself where nothing is stored so.
 type Storage func(ctx context.Context, c *Checkpoint) (*Checkpoint, error)
 
 // storages are tried in this order, each on what the one before shows.

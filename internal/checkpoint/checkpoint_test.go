@@ -191,7 +191,8 @@ func relative(t *testing.T, path string) string {
 	return rel
 }
 
-// checkError opens path and wants an error of a kind, nil for any, with words in its message and its hint.
+// checkError opens path and wants an error of a kind, nil for any, with words in its message and
+// its hint.
 func checkError(t *testing.T, path string, kind error, words, hint string) {
 	t.Helper()
 	c, err := checkpoint.Open(t.Context(), path)
@@ -282,7 +283,8 @@ func TestOpenRefusesWhatIsNoCheckpoint(t *testing.T) {
 	checkError(t, filepath.Join(dir, "a.safetensors", "x"), nil, "x", "")
 }
 
-// TestOtherFilesAreSorted: what belongs to the model goes with a merge; what would contradict it stays.
+// TestOtherFilesAreSorted: what belongs to the model goes with a merge; what would contradict it
+// stays.
 func TestOtherFilesAreSorted(t *testing.T) {
 	side := []string{
 		"1_Pooling/config.json", "LICENSE", "README.md", "added_tokens.json", "chat_template.jinja", "config.json", "generation_config.json", "merges.txt",

@@ -14,8 +14,9 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// weightFiles are the names under which a directory holds its weights, in the order of preference of transformers and
-// diffusers; each may be sharded, with an index of the same name plus ".index.json".
+// weightFiles are the names under which a directory holds its weights, in the order of preference
+// of transformers and diffusers; each may be sharded, with an index of the same name plus
+// ".index.json".
 var weightFiles = []string{
 	"model.safetensors",
 	"diffusion_pytorch_model.safetensors",
@@ -23,8 +24,8 @@ var weightFiles = []string{
 	"model.fp16.safetensors",
 }
 
-// findWeights returns the names of the weight files of a directory, with the shard of each tensor where an index says
-// it, and sorts its other files into Side and Left.
+// findWeights returns the names of the weight files of a directory, with the shard of each tensor
+// where an index says it, and sorts its other files into Side and Left.
 func (c *Checkpoint) findWeights() (shards []string, shardOf map[string]string, err error) {
 	all, links, err := listFiles(c.Dir)
 	if err != nil {
@@ -101,8 +102,9 @@ func noWeights(all []string) error {
 	return e
 }
 
-// isForeign reports whether a file beside the weights must not be copied to a merged model: other copies of the base's
-// weights, which would stay unmerged, and adapters, which transformers would load on top of the merge.
+// isForeign reports whether a file beside the weights must not be copied to a merged model: other
+// copies of the base's weights, which would stay unmerged, and adapters, which transformers would
+// load on top of the merge.
 func isForeign(name string) bool {
 	base := strings.ToLower(filepath.Base(name))
 	for _, part := range strings.Split(name, "/") {
@@ -118,8 +120,8 @@ func isForeign(name string) bool {
 	return strings.HasPrefix(base, "adapter_") || strings.HasPrefix(base, "pytorch_model") || strings.HasPrefix(base, "diffusion_pytorch_model")
 }
 
-// listFiles lists the regular files below a directory, and symbolic links to regular files, sorted and with slashes; links
-// are everything else that is not a directory.
+// listFiles lists the regular files below a directory, and symbolic links to regular files, sorted
+// and with slashes; links are everything else that is not a directory.
 func listFiles(dir fileio.Dir) (files, links []string, err error) {
 	err = dir.Walk(func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -185,8 +187,8 @@ func (c *Checkpoint) identifySide() error {
 	return nil
 }
 
-// findLinks lists the files whose content lies outside the directory. That of a model in the hub's cache does by design:
-// models--…/snapshots/REVISION holds links into models--…/blobs.
+// findLinks lists the files whose content lies outside the directory. That of a model in the hub's
+// cache does by design: models--…/snapshots/REVISION holds links into models--…/blobs.
 func findLinks(dir string, names []string) (beyond []string, err error) {
 	root, err := filepath.EvalSymlinks(dir)
 	if err != nil {

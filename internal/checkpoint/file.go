@@ -12,8 +12,8 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// File is one weight file of a checkpoint. It reads as a safetensors file: a header, and the data of
-// its tensors without gaps.
+// File is one weight file of a checkpoint. It reads as a safetensors file: a header, and the data
+// of its tensors without gaps.
 type File struct {
 	Name    string // within the checkpoint's directory
 	Path    string // as the user would write it
@@ -29,8 +29,8 @@ type File struct {
 
 // Reader is what bytes are read from by position. Several goroutines may read at once.
 type Reader interface {
-	// ReadAt fills p with the bytes from off on, or fails. A read that waits for others, such as one
-	// over a network, ends when the context does.
+	// ReadAt fills p with the bytes from off on, or fails. A read that waits for others, such as
+	// one over a network, ends when the context does.
 	ReadAt(ctx context.Context, p []byte, off int64) error
 }
 
@@ -86,8 +86,8 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return fault.InFile(f.data.ReadAt(ctx, p, off), f.Path)
 }
 
-// ReaderAt reads the file under a context. Where the file is read as it is stored, that is what it was
-// opened with: an *os.File, of which the system copies ranges without reading them.
+// ReaderAt reads the file under a context. Where the file is read as it is stored, that is what it
+// was opened with: an *os.File, of which the system copies ranges without reading them.
 func (f *File) ReaderAt(ctx context.Context) io.ReaderAt {
 	if s, ok := f.data.(stored); ok {
 		return s.r
@@ -95,7 +95,8 @@ func (f *File) ReaderAt(ctx context.Context) io.ReaderAt {
 	return bound{ctx, f}
 }
 
-// Like describes the file for one that is made from it. A view permits what the file behind it does.
+// Like describes the file for one that is made from it. A view permits what the file behind it
+// does.
 func (f *File) Like() fileio.Like {
 	if f.behind != nil {
 		return fileio.Like{Mode: f.behind.Like().Mode}
@@ -175,8 +176,8 @@ func ParseHeader(raw []byte) (*Header, error) {
 	return &Header{raw, h}, nil
 }
 
-// Fits reports whether a parsed header describes the data of the file: the same tensors, each in the
-// same place after the header.
+// Fits reports whether a parsed header describes the data of the file: the same tensors, each in
+// the same place after the header.
 func (f *File) Fits(h *Header) bool {
 	if len(h.parsed.Tensors) != len(f.Tensors) {
 		return false

@@ -9,7 +9,8 @@ import (
 )
 
 // Reindex returns the text of an index of shards with the tensors that the checkpoint has more than
-// it, and with their sizes. If tensors have other names than on the disk, it names all of them anew.
+// it, and with their sizes. If tensors have other names than on the disk, it names all of them
+// anew.
 func (c *Checkpoint) Reindex(text []byte, isRenamed bool) ([]byte, error) {
 	var index struct {
 		WeightMap json.RawMessage `json:"weight_map"`

@@ -5,7 +5,8 @@ import (
 	"slices"
 )
 
-// Change is a tensor that a reshaped checkpoint has otherwise: a new one, or one with more rows or of another shape.
+// Change is a tensor that a reshaped checkpoint has otherwise: a new one, or one with more rows or
+// of another shape.
 type Change struct {
 	Name string
 	From string // the tensor that its values are those of; its own name, or another's in the same checkpoint
@@ -15,9 +16,9 @@ type Change struct {
 	Zeros *Tensor
 }
 
-// Reshape returns a checkpoint that has some tensors otherwise, without copying any: its files read as if they had been
-// written so. A new tensor comes last in the file of the one that it is a copy of, and one of zeros in the last file.
-// Closing either checkpoint closes the files of both.
+// Reshape returns a checkpoint that has some tensors otherwise, without copying any: its files read
+// as if they had been written so. A new tensor comes last in the file of the one that it is a copy
+// of, and one of zeros in the last file. Closing either checkpoint closes the files of both.
 func (c *Checkpoint) Reshape(changes []Change) (*Checkpoint, error) {
 	byName := make(map[string]Change)
 	added := make(map[int][]Shown)
@@ -75,8 +76,9 @@ func (zeros) ReadAt(_ context.Context, p []byte, _ int64) error {
 	return nil
 }
 
-// Rename returns a checkpoint that has some tensors under other names, without copying any; names maps the present name to
-// the new one. Closing either checkpoint closes the files of both. It is an error if two tensors have the same name then.
+// Rename returns a checkpoint that has some tensors under other names, without copying any; names
+// maps the present name to the new one. Closing either checkpoint closes the files of both. It is
+// an error if two tensors have the same name then.
 func (c *Checkpoint) Rename(names map[string]string) (*Checkpoint, error) {
 	return c.View(func(_ int, f *File) []Shown {
 		shown := make([]Shown, len(f.Tensors))

@@ -14,7 +14,8 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// contents reads every file of a checkpoint whole, proves its header, and returns the values of its tensors.
+// contents reads every file of a checkpoint whole, proves its header, and returns the values of its
+// tensors.
 func contents(t *testing.T, c *checkpoint.Checkpoint) map[string]string {
 	t.Helper()
 	values := make(map[string]string)
@@ -34,8 +35,8 @@ func contents(t *testing.T, c *checkpoint.Checkpoint) map[string]string {
 	return values
 }
 
-// TestReshapeAddsZeros: a new tensor comes last in the last file, one of another shape stays where it is, and what lies around
-// them keeps its values.
+// TestReshapeAddsZeros: a new tensor comes last in the last file, one of another shape stays where
+// it is, and what lies around them keeps its values.
 func TestReshapeAddsZeros(t *testing.T) {
 	dir := directory(t, map[string][]byte{
 		"1.safetensors": weights("a", "b"), "2.safetensors": weights("c", "d", "e"),
@@ -60,7 +61,8 @@ func TestReshapeAddsZeros(t *testing.T) {
 	}
 }
 
-// TestRenameKeepsValues: names change, values and places do not, and two tensors cannot get one name.
+// TestRenameKeepsValues: names change, values and places do not, and two tensors cannot get one
+// name.
 func TestRenameKeepsValues(t *testing.T) {
 	dir := directory(t, map[string][]byte{"model.safetensors": weights("a", "b", "c")})
 	c, err := open(t, dir).Rename(map[string]string{"a": "trunk.a", "c": "trunk.c"})
@@ -79,8 +81,8 @@ func TestRenameKeepsValues(t *testing.T) {
 	}
 }
 
-// TestViewReadsAnyRange: a range of a view may begin and end anywhere, in the header, in zeros, or in
-// what the file has.
+// TestViewReadsAnyRange: a range of a view may begin and end anywhere, in the header, in zeros, or
+// in what the file has.
 func TestViewReadsAnyRange(t *testing.T) {
 	dir := directory(t, map[string][]byte{"model.safetensors": weights("a", "b", "c")})
 	two := &checkpoint.Tensor{DType: dtype.U8, Shape: []uint64{2}, NBytes: 2}

@@ -12,9 +12,9 @@ import (
 // shardName is the name of a shard: what is sharded, its number, and the number of all.
 var shardName = regexp.MustCompile(`^([^/]+)-(\d{5})-of-(\d{5})\.safetensors$`)
 
-// withoutIndex explains a directory that holds shards and no index of them; it is nil where there are
-// none. Without the index transformers cannot load the shards either, nor what a merge would make of
-// them, so they are not read.
+// withoutIndex explains a directory that holds shards and no index of them; it is nil where there
+// are none. Without the index transformers cannot load the shards either, nor what a merge would
+// make of them, so they are not read.
 func withoutIndex(files []string) *fault.Error {
 	have := make(map[string]bool)
 	for _, name := range files {

@@ -10,8 +10,8 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// stampPrefix begins the metadata keys under which a merged file says what was merged into it: loratool.merge.1, .2, … in the
-// order of the merges.
+// stampPrefix begins the metadata keys under which a merged file says what was merged into it:
+// loratool.merge.1, .2, … in the order of the merges.
 const stampPrefix = "loratool.merge."
 
 // Stamp is the value of such a key, as JSON.
@@ -22,8 +22,8 @@ type Stamp struct {
 	Reshaped []string       `json:"reshaped,omitempty"` // tensors that the base had in another shape, sorted
 }
 
-// StampAdapter is one adapter of a stamp. Content is its content id (spec/FORMAT.md, section 13), which does not depend on
-// how the adapter was stored.
+// StampAdapter is one adapter of a stamp. Content is its content id (spec/FORMAT.md, section 13),
+// which does not depend on how the adapter was stored.
 type StampAdapter struct {
 	Name    string  `json:"name"`
 	Content string  `json:"content"`
@@ -37,8 +37,8 @@ type Merged struct {
 	Stamp
 }
 
-// History lists what the stamps say was merged into the checkpoint, in the order of files and merges. A stamp that cannot be read
-// is somebody else's.
+// History lists what the stamps say was merged into the checkpoint, in the order of files and
+// merges. A stamp that cannot be read is somebody else's.
 func (c *Checkpoint) History() []Merged {
 	history := []Merged{}
 	for _, f := range c.Files {
@@ -63,8 +63,8 @@ func historyOf(file string, metadata map[string]string) (history []Merged) {
 	return history
 }
 
-// Stamped returns the bytes of the header with one more stamp, after the last one. They are longer by
-// a multiple of 4096 bytes, so that a file system that can share blocks between files still can.
+// Stamped returns the bytes of the header with one more stamp, after the last one. They are longer
+// by a multiple of 4096 bytes, so that a file system that can share blocks between files still can.
 func (h *Header) Stamped(s Stamp) ([]byte, error) {
 	n := 1
 	if numbers := stampNumbers(h.parsed.Metadata); len(numbers) > 0 {
@@ -77,7 +77,8 @@ func (h *Header) Stamped(s Stamp) ([]byte, error) {
 	return h.parsed.WithMetadata(h.Raw, fmt.Sprint(stampPrefix, n), string(text)), nil
 }
 
-// Without returns a header of the same length without the stamp that has a key, as History lists them.
+// Without returns a header of the same length without the stamp that has a key, as History lists
+// them.
 func (h *Header) Without(key string) (*Header, error) {
 	return ParseHeader(h.parsed.WithoutMetadata(h.Raw, key))
 }

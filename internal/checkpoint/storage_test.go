@@ -105,8 +105,8 @@ func coded(rng *rand.Rand, d dtype.Type, m, n uint64) (codes, plain []testkit.Te
 	return append(codes, last), append(plain, last)
 }
 
-// TestStorageIsReadByMergeAndExtract: a storage that nothing but its own file knows is read by merge
-// and by extract as if its values were stored.
+// TestStorageIsReadByMergeAndExtract: a storage that nothing but its own file knows is read by
+// merge and by extract as if its values were stored.
 func TestStorageIsReadByMergeAndExtract(t *testing.T) {
 	for _, d := range []dtype.Type{dtype.F32, dtype.BF16} {
 		t.Run(d.String(), func(t *testing.T) {

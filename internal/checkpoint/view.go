@@ -11,9 +11,9 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// A view is a checkpoint that shows other tensors than another one has: renamed or reshaped ones, or
-// ones that are decoded when they are read. Its files read as if they had been written so, a composed
-// header first, and nothing is copied.
+// A view is a checkpoint that shows other tensors than another one has: renamed or reshaped ones,
+// or ones that are decoded when they are read. Its files read as if they had been written so, a
+// composed header first, and nothing is copied.
 
 // Shown is a tensor as a view has it.
 type Shown struct {
@@ -34,9 +34,10 @@ func (t *Tensor) Shown() Shown {
 	return Shown{t.Name, t.DType, t.Shape, []Piece{{t.file, t.Off, t.NBytes}}}
 }
 
-// View returns a checkpoint that shows other tensors. show lists those of file i in the order of their
-// data, or returns nil for a file that stays as it is. It is an error if two tensors have one name, or
-// pieces that are not as long as their tensor. Closing either checkpoint closes the files of both.
+// View returns a checkpoint that shows other tensors. show lists those of file i in the order of
+// their data, or returns nil for a file that stays as it is. It is an error if two tensors have one
+// name, or pieces that are not as long as their tensor. Closing either checkpoint closes the files
+// of both.
 func (c *Checkpoint) View(show func(i int, f *File) []Shown) (*Checkpoint, error) {
 	v := *c
 	v.Files = slices.Clone(c.Files)
@@ -84,8 +85,8 @@ type stitched struct {
 	ends   []int64 // of the pieces
 }
 
-// add puts a piece at the end. One that goes on in a file where the last one ended becomes a part of
-// that one.
+// add puts a piece at the end. One that goes on in a file where the last one ended becomes a part
+// of that one.
 func (s *stitched) add(p Piece) {
 	if p.N == 0 {
 		return

@@ -1,5 +1,5 @@
-// Package config reads what the config.json of a model of transformers says, and changes it. It knows
-// texts, no files.
+// Package config reads what the config.json of a model of transformers says, and changes it. It
+// knows texts, no files.
 package config
 
 import (
@@ -11,8 +11,8 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// Model is what config.json says that matters to whoever changes weights. The zero value is that of a checkpoint
-// without one.
+// Model is what config.json says that matters to whoever changes weights. The zero value is that of
+// a checkpoint without one.
 type Model struct {
 	Found              bool
 	ModelType          string
@@ -49,8 +49,8 @@ func (f *file) vocabSize() (n uint64) {
 	return n
 }
 
-// Parse reads a config.json. Its keys count as they are spelled, and what the fields of Model do not
-// need may be anything.
+// Parse reads a config.json. Its keys count as they are spelled, and what the fields of Model do
+// not need may be anything.
 func Parse(text []byte) (Model, error) {
 	var f file
 	if err := jsontext.Decode(text, &f); err != nil {

@@ -1,5 +1,5 @@
-// Package fault holds the few kinds of error that wrong input leads to, and the one struct that says what is wrong,
-// where, and what to do about it. Package format exports the kinds.
+// Package fault holds the few kinds of error that wrong input leads to, and the one struct that
+// says what is wrong, where, and what to do about it. Package format exports the kinds.
 package fault
 
 import (
@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// Kind is a kind of error. It is an error itself, so that errors.Is finds it; whatever wraps none is an I/O error or a bug.
+// Kind is a kind of error. It is an error itself, so that errors.Is finds it; whatever wraps none
+// is an I/O error or a bug.
 type Kind string
 
 // The kinds.
@@ -55,7 +56,8 @@ func (e *Error) Error() string {
 // Unwrap returns the kind, for errors.Is.
 func (e *Error) Unwrap() error { return e.Kind }
 
-// maxTextBytes is how much of one text an error quotes: a name in a hostile file can be as long as the file.
+// maxTextBytes is how much of one text an error quotes: a name in a hostile file can be as long as
+// the file.
 const maxTextBytes = 2000
 
 // shorten cuts long texts among the arguments of a message.

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// allocate reserves the blocks of a file of that size, where the file system can: writing then finds them there, and a full
-// disk is known before anything is written.
+// allocate reserves the blocks of a file of that size, where the file system can: writing then
+// finds them there, and a full disk is known before anything is written.
 func allocate(f *os.File, size int64) error {
 	for {
 		err := unix.Fallocate(int(f.Fd()), 0, 0, size)

@@ -6,15 +6,17 @@ import (
 	"path/filepath"
 )
 
-// Commit moves the output to its place. Every file must have been closed with Close. An existing file there is replaced
-// only if replace is true, an existing directory only if, besides, every file in it is one that the stage has too: a
-// directory that holds anything else is not ours to remove.
+// Commit moves the output to its place. Every file must have been closed with Close. An existing
+// file there is replaced only if replace is true, an existing directory only if, besides, every
+// file in it is one that the stage has too: a directory that holds anything else is not ours to
+// remove.
 func (s *Stage) Commit(replace bool) error { return Commit(replace, s) }
 
-// Commit moves several outputs to their places as one result, under the rules of Stage.Commit: all of them, or none. They
-// appear in the order in which they are given, and what all but the first of them replace is moved aside before that, in
-// the opposite order, so no mixture of old and new outputs is ever there with the last one among them. Where the process
-// is ended on the way, the next run that looks at one of the directories finds a journal, and finishes the work.
+// Commit moves several outputs to their places as one result, under the rules of Stage.Commit: all
+// of them, or none. They appear in the order in which they are given, and what all but the first of
+// them replace is moved aside before that, in the opposite order, so no mixture of old and new
+// outputs is ever there with the last one among them. Where the process is ended on the way, the
+// next run that looks at one of the directories finds a journal, and finishes the work.
 func Commit(replace bool, stages ...*Stage) error {
 	moves := make([]move, len(stages))
 	for i, s := range stages {

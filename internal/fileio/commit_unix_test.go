@@ -17,12 +17,12 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// commitEnv makes this test binary another process, which commits outputs of a case in the directory in it, and dies before
-// a change of names.
+// commitEnv makes this test binary another process, which commits outputs of a case in the
+// directory in it, and dies before a change of names.
 const commitEnv = "LORATOOL_TEST_COMMIT"
 
-// commitCase is a commit of several outputs. Names with a slash are files of a directory that is an output; behind @ they are
-// outputs themselves.
+// commitCase is a commit of several outputs. Names with a slash are files of a directory that is an
+// output; behind @ they are outputs themselves.
 type commitCase struct {
 	outputs    []string // in the order of the commit
 	isThere    bool     // old ones are there
@@ -40,7 +40,8 @@ var commitCases = map[string]commitCase{
 	"a new one with its record in another directory":    {outputs: []string{"out/a", "@other/record"}},
 }
 
-// commitAndDie is the other process. It dies before the given change of names, and returns 0 where there are fewer.
+// commitAndDie is the other process. It dies before the given change of names, and returns 0 where
+// there are fewer.
 func commitAndDie(dir, name, at string) int {
 	c := commitCases[name]
 	if c.noExchange {
@@ -85,8 +86,9 @@ func stageOf(dir, output string) (s *fileio.Stage, file string, err error) {
 	return s, file, err
 }
 
-// TestAKilledCommitIsOldOrNewAfterTheNextRun ends commits before each change of names. What is there then is never a mixture
-// that could be taken for a result, and the next run for any of the places makes it all old, or all new.
+// TestAKilledCommitIsOldOrNewAfterTheNextRun ends commits before each change of names. What is
+// there then is never a mixture that could be taken for a result, and the next run for any of the
+// places makes it all old, or all new.
 func TestAKilledCommitIsOldOrNewAfterTheNextRun(t *testing.T) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -142,8 +144,8 @@ func TestAKilledCommitIsOldOrNewAfterTheNextRun(t *testing.T) {
 	}
 }
 
-// checkNoMixture: the last output is there with all others of its age, or not at all, and a new one besides the first never
-// without it.
+// checkNoMixture: the last output is there with all others of its age, or not at all, and a new one
+// besides the first never without it.
 func checkNoMixture(t *testing.T, when, dir string, outputs []string) {
 	t.Helper()
 	got := contents(t, dir)
@@ -159,7 +161,8 @@ func checkNoMixture(t *testing.T, when, dir string, outputs []string) {
 	}
 }
 
-// TestACommitThatFailsIsUndone: the place of the second output is taken by a directory that nobody expected.
+// TestACommitThatFailsIsUndone: the place of the second output is taken by a directory that nobody
+// expected.
 func TestACommitThatFailsIsUndone(t *testing.T) {
 	for _, isThere := range []bool{false, true} {
 		dir := t.TempDir()
@@ -195,7 +198,8 @@ func TestACommitThatFailsIsUndone(t *testing.T) {
 
 func exists(path string) bool { _, err := os.Lstat(path); return err == nil }
 
-// TestAJournalIsBelievedOnlyWhereACommitCouldHaveMadeIt: anybody can put a file into a directory of downloads.
+// TestAJournalIsBelievedOnlyWhereACommitCouldHaveMadeIt: anybody can put a file into a directory of
+// downloads.
 func TestAJournalIsBelievedOnlyWhereACommitCouldHaveMadeIt(t *testing.T) {
 	for what, moves := range map[string]string{
 		"a file that is no stage":       `{"final":"victim","temp":"evil"},{"final":"b","temp":".b.loratool-1"}`,

@@ -9,8 +9,9 @@ import (
 // copyBufferBytes is the piece that a plain copy moves at a time.
 const copyBufferBytes = 1 << 18
 
-// CopyRange copies n bytes of src from srcOff to dst at dstOff. From file to file the operating system does it where it
-// can, without the bytes passing through the process, and shares blocks where the file system can.
+// CopyRange copies n bytes of src from srcOff to dst at dstOff. From file to file the operating
+// system does it where it can, without the bytes passing through the process, and shares blocks
+// where the file system can.
 func CopyRange(dst *os.File, dstOff int64, src io.ReaderAt, srcOff, n int64) error {
 	if f, ok := src.(*os.File); ok {
 		done, err := copyFileRange(dst, dstOff, f, srcOff, n)
@@ -34,8 +35,8 @@ func CopyRange(dst *os.File, dstOff int64, src io.ReaderAt, srcOff, n int64) err
 	return nil
 }
 
-// WriteNonzero writes p to f at off, where the file has never been written and reads as zeros. Whole
-// pages of zeros are left out, so that a file with holes keeps them.
+// WriteNonzero writes p to f at off, where the file has never been written and reads as zeros.
+// Whole pages of zeros are left out, so that a file with holes keeps them.
 func WriteNonzero(f *os.File, p []byte, off int64) error {
 	first := 0 // of the bytes to write before those at i
 	for i := 0; i < len(p); {

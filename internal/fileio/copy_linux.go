@@ -7,8 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// copyFileRange copies as much of the range as the system will, which is none where the two files or their file systems do
-// not allow it; the caller copies the rest. Holes of the source become holes.
+// copyFileRange copies as much of the range as the system will, which is none where the two files
+// or their file systems do not allow it; the caller copies the rest. Holes of the source become
+// holes.
 func copyFileRange(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) (done int64, err error) {
 	for done < n {
 		data, length, err := extent(src, srcOff+done, n-done)
@@ -29,8 +30,8 @@ func copyFileRange(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) (d
 	return done, nil
 }
 
-// extent returns how many of the n bytes at off are alike: data, or a hole. Where the file system does not know, and beyond
-// the end of the file, all are data.
+// extent returns how many of the n bytes at off are alike: data, or a hole. Where the file system
+// does not know, and beyond the end of the file, all are data.
 func extent(f *os.File, off, n int64) (data bool, length int64, err error) {
 	from, err := unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
 	if errors.Is(err, unix.ENXIO) { // no data from here to the end
@@ -58,7 +59,8 @@ func hasHoles(f *os.File, size int64) bool {
 	return err == nil && end < size
 }
 
-// HoleBytes is how much of an open file is holes; 0 where the file system does not know, and of what is no file.
+// HoleBytes is how much of an open file is holes; 0 where the file system does not know, and of
+// what is no file.
 func HoleBytes(input any) (n int64) {
 	f, ok := input.(*os.File)
 	if !ok {
@@ -100,8 +102,8 @@ func copyData(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) (done i
 	return done, nil
 }
 
-// punchHole makes zeros of n bytes of a file without writing any, and the file long enough for them; it returns 0 where the
-// file system cannot.
+// punchHole makes zeros of n bytes of a file without writing any, and the file long enough for
+// them; it returns 0 where the file system cannot.
 func punchHole(f *os.File, off, n int64) (int64, error) {
 	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	if isFatal(err) {

@@ -29,8 +29,8 @@ func InFS(files fs.FS, name string) (Dir, error) {
 	return Dir{sub, name}, err
 }
 
-// Locate finds a file or a directory of an fs.FS: the directory, and of a file the one around it and
-// its name there, which is "" for a directory.
+// Locate finds a file or a directory of an fs.FS: the directory, and of a file the one around it
+// and its name there, which is "" for a directory.
 func Locate(files fs.FS, name string) (dir Dir, file string, err error) {
 	info, err := fs.Stat(files, name)
 	if err != nil {

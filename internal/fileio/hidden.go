@@ -13,8 +13,9 @@ import (
 	"time"
 )
 
-// A stage has the hidden name .<name>.loratool-<host>-<random>. The host is part of it because some file systems are shared
-// by several machines and keep the locks of each apart: a lock then says nothing about a run on another machine.
+// A stage has the hidden name .<name>.loratool-<host>-<random>. The host is part of it because some
+// file systems are shared by several machines and keep the locks of each apart: a lock then says
+// nothing about a run on another machine.
 
 const tempMark = ".loratool-"
 
@@ -33,14 +34,15 @@ func random() string {
 	return hex.EncodeToString(b[:])
 }
 
-// hostTag tells machines apart that share a file system, and a machine from itself before it was started anew.
+// hostTag tells machines apart that share a file system, and a machine from itself before it was
+// started anew.
 var hostTag = sync.OnceValue(func() string {
 	sum := sha256.Sum256([]byte(bootID()))
 	return hex.EncodeToString(sum[:4])
 })
 
-// isOurs reports whether a hidden name was made on this machine since it was started, so that locks tell whether its run
-// is at work.
+// isOurs reports whether a hidden name was made on this machine since it was started, so that locks
+// tell whether its run is at work.
 func isOurs(path string) bool {
 	name := filepath.Base(path)
 	i := strings.LastIndex(name, tempMark)
@@ -58,8 +60,9 @@ func asides(parent, name string) (paths []string) {
 	return paths
 }
 
-// restore puts the previous output back where a run was ended while it replaced it, and says so: whoever wants to write
-// here has not seen it. Where something else has taken the place meanwhile, the previous output stays under its hidden name.
+// restore puts the previous output back where a run was ended while it replaced it, and says so:
+// whoever wants to write here has not seen it. Where something else has taken the place meanwhile,
+// the previous output stays under its hidden name.
 func restore(parent, name string) error {
 	final := filepath.Join(parent, name)
 	for _, old := range asides(parent, name) {
@@ -82,8 +85,8 @@ func restore(parent, name string) error {
 	return nil
 }
 
-// sweep removes from a directory the remains of stages whose runs were killed on this machine, whatever
-// their places: a run has several, and the next run need not write all of them.
+// sweep removes from a directory the remains of stages whose runs were killed on this machine,
+// whatever their places: a run has several, and the next run need not write all of them.
 func sweep(dir string) {
 	entries, _ := os.ReadDir(dir)
 	moving := pending(dir, entries)
@@ -99,8 +102,8 @@ func sweep(dir string) {
 	}
 }
 
-// pending is what the journals in a directory are about to move. Its run may have lost its locks, and
-// another one be at work on its journal.
+// pending is what the journals in a directory are about to move. Its run may have lost its locks,
+// and another one be at work on its journal.
 func pending(dir string, entries []fs.DirEntry) map[string]bool {
 	paths := make(map[string]bool)
 	for _, e := range entries {
@@ -115,9 +118,10 @@ func pending(dir string, entries []fs.DirEntry) map[string]bool {
 	return paths
 }
 
-// Sweep removes from a directory the remains of killed runs to which nothing has been written for the given time, and
-// returns their names; with dryRun it only lists them. A stage that a run on this machine holds stays. So does an output
-// that a killed run had moved aside: the next run for its place puts it back. What a journal is about to move stays, too.
+// Sweep removes from a directory the remains of killed runs to which nothing has been written for
+// the given time, and returns their names; with dryRun it only lists them. A stage that a run on
+// this machine holds stays. So does an output that a killed run had moved aside: the next run for
+// its place puts it back. What a journal is about to move stays, too.
 func Sweep(dir string, age time.Duration, dryRun bool) (names []string, err error) {
 	if !dryRun {
 		if err := Finish(dir); err != nil {
@@ -148,7 +152,8 @@ func Sweep(dir string, age time.Duration, dryRun bool) (names []string, err erro
 	return names, errors.Join(errs...)
 }
 
-// removeOld removes a stage that nobody holds and to which nothing has been written for the given time.
+// removeOld removes a stage that nobody holds and to which nothing has been written for the given
+// time.
 func removeOld(path string, age time.Duration, dryRun bool) (removed bool, err error) {
 	lock, ok := tryLock(path)
 	if lock != nil {
@@ -164,8 +169,8 @@ func removeOld(path string, age time.Duration, dryRun bool) (removed bool, err e
 	return err == nil, err
 }
 
-// isStage reports whether an entry of a directory is a stage that is being built, by its name. A link is
-// none, and no stage waits for a writer as a FIFO does.
+// isStage reports whether an entry of a directory is a stage that is being built, by its name. A
+// link is none, and no stage waits for a writer as a FIFO does.
 func isStage(e fs.DirEntry) bool {
 	name := e.Name()
 	return (e.IsDir() || e.Type().IsRegular()) && strings.HasPrefix(name, ".") && strings.LastIndex(name, tempMark) > 0 && !strings.HasSuffix(name, oldMark)

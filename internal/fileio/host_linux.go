@@ -2,7 +2,8 @@ package fileio
 
 import "os"
 
-// bootID is another one for every start of a kernel, and the same in all its containers, as locks are.
+// bootID is another one for every start of a kernel, and the same in all its containers, as locks
+// are.
 func bootID() string {
 	if id, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
 		return string(id)

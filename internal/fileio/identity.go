@@ -8,8 +8,8 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// Identity tells a file from any other at its path, and from itself after somebody has written to it. The zero value is that
-// of no file, which never changes.
+// Identity tells a file from any other at its path, and from itself after somebody has written to
+// it. The zero value is that of no file, which never changes.
 type Identity struct {
 	path string
 	info fs.FileInfo
@@ -34,7 +34,8 @@ func IdentityOf(input any) (Identity, error) {
 	return Identity{f.Name(), info}, err
 }
 
-// Check reports whether the file at the path is still the same one, with nothing written to it since.
+// Check reports whether the file at the path is still the same one, with nothing written to it
+// since.
 func (id Identity) Check() error {
 	if id.info == nil {
 		return nil
@@ -59,7 +60,8 @@ func (id Identity) Check() error {
 		WithHint("run again when nothing else writes to it")
 }
 
-// Unchanged reports whether the files that something was read from are as they were then. What knows of none has not changed.
+// Unchanged reports whether the files that something was read from are as they were then. What
+// knows of none has not changed.
 func Unchanged(input any) error {
 	if known, ok := input.(interface{ Unchanged() error }); ok {
 		return known.Unchanged()

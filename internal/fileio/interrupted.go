@@ -6,9 +6,9 @@ import (
 	"slices"
 )
 
-// IsInterrupted reports whether a run has begun to replace the file or directory at path, or others in
-// it or beside it, and has not ended: a journal lies there, or the previous output was moved aside. The
-// next run that writes there completes the work; one that only reads must not.
+// IsInterrupted reports whether a run has begun to replace the file or directory at path, or others
+// in it or beside it, and has not ended: a journal lies there, or the previous output was moved
+// aside. The next run that writes there completes the work; one that only reads must not.
 func IsInterrupted(path string) bool {
 	parent := filepath.Dir(path)
 	return hasJournal(path) || hasJournal(parent) || len(asides(parent, filepath.Base(path))) > 0

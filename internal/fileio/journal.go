@@ -13,14 +13,15 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// A journal lies in the directories of several outputs while they are moved to their places. It is complete and on the disk
-// before the first move, when everything that will be moved is, so whoever finds one whose run has ended can go on.
+// A journal lies in the directories of several outputs while they are moved to their places. It is
+// complete and on the disk before the first move, when everything that will be moved is, so whoever
+// finds one whose run has ended can go on.
 
 // journalMark begins the name of a journal: .loratool-commit-<host>-<random>.
 const journalMark = ".loratool-commit-"
 
-// commitTime is more than the moves of one commit take. A journal that is older has been left behind, even where no lock
-// tells so.
+// commitTime is more than the moves of one commit take. A journal that is older has been left
+// behind, even where no lock tells so.
 const commitTime = time.Hour
 
 // journal is what lies in each of the directories that a commit changes, under the same name.
@@ -58,7 +59,8 @@ func newJournal(replace bool, moves []move) (*journal, error) {
 	return j, nil
 }
 
-// write makes one file of the journal, beside final. It appears whole, and locked where there are locks.
+// write makes one file of the journal, beside final. It appears whole, and locked where there are
+// locks.
 func (j *journal) write(path, final string, replace bool, moves []move) error {
 	dir := filepath.Dir(path)
 	text := journalText{Replace: replace}
@@ -113,7 +115,8 @@ func (j *journal) unlock() {
 	}
 }
 
-// Finish completes the commits in a directory whose runs were killed, for whoever wants to read what they have written.
+// Finish completes the commits in a directory whose runs were killed, for whoever wants to read
+// what they have written.
 func Finish(dir string) error {
 	_, err := finish(dir)
 	return err
@@ -124,7 +127,8 @@ func isJournal(e fs.DirEntry) bool {
 	return strings.HasPrefix(e.Name(), journalMark) && e.Type().IsRegular()
 }
 
-// finish completes the commits in a directory whose runs have ended, and returns the places that got their outputs by that.
+// finish completes the commits in a directory whose runs have ended, and returns the places that
+// got their outputs by that.
 func finish(dir string) (finals []string, err error) {
 	entries, _ := os.ReadDir(dir) // one that cannot be read tells nothing
 	for _, e := range entries {
@@ -152,8 +156,8 @@ func hasEnded(path string, lock *os.File) bool {
 	return err == nil && time.Since(info.ModTime()) > commitTime
 }
 
-// finishOne goes on with the moves of a journal. Where an output has been removed meanwhile, what the others have replaced
-// comes back.
+// finishOne goes on with the moves of a journal. Where an output has been removed meanwhile, what
+// the others have replaced comes back.
 func finishOne(dir, path string, lock *os.File) (finals []string, err error) {
 	j := &journal{locks: []*os.File{lock}}
 	replace, moves, err := readJournal(dir, path)
@@ -181,7 +185,8 @@ func finishOne(dir, path string, lock *os.File) (finals []string, err error) {
 	return finals, errors.Join(settle(moves), j.remove())
 }
 
-// readJournal reads what a journal says, and believes it only where every path is one that a stage would have.
+// readJournal reads what a journal says, and believes it only where every path is one that a stage
+// would have.
 func readJournal(dir, path string) (replace bool, moves []move, err error) {
 	content, err := ReadFile(path, 1<<20)
 	if err != nil {

@@ -10,10 +10,10 @@ import (
 	"syscall"
 )
 
-// tryLock locks the file or directory at path until the handle that it returns is closed or the process ends; ok is
-// false when another process holds the lock or has removed path. Where the file system has no locks for path, as NFS has
-// none for a file that is open for reading, the handle is nil: nothing is known about other processes, and nothing that could
-// be theirs may be removed.
+// tryLock locks the file or directory at path until the handle that it returns is closed or the
+// process ends; ok is false when another process holds the lock or has removed path. Where the file
+// system has no locks for path, as NFS has none for a file that is open for reading, the handle is
+// nil: nothing is known about other processes, and nothing that could be theirs may be removed.
 func tryLock(path string) (lock *os.File, ok bool) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -41,7 +41,8 @@ func fileID(info fs.FileInfo) string {
 	return ""
 }
 
-// syncDir makes the entries of a directory durable. File systems that cannot say so. It is a variable for the tests.
+// syncDir makes the entries of a directory durable. File systems that cannot say so. It is a
+// variable for the tests.
 var syncDir = func(path string) error {
 	d, err := os.Open(path)
 	if err != nil {

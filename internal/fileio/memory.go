@@ -9,8 +9,8 @@ import (
 )
 
 // linuxMemory is AvailableMemory from the files of Linux below root: /proc/meminfo, and the control
-// groups of version 2 and of version 1, each with its parents, whose limits count as well, and the limit
-// of the process's address space.
+// groups of version 2 and of version 1, each with its parents, whose limits count as well, and the
+// limit of the process's address space.
 func linuxMemory(root fs.FS) int64 {
 	least := int64(math.MaxInt64)
 	take := func(n int64, ok bool) {
@@ -49,7 +49,8 @@ func linuxMemory(root fs.FS) int64 {
 	return least
 }
 
-// addressSpace is what a limit such as that of ulimit -v leaves to this process; ok is false without one.
+// addressSpace is what a limit such as that of ulimit -v leaves to this process; ok is false
+// without one.
 func addressSpace(root fs.FS) (left int64, ok bool) {
 	limit, limited := field(text(root, "proc/self/limits"), "Max address space")
 	used, known := field(text(root, "proc/self/status"), "VmSize:")

@@ -47,8 +47,8 @@ func (m *move) aside() error {
 	return nil
 }
 
-// keep gives a second name to a file that is to be replaced, so that it can come back. A directory changes places with the
-// new one, and needs none.
+// keep gives a second name to a file that is to be replaced, so that it can come back. A directory
+// changes places with the new one, and needs none.
 func (m *move) keep() error {
 	if m.isDir || m.isIn() || exists(m.old()) {
 		return nil
@@ -89,8 +89,8 @@ func (m *move) in(replace bool) error {
 	return m.inSteps()
 }
 
-// inSteps replaces a directory where the system has no exchange. Between the two renames the place is empty: what ends the
-// process there leaves the old output under a name that restore knows.
+// inSteps replaces a directory where the system has no exchange. Between the two renames the place
+// is empty: what ends the process there leaves the old output under a name that restore knows.
 func (m *move) inSteps() error {
 	if err := m.aside(); err != nil {
 		return err
@@ -147,7 +147,8 @@ func settle(moves []move) error {
 	return errors.Join(errs...)
 }
 
-// moveBack undoes moves: new outputs go back to their hidden names, the last one first, then old ones to their places.
+// moveBack undoes moves: new outputs go back to their hidden names, the last one first, then old
+// ones to their places.
 func moveBack(moves []move) error {
 	var errs []error
 	for _, m := range slices.Backward(moves) {

@@ -8,9 +8,9 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// Open opens the regular file at path for reading, and returns its size. Anything else is refused before it is opened: opening a
-// pipe waits until somebody writes to it, a device may have no end, and neither can be read by position. The caller closes
-// the file.
+// Open opens the regular file at path for reading, and returns its size. Anything else is refused
+// before it is opened: opening a pipe waits until somebody writes to it, a device may have no end,
+// and neither can be read by position. The caller closes the file.
 func Open(path string) (*os.File, int64, error) {
 	info, err := os.Stat(path)
 	if err != nil {

@@ -4,5 +4,6 @@ package fileio
 
 import "syscall"
 
-// withoutWaiting opens what is a pipe in spite of all at once, in place of waiting for somebody who writes to it.
+// withoutWaiting opens what is a pipe in spite of all at once, in place of waiting for somebody who
+// writes to it.
 const withoutWaiting = syscall.O_NONBLOCK

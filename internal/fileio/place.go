@@ -24,7 +24,8 @@ type Place struct {
 	Bytes int64                  // that the output takes at least; 0 is not known
 }
 
-// OutputError is an output path that cannot be used as the caller wants. One that is taken wraps fs.ErrExist.
+// OutputError is an output path that cannot be used as the caller wants. One that is taken wraps
+// fs.ErrExist.
 type OutputError struct {
 	Path, Why   string
 	Replaceable bool // Replace would allow it
@@ -50,10 +51,11 @@ func (e *SpaceError) Error() string {
 	return fmt.Sprintf("the output takes %s and %s has %s free", FormatBytes(e.Need), e.Path, FormatBytes(e.Free))
 }
 
-// Check reports whether the output can be made, before work is done for it: it is not one of the inputs, nothing is there that may
-// not be replaced, and the directory around it is there, can be written to, and has room. What a run that was ended has taken away from
-// the place is put back first, and that is an error, as the caller has not seen it. The error is an *OutputError, a *SpaceError
-// or one of the system.
+// Check reports whether the output can be made, before work is done for it: it is not one of the
+// inputs, nothing is there that may not be replaced, and the directory around it is there, can be
+// written to, and has room. What a run that was ended has taken away from the place is put back
+// first, and that is an error, as the caller has not seen it. The error is an *OutputError, a
+// *SpaceError or one of the system.
 func (p *Place) Check() error {
 	out, err := realPath(p.Path)
 	if err != nil {
@@ -94,8 +96,8 @@ func (p *Place) Check() error {
 	return nil
 }
 
-// checkInput refuses an output that is an input or lies in one, or that an input lies in, whatever the names by which they are
-// called.
+// checkInput refuses an output that is an input or lies in one, or that an input lies in, whatever
+// the names by which they are called.
 func (p *Place) checkInput(parent, out, in string) error {
 	read, err := os.Stat(in)
 	if err != nil {
@@ -131,8 +133,9 @@ func (p *Place) checkInput(parent, out, in string) error {
 	})
 }
 
-// checkApart refuses an output that is, holds, or lies in another one of the same run, by whatever links its directory is
-// called. Names that differ only in case are one on some systems, and no pair of outputs needs them.
+// checkApart refuses an output that is, holds, or lies in another one of the same run, by whatever
+// links its directory is called. Names that differ only in case are one on some systems, and no
+// pair of outputs needs them.
 func (p *Place) checkApart(parent, other string) error {
 	theirs, err := realPath(filepath.Dir(filepath.Clean(other)))
 	if err != nil {
@@ -146,7 +149,8 @@ func (p *Place) checkApart(parent, other string) error {
 	return nil
 }
 
-// finish completes what an interrupted run had not moved to its place, and says so to whoever has not asked to replace it.
+// finish completes what an interrupted run had not moved to its place, and says so to whoever has
+// not asked to replace it.
 func (p *Place) finish(parent string) error {
 	done, err := finish(parent)
 	if err != nil || p.Replace || !slices.Contains(done, filepath.Join(parent, filepath.Base(filepath.Clean(p.Path)))) {
@@ -202,7 +206,8 @@ func (p *Place) checkThere() error {
 	return nil
 }
 
-// checkForeign looks for the first file in the directory that the run does not write, and no further: the directory may be any.
+// checkForeign looks for the first file in the directory that the run does not write, and no
+// further: the directory may be any.
 func (p *Place) checkForeign() (isEmpty bool, err error) {
 	isEmpty = true
 	err = filepath.WalkDir(p.Path, func(path string, d fs.DirEntry, err error) error {

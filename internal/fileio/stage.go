@@ -1,5 +1,5 @@
-// Package fileio writes files and directories that appear whole or not at all, and moves ranges of bytes between files
-// with the help of the operating system.
+// Package fileio writes files and directories that appear whole or not at all, and moves ranges of
+// bytes between files with the help of the operating system.
 package fileio
 
 import (
@@ -14,9 +14,10 @@ import (
 	"sync"
 )
 
-// Stage is an output in the making. It is built beside the place where it will appear, under a hidden name, and Commit
-// moves it there. Whatever ends the process before that leaves the place untouched. The next stage in the same
-// directory removes the hidden remains; it can tell them from a stage at work because that one holds a lock.
+// Stage is an output in the making. It is built beside the place where it will appear, under a
+// hidden name, and Commit moves it there. Whatever ends the process before that leaves the place
+// untouched. The next stage in the same directory removes the hidden remains; it can tell them from
+// a stage at work because that one holds a lock.
 //
 // Create may be called from several goroutines at once.
 type Stage struct {
@@ -41,7 +42,8 @@ type staged struct {
 	size int64 // 0 is not known beforehand
 }
 
-// NewStage begins an output at path final, a directory or a file. It fails when the directory around final is not there.
+// NewStage begins an output at path final, a directory or a file. It fails when the directory
+// around final is not there.
 func NewStage(final string, isDir bool) (*Stage, error) {
 	final, err := filepath.Abs(final)
 	if err != nil {
@@ -72,8 +74,9 @@ func NewStage(final string, isDir bool) (*Stage, error) {
 // errTaken: another process removed what create had made before it was locked.
 var errTaken = errors.New("the hidden output was removed by another run")
 
-// create makes the hidden file or directory and locks it. Both get all permissions that the umask leaves, so that these are
-// known; a file loses those that it should not have before anything is written to it.
+// create makes the hidden file or directory and locks it. Both get all permissions that the umask
+// leaves, so that these are known; a file loses those that it should not have before anything is
+// written to it.
 func (s *Stage) create() (err error) {
 	if s.isDir {
 		err = os.Mkdir(s.temp, 0o777)
@@ -103,11 +106,12 @@ func (s *Stage) create() (err error) {
 	return nil
 }
 
-// Path is where the file called name, relative and with slashes, is built; a stage for one file has the name "".
+// Path is where the file called name, relative and with slashes, is built; a stage for one file has
+// the name "".
 func (s *Stage) Path(name string) string { return filepath.Join(s.temp, filepath.FromSlash(name)) }
 
-// Expect checks the names of all files that will be created, before the work: that each is possible, and that no two are
-// one where file names have no case.
+// Expect checks the names of all files that will be created, before the work: that each is
+// possible, and that no two are one where file names have no case.
 func (s *Stage) Expect(names []string) error {
 	noCase := ignoresCase(s.temp)
 	seen := make(map[string]string, len(names))
@@ -127,8 +131,8 @@ func (s *Stage) Expect(names []string) error {
 	return nil
 }
 
-// ignoresCase reports whether the file system of an existing path ignores the case of its last part. It is a variable for
-// the tests.
+// ignoresCase reports whether the file system of an existing path ignores the case of its last
+// part. It is a variable for the tests.
 var ignoresCase = func(path string) bool {
 	dir, name := filepath.Split(path)
 	there, err1 := os.Lstat(path)
@@ -136,13 +140,15 @@ var ignoresCase = func(path string) bool {
 	return err1 == nil && err2 == nil && os.SameFile(there, other)
 }
 
-// Like is what an output takes over from the input that it is made from. The zero value is an ordinary file.
+// Like is what an output takes over from the input that it is made from. The zero value is an
+// ordinary file.
 type Like struct {
 	Mode   fs.FileMode // permissions; the umask takes some away, and the owner may always write. 0 is 0666
 	Sparse bool        // no room is reserved: the input has holes, and so will the output
 }
 
-// LikeFile describes an open input. Everything else than a file of the operating system is ordinary.
+// LikeFile describes an open input. Everything else than a file of the operating system is
+// ordinary.
 func LikeFile(input any) Like {
 	f, ok := input.(*os.File)
 	if !ok {
@@ -168,9 +174,10 @@ func (s *Stage) Create(name string, size int64) (*os.File, error) {
 	return s.CreateLike(name, size, Like{})
 }
 
-// CreateLike makes a file of the stage, and the directories above it, with its final size and, where the system can, room on
-// the disk for all of it. A size of 0 is one that is not known yet. The stage itself is never made again: where somebody has
-// removed it, that is an error. So is a file that the stage has not made and that is there, under a name without case.
+// CreateLike makes a file of the stage, and the directories above it, with its final size and,
+// where the system can, room on the disk for all of it. A size of 0 is one that is not known yet.
+// The stage itself is never made again: where somebody has removed it, that is an error. So is a
+// file that the stage has not made and that is there, under a name without case.
 func (s *Stage) CreateLike(name string, size int64, like Like) (*os.File, error) {
 	f, err := s.open(name, like)
 	if err != nil {
@@ -223,7 +230,8 @@ func (s *Stage) open(name string, like Like) (*os.File, error) {
 	return f, nil
 }
 
-// setMode gives an open file its permissions. File systems without any refuse, and have nothing to take away.
+// setMode gives an open file its permissions. File systems without any refuse, and have nothing to
+// take away.
 func setMode(f *os.File, mode fs.FileMode) error {
 	info, err := f.Stat()
 	if err != nil || info.Mode().Perm() == mode {
@@ -273,7 +281,8 @@ func Close(f *os.File) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// verify reports whether the stage still holds what was made in it: every file, the same one, of its size.
+// verify reports whether the stage still holds what was made in it: every file, the same one, of
+// its size.
 func (s *Stage) verify() error {
 	there, err := os.Lstat(s.temp)
 	if err != nil || !os.SameFile(there, s.made) {

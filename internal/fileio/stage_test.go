@@ -140,7 +140,8 @@ func TestStageNeedsTheDirectoryAroundIt(t *testing.T) {
 	checkContents(t, "after all", parent, map[string]string{"file": ""})
 }
 
-// TestWhatIsThereIsNotReplacedUnasked covers what came into the place while the stage was at work, too: nobody looked before.
+// TestWhatIsThereIsNotReplacedUnasked covers what came into the place while the stage was at work,
+// too: nobody looked before.
 func TestWhatIsThereIsNotReplacedUnasked(t *testing.T) {
 	for _, isDir := range []bool{false, true} {
 		for there, put1 := range map[string]func(string) error{
@@ -197,7 +198,8 @@ func TestReplaceTakesTheOldAwayInSteps(t *testing.T) {
 	fileio.WithoutExchange(func() { TestReplaceTakesTheOldAway(t) })
 }
 
-// TestWhatAKilledRunHadTakenAwayIsRestored: the place is as a run leaves it that is ended between the two renames of a replacement.
+// TestWhatAKilledRunHadTakenAwayIsRestored: the place is as a run leaves it that is ended between
+// the two renames of a replacement.
 func TestWhatAKilledRunHadTakenAwayIsRestored(t *testing.T) {
 	for _, left := range []string{"both the old and the new", "the old alone"} {
 		parent := t.TempDir()

@@ -14,7 +14,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// TestAStageThatIsTamperedWithNeverAppears: the sweep of another machine, or somebody who tidies up, does such things.
+// TestAStageThatIsTamperedWithNeverAppears: the sweep of another machine, or somebody who tidies
+// up, does such things.
 func TestAStageThatIsTamperedWithNeverAppears(t *testing.T) {
 	remove := func(path string) error { return os.RemoveAll(path) }
 	for what, c := range map[string]struct {
@@ -84,7 +85,8 @@ func TestAStageIsNeverMadeAgain(t *testing.T) {
 	}
 }
 
-// TestTheStageOfAnotherMachineIsNotSwept: on a shared file system with local locks its run may be at work.
+// TestTheStageOfAnotherMachineIsNotSwept: on a shared file system with local locks its run may be
+// at work.
 func TestTheStageOfAnotherMachineIsNotSwept(t *testing.T) {
 	for _, isDir := range []bool{false, true} {
 		parent := t.TempDir()
@@ -137,7 +139,8 @@ func TestSweepRemovesWhatNobodyHasWrittenToForLong(t *testing.T) {
 	}
 }
 
-// TestTheOldOutputIsRemovedWhenTheNewOneIsOnTheDisk looks when the directory around the place is made durable.
+// TestTheOldOutputIsRemovedWhenTheNewOneIsOnTheDisk looks when the directory around the place is
+// made durable.
 func TestTheOldOutputIsRemovedWhenTheNewOneIsOnTheDisk(t *testing.T) {
 	parent := t.TempDir()
 	testkit.Write(t, filepath.Join(parent, "out", "a"), []byte("old"))

@@ -5,7 +5,8 @@ import (
 	"os"
 )
 
-// step is called before every change of names. It is a variable for the tests, which end the process there.
+// step is called before every change of names. It is a variable for the tests, which end the
+// process there.
 var step = func() {}
 
 func rename(from, to string) error { step(); return os.Rename(from, to) }

@@ -17,8 +17,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// holdEnv makes this test binary another process: one that has a stage for the path in it, and holds it until its standard
-// input ends.
+// holdEnv makes this test binary another process: one that has a stage for the path in it, and
+// holds it until its standard input ends.
 const holdEnv = "LORATOOL_TEST_HOLD_STAGE"
 
 func TestMain(m *testing.M) {
@@ -119,8 +119,8 @@ func TestTheRemainsOfAKilledRunAreSweptAndALiveStageIsNot(t *testing.T) {
 	}
 }
 
-// TestTheRemainsForAnotherPlaceAreSweptUnlessACommitIsUnderWay: a run has several places, and the next run
-// need not have the same.
+// TestTheRemainsForAnotherPlaceAreSweptUnlessACommitIsUnderWay: a run has several places, and the
+// next run need not have the same.
 func TestTheRemainsForAnotherPlaceAreSweptUnlessACommitIsUnderWay(t *testing.T) {
 	parent := t.TempDir()
 	killed := startHolder(t, filepath.Join(parent, "out.undo"), "file")
@@ -184,8 +184,9 @@ func TestTwoRunsForOnePlace(t *testing.T) {
 	}
 }
 
-// TestStagesWorkWhereFilesCannotBeLocked: some network file systems have no locks, or none for directories or for files that
-// are open for reading. A live stage cannot be told from the remains of a killed run there, so both stay.
+// TestStagesWorkWhereFilesCannotBeLocked: some network file systems have no locks, or none for
+// directories or for files that are open for reading. A live stage cannot be told from the remains
+// of a killed run there, so both stay.
 func TestStagesWorkWhereFilesCannotBeLocked(t *testing.T) {
 	for _, cause := range []syscall.Errno{syscall.ENOTSUP, syscall.ENOSYS, syscall.EBADF, syscall.ENOLCK} {
 		for _, isDir := range []bool{false, true} {

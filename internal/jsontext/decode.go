@@ -8,18 +8,18 @@ import (
 	"strings"
 )
 
-// Decode sets *v from a text as Python reads it. Of a struct it sets the fields with a json tag from the
-// members with exactly that key; a member without a field is ignored, and of equal keys the last one
-// counts. null leaves v as it is, but empties slices, maps and pointers. Beside structs v may hold
-// slices, maps by string, pointers, strings, bools, numbers, and Unmarshalers such as a
-// json.RawMessage. A number must be in the range of its type.
+// Decode sets *v from a text as Python reads it. Of a struct it sets the fields with a json tag
+// from the members with exactly that key; a member without a field is ignored, and of equal keys
+// the last one counts. null leaves v as it is, but empties slices, maps and pointers. Beside
+// structs v may hold slices, maps by string, pointers, strings, bools, numbers, and Unmarshalers
+// such as a json.RawMessage. A number must be in the range of its type.
 func Decode(text []byte, v any) error {
 	_, err := DecodeNear(text, v)
 	return err
 }
 
-// DecodeNear is Decode that lists, sorted, the members of the outermost struct that are ignored and whose
-// key is another spelling of a field's, in upper or lower case.
+// DecodeNear is Decode that lists, sorted, the members of the outermost struct that are ignored and
+// whose key is another spelling of a field's, in upper or lower case.
 func DecodeNear(text []byte, v any) (near []string, err error) {
 	d := newDecoder(text, Python)
 	if d.Skip(); d.err == nil { // a text that is no JSON sets nothing
@@ -36,8 +36,8 @@ func DecodeNear(text []byte, v any) (near []string, err error) {
 	return slices.Compact(d.near), nil
 }
 
-// DecodeExact sets the fields of *v, a struct with a json tag on every field, and of the structs in it, from
-// a strict text: each member must be there, once and not null, and no other.
+// DecodeExact sets the fields of *v, a struct with a json tag on every field, and of the structs in
+// it, from a strict text: each member must be there, once and not null, and no other.
 func DecodeExact(text []byte, v any) error {
 	d := newDecoder(text, Strict)
 	d.exact = true

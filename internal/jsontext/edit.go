@@ -27,7 +27,8 @@ func Value(text []byte, path ...string) (string, bool) {
 	return string(text[from:to]), true
 }
 
-// Set returns an object with another value at a path of keys, which is added if it is not there; all other bytes stay.
+// Set returns an object with another value at a path of keys, which is added if it is not there;
+// all other bytes stay.
 func Set(text []byte, value string, path ...string) []byte {
 	from, to, ok := span(text, path[0])
 	switch {

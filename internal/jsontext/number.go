@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// Number reads a number and returns its digits as they stand, so that it is rounded only once, by whoever
-// wants it as another type. In a canonical text it is an integer.
+// Number reads a number and returns its digits as they stand, so that it is rounded only once, by
+// whoever wants it as another type. In a canonical text it is an integer.
 func (s *Scanner) Number() string {
 	if s.form == Canonical {
 		from := s.pos

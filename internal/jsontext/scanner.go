@@ -3,9 +3,9 @@
 // went wrong; Decode and DecodeExact set the fields of a struct with it; Value and Set look up and
 // change single values of an object.
 //
-// encoding/json cannot stand here. It takes "Lora_Alpha" for lora_alpha, keeps the last of two equal
-// keys without a word, and reads alike what is not alike: bytes that are not UTF-8, half surrogate
-// pairs, null in the place of a number.
+// encoding/json cannot stand here. It takes "Lora_Alpha" for lora_alpha, keeps the last of two
+// equal keys without a word, and reads alike what is not alike: bytes that are not UTF-8, half
+// surrogate pairs, null in the place of a number.
 package jsontext
 
 import (
@@ -23,14 +23,14 @@ import (
 type Form uint8
 
 const (
-	// Python is what Python's json module reads, but for NaN and Infinity. Half a surrogate pair and
-	// bytes that are not UTF-8 become U+FFFD.
+	// Python is what Python's json module reads, but for NaN and Infinity. Half a surrogate pair
+	// and bytes that are not UTF-8 become U+FFFD.
 	Python Form = iota
 	// Strict is RFC 8259 in UTF-8, with whole surrogate pairs.
 	Strict
 	// Canonical has one text for each content: no white space, keys in ascending order, each
-	// character and integer in its only form (spec/FORMAT.md, section 6). Beside objects, arrays and
-	// strings it has integers alone.
+	// character and integer in its only form (spec/FORMAT.md, section 6). Beside objects, arrays
+	// and strings it has integers alone.
 	Canonical
 )
 
@@ -66,15 +66,17 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("at byte %d: %s", e.At, e.Msg)
 }
 
-// Scanner walks a JSON text. The first error stays and ends everything that follows: whatever is read
-// after it is zero, and loops over objects and arrays end. Its strings are parts of the text unless
-// they have escapes, so that a text costs little more memory than it has bytes.
+// Scanner walks a JSON text. The first error stays and ends everything that follows: whatever is
+// read after it is zero, and loops over objects and arrays end. Its strings are parts of the text
+// unless they have escapes, so that a text costs little more memory than it has bytes.
 type Scanner struct {
-	// MaxDepth bounds how deep objects and arrays are nested. New sets it to what encoding/json reads.
+	// MaxDepth bounds how deep objects and arrays are nested. New sets it to what encoding/json
+	// reads.
 	MaxDepth int
 	// MaxInteger bounds what Integer reads, without the sign. New sets it to 2^63 - 1.
 	MaxInteger int64
-	// Context, if it is not nil, is asked all through a long text; its error becomes that of the Scanner.
+	// Context, if it is not nil, is asked all through a long text; its error becomes that of the
+	// Scanner.
 	Context context.Context
 
 	text    string

@@ -68,8 +68,8 @@ func compare(t *testing.T, text string) {
 	compareAs[[]bool](t, text)
 }
 
-// compareAs decodes a text with both; encoding/json can only be asked for types without a struct, as
-// it takes other keys for theirs.
+// compareAs decodes a text with both; encoding/json can only be asked for types without a struct,
+// as it takes other keys for theirs.
 func compareAs[T any](t *testing.T, text string) {
 	var got, want T
 	err, wantErr := jsontext.Decode([]byte(text), &got), json.Unmarshal([]byte(text), &want)
@@ -112,7 +112,8 @@ func TestStrictFormsRefuse(t *testing.T) {
 	}
 }
 
-// TestMemoryIsThatOfTheText: what a text claims costs nothing, and what it holds costs a small multiple.
+// TestMemoryIsThatOfTheText: what a text claims costs nothing, and what it holds costs a small
+// multiple.
 func TestMemoryIsThatOfTheText(t *testing.T) {
 	const n = 200_000
 	for name, text := range map[string]string{

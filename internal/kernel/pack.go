@@ -50,8 +50,8 @@ type scaled[T Float] struct {
 	inverse T // 1/c, or 1
 }
 
-// packed are the factors of all terms, packed for a micro-kernel, and what bounds the error of their
-// product.
+// packed are the factors of all terms, packed for a micro-kernel, and what bounds the error of
+// their product.
 type packed[T Float] struct {
 	rows, cols int
 	rank       int // of all terms together

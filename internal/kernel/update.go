@@ -67,8 +67,8 @@ func Prepare[T Float](k *Kernel, d dtype.Type, rows, cols int, terms []Term[T]) 
 }
 
 // UpdateBytes is the memory that an Update takes at most while it is prepared and used: of a
-// rows×cols matrix of dtype d, with terms of the given rank together, in float64 if wide. L and R are
-// there as they were given and packed, with a norm a line. A 16-bit matrix may go the way of
+// rows×cols matrix of dtype d, with terms of the given rank together, in float64 if wide. L and R
+// are there as they were given and packed, with a norm a line. A 16-bit matrix may go the way of
 // bottom.go, which has all of it in float64 as well, and some rows in float32.
 func UpdateBytes(d dtype.Type, wide bool, rows, cols, rank int64) int64 {
 	const narrowBytes, wideBytes = 4, 8

@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// DiagnoseConvolution says why the factors a and b of a convolution, by their shapes, do not fit the
-// shape w of its weight in the base; ok is false where the shapes do not tell.
+// DiagnoseConvolution says why the factors a and b of a convolution, by their shapes, do not fit
+// the shape w of its weight in the base; ok is false where the shapes do not tell.
 //
 // A convolution in g groups has the weight out×(in/g)×k…: an output reads the inputs of its group
 // alone. The product of A, r×in×k…, and B is an update of all inputs, for which it has no place.

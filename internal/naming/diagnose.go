@@ -33,8 +33,8 @@ func (b *Base) Diagnose(missing []string) (d Diagnosis, ok bool) {
 	return Diagnosis{}, false
 }
 
-// examiner looks for the reason why a base lacks a tensor. What it finds about the base is kept for the
-// next name.
+// examiner looks for the reason why a base lacks a tensor. What it finds about the base is kept for
+// the next name.
 type examiner struct {
 	base   *Base
 	layout *layout
@@ -99,8 +99,8 @@ func relatives(module string) []string {
 
 func join(parent, leaf string) string { return strings.TrimPrefix(parent+"."+leaf, ".") }
 
-// wrappings are what PEFT puts around a module, or around one that it saves whole: which tensors of a
-// file are PEFT's, and what is to be taken out of the names of the others.
+// wrappings are what PEFT puts around a module, or around one that it saves whole: which tensors of
+// a file are PEFT's, and what is to be taken out of the names of the others.
 var wrappings = []struct{ around, remove, cut string }{
 	{nesting, "lora_", ".base_layer"},
 	{nesting + nesting, "lora_", ".base_layer"},

@@ -68,7 +68,8 @@ func TestDiagnose(t *testing.T) {
 	}
 }
 
-// TestMatchGoesOneSegmentDeeper: a segment after the first one is added or removed where that alone makes all names fit.
+// TestMatchGoesOneSegmentDeeper: a segment after the first one is added or removed where that alone
+// makes all names fit.
 func TestMatchGoesOneSegmentDeeper(t *testing.T) {
 	const l0 = "model.layers.0."
 	const deep, flat = "model.text_model.layers.0.q.weight", "model.layers.0.q.weight"
@@ -105,7 +106,8 @@ func TestMatchGoesOneSegmentDeeper(t *testing.T) {
 	}
 }
 
-// TestAHeadBesideTheTrunkStays: what lacks the prefix that the others lose, or exchange, keeps its name.
+// TestAHeadBesideTheTrunkStays: what lacks the prefix that the others lose, or exchange, keeps its
+// name.
 func TestAHeadBesideTheTrunkStays(t *testing.T) {
 	wanted := []string{"lm_head.weight", "model.layers.0.q.weight"}
 	m, missing, ambiguous := Index([]string{"lm_head.weight", "model.text_model.layers.0.q.weight"}).Match(wanted)

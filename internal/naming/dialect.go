@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// dialects are those of adapters whose keys tell them, by a part of a key; "^" stands for the start of
-// a key and "$" for its end. The first match names the file.
+// dialects are those of adapters whose keys tell them, by a part of a key; "^" stands for the start
+// of a key and "$" for its end. The first match names the file.
 var dialects = []struct{ part, name string }{
 	{".lokr_w", "LoKr, of LyCORIS"},
 	{".hada_w", "LoHa, of LyCORIS"},
@@ -42,8 +42,8 @@ const (
 	TextualInversion = "those of a textual inversion, which adds words to a text encoder and is not LoRA"
 )
 
-// Dialect says, in words that follow "the keys are", of which dialect of adapters the keys of a file are.
-// It returns "" for keys of no dialect that is known here, such as those of a model.
+// Dialect says, in words that follow "the keys are", of which dialect of adapters the keys of a
+// file are. It returns "" for keys of no dialect that is known here, such as those of a model.
 func Dialect(keys []string) string {
 	for _, o := range dialects {
 		if slices.ContainsFunc(keys, func(key string) bool { return fits(key, o.part) }) {
@@ -67,8 +67,9 @@ func fits(key, part string) bool {
 	return strings.Contains(key, part)
 }
 
-// AreOfAdapter reports whether keys are those of an adapter, in a dialect that is read or in another.
-// A model that was saved with adapters in its layers has their keys, and its own weights as well.
+// AreOfAdapter reports whether keys are those of an adapter, in a dialect that is read or in
+// another. A model that was saved with adapters in its layers has their keys, and its own weights
+// as well.
 func AreOfAdapter(keys []string) bool {
 	n := 0
 	for _, key := range keys {

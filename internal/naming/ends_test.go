@@ -12,8 +12,8 @@ import (
 //go:embed ends.json
 var endsOfTransformers []byte
 
-// careful are the model types of which Ends says less than transformers knows, and why: none of them
-// ties its ends, and merge at most asks for a decision that it would not need.
+// careful are the model types of which Ends says less than transformers knows, and why: none of
+// them ties its ends, and merge at most asks for a decision that it would not need.
 var careful = map[string]string{
 	"bigbird_pegasus": "config.json says that they are tied, and the class does not tie them",
 	"cpmant":          "config.json says that they are tied, and the embedding has more rows than the head",
@@ -22,8 +22,8 @@ var careful = map[string]string{
 	"fsmt":            "there are two embeddings, and one of them is the head",
 }
 
-// TestEndsAreThoseOfTransformers: the ends of models as transformers builds and saves them, with the
-// config.json of the release and with that of older ones, which left a tie out where it was the
+// TestEndsAreThoseOfTransformers: the ends of models as transformers builds and saves them, with
+// the config.json of the release and with that of older ones, which left a tie out where it was the
 // default.
 func TestEndsAreThoseOfTransformers(t *testing.T) {
 	var models []struct {

@@ -7,41 +7,48 @@ import (
 	"strings"
 )
 
-// A mixture of experts is stored in one of two ways: a module per expert, as transformers 4 has them in memory and most checkpoints on
-// disk, or the weights of all experts stacked in one parameter (E, d1, d2), as transformers 5 has them in memory.
+// A mixture of experts is stored in one of two ways: a module per expert, as transformers 4 has
+// them in memory and most checkpoints on disk, or the weights of all experts stacked in one
+// parameter (E, d1, d2), as transformers 5 has them in memory.
 
-// expertParts are the weights of one expert that make up a stacked parameter, for each way to name them: its d1 rows are those of
-// the first weight, then those of the second.
+// expertParts are the weights of one expert that make up a stacked parameter, for each way to name
+// them: its d1 rows are those of the first weight, then those of the second.
 var expertParts = map[string][][]string{
 	"gate_up_proj": {{"w1", "w3"}, {"gate_proj", "up_proj"}},
 	"down_proj":    {{"w2"}, {"down_proj"}},
 }
 
 var (
-	// transposedExperts are the model types whose experts are (E, in, out) in memory and on disk: is_transposed in transformers.
+	// transposedExperts are the model types whose experts are (E, in, out) in memory and on disk:
+	// is_transposed in transformers.
 	transposedExperts = set("gpt_oss", "aria", "aria_text", "openai_privacy_filter")
-	// turnedExperts are those whose experts on disk are the transpose of those that transformers 5 has in memory.
+	// turnedExperts are those whose experts on disk are the transpose of those that transformers 5
+	// has in memory.
 	turnedExperts = set("qwen3_vl_moe")
 	// interleavedExperts are those whose gate_up_proj has the two weights in turns.
 	interleavedExperts = set("gpt_oss", "openai_privacy_filter")
-	// registration has the parameters of stacked experts in the order in which models register them.
+	// registration has the parameters of stacked experts in the order in which models register
+	// them.
 	registration = []string{"gate_up_proj", "w1", "w3", "w2", "up_proj", "gate_proj", "down_proj"}
 )
 
-// IsExperts reports whether modules of this path stack the weights of several experts in their parameters.
+// IsExperts reports whether modules of this path stack the weights of several experts in their
+// parameters.
 func IsExperts(module string) bool { return Leaf(module) == "experts" }
 
 // HasTransposedExperts reports whether models of this type store the weight of an expert n×m.
 func HasTransposedExperts(modelType string) bool { return transposedExperts[modelType] }
 
-// HasTurnedExperts reports whether checkpoints of this type hold the experts transposed, compared with the model in memory.
+// HasTurnedExperts reports whether checkpoints of this type hold the experts transposed, compared
+// with the model in memory.
 func HasTurnedExperts(modelType string) bool { return turnedExperts[modelType] }
 
-// HasInterleavedExperts reports whether models of this type have gate and up projection of an expert row by row in turns.
+// HasInterleavedExperts reports whether models of this type have gate and up projection of an
+// expert row by row in turns.
 func HasInterleavedExperts(modelType string) bool { return interleavedExperts[modelType] }
 
-// RegistrationOrder sorts the names of parameters of one module as the model registers them; unknown ones stay where they are, at
-// the end.
+// RegistrationOrder sorts the names of parameters of one module as the model registers them;
+// unknown ones stay where they are, at the end.
 func RegistrationOrder(names []string) []string {
 	order := slices.Clone(names)
 	slices.SortStableFunc(order, func(a, b string) int { return position(a) - position(b) })
@@ -58,7 +65,8 @@ func position(name string) int {
 	return len(registration)
 }
 
-// ParametersOf lists the parameters of a module among paths that may lack their beginning, in the order of their registration.
+// ParametersOf lists the parameters of a module among paths that may lack their beginning, in the
+// order of their registration.
 func ParametersOf(module string, paths []string) []string {
 	var all []string
 	for _, p := range paths {
@@ -82,8 +90,8 @@ func CutNesting(path string) (module string, depth int) {
 	return path, depth
 }
 
-// CutWrapper takes out of a path the layer that PEFT puts between a torch.nn.MultiheadAttention and its out_proj, and reports
-// whether it was there.
+// CutWrapper takes out of a path the layer that PEFT puts between a torch.nn.MultiheadAttention and
+// its out_proj, and reports whether it was there.
 func CutWrapper(path string) (module string, wasThere bool) {
 	before, after, found := strings.Cut(path, nesting+".")
 	if !found {
@@ -92,8 +100,8 @@ func CutWrapper(path string) (module string, wasThere bool) {
 	return before + "." + after, true
 }
 
-// ExpertParts returns the weights of an expert that a stacked parameter is made of, by the names that the base uses, or nil if the
-// base has no module per expert under that name.
+// ExpertParts returns the weights of an expert that a stacked parameter is made of, by the names
+// that the base uses, or nil if the base has no module per expert under that name.
 func (b *Base) ExpertParts(module, parameter string) []string {
 	for _, parts := range expertParts[parameter] {
 		if b.HasTail(Leaf(module) + ".0." + parts[0] + ".weight") {
@@ -103,8 +111,8 @@ func (b *Base) ExpertParts(module, parameter string) []string {
 	return nil
 }
 
-// ExpertPart takes the path of a module that is one weight of one expert for the part of a stacked parameter that it is: part number
-// part, of parts.
+// ExpertPart takes the path of a module that is one weight of one expert for the part of a stacked
+// parameter that it is: part number part, of parts.
 func ExpertPart(module string) (parameter string, expert, part, parts int, ok bool) {
 	if m := oneExpert.FindStringSubmatch(module); m != nil {
 		expert, err := strconv.Atoi(m[3])
@@ -142,7 +150,8 @@ func PartOfExperts(path string) (parameter string, part, parts int, ok bool) {
 	return "", 0, 0, false
 }
 
-// HasTail reports whether the base has a tensor whose path ends with the given segments, at most maxTail of them.
+// HasTail reports whether the base has a tensor whose path ends with the given segments, at most
+// maxTail of them.
 func (b *Base) HasTail(tail string) bool {
 	if b.tails == nil {
 		b.tails = make(map[string]bool, maxTail*len(b.byName))

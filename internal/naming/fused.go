@@ -34,7 +34,8 @@ var fusions = []fusion{
 	{[]string{"in_proj_ba"}, [][]string{{"in_proj_b", "in_proj_a"}}},
 }
 
-// others lists the names that hold, in other models, what a module of this name holds, or parts of it.
+// others lists the names that hold, in other models, what a module of this name holds, or parts of
+// it.
 func (f fusion) others(leaf string) (names []string) {
 	if slices.Contains(f.fused, leaf) {
 		for _, s := range f.split {

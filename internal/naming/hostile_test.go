@@ -5,8 +5,9 @@ import (
 	"testing"
 )
 
-// TestManyFirstSegmentsAreNoManyCandidates: the work for a base whose names share nothing grows with their number, not with its
-// square, and an adapter that fits all of them is ambiguous in a few words.
+// TestManyFirstSegmentsAreNoManyCandidates: the work for a base whose names share nothing grows
+// with their number, not with its square, and an adapter that fits all of them is ambiguous in a
+// few words.
 func TestManyFirstSegmentsAreNoManyCandidates(t *testing.T) {
 	names := make([]string, 100_000)
 	for i := range names {

@@ -2,8 +2,8 @@ package naming
 
 import "strings"
 
-// A checkpoint does not say which class a module is of; the names that transformers gives do. These tables are used where a
-// shape cannot tell.
+// A checkpoint does not say which class a module is of; the names that transformers gives do. These
+// tables are used where a shape cannot tell.
 
 var (
 	embeddings = set("embed_tokens", "wte", "wpe", "word_embeddings", "position_embeddings", "token_type_embeddings", "shared", "tok_embeddings", "embed_in", "embed_positions", "relative_attention_bias")
@@ -33,16 +33,19 @@ func Module(parameter string) string {
 	return ""
 }
 
-// IsEmbedding reports whether modules of this path are tables that tokens, positions or the like are looked up in.
+// IsEmbedding reports whether modules of this path are tables that tokens, positions or the like
+// are looked up in.
 func IsEmbedding(module string) bool { return embeddings[Leaf(module)] }
 
-// IsInputEmbedding reports whether modules of this path are embeddings of tokens, to which an output head can be tied.
+// IsInputEmbedding reports whether modules of this path are embeddings of tokens, to which an
+// output head can be tied.
 func IsInputEmbedding(module string) bool { return tiable[Leaf(module)] }
 
 // IsHead reports whether modules of this path are output heads over a vocabulary.
 func IsHead(module string) bool { return heads[Leaf(module)] }
 
-// IsConv1DModel reports whether models of this type have Conv1D for linear layers, whose weight is stored n×m.
+// IsConv1DModel reports whether models of this type have Conv1D for linear layers, whose weight is
+// stored n×m.
 func IsConv1DModel(modelType string) bool { return conv1DModels[modelType] }
 
 // IsConv1DName reports whether the models with Conv1D give this name to such modules.

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// TestLiveNames: what the truth of PEFT does not show, because transformers 5 saves no such checkpoint.
+// TestLiveNames: what the truth of PEFT does not show, because transformers 5 saves no such
+// checkpoint.
 func TestLiveNames(t *testing.T) {
 	for _, c := range []struct {
 		name, modelType, class string

@@ -7,9 +7,10 @@ import (
 	"strings"
 )
 
-// Between versions 4 and 5 transformers has renamed modules of many models, in memory but not in the checkpoints that exist; an adapter
-// has the names of the version that it was trained with. These tables say what became of what. They are used both ways, and only
-// where all names of an adapter are in the base then.
+// Between versions 4 and 5 transformers has renamed modules of many models, in memory but not in
+// the checkpoints that exist; an adapter has the names of the version that it was trained with.
+// These tables say what became of what. They are used both ways, and only where all names of an
+// adapter are in the base then.
 
 // move is a set of renamings that go together.
 type move struct {
@@ -35,8 +36,8 @@ func (m *move) apply(name string, toNewer bool) string {
 	return name
 }
 
-// moves are the tables: pairs of an older and a newer name, "^" at the beginning of a path only, "#" for a number. All pairs of a table
-// are applied, one after the other.
+// moves are the tables: pairs of an older and a newer name, "^" at the beginning of a path only,
+// "#" for a number. All pairs of a table are applied, one after the other.
 var moves = []*move{
 	newMove("Mixtral and MiniMax", ".block_sparse_moe.", ".mlp."),
 	newMove("PhiMoE", ".block_sparse_moe.gate.", ".mlp.router.", ".block_sparse_moe.", ".mlp."),
@@ -66,8 +67,8 @@ var moves = []*move{
 		".mlp.dense1.", ".mlp.fc1.", ".mlp.dense2.", ".mlp.fc2.", ".decode_head.linear_c.", ".decode_head.linear_projections."),
 }
 
-// expertsByLetters is the table of Mixtral's names for the weights of one expert, in a block that has
-// another name as well, and those of most other models.
+// expertsByLetters is the table of Mixtral's names for the weights of one expert, in a block that
+// has another name as well, and those of most other models.
 func expertsByLetters(block string) *move {
 	m := newMove("", ".experts.#.w1.", ".experts.#.gate_proj.", ".experts.#.w3.", ".experts.#.up_proj.",
 		".experts.#.w2.", ".experts.#.down_proj.", block, ".mlp.")
@@ -106,7 +107,8 @@ func newMove(models string, pairs ...string) *move {
 	return m
 }
 
-// newReplacement makes one renaming. A segment begins at the start of a path or after a dot; numbers keep their order.
+// newReplacement makes one renaming. A segment begins at the start of a path or after a dot;
+// numbers keep their order.
 func newReplacement(from, to string) replacement {
 	start := `(^|\.)`
 	if strings.HasPrefix(from, "^") {

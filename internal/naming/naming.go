@@ -1,5 +1,6 @@
-// Package naming finds the tensors of a base that an adapter's module names mean. Names are compared, never taken apart by
-// guessing: a prefix is added or removed only where that makes every name of the adapter one of the base.
+// Package naming finds the tensors of a base that an adapter's module names mean. Names are
+// compared, never taken apart by guessing: a prefix is added or removed only where that makes every
+// name of the adapter one of the base.
 package naming
 
 import (
@@ -14,14 +15,16 @@ type Base struct {
 	segments []string          // the distinct first segments, sorted
 	tails    map[string]bool   // of HasTail, made at its first call
 
-	// The rest is for translations that are tried last, and for messages; each is made when it is needed.
+	// The rest is for translations that are tried last, and for messages; each is made when it is
+	// needed.
 	places map[string][]string // by the place of a tensor
 	sorted []string
 }
 
-// wrappers are the path segments that training frameworks put around modules: torch.compile, FSDP, and activation
-// checkpointing. No model has a module of such a name. Nor has one a module without a name, which torch refuses: that a path
-// has two dots in a row is a slip of whoever joined its segments.
+// wrappers are the path segments that training frameworks put around modules: torch.compile, FSDP,
+// and activation checkpointing. No model has a module of such a name. Nor has one a module without
+// a name, which torch refuses: that a path has two dots in a row is a slip of whoever joined its
+// segments.
 var wrappers = []string{"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", ""}
 
 // StripWrappers removes the segments that training frameworks add to a path.
@@ -65,8 +68,8 @@ func Index(names []string) *Base {
 // Has reports whether the base has a tensor, by its name without wrappers.
 func (b *Base) Has(name string) bool { _, ok := b.byName[name]; return ok }
 
-// rename is a candidate: the prefix that an adapter's names lose, the table that is applied to what is left, and the prefix that they
-// get.
+// rename is a candidate: the prefix that an adapter's names lose, the table that is applied to what
+// is left, and the prefix that they get.
 type rename struct {
 	cut, add string
 	move     *move
@@ -134,8 +137,8 @@ func (m Mapping) Renamed(name string) string {
 	return renamed
 }
 
-// Cut returns the prefix that the adapter's names have and the base's lack, such as GPT-2's "transformer.", and what training
-// frameworks have left in front of it.
+// Cut returns the prefix that the adapter's names have and the base's lack, such as GPT-2's
+// "transformer.", and what training frameworks have left in front of it.
 func (m Mapping) Cut() (framework, prefix string) {
 	for _, left := range frameworks {
 		if rest, ok := strings.CutPrefix(m.rename.cut, left); ok && len(left) > len(framework) {
@@ -151,9 +154,9 @@ func (m Mapping) Cut() (framework, prefix string) {
 // Describe says in words how the names are translated: "as they are" where they are not.
 func (m Mapping) Describe() string { return m.rename.String() }
 
-// Match finds the one translation under which every wanted name is in the base. Names that match as they are win. Where no
-// translation fits all names, the one that fits most is returned with the names that it misses; where several fit, ambiguous
-// lists them in words.
+// Match finds the one translation under which every wanted name is in the base. Names that match as
+// they are win. Where no translation fits all names, the one that fits most is returned with the
+// names that it misses; where several fit, ambiguous lists them in words.
 func (b *Base) Match(wanted []string) (m Mapping, missing, ambiguous []string) {
 	if len(wanted) == 0 {
 		return Mapping{b, rename{}}, nil, nil
@@ -201,8 +204,8 @@ func (b *Base) Match(wanted []string) (m Mapping, missing, ambiguous []string) {
 	return m, missing, nil
 }
 
-// hits counts the names that a translation finds in the base. It stops where it has missed more than
-// are allowed.
+// hits counts the names that a translation finds in the base. It stops where it has missed more
+// than are allowed.
 func hits(b *Base, r rename, wanted []string, allowed int) (n int) {
 	for i, name := range wanted {
 		if _, ok := (Mapping{b, r}).Lookup(name); ok {
@@ -218,8 +221,8 @@ func hits(b *Base, r rename, wanted []string, allowed int) (n int) {
 // enough is how many translations that fit are looked for: an error lists them.
 const enough = 8
 
-// moved lists the candidates under which every name is in the base after its modules were renamed by a table. Tables that do the same
-// to these names count once.
+// moved lists the candidates under which every name is in the base after its modules were renamed
+// by a table. Tables that do the same to these names count once.
 func (b *Base) moved(wanted []string) (full []rename) {
 	for _, table := range moves {
 		for _, newer := range []bool{false, true} {
@@ -252,13 +255,15 @@ func same(a, b rename, names []string) bool {
 // frameworks are the prefixes that PEFT and torch.nn.parallel put in front of every name.
 var frameworks = []string{"base_model.model.", "base_model.model.base_model.model.", "module.", "module.base_model.model."}
 
-// candidates lists the translations to try, with a table or without, the most common first: PEFT's own prefix left over, the prefix "model." of a
-// language model around its trunk, and any other prefix that all names share or that the base's names begin with (GPT-2's
-// "transformer.", which the checkpoint of the hub lacks). A prefix is removed or added, never exchanged for another one: the text
-// half of a model and its vision half may have the same names below theirs.
+// candidates lists the translations to try, with a table or without, the most common first: PEFT's
+// own prefix left over, the prefix "model." of a language model around its trunk, and any other
+// prefix that all names share or that the base's names begin with (GPT-2's "transformer.", which
+// the checkpoint of the hub lacks). A prefix is removed or added, never exchanged for another one:
+// the text half of a model and its vision half may have the same names below theirs.
 func (b *Base) candidates(wanted []string, table *move, newer bool) []rename {
 	prefixes := []string{"model."}
-	// One name without the prefix, such as a head, must not hide it from the others: what pairs is paired first.
+	// One name without the prefix, such as a head, must not hide it from the others: what pairs is
+	// paired first.
 	for _, name := range []string{wanted[0], wanted[len(wanted)/2], wanted[len(wanted)-1]} {
 		if first, _, _ := strings.Cut(name, "."); !slices.Contains(prefixes, first+".") {
 			prefixes = append(prefixes, first+".")
@@ -272,7 +277,8 @@ func (b *Base) candidates(wanted []string, table *move, newer bool) []rename {
 			all = append(all, r)
 		}
 	}
-	// A base can have as many first segments as tensors: only those are worth a try with which some of the names exist.
+	// A base can have as many first segments as tensors: only those are worth a try with which some
+	// of the names exist.
 	probes := []string{wanted[0], wanted[len(wanted)/2], wanted[len(wanted)-1]}
 	fits := func(r rename) bool {
 		return slices.ContainsFunc(probes, func(name string) bool { _, ok := (Mapping{b, r}).Lookup(name); return ok })

@@ -56,7 +56,8 @@ func TestStripWrappers(t *testing.T) {
 	}
 }
 
-// TestMovedModulesAreFound: names of transformers 4 in a base with those of 5 and the other way round, for every table.
+// TestMovedModulesAreFound: names of transformers 4 in a base with those of 5 and the other way
+// round, for every table.
 func TestMovedModulesAreFound(t *testing.T) {
 	for _, c := range []struct{ older, newer string }{
 		{"model.layers.0.block_sparse_moe.gate.weight", "model.layers.0.mlp.gate.weight"},
@@ -89,7 +90,8 @@ func TestMovedModulesAreFound(t *testing.T) {
 	}
 }
 
-// TestMovedModulesAreNotGuessed: one name that a table does not lead to is one too many, and two tables that lead apart are, too.
+// TestMovedModulesAreNotGuessed: one name that a table does not lead to is one too many, and two
+// tables that lead apart are, too.
 func TestMovedModulesAreNotGuessed(t *testing.T) {
 	base := Index([]string{"model.layers.0.block_sparse_moe.gate.weight", "model.layers.0.self_attn.q_proj.weight"})
 	if _, missing, _ := base.Match([]string{"model.layers.0.mlp.gate.weight", "model.layers.0.self_attn.k_proj.weight"}); missing == nil {

@@ -166,8 +166,8 @@ func (m *PEFTModel) attention(module string) string {
 	return ""
 }
 
-// IsTurned reports whether the checkpoint holds stacked experts transposed, compared with the model in
-// memory. Of the types of which that is known it may hold them either way; two parameters of a
+// IsTurned reports whether the checkpoint holds stacked experts transposed, compared with the model
+// in memory. Of the types of which that is known it may hold them either way; two parameters of a
 // module tell, as gate_up_proj has twice as many outputs as down_proj has inputs.
 func (m *PEFTModel) IsTurned(name string) bool {
 	if !HasTurnedExperts(m.modelType) {

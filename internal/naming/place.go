@@ -85,8 +85,9 @@ func (b *Base) hasAll(r rename, names []string) bool {
 	return true
 }
 
-// prefixChange returns the translation of a prefix to another one that has all its segments and some
-// more, or some less, and how many. What frameworks add does not count. No prefix is exchanged.
+// prefixChange returns the translation of a prefix to another one that has all its segments and
+// some more, or some less, and how many. What frameworks add does not count. No prefix is
+// exchanged.
 func prefixChange(was, is string) (c rename, size int, ok bool) {
 	have, want := plainSegments(was), plainSegments(is)
 	size = len(want) - len(have)

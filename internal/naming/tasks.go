@@ -45,10 +45,12 @@ func tasksOf(modelType string) (all []Task) {
 	return all
 }
 
-// FindTask finds the class of a model type that an adapter was trained in. class is its name and word is PEFT's for its task,
-// each "" where the adapter does not say it; a class that is known decides. changed are the parameters that the adapter brings
-// and the base does not have so, which must all be of the head; saved are all that it brings. Where several classes fit, the
-// one with the largest head that is saved whole is meant. ok is false where none fits, or the choice is not certain.
+// FindTask finds the class of a model type that an adapter was trained in. class is its name and
+// word is PEFT's for its task, each "" where the adapter does not say it; a class that is known
+// decides. changed are the parameters that the adapter brings and the base does not have so, which
+// must all be of the head; saved are all that it brings. Where several classes fit, the one with
+// the largest head that is saved whole is meant. ok is false where none fits, or the choice is not
+// certain.
 func FindTask(modelType, class, word string, changed, saved []string) (t Task, ok bool) {
 	all := tasksOf(modelType)
 	if class != "" {
@@ -72,7 +74,8 @@ func FindTask(modelType, class, word string, changed, saved []string) (t Task, o
 	return fits[0], true
 }
 
-// HeadSegments are the first segments of names that stand beside the trunk in models of a type, not in it.
+// HeadSegments are the first segments of names that stand beside the trunk in models of a type, not
+// in it.
 func HeadSegments(modelType string) map[string]bool {
 	segments := set("cls", "lm_head", "embed_out", "output_projection", "v_head", "value_head")
 	for _, t := range tasksOf(modelType) {
@@ -84,8 +87,8 @@ func HeadSegments(modelType string) map[string]bool {
 	return segments
 }
 
-// IsHeadSegment reports whether this segment begins a parameter whose rows are labels, in a class of any
-// model.
+// IsHeadSegment reports whether this segment begins a parameter whose rows are labels, in a class
+// of any model.
 func IsHeadSegment(segment string) bool {
 	for line := range strings.Lines(taskTable) {
 		for _, word := range strings.Fields(line)[3:] {

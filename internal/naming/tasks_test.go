@@ -7,7 +7,8 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// TestFindTask: the class in which an adapter was trained follows from what it says and saves, or is not guessed.
+// TestFindTask: the class in which an adapter was trained follows from what it says and saves, or
+// is not guessed.
 func TestFindTask(t *testing.T) {
 	classifier := []string{"classifier.weight", "classifier.bias"}
 	dense := []string{"classifier.dense.weight", "classifier.dense.bias", "classifier.out_proj.weight", "classifier.out_proj.bias"}

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// Model is what tells whether a model's output head and its input embedding are one tensor: its tensors, what its configuration
-// says, and what adapters look up in it.
+// Model is what tells whether a model's output head and its input embedding are one tensor: its
+// tensors, what its configuration says, and what adapters look up in it.
 type Model struct {
 	Shapes        map[string][]uint64 // of the tensors, by their names without wrappers; a nil shape is not known
 	Configured    bool                // whether there is a config.json
@@ -27,8 +27,9 @@ type Ends struct {
 	Why       string // why that is not certain, as a half-sentence; "" where it is
 }
 
-// Ends finds the two ends of a model, and whether they are tied. No list has to know the model: a generative model whose files
-// hold no head has tied it, as nothing else gives it one. The lists only add models whose files hold both.
+// Ends finds the two ends of a model, and whether they are tied. No list has to know the model: a
+// generative model whose files hold no head has tied it, as nothing else gives it one. The lists
+// only add models whose files hold both.
 func (m *Model) Ends() Ends {
 	e := Ends{Embedding: m.embedding()}
 	e.Head = m.head(e.Embedding)
@@ -60,7 +61,8 @@ func (m *Model) isTied(hasHead bool) (tied bool, why string) {
 	return true, "config.json names neither tie_word_embeddings nor architectures, which decide whether the two are tied"
 }
 
-// class reports whether the model is saved as a trunk alone, and whether it has a head over the vocabulary.
+// class reports whether the model is saved as a trunk alone, and whether it has a head over the
+// vocabulary.
 func (m *Model) class() (isTrunk, isGenerative bool) {
 	for _, a := range m.Architectures {
 		isGenerative = isGenerative || slices.ContainsFunc(generative, func(part string) bool { return strings.Contains(a, part) })
@@ -69,7 +71,8 @@ func (m *Model) class() (isTrunk, isGenerative bool) {
 	return isTrunk && !isGenerative, isGenerative
 }
 
-// embedding finds the input embedding: by its name, by the size of the vocabulary, or because an adapter looks tokens up in it.
+// embedding finds the input embedding: by its name, by the size of the vocabulary, or because an
+// adapter looks tokens up in it.
 func (m *Model) embedding() string {
 	var named, sized, fitting []string
 	for name, shape := range m.Shapes {
@@ -116,11 +119,12 @@ func IsNumbered(module string) bool {
 	return slices.ContainsFunc(strings.Split(module, "."), func(s string) bool { return strings.Trim(s, "0123456789") == "" })
 }
 
-// MayBeEnd reports whether the weight of a module can be one of the two ends of a model that Ends finds
-// without an adapter that looks tokens up in it: layers have the numbered modules.
+// MayBeEnd reports whether the weight of a module can be one of the two ends of a model that Ends
+// finds without an adapter that looks tokens up in it: layers have the numbered modules.
 func MayBeEnd(module string) bool { return !IsNumbered(module) || IsInputEmbedding(module) }
 
-// head finds the output head among the tensors: by its name, or as a second tensor of the shape of the embedding.
+// head finds the output head among the tensors: by its name, or as a second tensor of the shape of
+// the embedding.
 func (m *Model) head(embedding string) string {
 	var named, shaped []string
 	want := m.Shapes[embedding]
@@ -151,8 +155,8 @@ var generative = []string{
 	"BertGenerationDecoder",
 }
 
-// tiesByDefault are model types whose configuration class ties the head to the embedding when config.json does not say
-// (transformers 5.24, those that have a generative class).
+// tiesByDefault are model types whose configuration class ties the head to the embedding when
+// config.json does not say (transformers 5.24, those that have a generative class).
 var tiesByDefault = strings.Fields(`
 	albert aya_vision bart bert bert-generation big_bird bigbird_pegasus biogpt blenderbot blenderbot-small bloom camembert codegen
 	cohere cohere2 cohere2_moe cohere2_vision convbert cpmant ctrl deberta deberta-v2 distilbert electra ernie ernie4_5 ernie4_5_moe
@@ -165,11 +169,11 @@ var tiesByDefault = strings.Fields(`
 	youtu zamba zamba2`)
 
 var (
-	// scaledHeads are the model types that scale what goes into the head as long as it is tied, so that a head of its own with the same
-	// values is another model.
+	// scaledHeads are the model types that scale what goes into the head as long as it is tied, so
+	// that a head of its own with the same values is another model.
 	scaledHeads = set("t5", "mt5", "umt5", "longt5", "switch_transformers", "pop2piano", "udop")
-	// otherHeads are the model types whose tied head has another name than lm_head: the name, or "" where a head of its own would
-	// need more than its weight.
+	// otherHeads are the model types whose tied head has another name than lm_head: the name, or ""
+	// where a head of its own would need more than its weight.
 	otherHeads = map[string]string{
 		"whisper": "proj_out", "moonshine": "proj_out", "moonshine_streaming": "proj_out", "cohere_asr": "proj_out",
 		"biogpt": "output_projection", "trocr": "output_projection", "git": "output", "rwkv": "head",
@@ -180,8 +184,8 @@ var (
 	}
 )
 
-// TiedHead is the name that the head tied to an embedding gets when it is untied, without wrappers; why says that it is not
-// known.
+// TiedHead is the name that the head tied to an embedding gets when it is untied, without wrappers;
+// why says that it is not known.
 func TiedHead(embedding, modelType string) (head, why string) {
 	head, isOther := otherHeads[modelType]
 	switch {
@@ -197,11 +201,12 @@ func TiedHead(embedding, modelType string) (head, why string) {
 	return head + ".weight", ""
 }
 
-// ScalesTiedHead reports whether models of this type compute something else when their head is untied.
+// ScalesTiedHead reports whether models of this type compute something else when their head is
+// untied.
 func ScalesTiedHead(modelType string) bool { return scaledHeads[modelType] }
 
-// Nearest lists the tensors that a name of an adapter's can mean when it stands alone: itself, or those whose path ends with it, or is
-// the end of it.
+// Nearest lists the tensors that a name of an adapter's can mean when it stands alone: itself, or
+// those whose path ends with it, or is the end of it.
 func (b *Base) Nearest(name string) []string {
 	if b.Has(name) {
 		return []string{name}

@@ -5,13 +5,15 @@ import (
 	"sync"
 )
 
-// Pipe takes jobs 0 to n−1 through three steps on at most workers goroutines: in, for one job at a time and in order;
-// work, for as many jobs at once as there are workers; out, for one job at a time and in order again. A job keeps its
-// worker from in to out, so memory that belongs to a worker is memory for one job, and no job is further ahead of the
-// last out than there are workers. A nil step is skipped.
+// Pipe takes jobs 0 to n−1 through three steps on at most workers goroutines: in, for one job at a
+// time and in order; work, for as many jobs at once as there are workers; out, for one job at a
+// time and in order again. A job keeps its worker from in to out, so memory that belongs to a
+// worker is memory for one job, and no job is further ahead of the last out than there are workers.
+// A nil step is skipped.
 //
-// When a job fails, the jobs before it still end, with out, and those after it do not: what out has seen is the same
-// at every run. Pipe returns the error of the first job that failed, by index, else ctx's if that ended it early.
+// When a job fails, the jobs before it still end, with out, and those after it do not: what out has
+// seen is the same at every run. Pipe returns the error of the first job that failed, by index,
+// else ctx's if that ended it early.
 func Pipe(ctx context.Context, workers, n int, in, work, out func(worker, i int) error) error {
 	p := pipe{n: n, fail: n, steps: [3]func(worker, i int) error{in, work, out}}
 	p.turned.L = &p.mu

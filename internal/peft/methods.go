@@ -1,4 +1,5 @@
-// Package peft holds facts about PEFT, huggingface's library of adapters, that more than one room needs.
+// Package peft holds facts about PEFT, huggingface's library of adapters, that more than one room
+// needs.
 package peft
 
 // Method is a method of PEFT that is not LoRA.

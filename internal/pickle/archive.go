@@ -12,9 +12,10 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// readZip reads the archive of torch 1.6 and later: NAME/data.pkl, NAME/data/KEY for each storage, NAME/byteorder since
-// torch 2.1; entries are stored, not compressed. It returns the value of the pickle, and has found every storage. The
-// checksums of the pickle are compared here, that of a storage when the first of its values is read.
+// readZip reads the archive of torch 1.6 and later: NAME/data.pkl, NAME/data/KEY for each storage,
+// NAME/byteorder since torch 2.1; entries are stored, not compressed. It returns the value of the
+// pickle, and has found every storage. The checksums of the pickle are compared here, that of a
+// storage when the first of its values is read.
 func (f *File) readZip() (any, error) {
 	z, err := zip.NewReader(f.r, f.size)
 	if err != nil {
@@ -94,7 +95,8 @@ func (f *File) locate(e *zip.File) (x extent, err error) {
 	return x, nil
 }
 
-// small reads the first bytes of an entry, at most limit, after it has compared the checksum of all.
+// small reads the first bytes of an entry, at most limit, after it has compared the checksum of
+// all.
 func (f *File) small(e *zip.File, limit int64) ([]byte, error) {
 	x, err := f.locate(e)
 	if err != nil {

@@ -27,8 +27,8 @@ func values(f *pickle.File) ([]byte, error) {
 	return all, nil
 }
 
-// TestNoByteOfAnArchiveChangesUnseen changes each byte of archives of torch: what is read then is an
-// error, or what was read before.
+// TestNoByteOfAnArchiveChangesUnseen changes each byte of archives of torch: what is read then is
+// an error, or what was read before.
 func TestNoByteOfAnArchiveChangesUnseen(t *testing.T) {
 	for _, name := range []string{"plain", "views", "shared"} {
 		b := readFile(t, filepath.Join(fixtures, "read", name+".bin"))
@@ -58,8 +58,8 @@ func TestNoByteOfAnArchiveChangesUnseen(t *testing.T) {
 	}
 }
 
-// TestAnArchiveWithoutChecksumsIsRead: torch writes 0 for all of them where it is told to. One 0 among
-// others is a checksum.
+// TestAnArchiveWithoutChecksumsIsRead: torch writes 0 for all of them where it is told to. One 0
+// among others is a checksum.
 func TestAnArchiveWithoutChecksumsIsRead(t *testing.T) {
 	f, err := open(readFile(t, filepath.Join(fixtures, "read/no-checksums.bin")))
 	if err != nil || !f.Unchecked {

@@ -1,10 +1,11 @@
-// Package pickle reads the tensors of a file that torch.save wrote, and nothing else of it. A pickle is a program that
-// builds objects by calling what it names; this reader knows the few names that tensors are built of (globals.go), runs none
-// of them, and refuses a file that names anything else. Memory is bounded by the bytes that the file holds, never by a
-// number in it; values are read where they lie, when they are asked for.
+// Package pickle reads the tensors of a file that torch.save wrote, and nothing else of it. A
+// pickle is a program that builds objects by calling what it names; this reader knows the few names
+// that tensors are built of (globals.go), runs none of them, and refuses a file that names anything
+// else. Memory is bounded by the bytes that the file holds, never by a number in it; values are
+// read where they lie, when they are asked for.
 //
-// Both containers of torch are read: the zip archive of torch 1.6 and later (data.pkl, and one stored entry for each
-// storage), and the older sequence of pickles with the storages behind them.
+// Both containers of torch are read: the zip archive of torch 1.6 and later (data.pkl, and one
+// stored entry for each storage), and the older sequence of pickles with the storages behind them.
 package pickle
 
 import (
@@ -26,7 +27,8 @@ type Tensor struct {
 	view
 }
 
-// NBytes is the size of the tensor's values, which may be more or less than the storage that it is a view of.
+// NBytes is the size of the tensor's values, which may be more or less than the storage that it is
+// a view of.
 func (t *Tensor) NBytes() int64 { return t.elements() * int64(t.DType.Size()) }
 
 func (t *Tensor) elements() int64 {
@@ -58,20 +60,22 @@ type gathered struct {
 	values []byte
 }
 
-// maxGathered bounds the tensors that are kept, each for whoever is reading it from its start to its end.
+// maxGathered bounds the tensors that are kept, each for whoever is reading it from its start to
+// its end.
 const maxGathered = 4
 
-// maxExpansion bounds the bytes of all tensors by those of the file: views may share storages, but a view that repeats one
-// value a billion times is a claim, not a weight.
+// maxExpansion bounds the bytes of all tensors by those of the file: views may share storages, but
+// a view that repeats one value a billion times is a claim, not a weight.
 const maxExpansion = 16
 
-// IsPickle reports whether a file that begins with start may be one for Read: a zip archive, or a pickle of protocol 2 or
-// later.
+// IsPickle reports whether a file that begins with start may be one for Read: a zip archive, or a
+// pickle of protocol 2 or later.
 func IsPickle(start []byte) bool {
 	return bytes.HasPrefix(start, []byte("PK\x03\x04")) || len(start) > 1 && start[0] == opProto && start[1] >= 2 && start[1] <= 5
 }
 
-// Read reads what a file of the given size says of its tensors; no values. Errors are *fault.Error without a path.
+// Read reads what a file of the given size says of its tensors; no values. Errors are *fault.Error
+// without a path.
 func Read(r io.ReaderAt, size int64) (*File, error) {
 	start := make([]byte, min(size, 4))
 	if _, err := io.ReadFull(io.NewSectionReader(r, 0, size), start); err != nil {
@@ -112,9 +116,10 @@ func (f *File) prove() error {
 	return nil
 }
 
-// ReadAt fills p with the bytes from off of the values of tensor i, little-endian and row-major. It is safe for concurrent
-// use. An archive's checksum of a storage is compared when the first of its values is read. The values of a tensor that does not lie in that order are gathered in memory at first, and kept until its last byte is
-// read, or until those of several others are.
+// ReadAt fills p with the bytes from off of the values of tensor i, little-endian and row-major. It
+// is safe for concurrent use. An archive's checksum of a storage is compared when the first of its
+// values is read. The values of a tensor that does not lie in that order are gathered in memory at
+// first, and kept until its last byte is read, or until those of several others are.
 func (f *File) ReadAt(p []byte, i int, off int64) error {
 	t := &f.Tensors[i]
 	if len(p) == 0 {
@@ -150,8 +155,8 @@ func (f *File) ReadAt(p []byte, i int, off int64) error {
 	return nil
 }
 
-// view is where the values of a tensor lie: element (i, j, …) is at offset + i·strides[0] + j·strides[1] + … of a storage,
-// counted in elements.
+// view is where the values of a tensor lie: element (i, j, …) is at offset + i·strides[0] +
+// j·strides[1] + … of a storage, counted in elements.
 type view struct {
 	storage *storage
 	offset  int64
@@ -193,8 +198,8 @@ func (t *Tensor) isContiguous() bool {
 	return true
 }
 
-// end is one more than the largest element of the storage that the view reads, 0 for a view without elements, whose offset may
-// be any; false where it exceeds an int64.
+// end is one more than the largest element of the storage that the view reads, 0 for a view without
+// elements, whose offset may be any; false where it exceeds an int64.
 func (v *view) end(shape []uint64) (int64, bool) {
 	last := v.offset
 	for i, d := range shape {
@@ -211,11 +216,12 @@ func (v *view) end(shape []uint64) (int64, bool) {
 	return last + 1, true
 }
 
-// axis is a dimension of a view: its length, and how far apart, in bytes, neighbours lie in the file and in the result.
+// axis is a dimension of a view: its length, and how far apart, in bytes, neighbours lie in the
+// file and in the result.
 type axis struct{ n, from, to int64 }
 
-// gather returns the values of a view in row-major order. It walks the storage upwards, by the largest stride first, so that
-// each part of it is read about once.
+// gather returns the values of a view in row-major order. It walks the storage upwards, by the
+// largest stride first, so that each part of it is read about once.
 func (f *File) gather(t *Tensor) ([]byte, error) {
 	size := int64(t.DType.Size())
 	var axes []axis

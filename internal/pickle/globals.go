@@ -8,8 +8,8 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// global is a name of Python's that a pickle refers to: a module and what it holds, as "torch.FloatStorage". It is only ever
-// compared.
+// global is a name of Python's that a pickle refers to: a module and what it holds, as
+// "torch.FloatStorage". It is only ever compared.
 type global string
 
 // The globals that tensors are built of.
@@ -128,8 +128,8 @@ func (m *machine) construct(op byte) error {
 	return m.corrupt("%s is called with %d arguments that it does not take", f, len(args))
 }
 
-// tensor makes a tensor of (storage, storage_offset, size, stride, requires_grad, backward_hooks, …): V2 goes on with
-// metadata, V3 with dtype and metadata.
+// tensor makes a tensor of (storage, storage_offset, size, stride, requires_grad, backward_hooks,
+// …): V2 goes on with metadata, V3 with dtype and metadata.
 func (m *machine) tensor(f global, args tuple) (*Tensor, error) {
 	s, ok := args[0].(*storage)
 	offset, ok2 := args[1].(int64)
@@ -161,7 +161,8 @@ func (m *machine) tensor(f global, args tuple) (*Tensor, error) {
 	return t, m.checkView(t)
 }
 
-// checkView checks that a view lies within what its storage claims to be; File.prove checks the claim.
+// checkView checks that a view lies within what its storage claims to be; File.prove checks the
+// claim.
 func (m *machine) checkView(t *Tensor) error {
 	n, ok := dtype.NElements(t.Shape)
 	if _, fits := t.DType.NBytes(n); !ok || !fits {
@@ -191,8 +192,8 @@ func dims(v any) ([]int64, bool) {
 	return all, ok
 }
 
-// storage answers a persistent id: ("storage", class, key, location, elements), and in the older container one more for views
-// of storages, which torch has not written since 0.4.
+// storage answers a persistent id: ("storage", class, key, location, elements), and in the older
+// container one more for views of storages, which torch has not written since 0.4.
 func (f *File) storage(m *machine, id tuple) (*storage, error) {
 	if len(id) < 5 || id[0] != "storage" {
 		return nil, m.corrupt("a persistent id is %s, want one that names a storage", describe(id))

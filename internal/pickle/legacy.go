@@ -7,14 +7,15 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// What the container of torch before 1.6 begins with: a magic number and a version, each in a pickle of its own.
+// What the container of torch before 1.6 begins with: a magic number and a version, each in a
+// pickle of its own.
 const (
 	legacyMagic   = long("\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19")
 	legacyVersion = int64(1001)
 )
 
-// readLegacy reads that container: magic number, version, facts about the machine, the value, the keys of the storages, and
-// for each key the number of its elements and its bytes.
+// readLegacy reads that container: magic number, version, facts about the machine, the value, the
+// keys of the storages, and for each key the number of its elements and its bytes.
 func (f *File) readLegacy() (any, error) {
 	m := newMachine(f.r, 0, f.size)
 	m.load = func(id tuple) (*storage, error) { return f.storage(m, id) }

@@ -23,7 +23,8 @@ type (
 // maxPickleBytes bounds a pickle without its storages: an entry for a tensor takes about 200 bytes.
 const maxPickleBytes = 64 << 20
 
-// maxValues bounds the values that a pickle pushes, at about a hundred bytes of memory each; a tensor takes about 20.
+// maxValues bounds the values that a pickle pushes, at about a hundred bytes of memory each; a
+// tensor takes about 20.
 const maxValues = 4 << 20
 
 // maxTextBytes bounds one string.

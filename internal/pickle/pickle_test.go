@@ -45,8 +45,8 @@ func readFile(t testing.TB, path string) []byte {
 
 func open(b []byte) (*pickle.File, error) { return pickle.Read(bytes.NewReader(b), int64(len(b))) }
 
-// TestReadEqualsTorchInEveryByte compares names, dtypes, shapes and values with what torch has written as safetensors; values
-// are read whole, and in pieces that begin inside an element.
+// TestReadEqualsTorchInEveryByte compares names, dtypes, shapes and values with what torch has
+// written as safetensors; values are read whole, and in pieces that begin inside an element.
 func TestReadEqualsTorchInEveryByte(t *testing.T) {
 	for _, path := range glob(t, "read/*.bin", 17) {
 		t.Run(filepath.Base(path), func(t *testing.T) {
@@ -112,7 +112,8 @@ func readAll(t *testing.T, f *pickle.File, i, n, piece int) []byte {
 	return p
 }
 
-// TestReadAtIsSafeForConcurrentUse reads more tensors than are kept, in pieces that alternate between readers.
+// TestReadAtIsSafeForConcurrentUse reads more tensors than are kept, in pieces that alternate
+// between readers.
 func TestReadAtIsSafeForConcurrentUse(t *testing.T) {
 	f, err := open(readFile(t, filepath.Join(fixtures, "read/strided.bin")))
 	if err != nil {
@@ -156,7 +157,8 @@ func TestLeftNamesWhatIsNoTensor(t *testing.T) {
 	}
 }
 
-// TestRefusalsNameTheirCause: the error is of a kind, has the words of words.json, and nothing that the file names was run.
+// TestRefusalsNameTheirCause: the error is of a kind, has the words of words.json, and nothing that
+// the file names was run.
 func TestRefusalsNameTheirCause(t *testing.T) {
 	var words map[string][]string
 	if err := json.Unmarshal(readFile(t, filepath.Join(fixtures, "refuse/words.json")), &words); err != nil {
@@ -198,8 +200,8 @@ func allocated(f func()) int64 {
 	return int64(after.TotalAlloc - before.TotalAlloc)
 }
 
-// maxAllocated bounds what reading n bytes may allocate: a byte of a pickle makes at most a value of about 100 bytes, and a
-// stack that grows by doubling costs as much again. The rest is buffers.
+// maxAllocated bounds what reading n bytes may allocate: a byte of a pickle makes at most a value
+// of about 100 bytes, and a stack that grows by doubling costs as much again. The rest is buffers.
 func maxAllocated(n int) int64 { return int64(n)*256 + 1<<20 }
 
 // TestMemoryFollowsTheFile: claims of gigabytes in a file of a kilobyte cost kilobytes.
@@ -212,7 +214,8 @@ func TestMemoryFollowsTheFile(t *testing.T) {
 	}
 }
 
-// TestValuesAreCounted: a pickle of many values, each a byte in the file and much more in memory, is refused.
+// TestValuesAreCounted: a pickle of many values, each a byte in the file and much more in memory,
+// is refused.
 func TestValuesAreCounted(t *testing.T) {
 	var b bytes.Buffer
 	z := zip.NewWriter(&b)
@@ -231,7 +234,8 @@ func TestValuesAreCounted(t *testing.T) {
 	}
 }
 
-// FuzzRead: whatever the bytes, Read returns, within its bound of memory, and every tensor of what it accepts can be read.
+// FuzzRead: whatever the bytes, Read returns, within its bound of memory, and every tensor of what
+// it accepts can be read.
 func FuzzRead(f *testing.F) {
 	for _, path := range append(glob(f, "refuse/*.bin", 48), glob(f, "read/*.bin", 17)...) {
 		if b := readFile(f, path); len(b) < 1<<16 {

@@ -93,8 +93,8 @@ func (f *File) take(top any) error {
 	return layout(top, fault.New(fault.Unsupported, "the pickle holds no dictionary of tensors by name, at its top or under %s", fault.List(wrappers, len(wrappers))).WithHint("%s", hintResave))
 }
 
-// list fills Tensors from a state dict. Plain values beside the tensors are left; anything larger may hold weights, and is
-// refused.
+// list fills Tensors from a state dict. Plain values beside the tensors are left; anything larger
+// may hold weights, and is refused.
 func (f *File) list(d *dict) error {
 	seen := make(map[string]bool, len(d.entries))
 	for _, e := range d.entries {

@@ -5,8 +5,8 @@
 // The matcher backtracks, so an expression can take exponential time. It counts its steps, and a
 // Budget bounds them: the same expression and text always take the same number, on any machine.
 //
-// The truth is CPython 3.11, whose rules later versions keep: flags for the whole expression stand at
-// its start, and possessive repeats and atomic groups exist. \N{NAME} is not supported.
+// The truth is CPython 3.11, whose rules later versions keep: flags for the whole expression stand
+// at its start, and possessive repeats and atomic groups exist. \N{NAME} is not supported.
 package pyre
 
 import (
@@ -40,8 +40,8 @@ func NewBudget(ctx context.Context, steps int64) *Budget { return &Budget{ctx, s
 // ctxSteps is how many steps a match makes between two looks at the context.
 const ctxSteps = 1 << 14
 
-// Spend takes steps from the budget. It returns ErrBudget when they are used up, and the error of the
-// context when that has ended.
+// Spend takes steps from the budget. It returns ErrBudget when they are used up, and the error of
+// the context when that has ended.
 func (b *Budget) Spend(steps int64) error {
 	if b.left -= steps; b.left < 0 {
 		b.left = 0

@@ -54,8 +54,8 @@ const (
 	opUntil                 // the end of a turn of the repeat in next
 )
 
-// Match is re.match: whether the expression matches at the start of the text, wherever it ends there.
-// It spends steps of the budget, and returns its error when it ends.
+// Match is re.match: whether the expression matches at the start of the text, wherever it ends
+// there. It spends steps of the budget, and returns its error when it ends.
 func (r *Regexp) Match(text string, b *Budget) (bool, error) {
 	m := matcher{text: []rune(text), budget: b, groups: make([]int, 2*r.groups), loops: make([]turn, r.loops)}
 	for i := range m.groups {
@@ -231,8 +231,8 @@ func (m *matcher) repeat(n *node, pos int) bool {
 	return false
 }
 
-// until decides, between two turns of a repeat, whether another one or what follows comes next. A turn
-// that matched nothing is the last one.
+// until decides, between two turns of a repeat, whether another one or what follows comes next. A
+// turn that matched nothing is the last one.
 func (m *matcher) until(n *node, pos int) bool {
 	t := m.loops[n.loop]
 	again := func(last int) bool {

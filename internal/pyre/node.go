@@ -47,12 +47,12 @@ const (
 	possessive
 )
 
-// infinite is the number of a repeat without a bound, and the widest width, as in Python. It does not
-// fit in an int everywhere, so numbers and widths are int64.
+// infinite is the number of a repeat without a bound, and the widest width, as in Python. It does
+// not fit in an int everywhere, so numbers and widths are int64.
 const infinite int64 = 1<<32 - 1
 
-// node is a part of an expression: while it is parsed an element of a sequence, and afterwards, when
-// link has set next, a state of the matcher.
+// node is a part of an expression: while it is parsed an element of a sequence, and afterwards,
+// when link has set next, a state of the matcher.
 type node struct {
 	op       op
 	at       byte // opAt: ^ $ A Z b B

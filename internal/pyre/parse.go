@@ -146,8 +146,8 @@ func (p *parser) repeat(c rune, s sequence, f flags) sequence {
 	return s
 }
 
-// group reads what follows an opening parenthesis. It returns nil for what matches nothing: a comment
-// or flags.
+// group reads what follows an opening parenthesis. It returns nil for what matches nothing: a
+// comment or flags.
 func (p *parser) group(f flags, first bool) *node {
 	n := &node{op: opGroup, flags: f}
 	name := ""

@@ -51,8 +51,8 @@ func TestPairsMatchAsInPython(t *testing.T) {
 	}
 }
 
-// TestBudgetsAreSteps: a match that takes exponential time ends after the steps that it was given, the
-// same number each time, and leaves nothing for the next match.
+// TestBudgetsAreSteps: a match that takes exponential time ends after the steps that it was given,
+// the same number each time, and leaves nothing for the next match.
 func TestBudgetsAreSteps(t *testing.T) {
 	r, err := Compile("((a+)+)+b")
 	if err != nil {
@@ -108,8 +108,8 @@ func TestMatchesEndWithTheContext(t *testing.T) {
 	}
 }
 
-// TestRepeatsOfNothingKeepTheStackSmall: a repeat that matches nothing many times is too much, never a
-// crash.
+// TestRepeatsOfNothingKeepTheStackSmall: a repeat that matches nothing many times is too much,
+// never a crash.
 func TestRepeatsOfNothingKeepTheStackSmall(t *testing.T) {
 	for _, expr := range []string{"(){4000000000}", "((){60000}){60000}", "(|){1000000}"} {
 		r, err := Compile(expr)

@@ -1,5 +1,5 @@
-// Package report describes adapters, checkpoints and undo records: what is in them, and what merge does
-// with them. It reads headers alone unless values are asked for.
+// Package report describes adapters, checkpoints and undo records: what is in them, and what merge
+// does with them. It reads headers alone unless values are asked for.
 package report
 
 import (
@@ -310,7 +310,8 @@ func Misgivings(ctx context.Context, src format.Source) (all []string, err error
 	return all, nil
 }
 
-// scan reads a tensor and counts its values that are not finite; zero reports that all of them are zero.
+// scan reads a tensor and counts its values that are not finite; zero reports that all of them are
+// zero.
 func scan(ctx context.Context, src format.Source, i int) (nonFinite int64, zero bool, err error) {
 	t := &src.Manifest().Tensors[i]
 	if !t.DType.IsFloat() {

@@ -24,8 +24,8 @@ type Checkpoint struct {
 	Cost         *Cost               `json:"lora_cost,omitempty"`
 }
 
-// Cost is what a LoRA of a given rank on given modules has in parameters: N = Σ r·(m + n) over the adapted weights (Hu et
-// al., section 4.2 and table 2: L·n·r·(d_in + d_out)).
+// Cost is what a LoRA of a given rank on given modules has in parameters: N = Σ r·(m + n) over the
+// adapted weights (Hu et al., section 4.2 and table 2: L·n·r·(d_in + d_out)).
 type Cost struct {
 	Rank       int          `json:"rank"`
 	Targets    []TargetCost `json:"targets"`
@@ -40,8 +40,9 @@ type TargetCost struct {
 	Parameters int64  `json:"parameters"`
 }
 
-// DescribeCheckpoint reports on a checkpoint. With a rank above 0 it adds the cost of a LoRA on the modules whose path ends in
-// one of targets; without targets, on every matrix but embeddings and output heads.
+// DescribeCheckpoint reports on a checkpoint. With a rank above 0 it adds the cost of a LoRA on the
+// modules whose path ends in one of targets; without targets, on every matrix but embeddings and
+// output heads.
 func DescribeCheckpoint(c *checkpoint.Checkpoint, rank int, targets []string) (*Checkpoint, error) {
 	r := &Checkpoint{Kind: "checkpoint", ModelType: c.Config.ModelType, Files: len(c.Files), Bytes: c.Bytes(), Quantization: c.Config.QuantizationMethod}
 	counts := make(dtypeCounts)
@@ -106,7 +107,8 @@ func sumCosts(byName map[string]*TargetCost, rank int, total int64) (*Cost, erro
 	return sum, nil
 }
 
-// matchTarget returns the target that a module's path equals or ends in, as PEFT matches target_modules.
+// matchTarget returns the target that a module's path equals or ends in, as PEFT matches
+// target_modules.
 func matchTarget(module string, targets []string) string {
 	for _, t := range targets {
 		if module == t || strings.HasSuffix(module, "."+t) {

@@ -12,7 +12,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// transformer is a checkpoint of layers with square matrices q, k, v and o, of which only the header exists.
+// transformer is a checkpoint of layers with square matrices q, k, v and o, of which only the
+// header exists.
 func transformer(t *testing.T, layers, width int) *checkpoint.Checkpoint {
 	var entries []string
 	size := width * width
@@ -40,7 +41,8 @@ func (h headerOnly) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// TestCostReproducesThePaper: the parameter counts of Hu et al., arXiv:2106.09685, tables 2, 4 and 5 and the appendix.
+// TestCostReproducesThePaper: the parameter counts of Hu et al., arXiv:2106.09685, tables 2, 4 and
+// 5 and the appendix.
 func TestCostReproducesThePaper(t *testing.T) {
 	for _, c := range []struct {
 		model         string

@@ -26,7 +26,8 @@ func (s *handMade) Manifest() *format.Manifest                { return s.manifes
 func (s *handMade) ReadBlobAt(p []byte, _ int, _ int64) error { clear(p); return nil }
 func (s *handMade) Close() error                              { return nil }
 
-// good is a valid adapter with a layer of every kind for the base of TestHandMadeSourcesAreCheckedAtTheDoor.
+// good is a valid adapter with a layer of every kind for the base of
+// TestHandMadeSourcesAreCheckedAtTheDoor.
 func good() *format.Manifest {
 	m := new(format.Manifest)
 	tensor := func(shape ...uint64) int {
@@ -101,9 +102,9 @@ func mutations() map[string]func(m *format.Manifest) {
 	return all
 }
 
-// TestHandMadeSourcesAreCheckedAtTheDoor: whatever a program hands to the library as an adapter, every
-// door takes it or says what is wrong with it. The truth is the kind of error: none is an I/O error, and
-// a panic ends the test.
+// TestHandMadeSourcesAreCheckedAtTheDoor: whatever a program hands to the library as an adapter,
+// every door takes it or says what is wrong with it. The truth is the kind of error: none is an I/O
+// error, and a panic ends the test.
 func TestHandMadeSourcesAreCheckedAtTheDoor(t *testing.T) {
 	dir := t.TempDir()
 	base := filepath.Join(dir, "model.safetensors")
@@ -158,7 +159,8 @@ func TestHandMadeSourcesAreCheckedAtTheDoor(t *testing.T) {
 			if err != nil && !errors.As(err, &f) {
 				t.Errorf("%s: %s = %v, want an error of a kind", what, door, err)
 			}
-			// The container holds what the specification allows, whether anybody can apply it or not.
+			// The container holds what the specification allows, whether anybody can apply it or
+			// not.
 			if holds := door == "format.ContentID" || door == "convert to lora"; invalid != nil && err == nil && !holds {
 				t.Errorf("%s: %s took it, want %v", what, door, invalid)
 			}

@@ -29,7 +29,8 @@ func (c *counter) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// TestDescribeReadsLittleOfALargeContainer: an adapter of 64 layers and 32 MB, as it comes from a directory of PEFT.
+// TestDescribeReadsLittleOfALargeContainer: an adapter of 64 layers and 32 MB, as it comes from a
+// directory of PEFT.
 func TestDescribeReadsLittleOfALargeContainer(t *testing.T) {
 	const r, n, nLayers = 16, 4096, 64
 	rng := rand.New(rand.NewPCG(3, 5))

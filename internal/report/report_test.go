@@ -14,7 +14,8 @@ import (
 	"github.com/loratool/loratool/internal/checkpoint"
 )
 
-// headerOnly is a file that has a header and claims the data behind it; reading these fails the test.
+// headerOnly is a file that has a header and claims the data behind it; reading these fails the
+// test.
 type headerOnly struct {
 	t    *testing.T
 	text []byte
@@ -28,7 +29,8 @@ func (h headerOnly) ReadAt(p []byte, off int64) (int, error) {
 	return copy(p, h.text[off:]), nil
 }
 
-// transformer opens a checkpoint of n layers with square q, k, v and o of width d, of which only the header exists.
+// transformer opens a checkpoint of n layers with square q, k, v and o of width d, of which only
+// the header exists.
 func transformer(t *testing.T, n, d int) *checkpoint.Checkpoint {
 	t.Helper()
 	var b strings.Builder
@@ -53,7 +55,8 @@ func transformer(t *testing.T, n, d int) *checkpoint.Checkpoint {
 	return c
 }
 
-// TestCostReproducesThePaper: the numbers of trainable parameters in tables 2, 4 and 5 and the appendix of arXiv:2106.09685.
+// TestCostReproducesThePaper: the numbers of trainable parameters in tables 2, 4 and 5 and the
+// appendix of arXiv:2106.09685.
 func TestCostReproducesThePaper(t *testing.T) {
 	for _, c := range []struct {
 		model   string
@@ -121,7 +124,8 @@ func TestDescribeSaysWhatTheFixturesAre(t *testing.T) {
 	}
 }
 
-// TestDescribeExplainsMethods: what merge does with an adapter, and for stacked experts by what it decides.
+// TestDescribeExplainsMethods: what merge does with an adapter, and for stacked experts by what it
+// decides.
 func TestDescribeExplainsMethods(t *testing.T) {
 	for _, c := range []struct {
 		dir   string
@@ -159,8 +163,8 @@ func TestDescribeExplainsMethods(t *testing.T) {
 	}
 }
 
-// TestMisgivings: convert carries what merge refuses, and says so. That merge refuses these adapters is
-// tested with the fixtures.
+// TestMisgivings: convert carries what merge refuses, and says so. That merge refuses these
+// adapters is tested with the fixtures.
 func TestMisgivings(t *testing.T) {
 	for dir, words := range map[string][]string{
 		"merge/bf16-all-linear/adapter":  nil,

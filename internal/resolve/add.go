@@ -11,9 +11,10 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// An adapter for a task saves the head of the task whole, and the checkpoint that its configuration names has none, or one for
-// another number of classes: BertForSequenceClassification makes the head at random when it loads bert-base-uncased. This
-// file gives the base such tensors, as shape.go does for a vocabulary: the checkpoint then reads as if it had been written so.
+// An adapter for a task saves the head of the task whole, and the checkpoint that its configuration
+// names has none, or one for another number of classes: BertForSequenceClassification makes the
+// head at random when it loads bert-base-uncased. This file gives the base such tensors, as
+// shape.go does for a vocabulary: the checkpoint then reads as if it had been written so.
 
 // saved is a tensor that an adapter saves whole, and that the base lacks or has in another shape.
 type saved struct {
@@ -26,14 +27,16 @@ type saved struct {
 // absent looks for what an adapter saves whole and the base lacks, or has in another shape.
 type absent struct{ *resolver }
 
-// pairing is how an adapter's tensors pair with those of the base when its updates are paired alone, and what is left over.
+// pairing is how an adapter's tensors pair with those of the base when its updates are paired
+// alone, and what is left over.
 type pairing struct {
 	mapping naming.Mapping
 	left    []saved
 }
 
-// pairUpdates pairs the tensors that an adapter updates, and finds what it saves whole and the base has not. ok is false where
-// the updates do not pair, or something is left over that no flag can add: then the base is wrong, or named otherwise.
+// pairUpdates pairs the tensors that an adapter updates, and finds what it saves whole and the base
+// has not. ok is false where the updates do not pair, or something is left over that no flag can
+// add: then the base is wrong, or named otherwise.
 func (r absent) pairUpdates() (p pairing, ok bool) {
 	updates := r.wanted(func(f form) bool { b, ok := f.(*beside); return !ok || b.Action != format.Replace })
 	if updates == nil {
@@ -68,8 +71,9 @@ func (r absent) pairUpdates() (p pairing, ok bool) {
 	return p, true
 }
 
-// isAddable reports whether the base may get a tensor that it lacks: not an embedding, a head that is tied to one, or a single
-// parameter of a module that is there and saved in part, such as the bias of a layer that has none.
+// isAddable reports whether the base may get a tensor that it lacks: not an embedding, a head that
+// is tied to one, or a single parameter of a module that is there and saved in part, such as the
+// bias of a layer that has none.
 func (r absent) isAddable(b *format.Beside, t *format.Tensor, m naming.Mapping) bool {
 	module := naming.Module(b.Target)
 	switch {
@@ -82,8 +86,9 @@ func (r absent) isAddable(b *format.Beside, t *format.Tensor, m naming.Mapping) 
 	return !hasWeight || savesWeight
 }
 
-// newName is the name in the output of a tensor that the base lacks. Where the base's names lack the prefix of the model that
-// the adapter was trained in, they get it, and the tensor has the adapter's name.
+// newName is the name in the output of a tensor that the base lacks. Where the base's names lack
+// the prefix of the model that the adapter was trained in, they get it, and the tensor has the
+// adapter's name.
 func newName(target string, m naming.Mapping) string {
 	framework, prefix := m.Cut()
 	if renamed := m.Renamed(target); prefix == "" && renamed != "" {
@@ -92,7 +97,8 @@ func newName(target string, m naming.Mapping) string {
 	return strings.TrimPrefix(target, framework)
 }
 
-// explain says that what the base lacks is what an adapter saves whole, and nil where that is not so.
+// explain says that what the base lacks is what an adapter saves whole, and nil where that is not
+// so.
 func (r absent) explain() error {
 	p, ok := r.pairUpdates()
 	var names []string
@@ -122,7 +128,8 @@ func otherShape(target string, have, want []uint64) error {
 	return e
 }
 
-// addTensors gives the base the tensors that adapters save whole and it lacks, or has in another shape.
+// addTensors gives the base the tensors that adapters save whole and it lacks, or has in another
+// shape.
 func (s *shaper) addTensors() error {
 	class := ""
 	for i, a := range s.adapters {
@@ -187,8 +194,9 @@ func (s *shaper) addSaved(p pairing) {
 	s.edit(e)
 }
 
-// addPrefix gives the base's tensors the prefix that their names have in the model that the adapter was trained in, where they
-// lack it: transformers 4 refuses a checkpoint of a trunk without the prefix and a head beside it.
+// addPrefix gives the base's tensors the prefix that their names have in the model that the adapter
+// was trained in, where they lack it: transformers 4 refuses a checkpoint of a trunk without the
+// prefix and a head beside it.
 func (s *shaper) addPrefix(p pairing) {
 	_, prefix := p.mapping.Cut()
 	if prefix == "" {
@@ -210,7 +218,8 @@ func (s *shaper) addPrefix(p pairing) {
 	s.notes.add("the names of the base's %d tensors get %q in front, as in the model that the adapter was trained in", len(renames), prefix)
 }
 
-// commonDType is the dtype of 16 bits or more that most values of the base have, Invalid where none has one.
+// commonDType is the dtype of 16 bits or more that most values of the base have, Invalid where none
+// has one.
 func (b *Base) commonDType() dtype.Type {
 	elements := make(map[dtype.Type]int64)
 	for _, t := range b.Tensors {

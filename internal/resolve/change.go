@@ -1,11 +1,11 @@
-// Package resolve finds out what adapters change in a base: which tensor, which rectangle of it, and
-// what happens there. It compares names and shapes, and reads no value of a base. Whoever applies
-// the changes asks nothing about dialects, modules or configurations again.
+// Package resolve finds out what adapters change in a base: which tensor, which rectangle of it,
+// and what happens there. It compares names and shapes, and reads no value of a base. Whoever
+// applies the changes asks nothing about dialects, modules or configurations again.
 //
 // Every change of weights comes down to the same: rows of a tensor, seen as a row-major matrix,
-// receive S·Left·Right with two thin factors, each a strided view of a tensor of an adapter. What is
-// not low-rank stands beside it: a replaced tensor, trained rows, the magnitudes of DoRA, the part
-// of the base that an initialisation took out.
+// receive S·Left·Right with two thin factors, each a strided view of a tensor of an adapter. What
+// is not low-rank stands beside it: a replaced tensor, trained rows, the magnitudes of DoRA, the
+// part of the base that an initialisation took out.
 package resolve
 
 import (
@@ -58,9 +58,9 @@ const (
 	OLoRAResidual          // the leading columns of Q, and rows of R (Büyükakyüz, arXiv:2406.01775)
 )
 
-// Magnitude is what DoRA rescales an updated weight V = W + s·B·A with: m/‖V‖, one factor per output
-// feature of the layer. PEFT takes the norm of an embedding over the vocabulary, so that there is
-// one factor per embedding dimension.
+// Magnitude is what DoRA rescales an updated weight V = W + s·B·A with: m/‖V‖, one factor per
+// output feature of the layer. PEFT takes the norm of an embedding over the vocabulary, so that
+// there is one factor per embedding dimension.
 type Magnitude struct {
 	Blob
 	Module    string

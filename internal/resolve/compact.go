@@ -5,8 +5,9 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// This file expands factors that are stored compact: block-diagonal ones (BD-LoRA), ones of pooled inputs (QA-LoRA), and those of
-// several projections in one weight (MergedLinear of loralib and of PEFT before 0.3).
+// This file expands factors that are stored compact: block-diagonal ones (BD-LoRA), ones of pooled
+// inputs (QA-LoRA), and those of several projections in one weight (MergedLinear of loralib and of
+// PEFT before 0.3).
 
 // compact is a layer with compact factors: A is rank×inputs and B outputs×width as they are stored.
 type compact struct {
@@ -57,7 +58,8 @@ func (c *compact) add() error {
 	return fault.New(fault.Unsupported, "%q is of an unknown kind", l.Module)
 }
 
-// orient decides whether the base stores the weight transposed: fits tells whether the factors go with m outputs and n inputs.
+// orient decides whether the base stores the weight transposed: fits tells whether the factors go
+// with m outputs and n inputs.
 func (c *compact) orient(fits func(m, n int) bool) (turned bool, m, n int, err error) {
 	shape := c.target.Shape
 	rows, cols := int(shape[0]), int(shape[1])
@@ -86,7 +88,8 @@ func (c *compact) addRanks(rank int, b, a Factor, turned bool) {
 	c.target.add(x, b, a, turned)
 }
 
-// addBlocks adds BD-LoRA: one of the factors is block-diagonal, and stored as its blocks, one below the other.
+// addBlocks adds BD-LoRA: one of the factors is block-diagonal, and stored as its blocks, one below
+// the other.
 func (c *compact) addBlocks() error {
 	turned, m, n, err := c.orient(func(m, n int) bool {
 		inA := c.inputs < n && n%c.inputs == 0 && c.rank%(n/c.inputs) == 0 && c.width == c.rank
@@ -116,8 +119,9 @@ func (c *compact) addBlocks() error {
 	return nil
 }
 
-// addPooled adds QA-LoRA: A reads the means of groups of g inputs, times the number of groups n/g, so that on single inputs it has each
-// column g times, divided by g and multiplied by n/g. These go into the scale, which is rounded once more.
+// addPooled adds QA-LoRA: A reads the means of groups of g inputs, times the number of groups n/g,
+// so that on single inputs it has each column g times, divided by g and multiplied by n/g. These go
+// into the scale, which is rounded once more.
 func (c *compact) addPooled() error {
 	turned, _, n, err := c.orient(func(m, n int) bool { return c.outputs == m && c.width == c.rank && n%c.inputs == 0 })
 	if err != nil {
@@ -135,8 +139,9 @@ func (c *compact) addPooled() error {
 	return nil
 }
 
-// addProjections adds MergedLinear: the weight has several projections one below the other, some of which are adapted, and the rows
-// of B are those of the adapted ones. A and B fall into groups of equal size, of which each has ranks of its own.
+// addProjections adds MergedLinear: the weight has several projections one below the other, some of
+// which are adapted, and the rows of B are those of the adapted ones. A and B fall into groups of
+// equal size, of which each has ranks of its own.
 func (c *compact) addProjections(q format.Requirement) error {
 	enabled := q.Projections()
 	if len(enabled) == 0 {

@@ -10,9 +10,10 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// An adapter of stacked experts has, for a parameter of E matrices d1×d2, the factors A, (E·r)×n with one expert after the other, and
-// B, m×(r·E) with the expert running fastest. (n, m) is (d2, d1), or (d1, d2), and then every product stands transposed in the
-// parameter: PEFT has changed its mind about that twice.
+// An adapter of stacked experts has, for a parameter of E matrices d1×d2, the factors A, (E·r)×n
+// with one expert after the other, and B, m×(r·E) with the expert running fastest. (n, m) is (d2,
+// d1), or (d1, d2), and then every product stands transposed in the parameter: PEFT has changed its
+// mind about that twice.
 //
 // The base may hold the experts stacked or one by one, and so may the adapter be made.
 
@@ -87,7 +88,8 @@ func (s *stacked) wants() (names []string) {
 	return names
 }
 
-// split returns the weights of each expert that the base has in place of a parameter, or nil if it has the parameter.
+// split returns the weights of each expert that the base has in place of a parameter, or nil if it
+// has the parameter.
 func (s *stacked) split(g *experts, i int) []string {
 	if s.names.HasTail(naming.Leaf(g.module) + "." + g.names[i]) {
 		return nil
@@ -109,14 +111,16 @@ func (g *given) factorShape(l *format.Layer) (n, m uint64) {
 	return g.blob(l.Roles[format.RoleA]).Tensor().Shape[1], g.blob(l.Roles[format.RoleB]).Tensor().Shape[0]
 }
 
-// stack is the shape that the base has for a parameter: n experts d1×d2, whether it holds them stacked or one by one. A parameter of
-// two dimensions, such as a router, is a matrix, on which PEFT applies factors as on a linear layer.
+// stack is the shape that the base has for a parameter: n experts d1×d2, whether it holds them
+// stacked or one by one. A parameter of two dimensions, such as a router, is a matrix, on which
+// PEFT applies factors as on a linear layer.
 type stack struct {
 	n, d1, d2 uint64
 	matrix    bool
 }
 
-// stackOf looks the shape up. Where the base has the experts one by one, their weights make up the parameter.
+// stackOf looks the shape up. Where the base has the experts one by one, their weights make up the
+// parameter.
 func (s *stacked) stackOf(g *experts, i int) (stack, error) {
 	parts := s.split(g, i)
 	if parts == nil {
@@ -156,8 +160,8 @@ func (g *given) fits(l *format.Layer, s stack) bool {
 	return uint64(g.nExperts(l)) == s.n && (n == s.d2 && m == s.d1 || n == s.d1 && m == s.d2 && !s.matrix)
 }
 
-// pairExperts pairs the layers of a module with its parameters. The shapes say which is which, and where several
-// orders fit, the order in which models are known to register the parameters.
+// pairExperts pairs the layers of a module with its parameters. The shapes say which is which, and
+// where several orders fit, the order in which models are known to register the parameters.
 func (s *stacked) pair(g *experts) error {
 	stacks := make([]stack, len(g.layers))
 	for i := range g.layers {
@@ -223,7 +227,8 @@ func (s *stacked) add() error {
 	return nil
 }
 
-// isUniform reports whether all factors have the same rank and scale, so that these are right whichever parameter they are for.
+// isUniform reports whether all factors have the same rank and scale, so that these are right
+// whichever parameter they are for.
 func (g *experts) isUniform() bool {
 	return !slices.ContainsFunc(g.layers, func(l *format.Layer) bool { return l.Rank != g.layers[0].Rank || l.Scale() != g.layers[0].Scale() })
 }
@@ -332,8 +337,9 @@ func StackedAndNot(name string) error {
 	return fault.New(fault.Mismatch, "%q gets an update as stacked experts and another one as a convolution", name)
 }
 
-// turned decides whether the products stand transposed in a parameter. The shapes tell. Where the parameter is square, the user has
-// the first word, then the kind of the layer, and what the base shows of its other parameters, as an adapter treats all alike.
+// turned decides whether the products stand transposed in a parameter. The shapes tell. Where the
+// parameter is square, the user has the first word, then the kind of the layer, and what the base
+// shows of its other parameters, as an adapter treats all alike.
 func (s *stacked) turned(l *format.Layer, shape stack, n uint64) (bool, error) {
 	if shape.matrix || shape.d1 != shape.d2 {
 		return !shape.matrix && n == shape.d1, nil

@@ -30,8 +30,8 @@ type feature struct {
 	remedy  string // what its user can do then
 }
 
-// features are all that this version knows, in the order of the table that users see. An adapter that
-// requires another one is refused.
+// features are all that this version knows, in the order of the table that users see. An adapter
+// that requires another one is refused.
 var features = []feature{
 	{verdict: Applied, title: "LoRA and rsLoRA on linear layers, GPT-2's Conv1D and embeddings"},
 	{verdict: Applied, title: "rank_pattern and alpha_pattern, as the release of PEFT that trained the adapter reads them; look-around and back references in their keys"},
@@ -156,8 +156,8 @@ func verdictOf(name format.Feature) Verdict {
 	return Refused
 }
 
-// Refusals lists, in words, why the adapter cannot be merged by this version: one entry per feature, empty for an adapter
-// that can. The hint belongs to the first.
+// Refusals lists, in words, why the adapter cannot be merged by this version: one entry per
+// feature, empty for an adapter that can. The hint belongs to the first.
 func Refusals(a *format.Adapter) (why []string, hint string) {
 	where := make(map[format.Feature][]string)
 	var features []format.Feature
@@ -198,7 +198,8 @@ func explain(name format.Feature, where []string) (why, remedy string) {
 	return why, remedy
 }
 
-// rank sorts the features that explain others to the front: a method of its own explains the tensors that nobody knows.
+// rank sorts the features that explain others to the front: a method of its own explains the
+// tensors that nobody knows.
 func rank(feature format.Feature) int {
 	switch feature {
 	case format.FeaturePEFTType:

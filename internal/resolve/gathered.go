@@ -71,8 +71,8 @@ func (g *gathered) add() error {
 	return nil
 }
 
-// standsTransposed decides whether an expert of a stacked parameter is stored n×m: by its shape, and
-// of a square one by the type of the model.
+// standsTransposed decides whether an expert of a stacked parameter is stored n×m: by its shape,
+// and of a square one by the type of the model.
 func (s *sheet) standsTransposed(l *format.Layer, shape []uint64, n uint64) (bool, error) {
 	modelType := s.base.Config.ModelType
 	switch {

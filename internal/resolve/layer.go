@@ -80,8 +80,8 @@ func (r *resolver) weightName(l *format.Layer) string {
 	return l.Module + ".weight"
 }
 
-// orientation decides whether the base stores the weight of a layer transposed. The shape tells, and
-// where it is square, orientSquare.
+// orientation decides whether the base stores the weight of a layer transposed. The shape tells,
+// and where it is square, orientSquare.
 func (p *plain) orientation(shape, a, b []uint64) (transposed bool, err error) {
 	l := p.layer
 	if l.Kind == format.Conv {
@@ -150,10 +150,10 @@ func (r *resolver) countVotes() votes {
 	return v
 }
 
-// orientSquare decides whether the base stores a square weight transposed: by its model type, and by
-// how it stores the other weights of modules with the same name. The adapter's orientation does not
-// decide: producers are often wrong about it, and the content id does not cover it. A layer that
-// nothing else decides is refused.
+// orientSquare decides whether the base stores a square weight transposed: by its model type, and
+// by how it stores the other weights of modules with the same name. The adapter's orientation does
+// not decide: producers are often wrong about it, and the content id does not cover it. A layer
+// that nothing else decides is refused.
 func (r *resolver) orientSquare(l *format.Layer) (bool, error) {
 	if r.votes == nil {
 		r.votes = r.countVotes()
@@ -180,8 +180,9 @@ func (r *resolver) orientSquare(l *format.Layer) (bool, error) {
 	return turned, nil
 }
 
-// checkConvolution checks that the factors of a convolution fit its weight. A, r×in×k…, and B, out×r×1…, are themselves
-// convolutions, one after the other: their product, B out×r times A r×(in·k…), has the elements of the weight in its order.
+// checkConvolution checks that the factors of a convolution fit its weight. A, r×in×k…, and B,
+// out×r×1…, are themselves convolutions, one after the other: their product, B out×r times A
+// r×(in·k…), has the elements of the weight in its order.
 func (p *plain) checkConvolution(w, a, b []uint64) error {
 	l := p.layer
 	if len(a) == len(b) && len(a) == len(w) && len(w) >= 3 {

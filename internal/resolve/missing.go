@@ -46,8 +46,8 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 	return e.WithHint("%s", r.wrongBase())
 }
 
-// explainHead says that the base lacks nothing but the head of a task: one that the adapter updates,
-// or one that is all that it saves, so that nothing pairs. It is nil where that is not so.
+// explainHead says that the base lacks nothing but the head of a task: one that the adapter
+// updates, or one that is all that it saves, so that nothing pairs. It is nil where that is not so.
 func explainHead(r *resolver, wanted, missing []string) error {
 	heads := naming.HeadSegments(r.base.Config.ModelType)
 	isSaved := false
@@ -75,7 +75,8 @@ func explainHead(r *resolver, wanted, missing []string) error {
 	return nil
 }
 
-// diagnose asks the names of the base why they lack what the adapter changes, then its configuration; nil where neither tells.
+// diagnose asks the names of the base why they lack what the adapter changes, then its
+// configuration; nil where neither tells.
 func (r *resolver) diagnose(missing []string) error {
 	renamed := make([]string, len(missing))
 	for i, name := range missing {

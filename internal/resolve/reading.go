@@ -18,8 +18,9 @@ const (
 	Fold  Tied = "fold"  // the change is made to the one tensor, and so to both
 )
 
-// Reading says how adapters are applied where their files do not. The zero value lets the files decide, and refuses what they leave
-// open. An undo record remembers it, so that what was put in is taken out as it was put in.
+// Reading says how adapters are applied where their files do not. The zero value lets the files
+// decide, and refuses what they leave open. An undo record remembers it, so that what was put in is
+// taken out as it was put in.
 type Reading struct {
 	ExpertInput       int  // the dimension of square experts that lora_A reads, 1 or 2; 0 lets the adapter decide
 	LinearInput       int  // the dimension of square Conv1D weights that lora_A reads, 1 or 2, where the base does not tell; 0 refuses them there

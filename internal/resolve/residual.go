@@ -8,10 +8,10 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// PiSSA and OLoRA start from factors that are a part P of the weight, and take that out of the base,
-// so that the adapter belongs to W − P. On the original base its update is s·B·A − P. PEFT computes
-// P in float32 and rounds W − P to the base's dtype; here P is computed in float64, and the sum is
-// rounded once.
+// PiSSA and OLoRA start from factors that are a part P of the weight, and take that out of the
+// base, so that the adapter belongs to W − P. On the original base its update is s·B·A − P. PEFT
+// computes P in float32 and rounds W − P to the base's dtype; here P is computed in float64, and
+// the sum is rounded once.
 
 // withoutResiduals is the adapter without the requirements that recomputing the residual meets.
 func withoutResiduals(a *format.Adapter) *format.Adapter {
@@ -22,8 +22,8 @@ func withoutResiduals(a *format.Adapter) *format.Adapter {
 
 const asOrdinaryLoRA = "save the adapter with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"
 
-// checkResiduals refuses layers of which PEFT does not take a part out, or not in a way that is known
-// here.
+// checkResiduals refuses layers of which PEFT does not take a part out, or not in a way that is
+// known here.
 func (r *resolver) checkResiduals() error {
 	isPlain := make(map[*format.Layer]bool)
 	for _, f := range r.forms {

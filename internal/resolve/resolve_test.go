@@ -63,8 +63,8 @@ func describe(c *resolve.Change) string {
 	return c.Name + ": " + strings.Join(s, "; ")
 }
 
-// TestChangesAreRectanglesOfTheBase resolves adapters without a disk: which tensor, which rectangle of
-// it, and what happens there.
+// TestChangesAreRectanglesOfTheBase resolves adapters without a disk: which tensor, which rectangle
+// of it, and what happens there.
 func TestChangesAreRectanglesOfTheBase(t *testing.T) {
 	const r = 2
 	for _, c := range []struct {
@@ -121,8 +121,8 @@ func TestChangesAreRectanglesOfTheBase(t *testing.T) {
 	}
 }
 
-// TestTiedEndsNeedAWord: of a base whose head is its embedding, a change of the head is refused; folded
-// it changes the one tensor, and untied the base gets a head before.
+// TestTiedEndsNeedAWord: of a base whose head is its embedding, a change of the head is refused;
+// folded it changes the one tensor, and untied the base gets a head before.
 func TestTiedEndsNeedAWord(t *testing.T) {
 	yes := true
 	tied := base("llama", map[string][]uint64{"model.embed_tokens.weight": {9, 4}, "model.layers.0.mlp.up_proj.weight": {8, 4}})
@@ -154,8 +154,8 @@ func TestTiedEndsNeedAWord(t *testing.T) {
 	}
 }
 
-// TestAnEndInANumberedModuleIsSeen: the embedding of some models is the first of their numbered modules, known by its name, or
-// because the adapter looks tokens up in it.
+// TestAnEndInANumberedModuleIsSeen: the embedding of some models is the first of their numbered
+// modules, known by its name, or because the adapter looks tokens up in it.
 func TestAnEndInANumberedModuleIsSeen(t *testing.T) {
 	yes := true
 	for name, build := range map[string]func(b *format.Builder, module string){
@@ -208,8 +208,8 @@ func squareExperts(kind format.Kind) func(b *format.Builder) {
 	}
 }
 
-// TestSquareExpertsAreReadAsTheirKindSays: the kind and the base decide, and the user before both. What
-// they leave open is refused.
+// TestSquareExpertsAreReadAsTheirKindSays: the kind and the base decide, and the user before both.
+// What they leave open is refused.
 func TestSquareExpertsAreReadAsTheirKindSays(t *testing.T) {
 	type answers map[string]string // by model type: A reads the first or the second dimension, or it is refused
 	for kind, want := range map[format.Kind]answers{
@@ -240,8 +240,8 @@ func TestSquareExpertsAreReadAsTheirKindSays(t *testing.T) {
 	}
 }
 
-// TestAWordOfTheAdapterDoesNotOrientSquareWeights: only its orientation would tell how the base stores
-// the weight, and the content id does not cover that.
+// TestAWordOfTheAdapterDoesNotOrientSquareWeights: only its orientation would tell how the base
+// stores the weight, and the content id does not cover that.
 func TestAWordOfTheAdapterDoesNotOrientSquareWeights(t *testing.T) {
 	square := map[string][]uint64{"h.0.attn.c_proj.weight": {4, 4}}
 	for _, c := range []struct {

@@ -145,7 +145,8 @@ func (s *shaper) grow() error {
 	return nil
 }
 
-// grown finds what an adapter saves with more rows than the base has: how many, by the base's names.
+// grown finds what an adapter saves with more rows than the base has: how many, by the base's
+// names.
 func (s *sheet) grown(m *format.Manifest) map[string]uint64 {
 	var saved []format.Beside
 	var names []string

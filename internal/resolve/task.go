@@ -10,8 +10,8 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// describeTask makes config.json say which class the model is of now, and how many labels it has. Where that is not known, a
-// warning says what to set.
+// describeTask makes config.json say which class the model is of now, and how many labels it has.
+// Where that is not known, a warning says what to set.
 func (s *shaper) describeTask(r *resolver, p pairing) (task naming.Task) {
 	var changed, whole []string
 	rows := make(map[string]uint64)
@@ -63,8 +63,8 @@ func (s *shaper) checkTask(task naming.Task, whole []string) {
 	}
 }
 
-// setTask makes config.json name the class and, where nLabels is not 0, as many labels. Names of labels that are there stay
-// if their number is right; an adapter holds none.
+// setTask makes config.json name the class and, where nLabels is not 0, as many labels. Names of
+// labels that are there stay if their number is right; an adapter holds none.
 func (s *shaper) setTask(class string, nLabels uint64) {
 	labels := ""
 	if nLabels > 0 {

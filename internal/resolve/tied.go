@@ -61,8 +61,8 @@ func weightsOf(m *format.Manifest) (all []weight) {
 	return all
 }
 
-// adapterHead is the name that the adapters have for the head that the base lacks, as the base would
-// have it; "" if they change none.
+// adapterHead is the name that the adapters have for the head that the base lacks, as the base
+// would have it; "" if they change none.
 func (s *sheet) adapterHead(embedding string) string {
 	t, ok := s.base.Tensors[s.names.Actual(embedding)]
 	if !ok {
@@ -91,8 +91,8 @@ func isHeadOf(head, embedding []uint64) bool {
 	return len(head) == 2 && len(embedding) == 2 && head[0] >= embedding[0] && head[1] == embedding[1]
 }
 
-// tiedEnds finds the embedding and the head that the base ties, by their names without wrappers; the
-// head has none where its name is not known, and no adapter changes it.
+// tiedEnds finds the embedding and the head that the base ties, by their names without wrappers;
+// the head has none where its name is not known, and no adapter changes it.
 func (s *sheet) tiedEnds() (embedding, head string, err error) {
 	e := s.ends()
 	if !e.Tied {
@@ -132,9 +132,9 @@ func (r tied) check(name string) error {
 }
 
 // meansBothEnds reports whether the adapter's change of the embedding is meant for the tied head as
-// well, so that changing the one tensor is what it asks for: ensure_weight_tying of PEFT, and trained
-// tokens, which every release of PEFT that knows them (from 0.15.0 on) gives to both ends of a tied
-// model.
+// well, so that changing the one tensor is what it asks for: ensure_weight_tying of PEFT, and
+// trained tokens, which every release of PEFT that knows them (from 0.15.0 on) gives to both ends
+// of a tied model.
 func (r tied) meansBothEnds(embedding string) bool {
 	if r.hasTwins || r.has(format.FeatureWeightTying) {
 		return true

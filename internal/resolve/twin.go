@@ -9,7 +9,8 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// twins are tensors that an adapter saves of one tensor of the base, under the names of several modules.
+// twins are tensors that an adapter saves of one tensor of the base, under the names of several
+// modules.
 type twins struct{ *resolver }
 
 // drop leaves out what an adapter saves of a tied embedding for its other ends: PEFT saves

@@ -11,8 +11,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// TestReadEndsWithTheContext: a header of many tensors, and one of much metadata, look at the context
-// while they are read from the file and while they are scanned.
+// TestReadEndsWithTheContext: a header of many tensors, and one of much metadata, look at the
+// context while they are read from the file and while they are scanned.
 func TestReadEndsWithTheContext(t *testing.T) {
 	var tensors, metadata strings.Builder
 	for i := range 20_000 {

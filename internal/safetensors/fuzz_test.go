@@ -12,8 +12,9 @@ import (
 // maxSeedBytes bounds the data of a seed; the header is kept whole.
 const maxSeedBytes = 1 << 16
 
-// FuzzHeader: whatever the bytes, Read returns. What it accepts is contiguous to the end of the file, has no name twice, and
-// stays readable, with the same tensors, when an entry is added to its metadata.
+// FuzzHeader: whatever the bytes, Read returns. What it accepts is contiguous to the end of the
+// file, has no name twice, and stays readable, with the same tensors, when an entry is added to its
+// metadata.
 func FuzzHeader(f *testing.F) {
 	for _, pattern := range []string{"bases/*/*.safetensors", "merge/*/adapter*/*.safetensors", "refuse/*/adapter/*.safetensors"} {
 		paths, err := filepath.Glob("../../testdata/peft/" + pattern)

@@ -1,7 +1,8 @@
-// Package safetensors reads the header of a safetensors file strictly, and adds to its metadata without touching any
-// other byte. It stands in front of every other reader: a file that it accepts has valid UTF-8 throughout, no duplicate
-// name, exactly the fields of the format, sizes that follow from dtype and shape, and data without gap or overlap that
-// end where the file ends (github.com/huggingface/safetensors, README, "Format").
+// Package safetensors reads the header of a safetensors file strictly, and adds to its metadata
+// without touching any other byte. It stands in front of every other reader: a file that it accepts
+// has valid UTF-8 throughout, no duplicate name, exactly the fields of the format, sizes that
+// follow from dtype and shape, and data without gap or overlap that end where the file ends
+// (github.com/huggingface/safetensors, README, "Format").
 package safetensors
 
 import (
@@ -25,7 +26,8 @@ const (
 	maxDims = 64
 	// blockBytes is the granularity in which file systems share data between files.
 	blockBytes = 4096
-	// minEntryBytes is the length of the shortest entry of a tensor, which bounds how many a header holds.
+	// minEntryBytes is the length of the shortest entry of a tensor, which bounds how many a header
+	// holds.
 	minEntryBytes = len(`"":{"dtype":"U8","shape":[],"data_offsets":[0,0]}`)
 	metadataName  = "__metadata__"
 )
@@ -59,8 +61,8 @@ type Header struct {
 }
 
 // Read reads and proves the header of a file of the given size. Memory is a small multiple of the
-// header, and no more of its text is kept than Header shows. Errors are *fault.Error without a path, of
-// r, or of the context, which is asked all through a long header.
+// header, and no more of its text is kept than Header shows. Errors are *fault.Error without a
+// path, of r, or of the context, which is asked all through a long header.
 func Read(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) {
 	h, err := parse(ctx, r, size)
 	if err != nil {
@@ -74,8 +76,8 @@ func ReadAlone(header []byte) (*Header, error) {
 	return ReadStart(context.Background(), bytes.NewReader(header), int64(len(header)))
 }
 
-// ReadStart is Read for a header that is there without its data: the data are taken to be as long as
-// the tensors say. size is that of the header.
+// ReadStart is Read for a header that is there without its data: the data are taken to be as long
+// as the tensors say. size is that of the header.
 func ReadStart(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) {
 	h, err := parse(ctx, r, size)
 	if err != nil {
@@ -102,8 +104,8 @@ func parse(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) {
 	return h, nil
 }
 
-// release copies the names of the tensors and the metadata out of the text. They are parts of it, and
-// would keep all of it in memory. Where they are most of it, copies would cost more.
+// release copies the names of the tensors and the metadata out of the text. They are parts of it,
+// and would keep all of it in memory. Where they are most of it, copies would cost more.
 func (h *Header) release(text string) {
 	names, metadata := 0, 0
 	for i := range h.Tensors {
@@ -231,7 +233,8 @@ func (h *Header) scanMetadata(s *scanner) {
 	h.emptyMeta = len(h.Metadata) == 0
 }
 
-// scanTensor reads {"dtype": …, "shape": […], "data_offsets": [begin, end]}; Off is relative to the data until prove.
+// scanTensor reads {"dtype": …, "shape": […], "data_offsets": [begin, end]}; Off is relative to the
+// data until prove.
 func scanTensor(s *scanner, name string) Tensor {
 	t := Tensor{Name: name}
 	start := s.Pos()
@@ -334,10 +337,11 @@ func (h *Header) prove(size int64) error {
 	return nil
 }
 
-// WithMetadata returns the header bytes, length prefix included, with one more metadata entry; key must be new. raw is
-// the file's own header, DataOff bytes. Every other byte of the text stays, and so does the alignment of the data: the
-// header grows by a whole number of 4096-byte blocks, filled up with spaces as the format provides, so that a file
-// system that can share blocks between files still can.
+// WithMetadata returns the header bytes, length prefix included, with one more metadata entry; key
+// must be new. raw is the file's own header, DataOff bytes. Every other byte of the text stays, and
+// so does the alignment of the data: the header grows by a whole number of 4096-byte blocks, filled
+// up with spaces as the format provides, so that a file system that can share blocks between files
+// still can.
 func (h *Header) WithMetadata(raw []byte, key, value string) []byte {
 	text := raw[8:]
 	entry := appendString(nil, key)
@@ -369,8 +373,9 @@ func (h *Header) WithMetadata(raw []byte, key, value string) []byte {
 	return out
 }
 
-// WithoutMetadata returns the header bytes, length prefix included and as long as before, without one metadata entry. raw is the
-// file's own header. The other entries keep their order and spelling; spaces at the end take the place of what is left out.
+// WithoutMetadata returns the header bytes, length prefix included and as long as before, without
+// one metadata entry. raw is the file's own header. The other entries keep their order and
+// spelling; spaces at the end take the place of what is left out.
 func (h *Header) WithoutMetadata(raw []byte, key string) []byte {
 	if _, ok := h.Metadata[key]; !ok {
 		return raw

@@ -69,9 +69,10 @@ func shortName(i int) string {
 	return string([]byte{digits[i>>18&63], digits[i>>12&63], digits[i>>6&63], digits[i&63]})
 }
 
-// TestLargeHeadersCostLittleMemory: a header of 10 MB may not cost more than 100 MB. What is measured is TotalAlloc, the sum of
-// all allocations whether or not they have been freed: it is at least the peak, and it does not depend on when the collector
-// runs. Turning the error into text counts too, as every caller does it.
+// TestLargeHeadersCostLittleMemory: a header of 10 MB may not cost more than 100 MB. What is
+// measured is TotalAlloc, the sum of all allocations whether or not they have been freed: it is at
+// least the peak, and it does not depend on when the collector runs. Turning the error into text
+// counts too, as every caller does it.
 func TestLargeHeadersCostLittleMemory(t *testing.T) {
 	const most = 100_000_000
 	for name, header := range largeHeaders() {

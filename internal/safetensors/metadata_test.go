@@ -62,8 +62,9 @@ func TestWithMetadataKeepsEveryOtherByte(t *testing.T) {
 	}
 }
 
-// checkStamped holds a file with one more metadata entry against the file that it was made from: the header has grown by whole
-// blocks, so that the data keep their alignment, and two readers find the same tensors and the metadata with the entry.
+// checkStamped holds a file with one more metadata entry against the file that it was made from:
+// the header has grown by whole blocks, so that the data keep their alignment, and two readers find
+// the same tensors and the metadata with the entry.
 func checkStamped(t *testing.T, before, after []byte, key, value string) {
 	t.Helper()
 	if grown := len(after) - len(before); grown <= 0 || grown%4096 != 0 {
@@ -91,7 +92,8 @@ func checkStamped(t *testing.T, before, after []byte, key, value string) {
 	checkWithReference(t, before, after)
 }
 
-// checkWithReference does the same with a reader that is not ours, where it reads the file at all: it knows fewer dtypes.
+// checkWithReference does the same with a reader that is not ours, where it reads the file at all:
+// it knows fewer dtypes.
 func checkWithReference(t *testing.T, before, after []byte) {
 	t.Helper()
 	old, err := reference.Deserialize(before)

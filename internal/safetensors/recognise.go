@@ -6,7 +6,8 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// others are the files that are found under the name of a safetensors file or of its configuration, or given for one.
+// others are the files that are found under the name of a safetensors file or of its configuration,
+// or given for one.
 var others = []struct{ magic, what, hint string }{
 	{"version https://git-lfs", "a git-lfs pointer, not the file itself", "run `git lfs pull` in the repository, or download the file again"},
 	{"<!DOCTYPE", "an HTML page, not the file itself", hintPage},
@@ -34,7 +35,8 @@ const (
 	hintPickle   = "save it as safetensors: model.save_pretrained(..., safe_serialization=True)"
 )
 
-// Recognise returns an error that names what a file is when its first bytes are those of some other kind, else nil.
+// Recognise returns an error that names what a file is when its first bytes are those of some other
+// kind, else nil.
 func Recognise(start []byte) *fault.Error {
 	if !IsHeader(start) && bytes.HasPrefix(start, []byte("PK\x03\x04")) && bytes.Contains(start, []byte("data.pkl")) {
 		return fault.New(fault.Unsupported, "this is a zip archive, which is how torch saves pickles, not a safetensors file").
@@ -55,12 +57,14 @@ func Recognise(start []byte) *fault.Error {
 // maxBlankBytes is the length from which white space is no empty file.
 const maxBlankBytes = 64
 
-// IsHeader tells a header whose length happens to spell a magic number from the file of that kind, by its first 11 bytes.
+// IsHeader tells a header whose length happens to spell a magic number from the file of that kind,
+// by its first 11 bytes.
 func IsHeader(start []byte) bool {
 	return len(start) > 10 && start[6] == 0 && start[7] == 0 && start[8] == '{'
 }
 
-// RecogniseFile is Recognise for a file that should hold weights: texts are none, whatever they say.
+// RecogniseFile is Recognise for a file that should hold weights: texts are none, whatever they
+// say.
 func RecogniseFile(start []byte) *fault.Error {
 	if e := Recognise(start); e != nil || len(start) == 0 || IsHeader(start) {
 		return e

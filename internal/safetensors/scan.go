@@ -56,8 +56,8 @@ func corrupt(at int, format string, args ...any) error {
 	return fault.New(fault.Corrupt, "header: "+format, args...).At(int64(8 + at))
 }
 
-// numbers reads an array of non-negative integers below 2^63, and calls tooMany for more than most. They
-// are valid until the next call.
+// numbers reads an array of non-negative integers below 2^63, and calls tooMany for more than most.
+// They are valid until the next call.
 func (s *scanner) numbers(most int, tooMany func()) []uint64 {
 	s.array = s.array[:0]
 	for range s.Array() {

@@ -43,7 +43,8 @@ func Values(name string, d dtype.Type, shape []uint64, values ...float64) Tensor
 	return t
 }
 
-// Encode returns the safetensors file that holds the tensors in their order. It shares no code with the readers.
+// Encode returns the safetensors file that holds the tensors in their order. It shares no code with
+// the readers.
 func Encode(metadata map[string]string, tensors ...Tensor) []byte {
 	header := []byte("{")
 	if metadata != nil {
@@ -93,8 +94,8 @@ func WriteAdapter(t testing.TB, dir string, rank int, alpha float64, tensors ...
 	Write(t, filepath.Join(dir, "adapter_model.safetensors"), Encode(map[string]string{"format": "pt"}, tensors...))
 }
 
-// Tree returns the SHA-256 of every file below dir, and "dir" or "link" for what is none, by path with slashes. Two trees are
-// equal when the maps are.
+// Tree returns the SHA-256 of every file below dir, and "dir" or "link" for what is none, by path
+// with slashes. Two trees are equal when the maps are.
 func Tree(t testing.TB, dir string) map[string]string {
 	t.Helper()
 	tree := make(map[string]string)

@@ -35,7 +35,8 @@ func (v *Vector) Reports(message string) bool {
 	return false
 }
 
-// Vectors reads the index below the directory of the repository's test data. Fewer than 100 are a failure.
+// Vectors reads the index below the directory of the repository's test data. Fewer than 100 are a
+// failure.
 func Vectors(t testing.TB, testdata string) []Vector {
 	t.Helper()
 	dir := filepath.Join(testdata, "vectors")
@@ -59,8 +60,8 @@ type Record struct {
 // Field is one line, "key: value".
 type Field struct{ Key, Value string }
 
-// Index reads the index of the vectors in dir: fields in lines, records separated by empty lines, comments after #. Fewer than 100
-// records are a failure.
+// Index reads the index of the vectors in dir: fields in lines, records separated by empty lines,
+// comments after #. Fewer than 100 records are a failure.
 func Index(t testing.TB, dir string) []Record {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(dir, "index.txt"))

@@ -17,7 +17,8 @@ type Description struct {
 	Version  int       `json:"undo"`
 	Tool     string    `json:"tool"`
 	Adapters []Adapter `json:"adapters"` // in the order of the merge
-	// Reading is how the adapters were applied where their files do not say it, in words of the program that merged.
+	// Reading is how the adapters were applied where their files do not say it, in words of the
+	// program that merged.
 	Reading map[string]string `json:"reading"`
 	Files   []File            `json:"files"`   // all weight files of the checkpoint
 	Tensors []Tensor          `json:"tensors"` // those that the merge changed
@@ -47,8 +48,9 @@ type Range struct{ Off, N int64 }
 // restBytes is the most that one CRC-32 of the rest of a file covers.
 const restBytes = 64 << 20
 
-// Rest cuts the data of a file, which begin at off and end at size, into the ranges whose CRC-32 a record has: what lies between the
-// changed tensors, in pieces. The changed tensors ascend by offset.
+// Rest cuts the data of a file, which begin at off and end at size, into the ranges whose CRC-32 a
+// record has: what lies between the changed tensors, in pieces. The changed tensors ascend by
+// offset.
 func Rest(off, size int64, changed []Range) []Range {
 	var rest []Range
 	add := func(end int64) {
@@ -80,7 +82,8 @@ func (g Range) Sum(ctx context.Context, r io.ReaderAt, buf []byte) (uint32, erro
 	return sum, nil
 }
 
-// Header is the identity of a file's header: its length with the eight bytes in front, and its SHA-256.
+// Header is the identity of a file's header: its length with the eight bytes in front, and its
+// SHA-256.
 type Header struct {
 	Bytes  int64  `json:"bytes"`
 	SHA256 string `json:"sha256"`
@@ -211,7 +214,8 @@ func (d *Description) checkTensor(t *Tensor) error {
 	return nil
 }
 
-// isHeaderLength reports whether a header of safetensors can have a length, with the eight bytes in front.
+// isHeaderLength reports whether a header of safetensors can have a length, with the eight bytes in
+// front.
 func isHeaderLength(n int64) bool { return n >= 8 && n <= 8+safetensors.MaxHeaderBytes }
 
 func isDigest(s string) bool {

@@ -28,7 +28,8 @@ func (m *memory) ReadBlobAt(p []byte, i int, off int64) error {
 	return nil
 }
 
-// container puts a description, streams and the header of file 0 together, as valid as a container has to be.
+// container puts a description, streams and the header of file 0 together, as valid as a container
+// has to be.
 func container(text, header []byte, streams ...[]byte) *memory {
 	m := &memory{}
 	a := format.Adapter{Method: "other:undo", Requires: []format.Requirement{{Feature: "undo"}}}
@@ -71,8 +72,9 @@ func seed(path string) (parts map[string][]byte, ok bool) {
 	return parts, ok
 }
 
-// FuzzOpen opens a description with one or two streams and takes blocks back with it: nothing panics, every error has a kind, and
-// what is allocated is in proportion to what is there, not to what is claimed.
+// FuzzOpen opens a description with one or two streams and takes blocks back with it: nothing
+// panics, every error has a kind, and what is allocated is in proportion to what is there, not to
+// what is claimed.
 func FuzzOpen(f *testing.F) {
 	paths, err := filepath.Glob("../../testdata/undo/*.undo")
 	if err != nil || len(paths) < 100 {
@@ -102,8 +104,8 @@ func FuzzOpen(f *testing.F) {
 	})
 }
 
-// takeBack reads everything of a record, and takes back the first blocks and the last one of every tensor. It returns how many bytes
-// of values that were.
+// takeBack reads everything of a record, and takes back the first blocks and the last one of every
+// tensor. It returns how many bytes of values that were.
 func takeBack(t *testing.T, src format.Source) (values int, err error) {
 	r, err := undo.Open(src)
 	if err != nil {

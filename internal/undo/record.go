@@ -243,8 +243,8 @@ func (r *Record) CheckMerged(tensor int, block int64, values []byte) error {
 	return nil
 }
 
-// Restore turns the predictions of a block into the values before the merge, proves them, and returns how many predictions were
-// not right already.
+// Restore turns the predictions of a block into the values before the merge, proves them, and
+// returns how many predictions were not right already.
 func (r *Record) Restore(s *Scratch, tensor int, block int64, p []byte) (nCorrected int64, err error) {
 	t, err := r.load(tensor)
 	if err != nil {

@@ -9,8 +9,9 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// This file codes the residuals of one block (spec/UNDO.md, section 4): z = zigzag(ord(w) − ord(p)) for values w and their
-// predictions p. Most are zero, most others one step down or up: a mark says how many zeros to skip and which of the two follows.
+// This file codes the residuals of one block (spec/UNDO.md, section 4): z = zigzag(ord(w) − ord(p))
+// for values w and their predictions p. Most are zero, most others one step down or up: a mark says
+// how many zeros to skip and which of the two follows.
 
 var le = binary.LittleEndian
 
@@ -29,7 +30,8 @@ const firstLong = 3 * maxSkip
 
 var longSkips = [...]int{maxSkip, maxSkip << 2, maxSkip << 4, maxSkip << 6, maxSkip << 8, maxSkip << 10, maxSkip << 12}
 
-// coded is the payload of one block: three planes, or, where that is shorter, one plane per byte of an element.
+// coded is the payload of one block: three planes, or, where that is shorter, one plane per byte of
+// an element.
 type coded struct {
 	marks, sizes, escapes []byte
 	planar                bool // all is in sizes
@@ -67,8 +69,8 @@ func (c *coded) encode(w, p []byte, width int) {
 // stretchBytes is how much is compared before what differs is looked at.
 const stretchBytes = 8 << 12
 
-// differing lists the words of eight bytes that differ, of at most stretchBytes. Equal bits have equal order. There is no branch on
-// what cannot be foretold.
+// differing lists the words of eight bytes that differ, of at most stretchBytes. Equal bits have
+// equal order. There is no branch on what cannot be foretold.
 func (c *coded) differing(w, p []byte) []uint16 {
 	const last = len(c.words) - 1
 	n, k := 0, uint16(0)
@@ -100,7 +102,8 @@ func (c *coded) differing(w, p []byte) []uint16 {
 	return c.words[:n]
 }
 
-// word appends the residuals of eight bytes of elements, of which i is the first, and returns what next becomes.
+// word appends the residuals of eight bytes of elements, of which i is the first, and returns what
+// next becomes.
 func (c *coded) word(w, p uint64, i, next, width int) int {
 	perElement := 8 * width
 	for x := w ^ p; x != 0; {
@@ -130,7 +133,8 @@ func (c *coded) add(skip int, z uint64, width int) {
 	c.escapes = appendUint(c.escapes, z, width)
 }
 
-// addLong appends marks for long stretches of zeros, the longest first, and returns what is left of skip.
+// addLong appends marks for long stretches of zeros, the longest first, and returns what is left of
+// skip.
 func (c *coded) addLong(skip int) int {
 	for i := len(longSkips) - 1; i >= 0; i-- {
 		for ; skip >= longSkips[i]; skip -= longSkips[i] {
@@ -247,8 +251,9 @@ func appendUint(dst []byte, x uint64, width int) []byte {
 	return dst
 }
 
-// ordered maps the bits of a float to an integer, such that the order of the integers is that of the values and neighbours are one
-// apart: negative values have all bits turned, others the sign bit. −0 comes right before +0. Only the low width bytes of x count.
+// ordered maps the bits of a float to an integer, such that the order of the integers is that of
+// the values and neighbours are one apart: negative values have all bits turned, others the sign
+// bit. −0 comes right before +0. Only the low width bytes of x count.
 func ordered(x uint64, width int) uint64 {
 	up := 64 - 8*width
 	x <<= up // the sign on top
@@ -262,8 +267,8 @@ func unordered(x uint64, width int) uint64 {
 	return (x ^ (^uint64(int64(x)>>63) | 1<<63)) >> up
 }
 
-// zigzag is ord(w) − ord(p), modulo 2^(8·width) and taken as signed, in a form that is small where the two are near: 0, −1, 1, −2, …
-// become 0, 1, 2, 3, ….
+// zigzag is ord(w) − ord(p), modulo 2^(8·width) and taken as signed, in a form that is small where
+// the two are near: 0, −1, 1, −2, … become 0, 1, 2, 3, ….
 func zigzag(w, p uint64, width int) uint64 {
 	if width == 2 { // the usual one, without shifts by variables
 		a, b := int16(w), int16(p)

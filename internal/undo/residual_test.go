@@ -10,8 +10,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// TestOrderIsThatOfTheValues walks through all values of the 16-bit dtypes: the integers ascend with the values, and the inverse leads
-// back.
+// TestOrderIsThatOfTheValues walks through all values of the 16-bit dtypes: the integers ascend
+// with the values, and the inverse leads back.
 func TestOrderIsThatOfTheValues(t *testing.T) {
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F16} {
 		last := math.Inf(-1)
@@ -59,8 +59,8 @@ func TestResidualIsTheDistanceInSteps(t *testing.T) {
 	}
 }
 
-// TestDecodeInvertsEncode: for every width, for blocks of odd lengths, for residuals from none to all and from small to any, zeros of
-// both signs and NaNs among them.
+// TestDecodeInvertsEncode: for every width, for blocks of odd lengths, for residuals from none to
+// all and from small to any, zeros of both signs and NaNs among them.
 func TestDecodeInvertsEncode(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	var c coded

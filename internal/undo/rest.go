@@ -62,8 +62,8 @@ func (s *Sums) Finish() ([]uint32, error) {
 }
 
 // combine is the CRC-32 of two texts, one after the other, from those of both and the length of the
-// second. With polynomials over GF(2) modulo that of the CRC, it is a·x^(8n) + b, as in crc32_combine
-// of zlib.
+// second. With polynomials over GF(2) modulo that of the CRC, it is a·x^(8n) + b, as in
+// crc32_combine of zlib.
 func combine(a, b uint32, n int64) uint32 {
 	power, square := uint32(one), uint32(one>>8) // x^0 and x^8
 	for ; n > 0; n >>= 1 {

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestSumsAreThoseOfWholeRanges: pieces of a file in any order, cut anywhere, give the CRC-32 of each
-// range between the changed tensors.
+// TestSumsAreThoseOfWholeRanges: pieces of a file in any order, cut anywhere, give the CRC-32 of
+// each range between the changed tensors.
 func TestSumsAreThoseOfWholeRanges(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	file := make([]byte, 100_000)

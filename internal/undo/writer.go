@@ -15,13 +15,15 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// Spool is where residuals wait until all are there: a temporary file, as the container wants their lengths first.
+// Spool is where residuals wait until all are there: a temporary file, as the container wants their
+// lengths first.
 type Spool interface {
 	io.ReaderAt
 	io.WriterAt
 }
 
-// Writer gathers a record while a merge runs. Add may be called from several goroutines at once, for each block once.
+// Writer gathers a record while a merge runs. Add may be called from several goroutines at once,
+// for each block once.
 type Writer struct {
 	description *Description
 	headers     [][]byte // of the files before the merge; nil for those that it does not change
@@ -53,7 +55,8 @@ func NewWriter(d *Description, headers [][]byte, spool Spool) *Writer {
 // Description is what the record says of the merge.
 func (w *Writer) Description() *Description { return w.description }
 
-// Add records one block of a tensor: its values before and after the merge, and what is predicted from the latter.
+// Add records one block of a tensor: its values before and after the merge, and what is predicted
+// from the latter.
 func (w *Writer) Add(s *Scratch, tensor int, block int64, before, predicted, after []byte) error {
 	c, st := &s.coded, &w.streams[tensor]
 	c.encode(before, predicted, w.description.Tensors[tensor].width())
@@ -125,7 +128,8 @@ func (s *recordSource) Manifest() *format.Manifest { return &s.manifest }
 
 func (s *recordSource) Close() error { return nil }
 
-// ReadBlobAt reads from a stream, whose payloads lie anywhere in the spool and whose table is in memory, or from an attachment.
+// ReadBlobAt reads from a stream, whose payloads lie anywhere in the spool and whose table is in
+// memory, or from an attachment.
 func (s *recordSource) ReadBlobAt(p []byte, i int, off int64) error {
 	if i >= len(s.w.streams) {
 		copy(p, s.attachments[i-len(s.w.streams)][off:])

@@ -85,7 +85,8 @@ func avx2(b base) {
 	RET()
 }
 
-// row256 does a row of a tile: two vectors of δ. Undecided elements are rare, so that a branch keeps them out of the sums.
+// row256 does a row of a tile: two vectors of δ. Undecided elements are rare, so that a branch
+// keeps them out of the sums.
 func row256(b base, at Register, p pointers, c, floor VecPhysical, count GPVirtual, isScaled bool) {
 	var (
 		mov   = b.op(VMOVAPS, VMOVAPD)
@@ -220,7 +221,8 @@ func bothEnds256(b base, t, abs, e, low, high, ok VecPhysical) {
 	}
 }
 
-// keep256 puts the bits of W where an element is not decided: into t for BF16, else into the rounded values in e.
+// keep256 puts the bits of W where an element is not decided: into t for BF16, else into the
+// rounded values in e.
 func keep256(b base, here Mem, t, w, e, ok VecPhysical) {
 	bits, old := Y2, Y9
 	switch b {

@@ -179,8 +179,8 @@ func row512(b base, at, bound Register, p pointers, scale, inverse VecPhysical, 
 	MOVQ(mask.As64(), Mem{Base: p.undecided})
 }
 
-// midpoint512 tests a vector for BF16: m is t with the midpoint's low half, and e < min(|t−m|, 2⁻¹⁰·|t|) decides. See
-// merge/doc.go. The result, in t, is t and half an ulp, cut.
+// midpoint512 tests a vector for BF16: m is t with the midpoint's low half, and e < min(|t−m|,
+// 2⁻¹⁰·|t|) decides. See merge/doc.go. The result, in t, is t and half an ulp, cut.
 func midpoint512(t, abs, e, m, near VecPhysical, ok OpmaskPhysical) (out VecPhysical) {
 	VMOVDQA32(zHigh, m)
 	VPTERNLOGD(U8(0xea), zMid, t, m) // (m & t) | mid
@@ -194,8 +194,8 @@ func midpoint512(t, abs, e, m, near VecPhysical, ok OpmaskPhysical) (out VecPhys
 	return t
 }
 
-// bothEnds512 tests a vector: where t−e and t+e round to the same bits, and |t|+e is within the dtype's range, these are the
-// result. It comes back in t, and rounded in the low half of e.
+// bothEnds512 tests a vector: where t−e and t+e round to the same bits, and |t|+e is within the
+// dtype's range, these are the result. It comes back in t, and rounded in the low half of e.
 func bothEnds512(b base, t, abs, e, low, high VecPhysical, ok OpmaskPhysical) (out VecPhysical) {
 	b.op(VSUBPS, VSUBPD)(e, t, low)
 	b.op(VADDPS, VADDPD)(e, t, high)

@@ -10,7 +10,8 @@ import (
 
 var known = make(map[string]Mem)
 
-// constant is a number in memory, there once and repeated over 32 bytes: a vector for AVX2, a number to broadcast for AVX-512.
+// constant is a number in memory, there once and repeated over 32 bytes: a vector for AVX2, a
+// number to broadcast for AVX-512.
 func constant(name string, x Constant) Mem {
 	if m, ok := known[name]; ok {
 		return m
@@ -27,7 +28,8 @@ func integer(name string, x uint32) Mem { return constant(name, U32(x)) }
 func single(name string, x float32) Mem { return constant(name, U32(math.Float32bits(x))) }
 func double(name string, x float64) Mem { return constant(name, U64(math.Float64bits(x))) }
 
-// slack is what t = w + δ and t ± e can lose in units of |t|, slack32 and slack64 of the portable kernel.
+// slack is what t = w + δ and t ± e can lose in units of |t|, slack32 and slack64 of the portable
+// kernel.
 func (b base) slack() Mem {
 	if b.size == 4 {
 		return single("slack32", 0x1.004p-23)

@@ -1,5 +1,5 @@
-// Command asm writes the amd64 micro-kernels of package kernel; their contract is at type micro there. Run it by go generate
-// in that package.
+// Command asm writes the amd64 micro-kernels of package kernel; their contract is at type micro
+// there. Run it by go generate in that package.
 package main
 
 import (
@@ -54,7 +54,8 @@ type tile struct {
 	zero                 func(reg.VecPhysical)
 }
 
-// pointers are the arguments of a micro-kernel that move from tile to tile, and what it needs for all of them.
+// pointers are the arguments of a micro-kernel that move from tile to tile, and what it needs for
+// all of them.
 type pointers struct {
 	w, l, r, rNorm, undecided, panels reg.Register
 
@@ -85,8 +86,8 @@ func begin(b base, t tile) pointers {
 
 func (b base) shift() uint64 { return map[int]uint64{4: 2, 8: 3}[b.size] }
 
-// products computes δ of a tile: chunks of 16 products per element, in registers, and the chunks one upon the other in memory.
-// It leaves l at the tile's rows and r at the next panel.
+// products computes δ of a tile: chunks of 16 products per element, in registers, and the chunks
+// one upon the other in memory. It leaves l at the tile's rows and r at the next panel.
 func products(b base, t tile, p pointers) {
 	n, rest := GP64(), GP64()
 	MOVQ(p.line, rest)
@@ -112,8 +113,8 @@ func products(b base, t tile, p pointers) {
 	SUBQ(p.line, p.l)
 }
 
-// sum adds up the next chunk of products, or what is left of the rank. Registers: the sums, then one per vector for a row of R,
-// then two for elements of L.
+// sum adds up the next chunk of products, or what is left of the rank. Registers: the sums, then
+// one per vector for a row of R, then two for elements of L.
 func sum(b base, t tile, p pointers, n, rest reg.GPVirtual, name string) {
 	fma, broadcast, mov := b.op(VFMADD231PS, VFMADD231PD), b.op(VBROADCASTSS, VBROADCASTSD), b.op(VMOVUPS, VMOVUPD)
 	MOVQ(I32(chunk), n)
@@ -141,7 +142,8 @@ func sum(b base, t tile, p pointers, n, rest reg.GPVirtual, name string) {
 	JNZ(LabelRef(name))
 }
 
-// rows writes the loop over the rows of a tile twice: without the scale, which is 1 for ordinary factors, and with it.
+// rows writes the loop over the rows of a tile twice: without the scale, which is 1 for ordinary
+// factors, and with it.
 func rows(b base, loop func(label string, isScaled bool)) {
 	if b.size == 4 {
 		CMPL(param("scale"), U32(math.Float32bits(1)))

@@ -22,8 +22,9 @@ var (
 // wider is the arrangement with lanes twice as long.
 func (a arrangement) wider() arrangement { return []arrangement{b16, h8, s4, d2}[a.size+1] }
 
-// The encodings below are those of the Arm Architecture Reference Manual (DDI 0487), C7.2, for 128-bit vectors. An
-// instruction is its fixed bits and the numbers of its registers; the comment beside each one is what an assembler would read.
+// The encodings below are those of the Arm Architecture Reference Manual (DDI 0487), C7.2, for
+// 128-bit vectors. An instruction is its fixed bits and the numbers of its registers; the comment
+// beside each one is what an assembler would read.
 
 // word writes an instruction.
 func (g *generator) word(code uint32, format string, args ...any) {
@@ -91,7 +92,8 @@ func (g *generator) byLane(name string, code uint32, a arrangement, d, n, m v, l
 		name, d, a.name, n, a.name, m, a.name[1:], lane)
 }
 
-// fcvtl widens floating-point numbers to a from the low half of n, fcvtl2 from the high half; fcvtn and fcvtn2 round back.
+// fcvtl widens floating-point numbers to a from the low half of n, fcvtl2 from the high half; fcvtn
+// and fcvtn2 round back.
 func (g *generator) fcvtl(a arrangement, d, n v)  { g.convert("fcvtl", 0x0E217800, 0, a, d, n) }
 func (g *generator) fcvtl2(a arrangement, d, n v) { g.convert("fcvtl2", 0x0E217800, 1, a, d, n) }
 func (g *generator) fcvtn(a arrangement, d, n v)  { g.convert("fcvtn", 0x0E216800, 0, a, d, n) }
@@ -120,7 +122,8 @@ func (g *generator) sxtl2(a arrangement, d, n v) {
 	g.word(0x4F00A400|8<<a.size<<16|uint32(n)<<5|uint32(d), "sxtl2 v%d.%s, v%d.%s", d, a.wider().name, n, a.name)
 }
 
-// addv sums integers across a vector, addpD two integers and faddpD two floating-point numbers of 64 bits.
+// addv sums integers across a vector, addpD two integers and faddpD two floating-point numbers of
+// 64 bits.
 func (g *generator) addv(a arrangement, d, n v) {
 	g.word(0x4E31B800|a.size<<22|uint32(n)<<5|uint32(d), "addv %s%d, v%d.%s", a.name[1:], d, n, a.name)
 }

@@ -1,8 +1,9 @@
-// Command neon writes the arm64 kernels of package kernel; their contracts are at type micro and at thin8x8 there. Run it by go
-// generate in that package.
+// Command neon writes the arm64 kernels of package kernel; their contracts are at type micro and at
+// thin8x8 there. Run it by go generate in that package.
 //
-// Go's assembler has no names for most vector instructions on floating-point numbers, so that vector arithmetic is written as
-// words, each with its name beside it; loads, stores and everything scalar are in the assembler's own language.
+// Go's assembler has no names for most vector instructions on floating-point numbers, so that
+// vector arithmetic is written as words, each with its name beside it; loads, stores and everything
+// scalar are in the assembler's own language.
 package main
 
 import (
@@ -61,7 +62,8 @@ var (
 	f32  = base{"f32", "float64", d2, 2, s4, 3, math.Float64bits(math.MaxFloat32), math.Float64bits(0x1.004p-52), "D"}
 )
 
-// A tile is 4 rows of 4 vectors: 16 sums, as many as hide the latency of the multiply-add where four start at a time.
+// A tile is 4 rows of 4 vectors: 16 sums, as many as hide the latency of the multiply-add where
+// four start at a time.
 const (
 	rows    = 4
 	vectors = 4
@@ -93,9 +95,10 @@ const (
 	limit   = v(23) // max, for those that round twice
 )
 
-// micro writes a micro-kernel. Registers: R0 w, R1 stride, R2 l, R3 r, R4 rank, R5 panels, R6 rNorm, R7 undecided,
-// R8 bytes between rows of L, R9–R12 rows of L, R13 δ of the tile, R14 products left, R15 products in a loop, R19 the row of W,
-// R20 lBound, R21 rows left, R22–R24 for a moment.
+// micro writes a micro-kernel. Registers: R0 w, R1 stride, R2 l, R3 r, R4 rank, R5 panels, R6
+// rNorm, R7 undecided, R8 bytes between rows of L, R9–R12 rows of L, R13 δ of the tile, R14
+// products left, R15 products in a loop, R19 the row of W, R20 lBound, R21 rows left, R22–R24 for a
+// moment.
 func (g *generator) micro(b base) {
 	doc := fmt.Sprintf("%sNEON is the micro-kernel for W in %s: tiles of %d×%d.", b.name, b.name, rows, vectors*b.lanes)
 	signature := fmt.Sprintf("%sNEON(w *byte, stride int, l *%[2]s, r *%[2]s, rank int, panels int, lBound *%[2]s, rNorm *%[2]s, floor, scale, inverse %[2]s, undecided *uint64, unchanged *int64, squares *[4]float64)", b.name, b.float)
@@ -141,7 +144,8 @@ func (g *generator) micro(b base) {
 	g.line("RET")
 }
 
-// argument is where the one lies that is n after floor: the numbers are three, then come three pointers.
+// argument is where the one lies that is n after floor: the numbers are three, then come three
+// pointers.
 func (b base) argument(n int) int {
 	if n < 3 {
 		return 64 + n<<b.shift
@@ -181,8 +185,8 @@ func (b base) list(first v, n int) string {
 	return "[" + text + "]"
 }
 
-// products computes δ of a tile: chunks of 16 products per element, in registers, and the chunks one upon the other in memory.
-// It leaves r at the next panel.
+// products computes δ of a tile: chunks of 16 products per element, in registers, and the chunks
+// one upon the other in memory. It leaves r at the next panel.
 func (g *generator) products(b base) {
 	g.line("MOVD R2, R9")
 	for i := range rows - 1 {
@@ -209,8 +213,8 @@ func (g *generator) products(b base) {
 	g.label("summed")
 }
 
-// sum adds up the next chunk of products, or what is left of the rank: as many as a vector of l holds at a time, and the rest one
-// by one.
+// sum adds up the next chunk of products, or what is left of the rank: as many as a vector of l
+// holds at a time, and the rest one by one.
 func (g *generator) sum(b base, name string) {
 	g.line("MOVD $%d, R15", chunk)
 	g.line("CMP R15, R14")
@@ -253,7 +257,8 @@ func (g *generator) step(b base, lane int) {
 	}
 }
 
-// rows does the rows of a tile, a pair of vectors at a time, and leaves w, rNorm and undecided at the next tile's.
+// rows does the rows of a tile, a pair of vectors at a time, and leaves w, rNorm and undecided at
+// the next tile's.
 func (g *generator) rows(b base) {
 	if b.max == 0 {
 		g.eor(zero, zero, zero)
@@ -355,8 +360,8 @@ func (g *generator) pair(b base, p v) {
 	}
 }
 
-// midpoint tests two vectors for BF16: m is t with the midpoint's low half, and e < min(|t−m|, 2⁻¹⁰·|t|) decides. See
-// merge/doc.go. The result is t and half an ulp, cut.
+// midpoint tests two vectors for BF16: m is t with the midpoint's low half, and e < min(|t−m|,
+// 2⁻¹⁰·|t|) decides. See merge/doc.go. The result is t and half an ulp, cut.
 func (g *generator) midpoint(p, t, abs, e, m, least v) {
 	g.comment("The distance from the midpoint.")
 	for h := range v(2) {
@@ -374,8 +379,8 @@ func (g *generator) midpoint(p, t, abs, e, m, least v) {
 	g.uzp1(h8, mask+p, e, e+1)
 }
 
-// bothEnds tests two vectors: where t−e and t+e round to the same bits, and |t|+e is within the dtype's range, these are the
-// result. They go to W.
+// bothEnds tests two vectors: where t−e and t+e round to the same bits, and |t|+e is within the
+// dtype's range, these are the result. They go to W.
 func (g *generator) bothEnds(b base, p, t, abs, e, low, top v) {
 	g.comment("Both ends of the interval, rounded.")
 	for h := range v(2) {
