@@ -13,30 +13,23 @@ import (
 	"github.com/loratool/loratool/internal/resolve"
 )
 
-var update = flag.Bool("update", false, "write the table of the README anew")
+var update = flag.Bool("update", false, "write docs/support.md and other goldens anew")
 
-// TestREADMESaysWhatMergeDoes compares the table of the README with the one that the program
-// decides by.
-func TestREADMESaysWhatMergeDoes(t *testing.T) {
-	const path, begin, end = "../../README.md", "<!-- What merge does: go test ./cmd/loratool -update -->\n", "<!-- end -->\n"
-	text, err := os.ReadFile(path)
+// TestDocsSayWhatMergeDoes compares docs/support.md with the table that the program decides by.
+func TestDocsSayWhatMergeDoes(t *testing.T) {
+	const path = "../../docs/support.md"
+	want := supportMarkdown()
+	if *update {
+		if err := os.WriteFile(path, []byte(want), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, rest, ok1 := strings.Cut(string(text), begin)
-	got, after, ok2 := strings.Cut(rest, end)
-	if !ok1 || !ok2 {
-		t.Fatalf("the README has no table between %q and %q", begin, end)
-	}
-	want := supportMarkdown()
-	if *update {
-		if err := os.WriteFile(path, []byte(before+begin+want+end+after), 0o666); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	if got != want {
-		t.Errorf("the table of the README lacks %q, and has %q too many (-update writes it)", linesOnlyIn(want, got), linesOnlyIn(got, want))
+	if string(got) != want {
+		t.Errorf("%s lacks %q, and has %q too many (-update writes it)", path, linesOnlyIn(want, string(got)), linesOnlyIn(string(got), want))
 	}
 }
 
@@ -45,16 +38,31 @@ func linesOnlyIn(a, b string) []string {
 	return slices.DeleteFunc(strings.Split(a, "\n"), func(line string) bool { return slices.Contains(strings.Split(b, "\n"), line) })
 }
 
-// supportMarkdown is the table of the README.
+// supportMarkdown is docs/support.md.
 func supportMarkdown() string {
 	var b strings.Builder
-	b.WriteString("| | what the adapter has, or is |\n|---|---|\n")
-	for _, s := range resolve.Supports() {
-		verdict := string(s.Verdict)
-		if s.Option != "" {
-			verdict = "with `" + flagsFor(s.Option) + "`"
+	b.WriteString("# What merge applies\n\n<!-- go test ./cmd/loratool -update writes this page -->\n")
+	for _, section := range []struct {
+		verdict     resolve.Verdict
+		title, text string
+	}{
+		{resolve.Applied, "Applied", "`merge` applies these without a flag."},
+		{resolve.NeedsOption, "With a flag", "`merge` refuses these, and names the flag."},
+		{resolve.Refused, "Refused", "`merge` refuses these by name, with the reason and what to do."},
+	} {
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n", section.title, section.text)
+		if section.verdict == resolve.NeedsOption {
+			b.WriteString("| flag | for |\n|---|---|\n")
 		}
-		fmt.Fprintf(&b, "| %s | %s |\n", verdict, strings.ReplaceAll(s.What, "|", `\|`))
+		for _, s := range resolve.Supports() {
+			switch {
+			case s.Verdict != section.verdict:
+			case s.Option != "":
+				fmt.Fprintf(&b, "| `%s` | %s |\n", flagsFor(s.Option), strings.ReplaceAll(s.What, "|", `\|`))
+			default:
+				fmt.Fprintf(&b, "- %s\n", s.What)
+			}
+		}
 	}
 	return b.String()
 }

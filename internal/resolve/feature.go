@@ -231,7 +231,7 @@ type Support struct {
 	Option  string // the one that is needed, such as Options.AnyBase
 }
 
-// Supports lists what merge does with what an adapter can have: the table of the README and of
+// Supports lists what merge does with what an adapter can have: docs/support.md and
 // inspect --help, made of the data that Refusals decides by.
 func Supports() []Support {
 	var all []Support
