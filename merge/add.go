@@ -11,22 +11,22 @@ import (
 	"github.com/loratool/loratool/internal/resolve"
 )
 
-// add adds terms to a tensor: out = RN(w + Σ S·L·R).
+// add adds the terms of adapters to a tensor: out = RN(w + Σ S·L·R).
 type add struct {
 	t         *target
 	k         *tools
 	tolerant  bool             // factors may hold NaN and infinity
-	terms     [][]resolve.Term // of each band
-	loaded    []sum            // of each band
-	isInverse bool             // the inverse is wanted as well
+	terms     [][]resolve.Term // by band
+	loaded    []sum            // by band
+	isInverse bool             // also prepare the inverse
 }
 
-// sum is Σ S·L·R of a band, made ready for a kernel, in the arithmetic that the tensor needs. The
-// zero value adds nothing.
+// sum is Σ S·L·R of one band, packed for a kernel in float32 or float64. The zero value adds
+// nothing.
 type sum struct {
 	narrow, narrowBack *kernel.Update[float32]
 	broad, broadBack   *kernel.Update[float64]
-	nonFinite          int // values of the factors
+	nonFinite          int // number of NaN and infinite values in the factors
 }
 
 func newAdd(t *target, terms []resolve.Term, k *tools, tolerant bool) *add {
@@ -77,7 +77,7 @@ func (a *add) bytes(band int) int64 {
 	return n
 }
 
-// inverse is the operation that takes out what an add puts in. The two share what they have loaded.
+// inverse returns the operation that removes what a adds. Both share the loaded factors.
 func (a *add) inverse() operation {
 	a.isInverse = true
 	return &inverse{of: a}
@@ -100,8 +100,8 @@ func (i *inverse) apply(b *block, w *worker) error {
 	})
 }
 
-// isWide reports whether the fast pass of some terms has to run in float64: for float32 and float64
-// results, for float64 factors, and for what is computed from the base in float64.
+// isWide reports whether the fast pass needs float64. It does for float32 and float64 results, for
+// float64 factors, and for residuals, which are computed from the base in float64.
 func isWide(t *target, terms []resolve.Term) bool {
 	if t.DType == dtype.F32 || t.DType == dtype.F64 {
 		return true
@@ -120,8 +120,8 @@ func isWide(t *target, terms []resolve.Term) bool {
 	return false
 }
 
-// bytesOfTerms is the memory of some terms of a band: what the kernel makes of their factors, and
-// of a residual the whole weight and some vectors of both sides for each singular vector.
+// bytesOfTerms returns the memory for the terms of one band: the packed factors and, for a
+// residual, the whole weight in float32 plus 16 vectors of each side per singular vector.
 func bytesOfTerms(t *target, terms []resolve.Term, wide bool) int64 {
 	_, nCols := t.Matrix()
 	n := kernel.UpdateBytes(t.DType, wide, t.bandRows(), nCols, rankOf(terms))
@@ -133,7 +133,7 @@ func bytesOfTerms(t *target, terms []resolve.Term, wide bool) int64 {
 	return n
 }
 
-// rankOf is the rank of terms together.
+// rankOf returns the total rank of the terms.
 func rankOf(terms []resolve.Term) (n int64) {
 	for _, x := range terms {
 		n += int64(x.Rank)
@@ -141,7 +141,7 @@ func rankOf(terms []resolve.Term) (n int64) {
 	return n
 }
 
-// wordBytes is the size of a number in the arithmetic of a fast pass.
+// wordBytes returns the size of a number in the fast pass.
 func wordBytes(wide bool) int64 {
 	if wide {
 		return int64(dtype.F64.Size())
@@ -158,8 +158,7 @@ func prepare[T kernel.Float](a *add, terms []resolve.Term) (*kernel.Update[T], i
 	return kernel.Prepare(a.k.kernel, a.t.DType, int(a.t.bandRows()), int(nCols), loaded), nonFinite, nil
 }
 
-// loadTerms reads the factors of the terms of one band, and counts their values that are not
-// finite.
+// loadTerms reads the factors of one band and counts their NaN and infinite values.
 func loadTerms[T kernel.Float](t *target, terms []resolve.Term, k *tools, tolerant bool) (loaded []kernel.Term[T], nonFinite int, err error) {
 	nRows := int(t.bandRows())
 	_, n := t.Matrix()
@@ -192,14 +191,14 @@ func loadTerms[T kernel.Float](t *target, terms []resolve.Term, k *tools, tolera
 	return loaded, nonFinite, nil
 }
 
-// pieceBytes is how much of a factor is read at a time, or one line of it if that is longer.
+// pieceBytes is the amount of a factor that one read fetches. A longer line is read whole.
 const pieceBytes = 1 << 18
 
-// lines is the order in which a factor is read from its tensor: line by line, along the larger of
-// its two steps from line to line, along the smaller one within.
+// lines is the order in which a factor is read from its tensor: line by line. The step from line to
+// line is the larger of the tensor's two steps, the step within a line the smaller.
 type lines struct {
-	byRank         bool // from line to line, k grows; else j does
-	outer, inner   int  // steps in the tensor
+	byRank         bool // k grows from line to line, else j
+	outer, inner   int  // steps in the tensor, in elements
 	nOuter, nInner int
 }
 
@@ -211,8 +210,8 @@ func linesOf(f *resolve.Factor, rank int) lines {
 	return lines{outer: f.Along, nOuter: stored, inner: f.Across, nInner: rank}
 }
 
-// loadFactor writes a factor into a matrix of zeros, element (k, j) of the weight's whole length to
-// dst[k·across + j·along], and counts the values that are not finite.
+// loadFactor writes a factor into dst, a matrix of zeros: element (k, j) of the whole weight goes
+// to dst[k·across + j·along]. It counts NaN and infinite values.
 func loadFactor[T kernel.Float](dst []T, f resolve.Factor, rank, whole, across, along int, s *shelf) (nonFinite int, err error) {
 	if f.Source == nil {
 		dst[0] = 1
@@ -269,7 +268,7 @@ func loadFactor[T kernel.Float](dst []T, f resolve.Factor, rank, whole, across, 
 	return nonFinite, nil
 }
 
-// isStraight reports whether a factor lies in its tensor as in the matrix, without gaps.
+// isStraight reports whether the tensor holds the factor in the matrix's own order, without gaps.
 func isStraight(f *resolve.Factor, l *lines, across, along int) bool {
 	outer, inner := across, along
 	if !l.byRank {
@@ -278,8 +277,7 @@ func isStraight(f *resolve.Factor, l *lines, across, along int) bool {
 	return f.Repeat == 1 && l.inner == 1 && inner == 1 && l.outer == l.nInner && outer == l.nInner
 }
 
-// scatter puts n lines, from the given one on, in their places in dst, and counts the values that
-// are not finite.
+// scatter puts n lines into dst, beginning with line first, and counts NaN and infinite values.
 func scatter[T kernel.Float](dst, values []T, f *resolve.Factor, l *lines, first, n, across, along int) (nonFinite int) {
 	for o := range n {
 		for in := range l.nInner {
@@ -306,28 +304,29 @@ func countNonFinite[T kernel.Float](values []T) (n int) {
 	return n
 }
 
-// put writes element (k, j) of a factor, which it may stand for several times.
+// put writes element (k, j) of a factor. A shared factor appears in dst several times.
 func put[T kernel.Float](dst []T, f *resolve.Factor, x T, k, j, across, along int) {
 	for at := f.First + j*f.Repeat; at < f.First+(j+1)*f.Repeat; at++ {
 		dst[k*across+at*along] = x
 	}
 }
 
-// shelf keeps tensors of adapters that several bands or targets need a part of, such as the factors
-// of stacked experts, as they are stored: from the first that reads one to the last.
+// shelf holds adapter tensors that several bands or targets share, as the adapter stores them. The
+// factors of stacked experts are such tensors. A tensor is read at its first use and dropped after
+// its last.
 type shelf struct {
 	lock  sync.Mutex
 	books map[resolve.Blob]*book
 }
 
 type book struct {
-	uses int // bands to go
+	uses int // bands still to come
 	once sync.Once
 	raw  []byte
 	err  error
 }
 
-// newShelf counts who needs what.
+// newShelf counts the users of every tensor.
 func newShelf(targets []*target) *shelf {
 	s := &shelf{books: make(map[resolve.Blob]*book)}
 	for _, t := range targets {
@@ -348,7 +347,7 @@ func newShelf(targets []*target) *shelf {
 	return s
 }
 
-// blobs lists the tensors that a band needs a part of, each once.
+// blobs lists the tensors that a band reads, each once.
 func (t *target) blobs(band int) []resolve.Blob {
 	var all []resolve.Blob
 	add := func(terms []resolve.Term) {
@@ -370,7 +369,7 @@ func (t *target) blobs(band int) []resolve.Blob {
 	return all
 }
 
-// take returns the bytes of a tensor that is kept, or nil if it is not.
+// take returns the bytes of a shared tensor, or nil for a tensor that is not shared.
 func (s *shelf) take(b resolve.Blob) ([]byte, error) {
 	s.lock.Lock()
 	k := s.books[b]
@@ -385,7 +384,7 @@ func (s *shelf) take(b resolve.Blob) ([]byte, error) {
 	return k.raw, k.err
 }
 
-// drop gives back what a band needed.
+// drop releases a band's share in its tensors.
 func (s *shelf) drop(t *target, band int) {
 	s.lock.Lock()
 	defer s.lock.Unlock()

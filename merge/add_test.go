@@ -19,7 +19,7 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// head is a case.json of testdata/peft/heads, which heads.py has written.
+// head is a case.json of testdata/peft/heads, written by heads.py.
 type head struct {
 	Class    string   `json:"class"`
 	Labels   int      `json:"labels"`
@@ -59,9 +59,8 @@ func openHead(t *testing.T, base, adapter string, options merge.Options) (*merge
 	return p, err
 }
 
-// TestAddedHeadsEqualPEFT: the output has every tensor of the model that PEFT merges and
-// transformers saves, under its name, with its shape and with the values rounded once; what the
-// base has beyond that stays.
+// TestAddedHeadsEqualPEFT: the output has every tensor that PEFT merges and transformers saves,
+// with the same name and shape and with values rounded once. Other tensors of the base stay.
 func TestAddedHeadsEqualPEFT(t *testing.T) {
 	eachHead(t, func(t *testing.T, dir string, c head) {
 		p, err := openHead(t, filepath.Join(dir, "base"), filepath.Join(dir, "adapter"), merge.Options{AddTensors: true})
@@ -117,7 +116,7 @@ func TestAddedHeadsEqualPEFT(t *testing.T) {
 	})
 }
 
-// checkAdded compares what the plan, the report and the warnings say with what is added.
+// checkAdded compares the plan, the report and the warnings with the added tensors.
 func checkAdded(t *testing.T, c head, p *merge.Plan, report *merge.Report) {
 	t.Helper()
 	warnings := strings.Join(p.Warnings(), "\n")
@@ -147,8 +146,7 @@ func checkAdded(t *testing.T, c head, p *merge.Plan, report *merge.Report) {
 	}
 }
 
-// TestConfigFollowsTheTask: config.json names the class and the labels; every other field stays as
-// it is.
+// TestConfigFollowsTheTask: config.json names the class and the labels; every other field stays.
 func TestConfigFollowsTheTask(t *testing.T) {
 	eachHead(t, func(t *testing.T, dir string, c head) {
 		p, err := openHead(t, filepath.Join(dir, "base"), filepath.Join(dir, "adapter"), merge.Options{AddTensors: true})
@@ -166,7 +164,7 @@ func TestConfigFollowsTheTask(t *testing.T) {
 			}
 		}
 		before["architectures"] = []any{c.Class}
-		if c.Labels != 2 { // what transformers has without a word
+		if c.Labels != 2 { // the default of transformers
 			names, numbers := make(map[string]any), make(map[string]any)
 			for i := range c.Labels {
 				names[fmt.Sprint(i)], numbers[fmt.Sprintf("LABEL_%d", i)] = fmt.Sprintf("LABEL_%d", i), float64(i)
@@ -180,8 +178,8 @@ func TestConfigFollowsTheTask(t *testing.T) {
 	})
 }
 
-// TestIndexNamesWhatIsAdded: the index of shards has exactly the names, and the size, of what the
-// shards hold.
+// TestIndexNamesWhatIsAdded: the shard index lists exactly the tensors of the shards, and their
+// size.
 func TestIndexNamesWhatIsAdded(t *testing.T) {
 	for _, name := range []string{"gpt2", "llama"} {
 		dir := filepath.Join(fixtures, "heads", name)
@@ -217,7 +215,8 @@ func TestIndexNamesWhatIsAdded(t *testing.T) {
 	}
 }
 
-// TestWithoutTheFlagTheErrorNamesIt: what is missing is named, and the flag that puts it in.
+// TestWithoutTheFlagTheErrorNamesIt: the error names the missing tensor and the option that adds
+// it.
 func TestWithoutTheFlagTheErrorNamesIt(t *testing.T) {
 	eachHead(t, func(t *testing.T, dir string, c head) {
 		_, err := openHead(t, filepath.Join(dir, "base"), filepath.Join(dir, "adapter"), merge.Options{})
@@ -230,7 +229,7 @@ func TestWithoutTheFlagTheErrorNamesIt(t *testing.T) {
 	})
 }
 
-// TestUndoRefusesWhatIsAdded by name.
+// TestUndoRefusesWhatIsAdded: the error names the added tensors.
 func TestUndoRefusesWhatIsAdded(t *testing.T) {
 	eachHead(t, func(t *testing.T, dir string, c head) {
 		options := merge.Options{AddTensors: true, Undo: new(strings.Builder)}
@@ -241,8 +240,8 @@ func TestUndoRefusesWhatIsAdded(t *testing.T) {
 	})
 }
 
-// TestAddTensorsOfAFile: a base without a directory has no config.json to change, and a warning
-// says what to set.
+// TestAddTensorsOfAFile: a single-file base has no config.json to change, so a warning names the
+// fields to set.
 func TestAddTensorsOfAFile(t *testing.T) {
 	dir := filepath.Join(fixtures, "heads", "bert")
 	base := filepath.Join(dir, "base", "model.safetensors")
@@ -258,14 +257,14 @@ func TestAddTensorsOfAFile(t *testing.T) {
 		t.Error("the output has no classifier.weight")
 	}
 	if warnings := strings.Join(p.Warnings(), "\n"); !strings.Contains(warnings, "set architectures") {
-		t.Errorf("no warning says what to set: %s", warnings)
+		t.Errorf("no warning names the option to set: %s", warnings)
 	}
 	if left, err := os.ReadDir(filepath.Dir(out)); err != nil || len(left) != 1 {
 		t.Errorf("%d files beside the output, want none (%v)", len(left)-1, err)
 	}
 }
 
-// TestHeadsThatCannotBeAdded: the error says the true reason, and its hint leads out.
+// TestHeadsThatCannotBeAdded: the error gives the true reason, and following its hint works.
 func TestHeadsThatCannotBeAdded(t *testing.T) {
 	dir := t.TempDir()
 	random := func(name string, shape ...uint64) testkit.Tensor {
@@ -310,7 +309,7 @@ func TestHeadsThatCannotBeAdded(t *testing.T) {
 	for _, c := range []struct {
 		adapters   []merge.Adapter
 		why, hint  string
-		outBase    string // what the hint leads to, and this adapter for it
+		outBase    string // the base and adapter that the hint leads to
 		outAdapter merge.Adapter
 	}{
 		{[]merge.Adapter{two, three}, "two adapters bring \"score.weight\" whole, one with shape [2 4], this one with [3 4]",

@@ -18,8 +18,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// memory is a base that lies on no disk: files by their names, with slashes. They are read by
-// position and in no other way.
+// memory is a base without a disk: files by slash-separated name. They can only be read by
+// position.
 type memory map[string][]byte
 
 func (m memory) Open(name string) (fs.File, error) {
@@ -33,7 +33,7 @@ func (m memory) Open(name string) (fs.File, error) {
 	return memoryDir{entries, memoryInfo{path.Base(name), 0, fs.ModeDir | 0o555}}, nil
 }
 
-// ReadDir lists a directory, which is there if something lies in it.
+// ReadDir lists a directory. A directory exists if it contains something.
 func (m memory) ReadDir(name string) (entries []fs.DirEntry, err error) {
 	below := name + "/"
 	if name == "." {
@@ -93,8 +93,8 @@ func (i memoryInfo) ModTime() time.Time { return time.Time{} }
 func (i memoryInfo) IsDir() bool        { return i.mode.IsDir() }
 func (i memoryInfo) Sys() any           { return nil }
 
-// load reads what is at path into memory, and returns its name there. Beside a file it puts the
-// config.json that the file has beside it.
+// load reads the checkpoint at path into memory and returns its name there. A single file brings
+// the config.json beside it along.
 func (m memory) load(t *testing.T, root string) (name string) {
 	t.Helper()
 	dir, name := root, "."
@@ -128,7 +128,7 @@ func fromMemory(t *testing.T, path string) (*merge.Base, error) {
 	return merge.OpenBaseFS(t.Context(), m, name)
 }
 
-// eachBase is eachFixture with the base on a disk, and once more with the base in memory.
+// eachBase is eachFixture with every base on disk, and again in memory.
 func eachBase(t *testing.T, kind string, atLeast int, f func(t *testing.T, dir string, c fixture)) {
 	eachFixture(t, kind, atLeast, f)
 	t.Run("from memory", func(t *testing.T) {
@@ -139,8 +139,8 @@ func eachBase(t *testing.T, kind string, atLeast int, f func(t *testing.T, dir s
 	})
 }
 
-// TestBaseServesSeveralPlans: a base that the caller opens outlives its plans, its content and its
-// history are those that its path gives, and so is the merge of one that is an io.ReaderAt.
+// TestBaseServesSeveralPlans: a base that the caller opens outlives its plans. Its content and
+// history equal those of its path, and so does a merge into an io.ReaderAt.
 func TestBaseServesSeveralPlans(t *testing.T) {
 	m := writePair(t, dtype.BF16, 64, 48, 0.1)
 	content, err := os.ReadFile(m.base)
@@ -157,18 +157,18 @@ func TestBaseServesSeveralPlans(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for what, base := range map[string]*merge.Base{"memory": memory, "disk": disk} {
+	for source, base := range map[string]*merge.Base{"memory": memory, "disk": disk} {
 		for range 2 {
 			p, err := base.Merge(t.Context(), m.adapters, merge.Options{})
 			if got := testkit.Hash(t, run(t, p, err)); got != want {
-				t.Errorf("merged from %s: %s, want %s", what, got, want)
+				t.Errorf("merged from %s: %s, want %s", source, got, want)
 			}
 			if err := p.Close(); err != nil {
 				t.Error(err)
 			}
 		}
 		if h := base.History(); len(h) > 0 {
-			t.Errorf("%s: a base that nothing was merged into has the history %v", what, h)
+			t.Errorf("%s: an unmerged base has the history %v", source, h)
 		}
 		if err := base.Close(); err != nil {
 			t.Error(err)

@@ -20,8 +20,7 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// publishedConfig is what a configuration asks of its adapter, as far as this test makes one of its
-// shape.
+// publishedConfig holds the fields that shape an adapter.
 type publishedConfig struct {
 	Type    string `json:"peft_type"`
 	R       uint64 `json:"r"`
@@ -37,7 +36,7 @@ type publishedConfig struct {
 	} `json:"use_bdlora"`
 }
 
-// names are a list of names, or one; each once.
+// names is a list of names without duplicates; JSON may have a single string.
 type names []string
 
 func (n *names) UnmarshalJSON(text []byte) error {
@@ -51,9 +50,10 @@ func (n *names) UnmarshalJSON(text []byte) error {
 	return err
 }
 
-// TestPublishedConfigurations makes an adapter of the shape of each of the 287 configurations in
-// testdata/configs, and merges it or reads the refusal: a method that is not LoRA is named, and
-// what is beyond plain LoRA is required by its name, whether or not it is applied.
+// TestPublishedConfigurations builds an adapter to each of the 287 configurations in
+// testdata/configs, and merges it or reads the refusal. The refusal names a method other than LoRA.
+// The manifest requires each feature beyond plain LoRA by name, whether or not this version applies
+// it.
 func TestPublishedConfigurations(t *testing.T) {
 	f, err := os.Open("../testdata/configs/peft.jsonl")
 	if err != nil {
@@ -97,7 +97,7 @@ func mergePublished(t *testing.T, text string) bool {
 	a := &src.Manifest().Adapters[0]
 	var required []format.Feature
 	for _, r := range a.Requires {
-		compact := c.BDLoRA != nil && r.Feature == format.FeatureRankMismatch // a compact factor does not show its rank
+		compact := c.BDLoRA != nil && r.Feature == format.FeatureRankMismatch // the shape of a compact factor does not show its rank
 		if !slices.Contains(required, r.Feature) && !compact {
 			required = append(required, r.Feature)
 		}
@@ -109,7 +109,7 @@ func mergePublished(t *testing.T, text string) bool {
 	plan, err := merge.Open(context.Background(), filepath.Join(dir, "base.safetensors"), []merge.Adapter{{Source: src, Weight: 1}}, merge.Options{})
 	if len(why) > 0 {
 		if err == nil || hint == "" || fault.KindName(err) != "unsupported" {
-			t.Errorf("Open = %v (hint: %s), want a refusal and what to do: %q", err, hint, why)
+			t.Errorf("Open = %v (hint: %s), want a refusal with a hint: %q", err, hint, why)
 		}
 		if c.Type != "LORA" && !strings.Contains(why[0], "not LoRA") || strings.Contains(why[0], "no method of PEFT") {
 			t.Errorf("a %s is refused because %q, want that it is not LoRA but another method of PEFT", c.Type, why)
@@ -133,7 +133,7 @@ func mergePublished(t *testing.T, text string) bool {
 	return true
 }
 
-// features lists what the adapter has to require, sorted.
+// features lists the features that the adapter must require, sorted.
 func (c *publishedConfig) features() (want []format.Feature) {
 	if c.Type != "LORA" {
 		return []format.Feature{format.FeaturePEFTType}
@@ -158,8 +158,8 @@ func (c *publishedConfig) features() (want []format.Feature) {
 	return want
 }
 
-// targets are the last parts of the names of the modules; without any in the configuration PEFT has
-// taken those of a llama.
+// targets returns the last parts of the module names. Without any in the configuration, PEFT had
+// taken a llama's.
 func (c *publishedConfig) targets() []string {
 	if c.Targets == nil {
 		return []string{"q_proj", "v_proj"}
@@ -167,7 +167,7 @@ func (c *publishedConfig) targets() []string {
 	return c.Targets
 }
 
-// make returns an adapter, and a base that it fits. Every module is 16×12, but embeddings and
+// make returns an adapter and a base for it. Every module is 16×12, except embeddings and
 // convolutions.
 func (c *publishedConfig) make() (adapter, base []testkit.Tensor) {
 	const m, n = 16, 12
@@ -175,7 +175,7 @@ func (c *publishedConfig) make() (adapter, base []testkit.Tensor) {
 	add := func(tensors *[]testkit.Tensor, name string, shape ...uint64) {
 		*tensors = append(*tensors, testkit.Random(rng, name, dtype.BF16, 0.02, shape...))
 	}
-	r := max(c.R, 1) // not every method has a rank
+	r := max(c.R, 1) // some methods have no rank
 	for _, target := range c.targets() {
 		module := "model.layers.0." + target
 		key := "base_model.model." + module

@@ -12,8 +12,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// disguised is an adapter with another story: everything that its content id does not cover is
-// different, and every tensor is the same.
+// disguised is an adapter whose manifest differs in every field that its content id ignores. The
+// tensors are the same.
 type disguised struct {
 	format.Source
 	manifest *format.Manifest
@@ -39,9 +39,8 @@ func disguise(src format.Source, release string) disguised {
 	return disguised{src, &m}
 }
 
-// TestNothingButTheContentDecidesBytes merges every fixture again with adapters of the same content
-// id that say other things about the release that made them, the dialect, the orientation and the
-// base.
+// TestNothingButTheContentDecidesBytes merges every fixture again with disguised adapters: other
+// releases of the producer, other dialects, orientations and bases, with the same content id.
 func TestNothingButTheContentDecidesBytes(t *testing.T) {
 	compared := 0
 	for _, kind := range []string{"merge", "eras"} {
@@ -73,7 +72,7 @@ func TestNothingButTheContentDecidesBytes(t *testing.T) {
 	t.Logf("%d merges compared", compared)
 }
 
-// equalContent checks that two sources are the same adapter.
+// equalContent checks that both sources have the same content id.
 func equalContent(t *testing.T, a, b format.Source) {
 	t.Helper()
 	ids := make([]string, 2)

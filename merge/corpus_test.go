@@ -18,12 +18,11 @@ import (
 	nlp "github.com/nlpodyssey/safetensors"
 )
 
-// corpus is a directory of adapters of other people: by default the few that the repository holds.
+// corpus is a directory of other people's adapters, by default the few in this repository.
 var corpus = flag.String("corpus", "../testdata/corpus", "directory with one adapter per sub-directory")
 
-// TestAdaptersOfOtherPeople merges every adapter into a base that is made from its own shapes, and
-// compares sampled elements with exact arithmetic; what is not merged has to be refused with a kind
-// and a reason.
+// TestAdaptersOfOtherPeople merges every adapter into a base of matching shapes and compares
+// sampled elements with exact arithmetic. A refusal must have a kind and a reason.
 func TestAdaptersOfOtherPeople(t *testing.T) {
 	dirs, err := filepath.Glob(filepath.Join(*corpus, "*", "SOURCE.json"))
 	if err != nil || len(dirs) == 0 {
@@ -56,7 +55,7 @@ func TestAdaptersOfOtherPeople(t *testing.T) {
 func wantKind(t *testing.T, err error) {
 	t.Helper()
 	if !errors.Is(err, format.ErrUnsupported) && !errors.Is(err, format.ErrCorrupt) {
-		t.Fatalf("%v: want an error that says what is not supported", err)
+		t.Fatalf("%v: want an error that names the unsupported feature", err)
 	}
 	t.Log(err)
 }
@@ -99,7 +98,7 @@ func mergeIntoOwnShapes(t *testing.T, dir string, src format.Source) {
 				sum.Add(sum, q.Mul(q, big.NewFloat(l.Scale())))
 			}
 			want := make([]byte, 2)
-			x, _ := sum.Float64() // that its rounding falls on a tie of BF16 has a chance of 2^-45
+			x, _ := sum.Float64() // the sum falls on a tie of BF16 with a chance of 2^-45
 			dtype.Store(dtype.BF16, want, 0, x)
 			if string(got[2*e:2*e+2]) != string(want) {
 				t.Fatalf("%s, element %d: % x, want % x", name, e, got[2*e:2*e+2], want)
@@ -120,7 +119,7 @@ func factorOf(t *testing.T, src format.Source, i int) []float64 {
 	return x
 }
 
-// writeBase writes a BF16 base that has just the tensors that the adapter changes.
+// writeBase writes a BF16 base with exactly the tensors that the adapter changes.
 func writeBase(t *testing.T, src format.Source) string {
 	t.Helper()
 	m := src.Manifest()

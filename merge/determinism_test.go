@@ -19,15 +19,15 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// The numbers of workers and the sizes of blocks under which a merge gives the same bytes: a row at
-// a time, a few rows, and the default.
+// Numbers of workers and block sizes that must not change the bytes: single rows, a few rows, and
+// the default.
 var (
 	someWorkers = []int{1, 2, 7}
 	someBlocks  = []int{1, 4096, 0}
 )
 
-// checkDeterminism merges in every way and compares the outputs with the first, and the reports of
-// equal block sizes: these add up the same figures in the same order, whoever computed them.
+// checkDeterminism merges in every way and compares the outputs with the first. Reports of equal
+// block sizes must be equal too, since they add up the same figures in the same order.
 func checkDeterminism(t *testing.T, open func(merge.Options) (*merge.Plan, error)) {
 	t.Helper()
 	var first map[string]string
@@ -70,18 +70,17 @@ func TestBytesDoNotDependOnWorkersAndBlocks(t *testing.T) {
 	})
 }
 
-// mixed is a base of several files' worth of dtypes, with tensors that take several blocks of the
-// default size, one whose rows are longer than a block, odd alignment, and tensors that no adapter
-// touches.
+// mixed is a base of several files and dtypes. It has tensors of several default blocks, rows
+// longer than a block, odd alignment, and tensors that no adapter touches.
 type mixed struct {
 	base     string
 	adapters []merge.Adapter
-	tensors  map[string]testkit.Tensor // of the base and, by adapter/name, of the adapters
+	tensors  map[string]testkit.Tensor // of the base; adapters' are under adapter/name
 	ranks    []int
 	scales   []float64 // S = ω·s
 }
 
-// mixedTargets are the matrices that the adapters change, rows × columns.
+// mixedTargets are the matrices that the adapters change.
 var mixedTargets = []struct {
 	name       string
 	d          dtype.Type
@@ -92,7 +91,7 @@ var mixedTargets = []struct {
 	{"c.f32", dtype.F32, 600, 640},
 	{"d.f64", dtype.F64, 200, 700},
 	{"e.long", dtype.BF16, 3, 600_000},
-	{"f.wide", dtype.F16, 300, 256}, // updated with factors in F64
+	{"f.wide", dtype.F16, 300, 256}, // its factors are F64
 }
 
 func writeMixed(t *testing.T) mixed {
@@ -124,7 +123,7 @@ func writeMixed(t *testing.T) mixed {
 		for j, target := range mixedTargets {
 			d := a.d
 			if i == 1 && j == 0 {
-				continue // one target has one update
+				continue // one update per target
 			}
 			if target.name == "f.wide" || target.name == "d.f64" {
 				d = dtype.F64
@@ -166,8 +165,8 @@ func TestBytesOfManyBlocksDoNotDependOnWorkersAndBlocks(t *testing.T) {
 	checkDeterminism(t, func(o merge.Options) (*merge.Plan, error) { return m.open(t, o) })
 }
 
-// TestManyBlocksAreRoundedOnce compares a sample of the elements of every target with the exact
-// sum, rounded once, and everything else with the base.
+// TestManyBlocksAreRoundedOnce compares sampled elements of every target with the exact sum,
+// rounded once, and all other data with the base.
 func TestManyBlocksAreRoundedOnce(t *testing.T) {
 	m := writeMixed(t)
 	p, err := m.open(t, merge.Options{})
@@ -211,7 +210,7 @@ func TestManyBlocksAreRoundedOnce(t *testing.T) {
 	}
 }
 
-// exact is a number with room for every sum of products of this file without a rounding.
+// exact returns a number wide enough for every sum of products in this file.
 func exact() *big.Float { return new(big.Float).SetPrec(2000) }
 
 func product(x, y, z float64) *big.Float {
@@ -220,7 +219,7 @@ func product(x, y, z float64) *big.Float {
 	return p.Mul(p, exact().SetFloat64(z))
 }
 
-// exact is w + Σ S·Σ b·a of one element.
+// exact computes w + Σ S·Σ b·a of one element.
 func (m *mixed) exact(name string, i, j, nCols int) *big.Float {
 	w := m.tensors[name+".weight"]
 	sum := exact().SetFloat64(dtype.Load(w.DType, w.Data, i*nCols+j))
@@ -235,9 +234,9 @@ func (m *mixed) exact(name string, i, j, nCols int) *big.Float {
 	return sum
 }
 
-// storeExact rounds once: a sum is cut to float64 with its last bit set where something was cut off
-// (round to odd), which keeps every tie a tie and nothing else; 53 bits are more than twice those
-// of the narrower dtypes.
+// storeExact rounds once. It first cuts the sum to float64 and sets the last bit if digits were
+// lost (round to odd). This preserves ties, since 53 bits are more than twice those of the narrower
+// dtypes.
 func storeExact(d dtype.Type, dst []byte, sum *big.Float) {
 	if d == dtype.F64 {
 		x, _ := sum.Float64()

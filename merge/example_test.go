@@ -6,18 +6,51 @@ import (
 	"encoding/binary"
 	"fmt"
 	"log"
+	"os"
+	"path/filepath"
 	"testing/fstest"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/format/safetensors"
 	"github.com/loratool/loratool/merge"
 )
 
-// Merge an adapter that a program made into a base from an fs.FS, and keep the result in memory:
-// W + s·B·A with W = (1 2; 3 4), B = (1 2)ᵀ, A = (1 1) and s = 0.5.
+// Merge a PEFT adapter into a checkpoint on disk. The demo base is a tiny Llama that has learned
+// Python; the adapter teaches it Go.
 func Example() {
+	ctx := context.Background()
+	dir, err := os.MkdirTemp("", "merge")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+
+	adapter, err := convert.Open(ctx, "../testdata/demo/adapter-r8", convert.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer adapter.Close()
+	adapters := []merge.Adapter{{Source: adapter, Name: "go", Weight: 1}}
+	plan, err := merge.Open(ctx, "../testdata/demo/base", adapters, merge.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer plan.Close()
+	report, err := plan.Run(ctx, filepath.Join(dir, "merged"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(len(report.Layers), "tensors updated,", report.Elements, "elements")
+	// Output:
+	// 28 tensors updated, 405504 elements
+}
+
+// Merge an adapter built in memory into a base from an fs.FS, and keep the result in memory:
+// W + s·B·A with W = (1 2; 3 4), B = (1 2)ᵀ, A = (1 1) and s = 0.5.
+func ExamplePlan_RunTo() {
 	ctx := context.Background()
 	w, _ := binary.Append(nil, binary.LittleEndian, []float32{1, 2, 3, 4})
 	var weights bytes.Buffer
@@ -41,7 +74,7 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer base.Close()
-	adapters := []merge.Adapter{{Source: adapter, Name: "made here", Weight: 1}}
+	adapters := []merge.Adapter{{Source: adapter, Name: "built here", Weight: 1}}
 	plan, err := base.Merge(ctx, adapters, merge.Options{})
 	if err != nil {
 		log.Fatal(err)

@@ -33,8 +33,8 @@ func stackedAdapter(t *testing.T, parameters string, inner, outer []testkit.Tens
 	return merge.Adapter{Source: src, Name: dir, Weight: 1}
 }
 
-// expertFactors are those of two experts of rank 1 for a parameter 2×d1×d2: expert e adds a at (e,
-// i, j).
+// expertFactors returns factors of two experts of rank 1 for a 2×d1×d2 parameter. Expert e adds a
+// at (e, i, j).
 func expertFactors(path string, d1, d2 int, at [2]int, a float64) []testkit.Tensor {
 	fa, fb := make([]float64, 2*d2), make([]float64, d1*2)
 	for e := range 2 {
@@ -48,8 +48,8 @@ func expertFactors(path string, d1, d2 int, at [2]int, a float64) []testkit.Tens
 	}
 }
 
-// TestUnknownParametersAreToldApartByShape: PEFT nests the factors of a module's parameters in an
-// order that only the model knows. Where the names are not known, the shapes have to tell.
+// TestUnknownParametersAreToldApartByShape: PEFT nests the factors of a module's parameters in the
+// order of the model's class. Without known names, only the shapes can tell them apart.
 func TestUnknownParametersAreToldApartByShape(t *testing.T) {
 	zero := func(name string, shape ...uint64) testkit.Tensor {
 		n, _ := dtype.NElements(shape)
@@ -57,9 +57,9 @@ func TestUnknownParametersAreToldApartByShape(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name  string
-		beta  []uint64 // of the second parameter; the first is 2×4×6
+		beta  []uint64 // the second parameter's shape; the first is 2×4×6
 		ranks string
-		word  string // of the refusal
+		word  string // in the refusal
 	}{
 		{"shapes tell", []uint64{2, 5, 3}, "", ""},
 		{"shapes do not tell", []uint64{2, 4, 6}, "", "2 orders fit"},
@@ -67,7 +67,7 @@ func TestUnknownParametersAreToldApartByShape(t *testing.T) {
 	} {
 		base := filepath.Join(t.TempDir(), "model.safetensors")
 		testkit.Write(t, base, testkit.Encode(nil, zero("model.experts.alpha", 2, 4, 6), zero("model.experts.beta", c.beta...)))
-		inner := expertFactors("model.experts.base_layer", int(c.beta[1]), int(c.beta[2]), [2]int{1, 2}, 5) // beta, though alpha is named first
+		inner := expertFactors("model.experts.base_layer", int(c.beta[1]), int(c.beta[2]), [2]int{1, 2}, 5) // beta comes first, though the config names alpha first
 		outer := expertFactors("model.experts", 4, 6, [2]int{3, 0}, 7)
 		a := stackedAdapter(t, `"experts.alpha","experts.beta"`, inner, outer, c.ranks)
 		p, err := merge.Open(context.Background(), base, []merge.Adapter{a}, merge.Options{})
@@ -91,7 +91,7 @@ func TestUnknownParametersAreToldApartByShape(t *testing.T) {
 		merged := openCheckpoint(t, out)
 		for _, want := range []struct {
 			name    string
-			i, j, d int // of an expert with d elements and w columns
+			i, j, d int // index of an expert with d elements and w columns
 			w       int
 			x       float64
 		}{{"model.experts.alpha", 3, 0, 24, 6, 7}, {"model.experts.beta", 1, 2, 15, 3, 5}} {
@@ -112,8 +112,8 @@ func (s *madeUp) Manifest() *format.Manifest                { return &s.manifest
 func (s *madeUp) ReadBlobAt(p []byte, _ int, _ int64) error { clear(p); return nil }
 func (s *madeUp) Close() error                              { return nil }
 
-// TestLayersOfAnyShapeAreMergedOrRefused: layers of every kind, with every requirement and factors
-// of any few dimensions, never break a rule of the program itself.
+// TestLayersOfAnyShapeAreMergedOrRefused: layers of every kind, requirement and factor shape never
+// cause an internal error.
 func TestLayersOfAnyShapeAreMergedOrRefused(t *testing.T) {
 	base := filepath.Join(t.TempDir(), "model.safetensors")
 	rng := rand.New(rand.NewPCG(5, 6))
@@ -141,7 +141,7 @@ func TestLayersOfAnyShapeAreMergedOrRefused(t *testing.T) {
 		}
 		dims := func() int { return []int{2, 2, 2, 2, 3, 1, 0}[rng.IntN(7)] }
 		l := format.Layer{Module: modules[rng.IntN(len(modules))], Kind: kinds[rng.IntN(len(kinds))], Rank: 1 + rng.IntN(4), Alpha: 2, Scaling: format.AlphaOverR, Roles: map[format.Role]int{}}
-		if l.Kind == format.Linear || l.Kind == format.Embedding { // as R39 and R40 have them
+		if l.Kind == format.Linear || l.Kind == format.Embedding { // required by R39 and R40
 			l.Roles[format.RoleA], l.Roles[format.RoleB] = tensor(2), tensor(2)
 			s.manifest.Tensors[0].Shape[0], s.manifest.Tensors[1].Shape[1] = uint64(l.Rank), uint64(l.Rank)
 		} else if l.Kind != format.Other || rng.IntN(4) > 0 {

@@ -8,12 +8,12 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// nFingerprints is how many tensors of a base an adapter remembers: enough to tell a fine-tune of
-// the base from it, and few enough that comparing them costs no noticeable time.
+// nFingerprints is the number of base tensors that an adapter remembers. Four tell a fine-tune from
+// its base, and comparing them costs no noticeable time.
 const nFingerprints = 4
 
-// BaseOf says which base a plan has, for the adapter's own record: the fingerprints of a few of the
-// tensors that change, spread over the model. Name and revision are those that the adapter states.
+// BaseOf describes the plan's base for the adapter's own record, with fingerprints of up to four
+// changed tensors from all over the model. Name and revision are the adapter's own.
 func (p *Plan) BaseOf(ctx context.Context, adapter int) (format.Base, error) {
 	base := p.adapters[adapter].Source.Manifest().Adapters[0].Base
 	base.Fingerprints = make(map[string]string)
@@ -46,10 +46,9 @@ func fingerprint(ctx context.Context, ref checkpoint.Ref) (string, error) {
 	return id, fault.InFile(err, t.Path())
 }
 
-// checkBase compares the tensors that an adapter remembers of its base with those of the base that
-// is there. A name that this base does not have says nothing: the same model can be stored under
-// other names. Nor does a tensor from which a merge is taken out: its values before that are not
-// known yet.
+// checkBase compares the base with the fingerprints that the adapter carries. A name that the base
+// lacks proves nothing, since checkpoints of one model use different names. A tensor that this plan
+// also restores proves nothing either: its original values are not known yet.
 func (p *planner) checkBase(ctx context.Context, a *format.Adapter) error {
 	var other, unknown []string
 	for name, want := range a.Base.Fingerprints {
@@ -73,14 +72,14 @@ func (p *planner) checkBase(ctx context.Context, a *format.Adapter) error {
 		}
 	}
 	if len(other) == 0 && len(unknown) > 0 && len(unknown) == len(a.Base.Fingerprints) {
-		p.warn("whether the adapter was made for this base is not compared: what it remembers are tensors from which another one is taken out")
+		p.warn("cannot check that the adapter was made for this base: every tensor that it remembers still holds the adapter that is being removed")
 	}
 	if len(other) == 0 {
 		return nil
 	}
-	e := fault.New(fault.Mismatch, "this is not the base that the adapter was made for: it has other values in %s", fault.List(other, 2))
+	e := fault.New(fault.Mismatch, "this is not the base that the adapter was made for: the values of %s differ", fault.List(other, 2))
 	if name := a.Base.Name; name != "" {
 		e.Msg += "; the adapter names " + fault.Quote(name)
 	}
-	return e.WithHint("give that base; to merge into this one all the same, set Options.AnyBase")
+	return e.WithHint("use that base, or set Options.AnyBase to merge into this one")
 }

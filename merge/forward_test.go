@@ -23,7 +23,7 @@ func roundoff(d dtype.Type) (u, tiny float64) {
 	case dtype.F16:
 		return 0x1p-11, 0x1p-24
 	}
-	return 0x1p-8, 0x1p-133 // BF16
+	return 0x1p-8, 0x1p-133 // for BF16
 }
 
 // TestTheMergedLayerComputesWhatBaseAndAdapterDo: h = W′x is W0·x + s·B·(A·x), Hu et al., equation
@@ -97,7 +97,7 @@ func TestTheMergedLayerComputesWhatBaseAndAdapterDo(t *testing.T) {
 	}
 }
 
-// transpose turns a rows×cols matrix.
+// transpose returns the transpose of a rows×cols matrix.
 func transpose(a []float64, rows, cols int) []float64 {
 	b := make([]float64, len(a))
 	for i := range rows {
@@ -152,7 +152,7 @@ func checkForward(t *testing.T, src format.Source, l *format.Layer, d dtype.Type
 		sumBound += bound * bound
 		sumUpdate += s * bax * s * bax
 	}
-	// In a wide dtype the bound has to be small against what the adapter adds, or the test says
+	// In a wide dtype the bound must be small beside the adapter's update, or the test proves
 	// nothing.
 	if (d == dtype.F32 || d == dtype.F64) && !(sumBound < 1e-6*sumUpdate) {
 		t.Errorf("%s: the norm of the bound is %g and that of the update %g: the test is void", l.Module, math.Sqrt(sumBound), math.Sqrt(sumUpdate))

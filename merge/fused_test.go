@@ -11,7 +11,7 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// below puts matrices below each other.
+// below stacks matrices on top of each other.
 func below(name string, parts ...testkit.Tensor) testkit.Tensor {
 	var v []float64
 	rows := uint64(0)
@@ -24,7 +24,7 @@ func below(name string, parts ...testkit.Tensor) testkit.Tensor {
 	return testkit.Values(name, dtype.F32, []uint64{rows, parts[0].Shape[1]}, v...)
 }
 
-// diagonal makes matrices the blocks of a diagonal.
+// diagonal joins matrices into a block-diagonal one.
 func diagonal(name string, parts ...testkit.Tensor) testkit.Tensor {
 	rows, cols := 0, 0
 	for _, p := range parts {
@@ -42,8 +42,8 @@ func diagonal(name string, parts ...testkit.Tensor) testkit.Tensor {
 	return testkit.Values(name, dtype.F32, []uint64{uint64(rows), uint64(cols)}, v...)
 }
 
-// TestTheWayOutOfSplitProjections does what the hint says where the base has projections in one
-// module that the adapter has apart: one LoRA of three in one module, and of two in another.
+// TestTheWayOutOfSplitProjections follows the hint for a base that fuses projections which the
+// adapter splits: LoRAs of three projections, and of two.
 func TestTheWayOutOfSplitProjections(t *testing.T) {
 	const n, m, rank = 5, 3, 2
 	base, adapter, out := filepath.Join(t.TempDir(), "model.safetensors"), t.TempDir(), filepath.Join(t.TempDir(), "out.safetensors")

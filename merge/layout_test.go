@@ -5,20 +5,20 @@ import (
 	"testing"
 )
 
-// TestBatchesCoverTheJobsInOrder: every job is in one batch, a batch is one range of one file and
-// no longer than a block, and what is too large for company is alone.
+// TestBatchesCoverTheJobsInOrder: every job is in one batch. A batch is one range of one file and
+// at most a block long; large jobs are alone.
 func TestBatchesCoverTheJobsInOrder(t *testing.T) {
 	const block = 1000
 	p := &Plan{options: Options{BlockBytes: block}}
 	changing := new(pipeline)
-	// file, bytes, and whether it is a target; a header has no bytes.
+	// file, bytes, is a target; 0 bytes is a header
 	kinds := []struct {
 		file   int
 		n      int64
 		target bool
 	}{
-		{0, 0, false}, {0, 100, false}, {0, 300, true}, {0, 8, false}, {0, 592, true}, {0, 1, true}, // a block, and one more
-		{0, smallCopyBytes + 1, false}, {0, 200, true}, {0, 2000, true}, {0, 200, true}, // too large
+		{0, 0, false}, {0, 100, false}, {0, 300, true}, {0, 8, false}, {0, 592, true}, {0, 1, true}, // a block and one more
+		{0, smallCopyBytes + 1, false}, {0, 200, true}, {0, 2000, true}, {0, 200, true}, // too large for a shared batch
 		{1, 0, false}, {1, 200, true}, {1, 200, true}, {1, 400, false},
 		{2, 300, true},
 	}

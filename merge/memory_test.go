@@ -18,8 +18,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// writeZeros writes a base of BF16 matrices that are zero, a file without blocks until something is
-// written to it, and an adapter for all of them.
+// writeZeros writes a base of zero BF16 matrices, sparse on the disk, and an adapter for all of
+// them.
 func writeZeros(t *testing.T, dir string, n, rows, cols, rank int) (base, adapter string) {
 	t.Helper()
 	base, adapter = filepath.Join(dir, "base.safetensors"), filepath.Join(dir, "adapter")
@@ -43,9 +43,9 @@ func writeZeros(t *testing.T, dir string, n, rows, cols, rank int) (base, adapte
 	return base, adapter
 }
 
-// TestMergeTakesMemoryForItsWorkersNotForTheBase: what is alive on the heap, whenever a block has
-// been written, is what the plan foresees for two workers, and with an undo record what that keeps
-// of blocks that are not written yet. The base is many times that.
+// TestMergeTakesMemoryForItsWorkersNotForTheBase: after every block the live heap stays within the
+// plan's estimate for two workers, plus the unwritten blocks of an undo record. The base is many
+// times larger.
 func TestMergeTakesMemoryForItsWorkersNotForTheBase(t *testing.T) {
 	const n, rows, cols, rank = 16, 1024, 2048, 16
 	for _, withUndo := range []bool{false, true} {

@@ -21,7 +21,7 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// openWeighted plans the merge of fixtures' adapters with weights.
+// openWeighted plans a merge of fixtures with weights.
 func openWeighted(t *testing.T, base string, names []string, weights []float64) (*merge.Plan, error) {
 	t.Helper()
 	var adapters []merge.Adapter
@@ -40,8 +40,7 @@ func openWeighted(t *testing.T, base string, names []string, weights []float64) 
 	return p, err
 }
 
-// TestWeightsThatMergeNothing: a weight that was forgotten, or that is no number, is refused by
-// name.
+// TestWeightsThatMergeNothing: weights of zero, NaN and infinity are refused by name.
 func TestWeightsThatMergeNothing(t *testing.T) {
 	for w, word := range map[float64]string{0: "weight is 0", math.Copysign(0, -1): "weight is 0", math.NaN(): "NaN", math.Inf(1): "+Inf"} {
 		_, err := openWeighted(t, "llama-f32", []string{"merge/f32/adapter", "merge/dora/adapter"}, []float64{1, w})
@@ -51,7 +50,8 @@ func TestWeightsThatMergeNothing(t *testing.T) {
 	}
 }
 
-// TestCodesOfMLXAreNamed: mlx stores codes under the name of the weight, with the scales beside it.
+// TestCodesOfMLXAreNamed: mlx stores quantised codes under the weight's name, with scales beside
+// it.
 func TestCodesOfMLXAreNamed(t *testing.T) {
 	dir := t.TempDir()
 	base, adapter := filepath.Join(dir, "base.safetensors"), filepath.Join(dir, "adapter")
@@ -71,7 +71,7 @@ func TestCodesOfMLXAreNamed(t *testing.T) {
 	}
 }
 
-// TestPlanRunsOnce: a second run is an error, and not another merge.
+// TestPlanRunsOnce: a second run returns an error.
 func TestPlanRunsOnce(t *testing.T) {
 	p, err := openWeighted(t, "llama-f32", []string{"merge/f32/adapter"}, []float64{1})
 	run(t, p, err)
@@ -84,8 +84,8 @@ func TestPlanRunsOnce(t *testing.T) {
 	}
 }
 
-// TestDoRAIsNotMixed: the magnitudes rescale whatever the weight is by then, so that neither a part
-// of them nor a second change has one meaning.
+// TestDoRAIsNotMixed: magnitudes rescale the weight as it is at that moment, so a second change has
+// no defined order.
 func TestDoRAIsNotMixed(t *testing.T) {
 	for _, c := range []struct {
 		names   []string
@@ -104,11 +104,11 @@ func TestDoRAIsNotMixed(t *testing.T) {
 	}
 }
 
-// TestDoRAOfColumnsIsNearest: one row of an embedding is not zero, so that its norms are |V| and
-// the result is ±m, which lies half way between two numbers of BF16. Deciding that takes the exact
-// norm of a column, for which the tensor is read again.
+// TestDoRAOfColumnsIsNearest: an embedding with a single nonzero row has norms |V| and results ±m,
+// halfway between two BF16 numbers. Only the exact norm of a column decides, for which merge reads
+// the tensor again.
 func TestDoRAOfColumnsIsNearest(t *testing.T) {
-	const step = 0x1p-7 // from 1 to the next number
+	const step = 0x1p-7 // distance from 1 to the next number
 	dir := t.TempDir()
 	base, adapter := filepath.Join(dir, "base.safetensors"), filepath.Join(dir, "adapter")
 	const n, row = 12, 9
@@ -135,8 +135,8 @@ func TestDoRAOfColumnsIsNearest(t *testing.T) {
 	}
 }
 
-// TestMethodsAreTheSameEverywhere: norms of columns are summed over the whole tensor, in one order
-// for any workers and blocks; blocks end anywhere between the bands of stacked experts.
+// TestMethodsAreTheSameEverywhere: workers and blocks do not change the order in which a tensor's
+// columns are summed. Blocks may end inside the bands of stacked experts.
 func TestMethodsAreTheSameEverywhere(t *testing.T) {
 	for _, name := range []string{"dora-gpt2", "dora-embedding", "dora-all-linear", "experts", "experts-qwen", "experts-gpt-oss"} {
 		var first []byte
@@ -166,8 +166,8 @@ func TestMethodsAreTheSameEverywhere(t *testing.T) {
 	}
 }
 
-// TestContainersMergeAsTheirSources: a .lora file says all that merging needs to know of an
-// adapter, whatever its method.
+// TestContainersMergeAsTheirSources: a .lora file preserves everything that a merge needs, for
+// every method.
 func TestContainersMergeAsTheirSources(t *testing.T) {
 	ctx := context.Background()
 	eachFixture(t, "merge", 20, func(t *testing.T, dir string, c fixture) {
@@ -183,7 +183,7 @@ func TestContainersMergeAsTheirSources(t *testing.T) {
 			}
 			defer src.Close()
 			if len(src.Manifest().Adapters[0].Requires) == 0 {
-				return // the plain formula needs nothing else to be said
+				return // plain LoRA requires no feature
 			}
 			container := filepath.Join(t.TempDir(), "adapter.lora")
 			sink, err := convert.Create(container, convert.LoRA(), convert.CreateOptions{})

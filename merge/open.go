@@ -17,46 +17,46 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// Open plans the merge of adapters into the checkpoint at path. It fails, before anything is
-// written, if any tensor of an adapter could not be used exactly once. The caller closes the plan.
-// Errors wrap a kind of package format.
+// Open plans the merge of adapters into the checkpoint at path, a safetensors file or a directory.
+// It reads headers only, and fails if it cannot use every tensor of every adapter exactly once. The
+// caller closes the plan; adapters must stay open until it has run. Errors wrap a kind of package
+// format.
 func Open(ctx context.Context, path string, adapters []Adapter, options Options) (*Plan, error) {
 	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Merge(ctx, adapters, options) })
 }
 
-// OpenUnmerge plans to take adapters out of the merged checkpoint at path. With records the result
-// is the checkpoint before these merges byte for byte, headers included, and proved by digest.
+// OpenUnmerge plans to remove adapters from the merged checkpoint at path. With undo records the
+// result is the earlier checkpoint byte for byte, headers included, and checksums prove it.
 func OpenUnmerge(ctx context.Context, path string, remove Removal, options Options) (*Plan, error) {
 	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Unmerge(ctx, remove, options) })
 }
 
-// OpenSwap plans to take adapters out of the merged checkpoint at path and to merge others in the
-// same pass. The result is that of merging add into the checkpoint before the merges that are taken
-// out. To keep an adapter of a record, name it on both sides.
+// OpenSwap plans to remove adapters from the merged checkpoint at path and to merge others in the
+// same pass. The result equals a merge of add into the checkpoint before the removed merges. To
+// keep an adapter that a record covers, name it in both remove and add.
 func OpenSwap(ctx context.Context, path string, remove Removal, add []Adapter, options Options) (*Plan, error) {
 	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Swap(ctx, remove, add, options) })
 }
 
-// Base is an opened base model, or a merged one. Only headers and configurations have been read.
-// Several plans may use it at once. The caller closes it when they have run.
+// Base is an open checkpoint, merged or not. Only headers and configurations have been read.
+// Several plans may share it. The caller closes it after they have run.
 type Base struct{ checkpoint *checkpoint.Checkpoint }
 
-// OpenBase opens the checkpoint at path: a safetensors file, or a directory with one or with shards
-// and their index. Errors wrap a kind of package format, or are I/O errors.
+// OpenBase opens the checkpoint at path: a safetensors file, or a directory with one safetensors
+// file or with shards and their index. Errors wrap a kind of package format, or are I/O errors.
 func OpenBase(ctx context.Context, path string) (*Base, error) {
 	return newBase(checkpoint.Open(ctx, path))
 }
 
-// OpenBaseFS is OpenBase for a file or a directory of an fs.FS; "." is its root. Files that
-// implement io.ReaderAt are read by position, from several goroutines. Any other is read into
-// memory whole.
+// OpenBaseFS opens a file or directory of an fs.FS; "." is its root. Files that implement
+// io.ReaderAt are read by position, from several goroutines. All other files are read into memory.
 func OpenBaseFS(ctx context.Context, files fs.FS, name string) (*Base, error) {
 	return newBase(checkpoint.OpenFS(ctx, files, name))
 }
 
-// OpenBaseReader opens a safetensors file of size bytes that has nothing beside it, such as one in
-// memory. Messages call it name. r is read by position, from several goroutines, until the base is
-// closed; it is not closed itself.
+// OpenBaseReader opens a single safetensors file of size bytes, such as one in memory. Messages
+// call it name. The base reads r by position, from several goroutines, until Close; it does not
+// close r.
 func OpenBaseReader(ctx context.Context, name string, r io.ReaderAt, size int64) (*Base, error) {
 	return newBase(checkpoint.New(ctx, name, r, size))
 }
@@ -71,26 +71,26 @@ func newBase(c *checkpoint.Checkpoint, err error) (*Base, error) {
 // Close closes the files of the base.
 func (b *Base) Close() error { return b.checkpoint.Close() }
 
-// History lists what the stamps of the base say was merged into it; see the function History.
+// History lists the merges that the stamps of the base record; see the function History.
 func (b *Base) History() []Merged { return historyOf(b.checkpoint) }
 
-// Merge is Open for a base that is open already.
+// Merge plans a merge into the open base; see Open.
 func (b *Base) Merge(ctx context.Context, adapters []Adapter, options Options) (*Plan, error) {
 	return newPlan(ctx, b.checkpoint, removal{}, adapters, options)
 }
 
-// Unmerge is OpenUnmerge for a checkpoint that is open already.
+// Unmerge plans to remove adapters from the open checkpoint; see OpenUnmerge.
 func (b *Base) Unmerge(ctx context.Context, remove Removal, options Options) (*Plan, error) {
 	return b.remove(ctx, remove, nil, options)
 }
 
-// Swap is OpenSwap for a checkpoint that is open already.
+// Swap plans to replace adapters of the open checkpoint; see OpenSwap.
 func (b *Base) Swap(ctx context.Context, remove Removal, add []Adapter, options Options) (*Plan, error) {
 	if len(add) == 0 {
-		return nil, fault.New(fault.Mismatch, "no adapter to put in")
+		return nil, fault.New(fault.Mismatch, "no adapter to merge: a swap needs at least one new adapter")
 	}
 	if remove.Approximate {
-		return nil, fault.New(fault.Unsupported, "a swap needs the undo record: a result that stands on an approximate base is not the merge of anything")
+		return nil, fault.New(fault.Unsupported, "a swap needs the undo record: without it the base is approximate, and no merge has the result")
 	}
 	return b.remove(ctx, remove, add, options)
 }
@@ -103,7 +103,7 @@ func (b *Base) remove(ctx context.Context, remove Removal, add []Adapter, option
 	return newPlan(ctx, b.checkpoint, removed, add, options)
 }
 
-// openPlan opens the base at path for a plan, which closes it.
+// openPlan opens the base at path for one plan, which closes it.
 func openPlan(ctx context.Context, path string, plan func(*Base) (*Plan, error)) (*Plan, error) {
 	b, err := OpenBase(ctx, path)
 	if err != nil {
@@ -117,7 +117,7 @@ func openPlan(ctx context.Context, path string, plan func(*Base) (*Plan, error))
 	return p, nil
 }
 
-// newPlan plans what to take out of a base and what to put in then.
+// newPlan plans the removals and then the merge.
 func newPlan(ctx context.Context, base *checkpoint.Checkpoint, removed removal, adapters []Adapter, options Options) (*Plan, error) {
 	p := &planner{
 		Plan:    &Plan{base: base, removed: removed, adapters: adapters, options: options, warnings: removed.notes},
@@ -150,7 +150,7 @@ func newPlan(ctx context.Context, base *checkpoint.Checkpoint, removed removal, 
 	return p.Plan, p.layOut(before)
 }
 
-// resolve finds what happens to each tensor.
+// resolve finds every tensor that changes.
 func (p *planner) resolve(ctx context.Context) error {
 	if err := p.describeBase(); err != nil {
 		return err
@@ -189,7 +189,7 @@ func (p *planner) resolve(ctx context.Context) error {
 	return nil
 }
 
-// describeBase reads what resolving has to know of the base.
+// describeBase collects the names, shapes and configuration that package resolve needs.
 func (p *planner) describeBase() error {
 	b := &resolve.Base{Path: p.base.Path, Tensors: make(map[string]resolve.Tensor), Config: p.base.Config}
 	for _, f := range p.base.Files {
@@ -209,7 +209,7 @@ func (p *planner) describeBase() error {
 	return nil
 }
 
-// addChange makes a change one of a target.
+// addChange records a change of a tensor, creating its target if there is none.
 func (p *planner) addChange(c *resolve.Change) error {
 	t := p.targets[c.Name]
 	if t == nil {
@@ -228,7 +228,7 @@ func (p *planner) addChange(c *resolve.Change) error {
 	return nil
 }
 
-// sortTargets lists the targets in the order of the files, and refuses what this version cannot do.
+// sortTargets sorts the targets by file and offset, and refuses unsupported ones.
 func (p *planner) sortTargets() error {
 	for _, name := range slices.Sorted(maps.Keys(p.targets)) {
 		t := p.targets[name]
@@ -243,10 +243,10 @@ func (p *planner) sortTargets() error {
 	return nil
 }
 
-// checkTarget looks for changes that this version cannot make together.
+// checkTarget refuses combinations of changes that this version does not support.
 func (p *planner) checkTarget(t *target) error {
 	if d := t.ref.Tensor.DType; p.options.wantsRecord() && t.changes() && !undo.Records(d) {
-		return fault.New(fault.Unsupported, "the adapter replaces %q, of %v, which no undo record can hold", t.Name, d).WithHint("merge without Options.Undo")
+		return fault.New(fault.Unsupported, "the adapter replaces %q, and an undo record cannot hold its dtype %v", t.Name, d).WithHint("merge without Options.Undo")
 	}
 	if len(t.undo) > 0 && t.HasResidual() {
 		return fault.New(fault.Unsupported, "PiSSA and OLoRA need the original values of %q, and this swap restores them only while it runs", t.Name).
@@ -255,22 +255,22 @@ func (p *planner) checkTarget(t *target) error {
 	return p.checkBlocks(t)
 }
 
-// maxTogether is how much of a tensor is worked on at a time, at most, because records have cut it
-// in different ways.
+// maxTogether is the most bytes of one tensor that are processed together. Undo records with
+// different block sizes can force large blocks.
 const maxTogether = 256 << 20
 
-// checkBlocks refuses records whose blocks only fit together after more than that.
+// checkBlocks refuses records whose common block is larger than maxTogether.
 func (p *planner) checkBlocks(t *target) error {
 	_, nCols := t.Matrix()
 	rowBytes := nCols * int64(t.ref.Tensor.DType.Size())
 	if n := p.blockRows(t) * rowBytes; n > max(maxTogether, rowBytes) {
-		return fault.New(fault.Unsupported, "the undo records have cut %q into blocks that fit together after %d bytes, the limit is %d", t.ref.Tensor.Name, n, maxTogether).
-			WithHint("take the merges out one at a time")
+		return fault.New(fault.Unsupported, "the undo records cut %q into blocks of different sizes, whose common block has %d bytes; the limit is %d", t.ref.Tensor.Name, n, maxTogether).
+			WithHint("remove the merges one at a time")
 	}
 	return nil
 }
 
-// checkGiven refuses adapters that cannot be merged as the caller gives them.
+// checkGiven refuses invalid manifests and weights.
 func checkGiven(adapters []Adapter) error {
 	for _, a := range adapters {
 		if err := format.Validate(a.Source.Manifest()); err != nil {
@@ -278,22 +278,22 @@ func checkGiven(adapters []Adapter) error {
 		}
 		switch w := a.Weight; {
 		case w == 0:
-			return fault.New(fault.Mismatch, "the adapter's weight is 0, so that it would change nothing").In(a.Name).
-				WithHint("leave the adapter out, or give it another weight; 1 applies it as it was trained")
+			return fault.New(fault.Mismatch, "the adapter's weight is 0, which would change nothing").In(a.Name).
+				WithHint("leave the adapter out, or use another weight; 1 applies it as trained")
 		case math.IsNaN(w) || math.IsInf(w, 0):
-			return fault.New(fault.Mismatch, "the adapter's weight is %v; a weight is a finite number", w).In(a.Name)
+			return fault.New(fault.Mismatch, "the adapter's weight is %v, want a finite number", w).In(a.Name)
 		}
 	}
 	return nil
 }
 
-// noteFiles says which files of the base's directory are copied from elsewhere, and which not at
-// all.
+// noteFiles warns about links that lead out of the base's directory, and about files that are not
+// copied.
 func (p *planner) noteFiles() {
 	for _, name := range p.base.Beyond {
-		p.warn("%q of the base is a link that leads out of its directory: what lies there is copied", name)
+		p.warn("%q is a link that leads out of the base's directory; its target is copied", name)
 	}
 	for _, name := range p.base.Left {
-		p.warn("%q is not copied: it is no part of the merged model", name)
+		p.warn("%q is not copied: it does not belong to the merged model", name)
 	}
 }

@@ -10,22 +10,21 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// operation is one step of what happens to the rows of a tensor. The operations of a tensor run one
-// after the other on each block of its rows: restore or subtract what is taken out, replace, add or
-// rescale, set rows. To merge is a list of them, to unmerge is the list of their inverses, and a
-// swap is one after the other.
+// operation is one step in changing a tensor. The operations of a tensor run in order on each block
+// of rows: restore or subtract removed merges, replace, add or rescale, set rows. Unmerging runs
+// the inverses of a merge; a swap runs an unmerge and then a merge.
 type operation interface {
-	// load reads what the operation needs for a band, before the first block with rows of it.
+	// load reads the operation's inputs for a band, before the first block with rows of that band.
 	load(band int) error
-	// drop lets go of that after the last one.
+	// drop releases these inputs after the last such block.
 	drop(band int)
 	// apply changes the rows of a block in place.
 	apply(b *block, w *worker) error
-	// bytes is about the memory that load takes for a band.
+	// bytes estimates the memory that load takes for a band.
 	bytes(band int) int64
 }
 
-// loadless is the part of an operation that loads nothing.
+// loadless is embedded in operations that load nothing.
 type loadless struct{}
 
 func (loadless) load(int) error  { return nil }
@@ -50,7 +49,7 @@ func applyAll(ops []operation, b *block, w *worker) error {
 	return nil
 }
 
-// bytesOf is about the memory that operations take for a band.
+// bytesOf estimates the memory that the operations take for a band.
 func bytesOf(ops []operation, band int) (n int64) {
 	for _, op := range ops {
 		n += op.bytes(band)
@@ -58,23 +57,23 @@ func bytesOf(ops []operation, band int) (n int64) {
 	return n
 }
 
-// block is some rows of a tensor on their way through its pipeline.
+// block is a run of rows of one tensor on its way through the pipeline.
 type block struct {
 	t          *target
 	row0, row1 int64
 	data       []byte
-	stats      *kernel.Stats // of what is put in
-	taken      *taken        // of what is taken out
+	stats      *kernel.Stats // of the merge
+	taken      *taken        // of the removals
 }
 
-// taken is what was done to a block when merges were taken out of it.
+// taken counts the elements of removed merges.
 type taken struct {
-	corrected int64 // predictions that a record has put right
-	mayDiffer int64 // elements that may differ, without a record
+	corrected int64 // wrong predictions that a record has corrected
+	mayDiffer int64 // elements that may differ, for want of a record
 }
 
-// eachBand calls f for the rows of each band that a block has, with the first of them as the band
-// counts.
+// eachBand calls f for each band in the block, with that band's rows and the number of the first
+// row within the band.
 func (b *block) eachBand(f func(band int, row0 int64, rows []byte) error) error {
 	rowBytes := int64(len(b.data)) / (b.row1 - b.row0)
 	height := b.t.bandRows()
@@ -89,7 +88,7 @@ func (b *block) eachBand(f func(band int, row0 int64, rows []byte) error) error 
 	return nil
 }
 
-// worker is the memory of one goroutine.
+// worker holds the buffers of one goroutine.
 type worker struct {
 	block     []byte
 	other     []byte
@@ -102,17 +101,17 @@ type worker struct {
 	ignored   kernel.Stats
 }
 
-// tools are what operations need beside their own terms.
+// tools is everything that operations need besides their own terms.
 type tools struct {
 	plan      *Plan
 	kernel    *kernel.Kernel
 	shelf     *shelf
-	recording *recording    // nil where no record is written
-	data      []io.ReaderAt // the files of the base, under the context of the run
-	measured  []*rescale    // operations that see the whole tensor before its first block
+	recording *recording    // nil without an undo record
+	data      []io.ReaderAt // the base's files, under the context of the run
+	measured  []*rescale    // operations that read the whole tensor before its first block
 }
 
-// byBand sorts terms into the bands that they are of.
+// byBand groups terms by band.
 func byBand(terms []resolve.Term, nBands int) [][]resolve.Term {
 	bands := make([][]resolve.Term, nBands)
 	for _, x := range terms {
@@ -121,7 +120,7 @@ func byBand(terms []resolve.Term, nBands int) [][]resolve.Term {
 	return bands
 }
 
-// grow makes the worker's block at least n bytes long.
+// grow returns the worker's block, enlarged to at least n bytes.
 func (w *worker) grow(n int64) []byte {
 	if int64(cap(w.block)) < n {
 		w.block = make([]byte, n)
@@ -129,23 +128,23 @@ func (w *worker) grow(n int64) []byte {
 	return w.block[:cap(w.block)]
 }
 
-// read reads n bytes of a file of the base into the worker's block.
+// read reads n bytes of a base file into the worker's block.
 func (k *tools) read(w *worker, file int, off, n int64) ([]byte, error) {
 	p := w.grow(n)[:n]
 	_, err := io.ReadFull(io.NewSectionReader(k.data[file], off, n), p)
 	return p, fault.InFile(err, k.plan.base.Files[file].Path)
 }
 
-// recording is the undo record of a merge in the making.
+// recording is an undo record under construction.
 type recording struct {
 	plan    *Plan
 	tensors []*record
 	writer  *undo.Writer
-	sums    []*undo.Sums   // of each file: what identifies the data that the merge does not change
-	scratch output.Scratch // where residuals wait
+	sums    []*undo.Sums   // per file: checksums of the data that the merge leaves alone
+	scratch output.Scratch // holds residuals until the record is written
 }
 
-// add counts a tensor in, and returns its number in the record.
+// add appends a tensor and returns its number in the record.
 func (r *recording) add(t *record) int {
 	r.tensors = append(r.tensors, t)
 	return len(r.tensors) - 1

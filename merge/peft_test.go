@@ -17,7 +17,7 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// fixtures is where testdata/peft/make.py, run with PEFT 0.21.2, has written its cases.
+// fixtures holds the cases written by testdata/peft/make.py with PEFT 0.21.2.
 const fixtures = "../testdata/peft"
 
 // fixture is a case.json.
@@ -36,10 +36,10 @@ type fixture struct {
 		RecomputeResidual bool
 	} `json:"options"`
 
-	from func(t *testing.T, path string) (*merge.Base, error) // opens the base; nil is fromDisk
+	from func(t *testing.T, path string) (*merge.Base, error) // opens the base; nil means fromDisk
 }
 
-// eachFixture runs f on every case of a kind; fewer than atLeast of them are a failure.
+// eachFixture runs f on every case of a kind and fails for fewer than atLeast.
 func eachFixture(t *testing.T, kind string, atLeast int, f func(t *testing.T, dir string, c fixture)) {
 	dirs, err := filepath.Glob(filepath.Join(fixtures, kind, "*"))
 	if err != nil || len(dirs) < atLeast {
@@ -64,7 +64,7 @@ func readFixture(t *testing.T, dir string) (c fixture) {
 	return c
 }
 
-// with adds the flags that a case needs to options.
+// with adds the options of a case.
 func (c fixture) with(o merge.Options) merge.Options {
 	o.RecomputeResidual = c.Options.RecomputeResidual
 	o.Tied, o.GrowVocabulary = c.Options.Tied, c.Options.GrowVocabulary
@@ -86,7 +86,7 @@ func (c fixture) open(t *testing.T, dir string, options merge.Options) (*merge.P
 	return base.Merge(context.Background(), adapters, options)
 }
 
-// openBase opens the base of a case for as long as the test runs.
+// openBase opens the case's base until the test ends.
 func (c fixture) openBase(t *testing.T) (*merge.Base, error) {
 	open := c.from
 	if open == nil {
@@ -116,8 +116,8 @@ func (c fixture) openAdapters(t *testing.T, dir string) (adapters []merge.Adapte
 	return adapters, nil
 }
 
-// TestMergeEqualsPEFTInEveryElement compares every element of every tensor: a changed one with RN
-// of what PEFT computes in float64, any other with the base, bit for bit.
+// TestMergeEqualsPEFTInEveryElement compares every changed element with RN of PEFT's float64
+// result, and every other element with the base, bit for bit.
 func TestMergeEqualsPEFTInEveryElement(t *testing.T) {
 	elements := 0
 	compare := func(t *testing.T, dir string, c fixture) {
@@ -170,17 +170,18 @@ func TestMergeEqualsPEFTInEveryElement(t *testing.T) {
 		}
 	}
 	eachBase(t, "merge", 20, compare)
-	eachFixture(t, "eras", 29, compare) // by the releases of PEFT that their names begin with
+	eachFixture(t, "eras", 29, compare) // one per release of PEFT, named in the directory
 	t.Logf("%d elements compared", elements)
 }
 
-// bothZero: PEFT's −0 + 0 is +0, and an element to which nothing is added keeps its bits here.
+// bothZero allows a difference of sign: PEFT's −0 + 0 is +0, and here an element without an update
+// keeps its bits.
 func bothZero(d dtype.Type, got, want []byte, i int) bool {
 	return d.IsFloat() && dtype.Load(d, got, i) == 0 && dtype.Load(d, want, i) == 0
 }
 
-// TestRefusalsNameTheirCause: nothing may appear at OUT, the error is of a kind that means bad
-// input, and it has the words that name the cause.
+// TestRefusalsNameTheirCause: the error is of a kind for bad input and names the cause, and nothing
+// appears at the output.
 func TestRefusalsNameTheirCause(t *testing.T) {
 	eachBase(t, "refuse", 20, func(t *testing.T, dir string, c fixture) {
 		parent := t.TempDir()

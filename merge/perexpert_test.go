@@ -13,13 +13,13 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// The experts of the tests below: hidden size, inner size, their number and the rank.
+// Sizes of the tests below.
 const hidden, inner, nExperts, expertRank = 5, 3, 3, 2
 
-// small is a whole number that depends on its arguments, so that every sum of the tests is exact.
+// small returns a whole number, so that every sum in these tests is exact.
 func small(seed, i, j, k int) float64 { return float64((seed*31+i*17+j*7+k*5)%11 - 5) }
 
-// matrices is a tensor of n matrices rows×cols with small values.
+// matrices returns a tensor of n rows×cols matrices with small values.
 func matrices(name string, seed, n, rows, cols int) testkit.Tensor {
 	var v []float64
 	for e := range n {
@@ -32,14 +32,14 @@ func matrices(name string, seed, n, rows, cols int) testkit.Tensor {
 	return testkit.Values(name, dtype.F32, []uint64{uint64(n), uint64(rows), uint64(cols)}, v...)
 }
 
-// flat takes the first dimension, which is 1, off a tensor.
+// flat removes the first dimension, which is 1.
 func flat(t testkit.Tensor) testkit.Tensor {
 	t.Shape = t.Shape[1:]
 	return t
 }
 
-// expertProduct is element (i, j) of B·A of expert e, for the seeds of both; one matrix is shared
-// where its number of experts is 1.
+// expertProduct returns element (i, j) of B·A of expert e, from the seeds of both factors. An nA or
+// nB of 1 shares one matrix.
 func expertProduct(seedA, nA, seedB, nB, e, i, j int) (x float64) {
 	for k := range expertRank {
 		x += small(seedB, min(e, nB-1), i, k) * small(seedA, min(e, nA-1), k, j)
@@ -47,8 +47,9 @@ func expertProduct(seedA, nA, seedB, nB, e, i, j int) (x float64) {
 	return x
 }
 
-// expertAdapters are ways to export factors of all experts. delta is an element of what they add to
-// the gate and up projection of an expert, one below the other, and to its down projection.
+// expertAdapters lists the ways in which factors of all experts are exported. delta is an element
+// of an expert's update: of the gate and up projection, one below the other, or of the down
+// projection.
 var expertAdapters = []struct {
 	name    string
 	tensors func(prefix string) []testkit.Tensor
@@ -109,8 +110,8 @@ var expertAdapters = []struct {
 		}},
 }
 
-// expertBases are ways in which a base has its experts. at finds an element of the matrix of an
-// expert: the tensor, and its number in it.
+// expertBases lists the ways in which bases store experts. at returns the tensor with an element of
+// an expert's matrix, and the element's index there.
 var expertBases = []struct {
 	name, modelType string
 	tensors         func() []testkit.Tensor
@@ -167,13 +168,12 @@ func shapeOfExpert(parameter string) (rows, cols int) {
 	return 2 * inner, hidden
 }
 
-// TestFactorsOfExpertsAsTheyAreExported merges the factors of all experts, in the forms in which
-// other libraries than PEFT export them, into bases that have the experts in one tensor, or one by
-// one.
+// TestFactorsOfExpertsAsTheyAreExported merges the exports of libraries other than PEFT into bases
+// with stacked experts, and into bases with one tensor per expert.
 func TestFactorsOfExpertsAsTheyAreExported(t *testing.T) {
 	refused := map[string]string{
 		"one side shared by all experts (Tinker), stacked and transposed": "row by row in turns",
-		"a module for each expert (unsloth), one by one":                  "has none of", // made for gpt-oss, which is never so
+		"a module for each expert (unsloth), one by one":                  "has none of", // for gpt-oss, whose experts are always stacked
 	}
 	for _, a := range expertAdapters {
 		for _, b := range expertBases {

@@ -21,11 +21,10 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// TestMagnitudesOfColumnsAreSwapped: a base that stores a weight as Conv1D does, or an embedding,
-// has the norms of DoRA in its columns, which need the values that are there when the other adapter
-// is out.
+// TestMagnitudesOfColumnsAreSwapped: Conv1D weights and embeddings have DoRA's norms in their
+// columns. A swap must compute them after the removal.
 func TestMagnitudesOfColumnsAreSwapped(t *testing.T) {
-	const rows, cols = 70, 60 // of the layer; the base has it transposed
+	const rows, cols = 70, 60 // of the layer; the base stores it transposed
 	dir := t.TempDir()
 	rng := rand.New(rand.NewPCG(21, 22))
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F64} {
@@ -41,8 +40,7 @@ func TestMagnitudesOfColumnsAreSwapped(t *testing.T) {
 	}
 }
 
-// checkSwaps swaps two adapters for each other, and compares with the merges of either into the
-// base.
+// checkSwaps swaps two adapters both ways and compares with merges into the base.
 func checkSwaps(t *testing.T, base string, x, y merge.Adapter) {
 	t.Helper()
 	withX, recordX := mergeRecorded(t, base, x)
@@ -62,7 +60,7 @@ func checkSwaps(t *testing.T, base string, x, y merge.Adapter) {
 	}
 }
 
-// embeddingAdapter is an adapter of an embedding of tokens, with magnitudes on request.
+// embeddingAdapter returns an adapter of a token embedding, with magnitudes if dora.
 func embeddingAdapter(t *testing.T, rng *rand.Rand, name string, dim, tokens uint64, dora bool) merge.Adapter {
 	t.Helper()
 	const rank = 3
@@ -99,8 +97,8 @@ func writeDoRA(t *testing.T, path string, rng *rand.Rand, module string, rows, c
 	return merge.Adapter{Source: src, Name: path, Weight: 1}
 }
 
-// TestMemoryGetsWhatADiskGets: an output in memory has the files of one on a disk, byte for byte,
-// and so has its record. Nothing is readable before the commit.
+// TestMemoryGetsWhatADiskGets: outputs in memory and on disk have the same bytes, records too.
+// Nothing is readable before the commit.
 func TestMemoryGetsWhatADiskGets(t *testing.T) {
 	eachFixture(t, "merge", 50, func(t *testing.T, dir string, c fixture) {
 		p, err := c.open(t, dir, merge.Options{})
@@ -115,7 +113,7 @@ func TestMemoryGetsWhatADiskGets(t *testing.T) {
 		}
 		var m output.Memory
 		if m.Files() != nil {
-			t.Error("an output that is not committed has files")
+			t.Error("an uncommitted output has files")
 		}
 		if _, err := p.RunTo(context.Background(), &m); err != nil {
 			t.Fatal(err)
@@ -130,7 +128,7 @@ func TestMemoryGetsWhatADiskGets(t *testing.T) {
 	})
 }
 
-// TestRecordOfAMergeIntoMemory is that of a merge into a file.
+// TestRecordOfAMergeIntoMemory compares with the record of a merge into a file.
 func TestRecordOfAMergeIntoMemory(t *testing.T) {
 	m := writePair(t, dtype.BF16, 100, 80, 0.1)
 	_, want := mergeRecorded(t, m.base, m.adapters...)
@@ -148,7 +146,7 @@ func TestRecordOfAMergeIntoMemory(t *testing.T) {
 	}
 }
 
-// fullOutput is an output whose files end after some bytes.
+// fullOutput is an output whose files hold only a few bytes.
 type fullOutput struct {
 	output.Memory
 	committed bool
@@ -189,7 +187,7 @@ func (f fullFile) CopyRange(off int64, src io.ReaderAt, srcOff, n int64) error {
 	return f.File.CopyRange(off, src, srcOff, n)
 }
 
-// TestAnOutputThatFailsIsNotCommitted, nor are its files ended: to end one waits for the disk.
+// TestAnOutputThatFailsIsNotCommitted: nor are its files closed, since closing waits for the disk.
 func TestAnOutputThatFailsIsNotCommitted(t *testing.T) {
 	m := writePair(t, dtype.BF16, 100, 80, 0.1)
 	p, err := merge.Open(t.Context(), m.base, m.adapters, merge.Options{BlockBytes: 1000})

@@ -13,63 +13,63 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// Adapter is one adapter to merge.
+// Adapter is an adapter to merge or to remove.
 type Adapter struct {
 	Source format.Source // stays open until the plan has run; the caller closes it
-	Name   string        // how messages and the stamp call it, such as its path
-	Weight float64       // ω; 1 applies it as it was trained. Zero is refused: a merge of it would change nothing
+	Name   string        // used in messages and in the stamp, such as its path
+	Weight float64       // ω; 1 applies the adapter as trained; 0 is refused, since it would change nothing
 }
 
-// Options change how a merge runs, never its bytes, but for Reading, and for those that allow what
-// is refused without them: Again, AnyBase, AllowNonFinite, GrowVocabulary and AddTensors. Where
-// there are undo records, tensors are cut into whole blocks of theirs, whatever BlockBytes says.
+// Options control a run. They never change the result, except Reading and the five that lift a
+// refusal: Again, AnyBase, AllowNonFinite, GrowVocabulary and AddTensors. BlockBytes is a wish:
+// with undo records, tensors are processed in whole blocks of the records.
 type Options struct {
 	Reading
-	Workers        int               // goroutines; 0 is one per processor
-	BlockBytes     int               // bytes of the base that a worker holds at a time; 0 is 1 MiB
+	Workers        int               // goroutines; 0 means one per processor
+	BlockBytes     int               // bytes of the base that a worker holds at a time; 0 means 1 MiB
 	Replace        bool              // replace an existing output
-	Again          bool              // merge an adapter that the base says it already has
-	AnyBase        bool              // merge into a base that is not the one an adapter was made for
+	Again          bool              // merge an adapter again that the base's stamp already lists
+	AnyBase        bool              // skip the check that the adapter was made for this base
 	GrowVocabulary bool              // add rows to embedding and head where an adapter has more
-	AddTensors     bool              // add tensors that an adapter saves whole and the base lacks, or has in another shape
-	AllowNonFinite bool              // go on where factors are not finite, or a finite weight becomes infinite
-	Progress       func(bytes int64) // called from several goroutines with the bytes just written; nil is silent
-	Tool           string            // name and version of the program, for the stamp
-	Undo           io.Writer         // gets the undo record of the merge (spec/UNDO.md); nil writes none. It is one if Run returns nil
-	UndoFile       string            // the place of an undo record that appears together with the output; "" writes none
+	AddTensors     bool              // add tensors that an adapter saves whole and that the base lacks or has in another shape
+	AllowNonFinite bool              // accept NaN and infinity in factors, and weights that become infinite
+	Progress       func(bytes int64) // called from several goroutines with the number of bytes just written; nil is silent
+	Tool           string            // name and version of the calling program, for the stamp
+	Undo           io.Writer         // receives the undo record (spec/UNDO.md), valid only if Run returns nil; nil writes none
+	UndoFile       string            // path of an undo record that appears together with the output; "" writes none
 }
 
-// Plan is a merge that is ready to run, once. It has read headers only.
+// Plan is a merge that is ready to run, once. Planning reads headers only.
 type Plan struct {
 	ran      atomic.Bool
 	base     *checkpoint.Checkpoint
-	own      io.Closer // that was opened for this plan, and is closed with it; nil where the caller opened it
-	removed  removal   // what is taken out first
-	adapters []Adapter // what is put in then
-	ids      []string  // the content ids of these
+	own      io.Closer // closed with the plan; nil if the caller opened the base
+	removed  removal   // removed first
+	adapters []Adapter // merged next
+	ids      []string  // content ids of adapters
 	options  Options
-	targets  []*target // in the order of files and of data
+	targets  []*target // sorted by file and offset
 	warnings []string
 	files    []*outFile
-	side     map[string][]byte // files beside the weights that change
-	shaped   *resolve.Shaped   // how the base differs from what is on the disk
+	side     map[string][]byte // new contents of files beside the weights
+	shaped   *resolve.Shaped   // differences between base and the files on disk
 }
 
-// removal is what a plan takes out before it puts anything in.
+// removal lists the merges that a plan takes out first.
 type removal struct {
 	adapters []Adapter // in the order of the records and of their merges
-	ids      []string  // their content ids
-	records  []*Record // the latest merge first; none subtracts
+	ids      []string  // content ids of adapters
+	records  []*Record // the latest merge first; nil subtracts
 	notes    []string
 }
 
-// is reports whether anything is taken out.
+// is reports whether the plan removes anything.
 func (r *removal) is() bool { return len(r.adapters) > 0 }
 
-// wantsRecord reports whether an undo record is to be written.
+// wantsRecord reports whether to write an undo record.
 func (o *Options) wantsRecord() bool { return o.Undo != nil || o.UndoFile != "" }
 
-// Close closes the base of a plan that was opened by its path. One that the caller opened stays
+// Close closes the base if the plan opened it by its path. A base that the caller opened stays
 // open.
 func (p *Plan) Close() error {
 	if p.own == nil {
@@ -78,10 +78,10 @@ func (p *Plan) Close() error {
 	return p.own.Close()
 }
 
-// Warnings are what a user should know before the plan runs.
+// Warnings lists facts that a user should know before the plan runs.
 func (p *Plan) Warnings() []string { return p.warnings }
 
-// resolved are adapters as package resolve wants them.
+// resolved converts adapters for package resolve.
 func resolved(adapters []Adapter) []resolve.Adapter {
 	all := make([]resolve.Adapter, len(adapters))
 	for i, a := range adapters {
@@ -90,8 +90,7 @@ func resolved(adapters []Adapter) []resolve.Adapter {
 	return all
 }
 
-// unchanged reports whether the base, the adapters and the records are what they were when they
-// were opened.
+// unchanged returns an error if the base, an adapter or a record has changed since it was opened.
 func (p *Plan) unchanged() error {
 	if err := p.base.Unchanged(); err != nil {
 		return err
@@ -109,26 +108,25 @@ func (p *Plan) unchanged() error {
 	return nil
 }
 
-// Tied says what becomes of an output head that the base has tied to its input embedding, when an
-// adapter changes one of the two.
+// Tied chooses what to do when an adapter changes only one of two tied tensors, the output head and
+// the input embedding. The zero value refuses.
 type Tied string
 
-// What can become of it; the zero value refuses.
+// The choices for tied tensors.
 const (
-	Untie Tied = "untie" // the head becomes a tensor of its own, and config.json says so
-	Fold  Tied = "fold"  // the change is made to the one tensor, and so to both
+	Untie Tied = "untie" // make the head a tensor of its own, and set tie_word_embeddings in config.json to false
+	Fold  Tied = "fold"  // change the one tensor, and so both ends
 )
 
-// Reading says how adapters are applied where their files do not. The zero value lets the files
-// decide, and refuses what they leave open. An undo record remembers it, so that what was put in is
-// taken out as it was put in.
+// Reading settles how to apply an adapter whose files are ambiguous. The zero value follows the
+// files and refuses ambiguous ones. An undo record remembers the Reading, for the removal.
 type Reading struct {
-	ExpertInput       int  // the dimension of square experts that lora_A reads, 1 or 2; 0 lets the adapter decide
-	LinearInput       int  // the dimension of square Conv1D weights that lora_A reads, 1 or 2, where the base does not tell; 0 refuses them there
-	ExpertsSlowest    bool // lora_B of stacked experts has one expert after the other, which PEFT does not write
-	OutProjTwice      bool // add the update of out_proj of nn.MultiheadAttention twice, as PEFT up to 0.21 does
-	RecomputeResidual bool // take out of the original base what PiSSA and OLoRA have taken out, computed again
-	Tied              Tied // what to do with tied ends of which one changes; "" refuses
+	ExpertInput       int  // dimension of square experts that lora_A reads, 1 or 2; 0 follows the adapter
+	LinearInput       int  // dimension of square Conv1D weights that lora_A reads, 1 or 2, where the base does not tell; 0 refuses these
+	ExpertsSlowest    bool // lora_B of stacked experts stores expert after expert, unlike PEFT's
+	OutProjTwice      bool // add the update of nn.MultiheadAttention.out_proj twice, as PEFT up to 0.21 does
+	RecomputeResidual bool // remove PiSSA's or OLoRA's residual, computed again, from the original base
+	Tied              Tied // handling of a change to one of two tied tensors; "" refuses
 }
 
 func (r Reading) resolved() resolve.Reading {
@@ -138,53 +136,53 @@ func (r Reading) resolved() resolve.Reading {
 	}
 }
 
-// planner makes a plan.
+// planner builds a Plan.
 type planner struct {
 	*Plan
-	names   *resolve.Base      // what resolving knows of the base
-	targets map[string]*target // by the names of their tensors
+	names   *resolve.Base      // the base as package resolve sees it
+	targets map[string]*target // by tensor name
 }
 
 func (p *planner) warn(format string, args ...any) {
 	p.warnings = append(p.warnings, fmt.Sprintf(format, args...))
 }
 
-// target is a tensor of the base that changes, and where it lies.
+// target is a base tensor that changes, with its place in the files.
 type target struct {
 	*resolve.Change
 	ref  checkpoint.Ref
-	undo []step // what is taken out before that, the latest merge first
+	undo []step // merges to remove first, the latest one first
 }
 
-// changes reports whether something is put into the tensor.
+// changes reports whether the plan merges something into the tensor.
 func (t *target) changes() bool { return len(t.Terms) > 0 || t.Replace != nil || t.Rows != nil }
 
-// bandRows is the height of a band.
+// bandRows returns the number of rows in a band.
 func (t *target) bandRows() int64 {
 	nRows, _ := t.Matrix()
 	return nRows / int64(t.NBands)
 }
 
-// step is one merge that is taken out of a tensor again.
+// step removes one merge from a tensor.
 type step struct {
-	record *undo.Record   // nil where there is none, and the subtraction has to do
-	name   string         // of the record
-	tensor int            // in the record
-	terms  []resolve.Term // what the prediction adds: the merge's terms with their signs turned
+	record *undo.Record   // nil without a record: the step subtracts
+	name   string         // the record's name
+	tensor int            // the tensor's number in the record
+	terms  []resolve.Term // the merge's terms, negated, for the prediction
 }
 
-// outFile is one weight file of the output: the base's, with another header where it has targets.
+// outFile is a weight file of the output: the base's file, with a new header if it has targets.
 type outFile struct {
 	in      *checkpoint.File
-	before  restored // its header when what is taken out is out
-	header  []byte   // in full, length included; nil where the file's own stays as it is
-	shift   int64    // how far the data move
+	before  restored // the header after the removals
+	header  []byte   // the new header with its length field; nil keeps the base's
+	shift   int64    // distance that the data move
 	targets []*target
 }
 
 func (f *outFile) size() int64 { return f.in.Size + f.shift }
 
-// nameOf is the name of a file within the checkpoint; one that is a file itself has none.
+// nameOf returns the file's name within the checkpoint, or "" for a single-file checkpoint.
 func (p *Plan) nameOf(f *outFile) string {
 	if !p.base.IsDir {
 		return ""
@@ -192,8 +190,8 @@ func (p *Plan) nameOf(f *outFile) string {
 	return f.in.Name
 }
 
-// blockRows is how many rows of a target are worked on at a time: with records, whole blocks of all
-// of them.
+// blockRows returns how many rows of a target are processed together. With records it is a multiple
+// of every record's block.
 func (p *Plan) blockRows(t *target) int64 {
 	nRows, nCols := t.Matrix()
 	if nRows == 0 || nCols == 0 {
@@ -214,7 +212,7 @@ func (p *Plan) blockRows(t *target) int64 {
 	return min(nRows, max(1, p.blockBytes()/(nCols*int64(t.ref.Tensor.DType.Size()))))
 }
 
-// multipleOfBoth is the least common multiple of a and b, or most if that is less.
+// multipleOfBoth returns the least common multiple of a and b, but at most most.
 func multipleOfBoth(a, b, most int64) int64 {
 	x, y := a, b
 	for y != 0 {
@@ -226,7 +224,7 @@ func multipleOfBoth(a, b, most int64) int64 {
 	return min(most, a*(b/x))
 }
 
-// blockBytes is how much of the base a worker holds at a time.
+// blockBytes returns the bytes of the base that a worker holds at a time.
 func (p *Plan) blockBytes() int64 {
 	if p.options.BlockBytes > 0 {
 		return int64(p.options.BlockBytes)
@@ -234,32 +232,31 @@ func (p *Plan) blockBytes() int64 {
 	return defaultBlockBytes
 }
 
-// defaultBlockBytes is how much of the base a worker holds at a time, and a block of an undo
-// record.
+// defaultBlockBytes is the size of a worker's block, and of a block in an undo record.
 const defaultBlockBytes = 1 << 20
 
-// recordBlock is how many elements of a tensor a block of the undo record has.
+// recordBlock returns the number of elements in a block of the undo record.
 func recordBlock(t *target) int64 {
 	_, nCols := t.Matrix()
 	return max(1, defaultBlockBytes/max(1, nCols*int64(t.DType.Size()))*nCols, nCols)
 }
 
-// restored is the header that a file had before what is taken out was merged.
+// restored is a file's header after the removals.
 type restored struct {
 	identity undo.Header
-	header   *checkpoint.Header // nil for a file that does not change
+	header   *checkpoint.Header // nil if the file does not change
 }
 
-// Record is an undo record (spec/UNDO.md), opened for reading.
+// Record is an open undo record (spec/UNDO.md).
 type Record struct {
-	Name   string // how messages call it, such as its path
+	Name   string // used in messages, such as its path
 	record *undo.Record
 
-	identity fileio.Identity // of the file that it is in
+	identity fileio.Identity // of the record's file
 }
 
-// fileOf finds file i of a record among those of the checkpoint, or returns −1. Where both have
-// one, it is that, whatever its name is by now.
+// fileOf finds file i of a record in the checkpoint, or returns −1. Two single files match whatever
+// their names are: users rename them.
 func fileOf(base *checkpoint.Checkpoint, r *undo.Record, i int) int {
 	if len(r.Files) == 1 && len(base.Files) == 1 {
 		return 0
@@ -267,7 +264,8 @@ func fileOf(base *checkpoint.Checkpoint, r *undo.Record, i int) int {
 	return slices.IndexFunc(base.Files, func(f *checkpoint.File) bool { return f.Name == r.Files[i].Name })
 }
 
-// OutputBytes is the size of everything that Run writes, but for the other files of a directory.
+// OutputBytes returns the size of the weight files that Run writes, without the other files of a
+// directory.
 func (p *Plan) OutputBytes() int64 {
 	var n int64
 	for _, f := range p.files {

@@ -7,18 +7,18 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// record runs the operations that change a tensor, and adds to the undo record what it takes to go
-// back: values before and after, and what the inverse of the change predicts.
+// record runs the operations that change a tensor and writes the data for undoing them: checksums
+// before and after, and the errors of the inverse's prediction.
 type record struct {
 	t      *target
 	k      *tools
 	change []operation
-	added  *add      // the change, where subtracting it comes near to the values before; nil elsewhere
-	back   operation // its inverse
-	number int       // of the tensor in the record
+	added  *add      // the change, if subtracting it nearly restores the values; else nil
+	back   operation // inverse of added
+	number int       // the tensor's number in the record
 
-	// isSame says that the record predicts the merged values themselves, as there is no
-	// subtracting: the bits of a NaN that comes out of a sum differ between processors.
+	// isSame means that the record predicts the merged values themselves. Subtraction is useless
+	// where factors hold NaN, since the NaN bits of a sum differ between processors.
 	isSame bool
 }
 
@@ -26,7 +26,7 @@ func newRecord(t *target, change []operation, k *tools) *record {
 	r := &record{t: t, k: k, change: change, isSame: true}
 	if a, ok := change[0].(*add); ok && len(change) == 1 && !t.HasResidual() {
 		r.added, r.back = a, a.inverse()
-		r.isSame = t.NBands > 1 && k.plan.options.AllowNonFinite // of one band, load finds out
+		r.isSame = t.NBands > 1 && k.plan.options.AllowNonFinite // a single band finds out when it loads
 	}
 	if k.recording != nil {
 		r.number = k.recording.add(r)
@@ -70,7 +70,7 @@ func (r *record) apply(b *block, w *worker) error {
 	})
 }
 
-// describe says what the record holds of the tensor, which is in the given file.
+// describe returns the record's entry for the tensor, which lies in the given file.
 func (r *record) describe(file int) undo.Tensor {
 	d := undo.Tensor{
 		Name: r.t.Name, File: file, DType: r.t.DType.String(), Shape: append([]uint64{}, r.t.Shape...),
@@ -86,8 +86,8 @@ func (r *record) describe(file int) undo.Tensor {
 	return d
 }
 
-// begin says what the merge puts in, when all tensors have been counted in the order of the files.
-// The residuals wait in the spool, as their number is only known at the end.
+// begin describes the merge once all tensors have been added in the order of the files. The spool
+// holds the residuals, because their number is known only at the end.
 func (r *recording) begin(spool undo.Spool) {
 	p := r.plan
 	d := &undo.Description{Tool: p.options.Tool, Reading: p.options.Reading.resolved().Texts(), Files: []undo.File{}, Tensors: []undo.Tensor{}}
@@ -115,7 +115,7 @@ func (r *recording) begin(spool undo.Spool) {
 func (r *recording) write(ctx context.Context, dst io.Writer) (*UndoReport, error) {
 	d := r.writer.Description()
 	for i, t := range r.tensors {
-		if t.isSame { // as it turned out when the factors were read
+		if t.isSame { // load has found NaN in the factors
 			d.Tensors[i].Predict, d.Tensors[i].Terms = undo.Same, []undo.Term{}
 		}
 	}

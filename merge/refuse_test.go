@@ -17,8 +17,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// TestSavedTensorsThatAreNotFinite: NaN and infinity in what an adapter puts in place are found
-// like those in its factors, and so are values that the base's dtype makes infinite.
+// TestSavedTensorsThatAreNotFinite: NaN and infinity are found in replacement tensors as in
+// factors, and so are values that overflow the base's dtype.
 func TestSavedTensorsThatAreNotFinite(t *testing.T) {
 	for _, bad := range []float64{math.NaN(), math.Inf(-1), 1e38} {
 		dir := t.TempDir()
@@ -60,7 +60,7 @@ func TestSavedTensorsThatAreNotFinite(t *testing.T) {
 	}
 }
 
-// TestTheSameAdapterTwiceIsRefused: under whatever name, unless that is asked for.
+// TestTheSameAdapterTwiceIsRefused: under any name, unless Options.Again is set.
 func TestTheSameAdapterTwiceIsRefused(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	dir := t.TempDir()

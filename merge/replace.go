@@ -6,7 +6,7 @@ import (
 	"github.com/loratool/loratool/internal/resolve"
 )
 
-// replace puts the values of an adapter in place of the base's, rounded to the base's dtype.
+// replace substitutes the adapter's values for the base's, rounded to the base's dtype.
 type replace struct {
 	loadless
 	t *target
@@ -18,7 +18,7 @@ func (r *replace) apply(b *block, w *worker) error {
 	return r.k.put(r.t, b, w, r.t.Replace, b.row0*nCols, b.data)
 }
 
-// setRows puts trained rows of an adapter in their places.
+// setRows writes an adapter's trained rows over the base's rows.
 type setRows struct {
 	loadless
 	t *target
@@ -40,8 +40,7 @@ func (r *setRows) apply(b *block, w *worker) error {
 	return nil
 }
 
-// put reads elements of a blob, from element first on, and stores them in dst as the tensor has
-// them.
+// put reads elements of a blob, starting at first, and stores them in dst with the tensor's dtype.
 func (k *tools) put(t *target, b *block, w *worker, from *resolve.Blob, first int64, dst []byte) error {
 	if err := readAs(w, from, first, int64(len(dst)/t.DType.Size()), t.DType, dst); err != nil || !t.DType.IsFloat() {
 		return err
@@ -49,13 +48,13 @@ func (k *tools) put(t *target, b *block, w *worker, from *resolve.Blob, first in
 	n := dtype.CountNonFinite(t.DType, dst)
 	if n > 0 && !k.plan.options.AllowNonFinite {
 		return fault.New(fault.Check, "the adapter puts %d values that are NaN or infinite, as %v, into %q", n, t.DType, t.Name).
-			WithHint("the training of this adapter went wrong, or the base's dtype cannot hold its values; use an earlier checkpoint of it, or set Options.AllowNonFinite")
+			WithHint("either training diverged or the base's dtype cannot hold the values; use an earlier checkpoint of the adapter, or set Options.AllowNonFinite")
 	}
 	b.stats.NaNAfter += int64(n)
 	return nil
 }
 
-// readAs reads n elements of a blob, from element first on, and stores them as d in dst.
+// readAs reads n elements of a blob, starting at first, and stores them in dst with dtype d.
 func readAs(w *worker, b *resolve.Blob, first, n int64, d dtype.Type, dst []byte) error {
 	from := b.Tensor().DType
 	size := int64(from.Size())

@@ -9,33 +9,33 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// Report says what a merge did.
+// Report describes a finished merge.
 type Report struct {
 	Layers          []LayerReport   `json:"layers"`
-	Replaced        []PlannedTensor `json:"replaced"` // tensors that got the adapter's values in place of, or in rows of, their own
+	Replaced        []PlannedTensor `json:"replaced"` // tensors with values or rows from an adapter
 	BytesWritten    int64           `json:"bytes_written"`
-	Elements        int64           `json:"elements"`            // of the updated tensors
+	Elements        int64           `json:"elements"`            // in the updated tensors
 	SlowElements    int64           `json:"slow_pass_elements"`  // not decided by the fast pass
 	ExactElements   int64           `json:"exact_pass_elements"` // decided in exact arithmetic
 	NonFiniteBefore int64           `json:"non_finite_before"`
 	NonFiniteAfter  int64           `json:"non_finite_after"`
 	Total           Retention       `json:"total"`
-	TakenOut        []TakenOut      `json:"taken_out,omitempty"` // tensors from which merges were taken out
-	Undo            *UndoReport     `json:"undo,omitempty"`      // of the record that was written
+	TakenOut        []TakenOut      `json:"taken_out,omitempty"` // tensors from which merges were removed
+	Undo            *UndoReport     `json:"undo,omitempty"`      // of the record written by this run
 	Warnings        []string        `json:"warnings"`
 }
 
-// TakenOut is the report of a tensor from which one or several merges were taken out.
+// TakenOut reports the removal of one or more merges from a tensor.
 type TakenOut struct {
 	Tensor    string `json:"tensor"`
 	DType     string `json:"dtype"`
 	Elements  int64  `json:"elements"`
-	Merges    int    `json:"merges"`     // how many were taken out of it
-	Corrected int64  `json:"corrected"`  // elements that subtraction had not brought back, and a record has
-	MayDiffer int64  `json:"may_differ"` // elements that may not be what they were, without a record; 0 is a proof
+	Merges    int    `json:"merges"`     // number of merges removed
+	Corrected int64  `json:"corrected"`  // elements that subtraction alone got wrong and a record corrected
+	MayDiffer int64  `json:"may_differ"` // elements that may differ from the original, for want of a record; 0 proves that none does
 }
 
-// UndoReport describes the undo record that a merge has written.
+// UndoReport describes the undo record of a merge.
 type UndoReport struct {
 	Tensors       int     `json:"tensors"`
 	Elements      int64   `json:"elements"`
@@ -51,32 +51,31 @@ func undoReport(d *undo.Description, s *format.Summary) *UndoReport {
 	return r
 }
 
-// LayerReport is the report of one updated tensor.
+// LayerReport describes one updated tensor.
 type LayerReport struct {
 	PlannedTensor
 	Retention
 	Elements       int64 `json:"elements"`
-	Unchanged      int64 `json:"unchanged"` // elements that came out as they went in
+	Unchanged      int64 `json:"unchanged"` // elements whose bits stayed the same
 	SlowElements   int64 `json:"slow_pass_elements"`
 	NonFiniteAfter int64 `json:"non_finite_after"`
 
 	stats kernel.Stats
 }
 
-// Retention compares the update wanted, Δ, with the update stored, out − w, which a 16-bit base
-// rounds. Norms are Frobenius norms over the elements that are finite. A norm has a relative error
-// of at most 2⁻¹⁷. Over a 16-bit base Δ is known to float32 here: that adds about 10⁻⁶, as a share
-// of ‖Δ‖, to what RetentionError may be off by, which shows where hardly anything is lost.
+// Retention compares the intended update Δ with the stored one, out − w, which a 16-bit base
+// rounds. Norms are Frobenius norms over the finite elements, with a relative error of at most
+// 2⁻¹⁷. Over a 16-bit base Δ is known to float32 only. This adds about 10⁻⁶·‖Δ‖ to the error of
+// RetentionError, which is visible only where hardly anything is lost.
 type Retention struct {
-	RelativeNorm   Figure `json:"relative_norm"`   // ‖Δ‖ / ‖W‖; 0 where W is 0
-	RetentionError Figure `json:"retention_error"` // ‖(out − w) − Δ‖ / ‖Δ‖; 0 where Δ is 0
-	Cosine         Figure `json:"cosine"`          // between Δ and out − w, in −1 … 1; 1 where both are 0, 0 where one is
-	UnchangedShare Figure `json:"unchanged_share"` // of the elements, in 0 … 1
+	RelativeNorm   Figure `json:"relative_norm"`   // ‖Δ‖ / ‖W‖; 0 if W is 0
+	RetentionError Figure `json:"retention_error"` // ‖(out − w) − Δ‖ / ‖Δ‖; 0 if Δ is 0
+	Cosine         Figure `json:"cosine"`          // between Δ and out − w, in −1 … 1; 1 if both are 0, 0 if one is
+	UnchangedShare Figure `json:"unchanged_share"` // share of unchanged elements, in 0 … 1
 	IsZero         bool   `json:"is_zero"`         // Δ is 0
 }
 
-// Figure is a number of a report. JSON has no word for infinity and NaN: there it is null then, so
-// that a report can always be encoded.
+// Figure is a number of a report. JSON cannot express infinity or NaN, so these become null.
 type Figure float64
 
 // MarshalJSON implements json.Marshaler.
@@ -107,19 +106,19 @@ func retention(s *kernel.Stats) Retention {
 	return r
 }
 
-// cosine is that of the angle between a vector of length 1 and one of the given length, at a
-// distance from it. Rounding may not make it more than 1.
+// cosine returns the cosine of the angle between a unit vector and one of the given length and
+// distance. Rounding must not push it above 1.
 func cosine(length, distance float64) Figure {
 	return Figure(max(-1, min(1, (1+length*length-distance*distance)/(2*length))))
 }
 
-// tally is what was done to a tensor.
+// tally counts the changes of a tensor.
 type tally struct {
 	kernel.Stats
 	taken
 }
 
-// newReport says what was done to each tensor of the plan.
+// newReport combines the tallies of the plan's tensors.
 func newReport(p *Plan, tallies map[*target]*tally) *Report {
 	report := &Report{Layers: []LayerReport{}, Replaced: []PlannedTensor{}, BytesWritten: p.OutputBytes(), Warnings: append([]string{}, p.warnings...)}
 	var total kernel.Stats
@@ -139,7 +138,7 @@ func newReport(p *Plan, tallies map[*target]*tally) *Report {
 			s = &tallies[t].Stats
 		}
 		if len(t.Terms) == 0 {
-			total.NaNAfter += s.NaNAfter // of values that were put in place
+			total.NaNAfter += s.NaNAfter // of replaced values
 			continue
 		}
 		total.Add(s)
@@ -154,7 +153,7 @@ func newReport(p *Plan, tallies map[*target]*tally) *Report {
 	return report
 }
 
-// nonFinite names the tensors in which a merge created values that are not finite.
+// nonFinite names the tensors in which the merge created NaN or infinity.
 func (r *Report) nonFinite() (names []string) {
 	for _, l := range r.Layers {
 		if l.stats.NaNAfter > l.stats.NaNBefore {
@@ -164,30 +163,30 @@ func (r *Report) nonFinite() (names []string) {
 	return names
 }
 
-// PlannedTensor is one tensor that changes, as the plan knows it.
+// PlannedTensor is a tensor that the plan changes.
 type PlannedTensor struct {
 	Tensor   string      `json:"tensor"`
 	Module   string      `json:"module"`
 	DType    string      `json:"dtype"`
 	Shape    []uint64    `json:"shape"`
-	Rank     int         `json:"rank,omitempty"`     // Σ r of the updates
-	Scale    float64     `json:"scale,omitempty"`    // ω·s, where there is one update
-	Replaced bool        `json:"replaced,omitempty"` // a tensor of the adapter takes its place
+	Rank     int         `json:"rank,omitempty"`     // total rank of the updates
+	Scale    float64     `json:"scale,omitempty"`    // ω·s if there is one update
+	Replaced bool        `json:"replaced,omitempty"` // an adapter's tensor replaces it
 	Added    bool        `json:"added,omitempty"`    // the base lacks it
-	Was      []uint64    `json:"was,omitempty"`      // the shape that the base has, where it is another
-	DoRA     bool        `json:"dora,omitempty"`     // rescaled by magnitudes: W + ΔW is m·V/‖V‖
-	Rows     int         `json:"rows,omitempty"`     // rows of it that are replaced
-	Updates  []TermShort `json:"updates,omitempty"`  // where there are several
+	Was      []uint64    `json:"was,omitempty"`      // the base's shape, if it differs
+	DoRA     bool        `json:"dora,omitempty"`     // DoRA: W + ΔW is m·V/‖V‖
+	Rows     int         `json:"rows,omitempty"`     // number of replaced rows
+	Updates  []TermShort `json:"updates,omitempty"`  // if there are several
 }
 
-// TermShort is one of several updates of a tensor.
+// TermShort is one of several updates to a tensor.
 type TermShort struct {
 	Adapter string  `json:"adapter"`
 	Rank    int     `json:"rank"`
 	Scale   float64 `json:"scale"`
 }
 
-// Tensors lists what changes, in the order of the output.
+// Tensors lists the tensors that change, in the order of the output.
 func (p *Plan) Tensors() []PlannedTensor {
 	all := make([]PlannedTensor, len(p.targets))
 	for i, t := range p.targets {
@@ -220,8 +219,8 @@ func (p *Plan) describe(t *target) PlannedTensor {
 	return d
 }
 
-// update sums up what one adapter adds: the rank of the band that has the most, and the scale, 0
-// where there are several.
+// update summarizes one adapter's update: the largest rank of any band, and the scale, or 0 if
+// scales differ.
 func (t *target) update(adapter int) (u TermShort) {
 	ranks := make(map[int]int)
 	for _, term := range t.Terms {

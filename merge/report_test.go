@@ -14,15 +14,15 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// TestReportsOfAnySize merges a weight of 2×2 numbers w with Δ = l·r in every element. Figures are
-// right from one end of a dtype's range to the other, and the report can be encoded.
+// TestReportsOfAnySize merges Δ = l·r into a 2×2 weight of elements w. Figures are right over the
+// whole range of a dtype, and JSON can encode the report.
 func TestReportsOfAnySize(t *testing.T) {
 	f32 := func(x float64) float64 { return float64(float32(x)) }
 	for _, c := range []struct {
 		d             dtype.Type
 		w, l, r       float64
-		relative      float64 // what the formula says
-		isZero, lossy bool    // Δ is 0, or none of it arrives
+		relative      float64 // expected by the formula
+		isZero, lossy bool    // Δ is 0; no part of Δ is stored
 	}{
 		{dtype.BF16, 1, 1e-20, 1e-10, 1e-30, false, true},
 		{dtype.BF16, 1, 1e-40, 1e-40, f32(1e-40) * f32(1e-40), false, true},

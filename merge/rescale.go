@@ -10,14 +10,14 @@ import (
 	"github.com/loratool/loratool/internal/resolve"
 )
 
-// rescale is the update of DoRA: out = RN(m·V/‖V‖) with V = w + Σ S·L·R, and the norm of a row of V
-// or of a column. A column takes a pass over the tensor before its first block.
+// rescale applies DoRA: out = RN(m·V/‖V‖) with V = w + Σ S·L·R, where ‖V‖ is the norm of a row or a
+// column. Norms of columns take a pass over the whole tensor before its first block.
 type rescale struct {
 	t      *target
 	k      *tools
-	before []operation         // those that come first, so that the pass sees what this operation will see
+	before []operation         // operations that run before this one
 	norms  *kernel.ColumnNorms // from measure; nil for norms of rows
-	loaded *kernel.Rescaled    // a tensor with magnitudes is one band
+	loaded *kernel.Rescaled    // a tensor with magnitudes has one band
 }
 
 func (r *rescale) load(int) (err error) {
@@ -48,14 +48,14 @@ func (r *rescale) prepare() (*kernel.Rescaled, error) {
 	}
 	if bad > 0 && !tolerant {
 		return nil, fault.New(fault.Check, "the magnitudes of %q hold %d values that are NaN or infinite", m.Module, bad).
-			WithHint("the training of this adapter went wrong; use an earlier checkpoint of it, or set Options.AllowNonFinite")
+			WithHint("training diverged; use an earlier checkpoint of the adapter, or set Options.AllowNonFinite")
 	}
 	nRows, nCols := r.t.Matrix()
 	return kernel.PrepareRescaled(r.t.DType, int(nRows), int(nCols), terms, values, r.norms), nil
 }
 
-// measure computes the norms of columns: every row counts, and memory holds a few. What it loads is
-// read again for the merge, so that one tensor's are held at a time.
+// measure computes the norms of columns from all rows, holding a few rows at a time. The merge
+// loads the factors again, so that only one tensor's factors are in memory.
 func (r *rescale) measure(ctx context.Context, workers []worker) error {
 	nRows, nCols := r.t.Matrix()
 	if nRows == 0 || nCols == 0 {
@@ -91,9 +91,8 @@ func (r *rescale) measure(ctx context.Context, workers []worker) error {
 	return nil
 }
 
-// columnReader reads single columns as they are before the update, with a block of memory of its
-// own. NewColumnNorms asks it while the operations before this one are loaded, in measure or in a
-// block.
+// columnReader reads single columns of the values before the update, in a buffer of its own.
+// NewColumnNorms calls it only while the earlier operations are loaded, in measure or in a block.
 func (r *rescale) columnReader(ctx context.Context) kernel.ColumnReader {
 	var w worker
 	nRows, nCols := r.t.Matrix()
@@ -116,7 +115,7 @@ func (r *rescale) columnReader(ctx context.Context) kernel.ColumnReader {
 	}
 }
 
-// rowsBefore reads rows into the worker's block and does what comes before this operation.
+// rowsBefore reads rows into the worker's block and applies the earlier operations.
 func (r *rescale) rowsBefore(w *worker, row0, row1 int64) ([]byte, error) {
 	_, nCols := r.t.Matrix()
 	rowBytes := nCols * int64(r.t.DType.Size())

@@ -11,10 +11,10 @@ import (
 	"github.com/loratool/loratool/internal/resolve"
 )
 
-// PiSSA and OLoRA start from factors that are a part P of the weight, and take that out of the
-// base, so that the adapter belongs to W − P. On the original base its update is s·B·A − P. PEFT
-// computes P in float32 and rounds W − P to the base's dtype; here P is computed in float64, and
-// the sum is rounded once.
+// PiSSA and OLoRA initialise A and B from a part P of the weight and subtract P from the base, so
+// the trained adapter fits W − P. On the original base its update is s·B·A − P. PEFT computes P in
+// float32 and rounds W − P to the base's dtype; this package computes P in float64 and rounds the
+// sum once.
 
 // loadResidual computes the factors of a term −P.
 func loadResidual[T kernel.Float](t *target, x *resolve.Term, k *tools) (kernel.Term[T], error) {
@@ -32,7 +32,7 @@ func loadResidual[T kernel.Float](t *target, x *resolve.Term, k *tools) (kernel.
 	return kernel.Term[T]{S: x.Scale, Rank: part.Rank, L: floats[T](part.Left), R: floats[T](part.Right)}, nil
 }
 
-// readWhole reads the base's weight.
+// readWhole reads the base's weight as float32.
 func (k *tools) readWhole(t *target, n int) ([]float32, error) {
 	tensor := t.ref.Tensor
 	w := make([]float32, n)
@@ -47,7 +47,7 @@ func (k *tools) readWhole(t *target, n int) ([]float32, error) {
 		done += m
 	}
 	if slices.ContainsFunc(w, func(v float32) bool { return v-v != 0 }) {
-		return nil, fault.New(fault.Check, "%q of the base holds NaN or infinity, and has no principal part", tensor.Name).In(tensor.Path())
+		return nil, fault.New(fault.Check, "%q of the base holds NaN or infinity, so its principal part does not exist", tensor.Name).In(tensor.Path())
 	}
 	return w, nil
 }

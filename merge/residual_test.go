@@ -12,8 +12,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// TestResidualsAreNotGuessed: where it is not known what was taken out of the base, the flag does
-// not help.
+// TestResidualsAreNotGuessed: an adapter whose residual is unknown is refused even with
+// RecomputeResidual.
 func TestResidualsAreNotGuessed(t *testing.T) {
 	for _, c := range []struct {
 		base     string
@@ -41,8 +41,8 @@ func TestResidualsAreNotGuessed(t *testing.T) {
 	}
 }
 
-// TestResidualIsTheSameEverywhere: the start of the search for singular vectors is fixed, and
-// blocks have no part in it.
+// TestResidualIsTheSameEverywhere: the search for singular vectors has a fixed start and ignores
+// blocks.
 func TestResidualIsTheSameEverywhere(t *testing.T) {
 	dir := filepath.Join(fixtures, "merge", "pissa-bf16")
 	var first map[string]string
@@ -60,7 +60,7 @@ func TestResidualIsTheSameEverywhere(t *testing.T) {
 	}
 }
 
-// TestResidualsCannotBeSubtracted: what the base was before is only in the undo record.
+// TestResidualsCannotBeSubtracted: only the undo record knows the original values.
 func TestResidualsCannotBeSubtracted(t *testing.T) {
 	dir := filepath.Join(fixtures, "merge", "pissa")
 	c := readFixture(t, dir)

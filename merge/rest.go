@@ -12,9 +12,8 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// checkRest compares the data that the latest of the merges which are taken out has not changed
-// with what its record says of them. What an earlier one has not changed has then been compared,
-// too: its record begins where the later one ends.
+// checkRest compares the data that the latest removed merge left alone with the checksums in its
+// record. This covers earlier merges as well: an earlier record begins where the later one ends.
 func checkRest(ctx context.Context, p *Plan) error {
 	latest := p.removed.records[0]
 	changed := make([][]undo.Range, len(p.files))
@@ -30,7 +29,7 @@ func checkRest(ctx context.Context, p *Plan) error {
 		ranges, sums := undo.Rest(in.DataOff, in.Size, changed[file]), latest.record.Files[i].Rest
 		if len(sums) != len(ranges) {
 			return &fault.Error{Kind: fault.Corrupt, Rule: undo.RuleRest, Path: latest.Name,
-				Msg: fmt.Sprintf("%d sums for the %d pieces of %q that the merge has not changed", len(sums), len(ranges), in.Name)}
+				Msg: fmt.Sprintf("%d checksums for the %d unchanged ranges of %q", len(sums), len(ranges), in.Name)}
 		}
 		for k, g := range ranges {
 			pieces = append(pieces, restPiece{g, file, sums[k]})
@@ -45,21 +44,21 @@ func checkRest(ctx context.Context, p *Plan) error {
 	})
 }
 
-// restPiece is a range of a file that a merge does not change, with its CRC-32.
+// restPiece is an unchanged range of a file, with its CRC-32.
 type restPiece struct {
 	undo.Range
 	file int
 	want uint32
 }
 
-// check compares the range with its sum.
+// check compares the range with its checksum.
 func (piece *restPiece) check(ctx context.Context, in *checkpoint.File, buf []byte) error {
 	sum, err := piece.Sum(ctx, in.ReaderAt(ctx), buf)
 	if err != nil || sum == piece.want {
 		return fault.InFile(err, in.Path)
 	}
-	e := fault.New(fault.Mismatch, "bytes %d to %d, from %q on, which the merge has not changed, have the CRC-32 %08x, the record says %08x",
+	e := fault.New(fault.Mismatch, "the merge left bytes %d to %d (from %q on) alone, but their CRC-32 is %08x and the record says %08x",
 		piece.Off, piece.Off+piece.N-1, in.TensorAt(piece.Off), sum, piece.want).In(in.Path)
 	e.Rule = undo.RuleValues
-	return e.WithHint("the checkpoint was changed after the merge, or damaged; only an unchanged one can be taken back exactly")
+	return e.WithHint("the checkpoint was edited or damaged after the merge; only an intact one can be restored exactly")
 }

@@ -5,19 +5,19 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// newRemoval is the operation that takes a merge out; first says that it is the latest one, whose
-// values are those of the checkpoint.
+// newRemoval returns the operation that removes a merge. first marks the latest merge, whose values
+// are the checkpoint's.
 func newRemoval(t *target, s *step, first bool, k *tools) operation {
-	take := newAdd(t, s.terms, k, true) // what was put in is taken out
+	take := newAdd(t, s.terms, k, true) // the merge had accepted NaN
 	if s.record == nil {
 		return &subtract{add: take, put: take.inverse()}
 	}
 	return &restore{add: take, step: s, first: first}
 }
 
-// restore takes a merge out with its undo record: both predict p = RN(w′ − Σ), or p = w′ for a
-// tensor whose values were replaced, and the record says how far w is from p. As RN is mathematics,
-// a prediction is the same at any time and on any machine.
+// restore removes a merge with its undo record. Record and removal predict p = RN(w′ − Σ), or p =
+// w′ for replaced values, and the record holds the distance from p to w. RN is mathematics, so
+// every machine predicts the same p.
 type restore struct {
 	*add
 	step  *step
@@ -46,15 +46,14 @@ func (r *restore) apply(b *block, w *worker) error {
 	return fault.InFile(err, r.step.name)
 }
 
-// subtract takes a merge out as well as that is possible without a record.
+// subtract removes a merge without a record, as exactly as subtraction can.
 type subtract struct {
 	*add
 	put operation // the inverse
 }
 
-// apply subtracts, and counts the elements that may not be what they were: those for which a
-// neighbour of the result would have been merged to the same value, or the result itself to
-// another.
+// apply subtracts, and counts uncertain elements. An element is uncertain if the result merges to a
+// value other than the one stored, or if a neighbour of the result merges to the same one.
 func (s *subtract) apply(b *block, w *worker) error {
 	width := s.t.DType.Size()
 	merged := append(w.predicted[:0], b.data...)
@@ -84,22 +83,22 @@ func (s *subtract) apply(b *block, w *worker) error {
 	return nil
 }
 
-// ignored is the block for an operation whose statistics are of no interest.
+// ignored returns the block for an operation whose statistics do not count.
 func (b *block) ignored(w *worker) *block {
 	other := *b
 	other.stats = &w.ignored
 	return &other
 }
 
-// of is the block with other values.
+// of returns the block with other values.
 func (b *block) of(data []byte) *block {
 	other := *b
 	other.data = data
 	return &other
 }
 
-// eachPiece calls f for the blocks of a record that the rows consist of, with their numbers; of
-// picks the piece from the bytes of the rows.
+// eachPiece calls f for every block of the record within these rows, with the block's number. Its
+// argument of selects the block's bytes from the bytes of the rows.
 func (b *block) eachPiece(elements int64, f func(number int64, of func([]byte) []byte) error) error {
 	_, nCols := b.t.Matrix()
 	size := int64(b.t.DType.Size())

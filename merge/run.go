@@ -14,11 +14,11 @@ import (
 	"github.com/loratool/loratool/internal/parallel"
 )
 
-// Run writes the merged checkpoint to out, a file or a directory like the base, and the undo record
-// to its file. They appear whole or not at all: they are built beside their places under hidden
-// names and moved there when everything is on the disk. Memory is a few blocks and the factors in
-// flight per worker, whatever the size of the base. A plan runs once: a second call is an error,
-// also after a first one that failed.
+// Run writes the merged checkpoint to out, a file or directory like the base, and the undo record
+// to Options.UndoFile. Both appear complete or not at all: Run writes under hidden names beside
+// them, waits for the disk, and then renames. Each worker holds a few blocks and the factors in
+// use, whatever the size of the base. A plan runs once; a second call returns an error, even if the
+// first call failed.
 func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 	if p.ran.Swap(true) {
 		return nil, errRan
@@ -40,24 +40,24 @@ func (p *Plan) Run(ctx context.Context, out string) (*Report, error) {
 	return p.runTo(ctx, disk, record)
 }
 
-// RunTo is Run for another output than the file system, such as memory. Options.UndoFile must be
-// empty, as what makes it appear with the checkpoint is the output; Options.Undo gets the record
-// before the output is committed. A run that fails aborts the output.
+// RunTo writes to any Output, such as output.Memory. Options.UndoFile must be empty: only Run can
+// make a file appear together with the checkpoint. Options.Undo receives the record before RunTo
+// commits the output. A failed run aborts the output.
 func (p *Plan) RunTo(ctx context.Context, out output.Output) (*Report, error) {
 	defer out.Abort()
 	if p.ran.Swap(true) {
 		return nil, errRan
 	}
 	if p.options.UndoFile != "" {
-		return nil, errors.New("merge: an undo record in a file of its own goes with an output that is a path; use Options.Undo")
+		return nil, errors.New("merge: an undo record in a file of its own needs an output path; use Options.Undo")
 	}
 	return p.runTo(ctx, out, nil)
 }
 
 var errRan = errors.New("merge: the plan has run already; open another one")
 
-// runTo writes the checkpoint to out, and the undo record, if one is wanted, to its file, nil where
-// it has none, and to Options.Undo.
+// runTo writes the checkpoint to out and the undo record, if wanted, to record and to Options.Undo.
+// record may be nil.
 func (p *Plan) runTo(ctx context.Context, out output.Output, record *recordFile) (*Report, error) {
 	r, err := p.newRun(ctx, out)
 	if err != nil {
@@ -77,7 +77,7 @@ func (p *Plan) runTo(ctx context.Context, out output.Output, record *recordFile)
 		return nil, fault.New(fault.Check, "%d finite weights would become infinite or NaN, in %s", created, fault.List(report.nonFinite(), 3)).
 			WithHint("the base's dtype cannot hold the merged weights; lower the weight, or set Options.AllowNonFinite")
 	}
-	// The record takes the processor while the files wait for the disk.
+	// Writing the record keeps the processor busy while the files wait for the disk.
 	last := []func(context.Context) error{r.settle, func(ctx context.Context) (err error) {
 		if r.tools.recording != nil {
 			report.Undo, err = r.tools.recording.write(ctx, recordWriter(p, record))
@@ -97,21 +97,21 @@ func (p *Plan) runTo(ctx context.Context, out output.Output, record *recordFile)
 	return report, out.Commit()
 }
 
-// run is the state of one Run.
+// run is the state of Run.
 type run struct {
 	plan    *Plan
 	out     output.Output
 	tools   *tools
 	jobs    []job
 	batches []batch
-	stats   []kernel.Stats // one per job
-	taken   []taken        // one per job
+	stats   []kernel.Stats // per job
+	taken   []taken        // per job
 
-	sideBytes int64 // of the files beside the weights
+	sideBytes int64 // size of the files beside the weights
 	files     []*writing
 }
 
-// newRun makes the pipelines, and cuts their work into jobs.
+// newRun builds the pipelines and cuts their work into jobs.
 func (p *Plan) newRun(ctx context.Context, out output.Output) (*run, error) {
 	k, err := kernel.Selected()
 	if err != nil {
@@ -149,7 +149,7 @@ func (p *Plan) newRun(ctx context.Context, out output.Output) (*run, error) {
 	return r, nil
 }
 
-// close lets go of the residuals.
+// close discards the spooled residuals.
 func (r *run) close() {
 	if rec := r.tools.recording; rec != nil && rec.scratch != nil {
 		rec.scratch.Close()
@@ -167,7 +167,7 @@ func (r *run) all(ctx context.Context) error {
 	return parallel.For(ctx, nWorkers, len(r.batches), func(w, i int) error { return r.do(&workers[w], r.batches[i]) })
 }
 
-// copySide copies a file beside the weights, or writes what it is to say.
+// copySide copies a file beside the weights, or writes its new contents.
 func (r *run) copySide(name string) error {
 	in, err := r.plan.base.Dir.Open(name)
 	if err != nil {
@@ -187,8 +187,7 @@ func (r *run) copySide(name string) error {
 	return errors.Join(out.CopyRange(0, src, 0, size), out.Close())
 }
 
-// tallies sums up what all jobs did, in their order, so that the figures do not depend on who did
-// what when.
+// tallies adds up the jobs in their fixed order, so that the sums do not depend on timing.
 func (r *run) tallies() map[*target]*tally {
 	tallies := make(map[*target]*tally)
 	for i := range r.jobs {
@@ -206,7 +205,7 @@ func (r *run) tallies() map[*target]*tally {
 	return tallies
 }
 
-// settle ends the weight files, and copies the files beside them.
+// settle closes the weight files and copies the files beside them.
 func (r *run) settle(ctx context.Context) error {
 	if err := parallel.For(ctx, syncers, len(r.files), func(_, i int) error { return r.files[i].close() }); err != nil {
 		return err
@@ -214,7 +213,7 @@ func (r *run) settle(ctx context.Context) error {
 	return parallel.For(ctx, 1, len(r.plan.base.Side), func(_, i int) error { return r.copySide(r.plan.base.Side[i]) })
 }
 
-// writing is an output file: begun by the first job that needs it, ended by the last.
+// writing is an output file. The first job that needs it creates it; the last one may close it.
 type writing struct {
 	once   sync.Once
 	err    error
@@ -223,14 +222,15 @@ type writing struct {
 	closed bool
 }
 
-// A file is ended when all are written: the disk has begun with it when it was complete, and is
-// waited for with several at once. With very many files the first ones are not kept open for that.
+// Files are closed together at the end: the disk has started on each when its last byte was
+// written, and syncers of them wait at once. A checkpoint with more than mostOpen files closes the
+// first ones early.
 const (
 	mostOpen = 1024
 	syncers  = 16
 )
 
-// close ends the file, once.
+// close closes the file once.
 func (w *writing) close() error {
 	if w.closed || w.file == nil {
 		return nil
@@ -239,7 +239,7 @@ func (w *writing) close() error {
 	return w.file.Close()
 }
 
-// do does the jobs of a batch.
+// do runs the jobs of a batch.
 func (r *run) do(w *worker, b batch) error {
 	j := &r.jobs[b.first]
 	in, out := r.plan.files[j.file], r.files[j.file]
@@ -273,8 +273,8 @@ func (r *run) do(w *worker, b batch) error {
 	return nil
 }
 
-// copy copies a range that stays as it is. Where a record is written, the bytes pass through the
-// worker's memory, to be counted into it.
+// copy copies a range unchanged. For an undo record the bytes go through the worker's memory, to be
+// checksummed.
 func (r *run) copy(w *worker, j *job, in *outFile, out output.File) error {
 	if r.tools.recording == nil {
 		return out.CopyRange(j.off+in.shift, r.tools.data[j.file], j.off, j.n)
@@ -292,7 +292,7 @@ func (r *run) copy(w *worker, j *job, in *outFile, out output.File) error {
 	return nil
 }
 
-// write writes bytes of the checkpoint where the base has them, at off.
+// write writes p, which the base has at off.
 func (r *run) write(p []byte, off int64, file int, in *outFile, out output.File) error {
 	if rec := r.tools.recording; rec != nil {
 		rec.sums[file].Add(off, p)
@@ -301,8 +301,8 @@ func (r *run) write(p []byte, off int64, file int, in *outFile, out output.File)
 	return err
 }
 
-// merge reads the range of some jobs, updates the rows of each in it, and writes it. It returns the
-// length of the range.
+// merge reads the range of a batch, updates the rows of each job, and writes the range. It returns
+// the range's length.
 func (r *run) merge(w *worker, jobs []job, in *outFile, out output.File) (int64, error) {
 	first, last := &jobs[0], &jobs[len(jobs)-1]
 	off, n := first.off, last.off+last.n-first.off
@@ -329,7 +329,7 @@ func (r *run) merge(w *worker, jobs []job, in *outFile, out output.File) (int64,
 	return n, r.write(data, off, first.file, in, out)
 }
 
-// run runs the pipeline on the rows of a job.
+// run runs the pipeline on the job's rows.
 func (j *job) run(b *block, w *worker) error {
 	first, last := j.bands()
 	if err := j.pipeline.load(first, last); err != nil {

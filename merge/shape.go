@@ -10,21 +10,21 @@ import (
 	"github.com/loratool/loratool/internal/resolve"
 )
 
-// shape gives the base the tensors that the options allow the adapters to bring.
+// shape adds, unties or grows tensors of the base as far as the options allow.
 func (p *planner) shape(allowed resolve.Shaping) error {
 	o := &p.options
 	switch {
 	case p.removed.is():
-		return fault.New(fault.Unsupported, "tensors are added, untied or grown by merging, not by taking out").WithHint("unmerge first, then merge")
+		return fault.New(fault.Unsupported, "removing an adapter cannot add, untie or grow tensors").WithHint("unmerge first, then merge")
 	case (allowed.Untie || allowed.GrowVocabulary) && o.wantsRecord():
-		return fault.New(fault.Unsupported, "an undo record holds values, and not that a tensor was added or grew").WithHint("merge without Options.Undo, and keep the base")
+		return fault.New(fault.Unsupported, "an undo record cannot hold an added head or a grown vocabulary, only values").WithHint("merge without Options.Undo, and keep the base")
 	}
 	s, err := resolve.Shape(p.names, resolved(p.adapters), o.Reading.resolved(), allowed)
 	if err != nil {
 		return err
 	}
 	if added := slices.Sorted(maps.Keys(s.Added)); len(added) > 0 && o.wantsRecord() {
-		return fault.New(fault.Unsupported, "an undo record holds values, and not that a tensor was added or had another shape: %s", fault.List(added, 3)).
+		return fault.New(fault.Unsupported, "an undo record cannot hold tensors that a merge adds or reshapes, such as %s", fault.List(added, 3)).
 			WithHint("merge without Options.Undo, and keep the base")
 	}
 	p.shaped, p.warnings = s, append(p.warnings, s.Notes...)
@@ -43,7 +43,7 @@ func (p *planner) shape(allowed resolve.Shaping) error {
 	return p.editIndex()
 }
 
-// reshaped is a checkpoint that reads as if it had been written with the edits.
+// reshaped returns a view of the checkpoint with the edits applied.
 func reshaped(base *checkpoint.Checkpoint, edits []resolve.Edit) (_ *checkpoint.Checkpoint, err error) {
 	for _, e := range edits {
 		if e.Rename != nil {
@@ -70,7 +70,7 @@ func reshaped(base *checkpoint.Checkpoint, edits []resolve.Edit) (_ *checkpoint.
 	return base, nil
 }
 
-// editIndex adds the tensors that are new to the index of shards, and corrects its sizes.
+// editIndex adds the new tensors to the shard index and corrects its sizes.
 func (p *planner) editIndex() error {
 	name := p.base.IndexName()
 	if name == "" {

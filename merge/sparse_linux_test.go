@@ -15,8 +15,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// TestHolesOfTheWeightsStayHoles merges, with and without a record, and unmerges a base that is one
-// large hole and a small tensor.
+// TestHolesOfTheWeightsStayHoles merges a base of one large hole and a small tensor, with and
+// without a record, and unmerges it.
 func TestHolesOfTheWeightsStayHoles(t *testing.T) {
 	const hole = 8 << 20
 	rng := rand.New(rand.NewPCG(31, 32))
@@ -42,7 +42,7 @@ func TestHolesOfTheWeightsStayHoles(t *testing.T) {
 		}
 		return int64(s.Blocks)
 	}
-	most := blocks(base) + 2048 // in units of 512 bytes; the hole has 16,384
+	most := blocks(base) + 2048 // units of 512 bytes; the hole has 16,384
 	adapter := writeLoRA(t, filepath.Join(dir, "adapter"), rng, "q", 3, 64, 48, 0.004)
 
 	p, err := merge.Open(context.Background(), base, []merge.Adapter{adapter}, merge.Options{})

@@ -17,9 +17,9 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// CheckOutput reports whether Run could write to out, and the undo record to its file: that nothing
-// is there that may not be replaced, that none of them is one of the inputs or the other, that the
-// directories around them can be written to, and that the disk has room.
+// CheckOutput reports whether Run can write to out and to Options.UndoFile. It checks that they do
+// not exist or may be replaced, that they are neither an input nor each other, that their
+// directories are writable, and that the disk has room.
 func (p *Plan) CheckOutput(out string) error {
 	out = filepath.Clean(out)
 	inputs := inputsOf(p)
@@ -31,7 +31,7 @@ func (p *Plan) CheckOutput(out string) error {
 		return err
 	}
 	if p.base.IsDir && strings.EqualFold(filepath.Ext(out), ".safetensors") {
-		return &OutputError{Path: out, Why: "has the name of a file, and the base is a directory, which gives a directory"}
+		return &OutputError{Path: out, Why: "has the name of a file, but the base is a directory and so is the output"}
 	}
 	if p.options.UndoFile == "" {
 		return nil
@@ -43,25 +43,25 @@ func (p *Plan) CheckOutput(out string) error {
 	return record.Check()
 }
 
-// OutputError is an output path that cannot be used as the caller wants. One that is taken wraps
-// fs.ErrExist. It has these fields:
+// OutputError is an output path that Run cannot use. It wraps fs.ErrExist if the path exists. Its
+// fields:
 //
-//	Path, Why   string // "output PATH WHY" is the message
-//	Replaceable bool   // Options.Replace would allow it
-//	Exists      bool   // something is there
+// \tPath, Why   string // "output PATH WHY" is the message
+// \tReplaceable bool   // Options.Replace would allow it
+// \tExists      bool   // something is there
 type OutputError = fileio.OutputError
 
-// SpaceError is a disk that is too full, found out before anything is written. It has these fields:
+// SpaceError is a disk without enough room, found before anything is written. Its fields:
 //
-//	Path       string
-//	Need, Free int64 // bytes
+// \tPath       string
+// \tNeed, Free int64 // bytes
 type SpaceError = fileio.SpaceError
 
-// inputs lists what the merge reads.
+// inputsOf lists the paths that the merge reads.
 func inputsOf(p *Plan) []string {
 	paths := p.base.Paths()
 	for _, a := range slices.Concat(p.removed.adapters, p.adapters) {
-		paths = append(paths, a.Name) // it need not be a path
+		paths = append(paths, a.Name) // a name need not be a path
 	}
 	for _, r := range p.removed.records {
 		paths = append(paths, r.Name)
@@ -69,7 +69,7 @@ func inputsOf(p *Plan) []string {
 	return paths
 }
 
-// outputNames lists the files of an output that is a directory.
+// outputNames lists the files of an output directory.
 func outputNames(p *Plan) []string {
 	names := slices.Clone(p.base.Side)
 	for _, f := range p.files {
@@ -78,7 +78,7 @@ func outputNames(p *Plan) []string {
 	return names
 }
 
-// isCheckpoint reports whether what is at path is a checkpoint, and not an adapter.
+// isCheckpoint reports whether path holds a checkpoint rather than an adapter.
 func isCheckpoint(path string) bool {
 	c, err := checkpoint.Open(context.Background(), path)
 	if err != nil {
@@ -88,7 +88,7 @@ func isCheckpoint(path string) bool {
 	return !naming.AreOfAdapter(c.Names())
 }
 
-// isRecord reports whether what is at path is an undo record.
+// isRecord reports whether path holds an undo record.
 func isRecord(path string) bool {
 	src, err := format.Open(path)
 	if err != nil {
@@ -98,7 +98,7 @@ func isRecord(path string) bool {
 	return undo.Is(src)
 }
 
-// diskBytes is what the output takes on the disk at least: its holes take nothing.
+// diskBytes returns the least disk space that the output takes. Holes take none.
 func diskBytes(p *Plan) (n int64) {
 	for _, f := range p.files {
 		n += f.size() - f.in.HoleBytes()
@@ -112,7 +112,7 @@ func diskBytes(p *Plan) (n int64) {
 	return n
 }
 
-// disk begins the output at a path.
+// disk creates the output at a path.
 func (p *Plan) disk(out string) (*output.Disk, error) {
 	o := output.DiskOptions{IsDir: p.base.IsDir, Replace: p.options.Replace}
 	if p.base.IsDir {
@@ -125,14 +125,14 @@ func (p *Plan) disk(out string) (*output.Disk, error) {
 	return output.NewDisk(out, o)
 }
 
-// recordFile is an undo record in the making.
+// recordFile is an undo record being written.
 type recordFile struct {
 	file   output.File
 	buffer *bufio.Writer
 }
 
-// newRecordFile begins a record that appears with the output. Whoever may not read the weights may
-// not read it either.
+// newRecordFile creates a record that appears with the output. Its permissions are those common to
+// all weight files, because it reveals the weights.
 func newRecordFile(out *output.Disk, path string, base *checkpoint.Checkpoint) (*recordFile, error) {
 	var info output.Info
 	for i, f := range base.Files {
@@ -149,8 +149,7 @@ func newRecordFile(out *output.Disk, path string, base *checkpoint.Checkpoint) (
 	return &recordFile{f, bufio.NewWriterSize(io.NewOffsetWriter(f, 0), 1<<20)}, nil
 }
 
-// close makes the record durable, so that a disk without room for it is known before the output
-// appears.
+// close flushes the record to disk, so that a full disk shows before the output appears.
 func (f *recordFile) close() error {
 	if f == nil {
 		return nil
@@ -158,7 +157,7 @@ func (f *recordFile) close() error {
 	return errors.Join(f.buffer.Flush(), f.file.Close())
 }
 
-// recordWriter is where the undo record goes.
+// recordWriter combines the record's destinations.
 func recordWriter(p *Plan, f *recordFile) io.Writer {
 	switch undo := p.options.Undo; {
 	case f == nil:

@@ -13,30 +13,29 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// Merged is one entry of a checkpoint's history: what the metadata of one of its files says of one
-// merge into it.
+// Merged is one entry of a checkpoint's history: the stamp that one merge left in one file.
 type Merged struct {
-	File string `json:"file"` // of the checkpoint
-	Key  string `json:"key"`  // of the metadata
+	File string `json:"file"` // file within the checkpoint
+	Key  string `json:"key"`  // key within the file's metadata
 	Stamp
 }
 
-// Stamp is what a merge says of itself in the files that it has changed.
+// Stamp is a merge's own entry in the metadata of the files that it changed.
 type Stamp struct {
 	Tool     string         `json:"tool"`               // name and version of the program
-	Adapters []StampAdapter `json:"adapters"`           // what was merged
+	Adapters []StampAdapter `json:"adapters"`           // merged together
 	Added    []string       `json:"added,omitempty"`    // tensors that the base lacked, sorted
 	Reshaped []string       `json:"reshaped,omitempty"` // tensors that the base had in another shape, sorted
 }
 
-// StampAdapter is one adapter of a merge.
+// StampAdapter is one adapter of a stamp.
 type StampAdapter struct {
 	Name    string  `json:"name"`
-	Content string  `json:"content"` // its content id (format.ContentID), which does not depend on how it was stored
+	Content string  `json:"content"` // content id (format.ContentID), independent of the adapter's dialect
 	Weight  float64 `json:"weight"`
 }
 
-// historyOf is the history of a checkpoint as this package shows it.
+// historyOf converts a checkpoint's history to this package's types.
 func historyOf(c *checkpoint.Checkpoint) []Merged {
 	all := []Merged{}
 	for _, m := range c.History() {
@@ -49,9 +48,9 @@ func historyOf(c *checkpoint.Checkpoint) []Merged {
 	return all
 }
 
-// History lists what the stamps of the checkpoint at path, a file or a directory, say was merged
-// into it, in the order of files and merges. It reads headers only. A stamp that cannot be read is
-// somebody else's. Errors wrap a kind of package format.
+// History lists the merges that the checkpoint at path, a file or directory, records in its stamps,
+// in the order of files and merges. It reads headers only, and ignores stamps that it cannot parse,
+// since other tools may use the same keys. Errors wrap a kind of package format.
 func History(ctx context.Context, path string) ([]Merged, error) {
 	c, err := checkpoint.Open(ctx, path)
 	if err != nil {
@@ -72,7 +71,7 @@ func contentIDs(ctx context.Context, adapters []Adapter) (ids []string, err erro
 	return ids, nil
 }
 
-// stamp is what the files say of this merge.
+// stamp returns the stamp of this merge.
 func (p *planner) stamp() checkpoint.Stamp {
 	s := checkpoint.Stamp{Tool: p.options.Tool}
 	for i, a := range p.adapters {
@@ -93,8 +92,8 @@ func baseName(path string) string {
 	return path[strings.LastIndex(path, "/")+1:]
 }
 
-// checkStamps refuses to merge an adapter that the base says it already has; before are the headers
-// of its files when what is taken out is out.
+// checkStamps refuses an adapter that the base already has, unless Options.Again is set. before
+// holds the headers after the removals.
 func (p *planner) checkStamps(before []restored) error {
 	if p.options.Again {
 		return nil
@@ -102,7 +101,7 @@ func (p *planner) checkStamps(before []restored) error {
 	for i, id := range p.ids {
 		if j := slices.Index(p.ids, id); j < i {
 			return fault.New(fault.Mismatch, "%q and %q are the same adapter", p.adapters[j].Name, p.adapters[i].Name).
-				WithHint("give it once, with the sum of the weights; to merge it twice, set Options.Again")
+				WithHint("list it once with the sum of the weights, or set Options.Again to merge it twice")
 		}
 	}
 	for k, f := range p.base.Files {
@@ -113,9 +112,9 @@ func (p *planner) checkStamps(before []restored) error {
 		for _, m := range history {
 			for _, merged := range m.Adapters {
 				if i := slices.Index(p.ids, merged.Content); i >= 0 {
-					return fault.New(fault.Mismatch, "the adapter %q has been merged into this checkpoint already (%s of %s, weight %v)",
+					return fault.New(fault.Mismatch, "the checkpoint already contains the adapter %q (%s of %s, weight %v)",
 						p.adapters[i].Name, m.Key, m.File, merged.Weight).In(p.base.Path).
-						WithHint("merge into the base without it; to add it once more, set Options.Again")
+						WithHint("merge into a base without it, or set Options.Again to add it once more")
 				}
 			}
 		}
@@ -123,7 +122,7 @@ func (p *planner) checkStamps(before []restored) error {
 	return nil
 }
 
-// restoreHeaders reads the headers of the files, as they are before anything is put in.
+// restoreHeaders returns the headers of the files after the removals.
 func (p *planner) restoreHeaders(ctx context.Context) ([]restored, error) {
 	changed := make([]bool, len(p.base.Files))
 	for _, t := range p.Plan.targets {
@@ -143,7 +142,7 @@ func (p *planner) restoreHeaders(ctx context.Context) ([]restored, error) {
 			all[i].header = h
 		}
 	}
-	for _, r := range p.removed.records { // the earliest merge comes last and has the last word
+	for _, r := range p.removed.records { // the earliest merge comes last and wins
 		for i := range r.record.Files {
 			if !r.record.Files[i].Changed() {
 				continue
@@ -162,7 +161,8 @@ func (p *planner) restoreHeaders(ctx context.Context) ([]restored, error) {
 	return all, nil
 }
 
-// headerBefore is the header that file i of a record had before the merge; f is the file now.
+// headerBefore returns the header that file i of a record had before the merge. f is the file as it
+// is now.
 func (r *Record) headerBefore(i int, f *checkpoint.File) (*checkpoint.Header, error) {
 	raw, err := r.record.HeaderBytes(i)
 	if err != nil {
@@ -170,12 +170,12 @@ func (r *Record) headerBefore(i int, f *checkpoint.File) (*checkpoint.Header, er
 	}
 	h, err := checkpoint.ParseHeader(raw)
 	if err == nil && !f.Fits(h) {
-		err = &fault.Error{Kind: fault.Corrupt, Rule: undo.RuleBefore, Msg: fmt.Sprintf("the header before the merge has other tensors than %s", f.Path)}
+		err = &fault.Error{Kind: fault.Corrupt, Rule: undo.RuleBefore, Msg: fmt.Sprintf("the header from before the merge lists other tensors than %s has", f.Path)}
 	}
 	return h, err
 }
 
-// removeStamps takes from the headers the stamps of the merge of some adapters, the last ones.
+// removeStamps deletes the latest stamp of the given adapters from the headers.
 func removeStamps(all []restored, ids []string) error {
 	for i := range all {
 		r := &all[i]

@@ -9,7 +9,7 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// addSteps adds to the targets what is taken out of them.
+// addSteps adds the removals to the targets.
 func (p *planner) addSteps() error {
 	if p.removed.records == nil {
 		merged, err := p.merged(p.removed.adapters, p.options.Reading.resolved())
@@ -36,7 +36,7 @@ func (p *planner) addSteps() error {
 	return nil
 }
 
-// merged is what an earlier merge of some adapters changed, by the names of the tensors.
+// merged lists the changes that an earlier merge of the adapters made, by tensor name.
 func (p *planner) merged(adapters []Adapter, reading resolve.Reading) (map[string]*resolve.Change, error) {
 	changes, _, err := resolve.Resolve(p.names, resolved(adapters), reading)
 	if err != nil {
@@ -49,20 +49,20 @@ func (p *planner) merged(adapters []Adapter, reading resolve.Reading) (map[strin
 	return byName, nil
 }
 
-// subtract adds steps without a record.
+// subtract adds removals without a record.
 func (p *planner) subtract(merged map[string]*resolve.Change) error {
 	for name, t := range merged {
 		if t.HasResidual() {
-			return fault.New(fault.Unsupported, "the merge has taken a part out of %q, and what was there before is in its undo record only", name).
-				WithHint("give the record that merge wrote to Options.Undo, or take the tensor from the base")
+			return fault.New(fault.Unsupported, "the merge subtracted a principal part from %q, and only its undo record can restore the original", name).
+				WithHint("give the record that merge wrote to Options.Undo, or copy the tensor from the base")
 		}
 		if t.DoRA != nil {
-			return fault.New(fault.Unsupported, "DoRA has rescaled %q, and the norms of what was there before are in its undo record only", name).
-				WithHint("give the record that merge wrote to Options.Undo, or take the tensor from the base")
+			return fault.New(fault.Unsupported, "DoRA rescaled %q, and only the merge's undo record can restore the original", name).
+				WithHint("give the record that merge wrote to Options.Undo, or copy the tensor from the base")
 		}
 		if t.Replace != nil || t.Rows != nil {
-			return fault.New(fault.Unsupported, "the merge has replaced values of %q, and what was there before is in its undo record only", name).
-				WithHint("give the record that merge wrote to Options.Undo, or take the tensor from the base")
+			return fault.New(fault.Unsupported, "the merge replaced values of %q, and only its undo record can restore the original", name).
+				WithHint("give the record that merge wrote to Options.Undo, or copy the tensor from the base")
 		}
 		if err := p.addStep(t, step{terms: resolve.Negative(t.Terms)}); err != nil {
 			return err
@@ -71,14 +71,14 @@ func (p *planner) subtract(merged map[string]*resolve.Change) error {
 	return nil
 }
 
-// addRecord adds the steps of one record, which must be what this version makes of the same
-// adapters.
+// addRecord adds the removals of one record. This version must apply the record's adapters exactly
+// as the record describes.
 func (p *planner) addRecord(r *Record, merged map[string]*resolve.Change) error {
 	for i := range r.record.Tensors {
 		d := &r.record.Tensors[i]
 		ref, ok := p.base.Lookup(d.Name)
 		if !ok || ref.File != fileOf(p.base, r.record, d.File) || ref.Tensor.DType.String() != d.DType || !slices.Equal(ref.Tensor.Shape, d.Shape) {
-			e := fault.New(fault.Mismatch, "the undo record is of another checkpoint: it has %q as %s of shape %d, and this checkpoint has no such tensor", d.Name, d.DType, d.Shape)
+			e := fault.New(fault.Mismatch, "the undo record belongs to another checkpoint: it needs %q as %s of shape %d, and this checkpoint has no such tensor", d.Name, d.DType, d.Shape)
 			e.Rule = undo.RuleHeader
 			return e
 		}
@@ -105,7 +105,7 @@ func (p *planner) addRecord(r *Record, merged map[string]*resolve.Change) error 
 }
 
 func otherReading(name string) error {
-	return fault.New(fault.Unsupported, "the version of loratool that wrote the undo record has applied the adapter to %q in another way than this one would", name).
+	return fault.New(fault.Unsupported, "the undo record comes from a version of loratool that applied the adapter to %q differently", name).
 		WithHint("use that version; verify names it")
 }
 

@@ -5,7 +5,6 @@ import (
 	"github.com/loratool/loratool/internal/resolve"
 )
 
-// Refusals lists, in words, why no base can be merged with an adapter by this version: one entry
-// per feature that it requires, empty for an adapter that can be merged. The hint belongs to the
-// first.
+// Refusals explains why this version cannot merge the adapter into any base: one entry per
+// unsupported feature, none for an adapter that it can merge. hint belongs to the first entry.
 func Refusals(a *format.Adapter) (why []string, hint string) { return resolve.Refusals(a) }

@@ -14,8 +14,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// TestOneTensorSavedForAllItsModules: PEFT saves both ends of a tie, and the base has one tensor
-// for them. Equal values leave nothing to decide; different ones do.
+// TestOneTensorSavedForAllItsModules: PEFT saves both ends of a tie, while the base has one tensor.
+// Equal values are merged; different ones are refused without a choice.
 func TestOneTensorSavedForAllItsModules(t *testing.T) {
 	const llama = `{"model_type":"llama","architectures":["LlamaForCausalLM"],"tie_word_embeddings":true}`
 	const bert = `{"model_type":"bert","architectures":["BertForMaskedLM"],"tie_word_embeddings":true}`
@@ -95,7 +95,7 @@ func TestOneTensorSavedForAllItsModules(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !bytes.Equal(got, x.Data) {
-				t.Errorf("%s: %s is not what the adapter saves", c.name, x.Name)
+				t.Errorf("%s: %s differs from the adapter's", c.name, x.Name)
 			}
 		}
 		if len(out.Names()) != len(c.base) {

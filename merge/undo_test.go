@@ -19,7 +19,7 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// run runs a plan to a new place and returns that.
+// run runs a plan and returns the path of its output.
 func run(t *testing.T, p *merge.Plan, err error) string {
 	t.Helper()
 	if err != nil {
@@ -42,7 +42,7 @@ func record(t *testing.T, name string, b []byte) *merge.Record {
 	return r
 }
 
-// anyWeight makes the adapters of a merge those of a removal, whose weights the record knows.
+// anyWeight prepares merged adapters for a removal that takes the weights from the record.
 func anyWeight(adapters []merge.Adapter) []merge.Adapter {
 	var all []merge.Adapter
 	for _, a := range adapters {
@@ -59,7 +59,7 @@ func tree(t *testing.T, path string) map[string]string {
 	return testkit.Tree(t, path)
 }
 
-// TestUnmergeRestoresEveryByte merges every fixture with a record and takes it back.
+// TestUnmergeRestoresEveryByte merges every fixture with a record and removes the merge.
 func TestUnmergeRestoresEveryByte(t *testing.T) {
 	eachBase(t, "merge", 20, func(t *testing.T, dir string, c fixture) {
 		var rec bytes.Buffer
@@ -86,8 +86,8 @@ func TestUnmergeRestoresEveryByte(t *testing.T) {
 	})
 }
 
-// TestRecordIsSmall: what a record costs per weight of a BF16 base, for the sizes of ‖ΔW‖/‖W‖ that
-// adapters have, against the measured order-0 entropies of the residuals, 1.05, 0.12 and 0.024
+// TestRecordIsSmall bounds the cost of a record per weight of a BF16 base, for the usual ‖ΔW‖/‖W‖
+// of adapters. The limits are the measured order-0 entropies of the residuals: 1.05, 0.12 and 0.024
 // bits.
 func TestRecordIsSmall(t *testing.T) {
 	for _, c := range []struct{ ratio, bits float64 }{{0.3, 1.15}, {0.01, 0.15}, {0.001, 0.04}} {
@@ -115,7 +115,7 @@ type pair struct {
 	adapters []merge.Adapter
 }
 
-// writePair makes a pair with ‖ΔW‖/‖W‖ near ratio.
+// writePair writes a pair with ‖ΔW‖/‖W‖ near ratio.
 func writePair(t *testing.T, d dtype.Type, rows, cols uint64, ratio float64) pair {
 	t.Helper()
 	const sigma, rank = 0.02, 16
@@ -142,8 +142,8 @@ func writeLoRA(t *testing.T, path string, rng *rand.Rand, module string, rank, r
 	return merge.Adapter{Source: src, Name: path, Weight: 1}
 }
 
-// special puts values into a tensor that rounding and subtraction treat unlike others: zeros of
-// both signs, subnormals, the largest numbers, infinities, NaNs with payloads.
+// special puts values into a tensor that rounding and subtraction treat differently: zeros of both
+// signs, subnormals, the largest numbers, infinities, NaNs with payloads.
 func special(t testkit.Tensor) testkit.Tensor {
 	size := t.DType.Size()
 	patterns := map[dtype.Type][]uint64{
@@ -160,9 +160,8 @@ func special(t testkit.Tensor) testkit.Tensor {
 	return t
 }
 
-// TestUnmergeOfAnyValues: random bases of every dtype and updates of every size, special values
-// among them, merged and taken back. Some merges overflow to infinity, which the record survives as
-// well.
+// TestUnmergeOfAnyValues merges and restores random bases of every dtype, with special values and
+// updates of every size. Some merges overflow to infinity; the record survives that too.
 func TestUnmergeOfAnyValues(t *testing.T) {
 	rng := rand.New(rand.NewPCG(11, 12))
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32, dtype.F64} {
@@ -186,8 +185,8 @@ func TestUnmergeOfAnyValues(t *testing.T) {
 	}
 }
 
-// TestUnmergeOfFactorsThatAreNotFinite: a merge with NaN and infinity in its factors destroys
-// weights, and its record brings them back.
+// TestUnmergeOfFactorsThatAreNotFinite: NaN and infinity in factors destroy weights, and the record
+// restores them.
 func TestUnmergeOfFactorsThatAreNotFinite(t *testing.T) {
 	rng := rand.New(rand.NewPCG(17, 18))
 	dir := t.TempDir()
@@ -211,8 +210,8 @@ func TestUnmergeOfFactorsThatAreNotFinite(t *testing.T) {
 	}
 }
 
-// TestRecordDoesNotDependOnWorkersAndBlocks: many blocks, records of equal bytes, read back by any
-// number of workers.
+// TestRecordDoesNotDependOnWorkersAndBlocks: many blocks give records of equal bytes, and any
+// number of workers can read them.
 func TestRecordDoesNotDependOnWorkersAndBlocks(t *testing.T) {
 	m := writeMixed(t)
 	var first []byte
@@ -236,13 +235,13 @@ func TestRecordDoesNotDependOnWorkersAndBlocks(t *testing.T) {
 	}
 }
 
-// TestHundredSwapsEndWhereTheyBegan swaps two adapters to and fro, and takes the last one out.
+// TestHundredSwapsEndWhereTheyBegan swaps two adapters back and forth, and removes the last one.
 func TestHundredSwapsEndWhereTheyBegan(t *testing.T) {
 	dir := t.TempDir()
 	rng := rand.New(rand.NewPCG(13, 14))
 	base := filepath.Join(dir, "base.safetensors")
 	testkit.Write(t, base, testkit.Encode(nil, testkit.Random(rng, "q.weight", dtype.BF16, 0.02, 70, 60), testkit.Random(rng, "k.weight", dtype.F16, 0.02, 50, 60)))
-	// x and y share a module, and each has one of its own besides.
+	// x and y share one module and have one each of their own.
 	x := writeLoRA(t, filepath.Join(dir, "x"), rng, "q", 4, 70, 60, 0.006)
 	y := writeLoRA(t, filepath.Join(dir, "y"), rng, "k", 4, 50, 60, 0.002)
 	now, rec := mergeRecorded(t, base, x)
@@ -256,7 +255,7 @@ func TestHundredSwapsEndWhereTheyBegan(t *testing.T) {
 		p, err := merge.OpenSwap(context.Background(), now, merge.Removal{Adapters: anyWeight([]merge.Adapter{out}), Records: []*merge.Record{record(t, "r", rec)}}, []merge.Adapter{in}, merge.Options{Undo: &next})
 		now, rec = run(t, p, err), next.Bytes()
 		if i%2 == 0 && (!maps.Equal(tree(t, now), tree(t, direct)) || !bytes.Equal(rec, directRecord)) {
-			t.Fatalf("swap %d: not what merging into the base gives", i)
+			t.Fatalf("swap %d: differs from merging into the base", i)
 		}
 	}
 	p, err := merge.OpenUnmerge(context.Background(), now, merge.Removal{Adapters: anyWeight([]merge.Adapter{x}), Records: []*merge.Record{record(t, "r", rec)}}, merge.Options{})
@@ -273,7 +272,7 @@ func mergeRecorded(t *testing.T, base string, adapters ...merge.Adapter) (out st
 	return run(t, p, err), b.Bytes()
 }
 
-// stack is a base with three merges on top of each other, and what they have left.
+// stack is a base with three merges on top of each other, and their outputs.
 type stack struct {
 	base     string
 	adapters [3]merge.Adapter
@@ -300,8 +299,8 @@ func writeStack(t *testing.T) *stack {
 	return s
 }
 
-// TestStackComesOffInAnyOrder: the merges that stay are those of one merge into the base, in any
-// order of records and adapters.
+// TestStackComesOffInAnyOrder: the remaining merges give the bytes of one merge into the base, in
+// any order of records and adapters.
 func TestStackComesOffInAnyOrder(t *testing.T) {
 	s := writeStack(t)
 	rec := func(i ...int) (all []*merge.Record) {
@@ -345,8 +344,8 @@ func TestStackComesOffInAnyOrder(t *testing.T) {
 
 func first2(out string, _ []byte) string { return out }
 
-// TestWrongRemovalsAreNamed: what does not belong together is found before anything is written, and
-// the message says which.
+// TestWrongRemovalsAreNamed: a record, adapter or checkpoint that does not belong to the others is
+// named before anything is written.
 func TestWrongRemovalsAreNamed(t *testing.T) {
 	s := writeStack(t)
 	weighted := s.adapters[2]
@@ -372,18 +371,18 @@ func TestWrongRemovalsAreNamed(t *testing.T) {
 		out     []merge.Adapter
 		words   string
 	}{
-		{"another adapter", s.merged[2], []int{2}, any2(0), "is for the adapter \"z\""},
-		{"one adapter too many", s.merged[2], []int{2}, append(any2(0), any2(2)...), "was not merged by what the undo records undo"},
+		{"another adapter", s.merged[2], []int{2}, any2(0), "needs the adapter \"z\""},
+		{"one adapter too many", s.merged[2], []int{2}, append(any2(0), any2(2)...), "none of the undo records covers"},
 		{"another weight", s.merged[2], []int{2}, []merge.Adapter{weighted}, "merged with the weight 1, not 0.5"},
-		{"the record of an earlier merge", s.merged[2], []int{0}, any2(0), "is of another merge"},
-		{"a record twice", s.merged[2], []int{2, 2}, any2(2), "is of another merge"},
+		{"the record of an earlier merge", s.merged[2], []int{0}, any2(0), "belongs to another merge"},
+		{"a record twice", s.merged[2], []int{2, 2}, any2(2), "belongs to another merge"},
 		{"a gap in the chain", s.merged[2], []int{2, 0}, append(any2(2), any2(0)...), "from before"},
-		{"the base in place of the merged", s.base, []int{2}, any2(2), "is of another merge"},
-		{"an edited header", edited, []int{2}, any2(2), "is of another merge"},
+		{"the base in place of the merged", s.base, []int{2}, any2(2), "belongs to another merge"},
+		{"an edited header", edited, []int{2}, any2(2), "belongs to another merge"},
 		{"a changed weight", changed, []int{2}, any2(2), "\"q.weight\" is not what the merge has written"},
-		{"a changed weight that the merge left alone", untouched, []int{2}, any2(2), "from \"k.weight\" on, which the merge has not changed"},
-		{"no record", s.merged[2], nil, any2(2), "without the undo record"},
-		{"no adapter", s.merged[2], []int{2}, nil, "no adapter to take out"},
+		{"a changed weight that the merge left alone", untouched, []int{2}, any2(2), "(from \"k.weight\" on) alone, but their CRC-32 is"},
+		{"no record", s.merged[2], nil, any2(2), "only the undo record"},
+		{"no adapter", s.merged[2], []int{2}, nil, "no adapter to remove"},
 	} {
 		var records []*merge.Record
 		for _, i := range c.records {
@@ -404,8 +403,8 @@ func TestWrongRemovalsAreNamed(t *testing.T) {
 	}
 }
 
-// TestDamagedRecordsAreFound flips every bit of a small record, one after the other: no byte of
-// another base comes out.
+// TestDamagedRecordsAreFound flips every bit of a small record in turn. No different base may come
+// out.
 func TestDamagedRecordsAreFound(t *testing.T) {
 	s := writeStack(t)
 	want := tree(t, s.merged[1])
@@ -424,13 +423,13 @@ func TestDamagedRecordsAreFound(t *testing.T) {
 		_, err = p.Run(context.Background(), out)
 		p.Close()
 		if err == nil && !maps.Equal(tree(t, out), want) {
-			t.Fatalf("bit %d of byte %d of the record turned: another base came out", i%8, i)
+			t.Fatalf("bit %d of byte %d of the record flipped: a different base came out", i%8, i)
 		}
 	}
 }
 
-// TestApproximateCountsWhatMayDiffer: without a record no element beyond the count is wrong, and
-// where the count is zero none is.
+// TestApproximateCountsWhatMayDiffer: without a record, the count bounds the number of wrong
+// elements, and a count of zero means none.
 func TestApproximateCountsWhatMayDiffer(t *testing.T) {
 	for _, c := range []struct {
 		d     dtype.Type
@@ -464,7 +463,7 @@ func TestApproximateCountsWhatMayDiffer(t *testing.T) {
 	}
 }
 
-// full is a disk with room for some bytes.
+// full is a disk with room for a few bytes.
 type full struct{ left int }
 
 var errFull = errors.New("no room")
@@ -477,7 +476,7 @@ func (f *full) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// TestARecordThatCannotBeWrittenIsNoMerge: without its record the checkpoint does not appear.
+// TestARecordThatCannotBeWrittenIsNoMerge: the checkpoint does not appear without its record.
 func TestARecordThatCannotBeWrittenIsNoMerge(t *testing.T) {
 	m := writePair(t, dtype.BF16, 100, 100, 0.1)
 	for _, room := range []int{0, 100, 1000} {

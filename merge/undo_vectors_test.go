@@ -23,15 +23,14 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// The vectors are written from spec/UNDO.md by testdata/undo/make.py, which shares no code with
-// loratool.
+// testdata/undo/make.py wrote these vectors from spec/UNDO.md. It shares no code with loratool.
 
 const undoVectors = "../testdata/undo"
 
-// undoVector is a record of index.txt; README.md beside it explains the fields.
+// undoVector is a record of index.txt; the README.md beside it explains the fields.
 type undoVector struct {
 	file, merged, expect, sha256 string
-	size                         int64 // of the merged file, with zeros behind what is there; 0 is what it has
+	size                         int64 // of the merged file, padded with zeros; 0 means its own size
 	adapters, rules              []string
 	restored                     map[string]string
 }
@@ -74,14 +73,14 @@ func readUndoVectors(t *testing.T) []undoVector {
 	return all
 }
 
-// undoDeviations are the vectors that loratool does not read as the spec has it, by the beginnings
-// of their names, and what it does.
+// undoDeviations lists, by the beginning of their names, the vectors on which loratool deviates
+// from the spec, with its own behaviour.
 var undoDeviations = map[string]string{
 	"ok-widths": "merges of this version change floats only, so it reads the adapter otherwise, and says so",
 }
 
-// TestUndoVectors takes every vector's merge back: valid records give the checkpoint before it,
-// broken ones an error of their kind that names the rule, and nothing is written.
+// TestUndoVectors undoes every vector's merge. Valid records restore the checkpoint; broken ones
+// give an error of their kind that names the rule, and no output.
 func TestUndoVectors(t *testing.T) {
 	for _, v := range readUndoVectors(t) {
 		t.Run(v.file, func(t *testing.T) {
@@ -99,7 +98,7 @@ func TestUndoVectors(t *testing.T) {
 			for name, what := range undoDeviations {
 				if strings.HasPrefix(v.file, name) {
 					if problem == "" {
-						t.Errorf("as the spec has it, take it from the list of deviations: %s", what)
+						t.Errorf("now as the spec says; delete it from the deviations: %s", what)
 					}
 					return
 				}
@@ -114,7 +113,7 @@ func TestUndoVectors(t *testing.T) {
 	}
 }
 
-// unmerge takes the merge back to out.
+// unmerge undoes the vector's merge into out.
 func (v *undoVector) unmerge(t *testing.T, record []byte, out string) error {
 	r, err := merge.OpenRecord(context.Background(), v.file, bytes.NewReader(record), int64(len(record)))
 	if err != nil {
@@ -142,7 +141,7 @@ func (v *undoVector) unmerge(t *testing.T, record []byte, out string) error {
 	return err
 }
 
-// padded copies a file and puts zeros behind it.
+// padded copies a file and appends zeros.
 func padded(t *testing.T, path string, size int64) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
@@ -159,8 +158,8 @@ func padded(t *testing.T, path string, size int64) string {
 
 var faultKinds = map[string]error{"corrupt": fault.Corrupt, "truncated": fault.Truncated, "unsupported": fault.Unsupported, "limit": fault.Limit, "mismatch": fault.Mismatch}
 
-// check compares what taking a merge back came to with the index. Of a broken record's rules the
-// first one has the vector's kind.
+// check compares the outcome with the index. The first rule of a broken record gives the vector's
+// kind.
 func (v *undoVector) check(t *testing.T, record []byte, out string, err error) string {
 	t.Helper()
 	if v.expect == "ok" {

@@ -15,8 +15,8 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// OpenRecord proves the undo record of the given size in r, all of it, and opens it. r is read only
-// by ReadAt, also later.
+// OpenRecord opens the undo record of size bytes in r and verifies all of it. It reads r by ReadAt
+// only, and keeps reading it until the plans that use the record have run.
 func OpenRecord(ctx context.Context, name string, r io.ReaderAt, size int64) (*Record, error) {
 	id, err := fileio.IdentityOf(r)
 	if err != nil {
@@ -36,31 +36,31 @@ func OpenRecord(ctx context.Context, name string, r io.ReaderAt, size int64) (*R
 	return &Record{Name: name, record: x, identity: id}, nil
 }
 
-// Removal says what is to be taken out of a checkpoint.
+// Removal says which adapters to remove from a checkpoint.
 type Removal struct {
-	// Adapters are those that were merged; a weight of NaN stands for the one that the record or
-	// the checkpoint's own stamp says.
+	// Adapters are the merged adapters. Weight NaN takes the weight from the record or from the
+	// checkpoint's stamp.
 	Adapters []Adapter
-	// Records are the undo records of the latest merges, in any order; all their adapters must be
-	// among Adapters.
+	// Records are the undo records of the latest merges, in any order. Adapters must include every
+	// adapter that they name.
 	Records []*Record
-	// Approximate allows to go without records: then adapters are subtracted, every element
-	// correctly rounded, and what rounding has lost stays lost.
+	// Approximate allows a removal without records. It subtracts the adapters and rounds each
+	// element correctly, but cannot recover digits that the merge rounded away.
 	Approximate bool
 }
 
-// findRemoval finds out which merges of a checkpoint are meant.
+// findRemoval finds the merges to remove.
 func findRemoval(ctx context.Context, base *checkpoint.Checkpoint, remove Removal) (r removal, err error) {
 	if len(remove.Adapters) == 0 {
-		return r, fault.New(fault.Mismatch, "no adapter to take out")
+		return r, fault.New(fault.Mismatch, "no adapter to remove")
 	}
 	if len(remove.Records) == 0 && !remove.Approximate && len(base.History()) == 0 {
-		return r, fault.New(fault.Mismatch, "the checkpoint has no stamp of a merge, so that there is nothing to take out").In(base.Path).
-			WithHint("give a checkpoint that merge has written")
+		return r, fault.New(fault.Mismatch, "the checkpoint carries no stamp of a merge, so there is nothing to remove").In(base.Path).
+			WithHint("use a checkpoint that merge wrote")
 	}
 	if len(remove.Records) == 0 && !remove.Approximate {
-		return r, fault.New(fault.Mismatch, "without the undo record of the merge the checkpoint before it cannot be restored: subtracting leaves some elements one step off").
-			WithHint("give the record that merge wrote to Options.Undo; Removal.Approximate subtracts all the same")
+		return r, fault.New(fault.Mismatch, "only the undo record of the merge can restore the earlier checkpoint: subtracting leaves some elements one step off").
+			WithHint("give the record that merge wrote to Options.Undo, or set Removal.Approximate to subtract without it")
 	}
 	for _, a := range remove.Adapters {
 		if err := format.Validate(a.Source.Manifest()); err != nil {
@@ -80,8 +80,8 @@ func findRemoval(ctx context.Context, base *checkpoint.Checkpoint, remove Remova
 	return r, r.findByRecord(remove.Adapters, ids)
 }
 
-// chain puts records in order, the latest merge first: the headers that the first has written are
-// those of the checkpoint, and the headers before each are those that the next has written.
+// chain sorts records, the latest merge first. The latest merge wrote the checkpoint's headers;
+// each earlier merge wrote the headers that the next record calls "before".
 func chain(ctx context.Context, base *checkpoint.Checkpoint, records []*Record) ([]*Record, error) {
 	now := make(map[int]undo.Header)
 	for i, f := range base.Files {
@@ -107,7 +107,7 @@ func chain(ctx context.Context, base *checkpoint.Checkpoint, records []*Record) 
 	return chain, nil
 }
 
-// wrote reports whether a merge has written the headers that are there now.
+// wrote reports whether the record's merge wrote the current headers.
 func wrote(base *checkpoint.Checkpoint, r *undo.Record, now map[int]undo.Header) bool {
 	if len(r.Files) != len(base.Files) {
 		return false
@@ -126,7 +126,7 @@ func explainChain(base *checkpoint.Checkpoint, chain []*Record, r *Record) error
 	for _, a := range r.record.Adapters {
 		names = append(names, fault.Quote(a.Name))
 	}
-	e := fault.New(fault.Mismatch, "the undo record is of another merge: it is for %s, and the headers that this merge has written are not those of the checkpoint", strings.Join(names, " and ")).In(r.Name)
+	e := fault.New(fault.Mismatch, "the undo record belongs to another merge: it is for %s, and the headers that this merge wrote are not those of the checkpoint", strings.Join(names, " and ")).In(r.Name)
 	e.Rule = undo.RuleHeader
 	if len(chain) > 0 {
 		e.Msg = strings.Replace(e.Msg, "those of the checkpoint", "those from before "+chain[len(chain)-1].Name, 1)
@@ -141,25 +141,24 @@ func explainChain(base *checkpoint.Checkpoint, chain []*Record, r *Record) error
 	}
 	if len(later) > 0 {
 		slices.Sort(later)
-		return e.WithHint("%s was merged as well; what came later is taken out first, or swapped: give its record and adapter, too", fault.List(slices.Compact(later), 3))
+		return e.WithHint("%s was merged as well; remove or swap later merges first, or give their records and adapters too", fault.List(slices.Compact(later), 3))
 	}
-	return e.WithHint("give the record that was written with this checkpoint, and the checkpoint as it was written")
+	return e.WithHint("use the record written with this checkpoint, and the checkpoint as merge wrote it")
 }
 
-// findByRecord makes the adapters of the records those that are taken out, in the order of the
-// records.
+// findByRecord removes the adapters of the records, in the order of the records.
 func (r *removal) findByRecord(given []Adapter, ids []string) error {
 	used := make([]bool, len(given))
 	for _, x := range r.records {
 		for _, a := range x.record.Adapters {
 			i := slices.Index(ids, a.Content)
 			if i < 0 {
-				return fault.New(fault.Mismatch, "the undo record is for the adapter %s, content %.16s…, which is not given; given is %s", fault.Quote(a.Name), a.Content, describe(given, ids)).In(x.Name).
-					WithHint("give that adapter, as it was when it was merged; to keep it in the checkpoint, swap it with itself")
+				return fault.New(fault.Mismatch, "the undo record needs the adapter %s, content %.16s…; got %s", fault.Quote(a.Name), a.Content, describe(given, ids)).In(x.Name).
+					WithHint("give that adapter as it was when merged; to keep it in the checkpoint, swap it with itself")
 			}
 			if w := given[i].Weight; !math.IsNaN(w) && w != a.Weight {
 				return fault.New(fault.Mismatch, "the adapter was merged with the weight %v, not %v", a.Weight, w).In(given[i].Name).
-					WithHint("set Adapter.Weight=NaN: the record knows it")
+					WithHint("set Adapter.Weight=NaN: the record knows the weight")
 			}
 			used[i] = true
 			r.adapters = append(r.adapters, Adapter{Source: given[i].Source, Name: given[i].Name, Weight: a.Weight})
@@ -167,8 +166,8 @@ func (r *removal) findByRecord(given []Adapter, ids []string) error {
 		}
 	}
 	if i := slices.Index(used, false); i >= 0 {
-		return fault.New(fault.Mismatch, "the adapter %s, content %.16s…, was not merged by what the undo records undo", fault.Quote(given[i].Name), ids[i]).
-			WithHint("give the record of the merge that put it in, or leave it out")
+		return fault.New(fault.Mismatch, "none of the undo records covers the adapter %s, content %.16s…", fault.Quote(given[i].Name), ids[i]).
+			WithHint("give the record of the merge that added it, or leave the adapter out")
 	}
 	return nil
 }
@@ -181,9 +180,9 @@ func describe(given []Adapter, ids []string) string {
 	return strings.Join(all, "; ")
 }
 
-// findByStamp makes the given adapters those that are taken out, with the weights that the
-// checkpoint's own stamps have. They must be those of one merge, and the latest of the files that
-// it changed: what came later would be taken for theirs.
+// findByStamp removes the given adapters with the weights from the checkpoint's stamps. One merge
+// must have added exactly these, and it must be the latest merge into every file that it changed:
+// subtraction would mistake the effect of a later merge for theirs.
 func (r *removal) findByStamp(base *checkpoint.Checkpoint, given []Adapter, ids []string) error {
 	isGiven := func(a checkpoint.StampAdapter) bool { return slices.Contains(ids, a.Content) }
 	var latest *checkpoint.Merged
@@ -199,29 +198,29 @@ func (r *removal) findByStamp(base *checkpoint.Checkpoint, given []Adapter, ids 
 		case at < 0:
 			continue
 		case at < len(history)-1:
-			return fault.New(fault.Mismatch, "%s was merged into %s later than what is to be taken out", fault.Quote(history[len(history)-1].Adapters[0].Name), f.Name).
-				WithHint("take out the latest merge first")
+			return fault.New(fault.Mismatch, "%s was merged into %s after the adapter you are removing", fault.Quote(history[len(history)-1].Adapters[0].Name), f.Name).
+				WithHint("remove the latest merge first")
 		case !slices.Equal(contentsOf(history[at].Adapters), slices.Sorted(slices.Values(ids))):
-			return fault.New(fault.Mismatch, "the latest merge into %s has put in %s together", f.Name, fault.List(namesOf(history[at].Adapters), 3)).
-				WithHint("give all of them, and no others")
+			return fault.New(fault.Mismatch, "the latest merge into %s added %s", f.Name, fault.List(namesOf(history[at].Adapters), 3)).
+				WithHint("give all of them and no others")
 		}
 		latest = &history[at]
 	}
 	if latest == nil && stamped {
-		return fault.New(fault.Mismatch, "the checkpoint names what was merged into it, and %s is not among that", fault.Quote(given[0].Name)).WithHint("merge.History shows it")
+		return fault.New(fault.Mismatch, "the checkpoint's stamps do not list %s", fault.Quote(given[0].Name)).WithHint("merge.History shows it")
 	}
 	for i, a := range given {
 		weight := a.Weight
 		if latest != nil {
 			weight = latest.Adapters[slices.IndexFunc(latest.Adapters, func(s checkpoint.StampAdapter) bool { return s.Content == ids[i] })].Weight
 		} else {
-			r.notes = append(r.notes, fmt.Sprintf("the checkpoint does not say that %s was merged into it; if that was done with more than one rounding, more elements may differ than are counted", fault.Quote(a.Name)))
+			r.notes = append(r.notes, fmt.Sprintf("the checkpoint has no stamp for %s; if another tool merged it and rounded more than once, more elements may differ than are counted", fault.Quote(a.Name)))
 			if math.IsNaN(weight) {
 				weight = 1
 			}
 		}
 		if !math.IsNaN(a.Weight) && a.Weight != weight {
-			return fault.New(fault.Mismatch, "the adapter was merged with the weight %v, not %v", weight, a.Weight).In(a.Name).WithHint("set Adapter.Weight=NaN: the checkpoint knows it")
+			return fault.New(fault.Mismatch, "the adapter was merged with the weight %v, not %v", weight, a.Weight).In(a.Name).WithHint("set Adapter.Weight=NaN: the checkpoint knows the weight")
 		}
 		a.Weight = weight
 		r.adapters, r.ids = append(r.adapters, a), append(r.ids, ids[i])

@@ -17,8 +17,8 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// TestApproximateTakesOutTheLatestMergeAlone: what else would be taken for its own, and the count
-// of elements that may differ be wrong.
+// TestApproximateTakesOutTheLatestMergeAlone: subtracting an earlier merge would count the effect
+// of the later one as its own.
 func TestApproximateTakesOutTheLatestMergeAlone(t *testing.T) {
 	s := writeStack(t)
 	approximate := func(merged string, adapters ...merge.Adapter) (*merge.Plan, error) {
@@ -34,10 +34,10 @@ func TestApproximateTakesOutTheLatestMergeAlone(t *testing.T) {
 		words    string
 	}{
 		{"an earlier merge", s.merged[2], s.adapters[:1], `"z" was merged into`},
-		{"two merges", s.merged[1], s.adapters[:2], `has put in "y" together`},
-		{"half of a merge", both, s.adapters[:1], `has put in "x", "y" together`},
-		{"a merge of one adapter twice, with another in the second's place", doubled, []merge.Adapter{s.adapters[0], s.adapters[2]}, `has put in "x", "x" together`},
-		{"another adapter", s.merged[1], s.adapters[2:], `is not among that`},
+		{"two merges", s.merged[1], s.adapters[:2], `added "y"`},
+		{"half of a merge", both, s.adapters[:1], `added "x", "y"`},
+		{"a merge of one adapter twice, with another in the second's place", doubled, []merge.Adapter{s.adapters[0], s.adapters[2]}, `added "x", "x"`},
+		{"another adapter", s.merged[1], s.adapters[2:], `stamps do not list`},
 	} {
 		p, err := approximate(c.merged, c.adapters...)
 		if err == nil {
@@ -48,12 +48,12 @@ func TestApproximateTakesOutTheLatestMergeAlone(t *testing.T) {
 		}
 	}
 	p, err = approximate(s.base, s.adapters[0])
-	if err != nil || !slices.ContainsFunc(p.Warnings(), func(w string) bool { return strings.Contains(w, "does not say that") }) {
+	if err != nil || !slices.ContainsFunc(p.Warnings(), func(w string) bool { return strings.Contains(w, "has no stamp for") }) {
 		t.Errorf("a checkpoint without stamps: %v, want a warning", err)
 	}
 	p.Close()
 
-	// An adapter that was merged twice comes out once, and its first stamp stays.
+	// Of an adapter merged twice, one comes out and its first stamp stays.
 	p, err = merge.Open(context.Background(), s.merged[0], s.adapters[:1], merge.Options{Again: true})
 	twice := run(t, p, err)
 	p, err = approximate(twice, s.adapters[0])
@@ -63,7 +63,7 @@ func TestApproximateTakesOutTheLatestMergeAlone(t *testing.T) {
 	}
 }
 
-// history is what the stamps of a checkpoint say.
+// history returns the stamps of a checkpoint.
 func history(t *testing.T, path string) []merge.Merged {
 	t.Helper()
 	h, err := merge.History(t.Context(), path)
@@ -73,7 +73,7 @@ func history(t *testing.T, path string) []merge.Merged {
 	return h
 }
 
-// TestHistoryHasGaps: a stamp behind one that is missing counts, and the next one comes after it.
+// TestHistoryHasGaps: stamps after a missing number count, and the next merge continues after them.
 func TestHistoryHasGaps(t *testing.T) {
 	s := writeStack(t)
 	dir := t.TempDir()
@@ -91,8 +91,8 @@ func TestHistoryHasGaps(t *testing.T) {
 	}
 }
 
-// TestSwapDoesNotCompareWhatItTakesOut: an adapter that remembers the base is not held against the
-// merged values.
+// TestSwapDoesNotCompareWhatItTakesOut: the merged values do not count against an adapter that
+// remembers the base.
 func TestSwapDoesNotCompareWhatItTakesOut(t *testing.T) {
 	s := writeStack(t)
 	p, err := merge.Open(context.Background(), s.base, s.adapters[2:], merge.Options{})
@@ -109,17 +109,19 @@ func TestSwapDoesNotCompareWhatItTakesOut(t *testing.T) {
 	remove := merge.Removal{Adapters: anyWeight(s.adapters[:1]), Records: []*merge.Record{record(t, "x", s.records[0])}}
 	p, err = merge.OpenSwap(context.Background(), s.merged[0], remove, []merge.Adapter{z}, merge.Options{})
 	got := run(t, p, err)
-	if !slices.ContainsFunc(p.Warnings(), func(w string) bool { return strings.Contains(w, "is not compared") }) {
-		t.Errorf("the warnings are %q, want that the base is not compared", p.Warnings())
+	if !slices.ContainsFunc(p.Warnings(), func(w string) bool {
+		return strings.Contains(w, "cannot check that the adapter was made for this base")
+	}) {
+		t.Errorf("the warnings are %q, want one about the base", p.Warnings())
 	}
 	want, _ := mergeRecorded(t, s.base, s.adapters[2])
 	if !maps.Equal(tree(t, got), tree(t, want)) {
-		t.Error("not what merging into the base gives")
+		t.Error("differs from merging into the base")
 	}
 }
 
-// TestStackedExpertsAndAWholeReplacementComeOff: the parameter is a stack of matrices for one
-// merge, and one block of values for the other.
+// TestStackedExpertsAndAWholeReplacementComeOff: one merge sees a stack of matrices, the other a
+// single block of values.
 func TestStackedExpertsAndAWholeReplacementComeOff(t *testing.T) {
 	rng := rand.New(rand.NewPCG(19, 20))
 	dir := t.TempDir()

@@ -41,8 +41,7 @@ func readText(t *testing.T, path ...string) string {
 	return string(text)
 }
 
-// TestConfigFollowsTheVocabulary: config.json says what has become of the model, and every other
-// byte of it stays.
+// TestConfigFollowsTheVocabulary: config.json describes the new model, and every other byte stays.
 func TestConfigFollowsTheVocabulary(t *testing.T) {
 	for _, c := range []struct{ name, base, from, to string }{
 		{"tied-head-untie", "llama-tied", `"tie_word_embeddings": true`, `"tie_word_embeddings": false`},
@@ -59,7 +58,7 @@ func TestConfigFollowsTheVocabulary(t *testing.T) {
 	}
 }
 
-// TestIndexNamesTheNewHead: a sharded checkpoint stays one that can be loaded.
+// TestIndexNamesTheNewHead: a sharded checkpoint stays loadable.
 func TestIndexNamesTheNewHead(t *testing.T) {
 	var index struct {
 		Metadata struct {
@@ -72,7 +71,7 @@ func TestIndexNamesTheNewHead(t *testing.T) {
 	if err := json.Unmarshal([]byte(text), &index); err != nil {
 		t.Fatal(err)
 	}
-	const head = 48 * 32 // elements, of two bytes
+	const head = 48 * 32 // elements of two bytes
 	if m := index.Metadata; m.Size != 18624+2*head || m.Parameters != 9312+head {
 		t.Errorf("the index says %d bytes and %d parameters, want %d and %d", m.Size, m.Parameters, 18624+2*head, 9312+head)
 	}
@@ -81,7 +80,7 @@ func TestIndexNamesTheNewHead(t *testing.T) {
 	}
 }
 
-// TestTiesAreNotUntiedBlindly: what --tied cannot do is refused, with the reason.
+// TestTiesAreNotUntiedBlindly: a tie that --tied cannot handle is refused with the reason.
 func TestTiesAreNotUntiedBlindly(t *testing.T) {
 	for _, c := range []struct {
 		base, adapter string
@@ -110,10 +109,9 @@ func openOne(t *testing.T, base, adapter string, options merge.Options) (*merge.
 	return c.open(t, filepath.Join(fixtures, adapter), options)
 }
 
-// TestTrainedTokensAreForBothEnds: PEFT gives trained tokens to both ends of a tied model, in every
-// release that knows them, so that there is nothing to decide. The code that ties them was read in
-// all 14 releases from 0.15.0 to 0.21.2. From 0.19.0 on, it leaves the ends apart where a table
-// names both with different rows.
+// TestTrainedTokensAreForBothEnds: every PEFT release from 0.15.0 to 0.21.2 (14 were read) gives
+// trained tokens to both ends of a tied model, so nothing is ambiguous. Since 0.19.0 the ends stay
+// apart if a table names both with different rows.
 func TestTrainedTokensAreForBothEnds(t *testing.T) {
 	dir := filepath.Join(fixtures, "merge", "tied-tokens-fold")
 	merged := func(tied merge.Tied) string {
@@ -134,8 +132,8 @@ func TestTrainedTokensAreForBothEnds(t *testing.T) {
 	}
 }
 
-// TestTiesOfUnknownModels: a generative model without a head has tied it, whatever its type and the
-// names of its ends, and --tied works for it.
+// TestTiesOfUnknownModels: a generative model without a head ties it, whatever its type and the
+// names of its ends. --tied works for it.
 func TestTiesOfUnknownModels(t *testing.T) {
 	for _, c := range []struct{ config, embedding, changed, head string }{
 		{`{"model_type":"new","architectures":["NewForCausalLM"]}`, "backbone.tokens", "lm_head", "lm_head.weight"},

@@ -6,24 +6,24 @@ import (
 	"sync/atomic"
 )
 
-// pipeline is what happens to one tensor.
+// pipeline is the sequence of operations for one tensor.
 type pipeline struct {
 	*target
 	ops     []operation
-	isBlind bool // the result does not depend on what is in the base
+	isBlind bool // the result does not depend on the base's values
 	bands   []band
 	tools   *tools
 }
 
-// band is a band of a pipeline. What its operations need is loaded by the first worker that comes
-// to it, and dropped when its last block is done.
+// band is the state of one band in a pipeline. The first worker that reaches the band loads its
+// inputs; the worker that finishes its last block drops them.
 type band struct {
 	once sync.Once
 	err  error
-	left atomic.Int64 // blocks to go
+	left atomic.Int64 // blocks still to do
 }
 
-// newPipeline makes the operations of a tensor, in their order.
+// newPipeline builds the operations of a tensor, in order.
 func newPipeline(t *target, k *tools) *pipeline {
 	p := &pipeline{target: t, bands: make([]band, t.NBands), tools: k}
 	for i := range t.undo {
@@ -53,10 +53,10 @@ func newPipeline(t *target, k *tools) *pipeline {
 	return p
 }
 
-// isBlind reports whether an operation leaves nothing of the values that were there.
+// isBlind reports whether an operation overwrites every value without reading it.
 func isBlind(op operation) bool { _, ok := op.(*replace); return ok }
 
-// load reads what the operations need for some bands.
+// load loads the inputs of the operations for some bands.
 func (p *pipeline) load(first, last int) error {
 	for i := first; i <= last; i++ {
 		b := &p.bands[i]
@@ -68,7 +68,7 @@ func (p *pipeline) load(first, last int) error {
 	return nil
 }
 
-// done drops what bands needed of which this was the last block.
+// done counts a block as finished, and drops the inputs of bands without further blocks.
 func (p *pipeline) done(first, last int) {
 	for i := first; i <= last; i++ {
 		if p.bands[i].left.Add(-1) == 0 {
@@ -84,16 +84,16 @@ func (p *pipeline) done(first, last int) {
 func (p *pipeline) apply(b *block, w *worker) error { return applyAll(p.ops, b, w) }
 
 const (
-	// copyBytes is the piece in which untouched data are copied, so that several workers share a
-	// large range and an interrupt is noticed.
+	// copyBytes is the largest piece of untouched data in one job, so that workers share a large
+	// range and Ctrl-C takes effect soon.
 	copyBytes = 64 << 20
-	// smallCopyBytes is the most that is copied through a worker's memory where it lies among small
-	// tensors that change.
+	// smallCopyBytes is the largest untouched range that is copied through a worker's memory
+	// together with its small neighbours.
 	smallCopyBytes = 64 << 10
 )
 
-// layOut builds the output files and their headers; before are those of the base when what is taken
-// out is out.
+// layOut plans the output files and their headers. before holds the base's headers after the
+// removals.
 func (p *planner) layOut(before []restored) error {
 	byFile := make(map[int][]*target)
 	for _, t := range p.Plan.targets {
@@ -116,30 +116,30 @@ func (p *planner) layOut(before []restored) error {
 	return nil
 }
 
-// job is a piece of work: a range to copy, or rows of a target to merge, or the header of a file.
+// job is a piece of work: copy a range, merge rows of a target, or write a file's header.
 type job struct {
-	index      int // among the jobs
+	index      int // number of the job
 	file       int
-	off, n     int64     // a range of the base's file
-	pipeline   *pipeline // nil where the range is copied
+	off, n     int64     // range of the base's file
+	pipeline   *pipeline // nil for a copy
 	row0, row1 int64
 	header     bool
 }
 
-// bands are the first and the last band that the job's rows are of.
+// bands returns the first and last band that the job's rows touch.
 func (j *job) bands() (first, last int) {
 	height := j.pipeline.bandRows()
 	return int(j.row0 / height), int((j.row1 - 1) / height)
 }
 
-// batch is jobs from first to end whose ranges are read and written together.
+// batch is the jobs from first up to end, whose ranges are read and written together.
 type batch struct{ first, end int }
 
-// batches puts jobs together that follow each other in a file and are small, as long as they fit in
-// a block, so that a model of many small tensors does not pay for reading and writing each of them.
+// batches groups small neighbouring jobs of a file up to one block, so that a model of many small
+// tensors does not pay for a read and a write per tensor.
 func (p *Plan) batches(jobs []job) []batch {
 	var all []batch
-	var n int64 // of the last batch; more than a block where nothing may be added
+	var n int64 // length of the last batch; a full block if nothing may be added
 	for i := range jobs {
 		j := &jobs[i]
 		alone := j.header || j.pipeline == nil && j.n > smallCopyBytes
@@ -197,8 +197,8 @@ func (p *Plan) jobs(pipelines map[*target]*pipeline) []job {
 	return jobs
 }
 
-// PeakBytes estimates the memory that Run takes: blocks and factors in flight, at most workers+1
-// bands at a time, and the tensors of adapters that bands share.
+// PeakBytes estimates the memory that Run takes with the given number of workers: blocks, the
+// factors of at most workers+1 bands, and tensors that bands share.
 func (p *Plan) PeakBytes(workers int) int64 {
 	var largest, shared, nBlocks int64
 	size, buffers := p.blockBytes(), int64(2)
@@ -216,12 +216,12 @@ func (p *Plan) PeakBytes(workers int) int64 {
 		largest, shared = max(largest, slices.Max(bands)), max(shared, t.sharedBytes())
 	}
 	if p.options.wantsRecord() || p.removed.is() {
-		buffers = 5 // values before and after, predictions, and residuals
+		buffers = 5 // values before and after, predictions, residuals
 	}
 	return min(int64(workers), nBlocks)*(buffers*size+largest) + largest + 2*shared
 }
 
-// sharedBytes is what the bands of a tensor share: tensors of adapters that each needs a part of.
+// sharedBytes returns the size of the adapter tensors that several bands read.
 func (t *target) sharedBytes() (n int64) {
 	if t.NBands == 1 {
 		return 0

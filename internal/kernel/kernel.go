@@ -5,7 +5,7 @@
 //
 // It is kept by Ziv's strategy: a fast pass in float32 or float64 with a bound on its error decides
 // nearly all elements; the rest is computed in float64, then double-double, then exactly. The proof
-// of the bounds is in merge/doc.go.
+// of the bounds is in merge/proof.go.
 //
 // The fast pass is layered as in BLIS. Prepare turns the factors of a tensor into an Update, once:
 // all terms side by side, S multiplied into L, R packed in panels. Update.Merge walks over a block

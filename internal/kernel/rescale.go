@@ -13,8 +13,8 @@ import (
 //
 // where g is the row of the element, or its column. A pass in float64, in double-double for an F64
 // matrix, decides nearly all elements by a bound on its error; the rest is decided exactly. The
-// proof of the bound is in merge/doc.go. It can be used by any number of goroutines at a time; the
-// result does not depend on how rows are grouped into calls.
+// proof of the bound is in merge/proof.go. It can be used by any number of goroutines at a time;
+// the result does not depend on how rows are grouped into calls.
 type Rescaled struct {
 	d          dtype.Type
 	rows, cols int

@@ -180,7 +180,7 @@ func row512(b base, at, bound Register, p pointers, scale, inverse VecPhysical, 
 }
 
 // midpoint512 tests a vector for BF16: m is t with the midpoint's low half, and e < min(|t−m|,
-// 2⁻¹⁰·|t|) decides. See merge/doc.go. The result, in t, is t and half an ulp, cut.
+// 2⁻¹⁰·|t|) decides. See merge/proof.go. The result, in t, is t and half an ulp, cut.
 func midpoint512(t, abs, e, m, near VecPhysical, ok OpmaskPhysical) (out VecPhysical) {
 	VMOVDQA32(zHigh, m)
 	VPTERNLOGD(U8(0xea), zMid, t, m) // (m & t) | mid

@@ -361,7 +361,7 @@ func (g *generator) pair(b base, p v) {
 }
 
 // midpoint tests two vectors for BF16: m is t with the midpoint's low half, and e < min(|t−m|,
-// 2⁻¹⁰·|t|) decides. See merge/doc.go. The result is t and half an ulp, cut.
+// 2⁻¹⁰·|t|) decides. See merge/proof.go. The result is t and half an ulp, cut.
 func (g *generator) midpoint(p, t, abs, e, m, least v) {
 	g.comment("The distance from the midpoint.")
 	for h := range v(2) {
