@@ -12,12 +12,12 @@ type block struct {
 	v []float64 // n×b, orthonormal
 	y []float64 // Δ·v, m×b
 	b int
-	q int // columns before it
+	q int // number of columns before it
 }
 
-// orthonormalise makes the columns of z (n×b) orthogonal to the basis and to each other, twice, and
-// drops the directions in which they are not longer than noise: nil means that none is left. At
-// most as many columns remain as the space has left.
+// orthonormalise makes the columns of z (n×b) orthogonal to the basis and to each other, in two
+// passes. It drops directions that are no longer than noise, and returns nil if none is left. The
+// rest of the space limits the number of columns.
 func (k *krylov) orthonormalise(
 	ctx context.Context, z []float64, b int, noise float64,
 ) ([]float64, error) {
@@ -29,7 +29,7 @@ func (k *krylov) orthonormalise(
 			}
 		}
 		floor := func(largest float64) float64 { return math.Max(noise*noise, 1e-28*largest) }
-		if pass == 1 { // the columns are nearly orthonormal already
+		if pass == 1 { // the columns are already nearly orthonormal
 			floor = func(float64) float64 { return 0.25 }
 		}
 		var err error
@@ -40,9 +40,9 @@ func (k *krylov) orthonormalise(
 	return z, nil
 }
 
-// turn makes the columns of z (n×b) orthonormal: z times the eigenvectors of zᵀz over the roots of
-// its eigenvalues. It drops the directions of eigenvalues that are not above the floor, which
-// depends on the largest one, and returns how many columns are left.
+// turn makes the columns of z (n×b) orthonormal. It multiplies z by the eigenvectors of zᵀz and
+// divides by the roots of its eigenvalues. Eigenvalues at or below the floor, which depends on the
+// largest one, are dropped. It returns the number of remaining columns.
 func (k *krylov) turn(ctx context.Context, z []float64, b int, floor func(largest float64) float64) (
 	out []float64, keep int, err error) {
 	g, err := thinGram(ctx, k.options.Workers, k.n, b, b,
@@ -64,7 +64,7 @@ func (k *krylov) turn(ctx context.Context, z []float64, b int, floor func(larges
 	by := make([]float64, b*keep)
 	for s := range b {
 		for t := range keep {
-			// minus, as the product is subtracted
+			// negative, since the product is subtracted
 			by[s*keep+t] = -vectors[s*b+t] / math.Sqrt(values[t])
 		}
 	}
@@ -77,8 +77,8 @@ func (k *krylov) turn(ctx context.Context, z []float64, b int, floor func(larges
 	return out, keep, err
 }
 
-// thinRows is the number of rows that a product of two thin matrices takes at a time. It is fixed,
-// so that sums have the same order for any number of workers.
+// thinRows is the number of rows of a thin product that are processed together. It is fixed, so
+// that sums have the same order for any number of workers.
 const thinRows = 1024
 
 // project subtracts from z (n×b) its part in the span of v (n×c).
@@ -95,7 +95,7 @@ func project(ctx context.Context, workers, n int, z []float64, b int, v []float6
 	})
 }
 
-// thinGram is XᵀY (a×b) for X (n×a) and Y (n×b), which rows returns piece by piece.
+// thinGram computes XᵀY (a×b) for X (n×a) and Y (n×b), which rows returns piece by piece.
 func thinGram(ctx context.Context, workers, n, a, b int,
 	rows func(worker, lo, hi int) (x, y []float64)) ([]float64, error) {
 	parts := make([][]float64, blocks(n, thinRows))

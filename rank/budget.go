@@ -5,17 +5,17 @@ import (
 	"sort"
 )
 
-// defaultBudgetRank is the most that a budget gives to one layer where nothing else is said.
+// defaultBudgetRank is the largest rank of a layer under a budget if MaxRank is 0.
 const defaultBudgetRank = 64
 
-// candidate is one singular value that a budget can buy.
+// candidate is a singular value that a budget can buy.
 type candidate struct {
 	tensor string
 	value  float64 // energy per byte
 	bytes  int64
 }
 
-// spend chooses the rank of every layer within a budget of bytes for the factors.
+// spend chooses the ranks of all layers within the budget.
 func (r *extracting) spend(ctx context.Context) error {
 	var all []candidate
 	for i := range r.pairs {
@@ -38,8 +38,8 @@ func (r *extracting) spend(ctx context.Context) error {
 	return nil
 }
 
-// offers lists the singular values of a tensor, from the largest on. The experts of a tensor have
-// one rank, so each value is offered for all of them at once.
+// offers lists the singular values of a tensor, from the largest on. Stacked experts share one
+// rank, so each value is offered for all of them together.
 func (r *extracting) offers(ctx context.Context, p *pair, v view) (offers []candidate, err error) {
 	most := r.options.MaxRank
 	if most == 0 {
@@ -64,14 +64,13 @@ func (r *extracting) offers(ctx context.Context, p *pair, v view) (offers []cand
 	return offers, nil
 }
 
-// buy spends a budget on the singular values with most energy per byte, over all layers, and
-// returns the rank that each tensor gets. Within a layer values fall and all cost the same, so the
-// order takes them from the largest on. cheapest is the least that a value costs, 0 where there is
-// none.
+// buy spends the budget over all layers on the values with the most energy per byte, and returns
+// the rank of each tensor. Within a layer all values cost the same, so the largest are bought
+// first. cheapest is the lowest price, 0 without candidates.
 func buy(all []candidate, budget int64) (ranks map[string]int, cheapest int64) {
 	sort.SliceStable(all, func(i, j int) bool { return all[i].value > all[j].value })
 	ranks = make(map[string]int)
-	closed := make(map[string]bool) // layers whose next value was too expensive
+	closed := make(map[string]bool) // layers whose next value did not fit the budget
 	for i, c := range all {
 		if i == 0 || c.bytes < cheapest {
 			cheapest = c.bytes

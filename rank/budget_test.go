@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestBudgetBuysTheBestPerByte: small enough to see by hand what is bought.
+// TestBudgetBuysTheBestPerByte: the case is small enough to check the purchases by hand.
 func TestBudgetBuysTheBestPerByte(t *testing.T) {
 	all := []candidate{{"wide", 8, 30}, {"wide", 3, 30}, {"thin", 5, 10}, {"thin", 4, 10}, {"huge", 9, 100}}
 	for _, c := range []struct {

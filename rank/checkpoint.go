@@ -8,26 +8,26 @@ import (
 	"github.com/loratool/loratool/internal/checkpoint"
 )
 
-// Checkpoint is an opened model. Only headers and configurations have been read. Several
-// extractions may use it at once. The caller closes it when they have run.
+// Checkpoint is an open model. Only headers and configurations have been read. Several extractions
+// may share it. The caller closes it after they have run.
 type Checkpoint struct{ checkpoint *checkpoint.Checkpoint }
 
-// OpenCheckpoint opens the checkpoint at path: a safetensors file, or a directory with one or with
-// shards and their index. Errors wrap a kind of package format, or are I/O errors.
+// OpenCheckpoint opens the checkpoint at path: a safetensors file, or a directory with one
+// safetensors file or with shards and their index. Errors wrap a kind of package format, or are I/O
+// errors.
 func OpenCheckpoint(ctx context.Context, path string) (*Checkpoint, error) {
 	return newCheckpoint(checkpoint.Open(ctx, path))
 }
 
-// OpenCheckpointFS is OpenCheckpoint for a file or a directory of an fs.FS; "." is its root. Files
-// that implement io.ReaderAt are read by position, from several goroutines. Any other is read into
-// memory whole.
+// OpenCheckpointFS opens a file or directory of an fs.FS; "." is its root. Files that implement
+// io.ReaderAt are read by position, from several goroutines. All other files are read into memory.
 func OpenCheckpointFS(ctx context.Context, files fs.FS, name string) (*Checkpoint, error) {
 	return newCheckpoint(checkpoint.OpenFS(ctx, files, name))
 }
 
-// OpenCheckpointReader opens a safetensors file of size bytes that has nothing beside it, such as
-// one in memory. Messages call it name. r is read by position, from several goroutines, until the
-// checkpoint is closed; it is not closed itself.
+// OpenCheckpointReader opens a single safetensors file of size bytes, such as one in memory.
+// Messages call it name. The checkpoint reads r by position, from several goroutines, until Close;
+// it does not close r.
 func OpenCheckpointReader(ctx context.Context, name string, r io.ReaderAt, size int64) (*Checkpoint, error) {
 	return newCheckpoint(checkpoint.New(ctx, name, r, size))
 }

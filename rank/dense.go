@@ -14,19 +14,19 @@ import (
 	"gonum.org/v1/gonum/mat"
 )
 
-// This file is the only one that uses gonum: for matrices whose sides, or one of them, are a few
-// ranks long. A call of gonum cannot be interrupted, and one for a side of some thousands takes
-// minutes. So above atOnce the factorizations go panel by panel, each of about a second at most,
-// and look at the context in between.
+// This file alone uses gonum, for matrices with at least one side of a few ranks. A gonum call
+// cannot be interrupted, and one on a matrix of some thousand rows takes minutes. So above atOnce
+// the factorizations go panel by panel, at most about a second each, and check the context in
+// between.
 
 var errNoConvergence = errors.New("the eigenvalues of a symmetric matrix did not converge")
 
 const (
-	atOnce = 512 // the side up to which one call of gonum does everything
+	atOnce = 512 // largest side for a single call of gonum
 	panel  = 8   // columns of a panel
 )
 
-// lap has the parts that LAPACK's blocked factorizations are made of.
+// lap provides the parts of LAPACK's blocked factorizations.
 var lap lapacked.Implementation
 
 // symmetricEigen returns the eigenvalues of a symmetric n×n matrix, descending, and the
@@ -54,8 +54,8 @@ func symmetricEigen(
 	return values, vectors, nil
 }
 
-// symmetricValues returns the eigenvalues of a symmetric n×n matrix, descending, for a fraction of
-// what the vectors cost.
+// symmetricValues returns the eigenvalues of a symmetric n×n matrix, descending. It is several
+// times faster than symmetricEigen.
 func symmetricValues(ctx context.Context, g []float64, n int) ([]float64, error) {
 	g = slices.Clone(g)
 	var values []float64
@@ -79,9 +79,9 @@ func symmetricValues(ctx context.Context, g []float64, n int) ([]float64, error)
 	return values, nil
 }
 
-// tridiagonalise reduces a symmetric matrix, of which it reads and overwrites the lower triangle,
-// to the diagonal d and the subdiagonal e of Qᵀ·G·Q. The reflectors of Q are left below the
-// subdiagonal, with their factors in tau.
+// tridiagonalise reduces a symmetric matrix to the diagonal d and the subdiagonal e of Qᵀ·G·Q. It
+// reads and overwrites the lower triangle, leaves the reflectors of Q below the subdiagonal, and
+// returns their factors in tau.
 func tridiagonalise(ctx context.Context, g []float64, n int) (d, e, tau []float64, err error) {
 	d, e, tau = make([]float64, n), make([]float64, n-1), make([]float64, n-1)
 	w := make([]float64, n*panel)
@@ -114,8 +114,8 @@ func interruptibleEigen(
 	if err != nil {
 		return nil, nil, err
 	}
-	// The rows of z become the eigenvectors, as rotations join rows. QL steps converge where the
-	// large elements come last, and those of a matrix that is nearly of low rank come first here.
+	// The rows of z become the eigenvectors, since rotations combine rows. QL steps converge when
+	// the large elements come last, but a matrix of nearly low rank has them first here.
 	z := flip(q, n, n)
 	if math.Abs(d[0]) > math.Abs(d[n-1]) {
 		slices.Reverse(d)
@@ -145,8 +145,8 @@ func interruptibleEigen(
 	return values, vectors, nil
 }
 
-// reflected is Q, the product of the reflectors that tridiagonalise leaves in g: they are applied
-// to the identity from the last panel to the first.
+// reflected computes Q, the product of tridiagonalise's reflectors in g. It applies them to the
+// identity from the last panel to the first.
 func reflected(ctx context.Context, g, tau []float64, n int) ([]float64, error) {
 	q := make([]float64, n*n)
 	for i := range n {
@@ -166,18 +166,17 @@ func reflected(ctx context.Context, g, tau []float64, n int) ([]float64, error) 
 	return q, nil
 }
 
-// implicitQL turns the diagonal d of a symmetric tridiagonal matrix with the subdiagonal e, which
-// has one element more than it needs, into eigenvalues, in no order, and applies every rotation to
-// the rows of z (Dubrulle, Martin and Wilkinson, 1968; imtql2 of EISPACK). It is here because it
-// can be interrupted.
+// implicitQL replaces the diagonal d of a symmetric tridiagonal matrix by its eigenvalues,
+// unsorted, and applies every rotation to the rows of z (Dubrulle, Martin and Wilkinson, 1968;
+// imtql2 of EISPACK). e is the subdiagonal, with one spare element. LAPACK's own routine cannot be
+// interrupted.
 func implicitQL(ctx context.Context, d, e, z []float64) error {
 	n := len(d)
 	var largest float64
 	for i := range n {
 		largest = max(largest, math.Abs(d[i]), math.Abs(e[i]))
 	}
-	// What is below a few bits of rounding of the whole matrix is zero: that of a matrix of low
-	// rank.
+	// Elements below a few roundings of the largest one are zero, as in a matrix of low rank.
 	small := 0x1p-56 * largest
 	for l := range n {
 		for turns := 0; ; turns++ {
@@ -200,7 +199,7 @@ func implicitQL(ctx context.Context, d, e, z []float64) error {
 	return nil
 }
 
-// chase is one implicit QL step on the unreduced block from l to m.
+// chase performs one implicit QL step on the unreduced block from l to m.
 func chase(d, e, z []float64, l, m int) {
 	n := len(d)
 	g := (d[l+1] - d[l]) / (2 * e[l])
@@ -210,7 +209,7 @@ func chase(d, e, z []float64, l, m int) {
 		f, b := s*e[i], c*e[i]
 		r := math.Hypot(f, g)
 		e[i+1] = r
-		if r == 0 { // the block has come apart
+		if r == 0 { // the block has split
 			d[i+1] -= p
 			e[m] = 0
 			return
@@ -247,7 +246,7 @@ func singularValues(ctx context.Context, a []float64, m, n int) ([]float64, erro
 		}
 		return svd.Values(nil), nil
 	}
-	// To a bidiagonal matrix, as Dgebrd does it.
+	// Reduce to bidiagonal form as Dgebrd does.
 	d, e, tauQ, tauP := make([]float64, n), make([]float64, n), make([]float64, n),
 		make([]float64, n)
 	x, y := make([]float64, m*panel), make([]float64, n*panel)
@@ -276,7 +275,7 @@ func singularValues(ctx context.Context, a []float64, m, n int) ([]float64, erro
 }
 
 // triangle returns the upper triangular factor R (r×r) of the QR decomposition of an m×r matrix, m
-// ≥ r, which it overwrites.
+// ≥ r, and overwrites the matrix.
 func triangle(ctx context.Context, a []float64, m, r int) ([]float64, error) {
 	tau, t, work := make([]float64, r), make([]float64, panel*panel),
 		make([]float64, max(r, panel)*panel)
@@ -301,8 +300,8 @@ func triangle(ctx context.Context, a []float64, m, r int) ([]float64, error) {
 }
 
 // cholesky returns the upper triangular R with RᵀR = G for a symmetric n×n matrix, and an estimate
-// of the condition of G, the ratio of its largest eigenvalue to its smallest: infinity, and no R,
-// where G is not positive definite. It overwrites g.
+// of G's condition, the ratio of its largest to its smallest eigenvalue. If G is not positive
+// definite, it returns no R and infinity. It overwrites g.
 func cholesky(ctx context.Context, g []float64, n int) (r []float64, condition float64, err error) {
 	const width = 2 * panel
 	work := make([]float64, 3*n)
@@ -323,8 +322,7 @@ func cholesky(ctx context.Context, g []float64, n int) (r []float64, condition f
 		blas64.Trsm(blas.Left, blas.Trans, 1,
 			blas64.Triangular{Uplo: blas.Upper, Diag: blas.NonUnit, N: b, Stride: n,
 				Data: g[i*n+i:]}, above)
-		// The whole rest in place of its upper triangle: the product of whole matrices is the fast
-		// one.
+		// Update the whole rest, not just its upper triangle: a product of full matrices is faster.
 		blas64.Gemm(blas.Trans, blas.NoTrans, -1, above, above, 1,
 			blas64.General{Rows: rest, Cols: rest, Stride: n, Data: g[(i+b)*n+i+b:]})
 	}

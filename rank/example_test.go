@@ -16,7 +16,7 @@ import (
 	"github.com/loratool/loratool/rank"
 )
 
-// checkpointOf writes a checkpoint of one 2×2 weight in memory, and opens it.
+// checkpointOf opens a checkpoint in memory with one 2×2 weight.
 func checkpointOf(ctx context.Context, w ...float32) *rank.Checkpoint {
 	data, err := binary.Append(nil, binary.LittleEndian, w)
 	if err != nil {
@@ -37,9 +37,8 @@ func checkpointOf(ctx context.Context, w ...float32) *rank.Checkpoint {
 	return c
 }
 
-// Extract an adapter without a file: both checkpoints are in memory, the factors wait there, and so
-// does the .lora container. The two weights differ by (3 4; 6 8), which has rank 1 and the singular
-// value √(9+16+36+64).
+// Extract an adapter in memory: both checkpoints, the factors and the .lora container. The weights
+// differ by (3 4; 6 8), a matrix of rank 1 with the singular value √(9+16+36+64).
 func Example() {
 	ctx := context.Background()
 	base, tuned := checkpointOf(ctx, 1, 1, 1, 1), checkpointOf(ctx, 4, 5, 7, 9)
@@ -66,7 +65,7 @@ func Example() {
 		log.Fatal(err)
 	}
 
-	file := bytes.NewReader(out.Files()[""]) // a container is one file
+	file := bytes.NewReader(out.Files()[""]) // a container is a single file, named ""
 	adapter, err := convert.OpenReader(ctx, file, file.Size(), convert.Options{})
 	if err != nil {
 		log.Fatal(err)

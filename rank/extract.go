@@ -15,15 +15,15 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// Why a tensor is skipped.
+// Reasons for skipping a tensor.
 const (
 	whyExcluded = "excluded"
-	whyTrunk    = "only in the base: the tuned checkpoint is a model without a head"
+	whyTrunk    = "only in the base: the tuned checkpoint's class has no head"
 	whyGone     = "only in the base"
 	whyNew      = "only in the tuned checkpoint"
 	whyTied     = "tied to the embedding, which both checkpoints have"
 	whyBudget   = "the budget was spent on other layers"
-	whyTooSmall = "differs by less than float32 holds"
+	whyTooSmall = "the difference is too small for float32"
 )
 
 // OpenExtraction compares the headers of the checkpoints at two paths. The caller closes the
@@ -45,8 +45,8 @@ func OpenExtraction(ctx context.Context, basePath, tunedPath string, o ExtractOp
 	return e, nil
 }
 
-// NewExtraction is OpenExtraction for checkpoints that are open already. The caller closes them
-// after the extraction has run.
+// NewExtraction is OpenExtraction for open checkpoints. The caller closes them after the extraction
+// has run.
 func NewExtraction(base, tuned *Checkpoint, o ExtractOptions) (*Extraction, error) {
 	if (o.Rule == nil) == (o.Budget == 0) {
 		return nil, errors.New("internal error: an extraction needs a rule or a budget")
@@ -76,23 +76,23 @@ func (e *Extraction) plan() error {
 	common, sameShape := e.pairUp(names)
 	switch {
 	case len(ambiguous) > 0:
-		return fault.New(fault.Mismatch, "the names of the tuned checkpoint fit those of the base in several ways: %s", strings.Join(ambiguous, "; ")).
-			WithHint("save both with one version of transformers")
+		return fault.New(fault.Mismatch, "the tensor names of the tuned checkpoint match the base's in several ways: %s", strings.Join(ambiguous, "; ")).
+			WithHint("save both with the same version of transformers")
 	case common == 0:
 		return fault.New(fault.Mismatch, "the two checkpoints have no tensor name in common: %s against %s",
-			fault.List(e.base.Names(), 2), fault.List(e.tuned.Names(), 2)).WithHint("give the base that the tuned checkpoint was trained from")
+			fault.List(e.base.Names(), 2), fault.List(e.tuned.Names(), 2)).WithHint("use the base that the tuned checkpoint was trained from")
 	case sameShape == 0:
 		return fault.New(fault.Mismatch, "the two checkpoints have %d tensor names in common and none with the same shape", common).
-			WithHint("they are models of different sizes; give the base that the tuned checkpoint was trained from")
+			WithHint("the models have different sizes; use the base that the tuned checkpoint was trained from")
 	case len(e.pairs) == 0:
-		return fault.New(fault.Mismatch, "nothing is left to extract: %d tensors are excluded or not of a float dtype", sameShape)
+		return fault.New(fault.Mismatch, "nothing to extract: all %d tensors are excluded or have no float dtype", sameShape)
 	}
 	if e.options.PEFT {
 		if err := e.pairLive(); err != nil {
 			return err
 		}
 	}
-	// By position, so that files are read from front to back.
+	// Sorted by position, files are read front to back.
 	sort.SliceStable(e.pairs, func(i, j int) bool {
 		a, b := e.pairs[i].tuned.ref, e.pairs[j].tuned.ref
 		return a.File < b.File || a.File == b.File && a.Tensor.Off < b.Tensor.Off
@@ -100,8 +100,8 @@ func (e *Extraction) plan() error {
 	return nil
 }
 
-// leaveGone leaves out the tensors of the base that the tuned checkpoint lacks; names are those of
-// the base by those of the tuned one.
+// leaveGone leaves out the base's tensors that the tuned checkpoint lacks. names maps tuned names
+// to base names.
 func (e *Extraction) leaveGone(names map[string]string) {
 	paired := make(map[string]bool, len(names))
 	for _, name := range names {
@@ -119,8 +119,8 @@ func (e *Extraction) leaveGone(names map[string]string) {
 	}
 }
 
-// pairUp pairs the tensors of the tuned checkpoint with those of the base, and leaves out the
-// others. It counts the names that both have, and those of them that have one shape.
+// pairUp pairs the tensors of both checkpoints by name and leaves out the others. It counts the
+// common names, and the common names with equal shapes.
 func (e *Extraction) pairUp(names map[string]string) (common, sameShape int) {
 	for _, tunedName := range e.tuned.Names() {
 		tuned := locate(e.tuned, tunedName)
@@ -153,7 +153,7 @@ func (e *Extraction) pairUp(names map[string]string) (common, sameShape int) {
 	return common, sameShape
 }
 
-// Bytes is what the extraction has to read of the tuned checkpoint.
+// Bytes returns the number of bytes that the extraction reads from the tuned checkpoint.
 func (e *Extraction) Bytes() (n int64) {
 	for i := range e.pairs {
 		n += e.pairs[i].tuned.ref.Tensor.NBytes
@@ -168,7 +168,7 @@ func (e *Extraction) PeakBytes() int64 {
 	return peak
 }
 
-// LargestTensor is the tensor that PeakBytes are for; "" where none is decomposed.
+// LargestTensor names the tensor behind PeakBytes, "" if none is decomposed.
 func (e *Extraction) LargestTensor() string {
 	_, name := e.peak()
 	return name
@@ -185,7 +185,7 @@ func (e *Extraction) peak() (peak int64, name string) {
 		if !ok {
 			continue
 		}
-		m, n := int64(v.rows), int64(v.cols) // of one expert, where several are stacked
+		m, n := int64(v.rows), int64(v.cols) // of one expert, if several are stacked
 		short := min(m, n)
 		const perFactor = 32 // singular vectors and factors in float64, factors in float32 and as stored
 		if need := 4*m*n + (8*min(width, short)+perFactor*min(kept, short))*(m+n); need > peak {
@@ -195,15 +195,14 @@ func (e *Extraction) peak() (peak int64, name string) {
 	return peak + 32<<20, name
 }
 
-// Planned is one tensor that will be compared.
+// Planned is a tensor that will be compared.
 type Planned struct {
 	Tensor string   `json:"tensor"`
 	Shape  []uint64 `json:"shape"`
-	Kind   string   `json:"kind"` // of the layer it would be, or "beside"
+	Kind   string   `json:"kind"` // kind of its layer, or "beside"
 }
 
-// Planned lists the tensors that are in both checkpoints and will be compared, and Skipped what the
-// headers alone rule out.
+// Planned lists the common tensors to compare, and the tensors that the headers alone exclude.
 func (e *Extraction) Planned() (planned []Planned, skipped []Skipped) {
 	for i := range e.pairs {
 		p := &e.pairs[i]
@@ -216,19 +215,19 @@ func (e *Extraction) Planned() (planned []Planned, skipped []Skipped) {
 	return planned, e.skipped
 }
 
-// view is how a tensor is seen as a matrix, or several: what its layer is, and whether the base
-// stores it n×m.
+// view says how to treat a tensor as one or several matrices: its layer, and whether the base
+// stores it transposed.
 type view struct {
 	module     string
-	parameter  string // the tensor's name, for experts, where the module does not tell
+	parameter  string // the tensor's name, for experts whose module has several
 	kind       format.Kind
-	slabs      int // matrices that the tensor stacks
-	rows, cols int // of each, as it is stored
+	slabs      int // number of stacked matrices
+	rows, cols int // of each, as stored
 	transposed bool
 	shape      []uint64
 }
 
-// view returns how a tensor is decomposed; ok is false for what low rank cannot hold.
+// view returns the view of a tensor. ok is false if factors cannot represent the tensor.
 func (e *Extraction) view(p *pair) (view, bool) {
 	if e.peft != nil {
 		return e.viewPEFT(p)

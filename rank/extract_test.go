@@ -17,7 +17,7 @@ import (
 	"github.com/loratool/loratool/rank"
 )
 
-// pairOf writes two checkpoints. config is the text of config.json of both; "" is none.
+// pairOf writes two checkpoints, each with config as config.json; "" writes none.
 func pairOf(t *testing.T, config string, base, tuned []testkit.Tensor) (basePath, tunedPath string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -57,7 +57,7 @@ func values(t *testing.T, src format.Source, i int) []float64 {
 	return x
 }
 
-// deltaOf forms s·B·A of a layer in the orientation m×n, with the factors seen as matrices.
+// deltaOf forms s·B·A of a layer as an m×n matrix; the factors count as matrices.
 func deltaOf(t *testing.T, src format.Source, l *format.Layer) []float64 {
 	t.Helper()
 	a, b := values(t, src, l.Roles[format.RoleA]), values(t, src, l.Roles[format.RoleB])
@@ -105,8 +105,8 @@ func changed(rng *rand.Rand, x testkit.Tensor, r int, size float64) testkit.Tens
 func TestEveryKindOfMatrixComesBack(t *testing.T) {
 	rng := rand.New(rand.NewPCG(41, 42))
 	base := []testkit.Tensor{
-		testkit.Random(rng, "h.0.attn.c_attn.weight", dtype.F32, 0.1, 20, 60), // Conv1D: stored n×m
-		testkit.Random(rng, "wte.weight", dtype.F32, 0.1, 50, 20),             // embedding: vocabulary × dimension
+		testkit.Random(rng, "h.0.attn.c_attn.weight", dtype.F32, 0.1, 20, 60), // Conv1D, stored transposed
+		testkit.Random(rng, "wte.weight", dtype.F32, 0.1, 50, 20),             // an embedding, vocabulary × dimension
 		testkit.Random(rng, "proj.weight", dtype.F32, 0.1, 30, 20),
 		testkit.Random(rng, "conv.weight", dtype.F32, 0.1, 12, 5, 3, 3),
 		testkit.Random(rng, "same.weight", dtype.F32, 0.1, 30, 20),
@@ -149,18 +149,17 @@ func TestEveryKindOfMatrixComesBack(t *testing.T) {
 				norm += want * want
 			}
 		}
-		// Δ has rank 3 but for the rounding of the tuned checkpoint to float32, 2⁻²⁴·|w| an
-		// element.
+		// Δ has rank 3 up to the rounding of the tuned checkpoint to float32, 2⁻²⁴·|w| per element.
 		if err := math.Sqrt(diff / norm); err > 1e-5 {
 			t.Errorf("%s (%s): relative error %.3g", l.Module, l.Kind, err)
 		}
 	}
 }
 
-// TestStackedExpertsComeBack: (E, out, in), and (E, in, out) as gpt-oss stores it. The layout of
-// the factors is that of PEFT from 0.19.1 on: A is (E·r)×in with the expert slowest, B out×(r·E)
-// with the expert fastest; of two parameters of a module the one that is registered first is one
-// base_layer further in.
+// TestStackedExpertsComeBack: experts are stored (E, out, in), or (E, in, out) as in gpt-oss.
+// Factors have the layout of PEFT from 0.19.1 on: in A, (E·r)×in, the expert varies slowest, and in
+// B, out×(r·E), fastest. Of two parameters of a module the first registered one is nested one
+// base_layer deeper.
 func TestStackedExpertsComeBack(t *testing.T) {
 	rng := rand.New(rand.NewPCG(55, 56))
 	const nExperts, d1, d2, r = 3, 10, 6, 2
@@ -272,7 +271,7 @@ func TestABudgetIsKept(t *testing.T) {
 	if report.Bytes > budget || report.Bytes < budget-4*(60+40) {
 		t.Errorf("%d bytes of factors, want just under %d", report.Bytes, budget)
 	}
-	// Every singular value of b is about ten times one of a: all ten go there.
+	// Every singular value of b is about ten times the matching one of a, so b gets all ten.
 	if len(report.Layers) != 1 || report.Layers[0].Module != "b" || report.Layers[0].Rank != 10 {
 		t.Errorf("layers %+v, want b with rank 10", report.Layers)
 	}
@@ -338,8 +337,8 @@ func TestPairsThatCannotBeExtracted(t *testing.T) {
 		{"a difference beyond float32", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F64, []uint64{1, 2}, 1, 2)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F64, []uint64{1, 2}, 1, 1e39)}, format.ErrUnsupported, "1 differences of \"w.weight\" are beyond float32"},
 		{"a difference of F32 beyond it", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, -3e38)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, 3e38)}, format.ErrUnsupported, "beyond float32"},
 		{"products beyond float32", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{2, 2}, 0, 0, 0, 0)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{2, 2}, 1e30, 2e30, 3e30, 5e30)}, format.ErrUnsupported, "has the norm 6.24e+30"},
-		{"a difference below float32", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F64, []uint64{1, 2}, 0, 0)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F64, []uint64{1, 2}, 0, 1e-50)}, format.ErrMismatch, "by less than float32 holds"},
-		{"infinity in what is carried whole", "", []testkit.Tensor{w, testkit.Values("norm.weight", dtype.F16, []uint64{2}, 1, 2)}, []testkit.Tensor{w, testkit.Values("norm.weight", dtype.F16, []uint64{2}, 1, math.Inf(1))}, format.ErrCorrupt, "1 values of \"norm.weight\" are NaN or infinite"},
+		{"a difference below float32", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F64, []uint64{1, 2}, 0, 0)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F64, []uint64{1, 2}, 0, 1e-50)}, format.ErrMismatch, "is too small for float32"},
+		{"infinity in a tensor carried whole", "", []testkit.Tensor{w, testkit.Values("norm.weight", dtype.F16, []uint64{2}, 1, 2)}, []testkit.Tensor{w, testkit.Values("norm.weight", dtype.F16, []uint64{2}, 1, math.Inf(1))}, format.ErrCorrupt, "1 values of \"norm.weight\" are NaN or infinite"},
 		{"quantised", `{"quantization_config":{"quant_method":"gptq"}}`, []testkit.Tensor{w}, []testkit.Tensor{w}, format.ErrUnsupported, "gptq"},
 	} {
 		basePath, tunedPath := pairOf(t, c.config, c.base, c.tuned)

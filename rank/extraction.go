@@ -13,43 +13,44 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// ExtractOptions say what to extract and how. One of Rule and Budget is needed; the zero value of
-// the rest is ready.
+// ExtractOptions choose what an extraction keeps. Either Rule or Budget must be set; the other zero
+// values are defaults.
 type ExtractOptions struct {
-	Rule    Rule             // chooses the rank of every layer; nil where Budget is set
-	Budget  int64            // bytes of factors, spent on the singular values with most energy per byte over all layers
-	MaxRank int              // with Budget: the most that one layer gets; 0 is 64
-	Include []*regexp.Regexp // names of tensors to extract; none is all
+	Rule    Rule             // chooses the rank of every layer; nil if Budget is set
+	Budget  int64            // bytes of factors to spend, over all layers, on the singular values with the most energy per byte
+	MaxRank int              // with Budget: largest rank of a layer; 0 means 64
+	Include []*regexp.Regexp // names of tensors to extract; none means all
 	Exclude []*regexp.Regexp // names to leave out
-	DType   dtype.Type       // of the factors; 0 is F32
-	Only    bool             // leave out what low rank cannot hold, in place of carrying it beside
-	Strict  bool             // fail if anything is left out or carried
-	PEFT    bool             // name and hold everything as PEFT does, and refuse what it cannot hold
-	// Output is where the adapter is to go: until the source is closed, its factors wait in the
-	// scratch space of that output (output.NewScratch). nil is a temporary file of the system.
+	DType   dtype.Type       // of the factors; 0 means F32
+	Only    bool             // leave out tensors that factors cannot represent, instead of carrying them whole
+	Strict  bool             // fail if any tensor is left out or carried whole
+	PEFT    bool             // use PEFT's names and layout, and refuse changes that PEFT cannot represent
+	// Output is the adapter's future output. Its scratch space (output.NewScratch) holds the
+	// factors until the source is closed. nil uses a temporary file.
 	Output  output.Output
 	SVD     Options
 	Workers int
-	Layer   func(tensor string, bytes int64) // called when a tensor is done; nil is silent
-	Tool    string                           // name and version of the program, for the provenance
+	Layer   func(tensor string, bytes int64) // called for each finished tensor; nil is silent
+	Tool    string                           // name and version of the calling program, for the provenance
 }
 
-// Extraction is a plan to turn a fine-tuned checkpoint into an adapter. It has read headers only.
+// Extraction is a plan to turn a fine-tuned checkpoint into an adapter. Planning reads headers
+// only.
 type Extraction struct {
 	base, tuned *checkpoint.Checkpoint
-	own         []*Checkpoint // that were opened for this extraction, and are closed with it
+	own         []*Checkpoint // closed with the extraction
 	options     ExtractOptions
-	pairs       []pair // present in both, same shape, both floats
+	pairs       []pair // in both, with equal shapes and float dtypes
 	skipped     []Skipped
-	left        []leftOut          // of skipped, what counts in the error
-	renamed     string             // how the names of tuned are read, "" as they are
-	peft        *forPEFT           // where it is for PEFT
-	others      map[string]located // of dtypes that are no floats: the tuned ones, by the base's names
+	left        []leftOut          // skipped tensors that count in the error
+	renamed     string             // how the names of tuned were changed; "" if unchanged
+	peft        *forPEFT           // nil unless Options.PEFT
+	others      map[string]located // tuned tensors without a float dtype, by the base's names
 
 	baseEnds, tunedEnds ends
 }
 
-// Close closes the checkpoints of an extraction that was opened by their paths. Those that the
+// Close closes the checkpoints if the extraction opened them by their paths. Checkpoints that the
 // caller opened stay open.
 func (e *Extraction) Close() error {
 	var errs []error
@@ -63,7 +64,7 @@ func (e *Extraction) skip(name, format string, args ...any) {
 	e.skipped = append(e.skipped, Skipped{Tensor: name, Why: fmt.Sprintf(format, args...)})
 }
 
-// selects reports whether a tensor is to be extracted, by its name.
+// selects reports whether Include and Exclude select a tensor.
 func (o *ExtractOptions) selects(name string) bool {
 	matches := func(re *regexp.Regexp) bool { return re.MatchString(name) }
 	return (len(o.Include) == 0 || slices.ContainsFunc(o.Include, matches)) && !slices.ContainsFunc(o.Exclude, matches)
@@ -74,16 +75,16 @@ type extracting struct {
 	spool    *spool
 	adapter  format.Adapter
 	report   *ExtractReport
-	ranks    map[string]int // of the tensors, where a budget has chosen them
-	cheapest int64          // bytes of the cheapest singular value that a budget could buy
-	tensors  []string       // that were extracted as layers
-	whole    float64        // ‖Δ‖² of what is carried whole
-	energy   float64        // of all that changed
+	ranks    map[string]int // per tensor, chosen by a budget
+	cheapest int64          // price of the cheapest singular value under a budget
+	tensors  []string       // extracted as layers
+	whole    float64        // ‖Δ‖² of the tensors carried whole
+	energy   float64        // ‖Δ‖² of all changes
 
-	parameters map[int]string // of layers: the parameter that the factors are for, where the module does not tell
+	parameters map[int]string // per layer: the parameter that the factors change, if the module has several
 }
 
-// ends are the input embedding and the output head of a checkpoint, as merge finds them.
+// ends are the input embedding and the output head of a checkpoint, found as in a merge.
 type ends struct {
 	of *checkpoint.Checkpoint
 	naming.Ends
@@ -91,16 +92,16 @@ type ends struct {
 
 // leftOut is a tensor that changed, or may have changed, and is not extracted.
 type leftOut struct {
-	skipped     int      // its place in the list of what is skipped
-	base, tuned *located // nil where that checkpoint has nothing to compare with
+	skipped     int      // index in the list of skipped tensors
+	base, tuned *located // nil if that checkpoint has no counterpart
 }
 
-// forPEFT is what an extraction for PEFT knows of the model.
+// forPEFT is the model as an extraction for PEFT sees it.
 type forPEFT struct {
 	model *naming.PEFTModel
-	disk  map[string]string  // parameter in memory → tensor of the base, the first if there are more
-	all   map[string]located // parameter that is one tensor → the tuned one, or the base's
-	embed string             // the input embedding that is tied to others, "" if there is none
-	twins []string           // the modules that share its weight, nil where they are not known
-	saved map[string]bool    // the parameters that are saved with their modules
+	disk  map[string]string  // parameter in memory → first tensor of the base
+	all   map[string]located // parameter that is one tensor → the tuned tensor, or the base's
+	embed string             // tied input embedding, or ""
+	twins []string           // modules that share its weight; nil if unknown
+	saved map[string]bool    // parameters that PEFT saves with their modules
 }

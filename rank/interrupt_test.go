@@ -12,7 +12,7 @@ import (
 	"gonum.org/v1/gonum/mat"
 )
 
-// endsAt is a context that ends when it has been looked at for the n-th time.
+// endsAt is a context that ends at its n-th check.
 type endsAt struct {
 	context.Context
 	n     int64
@@ -26,8 +26,8 @@ func (c *endsAt) Err() error {
 	return nil
 }
 
-// TestLargeFactorizationsStopBetweenPanels: each looks at the context once a panel of some columns,
-// and ends at the first look that says so.
+// TestLargeFactorizationsStopBetweenPanels: each factorization checks the context once per panel
+// and stops at the first check that fails.
 func TestLargeFactorizationsStopBetweenPanels(t *testing.T) {
 	const n = atOnce + 8*panel
 	rng := rand.New(rand.NewPCG(91, 92))
@@ -73,8 +73,7 @@ func TestLargeFactorizationsStopBetweenPanels(t *testing.T) {
 	}
 }
 
-// TestFactorizationsInPanels: what is computed in panels is what gonum computes at once, and fits
-// the matrix.
+// TestFactorizationsInPanels compares factorizations in panels with gonum's, and with the matrix.
 func TestFactorizationsInPanels(t *testing.T) {
 	rng := rand.New(rand.NewPCG(93, 94))
 	for _, n := range []int{atOnce + panel + 3} {
@@ -93,7 +92,7 @@ func TestFactorizationsInPanels(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// Backward stable: errors of some n·u·‖G‖, here with room for the constant.
+			// Backward stability allows errors of some n·u·‖G‖; 10 leaves room for the constant.
 			limit := 0x1p-52 * 10 * float64(n) * values[0]
 			var product mat.Dense
 			v := mat.NewDense(n, n, vectors)
@@ -156,7 +155,7 @@ func lowRank(rng *rand.Rand, n, r int) []float64 {
 	return x
 }
 
-// graded is a random matrix whose columns fall by 2 each.
+// graded returns a random matrix, each column half as large as the one before.
 func graded(rng *rand.Rand, n int) []float64 {
 	x := random64(rng, n*n)
 	for i := range x {

@@ -9,7 +9,7 @@ import (
 	"github.com/loratool/loratool/internal/parallel"
 )
 
-// krylov is the state of one decomposition; m ≥ n.
+// krylov is the state of a decomposition of an m×n matrix, m ≥ n.
 type krylov struct {
 	op      Operator
 	m, n    int
@@ -19,23 +19,23 @@ type krylov struct {
 	out     *Decomposition
 
 	rng    *rand.Rand
-	width  int          // of a new block
-	wide   wideOperator // nil while products in float32 do
-	start  []float64    // the first block, where it is not random
+	width  int          // columns of a new block
+	wide   wideOperator // nil while products are in float32
+	start  []float64    // first block; nil for a random one
 	basis  []block
 	gram   []float64 // YᵀY, q×q
 	q      int
-	check  int       // the columns from which on the projected problem is looked at again
-	last   ritz      // the last look
-	sigma  []float64 // all singular values that it gave
-	closed bool      // nothing is left to extend the basis with
+	check  int       // number of columns at which to solve the projected problem again
+	last   ritz      // the last solution
+	sigma  []float64 // all its singular values
+	closed bool      // the basis cannot grow
 }
 
-// run extends the basis until the rank that rule chooses has settled, and forms the result. It may
-// be called again, with another rule.
+// run extends the basis until the rank that rule chooses has settled, and forms the result. Another
+// call may use another rule.
 func (k *krylov) run(ctx context.Context, rule Rule) error {
 	k.rule = rule
-	if k.q > 0 { // what is there may do
+	if k.q > 0 { // the present basis may suffice
 		if r, more := rule.Choose(k.sigma, k.energy, k.m, k.n); !more || k.closed {
 			return k.finish(ctx, r)
 		}
@@ -58,7 +58,7 @@ func (k *krylov) run(ctx context.Context, rule Rule) error {
 			}
 		}
 		k.closed = next == nil || k.q >= k.n
-		// The projected problem costs q³, so a growing basis is looked at less and less often.
+		// The projected problem costs q³, so a growing basis is checked less and less often.
 		k.check = k.q + k.q/8
 		values, err := symmetricValues(ctx, k.gram, k.q)
 		if err != nil {
@@ -80,7 +80,7 @@ func (k *krylov) run(ctx context.Context, rule Rule) error {
 	}
 }
 
-// grow returns the next block of the basis, or nil where it holds all there is.
+// grow returns the next block of the basis, or nil if the basis is complete.
 func (k *krylov) grow(ctx context.Context) ([]float64, error) {
 	switch {
 	case k.start != nil:
@@ -95,20 +95,19 @@ func (k *krylov) grow(ctx context.Context) ([]float64, error) {
 	return k.nextBlock(ctx)
 }
 
-// deepTail is the share of the energy below which what is left cannot be told from the rounding of
-// products in float32: an error of 3.5e-4·‖Δ‖.
+// deepTail is the share of energy that rounding in float32 products hides: an error of 3.5e-4·‖Δ‖.
 const deepTail = 0x1p-23
 
-// isTooDeep reports whether the singular values that are kept leave less than float32 resolves, and
-// products in float64 can tell. A matrix that is kept whole leaves nothing, in whatever precision.
+// isTooDeep reports whether the tail beyond the kept values is too small for float32 and products
+// in float64 are possible. A matrix kept whole has no tail.
 func (k *krylov) isTooDeep(r ritz) bool {
 	_, can := k.op.(wideOperator)
 	return can && k.wide == nil && len(r.sigma) < k.n && k.energy-r.captured < deepTail*k.energy
 }
 
-// widen goes on in float64, from a basis of the leading right singular vectors as they are known.
+// widen continues in float64, from a basis of the known leading right singular vectors.
 func (k *krylov) widen(ctx context.Context, r int) error {
-	const more = 8 // vectors beyond the rank, as convergence depends on the gap behind them
+	const more = 8 // vectors beyond the rank: convergence depends on the gap behind them
 	b := min(k.q, r+more)
 	_, vectors, err := symmetricEigen(ctx, slices.Clone(k.gram), k.q)
 	if err != nil {
@@ -127,19 +126,19 @@ func (k *krylov) widen(ctx context.Context, r int) error {
 	return err
 }
 
-// ritz is what one look at the basis gave: the singular values that the rule keeps, and their
+// ritz is a solution of the projected problem: the singular values that the rule keeps, and their
 // energy.
 type ritz struct {
 	sigma    []float64
 	captured float64
 }
 
-// valueTolerance is the relative change of a singular value between two looks below which it has
-// converged; since convergence is geometric, what is left to come is of that size.
+// valueTolerance is the relative change between two checks below which a singular value has
+// converged. Convergence is geometric, so later changes add up to about the same.
 const valueTolerance = 3e-5
 
-// settled reports whether nothing that matters has changed since the last look: not the rank, not
-// the energy as far as the error shows it and sums in float64 do, and no singular value.
+// settled reports whether the rank, the singular values and the energy have stopped changing.
+// Changes of the energy count as far as they affect the error and sums in float64 resolve them.
 func (r ritz) settled(last ritz, tolerance, energy float64, wide bool) bool {
 	change := tolerance * max(energy-r.captured, 1e-12*energy)
 	if wide {
@@ -149,8 +148,8 @@ func (r ritz) settled(last ritz, tolerance, energy float64, wide bool) bool {
 		return false
 	}
 	for i, s := range r.sigma {
-		// A value that is lost in the rounding of float32 products, or of squares in float64, has
-		// no digits to wait for.
+		// A value below the rounding of float32 products, or of squares in float64, has no digits
+		// that could converge.
 		if s-last.sigma[i] > valueTolerance*s && s > 1e-6*r.sigma[0] {
 			return false
 		}
@@ -158,8 +157,7 @@ func (r ritz) settled(last ritz, tolerance, energy float64, wide bool) bool {
 	return true
 }
 
-// firstBlock is a random orthonormal block, as wide as suits the rank that will probably be asked
-// for.
+// firstBlock returns a random orthonormal block, of a width that suits the expected rank.
 func (k *krylov) firstBlock(ctx context.Context) ([]float64, error) {
 	k.width = 8
 	switch hint := k.rule.Hint(); {
@@ -172,7 +170,7 @@ func (k *krylov) firstBlock(ctx context.Context) ([]float64, error) {
 	return k.randomBlock(ctx)
 }
 
-// randomBlock is a random orthonormal block, orthogonal to the basis.
+// randomBlock returns a random orthonormal block, orthogonal to the basis.
 func (k *krylov) randomBlock(ctx context.Context) ([]float64, error) {
 	b := min(k.width, k.n-k.q)
 	z := make([]float64, k.n*b)
@@ -182,7 +180,7 @@ func (k *krylov) randomBlock(ctx context.Context) ([]float64, error) {
 	return k.orthonormalise(ctx, z, b, 0)
 }
 
-// multiply writes Δ·v to y, in the precision that the basis is in.
+// multiply writes Δ·v to y, in the precision of the basis.
 func (k *krylov) multiply(ctx context.Context, y, v []float64, b int) error {
 	k.count(b)
 	if k.wide != nil {
@@ -249,15 +247,15 @@ func (k *krylov) count(b int) {
 	k.out.Flops += 2 * int64(k.m) * int64(k.n) * int64(b)
 }
 
-// nextBlock is the orthonormal part of Δᵀ·Y that the basis does not have; nil if the basis holds
-// all of Δ but rounding.
+// nextBlock returns an orthonormal block of the part of Δᵀ·Y outside the basis, or nil if only
+// rounding is outside.
 func (k *krylov) nextBlock(ctx context.Context) ([]float64, error) {
 	last := &k.basis[len(k.basis)-1]
 	z := make([]float64, k.n*last.b)
 	if err := k.multiplyT(ctx, z, last.y, last.b); err != nil {
 		return nil, err
 	}
-	// What rounding alone can leave: u·σ₁·‖Y‖ per column.
+	// Rounding alone leaves up to u·σ₁·‖Y‖ per column.
 	unit, rest := 0x1p-24, 1e-10
 	if k.wide != nil {
 		unit, rest = 0x1p-53, 1e-14
@@ -266,15 +264,15 @@ func (k *krylov) nextBlock(ctx context.Context) ([]float64, error) {
 	if z, err := k.orthonormalise(ctx, z, last.b, noise); err != nil || z != nil {
 		return z, err
 	}
-	// The basis is invariant. From b columns it can hold no more than b vectors for one singular
-	// value, however often that occurs, so what energy is left is looked for from a new start.
+	// The basis is invariant. Started from b columns, it contains at most b vectors for one
+	// singular value, however often that value occurs. A new start finds the remaining energy.
 	if captured := k.trace(); k.energy-captured <= rest*k.energy {
 		return nil, nil
 	}
 	return k.randomBlock(ctx)
 }
 
-// trace is the energy that the basis holds: Σσ² of the projected problem.
+// trace returns the energy within the basis: Σσ² of the projected problem.
 func (k *krylov) trace() (sum float64) {
 	for i := range k.q {
 		sum += k.gram[i*k.q+i]
@@ -282,8 +280,8 @@ func (k *krylov) trace() (sum float64) {
 	return sum
 }
 
-// largest is a lower bound of σ₁², close enough to scale noise with: the largest diagonal element
-// of the projected problem.
+// largest returns a lower bound of σ₁² close enough to scale noise: the largest diagonal element of
+// the projected problem.
 func (k *krylov) largest() (most float64) {
 	for i := range k.q {
 		most = max(most, k.gram[i*k.q+i])
@@ -318,8 +316,8 @@ func (k *krylov) finish(ctx context.Context, r int) error {
 		})
 }
 
-// combine writes to dst (rows×r) the first r combinations of the basis, or of its products, by the
-// columns of vectors; row returns row i of a block, and scale is applied to column t.
+// combine writes r combinations of the basis, or of its products, to dst (rows×r). The columns of
+// vectors are the coefficients, row returns row i of a block, and scale multiplies column t.
 func (k *krylov) combine(ctx context.Context, dst []float64, rows, r int, vectors []float64,
 	row func(x *block, i int) []float64, scale func(t int) float64) error {
 	const step = 512

@@ -11,13 +11,13 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// slab is the decomposition of one matrix of a tensor: of the whole tensor, or of one expert.
+// slab is the decomposition of one matrix: a whole tensor, or one expert.
 type slab struct {
 	*Decomposition
 	left, right []float32 // rows×K and K×cols
-	update      *update   // without Δ itself
-	squares     float64   // ‖Δ − left·right‖² of the factors before they are rounded
-	rounded     float64   // the same for the factors as they are stored
+	update      *update   // without Δ
+	squares     float64   // ‖Δ − left·right‖² before rounding
+	rounded     float64   // the same after rounding to the stored dtype
 }
 
 // decompose forms and decomposes one matrix of a tensor.
@@ -51,7 +51,7 @@ func (r *extracting) decompose(
 		}
 		if rule, err = tightened(rule, s, energy, min(v.rows, v.cols)); err != nil {
 			return nil, fault.New(fault.Check, "the error of %q as stored is %v", p.name, err).
-				WithHint("allow a larger error with rank.MaxError; factors in F32 are the most precise ones")
+				WithHint("allow a larger error with rank.MaxError; F32 factors are the most precise")
 		}
 		if rule == nil {
 			r.report.Products += d.Products
@@ -62,9 +62,9 @@ func (r *extracting) decompose(
 	}
 }
 
-// tightened is the rule to try next, where the factors as they are stored have a larger error than
-// rule allows, or nil where they do not: rounding the factors has cost a part of what was left to
-// spend. It fails where rounding alone costs more, or no more singular values are there.
+// tightened returns the rule to try next if rounding has raised the error above the limit of rule,
+// or nil if the error is within the limit. It fails if rounding alone exceeds the limit, or if no
+// singular value is left.
 func tightened(rule Rule, s *slab, energy float64, most int) (Rule, error) {
 	e, ok := rule.(maxError)
 	if e.allowed == 0 {
@@ -84,8 +84,8 @@ func tightened(rule Rule, s *slab, energy float64, most int) (Rule, error) {
 	return e, nil
 }
 
-// measure forms the factors and compares them with Δ, before and after they are rounded to what
-// they are stored as. Δ is 2^exponent times what the factors are for.
+// measure forms the factors and compares them with Δ, before and after rounding to the stored
+// dtype. Δ is scaled: 2^exponent times the true update.
 func (s *slab) measure(ctx context.Context, t dtype.Type, name string, exponent int) (err error) {
 	if s.K == 0 {
 		return nil
@@ -120,7 +120,7 @@ func (s *slab) measure(ctx context.Context, t dtype.Type, name string, exponent 
 	return err
 }
 
-// unscale turns what belongs to 2^exponent·Δ into what belongs to Δ, and drops Δ.
+// unscale undoes the factor 2^exponent in all results, and releases Δ.
 func (s *slab) unscale(exponent int) {
 	s.update.dense = nil
 	if exponent == 0 {
@@ -150,7 +150,7 @@ func times(x []float32, factor float32) []float32 {
 	return y
 }
 
-// layer decomposes one tensor, expert by expert where it stacks several.
+// layer decomposes one tensor, expert by expert if it stacks several.
 func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
 	rule := r.options.Rule
 	switch bought := r.ranks[p.name]; {
@@ -180,8 +180,8 @@ func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
 		return nil
 	}
 	if f, ok := rule.(FixedRank); ok && r.peft != nil && v.kind == format.Expert {
-		// PEFT takes a pattern for a parameter and says that it ignores it: with one rank for all
-		// there is none.
+		// PEFT ignores a rank_pattern for a parameter, with a warning. With one rank for all there
+		// is no pattern.
 		k = f.K
 	}
 	if err := r.store(v, k, slabs); err != nil {
@@ -198,8 +198,8 @@ func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
 	return nil
 }
 
-// described is the report on a layer. For stacked experts energies are those of all, and the
-// singular values and the noise edge those of the expert with most energy.
+// described reports on a layer. The energies of stacked experts are sums; singular values and noise
+// edge are those of the expert with the most energy.
 func described(v view, k int, slabs []*slab) ExtractedLayer {
 	m, n := v.rows, v.cols
 	if v.transposed {
@@ -242,15 +242,14 @@ func described(v view, k int, slabs []*slab) ExtractedLayer {
 	return l
 }
 
-// isNearBest reports whether the factors as stored have nearly the least error that their rank
-// allows. Before they are rounded they have it, but for a part in ten thousand, as far as float32
-// resolves Δ.
+// isNearBest reports whether the stored factors have nearly the least error possible at their rank.
+// Before rounding they have it up to a part in ten thousand, as far as float32 resolves Δ.
 func isNearBest(e energies) bool {
 	const resolved, nearly = 1e-6, 1.0009
 	return e.left >= resolved*resolved*e.all && e.rounded <= nearly*nearly*e.left
 }
 
-// store puts the factors of a layer into the spool: A and B of the layer's kind.
+// store writes the factors A and B of a layer to the spool.
 func (r *extracting) store(v view, k int, slabs []*slab) error {
 	kind := v.kind
 	switch v.kind {
@@ -284,7 +283,7 @@ func (r *extracting) store(v view, k int, slabs []*slab) error {
 	return nil
 }
 
-// join returns the factors A and B of rank k of all that a tensor stacks.
+// join returns the factors A and B of rank k for everything that a tensor stacks.
 func (v view) join(k int, slabs []*slab) (a, b []float32) {
 	switch v.kind {
 	case format.Expert:
@@ -295,7 +294,8 @@ func (v view) join(k int, slabs []*slab) (a, b []float32) {
 	return slabs[0].factors(v, k)
 }
 
-// shapes are those of factors of nA and nB elements. A convolution has A r×in×k… and B out×r×1….
+// shapes returns the shapes of factors with nA and nB elements. A convolution has A r×in×k… and B
+// out×r×1….
 func (v view) shapes(k, nA, nB int) (a, b []uint64) {
 	ranks := v.slabs * k
 	a, b = []uint64{uint64(ranks), uint64(nA / ranks)}, []uint64{uint64(nB / ranks), uint64(ranks)}
@@ -308,8 +308,8 @@ func (v view) shapes(k, nA, nB int) (a, b []uint64) {
 	return a, b
 }
 
-// expertKind is the kind of the factors of experts, which says of square matrices which dimension A
-// reads. PEFT has A read the inputs.
+// expertKind returns the kind of expert factors. For square matrices the kind tells which dimension
+// A reads; PEFT's A reads the inputs.
 func (v view) expertKind(forPEFT bool) format.Kind {
 	switch {
 	case v.rows != v.cols:
@@ -322,8 +322,8 @@ func (v view) expertKind(forPEFT bool) format.Kind {
 	return format.ExpertSecond
 }
 
-// factors returns A (k×n) and B (m×k) of a matrix, whose rank may be below k: the rest is zero. A
-// matrix that is stored n×m is left·right = (B·A)ᵀ.
+// factors returns A (k×n) and B (m×k) of a matrix, padded with zeros up to rank k. A transposed
+// matrix is left·right = (B·A)ᵀ.
 func (s *slab) factors(v view, k int) (a, b []float32) {
 	left, right := make([]float32, v.rows*k), make([]float32, k*v.cols)
 	for i := range v.rows {
@@ -336,8 +336,8 @@ func (s *slab) factors(v view, k int) (a, b []float32) {
 	return right, left
 }
 
-// stack joins the factors of the experts as PEFT does: A is (experts·k)×n with the expert slowest,
-// and B m×(k·experts) with the expert fastest.
+// stack joins the factors of the experts as PEFT does: in A, (experts·k)×n, the expert varies
+// slowest; in B, m×(k·experts), it varies fastest.
 func stack(v view, k int, slabs []*slab) (a, b []float32) {
 	n := len(slabs)
 	for e, s := range slabs {
@@ -355,7 +355,7 @@ func stack(v view, k int, slabs []*slab) (a, b []float32) {
 	return a, b
 }
 
-// encode stores values as d, each rounded once.
+// encode stores values with dtype d, each rounded once.
 func encode(d dtype.Type, x []float32) []byte {
 	b := make([]byte, len(x)*d.Size())
 	for i, v := range x {
@@ -364,7 +364,7 @@ func encode(d dtype.Type, x []float32) []byte {
 	return b
 }
 
-// roundTo returns the values that encode stores.
+// roundTo returns the values after encode's rounding.
 func roundTo(d dtype.Type, x []float32) []float32 {
 	y := make([]float32, len(x))
 	dtype.Widen(y, d, encode(d, x))

@@ -12,22 +12,22 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// What an adapter leaves out counts in its error. Of a tensor that both checkpoints have in one
-// shape, that is Δ. A row that only one of them has counts whole, as if the other one had zeros
-// there, and so does a tensor that only one has, or that has another width. Only a head that one of
-// them ties to its embedding has a better counterpart than zeros: that embedding.
+// Changes that an adapter leaves out count in its error. A tensor with one shape in both
+// checkpoints counts as Δ. A row, or a tensor, that only one checkpoint has counts whole, as if the
+// other had zeros; so does a tensor of another width. A head that one checkpoint ties to its
+// embedding counts as the difference from that embedding.
 
-// whyUnknown follows the reason for what cannot be measured.
+// whyUnknown follows the reason if Δ cannot be measured.
 const whyUnknown = "; its share of Δ is not known"
 
-// leave lists a tensor as skipped and as one to measure. Either reference may be missing.
+// leave lists a tensor as skipped and to be measured. Either reference may be missing.
 func (e *Extraction) leave(name, why string, base, tuned *located) {
 	e.left = append(e.left, leftOut{skipped: len(e.skipped), base: base, tuned: tuned})
 	e.skip(name, "%s", why)
 }
 
-// endsOf finds the ends of a checkpoint. A head that only the other checkpoint has helps to tell
-// the embedding by its shape; nil where there is none.
+// endsOf finds the ends of a checkpoint. headShape is the shape of a head that only the other
+// checkpoint has, or nil; it helps to recognise the embedding.
 func endsOf(c *checkpoint.Checkpoint, headShape []uint64) ends {
 	m := c.Config.Ties()
 	m.HeadShape = headShape
@@ -49,10 +49,10 @@ func (e *Extraction) findEnds() {
 	}
 }
 
-// isTied reports whether it is certain that both ends are one tensor.
+// isTied reports whether both ends are certainly one tensor.
 func (s *ends) isTied() bool { return s.of.Config.Found && s.Tied && s.Why == "" }
 
-// embedding is the input embedding by the checkpoint's own name for it, "" where it is not certain.
+// embedding returns the checkpoint's own name for the input embedding, or "" if uncertain.
 func (s *ends) embedding() string {
 	if s.Embedding == "" {
 		return ""
@@ -60,7 +60,7 @@ func (s *ends) embedding() string {
 	return naming.Index(s.of.Names()).Actual(s.Embedding)
 }
 
-// headShape is the shape of the head, nil where the files hold none.
+// headShape returns the shape of the head, or nil if the files have none.
 func (s *ends) headShape() []uint64 {
 	for _, name := range s.of.Names() {
 		if s.isHead(name) {
@@ -75,8 +75,8 @@ func (s *ends) isHead(name string) bool {
 	return s.Head != "" && naming.StripWrappers(name) == s.Head
 }
 
-// counterpart is the embedding to which a checkpoint ties the head that it does not have and the
-// other one has; nil where it ties none.
+// counterpart returns the embedding that stands in for a head that only the other checkpoint
+// stores, or nil if this checkpoint ties none.
 func (s *ends) counterpart(head string, other *ends) *located {
 	isHead := naming.IsHead(naming.Module(head)) || other.isHead(head)
 	if !isHead || !s.isTied() {
@@ -85,19 +85,19 @@ func (s *ends) counterpart(head string, other *ends) *located {
 	return locate(s.of, s.embedding())
 }
 
-// isTiedEmbedding reports whether a tensor of the base is both of its ends.
+// isTiedEmbedding reports whether a tensor of the base serves as both ends.
 func (e *Extraction) isTiedEmbedding(name string) bool {
 	return e.baseEnds.isTied() && naming.StripWrappers(name) == e.baseEnds.Embedding
 }
 
-// isTrunk reports whether tuned is of a class without a head, and base of one with a head: what
-// only base has is not gone then, it was never in the class.
+// isTrunk reports whether base's class has a head and tuned's has none. Tensors that only base has
+// were not removed then: tuned's class never had them.
 func isTrunk(base, tuned *checkpoint.Checkpoint) bool {
 	classes := tuned.Config.Architectures
 	return len(classes) > 0 && !naming.HasHead(classes) && naming.HasHead(base.Config.Architectures)
 }
 
-// locate finds a tensor that the checkpoint has.
+// locate finds a tensor of the checkpoint.
 func locate(c *checkpoint.Checkpoint, name string) *located {
 	ref, ok := c.Lookup(name)
 	if !ok {
@@ -106,8 +106,7 @@ func locate(c *checkpoint.Checkpoint, name string) *located {
 	return &located{ref: ref}
 }
 
-// energy is ‖Δ‖² of what is left out; ok is false where it cannot be told, for values that are no
-// numbers.
+// energy computes ‖Δ‖² of a left-out tensor. ok is false if NaN or infinity prevents that.
 func (l *leftOut) energy(ctx context.Context, name string) (energy float64, ok bool, err error) {
 	var shapes [2][]uint64
 	for i, x := range []*located{l.base, l.tuned} {
@@ -141,7 +140,7 @@ func (l *leftOut) energy(ctx context.Context, name string) (energy float64, ok b
 	return energy, energy-energy == 0, nil
 }
 
-// energy is the sum of the squares of n differences from first on.
+// energy sums the squares of n differences, starting at first.
 func (p *pair) energy(ctx context.Context, first, n int64) (sum float64, err error) {
 	var s pieceScratch
 	dst := make([]float32, min(n, pieceElements))
@@ -158,7 +157,7 @@ func (p *pair) energy(ctx context.Context, first, n int64) (sum float64, err err
 	return sum, nil
 }
 
-// energy is the sum of the squares of the elements from first on.
+// energy sums the squares of the elements, starting at first.
 func (l *located) energy(ctx context.Context, first int64) (sum float64, err error) {
 	total := l.ref.Tensor.Elements()
 	values := make([]float64, min(max(0, total-first), pieceElements))
@@ -180,7 +179,7 @@ func (l *located) energy(ctx context.Context, first int64) (sum float64, err err
 	return sum, nil
 }
 
-// measure finds what each tensor that is left out has of Δ, and returns ‖Δ‖² of all of them.
+// measure computes ‖Δ‖² of every left-out tensor, and returns the sum.
 func (r *extracting) measure(ctx context.Context) (energy float64, err error) {
 	for i := range r.left {
 		l := &r.left[i]
@@ -201,7 +200,7 @@ func (r *extracting) measure(ctx context.Context) (energy float64, err error) {
 	return energy, nil
 }
 
-// share gives what is left out its share of ‖Δ‖, where ‖Δ‖² is all.
+// share sets the shares of ‖Δ‖ of left-out tensors; all is ‖Δ‖² of all changes.
 func (r *ExtractReport) share(all float64) {
 	var left float64
 	for i := range r.Skipped {
@@ -212,7 +211,7 @@ func (r *ExtractReport) share(all float64) {
 	r.LeftOut = math.Sqrt(left / all)
 }
 
-// warnLeft names what is left out though nobody has asked for it; ‖Δ‖² is all.
+// warnLeft warns about changed tensors left out without a request; all is ‖Δ‖² of all changes.
 func (r *ExtractReport) warnLeft(all float64) {
 	var names []string
 	var energy float64

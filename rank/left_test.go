@@ -14,7 +14,7 @@ import (
 	"github.com/loratool/loratool/rank"
 )
 
-// squares is the sum of the squares of tuned − base, where the shorter one goes on with zeros.
+// squares returns the sum of the squares of tuned − base, the shorter one padded with zeros.
 func squares(base, tuned []float64) (sum float64) {
 	for i := range max(len(base), len(tuned)) {
 		var d float64
@@ -29,8 +29,8 @@ func squares(base, tuned []float64) (sum float64) {
 	return sum
 }
 
-// TestTheErrorIsOverAllThatChanged: what is left out counts, by the rule of the help text, whatever
-// the reason.
+// TestTheErrorIsOverAllThatChanged: every change left out counts, by the rule in the help text and
+// for any reason.
 func TestTheErrorIsOverAllThatChanged(t *testing.T) {
 	rng := rand.New(rand.NewPCG(91, 92))
 	const tied, untied = `{"model_type":"llama","architectures":["LlamaForCausalLM"],"tie_word_embeddings":true}`,
@@ -94,8 +94,7 @@ func TestTheErrorIsOverAllThatChanged(t *testing.T) {
 	}
 }
 
-// TestAHeadOfItsOwnCountsFromTheEmbedding: only one of the checkpoints has a head, and the other
-// one ties it.
+// TestAHeadOfItsOwnCountsFromTheEmbedding: one checkpoint has a head, the other ties it.
 func TestAHeadOfItsOwnCountsFromTheEmbedding(t *testing.T) {
 	rng := rand.New(rand.NewPCG(93, 94))
 	const config = `{"model_type":"llama","architectures":["LlamaForCausalLM"],"tie_word_embeddings":`
@@ -113,13 +112,13 @@ func TestAHeadOfItsOwnCountsFromTheEmbedding(t *testing.T) {
 		}
 		want := math.Sqrt(c.left / (c.left + squares(load(e), load(e2))))
 		if math.Abs(report.LeftOut-want) > 1e-6*want {
-			t.Errorf("what is left out is %.9g of |Δ|, want %.9g", report.LeftOut, want)
+			t.Errorf("LeftOut = %.9g of |Δ|, want %.9g", report.LeftOut, want)
 		}
 	}
 }
 
-// TestTiesOfUnknownModelsAreSeen: the type of the model and its embedding are in no list;
-// the class, vocab_size and the shape of the head tell, as they do for merge.
+// TestTiesOfUnknownModelsAreSeen: for an unlisted model type the class, vocab_size and the shape of
+// the head identify the embedding, as in a merge.
 func TestTiesOfUnknownModelsAreSeen(t *testing.T) {
 	rng := rand.New(rand.NewPCG(97, 98))
 	const class = `{"model_type":"new","architectures":["NewForCausalLM"]`
@@ -152,12 +151,12 @@ func TestTiesOfUnknownModelsAreSeen(t *testing.T) {
 		}
 		want := math.Sqrt(c.left / (c.left + squares(load(e), load(e2))))
 		if math.Abs(report.LeftOut-want) > 1e-6*want {
-			t.Errorf("%s: what is left out is %.9g of |Δ|, want %.9g", c.name, report.LeftOut, want)
+			t.Errorf("%s: LeftOut = %.9g of |Δ|, want %.9g", c.name, report.LeftOut, want)
 		}
 	}
 }
 
-// TestAHeadThatTheClassDoesNotHaveIsNotGone: the fine-tune was saved from the trunk of the model.
+// TestAHeadThatTheClassDoesNotHaveIsNotGone: the fine-tune was saved from the model's trunk.
 func TestAHeadThatTheClassDoesNotHaveIsNotGone(t *testing.T) {
 	rng := rand.New(rand.NewPCG(99, 100))
 	q, h := testkit.Random(rng, "model.q.weight", dtype.F32, 0.1, 6, 4), testkit.Random(rng, "lm_head.weight", dtype.F32, 0.1, 6, 4)
@@ -175,8 +174,8 @@ func TestAHeadThatTheClassDoesNotHaveIsNotGone(t *testing.T) {
 	}
 }
 
-// TestNamesOfTheOtherTransformersArePaired: a fine-tune that another version of transformers, or
-// another class, has saved.
+// TestNamesOfTheOtherTransformersArePaired: another version of transformers, or another class,
+// saved the fine-tune.
 func TestNamesOfTheOtherTransformersArePaired(t *testing.T) {
 	rng := rand.New(rand.NewPCG(95, 96))
 	for _, c := range []struct {

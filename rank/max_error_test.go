@@ -12,8 +12,8 @@ import (
 	"github.com/loratool/loratool/rank"
 )
 
-// TestTheLargestErrorIsThatOfTheFactorsAsStored: down to what the dtype of the factors allows, and
-// never beyond it: below, nothing is made.
+// TestTheLargestErrorIsThatOfTheFactorsAsStored: the limit holds for the stored factors, down to
+// the precision of their dtype. Below that the extraction fails.
 func TestTheLargestErrorIsThatOfTheFactorsAsStored(t *testing.T) {
 	rng := rand.New(rand.NewPCG(101, 102))
 	base := testkit.Random(rng, "w.weight", dtype.F64, 0.02, 70, 50)
@@ -56,7 +56,7 @@ func TestTheLargestErrorIsThatOfTheFactorsAsStored(t *testing.T) {
 				norm += want * want
 			}
 			truth := math.Sqrt(diff / norm)
-			// Δ itself is rounded to float32 before it is decomposed.
+			// Δ itself is rounded to float32 before the decomposition.
 			if l := report.Layers[0]; truth > limit+0x1p-24 || math.Abs(l.Rounded-truth) > 1e-3*truth+0x1p-24 {
 				t.Errorf("%v, error %v: rank %d has the error %.6g, reported %.6g", out, limit, l.Rank, truth, l.Rounded)
 			}

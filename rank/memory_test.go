@@ -17,9 +17,9 @@ import (
 	"github.com/loratool/loratool/rank"
 )
 
-// memoryEnv makes this test binary another process: one that extracts from the checkpoints in the
-// directory in it, and prints the largest size that its heap has had. A process of its own, because
-// other tests take memory too and a heap never forgets.
+// memoryEnv turns this test binary into a process that extracts from the checkpoints in the named
+// directory and prints the peak of its heap. It must be a separate process: other tests take memory
+// too, and a heap never forgets.
 const memoryEnv = "LORATOOL_TEST_EXTRACT_MEMORY"
 
 func TestMain(m *testing.M) {
@@ -50,8 +50,8 @@ func extractAndPrintHeap(dir string) error {
 	return nil
 }
 
-// TestExtractTakesMemoryForOneTensorAtATime: the updates are noise, which no basis captures, so
-// that as much of one is kept as ever; all of them together are more than the limit.
+// TestExtractTakesMemoryForOneTensorAtATime: the updates are noise, the worst case, since no basis
+// captures it. All updates together exceed the limit.
 func TestExtractTakesMemoryForOneTensorAtATime(t *testing.T) {
 	const n, nTensors = 2048, 12
 	dir := t.TempDir()

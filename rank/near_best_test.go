@@ -11,9 +11,9 @@ import (
 	"gonum.org/v1/gonum/mat"
 )
 
-// TestNearBestTellsTheTruth extracts from pairs whose spectra are planted so that the least error
-// of the rank lies from 1e-1 to 1e-12 of ‖Δ‖. The stored factors are within 0.1 % of it, or the
-// report says that they are not. The truth is a full decomposition of Δ in float64.
+// TestNearBestTellsTheTruth plants spectra whose least error lies from 1e-1 to 1e-12 of ‖Δ‖. The
+// stored factors must be within 0.1 % of it, or NearBest must be false. The truth is a full
+// decomposition of Δ in float64.
 func TestNearBestTellsTheTruth(t *testing.T) {
 	const m, n, k = 40, 30, 6
 	rng := rand.New(rand.NewPCG(105, 106))
@@ -71,7 +71,7 @@ func TestNearBestTellsTheTruth(t *testing.T) {
 	}
 }
 
-// leastError is that of a matrix of rank k, by a full decomposition, and the norm of the matrix.
+// leastError returns the least error of a rank-k matrix, from a full decomposition, and the norm.
 func leastError(x []float64, m, n, k int) (best, norm float64) {
 	var svd mat.SVD
 	svd.Factorize(mat.NewDense(m, n, x), mat.SVDNone)

@@ -8,8 +8,8 @@ import (
 	"github.com/loratool/loratool/internal/parallel"
 )
 
-// Operator is a matrix that is given by its products with thin matrices, so that it need not be in
-// memory in one piece. The result of a product may not depend on the number of workers.
+// Operator is a matrix given by its products with thin matrices, so it need not be in memory as a
+// whole. Products must not depend on the number of workers.
 type Operator interface {
 	// Dims returns the number of rows m and of columns n.
 	Dims() (m, n int)
@@ -23,13 +23,13 @@ type Operator interface {
 type Dense struct {
 	M, N    int
 	Data    []float32 // M×N
-	Workers int       // goroutines; 0 is one per processor
+	Workers int       // goroutines; 0 means one per processor
 }
 
 // Dims returns the number of rows and of columns.
 func (d *Dense) Dims() (m, n int) { return d.M, d.N }
 
-// The blocks of the products. They are fixed, so that a sum has the same order whoever computes it.
+// Fixed block sizes keep the order of sums independent of the workers.
 const (
 	rowBlock    = 128
 	columnBlock = 512
@@ -53,8 +53,7 @@ func (d *Dense) MulT(ctx context.Context, dst, y []float32, b int) error {
 	})
 }
 
-// wideOperator is an operator that multiplies in float64 as well, for errors that products in
-// float32 do not resolve.
+// wideOperator also multiplies in float64, for errors below the resolution of float32 products.
 type wideOperator interface {
 	Operator
 	// MulWide writes Δ·X to dst (m×b) for X (n×b), in float64.
@@ -94,7 +93,7 @@ func (d *Dense) MulWideT(ctx context.Context, dst, y []float64, b int) error {
 	})
 }
 
-// scratch is memory of n values for each worker, at first use.
+// scratch returns a function that allocates n values per worker at first use.
 func (d *Dense) scratch(n int) func(worker int) []float64 {
 	all := make([][]float64, parallel.Workers(d.Workers))
 	return func(worker int) []float64 {
@@ -105,7 +104,8 @@ func (d *Dense) scratch(n int) func(worker int) []float64 {
 	}
 }
 
-// residualWide is ResidualSquares in float64: for factors and errors that float32 does not resolve.
+// residualWide is ResidualSquares in float64, for factors and errors below the resolution of
+// float32.
 func (d *Dense) residualWide(ctx context.Context, b, a []float64, r int) (float64, error) {
 	scratch := d.scratch(min(rowBlock, d.M) * d.N)
 	parts := make([]float64, blocks(d.M, rowBlock))
@@ -124,17 +124,17 @@ func (d *Dense) residualWide(ctx context.Context, b, a []float64, r int) (float6
 	return sum, err
 }
 
-// leastElement is the smallest element of a matrix whose norm is near 1 that is not taken for zero.
+// leastElement is the smallest element that counts in a matrix of norm near 1.
 const leastElement = 0x1p-60
 
-// normalise multiplies Δ, whose energy it is given, by the power of two that brings its norm near
-// 1, and returns the even exponent: 0 where the norm is from 2⁻⁴ to 2²⁰, as no product in float32
-// can leave its range then.
+// normalise scales Δ by a power of two that brings its norm near 1, and returns the even exponent.
+// It returns 0 for norms from 2⁻⁴ to 2²⁰, where no float32 product can overflow or vanish. energy
+// is ‖Δ‖².
 //
-// Elements below leastElement become zeros. Their products would be subnormal numbers, which cost
-// many processors some 150 cycles each: weight decay leaves such rows in embeddings and experts
-// that training never meets. Together they have less than 2⁻⁵⁶·√(m·n) of ‖Δ‖, 2⁻⁴⁴ for a matrix of
-// 4096×4096.
+// Elements below leastElement become zeros. Their products would be subnormal numbers, at some 150
+// cycles each on many processors: weight decay leaves such rows in embeddings and experts that
+// training never meets. Together they have less than 2⁻⁵⁶·√(m·n) of ‖Δ‖, 2⁻⁴⁴ for a 4096×4096
+// matrix.
 func (d *Dense) normalise(ctx context.Context, energy float64) (exponent int, err error) {
 	_, e := math.Frexp(norm(energy))
 	if energy == 0 {
@@ -143,7 +143,7 @@ func (d *Dense) normalise(ctx context.Context, energy float64) (exponent int, er
 	if e <= -4 || e >= 20 {
 		exponent = -e / 2 * 2
 	}
-	half := float32(math.Ldexp(1, exponent/2)) // in two steps, as one alone may be no float32
+	half := float32(math.Ldexp(1, exponent/2)) // in two steps, since float32 may not hold the whole factor
 	return exponent, parallel.For(ctx, d.Workers, blocks(d.M, rowBlock), func(_, i int) error {
 		rows := d.Data[i*rowBlock*d.N : min((i+1)*rowBlock, d.M)*d.N]
 		for j, x := range rows {
@@ -157,7 +157,7 @@ func (d *Dense) normalise(ctx context.Context, energy float64) (exponent int, er
 	})
 }
 
-// SumSquares is ‖Δ‖_F², accumulated in float64.
+// SumSquares returns ‖Δ‖_F², accumulated in float64.
 func (d *Dense) SumSquares(ctx context.Context) (float64, error) {
 	return sumBlocks(ctx, d.Workers, blocks(d.M, rowBlock), func(i int) float64 {
 		var sum float64
@@ -168,7 +168,7 @@ func (d *Dense) SumSquares(ctx context.Context) (float64, error) {
 	})
 }
 
-// ResidualSquares is ‖Δ − B·A‖_F² for B (m×r) and A (r×n), by comparing every element.
+// ResidualSquares returns ‖Δ − B·A‖_F² for B (m×r) and A (r×n). It compares every element.
 func (d *Dense) ResidualSquares(ctx context.Context, b, a []float32, r int) (float64, error) {
 	return sumBlocks(ctx, d.Workers, blocks(d.M, rowBlock), func(i int) float64 {
 		lo, hi := i*rowBlock, min((i+1)*rowBlock, d.M)
@@ -178,7 +178,7 @@ func (d *Dense) ResidualSquares(ctx context.Context, b, a []float32, r int) (flo
 
 func blocks(n, size int) int { return (n + size - 1) / size }
 
-// sumBlocks adds up one number per block, in the order of the blocks.
+// sumBlocks adds one number per block, in the order of the blocks.
 func sumBlocks(ctx context.Context, workers, n int, f func(i int) float64) (float64, error) {
 	parts := make([]float64, n)
 	err := parallel.For(ctx, workers, n, func(_, i int) error {

@@ -18,8 +18,8 @@ import (
 	"github.com/loratool/loratool/rank"
 )
 
-// TestExtractionIntoMemoryNeedsNoDisk has no directory for temporary files, and gives the same
-// bytes as an extraction that has one.
+// TestExtractionIntoMemoryNeedsNoDisk compares an extraction without a temporary directory with one
+// that has it.
 func TestExtractionIntoMemoryNeedsNoDisk(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	w := testkit.Random(rng, "model.q_proj.weight", dtype.F32, 0.02, 12, 10)

@@ -12,20 +12,19 @@ import (
 	"github.com/loratool/loratool/internal/parallel"
 )
 
-// pair is one tensor in both checkpoints, of the same shape.
+// pair is one tensor of the same shape in both checkpoints.
 type pair struct {
 	name        string
 	base, tuned located
 }
 
-// located is a tensor of a checkpoint, or several of one size that are read as one, one after the
-// other.
+// located is a tensor of a checkpoint, or several of equal size read one after the other as one.
 type located struct {
 	ref   checkpoint.Ref
-	parts []located // in place of what ref says of the data; nil for one tensor
+	parts []located // replaces ref's data; nil for a single tensor
 }
 
-// stacked are tensors of one dtype and size, read as one of the given name and shape.
+// stacked joins tensors of equal dtype and size into one with the given name and shape.
 func stacked(name string, shape []uint64, parts []located) located {
 	whole := parts[0]
 	t := *whole.ref.Tensor
@@ -36,7 +35,7 @@ func stacked(name string, shape []uint64, parts []located) located {
 
 func (l located) dtype() dtype.Type { return l.ref.Tensor.DType }
 
-// bytes reads n elements from first on into buf.
+// bytes reads n elements, starting at first, into buf.
 func (l located) bytes(ctx context.Context, buf []byte, first int64, n int) ([]byte, error) {
 	size := int64(l.dtype().Size())
 	p := buf[:int64(n)*size]
@@ -54,11 +53,11 @@ func (l located) bytes(ctx context.Context, buf []byte, first int64, n int) ([]b
 	return p, l.ref.Tensor.ReadAt(ctx, p, first*size)
 }
 
-// pieceElements is how many elements of a tensor are read at a time. The pieces are fixed, so that
-// sums over them do not depend on the number of workers.
+// pieceElements is the number of elements of a tensor that are read together. It is fixed, so that
+// sums do not depend on the number of workers.
 const pieceElements = 1 << 17
 
-// equal compares the bytes of a tensor in both checkpoints.
+// equal compares the bytes of the tensor in both checkpoints.
 func (p *pair) equal(ctx context.Context) (bool, error) {
 	a, b := p.base, p.tuned
 	if a.dtype() != b.dtype() {
@@ -89,27 +88,27 @@ func (p *pair) equal(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
-// update is Δ = tuned − base of one tensor, with what was seen on the way.
+// update is Δ = tuned − base of one tensor, with statistics.
 type update struct {
 	dense    *Dense
 	energy   float64 // ‖Δ‖_F²
 	baseNorm float64 // ‖W‖_F
-	// standard deviation per element that the rounding of the tuned checkpoint leaves
+	// standard deviation, per element, of the rounding in the tuned checkpoint
 	noise    float64
-	tooSmall int // differences that are zero in float32
+	tooSmall int // nonzero differences that are zero in float32
 }
 
-// seen is what one piece of a tensor adds to an update.
+// seen is one piece's contribution to an update.
 type seen struct {
 	energy, base, noise float64
-	nonFinite           int // NaN or infinite in one of the checkpoints
+	nonFinite           int // NaN or infinite in either checkpoint
 	tooLarge            int // finite differences beyond float32
-	tooSmall            int // differences that are zero in float32
+	tooSmall            int // nonzero differences that are zero in float32
 }
 
-// difference forms Δ in float32 as an m×n matrix, from the tensor's element start on: each element
-// is the exact difference, rounded once. The difference of two 16-bit values is nearly always exact
-// in float32.
+// difference forms Δ in float32 as an m×n matrix, starting at the tensor's element start. Each
+// element is the exact difference, rounded once. Differences of 16-bit values are nearly always
+// exact in float32.
 func (p *pair) difference(ctx context.Context, start int64, m, n, workers int) (*update, error) {
 	total := m * n
 	u := &update{dense: &Dense{M: m, N: n, Data: make([]float32, total), Workers: workers}}
@@ -135,14 +134,14 @@ func (p *pair) difference(ctx context.Context, start int64, m, n, workers int) (
 		return nil, nonFiniteError(p.name, sum.nonFinite)
 	case sum.tooLarge > 0:
 		return nil, fault.New(fault.Unsupported,
-			"%d differences of %q are beyond float32, in which updates are decomposed",
+			"%d differences of %q are beyond float32, the precision of the decomposition",
 			sum.tooLarge, p.name).
-			WithHint("leave the tensor out with ExtractOptions.Exclude; do the two checkpoints belong together?")
+			WithHint("check that the two checkpoints belong together, or leave the tensor out with ExtractOptions.Exclude")
 	case norm(sum.energy) > maxNorm:
 		return nil, fault.New(fault.Unsupported,
-			"the update of %q has the norm %.3g, at most %.3g can be decomposed in float32", p.name,
+			"the update of %q has the norm %.3g, but the decomposition in float32 takes at most %.3g", p.name,
 			norm(sum.energy), maxNorm).
-			WithHint("leave the tensor out with ExtractOptions.Exclude; do the two checkpoints belong together?")
+			WithHint("check that the two checkpoints belong together, or leave the tensor out with ExtractOptions.Exclude")
 	}
 	u.energy, u.baseNorm, u.tooSmall = sum.energy, norm(sum.base), sum.tooSmall
 	if total > 0 {
@@ -160,14 +159,14 @@ func nonFiniteError(tensor string, n int) error {
 		WithHint("leave the tensor out with ExtractOptions.Exclude, or repair the checkpoint")
 }
 
-// pieceScratch is the memory of a worker that forms differences.
+// pieceScratch holds the buffers of a worker.
 type pieceScratch struct {
 	buf    []byte
 	narrow []float32
 	a, b   []float64
 }
 
-// piece forms the elements of Δ from first on.
+// piece forms the elements of Δ, starting at first.
 func (p *pair) piece(ctx context.Context, dst []float32, first int64, s *pieceScratch, out *seen) error {
 	if s.buf == nil {
 		s.buf, s.narrow = make([]byte, 8*pieceElements), make([]float32, pieceElements)
@@ -178,8 +177,8 @@ func (p *pair) piece(ctx context.Context, dst []float32, first int64, s *pieceSc
 		}
 		return p.widePiece(ctx, dst, first, s, out)
 	}
-	// The tuned values first, then the base's in place of their buffer; float32 subtraction rounds
-	// the exact difference once.
+	// Read the tuned values, then the base's into the same buffer. Float32 subtraction rounds the
+	// exact difference once.
 	tuned, err := p.tuned.bytes(ctx, s.buf, first, len(dst))
 	if err != nil {
 		return err
@@ -199,9 +198,9 @@ func (p *pair) piece(ctx context.Context, dst []float32, first int64, s *pieceSc
 	return nil
 }
 
-// count finds out of a piece whose differences are not all finite whether it is the values that are
-// not. It reads them once more into dst, in place of the differences, which are of no use any more;
-// w are the base's.
+// count examines a piece with infinite or NaN differences, and counts whether the values or only
+// their differences are not finite. w holds the base's values. It rereads the tuned values into
+// dst, because the differences are no longer needed.
 func (p *pair) count(ctx context.Context, dst, w []float32, first int64, s *pieceScratch, out *seen) error {
 	tuned, err := p.tuned.bytes(ctx, s.buf, first, len(dst))
 	if err != nil {
@@ -219,8 +218,8 @@ func (p *pair) count(ctx context.Context, dst, w []float32, first int64, s *piec
 	return nil
 }
 
-// subtract subtracts w from dst and returns the sums of the squares of both, each from four running
-// sums, which a processor can add to at the same time.
+// subtract subtracts w from dst and returns the sums of the squares of both. Each has four running
+// sums, which a processor can update in parallel.
 func subtract(dst, w []float32) (energy, base float64) {
 	var e0, e1, e2, e3, b0, b1, b2, b3 float64
 	w = w[:len(dst)]
@@ -246,7 +245,7 @@ func subtract(dst, w []float32) (energy, base float64) {
 	return e0 + e1 + e2 + e3, b0 + b1 + b2 + b3
 }
 
-// widePiece is piece where one of the checkpoints is in F64.
+// widePiece is piece for checkpoints in F64.
 func (p *pair) widePiece(ctx context.Context, dst []float32, first int64, s *pieceScratch, out *seen) error {
 	a, b := s.a[:len(dst)], s.b[:len(dst)]
 	for _, x := range []struct {
@@ -279,15 +278,15 @@ func (p *pair) widePiece(ctx context.Context, dst []float32, first int64, s *pie
 	return nil
 }
 
-// roundingNoise is Σ ulp²/12 over the elements, and 0 for types of other than 16 and 32 bits. It
-// counts exponents, of which there are few.
+// roundingNoise returns Σ ulp²/12 over the elements, or 0 for dtypes other than 16 and 32 bits. It
+// counts exponents, since there are few.
 func roundingNoise(d dtype.Type, raw []byte) (sum float64) {
 	l, ok := d.Layout()
 	if !ok || l.Exponent > 8 {
 		return 0
 	}
 	var count [256]int
-	last := 1<<l.Exponent - 1 // that of infinity and NaN
+	last := 1<<l.Exponent - 1 // the exponent of infinity and NaN
 	if d.Size() == 4 {
 		for ; len(raw) >= 4; raw = raw[4:] {
 			count[int(binary.LittleEndian.Uint32(raw))>>l.Fraction&last]++

@@ -11,17 +11,17 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// An adapter for PEFT has the names of the model in memory, and holds each change in a way that the
-// class of its module allows. What PEFT cannot hold is refused before anything is decomposed.
+// An adapter for PEFT uses the parameter names of the model in memory, and stores each change in a
+// form that its module's class allows. Changes that PEFT cannot represent are refused before any
+// decomposition.
 
-// pairLive turns the pairs, which have the names of the base's tensors, into pairs of parameters in
-// memory.
+// pairLive turns pairs of the base's tensors into pairs of parameters in memory.
 func (e *Extraction) pairLive() error {
 	c := e.base.Config
 	if !naming.KnowsLive(c.ModelType) {
 		return fault.New(fault.Unsupported,
-			"transformers 5 renames modules of the model type %q in memory, and the new names are not known here: PEFT would not find them",
-			c.ModelType).WithHint("write a .lora file, which merge applies")
+			"transformers 5 renames modules of the model type %q in memory, and this version does not know the new names, so PEFT would not find the factors",
+			c.ModelType).WithHint("write a .lora file, which merge can apply")
 	}
 	shapeOf := func(name string) []uint64 {
 		ref, _ := e.base.Lookup(name)
@@ -50,8 +50,8 @@ func (e *Extraction) pairLive() error {
 	return nil
 }
 
-// pairParts makes a pair of a parameter in memory from those of its parts that are compared; none
-// where some are not.
+// pairParts pairs a parameter in memory from the pairs of its parts. It returns none if a part is
+// missing.
 func (e *Extraction) pairParts(l naming.Live, parts []*pair) []pair {
 	switch first := l.Parts[0]; {
 	case len(parts) == len(l.Parts) && len(parts) == 1:
@@ -61,7 +61,7 @@ func (e *Extraction) pairParts(l naming.Live, parts []*pair) []pair {
 		return []pair{stackPairs(l, parts)}
 	case len(parts) > 0:
 		for _, p := range parts {
-			e.leave(p.name, fmt.Sprintf("PEFT has it stacked in %s, with others that are left out or of another dtype", l.Name),
+			e.leave(p.name, fmt.Sprintf("PEFT stacks it in %s with tensors that are left out or have another dtype", l.Name),
 				&p.base, &p.tuned)
 		}
 	case len(l.Parts) == 1:
@@ -79,7 +79,7 @@ func sameTypes(parts []*pair) bool {
 	})
 }
 
-// stackPairs makes one pair of those of the experts.
+// stackPairs joins the pairs of the experts into one.
 func stackPairs(l naming.Live, parts []*pair) pair {
 	var base, tuned []located
 	for _, p := range parts {
@@ -88,9 +88,9 @@ func stackPairs(l naming.Live, parts []*pair) pair {
 	return pair{l.Name, stacked(l.Name, l.Shape, base), stacked(l.Name, l.Shape, tuned)}
 }
 
-// findTwins finds the input embedding of a base that ties it. PEFT keeps the factors of each end
-// for itself, and merging adds both to the one tensor, or leaves the head out; only whole modules
-// come out right on all ends.
+// findTwins finds a tied input embedding in the base. PEFT stores factors for each end separately,
+// and its merge adds both to the one tensor or skips the head. Only modules saved whole are right
+// on both ends.
 func (e *Extraction) findTwins() {
 	if !e.baseEnds.isTied() {
 		return
@@ -117,14 +117,14 @@ func (e *Extraction) findTwins() {
 	e.peft.twins, _ = naming.TiedModules(naming.Module(e.peft.embed), c.ModelType, c.Architectures)
 }
 
-// hold is how PEFT holds the change of a parameter.
+// hold returns how PEFT stores the change of a parameter.
 func (e *Extraction) hold(name string) naming.Held {
 	held := e.peft.model.Hold(name)
 	if name != e.peft.embed {
 		return held
 	}
 	if e.peft.twins == nil {
-		return naming.Held{Why: fmt.Sprintf("it is tied to the head, whose name is not known for the model type %q", e.base.Config.ModelType)}
+		return naming.Held{Why: fmt.Sprintf("it is tied to the head, and this version does not know the head's name in the model type %q", e.base.Config.ModelType)}
 	}
 	return naming.Held{Form: naming.Whole, Module: naming.Module(name)}
 }
@@ -157,13 +157,13 @@ func (e *Extraction) viewPEFT(p *pair) (v view, ok bool) {
 	return v, true
 }
 
-// prepare decides what is saved whole, and refuses what PEFT cannot hold.
+// prepare decides which parameters are saved whole, and refuses those that PEFT cannot represent.
 func (r *extracting) prepare(ctx context.Context) error {
 	changes := &changes{ctx: ctx, pairs: make(map[string]*pair), known: make(map[string]bool)}
 	for i := range r.pairs {
 		changes.pairs[r.pairs[i].name] = &r.pairs[i]
 	}
-	var wholes, modules []string // the parameters that are saved whole, and the module of each
+	var wholes, modules []string // parameters to save whole, and the module of each
 	refused := make(map[string]string)
 	for i := range r.pairs {
 		name := r.pairs[i].name
@@ -179,14 +179,14 @@ func (r *extracting) prepare(ctx context.Context) error {
 			wholes, modules = append(wholes, name), append(modules, held.Module)
 		}
 	}
-	if changes.err != nil || r.options.Only { // what has no factors is left out, whatever the reason
+	if changes.err != nil || r.options.Only { // tensors without factors are left out, whatever the reason
 		return changes.err
 	}
 	return r.peft.save(wholes, modules, refused)
 }
 
-// save marks all that PEFT saves with the modules of some parameters, and fails where it cannot
-// save them or where something is refused already.
+// save marks everything that PEFT saves with the modules of these parameters. It fails if PEFT
+// cannot save them, or if an entry was refused before.
 func (f *forPEFT) save(wholes, modules []string, refused map[string]string) error {
 	ends := append([]string{naming.Module(f.embed)}, f.twins...)
 	if slices.ContainsFunc(modules, func(s string) bool { return slices.Contains(ends, s) }) {
@@ -197,7 +197,7 @@ func (f *forPEFT) save(wholes, modules []string, refused map[string]string) erro
 		if why == "" {
 			break
 		}
-		// Where no module alone is in the way, all are.
+		// If no single module is the obstacle, all are.
 		_, alone := f.model.Close(modules[i : i+1])
 		if alone != "" || i == len(wholes)-1 && len(refused) == 0 {
 			refused[name] = why
@@ -215,7 +215,7 @@ func (f *forPEFT) save(wholes, modules []string, refused map[string]string) erro
 	return nil
 }
 
-// changes knows which parameters differ. It compares each at most once, and keeps the first error.
+// changes knows which parameters differ. It compares each at most once and keeps the first error.
 type changes struct {
 	ctx   context.Context
 	pairs map[string]*pair
@@ -238,8 +238,8 @@ func (c *changes) has(name string) bool {
 	return differs
 }
 
-// holdBias says how a bias is held. It stands beside the factors of its module, if there are any; a
-// bias of a module with others below it stands alone, among what is held below.
+// holdBias returns how a bias is stored: with the factors of its module if there are any. The bias
+// of a module with submodules is stored alone, among the changes of these.
 func (f *forPEFT) holdBias(name string, held naming.Held, c *changes) naming.Held {
 	if held.Module != "" {
 		if c.has(held.Module + ".weight") {
@@ -248,7 +248,7 @@ func (f *forPEFT) holdBias(name string, held naming.Held, c *changes) naming.Hel
 		return naming.Held{Form: naming.Whole, Module: held.Module}
 	}
 	module := naming.Module(name)
-	for _, twin := range f.twins { // a head that has this bias
+	for _, twin := range f.twins { // a head with this bias
 		if naming.Module(twin) == module && c.has(name) {
 			return naming.Held{Form: naming.Whole, Module: twin}
 		}
@@ -258,23 +258,23 @@ func (f *forPEFT) holdBias(name string, held naming.Held, c *changes) naming.Hel
 	}) {
 		return held
 	}
-	return naming.Held{Why: "PEFT saves it only beside changes of modules below its own, and there are none"}
+	return naming.Held{Why: "PEFT saves it only with changes of its submodules, and none changed"}
 }
 
-// refusal is the error that names what PEFT cannot hold.
+// refusal returns an error that names the changes that PEFT cannot represent.
 func refusal(why map[string]string) error {
 	var names []string
 	for name := range why {
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	return fault.New(fault.Unsupported, "PEFT cannot hold the changes of %d tensors, %s; about the first: %s",
+	return fault.New(fault.Unsupported, "PEFT cannot represent the changes of %d tensors, %s; the first because %s",
 		len(names), fault.List(names, 3), why[names[0]]).
-		WithHint("write a .lora file, which merge applies; or leave them out with ExtractOptions.Only or ExtractOptions.Exclude")
+		WithHint("write a .lora file, which merge can apply, or leave them out with ExtractOptions.Only or ExtractOptions.Exclude")
 }
 
-// complete carries what else a saved module has, and the modules that share the weight of the
-// embedding.
+// complete carries the other tensors of saved modules, and the modules that share the embedding's
+// weight.
 func (r *extracting) complete(ctx context.Context) error {
 	have := make(map[string]bool)
 	for _, b := range r.adapter.Beside {
@@ -286,7 +286,7 @@ func (r *extracting) complete(ctx context.Context) error {
 		}
 		from, ok := r.peft.all[name]
 		if !ok {
-			return fault.New(fault.Unsupported, "PEFT saves %q with its module, and it is one of stacked experts", name).
+			return fault.New(fault.Unsupported, "PEFT saves %q with its module, but it is one of several stacked experts", name).
 				WithHint("write a .lora file, or leave the module out with ExtractOptions.Exclude")
 		}
 		if err := r.carry(ctx, name, from); err != nil {
@@ -301,7 +301,7 @@ func (r *extracting) complete(ctx context.Context) error {
 			return err
 		}
 	}
-	// PEFT ties two modules where one has a name that it knows.
+	// PEFT ties two modules if it knows the name of one of them.
 	knows := r.peft.twins[0] == "lm_head" || naming.Leaf(naming.Module(r.peft.embed)) == "embed_tokens"
 	if len(r.peft.twins) == 1 && knows {
 		tying := format.Requirement{Feature: format.FeatureWeightTying, Where: "ensure_weight_tying"}
@@ -310,13 +310,12 @@ func (r *extracting) complete(ctx context.Context) error {
 	return nil
 }
 
-// carryTwin carries a module that shares the weight of the embedding; have are the targets that are
-// there already.
+// carryTwin carries a module that shares the embedding's weight, unless have lists it already.
 func (r *extracting) carryTwin(ctx context.Context, twin string, have map[string]bool) error {
 	if err := r.carry(ctx, twin+".weight", r.peft.all[r.peft.embed]); err != nil {
 		return err
 	}
-	// The bias of such a head can be that of the module around it.
+	// The bias of such a head can belong to the enclosing module.
 	outer := naming.Module(twin) + ".bias"
 	bias, ok := r.peft.all[outer]
 	for _, name := range []string{twin + ".bias", outer} {
@@ -338,15 +337,15 @@ func (r *extracting) carry(ctx context.Context, name string, from located) error
 	}
 	r.adapter.Beside = append(r.adapter.Beside, format.Beside{Action: format.Replace, Target: name, Tensor: i})
 	r.report.Beside = append(r.report.Beside, BesideReport{name, "saved with its module", t.NBytes})
-	r.report.Skipped = slices.DeleteFunc(r.report.Skipped, func(s Skipped) bool { // a counter, or what did not change
+	r.report.Skipped = slices.DeleteFunc(r.report.Skipped, func(s Skipped) bool { // a counter, or an unchanged tensor
 		return s.energy == 0 && (s.Tensor == r.peft.disk[name] || s.Tensor == name)
 	})
 	return nil
 }
 
-// nest gives the factors of experts the paths under which PEFT keeps them. The parameters of one
-// module nest in the order in which the model registers them: the last one is outermost and has the
-// module's own path, each one before it a base_layer more.
+// nest gives the factors of experts PEFT's paths. PEFT nests the parameters of a module in the
+// order in which the model registers them. The last one is outermost and has the module's own path;
+// each earlier one has one more base_layer.
 func (r *extracting) nest() {
 	parameters := make(map[string][]string)
 	for _, name := range r.parameters {

@@ -14,9 +14,9 @@ import (
 	"github.com/loratool/loratool/rank"
 )
 
-// TestPEFTAppliesWhatWasExtracted: adapters with a rank of its own for every layer, which
-// testdata/extract/make.py has extracted and loaded with PEFT 0.21.2, do there what they do here;
-// and today's extraction makes the same adapters of the same checkpoints.
+// TestPEFTAppliesWhatWasExtracted: testdata/extract/make.py extracted adapters with a different
+// rank per layer and loaded them with PEFT 0.21.2. PEFT's updates must equal this package's, and
+// today's extraction must give the same adapters.
 func TestPEFTAppliesWhatWasExtracted(t *testing.T) {
 	for _, c := range []struct {
 		name, base string
@@ -33,8 +33,8 @@ func TestPEFTAppliesWhatWasExtracted(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer truth.Close()
-		// Products of float32 factors are exact in float64, and sums of at most 32 of them differ
-		// by their order.
+		// Products of float32 factors are exact in float64; sums of at most 32 differ by their
+		// order.
 		compareDeltas(t, c.name+", as PEFT has loaded it", saved, truth, 1e-14)
 
 		base := filepath.Join("../testdata/peft/bases", c.base)
@@ -42,7 +42,7 @@ func TestPEFTAppliesWhatWasExtracted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// The factors are rounded to float32, and other processors sum in other orders.
+		// The factors are rounded to float32, and other processors add in other orders.
 		compareDeltas(t, c.name+", extracted now", now, truth, 1e-5)
 		out := filepath.Join(t.TempDir(), "adapter")
 		sink, err := convert.Create(out, convert.PEFT(), convert.CreateOptions{})
@@ -67,11 +67,11 @@ func TestPEFTAppliesWhatWasExtracted(t *testing.T) {
 }
 
 // compareDeltas compares s·B·A of every layer with the tensors of truth, relative to their norms.
-func compareDeltas(t *testing.T, what string, src format.Source, truth *checkpoint.Checkpoint, tolerance float64) {
+func compareDeltas(t *testing.T, name string, src format.Source, truth *checkpoint.Checkpoint, tolerance float64) {
 	t.Helper()
 	layers := src.Manifest().Adapters[0].Layers
 	if len(layers) != len(truth.Names()) {
-		t.Errorf("%s: %d layers, want %d", what, len(layers), len(truth.Names()))
+		t.Errorf("%s: %d layers, want %d", name, len(layers), len(truth.Names()))
 	}
 	ranks := make(map[int]int)
 	for i := range layers {
@@ -79,7 +79,7 @@ func compareDeltas(t *testing.T, what string, src format.Source, truth *checkpoi
 		ranks[l.Rank]++
 		ref, ok := truth.Lookup(l.Module + ".weight")
 		if !ok {
-			t.Errorf("%s: %s has no Δ in PEFT", what, l.Module)
+			t.Errorf("%s: %s has no Δ in PEFT", name, l.Module)
 			continue
 		}
 		raw := make([]byte, ref.Tensor.NBytes)
@@ -94,22 +94,22 @@ func compareDeltas(t *testing.T, what string, src format.Source, truth *checkpoi
 		var diff, norm float64
 		for k, x := range got {
 			at := k
-			if transposed { // the base stores n×m
+			if transposed { // the base stores it transposed
 				at = k%n*(len(got)/n) + k/n
 			}
 			diff += (x - want[at]) * (x - want[at])
 			norm += want[at] * want[at]
 		}
 		if !(math.Sqrt(diff) <= tolerance*math.Sqrt(norm)) {
-			t.Errorf("%s: Δ of %s is %.3g·‖Δ‖ away from PEFT's, want at most %g", what, l.Module, math.Sqrt(diff/norm), tolerance)
+			t.Errorf("%s: Δ of %s is %.3g·‖Δ‖ away from PEFT's, want at most %g", name, l.Module, math.Sqrt(diff/norm), tolerance)
 		}
 	}
 	if len(ranks) < 2 {
-		t.Errorf("%s: only the ranks %v: the patterns of PEFT are not put to the test", what, ranks)
+		t.Errorf("%s: only the ranks %v: the patterns of PEFT are not put to the test", name, ranks)
 	}
 }
 
-// isConv1D reports whether a module of these fixtures is one whose weight GPT-2 stores transposed.
+// isConv1D reports whether GPT-2 stores the module's weight transposed.
 func isConv1D(module string) bool {
 	ok, _ := filepath.Match("*c_*", filepath.Ext(module))
 	return ok

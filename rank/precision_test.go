@@ -9,7 +9,7 @@ import (
 	"gonum.org/v1/gonum/mat"
 )
 
-// errorOf is ‖Δ − B·A‖_F, from the formed product in float64.
+// errorOf returns ‖Δ − B·A‖_F, from the whole product in float64.
 func errorOf(d *Dense, b, a []float64, r int) float64 {
 	x := make([]float64, len(d.Data))
 	widen(x, d.Data)
@@ -20,7 +20,7 @@ func errorOf(d *Dense, b, a []float64, r int) float64 {
 	return mat.Norm(delta, 2)
 }
 
-// decays are spectra whose tails fall from 1e-1 to below 1e-6 of the norm within 60 values.
+// decays are spectra with tails from 1e-1 to below 1e-6 of the norm within 60 values.
 var decays = map[string]func(i int) float64{
 	"10^-i/8":           func(i int) float64 { return math.Pow(10, -float64(i)/8) },
 	"10^-i/3":           func(i int) float64 { return math.Pow(10, -float64(i)/3) },
@@ -30,9 +30,8 @@ var decays = map[string]func(i int) float64{
 	"steps of 8, 10^-i": func(i int) float64 { return math.Pow(10, -float64(i/8)) },
 }
 
-// TestTruncationIsNearlyTheBestDownToAMillionth: the factors before they are rounded are within 0.1
-// % of the best error wherever that is above 1e-6·‖Δ‖. The truth is a full decomposition in
-// float64.
+// TestTruncationIsNearlyTheBestDownToAMillionth: unrounded factors are within 0.1 % of the least
+// error, wherever that exceeds 1e-6·‖Δ‖. The truth is a full decomposition in float64.
 func TestTruncationIsNearlyTheBestDownToAMillionth(t *testing.T) {
 	rng := rand.New(rand.NewPCG(97, 98))
 	cases := 0

@@ -4,12 +4,11 @@ import "math"
 
 // Rule chooses the rank of a truncation from singular values.
 type Rule interface {
-	// Choose returns the rank for the singular values sigma, descending, of an m×n matrix of the
-	// given energy ‖Δ‖_F². The values are estimates of the largest ones; more asks for a larger
-	// basis, because they do not suffice to choose. The rank is at most len(sigma).
+	// Choose returns the rank for an m×n matrix with ‖Δ‖_F² = energy. sigma holds estimates of its
+	// largest singular values, descending. more asks for a larger basis if sigma is too short to
+	// choose. The rank is at most len(sigma).
 	Choose(sigma []float64, energy float64, m, n int) (rank int, more bool)
-	// Hint is the rank to be expected, from which the size of blocks follows; 0 where nothing is
-	// known.
+	// Hint returns the expected rank, which sets the block size; 0 if unknown.
 	Hint() int
 }
 
@@ -25,8 +24,8 @@ func (f FixedRank) Choose(sigma []float64, _ float64, m, n int) (int, bool) {
 // Hint returns K.
 func (f FixedRank) Hint() int { return f.K }
 
-// EnergyShare keeps the fewest singular values whose energy is at least Share of ‖Δ‖_F², and at
-// most Max where Max is not 0.
+// EnergyShare keeps the fewest singular values with at least Share of ‖Δ‖_F², and at most Max if
+// Max is not 0.
 type EnergyShare struct {
 	Share float64
 	Max   int
@@ -50,19 +49,19 @@ func (e EnergyShare) Choose(sigma []float64, energy float64, m, n int) (int, boo
 	return min(len(sigma), limit), len(sigma) < limit
 }
 
-// Hint is not known.
+// Hint returns Max.
 func (e EnergyShare) Hint() int { return e.Max }
 
-// MaxError keeps the fewest singular values for which ‖Δ − Δ_k‖_F ≤ relative·‖Δ‖_F, and at most
-// most where that is not 0. An extraction holds the factors as they are stored to it.
+// MaxError keeps the fewest singular values with ‖Δ − Δ_k‖_F ≤ relative·‖Δ‖_F, and at most most if
+// most is not 0. An extraction applies the limit to the stored factors.
 func MaxError(relative float64, most int) Rule { return maxError{relative: relative, most: most} }
 
 type maxError struct {
 	relative float64
 	most     int
 
-	allowed float64 // the error that was asked for, where relative is less of it; 0 is relative
-	least   int     // values to keep in any case, if there are as many
+	allowed float64 // the requested error, if relative was tightened; 0 means relative
+	least   int     // fewest values to keep, if the matrix has them
 }
 
 // Choose subtracts energies.
@@ -83,22 +82,22 @@ func (e maxError) Choose(sigma []float64, energy float64, m, n int) (int, bool) 
 	return min(len(sigma), limit), len(sigma) < limit
 }
 
-// Hint is not known.
+// Hint returns most.
 func (e maxError) Hint() int { return e.most }
 
-// NoiseFloor keeps the singular values above the edge of white noise with the standard deviation
-// Sigma per element: Sigma·(√m + √n) (Marchenko and Pastur), and above what products in float32
-// resolve. At least one is kept where anything is.
+// NoiseFloor keeps the singular values above two limits: the resolution of float32 products, and
+// Sigma·(√m + √n), the edge of white noise with standard deviation Sigma per element (Marchenko and
+// Pastur). It keeps at least one of a nonzero matrix.
 type NoiseFloor struct {
 	Sigma float64
 	Max   int
 }
 
-// resolution is the share of σ₁ below which singular values have no digits in float32: that of the
+// resolution is the share of σ₁ below which singular values have no digits in float32, as in the
 // numerical rank.
 func resolution(m, n int) float64 { return float64(max(m, n)) * 0x1p-24 }
 
-// Edge is the largest singular value that noise alone has.
+// Edge returns the largest singular value of noise alone.
 func (f NoiseFloor) Edge(m, n int) float64 {
 	return f.Sigma * (math.Sqrt(float64(m)) + math.Sqrt(float64(n)))
 }
@@ -124,5 +123,5 @@ func (f NoiseFloor) Choose(sigma []float64, _ float64, m, n int) (int, bool) {
 	return min(len(sigma), limit), len(sigma) < limit
 }
 
-// Hint is not known.
+// Hint returns 0.
 func (f NoiseFloor) Hint() int { return 0 }

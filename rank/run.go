@@ -11,9 +11,9 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// Run decomposes every tensor that differs and returns the adapter. Its factors lie in a temporary
-// file, or in the scratch space of ExtractOptions.Output, that goes when the source is closed:
-// close it after the adapter is stored. Memory is about three times the largest tensor in float32.
+// Run decomposes every tensor that differs, and returns the adapter. Its factors lie in the scratch
+// space of ExtractOptions.Output or in a temporary file until the source is closed, so close it
+// after storing the adapter. Memory is about three times the largest tensor in float32.
 func (e *Extraction) Run(ctx context.Context) (format.Source, *ExtractReport, error) {
 	r := &extracting{Extraction: e, report: &ExtractReport{Warnings: []string{}, Layers: []ExtractedLayer{}, Beside: []BesideReport{}, Skipped: append([]Skipped{}, e.skipped...)}}
 	spool, err := newSpool(e.options.Output)
@@ -34,7 +34,7 @@ func (e *Extraction) Run(ctx context.Context) (format.Source, *ExtractReport, er
 	return spool, r.report, nil
 }
 
-// all decides how each tensor is held, decomposes or carries it, and completes the adapter.
+// all decides how to store each tensor, decomposes or carries it, and completes the adapter.
 func (r *extracting) all(ctx context.Context) error {
 	r.adapter = format.Adapter{Method: format.MethodLoRA}
 	if r.peft != nil {
@@ -67,7 +67,7 @@ func (r *extracting) all(ctx context.Context) error {
 	return r.finish(ctx)
 }
 
-// one takes what has changed of one tensor into the adapter.
+// one adds the change of one tensor to the adapter.
 func (r *extracting) one(ctx context.Context, p *pair) error {
 	same, err := p.equal(ctx)
 	if err != nil {
@@ -83,8 +83,7 @@ func (r *extracting) one(ctx context.Context, p *pair) error {
 	return r.beside(ctx, p, whyWhole(p, r.peft != nil))
 }
 
-// finish sums the report up, and adds what the adapter says of itself and what belongs to its
-// layers.
+// finish computes the report's totals and completes the manifest and its layers.
 func (r *extracting) finish(ctx context.Context) error {
 	if err := r.total(ctx); err != nil {
 		return err
@@ -104,7 +103,7 @@ func (r *extracting) finish(ctx context.Context) error {
 	return nil
 }
 
-// whyWhole says what keeps a tensor from being decomposed.
+// whyWhole returns the reason for not decomposing a tensor.
 func whyWhole(p *pair, forPEFT bool) string {
 	switch {
 	case len(p.tuned.ref.Tensor.Shape) < 2:
@@ -115,23 +114,23 @@ func whyWhole(p *pair, forPEFT bool) string {
 	return "not the weight of a module"
 }
 
-// nothing is the error for an extraction without a result.
+// nothing returns the error for an extraction without a result.
 func (r *extracting) nothing() error {
 	for _, s := range r.report.Skipped {
 		switch s.Why {
 		case whyTooSmall:
-			return fault.New(fault.Mismatch, "nothing to extract: %q and whatever else differs, differs by less than float32 holds", s.Tensor)
+			return fault.New(fault.Mismatch, "nothing to extract: every difference (the first in %q) is too small for float32", s.Tensor)
 		case whyBudget:
 			return fault.New(fault.Mismatch, "nothing to extract: the budget of %d bytes buys no singular value of any layer; the cheapest costs %d bytes", r.options.Budget, r.cheapest).
-				WithHint("give a larger ExtractOptions.Budget")
+				WithHint("use a larger ExtractOptions.Budget")
 		}
 	}
-	return fault.New(fault.Mismatch, "nothing to extract: the two checkpoints hold the same values in all %d tensors that were compared", len(r.pairs)).
-		WithHint("give the base first and the tuned checkpoint second; were both downloaded from the same place?")
+	return fault.New(fault.Mismatch, "nothing to extract: all %d compared tensors have the same values in both checkpoints", len(r.pairs)).
+		WithHint("check that the two paths are different models: the base first, the fine-tune second")
 }
 
-// rememberBase records the fingerprints of a few of the base's tensors, spread over the model, so
-// that merge can tell the base from others.
+// rememberBase records fingerprints of a few base tensors from all over the model, so that merge
+// can recognise the base.
 func (r *extracting) rememberBase(ctx context.Context) error {
 	const most = 4
 	r.adapter.Base.Fingerprints = make(map[string]string)
@@ -151,8 +150,8 @@ func (r *extracting) rememberBase(ctx context.Context) error {
 	return nil
 }
 
-// markTied says of an embedding that is tied to the output head that Δ is meant for both: it was
-// taken from the one tensor.
+// markTied notes that Δ of a tied embedding is meant for the output head too, since it comes from
+// the one tensor.
 func (r *extracting) markTied() {
 	if !r.baseEnds.isTied() {
 		return
@@ -165,7 +164,7 @@ func (r *extracting) markTied() {
 	}
 }
 
-// complete fails on anything that an adapter of low rank does not hold.
+// complete returns an error if the adapter lacks a change or carries a tensor whole.
 func (r *ExtractReport) complete() error {
 	var names []string
 	for _, b := range r.Beside {
@@ -179,8 +178,8 @@ func (r *ExtractReport) complete() error {
 	if len(names) == 0 {
 		return nil
 	}
-	return fault.New(fault.Check, "%d tensors differ and low rank does not hold them: %s", len(names), fault.List(names, 3)).
-		WithHint("without ExtractOptions.Strict they are carried whole, or listed as left out")
+	return fault.New(fault.Check, "factors cannot represent the changes of %d tensors: %s", len(names), fault.List(names, 3)).
+		WithHint("without ExtractOptions.Strict, extract carries them whole or lists them as left out")
 }
 
 // beside carries a tensor whole, or lists it as left out.
@@ -191,11 +190,11 @@ func (r *extracting) beside(ctx context.Context, p *pair, why string) error {
 		return err
 	}
 	isKnown := energy-energy == 0
-	if !isKnown { // values that are no numbers, which are refused below, or beyond float32
+	if !isKnown { // NaN or infinity, refused below, or beyond float32
 		energy = 0
 	}
 	if r.options.Only {
-		why = "differs, and is " + why + ", which low rank does not hold"
+		why = "differs, and is " + why + ", which factors cannot represent"
 		if !isKnown {
 			why += whyUnknown
 		}
@@ -215,7 +214,7 @@ func (r *extracting) beside(ctx context.Context, p *pair, why string) error {
 	return nil
 }
 
-// total sums the report up.
+// total computes the report's totals.
 func (r *extracting) total(ctx context.Context) error {
 	left, err := r.measure(ctx)
 	if err != nil {

@@ -11,25 +11,25 @@ import (
 	"github.com/loratool/loratool/internal/parallel"
 )
 
-// Spectrum is the exact spectrum of one layer's update s·B·A. Its definitions are in the package
-// documentation.
+// Spectrum is the exact spectrum of one layer's update s·B·A. The package documentation has the
+// definitions.
 type Spectrum struct {
 	Module         string
-	SingularValues []float64 // min(m, n, r) of them, descending
-	Energy         []float64 // cumulative shares, as many; all 0 for a zero update
+	SingularValues []float64 // min(m, n, r) values, descending
+	Energy         []float64 // cumulative shares, one per value; all 0 for a zero update
 	Frobenius      float64   // ‖s·B·A‖_F
 	StableRank     float64
 	EntropyRank    float64
 	NumericalRank  int
 
-	// Missing says why the layer has no spectrum; "" where it has one. NonFinite counts the values
-	// of its factors that are NaN or infinite, which is one reason.
+	// Missing is the reason why the layer has no spectrum, or "". NonFinite counts the NaN and
+	// infinite values of its factors, one such reason.
 	Missing   string
 	NonFinite int64
 }
 
-// RankFor is the fewest singular values with at least the given share of the energy; 0 for a zero
-// update.
+// RankFor returns the fewest singular values with at least the given share of the energy; 0 for a
+// zero update.
 func (s *Spectrum) RankFor(share float64) int {
 	for i, e := range s.Energy {
 		if e >= share*(1-1e-15) {
@@ -39,12 +39,11 @@ func (s *Spectrum) RankFor(share float64) int {
 	return 0
 }
 
-// Spectra computes the spectra of all layers whose update is s·B·A: linear layers, embeddings, and
-// convolutions, whose factors are seen as matrices. The others are left out. ΔW is never formed. A
-// layer that has no spectrum, as its factors hold NaN or infinity, says so in its place. Layers are
-// computed on as many goroutines as workers says, 0 for one per processor, each with the factors of
-// one layer in float64: [SpectraBytes]. It returns soon after ctx ends, within a second or two for
-// any rank.
+// Spectra computes the spectra of all layers with an update s·B·A: linear layers, embeddings, and
+// convolutions, whose factors are taken as matrices. It omits other layers, and never forms ΔW. A
+// layer without a spectrum, because its factors hold NaN or infinity, has Missing set. Layers run
+// on the given number of workers, 0 for one per processor; each holds the factors of one layer in
+// float64 ([SpectraBytes]). Spectra returns within a second or two after ctx ends, at any rank.
 func Spectra(ctx context.Context, src format.Source, workers int) ([]Spectrum, error) {
 	m := src.Manifest()
 	if err := format.Validate(m); err != nil {
@@ -63,8 +62,8 @@ func Spectra(ctx context.Context, src format.Source, workers int) ([]Spectrum, e
 	return spectra, err
 }
 
-// SpectraBytes estimates the memory that [Spectra] takes on as many goroutines as workers says, 0
-// for one per processor, and names the module of the layer that takes most. The manifest is valid.
+// SpectraBytes estimates the memory of [Spectra] with the given number of workers, 0 for one per
+// processor, and names the module of the largest layer. The manifest must be valid.
 func SpectraBytes(m *format.Manifest, workers int) (peak int64, module string) {
 	var most float64
 	layers := layersWithSpectrum(m)
@@ -72,7 +71,7 @@ func SpectraBytes(m *format.Manifest, workers int) (peak int64, module string) {
 		a := float64(m.Tensors[l.Roles[format.RoleA]].Elements())
 		b := float64(m.Tensors[l.Roles[format.RoleB]].Elements())
 		r := float64(l.Rank)
-		// The factors; then two triangles, or what takes their place, and their product.
+		// The factors, then two triangles or their replacements, and their product.
 		roots := min(r*r, a) + min(r*r, b) + min(r, a/r)*min(r, b/r)
 		if need := 8 * (a + b + roots); need > most {
 			most, module = need, l.Module
@@ -82,8 +81,8 @@ func SpectraBytes(m *format.Manifest, workers int) (peak int64, module string) {
 	return int64(min(most*n, math.MaxInt64/2)), module
 }
 
-// layersWithSpectrum lists the layers whose update is s·B·A. A DoRA layer has more to it, but its
-// directions are these.
+// layersWithSpectrum lists the layers with an update s·B·A. DoRA also rescales, but its directions
+// come from s·B·A.
 func layersWithSpectrum(m *format.Manifest) (layers []*format.Layer) {
 	for i := range m.Adapters {
 		for j := range m.Adapters[i].Layers {
@@ -103,10 +102,10 @@ func spectrumOf(ctx context.Context, src format.Source, l *format.Layer) (*Spect
 	for _, i := range []int{iA, iB} {
 		if t := &tensors[i]; !t.DType.IsFloat() {
 			return nil, fault.New(fault.Unsupported,
-				"%q is stored as %v; factors are F64, F32, F16 or BF16", t.Name, t.DType)
+				"%q is stored as %v, want F64, F32, F16 or BF16", t.Name, t.DType)
 		} else if t.Elements()%int64(r) != 0 {
 			return nil, fault.New(fault.Corrupt,
-				"%q has the shape %d, which a rank of %d does not divide", t.Name, t.Shape, r)
+				"%q has the shape %d, which the rank %d does not divide", t.Name, t.Shape, r)
 		}
 	}
 	m, n := int(tensors[iB].Elements())/r, int(tensors[iA].Elements())/r
@@ -134,10 +133,10 @@ func spectrumOf(ctx context.Context, src format.Source, l *format.Layer) (*Spect
 	return describe(l.Module, sigma, exponent+e, max(m, n), unitOf(tensors[iB].DType)), nil
 }
 
-// balance multiplies the columns of B (m×r) and of A (n×r) by powers of two, so that no square of
-// an element that matters overflows or vanishes, and returns the exponent e for which B·Aᵀ is 2^e
-// times what it was made to. The columns of B have a largest element between ½ and 1, and those of
-// A at most 1.
+// balance scales the columns of B (m×r) and A (n×r) by powers of two, so that no square of an
+// important element overflows or vanishes. It returns the exponent e: B·Aᵀ is 2^e times the product
+// of the scaled factors. Largest elements are then between ½ and 1 in a column of B, and at most 1
+// in a column of A.
 func balance(a, b []float64, r int) (exponent int) {
 	exponentsA, exponentsB := columnExponents(a, r), columnExponents(b, r)
 	exponent = math.MinInt
@@ -164,7 +163,7 @@ func balance(a, b []float64, r int) (exponent int) {
 	return exponent
 }
 
-// zeroColumn stands for the exponent of a column of zeros.
+// zeroColumn is the exponent of a column of zeros.
 const zeroColumn = math.MinInt32
 
 // columnExponents returns for each column of x (·×r) the exponent e of its largest element, which
@@ -188,7 +187,7 @@ func columnExponents(x []float64, r int) []int {
 	return exponents
 }
 
-// scaleColumn multiplies a column by 2^e, in steps that are numbers.
+// scaleColumn multiplies a column by 2^e, in steps that float64 can express.
 func scaleColumn(x []float64, k, r, e int) {
 	for e != 0 {
 		step := max(-1000, min(e, 1000))
@@ -206,9 +205,8 @@ func clearColumn(x []float64, k, r int) {
 	}
 }
 
-// describe computes what follows from the singular values 2^exponent·sigma, which it overwrites
-// with them. Shares and ranks do not depend on the exponent, so nothing is squared that could
-// overflow.
+// describe computes the figures of the singular values 2^exponent·sigma, and stores these values in
+// sigma. Shares and ranks do not depend on the exponent, so no square can overflow.
 func describe(module string, sigma []float64, exponent, longSide int, unit float64) *Spectrum {
 	s := &Spectrum{Module: module, SingularValues: sigma, Energy: make([]float64, len(sigma))}
 	if len(sigma) == 0 || sigma[0] == 0 {
@@ -236,13 +234,13 @@ func describe(module string, sigma []float64, exponent, longSide int, unit float
 	s.Frobenius = math.Ldexp(math.Sqrt(total), exponent)
 	if sigma[0] < 0x1p-1022 || math.IsInf(s.Frobenius, 0) {
 		return &Spectrum{Module: module,
-			Missing: fmt.Sprintf("its largest singular value is about 2^%d, which float64 does not hold", exponent)}
+			Missing: fmt.Sprintf("its largest singular value is about 2^%d, beyond float64", exponent)}
 	}
 	s.StableRank, s.EntropyRank = total/(first*first), math.Exp(entropy)
 	return s
 }
 
-// unitOf is the unit roundoff of a dtype, and that of float64 for types that are no floats.
+// unitOf returns the unit roundoff of a dtype, and float64's for other types.
 func unitOf(d dtype.Type) float64 {
 	l, ok := d.Layout()
 	if !ok {
@@ -251,8 +249,8 @@ func unitOf(d dtype.Type) float64 {
 	return l.Unit()
 }
 
-// readFactor reads a tensor as float64, in pieces, and counts its values that are not finite. Where
-// transposed is not 0 it is the number of rows of the tensor, which comes back transposed.
+// readFactor reads a tensor as float64, in pieces, and counts its NaN and infinite values. A
+// nonzero transposed is the tensor's number of rows, and transposes the result.
 func readFactor(ctx context.Context, src format.Source, i, transposed int) (x []float64,
 	nonFinite int64, err error) {
 	t := &src.Manifest().Tensors[i]
@@ -291,15 +289,15 @@ func readFactor(ctx context.Context, src format.Source, i, transposed int) (x []
 	return x, nonFinite, nil
 }
 
-// productSingularValues returns the singular values of B·Aᵀ for B (m×r) and A (n×r), both of which
-// it may overwrite: those of a core that is no larger than r×r.
+// productSingularValues returns the singular values of B·Aᵀ for B (m×r) and A (n×r), as those of a
+// core of at most r×r. It may overwrite both.
 //
-// Where both Gram matrices are well conditioned, their Cholesky factors give the core: with BᵀB =
-// R_bᵀ·R_b and AᵀA likewise it is R_b·R_aᵀ. The products of float32 values are exact in float64, so
-// an eigenvalue of a Gram matrix has an absolute error of some units of λ₁·2⁻⁵³, and its root a
-// relative one of 2⁻⁵³·λ₁/λ: below 1e-6 where the condition λ₁/λ stays below gramLimit. Elsewhere
-// the triangles of Householder's decomposition take the place of the factors, at several times the
-// cost and without squaring the condition.
+// If both Gram matrices are well conditioned, their Cholesky factors give the core R_b·R_aᵀ, with
+// BᵀB = R_bᵀ·R_b and AᵀA likewise. The products of float32 values are exact in float64, so an
+// eigenvalue of a Gram matrix has an absolute error of a few units of λ₁·2⁻⁵³, and its root a
+// relative one of 2⁻⁵³·λ₁/λ: below 1e-6 for a condition λ₁/λ below gramLimit. Otherwise the
+// triangles of Householder's decomposition replace the factors. This costs several times more but
+// does not square the condition.
 func productSingularValues(ctx context.Context, a, b []float64, m, n, r int) ([]float64, error) {
 	rb, rowsB, okB, err := root(ctx, b, m, r)
 	if err != nil {
@@ -331,14 +329,15 @@ func productSingularValues(ctx context.Context, a, b []float64, m, n, r int) ([]
 	return singularValues(ctx, core, rowsB, rowsA)
 }
 
-// pieceFlops is the number of multiplications between two looks at the context: less than a second.
+// pieceFlops is the number of multiplications between two checks of the context: less than a
+// second.
 const pieceFlops = 1 << 27
 
-// gramLimit is the largest condition that a Gram matrix may have.
+// gramLimit is the largest condition of a Gram matrix for Cholesky factors.
 const gramLimit = 1e9
 
-// root returns the Cholesky factor (r×r) of the Gram matrix of x (rows×r), or false where that does
-// not exist or would not be accurate.
+// root returns the Cholesky factor (r×r) of the Gram matrix of x (rows×r). ok is false if it does
+// not exist or would be inaccurate.
 func root(ctx context.Context, x []float64, rows, r int) (factor []float64, n int, ok bool,
 	err error) {
 	if rows < r {
@@ -358,7 +357,7 @@ func root(ctx context.Context, x []float64, rows, r int) (factor []float64, n in
 	return factor, r, err == nil && condition < gramLimit, err
 }
 
-// householder returns the triangle of x (rows×r), or x itself where it has fewer rows than columns.
+// householder returns the triangle of x (rows×r), or x itself if it has fewer rows than columns.
 func householder(ctx context.Context, x []float64, rows, r int) ([]float64, int, error) {
 	if rows < r {
 		return x, rows, nil

@@ -9,7 +9,7 @@ import (
 	"gonum.org/v1/gonum/mat"
 )
 
-// productOracle decomposes the formed product.
+// productOracle decomposes the whole product.
 func productOracle(a, b []float64, m, n, r int) []float64 {
 	var d mat.Dense
 	d.Mul(mat.NewDense(m, r, b), mat.NewDense(n, r, a).T())
@@ -104,7 +104,7 @@ func TestDescribe(t *testing.T) {
 	if s.Frobenius != math.Sqrt(8) || s.StableRank != 2 || s.NumericalRank != 5 {
 		t.Errorf("describe = %+v, want Frobenius √8, stable rank 2, numerical rank 5", s)
 	}
-	// Entropy of (1/2, 1/8, 1/8, 1/8, 1/8) is 2 ln 2, so its exponential is 4.
+	// The entropy of (1/2, 1/8, 1/8, 1/8, 1/8) is 2 ln 2; its exponential is 4.
 	if math.Abs(s.EntropyRank-4) > 1e-12 {
 		t.Errorf("entropy rank = %v, want 4", s.EntropyRank)
 	}

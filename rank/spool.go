@@ -12,8 +12,8 @@ import (
 	"github.com/loratool/loratool/internal/checkpoint"
 )
 
-// spool is a source in the making: its tensors go to a file one after the other, so that an adapter
-// of any size takes no memory where that file takes none. Closing it removes the file.
+// spool is a source under construction. Its tensors go to a file one after the other, so an adapter
+// of any size takes no memory. Closing the spool removes the file.
 type spool struct {
 	file     output.Scratch
 	manifest format.Manifest
@@ -35,7 +35,7 @@ func newSpool(out output.Output) (*spool, error) {
 	return &spool{file: f}, nil
 }
 
-// tempFile is the scratch space of an extraction that is told of no output.
+// tempFile is the scratch space of an extraction without an Output.
 type tempFile struct{ *os.File }
 
 func newTempFile() (tempFile, error) {
@@ -43,7 +43,7 @@ func newTempFile() (tempFile, error) {
 	if err != nil {
 		return tempFile{}, spoolError(err)
 	}
-	os.Remove(f.Name()) // where the system allows it, the file goes with the handle, however the process ends
+	os.Remove(f.Name()) // on systems that allow it, the file vanishes with the handle, however the process ends
 	return tempFile{f}, nil
 }
 
@@ -61,9 +61,9 @@ func (f tempFile) Close() error {
 	return err
 }
 
-// spoolError says of an error what the file is for: the user has not named it.
+// spoolError adds the purpose of the file, which the user did not name.
 func spoolError(err error) error {
-	return fmt.Errorf("the factors are kept in a temporary file in %s (the environment says where) until they are written: %w", os.TempDir(), err)
+	return fmt.Errorf("cannot write the factors to a temporary file in %s (set TMPDIR to move it): %w", os.TempDir(), err)
 }
 
 // add appends a tensor and returns its index.
@@ -74,8 +74,7 @@ func (s *spool) add(name string, d dtype.Type, shape []uint64, data []byte) (int
 	return s.enter(name, d, shape, int64(len(data))), nil
 }
 
-// copy appends a tensor of a checkpoint under a name, and counts its values that are NaN or
-// infinite.
+// copy appends a tensor of a checkpoint under a new name, and counts its NaN and infinite values.
 func (s *spool) copy(ctx context.Context, name string, t *checkpoint.Tensor) (index, nonFinite int, err error) {
 	const piece = 1 << 18
 	d, n := t.DType, t.NBytes

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// counted is a matrix that counts how many operands, products and sums of its products in float32
-// are subnormal. On many processors each costs some 150 cycles, and no result shows it.
+// counted is a matrix that counts the subnormal operands, products and sums in its float32
+// products. On many processors each costs some 150 cycles, and no result shows it.
 type counted struct {
 	*Dense
 	operations, subnormal int
@@ -24,7 +24,7 @@ func (c *counted) look(xs ...float32) {
 	}
 }
 
-// product looks at what the kernels for thin products do with the columns of x.
+// product repeats the steps of the kernels for thin products on the columns of x.
 func (c *counted) product(x []float32, rows, length, b int, at func(row, k int) float32) {
 	for row := range rows {
 		for col := range b {
@@ -49,7 +49,7 @@ func (c *counted) MulT(ctx context.Context, dst, y []float32, b int) error {
 	return c.Dense.MulT(ctx, dst, y, b)
 }
 
-// wide looks at float64 numbers.
+// wide counts float64 numbers.
 func (c *counted) wide(lists ...[]float64) {
 	for _, list := range lists {
 		for _, x := range list {
@@ -61,9 +61,8 @@ func (c *counted) wide(lists ...[]float64) {
 	}
 }
 
-// TestDecompositionsMeetNoSubnormals counts in the decomposition of updates that are ordinary, or
-// ordinary and multiplied by something small, as a whole or in a few rows: weight decay leaves such
-// rows in embeddings and experts that training never meets.
+// TestDecompositionsMeetNoSubnormals decomposes ordinary updates and scaled ones, as a whole or in
+// a few rows. Weight decay leaves such rows in embeddings and experts that training never meets.
 func TestDecompositionsMeetNoSubnormals(t *testing.T) {
 	const m, n = 40, 30
 	for name, factor := range map[string]func(i, j int) float64{

@@ -5,11 +5,11 @@ import (
 	"math"
 )
 
-// Options of a decomposition. The zero value is ready.
+// Options tune a decomposition. The zero value is ready to use.
 type Options struct {
-	Tolerance float64 // relative excess over the smallest error that may be left; 0 is 1e-4
+	Tolerance float64 // relative excess over the least possible error; 0 means 1e-4
 	Seed      uint64  // of the first block
-	Workers   int     // goroutines; 0 is one per processor
+	Workers   int     // goroutines; 0 means one per processor
 }
 
 const defaultTolerance = 1e-4
@@ -21,16 +21,15 @@ type Decomposition struct {
 	V []float64 // n×K
 	S []float64 // K singular values, descending
 
-	// Estimates are all values that the last basis gave, S among them, descending. Beyond K they
-	// are lower bounds in the sense that Σ_{i≤k} Estimates[i]² is the energy that some rank-k
-	// matrix is known to reach.
+	// Estimates are all singular values from the last basis, descending, beginning with S. Beyond K
+	// they are lower bounds: some rank-k matrix has the energy Σ_{i≤k} Estimates[i]².
 	Estimates []float64
 	Energy    float64 // ‖Δ‖_F²
 	Error     float64 // ‖Δ − U·diag(S)·Vᵀ‖_F, from the energies: √(‖Δ‖² − ΣS²)
 	Products  int     // products with thin matrices, by Δ and by Δᵀ
 	Flops     int64   // of these products
-	Complete  bool    // the basis spans all of Δ: nothing was truncated before the rank was chosen
-	// the last products were in float64, as the error is below what float32 resolves
+	Complete  bool    // the basis spanned all of Δ before the rank was chosen
+	// the last products were in float64, since the error is below the resolution of float32
 	Wide bool
 }
 
@@ -41,7 +40,7 @@ func TruncatedSVD(ctx context.Context, op Operator, energy float64, rule Rule,
 	return newTruncation(op, energy, o).to(ctx, rule)
 }
 
-// truncation is a decomposition that can go on to another rank from the basis that it has.
+// truncation is a decomposition that another rank can continue from the same basis.
 type truncation struct {
 	krylov  *krylov
 	flipped bool // the operator is transposed, to keep the basis on the short side
@@ -75,7 +74,7 @@ func (t *truncation) to(ctx context.Context, rule Rule) (*Decomposition, error) 
 	return k.out, err
 }
 
-// transpose returns an operator's transpose, which multiplies in float64 if the operator does.
+// transpose returns the transposed operator, which multiplies in float64 if the operator does.
 func transpose(op Operator) Operator {
 	if w, ok := op.(wideOperator); ok {
 		return wideTransposed{transposed{op}, w}
@@ -83,7 +82,7 @@ func transpose(op Operator) Operator {
 	return transposed{op}
 }
 
-// transposed is an operator's transpose.
+// transposed is a transposed operator.
 type transposed struct{ Operator }
 
 func (t transposed) Dims() (m, n int) { n, m = t.Operator.Dims(); return m, n }
@@ -106,14 +105,14 @@ func (t wideTransposed) MulWideT(ctx context.Context, dst, y []float64, b int) e
 	return t.wide.MulWide(ctx, dst, y, b)
 }
 
-// Factors returns B = U·√S (m×K) and A = √S·Vᵀ (K×n), so that B·A is the truncation. The square
-// root on both sides keeps both factors in the range where 16-bit types are precise.
+// Factors returns B = U·√S (m×K) and A = √S·Vᵀ (K×n), so that B·A is the truncation. Splitting √S
+// keeps both factors in the range where 16-bit types are precise.
 func (d *Decomposition) Factors() (b, a []float32) {
 	wideB, wideA := d.factors()
 	return narrowed(wideB), narrowed(wideA)
 }
 
-// factors is Factors before they are rounded to float32.
+// factors returns the Factors in float64.
 func (d *Decomposition) factors() (b, a []float64) {
 	k := d.K
 	if k == 0 {

@@ -30,7 +30,7 @@ var spectra = map[string]func(i int) float64{
 	},
 }
 
-// Planted is an m×n matrix U·diag(sigma)·Vᵀ with random orthogonal U and V.
+// Planted returns an m×n matrix U·diag(sigma)·Vᵀ with random orthogonal U and V.
 func Planted(rng *rand.Rand, m, n int, sigma func(i int) float64) []float64 {
 	q := min(m, n)
 	orthonormal := func(rows int) *mat.Dense {
@@ -106,8 +106,7 @@ func TestTruncationIsNearlyTheBest(t *testing.T) {
 				where := fmt.Sprintf("%s, %v, k = %d", name, shape, k)
 				best := math.Sqrt(sumSquares(sigma[min(k, len(sigma)):]))
 				total := math.Sqrt(sumSquares(sigma))
-				// Beside the promised 0.1 %, float32 factors cannot be better than their own
-				// rounding.
+				// Beside the promised 0.1 %, float32 factors have their own rounding.
 				if limit := 1.001*best + 1e-6*total; err > limit {
 					t.Errorf("%s: error %.6g, want at most %.6g (the best is %.6g)", where, err, limit, best)
 				}
@@ -116,7 +115,7 @@ func TestTruncationIsNearlyTheBest(t *testing.T) {
 				}
 				for i, got := range dec.S {
 					if name == "flat" || sigma[i] < 1e-5*sigma[0] {
-						break // equal values have no order to converge in
+						break // the order of equal values is undefined
 					}
 					if math.Abs(got-sigma[i]) > 1e-4*sigma[i] && sigma[i] > 1.02*sigma[min(k, len(sigma)-1)] {
 						t.Errorf("%s: σ_%d = %.8g, want %.8g", where, i+1, got, sigma[i])
@@ -184,7 +183,7 @@ func BenchmarkTruncatedSVD(b *testing.B) {
 	rng := rand.New(rand.NewPCG(27, 28))
 	for _, shape := range [][2]int{{512, 512}, {2048, 5632}} {
 		d := &Dense{M: shape[0], N: shape[1], Data: make([]float32, shape[0]*shape[1])}
-		for i := range d.Data { // slowly decaying: noise plus a power law would need orthogonal factors of this size
+		for i := range d.Data { // slow decay: noise plus a power law would need orthogonal factors of this size
 			d.Data[i] = float32(rng.NormFloat64())
 		}
 		energy, _ := d.SumSquares(context.Background())

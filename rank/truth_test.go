@@ -20,12 +20,12 @@ import (
 	"github.com/loratool/loratool/rank"
 )
 
-// truth is what testdata/extract/peft/truth.py has asked PEFT about one class of models.
+// truth holds PEFT's answers about one class of models, from testdata/extract/peft/truth.py.
 type truth struct {
 	Config json.RawMessage
-	Disk   map[string][]json.RawMessage   // shape, and the name in memory if it is another one
+	Disk   map[string][]json.RawMessage   // shape, and the name in memory if it differs
 	State  map[string][]uint64            // in memory
-	LoRA   map[string]map[string][]uint64 // module → what its keys end in → shape at rank 1
+	LoRA   map[string]map[string][]uint64 // module → end of the key → shape at rank 1
 	Params map[string]map[string][]uint64 // parameters, joined by commas → keys → shape at rank 1
 }
 
@@ -48,7 +48,7 @@ func (x *truth) live(t *testing.T, disk string) (name string) {
 	return name
 }
 
-// peftConfig is what PEFT reads of an adapter's configuration.
+// peftConfig holds the fields of an adapter's configuration that PEFT reads.
 type peftConfig struct {
 	R           int            `json:"r"`
 	RankPattern map[string]int `json:"rank_pattern"`
@@ -58,7 +58,7 @@ type peftConfig struct {
 	Bias        string         `json:"bias"`
 }
 
-// rank is that of a module or a parameter, as get_pattern_key of PEFT 0.21.2 finds it.
+// rank returns the rank of a module or parameter, found like get_pattern_key of PEFT 0.21.2.
 func (c *peftConfig) rank(name string) uint64 {
 	for key, r := range c.RankPattern {
 		if regexp.MustCompile(`^(.*\.)?(` + key + `)$`).MatchString(name) {
@@ -68,8 +68,8 @@ func (c *peftConfig) rank(name string) uint64 {
 	return uint64(c.R)
 }
 
-// notHeld are the parameters that no adapter of PEFT can hold, because others of their module have
-// factors, or because PEFT compares the ends of paths: what extract must refuse by name.
+// notHeld lists the parameters that no PEFT adapter can represent: others of their module have
+// factors, or PEFT's comparison of path ends confuses them. Extract must refuse them by name.
 var notHeld = map[string][]string{
 	"Qwen3_5ForCausalLM": {"model.layers.0.linear_attn.A_log", "model.layers.0.linear_attn.dt_bias"},
 	"GptOssForCausalLM":  {"model.layers.0.mlp.experts.down_proj_bias", "model.layers.0.mlp.experts.gate_up_proj_bias", "model.layers.0.self_attn.sinks"},
@@ -90,9 +90,8 @@ var notHeld = map[string][]string{
 	"MBartForConditionalGeneration": {"final_logits_bias"},
 }
 
-// TestPEFTAcceptsEveryKey extracts a fine-tune of every class of the truth, in which all tensors
-// differ, and compares the keys and shapes with those that PEFT has for the configuration: none is
-// missing and none is unknown.
+// TestPEFTAcceptsEveryKey extracts a fine-tune of every class with changes in all tensors. Its keys
+// and shapes must be exactly those that PEFT expects for the configuration.
 func TestPEFTAcceptsEveryKey(t *testing.T) {
 	text, err := os.ReadFile("../testdata/extract/peft/truth.json")
 	if err != nil {
@@ -143,7 +142,7 @@ func TestPEFTAcceptsEveryKey(t *testing.T) {
 	}
 }
 
-// compare checks the adapter in a directory against what PEFT has for it.
+// compare checks the adapter in a directory against PEFT's expectations.
 func (x *truth) compare(t *testing.T, class, dir string) {
 	var c peftConfig
 	text, err := os.ReadFile(filepath.Join(dir, format.PEFTConfig))
@@ -187,7 +186,7 @@ func (x *truth) compare(t *testing.T, class, dir string) {
 	}
 }
 
-// keys are those that PEFT has for a configuration, and held the parameters that these change.
+// keys returns PEFT's keys for a configuration; held are the parameters that these change.
 func (x *truth) keys(t *testing.T, class string, c *peftConfig) (keys map[string][]uint64, held map[string]bool) {
 	keys, held = make(map[string][]uint64), make(map[string]bool)
 	modules := make(map[string]bool)
@@ -253,8 +252,7 @@ func (x *truth) keys(t *testing.T, class string, c *peftConfig) (keys map[string
 	return keys, held
 }
 
-// TestOneOfTheParametersOfExpertsIsNotNested: PEFT nests the parameters of a module that it adapts,
-// not those that the model has.
+// TestOneOfTheParametersOfExpertsIsNotNested: PEFT nests only the parameters that it adapts.
 func TestOneOfTheParametersOfExpertsIsNotNested(t *testing.T) {
 	rng := rand.New(rand.NewPCG(101, 102))
 	up := testkit.Random(rng, "mlp.experts.gate_up_proj", dtype.F32, 0.1, 3, 8, 4)
@@ -273,8 +271,8 @@ func TestOneOfTheParametersOfExpertsIsNotNested(t *testing.T) {
 	}
 }
 
-// TestForPEFTWhatItCannotHoldIsLeftOutOnRequest, with its share of Δ; and a type whose names in
-// memory are not known is refused.
+// TestForPEFTWhatItCannotHoldIsLeftOutOnRequest: the report gives its share of Δ. A model type with
+// unknown names in memory is refused.
 func TestForPEFTWhatItCannotHoldIsLeftOutOnRequest(t *testing.T) {
 	rng := rand.New(rand.NewPCG(103, 104))
 	random := func(name string, shape ...uint64) testkit.Tensor {
@@ -305,7 +303,7 @@ func TestForPEFTWhatItCannotHoldIsLeftOutOnRequest(t *testing.T) {
 	}
 }
 
-// TestPEFTHasAWordForNoTargets: it refuses an empty list.
+// TestPEFTHasAWordForNoTargets: PEFT refuses an empty list, so the configuration needs that word.
 func TestPEFTHasAWordForNoTargets(t *testing.T) {
 	rng := rand.New(rand.NewPCG(105, 106))
 	base := []testkit.Tensor{testkit.Random(rng, "norm.weight", dtype.F32, 0.1, 8)}
