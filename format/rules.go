@@ -33,6 +33,7 @@ var ruleKinds = [...]fault.Kind{
 	67: ErrCorrupt, 68: ErrCorrupt, 69: ErrCorrupt, 70: ErrUnsupported, // restoring and applying: elsewhere
 
 	71: ErrCorrupt, 72: ErrCorrupt, 73: ErrCorrupt, // the kinds of version 1.1
+	74: ErrUnsupported, 75: ErrUnsupported, 76: ErrUnsupported, // applying: elsewhere
 }
 
 // broken is the error for bytes that break a rule of the specification: what was found and

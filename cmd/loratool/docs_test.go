@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestExamplesOfTheREADMERun runs every command in a block of sh of the README, one after the other, in
-// a directory that has testdata, and compares the output that the README shows after it.
+// TestExamplesOfTheREADMERun runs every command in a block of sh of the README, one after the
+// other, in a directory that has testdata, and compares the output that the README shows after it.
 func TestExamplesOfTheREADMERun(t *testing.T) {
 	readme, err := os.ReadFile("../../README.md")
 	if err != nil {
@@ -55,7 +55,8 @@ func timeless(text string) string {
 	return regexp.MustCompile(`[0-9.]+ ([kMG]?B/s|m?s)\b`).ReplaceAllString(text, "N $1")
 }
 
-// TestLinksOfTheDocsLeadSomewhere follows the links between the texts for people, headings included.
+// TestLinksOfTheDocsLeadSomewhere follows the links between the texts for people, headings
+// included.
 func TestLinksOfTheDocsLeadSomewhere(t *testing.T) {
 	texts, err := filepath.Glob("../../*.md")
 	if err != nil {

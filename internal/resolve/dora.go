@@ -5,17 +5,11 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// addMagnitude adds the magnitudes of a DoRA layer (Liu et al., arXiv:2402.09353), if it has any.
+// addMagnitude adds the magnitudes of a DoRA layer (Liu et al., arXiv:2402.09353).
 func (p *plain) addMagnitude(c *Change, transposed bool) error {
 	l := p.layer
-	i, ok := l.Roles[format.RoleMagnitude]
-	switch {
-	case !ok && p.saysDoRA:
-		return fault.New(fault.Corrupt, "the configuration says use_dora, and %q has no lora_magnitude_vector", l.Module).
-			WithHint("the file was not saved whole; save the adapter again")
-	case !ok:
-		return nil
-	case p.Weight != 1:
+	i := l.Roles[format.RoleMagnitude]
+	if p.Weight != 1 {
 		return fault.New(fault.Unsupported, "%q is DoRA, which replaces the magnitudes of the weight, and they cannot be weighted by %v", l.Module, p.Weight).
 			WithHint("use the weight 1")
 	}

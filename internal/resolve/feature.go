@@ -1,6 +1,7 @@
 package resolve
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -178,6 +179,12 @@ func Refusals(a *format.Adapter) (why []string, hint string) {
 			hint = remedy
 		}
 	}
+	if len(why) > 0 {
+		return why, hint // they explain roles that are missing or unknown
+	}
+	if why = disagreements(a); len(why) > 0 {
+		hint = "the file was not saved whole, or was written by a program that does not say all that it holds; save the adapter again"
+	}
 	return why, hint
 }
 
@@ -253,4 +260,108 @@ func methodList() string {
 	}
 	slices.SortFunc(names, func(a, b string) int { return strings.Compare(strings.ToLower(a), strings.ToLower(b)) })
 	return strings.Join(names, ", ")
+}
+
+// extras are the roles beside A and B that a layer can have, each with the feature that announces
+// it (spec/FORMAT-1.1-draft.md, R74 to R76).
+var extras = []struct {
+	role    format.Role
+	feature format.Feature
+	name    string
+	whole   bool // announced for the whole adapter, it is due in every layer
+}{
+	{format.RoleMagnitude, format.FeatureDoRA, "magnitudes of DoRA (lora_magnitude_vector)", true},
+	{format.RoleBias, format.FeatureLoRABias, "a bias of lora_B", false},
+}
+
+// disagreements says where the roles of an adapter's layers and its requirements contradict each
+// other. A reader that ignored one of the two would merge another adapter: plain LoRA in place of
+// DoRA, for one.
+func disagreements(a *format.Adapter) (why []string) {
+	for _, x := range extras {
+		var lacking, unannounced []string
+		announced, whole := make(map[string]bool), false
+		for _, q := range a.Requires {
+			if q.Feature == x.feature {
+				announced[q.Where] = true
+				whole = whole || q.Where == "" || q.Where == "use_dora" // PEFT's field stands for all layers
+			}
+		}
+		if a.Method == format.MethodDoRA && x.feature == format.FeatureDoRA && len(announced) == 0 {
+			why = append(why, "its method is dora, and no layer is said to have magnitudes of DoRA")
+		}
+		for i := range a.Layers {
+			l := &a.Layers[i]
+			_, has := l.Roles[x.role]
+			isDue := announced[l.Module] || whole && x.whole && isPlainKind(l.Kind)
+			switch {
+			case isDue && !has:
+				lacking = append(lacking, l.Module)
+			case has && !whole && !announced[l.Module]:
+				unannounced = append(unannounced, l.Module)
+			}
+			delete(announced, l.Module)
+		}
+		delete(announced, "")
+		delete(announced, "use_dora")
+		for module := range announced {
+			lacking = append(lacking, module)
+		}
+		slices.Sort(lacking)
+		if lacking != nil {
+			why = append(why, fmt.Sprintf("it says that layers have %s, and these have none: %s", x.name, fault.List(lacking, 3)))
+		}
+		if unannounced != nil {
+			why = append(why, fmt.Sprintf("layers have %s, and it does not require %q: %s", x.name, x.feature, fault.List(unannounced, 3)))
+		}
+	}
+	return slices.Concat(why, unknownRoles(a), unknownKinds(a))
+}
+
+// unknownRoles names the tensors of layers that this version does not know.
+func unknownRoles(a *format.Adapter) []string {
+	var unknown []string
+	for i := range a.Layers {
+		for role := range a.Layers[i].Roles {
+			switch role {
+			case format.RoleA, format.RoleB, format.RoleBias, format.RoleMagnitude:
+			default:
+				unknown = append(unknown, fmt.Sprintf("%s (%s)", a.Layers[i].Module, role))
+			}
+		}
+	}
+	if unknown == nil {
+		return nil
+	}
+	slices.Sort(unknown)
+	return []string{"layers have tensors in a role that is not known: " + fault.List(unknown, 3)}
+}
+
+// unknownKinds names the layers of kind other whose factors no requirement explains.
+func unknownKinds(a *format.Adapter) []string {
+	explains := func(q format.Requirement) bool {
+		switch q.Feature {
+		case format.FeatureBDLoRA, format.FeatureQALoRA, format.FeatureMergedLinear, format.FeatureExpertFactors:
+			return true
+		}
+		return false
+	}
+	if slices.ContainsFunc(a.Requires, explains) {
+		return nil
+	}
+	var unknown []string
+	for i := range a.Layers {
+		if a.Layers[i].Kind == format.Other {
+			unknown = append(unknown, a.Layers[i].Module)
+		}
+	}
+	if unknown == nil {
+		return nil
+	}
+	return []string{"layers are of an unknown kind: " + fault.List(unknown, 3)}
+}
+
+// isPlainKind reports whether layers of a kind have magnitudes in DoRA.
+func isPlainKind(k format.Kind) bool {
+	return k == format.Linear || k == format.Embedding || k == format.Conv
 }

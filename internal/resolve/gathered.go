@@ -35,7 +35,7 @@ func (g *gathered) add() error {
 	if err != nil {
 		return err
 	}
-	if len(l.Roles) > 2 || g.saysDoRA {
+	if len(l.Roles) > 2 {
 		return fault.New(fault.Unsupported, "%q has more to it than lora_A and lora_B (DoRA, or a bias), and the base has that expert stacked with others in %q", l.Module, parameter).
 			WithHint("merge into a checkpoint with a module per expert")
 	}

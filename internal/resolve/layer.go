@@ -46,7 +46,7 @@ func (p *plain) add() error {
 			return err
 		}
 	}
-	if _, ok := l.Roles[format.RoleMagnitude]; ok || p.has(format.FeatureDoRA) {
+	if _, ok := l.Roles[format.RoleMagnitude]; ok {
 		if err := p.addMagnitude(c, transposed); err != nil {
 			return err
 		}

@@ -4,7 +4,7 @@ import json
 
 VECTORS = []
 LIMIT = {6, 9, 24, 25, 32, 49, 50, 51, 56, 57}  # kinds of rules other than corrupt
-UNSUPPORTED = {4, 5, 29, 70}
+UNSUPPORTED = {4, 5, 29, 70, 74, 75, 76}
 TASKS = ("open", "read", "stream", "verify", "restore", "apply")
 
 

@@ -142,6 +142,23 @@ def add():
     asks("r70-kind-other", "a layer of kind other", layers=[layer("q", {"A": 0, "B": 1}, kind="other")])
     asks("r70-kind-other-without-factors", "a layer of kind other beside one that could be applied", layers=[layer("q", {"A": 0, "B": 1}), layer("r", {}, kind="other")])
 
+    dora = [{"feature": "dora", "where": "q"}]
+    m, more = tensor("m", "F32", [2]), [tensor("c", "F32", [1, 2]), tensor("d", "F32", [2, 1])]
+    plain, with_m = layer("q", {"A": 0, "B": 1}), layer("q", {"A": 0, "B": 1, "magnitude": 2})
+    asks("r74-dora-of-module", "DoRA of a layer without a magnitude", requires=dora)
+    asks("r74-dora-of-no-layer", "DoRA of a module without a layer", requires=[{"feature": "dora", "where": "elsewhere"}])
+    asks("r74-dora-of-all", "DoRA of the whole adapter, one of two layers without a magnitude", [a, b, m, *more], requires=[{"feature": "dora", "where": ""}],
+         layers=[with_m, layer("r", {"A": 3, "B": 4})])
+    asks("r74-method-dora", "the method dora, another feature, no magnitude", method="dora", requires=[{"feature": "lora-bias", "where": "q"}],
+         layers=[layer("q", {"A": 0, "B": 1, "bias": 2})], ts=[a, b, m])
+    asks("r74-bias", "a bias of B that is not there", requires=[{"feature": "lora-bias", "where": "q"}])
+    asks("r75-magnitude", "a magnitude and no requirement", [a, b, m], layers=[with_m])
+    asks("r75-magnitude-of-another", "a magnitude of q, DoRA of r", [a, b, m, *more, tensor("n", "F32", [2])], requires=[{"feature": "dora", "where": "r"}],
+         layers=[with_m, layer("r", {"A": 3, "B": 4, "magnitude": 5})])
+    asks("r75-bias", "a bias of B and no requirement", [a, b, m], layers=[layer("q", {"A": 0, "B": 1, "bias": 2})])
+    asks("r76-unknown-role", "a role x", [a, b, m], layers=[layer("q", {"A": 0, "B": 1, "x": 2})])
+    asks("r76-lowercase", "the role a beside A", [a, b, m], layers=[layer("q", {"A": 0, "B": 1, "a": 2})])
+
 
 def entry(t, begin, end):
     return json.dumps({"dtype": t[0]["dtype"], "shape": t[0]["shape"], "data_offsets": [begin, end]}, separators=(",", ":")).encode()
