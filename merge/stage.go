@@ -46,15 +46,15 @@ func (p *Plan) CheckOutput(out string) error {
 // OutputError is an output path that Run cannot use. It wraps fs.ErrExist if the path exists. Its
 // fields:
 //
-// \tPath, Why   string // "output PATH WHY" is the message
-// \tReplaceable bool   // Options.Replace would allow it
-// \tExists      bool   // something is there
+//	Path, Why   string // "output PATH WHY" is the message
+//	Replaceable bool   // Options.Replace would allow it
+//	Exists      bool   // something is there
 type OutputError = fileio.OutputError
 
 // SpaceError is a disk without enough room, found before anything is written. Its fields:
 //
-// \tPath       string
-// \tNeed, Free int64 // bytes
+//	Path       string
+//	Need, Free int64 // bytes
 type SpaceError = fileio.SpaceError
 
 // inputsOf lists the paths that the merge reads.

@@ -9,9 +9,10 @@
 //	…
 //	adapter, report, err := e.Run(ctx)
 //
-// [Extraction.Run] decomposes Δ = tuned − base, tensor by tensor, and returns a source of factors to
-// store with package convert. The report gives the error of the stored factors. [Spectra] computes
-// the exact singular values of an adapter's updates, and [TruncatedSVD] decomposes any [Operator].
+// [Extraction.Run] decomposes Δ = tuned − base, tensor by tensor, and returns a source of factors
+// to store with package convert. The report gives the error of the stored factors. [Spectra]
+// computes the exact singular values of an adapter's updates, and [TruncatedSVD] decomposes any
+// [Operator].
 //
 // # Definitions
 //

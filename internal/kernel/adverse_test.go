@@ -8,16 +8,16 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// TestRoundingsThatAllGoOneWay holds the constant of the bound to sums that come near it. Of a
-// first product a little below or above a midpoint M of D, all others are lost: in the first chunk
-// each is less than half a unit of it, in every further chunk the sum is, and so are w and the tail
-// of S·l. None of this is seen in t, which stays 2j units before M, while the exact value lies
-// beyond it for small j. As l and r have the same direction, the inequality of Cauchy and Schwarz
-// gives nothing away.
+// TestRoundingsThatAllGoOneWay compares the bound with sums whose error nearly reaches it. The
+// first product lies a little below or above a midpoint M of D, and rounding loses all others: in
+// the first chunk each one is less than half a unit of the first, and in later chunks the chunk's
+// sum is; w and the tail of S·l are lost too. So t stays 2j units before M, while the exact value
+// lies beyond M for small j. l and r have the same direction, so the inequality of Cauchy and
+// Schwarz is an equality.
 //
-// The second problem of each rank has further chunks whose products are as large as those of the
-// first: in the order that the contract asks for, their sums are not lost, in a longer chain they
-// were, and more than the bound allows.
+// In the second problem of each rank the products of later chunks are as large as those of the
+// first. Summed as the contract says, they are not lost; a longer chain would lose more than the
+// bound allows.
 func TestRoundingsThatAllGoOneWay(t *testing.T) {
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
 		for _, rank := range []int{1, 2, 15, 16, 17, 32, 64, 70, 256} {
@@ -40,13 +40,13 @@ func TestRoundingsThatAllGoOneWay(t *testing.T) {
 	}
 }
 
-// relativeBound is e over |t| of the first element of oneWay, which is hardly more than 1.
+// relativeBound returns e/|t| of oneWay's first element, which is barely above 1.
 func relativeBound[T Float](u *Update[T]) float64 {
 	return float64(u.lBound[0])*float64(u.rNorm[0]) + float64(u.floor) + 2*unit[T]()
 }
 
-// oneWay makes the problem, and says how far |t| is from the exact value, in units of the first
-// product.
+// oneWay builds the problem. lost is the distance of |t| from the exact value, in units of the
+// first product.
 func oneWay(d dtype.Type, rank int, allProducts bool) (p *problem, lost float64) {
 	const rows, far = 5, 17
 	const cols = 2 * far
@@ -88,8 +88,8 @@ func oneWay(d dtype.Type, rank int, allProducts bool) (p *problem, lost float64)
 			}
 		}
 		for j := range cols {
-			// Columns of the second half lie above M, and everything is subtracted; there S·l errs
-			// the other way.
+			// Columns of the second half lie above M and subtract everything; there S·l errs the
+			// other way.
 			up, from := 1.0, m-kept-2*unit*float64(j)
 			if j >= far {
 				up, from = -1, m+kept+2*unit*float64(j-far)

@@ -3,9 +3,9 @@ package kernel
 //go:generate go run -C asm . -out ../micro_amd64.s -stubs ../micro_amd64.go -pkg kernel
 //go:generate go run -C asm ./neon -out ../micro_arm64.s -stubs ../micro_arm64.go
 
-// assembled makes a micro-kernel of an assembly function, whose arguments are the fields of block.
-// Assembly reads and writes what these describe, and nothing beyond: no alignment is asked for, and
-// no number or byte outside is touched. (Rows below those in w are prefetched, which is no access.)
+// assembled wraps an assembly function as a micro-kernel; its arguments are the fields of block.
+// Assembly accesses exactly the memory that these describe, at any alignment. It also prefetches
+// rows below w, which touches nothing.
 func assembled[T Float](rows, cols, panels int,
 	f func(w *byte, stride int, l, r *T, rank, panels int, lBound, rNorm *T, floor, scale,
 		inverse T, undecided *uint64, unchanged *int64, squares *[4]float64)) micro[T] {

@@ -2,7 +2,7 @@ package kernel
 
 import "golang.org/x/sys/cpu"
 
-// available lists the kernels for this processor and system: both have to know the registers.
+// available lists the kernels whose vector registers both the processor and the system support.
 func available() (all []*Kernel) {
 	if cpu.X86.HasAVX512F && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512VL {
 		all = append(all, &Kernel{

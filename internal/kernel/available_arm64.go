@@ -2,8 +2,8 @@ package kernel
 
 import "golang.org/x/sys/cpu"
 
-// available lists the kernels for this processor: every one for which Go runs has the vector
-// instructions of ARMv8.0.
+// available lists the kernels for this processor. Go requires ARMv8.0, which has all vector
+// instructions that they use.
 func available() []*Kernel {
 	if !cpu.ARM64.HasASIMD {
 		return nil

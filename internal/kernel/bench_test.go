@@ -8,9 +8,9 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// BenchmarkFast times the fast pass with its test, and the slow pass where it leaves elements open,
-// on a 4096×4096 matrix that is worked on in blocks of 1 MiB, as a merge does. BenchmarkCopy beside
-// it is the speed of the memory.
+// BenchmarkFast times the fast pass, and the slow pass for undecided elements, on a 4096×4096
+// matrix in blocks of 1 MiB, as in a merge. BenchmarkCopy measures the speed of the memory for
+// comparison.
 func BenchmarkFast(b *testing.B) {
 	for _, k := range Available() {
 		for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
@@ -28,8 +28,8 @@ func BenchmarkFast(b *testing.B) {
 	}
 }
 
-// BenchmarkSmall is BenchmarkFast for a B that is smaller and smaller: its squares, products and
-// elements would be subnormal one after the other. It takes at most 1.3 times as long.
+// BenchmarkSmall shrinks B until its squares, then its products, then its elements would be
+// subnormal. It takes at most 1.3 times as long as BenchmarkFast.
 func BenchmarkSmall(b *testing.B) {
 	for _, k := range Available() {
 		for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
@@ -47,7 +47,7 @@ func BenchmarkSmall(b *testing.B) {
 	}
 }
 
-// benchmark merges an update whose left factor is multiplied by a factor.
+// benchmark merges an update with its left factor scaled.
 func benchmark[T Float](b *testing.B, k *Kernel, d dtype.Type, r int, factor float64) {
 	const n, blockBytes = 4096, 1 << 20
 	p := randomProblem(rand.New(rand.NewPCG(13, 14)), d, n, n, 0.02, []int{r}, 0.05, 2)
@@ -55,7 +55,7 @@ func benchmark[T Float](b *testing.B, k *Kernel, d dtype.Type, r int, factor flo
 	w, st, scratch := p.bytes(), Stats{}, new(Scratch[T])
 	add := prepare[T](k, p)
 	p.terms[0].s *= -1
-	remove := prepare[T](k, p) // so that w stays what it is
+	remove := prepare[T](k, p) // restores w
 	rows := blockBytes / (n * d.Size())
 	b.SetBytes(int64(len(w)))
 	b.ReportAllocs()
@@ -69,8 +69,8 @@ func benchmark[T Float](b *testing.B, k *Kernel, d dtype.Type, r int, factor flo
 	b.ReportMetric(100*float64(st.Slow)/float64(st.Elements), "%slow")
 }
 
-// BenchmarkSlow times what an element costs that the fast pass leaves open: in float64, and, for
-// exact ties, in exact arithmetic.
+// BenchmarkSlow times an element that the fast pass leaves undecided: in float64 and, for exact
+// ties, in exact arithmetic.
 func BenchmarkSlow(b *testing.B) {
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
 		for _, r := range []int{16, 64, 256} {
@@ -93,7 +93,7 @@ func BenchmarkSlow(b *testing.B) {
 	}
 }
 
-// tie makes w 1 and Δ half an ulp of it.
+// tie makes w 1 and Δ half an ulp.
 func (p *problem) tie() {
 	for i := range p.w {
 		p.w[i] = 1
@@ -140,7 +140,7 @@ func BenchmarkRescaled(b *testing.B) {
 				2)
 			magnitude := make([]float64, rows)
 			for i := range magnitude {
-				magnitude[i] = 0.02 * 64 // ‖v‖, so that the weights stay as large as they are
+				magnitude[i] = 0.02 * 64 // ‖v‖, so that the weights keep their size
 			}
 			b.SetBytes(int64(len(p.bytes())))
 			for b.Loop() {

@@ -8,25 +8,25 @@ import (
 )
 
 // An update near the bottom of float32's range, beside weights that are zero or as small, leaves
-// every element open that it decides: the bound is never below the smallest normal number. Such
-// blocks are merged as a matrix of float32, in float64, and the results rounded once more where
-// this changes nothing. That is the case unless the float32 is as near as its own unit to a point
-// where the rounding to D changes; these elements go to the slow pass.
+// every element undecided, because the bound is at least the smallest normal number. This file
+// merges such blocks in float64 as a float32 matrix and rounds the results again. The second
+// rounding is harmless unless the float32 lies within its own unit of a point where the rounding to
+// D changes; those elements go to the slow pass.
 
-// bottom is what such blocks need: the update in float64, made for the first of them.
+// bottom holds the update in float64, prepared for the first such block.
 type bottom struct {
 	once   sync.Once
 	update *Update[float64]
 }
 
-// deepBelow is the exponent of the scale from which on updates are near the bottom, and zeroBelow
-// that of weights beside which they are felt.
+// Scales below 2^deepBelow are near the bottom, which matters beside weights below 2^zeroBelow.
 const (
 	deepBelow = -80
 	zeroBelow = -60
 )
 
-// isBottom reports whether a block is to be merged so: an eighth of the weights tells.
+// isBottom reports whether a block needs this way. It needs it if an eighth of the sampled weights
+// are small.
 func (u *Update[T]) isBottom(w []byte) bool {
 	if !isNarrow[T]() || u.a+u.b > deepBelow {
 		return false
@@ -42,7 +42,7 @@ func (u *Update[T]) isBottom(w []byte) bool {
 	return 8*small > looked
 }
 
-// inFloat64 is the update of the same matrix in float32. That of a negative shares R as well.
+// inFloat64 returns the update of the same matrix in float32. A negative update shares its R.
 func (u *Update[T]) inFloat64() *Update[float64] {
 	u.bottom.once.Do(func() {
 		if u.positive != nil {
@@ -71,13 +71,13 @@ func (u *Update[T]) inFloat64() *Update[float64] {
 	return u.bottom.update
 }
 
-// bottomScratch is the memory of a worker for it.
+// bottomScratch holds a worker's buffers for such blocks.
 type bottomScratch struct {
 	lines []byte
 	wide  Scratch[float64]
 }
 
-// bottomRows is how many rows are merged so at a time.
+// bottomRows is the number of rows merged together.
 const bottomRows = 8
 
 // mergeBottom is Merge for such a block, a few rows at a time.
@@ -103,9 +103,9 @@ func (u *Update[T]) mergeBottom(w []byte, row0 int, st *Stats, s *Scratch[T]) {
 	}
 }
 
-// narrow rounds results in float32 to w, which holds the base's values, and corrects the sums. What
-// float32 has lost and what this rounding loses are of sizes so different that their product is
-// nothing beside their squares; where a float32 has few bits, NormError is off by up to 2⁻¹¹.
+// narrow rounds float32 results into w, which holds the base's values, and corrects the sums. The
+// losses of float32 and of this rounding differ so much in size that their product vanishes beside
+// their squares. Where a float32 has few bits, NormError is off by up to 2⁻¹¹.
 func (u *Update[T]) narrow(w, lines []byte, row0 int, st *Stats) {
 	st.Unchanged, st.NaNAfter, st.NormStored = 0, 0, Squares{}
 	for j := range len(w) / 2 {
@@ -131,7 +131,7 @@ func (u *Update[T]) narrow(w, lines []byte, row0 int, st *Stats) {
 	}
 }
 
-// isSettled stores a float32 of the given bits as d, if its neighbours are the same there.
+// isSettled stores a float32 with the given bits as d, if its neighbours round to the same value.
 func isSettled(d dtype.Type, bits uint32, out []byte) bool {
 	low, high := bits, bits+1
 	if bits<<1 != 0 {

@@ -7,8 +7,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// TestUpdateBytesCountsTheWayOfTheBottom: an update of about 2⁻¹⁰⁰ beside weights that are zero is
-// there in float32 and in float64, and no more of it is alive than UpdateBytes says.
+// TestUpdateBytesCountsTheWayOfTheBottom: an update of about 2⁻¹⁰⁰ beside zero weights exists in
+// float32 and in float64. Its live memory stays within UpdateBytes.
 func TestUpdateBytesCountsTheWayOfTheBottom(t *testing.T) {
 	const rows, cols, rank = 512, 768, 32
 	k := Available()[0]
@@ -35,7 +35,7 @@ func TestUpdateBytesCountsTheWayOfTheBottom(t *testing.T) {
 	if want := UpdateBytes(dtype.BF16, false, rows, cols, rank); got > want+64<<10 || 2*got < want {
 		t.Errorf("%d bytes are alive, UpdateBytes = %d: want half of it to all", got, want)
 	}
-	before = alive() - got // the negative shares R, in both arithmetics
+	before = alive() - got // the negative shares R in both arithmetics
 	negative := u.Negative()
 	negative.Merge(w, 0, new(Stats), &s)
 	more, want := alive()-before-got, NegativeBytes(dtype.BF16, false, rows, rank)

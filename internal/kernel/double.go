@@ -2,8 +2,7 @@ package kernel
 
 import "math"
 
-// double is the unevaluated sum of two float64, of which the first is the sum rounded (Dekker,
-// 1971).
+// double is an unevaluated sum of two float64; hi is the rounded sum (Dekker, 1971).
 type double struct{ hi, lo float64 }
 
 func (a double) plus(b double) double {
@@ -37,7 +36,7 @@ func (a double) sqrt() double {
 	return normalised(r, ((a.hi-p)-e+a.lo)/(2*r))
 }
 
-// normalised is s + e, |e| at most about an ulp of s.
+// normalised returns s + e, for |e| at most about an ulp of s.
 func normalised(s, e float64) double {
 	hi := s + e
 	return double{hi, e - (hi - s)}

@@ -5,7 +5,7 @@ import (
 	"math"
 )
 
-// move does what moves, picks and combines bits.
+// move executes instructions that move, select and combine bits.
 func (m *machine) move(in *instruction) bool {
 	a, dst := in.args, in.args[len(in.args)-1]
 	op := in.op

@@ -8,11 +8,11 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// counts says how many operands and results of additions, multiplications and conversions were
-// subnormal.
+// counts is the number of operands and results of additions, multiplications and conversions, and
+// of subnormal ones.
 type counts struct{ operations, subnormal int }
 
-// number is a lane as a number, and setNumber writes one.
+// number reads a lane as a number; setNumber writes one.
 func number(v *[64]byte, i, size int) float64 {
 	if size == 4 {
 		return float64(math.Float32frombits(binary.LittleEndian.Uint32(v[4*i:])))
@@ -28,7 +28,7 @@ func setNumber(v *[64]byte, i, size int, x float64) {
 	}
 }
 
-// look counts a number of an operation.
+// look counts the numbers of an operation.
 func (m *machine) look(size int, xs ...float64) {
 	least := 0x1p-126
 	if size == 8 {
@@ -43,12 +43,12 @@ func (m *machine) look(size int, xs ...float64) {
 	}
 }
 
-// fused is x·y + z, rounded once.
+// fused returns x·y + z, rounded once.
 func fused(x, y, z float64, size int) float64 {
 	if size == 8 {
 		return math.FMA(x, y, z)
 	}
-	p := x * y // exact, of float32 numbers
+	p := x * y // exact for float32 numbers
 	s, e := twoSum(p, z)
 	if e != 0 && isFinite(s) {
 		s = toOdd(s, (e > 0) == (s > 0))
@@ -162,7 +162,7 @@ func compare(predicate uint64, x, y float64) bool {
 	panic("unknown predicate")
 }
 
-// spread makes lanes of ones where a bit is set.
+// spread sets lanes to all ones where a bit is set.
 func spread(set uint64, lanes, size int) *[64]byte {
 	var v [64]byte
 	for i := range lanes * size {
@@ -201,7 +201,7 @@ func (m *machine) convert(in *instruction) bool {
 		case from == 2:
 			setNumber(&out, i, 4,
 				float64(dtype.F16ToFloat32(binary.LittleEndian.Uint16(src[2*i:]))))
-		case to == 2: // not counted: halves that are subnormal are ordinary data
+		case to == 2: // not counted: subnormal halves are ordinary data
 			binary.LittleEndian.PutUint16(out[2*i:],
 				dtype.F16FromFloat32(float32(number(&src, i, 4))))
 		default:

@@ -13,7 +13,7 @@ var (
 	isConstant = regexp.MustCompile(`^(\w+)<>\+(\d+)\(SB\)$`)
 )
 
-// place is an operand in memory: off beyond a constant, beyond the arguments, or beyond base +
+// place is an operand in memory: an offset from a constant, from the arguments, or from base +
 // index·scale.
 type place struct {
 	constant, base, index string
@@ -49,7 +49,7 @@ func (m *machine) address(a string) uint64 {
 	return uint64(p.off) + m.gp[p.base] + m.gp[p.index]*p.scale
 }
 
-// at is n bytes of memory.
+// at returns n bytes of memory.
 func (m *machine) at(a string, n int) []byte {
 	p := placeOf(a)
 	switch {
@@ -63,7 +63,7 @@ func (m *machine) at(a string, n int) []byte {
 	return region[off : off+n]
 }
 
-// width is the size of the vector register of that name, 0 if it is none.
+// width returns the size of the named vector register, or 0 for other names.
 func width(a string) int {
 	if len(a) > 1 && a[1] >= '0' && a[1] <= '9' {
 		return map[byte]int{'X': 16, 'Y': 32, 'Z': 64}[a[0]]
@@ -73,7 +73,7 @@ func width(a string) int {
 
 func index(a string) int { n, _ := strconv.Atoi(a[1:]); return n }
 
-// source is an operand of n bytes: of a register, of memory, or one number of size bytes repeated.
+// source reads an operand of n bytes: a register, memory, or a number of size bytes repeated.
 func (m *machine) source(in *instruction, a string, n, size int) (v [64]byte) {
 	switch {
 	case width(a) > 0:
@@ -89,7 +89,7 @@ func (m *machine) source(in *instruction, a string, n, size int) (v [64]byte) {
 	return v
 }
 
-// store writes the first n bytes of x to a register, of which the rest becomes zero, or to memory.
+// store writes the first n bytes of x to memory, or to a register, whose other bytes become zero.
 func (m *machine) store(a string, x *[64]byte, n int) {
 	if width(a) > 0 {
 		m.v[index(a)] = [64]byte{}

@@ -11,15 +11,14 @@ import (
 	"unsafe"
 )
 
-// These files run the text of micro_amd64.s on any machine. Kernels whose instructions the
-// processor at hand lacks are held to their contract as well, and subnormal operands and results
-// are counted: they cost some 150 cycles a vector on many processors, and no result shows them. The
-// interpreter knows the instructions that the generator uses, as the Intel manual describes them.
-// It stops at any other, and at any access to memory outside the arguments. Here are the program
-// and its control flow; operands, scalar instructions, floating-point ones, and those that move
-// bits have a file each.
+// These files interpret micro_amd64.s on any machine. Thus kernels whose instructions this
+// processor lacks are tested too, and subnormal operands and results are counted: these cost some
+// 150 cycles per vector on many processors, and no result shows them. The interpreter follows the
+// Intel manual for the instructions that the generator uses. It stops at any other instruction, and
+// at any access to memory outside the arguments. This file has the program and its control flow;
+// operands, scalar instructions, floating-point instructions, and bit moves have a file each.
 
-// machine is the state of a processor, and of the memory that a kernel may touch.
+// machine is the state of a processor and the memory that a kernel may access.
 type machine struct {
 	gp      map[string]uint64
 	v       [32][64]byte
@@ -42,7 +41,7 @@ type instruction struct {
 	op        string
 	args      []string
 	broadcast bool
-	form      []string // of one on floating-point numbers, as floating takes it apart
+	form      []string // the parts of a floating-point instruction's name, split by floating
 }
 
 var programs = sync.OnceValue(func() map[string]*program {
@@ -85,7 +84,7 @@ var programs = sync.OnceValue(func() map[string]*program {
 	return all
 })
 
-// interpreted is the micro-kernel of that name, interpreted.
+// interpreted returns the named micro-kernel, interpreted.
 func interpreted[T Float](name string, rows, cols, panels int, c *counts) micro[T] {
 	return micro[T]{rows: rows, cols: cols, panels: panels, run: func(b *block[T]) {
 		m := &machine{gp: make(map[string]uint64), program: programs()[name], counts: c}
@@ -166,7 +165,7 @@ func (m *machine) run() {
 	}
 }
 
-// do does one instruction: a scalar one, one on floating-point numbers, or one that moves bits.
+// do executes one instruction.
 func (m *machine) do(in *instruction) {
 	if m.scalar(in) || m.float(in) || m.move(in) {
 		return

@@ -1,17 +1,23 @@
-// Package kernel does the arithmetic of a merge on rows of a matrix, and nothing else. Its promise,
-// for every element of a matrix of dtype D:
+// Package kernel computes the elements of a merged matrix: W + Σ S·L·R, and DoRA's rescaled form,
+// with every element rounded correctly. Package merge prepares an Update per tensor and calls Merge
+// on blocks of rows, from any number of goroutines:
+//
+//	u := kernel.Prepare(k, dtype.BF16, rows, cols, terms)
+//	u.Merge(w, row0, &stats, &scratch)
+//
+// For every element of a matrix of dtype D,
 //
 //	out = RN_D( w + Σ_t S_t · Σ_k l_ik·r_kj )      over the reals, rounded once to nearest even
 //
-// It is kept by Ziv's strategy: a fast pass in float32 or float64 with a bound on its error decides
-// nearly all elements; the rest is computed in float64, then double-double, then exactly. The proof
-// of the bounds is in merge/proof.go.
+// The package follows Ziv's strategy. A fast pass in float32 or float64, with a bound on its error,
+// decides nearly all elements. The rest is computed in float64, then in double-double, then
+// exactly. The file merge/proof.go proves the bounds.
 //
-// The fast pass is layered as in BLIS. Prepare turns the factors of a tensor into an Update, once:
-// all terms side by side, S multiplied into L, R packed in panels. Update.Merge walks over a block
-// of rows and owns everything irregular: edges, rows that nothing changes, undecided elements. A
-// micro-kernel knows whole tiles of a fixed size and nothing else; there is one per dtype and
-// instruction set, and a portable one. The choice changes the time, never the bytes.
+// The fast pass is layered as in BLIS. Prepare packs the factors of a tensor into an Update: all
+// terms side by side, S multiplied into L, R in panels. Update.Merge walks over a block of rows and
+// handles everything irregular: edges, unchanged rows, undecided elements. A micro-kernel handles
+// only whole tiles of a fixed size. There is one per dtype and instruction set, and a portable one.
+// The choice of kernel changes the time, never the bytes.
 package kernel
 
 import (
@@ -23,17 +29,17 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// Variable is the environment variable that forces a kernel by name; empty or unset, the fastest
-// one runs.
+// Variable is the environment variable that forces a kernel by name. If it is empty or unset, the
+// fastest kernel runs.
 const Variable = "LORATOOL_KERNEL"
 
-// Available lists the kernels that this processor can run, the fastest first; "portable" is always
+// Available lists the kernels that this processor can run, the fastest first. "portable" is always
 // the last.
 func Available() []*Kernel { return append(available(), &Kernel{name: "portable"}) }
 
-// Selected returns the kernel to use: the one that Variable names, or the fastest. A name that this
-// processor does not have is an error, so that a test which forces a kernel cannot run another one.
-// The variable is read once.
+// Selected returns the kernel named by Variable, or the fastest one. A name that this processor
+// lacks is an error, so that a test that forces a kernel cannot silently run another. The variable
+// is read once.
 var Selected = sync.OnceValues(func() (*Kernel, error) { return choose(os.Getenv(Variable)) })
 
 func choose(name string) (*Kernel, error) {
@@ -52,8 +58,8 @@ func choose(name string) (*Kernel, error) {
 		name, strings.Join(names, ", "))
 }
 
-// microFor picks the micro-kernel for a base of dtype d whose factors have type T. There is none
-// for a float64 result, which no float64 pass can decide.
+// microFor returns the micro-kernel for a base of dtype d and factors of type T. F64 has none,
+// since no float64 pass can decide a float64 result.
 func microFor[T Float](k *Kernel, d dtype.Type) micro[T] {
 	if d == dtype.F64 {
 		return micro[T]{rows: 1, cols: 1}

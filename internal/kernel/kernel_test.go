@@ -12,14 +12,14 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// problem is a matrix and its update in plain float64 values, from which updates in either
-// arithmetic are made.
+// problem is a matrix and its update as float64 values, from which updates in either arithmetic are
+// made.
 type problem struct {
 	d          dtype.Type
 	rows, cols int
 	w          []float64
 	terms      []plainTerm
-	right      []byte // a result that has been found right, for all kernels to share
+	right      []byte // a result found correct, shared by all kernels
 }
 
 type plainTerm struct {
@@ -52,8 +52,7 @@ func convert[T Float](x []float64) []T {
 	return y
 }
 
-// exact is the oracle: w + Δ as a rational number, in arithmetic that shares nothing with the
-// kernels.
+// exact is the oracle: w + Δ as a rational number. It shares no arithmetic with the kernels.
 func (p *problem) exact(i, j int) (sum, delta *big.Rat) {
 	delta = new(big.Rat)
 	for _, term := range p.terms {
@@ -66,13 +65,13 @@ func (p *problem) exact(i, j int) (sum, delta *big.Rat) {
 	return new(big.Rat).Add(delta, new(big.Rat).SetFloat64(p.w[i*p.cols+j])), delta
 }
 
-// isNearest reports whether the bits of a value of D are RN_D(x): no other value is nearer, and
-// none as near is even.
+// isNearest reports whether got holds the bits of RN_D(x): no other value is nearer, and in a tie
+// got is even.
 func isNearest(d dtype.Type, got uint64, x *big.Rat) bool {
 	return isNearestTo(d, got, x.Sign(), new(big.Rat).Abs(x).Cmp)
 }
 
-// isNearestTo is isNearest of a number that is known by its sign and by comparing its magnitude.
+// isNearestTo is isNearest for a number given by its sign and by comparisons of its magnitude.
 func isNearestTo(d dtype.Type, got uint64, xSign int, compare func(*big.Rat) int) bool {
 	sign := uint64(1) << (d.Bits() - 1)
 	mag := got &^ sign
@@ -82,7 +81,7 @@ func isNearestTo(d dtype.Type, got uint64, xSign int, compare func(*big.Rat) int
 	inf := map[dtype.Type]uint64{dtype.BF16: 0x7f80, dtype.F16: 0x7c00, dtype.F32: 0x7f800000,
 		dtype.F64: 0x7ff << 52}[d]
 	value := func(bits uint64) *big.Rat {
-		if bits == inf { // the number that would follow the largest one
+		if bits == inf { // the number after the largest one
 			return new(big.Rat).Sub(new(big.Rat).Mul(big.NewRat(2, 1), value(d, inf-1)),
 				value(d, inf-2))
 		}
@@ -109,7 +108,8 @@ func isNearestTo(d dtype.Type, got uint64, xSign int, compare func(*big.Rat) int
 	return true
 }
 
-// value is the number with the given bits; infinity stands for a number larger than all others.
+// value returns the number with the given bits. Infinity stands for a number larger than all
+// others.
 func value(d dtype.Type, bits uint64) *big.Rat {
 	var b [8]byte
 	binary.LittleEndian.PutUint64(b[:], bits)
@@ -160,8 +160,7 @@ func check[T Float](t *testing.T, name string, k *Kernel, p *problem) Stats {
 	return st
 }
 
-// checkResult compares every element with exact arithmetic, or the bytes with those for which this
-// was done.
+// checkResult compares every element with exact arithmetic, or with a result checked before.
 func (p *problem) checkResult(t *testing.T, name string, before, w []byte) {
 	t.Helper()
 	if p.right != nil && bytes.Equal(w, p.right) {
@@ -194,8 +193,8 @@ func (p *problem) checkResult(t *testing.T, name string, before, w []byte) {
 	p.right = bytes.Clone(w)
 }
 
-// guarded moves a buffer into a larger one, at an odd address, and returns a check that nothing
-// around it was written.
+// guarded moves a buffer to an odd address in a larger one, and returns a check that the
+// surroundings stay the same.
 func guarded(buf *[]byte) func(*testing.T, string) {
 	const band = 4097
 	outer := bytes.Repeat([]byte{0xa5}, len(*buf)+2*band)
@@ -210,8 +209,8 @@ func guarded(buf *[]byte) func(*testing.T, string) {
 	}
 }
 
-// guardFactors moves all that a micro-kernel reads between bands of NaNs, so that a number read
-// beyond its end spoils the result, and returns a check that nothing was written.
+// guardFactors moves all inputs of a micro-kernel between bands of NaNs, so that reading beyond an
+// end spoils the result. It returns a check that nothing was written.
 func guardFactors[T Float](u *Update[T]) func(*testing.T, string) {
 	const band = 200
 	var inner, outer [][]T
@@ -241,7 +240,7 @@ func guardFactors[T Float](u *Update[T]) func(*testing.T, string) {
 	}
 }
 
-// rounded makes a value of d, so that the oracle and the tile see the same base.
+// rounded rounds x to d, so that the oracle and the tile see the same base.
 func rounded(d dtype.Type, x float64) float64 {
 	var b [8]byte
 	dtype.Store(d, b[:], 0, x)
@@ -267,8 +266,8 @@ func randomProblem(rng *rand.Rand, d dtype.Type, rows, cols int, sigmaW float64,
 	return p
 }
 
-// all checks a problem with every kernel, in the arithmetics that its dtype allows. It returns the
-// stats of the first one in the narrowest.
+// all checks a problem with every kernel in every arithmetic that its dtype allows. It returns the
+// stats of the first kernel in the narrowest arithmetic.
 func all(t *testing.T, name string, p *problem) (st Stats) {
 	t.Helper()
 	for i, k := range Available() {
@@ -298,7 +297,7 @@ func TestEveryElementIsTheNearest(t *testing.T) {
 			for k, ranks := range [][]int{{1}, {3}, {4}, {16}, {37}, {2, 5}, {1, 1, 1}} {
 				for l, ratio := range []float64{0.001, 0.05, 1, 30} {
 					if (i+k+l)%3 != 0 {
-						continue // a third of the combinations, each value with each other
+						continue // test a third of the combinations, each value with each other
 					}
 					p := randomProblem(rng, d, shape[0], shape[1], 0.02, ranks, ratio, 2.0/3)
 					all(t, fmt.Sprintf("%v/%v/ranks %v/ratio %v", d, shape, ranks, ratio), p)
@@ -308,9 +307,10 @@ func TestEveryElementIsTheNearest(t *testing.T) {
 	}
 }
 
-// TestFewElementsNeedTheSlowPass holds the fast pass to the share that its bound implies; without
-// it a bound that is always infinite would pass every other test. An element is open with
-// probability 2e/ulp, e about u·(2|t| + c·|S|·‖l‖·‖r‖) with c the mean of roundings(k, r).
+// TestFewElementsNeedTheSlowPass limits the share of undecided elements to the share that the bound
+// implies. Without this test, a bound that is always infinite would pass all others. An element is
+// undecided with probability 2e/ulp, e about u·(2|t| + c·|S|·‖l‖·‖r‖) with c the mean of
+// roundings(k, r).
 func TestFewElementsNeedTheSlowPass(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	for _, c := range []struct {
@@ -352,15 +352,14 @@ func (p *problem) expectedShare() float64 {
 	return share / float64(p.rows*p.cols)
 }
 
-// TestAdversarialElements puts Δ on, and one unit beside, the midpoints of neighbouring values of
-// D, where roundings differ.
+// TestAdversarialElements puts Δ on the midpoints of neighbouring values of D, and one unit beside
+// them, where roundings differ.
 func TestAdversarialElements(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	for _, d := range floats {
 		n := 400
 		p := &problem{d: d, rows: 1, cols: n, w: make([]float64, n)}
-		// One row, rank 3: Δ_j = 1·r0j + 1·r1j + 2⁻¹·r2j, so that Δ can be any sum of three
-		// numbers.
+		// One row of rank 3 gives Δ_j = 1·r0j + 1·r1j + 2⁻¹·r2j, any sum of three numbers.
 		term := plainTerm{s: 1, rank: 3, l: []float64{1, 1, 0.5}, r: make([]float64, 3*n)}
 		narrow := func(x float64) float64 {
 			if d == dtype.F64 {
@@ -408,7 +407,7 @@ func ulp(d dtype.Type, x float64) float64 {
 }
 
 // TestExtremeMagnitudes covers subnormal results, results beyond the largest number, factors whose
-// products vanish or overflow in float32, and scales at both ends.
+// products vanish or overflow in float32, and extreme scales.
 func TestExtremeMagnitudes(t *testing.T) {
 	rng := rand.New(rand.NewPCG(9, 10))
 	for _, d := range floats {
@@ -444,7 +443,7 @@ func TestExtremeMagnitudes(t *testing.T) {
 	}
 }
 
-// TestFloat64Factors: factors that no float32 holds.
+// TestFloat64Factors uses factors that float32 cannot hold.
 func TestFloat64Factors(t *testing.T) {
 	rng := rand.New(rand.NewPCG(11, 12))
 	for _, d := range floats {
@@ -459,8 +458,7 @@ func TestFloat64Factors(t *testing.T) {
 			for _, k := range Available() {
 				check[float64](t, fmt.Sprintf("%v/%v", d, scale), k, p)
 			}
-			// And with Δ no smaller than w, where what products lose below the smallest number
-			// counts.
+			// Also with Δ no smaller than w, where products lost to underflow matter.
 			p.right = nil
 			for i := range p.w {
 				p.w[i] = rounded(d, scale*p.w[i])
@@ -515,8 +513,8 @@ func specialValue[T Float](t *testing.T, k *Kernel, p *problem, want float64) {
 	}
 }
 
-// TestBitsStayWhereNothingIsAdded: −0 and the payload of a NaN survive a Δ of zero, by a zero row
-// and by zero columns.
+// TestBitsStayWhereNothingIsAdded: −0 and the payload of a NaN survive a Δ of zero, from a zero row
+// and from zero columns.
 func TestBitsStayWhereNothingIsAdded(t *testing.T) {
 	w := []uint16{0x8000, 0x7fa5, 0x0001, 0x3f80}
 	for name, l := range map[string]float32{"zero row": 0, "zero columns": 1} {

@@ -6,7 +6,7 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// Scratch is the memory of one worker. The zero value is ready.
+// Scratch holds a worker's buffers. The zero value is ready to use.
 type Scratch[T Float] struct {
 	block     block[T]
 	undecided [maxMasks]uint64
@@ -14,15 +14,15 @@ type Scratch[T Float] struct {
 	bottom    *bottomScratch
 }
 
-// What micro-kernels ask for, at most: tiles in a call times rows of a tile, and bytes of W in a
+// Largest sizes that micro-kernels use: tiles per call times rows per tile, and bytes of W per
 // call.
 const (
 	maxMasks = 128
 	maxEdge  = 8 << 10
 )
 
-// Merge updates whole rows of the matrix in place, the first of which is row row0; the base's
-// values are in w.
+// Merge updates whole rows of the matrix in place. w holds the base's values, beginning with row
+// row0.
 func (u *Update[T]) Merge(w []byte, row0 int, st *Stats, s *Scratch[T]) {
 	lineBytes := u.cols * u.d.Size()
 	if lineBytes == 0 || u.rank == 0 {
@@ -58,8 +58,8 @@ func (u *Update[T]) Merge(w []byte, row0 int, st *Stats, s *Scratch[T]) {
 	squares.replace(st)
 }
 
-// tiles runs the micro-kernel on one row of tiles: up to micro.rows rows from i on, panels p to
-// p+group.
+// tiles runs the micro-kernel on one row of tiles: up to micro.rows rows from row i on, and panels
+// p to p+group.
 func (u *Update[T]) tiles(w []byte, row0, p, i, nRows int, st *Stats, s *Scratch[T]) {
 	m, size := &u.micro, u.d.Size()
 	b := &s.block
@@ -92,8 +92,8 @@ func (u *Update[T]) tiles(w []byte, row0, p, i, nRows int, st *Stats, s *Scratch
 	}
 }
 
-// edge runs the micro-kernel on a copy of the tiles, filled up with NaNs, which it leaves undecided
-// and out of its sums.
+// edge runs the micro-kernel on a copy of incomplete tiles, padded with NaNs. The kernel leaves
+// NaNs undecided and out of its sums.
 func (u *Update[T]) edge(lines []byte, rows, cols int, s *Scratch[T]) {
 	size, b := u.d.Size(), &s.block
 	b.stride = b.panels * u.micro.cols * size
@@ -110,7 +110,7 @@ func (u *Update[T]) edge(lines []byte, rows, cols int, s *Scratch[T]) {
 	}
 }
 
-// keep accounts for tiles that no term changes.
+// keep counts tiles that no term changes.
 func (u *Update[T]) keep(w []byte, p, i, nRows int, st *Stats, s *Scratch[T]) {
 	size := u.d.Size()
 	for row := i; row < min(i+u.micro.rows, nRows); row++ {
@@ -130,8 +130,7 @@ func (u *Update[T]) keep(w []byte, p, i, nRows int, st *Stats, s *Scratch[T]) {
 	}
 }
 
-// Widen writes the elements of src, of a float dtype, to dst in the arithmetic of a pass:
-// dtype.Widen or dtype.Widen64.
+// Widen converts src, of float dtype d, to dst in the arithmetic of a pass.
 func Widen[T Float](dst []T, d dtype.Type, src []byte) {
 	switch dst := any(dst).(type) {
 	case []float32:

@@ -12,10 +12,9 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// The tests of this file call micro-kernels with blocks of their own making and hold them to the
-// contract at type micro, as far as exact arithmetic can see it. It cannot see δ, only that it lies
-// within spread of Δ, the exact sum: so it asks that what is stored is the result for every value
-// that has to be within e of t wherever t is.
+// These tests call micro-kernels with blocks of their own and check the contract of type micro, as
+// far as exact arithmetic can. It cannot know δ, only that δ lies within spread of Δ, the exact
+// sum. So a stored result must be right for every value within e of t, for every possible t.
 
 // everyMicro calls the test for each micro-kernel that this processor can run.
 func everyMicro(t *testing.T, narrow func(*testing.T, dtype.Type, micro[float32]),
@@ -34,18 +33,17 @@ func everyMicro(t *testing.T, narrow func(*testing.T, dtype.Type, micro[float32]
 	}
 }
 
-// field is a block between fences: whatever a micro-kernel may touch lies among numbers and bytes
-// that it may not.
+// field is a block whose memory lies between fences that a micro-kernel must not touch.
 type field[T Float] struct {
 	block[T]
 	d      dtype.Type
 	m      micro[T]
-	exactT bool // t is w + Δ without a rounding
+	exactT bool // t is w + Δ without rounding
 
 	fences  [4]fence[T] // of l, r, lBound, rNorm
 	masks   fence[uint64]
-	outside []byte // the buffer that w is part of
-	at      int    // where w begins in it
+	outside []byte // the buffer around w
+	at      int    // position of w in outside
 	before  []byte // outside, before the run
 }
 
@@ -57,8 +55,7 @@ func fenced[E any](n, band int, wall E) (f fence[E]) {
 	return f
 }
 
-// newField makes a block whose rows are pad bytes apart and whose parts begin at odd places, by
-// shift.
+// newField returns a block with rows pad bytes apart. Its parts begin at odd addresses, by shift.
 func newField[T Float](d dtype.Type, m micro[T], rank, panels, pad, shift int) *field[T] {
 	f := &field[T]{d: d, m: m}
 	f.rank, f.panels, f.scale, f.inverse = rank, panels, 1, 1
@@ -80,7 +77,7 @@ func newField[T Float](d dtype.Type, m micro[T], rank, panels, pad, shift int) *
 	return f
 }
 
-// element is the place of row i, column j of panel p.
+// element is the position of row i, column j of panel p.
 type element struct{ p, i, j int }
 
 func (f *field[T]) elements(yield func(element) bool) {
@@ -95,7 +92,7 @@ func (f *field[T]) elements(yield func(element) bool) {
 	}
 }
 
-// line is the part of a row of W from e on, in f.w or another picture of it.
+// line is the part of a row of W from e on, in w, which is f.w or a copy.
 func (f *field[T]) line(w []byte, e element) []byte {
 	return w[e.i*f.stride+(e.p*f.m.cols+e.j)*f.d.Size():]
 }
@@ -105,14 +102,14 @@ func (f *field[T]) set(e element, x float64) { dtype.Store(f.d, f.line(f.w, e), 
 // setRight sets r_k of e's column.
 func (f *field[T]) setRight(e element, k int, x T) { f.r[(e.p*f.rank+k)*f.m.cols+e.j] = x }
 
-// truth is what exact arithmetic knows of an element.
+// truth holds the exact values of an element.
 type truth struct {
-	open   bool       // something is not finite
+	open   bool       // a factor or w is not finite
 	x      *big.Float // w + Δ
 	w      float64
 	inner  float64 // Δ in units of the scale, rounded to float64
 	delta  float64 // Δ, rounded to float64
-	spread float64 // how far scale·δ can be from Δ
+	spread float64 // largest distance of scale·δ from Δ
 	bound  float64 // lBound·rNorm + floor, rounded to float64
 }
 
@@ -135,8 +132,8 @@ func (f *field[T]) truth(e element) (v truth) {
 			continue
 		}
 		sum.Add(sum, a.Mul(a.SetFloat64(l), b.SetFloat64(r)))
-		// The product rounds once; its sum in the chunk with each addition from its own on, but for
-		// the first, which is to nothing; and so do the chunks.
+		// A product is rounded once, and its chunk once per later addition, except the first, which
+		// adds to zero; the chunks likewise.
 		inChunk := min(f.rank-k/16*16, 16)
 		n := 1 + inChunk - max(k%16, 1) + nChunks - max(k/16, 1)
 		v.spread += float64(n)*u*math.Abs(l*r)*(1+300*u) + smallest[T]()
@@ -154,10 +151,10 @@ func (f *field[T]) truth(e element) (v truth) {
 	return v
 }
 
-// mostCertain is a distance from x within which every value has to round to the same, if the
-// element is decided: e, less what computing e and t ± e may lose, u·(|t|+e) and some units at the
-// bottom, and less the distance of t from x. If that is negative, the result need only be that of
-// some value this near to x.
+// mostCertain returns a distance: every value this near to x must round to the result of a decided
+// element. It is e, minus the roundings of e and t ± e, u·(|t|+e) and a few of the smallest units,
+// minus the distance of t from x. If it is negative, the result need only be right for some value
+// within −mostCertain.
 func (f *field[T]) mostCertain(v *truth) float64 {
 	u := unit[T]()
 	x, _ := v.x.Float64()
@@ -169,15 +166,15 @@ func (f *field[T]) mostCertain(v *truth) float64 {
 	return e - v.spread*(1+4*u) - 8*u*u*x
 }
 
-// check runs the micro-kernel and holds what it did to the contract. It returns how many elements
-// were left undecided.
+// check runs the micro-kernel and checks its results against the contract. It returns the number of
+// undecided elements.
 func (f *field[T]) check(t *testing.T, name string) (nOpen int) {
 	t.Helper()
 	f.before = bytes.Clone(f.outside)
 	for i := range f.fences {
 		f.fences[i].before = slices.Clone(f.fences[i].outer)
 	}
-	f.sums = sums{unchanged: 7, squares: [4]float64{0x1p-40, 0x1p-41, 0x1p-42, 0x1p-43}} // added to
+	f.sums = sums{unchanged: 7, squares: [4]float64{0x1p-40, 0x1p-41, 0x1p-42, 0x1p-43}} // the kernel must add to these
 	f.m.run(&f.block)
 	f.checkFences(t, name)
 
@@ -226,7 +223,7 @@ func (f *field[T]) check(t *testing.T, name string) (nOpen int) {
 	return nOpen
 }
 
-// checkFences looks for anything written where nothing may be.
+// checkFences looks for writes outside the block.
 func (f *field[T]) checkFences(t *testing.T, name string) {
 	t.Helper()
 	for n, x := range f.fences {
@@ -278,9 +275,8 @@ func (f *field[T]) checkDecided(t *testing.T, name string, e element, v *truth, 
 	}
 }
 
-// isClear reports whether an element is so far from doubt that leaving it undecided would make the
-// kernel useless, which the contract allows and this test does not: numbers of ordinary size whose
-// result is the same within twice e.
+// isClear reports whether leaving an element undecided would make the kernel useless: ordinary
+// numbers with the same result within twice e. The contract allows that, this test does not.
 func (f *field[T]) isClear(v *truth) bool {
 	if v.open {
 		return false
@@ -298,14 +294,14 @@ func (f *field[T]) isClear(v *truth) bool {
 	return c.contains(big.NewFloat(x-e)) && c.contains(big.NewFloat(x+e))
 }
 
-// cell is the interval of the numbers that round to a value of D, whose limits are exact in
-// float64. A limit belongs to it if the value is even, and zero belongs to +0.
+// cell is the interval of numbers that round to a value of D. Its limits are exact in float64. They
+// belong to the cell if the value is even, and zero belongs to +0.
 type cell struct {
 	low, high             float64
 	lowWithin, highWithin bool
 }
 
-// cellOf returns the cell of the value with these bits, an empty one for infinity and NaN.
+// cellOf returns the cell of the value with these bits, empty for infinity and NaN.
 func cellOf(d dtype.Type, pattern uint64) cell {
 	top := uint64(1) << (d.Bits() - 1)
 	mag := pattern &^ top
@@ -314,7 +310,7 @@ func cellOf(d dtype.Type, pattern uint64) cell {
 		return cell{low: math.Inf(1), high: math.Inf(-1)}
 	}
 	magnitude := func(bits uint64) float64 {
-		if bits == inf { // the number that would follow
+		if bits == inf { // the next number would follow
 			x, _ := value(d, inf-1).Float64()
 			y, _ := value(d, inf-2).Float64()
 			return x + (x - y)
@@ -345,8 +341,8 @@ func (c *cell) isBelow(x *big.Float) bool {
 
 func (c *cell) contains(x *big.Float) bool { return !c.isAbove(x) && !c.isBelow(x) }
 
-// TestMicroKernels runs random blocks of every rank that has its own loop counts, any number of
-// panels, and bounds from nothing to so large that hardly an element can be decided.
+// TestMicroKernels runs random blocks with every rank that has a loop count of its own, any number
+// of panels, and bounds from zero to so large that hardly an element can be decided.
 func TestMicroKernels(t *testing.T) {
 	everyMicro(t, randomBlocks[float32], randomBlocks[float64])
 }
@@ -364,8 +360,7 @@ func randomBlocks[T Float](t *testing.T, d dtype.Type, m micro[T]) {
 	}
 }
 
-// fill sets everything to random numbers of ordinary size. Bounds are from nothing to some 2²⁰
-// units.
+// fill sets random numbers of ordinary size, and bounds from zero to some 2²⁰ units.
 func (f *field[T]) fill(rng *rand.Rand, ratio float64) {
 	for e := range f.elements {
 		f.set(e, math.Ldexp(rng.NormFloat64(), rng.IntN(7)-8))
@@ -388,7 +383,7 @@ func (f *field[T]) fill(rng *rand.Rand, ratio float64) {
 	f.floor = T(unit[T]() * 0.001 * float64(rng.IntN(3)))
 }
 
-// rescale gives the block a scale, and leaves Δ what it is.
+// rescale sets the scale of a block and keeps Δ.
 func (f *field[T]) rescale(scale float64) {
 	f.scale, f.inverse = T(scale), 1
 	if scale == 0 {
@@ -400,10 +395,10 @@ func (f *field[T]) rescale(scale float64) {
 	}
 }
 
-// TestMicroKernelsBesideMidpoints feeds t itself, as the only product beside w = 0, so that no
-// rounding hides where the kernel takes its decision: t a few units beside a midpoint of D, a value
-// or a power of two, subnormal, and near the largest number; the bound a hair more, or clearly
-// less, than the distance.
+// TestMicroKernelsBesideMidpoints sets t itself, as the only product beside w = 0, so no rounding
+// hides the kernel's decision. t lies a few units beside a midpoint of D, a value or a power of
+// two, at ordinary size, subnormal, and near the largest number. The bound is a hair more, or
+// clearly less, than the distance.
 func TestMicroKernelsBesideMidpoints(t *testing.T) {
 	everyMicro(t, besideMidpoints[float32], besideMidpoints[float64])
 }
@@ -426,7 +421,7 @@ func besideMidpoints[T Float](t *testing.T, d dtype.Type, m micro[T]) {
 		for e := range f.elements {
 			if e.i > 0 {
 				f.set(e, 0)
-				continue // t is that of row 0, times a power of two
+				continue // t is row 0's, times a power of two
 			}
 			f.set(e, 0)
 			mag := []uint64{1, inf - 1, inf / 2, 1 + rng.Uint64N(inf-1),
@@ -444,7 +439,7 @@ func besideMidpoints[T Float](t *testing.T, d dtype.Type, m micro[T]) {
 			f.setRight(e, 0, x)
 			abs := math.Abs(float64(x))
 			distance := math.Abs(abs - at)
-			// Below a power of two the midpoint is half as far as above.
+			// Below a power of two the midpoint is half as far away as above.
 			f.rNorm[e.p*m.cols+e.j] = T([]float64{0, distance, distance * (1 + 4*u),
 				distance - 2*u*abs, distance / 2.5, 3 * distance,
 				1.3 * (abs - c.low), 0.7 * (abs - c.low), abs * abs}[rng.IntN(9)])
@@ -460,8 +455,8 @@ func besideMidpoints[T Float](t *testing.T, d dtype.Type, m micro[T]) {
 	}
 }
 
-// TestMicroKernelsLeaveOpen sets what must stay undecided, one thing at a time in a block of
-// ordinary numbers, and looks at that row, column or element.
+// TestMicroKernelsLeaveOpen puts one value that forbids a decision into a block of ordinary
+// numbers, and checks its row, column or element.
 func TestMicroKernelsLeaveOpen(t *testing.T) {
 	everyMicro(t, leaveOpen[float32], leaveOpen[float64])
 }
@@ -476,8 +471,7 @@ func leaveOpen[T Float](t *testing.T, d dtype.Type, m micro[T]) {
 	}
 	one := func(at element) func(element) bool { return func(e element) bool { return e == at } }
 	huge := map[dtype.Type]float64{dtype.BF16: maxBF16, dtype.F16: maxF16, dtype.F32: maxF32}[d]
-	// alone makes the products of a column, and of the row, zero but for the one of index 0, which
-	// is x in this element.
+	// alone zeroes the products of a column and a row, except number 0, which is x in this element.
 	alone := func(f *field[T], at element, w, x float64) {
 		f.set(at, w)
 		for k := range rank {

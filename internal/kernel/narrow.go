@@ -7,21 +7,21 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// narrowing rounds float64 numbers to a narrower dtype, where one rounding tells that a whole
-// interval has the same result. It leaves out what is near the ends of the dtype's range.
+// narrowing rounds float64 numbers to a narrower dtype, and tells when one rounding gives the
+// result of a whole interval. It refuses numbers near the ends of the dtype's range.
 //
-// The numbers of a binade that have the same bits but for the last drop have one midpoint m of two
-// values of the dtype among them: the one with the last bits 1000…. For a number x of these, x − m
-// is exact. Within e < |x − m| of x, everything is on x's side of m, and the next midpoint on that
-// side is at least 2^(drop−2) ulps of x away: half of the x's own numbers, or a quarter where a
-// smaller binade begins. So e < share·|x|, with share = 2^(drop−2)·2⁻⁵³, makes RN(x) the result for
-// all of them.
+// Consider the numbers of a binade that agree in all but the last drop bits. One of them, the one
+// that ends in 1000…, is a midpoint m of two values of the dtype. For a number x among them, x − m
+// is exact. Within e < |x − m| of x, everything is on x's side of m. The next midpoint on that side
+// is at least 2^(drop−2) ulps of x away: half of the numbers that agree with x, or a quarter where
+// a smaller binade begins. So if also e < share·|x|, with share = 2^(drop−2)·2⁻⁵³, RN(x) is the
+// result for all of them.
 type narrowing struct {
-	drop        uint   // bits of a float64's fraction that the dtype lacks
-	bias        uint64 // what an exponent becomes smaller by, where the result has it
-	sign        uint   // how far the sign moves
+	drop        uint   // fraction bits of a float64 that the dtype lacks
+	bias        uint64 // difference of the exponents' biases, in position
+	sign        uint   // shift of the sign bit
 	share       float64
-	least, most float64 // magnitudes that are rounded
+	least, most float64 // range of magnitudes to round
 }
 
 var narrowings = [...]narrowing{
@@ -30,7 +30,7 @@ var narrowings = [...]narrowing{
 	dtype.F32:  narrowingTo(dtype.F32),
 }
 
-// narrowingTo is that to a dtype.
+// narrowingTo returns the narrowing to a dtype.
 func narrowingTo(d dtype.Type) narrowing {
 	l, _ := d.Layout()
 	bias := l.Bias()
@@ -44,7 +44,7 @@ func narrowingTo(d dtype.Type) narrowing {
 	}
 }
 
-// narrowingOf is the narrowing to a dtype, nil to F64.
+// narrowingOf returns the narrowing to a dtype, or nil for F64.
 func narrowingOf(d dtype.Type) *narrowing {
 	if d == dtype.F64 {
 		return nil
@@ -52,8 +52,8 @@ func narrowingOf(d dtype.Type) *narrowing {
 	return &narrowings[d]
 }
 
-// round returns RN(x), as a float64 and as bits of the dtype, if it is that of all numbers within e
-// of x. Where it says no, they may still have one result.
+// round returns RN(x), as a float64 and as bits of the dtype, if all numbers within e of x round to
+// it. If ok is false, they may still have the same result.
 func (n *narrowing) round(x, e float64) (rounded float64, bits uint64, ok bool) {
 	abs := math.Abs(x)
 	b := math.Float64bits(abs)
@@ -76,8 +76,7 @@ func (n *narrowing) put(out []byte, bits uint64) {
 	}
 }
 
-// storeWithin stores RN_D of the numbers within e of x, if that is one finite value for all of
-// them.
+// storeWithin stores RN_D of the numbers within e of x, if all of them round to one finite value.
 func storeWithin(d dtype.Type, out []byte, x, e float64) (ok bool) {
 	if n := narrowingOf(d); n != nil {
 		if _, bits, ok := n.round(x, e); ok {
@@ -88,8 +87,7 @@ func storeWithin(d dtype.Type, out []byte, x, e float64) (ok bool) {
 	return storeBetween(d, out, x-e, x+e)
 }
 
-// storeBetween stores RN_D of the numbers from lo to hi, if that is one finite value for all of
-// them.
+// storeBetween stores RN_D of the numbers from lo to hi, if all of them round to one finite value.
 func storeBetween(d dtype.Type, out []byte, lo, hi float64) (ok bool) {
 	switch d {
 	case dtype.BF16:

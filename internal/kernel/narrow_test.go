@@ -9,10 +9,10 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// TestNarrowingRoundsWholeIntervals holds narrowing to its contract over the rationals: if it
-// rounds x with an error e, both ends of the interval have that result, which is RN of them.
-// Numbers lie beside midpoints and where binades end, and errors just below and above the distance
-// to where the rounding changes.
+// TestNarrowingRoundsWholeIntervals checks narrowing over the rationals. If it rounds x with an
+// error e, both ends of the interval must have that result, RN of each. Numbers lie beside
+// midpoints and ends of binades, with errors just below and above the distance to a change of
+// rounding.
 func TestNarrowingRoundsWholeIntervals(t *testing.T) {
 	rng := rand.New(rand.NewPCG(51, 52))
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
@@ -45,8 +45,8 @@ func TestNarrowingRoundsWholeIntervals(t *testing.T) {
 	}
 }
 
-// sample is a number of any binade, and an error of the size of its distance to a midpoint, or to
-// the end of its binade.
+// sample returns a number from any binade, and an error near its distance to a midpoint or to the
+// end of its binade.
 func (n *narrowing) sample(rng *rand.Rand) (x, e float64) {
 	low, high := math.Ilogb(n.least), math.Ilogb(n.most)
 	bits := rng.Uint64() & (1<<52 - 1)
@@ -71,7 +71,8 @@ func (n *narrowing) sample(rng *rand.Rand) (x, e float64) {
 	return math.Copysign(x, rng.Float64()-0.5), e
 }
 
-// TestNarrowingLeavesOutTheEnds: NaN, infinity, zero, subnormal results, and what might overflow.
+// TestNarrowingLeavesOutTheEnds: NaN, infinity, zero, subnormal results, and numbers that might
+// overflow.
 func TestNarrowingLeavesOutTheEnds(t *testing.T) {
 	for d, largest := range map[dtype.Type]float64{
 		dtype.BF16: maxBF16, dtype.F16: maxF16, dtype.F32: maxF32,

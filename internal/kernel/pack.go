@@ -2,21 +2,20 @@ package kernel
 
 import "math"
 
-// The fast pass works on factors that are packed so that no number in it is subnormal on ordinary
-// data: processors take an assist of some 150 cycles for every vector with one. L and R are divided
-// by powers of two where they are far from 1, which changes no digit, and elements that are then
-// too small for their products are packed as zeros, which the bound pays for. The passes that
-// follow see neither.
+// The fast pass uses packed factors without subnormal numbers on ordinary data, since many
+// processors take an assist of some 150 cycles for a vector with one. If L or R is far from 1, it
+// is divided by a power of two, which changes no digit. Elements too small for their products are
+// packed as zeros, and the bound pays for them. Later passes use the original factors.
 
-// arithmetic are the numbers that describe a T.
+// arithmetic describes the numbers of T.
 type arithmetic struct {
-	unit     float64 // the unit roundoff u
-	smallest float64 // positive number
-	normal   float64 // the smallest normal number
+	unit     float64 // unit roundoff u
+	smallest float64 // smallest positive number
+	normal   float64 // smallest normal number
 
-	least float64 // the smallest element of a packed factor but 0: its square is normal
-	// A factor whose largest element is between 2^low and 2^high is packed as it is; others are
-	// brought to 1, or to 2^top. The scale is between 2^deepest and 2^highest.
+	least float64 // smallest nonzero element of a packed factor; its square is normal
+	// A factor with its largest element between 2^low and 2^high is packed as it is; others are
+	// scaled to 1, or to 2^top. The scale is between 2^deepest and 2^highest.
 	low, high, top, deepest, highest int
 }
 
@@ -42,38 +41,38 @@ func unit[T Float]() float64     { return arithmeticOf[T]().unit }
 func smallest[T Float]() float64 { return arithmeticOf[T]().smallest }
 func normal[T Float]() float64   { return arithmeticOf[T]().normal }
 
-// scaled says by which powers of two packed factors are divided.
+// scaled holds the powers of two that divide packed factors.
 type scaled[T Float] struct {
 	a, b int
-	// c = 2^(a+b), or 0: then Δ is below 2^deepest, and the whole of it is part of the bound
+	// c = 2^(a+b), or 0 if Δ is below 2^deepest and the bound includes all of it
 	scale   T
 	inverse T // 1/c, or 1
 }
 
-// packed are the factors of all terms, packed for a micro-kernel, and what bounds the error of
+// packed holds the factors of all terms, packed for a micro-kernel, and the bound on the error of
 // their product.
 type packed[T Float] struct {
 	rows, cols int
-	rank       int // of all terms together
+	rank       int // total rank of the terms
 	terms      []Term[T]
 	micro      micro[T]
 	panels     int // of micro.cols columns each, the last one padded with zeros
 
-	// rows×rank and rows of zeros to the end of a tile: S·l / 2^a, rounded once, terms side by side
+	// rows×rank, and rows of zeros to the end of a tile: S·l / 2^a, rounded once, terms side by
+	// side
 	l         []T
 	r         []T // panels × rank × micro.cols: R / 2^b
-	scaled[T]     // the two powers of two, and what follows from them
-	// per row, times rNorm the bound but for floor; 0 says that the row is zero
+	scaled[T]     // the scales
+	// per row: times rNorm, the bound without floor; 0 for a row of zeros
 	lBound []T
-	rNorm  []T // per column; 0 says that the column is zero
+	rNorm  []T // per column; 0 for a column of zeros
 	floor  T
-	// times lBound·rNorm, the bound of a sum in float64; floor64 as for the fast pass
+	// times lBound·rNorm, the bound of a sum in float64; floor64 is its floor
 	bound64 float64
 	floor64 float64
-	// R as it was given, packed as r is, for the passes that follow: r itself where that has all of
-	// it
+	// the original R in the layout of r, for later passes; r itself if packing lost nothing
 	right   []T
-	rFinite bool // no element of R is NaN or infinite: then a zero row of L changes nothing
+	rFinite bool // all elements of R are finite, so a zero row of L changes nothing
 }
 
 func (u *packed[T]) pack() {
@@ -87,7 +86,7 @@ func (u *packed[T]) pack() {
 		left, right = max(left, min(l*math.Abs(t.S), math.MaxFloat64)), max(right, r)
 		u.rFinite = u.rFinite && finite
 	}
-	// The inverse of a power of two has to be a number: of S·L in float64, of R in T.
+	// The inverse of a power of two must be a number: for S·L in float64, for R in T.
 	u.b = max(x.exponent(right), x.deepest)
 	u.a = min(max(x.exponent(left), arithmetic64.deepest), x.highest-u.b)
 	u.scale, u.inverse = 0, 1
@@ -106,7 +105,8 @@ func (u *packed[T]) pack() {
 	u.packRight(x)
 }
 
-// largest is the largest magnitude among the finite elements; finite says that there are no others.
+// largest returns the largest magnitude among the finite elements. finite reports whether all are
+// finite.
 func largest[T Float](xs []T) (most float64, finite bool) {
 	var bad, top T
 	for _, x := range xs {
@@ -121,7 +121,7 @@ func largest[T Float](xs []T) (most float64, finite bool) {
 	return float64(top), bad == 0
 }
 
-// exponent is the power of two by which a factor with that largest element is divided.
+// exponent returns the power of two that divides a factor with the given largest element.
 func (x *arithmetic) exponent(largest float64) int {
 	if largest == 0 {
 		return 0
@@ -135,15 +135,15 @@ func (x *arithmetic) exponent(largest float64) int {
 	return 0
 }
 
-// packLeft packs S·L/2^a and makes lBound: 1.01·c·(u·(Σ n_k·l_k²)^½ + lost), with n_k from
-// roundings and lost what a row has in elements that are packed as zero. The last addend is what
-// S·l can lose to underflow, and keeps the bound normal.
+// packLeft packs S·L/2^a and computes lBound: 1.01·c·(u·(Σ n_k·l_k²)^½ + lost), with n_k from
+// roundings. lost covers the elements of a row that are packed as zeros. The last addend pays for
+// underflow of S·l and keeps the bound normal.
 func (u *packed[T]) packLeft(x *arithmetic) {
 	u.l = make([]T, (u.rows+u.micro.rows-1)*u.rank)
 	u.lBound = make([]T, u.rows+u.micro.rows-1)
 	relative := x.unit
 	if u.scale == 0 {
-		relative = 1 // δ itself, as the kernel takes none of it
+		relative = 1 // the bound covers δ itself, which the kernel omits
 	}
 	unscale := math.Ldexp(1, -u.a)
 	vanished := x.normal + math.Ldexp(math.Sqrt(float64(u.rank))*math.SmallestNonzeroFloat64, u.b)
@@ -175,8 +175,8 @@ func (u *packed[T]) packLeft(x *arithmetic) {
 	}
 }
 
-// packRight packs R/2^b, keeps R where that is not the same, and makes rNorm: (Σ n_k·r_k²)^½ +
-// lost/u, where lost is what a column has in elements that are packed as zero.
+// packRight packs R/2^b, keeps R if that loses digits, and computes rNorm: (Σ n_k·r_k²)^½ + lost/u.
+// lost covers the elements of a column that are packed as zeros.
 func (u *packed[T]) packRight(x *arithmetic) {
 	nr := u.micro.cols
 	u.r = make([]T, u.panels*u.rank*nr)
@@ -210,7 +210,7 @@ func (u *packed[T]) packRight(x *arithmetic) {
 	}
 }
 
-// eachRight calls f for every part of a row of the R of all terms that lies in a panel.
+// eachRight calls f for the part of every row of R, over all terms, that lies in a panel.
 func (u *packed[T]) eachRight(f func(k, p int, src []T)) {
 	nr, k := u.micro.cols, 0
 	for t := range u.terms {
@@ -225,14 +225,14 @@ func (u *packed[T]) eachRight(f func(k, p int, src []T)) {
 	}
 }
 
-// column says where in u.right column j of R is, all terms one below the other: its first element
-// and the distance to the next.
+// column locates column j of R in u.right, all terms below each other: its first element and the
+// distance between elements.
 func (u *packed[T]) column(j int) (at, stride int) {
 	nr := u.micro.cols
 	return j/nr*u.rank*nr + j%nr, nr
 }
 
-// isZero reports that no term changes n rows.
+// isZero reports whether all terms leave n rows unchanged.
 func (u *packed[T]) isZero(row, n int) bool {
 	if !u.rFinite {
 		return false
@@ -245,14 +245,14 @@ func (u *packed[T]) isZero(row, n int) bool {
 	return true
 }
 
-// isStill reports that no term changes an element: it has a row of zeros, or a column of zeros and
-// a row that is finite, as the row's bound then is.
+// isStill reports whether all terms leave an element unchanged: its row is zero, or its column is
+// zero and its row finite, which shows in a finite bound.
 func (u *packed[T]) isStill(i, j int) bool {
 	return u.lBound[i] == 0 && u.rFinite || u.rNorm[j] == 0 && isFinite(float64(u.lBound[i]))
 }
 
-// normAbove turns a sum of squares into a norm, rounded up: the factor covers the roundings of the
-// sum (up to 2^26 terms), of the square root, and to T.
+// normAbove returns the square root of a sum of squares, rounded up. The factor covers the
+// roundings of the sum (up to 2^26 terms), of the square root, and to T.
 func normAbove(sum float64) float64 { return math.Sqrt(sum) * (1 + 0x1p-20) }
 
 // isNarrow reports whether T is float32.

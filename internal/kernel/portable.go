@@ -7,7 +7,7 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// portableCols is the width of the portable kernel's panels: four lines of 64 numbers stay in the
+// portableCols is the width of the portable kernel's panels. Four lines of 64 numbers fit in the
 // first-level cache.
 const portableCols = 64
 
@@ -29,7 +29,7 @@ func portable(d dtype.Type, narrow bool) any {
 	panic("kernel: a float32 result needs float64 arithmetic")
 }
 
-// portableOf makes a micro-kernel from the two parts that depend on D.
+// portableOf builds a micro-kernel from the two parts that depend on D.
 func portableOf[T Float](d dtype.Type, widen func([]T, dtype.Type, []byte),
 	decide func(out []byte, w, delta, bound []T, b *block[T]) uint64) micro[T] {
 	lineBytes := portableCols * d.Size()
@@ -77,15 +77,14 @@ func accumulate[T Float](delta, acc *[portableCols]T, l, r []T) {
 	}
 }
 
-// The largest numbers of the narrow types; beyond them the fast pass decides nothing.
+// The largest numbers of the narrow types. The fast pass decides nothing beyond them.
 const (
 	maxBF16 = 0x1.fep127
 	maxF16  = 65504
 	maxF32  = math.MaxFloat32
 )
 
-// What t = w + δ and t ± e can lose, in units of |t|: 2u, and 2⁻¹⁰ of that for the roundings in
-// computing e.
+// Errors of t = w + δ and t ± e in units of |t|: 2u, and 2⁻¹⁰ of that for the roundings in e.
 const (
 	slack32 = 0x1.004p-23
 	slack64 = 0x1.004p-52
@@ -144,7 +143,7 @@ func decideF32(out []byte, w, delta, bound []float64, b *block[float64]) (undeci
 	return undecided
 }
 
-// decideWide serves a 16-bit base whose factors float32 cannot hold.
+// decideWide handles a 16-bit base with factors that float32 cannot hold.
 func decideWide(d dtype.Type, out []byte, w, delta, bound []float64,
 	b *block[float64]) (undecided uint64) {
 	largest := float64(maxF16)

@@ -6,35 +6,34 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// Rescaled is the update of DoRA (Liu et al., arXiv:2402.09353) of one matrix. With
-// v = w + Σ_t S_t · Σ_k l_ik·r_kj,
+// Rescaled is the DoRA update (Liu et al., arXiv:2402.09353) of one matrix. With v = w + Σ_t S_t ·
+// Σ_k l_ik·r_kj,
 //
 //	out = RN_D( m_g · v / ‖v_g‖₂ )      over the reals, rounded once to nearest even
 //
-// where g is the row of the element, or its column. A pass in float64, in double-double for an F64
-// matrix, decides nearly all elements by a bound on its error; the rest is decided exactly. The
-// proof of the bound is in merge/proof.go. It can be used by any number of goroutines at a time;
-// the result does not depend on how rows are grouped into calls.
+// where g is the element's row or column. A pass in float64, or in double-double for an F64 matrix,
+// decides nearly all elements by a bound on its error; the rest is decided exactly. The file
+// merge/proof.go proves the bound. Any number of goroutines may use a Rescaled; the result does not
+// depend on how calls group the rows.
 type Rescaled struct {
 	d          dtype.Type
 	rows, cols int
 	terms      []Term[float64]
-	magnitude  []float64    // m, one per row or column
-	norms      *ColumnNorms // where magnitudes belong to columns
-	quotients  []quotient   // and one per column then
+	magnitude  []float64    // m, per row or column
+	norms      *ColumnNorms // nil for magnitudes of rows
+	quotients  []quotient   // per column, for magnitudes of columns
 
-	lNorm, rNorm   []float64 // ‖S·l_i‖ and ‖r_j‖ or a little more; 0 says that all is zero
-	lTotal, rTotal float64   // the norms of these
-	unit           float64   // of the error of v, as a share of ‖S·l_i‖·‖r_j‖ + |w|
-	floor          float64   // of the error of v, what underflow costs
+	lNorm, rNorm   []float64 // ‖S·l_i‖ and ‖r_j‖, rounded up; 0 for zeros
+	lTotal, rTotal float64   // their norms
+	unit           float64   // error of v relative to ‖S·l_i‖·‖r_j‖ + |w|
+	floor          float64   // error of v from underflow
 }
 
-// RescaleScratch is the memory of one worker. The zero value is ready.
+// RescaleScratch holds a worker's buffers. The zero value is ready to use.
 type RescaleScratch struct{ w, v, low, delta []float64 }
 
-// PrepareRescaled makes an update of a rows×cols matrix of dtype d. A magnitude of as many elements
-// as there are rows, with no norms, belongs to the rows; with norms, from NewColumnNorms, to the
-// columns. It keeps its arguments.
+// PrepareRescaled prepares an update of a rows×cols matrix of dtype d. Without norms, magnitude has
+// one element per row; with norms, from NewColumnNorms, one per column. It keeps its arguments.
 func PrepareRescaled(d dtype.Type, rows, cols int, terms []Term[float64], magnitude []float64,
 	norms *ColumnNorms) *Rescaled {
 	u := &Rescaled{d: d, rows: rows, cols: cols, terms: terms, magnitude: magnitude, norms: norms}
@@ -72,7 +71,7 @@ func PrepareRescaled(d dtype.Type, rows, cols int, terms []Term[float64], magnit
 // isWide reports whether v is computed in double-double.
 func (u *Rescaled) isWide() bool { return u.d == dtype.F64 }
 
-// square is x² for a bound: what vanishes below the smallest number comes back as more than it was.
+// square returns x² for a bound, rounded up to a positive number if x² underflows.
 func square(x float64) float64 {
 	if x == 0 {
 		return 0
@@ -80,7 +79,8 @@ func square(x float64) float64 {
 	return max(x*x, 0x1p-1022)
 }
 
-// rootsAbove replaces sums of squares by their roots, rounded up, and returns the norm of these.
+// rootsAbove replaces sums of squares by their roots, rounded up, and returns the norm of the
+// roots.
 func rootsAbove(sums []float64) float64 {
 	total := 0.0
 	for i, sum := range sums {
@@ -90,8 +90,8 @@ func rootsAbove(sums []float64) float64 {
 	return math.Sqrt(total) * (1 + 0x1p-20)
 }
 
-// Merge updates whole rows of the matrix in place, the first of which is row row0. An error comes
-// from the reader of columns alone.
+// Merge updates whole rows of the matrix in place, beginning with row row0. Only the column reader
+// can fail.
 func (u *Rescaled) Merge(w []byte, row0 int, st *Stats, s *RescaleScratch) error {
 	line := u.cols * u.d.Size()
 	if line == 0 {
@@ -148,15 +148,15 @@ func (u *Rescaled) mergeRow(w []byte, i int, st *Stats, s *RescaleScratch) error
 	return nil
 }
 
-// quotient is m/‖v‖ of a row or column: exact m·v/‖v‖ differs from factor·v by at most
-// spread·e + share·|factor·v|, where e is the error of v.
+// quotient is m/‖v‖ of a row or column. The exact m·v/‖v‖ differs from factor·v by at most spread·e
+// + share·|factor·v|, where e is the error of v.
 type quotient struct {
 	m, factor     float64
 	norm          double
-	spread, share float64 // NaN where nothing is known
+	spread, share float64 // NaN if unknown
 }
 
-// quotientOf divides m by a norm of n values with their computed norm, whose update has the norm g.
+// quotientOf divides m by the computed norm of n values whose update has norm g.
 func (u *Rescaled) quotientOf(m float64, norm double, g float64, n int) quotient {
 	q := quotient{m: m, factor: m / norm.hi, norm: norm}
 	e := 1.01 * float64(n+16) * 0x1p-103 * norm.hi
@@ -182,7 +182,7 @@ func (u *Rescaled) quotientOf(m float64, norm double, g float64, n int) quotient
 }
 
 // decide stores m·v/‖v‖ if every value within its error rounds to the same number. NaN and infinity
-// in v, m or a norm go through as float64 has them; so does a group of zeros, which gives NaN.
+// in v, m or the norm propagate as in float64. A group of zeros gives NaN.
 func (u *Rescaled) decide(out []byte, q *quotient, v double, e float64) bool {
 	x := q.factor * v.hi
 	isSpecial := q.norm.hi != q.norm.hi || !isFinite(v.hi) || !isFinite(q.m)
@@ -209,7 +209,7 @@ func (u *Rescaled) decide(out []byte, q *quotient, v double, e float64) bool {
 	return storeBetween(u.d, out, x+(low-e), x+(low+e))
 }
 
-// divide is m·v/‖v‖ in double-double.
+// divide returns m·v/‖v‖ in double-double.
 func (q *quotient) divide(v double) (hi, lo float64) {
 	p := v.times(q.m)
 	hi = p.hi / q.norm.hi
@@ -217,7 +217,7 @@ func (q *quotient) divide(v double) (hi, lo float64) {
 	return hi, rest.hi / q.norm.hi
 }
 
-// row computes a row of v, and in s.low what it lacks in float64 if the matrix is F64, else zeros.
+// row computes a row of v. s.low receives the low halves for an F64 matrix, and zeros otherwise.
 func (u *Rescaled) row(w []byte, i int, s *RescaleScratch) {
 	if len(s.v) != u.cols {
 		for _, line := range []*[]float64{&s.w, &s.v, &s.low, &s.delta} {
@@ -232,8 +232,8 @@ func (u *Rescaled) row(w []byte, i int, s *RescaleScratch) {
 	clear(s.low)
 	delta := s.delta
 	clear(delta)
-	// The conversions keep products from being fused with sums: with that every processor leaves
-	// the same elements to the exact pass.
+	// The conversions prevent fused multiply-adds, so every processor leaves the same elements to
+	// the exact pass.
 	for t := range u.terms {
 		term := &u.terms[t]
 		l := term.L[i*term.Rank : (i+1)*term.Rank]
@@ -276,7 +276,7 @@ func (u *Rescaled) rowDouble(i int, s *RescaleScratch) {
 	}
 }
 
-// rowNorm is ‖v‖₂ of the row in s.
+// rowNorm returns ‖v‖₂ of the row in s.
 func (u *Rescaled) rowNorm(s *RescaleScratch) double {
 	var sum double
 	for j, v := range s.v {

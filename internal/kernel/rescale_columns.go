@@ -7,10 +7,10 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// ColumnSquares are Σ v² over some rows, for every column.
+// ColumnSquares holds Σ v² over some rows, per column.
 type ColumnSquares []double
 
-// AddSquares adds Σ v² over rows of w, the first of which is row row0, to the sum of each column.
+// AddSquares adds Σ v² over the rows of w, beginning with row row0, to each column's sum.
 func (u *Rescaled) AddSquares(sums ColumnSquares, w []byte, row0 int, s *RescaleScratch) {
 	line := u.cols * u.d.Size()
 	for i := range len(w) / line {
@@ -24,17 +24,17 @@ func (u *Rescaled) AddSquares(sums ColumnSquares, w []byte, row0 int, s *Rescale
 // ColumnReader passes the base's values of column j to yield, in the order of the rows.
 type ColumnReader func(j int, yield func(row int, w float64)) error
 
-// ColumnNorms are ‖v_j‖₂ of every column: in double-double, and exactly where an element of the
-// column cannot be decided with these. It can be used by any number of goroutines at a time.
+// ColumnNorms holds ‖v_j‖₂ of every column in double-double, and exactly for columns with an
+// element that double-double cannot decide. Any number of goroutines may use it.
 type ColumnNorms struct {
 	norms []double
 	read  ColumnReader
 	lock  sync.Mutex
-	exact map[int]*big.Float // Σ v², or nil where it is not finite
+	exact map[int]*big.Float // Σ v², or nil if it is not finite
 }
 
-// NewColumnNorms adds up the sums over all rows. It reads a column again, and keeps the exact norm,
-// only for the few columns that need it.
+// NewColumnNorms adds up the sums over all rows. It rereads the few columns that need an exact
+// norm.
 func NewColumnNorms(parts []ColumnSquares, read ColumnReader) *ColumnNorms {
 	n := &ColumnNorms{norms: make([]double, len(parts[0])), read: read,
 		exact: make(map[int]*big.Float)}
@@ -48,7 +48,7 @@ func NewColumnNorms(parts []ColumnSquares, read ColumnReader) *ColumnNorms {
 	return n
 }
 
-// squares is Σ v² of column j of u, exactly; nil where a value is not finite.
+// squares returns the exact Σ v² of column j, or nil if a value is not finite.
 func (n *ColumnNorms) squares(u *Rescaled, j int) (*big.Float, error) {
 	n.lock.Lock()
 	defer n.lock.Unlock()
@@ -74,10 +74,10 @@ type exactRescale struct {
 	row   int
 	w     []float64
 	known bool
-	sum   *big.Float // Σ v² of the row, where magnitudes belong to rows
+	sum   *big.Float // Σ v² of the row, for magnitudes of rows
 }
 
-// decide stores element j, and the value in float64 where the exact one is not finite.
+// decide stores element j, or the float64 value plain if the exact value is not finite.
 func (x *exactRescale) decide(out []byte, j int, plain float64) error {
 	v := x.u.exactValue(x.row, j, x.w[j])
 	var squares *big.Float
@@ -99,7 +99,7 @@ func (x *exactRescale) decide(out []byte, j int, plain float64) error {
 	return nil
 }
 
-// squares is Σ v² of the row, computed once; nil where a value is not finite.
+// squares returns Σ v² of the row, computed once; nil if a value is not finite.
 func (x *exactRescale) squares() *big.Float {
 	if x.known {
 		return x.sum
@@ -114,7 +114,7 @@ func (x *exactRescale) squares() *big.Float {
 	return x.sum
 }
 
-// exactValue is v, or nil where it is not finite.
+// exactValue returns v, or nil if it is not finite.
 func (u *Rescaled) exactValue(i, j int, w float64) *big.Float {
 	if !isFinite(w) {
 		return nil
@@ -129,7 +129,7 @@ func (u *Rescaled) exactValue(i, j int, w float64) *big.Float {
 	return sum
 }
 
-// addSquare adds v² to a sum, and reports whether there is a v.
+// addSquare adds v² to a sum. It returns false for a nil v.
 func addSquare(sum, v *big.Float) bool {
 	if v == nil {
 		return false
@@ -138,9 +138,9 @@ func addSquare(sum, v *big.Float) bool {
 	return true
 }
 
-// storeQuotient stores RN_D(p/√squares). The quotient to 256 bits decides, unless a number at which
-// the rounding changes is as near as that. Such a number has at most 54 bits, so that the quotient
-// rounded to 64 is it, and its square tells on which side the quotient lies.
+// storeQuotient stores RN_D(p/√squares). The quotient to 256 bits decides, unless it is too near to
+// a number at which the rounding changes. Such a number has at most 54 bits, so it is the quotient
+// rounded to 64 bits, and the comparison of squares tells on which side the quotient lies.
 func storeQuotient(d dtype.Type, out []byte, p, squares *big.Float) {
 	const bits, slack = 256, 240
 	root := new(big.Float).SetPrec(bits).Sqrt(squares)
@@ -155,7 +155,7 @@ func storeQuotient(d dtype.Type, out []byte, p, squares *big.Float) {
 	left.Mul(left, squares)
 	step := new(big.Float).SetPrec(bits).SetMantExp(edge, -slack+40)
 	moved := new(big.Float).SetPrec(bits).Set(edge)
-	switch left.Cmp(newExact().Mul(p, p)) { // of the magnitudes
+	switch left.Cmp(newExact().Mul(p, p)) { // compares magnitudes
 	case -1:
 		moved.Add(moved, step)
 	case 1:

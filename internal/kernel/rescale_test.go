@@ -11,7 +11,7 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// rescale runs DoRA on rows of the problem in blocks of several rows.
+// rescale runs DoRA on the problem in blocks of several rows.
 func (p *problem) rescale(t testing.TB, magnitude []float64, ofColumns bool,
 	blockRows int) (out []byte, st Stats) {
 	t.Helper()
@@ -94,7 +94,7 @@ func (p *problem) checkRescaled(t *testing.T, name string, magnitude []float64,
 	return st
 }
 
-// ways are the dtypes of a matrix, with magnitudes of rows and of columns.
+// ways calls f for every dtype, with magnitudes of rows and of columns.
 func ways(f func(d dtype.Type, ofColumns bool)) {
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32, dtype.F64} {
 		f(d, false)
@@ -102,7 +102,7 @@ func ways(f func(d dtype.Type, ofColumns bool)) {
 	}
 }
 
-// normalsOf are random numbers that a dtype holds.
+// normalsOf returns random numbers that a dtype can hold.
 func normalsOf(rng *rand.Rand, n int, std float64, d dtype.Type) []float64 {
 	x := make([]float64, n)
 	for i := range x {
@@ -111,14 +111,14 @@ func normalsOf(rng *rand.Rand, n int, std float64, d dtype.Type) []float64 {
 	return x
 }
 
-// in is a number as a dtype holds it.
+// in rounds a number to a dtype.
 func in(d dtype.Type, x float64) float64 {
 	var b [8]byte
 	dtype.Store(d, b[:], 0, x)
 	return dtype.Load(d, b[:], 0)
 }
 
-// TestRescaledIsNearest keeps the promise for DoRA: every element is RN of the exact value.
+// TestRescaledIsNearest: every element is RN of the exact value.
 func TestRescaledIsNearest(t *testing.T) {
 	const rows, cols, rank = 36, 47, 5
 	ways(func(d dtype.Type, ofColumns bool) {
@@ -138,7 +138,7 @@ func TestRescaledIsNearest(t *testing.T) {
 	})
 }
 
-// TestRescaledCancels: where w ≈ −ΔW, the error of float64 is as large as v itself.
+// TestRescaledCancels: if w ≈ −ΔW, the error of float64 is as large as v itself.
 func TestRescaledCancels(t *testing.T) {
 	ways(func(d dtype.Type, ofColumns bool) {
 		small := &problem{d: d, rows: 1, cols: 1, w: []float64{1},
@@ -162,8 +162,8 @@ func TestRescaledCancels(t *testing.T) {
 	})
 }
 
-// TestRescaledTies: with a group of one element the result is ±m, and a 3, 4, 5 triangle has a
-// rational norm as well, so that exact ties are common.
+// TestRescaledTies: a group of one element gives ±m, and a 3-4-5 triangle has a rational norm, so
+// exact ties are common.
 func TestRescaledTies(t *testing.T) {
 	ways(func(d dtype.Type, ofColumns bool) {
 		rng := rand.New(rand.NewPCG(9, uint64(d)))
@@ -189,7 +189,7 @@ func TestRescaledTies(t *testing.T) {
 	})
 }
 
-// transpose turns the matrix and its update round.
+// transpose transposes the matrix and its update.
 func (p *problem) transpose() {
 	w := make([]float64, len(p.w))
 	for i := range p.rows {
@@ -198,14 +198,13 @@ func (p *problem) transpose() {
 		}
 	}
 	for i := range p.terms {
-		t := &p.terms[i] // of rank 1, whose factors are lines
+		t := &p.terms[i] // of rank 1, so factors are vectors
 		t.l, t.r = t.r, t.l
 	}
 	p.w, p.rows, p.cols = w, p.cols, p.rows
 }
 
-// TestRescaledAtTheEndsOfTheRange: squares beyond the range of float64, and sums of nothing but
-// zeros.
+// TestRescaledAtTheEndsOfTheRange: squares beyond the range of float64, and groups of zeros.
 func TestRescaledAtTheEndsOfTheRange(t *testing.T) {
 	const rows, cols, rank = 4, 5, 2
 	for _, scale := range []float64{0x1p600, 0x1p-540, 0x1p-1060} {
@@ -245,7 +244,7 @@ func TestRescaledOfZerosIsNaN(t *testing.T) {
 	}
 }
 
-// TestRescaledSpecials: what is not finite makes its group NaN, as in IEEE arithmetic, and no
+// TestRescaledSpecials: NaN or infinity makes its own group NaN, as in IEEE arithmetic, and no
 // other.
 func TestRescaledSpecials(t *testing.T) {
 	for _, d := range []dtype.Type{dtype.F32, dtype.F64} {
@@ -265,8 +264,8 @@ func TestRescaledSpecials(t *testing.T) {
 	}
 }
 
-// TestRescaleMeetsNoSubnormals looks at every number that the float64 pass of DoRA loads and makes,
-// for updates of ordinary size and far below. All of it is far from the bottom of float64.
+// TestRescaleMeetsNoSubnormals checks every number that the float64 pass of DoRA loads or computes,
+// for ordinary and for tiny updates. None may be near the bottom of float64.
 func TestRescaleMeetsNoSubnormals(t *testing.T) {
 	const rows, cols, rank = 4, 20, 18
 	ways(func(d dtype.Type, ofColumns bool) {
@@ -276,7 +275,7 @@ func TestRescaleMeetsNoSubnormals(t *testing.T) {
 			x := &p.terms[0]
 			times(x.l, factor)
 			times(x.r, factor)
-			clear(p.w[cols : 2*cols]) // a row of the update alone
+			clear(p.w[cols : 2*cols]) // a row without base values
 			n := rows
 			if ofColumns {
 				n = cols

@@ -7,8 +7,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// slow decides one element, the one of that index in the rows that begin with row0: in float64, in
-// double-double for a float64 result, and what is then still open exactly.
+// slow decides one element, with the given index in the rows that begin with row0: in float64, then
+// in double-double for a float64 result, then exactly.
 func (u *Update[T]) slow(rows []byte, row0, index int, st *Stats) {
 	i, j := row0+index/u.cols, index%u.cols
 	size := u.d.Size()
@@ -32,8 +32,7 @@ func (u *Update[T]) slow(rows []byte, row0, index int, st *Stats) {
 	account(st, w, delta, dtype.Load(u.d, out, 0))
 }
 
-// decide64 computes in float64, where the bound of the fast pass is 2²⁹ times smaller if that was
-// in float32.
+// decide64 computes in float64. Its bound is 2²⁹ times smaller than the fast pass's in float32.
 func (u *Update[T]) decide64(i, j int, w float64, out []byte) (delta float64, ok bool) {
 	at, stride := u.column(j)
 	for t := range u.terms {
@@ -49,7 +48,8 @@ func (u *Update[T]) decide64(i, j int, w float64, out []byte) (delta float64, ok
 	return delta, storeWithin(u.d, out, x, e)
 }
 
-// dot is the sum of l_k·r_k in four sums that do not wait for each other; r_k is r[k·stride].
+// dot returns the sum of l_k·r_k, with r_k = r[k·stride]. Its four partial sums do not wait for
+// each other.
 func dot[T Float](l, r []T, stride int) float64 {
 	var s0, s1, s2, s3 float64
 	for len(l) > 4 {
@@ -65,12 +65,11 @@ func dot[T Float](l, r []T, stride int) float64 {
 	return (s0 + s1) + (s2 + s3)
 }
 
-// decideDouble computes in double-double arithmetic: every product and every sum with its own
-// rounding error added, in working precision (Ogita, Rump and Oishi, "Accurate sum and dot
-// product", 2005, algorithm 5.3, with the scaling of each product by S carried in double-double as
-// well).
+// decideDouble computes in double-double arithmetic: it adds the rounding error of every product
+// and every sum, in working precision (Ogita, Rump and Oishi, "Accurate sum and dot product", 2005,
+// algorithm 5.3). The scaling of each product by S is in double-double too.
 func (u *Update[T]) decideDouble(i, j int, w float64, out []byte) (delta float64, ok bool) {
-	const eps = 0x1p-53 // the unit roundoff
+	const eps = 0x1p-53 // unit roundoff
 	hi, lo := w, 0.0
 	size := math.Abs(w)
 	n := 1
@@ -89,7 +88,7 @@ func (u *Update[T]) decideDouble(i, j int, w float64, out []byte) (delta float64
 			p, ep := twoProduct(float64(x), y)
 			q, eq := twoProduct(term.S, p)
 			if math.Abs(p) < 0x1p-900 || math.Abs(q) < 0x1p-900 {
-				// the error of a product may have vanished below the smallest number
+				// the error of a product may have underflowed
 				return delta, false
 			}
 			eq += term.S * ep
@@ -118,22 +117,22 @@ func twoSum(a, b float64) (s, e float64) {
 	return s, (a - (s - z)) + (b - z)
 }
 
-// twoProduct returns p = fl(a·b) and the error e, with p + e = a·b exactly where nothing
-// underflows. The conversion keeps a compiler from fusing the product with a later addition of p,
-// which would then add another number than e belongs to.
+// twoProduct returns p = fl(a·b) and the error e, with p + e = a·b exactly unless something
+// underflows. The conversion prevents the compiler from fusing the product with a later addition of
+// p, whose value would then not match e.
 func twoProduct(a, b float64) (p, e float64) {
 	p = float64(a * b)
 	return p, math.FMA(a, b, -p)
 }
 
-// exactBits is more than any number of this package can need: products of S and two float64 lie
-// between 2^-3222 and 2^3072, and their sums are squared. So nothing is ever rounded; a big.Float
-// is only as long as its value needs.
+// exactBits exceeds the length of any number in this package: products of S and two float64 lie
+// between 2^-3222 and 2^3072, and their sums are squared. So nothing is ever rounded. A big.Float
+// takes only the memory that its value needs.
 const exactBits = 16384
 
-// decideExact computes the element in exact arithmetic and stores it. Where Δ is exactly zero, w
-// keeps its bits, −0 and the payload of a NaN included; a sum that cancels to zero is +0; NaN and
-// infinities go through as the IEEE sum of the exact parts would have it.
+// decideExact computes the element in exact arithmetic and stores it. If Δ is exactly zero, w keeps
+// its bits, including −0 and the payload of a NaN. A sum that cancels to zero is +0. NaN and
+// infinities propagate as in the IEEE sum of the exact parts.
 func (u *Update[T]) decideExact(i, j int, w float64, out []byte) (delta float64) {
 	if w != w {
 		return 0 // a NaN stays as it is
@@ -143,7 +142,7 @@ func (u *Update[T]) decideExact(i, j int, w float64, out []byte) (delta float64)
 	}
 	exact, special := u.exactDelta(i, j)
 	switch {
-	case special != 0: // NaN, too
+	case special != 0: // also NaN
 		dtype.Store(u.d, out, 0, w+special)
 		return special
 	case math.IsInf(w, 0):
@@ -162,10 +161,9 @@ func (u *Update[T]) decideExact(i, j int, w float64, out []byte) (delta float64)
 	return delta
 }
 
-// decidePair is decideExact where the sum of two float64 numbers can hold every sum on the way, as
-// it can for nearly all ties: their numbers are short. It gives up at the first rounding error that
-// the second number does not take without one of its own, and where such an error could vanish
-// below the smallest number.
+// decidePair is decideExact for sums that a pair of float64 numbers can hold, as in nearly all
+// ties, whose numbers are short. It gives up if adding a rounding error to the second number would
+// round again, or if such an error could underflow.
 func (u *Update[T]) decidePair(i, j int, w float64, out []byte) (delta float64, ok bool) {
 	var hi, lo, lost float64
 	add := func(x float64) {
@@ -214,9 +212,8 @@ func (u *Update[T]) decidePair(i, j int, w float64, out []byte) (delta float64, 
 	return delta, true
 }
 
-// toOdd turns f, the float64 nearest to another number, into that number rounded to odd; beyond
-// says that it lies further from zero than f. A second rounding, to a type of far fewer bits, is
-// then the only one that counts.
+// toOdd rounds a number to odd. f is the float64 nearest to the number; beyond says that the number
+// is farther from zero than f. A later rounding to a type of far fewer bits is then correct.
 func toOdd(f float64, beyond bool) float64 {
 	b := math.Float64bits(f)
 	if !beyond {
@@ -225,10 +222,10 @@ func toOdd(f float64, beyond bool) float64 {
 	return math.Float64frombits(b | 1)
 }
 
-// newExact is a zero whose sums and products are never rounded.
+// newExact returns a zero whose sums and products are never rounded.
 func newExact() *big.Float { return new(big.Float).SetPrec(exactBits) }
 
-// exactDelta returns Δ, or in special the NaN or infinity that it is.
+// exactDelta returns Δ, or in special its NaN or infinity.
 func (u *Update[T]) exactDelta(i, j int) (sum *big.Float, special float64) {
 	sum = newExact()
 	at, stride := u.column(j)
@@ -239,8 +236,8 @@ func (u *Update[T]) exactDelta(i, j int) (sum *big.Float, special float64) {
 	return sum, special
 }
 
-// addExact adds S·Σ l_ik·r_k to a sum, with r_k = r[k·stride]. What is not finite in it, it
-// returns.
+// addExact adds S·Σ l_ik·r_k to a sum, with r_k = r[k·stride]. It returns the sum of the NaN and
+// infinite products.
 func addExact[T Float](sum *big.Float, term *Term[T], i int, r []T, stride int) (special float64) {
 	p, q := newExact(), new(big.Float)
 	for k, x := range term.L[i*term.Rank : (i+1)*term.Rank] {
@@ -258,7 +255,7 @@ func addExact[T Float](sum *big.Float, term *Term[T], i int, r []T, stride int) 
 	return special
 }
 
-// sign is −1, 0, 1 or NaN.
+// sign returns −1, 0, 1 or NaN.
 func sign(x float64) float64 {
 	switch {
 	case x != x:

@@ -7,7 +7,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// Stats sums up what a merge did to elements. Sums are over elements whose w and Δ are finite.
+// Stats counts and measures the changes of a merge. Sums are over elements whose w and Δ are
+// finite.
 type Stats struct {
 	Elements   int64
 	Unchanged  int64   // out equals w (−0 equals 0, a NaN any NaN)
@@ -16,8 +17,8 @@ type Stats struct {
 	NaNBefore  int64   // w is NaN or infinite
 	NaNAfter   int64   // out is NaN or infinite
 	NormW      Squares // Σ w²
-	NormDelta  Squares // Σ Δ², the update wanted
-	NormStored Squares // Σ (out − w)², the update stored
+	NormDelta  Squares // Σ Δ², the intended update
+	NormStored Squares // Σ (out − w)², the stored update
 	NormError  Squares // Σ (out − w − Δ)²
 }
 
@@ -35,7 +36,7 @@ func (s *Stats) Add(o *Stats) {
 	s.NormError.join(&o.NormError)
 }
 
-// account counts one element; st.Elements is counted by the caller.
+// account adds one element to st, except to st.Elements, which the caller counts.
 func account(st *Stats, w, delta, result float64) {
 	moved := result - w
 	missing := moved - delta
@@ -76,15 +77,15 @@ func accountFar(st *Stats, w, delta, result float64) {
 
 func isFinite(x float64) bool { return x-x == 0 }
 
-// Squares is a sum of squares of float64 numbers of any size: squares that a float64 cannot hold
+// Squares is a sum of squares of float64 numbers of any size. Squares beyond the range of float64
 // are kept in other units (J. L. Blue, "A portable Fortran program to find the Euclidean norm of a
 // vector", 1978). The zero value is 0.
 type Squares struct {
 	big, mid, small float64 // in units of 2^1200, 1 and 2^−1200
 }
 
-// Numbers up to midEdge have squares that 2^60 of them do not overflow, and from its inverse on
-// squares that are far from vanishing.
+// 2^60 squares of numbers up to midEdge do not overflow, and squares of numbers from its inverse on
+// are far from underflow.
 const (
 	midExponent = 480
 	midEdge     = 0x1p480
@@ -99,7 +100,7 @@ func (s *Squares) add(x float64) {
 	s.addFar(math.Abs(x))
 }
 
-// isMiddle reports whether the magnitude of x is from 1/midEdge to midEdge: its exponent tells.
+// isMiddle reports whether the magnitude of x is from 1/midEdge to midEdge, by its exponent.
 func isMiddle(x float64) bool {
 	return math.Float64bits(x)<<1>>53-(1023-midExponent) < 2*midExponent
 }
@@ -132,11 +133,10 @@ func (s *Squares) join(o *Squares) {
 	s.small += o.small
 }
 
-// IsZero reports whether all numbers were 0, or so small that their squares are nothing in any
-// unit.
+// IsZero reports whether all numbers were 0, or their squares too small for any unit.
 func (s *Squares) IsZero() bool { return *s == Squares{} }
 
-// root is the square root, as r·2^exp.
+// root returns the square root as r·2^exp.
 func (s *Squares) root() (r float64, exp int) {
 	switch {
 	case s.big != 0:
@@ -147,23 +147,23 @@ func (s *Squares) root() (r float64, exp int) {
 	return math.Sqrt(s.small + s.mid*0x1p600*0x1p600), -unitStep
 }
 
-// Ratio is √(s/o), for an o that is not 0.
+// Ratio returns √(s/o), for o other than 0.
 func (s *Squares) Ratio(o *Squares) float64 {
 	a, i := s.root()
 	b, j := o.root()
 	return math.Ldexp(a/b, i-j)
 }
 
-// ofBase keeps Σ w² right where float32 cannot hold the squares that a micro-kernel sums up: BF16
-// has the range of float32, and they have twice as many binades.
+// ofBase corrects Σ w² if float32 cannot hold the squares that a micro-kernel adds. Squares of BF16
+// numbers have twice as many binades as float32.
 type ofBase struct {
 	known       bool
 	before, sum Squares
 }
 
-// baseSquares looks for an element of w, which is about to be merged, beside whose square those
-// that vanish in float32 are nothing, and sums up all squares if it finds none. (None overflows: a
-// kernel for BF16 leaves what is beyond 2⁴⁴ open.)
+// baseSquares looks for an element of w whose square makes all squares lost in float32 negligible.
+// If there is none, it adds up all squares itself. None overflows: a BF16 kernel leaves numbers
+// beyond 2⁴⁴ undecided.
 func baseSquares(d dtype.Type, w []byte, st *Stats) (o ofBase) {
 	o = ofBase{before: st.NormW}
 	if d != dtype.BF16 {
@@ -179,7 +179,7 @@ func baseSquares(d dtype.Type, w []byte, st *Stats) (o ofBase) {
 	return o
 }
 
-// replace puts the sum in its place in st.
+// replace stores the sum in st.
 func (o *ofBase) replace(st *Stats) {
 	if o.known {
 		st.NormW = o.before
@@ -199,6 +199,5 @@ func squaresBF16(w []byte) (sum Squares) {
 	return sum
 }
 
-// sampleStep is the distance of the elements of n that are looked at: each costs a line of the
-// cache.
+// sampleStep is the distance between sampled elements among n. Each sample costs a cache line.
 func sampleStep(n int) int { return max(1, n/128) }

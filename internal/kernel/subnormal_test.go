@@ -11,7 +11,7 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// everyText calls a test for each micro-kernel for amd64, interpreted.
+// everyText calls a test for each amd64 micro-kernel, interpreted.
 func everyText(t *testing.T, narrow func(*testing.T, dtype.Type, micro[float32], *counts),
 	wide func(*testing.T, dtype.Type, micro[float64], *counts)) {
 	for _, isa := range []struct {
@@ -33,8 +33,7 @@ func everyText(t *testing.T, narrow func(*testing.T, dtype.Type, micro[float32],
 	}
 }
 
-// TestMicroKernelsByTheirText holds the kernels to their contract where this processor cannot run
-// them.
+// TestMicroKernelsByTheirText checks the contract of kernels that this processor may not run.
 func TestMicroKernelsByTheirText(t *testing.T) {
 	everyText(t, textBlocks[float32], textBlocks[float64])
 }
@@ -49,9 +48,9 @@ func textBlocks[T Float](t *testing.T, d dtype.Type, m micro[T], _ *counts) {
 	}
 }
 
-// TestNoSubnormalsOnOrdinaryData merges what is common, and counts: neither a constant, nor a
-// bound, nor what the factors are packed as may be subnormal, nor anything that the kernels make of
-// them. With B times 10⁻²⁰ squares would be, with 10⁻³⁰ products, and with 10⁻⁴⁰ what is loaded.
+// TestNoSubnormalsOnOrdinaryData merges common cases. No constant, bound, packed factor or
+// intermediate result may be subnormal. Unscaled, B times 10⁻²⁰ would give subnormal squares, 10⁻³⁰
+// products, and 10⁻⁴⁰ elements.
 func TestNoSubnormalsOnOrdinaryData(t *testing.T) {
 	everyText(t, countSubnormals[float32], countSubnormals[float64])
 }
@@ -114,7 +113,7 @@ func times(xs []float64, f float64) {
 	}
 }
 
-// clearColumns makes every third column zero.
+// clearColumns zeroes every third column.
 func clearColumns(xs []float64, cols int) {
 	for i := range xs {
 		if i%cols%3 == 0 {
@@ -124,7 +123,7 @@ func clearColumns(xs []float64, cols int) {
 }
 
 // TestFactorsOfEverySize mixes magnitudes from the bottom of float32 to beyond its middle in one
-// factor, so that some elements are packed as zeros, with weights that feel it.
+// factor, so that some elements are packed as zeros, beside weights small enough to show it.
 func TestFactorsOfEverySize(t *testing.T) {
 	rng := rand.New(rand.NewPCG(45, 46))
 	for _, d := range floats {
@@ -153,8 +152,8 @@ func TestFactorsOfEverySize(t *testing.T) {
 	}
 }
 
-// TestResultsAtTheBottom merges updates of 10⁻³⁴ and less into weights most of which are zero.
-// Nearly every element would have to go to the slow pass.
+// TestResultsAtTheBottom merges updates of 10⁻³⁴ and less into mostly zero weights. Without
+// bottom.go nearly every element would take the slow pass.
 func TestResultsAtTheBottom(t *testing.T) {
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F16} {
 		for _, factor := range []float64{1e-34, 1e-36, 1e-38, 1e-40} {
@@ -178,16 +177,16 @@ func TestResultsAtTheBottom(t *testing.T) {
 					t.Errorf("%s/%v: %d of %d elements need the slow pass", name, k, st.Slow,
 						st.Elements)
 				}
-				// Where float32 is subnormal, the two roundings are no longer of different sizes.
+				// Where float32 is subnormal, both roundings are of similar size.
 				checkFigures[float32](t, k, p, 0x1p-11)
 			}
 		}
 	}
 }
 
-// TestFiguresOfEverySize compares the sums of squares with sums in arithmetic without limits, for
-// bases and updates from one end of the range to the other. Sums of squares in float32 have a
-// relative error of 2⁻¹⁷, and δ lacks a few units of Δ.
+// TestFiguresOfEverySize compares the sums of squares with unlimited arithmetic, for bases and
+// updates over the whole range. Sums of squares in float32 have a relative error of 2⁻¹⁷, and δ
+// differs from Δ by a few units.
 func TestFiguresOfEverySize(t *testing.T) {
 	for _, c := range []struct {
 		d       dtype.Type

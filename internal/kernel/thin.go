@@ -1,19 +1,19 @@
 package kernel
 
-// The products of a matrix with a thin one, for decompositions. Sums run in float32 over runs of
-// thinRun elements and in float64 over the runs, so that the error does not grow with the length.
-// Both products are made of one kernel of 8×8 sums, and of plain loops at the edges.
+// Products of a matrix with a thin one, for decompositions. Runs of thinRun elements are summed in
+// float32, and the runs in float64, so the error does not grow with the length. Both products use
+// one kernel of 8×8 sums, with plain loops at the edges.
 const (
 	thinRun  = 64
 	thinSide = 8
 )
 
-// thin8x8 is the kernel:
+// thin8x8 is the kernel
 //
 //	dst[q*8+c] = Σ_{k<n} d[k·next + q·apart] · x[k·xNext + c],   q, c = 0 … 7
 //
-// for n ≥ 1, with next, apart and xNext counted in elements. Processors with wide registers replace
-// it when the program starts.
+// for n ≥ 1; next, apart and xNext count elements. Processors with wide registers replace it at the
+// start of the program.
 var thin8x8 = thin8x8Portable
 
 func thin8x8Portable(dst *[64]float32, d []float32, next, apart int, x []float32, xNext, n int) {
@@ -49,7 +49,7 @@ func MulThinT(dst, d, y []float32, m, n, stride, b int) {
 	thin(dst, d, y, n, m, b, stride, 1)
 }
 
-// thin writes rows×b sums over length terms, where element k of row q of the matrix is d[k·next +
+// thin writes rows×b sums over length terms. Element k of row q of the matrix is d[k·next +
 // q·apart].
 func thin(dst, d, x []float32, rows, length, b, next, apart int) {
 	full := rows / thinSide * thinSide
@@ -92,8 +92,8 @@ func thin(dst, d, x []float32, rows, length, b, next, apart int) {
 	}
 }
 
-// ResidualSquares is Σ_ij (d_ij − Σ_k b_ik·a_kj)², in float64 sums of float32 differences: D is
-// m×n, B m×r, A r×n.
+// ResidualSquares returns Σ_ij (d_ij − Σ_k b_ik·a_kj)², in float64 sums of float32 differences: D
+// is m×n, B m×r, A r×n.
 func ResidualSquares(d, b, a []float32, m, n, r int) float64 {
 	var sum float64
 	var part [thinSide * thinSide]float32

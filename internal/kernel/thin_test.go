@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// TestThinProducts holds both products, with the kernel of this processor and with the portable
-// one, to sums in float64. A sum of float32 products over a run of 64 has an error of at most γ_65
-// times the sum of magnitudes, and rounding the total adds half a unit.
+// TestThinProducts compares both products, of this processor's kernel and the portable one, with
+// float64. Summing 64 float32 products gives an error of at most γ_65 times the sum of magnitudes;
+// rounding the total adds half a unit.
 func TestThinProducts(t *testing.T) {
 	rng := rand.New(rand.NewPCG(61, 62))
 	fast := thin8x8
@@ -45,7 +45,7 @@ func TestThinProducts(t *testing.T) {
 	}
 }
 
-func checkSum(t *testing.T, what string, got float32, n int, term func(int) (float32, float32)) {
+func checkSum(t *testing.T, name string, got float32, n int, term func(int) (float32, float32)) {
 	t.Helper()
 	var sum, size float64
 	for k := range n {
@@ -54,12 +54,13 @@ func checkSum(t *testing.T, what string, got float32, n int, term func(int) (flo
 		size += math.Abs(float64(a) * float64(b))
 	}
 	if limit := 66 * 0x1p-24 * size; math.Abs(float64(got)-sum) > limit {
-		t.Fatalf("%s = %v, want %v within %v", what, got, sum, limit)
+		t.Fatalf("%s = %v, want %v within %v", name, got, sum, limit)
 	}
 }
 
-// TestResidualSquares compares with differences in float64; products of r terms and the subtraction
-// have an error of γ_{r+2} of their magnitudes each, and a square twice its relative error.
+// TestResidualSquares compares with differences in float64. The products of r terms and the
+// subtraction each have an error of γ_{r+2} of their magnitudes, and a square has twice the
+// relative error.
 func TestResidualSquares(t *testing.T) {
 	rng := rand.New(rand.NewPCG(65, 66))
 	for _, s := range [][3]int{{1, 1, 1}, {8, 8, 1}, {9, 17, 5}, {24, 30, 16}} {

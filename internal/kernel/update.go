@@ -14,38 +14,38 @@ type Term[T Float] struct {
 	L, R []T
 }
 
-// panicSize says that the factors do not have the sizes of a rows×cols matrix.
+// panicSize panics because the factors do not fit a rows×cols matrix.
 func (t *Term[T]) panicSize(rows, cols int) {
 	panic(fmt.Sprintf("kernel: a term of rank %d of a %d×%d matrix has factors of %d and %d elements",
 		t.Rank, rows, cols, len(t.L), len(t.R)))
 }
 
-// Update is Σ_t S_t·L_t·R_t for one matrix, made ready for a kernel. It can be used by any number
-// of goroutines at a time.
+// Update is Σ_t S_t·L_t·R_t for one matrix, packed for a kernel. Any number of goroutines may use
+// it.
 type Update[T Float] struct {
 	packed[T]
 	d      dtype.Type
 	kernel *Kernel
-	group  int // how many panels are worked on together, by their size
+	group  int // number of panels processed together, by their size
 	bottom *bottom
-	// of which this is the negative, or nil
+	// the update that this one negates, or nil
 	positive *Update[T]
 }
 
-// roundings is how many roundings the product of index k, of rank products, passes on its way into
-// δ: one of S·l, one of its own (none with fused multiply-add), the additions of its chunk from
-// there on, and of the chunks from there on.
+// roundings returns how many roundings product k of rank products passes on its way into δ: one in
+// S·l, one of its own (none with fused multiply-add), the later additions in its chunk, and the
+// later additions of chunks.
 func roundings(k, rank int) int {
 	nChunks := (rank + chunk - 1) / chunk
 	return 2 + chunk - k%chunk + nChunks - max(1, k/chunk)
 }
 
-// groupBytes is how much of R is worked on at a time: it stays in the first-level cache beside
-// tiles of W and rows of L.
+// groupBytes is the amount of R processed together. It fits in the first-level cache beside tiles
+// of W and rows of L.
 const groupBytes = 20 << 10
 
-// Prepare makes an Update of a rows×cols matrix of dtype d: F64, F32, F16 or BF16, for T = float32
-// one of the last two. It keeps L and copies R: see pack.go.
+// Prepare packs the terms for a rows×cols matrix of dtype d: F64, F32, F16 or BF16. T = float32
+// needs one of the last two. It keeps L and copies R: see pack.go.
 func Prepare[T Float](k *Kernel, d dtype.Type, rows, cols int, terms []Term[T]) *Update[T] {
 	u := &Update[T]{d: d, kernel: k, bottom: new(bottom)}
 	u.rows, u.cols, u.terms, u.micro = rows, cols, slices.Clone(terms), microFor[T](k, d)
@@ -66,10 +66,10 @@ func Prepare[T Float](k *Kernel, d dtype.Type, rows, cols int, terms []Term[T]) 
 	return u
 }
 
-// UpdateBytes is the memory that an Update takes at most while it is prepared and used: of a
-// rows×cols matrix of dtype d, with terms of the given rank together, in float64 if wide. L and R
-// are there as they were given and packed, with a norm a line. A 16-bit matrix may go the way of
-// bottom.go, which has all of it in float64 as well, and some rows in float32.
+// UpdateBytes returns the largest memory of an Update while it is prepared and used, for a
+// rows×cols matrix of dtype d, terms of the given total rank, and float64 if wide. L and R exist as
+// given and packed, with a norm per line. A 16-bit matrix may use bottom.go, which holds all of it
+// in float64 as well, and some rows in float32.
 func UpdateBytes(d dtype.Type, wide bool, rows, cols, rank int64) int64 {
 	const narrowBytes, wideBytes = 4, 8
 	elements := (2*rank + 1) * (rows + cols)
@@ -82,7 +82,7 @@ func UpdateBytes(d dtype.Type, wide bool, rows, cols, rank int64) int64 {
 	return narrowBytes * elements
 }
 
-// NegativeBytes is the memory that the negative of an Update takes beside it, at most.
+// NegativeBytes returns the largest additional memory of an Update's negative.
 func NegativeBytes(d dtype.Type, wide bool, rows, rank int64) int64 {
 	switch {
 	case wide:
@@ -93,7 +93,7 @@ func NegativeBytes(d dtype.Type, wide bool, rows, rank int64) int64 {
 	return 4 * rows * rank
 }
 
-// Negative returns −u, the update that takes u out again. The two share R.
+// Negative returns −u, which removes u again. Both share R.
 func (u *Update[T]) Negative() *Update[T] {
 	n := *u
 	n.bottom, n.positive = new(bottom), u

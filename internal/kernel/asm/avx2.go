@@ -16,10 +16,10 @@ var narrow = tile{isa: "AVX2", rows: 4, vectors: 2, bytes: 32, spare: 64,
 	zero: func(y VecPhysical) { VXORPS(y, y, y) },
 }
 
-// ySums live from tile to tile; products use the registers below: w², δ², d², (d−δ)².
+// ySums stay in registers from tile to tile; products use the registers below: w², δ², d², (d−δ)².
 var ySums = [4]VecPhysical{Y12, Y13, Y14, Y15}
 
-// repeated is where an argument lies as a vector, for want of registers.
+// repeated returns the memory of an argument repeated over a vector, since registers are scarce.
 func (p pointers) repeated(i int) Mem { return p.spare.Offset(32 * i) }
 
 const scale, inverse = 0, 1
@@ -85,7 +85,7 @@ func avx2(b base) {
 	RET()
 }
 
-// row256 does a row of a tile: two vectors of δ. Undecided elements are rare, so that a branch
+// row256 processes a row of a tile: two vectors of δ. Undecided elements are rare, so a branch
 // keeps them out of the sums.
 func row256(b base, at Register, p pointers, c, floor VecPhysical, count GPVirtual, isScaled bool) {
 	var (
@@ -95,7 +95,7 @@ func row256(b base, at Register, p pointers, c, floor VecPhysical, count GPVirtu
 		fma   = b.op(VFMADD231PS, VFMADD231PD)
 		cmp   = b.op(VCMPPS, VCMPPD)
 		lanes = 32 / b.size
-		half  = lanes * b.bytes // bytes of W that become one vector
+		half  = lanes * b.bytes // bytes of W in one vector
 		full  = 1<<lanes - 1
 		out   = [2]VecPhysical{Y8, Y9}
 		open  = GP32()
@@ -221,8 +221,8 @@ func bothEnds256(b base, t, abs, e, low, high, ok VecPhysical) {
 	}
 }
 
-// keep256 puts the bits of W where an element is not decided: into t for BF16, else into the
-// rounded values in e.
+// keep256 restores the bits of W for undecided elements: into t for BF16, else into the rounded
+// values in e.
 func keep256(b base, here Mem, t, w, e, ok VecPhysical) {
 	bits, old := Y2, Y9
 	switch b {

@@ -16,7 +16,7 @@ var wide = tile{isa: "AVX512", rows: 8, vectors: 2, bytes: 64,
 	zero: func(z VecPhysical) { VPXORD(z, z, z) },
 }
 
-// What lives in registers from tile to tile; products use those below 20.
+// These registers keep their values from tile to tile; products use those below 20.
 var (
 	zExpand = [2]VecPhysical{Z20, Z21} // BF16: the words of a vector, to the high halves of double words
 	zShrink = Z22                      // and back
@@ -91,7 +91,7 @@ func constants512(b base) {
 	}
 }
 
-// row512 does a row of a tile: two vectors of δ.
+// row512 processes a row of a tile: two vectors of δ.
 func row512(b base, at, bound Register, p pointers, scale, inverse VecPhysical, norm [2]VecPhysical, isScaled bool) {
 	var (
 		mov        = b.op(VMOVAPS, VMOVAPD)
@@ -101,7 +101,7 @@ func row512(b base, at, bound Register, p pointers, scale, inverse VecPhysical, 
 		ok         = [2]OpmaskPhysical{K2, K3}
 		same       = K4
 		raw        = Z19
-		half       = 64 / b.size * b.bytes // bytes of W that become one vector
+		half       = 64 / b.size * b.bytes // bytes of W in one vector
 		w          [2]VecPhysical
 	)
 	if b == bf16 {
@@ -179,8 +179,8 @@ func row512(b base, at, bound Register, p pointers, scale, inverse VecPhysical, 
 	MOVQ(mask.As64(), Mem{Base: p.undecided})
 }
 
-// midpoint512 tests a vector for BF16: m is t with the midpoint's low half, and e < min(|t−m|,
-// 2⁻¹⁰·|t|) decides. See merge/proof.go. The result, in t, is t and half an ulp, cut.
+// midpoint512 tests a vector for BF16. m is t with the midpoint's low half, and e < min(|t−m|,
+// 2⁻¹⁰·|t|) decides: see merge/proof.go. The result, in t, is t plus half an ulp, truncated.
 func midpoint512(t, abs, e, m, near VecPhysical, ok OpmaskPhysical) (out VecPhysical) {
 	VMOVDQA32(zHigh, m)
 	VPTERNLOGD(U8(0xea), zMid, t, m) // (m & t) | mid
@@ -194,8 +194,8 @@ func midpoint512(t, abs, e, m, near VecPhysical, ok OpmaskPhysical) (out VecPhys
 	return t
 }
 
-// bothEnds512 tests a vector: where t−e and t+e round to the same bits, and |t|+e is within the
-// dtype's range, these are the result. It comes back in t, and rounded in the low half of e.
+// bothEnds512 tests a vector. If t−e and t+e round to the same bits, and |t|+e is within the
+// dtype's range, these bits are the result. It returns them in t, and rounded in the low half of e.
 func bothEnds512(b base, t, abs, e, low, high VecPhysical, ok OpmaskPhysical) (out VecPhysical) {
 	b.op(VSUBPS, VSUBPD)(e, t, low)
 	b.op(VADDPS, VADDPD)(e, t, high)
@@ -216,7 +216,7 @@ func bothEnds512(b base, t, abs, e, low, high VecPhysical, ok OpmaskPhysical) (o
 	return t
 }
 
-// Predicates of VCMP: second operand against first, false for a NaN.
+// Predicates of VCMP compare the second operand with the first, and are false for a NaN.
 const (
 	equal   = 0
 	less    = 17

@@ -10,8 +10,8 @@ import (
 
 var known = make(map[string]Mem)
 
-// constant is a number in memory, there once and repeated over 32 bytes: a vector for AVX2, a
-// number to broadcast for AVX-512.
+// constant returns the memory of a number, stored once and repeated over 32 bytes: a vector for
+// AVX2, a number to broadcast for AVX-512.
 func constant(name string, x Constant) Mem {
 	if m, ok := known[name]; ok {
 		return m
@@ -28,8 +28,8 @@ func integer(name string, x uint32) Mem { return constant(name, U32(x)) }
 func single(name string, x float32) Mem { return constant(name, U32(math.Float32bits(x))) }
 func double(name string, x float64) Mem { return constant(name, U64(math.Float64bits(x))) }
 
-// slack is what t = w + δ and t ± e can lose in units of |t|, slack32 and slack64 of the portable
-// kernel.
+// slack returns the error of t = w + δ and t ± e in units of |t|: slack32 or slack64 of the
+// portable kernel.
 func (b base) slack() Mem {
 	if b.size == 4 {
 		return single("slack32", 0x1.004p-23)
@@ -37,7 +37,7 @@ func (b base) slack() Mem {
 	return double("slack64", 0x1.004p-52)
 }
 
-// absMask clears the sign of a number.
+// absMask returns a mask that clears the sign of a number.
 func (b base) absMask() Mem {
 	if b.size == 4 {
 		return integer("abs32", 1<<31-1)
@@ -45,7 +45,7 @@ func (b base) absMask() Mem {
 	return constant("abs64", U64(1<<63-1))
 }
 
-// one is the integer, as wide as a number.
+// one returns the integer 1, as wide as a number.
 func (b base) one() Mem {
 	if b.size == 4 {
 		return integer("one32", 1)
@@ -53,7 +53,7 @@ func (b base) one() Mem {
 	return constant("one64", U64(1))
 }
 
-// words are 32 constants in memory, there once.
+// words returns the memory of 32 constants, stored once.
 func words(name string, x [32]uint16) Mem {
 	if m, ok := known[name]; ok {
 		return m
@@ -66,7 +66,7 @@ func words(name string, x [32]uint16) Mem {
 	return m
 }
 
-// param is where an argument of the function lies.
+// param returns the memory of an argument of the function.
 func param(name string) Mem {
 	p, err := Param(name).Resolve()
 	if err != nil {

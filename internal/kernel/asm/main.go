@@ -1,5 +1,5 @@
-// Command asm writes the amd64 micro-kernels of package kernel; their contract is at type micro
-// there. Run it by go generate in that package.
+// Command asm generates the amd64 micro-kernels of package kernel. Their contract is at type micro
+// there. Run go generate in that package.
 package main
 
 import (
@@ -20,7 +20,7 @@ func main() {
 	Generate()
 }
 
-// base is a dtype of W and the arithmetic for it.
+// base is a dtype of W and its arithmetic.
 type base struct {
 	name  string
 	bytes int // of an element of W
@@ -34,7 +34,7 @@ var (
 	f32  = base{"f32", 4, "float64", 8}
 )
 
-// op is an instruction that has a form for each arithmetic.
+// op returns an instruction's form for the arithmetic.
 func (b base) op(ps, pd func(...Op)) func(...Op) {
 	if b.size == 4 {
 		return ps
@@ -42,26 +42,26 @@ func (b base) op(ps, pd func(...Op)) func(...Op) {
 	return pd
 }
 
-// chunk is the length of the sums of products that are then summed up.
+// chunk is the number of products in a partial sum.
 const chunk = 16
 
 // tile is the shape of a tile in registers: rows × vectors of bytes bytes each.
 type tile struct {
 	isa                  string
 	rows, vectors, bytes int
-	spare                int // bytes of memory that it wants
+	spare                int // bytes of memory on the stack
 	v                    func(i int) reg.VecPhysical
 	zero                 func(reg.VecPhysical)
 }
 
-// pointers are the arguments of a micro-kernel that move from tile to tile, and what it needs for
-// all of them.
+// pointers are the arguments of a micro-kernel that move from tile to tile, and values for all
+// tiles.
 type pointers struct {
 	w, l, r, rNorm, undecided, panels reg.Register
 
 	line  reg.Register // bytes between rows of L
 	delta reg.Register // δ of the tile, row-major, aligned
-	spare Mem          // memory, if the tile wants some
+	spare Mem          // stack memory, if the tile wants some
 }
 
 // begin starts a micro-kernel.
@@ -86,8 +86,8 @@ func begin(b base, t tile) pointers {
 
 func (b base) shift() uint64 { return map[int]uint64{4: 2, 8: 3}[b.size] }
 
-// products computes δ of a tile: chunks of 16 products per element, in registers, and the chunks
-// one upon the other in memory. It leaves l at the tile's rows and r at the next panel.
+// products computes δ of a tile: chunks of 16 products per element in registers, added up in
+// memory. It leaves l at the tile's rows and r at the next panel.
 func products(b base, t tile, p pointers) {
 	n, rest := GP64(), GP64()
 	MOVQ(p.line, rest)
@@ -113,8 +113,8 @@ func products(b base, t tile, p pointers) {
 	SUBQ(p.line, p.l)
 }
 
-// sum adds up the next chunk of products, or what is left of the rank. Registers: the sums, then
-// one per vector for a row of R, then two for elements of L.
+// sum adds up the next chunk of products, or the rest of the rank. Registers hold the sums, then
+// one vector of a row of R per vector of the tile, then two elements of L.
 func sum(b base, t tile, p pointers, n, rest reg.GPVirtual, name string) {
 	fma, broadcast, mov := b.op(VFMADD231PS, VFMADD231PD), b.op(VBROADCASTSS, VBROADCASTSD), b.op(VMOVUPS, VMOVUPD)
 	MOVQ(I32(chunk), n)

@@ -5,7 +5,7 @@ import "fmt"
 // v is a vector register.
 type v int
 
-// An arrangement is how an instruction divides a vector: lanes of 1<<size bytes.
+// An arrangement is the division of a vector into lanes of 1<<size bytes.
 type arrangement struct {
 	name string // of all 128 bits
 	half string // of the low 64 bits
@@ -19,12 +19,12 @@ var (
 	d2  = arrangement{"2d", "1d", 3}
 )
 
-// wider is the arrangement with lanes twice as long.
+// wider returns the arrangement with lanes twice as long.
 func (a arrangement) wider() arrangement { return []arrangement{b16, h8, s4, d2}[a.size+1] }
 
-// The encodings below are those of the Arm Architecture Reference Manual (DDI 0487), C7.2, for
-// 128-bit vectors. An instruction is its fixed bits and the numbers of its registers; the comment
-// beside each one is what an assembler would read.
+// The encodings below are from the Arm Architecture Reference Manual (DDI 0487), C7.2, for 128-bit
+// vectors. An instruction is its fixed bits and the numbers of its registers; the comment beside
+// each one is its assembler text.
 
 // word writes an instruction.
 func (g *generator) word(code uint32, format string, args ...any) {
@@ -35,7 +35,7 @@ func (g *generator) three(name string, code uint32, a arrangement, d, n, m v) {
 	g.word(code|1<<30|uint32(m)<<16|uint32(n)<<5|uint32(d), "%s v%d.%s, v%d.%s, v%d.%s", name, d, a.name, n, a.name, m, a.name)
 }
 
-// float is an instruction on two vectors of floating-point numbers: bit 22 says how long they are.
+// float writes an instruction on two vectors of floating-point numbers. Bit 22 gives their length.
 func (g *generator) float(name string, code uint32, a arrangement, d, n, m v) {
 	g.three(name, code|(a.size-2)<<22, a, d, n, m)
 }
@@ -54,7 +54,7 @@ func (g *generator) and(d, n, m v) { g.three("and", 0x0E201C00, b16, d, n, m) }
 func (g *generator) orr(d, n, m v) { g.three("orr", 0x0EA01C00, b16, d, n, m) }
 func (g *generator) eor(d, n, m v) { g.three("eor", 0x2E201C00, b16, d, n, m) }
 
-// bit takes n into d where m is set, bif where it is not.
+// bit copies n into d where m is set, bif where it is not.
 func (g *generator) bit(d, n, m v) { g.three("bit", 0x2EA01C00, b16, d, n, m) }
 func (g *generator) bif(d, n, m v) { g.three("bif", 0x2EE01C00, b16, d, n, m) }
 
@@ -75,7 +75,7 @@ func (g *generator) fabs(a arrangement, d, n v) {
 	g.word(0x4EA0F800|(a.size-2)<<22|uint32(n)<<5|uint32(d), "fabs v%d.%s, v%d.%s", d, a.name, n, a.name)
 }
 
-// fmlaLane adds n times one lane of m, and fmulLane is that product.
+// fmlaLane adds n times one lane of m; fmulLane writes the product.
 func (g *generator) fmlaLane(a arrangement, d, n, m v, lane int) {
 	g.byLane("fmla", 0x4F801000, a, d, n, m, lane)
 }

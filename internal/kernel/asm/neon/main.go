@@ -1,9 +1,9 @@
-// Command neon writes the arm64 kernels of package kernel; their contracts are at type micro and at
-// thin8x8 there. Run it by go generate in that package.
+// Command neon generates the arm64 kernels of package kernel. Their contracts are at type micro and
+// at thin8x8 there. Run go generate in that package.
 //
-// Go's assembler has no names for most vector instructions on floating-point numbers, so that
-// vector arithmetic is written as words, each with its name beside it; loads, stores and everything
-// scalar are in the assembler's own language.
+// Go's assembler has no names for most floating-point vector instructions, so the generator writes
+// these as words, each with its name in a comment. Loads, stores and scalar instructions are in the
+// assembler's own language.
 package main
 
 import (
@@ -43,15 +43,15 @@ func (g *generator) label(name string)               { fmt.Fprintf(&g.text, "\n%
 // comment explains the lines that follow.
 func (g *generator) comment(text string) { fmt.Fprintf(&g.text, "\n\t// %s\n", text) }
 
-// base is a dtype of W and the arithmetic for it.
+// base is a dtype of W and its arithmetic.
 type base struct {
 	name   string
 	float  string      // of the arithmetic
-	a      arrangement // of numbers of it
-	lanes  int         // of them in a vector
+	a      arrangement // of its numbers
+	lanes  int         // numbers in a vector
 	short  arrangement // of elements of W, twice as many
-	shift  int         // of an index into numbers
-	max    uint64      // bits of the largest value, for those that round twice
+	shift  int         // from an index to a number's offset
+	max    uint64      // bits of the largest value, for dtypes tested by bothEnds
 	slack  uint64      // bits of slack32 or slack64
 	suffix string      // of the assembler's floating-point moves
 }
@@ -62,37 +62,37 @@ var (
 	f32  = base{"f32", "float64", d2, 2, s4, 3, math.Float64bits(math.MaxFloat32), math.Float64bits(0x1.004p-52), "D"}
 )
 
-// A tile is 4 rows of 4 vectors: 16 sums, as many as hide the latency of the multiply-add where
-// four start at a time.
+// A tile is 4 rows of 4 vectors. With four multiply-adds starting per cycle, 16 sums hide the
+// latency.
 const (
 	rows    = 4
 	vectors = 4
-	chunk   = 16 // products in the sums that are then summed up
+	chunk   = 16 // products in a partial sum
 	line    = 16 * vectors
 )
 
-// Vectors. Products use those below 24; there are the sums, then an l per row, then a row of R.
+// Vector registers. Products use those below 24: the sums, then an l per row, then a row of R.
 const (
 	firstL = v(rows * vectors)
 	firstR = firstL + rows
 
-	// From tile to tile: w², δ², (out−w)², (out−w−δ)², and how many are unchanged.
+	// Kept from tile to tile: w², δ², (out−w)², (out−w−δ)², and the number of unchanged elements.
 	firstSum = v(24)
 	count    = v(28)
 	floor    = v(29)
-	slack    = v(30) // and scale, and inverse where there are four lanes
-	weights  = v(31) // of the bits of undecided
+	slack    = v(30) // also scale, and inverse in arrangements of four lanes
+	weights  = v(31) // the bits of undecided
 
-	// For the rows of a tile: the bits of W, which elements are decided, lBound, and constants.
+	// For the rows of a tile: the bits of W, the mask of decided elements, lBound, and constants.
 	raw     = v(16) // two
 	mask    = v(14) // two
 	bound   = v(18)
 	zero    = v(19)
-	inverse = v(19) // where there are two lanes, and no zero is needed
+	inverse = v(19) // in arrangements of two lanes, if no zero is needed
 	high    = v(20)
 	mid     = v(21)
 	near    = v(22)
-	limit   = v(23) // max, for those that round twice
+	limit   = v(23) // max, for dtypes tested by bothEnds
 )
 
 // micro writes a micro-kernel. Registers: R0 w, R1 stride, R2 l, R3 r, R4 rank, R5 panels, R6
@@ -144,8 +144,7 @@ func (g *generator) micro(b base) {
 	g.line("RET")
 }
 
-// argument is where the one lies that is n after floor: the numbers are three, then come three
-// pointers.
+// argument returns the offset of argument n after floor: three numbers, then three pointers.
 func (b base) argument(n int) int {
 	if n < 3 {
 		return 64 + n<<b.shift
@@ -162,7 +161,7 @@ func (g *generator) times(b base, d v) {
 	}
 }
 
-// dup sets all numbers of a vector to one with the given bits.
+// dup sets all numbers of a vector to the given bits.
 func (g *generator) dup(b base, d v, bits uint64) {
 	g.line("MOVD $0x%x, R22", bits)
 	if b.a == s4 {
@@ -172,7 +171,7 @@ func (g *generator) dup(b base, d v, bits uint64) {
 	}
 }
 
-// list is n registers from one on, as loads and stores name them.
+// list returns n registers, beginning with first, in the syntax of loads and stores.
 func (b base) list(first v, n int) string {
 	name := map[arrangement]string{s4: "S4", d2: "D2"}[b.a]
 	text := ""
@@ -185,8 +184,8 @@ func (b base) list(first v, n int) string {
 	return "[" + text + "]"
 }
 
-// products computes δ of a tile: chunks of 16 products per element, in registers, and the chunks
-// one upon the other in memory. It leaves r at the next panel.
+// products computes δ of a tile: chunks of 16 products per element in registers, added up in
+// memory. It leaves r at the next panel.
 func (g *generator) products(b base) {
 	g.line("MOVD R2, R9")
 	for i := range rows - 1 {
@@ -213,8 +212,8 @@ func (g *generator) products(b base) {
 	g.label("summed")
 }
 
-// sum adds up the next chunk of products, or what is left of the rank: as many as a vector of l
-// holds at a time, and the rest one by one.
+// sum adds up the next chunk of products, or the rest of the rank: a vector of l at a time, and the
+// remaining ones singly.
 func (g *generator) sum(b base, name string) {
 	g.line("MOVD $%d, R15", chunk)
 	g.line("CMP R15, R14")
@@ -257,8 +256,8 @@ func (g *generator) step(b base, lane int) {
 	}
 }
 
-// rows does the rows of a tile, a pair of vectors at a time, and leaves w, rNorm and undecided at
-// the next tile's.
+// rows processes the rows of a tile, two vectors at a time, and leaves w, rNorm and undecided at
+// the next tile.
 func (g *generator) rows(b base) {
 	if b.max == 0 {
 		g.eor(zero, zero, zero)
@@ -307,7 +306,7 @@ func (g *generator) rows(b base) {
 	g.line("ADD $%d, R6, R6", line)
 }
 
-// pair does two vectors of a row: the elements of one vector of W.
+// pair processes two vectors of a row: the elements of one vector of W.
 func (g *generator) pair(b base, p v) {
 	const w, d, t, abs, e, low, top = v(0), v(2), v(4), v(6), v(8), v(10), v(12) // two of each
 	halves := []v{0, 1}
@@ -336,7 +335,7 @@ func (g *generator) pair(b base, p v) {
 	} else {
 		g.bothEnds(b, p, t, abs, e, low, top)
 	}
-	// From here on, e says which elements are decided, and t is the result for them.
+	// From here on, e is the mask of decided elements, and t holds their result.
 	moved, lost, same := top, low, abs
 	g.comment("Sums, over what is decided.")
 	for _, h := range halves {
@@ -360,8 +359,8 @@ func (g *generator) pair(b base, p v) {
 	}
 }
 
-// midpoint tests two vectors for BF16: m is t with the midpoint's low half, and e < min(|t−m|,
-// 2⁻¹⁰·|t|) decides. See merge/proof.go. The result is t and half an ulp, cut.
+// midpoint tests two vectors for BF16. m is t with the midpoint's low half, and e < min(|t−m|,
+// 2⁻¹⁰·|t|) decides: see merge/proof.go. The result is t plus half an ulp, truncated.
 func (g *generator) midpoint(p, t, abs, e, m, least v) {
 	g.comment("The distance from the midpoint.")
 	for h := range v(2) {
@@ -379,8 +378,8 @@ func (g *generator) midpoint(p, t, abs, e, m, least v) {
 	g.uzp1(h8, mask+p, e, e+1)
 }
 
-// bothEnds tests two vectors: where t−e and t+e round to the same bits, and |t|+e is within the
-// dtype's range, these are the result. They go to W.
+// bothEnds tests two vectors. If t−e and t+e round to the same bits, and |t|+e is within the
+// dtype's range, these bits are the result. It stores them in W.
 func (g *generator) bothEnds(b base, p, t, abs, e, low, top v) {
 	g.comment("Both ends of the interval, rounded.")
 	for h := range v(2) {

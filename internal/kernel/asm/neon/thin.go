@@ -2,10 +2,10 @@ package main
 
 import "fmt"
 
-// thin writes the kernel of thin products: see thin8x8. A row of x is loaded, and of each of eight
-// rows of d the element that it is multiplied with; 16 sums hide the latency of the multiply-add.
-// Nothing beyond the elements named is read. Registers: R0 dst, R2 bytes from one k to the next, R4
-// x, R5 bytes between its rows, R6 products left, R8–R15 rows of d.
+// thin writes the kernel of thin products: see thin8x8. It loads a row of x, and the elements of
+// eight rows of d that multiply it; 16 sums hide the latency of the multiply-add. It reads exactly
+// these elements. Registers: R0 dst, R2 bytes from one k to the next, R4 x, R5 bytes between its
+// rows, R6 products left, R8–R15 rows of d.
 func (g *generator) thin() {
 	const side, firstD, x = 8, v(18), v(16)
 	const signature = "thin8x8NEON(dst *float32, d *float32, next, apart uintptr, x *float32, xNext uintptr, n int)"
