@@ -74,6 +74,9 @@ func (e *Extraction) plan() error {
 	e.renamed = how
 	e.leaveGone(names)
 	common, sameShape := e.pairUp(names)
+	if err := refuseAdapter(common, e.base, e.tuned); err != nil {
+		return err
+	}
 	switch {
 	case len(ambiguous) > 0:
 		return fault.New(fault.Mismatch, "the tensor names of the tuned checkpoint match the base's in several ways: %s", strings.Join(ambiguous, "; ")).
@@ -97,6 +100,21 @@ func (e *Extraction) plan() error {
 		a, b := e.pairs[i].tuned.ref, e.pairs[j].tuned.ref
 		return a.File < b.File || a.File == b.File && a.Tensor.Off < b.Tensor.Off
 	})
+	return nil
+}
+
+// refuseAdapter is the error for an adapter in place of a checkpoint. A whole model can have the
+// prefix of PEFT's keys too, but most of its tensors are among the common ones.
+func refuseAdapter(common int, checkpoints ...*checkpoint.Checkpoint) error {
+	for _, c := range checkpoints {
+		names := c.Names()
+		if 2*common < len(names) && naming.AreOfAdapter(names) {
+			err := fault.New(fault.Mismatch, "extract needs two whole checkpoints, and these keys are %s",
+				naming.Dialect(names)).In(c.Path).WithHint("this is an adapter")
+			err.Misplaced = true
+			return err
+		}
+	}
 	return nil
 }
 

@@ -322,6 +322,12 @@ func TestWhatIsNotExtractedIsListed(t *testing.T) {
 func TestPairsThatCannotBeExtracted(t *testing.T) {
 	rng := rand.New(rand.NewPCG(51, 52))
 	w := testkit.Random(rng, "w.weight", dtype.F32, 0.1, 10, 8)
+	factors := func(names ...string) (all []testkit.Tensor) {
+		for _, name := range names {
+			all = append(all, testkit.Random(rng, name, dtype.F32, 0.1, 2, 8))
+		}
+		return all
+	}
 	for _, c := range []struct {
 		name        string
 		config      string
@@ -331,6 +337,10 @@ func TestPairsThatCannotBeExtracted(t *testing.T) {
 	}{
 		{"nothing changed", "", []testkit.Tensor{w}, []testkit.Tensor{w}, format.ErrMismatch, "same values"},
 		{"no common name", "", []testkit.Tensor{w}, []testkit.Tensor{testkit.Random(rng, "v.weight", dtype.F32, 1, 10, 8)}, format.ErrMismatch, "in common"},
+		{"an adapter for the tuned one", "", []testkit.Tensor{w}, factors("q.lora_A.weight", "q.lora_B.weight"), format.ErrMismatch, "these keys are PEFT's"},
+		{"an adapter for the base", "", factors("lora_te_q.a1.weight", "lora_te_q.a2.weight"), []testkit.Tensor{w}, format.ErrMismatch, "these keys are GLoRA"},
+		{"an adapter of an unknown dialect", "", []testkit.Tensor{w}, factors("q.LoRA_left", "q.LoRA_right"), format.ErrMismatch, "these keys are those of LoRA in a dialect that is not known here"},
+		{"an adapter with a saved tensor", "", []testkit.Tensor{w}, append(factors("q.lora_A.weight", "q.lora_B.weight"), w), format.ErrMismatch, "these keys are PEFT's"},
 		{"other shapes", "", []testkit.Tensor{w}, []testkit.Tensor{testkit.Random(rng, "w.weight", dtype.F32, 1, 8, 8)}, format.ErrMismatch, "same shape"},
 		{"infinity", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, 2)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, math.Inf(1))}, format.ErrCorrupt, "infinite"},
 		{"not a number", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, math.NaN(), 2)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, 2)}, format.ErrCorrupt, "NaN"},

@@ -272,8 +272,11 @@ var ofAdapter = regexp.MustCompile(`(?i)lora_(a|b|up|down|mid)\b|\.(hada_|lokr_|
 func (x *examiner) adapter(name string) (Diagnosis, bool) {
 	if x.factor == nil {
 		x.factor = new(string)
-		if i := slices.IndexFunc(x.base.sortedNames(), ofAdapter.MatchString); i >= 0 {
-			x.factor = &x.base.sorted[i]
+		names := x.base.sortedNames()
+		if i := slices.IndexFunc(names, ofAdapter.MatchString); i >= 0 {
+			x.factor = &names[i]
+		} else if AreOfAdapter(names) {
+			x.factor = &names[0]
 		}
 	}
 	if *x.factor == "" || x.base.Has(name) {

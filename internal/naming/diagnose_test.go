@@ -145,3 +145,10 @@ func TestOneHeadDoesNotHideThePrefix(t *testing.T) {
 		t.Errorf("missing = %q, want the head alone", missing)
 	}
 }
+
+func TestDiagnoseTellsAnAdapterOfAnUnknownDialect(t *testing.T) {
+	d, ok := Index([]string{"lora_te_q.a1.weight", "lora_te_q.a2.weight"}).Diagnose([]string{"layers.0.q.weight"})
+	if want := "an adapter is given for the base"; !ok || !strings.Contains(d.Why, want) {
+		t.Errorf("Diagnose = %+v, %v, want %q", d, ok, want)
+	}
+}

@@ -6,10 +6,12 @@ import (
 )
 
 // dialects are those of adapters whose keys tell them, by a part of a key; "^" stands for the start
-// of a key and "$" for its end. The first match names the file.
+// of a key, "$" for its end, and "*" for anything in between. The first match names the file.
 var dialects = []struct{ part, name string }{
 	{".lokr_w", "LoKr, of LyCORIS"},
 	{".hada_w", "LoHa, of LyCORIS"},
+	{"^lora_*.a1.weight$", "GLoRA, of LyCORIS"},
+	{"^lycoris_*.a1.weight$", "GLoRA, of LyCORIS"},
 	{".oft_", "OFT, of LyCORIS or kohya"},
 	{".lora_down.weight$", "the dialect of kohya's sd-scripts"},
 	{"_lora1.down.weight$", "the dialect of XLabs"},
@@ -40,6 +42,8 @@ const (
 	peftKeys = "PEFT's"
 	// TextualInversion is what Dialect says of embeddings that were trained alone.
 	TextualInversion = "those of a textual inversion, which adds words to a text encoder and is not LoRA"
+	// unknownDialect is that of keys that all speak of LoRA, in a way that no row above knows.
+	unknownDialect = "those of LoRA in a dialect that is not known here"
 )
 
 // Dialect says, in words that follow "the keys are", of which dialect of adapters the keys of a
@@ -50,10 +54,32 @@ func Dialect(keys []string) string {
 			return o.name
 		}
 	}
+	if speakOfLoRA(keys) {
+		return unknownDialect
+	}
 	return ""
 }
 
+// speakOfLoRA reports whether all keys have LoRA in their names, but for the numbers that many
+// dialects keep beside the factors. Of a model with low-rank layers, only some do.
+func speakOfLoRA(keys []string) bool {
+	n := 0
+	for _, key := range keys {
+		key = strings.ToLower(key)
+		switch {
+		case strings.Contains(key, "lora"), strings.HasPrefix(key, "lycoris_"):
+			n++
+		case !strings.HasSuffix(key, "alpha"):
+			return false
+		}
+	}
+	return n > 0
+}
+
 func fits(key, part string) bool {
+	if before, after, ok := strings.Cut(part, "*"); ok {
+		return fits(key, before) && fits(key, after)
+	}
 	part, atStart := strings.CutPrefix(part, "^")
 	part, atEnd := strings.CutSuffix(part, "$")
 	switch {

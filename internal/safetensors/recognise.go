@@ -25,7 +25,7 @@ var others = []struct{ magic, what, hint string }{
 	{"\x80\x04\x95", "a pickle, not a safetensors file", hintPickle},
 	{"GGUF", "a GGUF file, not a safetensors file", hintOriginal},
 	{"\x28\xb5\x2f\xfd", "zstd data, not a safetensors file", "decompress it first"},
-	{"\x5a\x2a\x4d\x18", "a zstd file, perhaps a .lora container, not a safetensors file", ""},
+	{"\x5a\x2a\x4d\x18", "a zstd file, perhaps a .lora container, not a safetensors file", "a .lora file is an adapter; give a checkpoint here"},
 }
 
 const (
