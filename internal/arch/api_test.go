@@ -6,11 +6,11 @@ import (
 	"testing"
 )
 
-// library are the packages that a program outside this module can use.
+// library lists the packages that other modules can import.
 var library = []string{"format", "format/dtype", "format/convert", "format/output", "format/safetensors", "merge", "rank"}
 
-// faces are the types of internal packages that have a public name, and why they live where they
-// do. The comment on such a name lists the fields, which go doc does not show.
+// faces lists the internal types with a public name, and why they live in internal packages. The
+// comment on such a name lists the fields, which go doc does not show.
 var faces = map[string]string{
 	"format.Error":        "internal/fault is below format, and every package makes errors",
 	"format.ErrorKind":    "internal/fault is below format, and every package makes errors",
@@ -20,16 +20,16 @@ var faces = map[string]string{
 	"merge.SpaceError":    "internal/fileio is below every package that writes",
 }
 
-// doors looks at the types that a program meets in the library.
+// doors collects the types that a program meets in the library.
 type doors struct {
-	named map[string]bool     // internal types that have a public name
-	bad   map[string][]string // from a type that cannot be named to where it is met
+	named map[string]bool     // internal types with a public name
+	bad   map[string][]string // from a type without a public name to the places that use it
 }
 
-// isPublic reports whether a program outside can name a type of a package.
+// isPublic reports whether another module can name a type of a package.
 func isPublic(pkg *types.Package) bool {
 	if pkg == nil {
-		return true // error, and what is built in
+		return true // error and other built-in types
 	}
 	room, ours := isOurs(pkg.Path())
 	if ours {
@@ -38,7 +38,7 @@ func isPublic(pkg *types.Package) bool {
 	return !isForeign(pkg.Path())
 }
 
-// fullName is the name of a type with the path of its package.
+// fullName returns the name of a type with the path of its package.
 func fullName(obj *types.TypeName) string {
 	if obj.Pkg() == nil {
 		return obj.Name()
@@ -114,8 +114,8 @@ func (d *doors) object(where string, obj types.Object) {
 	}
 }
 
-// TestNoExportedNameNeedsAnInternalType: whatever a program gets from the library, or gives to it,
-// has a type that the program can name and look up.
+// TestNoExportedNameNeedsAnInternalType: every type in the library's exported functions has a name
+// that a program can use and look up.
 func TestNoExportedNameNeedsAnInternalType(t *testing.T) {
 	d := &doors{named: make(map[string]bool), bad: make(map[string][]string)}
 	packages := typedModule(t)

@@ -14,8 +14,8 @@ import (
 )
 
 // kernels times the benchmarks of internal/kernel in the work tree and at another revision. The two
-// test binaries run by turns, one benchmark at a time. What else the machine does only adds to a
-// time, so the least one counts.
+// test binaries run in turn, one benchmark at a time. Other load only adds to a time, so the least
+// time counts.
 func (s *setting) kernels() error {
 	current, err := testBinary(".", s.path("kernels-new"))
 	if err != nil {
@@ -67,7 +67,8 @@ func testBinary(root, out string) (string, error) {
 	return out, nil
 }
 
-// binaryAt is testBinary of another revision, which is checked out for that: remove ends it.
+// binaryAt is testBinary of another revision, checked out for the purpose. remove deletes the
+// checkout.
 func (s *setting) binaryAt(revision string) (binary string, remove func(), err error) {
 	tree, err := os.MkdirTemp(s.dir, "kernels-")
 	if err != nil {
@@ -94,7 +95,7 @@ func (s *setting) binaryAt(revision string) (binary string, remove func(), err e
 	return binary, remove, nil
 }
 
-// benchmarks lists the benchmarks that a pattern matches, by running each once.
+// benchmarks lists the benchmarks that match a pattern, by running each once.
 func benchmarks(binary, pattern string) (names []string, err error) {
 	lines, err := benchmarkLines(binary, pattern, 1)
 	for _, fields := range lines {
@@ -106,8 +107,8 @@ func benchmarks(binary, pattern string) (names []string, err error) {
 	return names, err
 }
 
-// runBenchmark runs one benchmark and returns its time in milliseconds, 0 where the binary has none
-// of that name.
+// runBenchmark runs one benchmark and returns its time in milliseconds, or 0 if the binary lacks
+// it.
 func runBenchmark(binary, name string) (ms float64, err error) {
 	exactly := "^" + strings.ReplaceAll(regexp.QuoteMeta(name), "/", "$/^") + "$"
 	lines, err := benchmarkLines(binary, exactly, 3)
@@ -128,8 +129,8 @@ func runBenchmark(binary, name string) (ms float64, err error) {
 	return ms, nil
 }
 
-// benchmarkLines runs the benchmarks that a pattern matches, one iteration at a time, as often as
-// count says, and returns the fields of each line of results.
+// benchmarkLines runs the benchmarks that match a pattern, count times with one iteration each, and
+// returns the fields of each result line.
 func benchmarkLines(binary, pattern string, count int) (lines [][]string, err error) {
 	cmd := exec.Command(binary, "-test.run", "^$", "-test.bench", pattern, "-test.cpu", "1",
 		"-test.benchtime", "1x", "-test.count", strconv.Itoa(count))

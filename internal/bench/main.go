@@ -23,7 +23,7 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// setting is what the flags say, and where the tool is.
+// setting holds the flags and the path of the tool.
 type setting struct {
 	shape  string
 	dtype  dtype.Type
@@ -32,7 +32,7 @@ type setting struct {
 	dir    string
 	python string
 
-	against, bench string // of kernels
+	against, bench string // for kernels
 
 	loratool string
 }
@@ -87,7 +87,7 @@ func (s *setting) prepared(f func(*setting) error) error {
 
 func (s *setting) path(name string) string { return filepath.Join(s.dir, name) }
 
-// model is the shape of that name with the settings.
+// model returns the named shape with the settings applied.
 func (s *setting) model(name string) shape {
 	m := shapes[name]
 	m.dtype, m.factors = s.dtype, dtype.F32
@@ -130,7 +130,7 @@ func (s *setting) merge() error {
 	return nil
 }
 
-// peftScript merges with PEFT the way its documentation does.
+// peftScript merges as PEFT's documentation does.
 const peftScript = `
 import sys, torch, transformers, peft
 base, adapter, out = sys.argv[1:]

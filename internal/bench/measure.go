@@ -12,22 +12,22 @@ import (
 	"time"
 )
 
-// contender is one command that is timed. out, if any, is removed before and after each run.
+// contender is a timed command. out, if any, is removed before and after each run.
 type contender struct {
 	name string
 	args []string
 	out  string
 }
 
-// measure is one run.
+// measure holds the figures of one run.
 type measure struct {
 	wall   time.Duration
 	cpu    time.Duration
 	maxRSS int64 // bytes
 }
 
-// race runs the contenders in turn, runs times and once before that to warm up, and returns the
-// measures of each. Before a run, nothing is left to be written to the disk.
+// race runs the contenders in turn, once to warm up and then runs times, and returns the measures
+// of each. It flushes the disk before each run.
 func race(contenders []contender, runs int) ([][]measure, error) {
 	results := make([][]measure, len(contenders))
 	for run := range runs + 1 {
@@ -79,7 +79,7 @@ func seconds(m measure) float64    { return m.wall.Seconds() }
 func cpuSeconds(m measure) float64 { return m.cpu.Seconds() }
 func megabytes(m measure) float64  { return float64(m.maxRSS) / 1e6 }
 
-// ratio is the median, over the rounds, of a's time over b's.
+// ratio returns the median over the rounds of a's time divided by b's.
 func ratio(a, b []measure) float64 {
 	ratios := make([]float64, len(a))
 	for i := range a {
@@ -89,7 +89,7 @@ func ratio(a, b []measure) float64 {
 	return ratios[len(ratios)/2]
 }
 
-// table prints the measures, with ratios to the first contenders, as many as ratios says.
+// table prints the measures, with ratios to the first contenders; ratios is their number.
 func table(contenders []contender, results [][]measure, ratios int) {
 	fmt.Print("| command | wall, s (min – max) | CPU, s |")
 	for _, c := range contenders[:ratios] {

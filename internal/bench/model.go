@@ -15,11 +15,11 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// shape is a model that is made, and an adapter for all its linear layers.
+// shape describes a generated model, and an adapter for all its linear layers.
 type shape struct {
 	layers, hidden, mlp, kv, vocabulary int
-	experts                             int // of each layer, in place of its MLP and attention: one linear of mlp×hidden each
-	shards                              int // files; 1 is a model without index
+	experts                             int // per layer, replacing MLP and attention: one mlp×hidden linear each
+	shards                              int // number of files; 1 makes a model without an index
 	rank                                int
 	factors                             dtype.Type // of the adapter
 	dtype                               dtype.Type
@@ -50,7 +50,7 @@ func (t *entry) elements() int {
 	return n
 }
 
-// tensors lists what the base and the adapter hold.
+// tensors lists the tensors of the base and of the adapter.
 func (s *shape) tensors() (base, adapter []entry) {
 	linear := func(name string, m, n int) {
 		base = append(base, entry{name + ".weight", []int{m, n}})
@@ -79,7 +79,7 @@ func (s *shape) tensors() (base, adapter []entry) {
 	return base, adapter
 }
 
-// writeBase makes the base, unless it is there, and returns its size.
+// writeBase makes the base, unless it exists, and returns its size.
 func (s *shape) writeBase(dir string) (int64, error) {
 	tensors, _ := s.tensors()
 	config := map[string]any{
@@ -110,12 +110,12 @@ func (s *shape) writeBase(dir string) (int64, error) {
 	return total, errors.Join(writeJSON(filepath.Join(dir, "config.json"), config), writeJSON(filepath.Join(dir, "model.safetensors.index.json"), index))
 }
 
-// writeAdapter makes the adapter, unless it is there, and returns its size.
+// writeAdapter makes the adapter, unless it exists, and returns its size.
 func (s *shape) writeAdapter(dir string) (int64, error) {
 	_, factors := s.tensors()
 	targets := []string{"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 	peft := map[string]any{"peft_type": "LORA", "r": s.rank, "lora_alpha": 2 * s.rank, "task_type": "CAUSAL_LM", "bias": "none", "target_modules": targets}
-	// ‖ΔW‖/‖W‖ of about 0.05 for r = 16.
+	// ‖ΔW‖/‖W‖ is about 0.05 for r = 16.
 	n, err := writeFile(filepath.Join(dir, "adapter_model.safetensors"), factors, s.factors, 0.011)
 	return n, errors.Join(err, writeJSON(filepath.Join(dir, "adapter_config.json"), peft))
 }
@@ -156,11 +156,10 @@ func writeFile(path string, tensors []entry, d dtype.Type, sigma float64) (int64
 		return 0, err
 	}
 	w := bufio.NewWriterSize(f, 1<<20)
-	w.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(header)))) // a bufio.Writer keeps its first error for Flush
+	w.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(header)))) // Flush reports the first error of a bufio.Writer
 	w.Write(header)
 	rng := rand.New(rand.NewPCG(1, uint64(off)))
-	// A table of normal numbers, drawn from at random: fast, and as incompressible as the numbers
-	// themselves.
+	// Draw from a table of normal numbers: fast, and as incompressible as the numbers themselves.
 	table := make([]byte, (1<<16)*d.Size())
 	for i := range 1 << 16 {
 		dtype.Store(d, table, i, sigma*rng.NormFloat64())

@@ -14,7 +14,7 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// undo times a merge with its undo record, and the ways back, against a merge without.
+// undo times a merge with an undo record, an unmerge and a swap, against a plain merge.
 func (s *setting) undo() error {
 	m := s.model(s.shape)
 	base, adapter := s.path("base-"+s.shape+"-"+s.dtype.String()), s.path(fmt.Sprintf("adapter-%s-r%d", s.shape, m.rank))
@@ -34,7 +34,7 @@ func (s *setting) undo() error {
 		fmt.Printf("%s\n", out)
 	}
 	merged, recorded, back, swapped := s.path("merged"), s.path("recorded"), s.path("back"), s.path("swapped")
-	const fresh = `rm -f "$1" && exec "$0" "$2" -q "$3" -o "$4" "--$5=$1"` // a record is not replaced
+	const fresh = `rm -f "$1" && exec "$0" "$2" -q "$3" -o "$4" "--$5=$1"` // existing records are not replaced
 	contenders := []contender{
 		{"loratool merge", []string{s.loratool, "merge", "-q", base, adapter, "-o", merged}, merged},
 		{"loratool merge --undo", []string{"sh", "-c", fresh + ` "$6"`, s.loratool, recorded + ".undo", "merge", base, recorded, "undo", adapter}, recorded},
@@ -49,7 +49,7 @@ func (s *setting) undo() error {
 	return nil
 }
 
-// start times what has nothing to compute.
+// start times commands that compute nothing.
 func (s *setting) start() error {
 	m := s.model("7b")
 	adapter := s.path(fmt.Sprintf("adapter-7b-r%d", m.rank))
@@ -88,8 +88,8 @@ func (s *setting) spectrum() error {
 	return nil
 }
 
-// extract times the extraction of rank 8 from a pair of checkpoints, whose difference is an adapter
-// and the rounding to the dtype; and, with Python, of one matrix of 5632×2048 against two
+// extract times an extraction of rank 8 from a pair of checkpoints that differ by an adapter and
+// the rounding to the dtype. With Python it also times one 5632×2048 matrix against two
 // decompositions of torch.
 func (s *setting) extract() error {
 	m := s.model(s.shape)
@@ -117,7 +117,7 @@ func (s *setting) extract() error {
 	return s.extractOne()
 }
 
-// extractOne compares decompositions of one difference of bf16 matrices, of rank 8.
+// extractOne compares decompositions, at rank 8, of the difference of two bf16 matrices.
 func (s *setting) extractOne() error {
 	base, tuned := s.path("one-base.safetensors"), s.path("one-tuned.safetensors")
 	if err := writePair(base, tuned, 5632, 2048); err != nil {
@@ -130,7 +130,7 @@ func (s *setting) extractOne() error {
 }
 
 // torchScript times loratool as a process that reads two files and writes an adapter, and torch's
-// functions alone, with Δ there in float32; errors are measured alike.
+// functions alone on Δ in float32. It measures all errors in the same way.
 const torchScript = `
 import glob, shutil, statistics, subprocess, sys, time, torch
 from safetensors.torch import load_file
@@ -140,7 +140,7 @@ delta = w1.float() - w0.float()
 def extract():
     shutil.rmtree(out, ignore_errors=True)
     subprocess.run([loratool, "extract", "-q", base, tuned, "-o", out, "--rank", "8"], check=True)
-def product(): # of what extract wrote
+def product(): # of the extracted factors
     f = load_file(glob.glob(out + "/*.safetensors")[0])
     a, b = (next(v for k, v in f.items() if n in k).float() for n in ("lora_A", "lora_B"))
     return b @ a
@@ -150,22 +150,22 @@ def lowrank():
 def full():
     u, s, v = torch.linalg.svd(delta, full_matrices=False)
     return (u[:, :8] * s[:8]) @ v[:8]
-what = {"loratool extract, whole process": extract, "torch.svd_lowrank(q=16, niter=2)": lowrank, "torch.linalg.svd": full}
-times, error = {k: [] for k in what}, {}
+ways = {"loratool extract, whole process": extract, "torch.svd_lowrank(q=16, niter=2)": lowrank, "torch.linalg.svd": full}
+times, error = {k: [] for k in ways}, {}
 for _ in range(int(runs)):
-    for name, f in what.items():
+    for name, f in ways.items():
         start = time.perf_counter()
         got = f()
         times[name].append(time.perf_counter() - start)
         got = product() if got is None else got
         error[name] = (torch.linalg.norm((delta - got).double()) / torch.linalg.norm(delta.double())).item()
 print("| one matrix of %d x %d, rank 8 | s | relative error |\n|---|---:|---:|" % delta.shape)
-for name in what:
+for name in ways:
     print("| %s | %.4f | %.6f |" % (name, statistics.median(times[name]), error[name]))
 `
 
-// writePair makes two checkpoints of one matrix, unless they are there: normal numbers, and the
-// same with Σ_k σ_k·u_k·v_kᵀ added, σ_k falling like 1/k over 128 directions.
+// writePair makes two checkpoints of one matrix, unless they exist: normal numbers, and the same
+// plus Σ_k σ_k·u_k·v_kᵀ, with σ_k falling like 1/k over 128 directions.
 func writePair(base, tuned string, m, n int) error {
 	if _, err := os.Stat(tuned); err == nil {
 		return nil

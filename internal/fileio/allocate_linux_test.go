@@ -9,8 +9,8 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// TestCreateReservesRoom compares a file of a stage with one for which room is reserved here, so
-// that it holds on file systems that cannot reserve any.
+// TestCreateReservesRoom compares a stage's file with one reserved here, so it passes on file
+// systems that cannot reserve.
 func TestCreateReservesRoom(t *testing.T) {
 	dir := t.TempDir()
 	stage, err := fileio.NewStage(filepath.Join(dir, "out"), true)

@@ -7,5 +7,5 @@ import (
 	"time"
 )
 
-// changeTime is the time of the last write, for want of a better one.
+// changeTime returns the time of the last write: this system has no better one.
 func changeTime(info fs.FileInfo) time.Time { return info.ModTime() }

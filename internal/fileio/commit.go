@@ -6,17 +6,16 @@ import (
 	"path/filepath"
 )
 
-// Commit moves the output to its place. Every file must have been closed with Close. An existing
-// file there is replaced only if replace is true, an existing directory only if, besides, every
-// file in it is one that the stage has too: a directory that holds anything else is not ours to
-// remove.
+// Commit moves the output to its place. Every file must have been closed with Close. If replace is
+// true, Commit replaces an existing file, or an existing directory in which every file has a
+// counterpart in the stage: a directory with other files may be the user's.
 func (s *Stage) Commit(replace bool) error { return Commit(replace, s) }
 
-// Commit moves several outputs to their places as one result, under the rules of Stage.Commit: all
-// of them, or none. They appear in the order in which they are given, and what all but the first of
-// them replace is moved aside before that, in the opposite order, so no mixture of old and new
-// outputs is ever there with the last one among them. Where the process is ended on the way, the
-// next run that looks at one of the directories finds a journal, and finishes the work.
+// Commit moves several outputs to their places, all of them or none, under the rules of
+// Stage.Commit. They appear in the given order. Before that, Commit moves aside the outputs that
+// all but the first replace, in the opposite order, so the last output never stands beside a
+// mixture of old and new ones. If the process dies on the way, the next run that looks at one of
+// the directories finds a journal and finishes the work.
 func Commit(replace bool, stages ...*Stage) error {
 	moves := make([]move, len(stages))
 	for i, s := range stages {
@@ -41,7 +40,7 @@ func Commit(replace bool, stages ...*Stage) error {
 	return errors.Join(settle(moves), j.remove())
 }
 
-// prepare makes the stage durable and checks that it may be moved.
+// prepare flushes the stage to disk and checks that it may be moved.
 func (s *Stage) prepare(replace bool) error {
 	if err := s.verify(); err != nil {
 		return err
@@ -66,7 +65,7 @@ func (s *Stage) prepare(replace bool) error {
 	return err
 }
 
-// commitAlone moves one output, which takes no journal.
+// commitAlone moves a single output, which needs no journal.
 func (s *Stage) commitAlone(m move, replace bool) error {
 	if err := m.in(replace); err != nil {
 		return err

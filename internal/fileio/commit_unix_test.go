@@ -17,15 +17,15 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// commitEnv makes this test binary another process, which commits outputs of a case in the
-// directory in it, and dies before a change of names.
+// commitEnv turns this test binary into a process that commits the outputs of a case in the named
+// directory, and dies before a change of names.
 const commitEnv = "LORATOOL_TEST_COMMIT"
 
-// commitCase is a commit of several outputs. Names with a slash are files of a directory that is an
-// output; behind @ they are outputs themselves.
+// commitCase is a commit of several outputs. A name with a slash is a file of an output directory;
+// after @ it is an output itself.
 type commitCase struct {
 	outputs    []string // in the order of the commit
-	isThere    bool     // old ones are there
+	isThere    bool     // old outputs exist
 	noExchange bool
 }
 
@@ -40,8 +40,8 @@ var commitCases = map[string]commitCase{
 	"a new one with its record in another directory":    {outputs: []string{"out/a", "@other/record"}},
 }
 
-// commitAndDie is the other process. It dies before the given change of names, and returns 0 where
-// there are fewer.
+// commitAndDie is that process. It dies before the given change of names, and returns 0 if there
+// are fewer.
 func commitAndDie(dir, name, at string) int {
 	c := commitCases[name]
 	if c.noExchange {
@@ -86,9 +86,9 @@ func stageOf(dir, output string) (s *fileio.Stage, file string, err error) {
 	return s, file, err
 }
 
-// TestAKilledCommitIsOldOrNewAfterTheNextRun ends commits before each change of names. What is
-// there then is never a mixture that could be taken for a result, and the next run for any of the
-// places makes it all old, or all new.
+// TestAKilledCommitIsOldOrNewAfterTheNextRun kills commits before each change of names. The files
+// left must not look like a result of mixed ages, and the next run for any of the places must make
+// all of them old or all new.
 func TestAKilledCommitIsOldOrNewAfterTheNextRun(t *testing.T) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -129,7 +129,7 @@ func TestAKilledCommitIsOldOrNewAfterTheNextRun(t *testing.T) {
 				t.Fatalf("%s: the next run: %v", when, err)
 			}
 			s.Abort()
-			for _, output := range c.outputs { // whatever is left belongs to one of the places
+			for _, output := range c.outputs { // each remnant belongs to one of the places
 				if s, _, err := stageOf(dir, output); err == nil {
 					s.Abort()
 				}
@@ -144,8 +144,8 @@ func TestAKilledCommitIsOldOrNewAfterTheNextRun(t *testing.T) {
 	}
 }
 
-// checkNoMixture: the last output is there with all others of its age, or not at all, and a new one
-// besides the first never without it.
+// checkNoMixture checks that the last output stands only beside others of its age, and that no new
+// one except the first stands without it.
 func checkNoMixture(t *testing.T, when, dir string, outputs []string) {
 	t.Helper()
 	got := contents(t, dir)
@@ -161,8 +161,7 @@ func checkNoMixture(t *testing.T, when, dir string, outputs []string) {
 	}
 }
 
-// TestACommitThatFailsIsUndone: the place of the second output is taken by a directory that nobody
-// expected.
+// TestACommitThatFailsIsUndone: an unexpected directory occupies the place of the second output.
 func TestACommitThatFailsIsUndone(t *testing.T) {
 	for _, isThere := range []bool{false, true} {
 		dir := t.TempDir()
@@ -227,7 +226,8 @@ func TestAJournalIsBelievedOnlyWhereACommitCouldHaveMadeIt(t *testing.T) {
 	}
 }
 
-// TestAJournalOfAnotherMachineIsLeftAlone: its run may be at work, whatever the locks here say.
+// TestAJournalOfAnotherMachineIsLeftAlone: its run may still be active, whatever the local locks
+// say.
 func TestAJournalOfAnotherMachineIsLeftAlone(t *testing.T) {
 	dir := t.TempDir()
 	want := map[string]string{

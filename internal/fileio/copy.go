@@ -6,12 +6,12 @@ import (
 	"os"
 )
 
-// copyBufferBytes is the piece that a plain copy moves at a time.
+// copyBufferBytes is the buffer size of a plain copy.
 const copyBufferBytes = 1 << 18
 
-// CopyRange copies n bytes of src from srcOff to dst at dstOff. From file to file the operating
-// system does it where it can, without the bytes passing through the process, and shares blocks
-// where the file system can.
+// CopyRange copies n bytes of src from srcOff to dst at dstOff. Between files the operating system
+// copies without moving the bytes through the process, and shares blocks if the file system
+// supports it.
 func CopyRange(dst *os.File, dstOff int64, src io.ReaderAt, srcOff, n int64) error {
 	if f, ok := src.(*os.File); ok {
 		done, err := copyFileRange(dst, dstOff, f, srcOff, n)
@@ -35,10 +35,10 @@ func CopyRange(dst *os.File, dstOff int64, src io.ReaderAt, srcOff, n int64) err
 	return nil
 }
 
-// WriteNonzero writes p to f at off, where the file has never been written and reads as zeros.
-// Whole pages of zeros are left out, so that a file with holes keeps them.
+// WriteNonzero writes p to f at off, in a region never written before, which reads as zeros. It
+// skips whole pages of zeros, so holes stay holes.
 func WriteNonzero(f *os.File, p []byte, off int64) error {
-	first := 0 // of the bytes to write before those at i
+	first := 0 // start of the bytes to write before i
 	for i := 0; i < len(p); {
 		end := min(len(p), i+int(pageBytes-(off+int64(i))%pageBytes))
 		if allZero(p[i:end]) {
@@ -60,7 +60,7 @@ func writeUnlessEmpty(f *os.File, p []byte, off int64) error {
 	return err
 }
 
-// pageBytes is how finely file systems keep holes.
+// pageBytes is the granularity of holes.
 const pageBytes = 4096
 
 var zeros [pageBytes]byte

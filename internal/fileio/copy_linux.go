@@ -7,9 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// copyFileRange copies as much of the range as the system will, which is none where the two files
-// or their file systems do not allow it; the caller copies the rest. Holes of the source become
-// holes.
+// copyFileRange copies as much of the range as the system supports: nothing if the files or their
+// file systems do not allow it. The caller copies the rest. Holes of the source become holes.
 func copyFileRange(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) (done int64, err error) {
 	for done < n {
 		data, length, err := extent(src, srcOff+done, n-done)
@@ -30,8 +29,8 @@ func copyFileRange(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) (d
 	return done, nil
 }
 
-// extent returns how many of the n bytes at off are alike: data, or a hole. Where the file system
-// does not know, and beyond the end of the file, all are data.
+// extent returns how many of the n bytes at off are all data or all hole. Beyond the end of the
+// file, and where the file system cannot tell, all bytes count as data.
 func extent(f *os.File, off, n int64) (data bool, length int64, err error) {
 	from, err := unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
 	if errors.Is(err, unix.ENXIO) { // no data from here to the end
@@ -53,14 +52,14 @@ func extent(f *os.File, off, n int64) (data bool, length int64, err error) {
 	return true, min(n, end-off), nil
 }
 
-// hasHoles reports whether a file of the given size has less data than that.
+// hasHoles reports whether a file holds less data than its size.
 func hasHoles(f *os.File, size int64) bool {
 	end, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_HOLE)
 	return err == nil && end < size
 }
 
-// HoleBytes is how much of an open file is holes; 0 where the file system does not know, and of
-// what is no file.
+// HoleBytes returns the number of hole bytes in an open file. It returns 0 if the file system
+// cannot tell, or if input is no file.
 func HoleBytes(input any) (n int64) {
 	f, ok := input.(*os.File)
 	if !ok {
@@ -94,7 +93,7 @@ func copyData(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) (done i
 			continue
 		case isFatal(err):
 			return done, &os.PathError{Op: "copy_file_range", Path: dst.Name(), Err: err}
-		case err != nil || k == 0: // not possible between these files, or the source ended: a plain copy tells which
+		case err != nil || k == 0: // unsupported for these files, or the source ended; a plain copy finds out
 			return done, nil
 		}
 		done += int64(k)
@@ -102,8 +101,8 @@ func copyData(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) (done i
 	return done, nil
 }
 
-// punchHole makes zeros of n bytes of a file without writing any, and the file long enough for
-// them; it returns 0 where the file system cannot.
+// punchHole turns n bytes of a file into a hole and extends the file if needed. It returns 0 if the
+// file system cannot.
 func punchHole(f *os.File, off, n int64) (int64, error) {
 	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	if isFatal(err) {
@@ -114,12 +113,12 @@ func punchHole(f *os.File, off, n int64) (int64, error) {
 	}
 	info, err := f.Stat()
 	if err == nil && info.Size() < off+n {
-		_, err = f.WriteAt([]byte{0}, off+n-1) // unlike Truncate it takes nothing from whoever writes farther on
+		_, err = f.WriteAt([]byte{0}, off+n-1) // unlike Truncate, this cannot cut off a goroutine that writes farther on
 	}
 	return n, err
 }
 
-// isFatal reports whether another way of copying would fail in the same way.
+// isFatal reports whether any other way of copying would fail too.
 func isFatal(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG) || errors.Is(err, unix.EIO)
 }

@@ -10,5 +10,5 @@ func copyFileRange(dst *os.File, dstOff int64, src *os.File, srcOff, n int64) (d
 
 func hasHoles(f *os.File, size int64) bool { return false }
 
-// HoleBytes is 0: holes are not looked for here.
+// HoleBytes returns 0: this system has no search for holes.
 func HoleBytes(any) int64 { return 0 }

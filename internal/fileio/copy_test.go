@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	pageBytes   = 4096    // what file systems share
+	pageBytes   = 4096    // the unit in which file systems share
 	bufferBytes = 1 << 18 // the piece of a plain copy
 )
 
@@ -24,7 +24,7 @@ func noise(seed uint64, n int) []byte {
 	return b
 }
 
-// reader hides that a source is a file, so that it is copied plainly.
+// reader hides a file behind an io.ReaderAt, so that it is copied plainly.
 type reader struct{ io.ReaderAt }
 
 func TestCopyRangeCopiesTheRangeAndNothingElse(t *testing.T) {

@@ -11,16 +11,16 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// Dir is a directory of inputs: one of the machine, or one of an fs.FS. Names in it have slashes.
+// Dir is an input directory, on disk or in an fs.FS. Names in it use slashes.
 type Dir struct {
 	files fs.FS
-	root  string // the user's name for the directory; "" for the root of an fs.FS
+	root  string // the user's name for it; "" for the root of an fs.FS
 }
 
-// OnDisk is a directory of the machine.
+// OnDisk returns a directory on disk.
 func OnDisk(dir string) Dir { return Dir{disk(dir), dir} }
 
-// InFS is the directory called name of an fs.FS; "." is its root.
+// InFS returns the directory called name of an fs.FS; "." is its root.
 func InFS(files fs.FS, name string) (Dir, error) {
 	if name == "." {
 		return Dir{files, ""}, nil
@@ -29,8 +29,8 @@ func InFS(files fs.FS, name string) (Dir, error) {
 	return Dir{sub, name}, err
 }
 
-// Locate finds a file or a directory of an fs.FS: the directory, and of a file the one around it
-// and its name there, which is "" for a directory.
+// Locate finds a file or directory of an fs.FS. For a file it returns the enclosing directory and
+// the file's name there; for a directory, the name is "".
 func Locate(files fs.FS, name string) (dir Dir, file string, err error) {
 	info, err := fs.Stat(files, name)
 	if err != nil {
@@ -44,8 +44,7 @@ func Locate(files fs.FS, name string) (dir Dir, file string, err error) {
 	return dir, path.Base(name), err
 }
 
-// disk is a directory of the machine. Other than os.DirFS it opens regular files only, and takes
-// every name.
+// disk is a directory on disk. Unlike os.DirFS it opens only regular files, and accepts every name.
 type disk string
 
 func (d disk) path(name string) string { return filepath.Join(string(d), filepath.FromSlash(name)) }
@@ -61,10 +60,10 @@ func (d disk) Open(name string) (fs.File, error) {
 func (d disk) Stat(name string) (fs.FileInfo, error)      { return os.Stat(d.path(name)) }
 func (d disk) ReadDir(name string) ([]fs.DirEntry, error) { return os.ReadDir(d.path(name)) }
 
-// IsOnDisk reports whether the directory is one of the machine.
+// IsOnDisk reports whether the directory is on disk.
 func (d Dir) IsOnDisk() bool { _, ok := d.files.(disk); return ok }
 
-// Path is the name of a file for a user, and for the system where the directory is on disk.
+// Path returns a file's path for messages and, on disk, for the system.
 func (d Dir) Path(name string) string {
 	if disk, ok := d.files.(disk); ok {
 		return disk.path(name)
@@ -72,10 +71,10 @@ func (d Dir) Path(name string) string {
 	return path.Join(d.root, name)
 }
 
-// Stat looks at a file or directory, following links.
+// Stat describes a file or directory, following links.
 func (d Dir) Stat(name string) (fs.FileInfo, error) { return fs.Stat(d.files, name) }
 
-// Mode is what d permits. A directory of an fs.FS permits everything.
+// Mode returns the permissions of d. A directory of an fs.FS permits everything.
 func (d Dir) Mode() (fs.FileMode, error) {
 	if !d.IsOnDisk() {
 		return fs.ModePerm, nil
@@ -87,13 +86,13 @@ func (d Dir) Mode() (fs.FileMode, error) {
 	return info.Mode(), nil
 }
 
-// List lists a directory, "." being d itself.
+// List lists a directory; "." is d itself.
 func (d Dir) List(name string) ([]fs.DirEntry, error) { return fs.ReadDir(d.files, name) }
 
-// Walk is fs.WalkDir from d on. It does not follow links but at its start.
+// Walk is fs.WalkDir from d on. It follows a link only at the start.
 func (d Dir) Walk(visit fs.WalkDirFunc) error { return fs.WalkDir(d.files, ".", visit) }
 
-// Identify tells a file on disk from any other. In an fs.FS files have no identity.
+// Identify returns the identity of a file on disk. Files of an fs.FS have none.
 func (d Dir) Identify(name string) (Identity, error) {
 	if disk, ok := d.files.(disk); ok {
 		return Identify(disk.path(name))
@@ -101,16 +100,16 @@ func (d Dir) Identify(name string) (Identity, error) {
 	return Identity{}, nil
 }
 
-// Input is an open file that is read by position.
+// Input is an open file, read by position.
 type Input struct {
-	io.ReaderAt // an *os.File for a file of the machine
+	io.ReaderAt // an *os.File for a file on disk
 	io.Closer
-	Path     string // as the user would write it
+	Path     string // in the user's words
 	Size     int64
 	Identity Identity
 }
 
-// Open opens a regular file. The caller closes it. One of an fs.FS that is no io.ReaderAt is read
+// Open opens a regular file. The caller closes it. A file of an fs.FS without io.ReaderAt is read
 // into memory.
 func (d Dir) Open(name string) (*Input, error) {
 	f, err := d.files.Open(name)
@@ -142,7 +141,7 @@ func (d Dir) opened(f fs.File, name string) (*Input, error) {
 		in.ReaderAt = r
 		return in, nil
 	}
-	var content bytes.Buffer // it grows with what is there, not with what Stat says
+	var content bytes.Buffer // grows with the content, whatever Stat claims
 	if _, err := io.Copy(&content, f); err != nil {
 		return nil, err
 	}

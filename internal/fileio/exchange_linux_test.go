@@ -8,8 +8,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// TestThePlaceIsNeverEmptyWhileADirectoryIsReplaced looks as often as it can: a run that is killed
-// at any moment leaves the old output or the new one.
+// TestThePlaceIsNeverEmptyWhileADirectoryIsReplaced polls the place: a run killed at any moment
+// must leave the old output or the new one.
 func TestThePlaceIsNeverEmptyWhileADirectoryIsReplaced(t *testing.T) {
 	final := filepath.Join(t.TempDir(), "out")
 	testkit.Write(t, filepath.Join(final, "a"), []byte("old"))

@@ -1,6 +1,6 @@
 package fileio
 
-// WithSyncDir calls watch before a directory is made durable, while f runs.
+// WithSyncDir calls watch before each flush of a directory while f runs.
 func WithSyncDir(watch func(path string), f func()) {
 	old := syncDir
 	syncDir = func(path string) error { watch(path); return old(path) }
@@ -8,7 +8,7 @@ func WithSyncDir(watch func(path string), f func()) {
 	f()
 }
 
-// WithoutCase runs f as on a file system that ignores the case of names.
+// WithoutCase runs f as on a file system that ignores case.
 func WithoutCase(f func()) {
 	old := ignoresCase
 	ignoresCase = func(string) bool { return true }
@@ -19,8 +19,8 @@ func WithoutCase(f func()) {
 // AtStep calls f before every change of names from now on.
 func AtStep(f func()) { step = f }
 
-// NoExchange makes this process one on whose system names cannot be exchanged.
+// NoExchange makes this process unable to swap names.
 func NoExchange() { exchange = func(string, string) error { return errNoExchange } }
 
-// HostTag is that of this machine.
+// HostTag returns this machine's tag.
 func HostTag() string { return hostTag() }

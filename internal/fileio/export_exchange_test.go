@@ -1,6 +1,6 @@
 package fileio
 
-// WithoutExchange runs f as on a system where names cannot be exchanged.
+// WithoutExchange runs f as on a system that cannot swap names.
 func WithoutExchange(f func()) {
 	old := exchange
 	exchange = func(string, string) error { return errNoExchange }

@@ -2,7 +2,7 @@
 
 package fileio
 
-// WithFlock runs f with another way to lock a file.
+// WithFlock runs f with a different file lock.
 func WithFlock(flock2 func(fd int) error, f func()) {
 	old := flock
 	flock = flock2

@@ -4,6 +4,6 @@ package fileio
 
 import "syscall"
 
-// flock takes the lock of a file for this process, or fails with EWOULDBLOCK when another one holds
-// it. It is a variable for the tests.
+// flock locks a file for this process. It fails with EWOULDBLOCK if another process holds the lock.
+// Tests replace it.
 var flock = func(fd int) error { return syscall.Flock(fd, syscall.LOCK_EX|syscall.LOCK_NB) }

@@ -4,6 +4,6 @@ package fileio
 
 import "errors"
 
-// flock fails: these systems lock ranges for a process, not files for a handle, so a run could not
-// see the locks of another run in the same process.
+// flock fails: these systems lock ranges for a process rather than files for a handle, so a run
+// could not see the locks of another run in the same process.
 var flock = func(fd int) error { return errors.ErrUnsupported }

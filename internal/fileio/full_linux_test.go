@@ -13,7 +13,7 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// TestCopyRangeReportsAFullDisk copies to /dev/full, on which every write fails with ENOSPC.
+// TestCopyRangeReportsAFullDisk copies to /dev/full, where every write fails with ENOSPC.
 func TestCopyRangeReportsAFullDisk(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "src")
 	testkit.Write(t, path, noise(5, 100))

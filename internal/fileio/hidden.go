@@ -13,16 +13,16 @@ import (
 	"time"
 )
 
-// A stage has the hidden name .<name>.loratool-<host>-<random>. The host is part of it because some
-// file systems are shared by several machines and keep the locks of each apart: a lock then says
-// nothing about a run on another machine.
+// A stage has the hidden name .<name>.loratool-<host>-<random>. The host is part of it because
+// machines that share a file system may keep their locks apart: a local lock then says nothing
+// about a run on another machine.
 
 const tempMark = ".loratool-"
 
-// oldMark ends the hidden name of an output while another one takes its place.
+// oldMark ends the hidden name of an output that is being replaced.
 const oldMark = ".old"
 
-// hiddenPath is a new hidden name beside final.
+// hiddenPath returns a new hidden name beside final.
 func hiddenPath(final string) string {
 	parent, name := filepath.Split(final)
 	return filepath.Join(parent, "."+name+tempMark+hostTag()+"-"+random())
@@ -34,24 +34,23 @@ func random() string {
 	return hex.EncodeToString(b[:])
 }
 
-// hostTag tells machines apart that share a file system, and a machine from itself before it was
-// started anew.
+// hostTag identifies this machine, since its last boot, among machines that share a file system.
 var hostTag = sync.OnceValue(func() string {
 	sum := sha256.Sum256([]byte(bootID()))
 	return hex.EncodeToString(sum[:4])
 })
 
-// isOurs reports whether a hidden name was made on this machine since it was started, so that locks
-// tell whether its run is at work.
+// isOurs reports whether this machine made a hidden name since its last boot, so that locks tell
+// whether its run is active.
 func isOurs(path string) bool {
 	name := filepath.Base(path)
 	i := strings.LastIndex(name, tempMark)
 	return i >= 0 && strings.HasPrefix(name[i+len(tempMark):], hostTag()+"-")
 }
 
-// asides lists the hidden paths of outputs that were moved aside from a place.
+// asides lists the hidden paths of outputs moved aside from a place.
 func asides(parent, name string) (paths []string) {
-	entries, _ := os.ReadDir(parent) // the directory may be writable and not readable; then nothing can be found
+	entries, _ := os.ReadDir(parent) // an unreadable directory shows nothing, even if it is writable
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), "."+name+tempMark) && strings.HasSuffix(e.Name(), oldMark) {
 			paths = append(paths, filepath.Join(parent, e.Name()))
@@ -60,9 +59,9 @@ func asides(parent, name string) (paths []string) {
 	return paths
 }
 
-// restore puts the previous output back where a run was ended while it replaced it, and says so:
-// whoever wants to write here has not seen it. Where something else has taken the place meanwhile,
-// the previous output stays under its hidden name.
+// restore moves the previous output back if an interrupted run had moved it aside, and returns an
+// error that says so: the caller has not seen this output. If the place is occupied again, the
+// previous output keeps its hidden name.
 func restore(parent, name string) error {
 	final := filepath.Join(parent, name)
 	for _, old := range asides(parent, name) {
@@ -72,7 +71,7 @@ func restore(parent, name string) error {
 			lock.Close()
 		}
 		if _, err := os.Lstat(temp); err == nil && !ok {
-			continue // that run is at work
+			continue // that run is active
 		}
 		if _, err := os.Lstat(final); !errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -80,13 +79,13 @@ func restore(parent, name string) error {
 		if err := rename(old, final); err != nil {
 			return err
 		}
-		return &OutputError{Path: final, Why: "was taken away by a run that was ended before it could replace it, and is restored now", Exists: true, Replaceable: true}
+		return &OutputError{Path: final, Why: "had been moved aside by an interrupted run and has been restored; run again", Exists: true, Replaceable: true}
 	}
 	return nil
 }
 
-// sweep removes from a directory the remains of stages whose runs were killed on this machine,
-// whatever their places: a run has several, and the next run need not write all of them.
+// sweep removes the remains of killed runs of this machine from a directory, for any place: a run
+// has several places, and the next run need not write to all of them.
 func sweep(dir string) {
 	entries, _ := os.ReadDir(dir)
 	moving := pending(dir, entries)
@@ -102,15 +101,15 @@ func sweep(dir string) {
 	}
 }
 
-// pending is what the journals in a directory are about to move. Its run may have lost its locks,
-// and another one be at work on its journal.
+// pending lists the moves in the directory's journals. A journal's run may have lost its locks
+// while another run finishes the journal.
 func pending(dir string, entries []fs.DirEntry) map[string]bool {
 	paths := make(map[string]bool)
 	for _, e := range entries {
 		if !isJournal(e) {
 			continue
 		}
-		_, moves, _ := readJournal(dir, filepath.Join(dir, e.Name())) // none, if it is not one of ours
+		_, moves, _ := readJournal(dir, filepath.Join(dir, e.Name())) // none if the journal is not ours
 		for _, m := range moves {
 			paths[m.temp] = true
 		}
@@ -118,10 +117,10 @@ func pending(dir string, entries []fs.DirEntry) map[string]bool {
 	return paths
 }
 
-// Sweep removes from a directory the remains of killed runs to which nothing has been written for
-// the given time, and returns their names; with dryRun it only lists them. A stage that a run on
-// this machine holds stays. So does an output that a killed run had moved aside: the next run for
-// its place puts it back. What a journal is about to move stays, too.
+// Sweep removes remains of killed runs from a directory if nothing was written to them for the
+// given time, and returns their names. With dryRun it only lists them. It keeps stages that a run
+// on this machine holds, stages that a journal is about to move, and outputs that a killed run had
+// moved aside, since the next run for their place puts them back.
 func Sweep(dir string, age time.Duration, dryRun bool) (names []string, err error) {
 	if !dryRun {
 		if err := Finish(dir); err != nil {
@@ -152,8 +151,7 @@ func Sweep(dir string, age time.Duration, dryRun bool) (names []string, err erro
 	return names, errors.Join(errs...)
 }
 
-// removeOld removes a stage that nobody holds and to which nothing has been written for the given
-// time.
+// removeOld removes a stage that no run holds and that nothing was written to for the given time.
 func removeOld(path string, age time.Duration, dryRun bool) (removed bool, err error) {
 	lock, ok := tryLock(path)
 	if lock != nil {
@@ -169,18 +167,18 @@ func removeOld(path string, age time.Duration, dryRun bool) (removed bool, err e
 	return err == nil, err
 }
 
-// isStage reports whether an entry of a directory is a stage that is being built, by its name. A
-// link is none, and no stage waits for a writer as a FIFO does.
+// isStage reports whether a directory entry is a stage under construction, by its name. A link is
+// none, and neither is a FIFO, which would block.
 func isStage(e fs.DirEntry) bool {
 	name := e.Name()
 	return (e.IsDir() || e.Type().IsRegular()) && strings.HasPrefix(name, ".") && strings.LastIndex(name, tempMark) > 0 && !strings.HasSuffix(name, oldMark)
 }
 
-// lastWrite is when something was last written to path, or to anything below it.
+// lastWrite returns the time of the last write to path or anything below it.
 func lastWrite(path string) (last time.Time) {
 	filepath.WalkDir(path, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil {
-			last = time.Now() // what cannot be looked at may be in use
+			last = time.Now() // an entry that cannot be examined may be in use
 			return nil
 		}
 		if info, err := d.Info(); err == nil && info.ModTime().After(last) {

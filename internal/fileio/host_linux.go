@@ -2,8 +2,7 @@ package fileio
 
 import "os"
 
-// bootID is another one for every start of a kernel, and the same in all its containers, as locks
-// are.
+// bootID changes with every boot of the kernel and is the same in all its containers, like locks.
 func bootID() string {
 	if id, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
 		return string(id)

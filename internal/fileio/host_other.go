@@ -4,7 +4,7 @@ package fileio
 
 import "os"
 
-// bootID is the name of the machine, for want of a better one.
+// bootID is the name of the machine: this system has no better identifier.
 func bootID() string {
 	name, _ := os.Hostname()
 	return name

@@ -8,23 +8,23 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// Identity tells a file from any other at its path, and from itself after somebody has written to
-// it. The zero value is that of no file, which never changes.
+// Identity recognises a file, and notices writes to it. The zero value stands for no file, and
+// never changes.
 type Identity struct {
 	path string
 	info fs.FileInfo
 }
 
-// Identify looks at the file at path, following links.
+// Identify returns the identity of the file at path, following links.
 func Identify(path string) (Identity, error) {
 	info, err := os.Stat(path)
 	return Identity{path, info}, err
 }
 
-// IsDir reports whether it is that of a directory.
+// IsDir reports whether the identity is a directory's.
 func (id Identity) IsDir() bool { return id.info != nil && id.info.IsDir() }
 
-// IdentityOf looks at an open file. Anything else than a file of the operating system has none.
+// IdentityOf returns the identity of an open file, or none for other inputs.
 func IdentityOf(input any) (Identity, error) {
 	f, ok := input.(*os.File)
 	if !ok {
@@ -34,8 +34,7 @@ func IdentityOf(input any) (Identity, error) {
 	return Identity{f.Name(), info}, err
 }
 
-// Check reports whether the file at the path is still the same one, with nothing written to it
-// since.
+// Check returns an error unless the same file is still at the path, without a write since.
 func (id Identity) Check() error {
 	if id.info == nil {
 		return nil
@@ -60,8 +59,8 @@ func (id Identity) Check() error {
 		WithHint("run again when nothing else writes to it")
 }
 
-// Unchanged reports whether the files that something was read from are as they were then. What
-// knows of none has not changed.
+// Unchanged returns an error if a file behind input has changed since it was opened. Inputs without
+// an identity count as unchanged.
 func Unchanged(input any) error {
 	if known, ok := input.(interface{ Unchanged() error }); ok {
 		return known.Unchanged()
@@ -69,10 +68,10 @@ func Unchanged(input any) error {
 	return nil
 }
 
-// Identities are those of several files.
+// Identities are the identities of several files.
 type Identities []Identity
 
-// Unchanged is Check for each of them, up to the first error.
+// Unchanged checks each of them, up to the first error.
 func (ids Identities) Unchanged() error {
 	for _, id := range ids {
 		if err := id.Check(); err != nil {

@@ -6,15 +6,15 @@ import (
 	"slices"
 )
 
-// IsInterrupted reports whether a run has begun to replace the file or directory at path, or others
-// in it or beside it, and has not ended: a journal lies there, or the previous output was moved
-// aside. The next run that writes there completes the work; one that only reads must not.
+// IsInterrupted reports whether an unfinished run was replacing path, or files in it or beside it:
+// a journal lies there, or a previous output was moved aside. The next run that writes there
+// completes the work; a reader must not.
 func IsInterrupted(path string) bool {
 	parent := filepath.Dir(path)
 	return hasJournal(path) || hasJournal(parent) || len(asides(parent, filepath.Base(path))) > 0
 }
 
 func hasJournal(dir string) bool {
-	entries, _ := os.ReadDir(dir) // nothing can be found where nothing can be read
+	entries, _ := os.ReadDir(dir) // an unreadable directory shows nothing
 	return slices.ContainsFunc(entries, isJournal)
 }

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestAnInterruptedRunIsSeen: a journal, or what was moved aside, says that a run has not ended.
+// TestAnInterruptedRunIsSeen: a journal or an output moved aside shows an unfinished run.
 func TestAnInterruptedRunIsSeen(t *testing.T) {
 	for _, c := range []struct {
 		left, path string

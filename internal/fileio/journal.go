@@ -13,24 +13,24 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// A journal lies in the directories of several outputs while they are moved to their places. It is
-// complete and on the disk before the first move, when everything that will be moved is, so whoever
-// finds one whose run has ended can go on.
+// While several outputs move to their places, a journal lies in each of their directories. It is on
+// disk before the first move, as are all outputs, so whoever finds the journal of a dead run can
+// finish the work.
 
 // journalMark begins the name of a journal: .loratool-commit-<host>-<random>.
 const journalMark = ".loratool-commit-"
 
-// commitTime is more than the moves of one commit take. A journal that is older has been left
-// behind, even where no lock tells so.
+// commitTime is longer than the moves of any commit take. An older journal is abandoned, even if no
+// lock shows it.
 const commitTime = time.Hour
 
-// journal is what lies in each of the directories that a commit changes, under the same name.
+// journal is the set of equal files, one in each directory of a commit.
 type journal struct {
 	paths []string
 	locks []*os.File
 }
 
-// journalText is what a journal says. Paths are relative to its directory where they can be.
+// journalText is the content of a journal. Paths are relative to its directory if possible.
 type journalText struct {
 	Replace bool          `json:"replace"`
 	Moves   []journalMove `json:"moves"`
@@ -43,7 +43,7 @@ type journalMove struct {
 	ID    string `json:"id"`
 }
 
-// newJournal writes the journal of moves into each of their directories.
+// newJournal writes the journal into the directories of all moves.
 func newJournal(replace bool, moves []move) (*journal, error) {
 	j := new(journal)
 	name := journalMark + hostTag() + "-" + random()
@@ -59,7 +59,7 @@ func newJournal(replace bool, moves []move) (*journal, error) {
 	return j, nil
 }
 
-// write makes one file of the journal, beside final. It appears whole, and locked where there are
+// write writes one file of the journal beside final. It appears complete, and locked if there are
 // locks.
 func (j *journal) write(path, final string, replace bool, moves []move) error {
 	dir := filepath.Dir(path)
@@ -95,7 +95,7 @@ func (j *journal) write(path, final string, replace bool, moves []move) error {
 	return syncDir(dir)
 }
 
-// remove takes the journal away: the moves are done, or undone.
+// remove deletes the journal after the moves are done or undone.
 func (j *journal) remove() error {
 	var errs []error
 	for _, path := range j.paths {
@@ -115,22 +115,21 @@ func (j *journal) unlock() {
 	}
 }
 
-// Finish completes the commits in a directory whose runs were killed, for whoever wants to read
-// what they have written.
+// Finish completes the commits of killed runs in a directory, for readers of their outputs.
 func Finish(dir string) error {
 	_, err := finish(dir)
 	return err
 }
 
-// isJournal reports whether an entry of a directory is a journal, by its name.
+// isJournal reports whether a directory entry is a journal, by its name.
 func isJournal(e fs.DirEntry) bool {
 	return strings.HasPrefix(e.Name(), journalMark) && e.Type().IsRegular()
 }
 
-// finish completes the commits in a directory whose runs have ended, and returns the places that
-// got their outputs by that.
+// finish completes the commits of dead runs in a directory, and returns the places that received
+// outputs.
 func finish(dir string) (finals []string, err error) {
-	entries, _ := os.ReadDir(dir) // one that cannot be read tells nothing
+	entries, _ := os.ReadDir(dir) // an unreadable directory shows nothing
 	for _, e := range entries {
 		if !isJournal(e) {
 			continue
@@ -147,7 +146,7 @@ func finish(dir string) (finals []string, err error) {
 	return finals, err
 }
 
-// hasEnded reports whether the run of a journal that nobody on this machine has locked is over.
+// hasEnded reports whether the run of an unlocked journal is over.
 func hasEnded(path string, lock *os.File) bool {
 	if lock != nil && strings.HasPrefix(filepath.Base(path), journalMark+hostTag()+"-") {
 		return true
@@ -156,14 +155,14 @@ func hasEnded(path string, lock *os.File) bool {
 	return err == nil && time.Since(info.ModTime()) > commitTime
 }
 
-// finishOne goes on with the moves of a journal. Where an output has been removed meanwhile, what
-// the others have replaced comes back.
+// finishOne continues the moves of a journal. If an output has vanished, it moves the replaced
+// outputs back.
 func finishOne(dir, path string, lock *os.File) (finals []string, err error) {
 	j := &journal{locks: []*os.File{lock}}
 	replace, moves, err := readJournal(dir, path)
 	if err != nil {
 		j.unlock()
-		return nil, nil // it is not one of ours, and nothing is done that it says
+		return nil, nil // not ours, so none of its moves are done
 	}
 	for _, m := range moves {
 		if p := filepath.Join(filepath.Dir(m.final), filepath.Base(path)); !slices.Contains(j.paths, p) {
@@ -185,8 +184,7 @@ func finishOne(dir, path string, lock *os.File) (finals []string, err error) {
 	return finals, errors.Join(settle(moves), j.remove())
 }
 
-// readJournal reads what a journal says, and believes it only where every path is one that a stage
-// would have.
+// readJournal reads a journal, and accepts it only if every path is one that a stage would have.
 func readJournal(dir, path string) (replace bool, moves []move, err error) {
 	content, err := ReadFile(path, 1<<20)
 	if err != nil {
@@ -203,7 +201,7 @@ func readJournal(dir, path string) (replace bool, moves []move, err error) {
 		}
 		parent, name := filepath.Split(final)
 		if m.Temp != filepath.Base(m.Temp) || !strings.HasPrefix(m.Temp, "."+name+tempMark) {
-			return false, nil, errors.New("a journal of moves that no commit makes")
+			return false, nil, errors.New("a journal with moves that no commit makes")
 		}
 		moves = append(moves, move{temp: filepath.Join(parent, m.Temp), final: final, isDir: m.IsDir, id: m.ID})
 	}

@@ -2,5 +2,5 @@
 
 package fileio
 
-// largeFile is nothing here: every file may grow beyond 2 GiB.
+// largeFile is 0: every file may grow beyond 2 GiB here.
 const largeFile = 0

@@ -7,13 +7,13 @@ import (
 	"os"
 )
 
-// tryLock takes no lock: without one the remains of a killed run cannot be told from a run at work,
-// so a nil handle means that nothing may be removed.
+// tryLock takes no lock. Without locks a killed run looks like an active one, so the nil handle
+// means that nothing may be removed.
 func tryLock(path string) (lock *os.File, ok bool) { return nil, true }
 
-// fileID is not known here. Nothing changes places with a new output here either, so the hidden
-// name of one that has moved is free.
+// fileID is unknown here. Directories are not swapped here either, so the hidden name of a moved
+// output is free.
 func fileID(fs.FileInfo) string { return "" }
 
-// syncDir does nothing: a directory cannot be opened for that here.
+// syncDir does nothing: this system cannot open a directory for that.
 var syncDir = func(path string) error { return nil }

@@ -10,10 +10,10 @@ import (
 	"syscall"
 )
 
-// tryLock locks the file or directory at path until the handle that it returns is closed or the
-// process ends; ok is false when another process holds the lock or has removed path. Where the file
-// system has no locks for path, as NFS has none for a file that is open for reading, the handle is
-// nil: nothing is known about other processes, and nothing that could be theirs may be removed.
+// tryLock locks the file or directory at path until the returned handle is closed or the process
+// ends. ok is false if another process holds the lock or has removed path. The handle is nil if the
+// file system cannot lock path, as NFS cannot lock a file open for reading. Then nothing is known
+// about other processes, and nothing that might be theirs may be removed.
 func tryLock(path string) (lock *os.File, ok bool) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -23,7 +23,7 @@ func tryLock(path string) (lock *os.File, ok bool) {
 		f.Close()
 		return nil, !errors.Is(err, syscall.EWOULDBLOCK)
 	}
-	// Whoever swept path between our open and our lock has removed it.
+	// A sweep between our open and our lock has removed path.
 	ours, err1 := f.Stat()
 	there, err2 := os.Lstat(path)
 	if err1 != nil || err2 != nil || !os.SameFile(ours, there) {
@@ -33,7 +33,7 @@ func tryLock(path string) (lock *os.File, ok bool) {
 	return f, true
 }
 
-// fileID names a file as long as it exists, across renames and starts of the machine.
+// fileID names a file for its lifetime, across renames and reboots.
 func fileID(info fs.FileInfo) string {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
 		return strconv.FormatUint(uint64(st.Ino), 10)
@@ -41,8 +41,8 @@ func fileID(info fs.FileInfo) string {
 	return ""
 }
 
-// syncDir makes the entries of a directory durable. File systems that cannot say so. It is a
-// variable for the tests.
+// syncDir flushes the entries of a directory to disk. Some file systems do not support that, and
+// need no flush. Tests replace it.
 var syncDir = func(path string) error {
 	d, err := os.Open(path)
 	if err != nil {

@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// linuxMemory is AvailableMemory from the files of Linux below root: /proc/meminfo, and the control
-// groups of version 2 and of version 1, each with its parents, whose limits count as well, and the
-// limit of the process's address space.
+// linuxMemory implements AvailableMemory from files below root: /proc/meminfo, the control groups
+// of versions 1 and 2 with their parents, whose limits count as well, and the limit of the
+// process's address space.
 func linuxMemory(root fs.FS) int64 {
 	least := int64(math.MaxInt64)
 	take := func(n int64, ok bool) {
@@ -49,15 +49,14 @@ func linuxMemory(root fs.FS) int64 {
 	return least
 }
 
-// addressSpace is what a limit such as that of ulimit -v leaves to this process; ok is false
-// without one.
+// addressSpace returns the rest of a limit such as that of ulimit -v; ok is false without a limit.
 func addressSpace(root fs.FS) (left int64, ok bool) {
 	limit, limited := field(text(root, "proc/self/limits"), "Max address space")
 	used, known := field(text(root, "proc/self/status"), "VmSize:")
 	return limit - used<<10, limited && known
 }
 
-// field is the number that follows a key at the start of a line of text.
+// field returns the number after a key at the start of a line.
 func field(content, key string) (int64, bool) {
 	for line := range strings.Lines(content) {
 		rest, found := strings.CutPrefix(line, key)
@@ -69,7 +68,7 @@ func field(content, key string) (int64, bool) {
 	return 0, false
 }
 
-// reclaimable is the cache of files that counts as used, and goes where memory is needed.
+// reclaimable returns the file cache, which counts as used but shrinks on demand.
 func reclaimable(root fs.FS, dir, key string) int64 {
 	n, _ := field(text(root, path.Join(dir, "memory.stat")), key+" ")
 	return n
@@ -78,7 +77,7 @@ func reclaimable(root fs.FS, dir, key string) int64 {
 // number reads a file with one number; "max" is none.
 func number(root fs.FS, name string) (int64, bool) {
 	n, err := strconv.ParseInt(strings.TrimSpace(text(root, name)), 10, 64)
-	return n, err == nil && n < 1<<60 // version 1 says nearly 2^63 where there is no limit
+	return n, err == nil && n < 1<<60 // version 1 has nearly 2^63 for no limit
 }
 
 func text(root fs.FS, name string) string {

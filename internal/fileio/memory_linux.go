@@ -2,7 +2,7 @@ package fileio
 
 import "os"
 
-// AvailableMemory is the memory that this process can still take: what the system has available, or
-// what the limits of its control group and of its address space leave, whichever is least. 0 is
+// AvailableMemory returns the memory that this process can still take: the least of the system's
+// available memory and the rest under the limits of its control group and address space. 0 means
 // unknown.
 func AvailableMemory() int64 { return linuxMemory(os.DirFS("/")) }

@@ -2,5 +2,5 @@
 
 package fileio
 
-// AvailableMemory is 0: what this system has available is not known.
+// AvailableMemory returns 0: unknown on this system.
 func AvailableMemory() int64 { return 0 }

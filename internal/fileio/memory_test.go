@@ -5,7 +5,7 @@ import (
 	"testing/fstest"
 )
 
-// TestAvailableMemoryIsTheLeastOfAllLimits: files as Linux documents them in proc(5) and in its
+// TestAvailableMemoryIsTheLeastOfAllLimits uses files as documented in proc(5) and in the kernel's
 // guides to control groups of versions 1 and 2.
 func TestAvailableMemoryIsTheLeastOfAllLimits(t *testing.T) {
 	const meminfo = "MemTotal:       8000 kB\nMemFree:        100 kB\nMemAvailable:   5000 kB\n"

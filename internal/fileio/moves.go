@@ -8,14 +8,14 @@ import (
 	"slices"
 )
 
-// move is the way of one output to its place.
+// move brings one output to its place.
 type move struct {
 	temp, final string
 	isDir       bool
-	id          string // of what was built at temp; "" where the system has none
+	id          string // of the output at temp; "" if the system has none
 }
 
-// old is where what is replaced waits until the new outputs are in their places.
+// old is the name of the replaced output until all new outputs are in place.
 func (m *move) old() string { return m.temp + oldMark }
 
 // isIn reports whether the output is in its place.
@@ -30,13 +30,13 @@ func (m *move) isIn() bool {
 	return !exists(m.temp)
 }
 
-// isHidden reports whether the output waits where it was built.
+// isHidden reports whether the output is still at its hidden name.
 func (m *move) isHidden() bool {
 	there, err := os.Lstat(m.temp)
 	return err == nil && fileID(there) == m.id
 }
 
-// aside takes away what is to be replaced.
+// aside moves the output to be replaced out of the way.
 func (m *move) aside() error {
 	if m.isIn() || exists(m.old()) {
 		return nil
@@ -47,8 +47,8 @@ func (m *move) aside() error {
 	return nil
 }
 
-// keep gives a second name to a file that is to be replaced, so that it can come back. A directory
-// changes places with the new one, and needs none.
+// keep gives a file that will be replaced a second name, so that it can come back. A directory is
+// swapped with the new one and needs none.
 func (m *move) keep() error {
 	if m.isDir || m.isIn() || exists(m.old()) {
 		return nil
@@ -60,11 +60,11 @@ func (m *move) keep() error {
 	return m.aside() // no links here
 }
 
-// in moves the output to its place. What it replaces is at old afterwards, if it was a directory.
+// in moves the output to its place. A replaced directory is at old afterwards.
 func (m *move) in(replace bool) error {
 	if !replace {
 		if !m.isDir {
-			// A link, unlike a rename, fails when the place has been taken meanwhile.
+			// Unlike a rename, a link fails if the place has been taken meanwhile.
 			if err := link(m.temp, m.final); err == nil || errors.Is(err, fs.ErrExist) {
 				return errors.Join(err, remove(m.temp))
 			}
@@ -89,8 +89,8 @@ func (m *move) in(replace bool) error {
 	return m.inSteps()
 }
 
-// inSteps replaces a directory where the system has no exchange. Between the two renames the place
-// is empty: what ends the process there leaves the old output under a name that restore knows.
+// inSteps replaces a directory on a system that cannot swap names. Between the two renames the
+// place is empty. If the process dies there, restore finds the old output by its name.
 func (m *move) inSteps() error {
 	if err := m.aside(); err != nil {
 		return err
@@ -106,7 +106,7 @@ func exists(path string) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// moveAll moves outputs to their places. It goes on where an earlier call was ended.
+// moveAll moves outputs to their places. It continues where an interrupted call stopped.
 func moveAll(replace bool, moves []move) error {
 	if replace {
 		for i := len(moves) - 1; i > 0; i-- {
@@ -129,7 +129,7 @@ func moveAll(replace bool, moves []move) error {
 	return nil
 }
 
-// settle makes the moves durable, and only then removes what they have replaced.
+// settle flushes the moves to disk, and only then removes the replaced outputs.
 func settle(moves []move) error {
 	for i := range moves {
 		if err := syncDir(filepath.Dir(moves[i].final)); err != nil {
@@ -140,21 +140,21 @@ func settle(moves []move) error {
 	for i := range moves {
 		m := &moves[i]
 		if len(moves) == 1 && exists(m.old()) {
-			errs = append(errs, rename(m.old(), m.temp)) // there is no journal: from here on it may be swept
+			errs = append(errs, rename(m.old(), m.temp)) // without a journal, a sweep may remove it from here on
 		}
 		errs = append(errs, removeAll(m.temp), removeAll(m.old()))
 	}
 	return errors.Join(errs...)
 }
 
-// moveBack undoes moves: new outputs go back to their hidden names, the last one first, then old
-// ones to their places.
+// moveBack undoes moves: first it moves new outputs back to their hidden names, the last one first,
+// then old ones to their places.
 func moveBack(moves []move) error {
 	var errs []error
 	for _, m := range slices.Backward(moves) {
 		switch {
 		case !m.isIn():
-		case m.isDir && exists(m.temp): // the old one, by an exchange
+		case m.isDir && exists(m.temp): // the old one, after a swap
 			step()
 			errs = append(errs, exchange(m.temp, m.final))
 		default:
@@ -169,7 +169,7 @@ func moveBack(moves []move) error {
 		switch there, err := os.Lstat(m.final); {
 		case err != nil:
 			errs = append(errs, rename(m.old(), m.final))
-		case os.SameFile(old, there): // the second name that keep gave it
+		case os.SameFile(old, there): // the second name from keep
 			errs = append(errs, remove(m.old()))
 		}
 	}

@@ -8,9 +8,9 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// Open opens the regular file at path for reading, and returns its size. Anything else is refused
-// before it is opened: opening a pipe waits until somebody writes to it, a device may have no end,
-// and neither can be read by position. The caller closes the file.
+// Open opens the regular file at path for reading and returns its size. It refuses everything else
+// before opening it: opening a pipe waits for a writer, a device may have no end, and neither can
+// be read by position. The caller closes the file.
 func Open(path string) (*os.File, int64, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -19,7 +19,7 @@ func Open(path string) (*os.File, int64, error) {
 	if !info.Mode().IsRegular() {
 		return nil, 0, notRegular(path, info.Mode())
 	}
-	// Between the look and the opening the file can be exchanged.
+	// The file can be exchanged between the check and the opening.
 	f, err := os.OpenFile(path, os.O_RDONLY|withoutWaiting, 0)
 	if err != nil {
 		return nil, 0, err
@@ -34,7 +34,7 @@ func Open(path string) (*os.File, int64, error) {
 	return f, info.Size(), nil
 }
 
-// ReadFile returns the content of the regular file at path, which may have at most limit bytes.
+// ReadFile returns the content of the regular file at path, at most limit bytes.
 func ReadFile(path string, limit int64) ([]byte, error) {
 	f, size, err := Open(path)
 	if err != nil {
@@ -51,19 +51,19 @@ func ReadFile(path string, limit int64) ([]byte, error) {
 	return content, nil
 }
 
-// notRegular says what is at path in place of a file.
+// notRegular returns an error that names the kind of file at path.
 func notRegular(path string, mode fs.FileMode) error {
-	what := "it is of another kind"
+	kind := "it is of an unknown kind"
 	hint := "give the path of a file"
 	switch {
 	case mode.IsDir():
-		what = "it is a directory"
+		kind = "it is a directory"
 	case mode&fs.ModeNamedPipe != 0:
-		what, hint = "it is a pipe", "it is read by position: write it to a file first, and give that"
+		kind, hint = "it is a pipe", "write its content to a file first, and give that file"
 	case mode&fs.ModeSocket != 0:
-		what = "it is a socket"
+		kind = "it is a socket"
 	case mode&fs.ModeDevice != 0:
-		what = "it is a device"
+		kind = "it is a device"
 	}
-	return fault.New(fault.Unsupported, "not a regular file: %s", what).In(path).WithHint("%s", hint)
+	return fault.New(fault.Unsupported, "not a regular file: %s", kind).In(path).WithHint("%s", hint)
 }

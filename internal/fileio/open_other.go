@@ -2,5 +2,5 @@
 
 package fileio
 
-// withoutWaiting is nothing here: opening a file does not wait.
+// withoutWaiting is 0: opening a file does not wait here.
 const withoutWaiting = 0

@@ -4,6 +4,5 @@ package fileio
 
 import "syscall"
 
-// withoutWaiting opens what is a pipe in spite of all at once, in place of waiting for somebody who
-// writes to it.
+// withoutWaiting opens a pipe at once instead of waiting for a writer.
 const withoutWaiting = syscall.O_NONBLOCK

@@ -10,22 +10,22 @@ import (
 	"strings"
 )
 
-// Place is where an output is to appear, and what decides whether it may.
+// Place is the future path of an output, with the conditions for writing there.
 type Place struct {
 	Path    string
-	IsDir   bool     // a directory is to appear, not a file
-	Replace bool     // what is there may be replaced, if Known knows it
-	Inputs  []string // what the run reads, of a directory everything below; what is no path is passed over
-	Files   []string // of a directory: the files that the run writes, with slashes
-	Apart   []string // other outputs of the run, which this one may not be, hold, or lie in
+	IsDir   bool     // the output is a directory
+	Replace bool     // an existing output may be replaced, if Known knows it
+	Inputs  []string // paths that the run reads; directories include everything below them; entries that are not paths are ignored
+	Files   []string // files that the run writes into the directory, with slashes
+	Apart   []string // other outputs of the run; none may be this one, contain it, or lie in it
 
-	Known func(path string) bool // reports whether what is there is of the kind that may be replaced; never called for an empty directory
-	Kind  string                 // what Known knows, such as "a checkpoint"
-	Bytes int64                  // that the output takes at least; 0 is not known
+	Known func(path string) bool // reports whether path holds a replaceable kind of output; never called for an empty directory
+	Kind  string                 // the kind that Known accepts, such as "a checkpoint"
+	Bytes int64                  // least size of the output; 0 means unknown
 }
 
-// OutputError is an output path that cannot be used as the caller wants. One that is taken wraps
-// fs.ErrExist.
+// OutputError is an output path that cannot be used as the caller wants. It wraps fs.ErrExist if
+// the path exists.
 type OutputError struct {
 	Path, Why   string
 	Replaceable bool // Replace would allow it
@@ -41,7 +41,7 @@ func (e *OutputError) Unwrap() error {
 	return nil
 }
 
-// SpaceError is a disk that is too full, found out before anything is written.
+// SpaceError is a disk without enough room, found before anything is written.
 type SpaceError struct {
 	Path       string
 	Need, Free int64
@@ -51,17 +51,16 @@ func (e *SpaceError) Error() string {
 	return fmt.Sprintf("the output takes %s and %s has %s free", FormatBytes(e.Need), e.Path, FormatBytes(e.Free))
 }
 
-// Check reports whether the output can be made, before work is done for it: it is not one of the
-// inputs, nothing is there that may not be replaced, and the directory around it is there, can be
-// written to, and has room. What a run that was ended has taken away from the place is put back
-// first, and that is an error, as the caller has not seen it. The error is an *OutputError, a
-// *SpaceError or one of the system.
+// Check reports whether the output can be made, before any work: it is not an input, nothing
+// irreplaceable is there, and its directory exists, is writable, and has room. First, Check
+// restores an output that an interrupted run had moved aside, and returns an error for that, as the
+// caller has not seen it. The error is an *OutputError, a *SpaceError or a system error.
 func (p *Place) Check() error {
 	out, err := realPath(p.Path)
 	if err != nil {
 		return err
 	}
-	parent, err := realPath(filepath.Dir(filepath.Clean(p.Path))) // where a link would be replaced, not where it leads to
+	parent, err := realPath(filepath.Dir(filepath.Clean(p.Path))) // a link itself would be replaced, not its target
 	if err != nil {
 		return err
 	}
@@ -96,8 +95,7 @@ func (p *Place) Check() error {
 	return nil
 }
 
-// checkInput refuses an output that is an input or lies in one, or that an input lies in, whatever
-// the names by which they are called.
+// checkInput refuses an output that is an input, lies in one, or contains one, under any name.
 func (p *Place) checkInput(parent, out, in string) error {
 	read, err := os.Stat(in)
 	if err != nil {
@@ -121,10 +119,10 @@ func (p *Place) checkInput(parent, out, in string) error {
 		}
 		return nil
 	}
-	// The output is a file: a link, of either kind, may lead from it to a file below the input.
+	// The output is a file; a link below the input, symbolic or hard, may lead to it.
 	return filepath.WalkDir(real, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
-			return nil // what cannot be read is not what the output leads to
+			return nil // the output can be read, so an unreadable file is not the output
 		}
 		if file, err := os.Stat(path); err == nil && os.SameFile(file, there) {
 			return refused
@@ -133,9 +131,9 @@ func (p *Place) checkInput(parent, out, in string) error {
 	})
 }
 
-// checkApart refuses an output that is, holds, or lies in another one of the same run, by whatever
-// links its directory is called. Names that differ only in case are one on some systems, and no
-// pair of outputs needs them.
+// checkApart refuses an output that is, contains, or lies in another output of the run, through any
+// links. Names that differ only in case count as one, since some systems ignore case and no pair of
+// outputs needs both.
 func (p *Place) checkApart(parent, other string) error {
 	theirs, err := realPath(filepath.Dir(filepath.Clean(other)))
 	if err != nil {
@@ -149,8 +147,8 @@ func (p *Place) checkApart(parent, other string) error {
 	return nil
 }
 
-// finish completes what an interrupted run had not moved to its place, and says so to whoever has
-// not asked to replace it.
+// finish completes the moves of an interrupted run. It returns an error that says so, unless the
+// caller asked to replace.
 func (p *Place) finish(parent string) error {
 	done, err := finish(parent)
 	if err != nil || p.Replace || !slices.Contains(done, filepath.Join(parent, filepath.Base(filepath.Clean(p.Path)))) {
@@ -173,9 +171,9 @@ func isWithin(path string, of fs.FileInfo) bool {
 	}
 }
 
-// checkThere judges what is at the place of the output.
+// checkThere checks an existing file or directory at the output's path.
 func (p *Place) checkThere() error {
-	info, err := os.Lstat(filepath.Clean(p.Path)) // a slash at the end would follow a link, and be an error behind a file
+	info, err := os.Lstat(filepath.Clean(p.Path)) // a trailing slash would follow a link, and fail after a file
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -206,8 +204,8 @@ func (p *Place) checkThere() error {
 	return nil
 }
 
-// checkForeign looks for the first file in the directory that the run does not write, and no
-// further: the directory may be any.
+// checkForeign finds a file in the directory that the run does not write. It stops at the first:
+// the directory may be huge.
 func (p *Place) checkForeign() (isEmpty bool, err error) {
 	isEmpty = true
 	err = filepath.WalkDir(p.Path, func(path string, d fs.DirEntry, err error) error {
@@ -219,7 +217,7 @@ func (p *Place) checkForeign() (isEmpty bool, err error) {
 		if relErr != nil {
 			return relErr
 		}
-		if name = filepath.ToSlash(name); err != nil || !slices.Contains(p.Files, name) { // what cannot be read is not ours either
+		if name = filepath.ToSlash(name); err != nil || !slices.Contains(p.Files, name) { // an unreadable file is not ours either
 			return foreignError(p.Path, name)
 		}
 		return nil
@@ -227,7 +225,7 @@ func (p *Place) checkForeign() (isEmpty bool, err error) {
 	return isEmpty, err
 }
 
-// foreignError is that of a directory that holds a file which the run does not write.
+// foreignError is the error for a directory with a file that the run does not write.
 func foreignError(dir, name string) error {
 	return &OutputError{Path: dir, Why: fmt.Sprintf("holds %q, which this run does not write, and is not replaced", name), Exists: true}
 }
@@ -247,7 +245,7 @@ func realPath(path string) (string, error) {
 	return abs, nil
 }
 
-// FormatBytes is a size as people say it: three digits and a decimal unit.
+// FormatBytes formats a size with three digits and a decimal unit.
 func FormatBytes(n int64) string {
 	units := []string{"B", "kB", "MB", "GB", "TB", "PB", "EB"}
 	x, i := float64(n), 0

@@ -18,7 +18,7 @@ func TestPlaceKnowsAnInputByEveryName(t *testing.T) {
 	testkit.Write(t, in("blobs/1"), []byte("content"))
 	testkit.Write(t, in("model/sub/a"), []byte("content"))
 	err := errors.Join(
-		os.Symlink(in("blobs/1"), in("model/b")), // as the hub's cache has it
+		os.Symlink(in("blobs/1"), in("model/b")), // as in the hub's cache
 		os.Link(in("model/sub/a"), in("hard")),
 		os.Symlink(in("model"), in("alias")),
 		os.Mkdir(in("other"), 0o777),
@@ -60,7 +60,7 @@ func TestPlaceReplacesWhatItKnows(t *testing.T) {
 	testkit.Write(t, path, []byte("old"))
 	for _, c := range []struct {
 		replace, known bool
-		want           string // in the error; "" is none
+		want           string // in the error; "" means none
 		replaceable    bool
 	}{
 		{false, true, "exists already", true},
@@ -82,7 +82,7 @@ func TestPlaceReplacesWhatItKnows(t *testing.T) {
 	}
 }
 
-// TestPlaceStopsAtTheFirstForeignFile: a directory may be any, such as that of all files.
+// TestPlaceStopsAtTheFirstForeignFile: the directory may hold all the user's files.
 func TestPlaceStopsAtTheFirstForeignFile(t *testing.T) {
 	dir := t.TempDir()
 	out := filepath.Join(dir, "out")

@@ -2,8 +2,8 @@ package fileio
 
 import "golang.org/x/sys/unix"
 
-// FreeBytes is the space that an unprivileged process can still fill in the file system of dir. The
-// system counts it below zero where only the superuser has room left.
+// FreeBytes returns the space left for an unprivileged process in the file system of dir. It is
+// negative if only the superuser has room left.
 func FreeBytes(dir string) (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {

@@ -4,6 +4,5 @@ package fileio
 
 import "errors"
 
-// FreeBytes fails: this system does not say how much space is free, and a caller that has an error
-// does without the check.
+// FreeBytes fails: this system does not tell the free space. Callers then skip the check.
 func FreeBytes(dir string) (int64, error) { return 0, errors.ErrUnsupported }

@@ -4,7 +4,7 @@ package fileio
 
 import "golang.org/x/sys/unix"
 
-// FreeBytes is the space that an unprivileged process can still fill in the file system of dir.
+// FreeBytes returns the space left for an unprivileged process in the file system of dir.
 func FreeBytes(dir string) (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {

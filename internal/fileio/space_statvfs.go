@@ -4,8 +4,8 @@ package fileio
 
 import "golang.org/x/sys/unix"
 
-// FreeBytes is the space that an unprivileged process can still fill in the file system of dir.
-// POSIX counts it in fragments, not in blocks.
+// FreeBytes returns the space left for an unprivileged process in the file system of dir. POSIX
+// counts it in fragments, not in blocks.
 func FreeBytes(dir string) (int64, error) {
 	var st unix.Statvfs_t
 	if err := unix.Statvfs(dir, &st); err != nil {

@@ -2,7 +2,7 @@ package fileio
 
 import "golang.org/x/sys/windows"
 
-// FreeBytes is the space that this user can still fill on the volume of dir.
+// FreeBytes returns the space left for this user on the volume of dir.
 func FreeBytes(dir string) (int64, error) {
 	path, err := windows.UTF16PtrFromString(dir)
 	if err != nil {

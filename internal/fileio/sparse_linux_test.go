@@ -11,7 +11,8 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// TestHolesStayHoles copies a file of 5 GB with data in three places, farther than 32 bits reach.
+// TestHolesStayHoles copies a file of 5 GB, more than 32 bits can address, with data in three
+// places.
 func TestHolesStayHoles(t *testing.T) {
 	dir := t.TempDir()
 	const size = 5_000_000_000
@@ -58,8 +59,8 @@ func TestHolesStayHoles(t *testing.T) {
 	}
 }
 
-// TestWrittenZerosStayHoles writes bytes with stretches of zeros at even and odd places, in a stage
-// that is a directory, beyond the 2 GiB that a file may have where offsets are of 32 bits.
+// TestWrittenZerosStayHoles writes stretches of zeros at even and odd offsets into a stage that is
+// a directory, beyond 2 GiB, the limit of a file with 32-bit offsets.
 func TestWrittenZerosStayHoles(t *testing.T) {
 	const room = 64 * pageBytes
 	piece := make([]byte, room)
@@ -90,7 +91,7 @@ func TestWrittenZerosStayHoles(t *testing.T) {
 	}
 }
 
-// TestHolesReplaceWhatWasThere: a hole of the source is zeros, also where the copy had other bytes.
+// TestHolesReplaceWhatWasThere: a hole of the source becomes zeros over other bytes of the copy.
 func TestHolesReplaceWhatWasThere(t *testing.T) {
 	dir := t.TempDir()
 	in, err := os.Create(filepath.Join(dir, "in"))

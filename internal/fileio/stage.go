@@ -1,5 +1,18 @@
-// Package fileio writes files and directories that appear whole or not at all, and moves ranges of
-// bytes between files with the help of the operating system.
+// Package fileio writes files and directories that appear complete or not at all, and copies ranges
+// of bytes between files with the help of the operating system.
+//
+// A Stage builds an output under a hidden name beside its place:
+//
+//	s, err := fileio.NewStage("out", true)
+//	…
+//	defer s.Abort()
+//	f, err := s.Create("model.safetensors", size)
+//	…
+//	err = fileio.Close(f)
+//	err = s.Commit(replace)
+//
+// Commit moves several stages as one. Place checks an output path before the work. Dir and Open
+// read inputs from disk or from an fs.FS.
 package fileio
 
 import (
@@ -14,20 +27,20 @@ import (
 	"sync"
 )
 
-// Stage is an output in the making. It is built beside the place where it will appear, under a
-// hidden name, and Commit moves it there. Whatever ends the process before that leaves the place
-// untouched. The next stage in the same directory removes the hidden remains; it can tell them from
-// a stage at work because that one holds a lock.
+// Stage is an output under construction. It is built under a hidden name beside its place, and
+// Commit moves it there. If the process dies before, the place stays untouched, and the next stage
+// in the same directory removes the hidden remains. A lock distinguishes active stages from
+// remains.
 //
-// Create may be called from several goroutines at once.
+// Several goroutines may call Create at once.
 type Stage struct {
 	final   string // absolute
 	temp    string // "" after the end
 	isDir   bool
-	allowed fs.FileMode // the permissions that the umask leaves
+	allowed fs.FileMode // permissions that the umask leaves
 	lock    *os.File
-	made    fs.FileInfo // of temp
-	root    *os.Root    // of a directory; it stays this directory, whatever comes to its name
+	made    fs.FileInfo // identity of temp
+	root    *os.Root    // of a directory; stays valid if its name is reused
 
 	mu    sync.Mutex
 	files map[string]*staged
@@ -36,14 +49,14 @@ type Stage struct {
 // File is a file of a stage.
 type File = os.File
 
-// staged is a file that Create has made.
+// staged is a file made by Create.
 type staged struct {
 	info fs.FileInfo
-	size int64 // 0 is not known beforehand
+	size int64 // 0 if not known beforehand
 }
 
-// NewStage begins an output at path final, a directory or a file. It fails when the directory
-// around final is not there.
+// NewStage begins an output at path final, a directory or a file. It fails if final's directory
+// does not exist.
 func NewStage(final string, isDir bool) (*Stage, error) {
 	final, err := filepath.Abs(final)
 	if err != nil {
@@ -71,12 +84,11 @@ func NewStage(final string, isDir bool) (*Stage, error) {
 	return nil, errTaken
 }
 
-// errTaken: another process removed what create had made before it was locked.
+// errTaken means that another process removed the new stage before it was locked.
 var errTaken = errors.New("the hidden output was removed by another run")
 
 // create makes the hidden file or directory and locks it. Both get all permissions that the umask
-// leaves, so that these are known; a file loses those that it should not have before anything is
-// written to it.
+// leaves, which reveals the umask; a file loses the excess before anything is written to it.
 func (s *Stage) create() (err error) {
 	if s.isDir {
 		err = os.Mkdir(s.temp, 0o777)
@@ -106,25 +118,25 @@ func (s *Stage) create() (err error) {
 	return nil
 }
 
-// Path is where the file called name, relative and with slashes, is built; a stage for one file has
-// the name "".
+// Path returns the path where the named file is built. Names are relative and use slashes; the name
+// of a single-file stage is "".
 func (s *Stage) Path(name string) string { return filepath.Join(s.temp, filepath.FromSlash(name)) }
 
-// Expect checks the names of all files that will be created, before the work: that each is
-// possible, and that no two are one where file names have no case.
+// Expect checks the names of all future files before the work: each must be possible, and no two
+// may be equal on a file system that ignores case.
 func (s *Stage) Expect(names []string) error {
 	noCase := ignoresCase(s.temp)
 	seen := make(map[string]string, len(names))
 	for _, name := range names {
 		if s.isDir && !filepath.IsLocal(filepath.FromSlash(name)) {
-			return &OutputError{Path: s.final, Why: fmt.Sprintf("cannot hold %q: it is no file name on this system", name)}
+			return &OutputError{Path: s.final, Why: fmt.Sprintf("cannot hold %q: it is not a file name on this system", name)}
 		}
 		key := name
 		if noCase {
 			key = strings.ToLower(strings.ToUpper(name))
 		}
 		if other, taken := seen[key]; taken {
-			return &OutputError{Path: s.final, Why: fmt.Sprintf("cannot hold both %q and %q: they are one name there", other, name)}
+			return &OutputError{Path: s.final, Why: fmt.Sprintf("cannot hold both %q and %q: the file system ignores case", other, name)}
 		}
 		seen[key] = name
 	}
@@ -132,7 +144,7 @@ func (s *Stage) Expect(names []string) error {
 }
 
 // ignoresCase reports whether the file system of an existing path ignores the case of its last
-// part. It is a variable for the tests.
+// part. Tests replace it.
 var ignoresCase = func(path string) bool {
 	dir, name := filepath.Split(path)
 	there, err1 := os.Lstat(path)
@@ -140,15 +152,14 @@ var ignoresCase = func(path string) bool {
 	return err1 == nil && err2 == nil && os.SameFile(there, other)
 }
 
-// Like is what an output takes over from the input that it is made from. The zero value is an
-// ordinary file.
+// Like describes the attributes that an output copies from its input. The zero value is an ordinary
+// file.
 type Like struct {
-	Mode   fs.FileMode // permissions; the umask takes some away, and the owner may always write. 0 is 0666
-	Sparse bool        // no room is reserved: the input has holes, and so will the output
+	Mode   fs.FileMode // permissions, less the umask; the owner may always write; 0 means 0666
+	Sparse bool        // reserve no room: the input has holes, and so will the output
 }
 
-// LikeFile describes an open input. Everything else than a file of the operating system is
-// ordinary.
+// LikeFile describes an open input. Inputs that are not files are ordinary.
 func LikeFile(input any) Like {
 	f, ok := input.(*os.File)
 	if !ok {
@@ -161,7 +172,7 @@ func LikeFile(input any) Like {
 	return Like{Mode: info.Mode().Perm(), Sparse: hasHoles(f, info.Size())}
 }
 
-// perm is the mode that a file is made with.
+// perm returns the mode for creating a file.
 func (l Like) perm() fs.FileMode {
 	if l.Mode == 0 {
 		return 0o666
@@ -174,10 +185,10 @@ func (s *Stage) Create(name string, size int64) (*os.File, error) {
 	return s.CreateLike(name, size, Like{})
 }
 
-// CreateLike makes a file of the stage, and the directories above it, with its final size and,
-// where the system can, room on the disk for all of it. A size of 0 is one that is not known yet.
-// The stage itself is never made again: where somebody has removed it, that is an error. So is a
-// file that the stage has not made and that is there, under a name without case.
+// CreateLike makes a file of the stage and the directories above it, with its final size and, if
+// the system can, reserved room on the disk. Size 0 means unknown. It fails if the stage has been
+// removed, which it never makes again, or if an existing file has the name without being the
+// stage's own.
 func (s *Stage) CreateLike(name string, size int64, like Like) (*os.File, error) {
 	f, err := s.open(name, like)
 	if err != nil {
@@ -230,8 +241,8 @@ func (s *Stage) open(name string, like Like) (*os.File, error) {
 	return f, nil
 }
 
-// setMode gives an open file its permissions. File systems without any refuse, and have nothing to
-// take away.
+// setMode sets the permissions of an open file. File systems without permissions refuse, and there
+// is nothing to restrict.
 func setMode(f *os.File, mode fs.FileMode) error {
 	info, err := f.Stat()
 	if err != nil || info.Mode().Perm() == mode {
@@ -243,7 +254,7 @@ func setMode(f *os.File, mode fs.FileMode) error {
 	return nil
 }
 
-// Narrow takes from a directory the permissions that its input does not have; its owner keeps all.
+// Narrow removes permissions from a directory that its input lacks. The owner keeps all.
 func (s *Stage) Narrow(input fs.FileMode) error {
 	d, err := s.root.Open(".")
 	if err != nil {
@@ -256,7 +267,7 @@ func (s *Stage) Narrow(input fs.FileMode) error {
 
 func (s *Stage) dirMode() fs.FileMode { return s.allowed | 0o700 }
 
-// vanished explains an error that is due to the stage being no longer what it was.
+// vanished explains an error if the stage has been removed or exchanged.
 func (s *Stage) vanished(err error) error {
 	if there, statErr := os.Lstat(s.temp); statErr != nil || !os.SameFile(there, s.made) {
 		return &VanishedError{s.temp, err}
@@ -264,10 +275,10 @@ func (s *Stage) vanished(err error) error {
 	return err
 }
 
-// VanishedError is an output that somebody has removed or changed while it was being made.
+// VanishedError is an output that somebody removed or changed while it was being made.
 type VanishedError struct {
 	Path string
-	Err  error // or nil
+	Err  error // may be nil
 }
 
 func (e *VanishedError) Error() string {
@@ -276,13 +287,12 @@ func (e *VanishedError) Error() string {
 
 func (e *VanishedError) Unwrap() error { return e.Err }
 
-// Close makes the content of a file of the stage durable, and closes it.
+// Close flushes a file of the stage to disk and closes it.
 func Close(f *os.File) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// verify reports whether the stage still holds what was made in it: every file, the same one, of
-// its size.
+// verify returns an error unless the stage still holds every file made in it, with its size.
 func (s *Stage) verify() error {
 	there, err := os.Lstat(s.temp)
 	if err != nil || !os.SameFile(there, s.made) {
@@ -297,7 +307,7 @@ func (s *Stage) verify() error {
 	return nil
 }
 
-// Foreign lists the files below the final place that the stage does not have.
+// Foreign lists the files below the final place that the stage lacks.
 func (s *Stage) Foreign() ([]string, error) {
 	ours, err := Files(s.temp)
 	if err != nil {
@@ -316,7 +326,7 @@ func (s *Stage) Foreign() ([]string, error) {
 	return foreign, nil
 }
 
-// Files lists everything below dir that is not a directory, sorted, with slashes.
+// Files lists everything below dir except directories, sorted, with slashes.
 func Files(dir string) ([]string, error) {
 	var names []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -342,7 +352,7 @@ func (s *Stage) Abort() {
 	s.unlock()
 }
 
-// release lets go of the directory: some systems move none that is open.
+// release closes the directory: some systems cannot move an open one.
 func (s *Stage) release() {
 	if s.root != nil {
 		s.root.Close()

@@ -64,7 +64,7 @@ func checkContents(t *testing.T, when, dir string, want map[string]string) {
 	}
 }
 
-// entries lists what is directly in dir.
+// entries lists the entries of dir.
 func entries(t *testing.T, dir string) []string {
 	t.Helper()
 	list, err := os.ReadDir(dir)
@@ -140,8 +140,7 @@ func TestStageNeedsTheDirectoryAroundIt(t *testing.T) {
 	checkContents(t, "after all", parent, map[string]string{"file": ""})
 }
 
-// TestWhatIsThereIsNotReplacedUnasked covers what came into the place while the stage was at work,
-// too: nobody looked before.
+// TestWhatIsThereIsNotReplacedUnasked also covers outputs that appeared while the stage was built.
 func TestWhatIsThereIsNotReplacedUnasked(t *testing.T) {
 	for _, isDir := range []bool{false, true} {
 		for there, put1 := range map[string]func(string) error{
@@ -198,8 +197,8 @@ func TestReplaceTakesTheOldAwayInSteps(t *testing.T) {
 	fileio.WithoutExchange(func() { TestReplaceTakesTheOldAway(t) })
 }
 
-// TestWhatAKilledRunHadTakenAwayIsRestored: the place is as a run leaves it that is ended between
-// the two renames of a replacement.
+// TestWhatAKilledRunHadTakenAwayIsRestored: the place is as a run leaves it that dies between the
+// two renames of a replacement.
 func TestWhatAKilledRunHadTakenAwayIsRestored(t *testing.T) {
 	for _, left := range []string{"both the old and the new", "the old alone"} {
 		parent := t.TempDir()
@@ -210,7 +209,7 @@ func TestWhatAKilledRunHadTakenAwayIsRestored(t *testing.T) {
 		}
 		s, err := fileio.NewStage(final, true)
 		var e *fileio.OutputError
-		if !errors.As(err, &e) || !strings.Contains(err.Error(), "is restored now") {
+		if !errors.As(err, &e) || !strings.Contains(err.Error(), "has been restored") {
 			t.Errorf("%s: NewStage = %v, want an *OutputError that says what was done", left, err)
 		}
 		if err == nil {
@@ -234,13 +233,13 @@ func TestWhatAKilledRunHadTakenAwayIsRestoredBeforeTheNextOneWorks(t *testing.T)
 	parent := t.TempDir()
 	testkit.Write(t, filepath.Join(parent, ".out.loratool-0123.old", "a"), []byte("precious"))
 	p := fileio.Place{Path: filepath.Join(parent, "out") + "/", IsDir: true, Files: []string{"a"}}
-	if err := p.Check(); err == nil || !strings.Contains(err.Error(), "is restored now") {
+	if err := p.Check(); err == nil || !strings.Contains(err.Error(), "has been restored") {
 		t.Errorf("Check = %v, want an error that says what was done", err)
 	}
 	checkContents(t, "after Check", parent, map[string]string{"out/a": "precious"})
 }
 
-// TestWhatAKilledRunHadTakenAwayIsNeverDeleted: something else has taken the place meanwhile.
+// TestWhatAKilledRunHadTakenAwayIsNeverDeleted: another output has taken the place meanwhile.
 func TestWhatAKilledRunHadTakenAwayIsNeverDeleted(t *testing.T) {
 	parent := t.TempDir()
 	testkit.Write(t, filepath.Join(parent, ".out.loratool-0123.old", "a"), []byte("precious"))

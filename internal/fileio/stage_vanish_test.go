@@ -14,8 +14,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// TestAStageThatIsTamperedWithNeverAppears: the sweep of another machine, or somebody who tidies
-// up, does such things.
+// TestAStageThatIsTamperedWithNeverAppears: another machine's sweep, or a user who tidies up, does
+// such things.
 func TestAStageThatIsTamperedWithNeverAppears(t *testing.T) {
 	remove := func(path string) error { return os.RemoveAll(path) }
 	for what, c := range map[string]struct {
@@ -58,7 +58,7 @@ func TestAStageThatIsTamperedWithNeverAppears(t *testing.T) {
 	}
 }
 
-// exchanged puts another file with the same content in the place of one.
+// exchanged replaces a file by another with the same content.
 func exchanged(path string) error {
 	content, err := os.ReadFile(path)
 	return errors.Join(err, os.Rename(path, path+".was"), os.WriteFile(path, content, 0o666))
@@ -86,7 +86,7 @@ func TestAStageIsNeverMadeAgain(t *testing.T) {
 }
 
 // TestTheStageOfAnotherMachineIsNotSwept: on a shared file system with local locks its run may be
-// at work.
+// active.
 func TestTheStageOfAnotherMachineIsNotSwept(t *testing.T) {
 	for _, isDir := range []bool{false, true} {
 		parent := t.TempDir()
@@ -139,8 +139,8 @@ func TestSweepRemovesWhatNobodyHasWrittenToForLong(t *testing.T) {
 	}
 }
 
-// TestTheOldOutputIsRemovedWhenTheNewOneIsOnTheDisk looks when the directory around the place is
-// made durable.
+// TestTheOldOutputIsRemovedWhenTheNewOneIsOnTheDisk checks when the directory of the place is
+// flushed.
 func TestTheOldOutputIsRemovedWhenTheNewOneIsOnTheDisk(t *testing.T) {
 	parent := t.TempDir()
 	testkit.Write(t, filepath.Join(parent, "out", "a"), []byte("old"))

@@ -5,8 +5,7 @@ import (
 	"os"
 )
 
-// step is called before every change of names. It is a variable for the tests, which end the
-// process there.
+// step is called before every change of names. Tests replace it to kill the process there.
 var step = func() {}
 
 func rename(from, to string) error { step(); return os.Rename(from, to) }
@@ -17,5 +16,5 @@ func remove(path string) error { step(); return os.Remove(path) }
 
 func removeAll(path string) error { step(); return os.RemoveAll(path) }
 
-// errNoExchange: the system cannot let two names change places.
+// errNoExchange means that the system cannot swap two names.
 var errNoExchange = errors.New("names cannot be exchanged here")

@@ -17,8 +17,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// holdEnv makes this test binary another process: one that has a stage for the path in it, and
-// holds it until its standard input ends.
+// holdEnv turns this test binary into a process that makes a stage for the named path and holds it
+// until its standard input ends.
 const holdEnv = "LORATOOL_TEST_HOLD_STAGE"
 
 func TestMain(m *testing.M) {
@@ -55,13 +55,13 @@ func hold(final string, isDir bool) error {
 	return nil
 }
 
-// holder is the other process.
+// holder is that process.
 type holder struct {
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
 }
 
-// startHolder returns when the other process has made its stage.
+// startHolder returns once the process has made its stage.
 func startHolder(t *testing.T, final, kind string) *holder {
 	t.Helper()
 	exe, err := os.Executable()
@@ -120,7 +120,7 @@ func TestTheRemainsOfAKilledRunAreSweptAndALiveStageIsNot(t *testing.T) {
 }
 
 // TestTheRemainsForAnotherPlaceAreSweptUnlessACommitIsUnderWay: a run has several places, and the
-// next run need not have the same.
+// next run may have others.
 func TestTheRemainsForAnotherPlaceAreSweptUnlessACommitIsUnderWay(t *testing.T) {
 	parent := t.TempDir()
 	killed := startHolder(t, filepath.Join(parent, "out.undo"), "file")
@@ -129,7 +129,7 @@ func TestTheRemainsForAnotherPlaceAreSweptUnlessACommitIsUnderWay(t *testing.T) 
 		t.Fatal(err)
 	}
 	killed.cmd.Wait()
-	journal := filepath.Join(parent, ".loratool-commit-00000000-1") // of another machine, just written
+	journal := filepath.Join(parent, ".loratool-commit-00000000-1") // by another machine, just written
 	var stage string
 	for _, name := range entries(t, parent) {
 		if strings.HasPrefix(name, ".out.undo.") {
@@ -158,7 +158,7 @@ func TestTheRemainsForAnotherPlaceAreSweptUnlessACommitIsUnderWay(t *testing.T) 
 	}
 }
 
-// TestTwoRunsForOnePlace: the first to commit wins, the other says that something is there.
+// TestTwoRunsForOnePlace: the first to commit wins; the other reports that the output exists.
 func TestTwoRunsForOnePlace(t *testing.T) {
 	for _, kind := range []string{"file", "dir"} {
 		parent := t.TempDir()
@@ -185,8 +185,8 @@ func TestTwoRunsForOnePlace(t *testing.T) {
 }
 
 // TestStagesWorkWhereFilesCannotBeLocked: some network file systems have no locks, or none for
-// directories or for files that are open for reading. A live stage cannot be told from the remains
-// of a killed run there, so both stay.
+// directories or for files open for reading. Active stages and remains look alike there, so both
+// stay.
 func TestStagesWorkWhereFilesCannotBeLocked(t *testing.T) {
 	for _, cause := range []syscall.Errno{syscall.ENOTSUP, syscall.ENOSYS, syscall.EBADF, syscall.ENOLCK} {
 		for _, isDir := range []bool{false, true} {

@@ -2,6 +2,6 @@
 
 package fileio
 
-// writable does nothing: on Windows only an attempt tells what an access control list allows, and
-// WebAssembly has no question to ask.
+// writable does nothing: on Windows only an attempt shows what an access control list allows, and
+// WebAssembly has no such call.
 func writable(dir string) error { return nil }

@@ -4,5 +4,5 @@ package fileio
 
 import "os"
 
-// StartWriteback does nothing where the system has no such hint.
+// StartWriteback does nothing: this system has no such hint.
 func StartWriteback(f *os.File) {}

@@ -2,13 +2,13 @@ package parallel
 
 import "errors"
 
-// errGone is what emit returns when nobody takes values any more.
-var errGone = errors.New("nobody takes values any more")
+// errGone is the result of emit after take has returned false.
+var errGone = errors.New("the receiver takes no more values")
 
-// Emit calls run on a goroutine of its own and calls take for every value that it emits, on the
-// goroutine of the caller, one at a time and in their order. emit waits until take returns, and
-// returns an error once take has returned false: run then returns as well. Emit returns when run
-// has, with its error, nil if take wanted no more.
+// Emit calls run on a new goroutine, and take on the caller's goroutine for every emitted value,
+// one at a time and in order. emit waits until take returns. It returns an error once take has
+// returned false, and run must return then too. Emit returns after run, with run's error, or nil if
+// take wanted no more.
 func Emit[T any](run func(emit func(T) error) error, take func(T) bool) error {
 	e := emitter[T]{values: make(chan T), taken: make(chan bool), gone: make(chan bool)}
 	var failure error
@@ -16,7 +16,7 @@ func Emit[T any](run func(emit func(T) error) error, take func(T) bool) error {
 		defer close(e.values)
 		failure = run(e.emit)
 	}()
-	defer func() { // also when take panics
+	defer func() { // also if take panics
 		close(e.gone)
 		for range e.values {
 		}

@@ -33,7 +33,7 @@ func TestEmitHandsOverInOrder(t *testing.T) {
 	}
 }
 
-// TestEmitEndsWhenTakeDoesNotReturn: a panic, or a test that fails, leaves no goroutine behind.
+// TestEmitEndsWhenTakeDoesNotReturn: a panic or a failing test leaves no goroutine behind.
 func TestEmitEndsWhenTakeDoesNotReturn(t *testing.T) {
 	ended := false
 	func() {

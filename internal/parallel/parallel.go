@@ -1,4 +1,8 @@
-// Package parallel is the one place where goroutines start.
+// Package parallel starts all goroutines of this module. For runs independent tasks, Pipe runs jobs
+// that are read and written in order, and Emit turns a callback into a stream of values. Each
+// returns after everything that it started has ended:
+//
+//	err := parallel.For(ctx, parallel.Workers(0), n, func(worker, i int) error { … })
 package parallel
 
 import (
@@ -8,11 +12,11 @@ import (
 	"sync/atomic"
 )
 
-// maxWorkers bounds what a caller may ask for: more than any machine has processors, as every
-// worker may own memory.
+// maxWorkers limits the workers, which may each own memory. It is more than the processors of any
+// machine.
 const maxWorkers = 1024
 
-// Workers returns n, or the number of usable processors when n is not positive; at most 1024.
+// Workers returns n, or the number of usable processors if n is not positive; at most 1024.
 func Workers(n int) int {
 	if n <= 0 {
 		n = runtime.GOMAXPROCS(0)
@@ -21,10 +25,10 @@ func Workers(n int) int {
 }
 
 // For calls f once for every i from 0 to n−1, in ascending order of start, on at most workers
-// goroutines; worker, below workers, tells f which of them it runs on, so that it can own scratch
-// memory. After the first error, or when ctx ends, no further call starts. For returns when every
-// call has returned: the error of the lowest i that failed, else ctx's. Results must not depend on
-// worker or on timing; a panic in f ends the process, as it would without goroutines.
+// goroutines. f can use its worker number, below workers, to own scratch memory. After the first
+// error, or when ctx ends, no further call starts. For returns after every call has returned, with
+// the error of the lowest i that failed, else ctx's. Results must not depend on worker or on
+// timing. A panic in f ends the process, as without goroutines.
 func For(ctx context.Context, workers, n int, f func(worker, i int) error) error {
 	workers = min(Workers(workers), n)
 	var (

@@ -5,14 +5,13 @@ import (
 	"sync"
 )
 
-// Pipe takes jobs 0 to n−1 through three steps on at most workers goroutines: in, for one job at a
-// time and in order; work, for as many jobs at once as there are workers; out, for one job at a
-// time and in order again. A job keeps its worker from in to out, so memory that belongs to a
-// worker is memory for one job, and no job is further ahead of the last out than there are workers.
-// A nil step is skipped.
+// Pipe takes jobs 0 to n−1 through three steps on at most workers goroutines: in, one job at a time
+// and in order; work, up to workers jobs at once; out, one job at a time and in order. A job keeps
+// its worker from in to out, so a worker's memory belongs to one job, and no job is more than
+// workers ahead of the last out. A nil step is skipped.
 //
-// When a job fails, the jobs before it still end, with out, and those after it do not: what out has
-// seen is the same at every run. Pipe returns the error of the first job that failed, by index,
+// If a job fails, the jobs before it still run to the end of out, and those after it do not, so
+// every run passes the same jobs to out. Pipe returns the error of the first failed job by index,
 // else ctx's if that ended it early.
 func Pipe(ctx context.Context, workers, n int, in, work, out func(worker, i int) error) error {
 	p := pipe{n: n, fail: n, steps: [3]func(worker, i int) error{in, work, out}}
@@ -39,13 +38,13 @@ type pipe struct {
 	next  int        // the job whose in is due; under entry
 
 	mu     sync.Mutex
-	turned sync.Cond // turn or fail has changed
+	turned sync.Cond // signals changes of turn and fail
 	turn   int       // the job whose out is due
-	fail   int       // the lowest job that failed, n when none has
+	fail   int       // the lowest failed job; n if none
 	err    error     // its error
 }
 
-// job takes the next job through its steps and reports whether there may be another.
+// job takes the next job through its steps, and reports whether there may be another.
 func (p *pipe) job(ctx context.Context, worker int) bool {
 	i, err := p.enter(ctx, worker)
 	if i < 0 {
@@ -77,7 +76,7 @@ func (p *pipe) job(ctx context.Context, worker int) bool {
 	return true
 }
 
-// enter takes the next job through in; i is −1 when no more jobs may start.
+// enter takes the next job through in. i is −1 if no more jobs may start.
 func (p *pipe) enter(ctx context.Context, worker int) (i int, err error) {
 	p.entry.Lock()
 	defer p.entry.Unlock()
@@ -90,12 +89,12 @@ func (p *pipe) enter(ctx context.Context, worker int) (i int, err error) {
 	i = p.next
 	p.next++
 	if err = call(p.steps[0], worker, i); err != nil {
-		p.next = p.n // what would be read next is not where it should be
+		p.next = p.n // in may have read only part of a job, so no later job can follow
 	}
 	return i, err
 }
 
-// failed notes that job i failed; p.mu is held.
+// failed records the failure of job i. The caller holds p.mu.
 func (p *pipe) failed(i int, err error) {
 	if i < p.fail {
 		p.fail, p.err = i, err

@@ -1,9 +1,9 @@
-// Package principal finds the part of a weight that initialisations of LoRA subtract from it: that
-// of its leading singular vectors (PiSSA, Meng et al., arXiv:2404.02948), or of the leading columns
-// of its QR decomposition (OLoRA, Büyükakyüz, arXiv:2406.01775).
+// Package principal computes the part of a weight that PiSSA and OLoRA subtract before training:
+// the part of the leading singular vectors (PiSSA, Meng et al., arXiv:2404.02948), or of the
+// leading columns of the QR decomposition (OLoRA, Büyükakyüz, arXiv:2406.01775).
 //
-// Both are Q·Qᵀ·W for a Q of r orthonormal columns, and computed as such, in float64: an error in Q
-// of norm e changes the part by no more than e·‖W‖.
+// Singular and Leading return it as factors, Left·Right. Both compute Q·Qᵀ·W in float64, for a Q of
+// r orthonormal columns. An error in Q of norm e changes the part by at most e·‖W‖.
 package principal
 
 import (
@@ -23,13 +23,13 @@ type Part struct {
 }
 
 const (
-	// fullSide is the side up to which a matrix is decomposed in full.
+	// fullSide is the largest side of a matrix that is decomposed in full.
 	fullSide = 192
-	// block is how many vectors the Krylov space grows by: more than one, so that equal singular
-	// values are found.
+	// block is the growth of the Krylov space in vectors. It is more than one, to find equal
+	// singular values.
 	block = 8
-	// tolerance is the residual at which a singular vector has converged, relative to the largest
-	// singular value.
+	// tolerance is the residual of a converged singular vector, relative to the largest singular
+	// value.
 	tolerance = 0x1p-49
 )
 
@@ -68,16 +68,16 @@ func leading(w []float32, rows, cols, rank int) Part {
 		for i := range column {
 			column[i] = float64(w[i*cols+k])
 		}
-		// one that depends on those before it adds nothing: its row of R is zero on the diagonal
+		// a dependent column adds nothing: its row of R is zero on the diagonal
 		q.extend([][]float64{column})
 	}
 	return project(w, rows, cols, q.rowMajor(rank), rank)
 }
 
-// normal returns a matrix without subnormal numbers: w itself, or a copy that is multiplied by
-// 2^exponent so that its largest element is near 1. What is subnormal still becomes zero: less than
+// normal returns a matrix without subnormal numbers: w itself, or a copy multiplied by 2^exponent,
+// with a largest element near 1. Elements still subnormal become zero. They are less than
 // 2⁻¹²⁵·√(rows·cols) of the largest element, where float64 resolves 2⁻⁵³. Every product would read
-// these numbers again, and to read one costs many processors some 150 cycles.
+// them again, at some 150 cycles each on many processors.
 func normal(w []float32) (x []float32, exponent int) {
 	const least = 0x1p-126
 	isSmall := func(v float32) bool { return -least < v && v < least && v != 0 }
@@ -122,7 +122,7 @@ func project(w []float32, rows, cols int, q []float64, rank int) Part {
 	return Part{Rank: rank, Left: q, Right: right}
 }
 
-// fullSingular decomposes in full.
+// fullSingular uses a full decomposition.
 func fullSingular(w []float32, rows, cols, rank int) (Part, error) {
 	columns := make([][]float64, cols)
 	for j := range columns {
@@ -145,14 +145,14 @@ func fullSingular(w []float32, rows, cols, rank int) (Part, error) {
 }
 
 // krylov finds the leading left singular vectors by block Lanczos bidiagonalisation with full
-// reorthogonalisation (Golub, Luk and Overton, 1981): spaces of U and V grow by turns, and the
-// singular vectors of W are those of the small matrix Uᵀ·W·V once what W makes of them stays in the
-// spaces, at the latest when a space is all there is.
+// reorthogonalisation (Golub, Luk and Overton, 1981). The spaces of U and V grow in turn. The
+// singular vectors of W are those of the small matrix Uᵀ·W·V once W maps them into the spaces, at
+// the latest when a space is complete.
 func krylov(w []float32, rows, cols, rank int) ([]float64, error) {
-	rng := rand.New(rand.NewPCG(1, 2)) // always the same
+	rng := rand.New(rand.NewPCG(1, 2)) // a fixed seed
 	u, v := &basis{size: rows}, &basis{size: cols}
-	var small [][]float64 // Uᵀ·W·V by columns; a column ends where zeros follow
-	look := rank          // how large V is when it is worth a look
+	var small [][]float64 // Uᵀ·W·V by columns, without trailing zeros
+	look := rank          // size of V at the next convergence check
 	next := random(rng, cols)
 	for {
 		added := v.extend(next)
@@ -186,8 +186,8 @@ func krylov(w []float32, rows, cols, rank int) ([]float64, error) {
 	}
 }
 
-// converged reports whether what Wᵀ makes of the leading vectors stays in V: next are Wᵀ times the
-// newest vectors of U, the only ones that lead out of it.
+// converged reports whether Wᵀ maps the leading vectors into V. next is Wᵀ times the newest vectors
+// of U, the only ones that lead out of V.
 func converged(left *mat.Dense, sigma []float64, v *basis, next [][]float64, rank int) bool {
 	if len(next) == 0 {
 		return true
@@ -211,8 +211,7 @@ func converged(left *mat.Dense, sigma []float64, v *basis, next [][]float64, ran
 	return true
 }
 
-// decompose returns the left singular vectors and the singular values of a matrix of the given
-// columns.
+// decompose returns the left singular vectors and the singular values of a matrix given by columns.
 func decompose(columns [][]float64, rows int) (u *mat.Dense, sigma []float64, err error) {
 	m := mat.NewDense(rows, len(columns), nil)
 	for j, c := range columns {
@@ -239,7 +238,7 @@ type basis struct {
 func (b *basis) n() int                   { return len(b.vectors) }
 func (b *basis) newest(n int) [][]float64 { return b.vectors[len(b.vectors)-n:] }
 
-// extend adds the directions that the basis lacks, and returns how many.
+// extend adds the directions that the basis lacks, and returns their number.
 func (b *basis) extend(vectors [][]float64) (added int) {
 	for _, x := range vectors {
 		y := slices.Clone(x)
@@ -254,12 +253,11 @@ func (b *basis) extend(vectors [][]float64) (added int) {
 	return added
 }
 
-// dependent is the share of a vector that may be left of it when it lies in a basis but for
-// rounding.
+// dependent is the share of a vector that rounding leaves after removing a basis that contains it.
 const dependent = 0x1p-44
 
-// takeOut takes out of x what lies in the basis: twice, which is enough (Giraud, Langou and
-// Rozložník, 2005).
+// takeOut removes from x its part in the basis. Two passes suffice (Giraud, Langou and Rozložník,
+// 2005).
 func (b *basis) takeOut(x []float64) {
 	for range 2 {
 		for _, q := range b.vectors {
@@ -276,8 +274,8 @@ func (b *basis) coefficients(x []float64) []float64 {
 	return c
 }
 
-// combine returns the basis times the first columns of a small matrix, row-major, and columns of
-// zeros where that has too few.
+// combine returns the basis times the first columns of a small matrix, row-major, padded with zero
+// columns.
 func (b *basis) combine(small *mat.Dense, rank int) []float64 {
 	q := make([]float64, b.size*rank)
 	_, n := small.Dims()
@@ -292,7 +290,7 @@ func (b *basis) combine(small *mat.Dense, rank int) []float64 {
 	return q
 }
 
-// rowMajor returns the vectors as the first columns of a matrix of rank columns; the others are
+// rowMajor returns the vectors as the first columns of a matrix with rank columns; the others are
 // zero.
 func (b *basis) rowMajor(rank int) []float64 {
 	m := make([]float64, b.size*rank)

@@ -8,8 +8,8 @@ import (
 	"gonum.org/v1/gonum/mat"
 )
 
-// matrix makes a rows×cols matrix whose singular values fall like those of trained weights: a few
-// large ones, then a long slope.
+// matrix returns a rows×cols matrix with singular values like trained weights': a few large ones,
+// then a long slope.
 func matrix(rows, cols int) []float32 {
 	rng := rand.New(rand.NewPCG(3, uint64(rows)))
 	w := make([]float32, rows*cols)
@@ -43,7 +43,7 @@ func dense(w []float32, rows, cols int) *mat.Dense {
 	return m
 }
 
-// difference is the largest element of P − want, relative to the largest of want.
+// difference returns the largest element of P − want, relative to want's largest.
 func difference(p Part, want mat.Matrix) float64 {
 	rows, cols := want.Dims()
 	var got, d mat.Dense
@@ -52,8 +52,8 @@ func difference(p Part, want mat.Matrix) float64 {
 	return mat.Norm(&d, math.Inf(1)) / mat.Norm(want, math.Inf(1))
 }
 
-// TestSingularIsTheTruncatedSVD compares with U_r·S_r·V_rᵀ of a full decomposition, above and below
-// the side from which only the leading vectors are sought.
+// TestSingularIsTheTruncatedSVD compares with U_r·S_r·V_rᵀ of a full decomposition, on both sides
+// of fullSide.
 func TestSingularIsTheTruncatedSVD(t *testing.T) {
 	for _, c := range []struct{ rows, cols, rank int }{{20, 30, 4}, {30, 20, 4}, {12, 12, 40},
 		{260, 230, 16}, {230, 400, 5}, {300, 210, 1}, {200, 200, 200}} {
@@ -86,7 +86,7 @@ func TestLeadingIsTheTruncatedQR(t *testing.T) {
 		rank := min(c.rank, c.rows, c.cols)
 		var qr mat.QR
 		square := dense(w, c.rows, c.cols)
-		if c.rows < c.cols { // gonum wants tall ones, and Q is that of the first columns
+		if c.rows < c.cols { // gonum needs a tall matrix; Q is that of the first columns
 			square = mat.DenseCopyOf(square.Slice(0, c.rows, 0, c.rows))
 		}
 		qr.Factorize(square)
@@ -133,8 +133,8 @@ func TestDegenerateMatrices(t *testing.T) {
 	}
 }
 
-// TestLoopsMeetNoSubnormals looks at the matrix that the products read, for weights that are
-// ordinary, small as a whole, or small in some rows, and compares the part with that of the weights
+// TestLoopsMeetNoSubnormals checks the matrix that the products read, for weights that are
+// ordinary, small as a whole, or small in some rows. It compares the part with that of the weights
 // in float64.
 func TestLoopsMeetNoSubnormals(t *testing.T) {
 	const rows, cols, rank = 40, 30, 5
@@ -177,7 +177,7 @@ func TestLoopsMeetNoSubnormals(t *testing.T) {
 		q := Leading(w, rows, cols, rank)
 		var product mat.Dense
 		product.Mul(mat.NewDense(rows, rank, q.Left), mat.NewDense(rank, cols, q.Right))
-		for i := range rows { // the first columns of W are in the span of those of Q
+		for i := range rows { // the first columns of W are in the span of Q's
 			for j := range rank {
 				if d := math.Abs(product.At(i, j) - exact.At(i, j)); !(d <= 1e-13*mat.Norm(exact,
 					2)) {

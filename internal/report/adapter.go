@@ -1,5 +1,6 @@
-// Package report describes adapters, checkpoints and undo records: what is in them, and what merge
-// does with them. It reads headers alone unless values are asked for.
+// Package report describes adapters, checkpoints and undo records: their contents, and how merge
+// applies them. Describe, DescribeCheckpoint and DescribeUndo return structs that encode as JSON.
+// They read only headers, unless Options ask for values.
 package report
 
 import (
@@ -22,20 +23,20 @@ type Adapter struct {
 	Method       string         `json:"method"`
 	Base         string         `json:"base"`
 	Revision     string         `json:"revision"`
-	Fingerprints int            `json:"base_fingerprints"` // tensors of the base that the adapter remembers
+	Fingerprints int            `json:"base_fingerprints"` // number of base tensors that the adapter remembers
 	Parameters   int64          `json:"parameters"`
 	Bytes        int64          `json:"bytes"` // of all tensors
 	DTypes       []DTypeCount   `json:"dtypes"`
 	Layers       []Layer        `json:"layers"`
 	Beside       []BesideTensor `json:"beside"`
-	FilesBeside  []string       `json:"files_beside"` // weights in its folder that are no part of it
+	FilesBeside  []string       `json:"files_beside"` // weights in its folder that do not belong to it
 	Requires     []Requirement  `json:"requires"`
 	Mergeable    bool           `json:"mergeable"`
-	Methods      []string       `json:"methods"`  // what merge does beyond the plain formula
-	Refusals     []string       `json:"refusals"` // why merge refuses it
+	Methods      []string       `json:"methods"`  // steps of merge beyond the plain formula
+	Refusals     []string       `json:"refusals"` // reasons why merge refuses it
 	Notes        []string       `json:"notes"`
 	Values       *Values        `json:"values,omitempty"`
-	Content      string         `json:"content_id,omitempty"` // with values
+	Content      string         `json:"content_id,omitempty"` // only with Options.Values
 }
 
 // Layer is one layer.
@@ -44,20 +45,20 @@ type Layer struct {
 	Kind      string   `json:"kind"`
 	M         uint64   `json:"m"`                // rows of B
 	N         uint64   `json:"n"`                // columns of A
-	Kernel    []uint64 `json:"kernel,omitempty"` // of a convolution, the lengths of its window
+	Kernel    []uint64 `json:"kernel,omitempty"` // lengths of a convolution's window
 	Rank      int      `json:"rank"`
 	Alpha     float64  `json:"alpha"`
 	Scale     float64  `json:"scale"`
-	DType     string   `json:"dtype"` // of A, and of B where it differs, as "F32/BF16"
-	Roles     []string `json:"roles"` // beyond A and B
+	DType     string   `json:"dtype"` // of A and, if different, of B, as "F32/BF16"
+	Roles     []string `json:"roles"` // besides A and B
 	Untrained bool     `json:"untrained,omitempty"`
 	NonFinite int64    `json:"non_finite,omitempty"`
 
-	NoSpectrum string `json:"no_spectrum,omitempty"` // why there is none, where it was asked for
+	NoSpectrum string `json:"no_spectrum,omitempty"` // why a requested spectrum is missing
 	*Spectrum
 }
 
-// Spectrum is what rank.Spectra finds of one layer; its definitions are in package rank.
+// Spectrum holds the result of rank.Spectra for one layer. Package rank has the definitions.
 type Spectrum struct {
 	SingularValues []float64 `json:"singular_values"` // of s·B·A, descending
 	Energy         []float64 `json:"energy"`          // cumulative shares
@@ -65,20 +66,20 @@ type Spectrum struct {
 	StableRank     float64   `json:"stable_rank"`
 	EffectiveRank  float64   `json:"effective_rank"` // the entropy rank
 	NumericalRank  int       `json:"numerical_rank"`
-	Rank90         int       `json:"rank_90"` // singular values that have 90, 95, 99 % of the energy
+	Rank90         int       `json:"rank_90"` // singular values with 90, 95, 99 % of the energy
 	Rank95         int       `json:"rank_95"`
 	Rank99         int       `json:"rank_99"`
 }
 
-// Options say what a report has beyond what headers tell.
+// Options request more than headers tell.
 type Options struct {
-	Values   bool     // read all values: untrained layers, NaN and infinity, the content id
+	Values   bool     // read all values: finds untrained layers, NaN and infinity, and the content id
 	Spectrum bool     // compute the spectrum of every layer
-	Workers  int      // goroutines for spectra; 0 is one per processor
-	Beside   []string // files of weights in the adapter's folder that are no part of it (convert.WeightsBeside)
+	Workers  int      // goroutines for spectra; 0 means one per processor
+	Beside   []string // weight files in the adapter's folder that do not belong to it (convert.WeightsBeside)
 }
 
-// BesideTensor is a tensor that belongs to no layer.
+// BesideTensor is a tensor outside all layers.
 type BesideTensor struct {
 	Action string   `json:"action"`
 	Target string   `json:"target"`
@@ -92,20 +93,20 @@ type Requirement struct {
 	Where   string `json:"where"`
 }
 
-// DTypeCount says how much of a file has one dtype.
+// DTypeCount is the share of one dtype in a file.
 type DTypeCount struct {
 	DType   string `json:"dtype"`
 	Tensors int    `json:"tensors"`
 	Bytes   int64  `json:"bytes"`
 }
 
-// Values is what reading every value found.
+// Values holds results from reading every value.
 type Values struct {
 	Untrained int   `json:"untrained_layers"` // B is all zeros, so ΔW is zero
 	NonFinite int64 `json:"non_finite"`       // NaN or infinite
 }
 
-// Describe reports on a source of one adapter, and in a bundle on all of them together.
+// Describe reports on a source. It covers all adapters of a bundle together.
 func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, error) {
 	m := src.Manifest()
 	if err := format.Validate(m); err != nil {
@@ -125,7 +126,7 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	}
 	for _, name := range o.Beside {
 		r.FilesBeside = append(r.FilesBeside, name)
-		r.Refusals = append(r.Refusals, fmt.Sprintf("beside it lie weights that are no part of it and are not applied yet: %q (Options.Without leaves them out)", name))
+		r.Refusals = append(r.Refusals, fmt.Sprintf("its folder also holds the weights %q, which merge cannot apply yet (Options.Without leaves them out)", name))
 	}
 	r.Mergeable = len(r.Refusals) == 0
 	if o.Spectrum {
@@ -136,7 +137,7 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	if o.Values {
 		return r, r.readValues(ctx, src)
 	}
-	var nonFinite int64 // as far as spectra have found them
+	var nonFinite int64 // found by the spectra
 	for i := range r.Layers {
 		nonFinite += r.Layers[i].NonFinite
 	}
@@ -144,7 +145,7 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	return r, nil
 }
 
-// addAdapter adds what the description of one adapter says.
+// addAdapter adds the description of one adapter.
 func (r *Adapter) addAdapter(m *format.Manifest, a *format.Adapter) {
 	r.Dialect, r.Method, r.Base, r.Revision = a.Dialect, string(a.Method), a.Base.Name, a.Base.Revision
 	r.Fingerprints += len(a.Base.Fingerprints)
@@ -164,13 +165,13 @@ func (r *Adapter) addAdapter(m *format.Manifest, a *format.Adapter) {
 	r.Refusals = append(r.Refusals, why...)
 }
 
-// refuseNonFinite says that merge refuses values that are NaN or infinite, where there are any.
+// refuseNonFinite adds a refusal if n values are NaN or infinite.
 func (r *Adapter) refuseNonFinite(n int64) {
 	if n == 0 {
 		return
 	}
 	r.Mergeable = false
-	r.Refusals = append(r.Refusals, fmt.Sprintf("%d of its values are NaN or infinite (Options.AllowNonFinite merges it all the same)", n))
+	r.Refusals = append(r.Refusals, fmt.Sprintf("%d of its values are NaN or infinite (Options.AllowNonFinite merges them anyway)", n))
 }
 
 // addSpectra computes the spectra of the layers that have one.
@@ -182,7 +183,7 @@ func (r *Adapter) addSpectra(ctx context.Context, src format.Source, workers int
 	for i := range r.Layers {
 		l := &r.Layers[i]
 		if len(spectra) == 0 || spectra[0].Module != l.Module {
-			continue // a layer whose update is more than a product
+			continue // the update is more than a product
 		}
 		s := &spectra[0]
 		spectra = spectra[1:]
@@ -198,7 +199,7 @@ func (r *Adapter) addSpectra(ctx context.Context, src format.Source, workers int
 	return nil
 }
 
-// CheckSpectra is the error for layers whose spectrum was asked for and does not exist.
+// CheckSpectra returns an error if a requested spectrum is missing.
 func (r *Adapter) CheckSpectra() error {
 	var without []string
 	for _, l := range r.Layers {
@@ -210,7 +211,7 @@ func (r *Adapter) CheckSpectra() error {
 		return nil
 	}
 	return fault.New(fault.Check, "%d of %d layers have no spectrum: %s", len(without), len(r.Layers), fault.List(without, 3)).
-		WithHint("merge refuses such an adapter as well; train it again, or take a checkpoint from before it diverged")
+		WithHint("merge refuses such an adapter too; train it again, or use a checkpoint from before it diverged")
 }
 
 func describeLayer(l *format.Layer, tensors []format.Tensor) Layer {
@@ -240,7 +241,7 @@ func describeLayer(l *format.Layer, tensors []format.Tensor) Layer {
 	return d
 }
 
-// isPerExpert reports whether both factors have a matrix for each expert: E×r×n and E×m×r.
+// isPerExpert reports whether both factors have a matrix per expert: E×r×n and E×m×r.
 func isPerExpert(l *format.Layer, tensors []format.Tensor) bool {
 	for _, role := range []format.Role{format.RoleA, format.RoleB} {
 		if i, ok := l.Roles[role]; !ok || len(tensors[i].Shape) != 3 {
@@ -250,7 +251,7 @@ func isPerExpert(l *format.Layer, tensors []format.Tensor) bool {
 	return l.Kind == format.Other
 }
 
-// readValues fills in what only the values tell.
+// readValues fills in the fields that need values.
 func (r *Adapter) readValues(ctx context.Context, src format.Source) error {
 	m := src.Manifest()
 	r.Values = new(Values)
@@ -267,7 +268,7 @@ func (r *Adapter) readValues(ctx context.Context, src format.Source) error {
 	for i := range m.Adapters {
 		for _, l := range m.Adapters[i].Layers {
 			layer := &r.Layers[at]
-			layer.NonFinite = 0 // a spectrum knows those of A and B alone
+			layer.NonFinite = 0 // a spectrum counts only A and B
 			at++
 			for _, t := range l.Roles {
 				layer.NonFinite += nonFinite[t]
@@ -286,7 +287,7 @@ func (r *Adapter) readValues(ctx context.Context, src format.Source) error {
 	return err
 }
 
-// Misgivings are the reasons why merge refuses the adapters of a source. It reads their values.
+// Misgivings lists the reasons why merge refuses the adapters of a source. It reads their values.
 func Misgivings(ctx context.Context, src format.Source) (all []string, err error) {
 	m := src.Manifest()
 	for i := range m.Adapters {
@@ -310,7 +311,7 @@ func Misgivings(ctx context.Context, src format.Source) (all []string, err error
 	return all, nil
 }
 
-// scan reads a tensor and counts its values that are not finite; zero reports that all of them are
+// scan reads a tensor and counts its NaN and infinite values. zero reports whether all values are
 // zero.
 func scan(ctx context.Context, src format.Source, i int) (nonFinite int64, zero bool, err error) {
 	t := &src.Manifest().Tensors[i]

@@ -10,7 +10,7 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// Checkpoint is the report on a base model or a merged one.
+// Checkpoint is the report on a base or merged model.
 type Checkpoint struct {
 	Kind         string              `json:"kind"` // "checkpoint"
 	ModelType    string              `json:"model_type"`
@@ -20,12 +20,12 @@ type Checkpoint struct {
 	Bytes        int64               `json:"bytes"` // of all weight files
 	DTypes       []DTypeCount        `json:"dtypes"`
 	Quantization string              `json:"quantization"`
-	Merged       []checkpoint.Merged `json:"merged"` // what loratool has merged into it
+	Merged       []checkpoint.Merged `json:"merged"` // merges recorded in the stamps
 	Cost         *Cost               `json:"lora_cost,omitempty"`
 }
 
-// Cost is what a LoRA of a given rank on given modules has in parameters: N = Σ r·(m + n) over the
-// adapted weights (Hu et al., section 4.2 and table 2: L·n·r·(d_in + d_out)).
+// Cost counts the parameters of a LoRA of a given rank: N = Σ r·(m + n) over the adapted weights
+// (Hu et al., section 4.2 and table 2: L·n·r·(d_in + d_out)).
 type Cost struct {
 	Rank       int          `json:"rank"`
 	Targets    []TargetCost `json:"targets"`
@@ -41,8 +41,8 @@ type TargetCost struct {
 }
 
 // DescribeCheckpoint reports on a checkpoint. With a rank above 0 it adds the cost of a LoRA on the
-// modules whose path ends in one of targets; without targets, on every matrix but embeddings and
-// output heads.
+// modules whose path ends in one of targets. Without targets it counts every matrix except
+// embeddings and output heads.
 func DescribeCheckpoint(c *checkpoint.Checkpoint, rank int, targets []string) (*Checkpoint, error) {
 	r := &Checkpoint{Kind: "checkpoint", ModelType: c.Config.ModelType, Files: len(c.Files), Bytes: c.Bytes(), Quantization: c.Config.QuantizationMethod}
 	counts := make(dtypeCounts)
@@ -86,7 +86,7 @@ func cost(c *checkpoint.Checkpoint, rank int, targets []string, total int64) (*C
 	return sumCosts(byName, rank, total)
 }
 
-// sumCosts sums up what targets cost. One that no module has is an error.
+// sumCosts adds up the costs of targets. A target without a module is an error.
 func sumCosts(byName map[string]*TargetCost, rank int, total int64) (*Cost, error) {
 	sum := &Cost{Rank: rank, Targets: []TargetCost{}}
 	var missing []string
@@ -99,7 +99,7 @@ func sumCosts(byName map[string]*TargetCost, rank int, total int64) (*Cost, erro
 		sum.Parameters += t.Parameters
 	}
 	if len(missing) > 0 {
-		return nil, fault.New(fault.Mismatch, "no module of the checkpoint with a matrix is called %s", fault.List(missing, 5))
+		return nil, fault.New(fault.Mismatch, "the checkpoint has no module with a matrix called %s", fault.List(missing, 5))
 	}
 	if total > 0 {
 		sum.Share = float64(sum.Parameters) / float64(total)

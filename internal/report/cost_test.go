@@ -12,8 +12,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// transformer is a checkpoint of layers with square matrices q, k, v and o, of which only the
-// header exists.
+// transformer returns a checkpoint of layers with square q, k, v and o matrices. Only its header
+// exists.
 func transformer(t *testing.T, layers, width int) *checkpoint.Checkpoint {
 	var entries []string
 	size := width * width
@@ -35,7 +35,7 @@ type headerOnly struct{ *bytes.Reader }
 
 func (h headerOnly) ReadAt(p []byte, off int64) (int, error) {
 	n, err := h.Reader.ReadAt(p, off)
-	if err == io.EOF { // behind the header there would be data
+	if err == io.EOF { // data would follow the header
 		return n, nil
 	}
 	return n, err

@@ -19,14 +19,14 @@ import (
 	"github.com/loratool/loratool/rank"
 )
 
-// handMade is a source that a program made, and no reader has checked. All its values are zero.
+// handMade is a source built by a program, unchecked by any reader. All its values are zero.
 type handMade struct{ manifest *format.Manifest }
 
 func (s *handMade) Manifest() *format.Manifest                { return s.manifest }
 func (s *handMade) ReadBlobAt(p []byte, _ int, _ int64) error { clear(p); return nil }
 func (s *handMade) Close() error                              { return nil }
 
-// good is a valid adapter with a layer of every kind for the base of
+// good returns a valid adapter with a layer of every kind for the base of
 // TestHandMadeSourcesAreCheckedAtTheDoor.
 func good() *format.Manifest {
 	m := new(format.Manifest)
@@ -102,9 +102,8 @@ func mutations() map[string]func(m *format.Manifest) {
 	return all
 }
 
-// TestHandMadeSourcesAreCheckedAtTheDoor: whatever a program hands to the library as an adapter,
-// every door takes it or says what is wrong with it. The truth is the kind of error: none is an I/O
-// error, and a panic ends the test.
+// TestHandMadeSourcesAreCheckedAtTheDoor hands invalid sources to every entry of the library. Each
+// entry must accept the source or name its fault with a kind of bad input; no I/O error, no panic.
 func TestHandMadeSourcesAreCheckedAtTheDoor(t *testing.T) {
 	dir := t.TempDir()
 	base := filepath.Join(dir, "model.safetensors")
@@ -159,8 +158,7 @@ func TestHandMadeSourcesAreCheckedAtTheDoor(t *testing.T) {
 			if err != nil && !errors.As(err, &f) {
 				t.Errorf("%s: %s = %v, want an error of a kind", what, door, err)
 			}
-			// The container holds what the specification allows, whether anybody can apply it or
-			// not.
+			// A container holds everything that the specification allows, applicable or not.
 			if holds := door == "format.ContentID" || door == "convert to lora"; invalid != nil && err == nil && !holds {
 				t.Errorf("%s: %s took it, want %v", what, door, invalid)
 			}

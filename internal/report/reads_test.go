@@ -17,7 +17,7 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// counter counts the bytes that are read.
+// counter counts the bytes read.
 type counter struct {
 	r io.ReaderAt
 	n atomic.Int64
@@ -29,8 +29,7 @@ func (c *counter) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// TestDescribeReadsLittleOfALargeContainer: an adapter of 64 layers and 32 MB, as it comes from a
-// directory of PEFT.
+// TestDescribeReadsLittleOfALargeContainer: an adapter of 64 layers and 32 MB, converted from PEFT.
 func TestDescribeReadsLittleOfALargeContainer(t *testing.T) {
 	const r, n, nLayers = 16, 4096, 64
 	rng := rand.New(rand.NewPCG(3, 5))

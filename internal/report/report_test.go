@@ -14,8 +14,7 @@ import (
 	"github.com/loratool/loratool/internal/checkpoint"
 )
 
-// headerOnly is a file that has a header and claims the data behind it; reading these fails the
-// test.
+// headerOnly is a file with a header that claims data behind it. Reading that data fails the test.
 type headerOnly struct {
 	t    *testing.T
 	text []byte
@@ -29,8 +28,8 @@ func (h headerOnly) ReadAt(p []byte, off int64) (int, error) {
 	return copy(p, h.text[off:]), nil
 }
 
-// transformer opens a checkpoint of n layers with square q, k, v and o of width d, of which only
-// the header exists.
+// transformer opens a checkpoint of n layers with square q, k, v and o of width d. Only its header
+// exists.
 func transformer(t *testing.T, n, d int) *checkpoint.Checkpoint {
 	t.Helper()
 	var b strings.Builder
@@ -55,8 +54,8 @@ func transformer(t *testing.T, n, d int) *checkpoint.Checkpoint {
 	return c
 }
 
-// TestCostReproducesThePaper: the numbers of trainable parameters in tables 2, 4 and 5 and the
-// appendix of arXiv:2106.09685.
+// TestCostReproducesThePaper: the trainable parameters in tables 2, 4 and 5 and the appendix of
+// arXiv:2106.09685.
 func TestCostReproducesThePaper(t *testing.T) {
 	for _, c := range []struct {
 		model   string
@@ -124,8 +123,8 @@ func TestDescribeSaysWhatTheFixturesAre(t *testing.T) {
 	}
 }
 
-// TestDescribeExplainsMethods: what merge does with an adapter, and for stacked experts by what it
-// decides.
+// TestDescribeExplainsMethods: the report names the steps of merge and, for stacked experts, the
+// reason for the chosen dimension.
 func TestDescribeExplainsMethods(t *testing.T) {
 	for _, c := range []struct {
 		dir   string
@@ -163,8 +162,8 @@ func TestDescribeExplainsMethods(t *testing.T) {
 	}
 }
 
-// TestMisgivings: convert carries what merge refuses, and says so. That merge refuses these
-// adapters is tested with the fixtures.
+// TestMisgivings: convert carries adapters that merge refuses, and warns. The fixtures test the
+// refusals themselves.
 func TestMisgivings(t *testing.T) {
 	for dir, words := range map[string][]string{
 		"merge/bf16-all-linear/adapter":  nil,

@@ -9,9 +9,9 @@ import (
 type Undo struct {
 	Kind          string         `json:"kind"` // "undo"
 	Tool          string         `json:"tool"`
-	Adapters      []undo.Adapter `json:"adapters"` // what was merged
+	Adapters      []undo.Adapter `json:"adapters"` // the merged adapters
 	Files         []UndoFile     `json:"files"`
-	Tensors       []UndoTensor   `json:"tensors"` // those that the merge changed
+	Tensors       []UndoTensor   `json:"tensors"` // tensors that the merge changed
 	Elements      int64          `json:"elements"`
 	Bytes         int64          `json:"bytes"` // of the record
 	BitsPerWeight float64        `json:"bits_per_weight"`
@@ -19,9 +19,9 @@ type Undo struct {
 
 // UndoFile is a weight file of the checkpoint.
 type UndoFile struct {
-	Name    string      `json:"name"` // "" for a checkpoint that is one file
+	Name    string      `json:"name"` // "" for a single-file checkpoint
 	Changed bool        `json:"changed"`
-	Before  undo.Header `json:"before"` // its header
+	Before  undo.Header `json:"before"` // header before the merge
 	After   undo.Header `json:"after"`
 }
 
@@ -31,8 +31,8 @@ type UndoTensor struct {
 	DType     string   `json:"dtype"`
 	Shape     []uint64 `json:"shape"`
 	Elements  int64    `json:"elements"`
-	Predict   string   `json:"predict"`   // "subtract", or "same" for a tensor whose values were replaced
-	Residuals int64    `json:"residuals"` // elements that the record has to put right
+	Predict   string   `json:"predict"`   // "subtract", or "same" for a tensor with replaced values
+	Residuals int64    `json:"residuals"` // elements that the record must correct
 	Blocks    int64    `json:"blocks"`
 	Before    string   `json:"before"` // SHA-256 of the SHA-256 of its blocks before the merge
 	After     string   `json:"after"`  // SHA-256 of the CRC-32 of its blocks after the merge
@@ -41,7 +41,7 @@ type UndoTensor struct {
 // IsUndo reports whether a source is an undo record.
 func IsUndo(src format.Source) bool { return undo.Is(src) }
 
-// DescribeUndo reports on an undo record whose file has nBytes.
+// DescribeUndo reports on an undo record of nBytes bytes.
 func DescribeUndo(src format.Source, nBytes int64) (*Undo, error) {
 	r, err := undo.Open(src)
 	if err != nil {

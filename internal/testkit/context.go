@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// Asked is a context that ends when Err has been called End times, and counts the calls. It tells
-// how often work looks at its context, without a clock. It is for one goroutine.
+// Asked is a context that ends at call number End of Err, and counts the calls. It shows how often
+// work checks its context, without a clock. One goroutine may use it.
 type Asked struct {
 	context.Context
 	Times, End int
@@ -21,9 +21,9 @@ func (c *Asked) Err() error {
 	return nil
 }
 
-// EndsAnywhere runs work to its end, and then again under contexts that end after some of the looks
-// that it took: one in every so many. Each run must fail with context.Canceled, and soon: it may
-// look at most 8 times more. Work that looks less often than least is an error.
+// EndsAnywhere runs work to its end, and then again under contexts that end after some of its
+// checks: one in every. Each run must fail with context.Canceled after at most 8 further checks.
+// Work that checks less often than least is an error.
 func EndsAnywhere(t testing.TB, least, every int, work func(context.Context) error) {
 	t.Helper()
 	whole := &Asked{Context: t.Context(), End: 1 << 30}

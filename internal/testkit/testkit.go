@@ -1,4 +1,6 @@
-// Package testkit holds what the tests of several packages share. Nothing but tests imports it.
+// Package testkit holds helpers for the tests of several packages: tensors and files to write
+// (Random, Values, Write, WriteAdapter), digests of outputs (Tree, Hash), test vectors (Vectors)
+// and interruptions (EndsAnywhere). Only tests import it.
 package testkit
 
 import (
@@ -24,7 +26,7 @@ type Tensor struct {
 	Data  []byte
 }
 
-// Random makes a tensor of normal numbers with the standard deviation sigma.
+// Random returns a tensor of normal numbers with standard deviation sigma.
 func Random(rng *rand.Rand, name string, d dtype.Type, sigma float64, shape ...uint64) Tensor {
 	n, _ := dtype.NElements(shape)
 	t := Tensor{Name: name, DType: d, Shape: shape, Data: make([]byte, int(n)*d.Size())}
@@ -34,7 +36,7 @@ func Random(rng *rand.Rand, name string, d dtype.Type, sigma float64, shape ...u
 	return t
 }
 
-// Values makes a tensor of the given numbers.
+// Values returns a tensor of the given numbers.
 func Values(name string, d dtype.Type, shape []uint64, values ...float64) Tensor {
 	t := Tensor{Name: name, DType: d, Shape: shape, Data: make([]byte, len(values)*d.Size())}
 	for i, x := range values {
@@ -43,8 +45,8 @@ func Values(name string, d dtype.Type, shape []uint64, values ...float64) Tensor
 	return t
 }
 
-// Encode returns the safetensors file that holds the tensors in their order. It shares no code with
-// the readers.
+// Encode returns a safetensors file with the tensors in their order. It shares no code with the
+// readers.
 func Encode(metadata map[string]string, tensors ...Tensor) []byte {
 	header := []byte("{")
 	if metadata != nil {
@@ -62,7 +64,7 @@ func Encode(metadata map[string]string, tensors ...Tensor) []byte {
 	return Raw(string(append(header, '}')), data)
 }
 
-// Raw returns a file of a length prefix, a header text and data, whether or not they go together.
+// Raw returns a file of a length prefix, a header text and data, even if these do not match.
 func Raw(header string, data []byte) []byte {
 	file := binary.LittleEndian.AppendUint64(nil, uint64(len(header)))
 	return append(append(file, header...), data...)
@@ -76,7 +78,7 @@ func marshal(v any) []byte {
 	return text
 }
 
-// Write writes a file and the directories above it.
+// Write writes a file and makes the directories above it.
 func Write(t testing.TB, path string, content []byte) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
@@ -87,15 +89,16 @@ func Write(t testing.TB, path string, content []byte) {
 	}
 }
 
-// WriteAdapter writes a PEFT adapter with the given rank and alpha; keys are those of the tensors.
+// WriteAdapter writes a PEFT adapter with the given rank, alpha and tensors, whose names are PEFT's
+// keys.
 func WriteAdapter(t testing.TB, dir string, rank int, alpha float64, tensors ...Tensor) {
 	t.Helper()
 	Write(t, filepath.Join(dir, "adapter_config.json"), fmt.Appendf(nil, `{"peft_type":"LORA","r":%d,"lora_alpha":%v}`, rank, alpha))
 	Write(t, filepath.Join(dir, "adapter_model.safetensors"), Encode(map[string]string{"format": "pt"}, tensors...))
 }
 
-// Tree returns the SHA-256 of every file below dir, and "dir" or "link" for what is none, by path
-// with slashes. Two trees are equal when the maps are.
+// Tree returns the SHA-256 of every file below dir by slash-separated path, and "dir" or "link" for
+// other entries. Equal trees have equal maps.
 func Tree(t testing.TB, dir string) map[string]string {
 	t.Helper()
 	tree := make(map[string]string)
@@ -123,7 +126,7 @@ func Tree(t testing.TB, dir string) map[string]string {
 	return tree
 }
 
-// Hash is the SHA-256 of a file, in hex.
+// Hash returns the SHA-256 of a file, in hex.
 func Hash(t testing.TB, path string) string {
 	t.Helper()
 	content, err := os.ReadFile(path)

@@ -8,21 +8,21 @@ import (
 	"testing"
 )
 
-// Vector is a record of testdata/vectors/index.txt; README.md there explains the fields.
+// Vector is a record of testdata/vectors/index.txt. The README.md beside it explains the fields.
 type Vector struct {
 	Path     string
 	Expect   string
 	Rules    []string
 	Stage    string
-	Manifest int64 // limit of the reader; 0 is its default
+	Manifest int64 // limit for the reader; 0 means its default
 	Total    int64 // likewise
 	Content  string
 	Tensors  []string
 	Restored []string
-	Line     int // of the index
+	Line     int // line of the index
 }
 
-// Name is the file's name.
+// Name returns the file's name.
 func (v *Vector) Name() string { return filepath.Base(v.Path) }
 
 // Reports reports whether a message names one of the rules.
@@ -35,8 +35,8 @@ func (v *Vector) Reports(message string) bool {
 	return false
 }
 
-// Vectors reads the index below the directory of the repository's test data. Fewer than 100 are a
-// failure.
+// Vectors reads the index below the directory of the repository's test data. Fewer than 100 vectors
+// are a failure.
 func Vectors(t testing.TB, testdata string) []Vector {
 	t.Helper()
 	dir := filepath.Join(testdata, "vectors")
@@ -51,7 +51,7 @@ func Vectors(t testing.TB, testdata string) []Vector {
 	return all
 }
 
-// Record is a record of an index.txt, whose first field stands in the given line.
+// Record is a record of an index.txt; the line is that of its first field.
 type Record struct {
 	Line   int
 	Fields []Field
@@ -60,8 +60,8 @@ type Record struct {
 // Field is one line, "key: value".
 type Field struct{ Key, Value string }
 
-// Index reads the index of the vectors in dir: fields in lines, records separated by empty lines,
-// comments after #. Fewer than 100 records are a failure.
+// Index reads the index of the vectors in dir. Fields are lines, empty lines separate records, and
+// # begins a comment. Fewer than 100 records are a failure.
 func Index(t testing.TB, dir string) []Record {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(dir, "index.txt"))
@@ -88,7 +88,7 @@ func Index(t testing.TB, dir string) []Record {
 	return all
 }
 
-// set takes over one field.
+// set sets one field.
 func (v *Vector) set(t testing.TB, dir, key, value string) {
 	t.Helper()
 	switch key {
