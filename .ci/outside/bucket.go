@@ -10,8 +10,8 @@ import (
 	"github.com/loratool/loratool/format/output"
 )
 
-// bucket is an output that works as object stores do: each file is an upload of parts that come in
-// any order, and Commit completes all uploads under a prefix. Nothing can be read before.
+// bucket is an output like an object store. Each file is an upload of parts in any order, and
+// Commit completes all uploads under a prefix. Nothing can be read before.
 type bucket struct {
 	under   string
 	objects map[string][]byte // by key
@@ -20,7 +20,7 @@ type bucket struct {
 	uploads map[string]*upload // by key; nil after Abort
 }
 
-// upload is a file in the making: its parts by their offsets.
+// upload is an unfinished file: its parts by offset.
 type upload struct {
 	lock   sync.Mutex
 	parts  map[int64][]byte
@@ -87,7 +87,7 @@ func (b *bucket) Commit() error {
 
 func (b *bucket) Abort() { b.uploads = nil }
 
-// fs shows the objects as files, and where the result is among them: a directory, or one file.
+// fs shows the objects as files, with the path of the result: a directory or one file.
 func (b *bucket) fs() (files fstest.MapFS, at string) {
 	files = make(fstest.MapFS)
 	for key, object := range b.objects {

@@ -1,6 +1,6 @@
-// Outside is a program of somebody else: it uses the library through what it exports, and nothing
-// of this repository but the test data. It is a module of its own, so that the compiler refuses
-// internal packages. CI runs it; it fails when a result is not what it should be.
+// Outside is a program by somebody else. It uses only the library's exported names and this
+// repository's test data. It is a separate module, so that the compiler refuses internal packages.
+// CI runs it; it fails on any wrong result.
 //
 // Usage: outside REPOSITORY
 package main
@@ -73,7 +73,7 @@ func (o *outside) run(ctx context.Context) error {
 	return nil
 }
 
-// convertBothWays goes from PEFT to the dialect threads and back, and compares every factor and
+// convertBothWays converts from PEFT to the dialect threads and back, and compares every factor and
 // scale.
 func (o *outside) convertBothWays(ctx context.Context) error {
 	src, err := o.dialects.OpenFS(ctx, o.files, peftAdapter, convert.Options{})
@@ -177,8 +177,7 @@ func sameUpdates(ctx context.Context, want, got format.Source) error {
 	return nil
 }
 
-// openTwo opens the demo's adapter, and one that the program makes up: for the same modules, with
-// factors of its own.
+// openTwo opens the demo's adapter, and a second one built for the same modules with other factors.
 func (o *outside) openTwo(ctx context.Context) ([]merge.Adapter, error) {
 	first, err := convert.OpenFS(ctx, o.files, peftAdapter, convert.Options{})
 	if err != nil {
@@ -197,8 +196,8 @@ func (o *outside) openTwo(ctx context.Context) ([]merge.Adapter, error) {
 	return []merge.Adapter{{Source: first, Name: "demo", Weight: 1}, {Source: second, Name: "made up", Weight: 2}}, nil
 }
 
-// merge merges the two adapters into the demo's base, and tells progress how many bytes were
-// written of how many. Neither the base nor the output has a path.
+// merge merges the two adapters into the demo's base, and reports written and total bytes to
+// progress. Neither base nor output has a path.
 func (o *outside) merge(
 	ctx context.Context, out output.Output, progress func(done, all int64),
 ) (*merge.Report, error) {
@@ -218,7 +217,7 @@ func (o *outside) merge(
 	}
 	defer base.Close()
 	plan, err := base.Merge(ctx, adapters, merge.Options{
-		Workers: 2, BlockBytes: 1 << 14, // so small a base is one block otherwise
+		Workers: 2, BlockBytes: 1 << 14, // with a larger block this base would be one block
 		Progress: func(n int64) { progress(done.Add(n), all.Load()) },
 	})
 	if err != nil {
@@ -252,8 +251,8 @@ func (o *outside) mergeTwo(ctx context.Context) error {
 	return nil
 }
 
-// checkMerged opens the merged checkpoint from memory, and wants other weights in it than the base
-// has.
+// checkMerged opens the merged checkpoint from memory and checks that its weights differ from the
+// base's.
 func (o *outside) checkMerged(ctx context.Context, files map[string][]byte) error {
 	weights := files["model.safetensors"]
 	before, err := fs.ReadFile(o.files, "testdata/demo/base/model.safetensors")
@@ -271,8 +270,8 @@ func (o *outside) checkMerged(ctx context.Context, files map[string][]byte) erro
 	return base.Close()
 }
 
-// extract takes the two adapters, of rank 8 and 1, out of the merged weights as one of rank 9, into
-// an output of our own.
+// extract extracts the two adapters, of rank 8 and 1, from the merged weights as one of rank 9,
+// into an output of this program.
 func (o *outside) extract(ctx context.Context, weights []byte) error {
 	base, err := rank.OpenCheckpointFS(ctx, o.files, "testdata/demo/base")
 	if err != nil {
@@ -341,7 +340,7 @@ func (o *outside) container(ctx context.Context) ([]byte, error) {
 	return file.Bytes(), err
 }
 
-// readLayers reads a file by position, one layer after the other, and once more from a pipe.
+// readLayers reads a file by position, layer by layer, and once more from a pipe.
 func (o *outside) readLayers(ctx context.Context) error {
 	file, err := o.container(ctx)
 	if err != nil {
@@ -385,7 +384,7 @@ func norm(values []float64) float64 {
 	return math.Sqrt(sum)
 }
 
-// printSpectra decomposes an adapter whose singular value is known: s·B·A with A = (3 4)ᵀ and B =
+// printSpectra decomposes an adapter with a known singular value: s·B·A with A = (3 4)ᵀ and B =
 // (2).
 func (o *outside) printSpectra(ctx context.Context) error {
 	b := format.NewBuilder("outside")
@@ -407,7 +406,7 @@ func (o *outside) printSpectra(ctx context.Context) error {
 	return nil
 }
 
-// readError damages a file and reads what the error says.
+// readError damages a file and checks the fields of the error.
 func (o *outside) readError(ctx context.Context) error {
 	file, err := o.container(ctx)
 	if err != nil {

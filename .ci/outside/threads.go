@@ -12,9 +12,8 @@ import (
 	"github.com/loratool/loratool/format/safetensors"
 )
 
-// threads is a made-up dialect: a safetensors file with the keys MODULE/weft (A) and MODULE/warp
-// (B), and the scale of each module in the metadata under scale/MODULE. It knows linear layers
-// only.
+// threads is an invented dialect: a safetensors file with the keys MODULE/weft (A) and MODULE/warp
+// (B), and each module's scale in the metadata under scale/MODULE. It supports linear layers only.
 type threads struct{}
 
 const (
@@ -68,7 +67,7 @@ func (threads) CreateTo(out output.Output, _ convert.CreateOptions) (format.Sink
 	return loom{out}, nil
 }
 
-// loomAt writes the dialect to a path, whole or not at all.
+// loomAt writes the dialect to a path, complete or not at all.
 type loomAt struct {
 	loom
 	path    string
@@ -91,7 +90,7 @@ func (l loomAt) Store(ctx context.Context, src format.Source) error {
 // loom writes the dialect.
 type loom struct{ out output.Output }
 
-// Check is asked before work is done.
+// Check runs before any work.
 func (l loom) Check(_ context.Context, src format.Source) error {
 	if src == nil {
 		return nil

@@ -155,11 +155,11 @@ func TestLinksOutOfABaseAreNamed(t *testing.T) {
 		cmd := program("merge", base, "adapter-r8", "-o", "out", "--dry-run")
 		cmd.Dir = dir
 		r := finishNow(t, cmd)
-		if n := strings.Count(r.stderr, "leads out of its directory"); r.code != 0 || n != len(want) {
+		if n := strings.Count(r.stderr, "leads out of the base's directory"); r.code != 0 || n != len(want) {
 			t.Errorf("merge of %s gave %d and %d warnings of links, want those of %q: %s", base, r.code, n, want, r.stderr)
 		}
 		for _, name := range want {
-			if !strings.Contains(r.stderr, `"`+name+`" of the base is a link`) {
+			if !strings.Contains(r.stderr, `"`+name+`" is a link`) {
 				t.Errorf("merge of %s does not name %s: %s", base, name, r.stderr)
 			}
 		}

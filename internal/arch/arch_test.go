@@ -1,6 +1,8 @@
-// Package arch holds the shape of the house: which room may import which, what is fenced, and where
-// goroutines start. It reads the source of every package for every system, so that no build tag
-// hides an arrow. A new arrow is a new line here, with its reason.
+// Package arch tests the architecture: which package may import which, which may use a foreign
+// module, and where goroutines start. It parses every package for every system, so that no build
+// tag hides an import. A new import is a new line in arrows, with its reason:
+//
+//	go test ./internal/arch
 package arch
 
 import (
@@ -20,7 +22,7 @@ import (
 
 const module = "github.com/loratool/loratool"
 
-// arrows are the imports inside the module, outside tests: from room to room, and why.
+// arrows lists the imports between packages of this module, outside tests, with their reasons.
 var arrows = map[string]map[string]string{
 	"cmd/loratool": {
 		"format":              "names of an adapter's parts, kinds of error",
@@ -33,7 +35,7 @@ var arrows = map[string]map[string]string{
 		"internal/fileio":     "free space for the plan, inputs that are files",
 		"internal/parallel":   "the number of workers for the plan",
 		"internal/report":     "reports on adapters, checkpoints and undo records",
-		"internal/resolve":    "the table of what merge does",
+		"internal/resolve":    "the table of applied features",
 	},
 	"format": {
 		"format/dtype":         "dtypes of tensors",
@@ -41,7 +43,7 @@ var arrows = map[string]map[string]string{
 		"internal/fileio":      "files that are opened by their path",
 		"internal/jsontext":    "the manifest",
 		"internal/parallel":    "chunks on workers",
-		"internal/safetensors": "what a file is that is no container",
+		"internal/safetensors": "other kinds of file, for errors",
 	},
 	"format/safetensors": {
 		"format":               "tensors, and its kinds of error",
@@ -50,7 +52,7 @@ var arrows = map[string]map[string]string{
 	},
 	"format/output": {"internal/fileio": "outputs on a disk, which appear whole"},
 	"format/convert": {
-		"format":               "what it makes",
+		"format":               "adapters, its result",
 		"format/output":        "the output's door",
 		"format/safetensors":   "weights files that it writes",
 		"internal/fault":       "errors of input",
@@ -71,8 +73,8 @@ var arrows = map[string]map[string]string{
 		"internal/kernel":     "the arithmetic",
 		"internal/naming":     "whether an output to replace has the names of an adapter",
 		"internal/parallel":   "blocks of rows on workers",
-		"internal/resolve":    "what adapters change in the base",
-		"internal/principal":  "what PiSSA and OLoRA take out of a base",
+		"internal/resolve":    "the changes that adapters make",
+		"internal/principal":  "the residuals of PiSSA and OLoRA",
 		"internal/undo":       "the undo record",
 	},
 	"rank": {
@@ -83,13 +85,13 @@ var arrows = map[string]map[string]string{
 		"internal/fault":      "errors of input",
 		"internal/fileio":     "sizes in warnings",
 		"internal/kernel":     "the thin products",
-		"internal/naming":     "what kind of module a name is",
+		"internal/naming":     "the kind of a module by its name",
 		"internal/parallel":   "blocks on workers",
 	},
 	"internal/bench": {"format/dtype": "elements of the base that is made"},
 	"internal/checkpoint": {
 		"format/dtype":         "elements of tensors",
-		"internal/config":      "what config.json says",
+		"internal/config":      "config.json",
 		"internal/jsontext":    "indexes, by exact keys",
 		"internal/fault":       "errors of input",
 		"internal/fileio":      "inputs that are files",
@@ -103,13 +105,13 @@ var arrows = map[string]map[string]string{
 	"internal/resolve": {
 		"format":          "adapters",
 		"format/dtype":    "dtypes of tensors",
-		"internal/config": "what config.json says, and its edits",
+		"internal/config": "config.json and its edits",
 		"internal/fault":  "errors of input",
-		"internal/peft":   "what methods PEFT has",
+		"internal/peft":   "the methods of PEFT",
 		"internal/naming": "which tensors names mean",
 	},
 	"internal/report": {
-		"internal/resolve":    "what merge does with an adapter",
+		"internal/resolve":    "how merge applies an adapter",
 		"format":              "adapters",
 		"format/dtype":        "elements",
 		"internal/checkpoint": "checkpoints",
@@ -143,12 +145,12 @@ var arrows = map[string]map[string]string{
 	"internal/testkit": {"format/dtype": "elements of tensors to write"},
 }
 
-// never are the arrows that no list may allow, not even over several rooms.
+// never lists imports that no list may allow, directly or through other packages.
 var never = []struct{ from, to, why string }{
-	{"format", "merge", "the model of an adapter does not know what is done with it"},
-	{"format", "rank", "the model of an adapter does not know what is done with it"},
+	{"format", "merge", "the model of an adapter does not know its uses"},
+	{"format", "rank", "the model of an adapter does not know its uses"},
 	{"format/dtype", "format", "elements know no adapters"},
-	{"format/output", "format", "an output knows files, not what is in them"},
+	{"format/output", "format", "an output knows files, not their content"},
 	{"format/convert", "merge", "dialects know adapters, not merges"},
 	{"format/convert", "rank", "dialects know adapters, not ranks"},
 	{"internal/undo", "internal/kernel", "a record knows residuals, not predictions"},
@@ -162,7 +164,7 @@ var never = []struct{ from, to, why string }{
 	{"internal/resolve", "internal/checkpoint", "a change is found from names and shapes"},
 }
 
-// fences say which rooms may import a module that is not ours, outside tests, and why.
+// fences lists the packages that may import a foreign module, outside tests, with the reason.
 var fences = map[string]struct {
 	rooms []string
 	why   string
@@ -170,22 +172,22 @@ var fences = map[string]struct {
 	"github.com/urfave/cli/v2":          {[]string{"cmd/loratool"}, "flags and help; the library neither prints nor exits"},
 	"github.com/schollz/progressbar/v3": {[]string{"cmd/loratool"}, "the bar"},
 	"golang.org/x/term":                 {[]string{"cmd/loratool"}, "whether somebody looks"},
-	"golang.org/x/sys":                  {[]string{"internal/fileio", "internal/kernel"}, "copy_file_range and free space; what the processor has"},
+	"golang.org/x/sys":                  {[]string{"internal/fileio", "internal/kernel"}, "copy_file_range and free space; the processor's features"},
 	"gonum.org/v1/gonum":                {[]string{"rank", "internal/principal"}, "small dense problems, in one file of each"},
 	"github.com/klauspost/compress":     {[]string{"format"}, "zstd, in the file that codes blocks"},
 	"github.com/nlpodyssey/safetensors": {[]string{"format/safetensors"}, "writes adapter files behind our own check"},
 }
 
-// testFences are further modules that tests may import, and where.
+// testFences lists further modules that tests may import, and where.
 var testFences = map[string][]string{
-	"github.com/nlpodyssey/safetensors": nil, // anywhere, as a reader that is not ours
+	"github.com/nlpodyssey/safetensors": nil, // anywhere, as a reader other than our own
 	"github.com/rogpeppe/go-internal":   {"cmd/loratool"},
 	"gonum.org/v1/gonum":                {"rank", "internal/principal"}, // full decompositions as the truth
 }
 
 // file is a source file of the module.
 type file struct {
-	room   string // the directory, from the module's root, with slashes
+	room   string // the directory from the module's root, with slashes
 	path   string
 	isTest bool
 	syntax *ast.File
@@ -208,7 +210,7 @@ func source(t *testing.T) (*token.FileSet, []file) {
 			return err
 		case d.IsDir() && path != root && (d.Name() == "testdata" || strings.HasPrefix(d.Name(), ".") || strings.HasPrefix(d.Name(), "_")):
 			return fs.SkipDir
-		case d.IsDir() && path != root && isModule(path): // the generator of the kernels is a module of its own
+		case d.IsDir() && path != root && isModule(path): // the kernel generator is a module of its own
 			return fs.SkipDir
 		case d.IsDir() || !strings.HasSuffix(path, ".go"):
 			return nil
@@ -239,7 +241,7 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return "", s, false
 }
 
-// imports calls f for every import of every file that keep wants.
+// imports calls f for every import of every file that keep selects.
 func imports(t *testing.T, keep func(file) bool, f func(file, string)) {
 	t.Helper()
 	_, files := source(t)
@@ -260,7 +262,7 @@ func imports(t *testing.T, keep func(file) bool, f func(file, string)) {
 func isProduct(f file) bool { return !f.isTest }
 func isTest(f file) bool    { return f.isTest }
 
-// isOurs returns the room that an import path names.
+// isOurs returns the package of this module that an import path names.
 func isOurs(path string) (room string, ok bool) {
 	if path == module {
 		return "", true
@@ -268,8 +270,7 @@ func isOurs(path string) (room string, ok bool) {
 	return strings.CutPrefix(path, module+"/")
 }
 
-// isForeign reports whether an import path is that of a module that is neither ours nor the
-// standard library.
+// isForeign reports whether an import path belongs to neither this module nor the standard library.
 func isForeign(path string) bool {
 	first, _, _ := strings.Cut(path, "/")
 	_, ours := isOurs(path)
@@ -312,7 +313,7 @@ func TestImportsFollowTheArrows(t *testing.T) {
 	}
 }
 
-// TestMergeKnowsNoFileSystem: what it reads and writes comes through the doors.
+// TestMergeKnowsNoFileSystem: merge reads and writes through other packages.
 func TestMergeKnowsNoFileSystem(t *testing.T) {
 	imports(t, isProduct, func(f file, path string) {
 		if f.room == "merge" && path == "os" {
@@ -375,8 +376,8 @@ func TestForeignModulesStayBehindTheirFences(t *testing.T) {
 	})
 }
 
-// plainFlags is what the files of the command may use of urfave/cli: they declare flags and read
-// their values. What goes around the library is in urfave.go.
+// plainFlags lists the names of urfave/cli that the command's files may use, to declare flags and
+// read their values. Workarounds belong in urfave.go.
 var plainFlags = []string{
 	"BoolFlag", "Command", "Context", "DurationFlag", "Flag", "Float64Flag", "GenericFlag", "Int64Flag", "IntFlag",
 	"StringFlag", "StringSlice", "StringSliceFlag",
@@ -410,8 +411,8 @@ func TestOneFileGoesAroundTheFlagLibrary(t *testing.T) {
 	}
 }
 
-// TestGoroutinesStartInOneRoom looks for go statements and for calls of a method Go, as
-// sync.WaitGroup has one.
+// TestGoroutinesStartInOneRoom looks for go statements and for calls of a method Go, such as
+// sync.WaitGroup's.
 func TestGoroutinesStartInOneRoom(t *testing.T) {
 	fset, files := source(t)
 	starts := make(map[string]int)
@@ -420,21 +421,21 @@ func TestGoroutinesStartInOneRoom(t *testing.T) {
 			continue
 		}
 		ast.Inspect(f.syntax, func(n ast.Node) bool {
-			var what string
+			var start string
 			switch n := n.(type) {
 			case *ast.GoStmt:
-				what = "a go statement"
+				start = "a go statement"
 			case *ast.CallExpr:
 				if sel, ok := n.Fun.(*ast.SelectorExpr); ok && sel.Sel.Name == "Go" {
-					what = "a call of Go"
+					start = "a call of Go"
 				}
 			}
-			if what == "" {
+			if start == "" {
 				return true
 			}
 			starts[f.room]++
 			if f.room != "internal/parallel" {
-				t.Errorf("%s has %s; goroutines start in internal/parallel", fset.Position(n.Pos()), what)
+				t.Errorf("%s has %s; goroutines start in internal/parallel", fset.Position(n.Pos()), start)
 			}
 			return true
 		})
@@ -444,7 +445,7 @@ func TestGoroutinesStartInOneRoom(t *testing.T) {
 	}
 }
 
-// TestJSONIsReadInOneRoom: encoding/json writes, and what it reads it reads too kindly.
+// TestJSONIsReadInOneRoom: encoding/json may write, but it reads too leniently.
 func TestJSONIsReadInOneRoom(t *testing.T) {
 	fset, files := source(t)
 	for _, f := range files {

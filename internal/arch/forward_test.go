@@ -9,21 +9,20 @@ import (
 	"testing"
 )
 
-// Files call forwards: there is an order of the files of a package in which nearly every file uses
-// only those below it. go test ./internal/arch -run FilesCallForward -v prints the order.
+// Files call forwards: a package has an order of files in which nearly every file uses only later
+// ones. go test ./internal/arch -run FilesCallForward -v prints the order.
 
-// backwardShare is how many of a hundred pairs of files may go back.
+// backwardShare is the largest percentage of pairs of files that may call back.
 const backwardShare = 10
 
-// fewPairs is the number of pairs below which a package is too small for a share.
+// fewPairs is the number of pairs below which a package is too small for a percentage.
 const fewPairs = 20
 
-// backward are the packages in which more than backwardShare goes back, with the number of pairs
-// that do. A number may only become smaller, and a package that is below the share leaves the list.
+// backward lists the packages above backwardShare, with their number of backward pairs. Numbers may
+// only decrease. A package below the share leaves the list.
 var backward = map[string]int{}
 
-// uses are the pairs of a caller's file and a callee's in a package, with the names that it uses
-// there.
+// uses lists the pairs of a caller's file and a callee's file in a package, with the names used.
 func (p typed) uses() (*graph, map[[2]int][]string) {
 	g := &graph{calls: make([]uint64, len(p.files))}
 	index := make(map[string]int)

@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// graph is who calls whom: calls[i] has a bit for every file that file i uses. A package has at
-// most 64 files.
+// graph records the calls between files: calls[i] has a bit for every file that file i uses. A
+// package has at most 64 files.
 type graph struct {
 	files []string
 	calls []uint64
@@ -20,7 +20,7 @@ func (g *graph) pairs() (n int) {
 	return n
 }
 
-// back is the pairs that go back in an order of the files: the callee stands above the caller.
+// back returns the backward pairs of an order: the callee stands above the caller.
 func (g *graph) back(order []int) (pairs [][2]int) {
 	above := uint64(0)
 	for _, i := range order {
@@ -32,8 +32,8 @@ func (g *graph) back(order []int) (pairs [][2]int) {
 	return pairs
 }
 
-// order puts the files into an order in which few pairs go back: the fewest that there can be,
-// unless more than exactLimit files call each other in circles.
+// order sorts the files so that few pairs go back. The number is minimal unless more than
+// exactLimit files form a cycle.
 func (g *graph) order() (order []int) {
 	for _, circle := range g.circles() {
 		if len(circle) <= exactLimit {
@@ -45,10 +45,10 @@ func (g *graph) order() (order []int) {
 	return order
 }
 
-// exactLimit bounds the files of which every subset is looked at.
+// exactLimit is the largest number of files whose subsets are all examined.
 const exactLimit = 18
 
-// circles are the strongly connected components, callers first: by the files that each file
+// circles returns the strongly connected components, callers first, from the files that each file
 // reaches.
 func (g *graph) circles() (all [][]int) {
 	n := len(g.files)
@@ -56,7 +56,7 @@ func (g *graph) circles() (all [][]int) {
 	for i := range reach {
 		reach[i] = g.calls[i] | 1<<i
 	}
-	for k := range n { // Warshall
+	for k := range n { // Warshall's algorithm
 		for i := range n {
 			if reach[i]>>k&1 == 1 {
 				reach[i] |= reach[k]
@@ -93,8 +93,8 @@ func (g *graph) isReachedFrom(files uint64, i int, reach []uint64) bool {
 	return false
 }
 
-// orderExactly takes for each subset of the files the cheapest order in which it stands on top;
-// what a file adds below it is its calls into it.
+// orderExactly finds, for each subset of the files, the cheapest order with the subset on top.
+// Adding a file below costs one per call from it into the subset.
 func (g *graph) orderExactly(files []int) []int {
 	n := len(files)
 	calls := make([]uint32, n)
@@ -123,7 +123,7 @@ func (g *graph) orderExactly(files []int) []int {
 	return order
 }
 
-// orderByMoves moves one file at a time to its best place until no move helps, from many starts.
+// orderByMoves moves single files to their best places until no move helps, from many starts.
 func (g *graph) orderByMoves(files []int) (best []int) {
 	fewest := -1
 	random := rand.New(rand.NewPCG(1, 2))

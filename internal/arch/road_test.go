@@ -11,21 +11,21 @@ import (
 	"testing"
 )
 
-// The main road: a merge of one plain linear LoRA passes through few files, and asks no special
-// case whether it is there.
+// The main road: a merge of one plain linear LoRA passes through few files, and does not ask any
+// special case whether it applies.
 
-// roadRooms are the rooms of a merge whose files count.
+// roadRooms are the packages whose files count.
 var roadRooms = []string{"merge", "internal/resolve"}
 
-// mostOnRoad is how many files the merge may pass through. The aim is 12; until it holds, the
-// number may only become smaller.
+// mostOnRoad is the largest number of files that a plain merge may pass through. The aim is 12;
+// until then the number may only decrease.
 const mostOnRoad = 15
 
-// TestPlainMergePassesThroughFewFiles builds the command so that it notes which statements run.
+// TestPlainMergePassesThroughFewFiles builds the command with coverage of statements.
 func TestPlainMergePassesThroughFewFiles(t *testing.T) {
 	dir := t.TempDir()
 	binary, notes := filepath.Join(dir, "loratool"), t.TempDir()
-	rooms := []string{module + "/cmd/loratool"} // which writes the notes when it ends
+	rooms := []string{module + "/cmd/loratool"} // writes the coverage at exit
 	for _, room := range roadRooms {
 		rooms = append(rooms, module+"/"+room)
 	}
@@ -44,7 +44,7 @@ func TestPlainMergePassesThroughFewFiles(t *testing.T) {
 	}
 }
 
-// output runs a command, which leaves its notes in a directory if it is one of ours.
+// output runs a command. Our own command leaves its coverage in the directory notes.
 func output(t *testing.T, notes, name string, args ...string) []byte {
 	t.Helper()
 	cmd := exec.Command(name, args...)
@@ -58,7 +58,8 @@ func output(t *testing.T, notes, name string, args ...string) []byte {
 	return out
 }
 
-// statements reads a profile: the files in which a statement ran, with their number, and all files.
+// statements reads a coverage profile: the number of executed statements per executed file, and all
+// files.
 func statements(t *testing.T, profile string) (passed, all map[string]int) {
 	t.Helper()
 	text, err := os.ReadFile(profile)

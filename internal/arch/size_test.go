@@ -7,18 +7,17 @@ import (
 	"testing"
 )
 
-// mostMethods is how many methods a type may have.
+// mostMethods is the largest number of methods of a type.
 const mostMethods = 20
 
-// manyMethods are the types that have more, with their number, which may only become smaller. Those
-// that read a grammar may stay.
+// manyMethods lists the types with more, and their number, which may only decrease. Types that read
+// a grammar may stay.
 var manyMethods = map[string]int{
 	"format.scanner":            26, // the grammar of a manifest
 	"internal/jsontext.Scanner": 33, // the grammar of JSON
 }
 
-// TestTypesHaveFewMethods counts the methods that are declared for a type, with and without
-// pointer.
+// TestTypesHaveFewMethods counts the methods declared for a type, with and without pointer.
 func TestTypesHaveFewMethods(t *testing.T) {
 	for _, p := range typedModule(t) {
 		for _, name := range p.types.Scope().Names() {
@@ -40,17 +39,17 @@ func TestTypesHaveFewMethods(t *testing.T) {
 	}
 }
 
-// longFunction is how many lines 95 of 100 functions of a package may have at most.
+// longFunction is the largest number of lines of 95 % of a package's functions.
 const longFunction = 40
 
-// longFunctions are the packages with longer ones, with their 95th percentile, which may only
-// become smaller.
+// longFunctions lists the packages with longer ones, with their 95th percentile, which may only
+// decrease.
 var longFunctions = map[string]int{
 	"internal/safetensors": 45,
 }
 
-// TestFunctionsAreShort looks at functions and methods, not at the literals inside them, and counts
-// from the word func to the closing brace.
+// TestFunctionsAreShort measures functions and methods, but not the literals inside them, from the
+// word func to the closing brace.
 func TestFunctionsAreShort(t *testing.T) {
 	var all []int
 	for _, p := range typedModule(t) {

@@ -17,13 +17,13 @@ import (
 // flagWord matches a flag or a command of the tool in a text.
 var flagWord = regexp.MustCompile(`--[a-z]|\bloratool (clean|convert|extract|inspect|merge|spectrum|swap|unmerge)\b`)
 
-// TestOnlyTheCommandKnowsFlags: the texts of the library name its own options and functions, and
-// the command turns them into flags.
+// TestOnlyTheCommandKnowsFlags: texts of the library name its options and functions, and the
+// command translates these to flags.
 func TestOnlyTheCommandKnowsFlags(t *testing.T) {
 	fset, files := source(t)
 	seen := 0
 	for _, f := range files {
-		ofTool := strings.HasPrefix(f.room, "cmd/") || f.room == "internal/bench" // which runs commands
+		ofTool := strings.HasPrefix(f.room, "cmd/") || f.room == "internal/bench" // internal/bench runs commands
 		if f.isTest {
 			continue
 		}
@@ -50,11 +50,11 @@ func TestOnlyTheCommandKnowsFlags(t *testing.T) {
 	}
 }
 
-// commentColumns is how wide a comment may be, with a tab of four columns. Lines that godoc shows
-// as they are, such as tables and formulas, may be wider.
+// commentColumns is the largest width of a comment; a tab counts four columns. Tables and formulas,
+// which godoc shows as they are, may be wider.
 const commentColumns = 100
 
-// TestCommentsFitTheScreen looks at comments that stand on lines of their own.
+// TestCommentsFitTheScreen checks comments on lines of their own.
 func TestCommentsFitTheScreen(t *testing.T) {
 	seen := 0
 	eachComment(t, func(where, line string) {
@@ -68,7 +68,8 @@ func TestCommentsFitTheScreen(t *testing.T) {
 	}
 }
 
-// eachComment calls f with every line of comment that stands alone and is no table or code.
+// eachComment calls f with every line of a comment that stands on its own line, except tables and
+// code.
 func eachComment(t *testing.T, f func(where, line string)) {
 	t.Helper()
 	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {

@@ -17,7 +17,7 @@ import (
 	"testing"
 )
 
-// typed is a package with the types of all that its files use, without tests.
+// typed is a package with the types of all names in its files, without tests.
 type typed struct {
 	room  string
 	files []*ast.File
@@ -25,11 +25,11 @@ type typed struct {
 	info  *types.Info
 }
 
-// typedFset has the positions of all typed packages.
+// typedFset holds the positions of all typed packages.
 var typedFset = token.NewFileSet()
 
-// typedPackages checks the packages of the module as they are on linux/amd64, so that every machine
-// counts the same. Other packages come from the export data that the go command has in its cache.
+// typedPackages type-checks the module's packages for linux/amd64, so that every machine counts the
+// same. Other packages come from the go command's cache of export data.
 var typedPackages = sync.OnceValues(func() ([]typed, error) {
 	listed, err := listPackages()
 	if err != nil {
@@ -64,7 +64,7 @@ var typedPackages = sync.OnceValues(func() ([]typed, error) {
 	return all, nil
 })
 
-// listed is what the go command says of a package.
+// listed is the go command's description of a package.
 type listed struct {
 	ImportPath, Dir, Export string
 	GoFiles                 []string
@@ -91,7 +91,7 @@ func listPackages() (all []listed, err error) {
 	}
 }
 
-// typedModule is typedPackages in a test.
+// typedModule is typedPackages for a test.
 func typedModule(t *testing.T) []typed {
 	t.Helper()
 	all, err := typedPackages()
@@ -104,13 +104,12 @@ func typedModule(t *testing.T) []typed {
 	return all
 }
 
-// fileOf is the name of the file of a position, without its directory.
+// fileOf returns the file name of a position, without its directory.
 func fileOf(pos token.Pos) string {
 	return filepath.Base(typedFset.Position(pos).Filename)
 }
 
-// isTop reports whether an object is declared for the whole package: a name of its own, or a
-// method.
+// isTop reports whether an object is declared at package level, as a name of its own or a method.
 func isTop(obj types.Object, pkg *types.Package) bool {
 	if obj.Pkg() != pkg {
 		return false
