@@ -1,9 +1,9 @@
 //go:build unix
 
-// Command bench times loratool against a plain copy of the files, and against PEFT and torch where
-// they are installed, on synthetic checkpoints. The commands run in turn, several times, so that a
-// machine whose speed drifts slows all of them down alike; what counts are the ratios. RESULTS.md
-// beside it has the figures of one machine.
+// Command bench times loratool on synthetic checkpoints, against a plain copy of the files and, if
+// they are installed, against PEFT and torch. The commands run in turn, several times, so that a
+// machine with drifting speed slows all of them alike; compare the ratios. RESULTS.md beside it has
+// the figures of one machine.
 //
 //	go run ./internal/bench [flags] merge     a shape: loratool merge, cp, PEFT
 //	go run ./internal/bench [flags] undo      merge with and without a record, unmerge, swap
