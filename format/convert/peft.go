@@ -280,7 +280,7 @@ func (p *peftReader) classify(l *format.Layer, hasA, hasB bool, rank int) {
 		l.Kind = format.Other
 		p.checkCompact(l, &a, &b, rank)
 		return
-	case len(a.Shape) == 3 && len(b.Shape) == 3 && b.Shape[2] > 1: // the second of the convolutions of PEFT is 1 wide
+	case isPerExpert(a.Shape, b.Shape, rank):
 		p.require(format.FeatureExpertFactors, fmt.Sprintf("%s: lora_A %d, lora_B %d", l.Module, a.Shape, b.Shape))
 		l.Kind = format.Other
 		return
@@ -304,6 +304,18 @@ func (p *peftReader) classify(l *format.Layer, hasA, hasB bool, rank int) {
 		}
 	}
 	l.Rank = int(a.Shape[0])
+}
+
+// isPerExpert reports whether factors of three dimensions have a matrix for each expert: A is E×r×n
+// and B is E×m×r, or 1 in place of E. A convolution's are r×in×k and m×r×1. At rank 1 the last
+// dimension of B is 1 in both; where the others fit both, the configured rank decides.
+func isPerExpert(a, b []uint64, rank int) bool {
+	if len(a) != 3 || len(b) != 3 || b[2] > 1 {
+		return len(a) == 3 && len(b) == 3
+	}
+	fits := a[1] == 1 && b[2] == 1 && (a[0] == b[0] || a[0] == 1 || b[0] == 1)
+	fitsConvolution := a[0] == b[1]
+	return fits && (!fitsConvolution || rank == 1 && a[0] != 1)
 }
 
 // roleFeatures lists what the roles beyond A and B ask for.
