@@ -108,7 +108,7 @@ func spectrumOf(ctx context.Context, src format.Source, l *format.Layer) (*Spect
 				"%q has the shape %d, which the rank %d does not divide", t.Name, t.Shape, r)
 		}
 	}
-	m, n := int(tensors[iB].Elements())/r, int(tensors[iA].Elements())/r
+	m, n := int(tensors[iB].Elements()/int64(r)), int(tensors[iA].Elements()/int64(r))
 	a, badA, err := readFactor(ctx, src, iA, r)
 	if err != nil {
 		return nil, err

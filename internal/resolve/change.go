@@ -99,13 +99,13 @@ var one = Factor{Length: 1, Repeat: 1}
 
 // WholeA sees a tensor rank×n as A.
 func WholeA(b Blob, rank int) Factor {
-	n := int(b.Tensor().Elements()) / rank
+	n := int(b.Tensor().Elements() / int64(rank))
 	return Factor{Blob: b, Across: n, Along: 1, Repeat: 1, Length: n}
 }
 
 // wholeB sees a tensor m×rank as B.
 func wholeB(b Blob, rank int) Factor {
-	return Factor{Blob: b, Across: 1, Along: rank, Repeat: 1, Length: int(b.Tensor().Elements()) / rank}
+	return Factor{Blob: b, Across: 1, Along: rank, Repeat: 1, Length: int(b.Tensor().Elements() / int64(rank))}
 }
 
 // part cuts a factor to n of its rows or columns, from i on. It does not cut a repeated one.

@@ -63,6 +63,23 @@ func describe(c *resolve.Change) string {
 	return c.Name + ": " + strings.Join(s, "; ")
 }
 
+// described is a source that has a manifest and no data.
+type described struct {
+	format.Source
+	manifest format.Manifest
+}
+
+func (d *described) Manifest() *format.Manifest { return &d.manifest }
+
+// TestFactorsBeyond31Bits: a factor of 2³² elements has 2¹⁶ columns, on 32 bits too.
+func TestFactorsBeyond31Bits(t *testing.T) {
+	src := &described{manifest: format.Manifest{Tensors: []format.Tensor{{Shape: []uint64{1 << 16, 1 << 16}}}}}
+	f := resolve.WholeA(resolve.Blob{Source: src}, 1<<16)
+	if f.Length != 1<<16 || f.Across != 1<<16 {
+		t.Errorf("WholeA of 2^16×2^16 has %d columns and steps of %d, want 65536 of both", f.Length, f.Across)
+	}
+}
+
 // TestChangesAreRectanglesOfTheBase resolves adapters without a disk: which tensor, which rectangle
 // of it, and what happens there.
 func TestChangesAreRectanglesOfTheBase(t *testing.T) {
