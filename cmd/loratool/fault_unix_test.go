@@ -313,7 +313,7 @@ func TestAReadOnlyDirectoryIsAnErrorThatSaysSo(t *testing.T) {
 	for _, line := range []string{
 		"merge demo/base demo/adapter-r8 -o locked/out",
 		"merge demo/base/model.safetensors demo/adapter-r8 -o locked/out",
-		"merge demo/base demo/adapter-r8 -o free/out --undo locked/record",
+		"merge demo/base demo/adapter-r8 -o free/out --undo-file locked/record",
 		"extract one.safetensors two.safetensors --rank 1 -o locked/out",
 		"extract one.safetensors two.safetensors --rank 1 -o locked/out.lora",
 		"convert demo/adapter-r8 -o locked/out",

@@ -16,7 +16,8 @@ type mergeOptions struct {
 	weights        cli.StringSlice
 	force, again   bool
 	dryRun         bool
-	undo           optionalPath
+	undo           bool
+	undoFile       string
 	anyBase        bool
 	allowNonFinite bool
 	tied           string
@@ -39,7 +40,8 @@ func mergeCommand(t *terminal) *cli.Command {
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write the merged checkpoint to `OUT`", Destination: &o.out},
 			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an adapter by `W`; once per adapter, in their order (default: 1)", Destination: &o.weights},
-			&cli.GenericFlag{Name: "undo", Usage: "write an undo record to `FILE`, from which unmerge restores BASE byte for byte (default: OUT" + undoSuffix + ")", Value: &o.undo},
+			&cli.BoolFlag{Name: "undo", Usage: "write an undo record, OUT" + undoSuffix + ", from which unmerge restores BASE byte for byte", Destination: &o.undo},
+			&cli.StringFlag{Name: "undo-file", Usage: "write the undo record to `FILE`", Destination: &o.undoFile},
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint", Destination: &o.force},
 			&cli.BoolFlag{Name: "again", Usage: "merge an adapter again that BASE already has", Destination: &o.again},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
@@ -63,8 +65,8 @@ func (o *mergeOptions) parse(c *cli.Context) (base string, adapters []string, we
 	if o.out == "" && !o.dryRun {
 		return "", nil, nil, usagef(example, "merge needs -o OUT, the place of the merged checkpoint")
 	}
-	if o.undo.given && o.undo.path == "" {
-		o.undo.path = undoBeside(o.out)
+	if o.undo && o.undoFile == "" {
+		o.undoFile = undoBeside(o.out)
 	}
 	weights, err = parseWeights(o.weights.Value(), len(args)-1, 1)
 	return args[0], args[1:], weights, err
@@ -93,7 +95,7 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 		return err
 	}
 	run := &planRun{
-		command: "merge", what: "merging", common: &o.common, out: o.out, record: o.undo.path, dryRun: o.dryRun,
+		command: "merge", what: "merging", common: &o.common, out: o.out, record: o.undoFile, dryRun: o.dryRun,
 		show: showReport,
 		open: func(options merge.Options) (*merge.Plan, error) {
 			return merge.Open(c.Context, base, adapters, options)

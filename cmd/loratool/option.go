@@ -26,7 +26,7 @@ var flagOf = map[string]string{
 	"Options.Without":                "--without",
 	"ReaderOptions.MaxManifestBytes": "--max-manifest",
 	"Removal.Approximate":            "--approximate",
-	"Removal.Records":                "--undo",
+	"Removal.Records":                "--undo-file",
 	"convert.Create":                 "loratool convert",
 	"merge.History":                  "loratool inspect",
 	"merge.OpenUnmerge":              "loratool unmerge",

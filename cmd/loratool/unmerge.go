@@ -20,7 +20,7 @@ type removalOptions struct {
 func (o *removalOptions) removalFlags() []cli.Flag {
 	return append([]cli.Flag{
 		&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write the checkpoint to `OUT`", Destination: &o.out},
-		&cli.StringSliceFlag{Name: "undo", Usage: "the undo record `FILE` of the merge; once per merge (default: MERGED" + undoSuffix + ")", Destination: &o.records},
+		&cli.StringSliceFlag{Name: "undo-file", Usage: "the undo record `FILE` of the merge; once per merge (default: MERGED" + undoSuffix + ")", Destination: &o.records},
 		&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint", Destination: &o.force},
 		&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
 	}, append(append(o.readingFlags(), o.memoryFlag()), o.flags()...)...)
@@ -58,7 +58,7 @@ func (o *unmergeOptions) parse(c *cli.Context) (merged string, adapters []string
 	case o.out == "" && !o.dryRun:
 		return "", nil, nil, usagef(example, "unmerge needs -o OUT, the place of the restored checkpoint")
 	case o.approximate && len(o.records.Value()) > 0:
-		return "", nil, nil, usagef(example, "--approximate is for a merge without an undo record, and --undo gives one")
+		return "", nil, nil, usagef(example, "--approximate is for a merge without an undo record, and --undo-file gives one")
 	}
 	weights, err = parseWeights(o.weights.Value(), len(args)-1, math.NaN())
 	return args[0], args[1:], weights, err

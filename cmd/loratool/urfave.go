@@ -4,7 +4,7 @@ package main
 //
 //   - flags after the first argument count as arguments (arrange moves them to the front),
 //   - an unknown flag gets no suggestion (arrangeFlags),
-//   - a flag cannot do without the value that it may have (optionalPath),
+//   - an alias of a flag shows in the help (formerFlag),
 //   - numbers follow the rules of Go, by which 010 is 8 (checkNumber),
 //   - a comma cuts the value of a flag in two (DisableSliceFlagSeparator),
 //   - an error can end the process, and its text goes out twice (ExitErrHandler, ErrWriter),
@@ -151,15 +151,22 @@ func arrangeFlags(command *cli.Command, args []string) (flags, rest []string, er
 			return []string{"--help"}, nil, nil
 		}
 		name, value, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		name = formerFlag(command.Name, name)
 		flag := findFlag(command, name)
 		if flag == nil {
 			return nil, nil, unknown("flag", arg, flagNames(command), helpHint(command.Name))
 		}
-		if _, isBool := flag.(*cli.BoolFlag); !isBool && !hasValue {
-			if standsAlone(flag) && (i+1 == len(args) || strings.HasPrefix(args[i+1], "-")) {
-				flags = append(flags, "--"+name+"=")
-				continue
+		_, isBool := flag.(*cli.BoolFlag)
+		if isBool && hasValue {
+			if _, err := strconv.ParseBool(value); err != nil {
+				hint := helpHint(command.Name)
+				if findFlag(command, name+"-file") != nil {
+					hint = "--" + name + "-file " + value + " says where the file goes"
+				}
+				return nil, nil, usagef(hint, "--%s takes no value, got %q", name, value)
 			}
+		}
+		if !isBool && !hasValue {
 			if i+1 == len(args) {
 				return nil, nil, usagef(helpHint(command.Name), "flag %s needs a value", arg)
 			}
@@ -178,24 +185,13 @@ func arrangeFlags(command *cli.Command, args []string) (flags, rest []string, er
 	return flags, rest, nil
 }
 
-// standsAlone reports whether a flag may stand without the value that it can have.
-func standsAlone(flag cli.Flag) bool {
-	g, ok := flag.(*cli.GenericFlag)
-	if ok {
-		_, ok = g.Value.(*optionalPath)
+// formerFlag is the present name of a flag that a command had under another name.
+func formerFlag(command, name string) string {
+	if (command == "unmerge" || command == "swap") && name == "undo" {
+		return "undo-file"
 	}
-	return ok
+	return name
 }
-
-// optionalPath is the value of a flag that may stand without one: --undo, or --undo FILE.
-type optionalPath struct {
-	given bool
-	path  string
-}
-
-func (o *optionalPath) Set(s string) error { o.given, o.path = true, s; return nil }
-
-func (o *optionalPath) String() string { return o.path }
 
 func findFlag(command *cli.Command, name string) cli.Flag {
 	for _, f := range command.Flags {

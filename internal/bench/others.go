@@ -28,7 +28,7 @@ func (s *setting) undo() error {
 	if err := errors.Join(os.RemoveAll(kept), os.RemoveAll(record)); err != nil {
 		return err
 	}
-	if out, err := exec.Command(s.loratool, "merge", base, adapter, "-o", kept, "--undo="+record).CombinedOutput(); err != nil {
+	if out, err := exec.Command(s.loratool, "merge", base, adapter, "-o", kept, "--undo-file="+record).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	} else {
 		fmt.Printf("%s\n", out)
@@ -37,7 +37,7 @@ func (s *setting) undo() error {
 	const fresh = `rm -f "$1" && exec "$0" "$2" -q "$3" -o "$4" "--$5=$1"` // existing records are not replaced
 	contenders := []contender{
 		{"loratool merge", []string{s.loratool, "merge", "-q", base, adapter, "-o", merged}, merged},
-		{"loratool merge --undo", []string{"sh", "-c", fresh + ` "$6"`, s.loratool, recorded + ".undo", "merge", base, recorded, "undo", adapter}, recorded},
+		{"loratool merge --undo", []string{"sh", "-c", fresh + ` "$6"`, s.loratool, recorded + ".undo", "merge", base, recorded, "undo-file", adapter}, recorded},
 		{"loratool unmerge", []string{s.loratool, "unmerge", "-q", kept, adapter, "-o", back}, back},
 		{"loratool swap", []string{"sh", "-c", fresh + ` --remove "$6" --add "$6" --weight 0.5`, s.loratool, swapped + ".undo", "swap", kept, swapped, "new-undo", adapter}, swapped},
 	}
