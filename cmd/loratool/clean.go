@@ -21,7 +21,7 @@ func cleanCommand(t *terminal) *cli.Command {
 	o := new(cleanOptions)
 	return &cli.Command{
 		Name:      "clean",
-		Usage:     "remove from DIR the hidden files that killed runs have left there",
+		Usage:     "remove the hidden files that killed runs left in a directory",
 		ArgsUsage: "DIR",
 		Description: "A run writes its output under a hidden name in the directory of OUT, .NAME.loratool-…, and the next run\n" +
 			"there removes what a killed one has left. It cannot do so where it cannot tell a killed run from one at\n" +

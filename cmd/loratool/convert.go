@@ -29,10 +29,10 @@ func convertCommand(t *terminal) *cli.Command {
 		Name:      "convert",
 		Usage:     "write an adapter in another dialect",
 		ArgsUsage: "ADAPTER -o OUT",
-		Description: "Between PEFT's directory or file and the .lora container. A container that was made from a file of PEFT gives it back byte\n" +
-			"for byte, with its configuration and model card, and proves it by SHA-256.",
+		Description: "Converts between PEFT's directory or file and the .lora container. A container made from a file of PEFT gives the file back byte " +
+			"for byte, with its configuration and model card, and proves it by SHA-256. Beside a .safetensors file convert writes adapter_config.json.",
 		Flags: append([]cli.Flag{
-			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a name that ends in .lora is a container, one that ends in .safetensors a weights file of PEFT, another one a directory for PEFT", Destination: &o.out},
+			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a container if the name ends in .lora, a weights file of PEFT if it ends in .safetensors, else a directory for PEFT", Destination: &o.out},
 			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora or peft, where OUT's name does not say it", Destination: &o.to},
 			&cli.StringFlag{Name: "base", Usage: "remember `BASE`, so that merge can tell it from others", Destination: &o.base},
 			o.withoutFlag(), o.manifestFlag(),

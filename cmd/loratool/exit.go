@@ -19,13 +19,8 @@ const (
 	exitInterrupted = 130 // by a signal
 )
 
-const exitCodesHelp = `EXIT CODES
-   0    done
-   1    failed: I/O, disk full
-   2    usage: the command line is wrong, or OUT cannot be written there
-   3    an input is not valid or not supported
-   4    ran, but a check did not hold
-   130  interrupted
+const exitCodesHelp = `Exit codes: 0 done; 1 failed (I/O, disk full); 2 usage; 3 an input is not valid
+or not supported; 4 ran, but a check did not hold; 130 interrupted.
 `
 
 // usageError is a mistake on the command line.

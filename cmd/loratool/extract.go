@@ -29,16 +29,16 @@ func extractCommand(t *terminal) *cli.Command {
 	o := new(extractOptions)
 	return &cli.Command{
 		Name:      "extract",
-		Usage:     "turn a fine-tuned checkpoint into an adapter of low rank, with its error",
+		Usage:     "make an adapter of the difference between two checkpoints",
 		ArgsUsage: "BASE TUNED -o ADAPTER --rank 8",
-		Description: "Decomposes TUNED − BASE, tensor by tensor, by truncated SVD. The rank is fixed, or the fewest singular values that keep a share\n" +
-			"of the energy, stay below an error, stand above the rounding noise of TUNED, or fit a size. Norms and biases, which low\n" +
-			"rank does not hold, are carried whole.\n\n" +
-			"The error is over all that changed. Of a tensor that is left out, all is lost: what it is and its share of |Δ| are listed. A\n" +
-			"row that only one of BASE and TUNED has counts whole, as do tensors; a head that only one has counts as its difference\n" +
-			"from the embedding that the other one ties it to.\n\n" +
-			"A directory for PEFT has the names of the modules in memory, as transformers 5 has them. What PEFT cannot hold is refused\n" +
-			"by name; a .lora file holds it.",
+		Description: "Decomposes TUNED − BASE, tensor by tensor, by truncated SVD. You choose the rank, or the fewest singular values that keep a share " +
+			"of the energy, stay below an error, stand above the rounding noise of TUNED, or fit a size. Norms and biases have no low rank: " +
+			"extract carries them whole.\n\n" +
+			"The printed error covers all that changed. A tensor that is left out is lost: extract lists it with its share of |Δ|. A row or " +
+			"tensor that only one of BASE and TUNED has counts whole; a head that only one has counts as its difference from the embedding " +
+			"that the other ties it to.\n\n" +
+			"A directory for PEFT has the names that transformers 5 gives the modules in memory. extract refuses by name what PEFT cannot " +
+			"hold; a .lora file holds it.",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `ADAPTER`: a name that ends in .lora, or a directory for PEFT", Destination: &o.out},
 			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora or peft, where ADAPTER's name does not say it", Destination: &o.to},

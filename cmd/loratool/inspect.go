@@ -29,12 +29,12 @@ func inspectCommand(t *terminal) *cli.Command {
 		Name:      "inspect",
 		Usage:     "show what an adapter, a checkpoint or an undo record holds",
 		ArgsUsage: "PATH",
-		Description: "Of an adapter: method, layers, ranks, alphas, scales, dtypes, and whether merge applies it. Of a checkpoint: tensors, dtypes,\n" +
-			"what was merged into it, and with --rank what a LoRA on it would cost. Only headers are read, unless --values is given. On a\n" +
-			"narrow terminal columns are left out: of --spectrum 90 %, 95 %, σ1, effective, 99 %, stable, in this order.",
+		Description: "Of an adapter: method, layers, ranks, alphas, scales, dtypes, and whether merge applies it. Of a checkpoint: tensors, dtypes, " +
+			"the adapters merged into it, and with --rank the cost of a LoRA on it. inspect reads only headers, unless you ask for --values or " +
+			"--spectrum. On a narrow terminal the table of --spectrum loses columns, in this order: 90 %, 95 %, σ1, effective, 99 %, stable.",
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "values", Usage: "read all values: find untrained layers, NaN and infinity, and print the content id", Destination: &o.values},
-			&cli.BoolFlag{Name: "spectrum", Usage: "of an adapter: the singular values of every s·B·A, and what follows from them", Destination: &o.spectrum},
+			&cli.BoolFlag{Name: "spectrum", Usage: "of an adapter: the singular values of every s·B·A, ranks and energies", Destination: &o.spectrum},
 			o.withoutFlag(), o.manifestFlag(),
 			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "of a checkpoint: the parameters of a LoRA of rank `R`", Destination: &o.rank},
 			&cli.StringFlag{Name: "targets", Usage: "with --rank: `NAMES` of the modules to adapt, separated by commas (default: all linear ones)", Destination: &o.targets},

@@ -29,14 +29,14 @@ func mergeCommand(t *terminal) *cli.Command {
 	o := new(mergeOptions)
 	return &cli.Command{
 		Name:      "merge",
-		Usage:     "write a checkpoint that is BASE plus one or more adapters: W0 + Σ weight·s·B·A, every element correctly rounded",
+		Usage:     "add adapters to a checkpoint, every weight correctly rounded",
 		ArgsUsage: "BASE ADAPTER... -o OUT",
-		Description: "BASE is a .safetensors file, or a directory with model.safetensors or with an index and its shards; the other files of a\n" +
-			"directory are copied. ADAPTER is a directory or a file as PEFT saves it. OUT is of the same kind as BASE, and appears whole\n" +
-			"or not at all.\n\n" +
-			"With --add-tensors the head that an adapter was trained with comes into OUT. A new tensor is rounded once, to the dtype that\n" +
-			"most values of BASE have; one that replaces another gets the dtype of the old one. config.json gets the class of the model\n" +
-			"and the number of labels where the model type is known; names of labels are in no adapter.",
+		Description: "Writes W0 + Σ weight·s·B·A. BASE is a .safetensors file, or a directory with model.safetensors or with shards and their index; " +
+			"merge copies the other files of the directory. ADAPTER is a directory or a file as PEFT saves it, or a .lora file. OUT is of the " +
+			"same kind as BASE, and appears whole or not at all.\n\n" +
+			"--add-tensors puts the head that an adapter was trained with into OUT. A new tensor gets the dtype of most values of BASE; one " +
+			"that replaces another gets the dtype of the old one. config.json gets the class of the model and the number of labels where " +
+			"the model type is known; adapters hold no names of labels.",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write the merged checkpoint to `OUT`", Destination: &o.out},
 			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an adapter by `W`; once per adapter, in their order (default: 1)", Destination: &o.weights},
@@ -46,8 +46,8 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "again", Usage: "merge an adapter again that BASE already has", Destination: &o.again},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
 			&cli.BoolFlag{Name: "any-base", Usage: "merge though an adapter remembers another base", Destination: &o.anyBase},
-			&cli.BoolFlag{Name: "allow-nonfinite", Usage: "go on where an adapter holds NaN or infinity, or a weight becomes infinite", Destination: &o.allowNonFinite},
-			&cli.StringFlag{Name: "tied", Usage: "where an adapter changes one of two tied ends, `untie|fold`: make the head a tensor of its own, or make the change to both", Destination: &o.tied, Action: checkTied},
+			&cli.BoolFlag{Name: "allow-nonfinite", Usage: "go on if an adapter holds NaN or infinity, or a weight becomes infinite", Destination: &o.allowNonFinite},
+			&cli.StringFlag{Name: "tied", Usage: "if an adapter changes one of two tied ends, `untie|fold`: make the head a tensor of its own, or change both", Destination: &o.tied, Action: checkTied},
 			&cli.BoolFlag{Name: "grow-vocabulary", Usage: "add rows to embedding and head where an adapter has more, and change config.json", Destination: &o.growVocabulary},
 			&cli.BoolFlag{Name: "add-tensors", Usage: "add tensors that an adapter saves whole and BASE lacks or has in another shape, such as a classifier, and change config.json", Destination: &o.addTensors},
 		}, append(append(o.readingFlags(), o.memoryFlag()), o.flags()...)...),

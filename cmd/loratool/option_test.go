@@ -84,7 +84,7 @@ func TestOptionsOfTheTableExist(t *testing.T) {
 	}
 	var help bytes.Buffer
 	for _, command := range []string{"merge", "unmerge", "extract", "convert"} {
-		if code := run(context.Background(), []string{"loratool", command, "--help"}, &help, &help); code != exitDone {
+		if code := run(context.Background(), []string{"loratool", "help", command, "--all"}, &help, &help); code != exitDone {
 			t.Fatalf("%s --help = %d", command, code)
 		}
 	}

@@ -9,7 +9,7 @@ import (
 // supportHelp is the table of what merge does with an adapter, for a terminal.
 func supportHelp() string {
 	var b strings.Builder
-	b.WriteString("WHAT MERGE DOES WITH AN ADAPTER\n")
+	b.WriteString("What merge does with an adapter. loratool inspect ADAPTER says it of one.\n")
 	last := ""
 	for _, s := range resolve.Supports() {
 		verdict := string(s.Verdict)
@@ -17,30 +17,16 @@ func supportHelp() string {
 			verdict = "with " + flagsFor(s.Option)
 		}
 		if verdict != last {
-			b.WriteString("   " + verdict + ":\n")
+			b.WriteString("\n" + strings.ToUpper(verdict[:1]) + verdict[1:] + ":\n")
 			last = verdict
 		}
-		for i, line := range wrap(flagsFor(s.What), 96) {
-			indent := "      "
+		for i, line := range wrap(flagsFor(s.What), helpColumns-4) {
+			indent := "  - "
 			if i > 0 {
-				indent += "   "
+				indent = "    "
 			}
 			b.WriteString(indent + line + "\n")
 		}
 	}
 	return b.String()
-}
-
-// wrap breaks a text into lines of at most width bytes, where it has spaces.
-func wrap(text string, width int) []string {
-	var lines []string
-	for len(text) > width {
-		at := strings.LastIndexByte(text[:width+1], ' ')
-		if at < 0 {
-			break
-		}
-		lines = append(lines, text[:at])
-		text = text[at+1:]
-	}
-	return append(lines, text)
 }

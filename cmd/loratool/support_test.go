@@ -3,12 +3,15 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/loratool/loratool/internal/resolve"
 )
@@ -67,23 +70,54 @@ func supportMarkdown() string {
 	return b.String()
 }
 
-// TestHelpSaysWhatMergeDoes: inspect --help has every line of the table, and merge has every flag
-// of it.
+// TestHelpSaysWhatMergeDoes: help support has every line of the table, and help merge --all every
+// flag of it.
 func TestHelpSaysWhatMergeDoes(t *testing.T) {
-	help := func(command string) string {
-		var out, errs bytes.Buffer
-		if code := run(context.Background(), []string{"loratool", command, "--help"}, &out, &errs); code != exitDone {
-			t.Fatalf("%s --help = %d: %s", command, code, &errs)
-		}
-		return strings.Join(strings.Fields(out.String()), " ")
-	}
-	inspect, mergeHelp := help("inspect"), help("merge")
+	support, merge := helpPage(t, "support"), helpPage(t, "merge", "--all")
 	for _, s := range resolve.Supports() {
-		if !strings.Contains(inspect, s.What) {
-			t.Errorf("inspect --help does not say %q", s.What)
+		if !strings.Contains(strings.Join(strings.Fields(support), " "), flagsFor(s.What)) {
+			t.Errorf("help support does not say %q", s.What)
 		}
-		if s.Option != "" && !strings.Contains(mergeHelp, flagsFor(s.Option)) {
+		if s.Option != "" && !strings.Contains(merge, flagsFor(s.Option)) {
 			t.Errorf("merge has no flag %s, which the table names for %q", flagsFor(s.Option), s.What)
+		}
+	}
+}
+
+// helpPage is a page of help.
+func helpPage(t *testing.T, words ...string) string {
+	t.Helper()
+	var out, errs bytes.Buffer
+	if code := run(context.Background(), append([]string{"loratool", "help"}, words...), &out, &errs); code != exitDone {
+		t.Fatalf("help %s = %d: %s", words, code, &errs)
+	}
+	return out.String()
+}
+
+// TestHelpFitsATerminal compares every page of help with testdata/help, and looks at its width.
+func TestHelpFitsATerminal(t *testing.T) {
+	pages := [][]string{nil, {"support"}}
+	for _, name := range newApp(&terminal{}).commandNames() {
+		pages = append(pages, []string{name}, []string{name, "--all"})
+	}
+	for _, words := range pages {
+		page := helpPage(t, words...)
+		for line := range strings.Lines(page) {
+			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > helpColumns {
+				t.Errorf("help %s: %d columns, want at most %d: %s", words, n, helpColumns, line)
+			}
+		}
+		if len(words) == 1 && words[0] != "support" && len(examples[words[0]]) == 0 {
+			t.Errorf("help %s has no example", words)
+		}
+		golden := filepath.Join("testdata/help", strings.ReplaceAll(strings.Join(append([]string{"loratool"}, words...), "-"), "---", "-")+".txt")
+		if *update {
+			if err := errors.Join(os.MkdirAll("testdata/help", 0o777), os.WriteFile(golden, []byte(page), 0o666)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if want, err := os.ReadFile(golden); err != nil || string(want) != page {
+			t.Errorf("help %s is not %s (-update writes it; read the difference): %v", words, golden, err)
 		}
 	}
 }

@@ -22,10 +22,10 @@ func swapCommand(t *terminal) *cli.Command {
 	o := new(swapOptions)
 	return &cli.Command{
 		Name:      "swap",
-		Usage:     "take adapters out of a merged checkpoint and merge others, in one pass",
+		Usage:     "exchange adapters of a merged checkpoint, in one pass",
 		ArgsUsage: "MERGED --remove ADAPTER --add ADAPTER -o OUT",
-		Description: "The result is that of merging into the base what --add names, byte for byte, and comes with an undo record of its own. All\n" +
-			"adapters of the given records have to be named by --remove; one that is to stay is named by --add as well.",
+		Description: "The result is the same, byte for byte, as that of merging the added adapters into the base, and comes with an undo record of its own. " +
+			"--remove must name all adapters of the given records; name an adapter that stays with --add as well.",
 		Flags: append(o.removalFlags(),
 			&cli.StringSliceFlag{Name: "remove", Usage: "take `ADAPTER` out; once per adapter", Destination: &o.remove},
 			&cli.StringSliceFlag{Name: "add", Usage: "merge `ADAPTER`; once per adapter", Destination: &o.add},

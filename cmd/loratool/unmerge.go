@@ -20,7 +20,7 @@ type removalOptions struct {
 func (o *removalOptions) removalFlags() []cli.Flag {
 	return append([]cli.Flag{
 		&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write the checkpoint to `OUT`", Destination: &o.out},
-		&cli.StringSliceFlag{Name: "undo-file", Usage: "the undo record `FILE` of the merge; once per merge (default: MERGED" + undoSuffix + ")", Destination: &o.records},
+		&cli.StringSliceFlag{Name: "undo-file", Usage: "the undo record `FILE` of a merge; once per merge (default: MERGED" + undoSuffix + ")", Destination: &o.records},
 		&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint", Destination: &o.force},
 		&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
 	}, append(append(o.readingFlags(), o.memoryFlag()), o.flags()...)...)
@@ -36,13 +36,13 @@ func unmergeCommand(t *terminal) *cli.Command {
 	o := new(unmergeOptions)
 	return &cli.Command{
 		Name:      "unmerge",
-		Usage:     "take adapters out of a merged checkpoint: with its undo record, back to the base byte for byte",
+		Usage:     "take adapters out again: with the undo record, back to the base byte for byte",
 		ArgsUsage: "MERGED ADAPTER... -o OUT",
-		Description: "MERGED is what merge --undo has written, ADAPTER what was merged. Every block is proved by its digest before OUT appears.\n" +
-			"Without a record, subtracting leaves some elements of a 16-bit checkpoint one or several steps off, which has to be allowed.",
+		Description: "MERGED is the output of merge --undo, and ADAPTER an adapter that was merged. unmerge proves every block by its digest before OUT " +
+			"appears. Without a record, subtraction leaves some weights of a 16-bit checkpoint a step or more off; --approximate allows that.",
 		Flags: append(o.removalFlags(),
 			&cli.BoolFlag{Name: "approximate", Usage: "subtract without a record, and report how many elements may differ", Destination: &o.approximate},
-			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "the weight `W` of an adapter; once per adapter (default: what the record or MERGED says)", Destination: &o.weights},
+			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "the weight `W` of an adapter; once per adapter (default: as the record or MERGED says)", Destination: &o.weights},
 		),
 		Action: func(c *cli.Context) error { return runUnmerge(c, t, o) },
 	}

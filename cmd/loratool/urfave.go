@@ -14,6 +14,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -40,27 +41,21 @@ func newApp(t *terminal) *app {
 		Usage:                     "merge LoRA adapters into checkpoints, and see what is in them",
 		Version:                   version,
 		HideVersion:               true,
-		HideHelpCommand:           true,
+		HideHelp:                  true, // help.go has its own
 		Writer:                    t.out,
 		ErrWriter:                 io.Discard,
 		ExitErrHandler:            func(*cli.Context, error) {}, // the default one exits
 		OnUsageError:              usage(""),
 		DisableSliceFlagSeparator: true,
-		CustomAppHelpTemplate:     cli.AppHelpTemplate + "\n" + exitCodesHelp,
 		Commands: []*cli.Command{
 			mergeCommand(t), unmergeCommand(t), swapCommand(t), extractCommand(t), inspectCommand(t), convertCommand(t), verifyCommand(t), dumpCommand(t), cleanCommand(t), versionCommand(t),
 		},
-		Action: func(c *cli.Context) error {
-			return cli.ShowAppHelp(c)
-		},
+		Action: func(*cli.Context) error { return a.help(helpTopic{}) },
 	}
+	a.cli.Commands = append(a.cli.Commands, helpCommand(a), completionCommand(a), manCommand(a))
 	for _, c := range a.cli.Commands {
 		c.OnUsageError = usage(c.Name) // not inherited
-		c.HideHelpCommand = true
-		c.CustomHelpTemplate = cli.CommandHelpTemplate + "\n" + exitCodesHelp
-		if c.Name == "inspect" {
-			c.CustomHelpTemplate = cli.CommandHelpTemplate + "\n" + supportHelp() + "\n" + exitCodesHelp
-		}
+		c.HideHelp = true
 	}
 	return a
 }
@@ -68,6 +63,10 @@ func newApp(t *terminal) *app {
 // run parses and runs a command line.
 func (a *app) run(ctx context.Context, args []string) error {
 	arranged, err := a.arrange(args)
+	var topic helpTopic
+	if errors.As(err, &topic) {
+		return a.help(topic)
+	}
 	if err != nil {
 		return err
 	}
@@ -82,8 +81,8 @@ func (a *app) arrange(args []string) ([]string, error) {
 		return args, nil
 	}
 	a.term.json = asksForJSON(args) // so that an error in the rest is reported as asked for
-	if slices.Contains([]string{"-h", "--help", "help"}, args[1]) {
-		return []string{args[0], "--help"}, nil
+	if slices.Contains([]string{"-h", "--help"}, args[1]) {
+		return nil, helpTopic{}
 	}
 	if slices.Contains([]string{"-v", "--version"}, args[1]) && len(args) == 2 {
 		return []string{args[0], "version"}, nil
@@ -148,7 +147,7 @@ func arrangeFlags(command *cli.Command, args []string) (flags, rest []string, er
 			rest = append(rest, arg)
 			continue
 		case arg == "-h" || arg == "--help":
-			return []string{"--help"}, nil, nil
+			return nil, nil, helpTopic{command.Name, slices.Contains(args, "--all")}
 		}
 		name, value, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 		name = formerFlag(command.Name, name)

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+// choices are the values of the flags that take one of a few words.
+var choices = map[string][]string{
+	"--to": {"lora", "peft"}, "--dtype": {"f32", "bf16", "f16"}, "--tied": {"untie", "fold"},
+	"--expert-input": {"1", "2"}, "--linear-input": {"1", "2"},
+}
+
+// shells are those that completion knows, with the script for each.
+var shells = map[string]func(a *app) string{
+	"bash": (*app).bash, "zsh": (*app).zsh, "fish": (*app).fish, "powershell": (*app).powershell,
+}
+
+func completionCommand(a *app) *cli.Command {
+	return &cli.Command{
+		Name:      "completion",
+		Usage:     "print the script that makes a shell complete commands and flags",
+		ArgsUsage: "bash|zsh|fish|powershell",
+		Description: "Put the output where your shell reads it at the start, for example into ~/.bashrc: source <(loratool completion bash); " +
+			"into ~/.zshrc, after compinit: source <(loratool completion zsh); into a file for fish: loratool completion fish > " +
+			"~/.config/fish/completions/loratool.fish; into $PROFILE of PowerShell: loratool completion powershell | Out-String | Invoke-Expression",
+		Action: func(c *cli.Context) error {
+			script := shells[c.Args().First()]
+			if c.NArg() != 1 || script == nil {
+				return usagef("loratool completion bash", "completion takes the name of a shell: bash, zsh, fish or powershell")
+			}
+			_, err := a.term.out.Write([]byte(script(a)))
+			return err
+		},
+	}
+}
+
+// words are what can follow a command: its flags, and for two of them words.
+func (a *app) words(c *cli.Command) []string {
+	words := flagNames(c)
+	switch c.Name {
+	case "help":
+		words = append(append(words, a.commandNames()...), "support")
+	case "completion":
+		words = append(words, "bash", "zsh", "fish", "powershell")
+	}
+	return words
+}
+
+// bash completes the first word as a command, then flags, the words of flags with choices, and
+// files.
+func (a *app) bash() string {
+	var b strings.Builder
+	b.WriteString("# completion of loratool for bash\n_loratool() {\n" +
+		"  local word=\"${COMP_WORDS[COMP_CWORD]}\" previous=\"${COMP_WORDS[COMP_CWORD-1]}\" words=\"\"\n" +
+		"  COMPREPLY=()\n  case \"$previous\" in\n")
+	for _, flag := range sortedKeys(choices) {
+		fmt.Fprintf(&b, "    %s) COMPREPLY=($(compgen -W \"%s\" -- \"$word\")); return ;;\n", flag, strings.Join(choices[flag], " "))
+	}
+	fmt.Fprintf(&b, "  esac\n  if [ \"$COMP_CWORD\" -eq 1 ]; then\n    COMPREPLY=($(compgen -W \"%s\" -- \"$word\")); return\n  fi\n", strings.Join(a.commandNames(), " "))
+	b.WriteString("  case \"${COMP_WORDS[1]}\" in\n")
+	for _, c := range a.cli.Commands {
+		fmt.Fprintf(&b, "    %s) words=\"%s\" ;;\n", c.Name, strings.Join(a.words(c), " "))
+	}
+	b.WriteString("  esac\n  case \"$word\" in\n    -*) COMPREPLY=($(compgen -W \"$words\" -- \"$word\")) ;;\n" +
+		"    *) case \"${COMP_WORDS[1]}\" in\n         help|completion) COMPREPLY=($(compgen -W \"$words\" -- \"$word\")) ;;\n" +
+		"         *) COMPREPLY=($(compgen -f -- \"$word\")) ;;\n       esac ;;\n  esac\n}\n" +
+		"complete -o filenames -F _loratool loratool\n")
+	return b.String()
+}
+
+// zsh runs the script for bash, as zsh can.
+func (a *app) zsh() string {
+	return "# completion of loratool for zsh\nautoload -U +X bashcompinit && bashcompinit\n" + a.bash()
+}
+
+// fish has a line for every command and every flag.
+func (a *app) fish() string {
+	var b strings.Builder
+	b.WriteString("# completion of loratool for fish\n")
+	for _, c := range a.cli.Commands {
+		fmt.Fprintf(&b, "complete -c loratool -n __fish_use_subcommand -f -a %s -d %s\n", c.Name, quoteFish(c.Usage))
+		for _, f := range c.Flags {
+			line := fmt.Sprintf("complete -c loratool -n '__fish_seen_subcommand_from %s'", c.Name)
+			for _, name := range f.Names() {
+				if len(name) == 1 {
+					line += " -s " + name
+				} else {
+					line += " -l " + name
+				}
+			}
+			if words := choices["--"+f.Names()[0]]; words != nil {
+				line += " -x -a " + quoteFish(strings.Join(words, " "))
+			}
+			_, usage := flagHelp(f)
+			fmt.Fprintf(&b, "%s -d %s\n", line, quoteFish(usage))
+		}
+	}
+	return b.String()
+}
+
+func quoteFish(s string) string {
+	return "'" + strings.NewReplacer(`\`, `\\`, "'", `\'`).Replace(s) + "'"
+}
+
+// powershell completes commands and flags; it completes files by itself where nothing fits.
+func (a *app) powershell() string {
+	var b strings.Builder
+	b.WriteString("# completion of loratool for PowerShell\nRegister-ArgumentCompleter -Native -CommandName loratool -ScriptBlock {\n" +
+		"  param($word, $ast, $position)\n  $line = @($ast.CommandElements | ForEach-Object { $_.ToString() })\n  $words = @{\n")
+	for _, c := range a.cli.Commands {
+		fmt.Fprintf(&b, "    '%s' = @('%s')\n", c.Name, strings.Join(a.words(c), "', '"))
+	}
+	fmt.Fprintf(&b, "  }\n  $known = @('%s')\n", strings.Join(a.commandNames(), "', '"))
+	b.WriteString("  if ($line.Count -gt 1 -and $words.ContainsKey($line[1])) { $known = $words[$line[1]] }\n" +
+		"  $known | Where-Object { $_ -like \"$word*\" } | ForEach-Object { [System.Management.Automation.CompletionResult]::new($_) }\n}\n")
+	return b.String()
+}

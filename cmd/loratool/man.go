@@ -1,0 +1,56 @@
+package main
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+func manCommand(a *app) *cli.Command {
+	return &cli.Command{
+		Name:  "man",
+		Usage: "print the manual page: all commands with all their flags, for man",
+		Action: func(*cli.Context) error {
+			_, err := a.term.out.Write([]byte(a.manual()))
+			return err
+		},
+	}
+}
+
+// manual is a manual page in the language of man(7). Its texts are those of the help.
+func (a *app) manual() string {
+	var b strings.Builder
+	b.WriteString(".TH LORATOOL 1 \"\" \"loratool " + version + "\"\n.SH NAME\nloratool \\- merge LoRA adapters into checkpoints, and see what is in them\n")
+	b.WriteString(".SH SYNOPSIS\n")
+	for _, c := range a.cli.Commands {
+		b.WriteString(".B loratool " + roff(strings.TrimSpace(c.Name+" "+c.ArgsUsage)) + "\n.br\n")
+	}
+	for _, c := range a.cli.Commands {
+		b.WriteString(".SH " + strings.ToUpper(c.Name) + "\n" + roff(c.Usage) + "\n")
+		for _, p := range paragraphs(c.Description) {
+			b.WriteString(".PP\n" + roff(p) + "\n")
+		}
+		for _, e := range examples[c.Name] {
+			b.WriteString(".PP\n.nf\n" + roff(e) + "\n.fi\n")
+		}
+		for _, f := range c.Flags {
+			name, usage := flagHelp(f)
+			b.WriteString(".TP\n" + roff(strings.TrimSpace(name)) + "\n" + roff(usage) + "\n")
+		}
+	}
+	b.WriteString(".SH EXIT STATUS\n" + roff(strings.Join(strings.Fields(strings.TrimPrefix(exitCodesHelp, "Exit codes: ")), " ")) + "\n")
+	return b.String()
+}
+
+// roff writes a text so that man shows it as it is.
+func roff(s string) string {
+	s = strings.NewReplacer(`\`, `\e`, "-", `\-`).Replace(s)
+	if strings.HasPrefix(s, ".") || strings.HasPrefix(s, "'") {
+		s = `\&` + s
+	}
+	return s
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
