@@ -118,7 +118,7 @@ func shorten(name string, width int) string {
 func (t *terminal) print(tab *table) {
 	for _, line := range tab.lines(t.width()) {
 		line = clean(line)
-		if t.hasColour() {
+		if t.hasColour(t.out.w) {
 			line = bars.ReplaceAllString(line, cyan+"$0"+plain)
 		}
 		t.out.WriteString(line + "\n")
@@ -127,9 +127,16 @@ func (t *terminal) print(tab *table) {
 
 // The colours of a terminal, ECMA-48.
 const (
-	cyan  = "\x1b[36m"
-	plain = "\x1b[0m"
+	red    = "\x1b[31m"
+	yellow = "\x1b[33m"
+	cyan   = "\x1b[36m"
+	plain  = "\x1b[0m"
+
+	eraseRight = "\x1b[K" // from the cursor to the end of the line
 )
+
+// kindColours are the colours of the kinds of messages.
+var kindColours = map[string]string{"error": red, "warning": yellow, "hint": cyan}
 
 // bars are what sparkline draws.
 var bars = regexp.MustCompile("[▁▂▃▄▅▆▇█]+")

@@ -13,7 +13,6 @@ import (
 	"unicode/utf16"
 	"unicode/utf8"
 
-	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
 )
 
@@ -25,7 +24,8 @@ type terminal struct {
 	command    string
 	usage      string // of the command
 	documented bool   // the one document of the run is printed
-	columns    int    // of the terminal, where that is not to be asked
+	columns    int    // of the terminal, where out and err are no files
+	seen       bool   // out and err count as terminals
 }
 
 // results is standard output. The first error of a write stays, and ends the command with an error
@@ -81,9 +81,14 @@ func (t *terminal) printf(format string, args ...any) {
 	fmt.Fprintf(t.out, format, args...)
 }
 
-// message prints one line to stderr: loratool: kind: text. Options of the library become flags.
+// message prints one line to stderr: loratool: kind: text. Options of the library become flags. The
+// kind has a colour on a terminal, unless the run prints JSON.
 func (t *terminal) message(kind, text string) {
-	fmt.Fprintf(t.err, "loratool: %s: %s\n", kind, clean(strings.ReplaceAll(flagsFor(text), "\n", "; ")))
+	if colour := kindColours[kind]; colour != "" && !t.json && t.hasColour(t.err) {
+		kind = colour + kind + plain
+	}
+	text = clean(strings.ReplaceAll(flagsFor(text), "\n", "; "))
+	fmt.Fprintf(t.err, "loratool: %s: %s\n", kind, text)
 }
 
 // fail reports the error that ends the command, and in JSON on stdout as well where that was asked
@@ -145,23 +150,28 @@ func escapeHidden(doc []byte) []byte {
 	return escaped
 }
 
-// hasColour reports whether results go to a terminal whose user has not asked for none
+// hasColour reports whether w is a terminal whose user has not asked for plain text
 // (no-color.org).
-func (t *terminal) hasColour() bool {
-	return isTerminal(t.out.w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+func (t *terminal) hasColour(w io.Writer) bool {
+	return t.isSeen(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 }
 
+// isSeen reports whether w is a terminal, or stands for one in a test.
+func (t *terminal) isSeen(w io.Writer) bool { return t.seen || isTerminal(w) }
+
 // width is the number of columns of the terminal, 0 where the output goes elsewhere.
-func (t *terminal) width() int {
-	f, ok := t.out.w.(*os.File)
+func (t *terminal) width() int { return t.widthOf(t.out.w) }
+
+func (t *terminal) widthOf(w io.Writer) int {
+	f, ok := w.(*os.File)
 	if !ok {
 		return t.columns
 	}
-	w, _, err := term.GetSize(int(f.Fd()))
+	n, _, err := term.GetSize(int(f.Fd()))
 	if err != nil {
 		return 0
 	}
-	return w
+	return n
 }
 
 // isTerminal reports whether somebody looks at w.
@@ -172,20 +182,13 @@ func isTerminal(w io.Writer) bool {
 
 // progress shows a bar on a terminal. add may be called from several goroutines.
 func (t *terminal) progress(o *common, total int64, what string) (add func(int64), finish func()) {
-	if o.quiet || o.noProgress || !isTerminal(t.err) {
+	if o.quiet || o.noProgress || !t.isSeen(t.err) {
 		return nil, func() {}
 	}
-	bar := progressbar.NewOptions64(total,
-		progressbar.OptionSetWriter(t.err),
-		progressbar.OptionSetDescription(what),
-		progressbar.OptionShowBytes(true),
-		progressbar.OptionShowTotalBytes(true),
-		progressbar.OptionSetPredictTime(true),
-		progressbar.OptionThrottle(100*time.Millisecond),
-		progressbar.OptionFullWidth(),
-		progressbar.OptionClearOnFinish(),
-	)
-	return func(n int64) { bar.Add64(n) }, func() { bar.Clear() }
+	now := time.Now()
+	b := &bar{w: t.err, width: func() int { return t.widthOf(t.err) }, now: time.Now,
+		what: what, total: total, start: now, at: now}
+	return b.add, b.clear
 }
 
 // countText is a number of things, in full, with separators.

@@ -170,7 +170,6 @@ var fences = map[string]struct {
 	why   string
 }{
 	"github.com/urfave/cli/v2":          {[]string{"cmd/loratool"}, "flags and help; the library neither prints nor exits"},
-	"github.com/schollz/progressbar/v3": {[]string{"cmd/loratool"}, "the bar"},
 	"golang.org/x/term":                 {[]string{"cmd/loratool"}, "whether somebody looks"},
 	"golang.org/x/sys":                  {[]string{"internal/fileio", "internal/kernel"}, "copy_file_range and free space; the processor's features"},
 	"gonum.org/v1/gonum":                {[]string{"rank", "internal/principal"}, "small dense problems, in one file of each"},
