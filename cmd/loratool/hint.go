@@ -20,11 +20,14 @@ func hintFor(err error, commandUsage string) string {
 	var output *fileio.OutputError
 	var space *fileio.SpaceError
 	var results *resultsError
+	var placed *fileio.PlacedError
 	switch {
 	case errors.As(err, &usage):
 		return usage.hint
 	case errors.As(err, &results):
 		return "see where standard output goes; files that the command writes are not concerned"
+	case errors.As(err, &placed):
+		return "check the disk, then run sync or make the output again"
 	case errors.As(err, &output) && output.Replaceable:
 		return "choose another path with -o, or use --force to replace it"
 	case errors.As(err, &output):

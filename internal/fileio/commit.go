@@ -14,7 +14,8 @@ func (s *Stage) Commit(replace bool) error { return Commit(replace, s) }
 // Commit moves several outputs to their places, all of them or none, under the rules of
 // Stage.Commit. They appear in the given order. Before that, Commit moves aside the outputs that
 // all but the first replace, in the opposite order, so the last output never stands beside a
-// mixture of old and new ones. If the process dies on the way, the next run that looks at one of
+// mixture of old and new ones. An error after all outputs have reached their places is a
+// *PlacedError. If the process dies on the way, the next run that looks at one of
 // the directories finds a journal and finishes the work.
 func Commit(replace bool, stages ...*Stage) error {
 	moves := make([]move, len(stages))

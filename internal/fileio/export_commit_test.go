@@ -1,9 +1,19 @@
 package fileio
 
+import "errors"
+
 // WithSyncDir calls watch before each flush of a directory while f runs.
 func WithSyncDir(watch func(path string), f func()) {
 	old := syncDir
 	syncDir = func(path string) error { watch(path); return old(path) }
+	defer func() { syncDir = old }()
+	f()
+}
+
+// WithSyncError makes each flush of a directory fail that fails reports for, while f runs.
+func WithSyncError(fails func(path string) error, f func()) {
+	old := syncDir
+	syncDir = func(path string) error { return errors.Join(fails(path), old(path)) }
 	defer func() { syncDir = old }()
 	f()
 }

@@ -2,10 +2,12 @@ package fileio
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
 // move brings one output to its place.
@@ -129,14 +131,16 @@ func moveAll(replace bool, moves []move) error {
 	return nil
 }
 
-// settle flushes the moves to disk, and only then removes the replaced outputs.
+// settle flushes the moves to disk, and only then removes the replaced outputs. Its errors are
+// *PlacedError.
 func settle(moves []move) error {
-	for i := range moves {
-		if err := syncDir(filepath.Dir(moves[i].final)); err != nil {
-			return err
-		}
-	}
 	var errs []error
+	for i := range moves {
+		errs = append(errs, syncDir(filepath.Dir(moves[i].final)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return &PlacedError{places(moves), "may not survive a power cut", err}
+	}
 	for i := range moves {
 		m := &moves[i]
 		if len(moves) == 1 && exists(m.old()) {
@@ -144,8 +148,33 @@ func settle(moves []move) error {
 		}
 		errs = append(errs, removeAll(m.temp), removeAll(m.old()))
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return &PlacedError{places(moves), "the files it replaces could not be removed", err}
+	}
+	return nil
 }
+
+func places(moves []move) []string {
+	all := make([]string, len(moves))
+	for i, m := range moves {
+		all[i] = m.final
+	}
+	return all
+}
+
+// PlacedError is a failure after all outputs have reached their places: they are complete there.
+type PlacedError struct {
+	Paths []string
+	Why   string // what is not as it should be, as the end of a sentence
+	Err   error
+}
+
+func (e *PlacedError) Error() string {
+	return fmt.Sprintf("the new %s is complete and in place, but %s: %v",
+		strings.Join(e.Paths, ", with "), e.Why, e.Err)
+}
+
+func (e *PlacedError) Unwrap() error { return e.Err }
 
 // moveBack undoes moves: first it moves new outputs back to their hidden names, the last one first,
 // then old ones to their places.

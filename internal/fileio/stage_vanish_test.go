@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -164,6 +165,41 @@ func TestTheOldOutputIsRemovedWhenTheNewOneIsOnTheDisk(t *testing.T) {
 		t.Errorf("when the directory was made durable it held %q, want the new and the old output", seen)
 	}
 	checkContents(t, "after Commit", parent, map[string]string{"out/a": "new"})
+}
+
+// TestAnOutputInPlaceIsSaidToBeThere: the flush of its directory fails after the move.
+func TestAnOutputInPlaceIsSaidToBeThere(t *testing.T) {
+	for _, replace := range []bool{false, true} {
+		parent := t.TempDir()
+		out, record := filepath.Join(parent, "out"), filepath.Join(parent, "record")
+		if replace {
+			testkit.Write(t, filepath.Join(out, "a"), []byte("old"))
+			testkit.Write(t, record, []byte("old"))
+		}
+		stages := []*fileio.Stage{begin(t, out, true), begin(t, record, false)}
+		put(t, stages[0], "a", "new")
+		put(t, stages[1], "", "new")
+		var err error
+		fileio.WithSyncError(func(path string) error {
+			if got, _ := os.ReadFile(record); path == parent && string(got) == "new" {
+				return syscall.EIO
+			}
+			return nil
+		}, func() { err = fileio.Commit(replace, stages...) })
+		for _, s := range stages {
+			s.Abort()
+		}
+		var placed *fileio.PlacedError
+		if !errors.As(err, &placed) || !slices.Equal(placed.Paths, []string{out, record}) ||
+			!errors.Is(err, syscall.EIO) || !strings.Contains(err.Error(), "in place, but may not survive a power cut") {
+			t.Errorf("Commit(%v) = %v, want a PlacedError for %s and %s", replace, err, out, record)
+		}
+		for _, path := range []string{filepath.Join(out, "a"), record} {
+			if got, err := os.ReadFile(path); string(got) != "new" {
+				t.Errorf("Commit(%v): %s holds %q (%v), want the new output", replace, path, got, err)
+			}
+		}
+	}
 }
 
 func TestExpectRefusesNamesThatCannotBeTogether(t *testing.T) {
