@@ -149,7 +149,7 @@ func (e *Extraction) viewPEFT(p *pair) (v view, ok bool) {
 		v.kind, v.parameter = format.Expert, p.name
 		if len(shape) == 3 {
 			v.slabs, v.rows, v.cols = int(shape[0]), int(shape[1]), int(shape[2])
-			v.transposed = naming.HasTransposedExperts(modelType) != e.peft.model.IsTurned(p.name)
+			v.transposed = naming.HasTransposedExperts(modelType) != e.peft.model.LoadsTransposed(p.name)
 		}
 	default:
 		return view{}, false

@@ -5,11 +5,11 @@ import (
 	"slices"
 )
 
-// DiagnoseConvolution says why the factors a and b of a convolution, by their shapes, do not fit
-// the shape w of its weight in the base; ok is false where the shapes do not tell.
+// DiagnoseConvolution explains why the factors of a convolution, with shapes a and b, do not fit
+// its weight in the base, of shape w. ok is false if the shapes do not tell.
 //
-// A convolution in g groups has the weight out×(in/g)×k…: an output reads the inputs of its group
-// alone. The product of A, r×in×k…, and B is an update of all inputs, for which it has no place.
+// A convolution in g groups has the weight out×(in/g)×k…: each output reads only the inputs of its
+// group. The product of A, r×in×k…, and B updates all inputs, and the weight has no place for them.
 func DiagnoseConvolution(module string, w, a, b []uint64) (d Diagnosis, ok bool) {
 	if len(a) < 3 || len(a) != len(b) {
 		return Diagnosis{}, false
@@ -19,7 +19,7 @@ func DiagnoseConvolution(module string, w, a, b []uint64) (d Diagnosis, ok bool)
 	case len(w) == 2 && isPoint && b[0] == w[0] && a[1] == w[1]:
 		return Diagnosis{
 			fmt.Sprintf("%q is a linear layer in the base, and the adapter has it as a convolution of kernel 1", module),
-			"drop the dimensions of 1 from its lora_A and lora_B in Python (squeeze), and save the adapter again",
+			"squeeze its lora_A and lora_B in Python to remove the dimensions of 1, then save the adapter again",
 		}, true
 	case len(w) != len(a) || b[0] != w[0]:
 		return Diagnosis{}, false

@@ -8,16 +8,16 @@ import (
 	"strings"
 )
 
-// Diagnosis is why a base cannot take what an adapter changes, as far as its own names and shapes
+// Diagnosis explains why a base cannot take the changes of an adapter, as far as names and shapes
 // tell.
 type Diagnosis struct {
-	Why  string // a clause: the base has …
+	Why  string // a clause, such as "the base has …"
 	Hint string // what to do
 }
 
-// Diagnose says why the base lacks one of the tensors, by their names in the base's spelling; ok is
-// false where its names do not tell. The first reason that fits any of them is the one. A prefix
-// that the base has or lacks hides no reason: names are compared from their place in the model on.
+// Diagnose explains why the base lacks the missing tensors, named in the base's spelling. It
+// returns the first reason that fits any of them; ok is false if the names give none. A prefix that
+// one side lacks hides no reason: names are compared from the stack of layers on.
 func (b *Base) Diagnose(missing []string) (d Diagnosis, ok bool) {
 	x := &examiner{base: b}
 	tests := []func(name string) (Diagnosis, bool){
@@ -33,21 +33,22 @@ func (b *Base) Diagnose(missing []string) (d Diagnosis, ok bool) {
 	return Diagnosis{}, false
 }
 
-// examiner looks for the reason why a base lacks a tensor. What it finds about the base is kept for
+// examiner looks for the reason why a base lacks a tensor. It keeps its findings about the base for
 // the next name.
 type examiner struct {
 	base   *Base
 	layout *layout
-	factor *string           // the name of a factor of an adapter, "" where there is none
-	leaves map[string]string // by its layer and the name of its module
-	layers map[string]int    // their number, by the name of their stack
+	factor *string           // the name of an adapter's factor in the base, "" if it has none
+	leaves map[string]string // the base's tensors, by layer and module name
+	layers map[string]int    // the number of layers, by the name of their stack
 }
 
-// Dequantise says what to do about a base that is quantised.
+// Dequantise is the hint for a quantised base.
 const Dequantise = "merge into the checkpoint that it was quantised from, or into a dequantised copy, " +
 	"then quantise again"
 
-// quantisedTails are what the schemes of quantisation store in place of a weight.
+// quantisedTails are the endings of the tensors that quantisation schemes store instead of a
+// weight.
 var quantisedTails = []struct{ tail, scheme string }{
 	{".qweight", "GPTQ or AWQ"}, {".qzeros", "GPTQ or AWQ"},
 	{".weight_packed", "compressed-tensors"}, {".W_q", "HQQ"}, {".q_weight", "EXL2"},
@@ -56,7 +57,7 @@ var quantisedTails = []struct{ tail, scheme string }{
 	{"._weight_qdata", "torchao"}, {".weight_qdata", "torchao"},
 }
 
-// quantised looks for the codes of a weight that is not there itself, alone or as a part of others.
+// quantised looks for the quantised codes of a missing weight, or of a relative that contains it.
 func (x *examiner) quantised(name string) (Diagnosis, bool) {
 	for _, module := range relatives(strings.TrimSuffix(name, ".weight")) {
 		for _, q := range quantisedTails {
@@ -76,8 +77,8 @@ func (x *examiner) quantised(name string) (Diagnosis, bool) {
 	return Diagnosis{}, false
 }
 
-// relatives are the module itself and those that may hold its weight in other bases: stacked with
-// the other experts or one of them, fused with others or one of its parts.
+// relatives returns the module and every module that may hold its weight in other bases: stacked
+// with the other experts, one expert, fused with others, or one part.
 func relatives(module string) []string {
 	all := []string{module}
 	if parameter, _, _, _, ok := ExpertPart(module); ok {
@@ -99,15 +100,15 @@ func relatives(module string) []string {
 
 func join(parent, leaf string) string { return strings.TrimPrefix(parent+"."+leaf, ".") }
 
-// wrappings are what PEFT puts around a module, or around one that it saves whole: which tensors of
-// a file are PEFT's, and what is to be taken out of the names of the others.
+// wrappings are the layers that PEFT puts around a module or around a saved copy: the tensors to
+// remove from a file, and the text to cut from the names of the others.
 var wrappings = []struct{ around, remove, cut string }{
 	{nesting, "lora_", ".base_layer"},
 	{nesting + nesting, "lora_", ".base_layer"},
 	{".modules_to_save.default", "original_module", ".modules_to_save.default"},
 }
 
-// wrapped looks for layers of PEFT in the base.
+// wrapped looks for PEFT's layers in the base.
 func (x *examiner) wrapped(name string) (Diagnosis, bool) {
 	module, leaf := Module(name), Leaf(name)
 	for _, w := range wrappings {
@@ -116,18 +117,18 @@ func (x *examiner) wrapped(name string) (Diagnosis, bool) {
 			continue
 		}
 		return Diagnosis{
-			fmt.Sprintf("the base was saved with the layers of an adapter of its own around its weights: "+
+			fmt.Sprintf("the base was saved with an adapter of its own around its weights: "+
 				"it has %q", inner),
-			fmt.Sprintf("merge into the base without them: take them off in PEFT (unload, or "+
-				"merge_and_unload, then save_pretrained); or, in the file, remove the tensors with %q in "+
+			fmt.Sprintf("remove them first: in PEFT with unload or "+
+				"merge_and_unload, then save_pretrained; or in the file, remove the tensors with %q in "+
 				"their names, and %q from the names of the others", w.remove, w.cut),
 		}, true
 	}
 	return Diagnosis{}, false
 }
 
-// layout is one in which a model is published beside the one that its loader reads: how names begin
-// there and here.
+// layout is a second layout in which a model is published, beside the one that its loader reads:
+// the names start differently.
 type layout struct {
 	base, adapter *regexp.Regexp
 	words, loader string
@@ -144,7 +145,7 @@ var layouts = []layout{
 		words:   "of the model's first release", loader: "diffusers"},
 }
 
-// otherLayout tells a base in another layout from another model.
+// otherLayout recognises a base that is the right model in another layout.
 func (x *examiner) otherLayout(name string) (Diagnosis, bool) {
 	if x.layout == nil {
 		x.layout = x.findLayout()
@@ -154,13 +155,13 @@ func (x *examiner) otherLayout(name string) (Diagnosis, bool) {
 		return Diagnosis{}, false
 	}
 	return Diagnosis{
-		fmt.Sprintf("the base has the names %s, such as %q, and the adapter those of %s, %q",
+		fmt.Sprintf("the base uses the names %s, such as %q; the adapter uses those of %s, %q",
 			l.words, l.example, l.loader, name),
 		"merge into the checkpoint of the same model that " + l.loader + " loads",
 	}, true
 }
 
-// findLayout finds the layout of the base; that of a base without one is empty.
+// findLayout finds the layout of the base, and returns an empty one if it knows none.
 func (x *examiner) findLayout() *layout {
 	for _, own := range x.base.sortedNames() {
 		for _, l := range layouts {
@@ -173,21 +174,20 @@ func (x *examiner) findLayout() *layout {
 	return new(layout)
 }
 
-// shallow tells a base that has fewer layers.
+// shallow recognises a base with fewer layers.
 func (x *examiner) shallow(name string) (Diagnosis, bool) {
 	at, layers, ok := x.stack(name)
 	if !ok || layers == 0 || at < layers {
 		return Diagnosis{}, false
 	}
 	return Diagnosis{
-		fmt.Sprintf("the layers of the base end with number %d, and the adapter changes number %d: %q",
+		fmt.Sprintf("the last layer of the base is number %d; the adapter changes number %d: %q",
 			layers-1, at, name),
 		"the adapter was made for another base, which has more layers",
 	}, true
 }
 
-// stack returns the number of the layer that a name is in, and how many layers the base has in the
-// stack of the same name.
+// stack returns the layer number in a name, and how many layers the base has in that stack.
 func (x *examiner) stack(name string) (at, layers int, ok bool) {
 	head, rest, ok := cutNumber(place(name))
 	at, isNumber := leadingNumber(rest)
@@ -207,7 +207,7 @@ func (x *examiner) stack(name string) (at, layers int, ok bool) {
 	return at, x.layers[head], true
 }
 
-// beyond tells a base that has fewer of what is numbered inside a layer, such as experts.
+// beyond recognises a base with fewer numbered parts inside a layer, such as experts.
 func (x *examiner) beyond(name string) (Diagnosis, bool) {
 	parts := strings.Split(place(name), ".")
 	for i := 2; i < len(parts); i++ {
@@ -221,7 +221,7 @@ func (x *examiner) beyond(name string) (Diagnosis, bool) {
 		}
 		if n > 0 && number >= n {
 			return Diagnosis{
-				fmt.Sprintf("the %s of the base end with number %d, and the adapter changes number %d: %q",
+				fmt.Sprintf("the base has %s up to number %d; the adapter changes number %d: %q",
 					parts[i-1], n-1, number, name),
 				"the adapter was made for another base, which has more of them",
 			}, true
@@ -230,14 +230,14 @@ func (x *examiner) beyond(name string) (Diagnosis, bool) {
 	return Diagnosis{}, false
 }
 
-// numbered is a place with another number in one of its segments.
+// numbered returns a place with segment i set to another number.
 func numbered(parts []string, i, number int) string {
 	parts = slices.Clone(parts)
 	parts[i] = strconv.Itoa(number)
 	return strings.Join(parts, ".")
 }
 
-// sibling tells a module under another name: the base has others where it is looked for, inside a
+// sibling recognises a module under another name: the base has other modules at that place in the
 // layer. It cannot tell which of them is meant, so it is tried last.
 func (x *examiner) sibling(name string) (Diagnosis, bool) {
 	module := Module(place(name))
@@ -260,15 +260,15 @@ func (x *examiner) sibling(name string) (Diagnosis, bool) {
 	}
 	return Diagnosis{
 		fmt.Sprintf("the base has no %q in %q; it has %s there", leaf, parent, `"`+strings.Join(leaves[:min(6, len(leaves))], `", "`)+`"`),
-		"the adapter was made for another base, or for a program that gives the modules other names: " +
-			"then merge into the checkpoint of that program, or rename the modules in the adapter's keys",
+		"the adapter was made for another base, or for a program that names modules differently: " +
+			"in that case merge into the checkpoint of that program, or rename the modules in the adapter's keys",
 	}, true
 }
 
-// ofAdapter are the names of factors, as the dialects of adapters have them.
+// ofAdapter matches the names of factors in the dialects of adapters.
 var ofAdapter = regexp.MustCompile(`(?i)lora_(a|b|up|down|mid)\b|\.(hada_|lokr_|oft_)|\.dora_scale$`)
 
-// adapter tells an adapter that is given for the base.
+// adapter recognises an adapter given as the base.
 func (x *examiner) adapter(name string) (Diagnosis, bool) {
 	if x.factor == nil {
 		x.factor = new(string)
@@ -283,7 +283,7 @@ func (x *examiner) adapter(name string) (Diagnosis, bool) {
 		return Diagnosis{}, false
 	}
 	return Diagnosis{
-		fmt.Sprintf("an adapter is given for the base: it has %q", *x.factor),
-		"give the model that is adapted first, then its adapters",
+		fmt.Sprintf("the base is an adapter: it has %q", *x.factor),
+		"give the model first, then its adapters",
 	}, true
 }

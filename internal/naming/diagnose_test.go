@@ -23,7 +23,7 @@ func TestDiagnose(t *testing.T) {
 		{"a wrapped model", "base_model.model." + l + "q_proj.base_layer.weight", l + "q_proj.weight", "adapter of its own"},
 		{"fused", l + "self_attn.qkv_proj.weight", l + "self_attn.k_proj.weight", "in one"},
 		{"fused gates", l + "mlp.gate_up_proj.weight", l + "mlp.up_proj.weight", "in one"},
-		{"split", l + "self_attn.q_proj.weight", l + "self_attn.qkv_proj.weight", "apart, where"},
+		{"split", l + "self_attn.q_proj.weight", l + "self_attn.qkv_proj.weight", "apart; the adapter has"},
 		{"split mixers", l + "attn.in_proj_qkv.weight", l + "attn.in_proj_k.weight", "in one"},
 		{"quantised behind a prefix", "language_model." + l + "q_proj.weight_packed", l + "q_proj.weight", "quantised (compressed-tensors)"},
 		{"quantised without a prefix", "layers.0.q_proj.W_q", l + "q_proj.weight", "quantised (HQQ)"},
@@ -44,16 +44,16 @@ func TestDiagnose(t *testing.T) {
 		{"Baichuan", l + "self_attn.W_pack.weight", l + "self_attn.v_proj.weight", "in one"},
 		{"torch.nn.MultiheadAttention", l + "self_attn.in_proj_weight", l + "self_attn.v_proj.weight", "in one"},
 		{"keys and values", l + "attn.kv_proj.weight", l + "attn.v_proj.weight", "in one"},
-		{"diffusers", "blocks.0.attn.to_q.weight", "blocks.0.attn.to_qkv.weight", "apart, where"},
-		{"gates of experts", "layers.0.ffn.w1.weight", "layers.0.ffn.w13.weight", "apart, where"},
-		{"mixers and gates", l + "linear_attn.in_proj_qkv.weight", l + "linear_attn.in_proj_qkvz.weight", "apart, where"},
+		{"diffusers", "blocks.0.attn.to_q.weight", "blocks.0.attn.to_qkv.weight", "apart; the adapter has"},
+		{"gates of experts", "layers.0.ffn.w1.weight", "layers.0.ffn.w13.weight", "apart; the adapter has"},
+		{"mixers and gates", l + "linear_attn.in_proj_qkv.weight", l + "linear_attn.in_proj_qkvz.weight", "apart; the adapter has"},
 		{"names of llama.cpp", "blk.0.attn_q.weight", l + "self_attn.q_proj.weight", "of llama.cpp"},
 		{"names of a first release", "layers.0.attention.wq.weight", l + "self_attn.q_proj.weight", "first release"},
-		{"fewer layers", l + "q_proj.weight", "model.layers.7.q_proj.weight", "end with number 0"},
-		{"an adapter of kohya", "lora_unet_q.lora_down.weight", l + "q_proj.weight", "an adapter is given for the base"},
-		{"an adapter of PEFT", "base_model.model.x.lora_A.weight", l + "q_proj.weight", "an adapter is given for the base"},
-		{"an adapter of MLX", "x.lora_a", l + "q_proj.weight", "an adapter is given for the base"},
-		{"fewer experts", l + "mlp.experts.0.up_proj.weight", l + "mlp.experts.64.up_proj.weight", "the experts of the base end with number 0"},
+		{"fewer layers", l + "q_proj.weight", "model.layers.7.q_proj.weight", "the last layer of the base is number 0"},
+		{"an adapter of kohya", "lora_unet_q.lora_down.weight", l + "q_proj.weight", "the base is an adapter"},
+		{"an adapter of PEFT", "base_model.model.x.lora_A.weight", l + "q_proj.weight", "the base is an adapter"},
+		{"an adapter of MLX", "x.lora_a", l + "q_proj.weight", "the base is an adapter"},
+		{"fewer experts", l + "mlp.experts.0.up_proj.weight", l + "mlp.experts.64.up_proj.weight", "the base has experts up to number 0"},
 		{"Mixtral's names", l + "mlp.w1.weight", l + "mlp.gate_proj.weight", `it has "w1" there`},
 		{"Megatron's names", l + "mlp.up_proj.weight", l + "mlp.dense_h_to_4h.weight", `no "dense_h_to_4h" in "layers.0.mlp"`},
 		{"a router of another name", l + "mlp.gate.weight", l + "mlp.router.weight", `it has "gate" there`},
@@ -148,7 +148,7 @@ func TestOneHeadDoesNotHideThePrefix(t *testing.T) {
 
 func TestDiagnoseTellsAnAdapterOfAnUnknownDialect(t *testing.T) {
 	d, ok := Index([]string{"lora_te_q.a1.weight", "lora_te_q.a2.weight"}).Diagnose([]string{"layers.0.q.weight"})
-	if want := "an adapter is given for the base"; !ok || !strings.Contains(d.Why, want) {
+	if want := "the base is an adapter"; !ok || !strings.Contains(d.Why, want) {
 		t.Errorf("Diagnose = %+v, %v, want %q", d, ok, want)
 	}
 }

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// dialects are those of adapters whose keys tell them, by a part of a key; "^" stands for the start
+// dialects are the dialects whose keys give them away by a part of a key. "^" stands for the start
 // of a key, "$" for its end, and "*" for anything in between. The first match names the file.
 var dialects = []struct{ part, name string }{
 	{".lokr_w", "LoKr, of LyCORIS"},

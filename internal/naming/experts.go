@@ -11,8 +11,8 @@ import (
 // them in memory and most checkpoints on disk, or the weights of all experts stacked in one
 // parameter (E, d1, d2), as transformers 5 has them in memory.
 
-// expertParts are the weights of one expert that make up a stacked parameter, for each way to name
-// them: its d1 rows are those of the first weight, then those of the second.
+// expertParts are the weights of one expert that make up a stacked parameter, in each naming style.
+// The parameter stacks their rows in this order.
 var expertParts = map[string][][]string{
 	"gate_up_proj": {{"w1", "w3"}, {"gate_proj", "up_proj"}},
 	"down_proj":    {{"w2"}, {"down_proj"}},
@@ -20,42 +20,42 @@ var expertParts = map[string][][]string{
 
 var (
 	// transposedExperts are the model types whose experts are (E, in, out) in memory and on disk:
-	// is_transposed in transformers.
+	// transformers marks them is_transposed.
 	transposedExperts = set("gpt_oss", "aria", "aria_text", "openai_privacy_filter")
-	// turnedExperts are those whose experts on disk are the transpose of those that transformers 5
-	// has in memory.
-	turnedExperts = set("qwen3_vl_moe")
-	// interleavedExperts are those whose gate_up_proj has the two weights in turns.
+	// loadedTransposed are the model types whose experts transformers 5 transposes on loading.
+	loadedTransposed = set("qwen3_vl_moe")
+	// interleavedExperts are the model types that interleave the rows of gate and up in
+	// gate_up_proj.
 	interleavedExperts = set("gpt_oss", "openai_privacy_filter")
-	// registration has the parameters of stacked experts in the order in which models register
+	// registration lists the parameters of stacked experts in the order in which models register
 	// them.
 	registration = []string{"gate_up_proj", "w1", "w3", "w2", "up_proj", "gate_proj", "down_proj"}
 )
 
-// IsExperts reports whether modules of this path stack the weights of several experts in their
-// parameters.
+// IsExperts reports whether modules of this path stack the weights of several experts.
 func IsExperts(module string) bool { return Leaf(module) == "experts" }
 
-// HasTransposedExperts reports whether models of this type store the weight of an expert n×m.
+// HasTransposedExperts reports whether models of this type store an expert's weight transposed,
+// n×m.
 func HasTransposedExperts(modelType string) bool { return transposedExperts[modelType] }
 
-// HasTurnedExperts reports whether checkpoints of this type hold the experts transposed, compared
-// with the model in memory.
-func HasTurnedExperts(modelType string) bool { return turnedExperts[modelType] }
+// LoadsExpertsTransposed reports whether transformers 5 transposes the experts of this model type
+// on loading.
+func LoadsExpertsTransposed(modelType string) bool { return loadedTransposed[modelType] }
 
-// HasInterleavedExperts reports whether models of this type have gate and up projection of an
-// expert row by row in turns.
+// HasInterleavedExperts reports whether models of this type interleave the rows of gate and up in
+// gate_up_proj.
 func HasInterleavedExperts(modelType string) bool { return interleavedExperts[modelType] }
 
-// RegistrationOrder sorts the names of parameters of one module as the model registers them;
-// unknown ones stay where they are, at the end.
+// RegistrationOrder sorts the parameters of a module in the order in which the model registers
+// them. Unknown names keep their order, at the end.
 func RegistrationOrder(names []string) []string {
 	order := slices.Clone(names)
 	slices.SortStableFunc(order, func(a, b string) int { return position(a) - position(b) })
 	return order
 }
 
-// IsRegistered reports whether the place of a parameter in the order of registration is known.
+// IsRegistered reports whether the registration order of a parameter is known.
 func IsRegistered(name string) bool { return position(name) < len(registration) }
 
 func position(name string) int {
@@ -65,8 +65,8 @@ func position(name string) int {
 	return len(registration)
 }
 
-// ParametersOf lists the parameters of a module among paths that may lack their beginning, in the
-// order of their registration.
+// ParametersOf lists the parameters of a module among paths, in registration order. The paths may
+// lack their beginning.
 func ParametersOf(module string, paths []string) []string {
 	var all []string
 	for _, p := range paths {
@@ -78,10 +78,10 @@ func ParametersOf(module string, paths []string) []string {
 	return RegistrationOrder(all)
 }
 
-// nesting is what PEFT adds to the path of a module per layer that it wraps around it.
+// nesting is the segment that PEFT adds to a module's path for each layer around it.
 const nesting = ".base_layer"
 
-// CutNesting takes the layers of PEFT off the end of a path, and counts them.
+// CutNesting removes PEFT's layers from the end of a path, and counts them.
 func CutNesting(path string) (module string, depth int) {
 	for strings.HasSuffix(path, nesting) {
 		path = strings.TrimSuffix(path, nesting)
@@ -90,8 +90,8 @@ func CutNesting(path string) (module string, depth int) {
 	return path, depth
 }
 
-// CutWrapper takes out of a path the layer that PEFT puts between a torch.nn.MultiheadAttention and
-// its out_proj, and reports whether it was there.
+// CutWrapper removes the layer that PEFT puts between a torch.nn.MultiheadAttention and its
+// out_proj, and reports whether there was one.
 func CutWrapper(path string) (module string, wasThere bool) {
 	before, after, found := strings.Cut(path, nesting+".")
 	if !found {
@@ -100,8 +100,8 @@ func CutWrapper(path string) (module string, wasThere bool) {
 	return before + "." + after, true
 }
 
-// ExpertParts returns the weights of an expert that a stacked parameter is made of, by the names
-// that the base uses, or nil if the base has no module per expert under that name.
+// ExpertParts returns the weights of an expert that make up a stacked parameter, under the base's
+// names. It returns nil if the base has no module per expert.
 func (b *Base) ExpertParts(module, parameter string) []string {
 	for _, parts := range expertParts[parameter] {
 		if b.HasTail(Leaf(module) + ".0." + parts[0] + ".weight") {
@@ -111,8 +111,8 @@ func (b *Base) ExpertParts(module, parameter string) []string {
 	return nil
 }
 
-// ExpertPart takes the path of a module that is one weight of one expert for the part of a stacked
-// parameter that it is: part number part, of parts.
+// ExpertPart maps one weight of one expert to the stacked parameter that contains it: it is part
+// number part, of parts.
 func ExpertPart(module string) (parameter string, expert, part, parts int, ok bool) {
 	if m := oneExpert.FindStringSubmatch(module); m != nil {
 		expert, err := strconv.Atoi(m[3])
@@ -127,11 +127,11 @@ func ExpertPart(module string) (parameter string, expert, part, parts int, ok bo
 	return parameter, expert, part, parts, ok
 }
 
-// oneExpert is a module for one expert, as unsloth makes them for gpt-oss.
+// oneExpert matches the module per expert that unsloth makes for gpt-oss.
 var oneExpert = regexp.MustCompile(`^(.*\.)?experts\.(gate_up_proj|down_proj)s\.(\d+)$`)
 
-// PartOfExperts takes the path that a weight of every expert has in a module of experts, such as
-// experts.up_proj, for the part of a stacked parameter that it is. A stacked parameter is itself.
+// PartOfExperts maps a weight that every expert has, such as experts.up_proj, to the stacked
+// parameter that contains it. A stacked parameter maps to itself.
 func PartOfExperts(path string) (parameter string, part, parts int, ok bool) {
 	experts, leaf := Module(path), Leaf(path)
 	if !IsExperts(experts) {
@@ -150,8 +150,7 @@ func PartOfExperts(path string) (parameter string, part, parts int, ok bool) {
 	return "", 0, 0, false
 }
 
-// HasTail reports whether the base has a tensor whose path ends with the given segments, at most
-// maxTail of them.
+// HasTail reports whether a tensor path of the base ends with the given segments, at most maxTail.
 func (b *Base) HasTail(tail string) bool {
 	if b.tails == nil {
 		b.tails = make(map[string]bool, maxTail*len(b.byName))

@@ -6,8 +6,7 @@ import (
 	"strings"
 )
 
-// fusion is a set of projections that some models have in one module and others apart, under the
-// names that models give them.
+// fusion is a set of projections that some models fuse in one module and others keep apart.
 type fusion struct {
 	fused []string
 	split [][]string
@@ -48,8 +47,8 @@ func (f fusion) others(leaf string) (names []string) {
 	return names
 }
 
-// fusedOrSplit looks for the projections that are one module here and several there, in the same
-// module or elsewhere in the same layer.
+// fusedOrSplit looks for projections that are one module on one side and several on the other, in
+// the same module or elsewhere in the layer.
 func (x *examiner) fusedOrSplit(name string) (Diagnosis, bool) {
 	module := Module(name)
 	parent, leaf := Module(module), Leaf(module)
@@ -77,7 +76,7 @@ func (x *examiner) fusedOrSplit(name string) (Diagnosis, bool) {
 	return Diagnosis{}, false
 }
 
-// compareFusion compares one way of fusing, or splitting, with a module that the base lacks.
+// compareFusion compares one way of fusing with a module that the base lacks.
 func compareFusion(
 	fused, split []string, module, leaf string, has func(string) (string, bool),
 ) (Diagnosis, bool) {
@@ -87,19 +86,19 @@ func compareFusion(
 		for _, f := range fused {
 			if own, ok := has(f); ok {
 				return Diagnosis{
-					fmt.Sprintf("the base has %q in one, where the adapter has %s apart", own, parts),
-					"merge into a checkpoint of the model that has them apart; or make one LoRA of them in " +
-						"Python: their lora_A one below the other, their lora_B as the blocks of a diagonal, with " +
-						"its rows in the order of the base's (zeros for a part that is not adapted); then set its " +
-						"rank, their sum, in rank_pattern, and lora_alpha in alpha_pattern as many times larger",
+					fmt.Sprintf("the base fuses %q in one module; the adapter has %s apart", own, parts),
+					"merge into a checkpoint of the model that keeps them apart; or join them to one LoRA in " +
+						"Python: stack their lora_A by rows, put their lora_B on a block diagonal with " +
+						"its rows in the base's order (zeros for parts without an adapter), then set its " +
+						"rank, the sum, in rank_pattern, and lora_alpha in alpha_pattern as many times larger",
 				}, true
 			}
 		}
 	case slices.Contains(fused, leaf):
 		if own, ok := has(split[0]); ok {
 			return Diagnosis{
-				fmt.Sprintf("the base has %s apart, where the adapter has %q in one: it has %q", parts, module, own),
-				"merge into a checkpoint of the model that has them in one; or cut the LoRA in Python: " +
+				fmt.Sprintf("the base has %s apart; the adapter has %q in one module (the base has %q)", parts, module, own),
+				"merge into a checkpoint of the model that fuses them; or split the LoRA in Python: " +
 					"each part gets the whole lora_A and its own rows of lora_B",
 			}, true
 		}
@@ -107,7 +106,7 @@ func compareFusion(
 	return Diagnosis{}, false
 }
 
-// inLayer finds a module of the base, by its own name, in the layer that a tensor is in.
+// inLayer finds a module of the base by its last segment, in the layer of a tensor.
 func (x *examiner) inLayer(name, leaf string) (own string, ok bool) {
 	if x.leaves == nil {
 		x.leaves = make(map[string]string)
@@ -123,7 +122,7 @@ func (x *examiner) inLayer(name, leaf string) (own string, ok bool) {
 	return own, ok && where != ""
 }
 
-// layer is the beginning of a place up to the number of its layer, "" where it has none.
+// layer returns the start of a place up to the layer's number, "" if it has none.
 func layer(name string) string {
 	stack, rest, ok := cutNumber(place(name))
 	if !ok {

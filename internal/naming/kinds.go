@@ -2,8 +2,8 @@ package naming
 
 import "strings"
 
-// A checkpoint does not say which class a module is of; the names that transformers gives do. These
-// tables are used where a shape cannot tell.
+// A checkpoint does not store the class of a module; the names that transformers gives do. These
+// tables decide where shapes cannot.
 
 var (
 	embeddings = set("embed_tokens", "wte", "wpe", "word_embeddings", "position_embeddings", "token_type_embeddings", "shared", "tok_embeddings", "embed_in", "embed_positions", "relative_attention_bias")
@@ -22,10 +22,10 @@ func set(names ...string) map[string]bool {
 	return m
 }
 
-// Leaf is the last segment of a path.
+// Leaf returns the last segment of a path.
 func Leaf(path string) string { return path[strings.LastIndex(path, ".")+1:] }
 
-// Module is the path of the module that a parameter belongs to, "" for a parameter at the top.
+// Module returns the path of a parameter's module, "" for a parameter at the top.
 func Module(parameter string) string {
 	if i := strings.LastIndex(parameter, "."); i >= 0 {
 		return parameter[:i]
@@ -33,20 +33,20 @@ func Module(parameter string) string {
 	return ""
 }
 
-// IsEmbedding reports whether modules of this path are tables that tokens, positions or the like
-// are looked up in.
+// IsEmbedding reports whether modules of this path are lookup tables for tokens, positions or the
+// like.
 func IsEmbedding(module string) bool { return embeddings[Leaf(module)] }
 
-// IsInputEmbedding reports whether modules of this path are embeddings of tokens, to which an
-// output head can be tied.
+// IsInputEmbedding reports whether modules of this path embed tokens; a model can tie its output
+// head to them.
 func IsInputEmbedding(module string) bool { return tiable[Leaf(module)] }
 
 // IsHead reports whether modules of this path are output heads over a vocabulary.
 func IsHead(module string) bool { return heads[Leaf(module)] }
 
-// IsConv1DModel reports whether models of this type have Conv1D for linear layers, whose weight is
-// stored n×m.
+// IsConv1DModel reports whether models of this type use Conv1D for linear layers. Conv1D stores its
+// weight n×m, the transpose of torch.nn.Linear.
 func IsConv1DModel(modelType string) bool { return conv1DModels[modelType] }
 
-// IsConv1DName reports whether the models with Conv1D give this name to such modules.
+// IsConv1DName reports whether models with Conv1D give such modules this name.
 func IsConv1DName(module string) bool { return conv1DNames[Leaf(module)] }

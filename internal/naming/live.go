@@ -6,22 +6,21 @@ import (
 	"strings"
 )
 
-// The modules of a model in memory can have other names than its tensors on the disk, and PEFT
-// knows those in memory alone. Here they are those of transformers 5, which the tables of moved.go
-// call the newer ones.
+// A model in memory can name its modules differently from the tensors on disk, and PEFT only knows
+// the names in memory. This file uses those of transformers 5, the newer ones in moved.go.
 
-// Live is a parameter of a model in memory, and the tensors of the checkpoint that it is made of:
-// one, or the weights of experts one by one, in the order in which they are stacked.
+// Live is a parameter of a model in memory and its tensors in the checkpoint: one tensor, or the
+// weights of single experts in the order in which the parameter stacks them.
 type Live struct {
 	Name  string
 	Parts []string
 	Shape []uint64
 }
 
-// ShapeOf returns the shape of a tensor of the checkpoint.
+// ShapeOf returns the shape of a tensor in the checkpoint.
 type ShapeOf func(name string) []uint64
 
-// movedTypes are the model types of the tables of moved.go.
+// movedTypes maps model types to the tables of moved.go.
 var movedTypes = map[string]string{
 	"mixtral": "Mixtral and MiniMax", "minimax": "Mixtral and MiniMax", "phimoe": "PhiMoE",
 	"granitemoe": "Granite MoE", "granitemoeshared": "Granite MoE", "granitemoehybrid": "Granite MoE",
@@ -34,22 +33,22 @@ var movedTypes = map[string]string{
 	"dinov2": "DINOv2", "dinov2_with_registers": "DINOv2", "swin": "Swin", "segformer": "SegFormer", "gpt_neox": "GPT-NeoX",
 }
 
-// stackedTypes are the model types whose experts lie one by one on the disk and stacked in memory.
+// stackedTypes are the model types that store experts one by one on disk and stack them in memory.
 var stackedTypes = set("mixtral", "minimax", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_next",
 	"qwen3_5_moe_text", "olmoe", "flex_olmo", "deepseek_v2", "deepseek_v3", "dots1", "glm4_moe")
 
-// trunkPrefix is what stands before the names of a model with a head in memory, where checkpoints
-// on the hub lack it.
+// trunkPrefix is the prefix that a model with a head has in memory, and checkpoints on the hub
+// lack.
 var trunkPrefix = map[string]string{"gpt2": "transformer.", "bloom": "transformer."}
 
-// halfPrefix is what checkpoints of one half of a model have before the names in memory.
+// halfPrefix is the prefix of a checkpoint of one half of a model, before the names in memory.
 var halfPrefix = map[string]string{
 	"clip_text_model": "text_model.", "clip_vision_model": "vision_model.",
 	"siglip_text_model": "text_model.", "siglip_vision_model": "vision_model.",
 }
 
-// LiveNames lists the parameters in memory of a model of this type, from the names and shapes of
-// its tensors on the disk, in the order of names.
+// LiveNames lists the parameters in memory of a model of this type, sorted by name, from the names
+// and shapes of its tensors on disk.
 func LiveNames(names []string, shapeOf ShapeOf, modelType string, architectures []string) []Live {
 	rename := liveRename(names, modelType, architectures)
 	all := make([]Live, 0, len(names))
@@ -69,14 +68,14 @@ func LiveNames(names []string, shapeOf ShapeOf, modelType string, architectures 
 	return all
 }
 
-// liveRename returns what turns the name of a tensor into that of the parameter in memory.
+// liveRename returns the function from the name of a tensor to the name of its parameter in memory.
 func liveRename(names []string, modelType string, architectures []string) func(string) string {
 	var table *move
 	for _, m := range moves {
 		if m.models != "" && m.models == movedTypes[modelType] {
 			isOlder := m.newer[len(m.newer)-1].old.MatchString
-			// Of two layouts the later one in the list is the more particular: it is taken where
-			// its names are there.
+			// The later of two layouts in the list is the more specific one: it wins if its names
+			// occur.
 			if table == nil || slices.ContainsFunc(names, isOlder) {
 				table = m
 			}
@@ -100,15 +99,15 @@ func liveRename(names []string, modelType string, architectures []string) func(s
 	}
 }
 
-// HasHead reports whether one of the classes is a model around a trunk.
+// HasHead reports whether one of the classes puts a head on a trunk.
 func HasHead(architectures []string) bool {
 	return slices.ContainsFunc(architectures, func(a string) bool {
 		return strings.Contains(a, "For") || strings.Contains(a, "LMHead")
 	})
 }
 
-// stackOf returns the stacked parameter that the weight of one expert is part of in memory, and the
-// weights of an expert in it.
+// stackOf returns the parameter in memory that stacks the weight of this expert, and its parts per
+// expert.
 func stackOf(name, modelType string) (parameter string, parts []string) {
 	module, isWeight := strings.CutSuffix(name, ".weight")
 	if !isWeight || !stackedTypes[modelType] {
@@ -126,8 +125,8 @@ func stackOf(name, modelType string) (parameter string, parts []string) {
 	return "", nil
 }
 
-// stackUp gathers the weights of a stacked parameter. Where one is missing, or has another shape,
-// they stay as they are.
+// stackUp gathers the weights of a stacked parameter. If one is missing or has another shape, it
+// leaves them as they are.
 func stackUp(names []string, rename func(string) string, shapeOf ShapeOf, parameter string,
 	parts []string) []Live {
 	onDisk := make(map[string]string)
@@ -155,8 +154,8 @@ func stackUp(names []string, rename func(string) string, shapeOf ShapeOf, parame
 	return []Live{stack}
 }
 
-// TiedModules lists the modules in memory that share the weight of a tied input embedding, by the
-// path of the embedding's module; ok is false where they are not known.
+// TiedModules lists the modules in memory that share the weight of a tied input embedding, given
+// the path of the embedding's module. ok is false if it does not know them.
 func TiedModules(embedding, modelType string, architectures []string) (modules []string, ok bool) {
 	prefix := ""
 	if strings.HasPrefix(embedding, "model.") {
@@ -178,8 +177,7 @@ func TiedModules(embedding, modelType string, architectures []string) (modules [
 	case "t5", "mt5", "bart", "mbart":
 		return []string{prefix + "encoder.embed_tokens", prefix + "decoder.embed_tokens", "lm_head"}, true
 	}
-	// Any other causal model calls its head lm_head; of models with an encoder the names are not
-	// known.
+	// Any other causal model calls its head lm_head. Models with an encoder vary.
 	for _, a := range architectures {
 		isCausal := strings.HasSuffix(a, "ForCausalLM") || strings.HasSuffix(a, "LMHeadModel")
 		if isCausal || strings.HasSuffix(a, "ForConditionalGeneration") && Leaf(embedding) == "embed_tokens" {

@@ -1,8 +1,7 @@
 package naming
 
-// renamedTypes are the other model types of which transformers 5.24 has modules under other names
-// in memory than on the disk, from its own table of conversions. What these names are is not known
-// here.
+// renamedTypes are the other model types whose modules transformers 5.24 renames on loading, from
+// its own table of conversions. We do not know their names in memory.
 var renamedTypes = set(
 	"afmoe", "altclip", "apertus1p5_text", "aria", "aria_text", "audio-spectrogram-transformer",
 	"audioflamingo3", "axk1", "axk2", "bailing_hybrid", "beam", "beit", "chinese_clip",
@@ -30,6 +29,6 @@ var renamedTypes = set(
 	"yolos",
 )
 
-// KnowsLive reports whether the names in memory of a model of this type are known: LiveNames has
-// them, or they are those on the disk.
+// KnowsLive reports whether LiveNames returns the right names for a model type: it has a table, or
+// memory and disk agree.
 func KnowsLive(modelType string) bool { return !renamedTypes[modelType] }

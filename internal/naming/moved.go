@@ -7,15 +7,14 @@ import (
 	"strings"
 )
 
-// Between versions 4 and 5 transformers has renamed modules of many models, in memory but not in
-// the checkpoints that exist; an adapter has the names of the version that it was trained with.
-// These tables say what became of what. They are used both ways, and only where all names of an
-// adapter are in the base then.
+// transformers 5 renamed modules of many models in memory, but existing checkpoints keep the names
+// of version 4. An adapter has the names of the version that trained it. These tables translate in
+// both directions, and only if the base then has every name of the adapter.
 
-// move is a set of renamings that go together.
+// move is a set of renamings that belong together.
 type move struct {
 	models       string // the families, for messages
-	words        string // instead, where it is no matter of versions
+	words        string // in messages instead, if the renaming is not about versions
 	newer, older []replacement
 }
 
@@ -24,7 +23,7 @@ type replacement struct {
 	new string
 }
 
-// apply renames a path to the newer names, or to the older ones.
+// apply renames a path to the newer or the older names.
 func (m *move) apply(name string, toNewer bool) string {
 	list := m.older
 	if toNewer {
@@ -36,8 +35,8 @@ func (m *move) apply(name string, toNewer bool) string {
 	return name
 }
 
-// moves are the tables: pairs of an older and a newer name, "^" at the beginning of a path only,
-// "#" for a number. All pairs of a table are applied, one after the other.
+// moves are the tables: pairs of an older and a newer name. "^" anchors a name at the start of a
+// path, and "#" stands for a number. All pairs of a table are applied in order.
 var moves = []*move{
 	newMove("Mixtral and MiniMax", ".block_sparse_moe.", ".mlp."),
 	newMove("PhiMoE", ".block_sparse_moe.gate.", ".mlp.router.", ".block_sparse_moe.", ".mlp."),
@@ -67,8 +66,8 @@ var moves = []*move{
 		".mlp.dense1.", ".mlp.fc1.", ".mlp.dense2.", ".mlp.fc2.", ".decode_head.linear_c.", ".decode_head.linear_projections."),
 }
 
-// expertsByLetters is the table of Mixtral's names for the weights of one expert, in a block that
-// has another name as well, and those of most other models.
+// expertsByLetters makes the table between Mixtral's w1, w2 and w3 of an expert and the names of
+// most other models. The block around the experts has two names as well.
 func expertsByLetters(block string) *move {
 	m := newMove("", ".experts.#.w1.", ".experts.#.gate_proj.", ".experts.#.w3.", ".experts.#.up_proj.",
 		".experts.#.w2.", ".experts.#.down_proj.", block, ".mlp.")
@@ -79,7 +78,7 @@ func expertsByLetters(block string) *move {
 	return m
 }
 
-// MovedModels lists the models whose modules are found under the names of either version.
+// MovedModels lists the models that are found under the names of either version.
 func MovedModels() []string {
 	var names []string
 	for _, m := range moves {
@@ -90,13 +89,13 @@ func MovedModels() []string {
 	return slices.Compact(names) // some have two layouts
 }
 
-// textHalf is what models of images and text have in common.
+// textHalf are the pairs that models of images and text share.
 var textHalf = []string{
 	"^language_model.lm_head.", "^lm_head.", "^language_model.model.", "^model.language_model.",
 	"^multi_modal_projector.", "^model.multi_modal_projector.", "^image_newline.", "^model.image_newline.",
 }
 
-// newMove makes a table of pairs of older and newer names.
+// newMove makes a table from pairs of older and newer names.
 func newMove(models string, pairs ...string) *move {
 	m := &move{models: models}
 	for i := 0; i < len(pairs); i += 2 {
@@ -107,8 +106,8 @@ func newMove(models string, pairs ...string) *move {
 	return m
 }
 
-// newReplacement makes one renaming. A segment begins at the start of a path or after a dot;
-// numbers keep their order.
+// newReplacement makes one renaming. A segment begins at the start of a path or after a dot.
+// Numbers keep their order.
 func newReplacement(from, to string) replacement {
 	start := `(^|\.)`
 	if strings.HasPrefix(from, "^") {

@@ -1,6 +1,6 @@
-// Package naming finds the tensors of a base that an adapter's module names mean. Names are
-// compared, never taken apart by guessing: a prefix is added or removed only where that makes every
-// name of the adapter one of the base.
+// Package naming matches an adapter's module names with the tensors of a base. It compares names
+// and never guesses their parts: it adds or removes a prefix only if the base then has every name
+// of the adapter.
 package naming
 
 import (
@@ -11,20 +11,19 @@ import (
 
 // Base is an index of a base's tensor names.
 type Base struct {
-	byName   map[string]string // without wrappers → as it is
+	byName   map[string]string // name without wrappers → the base's name
 	segments []string          // the distinct first segments, sorted
-	tails    map[string]bool   // of HasTail, made at its first call
+	tails    map[string]bool   // filled by the first call of HasTail
 
-	// The rest is for translations that are tried last, and for messages; each is made when it is
-	// needed.
+	// The rest serves messages and the translations that are tried last. Each field is filled on
+	// first use.
 	places map[string][]string // by the place of a tensor
 	sorted []string
 }
 
-// wrappers are the path segments that training frameworks put around modules: torch.compile, FSDP,
-// and activation checkpointing. No model has a module of such a name. Nor has one a module without
-// a name, which torch refuses: that a path has two dots in a row is a slip of whoever joined its
-// segments.
+// wrappers are the path segments that torch.compile, FSDP and activation checkpointing put around
+// modules. No model has modules with these names. torch refuses an empty module name, so two dots
+// in a row are a slip of the program that joined the segments.
 var wrappers = []string{"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", ""}
 
 // StripWrappers removes the segments that training frameworks add to a path.
@@ -38,7 +37,7 @@ func StripWrappers(name string) string {
 
 func isWrapper(segment string) bool { return slices.Contains(wrappers, segment) }
 
-// hasWrapper allocates nothing: of a large model nearly every name has none.
+// hasWrapper allocates nothing: nearly every name of a large model has no wrapper.
 func hasWrapper(name string) bool {
 	for segment := range strings.SplitSeq(name, ".") {
 		if isWrapper(segment) {
@@ -48,7 +47,7 @@ func hasWrapper(name string) bool {
 	return false
 }
 
-// Index makes the index of a base.
+// Index indexes the tensor names of a base.
 func Index(names []string) *Base {
 	b := &Base{byName: make(map[string]string, len(names))}
 	last := ""
@@ -65,11 +64,11 @@ func Index(names []string) *Base {
 	return b
 }
 
-// Has reports whether the base has a tensor, by its name without wrappers.
+// Has reports whether the base has a tensor of this name, without wrappers.
 func (b *Base) Has(name string) bool { _, ok := b.byName[name]; return ok }
 
-// rename is a candidate: the prefix that an adapter's names lose, the table that is applied to what
-// is left, and the prefix that they get.
+// rename is a candidate translation: cut a prefix off an adapter's name, apply a table, add a
+// prefix.
 type rename struct {
 	cut, add string
 	move     *move
@@ -82,7 +81,7 @@ func (r rename) apply(name string) (string, bool) {
 	if !ok && r.keep {
 		return name, true
 	}
-	ok = ok && strings.Contains(rest, ".") // the path of a module is left, not only its parameter
+	ok = ok && strings.Contains(rest, ".") // the rest must keep a module, not only the parameter
 	if r.move != nil {
 		rest = r.move.apply(rest, r.newer)
 	}
@@ -115,13 +114,14 @@ func (r rename) String() string {
 	return strings.Join(words, " and ")
 }
 
-// Mapping translates an adapter's names to a base's.
+// Mapping translates an adapter's names to those of a base.
 type Mapping struct {
 	base   *Base
 	rename rename
 }
 
-// Lookup returns the base's name for an adapter's; ok is false where the base has no such tensor.
+// Lookup returns the base's name for a name of the adapter; ok is false if the base has no such
+// tensor.
 func (m Mapping) Lookup(name string) (string, bool) {
 	renamed, ok := m.rename.apply(name)
 	if !ok {
@@ -131,14 +131,14 @@ func (m Mapping) Lookup(name string) (string, bool) {
 	return actual, ok
 }
 
-// Renamed returns what the adapter's name becomes, whether the base has it or not.
+// Renamed translates the adapter's name even if the base has no tensor of the new name.
 func (m Mapping) Renamed(name string) string {
 	renamed, _ := m.rename.apply(name)
 	return renamed
 }
 
-// Cut returns the prefix that the adapter's names have and the base's lack, such as GPT-2's
-// "transformer.", and what training frameworks have left in front of it.
+// Cut returns the prefix that the adapter has and the base lacks, such as GPT-2's "transformer.",
+// and the framework's prefix in front of it.
 func (m Mapping) Cut() (framework, prefix string) {
 	for _, left := range frameworks {
 		if rest, ok := strings.CutPrefix(m.rename.cut, left); ok && len(left) > len(framework) {
@@ -151,12 +151,12 @@ func (m Mapping) Cut() (framework, prefix string) {
 	return framework, prefix
 }
 
-// Describe says in words how the names are translated: "as they are" where they are not.
+// Describe describes the translation in words: "as they are" if it changes nothing.
 func (m Mapping) Describe() string { return m.rename.String() }
 
-// Match finds the one translation under which every wanted name is in the base. Names that match as
-// they are win. Where no translation fits all names, the one that fits most is returned with the
-// names that it misses; where several fit, ambiguous lists them in words.
+// Match finds the one translation that puts every wanted name in the base. Unchanged names win. If
+// no translation fits all names, Match returns the one that fits most, with the names that it
+// misses. If several fit, ambiguous describes each.
 func (b *Base) Match(wanted []string) (m Mapping, missing, ambiguous []string) {
 	if len(wanted) == 0 {
 		return Mapping{b, rename{}}, nil, nil
@@ -204,8 +204,8 @@ func (b *Base) Match(wanted []string) (m Mapping, missing, ambiguous []string) {
 	return m, missing, nil
 }
 
-// hits counts the names that a translation finds in the base. It stops where it has missed more
-// than are allowed.
+// hits counts the names that a translation finds in the base. It stops after more misses than
+// allowed.
 func hits(b *Base, r rename, wanted []string, allowed int) (n int) {
 	for i, name := range wanted {
 		if _, ok := (Mapping{b, r}).Lookup(name); ok {
@@ -218,11 +218,11 @@ func hits(b *Base, r rename, wanted []string, allowed int) (n int) {
 	return n
 }
 
-// enough is how many translations that fit are looked for: an error lists them.
+// enough is how many fitting translations Match looks for; an error lists them.
 const enough = 8
 
-// moved lists the candidates under which every name is in the base after its modules were renamed
-// by a table. Tables that do the same to these names count once.
+// moved lists the candidates with a table that put every name in the base. Tables with the same
+// effect on these names count once.
 func (b *Base) moved(wanted []string) (full []rename) {
 	for _, table := range moves {
 		for _, newer := range []bool{false, true} {
@@ -240,7 +240,7 @@ func (b *Base) moved(wanted []string) (full []rename) {
 	return full
 }
 
-// same reports whether two candidates translate every name alike.
+// same reports whether two candidates agree on every name.
 func same(a, b rename, names []string) bool {
 	for _, name := range names {
 		x, _ := a.apply(name)
@@ -252,18 +252,17 @@ func same(a, b rename, names []string) bool {
 	return true
 }
 
-// frameworks are the prefixes that PEFT and torch.nn.parallel put in front of every name.
+// frameworks are the prefixes that PEFT and torch.nn.parallel add to every name.
 var frameworks = []string{"base_model.model.", "base_model.model.base_model.model.", "module.", "module.base_model.model."}
 
-// candidates lists the translations to try, with a table or without, the most common first: PEFT's
-// own prefix left over, the prefix "model." of a language model around its trunk, and any other
-// prefix that all names share or that the base's names begin with (GPT-2's "transformer.", which
-// the checkpoint of the hub lacks). A prefix is removed or added, never exchanged for another one:
-// the text half of a model and its vision half may have the same names below theirs.
+// candidates lists the translations to try, with or without a table, the most common first: PEFT's
+// own prefix left over, "model." around the trunk of a language model, and any other prefix that
+// all names share or that names of the base begin with (checkpoints of GPT-2 on the hub lack its
+// "transformer."). It adds or removes a prefix but never swaps one for another: the text half and
+// the vision half of a model may use the same names.
 func (b *Base) candidates(wanted []string, table *move, newer bool) []rename {
 	prefixes := []string{"model."}
-	// One name without the prefix, such as a head, must not hide it from the others: what pairs is
-	// paired first.
+	// One name without the prefix, such as a head, must not hide the prefix of the others.
 	for _, name := range []string{wanted[0], wanted[len(wanted)/2], wanted[len(wanted)-1]} {
 		if first, _, _ := strings.Cut(name, "."); !slices.Contains(prefixes, first+".") {
 			prefixes = append(prefixes, first+".")
@@ -277,8 +276,8 @@ func (b *Base) candidates(wanted []string, table *move, newer bool) []rename {
 			all = append(all, r)
 		}
 	}
-	// A base can have as many first segments as tensors: only those are worth a try with which some
-	// of the names exist.
+	// A base can have as many first segments as tensors, so only those are tried that lead to an
+	// existing name.
 	probes := []string{wanted[0], wanted[len(wanted)/2], wanted[len(wanted)-1]}
 	fits := func(r rename) bool {
 		return slices.ContainsFunc(probes, func(name string) bool { _, ok := (Mapping{b, r}).Lookup(name); return ok })

@@ -1,20 +1,19 @@
 package naming
 
-// Pair finds which names of one checkpoint mean which names of another one of the same model: as
-// they are, under another prefix, or under the names of the other version of transformers, by the
-// tables that an adapter's names are found by. The translation that pairs most names is taken, and
-// names as they are where none pairs more; how says it in words, "" for names as they are. pairs
-// maps the names of tuned to those of base. Where no name is in both, ambiguous lists the
+// Pair matches the names of two checkpoints of one model: unchanged, under another prefix, or under
+// the names of another transformers version (the tables for adapters apply). It takes the
+// translation that pairs most names, and prefers unchanged names. pairs maps names of tuned to
+// names of base; how describes the translation, "" for none. If no name pairs, ambiguous lists the
 // translations that fit equally well.
 func Pair(base, tuned []string) (pairs map[string]string, how string, ambiguous []string) {
 	asTheyAre := pairsOf(Mapping{base: Index(base)}, tuned, false)
 	best := asTheyAre
 	for _, side := range []struct {
 		in, wanted []string
-		turned     bool
+		swapped    bool
 	}{{base, tuned, false}, {tuned, base, true}} {
 		if len(asTheyAre) == min(len(base), len(tuned)) {
-			break // nothing is left to pair
+			break // every name is paired
 		}
 		plain := make([]string, len(side.wanted))
 		for i, name := range side.wanted {
@@ -25,7 +24,7 @@ func Pair(base, tuned []string) (pairs map[string]string, how string, ambiguous 
 			ambiguous = several
 			continue
 		}
-		if found := pairsOf(m, side.wanted, side.turned); len(found) > len(best) {
+		if found := pairsOf(m, side.wanted, side.swapped); len(found) > len(best) {
 			best, how = found, m.Describe()
 		}
 	}
@@ -35,9 +34,9 @@ func Pair(base, tuned []string) (pairs map[string]string, how string, ambiguous 
 	return best, how, ambiguous
 }
 
-// pairsOf looks every name up; turned says that it is the names found that are the keys. The
-// parameters of no module, whose names have no dot, are never renamed.
-func pairsOf(m Mapping, wanted []string, turned bool) map[string]string {
+// pairsOf looks up every name. If swapped, the names found become the keys. Parameters without a
+// module, whose names have no dot, are never renamed.
+func pairsOf(m Mapping, wanted []string, swapped bool) map[string]string {
 	pairs := make(map[string]string, len(wanted))
 	for _, name := range wanted {
 		plain := StripWrappers(name)
@@ -46,7 +45,7 @@ func pairsOf(m Mapping, wanted []string, turned bool) map[string]string {
 			found, ok = m.base.byName[plain]
 		}
 		switch {
-		case ok && turned:
+		case ok && swapped:
 			pairs[found] = name
 		case ok:
 			pairs[name] = found

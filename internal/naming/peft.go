@@ -5,39 +5,39 @@ import (
 	"strings"
 )
 
-// A checkpoint does not say of which class a module is, and PEFT can hold the change of a tensor
-// only in the ways that its class allows. These rules decide by the names and shapes of all
-// tensors; the tables hold what neither shows. The truth they are tested against is PEFT's own
+// PEFT can hold the change of a tensor only in the ways that the module's class allows, and a
+// checkpoint does not store classes. These rules decide by the names and shapes of all tensors; the
+// tables add facts that neither shows. The tests compare them with PEFT itself
 // (testdata/extract/peft).
 
-// Form is a way in which an adapter of PEFT can hold the change of a tensor.
+// Form is a way in which a PEFT adapter holds the change of a tensor.
 type Form int
 
 const (
-	NoForm    Form = iota // it cannot
+	NoForm    Form = iota // PEFT cannot hold it
 	Linear                // factors of a module in target_modules
-	Embedding             // the same, of a table
-	Conv                  // the same, of a convolution
+	Embedding             // factors of a lookup table
+	Conv                  // factors of a convolution
 	Parameter             // factors of a parameter in target_parameters
-	Whole                 // its module, whole, in modules_to_save
-	Bias                  // a bias on its own, beside the factors of its module or under bias = all
+	Whole                 // the whole module, in modules_to_save
+	Bias                  // a bias, beside its module's factors or under bias="all"
 )
 
-// Held says how PEFT holds the change of one tensor. Module is the one to save where Form is Whole;
-// Why says what is in the way where it is NoForm.
+// Held says how PEFT holds the change of one tensor. With Form Whole, Module is the module to save.
+// With NoForm, Why gives the reason.
 type Held struct {
 	Form   Form
 	Module string
 	Why    string
 }
 
-// PEFTModel knows the tensors of a model in memory.
+// PEFTModel indexes the parameters of a model in memory.
 type PEFTModel struct {
 	live      []Live
 	modelType string
 	byName    map[string]int
-	inner     map[string]bool // modules with tensors of modules below them
-	numbered  map[string]bool // modules of a stack of layers, or with such a stack below them
+	inner     map[string]bool // modules that contain other modules with tensors
+	numbered  map[string]bool // modules in a stack of layers, or around one
 	experts   bool            // some module stacks experts
 }
 
@@ -58,8 +58,7 @@ func NewPEFTModel(live []Live, modelType string) *PEFTModel {
 	return m
 }
 
-// hasNumber reports whether a segment of a path is a number: the place of a layer among others like
-// it.
+// hasNumber reports whether a segment of a path is a number, such as the number of a layer.
 func hasNumber(path string) bool {
 	return slices.ContainsFunc(strings.Split(path, "."), func(s string) bool {
 		return s != "" && strings.Trim(s, "0123456789") == ""
@@ -67,26 +66,26 @@ func hasNumber(path string) bool {
 }
 
 var (
-	// tables are the names that modules of torch.nn.Embedding have beside those that end in
-	// embedding or embeddings.
+	// tables are the names of torch.nn.Embedding modules, beside those that end in embedding or
+	// embeddings.
 	tables = set("embed_tokens", "embed_in", "embed_tokens_per_layer", "pos_embed", "wte", "wpe", "shared",
 		"tok_embeddings", "relative_attention_bias")
-	// readPast are the modules whose weight their models read past the module, or that look up
-	// otherwise than torch.nn.Embedding: what PEFT puts around them has no effect, or fails. The
-	// names under "" are those of many models.
+	// readPast are the modules whose weight the model reads directly, or whose lookup is not
+	// torch.nn.Embedding's. A PEFT layer around them has no effect, or fails. The names under ""
+	// occur in many models.
 	readPast = map[string]map[string]bool{
 		"":             set("embed_positions", "rel_embeddings"),
 		"mamba":        set("out_proj", "dt_proj"),
 		"falcon_mamba": set("out_proj", "dt_proj", "x_proj"),
 		"mamba2":       set("out_proj"),
 		"falcon_h1":    set("out_proj"),
-		"whisper":      set("conv1", "conv2"), // it asks for their stride
+		"whisper":      set("conv1", "conv2"), // Whisper reads their stride
 		"mobilenet_v1": set("convolution"),
 		"mobilenet_v2": set("convolution"),
-		"regnet":       set("convolution"), // in groups, which no shape shows
+		"regnet":       set("convolution"), // grouped, and no shape shows it
 	}
-	// asParameters are the names of modules that PEFT, in a model with stacked experts, takes for
-	// weights of these.
+	// asParameters are the names of modules that PEFT takes for expert weights in a model with
+	// stacked experts.
 	asParameters = set("gate", "router", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 )
 
@@ -117,14 +116,14 @@ func (m *PEFTModel) Hold(name string) Held {
 	return m.whole(module)
 }
 
-// weight says how the change of the weight of a module without others below it is held.
+// weight decides for the weight of a module that contains no other module.
 func (m *PEFTModel) weight(module string, shape []uint64) Held {
 	leaf := Leaf(module)
 	switch {
 	case readPast[m.modelType][leaf] || readPast[""][leaf]:
 		return m.whole(module)
 	case len(shape) > 2 && shape[1] == 1 && shape[0] > 1:
-		return m.whole(module) // depthwise, or of one channel: this costs little
+		return m.whole(module) // depthwise or one channel: saving it whole is cheap
 	case len(shape) > 2:
 		return Held{Form: Conv}
 	case isTable(module):
@@ -135,7 +134,7 @@ func (m *PEFTModel) weight(module string, shape []uint64) Held {
 	return Held{Form: Linear}
 }
 
-// isTable reports whether modules of this path are of torch.nn.Embedding.
+// isTable reports whether modules of this path are torch.nn.Embedding.
 func isTable(module string) bool {
 	leaf := Leaf(module)
 	if strings.Contains(leaf, "patch") {
@@ -144,7 +143,7 @@ func isTable(module string) bool {
 	return tables[leaf] || strings.HasSuffix(leaf, "embedding") || strings.HasSuffix(leaf, "embeddings")
 }
 
-// holdsFactors reports whether the weight of a module is held in factors.
+// holdsFactors reports whether PEFT holds the weight of a module as factors.
 func (m *PEFTModel) holdsFactors(module string) bool {
 	i, ok := m.byName[module+".weight"]
 	if !ok || m.inner[module] || len(m.live[i].Shape) < 2 {
@@ -154,9 +153,9 @@ func (m *PEFTModel) holdsFactors(module string) bool {
 	return form == Linear || form == Embedding || form == Conv || form == Parameter
 }
 
-// attention returns the path of the torch.nn.MultiheadAttention that a module is, or belongs to. It
-// reads the weight of its out_proj past that module, and what PEFT puts around the whole applies
-// out_proj twice.
+// attention returns the path of the torch.nn.MultiheadAttention that contains the module or is it.
+// That class reads out_proj's weight directly, and PEFT's wrapper around the class applies out_proj
+// twice.
 func (m *PEFTModel) attention(module string) string {
 	for _, path := range []string{module, Module(module)} {
 		if _, ok := m.byName[path+".in_proj_weight"]; ok && path != "" {
@@ -166,11 +165,11 @@ func (m *PEFTModel) attention(module string) string {
 	return ""
 }
 
-// IsTurned reports whether the checkpoint holds stacked experts transposed, compared with the model
-// in memory. Of the types of which that is known it may hold them either way; two parameters of a
-// module tell, as gate_up_proj has twice as many outputs as down_proj has inputs.
-func (m *PEFTModel) IsTurned(name string) bool {
-	if !HasTurnedExperts(m.modelType) {
+// LoadsTransposed reports whether transformers transposes these stacked experts on loading.
+// Checkpoints of one type exist in both layouts, so two parameters decide: gate_up_proj has twice
+// as many outputs as down_proj has inputs.
+func (m *PEFTModel) LoadsTransposed(name string) bool {
+	if !LoadsExpertsTransposed(m.modelType) {
 		return false
 	}
 	up, hasUp := m.byName[Module(name)+".gate_up_proj"]
@@ -178,9 +177,8 @@ func (m *PEFTModel) IsTurned(name string) bool {
 	return !hasUp || !hasDown || m.live[up].Shape[1] != 2*m.live[down].Shape[2]
 }
 
-// whole is the form of a parameter whose module has to be saved. Where others lie below that
-// module, they go with it: once in a model this costs little, in every layer it is most of the
-// model.
+// whole is the form of a parameter whose module must be saved. Modules inside it are saved with it:
+// this is cheap for one module, but saving every layer would save most of the model.
 func (m *PEFTModel) whole(module string) Held {
 	if m.inner[module] && m.numbered[module] {
 		return Held{Why: "its module holds other modules, and PEFT would save all of them whole"}
@@ -188,9 +186,8 @@ func (m *PEFTModel) whole(module string) Held {
 	return Held{Form: Whole, Module: module}
 }
 
-// Close adds to the modules to save those that PEFT saves with them: it compares the ends of their
-// paths, whatever stands before. The paths come back sorted, without those that lie within others;
-// why says what is in the way.
+// Close adds the modules that PEFT would save along with these: PEFT compares only the ends of
+// paths. It returns sorted paths, without those inside others; why names an obstacle.
 func (m *PEFTModel) Close(save []string) (closed []string, why string) {
 	saved := make(map[string]bool)
 	for _, s := range save {
@@ -230,7 +227,7 @@ func endsLike(path string, save []string) bool {
 	return slices.ContainsFunc(save, func(s string) bool { return strings.HasSuffix(path, s) })
 }
 
-// within returns the module of saved that a path lies in, "" if there is none.
+// within returns the saved module that contains a path, "" if none does.
 func within(path string, saved map[string]bool) string {
 	for parent := Module(path); parent != ""; parent = Module(parent) {
 		if saved[parent] {
@@ -250,7 +247,7 @@ func (m *PEFTModel) paths() []string {
 	return all
 }
 
-// Under lists the parameters of a module and of those below it.
+// Under lists the parameters of a module and of the modules inside it.
 func (m *PEFTModel) Under(module string) (names []string) {
 	for _, p := range m.live {
 		if strings.HasPrefix(p.Name, module+".") {

@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// place returns the part of a name that says where in the model its tensor is, whatever stands in
-// front: from the stack of layers on, layers.0.self_attn.q_proj.weight, or else the module and the
-// parameter, lm_head.weight.
+// place returns the part of a name that locates its tensor in the model, without any prefix: from
+// the stack of layers on (layers.0.self_attn.q_proj.weight), or module and parameter
+// (lm_head.weight).
 func place(name string) string {
 	parts := strings.Split(name, ".")
 	from := max(0, len(parts)-2)
@@ -19,7 +19,7 @@ func place(name string) string {
 	return strings.Join(parts[from:], ".")
 }
 
-// at lists the names of the base that have a place, sorted.
+// at lists the names of the base at a place, sorted.
 func (b *Base) at(where string) []string {
 	if b.places == nil {
 		b.places = make(map[string][]string, len(b.byName))
@@ -30,8 +30,8 @@ func (b *Base) at(where string) []string {
 	return b.places[where]
 }
 
-// near finds a tensor of the base by its name, or else by its place, under whatever prefix. Only a
-// message may rest on it: the two halves of a model have places of the same names.
+// near finds a tensor of the base by its name, or by its place under any prefix. Use it for
+// messages only: the two halves of a model can use the same places.
 func (b *Base) near(name string) (actual string, ok bool) {
 	if b.Has(name) {
 		return b.byName[name], true
@@ -42,10 +42,10 @@ func (b *Base) near(name string) (actual string, ok bool) {
 	return "", false
 }
 
-// deeper lists the translations under which every name is in the base with segments more, or
-// less, in front of its place: SmolVLM's "model.text_model." for the "model." of its text model, or
-// PEFT's prefix behind the name of the part that it wraps. They are tried last, the smallest change
-// first, and used only where one alone fits.
+// deeper lists the translations that put every name in the base by adding or removing segments
+// before its place: SmolVLM has "model.text_model." where its text model has "model.", and PEFT's
+// prefix can follow the name of the part that it wraps. They are tried last, the smallest change
+// first, and used only if exactly one fits.
 func (b *Base) deeper(wanted []string) (full []rename) {
 	changes := make(map[int][]rename)
 	for _, probe := range []string{wanted[0], wanted[len(wanted)/2], wanted[len(wanted)-1]} {
@@ -69,13 +69,13 @@ func (b *Base) deeper(wanted []string) (full []rename) {
 		case full == nil:
 			full = fits
 		case len(full) == 1 && isOfSenses(full[0].add):
-			full = append(full, fits...) // what is nearest may be the wrong half of a model
+			full = append(full, fits...) // the nearest may be the wrong half of a model
 		}
 	}
 	return full
 }
 
-// hasAll reports whether every name is in the base under a translation.
+// hasAll reports whether the base has every name under a translation.
 func (b *Base) hasAll(r rename, names []string) bool {
 	for _, name := range names {
 		if _, ok := (Mapping{b, r}).Lookup(name); !ok {
@@ -85,9 +85,8 @@ func (b *Base) hasAll(r rename, names []string) bool {
 	return true
 }
 
-// prefixChange returns the translation of a prefix to another one that has all its segments and
-// some more, or some less, and how many. What frameworks add does not count. No prefix is
-// exchanged.
+// prefixChange returns the translation between two prefixes if one contains all segments of the
+// other, and the number of segments that differ. Prefixes of frameworks do not count.
 func prefixChange(was, is string) (c rename, size int, ok bool) {
 	have, want := plainSegments(was), plainSegments(is)
 	size = len(want) - len(have)
@@ -109,21 +108,21 @@ func prefixChange(was, is string) (c rename, size int, ok bool) {
 	return rename{cut: was, add: is, keep: was != ""}, size, true
 }
 
-// cutLast takes the last segment off a prefix, which ends with a dot.
+// cutLast removes the last segment of a prefix, which ends with a dot.
 func cutLast(prefix string) (rest, segment string) {
 	trimmed := strings.TrimSuffix(prefix, ".")
 	i := strings.LastIndexByte(trimmed, '.') + 1
 	return trimmed[:i], trimmed[i:]
 }
 
-// plainSegments are the segments of a prefix without those of frameworks.
+// plainSegments returns the segments of a prefix without those of frameworks.
 func plainSegments(prefix string) []string {
 	prefix = strings.ReplaceAll("."+prefix, ".base_model.model.", ".")
 	prefix = strings.ReplaceAll(prefix, ".module.", ".")
 	return strings.FieldsFunc(prefix, func(r rune) bool { return r == '.' })
 }
 
-// isWithin reports whether all of one list are in another one, in the same order.
+// isWithin reports whether all contains every element of some, in the same order.
 func isWithin(some, all []string) bool {
 	for _, s := range all {
 		if len(some) > 0 && some[0] == s {
@@ -133,16 +132,16 @@ func isWithin(some, all []string) bool {
 	return len(some) == 0
 }
 
-// senses are parts of the names of what sees and hears, in models of more than text.
+// senses are parts of the names of vision and audio modules.
 var senses = []string{"vision", "visual", "vit", "image", "audio", "speech", "sound", "video", "talker"}
 
-// isOfSenses reports whether a prefix is that of the half of a model that sees or hears.
+// isOfSenses reports whether a prefix belongs to the half of a model that sees or hears.
 func isOfSenses(prefix string) bool {
 	return slices.ContainsFunc(senses, func(s string) bool { return strings.Contains(prefix, s) })
 }
 
-// Like returns a name of the base to show beside one that it lacks, "" for an empty base: one with
-// the same last segments, or any.
+// Like returns a name of the base to show beside a missing one, "" for an empty base. It prefers a
+// name with the same last segments.
 func (b *Base) Like(name string) string {
 	leaf := Leaf(Module(name))
 	all := b.sortedNames()
@@ -158,7 +157,7 @@ func (b *Base) Like(name string) string {
 	return ""
 }
 
-// cutNumber splits a place before the number of its layer.
+// cutNumber splits a place before its layer's number.
 func cutNumber(place string) (head, rest string, ok bool) {
 	head, rest, _ = strings.Cut(place, ".")
 	_, ok = leadingNumber(rest)
@@ -172,7 +171,7 @@ func leadingNumber(path string) (n int, ok bool) {
 	return n, err == nil && n >= 0 && n < 1<<30
 }
 
-// sortedNames lists the names of the base without wrappers, so that a message is always the same.
+// sortedNames lists the base's names without wrappers, sorted so that messages are deterministic.
 func (b *Base) sortedNames() []string {
 	if b.sorted == nil {
 		b.sorted = slices.Sorted(maps.Keys(b.byName))

@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// diskNames are names of modules on the disk that the named models have otherwise in memory, from
-// transformers 5 on, and that PEFT does not translate. Those that other models have in memory as
-// well are not among them: BERT's attention.output.dense is one of ViT's on the disk.
+// diskNames are names of modules on disk that these models rename in memory from transformers 5 on,
+// and that PEFT does not translate. Names that another model uses in memory are left out: ViT's
+// attention.output.dense on disk is also BERT's in memory.
 var diskNames = []struct {
 	name   *regexp.Regexp
 	models string
@@ -21,8 +21,8 @@ var diskNames = []struct {
 	{regexp.MustCompile(`^h\.\d+\.(attn|mlp|self_attention)\.`), "GPT-2 and BLOOM with a head"},
 }
 
-// OnlyOnDisk returns the first of the modules that the named models have under another name in
-// memory, "" where there is none. It does not know the model: the names alone tell.
+// OnlyOnDisk returns the first module that the named models rename in memory, "" if there is none.
+// It goes by names alone and does not know the model.
 func OnlyOnDisk(modules []string) (module, models string) {
 	for _, module := range modules {
 		plain := StripWrappers(strings.TrimSuffix(module, ".weight"))

@@ -6,22 +6,22 @@ import (
 	"strings"
 )
 
-// Task is a class of transformers that puts a head on the trunk of a model.
+// Task is a transformers class that puts a head on the trunk of a model.
 type Task struct {
-	Class  string   // as config.json has it in "architectures"
+	Class  string   // its name in config.json's "architectures"
 	Heads  []string // the parameters of the head
-	Labels []string // those of them whose rows are the labels
-	Needs  []string // parameters of the trunk that not every checkpoint of it has, such as those of a pooler
+	Labels []string // the parameters among them with one row per label
+	Needs  []string // parameters of the trunk that some checkpoints lack, such as a pooler's
 
-	word string // PEFT's for the task, "-" where it has none
+	word string // PEFT's word for the task, "-" if it has none
 }
 
-// The classes of transformers 5.24 with their heads, which tasks.py has written.
+// tasks.txt lists the classes of transformers 5.24 with their heads; tasks.py writes it.
 //
 //go:embed tasks.txt
 var taskTable string
 
-// tasksOf reads the lines of the table that are of a model type.
+// tasksOf reads the lines of the table for a model type.
 func tasksOf(modelType string) (all []Task) {
 	for line := range strings.Lines(taskTable) {
 		words := strings.Fields(line)
@@ -45,12 +45,11 @@ func tasksOf(modelType string) (all []Task) {
 	return all
 }
 
-// FindTask finds the class of a model type that an adapter was trained in. class is its name and
-// word is PEFT's for its task, each "" where the adapter does not say it; a class that is known
-// decides. changed are the parameters that the adapter brings and the base does not have so, which
-// must all be of the head; saved are all that it brings. Where several classes fit, the one with
-// the largest head that is saved whole is meant. ok is false where none fits, or the choice is not
-// certain.
+// FindTask finds the class that an adapter was trained with. class is its name and word is PEFT's
+// word for the task, each "" if the adapter does not say; a known class decides. changed are the
+// parameters that the adapter has and the base lacks in this shape: all must be in the head. saved
+// are all parameters of the adapter. If several classes fit, the one with the largest head that is
+// saved whole wins. ok is false if none fits or the choice is not certain.
 func FindTask(modelType, class, word string, changed, saved []string) (t Task, ok bool) {
 	all := tasksOf(modelType)
 	if class != "" {
@@ -74,8 +73,7 @@ func FindTask(modelType, class, word string, changed, saved []string) (t Task, o
 	return fits[0], true
 }
 
-// HeadSegments are the first segments of names that stand beside the trunk in models of a type, not
-// in it.
+// HeadSegments are the first segments of the names beside the trunk in models of a type.
 func HeadSegments(modelType string) map[string]bool {
 	segments := set("cls", "lm_head", "embed_out", "output_projection", "v_head", "value_head")
 	for _, t := range tasksOf(modelType) {
@@ -87,8 +85,8 @@ func HeadSegments(modelType string) map[string]bool {
 	return segments
 }
 
-// IsHeadSegment reports whether this segment begins a parameter whose rows are labels, in a class
-// of any model.
+// IsHeadSegment reports whether this segment starts the name of a parameter with one row per label,
+// in any model class.
 func IsHeadSegment(segment string) bool {
 	for line := range strings.Lines(taskTable) {
 		for _, word := range strings.Fields(line)[3:] {
@@ -100,7 +98,7 @@ func IsHeadSegment(segment string) bool {
 	return false
 }
 
-// IsSubset reports whether every element of part is in whole.
+// IsSubset reports whether whole contains every element of part.
 func IsSubset(part, whole []string) bool {
 	return !slices.ContainsFunc(part, func(s string) bool { return !slices.Contains(whole, s) })
 }

@@ -5,31 +5,31 @@ import (
 	"strings"
 )
 
-// Model is what tells whether a model's output head and its input embedding are one tensor: its
-// tensors, what its configuration says, and what adapters look up in it.
+// Model holds the evidence for a tie between a model's output head and its input embedding: its
+// tensors, its configuration, and the lookups of adapters.
 type Model struct {
-	Shapes        map[string][]uint64 // of the tensors, by their names without wrappers; a nil shape is not known
-	Configured    bool                // whether there is a config.json
+	Shapes        map[string][]uint64 // by name without wrappers; nil if the shape is unknown
+	Configured    bool                // config.json exists
 	ModelType     string
 	Architectures []string
-	Tie           *bool    // tie_word_embeddings, nil where config.json does not say
-	TextTie       *bool    // the same of text_config
-	VocabSize     uint64   // 0 where config.json does not say
-	LookedUp      []string // tensors that an adapter changes as embeddings
-	HeadShape     []uint64 // of a head that an adapter changes and the files do not hold; nil for none
+	Tie           *bool    // tie_word_embeddings, nil if config.json does not say
+	TextTie       *bool    // the same in text_config
+	VocabSize     uint64   // 0 if config.json does not say
+	LookedUp      []string // tensors that an adapter adapts as embeddings
+	HeadShape     []uint64 // of a head that an adapter changes and the files lack; nil for none
 }
 
-// Ends are the two ends of a language model, as tensors by their names without wrappers.
+// Ends are the two ends of a language model, as tensor names without wrappers.
 type Ends struct {
-	Embedding string // the input embedding; "" where it is not certain which one that is
-	Head      string // the output head; "" where the model's files hold none
-	Tied      bool   // whether both are, or may be, one tensor
-	Why       string // why that is not certain, as a half-sentence; "" where it is
+	Embedding string // the input embedding; "" if uncertain
+	Head      string // the output head; "" if the files hold none
+	Tied      bool   // both are, or may be, one tensor
+	Why       string // a clause that says why the tie is uncertain, or ""
 }
 
-// Ends finds the two ends of a model, and whether they are tied. No list has to know the model: a
-// generative model whose files hold no head has tied it, as nothing else gives it one. The lists
-// only add models whose files hold both.
+// Ends finds the two ends of a model and decides whether they are tied. It needs no list for a
+// generative model without a head in its files: such a model must tie it, since nothing else
+// supplies the head. The lists cover models whose files hold both ends.
 func (m *Model) Ends() Ends {
 	e := Ends{Embedding: m.embedding()}
 	e.Head = m.head(e.Embedding)
@@ -61,8 +61,7 @@ func (m *Model) isTied(hasHead bool) (tied bool, why string) {
 	return true, "config.json names neither tie_word_embeddings nor architectures, which decide whether the two are tied"
 }
 
-// class reports whether the model is saved as a trunk alone, and whether it has a head over the
-// vocabulary.
+// class reports whether the class is a bare trunk, and whether it has a head over the vocabulary.
 func (m *Model) class() (isTrunk, isGenerative bool) {
 	for _, a := range m.Architectures {
 		isGenerative = isGenerative || slices.ContainsFunc(generative, func(part string) bool { return strings.Contains(a, part) })
@@ -71,8 +70,8 @@ func (m *Model) class() (isTrunk, isGenerative bool) {
 	return isTrunk && !isGenerative, isGenerative
 }
 
-// embedding finds the input embedding: by its name, by the size of the vocabulary, or because an
-// adapter looks tokens up in it.
+// embedding finds the input embedding by its name, by the size of the vocabulary, or by an adapter
+// that looks tokens up in it.
 func (m *Model) embedding() string {
 	var named, sized, fitting []string
 	for name, shape := range m.Shapes {
@@ -114,17 +113,16 @@ func both(a, b []string) []string {
 	return slices.DeleteFunc(slices.Clone(a), func(name string) bool { return !slices.Contains(b, name) })
 }
 
-// IsNumbered reports whether a module lies in a numbered one, such as a layer.
+// IsNumbered reports whether a module lies inside a numbered one, such as a layer.
 func IsNumbered(module string) bool {
 	return slices.ContainsFunc(strings.Split(module, "."), func(s string) bool { return strings.Trim(s, "0123456789") == "" })
 }
 
-// MayBeEnd reports whether the weight of a module can be one of the two ends of a model that Ends
-// finds without an adapter that looks tokens up in it: layers have the numbered modules.
+// MayBeEnd reports whether Ends can choose this module's weight without an adapter that looks
+// tokens up in it. Numbered modules belong to layers.
 func MayBeEnd(module string) bool { return !IsNumbered(module) || IsInputEmbedding(module) }
 
-// head finds the output head among the tensors: by its name, or as a second tensor of the shape of
-// the embedding.
+// head finds the output head by its name, or as a second tensor of the embedding's shape.
 func (m *Model) head(embedding string) string {
 	var named, shaped []string
 	want := m.Shapes[embedding]
@@ -148,15 +146,15 @@ func (m *Model) head(embedding string) string {
 	return ""
 }
 
-// generative are parts of the names of classes that have a head over the vocabulary.
+// generative are parts of the names of classes with a head over the vocabulary.
 var generative = []string{
 	"LMHead", "CausalLM", "ConditionalGeneration", "MaskedLM", "PreTraining", "Seq2SeqLM", "DoubleHeads",
 	"ForTextToText", "ForSpeechToText", "ForTextToSpeech", "ForImageTextToText",
 	"BertGenerationDecoder",
 }
 
-// tiesByDefault are model types whose configuration class ties the head to the embedding when
-// config.json does not say (transformers 5.24, those that have a generative class).
+// tiesByDefault are the model types whose configuration class ties the head by default
+// (transformers 5.24, those with a generative class).
 var tiesByDefault = strings.Fields(`
 	albert aya_vision bart bert bert-generation big_bird bigbird_pegasus biogpt blenderbot blenderbot-small bloom camembert codegen
 	cohere cohere2 cohere2_moe cohere2_vision convbert cpmant ctrl deberta deberta-v2 distilbert electra ernie ernie4_5 ernie4_5_moe
@@ -169,11 +167,11 @@ var tiesByDefault = strings.Fields(`
 	youtu zamba zamba2`)
 
 var (
-	// scaledHeads are the model types that scale what goes into the head as long as it is tied, so
-	// that a head of its own with the same values is another model.
+	// scaledHeads are the model types that scale the head's input only while it is tied. An untied
+	// copy of the same values is another model.
 	scaledHeads = set("t5", "mt5", "umt5", "longt5", "switch_transformers", "pop2piano", "udop")
-	// otherHeads are the model types whose tied head has another name than lm_head: the name, or ""
-	// where a head of its own would need more than its weight.
+	// otherHeads are the model types that call a tied head other than lm_head; "" if an untied head
+	// needs more than its weight.
 	otherHeads = map[string]string{
 		"whisper": "proj_out", "moonshine": "proj_out", "moonshine_streaming": "proj_out", "cohere_asr": "proj_out",
 		"biogpt": "output_projection", "trocr": "output_projection", "git": "output", "rwkv": "head",
@@ -184,13 +182,13 @@ var (
 	}
 )
 
-// TiedHead is the name that the head tied to an embedding gets when it is untied, without wrappers;
-// why says that it is not known.
+// TiedHead returns the name of the head tied to an embedding once it is untied, without wrappers.
+// If it does not know the name, why gives the reason.
 func TiedHead(embedding, modelType string) (head, why string) {
 	head, isOther := otherHeads[modelType]
 	switch {
 	case isOther && head == "":
-		return "", "the head of a " + modelType + " model, apart from its embedding, has a name or parts that are not known here"
+		return "", "loratool does not know the name or the parts of an untied head of a " + modelType + " model"
 	case !isOther:
 		head = "lm_head"
 	}
@@ -201,12 +199,11 @@ func TiedHead(embedding, modelType string) (head, why string) {
 	return head + ".weight", ""
 }
 
-// ScalesTiedHead reports whether models of this type compute something else when their head is
-// untied.
+// ScalesTiedHead reports whether untying the head changes the result of a model of this type.
 func ScalesTiedHead(modelType string) bool { return scaledHeads[modelType] }
 
-// Nearest lists the tensors that a name of an adapter's can mean when it stands alone: itself, or
-// those whose path ends with it, or is the end of it.
+// Nearest lists the tensors that a name in an adapter can mean on its own: the same name, or a name
+// that ends with it, or that it ends with.
 func (b *Base) Nearest(name string) []string {
 	if b.Has(name) {
 		return []string{name}
@@ -220,7 +217,7 @@ func (b *Base) Nearest(name string) []string {
 	return all
 }
 
-// Actual returns the base's own name for one without wrappers.
+// Actual returns the base's own name for a name without wrappers.
 func (b *Base) Actual(plain string) string { return b.byName[plain] }
 
 // Alias makes a name stand for a tensor of another name.

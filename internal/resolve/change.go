@@ -157,7 +157,7 @@ func (c *Change) HasResidual() bool {
 	return slices.ContainsFunc(c.Terms, func(x Term) bool { return x.Residual != NoResidual })
 }
 
-// Negative returns terms with their signs turned.
+// Negative returns terms with their signs reversed.
 func Negative(terms []Term) []Term {
 	n := slices.Clone(terms)
 	for i := range n {

@@ -60,38 +60,38 @@ func (c *compact) add() error {
 
 // orient decides whether the base stores the weight transposed: fits tells whether the factors go
 // with m outputs and n inputs.
-func (c *compact) orient(fits func(m, n int) bool) (turned bool, m, n int, err error) {
+func (c *compact) orient(fits func(m, n int) bool) (transposed bool, m, n int, err error) {
 	shape := c.target.Shape
 	rows, cols := int(shape[0]), int(shape[1])
-	straight, turned := fits(rows, cols), fits(cols, rows)
+	asLinear, transposed := fits(rows, cols), fits(cols, rows)
 	switch {
-	case straight && turned && rows == cols:
-		if turned, err = c.orientSquare(c.layer); err != nil {
+	case asLinear && transposed && rows == cols:
+		if transposed, err = c.orientSquare(c.layer); err != nil {
 			return false, 0, 0, err
 		}
-	case straight:
-		turned = false // as nn.Linear, for which these methods are made
-	case !turned:
+	case asLinear:
+		transposed = false // as nn.Linear, for which these methods are made
+	case !transposed:
 		return false, 0, 0, fault.New(fault.Mismatch, "%q: lora_A %d×%d and lora_B %d×%d do not go with the base's weight of shape %d",
 			c.layer.Module, c.rank, c.inputs, c.outputs, c.width, shape).WithHint("%s", c.wrongBase())
 	}
-	if turned {
+	if transposed {
 		rows, cols = cols, rows
 	}
-	return turned, rows, cols, nil
+	return transposed, rows, cols, nil
 }
 
 // addRanks adds a term of some of the ranks.
-func (c *compact) addRanks(rank int, b, a Factor, turned bool) {
+func (c *compact) addRanks(rank int, b, a Factor, transposed bool) {
 	x := c.x
 	x.Rank = rank
-	c.target.add(x, b, a, turned)
+	c.target.add(x, b, a, transposed)
 }
 
 // addBlocks adds BD-LoRA: one of the factors is block-diagonal, and stored as its blocks, one below
 // the other.
 func (c *compact) addBlocks() error {
-	turned, m, n, err := c.orient(func(m, n int) bool {
+	transposed, m, n, err := c.orient(func(m, n int) bool {
 		inA := c.inputs < n && n%c.inputs == 0 && c.rank%(n/c.inputs) == 0 && c.width == c.rank
 		inB := c.width < c.rank && c.rank%c.width == 0 && m%(c.rank/c.width) == 0 && c.inputs == n
 		return c.outputs == m && (inA || inB || c.inputs == n && c.width == c.rank)
@@ -105,16 +105,16 @@ func (c *compact) addBlocks() error {
 		nBlocks := n / c.inputs
 		each := c.rank / nBlocks
 		for k := range nBlocks {
-			c.addRanks(each, b.ranks(k*each), a.ranks(k*each).to(k*c.inputs), turned)
+			c.addRanks(each, b.ranks(k*each), a.ranks(k*each).to(k*c.inputs), transposed)
 		}
 	case c.width < c.rank:
 		nBlocks := c.rank / c.width
 		rows := m / nBlocks
 		for k := range nBlocks {
-			c.addRanks(c.width, b.part(k*rows, rows).to(k*rows), a.ranks(k*c.width), turned)
+			c.addRanks(c.width, b.part(k*rows, rows).to(k*rows), a.ranks(k*c.width), transposed)
 		}
 	default:
-		c.addRanks(c.rank, b, a, turned)
+		c.addRanks(c.rank, b, a, transposed)
 	}
 	return nil
 }
@@ -123,7 +123,7 @@ func (c *compact) addBlocks() error {
 // so that on single inputs it has each column g times, divided by g and multiplied by n/g. These go
 // into the scale, which is rounded once more.
 func (c *compact) addPooled() error {
-	turned, _, n, err := c.orient(func(m, n int) bool { return c.outputs == m && c.width == c.rank && n%c.inputs == 0 })
+	transposed, _, n, err := c.orient(func(m, n int) bool { return c.outputs == m && c.width == c.rank && n%c.inputs == 0 })
 	if err != nil {
 		return err
 	}
@@ -135,7 +135,7 @@ func (c *compact) addPooled() error {
 	a := WholeA(c.a, c.rank)
 	a.Repeat, a.Length = group, n
 	c.x.Scale *= float64(c.inputs) / float64(group)
-	c.addRanks(c.rank, wholeB(c.b, c.width), a, turned)
+	c.addRanks(c.rank, wholeB(c.b, c.width), a, transposed)
 	return nil
 }
 
@@ -159,7 +159,7 @@ func (c *compact) addProjections(q format.Requirement) error {
 		return fault.New(fault.Mismatch, "%q: lora_A %d×%d and lora_B %d×%d do not go with %d projections", c.layer.Module, c.rank, c.inputs, c.outputs, c.width, nEnabled)
 	}
 	rows := c.outputs / nEnabled
-	turned, _, _, err := c.orient(func(m, n int) bool { return m == rows*len(enabled) && n == c.inputs })
+	transposed, _, _, err := c.orient(func(m, n int) bool { return m == rows*len(enabled) && n == c.inputs })
 	if err != nil {
 		return err
 	}
@@ -170,7 +170,7 @@ func (c *compact) addProjections(q format.Requirement) error {
 		for done := 0; on && done < rows; {
 			group := row / groupRows
 			n := min(rows-done, (group+1)*groupRows-row)
-			c.addRanks(c.width, b.part(row, n).to(projection*rows+done), a.ranks(group*c.width), turned)
+			c.addRanks(c.width, b.part(row, n).to(projection*rows+done), a.ranks(group*c.width), transposed)
 			row, done = row+n, done+n
 		}
 	}

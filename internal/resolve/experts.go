@@ -272,7 +272,7 @@ func (s *stacked) addStack(g *experts, i int, l *format.Layer, shape stack) erro
 		return err
 	}
 	n, m := s.factorShape(l)
-	turned, err := s.turned(l, shape, n)
+	transposed, err := s.orient(l, shape, n)
 	if err != nil {
 		return err
 	}
@@ -297,7 +297,7 @@ func (s *stacked) addStack(g *experts, i int, l *format.Layer, shape stack) erro
 		for e := range nExperts {
 			x.Band = e
 			fb, fa := ofExpert(e)
-			c.add(x, fb, fa, turned)
+			c.add(x, fb, fa, transposed)
 		}
 		return nil
 	}
@@ -309,12 +309,12 @@ func (s *stacked) addStack(g *experts, i int, l *format.Layer, shape stack) erro
 				return err
 			}
 			fb, fa := ofExpert(e)
-			if turned {
+			if transposed {
 				fa = fa.part(k*rows, rows)
 			} else {
 				fb = fb.part(k*rows, rows)
 			}
-			c.add(x, fb, fa, turned)
+			c.add(x, fb, fa, transposed)
 		}
 	}
 	return nil
@@ -337,15 +337,15 @@ func StackedAndNot(name string) error {
 	return fault.New(fault.Mismatch, "%q gets an update as stacked experts and another one as a convolution", name)
 }
 
-// turned decides whether the products stand transposed in a parameter. The shapes tell. Where the
-// parameter is square, the user has the first word, then the kind of the layer, and what the base
-// shows of its other parameters, as an adapter treats all alike.
-func (s *stacked) turned(l *format.Layer, shape stack, n uint64) (bool, error) {
+// orient decides whether a parameter stores its products transposed. The shapes tell. For a square
+// parameter the user decides first, then the kind of the layer, then the base's other parameters,
+// since an adapter treats all of them alike.
+func (s *stacked) orient(l *format.Layer, shape stack, n uint64) (bool, error) {
 	if shape.matrix || shape.d1 != shape.d2 {
 		return !shape.matrix && n == shape.d1, nil
 	}
 	modelType := s.base.Config.ModelType
-	isTransposed, isTurned := naming.HasTransposedExperts(modelType), naming.HasTurnedExperts(modelType)
+	isTransposed, loadsTransposed := naming.HasTransposedExperts(modelType), naming.LoadsExpertsTransposed(modelType)
 	releases := "for a model of type " + modelType + " it also depends on the release of transformers"
 	switch {
 	case s.reading.ExpertInput > 0:
@@ -359,7 +359,7 @@ func (s *stacked) turned(l *format.Layer, shape stack, n uint64) (bool, error) {
 		return false, undecided(l, shape, "the other parameters of the adapter do not agree")
 	case l.Kind == format.Expert:
 		return false, undecided(l, shape, "the adapter does not say it")
-	case isTurned:
+	case loadsTransposed:
 		return false, undecided(l, shape, releases)
 	case l.Kind == format.ExpertFirst:
 		s.notes.of(l.Module, saysDimension(l.Kind))

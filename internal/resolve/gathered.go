@@ -55,7 +55,7 @@ func (g *gathered) add() error {
 		return fault.New(fault.Mismatch, "%q: B·A is %d×%d and one of %d parts of an expert, the base's %q has shape %d", l.Module, m, n, parts, parameter, shape).
 			WithHint("%s", g.wrongBase())
 	}
-	turned, err := g.standsTransposed(l, shape, n)
+	transposed, err := g.standsTransposed(l, shape, n)
 	if err != nil {
 		return err
 	}
@@ -67,7 +67,7 @@ func (g *gathered) add() error {
 		return err
 	}
 	x.Band = g.expert
-	c.add(x, wholeB(b, l.Rank).to(g.part*int(m)), WholeA(a, l.Rank), turned)
+	c.add(x, wholeB(b, l.Rank).to(g.part*int(m)), WholeA(a, l.Rank), transposed)
 	return nil
 }
 
@@ -80,7 +80,7 @@ func (s *sheet) standsTransposed(l *format.Layer, shape []uint64, n uint64) (boo
 		return shape[1] == n, nil
 	case s.reading.ExpertInput > 0:
 		return s.reading.ExpertInput == 1, nil
-	case modelType == "" || naming.HasTurnedExperts(modelType):
+	case modelType == "" || naming.LoadsExpertsTransposed(modelType):
 		return false, undecided(l, stack{d1: shape[1], d2: shape[2]}, "the base does not say how it stores them")
 	}
 	return naming.HasTransposedExperts(modelType), nil

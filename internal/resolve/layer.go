@@ -98,13 +98,13 @@ func (p *plain) orientation(shape, a, b []uint64) (transposed bool, err error) {
 	if len(shape) > 2 && !slices.ContainsFunc(shape[2:], func(k uint64) bool { return k != 1 }) && shape[0] == m && shape[1] == n {
 		return false, nil // a convolution of kernel 1 is a linear layer
 	}
-	straight, turned := len(shape) == 2 && shape[0] == m && shape[1] == n, len(shape) == 2 && shape[0] == n && shape[1] == m
+	asLinear, transposed := len(shape) == 2 && shape[0] == m && shape[1] == n, len(shape) == 2 && shape[0] == n && shape[1] == m
 	switch {
-	case straight && turned:
+	case asLinear && transposed:
 		return p.orientSquare(l)
-	case straight || turned:
-		p.compareFlag(l, turned)
-		return turned, nil
+	case asLinear || transposed:
+		p.compareFlag(l, transposed)
+		return transposed, nil
 	}
 	if len(shape) > 2 {
 		return false, fault.New(fault.Mismatch, "%q: the base's weight has shape %d, and the factors are those of a linear layer %d×%d", l.Module, shape, m, n).
@@ -114,8 +114,8 @@ func (p *plain) orientation(shape, a, b []uint64) (transposed bool, err error) {
 }
 
 // compareFlag notes a layer whose orientation is not what the adapter's configuration says.
-func (r *resolver) compareFlag(l *format.Layer, turned bool) {
-	if r.model.Orientation != format.OrientationUnknown && turned != (r.model.Orientation == format.NxM) {
+func (r *resolver) compareFlag(l *format.Layer, transposed bool) {
+	if r.model.Orientation != format.OrientationUnknown && transposed != (r.model.Orientation == format.NxM) {
 		r.notes.of(l.Module, "fan_in_fan_out of the adapter's configuration does not fit the base, which decides")
 	}
 }
@@ -160,24 +160,24 @@ func (r *resolver) orientSquare(l *format.Layer) (bool, error) {
 	}
 	leaf := naming.Leaf(l.Module)
 	modelType := r.base.Config.ModelType
-	var turned bool
+	var transposed bool
 	switch {
 	case r.votes[leaf] != 0:
-		turned = r.votes[leaf] > 0
+		transposed = r.votes[leaf] > 0
 	case modelType != "":
-		turned = naming.IsConv1DModel(modelType) && naming.IsConv1DName(leaf)
+		transposed = naming.IsConv1DModel(modelType) && naming.IsConv1DName(leaf)
 	case r.votes[""] != 0 && naming.IsConv1DName(leaf):
-		turned = r.votes[""] > 0
+		transposed = r.votes[""] > 0
 	case r.reading.LinearInput > 0 && naming.IsConv1DName(leaf):
-		turned = r.reading.LinearInput == 1
+		transposed = r.reading.LinearInput == 1
 	case naming.IsConv1DName(leaf) && r.model.Orientation == format.NxM:
 		return false, fault.New(fault.Unsupported, "the weight of %q is square, and nothing but fan_in_fan_out of the adapter's configuration tells whether the base stores it transposed: the base has no config.json, and no other weight shows it", l.Module).
 			WithHint("put the model's config.json beside its weights, or say it with Options.LinearInput: 1 where lora_A reads the first dimension of the weight (Conv1D of GPT-2), 2 where it reads the second (torch.nn.Linear)")
 	default:
 		// torch.nn.Linear, which every other model uses.
 	}
-	r.compareFlag(l, turned)
-	return turned, nil
+	r.compareFlag(l, transposed)
+	return transposed, nil
 }
 
 // checkConvolution checks that the factors of a convolution fit its weight. A, r×in×k…, and B,

@@ -136,7 +136,7 @@ func (p *perExpert) addStacked(x Term, a, b Blob) error {
 			"%d parts of an expert; the base's %q has shape %d",
 			p.layer.Module, m, n, p.nExperts, p.nParts, p.parameter, shape).WithHint("%s", p.wrongBase())
 	}
-	turned, err := p.standsTransposed(p.layer, shape, n)
+	transposed, err := p.standsTransposed(p.layer, shape, n)
 	if err != nil {
 		return err
 	}
@@ -150,7 +150,7 @@ func (p *perExpert) addStacked(x Term, a, b Blob) error {
 	for e := range p.nExperts {
 		x.Band = e
 		fb, fa := p.factors(a, b, e)
-		c.add(x, fb.to(p.part*int(m)), fa, turned)
+		c.add(x, fb.to(p.part*int(m)), fa, transposed)
 	}
 	return nil
 }

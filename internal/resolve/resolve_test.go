@@ -48,11 +48,11 @@ func adapter(t *testing.T, weight float64, build func(b *format.Builder)) resolv
 func describe(c *resolve.Change) string {
 	var s []string
 	for _, x := range c.Terms {
-		turned := ""
+		mark := ""
 		if x.Transposed {
-			turned = "ᵀ"
+			mark = "ᵀ"
 		}
-		s = append(s, fmt.Sprintf("band %d rows %d+%d cols %d+%d: %v·BA%s of rank %d", x.Band, x.Left.First, x.Left.Length, x.Right.First, x.Right.Length, x.Scale, turned, x.Rank))
+		s = append(s, fmt.Sprintf("band %d rows %d+%d cols %d+%d: %v·BA%s of rank %d", x.Band, x.Left.First, x.Left.Length, x.Right.First, x.Right.Length, x.Scale, mark, x.Rank))
 	}
 	if c.Replace != nil {
 		s = append(s, "replaced")
