@@ -11,10 +11,10 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// An adapter for a task saves the head of the task whole, and the checkpoint that its configuration
-// names has none, or one for another number of classes: BertForSequenceClassification makes the
-// head at random when it loads bert-base-uncased. This file gives the base such tensors, as
-// shape.go does for a vocabulary: the checkpoint then reads as if it had been written so.
+// An adapter for a task saves the whole head of the task, and the checkpoint that its configuration
+// names has no head, or one for another number of classes: BertForSequenceClassification
+// initialises the head at random when it loads bert-base-uncased. This file adds such tensors to
+// the base, as shape.go does for a vocabulary.
 
 // saved is a tensor that an adapter saves whole, and that the base lacks or has in another shape.
 type saved struct {
@@ -24,19 +24,18 @@ type saved struct {
 	was    []uint64 // the shape that the base has; nil where it lacks the tensor
 }
 
-// absent looks for what an adapter saves whole and the base lacks, or has in another shape.
+// absent looks for tensors that an adapter saves whole and the base lacks, or has in another shape.
 type absent struct{ *resolver }
 
-// pairing is how an adapter's tensors pair with those of the base when its updates are paired
-// alone, and what is left over.
+// pairing pairs an adapter's tensors with the base by its updates alone, and lists the rest.
 type pairing struct {
 	mapping naming.Mapping
 	left    []saved
 }
 
-// pairUpdates pairs the tensors that an adapter updates, and finds what it saves whole and the base
-// has not. ok is false where the updates do not pair, or something is left over that no flag can
-// add: then the base is wrong, or named otherwise.
+// pairUpdates pairs the tensors that an adapter updates, and finds the saved ones that the base
+// lacks. ok is false if the updates do not pair, or if no flag can add the rest: then the base is
+// wrong, or uses other names.
 func (r absent) pairUpdates() (p pairing, ok bool) {
 	updates := r.wanted(func(f form) bool { b, ok := f.(*beside); return !ok || b.Action != format.Replace })
 	if updates == nil {
@@ -71,9 +70,8 @@ func (r absent) pairUpdates() (p pairing, ok bool) {
 	return p, true
 }
 
-// isAddable reports whether the base may get a tensor that it lacks: not an embedding, a head that
-// is tied to one, or a single parameter of a module that is there and saved in part, such as the
-// bias of a layer that has none.
+// isAddable reports whether the base may get a tensor that it lacks. It must not be an embedding, a
+// head tied to one, or one parameter of a module that the base has, such as a bias.
 func (r absent) isAddable(b *format.Beside, t *format.Tensor, m naming.Mapping) bool {
 	module := naming.Module(b.Target)
 	switch {
@@ -86,9 +84,8 @@ func (r absent) isAddable(b *format.Beside, t *format.Tensor, m naming.Mapping) 
 	return !hasWeight || savesWeight
 }
 
-// newName is the name in the output of a tensor that the base lacks. Where the base's names lack
-// the prefix of the model that the adapter was trained in, they get it, and the tensor has the
-// adapter's name.
+// newName returns the output's name for a tensor that the base lacks. If the base's names lack the
+// prefix of the trained model, they get it, and the tensor keeps the adapter's name.
 func newName(target string, m naming.Mapping) string {
 	framework, prefix := m.Cut()
 	if renamed := m.Renamed(target); prefix == "" && renamed != "" {
@@ -97,8 +94,7 @@ func newName(target string, m naming.Mapping) string {
 	return strings.TrimPrefix(target, framework)
 }
 
-// explain says that what the base lacks is what an adapter saves whole, and nil where that is not
-// so.
+// explain returns an error if the base lacks only tensors that the adapter saves whole, else nil.
 func (r absent) explain() error {
 	p, ok := r.pairUpdates()
 	var names []string
@@ -114,12 +110,12 @@ func (r absent) explain() error {
 		WithHint("Options.AddTensors adds them, and changes config.json")
 }
 
-// otherShape is the error of a saved tensor that has not the shape of the base's.
+// otherShape is the error for a saved tensor whose shape differs from the base's.
 func otherShape(target string, have, want []uint64) error {
 	e := fault.New(fault.Mismatch, "the adapter saves %q whole with shape %d, the base has %d", target, have, want)
 	switch {
 	case slices.Contains(have, 0):
-		e.WithHint("the file was saved from a model that DeepSpeed's ZeRO-3 had partitioned, which leaves saved modules empty; gather the weights, as zero_to_fp32.py does, and save the adapter again")
+		e.WithHint("DeepSpeed's ZeRO-3 partitioned the model and left its saved modules empty; gather the weights, as zero_to_fp32.py does, and save the adapter again")
 	case !isVocabulary(target):
 		e.WithHint("the adapter has a head for another number of classes; Options.AddTensors puts it in place of the base's, and changes config.json")
 	case len(have) == 2 && len(want) == 2 && have[1] == want[1]:
@@ -128,8 +124,8 @@ func otherShape(target string, have, want []uint64) error {
 	return e
 }
 
-// addTensors gives the base the tensors that adapters save whole and it lacks, or has in another
-// shape.
+// addTensors gives the base the tensors that adapters save whole and the base lacks, or has in
+// another shape.
 func (s *shaper) addTensors() error {
 	class := ""
 	for i, a := range s.adapters {
@@ -159,7 +155,7 @@ func (s *shaper) addTensors() error {
 	return nil
 }
 
-// checkAddedTwice refuses a tensor that an adapter before this one has brought in another shape.
+// checkAddedTwice refuses a tensor that an earlier adapter brought in another shape.
 func (s *shaper) checkAddedTwice(p pairing) error {
 	for _, x := range p.left {
 		if _, added := s.Added[x.name]; added {
@@ -170,8 +166,8 @@ func (s *shaper) checkAddedTwice(p pairing) error {
 	return nil
 }
 
-// hintOneReplacement is the hint where two adapters bring values for one tensor.
-const hintOneReplacement = "the output can hold one of the two: merge the adapters into models of their own"
+// hintOneReplacement is the hint when two adapters bring values for one tensor.
+const hintOneReplacement = "the output can hold only one of the two: merge each adapter into a model of its own"
 
 // addSaved adds the tensors of one adapter.
 func (s *shaper) addSaved(p pairing) {
@@ -194,9 +190,8 @@ func (s *shaper) addSaved(p pairing) {
 	s.edit(e)
 }
 
-// addPrefix gives the base's tensors the prefix that their names have in the model that the adapter
-// was trained in, where they lack it: transformers 4 refuses a checkpoint of a trunk without the
-// prefix and a head beside it.
+// addPrefix gives the base's names the prefix of the model that the adapter was trained in.
+// transformers 4 refuses a checkpoint that holds a trunk without the prefix and a head beside it.
 func (s *shaper) addPrefix(p pairing) {
 	_, prefix := p.mapping.Cut()
 	if prefix == "" {
@@ -218,8 +213,7 @@ func (s *shaper) addPrefix(p pairing) {
 	s.notes.add("the names of the base's %d tensors get %q in front, as in the model that the adapter was trained in", len(renames), prefix)
 }
 
-// commonDType is the dtype of 16 bits or more that most values of the base have, Invalid where none
-// has one.
+// commonDType returns the dtype, of 16 bits or more, of most values of the base, or Invalid.
 func (b *Base) commonDType() dtype.Type {
 	elements := make(map[dtype.Type]int64)
 	for _, t := range b.Tensors {

@@ -5,8 +5,8 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// attentionWeight is the name of the weight that a layer of an nn.MultiheadAttention changes: the
-// one that has those of its three projections in one, or that of its out_proj.
+// attentionWeight returns the weight that a layer of an nn.MultiheadAttention changes:
+// in_proj_weight, which fuses three projections, or out_proj's.
 func (r *resolver) attentionWeight(l *format.Layer) string {
 	module, _ := naming.CutWrapper(l.Module)
 	if end := tail(module, 2); r.names.HasTail(end+".in_proj_weight") && !r.names.HasTail(end+".weight") {
@@ -15,9 +15,9 @@ func (r *resolver) attentionWeight(l *format.Layer) string {
 	return module + ".weight"
 }
 
-// outProj notes such a layer, and returns how often its update counts. PEFT, up to 0.21 at least,
-// adds it twice, in its forward pass and in merging, as the module is adapted once alone and once
-// as a part; the adapter means it once, and was trained with it twice.
+// outProj notes such a layer, and returns how often its update counts. PEFT up to 0.21 wraps
+// out_proj twice, alone and as a part of its module, so it adds the update twice in training,
+// running and merging. The adapter's formula adds it once.
 func (p *plain) outProj() float64 {
 	l := p.layer
 	if p.reading.OutProjTwice {

@@ -8,13 +8,13 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// beside is a tensor that an adapter carries beside its layers, and that is put in place.
+// beside is a tensor outside the adapter's layers that the merge puts in place.
 type beside struct {
 	*resolver
 	*format.Beside
 }
 
-// formBeside is the form of what is carried beside the layers, nil for what only training needs.
+// formBeside returns the form of a tensor outside the layers, nil for one that only training needs.
 func (r *resolver) formBeside(b *format.Beside) form {
 	if b.Action == format.Opaque {
 		for _, f := range []format.Feature{format.FeatureVeLoRA, format.FeatureMonteCLoRA} {
@@ -39,7 +39,7 @@ func (b *beside) add() error {
 		return fault.New(fault.Unsupported, "tensor %q has no known meaning", b.Target)
 	}
 	if b.Weight != 1 {
-		return fault.New(fault.Unsupported, "the adapter replaces %q, and a replacement cannot be weighted by %v", b.Target, b.Weight).
+		return fault.New(fault.Unsupported, "the adapter replaces %q, and the weight %v cannot apply to a replacement", b.Target, b.Weight).
 			WithHint("use the weight 1")
 	}
 	if b.fold != nil {
@@ -87,8 +87,8 @@ func (b *beside) addRows(c *Change, have *format.Tensor) error {
 	return nil
 }
 
-// isCounter reports whether the adapter saves a whole number where the base has one: the count of
-// batches of a normalisation, which PEFT saves with its module. It is copied, not computed with.
+// isCounter reports whether base and adapter both store an integer: PEFT saves the batch counter of
+// a normalisation with its module. Merge copies it.
 func (b *beside) isCounter() bool {
 	return b.Action == format.Replace && b.tensor(b.Target).DType == dtype.I64 && b.blob(b.Tensor).Tensor().DType == dtype.I64
 }

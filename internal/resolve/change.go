@@ -1,11 +1,11 @@
-// Package resolve finds out what adapters change in a base: which tensor, which rectangle of it,
-// and what happens there. It compares names and shapes, and reads no value of a base. Whoever
-// applies the changes asks nothing about dialects, modules or configurations again.
+// Package resolve decides how adapters change a base: it finds each tensor, the rectangle in it,
+// and the operation. It compares names and shapes and reads no values of the base. Its callers need
+// no knowledge of dialects, modules or configurations.
 //
-// Every change of weights comes down to the same: rows of a tensor, seen as a row-major matrix,
-// receive S·Left·Right with two thin factors, each a strided view of a tensor of an adapter. What
-// is not low-rank stands beside it: a replaced tensor, trained rows, the magnitudes of DoRA, the
-// part of the base that an initialisation took out.
+// Every low-rank change has one form: rows of a tensor, seen as a row-major matrix, receive
+// S·Left·Right. Both thin factors are strided views of an adapter's tensor. The other changes have
+// fields of their own: a replaced tensor, trained rows, the magnitudes of DoRA, and the part of the
+// base that an initialisation subtracted.
 package resolve
 
 import (
@@ -21,14 +21,14 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// Change is what one tensor of the base gets from the adapters of a merge. The tensor is seen as a
-// matrix, cut by rows into bands of equal height that each have terms of their own: one per expert
-// where the tensor stacks experts, and one alone everywhere else.
+// Change collects the changes of one tensor of the base. The tensor is a matrix, cut by rows into
+// bands of equal height with their own terms: one band per expert in a stacked tensor, a single
+// band in any other.
 type Change struct {
 	Name   string // of the tensor
 	Module string
 	Tensor
-	Stacked bool // three dimensions that stand for a stack of matrices
+	Stacked bool // the tensor has three dimensions and stacks matrices
 	NBands  int
 	Terms   []Term
 	DoRA    *Magnitude // rescales the updated weight; nil does not
@@ -36,7 +36,7 @@ type Change struct {
 	Rows    *Rows      // nil keeps all
 }
 
-// Term is one update S·Left·Right of a band, with Left (rows×Rank) and Right (Rank×cols) in the
+// Term is one update S·Left·Right of a band. Left (rows×Rank) and Right (Rank×cols) have the
 // orientation of the base's tensor.
 type Term struct {
 	Adapter     int // among those of the merge
@@ -49,7 +49,7 @@ type Term struct {
 	Residual    Residual // in place of the factors: a part of the base that is taken out
 }
 
-// Residual is a part P of the base's own weight that PiSSA or OLoRA took out of it before training.
+// Residual is a part P of the base's weight that PiSSA or OLoRA subtracted before training.
 type Residual int
 
 const (
@@ -58,16 +58,16 @@ const (
 	OLoRAResidual          // the leading columns of Q, and rows of R (Büyükakyüz, arXiv:2406.01775)
 )
 
-// Magnitude is what DoRA rescales an updated weight V = W + s·B·A with: m/‖V‖, one factor per
-// output feature of the layer. PEFT takes the norm of an embedding over the vocabulary, so that
-// there is one factor per embedding dimension.
+// Magnitude rescales an updated weight V = W + s·B·A as DoRA does: by m/‖V‖, one factor per output
+// feature. PEFT takes the norm of an embedding over the vocabulary, so an embedding has one factor
+// per embedding dimension.
 type Magnitude struct {
 	Blob
 	Module    string
 	OfColumns bool // of the base's tensor: Conv1D stores an output feature as a column, and so does an embedding
 }
 
-// Rows are rows of a tensor that are replaced: row Order[i] of the base by row i of the blob.
+// Rows replaces rows of a tensor: row i of the blob becomes row Order[i].
 type Rows struct {
 	Blob
 	Order []int64
@@ -79,16 +79,16 @@ type Blob struct {
 	Index  int
 }
 
-// Tensor describes the tensor.
+// Tensor returns the tensor's description.
 func (b Blob) Tensor() *format.Tensor { return &b.Source.Manifest().Tensors[b.Index] }
 
-// Factor is one of the two thin matrices of a term, seen in a tensor of an adapter: element (k, j),
-// k below the rank and j below Length, is number
+// Factor is one of the two thin matrices of a term, a view of an adapter's tensor. Its element (k,
+// j), with k below the rank and j below Length, is number
 //
 //	At + k·Across + ⌊j/Repeat⌋·Along
 //
-// of the tensor. It stands for rows, or columns, First to First + Length of the weight; beyond them
-// the factor is zero. A factor without a source is the 1×1 matrix [1].
+// of the tensor. The factor covers rows, or columns, First to First + Length of the weight and is
+// zero elsewhere. A factor without a source is the 1×1 matrix [1].
 type Factor struct {
 	Blob
 	At, Across, Along, Repeat int
@@ -121,14 +121,14 @@ func (f Factor) ranks(k int) Factor {
 	return f
 }
 
-// to moves what a factor stands for to another first row or column of the weight.
+// to moves a factor to another first row or column of the weight.
 func (f Factor) to(first int) Factor {
 	f.First = first
 	return f
 }
 
-// Matrix returns the tensor as a matrix: a vector is one row, and stacked matrices stand one below
-// the other.
+// Matrix returns the size of the tensor as a matrix: a vector is one row, and stacked matrices
+// follow each other by rows.
 func (c *Change) Matrix() (nRows, nCols int64) {
 	if len(c.Shape) < 2 {
 		return 1, c.Elements()
@@ -143,7 +143,7 @@ func (c *Change) Matrix() (nRows, nCols int64) {
 	return nRows, c.Elements() / nRows
 }
 
-// add adds a term s·B·A, or where the base stores the weight transposed, s·Aᵀ·Bᵀ.
+// add adds the term s·B·A, or s·Aᵀ·Bᵀ if the base stores the weight transposed.
 func (c *Change) add(x Term, b, a Factor, transposed bool) {
 	x.Left, x.Right, x.Transposed = b, a, transposed
 	if transposed {
@@ -152,7 +152,7 @@ func (c *Change) add(x Term, b, a Factor, transposed bool) {
 	c.Terms = append(c.Terms, x)
 }
 
-// HasResidual reports whether a part of the base is taken out.
+// HasResidual reports whether the change subtracts a part of the base.
 func (c *Change) HasResidual() bool {
 	return slices.ContainsFunc(c.Terms, func(x Term) bool { return x.Residual != NoResidual })
 }
@@ -166,8 +166,8 @@ func Negative(terms []Term) []Term {
 	return n
 }
 
-// Base is what resolving knows of a base model: names, shapes and its configuration. It holds no
-// values. The zero value of Config is that of a checkpoint without a config.json.
+// Base holds the names, shapes and configuration of a base model, and no values. Config is zero for
+// a checkpoint without a config.json.
 type Base struct {
 	Path       string // how errors name it
 	Tensors    map[string]Tensor
@@ -181,7 +181,7 @@ type Tensor struct {
 	Shape []uint64
 }
 
-// Elements is the number of elements; a tensor without dimensions has one.
+// Elements returns the number of elements; a tensor without dimensions has one.
 func (t Tensor) Elements() int64 {
 	n := uint64(1)
 	for _, d := range t.Shape {
@@ -193,17 +193,17 @@ func (t Tensor) Elements() int64 {
 // Names lists the tensors of a base, sorted.
 func (b *Base) Names() []string { return slices.Sorted(maps.Keys(b.Tensors)) }
 
-// Edit is a step in which a base gets other tensors than it has. Either field may be empty.
+// Edit is one step that gives a base other tensors. Either field may be empty.
 type Edit struct {
 	Rename  map[string]string // the present name of a tensor to its new one
 	Tensors []NewTensor
 }
 
-// NewTensor is a tensor that the base gets, or has otherwise afterwards.
+// NewTensor is a tensor that the base gets, or that the edit changes.
 type NewTensor struct {
 	Name  string
-	From  string  // the tensor that its values are those of: its own name, or another's
-	Rows  uint64  // how many it has; those that From lacks are zero. 0 keeps the number
+	From  string  // the tensor that supplies its values; may be its own name
+	Rows  uint64  // number of rows; rows beyond From's are zero. 0 keeps From's number
 	Zeros *Tensor // a tensor of zeros in place of From
 }
 

@@ -5,11 +5,10 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// This file expands factors that are stored compact: block-diagonal ones (BD-LoRA), ones of pooled
-// inputs (QA-LoRA), and those of several projections in one weight (MergedLinear of loralib and of
-// PEFT before 0.3).
+// This file expands compact factors: block-diagonal ones (BD-LoRA), pooled inputs (QA-LoRA), and
+// several projections in one weight (MergedLinear of loralib and of PEFT before 0.3).
 
-// compact is a layer with compact factors: A is rank×inputs and B outputs×width as they are stored.
+// compact is a layer with compact factors, stored as A, rank×inputs, and B, outputs×width.
 type compact struct {
 	*resolver
 	layer                        *format.Layer
@@ -58,8 +57,8 @@ func (c *compact) add() error {
 	return fault.New(fault.Unsupported, "%q is of an unknown kind", l.Module)
 }
 
-// orient decides whether the base stores the weight transposed: fits tells whether the factors go
-// with m outputs and n inputs.
+// orient decides whether the base stores the weight transposed: fits reports whether the factors
+// match m outputs and n inputs.
 func (c *compact) orient(fits func(m, n int) bool) (transposed bool, m, n int, err error) {
 	shape := c.target.Shape
 	rows, cols := int(shape[0]), int(shape[1])
@@ -70,7 +69,7 @@ func (c *compact) orient(fits func(m, n int) bool) (transposed bool, m, n int, e
 			return false, 0, 0, err
 		}
 	case asLinear:
-		transposed = false // as nn.Linear, for which these methods are made
+		transposed = false // these methods adapt nn.Linear
 	case !transposed:
 		return false, 0, 0, fault.New(fault.Mismatch, "%q: lora_A %d×%d and lora_B %d×%d do not go with the base's weight of shape %d",
 			c.layer.Module, c.rank, c.inputs, c.outputs, c.width, shape).WithHint("%s", c.wrongBase())
@@ -81,15 +80,14 @@ func (c *compact) orient(fits func(m, n int) bool) (transposed bool, m, n int, e
 	return transposed, rows, cols, nil
 }
 
-// addRanks adds a term of some of the ranks.
+// addRanks adds a term for some of the ranks.
 func (c *compact) addRanks(rank int, b, a Factor, transposed bool) {
 	x := c.x
 	x.Rank = rank
 	c.target.add(x, b, a, transposed)
 }
 
-// addBlocks adds BD-LoRA: one of the factors is block-diagonal, and stored as its blocks, one below
-// the other.
+// addBlocks adds BD-LoRA: one factor is block-diagonal and stores its blocks by rows.
 func (c *compact) addBlocks() error {
 	transposed, m, n, err := c.orient(func(m, n int) bool {
 		inA := c.inputs < n && n%c.inputs == 0 && c.rank%(n/c.inputs) == 0 && c.width == c.rank
@@ -119,9 +117,9 @@ func (c *compact) addBlocks() error {
 	return nil
 }
 
-// addPooled adds QA-LoRA: A reads the means of groups of g inputs, times the number of groups n/g,
-// so that on single inputs it has each column g times, divided by g and multiplied by n/g. These go
-// into the scale, which is rounded once more.
+// addPooled adds QA-LoRA. A reads the means of groups of g inputs, times the number of groups n/g.
+// On single inputs, each column of A repeats g times, divided by g and multiplied by n/g. The scale
+// absorbs both factors and is rounded once more.
 func (c *compact) addPooled() error {
 	transposed, _, n, err := c.orient(func(m, n int) bool { return c.outputs == m && c.width == c.rank && n%c.inputs == 0 })
 	if err != nil {
@@ -139,14 +137,14 @@ func (c *compact) addPooled() error {
 	return nil
 }
 
-// addProjections adds MergedLinear: the weight has several projections one below the other, some of
-// which are adapted, and the rows of B are those of the adapted ones. A and B fall into groups of
-// equal size, of which each has ranks of its own.
+// addProjections adds MergedLinear: the weight stacks several projections, the adapter adapts some
+// of them, and B has the rows of those. A and B split into groups of equal size, each with its own
+// ranks.
 func (c *compact) addProjections(q format.Requirement) error {
 	enabled := q.Projections()
 	if len(enabled) == 0 {
 		return fault.New(fault.Unsupported, "%q is a MergedLinear, and the file does not say which of its projections are adapted: %s", c.layer.Module, q.Where).
-			WithHint("a .lora file of an older version is converted again from its source")
+			WithHint("if it is a .lora file of an older version, convert it again from its source")
 	}
 	nEnabled := 0
 	for _, on := range enabled {
