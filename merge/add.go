@@ -33,6 +33,8 @@ func newAdd(t *target, terms []resolve.Term, k *tools, tolerant bool) *add {
 	return &add{t: t, k: k, tolerant: tolerant, terms: byBand(terms, t.NBands), loaded: make([]sum, t.NBands)}
 }
 
+// load packs the terms of one band in the narrowest arithmetic that suffices, and their negative
+// for the record.
 func (a *add) load(band int) (err error) {
 	s, terms := &a.loaded[band], a.terms[band]
 	switch {
@@ -184,7 +186,7 @@ func loadTerms[T kernel.Float](t *target, terms []resolve.Term, k *tools, tolera
 		nonFinite += badL + badR
 		if n := badL + badR; n > 0 && !tolerant {
 			return nil, 0, fault.New(fault.Check, "the factors of %q hold %d values that are NaN or infinite", x.Module, n).
-				WithHint("the training of this adapter went wrong; use an earlier checkpoint of it, or set Options.AllowNonFinite")
+				WithHint("training diverged; use an earlier checkpoint of the adapter, or set Options.AllowNonFinite")
 		}
 		loaded[i] = kernel.Term[T]{S: x.Scale, Rank: x.Rank, L: l, R: r}
 	}
@@ -295,6 +297,7 @@ func scatter[T kernel.Float](dst, values []T, f *resolve.Factor, l *lines, first
 	return nonFinite
 }
 
+// countNonFinite counts NaN and infinite values. v − v is zero for all others.
 func countNonFinite[T kernel.Float](values []T) (n int) {
 	for _, x := range values {
 		if x-x != 0 {

@@ -26,7 +26,7 @@ func Open(ctx context.Context, path string, adapters []Adapter, options Options)
 }
 
 // OpenUnmerge plans to remove adapters from the merged checkpoint at path. With undo records the
-// result is the earlier checkpoint byte for byte, headers included, and checksums prove it.
+// result is the earlier checkpoint byte for byte, headers included, and digests prove it.
 func OpenUnmerge(ctx context.Context, path string, remove Removal, options Options) (*Plan, error) {
 	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Unmerge(ctx, remove, options) })
 }
@@ -90,7 +90,7 @@ func (b *Base) Swap(ctx context.Context, remove Removal, add []Adapter, options 
 		return nil, fault.New(fault.Mismatch, "no adapter to merge: a swap needs at least one new adapter")
 	}
 	if remove.Approximate {
-		return nil, fault.New(fault.Unsupported, "a swap needs the undo record: without it the base is approximate, and no merge has the result")
+		return nil, fault.New(fault.Unsupported, "a swap needs the undo record: subtracting restores the base only approximately, and every later merge would inherit the error")
 	}
 	return b.remove(ctx, remove, add, options)
 }

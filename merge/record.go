@@ -22,6 +22,9 @@ type record struct {
 	isSame bool
 }
 
+// newRecord decides how the record predicts the values before the change. Only a plain sum can be
+// subtracted: replaced values are gone, DoRA has rescaled them, and a residual P needs the base
+// that it was computed from. These are stored as differences from the merged values.
 func newRecord(t *target, change []operation, k *tools) *record {
 	r := &record{t: t, k: k, change: change, isSame: true}
 	if a, ok := change[0].(*add); ok && len(change) == 1 && !t.HasResidual() {
@@ -34,6 +37,8 @@ func newRecord(t *target, change []operation, k *tools) *record {
 	return r
 }
 
+// load loads the change. NaN or infinity in the factors of a single band make the record predict
+// the merged values; with several bands another band may already have been written.
 func (r *record) load(band int) error {
 	if err := loadAll(r.change, band); err != nil {
 		return err
@@ -52,6 +57,8 @@ func (r *record) drop(band int) {
 
 func (r *record) bytes(band int) int64 { return bytesOf(r.change, band) }
 
+// apply keeps the values before the change, changes the rows, and adds the difference between the
+// prediction and the values before to the record, piece by piece.
 func (r *record) apply(b *block, w *worker) error {
 	w.before = append(w.before[:0], b.data...)
 	if err := applyAll(r.change, b, w); err != nil {

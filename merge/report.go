@@ -56,7 +56,7 @@ type LayerReport struct {
 	PlannedTensor
 	Retention
 	Elements       int64 `json:"elements"`
-	Unchanged      int64 `json:"unchanged"` // elements whose bits stayed the same
+	Unchanged      int64 `json:"unchanged"` // elements with out = w (−0 equals 0, a NaN any NaN)
 	SlowElements   int64 `json:"slow_pass_elements"`
 	NonFiniteAfter int64 `json:"non_finite_after"`
 
@@ -86,6 +86,8 @@ func (f Figure) MarshalJSON() ([]byte, error) {
 	return json.Marshal(float64(f))
 }
 
+// retention computes the figures of a tensor from its sums of squares. ‖stored‖, ‖error‖ and ‖Δ‖
+// form a triangle, so the cosine follows from its sides, without another pass over the weights.
 func retention(s *kernel.Stats) Retention {
 	r := Retention{Cosine: 1, IsZero: s.NormDelta.IsZero()}
 	if !s.NormW.IsZero() {

@@ -52,6 +52,7 @@ func (k *tools) readWhole(t *target, n int) ([]float32, error) {
 	return w, nil
 }
 
+// floats converts a factor of P to the arithmetic of the pass. float64 needs no copy.
 func floats[T kernel.Float](x []float64) []T {
 	if same, ok := any(x).([]T); ok {
 		return same

@@ -124,6 +124,8 @@ func sameTerms(have []resolve.Term, want []undo.Term) bool {
 	return slices.Equal(got, want)
 }
 
+// addStep appends a removal to a target. A tensor can be one matrix for one merge and a stack of
+// experts for another; values without terms, such as replaced ones, fit both.
 func (p *planner) addStep(merged *resolve.Change, s step) error {
 	t := p.targets[merged.Name]
 	if t == nil {

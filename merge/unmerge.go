@@ -121,6 +121,8 @@ func wrote(base *checkpoint.Checkpoint, r *undo.Record, now map[int]undo.Header)
 	return true
 }
 
+// explainChain names the first record that does not fit, the headers it should have matched, and
+// later merges that are still in the checkpoint: the usual reason is that the user forgot one.
 func explainChain(base *checkpoint.Checkpoint, chain []*Record, r *Record) error {
 	var names []string
 	for _, a := range r.record.Adapters {

@@ -192,6 +192,8 @@ func (e *Extraction) LargestTensor() string {
 	return name
 }
 
+// peak finds the tensor whose decomposition takes the most memory. Stacked experts are decomposed
+// one at a time.
 func (e *Extraction) peak() (peak int64, name string) {
 	kept := int64(64)
 	if f, ok := e.options.Rule.(FixedRank); ok {

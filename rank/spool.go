@@ -21,6 +21,8 @@ type spool struct {
 	size     int64
 }
 
+// newSpool creates a spool in the scratch space of the output, so that factors wait on the disk
+// that the user chose, or in a temporary file without an output.
 func newSpool(out output.Output) (*spool, error) {
 	var f output.Scratch
 	var err error
@@ -38,6 +40,8 @@ func newSpool(out output.Output) (*spool, error) {
 // tempFile is the scratch space of an extraction without an Output.
 type tempFile struct{ *os.File }
 
+// newTempFile creates the file and removes its name at once where the system allows that, so that a
+// killed process leaves nothing behind.
 func newTempFile() (tempFile, error) {
 	f, err := os.CreateTemp("", "loratool-extract-*")
 	if err != nil {

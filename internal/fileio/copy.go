@@ -52,6 +52,7 @@ func WriteNonzero(f *os.File, p []byte, off int64) error {
 	return writeUnlessEmpty(f, p[first:], off+int64(first))
 }
 
+// writeUnlessEmpty skips the system call for an empty run between two pages of zeros.
 func writeUnlessEmpty(f *os.File, p []byte, off int64) error {
 	if len(p) == 0 {
 		return nil

@@ -130,7 +130,7 @@ func (d Dir) opened(f fs.File, name string) (*Input, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fault.New(fault.Unsupported, "this is not a regular file, but %v", info.Mode())
+		return nil, fault.New(fault.Unsupported, "not a regular file: its mode is %v", info.Mode())
 	}
 	id, err := IdentityOf(f)
 	if err != nil {
@@ -157,7 +157,7 @@ func (d Dir) Read(name string, limit int64) ([]byte, error) {
 	}
 	defer in.Close()
 	if in.Size > limit {
-		return nil, fault.New(fault.Limit, "%d bytes, at most %d are read", in.Size, limit).In(in.Path)
+		return nil, fault.New(fault.Limit, "the file has %d bytes, the limit is %d", in.Size, limit).In(in.Path)
 	}
 	content := make([]byte, in.Size)
 	_, err = io.ReadFull(io.NewSectionReader(in, 0, in.Size), content)

@@ -42,7 +42,7 @@ func ReadFile(path string, limit int64) ([]byte, error) {
 	}
 	defer f.Close()
 	if size > limit {
-		return nil, fault.New(fault.Limit, "%d bytes, at most %d are read", size, limit).In(path)
+		return nil, fault.New(fault.Limit, "the file has %d bytes, the limit is %d", size, limit).In(path)
 	}
 	content := make([]byte, size)
 	if _, err := io.ReadFull(f, content); err != nil {

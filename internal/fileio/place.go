@@ -115,7 +115,7 @@ func (p *Place) checkInput(parent, out, in string) error {
 	}
 	if there.IsDir() {
 		if isWithin(real, there) {
-			return &OutputError{Path: p.Path, Why: "holds " + in + ", which is one of the inputs"}
+			return &OutputError{Path: p.Path, Why: "contains " + in + ", which is one of the inputs"}
 		}
 		return nil
 	}
@@ -142,7 +142,7 @@ func (p *Place) checkApart(parent, other string) error {
 	us := strings.ToLower(filepath.Join(parent, filepath.Base(filepath.Clean(p.Path))) + string(filepath.Separator))
 	them := strings.ToLower(filepath.Join(theirs, filepath.Base(filepath.Clean(other))) + string(filepath.Separator))
 	if strings.HasPrefix(us, them) || strings.HasPrefix(them, us) {
-		return &OutputError{Path: p.Path, Why: "is " + other + ", or inside it, or around it, and both are written by this run"}
+		return &OutputError{Path: p.Path, Why: "overlaps " + other + ", and both are written by this run"}
 	}
 	return nil
 }
@@ -154,7 +154,7 @@ func (p *Place) finish(parent string) error {
 	if err != nil || p.Replace || !slices.Contains(done, filepath.Join(parent, filepath.Base(filepath.Clean(p.Path)))) {
 		return err
 	}
-	return &OutputError{Path: p.Path, Why: "was written by a run that was interrupted before all of its files were in their places; they are now", Exists: true, Replaceable: true}
+	return &OutputError{Path: p.Path, Why: "was left incomplete by an interrupted run and has been completed; run again to replace it", Exists: true, Replaceable: true}
 }
 
 // isWithin reports whether path is the given file or directory, or below it.
@@ -191,7 +191,7 @@ func (p *Place) checkThere() error {
 		if p.IsDir {
 			want = "a directory"
 		}
-		return refuse("is there and is not %s: it is not replaced", want)
+		return refuse("exists and is not %s, so it is not replaced", want)
 	}
 	if info.IsDir() {
 		if isEmpty, err := p.checkForeign(); err != nil || isEmpty {
@@ -199,7 +199,7 @@ func (p *Place) checkThere() error {
 		}
 	}
 	if !p.Known(p.Path) {
-		return refuse("is there and is not %s: it is not replaced", p.Kind)
+		return refuse("exists and is not %s, so it is not replaced", p.Kind)
 	}
 	return nil
 }
@@ -227,7 +227,7 @@ func (p *Place) checkForeign() (isEmpty bool, err error) {
 
 // foreignError is the error for a directory with a file that the run does not write.
 func foreignError(dir, name string) error {
-	return &OutputError{Path: dir, Why: fmt.Sprintf("holds %q, which this run does not write, and is not replaced", name), Exists: true}
+	return &OutputError{Path: dir, Why: fmt.Sprintf("contains %q, which this run does not write, so it is not replaced", name), Exists: true}
 }
 
 // realPath follows links as far as the path exists.

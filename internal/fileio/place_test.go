@@ -65,7 +65,7 @@ func TestPlaceReplacesWhatItKnows(t *testing.T) {
 	}{
 		{false, true, "exists already", true},
 		{true, true, "", false},
-		{true, false, "is there and is not a thing", false},
+		{true, false, "exists and is not a thing", false},
 	} {
 		p := fileio.Place{Path: path, Replace: c.replace, Known: func(string) bool { return c.known }, Kind: "a thing"}
 		err := p.Check()
@@ -98,7 +98,7 @@ func TestPlaceStopsAtTheFirstForeignFile(t *testing.T) {
 	}
 	testkit.Write(t, filepath.Join(out, "sub", "foreign"), nil)
 	testkit.Write(t, filepath.Join(out, "zzz"), nil)
-	if err := p.Check(); err == nil || !strings.Contains(err.Error(), `holds "sub/foreign"`) {
+	if err := p.Check(); err == nil || !strings.Contains(err.Error(), `contains "sub/foreign"`) {
 		t.Errorf("Check of a directory with foreign files = %v, want an error that names the first", err)
 	}
 	empty := fileio.Place{Path: filepath.Join(dir, "empty"), IsDir: true, Replace: true}

@@ -211,6 +211,8 @@ func (s *Stage) CreateLike(name string, size int64, like Like) (*os.File, error)
 	return f, nil
 }
 
+// open creates a file through the stage's own handle of its directory, so that a directory
+// exchanged meanwhile cannot redirect the write.
 func (s *Stage) open(name string, like Like) (*os.File, error) {
 	if s.isDir {
 		if dir := path.Dir(name); dir != "." {

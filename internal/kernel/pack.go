@@ -75,6 +75,8 @@ type packed[T Float] struct {
 	rFinite bool // all elements of R are finite, so a zero row of L changes nothing
 }
 
+// pack chooses the scales from the largest elements of all terms, computes the parts of the bound
+// that do not depend on rows and columns, and packs L and R.
 func (u *packed[T]) pack() {
 	x := arithmeticOf[T]()
 	var left, right float64

@@ -90,6 +90,9 @@ const (
 	slack64 = 0x1.004p-52
 )
 
+// decideBF16 rounds both ends of the interval t ± e to BF16 in integer arithmetic: a float32 plus
+// half a unit of BF16, ties to even, with the low 16 bits cut. Equal results decide the element.
+// decideF16 and decideF32 do the same with their own rounding.
 func decideBF16(out []byte, w, delta, bound []float32, b *block[float32]) (undecided uint64) {
 	delta, bound, out = delta[:len(w)], bound[:len(w)], out[:2*len(w)]
 	for j := range w {

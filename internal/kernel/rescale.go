@@ -110,6 +110,8 @@ func (u *Rescaled) Merge(w []byte, row0 int, st *Stats, s *RescaleScratch) error
 	return nil
 }
 
+// mergeRow rescales one row: it computes v with its error, tries one rounding that settles the
+// whole interval, then both ends of the interval, and at last exact arithmetic.
 func (u *Rescaled) mergeRow(w []byte, i int, st *Stats, s *RescaleScratch) error {
 	u.row(w, i, s)
 	exact := exactRescale{u: u, row: i, w: s.w}

@@ -92,6 +92,7 @@ const (
 	unitStep    = 600 // squares of 2^±600 are the units
 )
 
+// add adds x². Nearly all numbers are in the middle, where one multiplication does.
 func (s *Squares) add(x float64) {
 	if isMiddle(x) {
 		s.mid += x * x
@@ -105,6 +106,7 @@ func isMiddle(x float64) bool {
 	return math.Float64bits(x)<<1>>53-(1023-midExponent) < 2*midExponent
 }
 
+// addFar adds the square of a number whose square could overflow or vanish, in units of 2^±1200.
 func (s *Squares) addFar(x float64) {
 	if x >= midEdge {
 		x *= 0x1p-600

@@ -102,6 +102,7 @@ func (p *pipe) failed(i int, err error) {
 	p.turned.Broadcast()
 }
 
+// call runs a step unless it is nil.
 func call(step func(worker, i int) error, worker, i int) error {
 	if step == nil {
 		return nil

@@ -41,6 +41,8 @@ func Singular(w []float32, rows, cols, rank int) (Part, error) {
 	return part, err
 }
 
+// singular decomposes in full where that is cheap, and otherwise searches for the leading vectors
+// only.
 func singular(w []float32, rows, cols, rank int) (Part, error) {
 	if min(rows, cols) <= fullSide {
 		return fullSingular(w, rows, cols, rank)
