@@ -214,3 +214,37 @@ func TestNamesOfTheOtherTransformersArePaired(t *testing.T) {
 		}
 	}
 }
+
+// TestAnUncertainTieIsSaid: extract answers as merge does where nothing says whether the head is
+// tied to the embedding that changed.
+func TestAnUncertainTieIsSaid(t *testing.T) {
+	rng := rand.New(rand.NewPCG(91, 92))
+	const class = `{"model_type":"llama","architectures":["LlamaForCausalLM"],"tie_word_embeddings":`
+	embed := testkit.Random(rng, "model.embed_tokens.weight", dtype.F32, 1, 16, 8)
+	embed2 := testkit.Random(rng, embed.Name, dtype.F32, 1, 16, 8)
+	q := testkit.Random(rng, "model.layers.0.self_attn.q_proj.weight", dtype.F32, 1, 8, 8)
+	q2 := testkit.Random(rng, q.Name, dtype.F32, 1, 8, 8)
+	for _, c := range []struct {
+		name, config string
+		tuned        []testkit.Tensor
+		want         bool
+	}{
+		{"no configuration", "", []testkit.Tensor{embed2, q2}, true},
+		{"config.json denies it and there is no head", class + "false}", []testkit.Tensor{embed2, q2}, true},
+		{"the embedding is as it was", "", []testkit.Tensor{embed, q2}, false},
+		{"the tie is certain", class + "true}", []testkit.Tensor{embed2, q2}, false},
+	} {
+		for _, forPEFT := range []bool{false, c.config != ""} {
+			o := rank.ExtractOptions{Rule: rank.FixedRank{K: 2}, PEFT: forPEFT}
+			basePath, tunedPath := pairOf(t, c.config, []testkit.Tensor{embed, q}, c.tuned)
+			_, report, err := extract(t, basePath, tunedPath, o)
+			if err != nil {
+				t.Fatalf("%s: %v", c.name, err)
+			}
+			isSaid := func(w string) bool { return strings.Contains(w, "the output head may be tied to it") }
+			if got := slices.ContainsFunc(report.Warnings, isSaid); got != c.want {
+				t.Errorf("%s: warnings %q, want one of a tie: %v", c.name, report.Warnings, c.want)
+			}
+		}
+	}
+}

@@ -3,6 +3,7 @@ package rank
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/loratool/loratool/internal/fileio"
 )
@@ -28,6 +29,10 @@ func (r *extracting) warn() {
 	if r.renamed != "" {
 		warnf("the tensor names of the two checkpoints differ; one checkpoint's are read %s", r.renamed)
 	}
+	if name := r.uncertainTie(); name != "" {
+		warnf("%q is changed, and the output head may be tied to it, so that it changes too: %s",
+			name, r.baseEnds.Why)
+	}
 	n, worst := 0, 0.0
 	for i := range r.report.Layers {
 		e := &r.report.Layers[i].energies
@@ -38,4 +43,26 @@ func (r *extracting) warn() {
 	if n > 0 {
 		warnf("rounding the factors of %d layers to %v costs up to %.2g of |Δ|: their values lie below its range; BF16 and F32 have a wider range", n, r.options.DType, worst)
 	}
+}
+
+// uncertainTie is the input embedding if it changed and it is not certain whether the base ties its
+// head to it, else "". merge warns of the same embedding when it applies the adapter.
+func (r *extracting) uncertainTie() string {
+	e := &r.baseEnds
+	if !e.Tied || e.Why == "" || e.Embedding == "" {
+		return ""
+	}
+	changed := slices.Clone(r.tensors)
+	for _, b := range r.report.Beside {
+		changed = append(changed, b.Tensor)
+	}
+	for _, name := range changed {
+		if r.peft != nil {
+			name = r.peft.disk[name]
+		}
+		if name == e.embedding() {
+			return name
+		}
+	}
+	return ""
 }
