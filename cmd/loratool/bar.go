@@ -108,6 +108,15 @@ func barLine(what string, done, total int64, elapsed time.Duration, rate float64
 	}
 }
 
+// paceText says how long n bytes took, and at which rate where the time is long enough for one.
+func paceText(n int64, seconds float64) string {
+	text := fmt.Sprintf(" in %.1f s", seconds)
+	if seconds >= barNoRate.Seconds() {
+		text += " (" + fileio.FormatBytes(int64(float64(n)/seconds)) + "/s)"
+	}
+	return text
+}
+
 // barCells draws a share as n cells between two edges.
 func barCells(share float64, n int) string {
 	full := int(share * float64(n))

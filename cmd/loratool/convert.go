@@ -143,8 +143,8 @@ func showConversion(t *terminal, o *convertOptions, j *conversion, src format.So
 		"peak_memory_bytes": peak, "free_bytes": freeBytes(o.out), "warnings": warnings,
 	}
 	return t.show("convert", o.json, document, func() {
-		t.printf("%d tensors of %s would be written to %s as %s, about %s of memory\n",
-			n, fileio.FormatBytes(raw), o.out, j.dialect.Name(), fileio.FormatBytes(peak))
+		t.printf("%s of %s would be written to %s as %s, about %s of memory\n",
+			fault.Count(n, "tensor"), fileio.FormatBytes(raw), o.out, j.dialect.Name(), fileio.FormatBytes(peak))
 	})
 }
 
@@ -155,8 +155,8 @@ func showConverted(t *terminal, o *convertOptions, j *conversion, src format.Sou
 		"out": o.out, "dialect": j.dialect.Name(), "tensor_bytes": raw, "bytes_written": size, "warnings": warnings,
 	}
 	return t.show("convert", o.json, document, o.summary(func() {
-		t.printf("converted to %s: %s, %d tensors of %s\n",
-			o.out, fileio.FormatBytes(size), len(src.Manifest().Tensors), fileio.FormatBytes(raw))
+		t.printf("converted to %s: %s, %s of %s\n",
+			o.out, fileio.FormatBytes(size), fault.Count(len(src.Manifest().Tensors), "tensor"), fileio.FormatBytes(raw))
 	}))
 }
 

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/rank"
 )
@@ -22,8 +23,8 @@ func showExtraction(t *terminal, o *extractOptions, e *rank.Extraction) error {
 			t.printf("%-10s %v %s\n", p.Kind, p.Shape, p.Tensor)
 		}
 		showSkipped(t, skipped)
-		t.printf("%d tensors are compared, %s to read, about %s of memory\n",
-			len(planned), fileio.FormatBytes(e.Bytes()), fileio.FormatBytes(e.PeakBytes()))
+		t.printf("compares %s, %s to read, about %s of memory\n",
+			fault.Count(len(planned), "tensor"), fileio.FormatBytes(e.Bytes()), fileio.FormatBytes(e.PeakBytes()))
 	})
 }
 
@@ -48,9 +49,9 @@ func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, size i
 			left = append(left, x)
 		}
 	}
-	t.printf("extracted to %s: %s, %d layers", o.out, fileio.FormatBytes(size), len(r.Layers))
+	t.printf("extracted to %s: %s, %s", o.out, fileio.FormatBytes(size), fault.Count(len(r.Layers), "layer"))
 	if n := len(r.Beside); n > 0 {
-		t.printf(", %d tensors whole", n)
+		t.printf(", %s whole", fault.Count(n, "tensor"))
 	}
 	t.printf("; %d unchanged, %d left out\n", len(r.Skipped)-len(left), len(left))
 	if !o.verbose {

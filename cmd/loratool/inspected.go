@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/report"
 )
@@ -15,12 +16,12 @@ func showAdapter(t *terminal, o *inspectOptions, r *report.Adapter) {
 	if r.Dialect != "" { // an adapter that was made here was read from none
 		method += ", dialect " + r.Dialect
 	}
-	t.printf("adapter   %s, %d layers, %s parameters, %s (%s)\n", method, len(r.Layers), countText(r.Parameters), fileio.FormatBytes(r.Bytes), dtypesText(r.DTypes))
+	t.printf("adapter   %s, %s, %s, %s (%s)\n", method, fault.Count(len(r.Layers), "layer"), fault.Count(r.Parameters, "parameter"), fileio.FormatBytes(r.Bytes), dtypesText(r.DTypes))
 	if r.Base != "" {
 		t.printf("base      %s\n", strings.TrimSpace(r.Base+" "+r.Revision))
 	}
 	if r.Fingerprints > 0 {
-		t.printf("base      is remembered by the fingerprints of %d tensors, which merge compares\n", r.Fingerprints)
+		t.printf("base      is remembered by the fingerprints of %s, which merge compares\n", fault.Count(r.Fingerprints, "tensor"))
 	}
 	if len(r.Layers) > 0 {
 		showLayers(t, o, r.Layers)
@@ -37,7 +38,8 @@ func showAdapter(t *terminal, o *inspectOptions, r *report.Adapter) {
 	if r.Values == nil {
 		t.printf("values    not read (--values reads them)\n")
 	} else {
-		t.printf("values    %d untrained layers, %d values NaN or infinite\n", r.Values.Untrained, r.Values.NonFinite)
+		t.printf("values    %s, %s NaN or infinite\n",
+			fault.Count(r.Values.Untrained, "untrained layer"), fault.Count(r.Values.NonFinite, "value"))
 		showOdd(t, o, r.Layers)
 		t.printf("content   %s\n", r.Content)
 	}
@@ -72,7 +74,7 @@ func showOdd(t *terminal, o *inspectOptions, layers []report.Layer) {
 		}
 	}
 	if n > maxOdd && !o.verbose {
-		t.printf("          and %d more layers (--verbose lists them)\n", n-maxOdd)
+		t.printf("          and %s (--verbose lists them)\n", fault.Count(n-maxOdd, "more layer"))
 	}
 }
 
@@ -153,7 +155,7 @@ func dtypesText(counts []report.DTypeCount) string {
 
 // showCheckpoint prints what a checkpoint holds, and what a LoRA on it would cost.
 func showCheckpoint(t *terminal, r *report.Checkpoint) {
-	t.printf("checkpoint  %s%d files, %s\n", strings.TrimLeft(r.ModelType+", ", ", "), r.Files, fileio.FormatBytes(r.Bytes))
+	t.printf("checkpoint  %s%s, %s\n", strings.TrimLeft(r.ModelType+", ", ", "), fault.Count(r.Files, "file"), fileio.FormatBytes(r.Bytes))
 	t.printf("tensors     %d (%s), %s parameters\n", r.Tensors, dtypesText(r.DTypes), countText(r.Parameters))
 	if r.Quantization != "" {
 		t.printf("quantised   %s\n", r.Quantization)
@@ -167,14 +169,14 @@ func showCheckpoint(t *terminal, r *report.Checkpoint) {
 		return
 	}
 	for _, target := range r.Cost.Targets {
-		t.printf("lora r=%-4d %s: %d modules, %s parameters\n", r.Cost.Rank, target.Name, target.Modules, countText(target.Parameters))
+		t.printf("lora r=%-4d %s: %s, %s\n", r.Cost.Rank, target.Name, fault.Count(target.Modules, "module"), fault.Count(target.Parameters, "parameter"))
 	}
 	t.printf("lora r=%-4d %s parameters, %s of the checkpoint\n", r.Cost.Rank, countText(r.Cost.Parameters), percent(r.Cost.Share))
 }
 
 // showUndo prints what an undo record holds.
 func showUndo(t *terminal, o *inspectOptions, r *report.Undo) {
-	t.printf("undo record  of a merge by %s: %d tensors, %s elements\n", r.Tool, len(r.Tensors), countText(r.Elements))
+	t.printf("undo record  of a merge by %s: %s, %s\n", r.Tool, fault.Count(len(r.Tensors), "tensor"), fault.Count(r.Elements, "element"))
 	for _, a := range r.Adapters {
 		t.printf("merged       %s × %g (content %.16s…)\n", a.Name, a.Weight, a.Content)
 	}

@@ -2,7 +2,10 @@ package main
 
 import (
 	"slices"
+	"time"
 
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/parallel"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
@@ -119,8 +122,14 @@ type planRun struct {
 	record        string // where the undo record goes; "" is nowhere
 	dryRun        bool
 	approximate   bool
+	seconds       float64 // that Run took
 	open          func(merge.Options) (*merge.Plan, error)
 	show          func(*terminal, *planRun, *merge.Report)
+}
+
+// written says how many bytes the run wrote, how long that took, and at which rate.
+func (run *planRun) written(r *merge.Report) string {
+	return fileio.FormatBytes(r.BytesWritten) + paceText(r.BytesWritten, run.seconds)
 }
 
 // runPlan opens a plan, shows or runs it, and reports.
@@ -145,7 +154,9 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 		return err
 	}
 	add, finish := t.progress(run.common, plan.OutputBytes(), run.what)
+	start := time.Now()
 	report, err := plan.Run(c.Context, run.out)
+	run.seconds = time.Since(start).Seconds()
 	finish()
 	if err != nil {
 		return err
@@ -160,7 +171,8 @@ func parseWeights(texts []string, n int, absent float64) ([]float64, error) {
 		return weights, nil
 	}
 	if len(texts) != n {
-		return nil, usagef("give --weight once per adapter, in the order of the adapters", "got %d weights for %d adapters", len(texts), n)
+		return nil, usagef("give --weight once per adapter, in the order of the adapters", "got %s for %s",
+			fault.Count(len(texts), "weight"), fault.Count(n, "adapter"))
 	}
 	for i, text := range texts {
 		w, ok := parseDecimal(text)

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/parallel"
 	"github.com/loratool/loratool/merge"
@@ -30,7 +31,11 @@ func showPlan(t *terminal, o *planRun, plan *merge.Plan) error {
 	}
 	err := t.show(o.command, o.common.json, document, func() {
 		showPlanned(t, tensors)
-		t.printf("%d tensors change; %s to write, about %s of memory", len(tensors), fileio.FormatBytes(plan.OutputBytes()), fileio.FormatBytes(peak))
+		verb := "change"
+		if len(tensors) == 1 {
+			verb = "changes"
+		}
+		t.printf("%s %s; %s to write, about %s of memory", fault.Count(len(tensors), "tensor"), verb, fileio.FormatBytes(plan.OutputBytes()), fileio.FormatBytes(peak))
 		if free >= 0 {
 			t.printf(", %s free", fileio.FormatBytes(free))
 		}
@@ -50,7 +55,7 @@ func showPlanned(t *terminal, tensors []merge.PlannedTensor) {
 		case p.Replaced && p.Rank == 0:
 			rank, scale = fateText(&p), ""
 		case p.Rows > 0:
-			rank, scale = fmt.Sprintf("%d rows", p.Rows), ""
+			rank, scale = fault.Count(p.Rows, "row"), ""
 		}
 		tab.add(p.Tensor, p.DType, fmt.Sprint(p.Shape), rank, scale)
 	}
@@ -62,7 +67,7 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 	if o.common.verbose {
 		showMergedLayers(t, r)
 	}
-	t.printf("merged into %s: %s, %d tensors updated", o.out, fileio.FormatBytes(r.BytesWritten), len(r.Layers))
+	t.printf("merged into %s: %s, %s updated", o.out, fileio.FormatBytes(r.BytesWritten), fault.Count(len(r.Layers), "tensor"))
 	added := 0
 	for _, p := range r.Replaced {
 		if p.Added {
@@ -103,13 +108,14 @@ func showMergedLayers(t *terminal, r *merge.Report) {
 
 // showLoss prints how large the update is, and how much of it rounding takes away.
 func showLoss(t *terminal, r *merge.Report) {
-	t.printf("|ΔW|/|W| = %.3g; every one of %s elements is the nearest to W + ΔW in its dtype\n", r.Total.RelativeNorm, countText(r.Elements))
+	t.printf("|ΔW|/|W| = %.3g; every one of %s is the nearest to W + ΔW in its dtype\n",
+		r.Total.RelativeNorm, fault.Count(r.Elements, "element"))
 	switch lost := r.Total.RetentionError; {
 	case r.Total.IsZero:
 		t.printf("ΔW is zero, and nothing changes: %s\n", whyZero(r))
 	case lost > 0.1:
-		t.printf("rounding to the base's dtype costs %s of ΔW, and %s of the weights do not move: ΔW is small against the steps of\n"+
-			"the dtype. A float32 base keeps all of it\n", percent(lost), percent(r.Total.UnchangedShare))
+		t.printf("rounding to the base's dtype costs %s of ΔW, and %s of the weights do not move:\n"+
+			"the dtype's steps are too coarse for ΔW. A float32 base keeps all of it\n", percent(lost), percent(r.Total.UnchangedShare))
 	case lost > 1e-4:
 		t.printf("rounding to the base's dtype costs %s of ΔW\n", percent(lost))
 	}

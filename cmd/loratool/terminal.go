@@ -13,6 +13,7 @@ import (
 	"unicode/utf16"
 	"unicode/utf8"
 
+	"github.com/loratool/loratool/internal/fault"
 	"golang.org/x/term"
 )
 
@@ -193,11 +194,8 @@ func (t *terminal) progress(o *common, total int64, what string) (add func(int64
 
 // countText is a number of things, in full, with separators.
 func countText(n int64) string {
-	s := strconv.FormatInt(n, 10)
-	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
+	text, _, _ := strings.Cut(fault.Count(n, ""), " ")
+	return text
 }
 
 // percent is a share with two significant digits.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
 )
@@ -108,9 +109,13 @@ func showUnmerged(t *terminal, run *planRun, r *merge.Report) {
 	}
 	share := func(n, of int64) string { return percent(float64(n) / float64(max(1, of))) }
 	if run.approximate {
-		t.printf("subtracted, in %s: %d tensors; at most %s of %s elements, %s, are not what they were\n", run.out, len(r.TakenOut), countText(mayDiffer), countText(elements), share(mayDiffer, elements))
+		t.printf("subtracted, in %s: %s, %s; at most %s of %s, %s, are not what they were\n",
+			run.out, run.written(r), fault.Count(len(r.TakenOut), "tensor"), countText(mayDiffer), fault.Count(elements, "element"), share(mayDiffer, elements))
 		return
 	}
-	t.printf("restored in %s: %d tensors of %s elements, as they were before the merge, proved by SHA-256; %s of them from the record alone\n",
-		run.out, len(r.TakenOut), countText(elements), share(corrected, predictions))
+	t.printf("restored in %s: %s, %s as before the merge, proved by SHA-256\n",
+		run.out, run.written(r), fault.Count(len(r.TakenOut), "tensor"))
+	if run.common.verbose {
+		t.printf("%s; %s of them from the record alone\n", fault.Count(elements, "element"), share(corrected, predictions))
+	}
 }

@@ -44,8 +44,8 @@ func runVerify(c *cli.Context, t *terminal, o *verifyOptions) error {
 		"raw_bytes": summary.RawBytes, "stored_bytes": summary.StoredBytes, "file_bytes": summary.FileBytes,
 	}
 	return t.show("verify", o.json, document, o.summary(func() {
-		t.printf("%s is valid: %d chunks, %s in %s\ncontent %s\nfile    %s\n",
-			f.Name(), summary.Chunks, fileio.FormatBytes(summary.RawBytes), fileio.FormatBytes(size),
+		t.printf("%s is valid: %s, %s in %s\ncontent %s\nfile    %s\n",
+			f.Name(), fault.Count(summary.Chunks, "chunk"), fileio.FormatBytes(summary.RawBytes), fileio.FormatBytes(size),
 			summary.ContentID, summary.FileID)
 	}))
 }

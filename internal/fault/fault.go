@@ -5,6 +5,7 @@ package fault
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -122,6 +123,19 @@ func Hint(err error) string {
 		return e.Hint
 	}
 	return ""
+}
+
+// Count returns a number of things for a message, as "1 tensor" or "28 tensors". The noun is the
+// singular of a regular one.
+func Count[N ~int | ~int64](n N, noun string) string {
+	text := strconv.FormatInt(int64(n), 10)
+	for i := len(text) - 3; i > 0 && text[i-1] != '-'; i -= 3 {
+		text = text[:i] + "," + text[i:]
+	}
+	if n == 1 {
+		return text + " " + noun
+	}
+	return text + " " + noun + "s"
 }
 
 // List joins names for a message: at most max of them, quoted, then how many more there are.

@@ -1,0 +1,18 @@
+package fault_test
+
+import (
+	"testing"
+
+	"github.com/loratool/loratool/internal/fault"
+)
+
+func TestCountAgreesWithItsNoun(t *testing.T) {
+	for n, want := range map[int64]string{
+		0: "0 tensors", 1: "1 tensor", 2: "2 tensors", 999: "999 tensors", 1000: "1,000 tensors",
+		405504: "405,504 tensors", -1: "-1 tensors", -123456: "-123,456 tensors",
+	} {
+		if got := fault.Count(n, "tensor"); got != want {
+			t.Errorf("Count(%d, tensor) = %q, want %q", n, got, want)
+		}
+	}
+}
