@@ -88,7 +88,8 @@ func (e *Extraction) plan() error {
 		return fault.New(fault.Mismatch, "the two checkpoints have %d tensor names in common and none with the same shape", common).
 			WithHint("the models have different sizes; use the base that the tuned checkpoint was trained from")
 	case len(e.pairs) == 0:
-		return fault.New(fault.Mismatch, "nothing to extract: all %d tensors are excluded or have no float dtype", sameShape)
+		return fault.New(fault.Mismatch, "nothing to extract: all %d tensors are excluded or have no float dtype", sameShape).
+			WithHint("ExtractOptions.Include and ExtractOptions.Exclude are regular expressions for names; the modules are called %s", strings.Join(naming.Leaves(e.base.Names()), ", "))
 	}
 	if e.options.PEFT {
 		if err := e.pairLive(); err != nil {

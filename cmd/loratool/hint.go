@@ -52,6 +52,13 @@ func inputHint(err error, usage string) string {
 	if errors.As(err, &path) && errors.Is(err, fs.ErrNotExist) && isHubName(path.Path) {
 		return fmt.Sprintf("%s is looked for here, and nothing is downloaded: hf download %s --local-dir %s", path.Path, path.Path, filepath.Base(path.Path))
 	}
+	if there := new(absentError); errors.As(err, there) {
+		return there.hint()
+	}
+	var broken damagedError
+	if errors.As(err, &broken) && fault.Hint(err) == "" {
+		return "copy or download the file again; if it was written so, write it again from its source"
+	}
 	var e *fault.Error
 	if !errors.As(err, &e) {
 		return ""

@@ -40,6 +40,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		t.fail(errInterrupted, "")
 		return exitInterrupted
 	}
+	err = t.named(err)
 	t.fail(err, hintFor(err, t.usage))
 	return exitCode(err)
 }

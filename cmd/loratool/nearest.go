@@ -1,8 +1,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
+
+	"github.com/loratool/loratool/internal/fileio"
 )
 
 // unknown is the error for a name that is none of those that are known.
@@ -49,4 +56,74 @@ func edits(a, b string) int {
 		}
 	}
 	return d[len(a)][len(b)]
+}
+
+// absentError is a path of the command line that leads nowhere.
+type absentError struct {
+	error
+	role, path string // the role is a word of the command's usage, such as BASE
+}
+
+func (e absentError) Error() string {
+	return e.role + " " + strconv.Quote(e.path) + " does not exist"
+}
+
+func (e absentError) Unwrap() error { return e.error }
+
+// hint names the nearest file of the same directory.
+func (e absentError) hint() string {
+	dir, name := filepath.Split(filepath.Clean(e.path))
+	if dir == "" {
+		dir = "."
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return ""
+	}
+	var names []string
+	for _, entry := range entries {
+		names = append(names, entry.Name())
+	}
+	if near := nearest(name, names); near != "" {
+		return "did you mean " + filepath.Join(dir, near) + "?"
+	}
+	return ""
+}
+
+// named gives an error about a path of the command line that does not exist the role of the path.
+func (t *terminal) named(err error) error {
+	var path *fs.PathError
+	if !errors.As(err, &path) || !errors.Is(err, fs.ErrNotExist) || isHubName(path.Path) || fileio.IsInterrupted(path.Path) {
+		return err
+	}
+	role, ok := t.roles[filepath.Clean(path.Path)]
+	if _, statErr := os.Lstat(path.Path); !ok || !errors.Is(statErr, fs.ErrNotExist) {
+		return err
+	}
+	return absentError{err, role, path.Path}
+}
+
+// rolesOf finds what the paths of a command line are, by the usage of the command, such as
+// "BASE ADAPTER... -o OUT", and by the names of flags.
+func rolesOf(usage string, flags, args []string) map[string]string {
+	roles := make(map[string]string)
+	words := strings.Fields(usage)
+	for i, arg := range args {
+		role := "path"
+		for k, word := range words {
+			if strings.HasPrefix(word, "-") || strings.HasPrefix(word, "[") {
+				break
+			}
+			if k <= i {
+				role = strings.TrimSuffix(word, "...")
+			}
+		}
+		roles[filepath.Clean(arg)] = role
+	}
+	for _, flag := range flags {
+		if name, value, ok := strings.Cut(flag, "="); ok && name != "--out" && name != "-o" && value != "" {
+			roles[filepath.Clean(value)] = name
+		}
+	}
+	return roles
 }

@@ -9,6 +9,7 @@ var flagOf = map[string]string{
 	"ExtractOptions.Budget":          "--budget",
 	"ExtractOptions.DType":           "--dtype",
 	"ExtractOptions.Exclude":         "--exclude",
+	"ExtractOptions.Include":         "--include",
 	"ExtractOptions.Only":            "--only-lora",
 	"ExtractOptions.Strict":          "--strict",
 	"Options.AddTensors":             "--add-tensors",

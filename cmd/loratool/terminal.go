@@ -23,10 +23,11 @@ type terminal struct {
 	err        io.Writer
 	json       bool
 	command    string
-	usage      string // of the command
-	documented bool   // the one document of the run is printed
-	columns    int    // of the terminal, where out and err are no files
-	seen       bool   // out and err count as terminals
+	usage      string            // of the command
+	roles      map[string]string // what the paths of the command line are: BASE, ADAPTER, --base
+	documented bool              // the one document of the run is printed
+	columns    int               // of the terminal, where out and err are no files
+	seen       bool              // out and err count as terminals
 }
 
 // results is standard output. The first error of a write stays, and ends the command with an error

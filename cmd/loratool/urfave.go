@@ -101,6 +101,7 @@ func (a *app) arrange(args []string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.term.roles = rolesOf(command.ArgsUsage, flags, rest)
 	return slices.Concat(args[:2], flags, []string{"--"}, rest), nil
 }
 

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"io"
 	"os"
 
 	"github.com/loratool/loratool/format"
@@ -35,9 +37,13 @@ func runVerify(c *cli.Context, t *terminal, o *verifyOptions) error {
 		return err
 	}
 	defer f.Close()
+	name := f.Name()
+	if c.Args().First() == "-" {
+		name = "standard input"
+	}
 	summary, err := format.Verify(c.Context, f, size, format.ReaderOptions{Workers: o.workers, MaxManifestBytes: limit})
 	if err != nil {
-		return fault.InFile(err, f.Name())
+		return damaged(err, name)
 	}
 	document := map[string]any{
 		"content_id": summary.ContentID, "file_id": summary.FileID, "chunks": summary.Chunks,
@@ -45,9 +51,41 @@ func runVerify(c *cli.Context, t *terminal, o *verifyOptions) error {
 	}
 	return t.show("verify", o.json, document, o.summary(func() {
 		t.printf("%s is valid: %s, %s in %s\ncontent %s\nfile    %s\n",
-			f.Name(), fault.Count(summary.Chunks, "chunk"), fileio.FormatBytes(summary.RawBytes), fileio.FormatBytes(size),
+			name, fault.Count(summary.Chunks, "chunk"), fileio.FormatBytes(summary.RawBytes), fileio.FormatBytes(size),
 			summary.ContentID, summary.FileID)
 	}))
+}
+
+// damagedError is an error that says first what it means.
+type damagedError struct {
+	error
+	name string
+}
+
+func (e damagedError) Error() string { return e.name + " is damaged: " + e.error.Error() }
+
+func (e damagedError) Unwrap() error { return e.error }
+
+// damaged is an error of verify: the file is not the one that its writer wrote.
+func damaged(err error, name string) error {
+	if errors.Is(err, fault.Corrupt) || errors.Is(err, fault.Truncated) {
+		return damagedError{err, name}
+	}
+	return fault.InFile(err, name)
+}
+
+// spooled copies a pipe to a file that is gone when it is closed: the checks go by position.
+func spooled(r io.Reader) (*os.File, int64, error) {
+	f, err := os.CreateTemp("", "loratool-verify-*")
+	if err != nil {
+		return nil, 0, err
+	}
+	os.Remove(f.Name()) // it lives on until it is closed; on Windows it stays in the temporary directory
+	n, err := io.Copy(f, r)
+	if err != nil {
+		return nil, 0, errors.Join(err, f.Close())
+	}
+	return f, n, nil
 }
 
 func dumpCommand(t *terminal) *cli.Command {
@@ -77,6 +115,9 @@ func openLoRA(c *cli.Context, command string) (*os.File, int64, error) {
 		return nil, 0, usagef("loratool "+command+" FILE", "%s takes one file, got %d arguments", command, c.NArg())
 	}
 	path := c.Args().First()
+	if path == "-" && command == "verify" {
+		return spooled(os.Stdin)
+	}
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
 		return nil, 0, fault.New(fault.Unsupported, "this is a directory, and %s reads a .lora file", command).In(path).
 			WithHint("loratool inspect %s shows what it holds; of an adapter, loratool convert makes a .lora file", path)

@@ -1,6 +1,9 @@
 package naming
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // A checkpoint does not store the class of a module; the names that transformers gives do. These
 // tables decide where shapes cannot.
@@ -50,3 +53,15 @@ func IsConv1DModel(modelType string) bool { return conv1DModels[modelType] }
 
 // IsConv1DName reports whether models with Conv1D give such modules this name.
 func IsConv1DName(module string) bool { return conv1DNames[Leaf(module)] }
+
+// Leaves lists the last parts of the modules that have weights among the names of a checkpoint, each
+// once and sorted: down_proj, q_proj. Texts suggest them.
+func Leaves(names []string) (leaves []string) {
+	for _, name := range names {
+		if module, ok := strings.CutSuffix(name, ".weight"); ok {
+			leaves = append(leaves, Leaf(module))
+		}
+	}
+	slices.Sort(leaves)
+	return slices.Compact(leaves)
+}

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -83,7 +84,12 @@ func cost(c *checkpoint.Checkpoint, rank int, targets []string, total int64) (*C
 		byName[target].Modules++
 		byName[target].Parameters += int64(rank) * int64(ref.Tensor.Shape[0]+ref.Tensor.Shape[1])
 	}
-	return sumCosts(byName, rank, total)
+	cost, err := sumCosts(byName, rank, total)
+	var input *fault.Error
+	if errors.As(err, &input) {
+		input.WithHint("its modules are called %s", strings.Join(naming.Leaves(c.Names()), ", "))
+	}
+	return cost, err
 }
 
 // sumCosts adds up the costs of targets. A target without a module is an error.

@@ -23,6 +23,9 @@ var others = []struct{ magic, what, hint string }{
 	{"\x93NUMPY", "a NumPy array (.npy), not a safetensors file", "save its tensors as safetensors, by name"},
 	{"\x80\x02", "a pickle, not a safetensors file", hintPickle},
 	{"\x80\x04\x95", "a pickle, not a safetensors file", hintPickle},
+	{"%PDF", "a PDF document, not a safetensors file", hintWeights},
+	{"\x89PNG", "an image, not a safetensors file", hintWeights},
+	{"\xff\xd8\xff", "an image, not a safetensors file", hintWeights},
 	{"GGUF", "a GGUF file, not a safetensors file", hintOriginal},
 	{"\x28\xb5\x2f\xfd", "zstd data, not a safetensors file", "decompress it first"},
 	{"\x5a\x2a\x4d\x18", "a zstd file, perhaps a .lora container, not a safetensors file", "a .lora file is an adapter; give a checkpoint here"},
@@ -31,6 +34,7 @@ var others = []struct{ magic, what, hint string }{
 const (
 	hintPage     = "the download brought a web page; fetch the file itself"
 	hintOriginal = "give the safetensors files that it was made from"
+	hintWeights  = "give the weights of the model or of the adapter, or their directory"
 	hintAgain    = "check the name and the access to it, and fetch the file again"
 	hintPickle   = "save it as safetensors: model.save_pretrained(..., safe_serialization=True)"
 )
@@ -74,6 +78,8 @@ func RecogniseFile(start []byte) *fault.Error {
 	case bytes.HasPrefix(bytes.TrimLeft(text, " \t\r\n"), []byte("{")):
 		return fault.New(fault.Unsupported, "this is a JSON text, not a safetensors file: it begins with %q", text).
 			WithHint("give the weights, or their directory; if this was downloaded as such, " + hintAgain)
+	case isText(text) && (bytes.HasPrefix(text, []byte("# ")) || bytes.HasPrefix(text, []byte("---\n"))):
+		return fault.New(fault.Unsupported, "this is a Markdown text, perhaps a model card, not a safetensors file").WithHint(hintWeights)
 	case len(start) >= 16 && isText(text):
 		return fault.New(fault.Unsupported, "this is a text, not a safetensors file: it begins with %q", text).
 			WithHint("a server may have sent it in place of the file: " + hintAgain)
