@@ -54,8 +54,8 @@ func IsConv1DModel(modelType string) bool { return conv1DModels[modelType] }
 // IsConv1DName reports whether models with Conv1D give such modules this name.
 func IsConv1DName(module string) bool { return conv1DNames[Leaf(module)] }
 
-// Leaves lists the last parts of the modules that have weights among the names of a checkpoint, each
-// once and sorted: down_proj, q_proj. Texts suggest them.
+// Leaves lists the last parts of the modules that have weights among the names of a checkpoint,
+// each once and sorted: down_proj, q_proj. Texts suggest them.
 func Leaves(names []string) (leaves []string) {
 	for _, name := range names {
 		if module, ok := strings.CutSuffix(name, ".weight"); ok {
