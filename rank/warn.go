@@ -29,7 +29,7 @@ func (r *extracting) warn() {
 	if r.renamed != "" {
 		warnf("the tensor names of the two checkpoints differ; one checkpoint's are read %s", r.renamed)
 	}
-	if name := r.uncertainTie(); name != "" {
+	if name := uncertainTie(r); name != "" {
 		warnf("%q is changed, and the output head may be tied to it, so that it changes too: %s",
 			name, r.baseEnds.Why)
 	}
@@ -47,7 +47,7 @@ func (r *extracting) warn() {
 
 // uncertainTie is the input embedding if it changed and it is not certain whether the base ties its
 // head to it, else "". merge warns of the same embedding when it applies the adapter.
-func (r *extracting) uncertainTie() string {
+func uncertainTie(r *extracting) string {
 	e := &r.baseEnds
 	if !e.Tied || e.Why == "" || e.Embedding == "" {
 		return ""

@@ -98,7 +98,7 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 		return err
 	}
 	run := &planRun{
-		command: "merge", what: "merging", common: &o.common, out: o.out, record: o.undoFile, dryRun: o.dryRun,
+		command: "merge", what: "merging", common: &o.common, in: base, adapters: paths, out: o.out, record: o.undoFile, dryRun: o.dryRun,
 		show: showReport,
 		open: func(options merge.Options) (*merge.Plan, error) {
 			return merge.Open(c.Context, base, adapters, options)
@@ -118,6 +118,8 @@ func checkTied(_ *cli.Context, tied string) error {
 type planRun struct {
 	command, what string
 	common        *common
+	in            string   // the base, or the merged checkpoint
+	adapters      []string // the paths of the adapters that are merged or removed
 	out           string
 	record        string // where the undo record goes; "" is nowhere
 	dryRun        bool
@@ -161,7 +163,15 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 	if err != nil {
 		return err
 	}
-	return t.show(run.command, run.common.json, report, run.common.summary(func() { run.show(t, run, report) }))
+	document := struct {
+		Base     string   `json:"base"`
+		Adapters []string `json:"adapters"`
+		Out      string   `json:"out"`
+		Version  string   `json:"version"`
+		Seconds  float64  `json:"seconds"`
+		*merge.Report
+	}{run.in, run.adapters, run.out, version, run.seconds, report}
+	return t.show(run.command, run.common.json, document, run.common.summary(func() { run.show(t, run, report) }))
 }
 
 // parseWeights returns one weight per adapter; none at all means the absent one for each.

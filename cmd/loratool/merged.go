@@ -67,7 +67,7 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 	if o.common.verbose {
 		showMergedLayers(t, r)
 	}
-	t.printf("merged into %s: %s, %s updated", o.out, fileio.FormatBytes(r.BytesWritten), fault.Count(len(r.Layers), "tensor"))
+	t.printf("merged into %s: %s, %s updated", o.out, o.written(r), fault.Count(len(r.Layers), "tensor"))
 	added := 0
 	for _, p := range r.Replaced {
 		if p.Added {
@@ -88,7 +88,7 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 		t.printf("undo record in %s: %s, %.3g bits per weight\n", o.record, fileio.FormatBytes(u.Bytes), u.BitsPerWeight)
 	}
 	if r.Elements > 0 {
-		showLoss(t, r)
+		showLoss(t, r, o.common.verbose)
 	}
 }
 
@@ -107,9 +107,14 @@ func showMergedLayers(t *terminal, r *merge.Report) {
 }
 
 // showLoss prints how large the update is, and how much of it rounding takes away.
-func showLoss(t *terminal, r *merge.Report) {
-	t.printf("|ΔW|/|W| = %.3g; every one of %s is the nearest to W + ΔW in its dtype\n",
-		r.Total.RelativeNorm, fault.Count(r.Elements, "element"))
+func showLoss(t *terminal, r *merge.Report, verbose bool) {
+	if verbose {
+		t.printf("|ΔW|/|W| = %.3g; every one of %s is the nearest to W + ΔW in its dtype\n",
+			r.Total.RelativeNorm, fault.Count(r.Elements, "element"))
+	}
+	if !r.Total.IsZero {
+		t.printf("the update is %s of the weights' size\n", percent(r.Total.RelativeNorm))
+	}
 	switch lost := r.Total.RetentionError; {
 	case r.Total.IsZero:
 		t.printf("ΔW is zero, and nothing changes: %s\n", whyZero(r))

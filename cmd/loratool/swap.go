@@ -81,7 +81,7 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 	}
 	o.readingOptions.set(&options)
 	return runPlan(t, &planRun{
-		command: "swap", what: "swapping", common: &o.common, out: o.out, record: o.newUndo, dryRun: o.dryRun,
+		command: "swap", what: "swapping", common: &o.common, in: merged, adapters: o.add.Value(), out: o.out, record: o.newUndo, dryRun: o.dryRun,
 		show: func(t *terminal, run *planRun, r *merge.Report) {
 			showUnmerged(t, run, r)
 			showReport(t, run, r)

@@ -84,7 +84,7 @@ func runUnmerge(c *cli.Context, t *terminal, o *unmergeOptions) error {
 	options := merge.Options{Workers: o.workers, Replace: o.force, Tool: "loratool " + version}
 	o.readingOptions.set(&options)
 	return runPlan(t, &planRun{
-		command: "unmerge", what: "unmerging", common: &o.common, out: o.out, dryRun: o.dryRun, approximate: o.approximate, show: showUnmerged,
+		command: "unmerge", what: "unmerging", common: &o.common, in: merged, adapters: paths, out: o.out, dryRun: o.dryRun, approximate: o.approximate, show: showUnmerged,
 		open: func(options merge.Options) (*merge.Plan, error) {
 			return merge.OpenUnmerge(c.Context, merged, remove, options)
 		},
