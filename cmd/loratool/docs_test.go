@@ -3,11 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"html"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 // TestExamplesOfTheREADMERun runs every command in a block of sh of the README, one after the
@@ -105,4 +108,45 @@ func hasHeading(text, anchor string) bool {
 		}
 	}
 	return false
+}
+
+// TestThePictureOfTheREADMEIsTheOutput draws docs/spectrum.svg: the head of the table that the command
+// above it prints.
+func TestThePictureOfTheREADMEIsTheOutput(t *testing.T) {
+	const path, command = "../../docs/spectrum.svg", "loratool inspect testdata/demo/adapter-r8 --spectrum"
+	var out, errs bytes.Buffer
+	words := strings.Fields(strings.Replace(command, "testdata", "../../testdata", 1))
+	if code := run(context.Background(), words, &out, &errs); code != exitDone {
+		t.Fatalf("%s exits with %d: %s", command, code, &errs)
+	}
+	_, table, ok := strings.Cut(out.String(), "rank  stable")
+	if !ok {
+		t.Fatalf("no table of spectra in %s", &out)
+	}
+	want := picture(append([]string{"$ " + command, ""}, strings.Split("rank  stable"+table, "\n")[:15]...))
+	if *update {
+		if err := os.WriteFile(path, []byte(want), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != want {
+		t.Errorf("%s is not what the command prints (-update draws it): %v", path, err)
+	}
+}
+
+// picture is a terminal with some lines, as SVG.
+func picture(lines []string) string {
+	const letter, line, margin = 8.4, 20, 16
+	columns := 0
+	for _, l := range lines {
+		columns = max(columns, utf8.RuneCountInString(l))
+	}
+	var b strings.Builder
+	width, height := int(letter*float64(columns))+2*margin, line*len(lines)+2*margin
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="ui-monospace, Menlo, Consolas, monospace" font-size="14">`+"\n", width, height)
+	fmt.Fprintf(&b, `<rect width="%d" height="%d" rx="8" fill="#1e1e2e"/>`+"\n", width, height)
+	for i, l := range lines {
+		fmt.Fprintf(&b, `<text x="%d" y="%d" fill="#cdd6f4" xml:space="preserve">%s</text>`+"\n", margin, margin+line*i+15, html.EscapeString(l))
+	}
+	return b.String() + "</svg>\n"
 }
