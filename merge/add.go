@@ -157,6 +157,9 @@ func prepare[T kernel.Float](a *add, terms []resolve.Term) (*kernel.Update[T], i
 	if err != nil {
 		return nil, 0, err
 	}
+	if err := a.k.ended(); err != nil { // packing takes a second where the rank is in the thousands
+		return nil, 0, err
+	}
 	return kernel.Prepare(a.k.kernel, a.t.DType, int(a.t.bandRows()), int(nCols), loaded), nonFinite, nil
 }
 
@@ -175,11 +178,11 @@ func loadTerms[T kernel.Float](t *target, terms []resolve.Term, k *tools, tolera
 			continue
 		}
 		l, r := make([]T, nRows*x.Rank), make([]T, x.Rank*nCols)
-		badL, err := loadFactor(l, x.Left, x.Rank, nRows, 1, x.Rank, k.shelf)
+		badL, err := loadFactor(l, x.Left, x.Rank, nRows, 1, x.Rank, k)
 		if err != nil {
 			return nil, 0, err
 		}
-		badR, err := loadFactor(r, x.Right, x.Rank, nCols, nCols, 1, k.shelf)
+		badR, err := loadFactor(r, x.Right, x.Rank, nCols, nCols, 1, k)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -214,7 +217,7 @@ func linesOf(f *resolve.Factor, rank int) lines {
 
 // loadFactor writes a factor into dst, a matrix of zeros: element (k, j) of the whole weight goes
 // to dst[k·across + j·along]. It counts NaN and infinite values.
-func loadFactor[T kernel.Float](dst []T, f resolve.Factor, rank, whole, across, along int, s *shelf) (nonFinite int, err error) {
+func loadFactor[T kernel.Float](dst []T, f resolve.Factor, rank, whole, across, along int, tl *tools) (nonFinite int, err error) {
 	if f.Source == nil {
 		dst[0] = 1
 		return 0, nil
@@ -225,7 +228,7 @@ func loadFactor[T kernel.Float](dst []T, f resolve.Factor, rank, whole, across, 
 	if last := int64(f.At + (l.nOuter-1)*l.outer + line); last > t.Elements() || f.First+f.Length > whole || f.Length%f.Repeat != 0 {
 		return 0, fmt.Errorf("internal error: %q has %d elements, the plan wants up to %d, for %d to %d of %d", t.Name, t.Elements(), last, f.First, f.First+f.Length, whole)
 	}
-	raw, err := s.take(f.Blob)
+	raw, err := tl.shelf.take(f.Blob)
 	if err != nil {
 		return 0, err
 	}
@@ -247,6 +250,9 @@ func loadFactor[T kernel.Float](dst []T, f resolve.Factor, rank, whole, across, 
 	var piece []byte
 	var values []T
 	for i := 0; i < l.nOuter; i += perPiece {
+		if err := tl.ended(); err != nil {
+			return 0, err
+		}
 		n := min(perPiece, l.nOuter-i)
 		span := (n-1)*l.outer + line
 		if len(piece) < span*size {

@@ -108,6 +108,7 @@ type tools struct {
 	shelf     *shelf
 	recording *recording    // nil without an undo record
 	data      []io.ReaderAt // the base's files, under the context of the run
+	ended     func() error  // the error of that context
 	measured  []*rescale    // operations that read the whole tensor before its first block
 }
 

@@ -42,7 +42,7 @@ func (r *rescale) prepare() (*kernel.Rescaled, error) {
 	}
 	m := r.t.DoRA
 	values := make([]float64, m.Tensor().Elements())
-	bad, err := loadFactor(values, resolve.WholeA(m.Blob, 1), 1, len(values), len(values), 1, r.k.shelf)
+	bad, err := loadFactor(values, resolve.WholeA(m.Blob, 1), 1, len(values), len(values), 1, r.k)
 	if err != nil {
 		return nil, err
 	}

@@ -121,6 +121,7 @@ func (p *Plan) newRun(ctx context.Context, out output.Output) (*run, error) {
 	if p.options.wantsRecord() {
 		r.tools.recording = &recording{plan: p}
 	}
+	r.tools.ended = ctx.Err
 	for _, f := range p.base.Files {
 		r.tools.data = append(r.tools.data, f.ReaderAt(ctx))
 	}
