@@ -40,7 +40,7 @@ type Manifest struct {
 	Attachments []Attachment
 	Metadata    map[string]string
 	Provenance  Provenance
-	Notes       []string // what the reader noticed and a user should know; not part of the content
+	Notes       []string // the reader's remarks for the user; not part of the content
 }
 
 // Tensor is one entry of the tensor table.
@@ -82,7 +82,7 @@ const (
 
 // Provenance says how a file came about.
 type Provenance struct {
-	Source        string // what it was made from, in words or as a file name
+	Source        string // its origin, in words or as a file name
 	Tool, Version string // the program that wrote the file
 }
 
@@ -98,7 +98,7 @@ type Adapter struct {
 	Beside      []Beside
 }
 
-// Method is what an adapter is: MethodLoRA, MethodDoRA, or one that OtherMethod makes.
+// Method is the method of an adapter: MethodLoRA, MethodDoRA, or one that OtherMethod makes.
 type Method string
 
 const (
@@ -151,7 +151,7 @@ type Requirement struct {
 	Where   string
 }
 
-// Kind is the kind of module that a layer belongs to. It fixes what A and B mean.
+// Kind is the kind of module that a layer belongs to. It fixes the meaning of A and B.
 type Kind string
 
 const (
@@ -198,7 +198,7 @@ const (
 	Fixed          Scaling = "fixed"         // the producer stores s itself
 )
 
-// Role is what a tensor is to its layer.
+// Role is the part that a tensor plays in its layer.
 type Role string
 
 const (
@@ -230,7 +230,7 @@ func (l *Layer) Scale() float64 {
 	return l.Alpha / float64(l.Rank)
 }
 
-// Action is what happens with a tensor that is carried beside the layers.
+// Action says how to apply a tensor outside the layers.
 type Action string
 
 const (

@@ -93,7 +93,7 @@ func (b *Builder) Adapter() *Adapter { return &b.adapter }
 // Manifest is the manifest under way, for metadata, provenance and notes.
 func (b *Builder) Manifest() *Manifest { return &b.manifest }
 
-// LayerBuilder adds to a layer what not every layer has.
+// LayerBuilder adds the optional parts of a layer.
 type LayerBuilder struct {
 	builder *Builder
 	index   int

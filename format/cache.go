@@ -16,7 +16,7 @@ type cache struct {
 
 type shelf struct {
 	room
-	chunk  int64 // what it holds, −1 for nothing
+	chunk  int64 // the chunk in the cache, −1 for none
 	users  int
 	filled bool
 	err    error // of the attempt to fill it

@@ -14,8 +14,8 @@ import (
 // Costs are estimates in integers: the same bytes come out on every machine.
 
 const (
-	unitBytes  = 4 << 10 // what is counted first
-	pieceBytes = 256     // what a unit that may compress is cut into
+	unitBytes  = 4 << 10 // the unit of the first count
+	pieceBytes = 256     // the pieces of a unit that may compress
 	perUnit    = unitBytes / pieceBytes
 	perWindow  = maxBlockBytes / pieceBytes
 	manyValues = 200 // units with values as far apart as this may not compress at all
@@ -29,7 +29,7 @@ type segment struct {
 	n     int  // bytes
 	cost  int  // estimated bytes of the block
 	kind  int  // of block
-	gain  int  // what joining it with the next saves
+	gain  int  // bytes saved by joining it with the next
 	fresh bool // it was joined in the last pass
 	count *histogram
 }
@@ -90,7 +90,7 @@ func (c *cutter) pieces(segments []segment, unit []byte) []segment {
 func (c *cutter) join(segments []segment) []segment {
 	for {
 		joined := segments[:0]
-		left := -1 // what joining with the segment before would gain
+		left := -1 // bytes saved by joining with the segment before
 		for i := 0; i < len(segments); i++ {
 			s := segments[i]
 			s.fresh = false
@@ -121,7 +121,7 @@ func (c *cutter) join(segments []segment) []segment {
 	}
 }
 
-// weigh sets what joining segment i with the next saves, −1 for the last.
+// weigh sets the gain of joining segment i with the next, −1 for the last.
 func (c *cutter) weigh(segments []segment, i int) {
 	s := &segments[i]
 	s.gain = -1

@@ -13,7 +13,7 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// Dump writes what every byte of a .lora file means: its offset, its bytes in hex, and words. Lines
+// Dump explains every byte of a .lora file: its offset, its bytes in hex, and words. Lines
 // that begin with # are about what follows; the content of large blocks is shortened. Of a broken
 // file it writes what it understands, from the beginning, with the errors where they are, which it
 // also returns. Checksums are checked, digests are not: see Verify. The manifest may have as many
@@ -162,7 +162,7 @@ func (d *dumper) manifest(text string) {
 	d.note("%s", printable(text[start:]))
 }
 
-// printable escapes what could drive a terminal.
+// printable escapes control sequences, which could drive a terminal.
 func printable(text string) string {
 	var b strings.Builder
 	for _, r := range text {
@@ -175,7 +175,7 @@ func printable(text string) string {
 	return b.String()
 }
 
-// describe says what is in a chunk.
+// describe lists the tensors in a chunk.
 func describe(pro *prologue, c chunk) string {
 	var b strings.Builder
 	if c.dtype == dtype.Invalid {

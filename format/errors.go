@@ -23,8 +23,8 @@ var (
 //	Path      string    // the file, "" where the caller knows it better
 //	Off       int64     // byte offset in the file; 0 says nothing: no error is about byte 0
 //	Rule      string    // the rule of a specification, such as "R61" of spec/FORMAT.md, or ""
-//	Msg       string    // what is wrong: what was found and what was expected
-//	Hint      string    // what to do next, or ""
+//	Msg       string    // the fault: got and want
+//	Hint      string    // the next step, or ""
 //	Misplaced bool      // the input is valid, in the wrong place: a model for an adapter
 //
 // Error() has path, offset, message and rule; the hint stands apart, so that a program can show it
@@ -43,5 +43,5 @@ func Errorf(kind ErrorKind, message string, args ...any) *Error {
 	return fault.New(kind, message, args...)
 }
 
-// Hint returns what err suggests to do next, or "".
+// Hint returns err's suggestion for the next step, or "".
 func Hint(err error) string { return fault.Hint(err) }

@@ -161,7 +161,7 @@ func walkFrame(p []byte, off, n int64) error {
 
 // readFrame reads from r the frame that lies at off in the file, decodes to n bytes and whose
 // length is not known yet. It appends to dst[:0], whose capacity it need not exceed if that is
-// bound(n). With an error it returns what it has read.
+// bound(n). With an error it returns the bytes read so far.
 func readFrame(r io.Reader, dst []byte, off, n int64) ([]byte, error) {
 	w := walker{off: off, n: n}
 	p := dst[:0]
@@ -241,7 +241,7 @@ func cutOff(err error, at int64, where string) error {
 	return e.WithHint(hintRefetch)
 }
 
-// about puts what an error is about in front of its message.
+// about puts the subject of an error in front of its message.
 func about(err error, what string) error {
 	if e, ok := err.(*fault.Error); ok {
 		e.Msg = what + ": " + e.Msg

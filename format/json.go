@@ -19,7 +19,7 @@ type scanner struct {
 	notes []string
 }
 
-// maxNotes bounds what a scanner notes about members it ignores.
+// maxNotes bounds a scanner's notes on ignored members.
 const maxNotes = 16
 
 // textRules are the rules of the specification that a text breaks with a problem.

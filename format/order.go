@@ -79,7 +79,7 @@ func arrange(m *Manifest) (a *arranged, text []byte, err error) {
 	return a, text, nil
 }
 
-// place is what the position of a tensor depends on.
+// place is the sort key of a tensor.
 type place struct {
 	tensor       int // the source's number
 	rank         int // dtype and group

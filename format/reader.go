@@ -13,7 +13,7 @@ import (
 	"github.com/loratool/loratool/internal/parallel"
 )
 
-// ReaderOptions bounds what a reader accepts. The zero value has the defaults of the specification
+// ReaderOptions sets the limits of a reader. The zero value has the defaults of the specification
 // (section 16).
 type ReaderOptions struct {
 	// MaxManifestBytes bounds the manifest; 0 means 16 MiB, and more than 64 MiB is no file of
@@ -54,7 +54,7 @@ func (o ReaderOptions) rawLimit() int64 {
 	return defaultRawBytes
 }
 
-// prologue is what the head of a file says.
+// prologue holds the fields from the head of a file.
 type prologue struct {
 	head     head
 	bytes    int64 // length of the head

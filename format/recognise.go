@@ -7,7 +7,7 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// What to do about a file that is not what it should be.
+// Hints for a file of another format.
 const (
 	hintRefetch     = "the file was not written or not downloaded whole; fetch it again"
 	hintNewer       = "a newer version of the program may read it"
@@ -16,7 +16,7 @@ const (
 	hintZstd        = "this is zstd data without the signature of a .lora file; decompress it first if it was compressed on top"
 )
 
-// recognise says what a file is that does not begin as a .lora file does.
+// recognise names the format of a file that does not begin like a .lora file.
 func recognise(p []byte) error {
 	e := broken(3, "the file begins with % x, not as a .lora file does", p[:sigBytes])
 	after := p[min(len(p), skipBytes):]

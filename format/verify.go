@@ -133,7 +133,7 @@ func (v *verification) chunks(ctx context.Context, opts ReaderOptions) error {
 	return parallel.Pipe(ctx, workers, int(v.plan.chunks), nil, check, collect)
 }
 
-// content checks what concerns the content as a whole, if all of it could be read.
+// content checks the content as a whole, if all of it could be read.
 func (v *verification) content() string {
 	if v.lost {
 		return ""

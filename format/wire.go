@@ -34,8 +34,8 @@ const (
 	seekTailBytes  = 9                                            // frames, descriptor, end magic
 	seekBytes      = skipBytes + 2*seekEntryBytes + seekTailBytes // the seek table without chunks
 	tailBytes      = digestsBytes + seekBytes                     // both frames without chunks
-	bytesPerChunk  = digestBytes + seekEntryBytes                 // what a chunk adds to them
-	firstReadBytes = 64 << 10                                     // what a reader with random access asks for first
+	bytesPerChunk  = digestBytes + seekEntryBytes                 // the size of a chunk's entries
+	firstReadBytes = 64 << 10                                     // the first read of a reader with random access
 
 	// Limits of the specification (section 16).
 	minChunkLog2     = 16

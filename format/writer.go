@@ -68,7 +68,7 @@ func (o WriterOptions) PeakBytes(m *Manifest) int64 {
 	return manifestTimes*leastManifestBytes(m) + chunks*(2*min(raw, 1<<log2)+encoderBytes)
 }
 
-// Summary is what is known of a whole file.
+// Summary holds the facts about a whole file.
 type Summary struct {
 	ContentID   string // the same adapters (spec section 13): 64 hex digits
 	FileID      string // the same bytes
@@ -260,7 +260,7 @@ func (f *fileWriter) emit(worker, i int) error {
 	return f.write(s.frame)
 }
 
-// writeTail checks the attachments and writes what is known only now.
+// writeTail checks the attachments and writes the fields that are only known at the end.
 func (f *fileWriter) writeTail() error {
 	m := f.a.manifest
 	if errs := checkAttachments(m, f.sums.sums); len(errs) > 0 {

@@ -124,7 +124,7 @@ func (w *blockWriter) add(kind, n int) {
 	}
 }
 
-// end appends what waits, marks the last block and returns the frame so far.
+// end appends the waiting bytes, marks the last block and returns the frame so far.
 func (w *blockWriter) end() []byte {
 	w.flush()
 	if w.header == 0 {
@@ -226,5 +226,5 @@ func (d *decoder) decode(dst, p []byte, off int64) error {
 	return nil
 }
 
-// close ends what the library keeps.
+// close releases the library's state.
 func (d *decoder) close() { d.z.Close() }

@@ -25,7 +25,7 @@ type stacked struct {
 	sides   map[bool]bool // whether products stand transposed in parameters of experts that are not square
 }
 
-// experts are the layers that adapt parameters of one module.
+// experts groups the layers that adapt parameters of one module.
 type experts struct {
 	module string
 	names  []string        // of the parameters, as the model registers them
@@ -332,7 +332,8 @@ func (c *Change) stackUp() error {
 	return nil
 }
 
-// StackedAndNot is the error of a tensor that is seen in two ways at once.
+// StackedAndNot is the error for a tensor that one adapter treats as stacked experts and another
+// as a convolution.
 func StackedAndNot(name string) error {
 	return fault.New(fault.Mismatch, "%q gets an update as stacked experts and another one as a convolution", name)
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/loratool/loratool/internal/peft"
 )
 
-// Verdict is what merge does with something that an adapter has.
+// Verdict says how merge treats a feature of an adapter.
 type Verdict string
 
 // The verdicts.
@@ -21,14 +21,14 @@ const (
 	Refused     Verdict = "refused"
 )
 
-// feature is something that an adapter can have, and what merge does with it.
+// feature is a property that an adapter can have, with merge's verdict.
 type feature struct {
 	name    format.Feature // as an adapter requires it (package format); "" where no adapter has to say it
 	verdict Verdict
-	title   string // what an adapter with it has
+	title   string // describes the feature to users
 	option  string // the one that NeedsOption speaks of, such as Options.AnyBase
-	why     string // what keeps an adapter with it from being merged, as the end of "the adapter cannot be merged: "
-	remedy  string // what its user can do then
+	why     string // why merge refuses it, to complete "the adapter cannot be merged: "
+	remedy  string // the user's next step
 }
 
 // features are all that this version knows, in the order of the table that users see. An adapter
@@ -149,7 +149,7 @@ var byName = func() map[format.Feature]*feature {
 	return m
 }()
 
-// verdictOf is what merge does with an adapter that requires a feature.
+// verdictOf returns the verdict on a required feature.
 func verdictOf(name format.Feature) Verdict {
 	if f := byName[name]; f != nil {
 		return f.verdict
@@ -188,7 +188,7 @@ func Refusals(a *format.Adapter) (why []string, hint string) {
 	return why, hint
 }
 
-// explain says why a feature keeps an adapter from being merged, and what its user can do.
+// explain says why a feature prevents merging, and how the user can go on.
 func explain(name format.Feature, where []string) (why, remedy string) {
 	f := byName[name]
 	switch {
@@ -217,7 +217,7 @@ func rank(feature format.Feature) int {
 	return 1
 }
 
-// explainMethod says what an adapter of another method is, and what can be done with it.
+// explainMethod names an adapter's method that is not LoRA, and says how to use the adapter.
 func explainMethod(value string) (why, remedy string) {
 	t, known := peft.Methods[value]
 	switch {
@@ -231,15 +231,15 @@ func explainMethod(value string) (why, remedy string) {
 	return "it is " + t.Name + ", not LoRA", "merge with PEFT"
 }
 
-// Support is a line of the table of what merge does.
+// Support is a line of the support table.
 type Support struct {
 	Verdict Verdict
-	What    string // what the adapter has; of a refusal with the reason
+	What    string // the feature, with the reason if it is refused
 	Option  string // the one that is needed, such as Options.AnyBase
 }
 
-// Supports lists what merge does with what an adapter can have: docs/support.md and
-// inspect --help, made of the data that Refusals decides by.
+// Supports lists merge's verdict on every feature, from the same data as Refusals. docs/support.md
+// and inspect --help show it.
 func Supports() []Support {
 	var all []Support
 	for _, f := range features {

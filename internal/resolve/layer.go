@@ -113,7 +113,7 @@ func (p *plain) orientation(shape, a, b []uint64) (transposed bool, err error) {
 	return false, fault.New(fault.Mismatch, "%q: B·A is %d×%d, the base's weight has shape %d", l.Module, m, n, shape).WithHint("%s", p.wrongBase())
 }
 
-// compareFlag notes a layer whose orientation is not what the adapter's configuration says.
+// compareFlag notes a layer whose orientation in the base contradicts fan_in_fan_out.
 func (r *resolver) compareFlag(l *format.Layer, transposed bool) {
 	if r.model.Orientation != format.OrientationUnknown && transposed != (r.model.Orientation == format.NxM) {
 		r.notes.of(l.Module, "fan_in_fan_out of the adapter's configuration does not fit the base, which decides")
@@ -152,8 +152,8 @@ func (r *resolver) countVotes() votes {
 
 // orientSquare decides whether the base stores a square weight transposed: by its model type, and
 // by how it stores the other weights of modules with the same name. The adapter's orientation does
-// not decide: producers are often wrong about it, and the content id does not cover it. A layer
-// that nothing else decides is refused.
+// not decide: producers often get it wrong, and the content id does not cover it. orientSquare
+// refuses a layer if nothing else decides.
 func (r *resolver) orientSquare(l *format.Layer) (bool, error) {
 	if r.votes == nil {
 		r.votes = r.countVotes()
