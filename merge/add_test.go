@@ -313,8 +313,8 @@ func TestHeadsThatCannotBeAdded(t *testing.T) {
 		outAdapter merge.Adapter
 	}{
 		{[]merge.Adapter{two, three}, "two adapters bring \"score.weight\" whole, one with shape [2 4], this one with [3 4]",
-			"models of their own", trunkDir, three},
-		{[]merge.Adapter{two, two}, "two adapters replace \"score.weight\"", "models of their own", trunkDir, two},
+			"model of its own", trunkDir, three},
+		{[]merge.Adapter{two, two}, "two adapters replace \"score.weight\"", "model of its own", trunkDir, two},
 		{[]merge.Adapter{alone}, "holds a head alone, which the base lacks: \"score.weight\"", "as the class that was trained", classifierDir, alone},
 		{[]merge.Adapter{updated}, "updates a head that the base lacks, and does not hold its values: \"score.weight\"",
 			"with the head that the training began with", classifierDir, updated},

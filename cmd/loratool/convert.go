@@ -154,9 +154,14 @@ func showConverted(t *terminal, o *convertOptions, j *conversion, src format.Sou
 	document := map[string]any{
 		"out": o.out, "dialect": j.dialect.Name(), "tensor_bytes": raw, "bytes_written": size, "warnings": warnings,
 	}
+	beside := ""
+	if j.dialect.Name() == convert.PEFT().Name() && strings.EqualFold(filepath.Ext(o.out), ".safetensors") {
+		document["configuration"] = filepath.Join(filepath.Dir(o.out), format.PEFTConfig)
+		beside = ", with " + format.PEFTConfig + " beside it"
+	}
 	return t.show("convert", o.json, document, o.summary(func() {
-		t.printf("converted to %s: %s, %s of %s\n",
-			o.out, fileio.FormatBytes(size), fault.Count(len(src.Manifest().Tensors), "tensor"), fileio.FormatBytes(raw))
+		t.printf("converted to %s: %s, %s of %s%s\n", o.out, fileio.FormatBytes(size),
+			fault.Count(len(src.Manifest().Tensors), "tensor"), fileio.FormatBytes(raw), beside)
 	}))
 }
 

@@ -110,8 +110,8 @@ func hasHeading(text, anchor string) bool {
 	return false
 }
 
-// TestThePictureOfTheREADMEIsTheOutput draws docs/spectrum.svg: the head of the table that the command
-// above it prints.
+// TestThePictureOfTheREADMEIsTheOutput draws docs/spectrum.svg: the head of the table that the
+// command above it prints.
 func TestThePictureOfTheREADMEIsTheOutput(t *testing.T) {
 	const path, command = "../../docs/spectrum.svg", "loratool inspect testdata/demo/adapter-r8 --spectrum"
 	var out, errs bytes.Buffer

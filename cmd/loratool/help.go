@@ -17,8 +17,7 @@ const helpColumns = 80
 var rareFlags = []string{
 	"add-tensors", "again", "allow-nonfinite", "any-base", "exclude", "expert-input", "expert-slowest",
 	"grow-vocabulary", "include", "linear-input", "max-manifest", "max-memory", "max-rank", "new-undo",
-	"no-progress", "out-proj-twice", "recompute-residual", "seed", "strict", "tied", "undo-file",
-	"without", "workers",
+	"no-progress", "out-proj-twice", "recompute-residual", "seed", "strict", "tied", "without", "workers",
 }
 
 // examples are commands that run in a clone of the repository.

@@ -43,7 +43,7 @@ func runVerify(c *cli.Context, t *terminal, o *verifyOptions) error {
 	}
 	summary, err := format.Verify(c.Context, f, size, format.ReaderOptions{Workers: o.workers, MaxManifestBytes: limit})
 	if err != nil {
-		return damaged(err, name)
+		return damaged(f, err, name)
 	}
 	document := map[string]any{
 		"content_id": summary.ContentID, "file_id": summary.FileID, "chunks": summary.Chunks,
@@ -66,13 +66,21 @@ func (e damagedError) Error() string { return e.name + " is damaged: " + e.error
 
 func (e damagedError) Unwrap() error { return e.error }
 
-// damaged is an error of verify: the file is not the one that its writer wrote.
-func damaged(err error, name string) error {
+// damaged is an error of verify. A file that begins as .lora files do is not the one that its
+// writer wrote; any other is no .lora file.
+func damaged(f *os.File, err error, name string) error {
+	start := make([]byte, len(loraMagic))
+	if _, readErr := f.ReadAt(start, 0); readErr != nil || string(start) != loraMagic {
+		return fault.InFile(err, name)
+	}
 	if errors.Is(err, fault.Corrupt) || errors.Is(err, fault.Truncated) {
 		return damagedError{err, name}
 	}
 	return fault.InFile(err, name)
 }
+
+// loraMagic is how a .lora file begins (spec/FORMAT.md, R3).
+const loraMagic = "\x5a\x2a\x4d\x18"
 
 // spooled copies a pipe to a file that is gone when it is closed: the checks go by position.
 func spooled(r io.Reader) (*os.File, int64, error) {
