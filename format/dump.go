@@ -175,7 +175,7 @@ func printable(text string) string {
 	return b.String()
 }
 
-// describe lists the tensors in a chunk.
+// describe gives the size, dtype, coding and tensors of a chunk.
 func describe(pro *prologue, c chunk) string {
 	var b strings.Builder
 	if c.dtype == dtype.Invalid {
