@@ -60,7 +60,7 @@ func refuseBeside(names []string) *fault.Error {
 		WithHint("the model that was trained has them as well; to go on without them, set Options.Without=%s", strings.Join(names, " Options.Without="))
 }
 
-// besideKind is what a file beside an adapter is.
+// besideKind is the kind of a file beside an adapter.
 type besideKind int
 
 const (
@@ -76,8 +76,8 @@ type neighbour struct {
 	manifest *format.Manifest
 }
 
-// judge says what a file beside the adapter is: by its name where that is certain, and else by its
-// keys.
+// judge finds the kind of a file beside the adapter: by its name where that is certain, and else by
+// its keys.
 func (n *neighbour) judge(at string) besideKind {
 	name, kind := path.Base(at), kindOf(at)
 	info, err := n.dir.Stat(at)
@@ -105,7 +105,8 @@ func (n *neighbour) judge(at string) besideKind {
 }
 
 // isModelBeside reports whether a file with the name of a model is one: whether it, or another
-// shard of it, holds a weight that the adapter changes. What cannot be read is believed.
+// shard of it, holds a weight that the adapter changes. A file that cannot be read counts as part
+// of the adapter.
 func (n *neighbour) isModelBeside(at string) bool {
 	if n.exists(path.Join(path.Dir(at), modelConfig)) {
 		return true
@@ -170,7 +171,7 @@ func (n *neighbour) has(keys []string) bool {
 	return !slices.ContainsFunc(keys, func(key string) bool { return !own[key] })
 }
 
-// factorKey matches the keys of factors and what goes with them, in any dialect.
+// factorKey matches the keys of factors and of the tensors with them, in any dialect.
 var factorKey = regexp.MustCompile(`lora|lokr_|hada_|oft_|dora_scale|\.alpha$|:(up|down)|^w_[ab]_`)
 
 // areAllOfAdapter reports whether keys are those of an adapter, and none is of other weights.

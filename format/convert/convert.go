@@ -109,8 +109,8 @@ func (ds Dialects) recognise(in *Input) Dialect {
 }
 
 // IsAdapter reports whether the path is that of an adapter, in a dialect of the set or in one that
-// is only known by name. What it reports is what Open opens, or says the best reason why not. It is
-// false where the context ends.
+// is only known by name. Open opens every path that it reports, or gives the best reason against
+// it. It is false where the context ends.
 func (ds Dialects) IsAdapter(ctx context.Context, path string) bool {
 	in, err := lookAt(ctx, path)
 	if err != nil {

@@ -43,7 +43,7 @@ func (ds Dialects) For(path string) (Dialect, error) {
 func Create(path string, d Dialect, o CreateOptions) (format.Sink, error) { return d.Create(path, o) }
 
 // CreateTo is Create for an output that need not be a path, such as memory. Store commits the
-// output when all files are written, and aborts it when it fails. What is one file, such as a
+// output when all files are written, and aborts it when it fails. An output of one file, such as a
 // container, has the name "" there; PEFT's files have the names that they have in a directory. A
 // dialect of another package is asked if it is an [OutputDialect]; others return an error of the
 // kind format.ErrUnsupported.
@@ -69,7 +69,7 @@ func (s *outputSink) Store(ctx context.Context, src format.Source) error {
 	return storeTo(ctx, s.out, src, func() error { return s.Sink.Store(ctx, src) })
 }
 
-// storeTo commits an output when write has made its files and the source is still what it was.
+// storeTo commits an output when write has made its files and the source has not changed.
 func storeTo(ctx context.Context, out output.Output, src format.Source, write func() error) error {
 	defer out.Abort()
 	if err := write(); err != nil {

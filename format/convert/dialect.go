@@ -7,7 +7,7 @@ import (
 	"github.com/loratool/loratool/format/output"
 )
 
-// Options say how an adapter is opened; zero refuses what it cannot account for.
+// Options say how an adapter is opened; zero refuses everything that it cannot account for.
 type Options struct {
 	// Without are files of weights in the adapter's folder to leave out, by their paths within the
 	// directory that is opened, with slashes.
@@ -24,7 +24,7 @@ type Dialect interface {
 	// Name is the dialect's word in options and reports: "peft".
 	Name() string
 	// Recognise reports whether the input holds an adapter of the dialect, by its content. An input
-	// that looks like the dialect and is damaged is the dialect's too: Open says what is wrong.
+	// that looks like the dialect and is damaged is the dialect's too: Open names the damage.
 	Recognise(in *Input) bool
 	// Open describes an input that Recognise has accepted. Only headers and configurations are
 	// read. The source may go on to read from the input, which stays open until the source is

@@ -156,8 +156,8 @@ func (s *toySource) Manifest() *format.Manifest { return &s.m }
 func (s *toySource) ReadBlobAt(p []byte, i int, off int64) error { return s.in.ReadBlobAt(p, i, off) }
 func (s *toySource) Close() error                                { return nil }
 
-// TestADialectOfTheCallerJoinsTheSet: it opens what it recognises, before the dialects that are
-// there, and the set that it joined stays as it was.
+// TestADialectOfTheCallerJoinsTheSet: it opens inputs that it recognises, before the dialects that
+// are there, and the set that it joined stays as it was.
 func TestADialectOfTheCallerJoinsTheSet(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "a.safetensors")

@@ -32,7 +32,7 @@ type Input struct {
 	inputs fileio.Identities // the weights, and files beside them that were read
 }
 
-// sideRead is what was found when a file beside the weights was read.
+// sideRead is the outcome of reading a file beside the weights.
 type sideRead struct {
 	content []byte
 	err     error
@@ -128,7 +128,7 @@ func (in *Input) Tensors() []format.Tensor {
 	return in.table.tensors
 }
 
-// Metadata is what the header of a safetensors file has under __metadata__, nil where it has
+// Metadata is the value of __metadata__ in the header of a safetensors file, nil where it has
 // nothing.
 func (in *Input) Metadata() map[string]string {
 	if in.readTable() != nil || in.table.header == nil {

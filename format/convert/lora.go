@@ -64,7 +64,7 @@ func (s *loraSink) Check(_ context.Context, src format.Source) error {
 	return place.Check()
 }
 
-// isContainer reports whether what is at path is a container that holds an adapter, and not
+// isContainer reports whether a path leads to a container that holds an adapter, and not
 // something else, such as an undo record.
 func isContainer(path string) bool {
 	r, err := format.OpenWith(path, format.ReaderOptions{MaxManifestBytes: math.MaxInt64})

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// This file knows what names of files say. Content decides wherever it can.
+// This file knows the names of files and their meaning. Content decides wherever it can.
 
 // weightsKind is a kind of file that holds weights.
 type weightsKind int
@@ -48,7 +48,7 @@ const (
 const modelConfig = "config.json"
 
 var (
-	// trainingState are the files in which trainers keep what they need to go on.
+	// trainingState are the files in which trainers keep the state of a training.
 	trainingState = regexp.MustCompile(`(?i)^(optimizer|optim|scheduler|lr_scheduler|scaler|grad_scaler|rng_state|random_states?|training_args|trainer_state|training_state|recipe_state|sampler|dataloader)([._-].*)?\.[a-z]+$|_optim_states\.pt$`)
 	// modelWeights are the names under which whole models are saved.
 	modelWeights = regexp.MustCompile(`(?i)^(model|pytorch_model|diffusion_pytorch_model|consolidated|hf_model)([._-].*)?\.[a-z]+$`)

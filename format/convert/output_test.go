@@ -36,7 +36,7 @@ var demos = map[string]func(t *testing.T) format.Source{
 	},
 }
 
-// filesOf reads what is at a path, a file under the name "".
+// filesOf reads the files at a path, a file under the name "".
 func filesOf(t *testing.T, path string) map[string][]byte {
 	t.Helper()
 	files := make(map[string][]byte)
@@ -99,7 +99,7 @@ func TestMemoryGetsWhatAPathGets(t *testing.T) {
 	}
 }
 
-// narrowOutput has no room for more than some files, and keeps a list of what was asked of it.
+// narrowOutput has no room for more than some files, and keeps a list of its calls.
 type narrowOutput struct {
 	output.Memory
 	room  int

@@ -214,7 +214,7 @@ func (p *peftReader) sorted() format.Adapter {
 }
 
 // layer makes the layer of one module from the tensors that belong to it. It keeps roles: the maps
-// of the layers are most of what the description of an adapter takes.
+// of the layers take most of the memory of an adapter's description.
 func (p *peftReader) layer(module string, roles map[peftRole]int) {
 	l := format.Layer{Module: module, Kind: format.Linear, Scaling: p.config.scaling(), Roles: roles}
 	if hasRole(roles, roleEmbeddingA) || hasRole(roles, roleEmbeddingB) {
@@ -318,7 +318,7 @@ func isPerExpert(a, b []uint64, rank int) bool {
 	return fits && (!fitsConvolution || rank == 1 && a[0] != 1)
 }
 
-// roleFeatures lists what the roles beyond A and B ask for.
+// roleFeatures lists the features that the roles beyond A and B need.
 func (p *peftReader) roleFeatures(l *format.Layer) {
 	for role := range l.Roles {
 		switch role {

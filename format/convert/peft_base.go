@@ -71,7 +71,7 @@ func metadataOf(src format.Source) (map[string]string, error) {
 	return all, nil
 }
 
-// restoreOr returns what writes the weights of a source that carries the header they were read
+// restoreOr returns the writer of the weights of a source that carries the header they were read
 // from: the same bytes, unless the source was given another base to remember.
 func restoreOr(ctx context.Context, src format.Source) (func(io.Writer) error, error) {
 	if _, ok := src.(*described); ok {

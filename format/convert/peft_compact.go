@@ -15,7 +15,7 @@ func (c *peftConfigFile) isCompact() bool {
 	})
 }
 
-// checkCompact checks the rank of such factors. What their shapes mean depends on the base.
+// checkCompact checks the rank of such factors. The meaning of their shapes depends on the base.
 func (p *peftReader) checkCompact(l *format.Layer, a, b *format.Tensor, rank int) {
 	point := len(b.Shape) == 3 && b.Shape[2] == 1 // MergedLinear has a convolution of one point
 	if len(a.Shape) != 2 || len(b.Shape) != 2 && !point {

@@ -17,7 +17,7 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// peftConfigFile is adapter_config.json, as far as it changes what an adapter does.
+// peftConfigFile is adapter_config.json, as far as it changes the effect of an adapter.
 type peftConfigFile struct {
 	PEFTType    string          `json:"peft_type"`
 	PEFTVersion string          `json:"peft_version"`
@@ -50,7 +50,7 @@ const (
 // errNotPEFT is a configuration of another tool: MLX, for one, writes its own under PEFT's name.
 var errNotPEFT = errors.New("no peft_type")
 
-// parsePEFTConfig reads a configuration. What it cannot give a meaning becomes a requirement, so
+// parsePEFTConfig reads a configuration. A field without a known meaning becomes a requirement, so
 // that the adapter can still be inspected and converted; only a text that is no configuration of
 // PEFT is an error.
 func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
@@ -120,7 +120,7 @@ func isPEFTConfig(text []byte) bool {
 	return ok && string(word) != "null" && string(word) != `""`
 }
 
-// isWord reports whether a text is letters, digits and what joins them, and not long.
+// isWord reports whether a text is letters, digits and their joints (- and _), and not long.
 func isWord(text string) bool {
 	return len(text) <= maxNameBytes && !strings.ContainsFunc(text, func(r rune) bool {
 		return r != '_' && r != '-' && (r < '0' || r > '9') && (r < 'A' || r > 'Z')
@@ -199,8 +199,8 @@ var peftInits = map[string]format.Feature{
 	"gaussian": "", "eva": "", "orthogonal": "", "mica": "", "true": "", "false": "",
 }
 
-// checkField turns a field that changes what the tensors mean into a requirement. An unknown field
-// is harmless where it is off.
+// checkField turns a field that changes the meaning of the tensors into a requirement. An unknown
+// field is harmless where it is off.
 func (c *peftConfigFile) checkField(name string, value json.RawMessage) {
 	feature, known := peftFields[name]
 	switch {

@@ -8,7 +8,7 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// peftRole is what a key says about its tensor: a role that a layer keeps, or one of those below.
+// peftRole is the role that a key gives its tensor: one that a layer keeps, or one of those below.
 type peftRole = format.Role
 
 const (
@@ -32,7 +32,7 @@ type peftKey struct {
 	adapter string // the adapter's name, where the key of a raw state dict still has it
 }
 
-// peftTails is the grammar of what follows the module path. "*" is the adapter's name, which
+// peftTails is the grammar of a key after the module path. "*" is the adapter's name, which
 // save_pretrained leaves out and raw state dicts have.
 var peftTails = []struct {
 	tail string
@@ -68,7 +68,7 @@ var tailSegments = func() (all [][]string) {
 	return all
 }()
 
-// states are the segments under which methods keep what only their training needs: VeLoRA the
+// states are the segments under which methods keep the state of their training: VeLoRA the
 // projection of activations, MonteCLoRA the sampler of perturbations. PEFT merges such adapters as
 // ordinary ones.
 var states = map[string]format.Feature{"lora_velora_embed": format.FeatureVeLoRA, "lora_monteclora_sampler": format.FeatureMonteCLoRA}
@@ -83,7 +83,7 @@ func stateOf(key string) format.Feature {
 	return ""
 }
 
-// peftPrefix is what PeftModel puts in front of every module path of the model that it wraps.
+// peftPrefix is the prefix that PeftModel puts before every module path of the model that it wraps.
 const peftPrefix = "base_model.model."
 
 // parsePEFTKey takes a key apart, from its end: a module of the base may have any name, the words

@@ -17,7 +17,7 @@ import (
 
 // This file matches the keys of rank_pattern and alpha_pattern with the names of modules.
 
-// patternSteps bounds what the patterns of one configuration may cost, all keys and modules
+// patternSteps bounds the cost of the patterns of one configuration, all keys and modules
 // together. 1,000 ordinary expressions on 1,000 modules take 110 million.
 const patternSteps = 1 << 28
 
@@ -36,7 +36,7 @@ type patternEntry struct {
 	value float64
 }
 
-// patterns are both patterns of a configuration, and what they say of the adapter's modules.
+// patterns are both patterns of a configuration, and their results for the adapter's modules.
 type patterns struct {
 	rank, alpha pattern
 	era         patternEra
@@ -127,11 +127,12 @@ func (m *matcher) matches(module string) (bool, error) {
 	return m.regexp.Match(module, m.steps)
 }
 
-// patternHit is what one pattern says of one module: the first entry that matches, and the first
-// that matches with another value; -1 is none.
+// patternHit is the result of one pattern for one module: the first entry that matches, and the
+// first that matches with another value; -1 is none.
 type patternHit struct{ first, other int }
 
-// patternTable is what the patterns say of the modules, under eras that make the same expressions.
+// patternTable holds the results of the patterns for the modules, under eras that make the same
+// expressions.
 type patternTable struct {
 	rank, alpha map[string]patternHit
 	failures    []patternFailure // keys that PEFT would come to and that cannot be evaluated
@@ -312,14 +313,14 @@ func parseGlob(key string) glob {
 	return g
 }
 
-// isLiteral reports a character that stands for itself. What is not ASCII is left to the engine,
-// since a dot is one character and not one byte.
+// isLiteral reports a character that stands for itself. The engine gets everything that is not
+// ASCII, since a dot is one character and not one byte.
 func isLiteral(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-'
 }
 
 // matches reports whether the era's expression for the key matches a module: the whole name, or
-// what follows any of its dots.
+// the part after any of its dots.
 func (g glob) matches(era patternEra, module string) bool {
 	if era == era015 && g.is(module) {
 		return true

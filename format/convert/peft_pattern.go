@@ -35,7 +35,7 @@ func (e patternEra) String() string {
 	return [...]string{era015: "PEFT from 0.15 on", era014: "PEFT 0.14", era006: "PEFT from 0.6 to 0.13"}[e]
 }
 
-// expression is what the era gives to re.match for a key.
+// expression is the era's argument of re.match for a key.
 func (e patternEra) expression(key string) string {
 	if e == era015 {
 		return `(.*\.)?(` + key + `)$`
@@ -55,7 +55,7 @@ var eraFields = map[patternEra][]string{
 	era006: {"auto_mapping", "layers_pattern", "layers_to_transform", "revision", "init_lora_weights"}, // all of them: older, and nobody leaves them out
 }
 
-// era tells who wrote a configuration with patterns, and by what that is known; ok is false for one
+// era tells who wrote a configuration with patterns, and the evidence for it; ok is false for one
 // that no release of PEFT has written as it is, such as one made by hand, which the present PEFT
 // would read.
 func (c *peftConfigFile) eraByConfig() (e patternEra, evidence string, ok bool) {

@@ -12,7 +12,7 @@ import (
 	"github.com/loratool/loratool/internal/pyre"
 )
 
-// TestPatternsMatchAsPythonDoes compares every key and name with what Python's re.match says
+// TestPatternsMatchAsPythonDoes compares every key and name with the answers of Python's re.match
 // (testdata/peft/regexps.py), under the expressions of both eras.
 func TestPatternsMatchAsPythonDoes(t *testing.T) {
 	text, err := os.ReadFile("../../testdata/peft/regexps.json")
@@ -48,7 +48,7 @@ func TestPatternsMatchAsPythonDoes(t *testing.T) {
 	}
 }
 
-// TestGlobsMatchAsTheEngineDoes: keys that need no engine give what it gives.
+// TestGlobsMatchAsTheEngineDoes: keys that need no engine give the engine's answers.
 func TestGlobsMatchAsTheEngineDoes(t *testing.T) {
 	keys := []string{"", ".", "..", ".*", ".*.*", "a", ".a", "a.", `a\.b`, `\.a`, ".*a", "a.*", "a.*b", ".*a.*b.*", "a.b.*", `.*\.b`, `a.*\.b`, "a.*a", "ab.*ba", "b-_1"}
 	names := []string{"", ".", "..", "a", "b", "a.b", "ab", "a.a", "aa", ".a", "a.", "x.a", "x.a.b", "aba", "abba", "x.ab.ba", "axb", "x.axb", "a.x.b", "b-_1", "x.b-_1",
@@ -104,8 +104,8 @@ func TestOnlyKeysThatPEFTComesToAreRequired(t *testing.T) {
 	}
 }
 
-// TestTheBudgetIsForAllKeysTogether: what one key has spent is gone for the others, and the search
-// ends.
+// TestTheBudgetIsForAllKeysTogether: steps that one key spends are gone for the others, and the
+// search ends.
 func TestTheBudgetIsForAllKeysTogether(t *testing.T) {
 	c := &peftConfigFile{patterns: patterns{
 		budget: pyre.NewBudget(context.Background(), 10_000), modules: []string{strings.Repeat("a", 60), "x.b"},

@@ -66,7 +66,7 @@ func (s *peftFiles) Store(ctx context.Context, src format.Source) error {
 	return p.write(s.out, peftWeights, &s.options)
 }
 
-// peftParts are what an adapter becomes.
+// peftParts are the files of an adapter.
 type peftParts struct {
 	weights      func(io.Writer) error
 	weightsBytes int64 // at least
@@ -198,7 +198,7 @@ func (s *peftSink) differs(f sideFile) bool {
 	return err != nil || !bytes.Equal(there, f.content)
 }
 
-// isPEFTFile reports whether what is at path is the weights of an adapter.
+// isPEFTFile reports whether a path leads to the weights of an adapter.
 func isPEFTFile(ctx context.Context, path string) bool {
 	in, err := lookAt(ctx, path)
 	if err != nil {
@@ -349,7 +349,7 @@ func copyBlob(ctx context.Context, w io.Writer, b *blob) error {
 	return nil
 }
 
-// compose returns a configuration made from the layers, and what writes the weights that go with
+// compose returns a configuration made from the layers, and the writer of the weights that go with
 // it.
 func compose(ctx context.Context, src format.Source) (config []byte, weights func(io.Writer) error, err error) {
 	config, names, err := peftFrom(src.Manifest())
@@ -360,7 +360,7 @@ func compose(ctx context.Context, src format.Source) (config []byte, weights fun
 	return config, weights, err
 }
 
-// keepKeys returns what writes the weights under the keys that they have, which the attached
+// keepKeys returns the writer of the weights under the keys that they have, which the attached
 // configuration goes with.
 func keepKeys(ctx context.Context, src format.Source) (func(io.Writer) error, error) {
 	names := make(map[int]string)
@@ -370,7 +370,7 @@ func keepKeys(ctx context.Context, src format.Source) (func(io.Writer) error, er
 	return serialise(ctx, src, names)
 }
 
-// serialise returns what writes a safetensors file of tensors under the given keys.
+// serialise returns the writer of a safetensors file of tensors under the given keys.
 func serialise(ctx context.Context, src format.Source, names map[int]string) (func(io.Writer) error, error) {
 	metadata, err := metadataOf(src)
 	if err != nil {

@@ -113,8 +113,8 @@ func peftTail(kind format.Kind, role format.Role) (string, bool) {
 	return "", false
 }
 
-// layers fills in what the layers ask for: the most frequent rank and alpha as the global ones, the
-// others as patterns.
+// layers fills in the values that the layers need: the most frequent rank and alpha as the global
+// ones, the others as patterns.
 func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 	ranks, alphas := make(map[int]int), make(map[float64]int)
 	alphaOf := func(l *format.Layer) float64 {

@@ -20,7 +20,7 @@ func inWords(dialect string) string {
 	return dialect
 }
 
-// hintFor says what to do about an adapter without a configuration of PEFT.
+// hintFor is the way out for an adapter without a configuration of PEFT.
 func hintFor(dialect string) string {
 	switch {
 	case strings.HasPrefix(dialect, "PEFT's"):

@@ -87,7 +87,7 @@ func TestAModelIsNoAdapter(t *testing.T) {
 	}
 }
 
-// TestWhereAnAdapterLies: what is wrong with a directory is said as it is.
+// TestWhereAnAdapterLies: the error names the true fault of a directory.
 func TestWhereAnAdapterLies(t *testing.T) {
 	adapter := testkit.Encode(nil, ones("base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight")...)
 	for _, c := range []struct{ file, want string }{

@@ -148,7 +148,7 @@ func (f *tensorFile) attach(name string, content []byte) {
 	f.attachments = append(f.attachments, content)
 }
 
-// note adds what a user should know.
+// note adds a fact for the user.
 func (f *tensorFile) note(format string, args ...any) {
 	f.manifest.Notes = append(f.manifest.Notes, fmt.Sprintf(format, args...))
 }

@@ -97,7 +97,7 @@ func openDirectory(ctx context.Context, path string, dir fileio.Dir) (*Checkpoin
 	return c.opened(ctx, names, shardOf)
 }
 
-// opened returns the checkpoint with its weights open, or closes what it has opened.
+// opened returns the checkpoint with its weights open, or closes those that it has opened.
 func (c *Checkpoint) opened(ctx context.Context, names []string, shardOf map[string]string) (*Checkpoint, error) {
 	err := c.open(ctx, names, shardOf)
 	if err == nil {
@@ -113,7 +113,7 @@ func (c *Checkpoint) opened(ctx context.Context, names []string, shardOf map[str
 // shows the values, or the checkpoint itself where nothing is stored so.
 type Storage func(ctx context.Context, c *Checkpoint) (*Checkpoint, error)
 
-// storages are tried in this order, each on what the one before shows.
+// storages are tried in this order, each on the view of the one before.
 var storages []Storage
 
 // decoded shows the values of a checkpoint, however they are stored.

@@ -21,7 +21,7 @@ const MaxJSONBytes = 64 << 20
 // ConfigName is the file with the configuration of a model.
 const ConfigName = "config.json"
 
-// readConfig reads what config.json says; the zero value where there is none.
+// readConfig reads config.json; without one it returns the zero value.
 func readConfig(dir fileio.Dir) (config.Model, error) {
 	const name = ConfigName
 	text, err := dir.Read(name, MaxJSONBytes)

@@ -75,7 +75,7 @@ func (c *Checkpoint) findWeights() (shards []string, shardOf map[string]string, 
 	return shards, shardOf, nil
 }
 
-// noWeights explains what a directory without safetensors weights is.
+// noWeights names the kind of a directory without safetensors weights.
 func noWeights(all []string) error {
 	if e := withoutIndex(all); e != nil {
 		return e
@@ -150,7 +150,7 @@ func listFiles(dir fileio.Dir) (files, links []string, err error) {
 	return files, links, err
 }
 
-// checkIndex compares the shards with what their index says they hold.
+// checkIndex compares the shards with their index.
 func (c *Checkpoint) checkIndex(shardOf map[string]string) error {
 	for _, name := range slices.Sorted(maps.Keys(shardOf)) {
 		ref, ok := c.refs[name]
@@ -165,7 +165,7 @@ func (c *Checkpoint) checkIndex(shardOf map[string]string) error {
 	return nil
 }
 
-// identifySide notes what the files beside the weights are like now, and which files are links that
+// identifySide notes the identity of the files beside the weights, and which files are links that
 // lead elsewhere.
 func (c *Checkpoint) identifySide() error {
 	names := slices.Clone(c.Side)
@@ -216,7 +216,7 @@ func findLinks(dir string, names []string) (beyond []string, err error) {
 	return beyond, nil
 }
 
-// Paths lists what is read of the machine's own file systems.
+// Paths lists the files that are read from the machine's own file systems.
 func (c *Checkpoint) Paths() (paths []string) {
 	if !c.Dir.IsOnDisk() {
 		return nil

@@ -27,7 +27,7 @@ type File struct {
 	close  func() error
 }
 
-// Reader is what bytes are read from by position. Several goroutines may read at once.
+// Reader hands out bytes by position. Several goroutines may read at once.
 type Reader interface {
 	// ReadAt fills p with the bytes from off on, or fails. A read that waits for others, such as
 	// one over a network, ends when the context does.
@@ -67,7 +67,7 @@ func (t *Tensor) Elements() int64 {
 	return int64(n)
 }
 
-// newFile completes a file by what its header says.
+// newFile completes a file from its header.
 func newFile(h *safetensors.Header, f *File) *File {
 	f.DataOff, f.Tensors = h.DataOff, make([]Tensor, len(h.Tensors))
 	for i, t := range h.Tensors {
@@ -107,7 +107,7 @@ func (f *File) Like() fileio.Like {
 // HoleBytes is how much of the file takes no room on the disk.
 func (f *File) HoleBytes() int64 { return fileio.HoleBytes(f.opened()) }
 
-// opened is what the file was opened with, nil for a view.
+// opened is the reader that the file was opened with, nil for a view.
 func (f *File) opened() any {
 	if s, ok := f.data.(stored); ok {
 		return s.r
@@ -115,7 +115,7 @@ func (f *File) opened() any {
 	return nil
 }
 
-// stored reads what has no context: a read under way goes on when the context ends.
+// stored reads a source without a context: a read under way goes on when the context ends.
 type stored struct{ r io.ReaderAt }
 
 func (s stored) ReadAt(_ context.Context, p []byte, off int64) error {

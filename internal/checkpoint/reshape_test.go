@@ -116,7 +116,8 @@ func TestViewReadsAnyRange(t *testing.T) {
 	}
 }
 
-// TestViewKeepsPermissions: what is made from a view may be read by those who may read the file.
+// TestViewKeepsPermissions: a file made from a view may be read by those who may read the view's
+// file.
 func TestViewKeepsPermissions(t *testing.T) {
 	dir := directory(t, map[string][]byte{"model.safetensors": weights("a", "b")})
 	path := filepath.Join(dir, "model.safetensors")

@@ -9,7 +9,7 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// shardName is the name of a shard: what is sharded, its number, and the number of all.
+// shardName is the name of a shard: the name of the whole, its number, and the number of all.
 var shardName = regexp.MustCompile(`^([^/]+)-(\d{5})-of-(\d{5})\.safetensors$`)
 
 // withoutIndex explains a directory that holds shards and no index of them; it is nil where there

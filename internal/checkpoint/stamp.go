@@ -10,7 +10,7 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// stampPrefix begins the metadata keys under which a merged file says what was merged into it:
+// stampPrefix begins the metadata keys under which a merged file lists its merges:
 // loratool.merge.1, .2, … in the order of the merges.
 const stampPrefix = "loratool.merge."
 
@@ -47,10 +47,10 @@ func (c *Checkpoint) History() []Merged {
 	return history
 }
 
-// History lists what the stamps of the file say, in the order of the merges.
+// History lists the stamps of the file, in the order of the merges.
 func (f *File) History() []Merged { return historyOf(f.Name, f.header.Metadata) }
 
-// History lists what the stamps of the header of the named file say, in the order of the merges.
+// History lists the stamps in the header of the named file, in the order of the merges.
 func (h *Header) History(file string) []Merged { return historyOf(file, h.parsed.Metadata) }
 
 func historyOf(file string, metadata map[string]string) (history []Merged) {

@@ -131,10 +131,10 @@ func TestZip64(t *testing.T) {
 	}
 }
 
-// zeros is what a sparse file does not keep.
+// zeros are the bytes that a sparse file does not keep.
 var zeros = make([]byte, 1<<20)
 
-// sparse is a file in memory that keeps what is written to it, but for zeros.
+// sparse is a file in memory that keeps the bytes written to it, but for zeros.
 type sparse struct {
 	size   int64
 	pieces []piece // in order

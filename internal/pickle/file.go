@@ -1,8 +1,8 @@
 // Package pickle reads the tensors of a file that torch.save wrote, and nothing else of it. A
-// pickle is a program that builds objects by calling what it names; this reader knows the few names
-// that tensors are built of (globals.go), runs none of them, and refuses a file that names anything
-// else. Memory is bounded by the bytes that the file holds, never by a number in it; values are
-// read where they lie, when they are asked for.
+// pickle is a program that builds objects by calling functions that it names; this reader knows the
+// few names that tensors are built of (globals.go), runs none of them, and refuses a file that
+// names anything else. Memory is bounded by the bytes that the file holds, never by a number in it;
+// values are read where they lie, when they are asked for.
 //
 // Both containers of torch are read: the zip archive of torch 1.6 and later (data.pkl, and one
 // stored entry for each storage), and the older sequence of pickles with the storages behind them.
@@ -74,8 +74,8 @@ func IsPickle(start []byte) bool {
 	return bytes.HasPrefix(start, []byte("PK\x03\x04")) || len(start) > 1 && start[0] == opProto && start[1] >= 2 && start[1] <= 5
 }
 
-// Read reads what a file of the given size says of its tensors; no values. Errors are *fault.Error
-// without a path.
+// Read reads the names, dtypes and shapes of the tensors in a file of the given size; no values.
+// Errors are *fault.Error without a path.
 func Read(r io.ReaderAt, size int64) (*File, error) {
 	start := make([]byte, min(size, 4))
 	if _, err := io.ReadFull(io.NewSectionReader(r, 0, size), start); err != nil {

@@ -8,7 +8,7 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// global is a name of Python's that a pickle refers to: a module and what it holds, as
+// global is a name of Python's that a pickle refers to: a module and a member, as
 // "torch.FloatStorage". It is only ever compared.
 type global string
 
@@ -82,7 +82,7 @@ func (m *machine) global() error {
 	return m.push(g)
 }
 
-// hintFor tells what is merely unusual from what has no place in a file of weights.
+// hintFor tells unusual names from those that have no place in a file of weights.
 func hintFor(g global) string {
 	for _, harmless := range []string{"torch.", "numpy.", "collections.", "argparse.", "transformers.", "peft.", "_codecs."} {
 		if strings.HasPrefix(string(g), harmless) {
@@ -92,7 +92,8 @@ func hintFor(g global) string {
 	return "whoever loads this file with Python runs what it names; do not, unless you know who made it"
 }
 
-// construct answers REDUCE and BUILD: what a function that is known would return, without a call.
+// construct answers REDUCE and BUILD: the result that a known function would return, without a
+// call.
 func (m *machine) construct(op byte) error {
 	values, err := m.pop(2)
 	if err != nil {
@@ -161,7 +162,7 @@ func (m *machine) tensor(f global, args tuple) (*Tensor, error) {
 	return t, m.checkView(t)
 }
 
-// checkView checks that a view lies within what its storage claims to be; File.prove checks the
+// checkView checks that a view lies within the size that its storage claims; File.prove checks the
 // claim.
 func (m *machine) checkView(t *Tensor) error {
 	n, ok := dtype.NElements(t.Shape)

@@ -332,7 +332,7 @@ func (m *machine) persistent() error {
 	return m.push(s)
 }
 
-// describe says what a value is, for errors.
+// describe names the kind of a value, for errors.
 func describe(v any) string {
 	switch v := v.(type) {
 	case nil:

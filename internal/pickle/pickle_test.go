@@ -142,7 +142,7 @@ func TestReadAtIsSafeForConcurrentUse(t *testing.T) {
 	}
 }
 
-// TestLeftNamesWhatIsNoTensor: what is beside the tensors is listed, so that a user hears of it.
+// TestLeftNamesWhatIsNoTensor: values beside the tensors are listed, so that a user hears of it.
 func TestLeftNamesWhatIsNoTensor(t *testing.T) {
 	for name, want := range map[string]string{
 		"nested": "epoch optimizer", "beside": "epoch loss name big negative flag none", "plain": "",
@@ -200,7 +200,7 @@ func allocated(f func()) int64 {
 	return int64(after.TotalAlloc - before.TotalAlloc)
 }
 
-// maxAllocated bounds what reading n bytes may allocate: a byte of a pickle makes at most a value
+// maxAllocated bounds the allocations of reading n bytes: a byte of a pickle makes at most a value
 // of about 100 bytes, and a stack that grows by doubling costs as much again. The rest is buffers.
 func maxAllocated(n int) int64 { return int64(n)*256 + 1<<20 }
 

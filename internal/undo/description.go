@@ -154,7 +154,7 @@ func (d *Description) Elements() (n int64) {
 	return n
 }
 
-// check proves what the description says of itself.
+// check proves the description's claims about itself.
 func (d *Description) check() error {
 	for i := range d.Adapters {
 		if !isDigest(d.Adapters[i].Content) {

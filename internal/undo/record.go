@@ -67,7 +67,7 @@ type table struct {
 	offs  []int64 // of the payloads
 }
 
-// Open checks what a record says. The source stays open as long as the record is used.
+// Open checks the claims of a record. The source stays open as long as the record is used.
 func Open(src format.Source) (*Record, error) {
 	m := src.Manifest()
 	if !Is(src) {
@@ -229,7 +229,7 @@ type Scratch struct {
 	payload []byte
 }
 
-// CheckMerged compares a block with what the merge has written there.
+// CheckMerged compares a block with the merge's output there.
 func (r *Record) CheckMerged(tensor int, block int64, values []byte) error {
 	t, err := r.load(tensor)
 	if err != nil {
@@ -274,7 +274,7 @@ func (r *Record) Restore(s *Scratch, tensor int, block int64, p []byte) (nCorrec
 	return nCorrected, nil
 }
 
-// Summary is what the table of a tensor's stream says of it.
+// Summary is the content of the table of a tensor's stream.
 type Summary struct {
 	Residuals     int64  // elements that are not as predicted; at most, where marks skip
 	Before, After string // SHA-256 of the SHA-256 of the blocks before the merge, and of their CRC-32 after it

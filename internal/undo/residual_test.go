@@ -111,7 +111,7 @@ func TestDecodeInvertsEncode(t *testing.T) {
 	}
 }
 
-// TestDecodeRejectsPlanesThatDoNotFit: what does not come out even is an error, and never a panic.
+// TestDecodeRejectsPlanesThatDoNotFit: planes of another length are an error, and never a panic.
 func TestDecodeRejectsPlanesThatDoNotFit(t *testing.T) {
 	for i, c := range []coded{
 		{sizes: []byte{0}},

@@ -52,7 +52,7 @@ func NewWriter(d *Description, headers [][]byte, spool Spool) *Writer {
 	return w
 }
 
-// Description is what the record says of the merge.
+// Description is the record's account of the merge.
 func (w *Writer) Description() *Description { return w.description }
 
 // Add records one block of a tensor: its values before and after the merge, and what is predicted
