@@ -1,6 +1,7 @@
 package merge
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
@@ -35,14 +36,14 @@ func newAdd(t *target, terms []resolve.Term, k *tools, tolerant bool) *add {
 
 // load packs the terms of one band in the narrowest arithmetic that suffices, and their negative
 // for the record.
-func (a *add) load(band int) (err error) {
+func (a *add) load(ctx context.Context, band int) (err error) {
 	s, terms := &a.loaded[band], a.terms[band]
 	switch {
 	case len(terms) == 0:
 	case isWide(a.t, terms):
-		s.broad, s.nonFinite, err = prepare[float64](a, terms)
+		s.broad, s.nonFinite, err = prepare[float64](ctx, a, terms)
 	default:
-		s.narrow, s.nonFinite, err = prepare[float32](a, terms)
+		s.narrow, s.nonFinite, err = prepare[float32](ctx, a, terms)
 	}
 	if err != nil || !a.isInverse {
 		return err
@@ -151,20 +152,22 @@ func wordBytes(wide bool) int64 {
 	return int64(dtype.F32.Size())
 }
 
-func prepare[T kernel.Float](a *add, terms []resolve.Term) (*kernel.Update[T], int, error) {
+func prepare[T kernel.Float](
+	ctx context.Context, a *add, terms []resolve.Term,
+) (*kernel.Update[T], int, error) {
 	_, nCols := a.t.Matrix()
-	loaded, nonFinite, err := loadTerms[T](a.t, terms, a.k, a.tolerant)
+	loaded, nonFinite, err := loadTerms[T](ctx, a.t, terms, a.k, a.tolerant)
 	if err != nil {
 		return nil, 0, err
 	}
-	if err := a.k.ended(); err != nil { // packing takes a second where the rank is in the thousands
-		return nil, 0, err
-	}
-	return kernel.Prepare(a.k.kernel, a.t.DType, int(a.t.bandRows()), int(nCols), loaded), nonFinite, nil
+	u, err := kernel.Prepare(ctx, a.k.kernel, a.t.DType, int(a.t.bandRows()), int(nCols), loaded)
+	return u, nonFinite, err
 }
 
 // loadTerms reads the factors of one band and counts their NaN and infinite values.
-func loadTerms[T kernel.Float](t *target, terms []resolve.Term, k *tools, tolerant bool) (loaded []kernel.Term[T], nonFinite int, err error) {
+func loadTerms[T kernel.Float](
+	ctx context.Context, t *target, terms []resolve.Term, k *tools, tolerant bool,
+) (loaded []kernel.Term[T], nonFinite int, err error) {
 	nRows := int(t.bandRows())
 	_, n := t.Matrix()
 	nCols := int(n)
@@ -178,11 +181,11 @@ func loadTerms[T kernel.Float](t *target, terms []resolve.Term, k *tools, tolera
 			continue
 		}
 		l, r := make([]T, nRows*x.Rank), make([]T, x.Rank*nCols)
-		badL, err := loadFactor(l, x.Left, x.Rank, nRows, 1, x.Rank, k)
+		badL, err := loadFactor(ctx, l, x.Left, x.Rank, nRows, 1, x.Rank, k.shelf)
 		if err != nil {
 			return nil, 0, err
 		}
-		badR, err := loadFactor(r, x.Right, x.Rank, nCols, nCols, 1, k)
+		badR, err := loadFactor(ctx, r, x.Right, x.Rank, nCols, nCols, 1, k.shelf)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -217,7 +220,9 @@ func linesOf(f *resolve.Factor, rank int) lines {
 
 // loadFactor writes a factor into dst, a matrix of zeros: element (k, j) of the whole weight goes
 // to dst[k·across + j·along]. It counts NaN and infinite values.
-func loadFactor[T kernel.Float](dst []T, f resolve.Factor, rank, whole, across, along int, tl *tools) (nonFinite int, err error) {
+func loadFactor[T kernel.Float](
+	ctx context.Context, dst []T, f resolve.Factor, rank, whole, across, along int, s *shelf,
+) (nonFinite int, err error) {
 	if f.Source == nil {
 		dst[0] = 1
 		return 0, nil
@@ -228,12 +233,15 @@ func loadFactor[T kernel.Float](dst []T, f resolve.Factor, rank, whole, across, 
 	if last := int64(f.At + (l.nOuter-1)*l.outer + line); last > t.Elements() || f.First+f.Length > whole || f.Length%f.Repeat != 0 {
 		return 0, fmt.Errorf("internal error: %q has %d elements, the plan wants up to %d, for %d to %d of %d", t.Name, t.Elements(), last, f.First, f.First+f.Length, whole)
 	}
-	raw, err := tl.shelf.take(f.Blob)
+	raw, err := s.take(ctx, f.Blob)
 	if err != nil {
 		return 0, err
 	}
 	if raw != nil {
 		for k := range rank {
+			if err := ctx.Err(); err != nil {
+				return 0, err
+			}
 			for j := range f.Length / f.Repeat {
 				x := T(dtype.Load(t.DType, raw, f.At+k*f.Across+j*f.Along))
 				if x-x != 0 {
@@ -250,7 +258,7 @@ func loadFactor[T kernel.Float](dst []T, f resolve.Factor, rank, whole, across, 
 	var piece []byte
 	var values []T
 	for i := 0; i < l.nOuter; i += perPiece {
-		if err := tl.ended(); err != nil {
+		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
 		n := min(perPiece, l.nOuter-i)
@@ -378,8 +386,11 @@ func (t *target) blobs(band int) []resolve.Blob {
 	return all
 }
 
+// takeBytes is the amount of a shared tensor that one read fetches: the context is asked before it.
+const takeBytes = 8 << 20
+
 // take returns the bytes of a shared tensor, or nil for a tensor that is not shared.
-func (s *shelf) take(b resolve.Blob) ([]byte, error) {
+func (s *shelf) take(ctx context.Context, b resolve.Blob) ([]byte, error) {
 	s.lock.Lock()
 	k := s.books[b]
 	s.lock.Unlock()
@@ -388,7 +399,12 @@ func (s *shelf) take(b resolve.Blob) ([]byte, error) {
 	}
 	k.once.Do(func() {
 		k.raw = make([]byte, b.Tensor().NBytes())
-		k.err = b.Source.ReadBlobAt(k.raw, b.Index, 0)
+		for off := 0; off < len(k.raw) && k.err == nil; off += takeBytes {
+			if k.err = ctx.Err(); k.err == nil {
+				p := k.raw[off:min(off+takeBytes, len(k.raw))]
+				k.err = b.Source.ReadBlobAt(p, b.Index, int64(off))
+			}
+		}
 	})
 	return k.raw, k.err
 }

@@ -1,6 +1,7 @@
 package merge
 
 import (
+	"context"
 	"io"
 
 	"github.com/loratool/loratool/format/output"
@@ -15,7 +16,7 @@ import (
 // the inverses of a merge; a swap runs an unmerge and then a merge.
 type operation interface {
 	// load reads the operation's inputs for a band, before the first block with rows of that band.
-	load(band int) error
+	load(ctx context.Context, band int) error
 	// drop releases these inputs after the last such block.
 	drop(band int)
 	// apply changes the rows of a block in place.
@@ -27,17 +28,17 @@ type operation interface {
 // loadless is embedded in operations that load nothing.
 type loadless struct{}
 
-func (loadless) load(int) error  { return nil }
-func (loadless) drop(int)        {}
-func (loadless) bytes(int) int64 { return 0 }
+func (loadless) load(context.Context, int) error { return nil }
+func (loadless) drop(int)                        {}
+func (loadless) bytes(int) int64                 { return 0 }
 
-func loadAll(ops []operation, band int) error {
+func loadAll(ctx context.Context, ops []operation, band int) error {
 	for _, op := range ops {
-		if err := op.load(band); err != nil {
+		if err := op.load(ctx, band); err != nil {
 			return err
 		}
 	}
-	return nil
+	return ctx.Err()
 }
 
 func applyAll(ops []operation, b *block, w *worker) error {
@@ -108,7 +109,6 @@ type tools struct {
 	shelf     *shelf
 	recording *recording    // nil without an undo record
 	data      []io.ReaderAt // the base's files, under the context of the run
-	ended     func() error  // the error of that context
 	measured  []*rescale    // operations that read the whole tensor before its first block
 }
 

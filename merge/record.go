@@ -39,8 +39,8 @@ func newRecord(t *target, change []operation, k *tools) *record {
 
 // load loads the change. NaN or infinity in the factors of a single band make the record predict
 // the merged values; with several bands another band may already have been written.
-func (r *record) load(band int) error {
-	if err := loadAll(r.change, band); err != nil {
+func (r *record) load(ctx context.Context, band int) error {
+	if err := loadAll(ctx, r.change, band); err != nil {
 		return err
 	}
 	if r.added != nil && r.added.loaded[band].nonFinite > 0 && r.t.NBands == 1 {

@@ -20,8 +20,8 @@ type rescale struct {
 	loaded *kernel.Rescaled    // a tensor with magnitudes has one band
 }
 
-func (r *rescale) load(int) (err error) {
-	r.loaded, err = r.prepare()
+func (r *rescale) load(ctx context.Context, _ int) (err error) {
+	r.loaded, err = r.prepare(ctx)
 	return err
 }
 
@@ -34,15 +34,15 @@ func (r *rescale) apply(b *block, w *worker) error {
 func (r *rescale) bytes(int) int64 { return bytesOfTerms(r.t, r.t.Terms, true) }
 
 // prepare reads the factors and magnitudes.
-func (r *rescale) prepare() (*kernel.Rescaled, error) {
+func (r *rescale) prepare(ctx context.Context) (*kernel.Rescaled, error) {
 	tolerant := r.k.plan.options.AllowNonFinite
-	terms, _, err := loadTerms[float64](r.t, r.t.Terms, r.k, tolerant)
+	terms, _, err := loadTerms[float64](ctx, r.t, r.t.Terms, r.k, tolerant)
 	if err != nil {
 		return nil, err
 	}
 	m := r.t.DoRA
 	values := make([]float64, m.Tensor().Elements())
-	bad, err := loadFactor(values, resolve.WholeA(m.Blob, 1), 1, len(values), len(values), 1, r.k)
+	bad, err := loadFactor(ctx, values, resolve.WholeA(m.Blob, 1), 1, len(values), len(values), 1, r.k.shelf)
 	if err != nil {
 		return nil, err
 	}
@@ -61,10 +61,10 @@ func (r *rescale) measure(ctx context.Context, workers []worker) error {
 	if nRows == 0 || nCols == 0 {
 		return nil
 	}
-	if err := loadAll(r.before, 0); err != nil {
+	if err := loadAll(ctx, r.before, 0); err != nil {
 		return err
 	}
-	update, err := r.prepare()
+	update, err := r.prepare(ctx)
 	if err != nil {
 		return err
 	}

@@ -121,7 +121,6 @@ func (p *Plan) newRun(ctx context.Context, out output.Output) (*run, error) {
 	if p.options.wantsRecord() {
 		r.tools.recording = &recording{plan: p}
 	}
-	r.tools.ended = ctx.Err
 	for _, f := range p.base.Files {
 		r.tools.data = append(r.tools.data, f.ReaderAt(ctx))
 	}
@@ -165,7 +164,7 @@ func (r *run) all(ctx context.Context) error {
 			return err
 		}
 	}
-	return parallel.For(ctx, nWorkers, len(r.batches), func(w, i int) error { return r.do(&workers[w], r.batches[i]) })
+	return parallel.For(ctx, nWorkers, len(r.batches), func(w, i int) error { return r.do(ctx, &workers[w], r.batches[i]) })
 }
 
 // copySide copies a file beside the weights, or writes its new contents.
@@ -241,7 +240,7 @@ func (w *writing) close() error {
 }
 
 // do runs the jobs of a batch.
-func (r *run) do(w *worker, b batch) error {
+func (r *run) do(ctx context.Context, w *worker, b batch) error {
 	j := &r.jobs[b.first]
 	in, out := r.plan.files[j.file], r.files[j.file]
 	out.once.Do(func() {
@@ -260,7 +259,7 @@ func (r *run) do(w *worker, b batch) error {
 	case j.pipeline == nil && b.end-b.first == 1:
 		err = r.copy(w, j, in, out.file)
 	default:
-		n, err = r.merge(w, r.jobs[b.first:b.end], in, out.file)
+		n, err = r.merge(ctx, w, r.jobs[b.first:b.end], in, out.file)
 	}
 	if err != nil {
 		return err
@@ -304,7 +303,7 @@ func (r *run) write(p []byte, off int64, file int, in *outFile, out output.File)
 
 // merge reads the range of a batch, updates the rows of each job, and writes the range. It returns
 // the range's length.
-func (r *run) merge(w *worker, jobs []job, in *outFile, out output.File) (int64, error) {
+func (r *run) merge(ctx context.Context, w *worker, jobs []job, in *outFile, out output.File) (int64, error) {
 	first, last := &jobs[0], &jobs[len(jobs)-1]
 	off, n := first.off, last.off+last.n-first.off
 	data := w.grow(max(n, r.plan.blockBytes()))[:n]
@@ -323,7 +322,7 @@ func (r *run) merge(w *worker, jobs []job, in *outFile, out output.File) (int64,
 			t: j.pipeline.target, row0: j.row0, row1: j.row1, data: data[j.off-off:][:j.n],
 			stats: &r.stats[j.index], taken: &r.taken[j.index],
 		}
-		if err := j.run(&b, w); err != nil {
+		if err := j.run(ctx, &b, w); err != nil {
 			return 0, err
 		}
 	}
@@ -331,9 +330,9 @@ func (r *run) merge(w *worker, jobs []job, in *outFile, out output.File) (int64,
 }
 
 // run runs the pipeline on the job's rows.
-func (j *job) run(b *block, w *worker) error {
+func (j *job) run(ctx context.Context, b *block, w *worker) error {
 	first, last := j.bands()
-	if err := j.pipeline.load(first, last); err != nil {
+	if err := j.pipeline.load(ctx, first, last); err != nil {
 		return err
 	}
 	defer j.pipeline.done(first, last)

@@ -1,6 +1,7 @@
 package merge
 
 import (
+	"context"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -57,10 +58,10 @@ func newPipeline(t *target, k *tools) *pipeline {
 func isBlind(op operation) bool { _, ok := op.(*replace); return ok }
 
 // load loads the inputs of the operations for some bands.
-func (p *pipeline) load(first, last int) error {
+func (p *pipeline) load(ctx context.Context, first, last int) error {
 	for i := first; i <= last; i++ {
 		b := &p.bands[i]
-		b.once.Do(func() { b.err = loadAll(p.ops, i) })
+		b.once.Do(func() { b.err = loadAll(ctx, p.ops, i) })
 		if b.err != nil {
 			return b.err
 		}

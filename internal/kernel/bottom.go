@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"math"
 	"sync"
 
@@ -66,7 +67,8 @@ func (u *Update[T]) inFloat64() *Update[float64] {
 			terms[t] = Term[float64]{S: term.S, Rank: term.Rank, L: l, R: r}
 			k += term.Rank
 		}
-		u.bottom.update = Prepare(u.kernel, dtype.F32, u.rows, u.cols, terms)
+		// A context that never ends is no reason to fail.
+		u.bottom.update, _ = Prepare(context.Background(), u.kernel, dtype.F32, u.rows, u.cols, terms)
 	})
 	return u.bottom.update
 }

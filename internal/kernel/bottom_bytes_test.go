@@ -28,7 +28,7 @@ func TestUpdateBytesCountsTheWayOfTheBottom(t *testing.T) {
 	w := make([]byte, rows*cols*2)
 	factors := int64(4 * (len(l) + len(r)))
 	before := alive()
-	u := Prepare(k, dtype.BF16, rows, cols, []Term[float32]{{S: 1, Rank: rank, L: l, R: r}})
+	u := packTerms(k, dtype.BF16, rows, cols, []Term[float32]{{S: 1, Rank: rank, L: l, R: r}})
 	var s Scratch[float32]
 	u.Merge(w, 0, new(Stats), &s)
 	got := alive() - before + factors

@@ -2,7 +2,7 @@
 // with every element rounded correctly. Package merge prepares an Update per tensor and calls Merge
 // on blocks of rows, from any number of goroutines:
 //
-//	u := kernel.Prepare(k, dtype.BF16, rows, cols, terms)
+//	u, err := kernel.Prepare(ctx, k, dtype.BF16, rows, cols, terms)
 //	u.Merge(w, row0, &stats, &scratch)
 //
 // For every element of a matrix of dtype D,

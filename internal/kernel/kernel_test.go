@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -33,7 +34,16 @@ func prepare[T Float](k *Kernel, p *problem) *Update[T] {
 	for i, t := range p.terms {
 		terms[i] = Term[T]{S: t.s, Rank: t.rank, L: convert[T](t.l), R: convert[T](t.r)}
 	}
-	return Prepare(k, p.d, p.rows, p.cols, terms)
+	return packTerms(k, p.d, p.rows, p.cols, terms)
+}
+
+// packTerms is Prepare under a context that never ends.
+func packTerms[T Float](k *Kernel, d dtype.Type, rows, cols int, terms []Term[T]) *Update[T] {
+	u, err := Prepare(context.Background(), k, d, rows, cols, terms)
+	if err != nil {
+		panic(err)
+	}
+	return u
 }
 
 func (p *problem) bytes() []byte {
@@ -524,7 +534,7 @@ func TestBitsStayWhereNothingIsAdded(t *testing.T) {
 				binary.LittleEndian.PutUint16(got[2*i:], h)
 			}
 			want := bytes.Clone(got)
-			u := Prepare(k, dtype.BF16, 1, 4,
+			u := packTerms(k, dtype.BF16, 1, 4,
 				[]Term[float32]{{S: 1, Rank: 1, L: []float32{l}, R: make([]float32, 4)}})
 			u.Merge(got, 0, new(Stats), new(Scratch[float32]))
 			if !bytes.Equal(got, want) {

@@ -1,6 +1,9 @@
 package kernel
 
-import "math"
+import (
+	"context"
+	"math"
+)
 
 // The fast pass uses packed factors without subnormal numbers on ordinary data, since many
 // processors take an assist of some 150 cycles for a vector with one. If L or R is far from 1, it
@@ -77,12 +80,15 @@ type packed[T Float] struct {
 
 // pack chooses the scales from the largest elements of all terms, computes the parts of the bound
 // that do not depend on rows and columns, and packs L and R.
-func (u *packed[T]) pack() {
+func (u *packed[T]) pack(ctx context.Context) error {
 	x := arithmeticOf[T]()
 	var left, right float64
 	u.rFinite = true
 	for i := range u.terms {
 		t := &u.terms[i]
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		l, _ := largest(t.L)
 		r, finite := largest(t.R)
 		left, right = max(left, min(l*math.Abs(t.S), math.MaxFloat64)), max(right, r)
@@ -103,8 +109,10 @@ func (u *packed[T]) pack() {
 	for i := range u.terms {
 		u.floor64 += float64(u.terms[i].Rank) * math.Abs(u.terms[i].S) * math.SmallestNonzeroFloat64
 	}
-	u.packLeft(x)
-	u.packRight(x)
+	if err := u.packLeft(ctx, x); err != nil {
+		return err
+	}
+	return u.packRight(ctx, x)
 }
 
 // largest returns the largest magnitude among the finite elements. finite reports whether all are
@@ -137,10 +145,14 @@ func (x *arithmetic) exponent(largest float64) int {
 	return 0
 }
 
+// askRows is the number of rows of L between two looks at the context. A row can be one number,
+// and a look at each would take longer than the row.
+const askRows = 256
+
 // packLeft packs S·L/2^a and computes lBound: 1.01·c·(u·(Σ n_k·l_k²)^½ + lost), with n_k from
 // roundings. lost covers the elements of a row that are packed as zeros. The last addend pays for
 // underflow of S·l and keeps the bound normal.
-func (u *packed[T]) packLeft(x *arithmetic) {
+func (u *packed[T]) packLeft(ctx context.Context, x *arithmetic) error {
 	u.l = make([]T, (u.rows+u.micro.rows-1)*u.rank)
 	u.lBound = make([]T, u.rows+u.micro.rows-1)
 	relative := x.unit
@@ -150,6 +162,11 @@ func (u *packed[T]) packLeft(x *arithmetic) {
 	unscale := math.Ldexp(1, -u.a)
 	vanished := x.normal + math.Ldexp(math.Sqrt(float64(u.rank))*math.SmallestNonzeroFloat64, u.b)
 	for i := range u.rows {
+		if i%askRows == 0 {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+		}
 		dst := u.l[i*u.rank : (i+1)*u.rank]
 		var sum float64
 		k, isZero, nLost := 0, true, 0
@@ -175,11 +192,12 @@ func (u *packed[T]) packLeft(x *arithmetic) {
 			u.lBound[i] = T(math.Ldexp(bound, u.a+u.b) + vanished)
 		}
 	}
+	return nil
 }
 
 // packRight packs R/2^b, keeps R if that loses digits, and computes rNorm: (Σ n_k·r_k²)^½ + lost/u.
 // lost covers the elements of a column that are packed as zeros.
-func (u *packed[T]) packRight(x *arithmetic) {
+func (u *packed[T]) packRight(ctx context.Context, x *arithmetic) error {
 	nr := u.micro.cols
 	u.r = make([]T, u.panels*u.rank*nr)
 	u.right = u.r
@@ -187,7 +205,7 @@ func (u *packed[T]) packRight(x *arithmetic) {
 	sums := make([]float64, u.panels*nr)
 	lost := make([]float64, u.panels*nr)
 	unscale := T(math.Ldexp(1, -u.b))
-	u.eachRight(func(k, p int, src []T) {
+	err := u.eachRight(ctx, func(k, p int, src []T) {
 		n := float64(roundings(k, u.rank))
 		dst := u.r[(p*u.rank+k)*nr:][:len(src)]
 		for j, v := range src {
@@ -201,6 +219,9 @@ func (u *packed[T]) packRight(x *arithmetic) {
 			sums[p*nr+j] += n * float64(v) * float64(v)
 		}
 	})
+	if err != nil {
+		return err
+	}
 	isSame := u.b == 0
 	for j := range u.rNorm {
 		isSame = isSame && lost[j] == 0
@@ -208,16 +229,21 @@ func (u *packed[T]) packRight(x *arithmetic) {
 	}
 	if !isSame {
 		u.right = make([]T, len(u.r))
-		u.eachRight(func(k, p int, src []T) { copy(u.right[(p*u.rank+k)*nr:], src) })
+		return u.eachRight(ctx, func(k, p int, src []T) { copy(u.right[(p*u.rank+k)*nr:], src) })
 	}
+	return nil
 }
 
-// eachRight calls f for the part of every row of R, over all terms, that lies in a panel.
-func (u *packed[T]) eachRight(f func(k, p int, src []T)) {
+// eachRight calls f for the part of every row of R, over all terms, that lies in a panel. It
+// asks the context before each row.
+func (u *packed[T]) eachRight(ctx context.Context, f func(k, p int, src []T)) error {
 	nr, k := u.micro.cols, 0
 	for t := range u.terms {
 		term := &u.terms[t]
 		for i := range term.Rank {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 			row := term.R[i*u.cols : (i+1)*u.cols]
 			for p := range u.panels {
 				f(k, p, row[p*nr:min((p+1)*nr, u.cols)])
@@ -225,6 +251,7 @@ func (u *packed[T]) eachRight(f func(k, p int, src []T)) {
 			k++
 		}
 	}
+	return nil
 }
 
 // column locates column j of R in u.right, all terms below each other: its first element and the

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"fmt"
 	"slices"
 
@@ -45,8 +46,11 @@ func roundings(k, rank int) int {
 const groupBytes = 20 << 10
 
 // Prepare packs the terms for a rows×cols matrix of dtype d: F64, F32, F16 or BF16. T = float32
-// needs one of the last two. It keeps L and copies R: see pack.go.
-func Prepare[T Float](k *Kernel, d dtype.Type, rows, cols int, terms []Term[T]) *Update[T] {
+// needs one of the last two. It keeps L and copies R: see pack.go. The only
+// error is that of a context that has ended.
+func Prepare[T Float](
+	ctx context.Context, k *Kernel, d dtype.Type, rows, cols int, terms []Term[T],
+) (*Update[T], error) {
 	u := &Update[T]{d: d, kernel: k, bottom: new(bottom)}
 	u.rows, u.cols, u.terms, u.micro = rows, cols, slices.Clone(terms), microFor[T](k, d)
 	for i := range terms {
@@ -59,11 +63,13 @@ func Prepare[T Float](k *Kernel, d dtype.Type, rows, cols int, terms []Term[T]) 
 	nr := u.micro.cols
 	u.panels = (cols + nr - 1) / nr
 	u.group = max(1, min(u.micro.panels, u.panels, groupBytes/(max(1, u.rank)*nr*sizeOf[T]())))
-	u.pack()
+	if err := u.pack(ctx); err != nil {
+		return nil, err
+	}
 	for i := range u.terms {
 		u.terms[i].R = nil
 	}
-	return u
+	return u, nil
 }
 
 // UpdateBytes returns the largest memory of an Update while it is prepared and used, for a
