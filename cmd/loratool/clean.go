@@ -58,7 +58,7 @@ func runClean(c *cli.Context, t *terminal, o *cleanOptions) error {
 	return t.show("clean", o.json, document, func() { showCleaned(t, o, dir, names) })
 }
 
-// showCleaned prints what was removed, or would be.
+// showCleaned prints the removed files, or those that would be.
 func showCleaned(t *terminal, o *cleanOptions, dir string, names []string) {
 	if o.quiet {
 		return

@@ -37,7 +37,7 @@ func completionCommand(a *app) *cli.Command {
 	}
 }
 
-// words are what can follow a command: its flags, and for two of them words.
+// words can follow a command: its flags, and for two of them words.
 func (a *app) words(c *cli.Command) []string {
 	words := flagNames(c)
 	switch c.Name {

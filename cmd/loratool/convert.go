@@ -44,7 +44,7 @@ func convertCommand(t *terminal) *cli.Command {
 	}
 }
 
-// conversion is what the flags of convert ask for.
+// conversion is the task that the flags of convert set.
 type conversion struct {
 	in       string
 	dialect  convert.Dialect
@@ -135,7 +135,7 @@ func (o *common) creation(replace bool, inputs ...string) convert.CreateOptions 
 	return convert.CreateOptions{Replace: replace, Inputs: inputs, Workers: o.workers, Tool: "loratool", Version: version}
 }
 
-// showConversion shows what would be written. The caller has checked that it could be.
+// showConversion shows the files that would be written. The caller has checked that it could be.
 func showConversion(t *terminal, o *convertOptions, j *conversion, src format.Source, peak int64, warnings []string) error {
 	n, raw := len(src.Manifest().Tensors), tensorBytes(src)
 	document := map[string]any{
@@ -148,7 +148,7 @@ func showConversion(t *terminal, o *convertOptions, j *conversion, src format.So
 	})
 }
 
-// showConverted shows what was written.
+// showConverted shows the written files.
 func showConverted(t *terminal, o *convertOptions, j *conversion, src format.Source, size int64, warnings []string) error {
 	raw := tensorBytes(src)
 	document := map[string]any{

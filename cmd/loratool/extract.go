@@ -61,7 +61,7 @@ func extractCommand(t *terminal) *cli.Command {
 	}
 }
 
-// extraction is what the flags of extract ask for.
+// extraction is the task that the flags of extract set.
 type extraction struct {
 	base, tuned string
 	dialect     convert.Dialect

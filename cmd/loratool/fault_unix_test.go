@@ -51,7 +51,7 @@ func zeroCase(t *testing.T, dir string, rows int) (base, adapter string) {
 	return base, adapter
 }
 
-// result is what a run of the program came to.
+// result is the outcome of a run of the program.
 type result struct {
 	code           int
 	stdout, stderr string
@@ -76,7 +76,7 @@ func program(args ...string) *exec.Cmd {
 // machine may not look in time.
 const mostTries = 20
 
-// runUntil starts the program, calls act when ready reports true, and returns what came of the run.
+// runUntil starts the program, calls act when ready reports true, and returns the outcome.
 // A run that ends before that is tried again, with dir empty as before.
 func runUntil(t *testing.T, dir string, args []string, ready func() bool, act func(*os.Process) error) result {
 	t.Helper()
@@ -163,7 +163,7 @@ func checkAbsent(t *testing.T, path string) {
 	}
 }
 
-// checkTree holds dir against what it was.
+// checkTree compares dir with its earlier state.
 func checkTree(t *testing.T, when, dir string, want map[string]string) {
 	t.Helper()
 	if got := testkit.Tree(t, dir); !maps.Equal(got, want) {

@@ -40,7 +40,7 @@ var examples = map[string][]string{
 	"man":        {"loratool man | man -l -"},
 }
 
-// helpTopic is what a command line asks to explain.
+// helpTopic is the subject that a command line asks about.
 type helpTopic struct {
 	name string // of a command, or support; "" is the whole program
 	all  bool   // rare flags too
@@ -131,7 +131,7 @@ func commandHelp(c *cli.Command, all bool) string {
 	return b.String()
 }
 
-// flagHelp is how a flag is written, with its value, and what it does.
+// flagHelp is the form of a flag, with its value, and its use.
 func flagHelp(f cli.Flag) (name, usage string) {
 	names := f.Names()
 	name = "    --" + names[0]

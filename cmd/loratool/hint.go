@@ -14,7 +14,7 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// hintFor says what to do next, where that is known; usage is how the command is called.
+// hintFor is the next step, where that is known; usage is how the command is called.
 func hintFor(err error, commandUsage string) string {
 	var usage *usageError
 	var output *fileio.OutputError
@@ -42,7 +42,7 @@ func hintFor(err error, commandUsage string) string {
 	return inputHint(err, commandUsage)
 }
 
-// inputHint says what to do about an input, where that is known; usage is how the command is
+// inputHint is the way out for an input, where that is known; usage is how the command is
 // called.
 func inputHint(err error, usage string) string {
 	var path *fs.PathError

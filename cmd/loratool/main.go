@@ -1,4 +1,4 @@
-// Command loratool merges LoRA adapters into checkpoints, and says what is in them.
+// Command loratool merges LoRA adapters into checkpoints, and shows their contents.
 package main
 
 import (

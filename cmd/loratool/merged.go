@@ -13,7 +13,7 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// showPlan shows what a plan would do. The error is what would keep it from doing so.
+// showPlan shows the effect of a plan. The error is the one that its run would meet.
 func showPlan(t *terminal, o *planRun, plan *merge.Plan) error {
 	var blocked error
 	free := int64(-1)
@@ -62,7 +62,7 @@ func showPlanned(t *terminal, tensors []merge.PlannedTensor) {
 	t.print(tab)
 }
 
-// showReport prints what a merge did.
+// showReport prints the report of a merge.
 func showReport(t *terminal, o *planRun, r *merge.Report) {
 	if o.common.verbose {
 		showMergedLayers(t, r)
@@ -126,7 +126,7 @@ func showLoss(t *terminal, r *merge.Report, verbose bool) {
 	}
 }
 
-// fateText says what happens to a tensor that an adapter saves whole.
+// fateText is the fate of a tensor that an adapter saves whole.
 func fateText(p *merge.PlannedTensor) string {
 	switch {
 	case p.Added:
@@ -137,7 +137,7 @@ func fateText(p *merge.PlannedTensor) string {
 	return "replaced"
 }
 
-// whyZero says what makes every update zero.
+// whyZero is the cause of updates that are all zero.
 func whyZero(r *merge.Report) string {
 	for _, l := range r.Layers {
 		if l.Scale != 0 || slices.ContainsFunc(l.Updates, func(u merge.TermShort) bool { return u.Scale != 0 }) {

@@ -103,7 +103,7 @@ func (t *terminal) named(err error) error {
 	return absentError{err, role, path.Path}
 }
 
-// rolesOf finds what the paths of a command line are, by the usage of the command, such as
+// rolesOf finds the roles of the paths of a command line, by the usage of the command, such as
 // "BASE ADAPTER... -o OUT", and by the names of flags.
 func rolesOf(usage string, flags, args []string) map[string]string {
 	roles := make(map[string]string)

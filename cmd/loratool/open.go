@@ -54,7 +54,7 @@ func openRecords(ctx context.Context, paths []string, merged string, closers *cl
 	return records, nil
 }
 
-// closers are what a command has opened.
+// closers are the files that a command has opened.
 type closers []io.Closer
 
 func (c *closers) add(x io.Closer) { *c = append(*c, x) }

@@ -15,7 +15,7 @@ import (
 	"github.com/loratool/loratool/rank"
 )
 
-// loratool runs a command line and returns what it prints.
+// loratool runs a command line and returns its output.
 func loratool(t *testing.T, args ...string) []byte {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
@@ -65,7 +65,7 @@ func tensor(t *testing.T, c *checkpoint.Checkpoint, name string) []float64 {
 
 // TestExtractTakesBackWhatMergePutIn merges an adapter of rank 8 into the F32 demo and extracts it
 // again: Δ is of rank 8 but for the rounding of the merged weights, half a unit of 2⁻²⁴·|w| at
-// most, which is what may be left over.
+// most, which may be left over.
 func TestExtractTakesBackWhatMergePutIn(t *testing.T) {
 	dir := t.TempDir()
 	base, merged := "../../testdata/demo/base", filepath.Join(dir, "merged")

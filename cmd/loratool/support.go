@@ -6,7 +6,7 @@ import (
 	"github.com/loratool/loratool/internal/resolve"
 )
 
-// supportHelp is the table of what merge does with an adapter, for a terminal.
+// supportHelp is the table of features and verdicts, for a terminal.
 func supportHelp() string {
 	var b strings.Builder
 	b.WriteString("What merge does with an adapter. loratool inspect ADAPTER says it of one.\n")

@@ -138,5 +138,5 @@ const (
 // kindColours are the colours of the kinds of messages.
 var kindColours = map[string]string{"error": red, "warning": yellow, "hint": cyan}
 
-// bars are what sparkline draws.
+// bars are the characters of sparkline.
 var bars = regexp.MustCompile("[▁▂▃▄▅▆▇█]+")

@@ -52,7 +52,7 @@ func (r *results) Write(p []byte) (int, error) {
 // WriteString is Write; the error is kept.
 func (r *results) WriteString(s string) { r.Write([]byte(s)) }
 
-// resultsError is a failure to print what a command has found.
+// resultsError is a failure to print the results of a command.
 type resultsError struct{ err error }
 
 func (e *resultsError) Error() string { return "the results are not printed whole: " + e.err.Error() }

@@ -91,7 +91,7 @@ func runUnmerge(c *cli.Context, t *terminal, o *unmergeOptions) error {
 	}, options, c)
 }
 
-// showUnmerged prints what was taken out.
+// showUnmerged prints the report of a removal.
 func showUnmerged(t *terminal, run *planRun, r *merge.Report) {
 	var elements, predictions, corrected, mayDiffer int64
 	for _, o := range r.TakenOut {

@@ -56,7 +56,7 @@ func runVerify(c *cli.Context, t *terminal, o *verifyOptions) error {
 	}))
 }
 
-// damagedError is an error that says first what it means.
+// damagedError is an error that begins with its meaning.
 type damagedError struct {
 	error
 	name string

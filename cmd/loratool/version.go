@@ -48,7 +48,7 @@ func showVersion(t *terminal) error {
 	return nil
 }
 
-// build is what a binary knows about its own making.
+// build is a binary's knowledge of its own making.
 type build struct {
 	commit   string // empty where it was not built in a clone
 	modified bool   // the clone had changes that were not committed

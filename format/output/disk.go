@@ -25,7 +25,7 @@ type Disk struct {
 	open map[*diskFile]bool
 }
 
-// DiskOptions say what a Disk makes. The zero value is a file that replaces nothing.
+// DiskOptions are the options of a Disk. The zero value is a file that replaces nothing.
 type DiskOptions struct {
 	IsDir bool // a directory, not a file
 	// Replace lets Commit replace what is there, whatever is in it; but a directory only if the
@@ -124,7 +124,7 @@ func (d *Disk) stages() []*fileio.Stage {
 // Commit moves all files to their places, or none.
 func (d *Disk) Commit() error { return fileio.Commit(d.options.Replace, d.stages()...) }
 
-// Abort removes what was not committed, without waiting for the disk.
+// Abort removes uncommitted files, without waiting for the disk.
 func (d *Disk) Abort() {
 	for f := range d.open {
 		f.file.Close()

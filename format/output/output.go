@@ -20,8 +20,8 @@ type Output interface {
 	Create(info Info) (File, error)
 	// Commit makes the files appear, when all of them have been closed.
 	Commit() error
-	// Abort removes what was written, closes the files that a failed run left open, and may be
-	// called twice. After Commit it does nothing. A run that fails calls it; whoever made an
+	// Abort removes the files written so far, closes the files that a failed run left open, and may
+	// be called twice. After Commit it does nothing. A run that fails calls it; whoever made an
 	// output that no run got calls it himself.
 	Abort()
 }
@@ -45,7 +45,7 @@ type File interface {
 	Close() error
 }
 
-// Scratch is a file for what a run has to put aside until it can write it. It grows as it is
+// Scratch is a file for data that a run puts aside until it can write them. It grows as it is
 // written, in any order and from several goroutines, and is gone when it is closed.
 type Scratch interface {
 	io.ReaderAt

@@ -1,4 +1,4 @@
-// Package config reads what the config.json of a model of transformers says, and changes it. It
+// Package config reads and changes the config.json of a model of transformers. It
 // knows texts, no files.
 package config
 
@@ -11,8 +11,8 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// Model is what config.json says that matters to whoever changes weights. The zero value is that of
-// a checkpoint without one.
+// Model is the part of config.json that matters to programs that change weights. The zero value is
+// that of a checkpoint without one.
 type Model struct {
 	Found              bool
 	ModelType          string
@@ -23,8 +23,8 @@ type Model struct {
 	QuantizationMethod string
 }
 
-// Ties is what config.json says about the tie between the two ends of a model. The caller adds the
-// shapes of its tensors.
+// Ties are the words of config.json about the tie between the two ends of a model. The caller adds
+// the shapes of its tensors.
 func (m *Model) Ties() naming.Model {
 	return naming.Model{
 		Shapes: make(map[string][]uint64), Configured: m.Found,

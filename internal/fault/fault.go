@@ -82,7 +82,7 @@ func (e *Error) At(off int64) *Error { e.Off = off; return e }
 // In adds the file.
 func (e *Error) In(path string) *Error { e.Path = path; return e }
 
-// WithHint adds what the user can do.
+// WithHint adds the way out for the user.
 func (e *Error) WithHint(format string, args ...any) *Error {
 	shorten(args)
 	e.Hint = fmt.Sprintf(format, args...)

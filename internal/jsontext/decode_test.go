@@ -15,7 +15,7 @@ type fields struct {
 	own    int
 }
 
-// TestKeysAreExact: what Python's json.load gives for the same text.
+// TestKeysAreExact compares with Python's json.load on the same text.
 func TestKeysAreExact(t *testing.T) {
 	for _, c := range []struct {
 		text  string

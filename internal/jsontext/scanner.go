@@ -51,7 +51,7 @@ const (
 	Members                 // a member that is missing, unknown or there twice, where each counts
 )
 
-// Error is what is wrong with a text, and where.
+// Error is a fault of a text, and its place.
 type Error struct {
 	Problem Problem
 	At      int // byte of the text
@@ -92,7 +92,7 @@ const (
 	membersPerAsk = 1 << 12 // members of objects between two looks at the context
 )
 
-// New checks what concerns the text as a whole.
+// New checks the text as a whole.
 func New(text string, form Form) *Scanner {
 	s := &Scanner{text: text, form: form, MaxDepth: defaultDepth, MaxInteger: math.MaxInt64}
 	if strings.HasPrefix(text, "\ufeff") {

@@ -13,7 +13,7 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// texts are JSON and what is nearly JSON.
+// texts are JSON, or nearly.
 var texts = []string{
 	"", " ", "null", "nul", "true", "falsey", `""`, `"a`, "\"\xff\"", "\"\xed\xa0\x80\"", "\"\t\"", `"\u0000"`, `"\x"`, `"\u12g4"`, `"\`, `"\"`,
 	`"\ud83d\ude00"`, `"\ud83d"`, `"\ude00\ud83d"`, `"\ud83dA"`, `"\ud83d\u0041"`, `"\/\b\f\n\r\t\\"`, "\"\u2028\x7f\"",
@@ -23,7 +23,7 @@ var texts = []string{
 	strings.Repeat("[", 10_000) + strings.Repeat("]", 10_000), strings.Repeat("[", 10_001) + strings.Repeat("]", 10_001),
 }
 
-// TestPythonFormIsThatOfEncodingJSON: encoding/json is the second opinion on what is JSON.
+// TestPythonFormIsThatOfEncodingJSON: encoding/json is the second opinion.
 func TestPythonFormIsThatOfEncodingJSON(t *testing.T) {
 	for _, text := range texts {
 		compare(t, text)

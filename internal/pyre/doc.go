@@ -24,7 +24,7 @@ type SyntaxError struct {
 	Msg string // what is wrong, in Python's words
 }
 
-// Error says what is wrong and where.
+// Error is a fault of an expression, and its place.
 func (e *SyntaxError) Error() string { return fmt.Sprintf("%s at character %d", e.Msg, e.Pos) }
 
 // Budget bounds the steps of any number of matches together. It must not be used by several

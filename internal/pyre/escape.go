@@ -38,7 +38,7 @@ func (s *set) add(lo, hi rune, category byte) {
 	s.spans = append(s.spans, span{lo, hi})
 }
 
-// escape reads what follows a backslash outside of a class.
+// escape reads the characters after a backslash outside of a class.
 func (p *parser) escape(f flags) *node {
 	c := p.take()
 	switch c {

@@ -18,7 +18,7 @@ func Compile(expr string) (*Regexp, error) {
 	return r, nil
 }
 
-// link sets what follows each node of a sequence, and returns the first.
+// link sets the successor of each node of a sequence, and returns the first.
 func (r *Regexp) link(s sequence, next *node) *node {
 	for i := len(s) - 1; i >= 0; i-- {
 		n := s[i]
@@ -312,7 +312,7 @@ func (m *matcher) repeatApart(n *node, pos int) bool {
 	return false
 }
 
-// same reports whether the text at pos is what a group matched.
+// same reports whether the text at pos is the text of a group.
 func (m *matcher) same(n *node, from, to, pos int) bool {
 	if to-from > len(m.text)-pos || !m.spend(to-from) {
 		return false

@@ -1,6 +1,6 @@
 package pyre
 
-// op is what a node of the parsed expression is.
+// op is the kind of a node of the parsed expression.
 type op uint8
 
 const (
@@ -30,7 +30,7 @@ var flagOf = map[rune]flags{'i': ignoreCase, 'm': multiLine, 's': dotAll, 'x': v
 
 const typeFlags = ascii | unicoded
 
-// combine is what holds inside of (?add-del:…).
+// combine returns the flags inside of (?add-del:…).
 func (f flags) combine(add, del flags) flags {
 	if add&typeFlags != 0 {
 		f &^= typeFlags

@@ -14,7 +14,7 @@ import (
 
 var pairsFile = flag.String("pairs", "testdata/pairs.jsonl", "what Python says, as testdata/make.py writes it")
 
-// TestPairsMatchAsInPython compares expressions and texts with what CPython's re says of them.
+// TestPairsMatchAsInPython compares expressions and texts with the answers of CPython's re.
 func TestPairsMatchAsInPython(t *testing.T) {
 	f, err := os.Open(*pairsFile)
 	if err != nil {
@@ -78,7 +78,7 @@ func TestBudgetsAreSteps(t *testing.T) {
 	}
 }
 
-// TestNegatedLooksEndWithTheBudget: what could not be decided must not count as no match.
+// TestNegatedLooksEndWithTheBudget: an open question must not count as no match.
 func TestNegatedLooksEndWithTheBudget(t *testing.T) {
 	for _, expr := range []string{"(?!(a+)+b)a", "(?>(?!(a+)+b))a", "(?:(?!(a+)+b)a)*+"} {
 		r, err := Compile(expr)

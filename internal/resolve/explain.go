@@ -9,8 +9,8 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// Explain says in words what merge does with what an adapter has beyond the plain formula: a line
-// for every feature that it applies, or applies by an option.
+// Explain says in words how merge treats the features of an adapter beyond the plain formula: a
+// line for every feature that it applies, or applies by an option.
 func Explain(a *format.Adapter) []string {
 	where := make(map[format.Feature][]string)
 	for _, q := range a.Requires {

@@ -75,7 +75,7 @@ func explainHead(r *resolver, wanted, missing []string) error {
 	return nil
 }
 
-// diagnose asks the names of the base why they lack what the adapter changes, then its
+// diagnose asks the names of the base why they lack the adapter's tensors, then its
 // configuration; nil where neither tells.
 func (r *resolver) diagnose(missing []string) error {
 	renamed := make([]string, len(missing))

@@ -8,19 +8,19 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// Tied says what becomes of an output head that the base has tied to its input embedding, when an
+// Tied decides the fate of an output head that the base has tied to its input embedding, when an
 // adapter changes one of the two.
 type Tied string
 
-// What can become of it; the zero value refuses.
+// The fates of a tied head; the zero value refuses.
 const (
 	Untie Tied = "untie" // the head becomes a tensor of its own, and config.json says so
 	Fold  Tied = "fold"  // the change is made to the one tensor, and so to both
 )
 
 // Reading says how adapters are applied where their files do not. The zero value lets the files
-// decide, and refuses what they leave open. An undo record remembers it, so that what was put in is
-// taken out as it was put in.
+// decide, and refuses everything that they leave open. An undo record remembers it, so that what
+// was put in is taken out as it was put in.
 type Reading struct {
 	ExpertInput       int  // the dimension of square experts that lora_A reads, 1 or 2; 0 lets the adapter decide
 	LinearInput       int  // the dimension of square Conv1D weights that lora_A reads, 1 or 2, where the base does not tell; 0 refuses them there
@@ -30,7 +30,7 @@ type Reading struct {
 	Tied              Tied // what to do with tied ends of which one changes; "" refuses
 }
 
-// Texts is a reading as an undo record has it: what differs from the zero value.
+// Texts is a reading as an undo record has it: the fields that differ from zero.
 func (r Reading) Texts() map[string]string {
 	m := make(map[string]string)
 	if r.ExpertInput != 0 {

@@ -40,7 +40,7 @@ func (r *resolver) checkResiduals() error {
 	return nil
 }
 
-// addResidual takes out of the base what the initialisation of a layer has taken out.
+// addResidual subtracts the part of the base that the initialisation of a layer subtracted.
 func (p *plain) addResidual(c *Change, transposed bool) error {
 	l := p.layer
 	x := Term{Adapter: p.index, Module: l.Module, Scale: -p.Weight, Rank: l.Rank, Left: one, Right: one, Residual: PiSSAResidual}

@@ -14,7 +14,7 @@ import (
 
 // Resolve pairs every tensor of the adapters of one merge with the tensor of the base that it
 // changes. It fails if any tensor could not be used exactly once. The changes are in the order of
-// their names; notes are what a user should know. It reads no values but those of adapters that
+// their names; notes are facts for the user. It reads no values but those of adapters that
 // save one tensor twice, to compare the two.
 func Resolve(b *Base, adapters []Adapter, reading Reading) (changes []*Change, texts []string, err error) {
 	s, err := newSheet(b, adapters, reading)
@@ -71,7 +71,7 @@ func (s *sheet) resolver(i int) (*resolver, error) {
 	return r, r.form()
 }
 
-// Check refuses an adapter for what it is, whatever the base.
+// Check refuses an adapter that no base can take.
 func Check(a Adapter, reading Reading) error {
 	g, err := newGiven(a, 0)
 	if err == nil {
@@ -80,7 +80,7 @@ func Check(a Adapter, reading Reading) error {
 	return fault.InFile(err, a.Name)
 }
 
-// checkFeatures refuses an adapter that requires what this version does not apply.
+// checkFeatures refuses an adapter that requires a feature beyond this version.
 func (g *given) checkFeatures(reading Reading) error {
 	model := g.model
 	if reading.RecomputeResidual {
@@ -142,7 +142,7 @@ func (r *resolver) formOf(l *format.Layer) form {
 	return &plain{r, l}
 }
 
-// resolve adds what the adapter changes to the sheet.
+// resolve adds the adapter's changes to the sheet.
 func (r *resolver) resolve() error {
 	wanted := r.wanted(func(form) bool { return true })
 	if len(wanted) == 0 {

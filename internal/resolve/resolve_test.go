@@ -44,7 +44,7 @@ func adapter(t *testing.T, weight float64, build func(b *format.Builder)) resolv
 	return resolve.Adapter{Source: src, Name: "adapter", Weight: weight}
 }
 
-// describe is a change in one line: where, and what happens there.
+// describe is a change in one line: the place and the action.
 func describe(c *resolve.Change) string {
 	var s []string
 	for _, x := range c.Terms {
@@ -226,7 +226,7 @@ func squareExperts(kind format.Kind) func(b *format.Builder) {
 }
 
 // TestSquareExpertsAreReadAsTheirKindSays: the kind and the base decide, and the user before both.
-// What they leave open is refused.
+// Resolve refuses everything that they leave open.
 func TestSquareExpertsAreReadAsTheirKindSays(t *testing.T) {
 	type answers map[string]string // by model type: A reads the first or the second dimension, or it is refused
 	for kind, want := range map[format.Kind]answers{

@@ -26,7 +26,7 @@ func (a Adapter) looksUp() bool {
 	})
 }
 
-// sheet is what the adapters of one merge change, as far as they have been resolved.
+// sheet holds the changes of the adapters of one merge, as far as they have been resolved.
 type sheet struct {
 	base     *Base
 	names    *naming.Base
@@ -132,7 +132,7 @@ func tail(path string, n int) string {
 	return strings.Join(s[max(0, len(s)-n):], ".")
 }
 
-// notes gathers what a user should know: each text once, with the names that it is about.
+// notes gathers facts for the user: each text once, with the names that it is about.
 type notes struct {
 	texts []string
 	about map[string][]string

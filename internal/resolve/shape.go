@@ -63,7 +63,7 @@ func (s *shaper) edit(e Edit) {
 	s.Edits = append(s.Edits, e)
 }
 
-// configure changes config.json, or says what to set in it where there is none to change.
+// configure changes config.json, or names the values to set where there is none to change.
 func (s *shaper) configure(edit func(text config.Text) config.Text, otherwise string) {
 	after := *s.Base
 	if s.ConfigText == nil {

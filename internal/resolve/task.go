@@ -11,7 +11,7 @@ import (
 )
 
 // describeTask makes config.json say which class the model is of now, and how many labels it has.
-// Where that is not known, a warning says what to set.
+// Where that is not known, a warning names the values to set.
 func (s *shaper) describeTask(r *resolver, p pairing) (task naming.Task) {
 	var changed, whole []string
 	rows := make(map[string]uint64)

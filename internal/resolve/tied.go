@@ -8,7 +8,7 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// ends finds the two ends of the base, once, with the help of what the adapters change.
+// ends finds the two ends of the base, once, with the help of the adapters' changes.
 func (s *sheet) ends() ties {
 	if s.ties != nil {
 		return *s.ties
@@ -111,7 +111,7 @@ func (s *sheet) tiedEnds() (embedding, head string, err error) {
 	return e.Embedding, head, nil
 }
 
-// tied looks at what an adapter changes of the base's two ends, where they are one tensor.
+// tied looks at an adapter's changes of the base's two ends, where they are one tensor.
 type tied struct{ *resolver }
 
 // check refuses to change a tensor that the model uses twice, as input embedding and as output

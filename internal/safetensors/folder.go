@@ -34,7 +34,7 @@ var trainingShard = regexp.MustCompile(`^model_world_size_\d+_rank_\d+\.pt$|\.di
 const hintGather = "gather the shards with the tool of the library that wrote them, and save safetensors: " +
 	"accelerate merge-weights for FSDP, zero_to_fp32.py for DeepSpeed, verl.model_merger for verl"
 
-// HintForShard says what to do about a file that is one part of the weights of a training run, by
+// HintForShard is the way out for a file that is one part of the weights of a training run, by
 // its name; it is "" for any other.
 func HintForShard(name string) string {
 	if trainingShard.MatchString(strings.ToLower(path.Base(name))) {
@@ -43,7 +43,7 @@ func HintForShard(name string) string {
 	return ""
 }
 
-// HintForFolder says what to do about a directory without safetensors, by the names of what it
+// HintForFolder is the way out for a directory without safetensors, by the names of what it
 // holds; it is "" where these do not tell.
 func HintForFolder(names []string) string {
 	if len(names) == 0 {

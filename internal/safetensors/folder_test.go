@@ -7,7 +7,7 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// TestFoldersWithoutWeightsAreExplained: the names of its files say what a directory is.
+// TestFoldersWithoutWeightsAreExplained: the names of its files tell the kind of a directory.
 func TestFoldersWithoutWeightsAreExplained(t *testing.T) {
 	for _, c := range []struct {
 		names []string

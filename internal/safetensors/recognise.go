@@ -39,8 +39,8 @@ const (
 	hintPickle   = "save it as safetensors: model.save_pretrained(..., safe_serialization=True)"
 )
 
-// Recognise returns an error that names what a file is when its first bytes are those of some other
-// kind, else nil.
+// Recognise returns an error that names the kind of a file when its first bytes are those of some
+// other kind, else nil.
 func Recognise(start []byte) *fault.Error {
 	if !IsHeader(start) && bytes.HasPrefix(start, []byte("PK\x03\x04")) && bytes.Contains(start, []byte("data.pkl")) {
 		return fault.New(fault.Unsupported, "this is a zip archive, which is how torch saves pickles, not a safetensors file").
