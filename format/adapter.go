@@ -3,14 +3,14 @@
 //
 // An adapter is a set of layers. Each layer belongs to one module of a base model and holds two
 // thin factors, A (r×n) and B (m×r), and a scale s; applied, it adds s·B·A to the module's weight
-// (Hu et al., arXiv:2106.09685). What an adapter carries beside such layers is listed explicitly,
-// and so is every feature that gives its tensors another meaning.
+// (Hu et al., arXiv:2106.09685). Everything that an adapter carries beside such layers is listed
+// explicitly, and so is every feature that gives its tensors another meaning.
 //
 // Whatever adapters can be read from is a [Source], whatever they can be written to is a [Sink],
 // and [Copy] joins the two. The .lora container is both: [Open] and [NewReader] read it by
 // position, [NewStreamReader] from a pipe, [Write] and [NewWriter] write it in one pass, [Verify]
-// proves every byte, and [Dump] explains them. What the container says is in the specification,
-// whose rule numbers (R1, R2, …) errors carry.
+// proves every byte, and [Dump] explains them. The container is specified in spec/FORMAT.md, whose
+// rule numbers (R1, R2, …) errors carry.
 package format
 
 import (

@@ -11,9 +11,9 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// The benchmarks work on what a trained adapter of a 7B model is like: tensors of 16×4096 from N(0,
-// σ), chunks of 1 MiB. Encode and Decode are one chunk on one core, with transform, compression and
-// checksum; Write, Read and Verify are whole files with their SHA-256.
+// The benchmarks work on the likeness of a trained adapter of a 7B model: tensors of 16×4096 from
+// N(0, σ), chunks of 1 MiB. Encode and Decode are one chunk on one core, with transform,
+// compression and checksum; Write, Read and Verify are whole files with their SHA-256.
 
 var benchTypes = []dtype.Type{dtype.F32, dtype.BF16, dtype.F16}
 

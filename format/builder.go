@@ -13,7 +13,7 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// Data is the content of a tensor that a Builder is given. What it is made of is read when the
+// Data is the content of a tensor that a Builder is given. Its source is read when the
 // source is read, and must not change until then.
 type Data struct {
 	tensor Tensor
@@ -86,8 +86,8 @@ func NewBuilder(dialect string) *Builder {
 	return &Builder{adapter: Adapter{Method: MethodLoRA, Dialect: dialect}}
 }
 
-// Adapter is the adapter under way, for what has no method here: Name, Base, Orientation, and
-// requirements. The builder adds layers and what lies beside them.
+// Adapter is the adapter under way, for fields without a method here: Name, Base, Orientation, and
+// requirements. The builder adds layers and the tensors beside them.
 func (b *Builder) Adapter() *Adapter { return &b.adapter }
 
 // Manifest is the manifest under way, for metadata, provenance and notes.

@@ -49,8 +49,8 @@ func everything() *format.Builder {
 	return b
 }
 
-// TestABuiltAdapterIsWrittenAndRead: what the builder made comes back from a file as it was, and
-// says what it requires.
+// TestABuiltAdapterIsWrittenAndRead: an adapter of the builder comes back from a file as it was,
+// and lists its requirements.
 func TestABuiltAdapterIsWrittenAndRead(t *testing.T) {
 	ctx := t.Context()
 	src, err := everything().Source()

@@ -88,7 +88,7 @@ func TestCutsFollowTheStatistics(t *testing.T) {
 	}
 }
 
-// TestRatio keeps the compression of normal values near what Huffman codes can reach: 2.591 bits
+// TestRatio keeps the compression of normal values near the limit of Huffman codes: 2.591 bits
 // for the exponent, and the rest as it is.
 func TestRatio(t *testing.T) {
 	for _, c := range []struct {
@@ -109,7 +109,7 @@ func TestRatio(t *testing.T) {
 	}
 }
 
-// TestCodingTakesMemoryOnce: what a worker has serves for every chunk. The library's pools may lose
+// TestCodingTakesMemoryOnce: a worker's memory serves for every chunk. The library's pools may lose
 // a table now and then.
 func TestCodingTakesMemoryOnce(t *testing.T) {
 	p := benchChunk(dtype.BF16)
@@ -191,7 +191,7 @@ func TestWalkFindsWhatADecoderAccepts(t *testing.T) {
 	}
 }
 
-// TestAMillionEmptyBlocksAreTooLong: what a frame may take is bounded before it is read.
+// TestAMillionEmptyBlocksAreTooLong: the size of a frame is bounded before it is read.
 func TestAMillionEmptyBlocksAreTooLong(t *testing.T) {
 	frame := append([]byte("\x28\xb5\x2f\xfd\x24\x07"), make([]byte, 3_000_000)...)
 	r := bytes.NewReader(frame)

@@ -227,7 +227,7 @@ func (c *cutter) cost(a, b *histogram, n int) (cost, kind int) {
 	return cost, compressedBlock
 }
 
-// excess is what the most frequent value takes beyond its entropy where that is less than the one
+// excess is the cost of the most frequent value beyond its entropy where that is less than the one
 // bit that it takes at least.
 func excess(x, y []uint32, n int) uint64 {
 	var largest uint32

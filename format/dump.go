@@ -13,12 +13,12 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// Dump explains every byte of a .lora file: its offset, its bytes in hex, and words. Lines
-// that begin with # are about what follows; the content of large blocks is shortened. Of a broken
-// file it writes what it understands, from the beginning, with the errors where they are, which it
-// also returns. Checksums are checked, digests are not: see Verify. The manifest may have as many
-// bytes as for a reader by default. Memory is the manifest, two chunks, and 40 bytes per chunk.
-// Where the context ends, so does the dump, with its error.
+// Dump explains every byte of a .lora file: its offset, its bytes in hex, and words. Lines that
+// begin with # explain the lines after them; the content of large blocks is shortened. Of a broken
+// file it writes the parts that it understands, from the beginning, with the errors where they are,
+// which it also returns. Checksums are checked, digests are not: see Verify. The manifest may have
+// as many bytes as for a reader by default. Memory is the manifest, two chunks, and 40 bytes per
+// chunk. Where the context ends, so does the dump, with its error.
 func Dump(ctx context.Context, w io.Writer, r io.ReaderAt, size int64) error {
 	out := bufio.NewWriter(w)
 	d := dumper{w: out, r: bufio.NewReaderSize(io.NewSectionReader(r, 0, size), firstReadBytes)}

@@ -16,8 +16,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// trained is what a program has in memory: an adapter for one module, with r = 2, m = 3 and n = 4.
-// To be a Source takes three methods.
+// trained is the state of a program in memory: an adapter for one module, with r = 2, m = 3 and n =
+// 4. To be a Source takes three methods.
 type trained struct{ a, b []float32 }
 
 func (t *trained) Manifest() *format.Manifest {
@@ -95,7 +95,7 @@ func ExampleReader_oneLayer() {
 	// q_proj.lora_A F32 [2 4] [1 2 3 4 5 6 7 8]
 }
 
-// listing is a Sink that prints what it is given. A dialect that can be written is a Sink that
+// listing is a Sink that prints its input. A dialect that can be written is a Sink that
 // stores it.
 type listing struct{ w io.Writer }
 
@@ -170,7 +170,7 @@ func exampleFile() string {
 	return path
 }
 
-// Make an adapter of what is in memory: shapes follow from the rank, and whatever is wrong is an
+// Make an adapter of values in memory: shapes follow from the rank, and whatever is wrong is an
 // error of Source.
 func ExampleBuilder() {
 	b := format.NewBuilder("mine")
@@ -196,7 +196,7 @@ func ExampleBuilder() {
 	// lm_head.bias F64 [2] [0.25 0.75]
 }
 
-// Errors about input are an Error: what is wrong, where, by which rule, and what to do.
+// Errors about input are an Error: the fault, the place, the rule, and the way out.
 func ExampleError() {
 	file, err := os.ReadFile(exampleFile())
 	if err != nil {

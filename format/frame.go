@@ -207,9 +207,9 @@ func readFrame(r io.Reader, dst []byte, off, n int64) ([]byte, error) {
 	return p, err
 }
 
-// appendN appends n bytes from r to p. Where p has no room it grows with what arrives, so that a
-// length that is a lie costs no more memory than twice the bytes behind it. At the end of r the
-// error is io.ErrUnexpectedEOF, and what came is appended.
+// appendN appends n bytes from r to p. Where p has no room it grows with the arriving bytes, so
+// that a length that is a lie costs no more memory than twice the bytes behind it. At the end of r
+// the error is io.ErrUnexpectedEOF, and the bytes that came are appended.
 func appendN(p []byte, r io.Reader, n int64) ([]byte, error) {
 	const step = 64 << 10
 	for n > 0 {

@@ -13,9 +13,9 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// The properties: no input makes a reader panic or take more memory than it promises, and what is
-// accepted can be written again with the same content. In half of the runs the checksums and
-// digests of the mutated file are set right first, or everything would end there.
+// The properties: no input makes a reader panic or take more memory than it promises, and
+// everything accepted can be written again with the same content. In half of the runs the checksums
+// and digests of the mutated file are set right first, or everything would end there.
 
 // fuzzOptions keep a run short; memory is measured against them.
 var fuzzOptions = ReaderOptions{MaxManifestBytes: 1 << 18, MaxRawBytes: 1 << 18, Workers: 2}
@@ -174,7 +174,7 @@ func FuzzFile(f *testing.F) {
 	})
 }
 
-// exercise puts a file through everything that reads one, and returns what Verify says.
+// exercise puts a file through everything that reads one, and returns the answer of Verify.
 func exercise(t *testing.T, p []byte) (id string, verified error) {
 	sum, verified := Verify(context.Background(), bytes.NewReader(p), int64(len(p)), fuzzOptions)
 	s, err := NewStreamReader(bytes.NewReader(p), fuzzOptions)

@@ -71,7 +71,7 @@ func arrange(m *Manifest) (a *arranged, text []byte, err error) {
 	if text, err = encodeManifest(&out, a.codings, index); err != nil {
 		return nil, nil, err
 	}
-	// Reading what was written proves it by the rules that every reader applies, and numbers the
+	// Reading the text back proves it by the rules that every reader applies, and numbers the
 	// tensors by their positions.
 	if a.manifest, _, err = parseManifest(string(text), false); err != nil {
 		return nil, nil, err

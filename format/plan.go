@@ -36,8 +36,8 @@ type plan struct {
 	largest    int64 // raw bytes of the largest chunk
 }
 
-// newPlan lays out the tensors and attachments of m; limit is what the caller allows raw bytes to
-// be.
+// newPlan lays out the tensors and attachments of m; limit is the number that the caller allows raw
+// bytes to be.
 func newPlan(m *Manifest, codings []coding, chunkLog2 uint8, limit int64) (*plan, error) {
 	p := &plan{
 		chunkBytes: 1 << chunkLog2,

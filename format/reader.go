@@ -267,7 +267,7 @@ func (x *Reader) FileID() string { return x.fileID }
 
 // ReadBlobAt fills p from off of blob i: of tensor i, or of attachment i − len(Tensors). It reads
 // and decodes the chunks that hold the range, and no others; their checksums are checked, and their
-// SHA-256 when the file is pinned by ReaderOptions.FileID. What is in p after an error is
+// SHA-256 when the file is pinned by ReaderOptions.FileID. The content of p after an error is
 // undefined. There must be a blob i.
 func (x *Reader) ReadBlobAt(p []byte, i int, off int64) error {
 	if n := x.plan.blobBytes(i); off < 0 || off > n || int64(len(p)) > n-off {

@@ -52,7 +52,7 @@ var (
 )
 
 // TestTheWorkedExampleIsARealFile compares the annotated bytes of section 17, and the ids and
-// numbers beside them, with what Write and Dump make of the same adapter.
+// numbers beside them, with the output of Write and Dump for the same adapter.
 func TestTheWorkedExampleIsARealFile(t *testing.T) {
 	file, sum := written(t, example(), WriterOptions{})
 	var dump bytes.Buffer

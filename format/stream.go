@@ -21,7 +21,7 @@ type StreamReader struct {
 	summary *Summary
 }
 
-// NewStreamReader reads the head of a file, and no byte beyond what a buffer of 64 KiB takes.
+// NewStreamReader reads the head of a file, and no byte beyond a buffer of 64 KiB.
 func NewStreamReader(r io.Reader, opts ReaderOptions) (*StreamReader, error) {
 	x := &StreamReader{r: bufio.NewReaderSize(r, firstReadBytes), opts: opts}
 	fixed, err := x.r.Peek(headBytes)
@@ -57,7 +57,7 @@ type Piece struct {
 //
 // The bytes of a chunk are yielded when its own checksum was checked. Only a loop that ends without
 // an error has checked everything: the digests, the seek table, the content id and that the file
-// ends there (spec section 15, "stream"); then Summary has what the file says of itself. Pieces may
+// ends there (spec section 15, "stream"); then Summary has the file's account of itself. Pieces may
 // be ranged over once. Chunks are decoded on ReaderOptions.Workers processors; memory is 40 bytes
 // per chunk and two chunks per worker.
 func (x *StreamReader) Pieces(ctx context.Context) iter.Seq2[Piece, error] {

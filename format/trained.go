@@ -10,10 +10,10 @@ import (
 // maxTrainedBytes bounds the configuration that TrainedIn reads; real ones have some kilobytes.
 const maxTrainedBytes = 16 << 20
 
-// TrainedIn is what PEFT's configuration, where a source has it among its attachments, says of the
-// model that an adapter was trained in: its class in transformers, and PEFT's word for the task,
-// such as SEQ_CLS. Each is "" where the configuration does not say it or cannot be read; neither
-// decides how the adapter is applied.
+// TrainedIn is the word of PEFT's configuration, where a source has it among its attachments, about
+// the model that an adapter was trained in: its class in transformers, and PEFT's word for the
+// task, such as SEQ_CLS. Each is "" where the configuration does not say it or cannot be read;
+// neither decides how the adapter is applied.
 func TrainedIn(src Source) (class, task string) {
 	m := src.Manifest()
 	for i, a := range m.Attachments {

@@ -20,7 +20,7 @@ func (s *withConfig) ReadBlobAt(p []byte, i int, off int64) error {
 	return nil
 }
 
-// TestTrainedIn: what the configuration says counts, under the keys as PEFT writes them, and
+// TestTrainedIn: the words of the configuration count, under the keys as PEFT writes them, and
 // nothing else does.
 func TestTrainedIn(t *testing.T) {
 	for _, c := range []struct{ name, text, class, task string }{

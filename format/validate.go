@@ -81,7 +81,7 @@ func validateWords(a *Adapter) error {
 	return nil
 }
 
-// validateStacks checks what the specification leaves to the kinds that it does not describe: A
+// validateStacks checks the kinds whose shapes the specification does not describe: A
 // begins with a dimension of ranks, B with one of outputs, and both have a second one.
 func validateStacks(m *Manifest, l *Layer) error {
 	if l.Kind != Conv && !l.Kind.IsExpert() {
@@ -94,7 +94,7 @@ func validateStacks(m *Manifest, l *Layer) error {
 	return nil
 }
 
-// validate checks what the records of a manifest must be together: R34 to R54. Everything that
+// validate checks the records of a manifest against each other: R34 to R54. Everything that
 // follows may rely on it: indexes are in range, and the sizes of tensors are whole numbers of bytes
 // that fit an int64. No codings means that all tensors are raw.
 func validate(m *Manifest, codings []coding) error {

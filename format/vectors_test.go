@@ -21,7 +21,7 @@ import (
 // The vectors are written from spec/FORMAT.md by testdata/vectors/make.py, which shares no code
 // with this package.
 
-// task is a way to read a file; it returns what it found wrong.
+// task is a way to read a file; it returns the fault that it found.
 type task struct {
 	name string
 	run  func(b []byte, o format.ReaderOptions) error
@@ -134,8 +134,8 @@ func hasKind(err error) bool {
 	return false
 }
 
-// checkValid compares what a valid vector holds with the index, and writes it again: the content is
-// the same, and writing once more gives the same bytes.
+// checkValid compares the content of a valid vector with the index, and writes it again: the
+// content is the same, and writing once more gives the same bytes.
 func checkValid(t *testing.T, name string, b []byte, o format.ReaderOptions, v *testkit.Vector) {
 	ctx := context.Background()
 	r, err := format.NewReader(bytes.NewReader(b), int64(len(b)), o)

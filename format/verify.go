@@ -64,7 +64,7 @@ func Verify(ctx context.Context, r io.ReaderAt, size int64, opts ReaderOptions) 
 }
 
 // walkThrough finds out, by reading a file from its beginning, why its end is not where or what it
-// should be; known is what the end itself says.
+// should be; known is the end's own account.
 func walkThrough(ctx context.Context, r io.ReaderAt, size int64, opts ReaderOptions, known error) error {
 	x, err := NewStreamReader(io.NewSectionReader(r, 0, size), opts)
 	if err == nil {

@@ -10,7 +10,7 @@ import (
 )
 
 // This file holds the layout of the three skippable frames around the chunks (spec sections 3, 4,
-// 10 and 11): every offset of the format, and what parses and appends the fields there.
+// 10 and 11): every offset of the format, and the functions that parse and append the fields there.
 
 const (
 	headMagic    = 0x184D2A5A

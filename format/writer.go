@@ -12,7 +12,7 @@ import (
 	"github.com/loratool/loratool/internal/parallel"
 )
 
-// WriterOptions says how a .lora file is written. What a file holds does not depend on it.
+// WriterOptions says how a .lora file is written. The content of a file does not depend on it.
 type WriterOptions struct {
 	// ChunkLog2: chunks hold 2^ChunkLog2 raw bytes, 16 to 24; 0 means 20, 1 MiB.
 	ChunkLog2 int
@@ -28,7 +28,7 @@ type WriterOptions struct {
 }
 
 // Check refuses, before any work, a manifest that Write would refuse for its size, as far as the
-// names and the numbers of tensors and layers tell: what they take at least is above the limit.
+// names and the numbers of tensors and layers tell: their least size is above the limit.
 // Write checks the exact size.
 func (o WriterOptions) Check(m *Manifest) error {
 	return o.checkSize(m, leastManifestBytes(m), "at least ")
@@ -50,7 +50,7 @@ func (o WriterOptions) checkSize(m *Manifest, size int64, about string) error {
 
 // PeakBytes estimates the memory that Write takes for a manifest, beside the source: the manifest
 // as text and as it is read again to prove it, and for each worker a chunk before and after it is
-// encoded, with the state of the encoder. What is not yet collected counts as much again.
+// encoded, with the state of the encoder. Uncollected garbage counts as much again.
 func (o WriterOptions) PeakBytes(m *Manifest) int64 {
 	const (
 		manifestTimes = 8       // its text, measured with many small tensors
@@ -99,10 +99,10 @@ func (w *Writer) Store(ctx context.Context, src Source) (err error) {
 func (w *Writer) Summary() *Summary { return w.summary }
 
 // Write writes src as a .lora file to w, in one pass from the first byte to the last. The file
-// depends on what src holds and on the chunk size alone: neither on the order in which src lists it
-// nor on the number of workers. src is read in the order of the file. Memory is the manifest, 40
-// bytes per chunk, 32 per tensor, and two chunks per worker beside the tables of the compressor.
-// After an error w has the beginning of a file, which every reader takes for truncated.
+// depends on the content of src and on the chunk size alone: neither on the order in which src
+// lists it nor on the number of workers. src is read in the order of the file. Memory is the
+// manifest, 40 bytes per chunk, 32 per tensor, and two chunks per worker beside the tables of the
+// compressor. After an error w has the beginning of a file, which every reader takes for truncated.
 func Write(ctx context.Context, w io.Writer, src Source, opts WriterOptions) (*Summary, error) {
 	if src.Manifest() == nil {
 		return nil, noManifest()

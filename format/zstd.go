@@ -206,7 +206,7 @@ func newDecoder(concurrency int) *decoder {
 }
 
 // decode decodes the data frame p, which lies at off in the file, to dst, as long as the content is
-// known to be. What is in dst after an error is undefined.
+// known to be. The content of dst after an error is undefined.
 func (d *decoder) decode(dst, p []byte, off int64) error {
 	if err := walkFrame(p, off, int64(len(dst))); err != nil {
 		return err

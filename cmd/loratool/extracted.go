@@ -11,7 +11,7 @@ import (
 	"github.com/loratool/loratool/rank"
 )
 
-// showExtraction shows what would be compared.
+// showExtraction shows the tensors that would be compared.
 func showExtraction(t *terminal, o *extractOptions, e *rank.Extraction) error {
 	planned, skipped := e.Planned()
 	document := map[string]any{
@@ -38,7 +38,7 @@ func showSkipped(t *terminal, skipped []rank.Skipped) {
 	}
 }
 
-// showExtracted prints what was extracted, with its error.
+// showExtracted prints the report of an extraction, with its error.
 func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, size int64) {
 	if o.verbose {
 		showExtractedLayers(t, r)
@@ -133,7 +133,7 @@ func showCoarse(t *terminal, r *rank.ExtractReport, dtype string) {
 // shownLeftOut is how many tensors are named that are left out, where -v does not ask for all.
 const shownLeftOut = 8
 
-// showLeftOut names what is left out, the largest share of Δ first.
+// showLeftOut names the tensors left out, the largest share of Δ first.
 func showLeftOut(t *terminal, left []rank.Skipped) {
 	slices.SortStableFunc(left, func(a, b rank.Skipped) int { return cmp.Compare(b.Share, a.Share) })
 	for i := range left {

@@ -43,7 +43,7 @@ func inspectCommand(t *terminal) *cli.Command {
 	}
 }
 
-// parse reads the command line: what to inspect, and how its adapter is opened, if it is one.
+// parse reads the command line: the path, and how its adapter is opened, if it is one.
 func (o *inspectOptions) parse(c *cli.Context) (path string, opening convert.Options, err error) {
 	if c.NArg() != 1 {
 		return "", opening, usagef("loratool inspect PATH", "inspect takes one path, got %d", c.NArg())

@@ -10,7 +10,7 @@ import (
 	"github.com/loratool/loratool/internal/report"
 )
 
-// showAdapter prints what an adapter holds, and whether merge applies it.
+// showAdapter prints the content of an adapter, and whether merge applies it.
 func showAdapter(t *terminal, o *inspectOptions, r *report.Adapter) {
 	method := r.Method
 	if r.Dialect != "" { // an adapter that was made here was read from none
@@ -107,7 +107,7 @@ type layerGroup struct {
 	n     int
 }
 
-// layerKey is what the layers of a group have in common.
+// layerKey is the common part of the layers of a group.
 type layerKey struct {
 	name, kind, size, dtype string
 	rank                    int
@@ -153,7 +153,7 @@ func dtypesText(counts []report.DTypeCount) string {
 	return strings.Join(parts, ", ")
 }
 
-// showCheckpoint prints what a checkpoint holds, and what a LoRA on it would cost.
+// showCheckpoint prints the content of a checkpoint, and the cost of a LoRA on it.
 func showCheckpoint(t *terminal, r *report.Checkpoint) {
 	t.printf("checkpoint  %s%s, %s\n", strings.TrimLeft(r.ModelType+", ", ", "), fault.Count(r.Files, "file"), fileio.FormatBytes(r.Bytes))
 	t.printf("tensors     %d (%s), %s parameters\n", r.Tensors, dtypesText(r.DTypes), countText(r.Parameters))
@@ -174,7 +174,7 @@ func showCheckpoint(t *terminal, r *report.Checkpoint) {
 	t.printf("lora r=%-4d %s parameters, %s of the checkpoint\n", r.Cost.Rank, countText(r.Cost.Parameters), percent(r.Cost.Share))
 }
 
-// showUndo prints what an undo record holds.
+// showUndo prints the content of an undo record.
 func showUndo(t *terminal, o *inspectOptions, r *report.Undo) {
 	t.printf("undo record  of a merge by %s: %s, %s\n", r.Tool, fault.Count(len(r.Tensors), "tensor"), fault.Count(r.Elements, "element"))
 	for _, a := range r.Adapters {

@@ -104,7 +104,7 @@ func (t Type) Layout() (l Layout, ok bool) {
 	return l, l != Layout{}
 }
 
-// Bias is what is added to the exponent of a normal number to store it.
+// Bias is the number added to the exponent of a normal number to store it.
 func (l Layout) Bias() int { return 1<<(l.Exponent-1) - 1 }
 
 // Unit is the unit roundoff: half the distance from 1 to the next larger number.

@@ -61,7 +61,8 @@ func (f *File) ReadBlobAt(p []byte, i int, off int64) error {
 // Write writes a file of tensors, with names that are all different, and metadata, which may be
 // nil. read fills p with the bytes from off of tensor i, as format.Source.ReadBlobAt does. The
 // order of the data is that of huggingface's own writer: the widest dtypes first, then by name;
-// tensors are read in it, one at a time, each whole. See Check for what is not written.
+// tensors are read in it, one at a time, each whole. See Check for the tensors that are not
+// written.
 func Write(ctx context.Context, w io.Writer, tensors []format.Tensor, metadata map[string]string, read func(p []byte, i int, off int64) error) error {
 	if err := Check(tensors); err != nil {
 		return err

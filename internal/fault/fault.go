@@ -26,7 +26,7 @@ const (
 // Error returns the word for the kind.
 func (k Kind) Error() string { return string(k) }
 
-// Error is wrong input: what is wrong, in which file, at which byte, and what the user can do.
+// Error is wrong input: the fault, the file, the byte, and the way out for the user.
 type Error struct {
 	Kind Kind
 	Path string // the file, or "" where the caller knows it better

@@ -40,7 +40,7 @@ var dialects = []struct{ part, name string }{
 
 const (
 	peftKeys = "PEFT's"
-	// TextualInversion is what Dialect says of embeddings that were trained alone.
+	// TextualInversion is Dialect's name for embeddings that were trained alone.
 	TextualInversion = "those of a textual inversion, which adds words to a text encoder and is not LoRA"
 	// unknownDialect is that of keys that all speak of LoRA, in a way that no row above knows.
 	unknownDialect = "those of LoRA in a dialect that is not known here"

@@ -2,7 +2,7 @@ package naming
 
 import "testing"
 
-// TestEnds: evidence of a tie that needs no list of models, and what looks like one and is none.
+// TestEnds: evidence of a tie that needs no list of models, and look-alikes.
 func TestEnds(t *testing.T) {
 	yes, no := true, false
 	table, inner := []uint64{40, 16}, []uint64{16, 16}

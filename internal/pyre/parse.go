@@ -104,7 +104,7 @@ func literal(c rune, f flags) *node {
 	return &node{op: opSet, set: &set{spans: []span{{c, c}}, flags: f}}
 }
 
-// repeat makes a repeat of the last node of a sequence; c is what asks for it.
+// repeat makes a repeat of the last node of a sequence; c is the character that asks for it.
 func (p *parser) repeat(c rune, s sequence, f flags) sequence {
 	from, least, most := p.pos, int64(0), infinite
 	switch c {

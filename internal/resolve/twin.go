@@ -13,10 +13,10 @@ import (
 // modules.
 type twins struct{ *resolver }
 
-// drop leaves out what an adapter saves of a tied embedding for its other ends: PEFT saves
-// each module for itself, and the base has one tensor for all. Where the values are the same there
-// is nothing to decide: a saved tensor that the base lacks, with the very bytes of a saved one that
-// the base has, is that tensor under the name of a module that shares it.
+// drop leaves out the copies of a tied embedding that an adapter saves for its other ends: PEFT
+// saves each module for itself, and the base has one tensor for all. Where the values are the same
+// there is nothing to decide: a saved tensor that the base lacks, with the very bytes of a saved
+// one that the base has, is that tensor under the name of a module that shares it.
 func (r twins) drop() error {
 	if e := r.ends(); !e.Tied || e.Why != "" || r.reading.Tied == Untie {
 		return nil

@@ -44,7 +44,7 @@ func container(text, header []byte, streams ...[]byte) *memory {
 	return m
 }
 
-// seed reads the parts of a record; it is not ok where the container is what is wrong with it.
+// seed reads the parts of a record; it is not ok where the container is damaged.
 func seed(path string) (parts map[string][]byte, ok bool) {
 	b, err := os.ReadFile(path)
 	if err != nil {
