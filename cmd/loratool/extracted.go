@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 
@@ -66,7 +67,7 @@ func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, size i
 	}
 	t.printf("\n")
 	showCoarse(t, r, o.dtype)
-	showFixedRanks(t, r.Ranks)
+	showRanks(t, r)
 }
 
 // showExtractedLayers prints a line for every layer and every tensor beside them.
@@ -87,23 +88,72 @@ func showExtractedLayers(t *terminal, r *rank.ExtractReport) {
 	showSkipped(t, r.Skipped)
 }
 
-// showFixedRanks prints how much of the energy fixed ranks would keep.
-func showFixedRanks(t *terminal, ranks []rank.RankEnergy) {
-	t.printf("a fixed rank would keep")
-	for i, k := range ranks {
-		mark := ""
+// showRanks prints how large the adapter and its error would be at other ranks.
+func showRanks(t *terminal, r *rank.ExtractReport) {
+	tab := &table{columns: []column{
+		{head: "rank"}, {head: "raw bytes"}, {head: "error of Δ"}, {head: "", left: true},
+	}}
+	lowest, chosen, isFixed := chosenRank(r.Layers)
+	name := strconv.Itoa(chosen)
+	if !isFixed {
+		name = fmt.Sprintf("%d–%d", lowest, chosen)
+	}
+	isShown := false
+	show := func() {
+		tab.add(name, fileio.FormatBytes(r.Bytes), errorText(r.Error), "← this adapter")
+		isShown = true
+	}
+	for _, k := range r.Ranks {
+		if !isShown && k.Rank >= chosen {
+			show()
+		}
+		if isFixed && k.Rank == chosen {
+			continue
+		}
+		lost := errorText(math.Sqrt(max(0, 1-k.Energy)))
 		if k.AtLeast {
-			mark = "≥ "
+			lost = "≤ " + lost
 		}
-		if i > 0 {
-			t.printf(",")
-		}
-		t.printf(" %s%.3f at %d", mark, k.Energy, k.Rank)
+		tab.add(strconv.Itoa(k.Rank), fileio.FormatBytes(bytesAt(r, k.Rank)), lost, "")
 	}
-	t.printf("\n")
-	if slices.ContainsFunc(ranks, func(k rank.RankEnergy) bool { return k.AtLeast }) {
-		t.printf("≥ at least: above the ranks that were computed only a lower bound is known; extract with a higher --rank to see more\n")
+	if !isShown {
+		show()
 	}
+	t.print(tab)
+	if slices.ContainsFunc(r.Ranks, func(k rank.RankEnergy) bool { return k.AtLeast }) {
+		t.printf("≤ is an upper bound: singular values beyond those computed are unknown; " +
+			"a higher --rank shows more\n")
+	}
+}
+
+// chosenRank returns the lowest and the highest rank of the layers. isFixed reports that every layer
+// has the highest one, or as much of it as its shape allows.
+func chosenRank(layers []rank.ExtractedLayer) (lowest, highest int, isFixed bool) {
+	lowest = layers[0].Rank
+	for _, l := range layers {
+		lowest, highest = min(lowest, l.Rank), max(highest, l.Rank)
+	}
+	isFixed = !slices.ContainsFunc(layers, func(l rank.ExtractedLayer) bool {
+		return l.Rank != min(highest, l.M, l.N)
+	})
+	return lowest, highest, isFixed
+}
+
+// bytesAt is the size of the adapter if every layer had rank k. The factors grow in proportion to
+// the rank; the tensors carried whole keep their size.
+func bytesAt(r *rank.ExtractReport, k int) int64 {
+	var whole, have, want int64
+	for _, b := range r.Beside {
+		whole += b.Bytes
+	}
+	for _, l := range r.Layers {
+		have += int64(l.M+l.N) * int64(l.Rank)
+		want += int64(l.M+l.N) * int64(min(k, l.M, l.N))
+	}
+	if have == 0 {
+		return whole
+	}
+	return whole + int64(math.Round(float64(r.Bytes-whole)/float64(have)*float64(want)))
 }
 
 // errorText is an error as a share of |Δ|. One that is not 0 does not read as if it were.
