@@ -110,9 +110,10 @@ func showRanks(t *terminal, r *rank.ExtractReport) {
 		if isFixed && k.Rank == chosen {
 			continue
 		}
-		lost := errorText(math.Sqrt(max(0, 1-k.Energy)))
+		e := math.Sqrt(max(0, 1-k.Energy))
+		lost := errorText(e)
 		if k.AtLeast {
-			lost = "≤ " + lost
+			lost = "≤ " + errorText(math.Ceil(e*1e4)/1e4) // a bound rounds up
 		}
 		tab.add(strconv.Itoa(k.Rank), fileio.FormatBytes(bytesAt(r, k.Rank)), lost, "")
 	}
@@ -121,13 +122,12 @@ func showRanks(t *terminal, r *rank.ExtractReport) {
 	}
 	t.print(tab)
 	if slices.ContainsFunc(r.Ranks, func(k rank.RankEnergy) bool { return k.AtLeast }) {
-		t.printf("≤ is an upper bound: singular values beyond those computed are unknown; " +
-			"a higher --rank shows more\n")
+		t.printf("≤ is an upper bound, as not all singular values were computed\n")
 	}
 }
 
-// chosenRank returns the lowest and the highest rank of the layers. isFixed reports that every layer
-// has the highest one, or as much of it as its shape allows.
+// chosenRank returns the lowest and the highest rank of the layers. isFixed reports that every
+// layer has the highest one, or as much of it as its shape allows.
 func chosenRank(layers []rank.ExtractedLayer) (lowest, highest int, isFixed bool) {
 	lowest = layers[0].Rank
 	for _, l := range layers {

@@ -113,7 +113,7 @@ var features = []feature{
 		why:    "it was initialised with a randomised PiSSA (pissa_niter), which changed the base in a way that cannot be repeated",
 		remedy: "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
 	{name: format.FeatureRankMismatch, verdict: Refused,
-		why:    "the rank in the file and the rank in the configuration differ, and with it the scale is not known",
+		why:    "the rank in the file and the rank in the configuration differ, so that the scale is not known",
 		remedy: "use the adapter_config.json that was saved with these weights"},
 	{name: format.FeatureSeveralNames, verdict: Refused,
 		why:    "its keys belong to several adapters",
