@@ -57,6 +57,9 @@ const (
 	MaxRank      = 1 << 16 // of a layer, rule R37
 )
 
+// Magic is how a .lora file begins (R3 of spec/FORMAT.md); bytes 8 to 15 are the signature.
+const Magic = "\x5a\x2a\x4d\x18"
+
 var le = binary.LittleEndian
 
 // bound is the most bytes that a data frame of n decoded bytes may take (R8, R16).

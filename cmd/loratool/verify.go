@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bufio"
+	"context"
 	"errors"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
@@ -32,18 +35,18 @@ func runVerify(c *cli.Context, t *terminal, o *verifyOptions) error {
 	if err != nil {
 		return err
 	}
-	f, size, err := openLoRA(c, "verify")
+	options := format.ReaderOptions{Workers: o.workers, MaxManifestBytes: limit}
+	var name string
+	var summary *format.Summary
+	if c.Args().First() == "-" && c.NArg() == 1 {
+		name = "standard input"
+		summary, err = verifyPipe(c.Context, os.Stdin, options, name)
+	} else {
+		name = c.Args().First()
+		summary, err = verifyFile(c, options)
+	}
 	if err != nil {
 		return err
-	}
-	defer f.Close()
-	name := f.Name()
-	if c.Args().First() == "-" {
-		name = "standard input"
-	}
-	summary, err := format.Verify(c.Context, f, size, format.ReaderOptions{Workers: o.workers, MaxManifestBytes: limit})
-	if err != nil {
-		return damaged(f, err, name)
 	}
 	document := map[string]any{
 		"content_id": summary.ContentID, "file_id": summary.FileID, "chunks": summary.Chunks,
@@ -51,9 +54,41 @@ func runVerify(c *cli.Context, t *terminal, o *verifyOptions) error {
 	}
 	return t.show("verify", o.json, document, o.summary(func() {
 		t.printf("%s is valid: %s, %s in %s\ncontent %s\nfile    %s\n",
-			name, fault.Count(summary.Chunks, "chunk"), fileio.FormatBytes(summary.RawBytes), fileio.FormatBytes(size),
+			name, fault.Count(summary.Chunks, "chunk"), fileio.FormatBytes(summary.RawBytes), fileio.FormatBytes(summary.FileBytes),
 			summary.ContentID, summary.FileID)
 	}))
+}
+
+func verifyFile(c *cli.Context, options format.ReaderOptions) (*format.Summary, error) {
+	f, size, err := openLoRA(c, "verify")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	summary, err := format.Verify(c.Context, f, size, options)
+	if err != nil {
+		start := make([]byte, len(format.Magic))
+		n, _ := f.ReadAt(start, 0)
+		return nil, damaged(start[:n], err, f.Name())
+	}
+	return summary, nil
+}
+
+// verifyPipe proves a file as it arrives.
+func verifyPipe(ctx context.Context, r io.Reader, options format.ReaderOptions, name string) (*format.Summary, error) {
+	pipe := bufio.NewReader(r)
+	start, _ := pipe.Peek(len(format.Magic))
+	start = slices.Clone(start)
+	stream, err := format.NewStreamReader(pipe, options)
+	if err != nil {
+		return nil, damaged(start, err, name)
+	}
+	for _, err := range stream.Pieces(ctx) {
+		if err != nil {
+			return nil, damaged(start, err, name)
+		}
+	}
+	return stream.Summary(), nil
 }
 
 // damagedError is an error that begins with its meaning.
@@ -68,32 +103,11 @@ func (e damagedError) Unwrap() error { return e.error }
 
 // damaged is an error of verify. A file that begins as .lora files do is not the one that its
 // writer wrote; any other is no .lora file.
-func damaged(f *os.File, err error, name string) error {
-	start := make([]byte, len(loraMagic))
-	if _, readErr := f.ReadAt(start, 0); readErr != nil || string(start) != loraMagic {
-		return fault.InFile(err, name)
-	}
-	if errors.Is(err, fault.Corrupt) || errors.Is(err, fault.Truncated) {
+func damaged(start []byte, err error, name string) error {
+	if string(start) == format.Magic && (errors.Is(err, fault.Corrupt) || errors.Is(err, fault.Truncated)) {
 		return damagedError{err, name}
 	}
 	return fault.InFile(err, name)
-}
-
-// loraMagic is how a .lora file begins (spec/FORMAT.md, R3).
-const loraMagic = "\x5a\x2a\x4d\x18"
-
-// spooled copies a pipe to a file that is gone when it is closed: the checks go by position.
-func spooled(r io.Reader) (*os.File, int64, error) {
-	f, err := os.CreateTemp("", "loratool-verify-*")
-	if err != nil {
-		return nil, 0, err
-	}
-	os.Remove(f.Name()) // it lives on until it is closed; on Windows it stays in the temporary directory
-	n, err := io.Copy(f, r)
-	if err != nil {
-		return nil, 0, errors.Join(err, f.Close())
-	}
-	return f, n, nil
 }
 
 func dumpCommand(t *terminal) *cli.Command {
@@ -123,9 +137,6 @@ func openLoRA(c *cli.Context, command string) (*os.File, int64, error) {
 		return nil, 0, usagef("loratool "+command+" FILE", "%s takes one file, got %d arguments", command, c.NArg())
 	}
 	path := c.Args().First()
-	if path == "-" && command == "verify" {
-		return spooled(os.Stdin)
-	}
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
 		return nil, 0, fault.New(fault.Unsupported, "this is a directory, and %s reads a .lora file", command).In(path).
 			WithHint("loratool inspect %s shows what it holds; of an adapter, loratool convert makes a .lora file", path)

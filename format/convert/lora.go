@@ -20,15 +20,12 @@ func LoRA() Dialect { return loraDialect{} }
 
 type loraDialect struct{}
 
-// loraMagic is how a .lora file begins (spec/FORMAT.md, R3).
-const loraMagic = "\x5a\x2a\x4d\x18"
-
 func (loraDialect) Name() string           { return "lora" }
 func (loraDialect) String() string         { return "lora" }
 func (loraDialect) Writes(ext string) bool { return weightsExt[ext] == containerFile }
 
 func (loraDialect) Recognise(in *Input) bool {
-	return strings.HasPrefix(string(in.Start()), loraMagic) || in.file != nil && strings.HasSuffix(in.name, ".lora")
+	return strings.HasPrefix(string(in.Start()), format.Magic) || in.file != nil && strings.HasSuffix(in.name, ".lora")
 }
 
 func (loraDialect) Open(_ context.Context, in *Input, o Options) (format.Source, error) {
