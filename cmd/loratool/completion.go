@@ -2,36 +2,52 @@ package main
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
+	"github.com/loratool/loratool/format/convert"
 	"github.com/urfave/cli/v2"
 )
 
 // choices are the values of the flags that take one of a few words.
 var choices = map[string][]string{
-	"--to": {"lora", "peft"}, "--dtype": {"f32", "bf16", "f16"}, "--tied": {"untie", "fold"},
+	"--to": convert.Default().Names(), "--dtype": {"f32", "bf16", "f16"}, "--tied": {"untie", "fold"},
 	"--expert-input": {"1", "2"}, "--linear-input": {"1", "2"},
 }
 
-// shells are those that completion knows, with the script for each.
-var shells = map[string]func(a *app) string{
-	"bash": (*app).bash, "zsh": (*app).zsh, "fish": (*app).fish, "powershell": (*app).powershell,
+// shells are those that completion knows.
+var shells = []string{"bash", "zsh", "fish", "powershell"}
+
+// script is the completion for a shell, "" for one that is not known.
+func (a *app) script(shell string) string {
+	switch shell {
+	case "bash":
+		return a.bash()
+	case "zsh":
+		return a.zsh()
+	case "fish":
+		return a.fish()
+	case "powershell":
+		return a.powershell()
+	}
+	return ""
 }
 
 func completionCommand(a *app) *cli.Command {
 	return &cli.Command{
 		Name:      "completion",
 		Usage:     "print the script that makes a shell complete commands and flags",
-		ArgsUsage: "bash|zsh|fish|powershell",
+		ArgsUsage: strings.Join(shells, "|"),
 		Description: "Put the output where your shell reads it at the start, for example into ~/.bashrc: source <(loratool completion bash); " +
 			"into ~/.zshrc, after compinit: source <(loratool completion zsh); into a file for fish: loratool completion fish > " +
 			"~/.config/fish/completions/loratool.fish; into $PROFILE of PowerShell: loratool completion powershell | Out-String | Invoke-Expression",
 		Action: func(c *cli.Context) error {
-			script := shells[c.Args().First()]
-			if c.NArg() != 1 || script == nil {
-				return usagef("loratool completion bash", "completion takes the name of a shell: bash, zsh, fish or powershell")
+			script := a.script(c.Args().First())
+			if c.NArg() != 1 || script == "" {
+				return usagef("loratool completion bash", "completion takes the name of a shell: %s", strings.Join(shells, ", "))
 			}
-			_, err := a.term.out.Write([]byte(script(a)))
+			_, err := a.term.out.Write([]byte(script))
 			return err
 		},
 	}
@@ -44,7 +60,7 @@ func (a *app) words(c *cli.Command) []string {
 	case "help":
 		words = append(append(words, a.commandNames()...), "support")
 	case "completion":
-		words = append(words, "bash", "zsh", "fish", "powershell")
+		words = append(words, shells...)
 	}
 	return words
 }
@@ -56,7 +72,7 @@ func (a *app) bash() string {
 	b.WriteString("# completion of loratool for bash\n_loratool() {\n" +
 		"  local word=\"${COMP_WORDS[COMP_CWORD]}\" previous=\"${COMP_WORDS[COMP_CWORD-1]}\" words=\"\"\n" +
 		"  COMPREPLY=()\n  case \"$previous\" in\n")
-	for _, flag := range sortedKeys(choices) {
+	for _, flag := range slices.Sorted(maps.Keys(choices)) {
 		fmt.Fprintf(&b, "    %s) COMPREPLY=($(compgen -W \"%s\" -- \"$word\")); return ;;\n", flag, strings.Join(choices[flag], " "))
 	}
 	fmt.Fprintf(&b, "  esac\n  if [ \"$COMP_CWORD\" -eq 1 ]; then\n    COMPREPLY=($(compgen -W \"%s\" -- \"$word\")); return\n  fi\n", strings.Join(a.commandNames(), " "))

@@ -121,7 +121,7 @@ func rolesOf(usage string, flags, args []string) map[string]string {
 		roles[filepath.Clean(arg)] = role
 	}
 	for _, flag := range flags {
-		if name, value, ok := strings.Cut(flag, "="); ok && name != "--out" && name != "-o" && value != "" {
+		if name, value, ok := strings.Cut(flag, "="); ok && name != "--out" && name != "--o" && value != "" {
 			roles[filepath.Clean(value)] = name
 		}
 	}

@@ -98,7 +98,10 @@ func helpPage(t *testing.T, words ...string) string {
 func TestHelpFitsATerminal(t *testing.T) {
 	pages := [][]string{nil, {"support"}}
 	for _, name := range newApp(&terminal{}).commandNames() {
-		pages = append(pages, []string{name}, []string{name, "--all"})
+		pages = append(pages, []string{name})
+		if strings.Contains(helpPage(t, name), "Flags for special cases") { // it leaves some out
+			pages = append(pages, []string{name, "--all"})
+		}
 	}
 	for _, words := range pages {
 		page := helpPage(t, words...)
