@@ -1,5 +1,5 @@
-// Package peft holds facts about PEFT, huggingface's library of adapters, that more than one room
-// needs.
+// Package peft holds facts about PEFT, huggingface's library of adapters, that are not about its
+// files.
 package peft
 
 // Method is a method of PEFT that is not LoRA.

@@ -287,11 +287,8 @@ func (s *stacked) addStack(g *experts, i int, l *format.Layer, shape stack) erro
 	}
 	parts := s.split(g, i)
 	if parts == nil {
-		c, err := s.change(g.parameter(i), false)
+		c, err := s.stackedChange(g.parameter(i))
 		if err != nil {
-			return err
-		}
-		if err := c.stackUp(); err != nil {
 			return err
 		}
 		for e := range nExperts {
@@ -320,16 +317,17 @@ func (s *stacked) addStack(g *experts, i int, l *format.Layer, shape stack) erro
 	return nil
 }
 
-// stackUp makes the change one band per expert.
-func (c *Change) stackUp() error {
-	if len(c.Shape) != 3 || c.Stacked {
-		return nil
+// stackedChange is the change of a parameter that stacks experts: one band per expert.
+func (r *resolver) stackedChange(parameter string) (*Change, error) {
+	c, err := r.change(parameter, false)
+	if err != nil || len(c.Shape) != 3 || c.Stacked {
+		return c, err
 	}
 	if len(c.Terms) > 0 {
-		return StackedAndNot(c.Name)
+		return nil, StackedAndNot(c.Name)
 	}
 	c.Stacked, c.NBands = true, max(1, int(c.Shape[0]))
-	return nil
+	return c, nil
 }
 
 // StackedAndNot is the error for a tensor that one adapter treats as stacked experts and another

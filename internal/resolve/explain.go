@@ -12,10 +12,7 @@ import (
 // Explain says in words how merge treats the features of an adapter beyond the plain formula: a
 // line for every feature that it applies, or applies by an option.
 func Explain(a *format.Adapter) []string {
-	where := make(map[format.Feature][]string)
-	for _, q := range a.Requires {
-		where[q.Feature] = append(where[q.Feature], q.Where)
-	}
+	where := placesOf(a)
 	var lines []string
 	for _, f := range slices.Sorted(maps.Keys(where)) {
 		switch known := byName[f]; {

@@ -106,9 +106,7 @@ var features = []feature{
 	{name: format.FeaturePattern, verdict: Refused,
 		why:    "a key of rank_pattern or alpha_pattern is a regular expression that cannot be evaluated here",
 		remedy: "write it without inline flags, or as one key for each module"},
-	{name: format.FeaturePEFTType, verdict: Refused, title: "it is of another method of PEFT: " + methodList(),
-		why:    "it is not LoRA",
-		remedy: "merge with PEFT"},
+	{name: format.FeaturePEFTType, verdict: Refused, title: "it is of another method of PEFT: " + methodList()}, // explainMethod has the reasons
 	{name: format.FeaturePiSSANiter, verdict: Refused,
 		why:    "it was initialised with a randomised PiSSA (pissa_niter), which changed the base in a way that cannot be repeated",
 		remedy: "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
@@ -239,7 +237,7 @@ type Support struct {
 }
 
 // Supports lists merge's verdict on every feature, from the same data as Refusals. docs/support.md
-// and inspect --help show it.
+// and loratool help support show it.
 func Supports() []Support {
 	var all []Support
 	for _, f := range features {
@@ -274,6 +272,10 @@ var extras = []struct {
 	{format.RoleBias, format.FeatureLoRABias, "a bias of lora_B", false},
 }
 
+// peftDoRA is the place of DoRA's requirement that PEFT's configuration makes: its field, which
+// stands for all layers.
+const peftDoRA = "use_dora"
+
 // disagreements says where the roles of an adapter's layers and its requirements contradict each
 // other. A reader that ignored one of the two would merge another adapter: plain LoRA in place of
 // DoRA, for one.
@@ -284,7 +286,7 @@ func disagreements(a *format.Adapter) (why []string) {
 		for _, q := range a.Requires {
 			if q.Feature == x.feature {
 				announced[q.Where] = true
-				whole = whole || q.Where == "" || q.Where == "use_dora" // PEFT's field stands for all layers
+				whole = whole || q.Where == "" || q.Where == peftDoRA
 			}
 		}
 		if a.Method == format.MethodDoRA && x.feature == format.FeatureDoRA && len(announced) == 0 {
@@ -303,7 +305,7 @@ func disagreements(a *format.Adapter) (why []string) {
 			delete(announced, l.Module)
 		}
 		delete(announced, "")
-		delete(announced, "use_dora")
+		delete(announced, peftDoRA)
 		for module := range announced {
 			lacking = append(lacking, module)
 		}

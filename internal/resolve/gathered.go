@@ -39,10 +39,8 @@ func (g *gathered) add() error {
 		return fault.New(fault.Unsupported, "%q has more to it than lora_A and lora_B (DoRA, or a bias), and the base has that expert stacked with others in %q", l.Module, parameter).
 			WithHint("merge into a checkpoint with a module per expert")
 	}
-	modelType := g.base.Config.ModelType
-	if parts > 1 && naming.HasInterleavedExperts(modelType) {
-		return fault.New(fault.Unsupported, "%q: models of type %s have the projections of an expert row by row in turns, and which ones belong to this layer is not known", l.Module, modelType).
-			WithHint("merge into a checkpoint with a module per expert")
+	if err := g.checkInterleaved(l, parts); err != nil {
+		return err
 	}
 	n, m := g.factorShape(l)
 	shape := g.tensor(parameter).Shape
@@ -59,16 +57,25 @@ func (g *gathered) add() error {
 	if err != nil {
 		return err
 	}
-	c, err := g.change(parameter, false)
+	c, err := g.stackedChange(parameter)
 	if err != nil {
-		return err
-	}
-	if err := c.stackUp(); err != nil {
 		return err
 	}
 	x.Band = g.expert
 	c.add(x, wholeB(b, l.Rank).to(g.part*int(m)), WholeA(a, l.Rank), transposed)
 	return nil
+}
+
+// checkInterleaved refuses a layer of one of several parts of an expert where the base has the
+// parts in turns.
+func (s *sheet) checkInterleaved(l *format.Layer, parts int) error {
+	modelType := s.base.Config.ModelType
+	if parts < 2 || !naming.HasInterleavedExperts(modelType) {
+		return nil
+	}
+	return fault.New(fault.Unsupported, "%q: models of type %s have gate and up projection of an "+
+		"expert row by row in turns, and which of the rows belong to this layer is not known",
+		l.Module, modelType).WithHint("merge into a checkpoint with a module per expert")
 }
 
 // standsTransposed decides whether an expert of a stacked parameter is stored n×m: by its shape,

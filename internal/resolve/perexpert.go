@@ -103,12 +103,8 @@ func (p *perExpert) check(a, b []uint64) error {
 		return fault.New(fault.Mismatch, "the experts %q: lora_A has shape %d and lora_B %d, want "+
 			"E×%d×n and E×m×%d for the rank %[4]d of the configuration", l.Module, a, b, r, r).
 			WithHint("use the adapter_config.json that was saved with these weights")
-	case p.nParts > 1 && naming.HasInterleavedExperts(p.base.Config.ModelType):
-		return fault.New(fault.Unsupported, "%q: models of type %s have gate and up projection of an "+
-			"expert row by row in turns, and which of the rows belong to this layer is not known",
-			l.Module, p.base.Config.ModelType).WithHint("merge into a checkpoint with a module per expert")
 	}
-	return nil
+	return p.checkInterleaved(l, p.nParts)
 }
 
 // factors are those of one expert.
@@ -140,11 +136,8 @@ func (p *perExpert) addStacked(x Term, a, b Blob) error {
 	if err != nil {
 		return err
 	}
-	c, err := p.change(p.parameter, false)
+	c, err := p.stackedChange(p.parameter)
 	if err != nil {
-		return err
-	}
-	if err := c.stackUp(); err != nil {
 		return err
 	}
 	for e := range p.nExperts {

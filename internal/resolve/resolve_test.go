@@ -225,6 +225,20 @@ func squareExperts(kind format.Kind) func(b *format.Builder) {
 	}
 }
 
+// dimensionRead is the dimension that A reads, or "no" for a refusal that names the option.
+func dimensionRead(t *testing.T, changes []*resolve.Change, err error, option string) string {
+	t.Helper()
+	switch {
+	case errors.Is(err, fault.Unsupported) && strings.Contains(fault.Hint(err), option):
+		return "no"
+	case err != nil:
+		t.Fatal(err)
+	case changes[0].Terms[0].Transposed:
+		return "first"
+	}
+	return "second"
+}
+
 // TestSquareExpertsAreReadAsTheirKindSays: the kind and the base decide, and the user before both.
 // Resolve refuses everything that they leave open.
 func TestSquareExpertsAreReadAsTheirKindSays(t *testing.T) {
@@ -240,16 +254,7 @@ func TestSquareExpertsAreReadAsTheirKindSays(t *testing.T) {
 			b := base(modelType, map[string][]uint64{"m.experts.down_proj": {3, 4, 4}})
 			for input, forced := range []string{answer, "first", "second"} {
 				changes, _, err := resolve.Resolve(b, []resolve.Adapter{adapter(t, 1, squareExperts(kind))}, resolve.Reading{ExpertInput: input})
-				got := "second"
-				switch {
-				case errors.Is(err, fault.Unsupported) && strings.Contains(fault.Hint(err), "Options.ExpertInput"):
-					got = "no"
-				case err != nil:
-					t.Fatal(err)
-				case changes[0].Terms[0].Transposed:
-					got = "first"
-				}
-				if got != forced {
+				if got := dimensionRead(t, changes, err, "Options.ExpertInput"); got != forced {
 					t.Errorf("%s into %q with ExpertInput %d: %s, want %s", kind, modelType, input, got, forced)
 				}
 			}
@@ -281,16 +286,7 @@ func TestAWordOfTheAdapterDoesNotOrientSquareWeights(t *testing.T) {
 			b.Adapter().Orientation = c.orientation
 		})
 		changes, _, err := resolve.Resolve(c.base, []resolve.Adapter{a}, resolve.Reading{LinearInput: c.input})
-		got := "second"
-		switch {
-		case errors.Is(err, fault.Unsupported) && strings.Contains(fault.Hint(err), "Options.LinearInput"):
-			got = "no"
-		case err != nil:
-			t.Fatal(err)
-		case changes[0].Terms[0].Transposed:
-			got = "first"
-		}
-		if got != c.want {
+		if got := dimensionRead(t, changes, err, "Options.LinearInput"); got != c.want {
 			t.Errorf("orientation %q, model type %q, LinearInput %d: %s, want %s", c.orientation, c.base.Config.ModelType, c.input, got, c.want)
 		}
 	}

@@ -90,12 +90,19 @@ func newGiven(a Adapter, index int) (*given, error) {
 	if len(m.Adapters) != 1 {
 		return nil, fault.New(fault.Unsupported, "a bundle of %d adapters", len(m.Adapters)).WithHint("convert the one that is meant to a file of its own")
 	}
-	g := &given{Adapter: a, index: index, manifest: m, model: &m.Adapters[0], features: make(map[format.Feature][]string)}
-	for _, q := range g.model.Requires {
-		g.features[q.Feature] = append(g.features[q.Feature], q.Where)
-		g.saysDoRA = g.saysDoRA || q == format.Requirement{Feature: format.FeatureDoRA, Where: "use_dora"}
-	}
+	g := &given{Adapter: a, index: index, manifest: m, model: &m.Adapters[0], features: placesOf(&m.Adapters[0])}
+	g.saysDoRA = slices.Contains(g.features[format.FeatureDoRA], peftDoRA)
 	return g, nil
+}
+
+// placesOf returns the features that an adapter requires, each with the places that the
+// requirements name.
+func placesOf(a *format.Adapter) map[format.Feature][]string {
+	places := make(map[format.Feature][]string)
+	for _, q := range a.Requires {
+		places[q.Feature] = append(places[q.Feature], q.Where)
+	}
+	return places
 }
 
 func (g *given) blob(i int) Blob { return Blob{Source: g.Source, Index: i} }
