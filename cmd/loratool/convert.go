@@ -155,7 +155,7 @@ func showConverted(t *terminal, o *convertOptions, j *conversion, src format.Sou
 		"out": o.out, "dialect": j.dialect.Name(), "tensor_bytes": raw, "bytes_written": size, "warnings": warnings,
 	}
 	beside := ""
-	if j.dialect.Name() == convert.PEFT().Name() && strings.EqualFold(filepath.Ext(o.out), ".safetensors") {
+	if j.dialect.Name() == convert.PEFT().Name() && convert.PEFTWritesFile(o.out) {
 		document["configuration"] = filepath.Join(filepath.Dir(o.out), format.PEFTConfig)
 		beside = ", with " + format.PEFTConfig + " beside it"
 	}

@@ -38,7 +38,7 @@ func (s *peftSink) Store(ctx context.Context, src format.Source) error {
 	if err := s.checkPlaces(ctx, p); err != nil {
 		return err
 	}
-	o := output.DiskOptions{IsDir: !isFile(s.path), Replace: s.options.Replace}
+	o := output.DiskOptions{IsDir: !PEFTWritesFile(s.path), Replace: s.options.Replace}
 	weights := ""
 	if o.IsDir {
 		o.Mode, weights = s.options.dirMode(), peftWeights
@@ -156,7 +156,7 @@ func (s *peftSink) PeakBytes(src format.Source) int64 {
 // checkPlaces checks the output, and where it is a file those beside it.
 func (s *peftSink) checkPlaces(ctx context.Context, p *peftParts) error {
 	place := fileio.Place{
-		Path: s.path, IsDir: !isFile(s.path), Replace: s.options.Replace, Inputs: s.options.Inputs, Bytes: p.weightsBytes,
+		Path: s.path, IsDir: !PEFTWritesFile(s.path), Replace: s.options.Replace, Inputs: s.options.Inputs, Bytes: p.weightsBytes,
 		Files: []string{peftWeights}, Known: under(ctx, isPEFTDir), Kind: "an adapter of PEFT",
 	}
 	if !place.IsDir {
@@ -229,9 +229,9 @@ func (f sideFile) write(w io.Writer) error {
 	return err
 }
 
-// isFile reports whether an output of PEFT is a weights file, with the others beside it, and not a
-// directory.
-func isFile(path string) bool { return strings.EqualFold(filepath.Ext(path), ".safetensors") }
+// PEFTWritesFile reports whether the dialect of PEFT writes a weights file at a path, with
+// adapter_config.json beside it, and not a directory.
+func PEFTWritesFile(path string) bool { return strings.EqualFold(filepath.Ext(path), ".safetensors") }
 
 // Restore writes the safetensors file that one adapter of a source was read from, byte for byte:
 // the attached header, then the tensors in the order of their data (spec/FORMAT.md, section 12). It
