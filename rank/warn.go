@@ -29,7 +29,16 @@ func (r *extracting) warn() {
 	if r.renamed != "" {
 		warnf("the tensor names of the two checkpoints differ; one checkpoint's are read %s", r.renamed)
 	}
-	if name := uncertainTie(r); name != "" {
+	changed := slices.Clone(r.tensors) // by their names in the base
+	for _, b := range r.report.Beside {
+		changed = append(changed, b.Tensor)
+	}
+	for i := range changed {
+		if r.peft != nil {
+			changed[i] = r.peft.disk[changed[i]]
+		}
+	}
+	if name := r.baseEnds.uncertainIn(changed); name != "" {
 		warnf("%q is changed, and the output head may be tied to it, so that it changes too: %s",
 			name, r.baseEnds.Why)
 	}
@@ -45,24 +54,12 @@ func (r *extracting) warn() {
 	}
 }
 
-// uncertainTie is the input embedding if it changed and it is not certain whether the base ties its
-// head to it, else "". merge warns of the same embedding when it applies the adapter.
-func uncertainTie(r *extracting) string {
-	e := &r.baseEnds
-	if !e.Tied || e.Why == "" || e.Embedding == "" {
-		return ""
-	}
-	changed := slices.Clone(r.tensors)
-	for _, b := range r.report.Beside {
-		changed = append(changed, b.Tensor)
-	}
-	for _, name := range changed {
-		if r.peft != nil {
-			name = r.peft.disk[name]
-		}
-		if name == e.embedding() {
-			return name
-		}
+// uncertainIn is the input embedding if it is among the changed tensors and it is not certain
+// whether the head is tied to it, else "". merge warns of the same embedding when it applies the
+// adapter.
+func (e *ends) uncertainIn(changed []string) string {
+	if e.Tied && e.Why != "" && e.Embedding != "" && slices.Contains(changed, e.embedding()) {
+		return e.embedding()
 	}
 	return ""
 }
