@@ -20,28 +20,18 @@ func TestExamplesOfTheREADMERun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	testdata, err := filepath.Abs("../../testdata")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Chdir(t.TempDir())
-	if err := os.Symlink(testdata, "testdata"); err != nil {
-		t.Fatal(err)
-	}
+	inClone(t)
 	blocks := regexp.MustCompile("(?ms)^```sh\n(.*?)^```\n(?:\n^```\n(.*?)^```\n)?").FindAllStringSubmatch(string(readme), -1)
 	ran := 0
 	for _, block := range blocks {
 		var shown bytes.Buffer
 		for line := range strings.Lines(block[1]) {
 			line = strings.TrimSuffix(line, "\n")
-			words := strings.Fields(strings.Replace(line, "go run ./cmd/loratool", "loratool", 1))
-			if words[0] != "loratool" {
+			line = strings.Replace(line, "go run ./cmd/loratool", "loratool", 1)
+			if !strings.HasPrefix(line, "loratool ") {
 				continue // go test, which runs this
 			}
-			var errs bytes.Buffer
-			if code := run(context.Background(), words, &shown, &errs); code != exitDone {
-				t.Fatalf("%s exits with %d: %s", line, code, &errs)
-			}
+			runLine(t, line, &shown)
 			ran++
 		}
 		if want := block[2]; want != "" && timeless(shown.String()) != timeless(want) {
@@ -50,6 +40,46 @@ func TestExamplesOfTheREADMERun(t *testing.T) {
 	}
 	if ran < 9 {
 		t.Errorf("%d examples ran, want 9 or more", ran)
+	}
+}
+
+// TestExamplesOfTheHelpRun runs the examples of all pages, in the order of the commands.
+func TestExamplesOfTheHelpRun(t *testing.T) {
+	inClone(t)
+	ran := 0
+	for _, name := range newApp(&terminal{}).commandNames() {
+		for _, line := range examples[name] {
+			if !strings.HasPrefix(line, "loratool ") || strings.Contains(line, "|") {
+				continue // for a shell
+			}
+			runLine(t, line, new(bytes.Buffer))
+			ran++
+		}
+	}
+	if ran < 12 {
+		t.Errorf("%d examples ran, want 12 or more", ran)
+	}
+}
+
+// inClone goes to a directory that has the testdata of a clone.
+func inClone(t *testing.T) {
+	t.Helper()
+	testdata, err := filepath.Abs("../../testdata")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(t.TempDir())
+	if err := os.Symlink(testdata, "testdata"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// runLine runs a command line, which must succeed.
+func runLine(t *testing.T, line string, out *bytes.Buffer) {
+	t.Helper()
+	var errs bytes.Buffer
+	if code := run(context.Background(), strings.Fields(line), out, &errs); code != exitDone {
+		t.Fatalf("%s exits with %d: %s", line, code, &errs)
 	}
 }
 
@@ -114,11 +144,8 @@ func hasHeading(text, anchor string) bool {
 // command above it prints.
 func TestThePictureOfTheREADMEIsTheOutput(t *testing.T) {
 	const path, command = "../../docs/spectrum.svg", "loratool inspect testdata/demo/adapter-r8 --spectrum"
-	var out, errs bytes.Buffer
-	words := strings.Fields(strings.Replace(command, "testdata", "../../testdata", 1))
-	if code := run(context.Background(), words, &out, &errs); code != exitDone {
-		t.Fatalf("%s exits with %d: %s", command, code, &errs)
-	}
+	var out bytes.Buffer
+	runLine(t, strings.Replace(command, "testdata", "../../testdata", 1), &out)
 	_, table, ok := strings.Cut(out.String(), "rank  stable")
 	if !ok {
 		t.Fatalf("no table of spectra in %s", &out)
