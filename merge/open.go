@@ -156,8 +156,12 @@ func (p *planner) resolve(ctx context.Context) error {
 		return err
 	}
 	o := &p.options
+	adapters, err := resolve.Check(resolved(p.adapters), o.Reading.resolved())
+	if err != nil {
+		return err
+	}
 	if allowed := (resolve.Shaping{Untie: o.Tied == Untie, GrowVocabulary: o.GrowVocabulary, AddTensors: o.AddTensors}); allowed != (resolve.Shaping{}) {
-		if err := p.shape(allowed); err != nil {
+		if err := p.shape(adapters, allowed); err != nil {
 			return err
 		}
 	}
@@ -167,16 +171,13 @@ func (p *planner) resolve(ctx context.Context) error {
 		}
 	}
 	for _, a := range p.adapters {
-		if err := resolve.Check(resolve.Adapter(a), o.Reading.resolved()); err != nil {
-			return err
-		}
 		if m := &a.Source.Manifest().Adapters[0]; len(m.Base.Fingerprints) > 0 && !o.AnyBase {
 			if err := p.checkBase(ctx, m); err != nil {
 				return fault.InFile(err, a.Name)
 			}
 		}
 	}
-	changes, notes, err := resolve.Resolve(p.names, resolved(p.adapters), p.options.Reading.resolved())
+	changes, notes, err := resolve.Resolve(p.names, adapters)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
@@ -78,4 +79,38 @@ func TestTheSameAdapterTwiceIsRefused(t *testing.T) {
 		t.Fatalf("the same adapter twice, as asked for: %v", err)
 	}
 	p.Close()
+}
+
+// TestFeaturesComeBeforeTheBase: a feature that this version lacks is the first thing to say, even
+// if another adapter of the merge was made for another base. No other base would help.
+func TestFeaturesComeBeforeTheBase(t *testing.T) {
+	base, err := merge.OpenBaseFS(t.Context(), memory{"b.safetensors": testkit.Encode(nil,
+		testkit.Values("q.weight", dtype.BF16, []uint64{2, 2}, 1, 2, 3, 4))}, "b.safetensors")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer base.Close()
+	made := func(name string, edit func(b *format.Builder)) merge.Adapter {
+		b := format.NewBuilder("made up")
+		b.Linear("q", 1, 1, format.Float32s([]float32{1, 1}, 1, 2), format.Float32s([]float32{1, 1}, 2, 1))
+		edit(b)
+		src, err := b.Source()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return merge.Adapter{Source: src, Name: name, Weight: 1}
+	}
+	other := made("other", func(b *format.Builder) {
+		b.Adapter().Base.Fingerprints = map[string]string{"q.weight": strings.Repeat("0", 64)}
+	})
+	routed := made("routed", func(b *format.Builder) { b.Require(format.FeatureArrow, "arrow_config") })
+
+	_, err = base.Merge(t.Context(), []merge.Adapter{other}, merge.Options{})
+	if !errors.Is(err, fault.Mismatch) {
+		t.Errorf("an adapter for another base: %v, want a mismatch", err)
+	}
+	_, err = base.Merge(t.Context(), []merge.Adapter{other, routed}, merge.Options{})
+	if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "routed per token") {
+		t.Errorf("and one that is routed per token: %v, want the reason of its feature", err)
+	}
 }

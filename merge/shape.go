@@ -11,7 +11,7 @@ import (
 )
 
 // shape adds, unties or grows tensors of the base as far as the options allow.
-func (p *planner) shape(allowed resolve.Shaping) error {
+func (p *planner) shape(adapters *resolve.Checked, allowed resolve.Shaping) error {
 	o := &p.options
 	switch {
 	case p.removed.is():
@@ -19,7 +19,7 @@ func (p *planner) shape(allowed resolve.Shaping) error {
 	case (allowed.Untie || allowed.GrowVocabulary) && o.wantsRecord():
 		return fault.New(fault.Unsupported, "an undo record cannot hold an added head or a grown vocabulary, only values").WithHint("merge without Options.Undo, and keep the base")
 	}
-	s, err := resolve.Shape(p.names, resolved(p.adapters), o.Reading.resolved(), allowed)
+	s, err := resolve.Shape(p.names, adapters, allowed)
 	if err != nil {
 		return err
 	}

@@ -38,7 +38,11 @@ func (p *planner) addSteps() error {
 
 // merged lists the changes that an earlier merge of the adapters made, by tensor name.
 func (p *planner) merged(adapters []Adapter, reading resolve.Reading) (map[string]*resolve.Change, error) {
-	changes, _, err := resolve.Resolve(p.names, resolved(adapters), reading)
+	checked, err := resolve.Check(resolved(adapters), reading)
+	if err != nil {
+		return nil, err
+	}
+	changes, _, err := resolve.Resolve(p.names, checked)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,11 @@
 // files.
 package peft
 
+import (
+	"slices"
+	"strings"
+)
+
 // Method is a method of PEFT that is not LoRA.
 type Method struct {
 	Name     string // as its paper spells it
@@ -23,4 +28,14 @@ var Methods = map[string]Method{
 	"ADAPTION_PROMPT": {Name: "an adaption prompt (LLaMA-Adapter)", NoWeight: true}, "CARTRIDGE": {Name: "a cartridge", NoWeight: true},
 	"CPT": {Name: "CPT", NoWeight: true}, "MULTITASK_PROMPT_TUNING": {Name: "multitask prompt tuning", NoWeight: true},
 	"P_TUNING": {Name: "P-tuning", NoWeight: true}, "PREFIX_TUNING": {Name: "prefix tuning", NoWeight: true}, "PROMPT_TUNING": {Name: "prompt tuning", NoWeight: true},
+}
+
+// MethodNames lists the names of the methods, sorted without regard to case.
+func MethodNames() []string {
+	var names []string
+	for _, m := range Methods {
+		names = append(names, m.Name)
+	}
+	slices.SortFunc(names, func(a, b string) int { return strings.Compare(strings.ToLower(a), strings.ToLower(b)) })
+	return names
 }

@@ -129,7 +129,7 @@ func otherShape(target string, have, want []uint64) error {
 func (s *shaper) addTensors() error {
 	class := ""
 	for i, a := range s.adapters {
-		sheet, err := newSheet(s.Base, s.adapters, s.reading.unfolded())
+		sheet, err := newSheet(s.Base, s.unfolded())
 		if err != nil {
 			return err
 		}

@@ -15,7 +15,7 @@ func Explain(a *format.Adapter) []string {
 	where := placesOf(a)
 	var lines []string
 	for _, f := range slices.Sorted(maps.Keys(where)) {
-		switch known := byName[f]; {
+		switch known := find(f); {
 		case verdictOf(f) == NeedsOption:
 			lines = append(lines, known.title+": with "+known.option)
 		case verdictOf(f) == Refused:

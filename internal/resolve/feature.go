@@ -1,8 +1,6 @@
 package resolve
 
 import (
-	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -106,7 +104,7 @@ var features = []feature{
 	{name: format.FeaturePattern, verdict: Refused,
 		why:    "a key of rank_pattern or alpha_pattern is a regular expression that cannot be evaluated here",
 		remedy: "write it without inline flags, or as one key for each module"},
-	{name: format.FeaturePEFTType, verdict: Refused, title: "it is of another method of PEFT: " + methodList()}, // explainMethod has the reasons
+	{name: format.FeaturePEFTType, verdict: Refused, title: "it is of another method of PEFT: " + strings.Join(peft.MethodNames(), ", ")}, // explainMethod has the reasons
 	{name: format.FeaturePiSSANiter, verdict: Refused,
 		why:    "it was initialised with a randomised PiSSA (pissa_niter), which changed the base in a way that cannot be repeated",
 		remedy: "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
@@ -136,59 +134,27 @@ var features = []feature{
 	{verdict: Refused, title: "the base lacks a tensor that the adapter changes, or has it in another shape"},
 }
 
-// byName has the features that adapters require.
-var byName = func() map[format.Feature]*feature {
-	m := make(map[format.Feature]*feature)
+// find returns a feature that an adapter requires, or nil if this version does not know it.
+func find(name format.Feature) *feature {
 	for i := range features {
-		if f := &features[i]; f.name != "" {
-			m[f.name] = f
+		if features[i].name == name {
+			return &features[i]
 		}
 	}
-	return m
-}()
+	return nil
+}
 
 // verdictOf returns the verdict on a required feature.
 func verdictOf(name format.Feature) Verdict {
-	if f := byName[name]; f != nil {
+	if f := find(name); f != nil {
 		return f.verdict
 	}
 	return Refused
 }
 
-// Refusals lists, in words, why the adapter cannot be merged by this version: one entry per
-// feature, empty for an adapter that can. The hint belongs to the first.
-func Refusals(a *format.Adapter) (why []string, hint string) {
-	where := make(map[format.Feature][]string)
-	var features []format.Feature
-	for _, r := range a.Requires {
-		if verdictOf(r.Feature) == Applied {
-			continue
-		}
-		if where[r.Feature] == nil {
-			features = append(features, r.Feature)
-		}
-		where[r.Feature] = append(where[r.Feature], r.Where)
-	}
-	slices.SortStableFunc(features, func(a, b format.Feature) int { return rank(a) - rank(b) })
-	for _, f := range features {
-		text, remedy := explain(f, where[f])
-		why = append(why, text)
-		if hint == "" {
-			hint = remedy
-		}
-	}
-	if len(why) > 0 {
-		return why, hint // they explain roles that are missing or unknown
-	}
-	if why = disagreements(a); len(why) > 0 {
-		hint = "the file was not saved whole, or was written by a program that does not say all that it holds; save the adapter again"
-	}
-	return why, hint
-}
-
 // explain says why a feature prevents merging, and how the user can go on.
 func explain(name format.Feature, where []string) (why, remedy string) {
-	f := byName[name]
+	f := find(name)
 	switch {
 	case f == nil:
 		why, remedy = "it requires the feature "+string(name), "try a newer loratool"
@@ -201,18 +167,6 @@ func explain(name format.Feature, where []string) (why, remedy string) {
 		why += ": " + fault.List(where, 3)
 	}
 	return why, remedy
-}
-
-// rank sorts the features that explain others to the front: a method of its own explains the
-// tensors that nobody knows.
-func rank(feature format.Feature) int {
-	switch feature {
-	case format.FeaturePEFTType:
-		return 0
-	case format.FeatureUnknownTensor, format.FeatureMissingFactor, format.FeatureRankMismatch, format.FeatureFactorShape:
-		return 2
-	}
-	return 1
 }
 
 // explainMethod names an adapter's method that is not LoRA, and says how to use the adapter.
@@ -248,122 +202,4 @@ func Supports() []Support {
 		all = append(all, Support{f.verdict, what, f.option})
 	}
 	return all
-}
-
-// methodList names the methods of PEFT that are not LoRA.
-func methodList() string {
-	var names []string
-	for _, m := range peft.Methods {
-		names = append(names, m.Name)
-	}
-	slices.SortFunc(names, func(a, b string) int { return strings.Compare(strings.ToLower(a), strings.ToLower(b)) })
-	return strings.Join(names, ", ")
-}
-
-// extras are the roles beside A and B that a layer can have, each with the feature that announces
-// it (spec/FORMAT-1.1-draft.md, R74 to R76).
-var extras = []struct {
-	role    format.Role
-	feature format.Feature
-	name    string
-	whole   bool // announced for the whole adapter, it is due in every layer
-}{
-	{format.RoleMagnitude, format.FeatureDoRA, "magnitudes of DoRA (lora_magnitude_vector)", true},
-	{format.RoleBias, format.FeatureLoRABias, "a bias of lora_B", false},
-}
-
-// peftDoRA is the place of DoRA's requirement that PEFT's configuration makes: its field, which
-// stands for all layers.
-const peftDoRA = "use_dora"
-
-// disagreements says where the roles of an adapter's layers and its requirements contradict each
-// other. A reader that ignored one of the two would merge another adapter: plain LoRA in place of
-// DoRA, for one.
-func disagreements(a *format.Adapter) (why []string) {
-	for _, x := range extras {
-		var lacking, unannounced []string
-		announced, whole := make(map[string]bool), false
-		for _, q := range a.Requires {
-			if q.Feature == x.feature {
-				announced[q.Where] = true
-				whole = whole || q.Where == "" || q.Where == peftDoRA
-			}
-		}
-		if a.Method == format.MethodDoRA && x.feature == format.FeatureDoRA && len(announced) == 0 {
-			why = append(why, "its method is dora, and no layer is said to have magnitudes of DoRA")
-		}
-		for i := range a.Layers {
-			l := &a.Layers[i]
-			_, has := l.Roles[x.role]
-			isDue := announced[l.Module] || whole && x.whole && isPlainKind(l.Kind)
-			switch {
-			case isDue && !has:
-				lacking = append(lacking, l.Module)
-			case has && !whole && !announced[l.Module]:
-				unannounced = append(unannounced, l.Module)
-			}
-			delete(announced, l.Module)
-		}
-		delete(announced, "")
-		delete(announced, peftDoRA)
-		for module := range announced {
-			lacking = append(lacking, module)
-		}
-		slices.Sort(lacking)
-		if lacking != nil {
-			why = append(why, fmt.Sprintf("it says that layers have %s, and these have none: %s", x.name, fault.List(lacking, 3)))
-		}
-		if unannounced != nil {
-			why = append(why, fmt.Sprintf("layers have %s, and it does not require %q: %s", x.name, x.feature, fault.List(unannounced, 3)))
-		}
-	}
-	return slices.Concat(why, unknownRoles(a), unknownKinds(a))
-}
-
-// unknownRoles names the tensors of layers that this version does not know.
-func unknownRoles(a *format.Adapter) []string {
-	var unknown []string
-	for i := range a.Layers {
-		for role := range a.Layers[i].Roles {
-			switch role {
-			case format.RoleA, format.RoleB, format.RoleBias, format.RoleMagnitude:
-			default:
-				unknown = append(unknown, fmt.Sprintf("%s (%s)", a.Layers[i].Module, role))
-			}
-		}
-	}
-	if unknown == nil {
-		return nil
-	}
-	slices.Sort(unknown)
-	return []string{"layers have tensors in a role that is not known: " + fault.List(unknown, 3)}
-}
-
-// unknownKinds names the layers of kind other whose factors no requirement explains.
-func unknownKinds(a *format.Adapter) []string {
-	explains := func(q format.Requirement) bool {
-		switch q.Feature {
-		case format.FeatureBDLoRA, format.FeatureQALoRA, format.FeatureMergedLinear, format.FeatureExpertFactors:
-			return true
-		}
-		return false
-	}
-	if slices.ContainsFunc(a.Requires, explains) {
-		return nil
-	}
-	var unknown []string
-	for i := range a.Layers {
-		if a.Layers[i].Kind == format.Other {
-			unknown = append(unknown, a.Layers[i].Module)
-		}
-	}
-	if unknown == nil {
-		return nil
-	}
-	return []string{"layers are of an unknown kind: " + fault.List(unknown, 3)}
-}
-
-// isPlainKind reports whether layers of a kind have magnitudes in DoRA.
-func isPlainKind(k format.Kind) bool {
-	return k == format.Linear || k == format.Embedding || k == format.Conv
 }

@@ -64,11 +64,3 @@ func ReadingOf(m map[string]string) (Reading, error) {
 	}
 	return r, nil
 }
-
-// unfolded is a reading that leaves names as they are.
-func (r Reading) unfolded() Reading {
-	if r.Tied == Fold {
-		r.Tied = ""
-	}
-	return r
-}

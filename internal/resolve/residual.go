@@ -1,8 +1,6 @@
 package resolve
 
 import (
-	"slices"
-
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
@@ -12,13 +10,6 @@ import (
 // base, so that the adapter belongs to W − P. On the original base its update is s·B·A − P. PEFT
 // computes P in float32 and rounds W − P to the base's dtype; here P is computed in float64, and
 // the sum is rounded once.
-
-// withoutResiduals is the adapter without the requirements that recomputing the residual meets.
-func withoutResiduals(a *format.Adapter) *format.Adapter {
-	plain := *a
-	plain.Requires = slices.DeleteFunc(slices.Clone(a.Requires), func(q format.Requirement) bool { return verdictOf(q.Feature) == NeedsOption })
-	return &plain
-}
 
 const asOrdinaryLoRA = "save the adapter with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"
 

@@ -16,18 +16,18 @@ import (
 // changes. It fails if any tensor could not be used exactly once. The changes are in the order of
 // their names; notes are facts for the user. It reads no values but those of adapters that
 // save one tensor twice, to compare the two.
-func Resolve(b *Base, adapters []Adapter, reading Reading) (changes []*Change, texts []string, err error) {
-	s, err := newSheet(b, adapters, reading)
+func Resolve(b *Base, adapters *Checked) (changes []*Change, texts []string, err error) {
+	s, err := newSheet(b, adapters)
 	if err != nil {
 		return nil, nil, err
 	}
-	for i := range adapters {
+	for i := range s.adapters {
 		r, err := s.resolver(i)
 		if err == nil {
 			err = r.resolve()
 		}
 		if err != nil {
-			return nil, nil, fault.InFile(err, adapters[i].Name)
+			return nil, nil, fault.InFile(err, s.adapters[i].Name)
 		}
 	}
 	if s.fold != nil {
@@ -43,53 +43,26 @@ func Resolve(b *Base, adapters []Adapter, reading Reading) (changes []*Change, t
 	return changes, s.notes.list(), nil
 }
 
-func newSheet(b *Base, adapters []Adapter, reading Reading) (*sheet, error) {
+func newSheet(b *Base, adapters *Checked) (*sheet, error) {
 	s := &sheet{
-		base: b, names: naming.Index(b.Names()), adapters: adapters, reading: reading,
+		Checked: adapters, base: b, names: naming.Index(b.Names()),
 		changes: make(map[string]*Change), notes: new(notes),
-		looksUp: slices.ContainsFunc(adapters, Adapter.looksUp),
+		looksUp: slices.ContainsFunc(adapters.adapters, looksUp),
 	}
-	if reading.Tied == Fold && len(adapters) > 0 {
+	if s.reading.Tied == Fold && len(s.adapters) > 0 {
 		return s, s.foldEnds()
 	}
 	return s, nil
 }
 
-// resolver begins with adapter i: what it holds is known, and not yet what it means in the base.
+// resolver begins adapter i: it finds the forms of its parts, and does not yet look for the base's
+// tensors.
 func (s *sheet) resolver(i int) (*resolver, error) {
-	g, err := newGiven(s.adapters[i], i)
-	if err != nil {
-		return nil, err
-	}
-	for _, note := range g.manifest.Notes {
+	r := &resolver{sheet: s, given: s.adapters[i]}
+	for _, note := range r.manifest.Notes {
 		s.notes.add("%s", note)
 	}
-	if err := g.checkFeatures(s.reading); err != nil {
-		return nil, err
-	}
-	r := &resolver{sheet: s, given: *g}
 	return r, r.form()
-}
-
-// Check refuses an adapter that no base can take.
-func Check(a Adapter, reading Reading) error {
-	g, err := newGiven(a, 0)
-	if err == nil {
-		err = g.checkFeatures(reading)
-	}
-	return fault.InFile(err, a.Name)
-}
-
-// checkFeatures refuses an adapter that requires a feature beyond this version.
-func (g *given) checkFeatures(reading Reading) error {
-	model := g.model
-	if reading.RecomputeResidual {
-		model = withoutResiduals(model)
-	}
-	if why, hint := Refusals(model); len(why) > 0 {
-		return fault.New(fault.Unsupported, "the adapter cannot be merged: %s", strings.Join(why, "; ")).WithHint("%s", hint)
-	}
-	return nil
 }
 
 // form finds the form of everything that the adapter holds.
@@ -197,4 +170,186 @@ func (c *Change) check() error {
 		return c.checkMagnitude()
 	}
 	return nil
+}
+
+// Check refuses adapters that no base can take.
+func Check(adapters []Adapter, reading Reading) (*Checked, error) {
+	c := &Checked{reading: reading}
+	for i, a := range adapters {
+		g, err := newGiven(a, i)
+		if err == nil {
+			err = g.checkFeatures(reading)
+		}
+		if err != nil {
+			return nil, fault.InFile(err, a.Name)
+		}
+		c.adapters = append(c.adapters, *g)
+	}
+	return c, nil
+}
+
+// checkFeatures refuses an adapter that requires a feature beyond this version.
+func (g *given) checkFeatures(reading Reading) error {
+	model := g.model
+	if reading.RecomputeResidual {
+		model = withoutResiduals(model)
+	}
+	if why, hint := Refusals(model); len(why) > 0 {
+		return fault.New(fault.Unsupported, "the adapter cannot be merged: %s", strings.Join(why, "; ")).WithHint("%s", hint)
+	}
+	return nil
+}
+
+// withoutResiduals is the adapter without the requirements that recomputing the residual meets.
+func withoutResiduals(a *format.Adapter) *format.Adapter {
+	plain := *a
+	plain.Requires = slices.DeleteFunc(slices.Clone(a.Requires), func(q format.Requirement) bool { return verdictOf(q.Feature) == NeedsOption })
+	return &plain
+}
+
+// Refusals lists, in words, why the adapter cannot be merged by this version: one entry per
+// feature, empty for an adapter that can. The hint belongs to the first.
+func Refusals(a *format.Adapter) (why []string, hint string) {
+	where := make(map[format.Feature][]string)
+	var features []format.Feature
+	for _, r := range a.Requires {
+		if verdictOf(r.Feature) == Applied {
+			continue
+		}
+		if where[r.Feature] == nil {
+			features = append(features, r.Feature)
+		}
+		where[r.Feature] = append(where[r.Feature], r.Where)
+	}
+	slices.SortStableFunc(features, func(a, b format.Feature) int { return rank(a) - rank(b) })
+	for _, f := range features {
+		text, remedy := explain(f, where[f])
+		why = append(why, text)
+		if hint == "" {
+			hint = remedy
+		}
+	}
+	if len(why) > 0 {
+		return why, hint // they explain roles that are missing or unknown
+	}
+	if why = disagreements(a); len(why) > 0 {
+		hint = "the file was not saved whole, or was written by a program that does not say all that it holds; save the adapter again"
+	}
+	return why, hint
+}
+
+// rank sorts the features that explain others to the front: a method of its own explains the
+// tensors that nobody knows.
+func rank(feature format.Feature) int {
+	switch feature {
+	case format.FeaturePEFTType:
+		return 0
+	case format.FeatureUnknownTensor, format.FeatureMissingFactor, format.FeatureRankMismatch, format.FeatureFactorShape:
+		return 2
+	}
+	return 1
+}
+
+// extras are the roles beside A and B that a layer can have, each with the feature that announces
+// it (spec/FORMAT-1.1-draft.md, R74 to R76).
+var extras = []struct {
+	role    format.Role
+	feature format.Feature
+	name    string
+	whole   bool // announced for the whole adapter, it is due in every layer
+}{
+	{format.RoleMagnitude, format.FeatureDoRA, "magnitudes of DoRA (lora_magnitude_vector)", true},
+	{format.RoleBias, format.FeatureLoRABias, "a bias of lora_B", false},
+}
+
+// disagreements says where the roles of an adapter's layers and its requirements contradict each
+// other. A reader that ignored one of the two would merge another adapter: plain LoRA in place of
+// DoRA, for one.
+func disagreements(a *format.Adapter) (why []string) {
+	for _, x := range extras {
+		var lacking, unannounced []string
+		announced, whole := make(map[string]bool), false
+		for _, q := range a.Requires {
+			if q.Feature == x.feature {
+				announced[q.Where] = true
+				whole = whole || q.Where == "" || q.Where == peftDoRA
+			}
+		}
+		if a.Method == format.MethodDoRA && x.feature == format.FeatureDoRA && len(announced) == 0 {
+			why = append(why, "its method is dora, and no layer is said to have magnitudes of DoRA")
+		}
+		for i := range a.Layers {
+			l := &a.Layers[i]
+			_, has := l.Roles[x.role]
+			isDue := announced[l.Module] || whole && x.whole && isPlainKind(l.Kind)
+			switch {
+			case isDue && !has:
+				lacking = append(lacking, l.Module)
+			case has && !whole && !announced[l.Module]:
+				unannounced = append(unannounced, l.Module)
+			}
+			delete(announced, l.Module)
+		}
+		delete(announced, "")
+		delete(announced, peftDoRA)
+		for module := range announced {
+			lacking = append(lacking, module)
+		}
+		slices.Sort(lacking)
+		if lacking != nil {
+			why = append(why, fmt.Sprintf("it says that layers have %s, and these have none: %s", x.name, fault.List(lacking, 3)))
+		}
+		if unannounced != nil {
+			why = append(why, fmt.Sprintf("layers have %s, and it does not require %q: %s", x.name, x.feature, fault.List(unannounced, 3)))
+		}
+	}
+	return slices.Concat(why, unknownRoles(a), unknownKinds(a))
+}
+
+// unknownRoles names the tensors of layers that this version does not know.
+func unknownRoles(a *format.Adapter) []string {
+	var unknown []string
+	for i := range a.Layers {
+		for role := range a.Layers[i].Roles {
+			switch role {
+			case format.RoleA, format.RoleB, format.RoleBias, format.RoleMagnitude:
+			default:
+				unknown = append(unknown, fmt.Sprintf("%s (%s)", a.Layers[i].Module, role))
+			}
+		}
+	}
+	if unknown == nil {
+		return nil
+	}
+	slices.Sort(unknown)
+	return []string{"layers have tensors in a role that is not known: " + fault.List(unknown, 3)}
+}
+
+// unknownKinds names the layers of kind other whose factors no requirement explains.
+func unknownKinds(a *format.Adapter) []string {
+	explains := func(q format.Requirement) bool {
+		switch q.Feature {
+		case format.FeatureBDLoRA, format.FeatureQALoRA, format.FeatureMergedLinear, format.FeatureExpertFactors:
+			return true
+		}
+		return false
+	}
+	if slices.ContainsFunc(a.Requires, explains) {
+		return nil
+	}
+	var unknown []string
+	for i := range a.Layers {
+		if a.Layers[i].Kind == format.Other {
+			unknown = append(unknown, a.Layers[i].Module)
+		}
+	}
+	if unknown == nil {
+		return nil
+	}
+	return []string{"layers are of an unknown kind: " + fault.List(unknown, 3)}
+}
+
+// isPlainKind reports whether layers of a kind have magnitudes in DoRA.
+func isPlainKind(k format.Kind) bool {
+	return k == format.Linear || k == format.Embedding || k == format.Conv
 }

@@ -44,6 +44,15 @@ func adapter(t *testing.T, weight float64, build func(b *format.Builder)) resolv
 	return resolve.Adapter{Source: src, Name: "adapter", Weight: weight}
 }
 
+// resolveOne checks one adapter and pairs it with the base.
+func resolveOne(b *resolve.Base, a resolve.Adapter, reading resolve.Reading) ([]*resolve.Change, []string, error) {
+	checked, err := resolve.Check([]resolve.Adapter{a}, reading)
+	if err != nil {
+		return nil, nil, err
+	}
+	return resolve.Resolve(b, checked)
+}
+
 // describe is a change in one line: the place and the action.
 func describe(c *resolve.Change) string {
 	var s []string
@@ -123,7 +132,7 @@ func TestChangesAreRectanglesOfTheBase(t *testing.T) {
 			[]string{"embed.weight: rows [8 1]", "norm.weight: replaced"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			changes, _, err := resolve.Resolve(c.base, []resolve.Adapter{adapter(t, c.weight, c.build)}, resolve.Reading{})
+			changes, _, err := resolveOne(c.base, adapter(t, c.weight, c.build), resolve.Reading{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -147,22 +156,26 @@ func TestTiedEndsNeedAWord(t *testing.T) {
 	tied.ConfigText = []byte(`{"tie_word_embeddings": true}`)
 	head := adapter(t, 1, func(b *format.Builder) { b.Linear("lm_head", 2, 1, zeros(2, 4), zeros(9, 2)) })
 
-	_, _, err := resolve.Resolve(tied, []resolve.Adapter{head}, resolve.Reading{})
+	_, _, err := resolveOne(tied, head, resolve.Reading{})
 	if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "tied") {
 		t.Errorf("without a word: %v, want a refusal that says that the ends are tied", err)
 	}
-	changes, _, err := resolve.Resolve(tied, []resolve.Adapter{head}, resolve.Reading{Tied: resolve.Fold})
+	changes, _, err := resolveOne(tied, head, resolve.Reading{Tied: resolve.Fold})
 	if err != nil || len(changes) != 1 || changes[0].Name != "model.embed_tokens.weight" {
 		t.Errorf("folded: %v, %v, want a change of the embedding", changes, err)
 	}
-	shaped, err := resolve.Shape(tied, []resolve.Adapter{head}, resolve.Reading{Tied: resolve.Untie}, resolve.Shaping{Untie: true})
+	checked, err := resolve.Check([]resolve.Adapter{head}, resolve.Reading{Tied: resolve.Untie})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shaped, err := resolve.Shape(tied, checked, resolve.Shaping{Untie: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got, want := string(shaped.ConfigText), `{"tie_word_embeddings": false}`; got != want {
 		t.Errorf("untied: config.json is %s, want %s", got, want)
 	}
-	changes, _, err = resolve.Resolve(shaped.Base, []resolve.Adapter{head}, resolve.Reading{Tied: resolve.Untie})
+	changes, _, err = resolveOne(shaped.Base, head, resolve.Reading{Tied: resolve.Untie})
 	if err != nil || len(changes) != 1 || changes[0].Name != "lm_head.weight" {
 		t.Errorf("untied: %v, %v, want a change of the head", changes, err)
 	}
@@ -182,7 +195,7 @@ func TestAnEndInANumberedModuleIsSeen(t *testing.T) {
 		tied := base("phi", map[string][]uint64{name + ".weight": {9, 4}, "layers.1.mlp.fc1.weight": {8, 4}})
 		tied.Config.TieWordEmbeddings, tied.Config.Architectures = &yes, []string{"PhiForCausalLM"}
 		a := adapter(t, 1, func(b *format.Builder) { build(b, name) })
-		if _, _, err := resolve.Resolve(tied, []resolve.Adapter{a}, resolve.Reading{}); !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "tied") {
+		if _, _, err := resolveOne(tied, a, resolve.Reading{}); !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "tied") {
 			t.Errorf("%s: %v, want a refusal that says that the ends are tied", name, err)
 		}
 	}
@@ -197,7 +210,7 @@ func TestResolvingLeavesItsInputsAlone(t *testing.T) {
 	})
 	var first []string
 	for range 3 {
-		changes, _, err := resolve.Resolve(b, []resolve.Adapter{a}, resolve.Reading{})
+		changes, _, err := resolveOne(b, a, resolve.Reading{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -253,7 +266,7 @@ func TestSquareExpertsAreReadAsTheirKindSays(t *testing.T) {
 		for modelType, answer := range want {
 			b := base(modelType, map[string][]uint64{"m.experts.down_proj": {3, 4, 4}})
 			for input, forced := range []string{answer, "first", "second"} {
-				changes, _, err := resolve.Resolve(b, []resolve.Adapter{adapter(t, 1, squareExperts(kind))}, resolve.Reading{ExpertInput: input})
+				changes, _, err := resolveOne(b, adapter(t, 1, squareExperts(kind)), resolve.Reading{ExpertInput: input})
 				if got := dimensionRead(t, changes, err, "Options.ExpertInput"); got != forced {
 					t.Errorf("%s into %q with ExpertInput %d: %s, want %s", kind, modelType, input, got, forced)
 				}
@@ -285,7 +298,7 @@ func TestAWordOfTheAdapterDoesNotOrientSquareWeights(t *testing.T) {
 			b.Linear("h.0.attn.c_proj", 2, 1, zeros(2, 4), zeros(4, 2))
 			b.Adapter().Orientation = c.orientation
 		})
-		changes, _, err := resolve.Resolve(c.base, []resolve.Adapter{a}, resolve.Reading{LinearInput: c.input})
+		changes, _, err := resolveOne(c.base, a, resolve.Reading{LinearInput: c.input})
 		if got := dimensionRead(t, changes, err, "Options.LinearInput"); got != c.want {
 			t.Errorf("orientation %q, model type %q, LinearInput %d: %s, want %s", c.orientation, c.base.Config.ModelType, c.input, got, c.want)
 		}
@@ -310,7 +323,7 @@ func TestWhyABaseLacksWhatAnAdapterChanges(t *testing.T) {
 			func(b *format.Builder) { b.Linear("l.0.mlp.experts.3.down_proj", r, 1, zeros(r, 4), zeros(6, r)) },
 			"stacks 3 experts, and the adapter changes number 3"},
 	} {
-		_, _, err := resolve.Resolve(c.base, []resolve.Adapter{adapter(t, 1, c.build)}, resolve.Reading{})
+		_, _, err := resolveOne(c.base, adapter(t, 1, c.build), resolve.Reading{})
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want the words %q", c.name, err, c.want)
 		}

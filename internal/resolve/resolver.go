@@ -18,25 +18,33 @@ type Adapter struct {
 	Weight float64 // ω
 }
 
-// looksUp reports whether the adapter changes a table that tokens are looked up in.
-func (a Adapter) looksUp() bool {
-	return slices.ContainsFunc(a.Source.Manifest().Adapters, func(m format.Adapter) bool {
-		return slices.ContainsFunc(m.Layers, func(l format.Layer) bool { return l.Kind == format.Embedding }) ||
-			slices.ContainsFunc(m.Beside, func(b format.Beside) bool { return b.Action == format.Rows })
-	})
+// Checked holds the adapters of one merge, and the reading that settles what their files leave
+// open. This version supports every feature that they require, but has not yet compared them with a
+// base. Only Check makes one.
+type Checked struct {
+	adapters []given
+	reading  Reading
+}
+
+// unfolded returns the adapters with a reading that leaves their names alone.
+func (c *Checked) unfolded() *Checked {
+	u := *c
+	if u.reading.Tied == Fold {
+		u.reading.Tied = ""
+	}
+	return &u
 }
 
 // sheet holds the changes of the adapters of one merge, as far as they have been resolved.
 type sheet struct {
-	base     *Base
-	names    *naming.Base
-	adapters []Adapter
-	reading  Reading
-	changes  map[string]*Change
-	notes    *notes
-	looksUp  bool  // whether an adapter changes a table that tokens are looked up in
-	ties     *ties // nil until something asks for the base's two ends
-	fold     *fold // nil where tied ends are not folded
+	*Checked
+	base    *Base
+	names   *naming.Base
+	changes map[string]*Change
+	notes   *notes
+	looksUp bool         // whether an adapter changes a table that tokens are looked up in
+	ties    *naming.Ends // nil until something asks for the base's two ends
+	fold    *fold        // nil where tied ends are not folded
 }
 
 // resolver pairs the tensors of one adapter with those of the base.
@@ -85,6 +93,10 @@ type given struct {
 	saysDoRA bool                        // the configuration of PEFT says that every layer has magnitudes
 }
 
+// peftDoRA is the place of DoRA's requirement that PEFT's configuration makes: its field, which
+// stands for all layers.
+const peftDoRA = "use_dora"
+
 func newGiven(a Adapter, index int) (*given, error) {
 	m := a.Source.Manifest()
 	if len(m.Adapters) != 1 {
@@ -103,6 +115,12 @@ func placesOf(a *format.Adapter) map[format.Feature][]string {
 		places[q.Feature] = append(places[q.Feature], q.Where)
 	}
 	return places
+}
+
+// looksUp reports whether the adapter changes a table that tokens are looked up in.
+func looksUp(g given) bool {
+	return slices.ContainsFunc(g.model.Layers, func(l format.Layer) bool { return l.Kind == format.Embedding }) ||
+		slices.ContainsFunc(g.model.Beside, func(b format.Beside) bool { return b.Action == format.Rows })
 }
 
 func (g *given) blob(i int) Blob { return Blob{Source: g.Source, Index: i} }
@@ -176,10 +194,6 @@ func (n *notes) list() []string {
 	return all
 }
 
-// ties are the two ends of the base, input embedding and output head, and whether they are one
-// tensor.
-type ties = naming.Ends
-
 // fold makes changes of either end to the one tensor that the base has for both.
 type fold struct {
 	embedding, head string        // by their names without wrappers
@@ -190,9 +204,3 @@ type fold struct {
 // votes count, per leaf name and under "" for all Conv1D names together, the layers whose shape
 // shows that they are stored transposed, minus those that are stored as torch.nn.Linear does.
 type votes map[string]int
-
-// isOutProj reports whether a layer is the out_proj of an nn.MultiheadAttention.
-func isOutProj(l *format.Layer) bool {
-	_, is := naming.CutWrapper(l.Module)
-	return is
-}

@@ -29,8 +29,8 @@ type Shaped struct {
 }
 
 // Shape gives the base the tensors and rows that adapters need and the caller allows.
-func Shape(b *Base, adapters []Adapter, reading Reading, allowed Shaping) (*Shaped, error) {
-	s := &shaper{Shaped: Shaped{Base: b, Added: make(map[string][]uint64), Renamed: make(map[string]string)}, adapters: adapters, reading: reading}
+func Shape(b *Base, adapters *Checked, allowed Shaping) (*Shaped, error) {
+	s := &shaper{Shaped: Shaped{Base: b, Added: make(map[string][]uint64), Renamed: make(map[string]string)}, Checked: adapters}
 	if allowed.AddTensors {
 		if err := s.addTensors(); err != nil {
 			return nil, err
@@ -53,9 +53,8 @@ func Shape(b *Base, adapters []Adapter, reading Reading, allowed Shaping) (*Shap
 // shaper is a Shaped in the making.
 type shaper struct {
 	Shaped
-	adapters []Adapter
-	reading  Reading
-	notes    notes
+	*Checked
+	notes notes
 }
 
 func (s *shaper) edit(e Edit) {
@@ -76,7 +75,7 @@ func (s *shaper) configure(edit func(text config.Text) config.Text, otherwise st
 
 // untie makes the head a tensor of its own, with the values of the embedding.
 func (s *shaper) untie() error {
-	sheet, err := newSheet(s.Base, s.adapters, Reading{})
+	sheet, err := newSheet(s.Base, s.Checked)
 	if err != nil {
 		return err
 	}
@@ -107,13 +106,13 @@ func (s *shaper) untie() error {
 
 // grow gives the embedding and the head as many rows as an adapter saves of them.
 func (s *shaper) grow() error {
-	sheet, err := newSheet(s.Base, s.adapters, s.reading)
+	sheet, err := newSheet(s.Base, s.Checked)
 	if err != nil {
 		return err
 	}
 	rows := make(map[string]uint64)
 	for _, a := range s.adapters {
-		for name, n := range sheet.grown(a.Source.Manifest()) {
+		for name, n := range sheet.grown(&a) {
 			if other, ok := rows[name]; ok && other != n {
 				return fault.New(fault.Mismatch, "one adapter has %d rows for %q, another %d", other, name, n)
 			}
@@ -147,15 +146,13 @@ func (s *shaper) grow() error {
 
 // grown finds what an adapter saves with more rows than the base has: how many, by the base's
 // names.
-func (s *sheet) grown(m *format.Manifest) map[string]uint64 {
+func (s *sheet) grown(g *given) map[string]uint64 {
 	var saved []format.Beside
 	var names []string
-	for i := range m.Adapters {
-		for _, b := range m.Adapters[i].Beside {
-			if b.Action == format.Replace && isVocabulary(b.Target) {
-				saved = append(saved, b)
-				names = append(names, b.Target)
-			}
+	for _, b := range g.model.Beside {
+		if b.Action == format.Replace && isVocabulary(b.Target) {
+			saved = append(saved, b)
+			names = append(names, b.Target)
 		}
 	}
 	mapping, _, _ := s.names.Match(names)
@@ -165,7 +162,7 @@ func (s *sheet) grown(m *format.Manifest) map[string]uint64 {
 		if !ok {
 			continue // resolving says so
 		}
-		have, want := m.Tensors[b.Tensor].Shape, s.base.Tensors[actual].Shape
+		have, want := g.blob(b.Tensor).Tensor().Shape, s.base.Tensors[actual].Shape
 		if len(have) == len(want) && len(have) > 0 && have[0] > want[0] && want[0] > 0 && slices.Equal(have[1:], want[1:]) {
 			rows[actual] = have[0]
 		}

@@ -9,7 +9,7 @@ import (
 )
 
 // ends finds the two ends of the base, once, with the help of the adapters' changes.
-func (s *sheet) ends() ties {
+func (s *sheet) ends() naming.Ends {
 	if s.ties != nil {
 		return *s.ties
 	}
@@ -18,7 +18,7 @@ func (s *sheet) ends() ties {
 		m.Shapes[naming.StripWrappers(name)] = t.Shape
 	}
 	for i := range s.adapters {
-		for _, w := range weightsOf(s.adapters[i].Source.Manifest()) {
+		for _, w := range weightsOf(&s.adapters[i]) {
 			if w.isLookedUp {
 				m.LookedUp = append(m.LookedUp, s.names.Nearest(w.name)...)
 			} else if m.HeadShape == nil && len(w.shape) == 2 && naming.IsHead(naming.Module(w.name)) {
@@ -38,24 +38,23 @@ type weight struct {
 	isLookedUp bool     // whether it is a table that tokens are looked up in
 }
 
-// weightsOf lists the weights that adapters change, by the names that they have there.
-func weightsOf(m *format.Manifest) (all []weight) {
-	for i := range m.Adapters {
-		for _, l := range m.Adapters[i].Layers {
-			w := weight{name: l.Module + ".weight", isLookedUp: l.Kind == format.Embedding}
-			a, hasA := l.Roles[format.RoleA]
-			b, hasB := l.Roles[format.RoleB]
-			if hasA && hasB && l.Kind == format.Linear {
-				if a, b := m.Tensors[a].Shape, m.Tensors[b].Shape; len(a) == 2 && len(b) == 2 {
-					w.shape = []uint64{b[0], a[1]}
-				}
+// weightsOf lists the weights that an adapter changes, by the names that it has for them.
+func weightsOf(g *given) (all []weight) {
+	tensors := g.manifest.Tensors
+	for _, l := range g.model.Layers {
+		w := weight{name: l.Module + ".weight", isLookedUp: l.Kind == format.Embedding}
+		a, hasA := l.Roles[format.RoleA]
+		b, hasB := l.Roles[format.RoleB]
+		if hasA && hasB && l.Kind == format.Linear {
+			if a, b := tensors[a].Shape, tensors[b].Shape; len(a) == 2 && len(b) == 2 {
+				w.shape = []uint64{b[0], a[1]}
 			}
-			all = append(all, w)
 		}
-		for _, b := range m.Adapters[i].Beside {
-			if b.Action != format.Opaque {
-				all = append(all, weight{b.Target, m.Tensors[b.Tensor].Shape, b.Action == format.Rows})
-			}
+		all = append(all, w)
+	}
+	for _, b := range g.model.Beside {
+		if b.Action != format.Opaque {
+			all = append(all, weight{b.Target, tensors[b.Tensor].Shape, b.Action == format.Rows})
 		}
 	}
 	return all
@@ -69,7 +68,7 @@ func (s *sheet) adapterHead(embedding string) string {
 		return ""
 	}
 	for i := range s.adapters {
-		weights := weightsOf(s.adapters[i].Source.Manifest())
+		weights := weightsOf(&s.adapters[i])
 		names := make([]string, len(weights))
 		for i, w := range weights {
 			names[i] = w.name

@@ -1,8 +1,6 @@
 package resolve
 
 import (
-	"bytes"
-	"errors"
 	"slices"
 
 	"github.com/loratool/loratool/format"
@@ -64,25 +62,3 @@ func (r twins) hasCopyInBase(b *format.Beside) (bool, error) {
 	}
 	return false, nil
 }
-
-// sameBlob compares two tensors.
-func sameBlob(a, b Blob) (bool, error) {
-	s, t := a.Tensor(), b.Tensor()
-	if s.DType != t.DType || !slices.Equal(s.Shape, t.Shape) {
-		return false, nil
-	}
-	p, q := make([]byte, min(s.NBytes(), pieceBytes)), make([]byte, min(s.NBytes(), pieceBytes))
-	for off := int64(0); off < s.NBytes(); off += pieceBytes {
-		n := min(pieceBytes, s.NBytes()-off)
-		if err := errors.Join(a.Source.ReadBlobAt(p[:n], a.Index, off), b.Source.ReadBlobAt(q[:n], b.Index, off)); err != nil {
-			return false, err
-		}
-		if !bytes.Equal(p[:n], q[:n]) {
-			return false, nil
-		}
-	}
-	return true, nil
-}
-
-// pieceBytes is how much of a tensor is compared at a time.
-const pieceBytes = 1 << 18
