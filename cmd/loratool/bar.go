@@ -108,11 +108,15 @@ func barLine(what string, done, total int64, elapsed time.Duration, rate float64
 	}
 }
 
-// paceText says how long n bytes took, and at which rate where the time is long enough for one.
-func paceText(n int64, seconds float64) string {
+// paceText says how long n bytes took, and their rate where the time is long enough for one. The
+// unit of the rate begins with "/s".
+func paceText(n int64, seconds float64, unit string) string {
 	text := fmt.Sprintf(" in %.1f s", seconds)
+	if seconds < 0.95 {
+		text = fmt.Sprintf(" in %.0f ms", 1000*seconds)
+	}
 	if seconds >= barNoRate.Seconds() {
-		text += " (" + fileio.FormatBytes(int64(float64(n)/seconds)) + "/s)"
+		text += " (" + fileio.FormatBytes(int64(float64(n)/seconds)) + unit + ")"
 	}
 	return text
 }

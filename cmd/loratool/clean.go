@@ -68,9 +68,9 @@ func showCleaned(t *terminal, o *cleanOptions, dir string, names []string) {
 		what = "would remove"
 	}
 	for _, name := range names {
-		t.printf("%s %s\n", what, name)
+		t.line("%s %s", what, name)
 	}
 	if len(names) == 0 {
-		t.printf("nothing to remove: no killed run left anything in %s that is older than %s\n", dir, o.olderThan.String())
+		t.line("nothing to remove: no killed run left anything in %s that is older than %s", dir, o.olderThan.String())
 	}
 }

@@ -12,7 +12,7 @@ import (
 type common struct {
 	json, quiet, verbose, noProgress bool
 	workers                          int
-	maxMemory                        string // "" is what is available
+	maxMemory                        string // "" is all available memory
 }
 
 func (o *common) flags() []cli.Flag {
@@ -39,8 +39,8 @@ func (o *common) memoryFlag() cli.Flag {
 		}}
 }
 
-// checkMemory refuses, before the work, what is estimated to take more memory than --max-memory
-// allows, or without it than is available. what takes it.
+// checkMemory refuses work before it begins, if its estimated memory is above --max-memory or,
+// without that flag, above the available memory. what names the work.
 func (o *common) checkMemory(need int64, what string) error {
 	if need > math.MaxInt {
 		return fault.New(fault.Limit, "%s takes about %s of memory, and a 32-bit program can address less", what, fileio.FormatBytes(need)).
@@ -48,8 +48,8 @@ func (o *common) checkMemory(need int64, what string) error {
 	}
 	if o.maxMemory != "" {
 		allowed, err := parseBytes(o.maxMemory)
-		if err == nil && need > allowed {
-			return fault.New(fault.Limit, "%s takes about %s of memory, and --max-memory allows %s", what, fileio.FormatBytes(need), fileio.FormatBytes(allowed)).
+		if total := processBytes(need); err == nil && total > allowed {
+			return fault.New(fault.Limit, "%s takes about %s of memory, and --max-memory allows %s", what, fileio.FormatBytes(total), fileio.FormatBytes(allowed)).
 				WithHint("allow more with --max-memory, or use fewer --workers")
 		}
 		return err
@@ -61,6 +61,10 @@ func (o *common) checkMemory(need int64, what string) error {
 	return nil
 }
 
+// processBytes is the memory that the whole process has at the peak of some work: its memory now,
+// and the memory that the work adds.
+func processBytes(work int64) int64 { return fileio.HeldMemory() + work }
+
 // warn prints warnings, unless there are to be none.
 func (o *common) warn(t *terminal, warnings []string) {
 	if o.quiet {
@@ -71,7 +75,7 @@ func (o *common) warn(t *terminal, warnings []string) {
 	}
 }
 
-// summary is what show prints of a report as text: nothing where it is not wanted.
+// summary is the text of a report for show: nothing if the user asked for none.
 func (o *common) summary(text func()) func() {
 	if o.quiet {
 		return func() {}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
@@ -111,11 +112,12 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 	if err := o.checkMemory(peak, "writing "+o.out); err != nil {
 		return err
 	}
+	start := time.Now()
 	size, err := store(c, src, o.out, j.dialect, j.creation)
 	if err != nil {
 		return err
 	}
-	return showConverted(t, o, &j, src, size, warnings)
+	return showConverted(t, o, &j, src, size, time.Since(start).Seconds(), warnings)
 }
 
 // warnings say why merge or PEFT will not take what is converted, which is carried all the same.
@@ -140,19 +142,19 @@ func showConversion(t *terminal, o *convertOptions, j *conversion, src format.So
 	n, raw := len(src.Manifest().Tensors), tensorBytes(src)
 	document := map[string]any{
 		"dry_run": true, "out": o.out, "dialect": j.dialect.Name(), "tensors": n, "tensor_bytes": raw,
-		"peak_memory_bytes": peak, "free_bytes": freeBytes(o.out), "warnings": warnings,
+		"peak_memory_bytes": processBytes(peak), "free_bytes": freeBytes(o.out), "warnings": warnings,
 	}
 	return t.show("convert", o.json, document, func() {
-		t.printf("%s of %s would be written to %s as %s, about %s of memory\n",
-			fault.Count(n, "tensor"), fileio.FormatBytes(raw), o.out, j.dialect.Name(), fileio.FormatBytes(peak))
+		t.line("%s of %s would be written to %s as %s; about %s of memory",
+			fault.Count(n, "tensor"), fileio.FormatBytes(raw), o.out, j.dialect.Name(), fileio.FormatBytes(processBytes(peak)))
 	})
 }
 
 // showConverted shows the written files.
-func showConverted(t *terminal, o *convertOptions, j *conversion, src format.Source, size int64, warnings []string) error {
+func showConverted(t *terminal, o *convertOptions, j *conversion, src format.Source, size int64, seconds float64, warnings []string) error {
 	raw := tensorBytes(src)
 	document := map[string]any{
-		"out": o.out, "dialect": j.dialect.Name(), "tensor_bytes": raw, "bytes_written": size, "warnings": warnings,
+		"out": o.out, "dialect": j.dialect.Name(), "tensor_bytes": raw, "bytes_written": size, "seconds": seconds, "warnings": warnings,
 	}
 	beside := ""
 	if j.dialect.Name() == convert.PEFT().Name() && convert.PEFTWritesFile(o.out) {
@@ -160,7 +162,7 @@ func showConverted(t *terminal, o *convertOptions, j *conversion, src format.Sou
 		beside = ", with " + format.PEFTConfig + " beside it"
 	}
 	return t.show("convert", o.json, document, o.summary(func() {
-		t.printf("converted to %s: %s, %s of %s%s\n", o.out, fileio.FormatBytes(size),
+		t.line("converted to %s: %s%s, %s, %s uncompressed%s", o.out, fileio.FormatBytes(size), paceText(size, seconds, "/s"),
 			fault.Count(len(src.Manifest().Tensors), "tensor"), fileio.FormatBytes(raw), beside)
 	}))
 }

@@ -85,7 +85,7 @@ func runLine(t *testing.T, line string, out *bytes.Buffer) {
 
 // timeless is an output without the times and rates that differ from run to run.
 func timeless(text string) string {
-	text = regexp.MustCompile(` \([0-9.]+ [kMG]?B/s\)`).ReplaceAllString(text, "") // not where it took no time
+	text = regexp.MustCompile(` \([0-9.]+ [kMG]?B/s(?: read)?\)`).ReplaceAllString(text, "") // not where it took no time
 	return regexp.MustCompile(`[0-9.]+ m?s\b`).ReplaceAllString(text, "N s")
 }
 

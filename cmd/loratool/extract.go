@@ -5,9 +5,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/rank"
 	"github.com/urfave/cli/v2"
 )
@@ -201,6 +203,7 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 		return err
 	}
 	add, finish := t.progress(&o.common, e.Bytes(), "extracting")
+	start := time.Now()
 	src, report, err := e.Run(c.Context)
 	finish()
 	if err != nil {
@@ -212,7 +215,19 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 	if err != nil {
 		return err
 	}
-	return t.show("extract", o.json, report, o.summary(func() { showExtracted(t, o, report, size) }))
+	document := struct {
+		Base         string  `json:"base"`
+		Tuned        string  `json:"tuned"`
+		Out          string  `json:"out"`
+		Version      string  `json:"version"`
+		Seconds      float64 `json:"seconds"`
+		BytesRead    int64   `json:"bytes_read"`
+		BytesWritten int64   `json:"bytes_written"`
+		*rank.ExtractReport
+	}{j.base, j.tuned, o.out, version, time.Since(start).Seconds(), e.Bytes(), size, report}
+	return t.show("extract", o.json, document, o.summary(func() {
+		showExtracted(t, o, report, fileio.FormatBytes(size)+paceText(document.BytesRead, document.Seconds, "/s read"))
+	}))
 }
 
 // sameFile reports whether two paths lead to the same file or directory.

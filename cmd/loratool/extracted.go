@@ -17,32 +17,49 @@ func showExtraction(t *terminal, o *extractOptions, e *rank.Extraction) error {
 	planned, skipped := e.Planned()
 	document := map[string]any{
 		"dry_run": true, "tensors": planned, "skipped": append([]rank.Skipped{}, skipped...),
-		"peak_memory_bytes": e.PeakBytes(), "bytes_to_read": e.Bytes(), "free_bytes": freeBytes(o.out),
+		"peak_memory_bytes": processBytes(e.PeakBytes()), "bytes_to_read": e.Bytes(), "free_bytes": freeBytes(o.out),
 	}
 	return t.show("extract", o.json, document, func() {
-		for _, p := range planned {
-			t.printf("%-10s %v %s\n", p.Kind, p.Shape, p.Tensor)
-		}
-		showSkipped(t, skipped)
-		t.printf("compares %s, %s to read, about %s of memory\n",
-			fault.Count(len(planned), "tensor"), fileio.FormatBytes(e.Bytes()), fileio.FormatBytes(e.PeakBytes()))
+		showCompared(t, &o.common, planned)
+		showSkipped(t, &o.common, skipped)
+		t.line("compares %s, %s to read; about %s of memory",
+			fault.Count(len(planned), "tensor"), fileio.FormatBytes(e.Bytes()), fileio.FormatBytes(processBytes(e.PeakBytes())))
 	})
 }
 
-func showSkipped(t *terminal, skipped []rank.Skipped) {
-	for _, s := range skipped {
-		share := ""
-		if s.Share > 0 {
-			share = fmt.Sprintf(" (%.4f of |Δ|)", s.Share)
-		}
-		t.printf("skipped    %s: %s%s\n", s.Tensor, s.Why, share)
+// showCompared prints the tensors that would be compared.
+func showCompared(t *terminal, o *common, planned []rank.Planned) {
+	tab := &table{columns: []column{
+		{head: "tensors"}, {head: "kind", left: true}, {head: "shape", left: true}, {head: "name", left: true, isName: true},
+	}}
+	for _, g := range o.group(len(planned), func(i int) (name, key string) {
+		return planned[i].Tensor, fmt.Sprint(planned[i].Kind, planned[i].Shape)
+	}) {
+		p := &planned[g.first]
+		tab.add(strconv.Itoa(g.n), string(p.Kind), fmt.Sprint(p.Shape), g.name)
+	}
+	t.print(tab)
+}
+
+// showSkipped names tensors that are not in the adapter, and says why.
+func showSkipped(t *terminal, o *common, skipped []rank.Skipped) {
+	for _, g := range o.group(len(skipped), func(i int) (name, key string) { return skipped[i].Tensor, skippedText(&skipped[i]) }) {
+		t.line("skipped   %s: %s", g.name, skippedText(&skipped[g.first]))
 	}
 }
 
-// showExtracted prints the report of an extraction, with its error.
-func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, size int64) {
+func skippedText(s *rank.Skipped) string {
+	if s.Share > 0 {
+		return fmt.Sprintf("%s (%.4f of |Δ|)", s.Why, s.Share)
+	}
+	return s.Why
+}
+
+// showExtracted prints the report of an extraction, with its error. written is how much was written
+// and how long it took.
+func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, written string) {
 	if o.verbose {
-		showExtractedLayers(t, r)
+		showExtractedLayers(t, &o.common, r)
 	}
 	var left []rank.Skipped
 	for _, x := range r.Skipped {
@@ -50,31 +67,30 @@ func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, size i
 			left = append(left, x)
 		}
 	}
-	t.printf("extracted to %s: %s, %s", o.out, fileio.FormatBytes(size), fault.Count(len(r.Layers), "layer"))
+	whole := ""
 	if n := len(r.Beside); n > 0 {
-		t.printf(", %s whole", fault.Count(n, "tensor"))
+		whole = ", " + fault.Count(n, "tensor") + " whole"
 	}
-	t.printf("; %d unchanged, %d left out\n", len(r.Skipped)-len(left), len(left))
+	t.line("extracted to %s: %s, %s%s; %d unchanged, %d left out", o.out, written,
+		fault.Count(len(r.Layers), "layer"), whole, len(r.Skipped)-len(left), len(left))
 	if !o.verbose {
-		showLeftOut(t, left)
+		showLeftOut(t, &o.common, left)
 	}
 	if len(r.Layers) == 0 {
 		return
 	}
-	t.printf("energy %.4f, error %s of |Δ|, as stored %s", r.Energy, errorText(r.Error), errorText(r.Rounded))
-	if r.LeftOut > 0 {
-		t.printf("; of that what is left out %.4f", r.LeftOut)
-	}
-	t.printf("\n")
+	t.line("it holds %s of the energy of Δ, the difference; its error is %s of |Δ|%s",
+		energyText(r.Energy), errorText(r.Rounded), partsText(r, o.dtype))
 	showCoarse(t, r, o.dtype)
 	showRanks(t, r)
 }
 
 // showExtractedLayers prints a line for every layer and every tensor beside them.
-func showExtractedLayers(t *terminal, r *rank.ExtractReport) {
+func showExtractedLayers(t *terminal, o *common, r *rank.ExtractReport) {
 	tab := &table{columns: []column{
-		{head: "m×n"}, {head: "rank"}, {head: "|Δ|/|W|", drop: 3}, {head: "energy"}, {head: "error", drop: 1},
-		{head: "stored"}, {head: "noise edge/σ1", drop: 2}, {head: "module", left: true, isName: true},
+		{head: "m×n"}, {head: "rank"}, {head: "|Δ|/|W|", drop: 3}, {head: "energy", meaning: "the share of |Δ|² that the rank keeps"},
+		{head: "error", drop: 1, meaning: "|Δ - s·B·A| ÷ |Δ|"}, {head: "stored", meaning: "the same with rounded factors"},
+		{head: "noise edge/σ1", drop: 2, meaning: "below it singular values look like noise"}, {head: "module", left: true, isName: true},
 	}}
 	for _, l := range r.Layers {
 		tab.add(fmt.Sprintf("%d×%d", l.M, l.N), strconv.Itoa(l.Rank), fmt.Sprintf("%.4f", l.RelativeNorm),
@@ -83,9 +99,29 @@ func showExtractedLayers(t *terminal, r *rank.ExtractReport) {
 	}
 	t.print(tab)
 	for _, b := range r.Beside {
-		t.printf("whole      %s (%s, %s)\n", b.Tensor, b.Why, fileio.FormatBytes(b.Bytes))
+		t.line("whole      %s (%s, %s)", b.Tensor, b.Why, fileio.FormatBytes(b.Bytes))
 	}
-	showSkipped(t, r.Skipped)
+	showSkipped(t, o, r.Skipped)
+}
+
+// partsText says how much of an error comes from rounding the factors and from tensors left out.
+func partsText(r *rank.ExtractReport, dtype string) string {
+	text := ""
+	if exact := errorText(r.Error); exact != errorText(r.Rounded) {
+		text = fmt.Sprintf(" (%s before the factors were rounded to %s)", exact, dtype)
+	}
+	if r.LeftOut > 0 {
+		text += fmt.Sprintf(", and the tensors left out are %.4f of |Δ|", r.LeftOut)
+	}
+	return text
+}
+
+// energyText is a share of an energy in percent. Only all of it reads as 100 %.
+func energyText(share float64) string {
+	if text := fmt.Sprintf("%.2f %%", 100*share); share >= 1 || text != "100.00 %" {
+		return text
+	}
+	return "over 99.99 %"
 }
 
 // showRanks prints how large the adapter and its error would be at other ranks.
@@ -122,7 +158,7 @@ func showRanks(t *terminal, r *rank.ExtractReport) {
 	}
 	t.print(tab)
 	if slices.ContainsFunc(r.Ranks, func(k rank.RankEnergy) bool { return k.AtLeast }) {
-		t.printf("≤ is an upper bound, as not all singular values were computed\n")
+		t.line("≤ is an upper bound, as not all singular values were computed")
 	}
 }
 
@@ -165,7 +201,7 @@ func errorText(x float64) string {
 }
 
 // showCoarse says how many layers would have a smaller error if their factors had more digits. An
-// error below what float32 resolves of Δ is as good as none.
+// error below the resolution of float32 is as good as none.
 func showCoarse(t *terminal, r *rank.ExtractReport, dtype string) {
 	const resolved = 1e-6
 	n := 0
@@ -175,7 +211,7 @@ func showCoarse(t *terminal, r *rank.ExtractReport, dtype string) {
 		}
 	}
 	if n > 0 {
-		t.printf("%d of %d layers are not within 0.1 %% of the least error of their rank: %s factors have too few digits\n",
+		t.line("%d of %d layers are not within 0.1 %% of the least error of their rank: %s factors have too few digits",
 			n, len(r.Layers), dtype)
 	}
 }
@@ -184,13 +220,13 @@ func showCoarse(t *terminal, r *rank.ExtractReport, dtype string) {
 const shownLeftOut = 8
 
 // showLeftOut names the tensors left out, the largest share of Δ first.
-func showLeftOut(t *terminal, left []rank.Skipped) {
+func showLeftOut(t *terminal, o *common, left []rank.Skipped) {
 	slices.SortStableFunc(left, func(a, b rank.Skipped) int { return cmp.Compare(b.Share, a.Share) })
 	for i := range left {
 		if i == shownLeftOut {
-			t.printf("… and %d more; -v lists all\n", len(left)-i)
+			t.line("… and %d more; -v lists all", len(left)-i)
 			return
 		}
-		showSkipped(t, left[i:i+1])
+		showSkipped(t, o, left[i:i+1])
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -191,10 +192,16 @@ func writeCommand(b *strings.Builder, command string) {
 	b.WriteString("  " + strings.Join(lines, " \\\n    ") + "\n")
 }
 
-// wrap breaks a text into lines of at most width characters, where it has spaces.
+// quantity is a number with its unit.
+var quantity = regexp.MustCompile(`([0-9]) ([kMGT]?B(?:/s)?|m?s\b|%)`)
+
+// wrap breaks a text into lines of at most width characters, where it has spaces. A number and its
+// unit stay together.
 func wrap(text string, width int) (lines []string) {
+	const joined = "\x00"
 	line := ""
-	for _, word := range strings.Fields(text) {
+	for _, word := range strings.Fields(quantity.ReplaceAllString(text, "$1"+joined+"$2")) {
+		word = strings.ReplaceAll(word, joined, " ")
 		if line != "" && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {
 			lines = append(lines, line)
 			line = ""

@@ -10,83 +10,137 @@ import (
 	"github.com/loratool/loratool/internal/report"
 )
 
-// showAdapter prints the content of an adapter, and whether merge applies it.
+// showAdapter prints whether merge applies an adapter, and its content.
 func showAdapter(t *terminal, o *inspectOptions, r *report.Adapter) {
+	showVerdict(t, r)
 	method := r.Method
-	if r.Dialect != "" { // an adapter that was made here was read from none
+	if r.Dialect != "" { // an adapter that extract made has none
 		method += ", dialect " + r.Dialect
 	}
-	t.printf("adapter   %s, %s, %s, %s (%s)\n", method, fault.Count(len(r.Layers), "layer"), fault.Count(r.Parameters, "parameter"), fileio.FormatBytes(r.Bytes), dtypesText(r.DTypes))
+	t.line("adapter   %s: %s, %s, %s in %s", method, fault.Count(len(r.Layers), "layer"),
+		fault.Count(r.Parameters, "parameter"), fileio.FormatBytes(r.Bytes), tensorsText(r.DTypes))
 	if r.Base != "" {
-		t.printf("base      %s\n", strings.TrimSpace(r.Base+" "+r.Revision))
+		t.line("base      %s", strings.TrimSpace(r.Base+" "+r.Revision))
 	}
 	if r.Fingerprints > 0 {
-		t.printf("base      is remembered by the fingerprints of %s, which merge compares\n", fault.Count(r.Fingerprints, "tensor"))
+		t.line("base      merge compares the fingerprints of %s", fault.Count(r.Fingerprints, "tensor"))
 	}
+	showBeside(t, o, r.Beside)
+	for _, n := range r.Notes {
+		t.line("note      %s", n)
+	}
+	showValues(t, o, r)
 	if len(r.Layers) > 0 {
+		t.line("")
 		showLayers(t, o, r.Layers)
 	}
 	if o.spectrum {
+		t.line("")
 		showSpectra(t, r.Layers)
 	}
-	for _, b := range r.Beside {
-		t.printf("beside    %s %s %d %s\n", b.Action, b.DType, b.Shape, b.Target)
-	}
-	for _, n := range r.Notes {
-		t.printf("note      %s\n", n)
-	}
-	if r.Values == nil {
-		t.printf("values    not read (--values reads them)\n")
-	} else {
-		t.printf("values    %s, %s NaN or infinite\n",
-			fault.Count(r.Values.Untrained, "untrained layer"), fault.Count(r.Values.NonFinite, "value"))
-		showOdd(t, o, r.Layers)
-		t.printf("content   %s\n", r.Content)
-	}
-	showVerdict(t, r)
 }
 
 // showVerdict prints whether merge applies an adapter, how, and why not.
 func showVerdict(t *terminal, r *report.Adapter) {
 	if r.Mergeable {
-		t.printf("merge     applies it\n")
+		t.line("merge     applies it")
 	}
 	for _, method := range r.Methods {
-		t.printf("method    %s\n", method)
+		t.line("method    %s", method)
 	}
 	for _, why := range r.Refusals {
-		t.printf("merge     refuses it: %s\n", why)
+		t.line("merge     refuses it: %s", why)
 	}
 }
 
-// maxOdd is how many layers a report names that are untrained or not finite, unless it is verbose.
+// showBeside prints the tensors that are outside all layers.
+func showBeside(t *terminal, o *inspectOptions, beside []report.BesideTensor) {
+	for _, g := range o.group(len(beside), func(i int) (name, key string) {
+		b := &beside[i]
+		return b.Target, fmt.Sprintf("%s %s %d", b.Action, b.DType, b.Shape)
+	}) {
+		b := &beside[g.first]
+		count := ""
+		if g.n > 1 {
+			count = " (" + fault.Count(g.n, "tensor") + ")"
+		}
+		t.line("beside    %s %s %d %s%s", b.Action, b.DType, b.Shape, g.name, count)
+	}
+}
+
+// showValues prints the layers with untrained, NaN or infinite values, if the values were read.
+func showValues(t *terminal, o *inspectOptions, r *report.Adapter) {
+	if r.Values == nil {
+		t.line("values    not read; --values looks for untrained layers, NaN and infinity")
+		return
+	}
+	t.line("values    %s, %s NaN or infinite",
+		fault.Count(r.Values.Untrained, "untrained layer"), fault.Count(r.Values.NonFinite, "value"))
+	showOdd(t, o, r.Layers)
+	t.line("content   %s", r.Content)
+}
+
+// maxOdd is how many lines a report has for layers that are untrained or not finite, unless it is
+// verbose.
 const maxOdd = 8
 
 // showOdd names the layers that are untrained or not finite.
 func showOdd(t *terminal, o *inspectOptions, layers []report.Layer) {
-	n := 0
+	var odd []report.Layer
 	for _, l := range layers {
-		if !l.Untrained && l.NonFinite == 0 {
-			continue
-		}
-		if n++; n <= maxOdd || o.verbose {
-			t.printf("          %s: untrained %v, not finite %d\n", l.Module, l.Untrained, l.NonFinite)
+		if l.Untrained || l.NonFinite != 0 {
+			odd = append(odd, l)
 		}
 	}
-	if n > maxOdd && !o.verbose {
-		t.printf("          and %s (--verbose lists them)\n", fault.Count(n-maxOdd, "more layer"))
+	left := len(odd)
+	for i, g := range o.group(len(odd), func(i int) (name, key string) { return odd[i].Module, oddText(&odd[i]) }) {
+		if i == maxOdd && !o.verbose {
+			t.line("          and %s; -v lists all", fault.Count(left, "more layer"))
+			return
+		}
+		left -= g.n
+		t.line("          %s: %s", g.name, oddText(&odd[g.first]))
 	}
+}
+
+// oddText names the oddities of a layer's values.
+func oddText(l *report.Layer) string {
+	var all []string
+	if l.Untrained {
+		all = append(all, "untrained")
+	}
+	if l.NonFinite != 0 {
+		all = append(all, fault.Count(l.NonFinite, "value")+" NaN or infinite")
+	}
+	return strings.Join(all, ", ")
+}
+
+// group joins items that are alike and whose names differ only in numbers, unless the report is
+// verbose.
+func (o *common) group(n int, item func(i int) (name, key string)) []group {
+	if !o.verbose {
+		return groupNames(n, item)
+	}
+	all := make([]group, n)
+	for i := range all {
+		name, _ := item(i)
+		all[i] = group{name, i, 1}
+	}
+	return all
 }
 
 // showLayers prints the shapes, ranks and scales of the layers.
 func showLayers(t *terminal, o *inspectOptions, layers []report.Layer) {
 	tab := &table{columns: []column{
-		{head: "layers", left: true}, {head: "kind", left: true, drop: 1}, {head: "m×n", left: true}, {head: "rank", left: true}, {head: "alpha", left: true, drop: 2},
-		{head: "scale", left: true}, {head: "dtype", left: true, drop: 3}, {head: "modules", left: true, isName: true},
+		{head: "layers"}, {head: "kind", left: true, drop: 1}, {head: "m×n", left: true, meaning: "rows of B, columns of A"}, {head: "rank"}, {head: "alpha", drop: 2},
+		{head: "scale", meaning: "the s of s·B·A"}, {head: "dtype", left: true, drop: 3}, {head: "module", left: true, isName: true},
 	}}
-	for _, g := range groupLayers(layers, o.verbose) {
-		l := g.first
-		tab.add(strconv.Itoa(g.n), l.Kind, sizeText(&l), strconv.Itoa(l.Rank), fmt.Sprintf("%g", l.Alpha), fmt.Sprintf("%.6g", l.Scale), l.DType, g.name)
+	for _, g := range o.group(len(layers), func(i int) (name, key string) {
+		l := &layers[i]
+		return l.Module, fmt.Sprint(l.Kind, sizeText(l), l.DType, l.Rank, l.Alpha, l.Scale)
+	}) {
+		l := &layers[g.first]
+		tab.add(strconv.Itoa(g.n), l.Kind, sizeText(l), strconv.Itoa(l.Rank), fmt.Sprintf("%g", l.Alpha), fmt.Sprintf("%.6g", l.Scale), l.DType, g.name)
 	}
 	t.print(tab)
 }
@@ -100,94 +154,66 @@ func sizeText(l *report.Layer) string {
 	return text
 }
 
-// layerGroup is a run of layers that differ in nothing but the number in their path.
-type layerGroup struct {
-	name  string
-	first report.Layer
-	n     int
-}
-
-// layerKey is the common part of the layers of a group.
-type layerKey struct {
-	name, kind, size, dtype string
-	rank                    int
-	alpha, scale            float64
-}
-
-// withoutNumbers is a path with a star for every number in it.
-func withoutNumbers(path string) string {
-	parts := strings.Split(path, ".")
-	for i, p := range parts {
-		if strings.Trim(p, "0123456789") == "" {
-			parts[i] = "*"
-		}
-	}
-	return strings.Join(parts, ".")
-}
-
-// groupLayers joins the layers of a kind for a table that fits a screen; each stays alone in a
-// verbose one.
-func groupLayers(layers []report.Layer, verbose bool) []*layerGroup {
-	byKey := make(map[layerKey]*layerGroup)
-	var groups []*layerGroup
-	for _, l := range layers {
-		name := l.Module
-		if !verbose {
-			name = withoutNumbers(name)
-		}
-		key := layerKey{name, l.Kind, sizeText(&l), l.DType, l.Rank, l.Alpha, l.Scale}
-		if byKey[key] == nil {
-			byKey[key] = &layerGroup{name: name, first: l}
-			groups = append(groups, byKey[key])
-		}
-		byKey[key].n++
-	}
-	return groups
-}
-
-func dtypesText(counts []report.DTypeCount) string {
-	parts := make([]string, len(counts))
+// tensorsText counts tensors by dtype: 52 F32 and 2 BF16 tensors.
+func tensorsText(counts []report.DTypeCount) string {
+	var b strings.Builder
 	for i, c := range counts {
-		parts[i] = fmt.Sprintf("%d %s", c.Tensors, c.DType)
+		switch {
+		case i > 0 && i == len(counts)-1:
+			b.WriteString(" and ")
+		case i > 0:
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "%s %s", countText(int64(c.Tensors)), c.DType)
 	}
-	return strings.Join(parts, ", ")
+	if len(counts) == 1 && counts[0].Tensors == 1 {
+		return b.String() + " tensor"
+	}
+	return b.String() + " tensors"
 }
 
 // showCheckpoint prints the content of a checkpoint, and the cost of a LoRA on it.
 func showCheckpoint(t *terminal, r *report.Checkpoint) {
-	t.printf("checkpoint  %s%s, %s\n", strings.TrimLeft(r.ModelType+", ", ", "), fault.Count(r.Files, "file"), fileio.FormatBytes(r.Bytes))
-	t.printf("tensors     %d (%s), %s parameters\n", r.Tensors, dtypesText(r.DTypes), countText(r.Parameters))
+	t.line("checkpoint  %s%s, %s", strings.TrimLeft(r.ModelType+", ", ", "), fault.Count(r.Files, "file"), fileio.FormatBytes(r.Bytes))
+	t.line("tensors     %s in %s", fault.Count(r.Parameters, "parameter"), tensorsText(r.DTypes))
 	if r.Quantization != "" {
-		t.printf("quantised   %s\n", r.Quantization)
+		t.line("quantised   %s", r.Quantization)
 	}
 	for _, m := range r.Merged {
 		for _, a := range m.Adapters {
-			t.printf("merged      %s × %g (content %.16s…, %s, %s)\n", a.Name, a.Weight, a.Content, m.Tool, m.File)
+			t.line("merged      %s × %g (content %.16s…, %s, %s)", a.Name, a.Weight, a.Content, m.Tool, m.File)
 		}
 	}
-	if r.Cost == nil {
-		return
+	if r.Cost != nil {
+		showCost(t, r.Cost)
 	}
-	for _, target := range r.Cost.Targets {
-		t.printf("lora r=%-4d %s: %s, %s\n", r.Cost.Rank, target.Name, fault.Count(target.Modules, "module"), fault.Count(target.Parameters, "parameter"))
+}
+
+// showCost prints how many parameters a LoRA on some modules would have.
+func showCost(t *terminal, c *report.Cost) {
+	t.line("")
+	t.line("a LoRA of rank %d has %s, %s of the checkpoint:", c.Rank, fault.Count(c.Parameters, "parameter"), percent(c.Share))
+	tab := &table{columns: []column{{head: "parameters"}, {head: "modules"}, {head: "name", left: true, isName: true}}}
+	for _, target := range c.Targets {
+		tab.add(countText(target.Parameters), countText(int64(target.Modules)), target.Name)
 	}
-	t.printf("lora r=%-4d %s parameters, %s of the checkpoint\n", r.Cost.Rank, countText(r.Cost.Parameters), percent(r.Cost.Share))
+	t.print(tab)
 }
 
 // showUndo prints the content of an undo record.
 func showUndo(t *terminal, o *inspectOptions, r *report.Undo) {
-	t.printf("undo record  of a merge by %s: %s, %s\n", r.Tool, fault.Count(len(r.Tensors), "tensor"), fault.Count(r.Elements, "element"))
+	t.line("undo record  of a merge by %s: %s, %s", r.Tool, fault.Count(len(r.Tensors), "tensor"), fault.Count(r.Elements, "element"))
 	for _, a := range r.Adapters {
-		t.printf("merged       %s × %g (content %.16s…)\n", a.Name, a.Weight, a.Content)
+		t.line("merged       %s × %g (content %.16s…)", a.Name, a.Weight, a.Content)
 	}
 	for _, f := range r.Files {
 		if f.Changed {
-			t.printf("file         %s header %.16s… before, %.16s… after\n", strings.TrimSpace(f.Name+","), f.Before.SHA256, f.After.SHA256)
+			t.line("file         %s header %.16s… before, %.16s… after", strings.TrimSpace(f.Name+","), f.Before.SHA256, f.After.SHA256)
 		}
 	}
-	t.printf("size         %s, %.3g bits per weight\n", fileio.FormatBytes(r.Bytes), r.BitsPerWeight)
+	t.line("size         %s, %.3g bits per weight", fileio.FormatBytes(r.Bytes), r.BitsPerWeight)
 	if !o.verbose {
-		t.printf("tensors      --verbose lists them, with their digests\n")
+		t.line("tensors      -v lists them, with their digests")
 		return
 	}
 	tab := &table{columns: []column{

@@ -28,7 +28,10 @@ func endingSignals() []os.Signal {
 
 // run runs one command line and returns its exit code. Results go to stdout, all else to stderr.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	t := &terminal{out: &results{w: stdout}, err: stderr}
+	return runOn(ctx, args, &terminal{out: &results{w: stdout}, err: stderr})
+}
+
+func runOn(ctx context.Context, args []string, t *terminal) int {
 	err := newApp(t).run(ctx, args)
 	if err == nil {
 		err = t.out.err

@@ -131,7 +131,7 @@ type planRun struct {
 
 // written says how many bytes the run wrote, how long that took, and at which rate.
 func (run *planRun) written(r *merge.Report) string {
-	return fileio.FormatBytes(r.BytesWritten) + paceText(r.BytesWritten, run.seconds)
+	return fileio.FormatBytes(r.BytesWritten) + paceText(r.BytesWritten, run.seconds, "/s")
 }
 
 // runPlan opens a plan, shows or runs it, and reports.

@@ -24,42 +24,55 @@ func showPlan(t *terminal, o *planRun, plan *merge.Plan) error {
 	if o.common.json && blocked != nil {
 		return blocked // the one document of the run says so
 	}
-	tensors, peak := plan.Tensors(), plan.PeakBytes(parallel.Workers(o.common.workers))
+	tensors, peak := plan.Tensors(), processBytes(plan.PeakBytes(parallel.Workers(o.common.workers)))
 	document := map[string]any{
 		"dry_run": true, "tensors": tensors, "bytes_to_write": plan.OutputBytes(), "free_bytes": free,
 		"peak_memory_bytes": peak, "warnings": allFlags(plan.Warnings()),
 	}
 	err := t.show(o.command, o.common.json, document, func() {
-		showPlanned(t, tensors)
+		showPlanned(t, o, tensors)
 		verb := "change"
 		if len(tensors) == 1 {
 			verb = "changes"
 		}
-		t.printf("%s %s; %s to write, about %s of memory", fault.Count(len(tensors), "tensor"), verb, fileio.FormatBytes(plan.OutputBytes()), fileio.FormatBytes(peak))
+		space := ""
 		if free >= 0 {
-			t.printf(", %s free", fileio.FormatBytes(free))
+			space = ", " + fileio.FormatBytes(free) + " free"
 		}
-		t.printf("\n")
+		t.line("%s %s; %s to write%s; about %s of memory", fault.Count(len(tensors), "tensor"), verb,
+			fileio.FormatBytes(plan.OutputBytes()), space, fileio.FormatBytes(peak))
 	})
 	return cmp.Or(blocked, err)
 }
 
-// showPlanned prints a line for every tensor that changes.
-func showPlanned(t *terminal, tensors []merge.PlannedTensor) {
+// showPlanned prints the tensors that change.
+func showPlanned(t *terminal, o *planRun, tensors []merge.PlannedTensor) {
 	tab := &table{columns: []column{
-		{head: "tensor", left: true, isName: true}, {head: "dtype", left: true, drop: 1}, {head: "shape", left: true}, {head: "rank", left: true}, {head: "scale", left: true, drop: 2},
+		{head: "tensors"}, {head: "dtype", left: true, drop: 1}, {head: "shape", left: true}, {head: "rank"}, {head: "scale", drop: 2},
+		{head: "name", left: true, isName: true},
 	}}
-	for _, p := range tensors {
-		rank, scale := strconv.Itoa(p.Rank), scaleText(&p)
-		switch {
-		case p.Replaced && p.Rank == 0:
-			rank, scale = fateText(&p), ""
-		case p.Rows > 0:
-			rank, scale = fault.Count(p.Rows, "row"), ""
-		}
-		tab.add(p.Tensor, p.DType, fmt.Sprint(p.Shape), rank, scale)
+	for _, g := range o.common.group(len(tensors), func(i int) (name, key string) {
+		p := &tensors[i]
+		change, scale := changeText(p)
+		return p.Tensor, fmt.Sprint(p.DType, p.Shape, change, scale)
+	}) {
+		p := &tensors[g.first]
+		change, scale := changeText(p)
+		tab.add(strconv.Itoa(g.n), p.DType, fmt.Sprint(p.Shape), change, scale, g.name)
 	}
 	t.print(tab)
+}
+
+// changeText is the rank and the scale of an update, or in their place the fate of a tensor without
+// one.
+func changeText(p *merge.PlannedTensor) (rank, scale string) {
+	switch {
+	case p.Replaced && p.Rank == 0:
+		return fateText(p), ""
+	case p.Rows > 0:
+		return fault.Count(p.Rows, "row"), ""
+	}
+	return strconv.Itoa(p.Rank), scaleText(p)
 }
 
 // showReport prints the report of a merge.
@@ -67,7 +80,7 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 	if o.common.verbose {
 		showMergedLayers(t, r)
 	}
-	t.printf("merged into %s: %s, %s updated", o.out, o.written(r), fault.Count(len(r.Layers), "tensor"))
+	changed := fault.Count(len(r.Layers), "tensor") + " updated"
 	added := 0
 	for _, p := range r.Replaced {
 		if p.Added {
@@ -75,17 +88,17 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 		}
 	}
 	if n := len(r.Replaced) - added; n > 0 {
-		t.printf(", %d replaced", n)
+		changed += fmt.Sprintf(", %d replaced", n)
 	}
 	if added > 0 {
-		t.printf(", %d added", added)
+		changed += fmt.Sprintf(", %d added", added)
 	}
-	t.printf("\n")
+	t.line("merged into %s: %s, %s", o.out, o.written(r), changed)
 	if names := replacedText(r.Replaced); names != "" {
-		t.printf("from the adapter: %s\n", names)
+		t.line("from the adapter: %s", names)
 	}
 	if u := r.Undo; u != nil {
-		t.printf("undo record in %s: %s, %.3g bits per weight\n", o.record, fileio.FormatBytes(u.Bytes), u.BitsPerWeight)
+		t.line("undo record in %s: %s, %.3g bits per weight", o.record, fileio.FormatBytes(u.Bytes), u.BitsPerWeight)
 	}
 	if r.Elements > 0 {
 		showLoss(t, r, o.common.verbose)
@@ -109,20 +122,20 @@ func showMergedLayers(t *terminal, r *merge.Report) {
 // showLoss prints how large the update is, and how much of it rounding takes away.
 func showLoss(t *terminal, r *merge.Report, verbose bool) {
 	if verbose {
-		t.printf("|ΔW|/|W| = %.3g; every one of %s is the nearest to W + ΔW in its dtype\n",
+		t.line("|ΔW|/|W| = %.3g; every one of %s is the nearest to W + ΔW in its dtype",
 			r.Total.RelativeNorm, fault.Count(r.Elements, "element"))
 	}
 	if !r.Total.IsZero {
-		t.printf("the update is %s of the weights' size\n", percent(r.Total.RelativeNorm))
+		t.line("the update is %s as large as the weights (Frobenius norms)", percent(r.Total.RelativeNorm))
 	}
 	switch lost := r.Total.RetentionError; {
 	case r.Total.IsZero:
-		t.printf("ΔW is zero, and nothing changes: %s\n", whyZero(r))
+		t.line("ΔW is zero, and nothing changes: %s", whyZero(r))
 	case lost > 0.1:
-		t.printf("rounding to the base's dtype costs %s of ΔW, and %s of the weights do not move:\n"+
-			"the dtype's steps are too coarse for ΔW. A float32 base keeps all of it\n", percent(lost), percent(r.Total.UnchangedShare))
+		t.line("rounding to the base's dtype costs %s of ΔW, and %s of the weights do not move: "+
+			"the dtype's steps are too coarse for ΔW. A float32 base keeps all of it", percent(lost), percent(r.Total.UnchangedShare))
 	case lost > 1e-4:
-		t.printf("rounding to the base's dtype costs %s of ΔW\n", percent(lost))
+		t.line("rounding to the base's dtype costs %s of ΔW", percent(lost))
 	}
 }
 
@@ -159,21 +172,14 @@ func scaleText(p *merge.PlannedTensor) string {
 	return strings.Join(all, ", ")
 }
 
-// replacedText names all tensors that an adapter puts in place, those of equal layers under one
-// name.
+// replacedText names all tensors that an adapter puts in place.
 func replacedText(replaced []merge.PlannedTensor) string {
-	counts := make(map[string]int)
 	var names []string
-	for i := range replaced {
-		name := withoutNumbers(replaced[i].Tensor)
-		if counts[name]++; counts[name] == 1 {
-			names = append(names, name)
+	for _, g := range groupNames(len(replaced), func(i int) (name, key string) { return replaced[i].Tensor, "" }) {
+		if g.n > 1 {
+			g.name += fmt.Sprintf(" (%d)", g.n)
 		}
-	}
-	for i, name := range names {
-		if n := counts[name]; n > 1 {
-			names[i] = fmt.Sprintf("%s (%d)", name, n)
-		}
+		names = append(names, g.name)
 	}
 	return strings.Join(names, ", ")
 }

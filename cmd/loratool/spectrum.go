@@ -13,8 +13,10 @@ const sparkWidth = 16
 // showSpectra prints a line per layer: ranks, norm, and the singular values as bars.
 func showSpectra(t *terminal, layers []report.Layer) {
 	tab := &table{columns: []column{
-		{head: "rank"}, {head: "stable", drop: 6}, {head: "effective", drop: 4}, {head: "90 %", drop: 1}, {head: "95 %", drop: 2}, {head: "99 %", drop: 5},
-		{head: "|ΔW|"}, {head: "σ1", drop: 3}, {head: "spectrum", left: true}, {head: "module", left: true, isName: true},
+		{head: "rank"}, {head: "stable", drop: 6, meaning: "(|ΔW|/σ1)²"}, {head: "effective", drop: 4, meaning: "e to the entropy of the energies"},
+		{head: "90 %", drop: 1}, {head: "95 %", drop: 2}, {head: "99 %", drop: 5, meaning: "singular values with this share of the energy |ΔW|²"},
+		{head: "|ΔW|", meaning: "Frobenius norm of s·B·A"}, {head: "σ1", drop: 3, meaning: "largest singular value"},
+		{head: "spectrum", left: true, meaning: "singular values ÷ σ1"}, {head: "module", left: true, isName: true},
 	}}
 	for _, l := range layers {
 		s := l.Spectrum
@@ -32,7 +34,7 @@ func showSpectra(t *terminal, layers []report.Layer) {
 	t.print(tab)
 	for _, l := range layers {
 		if l.NoSpectrum != "" {
-			t.printf("%s has no spectrum: %s\n", l.Module, l.NoSpectrum)
+			t.line("%s has no spectrum: %s", l.Module, l.NoSpectrum)
 		}
 	}
 }

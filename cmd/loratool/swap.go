@@ -83,7 +83,7 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 	return runPlan(t, &planRun{
 		command: "swap", what: "swapping", common: &o.common, in: merged, adapters: o.add.Value(), out: o.out, record: o.newUndo, dryRun: o.dryRun,
 		show: func(t *terminal, run *planRun, r *merge.Report) {
-			showUnmerged(t, run, r)
+			showTakenOut(t, run, r, "taken out: ")
 			showReport(t, run, r)
 		},
 		open: func(options merge.Options) (*merge.Plan, error) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,17 +17,18 @@ type table struct {
 
 // column is a column of a table.
 type column struct {
-	head   string
-	left   bool // aligned to the left
-	isName bool // its cells may be shortened
-	drop   int  // 1 goes first; 0 stays
+	head    string
+	left    bool   // aligned to the left; numbers are aligned at their decimal points
+	isName  bool   // its cells may be shortened
+	drop    int    // 1 goes first; 0 stays
+	meaning string // explained below the table, as long as the column stays
 }
 
 // nameWidth is the room that columns make for names by going: enough for the number of a layer and
 // the name of a matrix in it.
 const nameWidth = 28
 
-// add adds a row. Text from files is cleaned, so that widths are those of what is shown.
+// add adds a row. Text from files is cleaned, so that widths are those on the screen.
 func (t *table) add(cells ...string) {
 	for i, c := range cells {
 		cells[i] = clean(c)
@@ -37,6 +39,7 @@ func (t *table) add(cells ...string) {
 // lines returns the table as lines of at most width characters, if the columns that stay allow it;
 // 0 is any width.
 func (t *table) lines(width int) []string {
+	t.alignPoints()
 	widths := make([]int, len(t.columns))
 	for i, c := range t.columns {
 		widths[i] = utf8.RuneCountInString(c.head)
@@ -69,8 +72,55 @@ func (t *table) lines(width int) []string {
 	for _, row := range t.rows {
 		line(func(i int) string { return row[i] })
 	}
-	return lines
+	return append(lines, t.legend(keep, width)...)
 }
+
+// alignPoints pads numbers on their right, so that the decimal points of a column stand below each
+// other.
+func (t *table) alignPoints() {
+	for i, c := range t.columns {
+		if c.left {
+			continue
+		}
+		most := 0
+		for _, row := range t.rows {
+			most = max(most, fractionWidth(row[i]))
+		}
+		for _, row := range t.rows {
+			row[i] += strings.Repeat(" ", most-fractionWidth(row[i]))
+		}
+	}
+}
+
+// cellNumber is a number in decimal digits, or a bound.
+var cellNumber = regexp.MustCompile(`^(?:≤ )?[-+]?[0-9,]+([.][0-9]+)?$`)
+
+// fractionWidth is how many characters a cell has from its decimal point on. A cell that is no
+// decimal number, such as 1e-05, ends where the widest number does.
+func fractionWidth(cell string) int {
+	m := cellNumber.FindStringSubmatch(cell)
+	if m == nil {
+		return 0
+	}
+	return len(m[1])
+}
+
+// legend explains columns below a table.
+func (t *table) legend(keep []int, width int) []string {
+	var all []string
+	for _, i := range keep {
+		if c := t.columns[i]; c.meaning != "" {
+			all = append(all, c.head+": "+c.meaning)
+		}
+	}
+	if len(all) == 0 || len(t.rows) == 0 {
+		return nil
+	}
+	return wrap(strings.Join(all, "; "), cmp.Or(width, proseWidth))
+}
+
+// proseWidth is the width of text where no terminal has one.
+const proseWidth = 100
 
 // fit returns the indices of the columns that stay, and lowers the widths of those with names.
 func (t *table) fit(widths []int, width int) []int {

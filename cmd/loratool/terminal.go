@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -73,15 +74,30 @@ func clean(s string) string {
 	return b.String()
 }
 
-// printf prints a part of a result. Strings among the arguments are cleaned.
-func (t *terminal) printf(format string, args ...any) {
+// line prints a line of a result. Where a terminal is too narrow for it, the line breaks at spaces,
+// and goes on below the text after its label. Strings among the arguments are cleaned.
+func (t *terminal) line(format string, args ...any) {
 	for i, arg := range args {
 		if s, ok := arg.(string); ok {
 			args[i] = clean(s)
 		}
 	}
-	fmt.Fprintf(t.out, format, args...)
+	text := fmt.Sprintf(format, args...)
+	width := t.width()
+	if width == 0 || utf8.RuneCountInString(text) <= width {
+		t.out.WriteString(text + "\n")
+		return
+	}
+	head := label.FindString(text)
+	if len(head) > width/2 {
+		head = ""
+	}
+	indent := strings.Repeat(" ", len(head))
+	t.out.WriteString(head + strings.Join(wrap(text[len(head):], width-len(indent)), "\n"+indent) + "\n")
 }
+
+// label is the word before the text of a line, with the spaces that make a column of it.
+var label = regexp.MustCompile(`^[a-z ]*  +`)
 
 // message prints one line to stderr: loratool: kind: text. Options of the library become flags. The
 // kind has a colour on a terminal, unless the run prints JSON.

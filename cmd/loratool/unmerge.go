@@ -93,6 +93,11 @@ func runUnmerge(c *cli.Context, t *terminal, o *unmergeOptions) error {
 
 // showUnmerged prints the report of a removal.
 func showUnmerged(t *terminal, run *planRun, r *merge.Report) {
+	showTakenOut(t, run, r, fmt.Sprintf("restored in %s: %s, ", run.out, run.written(r)))
+}
+
+// showTakenOut prints the tensors from which a run removed adapters. The line begins with done.
+func showTakenOut(t *terminal, run *planRun, r *merge.Report, done string) {
 	var elements, predictions, corrected, mayDiffer int64
 	for _, o := range r.TakenOut {
 		elements += o.Elements
@@ -109,13 +114,12 @@ func showUnmerged(t *terminal, run *planRun, r *merge.Report) {
 	}
 	share := func(n, of int64) string { return percent(float64(n) / float64(max(1, of))) }
 	if run.approximate {
-		t.printf("subtracted, in %s: %s, %s; at most %s of %s, %s, are not what they were\n",
+		t.line("subtracted, in %s: %s, %s; at most %s of %s, %s, are not what they were",
 			run.out, run.written(r), fault.Count(len(r.TakenOut), "tensor"), countText(mayDiffer), fault.Count(elements, "element"), share(mayDiffer, elements))
 		return
 	}
-	t.printf("restored in %s: %s, %s as before the merge, proved by SHA-256\n",
-		run.out, run.written(r), fault.Count(len(r.TakenOut), "tensor"))
+	t.line("%s%s as before the merge, proved by SHA-256", done, fault.Count(len(r.TakenOut), "tensor"))
 	if run.common.verbose {
-		t.printf("%s; %s of them from the record alone\n", fault.Count(elements, "element"), share(corrected, predictions))
+		t.line("%s; %s of them from the record alone", fault.Count(elements, "element"), share(corrected, predictions))
 	}
 }

@@ -44,7 +44,7 @@ func showVersion(t *terminal) error {
 	case b.modified:
 		commit += " with changes"
 	}
-	t.printf("loratool %s, %s, %s\n", version, commit, b.release)
+	t.line("loratool %s, %s, %s", version, commit, b.release)
 	return nil
 }
 

@@ -49,6 +49,12 @@ func linuxMemory(root fs.FS) int64 {
 	return least
 }
 
+// linuxHeld implements HeldMemory from files below root.
+func linuxHeld(root fs.FS) int64 {
+	n, _ := field(text(root, "proc/self/status"), "VmRSS:")
+	return n << 10
+}
+
 // addressSpace returns the rest of a limit such as that of ulimit -v; ok is false without a limit.
 func addressSpace(root fs.FS) (left int64, ok bool) {
 	limit, limited := field(text(root, "proc/self/limits"), "Max address space")

@@ -6,3 +6,6 @@ import "os"
 // available memory and the rest under the limits of its control group and address space. 0 means
 // unknown.
 func AvailableMemory() int64 { return linuxMemory(os.DirFS("/")) }
+
+// HeldMemory returns the physical memory that this process has taken, with its program text.
+func HeldMemory() int64 { return linuxHeld(os.DirFS("/")) }

@@ -5,6 +5,16 @@ import (
 	"testing/fstest"
 )
 
+func TestHeldMemoryIsTheResidentSet(t *testing.T) {
+	root := fstest.MapFS{"proc/self/status": {Data: []byte("VmPeak:\t  9000 kB\nVmRSS:\t    1500 kB\n")}}
+	if got := linuxHeld(root); got != 1500<<10 {
+		t.Errorf("held memory = %d, want %d", got, 1500<<10)
+	}
+	if got := HeldMemory(); got < 1<<20 {
+		t.Errorf("this process holds %d bytes, want more than 1 MiB", got)
+	}
+}
+
 // TestAvailableMemoryIsTheLeastOfAllLimits uses files as documented in proc(5) and in the kernel's
 // guides to control groups of versions 1 and 2.
 func TestAvailableMemoryIsTheLeastOfAllLimits(t *testing.T) {

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// group is a set of items that are alike and whose names differ only in numbers. Its name covers
+// exactly its items: model.layers.0–3,8.mlp.up_proj.
+type group struct {
+	name  string
+	first int // the index of the first item
+	n     int
+}
+
+// groupNames joins the items 0 to n-1 that have an equal key and whose names differ only in
+// numbers between dots or underscores, in the order of their first items. A group whose numbers
+// are no product of ranges becomes several.
+func groupNames(n int, item func(i int) (name, key string)) []group {
+	type pattern struct {
+		text, key string
+		numbers   int
+	}
+	type members struct {
+		parts   []string // with "" in place of numbers
+		first   int
+		numbers [][]int // of each item
+	}
+	byPattern := make(map[pattern]*members)
+	var all []*members
+	for i := range n {
+		name, key := item(i)
+		parts, numbers := splitNumbers(name)
+		p := pattern{strings.Join(parts, "\x00"), key, len(numbers)}
+		m := byPattern[p]
+		if m == nil {
+			m = &members{parts: parts, first: i}
+			byPattern[p] = m
+			all = append(all, m)
+		}
+		m.numbers = append(m.numbers, numbers)
+	}
+	var groups []group
+	for _, m := range all {
+		at := m.first
+		for _, r := range productsOf(m.numbers) {
+			groups = append(groups, group{fillNumbers(m.parts, r.texts), at, r.n})
+		}
+	}
+	return groups
+}
+
+// splitNumbers cuts a name at its dots and underscores, and takes out the parts that are numbers.
+// The separators stay with the parts that follow them.
+func splitNumbers(name string) (parts []string, numbers []int) {
+	for name != "" {
+		end := len(name)
+		if i := strings.IndexAny(name[1:], "._"); i >= 0 {
+			end = i + 1
+		}
+		part := name[:end]
+		name = name[end:]
+		digits := strings.TrimLeft(part, "._")
+		number, err := strconv.Atoi(digits)
+		if err != nil || strconv.Itoa(number) != digits { // also 007, +7 and numbers beyond int
+			parts = append(parts, part)
+			continue
+		}
+		if before := part[:len(part)-len(digits)]; before != "" {
+			parts = append(parts, before)
+		}
+		parts = append(parts, "")
+		numbers = append(numbers, number)
+	}
+	return parts, numbers
+}
+
+// fillNumbers puts texts in the places of the numbers that splitNumbers took out.
+func fillNumbers(parts, texts []string) string {
+	var b strings.Builder
+	for _, p := range parts {
+		if p == "" && len(texts) > 0 {
+			p, texts = texts[0], texts[1:]
+		}
+		b.WriteString(p)
+	}
+	return b.String()
+}
+
+// product is a set of n lists of numbers: all combinations of one range for each place.
+type product struct {
+	texts []string
+	n     int
+}
+
+// productsOf divides lists of numbers of equal length into products: the lists that go on alike
+// after their first number share a range of first numbers.
+func productsOf(lists [][]int) []product {
+	if len(lists) == 0 {
+		return nil
+	}
+	if len(lists[0]) == 0 {
+		return []product{{n: len(lists)}}
+	}
+	rests := make(map[int][][]int)
+	var heads []int
+	for _, l := range lists {
+		if rests[l[0]] == nil {
+			heads = append(heads, l[0])
+		}
+		rests[l[0]] = append(rests[l[0]], l[1:])
+	}
+	slices.Sort(heads)
+	type tail struct {
+		product
+		heads []int
+	}
+	byText := make(map[string]*tail)
+	var tails []*tail
+	for _, h := range heads {
+		for _, p := range productsOf(rests[h]) {
+			key := fmt.Sprint(p.n, p.texts)
+			if byText[key] == nil {
+				byText[key] = &tail{product: p}
+				tails = append(tails, byText[key])
+			}
+			byText[key].heads = append(byText[key].heads, h)
+		}
+	}
+	var all []product
+	for _, t := range tails {
+		all = append(all, product{append([]string{rangesText(t.heads)}, t.texts...), t.n * len(t.heads)})
+	}
+	return all
+}
+
+// shownRuns is how many runs of numbers a name shows, before it leaves out those in the middle.
+const shownRuns = 4
+
+// rangesText writes ascending numbers as runs: 0–3,8. Where there are many runs, "…" stands for
+// those between the first ones and the last.
+func rangesText(numbers []int) string {
+	var runs []string
+	for i := 0; i < len(numbers); {
+		end := i
+		for end+1 < len(numbers) && numbers[end+1] == numbers[end]+1 {
+			end++
+		}
+		run := strconv.Itoa(numbers[i])
+		if end > i {
+			run += "–" + strconv.Itoa(numbers[end])
+		}
+		runs = append(runs, run)
+		i = end + 1
+	}
+	if len(runs) > shownRuns {
+		runs = append(runs[:shownRuns-2], "…", runs[len(runs)-1])
+	}
+	return strings.Join(runs, ",")
+}
