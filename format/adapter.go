@@ -1,16 +1,18 @@
-// Package format holds the model of an adapter that every dialect is read into and written from,
-// and the .lora container (spec/FORMAT.md).
+// Package format describes LoRA adapters and reads and writes .lora files (spec/FORMAT.md).
 //
 // An adapter is a set of layers. Each layer belongs to one module of a base model and holds two
-// thin factors, A (r×n) and B (m×r), and a scale s; applied, it adds s·B·A to the module's weight
-// (Hu et al., arXiv:2106.09685). Everything that an adapter carries beside such layers is listed
-// explicitly, and so is every feature that gives its tensors another meaning.
+// thin factors, A (r×n) and B (m×r), and a scale s. Applying it adds s·B·A to the module's weight
+// (Hu et al., arXiv:2106.09685). A [Manifest] lists the layers, every tensor the adapter carries
+// beside them, and every feature that gives a tensor another meaning.
 //
-// Whatever adapters can be read from is a [Source], whatever they can be written to is a [Sink],
-// and [Copy] joins the two. The .lora container is both: [Open] and [NewReader] read it by
-// position, [NewStreamReader] from a pipe, [Write] and [NewWriter] write it in one pass, [Verify]
-// proves every byte, and [Dump] explains them. The container is specified in spec/FORMAT.md, whose
-// rule numbers (R1, R2, …) errors carry.
+// A [Source] is an adapter that can be read, a [Sink] a place to write one, and [Copy] joins the
+// two. Package convert reads and writes the dialects of other programs; [NewBuilder] makes a source
+// from factors in memory.
+//
+// A .lora file is both source and sink. [Open] and [NewReader] read it by position and
+// [NewStreamReader] from a pipe. [Write] and [NewWriter] write it in one pass. [Verify] checks
+// every byte, and [Dump] explains every byte. Errors name the rule of spec/FORMAT.md that a file
+// breaks: R1, R2, ….
 package format
 
 import (
@@ -20,20 +22,20 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// Source is an adapter, or a bundle of adapters, whatever it is stored in. Its methods may be
-// called from several goroutines at once.
+// Source is an adapter, or a bundle of adapters, in any storage. Several goroutines may call its
+// methods at once.
 type Source interface {
-	// Manifest describes everything in the source. It is the same value at every call and must not
-	// be changed.
+	// Manifest describes everything in the source. Every call returns the same value. The caller
+	// must not change it.
 	Manifest() *Manifest
-	// ReadBlobAt fills p with the bytes from off of blob i: of tensor i, little-endian and
-	// row-major, or, counting on after the last tensor, of attachment i − len(Tensors). Reading
-	// outside the blob is the caller's mistake.
+	// ReadBlobAt fills p with the bytes of blob i from offset off. Blob i is tensor i,
+	// little-endian and row-major; after the last tensor come the attachments, so attachment j is
+	// blob len(Tensors)+j. The caller must not read outside the blob.
 	ReadBlobAt(p []byte, i int, off int64) error
 	Close() error
 }
 
-// Manifest is the description of a source.
+// Manifest lists the contents of a source.
 type Manifest struct {
 	Adapters    []Adapter
 	Tensors     []Tensor
@@ -45,52 +47,53 @@ type Manifest struct {
 
 // Tensor is one entry of the tensor table.
 type Tensor struct {
-	Name  string // as the source's dialect spells it
+	Name  string // in the spelling of the source's dialect
 	DType dtype.Type
 	Shape []uint64
 }
 
-// NBytes is the size of the tensor's data.
+// NBytes returns the size of the tensor's data in bytes.
 func (t *Tensor) NBytes() int64 {
 	n, _ := dtype.NElements(t.Shape)
 	b, _ := t.DType.NBytes(n)
 	return b
 }
 
-// Elements is the number of elements.
+// Elements returns the number of elements: the product of the dimensions, 1 for a scalar.
 func (t *Tensor) Elements() int64 {
 	n, _ := dtype.NElements(t.Shape)
 	return int64(n)
 }
 
-// Attachment is a file, or the beginning of one, that is carried verbatim.
+// Attachment is a file, or the beginning of a file, that is kept byte for byte.
 type Attachment struct {
 	Name   string
 	NBytes int64
-	// SHA256 is that of the file which the attachment restores, as 64 hex digits, or empty: of the
-	// source file for source.safetensors.header, of the attachment itself otherwise.
+	// SHA256 is a digest of 64 hex digits, or "" if unknown. For source.safetensors.header it is
+	// the digest of the whole source file, which the attachment helps to restore; for any other
+	// attachment it is the digest of the attachment itself.
 	SHA256 string
 }
 
-// The names that are reserved for attachments. In a file with several adapters each is preceded by
-// the adapter's name and a slash.
+// Names reserved for attachments. In a file with several adapters, the adapter's name and a slash
+// precede each of them.
 const (
 	PEFTConfig   = "adapter_config.json"       // PEFT's configuration
 	ModelCard    = "README.md"                 // the model card
 	SourceHeader = "source.safetensors.header" // the beginning of the safetensors file that the adapter was read from
 )
 
-// Provenance says how a file came about.
+// Provenance says where a file came from.
 type Provenance struct {
-	Source        string // its origin, in words or as a file name
+	Source        string // the input, in words or as a file name
 	Tool, Version string // the program that wrote the file
 }
 
-// Adapter is one adapter of a source.
+// Adapter is one adapter of a source: layers, the tensors beside them, and its requirements.
 type Adapter struct {
-	Name        string // within a bundle; "" where there is one
+	Name        string // unique within a bundle; may be "" for a single adapter
 	Method      Method
-	Dialect     string // whose file it was: "peft", …
+	Dialect     string // the producer's way of storing adapters: "peft", "kohya", …
 	Base        Base
 	Orientation Orientation
 	Requires    []Requirement
@@ -98,7 +101,7 @@ type Adapter struct {
 	Beside      []Beside
 }
 
-// Method is the method of an adapter: MethodLoRA, MethodDoRA, or one that OtherMethod makes.
+// Method is the method of an adapter: MethodLoRA, MethodDoRA, or a method from OtherMethod.
 type Method string
 
 const (
@@ -106,10 +109,10 @@ const (
 	MethodDoRA Method = "dora"
 )
 
-// OtherMethod is the method with a producer's word: "other:ia3".
+// OtherMethod returns the method that a producer calls word: "other:ia3" for "ia3".
 func OtherMethod(word string) Method { return Method("other:" + word) }
 
-// Tensors lists the tensors that belong to the adapter, by their index in Manifest.Tensors,
+// Tensors returns the indices in Manifest.Tensors of all tensors that belong to the adapter,
 // ascending.
 func (a *Adapter) Tensors() []int {
 	var all []int
@@ -125,58 +128,58 @@ func (a *Adapter) Tensors() []int {
 	return all
 }
 
-// Base says which model an adapter was made for. Empty fields are unknown.
+// Base identifies the model an adapter was trained on. Empty fields are unknown.
 type Base struct {
 	Name         string
 	Revision     string
-	Fingerprints map[string]string // name of a tensor of the base → SHA-256, see spec/FORMAT.md
+	Fingerprints map[string]string // tensor of the base → SHA-256; see Fingerprint
 }
 
-// Orientation is how, by the word of the producer, the base stores the weights of linear layers. It
-// is a hint, used only where the shape of a weight cannot tell and the base says nothing:
-// configurations are often wrong about it.
+// Orientation is the producer's claim about how the base stores the weights of linear layers. It is
+// only a hint: configurations are often wrong about it. It counts where a weight is square, so that
+// its shape cannot decide, and the base itself says nothing.
 type Orientation string
 
 const (
 	OrientationUnknown Orientation = ""
-	MxN                Orientation = "mxn" // as torch.nn.Linear does
-	NxM                Orientation = "nxm" // as Conv1D of GPT-2 does
+	MxN                Orientation = "mxn" // m×n, as torch.nn.Linear stores it
+	NxM                Orientation = "nxm" // n×m, as GPT-2's Conv1D stores it
 )
 
-// Requirement is a feature beyond W0 + s·B·A that whoever applies the adapter must understand.
-// Where names the module, the tensor or the field of the configuration that it comes from, and what
-// was found there.
+// Requirement is a feature beyond W0 + s·B·A that a program must understand to apply the adapter.
+// Where names the module, tensor or configuration field that needs the feature, and the value found
+// there.
 type Requirement struct {
 	Feature Feature
 	Where   string
 }
 
-// Kind is the kind of module that a layer belongs to. It fixes the meaning of A and B.
+// Kind is the kind of module that a layer belongs to. It decides what A and B mean.
 type Kind string
 
 const (
-	// Linear: A is r×n, B m×r; the weight, m×n (or n×m where the base stores it so), receives
-	// s·B·A.
+	// Linear: A is r×n and B is m×r. The weight receives s·B·A; it is m×n, or n×m if the base
+	// stores it transposed.
 	Linear Kind = "linear"
-	// Embedding: A is r×n with n the size of the vocabulary, B m×r; the weight, n×m, receives
-	// s·(B·A)ᵀ.
+	// Embedding: A is r×n, n being the size of the vocabulary, and B is m×r. The weight is n×m and
+	// receives s·(B·A)ᵀ.
 	Embedding Kind = "embedding"
-	// Conv: A and B have the spatial dimensions of a convolution.
+	// Conv: A and B also have the spatial dimensions of the convolution.
 	Conv Kind = "conv"
-	// Expert: A and B stack the factors of several experts. Where the matrices of the base are
-	// square, their shape does not tell which of their dimensions A reads, and this kind does not
-	// say it.
+	// Expert: A and B stack the factors of several experts. If the base's expert matrices are
+	// square, neither their shape nor this kind says which dimension A reads.
 	Expert Kind = "expert"
-	// The kinds of version 1.1 are as Expert, and say which dimension of a square matrix A reads.
-	ExpertInputs  Kind = "expert-inputs"  // the inputs of the expert, however the base stores it
-	ExpertOutputs Kind = "expert-outputs" // the outputs of the expert
-	ExpertFirst   Kind = "expert-first"   // the first dimension of the matrix
-	ExpertSecond  Kind = "expert-second"  // the second dimension of the matrix
-	// Other: a layer whose factors need a Requirement to be understood.
+	// Version 1.1 adds kinds that work like Expert and say which dimension of a square matrix A
+	// reads.
+	ExpertInputs  Kind = "expert-inputs"  // the expert's inputs, however the base stores it
+	ExpertOutputs Kind = "expert-outputs" // the expert's outputs
+	ExpertFirst   Kind = "expert-first"   // the matrix's first dimension
+	ExpertSecond  Kind = "expert-second"  // the matrix's second dimension
+	// Other: the factors cannot be understood without a Requirement.
 	Other Kind = "other"
 )
 
-// kinds are all that there are.
+// kinds lists every kind.
 var kinds = []Kind{
 	Linear, Embedding, Conv, Expert, ExpertInputs, ExpertOutputs, ExpertFirst, ExpertSecond, Other,
 }
@@ -184,7 +187,7 @@ var kinds = []Kind{
 // IsExpert reports whether A and B stack the factors of several experts.
 func (k Kind) IsExpert() bool { return k == Expert || k.saysDimension() }
 
-// saysDimension reports whether the kind is one of those that version 1.1 adds.
+// saysDimension reports whether k is a kind that version 1.1 added.
 func (k Kind) saysDimension() bool {
 	return k == ExpertInputs || k == ExpertOutputs || k == ExpertFirst || k == ExpertSecond
 }
@@ -193,7 +196,7 @@ func (k Kind) saysDimension() bool {
 type Scaling string
 
 const (
-	AlphaOverR     Scaling = "alpha/r"       // Hu et al.
+	AlphaOverR     Scaling = "alpha/r"       // Hu et al., arXiv:2106.09685
 	AlphaOverSqrtR Scaling = "alpha/sqrt(r)" // rsLoRA, Kalajdzievski, arXiv:2312.03732
 	Fixed          Scaling = "fixed"         // the producer stores s itself
 )
@@ -204,13 +207,13 @@ type Role string
 const (
 	RoleA         Role = "A"
 	RoleB         Role = "B"
-	RoleBias      Role = "bias"      // m: the bias of B; the module's bias receives s times it
-	RoleMagnitude Role = "magnitude" // DoRA's m (Liu et al., arXiv:2402.09353)
+	RoleBias      Role = "bias"      // m values: B's bias; s times it is added to the module's bias
+	RoleMagnitude Role = "magnitude" // DoRA's magnitudes m (Liu et al., arXiv:2402.09353)
 )
 
 // Layer is the update of one module.
 type Layer struct {
-	Module  string // path of the module in the model, without wrappers of the producer
+	Module  string // path of the module in the model, without the producer's wrappers
 	Kind    Kind
 	Rank    int
 	Alpha   float64 // lora_alpha; unused when Scaling is Fixed
@@ -219,7 +222,7 @@ type Layer struct {
 	Roles   map[Role]int // index into Manifest.Tensors
 }
 
-// Scale is s.
+// Scale returns s, in float64.
 func (l *Layer) Scale() float64 {
 	switch l.Scaling {
 	case AlphaOverSqrtR:
@@ -230,19 +233,19 @@ func (l *Layer) Scale() float64 {
 	return l.Alpha / float64(l.Rank)
 }
 
-// Action says how to apply a tensor outside the layers.
+// Action says how to apply a tensor that belongs to no layer.
 type Action string
 
 const (
-	Replace Action = "replace" // it takes the place of the base's tensor Target
-	Rows    Action = "rows"    // its rows take the place of the given rows of Target
-	Opaque  Action = "opaque"  // nobody interprets it; a Requirement says why
+	Replace Action = "replace" // the tensor replaces the base's tensor Target
+	Rows    Action = "rows"    // the tensor's rows replace the rows Rows of Target
+	Opaque  Action = "opaque"  // nobody interprets the tensor; a Requirement says why
 )
 
-// Beside is a tensor carried beside the layers.
+// Beside is a tensor that belongs to no layer.
 type Beside struct {
 	Action Action
-	Target string // name of a tensor of the base, in the adapter's naming; the tensor's own name for Opaque
-	Tensor int    // index into Manifest.Tensors
-	Rows   []int64
+	Target string  // a tensor of the base, in the adapter's naming; the tensor's own name for Opaque
+	Tensor int     // index into Manifest.Tensors
+	Rows   []int64 // for Rows: where each row of the tensor goes in Target
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// ruleOf is the number of the rule that an error names, or "".
+// ruleOf returns the number of the rule that an error names, or "".
 func ruleOf(err error) string {
 	var e *fault.Error
 	if errors.As(err, &e) {
@@ -19,15 +19,15 @@ func ruleOf(err error) string {
 	return ""
 }
 
-// forge changes the last decoded byte of a frame that ends in a raw block, and sets its checksum
-// right.
+// forge changes the last decoded byte of a frame that ends in a raw block, and corrects its
+// checksum.
 func forge(frame []byte) {
 	body := frame[:len(frame)-checksumBytes]
 	body[len(body)-1] ^= 1
 	resum(frame)
 }
 
-// resum sets the checksum of a frame right, if it decodes.
+// resum corrects the checksum of a frame that decodes.
 func resum(frame []byte) {
 	n, ok := declaredSize(frame)
 	if !ok || n > 1<<20 {
@@ -42,7 +42,7 @@ func resum(frame []byte) {
 	}
 }
 
-// declaredSize is the content size that a frame declares.
+// declaredSize returns the content size that a frame declares.
 func declaredSize(frame []byte) (n uint64, ok bool) {
 	if len(frame) < prefixBytes+checksumBytes {
 		return 0, false
@@ -68,7 +68,7 @@ func streamBytes(p []byte) error {
 	return err
 }
 
-// tiny is a file of less than a kilobyte with two chunks.
+// tiny returns a file of less than a kilobyte with two chunks.
 func tiny(tb testing.TB) []byte {
 	src := plain(dtype.F32, 1, 8, 1, 1)
 	src.attach("README.md", "", []byte("hi\n"))
@@ -81,7 +81,7 @@ func TestEveryFlippedBitIsFound(t *testing.T) {
 	if err := errors.Join(verifyBytes(file), streamBytes(file)); err != nil {
 		t.Fatal(err)
 	}
-	ignorable := func(i int) bool { return i >= 24 && i < 28 || i == 18 || i == 19 } // accepted, but under the head digest
+	ignorable := func(i int) bool { return i >= 24 && i < 28 || i == 18 || i == 19 } // readers accept these bits; the head digest covers them
 	for i := range file {
 		for bit := range 8 {
 			file[i] ^= 1 << bit

@@ -14,8 +14,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// TestABuiltAdapterIsTheSameAsOneByHand compares the content ids: every layer, role, name, shape
-// and byte counts.
+// TestABuiltAdapterIsTheSameAsOneByHand compares the content ids, which cover every layer, role,
+// name, shape and value.
 func TestABuiltAdapterIsTheSameAsOneByHand(t *testing.T) {
 	b := format.NewBuilder("")
 	b.Adapter().Base.Name = "example/base"
@@ -33,7 +33,7 @@ func TestABuiltAdapterIsTheSameAsOneByHand(t *testing.T) {
 	}
 }
 
-// everything has whatever a builder can add.
+// everything uses every method of a Builder.
 func everything() *format.Builder {
 	b := format.NewBuilder("toy")
 	half := []byte{0, 0x3c, 0, 0x40, 0, 0x42, 0, 0x44} // 1, 2, 3, 4 in F16
@@ -49,7 +49,7 @@ func everything() *format.Builder {
 	return b
 }
 
-// TestABuiltAdapterIsWrittenAndRead: an adapter of the builder comes back from a file as it was,
+// TestABuiltAdapterIsWrittenAndRead: an adapter from a Builder comes back from a file unchanged,
 // and lists its requirements.
 func TestABuiltAdapterIsWrittenAndRead(t *testing.T) {
 	ctx := t.Context()
@@ -124,8 +124,7 @@ func TestABuiltAdapterIsWrittenAndRead(t *testing.T) {
 	}
 }
 
-// TestMistakesOfABuilderAreNamed: a source that passes is valid, so whatever is not has to end
-// here.
+// TestMistakesOfABuilderAreNamed: Source refuses every invalid adapter and says why.
 func TestMistakesOfABuilderAreNamed(t *testing.T) {
 	ones := func(n int) format.Data { return format.Float32s(slices.Repeat([]float32{1}, n)) }
 	for name, c := range map[string]struct {
@@ -137,7 +136,7 @@ func TestMistakesOfABuilderAreNamed(t *testing.T) {
 		"A no multiple of r": {func(b *format.Builder) { b.Linear("q", 2, 1, ones(3), ones(4)) }, "q.lora_A.weight"},
 		"a shape that is not the data": {func(b *format.Builder) {
 			b.Linear("q", 1, 1, format.Float32s([]float32{1, 2}, 1, 3), ones(2))
-		}, "takes 12 bytes and is given 8"},
+		}, "has 8 bytes, want 12"},
 		"ranks that differ": {func(b *format.Builder) {
 			b.Linear("q", 1, 1, format.Float32s([]float32{1, 2}, 2, 1), ones(2))
 		}, "R39"},
@@ -160,8 +159,8 @@ func TestMistakesOfABuilderAreNamed(t *testing.T) {
 	}
 }
 
-// TestPiecesEndWhereTheLoopDoes: a loop that is left reads no more, and a whole one yields what
-// ReadTensor reads.
+// TestPiecesEndWhereTheLoopDoes: breaking out of the loop stops the reading, and a complete loop
+// yields the same bytes as ReadTensor.
 func TestPiecesEndWhereTheLoopDoes(t *testing.T) {
 	ctx := t.Context()
 	src, err := everything().Source()
@@ -226,7 +225,7 @@ func TestPiecesEndWhereTheLoopDoes(t *testing.T) {
 	}
 }
 
-// TestReadingATensorCanBeCancelled: between two pieces.
+// TestReadingATensorCanBeCancelled: the context is checked between two pieces.
 func TestReadingATensorCanBeCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	calls := 0

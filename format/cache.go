@@ -2,25 +2,25 @@ package format
 
 import "sync"
 
-// cache keeps the decoded chunks that were used last. It has a fixed number of rooms: who needs a
-// chunk that is not there takes the room that was unused for longest, and waits if all are in use.
+// cache keeps the chunks decoded last. It has a fixed number of shelves. A reader whose chunk is
+// missing takes the shelf that has been idle longest, and waits if all are in use.
 type cache struct {
 	file    *Reader
 	decoder *decoder
 
 	mu      sync.Mutex
-	changed sync.Cond // a room was filled or left
+	changed sync.Cond // a shelf was filled or released
 	shelf   []shelf
 	clock   int64
 }
 
 type shelf struct {
 	room
-	chunk  int64 // the chunk in the cache, −1 for none
+	chunk  int64 // the chunk on the shelf, −1 for none
 	users  int
 	filled bool
-	err    error // of the attempt to fill it
-	used   int64 // when
+	err    error // why it could not be filled
+	used   int64 // when it was released last
 }
 
 func newCache(file *Reader, n int) *cache {
@@ -32,7 +32,7 @@ func newCache(file *Reader, n int) *cache {
 	return c
 }
 
-// read copies bytes of chunk i, from off, to p, and returns how many there were.
+// read copies bytes of chunk i from offset off to p and returns how many it copied.
 func (c *cache) read(p []byte, i, off int64) (int, error) {
 	s := c.take(i)
 	defer c.leave(s)
@@ -42,7 +42,7 @@ func (c *cache) read(p []byte, i, off int64) (int, error) {
 	return copy(p, s.raw[off:]), nil
 }
 
-// take returns the shelf of chunk i, filled or with an error, until leave is called.
+// take returns the shelf with chunk i, filled or with an error. It stays valid until leave.
 func (c *cache) take(i int64) *shelf {
 	c.mu.Lock()
 	defer c.mu.Unlock()

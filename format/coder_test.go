@@ -9,7 +9,7 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// codedSamples are bytes that a chunk might hold, of all sorts of statistics.
+// codedSamples are contents of a chunk with very different statistics.
 func codedSamples() map[string][]byte {
 	rng := rand.New(rand.NewPCG(3, 3))
 	samples := map[string][]byte{
@@ -70,7 +70,7 @@ func TestFramesDecodeAndKeepTheBound(t *testing.T) {
 	}
 }
 
-// TestCutsFollowTheStatistics has two halves that no common code suits.
+// TestCutsFollowTheStatistics codes two halves that no common Huffman code suits.
 func TestCutsFollowTheStatistics(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	p := make([]byte, 64<<10)
@@ -82,14 +82,14 @@ func TestCutsFollowTheStatistics(t *testing.T) {
 	}
 	var c cutter
 	segments, n := c.cut(p, 0, len(p))
-	const cut = 40_000 / pieceBytes * pieceBytes // the piece that has both may stand alone
+	const cut = 40_000 / pieceBytes * pieceBytes // the piece that spans both halves may stand alone
 	if n != len(p) || len(segments) > 3 || segments[0].n < cut || segments[0].n > cut+pieceBytes {
 		t.Errorf("cut covers %d bytes in %d segments, the first of %d bytes, want %d in 2 or 3, the first of about 40000", n, len(segments), segments[0].n, len(p))
 	}
 }
 
-// TestRatio keeps the compression of normal values near the limit of Huffman codes: 2.591 bits
-// for the exponent, and the rest as it is.
+// TestRatio keeps the compression of normal values near the limit of Huffman codes: 2.591 bits for
+// the exponent, and the rest uncompressed.
 func TestRatio(t *testing.T) {
 	for _, c := range []struct {
 		dtype dtype.Type
@@ -109,8 +109,8 @@ func TestRatio(t *testing.T) {
 	}
 }
 
-// TestCodingTakesMemoryOnce: a worker's memory serves for every chunk. The library's pools may lose
-// a table now and then.
+// TestCodingTakesMemoryOnce: a worker allocates once for all chunks. The library's pools may lose a
+// table now and then.
 func TestCodingTakesMemoryOnce(t *testing.T) {
 	p := benchChunk(dtype.BF16)
 	coded, frame := make([]byte, len(p)), make([]byte, 0, bound(int64(len(p))))
@@ -136,8 +136,8 @@ func TestCodingTakesMemoryOnce(t *testing.T) {
 	}
 }
 
-// TestWalkFindsWhatADecoderAccepts has the frames that a general decoder takes for one frame of the
-// right content.
+// TestWalkFindsWhatADecoderAccepts holds frames that a general decoder accepts as one frame with
+// the right content.
 func TestWalkFindsWhatADecoderAccepts(t *testing.T) {
 	content := []byte("content")
 	n := int64(len(content))
@@ -191,7 +191,7 @@ func TestWalkFindsWhatADecoderAccepts(t *testing.T) {
 	}
 }
 
-// TestAMillionEmptyBlocksAreTooLong: the size of a frame is bounded before it is read.
+// TestAMillionEmptyBlocksAreTooLong: the length of a frame is bounded before it is read.
 func TestAMillionEmptyBlocksAreTooLong(t *testing.T) {
 	frame := append([]byte("\x28\xb5\x2f\xfd\x24\x07"), make([]byte, 3_000_000)...)
 	r := bytes.NewReader(frame)

@@ -17,12 +17,12 @@ import (
 // sum is a SHA-256.
 type sum = [sha256.Size]byte
 
-// readBytes is how much of a tensor is read at once where chunks do not say.
+// readBytes is the size of one read where chunks do not dictate another.
 const readBytes = 1 << 20
 
-// ContentID says which adapters a source holds: 64 hex digits that are equal for sources with the
-// same adapters, layers and tensors, however they are stored (spec section 13). It reads every
-// tensor, in pieces of 1 MiB on every processor.
+// ContentID identifies the adapters of a source by 64 hex digits. Two sources with the same
+// adapters, layers and tensors have the same id, however they are stored (spec section 13).
+// ContentID reads every tensor, in pieces of 1 MiB, on all processors.
 func ContentID(ctx context.Context, src Source) (string, error) {
 	a, _, err := arrange(src.Manifest())
 	if err != nil {
@@ -57,8 +57,8 @@ func ContentID(ctx context.Context, src Source) (string, error) {
 	return hex.EncodeToString(id[:]), nil
 }
 
-// contentID hashes the content document of a manifest in order, whose tensors have the given
-// SHA-256. The document is written and hashed record by record.
+// contentID hashes the content document of a sorted manifest, one record after the other. sums
+// holds the SHA-256 of every tensor.
 func contentID(m *Manifest, sums []sum) (id sum) {
 	h := sha256.New()
 	e := encoder{index: func(dst []byte, i int) []byte {
@@ -91,12 +91,12 @@ func contentID(m *Manifest, sums []sum) (id sum) {
 	return id
 }
 
-// blobSums computes the SHA-256 of blobs that pass by in chunks. A blob within one chunk is hashed
-// by whoever has the chunk; one that spans several has to wait for its turn.
+// blobSums computes the SHA-256 of every blob from the chunks of a file. A blob inside one chunk is
+// hashed in parallel with others; a blob that spans chunks is hashed in their order.
 type blobSums struct {
 	plan *plan
 	sums []sum
-	open hash.Hash // of the blob that spans chunks
+	open hash.Hash // the hash of the blob that spans chunks
 }
 
 func newBlobSums(p *plan) *blobSums {
@@ -110,8 +110,8 @@ func newBlobSums(p *plan) *blobSums {
 	return b
 }
 
-// whole hashes the blobs that lie within chunk c, whose bytes are p. Calls for different chunks may
-// be concurrent.
+// whole hashes the blobs that lie entirely in chunk c, whose raw bytes are p. Calls for different
+// chunks may run at once.
 func (b *blobSums) whole(c chunk, p []byte) {
 	for piece := range b.plan.pieces(c) {
 		if n := piece.hi - piece.lo; n == b.plan.blobBytes(piece.blob) {
@@ -120,7 +120,7 @@ func (b *blobSums) whole(c chunk, p []byte) {
 	}
 }
 
-// parts hashes the parts of longer blobs in chunk c. Calls must be in the order of chunks.
+// parts hashes the pieces of longer blobs in chunk c. Calls must follow the order of the chunks.
 func (b *blobSums) parts(c chunk, p []byte) {
 	for piece := range b.plan.pieces(c) {
 		n, all := piece.hi-piece.lo, b.plan.blobBytes(piece.blob)
@@ -137,9 +137,9 @@ func (b *blobSums) parts(c chunk, p []byte) {
 	}
 }
 
-// Fingerprint identifies a tensor of a base model: the SHA-256, as 64 hex digits, of a line with
-// dtype and shape and the tensor's bytes, which r must have to its end (spec section 7.2). See
-// Base.Fingerprints.
+// Fingerprint identifies a tensor of a base model, for Base.Fingerprints: the SHA-256, as 64 hex
+// digits, of a line with dtype and shape followed by the tensor's bytes (spec section 7.2). It
+// reads r to its end; a length that does not fit t and shape is an error.
 func Fingerprint(t dtype.Type, shape []uint64, r io.Reader) (string, error) {
 	h := sha256.New()
 	dims := make([]string, len(shape))
@@ -150,14 +150,14 @@ func Fingerprint(t dtype.Type, shape []uint64, r io.Reader) (string, error) {
 	elements, ok := dtype.NElements(shape)
 	want, ok2 := t.NBytes(elements)
 	if !ok || !ok2 {
-		return "", broken(52, "%v of shape %d is not a whole number of bytes long", t, shape)
+		return "", broken(52, "%v of shape %d is not a whole number of bytes", t, shape)
 	}
 	n, err := io.Copy(h, r)
 	if err != nil {
 		return "", err
 	}
 	if n != want {
-		return "", fmt.Errorf("%v of shape %d takes %d bytes, the reader has %d", t, shape, want, n)
+		return "", fmt.Errorf("%v of shape %d takes %d bytes, got %d", t, shape, want, n)
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
 }

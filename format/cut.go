@@ -5,47 +5,46 @@ import (
 	"math/bits"
 )
 
-// This file decides where the coded bytes of a chunk are cut into blocks. Every block can bring a
-// Huffman table of its own, so a cut pays where the statistics change by more than what header and
-// table cost. Small pieces are counted, then neighbours that gain by standing together are joined
-// until none do. The mantissas' planes, which are most of the bytes and do not compress, are
-// recognised in larger pieces and left alone.
+// This file decides where the coded bytes of a chunk are cut into blocks. Every block can have its
+// own Huffman table, so a cut pays off where the statistics change by more than a header and a
+// table cost. The cutter counts small pieces and then joins neighbours as long as a joint block is
+// smaller. Most bytes are mantissa planes, which do not compress; the cutter recognises them in
+// larger units and leaves them alone.
 //
-// Costs are estimates in integers: the same bytes come out on every machine.
+// Costs are integer estimates, so every machine writes the same bytes.
 
 const (
-	unitBytes  = 4 << 10 // the unit of the first count
+	unitBytes  = 4 << 10 // the unit that is counted first
 	pieceBytes = 256     // the pieces of a unit that may compress
 	perUnit    = unitBytes / pieceBytes
 	perWindow  = maxBlockBytes / pieceBytes
-	manyValues = 200 // units with values as far apart as this may not compress at all
+	manyValues = 200 // a unit whose values span this many may not compress at all
 )
 
 // histogram counts the byte values of a segment.
 type histogram [256]uint32
 
-// segment is bytes of a chunk that become one block.
+// segment is a part of a chunk that becomes one block.
 type segment struct {
 	n     int  // bytes
 	cost  int  // estimated bytes of the block
-	kind  int  // of block
-	gain  int  // bytes saved by joining it with the next
-	fresh bool // it was joined in the last pass
+	kind  int  // kind of block
+	gain  int  // bytes saved by joining it with the next segment
+	fresh bool // joined in the last pass
 	count *histogram
 }
 
-// cutter finds the segments of a window, which is no larger than a block may be. It is scratch
-// memory.
+// cutter finds the segments of a window, which is at most one block long. It is scratch memory.
 type cutter struct {
 	segments [perWindow]segment
 	counts   [perWindow]histogram
 	partial  [4]histogram
-	lo, hi   int // the byte values of the window are from lo to hi
+	lo, hi   int // the byte values of the window lie between lo and hi
 }
 
-// cut returns the segments of the beginning of p, which is the rest of a chunk from position at,
-// and how many bytes they cover. Planes are plane bytes long: pieces end where they end. The
-// segments are valid until the next call.
+// cut returns the segments at the beginning of p and the number of bytes they cover. p is the rest
+// of a chunk from position at. Each plane has plane bytes, and no segment crosses from one to the
+// next before join. The segments are valid until the next call.
 func (c *cutter) cut(p []byte, at, plane int) (segments []segment, covered int) {
 	c.lo, c.hi = 255, 0
 	segments = c.segments[:0]
@@ -66,7 +65,7 @@ func (c *cutter) cut(p []byte, at, plane int) (segments []segment, covered int) 
 	return c.join(segments), covered
 }
 
-// pieces appends to segments the pieces of a unit, or the unit as a whole if it does not compress.
+// pieces appends the pieces of a unit to segments, or the whole unit if it does not compress.
 func (c *cutter) pieces(segments []segment, unit []byte) []segment {
 	h := &c.counts[len(segments)]
 	c.countBytes(h, unit)
@@ -85,8 +84,8 @@ func (c *cutter) pieces(segments []segment, unit []byte) []segment {
 	return segments
 }
 
-// join joins neighbours as long as that gains: in every pass each pair that gains more than the
-// pairs beside it.
+// join joins neighbours as long as that saves bytes. Each pass joins every pair that saves more
+// than the pairs beside it.
 func (c *cutter) join(segments []segment) []segment {
 	for {
 		joined := segments[:0]
@@ -121,7 +120,7 @@ func (c *cutter) join(segments []segment) []segment {
 	}
 }
 
-// weigh sets the gain of joining segment i with the next, −1 for the last.
+// weigh sets the gain of joining segment i with the next; −1 for the last.
 func (c *cutter) weigh(segments []segment, i int) {
 	s := &segments[i]
 	s.gain = -1
@@ -132,8 +131,9 @@ func (c *cutter) weigh(segments []segment, i int) {
 	}
 }
 
-// countBytes sets h to the histogram of p, and widens the range of the window. It counts in four
-// histograms, because to count the same value twice in a row is slow.
+// countBytes sets h to the histogram of p and widens the window's range. It counts in four
+// histograms in turn, because a counter that is incremented twice in a row makes the processor
+// wait.
 func (c *cutter) countBytes(h *histogram, p []byte) {
 	t := &c.partial
 	*t = [4]histogram{}
@@ -159,8 +159,8 @@ func (c *cutter) countBytes(h *histogram, p []byte) {
 	}
 }
 
-// countFew is countBytes for few bytes whose range is known, where adding four histograms would
-// take longer than counting.
+// countFew is countBytes for a few bytes whose range is known. Adding four histograms would take
+// longer than counting.
 func (c *cutter) countFew(h *histogram, p []byte) {
 	*h = histogram{}
 	for _, v := range p {
@@ -169,12 +169,12 @@ func (c *cutter) countFew(h *histogram, p []byte) {
 }
 
 const (
-	blockCost  = blockBytes + 5 + 6 + 1 + 4 // block header, literals header, jump table, sequences, ends of streams
+	blockCost  = blockBytes + 5 + 6 + 1 + 4 // headers of block and literals, jump table, sequences, ends of streams
 	logBits    = 16                         // logarithms are in units of 2^-16
 	logTableLn = 12                         // logarithms of numbers below 2^12 are in a table
 )
 
-// logs has log2(x), and weights x·log2(x), for x below 2^logTableLn.
+// logs holds log2(x), and weights x·log2(x), for x below 2^logTableLn.
 var logs, weights = func() (logs, weights [1 << logTableLn]uint32) {
 	for x := 1; x < len(logs); x++ {
 		l := math.Round(math.Log2(float64(x)) * (1 << logBits))
@@ -183,7 +183,7 @@ var logs, weights = func() (logs, weights [1 << logTableLn]uint32) {
 	return logs, weights
 }()
 
-// log2 is the logarithm of x > 0, rounded down to logTableLn bits.
+// log2 returns the logarithm of x > 0, with x rounded down to logTableLn bits.
 func log2(x uint32) uint64 {
 	if x < 1<<logTableLn {
 		return uint64(logs[x])
@@ -192,8 +192,9 @@ func log2(x uint32) uint64 {
 	return uint64(logs[x>>shift]) + uint64(shift)<<logBits
 }
 
-// cost estimates the bytes of a block for n bytes with the histogram a + b, and the kind of block
-// that takes them: the entropy, at least one bit for the most frequent value, and a table.
+// cost estimates the size of a block for n bytes with the histogram a + b, and the kind of block
+// that reaches it. A compressed block takes its entropy, with at least one bit for the most
+// frequent value, and its table.
 func (c *cutter) cost(a, b *histogram, n int) (cost, kind int) {
 	var weight uint64 // Σ x·log2(x)
 	distinct := 0
@@ -227,8 +228,8 @@ func (c *cutter) cost(a, b *histogram, n int) (cost, kind int) {
 	return cost, compressedBlock
 }
 
-// excess is the cost of the most frequent value beyond its entropy where that is less than the one
-// bit that it takes at least.
+// excess is the cost of the most frequent value beyond its entropy: a Huffman code spends at least
+// one bit on it.
 func excess(x, y []uint32, n int) uint64 {
 	var largest uint32
 	for v := range x {
@@ -241,5 +242,5 @@ func excess(x, y []uint32, n int) uint64 {
 	return uint64(largest) * (1<<logBits - min(1<<logBits, entropy))
 }
 
-// noCounts is the other histogram where there is only one.
+// noCounts is an empty histogram, the second argument of cost when there is only one.
 var noCounts histogram

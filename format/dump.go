@@ -13,12 +13,13 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// Dump explains every byte of a .lora file: its offset, its bytes in hex, and words. Lines that
-// begin with # explain the lines after them; the content of large blocks is shortened. Of a broken
-// file it writes the parts that it understands, from the beginning, with the errors where they are,
-// which it also returns. Checksums are checked, digests are not: see Verify. The manifest may have
-// as many bytes as for a reader by default. Memory is the manifest, two chunks, and 40 bytes per
-// chunk. Where the context ends, so does the dump, with its error.
+// Dump explains every byte of a .lora file: offset, bytes in hex, meaning. A line that begins with
+// # explains the lines after it. Long blocks are shortened.
+//
+// Dump writes as much of a broken file as it understands, with each error at its place; it returns
+// the errors too. It checks checksums but no digests: see Verify. The manifest may be as large as a
+// Reader allows by default. Dump needs memory for the manifest, two chunks, and 40 bytes per chunk.
+// It stops with the context's error when ctx ends.
 func Dump(ctx context.Context, w io.Writer, r io.ReaderAt, size int64) error {
 	out := bufio.NewWriter(w)
 	d := dumper{w: out, r: bufio.NewReaderSize(io.NewSectionReader(r, 0, size), firstReadBytes)}
@@ -33,14 +34,14 @@ type dumper struct {
 	errs []error
 }
 
-// Lines have lineBytes bytes; a field of more than wholeBytes is shortened to shortBytes.
+// A line shows lineBytes bytes. Of a field longer than wholeBytes, only shortBytes are shown.
 const (
 	lineBytes  = 16
 	shortBytes = 2 * lineBytes
 	wholeBytes = 512
 )
 
-// line writes a field that lies at d.off, and moves behind it. words may be empty.
+// line writes a field at d.off and advances d.off. The description may be empty.
 func (d *dumper) line(p []byte, format string, args ...any) {
 	words, shown := fmt.Sprintf(format, args...), p
 	if len(p) > wholeBytes {
@@ -57,7 +58,7 @@ func (d *dumper) line(p []byte, format string, args ...any) {
 	d.off += int64(len(p))
 }
 
-// note writes a line that belongs to no byte.
+// note writes a line of text without bytes.
 func (d *dumper) note(format string, args ...any) { fmt.Fprintf(d.w, "# "+format+"\n", args...) }
 
 // fail writes an error and keeps it.
@@ -99,7 +100,7 @@ func (d *dumper) file(ctx context.Context) {
 	d.tail(pro, ends)
 }
 
-// head writes the head.
+// head writes the head and returns what it says.
 func (d *dumper) head() (*prologue, error) {
 	p, err := appendN(nil, d.r, headBytes)
 	if err != nil && err != io.ErrUnexpectedEOF {
@@ -145,7 +146,7 @@ func (d *dumper) head() (*prologue, error) {
 	return pro, nil
 }
 
-// manifest writes the text of a manifest, one record a line.
+// manifest writes the text of a manifest, one record per line.
 func (d *dumper) manifest(text string) {
 	quoted, start := false, 0
 	for i := 0; i < len(text); i++ {
@@ -162,7 +163,7 @@ func (d *dumper) manifest(text string) {
 	d.note("%s", printable(text[start:]))
 }
 
-// printable escapes control sequences, which could drive a terminal.
+// printable escapes control characters, which could drive a terminal.
 func printable(text string) string {
 	var b strings.Builder
 	for _, r := range text {
@@ -205,7 +206,7 @@ func blobNames(m *Manifest, i int) string {
 
 var blockNames = []string{rawBlock: "raw", rleBlock: "RLE", compressedBlock: "compressed", reservedBlock: "reserved"}
 
-// frame writes as much of a data frame as there is.
+// frame writes a data frame, or as much of it as there is.
 func (d *dumper) frame(p []byte) {
 	take := func(n int64, format string, args ...any) bool {
 		whole := int64(len(p)) >= n
@@ -252,7 +253,7 @@ func (d *dumper) frame(p []byte) {
 	}
 }
 
-// literals describes the literals section that a compressed block begins with (RFC 8878, section
+// literals describes the literals section at the beginning of a compressed block (RFC 8878, section
 // 3.1.1.3.1).
 func literals(p []byte) string {
 	if len(p) < 5 {
@@ -271,7 +272,7 @@ func literals(p []byte) string {
 	return fmt.Sprintf("%s literals, %d bytes", name, n)
 }
 
-// tail writes the digests and the seek table; ends are where the frames of the chunks end.
+// tail writes the digests and the seek table. ends holds the offsets where the chunk frames end.
 func (d *dumper) tail(pro *prologue, ends []int64) {
 	c := pro.plan.chunks
 	p, err := appendN(nil, d.r, tailLen(c))

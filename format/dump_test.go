@@ -11,8 +11,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// TestDumpOfABrokenFileGoesAsFarAsItCan: the dump of every truncation has every byte that is there,
-// in order and without a gap, and ends with the error.
+// TestDumpOfABrokenFileGoesAsFarAsItCan: the dump of a truncated file shows every byte in order,
+// without a gap, and ends with the error.
 func TestDumpOfABrokenFileGoesAsFarAsItCan(t *testing.T) {
 	file, _ := written(t, example(), WriterOptions{})
 	for n := range len(file) {
@@ -46,7 +46,7 @@ func TestDumpOfABrokenFileGoesAsFarAsItCan(t *testing.T) {
 	}
 }
 
-// TestDumpEndsWithTheContext: between any two chunks.
+// TestDumpEndsWithTheContext: the context is checked between two chunks.
 func TestDumpEndsWithTheContext(t *testing.T) {
 	file, _ := written(t, example(), WriterOptions{})
 	testkit.EndsAnywhere(t, 2, 1, func(ctx context.Context) error {

@@ -10,23 +10,22 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// encoder appends canonical JSON: the manifest, and the content document, whose records are the
-// same.
+// encoder appends canonical JSON. The manifest and the content document share its records.
 type encoder struct {
 	buf []byte
-	// index appends what stands for tensor i: its position in the manifest, a description in the
-	// content document.
+	// index appends the JSON for tensor i: its position in a manifest, its description in a content
+	// document.
 	index func(dst []byte, i int) []byte
 	err   error // a value that the format cannot hold
 }
 
 func appendIndex(dst []byte, i int) []byte { return strconv.AppendInt(dst, int64(i), 10) }
 
-// encodeManifest returns the text of a manifest whose lists are sorted, tensors in storage order;
-// index appends the position of a tensor that layers refer to.
+// encodeManifest returns the text of a manifest. The lists are sorted and the tensors are in
+// storage order; index appends the position of a tensor that a layer refers to.
 func encodeManifest(m *Manifest, codings []coding, index func(dst []byte, i int) []byte) ([]byte, error) {
 	least := leastManifestBytes(m)
-	e := encoder{index: index, buf: make([]byte, 0, least+least/8)} // numbers take the rest
+	e := encoder{index: index, buf: make([]byte, 0, least+least/8)} // the slack is for numbers of more than one digit
 	e.text(`{"adapters":`)
 	list(&e, m.Adapters, e.adapter)
 	e.text(`,"attachments":`)
@@ -47,8 +46,8 @@ func encodeManifest(m *Manifest, codings []coding, index func(dst []byte, i int)
 	return e.buf, e.err
 }
 
-// leastManifestBytes is a lower bound of the length of the text that encodeManifest returns: names
-// as they are, and of every number one digit.
+// leastManifestBytes is a lower bound for the length of encodeManifest's text. It counts names
+// unescaped and numbers as one digit.
 func leastManifestBytes(m *Manifest) (n int64) {
 	for i := range m.Tensors {
 		t := &m.Tensors[i]
@@ -121,15 +120,15 @@ func (e *encoder) beside(b *Beside) {
 	e.text("}")
 }
 
-// text appends JSON as it is; it and the methods below return e, so that a record reads like its
-// table.
+// text appends JSON as it is. Like the methods below it returns e, so that the code of a record
+// reads like its table in the spec.
 func (e *encoder) text(s string) *encoder { e.buf = append(e.buf, s...); return e }
 
 func (e *encoder) str(s string) *encoder { e.buf = jsontext.AppendCanonical(e.buf, s); return e }
 
 func (e *encoder) integer(n int64) *encoder { e.buf = strconv.AppendInt(e.buf, n, 10); return e }
 
-// real appends a finite float64 in its only form.
+// real appends a finite float64 in its only form (spec section 7).
 func (e *encoder) real(x float64) *encoder {
 	if math.IsInf(x, 0) || math.IsNaN(x) {
 		e.err = broken(30, "alpha or scale is %v, want a finite number", x)

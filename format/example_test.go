@@ -17,7 +17,7 @@ import (
 )
 
 // trained is the state of a program in memory: an adapter for one module, with r = 2, m = 3 and n =
-// 4. To be a Source takes three methods.
+// 4. Three methods make it a Source.
 type trained struct{ a, b []float32 }
 
 func (t *trained) Manifest() *format.Manifest {
@@ -53,7 +53,7 @@ func adapter() format.Source {
 	return &trained{a: []float32{1, 2, 3, 4, 5, 6, 7, 8}, b: []float32{0.5, 0, 0, 0.5, 1, 1}}
 }
 
-// Write a file: anything that is a Source can be written, to anything that is an io.Writer.
+// Write a file. Any Source can be written to any io.Writer.
 func ExampleWrite() {
 	var file bytes.Buffer
 	sum, err := format.Write(context.Background(), &file, adapter(), format.WriterOptions{Tool: "example", Version: "1"})
@@ -67,7 +67,7 @@ func ExampleWrite() {
 	// content id 2d76d9aa9e452682ea8ce1312b1bbcdf0c4c66fab37c33e377e1d98943de6b78
 }
 
-// Read one layer: only the chunks that hold its tensors are read from the file and decoded.
+// Read one layer. Only the chunks that hold its tensors are read and decoded.
 func ExampleReader_oneLayer() {
 	r, err := format.Open(exampleFile())
 	if err != nil {
@@ -95,8 +95,7 @@ func ExampleReader_oneLayer() {
 	// q_proj.lora_A F32 [2 4] [1 2 3 4 5 6 7 8]
 }
 
-// listing is a Sink that prints its input. A dialect that can be written is a Sink that
-// stores it.
+// listing is a Sink that prints its input. The writer of a dialect is a Sink that stores it.
 type listing struct{ w io.Writer }
 
 func (l listing) Store(ctx context.Context, src format.Source) error {
@@ -112,7 +111,7 @@ func (l listing) Store(ctx context.Context, src format.Source) error {
 	return nil
 }
 
-// Convert: from any Source to any Sink.
+// Convert from any Source to any Sink.
 func ExampleCopy() {
 	src, err := format.Open(exampleFile())
 	if err != nil {
@@ -127,8 +126,8 @@ func ExampleCopy() {
 	// q_proj.lora_B F32 [3 2], begins with 00 00 00 3f
 }
 
-// Read from a pipe: bytes arrive in the order in which they are stored, and are good if the loop
-// ends without an error.
+// Read from a pipe. The bytes arrive in the order of the file. They are good if the loop ends
+// without an error.
 func ExampleStreamReader() {
 	f, err := os.Open(exampleFile())
 	if err != nil {
@@ -170,8 +169,7 @@ func exampleFile() string {
 	return path
 }
 
-// Make an adapter of values in memory: shapes follow from the rank, and whatever is wrong is an
-// error of Source.
+// Make an adapter from values in memory. Shapes follow from the rank. Source reports any mistake.
 func ExampleBuilder() {
 	b := format.NewBuilder("mine")
 	b.Linear("model.layers.0.self_attn.q_proj", 2, 0.5,
@@ -196,7 +194,7 @@ func ExampleBuilder() {
 	// lm_head.bias F64 [2] [0.25 0.75]
 }
 
-// Errors about input are an Error: the fault, the place, the rule, and the way out.
+// Wrong input gives an Error with the fault, the place, the rule and the next step.
 func ExampleError() {
 	file, err := os.ReadFile(exampleFile())
 	if err != nil {
@@ -212,6 +210,6 @@ func ExampleError() {
 	}
 	// Output:
 	// truncated R1 true
-	// the file does not end with a seek table: it is cut off at byte 541, or something follows
-	// hint: the file was not written or not downloaded whole; fetch it again
+	// the file does not end with a seek table: it was cut off at byte 541, or bytes were appended
+	// hint: the file was not written or downloaded completely; fetch it again
 }

@@ -9,22 +9,21 @@ import (
 )
 
 // Feature is something beyond s·B·A on a weight that an adapter requires. Dialects outside this
-// module may require others than those named here.
+// module may define more features than the ones below.
 type Feature string
 
-// The features that an adapter can require beyond s·B·A on a weight, as the dialects of this module
-// name them. A program that applies adapters must know each one that it finds, or refuse
-// (spec/FORMAT.md, R70).
+// The features that the dialects of this module know. A program that applies an adapter must know
+// every feature the adapter requires, or refuse it (spec/FORMAT.md, R70).
 const (
 	FeatureALoRA              Feature = "alora"
 	FeatureArrow              Feature = "arrow"
 	FeatureBDLoRA             Feature = "bdlora"
-	FeatureConfigField        Feature = "config-field" // a field of the configuration that nobody here knows
+	FeatureConfigField        Feature = "config-field" // a configuration field that this module does not know
 	FeatureConvolution        Feature = "convolution"
 	FeatureCorDA              Feature = "corda"
 	FeatureDoRA               Feature = "dora"
-	FeatureExpertFactors      Feature = "expert-factors" // three dimensions: factors for each of several experts
-	FeatureEmptyTensor        Feature = "empty-tensor"   // a tensor without elements, which stands for one that was elsewhere
+	FeatureExpertFactors      Feature = "expert-factors" // factors of three dimensions, one for each expert
+	FeatureEmptyTensor        Feature = "empty-tensor"   // a tensor without elements, written in place of one that another process held
 	FeatureExperts            Feature = "experts"
 	FeatureFactorShape        Feature = "factor-shape"
 	FeatureKaSA               Feature = "kasa"
@@ -44,18 +43,18 @@ const (
 	FeatureQALoRA             Feature = "qalora"
 	FeatureRankMismatch       Feature = "rank-mismatch"
 	FeatureSeveralNames       Feature = "several-names"
-	FeatureStrayTensor        Feature = "stray-tensor" // a tensor of the base that the configuration does not say is saved
+	FeatureStrayTensor        Feature = "stray-tensor" // a tensor of the base that the configuration does not list as saved
 	FeatureTokenIndices       Feature = "token-indices"
 	FeatureTwice              Feature = "twice" // two tensors for one factor of one module
-	FeatureUndo               Feature = "undo"  // it is the undo record of a merge (spec/UNDO.md)
+	FeatureUndo               Feature = "undo"  // the adapter is the undo record of a merge (spec/UNDO.md)
 	FeatureUnknownTensor              = "unknown-tensor"
 	FeatureVeLoRA                     = "velora"
-	FeatureWeightTying                = "weight-tying" // Δ of an embedding is meant for the output head that is tied to it, too
+	FeatureWeightTying                = "weight-tying" // the update of an embedding also applies to the output head tied to it
 )
 
-// MergedLinear is the requirement of an adapter of MergedLinear (loralib, and PEFT before 0.3),
-// where one weight holds several projections, one below the other. projections says, as a JSON list
-// of booleans, which of them are adapted.
+// MergedLinear returns the requirement of an adapter made by MergedLinear (loralib, and PEFT before
+// 0.3), where one weight stacks several projections. projections is a JSON list of booleans: which
+// of them the adapter changes.
 func MergedLinear(projections []byte) Requirement {
 	var list bytes.Buffer
 	if json.Compact(&list, projections) != nil {
@@ -64,8 +63,8 @@ func MergedLinear(projections []byte) Requirement {
 	return Requirement{Feature: FeatureMergedLinear, Where: "enable_lora = " + list.String()}
 }
 
-// Projections is the inverse of [MergedLinear]: which projections of the weight are adapted. It is
-// empty where the requirement does not say it.
+// Projections returns which projections of the weight the adapter changes; see [MergedLinear]. It
+// is empty if the requirement does not say.
 func (r Requirement) Projections() (adapted []bool) {
 	_, list, _ := strings.Cut(r.Where, "=")
 	if r.Feature != FeatureMergedLinear || jsontext.Decode([]byte(list), &adapted) != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// sources are adapters of all sorts; chunks are 64 KiB where they are written.
+// sources are adapters of all sorts; the tests write them with chunks of 64 KiB.
 func sources() map[string]*memory {
 	return map[string]*memory{
 		"rich":  rich(),
@@ -27,7 +27,7 @@ func sources() map[string]*memory {
 
 var smallChunks = WriterOptions{ChunkLog2: minChunkLog2}
 
-func TestWhatIsWrittenIsRead(t *testing.T) {
+func TestWrittenFilesReadBack(t *testing.T) {
 	for name, src := range sources() {
 		t.Run(name, func(t *testing.T) {
 			file, sum := written(t, src, smallChunks)
@@ -92,7 +92,7 @@ func orEmpty(m map[string]string) map[string]string {
 	return m
 }
 
-// blobName is a name for a blob that is unique in a bundle.
+// blobName returns a name for a blob that is unique in a bundle.
 func blobName(m *Manifest, i int) string {
 	if i >= len(m.Tensors) {
 		return "attachment " + m.Attachments[i-len(m.Tensors)].Name
@@ -132,7 +132,7 @@ func TestTheBytesDoNotDependOnWorkersOrOrder(t *testing.T) {
 	}
 }
 
-// shuffled is src with every list in another order.
+// shuffled returns src with every list in another order.
 func shuffled(src *memory) *memory {
 	rng := rand.New(rand.NewPCG(5, 5))
 	out := &memory{manifest: src.manifest}
@@ -280,7 +280,7 @@ func (c *countingReader) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-func TestPinnedFilesAreHeldAgainstTheirDigests(t *testing.T) {
+func TestPinnedFilesAreCheckedAgainstTheirDigests(t *testing.T) {
 	file, sum := written(t, plain(dtype.F32, 1, 64, 2, 1), WriterOptions{})
 	if _, err := NewReader(bytes.NewReader(file), int64(len(file)), ReaderOptions{FileID: sum.ContentID}); !errors.Is(err, ErrMismatch) {
 		t.Errorf("NewReader with another id = %v, want a mismatch", err)

@@ -7,9 +7,9 @@ import (
 )
 
 // This file walks data frames (spec section 5) without decoding them. A general zstd decoder
-// accepts several frames, skippable frames and empty input where one frame is due; what has passed
-// a walk is one frame with the right content size, that fills its bytes and whose blocks are as
-// large as they may be.
+// accepts several frames, skippable frames and empty input where one frame belongs. A frame that
+// passes the walk is a single frame: it has the right content size, fills its bytes, and no block
+// exceeds the limit.
 
 const (
 	frameDescriptor = 0x24 // single segment, checksum, no dictionary
@@ -28,7 +28,7 @@ const (
 	reservedBlock
 )
 
-// sizeWidth is the width of the content size field under a frame descriptor.
+// sizeWidth returns the width of the content size field, in bytes.
 func sizeWidth(descriptor byte) int { return 1 << (descriptor >> 6) }
 
 // contentSize reads a content size field of 1, 2, 4 or 8 bytes.
@@ -62,20 +62,20 @@ func parseBlock(p []byte) block {
 	return b
 }
 
-// walker goes through the headers of one frame. Errors are at the offset in the file that off, of
-// the frame, leads to.
+// walker steps through the headers of one frame. off is where the frame lies in the file, so that
+// errors give offsets in the file.
 type walker struct {
-	off   int64 // of the frame in the file
-	n     int64 // the decoded length known beforehand
+	off   int64 // of the frame, in the file
+	n     int64 // the decoded length, known beforehand
 	pos   int64 // in the frame
 	known int64 // decoded bytes of the raw and RLE blocks so far
 	last  bool
 }
 
-// prefix checks magic and descriptor, and returns the width of the content size.
+// prefix checks magic and descriptor and returns the width of the content size field.
 func (w *walker) prefix(p []byte) (width int, err error) {
 	if magic := le.Uint32(p); magic != frameMagic {
-		return 0, broken(10, "a frame with magic %08x, want %08x", magic, uint32(frameMagic)).At(w.off)
+		return 0, broken(10, "the frame has magic %08x, want %08x", magic, uint32(frameMagic)).At(w.off)
 	}
 	if p[4]&descriptorMask != frameDescriptor {
 		return 0, broken(11, "frame descriptor %02x, want single segment, checksum and no dictionary", p[4]).At(w.off + 4)
@@ -87,38 +87,38 @@ func (w *walker) prefix(p []byte) (width int, err error) {
 // content checks the content size.
 func (w *walker) content(field []byte) error {
 	if n := contentSize(field); n != uint64(w.n) {
-		return broken(12, "the frame has content size %d, want %d", n, w.n).At(w.off + prefixBytes)
+		return broken(12, "the content size of the frame is %d, want %d", n, w.n).At(w.off + prefixBytes)
 	}
 	w.pos += int64(len(field))
 	return nil
 }
 
-// block checks a block header and moves behind the block.
+// block checks a block header and moves past the block.
 func (w *walker) block(p []byte) (block, error) {
 	b := parseBlock(p)
 	limit := min(w.n, maxBlockBytes)
 	switch {
 	case b.kind == reservedBlock:
-		return b, broken(13, "a block of the reserved type 3").At(w.off + w.pos)
+		return b, broken(13, "a block has the reserved type 3").At(w.off + w.pos)
 	case b.size > limit:
-		return b, broken(13, "a block of %d bytes, the limit is %d", b.size, limit).At(w.off + w.pos)
+		return b, broken(13, "a block has %d bytes, the limit is %d", b.size, limit).At(w.off + w.pos)
 	case b.kind != compressedBlock:
 		w.known += b.size
 	}
 	if w.known > w.n {
-		return b, broken(14, "the blocks have more than the %d bytes of the content size", w.n).At(w.off + w.pos)
+		return b, broken(14, "the blocks hold more than the %d bytes of the content size", w.n).At(w.off + w.pos)
 	}
 	w.pos += blockBytes + b.stored
 	w.last = b.last
 	return b, nil
 }
 
-// walkFrame checks R10 to R15 for a frame, as far as that is possible without decoding it: p is all
-// of its stored bytes, which lie at off in the file, and n the decoded length known beforehand.
+// walkFrame checks R10 to R15 for a frame, as far as possible without decoding it. p holds all its
+// stored bytes, which begin at off in the file; n is its decoded length, known beforehand.
 func walkFrame(p []byte, off, n int64) error {
 	w := walker{off: off, n: n}
 	short := func(what string) error {
-		return broken(15, "the frame takes more than its %d stored bytes: they end inside %s", len(p), what).At(off + int64(len(p)))
+		return broken(15, "the frame is longer than its %d stored bytes, which end inside %s", len(p), what).At(off + int64(len(p)))
 	}
 	header := func(rule int, field string) error {
 		return broken(rule, "the frame has %d stored bytes, which end before its %s", len(p), field).At(off)
@@ -154,21 +154,21 @@ func walkFrame(p []byte, off, n int64) error {
 	case rest < checksumBytes:
 		return short("the checksum")
 	case rest > checksumBytes:
-		return broken(15, "%d bytes follow the frame within its %d stored bytes", rest-checksumBytes, len(p)).At(off + w.pos + checksumBytes)
+		return broken(15, "%d of the %d stored bytes follow the end of the frame", rest-checksumBytes, len(p)).At(off + w.pos + checksumBytes)
 	}
 	return nil
 }
 
-// readFrame reads from r the frame that lies at off in the file, decodes to n bytes and whose
-// length is not known yet. It appends to dst[:0], whose capacity it need not exceed if that is
-// bound(n). With an error it returns the bytes read so far.
+// readFrame reads a frame of unknown length from r. The frame begins at off in the file and decodes
+// to n bytes. readFrame appends to dst[:0]; a capacity of bound(n) is always enough. With an error
+// it returns the bytes read so far.
 func readFrame(r io.Reader, dst []byte, off, n int64) ([]byte, error) {
 	w := walker{off: off, n: n}
 	p := dst[:0]
 	more := func(k int64) ([]byte, error) {
 		at := len(p)
 		if int64(at)+k > bound(n) {
-			return nil, broken(16, "the frame takes more than %d bytes, which is enough for %d", bound(n), n).At(off)
+			return nil, broken(16, "the frame has more than %d bytes, the limit for a content of %d", bound(n), n).At(off)
 		}
 		var err error
 		p, err = appendN(p, r, k)
@@ -207,9 +207,9 @@ func readFrame(r io.Reader, dst []byte, off, n int64) ([]byte, error) {
 	return p, err
 }
 
-// appendN appends n bytes from r to p. Where p has no room it grows with the arriving bytes, so
-// that a length that is a lie costs no more memory than twice the bytes behind it. At the end of r
-// the error is io.ErrUnexpectedEOF, and the bytes that came are appended.
+// appendN appends n bytes from r to p. A p without enough room grows as bytes arrive, so a false
+// length costs at most twice the memory of the bytes really there. If r ends early the error is
+// io.ErrUnexpectedEOF and the bytes before the end are appended.
 func appendN(p []byte, r io.Reader, n int64) ([]byte, error) {
 	const step = 64 << 10
 	for n > 0 {
@@ -231,8 +231,7 @@ func appendN(p []byte, r io.Reader, n int64) ([]byte, error) {
 	return p, nil
 }
 
-// cutOff makes of the end of a reader the error for a truncated file; other errors stay as they
-// are.
+// cutOff replaces the end of a reader by the error for a truncated file. Other errors stay.
 func cutOff(err error, at int64, where string) error {
 	if err != io.ErrUnexpectedEOF && err != io.EOF {
 		return err
@@ -241,7 +240,7 @@ func cutOff(err error, at int64, where string) error {
 	return e.WithHint(hintRefetch)
 }
 
-// about puts the subject of an error in front of its message.
+// about puts the subject of an error before its message.
 func about(err error, what string) error {
 	if e, ok := err.(*fault.Error); ok {
 		e.Msg = what + ": " + e.Msg

@@ -13,19 +13,20 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// The properties: no input makes a reader panic or take more memory than it promises, and
-// everything accepted can be written again with the same content. In half of the runs the checksums
-// and digests of the mutated file are set right first, or everything would end there.
+// The properties: no input makes a reader panic or use more memory than it promises, and everything
+// accepted can be written again with the same content. In half of the runs the test first corrects
+// the checksums and digests of the mutated file, because otherwise almost every run would end at
+// them.
 
-// fuzzOptions keep a run short; memory is measured against them.
+// fuzzOptions keep a run short. Memory is measured against them.
 var fuzzOptions = ReaderOptions{MaxManifestBytes: 1 << 18, MaxRawBytes: 1 << 18, Workers: 2}
 
-// promised is the memory that putting a file of n bytes through every reader may take, in all and
-// not at once: buffers and decoders of each, and a multiple of the manifest, which may be many
-// times as large as its frame.
+// promised is the total memory that a file of n bytes may take in all readers, one after the other:
+// buffers and decoders of each, and a multiple of the manifest, which can be many times as large as
+// its frame.
 func promised(n int) uint64 { return uint64(64*n) + 48<<20 }
 
-// allocated runs f and returns how many bytes were allocated meanwhile.
+// allocated runs f and returns how many bytes it allocated.
 func allocated(f func()) uint64 {
 	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
 	metrics.Read(sample)
@@ -129,7 +130,7 @@ func FuzzFrame(f *testing.F) {
 	})
 }
 
-// largestSeed leaves out the vectors that are about size: they slow every run down.
+// largestSeed excludes the vectors about size, which slow every run down.
 const largestSeed = 2048
 
 func FuzzFile(f *testing.F) {
@@ -174,7 +175,7 @@ func FuzzFile(f *testing.F) {
 	})
 }
 
-// exercise puts a file through everything that reads one, and returns the answer of Verify.
+// exercise puts a file through every reader and returns Verify's result.
 func exercise(t *testing.T, p []byte) (id string, verified error) {
 	sum, verified := Verify(context.Background(), bytes.NewReader(p), int64(len(p)), fuzzOptions)
 	s, err := NewStreamReader(bytes.NewReader(p), fuzzOptions)
@@ -199,7 +200,7 @@ func exercise(t *testing.T, p []byte) (id string, verified error) {
 		}
 		r.Close()
 	}
-	if len(p) < 4096 { // the dump of a file is many times as long
+	if len(p) < 4096 { // a dump is many times as long as its file
 		if err := Dump(t.Context(), io.Discard, bytes.NewReader(p), int64(len(p))); (err != nil) && verified == nil {
 			t.Errorf("Dump finds %v in a file that Verify accepts", err)
 		}
@@ -210,8 +211,8 @@ func exercise(t *testing.T, p []byte) (id string, verified error) {
 	return id, verified
 }
 
-// repaired sets checksums, lengths and digests of a file right, as far as its structure can be
-// found.
+// repaired corrects the checksums, lengths and digests of a file, as far as its structure can be
+// recognised.
 func repaired(p []byte) []byte {
 	h, err := parseHead(p, fuzzOptions.MaxManifestBytes)
 	if err != nil || h.frameBytes() > int64(len(p)) {

@@ -26,7 +26,7 @@ func (m *memory) ReadBlobAt(p []byte, i int, off int64) error {
 	return nil
 }
 
-// tensor adds a tensor and returns its index. Attachments are added last.
+// tensor adds a tensor and returns its index. Attachments come after all tensors.
 func (m *memory) tensor(name string, t dtype.Type, p []byte, shape ...uint64) int {
 	m.manifest.Tensors = append(m.manifest.Tensors, Tensor{Name: name, DType: t, Shape: shape})
 	m.blobs = append(m.blobs, p)
@@ -47,7 +47,7 @@ func floats(rng *rand.Rand, t dtype.Type, n int, sigma float64) []byte {
 	return p
 }
 
-// plain is an adapter with the given number of linear layers of rank r on n×n modules.
+// plain returns an adapter with the given number of linear layers of rank r on n×n modules.
 func plain(t dtype.Type, layers, n, r int, seed uint64) *memory {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	m := &memory{}
@@ -66,7 +66,7 @@ func plain(t dtype.Type, layers, n, r int, seed uint64) *memory {
 	return m
 }
 
-// rich has everything that a manifest can have, in an order that no file has it in.
+// rich uses every feature of a manifest, in an order in which no file has it.
 func rich() *memory {
 	rng := rand.New(rand.NewPCG(9, 9))
 	m := &memory{}

@@ -10,19 +10,19 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// scanner reads the canonical JSON of a manifest (spec section 6) and checks while it reads: a text
-// that it goes through without an error is the only form of its content. The first error stays, and
-// ends everything that follows; values read after it are zero.
+// scanner reads the canonical JSON of a manifest (spec section 6) and checks it at the same time: a
+// text it reads without an error is the only form of its content. The first error sticks; values
+// read after it are zero.
 type scanner struct {
 	*jsontext.Scanner
-	newer bool // the file has a later minor version: members that no table lists are ignored
+	newer bool // the file has a later minor version: unknown members are ignored
 	notes []string
 }
 
 // maxNotes bounds a scanner's notes on ignored members.
 const maxNotes = 16
 
-// textRules are the rules of the specification that a text breaks with a problem.
+// textRules maps a problem of the text to the rule it breaks.
 var textRules = map[jsontext.Problem]int{
 	jsontext.Encoding: 18, jsontext.Syntax: 19, jsontext.Space: 20, jsontext.Order: 21, jsontext.Text: 22,
 	jsontext.Number: 23, jsontext.Range: 24, jsontext.Depth: 25, jsontext.Type: 28,
@@ -34,7 +34,7 @@ func newScanner(text string, newer bool) *scanner {
 	return s
 }
 
-// err is the first error, with the rule that the text breaks.
+// err returns the first error with its rule.
 func (s *scanner) err() error {
 	var e *jsontext.Error
 	if errors.As(s.Err(), &e) {
@@ -43,10 +43,10 @@ func (s *scanner) err() error {
 	return s.Err()
 }
 
-// ok reports whether there is no error so far.
+// ok reports whether no error has occurred yet.
 func (s *scanner) ok() bool { return s.Err() == nil }
 
-// fail notes the first error, with its position in the text.
+// fail records the first error with its position in the text.
 func (s *scanner) fail(rule, at int, format string, args ...any) {
 	if s.ok() {
 		s.Fail(inManifest(rule, at, format, args...))
@@ -54,12 +54,12 @@ func (s *scanner) fail(rule, at int, format string, args ...any) {
 }
 
 func inManifest(rule, at int, format string, args ...any) *fault.Error {
-	return broken(rule, "manifest, at its byte %d: %s", at, fmt.Sprintf(format, args...))
+	return broken(rule, "byte %d of the manifest: %s", at, fmt.Sprintf(format, args...))
 }
 
-// record iterates over the members of an object whose table lists members, in ascending order;
-// those that end in ? may be missing. Every member that is there is yielded and no other: what the
-// table does not list is an error, or ignored in a file of a later minor version.
+// record iterates over the members of an object. members lists the members of its table in the
+// spec, ascending; a ? marks an optional one. record yields every listed member that is present. An
+// unlisted member is an error, or is ignored in a file of a later minor version.
 func (s *scanner) record(what string, members ...string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		start, due, missing := s.Pos(), 0, ""
@@ -85,21 +85,21 @@ func (s *scanner) record(what string, members ...string) iter.Seq[string] {
 			}
 			s.ignore(what, key, at)
 		}
-		// Only the end tells a member that is missing from one that is out of order.
+		// Only at the end is it clear whether a member is missing or out of order.
 		if skip(func(string) bool { return false }); missing != "" {
-			s.fail(26, start, "%s without member %q", what, missing)
+			s.fail(26, start, "%s lacks member %q", what, missing)
 		}
 	}
 }
 
-// ignore skips a member that the table of a record does not list, if that is allowed.
+// ignore skips an unlisted member, if that is allowed.
 func (s *scanner) ignore(what, key string, at int) {
 	if !s.newer {
-		s.fail(27, at, "%s with unknown member %q", what, key)
+		s.fail(27, at, "%s has the unknown member %q", what, key)
 		return
 	}
 	if len(s.notes) < maxNotes {
-		s.notes = append(s.notes, fmt.Sprintf("%s: member %q belongs to a later version and is ignored", what, key))
+		s.notes = append(s.notes, fmt.Sprintf("%s: ignored member %q, which belongs to a later version", what, key))
 	}
 	s.Skip()
 }

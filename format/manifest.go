@@ -9,17 +9,17 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// This file reads the records of the manifest (spec section 7), one function for each table.
-// Members come in ascending order, so a record is read as its table stands there.
+// This file reads the records of the manifest (spec section 7), one function per table. Members
+// arrive in ascending order, so each function reads like its table.
 
-// parseManifest reads and proves a manifest. newer says that the file has a later minor version
-// than this reader knows. The result shares memory with text.
+// parseManifest reads and checks a manifest. newer says that the file has a later minor version
+// than this reader. The result shares memory with text.
 func parseManifest(text string, newer bool) (*Manifest, []coding, error) {
 	s := newScanner(text, newer)
 	switch c := s.Next(); c {
-	case '{', ' ', '\t', '\n', '\r': // white space has a rule of its own
+	case '{', ' ', '\t', '\n', '\r': // white space has its own rule
 	default:
-		s.fail(19, 0, "the manifest begins with %q, want an object", c)
+		s.fail(19, 0, "the manifest begins with %q, want {", c)
 		return nil, nil, s.err()
 	}
 	m, codings := s.manifest()
@@ -213,14 +213,14 @@ func (s *scanner) layer() (l Layer) {
 	return l
 }
 
-// onlyFor checks members that a table lists only for some records: wanted must be there, unlisted
-// must not.
+// onlyFor checks members that a table lists only for some records: wanted must be present, unlisted
+// must be absent.
 func (s *scanner) onlyFor(at int, what, wanted, unlisted string, hasWanted, hasUnlisted bool) {
 	if wanted != "" && !hasWanted {
-		s.fail(26, at, "%s without member %q", what, wanted)
+		s.fail(26, at, "%s lacks member %q", what, wanted)
 	}
 	if hasUnlisted && !s.newer {
-		s.fail(27, at, "%s with member %q", what, unlisted)
+		s.fail(27, at, "%s has member %q", what, unlisted)
 	}
 }
 
@@ -304,7 +304,7 @@ func (s *scanner) attachment() (a Attachment) {
 
 // The types of values.
 
-// name reads a name.
+// name reads a name (R31, R32).
 func (s *scanner) name() string {
 	at := s.Pos()
 	name := s.Str()
@@ -326,20 +326,20 @@ func (s *scanner) checkName(at int, name string) {
 		return
 	}
 	if name == "" {
-		s.fail(31, at, "an empty name")
+		s.fail(31, at, "the name is empty")
 	}
 	for i := range len(name) {
 		if name[i] < 0x20 || name[i] == 0x7f {
-			s.fail(31, at, "a name with the control character %q", name[i])
+			s.fail(31, at, "the name contains the control character %q", name[i])
 			break
 		}
 	}
 	if len(name) > MaxNameBytes {
-		s.fail(32, at, "a name of %d bytes, the limit is %d", len(name), MaxNameBytes)
+		s.fail(32, at, "the name has %d bytes, the limit is %d", len(name), MaxNameBytes)
 	}
 }
 
-// count reads an integer that is not negative.
+// count reads a non-negative integer.
 func (s *scanner) count() int64 {
 	at := s.Pos()
 	n := s.Integer()
@@ -349,11 +349,10 @@ func (s *scanner) count() int64 {
 	return n
 }
 
-// index reads the position of a tensor; whether there is such a tensor is not known yet.
+// index reads the position of a tensor. validate checks later that the tensor exists.
 func (s *scanner) index() int { return int(min(s.count(), math.MaxInt32)) }
 
-// counts reads an array of counts, at most as many dimensions as a tensor may have where limit says
-// so. Its memory is found by counting commas.
+// counts reads an array of at most limit counts. It allocates once: the commas give the length.
 func (s *scanner) counts(limit int) []int64 {
 	var list []int64
 	start := s.Pos()
@@ -381,7 +380,7 @@ func (s *scanner) real() float64 {
 	digits := s.Str()
 	x, ok := parseHexReal(digits)
 	if !ok && s.ok() {
-		s.fail(30, at, "real %q, want a finite number that is no integer, as 16 lowercase hex digits", digits)
+		s.fail(30, at, "real %q, want 16 lowercase hex digits for a finite number that is not an integer", digits)
 	}
 	return x
 }
@@ -396,7 +395,7 @@ func parseHexReal(digits string) (float64, bool) {
 	return x, !integer && !math.IsInf(x, 0) && !math.IsNaN(x)
 }
 
-// asInteger returns x as an integer that the manifest can hold, if x is one.
+// asInteger returns x as an integer, if it is one that the manifest can hold.
 func asInteger(x float64) (int64, bool) {
 	if math.Abs(x) > maxInteger || x != math.Trunc(x) {
 		return 0, false
@@ -417,7 +416,7 @@ func isLowerHex(digits string) bool {
 	return strings.Trim(digits, "0123456789abcdef") == ""
 }
 
-// texts reads an object of names and strings, which value reads.
+// texts reads an object whose values are strings; value reads each string.
 func (s *scanner) texts(value func(*scanner) string) map[string]string {
 	m := make(map[string]string)
 	for at, key := range s.Object() {
@@ -453,9 +452,9 @@ func oneOf[T ~string](s *scanner, what string, values ...T) T {
 	return ""
 }
 
-// ascending checks that a list goes on in its order.
+// ascending checks that a list continues in ascending order.
 func (s *scanner) ascending(at int, what string, ok bool, key string) {
 	if !ok && s.ok() {
-		s.fail(33, at, "%s %q is not behind the one before it, want ascending order", what, key)
+		s.fail(33, at, "%s %q is out of order, want strictly ascending order", what, key)
 	}
 }

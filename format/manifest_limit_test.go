@@ -19,8 +19,8 @@ func (s *many) Manifest() *format.Manifest          { return &s.manifest }
 func (s *many) ReadBlobAt([]byte, int, int64) error { return nil }
 func (s *many) Close() error                        { return nil }
 
-// TestWritersStayWithinTheLimitOfReaders: by default no file is written that a reader with defaults
-// refuses, and a writer that is given a larger limit writes one for a reader that is given it, too.
+// TestWritersStayWithinTheLimitOfReaders: with default options, Write writes no file that a default
+// reader refuses. With a larger limit it writes a file for readers with that limit.
 func TestWritersStayWithinTheLimitOfReaders(t *testing.T) {
 	src := new(many)
 	adapter := format.Adapter{Dialect: "peft", Method: "lora"}
@@ -58,8 +58,8 @@ func TestWritersStayWithinTheLimitOfReaders(t *testing.T) {
 	}
 }
 
-// TestWritersRefuseALargeManifestBeforeTheWork: names and numbers alone tell that the manifest is
-// above the limit. The bound is not above the exact size, and not far below it.
+// TestWritersRefuseALargeManifestBeforeTheWork: names and numbers alone show that the manifest
+// exceeds the limit. The estimate is at most the exact size, and not far below it.
 func TestWritersRefuseALargeManifestBeforeTheWork(t *testing.T) {
 	src := new(many)
 	adapter := format.Adapter{Dialect: "peft", Method: "lora"}
@@ -79,7 +79,7 @@ func TestWritersRefuseALargeManifestBeforeTheWork(t *testing.T) {
 	}
 	src.manifest.Adapters = []format.Adapter{adapter}
 	refused := func(limit int64) error { return format.WriterOptions{MaxManifestBytes: limit}.Check(&src.manifest) }
-	var enough int64 // the first power of two that Write keeps
+	var enough int64 // the first power of two that is enough for Write
 	for limit := int64(1); enough == 0; limit *= 2 {
 		_, err := format.Write(t.Context(), new(bytes.Buffer), src, format.WriterOptions{MaxManifestBytes: limit})
 		switch {

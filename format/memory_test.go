@@ -8,8 +8,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// zeros is a source of one adapter with n bytes of zeros in tensors of 16 MiB, which takes no
-// memory.
+// zeros is a source of one adapter with n bytes of zeros in tensors of 16 MiB. It needs no memory
+// for them.
 type zeros struct{ manifest Manifest }
 
 func newZeros(n int) *zeros {
@@ -27,8 +27,8 @@ func (z *zeros) Manifest() *Manifest                       { return &z.manifest 
 func (z *zeros) Close() error                              { return nil }
 func (z *zeros) ReadBlobAt(p []byte, _ int, _ int64) error { clear(p); return nil }
 
-// TestMemoryDoesNotGrowWithTheData has 64 MiB of zeros, which are a legitimate file of few bytes:
-// everything that is ever allocated for them is a fraction of their size.
+// TestMemoryDoesNotGrowWithTheData reads 64 MiB of zeros from a legitimate file of a few bytes. All
+// allocations together are a fraction of that size.
 func TestMemoryDoesNotGrowWithTheData(t *testing.T) {
 	const n, limit = 64 << 20, 20 << 20
 	var file bytes.Buffer
@@ -81,7 +81,7 @@ func TestMemoryDoesNotGrowWithTheData(t *testing.T) {
 	}
 }
 
-// TestALyingHeadCostsNothing: lengths are claims.
+// TestALyingHeadCostsNothing: a length in a file is a claim, and buys no memory.
 func TestALyingHeadCostsNothing(t *testing.T) {
 	p := appendHead(nil, head{chunkLog2: 24, manifestBytes: 16 << 20}, nil)
 	le.PutUint32(p[4:], uint32(headBytes-skipBytes+16<<20))

@@ -60,7 +60,7 @@ func TestReadersShareAFile(t *testing.T) {
 	}
 }
 
-// failing fails at every read after the first n.
+// failing is a reader that fails at every read after the first n.
 type failing struct {
 	io.ReaderAt
 	left atomic.Int64
@@ -145,7 +145,7 @@ func TestAVisitorCanEndAStream(t *testing.T) {
 	}
 }
 
-// TestFingerprint has the values of sha256sum.
+// TestFingerprint has values from sha256sum.
 func TestFingerprint(t *testing.T) {
 	for _, c := range []struct {
 		dtype dtype.Type

@@ -6,20 +6,19 @@ import (
 	"strings"
 )
 
-// This file chooses the order in which a file holds things: the lists of the manifest as R33 wants
-// them, and the tensors by dtype, all A before all B before the rest, because chunks of one kind
-// compress better, then by adapter, module and role. It depends on the content alone, not on the
-// order of the source.
+// This file puts the contents of a file in order, whatever the order of the source: the lists of
+// the manifest as R33 requires, the tensors by dtype, then all A, all B and the rest, then by
+// adapter, module and role. Tensors of one kind side by side compress better.
 
-// arranged is a manifest in the order of a file.
+// arranged is a manifest in the order of the file.
 type arranged struct {
 	manifest *Manifest
 	codings  []coding
-	source   []int // of each blob of the file, the source's number
+	source   []int // for each blob of the file, its index in the source
 }
 
-// arrange puts a manifest in order. Records that are the same requirement become one. The result is
-// proven as that of a file would be; text is its canonical form.
+// arrange puts a manifest in order and drops repeated requirements. It checks the result as if it
+// came from a file; text is its canonical form.
 func arrange(m *Manifest) (a *arranged, text []byte, err error) {
 	if m == nil {
 		return nil, nil, noManifest()
@@ -71,8 +70,8 @@ func arrange(m *Manifest) (a *arranged, text []byte, err error) {
 	if text, err = encodeManifest(&out, a.codings, index); err != nil {
 		return nil, nil, err
 	}
-	// Reading the text back proves it by the rules that every reader applies, and numbers the
-	// tensors by their positions.
+	// Reading the text back checks it by the rules of every reader, and numbers the tensors by
+	// their new positions.
 	if a.manifest, _, err = parseManifest(string(text), false); err != nil {
 		return nil, nil, err
 	}
@@ -81,13 +80,13 @@ func arrange(m *Manifest) (a *arranged, text []byte, err error) {
 
 // place is the sort key of a tensor.
 type place struct {
-	tensor       int // the source's number
-	rank         int // dtype and group
+	tensor       int // index in the source
+	rank         int // order of dtype and group
 	adapter      int
 	module, role string
 }
 
-// storageOrder returns the source's numbers of the tensors in the order of the file. The adapters
+// storageOrder returns the tensors' indices in the source, in the order of the file. The adapters
 // of m are sorted.
 func storageOrder(m *Manifest) ([]int, error) {
 	places := make([]place, len(m.Tensors))
@@ -96,7 +95,7 @@ func storageOrder(m *Manifest) ([]int, error) {
 	}
 	refer := func(i, adapter int, module, role string, group int) error {
 		if i < 0 || i >= len(places) {
-			return broken(45, "adapter %q: index %d of %d tensors", m.Adapters[adapter].Name, i, len(places))
+			return broken(45, "adapter %q: tensor index %d, want less than %d", m.Adapters[adapter].Name, i, len(places))
 		}
 		if places[i].adapter >= 0 {
 			return broken(46, "adapter %q: tensor %d, %q, is referred to twice", m.Adapters[adapter].Name, i, m.Tensors[i].Name)
@@ -138,7 +137,7 @@ func storageOrder(m *Manifest) ([]int, error) {
 	return order, nil
 }
 
-// groupOf orders the tensors of a layer: A, B, the rest.
+// groupOf sorts the tensors of a layer: A first, then B, then the rest.
 func groupOf(role Role) int {
 	switch role {
 	case RoleA:

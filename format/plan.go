@@ -12,32 +12,31 @@ type coding uint8
 
 const (
 	raw    coding = iota // as they are
-	planes               // sign moved down, one plane per byte of the element
+	planes               // sign moved to the lowest bit, then one plane per byte of the element
 )
 
 var codingNames = []string{raw: "raw", planes: "planes"}
 
-// run is consecutive tensors with the same dtype and coding, or the attachments; a plan has no runs
-// of no bytes.
+// run is a sequence of tensors with the same dtype and coding, or all attachments. A plan has no
+// empty runs.
 type run struct {
-	dtype  dtype.Type // Invalid for the attachments
+	dtype  dtype.Type // dtype.Invalid for the attachments
 	coding coding
-	off, n int64 // raw bytes, counted from the first of the file
+	off, n int64 // raw bytes; off counts from the first raw byte of the file
 	first  int64 // its first chunk
 }
 
-// plan says where the bytes of a file lie (spec section 8). It follows from the manifest alone.
+// plan is the layout of a file (spec section 8), which follows from the manifest alone.
 type plan struct {
 	chunkBytes int64
 	runs       []run
-	blobs      []int64 // where each blob begins, counted from the first raw byte; one more entry for the end
+	blobs      []int64 // where each blob begins, counted from the first raw byte; the last entry is the end
 	total      int64   // raw bytes
 	chunks     int64
 	largest    int64 // raw bytes of the largest chunk
 }
 
-// newPlan lays out the tensors and attachments of m; limit is the number that the caller allows raw
-// bytes to be.
+// newPlan lays out the tensors and attachments of m. More than limit raw bytes are an error.
 func newPlan(m *Manifest, codings []coding, chunkLog2 uint8, limit int64) (*plan, error) {
 	p := &plan{
 		chunkBytes: 1 << chunkLog2,
@@ -52,7 +51,7 @@ func newPlan(m *Manifest, codings []coding, chunkLog2 uint8, limit int64) (*plan
 		p.blobs = append(p.blobs, p.total)
 		p.total += n
 		if p.total > limit {
-			return broken(56, "tensors and attachments have more than %d bytes", limit)
+			return broken(56, "tensors and attachments exceed %d bytes", limit)
 		}
 		p.runs[len(p.runs)-1].n += n
 		return nil
@@ -77,7 +76,7 @@ func newPlan(m *Manifest, codings []coding, chunkLog2 uint8, limit int64) (*plan
 	return p, nil
 }
 
-// endRun counts the chunks of the last run, and drops it if it has no bytes.
+// endRun counts the chunks of the last run, and drops the run if it is empty.
 func (p *plan) endRun() {
 	if len(p.runs) == 0 {
 		return
@@ -91,11 +90,11 @@ func (p *plan) endRun() {
 	p.largest = max(p.largest, min(last.n, p.chunkBytes))
 }
 
-// chunk is a piece of a run that is coded and stored alone.
+// chunk is a part of a run that is coded and stored on its own.
 type chunk struct {
 	dtype  dtype.Type
 	coding coding
-	off, n int64 // raw bytes, counted from the first of the file
+	off, n int64 // raw bytes; off counts from the first raw byte of the file
 }
 
 // chunk returns chunk i.
@@ -111,7 +110,7 @@ func (p *plan) chunkAt(off int64) int64 {
 	return r.first + (off-r.off)/p.chunkBytes
 }
 
-// blobBytes is the length of blob b.
+// blobBytes returns the length of blob b.
 func (p *plan) blobBytes(b int) int64 { return p.blobs[b+1] - p.blobs[b] }
 
 // piece is the part of a blob that lies in one chunk.
@@ -121,7 +120,7 @@ type piece struct {
 	lo, hi int64 // in the chunk
 }
 
-// pieces returns the pieces of a chunk in order. Empty blobs have none.
+// pieces returns the pieces of a chunk, in order. Empty blobs have none.
 func (p *plan) pieces(c chunk) iter.Seq[piece] {
 	return func(yield func(piece) bool) {
 		end := c.off + c.n

@@ -6,11 +6,12 @@ import (
 )
 
 // The coding planes (spec section 9): coded byte p·k + i is the p-th highest byte of element i, of
-// k, after the element was rotated left by one bit. Both directions move eight elements at a time:
-// a matrix of eight rows of w/8 bytes is transposed by swapping ever smaller squares (Warren,
-// Hacker's Delight, 7-3), which undoes itself when the steps are taken in reverse.
+// k elements, after rotating the element left by one bit. Both directions handle eight elements at
+// a time. They transpose a matrix of eight rows and w/8 columns of bytes by swapping ever smaller
+// squares (Warren, Hacker's Delight, 7-3). The same steps in reverse undo it.
 
-// split writes the planes of src, elements of width bytes, to dst, as long and not overlapping.
+// split writes the planes of src to dst. Elements have width bytes. dst is as long as src and must
+// not overlap it.
 func split(dst, src []byte, width int) {
 	k := len(src) / width
 	n := k &^ 7
@@ -30,7 +31,7 @@ func split(dst, src []byte, width int) {
 	}
 }
 
-// join is the inverse of split.
+// join writes the elements of the planes in src to dst; it undoes split.
 func join(dst, src []byte, width int) {
 	k := len(src) / width
 	n := k &^ 7
@@ -54,7 +55,7 @@ func join(dst, src []byte, width int) {
 	}
 }
 
-// load is the element of width bytes at the beginning of p.
+// load returns the element of width bytes at the beginning of p.
 func load(p []byte, width int) uint64 {
 	var e uint64
 	for b := range width {
@@ -68,8 +69,8 @@ func rotl(e uint64, width, n int) uint64 {
 	return (e<<n | e>>(8*width-n)) & (1<<(8*width-1)<<1 - 1)
 }
 
-// Masks of the lower half of every 64-, 32- and 16-bit lane, and of the lowest bit of every 32- and
-// 16-bit lane.
+// Masks: the lower half of every 64-, 32- and 16-bit lane; the lowest bit of every 32- and 16-bit
+// lane.
 const (
 	half64 = 0x00000000FFFFFFFF
 	half32 = 0x0000FFFF0000FFFF
@@ -78,7 +79,7 @@ const (
 	ones16 = 0x0001000100010001
 )
 
-// swap exchanges the upper halves of a's lanes with the lower halves of b's, shift being half the
+// swap exchanges the upper halves of a's lanes with the lower halves of b's. shift is half the
 // width of a lane.
 func swap(a, b uint64, shift uint, lower uint64) (uint64, uint64) {
 	t := (a>>shift ^ b) & lower

@@ -9,7 +9,7 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// slowSplit is section 9 of the specification word for word.
+// slowSplit follows section 9 of the specification word for word.
 func slowSplit(src []byte, width int) []byte {
 	k, w := len(src)/width, uint(8*width)
 	dst := make([]byte, len(src))
@@ -53,7 +53,7 @@ func TestSplitFollowsTheSpecAndJoinInvertsIt(t *testing.T) {
 	}
 }
 
-// TestSplitOfTheSpecExamples has the table of section 9.
+// TestSplitOfTheSpecExamples checks the table of section 9.
 func TestSplitOfTheSpecExamples(t *testing.T) {
 	for _, c := range []struct {
 		dtype       dtype.Type
@@ -87,7 +87,7 @@ func benchmarkPlanes(b *testing.B, f func(dst, src []byte, width int)) {
 }
 
 func TestXXH64(t *testing.T) {
-	// The checksums of the worked example, and the reference value of the empty input.
+	// The checksums of the worked example, and the reference value for empty input.
 	coded := []byte("\x7f\x80\x7e\x81\x00\x40\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00")
 	for _, c := range []struct {
 		in   []byte

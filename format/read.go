@@ -6,18 +6,17 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// ReadTensor returns the bytes of tensor i of a source, little-endian and row-major.
+// ReadTensor returns the bytes of tensor i, little-endian and row-major. The caller owns the slice.
 func ReadTensor(ctx context.Context, src Source, i int) ([]byte, error) {
 	return readBlob(ctx, src, i, src.Manifest().Tensors[i].NBytes())
 }
 
-// ReadFloats returns the elements of tensor i of a source, row-major and exactly as they are
-// stored. A tensor of another type than F64, F32, F16 or BF16 is an error of the kind
-// ErrUnsupported.
+// ReadFloats returns the elements of tensor i, row-major and without rounding. The tensor must be
+// F64, F32, F16 or BF16; any other dtype is an error of kind ErrUnsupported.
 func ReadFloats(ctx context.Context, src Source, i int) ([]float64, error) {
 	t := &src.Manifest().Tensors[i]
 	if !t.DType.IsFloat() {
-		return nil, Errorf(ErrUnsupported, "tensor %q is stored as %v, which is not read as floats", t.Name, t.DType)
+		return nil, Errorf(ErrUnsupported, "tensor %q has dtype %v, want F64, F32, F16 or BF16", t.Name, t.DType)
 	}
 	p, err := ReadTensor(ctx, src, i)
 	if err != nil {
@@ -28,8 +27,8 @@ func ReadFloats(ctx context.Context, src Source, i int) ([]float64, error) {
 	return values, nil
 }
 
-// ReadAttachment returns the attachment of a source with a name, nil where there is none. More than
-// limit bytes are an error of the kind ErrLimit.
+// ReadAttachment returns the attachment called name, or nil if the source has none. An attachment
+// of more than limit bytes is an error of kind ErrLimit.
 func ReadAttachment(ctx context.Context, src Source, name string, limit int64) ([]byte, error) {
 	m := src.Manifest()
 	for i, a := range m.Attachments {
@@ -37,14 +36,14 @@ func ReadAttachment(ctx context.Context, src Source, name string, limit int64) (
 			continue
 		}
 		if a.NBytes > limit {
-			return nil, Errorf(ErrLimit, "the attachment %q has %d bytes, at most %d are read", name, a.NBytes, limit)
+			return nil, Errorf(ErrLimit, "attachment %q has %d bytes, the limit is %d", name, a.NBytes, limit)
 		}
 		return readBlob(ctx, src, len(m.Tensors)+i, a.NBytes)
 	}
 	return nil, nil
 }
 
-// readBlob reads the n bytes of blob i, in pieces between which the context can end it.
+// readBlob reads the n bytes of blob i in pieces, and stops between two pieces if ctx ends.
 func readBlob(ctx context.Context, src Source, i int, n int64) ([]byte, error) {
 	p := make([]byte, n)
 	for off := int64(0); off < n; off += readBytes {

@@ -13,19 +13,20 @@ import (
 	"github.com/loratool/loratool/internal/parallel"
 )
 
-// ReaderOptions sets the limits of a reader. The zero value has the defaults of the specification
+// ReaderOptions sets the limits of a reader. The zero value has the specification's defaults
 // (section 16).
 type ReaderOptions struct {
-	// MaxManifestBytes bounds the manifest; 0 means 16 MiB, and more than 64 MiB is no file of
-	// version 1.
+	// MaxManifestBytes bounds the manifest. 0 means 16 MiB. Version 1 of the format allows no more
+	// than 64 MiB.
 	MaxManifestBytes int64
 	// MaxRawBytes bounds the bytes of all tensors and attachments together; 0 means 64 GiB.
 	MaxRawBytes int64
-	// Workers is the number of chunks that are decoded at once; 0 means one per processor. A Reader
-	// keeps as many decoded chunks, at least 2.
+	// Workers is the number of chunks decoded at once; 0 means one per processor. A Reader keeps
+	// that many decoded chunks, at least 2.
 	Workers int
-	// FileID, when not empty, is the file id that the file must have, as 64 hex digits. Every chunk
-	// that is read is then held against its digest, and so against the id.
+	// FileID is the file id that the file must have, as 64 hex digits, or "". With an id, the
+	// reader checks the SHA-256 of every chunk it reads, so every byte it returns belongs to the
+	// file with that id.
 	FileID string
 }
 
@@ -34,12 +35,12 @@ const (
 	defaultRawBytes      = 64 << 30
 )
 
-// hintManifest is the way past a default limit.
-const hintManifest = "ReaderOptions.MaxManifestBytes=64MiB allows what the format does; with a larger manifest the file is none of version 1"
+// hintManifest tells how to raise the default limit.
+const hintManifest = "raise ReaderOptions.MaxManifestBytes; version 1 of the format allows up to 64 MiB"
 
 func (o ReaderOptions) manifestLimit() int64 { return manifestLimit(o.MaxManifestBytes) }
 
-// manifestLimit is the limit that an option sets.
+// manifestLimit returns the limit that an option sets.
 func manifestLimit(option int64) int64 {
 	if option > 0 {
 		return min(option, maxManifestBytes)
@@ -54,7 +55,7 @@ func (o ReaderOptions) rawLimit() int64 {
 	return defaultRawBytes
 }
 
-// prologue holds the fields from the head of a file.
+// prologue is everything the head of a file says.
 type prologue struct {
 	head     head
 	bytes    int64 // length of the head
@@ -64,8 +65,8 @@ type prologue struct {
 	plan     *plan
 }
 
-// manifestText decodes the manifest; p is the whole head. Memory is taken when the frame has been
-// walked.
+// manifestText decodes the manifest. p is the whole head. It allocates only after walking the
+// frame.
 func manifestText(h head, p []byte) (string, error) {
 	frame := p[headBytes:]
 	if err := walkFrame(frame, headBytes, int64(h.manifestBytes)); err != nil {
@@ -80,7 +81,7 @@ func manifestText(h head, p []byte) (string, error) {
 	return string(text), nil
 }
 
-// parsePrologue decodes and proves the manifest; p is the whole head.
+// parsePrologue decodes and checks the manifest. p is the whole head.
 func parsePrologue(h head, p []byte, opts ReaderOptions) (*prologue, error) {
 	text, err := manifestText(h, p)
 	if err != nil {
@@ -95,7 +96,7 @@ func parsePrologue(h head, p []byte, opts ReaderOptions) (*prologue, error) {
 		return nil, err
 	}
 	if h.minor > draftVersion {
-		m.Notes = append(m.Notes, fmt.Sprintf("version %d.%d, this reader knows %d.%d", majorVersion, h.minor, majorVersion, draftVersion))
+		m.Notes = append(m.Notes, fmt.Sprintf("the file has version %d.%d, this reader knows %d.%d", majorVersion, h.minor, majorVersion, draftVersion))
 	}
 	for bit := range 32 {
 		if h.ignorable>>bit&1 != 0 {
@@ -105,27 +106,27 @@ func parsePrologue(h head, p []byte, opts ReaderOptions) (*prologue, error) {
 	return &prologue{head: h, bytes: int64(len(p)), digest: sha256.Sum256(p), manifest: m, codings: codings, plan: plan}, nil
 }
 
-// Reader reads a .lora file by position; it is a Source. Its methods may be called from several
-// goroutines at once.
+// Reader reads a .lora file by position. It is a Source; several goroutines may call its methods at
+// once.
 type Reader struct {
 	r      io.ReaderAt
 	size   int64
 	pinned bool
 	*prologue
-	tail      *tail // indexed
+	tail      *tail // after index
 	contentID string
 	fileID    string
 	cache     *cache
 	closer    io.Closer
-	identity  fileio.Identity // of the file that Open has opened
+	identity  fileio.Identity // of the file that Open opened
 }
 
-// NewReader opens a .lora file of the given size with two reads, of which the first is enough for a
-// small file. It checks all that can be known without the chunks (spec section 15, "open"); r is
-// read only by ReadAt, also later.
+// NewReader opens a .lora file of size bytes. It makes two reads; the first one is enough for a
+// file of up to 64 KiB. It checks everything that the specification lists under "open" (section
+// 15), which leaves out the chunks. The Reader uses r until Close, only through ReadAt.
 //
-// Memory is the manifest and its records, 40 bytes per chunk, and for reading two chunks per
-// worker.
+// It needs memory for the manifest and its records, 40 bytes per chunk and, for reading, two chunks
+// per worker.
 func NewReader(r io.ReaderAt, size int64, opts ReaderOptions) (*Reader, error) {
 	start, pro, err := readPrologue(r, size, opts)
 	if err != nil {
@@ -158,10 +159,10 @@ func NewReader(r io.ReaderAt, size int64, opts ReaderOptions) (*Reader, error) {
 	return x, nil
 }
 
-// Open opens a file with the default options.
+// Open opens a file with the default options. The caller closes the Reader.
 func Open(path string) (*Reader, error) { return OpenWith(path, ReaderOptions{}) }
 
-// OpenWith opens a file.
+// OpenWith opens a file. The caller closes the Reader.
 func OpenWith(path string, opts ReaderOptions) (*Reader, error) {
 	f, size, err := fileio.Open(path)
 	if err != nil {
@@ -188,13 +189,13 @@ func openFile(f *os.File, size int64, opts ReaderOptions) (*Reader, error) {
 		return nil, err
 	}
 	if after.Size() != size {
-		return nil, fmt.Errorf("%s changed its length from %d to %d while it was read", f.Name(), size, after.Size())
+		return nil, fmt.Errorf("%s changed from %d to %d bytes while it was being opened", f.Name(), size, after.Size())
 	}
 	x.closer, x.identity = f, id
 	return x, nil
 }
 
-// readPrologue reads the head. start is the beginning of the file, at least the head.
+// readPrologue reads the head. start is the beginning of the file and contains at least the head.
 func readPrologue(r io.ReaderAt, size int64, opts ReaderOptions) (start []byte, pro *prologue, err error) {
 	start, err = readRange(nil, r, 0, min(size, firstReadBytes))
 	if err != nil {
@@ -217,8 +218,8 @@ func readPrologue(r io.ReaderAt, size int64, opts ReaderOptions) (start []byte, 
 	return start, pro, err
 }
 
-// readTail reads the digests and the seek table, or takes them from the start of the file, if that
-// is all of it.
+// readTail reads the digests and the seek table, or takes them from start if that is the whole
+// file.
 func readTail(r io.ReaderAt, size int64, start []byte, pro *prologue) (*tail, error) {
 	c := pro.plan.chunks
 	off := size - tailLen(c)
@@ -235,7 +236,7 @@ func readTail(r io.ReaderAt, size int64, start []byte, pro *prologue) (*tail, er
 		}
 	}
 	if le.Uint32(t.buf[len(t.buf)-4:]) != seekEndMagic {
-		return nil, broken(1, "the file does not end with a seek table: it is cut off at byte %d, or something follows", size).WithHint(hintRefetch)
+		return nil, broken(1, "the file does not end with a seek table: it was cut off at byte %d, or bytes were appended", size).WithHint(hintRefetch)
 	}
 	return t, nil
 }
@@ -244,34 +245,32 @@ func tailOf(pro *prologue, size int64) *expect {
 	return &expect{plan: pro.plan, head: pro.bytes, digest: pro.digest, off: size - tailLen(pro.plan.chunks)}
 }
 
-// readRange appends to p the bytes of r from off to end, which exist if the size that r was given
-// with is true.
+// readRange appends the bytes of r from off to end to p. They exist if the caller gave the true
+// size of r.
 func readRange(p []byte, r io.ReaderAt, off, end int64) ([]byte, error) {
 	p, err := appendN(p, io.NewSectionReader(r, off, end-off), end-off)
 	if err == io.ErrUnexpectedEOF {
-		err = fmt.Errorf("the file ends at byte %d and was longer when it was opened: %w", off+int64(len(p)), err)
+		err = fmt.Errorf("the file ends at byte %d; it was longer when it was opened: %w", off+int64(len(p)), err)
 	}
 	return p, err
 }
 
-// Manifest describes the file: adapters in the order of their names, layers in that of their
-// modules, tensors as they are stored.
+// Manifest describes the file: adapters ordered by name, layers by module, tensors as stored.
 func (x *Reader) Manifest() *Manifest { return x.manifest }
 
-// ContentID is the content id that the file claims; Verify proves it.
+// ContentID returns the content id that the file claims. Verify checks the claim.
 func (x *Reader) ContentID() string { return x.contentID }
 
-// FileID is the file id: it says which bytes the file must have, if each chunk is held against its
-// digest.
+// FileID returns the file id. It identifies the bytes of the file, provided that every chunk is
+// checked against its digest, as ReaderOptions.FileID and Verify do.
 func (x *Reader) FileID() string { return x.fileID }
 
-// ReadBlobAt fills p from off of blob i: of tensor i, or of attachment i − len(Tensors). It reads
-// and decodes the chunks that hold the range, and no others; their checksums are checked, and their
-// SHA-256 when the file is pinned by ReaderOptions.FileID. The content of p after an error is
-// undefined. There must be a blob i.
+// ReadBlobAt fills p with the bytes of blob i from offset off; see Source. It decodes only the
+// chunks that hold these bytes. It checks their checksums, and with ReaderOptions.FileID their
+// SHA-256. After an error the content of p is undefined. Blob i must exist.
 func (x *Reader) ReadBlobAt(p []byte, i int, off int64) error {
 	if n := x.plan.blobBytes(i); off < 0 || off > n || int64(len(p)) > n-off {
-		return fmt.Errorf("read of %d bytes at %d of blob %d, which has %d", len(p), off, i, n)
+		return fmt.Errorf("read of %d bytes at offset %d of blob %d, which has %d bytes", len(p), off, i, n)
 	}
 	for at := x.plan.blobs[i] + off; len(p) > 0; {
 		k := x.plan.chunkAt(at)
@@ -284,13 +283,12 @@ func (x *Reader) ReadBlobAt(p []byte, i int, off int64) error {
 	return nil
 }
 
-// Unchanged reports whether the file of a reader that Open made is as it was then: the same one, of
-// the same size, with nothing written to it. A reader over anything else knows of no change, and
-// returns nil.
+// Unchanged returns an error if the file that Open opened is no longer the same: replaced, of
+// another size, or written to. For a reader that NewReader made it returns nil.
 func (x *Reader) Unchanged() error { return x.identity.Check() }
 
-// Close releases memory, and the file if Open has opened it. No other method may be called after
-// it.
+// Close releases the reader's memory, and closes the file if Open opened it. No method may be
+// called afterwards.
 func (x *Reader) Close() error {
 	x.cache.close()
 	if x.closer != nil {
@@ -315,22 +313,22 @@ func (x *Reader) readChunk(s *room, d *decoder, i int64) error {
 }
 
 func badDigest(i, off int64, got sum, want []byte) error {
-	return broken(61, "chunk %d has the SHA-256 %x, the digests frame says %x", i, got, want).At(off)
+	return broken(61, "chunk %d has SHA-256 %x, the digests frame says %x", i, got, want).At(off)
 }
 
 func otherFile(got, want string) error {
-	return fault.New(ErrMismatch, "the file has the id %s, want %s", got, want)
+	return fault.New(ErrMismatch, "the file has id %s, want %s", got, want)
 }
 
-// room is the memory for one chunk: its stored bytes become coded bytes, and these raw bytes, in
-// two buffers.
+// room is memory for one chunk. Its stored bytes become coded bytes and then raw bytes, in two
+// buffers.
 type room struct {
 	stored []byte
 	raw    []byte
 	spare  []byte
 }
 
-// grow gives a room the memory for chunks of at most n raw bytes.
+// grow allocates memory for chunks of up to n raw bytes.
 func (s *room) grow(n int64) {
 	if int64(cap(s.stored)) < bound(n) {
 		s.stored = make([]byte, 0, bound(n))
@@ -338,7 +336,7 @@ func (s *room) grow(n int64) {
 	}
 }
 
-// decode makes raw bytes of the stored bytes of chunk i, which lie at off in the file.
+// decode decodes the stored bytes of chunk i, which begin at off in the file, into raw bytes.
 func (s *room) decode(d *decoder, c chunk, i, off int64) error {
 	coded := s.spare[:c.n]
 	if err := d.decode(coded, s.stored, off); err != nil {

@@ -9,16 +9,17 @@ import (
 
 // Hints for a file of another format.
 const (
-	hintRefetch     = "the file was not written or not downloaded whole; fetch it again"
+	hintRefetch     = "the file was not written or downloaded completely; fetch it again"
 	hintNewer       = "a newer version of the program may read it"
-	hintTextMode    = "it was transferred in text mode; transfer it again in binary mode"
-	hintSafetensors = "this is a safetensors file; convert.Create makes a .lora file of it"
-	hintZstd        = "this is zstd data without the signature of a .lora file; decompress it first if it was compressed on top"
+	hintTextMode    = "the file was transferred in text mode; transfer it again in binary mode"
+	hintSafetensors = "this is a safetensors file; convert.Create writes it as a .lora file"
+	hintZstd        = "this is zstd data without the signature of a .lora file; if a .lora file was compressed again, decompress it first"
 )
 
-// recognise names the format of a file that does not begin like a .lora file.
+// recognise returns the error for a file that does not begin like a .lora file, with a hint that
+// names its format.
 func recognise(p []byte) error {
-	e := broken(3, "the file begins with % x, not as a .lora file does", p[:sigBytes])
+	e := broken(3, "the file begins with % x, not with the signature of a .lora file", p[:sigBytes])
 	after := p[min(len(p), skipBytes):]
 	switch {
 	case bytes.HasPrefix(after, []byte("\x89LRA\n\x1a\n")), bytes.HasPrefix(after, []byte("\x89LRA\r\r\n")),

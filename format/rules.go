@@ -6,7 +6,7 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// ruleKinds has, by its number, the kind of error that spec/FORMAT.md gives a rule.
+// ruleKinds holds the kind of error that spec/FORMAT.md gives each rule, by its number.
 var ruleKinds = [...]fault.Kind{
 	1: ErrTruncated,
 
@@ -30,14 +30,14 @@ var ruleKinds = [...]fault.Kind{
 	58: ErrCorrupt, 59: ErrCorrupt, 60: ErrCorrupt, 61: ErrCorrupt, 62: ErrCorrupt, // digests
 	63: ErrCorrupt, 64: ErrCorrupt, 65: ErrCorrupt, 66: ErrCorrupt, // seek table
 
-	67: ErrCorrupt, 68: ErrCorrupt, 69: ErrCorrupt, 70: ErrUnsupported, // restoring and applying: elsewhere
+	67: ErrCorrupt, 68: ErrCorrupt, 69: ErrCorrupt, 70: ErrUnsupported, // restoring and applying, in other packages
 
 	71: ErrCorrupt, 72: ErrCorrupt, 73: ErrCorrupt, // the kinds of version 1.1
-	74: ErrUnsupported, 75: ErrUnsupported, 76: ErrUnsupported, // applying: elsewhere
+	74: ErrUnsupported, 75: ErrUnsupported, 76: ErrUnsupported, // applying, in other packages
 }
 
-// broken is the error for bytes that break a rule of the specification: what was found and
-// expected.
+// broken returns the error for bytes that break a rule of the specification. The message says what
+// was found and what was expected.
 func broken(rule int, format string, args ...any) *fault.Error {
 	return &fault.Error{Kind: ruleKinds[rule], Rule: fmt.Sprintf("R%d", rule), Msg: fmt.Sprintf(format, args...)}
 }

@@ -33,7 +33,7 @@ func openManifest(text string, newer bool) (*Manifest, error) {
 	return m, err
 }
 
-// TestBrokenManifests breaks one rule at a time: old is replaced by new in the manifest of the
+// TestBrokenManifests breaks one rule at a time, by replacing old by new in the manifest of the
 // worked example.
 func TestBrokenManifests(t *testing.T) {
 	text := canonical(t)
@@ -52,7 +52,7 @@ func TestBrokenManifests(t *testing.T) {
 		{"", []string{`"metadata":{}`, `"metadata":{"a":"\"\\\b\f\n\r\t\u0000\u001f` + "\x7fé\U0001F600" + `"}`}},
 		{"", []string{`"alpha":2`, `"alpha":"3fe0000000000000"`}},
 		{"", []string{`"alpha":2`, `"alpha":-9007199254740991`}},
-		{"", []string{`"alpha":2`, `"alpha":"4340000000000000"`}}, // 2^53 is no integer of the manifest
+		{"", []string{`"alpha":2`, `"alpha":"4340000000000000"`}}, // 2^53 is too large for an integer of the manifest
 		{"", []string{`"method":"lora"`, `"method":"other:ia3"`, `"requires":[]`, `"requires":[{"feature":"x","where":""}]`}},
 		{"", []string{`README.md`, `a/b../.c/ü`}},
 
@@ -216,7 +216,7 @@ func TestBrokenHeads(t *testing.T) {
 		{"R8", 4, "\x1b\x00\x00\x00"},
 		{"R8", 4, "\xff\xff\xff\xff"},
 		{"R9", 32, "\xff\xff\xff\xff"},
-		{"R9", 32, "\x01\x00\x00\x01"}, // more than the default of 16 MiB
+		{"R9", 32, "\x01\x00\x00\x01"}, // the default limit is 16 MiB
 		{"R10", 36, "\x29"},
 		{"R11", 40, "\x20"},
 		{"R12", 41, "\x15"},
@@ -280,7 +280,7 @@ func TestBrokenTails(t *testing.T) {
 		want := c.rule
 		switch want {
 		case "R16":
-			want = "R66" // the frame itself is there, and its length is not what the table says
+			want = "R66" // the frame itself is valid, but has another length than in the table
 		case "R1":
 			want = "R63"
 		}
@@ -293,7 +293,7 @@ func TestBrokenTails(t *testing.T) {
 	}
 }
 
-func TestAttachmentsAreHeldAgainstTheirDigest(t *testing.T) {
+func TestAttachmentsAreCheckedAgainstTheirDigest(t *testing.T) {
 	src := example()
 	src.manifest.Attachments[0].SHA256 = strings.Repeat("0", 64)
 	var out bytes.Buffer
@@ -307,7 +307,7 @@ func TestAttachmentsAreHeldAgainstTheirDigest(t *testing.T) {
 	}
 }
 
-// TestOtherFilesAreNamed has the files that are found under the name of a .lora file.
+// TestOtherFilesAreNamed holds files of other formats with the name of a .lora file.
 func TestOtherFilesAreNamed(t *testing.T) {
 	good, _ := written(t, example(), WriterOptions{})
 	for _, c := range []struct{ file, rule, hint string }{
@@ -349,7 +349,7 @@ func TestLimitsOfTheCaller(t *testing.T) {
 	}
 }
 
-// TestWriteRefusesWhatNoReaderAccepts: a wrong description is found before a byte is written.
+// TestWriteRefusesWhatNoReaderAccepts: Write finds a wrong manifest before it writes a byte.
 func TestWriteRefusesWhatNoReaderAccepts(t *testing.T) {
 	for _, c := range []struct {
 		rule   string

@@ -12,16 +12,16 @@ import (
 	"github.com/loratool/loratool/internal/parallel"
 )
 
-// StreamReader reads a .lora file from its first byte to its last, from a pipe for example.
+// StreamReader reads a .lora file from beginning to end, for example from a pipe.
 type StreamReader struct {
 	r    *bufio.Reader
 	opts ReaderOptions
 	*prologue
-	id      []byte // the head, until the file id is known
+	id      []byte // the head; the file id is computed from it at the end
 	summary *Summary
 }
 
-// NewStreamReader reads the head of a file, and no byte beyond a buffer of 64 KiB.
+// NewStreamReader reads the head of a file. It buffers up to 64 KiB of r.
 func NewStreamReader(r io.Reader, opts ReaderOptions) (*StreamReader, error) {
 	x := &StreamReader{r: bufio.NewReaderSize(r, firstReadBytes), opts: opts}
 	fixed, err := x.r.Peek(headBytes)
@@ -44,22 +44,22 @@ func NewStreamReader(r io.Reader, opts ReaderOptions) (*StreamReader, error) {
 // Manifest describes the file; see Reader.Manifest.
 func (x *StreamReader) Manifest() *Manifest { return x.manifest }
 
-// Piece is a part of a blob, a tensor or an attachment.
+// Piece is a part of a blob, which is a tensor or an attachment.
 type Piece struct {
 	Blob  int    // the number of the blob, as in Source.ReadBlobAt
-	Off   int64  // where in the blob the bytes begin
+	Off   int64  // offset of the bytes in the blob
 	Bytes []byte // valid until the next piece
 }
 
-// Pieces reads the rest of the file and yields the bytes of all tensors and attachments: every byte
-// once, in the order in which they are stored. Blobs of no bytes are not there. An error is the
-// last thing that is yielded, with an empty piece.
+// Pieces reads the rest of the file and yields the bytes of all tensors and attachments, every byte
+// once, in the order of the file. Empty blobs yield nothing. An error comes last, with an empty
+// piece.
 //
-// The bytes of a chunk are yielded when its own checksum was checked. Only a loop that ends without
-// an error has checked everything: the digests, the seek table, the content id and that the file
-// ends there (spec section 15, "stream"); then Summary has the file's account of itself. Pieces may
-// be ranged over once. Chunks are decoded on ReaderOptions.Workers processors; memory is 40 bytes
-// per chunk and two chunks per worker.
+// Pieces yields the bytes of a chunk once the chunk's own checksum holds. Only a loop that ends
+// without an error has checked everything: the digests, the seek table, the content id, and that
+// the file ends there (spec section 15, "stream"). Summary then describes the file. The sequence
+// can be used once. ReaderOptions.Workers chunks are decoded at once; memory is 40 bytes per chunk
+// and two chunks per worker.
 func (x *StreamReader) Pieces(ctx context.Context) iter.Seq2[Piece, error] {
 	return func(yield func(Piece, error) bool) {
 		wanted := true
@@ -76,10 +76,11 @@ func (x *StreamReader) Pieces(ctx context.Context) iter.Seq2[Piece, error] {
 	}
 }
 
-// Summary describes a file that Pieces has read to its end without an error; nil before.
+// Summary describes the file after Pieces has read it to its end without an error. Before that it
+// is nil.
 func (x *StreamReader) Summary() *Summary { return x.summary }
 
-// each calls visit for every piece. Calls do not overlap.
+// each calls visit for every piece, one call at a time.
 func (x *StreamReader) each(ctx context.Context, visit func(blob int, off int64, p []byte) error) (*Summary, error) {
 	workers := parallel.Workers(x.opts.Workers)
 	s := streaming{
@@ -97,13 +98,13 @@ func (x *StreamReader) each(ctx context.Context, visit func(blob int, off int64,
 	return s.finish()
 }
 
-// streaming is a file that is being read.
+// streaming is the state of one pass over a file.
 type streaming struct {
 	*StreamReader
 	visit   func(blob int, off int64, p []byte) error
 	off     int64   // where the next frame begins
-	ends    []int64 // where the frames of the chunks end
-	digests []sum   // of the frames
+	ends    []int64 // where the chunk frames end
+	digests []sum   // of the chunk frames
 	sums    *blobSums
 	rooms   []streamRoom // one per worker
 	decoder *decoder
@@ -141,7 +142,7 @@ func (s *streaming) decode(worker, i int) error {
 	return nil
 }
 
-// hand hands out chunk i.
+// hand passes the pieces of chunk i to visit.
 func (s *streaming) hand(worker, i int) error {
 	m, c := &s.rooms[worker], s.plan.chunk(int64(i))
 	s.digests = append(s.digests, m.digest)
@@ -198,7 +199,7 @@ func (s *streaming) finish() (*Summary, error) {
 	return sum, nil
 }
 
-// span is the length of the frame of chunk i.
+// span returns the length of chunk frame i.
 func (s *streaming) span(i int64) int64 {
 	if i == 0 {
 		return s.ends[0] - s.bytes

@@ -7,13 +7,12 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// maxTrainedBytes bounds the configuration that TrainedIn reads; real ones have some kilobytes.
+// maxTrainedBytes bounds the configuration that TrainedIn reads. Real ones have a few kilobytes.
 const maxTrainedBytes = 16 << 20
 
-// TrainedIn is the word of PEFT's configuration, where a source has it among its attachments, about
-// the model that an adapter was trained in: its class in transformers, and PEFT's word for the
-// task, such as SEQ_CLS. Each is "" where the configuration does not say it or cannot be read;
-// neither decides how the adapter is applied.
+// TrainedIn returns what PEFT's configuration, if it is attached, says about the training: the
+// model's class in transformers, and PEFT's name for the task, such as SEQ_CLS. Each is "" if the
+// configuration does not say it or cannot be read. Neither changes how the adapter is applied.
 func TrainedIn(src Source) (class, task string) {
 	m := src.Manifest()
 	for i, a := range m.Attachments {
@@ -25,7 +24,7 @@ func TrainedIn(src Source) (class, task string) {
 		if src.ReadBlobAt(text, len(m.Tensors)+i, 0) != nil || jsontext.Decode(text, &config) != nil {
 			return "", ""
 		}
-		jsontext.Decode(config["task_type"], &task) // null, or no string, leaves it empty
+		jsontext.Decode(config["task_type"], &task) // null or another type leaves task empty
 		var mapping map[string]json.RawMessage
 		jsontext.Decode(config["auto_mapping"], &mapping)
 		var library string

@@ -20,8 +20,7 @@ func (s *withConfig) ReadBlobAt(p []byte, i int, off int64) error {
 	return nil
 }
 
-// TestTrainedIn: the words of the configuration count, under the keys as PEFT writes them, and
-// nothing else does.
+// TestTrainedIn: only the words of the configuration count, under the keys that PEFT writes.
 func TestTrainedIn(t *testing.T) {
 	for _, c := range []struct{ name, text, class, task string }{
 		{format.PEFTConfig, `{"task_type": "SEQ_CLS", "auto_mapping": null}`, "", "SEQ_CLS"},

@@ -11,12 +11,12 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// Validate checks the manifest of a source that need not have been read from a file: the rules R29,
-// R30 and R34 to R54 of spec/FORMAT.md, R71 to R73 of its draft of version 1.1, and that the
-// factors of a convolution or of experts have two dimensions or more. A source that passes can be
-// merged, decomposed and written without a check of any index, rank or number of dimensions.
-// Readers of files give valid manifests; whoever takes a [Source] from a program checks it first.
-// It reads no blob, and changes nothing.
+// Validate checks the manifest of a source that did not come from a file. It checks rules R29, R30
+// and R34 to R54 of spec/FORMAT.md, R71 to R73 of the draft of version 1.1, and that the factors of
+// a convolution or of experts have two or more dimensions. Code that merges, decomposes or writes a
+// validated source need not check any index, rank or number of dimensions again. Readers of files
+// return valid manifests; a function that takes a [Source] from a program calls Validate first. It
+// reads no blob and changes nothing.
 func Validate(m *Manifest) error {
 	if m == nil {
 		return noManifest()
@@ -47,8 +47,8 @@ func Validate(m *Manifest) error {
 
 func noManifest() error { return fault.New(ErrCorrupt, "the source has no manifest") }
 
-// validateWords checks the enumerated words and the numbers of an adapter, which a reader of
-// manifests checks as it reads them.
+// validateWords checks the enumerated words and the numbers of an adapter. For a file,
+// parseManifest checks them while reading.
 func validateWords(a *Adapter) error {
 	switch a.Orientation {
 	case OrientationUnknown, MxN, NxM:
@@ -81,8 +81,8 @@ func validateWords(a *Adapter) error {
 	return nil
 }
 
-// validateStacks checks the kinds whose shapes the specification does not describe: A
-// begins with a dimension of ranks, B with one of outputs, and both have a second one.
+// validateStacks checks the kinds whose shapes the specification leaves open. A begins with a
+// dimension of ranks, B with a dimension of outputs, and both have a second dimension.
 func validateStacks(m *Manifest, l *Layer) error {
 	if l.Kind != Conv && !l.Kind.IsExpert() {
 		return nil
@@ -94,9 +94,9 @@ func validateStacks(m *Manifest, l *Layer) error {
 	return nil
 }
 
-// validate checks the records of a manifest against each other: R34 to R54. Everything that
-// follows may rely on it: indexes are in range, and the sizes of tensors are whole numbers of bytes
-// that fit an int64. No codings means that all tensors are raw.
+// validate checks the records of a manifest against each other: R34 to R54. Later code may rely on
+// the result: indices are in range, and tensors are whole numbers of bytes that fit an int64. With
+// nil codings all tensors are raw.
 func validate(m *Manifest, codings []coding) error {
 	if len(m.Tensors) > maxTensors {
 		return broken(49, "%d tensors, the limit is %d", len(m.Tensors), maxTensors)
@@ -129,7 +129,7 @@ func validate(m *Manifest, codings []coding) error {
 		}
 	}
 	if i := slices.Index(used, false); i >= 0 {
-		return broken(46, "tensor %d, %q, is referred to by nothing", i, m.Tensors[i].Name)
+		return broken(46, "no record refers to tensor %d, %q", i, m.Tensors[i].Name)
 	}
 	return nil
 }
@@ -156,10 +156,10 @@ func validateTensor(t *Tensor, c coding) error {
 		elements = 0
 	}
 	if _, ok := t.DType.NBytes(elements); !ok {
-		return broken(52, "tensor %q, %v of shape %d, is not a whole number of bytes long", t.Name, t.DType, t.Shape)
+		return broken(52, "tensor %q, %v of shape %d, is not a whole number of bytes", t.Name, t.DType, t.Shape)
 	}
 	if c == planes && !t.DType.IsFloat() {
-		return broken(53, "tensor %q: the coding planes is not for %v", t.Name, t.DType)
+		return broken(53, "tensor %q has coding planes and dtype %v, want a float dtype", t.Name, t.DType)
 	}
 	return nil
 }
@@ -168,21 +168,21 @@ func validateTensor(t *Tensor, c coding) error {
 func validatePath(name string) error {
 	for part := range strings.SplitSeq(name, "/") {
 		if part == "" || part == "." || part == ".." || strings.ContainsAny(part, `\:`) {
-			return broken(54, "attachment %q: the part %q of its name is not allowed", name, part)
+			return broken(54, "attachment %q: a name must not contain the part %q", name, part)
 		}
 	}
 	return nil
 }
 
-// validateAdapter checks one adapter, and marks in used the tensors that it refers to.
+// validateAdapter checks one adapter and marks the tensors it refers to in used.
 func validateAdapter(m *Manifest, a *Adapter, used []bool) error {
 	if a.Method != MethodLoRA && len(a.Requires) == 0 {
-		return broken(36, "method %q without a requirement", a.Method)
+		return broken(36, "method %q needs a requirement, got none", a.Method)
 	}
 	names := make([]string, 0, len(used))
 	refer := func(i int) error {
 		if i < 0 || i >= len(used) {
-			return broken(45, "index %d of %d tensors", i, len(used))
+			return broken(45, "tensor index %d, want less than %d", i, len(used))
 		}
 		if used[i] {
 			return broken(46, "tensor %d, %q, is referred to twice", i, m.Tensors[i].Name)
@@ -239,7 +239,7 @@ func validateLayer(m *Manifest, l *Layer) error {
 	ia, hasA := l.Roles[RoleA]
 	ib, hasB := l.Roles[RoleB]
 	if l.Kind != Other && !(hasA && hasB) {
-		return broken(38, "kind %q without the roles A and B", l.Kind)
+		return broken(38, "kind %q needs the roles A and B", l.Kind)
 	}
 	if l.Kind.saysDimension() {
 		return validateSquareExperts(l, m.Tensors[ia].Shape, m.Tensors[ib].Shape)
@@ -272,16 +272,16 @@ func validateLayer(m *Manifest, l *Layer) error {
 	return nil
 }
 
-// validateSquareExperts checks a layer of a kind that says which dimension A reads.
+// validateSquareExperts checks a layer whose kind says which dimension A reads.
 func validateSquareExperts(l *Layer, a, b []uint64) error {
 	if len(a) != 2 || len(b) != 2 || a[0] != b[1] || a[0] == 0 || a[0]%uint64(l.Rank) != 0 {
 		return broken(71, "A has shape %d and B %d, want (E·r)×n and n×(E·r) with r = %d", a, b, l.Rank)
 	}
 	if a[1] != b[0] {
-		return broken(72, "kind %q with A of %d columns and B of %d rows, want as many", l.Kind, a[1], b[0])
+		return broken(72, "kind %q: A has %d columns and B has %d rows, want equal numbers", l.Kind, a[1], b[0])
 	}
 	if len(l.Roles) != 2 {
-		return broken(73, "kind %q with %d roles, want A and B alone", l.Kind, len(l.Roles))
+		return broken(73, "kind %q has %d roles, want only A and B", l.Kind, len(l.Roles))
 	}
 	return nil
 }
@@ -292,13 +292,13 @@ func validateRows(b *Beside, t *Tensor) error {
 		return nil
 	}
 	if len(t.Shape) == 0 || t.Shape[0] != uint64(len(b.Rows)) {
-		return broken(44, "%d rows for a tensor of shape %d", len(b.Rows), t.Shape)
+		return broken(44, "%d rows are listed for a tensor of shape %d", len(b.Rows), t.Shape)
 	}
 	sorted := slices.Clone(b.Rows)
 	sort.Slice(sorted, func(i, j int) bool { return sorted[i] < sorted[j] })
 	for i := range sorted {
 		if i > 0 && sorted[i] == sorted[i-1] {
-			return broken(43, "row %d is there twice", sorted[i])
+			return broken(43, "row %d is listed twice", sorted[i])
 		}
 	}
 	return nil

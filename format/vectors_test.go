@@ -21,13 +21,13 @@ import (
 // The vectors are written from spec/FORMAT.md by testdata/vectors/make.py, which shares no code
 // with this package.
 
-// task is a way to read a file; it returns the fault that it found.
+// task is a way to read a file. It returns the error it found.
 type task struct {
 	name string
 	run  func(b []byte, o format.ReaderOptions) error
 }
 
-// tasks are those of section 15 of the spec, in the order of how much they check.
+// tasks are the tasks of section 15 of the spec, ordered by how much they check.
 var tasks = []task{
 	{"open", func(b []byte, o format.ReaderOptions) error {
 		r, err := format.NewReader(bytes.NewReader(b), int64(len(b)), o)
@@ -68,7 +68,8 @@ var tasks = []task{
 	}},
 }
 
-// eachPiece reads a blob in pieces, so that a vector that declares much memory takes little.
+// eachPiece reads a blob in pieces, so that a vector that declares a lot of data needs little
+// memory.
 func eachPiece(src format.Source, i int, f func([]byte)) error {
 	m := src.Manifest()
 	var size int64
@@ -106,7 +107,7 @@ func TestVectors(t *testing.T) {
 			case valid && err != nil:
 				t.Errorf("%s: %s: %v, want no error", name, k.name, err)
 			case valid:
-			case k.name == "read" && v.Stage == "stream": // section 15: a fast read does not look at digests
+			case k.name == "read" && v.Stage == "stream": // section 15: reading by position does not check digests
 			case i >= first && err == nil:
 				t.Errorf("%s: %s finds nothing, want %v", name, k.name, v.Rules)
 			case err != nil && !v.Reports(err.Error()):
@@ -134,8 +135,8 @@ func hasKind(err error) bool {
 	return false
 }
 
-// checkValid compares the content of a valid vector with the index, and writes it again: the
-// content is the same, and writing once more gives the same bytes.
+// checkValid compares the content of a valid vector with the index, and writes it again. The
+// content is the same, and writing it once more gives the same bytes.
 func checkValid(t *testing.T, name string, b []byte, o format.ReaderOptions, v *testkit.Vector) {
 	ctx := context.Background()
 	r, err := format.NewReader(bytes.NewReader(b), int64(len(b)), o)
@@ -151,7 +152,7 @@ func checkValid(t *testing.T, name string, b []byte, o format.ReaderOptions, v *
 		raw += r.Manifest().Tensors[i].NBytes()
 	}
 	if raw > 64<<20 {
-		return // gigabytes of zeros were read once above; their digests are in the content id, which verify has proved
+		return // gigabytes of zeros, read once above; verify has checked the content id, which covers their digests
 	}
 	got, err := tensorLines(r)
 	if err != nil {
@@ -161,7 +162,7 @@ func checkValid(t *testing.T, name string, b []byte, o format.ReaderOptions, v *
 		t.Errorf("%s: tensors\n%s\nwant\n%s", name, strings.Join(got, "\n"), strings.Join(v.Tensors, "\n"))
 	}
 	var once, twice bytes.Buffer
-	options := format.WriterOptions{MaxManifestBytes: 64 << 20} // some manifests are larger than a default writer's
+	options := format.WriterOptions{MaxManifestBytes: 64 << 20} // some manifests exceed the default limit of a writer
 	summary, err := format.Write(ctx, &once, r, options)
 	if err != nil {
 		t.Errorf("%s: writing it again: %v", name, err)

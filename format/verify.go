@@ -11,15 +11,15 @@ import (
 	"github.com/loratool/loratool/internal/parallel"
 )
 
-// maxFailures bounds the failures that Verify lists.
+// maxFailures bounds the number of failures that Verify returns.
 const maxFailures = 100
 
-// Verify checks every rule for the whole of a .lora file of the given size: R1 to R66 of
-// spec/FORMAT.md. All failures that can be told apart are joined in the error, in the order of the
-// file, up to a hundred. Where the end of the file does not say where its chunks are, the file is
-// read from the beginning and the first failure is all. The summary is nil when there is an error.
+// Verify checks a whole .lora file of size bytes against rules R1 to R66 of spec/FORMAT.md. It
+// returns every failure that can be told apart, joined in the order of the file, up to a hundred.
+// If the end of the file does not tell where the chunks are, Verify reads the file from the
+// beginning and returns the first failure only. The summary is nil if there is an error.
 //
-// Chunks are decoded on ReaderOptions.Workers processors; memory is as for a StreamReader.
+// ReaderOptions.Workers chunks are decoded at once; a StreamReader needs as much memory.
 func Verify(ctx context.Context, r io.ReaderAt, size int64, opts ReaderOptions) (*Summary, error) {
 	start, pro, err := readPrologue(r, size, opts)
 	if err != nil {
@@ -63,8 +63,8 @@ func Verify(ctx context.Context, r io.ReaderAt, size int64, opts ReaderOptions) 
 	return sum, nil
 }
 
-// walkThrough finds out, by reading a file from its beginning, why its end is not where or what it
-// should be; known is the end's own account.
+// walkThrough reads a file from its beginning to find out why its end is damaged. known is the
+// error that the end gives by itself.
 func walkThrough(ctx context.Context, r io.ReaderAt, size int64, opts ReaderOptions, known error) error {
 	x, err := NewStreamReader(io.NewSectionReader(r, 0, size), opts)
 	if err == nil {
@@ -76,7 +76,7 @@ func walkThrough(ctx context.Context, r io.ReaderAt, size int64, opts ReaderOpti
 	return err
 }
 
-// verification is a file that is being checked.
+// verification is the state of one Verify.
 type verification struct {
 	r io.ReaderAt
 	*prologue
@@ -84,13 +84,13 @@ type verification struct {
 	off      int64 // where the tail begins
 	sums     *blobSums
 	failures []error
-	lost     bool // there is a chunk whose raw bytes are not known
+	lost     bool // the raw bytes of some chunk are unknown
 }
 
-// verifyRoom is the memory of a worker.
+// verifyRoom is the memory of one worker.
 type verifyRoom struct {
 	room
-	failures []error // of the chunk in it
+	failures []error // of the chunk in the room
 	lost     bool
 }
 
@@ -133,7 +133,7 @@ func (v *verification) chunks(ctx context.Context, opts ReaderOptions) error {
 	return parallel.Pipe(ctx, workers, int(v.plan.chunks), nil, check, collect)
 }
 
-// content checks the content as a whole, if all of it could be read.
+// content checks the content id and the attachments, if all chunks could be decoded.
 func (v *verification) content() string {
 	if v.lost {
 		return ""
@@ -143,13 +143,13 @@ func (v *verification) content() string {
 	return id
 }
 
-// checkContent returns the content id, given the SHA-256 of every blob, and every violation of R55
-// and R62; off is where the tail begins.
+// checkContent returns the content id and every violation of R55 and R62. sums holds the SHA-256 of
+// every blob; off is where the tail begins.
 func checkContent(m *Manifest, t *tail, off int64, sums []sum) (string, []error) {
 	errs := checkAttachments(m, sums)
 	id := contentID(m, sums)
 	if string(id[:]) != string(t.contentID()) {
-		errs = append(errs, broken(62, "the content has the id %x, the digests frame says %x", id, t.contentID()).At(off+48))
+		errs = append(errs, broken(62, "the content has id %x, the digests frame says %x", id, t.contentID()).At(off+48))
 	}
 	return hex.EncodeToString(id[:]), errs
 }

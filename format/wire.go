@@ -10,7 +10,8 @@ import (
 )
 
 // This file holds the layout of the three skippable frames around the chunks (spec sections 3, 4,
-// 10 and 11): every offset of the format, and the functions that parse and append the fields there.
+// 10 and 11): every offset of the format, and the functions that parse and append the fields at
+// these offsets.
 
 const (
 	headMagic    = 0x184D2A5A
@@ -21,9 +22,9 @@ const (
 	signature    = "\x89LRA\r\n\x1a\n" // bytes 8 to 15 of a file
 
 	majorVersion  = 1
-	minorVersion  = 0 // the latest that is closed: later ones may have members that this reader ignores
-	draftVersion  = 1 // the latest that this reader knows, and writes where a file needs it
-	knownCritical = 0 // bits of the features that this reader knows
+	minorVersion  = 0 // the latest closed version; a file of a later one may have members that this reader ignores
+	draftVersion  = 1 // the latest version that this reader knows; written only if a file needs it
+	knownCritical = 0 // feature bits that this reader knows
 
 	skipBytes      = 8  // magic and size of a skippable frame
 	sigBytes       = 16 // the head up to the end of the signature
@@ -51,23 +52,24 @@ const (
 	maxInteger       = 1<<53 - 1
 )
 
-// Limits that whoever makes an adapter has to keep (section 16).
+// Limits that a producer of adapters must keep (spec section 16).
 const (
 	MaxNameBytes = 1024    // of a name, rule R32
 	MaxRank      = 1 << 16 // of a layer, rule R37
 )
 
-// Magic is how a .lora file begins (R3 of spec/FORMAT.md); bytes 8 to 15 are the signature.
+// Magic is the first four bytes of a .lora file. Bytes 8 to 15 are the signature (R3 of
+// spec/FORMAT.md).
 const Magic = "\x5a\x2a\x4d\x18"
 
 var le = binary.LittleEndian
 
-// bound is the most bytes that a data frame of n decoded bytes may take (R8, R16).
+// bound is the most bytes that a data frame for n decoded bytes may take (R8, R16).
 func bound(n int64) int64 { return n + n/128 + 64 }
 
 // head is the fixed part of the head frame.
 type head struct {
-	size          uint32 // bytes after this field: the rest of the fixed part and the manifest frame
+	size          uint32 // bytes after this field: the rest of the fixed part, and the manifest frame
 	minor         uint16
 	critical      uint32
 	ignorable     uint32
@@ -75,14 +77,13 @@ type head struct {
 	manifestBytes uint32
 }
 
-// frameBytes is the length of the whole head frame.
+// frameBytes returns the length of the whole head frame.
 func (h *head) frameBytes() int64 { return skipBytes + int64(h.size) }
 
-// storedManifest is the length of the manifest's data frame.
+// storedManifest returns the length of the manifest's data frame.
 func (h *head) storedManifest() int64 { return h.frameBytes() - headBytes }
 
-// parseHead reads the head from the first bytes of a file, headBytes of them unless the file is
-// shorter.
+// parseHead reads the head from p, the first headBytes of a file or all of a shorter one.
 func parseHead(p []byte, limit int64) (head, error) {
 	var h head
 	if len(p) < sigBytes {
@@ -108,7 +109,7 @@ func parseHead(p []byte, limit int64) (head, error) {
 	case major != majorVersion:
 		return h, broken(4, "major version %d, this reader knows %d", major, majorVersion).At(16).WithHint(hintNewer)
 	case unknown != 0:
-		return h, broken(5, "the file needs the unknown feature of critical bit %d", bits.TrailingZeros32(unknown)).At(20).WithHint(hintNewer)
+		return h, broken(5, "the file needs critical feature bit %d, which this reader does not know", bits.TrailingZeros32(unknown)).At(20).WithHint(hintNewer)
 	case h.chunkLog2 < minChunkLog2 || h.chunkLog2 > maxChunkLog2:
 		return h, broken(6, "chunks of 2^%d bytes, want 2^%d to 2^%d", h.chunkLog2, minChunkLog2, maxChunkLog2).At(28)
 	case p[29]|p[30]|p[31] != 0:
@@ -116,12 +117,12 @@ func parseHead(p []byte, limit int64) (head, error) {
 	case n > limit:
 		return h, broken(9, "the manifest claims %d bytes, the limit is %d", n, limit).At(32).WithHint(hintManifest)
 	case h.storedManifest() < 0 || h.storedManifest() > bound(n):
-		return h, broken(8, "the head claims %d bytes after its size, want 28 to %d", h.size, headBytes-skipBytes+bound(n)).At(4)
+		return h, broken(8, "the head claims %d bytes after its size field, want 28 to %d", h.size, headBytes-skipBytes+bound(n)).At(4)
 	}
 	return h, nil
 }
 
-// appendHead appends the head with the manifest frame.
+// appendHead appends the head, which includes the manifest frame.
 func appendHead(dst []byte, h head, frame []byte) []byte {
 	dst = le.AppendUint32(dst, headMagic)
 	dst = le.AppendUint32(dst, uint32(headBytes-skipBytes+len(frame)))
@@ -135,7 +136,7 @@ func appendHead(dst []byte, h head, frame []byte) []byte {
 	return append(dst, frame...)
 }
 
-// A tail is the digests frame and the seek table as they stand in the file, for c chunks.
+// tail is the digests frame and the seek table, as they stand in the file, for c chunks.
 type tail struct {
 	buf []byte
 	c   int64
@@ -152,34 +153,34 @@ func (t *tail) headDigest() []byte    { return t.buf[16:48] }
 func (t *tail) contentID() []byte     { return t.buf[48:80] }
 func (t *tail) digest(i int64) []byte { return t.buf[digestsBytes+digestBytes*i:][:digestBytes] }
 
-// entry returns compressed and decompressed size of frame i of the seek table: 0 is the head, c+1
-// the digests frame.
+// entry returns the compressed and the decompressed size in entry i of the seek table. Entry 0 is
+// the head, entry c+1 the digests frame.
 func (t *tail) entry(i int64) (stored, raw uint32) {
 	e := t.seekTable()[skipBytes+seekEntryBytes*i:]
 	return le.Uint32(e), le.Uint32(e[4:])
 }
 
-// expect is what a tail is checked against: what the head and the manifest say, and what is known
-// of the file.
+// expect is what a tail is checked against: the head, the manifest, and the known facts about the
+// file.
 type expect struct {
 	plan   *plan
 	head   int64    // length of the head
 	digest [32]byte // SHA-256 of the head
 	off    int64    // where the tail begins
-	// stored is the length of chunk frame i where the frames have been seen; nil where the seek
-	// table is all there is.
+	// stored returns the length of chunk frame i if the frames have been read. It is nil if only
+	// the seek table tells.
 	stored func(i int64) int64
 }
 
-// check returns every violation of R58 to R60 and R63 to R66, in the order of the bytes; located is
-// false when the entries of the seek table cannot be what they should.
+// check returns every violation of R58 to R60 and R63 to R66, in the order of the bytes. located is
+// false if the entries of the seek table cannot be right.
 func (t *tail) check(x *expect) (errs []error, located bool) {
 	add := func(at int64, e *fault.Error) { errs = append(errs, e.At(x.off+at)) }
 	if magic, size := le.Uint32(t.buf), le.Uint32(t.buf[4:]); magic != digestsMagic || int64(size) != digestsLen(t.c)-skipBytes {
 		add(0, broken(58, "digests frame with magic %08x and size %d, want %08x and %d", magic, size, digestsMagic, digestsLen(t.c)-skipBytes))
 	}
 	if t.total() != uint64(x.plan.total) {
-		add(8, broken(59, "the raw bytes are %d by the digests frame, %d by the manifest", t.total(), x.plan.total))
+		add(8, broken(59, "the digests frame counts %d raw bytes, the manifest %d", t.total(), x.plan.total))
 	}
 	if !bytes.Equal(t.headDigest(), x.digest[:]) {
 		add(16, broken(60, "the SHA-256 of the head is %x, the digests frame says %x", x.digest, t.headDigest()))
@@ -204,7 +205,7 @@ func (t *tail) check(x *expect) (errs []error, located bool) {
 	return errs, !bad
 }
 
-// checkEntries checks R65 and R66, and R16 for chunk frames that have not been seen.
+// checkEntries checks R65 and R66, and R16 for chunk frames that have not been read.
 func (t *tail) checkEntries(x *expect, add func(int64, *fault.Error)) (bad bool) {
 	var sum int64
 	for i := range t.c + 2 {
@@ -223,27 +224,27 @@ func (t *tail) checkEntries(x *expect, add func(int64, *fault.Error)) (bad bool)
 			}
 		}
 		if int64(raw) != wantRaw {
-			add(at+4, broken(65, "%s has %d decompressed bytes by the seek table, want %d", frameName(i, t.c), raw, wantRaw))
+			add(at+4, broken(65, "the seek table gives %s %d decompressed bytes, want %d", frameName(i, t.c), raw, wantRaw))
 		}
 		switch {
 		case wantStored >= 0 && int64(stored) != wantStored:
-			add(at, broken(66, "%s has %d bytes by the seek table, want %d", frameName(i, t.c), stored, wantStored))
+			add(at, broken(66, "the seek table gives %s %d bytes, want %d", frameName(i, t.c), stored, wantStored))
 			bad = true
 		case wantStored < 0 && int64(stored) > bound(wantRaw):
-			add(at, broken(16, "%s has %d bytes by the seek table, %d bytes can take %d", frameName(i, t.c), stored, wantRaw, bound(wantRaw)))
+			add(at, broken(16, "the seek table gives %s %d bytes, the limit for %d raw bytes is %d", frameName(i, t.c), stored, wantRaw, bound(wantRaw)))
 			bad = true
 		}
 		sum += int64(stored)
 	}
 	if want := x.off + digestsLen(t.c); !bad && sum != want {
-		add(digestsLen(t.c), broken(66, "the frames have %d bytes by the seek table, the file has %d before it", sum, want))
+		add(digestsLen(t.c), broken(66, "the sizes in the seek table add up to %d bytes, but %d bytes precede it", sum, want))
 		bad = true
 	}
 	return bad
 }
 
-// index replaces, in a checked seek table, the entry of every chunk by the offset in the file where
-// its frame ends: the 40 bytes per chunk of the tail are then all that a reader keeps.
+// index replaces the entry of every chunk in a checked seek table by the offset where its frame
+// ends. A reader then needs nothing but the 40 bytes per chunk of the tail.
 func (t *tail) index() {
 	var off int64
 	for i := range t.c + 1 {
@@ -253,13 +254,13 @@ func (t *tail) index() {
 	}
 }
 
-// span is where, by an index, the frame of chunk i lies in the file.
+// span returns where the frame of chunk i lies in the file, after index.
 func (t *tail) span(i int64) (off, end int64) {
 	s := t.seekTable()[skipBytes+seekEntryBytes*i:]
 	return int64(le.Uint64(s)), int64(le.Uint64(s[seekEntryBytes:]))
 }
 
-// newTail returns a tail for c chunks with everything in it that follows from c.
+// newTail returns a tail for c chunks with every field that depends on c alone.
 func newTail(c int64) *tail {
 	t := &tail{buf: make([]byte, tailLen(c)), c: c}
 	le.PutUint32(t.buf, digestsMagic)
@@ -274,7 +275,7 @@ func newTail(c int64) *tail {
 	return t
 }
 
-// setEntry sets compressed and decompressed size of frame i of the seek table.
+// setEntry sets the compressed and the decompressed size in entry i of the seek table.
 func (t *tail) setEntry(i, stored, raw int64) {
 	e := t.seekTable()[skipBytes+seekEntryBytes*i:]
 	le.PutUint32(e, uint32(stored))

@@ -12,30 +12,30 @@ import (
 	"github.com/loratool/loratool/internal/parallel"
 )
 
-// WriterOptions says how a .lora file is written. The content of a file does not depend on it.
+// WriterOptions says how to write a .lora file. It never changes the content.
 type WriterOptions struct {
-	// ChunkLog2: chunks hold 2^ChunkLog2 raw bytes, 16 to 24; 0 means 20, 1 MiB.
+	// ChunkLog2 sets the chunk size to 2^ChunkLog2 raw bytes, from 16 to 24; 0 means 20, 1 MiB.
 	ChunkLog2 int
-	// Workers is the number of chunks that are compressed at once; 0 means one per processor. The
-	// bytes written do not depend on it.
+	// Workers is the number of chunks compressed at once; 0 means one per processor. It does not
+	// change the bytes written.
 	Workers int
-	// MaxManifestBytes bounds the manifest, so that readers can open the file: 0 means 16 MiB, the
-	// default of ReaderOptions; a larger manifest, up to 64 MiB, needs a reader that is told so.
+	// MaxManifestBytes bounds the manifest, so that readers with default limits can open the file.
+	// 0 means 16 MiB, the default of ReaderOptions. The format allows up to 64 MiB; a reader must
+	// then raise its own limit.
 	MaxManifestBytes int64
-	// Tool and Version name the program that writes; if Tool is empty, the source's provenance is
-	// kept.
+	// Tool and Version name the program that writes the file. If Tool is empty, the provenance of
+	// the source stays.
 	Tool, Version string
 }
 
-// Check refuses, before any work, a manifest that Write would refuse for its size, as far as the
-// names and the numbers of tensors and layers tell: their least size is above the limit.
-// Write checks the exact size.
+// Check refuses a manifest that is certain to be too large for Write, before any work. It adds up
+// the lengths of names and the least sizes of numbers; Write checks the exact size.
 func (o WriterOptions) Check(m *Manifest) error {
 	return o.checkSize(m, leastManifestBytes(m), "at least ")
 }
 
-// checkSize compares the size of the manifest of m with the limit; about says how the size is
-// known.
+// checkSize compares the size of m's manifest with the limit. about qualifies the size in the
+// message: "at least " or "".
 func (o WriterOptions) checkSize(m *Manifest, size int64, about string) error {
 	limit := manifestLimit(o.MaxManifestBytes)
 	if size <= limit {
@@ -43,18 +43,18 @@ func (o WriterOptions) checkSize(m *Manifest, size int64, about string) error {
 	}
 	e := broken(9, "the manifest of %d tensors has %s%d bytes, the limit is %d", len(m.Tensors), about, size, limit)
 	if size > maxManifestBytes {
-		return e.WithHint("version 1 of the format holds no manifest of more than 64 MiB; keep the adapter in its own dialect")
+		return e.WithHint("version 1 of the format allows manifests of up to 64 MiB; keep the adapter in its own dialect")
 	}
 	return e.WithHint(hintManifest)
 }
 
-// PeakBytes estimates the memory that Write takes for a manifest, beside the source: the manifest
-// as text and as it is read again to prove it, and for each worker a chunk before and after it is
-// encoded, with the state of the encoder. Uncollected garbage counts as much again.
+// PeakBytes estimates the memory that Write needs besides the source's: the manifest as text and
+// parsed again, and per worker a chunk before and after encoding, with the state of the encoder.
+// Garbage not yet collected can double it.
 func (o WriterOptions) PeakBytes(m *Manifest) int64 {
 	const (
-		manifestTimes = 8       // its text, measured with many small tensors
-		encoderBytes  = 8 << 20 // of the encoder of a worker
+		manifestTimes = 8       // times the text; measured with many small tensors
+		encoderBytes  = 8 << 20 // the encoder of one worker
 	)
 	log2 := o.ChunkLog2
 	if log2 <= 0 || log2 > maxChunkLog2 {
@@ -68,10 +68,10 @@ func (o WriterOptions) PeakBytes(m *Manifest) int64 {
 	return manifestTimes*leastManifestBytes(m) + chunks*(2*min(raw, 1<<log2)+encoderBytes)
 }
 
-// Summary holds the facts about a whole file.
+// Summary describes a whole .lora file.
 type Summary struct {
-	ContentID   string // the same adapters (spec section 13): 64 hex digits
-	FileID      string // the same bytes
+	ContentID   string // identifies the adapters (spec section 13); 64 hex digits
+	FileID      string // identifies the bytes of the file; 64 hex digits
 	RawBytes    int64  // of all tensors and attachments
 	StoredBytes int64  // of the chunks that hold them
 	FileBytes   int64  // of the file
@@ -85,24 +85,24 @@ type Writer struct {
 	summary *Summary
 }
 
-// NewWriter returns a Writer. The file is complete when Store has returned nil; the caller closes
+// NewWriter returns a Writer. The file is complete once Store has returned nil. The caller closes
 // w.
 func NewWriter(w io.Writer, opts WriterOptions) *Writer { return &Writer{w: w, opts: opts} }
 
-// Store writes the file.
+// Store writes src; see Write.
 func (w *Writer) Store(ctx context.Context, src Source) (err error) {
 	w.summary, err = Write(ctx, w.w, src, w.opts)
 	return err
 }
 
-// Summary describes the file that Store has written, and is nil before.
+// Summary describes the file that Store wrote; nil before Store succeeds.
 func (w *Writer) Summary() *Summary { return w.summary }
 
-// Write writes src as a .lora file to w, in one pass from the first byte to the last. The file
-// depends on the content of src and on the chunk size alone: neither on the order in which src
-// lists it nor on the number of workers. src is read in the order of the file. Memory is the
-// manifest, 40 bytes per chunk, 32 per tensor, and two chunks per worker beside the tables of the
-// compressor. After an error w has the beginning of a file, which every reader takes for truncated.
+// Write writes src to w as a .lora file, in one pass. The bytes depend only on the content of src
+// and the chunk size: neither on the order in which src lists things nor on the number of workers.
+// Write reads src in the order of the file. It needs memory for the manifest, 40 bytes per chunk,
+// 32 per tensor, two chunks per worker, and the tables of the compressor. After an error w holds
+// the beginning of a file, which every reader reports as truncated.
 func Write(ctx context.Context, w io.Writer, src Source, opts WriterOptions) (*Summary, error) {
 	if src.Manifest() == nil {
 		return nil, noManifest()
@@ -154,7 +154,7 @@ func Write(ctx context.Context, w io.Writer, src Source, opts WriterOptions) (*S
 	return &f.summary, nil
 }
 
-// fileWriter is a file on its way.
+// fileWriter is the state of one Write.
 type fileWriter struct {
 	w       io.Writer
 	src     Source
@@ -168,13 +168,13 @@ type fileWriter struct {
 	summary Summary
 }
 
-// slot is the memory for one chunk.
+// slot is memory for one chunk.
 type slot struct {
 	coder coder
-	bytes library // for the rest
+	bytes library // for everything else
 	raw   []byte  // the raw bytes
-	other []byte  // as many bytes, for what they become
-	frame []byte  // the data frame, in one of the two
+	other []byte  // as many bytes, for the coded form
+	frame []byte  // the data frame, in raw or other
 }
 
 func (f *fileWriter) write(p []byte) error {
@@ -197,7 +197,7 @@ func (f *fileWriter) writeHead(text []byte, chunkLog2 uint8) error {
 	return f.write(p)
 }
 
-// minorOf is the lowest minor version that has everything a manifest says.
+// minorOf returns the lowest minor version that can express m.
 func minorOf(m *Manifest) uint16 {
 	for i := range m.Adapters {
 		for j := range m.Adapters[i].Layers {
@@ -244,8 +244,8 @@ func (f *fileWriter) encode(worker, i int) error {
 	return nil
 }
 
-// library returns the encoder for n raw bytes of a dtype: the slot's own, or for long text the one
-// that takes more time and memory.
+// library returns the encoder for n raw bytes of dtype t: the slot's own or, for long text, the
+// shared one that takes more time and memory.
 func (f *fileWriter) library(s *slot, t dtype.Type, n int) *library {
 	if t == dtype.Invalid && n >= longText {
 		return &f.text
@@ -260,7 +260,7 @@ func (f *fileWriter) emit(worker, i int) error {
 	return f.write(s.frame)
 }
 
-// writeTail checks the attachments and writes the fields that are only known at the end.
+// writeTail checks the attachments and writes the fields known only at the end.
 func (f *fileWriter) writeTail() error {
 	m := f.a.manifest
 	if errs := checkAttachments(m, f.sums.sums); len(errs) > 0 {
@@ -281,14 +281,14 @@ func checkAttachments(m *Manifest, sums []sum) (errs []error) {
 		a := &m.Attachments[i]
 		got := hex.EncodeToString(sums[len(m.Tensors)+i][:])
 		if a.SHA256 != "" && a.SHA256 != got && !isSourceHeader(m, a.Name) {
-			errs = append(errs, broken(55, "attachment %q has the SHA-256 %s, the manifest says %s", a.Name, got, a.SHA256))
+			errs = append(errs, broken(55, "attachment %q has SHA-256 %s, the manifest says %s", a.Name, got, a.SHA256))
 		}
 	}
 	return errs
 }
 
-// isSourceHeader reports whether an attachment is the header of a source file, whose sha256 is that
-// of the file.
+// isSourceHeader reports whether an attachment is the header of a source file. Its sha256 is the
+// digest of that whole file.
 func isSourceHeader(m *Manifest, name string) bool {
 	if len(m.Adapters) == 1 {
 		return name == SourceHeader

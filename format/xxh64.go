@@ -13,8 +13,8 @@ const (
 	prime64_5 = 0x27D4EB2F165667C5
 )
 
-// xxh64 is XXH64 with seed 0 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md), whose low half is
-// the checksum of a zstd frame.
+// xxh64 is XXH64 with seed 0 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md). Its low half is the
+// checksum of a zstd frame.
 func xxh64(p []byte) uint64 {
 	n := uint64(len(p))
 	h := uint64(prime64_5)

@@ -8,23 +8,23 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// This file is the only one that knows a zstd library.
+// Only this file uses the zstd library.
 
-// coder makes data frames; it is scratch memory, for one goroutine at a time.
+// coder encodes data frames. It is scratch memory for one goroutine at a time.
 type coder struct {
 	cutter cutter
 	huff   huff0.Scratch
 	spare  []byte
 }
 
-// stockRatio: a chunk that shrinks below 1/stockRatio holds repetitions, which blocks of literals
-// cannot express.
+// A chunk that shrinks below 1/stockRatio holds repetitions. Blocks of literals cannot express
+// them, so the library may do better.
 const stockRatio = 2
 
-// encode appends the data frame for coded bytes made of planes of width bytes each, and of one
-// plane for width 1: blocks of literals, or what the library makes of it where that may be and is
-// smaller. The frame has at most bound(len(coded)) bytes. The bytes depend on the input, and on
-// which library it is, alone.
+// encode appends the data frame for coded bytes that consist of planes of width bytes each, or of
+// one plane if width is 1. It writes blocks of literals, or the library's frame if that is worth
+// trying and smaller. The frame has at most bound(len(coded)) bytes. It depends only on the input
+// and on the version of the library.
 func (c *coder) encode(dst, coded []byte, width int, lib *library) []byte {
 	start := len(dst)
 	dst = c.literals(dst, coded, len(coded)/width)
@@ -37,20 +37,19 @@ func (c *coder) encode(dst, coded []byte, width int, lib *library) []byte {
 	return dst
 }
 
-// library is an encoder that searches for repetitions. It takes its memory when it is used first: 3
-// MiB, or, if it is to do its best, 35 MiB. It may be used by several goroutines, which wait for
-// each other.
+// library is an encoder that searches for repetitions. It allocates on first use: 3 MiB, or 35 MiB
+// if best is set. Several goroutines may use it; they wait for each other.
 type library struct {
 	best bool
 	once sync.Once
 	z    *zstd.Encoder
 }
 
-// longText is how long manifests and attachments are that are worth the memory of an encoder which
-// does its best.
+// longText is the length from which a manifest or attachment is worth the memory of the best
+// encoder.
 const longText = 64 << 10
 
-// libraryWindow is how far back the library looks: no further than a chunk is usually long, as its
+// libraryWindow is how far back the library looks: one chunk of the usual size. The library's
 // memory is a multiple of it.
 const libraryWindow = 1 << 20
 
@@ -96,17 +95,16 @@ func appendFrameHeader(dst []byte, n int) []byte {
 	return le.AppendUint32(append(dst, frameDescriptor|2<<6), uint32(n))
 }
 
-// blockWriter appends the blocks of a frame. Neighbouring raw blocks become one.
+// blockWriter appends the blocks of a frame. It joins neighbouring raw blocks.
 type blockWriter struct {
 	dst      []byte
 	coded    []byte
 	from, to int // the part of coded that waits for a raw block
-	header   int // where the last block begins in dst; 0 before the first
+	header   int // where the last block begins in dst; 0 before the first block
 	huff     *huff0.Scratch
 }
 
-// add appends a block of the given kind for the next n bytes, or a raw one where that is not
-// larger.
+// add appends a block of the given kind for the next n bytes, or a raw block if that is no larger.
 func (w *blockWriter) add(kind, n int) {
 	p := w.coded[w.to : w.to+n]
 	switch {
@@ -124,7 +122,7 @@ func (w *blockWriter) add(kind, n int) {
 	}
 }
 
-// end appends the waiting bytes, marks the last block and returns the frame so far.
+// end appends the waiting bytes, marks the last block, and returns the frame.
 func (w *blockWriter) end() []byte {
 	w.flush()
 	if w.header == 0 {
@@ -154,12 +152,12 @@ func (w *blockWriter) block(kind, size int) {
 
 const (
 	huffmanLiterals = 2         // Literals_Block_Type
-	maxOneStream    = 1<<10 - 1 // the most literals in one stream; more are cut into four
+	maxOneStream    = 1<<10 - 1 // the most literals in one stream; more are split into four streams
 )
 
-// huffman appends a block whose literals section is p under a Huffman code of its own, with no
-// sequences behind it (RFC 8878, section 3.1.1.3.1), and reports whether that is smaller than p.
-// Otherwise nothing is appended.
+// huffman appends a block that holds p under its own Huffman code, without sequences (RFC 8878,
+// section 3.1.1.3.1), and reports whether that is smaller than p. If it is not, huffman appends
+// nothing.
 func (w *blockWriter) huffman(p []byte) bool {
 	n := len(p)
 	compress, format := huff0.Compress4X, uint64(3)
@@ -193,8 +191,8 @@ func (w *blockWriter) huffman(p []byte) bool {
 
 func appendUint24(dst []byte, x uint64) []byte { return append(dst, byte(x), byte(x>>8), byte(x>>16)) }
 
-// decoder decodes data frames. Its method may be called from several goroutines, as many at once as
-// it was made for.
+// decoder decodes data frames. Several goroutines may call decode at once, up to the number given
+// to newDecoder.
 type decoder struct{ z *zstd.Decoder }
 
 func newDecoder(concurrency int) *decoder {
@@ -205,8 +203,8 @@ func newDecoder(concurrency int) *decoder {
 	return &decoder{z}
 }
 
-// decode decodes the data frame p, which lies at off in the file, to dst, as long as the content is
-// known to be. The content of dst after an error is undefined.
+// decode decodes the data frame p into dst, whose length is the known content size. p begins at off
+// in the file. After an error the content of dst is undefined.
 func (d *decoder) decode(dst, p []byte, off int64) error {
 	if err := walkFrame(p, off, int64(len(dst))); err != nil {
 		return err
@@ -222,8 +220,8 @@ func (d *decoder) decode(dst, p []byte, off int64) error {
 	case len(out) != len(dst):
 		return broken(14, "the blocks decode to %d bytes, the content size is %d", len(out), len(dst)).At(off)
 	}
-	copy(dst, out) // where the library has moved it
-	return nil
+	copy(dst, out) // the library may have allocated another slice
+	return nil     // the library may have allocated another slice
 }
 
 // close releases the library's state.

@@ -20,7 +20,7 @@ func (f *File) readZip() (any, error) {
 	z, err := zip.NewReader(f.r, f.size)
 	if err != nil {
 		return nil, fault.New(fault.Truncated, "not a whole zip archive: %v", err).
-			WithHint("the file was not written or not downloaded whole; fetch it again")
+			WithHint("the file was not written or downloaded completely; fetch it again")
 	}
 	entries := make(map[string]*zip.File, len(z.File))
 	var root string

@@ -101,7 +101,7 @@ func (f *File) prove() error {
 	for _, s := range f.storages {
 		if want := s.n * s.elementBytes(); want > s.nBytes {
 			return fault.New(fault.Truncated, "the storage %q claims %d bytes, the file holds %d", s.key, want, s.nBytes).
-				WithHint("the file was not written or not downloaded whole; fetch it again")
+				WithHint("the file was not written or downloaded completely; fetch it again")
 		}
 	}
 	var total int64

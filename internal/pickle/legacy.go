@@ -58,7 +58,7 @@ func (f *File) locateLegacy(m *machine, keys []any) error {
 		}
 		if f.size-at < 8 {
 			return fault.New(fault.Truncated, "the storage %q is due, %d bytes are left", name, f.size-at).At(at).
-				WithHint("the file was not written or not downloaded whole; fetch it again")
+				WithHint("the file was not written or downloaded completely; fetch it again")
 		}
 		var count [8]byte
 		if _, err := io.ReadFull(io.NewSectionReader(f.r, at, 8), count[:]); err != nil {

@@ -57,7 +57,7 @@ func (m *machine) corrupt(format string, args ...any) error {
 func (m *machine) read(n uint64) ([]byte, error) {
 	if n > uint64(m.left) {
 		return nil, fault.New(fault.Truncated, "pickle: %d bytes are due, %d are left", n, m.left).At(m.at).
-			WithHint("the file was not written or not downloaded whole; fetch it again")
+			WithHint("the file was not written or downloaded completely; fetch it again")
 	}
 	if n > maxTextBytes || m.at+int64(n)-m.started > maxPickleBytes {
 		return nil, fault.New(fault.Limit, "pickle: a value of %d bytes, at most %d are read, and %d of all", n, maxTextBytes, maxPickleBytes).At(m.at)

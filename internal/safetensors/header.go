@@ -154,7 +154,7 @@ func readText(ctx context.Context, r io.ReaderAt, size int64) (string, error) {
 		return "", fault.New(fault.Corrupt, "the header claims %d bytes, an empty one has 2", n)
 	case n > uint64(size-8):
 		return "", fault.New(fault.Truncated, "the header claims %d bytes, the file has %d after the length", n, size-8).
-			WithHint("the file was not written or not downloaded whole; fetch it again")
+			WithHint("the file was not written or downloaded completely; fetch it again")
 	}
 	var b strings.Builder
 	b.Grow(int(n))
@@ -330,7 +330,7 @@ func (h *Header) prove(size int64) error {
 	switch have := size - h.DataOff; {
 	case next > have:
 		return fault.New(fault.Truncated, "the tensors take %d bytes, the file has %d", next, have).
-			WithHint("the file was not written or not downloaded whole; fetch it again")
+			WithHint("the file was not written or downloaded completely; fetch it again")
 	case next < have:
 		return fault.New(fault.Corrupt, "%d bytes follow the last tensor", have-next).At(h.DataOff + next)
 	}

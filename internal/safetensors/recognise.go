@@ -85,7 +85,7 @@ func RecogniseFile(start []byte) *fault.Error {
 			WithHint("a server may have sent it in place of the file: " + hintAgain)
 	case len(start) >= 16 && len(bytes.TrimLeft(start, "\x00")) == 0:
 		return fault.New(fault.Truncated, "the file begins with zeros, as space does that was reserved and not written").
-			WithHint("it was not written or not downloaded whole; fetch it again")
+			WithHint("it was not written or downloaded completely; fetch it again")
 	}
 	return nil
 }
