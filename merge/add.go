@@ -155,6 +155,7 @@ func wordBytes(wide bool) int64 {
 func prepare[T kernel.Float](
 	ctx context.Context, a *add, terms []resolve.Term,
 ) (*kernel.Update[T], int, error) {
+
 	_, nCols := a.t.Matrix()
 	loaded, nonFinite, err := loadTerms[T](ctx, a.t, terms, a.k, a.tolerant)
 	if err != nil {
@@ -168,6 +169,7 @@ func prepare[T kernel.Float](
 func loadTerms[T kernel.Float](
 	ctx context.Context, t *target, terms []resolve.Term, k *tools, tolerant bool,
 ) (loaded []kernel.Term[T], nonFinite int, err error) {
+
 	nRows := int(t.bandRows())
 	_, n := t.Matrix()
 	nCols := int(n)
@@ -223,6 +225,7 @@ func linesOf(f *resolve.Factor, rank int) lines {
 func loadFactor[T kernel.Float](
 	ctx context.Context, dst []T, f resolve.Factor, rank, whole, across, along int, s *shelf,
 ) (nonFinite int, err error) {
+
 	if f.Source == nil {
 		dst[0] = 1
 		return 0, nil
@@ -420,4 +423,20 @@ func (s *shelf) drop(t *target, band int) {
 			}
 		}
 	}
+}
+
+// sharedBytes returns the size of the adapter tensors that several bands read.
+func (t *target) sharedBytes() (n int64) {
+	if t.NBands == 1 {
+		return 0
+	}
+	terms := t.Terms
+	for i := range t.undo {
+		terms = append(terms[:len(terms):len(terms)], t.undo[i].terms...)
+	}
+	size := wordBytes(isWide(t, terms))
+	for _, x := range terms {
+		n += size * int64(x.Rank) * int64(x.Left.Length+x.Right.Length)
+	}
+	return n
 }

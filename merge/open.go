@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/checkpoint"
@@ -150,6 +151,23 @@ func newPlan(ctx context.Context, base *checkpoint.Checkpoint, removed removal, 
 	return p.Plan, p.layOut(before)
 }
 
+// checkGiven refuses invalid manifests and weights.
+func checkGiven(adapters []Adapter) error {
+	for _, a := range adapters {
+		if err := format.Validate(a.Source.Manifest()); err != nil {
+			return fault.InFile(err, a.Name)
+		}
+		switch w := a.Weight; {
+		case w == 0:
+			return fault.New(fault.Mismatch, "the adapter's weight is 0, which would change nothing").In(a.Name).
+				WithHint("leave the adapter out, or use another weight; 1 applies it as trained")
+		case math.IsNaN(w) || math.IsInf(w, 0):
+			return fault.New(fault.Mismatch, "the adapter's weight is %v, want a finite number", w).In(a.Name)
+		}
+	}
+	return nil
+}
+
 // resolve finds every tensor that changes.
 func (p *planner) resolve(ctx context.Context) error {
 	if err := p.describeBase(); err != nil {
@@ -229,6 +247,17 @@ func (p *planner) addChange(c *resolve.Change) error {
 	return nil
 }
 
+// noteFiles warns about links that lead out of the base's directory, and about files that are not
+// copied.
+func (p *planner) noteFiles() {
+	for _, name := range p.base.Beyond {
+		p.warn("%q is a link that leads out of the base's directory; its target is copied", name)
+	}
+	for _, name := range p.base.Left {
+		p.warn("%q is not copied: it does not belong to the merged model", name)
+	}
+}
+
 // sortTargets sorts the targets by file and offset, and refuses unsupported ones.
 func (p *planner) sortTargets() error {
 	for _, name := range slices.Sorted(maps.Keys(p.targets)) {
@@ -271,30 +300,116 @@ func (p *planner) checkBlocks(t *target) error {
 	return nil
 }
 
-// checkGiven refuses invalid manifests and weights.
-func checkGiven(adapters []Adapter) error {
-	for _, a := range adapters {
-		if err := format.Validate(a.Source.Manifest()); err != nil {
-			return fault.InFile(err, a.Name)
+// restoreHeaders returns the headers of the files after the removals.
+func (p *planner) restoreHeaders(ctx context.Context) ([]restored, error) {
+	changed := make([]bool, len(p.base.Files))
+	for _, t := range p.Plan.targets {
+		changed[t.ref.File] = true
+	}
+	all := make([]restored, len(p.base.Files))
+	for i, f := range p.base.Files {
+		if !changed[i] && !p.options.wantsRecord() {
+			continue
 		}
-		switch w := a.Weight; {
-		case w == 0:
-			return fault.New(fault.Mismatch, "the adapter's weight is 0, which would change nothing").In(a.Name).
-				WithHint("leave the adapter out, or use another weight; 1 applies it as trained")
-		case math.IsNaN(w) || math.IsInf(w, 0):
-			return fault.New(fault.Mismatch, "the adapter's weight is %v, want a finite number", w).In(a.Name)
+		h, err := f.Header(ctx)
+		if err != nil {
+			return nil, err
+		}
+		all[i].identity = undo.HeaderOf(h.Raw)
+		if changed[i] {
+			all[i].header = h
+		}
+	}
+	for _, r := range p.removed.records { // the earliest merge comes last and wins
+		for i := range r.record.Files {
+			if !r.record.Files[i].Changed() {
+				continue
+			}
+			f := fileOf(p.base, r.record, i)
+			h, err := r.headerBefore(i, p.base.Files[f])
+			if err != nil {
+				return nil, fault.InFile(err, r.Name)
+			}
+			all[f] = restored{r.record.Files[i].Before, h}
+		}
+	}
+	if p.removed.is() && p.removed.records == nil {
+		return all, removeStamps(all, p.removed.ids)
+	}
+	return all, nil
+}
+
+// checkStamps refuses an adapter that the base already has, unless Options.Again is set. before
+// holds the headers after the removals.
+func (p *planner) checkStamps(before []restored) error {
+	if p.options.Again {
+		return nil
+	}
+	for i, id := range p.ids {
+		if j := slices.Index(p.ids, id); j < i {
+			return fault.New(fault.Mismatch, "%q and %q are the same adapter", p.adapters[j].Name, p.adapters[i].Name).
+				WithHint("list it once with the sum of the weights, or set Options.Again to merge it twice")
+		}
+	}
+	for k, f := range p.base.Files {
+		history := f.History()
+		if before[k].header != nil {
+			history = before[k].header.History(f.Name)
+		}
+		for _, m := range history {
+			for _, merged := range m.Adapters {
+				if i := slices.Index(p.ids, merged.Content); i >= 0 {
+					return fault.New(fault.Mismatch, "the checkpoint already contains the adapter %q (%s of %s, weight %v)",
+						p.adapters[i].Name, m.Key, m.File, merged.Weight).In(p.base.Path).
+						WithHint("merge into a base without it, or set Options.Again to add it once more")
+				}
+			}
 		}
 	}
 	return nil
 }
 
-// noteFiles warns about links that lead out of the base's directory, and about files that are not
-// copied.
-func (p *planner) noteFiles() {
-	for _, name := range p.base.Beyond {
-		p.warn("%q is a link that leads out of the base's directory; its target is copied", name)
+// layOut plans the output files and their headers. before holds the base's headers after the
+// removals.
+func (p *planner) layOut(before []restored) error {
+	byFile := make(map[int][]*target)
+	for _, t := range p.Plan.targets {
+		byFile[t.ref.File] = append(byFile[t.ref.File], t)
 	}
-	for _, name := range p.base.Left {
-		p.warn("%q is not copied: it does not belong to the merged model", name)
+	for i, in := range p.base.Files {
+		f := &outFile{in: in, before: before[i], targets: byFile[i]}
+		if h := f.before.header; h != nil {
+			f.header = h.Raw
+			if slices.ContainsFunc(f.targets, (*target).changes) {
+				var err error
+				if f.header, err = h.Stamped(p.stamp()); err != nil {
+					return err
+				}
+			}
+			f.shift = int64(len(f.header)) - in.DataOff
+		}
+		p.files = append(p.files, f)
 	}
+	return nil
+}
+
+// stamp returns the stamp of this merge.
+func (p *planner) stamp() checkpoint.Stamp {
+	s := checkpoint.Stamp{Tool: p.options.Tool}
+	for i, a := range p.adapters {
+		s.Adapters = append(s.Adapters, checkpoint.StampAdapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.shaped.Added)) {
+		if p.shaped.Added[name] == nil {
+			s.Added = append(s.Added, name)
+		} else {
+			s.Reshaped = append(s.Reshaped, name)
+		}
+	}
+	return s
+}
+
+func baseName(path string) string {
+	path = strings.TrimRight(strings.ReplaceAll(path, `\`, "/"), "/")
+	return path[strings.LastIndex(path, "/")+1:]
 }

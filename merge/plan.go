@@ -1,6 +1,7 @@
 package merge
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"slices"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/undo"
@@ -190,57 +192,6 @@ func (p *Plan) nameOf(f *outFile) string {
 	return f.in.Name
 }
 
-// blockRows returns how many rows of a target are processed together. With records it is a multiple
-// of every record's block.
-func (p *Plan) blockRows(t *target) int64 {
-	nRows, nCols := t.Matrix()
-	if nRows == 0 || nCols == 0 {
-		return 1
-	}
-	elements := nCols
-	for i := range t.undo {
-		if s := &t.undo[i]; s.record != nil {
-			elements = multipleOfBoth(elements, s.record.Tensors[s.tensor].Block, nRows*nCols)
-		}
-	}
-	if p.options.wantsRecord() && t.changes() {
-		elements = multipleOfBoth(elements, recordBlock(t), nRows*nCols)
-	}
-	if elements > nCols {
-		return elements / nCols
-	}
-	return min(nRows, max(1, p.blockBytes()/(nCols*int64(t.ref.Tensor.DType.Size()))))
-}
-
-// multipleOfBoth returns the least common multiple of a and b, but at most most.
-func multipleOfBoth(a, b, most int64) int64 {
-	x, y := a, b
-	for y != 0 {
-		x, y = y, x%y
-	}
-	if b/x > most/a {
-		return most
-	}
-	return min(most, a*(b/x))
-}
-
-// blockBytes returns the bytes of the base that a worker holds at a time.
-func (p *Plan) blockBytes() int64 {
-	if p.options.BlockBytes > 0 {
-		return int64(p.options.BlockBytes)
-	}
-	return defaultBlockBytes
-}
-
-// defaultBlockBytes is the size of a worker's block, and of a block in an undo record.
-const defaultBlockBytes = 1 << 20
-
-// recordBlock returns the number of elements in a block of the undo record.
-func recordBlock(t *target) int64 {
-	_, nCols := t.Matrix()
-	return max(1, defaultBlockBytes/max(1, nCols*int64(t.DType.Size()))*nCols, nCols)
-}
-
 // restored is a file's header after the removals.
 type restored struct {
 	identity undo.Header
@@ -272,4 +223,16 @@ func (p *Plan) OutputBytes() int64 {
 		n += f.size()
 	}
 	return n
+}
+
+// contentIDs computes the content ids of adapters.
+func contentIDs(ctx context.Context, adapters []Adapter) (ids []string, err error) {
+	for _, a := range adapters {
+		id, err := format.ContentID(ctx, a.Source)
+		if err != nil {
+			return nil, fault.InFile(err, a.Name)
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
 }

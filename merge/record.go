@@ -1,9 +1,13 @@
 package merge
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"io"
 
+	"github.com/loratool/loratool/format/output"
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/undo"
 )
 
@@ -138,4 +142,48 @@ func (r *recording) write(ctx context.Context, dst io.Writer) (*UndoReport, erro
 		return nil, err
 	}
 	return undoReport(d, summary), nil
+}
+
+// recordFile is an undo record being written.
+type recordFile struct {
+	file   output.File
+	buffer *bufio.Writer
+}
+
+// newRecordFile creates a record that appears with the output. Its permissions are those common to
+// all weight files, because it reveals the weights.
+func newRecordFile(out *output.Disk, path string, base *checkpoint.Checkpoint) (*recordFile, error) {
+	var info output.Info
+	for i, f := range base.Files {
+		if mode := f.Like().Mode; i == 0 {
+			info.Mode = mode
+		} else {
+			info.Mode &= mode
+		}
+	}
+	f, err := out.CreateAt(path, info)
+	if err != nil {
+		return nil, err
+	}
+	return &recordFile{f, bufio.NewWriterSize(io.NewOffsetWriter(f, 0), 1<<20)}, nil
+}
+
+// close flushes the record to disk, so that a full disk shows before the output appears.
+func (f *recordFile) close() error {
+	if f == nil {
+		return nil
+	}
+	return errors.Join(f.buffer.Flush(), f.file.Close())
+}
+
+// recordWriter combines the record's destinations.
+func recordWriter(p *Plan, f *recordFile) io.Writer {
+	switch undo := p.options.Undo; {
+	case f == nil:
+		return undo
+	case undo == nil:
+		return f.buffer
+	default:
+		return io.MultiWriter(undo, f.buffer)
+	}
 }

@@ -1,17 +1,20 @@
 package merge
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"sync"
-	"sync/atomic"
+	"path/filepath"
+	"slices"
+	"strings"
 
+	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/output"
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
-	"github.com/loratool/loratool/internal/kernel"
+	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/parallel"
+	"github.com/loratool/loratool/internal/undo"
 )
 
 // Run writes the merged checkpoint to out, a file or directory like the base, and the undo record
@@ -79,10 +82,13 @@ func (p *Plan) runTo(ctx context.Context, out output.Output, record *recordFile)
 	}
 	// Writing the record keeps the processor busy while the files wait for the disk.
 	last := []func(context.Context) error{r.settle, func(ctx context.Context) (err error) {
-		if r.tools.recording != nil {
-			report.Undo, err = r.tools.recording.write(ctx, recordWriter(p, record))
+		if r.tools.recording == nil {
+			return nil
 		}
-		return err
+		if report.Undo, err = r.tools.recording.write(ctx, recordWriter(p, record)); err != nil {
+			return err
+		}
+		return record.close()
 	}}
 	if err := parallel.For(ctx, len(last), len(last), func(_, i int) error { return last[i](ctx) }); err != nil {
 		return nil, err
@@ -91,250 +97,113 @@ func (p *Plan) runTo(ctx context.Context, out output.Output, record *recordFile)
 	if err := errors.Join(ctx.Err(), p.unchanged()); err != nil {
 		return nil, err
 	}
-	if err := record.close(); err != nil {
-		return nil, err
-	}
 	return report, out.Commit()
 }
 
-// run is the state of Run.
-type run struct {
-	plan    *Plan
-	out     output.Output
-	tools   *tools
-	jobs    []job
-	batches []batch
-	stats   []kernel.Stats // per job
-	taken   []taken        // per job
-
-	sideBytes int64 // size of the files beside the weights
-	files     []*writing
+// CheckOutput reports whether Run can write to out and to Options.UndoFile. It checks that they do
+// not exist or may be replaced, that they are neither an input nor each other, that their
+// directories are writable, and that the disk has room.
+func (p *Plan) CheckOutput(out string) error {
+	out = filepath.Clean(out)
+	inputs := inputsOf(p)
+	place := fileio.Place{
+		Path: out, IsDir: p.base.IsDir, Replace: p.options.Replace, Inputs: inputs, Files: outputNames(p),
+		Known: isCheckpoint, Kind: "a checkpoint", Bytes: diskBytes(p),
+	}
+	if err := place.Check(); err != nil {
+		return err
+	}
+	if p.base.IsDir && strings.EqualFold(filepath.Ext(out), ".safetensors") {
+		return &OutputError{Path: out, Why: "has the name of a file, but the base is a directory and so is the output"}
+	}
+	if p.options.UndoFile == "" {
+		return nil
+	}
+	record := fileio.Place{
+		Path: p.options.UndoFile, Replace: p.options.Replace, Inputs: inputs, Apart: []string{out},
+		Known: isRecord, Kind: "an undo record",
+	}
+	return record.Check()
 }
 
-// newRun builds the pipelines and cuts their work into jobs.
-func (p *Plan) newRun(ctx context.Context, out output.Output) (*run, error) {
-	k, err := kernel.Selected()
+// OutputError is an output path that Run cannot use. It wraps fs.ErrExist if the path exists. Its
+// fields:
+//
+//	Path, Why   string // "output PATH WHY" is the message
+//	Replaceable bool   // Options.Replace would allow it
+//	Exists      bool   // something is there
+type OutputError = fileio.OutputError
+
+// SpaceError is a disk without enough room, found before anything is written. Its fields:
+//
+//	Path       string
+//	Need, Free int64 // bytes
+type SpaceError = fileio.SpaceError
+
+// inputsOf lists the paths that the merge reads.
+func inputsOf(p *Plan) []string {
+	paths := p.base.Paths()
+	for _, a := range slices.Concat(p.removed.adapters, p.adapters) {
+		paths = append(paths, a.Name) // a name need not be a path
+	}
+	for _, r := range p.removed.records {
+		paths = append(paths, r.Name)
+	}
+	return paths
+}
+
+// outputNames lists the files of an output directory.
+func outputNames(p *Plan) []string {
+	names := slices.Clone(p.base.Side)
+	for _, f := range p.files {
+		names = append(names, f.in.Name)
+	}
+	return names
+}
+
+// isCheckpoint reports whether path holds a checkpoint rather than an adapter.
+func isCheckpoint(path string) bool {
+	c, err := checkpoint.Open(context.Background(), path)
 	if err != nil {
-		return nil, err
+		return false
 	}
-	r := &run{plan: p, out: out, tools: &tools{plan: p, kernel: k, shelf: newShelf(p.targets)}}
-	if p.options.wantsRecord() {
-		r.tools.recording = &recording{plan: p}
+	defer c.Close()
+	return !naming.AreOfAdapter(c.Names())
+}
+
+// isRecord reports whether path holds an undo record.
+func isRecord(path string) bool {
+	src, err := format.Open(path)
+	if err != nil {
+		return false
 	}
-	for _, f := range p.base.Files {
-		r.tools.data = append(r.tools.data, f.ReaderAt(ctx))
+	defer src.Close()
+	return undo.Is(src)
+}
+
+// diskBytes returns the least disk space that the output takes. Holes take none.
+func diskBytes(p *Plan) (n int64) {
+	for _, f := range p.files {
+		n += f.size() - f.in.HoleBytes()
 	}
-	pipelines := make(map[*target]*pipeline, len(p.targets))
-	for _, t := range p.targets {
-		pipelines[t] = newPipeline(t, r.tools)
+	for _, name := range p.base.Side {
+		if in, err := p.base.Dir.Open(name); err == nil {
+			n += in.Size - fileio.HoleBytes(in.ReaderAt)
+			in.Close()
+		}
 	}
-	if rec := r.tools.recording; rec != nil {
-		scratch, err := output.NewScratch(out)
+	return n
+}
+
+// disk creates the output at a path.
+func (p *Plan) disk(out string) (*output.Disk, error) {
+	o := output.DiskOptions{IsDir: p.base.IsDir, Replace: p.options.Replace}
+	if p.base.IsDir {
+		mode, err := p.base.Dir.Mode()
 		if err != nil {
 			return nil, err
 		}
-		rec.scratch = scratch
-		rec.begin(scratch)
+		o.Mode, o.Names = mode|0o700, outputNames(p)
 	}
-	r.jobs = p.jobs(pipelines)
-	r.batches = p.batches(r.jobs)
-	r.stats, r.taken = make([]kernel.Stats, len(r.jobs)), make([]taken, len(r.jobs))
-	r.files = make([]*writing, len(p.files))
-	for i := range r.files {
-		r.files[i] = new(writing)
-	}
-	for _, b := range r.batches {
-		r.files[r.jobs[b.first].file].left.Add(1)
-	}
-	return r, nil
-}
-
-// close discards the spooled residuals.
-func (r *run) close() {
-	if rec := r.tools.recording; rec != nil && rec.scratch != nil {
-		rec.scratch.Close()
-	}
-}
-
-func (r *run) all(ctx context.Context) error {
-	nWorkers := min(parallel.Workers(r.plan.options.Workers), len(r.batches))
-	workers := make([]worker, nWorkers)
-	for _, m := range r.tools.measured {
-		if err := m.measure(ctx, workers); err != nil {
-			return err
-		}
-	}
-	return parallel.For(ctx, nWorkers, len(r.batches), func(w, i int) error { return r.do(ctx, &workers[w], r.batches[i]) })
-}
-
-// copySide copies a file beside the weights, or writes its new contents.
-func (r *run) copySide(name string) error {
-	in, err := r.plan.base.Dir.Open(name)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	like := fileio.LikeFile(in.ReaderAt)
-	src, size := in.ReaderAt, in.Size
-	if text, ok := r.plan.side[name]; ok {
-		src, size, like.Sparse = bytes.NewReader(text), int64(len(text)), false
-	}
-	r.sideBytes += size
-	out, err := r.out.Create(output.Info{Name: name, Size: size, Mode: like.Mode, Sparse: like.Sparse})
-	if err != nil {
-		return err
-	}
-	return errors.Join(out.CopyRange(0, src, 0, size), out.Close())
-}
-
-// tallies adds up the jobs in their fixed order, so that the sums do not depend on timing.
-func (r *run) tallies() map[*target]*tally {
-	tallies := make(map[*target]*tally)
-	for i := range r.jobs {
-		if r.jobs[i].pipeline == nil {
-			continue
-		}
-		t := r.jobs[i].pipeline.target
-		if tallies[t] == nil {
-			tallies[t] = new(tally)
-		}
-		tallies[t].Add(&r.stats[i])
-		tallies[t].corrected += r.taken[i].corrected
-		tallies[t].mayDiffer += r.taken[i].mayDiffer
-	}
-	return tallies
-}
-
-// settle closes the weight files and copies the files beside them.
-func (r *run) settle(ctx context.Context) error {
-	if err := parallel.For(ctx, syncers, len(r.files), func(_, i int) error { return r.files[i].close() }); err != nil {
-		return err
-	}
-	return parallel.For(ctx, 1, len(r.plan.base.Side), func(_, i int) error { return r.copySide(r.plan.base.Side[i]) })
-}
-
-// writing is an output file. The first job that needs it creates it; the last one may close it.
-type writing struct {
-	once   sync.Once
-	err    error
-	file   output.File
-	left   atomic.Int64
-	closed bool
-}
-
-// Files are closed together at the end: the disk has started on each when its last byte was
-// written, and syncers of them wait at once. A checkpoint with more than mostOpen files closes the
-// first ones early.
-const (
-	mostOpen = 1024
-	syncers  = 16
-)
-
-// close closes the file once.
-func (w *writing) close() error {
-	if w.closed || w.file == nil {
-		return nil
-	}
-	w.closed = true
-	return w.file.Close()
-}
-
-// do runs the jobs of a batch.
-func (r *run) do(ctx context.Context, w *worker, b batch) error {
-	j := &r.jobs[b.first]
-	in, out := r.plan.files[j.file], r.files[j.file]
-	out.once.Do(func() {
-		like := in.in.Like()
-		out.file, out.err = r.out.Create(output.Info{Name: r.plan.nameOf(in), Size: in.size(), Mode: like.Mode, Sparse: like.Sparse})
-	})
-	if out.err != nil {
-		return out.err
-	}
-	n := j.n
-	var err error
-	switch {
-	case j.header:
-		n = int64(len(in.header))
-		_, err = out.file.WriteAt(in.header, 0)
-	case j.pipeline == nil && b.end-b.first == 1:
-		err = r.copy(w, j, in, out.file)
-	default:
-		n, err = r.merge(ctx, w, r.jobs[b.first:b.end], in, out.file)
-	}
-	if err != nil {
-		return err
-	}
-	if r.plan.options.Progress != nil {
-		r.plan.options.Progress(n)
-	}
-	if out.left.Add(-1) == 0 && j.file < len(r.files)-mostOpen {
-		return out.close()
-	}
-	return nil
-}
-
-// copy copies a range unchanged. For an undo record the bytes go through the worker's memory, to be
-// checksummed.
-func (r *run) copy(w *worker, j *job, in *outFile, out output.File) error {
-	if r.tools.recording == nil {
-		return out.CopyRange(j.off+in.shift, r.tools.data[j.file], j.off, j.n)
-	}
-	step := r.plan.blockBytes()
-	for off := j.off; off < j.off+j.n; off += step {
-		p, err := r.tools.read(w, j.file, off, min(step, j.off+j.n-off))
-		if err != nil {
-			return err
-		}
-		if err := r.write(p, off, j.file, in, out); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// write writes p, which the base has at off.
-func (r *run) write(p []byte, off int64, file int, in *outFile, out output.File) error {
-	if rec := r.tools.recording; rec != nil {
-		rec.sums[file].Add(off, p)
-	}
-	_, err := out.WriteAt(p, off+in.shift)
-	return err
-}
-
-// merge reads the range of a batch, updates the rows of each job, and writes the range. It returns
-// the range's length.
-func (r *run) merge(ctx context.Context, w *worker, jobs []job, in *outFile, out output.File) (int64, error) {
-	first, last := &jobs[0], &jobs[len(jobs)-1]
-	off, n := first.off, last.off+last.n-first.off
-	data := w.grow(max(n, r.plan.blockBytes()))[:n]
-	if len(jobs) > 1 || !first.pipeline.isBlind {
-		var err error
-		if data, err = r.tools.read(w, first.file, off, n); err != nil {
-			return 0, err
-		}
-	}
-	for i := range jobs {
-		j := &jobs[i]
-		if j.pipeline == nil {
-			continue
-		}
-		b := block{
-			t: j.pipeline.target, row0: j.row0, row1: j.row1, data: data[j.off-off:][:j.n],
-			stats: &r.stats[j.index], taken: &r.taken[j.index],
-		}
-		if err := j.run(ctx, &b, w); err != nil {
-			return 0, err
-		}
-	}
-	return n, r.write(data, off, first.file, in, out)
-}
-
-// run runs the pipeline on the job's rows.
-func (j *job) run(ctx context.Context, b *block, w *worker) error {
-	first, last := j.bands()
-	if err := j.pipeline.load(ctx, first, last); err != nil {
-		return err
-	}
-	defer j.pipeline.done(first, last)
-	return j.pipeline.apply(b, w)
+	return output.NewDisk(out, o)
 }

@@ -17,9 +17,9 @@ import (
 // roadRooms are the packages whose files count.
 var roadRooms = []string{"merge", "internal/resolve", "format/output"}
 
-// mostOnRoad is the largest number of files that a plain merge may pass through. The aim is 12;
-// until then the number may only decrease.
-const mostOnRoad = 14
+// mostOnRoad is the largest number of files that a plain merge may pass through. It may only
+// decrease. It was 23 before a change became a pipeline of operations.
+const mostOnRoad = 12
 
 // TestPlainMergePassesThroughFewFiles builds the command with coverage of statements.
 func TestPlainMergePassesThroughFewFiles(t *testing.T) {
