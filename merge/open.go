@@ -174,7 +174,7 @@ func (p *planner) resolve(ctx context.Context) error {
 		return err
 	}
 	o := &p.options
-	adapters, err := resolve.Check(resolved(p.adapters), o.Reading.resolved())
+	adapters, err := resolve.Check(resolved(p.adapters), resolve.Reading(o.Reading))
 	if err != nil {
 		return err
 	}

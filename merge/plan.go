@@ -111,13 +111,13 @@ func (p *Plan) unchanged() error {
 }
 
 // Tied chooses what to do when an adapter changes only one of two tied tensors, the output head and
-// the input embedding. The zero value refuses.
-type Tied string
+// the input embedding. It is a string; the zero value refuses.
+type Tied = resolve.Tied
 
 // The choices for tied tensors.
 const (
-	Untie Tied = "untie" // make the head a tensor of its own, and set tie_word_embeddings in config.json to false
-	Fold  Tied = "fold"  // change the one tensor, and so both ends
+	Untie Tied = resolve.Untie // make the head a tensor of its own, and set tie_word_embeddings in config.json to false
+	Fold  Tied = resolve.Fold  // change the one tensor, and so both ends
 )
 
 // Reading settles how to apply an adapter whose files are ambiguous. The zero value follows the
@@ -129,13 +129,6 @@ type Reading struct {
 	OutProjTwice      bool // add the update of nn.MultiheadAttention.out_proj twice, as PEFT up to 0.21 does
 	RecomputeResidual bool // remove PiSSA's or OLoRA's residual, computed again, from the original base
 	Tied              Tied // handling of a change to one of two tied tensors; "" refuses
-}
-
-func (r Reading) resolved() resolve.Reading {
-	return resolve.Reading{
-		ExpertInput: r.ExpertInput, LinearInput: r.LinearInput, ExpertsSlowest: r.ExpertsSlowest, OutProjTwice: r.OutProjTwice,
-		RecomputeResidual: r.RecomputeResidual, Tied: resolve.Tied(r.Tied),
-	}
 }
 
 // planner builds a Plan.

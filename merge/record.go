@@ -8,6 +8,7 @@ import (
 
 	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/undo"
 )
 
@@ -101,7 +102,7 @@ func (r *record) describe(file int) undo.Tensor {
 // holds the residuals, because their number is known only at the end.
 func (r *recording) begin(spool undo.Spool) {
 	p := r.plan
-	d := &undo.Description{Tool: p.options.Tool, Reading: p.options.Reading.resolved().Texts(), Files: []undo.File{}, Tensors: []undo.Tensor{}}
+	d := &undo.Description{Tool: p.options.Tool, Reading: resolve.Reading(p.options.Reading).Texts(), Files: []undo.File{}, Tensors: []undo.Tensor{}}
 	for i, a := range p.adapters {
 		d.Adapters = append(d.Adapters, undo.Adapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
 	}

@@ -12,7 +12,7 @@ import (
 // addSteps adds the removals to the targets.
 func (p *planner) addSteps() error {
 	if p.removed.records == nil {
-		merged, err := p.merged(p.removed.adapters, p.options.Reading.resolved())
+		merged, err := p.merged(p.removed.adapters, resolve.Reading(p.options.Reading))
 		if err != nil {
 			return err
 		}

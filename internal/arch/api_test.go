@@ -18,6 +18,7 @@ var faces = map[string]string{
 	"convert.SpaceError":  "internal/fileio is below every package that writes",
 	"merge.OutputError":   "internal/fileio is below every package that writes",
 	"merge.SpaceError":    "internal/fileio is below every package that writes",
+	"merge.Tied":          "internal/resolve is below merge; the alias lets merge.Reading convert to resolve.Reading",
 }
 
 // doors collects the types that a program meets in the library.

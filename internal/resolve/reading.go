@@ -8,26 +8,24 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// Tied decides the fate of an output head that the base has tied to its input embedding, when an
-// adapter changes one of the two.
+// Tied is merge.Tied, with the choices that stand there.
 type Tied string
 
-// The fates of a tied head; the zero value refuses.
+// The choices for tied tensors.
 const (
-	Untie Tied = "untie" // the head becomes a tensor of its own, and config.json says so
-	Fold  Tied = "fold"  // the change is made to the one tensor, and so to both
+	Untie Tied = "untie"
+	Fold  Tied = "fold"
 )
 
-// Reading says how adapters are applied where their files do not. The zero value lets the files
-// decide, and refuses everything that they leave open. An undo record remembers it, so that what
-// was put in is taken out as it was put in.
+// Reading has the fields of merge.Reading, which explains them. merge converts one to the other, so
+// the compiler keeps them equal.
 type Reading struct {
-	ExpertInput       int  // the dimension of square experts that lora_A reads, 1 or 2; 0 lets the adapter decide
-	LinearInput       int  // the dimension of square Conv1D weights that lora_A reads, 1 or 2, where the base does not tell; 0 refuses them there
-	ExpertsSlowest    bool // lora_B of stacked experts has one expert after the other, which PEFT does not write
-	OutProjTwice      bool // add the update of out_proj of nn.MultiheadAttention twice, as PEFT up to 0.21 does
-	RecomputeResidual bool // take out of the original base what PiSSA and OLoRA have taken out, computed again
-	Tied              Tied // what to do with tied ends of which one changes; "" refuses
+	ExpertInput       int
+	LinearInput       int
+	ExpertsSlowest    bool
+	OutProjTwice      bool
+	RecomputeResidual bool
+	Tied              Tied
 }
 
 // Texts is a reading as an undo record has it: the fields that differ from zero.

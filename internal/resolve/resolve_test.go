@@ -3,6 +3,7 @@ package resolve_test
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -326,6 +327,29 @@ func TestWhyABaseLacksWhatAnAdapterChanges(t *testing.T) {
 		_, _, err := resolveOne(c.base, adapter(t, 1, c.build), resolve.Reading{})
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want the words %q", c.name, err, c.want)
+		}
+	}
+}
+
+// TestARecordRemembersEveryField: a field that a record forgot would be zero for the removal, which
+// then took out another update than the merge put in.
+func TestARecordRemembersEveryField(t *testing.T) {
+	for i := range reflect.TypeFor[resolve.Reading]().NumField() {
+		var r resolve.Reading
+		switch f := reflect.ValueOf(&r).Elem().Field(i); f.Kind() {
+		case reflect.Int:
+			f.SetInt(2)
+		case reflect.Bool:
+			f.SetBool(true)
+		case reflect.String:
+			f.SetString("fold")
+		}
+		texts := r.Texts()
+		if len(texts) != 1 {
+			t.Errorf("%+v has the texts %v, want one", r, texts)
+		}
+		if got, err := resolve.ReadingOf(texts); err != nil || got != r {
+			t.Errorf("ReadingOf(%v) = %+v, %v, want %+v", texts, got, err, r)
 		}
 	}
 }
