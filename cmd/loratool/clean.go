@@ -29,7 +29,7 @@ func cleanCommand(t *terminal) *cli.Command {
 			"There clean goes by age: it removes an output to which nothing was written for a day, or --older-than.\n" +
 			"It keeps what a run on this machine holds, and looks in no directory below DIR.",
 		Flags: []cli.Flag{
-			&cli.DurationFlag{Name: "older-than", Usage: "remove what was last written to `TIME` ago or earlier, 1h at least", Value: 24 * time.Hour, Destination: &o.olderThan},
+			&cli.DurationFlag{Name: "older-than", Usage: "remove what was last written to `TIME` ago or earlier, 1h at least", Value: 24 * time.Hour, DefaultText: "24h", Destination: &o.olderThan},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be removed, and remove nothing", Destination: &o.dryRun},
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON document", Destination: &o.json},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print nothing", Destination: &o.quiet},

@@ -19,7 +19,7 @@ func (o *common) flags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "json", Usage: "print one JSON document", Destination: &o.json},
 		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no warnings and no summary", Destination: &o.quiet},
-		&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "print every layer", Destination: &o.verbose},
+		&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "print more: every layer and tensor by its name", Destination: &o.verbose},
 		&cli.BoolFlag{Name: "no-progress", Usage: "show no progress bar", Destination: &o.noProgress},
 		&cli.IntFlag{Name: "workers", Usage: "number of goroutines that compute (default: one per processor)", Destination: &o.workers, Action: func(c *cli.Context, n int) error {
 			if n < 0 {

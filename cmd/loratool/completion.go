@@ -98,7 +98,7 @@ func (a *app) fish() string {
 	b.WriteString("# completion of loratool for fish\n")
 	for _, c := range a.cli.Commands {
 		fmt.Fprintf(&b, "complete -c loratool -n __fish_use_subcommand -f -a %s -d %s\n", c.Name, quoteFish(c.Usage))
-		for _, f := range c.Flags {
+		for _, f := range shownFlags(c) {
 			line := fmt.Sprintf("complete -c loratool -n '__fish_seen_subcommand_from %s'", c.Name)
 			for _, name := range f.Names() {
 				if len(name) == 1 {
@@ -129,8 +129,14 @@ func (a *app) powershell() string {
 	for _, c := range a.cli.Commands {
 		fmt.Fprintf(&b, "    '%s' = @('%s')\n", c.Name, strings.Join(a.words(c), "', '"))
 	}
+	b.WriteString("  }\n  $values = @{\n")
+	for _, flag := range slices.Sorted(maps.Keys(choices)) {
+		fmt.Fprintf(&b, "    '%s' = @('%s')\n", flag, strings.Join(choices[flag], "', '"))
+	}
 	fmt.Fprintf(&b, "  }\n  $known = @('%s')\n", strings.Join(a.commandNames(), "', '"))
 	b.WriteString("  if ($line.Count -gt 1 -and $words.ContainsKey($line[1])) { $known = $words[$line[1]] }\n" +
+		"  $before = $line[-1]\n  if ($word) { $before = $line[-2] }\n" +
+		"  if ($before -and $values.ContainsKey($before)) { $known = $values[$before] }\n" +
 		"  $known | Where-Object { $_ -like \"$word*\" } | ForEach-Object { [System.Management.Automation.CompletionResult]::new($_) }\n}\n")
 	return b.String()
 }

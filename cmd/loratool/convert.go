@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
@@ -112,12 +111,12 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 	if err := o.checkMemory(peak, "writing "+o.out); err != nil {
 		return err
 	}
-	start := time.Now()
+	stop := t.stopwatch()
 	size, err := store(c, src, o.out, j.dialect, j.creation)
 	if err != nil {
 		return err
 	}
-	return showConverted(t, o, &j, src, size, time.Since(start).Seconds(), warnings)
+	return showConverted(t, o, &j, src, size, stop(), warnings)
 }
 
 // warnings say why merge or PEFT will not take what is converted, which is carried all the same.

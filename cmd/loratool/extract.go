@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"time"
 
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
@@ -203,7 +202,7 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 		return err
 	}
 	add, finish := t.progress(&o.common, e.Bytes(), "extracting")
-	start := time.Now()
+	stop := t.stopwatch()
 	src, report, err := e.Run(c.Context)
 	finish()
 	if err != nil {
@@ -224,7 +223,7 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 		BytesRead    int64   `json:"bytes_read"`
 		BytesWritten int64   `json:"bytes_written"`
 		*rank.ExtractReport
-	}{j.base, j.tuned, o.out, version, time.Since(start).Seconds(), e.Bytes(), size, report}
+	}{j.base, j.tuned, o.out, version, stop(), e.Bytes(), size, report}
 	return t.show("extract", o.json, document, o.summary(func() {
 		showExtracted(t, o, report, fileio.FormatBytes(size)+paceText(document.BytesRead, document.Seconds, "/s read"))
 	}))

@@ -28,7 +28,7 @@ var examples = map[string][]string{
 		"loratool merge testdata/demo/base testdata/demo/adapter-r8 -o half -w 0.5 --undo",
 	},
 	"unmerge":    {"loratool unmerge half testdata/demo/adapter-r8 -o restored"},
-	"swap":       {"loratool swap half --remove testdata/demo/adapter-r8 --add testdata/demo/adapter-r8 -o swapped"},
+	"swap":       {"loratool swap half --remove testdata/demo/adapter-r8 --add testdata/demo/adapter-r8 -w 0.25 -o swapped"},
 	"extract":    {"loratool extract testdata/demo/base merged -o extracted --rank 8"},
 	"inspect":    {"loratool inspect testdata/demo/adapter-r8 --spectrum", "loratool inspect testdata/demo/base --rank 8"},
 	"convert":    {"loratool convert testdata/demo/adapter-r8 -o demo.lora"},
@@ -111,7 +111,7 @@ func commandHelp(c *cli.Command, all bool) string {
 	}
 	var shown []cli.Flag
 	nRare := 0
-	for _, f := range c.Flags {
+	for _, f := range shownFlags(c) {
 		if !all && slices.Contains(rareFlags, f.Names()[0]) {
 			nRare++
 			continue

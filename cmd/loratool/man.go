@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -33,7 +34,7 @@ func (a *app) manual() string {
 		for _, e := range examples[c.Name] {
 			b.WriteString(".PP\n.nf\n" + roff(e) + "\n.fi\n")
 		}
-		for _, f := range c.Flags {
+		for _, f := range shownFlags(c) {
 			name, usage := flagHelp(f)
 			b.WriteString(".TP\n" + roff(strings.TrimSpace(name)) + "\n" + roff(usage) + "\n")
 		}
@@ -42,11 +43,24 @@ func (a *app) manual() string {
 	return b.String()
 }
 
-// roff writes a text so that man shows it as it is.
+// roff writes a text so that man shows it as it is. groff reads a page in the charset of the locale
+// or in Latin-1, so characters beyond ASCII become escapes (groff_char(7)).
 func roff(s string) string {
-	s = strings.NewReplacer(`\`, `\e`, "-", `\-`).Replace(s)
+	var b strings.Builder
 	if strings.HasPrefix(s, ".") || strings.HasPrefix(s, "'") {
-		s = `\&` + s
+		b.WriteString(`\&`)
 	}
-	return s
+	for _, r := range s {
+		switch {
+		case r == '\\':
+			b.WriteString(`\e`)
+		case r == '-':
+			b.WriteString(`\-`)
+		case r > 0x7e:
+			fmt.Fprintf(&b, `\[u%04X]`, r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"slices"
-	"time"
 
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
@@ -156,9 +155,9 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 		return err
 	}
 	add, finish := t.progress(run.common, plan.OutputBytes(), run.what)
-	start := time.Now()
+	stop := t.stopwatch()
 	report, err := plan.Run(c.Context, run.out)
-	run.seconds = time.Since(start).Seconds()
+	run.seconds = stop()
 	finish()
 	if err != nil {
 		return err

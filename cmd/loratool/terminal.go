@@ -29,6 +29,18 @@ type terminal struct {
 	documented bool              // the one document of the run is printed
 	columns    int               // of the terminal, where out and err are no files
 	seen       bool              // out and err count as terminals
+	seconds    float64           // that every step takes in a test; 0 is the true time
+}
+
+// stopwatch returns a function that returns the seconds since now.
+func (t *terminal) stopwatch() func() float64 {
+	start := time.Now()
+	return func() float64 {
+		if t.seconds > 0 {
+			return t.seconds
+		}
+		return time.Since(start).Seconds()
+	}
 }
 
 // results is standard output. The first error of a write stays, and ends the command with an error

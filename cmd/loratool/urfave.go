@@ -56,8 +56,32 @@ func newApp(t *terminal) *app {
 	for _, c := range a.cli.Commands {
 		c.OnUsageError = usage(c.Name) // not inherited
 		c.HideHelp = true
+		c.Flags = append(c.Flags, idleFlags(c)...)
 	}
 	return a
+}
+
+// idleFlags are the flags that scripts pass to every command, for a command that does not have
+// them: it accepts them, and they change nothing.
+func idleFlags(c *cli.Command) (all []cli.Flag) {
+	for _, f := range []*cli.BoolFlag{
+		{Name: "quiet", Aliases: []string{"q"}, Hidden: true}, {Name: "verbose", Aliases: []string{"v"}, Hidden: true}, {Name: "no-progress", Hidden: true},
+	} {
+		if findFlag(c, f.Name) == nil {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// shownFlags are the flags of a command that help shows.
+func shownFlags(c *cli.Command) (all []cli.Flag) {
+	for _, f := range c.Flags {
+		if v, ok := f.(cli.VisibleFlag); !ok || v.IsVisible() {
+			all = append(all, f)
+		}
+	}
+	return all
 }
 
 // run parses and runs a command line.
@@ -222,7 +246,7 @@ func checkNumber(flag cli.Flag, arg, value, hint string) (string, error) {
 
 // flagNames lists the long names of a command's flags, with their dashes.
 func flagNames(command *cli.Command) (names []string) {
-	for _, f := range command.Flags {
+	for _, f := range shownFlags(command) {
 		for _, name := range f.Names() {
 			if len(name) > 1 {
 				names = append(names, "--"+name)

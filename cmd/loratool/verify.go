@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"slices"
-	"time"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
@@ -37,7 +36,7 @@ func runVerify(c *cli.Context, t *terminal, o *verifyOptions) error {
 		return err
 	}
 	options := format.ReaderOptions{Workers: o.workers, MaxManifestBytes: limit}
-	start := time.Now()
+	stop := t.stopwatch()
 	var name string
 	var summary *format.Summary
 	if c.Args().First() == "-" && c.NArg() == 1 {
@@ -54,7 +53,7 @@ func runVerify(c *cli.Context, t *terminal, o *verifyOptions) error {
 		"content_id": summary.ContentID, "file_id": summary.FileID, "chunks": summary.Chunks,
 		"raw_bytes": summary.RawBytes, "stored_bytes": summary.StoredBytes, "file_bytes": summary.FileBytes,
 	}
-	pace := paceText(summary.FileBytes, time.Since(start).Seconds(), "/s")
+	pace := paceText(summary.FileBytes, stop(), "/s")
 	return t.show("verify", o.json, document, o.summary(func() {
 		t.line("%s is valid: %s%s, %s, %s uncompressed", name, fileio.FormatBytes(summary.FileBytes), pace,
 			fault.Count(summary.Chunks, "chunk"), fileio.FormatBytes(summary.RawBytes))

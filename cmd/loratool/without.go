@@ -39,10 +39,25 @@ func (o *withoutOption) opening(paths ...string) ([]convert.Options, error) {
 			}
 		}
 		if !found {
-			return nil, usagef("--without takes the name of a file in the directory of an adapter, such as non_lora_trainables.bin", "--without %s: no adapter has this file in its folder", file)
+			hint := "--without takes the name of a file in the directory of an adapter, such as non_lora_trainables.bin"
+			if near := nearest(filepath.Base(file), filesIn(paths)); near != "" {
+				hint = "did you mean " + near + "?"
+			}
+			return nil, usagef(hint, "--without %s: no adapter has this file in its folder", file)
 		}
 	}
 	return options, nil
+}
+
+// filesIn names the entries of directories.
+func filesIn(dirs []string) (names []string) {
+	for _, dir := range dirs {
+		entries, _ := os.ReadDir(dir) // an adapter can be a file
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+	}
+	return names
 }
 
 // within is the path of a file within a directory, with slashes: of one that is named as seen from
