@@ -2,9 +2,7 @@ package rank
 
 import (
 	"context"
-	"fmt"
 	"io"
-	"os"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
@@ -24,50 +22,11 @@ type spool struct {
 // newSpool creates a spool in the scratch space of the output, so that factors wait on the disk
 // that the user chose, or in a temporary file without an output.
 func newSpool(out output.Output) (*spool, error) {
-	var f output.Scratch
-	var err error
-	if out == nil {
-		f, err = newTempFile()
-	} else {
-		f, err = output.NewScratch(out)
-	}
+	f, err := output.NewScratch(out)
 	if err != nil {
 		return nil, err
 	}
 	return &spool{file: f}, nil
-}
-
-// tempFile is the scratch space of an extraction without an Output.
-type tempFile struct{ *os.File }
-
-// newTempFile creates the file and removes its name at once where the system allows that, so that a
-// killed process leaves nothing behind.
-func newTempFile() (tempFile, error) {
-	f, err := os.CreateTemp("", "loratool-extract-*")
-	if err != nil {
-		return tempFile{}, spoolError(err)
-	}
-	os.Remove(f.Name()) // on systems that allow it, the file vanishes with the handle, however the process ends
-	return tempFile{f}, nil
-}
-
-func (f tempFile) WriteAt(p []byte, off int64) (int, error) {
-	n, err := f.File.WriteAt(p, off)
-	if err != nil {
-		err = spoolError(err)
-	}
-	return n, err
-}
-
-func (f tempFile) Close() error {
-	err := f.File.Close()
-	os.Remove(f.Name())
-	return err
-}
-
-// spoolError adds the purpose of the file, which the user did not name.
-func spoolError(err error) error {
-	return fmt.Errorf("cannot write the factors to a temporary file in %s (set TMPDIR to move it): %w", os.TempDir(), err)
 }
 
 // add appends a tensor and returns its index.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"io"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -158,13 +157,18 @@ func (o *CreateOptions) modeOf(name string) (all fs.FileMode) {
 // where none is.
 func (o *CreateOptions) dirMode() (all fs.FileMode) {
 	for _, input := range o.Inputs {
-		info, err := os.Stat(input)
+		dir, file, err := fileio.LocateOnDisk(input)
+		if err != nil || file != "" {
+			continue
+		}
+		mode, err := dir.Mode()
+		mode = mode.Perm() | 0o700 // its owner keeps all
 		switch {
-		case err != nil || !info.IsDir():
+		case err != nil:
 		case all == 0:
-			all = info.Mode().Perm() | 0o700 // its owner keeps all
+			all = mode
 		default:
-			all &= info.Mode().Perm() | 0o700
+			all &= mode
 		}
 	}
 	return all
@@ -173,23 +177,25 @@ func (o *CreateOptions) dirMode() (all fs.FileMode) {
 // modeOf is the permissions of the file called name in, or beside, an input, else of the input,
 // else of all weights in it.
 func modeOf(input, name string) (mode fs.FileMode, ok bool) {
-	info, err := os.Stat(input)
+	dir, file, err := fileio.LocateOnDisk(input)
 	if err != nil {
 		return 0, false
 	}
-	if !info.IsDir() {
-		if beside, err := os.Stat(siblingOf(input, name)); err == nil && name != peftWeights {
-			info = beside
+	if file != "" && name == peftWeights {
+		name = file // the input is the weights, whatever its name
+	}
+	for _, n := range []string{name, file} {
+		if there, err := dir.Stat(n); err == nil && there.Mode().IsRegular() {
+			return there.Mode().Perm(), true
 		}
-		return info.Mode().Perm(), true
 	}
-	if named, err := os.Stat(filepath.Join(input, name)); err == nil && named.Mode().IsRegular() {
-		return named.Mode().Perm(), true
+	if file != "" {
+		return 0, false
 	}
-	entries, _ := os.ReadDir(input)
+	entries, _ := dir.List(".")
 	mode = 0o777
 	for _, e := range entries {
-		if file, err := os.Stat(filepath.Join(input, e.Name())); err == nil && kindOf(e.Name()) != noWeights {
+		if file, err := dir.Stat(e.Name()); err == nil && kindOf(e.Name()) != noWeights {
 			mode, ok = mode&file.Mode().Perm(), true
 		}
 	}

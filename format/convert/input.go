@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
 	"strings"
@@ -43,16 +42,14 @@ const startBytes = 64
 
 // lookAt looks at a path of the machine.
 func lookAt(ctx context.Context, given string) (*Input, error) {
-	info, err := os.Stat(given)
-	if err != nil {
+	dir, file, err := fileio.LocateOnDisk(given)
+	switch {
+	case err != nil:
 		return nil, err
+	case file == "":
+		return lookAtFolder(ctx, place{dir: dir})
 	}
-	if info.IsDir() {
-		return lookAtFolder(ctx, onDisk(given))
-	}
-	p := onDisk(filepath.Dir(given))
-	p.own, p.ownPath = filepath.Base(given), given
-	return lookAtFile(ctx, p, p.own), nil
+	return lookAtFile(ctx, place{dir: dir, own: file, ownPath: given}, file), nil
 }
 
 // lookIn looks at a file or directory of an fs.FS.

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"io"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -168,7 +167,7 @@ func (s *peftSink) checkPlaces(ctx context.Context, p *peftParts) error {
 	if err := errors.Join(place.Check(), ctx.Err()); err != nil || place.IsDir {
 		return err
 	}
-	_, err := os.Stat(s.path)
+	_, _, err := fileio.LocateOnDisk(s.path)
 	isThere := err == nil
 	for _, f := range p.side {
 		if !s.differs(f) {
@@ -177,7 +176,7 @@ func (s *peftSink) checkPlaces(ctx context.Context, p *peftParts) error {
 		beside := fileio.Place{Path: siblingOf(s.path, f.name), Replace: s.options.Replace && isThere, Known: func(string) bool { return true }}
 		for _, in := range s.options.Inputs {
 			beside.Inputs = append(beside.Inputs, in)
-			if info, err := os.Stat(in); err == nil && !info.IsDir() {
+			if _, file, err := fileio.LocateOnDisk(in); err == nil && file != "" {
 				beside.Inputs = append(beside.Inputs, siblingOf(in, f.name))
 			}
 		}

@@ -44,20 +44,3 @@ type File interface {
 	// Close ends the file: an error of writing that has not come up yet comes up here.
 	Close() error
 }
-
-// Scratch is a file for data that a run puts aside until it can write them. It grows as it is
-// written, in any order and from several goroutines, and is gone when it is closed.
-type Scratch interface {
-	io.ReaderAt
-	io.WriterAt
-	io.Closer
-}
-
-// NewScratch returns scratch space where an output has room for it: if out has a method
-// Scratch() (Scratch, error), as Disk does, what that returns, and else memory.
-func NewScratch(out Output) (Scratch, error) {
-	if s, ok := out.(interface{ Scratch() (Scratch, error) }); ok {
-		return s.Scratch()
-	}
-	return new(memoryFile), nil
-}

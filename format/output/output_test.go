@@ -224,11 +224,15 @@ func TestMemoryHoldsAFileToItsSize(t *testing.T) {
 	}
 }
 
-// TestScratchIsGoneWhenItIsClosed: beside the output on a disk, in memory otherwise.
+// TestScratchIsGoneWhenItIsClosed: it is beside the output on a disk, in memory for other outputs,
+// and in a temporary file without an output.
 func TestScratchIsGoneWhenItIsClosed(t *testing.T) {
 	dir := t.TempDir()
+	for _, name := range []string{"TMPDIR", "TMP", "TEMP"} {
+		t.Setenv(name, dir)
+	}
 	d := newDisk(t, filepath.Join(dir, "out"), output.DiskOptions{})
-	for _, out := range []output.Output{d, new(output.Memory)} {
+	for _, out := range []output.Output{d, new(output.Memory), nil} {
 		s, err := output.NewScratch(out)
 		if err != nil {
 			t.Fatal(err)

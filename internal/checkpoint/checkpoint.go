@@ -7,9 +7,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
-	"os"
 	"path"
-	"path/filepath"
 	"sort"
 	"strings"
 
@@ -41,27 +39,26 @@ type Checkpoint struct {
 
 // Open opens a checkpoint at path. Symbolic links are followed. The caller closes it.
 func Open(ctx context.Context, path string) (*Checkpoint, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if info.IsDir() {
-		return openDirectory(ctx, path, fileio.OnDisk(path))
-	}
-	return openSingle(ctx, path, fileio.OnDisk(filepath.Dir(path)), filepath.Base(path))
+	dir, file, err := fileio.LocateOnDisk(path)
+	return openAt(ctx, path, dir, file, err)
 }
 
 // OpenFS is Open for a file or a directory of an fs.FS. Files that are no io.ReaderAt are read into
 // memory, weights as well.
 func OpenFS(ctx context.Context, files fs.FS, name string) (*Checkpoint, error) {
 	dir, file, err := fileio.Locate(files, name)
+	return openAt(ctx, name, dir, file, err)
+}
+
+// openAt opens a file in dir, or dir itself if file is "".
+func openAt(ctx context.Context, path string, dir fileio.Dir, file string, err error) (*Checkpoint, error) {
 	switch {
 	case err != nil:
 		return nil, err
 	case file == "":
-		return openDirectory(ctx, name, dir)
+		return openDirectory(ctx, path, dir)
 	}
-	return openSingle(ctx, name, dir, file)
+	return openSingle(ctx, path, dir, file)
 }
 
 // New makes a checkpoint of one file that is already open, such as one in memory, and has nothing

@@ -44,6 +44,18 @@ func Locate(files fs.FS, name string) (dir Dir, file string, err error) {
 	return dir, path.Base(name), err
 }
 
+// LocateOnDisk finds a file or directory on disk, as Locate does.
+func LocateOnDisk(path string) (dir Dir, file string, err error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return Dir{}, "", err
+	}
+	if info.IsDir() {
+		return OnDisk(path), "", nil
+	}
+	return OnDisk(filepath.Dir(path)), filepath.Base(path), nil
+}
+
 // disk is a directory on disk. Unlike os.DirFS it opens only regular files, and accepts every name.
 type disk string
 
