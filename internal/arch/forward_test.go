@@ -18,10 +18,6 @@ const backwardShare = 10
 // fewPairs is the number of pairs below which a package is too small for a percentage.
 const fewPairs = 20
 
-// backward lists the packages above backwardShare, with their number of backward pairs. Numbers may
-// only decrease. A package below the share leaves the list.
-var backward = map[string]int{}
-
 // uses lists the pairs of a caller's file and a callee's file in a package, with the names used.
 func (p typed) uses() (*graph, map[[2]int][]string) {
 	g := &graph{calls: make([]uint64, len(p.files))}
@@ -71,14 +67,7 @@ func TestFilesCallForward(t *testing.T) {
 		order := g.order()
 		back, pairs := g.back(order), g.pairs()
 		logOrder(t, p.room, g, order, names)
-		allowed, onList := backward[p.room]
-		holds := pairs < fewPairs || 100*len(back) < backwardShare*pairs
-		switch {
-		case onList && holds:
-			t.Logf("%s: %d of %d pairs of files go back, which is few enough: take it off the list", p.room, len(back), pairs)
-		case onList && len(back) > allowed:
-			t.Errorf("%s: %d of %d pairs of files go back, the list has %d (-v prints them)", p.room, len(back), pairs, allowed)
-		case !onList && !holds:
+		if pairs >= fewPairs && 100*len(back) >= backwardShare*pairs {
 			t.Errorf("%s: %d of %d pairs of files go back, want under %d %% (-v prints them)", p.room, len(back), pairs, backwardShare)
 		}
 	}

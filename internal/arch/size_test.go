@@ -42,12 +42,6 @@ func TestTypesHaveFewMethods(t *testing.T) {
 // longFunction is the largest number of lines of 95 % of a package's functions.
 const longFunction = 40
 
-// longFunctions lists the packages with longer ones, with their 95th percentile, which may only
-// decrease.
-var longFunctions = map[string]int{
-	"internal/safetensors": 45,
-}
-
 // TestFunctionsAreShort measures functions and methods, but not the literals inside them, from the
 // word func to the closing brace.
 func TestFunctionsAreShort(t *testing.T) {
@@ -65,13 +59,10 @@ func TestFunctionsAreShort(t *testing.T) {
 			}
 		}
 		all = append(all, lengths...)
-		n, allowed := percentile95(lengths), longFunctions[p.room]
+		n := percentile95(lengths)
 		t.Logf("%s: %d functions, 95 of 100 have at most %d lines", p.room, len(lengths), n)
-		switch {
-		case allowed > 0 && n <= longFunction:
-			t.Logf("%s: 95 of 100 functions have at most %d lines: take it off the list", p.room, n)
-		case n > max(longFunction, allowed):
-			t.Errorf("%s: 95 of 100 functions have at most %d lines, want %d", p.room, n, max(longFunction, allowed))
+		if n > longFunction {
+			t.Errorf("%s: 95 of 100 functions have at most %d lines, want %d", p.room, n, longFunction)
 		}
 	}
 	if n := percentile95(all); n > longFunction {

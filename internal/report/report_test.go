@@ -54,34 +54,51 @@ func transformer(t *testing.T, n, d int) *checkpoint.Checkpoint {
 	return c
 }
 
-// TestCostReproducesThePaper: the trainable parameters in tables 2, 4 and 5 and the appendix of
-// arXiv:2106.09685.
+// TestCostReproducesThePaper: the trainable parameters in tables 2, 4 and 5 and the appendix of Hu
+// et al., arXiv:2106.09685.
 func TestCostReproducesThePaper(t *testing.T) {
 	for _, c := range []struct {
 		model   string
 		n, d    int
-		targets string
+		targets string // "" is all four
 		rank    int
 		want    int64
 	}{
-		{"RoBERTa-base", 12, 768, "q,v", 8, 294_912},
-		{"RoBERTa-large", 24, 1024, "q,v", 8, 786_432},
-		{"DeBERTa-XXL", 48, 1536, "q,v", 16, 4_718_592},
+		{"RoBERTa base", 12, 768, "q,v", 8, 294_912},
+		{"RoBERTa large", 24, 1024, "q,v", 8, 786_432},
+		{"DeBERTa XXL", 48, 1536, "q,v", 16, 4_718_592},
+		{"GPT-2 M", 24, 1024, "q,v", 4, 393_216},
+		{"GPT-2 L", 36, 1280, "q,v", 4, 737_280},
 		{"GPT-3, r_v = 2", 96, 12288, "v", 2, 4_718_592},
 		{"GPT-3, r_q = r_v = 1", 96, 12288, "q,v", 1, 4_718_592},
+		{"GPT-3, r_q = r_v = 2", 96, 12288, "q,v", 2, 9_437_184},
 		{"GPT-3, r_q = r_v = 8", 96, 12288, "q,v", 8, 37_748_736},
-		{"GPT-3, all four, r = 4", 96, 12288, "q,k,v,o", 4, 37_748_736},
+		{"GPT-3, r_q = r_v = 64", 96, 12288, "q,v", 64, 301_989_888},
 		{"GPT-3, one matrix, r = 8", 96, 12288, "q", 8, 18_874_368},
 		{"GPT-3, all four, r = 2", 96, 12288, "q,k,v,o", 2, 18_874_368},
-		{"GPT-3, r_q = r_v = 64", 96, 12288, "q,v", 64, 301_989_888},
-		{"GPT-3, all four, r = 64", 96, 12288, "q,k,v,o", 64, 603_979_776},
+		{"GPT-3, all four, r = 4", 96, 12288, "q,k,v,o", 4, 37_748_736},
+		{"GPT-3, all four, r = 64", 96, 12288, "", 64, 603_979_776},
 	} {
-		r, err := DescribeCheckpoint(transformer(t, c.n, c.d), c.rank, strings.Split(c.targets, ","))
+		var targets []string
+		if c.targets != "" {
+			targets = strings.Split(c.targets, ",")
+		}
+		r, err := DescribeCheckpoint(transformer(t, c.n, c.d), c.rank, targets)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if r.Cost.Parameters != c.want {
-			t.Errorf("%s: %s with rank %d cost %d parameters, want %d", c.model, c.targets, c.rank, r.Cost.Parameters, c.want)
+			t.Errorf("%s: %q with rank %d cost %d parameters, want %d", c.model, c.targets, c.rank, r.Cost.Parameters, c.want)
+		}
+		var sum int64
+		for _, target := range r.Cost.Targets {
+			sum += target.Parameters
+			if target.Modules != c.n {
+				t.Errorf("%s: %d modules are called %s, want %d", c.model, target.Modules, target.Name, c.n)
+			}
+		}
+		if sum != c.want {
+			t.Errorf("%s: the targets cost %d parameters together, want %d", c.model, sum, c.want)
 		}
 	}
 }
