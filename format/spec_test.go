@@ -18,6 +18,7 @@ var update = flag.Bool("update", false, "write the worked example of the specifi
 const (
 	specFile  = "../spec/FORMAT.md"
 	draftFile = "../spec/FORMAT-1.1-draft.md"
+	applyFile = "../spec/APPLY.md"
 )
 
 func specText(t *testing.T) string { return readText(t, specFile) }
@@ -113,21 +114,52 @@ func spaced(p []byte) string {
 	return strings.Join(words, " ")
 }
 
+// ruleLine is the form of a rule: its number, its text, and the kind of error.
+var ruleLine = regexp.MustCompile(`(?m)^\*\*R(\d+)\.\*\* (.*) \[(\w+)\]$`)
+
 // TestRulesHaveTheKindsOfTheSpec compares the kinds of error with the words at the end of the
 // rules.
 func TestRulesHaveTheKindsOfTheSpec(t *testing.T) {
 	kinds := map[string]error{"corrupt": ErrCorrupt, "truncated": ErrTruncated, "unsupported": ErrUnsupported, "limit": ErrLimit}
 	n := 0
-	for _, m := range regexp.MustCompile(`(?m)^\*\*R(\d+)\.\*\* .* \[(\w+)\]$`).FindAllStringSubmatch(specText(t)+draftText(t), -1) {
+	for _, m := range ruleLine.FindAllStringSubmatch(specText(t)+draftText(t), -1) {
 		rule, _ := strconv.Atoi(m[1])
 		if n++; rule != n {
 			t.Errorf("rule R%d stands where R%d is due", rule, n)
 		}
-		if rule >= len(ruleKinds) || ruleKinds[rule] != kinds[m[2]] {
-			t.Errorf("R%d is %q in the specification and another kind in ruleKinds", rule, m[2])
+		if rule >= len(ruleKinds) || ruleKinds[rule] != kinds[m[3]] {
+			t.Errorf("R%d is %q in the specification and another kind in ruleKinds", rule, m[3])
 		}
 	}
 	if n != len(ruleKinds)-1 {
 		t.Errorf("the specification has %d rules, ruleKinds has %d", n, len(ruleKinds)-1)
+	}
+}
+
+// TestRulesOfApplyingGoOnFromTheFormat: they have the next numbers, one MUST each, a kind of error
+// that the text knows, and no reference to a rule that is not there.
+func TestRulesOfApplyingGoOnFromTheFormat(t *testing.T) {
+	text := readText(t, applyFile)
+	n := len(ruleKinds) - 1
+	for _, m := range ruleLine.FindAllStringSubmatch(text, -1) {
+		if n++; m[1] != strconv.Itoa(n) {
+			t.Errorf("rule R%s stands where R%d is due", m[1], n)
+		}
+		if strings.Count(m[2], "MUST") != 1 {
+			t.Errorf("R%s has not one MUST", m[1])
+		}
+		switch m[3] {
+		case "corrupt", "unsupported", "mismatch", "check":
+		default:
+			t.Errorf("R%s is of the kind %q, which the text does not know", m[1], m[3])
+		}
+	}
+	if n < len(ruleKinds) {
+		t.Error("no rule of applying")
+	}
+	for _, m := range regexp.MustCompile(`\bR(\d+)\b`).FindAllStringSubmatch(text, -1) {
+		if rule, _ := strconv.Atoi(m[1]); rule < 1 || rule > n {
+			t.Errorf("the text speaks of R%d; the last rule is R%d", rule, n)
+		}
 	}
 }
