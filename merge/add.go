@@ -49,23 +49,23 @@ func (a *add) load(ctx context.Context, band int) (err error) {
 		return err
 	}
 	if s.narrow != nil {
-		s.narrowBack = s.narrow.Negative()
+		s.narrowBack, err = s.narrow.Negative(ctx)
 	}
 	if s.broad != nil {
-		s.broadBack = s.broad.Negative()
+		s.broadBack, err = s.broad.Negative(ctx)
 	}
-	return nil
+	return err
 }
 
 func (a *add) drop(band int) { a.loaded[band] = sum{} }
 
-func (a *add) apply(b *block, w *worker) error {
+func (a *add) apply(ctx context.Context, b *block, w *worker) error {
 	return b.eachBand(func(band int, row0 int64, rows []byte) error {
 		switch s := &a.loaded[band]; {
 		case s.narrow != nil:
-			s.narrow.Merge(rows, int(row0), b.stats, &w.narrow)
+			return s.narrow.Merge(ctx, rows, int(row0), b.stats, &w.narrow)
 		case s.broad != nil:
-			s.broad.Merge(rows, int(row0), b.stats, &w.broad)
+			return s.broad.Merge(ctx, rows, int(row0), b.stats, &w.broad)
 		}
 		return nil
 	})
@@ -91,13 +91,13 @@ type inverse struct {
 	of *add
 }
 
-func (i *inverse) apply(b *block, w *worker) error {
+func (i *inverse) apply(ctx context.Context, b *block, w *worker) error {
 	return b.eachBand(func(band int, row0 int64, rows []byte) error {
 		switch s := &i.of.loaded[band]; {
 		case s.narrowBack != nil:
-			s.narrowBack.Merge(rows, int(row0), b.stats, &w.narrow)
+			return s.narrowBack.Merge(ctx, rows, int(row0), b.stats, &w.narrow)
 		case s.broadBack != nil:
-			s.broadBack.Merge(rows, int(row0), b.stats, &w.broad)
+			return s.broadBack.Merge(ctx, rows, int(row0), b.stats, &w.broad)
 		}
 		return nil
 	})

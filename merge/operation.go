@@ -20,7 +20,7 @@ type operation interface {
 	// drop releases these inputs after the last such block.
 	drop(band int)
 	// apply changes the rows of a block in place.
-	apply(b *block, w *worker) error
+	apply(ctx context.Context, b *block, w *worker) error
 	// bytes estimates the memory that load takes for a band.
 	bytes(band int) int64
 }
@@ -43,9 +43,9 @@ func loadAll(ctx context.Context, ops []operation, band int) error {
 	return ctx.Err()
 }
 
-func applyAll(ops []operation, b *block, w *worker) error {
+func applyAll(ctx context.Context, ops []operation, b *block, w *worker) error {
 	for _, op := range ops {
-		if err := op.apply(b, w); err != nil {
+		if err := op.apply(ctx, b, w); err != nil {
 			return err
 		}
 	}

@@ -64,16 +64,16 @@ func (r *record) bytes(band int) int64 { return bytesOf(r.change, band) }
 
 // apply keeps the values before the change, changes the rows, and adds the difference between the
 // prediction and the values before to the record, piece by piece.
-func (r *record) apply(b *block, w *worker) error {
+func (r *record) apply(ctx context.Context, b *block, w *worker) error {
 	w.before = append(w.before[:0], b.data...)
-	if err := applyAll(r.change, b, w); err != nil {
+	if err := applyAll(ctx, r.change, b, w); err != nil {
 		return err
 	}
 	predicted := b.data
 	if !r.isSame {
 		w.predicted = append(w.predicted[:0], b.data...)
 		predicted = w.predicted
-		if err := r.back.apply(b.ignored(w).of(predicted), w); err != nil {
+		if err := r.back.apply(ctx, b.ignored(w).of(predicted), w); err != nil {
 			return err
 		}
 	}

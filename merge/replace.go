@@ -1,6 +1,8 @@
 package merge
 
 import (
+	"context"
+
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/resolve"
@@ -13,7 +15,7 @@ type replace struct {
 	k *tools
 }
 
-func (r *replace) apply(b *block, w *worker) error {
+func (r *replace) apply(ctx context.Context, b *block, w *worker) error {
 	_, nCols := r.t.Matrix()
 	return r.k.put(r.t, b, w, r.t.Replace, b.row0*nCols, b.data)
 }
@@ -25,7 +27,7 @@ type setRows struct {
 	k *tools
 }
 
-func (r *setRows) apply(b *block, w *worker) error {
+func (r *setRows) apply(ctx context.Context, b *block, w *worker) error {
 	_, nCols := r.t.Matrix()
 	rowBytes := nCols * int64(r.t.DType.Size())
 	for i, row := range r.t.Rows.Order {

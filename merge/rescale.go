@@ -27,8 +27,8 @@ func (r *rescale) load(ctx context.Context, _ int) (err error) {
 
 func (r *rescale) drop(int) { r.loaded = nil }
 
-func (r *rescale) apply(b *block, w *worker) error {
-	return r.loaded.Merge(b.data, int(b.row0), b.stats, &w.rescale)
+func (r *rescale) apply(ctx context.Context, b *block, w *worker) error {
+	return r.loaded.Merge(ctx, b.data, int(b.row0), b.stats, &w.rescale)
 }
 
 func (r *rescale) bytes(int) int64 { return bytesOfTerms(r.t, r.t.Terms, true) }
@@ -51,7 +51,7 @@ func (r *rescale) prepare(ctx context.Context) (*kernel.Rescaled, error) {
 			WithHint("training diverged; use an earlier checkpoint of the adapter, or set Options.AllowNonFinite")
 	}
 	nRows, nCols := r.t.Matrix()
-	return kernel.PrepareRescaled(r.t.DType, int(nRows), int(nCols), terms, values, r.norms), nil
+	return kernel.PrepareRescaled(ctx, r.t.DType, int(nRows), int(nCols), terms, values, r.norms)
 }
 
 // measure computes the norms of columns from all rows, holding a few rows at a time. The merge
@@ -75,11 +75,11 @@ func (r *rescale) measure(ctx context.Context, workers []worker) error {
 	}
 	err = parallel.For(ctx, len(workers), int((nRows+step-1)/step), func(w, i int) error {
 		row := int64(i) * step
-		rows, err := r.rowsBefore(&workers[w], row, min(row+step, nRows))
-		if err == nil {
-			update.AddSquares(sums[w], rows, int(row), &workers[w].rescale)
+		rows, err := r.rowsBefore(ctx, &workers[w], row, min(row+step, nRows))
+		if err != nil {
+			return err
 		}
-		return err
+		return update.AddSquares(ctx, sums[w], rows, int(row), &workers[w].rescale)
 	})
 	if err != nil {
 		return err
@@ -103,7 +103,7 @@ func (r *rescale) columnReader(ctx context.Context) kernel.ColumnReader {
 				return err
 			}
 			end := min(row+step, nRows)
-			rows, err := r.rowsBefore(&w, row, end)
+			rows, err := r.rowsBefore(ctx, &w, row, end)
 			if err != nil {
 				return err
 			}
@@ -116,14 +116,16 @@ func (r *rescale) columnReader(ctx context.Context) kernel.ColumnReader {
 }
 
 // rowsBefore reads rows into the worker's block and applies the earlier operations.
-func (r *rescale) rowsBefore(w *worker, row0, row1 int64) ([]byte, error) {
+func (r *rescale) rowsBefore(
+	ctx context.Context, w *worker, row0, row1 int64,
+) ([]byte, error) {
 	_, nCols := r.t.Matrix()
 	rowBytes := nCols * int64(r.t.DType.Size())
 	b := block{t: r.t, row0: row0, row1: row1, stats: &w.ignored, taken: new(taken)}
 	var err error
 	b.data, err = r.k.read(w, r.t.ref.File, r.t.ref.Tensor.Off+row0*rowBytes, (row1-row0)*rowBytes)
 	if err == nil {
-		err = applyAll(r.before, &b, w)
+		err = applyAll(ctx, r.before, &b, w)
 	}
 	return b.data, err
 }

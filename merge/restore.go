@@ -1,6 +1,8 @@
 package merge
 
 import (
+	"context"
+
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/undo"
 )
@@ -24,7 +26,7 @@ type restore struct {
 	first bool
 }
 
-func (r *restore) apply(b *block, w *worker) error {
+func (r *restore) apply(ctx context.Context, b *block, w *worker) error {
 	record, tensor := r.step.record, r.step.tensor
 	elements := record.Tensors[tensor].Block
 	err := b.eachPiece(elements, func(number int64, of func([]byte) []byte) error {
@@ -35,7 +37,7 @@ func (r *restore) apply(b *block, w *worker) error {
 	} else if err != nil {
 		return fault.InFile(err, r.step.name)
 	}
-	if err := r.add.apply(b.ignored(w), w); err != nil {
+	if err := r.add.apply(ctx, b.ignored(w), w); err != nil {
 		return err
 	}
 	err = b.eachPiece(elements, func(number int64, of func([]byte) []byte) error {
@@ -54,18 +56,18 @@ type subtract struct {
 
 // apply subtracts, and counts uncertain elements. An element is uncertain if the result merges to a
 // value other than the one stored, or if a neighbour of the result merges to the same one.
-func (s *subtract) apply(b *block, w *worker) error {
+func (s *subtract) apply(ctx context.Context, b *block, w *worker) error {
 	width := s.t.DType.Size()
 	merged := append(w.predicted[:0], b.data...)
 	w.predicted = merged
-	if err := s.add.apply(b.ignored(w), w); err != nil {
+	if err := s.add.apply(ctx, b.ignored(w), w); err != nil {
 		return err
 	}
 	uncertain := make([]bool, len(b.data)/width)
 	for steps := int64(-1); steps <= 1; steps++ {
 		w.other = append(w.other[:0], b.data...)
 		undo.Step(w.other, width, steps)
-		if err := s.put.apply(b.ignored(w).of(w.other), w); err != nil {
+		if err := s.put.apply(ctx, b.ignored(w).of(w.other), w); err != nil {
 			return err
 		}
 		for i := range uncertain {

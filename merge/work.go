@@ -269,7 +269,7 @@ func (j *job) run(ctx context.Context, b *block, w *worker) error {
 		return err
 	}
 	defer j.pipeline.done(first, last)
-	return j.pipeline.apply(b, w)
+	return j.pipeline.apply(ctx, b, w)
 }
 
 const (
@@ -421,7 +421,9 @@ func (p *pipeline) done(first, last int) {
 }
 
 // apply runs the operations on a block.
-func (p *pipeline) apply(b *block, w *worker) error { return applyAll(p.ops, b, w) }
+func (p *pipeline) apply(ctx context.Context, b *block, w *worker) error {
+	return applyAll(ctx, p.ops, b, w)
+}
 
 // PeakBytes estimates the memory that Run takes with the given number of workers: blocks, the
 // factors of at most workers+1 bands, and tensors that bands share.

@@ -62,7 +62,7 @@ func benchmark[T Float](b *testing.B, k *Kernel, d dtype.Type, r int, factor flo
 	for b.Loop() {
 		add, remove = remove, add
 		for row := 0; row < n; row += rows {
-			add.Merge(w[row*n*d.Size():][:blockBytes], row, &st, scratch)
+			add.Merge(b.Context(), w[row*n*d.Size():][:blockBytes], row, &st, scratch)
 		}
 	}
 	b.ReportMetric(float64(st.Elements)/b.Elapsed().Seconds()/1e9, "Gelem/s")
@@ -114,7 +114,7 @@ func benchmarkSlow[T Float](b *testing.B, p *problem) {
 	for b.Loop() {
 		copy(w, before)
 		for i := range len(p.w) {
-			u.slow(w, 0, i, &st)
+			u.slow(b.Context(), w, 0, i, &st)
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(p.w)), "ns/elem")

@@ -18,6 +18,7 @@ import (
 type bottom struct {
 	once   sync.Once
 	update *Update[float64]
+	err    error
 }
 
 // Scales below 2^deepBelow are near the bottom, which matters beside weights below 2^zeroBelow.
@@ -43,34 +44,43 @@ func (u *Update[T]) isBottom(w []byte) bool {
 	return 8*small > looked
 }
 
-// inFloat64 returns the update of the same matrix in float32. A negative update shares its R.
-func (u *Update[T]) inFloat64() *Update[float64] {
-	u.bottom.once.Do(func() {
-		if u.positive != nil {
-			u.bottom.update = u.positive.inFloat64().Negative()
-			return
+// inFloat64 returns the update of the same matrix in float32, prepared by the first caller under
+// its context.
+func (u *Update[T]) inFloat64(ctx context.Context) (*Update[float64], error) {
+	u.bottom.once.Do(func() { u.bottom.update, u.bottom.err = u.prepareBottom(ctx) })
+	return u.bottom.update, u.bottom.err
+}
+
+// prepareBottom prepares the update for inFloat64. A negative update shares its R.
+func (u *Update[T]) prepareBottom(ctx context.Context) (*Update[float64], error) {
+	if u.positive != nil {
+		positive, err := u.positive.inFloat64(ctx)
+		if err != nil {
+			return nil, err
 		}
-		terms := make([]Term[float64], len(u.terms))
-		k := 0
-		for t := range u.terms {
-			term := &u.terms[t]
-			l, r := make([]float64, len(term.L)), make([]float64, term.Rank*u.cols)
-			for i, x := range term.L {
-				l[i] = float64(x)
-			}
-			for j := range u.cols {
-				at, stride := u.column(j)
-				for i := range term.Rank {
-					r[i*u.cols+j] = float64(u.right[at+(k+i)*stride])
-				}
-			}
-			terms[t] = Term[float64]{S: term.S, Rank: term.Rank, L: l, R: r}
-			k += term.Rank
+		return positive.Negative(ctx)
+	}
+	terms := make([]Term[float64], len(u.terms))
+	k := 0
+	for t := range u.terms {
+		term := &u.terms[t]
+		l, r := make([]float64, len(term.L)), make([]float64, term.Rank*u.cols)
+		for i, x := range term.L {
+			l[i] = float64(x)
 		}
-		// A context that never ends is no reason to fail.
-		u.bottom.update, _ = Prepare(context.Background(), u.kernel, dtype.F32, u.rows, u.cols, terms)
-	})
-	return u.bottom.update
+		for j := range u.cols {
+			if j%askRows == 0 && ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			at, stride := u.column(j)
+			for i := range term.Rank {
+				r[i*u.cols+j] = float64(u.right[at+(k+i)*stride])
+			}
+		}
+		terms[t] = Term[float64]{S: term.S, Rank: term.Rank, L: l, R: r}
+		k += term.Rank
+	}
+	return Prepare(ctx, u.kernel, dtype.F32, u.rows, u.cols, terms)
 }
 
 // bottomScratch holds a worker's buffers for such blocks.
@@ -83,7 +93,9 @@ type bottomScratch struct {
 const bottomRows = 8
 
 // mergeBottom is Merge for such a block, a few rows at a time.
-func (u *Update[T]) mergeBottom(w []byte, row0 int, st *Stats, s *Scratch[T]) {
+func (u *Update[T]) mergeBottom(
+	ctx context.Context, w []byte, row0 int, st *Stats, s *Scratch[T],
+) error {
 	const rows = bottomRows
 	line := u.cols * 2
 	if s.bottom == nil {
@@ -99,23 +111,36 @@ func (u *Update[T]) mergeBottom(w []byte, row0 int, st *Stats, s *Scratch[T]) {
 			dtype.Store(dtype.F32, lines, j, dtype.Load(u.d, part, j))
 		}
 		var sums Stats
-		u.inFloat64().Merge(lines, row0+i, &sums, &s.bottom.wide)
-		u.narrow(part, lines, row0+i, &sums)
+		wide, err := u.inFloat64(ctx)
+		if err == nil {
+			err = wide.Merge(ctx, lines, row0+i, &sums, &s.bottom.wide)
+		}
+		if err == nil {
+			err = u.narrow(ctx, part, lines, row0+i, &sums)
+		}
+		if err != nil {
+			return err
+		}
 		st.Add(&sums)
 	}
+	return nil
 }
 
 // narrow rounds float32 results into w, which holds the base's values, and corrects the sums. The
 // losses of float32 and of this rounding differ so much in size that their product vanishes beside
 // their squares. Where a float32 has few bits, NormError is off by up to 2⁻¹¹.
-func (u *Update[T]) narrow(w, lines []byte, row0 int, st *Stats) {
+func (u *Update[T]) narrow(
+	ctx context.Context, w, lines []byte, row0 int, st *Stats,
+) error {
 	st.Unchanged, st.NaNAfter, st.NormStored = 0, 0, Squares{}
 	for j := range len(w) / 2 {
 		before, wide := dtype.Load(u.d, w, j), float32(dtype.Load(dtype.F32, lines, j))
 		if float64(wide) != before || math.Signbit(before) != math.Signbit(float64(wide)) {
 			if bits := math.Float32bits(wide); wide != wide || !isSettled(u.d, bits, w[2*j:]) {
 				st.Slow++
-				u.slow(w, row0, j, new(Stats))
+				if err := u.slow(ctx, w, row0, j, new(Stats)); err != nil {
+					return err
+				}
 			}
 		}
 		after := dtype.Load(u.d, w, j)
@@ -131,6 +156,7 @@ func (u *Update[T]) narrow(w, lines []byte, row0 int, st *Stats) {
 			st.NormError.add(after - float64(wide))
 		}
 	}
+	return nil
 }
 
 // isSettled stores a float32 with the given bits as d, if its neighbours round to the same value.

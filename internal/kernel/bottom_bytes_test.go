@@ -30,14 +30,17 @@ func TestUpdateBytesCountsTheWayOfTheBottom(t *testing.T) {
 	before := alive()
 	u := packTerms(k, dtype.BF16, rows, cols, []Term[float32]{{S: 1, Rank: rank, L: l, R: r}})
 	var s Scratch[float32]
-	u.Merge(w, 0, new(Stats), &s)
+	u.Merge(t.Context(), w, 0, new(Stats), &s)
 	got := alive() - before + factors
 	if want := UpdateBytes(dtype.BF16, false, rows, cols, rank); got > want+64<<10 || 2*got < want {
 		t.Errorf("%d bytes are alive, UpdateBytes = %d: want half of it to all", got, want)
 	}
 	before = alive() - got // the negative shares R in both arithmetics
-	negative := u.Negative()
-	negative.Merge(w, 0, new(Stats), &s)
+	negative, err := u.Negative(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	negative.Merge(t.Context(), w, 0, new(Stats), &s)
 	more, want := alive()-before-got, NegativeBytes(dtype.BF16, false, rows, rank)
 	if more > want+64<<10 || 2*more < want {
 		t.Errorf("the negative has %d bytes alive, NegativeBytes = %d: want half of it to all", more, want)

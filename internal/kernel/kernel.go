@@ -3,7 +3,7 @@
 // on blocks of rows, from any number of goroutines:
 //
 //	u, err := kernel.Prepare(ctx, k, dtype.BF16, rows, cols, terms)
-//	u.Merge(w, row0, &stats, &scratch)
+//	err = u.Merge(ctx, w, row0, &stats, &scratch)
 //
 // For every element of a matrix of dtype D,
 //

@@ -152,7 +152,7 @@ func check[T Float](t *testing.T, name string, k *Kernel, p *problem) Stats {
 			scratch.block.room[i][j] = T(math.NaN())
 		}
 	}
-	u.Merge(w, 0, &st, scratch)
+	u.Merge(t.Context(), w, 0, &st, scratch)
 	guard(t, name)
 	checkFactors(t, name)
 	p.checkResult(t, name, before, w)
@@ -331,7 +331,7 @@ func TestFewElementsNeedTheSlowPass(t *testing.T) {
 		want := p.expectedShare()
 		for _, k := range Available() {
 			u, st := prepare[float32](k, p), Stats{}
-			u.Merge(p.bytes(), 0, &st, new(Scratch[float32]))
+			u.Merge(t.Context(), p.bytes(), 0, &st, new(Scratch[float32]))
 			if share := float64(st.Slow) / float64(st.Elements); share > 1.3*want ||
 				share < 0.5*want {
 				t.Errorf("%v %v rank %d: %.4f %% of the elements need the slow pass, want about %.4f %%", k, c.d, c.rank, 100*share, 100*want)
@@ -512,7 +512,7 @@ func TestSpecialValuesGoThrough(t *testing.T) {
 func specialValue[T Float](t *testing.T, k *Kernel, p *problem, want float64) {
 	t.Helper()
 	u, w, st := prepare[T](k, p), p.bytes(), Stats{}
-	u.Merge(w, 0, &st, new(Scratch[T]))
+	u.Merge(t.Context(), w, 0, &st, new(Scratch[T]))
 	got := dtype.Load(p.d, w, 0)
 	if got != want && !(got != got && want != want) {
 		t.Errorf("%v: %v: %+v = %v, want %v", k, p.d, *p, got, want)
@@ -536,7 +536,7 @@ func TestBitsStayWhereNothingIsAdded(t *testing.T) {
 			want := bytes.Clone(got)
 			u := packTerms(k, dtype.BF16, 1, 4,
 				[]Term[float32]{{S: 1, Rank: 1, L: []float32{l}, R: make([]float32, 4)}})
-			u.Merge(got, 0, new(Stats), new(Scratch[float32]))
+			u.Merge(t.Context(), got, 0, new(Stats), new(Scratch[float32]))
 			if !bytes.Equal(got, want) {
 				t.Errorf("%v: %s: % x became % x", k, name, want, got)
 			}

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"math/bits"
 
 	"github.com/loratool/loratool/format/dtype"
@@ -22,26 +23,29 @@ const (
 )
 
 // Merge updates whole rows of the matrix in place. w holds the base's values, beginning with row
-// row0.
-func (u *Update[T]) Merge(w []byte, row0 int, st *Stats, s *Scratch[T]) {
+// row0. The only error is that of a context that has ended, and then w may be half updated.
+func (u *Update[T]) Merge(
+	ctx context.Context, w []byte, row0 int, st *Stats, s *Scratch[T],
+) error {
 	lineBytes := u.cols * u.d.Size()
 	if lineBytes == 0 || u.rank == 0 {
-		return
+		return ctx.Err()
 	}
 	nRows := len(w) / lineBytes
 	if len(w)%lineBytes != 0 || row0 < 0 || row0+nRows > u.rows {
 		panic("kernel: not rows of the matrix")
 	}
 	if u.isBottom(w) {
-		u.mergeBottom(w, row0, st, s)
-		return
+		return u.mergeBottom(ctx, w, row0, st, s)
 	}
 	st.Elements += int64(nRows) * int64(u.cols)
 	if u.d == dtype.F64 {
 		for i := range nRows * u.cols {
-			u.slow(w, row0, i, st)
+			if err := u.slow(ctx, w, row0, i, st); err != nil {
+				return err
+			}
 		}
-		return
+		return nil
 	}
 	s.block.rank, s.block.floor, s.block.scale, s.block.inverse = u.rank, u.floor, u.scale,
 		u.inverse
@@ -52,15 +56,23 @@ func (u *Update[T]) Merge(w []byte, row0 int, st *Stats, s *Scratch[T]) {
 				u.keep(w, p, i, nRows, st, s)
 				continue
 			}
-			u.tiles(w, row0, p, i, nRows, st, s)
+			if err := u.tiles(ctx, w, row0, p, i, nRows, st, s); err != nil {
+				return err
+			}
 		}
 	}
 	squares.replace(st)
+	return nil
 }
 
 // tiles runs the micro-kernel on one row of tiles: up to micro.rows rows from row i on, and panels
 // p to p+group.
-func (u *Update[T]) tiles(w []byte, row0, p, i, nRows int, st *Stats, s *Scratch[T]) {
+func (u *Update[T]) tiles(
+	ctx context.Context, w []byte, row0, p, i, nRows int, st *Stats, s *Scratch[T],
+) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	m, size := &u.micro, u.d.Size()
 	b := &s.block
 	b.panels = min(u.group, u.panels-p)
@@ -86,10 +98,14 @@ func (u *Update[T]) tiles(w []byte, row0, p, i, nRows int, st *Stats, s *Scratch
 			mask &= 1<<min(m.cols, u.cols-(p+q)*m.cols) - 1
 			for ; mask != 0; mask &= mask - 1 {
 				st.Slow++
-				u.slow(w, row0, first+bits.TrailingZeros64(mask), st)
+				index := first + bits.TrailingZeros64(mask)
+				if err := u.slow(ctx, w, row0, index, st); err != nil {
+					return err
+				}
 			}
 		}
 	}
+	return nil
 }
 
 // edge runs the micro-kernel on a copy of incomplete tiles, padded with NaNs. The kernel leaves

@@ -149,6 +149,9 @@ func (x *arithmetic) exponent(largest float64) int {
 // and a look at each would take longer than the row.
 const askRows = 256
 
+// askElements is the number of elements between two looks, in loops over a whole factor.
+const askElements = 1 << 20
+
 // packLeft packs S·L/2^a and computes lBound: 1.01·c·(u·(Σ n_k·l_k²)^½ + lost), with n_k from
 // roundings. lost covers the elements of a row that are packed as zeros. The last addend pays for
 // underflow of S·l and keeps the bound normal.

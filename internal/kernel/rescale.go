@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"math"
 
 	"github.com/loratool/loratool/format/dtype"
@@ -33,9 +34,12 @@ type Rescaled struct {
 type RescaleScratch struct{ w, v, low, delta []float64 }
 
 // PrepareRescaled prepares an update of a rows×cols matrix of dtype d. Without norms, magnitude has
-// one element per row; with norms, from NewColumnNorms, one per column. It keeps its arguments.
-func PrepareRescaled(d dtype.Type, rows, cols int, terms []Term[float64], magnitude []float64,
-	norms *ColumnNorms) *Rescaled {
+// one element per row; with norms, from NewColumnNorms, one per column. It keeps its arguments. The
+// only error is that of a context that has ended.
+func PrepareRescaled(
+	ctx context.Context, d dtype.Type, rows, cols int, terms []Term[float64], magnitude []float64,
+	norms *ColumnNorms,
+) (*Rescaled, error) {
 	u := &Rescaled{d: d, rows: rows, cols: cols, terms: terms, magnitude: magnitude, norms: norms}
 	u.lNorm, u.rNorm = make([]float64, rows), make([]float64, cols)
 	rank, scales := 0, 1.0
@@ -45,10 +49,18 @@ func PrepareRescaled(d dtype.Type, rows, cols int, terms []Term[float64], magnit
 			t.panicSize(rows, cols)
 		}
 		for k, x := range t.L {
+			if k%askElements == 0 && ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
 			u.lNorm[k/t.Rank] += square(t.S * x)
 		}
-		for k, x := range t.R {
-			u.rNorm[k%cols] += square(x)
+		for k := range t.Rank {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			for j, x := range t.R[k*cols : (k+1)*cols] {
+				u.rNorm[j] += square(x)
+			}
 		}
 		rank += t.Rank
 		scales += math.Abs(t.S)
@@ -65,7 +77,7 @@ func PrepareRescaled(d dtype.Type, rows, cols int, terms []Term[float64], magnit
 			u.quotients[j] = u.quotientOf(magnitude[j], norms.norms[j], u.lTotal*u.rNorm[j], rows)
 		}
 	}
-	return u
+	return u, nil
 }
 
 // isWide reports whether v is computed in double-double.
@@ -91,11 +103,13 @@ func rootsAbove(sums []float64) float64 {
 }
 
 // Merge updates whole rows of the matrix in place, beginning with row row0. Only the column reader
-// can fail.
-func (u *Rescaled) Merge(w []byte, row0 int, st *Stats, s *RescaleScratch) error {
+// can fail, and a context that ends; then w may be half updated.
+func (u *Rescaled) Merge(
+	ctx context.Context, w []byte, row0 int, st *Stats, s *RescaleScratch,
+) error {
 	line := u.cols * u.d.Size()
 	if line == 0 {
-		return nil
+		return ctx.Err()
 	}
 	nRows := len(w) / line
 	if len(w)%line != 0 || row0 < 0 || row0+nRows > u.rows {
@@ -103,7 +117,7 @@ func (u *Rescaled) Merge(w []byte, row0 int, st *Stats, s *RescaleScratch) error
 	}
 	st.Elements += int64(len(w) / u.d.Size())
 	for i := range nRows {
-		if err := u.mergeRow(w[i*line:(i+1)*line], row0+i, st, s); err != nil {
+		if err := u.mergeRow(ctx, w[i*line:(i+1)*line], row0+i, st, s); err != nil {
 			return err
 		}
 	}
@@ -112,7 +126,12 @@ func (u *Rescaled) Merge(w []byte, row0 int, st *Stats, s *RescaleScratch) error
 
 // mergeRow rescales one row: it computes v with its error, tries one rounding that settles the
 // whole interval, then both ends of the interval, and at last exact arithmetic.
-func (u *Rescaled) mergeRow(w []byte, i int, st *Stats, s *RescaleScratch) error {
+func (u *Rescaled) mergeRow(
+	ctx context.Context, w []byte, i int, st *Stats, s *RescaleScratch,
+) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	u.row(w, i, s)
 	exact := exactRescale{u: u, row: i, w: s.w}
 	var q *quotient
@@ -141,7 +160,7 @@ func (u *Rescaled) mergeRow(w []byte, i int, st *Stats, s *RescaleScratch) error
 		if !u.decide(out, q, double{v, s.low[j]}, e) {
 			st.Slow++
 			st.Exact++
-			if err := exact.decide(out, j, x); err != nil {
+			if err := exact.decide(ctx, out, j, x); err != nil {
 				return err
 			}
 		}

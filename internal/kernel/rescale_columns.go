@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"math/big"
 	"sync"
 
@@ -10,15 +11,22 @@ import (
 // ColumnSquares holds Σ v² over some rows, per column.
 type ColumnSquares []double
 
-// AddSquares adds Σ v² over the rows of w, beginning with row row0, to each column's sum.
-func (u *Rescaled) AddSquares(sums ColumnSquares, w []byte, row0 int, s *RescaleScratch) {
+// AddSquares adds Σ v² over the rows of w, beginning with row row0, to each column's sum. The only
+// error is that of a context that has ended.
+func (u *Rescaled) AddSquares(
+	ctx context.Context, sums ColumnSquares, w []byte, row0 int, s *RescaleScratch,
+) error {
 	line := u.cols * u.d.Size()
 	for i := range len(w) / line {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		u.row(w[i*line:(i+1)*line], row0+i, s)
 		for j, v := range s.v {
 			sums[j] = sums[j].plusSquare(v, s.low[j])
 		}
 	}
+	return nil
 }
 
 // ColumnReader passes the base's values of column j to yield, in the order of the rows.
@@ -49,7 +57,7 @@ func NewColumnNorms(parts []ColumnSquares, read ColumnReader) *ColumnNorms {
 }
 
 // squares returns the exact Σ v² of column j, or nil if a value is not finite.
-func (n *ColumnNorms) squares(u *Rescaled, j int) (*big.Float, error) {
+func (n *ColumnNorms) squares(ctx context.Context, u *Rescaled, j int) (*big.Float, error) {
 	n.lock.Lock()
 	defer n.lock.Unlock()
 	if sum, known := n.exact[j]; known {
@@ -57,10 +65,13 @@ func (n *ColumnNorms) squares(u *Rescaled, j int) (*big.Float, error) {
 	}
 	sum := newExact()
 	err := n.read(j, func(row int, w float64) {
-		if sum != nil && !addSquare(sum, u.exactValue(row, j, w)) {
+		if sum != nil && (ctx.Err() != nil || !addSquare(sum, u.exactValue(row, j, w))) {
 			sum = nil
 		}
 	})
+	if err == nil {
+		err = ctx.Err()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -78,18 +89,21 @@ type exactRescale struct {
 }
 
 // decide stores element j, or the float64 value plain if the exact value is not finite.
-func (x *exactRescale) decide(out []byte, j int, plain float64) error {
+func (x *exactRescale) decide(ctx context.Context, out []byte, j int, plain float64) error {
 	v := x.u.exactValue(x.row, j, x.w[j])
 	var squares *big.Float
 	var m float64
 	if norms := x.u.norms; norms == nil {
-		squares, m = x.squares(), x.u.magnitude[x.row]
+		squares, m = x.squares(ctx), x.u.magnitude[x.row]
 	} else {
 		var err error
-		if squares, err = norms.squares(x.u, j); err != nil {
+		if squares, err = norms.squares(ctx, x.u, j); err != nil {
 			return err
 		}
 		m = x.u.magnitude[j]
+	}
+	if err := ctx.Err(); err != nil {
+		return err // the sum may be incomplete
 	}
 	if v == nil || squares == nil || squares.Sign() == 0 {
 		dtype.Store(x.u.d, out, 0, plain)
@@ -100,13 +114,13 @@ func (x *exactRescale) decide(out []byte, j int, plain float64) error {
 }
 
 // squares returns Σ v² of the row, computed once; nil if a value is not finite.
-func (x *exactRescale) squares() *big.Float {
+func (x *exactRescale) squares(ctx context.Context) *big.Float {
 	if x.known {
 		return x.sum
 	}
 	x.known, x.sum = true, newExact()
 	for j, w := range x.w {
-		if !addSquare(x.sum, x.u.exactValue(x.row, j, w)) {
+		if ctx.Err() != nil || !addSquare(x.sum, x.u.exactValue(x.row, j, w)) {
 			x.sum = nil
 			break
 		}

@@ -11,6 +11,19 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
+// prepareRescaled is PrepareRescaled under a context that does not end.
+func prepareRescaled(
+	t testing.TB, d dtype.Type, rows, cols int, terms []Term[float64], magnitude []float64,
+	norms *ColumnNorms,
+) *Rescaled {
+	t.Helper()
+	u, err := PrepareRescaled(t.Context(), d, rows, cols, terms, magnitude, norms)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
 // rescale runs DoRA on the problem in blocks of several rows.
 func (p *problem) rescale(t testing.TB, magnitude []float64, ofColumns bool,
 	blockRows int) (out []byte, st Stats) {
@@ -25,7 +38,7 @@ func (p *problem) rescale(t testing.TB, magnitude []float64, ofColumns bool,
 	var norms *ColumnNorms
 	if ofColumns {
 		parts := []ColumnSquares{make(ColumnSquares, p.cols), make(ColumnSquares, p.cols)}
-		u := PrepareRescaled(p.d, p.rows, p.cols, terms, magnitude, nil)
+		u := prepareRescaled(t, p.d, p.rows, p.cols, terms, magnitude, nil)
 		half := p.rows / 2
 		for row := 0; row < p.rows; {
 			part, end := 0, half
@@ -33,7 +46,7 @@ func (p *problem) rescale(t testing.TB, magnitude []float64, ofColumns bool,
 				part, end = 1, p.rows
 			}
 			next := min(row+blockRows, end)
-			u.AddSquares(parts[part], w[row*line:next*line], row, &s)
+			u.AddSquares(t.Context(), parts[part], w[row*line:next*line], row, &s)
 			row = next
 		}
 		norms = NewColumnNorms(parts, func(j int, yield func(int, float64)) error {
@@ -43,9 +56,9 @@ func (p *problem) rescale(t testing.TB, magnitude []float64, ofColumns bool,
 			return nil
 		})
 	}
-	u := PrepareRescaled(p.d, p.rows, p.cols, terms, magnitude, norms)
+	u := prepareRescaled(t, p.d, p.rows, p.cols, terms, magnitude, norms)
 	for row := 0; row < p.rows; row += blockRows {
-		if err := u.Merge(w[row*line:min(row+blockRows, p.rows)*line], row, &st, &s); err != nil {
+		if err := u.Merge(t.Context(), w[row*line:min(row+blockRows, p.rows)*line], row, &st, &s); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -283,12 +296,12 @@ func TestRescaleMeetsNoSubnormals(t *testing.T) {
 			magnitude := normalsOf(rand.New(rand.NewPCG(55, 56)), n, 1, dtype.F32)
 			terms := []Term[float64]{{S: x.s, Rank: rank, L: x.l, R: x.r}}
 			var s RescaleScratch
-			u := PrepareRescaled(d, rows, cols, terms, magnitude, nil)
+			u := prepareRescaled(t, d, rows, cols, terms, magnitude, nil)
 			if ofColumns {
 				sums := make(ColumnSquares, cols)
-				u.AddSquares(sums, p.bytes(), 0, &s)
+				u.AddSquares(t.Context(), sums, p.bytes(), 0, &s)
 				norms := NewColumnNorms([]ColumnSquares{sums}, nil)
-				u = PrepareRescaled(d, rows, cols, terms, magnitude, norms)
+				u = prepareRescaled(t, d, rows, cols, terms, magnitude, norms)
 			}
 			var seen []float64
 			seen = append(seen, u.floor, u.unit, u.lTotal, u.rTotal)

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"math"
 	"math/big"
 
@@ -8,15 +9,18 @@ import (
 )
 
 // slow decides one element, with the given index in the rows that begin with row0: in float64, then
-// in double-double for a float64 result, then exactly.
-func (u *Update[T]) slow(rows []byte, row0, index int, st *Stats) {
+// in double-double for a float64 result, then exactly. It asks the context before the exact sum: a
+// block can need one for every element, and one of some thousand products takes a millisecond.
+func (u *Update[T]) slow(
+	ctx context.Context, rows []byte, row0, index int, st *Stats,
+) error {
 	i, j := row0+index/u.cols, index%u.cols
 	size := u.d.Size()
 	out := rows[index*size : (index+1)*size]
 	w := dtype.Load(u.d, out, 0)
 	if u.isStill(i, j) {
 		account(st, w, 0, w)
-		return
+		return nil
 	}
 	var delta float64
 	var ok bool
@@ -26,10 +30,14 @@ func (u *Update[T]) slow(rows []byte, row0, index int, st *Stats) {
 		delta, ok = u.decide64(i, j, w, out)
 	}
 	if !ok {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		st.Exact++
 		delta = u.decideExact(i, j, w, out)
 	}
 	account(st, w, delta, dtype.Load(u.d, out, 0))
+	return nil
 }
 
 // decide64 computes in float64. Its bound is 2²⁹ times smaller than the fast pass's in float32.

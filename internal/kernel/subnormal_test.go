@@ -95,7 +95,7 @@ func countSubnormals[T Float](t *testing.T, d dtype.Type, m micro[T], c *counts)
 			}
 		}
 		var st Stats
-		u.Merge(w, 0, &st, new(Scratch[T]))
+		u.Merge(t.Context(), w, 0, &st, new(Scratch[T]))
 		p.checkResult(t, name, before, w)
 		if c.subnormal > 0 || c.operations < 4*40*18 {
 			t.Errorf("%s: %d of %d operations have a subnormal operand or result, want none", name,
@@ -230,7 +230,7 @@ func checkFigures[T Float](t *testing.T, k *Kernel, p *problem, tolerance float6
 	t.Helper()
 	name := fmt.Sprintf("%v/%v/%d", p.d, k, 8*sizeOf[T]())
 	w, st := p.bytes(), Stats{}
-	prepare[T](k, p).Merge(w, 0, &st, new(Scratch[T]))
+	prepare[T](k, p).Merge(t.Context(), w, 0, &st, new(Scratch[T]))
 	var sums [4]*big.Float
 	for i := range sums {
 		sums[i] = new(big.Float).SetPrec(4000)

@@ -99,8 +99,9 @@ func NegativeBytes(d dtype.Type, wide bool, rows, rank int64) int64 {
 	return 4 * rows * rank
 }
 
-// Negative returns −u, which removes u again. Both share R.
-func (u *Update[T]) Negative() *Update[T] {
+// Negative returns −u, which removes u again. Both share R. The only error is that of a context
+// that has ended.
+func (u *Update[T]) Negative(ctx context.Context) (*Update[T], error) {
 	n := *u
 	n.bottom, n.positive = new(bottom), u
 	n.terms = make([]Term[T], len(u.terms))
@@ -110,7 +111,10 @@ func (u *Update[T]) Negative() *Update[T] {
 	}
 	n.l = make([]T, len(u.l))
 	for i, x := range u.l {
+		if i%askElements == 0 && ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		n.l[i] = -x
 	}
-	return &n
+	return &n, nil
 }
