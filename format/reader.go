@@ -36,7 +36,7 @@ const (
 )
 
 // hintManifest tells how to raise the default limit.
-const hintManifest = "raise ReaderOptions.MaxManifestBytes; version 1 of the format allows up to 64 MiB"
+const hintManifest = "set ReaderOptions.MaxManifestBytes=64MiB, the most that version 1 of the format allows"
 
 func (o ReaderOptions) manifestLimit() int64 { return manifestLimit(o.MaxManifestBytes) }
 

@@ -15,13 +15,13 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// An adapter is the whole folder that its trainer wrote. Some trainers put weights that they
-// trained whole into a file of their own: LLaVA non_lora_trainables.bin, LongLoRA
-// trainable_params.bin. Who merges the adapter without them gets another model than the one that
-// was trained.
+// An adapter is the whole directory that its trainer wrote. Some trainers put weights that they
+// trained in full into a file of their own: LLaVA writes non_lora_trainables.bin, LongLoRA
+// trainable_params.bin. Merging the adapter without that file gives a model that nobody trained.
 
-// lookBeside judges the other files of the weights' directories, and returns the names of those
-// that hold weights and are no part of the adapter with this description, and of other adapters.
+// lookBeside judges the other files in the directories of the weights. It returns the names of the
+// files with weights that are not part of the adapter that m describes, and the names of other
+// adapters.
 func (in *Input) lookBeside(m *format.Manifest, without []string) (stray, others []string, err error) {
 	if slices.Contains(without, in.name) {
 		return nil, nil, fault.New(fault.Mismatch, "%q is the adapter itself and cannot be left out", in.name).In(in.path("."))
@@ -56,28 +56,28 @@ func (in *Input) lookBeside(m *format.Manifest, without []string) (stray, others
 }
 
 func refuseBeside(names []string) *fault.Error {
-	return fault.New(fault.Unsupported, "beside the adapter lie weights that are no part of it and are not applied yet: %s", fault.List(names, 5)).
-		WithHint("the model that was trained has them as well; to go on without them, set Options.Without=%s", strings.Join(names, " Options.Without="))
+	return fault.New(fault.Unsupported, "the adapter's directory holds weights that are not part of the adapter and cannot be applied yet: %s", fault.List(names, 5)).
+		WithHint("the trained model has these weights too; to go on without them, set Options.Without=%s", strings.Join(names, " Options.Without="))
 }
 
 // besideKind is the kind of a file beside an adapter.
 type besideKind int
 
 const (
-	harmless     besideKind = iota // no weights, the state of a training, a model, the adapter once more
-	otherAdapter                   // another adapter, whole
-	strayWeights                   // weights, or what cannot be told from weights
+	harmless     besideKind = iota // no weights, a training state, a model, or a copy of the adapter
+	otherAdapter                   // another, complete adapter
+	strayWeights                   // weights, or a file that cannot be told from weights
 )
 
-// neighbour judges files beside the adapter with a description.
+// neighbour judges the files beside the adapter that manifest describes.
 type neighbour struct {
 	place
 	ctx      context.Context
 	manifest *format.Manifest
 }
 
-// judge finds the kind of a file beside the adapter: by its name where that is certain, and else by
-// its keys.
+// judge decides the kind of a file beside the adapter, by its name where the name is certain, and
+// otherwise by its keys.
 func (n *neighbour) judge(at string) besideKind {
 	name, kind := path.Base(at), kindOf(at)
 	info, err := n.dir.Stat(at)
@@ -104,9 +104,9 @@ func (n *neighbour) judge(at string) besideKind {
 	return strayWeights
 }
 
-// isModelBeside reports whether a file with the name of a model is one: whether it, or another
-// shard of it, holds a weight that the adapter changes. A file that cannot be read counts as part
-// of the adapter.
+// isModelBeside reports whether a file with the name of a model is one: whether it holds a weight
+// that the adapter changes. A file counts as a model without a look at its keys if config.json lies
+// beside it, if it is one shard of several, or if its keys cannot be read.
 func (n *neighbour) isModelBeside(at string) bool {
 	if n.exists(path.Join(path.Dir(at), modelConfig)) {
 		return true
@@ -127,8 +127,8 @@ func (n *neighbour) isModelBeside(at string) bool {
 	return strings.HasPrefix(path.Base(at), "consolidated")
 }
 
-// keys are the keys of a file, nil where they cannot be read. It is strayWeights unless the content
-// says that it is something else.
+// keys returns the keys of a file, nil if they cannot be read. The kind is strayWeights unless the
+// content proves that the file is harmless.
 func (n *neighbour) keys(at string) ([]string, besideKind) {
 	file, err := n.dir.Open(at)
 	if err != nil {
@@ -140,7 +140,7 @@ func (n *neighbour) keys(at string) ([]string, besideKind) {
 	case err != nil, strings.HasPrefix(string(start), "version https://git-lfs"):
 		return nil, strayWeights
 	case !isWeights:
-		return nil, harmless // no format of weights
+		return nil, harmless // not a format of weights
 	}
 	if isPickle(start) {
 		if arrays := arraysOf(file, file.Size); arrays != nil {
@@ -162,7 +162,7 @@ func (n *neighbour) keys(at string) ([]string, besideKind) {
 	return t.keys(), strayWeights
 }
 
-// has reports whether the adapter has all keys: then a file is the adapter once more.
+// has reports whether the adapter has all keys. A file with such keys is a copy of the adapter.
 func (n *neighbour) has(keys []string) bool {
 	own := make(map[string]bool, len(n.manifest.Tensors))
 	for i := range n.manifest.Tensors {
@@ -171,10 +171,10 @@ func (n *neighbour) has(keys []string) bool {
 	return !slices.ContainsFunc(keys, func(key string) bool { return !own[key] })
 }
 
-// factorKey matches the keys of factors and of the tensors with them, in any dialect.
+// factorKey matches the keys of factors and of the tensors beside them, in any dialect.
 var factorKey = regexp.MustCompile(`lora|lokr_|hada_|oft_|dora_scale|\.alpha$|:(up|down)|^w_[ab]_`)
 
-// areAllOfAdapter reports whether keys are those of an adapter, and none is of other weights.
+// areAllOfAdapter reports whether all keys are those of an adapter.
 func areAllOfAdapter(keys []string) bool {
 	return len(keys) > 0 && naming.Dialect(keys) != "" && !slices.ContainsFunc(keys, func(key string) bool { return !factorKey.MatchString(key) })
 }

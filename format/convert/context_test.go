@@ -11,8 +11,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// TestOpeningEndsWithTheContext: whatever opening is at when its context ends, it ends with the
-// error of the context. It looks at the context for every tensor and every layer.
+// TestOpeningEndsWithTheContext: at whatever point the context ends, opening returns its error. It
+// checks the context for every tensor and every layer.
 func TestOpeningEndsWithTheContext(t *testing.T) {
 	const layers = 300
 	rng := rand.New(rand.NewPCG(12, 5))

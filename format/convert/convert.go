@@ -1,9 +1,10 @@
-// Package convert reads and writes adapters in the dialects of other tools. Whatever the dialect,
-// past Open an adapter is a format.Source: layers with a module name, a kind, factors and a scale;
-// what has no such meaning is listed, never dropped.
+// Package convert reads and writes adapters in the dialects of other programs, such as
+// huggingface/peft. [Open] returns any of them as a format.Source: layers with a module name, a
+// kind, factors and a scale. Tensors and settings that do not fit this model are listed in the
+// manifest, never dropped. [DialectFor] picks the dialect for an output, and [Create] writes it.
 //
-// A dialect is one file of this package and one row of [Default]. A program adds its own with
-// [Dialects.With]: a set of dialects is a value, and nothing is registered.
+// A dialect is one file of this package and one entry of [Default]. A program adds its own dialects
+// with [Dialects.With]. A set of dialects is a value; there is no registry.
 package convert
 
 import (
@@ -19,13 +20,13 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// Dialects is a set of dialects. The first that recognises an input opens it.
+// Dialects is a set of dialects in order. The first one that recognises an input opens it.
 type Dialects []Dialect
 
-// With returns a set that asks the given dialects first, and then those of ds.
+// With returns a set that asks the given dialects first and then those of ds.
 func (ds Dialects) With(more ...Dialect) Dialects { return slices.Concat(more, ds) }
 
-// Named returns the dialect with a name, nil where the set has none.
+// Named returns the dialect called name, or nil.
 func (ds Dialects) Named(name string) Dialect {
 	for _, d := range ds {
 		if d.Name() == name {
@@ -35,7 +36,7 @@ func (ds Dialects) Named(name string) Dialect {
 	return nil
 }
 
-// Names are the names of the dialects, in their order.
+// Names returns the names of the dialects, in their order.
 func (ds Dialects) Names() []string {
 	names := make([]string, len(ds))
 	for i, d := range ds {
@@ -44,10 +45,10 @@ func (ds Dialects) Names() []string {
 	return names
 }
 
-// Open opens the adapter at path, a file or a directory, in the dialect of its content. Only
-// headers and configurations are read. The caller closes it. Errors wrap a kind of package format,
-// or are I/O errors. A directory that holds weights that are no part of the adapter is an error,
-// unless options allow it.
+// Open opens the adapter at path, a file or a directory, in the dialect that its content shows. It
+// reads only headers and configurations. The caller closes the source. An error either wraps a kind
+// of package format or comes from the operating system. If the adapter's directory also holds
+// weights that are not part of the adapter, Open fails unless o allows them.
 func (ds Dialects) Open(ctx context.Context, path string, o Options) (format.Source, error) {
 	in, err := lookAt(ctx, path)
 	if err != nil {
@@ -56,8 +57,8 @@ func (ds Dialects) Open(ctx context.Context, path string, o Options) (format.Sou
 	return ds.open(ctx, in, o)
 }
 
-// OpenFS is Open for a file or a directory of an fs.FS. A file that is no io.ReaderAt is read into
-// memory.
+// OpenFS is Open for a file or directory of an fs.FS. It reads a file that is not an io.ReaderAt
+// into memory.
 func (ds Dialects) OpenFS(ctx context.Context, files fs.FS, name string, o Options) (format.Source, error) {
 	in, err := lookIn(ctx, files, name)
 	if err != nil {
@@ -66,8 +67,8 @@ func (ds Dialects) OpenFS(ctx context.Context, files fs.FS, name string, o Optio
 	return ds.open(ctx, in, o)
 }
 
-// OpenReader is Open for a file of the given size that has nothing beside it, such as a .lora file
-// in memory. Closing the source leaves r as it is.
+// OpenReader is Open for a single file of size bytes, such as a .lora file in memory. Closing the
+// source does not close r.
 func (ds Dialects) OpenReader(ctx context.Context, r io.ReaderAt, size int64, o Options) (format.Source, error) {
 	return ds.open(ctx, lookAtReader(ctx, r, size), o)
 }
@@ -108,9 +109,9 @@ func (ds Dialects) recognise(in *Input) Dialect {
 	return nil
 }
 
-// IsAdapter reports whether the path is that of an adapter, in a dialect of the set or in one that
-// is only known by name. Open opens every path that it reports, or gives the best reason against
-// it. It is false where the context ends.
+// IsAdapter reports whether path holds an adapter, in a dialect of the set or in one that this
+// package can only name. If it returns true, Open either opens the path or says best why it cannot.
+// IsAdapter returns false if ctx ends.
 func (ds Dialects) IsAdapter(ctx context.Context, path string) bool {
 	in, err := lookAt(ctx, path)
 	if err != nil {
@@ -120,7 +121,7 @@ func (ds Dialects) IsAdapter(ctx context.Context, path string) bool {
 	return !in.isModel() && ds.recognise(in) != nil || in.hasAdapter()
 }
 
-// OpenDigested is Open for a source that will be converted; see the function.
+// OpenDigested is Open for a source that will be converted; see the function OpenDigested.
 func (ds Dialects) OpenDigested(ctx context.Context, path string, o Options) (format.Source, error) {
 	src, err := ds.Open(ctx, path, o)
 	if err != nil {
@@ -134,7 +135,7 @@ func (ds Dialects) OpenDigested(ctx context.Context, path string, o Options) (fo
 	return src, nil
 }
 
-// opened is a source with the input that it reads from.
+// opened is a source together with its input.
 type opened struct {
 	format.Source
 	in     *Input
@@ -147,8 +148,8 @@ func (s *opened) Unchanged() error {
 
 func (s *opened) Close() error { return errors.Join(s.Source.Close(), s.in.close()) }
 
-// account looks at the whole folder of the adapter: weights that are no part of it are an error,
-// unless options allow them.
+// account examines the adapter's whole directory. Weights that are not part of the adapter are an
+// error unless o allows them.
 func (s *opened) account(o Options) error {
 	in, m := s.in, s.Manifest()
 	note := func(format string, args ...any) { m.Notes = append(m.Notes, fmt.Sprintf(format, args...)) }
@@ -167,21 +168,22 @@ func (s *opened) account(o Options) error {
 		return err
 	}
 	if len(others) > 0 {
-		note("beside the adapter the directory holds other adapters, which are not used: %s", fault.List(others, 5))
+		note("the directory also holds other adapters, which are not used: %s", fault.List(others, 5))
 	}
 	switch {
 	case len(stray) > 0 && !o.AllowBeside:
 		return refuseBeside(stray).In(in.path("."))
 	case len(stray) > 0 && !in.isFolder():
-		note("this file is opened alone; beside it lie weights that are no part of it: %s", fault.List(stray, 5))
+		note("only this file was opened; its directory also holds weights that are not part of it: %s", fault.List(stray, 5))
 	default:
 		s.beside = stray
 	}
 	return nil
 }
 
-// WeightsBeside lists the files of weights that lie in the directory of an opened adapter, are no
-// part of it, and were not left out by Options.Without: paths within the directory, with slashes.
+// WeightsBeside returns the files of weights in the directory of an opened adapter that are not
+// part of it and were not excluded by Options.Without. They are slash-separated paths within that
+// directory.
 func WeightsBeside(src format.Source) []string {
 	if s, ok := src.(*opened); ok {
 		return s.beside
@@ -189,7 +191,7 @@ func WeightsBeside(src format.Source) []string {
 	return nil
 }
 
-// WithBase returns a source of one adapter with another record of the base that it was made for.
+// WithBase returns a copy of a source of one adapter whose record of its base is base.
 func WithBase(src format.Source, base format.Base) format.Source {
 	m := *src.Manifest()
 	m.Adapters = slices.Clone(m.Adapters)
@@ -197,7 +199,7 @@ func WithBase(src format.Source, base format.Base) format.Source {
 	return &described{src, &m}
 }
 
-// described is a source with another description.
+// described is a source with another manifest.
 type described struct {
 	format.Source
 	manifest *format.Manifest

@@ -32,8 +32,8 @@ func adapters(t *testing.T) []string {
 	return dirs
 }
 
-// unreadable are the adapters that cannot be opened at all; every other one has to convert, whether
-// merge applies it or not.
+// unreadable lists the adapters that cannot be opened. Every other one must convert, whether merge
+// applies it or not.
 var unreadable = []string{"alpha-nan", "lfs-pointer", "no-tensors"}
 
 // TestPEFTComesBackByteForByte converts every adapter to the container and back, and compares all
@@ -115,7 +115,7 @@ func store(t *testing.T, path string, d convert.Dialect, src format.Source) {
 	}
 }
 
-// TestPEFTComesBackAsAFile: the configuration is written beside the weights, and one that is there
+// TestPEFTComesBackAsAFile: the configuration is written beside the weights, and an existing one
 // with other content stays.
 func TestPEFTComesBackAsAFile(t *testing.T) {
 	dir := filepath.Join(testdata, "demo/adapter-r8")
@@ -144,7 +144,7 @@ func TestPEFTComesBackAsAFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := format.Copy(context.Background(), sink, src); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("Copy = %v, want that a configuration exists already", err)
+		t.Errorf("Copy = %v, want that a configuration already exists", err)
 	}
 	if _, err := os.Stat(three); err == nil {
 		t.Error("the weights are there without their configuration")
@@ -162,7 +162,7 @@ func (s tampered) ReadBlobAt(p []byte, i int, off int64) error {
 	return nil
 }
 
-// TestARestoredFileIsProved: data that are not those of the source file do not become one.
+// TestARestoredFileIsProved: tensors that differ from the source file's are not restored.
 func TestARestoredFileIsProved(t *testing.T) {
 	src, err := convert.OpenDigested(context.Background(), filepath.Join(testdata, "demo/adapter-r8"), convert.Options{})
 	if err != nil {
@@ -183,8 +183,8 @@ func TestARestoredFileIsProved(t *testing.T) {
 	}
 }
 
-// TestTheBaseInTheMetadataIsRead: fingerprints of a base in the metadata of a weights file, whoever
-// wrote the file.
+// TestTheBaseInTheMetadataIsRead: Open reads fingerprints of a base from the metadata of a file of
+// weights, whichever program wrote them.
 func TestTheBaseInTheMetadataIsRead(t *testing.T) {
 	const print = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
 	for _, c := range []struct{ value, wrong string }{

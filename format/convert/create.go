@@ -18,9 +18,9 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// For is the dialect that the name of an output asks for: the first of the set that writes files
-// with its ending, else the first that writes directories. The ending of a file of weights that
-// none of them writes is an error.
+// For returns the dialect for an output called path: the first in the set that writes files with
+// this ending, or else the first that writes directories. An ending for weights that no dialect
+// writes is an error.
 func (ds Dialects) For(path string) (Dialect, error) {
 	ext := strings.ToLower(filepath.Ext(path))
 	for _, e := range []string{ext, ""} {
@@ -34,22 +34,21 @@ func (ds Dialects) For(path string) (Dialect, error) {
 		}
 	}
 	return nil, fault.New(fault.Unsupported, "no dialect is written to a %s file", ext).
-		WithHint("name a directory, which is written as PEFT saves it, or a file that ends in .lora")
+		WithHint("name a directory, to write it as PEFT does, or a file ending in .lora")
 }
 
-// Create returns a Sink that writes one adapter to path, whole or not at all. Nothing is written
-// before Store.
+// Create returns a Sink that writes one adapter to path, completely or not at all. It writes
+// nothing before Store.
 func Create(path string, d Dialect, o CreateOptions) (format.Sink, error) { return d.Create(path, o) }
 
-// CreateTo is Create for an output that need not be a path, such as memory. Store commits the
-// output when all files are written, and aborts it when it fails. An output of one file, such as a
-// container, has the name "" there; PEFT's files have the names that they have in a directory. A
-// dialect of another package is asked if it is an [OutputDialect]; others return an error of the
-// kind format.ErrUnsupported.
+// CreateTo is Create for any output, such as memory. Store commits the output once all files are
+// written, and aborts it on failure. An output of a single file, such as a container, is called ""
+// there; PEFT's files have the names that they have in a directory. A dialect of another package
+// must be an [OutputDialect]; for any other the error has kind format.ErrUnsupported.
 func CreateTo(out output.Output, d Dialect, o CreateOptions) (format.Sink, error) {
 	w, ok := d.(OutputDialect)
 	if !ok {
-		return nil, fault.New(fault.Unsupported, "the dialect %s is only written to a path", d.Name())
+		return nil, fault.New(fault.Unsupported, "dialect %s can only be written to a path", d.Name())
 	}
 	sink, err := w.CreateTo(out, o)
 	if err != nil {
@@ -58,7 +57,7 @@ func CreateTo(out output.Output, d Dialect, o CreateOptions) (format.Sink, error
 	return &outputSink{sink, out}, nil
 }
 
-// outputSink commits the output that another Sink writes the files of.
+// outputSink lets a Sink write the files of an output and then commits the output.
 type outputSink struct {
 	format.Sink
 	out output.Output
@@ -68,7 +67,7 @@ func (s *outputSink) Store(ctx context.Context, src format.Source) error {
 	return storeTo(ctx, s.out, src, func() error { return s.Sink.Store(ctx, src) })
 }
 
-// storeTo commits an output when write has made its files and the source has not changed.
+// storeTo commits an output after write has made its files, provided the source has not changed.
 func storeTo(ctx context.Context, out output.Output, src format.Source, write func() error) error {
 	defer out.Abort()
 	if err := write(); err != nil {
@@ -80,7 +79,8 @@ func storeTo(ctx context.Context, out output.Output, src format.Source, write fu
 	return out.Commit()
 }
 
-// writeFile makes a file of an output. Where it fails, whoever aborts the output ends the file.
+// writeFile makes a file of an output. On an error the file stays open; aborting the output closes
+// it.
 func writeFile(out output.Output, info output.Info, write func(io.Writer) error) error {
 	f, err := out.Create(info)
 	if err != nil {
@@ -92,10 +92,10 @@ func writeFile(out output.Output, info output.Info, write func(io.Writer) error)
 	return f.Close()
 }
 
-// Check reports whether the Sink for path could store src, before work is done for it; src is nil
-// where it is not made yet. The error is an *OutputError, a *SpaceError, one of the system, or says
-// what the dialect does not hold. The Sink of a dialect of another package is asked if it has a
-// method Check(context.Context, format.Source) error.
+// Check reports whether the Sink for path could store src, before any work is done; src is nil if
+// it does not exist yet. The error is an *OutputError, a *SpaceError, an error of the system, or
+// names the part of src that the dialect cannot hold. A Sink of another package takes part if it
+// has a method Check(context.Context, format.Source) error.
 func Check(ctx context.Context, path string, d Dialect, src format.Source, o CreateOptions) error {
 	s, err := d.Create(path, o)
 	if err != nil {
@@ -109,9 +109,9 @@ func Check(ctx context.Context, path string, d Dialect, src format.Source, o Cre
 	return nil
 }
 
-// PeakBytes estimates the memory that the Sink for path takes to store src, beside src. The Sink of
-// a dialect of another package is asked if it has a method PeakBytes(format.Source) int64; 0 is
-// unknown.
+// PeakBytes estimates the memory that the Sink for path needs to store src, in bytes, not counting
+// src itself. A Sink of another package takes part if it has a method PeakBytes(format.Source)
+// int64. 0 means unknown.
 func PeakBytes(path string, d Dialect, src format.Source, o CreateOptions) (int64, error) {
 	s, err := d.Create(path, o)
 	if err != nil {
@@ -123,22 +123,22 @@ func PeakBytes(path string, d Dialect, src format.Source, o CreateOptions) (int6
 	return 0, nil
 }
 
-// OutputError is an output path that cannot be used as the caller wants. One that is taken wraps
-// fs.ErrExist. It has these fields:
+// OutputError says why an output path cannot be used. If the path exists, the error wraps
+// fs.ErrExist. Its fields:
 //
 //	Path, Why   string // "output PATH WHY" is the message
 //	Replaceable bool   // CreateOptions.Replace would allow it
-//	Exists      bool   // something is there
+//	Exists      bool   // the path exists
 type OutputError = fileio.OutputError
 
-// SpaceError is a disk that is too full, found out before anything is written. It has these fields:
+// SpaceError says that a disk is too full; it is found before anything is written. Its fields:
 //
 //	Path       string
 //	Need, Free int64 // bytes
 type SpaceError = fileio.SpaceError
 
-// modeOf is the permissions that the output called name takes over from the inputs: those of the
-// file of that name among them, or else those that all weights have. 0 says nothing.
+// modeOf returns the permissions that the output called name inherits: those of the inputs' file of
+// that name, or else those that all their weights share. 0 means the default.
 func (o *CreateOptions) modeOf(name string) (all fs.FileMode) {
 	for _, input := range o.Inputs {
 		mode, ok := modeOf(input, name)
@@ -153,8 +153,8 @@ func (o *CreateOptions) modeOf(name string) (all fs.FileMode) {
 	return all
 }
 
-// dirMode is the permissions that a directory takes over from the inputs that are directories, 0
-// where none is.
+// dirMode returns the permissions that an output directory inherits from the inputs that are
+// directories, 0 if none is.
 func (o *CreateOptions) dirMode() (all fs.FileMode) {
 	for _, input := range o.Inputs {
 		dir, file, err := fileio.LocateOnDisk(input)
@@ -162,7 +162,7 @@ func (o *CreateOptions) dirMode() (all fs.FileMode) {
 			continue
 		}
 		mode, err := dir.Mode()
-		mode = mode.Perm() | 0o700 // its owner keeps all
+		mode = mode.Perm() | 0o700 // the owner keeps full access
 		switch {
 		case err != nil:
 		case all == 0:
@@ -174,8 +174,8 @@ func (o *CreateOptions) dirMode() (all fs.FileMode) {
 	return all
 }
 
-// modeOf is the permissions of the file called name in, or beside, an input, else of the input,
-// else of all weights in it.
+// modeOf returns the permissions of the file called name in or beside an input. Without such a file
+// it returns those of the input, or those that all weights in a directory share.
 func modeOf(input, name string) (mode fs.FileMode, ok bool) {
 	dir, file, err := fileio.LocateOnDisk(input)
 	if err != nil {
@@ -207,12 +207,12 @@ func hasAttachment(src format.Source, name string) bool {
 	return i >= 0
 }
 
-// findAttachment returns the number of the attachment with a name, -1 where there is none. One that
-// is too large is an error.
+// findAttachment returns the index of the attachment called name, or -1. An attachment that is too
+// large is an error.
 func findAttachment(m *format.Manifest, name string) (int, error) {
 	i := slices.IndexFunc(m.Attachments, func(a format.Attachment) bool { return a.Name == name })
 	if i >= 0 && m.Attachments[i].NBytes > maxAttachmentBytes {
-		e := fault.New(fault.Limit, "the attachment %q has %d bytes, at most %d are read",
+		e := fault.New(fault.Limit, "attachment %q has %d bytes, the limit is %d",
 			name, m.Attachments[i].NBytes, maxAttachmentBytes)
 		e.Rule = "R67"
 		return i, e
@@ -220,8 +220,8 @@ func findAttachment(m *format.Manifest, name string) (int, error) {
 	return i, nil
 }
 
-// attachment reads the attachment of a source that has the given name; nil if there is none. A
-// digest that the source states for the attachment itself is checked.
+// attachment reads the attachment called name; nil if there is none. It checks the digest that the
+// source states for it.
 func attachment(src format.Source, name string) ([]byte, error) {
 	m := src.Manifest()
 	i, err := findAttachment(m, name)
@@ -236,7 +236,7 @@ func attachment(src format.Source, name string) ([]byte, error) {
 	sum := sha256.Sum256(b)
 	isOfItself := path.Base(name) != format.SourceHeader && a.SHA256 != ""
 	if isOfItself && hex.EncodeToString(sum[:]) != a.SHA256 {
-		return nil, broken("R55", "the attachment %q has the SHA-256 %x, the manifest says %s", name, sum, a.SHA256)
+		return nil, broken("R55", "attachment %q has SHA-256 %x, the manifest says %s", name, sum, a.SHA256)
 	}
 	return b, nil
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// counted is an fs.FS that counts how often each file is read, and whose files cannot be read by
+// counted is an fs.FS that counts how often each file is read. Its files cannot be read by
 // position.
 type counted struct {
 	fs.FS
@@ -48,8 +48,8 @@ func (c counted) Open(name string) (fs.File, error) {
 	return &sequential{f, func() { c.reads[name]++ }}, nil
 }
 
-// TestAnFSIsOpenedLikeADirectory compares every adapter of the test data, opened by its path and
-// through an fs.FS, and counts that no file of it is read twice.
+// TestAnFSIsOpenedLikeADirectory opens every adapter of the test data by its path and through an
+// fs.FS, compares the two, and checks that no file is read twice.
 func TestAnFSIsOpenedLikeADirectory(t *testing.T) {
 	n := 0
 	for _, dir := range adapters(t) {
@@ -85,7 +85,7 @@ func TestAnFSIsOpenedLikeADirectory(t *testing.T) {
 	}
 }
 
-// TestAContainerInMemoryIsOpened: a .lora file is an adapter whatever holds its bytes.
+// TestAContainerInMemoryIsOpened: a .lora file is an adapter wherever its bytes are.
 func TestAContainerInMemoryIsOpened(t *testing.T) {
 	src, err := convert.Open(t.Context(), filepath.Join(testdata, "demo/adapter-r8"), convert.Options{})
 	if err != nil {
@@ -112,7 +112,7 @@ func TestAContainerInMemoryIsOpened(t *testing.T) {
 	}
 }
 
-// toy is a dialect that this package does not know: safetensors that say so in their metadata.
+// toy is a dialect unknown to this package: safetensors files that name it in their metadata.
 type toy struct{ convert.Dialect }
 
 func (toy) Name() string           { return "toy" }
@@ -156,8 +156,8 @@ func (s *toySource) Manifest() *format.Manifest { return &s.m }
 func (s *toySource) ReadBlobAt(p []byte, i int, off int64) error { return s.in.ReadBlobAt(p, i, off) }
 func (s *toySource) Close() error                                { return nil }
 
-// TestADialectOfTheCallerJoinsTheSet: it opens inputs that it recognises, before the dialects that
-// are there, and the set that it joined stays as it was.
+// TestADialectOfTheCallerJoinsTheSet: it opens the inputs that it recognises before the other
+// dialects are asked, and the original set does not change.
 func TestADialectOfTheCallerJoinsTheSet(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "a.safetensors")
@@ -202,7 +202,7 @@ func TestADialectOfTheCallerJoinsTheSet(t *testing.T) {
 	}
 }
 
-// TestOutputsAreNamedForDialects: the name of an output says its dialect where it can.
+// TestOutputsAreNamedForDialects: the ending of an output's name selects the dialect.
 func TestOutputsAreNamedForDialects(t *testing.T) {
 	for name, want := range map[string]string{
 		"a.lora": "lora", "A.LORA": "lora", "a.safetensors": "peft", "dir": "peft", "v1.5": "peft", "dir.d": "peft",
@@ -218,7 +218,7 @@ func TestOutputsAreNamedForDialects(t *testing.T) {
 	}
 }
 
-// TestAMissingFileOfAnFSIsNamed: as one of the machine is.
+// TestAMissingFileOfAnFSIsNamed: the error names it, as for a file on disk.
 func TestAMissingFileOfAnFSIsNamed(t *testing.T) {
 	files := fstest.MapFS{"a/readme.txt": {Data: []byte("nothing")}}
 	if _, err := convert.OpenFS(t.Context(), files, "b", convert.Options{}); !errors.Is(err, fs.ErrNotExist) {
@@ -229,7 +229,7 @@ func TestAMissingFileOfAnFSIsNamed(t *testing.T) {
 	}
 }
 
-// kindOf is the kind that an error wraps, nil for another error.
+// kindOf returns the kind that an error wraps, nil for another error.
 func kindOf(err error) error {
 	for _, kind := range []error{format.ErrCorrupt, format.ErrTruncated, format.ErrUnsupported, format.ErrLimit, format.ErrMismatch} {
 		if errors.Is(err, kind) {

@@ -16,7 +16,7 @@ import (
 	"github.com/loratool/loratool/format/safetensors"
 )
 
-// Convert an adapter of PEFT to the .lora container.
+// Convert a PEFT adapter to a .lora file.
 func Example() {
 	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "example-*")
@@ -47,8 +47,7 @@ func Example() {
 	// 28 layers of peft
 }
 
-// Convert an adapter of PEFT to the .lora container in memory. Any other output.Output is written
-// in the same way.
+// Convert a PEFT adapter to a .lora file in memory. Any other output.Output works the same way.
 func ExampleCreateTo() {
 	ctx := context.Background()
 	src, err := convert.OpenDigested(ctx, "../../testdata/demo/adapter-r8", convert.Options{})
@@ -76,8 +75,7 @@ func ExampleCreateTo() {
 	// 28 layers of peft
 }
 
-// upDown is a dialect with the keys MODULE.up (B) and MODULE.down (A) for one layer, and the scale
-// 1.
+// upDown is a dialect with the keys MODULE.up (B) and MODULE.down (A) for one layer of scale 1.
 type upDown struct{}
 
 func (upDown) Name() string           { return "up-down" }
@@ -101,7 +99,7 @@ func (upDown) Create(string, convert.CreateOptions) (format.Sink, error) {
 	return nil, format.Errorf(format.ErrUnsupported, "up-down is not written")
 }
 
-// Add a dialect to the set, and open an adapter in it from an fs.FS.
+// Add a dialect to the set and open an adapter in it from an fs.FS.
 func ExampleDialects_With() {
 	ctx := context.Background()
 	var file bytes.Buffer

@@ -12,8 +12,8 @@ import (
 type folder struct {
 	place
 	names   []string // of all entries, sorted
-	weights string   // the file of weights of its own adapter, "" where there is none
-	named   []string // the sub-directories in which PEFT saves adapters that are not called default
+	weights string   // the file of weights of its own adapter, "" if there is none
+	named   []string // subdirectories in which PEFT saved adapters; it does so for every adapter not called default
 }
 
 func readFolder(p place) (*folder, error) {
@@ -24,7 +24,7 @@ func readFolder(p place) (*folder, error) {
 	f := &folder{place: p}
 	for _, e := range entries {
 		f.names = append(f.names, e.Name())
-		if !e.Type().IsRegular() && p.peftWeightsIn(e.Name()) != "" { // a link may be one of a directory
+		if !e.Type().IsRegular() && p.peftWeightsIn(e.Name()) != "" { // a link may lead to a directory
 			f.named = append(f.named, e.Name())
 		}
 	}
@@ -34,7 +34,7 @@ func readFolder(p place) (*folder, error) {
 
 func (f *folder) isModel() bool { return slices.Contains(f.names, modelConfig) }
 
-// adapter is the path of the weights within the directory, "" where it holds no adapter, or
+// adapter returns the path of the weights within the directory, "" if it holds no adapter or
 // several.
 func (f *folder) adapter() string {
 	if f.weights == "" && len(f.named) == 1 && !f.isModel() {
@@ -43,33 +43,33 @@ func (f *folder) adapter() string {
 	return f.weights
 }
 
-// noteNamed says which adapters of sub-directories are meant, or not.
+// noteNamed says which adapters of subdirectories were read or ignored.
 func (f *folder) noteNamed() (note string) {
 	switch {
 	case f.weights == "":
-		return "the adapter is that of the sub-directory " + fault.List(f.named, 5)
+		return "the adapter was read from the subdirectory " + fault.List(f.named, 5)
 	case len(f.named) > 0:
-		return "beside the adapter the directory holds those of the sub-directories " + fault.List(f.named, 5) + ", which are not used"
+		return "the directory also holds adapters in the subdirectories " + fault.List(f.named, 5) + ", which are not used"
 	}
 	return ""
 }
 
-// refuse says why a directory is no adapter that can be opened.
+// refuse returns the error for a directory without an adapter that can be opened.
 func (f *folder) refuse() error {
 	e := fault.New(fault.Unsupported, "the directory holds no %s and no %s", peftWeights, peftPickle).In(f.path("."))
 	deeper := f.deeper()
 	switch shards := f.shards(); {
 	case len(f.named) > 0:
-		e.Msg += "; there are adapters in the sub-directories " + fault.List(f.named, 5)
+		e.Msg += "; its subdirectories hold adapters: " + fault.List(f.named, 5)
 		e.WithHint("give one of them: %s", f.path(f.named[0]))
 	case f.isModel():
 		e.WithHint("this looks like a model").Misplaced = true
 	case len(shards) > 0:
-		e.Msg = "the adapter is saved in shards, " + fault.List(shards, 2) + ", and adapters in several files are not read yet"
-		e.WithHint("load every shard in Python (safetensors.torch.load_file, or torch.load), and save the tensors of all with safetensors.torch.save_file as %s", peftWeights)
+		e.Msg = "the adapter is saved in shards (" + fault.List(shards, 2) + "), which cannot be read yet"
+		e.WithHint("in Python, load every shard (safetensors.torch.load_file or torch.load) and save all tensors with safetensors.torch.save_file as %s", peftWeights)
 	case len(deeper) > 0:
-		e.Msg += "; there are adapters further down, in " + fault.List(deeper, 5)
-		e.WithHint("give the directory itself: %s", f.path(deeper[0]))
+		e.Msg += "; there are adapters deeper down, in " + fault.List(deeper, 5)
+		e.WithHint("give that directory: %s", f.path(deeper[0]))
 	default:
 		e.WithHint("%s", safetensors.HintForFolder(f.names))
 	}
@@ -80,11 +80,11 @@ func (f *folder) shards() []string {
 	return slices.DeleteFunc(slices.Clone(f.names), func(name string) bool { return !shard.MatchString(name) })
 }
 
-// maxDirs bounds the directories in which an adapter is looked for, so that no path makes it long.
+// maxDirs bounds the directories in the search for an adapter, so that no path makes it slow.
 const maxDirs = 1000
 
-// deeper are the directories with adapters two to four levels further down, with slashes. Trainers
-// put them into global_step_5/actor/lora_adapter, and the like.
+// deeper returns the directories with adapters two to four levels further down, with slashes. verl,
+// for one, saves into global_step_5/actor/lora_adapter.
 func (f *folder) deeper() (found []string) {
 	level, n := []string{"."}, 0
 	for range 4 {
@@ -108,8 +108,8 @@ func (f *folder) deeper() (found []string) {
 	return found
 }
 
-// peftWeightsIn is the file of weights under a name of PEFT's in a directory, "" where there is
-// none. Where there are safetensors and a pickle it is the first, as PEFT has it.
+// peftWeightsIn returns the name of PEFT's file of weights in a directory, or "". Safetensors win
+// over a pickle, as in PEFT.
 func (p place) peftWeightsIn(dir string) string {
 	for _, name := range []string{peftWeights, peftPickle} {
 		if p.isFile(path.Join(dir, name)) {
@@ -119,8 +119,8 @@ func (p place) peftWeightsIn(dir string) string {
 	return ""
 }
 
-// findWeights is the file of weights of the directory's adapter: under a name of PEFT's or MLX's,
-// or the only one that it can be. It is "" where there is none.
+// findWeights returns the file of weights of the directory's own adapter: the file with PEFT's or
+// MLX's name, or the only candidate. It returns "" if there is none.
 func (f *folder) findWeights() string {
 	if name := f.peftWeightsIn("."); name != "" {
 		return name

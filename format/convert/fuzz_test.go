@@ -54,8 +54,8 @@ func fuzzTensors() (tensors []format.Tensor) {
 	return tensors
 }
 
-// FuzzConfig: whatever the text, parsePEFTConfig returns, with an error of a kind or with a
-// configuration under which an adapter can be written to a container: what has no meaning becomes a
+// FuzzConfig: for any text, parsePEFTConfig returns either an error of a kind or a configuration
+// under which an adapter can be written to a container. A field without a known meaning becomes a
 // requirement, never an invalid manifest.
 func FuzzConfig(f *testing.F) {
 	for _, pattern := range []string{"peft/merge/*/adapter*", "peft/refuse/*/adapter", "peft/eras/*/adapter", "corpus/*"} {
@@ -107,8 +107,8 @@ func FuzzConfig(f *testing.F) {
 	})
 }
 
-// withField sets a field of a configuration, if the two can be: most changes of a text only make it
-// no JSON.
+// withField sets a field of a configuration, if both are valid. Most changes of a text just make it
+// invalid JSON.
 func withField(text, field, value string) string {
 	var fields map[string]json.RawMessage
 	if json.Unmarshal([]byte(text), &fields) != nil || fields == nil || !json.Valid([]byte(value)) {
@@ -122,7 +122,7 @@ func withField(text, field, value string) string {
 	return string(changed)
 }
 
-// publishedConfigs are the texts of testdata/configs.
+// publishedConfigs returns the texts of testdata/configs.
 func publishedConfigs(t testing.TB) (texts []string) {
 	file, err := os.Open("../../testdata/configs/peft.jsonl")
 	if err != nil {

@@ -14,33 +14,33 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// Input is a file or a directory that may hold an adapter, as dialects see it. It opens the weights
-// once and reads each description once, however many dialects ask. The set that made it closes it,
-// with the source that a dialect opened. Its methods are for one goroutine, but for ReadBlobAt.
+// Input is a file or directory that may hold an adapter, as dialects see it. However many dialects
+// ask, it opens the weights once and reads each description once. The set that made the input
+// closes it together with the source. Only one goroutine may use an input, except for ReadBlobAt.
 type Input struct {
 	place
-	ctx    context.Context // of the call that looks at it
-	folder *folder         // of a directory that was given, nil where a file was
-	name   string          // of the weights in the place, "" where a directory has none
+	ctx    context.Context // of the call that looks at the input
+	folder *folder         // the directory that was given, nil for a file
+	name   string          // of the weights in the place, "" for a directory without weights
 	err    error           // why the weights cannot be read
 
 	file   *fileio.Input
-	start  []byte // of the weights
+	start  []byte // the beginning of the weights
 	table  *table
 	side   map[string]sideRead
-	inputs fileio.Identities // the weights, and files beside them that were read
+	inputs fileio.Identities // the weights, and the files beside them that were read
 }
 
-// sideRead is the outcome of reading a file beside the weights.
+// sideRead is the result of reading a file beside the weights.
 type sideRead struct {
 	content []byte
 	err     error
 }
 
-// startBytes is how much of the weights says which kind of file they are.
+// startBytes is how many bytes at the beginning of the weights show their format.
 const startBytes = 64
 
-// lookAt looks at a path of the machine.
+// lookAt looks at a path on disk.
 func lookAt(ctx context.Context, given string) (*Input, error) {
 	dir, file, err := fileio.LocateOnDisk(given)
 	switch {
@@ -64,7 +64,7 @@ func lookIn(ctx context.Context, files fs.FS, name string) (*Input, error) {
 	return lookAtFile(ctx, place{dir: dir}, file), nil
 }
 
-// lookAtReader looks at the content of a file that has nothing beside it, and no name.
+// lookAtReader looks at the content of a single file without a name.
 func lookAtReader(ctx context.Context, r io.ReaderAt, size int64) *Input {
 	const name = "weights"
 	dir, _ := fileio.InFS(nothing{}, ".")
@@ -74,7 +74,7 @@ func lookAtReader(ctx context.Context, r io.ReaderAt, size int64) *Input {
 	return in
 }
 
-// nothing is an fs.FS without a file.
+// nothing is an empty fs.FS.
 type nothing struct{}
 
 func (nothing) Open(name string) (fs.File, error) {
@@ -105,7 +105,7 @@ func lookAtFile(ctx context.Context, p place, name string) *Input {
 	return in
 }
 
-// Path names the weights in errors, or the directory where there are none.
+// Path returns the path of the weights for errors, or that of the directory if it has no weights.
 func (in *Input) Path() string {
 	if in.name == "" {
 		return in.path(".")
@@ -113,11 +113,11 @@ func (in *Input) Path() string {
 	return in.path(in.name)
 }
 
-// Start is the first 64 bytes of the weights, all of a shorter file, and nil where there are none.
+// Start returns the first 64 bytes of the weights, or all of a shorter file; nil without weights.
 func (in *Input) Start() []byte { return in.start }
 
-// Tensors are those of weights in a safetensors file or a pickle of torch.save, in the order of the
-// file. They are nil for anything else; a dialect need not ask why.
+// Tensors returns the tensors of a safetensors file or of a torch.save pickle, in the order of the
+// file. It returns nil for any other file.
 func (in *Input) Tensors() []format.Tensor {
 	if in.readTable() != nil {
 		return nil
@@ -125,8 +125,7 @@ func (in *Input) Tensors() []format.Tensor {
 	return in.table.tensors
 }
 
-// Metadata is the value of __metadata__ in the header of a safetensors file, nil where it has
-// nothing.
+// Metadata returns __metadata__ from the header of a safetensors file, or nil.
 func (in *Input) Metadata() map[string]string {
 	if in.readTable() != nil || in.table.header == nil {
 		return nil
@@ -134,10 +133,10 @@ func (in *Input) Metadata() map[string]string {
 	return in.table.header.Metadata
 }
 
-// ReadBlobAt fills p with the bytes from off of tensor i of Tensors.
+// ReadBlobAt fills p with the bytes of tensor i of Tensors from offset off.
 func (in *Input) ReadBlobAt(p []byte, i int, off int64) error { return in.table.readBlobAt(p, i, off) }
 
-// ReadAt fills p with the bytes of the weights from off, whatever kind of file they are.
+// ReadAt fills p with the bytes of the weights from offset off, whatever their format.
 func (in *Input) ReadAt(p []byte, off int64) (int, error) {
 	if in.file == nil {
 		return 0, fault.New(fault.Unsupported, "the directory holds no weights").In(in.Path())
@@ -146,7 +145,7 @@ func (in *Input) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// Size is that of the file of weights, 0 where there is none.
+// Size returns the size of the file of weights in bytes, 0 if there is none.
 func (in *Input) Size() int64 {
 	if in.file == nil {
 		return 0
@@ -154,8 +153,8 @@ func (in *Input) Size() int64 {
 	return in.file.Size
 }
 
-// ReadFile returns the content of a file in the directory of the weights, nil where there is no
-// such file. More than limit bytes are an error.
+// ReadFile returns the content of a file in the directory of the weights, nil if it does not exist.
+// More than limit bytes are an error.
 func (in *Input) ReadFile(name string, limit int64) ([]byte, error) {
 	at := path.Join(path.Dir(in.name), name)
 	known, ok := in.side[at]
@@ -164,7 +163,7 @@ func (in *Input) ReadFile(name string, limit int64) ([]byte, error) {
 		in.side[at] = known
 	}
 	if n := int64(len(known.content)); n > limit {
-		return nil, fault.New(fault.Limit, "%d bytes, at most %d are read", n, limit).In(in.path(at))
+		return nil, fault.New(fault.Limit, "the file has %d bytes, the limit is %d", n, limit).In(in.path(at))
 	}
 	return known.content, known.err
 }
@@ -184,15 +183,15 @@ func (in *Input) readSide(at string, limit int64) ([]byte, error) {
 	in.inputs = append(in.inputs, id)
 	content, err := in.dir.Read(at, limit)
 	if content == nil && err == nil {
-		content = []byte{} // the file is there
+		content = []byte{} // not nil: the file exists
 	}
 	return content, err
 }
 
-// sibling is the path of a file in the directory of the weights, for errors.
+// sibling returns the path of a file in the directory of the weights, for errors.
 func (in *Input) sibling(name string) string { return in.path(path.Join(path.Dir(in.name), name)) }
 
-// readTable reads the table of tensors, once.
+// readTable reads the table of tensors on the first call.
 func (in *Input) readTable() error {
 	switch {
 	case in.table != nil || in.err != nil:
@@ -215,10 +214,10 @@ func (in *Input) readTable() error {
 
 var errNoWeights = errors.New("the directory holds no weights")
 
-// isFolder reports whether a directory was given, and not a file.
+// isFolder reports whether a directory was given rather than a file.
 func (in *Input) isFolder() bool { return in.folder != nil }
 
-// Unchanged reports whether the files that were read are as they were.
+// Unchanged returns an error if a file that was read has changed since.
 func (in *Input) Unchanged() error { return in.inputs.Unchanged() }
 
 func (in *Input) close() error {

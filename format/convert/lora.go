@@ -15,7 +15,7 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// LoRA is the container of spec/FORMAT.md.
+// LoRA returns the dialect of .lora files (spec/FORMAT.md).
 func LoRA() Dialect { return loraDialect{} }
 
 type loraDialect struct{}
@@ -50,7 +50,7 @@ type loraSink struct {
 	options CreateOptions
 }
 
-// Check leaves the room on the disk open: how far a container compresses is not known beforehand.
+// Check leaves out the free space: how far the tensors compress is not known beforehand.
 func (s *loraSink) Check(_ context.Context, src format.Source) error {
 	if src != nil && src.Manifest() != nil {
 		if err := s.options.writing().Check(src.Manifest()); err != nil {
@@ -61,8 +61,8 @@ func (s *loraSink) Check(_ context.Context, src format.Source) error {
 	return place.Check()
 }
 
-// isContainer reports whether a path leads to a container that holds an adapter, and not
-// something else, such as an undo record.
+// isContainer reports whether path is a container with an adapter that can be applied, rather than,
+// say, an undo record.
 func isContainer(path string) bool {
 	r, err := format.OpenWith(path, format.ReaderOptions{MaxManifestBytes: math.MaxInt64})
 	if err != nil {
@@ -97,7 +97,7 @@ func (s *loraSink) Store(ctx context.Context, src format.Source) error {
 	return storeTo(ctx, disk, src, func() error { return file.Store(ctx, src) })
 }
 
-// loraFile writes a container to an output that is one file.
+// loraFile writes a container to an output of one file.
 type loraFile struct {
 	out     output.Output
 	options CreateOptions

@@ -10,8 +10,8 @@ import (
 	"github.com/loratool/loratool/format/convert"
 )
 
-// TestCheckRefusesALargeManifest: the check of a container's sink, before any work, finds the
-// manifest above the limit that its options give.
+// TestCheckRefusesALargeManifest: before any work, Check finds that the manifest exceeds the limit
+// of the options.
 func TestCheckRefusesALargeManifest(t *testing.T) {
 	src, err := convert.Open(t.Context(), filepath.Join(testdata, "demo/adapter-r8"), convert.Options{})
 	if err != nil {
@@ -27,8 +27,8 @@ func TestCheckRefusesALargeManifest(t *testing.T) {
 	}
 }
 
-// TestLargeContainersAreReplaced: a container whose manifest is above the limit of a default reader
-// is a container, and may be replaced as one.
+// TestLargeContainersAreReplaced: a container whose manifest exceeds the default limit of a reader
+// may still be replaced as a container.
 func TestLargeContainersAreReplaced(t *testing.T) {
 	b := format.NewBuilder("peft")
 	b.Linear("q_proj", 1, 1, format.Float32s([]float32{1, 2}, 1, 2), format.Float32s([]float32{3, 4}, 2, 1))

@@ -16,7 +16,7 @@ import (
 	"github.com/loratool/loratool/format/output"
 )
 
-// demos open an adapter of PEFT, which is restored, and one of the library, which is composed.
+// demos opens a PEFT adapter, which is restored, and one from a Builder, which is composed.
 var demos = map[string]func(t *testing.T) format.Source{
 	"restored": func(t *testing.T) format.Source {
 		src, err := convert.OpenDigested(t.Context(), "../../testdata/demo/adapter-r8", convert.Options{})
@@ -36,7 +36,7 @@ var demos = map[string]func(t *testing.T) format.Source{
 	},
 }
 
-// filesOf reads the files at a path, a file under the name "".
+// filesOf reads the files at a path; a single file gets the name "".
 func filesOf(t *testing.T, path string) map[string][]byte {
 	t.Helper()
 	files := make(map[string][]byte)
@@ -99,7 +99,7 @@ func TestMemoryGetsWhatAPathGets(t *testing.T) {
 	}
 }
 
-// narrowOutput has no room for more than some files, and keeps a list of its calls.
+// narrowOutput has room for only a few files and records its calls.
 type narrowOutput struct {
 	output.Memory
 	room  int
@@ -125,15 +125,15 @@ func (o *narrowOutput) Abort() {
 	o.Memory.Abort()
 }
 
-// changedSource says at the end that somebody has written to its file.
+// changedSource reports at the end that its file has been written to.
 type changedSource struct{ format.Source }
 
 var errChanged = errors.New("the file changed")
 
 func (changedSource) Unchanged() error { return errChanged }
 
-// TestAnAdapterThatFailsIsAborted: with one file written and no room for the next, with a source
-// that changed, and with a context that ended, nothing is committed and the output is told so.
+// TestAnAdapterThatFailsIsAborted: if the second file has no room, the source has changed or the
+// context has ended, nothing is committed and the output is aborted.
 func TestAnAdapterThatFailsIsAborted(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -171,7 +171,7 @@ func TestAnAdapterThatFailsIsAborted(t *testing.T) {
 	}
 }
 
-// TestADialectWithoutOutputsIsRefusedByName: it must not write to a path instead.
+// TestADialectWithoutOutputsIsRefusedByName: CreateTo must not write to a path instead.
 func TestADialectWithoutOutputsIsRefusedByName(t *testing.T) {
 	_, err := convert.CreateTo(new(output.Memory), toy{}, convert.CreateOptions{})
 	if !errors.Is(err, format.ErrUnsupported) {
@@ -179,7 +179,7 @@ func TestADialectWithoutOutputsIsRefusedByName(t *testing.T) {
 	}
 }
 
-// TestAnAdapterInMemoryIsOpenedAgain in each dialect, with the same content.
+// TestAnAdapterInMemoryIsOpenedAgain, in each dialect, with the same content.
 func TestAnAdapterInMemoryIsOpenedAgain(t *testing.T) {
 	src := demos["restored"](t)
 	defer src.Close()

@@ -14,7 +14,8 @@ import (
 	"github.com/loratool/loratool/internal/pyre"
 )
 
-// PEFT is a directory as huggingface/peft saves it, or its weights file with the rest beside it.
+// PEFT returns the dialect of huggingface/peft: a directory as PEFT saves it, or its file of
+// weights with the other files beside it.
 func PEFT() Dialect { return peftDialect{} }
 
 type peftDialect struct{}
@@ -34,13 +35,13 @@ func (peftDialect) CreateTo(out output.Output, o CreateOptions) (format.Sink, er
 	return &peftFiles{out, o}, nil
 }
 
-// Recognise asks for the configuration: the keys alone are also those of other tools.
+// Recognise looks for the configuration, because other programs write the same keys.
 func (peftDialect) Recognise(in *Input) bool {
 	text, err := in.ReadFile(format.PEFTConfig, maxSideBytes)
 	return in.file != nil && (err != nil || text != nil && isPEFTConfig(text))
 }
 
-// Open opens a file of weights, safetensors or a pickle, with the configuration beside it.
+// Open opens a file of weights, safetensors or pickle, with the configuration beside it.
 func (peftDialect) Open(ctx context.Context, in *Input, _ Options) (format.Source, error) {
 	if err := in.readTable(); err != nil {
 		return nil, err
@@ -63,19 +64,19 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 		return fault.InFile(err, in.sibling(format.PEFTConfig))
 	}
 	if len(f.tensors) == 0 {
-		return fault.New(fault.Corrupt, "the file holds no tensor").In(in.Path()).WithHint("the adapter was saved before it was trained, or from the wrong object")
+		return fault.New(fault.Corrupt, "the file holds no tensors").In(in.Path()).WithHint("the adapter was saved before it was trained, or from the wrong object")
 	}
 	isPEFTs := func(t format.Tensor) bool { return isPEFTKey(t.Name) }
 	if config.PEFTType == "LORA" && !slices.ContainsFunc(f.tensors, isPEFTs) {
 		if dialect := naming.Dialect(f.keys()); dialect != "" {
-			return fault.New(fault.Unsupported, "the keys are %s, and no configuration of PEFT makes them PEFT's", dialect).In(in.Path()).WithHint("%s", hintFor(dialect))
+			return fault.New(fault.Unsupported, "the configuration is PEFT's, but the keys are %s", dialect).In(in.Path()).WithHint("%s", hintFor(dialect))
 		}
 	}
 	card, err := in.ReadFile(format.ModelCard, maxSideBytes)
 	if err != nil {
 		return err
 	}
-	// In the order of their names, as spec/FORMAT.md wants attachments.
+	// Sorted by name, as spec/FORMAT.md requires of attachments.
 	if card != nil {
 		f.attach(format.ModelCard, card)
 	}
@@ -86,15 +87,15 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 	case f.pickle == nil:
 		f.attach(format.SourceHeader, nil)
 	case f.pickle.Unchecked:
-		f.note("the archive has no checksums (torch.serialization.set_crc32_options), so that damage to its values goes unseen")
+		f.note("the archive has no checksums (torch.serialization.set_crc32_options), so damage to its values would go unnoticed")
 	}
 	if f.pickle != nil && len(f.pickle.Left) > 0 {
-		f.note("the pickle holds values that are no tensors of the adapter and are left out: %s", fault.List(f.pickle.Left, 3))
+		f.note("the pickle also holds values that are not tensors of the adapter; they are left out: %s", fault.List(f.pickle.Left, 3))
 	}
 	config.patterns.budget = pyre.NewBudget(ctx, patternSteps)
 	p := peftReader{config: config, saved: readSaved(text), tensors: f.manifest.Tensors, manifest: &f.manifest}
 	f.manifest.Adapters = []format.Adapter{p.adapter(ctx)}
-	if err := ctx.Err(); err != nil { // the adapter is not complete
+	if err := ctx.Err(); err != nil { // the adapter is incomplete
 		return err
 	}
 	if f.header != nil {
@@ -107,8 +108,8 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 	return nil
 }
 
-// adapter assigns every tensor of the file to a layer or lists it beside them. Where the context
-// ends, the adapter is not complete.
+// adapter assigns every tensor of the file to a layer or lists it beside the layers. If ctx ends,
+// the adapter is incomplete.
 func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 	c := p.config
 	p.names = make(map[string]bool)
@@ -140,8 +141,8 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 		key := parsePEFTKey(p.tensors[i].Name)
 		switch shape := p.tensors[i].Shape; {
 		case len(shape) != 1 || shape[0] != 0:
-		case key.role == rolePlain: // it may be a tensor of the base that is empty there, too
-			p.note("%s is empty, as DeepSpeed ZeRO-3 leaves parameters that it has not gathered", p.tensors[i].Name)
+		case key.role == rolePlain: // the base's tensor may be empty, too
+			p.note("%s is empty, as DeepSpeed ZeRO-3 leaves parameters that were not gathered before saving", p.tensors[i].Name)
 		default:
 			p.require(format.FeatureEmptyTensor, p.tensors[i].Name)
 		}
@@ -195,7 +196,7 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 	return p.sorted()
 }
 
-// sorted puts the lists in the order of spec/FORMAT.md.
+// sorted puts the lists into the order that spec/FORMAT.md requires.
 func (p *peftReader) sorted() format.Adapter {
 	a := &p.out
 	a.Requires = append(a.Requires, p.config.requires...)
@@ -213,8 +214,8 @@ func (p *peftReader) sorted() format.Adapter {
 	return *a
 }
 
-// layer makes the layer of one module from the tensors that belong to it. It keeps roles: the maps
-// of the layers take most of the memory of an adapter's description.
+// layer makes the layer of one module from its tensors. It keeps the map roles: these maps take
+// most of the memory of a manifest.
 func (p *peftReader) layer(module string, roles map[peftRole]int) {
 	l := format.Layer{Module: module, Kind: format.Linear, Scaling: p.config.scaling(), Roles: roles}
 	if hasRole(roles, roleEmbeddingA) || hasRole(roles, roleEmbeddingB) {
@@ -232,7 +233,7 @@ func (p *peftReader) layer(module string, roles map[peftRole]int) {
 	l.Rank, l.Alpha = max(rank, 1), alpha
 	for _, overlap := range []*patternMatch{pattern, alphaPattern} {
 		if overlap != nil && overlap.conflict != "" {
-			p.note("%s: the keys %q and %q both match %s and disagree; the first one in the file is used, as PEFT does on loading",
+			p.note("%s: the keys %q and %q both match %s and disagree; the first in the file wins, as in PEFT",
 				overlap.field, overlap.key, overlap.conflict, name)
 		}
 	}
@@ -250,8 +251,8 @@ func renameRole(roles map[peftRole]int, from, to peftRole) {
 	}
 }
 
-// classify decides the kind of a layer by the shapes of its factors, and the rank by those too:
-// they are the truth, and a configuration that says otherwise is reported.
+// classify derives the kind and the rank of a layer from the shapes of its factors. The shapes are
+// the truth; a configuration that disagrees becomes a requirement.
 func (p *peftReader) classify(l *format.Layer, hasA, hasB bool, rank int) {
 	if !hasA || !hasB {
 		missing := "lora_A"
@@ -267,7 +268,7 @@ func (p *peftReader) classify(l *format.Layer, hasA, hasB bool, rank int) {
 	a, b := p.tensors[l.Roles[format.RoleA]], p.tensors[l.Roles[format.RoleB]]
 	_, depth := naming.CutNesting(l.Module)
 	if _, is := naming.CutWrapper(l.Module); is {
-		p.require(format.FeatureMultiheadAttention, l.Module) // its out_proj
+		p.require(format.FeatureMultiheadAttention, l.Module) // the factors of its out_proj
 	}
 	switch {
 	case depth > 0 || p.config.hasExperts && p.config.isExpert(l.Module):
@@ -306,9 +307,10 @@ func (p *peftReader) classify(l *format.Layer, hasA, hasB bool, rank int) {
 	l.Rank = int(a.Shape[0])
 }
 
-// isPerExpert reports whether factors of three dimensions have a matrix for each expert: A is E×r×n
-// and B is E×m×r, or 1 in place of E. A convolution's are r×in×k and m×r×1. At rank 1 the last
-// dimension of B is 1 in both; where the others fit both, the configured rank decides.
+// isPerExpert reports whether factors of three dimensions hold one matrix per expert. Then A is
+// E×r×n and B is E×m×r, or has 1 in place of E. The factors of a convolution are r×in×k and m×r×1.
+// At rank 1 the last dimension of B is 1 in both cases; if the other dimensions fit both, the
+// configured rank decides.
 func isPerExpert(a, b []uint64, rank int) bool {
 	if len(a) != 3 || len(b) != 3 || b[2] > 1 {
 		return len(a) == 3 && len(b) == 3
@@ -318,7 +320,7 @@ func isPerExpert(a, b []uint64, rank int) bool {
 	return fits && (!fitsConvolution || rank == 1 && a[0] != 1)
 }
 
-// roleFeatures lists the features that the roles beyond A and B need.
+// roleFeatures adds the features that the roles beyond A and B need.
 func (p *peftReader) roleFeatures(l *format.Layer) {
 	for role := range l.Roles {
 		switch role {
@@ -326,7 +328,7 @@ func (p *peftReader) roleFeatures(l *format.Layer) {
 		case format.RoleBias:
 			p.require(format.FeatureLoRABias, l.Module)
 			if !p.config.LoRABias {
-				p.note("%s has a lora_B.bias though lora_bias is false: it is used; PEFT would ignore it", l.Module)
+				p.note("%s has a lora_B.bias although lora_bias is false; it is applied, PEFT would ignore it", l.Module)
 			}
 		case format.RoleMagnitude:
 			p.require(format.FeatureDoRA, l.Module)
@@ -339,8 +341,7 @@ func (p *peftReader) roleFeatures(l *format.Layer) {
 	}
 }
 
-// checkMagnitude makes a layer of another kind of one whose magnitudes are not one per output
-// feature.
+// checkMagnitude changes the kind of a layer to Other unless it has one magnitude per output.
 func (p *peftReader) checkMagnitude(l *format.Layer) {
 	if l.Kind != format.Linear && l.Kind != format.Embedding {
 		return
@@ -352,7 +353,7 @@ func (p *peftReader) checkMagnitude(l *format.Layer) {
 	}
 }
 
-// tokens lists trained rows of an embedding, whose indices only the configuration knows.
+// tokens adds trained rows of an embedding. Only the configuration knows their indices.
 func (p *peftReader) tokens(module string, i int) {
 	t := p.tensors[i]
 	rows, why := p.config.tokenRows(module)
@@ -362,7 +363,7 @@ func (p *peftReader) tokens(module string, i int) {
 	if why == "" {
 		sorted := slices.Sorted(slices.Values(rows))
 		if len(slices.Compact(sorted)) != len(rows) || sorted[0] < 0 {
-			why = fmt.Sprintf("trainable_token_indices of %s repeats a token or has a negative one", module)
+			why = fmt.Sprintf("trainable_token_indices of %s has a repeated or a negative token", module)
 		}
 	}
 	if why != "" {
@@ -373,7 +374,7 @@ func (p *peftReader) tokens(module string, i int) {
 	p.out.Beside = append(p.out.Beside, format.Beside{Action: format.Rows, Target: module + ".weight", Tensor: i, Rows: rows})
 }
 
-// checkBias reports biases that were trained and not saved.
+// checkBias notes biases that were trained but not saved.
 func (p *peftReader) checkBias() {
 	if p.config.Bias == "none" || p.config.Bias == "" {
 		return
@@ -383,6 +384,6 @@ func (p *peftReader) checkBias() {
 			return
 		}
 	}
-	p.note("the configuration says bias = %q and the file holds no bias: the model has none, or, with lora_only, PEFT from 0.7 to 0.20.0 lost them when it saved the adapter",
+	p.note("the configuration says bias = %q, but the file holds no bias: either the model has none, or PEFT lost them on saving (0.7 to 0.20.0 did so with lora_only)",
 		p.config.Bias)
 }

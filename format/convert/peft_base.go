@@ -14,15 +14,15 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// baseKey is the entry of __metadata__ under which a weights file of PEFT keeps the fingerprints of
-// its base: JSON, from the name of a tensor of the base to the digest of spec/FORMAT.md, section
-// 7.2. PEFT ignores it.
+// baseKey is the entry of __metadata__ in which a file of weights that we write for PEFT keeps the
+// fingerprints of its base: a JSON object from the base's tensor names to digests (spec/FORMAT.md,
+// section 7.2). PEFT ignores the entry.
 const baseKey = "loratool.base"
 
-// digest is a fingerprint as the specification writes it.
+// digest matches a fingerprint.
 var digest = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-// baseOf reads the fingerprints that the metadata of a weights file hold, nil where there are none.
+// baseOf returns the fingerprints in the metadata of a file of weights, nil if there are none.
 func baseOf(metadata map[string]string) (map[string]string, error) {
 	text, ok := metadata[baseKey]
 	if !ok {
@@ -45,8 +45,8 @@ func baseOf(metadata map[string]string) (map[string]string, error) {
 	return prints, nil
 }
 
-// metadataOf is the metadata of a weights file of our making: what the file had that the adapter
-// was read from, and the fingerprints of the base.
+// metadataOf returns the metadata for a file of weights that we write: the metadata of the
+// adapter's source file, and the fingerprints of the base.
 func metadataOf(src format.Source) (map[string]string, error) {
 	all := map[string]string{"format": "pt"}
 	header, err := attachment(src, format.SourceHeader)
@@ -56,7 +56,7 @@ func metadataOf(src format.Source) (map[string]string, error) {
 	if header != nil {
 		h, err := safetensors.ReadAlone(header)
 		if err != nil {
-			return nil, broken("R67", "%s is not a header of safetensors: %v", format.SourceHeader, err)
+			return nil, broken("R67", "%s is not a safetensors header: %v", format.SourceHeader, err)
 		}
 		maps.Copy(all, h.Metadata)
 	}
@@ -71,8 +71,8 @@ func metadataOf(src format.Source) (map[string]string, error) {
 	return all, nil
 }
 
-// restoreOr returns the writer of the weights of a source that carries the header they were read
-// from: the same bytes, unless the source was given another base to remember.
+// restoreOr returns the writer of the weights of a source that carries the header of its source
+// file. It restores the same bytes, unless WithBase gave the source another base to record.
 func restoreOr(ctx context.Context, src format.Source) (func(io.Writer) error, error) {
 	if _, ok := src.(*described); ok {
 		return keepKeys(ctx, src)

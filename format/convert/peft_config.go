@@ -17,7 +17,7 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// peftConfigFile is adapter_config.json, as far as it changes the effect of an adapter.
+// peftConfigFile holds the fields of adapter_config.json that change the effect of an adapter.
 type peftConfigFile struct {
 	PEFTType    string          `json:"peft_type"`
 	PEFTVersion string          `json:"peft_version"`
@@ -41,18 +41,18 @@ type peftConfigFile struct {
 	patterns   patterns
 }
 
-// Defaults of LoraConfig, for fields that a file leaves out.
+// LoraConfig's defaults for fields that a file leaves out.
 const (
 	defaultRank  = 8
 	defaultAlpha = 8
 )
 
-// errNotPEFT is a configuration of another tool: MLX, for one, writes its own under PEFT's name.
+// errNotPEFT reports another program's configuration under PEFT's name. MLX writes one.
 var errNotPEFT = errors.New("no peft_type")
 
 // parsePEFTConfig reads a configuration. A field without a known meaning becomes a requirement, so
-// that the adapter can still be inspected and converted; only a text that is no configuration of
-// PEFT is an error.
+// that the adapter can still be inspected and converted. Only a text that is not a PEFT
+// configuration at all is an error.
 func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 	c := new(peftConfigFile)
 	near, err := jsontext.DecodeNear(text, c)
@@ -62,20 +62,20 @@ func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 			return nil, other
 		}
 		if word := pythonNumber.Find(text); word != nil {
-			return nil, fault.New(fault.Corrupt, "not JSON: it has the value %s, which Python writes and no adapter can use", bytes.TrimLeft(word, ": \t\r\n")).
-				WithHint("the adapter's training went wrong, or the file was edited; set the field to a number")
+			return nil, fault.New(fault.Corrupt, "not JSON: it contains %s, which Python writes for a number that is not finite", bytes.TrimLeft(word, ": \t\r\n")).
+				WithHint("the training diverged, or the file was edited; set the field to a finite number")
 		}
 		return nil, fault.New(fault.Corrupt, "not JSON: %v", err)
 	}
 	if err != nil {
-		return nil, fault.New(fault.Corrupt, "not a configuration of PEFT: %v", err).WithHint("PEFT writes this file with the weights; save the adapter again, or correct the value")
+		return nil, fault.New(fault.Corrupt, "not a PEFT configuration: %v", err).WithHint("PEFT writes this file with the weights; save the adapter again or correct the value")
 	}
 	if c.PEFTType == "" {
 		return nil, errNotPEFT
 	}
 	c.PEFTType = strings.ToUpper(c.PEFTType)
 	if !isWord(c.PEFTType) {
-		return nil, fault.New(fault.Corrupt, "peft_type is %q, which is the name of no method", c.PEFTType)
+		return nil, fault.New(fault.Corrupt, "peft_type is %q, which is not the name of a method", c.PEFTType)
 	}
 	if c.PEFTType != "LORA" {
 		c.require(format.FeaturePEFTType, c.PEFTType)
@@ -83,7 +83,7 @@ func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 	}
 	c.hasExperts = len(c.Parameters) > 0
 	for _, name := range near {
-		c.note("PEFT ignores %q: it knows the field %s", name, strings.ToLower(strings.ReplaceAll(name, "ſ", "s")))
+		c.note("PEFT ignores %q; the field that it reads is %s", name, strings.ToLower(strings.ReplaceAll(name, "ſ", "s")))
 		delete(fields, name)
 	}
 	if err := c.checkScale(fields); err != nil {
@@ -101,16 +101,16 @@ func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 	}
 	switch r := c.rankDefault(); {
 	case r < 1:
-		return nil, fault.New(fault.Corrupt, "r is %d, and a rank is at least 1", r)
+		return nil, fault.New(fault.Corrupt, "r is %d, want at least 1", r)
 	case r > maxRank:
-		return nil, fault.New(fault.Limit, "r is %d, and ranks to %d are read", r, maxRank)
+		return nil, fault.New(fault.Limit, "r is %d, the limit is %d", r, maxRank)
 	}
 	c.patterns.rank, c.patterns.alpha = c.RankPattern, c.AlphaPatt
 	return c, c.patterns.check()
 }
 
-// isPEFTConfig reports whether a text is a configuration of PEFT, or no JSON at all: other tools
-// write theirs under the same name.
+// isPEFTConfig reports whether text is a PEFT configuration, or not JSON at all. Other programs
+// write their configurations under the same name.
 func isPEFTConfig(text []byte) bool {
 	var fields map[string]json.RawMessage
 	if jsontext.Decode(text, &fields) != nil {
@@ -120,23 +120,23 @@ func isPEFTConfig(text []byte) bool {
 	return ok && string(word) != "null" && string(word) != `""`
 }
 
-// isWord reports whether a text is letters, digits and their joints (- and _), and not long.
+// isWord reports whether text is short and consists of capital letters, digits, - and _.
 func isWord(text string) bool {
 	return len(text) <= maxNameBytes && !strings.ContainsFunc(text, func(r rune) bool {
 		return r != '_' && r != '-' && (r < '0' || r > '9') && (r < 'A' || r > 'Z')
 	})
 }
 
-// checkScale refuses null where PEFT wants a number, as it raises an error itself, and notes a
-// scale of 0, which some trainers write as a placeholder.
+// checkScale refuses null where PEFT needs a number; PEFT itself raises a TypeError. It notes an
+// alpha of 0, which verl writes as a placeholder.
 func (c *peftConfigFile) checkScale(fields map[string]json.RawMessage) error {
 	for _, name := range []string{"r", "lora_alpha"} {
 		if value, ok := fields[name]; ok && string(value) == "null" {
-			return fault.New(fault.Corrupt, "%s is null, and PEFT loads no such adapter", name).WithHint("set it to the number with which the adapter was trained")
+			return fault.New(fault.Corrupt, "%s is null; PEFT cannot load such an adapter", name).WithHint("set it to the value that the adapter was trained with")
 		}
 	}
 	if c.Alpha != nil && *c.Alpha == 0 && len(c.AlphaPatt) == 0 {
-		c.note("lora_alpha is 0, so that every layer has the scale 0, and merging changes nothing; set it to the number with which the adapter was trained")
+		c.note("lora_alpha is 0, so every layer has scale 0 and merging changes nothing; set it to the value that the adapter was trained with")
 	}
 	return nil
 }
@@ -145,14 +145,14 @@ func (c *peftConfigFile) note(format string, args ...any) {
 	c.notes = append(c.notes, fmt.Sprintf(format, args...))
 }
 
-// pythonNumber finds the numbers that Python's json writes and JSON does not have.
+// pythonNumber finds numbers that Python's json module writes and JSON does not allow.
 var pythonNumber = regexp.MustCompile(`[:\[,]\s*(NaN|-?Infinity)\b`)
 
 func (c *peftConfigFile) require(feature format.Feature, where string) {
 	c.requires = append(c.requires, requirement(feature, where))
 }
 
-// requirement makes a record whose place is a name as spec/FORMAT.md, R31 and R32, wants it:
+// requirement makes a requirement whose Where is a valid name (spec/FORMAT.md, R31 and R32):
 // without control characters, and not too long.
 func requirement(feature format.Feature, where string) format.Requirement {
 	where = strings.Map(func(r rune) rune {
@@ -168,10 +168,10 @@ func requirement(feature format.Feature, where string) format.Requirement {
 	return format.Requirement{Feature: feature, Where: where}
 }
 
-// peftFields are the fields that PEFT writes for LoRA, up to 0.21. An empty feature means that the
-// field is read here, or that it cannot change what the saved tensors do to a base: how they were
-// initialised or trained, to which modules (the keys say that), on which hardware. Any other
-// feature is required where the field is set.
+// peftFields lists the fields that PEFT writes for LoRA, up to 0.21. Fields with an empty feature
+// are either read here, or cannot change what the saved tensors do to a base: they say how the
+// tensors were initialised and trained, on which hardware, or which modules were targeted, which
+// the keys say as well. A field with a feature requires it when set.
 var peftFields = map[string]format.Feature{
 	"peft_type": "", "peft_version": "", "base_model_name_or_path": "", "revision": "", "task_type": "", "inference_mode": "", "auto_mapping": "",
 	"r": "", "lora_alpha": "", "use_rslora": "", "rank_pattern": "", "alpha_pattern": "", "fan_in_fan_out": "",
@@ -192,15 +192,15 @@ var peftFields = map[string]format.Feature{
 	"ensure_weight_tying":     format.FeatureWeightTying,
 }
 
-// peftInits are the values of init_lora_weights after which the base is no longer the one that the
-// adapter was started on; the others leave it alone.
+// peftInits lists the values of init_lora_weights. A value with a feature changes the base at the
+// start of the training; the others leave the base alone.
 var peftInits = map[string]format.Feature{
 	"pissa": format.FeaturePiSSA, "olora": format.FeatureOLoRA, "corda": format.FeatureCorDA, "lora_ga": format.FeatureLoRAGA, "loftq": format.FeatureLoftQ,
 	"gaussian": "", "eva": "", "orthogonal": "", "mica": "", "true": "", "false": "",
 }
 
-// checkField turns a field that changes the meaning of the tensors into a requirement. An unknown
-// field is harmless where it is off.
+// checkField makes a requirement of a field that changes the meaning of the tensors. An unknown
+// field is harmless if it is off.
 func (c *peftConfigFile) checkField(name string, value json.RawMessage) {
 	feature, known := peftFields[name]
 	switch {
@@ -234,12 +234,12 @@ func isOff(value json.RawMessage) bool {
 	return slices.Contains([]string{"null", "false", "0", "0.0", `""`, "[]", "{}"}, string(value))
 }
 
-// method is the word for the adapter's method.
+// method returns the adapter's method.
 func (c *peftConfigFile) method() format.Method {
 	if c.PEFTType != "LORA" {
 		return format.OtherMethod(strings.ToLower(c.PEFTType))
 	}
-	return format.MethodLoRA // the reader of the keys makes it MethodDoRA where it is
+	return format.MethodLoRA // the reader of the keys changes it to MethodDoRA if needed
 }
 
 func (c *peftConfigFile) scaling() format.Scaling {
@@ -256,7 +256,7 @@ func (c *peftConfigFile) rankDefault() int {
 	return *c.R
 }
 
-// rank is r of a module, and the key of rank_pattern that gave it, if any.
+// rank returns r of a module, and the entry of rank_pattern that gave it, if any.
 func (c *peftConfigFile) rank(module string) (int, *patternMatch) {
 	if m := c.patterns.match("rank_pattern", module); m != nil {
 		return int(m.value), m
@@ -264,7 +264,7 @@ func (c *peftConfigFile) rank(module string) (int, *patternMatch) {
 	return c.rankDefault(), nil
 }
 
-// alpha is lora_alpha of a module.
+// alpha returns lora_alpha of a module, and the entry of alpha_pattern that gave it, if any.
 func (c *peftConfigFile) alpha(module string) (float64, *patternMatch) {
 	if m := c.patterns.match("alpha_pattern", module); m != nil {
 		return m.value, m
@@ -275,18 +275,18 @@ func (c *peftConfigFile) alpha(module string) (float64, *patternMatch) {
 	return *c.Alpha, nil
 }
 
-// tokenRows returns the rows that the tokens of a module's token adapter are, or why they cannot be
-// known.
+// tokenRows returns the row indices for a module's token adapter, or the reason why they are
+// unknown.
 func (c *peftConfigFile) tokenRows(module string) (rows []int64, why string) {
 	if len(c.Tokens) == 0 || string(c.Tokens) == "null" {
-		return nil, "the file has rows for " + module + ", and trainable_token_indices is not set"
+		return nil, "the file has token rows for " + module + ", but trainable_token_indices is not set"
 	}
 	if jsontext.Decode(c.Tokens, &rows) == nil {
 		return rows, notEmpty(rows)
 	}
 	var byModule map[string][]int64
 	if err := jsontext.Decode(c.Tokens, &byModule); err != nil {
-		return nil, "trainable_token_indices is neither a list nor lists by module"
+		return nil, "trainable_token_indices is neither a list nor an object of lists"
 	}
 	for name, rows := range byModule {
 		if module == name || strings.HasSuffix(module, "."+name) {

@@ -8,8 +8,8 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// TestConfigurationsAreReadAsPEFTReadsThem: other spellings of a field are none, and what PEFT
-// raises an error at is refused.
+// TestConfigurationsAreReadAsPEFTReadsThem: only the exact spelling of a field counts, and a value
+// at which PEFT raises an error is refused.
 func TestConfigurationsAreReadAsPEFTReadsThem(t *testing.T) {
 	c, err := parsePEFTConfig([]byte(`{"peft_type":"LORA","r":4,"lora_alpha":16,"Lora_Alpha":0,"u\u017fe_rslora":true}`))
 	if err != nil || *c.Alpha != 16 || c.RSLoRA || len(c.notes) != 2 || len(c.requires) != 0 {
@@ -22,7 +22,7 @@ func TestConfigurationsAreReadAsPEFTReadsThem(t *testing.T) {
 		`{"peft_type":"LORA","r":4,"lora_alpha":null}`: "lora_alpha is null",
 		`{"peft_type":"LORA","r":null,"lora_alpha":4}`: "r is null",
 		`{"peft_type":"LORA","r":4,"lora_alpha":"16"}`: `lora_alpha is "16", want a number`,
-		`{"peft_type":"lo\u0001ra"}`:                   "name of no method",
+		`{"peft_type":"lo\u0001ra"}`:                   "not the name of a method",
 		"\ufeff" + `{"peft_type":"LORA","r":4}`:        "byte order mark",
 	} {
 		if _, err := parsePEFTConfig([]byte(text)); !errors.Is(err, fault.Corrupt) || !strings.Contains(err.Error(), word) {

@@ -8,13 +8,13 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// PEFT keeps the factors of a parameter (target_parameters) under the path of the parameter's
-// module, so that a key does not say which parameter it is for. Those of one module nest, in the
-// order in which the model registers them: the last one is outermost and has the module's own path,
-// each one before it a base_layer more.
+// PEFT stores the factors of a parameter (target_parameters) under the path of the parameter's
+// module, so a key does not say which parameter it belongs to. Several parameters of one module
+// nest in the order in which the model registers them. The last one is outermost and has the
+// module's own path; each earlier one has one more base_layer in its path.
 
-// parameters lists the parameters of a module that target_parameters names, in the order of their
-// registration.
+// parameters returns the parameters of a module that target_parameters names, in the order in which
+// the model registers them.
 func (c *peftConfigFile) parameters(module string) []string {
 	return naming.ParametersOf(module, c.Parameters)
 }
@@ -25,8 +25,8 @@ func (c *peftConfigFile) isExpert(module string) bool {
 	return len(c.parameters(module)) > 0
 }
 
-// patternName is the name of a layer in rank_pattern and alpha_pattern: the module's, or that of
-// the parameter that its factors are for.
+// patternName returns the name of a layer in rank_pattern and alpha_pattern: that of the module, or
+// that of the parameter if the factors belong to one.
 func (p *peftReader) patternName(path string) string {
 	module, depth := naming.CutNesting(path)
 	names := p.config.parameters(module)
@@ -36,7 +36,7 @@ func (p *peftReader) patternName(path string) string {
 	return module + "." + names[len(names)-1-depth]
 }
 
-// countLevels counts the factors of each module that nest.
+// countLevels counts the nested factors of each module.
 func (p *peftReader) countLevels(modules map[string]map[peftRole]int) {
 	p.levels = make(map[string]int)
 	for path := range modules {
@@ -45,8 +45,10 @@ func (p *peftReader) countLevels(modules map[string]map[peftRole]int) {
 	}
 }
 
-// squareKind is the kind of experts whose matrices are square, if they are n×n and A has n columns:
-// which of the two dimensions A reads depends on the release of PEFT that made the adapter.
+// squareKind returns the kind of experts with square matrices, where the shapes do not show which
+// dimension A reads. That depends on the release of PEFT that trained the adapter. Up to 0.18 A
+// read the first dimension. 0.19.0 inverted a condition by mistake, so that A read the outputs.
+// Since 0.19.1 A reads the inputs.
 func (c *peftConfigFile) squareKind() format.Kind {
 	release := make([]int, 3)
 	n, _ := fmt.Sscanf(c.PEFTVersion, "%d.%d.%d", &release[0], &release[1], &release[2])
@@ -61,14 +63,14 @@ func (c *peftConfigFile) squareKind() format.Kind {
 	return format.ExpertInputs
 }
 
-// checkExperts checks the rank of stacked factors: A is (E·r)×in and B out×(E·r) for E experts.
+// checkExperts checks the rank of stacked factors: A is (E·r)×in and B is out×(E·r) for E experts.
 func (p *peftReader) checkExperts(l *format.Layer, a, b *format.Tensor, rank int) (fits bool) {
 	if len(a.Shape) != 2 || len(b.Shape) != 2 {
 		p.require(format.FeatureFactorShape, fmt.Sprintf("%s: lora_A %d, lora_B %d", l.Module, a.Shape, b.Shape))
 		return false
 	}
 	if a.Shape[0] != b.Shape[1] || a.Shape[0] == 0 || a.Shape[0]%uint64(rank) != 0 {
-		p.require(format.FeatureRankMismatch, fmt.Sprintf("%s: lora_A has %d rows and lora_B %d columns, which is no multiple of the configuration's rank %d", l.Module, a.Shape[0], b.Shape[1], rank))
+		p.require(format.FeatureRankMismatch, fmt.Sprintf("%s: lora_A has %d rows and lora_B %d columns, want one multiple of the configuration's rank %d", l.Module, a.Shape[0], b.Shape[1], rank))
 		return false
 	}
 	return true

@@ -14,8 +14,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// TestMatchingEndsWithTheContext: patterns that take every step of their budget end soon after the
-// context does, and no adapter comes of what they matched until then.
+// TestMatchingEndsWithTheContext: patterns that would use their whole budget stop soon after the
+// context ends, and no adapter is made from their partial results.
 func TestMatchingEndsWithTheContext(t *testing.T) {
 	dir := t.TempDir()
 	rng := rand.New(rand.NewPCG(121, 122))

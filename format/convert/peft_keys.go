@@ -8,14 +8,14 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// peftRole is the role that a key gives its tensor: one that a layer keeps, or one of those below.
+// peftRole is the role that a key gives its tensor: a role of a layer, or one of those below.
 type peftRole = format.Role
 
 const (
-	rolePlain      peftRole = "plain"   // a parameter of the base that is replaced
-	roleUnknown    peftRole = "unknown" // a key with a word of PEFT in it that has no meaning here
+	rolePlain      peftRole = "plain"   // a parameter that replaces one of the base
+	roleUnknown    peftRole = "unknown" // a key with a word of PEFT that has no known meaning
 	roleTokens     peftRole = "tokens"
-	roleState      peftRole = "state" // of a method's training, which merging leaves out
+	roleState      peftRole = "state" // of a method's training; merging leaves it out
 	roleA          peftRole = format.RoleA
 	roleB          peftRole = format.RoleB
 	roleBias       peftRole = format.RoleBias
@@ -29,18 +29,18 @@ const (
 type peftKey struct {
 	module  string // path of the module; for rolePlain the name of the parameter
 	role    peftRole
-	adapter string // the adapter's name, where the key of a raw state dict still has it
+	adapter string // the adapter's name, if the key of a raw state dict contains it
 }
 
-// peftTails is the grammar of a key after the module path. "*" is the adapter's name, which
-// save_pretrained leaves out and raw state dicts have.
+// peftTails is the grammar of a key after the module path. "*" stands for the adapter's name; raw
+// state dicts contain it, save_pretrained removes it.
 var peftTails = []struct {
 	tail string
 	role peftRole
 }{
 	{"lora_A.weight", roleA},
 	{"lora_A.*.weight", roleA},
-	{"lora_A.*.*.weight", roleA}, // the adapter's name twice, as whoever loads its own raw state dict writes it
+	{"lora_A.*.*.weight", roleA}, // the adapter's name twice, from saving a raw state dict that was loaded before
 	{"lora_B.weight", roleB},
 	{"lora_B.*.weight", roleB},
 	{"lora_B.*.*.weight", roleB},
@@ -60,7 +60,7 @@ var peftTails = []struct {
 	{"token_adapter.trainable_tokens_delta.*", roleTokens},
 }
 
-// tailSegments are the segments of each of peftTails.
+// tailSegments holds the segments of each entry of peftTails.
 var tailSegments = func() (all [][]string) {
 	for _, g := range peftTails {
 		all = append(all, strings.Split(g.tail, "."))
@@ -68,12 +68,12 @@ var tailSegments = func() (all [][]string) {
 	return all
 }()
 
-// states are the segments under which methods keep the state of their training: VeLoRA the
+// states maps the segments under which methods keep the state of their training. VeLoRA keeps the
 // projection of activations, MonteCLoRA the sampler of perturbations. PEFT merges such adapters as
 // ordinary ones.
 var states = map[string]format.Feature{"lora_velora_embed": format.FeatureVeLoRA, "lora_monteclora_sampler": format.FeatureMonteCLoRA}
 
-// stateOf is the feature that a key with the role state belongs to.
+// stateOf returns the feature that a key with roleState belongs to.
 func stateOf(key string) format.Feature {
 	for _, part := range strings.Split(key, ".") {
 		if f := states[part]; f != "" {
@@ -83,12 +83,12 @@ func stateOf(key string) format.Feature {
 	return ""
 }
 
-// peftPrefix is the prefix that PeftModel puts before every module path of the model that it wraps.
+// peftPrefix is the prefix that PeftModel puts before every module path of the model it wraps.
 const peftPrefix = "base_model.model."
 
-// parsePEFTKey takes a key apart, from its end: a module of the base may have any name, the words
-// of PEFT included. Since a file may hold very many keys, it allocates nothing for most: the module
-// is a part of the key.
+// parsePEFTKey parses a key from its end, because a module of the base may have any name, even with
+// the words of PEFT. A file can hold very many keys, so most keys cost no allocation: the module is
+// a substring of the key.
 func parsePEFTKey(key string) peftKey {
 	plain := strings.TrimPrefix(naming.StripWrappers(key), peftPrefix)
 	var room [24]string
@@ -104,7 +104,7 @@ func parsePEFTKey(key string) peftKey {
 	return parsePlainKey(plain, parts)
 }
 
-// withoutTail is a path without its last segments.
+// withoutTail returns a path without its last segments.
 func withoutTail(path string, tail []string) string {
 	n := len(path)
 	for _, part := range tail {
@@ -113,13 +113,13 @@ func withoutTail(path string, tail []string) string {
 	return path[:n]
 }
 
-// parsePlainKey is parsePEFTKey for a key without the tail of a factor.
+// parsePlainKey parses a key that does not end like a factor.
 func parsePlainKey(plain string, parts []string) peftKey {
 	if i := slices.IndexFunc(parts, func(s string) bool { return states[s] != "" }); i > 0 {
 		return peftKey{module: plain, role: roleState}
 	}
-	// A replaced parameter of a module that is wrapped: by a LoRA layer, or by modules_to_save in a
-	// raw state dict.
+	// A replaced parameter of a wrapped module: LoRA layers wrap modules, and so does
+	// modules_to_save in a raw state dict.
 	n := len(parts)
 	if n >= 4 && parts[n-2] == "base_layer" && parts[n-3] == "token_adapter" {
 		return peftKey{module: strings.Join(slices.Delete(parts, n-3, n-1), "."), role: rolePlain}
@@ -139,7 +139,7 @@ func parsePlainKey(plain string, parts []string) peftKey {
 	return peftKey{module: plain, role: rolePlain}
 }
 
-// isPEFTKey reports whether a key has a word of PEFT's LoRA in its place.
+// isPEFTKey reports whether a key contains a word of PEFT's LoRA where PEFT puts it.
 func isPEFTKey(key string) bool {
 	switch parsePEFTKey(key).role {
 	case rolePlain, roleUnknown:
@@ -148,8 +148,8 @@ func isPEFTKey(key string) bool {
 	return true
 }
 
-// matchTail compares the end of a path with a pattern, and returns how many segments the pattern
-// has and what stands for its "*". An adapter's name is no word of the grammar.
+// matchTail compares the end of a path with a pattern. It returns the number of segments in the
+// pattern, and the segments that "*" stands for. The adapter's name cannot be weight or bias.
 func matchTail(parts, pattern []string) (n int, adapter string) {
 	if len(parts) < len(pattern) {
 		return 0, ""

@@ -2,8 +2,8 @@ package convert
 
 import "testing"
 
-// TestKeysWithTheNameOfAnAdapterTwice: whoever loads a raw state dict into a model of PEFT and
-// saves it again, writes the adapter's name twice.
+// TestKeysWithTheNameOfAnAdapterTwice: loading a raw state dict into a PEFT model and saving it
+// again writes the adapter's name twice.
 func TestKeysWithTheNameOfAnAdapterTwice(t *testing.T) {
 	for _, c := range []struct {
 		key  string

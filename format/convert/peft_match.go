@@ -17,18 +17,18 @@ import (
 
 // This file matches the keys of rank_pattern and alpha_pattern with the names of modules.
 
-// patternSteps bounds the cost of the patterns of one configuration, all keys and modules
-// together. 1,000 ordinary expressions on 1,000 modules take 110 million.
+// patternSteps bounds the cost of all patterns of a configuration, over all keys and modules. 1,000
+// ordinary expressions on 1,000 modules take 110 million steps.
 const patternSteps = 1 << 28
 
-// Limits of one pattern. An adapter has at most a key for each module.
+// Limits of one pattern. An adapter has at most one key for each module.
 const (
 	maxPatternKeys     = 100_000
 	maxPatternKeyBytes = 1 << 16
 )
 
-// pattern is rank_pattern or alpha_pattern: regular expressions for module names, in the order of
-// the file, which decides.
+// pattern is rank_pattern or alpha_pattern: regular expressions for module names. Their order in
+// the file decides which one wins.
 type pattern []patternEntry
 
 type patternEntry struct {
@@ -36,17 +36,17 @@ type patternEntry struct {
 	value float64
 }
 
-// patterns are both patterns of a configuration, and their results for the adapter's modules.
+// patterns holds both patterns of a configuration, and their results for the adapter's modules.
 type patterns struct {
 	rank, alpha pattern
 	era         patternEra
-	modules     []string // whose entries are looked up together
+	modules     []string // the modules whose entries are looked up together
 	tables      [2]patternTable
-	budget      *pyre.Budget // what they may cost; set before they are matched
+	budget      *pyre.Budget // the allowed cost; set before any match
 }
 
-// UnmarshalJSON keeps the order of the keys. A key that comes again has its first place and its
-// last value, as in a dictionary of Python.
+// UnmarshalJSON keeps the order of the keys. A repeated key keeps its first place and takes its
+// last value, as in a Python dict.
 func (p *pattern) UnmarshalJSON(text []byte) error {
 	*p = nil
 	s := jsontext.New(string(text), jsontext.Python)
@@ -54,7 +54,7 @@ func (p *pattern) UnmarshalJSON(text []byte) error {
 	case s.Word("null"):
 		return nil
 	case s.Next() != '{':
-		return fmt.Errorf("a pattern is an object, got %s", text)
+		return fmt.Errorf("got %s, want an object", text)
 	}
 	at := make(map[string]int)
 	for _, key := range s.Object() {
@@ -73,33 +73,33 @@ func (p *pattern) UnmarshalJSON(text []byte) error {
 	return s.Err()
 }
 
-// check refuses patterns that are too long, and ranks that are none.
+// check refuses patterns that are too long, and invalid ranks.
 func (ps *patterns) check() error {
 	for _, p := range []pattern{ps.rank, ps.alpha} {
 		if len(p) > maxPatternKeys {
-			return fault.New(fault.Limit, "rank_pattern or alpha_pattern has %d keys, at most %d are read", len(p), maxPatternKeys)
+			return fault.New(fault.Limit, "rank_pattern or alpha_pattern has %d keys, the limit is %d", len(p), maxPatternKeys)
 		}
 	}
 	for _, e := range ps.rank {
 		if !(e.value >= 1 && e.value <= maxRank) || e.value != math.Trunc(e.value) {
-			return fault.New(fault.Corrupt, "rank_pattern gives %q the rank %v, and a rank is a whole number from 1 to %d", e.key, e.value, maxRank)
+			return fault.New(fault.Corrupt, "rank_pattern gives %q the rank %v, want an integer from 1 to %d", e.key, e.value, maxRank)
 		}
 	}
 	return nil
 }
 
-// matcher matches one key, as an era does.
+// matcher matches one key by the rule of an era.
 type matcher struct {
 	era    patternEra
 	key    string
-	glob   glob // nil if the key needs the engine
+	glob   glob // nil if the key needs the regular expression engine
 	regexp *pyre.Regexp
 	steps  *pyre.Budget
 }
 
 func (ps *patterns) matcher(era patternEra, key string) (*matcher, error) {
 	if len(key) > maxPatternKeyBytes {
-		return nil, fmt.Errorf("it has %d bytes, at most %d are read", len(key), maxPatternKeyBytes)
+		return nil, fmt.Errorf("it has %d bytes, the limit is %d", len(key), maxPatternKeyBytes)
 	}
 	m := &matcher{era: era, key: key, glob: parseGlob(key), steps: ps.budget}
 	if m.glob != nil {
@@ -113,8 +113,8 @@ func (m *matcher) compile() (err error) {
 	return errors.Join(err, m.steps.Spend(int64(len(m.key))))
 }
 
-// matches reports whether the key matches a module. Keys of literals and .* need no engine, unless
-// the name has characters of several bytes or a line break.
+// matches reports whether the key matches a module. A key of literals and .* needs no engine,
+// unless the module's name has a line break or characters outside ASCII.
 func (m *matcher) matches(module string) (bool, error) {
 	if m.glob != nil && strings.IndexFunc(module, func(r rune) bool { return r == '\n' || r >= utf8.RuneSelf }) < 0 {
 		return m.glob.matches(m.era, module), m.steps.Spend(int64(1 + (len(m.glob)-1)*len(module)/8))
@@ -128,15 +128,15 @@ func (m *matcher) matches(module string) (bool, error) {
 }
 
 // patternHit is the result of one pattern for one module: the first entry that matches, and the
-// first that matches with another value; -1 is none.
+// first that matches with another value; -1 means none.
 type patternHit struct{ first, other int }
 
-// patternTable holds the results of the patterns for the modules, under eras that make the same
+// patternTable holds the results of both patterns for the modules, for all eras that form the same
 // expressions.
 type patternTable struct {
 	rank, alpha map[string]patternHit
-	failures    []patternFailure // keys that PEFT would come to and that cannot be evaluated
-	spent       bool             // the budget ended before all was decided
+	failures    []patternFailure // keys that PEFT would try and that cannot be evaluated
+	spent       bool             // the budget ran out before everything was decided
 }
 
 type patternFailure struct {
@@ -144,13 +144,13 @@ type patternFailure struct {
 	err error
 }
 
-// incomplete reports whether an era's table lacks something.
+// incomplete reports whether results are missing in an era's table.
 func (ps *patterns) incomplete(era patternEra) bool {
 	t := &ps.tables[era.form()]
 	return t.spent || len(t.failures) > 0
 }
 
-// lookup fills the table of an era for all modules of the adapter, and for others on request.
+// lookup fills the table of an era for all modules of the adapter, and for more names on request.
 func (ps *patterns) lookup(era patternEra, more ...string) *patternTable {
 	t := &ps.tables[era.form()]
 	if t.rank == nil {
@@ -162,8 +162,8 @@ func (ps *patterns) lookup(era patternEra, more ...string) *patternTable {
 	return t
 }
 
-// search matches a pattern with modules, and adds to the hits. Each expression is compiled once,
-// where a module still asks for it, and forgotten afterwards: an adapter may have very many.
+// search matches a pattern with modules and adds the results to hits. It compiles each expression
+// once, only if a module still needs it, and drops it afterwards: an adapter can have very many.
 func (ps *patterns) search(t *patternTable, era patternEra, p pattern, hits map[string]patternHit, modules []string) {
 	var open []string
 	for _, m := range modules {
@@ -178,14 +178,14 @@ func (ps *patterns) search(t *patternTable, era patternEra, p pattern, hits map[
 			continue
 		}
 		t.spent = endsSearch(err)
-		if slices.ContainsFunc(open, func(m string) bool { return hits[m].first < 0 }) { // PEFT comes to this key
+		if slices.ContainsFunc(open, func(m string) bool { return hits[m].first < 0 }) { // PEFT would try this key
 			t.failures = append(t.failures, patternFailure{p[i].key, err})
 		}
 	}
 }
 
-// matchEntry matches one entry with the modules that ask for it: those without an entry, or without
-// one that disagrees.
+// matchEntry matches one entry with the modules that still need it: those without an entry, and
+// those without a second entry of another value.
 func (ps *patterns) matchEntry(era patternEra, p pattern, i int, hits map[string]patternHit, modules []string) error {
 	var match *matcher
 	for _, m := range modules {
@@ -212,13 +212,13 @@ func (ps *patterns) matchEntry(era patternEra, p pattern, i int, hits map[string
 	return nil
 }
 
-// endsSearch reports whether an error ends the search: that of one key does not, those of the
-// budget and of its context do.
+// endsSearch reports whether an error ends the search. An error of one key does not; an empty
+// budget or an ended context does.
 func endsSearch(err error) bool {
 	return errors.Is(err, pyre.ErrBudget) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// requirePatterns makes the adapter require the keys that cannot be evaluated as the era does.
+// requirePatterns adds a requirement for every key that cannot be evaluated by the era's rule.
 func (p *peftReader) requirePatterns() {
 	ps := &p.config.patterns
 	for _, f := range ps.tables[ps.era.form()].failures {
@@ -227,20 +227,20 @@ func (p *peftReader) requirePatterns() {
 	}
 }
 
-// patternMatch is the entry that gave a module its value; conflict is another key that matches with
-// another value.
+// patternMatch is the entry that gave a module its value. conflict is another key that matches the
+// module with another value.
 type patternMatch struct {
 	field, key, conflict string
 	value                float64
 }
 
-// named returns the index of the entry with a key, or -1.
+// named returns the index of the entry called key, or -1.
 func (p pattern) named(key string) int {
 	return slices.IndexFunc(p, func(e patternEntry) bool { return e.key == key })
 }
 
 // match returns the entry of rank_pattern or alpha_pattern that gives a module its value, nil for
-// the default. Where no key matches, PEFT looks the name up in the dictionary.
+// the default. If no expression matches, PEFT looks the module's name up in the dict.
 func (ps *patterns) match(field, module string) *patternMatch {
 	p := ps.rank
 	if field == "alpha_pattern" {
@@ -274,7 +274,7 @@ func (ps *patterns) match(field, module string) *patternMatch {
 	return found
 }
 
-// sharedKey is the key that era006 looks up in both patterns.
+// sharedKey returns the key that era006 looks up in both patterns.
 func (ps *patterns) sharedKey(t *patternTable, module string) string {
 	if i := t.rank[module].first; i >= 0 {
 		return ps.rank[i].key
@@ -285,12 +285,12 @@ func (ps *patterns) sharedKey(t *patternTable, module string) string {
 	return module
 }
 
-// glob is a key of literals, dots and .*, in pieces between the stars. In a piece, a dot that means
-// any character is 0.
+// glob is a key of literals, dots and .*, split at the stars. A dot that means any character is
+// stored as 0.
 type glob [][]byte
 
-// parseGlob returns nil for a key that is another expression. A name has no line break, so a dot is
-// any character.
+// parseGlob returns nil if the key is any other expression. Names have no line breaks, so a dot
+// matches every character.
 func parseGlob(key string) glob {
 	g := glob{nil}
 	for i := 0; i < len(key); i++ {
@@ -313,19 +313,19 @@ func parseGlob(key string) glob {
 	return g
 }
 
-// isLiteral reports a character that stands for itself. The engine gets everything that is not
-// ASCII, since a dot is one character and not one byte.
+// isLiteral reports whether c stands for itself. Text outside ASCII goes to the engine, because a
+// dot matches a character and not a byte.
 func isLiteral(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-'
 }
 
-// matches reports whether the era's expression for the key matches a module: the whole name, or
-// the part after any of its dots.
+// matches reports whether the era's expression for the key matches a module: the whole name, or the
+// part after one of its dots.
 func (g glob) matches(era patternEra, module string) bool {
 	if era == era015 && g.is(module) {
 		return true
 	}
-	if len(g) == 1 { // of a fixed length
+	if len(g) == 1 { // of fixed length
 		at := len(module) - len(g[0])
 		return at > 0 && module[at-1] == '.' && g.is(module[at:])
 	}
@@ -337,8 +337,8 @@ func (g glob) matches(era patternEra, module string) bool {
 	return false
 }
 
-// is reports whether the glob is the whole of a text: its first piece stands at the start, its last
-// one at the end, and the others in order between them.
+// is reports whether the glob matches a whole text: its first piece at the start, its last piece at
+// the end, and the others in order between them.
 func (g glob) is(text string) bool {
 	last := len(g) - 1
 	if last == 0 {
@@ -360,7 +360,7 @@ func (g glob) is(text string) bool {
 	return true
 }
 
-// fits reports whether a text begins with a piece.
+// fits reports whether text begins with piece.
 func fits(piece []byte, text string) bool {
 	if len(text) < len(piece) {
 		return false

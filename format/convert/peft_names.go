@@ -5,10 +5,10 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// LostByPEFT returns a module of an adapter that PEFT would ignore without an error, because
-// models, which it names, have it under another name in memory; "" where the names show no such
-// module. Adapters that came from PEFT have the names of memory; those that package rank extracts,
-// of the checkpoint.
+// LostByPEFT returns a module of an adapter that PEFT would silently ignore, because the models it
+// returns give that module another name in memory than on disk; "" if the names show no such
+// module. Adapters that PEFT trained use the names in memory. Adapters that package rank extracts
+// use the names of the checkpoint.
 func LostByPEFT(src format.Source) (module, models string) {
 	for i := range src.Manifest().Adapters {
 		a := &src.Manifest().Adapters[i]

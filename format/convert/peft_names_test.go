@@ -7,7 +7,7 @@ import (
 	"github.com/loratool/loratool/format"
 )
 
-// TestNamesOfACheckpointAreLostByPEFT: PEFT 0.21 loads such an adapter beside transformers 5.24
+// TestNamesOfACheckpointAreLostByPEFT: PEFT 0.21 with transformers 5.24 loads such an adapter
 // without an error and leaves the layer out.
 func TestNamesOfACheckpointAreLostByPEFT(t *testing.T) {
 	for _, c := range []struct{ dialect, module, models string }{

@@ -9,33 +9,33 @@ import (
 )
 
 // This file resolves rank_pattern and alpha_pattern, which name modules by regular expressions.
-// PEFT has changed twice how it does that, and says so in no file: whoever merges an old adapter by
-// the new rule gets another alpha, and no error.
+// PEFT has changed the rule twice without leaving a mark in its files. Reading an old adapter by
+// the new rule silently gives another alpha.
 
-// patternEra is a run of PEFT's releases that resolve patterns alike.
+// patternEra is a series of PEFT releases that resolve patterns by the same rule.
 type patternEra int
 
 const (
-	// era015 matches ^(.*\.)?(KEY)$ with the name of the module; the first key of each pattern that
-	// matches wins.
+	// era015 matches ^(.*\.)?(KEY)$ with the name of the module. The first matching key of each
+	// pattern wins.
 	era015 patternEra = iota
-	// era014 matches .*\.KEY$: a bar in KEY splits the whole expression, and a KEY that is a whole
-	// name does not match it.
+	// era014 matches .*\.KEY$. A bar in KEY therefore splits the whole expression, and a KEY equal
+	// to the whole name does not match it.
 	era014
-	// era006 matches like era014, and takes one key for both patterns: the first of rank_pattern's
-	// and then alpha_pattern's keys that matches. A pattern that has no entry under that very key
-	// gives the default.
+	// era006 matches like era014 but picks one key for both patterns: the first match among the
+	// keys of rank_pattern and then those of alpha_pattern. A pattern without an entry under that
+	// very key gives the default.
 	era006
 )
 
 var patternEras = []patternEra{era015, era014, era006}
 
-// String names the releases.
+// String returns the releases.
 func (e patternEra) String() string {
-	return [...]string{era015: "PEFT from 0.15 on", era014: "PEFT 0.14", era006: "PEFT from 0.6 to 0.13"}[e]
+	return [...]string{era015: "PEFT 0.15 and later", era014: "PEFT 0.14", era006: "PEFT 0.6 to 0.13"}[e]
 }
 
-// expression is the era's argument of re.match for a key.
+// expression returns the expression that PEFT of the era passes to re.match for a key.
 func (e patternEra) expression(key string) string {
 	if e == era015 {
 		return `(.*\.)?(` + key + `)$`
@@ -43,21 +43,21 @@ func (e patternEra) expression(key string) string {
 	return `.*\.` + key + `$`
 }
 
-// form counts the expressions that eras make of a key.
+// form numbers the different expressions that eras form for a key.
 func (e patternEra) form() int { return min(int(e), 1) }
 
-// eraFields are fields of the configuration that a release was the first to write, by era; PEFT
-// writes every field that it knows, at its default too.
+// eraFields lists, by era, fields that a release of that era was the first to write. PEFT writes
+// every field it knows, even at its default.
 var eraFields = map[patternEra][]string{
 	era015: {"corda_config", "trainable_token_indices", "qalora_group_size", "use_qalora", "target_parameters", "alora_invocation_tokens", "arrow_config",
 		"ensure_weight_tying", "lora_ga_config", "use_bdlora", "monteclora_config", "velora_config", "kasa_config"},
 	era014: {"eva_config", "exclude_modules", "lora_bias"},
-	era006: {"auto_mapping", "layers_pattern", "layers_to_transform", "revision", "init_lora_weights"}, // all of them: older, and nobody leaves them out
+	era006: {"auto_mapping", "layers_pattern", "layers_to_transform", "revision", "init_lora_weights"}, // older fields, which every release of this era writes
 }
 
-// era tells who wrote a configuration with patterns, and the evidence for it; ok is false for one
-// that no release of PEFT has written as it is, such as one made by hand, which the present PEFT
-// would read.
+// eraByConfig returns the era of the program that wrote the configuration, and the evidence for it.
+// ok is false if no release of PEFT writes such a configuration, for example one made by hand; the
+// era is then that of the present PEFT.
 func (c *peftConfigFile) eraByConfig() (e patternEra, evidence string, ok bool) {
 	if minor, found := peftMinor(c.PEFTVersion); found {
 		e = era015
@@ -77,13 +77,13 @@ func (c *peftConfigFile) eraByConfig() (e patternEra, evidence string, ok bool) 
 	}
 	for _, name := range eraFields[era006] {
 		if !has(name) {
-			return era015, "the configuration lacks " + name + ", which every PEFT writes, so it was made by other means", false
+			return era015, "the configuration lacks " + name + ", which every release of PEFT writes, so another program wrote it", false
 		}
 	}
 	return era006, "the configuration has every field of PEFT 0.6 and none that 0.14 added", true
 }
 
-// peftMinor takes the second number of a version 0.x; anything later is far from these eras.
+// peftMinor returns the second number of a version 0.x, and a large number for any later version.
 func peftMinor(version string) (int, bool) {
 	parts := strings.SplitN(version, ".", 3)
 	if len(parts) < 2 {
@@ -107,8 +107,8 @@ type eraChoice struct {
 	names   []string // of the modules, sorted
 }
 
-// decide chooses the era by the configuration and by the ranks of the factors, which the era of the
-// training must give. It notes where another era would merge something else.
+// decide chooses the era from the configuration and from the ranks of the factors, which the rule
+// at training time must give. It notes when another era would merge something else.
 func (e *eraChoice) decide() {
 	ps := &e.config.patterns
 	if len(ps.rank)+len(ps.alpha) == 0 {
@@ -123,7 +123,7 @@ func (e *eraChoice) decide() {
 	if !e.ranksFit() {
 		for _, era := range patternEras {
 			if ps.era = era; e.ranksFit() {
-				evidence = fmt.Sprintf("the ranks of the factors are what that gives, and not what %v gives (%s)", said, evidence)
+				evidence = fmt.Sprintf("the factors have the ranks that this rule gives, not those of %v (%s)", said, evidence)
 				certain = true
 				break
 			}
@@ -132,7 +132,7 @@ func (e *eraChoice) decide() {
 	}
 	for _, other := range patternEras {
 		if other == ps.era || certain && other > ps.era {
-			continue // that an older PEFT would read a newer file otherwise is no news
+			continue // an older PEFT may well read a newer file differently
 		}
 		if e.compare(ps.era, other, evidence) {
 			return
@@ -140,7 +140,7 @@ func (e *eraChoice) decide() {
 	}
 }
 
-// ranksFit reports whether the era gives every matrix A of a plain layer its rank.
+// ranksFit reports whether the era gives every matrix A of an ordinary layer its actual rank.
 func (e *eraChoice) ranksFit() bool {
 	for _, name := range e.names {
 		i, ok := e.modules[name][roleA]
@@ -154,11 +154,11 @@ func (e *eraChoice) ranksFit() bool {
 	return true
 }
 
-// compare notes the first module at which two eras differ.
+// compare notes the first module for which two eras give different values.
 func (e *eraChoice) compare(era, other patternEra, evidence string) bool {
 	c, ps := e.config, &e.config.patterns
 	if ps.lookup(other); ps.incomplete(other) {
-		return false // what it would give is not known, and it is not needed
+		return false // its result is unknown and not needed
 	}
 	for _, name := range e.names {
 		ps.era = other
@@ -168,7 +168,7 @@ func (e *eraChoice) compare(era, other patternEra, evidence string) bool {
 		rank, _ := c.rank(name)
 		alpha, _ := c.alpha(name)
 		if rank != otherRank || alpha != otherAlpha {
-			e.note("rank_pattern and alpha_pattern are read as %v does: %s. For %s they give rank %d and alpha %v; %v would take %d and %v",
+			e.note("rank_pattern and alpha_pattern are read by the rule of %v: %s. For %s they give rank %d and alpha %v; the rule of %v would give %d and %v",
 				era, evidence, name, rank, alpha, other, otherRank, otherAlpha)
 			return true
 		}

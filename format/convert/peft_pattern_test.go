@@ -12,8 +12,8 @@ import (
 	"github.com/loratool/loratool/internal/pyre"
 )
 
-// TestPatternsMatchAsPythonDoes compares every key and name with the answers of Python's re.match
-// (testdata/peft/regexps.py), under the expressions of both eras.
+// TestPatternsMatchAsPythonDoes compares every key and name with the result of Python's re.match
+// (testdata/peft/regexps.py), for the expressions of both eras.
 func TestPatternsMatchAsPythonDoes(t *testing.T) {
 	text, err := os.ReadFile("../../testdata/peft/regexps.json")
 	if err != nil {
@@ -48,7 +48,7 @@ func TestPatternsMatchAsPythonDoes(t *testing.T) {
 	}
 }
 
-// TestGlobsMatchAsTheEngineDoes: keys that need no engine give the engine's answers.
+// TestGlobsMatchAsTheEngineDoes: keys that need no engine give the same results as the engine.
 func TestGlobsMatchAsTheEngineDoes(t *testing.T) {
 	keys := []string{"", ".", "..", ".*", ".*.*", "a", ".a", "a.", `a\.b`, `\.a`, ".*a", "a.*", "a.*b", ".*a.*b.*", "a.b.*", `.*\.b`, `a.*\.b`, "a.*a", "ab.*ba", "b-_1"}
 	names := []string{"", ".", "..", "a", "b", "a.b", "ab", "a.a", "aa", ".a", "a.", "x.a", "x.a.b", "aba", "abba", "x.ab.ba", "axb", "x.axb", "a.x.b", "b-_1", "x.b-_1",
@@ -74,7 +74,7 @@ func TestGlobsMatchAsTheEngineDoes(t *testing.T) {
 }
 
 // TestPatternsThatCannotBeEvaluatedAreRequired: a key that Python rejects, that is too long, or
-// that takes too many steps keeps the adapter from being merged; it does not hang.
+// that takes too many steps prevents merging, and does not hang.
 func TestPatternsThatCannotBeEvaluatedAreRequired(t *testing.T) {
 	for _, key := range []string{
 		"(", "(?i)q_proj", "(?a)q_proj", "(?P=n", "a**", "[b-a]", `\q`, `\N{BULLET}`, strings.Repeat("(", 600) + strings.Repeat(")", 600),
@@ -92,8 +92,8 @@ func TestPatternsThatCannotBeEvaluatedAreRequired(t *testing.T) {
 	}
 }
 
-// TestOnlyKeysThatPEFTComesToAreRequired: PEFT ends at the first key that matches, and so never
-// compiles those behind it.
+// TestOnlyKeysThatPEFTComesToAreRequired: PEFT stops at the first key that matches, so it never
+// compiles the keys after it.
 func TestOnlyKeysThatPEFTComesToAreRequired(t *testing.T) {
 	c := &peftConfigFile{patterns: patterns{rank: pattern{{"q_proj", 2}, {"(", 3}}, budget: pyre.NewBudget(context.Background(), patternSteps)}}
 	if rank, m := c.rank("x.q_proj"); rank != 2 || m == nil || c.patterns.incomplete(era015) {
@@ -104,8 +104,8 @@ func TestOnlyKeysThatPEFTComesToAreRequired(t *testing.T) {
 	}
 }
 
-// TestTheBudgetIsForAllKeysTogether: steps that one key spends are gone for the others, and the
-// search ends.
+// TestTheBudgetIsForAllKeysTogether: one key can spend the steps of the others, and then the search
+// ends.
 func TestTheBudgetIsForAllKeysTogether(t *testing.T) {
 	c := &peftConfigFile{patterns: patterns{
 		budget: pyre.NewBudget(context.Background(), 10_000), modules: []string{strings.Repeat("a", 60), "x.b"},
@@ -119,7 +119,7 @@ func TestTheBudgetIsForAllKeysTogether(t *testing.T) {
 	}
 }
 
-// TestRepeatedKeysOfPatterns: a dictionary of Python keeps the first place and the last value.
+// TestRepeatedKeysOfPatterns: a Python dict keeps the first place and the last value.
 func TestRepeatedKeysOfPatterns(t *testing.T) {
 	var p pattern
 	if err := json.Unmarshal([]byte(`{"a":1,"b":2,"a":3}`), &p); err != nil || !slices.Equal(p, pattern{{"a", 3}, {"b", 2}}) {
@@ -132,8 +132,8 @@ func TestRepeatedKeysOfPatterns(t *testing.T) {
 	}
 }
 
-// TestErasByConfiguration: the version where the file has it, or else the fields, which every PEFT
-// writes all.
+// TestErasByConfiguration: the version decides if the file has it, and otherwise the fields, since
+// PEFT writes every field it knows.
 func TestErasByConfiguration(t *testing.T) {
 	old := `"auto_mapping":null,"layers_pattern":null,"layers_to_transform":null,"revision":null,"init_lora_weights":true`
 	for config, want := range map[string]patternEra{
@@ -160,8 +160,8 @@ func TestErasByConfiguration(t *testing.T) {
 	}
 }
 
-// TestRanksOfTheFactorsDecideTheEra: an adapter whose shapes only another era gives was trained
-// under that one.
+// TestRanksOfTheFactorsDecideTheEra: if only another era gives the shapes of the factors, the
+// adapter was trained in that era.
 func TestRanksOfTheFactorsDecideTheEra(t *testing.T) {
 	c, err := parsePEFTConfig([]byte(`{"peft_type":"LORA","r":4,"lora_alpha":8,"rank_pattern":{"a|b":2},"alpha_pattern":{"b|a":16}}`))
 	if err != nil {
@@ -184,7 +184,7 @@ func TestRanksOfTheFactorsDecideTheEra(t *testing.T) {
 	if a.Layers[0].Rank != 2 || a.Layers[0].Alpha != 8 || a.Layers[1].Alpha != 16 || len(a.Requires) > 0 {
 		t.Errorf("with rank 4 for b the alphas are %v and %v (%v), want 8 and 16, as PEFT 0.14 has it", a.Layers[0].Alpha, a.Layers[1].Alpha, a.Requires)
 	}
-	if len(m.Notes) == 0 || !strings.Contains(strings.Join(m.Notes, "\n"), "the ranks of the factors") {
+	if len(m.Notes) == 0 || !strings.Contains(strings.Join(m.Notes, "\n"), "the factors have the ranks") {
 		t.Errorf("the notes do not say how the era is known: %q", m.Notes)
 	}
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// TestRankOneExpertsAreNoConvolution: factors of three dimensions where the last one of B is 1.
-// Those of experts are E×1×n and E×m×1; PEFT's of a convolution are r×in×k and m×r×1.
+// TestRankOneExpertsAreNoConvolution uses factors of three dimensions where the last dimension of B
+// is 1. For experts they are E×1×n and E×m×1; for PEFT's convolutions r×in×k and m×r×1.
 func TestRankOneExpertsAreNoConvolution(t *testing.T) {
 	for _, c := range []struct {
 		name string

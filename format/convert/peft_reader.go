@@ -6,16 +6,17 @@ import (
 	"github.com/loratool/loratool/format"
 )
 
-// peftReader turns the keys of a PEFT file into layers.
+// peftReader makes layers from the keys of a PEFT file.
 type peftReader struct {
 	config   *peftConfigFile
 	saved    peftSaved
 	tensors  []format.Tensor
 	manifest *format.Manifest
 	out      format.Adapter
-	names    map[string]bool // the adapter names inside keys
-	levels   map[string]int  // how many layers of factors a module has
-	// factors says whether the file has keys of factors, and a bare one, without PEFT's prefix.
+	names    map[string]bool // the adapter names in the keys
+	levels   map[string]int  // how many nested factors a module has
+	// factors says whether the file has keys of factors, and whether one of them lacks PEFT's
+	// prefix.
 	factors struct{ some, bare bool }
 }
 

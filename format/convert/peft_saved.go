@@ -12,28 +12,29 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// PEFT puts a tensor of the file in the place of one of the base only where something says so:
-// modules_to_save, bias, or its own rule for the embeddings (save_embedding_layers, a resized
-// vocabulary), which leaves no trace in the configuration. A tensor that nothing speaks for came
-// into the file by accident: from a whole checkpoint that was saved over the adapter, or beside it.
+// PEFT replaces a tensor of the base by one of the file only on a reason: modules_to_save, bias, or
+// its own rule for embeddings (save_embedding_layers, a resized vocabulary), which leaves no trace
+// in the configuration. Any other tensor got into the file by accident, for example because a whole
+// checkpoint was saved over the adapter.
 
-// taskHeads are the modules that PEFT saves for a task, whether the configuration lists them or
-// not.
+// taskHeads lists the modules that PEFT saves for a task even if the configuration does not list
+// them.
 var taskHeads = map[string][]string{
 	"SEQ_CLS":      {"classifier", "score"},
 	"TOKEN_CLS":    {"classifier", "score"},
 	"QUESTION_ANS": {"qa_outputs"},
 }
 
-// peftSaved are the fields of a configuration that decide which tensors stand in for the base's.
+// peftSaved holds the fields of a configuration that decide which tensors replace those of the
+// base.
 type peftSaved struct {
-	modules []string // modules_to_save, and those of the task
+	modules []string // modules_to_save, and the modules of the task
 	bias    string
 }
 
 func readSaved(config []byte) (s peftSaved) {
-	var fields map[string]json.RawMessage // exact names: encoding/json matches those of a struct in any case
-	jsontext.Decode(config, &fields)      // it has been parsed before
+	var fields map[string]json.RawMessage // exact names: encoding/json ignores case for the fields of a struct
+	jsontext.Decode(config, &fields)      // it parsed before
 	var task, one string
 	jsontext.Decode(fields["bias"], &s.bias)
 	jsontext.Decode(fields["task_type"], &task)
@@ -44,8 +45,8 @@ func readSaved(config []byte) (s peftSaved) {
 	return s
 }
 
-// covers reports whether the configuration says that the file may hold a parameter of the base, or
-// PEFT takes it on loading whatever the configuration says.
+// covers reports whether the file may replace a parameter of the base: the configuration lists it,
+// or PEFT loads it whatever the configuration says.
 func (s *peftSaved) covers(parameter string) bool {
 	module := naming.Module(parameter)
 	switch {
@@ -57,27 +58,27 @@ func (s *peftSaved) covers(parameter string) bool {
 	return s.saves(module)
 }
 
-// savesBias reports whether the configuration says that the bias of a module is saved: bias is
-// "all", or "lora_only" and the module has factors, or modules_to_save lists it.
+// savesBias reports whether the configuration lists the bias of a module as saved: bias is "all",
+// or "lora_only" for a module with factors, or modules_to_save lists the module.
 func (s *peftSaved) savesBias(module string, isAdapted bool) bool {
 	return s.bias == "all" || isAdapted && strings.HasSuffix(s.bias, "_only") || s.saves(module)
 }
 
-// saves reports whether modules_to_save, or the task, lists a module or one around it.
+// saves reports whether modules_to_save or the task lists a module or one of its parents.
 func (s *peftSaved) saves(module string) bool {
 	for path := module; path != ""; path = naming.Module(path) {
 		if slices.ContainsFunc(s.modules, func(m string) bool { return m != "" && strings.HasSuffix(path, m) }) {
-			return true // PEFT asks whether the path ends so, even in the middle of a segment
+			return true // PEFT compares the end of the path, even within a segment
 		}
 	}
 	return false
 }
 
-// addSaved lists the tensors that stand in for the base's, and those that only seem to. adapted are
+// addSaved adds the tensors that replace those of the base, and lists the stray ones. adapted are
 // the modules with factors.
 func (p *peftReader) addSaved(ctx context.Context, plain []peftKey, tensors []int,
 	adapted map[string]map[peftRole]int) {
-	prefixed := p.factors.some && !p.factors.bare // all keys of factors begin as PEFT writes them
+	prefixed := p.factors.some && !p.factors.bare // all keys of factors begin with PEFT's prefix
 	var untold []string
 	for i, key := range plain {
 		if ctx.Err() != nil {
@@ -92,7 +93,7 @@ func (p *peftReader) addSaved(ctx context.Context, plain []peftKey, tensors []in
 			p.stray(tensors[i], name+" (without the prefix "+peftPrefix+" of the other keys)")
 		case key.adapter == "" && !p.saved.covers(key.module):
 			p.stray(tensors[i], name)
-		case isUntold && isAdapted && !isWrapped(name): // PEFT passes over it, too
+		case isUntold && isAdapted && !isWrapped(name): // PEFT ignores it, too
 			p.stray(tensors[i], name)
 		default:
 			if isUntold {
@@ -104,13 +105,13 @@ func (p *peftReader) addSaved(ctx context.Context, plain []peftKey, tensors []in
 		}
 	}
 	if len(untold) > 0 {
-		p.note("the configuration does not say that the adapter saves %s: they are used, as PEFT does on loading",
+		p.note("the configuration does not list %s as saved; they are applied, as PEFT does when it loads the file",
 			fault.List(untold, 3))
 	}
 }
 
-// isWrapped reports whether a key is of a parameter within a LoRA layer, where PEFT has those of
-// the module that it wraps.
+// isWrapped reports whether a key belongs to a parameter inside a LoRA layer, where PEFT keeps
+// those of the module it wraps.
 func isWrapped(key string) bool { return strings.Contains(key, ".base_layer.") }
 
 func hasPEFTPrefix(key string) bool {

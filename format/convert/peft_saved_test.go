@@ -11,9 +11,8 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// TestStrayTensorsAreNoReplacements: a tensor of the base stands in for the base's only where the
-// configuration of PEFT, or PEFT's rule for embeddings, says so, and only under the prefix that the
-// other keys have.
+// TestStrayTensorsAreNoReplacements: a tensor replaces one of the base only if the configuration or
+// PEFT's rule for embeddings says so, and only with the same prefix as the other keys.
 func TestStrayTensorsAreNoReplacements(t *testing.T) {
 	const prefix = "base_model.model."
 	for _, c := range []struct {
@@ -23,8 +22,8 @@ func TestStrayTensorsAreNoReplacements(t *testing.T) {
 		{prefix + "model.norm.weight", ``, true},
 		{prefix + "model.norm.weight", `,"modules_to_save":["norm"]`, false},
 		{"model.norm.weight", `,"modules_to_save":["norm"]`, true},
-		// Biases are those that PEFT 0.21.2 loads, whatever the field bias says, and those that
-		// releases before 0.7 wrote.
+		// Biases that PEFT 0.21.2 loads whatever the field bias says, and biases that releases
+		// before 0.7 wrote.
 		{prefix + "model.norm.bias", ``, false},
 		{prefix + "model.norm.bias", `,"bias":"lora_only"`, false},
 		{prefix + "model.norm.bias", `,"bias":"all"`, false},
@@ -63,8 +62,8 @@ func TestStrayTensorsAreNoReplacements(t *testing.T) {
 	}
 }
 
-// TestAWholeCheckpointIsNoAdapter: the tensors of a model under an adapter_config.json do not
-// become replacements, under whichever prefix they are, with factors or alone.
+// TestAWholeCheckpointIsNoAdapter: the tensors of a model beside an adapter_config.json do not
+// become replacements, with any prefix, with or without factors.
 func TestAWholeCheckpointIsNoAdapter(t *testing.T) {
 	const prefix = "base_model.model."
 	model := []string{

@@ -21,9 +21,9 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// peftSink writes a directory as PEFT saves it, or a weights file with the rest beside it. A source
-// that carries the header and the configuration it was read from is restored byte for byte; any
-// other gets a file and a configuration of our making.
+// peftSink writes a directory as PEFT saves it, or a file of weights with the other files beside
+// it. A source that carries the header and the configuration of its source file is restored byte
+// for byte. Any other source gets a new file and a new configuration.
 type peftSink struct {
 	path    string
 	options CreateOptions
@@ -42,7 +42,7 @@ func (s *peftSink) Store(ctx context.Context, src format.Source) error {
 	if o.IsDir {
 		o.Mode, weights = s.options.dirMode(), peftWeights
 	} else {
-		p.side = slices.DeleteFunc(p.side, func(f sideFile) bool { return !s.differs(f) }) // the same may stay
+		p.side = slices.DeleteFunc(p.side, func(f sideFile) bool { return !s.differs(f) }) // an identical file may stay
 	}
 	disk, err := output.NewDisk(s.path, o)
 	if err != nil {
@@ -65,15 +65,15 @@ func (s *peftFiles) Store(ctx context.Context, src format.Source) error {
 	return p.write(s.out, peftWeights, &s.options)
 }
 
-// peftParts are the files of an adapter.
+// peftParts holds the files of an adapter.
 type peftParts struct {
 	weights      func(io.Writer) error
-	weightsBytes int64 // at least
+	weightsBytes int64 // a lower bound
 	side         []sideFile
 }
 
-// write makes the files in an output, the weights under a name. On a disk those beside a weights
-// file appear first, so that the weights are never there with another configuration than theirs.
+// write creates the files in an output, the weights under the given name. On disk the files beside
+// the weights appear first, so the weights never stand beside another adapter's configuration.
 func (p *peftParts) write(out output.Output, weights string, o *CreateOptions) error {
 	info := output.Info{Name: weights, Mode: o.modeOf(peftWeights)}
 	if err := writeFile(out, info, p.weights); err != nil {
@@ -93,7 +93,7 @@ func partsOf(ctx context.Context, src format.Source) (*peftParts, error) {
 		return nil, err
 	}
 	if len(m.Adapters) != 1 {
-		return nil, fault.New(fault.Unsupported, "a bundle of %d adapters, and a directory of PEFT holds one", len(m.Adapters))
+		return nil, fault.New(fault.Unsupported, "the source is a bundle of %d adapters, but a PEFT directory holds one", len(m.Adapters))
 	}
 	config, err := attachment(src, format.PEFTConfig)
 	if err != nil {
@@ -107,7 +107,7 @@ func partsOf(ctx context.Context, src format.Source) (*peftParts, error) {
 	switch {
 	case config == nil || m.Adapters[0].Dialect != "peft":
 		config, weights, err = compose(ctx, src)
-	case !hasAttachment(src, format.SourceHeader): // it was a pickle
+	case !hasAttachment(src, format.SourceHeader): // the source was a pickle
 		weights, err = keepKeys(ctx, src)
 	default:
 		weights, err = restoreOr(ctx, src)
@@ -126,7 +126,7 @@ func partsOf(ctx context.Context, src format.Source) (*peftParts, error) {
 }
 
 func (s *peftSink) Check(ctx context.Context, src format.Source) error {
-	p := &peftParts{side: []sideFile{{name: format.PEFTConfig}}} // what is not made yet differs from what is there
+	p := &peftParts{side: []sideFile{{name: format.PEFTConfig}}} // a file not made yet differs from an existing one
 	if src != nil {
 		var err error
 		if p, err = partsOf(ctx, src); err != nil {
@@ -136,9 +136,9 @@ func (s *peftSink) Check(ctx context.Context, src format.Source) error {
 	return s.checkPlaces(ctx, p)
 }
 
-// PeakBytes: a description is proven as that of a container is. A file that is restored is copied
-// in pieces; into one that is composed, a tensor goes whole, and the one before it may not be
-// collected yet.
+// PeakBytes counts the check of the manifest, which takes as much as for a container. A restored
+// file is copied in pieces. A new file takes each tensor as a whole, and the previous tensor may
+// not be collected yet.
 func (s *peftSink) PeakBytes(src format.Source) int64 {
 	m := src.Manifest()
 	need := format.WriterOptions{Workers: 1}.PeakBytes(m)
@@ -152,7 +152,7 @@ func (s *peftSink) PeakBytes(src format.Source) int64 {
 	return need + 2*largest
 }
 
-// checkPlaces checks the output, and where it is a file those beside it.
+// checkPlaces checks the output and, if it is a file, the files beside it.
 func (s *peftSink) checkPlaces(ctx context.Context, p *peftParts) error {
 	place := fileio.Place{
 		Path: s.path, IsDir: !PEFTWritesFile(s.path), Replace: s.options.Replace, Inputs: s.options.Inputs, Bytes: p.weightsBytes,
@@ -183,7 +183,7 @@ func (s *peftSink) checkPlaces(ctx context.Context, p *peftParts) error {
 		if err := beside.Check(); err != nil {
 			var taken *OutputError
 			if errors.As(err, &taken) && taken.Exists && !isThere {
-				taken.Why, taken.Replaceable = "exists already and is another adapter's, and "+filepath.Base(s.path)+" needs one of its own", false
+				taken.Why, taken.Replaceable = "already exists and belongs to another adapter, but "+filepath.Base(s.path)+" needs its own", false
 			}
 			return err
 		}
@@ -191,13 +191,13 @@ func (s *peftSink) checkPlaces(ctx context.Context, p *peftParts) error {
 	return nil
 }
 
-// differs reports whether a side file has to be written beside the weights.
+// differs reports whether a file beside the weights must be written.
 func (s *peftSink) differs(f sideFile) bool {
 	there, err := fileio.ReadFile(siblingOf(s.path, f.name), int64(len(f.content)))
 	return err != nil || !bytes.Equal(there, f.content)
 }
 
-// isPEFTFile reports whether a path leads to the weights of an adapter.
+// isPEFTFile reports whether path is the file of weights of an adapter.
 func isPEFTFile(ctx context.Context, path string) bool {
 	in, err := lookAt(ctx, path)
 	if err != nil {
@@ -212,7 +212,7 @@ func isPEFTDir(ctx context.Context, path string) bool {
 	return onDisk(path).exists(format.PEFTConfig) || isPEFTFile(ctx, filepath.Join(path, peftWeights))
 }
 
-// under is a question about a path that ends with a context.
+// under binds a question about a path to a context.
 func under(ctx context.Context, ask func(context.Context, string) bool) func(string) bool {
 	return func(path string) bool { return ask(ctx, path) }
 }
@@ -228,14 +228,14 @@ func (f sideFile) write(w io.Writer) error {
 	return err
 }
 
-// PEFTWritesFile reports whether the dialect of PEFT writes a weights file at a path, with
-// adapter_config.json beside it, and not a directory.
+// PEFTWritesFile reports whether the PEFT dialect writes path as a file of weights, with
+// adapter_config.json beside it, rather than as a directory.
 func PEFTWritesFile(path string) bool { return strings.EqualFold(filepath.Ext(path), ".safetensors") }
 
 // Restore writes the safetensors file that one adapter of a source was read from, byte for byte:
 // the attached header, then the tensors in the order of their data (spec/FORMAT.md, section 12). It
-// proves the header first and the whole file last, by the SHA-256 that the source states, so what w
-// has got is the file only when the error is nil.
+// checks the header first and the SHA-256 of the whole file last. The bytes in w are the file only
+// if the error is nil.
 func Restore(ctx context.Context, w io.Writer, src format.Source, adapter int) error {
 	m := src.Manifest()
 	name := format.SourceHeader
@@ -247,7 +247,7 @@ func Restore(ctx context.Context, w io.Writer, src format.Source, adapter int) e
 		return err
 	}
 	if at < 0 {
-		return fault.New(fault.Unsupported, "the file carries no %s, without which the source file cannot be restored", name)
+		return fault.New(fault.Unsupported, "the source file cannot be restored: the container carries no %s", name)
 	}
 	header := &blob{src: src, i: len(m.Tensors) + at, size: m.Attachments[at].NBytes}
 	order, err := headerOrder(ctx, m, &m.Adapters[adapter], header)
@@ -265,7 +265,7 @@ func Restore(ctx context.Context, w io.Writer, src format.Source, adapter int) e
 		}
 	}
 	if got, want := hex.EncodeToString(h.Sum(nil)), m.Attachments[at].SHA256; want != "" && got != want {
-		return broken("R69", "the restored file has the SHA-256 %s, the source file had %s", got, want)
+		return broken("R69", "the restored file has SHA-256 %s, the source file had %s", got, want)
 	}
 	return nil
 }
@@ -276,8 +276,8 @@ func broken(rule, format string, args ...any) error {
 	return e
 }
 
-// headerOrder proves an attached header against the tensors of an adapter, and returns them in the
-// order of their data.
+// headerOrder checks an attached header against the tensors of an adapter, and returns the tensors
+// in the order of their data.
 func headerOrder(ctx context.Context, m *format.Manifest, a *format.Adapter, header *blob) ([]int, error) {
 	h, err := safetensors.ReadStart(ctx, header, header.size)
 	switch {
@@ -286,10 +286,10 @@ func headerOrder(ctx context.Context, m *format.Manifest, a *format.Adapter, hea
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case err != nil:
-		return nil, broken("R67", "%s is not a header of safetensors: %v", format.SourceHeader, err)
+		return nil, broken("R67", "%s is not a safetensors header: %v", format.SourceHeader, err)
 	}
 	if h.DataOff != header.size {
-		return nil, broken("R67", "%s has %d bytes and says that it has %d", format.SourceHeader, header.size, h.DataOff)
+		return nil, broken("R67", "%s has %d bytes, but its length field says %d", format.SourceHeader, header.size, h.DataOff)
 	}
 	tensors := a.Tensors()
 	byName := make(map[string]int, len(tensors))
@@ -304,7 +304,7 @@ func headerOrder(ctx context.Context, m *format.Manifest, a *format.Adapter, hea
 		t := &h.Tensors[i]
 		at, ok := byName[t.Name]
 		if !ok || m.Tensors[at].DType != t.DType || !slices.Equal(m.Tensors[at].Shape, t.Shape) {
-			return nil, broken("R68", "%s has the tensor %q, %v of shape %d, and the adapter has not", format.SourceHeader, t.Name, t.DType, t.Shape)
+			return nil, broken("R68", "%s lists tensor %q, %v of shape %d, which the adapter does not have", format.SourceHeader, t.Name, t.DType, t.Shape)
 		}
 		order = append(order, at)
 	}
@@ -348,8 +348,8 @@ func copyBlob(ctx context.Context, w io.Writer, b *blob) error {
 	return nil
 }
 
-// compose returns a configuration made from the layers, and the writer of the weights that go with
-// it.
+// compose returns a configuration made from the layers, and the writer of the weights that belong
+// to it.
 func compose(ctx context.Context, src format.Source) (config []byte, weights func(io.Writer) error, err error) {
 	config, names, err := peftFrom(src.Manifest())
 	if err != nil {
@@ -359,8 +359,8 @@ func compose(ctx context.Context, src format.Source) (config []byte, weights fun
 	return config, weights, err
 }
 
-// keepKeys returns the writer of the weights under the keys that they have, which the attached
-// configuration goes with.
+// keepKeys returns the writer of the weights under their present keys, which fit the attached
+// configuration.
 func keepKeys(ctx context.Context, src format.Source) (func(io.Writer) error, error) {
 	names := make(map[int]string)
 	for i := range src.Manifest().Tensors {
@@ -369,7 +369,7 @@ func keepKeys(ctx context.Context, src format.Source) (func(io.Writer) error, er
 	return serialise(ctx, src, names)
 }
 
-// serialise returns the writer of a safetensors file of tensors under the given keys.
+// serialise returns the writer of a safetensors file with the given tensors and keys.
 func serialise(ctx context.Context, src format.Source, names map[int]string) (func(io.Writer) error, error) {
 	metadata, err := metadataOf(src)
 	if err != nil {

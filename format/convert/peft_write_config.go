@@ -12,7 +12,7 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// peftConfigOut is the part of LoraConfig that is written; PEFT gives the rest its defaults.
+// peftConfigOut holds the fields of LoraConfig that we write; PEFT sets the rest to its defaults.
 type peftConfigOut struct {
 	AlphaPattern map[string]float64 `json:"alpha_pattern"`
 	Base         *string            `json:"base_model_name_or_path"`
@@ -37,8 +37,8 @@ type peftConfigOut struct {
 	RSLoRA       bool               `json:"use_rslora"`
 }
 
-// targets are the modules with factors, nil in an adapter that has no factors at all: there PEFT
-// refuses an empty list, and has a word for it.
+// targets lists the modules with factors. It is nil for an adapter without any factors: PEFT
+// refuses an empty list there, but accepts "dummy-target-modules".
 type targets []string
 
 func (t targets) MarshalJSON() ([]byte, error) {
@@ -48,11 +48,10 @@ func (t targets) MarshalJSON() ([]byte, error) {
 	return json.Marshal([]string(t))
 }
 
-// expertLayout is the first release of PEFT that lays out the factors of experts as they are
-// written here.
+// expertLayout is the first release of PEFT whose layout of expert factors is the one written here.
 const expertLayout = "0.19.1"
 
-// written are the features that a configuration and keys of PEFT can say.
+// written lists the features that a PEFT configuration and its keys can express.
 var written = map[format.Feature]bool{format.FeatureLoRABias: true, format.FeatureWeightTying: true, format.FeatureConvolution: true, format.FeatureDoRA: true,
 	format.FeatureExperts: true}
 
@@ -61,7 +60,7 @@ func peftFrom(m *format.Manifest) (config []byte, names map[int]string, err erro
 	a := &m.Adapters[0]
 	for _, r := range a.Requires {
 		if !written[r.Feature] {
-			return nil, nil, fault.New(fault.Unsupported, "the adapter requires %q (%s), which is not written as PEFT", r.Feature, r.Where)
+			return nil, nil, fault.New(fault.Unsupported, "the adapter requires %q (%s), which PEFT's format cannot express", r.Feature, r.Where)
 		}
 	}
 	c := &peftConfigOut{
@@ -97,7 +96,7 @@ func peftFrom(m *format.Manifest) (config []byte, names map[int]string, err erro
 	return append(config, '\n'), names, err
 }
 
-// peftTail is how a key ends for a role of a kind of layer.
+// peftTail returns the end of a key for a role in a kind of layer.
 func peftTail(kind format.Kind, role format.Role) (string, bool) {
 	switch role {
 	case format.RoleA, format.RoleB:
@@ -113,8 +112,8 @@ func peftTail(kind format.Kind, role format.Role) (string, bool) {
 	return "", false
 }
 
-// layers fills in the values that the layers need: the most frequent rank and alpha as the global
-// ones, the others as patterns.
+// layers fills in the fields for the layers: the most frequent rank and alpha as the global values,
+// the others as patterns.
 func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 	ranks, alphas := make(map[int]int), make(map[float64]int)
 	alphaOf := func(l *format.Layer) float64 {
@@ -127,11 +126,11 @@ func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 		l := &a.Layers[i]
 		switch l.Kind {
 		case format.ExpertOutputs, format.ExpertFirst, format.ExpertSecond:
-			return fault.New(fault.Unsupported, "%q is of kind %s, and PEFT has lora_A of square experts read their inputs", l.Module, l.Kind).
+			return fault.New(fault.Unsupported, "%q has kind %s, but in PEFT lora_A of square experts reads their inputs", l.Module, l.Kind).
 				WithHint("keep the adapter as a .lora file")
 		}
-		// PEFT says of a pattern for a parameter that it is ignored, though it is not: those ranks
-		// are the global ones.
+		// PEFT warns that it ignores a pattern for a parameter, although it applies it. Making the
+		// experts' rank the global one avoids the warning.
 		weight := 1
 		if l.Kind.IsExpert() {
 			weight = len(a.Layers)
@@ -141,24 +140,24 @@ func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 		if rs := l.Scaling == format.AlphaOverSqrtR; i == 0 {
 			c.RSLoRA = rs
 		} else if rs != c.RSLoRA {
-			return fault.New(fault.Unsupported, "some layers scale by alpha/r and others by alpha/sqrt(r), which a configuration of PEFT cannot say")
+			return fault.New(fault.Unsupported, "some layers scale by alpha/r and others by alpha/sqrt(r), which a PEFT configuration cannot express")
 		}
 		for role, t := range l.Roles {
 			tail, ok := peftTail(l.Kind, role)
 			if !ok || l.Kind == format.Other {
-				return fault.New(fault.Unsupported, "the layer %q of kind %s with the role %q is not written as PEFT", l.Module, l.Kind, role)
+				return fault.New(fault.Unsupported, "layer %q of kind %s has the role %q, which PEFT's format cannot express", l.Module, l.Kind, role)
 			}
 			names[t] = peftPrefix + l.Module + "." + tail
 		}
-		if !l.Kind.IsExpert() { // the parameters of experts are named by their requirements
+		if !l.Kind.IsExpert() { // the requirements name the parameters of experts
 			c.Targets = append(c.Targets, l.Module)
 		}
 	}
 	c.R, c.Alpha = mode(ranks), mode(alphas)
 	for i := range a.Layers {
 		l := &a.Layers[i]
-		// PEFT takes a key for a regular expression that may match the end of a name; a full name
-		// matches itself alone.
+		// PEFT takes a key as a regular expression that may match the end of a name. An anchored
+		// full name matches only itself.
 		name := "^" + c.patternName(l)
 		if l.Rank != c.R {
 			c.RankPattern[name] = l.Rank
@@ -170,8 +169,8 @@ func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 	return nil
 }
 
-// patternName is the name that PEFT looks up in its patterns: of a module, or of the parameter that
-// factors are for.
+// patternName returns the name that PEFT looks up in its patterns: that of the module, or that of
+// the parameter if the factors belong to one.
 func (c *peftConfigOut) patternName(l *format.Layer) string {
 	module, depth := naming.CutNesting(l.Module)
 	names := naming.ParametersOf(module, c.Parameters)
@@ -181,7 +180,7 @@ func (c *peftConfigOut) patternName(l *format.Layer) string {
 	return module + "." + names[len(names)-1-depth]
 }
 
-// mode is the most frequent value, the smallest of several.
+// mode returns the most frequent value; of several, the smallest.
 func mode[T int | float64](counts map[T]int) (best T) {
 	n := 0
 	for v, k := range counts {
@@ -195,7 +194,7 @@ func mode[T int | float64](counts map[T]int) (best T) {
 	return best
 }
 
-// beside fills in modules that are saved whole, biases, and token rows.
+// beside fills in the fields for modules that are saved whole, biases, and token rows.
 func (c *peftConfigOut) beside(a *format.Adapter, m *format.Manifest, names map[int]string) error {
 	layer := make(map[string]bool)
 	for i := range a.Layers {
@@ -208,7 +207,7 @@ func (c *peftConfigOut) beside(a *format.Adapter, m *format.Manifest, names map[
 		}
 		switch {
 		case b.Action == format.Opaque || parameter == "":
-			return fault.New(fault.Unsupported, "tensor %q has no place in an adapter of PEFT", m.Tensors[b.Tensor].Name)
+			return fault.New(fault.Unsupported, "tensor %q has no place in a PEFT adapter", m.Tensors[b.Tensor].Name)
 		case b.Action == format.Rows:
 			if c.Tokens == nil {
 				c.Tokens = make(map[string][]int64)
@@ -222,7 +221,7 @@ func (c *peftConfigOut) beside(a *format.Adapter, m *format.Manifest, names map[
 			}
 		case parameter == "bias" && hasBelow(a, module):
 			names[b.Tensor] = peftPrefix + b.Target
-			c.Bias = "all" // the others are saved as well; their keys are the same
+			c.Bias = "all" // PEFT then saves the other biases, too; their keys are the same
 		default:
 			names[b.Tensor] = peftPrefix + b.Target
 			module, _, _ = strings.Cut(module, ".parametrizations.") // they are parameters of the module before them
@@ -232,7 +231,7 @@ func (c *peftConfigOut) beside(a *format.Adapter, m *format.Manifest, names map[
 		}
 	}
 	sort.Strings(c.Save)
-	// A module that lies within another one is saved with it.
+	// A module inside another listed module is saved with it.
 	all := slices.Clone(c.Save)
 	c.Save = slices.DeleteFunc(c.Save, func(module string) bool {
 		return slices.ContainsFunc(all, func(outer string) bool { return strings.HasPrefix(module, outer+".") })
@@ -240,8 +239,8 @@ func (c *peftConfigOut) beside(a *format.Adapter, m *format.Manifest, names map[
 	return nil
 }
 
-// hasBelow reports whether the adapter changes a module below another one, which then is not saved
-// whole for its own bias.
+// hasBelow reports whether the adapter changes a module inside the given one. Then the given module
+// must not be saved whole just for its own bias.
 func hasBelow(a *format.Adapter, module string) bool {
 	below := module + "."
 	return slices.ContainsFunc(a.Layers, func(l format.Layer) bool { return strings.HasPrefix(l.Module, below) }) ||

@@ -7,15 +7,15 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// place is a directory in which an adapter may lie.
+// place is a directory that may hold an adapter.
 type place struct {
 	dir          fileio.Dir
-	own, ownPath string // the file that the user gave, and the path that he gave for it
+	own, ownPath string // the file that the user named, and the path as given
 }
 
 func onDisk(dir string) place { return place{dir: fileio.OnDisk(dir)} }
 
-// path is the name of a file for a user; that of "." is the directory's.
+// path returns the path of a file for messages; "." stands for the directory.
 func (p place) path(name string) string {
 	if name == p.own && name != "" {
 		return p.ownPath
@@ -40,7 +40,7 @@ func startOf(f *fileio.Input, n int64) ([]byte, error) {
 	return p, err
 }
 
-// readFull fills p with the bytes of a file from off.
+// readFull fills p with the bytes of a file from offset off.
 func readFull(f *fileio.Input, p []byte, off int64) error {
 	_, err := io.ReadFull(io.NewSectionReader(f, off, int64(len(p))), p)
 	return fault.InFile(err, f.Path)

@@ -12,33 +12,33 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// inWords says which dialect the keys are of, for a sentence.
+// inWords completes the sentence "the keys are …".
 func inWords(dialect string) string {
 	if dialect == "" {
-		return "no dialect of LoRA that is known here"
+		return "those of no known LoRA dialect"
 	}
 	return dialect
 }
 
-// hintFor is the way out for an adapter without a configuration of PEFT.
+// hintFor returns the next step for an adapter without a PEFT configuration.
 func hintFor(dialect string) string {
 	switch {
 	case strings.HasPrefix(dialect, "PEFT's"):
-		return "if PEFT made it, put the " + format.PEFTConfig + " that was saved with it beside it"
+		return "if PEFT wrote it, put the " + format.PEFTConfig + " of the same run beside it"
 	case dialect == "":
-		return "merge and convert read the adapters of PEFT, and .lora files; of a model that was tuned whole, rank.OpenExtraction makes one"
+		return "merge and convert read PEFT adapters and .lora files; rank.OpenExtraction extracts an adapter from a fully tuned model"
 	case dialect == naming.TextualInversion:
-		return "there is nothing to merge into a base: it is loaded beside one"
+		return "nothing in it can be merged into a base; it is loaded beside one"
 	}
 	return hintNotRead
 }
 
-const hintNotRead = "this dialect is not read yet; convert the adapter to PEFT's with the tool that made it"
+const hintNotRead = "this dialect cannot be read yet; convert the adapter to PEFT with the program that wrote it"
 
-// diffusersMetadata is the entry of a header in which diffusers keeps the configuration of PEFT.
+// diffusersMetadata is the metadata entry in which diffusers stores the PEFT configuration.
 const diffusersMetadata = "lora_adapter_metadata"
 
-// arraysOf are the names of the arrays of a NumPy archive, nil for any other file.
+// arraysOf returns the names of the arrays in a NumPy archive, nil for any other file.
 func arraysOf(r io.ReaderAt, size int64) []string {
 	z, err := zip.NewReader(r, size)
 	if err != nil {
@@ -53,12 +53,12 @@ func arraysOf(r io.ReaderAt, size int64) []string {
 	return names
 }
 
-// refuseArrays is the error for a NumPy archive.
+// refuseArrays returns the error for a NumPy archive.
 func refuseArrays(names []string) error {
 	return fault.New(fault.Unsupported, "this is a NumPy archive (.npz), and its keys are %s", inWords(naming.Dialect(names))).WithHint(hintNotRead)
 }
 
-// refuse says why no dialect recognises an input.
+// refuse returns the error for an input that no dialect recognises.
 func (in *Input) refuse() error {
 	if in.isFolder() && in.name == "" {
 		return in.folder.refuse()
@@ -83,15 +83,15 @@ func (in *Input) refuse() error {
 		In(in.Path()).WithHint("%s", hintFor(dialect))
 }
 
-// isModel reports whether a file was given that has the name of a model's weights. What lies beside
-// such a file makes it no adapter.
+// isModel reports whether the input is a file with the name of a model's weights. An adapter beside
+// such a file does not make the file an adapter.
 func (in *Input) isModel() bool {
 	return !in.isFolder() && modelWeights.MatchString(in.name)
 }
 
-// hasAdapter reports whether there is an adapter that no dialect of the set reads, by what lies
-// there: a configuration under PEFT's name, weights under the keys of an adapter, an adapter in a
-// sub-directory, or a pickle, which no checkpoint that is read here is.
+// hasAdapter reports whether there are signs of an adapter that no dialect of the set reads: a
+// configuration under PEFT's name, weights with the keys of an adapter, an adapter in a
+// subdirectory, or a pickle; checkpoints are never read from pickles here.
 func (in *Input) hasAdapter() bool {
 	f := in.folder
 	switch {
@@ -111,8 +111,8 @@ func (in *Input) hasAdapter() bool {
 	return len(f.deeper()) > 0
 }
 
-// hasKeysOfAdapter reports whether the weights are a pickle or an archive, or safetensors with the
-// keys of an adapter.
+// hasKeysOfAdapter reports whether the weights are a pickle or a zip archive, or safetensors with
+// the keys of an adapter.
 func (in *Input) hasKeysOfAdapter() bool {
 	if isPickle(in.start) {
 		return true

@@ -12,7 +12,7 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// ones makes tensors of ones with two dimensions.
+// ones returns tensors of ones with two dimensions.
 func ones(names ...string) (tensors []testkit.Tensor) {
 	for _, name := range names {
 		tensors = append(tensors, testkit.Values(name, dtype.F32, []uint64{2, 2}, 1, 1, 1, 1))
@@ -29,9 +29,9 @@ func read(t *testing.T, path string) []byte {
 	return b
 }
 
-// TestDialectsAreNamed: an adapter of another tool is an adapter, given as a file or as the
-// directory that holds it alone, and the error names its dialect, with a configuration of PEFT
-// beside it or without. Asking for that configuration is for adapters of PEFT only.
+// TestDialectsAreNamed: an adapter of another program counts as an adapter, whether the path is a
+// file or the directory that holds it. The error names its dialect, with or without a PEFT
+// configuration beside it. Only for PEFT's keys does the hint ask for that configuration.
 func TestDialectsAreNamed(t *testing.T) {
 	const config = `{"peft_type":"LORA","r":2,"lora_alpha":2}`
 	pickles := filepath.Join(testdata, "pickle/refuse")
@@ -73,7 +73,7 @@ func TestDialectsAreNamed(t *testing.T) {
 	}
 }
 
-// TestAModelIsNoAdapter: not even one that was saved with adapters in its layers.
+// TestAModelIsNoAdapter, even if it was saved with adapters in its layers.
 func TestAModelIsNoAdapter(t *testing.T) {
 	dir := t.TempDir()
 	var names []string
@@ -92,8 +92,8 @@ func TestWhereAnAdapterLies(t *testing.T) {
 	adapter := testkit.Encode(nil, ones("base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight")...)
 	for _, c := range []struct{ file, want string }{
 		{"adapter_model-00001-of-00002.safetensors", "saved in shards"},
-		{"actor/lora_adapter/adapter_model.safetensors", `further down, in "actor/lora_adapter"`},
-		{"a/b/c/d/adapter_model.safetensors", `further down, in "a/b/c/d"`},
+		{"actor/lora_adapter/adapter_model.safetensors", `deeper down, in "actor/lora_adapter"`},
+		{"a/b/c/d/adapter_model.safetensors", `deeper down, in "a/b/c/d"`},
 		{"adapter_model.safetensors", "there is no adapter_config.json"},
 		{"only.safetensors", "there is no adapter_config.json"},
 		{"adapter_config.json", "holds no adapter_model.safetensors"},
@@ -116,8 +116,8 @@ func TestWhereAnAdapterLies(t *testing.T) {
 	}
 }
 
-// TestWeightsBesideAnAdapterAreRefused: a file of weights in the adapter's folder is an error that
-// names it, unless it is known to be none of the adapter's business.
+// TestWeightsBesideAnAdapterAreRefused: a file of weights in the adapter's directory is an error
+// that names it, unless the file is known to be unrelated.
 func TestWeightsBesideAnAdapterAreRefused(t *testing.T) {
 	const q = "base_model.model.model.layers.0.q_proj."
 	factors := ones(q+"lora_A.weight", q+"lora_B.weight")

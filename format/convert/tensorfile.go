@@ -16,17 +16,17 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// table is what a file of weights, safetensors or a pickle, says of its tensors, in the order of
-// the file. The content says which it is, whatever the name.
+// table lists the tensors of a file of weights, safetensors or pickle, in the order of the file.
+// The content decides which it is, whatever the name.
 type table struct {
 	file    *fileio.Input
 	tensors []format.Tensor
-	offs    []int64             // where the tensors of a safetensors file begin
+	offs    []int64             // offsets of the tensors of a safetensors file
 	header  *safetensors.Header // without its tensors; nil for a pickle
 	pickle  *pickle.File        // nil for a safetensors file
 }
 
-// readTable proves the file's description of its tensors. Errors need not name the file.
+// readTable reads and checks a file's list of tensors. Its errors need not name the file.
 func readTable(ctx context.Context, f *fileio.Input) (*table, error) {
 	start, err := startOf(f, startBytes)
 	if err != nil {
@@ -61,10 +61,10 @@ func readTable(ctx context.Context, f *fileio.Input) (*table, error) {
 	return t, nil
 }
 
-// isPickle reports whether a file begins as one of torch.save does, or as another zip archive.
+// isPickle reports whether a file begins like a file of torch.save or another zip archive.
 func isPickle(start []byte) bool { return pickle.IsPickle(start) && !safetensors.IsHeader(start) }
 
-// nameLayout names the dialect of a pickle whose tensors do not lie by name in one dictionary.
+// nameLayout adds the dialect to the error for a pickle that is not a dictionary of named tensors.
 func nameLayout(err error) error {
 	var layout *pickle.LayoutError
 	if !errors.As(err, &layout) {
@@ -77,13 +77,13 @@ func nameLayout(err error) error {
 		e.Msg += "; its keys are " + dialect
 		e.Hint = hintFor(dialect)
 	case layout.NInLists > 0 && len(layout.Keys) == 0:
-		e.Msg += "; a list of tensors without names is how cloneofsimo's lora saves an adapter"
+		e.Msg += "; cloneofsimo's lora saves adapters as lists of tensors without names"
 		e.Hint = hintNotRead
 	}
 	return err
 }
 
-// keys are the names of the tensors.
+// keys returns the names of the tensors.
 func (t *table) keys() []string {
 	keys := make([]string, len(t.tensors))
 	for i := range t.tensors {
@@ -102,22 +102,22 @@ func (t *table) checkNames() error {
 	return nil
 }
 
-// checkName refuses a tensor's name that the adapter model does not allow (spec/FORMAT.md, R31 and
-// R32). No module has one.
+// checkName refuses a tensor name that the adapter model does not allow (spec/FORMAT.md, R31 and
+// R32). No real module has such a name.
 func checkName(name string) error {
 	switch {
 	case name == "" || len(name) > maxNameBytes:
-		return fault.New(fault.Unsupported, "a tensor's name has %d bytes, 1 to %d are allowed", len(name), maxNameBytes)
+		return fault.New(fault.Unsupported, "a tensor name has %d bytes, want 1 to %d", len(name), maxNameBytes)
 	case strings.ContainsFunc(name, isControl):
-		return fault.New(fault.Unsupported, "the name of the tensor %q has control characters", name)
+		return fault.New(fault.Unsupported, "the tensor name %q contains control characters", name)
 	}
 	return nil
 }
 
-// isControl reports the characters that R31 excludes.
+// isControl reports whether R31 excludes the character.
 func isControl(r rune) bool { return r < 0x20 || r == 0x7f }
 
-// readBlobAt fills p with the bytes from off of tensor i.
+// readBlobAt fills p with the bytes of tensor i from offset off.
 func (t *table) readBlobAt(p []byte, i int, off int64) error {
 	if t.pickle != nil {
 		return fault.InFile(t.pickle.ReadAt(p, i, off), t.file.Path)
@@ -125,15 +125,15 @@ func (t *table) readBlobAt(p []byte, i int, off int64) error {
 	return readFull(t.file, p, t.offs[i]+off)
 }
 
-// tensorFile is a source whose tensors are those of a table, and whose attachments are in memory,
-// but for the header of safetensors, which is read from the file.
+// tensorFile is a source whose tensors come from a table. Its attachments are in memory, except the
+// safetensors header, which is read from the file.
 type tensorFile struct {
 	*table
 	manifest    format.Manifest
-	attachments [][]byte // nil: the header of the file
+	attachments [][]byte // nil stands for the header of the file
 }
 
-// attach adds an attachment; a nil content stands for the header of the file.
+// attach adds an attachment; nil content stands for the header of the file.
 func (f *tensorFile) attach(name string, content []byte) {
 	size := int64(len(content))
 	if content == nil {
@@ -148,7 +148,7 @@ func (f *tensorFile) attach(name string, content []byte) {
 	f.attachments = append(f.attachments, content)
 }
 
-// note adds a fact for the user.
+// note adds a remark for the user.
 func (f *tensorFile) note(format string, args ...any) {
 	f.manifest.Notes = append(f.manifest.Notes, fmt.Sprintf(format, args...))
 }
@@ -167,15 +167,14 @@ func (f *tensorFile) ReadBlobAt(p []byte, i int, off int64) error {
 	return readFull(f.file, p, off)
 }
 
-// Close leaves the file open: it belongs to the input.
+// Close leaves the file open, because it belongs to the input.
 func (f *tensorFile) Close() error { return nil }
 
-// digest computes the SHA-256 of the whole file, with which whoever restores it from a container
-// can prove it. A pickle is not restored: it is a program, whose bytes say nothing that its tensors
-// do not.
+// digest computes the SHA-256 of the whole file, which proves a restored file. A pickle is not
+// restored: it is a program, and its bytes say nothing that its tensors do not.
 func (f *tensorFile) digest(ctx context.Context) error {
 	if f.header == nil {
-		f.note("the weights are a pickle: from a .lora file they come back as safetensors, with the same names and values")
+		f.note("the weights are a pickle: a .lora file gives them back as safetensors, with the same names and values")
 		return nil
 	}
 	h := sha256.New()

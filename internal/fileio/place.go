@@ -184,7 +184,7 @@ func (p *Place) checkThere() error {
 		return &OutputError{Path: p.Path, Why: fmt.Sprintf(format, args...), Exists: true}
 	}
 	if !p.Replace {
-		return &OutputError{Path: p.Path, Why: "exists already", Replaceable: true, Exists: true}
+		return &OutputError{Path: p.Path, Why: "already exists", Replaceable: true, Exists: true}
 	}
 	if info.IsDir() != p.IsDir {
 		want := "a file"

@@ -63,7 +63,7 @@ func TestPlaceReplacesWhatItKnows(t *testing.T) {
 		want           string // in the error; "" means none
 		replaceable    bool
 	}{
-		{false, true, "exists already", true},
+		{false, true, "already exists", true},
 		{true, true, "", false},
 		{true, false, "exists and is not a thing", false},
 	} {
