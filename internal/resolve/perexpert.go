@@ -96,9 +96,6 @@ func (p *perExpert) check(a, b []uint64) error {
 		return fault.New(fault.Unsupported, "%q: lora_A has shape %d and lora_B %d, as for several "+
 			"experts, and no module of that name holds the weights of experts", l.Module, a, b).
 			WithHint("if it is a linear layer, drop the first dimension of both in Python and save the adapter again")
-	case len(l.Roles) > 2 || p.saysDoRA:
-		return fault.New(fault.Unsupported, "%q has a matrix for each expert in lora_A and lora_B, "+
-			"and more to it than these two (DoRA, or a bias)", l.Module).WithHint("merge with the library that trained it")
 	case a[1] != r || b[2] != r || a[0] != n && a[0] != 1 || b[0] != n && b[0] != 1 || slices.Contains(a, 0) || slices.Contains(b, 0):
 		return fault.New(fault.Mismatch, "the experts %q: lora_A has shape %d and lora_B %d, want "+
 			"E×%d×n and E×m×%d for the rank %[4]d of the configuration", l.Module, a, b, r, r).

@@ -303,7 +303,7 @@ func disagreements(a *format.Adapter) (why []string) {
 			why = append(why, fmt.Sprintf("layers have %s, and it does not require %q: %s", x.name, x.feature, fault.List(unannounced, 3)))
 		}
 	}
-	return slices.Concat(why, unknownRoles(a), unknownKinds(a))
+	return slices.Concat(why, unknownRoles(a), unknownKinds(a), surplus(a))
 }
 
 // unknownRoles names the tensors of layers that this version does not know.
@@ -323,6 +323,24 @@ func unknownRoles(a *format.Adapter) []string {
 	}
 	slices.Sort(unknown)
 	return []string{"layers have tensors in a role that is not known: " + fault.List(unknown, 3)}
+}
+
+// surplus names the layers of a kind whose formula has A and B alone, and that have more to them.
+func surplus(a *format.Adapter) []string {
+	isDoRA := slices.ContainsFunc(a.Requires, func(q format.Requirement) bool {
+		return q.Feature == format.FeatureDoRA && (q.Where == "" || q.Where == peftDoRA)
+	})
+	var layers []string
+	for i := range a.Layers {
+		if l := &a.Layers[i]; !isPlainKind(l.Kind) && (isDoRA || len(l.Roles) > 2) {
+			layers = append(layers, l.Module)
+		}
+	}
+	if layers == nil {
+		return nil
+	}
+	return []string{"layers of experts or with compact factors have more to them than lora_A and lora_B (DoRA, or a bias): " +
+		fault.List(layers, 3)}
 }
 
 // unknownKinds names the layers of kind other whose factors no requirement explains.

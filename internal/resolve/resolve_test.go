@@ -239,6 +239,46 @@ func squareExperts(kind format.Kind) func(b *format.Builder) {
 	}
 }
 
+// TestNoFormulaOfExpertsHasMoreThanFactors: a bias or magnitudes of a layer whose formula has A and
+// B alone are refused, as a base cannot get them.
+func TestNoFormulaOfExpertsHasMoreThanFactors(t *testing.T) {
+	const r = 2
+	stacked := base("mixtral", map[string][]uint64{"m.experts.down_proj": {3, 6, 4}})
+	fused := base("", map[string][]uint64{"q.weight": {6, 4}})
+	experts := func(b *format.Builder) *format.LayerBuilder {
+		l := b.Linear("m.experts", 3*r, 1, zeros(3*r, 4), zeros(6, 3*r))
+		b.Adapter().Layers[0].Kind, b.Adapter().Layers[0].Rank = format.Expert, r
+		b.Require(format.FeatureExperts, "m.experts.down_proj")
+		return l
+	}
+	compact := func(b *format.Builder) *format.LayerBuilder {
+		l := b.Linear("q", r, 1, zeros(r, 4), zeros(6, r))
+		b.Adapter().Layers[0].Kind = format.Other
+		b.Require(format.FeatureBDLoRA, "use_bdlora")
+		return l
+	}
+	for _, c := range []struct {
+		name  string
+		base  *resolve.Base
+		layer func(b *format.Builder) *format.LayerBuilder
+	}{{"stacked experts", stacked, experts}, {"compact factors", fused, compact}} {
+		plain := func(b *format.Builder) { c.layer(b) }
+		if _, _, err := resolveOne(c.base, adapter(t, 1, plain), resolve.Reading{}); err != nil {
+			t.Errorf("%s alone: %v", c.name, err)
+		}
+		for what, build := range map[string]func(b *format.Builder){
+			"a bias":              func(b *format.Builder) { c.layer(b).Bias(zeros(6)) },
+			"magnitudes":          func(b *format.Builder) { c.layer(b).Magnitude(zeros(6)) },
+			"DoRA for all layers": func(b *format.Builder) { c.layer(b); b.Require(format.FeatureDoRA, "use_dora") },
+		} {
+			_, _, err := resolveOne(c.base, adapter(t, 1, build), resolve.Reading{})
+			if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "more to them than lora_A and lora_B") {
+				t.Errorf("%s with %s: %v, want a refusal", c.name, what, err)
+			}
+		}
+	}
+}
+
 // dimensionRead is the dimension that A reads, or "no" for a refusal that names the option.
 func dimensionRead(t *testing.T, changes []*resolve.Change, err error, option string) string {
 	t.Helper()
