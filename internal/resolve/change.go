@@ -123,6 +123,10 @@ func (f Factor) ranks(k int) Factor {
 	return f
 }
 
+// covers returns the rows, or columns, of the weight that a factor covers: the first, and the one
+// after the last.
+func (f Factor) covers() [2]int { return [2]int{f.First, f.First + f.Length} }
+
 // to moves a factor to another first row or column of the weight.
 func (f Factor) to(first int) Factor {
 	f.First = first

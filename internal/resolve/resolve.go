@@ -163,6 +163,9 @@ func (c *Change) check() error {
 		return fault.New(fault.Unsupported, "%q is replaced by a tensor in %v and updated as well, while the base stores %v",
 			c.Name, c.Replace.Tensor().DType, c.DType)
 	}
+	if err := c.checkOverlap(); err != nil {
+		return err
+	}
 	if c.HasResidual() {
 		return c.checkResidual()
 	}
@@ -171,6 +174,43 @@ func (c *Change) check() error {
 	}
 	return nil
 }
+
+// checkOverlap refuses two layers of one adapter that change the same elements: an adapter has one
+// update for each.
+func (c *Change) checkOverlap() error {
+	type place struct{ adapter, band int }
+	type box struct {
+		module     string
+		rows, cols [2]int // first, and the one after the last
+	}
+	meet := func(a, b [2]int) bool { return a[0] < b[1] && b[0] < a[1] }
+	boxes := make(map[place][]box)
+	for i := range c.Terms {
+		x := &c.Terms[i]
+		if x.Residual != NoResidual {
+			continue
+		}
+		at := place{x.Adapter, x.Band}
+		own := box{x.Module, x.Left.covers(), x.Right.covers()}
+		others := boxes[at]
+		if n := len(others); n > 0 && others[n-1].module == x.Module {
+			others[n-1].rows = hull(others[n-1].rows, own.rows)
+			others[n-1].cols = hull(others[n-1].cols, own.cols)
+			continue
+		}
+		for _, b := range others {
+			if meet(b.rows, own.rows) && meet(b.cols, own.cols) {
+				return fault.New(fault.Mismatch, "two layers of one adapter change the same elements of %q: %q and %q", c.Name, b.module, x.Module).
+					WithHint("the adapter names one module in two ways; remove one of the two layers")
+			}
+		}
+		boxes[at] = append(others, own)
+	}
+	return nil
+}
+
+// hull returns the smallest range that contains two.
+func hull(a, b [2]int) [2]int { return [2]int{min(a[0], b[0]), max(a[1], b[1])} }
 
 // Check refuses adapters that no base can take.
 func Check(adapters []Adapter, reading Reading) (*Checked, error) {

@@ -267,14 +267,50 @@ func TestNoFormulaOfExpertsHasMoreThanFactors(t *testing.T) {
 			t.Errorf("%s alone: %v", c.name, err)
 		}
 		for what, build := range map[string]func(b *format.Builder){
-			"a bias":              func(b *format.Builder) { c.layer(b).Bias(zeros(6)) },
-			"magnitudes":          func(b *format.Builder) { c.layer(b).Magnitude(zeros(6)) },
-			"DoRA for all layers": func(b *format.Builder) { c.layer(b); b.Require(format.FeatureDoRA, "use_dora") },
+			"a bias":     func(b *format.Builder) { c.layer(b).Bias(zeros(6)) },
+			"magnitudes": func(b *format.Builder) { c.layer(b).Magnitude(zeros(6)) },
+			"DoRA for all layers": func(b *format.Builder) {
+				c.layer(b)
+				b.Require(format.FeatureDoRA, "use_dora")
+			},
 		} {
 			_, _, err := resolveOne(c.base, adapter(t, 1, build), resolve.Reading{})
 			if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "more to them than lora_A and lora_B") {
 				t.Errorf("%s with %s: %v, want a refusal", c.name, what, err)
 			}
+		}
+	}
+}
+
+// TestTwoLayersOfAnAdapterChangeNoElementTwice: two names of one module are refused, two parts of
+// one expert are not.
+func TestTwoLayersOfAnAdapterChangeNoElementTwice(t *testing.T) {
+	const r = 2
+	layers := func(modules ...string) func(b *format.Builder) {
+		return func(b *format.Builder) {
+			for _, m := range modules {
+				b.Linear(m, r, 1, zeros(r, 4), zeros(6, r))
+			}
+		}
+	}
+	attention := base("", map[string][]uint64{"attn.in_proj_weight": {18, 4}, "attn.out_proj.weight": {6, 4}})
+	stacked := base("qwen3_moe", map[string][]uint64{"experts.gate_up_proj": {3, 12, 4}})
+	for _, c := range []struct {
+		name  string
+		base  *resolve.Base
+		build func(b *format.Builder)
+		ok    bool
+	}{
+		{"out_proj with PEFT's wrapper and without", attention, layers("attn.base_layer.out_proj", "attn.out_proj"), false},
+		{"one number of an expert, written in two ways", stacked, layers("experts.01.up_proj", "experts.1.up_proj"), false},
+		{"both parts of experts", stacked, layers("experts.0.gate_proj", "experts.0.up_proj", "experts.1.up_proj"), true},
+	} {
+		_, _, err := resolveOne(c.base, adapter(t, 1, c.build), resolve.Reading{})
+		switch {
+		case c.ok && err != nil:
+			t.Errorf("%s: %v", c.name, err)
+		case !c.ok && (!errors.Is(err, fault.Mismatch) || !strings.Contains(err.Error(), "change the same elements")):
+			t.Errorf("%s: %v, want a refusal", c.name, err)
 		}
 	}
 }
