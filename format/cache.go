@@ -33,8 +33,8 @@ func newCache(file *Reader, n int) *cache {
 }
 
 // read copies bytes of chunk i from offset off to p and returns how many it copied.
-func (c *cache) read(p []byte, i, off int64) (int, error) {
-	s := c.take(i)
+func (c *cache) read(p []byte, i, off int64, w *window) (int, error) {
+	s := c.take(i, w)
 	defer c.leave(s)
 	if s.err != nil {
 		return 0, s.err
@@ -43,7 +43,7 @@ func (c *cache) read(p []byte, i, off int64) (int, error) {
 }
 
 // take returns the shelf with chunk i, filled or with an error. It stays valid until leave.
-func (c *cache) take(i int64) *shelf {
+func (c *cache) take(i int64, w *window) *shelf {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
@@ -66,7 +66,7 @@ func (c *cache) take(i int64) *shelf {
 			s.chunk, s.users, s.filled = i, 1, false
 			c.mu.Unlock()
 			s.grow(c.file.plan.largest)
-			err := c.file.readChunk(&s.room, c.decoder, i)
+			err := c.file.readChunk(&s.room, c.decoder, i, w)
 			c.mu.Lock()
 			s.filled, s.err = true, err
 			c.changed.Broadcast()

@@ -22,7 +22,7 @@ import (
 // It stops with the context's error when ctx ends.
 func Dump(ctx context.Context, w io.Writer, r io.ReaderAt, size int64) error {
 	out := bufio.NewWriter(w)
-	d := dumper{w: out, r: bufio.NewReaderSize(io.NewSectionReader(r, 0, size), firstReadBytes)}
+	d := dumper{w: out, r: bufio.NewReaderSize(io.NewSectionReader(r, 0, size), streamBuffer)}
 	d.file(ctx)
 	return errors.Join(errors.Join(d.errs...), out.Flush())
 }

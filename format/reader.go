@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
@@ -121,9 +122,10 @@ type Reader struct {
 	identity  fileio.Identity // of the file that Open opened
 }
 
-// NewReader opens a .lora file of size bytes. It makes two reads; the first one is enough for a
-// file of up to 64 KiB. It checks everything that the specification lists under "open" (section
-// 15), which leaves out the chunks. The Reader uses r until Close, only through ReadAt.
+// NewReader opens a .lora file of size bytes. It reads the first 16 KiB, the rest of the head if
+// the head is longer, and the digests and the seek table at the end: two or three requests, and one
+// if the file has at most 16 KiB. It checks everything that the specification lists under "open"
+// (section 15), which leaves out the chunks. The Reader uses r until Close, only through ReadAt.
 //
 // It needs memory for the manifest and its records, 40 bytes per chunk and, for reading, two chunks
 // per worker.
@@ -218,22 +220,22 @@ func readPrologue(r io.ReaderAt, size int64, opts ReaderOptions) (start []byte, 
 	return start, pro, err
 }
 
-// readTail reads the digests and the seek table, or takes them from start if that is the whole
-// file.
+// readTail returns the digests and the seek table. It reads only the bytes that start, the
+// beginning of the file, does not have.
 func readTail(r io.ReaderAt, size int64, start []byte, pro *prologue) (*tail, error) {
 	c := pro.plan.chunks
 	off := size - tailLen(c)
 	if off < pro.bytes {
 		return nil, cutOff(io.EOF, size, fmt.Sprintf("before the digests and the seek table of %d chunks", c))
 	}
-	t := &tail{c: c}
-	if int64(len(start)) == size {
+	t := &tail{buf: make([]byte, 0, size-off), c: c}
+	if have := int64(len(start)); off < have {
 		t.buf = append(t.buf, start[off:]...)
-	} else {
-		var err error
-		if t.buf, err = readRange(nil, r, off, size); err != nil {
-			return nil, err
-		}
+		off = have
+	}
+	var err error
+	if t.buf, err = readRange(t.buf, r, off, size); err != nil {
+		return nil, err
 	}
 	if le.Uint32(t.buf[len(t.buf)-4:]) != seekEndMagic {
 		return nil, broken(1, "the file does not end with a seek table: it was cut off at byte %d, or bytes were appended", size).WithHint(hintRefetch)
@@ -245,10 +247,10 @@ func tailOf(pro *prologue, size int64) *expect {
 	return &expect{plan: pro.plan, head: pro.bytes, digest: pro.digest, off: size - tailLen(pro.plan.chunks)}
 }
 
-// readRange appends the bytes of r from off to end to p. They exist if the caller gave the true
-// size of r.
+// readRange appends the bytes of r from off to end to p, in one request. They exist if the caller
+// gave the true size of r.
 func readRange(p []byte, r io.ReaderAt, off, end int64) ([]byte, error) {
-	p, err := appendN(p, io.NewSectionReader(r, off, end-off), end-off)
+	p, err := appendN(slices.Grow(p, int(end-off)), io.NewSectionReader(r, off, end-off), end-off)
 	if err == io.ErrUnexpectedEOF {
 		err = fmt.Errorf("the file ends at byte %d; it was longer when it was opened: %w", off+int64(len(p)), err)
 	}
@@ -265,16 +267,22 @@ func (x *Reader) ContentID() string { return x.contentID }
 // checked against its digest, as ReaderOptions.FileID and Verify do.
 func (x *Reader) FileID() string { return x.fileID }
 
-// ReadBlobAt fills p with the bytes of blob i from offset off; see Source. It decodes only the
-// chunks that hold these bytes. It checks their checksums, and with ReaderOptions.FileID their
-// SHA-256. After an error the content of p is undefined. Blob i must exist.
+// ReadBlobAt fills p with the bytes of blob i from offset off; see Source. It reads and decodes
+// only the chunks that hold these bytes, neighbouring ones of up to 1 MiB in one request. It checks
+// their checksums, and with ReaderOptions.FileID their SHA-256. After an error the content of p is
+// undefined. Blob i must exist.
 func (x *Reader) ReadBlobAt(p []byte, i int, off int64) error {
 	if n := x.plan.blobBytes(i); off < 0 || off > n || int64(len(p)) > n-off {
 		return fmt.Errorf("read of %d bytes at offset %d of blob %d, which has %d bytes", len(p), off, i, n)
 	}
-	for at := x.plan.blobs[i] + off; len(p) > 0; {
+	if len(p) == 0 {
+		return nil
+	}
+	at := x.plan.blobs[i] + off
+	w := &window{last: x.plan.chunkAt(at + int64(len(p)) - 1)}
+	for len(p) > 0 {
 		k := x.plan.chunkAt(at)
-		n, err := x.cache.read(p, k, at-x.plan.chunk(k).off)
+		n, err := x.cache.read(p, k, at-x.plan.chunk(k).off, w)
 		if err != nil {
 			return err
 		}
@@ -297,11 +305,48 @@ func (x *Reader) Close() error {
 	return nil
 }
 
-// readChunk reads, decodes and checks chunk i into s.
-func (x *Reader) readChunk(s *room, d *decoder, i int64) error {
+// requestBytes is how many bytes of neighbouring chunks one request reads. A request over a network
+// costs as much time as some hundred KiB.
+const requestBytes = 1 << 20
+
+// window holds stored bytes of neighbouring chunks that one request has read.
+type window struct {
+	last int64 // the last chunk that the caller needs
+	off  int64 // where buf begins in the file
+	buf  []byte
+}
+
+// stored appends the stored bytes of chunk i to p. If the caller needs further chunks, it reads
+// them in the same request.
+func (x *Reader) stored(p []byte, i int64, w *window) ([]byte, error) {
 	off, end := x.tail.span(i)
+	if have := w.off + int64(len(w.buf)); w.off <= off && end <= have {
+		return append(p, w.buf[off-w.off:end-w.off]...), nil
+	}
+	upTo := end
+	for k := i + 1; k <= w.last; k++ {
+		_, next := x.tail.span(k)
+		if next-off > requestBytes {
+			break
+		}
+		upTo = next
+	}
+	if upTo == end {
+		return readRange(p, x.r, off, end)
+	}
 	var err error
-	if s.stored, err = readRange(s.stored[:0], x.r, off, end); err != nil {
+	if w.buf, err = readRange(w.buf[:0], x.r, off, upTo); err != nil {
+		return p, err
+	}
+	w.off = off
+	return append(p, w.buf[:end-off]...), nil
+}
+
+// readChunk reads, decodes and checks chunk i into s.
+func (x *Reader) readChunk(s *room, d *decoder, i int64, w *window) error {
+	off, _ := x.tail.span(i)
+	var err error
+	if s.stored, err = x.stored(s.stored[:0], i, w); err != nil {
 		return err
 	}
 	if x.pinned {

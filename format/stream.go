@@ -21,9 +21,12 @@ type StreamReader struct {
 	summary *Summary
 }
 
+// streamBuffer is how much of a stream is read ahead.
+const streamBuffer = 64 << 10
+
 // NewStreamReader reads the head of a file. It buffers up to 64 KiB of r.
 func NewStreamReader(r io.Reader, opts ReaderOptions) (*StreamReader, error) {
-	x := &StreamReader{r: bufio.NewReaderSize(r, firstReadBytes), opts: opts}
+	x := &StreamReader{r: bufio.NewReaderSize(r, streamBuffer), opts: opts}
 	fixed, err := x.r.Peek(headBytes)
 	if err != nil && err != io.EOF {
 		return nil, err

@@ -36,7 +36,7 @@ const (
 	seekBytes      = skipBytes + 2*seekEntryBytes + seekTailBytes // the seek table without chunks
 	tailBytes      = digestsBytes + seekBytes                     // both frames without chunks
 	bytesPerChunk  = digestBytes + seekEntryBytes                 // the size of a chunk's entries
-	firstReadBytes = 64 << 10                                     // the first read of a reader with random access
+	firstReadBytes = 16 << 10                                     // the first read of a reader with random access: most heads fit
 
 	// Limits of the specification (section 16).
 	minChunkLog2     = 16
