@@ -4,11 +4,15 @@ import (
 	"cmp"
 	"slices"
 	"strings"
+
+	"github.com/loratool/loratool/format/dtype"
 )
 
 // This file puts the contents of a file in order, whatever the order of the source: the lists of
-// the manifest as R33 requires, the tensors by dtype, then all A, all B and the rest, then by
-// adapter, module and role. Tensors of one kind side by side compress better.
+// the manifest as R33 requires, and the tensors by dtype, since a change of dtype ends a chunk.
+// Within a dtype stand all A, all B and the rest, each by adapter, module and role: tensors of one
+// kind side by side compress better. Or, if the writer wants layers together, the tensors by
+// adapter, module and role, and after all layers the tensors beside them.
 
 // arranged is a manifest in the order of the file.
 type arranged struct {
@@ -17,9 +21,12 @@ type arranged struct {
 	source   []int // for each blob of the file, its index in the source
 }
 
-// arrange puts a manifest in order and drops repeated requirements. It checks the result as if it
-// came from a file; text is its canonical form.
-func arrange(m *Manifest) (a *arranged, text []byte, err error) {
+// arrange is arrangeBy with the usual order.
+func arrange(m *Manifest) (a *arranged, text []byte, err error) { return arrangeBy(m, compareGroups) }
+
+// arrangeBy puts a manifest in order, the tensors as compare says, and drops repeated requirements.
+// It checks the result as if it came from a file; text is its canonical form.
+func arrangeBy(m *Manifest, compare order) (a *arranged, text []byte, err error) {
 	if m == nil {
 		return nil, nil, noManifest()
 	}
@@ -35,14 +42,14 @@ func arrange(m *Manifest) (a *arranged, text []byte, err error) {
 		x.Requires = slices.Compact(x.Requires)
 		x.Beside = slices.Clone(x.Beside)
 	}
-	order, err := storageOrder(&out)
+	source, err := storageOrder(&out, compare)
 	if err != nil {
 		return nil, nil, err
 	}
-	position := make([]int, len(order))
-	a = &arranged{source: order}
-	out.Tensors = make([]Tensor, len(order))
-	for to, from := range order {
+	position := make([]int, len(source))
+	a = &arranged{source: source}
+	out.Tensors = make([]Tensor, len(source))
+	for to, from := range source {
 		position[from] = to
 		out.Tensors[to] = m.Tensors[from]
 		c := raw
@@ -81,17 +88,37 @@ func arrange(m *Manifest) (a *arranged, text []byte, err error) {
 // place is the sort key of a tensor.
 type place struct {
 	tensor       int // index in the source
-	rank         int // order of dtype and group
+	dtype        dtype.Type
+	group        int // within the layer
+	beside       int // 0 in a layer, 1 beside
 	adapter      int
 	module, role string
 }
 
+// order compares the places of two tensors.
+type order func(p, q place) int
+
+// compareGroups puts all A before all B, and all B before the rest.
+func compareGroups(p, q place) int {
+	return cmp.Or(cmp.Compare(p.dtype, q.dtype), cmp.Compare(p.group, q.group), compareModules(p, q))
+}
+
+// compareLayers keeps the tensors of a layer together.
+func compareLayers(p, q place) int {
+	return cmp.Or(cmp.Compare(p.dtype, q.dtype), cmp.Compare(p.beside, q.beside), compareModules(p, q))
+}
+
+func compareModules(p, q place) int {
+	return cmp.Or(cmp.Compare(p.adapter, q.adapter), strings.Compare(p.module, q.module),
+		cmp.Compare(p.group, q.group), strings.Compare(p.role, q.role))
+}
+
 // storageOrder returns the tensors' indices in the source, in the order of the file. The adapters
 // of m are sorted.
-func storageOrder(m *Manifest) ([]int, error) {
+func storageOrder(m *Manifest, compare order) ([]int, error) {
 	places := make([]place, len(m.Tensors))
 	for i := range places {
-		places[i] = place{tensor: i, rank: int(m.Tensors[i].DType) * 3, adapter: -1}
+		places[i] = place{tensor: i, dtype: m.Tensors[i].DType, adapter: -1}
 	}
 	refer := func(i, adapter int, module, role string, group int) error {
 		if i < 0 || i >= len(places) {
@@ -102,7 +129,7 @@ func storageOrder(m *Manifest) ([]int, error) {
 		}
 		p := &places[i]
 		p.adapter, p.module, p.role = adapter, module, role
-		p.rank += group
+		p.group = group
 		return nil
 	}
 	for n := range m.Adapters {
@@ -124,17 +151,15 @@ func storageOrder(m *Manifest) ([]int, error) {
 			if err := refer(i, n, name, "", 2); err != nil {
 				return nil, err
 			}
+			places[i].beside = 1
 		}
 	}
-	slices.SortStableFunc(places, func(p, q place) int {
-		return cmp.Or(cmp.Compare(p.rank, q.rank), cmp.Compare(p.adapter, q.adapter),
-			strings.Compare(p.module, q.module), strings.Compare(p.role, q.role))
-	})
-	order := make([]int, len(places))
+	slices.SortStableFunc(places, compare)
+	source := make([]int, len(places))
 	for to := range places {
-		order[to] = places[to].tensor
+		source[to] = places[to].tensor
 	}
-	return order, nil
+	return source, nil
 }
 
 // groupOf sorts the tensors of a layer: A first, then B, then the rest.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -94,6 +95,45 @@ func upTo(t *testing.T, n int) *memory {
 	return src
 }
 
+// TestAModuleCostsItsOwnBytes reads one module of 64, each with 125 kB of factors. With the usual
+// chunks and order that costs two chunks of 1 MiB.
+func TestAModuleCostsItsOwnBytes(t *testing.T) {
+	src := plain(dtype.F32, 64, 1000, 16, 1)
+	usual, _ := written(t, src, WriterOptions{})
+	file, _ := written(t, src, WriterOptions{ChunkLog2: 16, ByLayer: true})
+
+	costs := func(file []byte) (nRequests int, n int64) {
+		x, r := far(t, file)
+		r.take()
+		layer := &x.Manifest().Adapters[0].Layers[31]
+		for _, role := range []Role{RoleA, RoleB} {
+			i := layer.Roles[role]
+			p := make([]byte, x.Manifest().Tensors[i].NBytes())
+			if err := x.ReadBlobAt(p, i, 0); err != nil {
+				t.Fatal(err)
+			}
+			name := layer.Module + ".lora_" + string(role) + ".weight"
+			from := slices.IndexFunc(src.manifest.Tensors, func(t Tensor) bool { return t.Name == name })
+			if !bytes.Equal(p, src.blobs[from]) {
+				t.Errorf("%s differs from the source", name)
+			}
+		}
+		seen, n := r.take()
+		return len(seen), n
+	}
+	const raw = 2 * 16 * 1000 * 4
+	if nRequests, n := costs(file); nRequests != 2 || n > raw+2*(64<<10) {
+		t.Errorf("by layer, a module of %d bytes costs %d bytes in %d requests, "+
+			"want at most two chunks of 64 KiB more, in 2", raw, n, nRequests)
+	}
+	if nRequests, n := costs(usual); nRequests != 2 || n < 10*raw {
+		t.Errorf("by role, a module of %d bytes costs %d bytes in %d requests", raw, n, nRequests)
+	}
+	if len(file)*100 > len(usual)*102 {
+		t.Errorf("the file by layer has %d bytes, the usual one %d", len(file), len(usual))
+	}
+}
+
 // TestNeighbouringChunksAreOneRequest reads a tensor of 4 MB in chunks of 64 KiB.
 func TestNeighbouringChunksAreOneRequest(t *testing.T) {
 	src := plain(dtype.F32, 1, 1<<16, 16, 1)
@@ -116,5 +156,28 @@ func TestNeighbouringChunksAreOneRequest(t *testing.T) {
 			t.Errorf("request %d, want one from %d of at most 1 MiB", s, at)
 		}
 		at += s[1]
+	}
+}
+
+// TestByLayerKeepsLayersTogether: within a dtype, in order of adapters and modules, A before B
+// before the rest, then the tensors beside. The content is the same.
+func TestByLayerKeepsLayersTogether(t *testing.T) {
+	usual, first := written(t, rich(), smallChunks)
+	file, second := written(t, opened(t, usual), WriterOptions{ChunkLog2: 16, ByLayer: true})
+	if first.ContentID != second.ContentID {
+		t.Errorf("by layer the content id is %s, by role %s", second.ContentID, first.ContentID)
+	}
+	var names []string
+	for _, tensor := range opened(t, file).Manifest().Tensors {
+		names = append(names, tensor.Name)
+	}
+	const want = "x x four rows empty h.2.A h.2.B h.2.bias h.2.m h.1.A h.1.B h.1.bias h.1.m " +
+		"complex h.10.A h.10.B h.10.bias h.10.m scalar odd"
+	if got := strings.Join(names, " "); got != want {
+		t.Errorf("tensors by layer: %s\nwant %s", got, want)
+	}
+	back, _ := written(t, opened(t, file), smallChunks)
+	if !bytes.Equal(back, usual) {
+		t.Error("written by role again, the file differs")
 	}
 }

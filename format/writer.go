@@ -15,7 +15,12 @@ import (
 // WriterOptions says how to write a .lora file. It never changes the content.
 type WriterOptions struct {
 	// ChunkLog2 sets the chunk size to 2^ChunkLog2 raw bytes, from 16 to 24; 0 means 20, 1 MiB.
+	// Smaller chunks make a part of the file cheaper to read, and cost some compression.
 	ChunkLog2 int
+	// ByLayer stores the tensors of a layer side by side, within a dtype. With small chunks,
+	// reading one layer then costs little more than its own bytes. Otherwise all A come first, then
+	// all B. With chunks of 64 KiB, files of trained adapters are about 0.3 % larger.
+	ByLayer bool
 	// Workers is the number of chunks compressed at once; 0 means one per processor. It does not
 	// change the bytes written.
 	Workers int
@@ -99,10 +104,10 @@ func (w *Writer) Store(ctx context.Context, src Source) (err error) {
 func (w *Writer) Summary() *Summary { return w.summary }
 
 // Write writes src to w as a .lora file, in one pass. The bytes depend only on the content of src
-// and the chunk size: neither on the order in which src lists things nor on the number of workers.
-// Write reads src in the order of the file. It needs memory for the manifest, 40 bytes per chunk,
-// 32 per tensor, two chunks per worker, and the tables of the compressor. After an error w holds
-// the beginning of a file, which every reader reports as truncated.
+// and the options ChunkLog2 and ByLayer: neither on the order in which src lists things nor on the
+// number of workers. Write reads src in the order of the file. It needs memory for the manifest, 40
+// bytes per chunk, 32 per tensor, two chunks per worker, and the tables of the compressor. After an
+// error w holds the beginning of a file, which every reader reports as truncated.
 func Write(ctx context.Context, w io.Writer, src Source, opts WriterOptions) (*Summary, error) {
 	if src.Manifest() == nil {
 		return nil, noManifest()
@@ -120,7 +125,11 @@ func Write(ctx context.Context, w io.Writer, src Source, opts WriterOptions) (*S
 	if err := opts.Check(&m); err != nil {
 		return nil, err
 	}
-	a, text, err := arrange(&m)
+	order := compareGroups
+	if opts.ByLayer {
+		order = compareLayers
+	}
+	a, text, err := arrangeBy(&m, order)
 	if err != nil {
 		return nil, err
 	}

@@ -21,6 +21,7 @@ type convertOptions struct {
 	withoutOption
 	out, to, base string
 	force, dryRun bool
+	byLayer       bool
 }
 
 func convertCommand(t *terminal) *cli.Command {
@@ -35,6 +36,7 @@ func convertCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a container if the name ends in .lora, a weights file of PEFT if it ends in .safetensors, else a directory for PEFT", Destination: &o.out},
 			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora or peft, where OUT's name does not say it", Destination: &o.to},
 			&cli.StringFlag{Name: "base", Usage: "remember `BASE`, so that merge can tell it from others", Destination: &o.base},
+			&cli.BoolFlag{Name: "by-layer", Usage: "for readers over a network: keep each layer of a container in one place, in chunks of 64 KiB; the file grows by about 0.3 %", Destination: &o.byLayer},
 			o.withoutFlag(), o.manifestFlag(),
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is an adapter of the same kind", Destination: &o.force},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be written, and write nothing", Destination: &o.dryRun},
@@ -71,6 +73,12 @@ func (o *convertOptions) parse(c *cli.Context) (j conversion, err error) {
 	}
 	j.opening, j.creation = opening[0], o.creation(o.force, j.in)
 	j.creation.MaxManifestBytes = j.opening.MaxManifestBytes
+	if o.byLayer {
+		if j.dialect != convert.LoRA() {
+			return j, usagef(example, "--by-layer arranges a .lora file, and %s is for %s", o.out, j.dialect.Name())
+		}
+		j.creation.ByLayer, j.creation.ChunkLog2 = true, 16
+	}
 	if o.base != "" {
 		j.creation.Inputs = append(j.creation.Inputs, o.base)
 	}

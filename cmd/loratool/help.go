@@ -16,7 +16,7 @@ const helpColumns = 80
 // rareFlags are those that help shows on request only: most people never need them, and who does is
 // told so by an error.
 var rareFlags = []string{
-	"add-tensors", "again", "allow-nonfinite", "any-base", "exclude", "expert-input", "expert-slowest",
+	"add-tensors", "again", "allow-nonfinite", "any-base", "by-layer", "exclude", "expert-input", "expert-slowest",
 	"grow-vocabulary", "include", "linear-input", "max-manifest", "max-memory", "max-rank", "new-undo",
 	"no-progress", "out-proj-twice", "recompute-residual", "seed", "strict", "tied", "without", "workers",
 }

@@ -55,6 +55,10 @@ type CreateOptions struct {
 	Workers int      // goroutines that compress; 0 means one per processor
 	// MaxManifestBytes bounds the manifest of a .lora file; 0 means 16 MiB (format.WriterOptions).
 	MaxManifestBytes int64
-	Tool             string // the program's name, for the provenance; "" keeps the source's
-	Version          string
+	// ChunkLog2 and ByLayer are the chunk size and the order of a .lora file
+	// (format.WriterOptions).
+	ChunkLog2 int
+	ByLayer   bool
+	Tool      string // the program's name, for the provenance; "" keeps the source's
+	Version   string
 }

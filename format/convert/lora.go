@@ -78,7 +78,9 @@ func isContainer(path string) bool {
 }
 
 func (o *CreateOptions) writing() format.WriterOptions {
-	return format.WriterOptions{Workers: o.Workers, MaxManifestBytes: o.MaxManifestBytes, Tool: o.Tool, Version: o.Version}
+	return format.WriterOptions{
+		ChunkLog2: o.ChunkLog2, ByLayer: o.ByLayer, Workers: o.Workers, MaxManifestBytes: o.MaxManifestBytes, Tool: o.Tool, Version: o.Version,
+	}
 }
 
 func (s *loraSink) PeakBytes(src format.Source) int64 {
