@@ -177,7 +177,7 @@ func loadTerms[T kernel.Float](
 	for i := range terms {
 		x := &terms[i]
 		if x.Residual != resolve.NoResidual {
-			if loaded[i], err = loadResidual[T](t, x, k); err != nil {
+			if loaded[i], err = loadResidual[T](ctx, t, x, k); err != nil {
 				return nil, 0, err
 			}
 			continue

@@ -1,6 +1,7 @@
 package merge
 
 import (
+	"context"
 	"io"
 	"slices"
 
@@ -17,16 +18,23 @@ import (
 // sum once.
 
 // loadResidual computes the factors of a term −P.
-func loadResidual[T kernel.Float](t *target, x *resolve.Term, k *tools) (kernel.Term[T], error) {
+func loadResidual[T kernel.Float](
+	ctx context.Context, t *target, x *resolve.Term, k *tools,
+) (kernel.Term[T], error) {
 	nRows, nCols := t.Matrix()
 	w, err := k.readWhole(t, int(nRows*nCols))
 	if err != nil {
 		return kernel.Term[T]{}, err
 	}
-	var part principal.Part
+	find := principal.Singular
 	if x.Residual == resolve.OLoRAResidual {
-		part = principal.Leading(w, int(nRows), int(nCols), x.Rank)
-	} else if part, err = principal.Singular(w, int(nRows), int(nCols), x.Rank); err != nil {
+		find = principal.Leading
+	}
+	part, err := find(ctx, w, int(nRows), int(nCols), x.Rank)
+	if ctx.Err() != nil {
+		return kernel.Term[T]{}, ctx.Err()
+	}
+	if err != nil {
 		return kernel.Term[T]{}, fault.New(fault.Check, "%q: %v", t.ref.Tensor.Name, err)
 	}
 	return kernel.Term[T]{S: x.Scale, Rank: part.Rank, L: floats[T](part.Left), R: floats[T](part.Right)}, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 
+	"github.com/loratool/loratool/internal/dense"
 	"github.com/loratool/loratool/internal/parallel"
 )
 
@@ -50,7 +51,7 @@ func (k *krylov) turn(ctx context.Context, z []float64, b int, floor func(larges
 	if err != nil {
 		return nil, 0, err
 	}
-	values, vectors, err := symmetricEigen(ctx, g, b)
+	values, vectors, err := dense.Eigen(ctx, g, b)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -71,7 +72,7 @@ func (k *krylov) turn(ctx context.Context, z []float64, b int, floor func(larges
 	out = make([]float64, k.n*keep)
 	err = parallel.For(ctx, k.options.Workers, blocks(k.n, thinRows), func(_, i int) error {
 		lo, hi := i*thinRows, min((i+1)*thinRows, k.n)
-		subtractProduct(out[lo*keep:hi*keep], z[lo*b:hi*b], by, hi-lo, b, keep)
+		dense.SubtractProduct(out[lo*keep:hi*keep], z[lo*b:hi*b], by, hi-lo, b, keep)
 		return nil
 	})
 	return out, keep, err
@@ -90,7 +91,7 @@ func project(ctx context.Context, workers, n int, z []float64, b int, v []float6
 	}
 	return parallel.For(ctx, workers, blocks(n, thinRows), func(_, i int) error {
 		lo, hi := i*thinRows, min((i+1)*thinRows, n)
-		subtractProduct(z[lo*b:hi*b], v[lo*c:hi*c], coeff, hi-lo, c, b)
+		dense.SubtractProduct(z[lo*b:hi*b], v[lo*c:hi*c], coeff, hi-lo, c, b)
 		return nil
 	})
 }
@@ -103,7 +104,7 @@ func thinGram(ctx context.Context, workers, n, a, b int,
 		lo, hi := i*thinRows, min((i+1)*thinRows, n)
 		parts[i] = make([]float64, a*b)
 		x, y := rows(worker, lo, hi)
-		addTransposedProduct(parts[i], x, y, hi-lo, a, b)
+		dense.AddTransposedProduct(parts[i], x, y, hi-lo, a, b)
 		return nil
 	})
 	sum := make([]float64, a*b)

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	"github.com/loratool/loratool/internal/dense"
 	"github.com/loratool/loratool/internal/parallel"
 )
 
@@ -60,7 +61,7 @@ func (k *krylov) run(ctx context.Context, rule Rule) error {
 		k.closed = next == nil || k.q >= k.n
 		// The projected problem costs q³, so a growing basis is checked less and less often.
 		k.check = k.q + k.q/8
-		values, err := symmetricValues(ctx, k.gram, k.q)
+		values, err := dense.Eigenvalues(ctx, k.gram, k.q)
 		if err != nil {
 			return err
 		}
@@ -109,7 +110,7 @@ func (k *krylov) isTooDeep(r ritz) bool {
 func (k *krylov) widen(ctx context.Context, r int) error {
 	const more = 8 // vectors beyond the rank: convergence depends on the gap behind them
 	b := min(k.q, r+more)
-	_, vectors, err := symmetricEigen(ctx, slices.Clone(k.gram), k.q)
+	_, vectors, err := dense.Eigen(ctx, slices.Clone(k.gram), k.q)
 	if err != nil {
 		return err
 	}
@@ -291,7 +292,7 @@ func (k *krylov) largest() (most float64) {
 
 // finish forms the first r singular triplets.
 func (k *krylov) finish(ctx context.Context, r int) error {
-	_, vectors, err := symmetricEigen(ctx, slices.Clone(k.gram), k.q)
+	_, vectors, err := dense.Eigen(ctx, slices.Clone(k.gram), k.q)
 	if err != nil {
 		return err
 	}

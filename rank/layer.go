@@ -8,6 +8,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/dense"
 	"github.com/loratool/loratool/internal/fault"
 )
 
@@ -331,7 +332,7 @@ func (s *slab) factors(v view, k int) (a, b []float32) {
 	}
 	copy(right, s.right)
 	if v.transposed {
-		return flip(left, v.rows, k), flip(right, k, v.cols)
+		return dense.Flip(left, v.rows, k), dense.Flip(right, k, v.cols)
 	}
 	return right, left
 }

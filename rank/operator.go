@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 
+	"github.com/loratool/loratool/internal/dense"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/parallel"
 )
@@ -70,7 +71,7 @@ func (d *Dense) MulWide(ctx context.Context, dst, x []float64, b int) error {
 		lo, hi := i*rowBlock, min((i+1)*rowBlock, d.M)
 		rows := scratch(worker)[:(hi-lo)*d.N]
 		widen(rows, d.Data[lo*d.N:hi*d.N])
-		addProduct(dst[lo*b:hi*b], rows, x, hi-lo, d.N, b)
+		dense.AddProduct(dst[lo*b:hi*b], rows, x, hi-lo, d.N, b)
 		return nil
 	})
 }
@@ -87,7 +88,7 @@ func (d *Dense) MulWideT(ctx context.Context, dst, y []float64, b int) error {
 			for r := range rows {
 				widen(part[r*(hi-lo):], d.Data[(top+r)*d.N+lo:(top+r)*d.N+hi])
 			}
-			addTransposedProduct(dst[lo*b:hi*b], part, y[top*b:(top+rows)*b], rows, hi-lo, b)
+			dense.AddTransposedProduct(dst[lo*b:hi*b], part, y[top*b:(top+rows)*b], rows, hi-lo, b)
 		}
 		return nil
 	})
@@ -113,7 +114,7 @@ func (d *Dense) residualWide(ctx context.Context, b, a []float64, r int) (float6
 		lo, hi := i*rowBlock, min((i+1)*rowBlock, d.M)
 		rows := scratch(worker)[:(hi-lo)*d.N]
 		widen(rows, d.Data[lo*d.N:hi*d.N])
-		subtractProduct(rows, b[lo*r:hi*r], a, hi-lo, r, d.N)
+		dense.SubtractProduct(rows, b[lo*r:hi*r], a, hi-lo, r, d.N)
 		parts[i] = sumSquares(rows)
 		return nil
 	})

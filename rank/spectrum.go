@@ -7,6 +7,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/dense"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/parallel"
 )
@@ -323,10 +324,10 @@ func productSingularValues(ctx context.Context, a, b []float64, m, n, r int) ([]
 				return nil, err
 			}
 			k := min(step, rowsB-i)
-			addProductTransposed(core[i*rowsA:(i+k)*rowsA], rb[i*r:(i+k)*r], ra, k, rowsA, r)
+			dense.AddProductTransposed(core[i*rowsA:(i+k)*rowsA], rb[i*r:(i+k)*r], ra, k, rowsA, r)
 		}
 	}
-	return singularValues(ctx, core, rowsB, rowsA)
+	return dense.SingularValues(ctx, core, rowsB, rowsA)
 }
 
 // pieceFlops is the number of multiplications between two checks of the context: less than a
@@ -351,9 +352,9 @@ func root(ctx context.Context, x []float64, rows, r int) (factor []float64, n in
 		}
 		k := min(step, rows-i)
 		piece := x[i*r : (i+k)*r]
-		addTransposedProduct(g, piece, piece, k, r, r)
+		dense.AddTransposedProduct(g, piece, piece, k, r, r)
 	}
-	factor, condition, err := cholesky(ctx, g, r)
+	factor, condition, err := dense.Cholesky(ctx, g, r)
 	return factor, r, err == nil && condition < gramLimit, err
 }
 
@@ -362,6 +363,6 @@ func householder(ctx context.Context, x []float64, rows, r int) ([]float64, int,
 	if rows < r {
 		return x, rows, nil
 	}
-	t, err := triangle(ctx, x, rows, r)
+	t, err := dense.Triangle(ctx, x, rows, r)
 	return t, r, err
 }

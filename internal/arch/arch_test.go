@@ -81,6 +81,7 @@ var arrows = map[string]map[string]string{
 		"format":              "adapters",
 		"format/dtype":        "elements",
 		"format/output":       "where the factors of an extraction wait",
+		"internal/dense":      "factorizations of small matrices",
 		"internal/checkpoint": "base and fine-tune",
 		"internal/fault":      "errors of input",
 		"internal/fileio":     "sizes in warnings",
@@ -124,8 +125,9 @@ var arrows = map[string]map[string]string{
 		"internal/fault":    "errors of input",
 		"internal/jsontext": "journals",
 	},
-	"internal/jsontext": {"internal/fault": "texts in messages"},
-	"internal/kernel":   {"format/dtype": "elements"},
+	"internal/jsontext":  {"internal/fault": "texts in messages"},
+	"internal/kernel":    {"format/dtype": "elements"},
+	"internal/principal": {"internal/dense": "factorizations of small matrices"},
 	"internal/pickle": {
 		"format/dtype":   "widths of dtypes",
 		"internal/fault": "errors of input",
@@ -172,7 +174,7 @@ var fences = map[string]struct {
 	"github.com/urfave/cli/v2":          {[]string{"cmd/loratool"}, "flags and help; the library neither prints nor exits"},
 	"golang.org/x/term":                 {[]string{"cmd/loratool"}, "whether somebody looks"},
 	"golang.org/x/sys":                  {[]string{"internal/fileio", "internal/kernel"}, "copy_file_range and free space; the processor's features"},
-	"gonum.org/v1/gonum":                {[]string{"rank", "internal/principal"}, "small dense problems, in one file of each"},
+	"gonum.org/v1/gonum":                {[]string{"internal/dense"}, "factorizations of small dense matrices"},
 	"github.com/klauspost/compress":     {[]string{"format"}, "zstd, in the file that codes blocks"},
 	"github.com/nlpodyssey/safetensors": {[]string{"format/safetensors"}, "writes adapter files behind our own check"},
 }
@@ -181,7 +183,7 @@ var fences = map[string]struct {
 var testFences = map[string][]string{
 	"github.com/nlpodyssey/safetensors": nil, // anywhere, as a reader other than our own
 	"github.com/rogpeppe/go-internal":   {"cmd/loratool"},
-	"gonum.org/v1/gonum":                {"rank", "internal/principal"}, // full decompositions as the truth
+	"gonum.org/v1/gonum":                {"rank", "internal/dense", "internal/principal"}, // full decompositions as the truth
 }
 
 // file is a source file of the module.

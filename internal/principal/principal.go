@@ -7,13 +7,12 @@
 package principal
 
 import (
-	"fmt"
+	"context"
 	"math"
 	"math/rand/v2"
 	"slices"
 
-	"gonum.org/v1/gonum/blas/blas64"
-	"gonum.org/v1/gonum/mat"
+	"github.com/loratool/loratool/internal/dense"
 )
 
 // Part is a product Left·Right, rows×rank times rank×cols, both row-major.
@@ -33,47 +32,53 @@ const (
 	tolerance = 0x1p-49
 )
 
-// Singular returns the part of the first rank singular values of a rows×cols matrix, row-major.
-func Singular(w []float32, rows, cols, rank int) (Part, error) {
-	w, exponent := normal(w)
-	part, err := singular(w, rows, cols, min(rank, rows, cols))
-	part.scale(-exponent)
-	return part, err
-}
-
-// singular decomposes in full where that is cheap, and otherwise searches for the leading vectors
-// only.
-func singular(w []float32, rows, cols, rank int) (Part, error) {
+// Singular returns the part of the first rank singular values of a rows×cols matrix, row-major. It
+// decomposes in full where that is cheap, and otherwise searches for the leading vectors only.
+func Singular(ctx context.Context, w []float32, rows, cols, rank int) (Part, error) {
+	find := krylov
 	if min(rows, cols) <= fullSide {
-		return fullSingular(w, rows, cols, rank)
+		find = fullSingular
 	}
-	left, err := krylov(w, rows, cols, rank)
-	if err != nil {
-		return Part{}, err
-	}
-	return project(w, rows, cols, left, rank), nil
+	return part(ctx, w, rows, cols, rank, find)
 }
 
 // Leading returns the part of the first rank columns of Q and rows of R, in the QR decomposition of
 // a rows×cols matrix.
-func Leading(w []float32, rows, cols, rank int) Part {
-	w, exponent := normal(w)
-	part := leading(w, rows, cols, min(rank, rows, cols))
-	part.scale(-exponent)
-	return part
+func Leading(ctx context.Context, w []float32, rows, cols, rank int) (Part, error) {
+	return part(ctx, w, rows, cols, rank, leading)
 }
 
-func leading(w []float32, rows, cols, rank int) Part {
+// finder returns rank orthonormal columns Q of a matrix with rows rows, row-major. Columns of
+// zeros fill it up.
+type finder func(ctx context.Context, w []float32, rows, cols, rank int) ([]float64, error)
+
+// part returns Q·Qᵀ·W as factors.
+func part(ctx context.Context, w []float32, rows, cols, rank int, find finder) (Part, error) {
+	w, exponent := normal(w)
+	rank = min(rank, rows, cols)
+	q, err := find(ctx, w, rows, cols, rank)
+	if err != nil {
+		return Part{}, err
+	}
+	right, err := transposedProduct(ctx, w, cols, q, rank)
+	if err != nil {
+		return Part{}, err
+	}
+	p := Part{Rank: rank, Left: q, Right: right}
+	p.scale(-exponent)
+	return p, nil
+}
+
+// leading returns Q of the QR decomposition.
+func leading(ctx context.Context, w []float32, rows, cols, rank int) ([]float64, error) {
 	q := &basis{size: rows}
 	for k := range rank {
-		column := make([]float64, rows)
-		for i := range column {
-			column[i] = float64(w[i*cols+k])
-		}
 		// a dependent column adds nothing: its row of R is zero on the diagonal
-		q.extend([][]float64{column})
+		if _, err := q.extend(ctx, [][]float64{columnOf(w, cols, k)}); err != nil {
+			return nil, err
+		}
 	}
-	return project(w, rows, cols, q.rowMajor(rank), rank)
+	return q.rowMajor(rank), nil
 }
 
 // normal returns a matrix without subnormal numbers: w itself, or a copy multiplied by 2^exponent,
@@ -108,10 +113,15 @@ func (p *Part) scale(exponent int) {
 	}
 }
 
-// project returns Q·(Qᵀ·W).
-func project(w []float32, rows, cols int, q []float64, rank int) Part {
+// transposedProduct returns Qᵀ·W.
+func transposedProduct(
+	ctx context.Context, w []float32, cols int, q []float64, rank int,
+) ([]float64, error) {
 	right := make([]float64, rank*cols)
-	for i := range rows {
+	for i := range len(w) / cols {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		line := w[i*cols : (i+1)*cols]
 		for k := range rank {
 			c := q[i*rank+k]
@@ -121,55 +131,73 @@ func project(w []float32, rows, cols int, q []float64, rank int) Part {
 			}
 		}
 	}
-	return Part{Rank: rank, Left: q, Right: right}
+	return right, nil
 }
 
-// fullSingular uses a full decomposition.
-func fullSingular(w []float32, rows, cols, rank int) (Part, error) {
-	columns := make([][]float64, cols)
-	for j := range columns {
-		columns[j] = make([]float64, rows)
-		for i := range columns[j] {
-			columns[j][i] = float64(w[i*cols+j])
+// fullSingular decomposes all of W, as coefficients of its columns in a basis of them.
+func fullSingular(ctx context.Context, w []float32, rows, cols, rank int) ([]float64, error) {
+	q := &basis{size: rows}
+	small := make([][]float64, cols)
+	for j := range small {
+		column := columnOf(w, cols, j)
+		if _, err := q.extend(ctx, [][]float64{column}); err != nil {
+			return nil, err
 		}
+		small[j] = q.coefficients(column)
 	}
-	u, _, err := decompose(columns, rows)
+	if q.n() == 0 { // W is zero
+		return make([]float64, rows*rank), nil
+	}
+	left, _, err := decompose(ctx, small, q.n())
 	if err != nil {
-		return Part{}, err
+		return nil, err
 	}
-	q := make([]float64, rows*rank)
-	for i := range rows {
-		for k := range rank {
-			q[i*rank+k] = u.At(i, k)
-		}
+	return q.combine(ctx, left, rank)
+}
+
+func columnOf(w []float32, cols, j int) []float64 {
+	column := make([]float64, len(w)/cols)
+	for i := range column {
+		column[i] = float64(w[i*cols+j])
 	}
-	return project(w, rows, cols, q, rank), nil
+	return column
 }
 
 // krylov finds the leading left singular vectors by block Lanczos bidiagonalisation with full
 // reorthogonalisation (Golub, Luk and Overton, 1981). The spaces of U and V grow in turn. The
 // singular vectors of W are those of the small matrix Uᵀ·W·V once W maps them into the spaces, at
 // the latest when a space is complete.
-func krylov(w []float32, rows, cols, rank int) ([]float64, error) {
+func krylov(ctx context.Context, w []float32, rows, cols, rank int) ([]float64, error) {
 	rng := rand.New(rand.NewPCG(1, 2)) // a fixed seed
 	u, v := &basis{size: rows}, &basis{size: cols}
 	var small [][]float64 // Uᵀ·W·V by columns, without trailing zeros
 	look := rank          // size of V at the next convergence check
 	next := random(rng, cols)
 	for {
-		added := v.extend(next)
-		if added == 0 { // the spaces are closed, and may lack a direction
+		added, err := v.extend(ctx, next)
+		if added == 0 && err == nil { // the spaces are closed, and may lack a direction
 			next = random(rng, cols)
-			if added = v.extend(next); added == 0 {
+			if added, err = v.extend(ctx, next); added == 0 {
 				look = 0
 			}
 		}
-		products := times(w, cols, v.newest(added))
-		grown := u.extend(products)
+		if err != nil {
+			return nil, err
+		}
+		products, err := times(ctx, w, cols, v.newest(added))
+		if err != nil {
+			return nil, err
+		}
+		grown, err := u.extend(ctx, products)
+		if err != nil {
+			return nil, err
+		}
 		for _, p := range products {
 			small = append(small, u.coefficients(p))
 		}
-		next = timesT(w, cols, u.newest(grown))
+		if next, err = timesT(ctx, w, cols, u.newest(grown)); err != nil {
+			return nil, err
+		}
 		full := v.n() == cols || u.n() == rows || added == 0
 		if v.n() < look && !full {
 			continue
@@ -178,57 +206,65 @@ func krylov(w []float32, rows, cols, rank int) ([]float64, error) {
 			return make([]float64, rows*rank), nil
 		}
 		look = v.n() + max(block, v.n()/4)
-		left, sigma, err := decompose(small, u.n())
+		left, sigma, err := decompose(ctx, small, u.n())
 		if err != nil {
 			return nil, err
 		}
-		if full || len(sigma) >= rank && converged(left, sigma, v, next, rank) {
-			return u.combine(left, rank), nil
+		done := full
+		if !full && len(sigma) >= rank {
+			if done, err = converged(ctx, left, sigma, v, next, rank); err != nil {
+				return nil, err
+			}
+		}
+		if done {
+			return u.combine(ctx, left, rank)
 		}
 	}
 }
 
 // converged reports whether Wᵀ maps the leading vectors into V. next is Wᵀ times the newest vectors
 // of U, the only ones that lead out of V.
-func converged(left *mat.Dense, sigma []float64, v *basis, next [][]float64, rank int) bool {
+func converged(
+	ctx context.Context, left, sigma []float64, v *basis, next [][]float64, rank int,
+) (bool, error) {
 	if len(next) == 0 {
-		return true
+		return true, nil
 	}
 	outside := make([][]float64, len(next))
 	for c, x := range next {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
 		outside[c] = slices.Clone(x)
 		v.takeOut(outside[c])
 	}
-	n, _ := left.Dims()
+	n := len(sigma)
 	residual := make([]float64, v.size)
 	for i := range rank {
 		clear(residual)
 		for c, x := range outside {
-			blas64.Axpy(left.At(n-len(next)+c, i), vector(x), vector(residual))
+			dense.AddScaled(residual, left[(n-len(next)+c)*n+i], x)
 		}
-		if blas64.Nrm2(vector(residual)) > tolerance*sigma[0] {
-			return false
+		if dense.Norm(residual) > tolerance*sigma[0] {
+			return false, nil
 		}
 	}
-	return true
+	return true, nil
 }
 
-// decompose returns the left singular vectors and the singular values of a matrix given by columns.
-func decompose(columns [][]float64, rows int) (u *mat.Dense, sigma []float64, err error) {
-	m := mat.NewDense(rows, len(columns), nil)
+// decompose returns the left singular vectors, as columns, and the singular values of a matrix
+// given by columns, without trailing zeros. The matrix has no more rows than columns.
+func decompose(
+	ctx context.Context, columns [][]float64, rows int,
+) (left, sigma []float64, err error) {
+	a := make([]float64, rows*len(columns))
 	for j, c := range columns {
 		for i, x := range c {
-			m.Set(i, j, x)
+			a[i*len(columns)+j] = x
 		}
 	}
-	var svd mat.SVD
-	if !svd.Factorize(m, mat.SVDThinU) {
-		return nil, nil, fmt.Errorf("the singular values of a %d×%d matrix do not converge", rows,
-			len(columns))
-	}
-	u = new(mat.Dense)
-	svd.UTo(u)
-	return u, svd.Values(nil), nil
+	sigma, left, err = dense.LeftVectors(ctx, a, rows, len(columns))
+	return left, sigma, err
 }
 
 // basis is a growing set of orthonormal vectors.
@@ -241,18 +277,23 @@ func (b *basis) n() int                   { return len(b.vectors) }
 func (b *basis) newest(n int) [][]float64 { return b.vectors[len(b.vectors)-n:] }
 
 // extend adds the directions that the basis lacks, and returns their number.
-func (b *basis) extend(vectors [][]float64) (added int) {
+func (b *basis) extend(ctx context.Context, vectors [][]float64) (added int, err error) {
 	for _, x := range vectors {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
 		y := slices.Clone(x)
-		before := blas64.Nrm2(vector(y))
+		before := dense.Norm(y)
 		b.takeOut(y)
-		if norm := blas64.Nrm2(vector(y)); norm > dependent*before && b.n() < b.size {
-			blas64.Scal(1/norm, vector(y))
+		if norm := dense.Norm(y); norm > dependent*before && b.n() < b.size {
+			for i := range y {
+				y[i] *= 1 / norm
+			}
 			b.vectors = append(b.vectors, y)
 			added++
 		}
 	}
-	return added
+	return added, nil
 }
 
 // dependent is the share of a vector that rounding leaves after removing a basis that contains it.
@@ -263,7 +304,7 @@ const dependent = 0x1p-44
 func (b *basis) takeOut(x []float64) {
 	for range 2 {
 		for _, q := range b.vectors {
-			blas64.Axpy(-dot(q, x), vector(q), vector(x))
+			dense.AddScaled(x, -dense.Dot(q, x), q)
 		}
 	}
 }
@@ -271,25 +312,28 @@ func (b *basis) takeOut(x []float64) {
 func (b *basis) coefficients(x []float64) []float64 {
 	c := make([]float64, b.n())
 	for i, q := range b.vectors {
-		c[i] = dot(q, x)
+		c[i] = dense.Dot(q, x)
 	}
 	return c
 }
 
-// combine returns the basis times the first columns of a small matrix, row-major, padded with zero
-// columns.
-func (b *basis) combine(small *mat.Dense, rank int) []float64 {
-	q := make([]float64, b.size*rank)
-	_, n := small.Dims()
-	for i, v := range b.vectors {
-		for k := range min(n, rank) {
-			c := small.At(i, k)
-			for row, x := range v {
-				q[row*rank+k] += float64(c * x)
+// combine returns the basis times the first columns of a small square matrix, row-major, padded
+// with zero columns.
+func (b *basis) combine(ctx context.Context, small []float64, rank int) ([]float64, error) {
+	q, n := make([]float64, b.size*rank), b.n()
+	for row := range b.size {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		dst := q[row*rank:][:min(n, rank)]
+		for i, v := range b.vectors {
+			x, line := v[row], small[i*n:][:len(dst)]
+			for k, c := range line {
+				dst[k] += float64(c * x)
 			}
 		}
 	}
-	return q
+	return q, nil
 }
 
 // rowMajor returns the vectors as the first columns of a matrix with rank columns; the others are
@@ -305,10 +349,13 @@ func (b *basis) rowMajor(rank int) []float64 {
 }
 
 // times returns W·x for several x.
-func times(w []float32, cols int, xs [][]float64) [][]float64 {
+func times(ctx context.Context, w []float32, cols int, xs [][]float64) ([][]float64, error) {
 	rows := len(w) / cols
 	ys := make([][]float64, len(xs))
 	for c, x := range xs {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		ys[c] = make([]float64, rows)
 		for i := range ys[c] {
 			line := w[i*cols:][:len(x)]
@@ -326,16 +373,19 @@ func times(w []float32, cols int, xs [][]float64) [][]float64 {
 			ys[c][i] = (s0 + s1) + (s2 + s3)
 		}
 	}
-	return ys
+	return ys, nil
 }
 
 // timesT returns Wᵀ·y for several y.
-func timesT(w []float32, cols int, ys [][]float64) [][]float64 {
+func timesT(ctx context.Context, w []float32, cols int, ys [][]float64) ([][]float64, error) {
 	xs := make([][]float64, len(ys))
 	for c := range ys {
 		xs[c] = make([]float64, cols)
 	}
 	for i := range len(w) / cols {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		line := w[i*cols:][:cols]
 		for c, y := range ys {
 			f, x := y[i], xs[c][:len(line)]
@@ -344,7 +394,7 @@ func timesT(w []float32, cols int, ys [][]float64) [][]float64 {
 			}
 		}
 	}
-	return xs
+	return xs, nil
 }
 
 // random returns a block of normal vectors.
@@ -358,7 +408,3 @@ func random(rng *rand.Rand, size int) [][]float64 {
 	}
 	return xs
 }
-
-func vector(v []float64) blas64.Vector { return blas64.Vector{N: len(v), Inc: 1, Data: v} }
-
-func dot(a, b []float64) float64 { return blas64.Dot(vector(a), vector(b)) }

@@ -1,10 +1,12 @@
 package principal
 
 import (
+	"context"
 	"math"
 	"math/rand/v2"
 	"testing"
 
+	"github.com/loratool/loratool/internal/testkit"
 	"gonum.org/v1/gonum/mat"
 )
 
@@ -33,7 +35,7 @@ func matrix(rows, cols int) []float32 {
 	return w
 }
 
-func dense(w []float32, rows, cols int) *mat.Dense {
+func matrixOf(w []float32, rows, cols int) *mat.Dense {
 	m := mat.NewDense(rows, cols, nil)
 	for i := range rows {
 		for j := range cols {
@@ -58,12 +60,12 @@ func TestSingularIsTheTruncatedSVD(t *testing.T) {
 	for _, c := range []struct{ rows, cols, rank int }{{20, 30, 4}, {30, 20, 4}, {12, 12, 40},
 		{260, 230, 16}, {230, 400, 5}, {300, 210, 1}, {200, 200, 200}} {
 		w := matrix(c.rows, c.cols)
-		p, err := Singular(w, c.rows, c.cols, c.rank)
+		p, err := Singular(t.Context(), w, c.rows, c.cols, c.rank)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var svd mat.SVD
-		svd.Factorize(dense(w, c.rows, c.cols), mat.SVDThin)
+		svd.Factorize(matrixOf(w, c.rows, c.cols), mat.SVDThin)
 		var u, v, us, want mat.Dense
 		svd.UTo(&u)
 		svd.VTo(&v)
@@ -82,22 +84,44 @@ func TestLeadingIsTheTruncatedQR(t *testing.T) {
 	for _, c := range []struct{ rows, cols, rank int }{{20, 30, 4}, {30, 20, 7}, {12, 12, 40},
 		{260, 230, 16}} {
 		w := matrix(c.rows, c.cols)
-		p := Leading(w, c.rows, c.cols, c.rank)
+		p, err := Leading(t.Context(), w, c.rows, c.cols, c.rank)
+		if err != nil {
+			t.Fatal(err)
+		}
 		rank := min(c.rank, c.rows, c.cols)
 		var qr mat.QR
-		square := dense(w, c.rows, c.cols)
+		square := matrixOf(w, c.rows, c.cols)
 		if c.rows < c.cols { // gonum needs a tall matrix; Q is that of the first columns
 			square = mat.DenseCopyOf(square.Slice(0, c.rows, 0, c.rows))
 		}
 		qr.Factorize(square)
 		var q, r, want mat.Dense
 		qr.QTo(&q)
-		r.Mul(q.T(), dense(w, c.rows, c.cols))
+		r.Mul(q.T(), matrixOf(w, c.rows, c.cols))
 		want.Mul(q.Slice(0, c.rows, 0, rank), r.Slice(0, rank, 0, c.cols))
 		if d := difference(p, &want); p.Rank != rank || !(d < 1e-12) {
 			t.Errorf("%d×%d, rank %d: rank %d, relative difference %.2g from the truncated QR",
 				c.rows, c.cols, c.rank, p.Rank, d)
 		}
+	}
+}
+
+// TestPartsEndWithTheirContext: a principal part of rank 4096 takes minutes to hours.
+func TestPartsEndWithTheirContext(t *testing.T) {
+	for name, c := range map[string]struct {
+		find       func(context.Context, []float32, int, int, int) (Part, error)
+		rows, cols int
+	}{
+		"singular in full": {Singular, 20, 30}, "singular": {Singular, 200, 210},
+		"leading": {Leading, 40, 30},
+	} {
+		w := matrix(c.rows, c.cols)
+		t.Run(name, func(t *testing.T) {
+			testkit.EndsAnywhere(t, c.rows+8, 1000, func(ctx context.Context) error {
+				_, err := c.find(ctx, w, c.rows, c.cols, 8)
+				return err
+			})
+		})
 	}
 }
 
@@ -116,7 +140,7 @@ func TestDegenerateMatrices(t *testing.T) {
 	}
 	for name, w := range map[string][]float32{"identity": identity, "rank 1": low,
 		"zero": make([]float32, n*n)} {
-		p, err := Singular(w, n, n, 20)
+		p, err := Singular(t.Context(), w, n, n, 20)
 		if err != nil {
 			t.Fatal(name, err)
 		}
@@ -126,7 +150,7 @@ func TestDegenerateMatrices(t *testing.T) {
 			}
 		}
 		if name == "rank 1" {
-			if d := difference(p, dense(low, n, n)); !(d < 1e-13) {
+			if d := difference(p, matrixOf(low, n, n)); !(d < 1e-13) {
 				t.Errorf("a matrix of rank 1 is its own principal part, but for a relative %.2g", d)
 			}
 		}
@@ -160,11 +184,11 @@ func TestLoopsMeetNoSubnormals(t *testing.T) {
 				t.Fatalf("%s: element %d, %v, enters the products as %v", name, i, w[i], v)
 			}
 		}
-		p, err := Singular(w, rows, cols, rank)
+		p, err := Singular(t.Context(), w, rows, cols, rank)
 		if err != nil {
 			t.Fatal(err)
 		}
-		exact := dense(w, rows, cols)
+		exact := matrixOf(w, rows, cols)
 		var svd mat.SVD
 		svd.Factorize(exact, mat.SVDThin)
 		var u, right, want mat.Dense
@@ -174,7 +198,10 @@ func TestLoopsMeetNoSubnormals(t *testing.T) {
 		if d := difference(p, &want); !(d < 1e-11) {
 			t.Errorf("%s: relative difference %.2g from the truncated SVD", name, d)
 		}
-		q := Leading(w, rows, cols, rank)
+		q, err := Leading(t.Context(), w, rows, cols, rank)
+		if err != nil {
+			t.Fatal(err)
+		}
 		var product mat.Dense
 		product.Mul(mat.NewDense(rows, rank, q.Left), mat.NewDense(rank, cols, q.Right))
 		for i := range rows { // the first columns of W are in the span of Q's
