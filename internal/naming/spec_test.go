@@ -87,7 +87,7 @@ func TestListsOfNamesAreThoseOfTheSpec(t *testing.T) {
 		{"The model types `gpt_oss`, `aria`", "are *of", []string{"aria_text", "openai_privacy_filter"}},
 		{"if the model type is `gpt2`", ", and ℓ", []string{"openai-gpt", "imagegpt", "decision_transformer"}},
 		{"is the leaf of M;", "are the", keys(conv1DNames)},
-		{"order is that of the list", ", then all others", registration},
+		{"first those of the list", "as they stand there", registration},
 		{"without the segments", "and without empty ones", wrappers[:len(wrappers)-1]},
 	} {
 		got := spans(between(t, text, list.from, list.to))
