@@ -10,37 +10,37 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// Disk is an output in the file system: a directory, or a file and others beside it. It is built
-// under a hidden name beside its place, and Commit moves it there when everything is on the disk.
-// The next Disk in the same directory removes the hidden files of a killed process. If the process
-// was killed while Commit moved several files, the next Disk there moves the rest.
+// Disk is an output in the file system: a directory, or a file with other files beside it. A Disk
+// builds it under a hidden name next to its place, and Commit moves it there once everything is on
+// the disk. The next Disk in the same directory removes the hidden files of a killed process. If
+// the process was killed while Commit was moving several files, the next Disk moves the rest.
 type Disk struct {
 	path    string
 	options DiskOptions
 	stage   *fileio.Stage
-	before  []*fileio.Stage // files beside it: when it is there, so are they
+	before  []*fileio.Stage // files beside the output; they appear before it
 	after   []*fileio.Stage
 
 	lock sync.Mutex
 	open map[*diskFile]bool
 }
 
-// DiskOptions are the options of a Disk. The zero value is a file that replaces nothing.
+// DiskOptions sets the options of a Disk. The zero value is a file that replaces nothing.
 type DiskOptions struct {
-	IsDir bool // a directory, not a file
-	// Replace lets Commit replace what is there, whatever is in it; but a directory only if the
+	IsDir bool // a directory rather than a file
+	// Replace lets Commit replace whatever is at the path. It replaces a directory only if the
 	// output has a file of the same name for each file in it.
 	Replace bool
-	// Mode is the permissions of the directory that this one is made from. Others are not given,
-	// but the owner gets all. 0 is every permission that the umask leaves.
+	// Mode is the permissions of the directory that the result is made from. The new directory gets
+	// no more than these, except that the owner keeps all; 0 means all that the umask allows.
 	Mode fs.FileMode
-	// Names are the files that will be created in a directory, if known. NewDisk refuses a name
-	// that the system does not allow, and two that are one name there.
+	// Names lists the files that will be created in a directory, if known. NewDisk refuses names
+	// that the system does not allow, and two names that the system would not tell apart.
 	Names []string
 }
 
-// NewDisk begins an output at a path. The directory around it must be there. What is at the path is
-// looked at by Commit.
+// NewDisk starts an output at path. The parent directory must exist. Only Commit looks at what is
+// at path.
 func NewDisk(path string, o DiskOptions) (*Disk, error) {
 	path = filepath.Clean(path)
 	stage, err := fileio.NewStage(path, o.IsDir)
@@ -61,8 +61,8 @@ func NewDisk(path string, o DiskOptions) (*Disk, error) {
 	return d, nil
 }
 
-// Create begins a file. In a directory, the name is the path below it. Otherwise "" is the file at
-// the path of the output, and any other name is a file beside it, which appears before it.
+// Create starts a file. In a directory, info.Name is the path below it. For a single file, "" is
+// the output itself, and any other name is a file beside it, which appears first.
 func (d *Disk) Create(info Info) (File, error) {
 	if d.options.IsDir || info.Name == "" {
 		return d.create(d.stage, info)
@@ -71,8 +71,8 @@ func (d *Disk) Create(info Info) (File, error) {
 	return d.createAt(path, &d.before, info)
 }
 
-// CreateAt begins a file with a path of its own, such as the record of a run; the name in info does
-// not count. It appears together with the output, after everything else.
+// CreateAt starts a file with a path of its own, such as an undo record. It ignores info.Name. The
+// file appears together with the output, after all other files.
 func (d *Disk) CreateAt(path string, info Info) (File, error) {
 	return d.createAt(filepath.Clean(path), &d.after, info)
 }
@@ -102,7 +102,7 @@ func (d *Disk) create(stage *fileio.Stage, info Info) (File, error) {
 	return f, nil
 }
 
-// Scratch makes a hidden file beside the output, so that it is on a disk with room.
+// Scratch makes a hidden file beside the output, where the disk has room.
 func (d *Disk) Scratch() (Scratch, error) {
 	stage, err := fileio.NewStage(d.path+".residuals", false)
 	if err != nil {
@@ -116,15 +116,15 @@ func (d *Disk) Scratch() (Scratch, error) {
 	return &diskScratch{f, stage}, nil
 }
 
-// stages are those of all files, in the order in which they appear.
+// stages returns the stages of all files, in the order in which they appear.
 func (d *Disk) stages() []*fileio.Stage {
 	return slices.Concat(d.before, []*fileio.Stage{d.stage}, d.after)
 }
 
-// Commit moves all files to their places, or none.
+// Commit moves all files to their places, or none of them.
 func (d *Disk) Commit() error { return fileio.Commit(d.options.Replace, d.stages()...) }
 
-// Abort removes uncommitted files, without waiting for the disk.
+// Abort removes uncommitted files. It does not wait for the disk.
 func (d *Disk) Abort() {
 	for f := range d.open {
 		f.file.Close()
@@ -135,21 +135,20 @@ func (d *Disk) Abort() {
 	}
 }
 
-// diskFile is a file of a stage.
+// diskFile is a file of a Disk.
 type diskFile struct {
 	disk    *Disk
 	file    *fileio.File
-	sparse  bool       // the input has holes, and the file keeps them
-	turn    sync.Mutex // held by the writer: the system lets one write at a time, and waiting costs
-	written int64      // since the last hint that writing to the disk may begin; under turn
-	left    int64      // until the file is complete, where that is known; under turn
+	sparse  bool       // the input has holes, and the copy keeps them
+	turn    sync.Mutex // held by the writer: the system allows one write at a time, and waiting for it costs time
+	written int64      // bytes since the last hint to begin writing to the disk; under turn
+	left    int64      // bytes until the file is complete, if known; under turn
 }
 
-// hintBytes is how much is written to a file before the system is told that it may begin to move it
-// to the disk.
+// After hintBytes written bytes, the system is told that it may begin to move them to the disk.
 const hintBytes = 16 << 20
 
-// wrote counts n written bytes. The caller holds the turn.
+// wrote counts n written bytes. The caller holds turn.
 func (f *diskFile) wrote(n int64) {
 	f.left -= n
 	if f.written += n; f.written >= hintBytes || f.left == 0 {
@@ -179,7 +178,7 @@ func (f *diskFile) CopyRange(off int64, src io.ReaderAt, srcOff, n int64) error 
 	return err
 }
 
-// Close makes the file durable.
+// Close forces the file to the disk.
 func (f *diskFile) Close() error {
 	f.disk.lock.Lock()
 	delete(f.disk.open, f)
@@ -187,7 +186,7 @@ func (f *diskFile) Close() error {
 	return fileio.Close(f.file)
 }
 
-// diskScratch is a file of a stage that is never committed.
+// diskScratch is a file that is never committed.
 type diskScratch struct {
 	*fileio.File
 	stage *fileio.Stage

@@ -8,7 +8,7 @@ import (
 	"sync"
 )
 
-// Memory is an output in memory. The zero value is ready. Commit makes the files readable.
+// Memory is an output in memory. The zero value is ready to use. Commit makes the files readable.
 type Memory struct {
 	lock  sync.Mutex
 	files map[string]*memoryFile
@@ -23,7 +23,7 @@ const (
 	aborted
 )
 
-// Create makes a file of its whole size, where it is known.
+// Create starts a file, at its full size if that is known.
 func (m *Memory) Create(info Info) (File, error) {
 	m.lock.Lock()
 	defer m.lock.Unlock()
@@ -31,14 +31,14 @@ func (m *Memory) Create(info Info) (File, error) {
 		m.files = make(map[string]*memoryFile)
 	}
 	if _, ok := m.files[info.Name]; ok || m.state != writing {
-		return nil, fmt.Errorf("the output has a file %q already, or has ended", info.Name)
+		return nil, fmt.Errorf("file %q exists in the output, or the output has ended", info.Name)
 	}
 	f := &memoryFile{isFixed: info.Size > 0, data: make([]byte, info.Size)}
 	m.files[info.Name] = f
 	return f, nil
 }
 
-// Commit ends the output. After Abort it is an error.
+// Commit ends the output. It is an error after Abort.
 func (m *Memory) Commit() error {
 	m.lock.Lock()
 	defer m.lock.Unlock()
@@ -49,7 +49,7 @@ func (m *Memory) Commit() error {
 	return nil
 }
 
-// Abort lets go of the files, unless they are committed.
+// Abort drops the files unless they are committed.
 func (m *Memory) Abort() {
 	m.lock.Lock()
 	defer m.lock.Unlock()
@@ -58,8 +58,7 @@ func (m *Memory) Abort() {
 	}
 }
 
-// Files returns the content of the files by their names, nil before Commit. It belongs to the
-// caller.
+// Files returns the content of all files by name; nil before Commit. The caller owns the slices.
 func (m *Memory) Files() map[string][]byte {
 	m.lock.Lock()
 	defer m.lock.Unlock()
@@ -73,11 +72,11 @@ func (m *Memory) Files() map[string][]byte {
 	return files
 }
 
-// memoryFile is a file in memory. One of a fixed size is written without a lock, as no byte is
-// written twice; the zero value grows.
+// memoryFile is a file in memory. A file of fixed size needs no lock, because no byte is written
+// twice. The zero value grows.
 type memoryFile struct {
 	isFixed bool
-	lock    sync.RWMutex // of data, where the file grows
+	lock    sync.RWMutex // guards data if the file grows
 	data    []byte
 }
 

@@ -1,10 +1,10 @@
-// Package output is where results are written: a merged checkpoint, a converted or an extracted
-// adapter. Whoever writes knows the interface [Output] only. [Disk] is one in the file system,
+// Package output decides where results go: a merged checkpoint, a converted adapter, an extracted
+// adapter. A writer of results sees only the interface [Output]. [Disk] writes to the file system,
 // [Memory] keeps the files in memory.
 //
-// Functions that take a path make a Disk themselves. Write an Output of your own when the result
-// belongs elsewhere: in an object store, in an archive, behind a network. Create begins an upload,
-// WriteAt and CopyRange send its parts, Commit publishes all files, and Abort removes the parts.
+// Functions that take a path make a Disk themselves. Implement Output to send a result elsewhere,
+// such as an object store or an archive: Create begins an upload, WriteAt and CopyRange send its
+// parts, Commit publishes all files, and Abort removes the parts.
 package output
 
 import (
@@ -12,35 +12,34 @@ import (
 	"io/fs"
 )
 
-// Output is where a result is written: files that appear together, or not at all. Create and the
-// methods of the files may be called from several goroutines at once, Commit and Abort when all
-// other calls have returned.
+// Output is a set of files that appear together or not at all. Several goroutines may call Create
+// and the methods of the files at once; Commit and Abort come after all other calls have returned.
 type Output interface {
-	// Create begins a file. Each name is used once.
+	// Create starts a file. Each name is used only once.
 	Create(info Info) (File, error)
-	// Commit makes the files appear, when all of them have been closed.
+	// Commit makes the files appear. All of them have been closed.
 	Commit() error
-	// Abort removes the files written so far, closes the files that a failed run left open, and may
-	// be called twice. After Commit it does nothing. A run that fails calls it; whoever made an
-	// output that no run got calls it himself.
+	// Abort removes the files written so far and closes those that a failed run left open. It may
+	// be called twice, and does nothing after Commit. A run that fails calls Abort. If no run has
+	// received the output, its creator calls Abort.
 	Abort()
 }
 
 // Info describes a file of an output.
 type Info struct {
-	// Name is that of the file within the result, with slashes; "" for a result that is one file,
-	// whose name is the output's affair.
+	// Name is the slash-separated path of the file within the result. It is "" if the result is a
+	// single file, which the output names itself.
 	Name   string
-	Size   int64       // in bytes; 0 is not known: the file grows as it is written
-	Mode   fs.FileMode // permissions of the file that it is made from; 0 says nothing
-	Sparse bool        // that file has holes, so that no room need be reserved
+	Size   int64       // in bytes; 0 means unknown: the file grows as it is written
+	Mode   fs.FileMode // permissions of the file it is made from; 0 means the default
+	Sparse bool        // the file it is made from has holes, so no room need be reserved
 }
 
-// File is a file of an output in the making. Every byte is written once, in any order.
+// File is a file being written. Every byte is written once, in any order.
 type File interface {
 	io.WriterAt
-	// CopyRange copies n bytes of src from srcOff to off.
+	// CopyRange copies n bytes of src from offset srcOff to offset off of the file.
 	CopyRange(off int64, src io.ReaderAt, srcOff, n int64) error
-	// Close ends the file: an error of writing that has not come up yet comes up here.
+	// Close ends the file and returns any write error not reported before.
 	Close() error
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/loratool/loratool/format/output"
 )
 
-// kinds are the outputs of this package, each with a function that reads its files, nil if none.
+// kinds are the outputs of this package, each with a function that reads its files; nil means none.
 var kinds = map[string]func(t *testing.T) (output.Output, func() map[string]string){
 	"memory": func(*testing.T) (output.Output, func() map[string]string) {
 		m := new(output.Memory)
@@ -88,7 +88,7 @@ func tree(t *testing.T, dir string) map[string]string {
 	return files
 }
 
-// fill writes a file of a known size, its end first, and one that grows, with four writers.
+// fill writes two files with four writers: one of known size, its end first, and one that grows.
 func fill(t *testing.T, out output.Output, known, grows string) {
 	t.Helper()
 	f := create(t, out, output.Info{Name: known, Size: 10})
@@ -121,8 +121,8 @@ func create(t *testing.T, out output.Output, info output.Info) output.File {
 	return f
 }
 
-// TestEveryOutputHasItsFilesAfterCommitOnly looks at an output before Commit, and after the Abort
-// that a caller defers.
+// TestEveryOutputHasItsFilesAfterCommitOnly looks at an output before Commit, and again after the
+// Abort that a caller defers.
 func TestEveryOutputHasItsFilesAfterCommitOnly(t *testing.T) {
 	for kind, begin := range kinds {
 		t.Run(kind, func(t *testing.T) {
@@ -144,7 +144,7 @@ func TestEveryOutputHasItsFilesAfterCommitOnly(t *testing.T) {
 	}
 }
 
-// TestAbortLeavesNothing, hidden or not, though a file is still open, and it may come twice.
+// TestAbortLeavesNothing, hidden or not, even if a file is still open. A second Abort is allowed.
 func TestAbortLeavesNothing(t *testing.T) {
 	for kind, begin := range kinds {
 		t.Run(kind, func(t *testing.T) {
@@ -175,7 +175,7 @@ func TestAbortLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestAllFilesOfADiskAppearOrNone: one that may not be replaced keeps the others from appearing.
+// TestAllFilesOfADiskAppearOrNone: if one file may not be replaced, none appears.
 func TestAllFilesOfADiskAppearOrNone(t *testing.T) {
 	for _, taken := range []string{"beside", "main", "record"} {
 		dir := t.TempDir()
@@ -206,7 +206,7 @@ func TestAllFilesOfADiskAppearOrNone(t *testing.T) {
 	}
 }
 
-// TestMemoryHoldsAFileToItsSize: a write that would not fit on a disk either is an error.
+// TestMemoryHoldsAFileToItsSize: a write beyond the known size is an error.
 func TestMemoryHoldsAFileToItsSize(t *testing.T) {
 	var m output.Memory
 	f := create(t, &m, output.Info{Name: "f", Size: 4})
@@ -224,7 +224,7 @@ func TestMemoryHoldsAFileToItsSize(t *testing.T) {
 	}
 }
 
-// TestScratchIsGoneWhenItIsClosed: it is beside the output on a disk, in memory for other outputs,
+// TestScratchIsGoneWhenItIsClosed: it lies beside an output on disk, in memory for other outputs,
 // and in a temporary file without an output.
 func TestScratchIsGoneWhenItIsClosed(t *testing.T) {
 	dir := t.TempDir()

@@ -7,17 +7,17 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// Scratch is a file for data that a run puts aside until it can write them. It grows as it is
-// written, in any order and from several goroutines, and is gone when it is closed.
+// Scratch is a file for data that a run sets aside and writes out later. It grows as it is written,
+// in any order and by several goroutines. Closing it removes it.
 type Scratch interface {
 	io.ReaderAt
 	io.WriterAt
 	io.Closer
 }
 
-// NewScratch returns scratch space where an output has room for it: if out has a method
-// Scratch() (Scratch, error), as Disk does, what that returns, and else memory. Without an output
-// it is a temporary file where the system keeps these ($TMPDIR on Unix).
+// NewScratch returns scratch space on the same storage as an output. If out has a method Scratch()
+// (Scratch, error), as Disk does, NewScratch calls it; otherwise the space is in memory. If out is
+// nil, it is a temporary file in the system's directory for these ($TMPDIR on Unix).
 func NewScratch(out Output) (Scratch, error) {
 	if out == nil {
 		f, err := fileio.NewTemp()
@@ -43,7 +43,7 @@ func (s tempScratch) WriteAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// tempError adds the purpose of the file, which the user did not name.
+// tempError tells the purpose of the file, because the user did not name it.
 func tempError(err error) error {
-	return fmt.Errorf("cannot put results aside in a temporary file in %s (set TMPDIR to move it): %w", fileio.TempDir(), err)
+	return fmt.Errorf("cannot write intermediate results to a temporary file in %s (set TMPDIR to move it): %w", fileio.TempDir(), err)
 }

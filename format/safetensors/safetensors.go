@@ -1,6 +1,6 @@
-// Package safetensors opens safetensors files, by position and strictly, and writes them, the same
-// bytes for the same tensors. It is for the authors of dialects; adapters are opened with package
-// convert.
+// Package safetensors reads safetensors files by position, strictly, and writes them; the same
+// tensors always give the same bytes. It serves the authors of dialects. To open an adapter, use
+// package convert.
 package safetensors
 
 import (
@@ -16,17 +16,17 @@ import (
 	nlp "github.com/nlpodyssey/safetensors"
 )
 
-// File is an open file. Its methods may be called from several goroutines at once.
+// File is an open safetensors file. Several goroutines may call its methods at once.
 type File struct {
 	r       io.ReaderAt
 	header  *safetensors.Header
 	tensors []format.Tensor
 }
 
-// Open reads and proves the header of a file of the given size: UTF-8 without a name twice, sizes
-// that follow from dtype and shape, and data without gap or overlap that end where the file ends.
-// No other byte is read. Errors are a *format.Error without a path, of r, or of the context. Memory
-// is a small multiple of the header.
+// Open reads and checks the header of a file of size bytes: valid UTF-8, no name twice, sizes that
+// match dtype and shape, and data without gaps or overlaps up to the end of the file. It reads no
+// other byte, and needs a small multiple of the header's size in memory. An error is a
+// *format.Error without a path, or comes from r or ctx.
 func Open(ctx context.Context, r io.ReaderAt, size int64) (*File, error) {
 	h, err := safetensors.Read(ctx, r, size)
 	if err != nil {
@@ -40,29 +40,28 @@ func Open(ctx context.Context, r io.ReaderAt, size int64) (*File, error) {
 	return f, nil
 }
 
-// Tensors are the tensors in the order of their data. It is the same slice at every call and must
-// not be changed.
+// Tensors returns the tensors in the order of their data. Every call returns the same slice, which
+// the caller must not change.
 func (f *File) Tensors() []format.Tensor { return f.tensors }
 
-// Metadata is a copy of the texts under __metadata__, nil where there is none.
+// Metadata returns a copy of the strings in __metadata__, nil if there are none.
 func (f *File) Metadata() map[string]string { return maps.Clone(f.header.Metadata) }
 
-// ReadBlobAt fills p with the bytes from off of tensor i, little-endian and row-major. Reading
-// outside the tensor is an error.
+// ReadBlobAt fills p with the bytes of tensor i from offset off, little-endian and row-major.
+// Reading outside the tensor is an error.
 func (f *File) ReadBlobAt(p []byte, i int, off int64) error {
 	t := &f.header.Tensors[i]
 	if off < 0 || off > t.NBytes || int64(len(p)) > t.NBytes-off {
-		return fmt.Errorf("read of %d bytes at %d of tensor %q, which has %d", len(p), off, t.Name, t.NBytes)
+		return fmt.Errorf("read of %d bytes at offset %d of tensor %q, which has %d bytes", len(p), off, t.Name, t.NBytes)
 	}
 	_, err := io.ReadFull(io.NewSectionReader(f.r, t.Off+off, int64(len(p))), p)
 	return err
 }
 
-// Write writes a file of tensors, with names that are all different, and metadata, which may be
-// nil. read fills p with the bytes from off of tensor i, as format.Source.ReadBlobAt does. The
-// order of the data is that of huggingface's own writer: the widest dtypes first, then by name;
-// tensors are read in it, one at a time, each whole. See Check for the tensors that are not
-// written.
+// Write writes a file of tensors with distinct names, and metadata, which may be nil. It calls read
+// to fill p with the bytes of tensor i from offset off, as format.Source.ReadBlobAt does. The data
+// are in the order of Hugging Face's own writer: the widest dtypes first, then by name. Write reads
+// the tensors in this order, one whole tensor at a time. Check tells which tensors it cannot write.
 func Write(ctx context.Context, w io.Writer, tensors []format.Tensor, metadata map[string]string, read func(p []byte, i int, off int64) error) error {
 	if err := Check(tensors); err != nil {
 		return err
@@ -82,15 +81,15 @@ func Write(ctx context.Context, w io.Writer, tensors []format.Tensor, metadata m
 	return errors.Join(failure, err)
 }
 
-// Check reports whether Write can write a file of these tensors, before work is done for it. The
-// dtypes of less than a byte, of 8-bit floats and of complex numbers are not written, and no name
-// may be there twice: both are of the kind ErrUnsupported.
+// Check reports whether Write can write these tensors, before any work is done. Write supports
+// neither dtypes of less than a byte nor 8-bit floats nor complex numbers, and no name may occur
+// twice. Both errors have kind ErrUnsupported.
 func Check(tensors []format.Tensor) error {
 	names := make(map[string]bool, len(tensors))
 	for i := range tensors {
 		t := &tensors[i]
 		if _, err := nlp.ParseDType(t.DType.String()); err != nil {
-			return fault.New(fault.Unsupported, "tensor %q is stored as %v, which is not written", t.Name, t.DType)
+			return fault.New(fault.Unsupported, "tensor %q has dtype %v, which cannot be written", t.Name, t.DType)
 		}
 		if names[t.Name] {
 			return fault.New(fault.Unsupported, "two tensors have the name %q", t.Name)
@@ -100,7 +99,7 @@ func Check(tensors []format.Tensor) error {
 	return nil
 }
 
-// view is a tensor that is read when the library writes it. The library has no place for an error,
+// view is a tensor that is read when the library writes it. The library's interface has no error,
 // so the first one is kept, and nothing is read after it.
 type view struct {
 	tensor  *format.Tensor
@@ -111,7 +110,7 @@ type view struct {
 
 func (v view) DType() nlp.DType { return v.dtype }
 func (v view) DataLen() uint64  { return uint64(v.tensor.NBytes()) }
-func (v view) Shape() []uint64  { return append([]uint64{}, v.tensor.Shape...) } // nil would be written as null
+func (v view) Shape() []uint64  { return append([]uint64{}, v.tensor.Shape...) } // a nil slice would be written as null
 
 func (v view) Data() []byte {
 	if *v.failure != nil {

@@ -29,9 +29,9 @@ func readBlob(p []byte, i int, off int64) error {
 	return nil
 }
 
-// TestWhatIsWrittenIsOpened: names, dtypes, shapes with scalars and empty ones, metadata and bytes;
-// the same file whatever the order of the tensors.
-func TestWhatIsWrittenIsOpened(t *testing.T) {
+// TestWrittenFilesAreOpened compares names, dtypes, shapes (scalars and empty tensors included),
+// metadata and bytes. The order of the tensors does not change the file.
+func TestWrittenFilesAreOpened(t *testing.T) {
 	metadata := map[string]string{"format": "pt", "who": "me"}
 	var file bytes.Buffer
 	if err := safetensors.Write(t.Context(), &file, tensors, metadata, readBlob); err != nil {
@@ -74,7 +74,7 @@ func TestWhatIsWrittenIsOpened(t *testing.T) {
 	}
 }
 
-// TestWhatCannotBeWrittenIsAnError: and what cannot be read ends the file.
+// TestWhatCannotBeWrittenIsAnError, and a tensor that cannot be read ends the file.
 func TestWhatCannotBeWrittenIsAnError(t *testing.T) {
 	failure := errors.New("no such tensor")
 	for name, c := range map[string]struct {
@@ -102,7 +102,7 @@ func TestWhatCannotBeWrittenIsAnError(t *testing.T) {
 	}
 }
 
-// Write a file and read one tensor of it.
+// Write a file and read one of its tensors.
 func Example() {
 	ctx := context.Background()
 	table := []format.Tensor{{Name: "greeting", DType: dtype.U8, Shape: []uint64{5}}}

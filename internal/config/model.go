@@ -1,5 +1,5 @@
-// Package config reads and changes the config.json of a model of transformers. It
-// knows texts, no files.
+// Package config reads and changes the config.json of a transformers model. It works on texts,
+// never on files.
 package config
 
 import (
@@ -11,20 +11,20 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// Model is the part of config.json that matters to programs that change weights. The zero value is
-// that of a checkpoint without one.
+// Model holds the fields of config.json that matter to programs that change weights. The zero value
+// stands for a checkpoint without config.json.
 type Model struct {
 	Found              bool
 	ModelType          string
 	Architectures      []string
-	TieWordEmbeddings  *bool  // nil where config.json does not say
-	TextTie            *bool  // tie_word_embeddings of text_config, nil where that does not say
-	VocabSize          uint64 // 0 where config.json does not say
+	TieWordEmbeddings  *bool  // nil if config.json does not say
+	TextTie            *bool  // tie_word_embeddings of text_config; nil if absent
+	VocabSize          uint64 // 0 if config.json does not say
 	QuantizationMethod string
 }
 
-// Ties are the words of config.json about the tie between the two ends of a model. The caller adds
-// the shapes of its tensors.
+// Ties returns the facts of config.json about the tie between input embedding and output head. The
+// caller adds the shapes of the tensors.
 func (m *Model) Ties() naming.Model {
 	return naming.Model{
 		Shapes: make(map[string][]uint64), Configured: m.Found,
@@ -39,32 +39,32 @@ type file struct {
 	Tie           *bool           `json:"tie_word_embeddings"`
 	Quantization  json.RawMessage `json:"quantization_config"`
 	TieOfLFM2     *bool           `json:"tie_embedding"`
-	VocabSize     json.RawMessage `json:"vocab_size"` // of some models it is no number
+	VocabSize     json.RawMessage `json:"vocab_size"` // not a number in some models
 	TextConfig    json.RawMessage `json:"text_config"`
 }
 
-// vocabSize is the number of tokens, 0 where it is not said.
+// vocabSize returns the number of tokens, 0 if unknown.
 func (f *file) vocabSize() (n uint64) {
 	jsontext.Decode(f.VocabSize, &n)
 	return n
 }
 
-// Parse reads a config.json. Its keys count as they are spelled, and what the fields of Model do
-// not need may be anything.
+// Parse reads a config.json. Keys must be spelled exactly. Fields that Model does not need may have
+// any value.
 func Parse(text []byte) (Model, error) {
 	var f file
 	if err := jsontext.Decode(text, &f); err != nil {
-		return Model{}, fault.New(fault.Corrupt, "not the configuration of a model: %v", err)
+		return Model{}, fault.New(fault.Corrupt, "not a model configuration: %v", err)
 	}
 	c := Model{Found: true, ModelType: f.ModelType, Architectures: f.Architectures, TieWordEmbeddings: f.Tie}
 	if f.TieOfLFM2 != nil && strings.HasPrefix(f.ModelType, "lfm2") {
-		c.TieWordEmbeddings = f.TieOfLFM2 // transformers puts it over the other field
+		c.TieWordEmbeddings = f.TieOfLFM2 // transformers lets this field override the other one
 	}
 	c.VocabSize = f.vocabSize()
 	if len(f.TextConfig) > 0 {
 		var text file
 		if err := jsontext.Decode(f.TextConfig, &text); err != nil {
-			return Model{}, fault.New(fault.Corrupt, "not the configuration of a model: text_config: %v", err)
+			return Model{}, fault.New(fault.Corrupt, "not a model configuration: text_config: %v", err)
 		}
 		c.TextTie = text.Tie
 		if c.TieWordEmbeddings == nil {
@@ -76,7 +76,7 @@ func Parse(text []byte) (Model, error) {
 		var q struct {
 			Method string `json:"quant_method"`
 		}
-		jsontext.Decode(f.Quantization, &q) // only the name is wanted
+		jsontext.Decode(f.Quantization, &q) // only the name matters
 		c.QuantizationMethod = q.Method
 		if q.Method == "" {
 			c.QuantizationMethod = "unnamed"

@@ -8,12 +8,12 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// Text is the text of a config.json. Its methods return a changed text, in which every byte but
-// those of the values that change is as it was.
+// Text is the text of a config.json. Its methods return a changed text that differs only in the
+// values they set.
 type Text []byte
 
-// Replace sets a field from one value to another wherever it has that value: at the top and in
-// text_config. Where neither has it, it is set at the top.
+// Replace changes a field from one value to another wherever it has that value: at the top level
+// and in text_config. If it is in neither place, Replace sets it at the top level.
 func (t Text) Replace(field, from, to string) Text {
 	replaced := false
 	for _, path := range [][]string{{field}, {"text_config", field}} {
@@ -27,29 +27,29 @@ func (t Text) Replace(field, from, to string) Text {
 	return t
 }
 
-// Untie says that input embedding and output head are two tensors, in each place that a release of
-// transformers reads.
+// Untie states that input embedding and output head are separate tensors, in every place that some
+// release of transformers reads.
 func (t Text) Untie() Text {
 	const field = "tie_word_embeddings"
 	t = t.Replace(field, "true", "false")
-	if _, ok := jsontext.Value(t, "text_config"); ok { // transformers 4 asks the text half, whose class has a default of its own
+	if _, ok := jsontext.Value(t, "text_config"); ok { // transformers 4 reads the field of text_config, whose class has its own default
 		t = jsontext.Set(t, "false", "text_config", field)
 	}
-	if _, ok := jsontext.Value(t, "tie_embedding"); ok { // LFM2
+	if _, ok := jsontext.Value(t, "tie_embedding"); ok { // LFM2's name for the field
 		t = jsontext.Set(t, "false", "tie_embedding")
 	}
 	return t
 }
 
-// SetClass names the class of the model.
+// SetClass sets the class of the model.
 func (t Text) SetClass(class string) Text {
 	return jsontext.Set(t, jsontext.Indented([]string{class}), "architectures")
 }
 
-// defaultLabels is how many labels a configuration has that does not say it.
+// defaultLabels is the number of labels that transformers assumes if a configuration does not say.
 const defaultLabels = 2
 
-// NLabels is how many labels a configuration has.
+// NLabels returns the number of labels.
 func (t Text) NLabels() uint64 {
 	var names map[string]json.RawMessage
 	if value, ok := jsontext.Value(t, "id2label"); ok && jsontext.Decode([]byte(value), &names) == nil && names != nil {
@@ -63,7 +63,7 @@ func (t Text) NLabels() uint64 {
 	return defaultLabels
 }
 
-// SetLabels gives a configuration n labels, with the names that transformers gives them.
+// SetLabels sets n labels, with the names that transformers gives by default.
 func (t Text) SetLabels(n uint64) Text {
 	names, numbers := []byte("{"), []byte("{")
 	for i := range n {

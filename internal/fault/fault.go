@@ -1,5 +1,5 @@
-// Package fault holds the few kinds of error that wrong input leads to, and the one struct that
-// says what is wrong, where, and what to do about it. Package format exports the kinds.
+// Package fault holds the few kinds of error for wrong input, and one struct that says what is
+// wrong, where, and what to do about it. Package format exports the kinds.
 package fault
 
 import (
@@ -9,36 +9,36 @@ import (
 	"strings"
 )
 
-// Kind is a kind of error. It is an error itself, so that errors.Is finds it; whatever wraps none
-// is an I/O error or a bug.
+// Kind is a kind of error. It is an error itself, so that errors.Is finds it. An error that wraps
+// no kind is an I/O error or a bug.
 type Kind string
 
 // The kinds.
 const (
-	Corrupt     Kind = "corrupt"     // bytes that violate the rules of their format
-	Truncated   Kind = "truncated"   // a file that ends before its own structure says so
-	Unsupported Kind = "unsupported" // valid input that this version does not know how to use
-	Limit       Kind = "limit"       // input larger than a stated bound
-	Mismatch    Kind = "mismatch"    // inputs that are each valid and do not belong together
-	Check       Kind = "check"       // a check on the result that did not hold
+	Corrupt     Kind = "corrupt"     // the bytes break the rules of their format
+	Truncated   Kind = "truncated"   // the file ends before its own structure does
+	Unsupported Kind = "unsupported" // the input is valid, but this version cannot use it
+	Limit       Kind = "limit"       // the input exceeds a stated bound
+	Mismatch    Kind = "mismatch"    // each input is valid, but they do not belong together
+	Check       Kind = "check"       // a check on the result did not hold
 )
 
 // Error returns the word for the kind.
 func (k Kind) Error() string { return string(k) }
 
-// Error is wrong input: the fault, the file, the byte, and the way out for the user.
+// Error describes wrong input: the fault, the file, the byte, and the next step for the user.
 type Error struct {
 	Kind Kind
-	Path string // the file, or "" where the caller knows it better
-	Off  int64  // byte offset in the file; 0 says nothing, as no error is about byte 0 alone
-	Rule string // the number of the rule of a specification, or ""
+	Path string // the file, or "" if the caller knows it
+	Off  int64  // byte offset in the file; 0 means unknown, as no error is about byte 0 alone
+	Rule string // the rule of a specification, such as "R61", or ""
 	Msg  string // what is wrong: got and want
 	Hint string // what to do next, or ""
 
-	Misplaced bool // the input is valid, of a kind that is not wanted in its place, perhaps in that of another argument
+	Misplaced bool // valid input in the wrong place, such as a model given as an adapter
 }
 
-// Error returns the place and the message: path, byte, rule: what.
+// Error returns "path: byte off: message (rule)", without the parts that are unknown.
 func (e *Error) Error() string {
 	var b strings.Builder
 	if e.Path != "" {
@@ -57,11 +57,11 @@ func (e *Error) Error() string {
 // Unwrap returns the kind, for errors.Is.
 func (e *Error) Unwrap() error { return e.Kind }
 
-// maxTextBytes is how much of one text an error quotes: a name in a hostile file can be as long as
+// maxTextBytes bounds each string that an error quotes: a name in a hostile file can be as long as
 // the file.
 const maxTextBytes = 2000
 
-// shorten cuts long texts among the arguments of a message.
+// shorten cuts long strings among the arguments of a message.
 func shorten(args []any) {
 	for i, arg := range args {
 		if s, ok := arg.(string); ok && len(s) > maxTextBytes {
@@ -70,26 +70,27 @@ func shorten(args []any) {
 	}
 }
 
-// New makes an error of a kind.
+// New returns an error of a kind. The message follows fmt.Sprintf.
 func New(kind Kind, format string, args ...any) *Error {
 	shorten(args)
 	return &Error{Kind: kind, Msg: fmt.Sprintf(format, args...)}
 }
 
-// At adds the byte offset.
+// At sets the byte offset and returns e.
 func (e *Error) At(off int64) *Error { e.Off = off; return e }
 
-// In adds the file.
+// In sets the file and returns e.
 func (e *Error) In(path string) *Error { e.Path = path; return e }
 
-// WithHint adds the way out for the user.
+// WithHint sets the next step for the user and returns e.
 func (e *Error) WithHint(format string, args ...any) *Error {
 	shorten(args)
 	e.Hint = fmt.Sprintf(format, args...)
 	return e
 }
 
-// InFile adds the path to an *Error that has none, and wraps any other error with it.
+// InFile adds the path to an *Error that has none, and wraps any other error with it. nil stays
+// nil.
 func InFile(err error, path string) error {
 	if err == nil {
 		return nil
@@ -107,7 +108,7 @@ func InFile(err error, path string) error {
 	return fmt.Errorf("%s: %w", path, err)
 }
 
-// KindName returns the word for the kind that err wraps, or "io".
+// KindName returns the name of the kind that err wraps, or "io".
 func KindName(err error) string {
 	var k Kind
 	if errors.As(err, &k) {
@@ -125,8 +126,8 @@ func Hint(err error) string {
 	return ""
 }
 
-// Count returns a number of things for a message, as "1 tensor" or "28 tensors". The noun is the
-// singular of a regular one.
+// Count returns a number with its noun for a message: "1 tensor", "28 tensors". The noun is the
+// singular of a regular noun.
 func Count[N ~int | ~int64](n N, noun string) string {
 	text := strconv.FormatInt(int64(n), 10)
 	for i := len(text) - 3; i > 0 && text[i-1] != '-'; i -= 3 {
@@ -138,7 +139,7 @@ func Count[N ~int | ~int64](n N, noun string) string {
 	return text + " " + noun + "s"
 }
 
-// List joins names for a message: at most max of them, quoted, then how many more there are.
+// List joins names for a message: up to max of them, quoted, and the number of the others.
 func List(names []string, max int) string {
 	var b strings.Builder
 	for i, name := range names {
@@ -154,5 +155,5 @@ func List(names []string, max int) string {
 	return b.String()
 }
 
-// Quote is a name in a message, between quotation marks.
+// Quote returns a name in quotation marks for a message.
 func Quote(s string) string { return `"` + strings.ReplaceAll(s, `"`, `\"`) + `"` }

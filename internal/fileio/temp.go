@@ -5,7 +5,7 @@ import "os"
 // Temp is a temporary file. Closing it removes it.
 type Temp struct{ *os.File }
 
-// TempDir is the directory of temporary files.
+// TempDir returns the directory for temporary files.
 func TempDir() string { return os.TempDir() }
 
 // NewTemp creates a temporary file. It removes the name at once where the system allows that, so

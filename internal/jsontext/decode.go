@@ -8,21 +8,21 @@ import (
 	"strings"
 )
 
-// Decode sets *v from a text as Python reads it. Of a struct it sets the fields with a json tag
-// from the members with exactly that key; a member without a field is ignored, and of equal keys
-// the last one counts. null leaves v as it is, but empties slices, maps and pointers. Beside
-// structs v may hold slices, maps by string, pointers, strings, bools, numbers, and Unmarshalers
-// such as a json.RawMessage. A number must be in the range of its type.
+// Decode sets *v from a text, read as Python reads it. A struct gets the members whose keys equal
+// the json tags of its fields. Members without a field are ignored; of equal keys the last one
+// counts. null empties slices, maps and pointers, and leaves any other value unchanged. v may hold
+// structs, slices, maps with string keys, pointers, strings, bools, numbers, and Unmarshalers such
+// as json.RawMessage. A number must fit its type.
 func Decode(text []byte, v any) error {
 	_, err := DecodeNear(text, v)
 	return err
 }
 
-// DecodeNear is Decode that lists, sorted, the members of the outermost struct that are ignored and
-// whose key is another spelling of a field's, in upper or lower case.
+// DecodeNear is Decode that also returns, sorted, the ignored members of the outermost struct whose
+// keys differ from a field's only in upper and lower case.
 func DecodeNear(text []byte, v any) (near []string, err error) {
 	d := newDecoder(text, Python)
-	if d.Skip(); d.err == nil { // a text that is no JSON sets nothing
+	if d.Skip(); d.err == nil { // invalid JSON sets nothing
 		d.End()
 	}
 	if d.err == nil {
@@ -36,8 +36,8 @@ func DecodeNear(text []byte, v any) (near []string, err error) {
 	return slices.Compact(d.near), nil
 }
 
-// DecodeExact sets the fields of *v, a struct with a json tag on every field, and of the structs in
-// it, from a strict text: each member must be there, once and not null, and no other.
+// DecodeExact sets the fields of the struct *v, and of the structs in it, from a strict text. Every
+// field has a json tag. Every member must occur, once and not null, and no other member may.
 func DecodeExact(text []byte, v any) error {
 	d := newDecoder(text, Strict)
 	d.exact = true
@@ -46,26 +46,26 @@ func DecodeExact(text []byte, v any) error {
 	return d.err
 }
 
-// Unmarshaler reads the text of a value itself, as types for encoding/json do.
+// Unmarshaler parses the text of its own value, as with encoding/json.
 type Unmarshaler interface{ UnmarshalJSON(text []byte) error }
 
 type decoder struct {
 	*Scanner
 	exact  bool
 	near   []string
-	path   []step // to the value that is read, for errors
+	path   []step // the path to the current value, for errors
 	fields map[reflect.Type][]field
 }
 
-// step is one key of a path, or one index of a list.
+// step is one key of a path, or one index into a list.
 type step struct {
 	key   string
-	index int // isKey: the step is a key
+	index int // isKey if the step is a key
 }
 
 const isKey = -1
 
-// field is a field of a struct by the name of its member.
+// field is a field of a struct, by the name of its member.
 type field struct {
 	name  string
 	index int
@@ -110,7 +110,7 @@ func (d *decoder) value(v reflect.Value) {
 	}
 }
 
-// object reads the members of an object.
+// object reads an object with the function members.
 func (d *decoder) object(v reflect.Value, members func(reflect.Value)) {
 	if d.Next() != '{' {
 		d.wrong(v)
@@ -119,15 +119,15 @@ func (d *decoder) object(v reflect.Value, members func(reflect.Value)) {
 	members(v)
 }
 
-// structure reads an object with a member for each field.
+// structure reads an object into a struct.
 func (d *decoder) structure(v reflect.Value) {
 	at, fields := d.Pos(), d.fieldsOf(v.Type())
-	places := make([]int, len(fields)) // of the values; 0 has an object before it
+	places := make([]int, len(fields)) // positions of the values; never 0, where the object itself begins
 	for keyAt, key := range d.Object() {
 		i := slices.IndexFunc(fields, func(f field) bool { return f.name == key })
 		switch {
 		case d.exact && (i < 0 || places[i] > 0):
-			d.Failf(Members, keyAt, "the member %q of %s is unknown, or there twice", key, d.where())
+			d.Failf(Members, keyAt, "member %q of %s is unknown or repeated", key, d.where())
 		case d.exact:
 			places[i] = d.Pos()
 			d.step(key, isKey, v.Field(fields[i].index))
@@ -144,7 +144,7 @@ func (d *decoder) structure(v reflect.Value) {
 		case d.err != nil:
 			return
 		case d.exact && place == 0:
-			d.Failf(Members, at, "%s has no member %q", d.where(), fields[i].name)
+			d.Failf(Members, at, "%s lacks member %q", d.where(), fields[i].name)
 		case !d.exact && place > 0: // the last of equal keys
 			d.pos = place
 			d.step(fields[i].name, isKey, v.Field(fields[i].index))
@@ -153,7 +153,7 @@ func (d *decoder) structure(v reflect.Value) {
 	d.pos = end
 }
 
-// fieldsOf lists the fields of a struct that have a member.
+// fieldsOf returns the fields of a struct that have a json tag.
 func (d *decoder) fieldsOf(t reflect.Type) []field {
 	fields, ok := d.fields[t]
 	if ok {
@@ -176,7 +176,7 @@ func (d *decoder) ignore(key string, fields []field) {
 	d.Skip()
 }
 
-// dictionary reads an object with any keys.
+// dictionary reads an object with arbitrary keys into a map.
 func (d *decoder) dictionary(v reflect.Value) {
 	if v.IsNil() {
 		v.Set(reflect.MakeMap(v.Type()))
@@ -184,7 +184,7 @@ func (d *decoder) dictionary(v reflect.Value) {
 	for at, key := range d.Object() {
 		name := reflect.ValueOf(key)
 		if d.exact && v.MapIndex(name).IsValid() {
-			d.Failf(Members, at, "the member %q of %s is there twice", key, d.where())
+			d.Failf(Members, at, "member %q of %s is repeated", key, d.where())
 		}
 		value := reflect.New(v.Type().Elem()).Elem()
 		d.step(key, isKey, value)
@@ -205,7 +205,7 @@ func (d *decoder) list(v reflect.Value) {
 	}
 }
 
-// step reads a value that lies inside another one.
+// step reads a value inside another one.
 func (d *decoder) step(key string, index int, v reflect.Value) {
 	d.path = append(d.path, step{key, index})
 	d.value(v)
@@ -235,7 +235,7 @@ func (d *decoder) scalar(v reflect.Value) {
 	}
 }
 
-// setNumber sets v to a number, and reports whether its type can hold it.
+// setNumber sets v to a number and reports whether its type can hold it.
 func setNumber(v reflect.Value, digits string) bool {
 	var err error
 	switch {
@@ -255,7 +255,7 @@ func setNumber(v reflect.Value, digits string) bool {
 	return err == nil
 }
 
-// wrong fails because a value of another type than that of v comes next.
+// wrong fails because the next value has another type than v.
 func (d *decoder) wrong(v reflect.Value) {
 	at, value := d.Pos(), d.Raw()
 	if d.err != nil {
@@ -271,7 +271,7 @@ func (d *decoder) wrong(v reflect.Value) {
 	d.Failf(Type, at, "%s is %s, want %s", d.where(), strings.ToValidUTF8(value, "\ufffd"), want(v.Type()))
 }
 
-// want says in words which values a type takes.
+// want names the values that a type takes.
 func want(t reflect.Type) string {
 	switch t.Kind() {
 	case reflect.Struct, reflect.Map:
@@ -279,16 +279,16 @@ func want(t reflect.Type) string {
 	case reflect.Slice:
 		return "a list"
 	case reflect.String:
-		return "a text"
+		return "a string"
 	case reflect.Bool:
 		return "true or false"
 	case reflect.Float64, reflect.Float32:
 		return "a number"
 	}
-	return "a whole number"
+	return "an integer"
 }
 
-// where is the place of the value that is read: keys and indexes.
+// where returns the path of the current value: keys and indices.
 func (d *decoder) where() string {
 	var b strings.Builder
 	for i, s := range d.path {

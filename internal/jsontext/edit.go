@@ -6,16 +6,16 @@ import (
 	"slices"
 )
 
-// This file changes single values of an object and leaves every other byte as it is, so that a
+// This file changes single values of an object and leaves every other byte alone, so that a
 // configuration stays as its author wrote it.
 
-// Quote is the text of a string.
+// Quote returns a string as JSON.
 func Quote(s string) string {
-	text, _ := json.Marshal(s) // of a string, no error
+	text, _ := json.Marshal(s) // a string cannot fail
 	return string(text)
 }
 
-// Value returns the text of the value at a path of keys, and whether it is there.
+// Value returns the text of the value at a path of keys, and whether it exists.
 func Value(text []byte, path ...string) (string, bool) {
 	from, to, ok := span(text, path[0])
 	switch {
@@ -27,8 +27,8 @@ func Value(text []byte, path ...string) (string, bool) {
 	return string(text[from:to]), true
 }
 
-// Set returns an object with another value at a path of keys, which is added if it is not there;
-// all other bytes stay.
+// Set returns the object with a new value at a path of keys, which it adds if necessary. All other
+// bytes stay the same.
 func Set(text []byte, value string, path ...string) []byte {
 	from, to, ok := span(text, path[0])
 	switch {
@@ -49,7 +49,7 @@ func Set(text []byte, value string, path ...string) []byte {
 	return slices.Concat(text[:open], rest[:first], []byte(Quote(path[0])+": "+value+","), rest)
 }
 
-// span finds the value of a key of an object; of equal keys the last one counts, as Decode has it.
+// span finds the value of a key in an object. Of equal keys the last one counts, as in Decode.
 func span(text []byte, key string) (from, to int, ok bool) {
 	s := New(string(text), Python)
 	for _, name := range s.Object() {
@@ -61,8 +61,9 @@ func span(text []byte, key string) (from, to int, ok bool) {
 	return from, to, ok && s.Err() == nil
 }
 
-// Indented is the text of a value of strings, as transformers writes it into an object.
+// Indented returns a value made of strings as JSON, indented as transformers indents it inside an
+// object.
 func Indented(v any) string {
-	text, _ := json.MarshalIndent(v, "  ", "  ") // of strings, no error
+	text, _ := json.MarshalIndent(v, "  ", "  ") // strings cannot fail
 	return string(text)
 }

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// Number reads a number and returns its digits as they stand, so that it is rounded only once, by
-// whoever wants it as another type. In a canonical text it is an integer.
+// Number reads a number and returns its digits unchanged, so that only the conversion to the final
+// type rounds. A canonical text has only integers.
 func (s *Scanner) Number() string {
 	if s.form == Canonical {
 		from := s.pos
@@ -23,7 +23,7 @@ func (s *Scanner) Number() string {
 	return rest[:n]
 }
 
-// numberLen is the length of the number with which a text begins, 0 where it begins with none.
+// numberLen returns the length of the number at the beginning of text, or 0.
 func numberLen(text string) int {
 	digits := func(from int) int {
 		for from < len(text) && '0' <= text[from] && text[from] <= '9' {
@@ -59,7 +59,7 @@ func numberLen(text string) int {
 	return n
 }
 
-// Integer reads an integer in its only form, of at most MaxInteger without its sign.
+// Integer reads an integer in its only form, of magnitude at most MaxInteger.
 func (s *Scanner) Integer() int64 {
 	if s.err != nil {
 		return 0
@@ -91,7 +91,7 @@ func (s *Scanner) Integer() int64 {
 	return n
 }
 
-// Count reads an integer from 0 to 2^63 - 1, and leaves what does not belong to it where it is.
+// Count reads an integer from 0 to 2^63 - 1 and stops after its digits.
 func (s *Scanner) Count() int64 {
 	if s.err != nil {
 		return 0
@@ -110,7 +110,7 @@ func (s *Scanner) Count() int64 {
 	return n
 }
 
-// decimal is the value of digits, if it is not above the limit.
+// decimal returns the value of digits, if it is at most limit.
 func decimal(digits string, limit int64) (n int64, ok bool) {
 	for i := range len(digits) {
 		d := int64(digits[i] - '0')

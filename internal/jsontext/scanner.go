@@ -1,11 +1,11 @@
 // Package jsontext reads every JSON text of this module: manifests, headers, undo records,
-// configurations, indexes. A Scanner walks a text in one of three forms, and says at which byte it
-// went wrong; Decode and DecodeExact set the fields of a struct with it; Value and Set look up and
-// change single values of an object.
+// configurations, indexes. A Scanner walks a text in one of three forms and says at which byte an
+// error is. Decode and DecodeExact set the fields of a struct; Value and Set read and change single
+// values of an object.
 //
-// encoding/json cannot stand here. It takes "Lora_Alpha" for lora_alpha, keeps the last of two
-// equal keys without a word, and reads alike what is not alike: bytes that are not UTF-8, half
-// surrogate pairs, null in the place of a number.
+// encoding/json is not strict enough. It accepts "Lora_Alpha" for lora_alpha, silently keeps the
+// last of two equal keys, and treats different texts alike: invalid UTF-8, half surrogate pairs,
+// null in place of a number.
 package jsontext
 
 import (
@@ -19,46 +19,46 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// Form is how much freedom a text has.
+// Form is how strictly a text is read.
 type Form uint8
 
 const (
-	// Python is what Python's json module reads, but for NaN and Infinity. Half a surrogate pair
-	// and bytes that are not UTF-8 become U+FFFD.
+	// Python accepts the texts that Python's json module accepts, except NaN and Infinity. Half a
+	// surrogate pair and invalid UTF-8 become U+FFFD.
 	Python Form = iota
-	// Strict is RFC 8259 in UTF-8, with whole surrogate pairs.
+	// Strict accepts RFC 8259 in valid UTF-8, with whole surrogate pairs.
 	Strict
-	// Canonical has one text for each content: no white space, keys in ascending order, each
-	// character and integer in its only form (spec/FORMAT.md, section 6). Beside objects, arrays
-	// and strings it has integers alone.
+	// Canonical accepts one text for each content: no white space, ascending keys, each character
+	// and integer in its only form (spec/FORMAT.md, section 6). Besides objects, arrays and strings
+	// it allows only integers.
 	Canonical
 )
 
-// Problem is why a Scanner refuses a text.
+// Problem is the reason why a Scanner refuses a text.
 type Problem uint8
 
 // The problems, in the order of the rules of spec/FORMAT.md.
 const (
-	Encoding Problem = iota // not UTF-8, or a byte order mark
-	Syntax                  // no JSON
+	Encoding Problem = iota // invalid UTF-8, or a byte order mark
+	Syntax                  // not JSON
 	Space                   // white space in a canonical text
-	Order                   // keys of a canonical text that do not ascend
-	Text                    // a string with an escape that is none or is not the only form, or with a control character
-	Number                  // a number that is no integer, or not in its only form
+	Order                   // keys out of order in a canonical text
+	Text                    // a control character in a string, or an invalid or non-canonical escape
+	Number                  // not an integer, or not in its only form
 	Range                   // an integer beyond the limit
 	Depth                   // nested too deep
-	Type                    // a value of another type than wanted
-	Members                 // a member that is missing, unknown or there twice, where each counts
+	Type                    // a value of the wrong type
+	Members                 // a missing, unknown or repeated member, where members are checked
 )
 
-// Error is a fault of a text, and its place.
+// Error is an error in a text, with its position.
 type Error struct {
 	Problem Problem
-	At      int // byte of the text
+	At      int // byte offset in the text
 	Msg     string
 }
 
-// Error returns the message, after the position where the message does not name a place itself.
+// Error returns the message, preceded by the position unless the message names a place.
 func (e *Error) Error() string {
 	if e.Problem >= Type || e.At == 0 {
 		return e.Msg
@@ -66,37 +66,36 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("at byte %d: %s", e.At, e.Msg)
 }
 
-// Scanner walks a JSON text. The first error stays and ends everything that follows: whatever is
-// read after it is zero, and loops over objects and arrays end. Its strings are parts of the text
-// unless they have escapes, so that a text costs little more memory than it has bytes.
+// Scanner walks a JSON text. The first error sticks: values read after it are zero, and loops over
+// objects and arrays end. Strings without escapes are parts of the text, so a scan needs little
+// memory beyond the text.
 type Scanner struct {
-	// MaxDepth bounds how deep objects and arrays are nested. New sets it to what encoding/json
-	// reads.
+	// MaxDepth bounds the nesting of objects and arrays. New sets it to the limit of encoding/json.
 	MaxDepth int
-	// MaxInteger bounds what Integer reads, without the sign. New sets it to 2^63 - 1.
+	// MaxInteger bounds the magnitude of the result of Integer. New sets it to 2^63 - 1.
 	MaxInteger int64
-	// Context, if it is not nil, is asked all through a long text; its error becomes that of the
-	// Scanner.
+	// Context, if not nil, is checked regularly during a long text. Its error becomes the
+	// Scanner's.
 	Context context.Context
 
 	text    string
 	pos     int
 	depth   int
-	members int // of objects, so far
+	members int // members of objects read so far
 	form    Form
-	err     error // the first
+	err     error // the first error
 }
 
 const (
 	defaultDepth  = 10_000
-	membersPerAsk = 1 << 12 // members of objects between two looks at the context
+	membersPerAsk = 1 << 12 // members between two checks of the context
 )
 
-// New checks the text as a whole.
+// New returns a Scanner for text. It checks the encoding of the whole text at once.
 func New(text string, form Form) *Scanner {
 	s := &Scanner{text: text, form: form, MaxDepth: defaultDepth, MaxInteger: math.MaxInt64}
 	if strings.HasPrefix(text, "\ufeff") {
-		s.Failf(Encoding, 0, "it begins with a byte order mark, which JSON does not have; save it as UTF-8 without one")
+		s.Failf(Encoding, 0, "the text begins with a byte order mark, which JSON does not allow; save it as UTF-8 without one")
 	}
 	if form != Python && !utf8.ValidString(text) {
 		s.Failf(Encoding, invalidAt(text), "not UTF-8")
@@ -104,7 +103,7 @@ func New(text string, form Form) *Scanner {
 	return s
 }
 
-// invalidAt is the position of the first byte that is not UTF-8.
+// invalidAt returns the position of the first byte that is not valid UTF-8.
 func invalidAt(text string) int {
 	for at, r := range text {
 		if r == utf8.RuneError && !strings.HasPrefix(text[at:], "\ufffd") {
@@ -114,24 +113,25 @@ func invalidAt(text string) int {
 	return len(text)
 }
 
-// Err is the first error, an *Error unless it came through Fail or from the context.
+// Err returns the first error: an *Error, or an error from Fail or from the context.
 func (s *Scanner) Err() error { return s.err }
 
-// Fail keeps err if it is the first.
+// Fail records err if it is the first error.
 func (s *Scanner) Fail(err error) {
 	if s.err == nil {
 		s.err = err
 	}
 }
 
-// Failf notes a problem at a byte of the text, if it is the first.
+// Failf records a problem at a byte of the text if it is the first error.
 func (s *Scanner) Failf(p Problem, at int, format string, args ...any) {
 	if s.err == nil {
-		s.err = &Error{Problem: p, At: at, Msg: fault.New(fault.Corrupt, format, args...).Msg} // long texts cut
+		s.err = &Error{Problem: p, At: at, Msg: fault.New(fault.Corrupt, format, args...).Msg} // fault.New cuts long strings
 	}
 }
 
-// Pos is the position of the next byte that counts.
+// Pos returns the position of the next byte, after skipping white space unless the text is
+// canonical.
 func (s *Scanner) Pos() int {
 	if s.form != Canonical {
 		s.skipSpace()
@@ -139,10 +139,10 @@ func (s *Scanner) Pos() int {
 	return s.pos
 }
 
-// Offset is the position behind all that was read.
+// Offset returns the position after everything read so far.
 func (s *Scanner) Offset() int { return s.pos }
 
-// Rewind goes back to the position of a value, to read it again.
+// Rewind returns to the position of a value, to read it again.
 func (s *Scanner) Rewind(at int) { s.pos = at }
 
 func (s *Scanner) skipSpace() {
@@ -153,13 +153,13 @@ func (s *Scanner) skipSpace() {
 
 func isSpace(c byte) bool { return c == ' ' || c == '\n' || c == '\t' || c == '\r' }
 
-// Rest is the text from Pos on.
+// Rest returns the text from Pos.
 func (s *Scanner) Rest() string { return s.text[s.Pos():] }
 
-// Done reports whether nothing follows.
+// Done reports whether nothing follows but white space.
 func (s *Scanner) Done() bool { return s.Pos() == len(s.text) }
 
-// Next is the next byte that counts, 0 at the end of the text and after an error.
+// Next returns the next byte after white space, or 0 at the end of the text and after an error.
 func (s *Scanner) Next() byte {
 	if s.err != nil || s.Pos() >= len(s.text) {
 		return 0
@@ -167,7 +167,7 @@ func (s *Scanner) Next() byte {
 	return s.text[s.pos]
 }
 
-// End checks that nothing follows.
+// End checks that nothing follows but white space.
 func (s *Scanner) End() {
 	if s.err == nil && !s.Done() {
 		s.unexpected("the end of the text")
@@ -184,14 +184,14 @@ func (s *Scanner) expect(c byte) bool {
 	return false
 }
 
-// unexpected fails because something else stands where want is due.
+// unexpected fails because the text does not continue with want.
 func (s *Scanner) unexpected(want string) {
 	switch {
 	case s.err != nil:
 	case s.pos >= len(s.text):
-		s.Failf(Syntax, s.pos, "the text ends where %s is due", want)
-	case isSpace(s.text[s.pos]): // of a canonical text
-		s.Failf(Space, s.pos, "white space")
+		s.Failf(Syntax, s.pos, "the text ends, want %s", want)
+	case isSpace(s.text[s.pos]): // in a canonical text
+		s.Failf(Space, s.pos, "white space is not allowed")
 	default:
 		s.Failf(Syntax, s.pos, "got %q, want %s", s.text[s.pos], want)
 	}
@@ -206,7 +206,7 @@ func (s *Scanner) start(c byte, want string) bool {
 	return false
 }
 
-// mismatch fails because another value than want begins here.
+// mismatch fails because the next value is not want.
 func (s *Scanner) mismatch(want string) {
 	switch c := s.Next(); {
 	case c == '"', c == '{', c == '[', c == '-', '0' <= c && c <= '9':
@@ -236,7 +236,7 @@ func (s *Scanner) leave(c byte) {
 	}
 }
 
-// Array iterates over an array; the body must consume one value at every turn.
+// Array iterates over an array. The loop body must consume one value in every iteration.
 func (s *Scanner) Array() iter.Seq[int] {
 	return func(yield func(int) bool) {
 		if !s.enter('[', "'[' of an array") {
@@ -251,8 +251,8 @@ func (s *Scanner) Array() iter.Seq[int] {
 	}
 }
 
-// Object iterates over the members of an object: the position of the key and the key. The body must
-// consume the value. Two members may have the same key, but in a canonical text.
+// Object iterates over the members of an object: the position of the key and the key. The loop body
+// must consume the value. Keys may repeat, except in a canonical text.
 func (s *Scanner) Object() iter.Seq2[int, string] {
 	return func(yield func(int, string) bool) {
 		if !s.enter('{', "'{' of an object") {
@@ -265,7 +265,7 @@ func (s *Scanner) Object() iter.Seq2[int, string] {
 			}
 			at, key := s.key()
 			if s.form == Canonical && i > 0 && key <= last {
-				s.Failf(Order, at, "key %q after key %q, want ascending order", key, last)
+				s.Failf(Order, at, "key %q follows key %q, want ascending order", key, last)
 			}
 			last = key
 			if !s.expect(':') || !yield(at, key) {
@@ -276,7 +276,7 @@ func (s *Scanner) Object() iter.Seq2[int, string] {
 	}
 }
 
-// key reads the key of a member, and asks the context now and then.
+// key reads the key of a member and checks the context from time to time.
 func (s *Scanner) key() (at int, key string) {
 	if s.members++; s.members%membersPerAsk == 0 && s.Context != nil {
 		if err := s.Context.Err(); err != nil {
@@ -326,7 +326,7 @@ func (s *Scanner) Raw() string {
 	return s.text[from:s.pos]
 }
 
-// Word consumes null, true or false, if it comes next. Canonical texts have none of them.
+// Word consumes null, true or false if it comes next. A canonical text has none of them.
 func (s *Scanner) Word(word string) bool {
 	if s.err != nil || s.form == Canonical || !strings.HasPrefix(s.Rest(), word) {
 		return false

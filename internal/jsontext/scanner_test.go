@@ -13,7 +13,7 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// texts are JSON, or nearly.
+// texts are JSON, or almost JSON.
 var texts = []string{
 	"", " ", "null", "nul", "true", "falsey", `""`, `"a`, "\"\xff\"", "\"\xed\xa0\x80\"", "\"\t\"", `"\u0000"`, `"\x"`, `"\u12g4"`, `"\`, `"\"`,
 	`"\ud83d\ude00"`, `"\ud83d"`, `"\ude00\ud83d"`, `"\ud83dA"`, `"\ud83d\u0041"`, `"\/\b\f\n\r\t\\"`, "\"\u2028\x7f\"",
@@ -23,7 +23,7 @@ var texts = []string{
 	strings.Repeat("[", 10_000) + strings.Repeat("]", 10_000), strings.Repeat("[", 10_001) + strings.Repeat("]", 10_001),
 }
 
-// TestPythonFormIsThatOfEncodingJSON: encoding/json is the second opinion.
+// TestPythonFormIsThatOfEncodingJSON takes encoding/json as a second opinion.
 func TestPythonFormIsThatOfEncodingJSON(t *testing.T) {
 	for _, text := range texts {
 		compare(t, text)
@@ -68,8 +68,8 @@ func compare(t *testing.T, text string) {
 	compareAs[[]bool](t, text)
 }
 
-// compareAs decodes a text with both; encoding/json can only be asked for types without a struct,
-// as it takes other keys for theirs.
+// compareAs decodes a text with both decoders. It uses types without structs, because encoding/json
+// matches the keys of structs loosely.
 func compareAs[T any](t *testing.T, text string) {
 	var got, want T
 	err, wantErr := jsontext.Decode([]byte(text), &got), json.Unmarshal([]byte(text), &want)
@@ -81,7 +81,7 @@ func compareAs[T any](t *testing.T, text string) {
 	}
 }
 
-// TestStrictFormsRefuse: what Python reads and others may read in another way.
+// TestStrictFormsRefuse texts that Python accepts and other readers may read differently.
 func TestStrictFormsRefuse(t *testing.T) {
 	for _, c := range []struct {
 		text    string
@@ -112,8 +112,8 @@ func TestStrictFormsRefuse(t *testing.T) {
 	}
 }
 
-// TestMemoryIsThatOfTheText: what a text claims costs nothing, and what it holds costs a small
-// multiple.
+// TestMemoryIsThatOfTheText: a claim in a text costs nothing, and its content costs a small
+// multiple of its size.
 func TestMemoryIsThatOfTheText(t *testing.T) {
 	const n = 200_000
 	for name, text := range map[string]string{
@@ -155,19 +155,19 @@ func TestDecodeExactWantsEachMemberOnce(t *testing.T) {
 	}
 	for _, c := range [][3]string{
 		{`"on":true`, `"on":null`, "items[0].on is null, want true or false"},
-		{`"on":true`, `"on":true,"on":true`, "unknown, or there twice"},
-		{`,"on":true`, ``, `items[0] has no member "on"`},
-		{`"on"`, `"On"`, `the member "On" of items[0] is unknown`},
-		{`255`, `256`, "items[0].n is 256, want a whole number"},
-		{`255`, `25.5`, "items[0].n is 25.5, want a whole number"},
+		{`"on":true`, `"on":true,"on":true`, "unknown or repeated"},
+		{`,"on":true`, ``, `items[0] lacks member "on"`},
+		{`"on"`, `"On"`, `member "On" of items[0] is unknown`},
+		{`255`, `256`, "items[0].n is 256, want an integer"},
+		{`255`, `25.5`, "items[0].n is 25.5, want an integer"},
 		{`0.1`, `1e999`, "items[0].x is 1e999, want a number"},
-		{`"v"`, `"v","k":"w"`, `the member "k" of texts is there twice`},
-		{`"v"`, `1`, "texts.k is 1, want a text"},
+		{`"v"`, `"v","k":"w"`, `member "k" of texts is repeated`},
+		{`"v"`, `1`, "texts.k is 1, want a string"},
 		{`"a"`, `"\ud800"`, "half a surrogate pair"},
 		{`"a"`, "\"\xff\"", "not UTF-8"},
 		{`"v"}}`, `"v"}}{}`, "want the end of the text"},
 		{good, `[]`, "the text is an array, want an object"},
-		{good, `{}`, "the text has no member"},
+		{good, `{}`, "the text lacks member"},
 	} {
 		text := strings.Replace(good, c[0], c[1], 1)
 		err := jsontext.DecodeExact([]byte(text), new(exact))
@@ -177,7 +177,7 @@ func TestDecodeExactWantsEachMemberOnce(t *testing.T) {
 	}
 }
 
-// TestOfEqualKeysTheLastOneIsChanged: it is the one that Python reads.
+// TestOfEqualKeysTheLastOneIsChanged, because Python reads the last one.
 func TestOfEqualKeysTheLastOneIsChanged(t *testing.T) {
 	const text = `{"a": {"k": 1}, "a": {"k": 2, "k": 3}}`
 	value, ok := jsontext.Value([]byte(text), "a", "k")

@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// Str reads a string. It is a part of the text unless it has escapes.
+// Str reads a string. Without escapes it is a part of the text.
 func (s *Scanner) Str() string {
 	if !s.start('"', `'"' of a string`) {
 		return ""
@@ -31,7 +31,7 @@ func (s *Scanner) Str() string {
 	return ""
 }
 
-// escaped reads on in a string that began at start, from its first escape.
+// escaped reads the rest of a string that began at start, from its first escape.
 func (s *Scanner) escaped(start int) string {
 	var b strings.Builder
 	b.WriteString(s.text[start:s.pos])
@@ -58,7 +58,7 @@ func (s *Scanner) escaped(start int) string {
 	return ""
 }
 
-// valid is a string in UTF-8: each wrong byte becomes U+FFFD. Only a Python text has some.
+// valid replaces invalid UTF-8 by U+FFFD, byte by byte. Only Python texts can contain it.
 func (s *Scanner) valid(str string) string {
 	if s.form == Python && !utf8.ValidString(str) {
 		return string([]rune(str))
@@ -67,21 +67,21 @@ func (s *Scanner) valid(str string) string {
 }
 
 func (s *Scanner) control(at int) {
-	s.Failf(Text, at, "the control character %q without an escape", s.text[at])
+	s.Failf(Text, at, "the control character %q is not escaped", s.text[at])
 }
 
 func (s *Scanner) endless(start int) {
-	s.Failf(Syntax, start-1, "a string without an end")
+	s.Failf(Syntax, start-1, "the string has no end")
 }
 
-// escape reads one escape, or two that make a surrogate pair.
+// escape reads one escape, or two that form a surrogate pair.
 func (s *Scanner) escape() (rune, bool) {
 	at, rest := s.pos, s.text[s.pos:]
 	if s.form == Canonical {
 		return s.onlyEscape(rest)
 	}
 	if len(rest) < 2 {
-		s.Failf(Syntax, at, "a string without an end")
+		s.Failf(Syntax, at, "the string has no end")
 		return 0, false
 	}
 	if i := strings.IndexByte(`"\/bfnrt`, rest[1]); i >= 0 {
@@ -102,12 +102,12 @@ func (s *Scanner) escape() (rune, bool) {
 		}
 	}
 	if !ok {
-		s.Failf(Text, at, "an escape that is none, or half a surrogate pair")
+		s.Failf(Text, at, "invalid escape, or half a surrogate pair")
 	}
 	return r, ok
 }
 
-// hex4 reads \uXXXX.
+// hex4 parses \uXXXX.
 func hex4(text string) (rune, bool) {
 	if len(text) < 6 || text[0] != '\\' || text[1] != 'u' {
 		return 0, false
@@ -116,7 +116,7 @@ func hex4(text string) (rune, bool) {
 	return rune(n), err == nil
 }
 
-// onlyEscape reads one escape of a canonical text, which must be the only form of its character.
+// onlyEscape reads one escape of a canonical text. It must be the only form of its character.
 func (s *Scanner) onlyEscape(rest string) (rune, bool) {
 	for c, e := range escapes {
 		if e != "" && strings.HasPrefix(rest, e) {
@@ -128,7 +128,7 @@ func (s *Scanner) onlyEscape(rest string) (rune, bool) {
 	return 0, false
 }
 
-// escapes has the only form of every character that has an escape in a canonical text.
+// escapes maps every character that canonical texts escape to its only form.
 var escapes = func() (t ['\\' + 1]string) {
 	for c := range 0x20 {
 		t[c] = fmt.Sprintf(`\u%04x`, c)
@@ -137,7 +137,7 @@ var escapes = func() (t ['\\' + 1]string) {
 	return t
 }()
 
-// AppendCanonical appends a string as a canonical text has it.
+// AppendCanonical appends a string in canonical form.
 func AppendCanonical(dst []byte, str string) []byte {
 	dst = append(dst, '"')
 	from := 0

@@ -1,4 +1,4 @@
-// Package peft holds facts about PEFT, huggingface's library of adapters, that are not about its
+// Package peft holds facts about PEFT, Hugging Face's library of adapters, other than about its
 // files.
 package peft
 
@@ -7,14 +7,14 @@ import (
 	"strings"
 )
 
-// Method is a method of PEFT that is not LoRA.
+// Method is a PEFT method other than LoRA.
 type Method struct {
 	Name     string // as its paper spells it
-	NoWeight bool   // it adds to what a model reads or computes, not to its weights
-	ToLoRA   bool   // PEFT converts it (supports_lora_conversion of its layers)
+	NoWeight bool   // it changes the inputs or activations of a model, not its weights
+	ToLoRA   bool   // PEFT can convert it to LoRA (supports_lora_conversion)
 }
 
-// Methods are the methods that PEFT has and has had, up to 0.21, beside LORA, by their peft_type.
+// Methods lists, by peft_type, the methods besides LORA that PEFT has or had, up to 0.21.
 var Methods = map[string]Method{
 	"ADALORA": {Name: "AdaLoRA"}, "ADAMSS": {Name: "AdaMSS"}, "BDLORA": {Name: "BD-LoRA as a method of its own"}, "BEFT": {Name: "BEFT"}, "BOFT": {Name: "BOFT"},
 	"BONE": {Name: "Bone"}, "C3A": {Name: "C3A", ToLoRA: true}, "DEFT": {Name: "DEFT"}, "DELORA": {Name: "DeLoRA", ToLoRA: true}, "DIAG": {Name: "a diagonal adapter"},
@@ -30,7 +30,7 @@ var Methods = map[string]Method{
 	"P_TUNING": {Name: "P-tuning", NoWeight: true}, "PREFIX_TUNING": {Name: "prefix tuning", NoWeight: true}, "PROMPT_TUNING": {Name: "prompt tuning", NoWeight: true},
 }
 
-// MethodNames lists the names of the methods, sorted without regard to case.
+// MethodNames returns the names of the methods, sorted without regard to case.
 func MethodNames() []string {
 	var names []string
 	for _, m := range Methods {
