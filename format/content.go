@@ -35,20 +35,9 @@ func ContentID(ctx context.Context, src Source) (string, error) {
 		if buffers[worker] == nil {
 			buffers[worker] = make([]byte, readBytes)
 		}
-		h := sha256.New()
-		n := a.manifest.Tensors[i].NBytes()
-		for off := int64(0); off < n; off += readBytes {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			p := buffers[worker][:min(readBytes, n-off)]
-			if err := src.ReadBlobAt(p, a.source[i], off); err != nil {
-				return err
-			}
-			h.Write(p)
-		}
-		h.Sum(sums[i][:0])
-		return nil
+		var err error
+		sums[i], err = blobSum(ctx, src, a.source[i], a.manifest.Tensors[i].NBytes(), buffers[worker])
+		return err
 	})
 	if err != nil {
 		return "", err

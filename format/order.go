@@ -124,8 +124,12 @@ func storageOrder(m *Manifest, compare order) ([]int, error) {
 		if i < 0 || i >= len(places) {
 			return broken(45, "adapter %q: tensor index %d, want less than %d", m.Adapters[adapter].Name, i, len(places))
 		}
-		if places[i].adapter >= 0 {
+		switch places[i].adapter {
+		case -1:
+		case adapter:
 			return broken(46, "adapter %q: tensor %d, %q, is referred to twice", m.Adapters[adapter].Name, i, m.Tensors[i].Name)
+		default:
+			return nil // the first adapter that refers to a shared tensor places it
 		}
 		p := &places[i]
 		p.adapter, p.module, p.role = adapter, module, role

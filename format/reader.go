@@ -92,6 +92,9 @@ func parsePrologue(h head, p []byte, opts ReaderOptions) (*prologue, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkShared(m, h.critical); err != nil {
+		return nil, err
+	}
 	plan, err := newPlan(m, codings, h.chunkLog2, opts.rawLimit())
 	if err != nil {
 		return nil, err

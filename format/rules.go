@@ -34,6 +34,8 @@ var ruleKinds = [...]fault.Kind{
 
 	71: ErrCorrupt, 72: ErrCorrupt, 73: ErrCorrupt, // the kinds of version 1.1
 	74: ErrUnsupported, 75: ErrUnsupported, 76: ErrUnsupported, // applying, in other packages
+
+	ruleShared: ErrCorrupt, // critical bit 0
 }
 
 // broken returns the error for bytes that break a rule of the specification. The message says what

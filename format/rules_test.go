@@ -208,7 +208,8 @@ func TestBrokenHeads(t *testing.T) {
 		{"R3", 8, "\x88"},
 		{"R4", 16, "\x02"},
 		{"R4", 16, "\x00"},
-		{"R5", 20, "\x01"},
+		{"R5", 20, "\x02"},
+		{"R77", 20, "\x01"}, // the example has one adapter
 		{"R5", 23, "\x80"},
 		{"R6", 28, "\x0f"},
 		{"R6", 28, "\x19"},

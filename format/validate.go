@@ -118,17 +118,17 @@ func validate(m *Manifest, codings []coding) error {
 	if len(m.Adapters) == 0 {
 		return broken(34, "no adapters")
 	}
-	used := make([]bool, len(m.Tensors))
+	owners := make([]int, len(m.Tensors))
 	for i := range m.Adapters {
 		a := &m.Adapters[i]
 		if a.Name == "" && len(m.Adapters) > 1 {
 			return broken(35, "one of %d adapters has an empty name", len(m.Adapters))
 		}
-		if err := validateAdapter(m, a, used); err != nil {
+		if err := validateAdapter(m, a, i+1, owners); err != nil {
 			return about(err, fmt.Sprintf("adapter %q", a.Name))
 		}
 	}
-	if i := slices.Index(used, false); i >= 0 {
+	if i := slices.Index(owners, 0); i >= 0 {
 		return broken(46, "no record refers to tensor %d, %q", i, m.Tensors[i].Name)
 	}
 	return nil
@@ -174,20 +174,21 @@ func validatePath(name string) error {
 	return nil
 }
 
-// validateAdapter checks one adapter and marks the tensors it refers to in used.
-func validateAdapter(m *Manifest, a *Adapter, used []bool) error {
+// validateAdapter checks one adapter and writes its number, from 1 on, into owners for the tensors
+// it refers to. Adapters may share tensors.
+func validateAdapter(m *Manifest, a *Adapter, number int, owners []int) error {
 	if a.Method != MethodLoRA && len(a.Requires) == 0 {
 		return broken(36, "method %q needs a requirement, got none", a.Method)
 	}
-	names := make([]string, 0, len(used))
+	names := make([]string, 0, len(owners))
 	refer := func(i int) error {
-		if i < 0 || i >= len(used) {
-			return broken(45, "tensor index %d, want less than %d", i, len(used))
+		if i < 0 || i >= len(owners) {
+			return broken(45, "tensor index %d, want less than %d", i, len(owners))
 		}
-		if used[i] {
+		if owners[i] == number {
 			return broken(46, "tensor %d, %q, is referred to twice", i, m.Tensors[i].Name)
 		}
-		used[i] = true
+		owners[i] = number
 		names = append(names, m.Tensors[i].Name)
 		return nil
 	}

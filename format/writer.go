@@ -198,7 +198,11 @@ func (f *fileWriter) write(p []byte) error {
 func (f *fileWriter) writeHead(text []byte, chunkLog2 uint8) error {
 	s := &f.slots[0]
 	frame := s.coder.encode(nil, text, 1, f.library(s, dtype.Invalid, len(text)))
-	p := appendHead(nil, head{minor: minorOf(f.a.manifest), chunkLog2: chunkLog2, manifestBytes: uint32(len(text))}, frame)
+	h := head{minor: minorOf(f.a.manifest), chunkLog2: chunkLog2, manifestBytes: uint32(len(text))}
+	if f.a.manifest.sharesTensors() {
+		h.critical = sharedTensors
+	}
+	p := appendHead(nil, h, frame)
 	digest := sha256.Sum256(p)
 	copy(f.tail.headDigest(), digest[:])
 	f.tail.setEntry(0, int64(len(p)), 0)
@@ -208,6 +212,9 @@ func (f *fileWriter) writeHead(text []byte, chunkLog2 uint8) error {
 
 // minorOf returns the lowest minor version that can express m.
 func minorOf(m *Manifest) uint16 {
+	if m.sharesTensors() {
+		return draftVersion
+	}
 	for i := range m.Adapters {
 		for j := range m.Adapters[i].Layers {
 			if m.Adapters[i].Layers[j].Kind.saysDimension() {

@@ -87,7 +87,7 @@ def check(v, kind, at, minor):  # section 7: v by a table or type, without the m
 def raw_length(t): return math.prod(t["shape"]) * BITS[t["dtype"]] // 8
 def references(a): return [i for l in a["layers"] for i in l["roles"].values()] + [b["tensor"] for b in a["beside"]]
 def ascending(records, *keys): need(all(a < b for a, b in pairwise([r[k] for k in keys] for r in records)), "R33", f"not by {keys}")
-def meaning(m):  # section 7: the rules that tie records to each other
+def meaning(m, shared):  # section 7: the rules that tie records to each other
     tensors, attachments, adapters = m["tensors"], m["attachments"], m["adapters"]
     need(len(tensors) <= 2**20, "R49", f"{len(tensors)} tensors"), need(adapters, "R34", "no adapter")
     for t in tensors:
@@ -115,7 +115,10 @@ def meaning(m):  # section 7: the rules that tie records to each other
             need(math.prod(shape.get("magnitude", shape["B"][:1])) in (shape["B"][0], shape["A"][1]), "R42", shape)
         for rows, shape in [(b["rows"], tensors[b["tensor"]]["shape"]) for b in a["beside"] if "rows" in b]:
             need(len(set(rows)) == len(rows), "R43", rows), need(shape[:1] == [len(rows)], "R44", f"{shape} for rows {rows}")
-    need(sorted(i for a in adapters for i in references(a)) == [*range(len(tensors))], "R46", "not one reference to each tensor")
+        need(len(set(references(a))) == len(references(a)), "R46", f"{a['name']} refers to a tensor twice")
+    refs = [i for a in adapters for i in references(a)]
+    need({*refs} == {*range(len(tensors))} and (shared or len(refs) == len(tensors)), "R46", "not one reference to each tensor")
+    need(not shared or len(refs) > len(tensors), "R77", "no tensor is shared")
 
 def decode(coded, b):  # section 9: planes of elements of b bytes; the whole chunk is rotated as one large number
     k, raw = len(coded) // b, bytearray(len(coded))
@@ -126,12 +129,12 @@ def head(b):  # sections 4 and 8: the manifest, the chunks as (dtype, coding, le
     need(len(b) >= 16, "R1", f"{len(b)} bytes")
     need(b[:4] == HEAD and b[8:16] == b"\x89LRA\r\n\x1a\n", "R3", f"starts with {b[:16].hex()}"), need(len(b) >= 36, "R1", len(b))
     size, major, minor, critical, log2, reserved, length = struct.unpack_from("<I8xHHI4xB3sI", b, 4)
-    need(major == 1, "R4", f"major {major}"), need(critical == 0, "R5", f"bit {(critical & -critical).bit_length() - 1}")
+    need(major == 1, "R4", f"major {major}"), need(critical < 2, "R5", f"critical {critical:#x}")
     need(16 <= log2 <= 24, "R6", f"chunk_log2 {log2}"), need(reserved == b"\0\0\0", "R7", f"reserved bytes {reserved.hex()}")
     need(length <= min(2**26, LIMITS["manifest"]), "R9", f"a manifest of {length} bytes")
     need(28 <= size <= 28 + length + length // 128 + 64, "R8", f"size {size}"), need(8 + size <= len(b), "R1", "ends in the head")
     m = check(parse(data_frame(b[36:8 + size], length)), "manifest", "manifest", minor)
-    meaning(m)
+    meaning(m, critical)
     runs = [(*k, sum(map(raw_length, ts))) for k, ts in groupby(m["tensors"], key=lambda t: (t["dtype"], t["coding"]))]
     runs.append(("", "raw", sum(x["size"] for x in m["attachments"])))
     need(sum(r[2] for r in runs) <= min(2**48, LIMITS["total"]), "R56", runs), need(sum(-(-r[2] >> log2) for r in runs) <= 2**24, "R57", runs)

@@ -92,7 +92,8 @@ def head(ex, file):
         bad(f"r4-major-{v}", lora(ex, major=v), f"major {v}", rows=rows)
     bad("r4-major-2-and-nothing-else", file[:16] + b"\2\0" + b"\xff" * 40, "a later major may arrange all that follows differently")
     for b in (0, 3, 4, 31):
-        bad(f"r5-critical-bit-{b}", lora(ex, critical=1 << b), f"critical bit {b}", rows="13")
+        # Version 1.1 knows bit 0.
+        bad(f"r5-critical-bit-{b}", lora(ex, critical=1 << b), f"critical bit {b}", rows="13", rule=None if b else "R5 R77")
     bad("r5-critical-bits", lora(ex, critical=0xFFFFFF80), "bit 7 is the lowest that is set", rows="13")
     for n in (0, 15, 25, 255):
         bad(f"r6-chunk-log2-{n}", lora(ex, log2=n), f"chunk_log2 {n}", rows="16")

@@ -2,6 +2,7 @@
 import copy
 
 from builder import adapter, canonical, example, frame, layer, lora, model, noise, opaque, raw, repeated, rle, stock, tensor
+import valid
 from kit import bad
 
 
@@ -422,6 +423,13 @@ def tensors():
     two = lambda: model([adapter(name="a", layers=[layer("q", {"A": 0, "B": 1})]), adapter(name="b", layers=[layer("q", {}, kind="other")])],
                         [tensor("a", "U8", [1, 1]), tensor("b", "U8", [1, 1])])
     changed("r46-two-adapters", lambda m: m["adapters"][1]["layers"][0].update(roles={"A": 0, "B": 1}), "two adapters share their factors", two, rows="73 85")
+    bad("r46-shared-without-the-bit", lora(valid.sharing()[1], minor=1), "two adapters share a factor, and bit 0 is not set")
+    m = valid.sharing()[1]
+    m.manifest["adapters"][1]["layers"][0]["roles"]["x"] = 0
+    m.manifest["adapters"][1]["layers"][0]["kind"] = "other"
+    bad("r46-shared-within", lora(m, minor=1, critical=1), "bit 0 is set, and one of the adapters refers to a tensor twice")
+    bad("r77-nothing-shared", lora(valid.sharing()[0], minor=1, critical=1), "a bundle without a shared tensor, and bit 0 is set")
+    bad("r77-one-adapter", lora(example(), minor=1, critical=1), "bit 0 is set for one adapter")
     changed("r46-nobody", lambda m: m["adapters"][0]["beside"].pop(), "a tensor that nobody refers to", lambda: opaque(tensor("a", "U8", [1]), tensor("b", "U8", [1])))
     changed("r46-nobody-empty", lambda m: m["adapters"][0].update(beside=[]), "an empty tensor that nobody refers to", lambda: opaque(tensor("a", "U8", [0])))
     said("r47-in-a-layer", model([adapter(layers=[layer("q", {"A": 0, "B": 1})])], [tensor("w", "U8", [1, 1]), tensor("w", "U8", [1, 1], b"b")]),

@@ -23,6 +23,25 @@ def add():
     large(ex)
 
 
+def sharing():
+    """Two adapters that agree in A and in a tensor beside: with tensors of their own, and with shared ones."""
+    def parts(k):
+        return [layer("q", {"A": k, "B": k + 1})], [{"action": "replace", "target": "head", "tensor": k + 2}]
+
+    def of(name, k, b):
+        layers, beside = parts(k)
+        layers[0]["roles"]["B"] = b
+        return adapter(name=name, layers=layers, beside=beside)
+
+    def tensors(*seeds):
+        out = [tensor("A", "F32", [1, 3], noise("shared A", 12)), tensor("B", "F32", [2, 1], noise(seeds[0], 8)),
+               tensor("head", "F32", [2], noise("shared head", 8))]
+        return out
+    x, y = tensors("B of a"), tensors("B of b")
+    apart = model([of("a", 0, 1), of("b", 3, 4)], x + y)
+    return apart, model([of("a", 0, 1), of("b", 0, 3)], x + y[1:2])
+
+
 def structure(ex):
     m = model([adapter()], [])
     ok("no-chunks", lora(m), m, "no tensor, no attachment, no chunk")
@@ -54,6 +73,12 @@ def structure(ex):
     m = model([a, b], [tensor("B", "F32", [2, 1]), tensor("B", "F32", [3, 1], noise("b", 12)), tensor("A", "F32", [1, 3], noise("c", 12)),
                        tensor("A", "F32", [1, 2])], [("README.md", b"both\n"), ("a/README.md", b"a\n"), ("b/ü/README.md", b"b\n")])
     ok("bundle", lora(m), m, "two adapters with tensors of the same names, their bytes interleaved")
+    apart, shared = sharing()
+    ok("shared-tensors", lora(shared, minor=1, critical=1), shared, "two adapters share A and a tensor beside")
+    ok("shared-tensors-apart", lora(apart), apart, "the adapters of ok-shared-tensors, each with its own tensors, under the same content id")
+    a, b = (adapter(name=n, layers=[layer("q", {"A": 0, "B": 1})]) for n in "ab")
+    m = model([a, b], [tensor("A", "F32", [1, 2]), tensor("B", "F32", [2, 1])])
+    ok("shared-everything", lora(m, minor=1, critical=1), m, "two adapters that differ in their names alone")
     m = model([adapter(layers=[layer("q", {"A": 1, "B": 0})], orientation="nxm", dialect="peft",
                        base={"fingerprints": {"q.weight": "0" * 63 + "a"}, "name": "x/y", "revision": "main"})],
               [tensor("q.lora_B.weight", "F32", [2, 1], ex.parts[1], "raw"), tensor("q.lora_A.weight", "F32", [1, 2], ex.parts[0])],

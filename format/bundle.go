@@ -1,0 +1,315 @@
+package format
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
+)
+
+// This file makes bundles of adapters and takes them apart. Within a bundle the attachments and the
+// metadata of a member have the member's name and a slash before their own (spec section 7.6).
+
+// Member is an adapter under its name in a bundle.
+type Member struct {
+	Name   string
+	Source Source // of one adapter
+}
+
+// Bundle joins adapters into one source. The names must be distinct and not empty. An attachment
+// whose name would be too long for the format behind the name of its member is left out; the notes
+// of the manifest say so. Close closes the sources of all members. Bundle reads no tensor: use
+// [Share] to keep equal tensors of several members once.
+func Bundle(members ...Member) (Source, error) {
+	b := &remapped{manifest: &Manifest{Metadata: make(map[string]string)}}
+	m := b.manifest
+	var attached []blob
+	for _, member := range members {
+		part := member.Source.Manifest()
+		if part == nil {
+			return nil, noManifest()
+		}
+		if len(part.Adapters) != 1 {
+			return nil, fault.New(ErrUnsupported, "the member %q of a bundle is itself a bundle of %d adapters", member.Name, len(part.Adapters))
+		}
+		if err := checkMemberName(member.Name); err != nil {
+			return nil, err
+		}
+		b.closers = append(b.closers, member.Source)
+		shift := len(m.Tensors)
+		m.Adapters = append(m.Adapters, renumber(&part.Adapters[0], member.Name, func(i int) int { return shift + i }))
+		m.Tensors = append(m.Tensors, part.Tensors...)
+		for i := range part.Tensors {
+			b.blobs = append(b.blobs, blob{member.Source, i})
+		}
+		for i, a := range part.Attachments {
+			short := a.Name
+			a.Name = member.Name + "/" + a.Name
+			if validatePath(a.Name) != nil || len(a.Name) > MaxNameBytes {
+				m.Notes = append(m.Notes, fmt.Sprintf("the attachment %q of %q is left out: its name in the bundle would be invalid", short, member.Name))
+				continue
+			}
+			m.Attachments = append(m.Attachments, a)
+			attached = append(attached, blob{member.Source, len(part.Tensors) + i})
+		}
+		for key, value := range part.Metadata {
+			if key = member.Name + "/" + key; len(key) <= MaxNameBytes {
+				m.Metadata[key] = value
+			}
+		}
+		for _, note := range part.Notes {
+			m.Notes = append(m.Notes, fmt.Sprintf("%q: %s", member.Name, note))
+		}
+	}
+	b.blobs = append(b.blobs, attached...)
+	names := memberNames(m)
+	slices.Sort(names)
+	for i := range names {
+		if i > 0 && names[i] == names[i-1] {
+			return nil, broken(33, "two members of a bundle are called %q", names[i])
+		}
+	}
+	return b, Validate(m)
+}
+
+// checkMemberName checks a name for an adapter of a bundle (R31, R32, R35).
+func checkMemberName(name string) error {
+	switch {
+	case name == "":
+		return broken(35, "a member of a bundle has no name")
+	case strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return broken(31, "the name %q of a member has a control character", name)
+	case len(name) > MaxNameBytes:
+		return broken(32, "the name of a member has %d bytes, the limit is %d", len(name), MaxNameBytes)
+	}
+	return nil
+}
+
+// Select returns one adapter of a bundle as a source of its own, without a name. It has the content
+// id of a file that holds the adapter alone. Closing it closes src.
+func Select(src Source, name string) (Source, error) {
+	m := src.Manifest()
+	if m == nil {
+		return nil, noManifest()
+	}
+	at := slices.IndexFunc(m.Adapters, func(a Adapter) bool { return a.Name == name })
+	if at < 0 {
+		return nil, fault.New(fault.Mismatch, "the bundle has no adapter %q", name).
+			WithHint("its adapters are called %s", fault.List(memberNames(m), 10))
+	}
+	s := &remapped{closers: []io.Closer{src}, manifest: &Manifest{Metadata: make(map[string]string), Provenance: m.Provenance}}
+	own := slices.Compact(m.Adapters[at].Tensors())
+	position := make(map[int]int, len(own))
+	for to, from := range own {
+		position[from] = to
+		s.manifest.Tensors = append(s.manifest.Tensors, m.Tensors[from])
+		s.blobs = append(s.blobs, blob{src, from})
+	}
+	s.manifest.Adapters = []Adapter{renumber(&m.Adapters[at], "", func(i int) int { return position[i] })}
+	prefix := name + "/"
+	if len(m.Adapters) == 1 {
+		prefix = "" // the names have no prefix in a file of one adapter
+	}
+	for i, a := range m.Attachments {
+		if short, ok := strings.CutPrefix(a.Name, prefix); ok && short != "" {
+			a.Name = short
+			s.manifest.Attachments = append(s.manifest.Attachments, a)
+			s.blobs = append(s.blobs, blob{src, len(m.Tensors) + i})
+		}
+	}
+	for key, value := range m.Metadata {
+		if short, ok := strings.CutPrefix(key, prefix); ok && short != "" {
+			s.manifest.Metadata[short] = value
+		}
+	}
+	return s, Validate(s.manifest)
+}
+
+func memberNames(m *Manifest) (names []string) {
+	for i := range m.Adapters {
+		names = append(names, m.Adapters[i].Name)
+	}
+	return names
+}
+
+// sharedTensors is the critical feature that lets adapters of a bundle refer to the same tensor.
+const sharedTensors = 1 << 0
+
+// ruleShared is the rule that a file with the feature shares a tensor.
+const ruleShared = 77
+
+// Share returns a source in which tensors of different adapters are one if they have the same name,
+// dtype, shape and bytes. A .lora file stores them once; readers of version 1.0 refuse that file
+// by R5. The content id stays. Share reads the tensors of equal name, dtype and shape. It returns
+// src itself if no two tensors are equal.
+func Share(ctx context.Context, src Source) (Source, error) {
+	m := src.Manifest()
+	if err := Validate(m); err != nil {
+		return nil, err
+	}
+	first, err := firstEquals(ctx, src)
+	if err != nil {
+		return nil, err
+	}
+	s := &remapped{closers: []io.Closer{src}}
+	out := *m
+	s.manifest = &out
+	position := make([]int, len(m.Tensors))
+	out.Tensors = nil
+	for i := range m.Tensors {
+		if first[i] != i {
+			position[i] = position[first[i]]
+			continue
+		}
+		position[i] = len(out.Tensors)
+		out.Tensors = append(out.Tensors, m.Tensors[i])
+		s.blobs = append(s.blobs, blob{src, i})
+	}
+	if len(out.Tensors) == len(m.Tensors) {
+		return src, nil
+	}
+	for i := range m.Attachments {
+		s.blobs = append(s.blobs, blob{src, len(m.Tensors) + i})
+	}
+	out.Adapters = slices.Clone(m.Adapters)
+	for i := range out.Adapters {
+		a := &out.Adapters[i]
+		*a = renumber(a, a.Name, func(i int) int { return position[i] })
+	}
+	return s, nil
+}
+
+// firstEquals returns for every tensor the first one that is equal to it, itself if there is none.
+// R47 keeps equal tensors of one adapter apart.
+func firstEquals(ctx context.Context, src Source) ([]int, error) {
+	m := src.Manifest()
+	alike := make(map[string][]int)
+	for i := range m.Tensors {
+		t := &m.Tensors[i]
+		key := fmt.Sprintf("%v %v %s", t.DType, t.Shape, t.Name)
+		alike[key] = append(alike[key], i)
+	}
+	first := make([]int, len(m.Tensors))
+	buffer := make([]byte, readBytes)
+	for _, group := range alike {
+		bySum := make(map[sum]int)
+		for _, i := range group {
+			first[i] = i
+			if len(group) == 1 {
+				continue
+			}
+			id, err := blobSum(ctx, src, i, m.Tensors[i].NBytes(), buffer)
+			if err != nil {
+				return nil, err
+			}
+			if j, ok := bySum[id]; ok {
+				first[i] = j
+			} else {
+				bySum[id] = i
+			}
+		}
+	}
+	return first, nil
+}
+
+// sharesTensors reports whether a valid manifest has a tensor that several adapters refer to.
+func (m *Manifest) sharesTensors() bool {
+	references := 0
+	for i := range m.Adapters {
+		for j := range m.Adapters[i].Layers {
+			references += len(m.Adapters[i].Layers[j].Roles)
+		}
+		references += len(m.Adapters[i].Beside)
+	}
+	return references > len(m.Tensors)
+}
+
+// checkShared checks the critical features of a file against its manifest.
+func checkShared(m *Manifest, critical uint32) error {
+	shares, says := m.sharesTensors(), critical&sharedTensors != 0
+	switch {
+	case shares && !says:
+		return broken(46, "two adapters refer to one tensor, and critical bit 0 is not set")
+	case says && !shares:
+		return broken(ruleShared, "critical bit 0 is set, and no two adapters refer to one tensor").At(20)
+	}
+	return nil
+}
+
+// renumber copies an adapter under another name, with other indices of tensors.
+func renumber(a *Adapter, name string, index func(int) int) Adapter {
+	out := *a
+	out.Name = name
+	out.Layers = slices.Clone(a.Layers)
+	for i := range out.Layers {
+		roles := maps.Clone(out.Layers[i].Roles)
+		for role, t := range roles {
+			roles[role] = index(t)
+		}
+		out.Layers[i].Roles = roles
+	}
+	out.Beside = slices.Clone(a.Beside)
+	for i := range out.Beside {
+		out.Beside[i].Tensor = index(out.Beside[i].Tensor)
+	}
+	return out
+}
+
+// blob is a blob of a source.
+type blob struct {
+	src   Source
+	index int
+}
+
+// remapped is a source made of the blobs of others.
+type remapped struct {
+	manifest *Manifest
+	blobs    []blob
+	closers  []io.Closer
+}
+
+func (s *remapped) Manifest() *Manifest { return s.manifest }
+
+func (s *remapped) ReadBlobAt(p []byte, i int, off int64) error {
+	return s.blobs[i].src.ReadBlobAt(p, s.blobs[i].index, off)
+}
+
+func (s *remapped) Unchanged() error {
+	var errs []error
+	for _, c := range s.closers {
+		errs = append(errs, fileio.Unchanged(c))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *remapped) Close() error {
+	var errs []error
+	for _, c := range s.closers {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// blobSum hashes a blob of n bytes, read in pieces as long as the buffer.
+func blobSum(ctx context.Context, src Source, i int, n int64, buffer []byte) (id sum, err error) {
+	h := sha256.New()
+	for off := int64(0); off < n; off += int64(len(buffer)) {
+		if err := ctx.Err(); err != nil {
+			return id, err
+		}
+		p := buffer[:min(int64(len(buffer)), n-off)]
+		if err := src.ReadBlobAt(p, i, off); err != nil {
+			return id, err
+		}
+		h.Write(p)
+	}
+	h.Sum(id[:0])
+	return id, nil
+}
