@@ -14,8 +14,9 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// This file makes bundles of adapters and takes them apart. Within a bundle the attachments and the
-// metadata of a member have the member's name and a slash before their own (spec section 7.6).
+// This file makes bundles of adapters and takes them apart. In a file of several adapters the
+// attachments and the metadata of each have its name and a slash before their own (spec section
+// 7.6).
 
 // Member is an adapter under its name in a bundle.
 type Member struct {
@@ -43,6 +44,10 @@ func Bundle(members ...Member) (Source, error) {
 			return nil, err
 		}
 		b.closers = append(b.closers, member.Source)
+		prefix := member.Name + "/"
+		if len(members) == 1 {
+			prefix = ""
+		}
 		shift := len(m.Tensors)
 		m.Adapters = append(m.Adapters, renumber(&part.Adapters[0], member.Name, func(i int) int { return shift + i }))
 		m.Tensors = append(m.Tensors, part.Tensors...)
@@ -51,7 +56,7 @@ func Bundle(members ...Member) (Source, error) {
 		}
 		for i, a := range part.Attachments {
 			short := a.Name
-			a.Name = member.Name + "/" + a.Name
+			a.Name = prefix + a.Name
 			if validatePath(a.Name) != nil || len(a.Name) > MaxNameBytes {
 				m.Notes = append(m.Notes, fmt.Sprintf("the attachment %q of %q is left out: its name in the bundle would be invalid", short, member.Name))
 				continue
@@ -60,7 +65,7 @@ func Bundle(members ...Member) (Source, error) {
 			attached = append(attached, blob{member.Source, len(part.Tensors) + i})
 		}
 		for key, value := range part.Metadata {
-			if key = member.Name + "/" + key; len(key) <= MaxNameBytes {
+			if key = prefix + key; len(key) <= MaxNameBytes {
 				m.Metadata[key] = value
 			}
 		}

@@ -95,6 +95,21 @@ func TestBundlesGiveTheirMembersBack(t *testing.T) {
 	}
 }
 
+// TestABundleOfOne: the names of its attachments have no prefix.
+func TestABundleOfOne(t *testing.T) {
+	bundle, err := Bundle(Member{"only", adapterOf(t, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := bundle.Manifest(); m.Attachments[0].Name != PEFTConfig || m.Adapters[0].Name != "only" {
+		t.Errorf("the manifest of a bundle of one: %+v", m)
+	}
+	got, err := Select(bundle, "only")
+	if err != nil || idOf(t, got) != idOf(t, adapterOf(t, 1)) || len(got.Manifest().Attachments) != 1 {
+		t.Errorf("the adapter comes out as %+v, %v", got, err)
+	}
+}
+
 // TestSharingNeedsItsBit: R46 and R77.
 func TestSharingNeedsItsBit(t *testing.T) {
 	bundle, err := Bundle(Member{"one", adapterOf(t, 1)}, Member{"two", adapterOf(t, 2)})

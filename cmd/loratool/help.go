@@ -18,7 +18,7 @@ const helpColumns = 80
 var rareFlags = []string{
 	"add-tensors", "again", "allow-nonfinite", "any-base", "by-layer", "exclude", "expert-input", "expert-slowest",
 	"grow-vocabulary", "include", "linear-input", "max-manifest", "max-memory", "max-rank", "new-undo",
-	"no-progress", "out-proj-twice", "recompute-residual", "seed", "strict", "tied", "without", "workers",
+	"no-progress", "no-sharing", "out-proj-twice", "recompute-residual", "seed", "strict", "tied", "without", "workers",
 }
 
 // examples are commands that run in a clone of the repository.
@@ -27,11 +27,15 @@ var examples = map[string][]string{
 		"loratool merge testdata/demo/base testdata/demo/adapter-r8 -o merged",
 		"loratool merge testdata/demo/base testdata/demo/adapter-r8 -o half -w 0.5 --undo",
 	},
-	"unmerge":    {"loratool unmerge half testdata/demo/adapter-r8 -o restored"},
-	"swap":       {"loratool swap half --remove testdata/demo/adapter-r8 --add testdata/demo/adapter-r8 -w 0.25 -o swapped"},
-	"extract":    {"loratool extract testdata/demo/base merged -o extracted --rank 8"},
-	"inspect":    {"loratool inspect testdata/demo/adapter-r8 --spectrum", "loratool inspect testdata/demo/base --rank 8"},
-	"convert":    {"loratool convert testdata/demo/adapter-r8 -o demo.lora"},
+	"unmerge": {"loratool unmerge half testdata/demo/adapter-r8 -o restored"},
+	"swap":    {"loratool swap half --remove testdata/demo/adapter-r8 --add testdata/demo/adapter-r8 -w 0.25 -o swapped"},
+	"extract": {"loratool extract testdata/demo/base merged -o extracted --rank 8"},
+	"inspect": {"loratool inspect testdata/demo/adapter-r8 --spectrum", "loratool inspect testdata/demo/base --rank 8"},
+	"convert": {"loratool convert testdata/demo/adapter-r8 -o demo.lora"},
+	"bundle": {
+		"loratool bundle add all.lora testdata/demo/adapter-r8 extracted",
+		"loratool inspect all.lora#extracted",
+	},
 	"verify":     {"loratool verify demo.lora"},
 	"dump":       {"loratool dump demo.lora"},
 	"clean":      {"loratool clean . --dry-run"},

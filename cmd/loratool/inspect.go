@@ -77,6 +77,13 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 		return err
 	}
 	defer src.Close()
+	if len(src.Manifest().Adapters) > 1 {
+		if err := o.checkValueFlags("a bundle: give one adapter of it as " + path + "#NAME"); err != nil {
+			return err
+		}
+		r := report.DescribeBundle(src)
+		return t.show("inspect", o.json, r, func() { showBundle(t, r) })
+	}
 	if report.IsUndo(src) {
 		return inspectUndo(t, o, src, path)
 	}

@@ -48,13 +48,19 @@ func (ds Dialects) Names() []string {
 // Open opens the adapter at path, a file or a directory, in the dialect that its content shows. It
 // reads only headers and configurations. The caller closes the source. An error either wraps a kind
 // of package format or comes from the operating system. If the adapter's directory also holds
-// weights that are not part of the adapter, Open fails unless o allows them.
+// weights that are not part of the adapter, Open fails unless o allows them. The path FILE#NAME
+// opens one adapter of a bundle ([SplitMember]).
 func (ds Dialects) Open(ctx context.Context, path string, o Options) (format.Source, error) {
-	in, err := lookAt(ctx, path)
+	file, name := SplitMember(path)
+	in, err := lookAt(ctx, file)
 	if err != nil {
 		return nil, err
 	}
-	return ds.open(ctx, in, o)
+	src, err := ds.open(ctx, in, o)
+	if err != nil || name == "" {
+		return src, err
+	}
+	return selectMember(src, file, name)
 }
 
 // OpenFS is Open for a file or directory of an fs.FS. It reads a file that is not an io.ReaderAt
@@ -113,7 +119,8 @@ func (ds Dialects) recognise(in *Input) Dialect {
 // package can only name. If it returns true, Open either opens the path or says best why it cannot.
 // IsAdapter returns false if ctx ends.
 func (ds Dialects) IsAdapter(ctx context.Context, path string) bool {
-	in, err := lookAt(ctx, path)
+	file, _ := SplitMember(path)
+	in, err := lookAt(ctx, file)
 	if err != nil {
 		return false
 	}
@@ -127,9 +134,11 @@ func (ds Dialects) OpenDigested(ctx context.Context, path string, o Options) (fo
 	if err != nil {
 		return nil, err
 	}
-	if f, ok := src.(*opened).Source.(*tensorFile); ok {
-		if err := f.digest(ctx); err != nil {
-			return nil, errors.Join(err, src.Close())
+	if s, ok := src.(*opened); ok {
+		if f, ok := s.Source.(*tensorFile); ok {
+			if err := f.digest(ctx); err != nil {
+				return nil, errors.Join(err, src.Close())
+			}
 		}
 	}
 	return src, nil

@@ -28,6 +28,7 @@ var arrows = map[string]map[string]string{
 		"format":              "names of an adapter's parts, kinds of error",
 		"format/convert":      "the dialect's door",
 		"format/dtype":        "the dtype of extracted factors",
+		"format/output":       "the directory that a bundle is split into",
 		"merge":               "the walk",
 		"rank":                "extraction",
 		"internal/checkpoint": "inspect opens checkpoints",

@@ -1,6 +1,7 @@
 package fileio
 
 import (
+	"errors"
 	"io"
 	"io/fs"
 	"os"
@@ -66,4 +67,16 @@ func notRegular(path string, mode fs.FileMode) error {
 		kind = "it is a device"
 	}
 	return fault.New(fault.Unsupported, "not a regular file: %s", kind).In(path).WithHint("%s", hint)
+}
+
+// IsFile reports whether path leads to something other than a directory.
+func IsFile(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && !info.IsDir()
+}
+
+// IsAbsent reports whether nothing is at path.
+func IsAbsent(path string) bool {
+	_, err := os.Stat(path)
+	return errors.Is(err, fs.ErrNotExist)
 }
