@@ -6,7 +6,6 @@ require github.com/loratool/loratool v0.0.0
 
 require (
 	github.com/klauspost/compress v1.20.4 // indirect
-	github.com/nlpodyssey/safetensors v0.0.0-20250209183917-bfb01cc25f7c // indirect
 	golang.org/x/sys v0.50.0 // indirect
 	gonum.org/v1/gonum v0.17.0 // indirect
 )

@@ -11,10 +11,14 @@ import (
 // Type is a storage type. The zero value is Invalid.
 type Type uint8
 
-// The storage types of safetensors, named as its headers spell them.
+// The storage types of safetensors, named as its headers spell them. Their order is that of
+// huggingface's library, which writes the data of the last type first.
 const (
 	Invalid Type = iota
 	BOOL
+	F4
+	F6E2M3
+	F6E3M2
 	U8
 	I8
 	F8E5M2
@@ -22,9 +26,6 @@ const (
 	F8E8M0
 	F8E4M3FNUZ
 	F8E5M2FNUZ
-	F4
-	F6E2M3
-	F6E3M2
 	I16
 	U16
 	F16
@@ -45,6 +46,9 @@ var types = [nTypes]struct {
 }{
 	Invalid:    {"invalid", 0},
 	BOOL:       {"BOOL", 8},
+	F4:         {"F4", 4},
+	F6E2M3:     {"F6_E2M3", 6},
+	F6E3M2:     {"F6_E3M2", 6},
 	U8:         {"U8", 8},
 	I8:         {"I8", 8},
 	F8E5M2:     {"F8_E5M2", 8},
@@ -52,9 +56,6 @@ var types = [nTypes]struct {
 	F8E8M0:     {"F8_E8M0", 8},
 	F8E4M3FNUZ: {"F8_E4M3FNUZ", 8},
 	F8E5M2FNUZ: {"F8_E5M2FNUZ", 8},
-	F4:         {"F4", 4},
-	F6E2M3:     {"F6_E2M3", 6},
-	F6E3M2:     {"F6_E3M2", 6},
 	I16:        {"I16", 16},
 	U16:        {"U16", 16},
 	F16:        {"F16", 16},

@@ -4,16 +4,20 @@
 package safetensors
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"slices"
+	"unicode/utf8"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/safetensors"
-	nlp "github.com/nlpodyssey/safetensors"
 )
 
 // File is an open safetensors file. Several goroutines may call its methods at once.
@@ -58,65 +62,91 @@ func (f *File) ReadBlobAt(p []byte, i int, off int64) error {
 	return err
 }
 
+// pieceBytes is the number of bytes that Write reads at a time.
+const pieceBytes = 1 << 20
+
 // Write writes a file of tensors with distinct names, and metadata, which may be nil. It calls read
-// to fill p with the bytes of tensor i from offset off, as format.Source.ReadBlobAt does. The data
-// are in the order of Hugging Face's own writer: the widest dtypes first, then by name. Write reads
-// the tensors in this order, one whole tensor at a time. Check tells which tensors it cannot write.
+// to fill p with the bytes of tensor i from offset off, as format.Source.ReadBlobAt does. The file
+// is byte for byte the one that Hugging Face's own writer makes, except that the metadata are
+// sorted: the widest dtypes first, then by name. Write reads the tensors in this order, each from
+// its beginning to its end. Check tells which tensors it cannot write.
 func Write(ctx context.Context, w io.Writer, tensors []format.Tensor, metadata map[string]string, read func(p []byte, i int, off int64) error) error {
 	if err := Check(tensors); err != nil {
 		return err
 	}
-	views := make(map[string]view, len(tensors))
-	var failure error
-	for i := range tensors {
-		t := &tensors[i]
-		d, _ := nlp.ParseDType(t.DType.String())
-		load := func() ([]byte, error) {
-			p := make([]byte, t.NBytes())
-			return p, errors.Join(ctx.Err(), read(p, i, 0))
-		}
-		views[t.Name] = view{tensor: t, dtype: d, load: load, failure: &failure}
+	order := make([]int, len(tensors))
+	for i := range order {
+		order[i] = i
 	}
-	err := nlp.SerializeToWriter(views, metadata, w)
-	return errors.Join(failure, err)
+	slices.SortFunc(order, func(i, j int) int {
+		a, b := &tensors[i], &tensors[j]
+		return cmp.Or(cmp.Compare(b.DType, a.DType), cmp.Compare(a.Name, b.Name))
+	})
+	header, err := headerOf(tensors, order, metadata)
+	if err != nil {
+		return err
+	}
+	buffered := bufio.NewWriterSize(w, pieceBytes)
+	if _, err := buffered.Write(header); err != nil {
+		return err
+	}
+	piece := make([]byte, pieceBytes)
+	for _, i := range order {
+		for off, n := int64(0), tensors[i].NBytes(); off < n; off += pieceBytes {
+			p := piece[:min(pieceBytes, n-off)]
+			if err := errors.Join(ctx.Err(), read(p, i, off)); err != nil {
+				return err
+			}
+			if _, err := buffered.Write(p); err != nil {
+				return err
+			}
+		}
+	}
+	return buffered.Flush()
 }
 
-// Check reports whether Write can write these tensors, before any work is done. Write supports
-// neither dtypes of less than a byte nor 8-bit floats nor complex numbers, and no name may occur
-// twice. Both errors have kind ErrUnsupported.
+// headerOf makes the header for tensors whose data lie in the given order.
+func headerOf(tensors []format.Tensor, order []int, metadata map[string]string) ([]byte, error) {
+	for key, value := range metadata {
+		if !utf8.ValidString(key) || !utf8.ValidString(value) {
+			return nil, fault.New(fault.Unsupported, "the metadata %q is not UTF-8", key)
+		}
+	}
+	if len(metadata) == 0 {
+		metadata = nil
+	}
+	entries := make([]safetensors.Tensor, len(order))
+	for k, i := range order {
+		t := &tensors[i]
+		entries[k] = safetensors.Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape, NBytes: t.NBytes()}
+	}
+	header := safetensors.Compose(entries, metadata)
+	if n := len(header) - 8; n > safetensors.MaxHeaderBytes {
+		return nil, fault.New(fault.Limit, "the header takes %d bytes, the format allows %d", n, safetensors.MaxHeaderBytes)
+	}
+	return header, nil
+}
+
+// Check reports whether Write can write these tensors, before any work is done. It refuses a name
+// that occurs twice, that is not UTF-8, or that the format keeps for the metadata, and a tensor
+// without a whole number of bytes, such as three elements of F4. Errors have kind ErrUnsupported.
 func Check(tensors []format.Tensor) error {
 	names := make(map[string]bool, len(tensors))
 	for i := range tensors {
 		t := &tensors[i]
-		if _, err := nlp.ParseDType(t.DType.String()); err != nil {
-			return fault.New(fault.Unsupported, "tensor %q has dtype %v, which cannot be written", t.Name, t.DType)
+		n, ok := dtype.NElements(t.Shape)
+		if ok {
+			_, ok = t.DType.NBytes(n)
 		}
-		if names[t.Name] {
+		switch {
+		case t.DType == dtype.Invalid || !ok:
+			return fault.New(fault.Unsupported, "tensor %q: %v of shape %d is not a whole number of bytes that a file can hold", t.Name, t.DType, t.Shape)
+		case names[t.Name]:
 			return fault.New(fault.Unsupported, "two tensors have the name %q", t.Name)
+		case t.Name == safetensors.MetadataName || !utf8.ValidString(t.Name):
+			return fault.New(fault.Unsupported, "a tensor cannot have the name %q", t.Name)
 		}
 		names[t.Name] = true
 	}
 	return nil
-}
-
-// view is a tensor that is read when the library writes it. The library's interface has no error,
-// so the first one is kept, and nothing is read after it.
-type view struct {
-	tensor  *format.Tensor
-	dtype   nlp.DType
-	load    func() ([]byte, error)
-	failure *error
-}
-
-func (v view) DType() nlp.DType { return v.dtype }
-func (v view) DataLen() uint64  { return uint64(v.tensor.NBytes()) }
-func (v view) Shape() []uint64  { return append([]uint64{}, v.tensor.Shape...) } // a nil slice would be written as null
-
-func (v view) Data() []byte {
-	if *v.failure != nil {
-		return nil
-	}
-	p, err := v.load()
-	*v.failure = err
-	return p
 }

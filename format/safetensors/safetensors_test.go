@@ -3,6 +3,7 @@ package safetensors_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log"
@@ -74,6 +75,47 @@ func TestWrittenFilesAreOpened(t *testing.T) {
 	}
 }
 
+// TestTheFileIsHuggingFaces compares a file with a tensor 1×2 of each dtype, which torch 2.15
+// and safetensors 0.8.0 wrote with
+//
+//	safetensors.torch.save(tensors, metadata={"a": "1"})
+//
+// The bytes of the k-th dtype are k, k+1, …; BOOL has True and False, and torch's pair of F4 makes
+// the shape 1×4. torch has no F6.
+func TestTheFileIsHuggingFaces(t *testing.T) {
+	const want = "57e4cdf897050ec3c06f8193cc76101ceb1d890085e5be1a2e63f8c325260952"
+	var all []format.Tensor
+	var data [][]byte
+	for _, d := range dtype.All() {
+		if d == dtype.F6E2M3 || d == dtype.F6E3M2 {
+			continue
+		}
+		x := format.Tensor{Name: "t." + d.String(), DType: d, Shape: []uint64{1, 2}}
+		p := make([]byte, max(2, 2*d.Size()))
+		for i := range p {
+			p[i] = byte(len(all) + i)
+		}
+		switch d {
+		case dtype.BOOL:
+			p = []byte{1, 0}
+		case dtype.F4:
+			x.Shape = []uint64{1, 4}
+		}
+		all, data = append(all, x), append(data, p)
+	}
+	var file bytes.Buffer
+	err := safetensors.Write(t.Context(), &file, all, map[string]string{"a": "1"}, func(p []byte, i int, off int64) error {
+		copy(p, data[i][off:])
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprintf("%x", sha256.Sum256(file.Bytes())); got != want {
+		t.Errorf("the file has the SHA-256 %s, want %s: %q", got, want, file.Bytes())
+	}
+}
+
 // TestWhatCannotBeWrittenIsAnError, and a tensor that cannot be read ends the file.
 func TestWhatCannotBeWrittenIsAnError(t *testing.T) {
 	failure := errors.New("no such tensor")
@@ -82,9 +124,12 @@ func TestWhatCannotBeWrittenIsAnError(t *testing.T) {
 		read    func([]byte, int, int64) error
 		want    error
 	}{
-		"8-bit floats": {[]format.Tensor{{Name: "x", DType: dtype.F8E4M3, Shape: []uint64{1}}}, readBlob, format.ErrUnsupported},
-		"a name twice": {[]format.Tensor{tensors[0], tensors[0]}, readBlob, format.ErrUnsupported},
-		"a bad reader": {tensors, func([]byte, int, int64) error { return failure }, failure},
+		"half a byte":          {[]format.Tensor{{Name: "x", DType: dtype.F4, Shape: []uint64{3}}}, readBlob, format.ErrUnsupported},
+		"no dtype":             {[]format.Tensor{{Name: "x", Shape: []uint64{3}}}, readBlob, format.ErrUnsupported},
+		"a name twice":         {[]format.Tensor{tensors[0], tensors[0]}, readBlob, format.ErrUnsupported},
+		"the metadata's name":  {[]format.Tensor{{Name: "__metadata__", DType: dtype.U8}}, readBlob, format.ErrUnsupported},
+		"a name without UTF-8": {[]format.Tensor{{Name: "\xff", DType: dtype.U8}}, readBlob, format.ErrUnsupported},
+		"a bad reader":         {tensors, func([]byte, int, int64) error { return failure }, failure},
 	} {
 		var file bytes.Buffer
 		if err := safetensors.Write(t.Context(), &file, c.tensors, nil, c.read); !errors.Is(err, c.want) {

@@ -48,8 +48,9 @@ var arrows = map[string]map[string]string{
 	},
 	"format/safetensors": {
 		"format":               "tensors, and its kinds of error",
+		"format/dtype":         "the order of dtypes in a file",
 		"internal/fault":       "errors of input",
-		"internal/safetensors": "the strict header check",
+		"internal/safetensors": "the strict header check, and headers",
 	},
 	"format/output": {"internal/fileio": "outputs on a disk, which appear whole"},
 	"format/convert": {
@@ -172,12 +173,11 @@ var fences = map[string]struct {
 	rooms []string
 	why   string
 }{
-	"github.com/urfave/cli/v2":          {[]string{"cmd/loratool"}, "flags and help; the library neither prints nor exits"},
-	"golang.org/x/term":                 {[]string{"cmd/loratool"}, "whether somebody looks"},
-	"golang.org/x/sys":                  {[]string{"internal/fileio", "internal/kernel"}, "copy_file_range and free space; the processor's features"},
-	"gonum.org/v1/gonum":                {[]string{"internal/dense"}, "factorizations of small dense matrices"},
-	"github.com/klauspost/compress":     {[]string{"format"}, "zstd, in the file that codes blocks"},
-	"github.com/nlpodyssey/safetensors": {[]string{"format/safetensors"}, "writes adapter files behind our own check"},
+	"github.com/urfave/cli/v2":      {[]string{"cmd/loratool"}, "flags and help; the library neither prints nor exits"},
+	"golang.org/x/term":             {[]string{"cmd/loratool"}, "whether somebody looks"},
+	"golang.org/x/sys":              {[]string{"internal/fileio", "internal/kernel"}, "copy_file_range and free space; the processor's features"},
+	"gonum.org/v1/gonum":            {[]string{"internal/dense"}, "factorizations of small dense matrices"},
+	"github.com/klauspost/compress": {[]string{"format"}, "zstd, in the file that codes blocks"},
 }
 
 // testFences lists further modules that tests may import, and where.

@@ -19,7 +19,7 @@ func Compose(tensors []Tensor, metadata map[string]string) []byte {
 		}
 	}
 	if metadata != nil {
-		out = append(append(out, '"'), metadataName...)
+		out = append(append(out, '"'), MetadataName...)
 		out = append(out, `":{`...)
 		for _, key := range slices.Sorted(maps.Keys(metadata)) {
 			separate()

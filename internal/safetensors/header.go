@@ -29,7 +29,8 @@ const (
 	// minEntryBytes is the length of the shortest entry of a tensor, which bounds how many a header
 	// holds.
 	minEntryBytes = len(`"":{"dtype":"U8","shape":[],"data_offsets":[0,0]}`)
-	metadataName  = "__metadata__"
+	// MetadataName is the key of the metadata, among the names of the tensors.
+	MetadataName = "__metadata__"
 )
 
 // Tensor is one entry of the header.
@@ -186,11 +187,11 @@ func (h *Header) scan(s *scanner) error {
 	var seen map[string]struct{}
 	h.insertAt, h.noTensors = 1, true
 	for at, name := range s.Object() {
-		if _, dup := seen[name]; dup || name == metadataName && h.hasMeta {
+		if _, dup := seen[name]; dup || name == MetadataName && h.hasMeta {
 			s.fail(at, "the name %q appears twice", name)
 			break
 		}
-		if name == metadataName {
+		if name == MetadataName {
 			h.scanMetadata(s)
 			continue
 		}
