@@ -12,14 +12,14 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// readZip reads the archive of torch 1.6 and later: NAME/data.pkl, NAME/data/KEY for each storage,
-// NAME/byteorder since torch 2.1; entries are stored, not compressed. It returns the value of the
-// pickle, and has found every storage. The checksums of the pickle are compared here, that of a
-// storage when the first of its values is read.
+// readZip reads the archive that torch has written since 1.6: NAME/data.pkl, NAME/data/KEY for each
+// storage, and since torch 2.1 NAME/byteorder. Entries are stored, not compressed. readZip locates
+// every storage and returns the value of the pickle. It compares the checksum of the pickle; that
+// of a storage is compared when its first value is read.
 func (f *File) readZip() (any, error) {
 	z, err := zip.NewReader(f.r, f.size)
 	if err != nil {
-		return nil, fault.New(fault.Truncated, "not a whole zip archive: %v", err).
+		return nil, fault.New(fault.Truncated, "not a complete zip archive: %v", err).
 			WithHint("the file was not written or downloaded completely; fetch it again")
 	}
 	entries := make(map[string]*zip.File, len(z.File))
@@ -36,10 +36,10 @@ func (f *File) readZip() (any, error) {
 	}
 	switch {
 	case !found:
-		return nil, fault.New(fault.Unsupported, "a zip archive without data.pkl: torch.save did not write it").
+		return nil, fault.New(fault.Unsupported, "the zip archive has no data.pkl, so torch.save did not write it").
 			WithHint("if the adapter is inside, unpack the archive first")
 	case entries[root+"constants.pkl"] != nil:
-		return nil, fault.New(fault.Unsupported, "this is a TorchScript archive, a program with its weights").
+		return nil, fault.New(fault.Unsupported, "this is a TorchScript archive: a program with its weights").
 			WithHint("load it with torch.jit.load and save its state_dict() as safetensors")
 	}
 	f.Unchecked = !slices.ContainsFunc(z.File, func(e *zip.File) bool { return e.CRC32 != 0 })
@@ -78,15 +78,15 @@ func (f *File) readZip() (any, error) {
 	return top, nil
 }
 
-// locate returns where the bytes of a stored entry lie.
+// locate returns the position of the bytes of a stored entry.
 func (f *File) locate(e *zip.File) (x extent, err error) {
 	if e.Method != zip.Store {
-		return x, fault.New(fault.Unsupported, "the entry %q of the archive is compressed, and torch stores its entries", e.Name).
-			WithHint("unpack the archive and pack it again without compression: zip -0")
+		return x, fault.New(fault.Unsupported, "entry %q of the archive is compressed, but torch stores its entries", e.Name).
+			WithHint("unpack the archive and pack it again without compression (zip -0)")
 	}
 	off, err := e.DataOffset()
 	if err != nil || e.UncompressedSize64 != e.CompressedSize64 || off > f.size || e.UncompressedSize64 > uint64(f.size-off) {
-		return x, fault.New(fault.Corrupt, "the entry %q of the archive does not lie in the file", e.Name)
+		return x, fault.New(fault.Corrupt, "entry %q of the archive lies outside the file", e.Name)
 	}
 	x = extent{off: off, nBytes: int64(e.UncompressedSize64)}
 	if !f.Unchecked {
@@ -95,8 +95,8 @@ func (f *File) locate(e *zip.File) (x extent, err error) {
 	return x, nil
 }
 
-// small reads the first bytes of an entry, at most limit, after it has compared the checksum of
-// all.
+// small reads the first bytes of an entry, at most limit, after checking the checksum of the whole
+// entry.
 func (f *File) small(e *zip.File, limit int64) ([]byte, error) {
 	x, err := f.locate(e)
 	if err != nil {
@@ -110,14 +110,14 @@ func (f *File) small(e *zip.File, limit int64) ([]byte, error) {
 	return p, err
 }
 
-// extent is a run of bytes of the file; one with the name of an entry has a checksum.
+// extent is a range of bytes in the file. It has a checksum if it has the name of an entry.
 type extent struct {
 	off, nBytes int64
 	entry       string
 	crc         uint32
 }
 
-// check compares the checksum of an extent that has one. It reads all of its bytes.
+// check compares the checksum of an extent, if it has one. It reads all its bytes.
 func (x *extent) check(r io.ReaderAt) error {
 	if x.entry == "" {
 		return nil
@@ -127,8 +127,8 @@ func (x *extent) check(r io.ReaderAt) error {
 		return errors.Join(err, io.ErrUnexpectedEOF)
 	}
 	if got := h.Sum32(); got != x.crc {
-		return fault.New(fault.Corrupt, "the entry %q of the archive has the CRC-32 %08x, and the archive says %08x", x.entry, got, x.crc).At(x.off).
-			WithHint("the file was damaged, or edited by a tool that leaves checksums as they are; fetch it again")
+		return fault.New(fault.Corrupt, "entry %q of the archive has CRC-32 %08x, the archive says %08x", x.entry, got, x.crc).At(x.off).
+			WithHint("the file was damaged, or edited by a program that does not update checksums; fetch it again")
 	}
 	return nil
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/loratool/loratool/internal/pickle"
 )
 
-// values are those of all tensors of a file, one after the other.
+// values returns the values of all tensors of a file, one after the other.
 func values(f *pickle.File) ([]byte, error) {
 	var all []byte
 	for i := range f.Tensors {
@@ -27,8 +27,8 @@ func values(f *pickle.File) ([]byte, error) {
 	return all, nil
 }
 
-// TestNoByteOfAnArchiveChangesUnseen changes each byte of archives of torch: what is read then is
-// an error, or what was read before.
+// TestNoByteOfAnArchiveChangesUnseen changes each byte of archives that torch wrote. Reading then
+// either fails or gives the same as before.
 func TestNoByteOfAnArchiveChangesUnseen(t *testing.T) {
 	for _, name := range []string{"plain", "views", "shared"} {
 		b := readFile(t, filepath.Join(fixtures, "read", name+".bin"))
@@ -58,8 +58,8 @@ func TestNoByteOfAnArchiveChangesUnseen(t *testing.T) {
 	}
 }
 
-// TestAnArchiveWithoutChecksumsIsRead: torch writes 0 for all of them where it is told to. One 0
-// among others is a checksum.
+// TestAnArchiveWithoutChecksumsIsRead: on request, torch writes 0 for all checksums. A single 0
+// among others is a real checksum.
 func TestAnArchiveWithoutChecksumsIsRead(t *testing.T) {
 	f, err := open(readFile(t, filepath.Join(fixtures, "read/no-checksums.bin")))
 	if err != nil || !f.Unchecked {
@@ -87,7 +87,7 @@ func TestAnArchiveWithoutChecksumsIsRead(t *testing.T) {
 	}
 }
 
-// TestZip64 reads an archive in which a storage is longer than 4 GiB, and the others lie behind it.
+// TestZip64 reads an archive with a storage longer than 4 GiB, followed by the other storages.
 func TestZip64(t *testing.T) {
 	b := readFile(t, filepath.Join(fixtures, "read/plain.bin"))
 	z, err := zip.NewReader(bytes.NewReader(b), int64(len(b)))
@@ -131,10 +131,10 @@ func TestZip64(t *testing.T) {
 	}
 }
 
-// zeros are the bytes that a sparse file does not keep.
+// zeros returns the bytes that a sparse file does not store.
 var zeros = make([]byte, 1<<20)
 
-// sparse is a file in memory that keeps the bytes written to it, but for zeros.
+// sparse is a file in memory that stores every byte written to it except zeros.
 type sparse struct {
 	size   int64
 	pieces []piece // in order

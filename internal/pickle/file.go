@@ -1,11 +1,11 @@
-// Package pickle reads the tensors of a file that torch.save wrote, and nothing else of it. A
-// pickle is a program that builds objects by calling functions that it names; this reader knows the
-// few names that tensors are built of (globals.go), runs none of them, and refuses a file that
-// names anything else. Memory is bounded by the bytes that the file holds, never by a number in it;
-// values are read where they lie, when they are asked for.
+// Package pickle reads the tensors of a file that torch.save wrote, and nothing else in it. A
+// pickle is a program that builds objects by calling functions it names. This reader knows the few
+// names that tensors are built from (globals.go), never runs them, and refuses a file with any
+// other name. It needs memory in proportion to the bytes of the file, whatever numbers the file
+// contains. It reads values from their place in the file, on demand.
 //
-// Both containers of torch are read: the zip archive of torch 1.6 and later (data.pkl, and one
-// stored entry for each storage), and the older sequence of pickles with the storages behind them.
+// It reads both containers of torch: the zip archive written since torch 1.6 (data.pkl, and one
+// stored entry per storage), and the older sequence of pickles followed by the storages.
 package pickle
 
 import (
@@ -27,22 +27,22 @@ type Tensor struct {
 	view
 }
 
-// NBytes is the size of the tensor's values, which may be more or less than the storage that it is
-// a view of.
+// NBytes returns the size of the tensor's values in bytes. The storage behind the tensor may be
+// larger, or smaller if the tensor repeats values.
 func (t *Tensor) NBytes() int64 { return t.elements() * int64(t.DType.Size()) }
 
 func (t *Tensor) elements() int64 {
-	n, _ := dtype.NElements(t.Shape) // checked when the tensor was built
+	n, _ := dtype.NElements(t.Shape) // checked when the tensor was made
 	return int64(n)
 }
 
-// File is a proven file: every tensor lies within a storage, and every storage within the file.
+// File is a checked file: every tensor lies within a storage, and every storage within the file.
 type File struct {
 	Tensors []Tensor // in the order of the pickle
-	Left    []string // keys of values beside the tensors that are none, such as "epoch"
+	Left    []string // keys of values beside the tensors, such as "epoch"
 
-	// Unchecked reports an archive without checksums: torch.serialization.set_crc32_options(False)
-	// makes it write 0 for each of them.
+	// Unchecked reports that the archive has no checksums: with
+	// torch.serialization.set_crc32_options(False), torch writes 0 for each of them.
 	Unchecked bool
 
 	r        io.ReaderAt
@@ -51,31 +51,31 @@ type File struct {
 	byKey    map[string]*storage
 
 	mu       sync.Mutex // guards gathered
-	gathered []gathered // the latest last
+	gathered []gathered // the latest is last
 }
 
-// gathered are the values of a tensor that does not lie in row-major order.
+// gathered holds the values of a tensor that is not stored in row-major order.
 type gathered struct {
 	tensor int
 	values []byte
 }
 
-// maxGathered bounds the tensors that are kept, each for whoever is reading it from its start to
-// its end.
+// maxGathered bounds how many gathered tensors are kept, for readers that each read one from
+// beginning to end.
 const maxGathered = 4
 
-// maxExpansion bounds the bytes of all tensors by those of the file: views may share storages, but
-// a view that repeats one value a billion times is a claim, not a weight.
+// maxExpansion bounds the size of all tensors relative to the file. Views may share storages, but a
+// view that repeats one value a billion times is a claim, not a weight.
 const maxExpansion = 16
 
-// IsPickle reports whether a file that begins with start may be one for Read: a zip archive, or a
-// pickle of protocol 2 or later.
+// IsPickle reports whether a file that begins with start may be readable by Read: a zip archive, or
+// a pickle of protocol 2 or later.
 func IsPickle(start []byte) bool {
 	return bytes.HasPrefix(start, []byte("PK\x03\x04")) || len(start) > 1 && start[0] == opProto && start[1] >= 2 && start[1] <= 5
 }
 
-// Read reads the names, dtypes and shapes of the tensors in a file of the given size; no values.
-// Errors are *fault.Error without a path.
+// Read reads the names, dtypes and shapes of the tensors in a file of size bytes, but no values.
+// Errors are a *fault.Error without a path, or come from r.
 func Read(r io.ReaderAt, size int64) (*File, error) {
 	start := make([]byte, min(size, 4))
 	if _, err := io.ReadFull(io.NewSectionReader(r, 0, size), start); err != nil {
@@ -96,11 +96,11 @@ func Read(r io.ReaderAt, size int64) (*File, error) {
 	return f, f.prove()
 }
 
-// prove checks the sizes that the pickle claims against the storages that the file holds.
+// prove checks the sizes claimed by the pickle against the storages in the file.
 func (f *File) prove() error {
 	for _, s := range f.storages {
 		if want := s.n * s.elementBytes(); want > s.nBytes {
-			return fault.New(fault.Truncated, "the storage %q claims %d bytes, the file holds %d", s.key, want, s.nBytes).
+			return fault.New(fault.Truncated, "storage %q claims %d bytes, the file holds %d", s.key, want, s.nBytes).
 				WithHint("the file was not written or downloaded completely; fetch it again")
 		}
 	}
@@ -108,7 +108,7 @@ func (f *File) prove() error {
 	for i := range f.Tensors {
 		n := f.Tensors[i].NBytes()
 		if n > maxExpansion*f.size-total {
-			return fault.New(fault.Limit, "tensor %q, %v of shape %d, makes all tensors more than %d times as large as the file", f.Tensors[i].Name, f.Tensors[i].DType, f.Tensors[i].Shape, maxExpansion).
+			return fault.New(fault.Limit, "with tensor %q, %v of shape %d, all tensors are more than %d times as large as the file", f.Tensors[i].Name, f.Tensors[i].DType, f.Tensors[i].Shape, maxExpansion).
 				WithHint("its values are repeated by a stride of 0; save a contiguous copy")
 		}
 		total += n
@@ -116,10 +116,10 @@ func (f *File) prove() error {
 	return nil
 }
 
-// ReadAt fills p with the bytes from off of the values of tensor i, little-endian and row-major. It
-// is safe for concurrent use. An archive's checksum of a storage is compared when the first of its
-// values is read. The values of a tensor that does not lie in that order are gathered in memory at
-// first, and kept until its last byte is read, or until those of several others are.
+// ReadAt fills p with the values of tensor i from byte offset off, little-endian and row-major.
+// Several goroutines may call it at once. The first read of a storage in an archive checks its
+// checksum. A tensor stored in another order is gathered in memory on its first read. It stays
+// there until its last byte is read, or until several other tensors have been gathered.
 func (f *File) ReadAt(p []byte, i int, off int64) error {
 	t := &f.Tensors[i]
 	if len(p) == 0 {
@@ -155,21 +155,21 @@ func (f *File) ReadAt(p []byte, i int, off int64) error {
 	return nil
 }
 
-// view is where the values of a tensor lie: element (i, j, …) is at offset + i·strides[0] +
-// j·strides[1] + … of a storage, counted in elements.
+// view describes where the values of a tensor lie: element (i, j, …) is element offset +
+// i·strides[0] + j·strides[1] + … of a storage.
 type view struct {
 	storage *storage
 	offset  int64
 	strides []int64
 }
 
-// storage is a run of bytes of the file.
+// storage is a range of bytes of the file that holds elements.
 type storage struct {
 	key   string
-	dtype dtype.Type // Invalid: of bytes, and the tensors say what they are
+	dtype dtype.Type // Invalid for raw bytes, whose tensors have the dtype
 	n     int64      // elements, as the pickle claims
 
-	extent // where the file holds it
+	extent // its place in the file
 
 	once    sync.Once
 	checked error
@@ -198,8 +198,9 @@ func (t *Tensor) isContiguous() bool {
 	return true
 }
 
-// end is one more than the largest element of the storage that the view reads, 0 for a view without
-// elements, whose offset may be any; false where it exceeds an int64.
+// end returns the index of the last element of the storage that the view reads, plus one. It is 0
+// for a view without elements, whose offset may be anything. ok is false if the index exceeds an
+// int64.
 func (v *view) end(shape []uint64) (int64, bool) {
 	last := v.offset
 	for i, d := range shape {
@@ -216,12 +217,12 @@ func (v *view) end(shape []uint64) (int64, bool) {
 	return last + 1, true
 }
 
-// axis is a dimension of a view: its length, and how far apart, in bytes, neighbours lie in the
+// axis is a dimension of a view: its length, and the distance in bytes between neighbours in the
 // file and in the result.
 type axis struct{ n, from, to int64 }
 
-// gather returns the values of a view in row-major order. It walks the storage upwards, by the
-// largest stride first, so that each part of it is read about once.
+// gather returns the values of a view in row-major order. It iterates over the largest strides
+// first, and so reads each part of the storage about once.
 func (f *File) gather(t *Tensor) ([]byte, error) {
 	size := int64(t.DType.Size())
 	var axes []axis
@@ -244,7 +245,7 @@ type gatherer struct {
 }
 
 func (g *gatherer) walk(axes []axis, from, to int64) error {
-	if len(axes) == 1 { // a tensor of one element is contiguous, so there is one
+	if len(axes) == 1 { // there is at least one axis, because a tensor of one element is contiguous
 		return g.line(axes[0], from, to)
 	}
 	for range axes[0].n {
@@ -278,18 +279,18 @@ func (g *gatherer) line(a axis, from, to int64) error {
 	return nil
 }
 
-// windowBytes is how much of a storage is in memory while it is gathered.
+// windowBytes is the size of the part of a storage that is in memory during gather.
 const windowBytes = 1 << 16
 
 // window is a part of a file in memory.
 type window struct {
 	r     io.ReaderAt
-	end   int64 // of what may be read
+	end   int64 // of the readable range
 	start int64
 	bytes []byte
 }
 
-// at returns n bytes from off, valid until the next call.
+// at returns n bytes from offset off, valid until the next call.
 func (w *window) at(off, n int64) ([]byte, error) {
 	if at := off - w.start; at >= 0 && at+n <= int64(len(w.bytes)) {
 		return w.bytes[at : at+n], nil

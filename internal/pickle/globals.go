@@ -8,16 +8,16 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// global is a name of Python's that a pickle refers to: a module and a member, as
-// "torch.FloatStorage". It is only ever compared.
+// global is a Python name in a pickle, module and member: "torch.FloatStorage". It is only
+// compared, never looked up.
 type global string
 
-// The globals that tensors are built of.
+// The globals that tensors are built from.
 const (
 	orderedDict           = global("collections.OrderedDict")
-	rebuildTensor         = global("torch._utils._rebuild_tensor") // until torch 0.3
+	rebuildTensor         = global("torch._utils._rebuild_tensor") // up to torch 0.3
 	rebuildTensorV2       = global("torch._utils._rebuild_tensor_v2")
-	rebuildTensorV3       = global("torch._utils._rebuild_tensor_v3") // of the dtypes that have no storage class
+	rebuildTensorV3       = global("torch._utils._rebuild_tensor_v3") // for dtypes without a storage class
 	rebuildParameter      = global("torch._utils._rebuild_parameter")
 	rebuildParameterState = global("torch._utils._rebuild_parameter_with_state")
 	torchSize             = global("torch.Size")
@@ -29,12 +29,13 @@ const (
 	hintPlainCopy = "save it as a plain tensor: tensor.to(torch.float32).contiguous()"
 )
 
-// maxDims bounds the dimensions of a tensor, as torch does.
+// maxDims bounds the dimensions of a tensor, as in torch.
 const maxDims = 64
 
 var functions = []global{orderedDict, rebuildTensor, rebuildTensorV2, rebuildTensorV3, rebuildParameter, rebuildParameterState, torchSize, untypedStorage}
 
-// storageTypes are the storage classes of torch; Invalid is a dtype that safetensors does not have.
+// storageTypes maps torch's storage classes to dtypes. Invalid stands for a dtype that safetensors
+// does not have.
 var storageTypes = map[global]dtype.Type{
 	"torch.DoubleStorage":        dtype.F64,
 	"torch.FloatStorage":         dtype.F32,
@@ -55,14 +56,14 @@ var storageTypes = map[global]dtype.Type{
 	"torch.QUInt2x4Storage":      dtype.Invalid,
 }
 
-// dtypes are the torch.dtype objects that _rebuild_tensor_v3 takes.
+// dtypes maps the torch.dtype objects in the arguments of _rebuild_tensor_v3 to dtypes.
 var dtypes = map[global]dtype.Type{
 	"torch.uint16": dtype.U16, "torch.uint32": dtype.U32, "torch.uint64": dtype.U64,
 	"torch.float8_e4m3fn": dtype.F8E4M3, "torch.float8_e5m2": dtype.F8E5M2, "torch.float8_e8m0fnu": dtype.F8E8M0,
 	"torch.float8_e4m3fnuz": dtype.F8E4M3FNUZ, "torch.float8_e5m2fnuz": dtype.F8E5M2FNUZ,
 }
 
-// global pushes a name, if it is one that tensors are built of.
+// global pushes a name if tensors are built from it, and fails otherwise.
 func (m *machine) global() error {
 	at := m.at - 1
 	module, err := m.line()
@@ -77,31 +78,31 @@ func (m *machine) global() error {
 	_, isStorage := storageTypes[g]
 	_, isDType := dtypes[g]
 	if !isStorage && !isDType && !slices.Contains(functions, g) {
-		return fault.New(fault.Unsupported, "the pickle names %q, which no tensor is built of; nothing of it was run", string(g)).At(at).WithHint("%s", hintFor(g))
+		return fault.New(fault.Unsupported, "the pickle names %q, which no tensor needs; nothing in it was run", string(g)).At(at).WithHint("%s", hintFor(g))
 	}
 	return m.push(g)
 }
 
-// hintFor tells unusual names from those that have no place in a file of weights.
+// hintFor distinguishes unusual names from names that have no place in a file of weights.
 func hintFor(g global) string {
 	for _, harmless := range []string{"torch.", "numpy.", "collections.", "argparse.", "transformers.", "peft.", "_codecs."} {
 		if strings.HasPrefix(string(g), harmless) {
 			return hintResave
 		}
 	}
-	return "whoever loads this file with Python runs what it names; do not, unless you know who made it"
+	return "loading this file in Python would run the named function; do not load it unless you trust its author"
 }
 
-// construct answers REDUCE and BUILD: the result that a known function would return, without a
-// call.
+// construct executes REDUCE and BUILD: it pushes the result that a known function would return,
+// without calling it.
 func (m *machine) construct(op byte) error {
 	values, err := m.pop(2)
 	if err != nil {
 		return err
 	}
-	if op == opBuild { // attributes of an object, such as _metadata of a state dict, which are no values of it
+	if op == opBuild { // BUILD sets attributes, such as _metadata of a state dict; they are not values of the dict
 		if _, ok := values[0].(*dict); !ok {
-			return m.corrupt("attributes are set on %s", describe(values[0]))
+			return m.corrupt("BUILD sets attributes on %s", describe(values[0]))
 		}
 		return m.push(values[0])
 	}
@@ -126,11 +127,11 @@ func (m *machine) construct(op byte) error {
 		}
 		return m.push(t)
 	}
-	return m.corrupt("%s is called with %d arguments that it does not take", f, len(args))
+	return m.corrupt("%s is called with %d arguments of the wrong number or type", f, len(args))
 }
 
-// tensor makes a tensor of (storage, storage_offset, size, stride, requires_grad, backward_hooks,
-// …): V2 goes on with metadata, V3 with dtype and metadata.
+// tensor makes a tensor from the arguments (storage, storage_offset, size, stride, requires_grad,
+// backward_hooks, …). V2 adds metadata, V3 dtype and metadata.
 func (m *machine) tensor(f global, args tuple) (*Tensor, error) {
 	s, ok := args[0].(*storage)
 	offset, ok2 := args[1].(int64)
@@ -147,7 +148,7 @@ func (m *machine) tensor(f global, args tuple) (*Tensor, error) {
 	if f == rebuildTensorV3 {
 		d, ok := rest[0].(global)
 		if _, known := dtypes[d]; !ok || !known {
-			return nil, m.corrupt("a tensor has %s for a dtype", describe(rest[0]))
+			return nil, m.corrupt("a tensor has the dtype %s", describe(rest[0]))
 		}
 		t.DType, rest = dtypes[d], rest[1:]
 	}
@@ -156,13 +157,13 @@ func (m *machine) tensor(f global, args tuple) (*Tensor, error) {
 	}
 	if len(rest) > 0 && rest[0] != nil {
 		if d, ok := rest[0].(*dict); !ok || len(d.entries) > 0 {
-			return nil, fault.New(fault.Unsupported, "the pickle has a tensor that is conjugated or negated when it is read").At(m.at).WithHint(hintPlainCopy)
+			return nil, fault.New(fault.Unsupported, "the pickle holds a tensor that is conjugated or negated on reading").At(m.at).WithHint(hintPlainCopy)
 		}
 	}
 	return t, m.checkView(t)
 }
 
-// checkView checks that a view lies within the size that its storage claims; File.prove checks the
+// checkView checks that a view lies within the size claimed for its storage. File.prove checks the
 // claim.
 func (m *machine) checkView(t *Tensor) error {
 	n, ok := dtype.NElements(t.Shape)
@@ -176,7 +177,7 @@ func (m *machine) checkView(t *Tensor) error {
 	return nil
 }
 
-// dims returns the non-negative integers of a tuple or a list.
+// dims returns the integers of a tuple or list, if none is negative.
 func dims(v any) ([]int64, bool) {
 	items, ok := v.(tuple)
 	if l, isList := v.(*list); isList {
@@ -193,34 +194,34 @@ func dims(v any) ([]int64, bool) {
 	return all, ok
 }
 
-// storage answers a persistent id: ("storage", class, key, location, elements), and in the older
-// container one more for views of storages, which torch has not written since 0.4.
+// storage resolves a persistent id: ("storage", class, key, location, elements). The older
+// container has one more item for views of storages, which torch has not written since 0.4.
 func (f *File) storage(m *machine, id tuple) (*storage, error) {
 	if len(id) < 5 || id[0] != "storage" {
-		return nil, m.corrupt("a persistent id is %s, want one that names a storage", describe(id))
+		return nil, m.corrupt("a persistent id is %s, want a tuple that names a storage", describe(id))
 	}
 	class, ok := id[1].(global)
 	key, ok2 := id[2].(string)
 	n, ok3 := id[4].(int64)
 	d, known := storageTypes[class]
 	if !ok || !ok2 || !ok3 || n < 0 || !known && class != untypedStorage {
-		return nil, m.corrupt("a storage is %s with the key %s and %s elements", describe(id[1]), describe(id[2]), describe(id[4]))
+		return nil, m.corrupt("a storage has class %s, key %s and length %s", describe(id[1]), describe(id[2]), describe(id[4]))
 	}
 	if known && d == dtype.Invalid {
-		return nil, fault.New(fault.Unsupported, "the pickle has a tensor in a %s, a dtype that safetensors does not have", string(class)).At(m.at).WithHint(hintPlainCopy)
+		return nil, fault.New(fault.Unsupported, "the pickle holds a tensor in a %s, whose dtype safetensors does not have", string(class)).At(m.at).WithHint(hintPlainCopy)
 	}
 	if len(id) > 5 && id[5] != nil {
-		return nil, fault.New(fault.Unsupported, "the pickle has a storage that is a view of another one").At(m.at).WithHint("%s", hintResave)
+		return nil, fault.New(fault.Unsupported, "the pickle holds a storage that is a view of another storage").At(m.at).WithHint("%s", hintResave)
 	}
 	if s := f.byKey[key]; s != nil {
 		if s.dtype != d || s.n != n {
-			return nil, m.corrupt("the storage %q is %d elements of %v and %d of %v", key, s.n, s.dtype, n, d)
+			return nil, m.corrupt("storage %q has %d elements of %v in one place and %d of %v in another", key, s.n, s.dtype, n, d)
 		}
 		return s, nil
 	}
 	s := &storage{key: key, dtype: d, n: n}
 	if _, ok := d.NBytes(uint64(n)); known && !ok {
-		return nil, m.corrupt("the storage %q claims %d elements, more than any file holds", key, n)
+		return nil, m.corrupt("storage %q claims %d elements, more than any file can hold", key, n)
 	}
 	f.byKey[key] = s
 	f.storages = append(f.storages, s)

@@ -7,15 +7,15 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// What the container of torch before 1.6 begins with: a magic number and a version, each in a
-// pickle of its own.
+// The beginning of the container used before torch 1.6: a magic number and a version, each in its
+// own pickle.
 const (
 	legacyMagic   = long("\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19")
 	legacyVersion = int64(1001)
 )
 
-// readLegacy reads that container: magic number, version, facts about the machine, the value, the
-// keys of the storages, and for each key the number of its elements and its bytes.
+// readLegacy reads that container: the magic number, the version, facts about the machine, the
+// value, the keys of the storages, and for each key the number of elements and their bytes.
 func (f *File) readLegacy() (any, error) {
 	m := newMachine(f.r, 0, f.size)
 	m.load = func(id tuple) (*storage, error) { return f.storage(m, id) }
@@ -27,9 +27,9 @@ func (f *File) readLegacy() (any, error) {
 		}
 		switch {
 		case i == 0 && parts[i] != legacyMagic:
-			return nil, fault.New(fault.Unsupported, "a pickle that torch.save did not write: it holds %s", describe(parts[i])).WithHint("%s", hintResave)
+			return nil, fault.New(fault.Unsupported, "torch.save did not write this pickle: it holds %s", describe(parts[i])).WithHint("%s", hintResave)
 		case i == 1 && parts[i] != legacyVersion:
-			return nil, fault.New(fault.Unsupported, "a torch file of the version %v, want %d", parts[i], legacyVersion).WithHint("%s", hintResave)
+			return nil, fault.New(fault.Unsupported, "the torch file has version %v, want %d", parts[i], legacyVersion).WithHint("%s", hintResave)
 		}
 	}
 	if facts, ok := parts[2].(*dict); ok {
@@ -54,10 +54,10 @@ func (f *File) locateLegacy(m *machine, keys []any) error {
 		name, _ := key.(string)
 		s := f.byKey[name]
 		if s == nil || s.off != 0 {
-			return m.corrupt("key %d of the storages, %q, is one that no tensor uses, or comes twice", i, name)
+			return m.corrupt("key %d of the storages, %q, is repeated, or no tensor uses it", i, name)
 		}
 		if f.size-at < 8 {
-			return fault.New(fault.Truncated, "the storage %q is due, %d bytes are left", name, f.size-at).At(at).
+			return fault.New(fault.Truncated, "storage %q begins here, but only %d bytes are left", name, f.size-at).At(at).
 				WithHint("the file was not written or downloaded completely; fetch it again")
 		}
 		var count [8]byte
@@ -65,7 +65,7 @@ func (f *File) locateLegacy(m *machine, keys []any) error {
 			return err
 		}
 		if n := binary.LittleEndian.Uint64(count[:]); n != uint64(s.n) {
-			return fault.New(fault.Corrupt, "the storage %q has %d elements, the pickle says %d", name, n, s.n).At(at)
+			return fault.New(fault.Corrupt, "storage %q has %d elements, the pickle says %d", name, n, s.n).At(at)
 		}
 		at += 8
 		s.off, s.nBytes = at, min(s.n*s.elementBytes(), f.size-at)
@@ -73,7 +73,7 @@ func (f *File) locateLegacy(m *machine, keys []any) error {
 	}
 	for _, s := range f.storages {
 		if s.off == 0 {
-			return fault.New(fault.Truncated, "the file does not hold the storage %q, of %d elements", s.key, s.n)
+			return fault.New(fault.Truncated, "the file lacks storage %q of %d elements", s.key, s.n)
 		}
 	}
 	return nil

@@ -11,40 +11,40 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// The values that the machine makes, beside nil, bool, int64, float64 and string.
+// The types of values on the stack, besides nil, bool, int64, float64 and string.
 type (
 	long  string // an integer of more than 64 bits, little-endian
 	tuple []any
 	list  struct{ items []any }
-	dict  struct{ entries []entry } // in order; of dict and OrderedDict alike
+	dict  struct{ entries []entry } // a dict or an OrderedDict, in order
 	entry struct{ key, value any }
 )
 
-// maxPickleBytes bounds a pickle without its storages: an entry for a tensor takes about 200 bytes.
+// maxPickleBytes bounds a pickle without its storages. One tensor takes about 200 bytes.
 const maxPickleBytes = 64 << 20
 
-// maxValues bounds the values that a pickle pushes, at about a hundred bytes of memory each; a
-// tensor takes about 20.
+// maxValues bounds the values that a pickle pushes, at about a hundred bytes of memory each. One
+// tensor takes about 20 values.
 const maxValues = 4 << 20
 
 // maxTextBytes bounds one string.
 const maxTextBytes = 1 << 20
 
-// machine runs one pickle on a stack of values. Its only calls are those of globals.go.
+// machine runs one pickle on a stack of values. It calls only the functions of globals.go.
 type machine struct {
 	r       *bufio.Reader
 	at      int64 // of the next byte in the file, for errors
-	left    int64 // bytes until the end of what may be read
+	left    int64 // bytes until the end of the readable range
 	started int64
 
 	stack   []any
 	marks   []int
 	memo    map[uint64]any
 	nValues int
-	load    func(id tuple) (*storage, error) // what a persistent id stands for
+	load    func(id tuple) (*storage, error) // resolves a persistent id
 }
 
-// newMachine reads pickles from off of a file, at most n bytes of it.
+// newMachine returns a machine that reads up to n bytes of a file from offset off.
 func newMachine(r io.ReaderAt, off, n int64) *machine {
 	return &machine{r: bufio.NewReaderSize(io.NewSectionReader(r, off, n), 1<<16), at: off, left: n}
 }
@@ -56,11 +56,11 @@ func (m *machine) corrupt(format string, args ...any) error {
 // read returns the next n bytes.
 func (m *machine) read(n uint64) ([]byte, error) {
 	if n > uint64(m.left) {
-		return nil, fault.New(fault.Truncated, "pickle: %d bytes are due, %d are left", n, m.left).At(m.at).
+		return nil, fault.New(fault.Truncated, "pickle: want %s, %d left", fault.Count(int64(n), "byte"), m.left).At(m.at).
 			WithHint("the file was not written or downloaded completely; fetch it again")
 	}
 	if n > maxTextBytes || m.at+int64(n)-m.started > maxPickleBytes {
-		return nil, fault.New(fault.Limit, "pickle: a value of %d bytes, at most %d are read, and %d of all", n, maxTextBytes, maxPickleBytes).At(m.at)
+		return nil, fault.New(fault.Limit, "pickle: a value has %d bytes, the limit is %d, and %d for all values", n, maxTextBytes, maxPickleBytes).At(m.at)
 	}
 	p := make([]byte, n)
 	if _, err := io.ReadFull(m.r, p); err != nil {
@@ -79,7 +79,7 @@ func (m *machine) uint(n int) (uint64, error) {
 	return binary.LittleEndian.Uint64(b[:]), err
 }
 
-// line reads to the end of a line, as GLOBAL has its names.
+// line reads to the end of a line. GLOBAL writes its names as lines.
 func (m *machine) line() (string, error) {
 	var b []byte
 	for len(b) < 256 {
@@ -92,7 +92,7 @@ func (m *machine) line() (string, error) {
 		}
 		b = append(b, p[0])
 	}
-	return "", m.corrupt("a name without an end")
+	return "", m.corrupt("a name has no end")
 }
 
 func (m *machine) push(v any) error {
@@ -103,14 +103,14 @@ func (m *machine) push(v any) error {
 	return nil
 }
 
-// pop takes the n topmost values, above the last mark.
+// pop removes the n topmost values above the last mark and returns them.
 func (m *machine) pop(n int) ([]any, error) {
 	floor := 0
 	if len(m.marks) > 0 {
 		floor = m.marks[len(m.marks)-1]
 	}
 	if len(m.stack)-n < floor {
-		return nil, m.corrupt("%d values are due on the stack, %d are there", n, len(m.stack)-floor)
+		return nil, m.corrupt("an opcode needs %d values on the stack, got %d", n, len(m.stack)-floor)
 	}
 	at := len(m.stack) - n
 	values := m.stack[at:]
@@ -118,10 +118,10 @@ func (m *machine) pop(n int) ([]any, error) {
 	return values, nil
 }
 
-// popMark takes the values above the last mark, and the mark.
+// popMark removes the last mark and returns the values above it.
 func (m *machine) popMark() ([]any, error) {
 	if len(m.marks) == 0 {
-		return nil, m.corrupt("a mark is due on the stack, none is there")
+		return nil, m.corrupt("an opcode needs a mark on the stack, got none")
 	}
 	at := m.marks[len(m.marks)-1]
 	m.marks = m.marks[:len(m.marks)-1]
@@ -157,8 +157,8 @@ func (m *machine) step(op byte) error {
 	case opProto:
 		p, err := m.read(1)
 		if err == nil && p[0] > 2 {
-			err = fault.New(fault.Unsupported, "the pickle has protocol %d; torch.save writes 2", p[0]).At(m.at).
-				WithHint("save it without pickle_protocol, or better as safetensors")
+			err = fault.New(fault.Unsupported, "the pickle has protocol %d, torch.save writes 2", p[0]).At(m.at).
+				WithHint("save it without pickle_protocol, or better, as safetensors")
 		}
 		return err
 	case opMark:
@@ -196,9 +196,9 @@ func (m *machine) step(op byte) error {
 		return m.construct(op)
 	}
 	if name := otherOpcodes[op]; name != "" {
-		return fault.New(fault.Unsupported, "the pickle uses %s, with which torch.save builds no tensor; it is not run", name).At(m.at-1).WithHint("%s", hintResave)
+		return fault.New(fault.Unsupported, "the pickle uses %s, which torch.save never uses for tensors; nothing in it was run", name).At(m.at-1).WithHint("%s", hintResave)
 	}
-	return m.corrupt("0x%02x is no opcode", op)
+	return m.corrupt("0x%02x is not an opcode", op)
 }
 
 // number pushes an integer or a float.
@@ -231,10 +231,10 @@ func (m *machine) number(op byte) error {
 		x = x<<8 | int64(p[i])
 	}
 	shift := 64 - 8*len(p)
-	return m.push(x << shift >> shift) // the sign
+	return m.push(x << shift >> shift) // extend the sign
 }
 
-// text pushes a string; one of Python 2 is taken as it is.
+// text pushes a string. A Python 2 byte string counts as UTF-8.
 func (m *machine) text(op byte) error {
 	size := 4
 	if op == opShortBinString {
@@ -254,7 +254,7 @@ func (m *machine) text(op byte) error {
 	return m.push(string(p))
 }
 
-// collect makes a tuple, or puts values into a list or a dictionary.
+// collect makes a tuple, or adds values to a list or a dictionary.
 func (m *machine) collect(op byte) error {
 	var values []any
 	var err error
@@ -272,7 +272,7 @@ func (m *machine) collect(op byte) error {
 		return m.push(append(tuple{}, values...))
 	}
 	if len(m.stack) == 0 {
-		return m.corrupt("a list or a dictionary is due on the stack")
+		return m.corrupt("an opcode needs a list or a dictionary on the stack, got none")
 	}
 	switch into := m.stack[len(m.stack)-1].(type) {
 	case *list:
@@ -288,10 +288,10 @@ func (m *machine) collect(op byte) error {
 			return nil
 		}
 	}
-	return m.corrupt("%d values are put into %s", len(values), describe(m.stack[len(m.stack)-1]))
+	return m.corrupt("an opcode adds %d values to %s", len(values), describe(m.stack[len(m.stack)-1]))
 }
 
-// remember keeps the topmost value under a number, or pushes a kept one.
+// remember stores the topmost value under a number, or pushes a stored value.
 func (m *machine) remember(op byte) error {
 	size := 1
 	if op == opLongBinPut || op == opLongBinGet {
@@ -304,18 +304,18 @@ func (m *machine) remember(op byte) error {
 	if op == opBinGet || op == opLongBinGet {
 		v, ok := m.memo[key]
 		if !ok {
-			return m.corrupt("value %d is used before it is made", key)
+			return m.corrupt("value %d is used before it is stored", key)
 		}
 		return m.push(v)
 	}
 	if len(m.stack) == 0 {
-		return m.corrupt("a value is due on the stack")
+		return m.corrupt("an opcode needs a value on the stack, got none")
 	}
 	m.memo[key] = m.stack[len(m.stack)-1]
 	return nil
 }
 
-// persistent replaces a persistent id by the storage that it stands for.
+// persistent replaces a persistent id by its storage.
 func (m *machine) persistent() error {
 	top, err := m.pop(1)
 	if err != nil {

@@ -1,6 +1,6 @@
 package pickle
 
-// The opcodes that torch.save writes, with protocol 2 (Python's Lib/pickle.py).
+// The opcodes that torch.save writes with protocol 2 (Python's Lib/pickle.py).
 const (
 	opMark           = '('
 	opStop           = '.'
@@ -38,7 +38,7 @@ const (
 	opLong1          = 0x8a
 )
 
-// otherOpcodes are the rest of Python's, which are refused by name.
+// otherOpcodes lists Python's other opcodes, which are refused by name.
 var otherOpcodes = map[byte]string{
 	'1': "POP_MARK", '2': "DUP", 'F': "FLOAT", 'I': "INT", 'L': "LONG", 'P': "PERSID", 'S': "STRING", 'V': "UNICODE", 'd': "DICT",
 	'g': "GET", 'i': "INST", 'l': "LIST", 'o': "OBJ", 'p': "PUT", 'B': "BINBYTES", 'C': "SHORT_BINBYTES",

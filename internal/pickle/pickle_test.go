@@ -19,10 +19,10 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// fixtures is where testdata/pickle/make.py has written its files with torch 2.15.
+// fixtures holds the files that testdata/pickle/make.py wrote with torch 2.15.
 const fixtures = "../../testdata/pickle"
 
-// marker is the file that the hostile fixtures make when Python loads them.
+// marker is the file that the hostile fixtures create when Python loads them.
 const marker = "the-pickle-was-run"
 
 func glob(t testing.TB, pattern string, atLeast int) []string {
@@ -45,8 +45,9 @@ func readFile(t testing.TB, path string) []byte {
 
 func open(b []byte) (*pickle.File, error) { return pickle.Read(bytes.NewReader(b), int64(len(b))) }
 
-// TestReadEqualsTorchInEveryByte compares names, dtypes, shapes and values with what torch has
-// written as safetensors; values are read whole, and in pieces that begin inside an element.
+// TestReadEqualsTorchInEveryByte compares names, dtypes, shapes and values with the same tensors
+// that torch saved as safetensors. It reads values whole, and in pieces that begin inside an
+// element.
 func TestReadEqualsTorchInEveryByte(t *testing.T) {
 	for _, path := range glob(t, "read/*.bin", 17) {
 		t.Run(filepath.Base(path), func(t *testing.T) {
@@ -88,7 +89,7 @@ func TestReadEqualsTorchInEveryByte(t *testing.T) {
 	}
 }
 
-// equal compares shapes; one without dimensions may be nil.
+// equal compares shapes; nil equals a shape without dimensions.
 func equal(a, b []uint64) bool {
 	if len(a) != len(b) {
 		return false
@@ -112,8 +113,8 @@ func readAll(t *testing.T, f *pickle.File, i, n, piece int) []byte {
 	return p
 }
 
-// TestReadAtIsSafeForConcurrentUse reads more tensors than are kept, in pieces that alternate
-// between readers.
+// TestReadAtIsSafeForConcurrentUse reads more tensors than are kept, in pieces, by readers that
+// take turns.
 func TestReadAtIsSafeForConcurrentUse(t *testing.T) {
 	f, err := open(readFile(t, filepath.Join(fixtures, "read/strided.bin")))
 	if err != nil {
@@ -142,7 +143,8 @@ func TestReadAtIsSafeForConcurrentUse(t *testing.T) {
 	}
 }
 
-// TestLeftNamesWhatIsNoTensor: values beside the tensors are listed, so that a user hears of it.
+// TestLeftNamesWhatIsNoTensor: Left lists the values beside the tensors, so that the user learns of
+// them.
 func TestLeftNamesWhatIsNoTensor(t *testing.T) {
 	for name, want := range map[string]string{
 		"nested": "epoch optimizer", "beside": "epoch loss name big negative flag none", "plain": "",
@@ -157,7 +159,7 @@ func TestLeftNamesWhatIsNoTensor(t *testing.T) {
 	}
 }
 
-// TestRefusalsNameTheirCause: the error is of a kind, has the words of words.json, and nothing that
+// TestRefusalsNameTheirCause: the error has a kind and the words of words.json, and nothing that
 // the file names was run.
 func TestRefusalsNameTheirCause(t *testing.T) {
 	var words map[string][]string
@@ -191,7 +193,7 @@ func TestRefusalsNameTheirCause(t *testing.T) {
 	}
 }
 
-// allocated is how much memory f takes from the heap, freed or not.
+// allocated returns the memory that f takes from the heap, freed or not.
 func allocated(f func()) int64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -200,8 +202,8 @@ func allocated(f func()) int64 {
 	return int64(after.TotalAlloc - before.TotalAlloc)
 }
 
-// maxAllocated bounds the allocations of reading n bytes: a byte of a pickle makes at most a value
-// of about 100 bytes, and a stack that grows by doubling costs as much again. The rest is buffers.
+// maxAllocated bounds the allocations for n bytes. One byte of a pickle makes at most one value of
+// about 100 bytes, and a stack that grows by doubling costs the same again. The rest is buffers.
 func maxAllocated(n int) int64 { return int64(n)*256 + 1<<20 }
 
 // TestMemoryFollowsTheFile: claims of gigabytes in a file of a kilobyte cost kilobytes.
@@ -214,7 +216,7 @@ func TestMemoryFollowsTheFile(t *testing.T) {
 	}
 }
 
-// TestValuesAreCounted: a pickle of many values, each a byte in the file and much more in memory,
+// TestValuesAreCounted: a pickle of many values, each one byte in the file and far more in memory,
 // is refused.
 func TestValuesAreCounted(t *testing.T) {
 	var b bytes.Buffer
@@ -234,8 +236,8 @@ func TestValuesAreCounted(t *testing.T) {
 	}
 }
 
-// FuzzRead: whatever the bytes, Read returns, within its bound of memory, and every tensor of what
-// it accepts can be read.
+// FuzzRead: for any bytes, Read returns and keeps to its memory bound, and every tensor it accepts
+// can be read.
 func FuzzRead(f *testing.F) {
 	for _, path := range append(glob(f, "refuse/*.bin", 48), glob(f, "read/*.bin", 17)...) {
 		if b := readFile(f, path); len(b) < 1<<16 {
@@ -266,7 +268,7 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// withoutChecksums puts 0 in place of every checksum of an archive's directory.
+// withoutChecksums replaces every checksum in an archive's directory by 0.
 func withoutChecksums(b []byte) []byte {
 	b = bytes.Clone(b)
 	for at := 0; ; {

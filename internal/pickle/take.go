@@ -8,17 +8,17 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// wrappers are the keys under which trainers put a state dict into a larger checkpoint.
+// wrappers lists the keys under which trainers nest a state dict in a larger checkpoint.
 var wrappers = []string{"state_dict", "model_state_dict", "model", "module"}
 
-// maxWrappers bounds how deep a state dict lies.
+// maxWrappers bounds how deeply a state dict is nested.
 const maxWrappers = 3
 
-// LayoutError reports tensors that do not lie by name in one dictionary. It wraps a *fault.Error.
+// LayoutError reports tensors that are not in one dictionary by name. It wraps a *fault.Error.
 type LayoutError struct {
-	Keys     []string // of the tensors in nested dictionaries, with points between the levels
-	NInLists int      // tensors in a list, which have no names
-	// IsOptimizer reports the state of an optimizer of torch.
+	Keys     []string // of the tensors in nested dictionaries, joined by dots
+	NInLists int      // tensors in lists, where they have no names
+	// IsOptimizer reports that the value is the state of a torch optimizer.
 	IsOptimizer bool
 	err         *fault.Error
 }
@@ -26,7 +26,7 @@ type LayoutError struct {
 func (e *LayoutError) Error() string { return e.err.Error() }
 func (e *LayoutError) Unwrap() error { return e.err }
 
-// layout says where the tensors of a value lie that is no state dict.
+// layout adds to err where the tensors are in a value that is not a state dict.
 func layout(top any, err *fault.Error) error {
 	e := &LayoutError{err: err}
 	if d, ok := top.(*dict); ok {
@@ -39,7 +39,7 @@ func layout(top any, err *fault.Error) error {
 	return e
 }
 
-// collect finds the tensors below a value. A value may be its own part, so that depth is bounded.
+// collect finds the tensors below a value. A value may contain itself, so the depth is bounded.
 func (e *LayoutError) collect(path string, v any, depth int) {
 	const maxDepth, maxKeys = 8, 1 << 16
 	if depth > maxDepth || len(e.Keys) > maxKeys {
@@ -65,7 +65,7 @@ func (e *LayoutError) collect(path string, v any, depth int) {
 	}
 }
 
-// take finds the state dict in the value of a pickle, and lists its tensors.
+// take finds the state dict in the value of a pickle and lists its tensors.
 func (f *File) take(top any) error {
 	for range maxWrappers {
 		d, ok := top.(*dict)
@@ -90,20 +90,20 @@ func (f *File) take(top any) error {
 		}
 		top = d.entries[at].value
 	}
-	return layout(top, fault.New(fault.Unsupported, "the pickle holds no dictionary of tensors by name, at its top or under %s", fault.List(wrappers, len(wrappers))).WithHint("%s", hintResave))
+	return layout(top, fault.New(fault.Unsupported, "the pickle holds no dictionary of tensors by name, neither at its top level nor under %s", fault.List(wrappers, len(wrappers))).WithHint("%s", hintResave))
 }
 
-// list fills Tensors from a state dict. Plain values beside the tensors are left; anything larger
-// may hold weights, and is refused.
+// list fills Tensors from a state dict. It skips plain values beside the tensors, and refuses
+// anything larger, which may hold weights.
 func (f *File) list(d *dict) error {
 	seen := make(map[string]bool, len(d.entries))
 	for _, e := range d.entries {
 		name, ok := e.key.(string)
 		switch {
 		case !ok:
-			return fault.New(fault.Unsupported, "the state dict has %s for a key, which is no string", describe(e.key)).WithHint("%s", hintResave)
+			return fault.New(fault.Unsupported, "the state dict has %s as a key, want a string", describe(e.key)).WithHint("%s", hintResave)
 		case seen[name]:
-			return fault.New(fault.Corrupt, "the state dict has the key %q twice", name)
+			return fault.New(fault.Corrupt, "the state dict repeats the key %q", name)
 		}
 		seen[name] = true
 		switch v := e.value.(type) {
@@ -114,7 +114,7 @@ func (f *File) list(d *dict) error {
 		case nil, bool, int64, long, float64, string:
 			f.Left = append(f.Left, name)
 		default:
-			return layout(d, fault.New(fault.Unsupported, "%q of the state dict is %s, not a tensor", name, describe(v)).WithHint("%s", hintResave))
+			return layout(d, fault.New(fault.Unsupported, "%q in the state dict is %s, want a tensor", name, describe(v)).WithHint("%s", hintResave))
 		}
 	}
 	return nil

@@ -1,6 +1,6 @@
 package pyre
 
-// class reads a set in brackets, behind the opening one.
+// class reads a set in brackets, after the opening bracket.
 func (p *parser) class(f flags) *node {
 	s := &set{flags: f}
 	s.negated = p.accept('^')
@@ -29,7 +29,7 @@ func (p *parser) class(f flags) *node {
 	return &node{op: opSet, set: s}
 }
 
-// add adds a range, or a category where that is not 0.
+// add adds a range, or a category if that is not 0.
 func (s *set) add(lo, hi rune, category byte) {
 	if category != 0 {
 		s.categories = append(s.categories, category)
@@ -38,7 +38,7 @@ func (s *set) add(lo, hi rune, category byte) {
 	s.spans = append(s.spans, span{lo, hi})
 }
 
-// escape reads the characters after a backslash outside of a class.
+// escape reads the characters after a backslash outside a class.
 func (p *parser) escape(f flags) *node {
 	c := p.take()
 	switch c {

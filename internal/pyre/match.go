@@ -1,13 +1,13 @@
 package pyre
 
-// Regexp is a compiled expression. It may be used by several goroutines at once.
+// Regexp is a compiled expression. Several goroutines may use it at once.
 type Regexp struct {
 	start  *node
 	groups int
 	loops  int
 }
 
-// Compile parses an expression. It returns a *SyntaxError for one that Python rejects.
+// Compile parses an expression. If Python rejects it, the error is a *SyntaxError.
 func Compile(expr string) (*Regexp, error) {
 	s, p, err := parse(expr)
 	if err != nil {
@@ -18,12 +18,12 @@ func Compile(expr string) (*Regexp, error) {
 	return r, nil
 }
 
-// link sets the successor of each node of a sequence, and returns the first.
+// link sets the successor of each node of a sequence and returns the first node.
 func (r *Regexp) link(s sequence, next *node) *node {
 	for i := len(s) - 1; i >= 0; i-- {
 		n := s[i]
 		n.next = next
-		after := next // of the branches
+		after := next // successor of the branches
 		switch n.op {
 		case opGroup:
 			if n.group > 0 {
@@ -48,14 +48,15 @@ func (r *Regexp) link(s sequence, next *node) *node {
 	return next
 }
 
-// States that only the matcher has.
+// States that exist only in the matcher.
 const (
 	opEnd   op = 100 + iota // the end of a captured group
-	opUntil                 // the end of a turn of the repeat in next
+	opUntil                 // the end of one iteration of the repeat in next
 )
 
-// Match is re.match: whether the expression matches at the start of the text, wherever it ends
-// there. It spends steps of the budget, and returns its error when it ends.
+// Match reports whether the expression matches at the start of the text, like re.match. The match
+// need not reach the end of the text. Match spends steps of the budget and returns the budget's
+// error when it ends.
 func (r *Regexp) Match(text string, b *Budget) (bool, error) {
 	m := matcher{text: []rune(text), budget: b, groups: make([]int, 2*r.groups), loops: make([]turn, r.loops)}
 	for i := range m.groups {
@@ -66,25 +67,25 @@ func (r *Regexp) Match(text string, b *Budget) (bool, error) {
 	return ok && m.err == nil, m.err
 }
 
-// turn is the state of a repeat: how many turns are done, and where the last one began.
+// turn is the state of a repeat: how many iterations are done, and where the last one began.
 type turn struct{ count, last int }
 
-// matcher is a match under way. A state that run changes is put back before it returns false.
+// matcher is the state of one match. If run changes it and then returns false, run restores it.
 type matcher struct {
 	text   []rune
 	budget *Budget
-	left   int64 // steps that were taken from the budget and not used yet
-	groups []int // start and end of each; -1 is none
+	left   int64 // steps taken from the budget and not used yet
+	groups []int // start and end of each group; −1 means unmatched
 	loops  []turn
-	end    int // where the last success of run ended
+	end    int // where the last successful run ended
 	depth  int
 	err    error
 }
 
-// maxDepth bounds the recursion of run, and so the stack.
+// maxDepth bounds the recursion of run, and with it the stack.
 const maxDepth = 1 << 17
 
-// spend uses steps. It takes them from the budget many at a time.
+// spend uses steps. It takes many at a time from the budget.
 func (m *matcher) spend(steps int) bool {
 	if m.err != nil {
 		return false
@@ -111,7 +112,7 @@ func (m *matcher) run(n *node, pos int) bool {
 	return ok
 }
 
-// walk follows the nodes of which each has one way on.
+// walk follows the nodes that have a single successor.
 func (m *matcher) walk(n *node, pos int) bool {
 	for n != nil {
 		if !m.spend(1) {
@@ -171,7 +172,7 @@ func (m *matcher) walk(n *node, pos int) bool {
 	return m.err == nil
 }
 
-// any tries the branches in their order.
+// any tries the branches in order.
 func (m *matcher) any(heads []*node, pos int) bool {
 	for _, head := range heads {
 		if m.run(head, pos) {
@@ -181,7 +182,7 @@ func (m *matcher) any(heads []*node, pos int) bool {
 	return false
 }
 
-// set notes a place of a group and goes on.
+// set records one end of a group and continues.
 func (m *matcher) set(i, pos int, next *node) bool {
 	old := m.groups[i]
 	m.groups[i] = pos
@@ -192,7 +193,7 @@ func (m *matcher) set(i, pos int, next *node) bool {
 	return false
 }
 
-// apart matches the branches of a look or an atomic group by themselves, and then what follows.
+// apart matches the branches of a look-around or an atomic group on their own, and then the rest.
 func (m *matcher) apart(n *node, pos int) bool {
 	start := pos
 	if n.behind {
@@ -214,7 +215,7 @@ func (m *matcher) apart(n *node, pos int) bool {
 	return false
 }
 
-// repeat begins a repeat.
+// repeat starts a repeat.
 func (m *matcher) repeat(n *node, pos int) bool {
 	if n.simple {
 		return m.repeatSet(n, pos)
@@ -231,8 +232,8 @@ func (m *matcher) repeat(n *node, pos int) bool {
 	return false
 }
 
-// until decides, between two turns of a repeat, whether another one or what follows comes next. A
-// turn that matched nothing is the last one.
+// until decides, between two iterations of a repeat, whether another iteration or the rest comes
+// next. An iteration that matched nothing is the last one.
 func (m *matcher) until(n *node, pos int) bool {
 	t := m.loops[n.loop]
 	again := func(last int) bool {
@@ -289,7 +290,7 @@ func (m *matcher) repeatSet(n *node, pos int) bool {
 	return false
 }
 
-// repeatApart is a possessive repeat: each turn stands as it was matched first.
+// repeatApart runs a possessive repeat: each iteration keeps its first match.
 func (m *matcher) repeatApart(n *node, pos int) bool {
 	before := append([]int(nil), m.groups...)
 	count, last := int64(0), -1
@@ -312,7 +313,7 @@ func (m *matcher) repeatApart(n *node, pos int) bool {
 	return false
 }
 
-// same reports whether the text at pos is the text of a group.
+// same reports whether the text at pos equals the text of a group.
 func (m *matcher) same(n *node, from, to, pos int) bool {
 	if to-from > len(m.text)-pos || !m.spend(to-from) {
 		return false
@@ -326,7 +327,7 @@ func (m *matcher) same(n *node, from, to, pos int) bool {
 	return true
 }
 
-// at reports whether a position is at a place.
+// at reports whether the assertion of a node holds at a position.
 func (m *matcher) at(n *node, pos int) bool {
 	multi := n.flags&multiLine != 0
 	switch n.at {
@@ -339,7 +340,7 @@ func (m *matcher) at(n *node, pos int) bool {
 	case '$':
 		return pos == len(m.text) || m.text[pos] == '\n' && (multi || pos == len(m.text)-1)
 	}
-	if len(m.text) == 0 { // as in CPython, neither a boundary nor none
+	if len(m.text) == 0 { // as in CPython, neither \b nor \B matches an empty text
 		return false
 	}
 	word := func(i int) bool {

@@ -1,20 +1,20 @@
 package pyre
 
-// op is the kind of a node of the parsed expression.
+// op is the kind of a node in a parsed expression.
 type op uint8
 
 const (
 	opSet         op = iota // one character of set
-	opAt                    // a place: at
+	opAt                    // an assertion about the position: at
 	opGroup                 // branches; captures if group > 0
-	opAtomic                // branches, never reconsidered
+	opAtomic                // branches; the first match is final
 	opLook                  // branches ahead or behind, perhaps negated
 	opRepeat                // branches, min to max times
-	opBackref               // what group matched
+	opBackref               // the text that group matched
 	opConditional           // branches[0] if group has matched, else branches[1]
 )
 
-// flags are the flags that hold for a part of an expression.
+// flags are the flags in force for a part of an expression.
 type flags uint8
 
 const (
@@ -30,7 +30,7 @@ var flagOf = map[rune]flags{'i': ignoreCase, 'm': multiLine, 's': dotAll, 'x': v
 
 const typeFlags = ascii | unicoded
 
-// combine returns the flags inside of (?add-del:…).
+// combine returns the flags inside (?add-del:…).
 func (f flags) combine(add, del flags) flags {
 	if add&typeFlags != 0 {
 		f &^= typeFlags
@@ -38,7 +38,7 @@ func (f flags) combine(add, del flags) flags {
 	return (f | add) &^ del
 }
 
-// mode is how a repeat goes on.
+// mode is how eagerly a repeat continues.
 type mode uint8
 
 const (
@@ -47,36 +47,36 @@ const (
 	possessive
 )
 
-// infinite is the number of a repeat without a bound, and the widest width, as in Python. It does
-// not fit in an int everywhere, so numbers and widths are int64.
+// infinite is the count of an unbounded repeat, and the largest width, as in Python. It does not
+// fit an int on every platform, so counts and widths are int64.
 const infinite int64 = 1<<32 - 1
 
-// node is a part of an expression: while it is parsed an element of a sequence, and afterwards,
-// when link has set next, a state of the matcher.
+// node is a part of an expression: an element of a sequence during parsing, and a state of the
+// matcher once link has set next.
 type node struct {
 	op       op
 	at       byte // opAt: ^ $ A Z b B
 	mode     mode // opRepeat
 	behind   bool // opLook
 	negated  bool // opLook
-	simple   bool // opRepeat of one set
-	bare     bool // opGroup without number and flags: a repeat takes its content
+	simple   bool // opRepeat of a single set
+	bare     bool // opGroup without number or flags: a repeat takes its content
 	flags    flags
 	group    int
 	min, max int64 // opRepeat
-	width    int64 // opLook behind: how far
+	width    int64 // opLook behind: the number of characters
 	set      *set
 	branches []sequence
 
-	next  *node   // what follows; nil is the end of the expression, or of the branches of a look or an atomic group
+	next  *node   // the successor; nil at the end of the expression, or of the branches of a look-around or an atomic group
 	heads []*node // the first node of each branch
-	loop  int     // opRepeat: its number
+	loop  int     // opRepeat: its index
 }
 
-// sequence is a list of nodes, one after the other.
+// sequence is a list of nodes in order.
 type sequence []*node
 
-// width is how many characters a sequence matches, at least and at most.
+// width returns the least and the greatest number of characters that a sequence matches.
 func (s sequence) width(groups []extent) (w extent) {
 	for _, n := range s {
 		x := n.extent(groups)
@@ -85,7 +85,7 @@ func (s sequence) width(groups []extent) (w extent) {
 	return extent{lo: min(w.lo, infinite-1), hi: min(w.hi, infinite)}
 }
 
-// extent is a smallest and a largest width; an open group has none.
+// extent is a least and a greatest width. A group still open has none.
 type extent struct {
 	lo, hi int64
 	closed bool
@@ -115,7 +115,7 @@ func widest(branches []sequence, groups []extent) extent {
 	return w
 }
 
-// times is a product, or infinite where it is more.
+// times returns the product, or infinite if it is larger.
 func times(a, b int64) int64 {
 	if a > 0 && b > infinite/a {
 		return infinite

@@ -5,25 +5,24 @@ import (
 	"unicode"
 )
 
-// parser reads an expression as CPython's Lib/re/_parser.py does; its errors have Python's words.
+// parser reads an expression like CPython's Lib/re/_parser.py. Its errors use Python's words.
 type parser struct {
 	scanner
 	flags      flags // of the whole expression
 	groups     []extent
 	names      map[string]int
-	behindFrom int         // inside a look-behind: the first group that it defines; else 0
-	conditions map[int]int // groups that conditions ask for, and where
+	behindFrom int         // inside a look-behind, the first group that it defines; otherwise 0
+	conditions map[int]int // groups that conditions refer to, with their positions
 	nested     int
 }
 
-// errFlags means that flags for the whole expression were found, under which it is read again.
+// errFlags means that global flags were found; the expression is then read again with them.
 var errFlags = errors.New("read again")
 
-// maxNesting bounds groups within groups. Python's own parser ends between 400 and 500, where its
-// stack does.
+// maxNesting bounds nested groups. Python's parser runs out of stack between 400 and 500.
 const maxNesting = 400
 
-// parse reads the whole expression.
+// parse reads a whole expression.
 func parse(expr string) (sequence, *parser, error) {
 	p := &parser{scanner: scanner{text: []rune(expr)}}
 	for {
@@ -49,7 +48,7 @@ func parse(expr string) (sequence, *parser, error) {
 	}
 }
 
-// alternatives reads sequences with bars between them.
+// alternatives reads sequences separated by bars.
 func (p *parser) alternatives(f flags, first bool) (branches []sequence) {
 	if p.nested++; p.nested > maxNesting {
 		p.fail("too many groups within groups")
@@ -104,7 +103,7 @@ func literal(c rune, f flags) *node {
 	return &node{op: opSet, set: &set{spans: []span{{c, c}}, flags: f}}
 }
 
-// repeat makes a repeat of the last node of a sequence; c is the character that asks for it.
+// repeat makes the last node of a sequence a repeat. c is the repeat character.
 func (p *parser) repeat(c rune, s sequence, f flags) sequence {
 	from, least, most := p.pos, int64(0), infinite
 	switch c {
@@ -146,8 +145,8 @@ func (p *parser) repeat(c rune, s sequence, f flags) sequence {
 	return s
 }
 
-// group reads what follows an opening parenthesis. It returns nil for what matches nothing: a
-// comment or flags.
+// group reads the rest of a group after its opening parenthesis. It returns nil for comments and
+// flags, which match nothing.
 func (p *parser) group(f flags, first bool) *node {
 	n := &node{op: opGroup, flags: f}
 	name := ""
@@ -206,7 +205,7 @@ func (p *parser) close() {
 	}
 }
 
-// capture reads a group that is numbered, and perhaps named.
+// capture reads a numbered group, which may also have a name.
 func (p *parser) capture(n *node, name string, f flags) *node {
 	n.group = len(p.groups)
 	p.groups = append(p.groups, extent{})
@@ -247,7 +246,7 @@ func (p *parser) namedReference(f flags) *node {
 	return p.reference(group, f)
 }
 
-// reference makes a reference to a group, which must be complete.
+// reference makes a reference to a group, which must be closed.
 func (p *parser) reference(group int, f flags) *node {
 	if p.err == nil && !p.groups[group].closed {
 		p.fail("cannot refer to an open group")
@@ -256,7 +255,7 @@ func (p *parser) reference(group int, f flags) *node {
 	return &node{op: opBackref, group: group, flags: f}
 }
 
-// checkBehind refuses groups that the look-behind around them defines.
+// checkBehind refuses a group that the enclosing look-behind defines.
 func (p *parser) checkBehind(group int) {
 	if p.behindFrom == 0 || p.err != nil {
 		return
@@ -269,7 +268,7 @@ func (p *parser) checkBehind(group int) {
 	}
 }
 
-// look reads a look-ahead or look-behind; c is the character behind the question mark.
+// look reads a look-ahead or look-behind. c is the character after the question mark.
 func (p *parser) look(c rune, f flags) *node {
 	n := &node{op: opLook, behind: c == '<', flags: f}
 	before := p.behindFrom
@@ -327,7 +326,7 @@ func (p *parser) conditional(f flags) *node {
 	return n
 }
 
-// groupNumber reads a decimal number; 0 is none.
+// groupNumber reads a decimal number; 0 means none.
 func groupNumber(name string) (n int) {
 	for _, c := range name {
 		if c < '0' || c > '9' || n > 1<<20 {
@@ -338,7 +337,7 @@ func groupNumber(name string) (n int) {
 	return n
 }
 
-// readFlags reads (?add-del: or (?add), whose first character is c.
+// readFlags reads (?add-del: or (?add). c is its first character.
 func (p *parser) readFlags(c rune) (add, del flags, global bool) {
 	for c != '-' {
 		switch {

@@ -14,7 +14,7 @@ import (
 
 var pairsFile = flag.String("pairs", "testdata/pairs.jsonl", "what Python says, as testdata/make.py writes it")
 
-// TestPairsMatchAsInPython compares expressions and texts with the answers of CPython's re.
+// TestPairsMatchAsInPython compares expressions and texts with the results of CPython's re.
 func TestPairsMatchAsInPython(t *testing.T) {
 	f, err := os.Open(*pairsFile)
 	if err != nil {
@@ -51,8 +51,8 @@ func TestPairsMatchAsInPython(t *testing.T) {
 	}
 }
 
-// TestBudgetsAreSteps: a match that takes exponential time ends after the steps that it was given,
-// the same number each time, and leaves nothing for the next match.
+// TestBudgetsAreSteps: a match that takes exponential time ends after its budget of steps, the same
+// number each time, and leaves nothing for the next match.
 func TestBudgetsAreSteps(t *testing.T) {
 	r, err := Compile("((a+)+)+b")
 	if err != nil {
@@ -78,7 +78,7 @@ func TestBudgetsAreSteps(t *testing.T) {
 	}
 }
 
-// TestNegatedLooksEndWithTheBudget: an open question must not count as no match.
+// TestNegatedLooksEndWithTheBudget: an unfinished look-around must not count as a mismatch.
 func TestNegatedLooksEndWithTheBudget(t *testing.T) {
 	for _, expr := range []string{"(?!(a+)+b)a", "(?>(?!(a+)+b))a", "(?:(?!(a+)+b)a)*+"} {
 		r, err := Compile(expr)
@@ -91,7 +91,7 @@ func TestNegatedLooksEndWithTheBudget(t *testing.T) {
 	}
 }
 
-// TestMatchesEndWithTheContext: whoever interrupts the program does not wait for the budget to end.
+// TestMatchesEndWithTheContext: an interrupt need not wait for the budget to run out.
 func TestMatchesEndWithTheContext(t *testing.T) {
 	r, err := Compile("((a+)+)+b")
 	if err != nil {
@@ -108,8 +108,8 @@ func TestMatchesEndWithTheContext(t *testing.T) {
 	}
 }
 
-// TestRepeatsOfNothingKeepTheStackSmall: a repeat that matches nothing many times is too much,
-// never a crash.
+// TestRepeatsOfNothingKeepTheStackSmall: a repeat that matches nothing many times ends with
+// ErrBudget and never crashes.
 func TestRepeatsOfNothingKeepTheStackSmall(t *testing.T) {
 	for _, expr := range []string{"(){4000000000}", "((){60000}){60000}", "(|){1000000}"} {
 		r, err := Compile(expr)

@@ -3,7 +3,7 @@ package pyre
 import "unicode"
 
 // scanner reads the characters of an expression, with escapes, numbers and names. The first error
-// stays, and nothing more is read after it.
+// sticks, and nothing more is read.
 type scanner struct {
 	text []rune
 	pos  int
@@ -16,7 +16,7 @@ func (s *scanner) fail(format string) {
 	}
 }
 
-// next is the character that comes next, or -1 at the end.
+// next returns the next character without consuming it, or −1 at the end.
 func (s *scanner) next() rune {
 	if s.err != nil || s.pos >= len(s.text) {
 		return -1
@@ -42,7 +42,7 @@ func (s *scanner) accept(c rune) bool {
 	return false
 }
 
-// skipVerbose passes over white space and comments of the flag x.
+// skipVerbose skips white space and comments under the flag x.
 func (s *scanner) skipVerbose(c rune) bool {
 	switch c {
 	case ' ', '\t', '\n', '\r', '\v', '\f':
@@ -55,7 +55,7 @@ func (s *scanner) skipVerbose(c rune) bool {
 	return false
 }
 
-// number reads digits; a number too large is infinite.
+// number reads digits; too large a number becomes infinite.
 func (s *scanner) number() (n int64, ok bool) {
 	for c := s.next(); '0' <= c && c <= '9'; c = s.next() {
 		n, ok = min(10*n+int64(c-'0'), infinite), true
@@ -64,7 +64,7 @@ func (s *scanner) number() (n int64, ok bool) {
 	return n, ok
 }
 
-// bounds reads {m,n} behind its brace; ok is false where the brace stands for itself.
+// bounds reads {m,n} after the brace. ok is false if the brace is a literal.
 func (s *scanner) bounds() (least, most int64, ok bool) {
 	if s.next() == '}' {
 		return 0, 0, false
@@ -104,7 +104,7 @@ func (s *scanner) name(end rune) string {
 	return string(s.text[from : s.pos-1])
 }
 
-// member reads a character of a class, which begins with c, or a category.
+// member reads one character of a class, beginning with c, or a category.
 func (s *scanner) member(c rune) (r rune, category byte) {
 	switch {
 	case c < 0:
@@ -127,7 +127,7 @@ func (s *scanner) member(c rune) (r rune, category byte) {
 	return s.character(c), 0
 }
 
-// character reads an escape that stands for one character; c follows the backslash.
+// character reads an escape for a single character. c follows the backslash.
 func (s *scanner) character(c rune) rune {
 	if control, ok := controls[c]; ok {
 		return control
@@ -151,7 +151,7 @@ func (s *scanner) character(c rune) rune {
 	return c
 }
 
-// octal reads at most n more octal digits.
+// octal reads up to n more octal digits.
 func (s *scanner) octal(value rune, n int) rune {
 	for ; n > 0 && isOctal(s.next()); n-- {
 		value = 8*value + s.take() - '0'

@@ -13,10 +13,10 @@ type set struct {
 	spans      []span
 	categories []byte // d, D, s, S, w, W
 	negated    bool
-	flags      flags // those that hold where the set stands
+	flags      flags // the flags in force at the set
 }
 
-// has reports whether a character belongs to the set.
+// has reports whether the set contains r.
 func (s *set) has(r rune) bool {
 	if s.flags&ignoreCase == 0 {
 		if len(s.spans) == 1 && len(s.categories) == 0 {
@@ -35,7 +35,7 @@ func (s *set) has(r rune) bool {
 	return s.negated
 }
 
-// hasExactly ignores negation and the case flag.
+// hasExactly is has without negation and the case flag.
 func (s *set) hasExactly(r rune) bool {
 	for _, x := range s.spans {
 		if x.lo <= r && r <= x.hi {
@@ -50,7 +50,7 @@ func (s *set) hasExactly(r rune) bool {
 	return false
 }
 
-// inCategory is the meaning of \d, \s, \w and their opposites.
+// inCategory implements \d, \s, \w and their opposites.
 func inCategory(c byte, r rune, ascii bool) bool {
 	switch c {
 	case 'd':
@@ -63,7 +63,7 @@ func inCategory(c byte, r rune, ascii bool) bool {
 	return !inCategory(c|0x20, r, ascii)
 }
 
-// isSpace is str.isspace: white space by its category or by its bidirectional class.
+// isSpace is str.isspace: white space by category or by bidirectional class.
 func isSpace(r rune, ascii bool) bool {
 	switch {
 	case r == ' ' || '\t' <= r && r <= '\r':
@@ -85,7 +85,7 @@ func isWord(r rune, ascii bool) bool {
 	return unicode.In(r, unicode.L, unicode.N)
 }
 
-// twins are pairs that Python takes for one character where case is ignored and Unicode's simple
+// twins are pairs that Python treats as equal when it ignores case, although Unicode's simple
 // folding does not.
 var twins = func() map[rune][]rune {
 	pairs := make(map[rune][]rune)
@@ -95,7 +95,7 @@ var twins = func() map[rune][]rune {
 	return pairs
 }()
 
-// mates are the other characters that Python takes for r where case is ignored.
+// mates returns the other characters that equal r in Python when case is ignored.
 func mates(r rune, ascii bool) []rune {
 	if ascii {
 		switch {
@@ -106,7 +106,7 @@ func mates(r rune, ascii bool) []rune {
 		}
 		return nil
 	}
-	switch r { // Python also takes the dotted capital and the dotless small letter for an i
+	switch r { // Python counts the dotted capital I and the dotless small i as i
 	case 'i', 'I', 0x130, 0x131:
 		return []rune{'i', 'I', 0x130, 0x131}
 	}
@@ -117,7 +117,7 @@ func mates(r rune, ascii bool) []rune {
 	return all
 }
 
-// lower is how Python compares what a group matched, where case is ignored.
+// lower is Python's mapping for comparing with the text of a group when case is ignored.
 func lower(r rune, f flags) rune {
 	if f&ascii != 0 && r >= 0x80 {
 		return r
