@@ -379,7 +379,7 @@ func TestWrongRemovalsAreNamed(t *testing.T) {
 		{"a gap in the chain", s.merged[2], []int{2, 0}, append(any2(2), any2(0)...), "from before"},
 		{"the base in place of the merged", s.base, []int{2}, any2(2), "belongs to another merge"},
 		{"an edited header", edited, []int{2}, any2(2), "belongs to another merge"},
-		{"a changed weight", changed, []int{2}, any2(2), "\"q.weight\" is not what the merge has written"},
+		{"a changed weight", changed, []int{2}, any2(2), "\"q.weight\" differs from the merge's output"},
 		{"a changed weight that the merge left alone", untouched, []int{2}, any2(2), "(from \"k.weight\" on) alone, but their CRC-32 is"},
 		{"no record", s.merged[2], nil, any2(2), "only the undo record"},
 		{"no adapter", s.merged[2], []int{2}, nil, "no adapter to remove"},

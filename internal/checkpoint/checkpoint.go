@@ -1,5 +1,6 @@
-// Package checkpoint opens base models: one safetensors file, or a directory with one or with a
-// sharded set and its index. Only headers are read; data are reached by position.
+// Package checkpoint opens base models: a safetensors file, or a directory with one such file or
+// with shards and their index. Open reads only headers; Tensor.ReadAt reads data by position. View,
+// Rename and Reshape show a checkpoint with other tensors without copying it.
 package checkpoint
 
 import (
@@ -23,28 +24,28 @@ type Ref struct {
 	Tensor *Tensor
 }
 
-// Checkpoint is an opened base model.
+// Checkpoint is an open base model. Several goroutines may read from it at once.
 type Checkpoint struct {
 	Path   string
 	IsDir  bool
 	Files  []*File
 	Config config.Model
-	Side   []string   // the other files of the directory that belong to the model, with slashes
-	Beyond []string   // links among the files that lead out of the directory, other than into the store of the hub's cache
-	Left   []string   // the other files that do not: weights in another format, adapters, hidden files
+	Side   []string   // the directory's other files that belong to the model, with slashes
+	Beyond []string   // links among the files that leave the directory, except into the blobs of the hub's cache
+	Left   []string   // the other files that do not belong to it: weights in other formats, adapters, hidden files
 	Dir    fileio.Dir // where the files beside the weights are
 	refs   map[string]Ref
-	inputs fileio.Identities // of all files, as they were when the checkpoint was opened
+	inputs fileio.Identities // of all files when the checkpoint was opened
 }
 
-// Open opens a checkpoint at path. Symbolic links are followed. The caller closes it.
+// Open opens the checkpoint at path and follows symbolic links. The caller closes it.
 func Open(ctx context.Context, path string) (*Checkpoint, error) {
 	dir, file, err := fileio.LocateOnDisk(path)
 	return openAt(ctx, path, dir, file, err)
 }
 
-// OpenFS is Open for a file or a directory of an fs.FS. Files that are no io.ReaderAt are read into
-// memory, weights as well.
+// OpenFS is Open for a file or directory of an fs.FS. It reads files that are not an io.ReaderAt
+// into memory, even weights.
 func OpenFS(ctx context.Context, files fs.FS, name string) (*Checkpoint, error) {
 	dir, file, err := fileio.Locate(files, name)
 	return openAt(ctx, name, dir, file, err)
@@ -61,8 +62,8 @@ func openAt(ctx context.Context, path string, dir fileio.Dir, file string, err e
 	return openSingle(ctx, path, dir, file)
 }
 
-// New makes a checkpoint of one file that is already open, such as one in memory, and has nothing
-// beside it. Closing the checkpoint leaves data as it is.
+// New makes a checkpoint of a single open file, for example in memory. Closing the checkpoint does
+// not close data.
 func New(ctx context.Context, name string, data io.ReaderAt, size int64) (*Checkpoint, error) {
 	f, err := openFile(ctx, name, &fileio.Input{ReaderAt: data, Closer: io.NopCloser(nil), Path: name, Size: size})
 	if err != nil {
@@ -75,7 +76,7 @@ func New(ctx context.Context, name string, data io.ReaderAt, size int64) (*Check
 	return decoded(ctx, c)
 }
 
-// openSingle opens the file of a directory that the user calls path.
+// openSingle opens a file of dir. path is the user's name for it.
 func openSingle(ctx context.Context, path string, dir fileio.Dir, name string) (*Checkpoint, error) {
 	if strings.HasSuffix(name, ".index.json") {
 		return nil, fault.New(fault.Unsupported, "this is the index of a sharded checkpoint").In(path).WithHint("give the directory %s", dir.Path("."))
@@ -84,7 +85,7 @@ func openSingle(ctx context.Context, path string, dir fileio.Dir, name string) (
 	return c.opened(ctx, []string{name}, nil)
 }
 
-// openDirectory opens a directory that the user calls path.
+// openDirectory opens a directory. path is the user's name for it.
 func openDirectory(ctx context.Context, path string, dir fileio.Dir) (*Checkpoint, error) {
 	c := &Checkpoint{Path: path, IsDir: true, Dir: dir}
 	names, shardOf, err := c.findWeights()
@@ -94,7 +95,8 @@ func openDirectory(ctx context.Context, path string, dir fileio.Dir) (*Checkpoin
 	return c.opened(ctx, names, shardOf)
 }
 
-// opened returns the checkpoint with its weights open, or closes those that it has opened.
+// opened opens the weights and returns the checkpoint. On an error it closes everything it has
+// opened.
 func (c *Checkpoint) opened(ctx context.Context, names []string, shardOf map[string]string) (*Checkpoint, error) {
 	err := c.open(ctx, names, shardOf)
 	if err == nil {
@@ -106,14 +108,14 @@ func (c *Checkpoint) opened(ctx context.Context, names []string, shardOf map[str
 	return nil, errors.Join(err, c.Close())
 }
 
-// Storage is a way of storing tensors other than as their plain values. It returns a view that
-// shows the values, or the checkpoint itself where nothing is stored so.
+// Storage is a way of storing tensors other than as plain values, such as quantised. The function
+// returns a view with the plain values, or the checkpoint itself if it stores no tensor that way.
 type Storage func(ctx context.Context, c *Checkpoint) (*Checkpoint, error)
 
-// storages are tried in this order, each on the view of the one before.
+// storages are tried in this order, each on the result of the one before.
 var storages []Storage
 
-// decoded shows the values of a checkpoint, however they are stored.
+// decoded returns a checkpoint with plain values, however the tensors are stored.
 func decoded(ctx context.Context, c *Checkpoint) (shown *Checkpoint, err error) {
 	shown = c
 	for _, storage := range storages {
@@ -131,8 +133,8 @@ func (c *Checkpoint) open(ctx context.Context, names []string, shardOf map[strin
 		}
 		in, err := c.Dir.Open(path.Clean(name))
 		if errors.Is(err, fs.ErrNotExist) && shardOf != nil {
-			err = fault.New(fault.Truncated, "the index names the shard %s, which is not there", name).In(c.Path).
-				WithHint("the checkpoint was not downloaded whole; fetch the missing shard")
+			err = fault.New(fault.Truncated, "the index names the shard %s, which does not exist", name).In(c.Path).
+				WithHint("the checkpoint was not downloaded completely; fetch the missing shard")
 		}
 		if err != nil {
 			return err
@@ -155,7 +157,7 @@ func (c *Checkpoint) open(ctx context.Context, names []string, shardOf map[strin
 	return c.checkIndex(shardOf)
 }
 
-// openFile reads the header of an open file, and closes it if that fails.
+// openFile reads the header of an open file. On an error it closes the file.
 func openFile(ctx context.Context, name string, in *fileio.Input) (*File, error) {
 	h, err := safetensors.Read(ctx, in, in.Size)
 	if err != nil {
@@ -165,7 +167,7 @@ func openFile(ctx context.Context, name string, in *fileio.Input) (*File, error)
 	return newFile(h, &File{Name: name, Path: in.Path, Size: in.Size, data: stored{in.ReaderAt}, close: in.Close}), nil
 }
 
-// Unchanged reports whether all files of the checkpoint are as they were when it was opened.
+// Unchanged returns an error if any file of the checkpoint has changed since it was opened.
 func (c *Checkpoint) Unchanged() error { return c.inputs.Unchanged() }
 
 // Close closes every file.
@@ -187,7 +189,7 @@ func (c *Checkpoint) indexTensors() error {
 		for j := range f.Tensors {
 			t := &f.Tensors[j]
 			if other, dup := c.refs[t.Name]; dup {
-				return fault.New(fault.Corrupt, "tensor %q is in %s and in %s", t.Name, c.Files[other.File].Name, f.Name).In(c.Path)
+				return fault.New(fault.Corrupt, "tensor %q is both in %s and in %s", t.Name, c.Files[other.File].Name, f.Name).In(c.Path)
 			}
 			c.refs[t.Name] = Ref{File: i, Tensor: t}
 		}
@@ -211,7 +213,7 @@ func (c *Checkpoint) Names() []string {
 	return names
 }
 
-// Bytes is the size of all weight files.
+// Bytes returns the total size of the weight files in bytes.
 func (c *Checkpoint) Bytes() int64 {
 	var n int64
 	for _, f := range c.Files {

@@ -18,7 +18,7 @@ import (
 	"github.com/loratool/loratool/internal/testkit"
 )
 
-// weights is a file with one tensor of one byte for every name.
+// weights returns a file with one tensor of one byte for every name.
 func weights(names ...string) []byte {
 	var tensors []testkit.Tensor
 	for i, name := range names {
@@ -27,7 +27,7 @@ func weights(names ...string) []byte {
 	return testkit.Encode(nil, tensors...)
 }
 
-// index is the text of an index that puts names into shards.
+// index returns the text of an index that assigns names to shards.
 func index(t *testing.T, shardOf map[string]string) []byte {
 	text, err := json.Marshal(map[string]any{"metadata": map[string]any{"total_size": len(shardOf)}, "weight_map": shardOf})
 	if err != nil {
@@ -36,7 +36,7 @@ func index(t *testing.T, shardOf map[string]string) []byte {
 	return text
 }
 
-// directory writes files, by name and content, and returns where.
+// directory writes files, by name and content, and returns their directory.
 func directory(t *testing.T, files map[string][]byte) string {
 	dir := filepath.Join(t.TempDir(), "model")
 	for name, content := range files {
@@ -55,7 +55,7 @@ func open(t *testing.T, path string) *checkpoint.Checkpoint {
 	return c
 }
 
-// checkNames compares the tensors and reads each of them where the checkpoint says that it lies.
+// checkNames compares the tensors and reads each of them from the place that the checkpoint states.
 func checkNames(t *testing.T, c *checkpoint.Checkpoint, want ...string) {
 	t.Helper()
 	if got := c.Names(); !slices.Equal(got, want) {
@@ -191,8 +191,8 @@ func relative(t *testing.T, path string) string {
 	return rel
 }
 
-// checkError opens path and wants an error of a kind, nil for any, with words in its message and
-// its hint.
+// checkError opens path and wants an error of a kind (nil means any) with the given words in its
+// message and in its hint.
 func checkError(t *testing.T, path string, kind error, words, hint string) {
 	t.Helper()
 	c, err := checkpoint.Open(t.Context(), path)
@@ -220,19 +220,19 @@ func TestBrokenCheckpointsAreRefused(t *testing.T) {
 		hint  string
 	}{
 		{"one file and an index", map[string][]byte{"model.safetensors": weights("a"), "model.safetensors.index.json": good, a: weights("a"), b: weights("b")},
-			fault.Mismatch, "both model.safetensors and model.safetensors.index.json", "move the one"},
+			fault.Mismatch, "both model.safetensors and model.safetensors.index.json", "move one of them"},
 		{"one file and a variant", map[string][]byte{"model.safetensors": weights("a"), "model.fp16.safetensors": weights("a")},
-			fault.Mismatch, "model.safetensors and model.fp16.safetensors", "give the file"},
+			fault.Mismatch, "model.safetensors and model.fp16.safetensors", "give the path of the file"},
 		{"missing shard", map[string][]byte{"model.safetensors.index.json": good, a: weights("a")},
-			fault.Truncated, "names the shard " + b, "not downloaded whole"},
+			fault.Truncated, "names the shard " + b, "not downloaded completely"},
 		{"a tensor that its shard lacks", map[string][]byte{"model.safetensors.index.json": good, a: weights("a"), b: weights("c")},
-			fault.Corrupt, `says that ` + b + ` holds "b", and it does not`, ""},
+			fault.Corrupt, `says that ` + b + ` holds "b", but it does not`, ""},
 		{"several tensors that their shards lack, the first by name", map[string][]byte{"model.safetensors.index.json": index(t, map[string]string{"a": a, "c": a, "d": a, "e": a, "f": a}), a: weights("a")},
-			fault.Corrupt, `holds "c", and it does not`, ""},
+			fault.Corrupt, `holds "c", but it does not`, ""},
 		{"a tensor in another shard", map[string][]byte{"model.safetensors.index.json": good, a: weights("b"), b: weights("a")},
-			fault.Corrupt, `says that ` + a + ` holds "a", and ` + b + ` does`, ""},
+			fault.Corrupt, `says that ` + a + ` holds "a", but ` + b + ` does`, ""},
 		{"a tensor in two shards", map[string][]byte{"model.safetensors.index.json": good, a: weights("a"), b: weights("a", "b")},
-			fault.Corrupt, `"a" is in ` + a + ` and in ` + b, ""},
+			fault.Corrupt, `"a" is both in ` + a + ` and in ` + b, ""},
 		{"a shard outside the directory", map[string][]byte{"model.safetensors.index.json": index(t, map[string]string{"a": "../a.safetensors"}), "../a.safetensors": weights("a")},
 			fault.Corrupt, `"../a.safetensors", which is not a file of its directory`, ""},
 		{"a shard on the way outside", map[string][]byte{"model.safetensors.index.json": index(t, map[string]string{"a": "x/../../a.safetensors"}), "../a.safetensors": weights("a")},
@@ -253,8 +253,8 @@ func TestBrokenCheckpointsAreRefused(t *testing.T) {
 		{"weights that are a directory", map[string][]byte{"model.safetensors/x": nil}, fault.Unsupported, "neither", ""},
 
 		{"shards without their index", map[string][]byte{a: weights("a"), b: weights("b")},
-			fault.Unsupported, "holds all 2 shards, such as " + a + ", and not their index model.safetensors.index.json", `glob("model-*-of-00002.safetensors")`},
-		{"one of two shards", map[string][]byte{b: weights("b")}, fault.Truncated, "nor the shard " + a, "fetch what is missing"},
+			fault.Unsupported, "holds all 2 shards, such as " + a + ", but not their index model.safetensors.index.json", `glob("model-*-of-00002.safetensors")`},
+		{"one of two shards", map[string][]byte{b: weights("b")}, fault.Truncated, "nor the shard " + a, "fetch the missing files"},
 		{"the fifth of four shards", map[string][]byte{"model-00005-of-00004.safetensors": weights("b")}, fault.Truncated, "nor the shard model-00001-of-00004", ""},
 		{"shards of an adapter", map[string][]byte{"adapter_config.json": []byte("{}"), "adapter_model-00001-of-00002.safetensors": weights("a")},
 			fault.Unsupported, "neither", "this is an adapter"},
@@ -283,8 +283,8 @@ func TestOpenRefusesWhatIsNoCheckpoint(t *testing.T) {
 	checkError(t, filepath.Join(dir, "a.safetensors", "x"), nil, "x", "")
 }
 
-// TestOtherFilesAreSorted: what belongs to the model goes with a merge; what would contradict it
-// stays.
+// TestOtherFilesAreSorted: files of the model go along with a merge, and files that would
+// contradict it do not.
 func TestOtherFilesAreSorted(t *testing.T) {
 	side := []string{
 		"1_Pooling/config.json", "LICENSE", "README.md", "added_tokens.json", "chat_template.jinja", "config.json", "generation_config.json", "merges.txt",

@@ -14,14 +14,14 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// MaxJSONBytes bounds the configuration and index files that are read whole; the largest indexes in
-// the wild, of models with thousands of experts, have some megabytes.
+// MaxJSONBytes bounds a configuration or index, which is read whole. The largest real indexes, of
+// models with thousands of experts, have a few megabytes.
 const MaxJSONBytes = 64 << 20
 
-// ConfigName is the file with the configuration of a model.
+// ConfigName is the name of a model's configuration.
 const ConfigName = "config.json"
 
-// readConfig reads config.json; without one it returns the zero value.
+// readConfig reads config.json; without the file it returns the zero value.
 func readConfig(dir fileio.Dir) (config.Model, error) {
 	const name = ConfigName
 	text, err := dir.Read(name, MaxJSONBytes)
@@ -35,8 +35,8 @@ func readConfig(dir fileio.Dir) (config.Model, error) {
 	return m, fault.InFile(err, dir.Path(name))
 }
 
-// readIndex returns the shards that an index lists, each a plain name, and the shard of every
-// tensor.
+// readIndex returns the shards that an index lists, each a path within the directory, and the shard
+// of every tensor.
 func readIndex(dir fileio.Dir, name string) (shards []string, shardOf map[string]string, err error) {
 	path := dir.Path(name)
 	text, err := dir.Read(name, MaxJSONBytes)

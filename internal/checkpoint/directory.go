@@ -14,9 +14,8 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// weightFiles are the names under which a directory holds its weights, in the order of preference
-// of transformers and diffusers; each may be sharded, with an index of the same name plus
-// ".index.json".
+// weightFiles lists the names of weight files in the order in which transformers and diffusers
+// prefer them. Each may be sharded, with an index of the same name plus ".index.json".
 var weightFiles = []string{
 	"model.safetensors",
 	"diffusion_pytorch_model.safetensors",
@@ -24,8 +23,8 @@ var weightFiles = []string{
 	"model.fp16.safetensors",
 }
 
-// findWeights returns the names of the weight files of a directory, with the shard of each tensor
-// where an index says it, and sorts its other files into Side and Left.
+// findWeights returns the names of the directory's weight files and, from an index, the shard of
+// each tensor. It sorts the other files into Side and Left.
 func (c *Checkpoint) findWeights() (shards []string, shardOf map[string]string, err error) {
 	all, links, err := listFiles(c.Dir)
 	if err != nil {
@@ -40,7 +39,7 @@ func (c *Checkpoint) findWeights() (shards []string, shardOf map[string]string, 
 		single, index := have[name], have[name+".index.json"]
 		if single && index {
 			return nil, nil, fault.New(fault.Mismatch, "the directory holds both %s and %s.index.json", name, name).
-				WithHint("move the one that is not meant out of the directory, or give a file")
+				WithHint("move one of them out of the directory, or give the path of the file to use")
 		}
 		if single {
 			found, shards = append(found, name), []string{name}
@@ -54,7 +53,7 @@ func (c *Checkpoint) findWeights() (shards []string, shardOf map[string]string, 
 	}
 	switch {
 	case len(found) > 1:
-		return nil, nil, fault.New(fault.Mismatch, "the directory holds %s", strings.Join(found, " and ")).WithHint("give the file that is meant")
+		return nil, nil, fault.New(fault.Mismatch, "the directory holds %s; it is not clear which one to use", strings.Join(found, " and ")).WithHint("give the path of the file to use")
 	case len(found) == 0:
 		return nil, nil, noWeights(all)
 	}
@@ -75,7 +74,8 @@ func (c *Checkpoint) findWeights() (shards []string, shardOf map[string]string, 
 	return shards, shardOf, nil
 }
 
-// noWeights names the kind of a directory without safetensors weights.
+// noWeights returns the error for a directory without safetensors weights, with a hint about its
+// real content.
 func noWeights(all []string) error {
 	if e := withoutIndex(all); e != nil {
 		return e
@@ -102,9 +102,9 @@ func noWeights(all []string) error {
 	return e
 }
 
-// isForeign reports whether a file beside the weights must not be copied to a merged model: other
-// copies of the base's weights, which would stay unmerged, and adapters, which transformers would
-// load on top of the merge.
+// isForeign reports whether a file beside the weights must not be copied to a merged model. Other
+// copies of the base's weights would stay unmerged, and transformers would load an adapter on top
+// of the merged weights.
 func isForeign(name string) bool {
 	base := strings.ToLower(filepath.Base(name))
 	for _, part := range strings.Split(name, "/") {
@@ -120,8 +120,8 @@ func isForeign(name string) bool {
 	return strings.HasPrefix(base, "adapter_") || strings.HasPrefix(base, "pytorch_model") || strings.HasPrefix(base, "diffusion_pytorch_model")
 }
 
-// listFiles lists the regular files below a directory, and symbolic links to regular files, sorted
-// and with slashes; links are everything else that is not a directory.
+// listFiles lists the regular files below a directory, including symbolic links to regular files,
+// sorted and with slashes. links holds everything else except directories.
 func listFiles(dir fileio.Dir) (files, links []string, err error) {
 	err = dir.Walk(func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -150,23 +150,23 @@ func listFiles(dir fileio.Dir) (files, links []string, err error) {
 	return files, links, err
 }
 
-// checkIndex compares the shards with their index.
+// checkIndex checks that every tensor is in the shard that the index names.
 func (c *Checkpoint) checkIndex(shardOf map[string]string) error {
 	for _, name := range slices.Sorted(maps.Keys(shardOf)) {
 		ref, ok := c.refs[name]
 		shard := shardOf[name]
 		switch {
 		case !ok:
-			return fault.New(fault.Corrupt, "the index says that %s holds %q, and it does not", shard, name).In(c.Path)
+			return fault.New(fault.Corrupt, "the index says that %s holds %q, but it does not", shard, name).In(c.Path)
 		case c.Files[ref.File].Name != shard:
-			return fault.New(fault.Corrupt, "the index says that %s holds %q, and %s does", shard, name, c.Files[ref.File].Name).In(c.Path)
+			return fault.New(fault.Corrupt, "the index says that %s holds %q, but %s does", shard, name, c.Files[ref.File].Name).In(c.Path)
 		}
 	}
 	return nil
 }
 
-// identifySide notes the identity of the files beside the weights, and which files are links that
-// lead elsewhere.
+// identifySide records the identity of the files beside the weights, and which of the files are
+// links that leave the directory.
 func (c *Checkpoint) identifySide() error {
 	names := slices.Clone(c.Side)
 	for _, f := range c.Files {
@@ -187,8 +187,8 @@ func (c *Checkpoint) identifySide() error {
 	return nil
 }
 
-// findLinks lists the files whose content lies outside the directory. That of a model in the hub's
-// cache does by design: models--…/snapshots/REVISION holds links into models--…/blobs.
+// findLinks lists the files whose content lies outside the directory. In the hub's cache this is
+// normal: models--…/snapshots/REVISION holds links into models--…/blobs.
 func findLinks(dir string, names []string) (beyond []string, err error) {
 	root, err := filepath.EvalSymlinks(dir)
 	if err != nil {
@@ -216,7 +216,7 @@ func findLinks(dir string, names []string) (beyond []string, err error) {
 	return beyond, nil
 }
 
-// Paths lists the files that are read from the machine's own file systems.
+// Paths returns the paths of the checkpoint and its weight files on disk; nil for an fs.FS.
 func (c *Checkpoint) Paths() (paths []string) {
 	if !c.Dir.IsOnDisk() {
 		return nil

@@ -12,25 +12,25 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// File is one weight file of a checkpoint. It reads as a safetensors file: a header, and the data
-// of its tensors without gaps.
+// File is one weight file of a checkpoint. It reads like a safetensors file: a header, then the
+// data of its tensors without gaps.
 type File struct {
 	Name    string // within the checkpoint's directory
 	Path    string // as the user would write it
 	Size    int64
-	DataOff int64    // where the data begin, and the length of the header
+	DataOff int64    // where the data begin; also the length of the header
 	Tensors []Tensor // in the order of their data
 
 	data   Reader              // the whole file, header included
 	header *safetensors.Header // without its tensors
-	behind *File               // that a view shows; nil for a file that is read as it is stored
+	behind *File               // the file behind a view; nil for a stored file
 	close  func() error
 }
 
-// Reader hands out bytes by position. Several goroutines may read at once.
+// Reader reads bytes by position. Several goroutines may call it at once.
 type Reader interface {
-	// ReadAt fills p with the bytes from off on, or fails. A read that waits for others, such as
-	// one over a network, ends when the context does.
+	// ReadAt fills p with the bytes from offset off, or fails. A read that may wait, for example
+	// for a network, ends when ctx ends.
 	ReadAt(ctx context.Context, p []byte, off int64) error
 }
 
@@ -45,25 +45,25 @@ type Tensor struct {
 	file *File
 }
 
-// ReadAt fills p with the bytes of the tensor from off on.
+// ReadAt fills p with the bytes of the tensor from offset off.
 func (t *Tensor) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if off < 0 || int64(len(p)) > t.NBytes-off {
-		return fmt.Errorf("internal error: %d bytes at %d of %q, which has %d", len(p), off, t.Name, t.NBytes)
+		return fmt.Errorf("internal error: read of %d bytes at offset %d of %q, which has %d bytes", len(p), off, t.Name, t.NBytes)
 	}
 	return t.file.ReadAt(ctx, p, t.Off+off)
 }
 
-// Reader reads the tensor from its start to its end.
+// Reader returns a reader of the whole tensor.
 func (t *Tensor) Reader(ctx context.Context) io.Reader {
 	return io.NewSectionReader(t.file.ReaderAt(ctx), t.Off, t.NBytes)
 }
 
-// Path is the file that the tensor is in, as the user would write it.
+// Path returns the path of the tensor's file, as the user would write it.
 func (t *Tensor) Path() string { return t.file.Path }
 
-// Elements is the number of elements; a tensor without dimensions has one.
+// Elements returns the number of elements; a tensor without dimensions has one.
 func (t *Tensor) Elements() int64 {
-	n, _ := dtype.NElements(t.Shape) // checked when the header was read
+	n, _ := dtype.NElements(t.Shape) // checked in the header
 	return int64(n)
 }
 
@@ -78,7 +78,7 @@ func newFile(h *safetensors.Header, f *File) *File {
 	return f
 }
 
-// ReadAt fills p with the bytes of the file from off on.
+// ReadAt fills p with the bytes of the file from offset off.
 func (f *File) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -86,8 +86,9 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return fault.InFile(f.data.ReadAt(ctx, p, off), f.Path)
 }
 
-// ReaderAt reads the file under a context. Where the file is read as it is stored, that is what it
-// was opened with: an *os.File, of which the system copies ranges without reading them.
+// ReaderAt returns a reader of the file that stops when ctx ends. For a stored file it returns the
+// reader that the file was opened with: the system can copy ranges of an *os.File without passing
+// them through the process.
 func (f *File) ReaderAt(ctx context.Context) io.ReaderAt {
 	if s, ok := f.data.(stored); ok {
 		return s.r
@@ -95,8 +96,8 @@ func (f *File) ReaderAt(ctx context.Context) io.ReaderAt {
 	return bound{ctx, f}
 }
 
-// Like describes the file for one that is made from it. A view permits what the file behind it
-// does.
+// Like returns the properties that a file made from this one inherits. A view has the permissions
+// of the file behind it.
 func (f *File) Like() fileio.Like {
 	if f.behind != nil {
 		return fileio.Like{Mode: f.behind.Like().Mode}
@@ -104,10 +105,10 @@ func (f *File) Like() fileio.Like {
 	return fileio.LikeFile(f.opened())
 }
 
-// HoleBytes is how much of the file takes no room on the disk.
+// HoleBytes returns how many bytes of the file take no space on disk.
 func (f *File) HoleBytes() int64 { return fileio.HoleBytes(f.opened()) }
 
-// opened is the reader that the file was opened with, nil for a view.
+// opened returns the reader that the file was opened with, nil for a view.
 func (f *File) opened() any {
 	if s, ok := f.data.(stored); ok {
 		return s.r
@@ -115,7 +116,8 @@ func (f *File) opened() any {
 	return nil
 }
 
-// stored reads a source without a context: a read under way goes on when the context ends.
+// stored reads from a source that knows no context: a read in progress continues when the context
+// ends.
 type stored struct{ r io.ReaderAt }
 
 func (s stored) ReadAt(_ context.Context, p []byte, off int64) error {
@@ -123,7 +125,7 @@ func (s stored) ReadAt(_ context.Context, p []byte, off int64) error {
 	return err
 }
 
-// bound is a file under a context.
+// bound is a file with a context.
 type bound struct {
 	ctx  context.Context
 	file *File
@@ -140,7 +142,7 @@ func (b bound) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// TensorAt names the tensor that holds a byte of the file; "" stands for the header.
+// TensorAt returns the name of the tensor that holds a byte of the file; "" stands for the header.
 func (f *File) TensorAt(off int64) string {
 	for i := range f.Tensors {
 		if t := &f.Tensors[i]; off >= t.Off && off < t.Off+t.NBytes {
@@ -150,10 +152,10 @@ func (f *File) TensorAt(off int64) string {
 	return ""
 }
 
-// Header is what a weight file holds before its data. Besides the tensors it says what was merged
-// into the file.
+// Header is the part of a weight file before its data. It names the tensors and the merges that the
+// file records.
 type Header struct {
-	Raw    []byte // as the file stores it
+	Raw    []byte // as stored in the file
 	parsed *safetensors.Header
 }
 
@@ -166,8 +168,8 @@ func (f *File) Header(ctx context.Context) (*Header, error) {
 	return &Header{raw, f.header}, nil
 }
 
-// ParseHeader proves a header that stands alone, such as the one that a file had before a merge.
-// Errors name no path.
+// ParseHeader checks a header on its own, such as the header from before a merge. Errors name no
+// path.
 func ParseHeader(raw []byte) (*Header, error) {
 	h, err := safetensors.ReadAlone(raw)
 	if err != nil {
@@ -176,8 +178,8 @@ func ParseHeader(raw []byte) (*Header, error) {
 	return &Header{raw, h}, nil
 }
 
-// Fits reports whether a parsed header describes the data of the file: the same tensors, each in
-// the same place after the header.
+// Fits reports whether h describes the data of the file: the same tensors, each at the same place
+// after the header.
 func (f *File) Fits(h *Header) bool {
 	if len(h.parsed.Tensors) != len(f.Tensors) {
 		return false

@@ -22,8 +22,8 @@ func (s streamed) Open(name string) (fs.File, error) {
 	return struct{ fs.File }{f}, nil
 }
 
-// TestOpenFSFindsWhatOpenFinds opens one directory from the disk and from file systems of other
-// kinds.
+// TestOpenFSFindsWhatOpenFinds opens the same directory from disk and from other kinds of file
+// system.
 func TestOpenFSFindsWhatOpenFinds(t *testing.T) {
 	files := map[string][]byte{
 		"1.safetensors": weights("a", "b"), "sub/2.safetensors": weights("c"),

@@ -8,9 +8,8 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// Reindex returns the text of an index of shards with the tensors that the checkpoint has more than
-// it, and with their sizes. If tensors have other names than on the disk, it names all of them
-// anew.
+// Reindex returns the text of an index, updated for the checkpoint: it adds the tensors that the
+// index lacks and corrects the sizes. If isRenamed is set, it writes the whole weight_map anew.
 func (c *Checkpoint) Reindex(text []byte, isRenamed bool) ([]byte, error) {
 	var index struct {
 		WeightMap json.RawMessage `json:"weight_map"`
@@ -46,10 +45,10 @@ func (c *Checkpoint) Reindex(text []byte, isRenamed bool) ([]byte, error) {
 	return text, nil
 }
 
-// FileOf is the name of the file that holds a tensor.
+// FileOf returns the name of the file that holds a tensor.
 func (c *Checkpoint) FileOf(name string) string { return c.Files[c.refs[name].File].Name }
 
-// IndexName is the name of the index of a sharded checkpoint, or "".
+// IndexName returns the name of the index of a sharded checkpoint, or "".
 func (c *Checkpoint) IndexName() string {
 	for _, name := range weightFiles {
 		if slices.Contains(c.Side, name+".index.json") {

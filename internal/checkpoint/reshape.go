@@ -5,20 +5,19 @@ import (
 	"slices"
 )
 
-// Change is a tensor that a reshaped checkpoint has otherwise: a new one, or one with more rows or
-// of another shape.
+// Change describes a tensor that Reshape adds, or gives more rows or another shape.
 type Change struct {
 	Name string
-	From string // the tensor that its values are those of; its own name, or another's in the same checkpoint
-	Rows uint64 // how many it has; those that From lacks are zero
+	From string // the tensor that the values come from: its own name, or that of another tensor of the checkpoint
+	Rows uint64 // the number of rows; rows that From lacks are zero
 
-	// Zeros, in place of From, is the dtype, shape and size of a tensor of zeros.
+	// Zeros replaces From for a tensor of zeros: it gives the dtype, shape and size.
 	Zeros *Tensor
 }
 
-// Reshape returns a checkpoint that has some tensors otherwise, without copying any: its files read
-// as if they had been written so. A new tensor comes last in the file of the one that it is a copy
-// of, and one of zeros in the last file. Closing either checkpoint closes the files of both.
+// Reshape returns a view of the checkpoint with some tensors changed or added, without copying any.
+// A new tensor comes last in the file of the tensor it copies, a tensor of zeros last in the last
+// file. Closing either checkpoint closes the files of both.
 func (c *Checkpoint) Reshape(changes []Change) (*Checkpoint, error) {
 	byName := make(map[string]Change)
 	added := make(map[int][]Shown)
@@ -51,7 +50,7 @@ func (c *Checkpoint) Reshape(changes []Change) (*Checkpoint, error) {
 	})
 }
 
-// shown is the tensor of a checkpoint as the change wants it.
+// shown returns the changed tensor for a view.
 func (change Change) shown(c *Checkpoint) Shown {
 	if z := change.Zeros; z != nil {
 		return Shown{change.Name, z.DType, z.Shape, []Piece{{zeros{}, 0, z.NBytes}}}
@@ -68,7 +67,7 @@ func (change Change) shown(c *Checkpoint) Shown {
 	return s
 }
 
-// zeros reads as zeros without end.
+// zeros is an endless source of zeros.
 type zeros struct{}
 
 func (zeros) ReadAt(_ context.Context, p []byte, _ int64) error {
@@ -76,9 +75,9 @@ func (zeros) ReadAt(_ context.Context, p []byte, _ int64) error {
 	return nil
 }
 
-// Rename returns a checkpoint that has some tensors under other names, without copying any; names
-// maps the present name to the new one. Closing either checkpoint closes the files of both. It is
-// an error if two tensors have the same name then.
+// Rename returns a view of the checkpoint with some tensors renamed, without copying any. names
+// maps old names to new ones. Two tensors with the same new name are an error. Closing either
+// checkpoint closes the files of both.
 func (c *Checkpoint) Rename(names map[string]string) (*Checkpoint, error) {
 	return c.View(func(_ int, f *File) []Shown {
 		shown := make([]Shown, len(f.Tensors))

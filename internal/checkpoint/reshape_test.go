@@ -14,7 +14,7 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// contents reads every file of a checkpoint whole, proves its header, and returns the values of its
+// contents reads every file of a checkpoint whole, checks its header, and returns the values of its
 // tensors.
 func contents(t *testing.T, c *checkpoint.Checkpoint) map[string]string {
 	t.Helper()
@@ -35,8 +35,8 @@ func contents(t *testing.T, c *checkpoint.Checkpoint) map[string]string {
 	return values
 }
 
-// TestReshapeAddsZeros: a new tensor comes last in the last file, one of another shape stays where
-// it is, and what lies around them keeps its values.
+// TestReshapeAddsZeros: a new tensor comes last in the last file, a reshaped one stays in its
+// place, and the tensors around them keep their values.
 func TestReshapeAddsZeros(t *testing.T) {
 	dir := directory(t, map[string][]byte{
 		"1.safetensors": weights("a", "b"), "2.safetensors": weights("c", "d", "e"),
@@ -61,8 +61,8 @@ func TestReshapeAddsZeros(t *testing.T) {
 	}
 }
 
-// TestRenameKeepsValues: names change, values and places do not, and two tensors cannot get one
-// name.
+// TestRenameKeepsValues: names change, values and places do not, and two tensors cannot get the
+// same name.
 func TestRenameKeepsValues(t *testing.T) {
 	dir := directory(t, map[string][]byte{"model.safetensors": weights("a", "b", "c")})
 	c, err := open(t, dir).Rename(map[string]string{"a": "trunk.a", "c": "trunk.c"})
@@ -81,8 +81,8 @@ func TestRenameKeepsValues(t *testing.T) {
 	}
 }
 
-// TestViewReadsAnyRange: a range of a view may begin and end anywhere, in the header, in zeros, or
-// in what the file has.
+// TestViewReadsAnyRange: a range of a view may begin and end anywhere: in the header, in zeros, or
+// in the bytes of the file.
 func TestViewReadsAnyRange(t *testing.T) {
 	dir := directory(t, map[string][]byte{"model.safetensors": weights("a", "b", "c")})
 	two := &checkpoint.Tensor{DType: dtype.U8, Shape: []uint64{2}, NBytes: 2}
@@ -116,8 +116,8 @@ func TestViewReadsAnyRange(t *testing.T) {
 	}
 }
 
-// TestViewKeepsPermissions: a file made from a view may be read by those who may read the view's
-// file.
+// TestViewKeepsPermissions: a file made from a view is readable for the same users as the file
+// behind the view.
 func TestViewKeepsPermissions(t *testing.T) {
 	dir := directory(t, map[string][]byte{"model.safetensors": weights("a", "b")})
 	path := filepath.Join(dir, "model.safetensors")

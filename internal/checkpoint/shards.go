@@ -9,12 +9,13 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// shardName is the name of a shard: the name of the whole, its number, and the number of all.
+// shardName matches the name of a shard: the name of the whole file, the shard's number, and the
+// number of shards.
 var shardName = regexp.MustCompile(`^([^/]+)-(\d{5})-of-(\d{5})\.safetensors$`)
 
-// withoutIndex explains a directory that holds shards and no index of them; it is nil where there
-// are none. Without the index transformers cannot load the shards either, nor what a merge would
-// make of them, so they are not read.
+// withoutIndex returns the error for a directory with shards but no index, nil if it has no shards.
+// Such shards are refused: without an index transformers could load neither them nor a model merged
+// from them.
 func withoutIndex(files []string) *fault.Error {
 	have := make(map[string]bool)
 	for _, name := range files {
@@ -29,14 +30,14 @@ func withoutIndex(files []string) *fault.Error {
 		n, _ := strconv.Atoi(m[3])
 		for i := 1; i <= n; i++ {
 			if shard := fmt.Sprintf("%s-%05d-of-%s.safetensors", m[1], i, m[3]); !have[shard] {
-				return fault.New(fault.Truncated, "the directory holds shards such as %s, and neither their "+
+				return fault.New(fault.Truncated, "the directory holds shards such as %s, but neither their "+
 					"index %s nor the shard %s", name, index, shard).
-					WithHint("the checkpoint was not downloaded whole; fetch what is missing")
+					WithHint("the checkpoint was not downloaded completely; fetch the missing files")
 			}
 		}
-		return fault.New(fault.Unsupported, "the directory holds all %d shards, such as %s, and not their "+
+		return fault.New(fault.Unsupported, "the directory holds all %d shards, such as %s, but not their "+
 			"index %s", n, name, index).
-			WithHint(`fetch it from where the shards come from; or write it in Python: json.dump({"metadata": {}, `+
+			WithHint(`fetch it from the source of the shards, or write it in Python: json.dump({"metadata": {}, `+
 				`"weight_map": {name: file for file in sorted(glob.glob("%s-*-of-%s.safetensors")) `+
 				`for name in safe_open(file, "np").keys()}}, open("%s", "w"))`, m[1], m[3], index)
 	}

@@ -11,18 +11,18 @@ import (
 )
 
 // stampPrefix begins the metadata keys under which a merged file lists its merges:
-// loratool.merge.1, .2, … in the order of the merges.
+// loratool.merge.1, loratool.merge.2, … in their order.
 const stampPrefix = "loratool.merge."
 
-// Stamp is the value of such a key, as JSON.
+// Stamp is the JSON value of such a key.
 type Stamp struct {
 	Tool     string         `json:"tool"`
 	Adapters []StampAdapter `json:"adapters"`
 	Added    []string       `json:"added,omitempty"`    // tensors that the base lacked, sorted
-	Reshaped []string       `json:"reshaped,omitempty"` // tensors that the base had in another shape, sorted
+	Reshaped []string       `json:"reshaped,omitempty"` // tensors that had another shape in the base, sorted
 }
 
-// StampAdapter is one adapter of a stamp. Content is its content id (spec/FORMAT.md, section 13),
+// StampAdapter is one adapter in a stamp. Content is its content id (spec/FORMAT.md, section 13),
 // which does not depend on how the adapter was stored.
 type StampAdapter struct {
 	Name    string  `json:"name"`
@@ -30,15 +30,15 @@ type StampAdapter struct {
 	Weight  float64 `json:"weight"`
 }
 
-// Merged is one entry of a checkpoint's history.
+// Merged is one merge in a checkpoint's history.
 type Merged struct {
 	File string `json:"file"`
 	Key  string `json:"key"`
 	Stamp
 }
 
-// History lists what the stamps say was merged into the checkpoint, in the order of files and
-// merges. A stamp that cannot be read is somebody else's.
+// History returns the merges that the stamps record, in the order of files and merges. It ignores a
+// stamp that it cannot read: another program wrote it.
 func (c *Checkpoint) History() []Merged {
 	history := []Merged{}
 	for _, f := range c.Files {
@@ -47,10 +47,10 @@ func (c *Checkpoint) History() []Merged {
 	return history
 }
 
-// History lists the stamps of the file, in the order of the merges.
+// History returns the merges of the file, in their order.
 func (f *File) History() []Merged { return historyOf(f.Name, f.header.Metadata) }
 
-// History lists the stamps in the header of the named file, in the order of the merges.
+// History returns the merges that the header records for the file called file, in their order.
 func (h *Header) History(file string) []Merged { return historyOf(file, h.parsed.Metadata) }
 
 func historyOf(file string, metadata map[string]string) (history []Merged) {
@@ -63,8 +63,8 @@ func historyOf(file string, metadata map[string]string) (history []Merged) {
 	return history
 }
 
-// Stamped returns the bytes of the header with one more stamp, after the last one. They are longer
-// by a multiple of 4096 bytes, so that a file system that can share blocks between files still can.
+// Stamped returns the header with one more stamp after the others. The header grows by a multiple
+// of 4096 bytes, so that the data stay aligned for file systems that share blocks between files.
 func (h *Header) Stamped(s Stamp) ([]byte, error) {
 	n := 1
 	if numbers := stampNumbers(h.parsed.Metadata); len(numbers) > 0 {
@@ -77,13 +77,12 @@ func (h *Header) Stamped(s Stamp) ([]byte, error) {
 	return h.parsed.WithMetadata(h.Raw, fmt.Sprint(stampPrefix, n), string(text)), nil
 }
 
-// Without returns a header of the same length without the stamp that has a key, as History lists
-// them.
+// Without returns a header of the same length without the stamp called key; see History.
 func (h *Header) Without(key string) (*Header, error) {
 	return ParseHeader(h.parsed.WithoutMetadata(h.Raw, key))
 }
 
-// stampNumbers lists the numbers of the stamps, ascending. One that was taken out leaves a gap.
+// stampNumbers returns the numbers of the stamps, ascending. A removed stamp leaves a gap.
 func stampNumbers(metadata map[string]string) (numbers []int) {
 	for key := range metadata {
 		if n, err := strconv.Atoi(strings.TrimPrefix(key, stampPrefix)); err == nil && n > 0 && key == fmt.Sprint(stampPrefix, n) {

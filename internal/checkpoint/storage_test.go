@@ -50,7 +50,7 @@ func scaledInt8(d dtype.Type) checkpoint.Storage {
 	}
 }
 
-// decoder reads codes times scales as values of d.
+// decoder reads codes times scales as values of dtype d.
 type decoder struct {
 	d             dtype.Type
 	nCols         int64
@@ -80,8 +80,8 @@ func (x *decoder) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// coded returns a model with two coded matrices and other tensors around them, and the same with
-// values of d in place of codes.
+// coded returns a model with two coded matrices and other tensors around them, and the same model
+// with values of dtype d in place of the codes.
 func coded(rng *rand.Rand, d dtype.Type, m, n uint64) (codes, plain []testkit.Tensor) {
 	norm := testkit.Random(rng, "norm.weight", dtype.F16, 1, 5)
 	codes, plain = append(codes, norm), append(plain, norm)
@@ -105,8 +105,8 @@ func coded(rng *rand.Rand, d dtype.Type, m, n uint64) (codes, plain []testkit.Te
 	return append(codes, last), append(plain, last)
 }
 
-// TestStorageIsReadByMergeAndExtract: a storage that nothing but its own file knows is read by
-// merge and by extract as if its values were stored.
+// TestStorageIsReadByMergeAndExtract: merge and extract read a storage known only to its own file
+// as if its values were stored plainly.
 func TestStorageIsReadByMergeAndExtract(t *testing.T) {
 	for _, d := range []dtype.Type{dtype.F32, dtype.BF16} {
 		t.Run(d.String(), func(t *testing.T) {
@@ -133,7 +133,8 @@ func TestStorageIsReadByMergeAndExtract(t *testing.T) {
 	}
 }
 
-// checkSame compares tensors; contents says in which file each is, which differs in name here.
+// checkSame compares tensors. contents says which file holds each one, and these files have
+// different names here.
 func checkSame(t *testing.T, got, want map[string]string) {
 	t.Helper()
 	for _, values := range []map[string]string{got, want} {

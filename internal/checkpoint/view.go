@@ -11,33 +11,33 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// A view is a checkpoint that shows other tensors than another one has: renamed or reshaped ones,
-// or ones that are decoded when they are read. Its files read as if they had been written so, a
-// composed header first, and nothing is copied.
+// A view is a checkpoint that shows other tensors than the checkpoint behind it: renamed, reshaped,
+// or decoded on reading. Its files read as if they had been written that way, beginning with a new
+// header. Nothing is copied.
 
-// Shown is a tensor as a view has it.
+// Shown is a tensor in a view.
 type Shown struct {
 	Name   string
 	DType  dtype.Type
 	Shape  []uint64
-	Pieces []Piece // their bytes, one after the other, are those of the tensor
+	Pieces []Piece // the bytes of the tensor, one piece after the other
 }
 
-// Piece is N bytes of a source from Off on.
+// Piece is the N bytes of a source from offset Off.
 type Piece struct {
 	Source Reader
 	Off, N int64
 }
 
-// Shown is the tensor as it is.
+// Shown returns the tensor unchanged, for a view.
 func (t *Tensor) Shown() Shown {
 	return Shown{t.Name, t.DType, t.Shape, []Piece{{t.file, t.Off, t.NBytes}}}
 }
 
-// View returns a checkpoint that shows other tensors. show lists those of file i in the order of
-// their data, or returns nil for a file that stays as it is. It is an error if two tensors have one
-// name, or pieces that are not as long as their tensor. Closing either checkpoint closes the files
-// of both.
+// View returns a checkpoint that shows other tensors. show returns the tensors of file i in the
+// order of their data, or nil to keep the file unchanged. Two tensors of the same name are an
+// error, and so are pieces whose lengths do not add up to the tensor's. Closing either checkpoint
+// closes the files of both.
 func (c *Checkpoint) View(show func(i int, f *File) []Shown) (*Checkpoint, error) {
 	v := *c
 	v.Files = slices.Clone(c.Files)
@@ -54,7 +54,7 @@ func (c *Checkpoint) View(show func(i int, f *File) []Shown) (*Checkpoint, error
 	return &v, v.indexTensors()
 }
 
-// view is the file with other tensors.
+// view returns the file with other tensors.
 func (f *File) view(shown []Shown) (*File, error) {
 	tensors := make([]safetensors.Tensor, len(shown))
 	var data stitched
@@ -79,14 +79,13 @@ func (f *File) view(shown []Shown) (*File, error) {
 	return newFile(h, &File{Name: f.Name, Path: f.Path, Size: data.size(), data: &data, behind: f, close: f.close}), nil
 }
 
-// stitched is a file that is put together of pieces.
+// stitched is a file assembled from pieces.
 type stitched struct {
 	pieces []Piece
 	ends   []int64 // of the pieces
 }
 
-// add puts a piece at the end. One that goes on in a file where the last one ended becomes a part
-// of that one.
+// add appends a piece. A piece that continues the previous one in the same file extends it.
 func (s *stitched) add(p Piece) {
 	if p.N == 0 {
 		return
@@ -127,7 +126,7 @@ func (s *stitched) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// memory reads from memory.
+// memory is a Reader of bytes in memory.
 type memory []byte
 
 func (m memory) ReadAt(_ context.Context, p []byte, off int64) error {

@@ -12,16 +12,16 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// Description says which merge a record undoes.
+// Description identifies the merge that a record undoes.
 type Description struct {
 	Version  int       `json:"undo"`
 	Tool     string    `json:"tool"`
 	Adapters []Adapter `json:"adapters"` // in the order of the merge
-	// Reading is how the adapters were applied where their files do not say it, in words of the
-	// program that merged.
+	// Reading says how the adapters were applied where their files leave it open, in the words of
+	// the program that merged.
 	Reading map[string]string `json:"reading"`
 	Files   []File            `json:"files"`   // all weight files of the checkpoint
-	Tensors []Tensor          `json:"tensors"` // those that the merge changed
+	Tensors []Tensor          `json:"tensors"` // the tensors that the merge changed
 }
 
 // Adapter is one adapter that was merged.
@@ -36,20 +36,20 @@ type File struct {
 	Name   string   `json:"name"`
 	Before Header   `json:"before"`
 	After  Header   `json:"after"`
-	Rest   []uint32 `json:"rest"` // CRC-32 of the data that the merge has not changed, see Rest
+	Rest   []uint32 `json:"rest"` // CRC-32 of the data that the merge did not change; see Rest
 }
 
-// Changed reports whether the merge has changed the file.
+// Changed reports whether the merge changed the file.
 func (f *File) Changed() bool { return f.Before != f.After }
 
 // Range is a range of bytes of a file.
 type Range struct{ Off, N int64 }
 
-// restBytes is the most that one CRC-32 of the rest of a file covers.
+// restBytes is the most that one CRC-32 of unchanged data covers.
 const restBytes = 64 << 20
 
-// Rest cuts the data of a file, which begin at off and end at size, into the ranges whose CRC-32 a
-// record has: what lies between the changed tensors, in pieces. The changed tensors ascend by
+// Rest returns the ranges whose CRC-32 a record holds: the data between the changed tensors, in
+// pieces of up to 64 MiB. The data of the file begin at off and end at size. changed ascends by
 // offset.
 func Rest(off, size int64, changed []Range) []Range {
 	var rest []Range
@@ -66,7 +66,7 @@ func Rest(off, size int64, changed []Range) []Range {
 	return rest
 }
 
-// Sum is the CRC-32 of a range of a file.
+// Sum returns the CRC-32 of a range of a file. It reads through buf.
 func (g Range) Sum(ctx context.Context, r io.ReaderAt, buf []byte) (uint32, error) {
 	var sum uint32
 	for off := g.Off; off < g.Off+g.N; off += int64(len(buf)) {
@@ -82,22 +82,22 @@ func (g Range) Sum(ctx context.Context, r io.ReaderAt, buf []byte) (uint32, erro
 	return sum, nil
 }
 
-// Header is the identity of a file's header: its length with the eight bytes in front, and its
-// SHA-256.
+// Header identifies the header of a file: its length, including the eight bytes of the length
+// field, and its SHA-256.
 type Header struct {
 	Bytes  int64  `json:"bytes"`
 	SHA256 string `json:"sha256"`
 }
 
-// HeaderOf describes header bytes.
+// HeaderOf returns the identity of header bytes.
 func HeaderOf(raw []byte) Header {
 	sum := sha256.Sum256(raw)
 	return Header{Bytes: int64(len(raw)), SHA256: hex.EncodeToString(sum[:])}
 }
 
-// The ways to predict the value before the merge from the one after.
+// The ways to predict a value before the merge from the value after it.
 const (
-	Subtract = "subtract" // RN(w′ − Σ) of the terms
+	Subtract = "subtract" // RN(w′ − Σ), with Σ the sum of the terms
 	Same     = "same"     // w′ itself
 )
 
@@ -107,37 +107,37 @@ type Tensor struct {
 	File    int      `json:"file"` // index into Files
 	DType   string   `json:"dtype"`
 	Shape   []uint64 `json:"shape"`
-	Block   int64    `json:"block"` // elements of a block; the last one may have fewer
+	Block   int64    `json:"block"` // elements per block; the last block may have fewer
 	Predict string   `json:"predict"`
-	Terms   []Term   `json:"terms"` // what was added, for Subtract
+	Terms   []Term   `json:"terms"` // the terms that were added, for Subtract
 }
 
 // Term is one update S·B·A of a tensor.
 type Term struct {
 	Adapter int     `json:"adapter"` // index into Adapters
-	Module  string  `json:"module"`  // the adapter's name of it
+	Module  string  `json:"module"`  // in the adapter's naming
 	Scale   float64 `json:"scale"`   // S = ω·s
 
-	// Transposed: the checkpoint stores the weight n×m, and Σ is the transpose of S·B·A.
+	// Transposed says that the checkpoint stores the weight as n×m, so Σ is the transpose of S·B·A.
 	Transposed bool `json:"transposed"`
 }
 
-// Records reports whether a tensor of dtype d can be in a record: its elements are whole bytes.
+// Records reports whether a record can hold a tensor of dtype d: its elements must be whole bytes.
 func Records(d dtype.Type) bool { return d.Size() > 0 && d.Bits() == 8*d.Size() && d.Size() <= 8 }
 
-// width is the size of an element.
+// width returns the size of an element in bytes.
 func (t *Tensor) width() int {
 	d, _ := dtype.Parse(t.DType)
 	return d.Size()
 }
 
-// Elements is the number of elements.
+// Elements returns the number of elements.
 func (t *Tensor) Elements() int64 {
 	n, _ := dtype.NElements(t.Shape)
 	return int64(n)
 }
 
-// Blocks is the number of blocks of the tensor.
+// Blocks returns the number of blocks.
 func (t *Tensor) Blocks() int64 {
 	n := t.Elements()
 	if n == 0 {
@@ -146,7 +146,7 @@ func (t *Tensor) Blocks() int64 {
 	return (n-1)/t.Block + 1
 }
 
-// Elements is the number of elements of all tensors.
+// Elements returns the number of elements of all tensors.
 func (d *Description) Elements() (n int64) {
 	for i := range d.Tensors {
 		n += d.Tensors[i].Elements()
@@ -154,11 +154,11 @@ func (d *Description) Elements() (n int64) {
 	return n
 }
 
-// check proves the description's claims about itself.
+// check checks the description against the rules U4 to U8 and U10.
 func (d *Description) check() error {
 	for i := range d.Adapters {
 		if !isDigest(d.Adapters[i].Content) {
-			return broken(4, "adapter %q has the content id %q", d.Adapters[i].Name, d.Adapters[i].Content)
+			return broken(4, "adapter %q has the content id %q, want 64 lowercase hex digits", d.Adapters[i].Name, d.Adapters[i].Content)
 		}
 	}
 	if len(d.Adapters) == 0 {
@@ -168,7 +168,7 @@ func (d *Description) check() error {
 	for i := range d.Files {
 		f := &d.Files[i]
 		if names[f.Name] || !isDigest(f.Before.SHA256) || !isDigest(f.After.SHA256) || !isHeaderLength(f.Before.Bytes) || !isHeaderLength(f.After.Bytes) {
-			return broken(5, "file %q is described twice or without its headers", f.Name)
+			return broken(5, "file %q is listed twice or lacks a valid header", f.Name)
 		}
 		names[f.Name] = true
 	}
@@ -192,9 +192,9 @@ func (d *Description) checkTensor(t *Tensor) error {
 	nBytes, fits2 := typ.NBytes(n)
 	switch {
 	case t.File < 0 || t.File >= len(d.Files):
-		return broken(6, "tensor %q is in file %d of %d", t.Name, t.File, len(d.Files))
+		return broken(6, "tensor %q names file %d, want less than %d", t.Name, t.File, len(d.Files))
 	case !known || !Records(typ):
-		return broken(7, "tensor %q has the dtype %q, which has no residuals", t.Name, t.DType)
+		return broken(7, "tensor %q has dtype %q, for which there are no residuals", t.Name, t.DType)
 	case !fits || !fits2 || nBytes > math.MaxInt64/2:
 		return broken(7, "tensor %q has the impossible shape %d", t.Name, t.Shape)
 	case t.Block < 1 || t.Block > math.MaxInt64/16:
@@ -202,20 +202,20 @@ func (d *Description) checkTensor(t *Tensor) error {
 	case t.Block < int64(n) && t.Block*int64(typ.Size()) < minBlockBytes:
 		return broken(8, "tensor %q has blocks of %d bytes, want %d or the whole tensor", t.Name, t.Block*int64(typ.Size()), minBlockBytes)
 	case t.Predict != Subtract && t.Predict != Same:
-		return broken(10, "tensor %q is predicted by %q", t.Name, t.Predict)
+		return broken(10, "tensor %q has the unknown prediction %q", t.Name, t.Predict)
 	case (t.Predict == Subtract) != (len(t.Terms) > 0):
-		return broken(10, "tensor %q is predicted by %q of %d terms", t.Name, t.Predict, len(t.Terms))
+		return broken(10, "tensor %q has prediction %q and %d terms", t.Name, t.Predict, len(t.Terms))
 	}
 	for i := range t.Terms {
 		if a := t.Terms[i].Adapter; a < 0 || a >= len(d.Adapters) {
-			return broken(10, "tensor %q has a term of adapter %d of %d", t.Name, a, len(d.Adapters))
+			return broken(10, "tensor %q has a term of adapter %d, want less than %d", t.Name, a, len(d.Adapters))
 		}
 	}
 	return nil
 }
 
-// isHeaderLength reports whether a header of safetensors can have a length, with the eight bytes in
-// front.
+// isHeaderLength reports whether n can be the length of a safetensors header, including the eight
+// bytes of the length field.
 func isHeaderLength(n int64) bool { return n >= 8 && n <= 8+safetensors.MaxHeaderBytes }
 
 func isDigest(s string) bool {

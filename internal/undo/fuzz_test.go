@@ -14,7 +14,7 @@ import (
 	"github.com/loratool/loratool/internal/undo"
 )
 
-// memory is a record's container: streams, then attachments.
+// memory is the container of a record: streams, then attachments.
 type memory struct {
 	manifest format.Manifest
 	blobs    [][]byte
@@ -28,8 +28,8 @@ func (m *memory) ReadBlobAt(p []byte, i int, off int64) error {
 	return nil
 }
 
-// container puts a description, streams and the header of file 0 together, as valid as a container
-// has to be.
+// container combines a description, streams and the header of file 0 into a container that is as
+// valid as a reader of containers requires.
 func container(text, header []byte, streams ...[]byte) *memory {
 	m := &memory{}
 	a := format.Adapter{Method: "other:undo", Requires: []format.Requirement{{Feature: "undo"}}}
@@ -44,7 +44,7 @@ func container(text, header []byte, streams ...[]byte) *memory {
 	return m
 }
 
-// seed reads the parts of a record; it is not ok where the container is damaged.
+// seed reads the parts of a record; ok is false if the container is damaged.
 func seed(path string) (parts map[string][]byte, ok bool) {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -72,9 +72,8 @@ func seed(path string) (parts map[string][]byte, ok bool) {
 	return parts, ok
 }
 
-// FuzzOpen opens a description with one or two streams and takes blocks back with it: nothing
-// panics, every error has a kind, and what is allocated is in proportion to what is there, not to
-// what is claimed.
+// FuzzOpen opens a description with one or two streams and restores blocks with it. Nothing panics,
+// every error has a kind, and memory is in proportion to the input, not to its claims.
 func FuzzOpen(f *testing.F) {
 	paths, err := filepath.Glob("../../testdata/undo/*.undo")
 	if err != nil || len(paths) < 100 {
@@ -104,8 +103,8 @@ func FuzzOpen(f *testing.F) {
 	})
 }
 
-// takeBack reads everything of a record, and takes back the first blocks and the last one of every
-// tensor. It returns how many bytes of values that were.
+// takeBack reads everything in a record and restores the first blocks and the last block of every
+// tensor. It returns the number of bytes restored.
 func takeBack(t *testing.T, src format.Source) (values int, err error) {
 	r, err := undo.Open(src)
 	if err != nil {

@@ -21,15 +21,15 @@ const (
 	version         = 1
 	method          = "other:undo"
 	descriptionName = "undo.json"
-	headerName      = "headers/" // and the number of the file
+	headerName      = "headers/" // followed by the index of the file
 
-	entryBytes          = 48 // of a table: four lengths and checks, one SHA-256
+	entryBytes          = 48 // one entry of a table: three lengths, one CRC-32, one SHA-256
 	planarMark          = math.MaxUint32
 	maxDescriptionBytes = 64 << 20
-	minBlockBytes       = 512 << 10 // of a block that is not its whole tensor
+	minBlockBytes       = 512 << 10 // of a block smaller than its tensor
 )
 
-// ruleKinds has, by its number, the kind of error that spec/UNDO.md gives a rule.
+// ruleKinds holds the kind of error that spec/UNDO.md gives each rule, by its number.
 var ruleKinds = [...]fault.Kind{
 	1: fault.Corrupt, 2: fault.Unsupported, 3: fault.Corrupt, 4: fault.Corrupt, 5: fault.Corrupt, 6: fault.Corrupt, 7: fault.Corrupt,
 	8: fault.Corrupt, 9: fault.Limit, 10: fault.Corrupt, 11: fault.Corrupt, 12: fault.Corrupt, 13: fault.Corrupt, 14: fault.Mismatch,
@@ -38,10 +38,10 @@ var ruleKinds = [...]fault.Kind{
 
 // The rules that package merge checks.
 const (
-	RuleBefore = "U5"  // the header before has the tensors of the one after
-	RuleRest   = "U13" // as many sums as there are pieces
-	RuleHeader = "U14" // the headers are those that the merge has written
-	RuleValues = "U15" // and so are the values
+	RuleBefore = "U5"  // the header from before lists the same tensors as the header after
+	RuleRest   = "U13" // there are as many sums as ranges
+	RuleHeader = "U14" // the headers are those that the merge wrote
+	RuleValues = "U15" // the values are those that the merge wrote
 )
 
 // Is reports whether a source is an undo record.
@@ -50,16 +50,16 @@ func Is(src format.Source) bool {
 	return len(m.Adapters) == 1 && m.Adapters[0].Method == method
 }
 
-// Record is an opened record. Its methods may be called from several goroutines at once.
+// Record is an open undo record. Several goroutines may call its methods at once.
 type Record struct {
 	Description
 	src     format.Source
-	blobs   []int // of each tensor, the index of its stream
-	headers []int // of each file, the index of its header among the blobs
+	blobs   []int // for each tensor, the index of its stream
+	headers []int // for each file, the index of its header among the blobs
 	tables  []table
 }
 
-// table is the end of a stream: one entry per block.
+// table is the end of a stream. It has one entry per block.
 type table struct {
 	once  sync.Once
 	err   error
@@ -67,22 +67,22 @@ type table struct {
 	offs  []int64 // of the payloads
 }
 
-// Open checks the claims of a record. The source stays open as long as the record is used.
+// Open checks the claims of a record. The caller keeps src open while it uses the record.
 func Open(src format.Source) (*Record, error) {
 	m := src.Manifest()
 	if !Is(src) {
-		return nil, broken(1, "not an undo record, but an adapter").WithHint("give the file that merge wrote to Options.Undo")
+		return nil, broken(1, "this is an adapter, want an undo record").WithHint("give the file that merge wrote to Options.Undo")
 	}
 	a := &m.Adapters[0]
 	if len(a.Layers) > 0 {
-		return nil, broken(1, "an undo record with layers")
+		return nil, broken(1, "the undo record has layers, want none")
 	}
 	if !slices.ContainsFunc(a.Requires, func(r format.Requirement) bool { return r.Feature == format.FeatureUndo }) {
-		return nil, broken(1, "an undo record that does not require the feature %q", format.FeatureUndo)
+		return nil, broken(1, "the undo record does not require the feature %q", format.FeatureUndo)
 	}
 	for i := range a.Beside {
 		if a.Beside[i].Action != format.Opaque {
-			return nil, broken(1, "an undo record that replaces tensors")
+			return nil, broken(1, "the undo record replaces tensors, want only opaque ones")
 		}
 	}
 	r := &Record{src: src}
@@ -115,20 +115,20 @@ func (r *Record) readDescription(m *format.Manifest) error {
 			return broken(3, "%s is not a JSON object with the member \"undo\": %v", descriptionName, err)
 		}
 		if *v.Version != version {
-			return broken(2, "version %d of the undo record, this reader knows %d", *v.Version, version).WithHint("use a newer loratool")
+			return broken(2, "the undo record has version %d, this reader knows %d", *v.Version, version).WithHint("use a newer loratool")
 		}
 		if err := jsontext.DecodeExact(text, &r.Description); err != nil {
 			return broken(3, "%s: %v", descriptionName, err)
 		}
 		return nil
 	}
-	return broken(3, "no attachment %s", descriptionName)
+	return broken(3, "the undo record lacks the attachment %s", descriptionName)
 }
 
-// find pairs the description with the streams and headers, which must be all that there is.
+// find pairs the description with streams and headers. Nothing may be left over.
 func (r *Record) find(m *format.Manifest) error {
 	if len(m.Tensors) != len(r.Tensors) {
-		return broken(6, "%d streams for %d tensors", len(m.Tensors), len(r.Tensors))
+		return broken(6, "the undo record has %d streams for %d tensors", len(m.Tensors), len(r.Tensors))
 	}
 	r.blobs, r.headers = make([]int, len(r.Tensors)), make([]int, len(r.Files))
 	r.tables = make([]table, len(r.Tensors))
@@ -139,11 +139,11 @@ func (r *Record) find(m *format.Manifest) error {
 	for i := range r.Tensors {
 		blob, ok := byName[strconv.Itoa(i)]
 		if !ok {
-			return broken(6, "no stream for tensor %d", i)
+			return broken(6, "tensor %d has no stream", i)
 		}
 		s := &m.Tensors[blob]
 		if s.DType != dtype.U8 || len(s.Shape) != 1 || s.NBytes()/entryBytes < r.Tensors[i].Blocks() {
-			return broken(11, "the stream of %q is %v of shape %d, want bytes with %d entries of %d", r.Tensors[i].Name, s.DType, s.Shape, r.Tensors[i].Blocks(), entryBytes)
+			return broken(11, "the stream of %q is %v of shape %d, want U8 with %d entries of %d bytes", r.Tensors[i].Name, s.DType, s.Shape, r.Tensors[i].Blocks(), entryBytes)
 		}
 		r.blobs[i] = blob
 	}
@@ -158,7 +158,7 @@ func (r *Record) find(m *format.Manifest) error {
 			}
 		}
 		if r.headers[i] < 0 {
-			return broken(5, "no header of %d bytes for file %q", r.Files[i].Before.Bytes, r.Files[i].Name)
+			return broken(5, "the undo record lacks the header of %d bytes for file %q", r.Files[i].Before.Bytes, r.Files[i].Name)
 		}
 	}
 	return nil
@@ -172,17 +172,17 @@ func (r *Record) HeaderBytes(file int) ([]byte, error) {
 		return nil, err
 	}
 	if got := HeaderOf(raw); got != f.Before {
-		return nil, broken(5, "the header of %q has the SHA-256 %s, the record says %s", f.Name, got.SHA256, f.Before.SHA256)
+		return nil, broken(5, "the header of %q has SHA-256 %s, the record says %s", f.Name, got.SHA256, f.Before.SHA256)
 	}
 	return raw, nil
 }
 
-// StreamBytes is the length of a tensor's stream before compression.
+// StreamBytes returns the length of a tensor's stream before compression.
 func (r *Record) StreamBytes(tensor int) int64 {
 	return r.src.Manifest().Tensors[r.blobs[tensor]].NBytes()
 }
 
-// load reads the table of a tensor's stream.
+// load reads the table of a tensor's stream, once.
 func (r *Record) load(tensor int) (*table, error) {
 	t := &r.tables[tensor]
 	t.once.Do(func() { t.err = r.readTable(tensor, t) })
@@ -207,14 +207,14 @@ func (r *Record) readTable(tensor int, t *table) error {
 		off += marks + sizes + escapes
 	}
 	if off != end {
-		return broken(11, "the blocks of %q have %d bytes, its stream %d", d.Name, off, end)
+		return broken(11, "the blocks of %q take %d bytes, but its stream has room for %d", d.Name, off, end)
 	}
 	return nil
 }
 
 func (t *table) entry(block int64) []byte { return t.bytes[block*entryBytes:][:entryBytes] }
 
-// lengths are those of the three planes of a block.
+// lengths returns the lengths of the three planes of a block.
 func (t *table) lengths(block int64) (marks, sizes, escapes int64, planar bool) {
 	e := t.entry(block)
 	if le.Uint32(e) == planarMark {
@@ -223,28 +223,28 @@ func (t *table) lengths(block int64) (marks, sizes, escapes int64, planar bool) 
 	return int64(le.Uint32(e)), int64(le.Uint32(e[4:])), int64(le.Uint32(e[8:])), false
 }
 
-// Scratch is the memory of one goroutine.
+// Scratch is memory for one goroutine. The zero value is ready to use.
 type Scratch struct {
 	coded   coded
 	payload []byte
 }
 
-// CheckMerged compares a block with the merge's output there.
+// CheckMerged checks that the values of a block are those that the merge wrote.
 func (r *Record) CheckMerged(tensor int, block int64, values []byte) error {
 	t, err := r.load(tensor)
 	if err != nil {
 		return err
 	}
 	if got, want := crc32.ChecksumIEEE(values), le.Uint32(t.entry(block)[12:]); got != want {
-		return broken(15, "%q is not what the merge has written: elements from %d on have the CRC-32 %08x, the record says %08x",
+		return broken(15, "%q differs from the merge's output: the block at element %d has CRC-32 %08x, the record says %08x",
 			r.Tensors[tensor].Name, block*r.Tensors[tensor].Block, got, want).
-			WithHint("the checkpoint was changed after the merge, or damaged; only an unchanged one can be taken back exactly")
+			WithHint("the checkpoint was changed or damaged after the merge; only the unchanged output of the merge can be restored exactly")
 	}
 	return nil
 }
 
-// Restore turns the predictions of a block into the values before the merge, proves them, and
-// returns how many predictions were not right already.
+// Restore replaces the predictions in p by the values before the merge and checks their SHA-256. It
+// returns how many predictions it corrected.
 func (r *Record) Restore(s *Scratch, tensor int, block int64, p []byte) (nCorrected int64, err error) {
 	t, err := r.load(tensor)
 	if err != nil {
@@ -260,7 +260,7 @@ func (r *Record) Restore(s *Scratch, tensor int, block int64, p []byte) (nCorrec
 		return 0, err
 	}
 	if planar && (sizes != int64(len(p)) || escapes != 0) {
-		return 0, broken(12, "block %d of %q has %d bytes in planes for %d", block, d.Name, sizes, len(p))
+		return 0, broken(12, "block %d of %q has %d bytes in planes, want %d", block, d.Name, sizes, len(p))
 	}
 	c := coded{marks: payload[:marks], sizes: payload[marks : marks+sizes], escapes: payload[marks+sizes:], planar: planar}
 	nCorrected, err = c.decode(p, d.width())
@@ -268,7 +268,7 @@ func (r *Record) Restore(s *Scratch, tensor int, block int64, p []byte) (nCorrec
 		return 0, fmt.Errorf("block %d of %q: %w", block, d.Name, err)
 	}
 	if sum := sha256.Sum256(p); !bytes.Equal(sum[:], t.entry(block)[16:]) {
-		return 0, broken(16, "block %d of %q does not come out as it was before the merge: SHA-256 %x, the record says %x",
+		return 0, broken(16, "block %d of %q cannot be restored: the result has SHA-256 %x, the record says %x",
 			block, d.Name, sum, t.entry(block)[16:])
 	}
 	return nCorrected, nil
@@ -276,11 +276,11 @@ func (r *Record) Restore(s *Scratch, tensor int, block int64, p []byte) (nCorrec
 
 // Summary is the content of the table of a tensor's stream.
 type Summary struct {
-	Residuals     int64  // elements that are not as predicted; at most, where marks skip
-	Before, After string // SHA-256 of the SHA-256 of the blocks before the merge, and of their CRC-32 after it
+	Residuals     int64  // elements that were predicted wrong; an upper bound, because marks may only skip
+	Before, After string // SHA-256 over the blocks' SHA-256 before the merge, and over their CRC-32 after it
 }
 
-// Summarise reads the table of a tensor's stream, a piece at a time.
+// Summarise reads the table of a tensor's stream in pieces.
 func (r *Record) Summarise(tensor int) (Summary, error) {
 	const piece = 1 << 12 // entries read at a time
 	n := r.Tensors[tensor].Blocks()

@@ -10,42 +10,42 @@ import (
 )
 
 // This file codes the residuals of one block (spec/UNDO.md, section 4): z = zigzag(ord(w) − ord(p))
-// for values w and their predictions p. Most are zero, most others one step down or up: a mark says
-// how many zeros to skip and which of the two follows.
+// for values w and predictions p. Most residuals are zero, and most others are one step down or up.
+// A mark says how many zeros to skip and which of the two follows.
 
 var le = binary.LittleEndian
 
 const (
-	maxSkip  = 80 // a mark below 3·maxSkip skips mark mod maxSkip zeros; then comes an element of kind mark div maxSkip
+	maxSkip  = 80 // a mark below 3·maxSkip skips mark mod maxSkip zeros; an element of kind mark div maxSkip follows
 	kindDown = 0  // one step down, z = 1
 	kindUp   = 1  // one step up, z = 2
-	kindFar  = 2  // z is in the sizes
+	kindFar  = 2  // z is among the sizes
 
 	firstFar = 3   // a byte of the sizes is z − firstFar
 	escaped  = 255 // or says that z is among the escapes
 )
 
-// A mark from 3·maxSkip on skips a long stretch of zeros, and no element follows.
+// A mark of firstLong or more skips a long run of zeros; no element follows.
 const firstLong = 3 * maxSkip
 
 var longSkips = [...]int{maxSkip, maxSkip << 2, maxSkip << 4, maxSkip << 6, maxSkip << 8, maxSkip << 10, maxSkip << 12}
 
-// coded is the payload of one block: three planes, or, where that is shorter, one plane per byte of
-// an element.
+// coded is the payload of one block: three planes, or one plane per byte of an element if that is
+// shorter.
 type coded struct {
 	marks, sizes, escapes []byte
-	planar                bool // all is in sizes
+	planar                bool // all bytes are in sizes
 
 	words [stretchBytes / 8]uint16
 }
 
-// bytes is the length of the payload.
+// bytes returns the length of the payload.
 func (c *coded) bytes() int { return len(c.marks) + len(c.sizes) + len(c.escapes) }
 
-// encode replaces c by the residuals of w against p: elements of width bytes each, 1, 2, 4 or 8.
+// encode sets c to the residuals of w against p. Elements have width bytes: 1, 2, 4 or 8.
 func (c *coded) encode(w, p []byte, width int) {
 	c.marks, c.sizes, c.escapes, c.planar = c.marks[:0], c.sizes[:0], c.escapes[:0], false
-	next := 0 // the element after the last one that is not zero
+	next := 0 // the index after the last nonzero element
 	at := 0
 	for at+8 <= len(w) {
 		n := min(len(w)-at, stretchBytes) &^ 7
@@ -66,11 +66,11 @@ func (c *coded) encode(w, p []byte, width int) {
 	}
 }
 
-// stretchBytes is how much is compared before what differs is looked at.
+// stretchBytes is how many bytes are compared before the differences are examined.
 const stretchBytes = 8 << 12
 
-// differing lists the words of eight bytes that differ, of at most stretchBytes. Equal bits have
-// equal order. There is no branch on what cannot be foretold.
+// differing returns the indices of the 8-byte words that differ, among at most stretchBytes. Equal
+// bits have equal order, so equal words have zero residuals. The loop has no unpredictable branch.
 func (c *coded) differing(w, p []byte) []uint16 {
 	const last = len(c.words) - 1
 	n, k := 0, uint16(0)
@@ -102,8 +102,8 @@ func (c *coded) differing(w, p []byte) []uint16 {
 	return c.words[:n]
 }
 
-// word appends the residuals of eight bytes of elements, of which i is the first, and returns what
-// next becomes.
+// word appends the residuals of eight bytes of elements, the first of which is element i, and
+// returns the new value of next.
 func (c *coded) word(w, p uint64, i, next, width int) int {
 	perElement := 8 * width
 	for x := w ^ p; x != 0; {
@@ -115,7 +115,7 @@ func (c *coded) word(w, p uint64, i, next, width int) int {
 	return next
 }
 
-// add appends one residual that is not zero, after skip that are.
+// add appends one nonzero residual after skip zeros.
 func (c *coded) add(skip int, z uint64, width int) {
 	if skip >= maxSkip {
 		skip = c.addLong(skip)
@@ -133,8 +133,7 @@ func (c *coded) add(skip int, z uint64, width int) {
 	c.escapes = appendUint(c.escapes, z, width)
 }
 
-// addLong appends marks for long stretches of zeros, the longest first, and returns what is left of
-// skip.
+// addLong appends marks for long runs of zeros, the longest first, and returns the remaining skip.
 func (c *coded) addLong(skip int) int {
 	for i := len(longSkips) - 1; i >= 0; i-- {
 		for ; skip >= longSkips[i]; skip -= longSkips[i] {
@@ -156,7 +155,7 @@ func (c *coded) encodePlanar(w, p []byte, width int) {
 	}
 }
 
-// decode turns predictions into values, in place, and returns how many were not right already.
+// decode replaces predictions by values in place and returns how many it changed.
 func (c *coded) decode(p []byte, width int) (nCorrected int64, err error) {
 	if c.planar {
 		return c.decodePlanar(p, width), nil
@@ -166,7 +165,7 @@ func (c *coded) decode(p []byte, width int) (nCorrected int64, err error) {
 	for _, mark := range c.marks {
 		if mark >= firstLong {
 			if int(mark) >= firstLong+len(longSkips) {
-				return 0, broken(12, "the unknown mark %d", mark)
+				return 0, broken(12, "mark %d is unknown", mark)
 			}
 			if at += longSkips[mark-firstLong]; at > n {
 				return 0, broken(12, "the marks skip to element %d of a block of %d", at, n)
@@ -175,7 +174,7 @@ func (c *coded) decode(p []byte, width int) (nCorrected int64, err error) {
 		}
 		at += int(mark % maxSkip)
 		if at >= n {
-			return 0, broken(12, "a residual for element %d of a block of %d", at, n)
+			return 0, broken(12, "a residual belongs to element %d of a block of %d", at, n)
 		}
 		z := uint64(mark/maxSkip) + 1
 		if z == kindFar+1 {
@@ -215,7 +214,7 @@ func (c *coded) decodePlanar(p []byte, width int) (nCorrected int64) {
 	return nCorrected
 }
 
-// correct moves one element by a residual.
+// correct changes one element by a residual.
 func correct(p []byte, z uint64, width int) {
 	d := z>>1 ^ -(z & 1)
 	x := unordered(ordered(load(p, width), width)+d, width)
@@ -251,26 +250,26 @@ func appendUint(dst []byte, x uint64, width int) []byte {
 	return dst
 }
 
-// ordered maps the bits of a float to an integer, such that the order of the integers is that of
-// the values and neighbours are one apart: negative values have all bits turned, others the sign
-// bit. −0 comes right before +0. Only the low width bytes of x count.
+// ordered maps the bits of a float to an integer so that integers and values have the same order
+// and neighbours differ by one. It inverts all bits of a negative value and the sign bit of any
+// other. −0 comes right before +0. Only the low width bytes of x count.
 func ordered(x uint64, width int) uint64 {
 	up := 64 - 8*width
-	x <<= up // the sign on top
+	x <<= up // the sign at the top
 	return (x ^ (uint64(int64(x)>>63) | 1<<63)) >> up
 }
 
-// unordered is the inverse of ordered.
+// unordered undoes ordered.
 func unordered(x uint64, width int) uint64 {
 	up := 64 - 8*width
 	x <<= up
 	return (x ^ (^uint64(int64(x)>>63) | 1<<63)) >> up
 }
 
-// zigzag is ord(w) − ord(p), modulo 2^(8·width) and taken as signed, in a form that is small where
-// the two are near: 0, −1, 1, −2, … become 0, 1, 2, 3, ….
+// zigzag returns ord(w) − ord(p), a signed number modulo 2^(8·width), in a form that is small for
+// small differences: 0, −1, 1, −2, … become 0, 1, 2, 3, ….
 func zigzag(w, p uint64, width int) uint64 {
-	if width == 2 { // the usual one, without shifts by variables
+	if width == 2 { // the common width, without variable shifts
 		a, b := int16(w), int16(p)
 		d := (a ^ (a>>15 | math.MinInt16)) - (b ^ (b>>15 | math.MinInt16))
 		return uint64(uint16(d<<1 ^ d>>15))
@@ -286,7 +285,7 @@ func broken(rule int, format string, args ...any) *fault.Error {
 	return e
 }
 
-// Step moves all elements of p by d places in the order of their values.
+// Step moves every element of p by d places in the order of values.
 func Step(p []byte, width int, d int64) {
 	for ; len(p) > 0; p = p[width:] {
 		correct(p, uint64(d<<1^d>>63), width)

@@ -10,8 +10,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// TestOrderIsThatOfTheValues walks through all values of the 16-bit dtypes: the integers ascend
-// with the values, and the inverse leads back.
+// TestOrderIsThatOfTheValues visits all values of the 16-bit dtypes: the integers ascend with the
+// values, and unordered undoes ordered.
 func TestOrderIsThatOfTheValues(t *testing.T) {
 	for _, d := range []dtype.Type{dtype.BF16, dtype.F16} {
 		last := math.Inf(-1)
@@ -59,8 +59,8 @@ func TestResidualIsTheDistanceInSteps(t *testing.T) {
 	}
 }
 
-// TestDecodeInvertsEncode: for every width, for blocks of odd lengths, for residuals from none to
-// all and from small to any, zeros of both signs and NaNs among them.
+// TestDecodeInvertsEncode: for every width, for blocks of odd lengths, for any number and size of
+// residuals, with zeros of both signs and NaNs.
 func TestDecodeInvertsEncode(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	var c coded
@@ -111,7 +111,7 @@ func TestDecodeInvertsEncode(t *testing.T) {
 	}
 }
 
-// TestDecodeRejectsPlanesThatDoNotFit: planes of another length are an error, and never a panic.
+// TestDecodeRejectsPlanesThatDoNotFit: planes of the wrong length are an error and never a panic.
 func TestDecodeRejectsPlanesThatDoNotFit(t *testing.T) {
 	for i, c := range []coded{
 		{sizes: []byte{0}},

@@ -9,8 +9,8 @@ import (
 	"sync"
 )
 
-// Sums gathers the CRC-32 of the ranges of a file that a merge does not change while the file is
-// written, whatever the order of its pieces. Its methods may be called from several goroutines.
+// Sums computes the CRC-32 of the ranges that a merge does not change, while the file is written in
+// any order. Several goroutines may call Add at once.
 type Sums struct {
 	ranges []Range
 	lock   sync.Mutex
@@ -23,13 +23,13 @@ type part struct {
 	sum    uint32
 }
 
-// NewSums begins the sums of a file whose data begin at off and end at size; see Rest.
+// NewSums starts the sums of a file whose data begin at off and end at size; see Rest.
 func NewSums(off, size int64, changed []Range) *Sums {
 	ranges := Rest(off, size, changed)
 	return &Sums{ranges: ranges, parts: make([][]part, len(ranges))}
 }
 
-// Add counts bytes of the file in, which begin at off. Those of changed tensors are passed over.
+// Add includes bytes of the file that begin at off. It ignores those of changed tensors.
 func (s *Sums) Add(off int64, p []byte) {
 	i := sort.Search(len(s.ranges), func(i int) bool { return s.ranges[i].Off+s.ranges[i].N > off })
 	for ; i < len(s.ranges) && s.ranges[i].Off < off+int64(len(p)); i++ {
@@ -41,7 +41,7 @@ func (s *Sums) Add(off int64, p []byte) {
 	}
 }
 
-// Finish returns the sum of every range when all of their bytes have been added.
+// Finish returns the sum of every range. All their bytes must have been added.
 func (s *Sums) Finish() ([]uint32, error) {
 	sums := make([]uint32, len(s.ranges))
 	for i, g := range s.ranges {
@@ -61,9 +61,9 @@ func (s *Sums) Finish() ([]uint32, error) {
 	return sums, nil
 }
 
-// combine is the CRC-32 of two texts, one after the other, from those of both and the length of the
-// second. With polynomials over GF(2) modulo that of the CRC, it is a·x^(8n) + b, as in
-// crc32_combine of zlib.
+// combine returns the CRC-32 of the concatenation of two texts, given the CRC-32 of each and the
+// length of the second. With polynomials over GF(2) modulo the CRC's polynomial it is a·x^(8n) + b,
+// as in zlib's crc32_combine.
 func combine(a, b uint32, n int64) uint32 {
 	power, square := uint32(one), uint32(one>>8) // x^0 and x^8
 	for ; n > 0; n >>= 1 {
@@ -75,7 +75,7 @@ func combine(a, b uint32, n int64) uint32 {
 	return times(power, a) ^ b
 }
 
-// one is the polynomial 1; the bits of a CRC stand in reverse, and x is one to the right of it.
+// one is the polynomial 1. A CRC stores its bits in reverse, so x is one position to the right.
 const one = 1 << 31
 
 // times multiplies two polynomials.

@@ -44,7 +44,7 @@ func TestSumsAreThoseOfWholeRanges(t *testing.T) {
 	}
 }
 
-// TestSumsMissNoByte: a range of which a byte was not added has no sum.
+// TestSumsMissNoByte: a range with a missing byte has no sum.
 func TestSumsMissNoByte(t *testing.T) {
 	s := NewSums(0, 10, []Range{{4, 2}})
 	s.Add(0, make([]byte, 4))

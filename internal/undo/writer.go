@@ -15,33 +15,34 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// Spool is where residuals wait until all are there: a temporary file, as the container wants their
-// lengths first.
+// Spool stores residuals until all are complete, usually in a temporary file: the container begins
+// with their lengths.
 type Spool interface {
 	io.ReaderAt
 	io.WriterAt
 }
 
-// Writer gathers a record while a merge runs. Add may be called from several goroutines at once,
-// for each block once.
+// Writer collects a record during a merge. Several goroutines may call Add at once, once for each
+// block.
 type Writer struct {
 	description *Description
-	headers     [][]byte // of the files before the merge; nil for those that it does not change
+	headers     [][]byte // of the files before the merge; nil for unchanged files
 	spool       Spool
 	spooled     atomic.Int64
 	streams     []stream
 }
 
-// stream is one tensor's residuals in the making.
+// stream collects the residuals of one tensor.
 type stream struct {
 	entries []byte
 	offs    []int64 // of the payloads in the spool
 	lens    []int64
-	starts  []int64 // of the payloads in the stream, when all are there
+	starts  []int64 // of the payloads in the stream, once all are complete
 	nBytes  int64
 }
 
-// NewWriter begins the record of a merge; headers are those of the description's files before it.
+// NewWriter starts the record of a merge. headers are the headers of the description's files before
+// the merge, nil for unchanged files.
 func NewWriter(d *Description, headers [][]byte, spool Spool) *Writer {
 	d.Version = version
 	w := &Writer{description: d, headers: headers, spool: spool, streams: make([]stream, len(d.Tensors))}
@@ -52,11 +53,11 @@ func NewWriter(d *Description, headers [][]byte, spool Spool) *Writer {
 	return w
 }
 
-// Description is the record's account of the merge.
+// Description returns the description of the merge.
 func (w *Writer) Description() *Description { return w.description }
 
-// Add records one block of a tensor: its values before and after the merge, and what is predicted
-// from the latter.
+// Add records one block of a tensor: its values before and after the merge, and the predictions
+// computed from the values after.
 func (w *Writer) Add(s *Scratch, tensor int, block int64, before, predicted, after []byte) error {
 	c, st := &s.coded, &w.streams[tensor]
 	c.encode(before, predicted, w.description.Tensors[tensor].width())
@@ -82,7 +83,8 @@ func (w *Writer) Add(s *Scratch, tensor int, block int64, before, predicted, aft
 	return err
 }
 
-// Write writes the record when every block has been added. Its bytes depend on the merge alone.
+// Write writes the record after every block has been added. Its bytes depend only on the merge, not
+// on the order of the blocks.
 func (w *Writer) Write(ctx context.Context, dst io.Writer, workers int) (*format.Summary, error) {
 	text, err := json.Marshal(w.description)
 	if err != nil {
@@ -112,7 +114,7 @@ func (w *Writer) Write(ctx context.Context, dst io.Writer, workers int) (*format
 	return format.Write(ctx, dst, src, format.WriterOptions{Workers: workers, Tool: w.description.Tool})
 }
 
-// recordSource shows a finished record to the container's writer.
+// recordSource presents a finished record to the container's writer.
 type recordSource struct {
 	w           *Writer
 	attachments [][]byte
@@ -128,8 +130,8 @@ func (s *recordSource) Manifest() *format.Manifest { return &s.manifest }
 
 func (s *recordSource) Close() error { return nil }
 
-// ReadBlobAt reads from a stream, whose payloads lie anywhere in the spool and whose table is in
-// memory, or from an attachment.
+// ReadBlobAt reads an attachment or a stream. The payloads of a stream are scattered over the
+// spool; its table is in memory.
 func (s *recordSource) ReadBlobAt(p []byte, i int, off int64) error {
 	if i >= len(s.w.streams) {
 		copy(p, s.attachments[i-len(s.w.streams)][off:])
