@@ -25,7 +25,7 @@ func between(t *testing.T, text, from, to string) string {
 	_, rest, ok := strings.Cut(text, from)
 	part, _, ended := strings.Cut(rest, to)
 	if !ok || !ended {
-		t.Errorf("the specification has nothing between %q and %q", from, to)
+		t.Fatalf("the specification has nothing between %q and %q", from, to)
 	}
 	return part
 }
@@ -82,7 +82,7 @@ func TestListsOfNamesAreThoseOfTheSpec(t *testing.T) {
 		{"; lookup tables are", ".", keys(embeddings)},
 		{"*Words of generative classes*:", ".", generative},
 		{"*Model types that tie their ends by default*:", ".", tiesByDefault},
-		{"untie` for the model types", ", for those", keys(scaledHeads)},
+		{"untie` for the model types", ", and where", keys(scaledHeads)},
 		{"contains no *sense*:", ". Otherwise", senses},
 		{"The model types `gpt_oss`, `aria`", "are *of", []string{"aria_text", "openai_privacy_filter"}},
 		{"if the model type is `gpt2`", ", and ℓ", []string{"openai-gpt", "imagegpt", "decision_transformer"}},
