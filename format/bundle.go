@@ -69,6 +69,9 @@ func Bundle(members ...Member) (Source, error) {
 				m.Metadata[key] = value
 			}
 		}
+		if key := prefix + sourceKey; part.Provenance.Source != "" && len(key) <= MaxNameBytes {
+			m.Metadata[key] = part.Provenance.Source
+		}
 		for _, note := range part.Notes {
 			m.Notes = append(m.Notes, fmt.Sprintf("%q: %s", member.Name, note))
 		}
@@ -83,6 +86,9 @@ func Bundle(members ...Member) (Source, error) {
 	}
 	return b, Validate(m)
 }
+
+// sourceKey is the entry of the metadata that keeps the source of a member's provenance.
+const sourceKey = "provenance.source"
 
 // checkMemberName checks a name for an adapter of a bundle (R31, R32, R35).
 func checkMemberName(name string) error {
@@ -133,6 +139,10 @@ func Select(src Source, name string) (Source, error) {
 		if short, ok := strings.CutPrefix(key, prefix); ok && short != "" {
 			s.manifest.Metadata[short] = value
 		}
+	}
+	if source, ok := s.manifest.Metadata[sourceKey]; ok {
+		s.manifest.Provenance.Source = source
+		delete(s.manifest.Metadata, sourceKey)
 	}
 	return s, Validate(s.manifest)
 }

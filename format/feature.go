@@ -36,6 +36,7 @@ const (
 	FeatureMonteCLoRA         Feature = "monteclora"
 	FeatureMultiheadAttention Feature = "multihead-attention"
 	FeatureOLoRA              Feature = "olora"
+	FeatureOpaque             Feature = "opaque"  // tensors that were archived without their meaning
 	FeaturePattern            Feature = "pattern" // a rank or alpha pattern that cannot be evaluated
 	FeaturePEFTType           Feature = "peft-type"
 	FeaturePiSSA              Feature = "pissa"

@@ -299,12 +299,9 @@ func splitBundle(c *cli.Context, t *terminal, o *bundleOptions, file string) err
 		}
 		files = append(files, m.Name+".lora")
 	}
-	place := fileio.Place{Path: o.out, Inputs: []string{file}}
+	place := newDirectory(o.out, file)
 	if err := place.Check(); err != nil {
-		if e := new(fileio.OutputError); errors.As(err, &e) {
-			e.Replaceable = false // split has no --force: other files may lie there
-		}
-		return err
+		return withoutForce(err)
 	}
 	out, err := output.NewDisk(o.out, output.DiskOptions{IsDir: true, Names: files})
 	if err != nil {
@@ -341,4 +338,17 @@ type fileOf struct {
 func (f fileOf) Create(info output.Info) (output.File, error) {
 	info.Name = f.name
 	return f.Output.Create(info)
+}
+
+// newDirectory is the place of a directory that is made from a file.
+func newDirectory(path, from string) fileio.Place {
+	return fileio.Place{Path: path, IsDir: true, Inputs: []string{from}}
+}
+
+// withoutForce removes the advice to use --force, for commands without that flag.
+func withoutForce(err error) error {
+	if e := new(fileio.OutputError); errors.As(err, &e) {
+		e.Replaceable = false
+	}
+	return err
 }

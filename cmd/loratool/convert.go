@@ -22,6 +22,7 @@ type convertOptions struct {
 	out, to, base string
 	force, dryRun bool
 	byLayer       bool
+	opaque        bool
 }
 
 func convertCommand(t *terminal) *cli.Command {
@@ -37,6 +38,7 @@ func convertCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora or peft, where OUT's name does not say it", Destination: &o.to},
 			&cli.StringFlag{Name: "base", Usage: "remember `BASE`, so that merge can tell it from others", Destination: &o.base},
 			&cli.BoolFlag{Name: "by-layer", Usage: "for readers over a network: keep each layer of a container in one place, in chunks of 64 KiB; the file grows by about 0.3 %", Destination: &o.byLayer},
+			&cli.BoolFlag{Name: "opaque", Usage: "archive a safetensors file or a pickle of tensors in any dialect, without its meaning; restore gives it back", Destination: &o.opaque},
 			o.withoutFlag(), o.manifestFlag(),
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is an adapter of the same kind", Destination: &o.force},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be written, and write nothing", Destination: &o.dryRun},
@@ -72,6 +74,9 @@ func (o *convertOptions) parse(c *cli.Context) (j conversion, err error) {
 		return j, err
 	}
 	j.opening, j.creation = opening[0], o.creation(o.force, j.in)
+	if j.opening.Opaque = o.opaque; o.opaque && j.dialect != convert.LoRA() {
+		return j, usagef("loratool convert FILE --opaque -o OUT.lora", "--opaque writes a .lora file, and the output is %s", o.out)
+	}
 	j.creation.MaxManifestBytes = j.opening.MaxManifestBytes
 	if o.byLayer {
 		if j.dialect != convert.LoRA() {

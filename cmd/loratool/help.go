@@ -32,6 +32,7 @@ var examples = map[string][]string{
 	"extract": {"loratool extract testdata/demo/base merged -o extracted --rank 8"},
 	"inspect": {"loratool inspect testdata/demo/adapter-r8 --spectrum", "loratool inspect testdata/demo/base --rank 8"},
 	"convert": {"loratool convert testdata/demo/adapter-r8 -o demo.lora"},
+	"restore": {"loratool restore demo.lora -o source"},
 	"bundle": {
 		"loratool bundle add all.lora testdata/demo/adapter-r8 extracted",
 		"loratool inspect all.lora#extracted",

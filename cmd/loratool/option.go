@@ -29,6 +29,7 @@ var flagOf = map[string]string{
 	"Removal.Approximate":            "--approximate",
 	"Removal.Records":                "--undo-file",
 	"convert.Create":                 "loratool convert",
+	"convert.RestoreTo":              "loratool restore",
 	"merge.History":                  "loratool inspect",
 	"merge.OpenUnmerge":              "loratool unmerge",
 	"rank.MaxError":                  "--max-error",

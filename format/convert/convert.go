@@ -91,11 +91,7 @@ func (ds Dialects) openInput(ctx context.Context, in *Input, o Options) (*opened
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	d := ds.recognise(in)
-	if d == nil {
-		return nil, in.refuse()
-	}
-	src, err := d.Open(ctx, in, o)
+	src, err := ds.describe(ctx, in, o)
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +100,18 @@ func (ds Dialects) openInput(ctx context.Context, in *Input, o Options) (*opened
 		return nil, errors.Join(err, src.Close())
 	}
 	return s, nil
+}
+
+// describe opens an input in its dialect, or without one.
+func (ds Dialects) describe(ctx context.Context, in *Input, o Options) (format.Source, error) {
+	if o.Opaque {
+		return in.openOpaque(ctx)
+	}
+	d := ds.recognise(in)
+	if d == nil {
+		return nil, in.refuse()
+	}
+	return d.Open(ctx, in, o)
 }
 
 func (ds Dialects) recognise(in *Input) Dialect {

@@ -15,6 +15,9 @@ type Options struct {
 	// AllowBeside opens the adapter even if its directory holds weights that are not part of it.
 	// WeightsBeside then lists them.
 	AllowBeside bool
+	// Opaque opens a safetensors file or a pickle of tensors in any dialect, known or not, without
+	// its meaning: every tensor is carried, and nothing can be applied.
+	Opaque bool
 	// MaxManifestBytes bounds the manifest of a .lora file; 0 means 16 MiB (format.ReaderOptions).
 	MaxManifestBytes int64
 }

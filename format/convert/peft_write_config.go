@@ -60,7 +60,12 @@ func peftFrom(m *format.Manifest) (config []byte, names map[int]string, err erro
 	a := &m.Adapters[0]
 	for _, r := range a.Requires {
 		if !written[r.Feature] {
-			return nil, nil, fault.New(fault.Unsupported, "the adapter requires %q (%s), which PEFT's format cannot express", r.Feature, r.Where)
+			e := fault.New(fault.Unsupported, "the adapter requires %q (%s), which PEFT's format cannot express", r.Feature, r.Where)
+			if r.Feature == format.FeatureOpaque {
+				e.Msg = "the tensors were archived without their meaning, which PEFT's format needs"
+				e.Hint = "convert.RestoreTo gives the file back"
+			}
+			return nil, nil, e
 		}
 	}
 	c := &peftConfigOut{

@@ -40,12 +40,7 @@ func readTable(ctx context.Context, f *fileio.Input) (*table, error) {
 		if t.pickle, err = pickle.Read(f, f.Size); err != nil {
 			return nil, nameLayout(err)
 		}
-		t.tensors = make([]format.Tensor, len(t.pickle.Tensors))
-		for i := range t.pickle.Tensors {
-			x := &t.pickle.Tensors[i]
-			t.tensors[i] = format.Tensor{Name: x.Name, DType: x.DType, Shape: x.Shape}
-		}
-		return t, nil
+		return pickleTable(f, t.pickle), nil
 	}
 	if t.header, err = safetensors.Read(ctx, f, f.Size); err != nil {
 		return nil, err
@@ -59,6 +54,16 @@ func readTable(ctx context.Context, f *fileio.Input) (*table, error) {
 	}
 	t.header.Tensors = nil
 	return t, nil
+}
+
+// pickleTable lists the tensors of a pickle.
+func pickleTable(f *fileio.Input, p *pickle.File) *table {
+	t := &table{file: f, pickle: p, tensors: make([]format.Tensor, len(p.Tensors))}
+	for i := range p.Tensors {
+		x := &p.Tensors[i]
+		t.tensors[i] = format.Tensor{Name: x.Name, DType: x.DType, Shape: x.Shape}
+	}
+	return t
 }
 
 // isPickle reports whether a file begins like a file of torch.save or another zip archive.

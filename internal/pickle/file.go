@@ -76,7 +76,20 @@ func IsPickle(start []byte) bool {
 
 // Read reads the names, dtypes and shapes of the tensors in a file of size bytes, but no values.
 // Errors are a *fault.Error without a path, or come from r.
-func Read(r io.ReaderAt, size int64) (*File, error) {
+func Read(r io.ReaderAt, size int64) (*File, error) { return readFile(r, size, (*File).take) }
+
+// ReadNested is Read for a file whose tensors lie anywhere in nested dictionaries and lists. Their
+// names are the keys and positions on the way, joined by dots.
+func ReadNested(r io.ReaderAt, size int64) (*File, error) {
+	return readFile(r, size, func(f *File, top any) error {
+		if err := f.takeNested("", top, 0); err != nil {
+			return err
+		}
+		return f.checkDistinct()
+	})
+}
+
+func readFile(r io.ReaderAt, size int64, take func(*File, any) error) (*File, error) {
 	start := make([]byte, min(size, 4))
 	if _, err := io.ReadFull(io.NewSectionReader(r, 0, size), start); err != nil {
 		return nil, err
@@ -90,7 +103,7 @@ func Read(r io.ReaderAt, size int64) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := f.take(top); err != nil {
+	if err := take(f, top); err != nil {
 		return nil, err
 	}
 	return f, f.prove()

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -49,9 +50,21 @@ func open(b []byte) (*pickle.File, error) { return pickle.Read(bytes.NewReader(b
 // that torch saved as safetensors. It reads values whole, and in pieces that begin inside an
 // element.
 func TestReadEqualsTorchInEveryByte(t *testing.T) {
-	for _, path := range glob(t, "read/*.bin", 17) {
+	compareWithTorch(t, glob(t, "read/*.bin", 17), pickle.Read)
+}
+
+// TestReadNestedEqualsTorch: ReadNested finds the tensors in lists and nested dictionaries under
+// the names of their paths, and those that Read finds under the same names.
+func TestReadNestedEqualsTorch(t *testing.T) {
+	compareWithTorch(t, glob(t, "deep/*.bin", 4), pickle.ReadNested)
+	compareWithTorch(t, glob(t, "read/plain*.bin", 2), pickle.ReadNested)
+}
+
+func compareWithTorch(t *testing.T, paths []string, open func(io.ReaderAt, int64) (*pickle.File, error)) {
+	for _, path := range paths {
 		t.Run(filepath.Base(path), func(t *testing.T) {
-			f, err := open(readFile(t, path))
+			content := readFile(t, path)
+			f, err := open(bytes.NewReader(content), int64(len(content)))
 			if err != nil {
 				t.Fatal(err, fault.Hint(err))
 			}

@@ -3,6 +3,7 @@ package pickle
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/loratool/loratool/internal/fault"
@@ -91,6 +92,78 @@ func (f *File) take(top any) error {
 		top = d.entries[at].value
 	}
 	return layout(top, fault.New(fault.Unsupported, "the pickle holds no dictionary of tensors by name, neither at its top level nor under %s", fault.List(wrappers, len(wrappers))).WithHint("%s", hintResave))
+}
+
+// takeNested lists the tensors of a value, wherever they lie in nested dictionaries, lists and tuples.
+// Plain values are left; anything else is refused.
+func (f *File) takeNested(path string, v any, depth int) error {
+	if depth > maxNesting {
+		return fault.New(fault.Limit, "the values of the pickle are nested more than %d deep", maxNesting)
+	}
+	switch v := v.(type) {
+	case *Tensor:
+		if len(f.Tensors) == maxTensors {
+			return fault.New(fault.Limit, "the pickle holds more than %d tensors", maxTensors)
+		}
+		t := *v
+		t.Name = path
+		f.Tensors = append(f.Tensors, t)
+	case *dict:
+		for _, x := range v.entries {
+			name, ok := x.key.(string)
+			if n, isInt := x.key.(int64); isInt {
+				name, ok = strconv.FormatInt(n, 10), true
+			}
+			if !ok {
+				return fault.New(fault.Unsupported, "a dictionary has %s for a key, which is no string", describe(x.key)).WithHint("%s", hintResave)
+			}
+			if err := f.takeNested(join(path, name), x.value, depth+1); err != nil {
+				return err
+			}
+		}
+	case *list:
+		return f.takeItems(path, v.items, depth)
+	case tuple:
+		return f.takeItems(path, v, depth)
+	case nil, bool, int64, long, float64, string:
+		f.Left = append(f.Left, path)
+	default:
+		return fault.New(fault.Unsupported, "%q of the pickle is %s, not a tensor", path, describe(v)).WithHint("%s", hintResave)
+	}
+	return nil
+}
+
+func (f *File) takeItems(path string, items []any, depth int) error {
+	for i, x := range items {
+		if err := f.takeNested(join(path, strconv.Itoa(i)), x, depth+1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const (
+	maxNesting = 16
+	maxTensors = 1 << 20
+)
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}
+
+// checkDistinct refuses two tensors of one name, which joined keys can have.
+func (f *File) checkDistinct() error {
+	seen := make(map[string]bool, len(f.Tensors))
+	for i := range f.Tensors {
+		if name := f.Tensors[i].Name; seen[name] {
+			return fault.New(fault.Unsupported, "two tensors of the pickle have the name %q", name).WithHint("%s", hintResave)
+		}
+		seen[f.Tensors[i].Name] = true
+	}
+	return nil
 }
 
 // list fills Tensors from a state dict. It skips plain values beside the tensors, and refuses

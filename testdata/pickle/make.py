@@ -271,7 +271,44 @@ def check_is_run(path: Path):
         assert (Path(directory) / MARKER).exists(), path
 
 
+# Files whose tensors do not lie by name in one dictionary.
+
+
+def lists():
+    """cloneofsimo's lora saves a list: up, down, up, down, …"""
+    return [sequence(2, 3), sequence(3, 2, dtype=torch.float16), sequence(4, 1)]
+
+
+def dictionaries():
+    """CLIP-LoRA saves dictionaries in dictionaries, with plain values and numbers as keys."""
+    return {"weights": {"layer_0": {"q_proj": {"w_lora_A": sequence(2, 3), "w_lora_B": sequence(3, 2)}}, 1: (sequence(5), 7)},
+            "metadata": {"r": 2, "alpha": 1.0, "encoder": "both", "on": True, "none": None}}
+
+
+DEEP = {"lists": lists, "dictionaries": dictionaries}
+
+
+def by_path(value, path=""):
+    """The tensors of a value, under the keys and positions that lead to them."""
+    if isinstance(value, torch.Tensor):
+        return {path: value.contiguous()}
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    out = {}
+    for k, x in items:
+        out |= by_path(x, f"{path}.{k}" if path else str(k))
+    return out
+
+
+def deep():
+    (HERE / "deep").mkdir(exist_ok=True)
+    for name, make in DEEP.items():
+        (HERE / "deep" / f"{name}.bin").write_bytes(save(make()))
+        (HERE / "deep" / f"{name}-legacy.bin").write_bytes(save(make(), _use_new_zipfile_serialization=False))
+        save_file(by_path(make()), HERE / "deep" / f"{name}.safetensors")
+
+
 def main():
+    deep()
     for kind in ("read", "refuse"):
         shutil.rmtree(HERE / kind, ignore_errors=True)
         (HERE / kind).mkdir()
