@@ -94,8 +94,8 @@ func (f *File) take(top any) error {
 	return layout(top, fault.New(fault.Unsupported, "the pickle holds no dictionary of tensors by name, neither at its top level nor under %s", fault.List(wrappers, len(wrappers))).WithHint("%s", hintResave))
 }
 
-// takeNested lists the tensors of a value, wherever they lie in nested dictionaries, lists and tuples.
-// Plain values are left; anything else is refused.
+// takeNested lists the tensors of a value, wherever they lie in nested dictionaries, lists and
+// tuples. Plain values are left; anything else is refused.
 func (f *File) takeNested(path string, v any, depth int) error {
 	if depth > maxNesting {
 		return fault.New(fault.Limit, "the values of the pickle are nested more than %d deep", maxNesting)
