@@ -29,62 +29,78 @@ type Member struct {
 // of the manifest say so. Close closes the sources of all members. Bundle reads no tensor: use
 // [Share] to keep equal tensors of several members once.
 func Bundle(members ...Member) (Source, error) {
-	b := &remapped{manifest: &Manifest{Metadata: make(map[string]string)}}
-	m := b.manifest
-	var attached []blob
+	j := joiner{remapped: &remapped{manifest: &Manifest{Metadata: make(map[string]string)}}}
 	for _, member := range members {
-		part := member.Source.Manifest()
-		if part == nil {
-			return nil, noManifest()
-		}
-		if len(part.Adapters) != 1 {
-			return nil, fault.New(ErrUnsupported, "the member %q of a bundle is itself a bundle of %d adapters", member.Name, len(part.Adapters))
-		}
-		if err := checkMemberName(member.Name); err != nil {
-			return nil, err
-		}
-		b.closers = append(b.closers, member.Source)
 		prefix := member.Name + "/"
 		if len(members) == 1 {
 			prefix = ""
 		}
-		shift := len(m.Tensors)
-		m.Adapters = append(m.Adapters, renumber(&part.Adapters[0], member.Name, func(i int) int { return shift + i }))
-		m.Tensors = append(m.Tensors, part.Tensors...)
-		for i := range part.Tensors {
-			b.blobs = append(b.blobs, blob{member.Source, i})
-		}
-		for i, a := range part.Attachments {
-			short := a.Name
-			a.Name = prefix + a.Name
-			if validatePath(a.Name) != nil || len(a.Name) > MaxNameBytes {
-				m.Notes = append(m.Notes, fmt.Sprintf("the attachment %q of %q is left out: its name in the bundle would be invalid", short, member.Name))
-				continue
-			}
-			m.Attachments = append(m.Attachments, a)
-			attached = append(attached, blob{member.Source, len(part.Tensors) + i})
-		}
-		for key, value := range part.Metadata {
-			if key = prefix + key; len(key) <= MaxNameBytes {
-				m.Metadata[key] = value
-			}
-		}
-		if key := prefix + sourceKey; part.Provenance.Source != "" && len(key) <= MaxNameBytes {
-			m.Metadata[key] = part.Provenance.Source
-		}
-		for _, note := range part.Notes {
-			m.Notes = append(m.Notes, fmt.Sprintf("%q: %s", member.Name, note))
+		if err := j.add(member, prefix); err != nil {
+			return nil, err
 		}
 	}
-	b.blobs = append(b.blobs, attached...)
-	names := memberNames(m)
+	j.blobs = append(j.blobs, j.attached...)
+	names := memberNames(j.manifest)
 	slices.Sort(names)
 	for i := range names {
 		if i > 0 && names[i] == names[i-1] {
 			return nil, broken(33, "two members of a bundle are called %q", names[i])
 		}
 	}
-	return b, Validate(m)
+	return j.remapped, Validate(j.manifest)
+}
+
+// joiner makes a bundle. The attachments of all members come after all tensors.
+type joiner struct {
+	*remapped
+	attached []blob
+}
+
+func (j *joiner) add(member Member, prefix string) error {
+	m, part := j.manifest, member.Source.Manifest()
+	switch err := checkMemberName(member.Name); {
+	case err != nil:
+		return err
+	case part == nil:
+		return noManifest()
+	case len(part.Adapters) != 1:
+		return fault.New(ErrUnsupported, "the member %q of a bundle is itself a bundle of %d adapters", member.Name, len(part.Adapters))
+	}
+	j.closers = append(j.closers, member.Source)
+	shift := len(m.Tensors)
+	m.Adapters = append(m.Adapters, renumber(&part.Adapters[0], member.Name, func(i int) int { return shift + i }))
+	m.Tensors = append(m.Tensors, part.Tensors...)
+	for i := range part.Tensors {
+		j.blobs = append(j.blobs, blob{member.Source, i})
+	}
+	for i, a := range part.Attachments {
+		short := a.Name
+		a.Name = prefix + a.Name
+		if validatePath(a.Name) != nil || len(a.Name) > MaxNameBytes {
+			m.Notes = append(m.Notes, fmt.Sprintf("the attachment %q of %q is left out: its name in the bundle would be invalid", short, member.Name))
+			continue
+		}
+		m.Attachments = append(m.Attachments, a)
+		j.attached = append(j.attached, blob{member.Source, len(part.Tensors) + i})
+	}
+	j.addTexts(member.Name, part, prefix)
+	return nil
+}
+
+// addTexts adds the metadata, the provenance and the notes of a member.
+func (j *joiner) addTexts(name string, part *Manifest, prefix string) {
+	m := j.manifest
+	for key, value := range part.Metadata {
+		if key = prefix + key; len(key) <= MaxNameBytes {
+			m.Metadata[key] = value
+		}
+	}
+	if key := prefix + sourceKey; part.Provenance.Source != "" && len(key) <= MaxNameBytes {
+		m.Metadata[key] = part.Provenance.Source
+	}
+	for _, note := range part.Notes {
+		m.Notes = append(m.Notes, fmt.Sprintf("%q: %s", name, note))
+	}
 }
 
 // sourceKey is the entry of the metadata that keeps the source of a member's provenance.
