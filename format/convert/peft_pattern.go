@@ -32,7 +32,7 @@ var patternEras = []patternEra{era015, era014, era006}
 
 // String returns the releases.
 func (e patternEra) String() string {
-	return [...]string{era015: "PEFT 0.15 and later", era014: "PEFT 0.14", era006: "PEFT 0.6 to 0.13"}[e]
+	return [...]string{era015: "PEFT from 0.15 on", era014: "PEFT 0.14", era006: "PEFT from 0.6 to 0.13"}[e]
 }
 
 // expression returns the expression that PEFT of the era passes to re.match for a key.
@@ -168,7 +168,7 @@ func (e *eraChoice) compare(era, other patternEra, evidence string) bool {
 		rank, _ := c.rank(name)
 		alpha, _ := c.alpha(name)
 		if rank != otherRank || alpha != otherAlpha {
-			e.note("rank_pattern and alpha_pattern are read by the rule of %v: %s. For %s they give rank %d and alpha %v; the rule of %v would give %d and %v",
+			e.note("rank_pattern and alpha_pattern are read as %v reads them: %s. For %s they give rank %d and alpha %v; %v would give %d and %v",
 				era, evidence, name, rank, alpha, other, otherRank, otherAlpha)
 			return true
 		}
