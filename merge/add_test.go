@@ -312,11 +312,11 @@ func TestHeadsThatCannotBeAdded(t *testing.T) {
 		outBase    string // the base and adapter that the hint leads to
 		outAdapter merge.Adapter
 	}{
-		{[]merge.Adapter{two, three}, "two adapters bring \"score.weight\" whole, one with shape [2 4], this one with [3 4]",
+		{[]merge.Adapter{two, three}, "two adapters save \"score.weight\" whole, this one with shape [3 4] and an earlier one with [2 4]",
 			"model of its own", trunkDir, three},
 		{[]merge.Adapter{two, two}, "two adapters replace \"score.weight\"", "model of its own", trunkDir, two},
-		{[]merge.Adapter{alone}, "holds a head alone, which the base lacks: \"score.weight\"", "as the class that was trained", classifierDir, alone},
-		{[]merge.Adapter{updated}, "updates a head that the base lacks, and does not hold its values: \"score.weight\"",
+		{[]merge.Adapter{alone}, "holds only a head, which the base lacks: \"score.weight\"", "as the class that was trained", classifierDir, alone},
+		{[]merge.Adapter{updated}, "updates a head that the base lacks, but does not hold its values: \"score.weight\"",
 			"with the head that the training began with", classifierDir, updated},
 	} {
 		err := open(trunkDir, c.adapters...)

@@ -172,7 +172,7 @@ func shapeOfExpert(parameter string) (rows, cols int) {
 // with stacked experts, and into bases with one tensor per expert.
 func TestFactorsOfExpertsAsTheyAreExported(t *testing.T) {
 	refused := map[string]string{
-		"one side shared by all experts (Tinker), stacked and transposed": "row by row in turns",
+		"one side shared by all experts (Tinker), stacked and transposed": "interleave the rows",
 		"a module for each expert (unsloth), one by one":                  "has none of", // for gpt-oss, whose experts are always stacked
 	}
 	for _, a := range expertAdapters {

@@ -11,17 +11,17 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// An adapter for a task saves the whole head of the task, and the checkpoint that its configuration
-// names has no head, or one for another number of classes: BertForSequenceClassification
-// initialises the head at random when it loads bert-base-uncased. This file adds such tensors to
-// the base, as shape.go does for a vocabulary.
+// An adapter for a task saves the task's whole head. The checkpoint that its configuration names
+// has no head, or one for another number of classes: transformers makes the head of
+// BertForSequenceClassification at random when it loads bert-base-uncased. This file adds such
+// tensors to the base, as shape.go does for a vocabulary.
 
 // saved is a tensor that an adapter saves whole, and that the base lacks or has in another shape.
 type saved struct {
 	target string // in the adapter
 	name   string // in the output
 	tensor *format.Tensor
-	was    []uint64 // the shape that the base has; nil where it lacks the tensor
+	was    []uint64 // the base's shape; nil if it lacks the tensor
 }
 
 // absent looks for tensors that an adapter saves whole and the base lacks, or has in another shape.
@@ -34,7 +34,7 @@ type pairing struct {
 }
 
 // pairUpdates pairs the tensors that an adapter updates, and finds the saved ones that the base
-// lacks. ok is false if the updates do not pair, or if no flag can add the rest: then the base is
+// lacks. ok is false if the updates do not pair, or if no option can add the rest: then the base is
 // wrong, or uses other names.
 func (r absent) pairUpdates() (p pairing, ok bool) {
 	updates := r.wanted(func(f form) bool { b, ok := f.(*beside); return !ok || b.Action != format.Replace })
@@ -106,18 +106,18 @@ func (r absent) explain() error {
 	if !ok || names == nil {
 		return nil
 	}
-	return fault.New(fault.Mismatch, "the base lacks %d tensors that the adapter saves whole, such as those of a head for its task: %s", len(names), fault.List(names, 3)).
+	return fault.New(fault.Mismatch, "the base lacks %s that the adapter saves whole, as for the head of a task: %s", fault.Count(len(names), "tensor"), fault.List(names, 3)).
 		WithHint("Options.AddTensors adds them, and changes config.json")
 }
 
 // otherShape is the error for a saved tensor whose shape differs from the base's.
 func otherShape(target string, have, want []uint64) error {
-	e := fault.New(fault.Mismatch, "the adapter saves %q whole with shape %d, the base has %d", target, have, want)
+	e := fault.New(fault.Mismatch, "the adapter saves %q whole with shape %d, but the base has shape %d", target, have, want)
 	switch {
 	case slices.Contains(have, 0):
 		e.WithHint("DeepSpeed's ZeRO-3 partitioned the model and left its saved modules empty; gather the weights, as zero_to_fp32.py does, and save the adapter again")
 	case !isVocabulary(target):
-		e.WithHint("the adapter has a head for another number of classes; Options.AddTensors puts it in place of the base's, and changes config.json")
+		e.WithHint("the adapter has a head for another number of classes; Options.AddTensors replaces the base's head and changes config.json")
 	case len(have) == 2 && len(want) == 2 && have[1] == want[1]:
 		e.WithHint("the vocabulary was resized for the adapter; Options.GrowVocabulary adds the rows, and changes config.json")
 	}
@@ -135,7 +135,7 @@ func (s *shaper) addTensors() error {
 		}
 		r, err := sheet.resolver(i)
 		if err != nil {
-			continue // resolving says so
+			continue // Resolve reports the error
 		}
 		p, ok := absent{r}.pairUpdates()
 		if !ok || len(p.left) == 0 {
@@ -155,11 +155,11 @@ func (s *shaper) addTensors() error {
 	return nil
 }
 
-// checkAddedTwice refuses a tensor that an earlier adapter brought in another shape.
+// checkAddedTwice refuses a tensor that an earlier adapter has added in another shape.
 func (s *shaper) checkAddedTwice(p pairing) error {
 	for _, x := range p.left {
 		if _, added := s.Added[x.name]; added {
-			return fault.New(fault.Mismatch, "two adapters bring %q whole, one with shape %d, this one with %d",
+			return fault.New(fault.Mismatch, "two adapters save %q whole, this one with shape %[3]d and an earlier one with %[2]d",
 				x.name, x.was, x.tensor.Shape).WithHint(hintOneReplacement)
 		}
 	}
@@ -182,9 +182,9 @@ func (s *shaper) addSaved(p pairing) {
 		e.Tensors = append(e.Tensors, NewTensor{Name: x.name, Zeros: &Tensor{DType: d, Shape: x.tensor.Shape}})
 		s.Added[x.name] = x.was
 		if x.was == nil {
-			s.notes.add("the base lacks %q, which is added with shape %d, as %v", x.name, x.tensor.Shape, d)
+			s.notes.add("the base lacks %q; the merge adds it with shape %d, as %v", x.name, x.tensor.Shape, d)
 		} else {
-			s.notes.add("the base has %q with shape %d; the adapter's, with shape %d, takes its place", x.name, x.was, x.tensor.Shape)
+			s.notes.add("the adapter's %q, of shape %d, replaces the base's, of shape %d", x.name, x.tensor.Shape, x.was)
 		}
 	}
 	s.edit(e)
@@ -210,10 +210,11 @@ func (s *shaper) addPrefix(p pairing) {
 	}
 	s.edit(Edit{Rename: renames})
 	maps.Copy(s.Renamed, renames)
-	s.notes.add("the names of the base's %d tensors get %q in front, as in the model that the adapter was trained in", len(renames), prefix)
+	s.notes.add("%s of the base get the prefix %q in their names, as in the model that the adapter was trained in", fault.Count(len(renames), "tensor"), prefix)
 }
 
-// commonDType returns the dtype, of 16 bits or more, of most values of the base, or Invalid.
+// commonDType returns the float dtype, of 16 bits or more, that most values of the base have, or
+// Invalid.
 func (b *Base) commonDType() dtype.Type {
 	elements := make(map[dtype.Type]int64)
 	for _, t := range b.Tensors {

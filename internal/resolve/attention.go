@@ -24,6 +24,6 @@ func (p *plain) outProj() float64 {
 		p.notes.of(l.Module, "the update of out_proj is added twice, as PEFT does")
 		return 2
 	}
-	p.notes.of(l.Module, "the update of out_proj is added once, as the adapter means it; PEFT up to 0.21 adds it twice when it runs and when it merges, which Options.OutProjTwice does")
+	p.notes.of(l.Module, "the update of out_proj is added once, as the adapter's formula says; PEFT up to 0.21 adds it twice when it runs or merges the adapter, and so does Options.OutProjTwice")
 	return 1
 }

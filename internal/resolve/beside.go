@@ -14,12 +14,13 @@ type beside struct {
 	*format.Beside
 }
 
-// formBeside returns the form of a tensor outside the layers, nil for one that only training needs.
+// formBeside returns the form of a tensor outside the layers, or nil if only training needs the
+// tensor.
 func (r *resolver) formBeside(b *format.Beside) form {
 	if b.Action == format.Opaque {
 		for _, f := range []format.Feature{format.FeatureVeLoRA, format.FeatureMonteCLoRA} {
 			if slices.Contains(r.features[f], b.Target) {
-				r.notes.of(b.Target, "the state of the adapter's training is no part of the merged model and is left out")
+				r.notes.of(b.Target, "the state of the adapter's training is left out of the merged model")
 				return nil
 			}
 		}
@@ -39,7 +40,7 @@ func (b *beside) add() error {
 		return fault.New(fault.Unsupported, "tensor %q has no known meaning", b.Target)
 	}
 	if b.Weight != 1 {
-		return fault.New(fault.Unsupported, "the adapter replaces %q, and the weight %v cannot apply to a replacement", b.Target, b.Weight).
+		return fault.New(fault.Unsupported, "the adapter replaces %q, so its weight must be 1, not %v", b.Target, b.Weight).
 			WithHint("use the weight 1")
 	}
 	if b.fold != nil {
@@ -53,7 +54,7 @@ func (b *beside) add() error {
 	}
 	have := b.blob(b.Tensor).Tensor()
 	if !have.DType.IsFloat() && have.DType != c.DType {
-		return fault.New(fault.Mismatch, "the adapter saves %q as %v, the base has %v", b.Target, have.DType, c.DType)
+		return fault.New(fault.Mismatch, "the adapter saves %q as %v, but the base stores %v", b.Target, have.DType, c.DType)
 	}
 	if b.Action == format.Rows {
 		return b.addRows(c, have)
@@ -72,15 +73,15 @@ func (b *beside) add() error {
 
 func (b *beside) addRows(c *Change, have *format.Tensor) error {
 	if len(have.Shape) != 2 || len(c.Shape) != 2 || have.Shape[1] != c.Shape[1] {
-		return fault.New(fault.Mismatch, "the trained token rows of %q have shape %d, the base has %d", b.Target, have.Shape, c.Shape)
+		return fault.New(fault.Mismatch, "the trained token rows of %q have shape %d, but the base has shape %d", b.Target, have.Shape, c.Shape)
 	}
 	if c.Rows != nil {
 		return fault.New(fault.Unsupported, "two adapters replace rows of %q", c.Name)
 	}
 	for _, row := range b.Rows {
 		if row < 0 || uint64(row) >= c.Shape[0] {
-			return fault.New(fault.Mismatch, "trainable_token_indices has the token %d, and %q of the base has %d rows", row, c.Name, c.Shape[0]).
-				WithHint("the vocabulary was resized for the adapter, and it has no values for all of the new rows: resize the base's embeddings first")
+			return fault.New(fault.Mismatch, "trainable_token_indices has the token %d, but %q of the base has %s", row, c.Name, fault.Count(int64(c.Shape[0]), "row")).
+				WithHint("the vocabulary was resized for the adapter, which does not hold all of the new rows: resize the base's embeddings first")
 		}
 	}
 	c.Rows = &Rows{Blob: b.blob(b.Tensor), Order: b.Rows}

@@ -33,9 +33,9 @@ type Change struct {
 	Stacked bool // the tensor has three dimensions and stacks matrices
 	NBands  int
 	Terms   []Term
-	DoRA    *Magnitude // rescales the updated weight; nil does not
-	Replace *Blob      // the tensor of an adapter that stands in for the base's; nil keeps it
-	Rows    *Rows      // nil keeps all
+	DoRA    *Magnitude // rescales the updated weight; nil leaves it
+	Replace *Blob      // an adapter's tensor that replaces the base's; nil keeps the base's
+	Rows    *Rows      // trained rows that replace the base's; nil keeps all
 }
 
 // Term is one update S·Left·Right of a band. Left (rows×Rank) and Right (Rank×cols) have the
@@ -48,7 +48,7 @@ type Term struct {
 	Transposed  bool    // the base stores the weight n×m, so Left is Aᵀ and Right Bᵀ
 	Rank        int
 	Left, Right Factor
-	Residual    Residual // in place of the factors: a part of the base that is taken out
+	Residual    Residual // a part of the base to subtract, in place of the factors
 }
 
 // Residual is a part P of the base's weight that PiSSA or OLoRA subtracted before training.
@@ -66,7 +66,7 @@ const (
 type Magnitude struct {
 	Blob
 	Module    string
-	OfColumns bool // of the base's tensor: Conv1D stores an output feature as a column, and so does an embedding
+	OfColumns bool // one factor per column, not per row: Conv1D and embeddings store an output feature as a column
 }
 
 // Rows replaces rows of a tensor: row i of the blob becomes row Order[i].
@@ -110,7 +110,7 @@ func wholeB(b Blob, rank int) Factor {
 	return Factor{Blob: b, Across: 1, Along: rank, Repeat: 1, Length: int(b.Tensor().Elements() / int64(rank))}
 }
 
-// part cuts a factor to n of its rows or columns, from i on. It does not cut a repeated one.
+// part cuts a factor to n of its rows or columns, from i on. A repeated factor cannot be cut.
 func (f Factor) part(i, n int) Factor {
 	f.At += i * f.Along
 	f.Length = n
@@ -247,16 +247,16 @@ func (b *Base) checkStorage(name string) error {
 	module := naming.Module(name)
 	for _, companion := range []string{name + "_scale", name + "_scale_inv", name + ".absmax", name + ".quant_map", name + ".SCB", module + ".scales"} {
 		if _, ok := b.Tensors[companion]; ok {
-			quantised = fmt.Sprintf(" (quantised: beside it lies %q)", companion)
+			quantised = fmt.Sprintf(" (quantised: %q lies beside it)", companion)
 		}
 	}
 	d := b.Tensors[name].DType
 	if !d.IsFloat() || quantised != "" && d.Size() < 2 {
-		return fault.New(fault.Unsupported, "tensor %q of the base is stored as %v%s; F64, F32, F16 and BF16 can be merged into", name, d, quantised).
+		return fault.New(fault.Unsupported, "tensor %q of the base is stored as %v%s; merge supports F64, F32, F16 and BF16", name, d, quantised).
 			WithHint(naming.Dequantise)
 	}
 	if quantised != "" && !strings.Contains(quantised, "config.json") {
-		return fault.New(fault.Unsupported, "tensor %q of the base is not plain%s", name, quantised).
+		return fault.New(fault.Unsupported, "tensor %q of the base must be dequantised first%s", name, quantised).
 			WithHint(naming.Dequantise)
 	}
 	return nil
@@ -281,5 +281,5 @@ func sameBlob(a, b Blob) (bool, error) {
 	return true, nil
 }
 
-// pieceBytes is how much of a tensor is compared at a time.
+// pieceBytes is the number of bytes that one read of a comparison takes.
 const pieceBytes = 1 << 18

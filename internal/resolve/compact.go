@@ -25,7 +25,7 @@ func (c *compact) add() error {
 	_, hasA := l.Roles[format.RoleA]
 	_, hasB := l.Roles[format.RoleB]
 	if !hasA || !hasB || len(l.Roles) > 2 {
-		return fault.New(fault.Unsupported, "%q is of an unknown kind, with %d tensors", l.Module, len(l.Roles))
+		return fault.New(fault.Unsupported, "%q is of an unknown kind, with %s", l.Module, fault.Count(len(l.Roles), "tensor"))
 	}
 	x, a, b, err := c.term(l)
 	if err != nil {
@@ -33,16 +33,16 @@ func (c *compact) add() error {
 	}
 	sa, sb := a.Tensor().Shape, b.Tensor().Shape
 	if len(sb) == 3 && sb[2] == 1 {
-		sb = sb[:2] // a convolution of one point
+		sb = sb[:2] // a convolution with a kernel of one element
 	}
 	if len(sa) != 2 || len(sb) != 2 || sa[0] == 0 || sa[1] == 0 || sb[0] == 0 || sb[1] == 0 {
-		return fault.New(fault.Corrupt, "%q: lora_A has shape %d and lora_B %d", l.Module, a.Tensor().Shape, b.Tensor().Shape)
+		return fault.New(fault.Corrupt, "%q: lora_A has shape %d and lora_B %d, want two matrices that are not empty", l.Module, a.Tensor().Shape, b.Tensor().Shape)
 	}
 	if c.target, err = c.change(c.weightName(l), false); err != nil {
 		return err
 	}
 	if shape := c.target.Shape; len(shape) != 2 {
-		return fault.New(fault.Mismatch, "%q: the base's weight has shape %d, and the factors are those of a linear layer", l.Module, shape)
+		return fault.New(fault.Mismatch, "%q: the base's weight has shape %d, but the factors are those of a linear layer", l.Module, shape)
 	}
 	c.x, c.a, c.b = x, a, b
 	c.rank, c.inputs, c.outputs, c.width = int(sa[0]), int(sa[1]), int(sb[0]), int(sb[1])
@@ -71,7 +71,7 @@ func (c *compact) orient(fits func(m, n int) bool) (transposed bool, m, n int, e
 	case asLinear:
 		transposed = false // these methods adapt nn.Linear
 	case !transposed:
-		return false, 0, 0, fault.New(fault.Mismatch, "%q: lora_A %d×%d and lora_B %d×%d do not go with the base's weight of shape %d",
+		return false, 0, 0, fault.New(fault.Mismatch, "%q: lora_A %d×%d and lora_B %d×%d do not fit the base's weight of shape %d",
 			c.layer.Module, c.rank, c.inputs, c.outputs, c.width, shape).WithHint("%s", c.wrongBase())
 	}
 	if transposed {
@@ -127,7 +127,7 @@ func (c *compact) addPooled() error {
 	}
 	group := n / c.inputs
 	if group == 1 {
-		return fault.New(fault.Unsupported, "the configuration says use_qalora, and lora_A of %q is not pooled: it has as many columns as the base", c.layer.Module).
+		return fault.New(fault.Unsupported, "the configuration says use_qalora, but lora_A of %q is not pooled: it has as many columns as the base", c.layer.Module).
 			WithHint("if it is an ordinary LoRA, set use_qalora to false in adapter_config.json")
 	}
 	a := WholeA(c.a, c.rank)
@@ -138,12 +138,12 @@ func (c *compact) addPooled() error {
 }
 
 // addProjections adds MergedLinear: the weight stacks several projections, the adapter adapts some
-// of them, and B has the rows of those. A and B split into groups of equal size, each with its own
+// of them, and B holds only their rows. A and B split into groups of equal size, each with its own
 // ranks.
 func (c *compact) addProjections(q format.Requirement) error {
 	enabled := q.Projections()
 	if len(enabled) == 0 {
-		return fault.New(fault.Unsupported, "%q is a MergedLinear, and the file does not say which of its projections are adapted: %s", c.layer.Module, q.Where).
+		return fault.New(fault.Unsupported, "%q is a MergedLinear, but the file does not say which of its projections it adapts: %s", c.layer.Module, q.Where).
 			WithHint("if it is a .lora file of an older version, convert it again from its source")
 	}
 	nEnabled := 0
@@ -154,7 +154,7 @@ func (c *compact) addProjections(q format.Requirement) error {
 	}
 	nGroups := c.rank / c.width
 	if nEnabled == 0 || c.rank%c.width != 0 || c.outputs%nEnabled != 0 || c.outputs%nGroups != 0 {
-		return fault.New(fault.Mismatch, "%q: lora_A %d×%d and lora_B %d×%d do not go with %d projections", c.layer.Module, c.rank, c.inputs, c.outputs, c.width, nEnabled)
+		return fault.New(fault.Mismatch, "%q: lora_A %d×%d and lora_B %d×%d do not fit %s", c.layer.Module, c.rank, c.inputs, c.outputs, c.width, fault.Count(nEnabled, "projection"))
 	}
 	rows := c.outputs / nEnabled
 	transposed, _, _, err := c.orient(func(m, n int) bool { return m == rows*len(enabled) && n == c.inputs })

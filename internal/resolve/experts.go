@@ -10,19 +10,20 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// An adapter of stacked experts has, for a parameter of E matrices d1×d2, the factors A, (E·r)×n
+// An adapter of stacked experts adapts a parameter of E matrices d1×d2 by the factors A, (E·r)×n
 // with one expert after the other, and B, m×(r·E) with the expert running fastest. (n, m) is (d2,
-// d1), or (d1, d2), and then every product stands transposed in the parameter: PEFT has changed its
-// mind about that twice.
+// d1), or else (d1, d2), and then the parameter stores every product transposed: PEFT has changed
+// this twice.
 //
-// The base may hold the experts stacked or one by one, and so may the adapter be made.
+// The base may stack the experts or have a module for each, and so may the model that the adapter
+// was trained in.
 
-// stacked is the form of all layers of an adapter that adapt stacked experts. PEFT treats all of a
-// model alike, so that one module may tell how the factors of another stand.
+// stacked is the form of all layers of an adapter that adapt stacked experts. PEFT treats all of
+// them alike, so one module can show the orientation of another.
 type stacked struct {
 	*resolver
 	modules []*experts
-	sides   map[bool]bool // whether products stand transposed in parameters of experts that are not square
+	sides   map[bool]bool // the orientations seen in parameters that are not square; true is transposed
 }
 
 // experts groups the layers that adapt parameters of one module.
@@ -58,15 +59,15 @@ func (r *resolver) groupExperts() error {
 	for _, g := range s.modules {
 		slices.SortFunc(g.layers, func(a, b *format.Layer) int { return len(b.Module) - len(a.Module) })
 		if len(g.names) != len(g.layers) {
-			return fault.New(fault.Unsupported, "the adapter has the factors of %d parameters of %q, and target_parameters names %d: %s", len(g.layers), g.module, len(g.names), fault.List(g.names, 3)).
-				WithHint("name in target_parameters the parameters that the factors are for; a .lora file of an older version is converted again from its source")
+			return fault.New(fault.Unsupported, "the adapter has factors for %s of %q, but target_parameters names %d: %s", fault.Count(len(g.layers), "parameter"), g.module, len(g.names), fault.List(g.names, 3)).
+				WithHint("list in target_parameters every parameter that has factors; convert a .lora file of an older version again from its source")
 		}
 	}
 	r.forms = append(r.forms, s)
 	return nil
 }
 
-// parameter is the path of a parameter of a group.
+// parameter returns the path of parameter i.
 func (g *experts) parameter(i int) string { return g.module + "." + g.names[i] }
 
 // wants lists the parameters, or the weights of every expert.
@@ -101,7 +102,7 @@ func expertWeight(module string, expert int, part string) string {
 	return fmt.Sprintf("%s.%d.%s.weight", module, expert, part)
 }
 
-// nExperts is how many experts the factors of a layer are for.
+// nExperts returns the number of experts in the factors of a layer.
 func (g *given) nExperts(l *format.Layer) int {
 	return int(g.blob(l.Roles[format.RoleA]).Tensor().Shape[0]) / l.Rank
 }
@@ -111,16 +112,16 @@ func (g *given) factorShape(l *format.Layer) (n, m uint64) {
 	return g.blob(l.Roles[format.RoleA]).Tensor().Shape[1], g.blob(l.Roles[format.RoleB]).Tensor().Shape[0]
 }
 
-// stack is the shape that the base has for a parameter: n experts d1×d2, whether it holds them
-// stacked or one by one. A parameter of two dimensions, such as a router, is a matrix, on which
-// PEFT applies factors as on a linear layer.
+// stack is the shape of a parameter: n experts d1×d2, whether the base stacks them or has a module
+// for each. A parameter of two dimensions, such as a router, is a matrix; PEFT applies factors to
+// it as to a linear layer.
 type stack struct {
 	n, d1, d2 uint64
 	matrix    bool
 }
 
-// stackOf looks the shape up. Where the base has the experts one by one, their weights make up the
-// parameter.
+// stackOf looks up the shape of a parameter. If the base has a module for each expert, their
+// weights make up the parameter.
 func (s *stacked) stackOf(g *experts, i int) (stack, error) {
 	parts := s.split(g, i)
 	if parts == nil {
@@ -131,14 +132,14 @@ func (s *stacked) stackOf(g *experts, i int) (stack, error) {
 		case 3:
 			return stack{shape[0], shape[1], shape[2], false}, nil
 		}
-		return stack{}, fault.New(fault.Mismatch, "%q of the base has shape %d, and target_parameters are of two or three dimensions", g.parameter(i), shape).
+		return stack{}, fault.New(fault.Mismatch, "%q of the base has shape %d, but target_parameters need two or three dimensions", g.parameter(i), shape).
 			WithHint("%s", s.wrongBase())
 	}
 	var all stack
 	for _, part := range parts {
 		shape := s.tensor(expertWeight(g.module, 0, part)).Shape
 		if len(shape) != 2 || all.d1 > 0 && (shape[1] != all.d2 || shape[0]*uint64(len(parts)-1) != all.d1*uint64(len(parts)-1)) {
-			return stack{}, fault.New(fault.Mismatch, "the weights %s of %q do not go together: shape %d", strings.Join(parts, " and "), g.module, shape)
+			return stack{}, fault.New(fault.Mismatch, "the weights %s of the experts %q do not fit together: one has shape %d", strings.Join(parts, " and "), g.module, shape)
 		}
 		all.d1 += shape[0]
 		all.d2 = shape[1]
@@ -160,8 +161,8 @@ func (g *given) fits(l *format.Layer, s stack) bool {
 	return uint64(g.nExperts(l)) == s.n && (n == s.d2 && m == s.d1 || n == s.d1 && m == s.d2 && !s.matrix)
 }
 
-// pairExperts pairs the layers of a module with its parameters. The shapes say which is which, and
-// where several orders fit, the order in which models are known to register the parameters.
+// pair pairs the layers of a module with its parameters. The shapes decide. If several orders fit,
+// the order decides in which known models register the parameters.
 func (s *stacked) pair(g *experts) error {
 	stacks := make([]stack, len(g.layers))
 	for i := range g.layers {
@@ -185,7 +186,7 @@ func (s *stacked) pair(g *experts) error {
 	inOrder := slices.IsSorted(fitting[0]) // the plain order comes first
 	known := !slices.ContainsFunc(g.names, func(name string) bool { return !naming.IsRegistered(name) })
 	if len(fitting) > 1 && !(known && inOrder) || !inOrder && !g.isUniform() {
-		return fault.New(fault.Unsupported, "it is not known which factors of %q are for which of its parameters %s: their keys do not say it, PEFT nests them in the order in which the model registers them, and %d orders fit the shapes",
+		return fault.New(fault.Unsupported, "cannot tell which factors of %q belong to which of its parameters %s: their keys do not say, PEFT nests them in the order in which the model registers them, and %d orders fit the shapes",
 			g.module, strings.Join(g.names, ", "), len(fitting)).WithHint("train one adapter for each of the parameters")
 	}
 	if !inOrder {
@@ -222,13 +223,13 @@ func (s *stacked) add() error {
 		}
 	}
 	if s.reading.ExpertsSlowest {
-		s.notes.add("lora_B of the experts is read with one expert after the other, as Options.ExpertsSlowest says")
+		s.notes.add("lora_B of the experts is read with one expert after the other, as Options.ExpertsSlowest asks")
 	}
 	return nil
 }
 
-// isUniform reports whether all factors have the same rank and scale, so that these are right
-// whichever parameter they are for.
+// isUniform reports whether all factors have the same rank and scale, so that no order of the
+// parameters changes these.
 func (g *experts) isUniform() bool {
 	return !slices.ContainsFunc(g.layers, func(l *format.Layer) bool { return l.Rank != g.layers[0].Rank || l.Scale() != g.layers[0].Scale() })
 }
@@ -237,8 +238,8 @@ func (s *stacked) explain(g *experts, stacks []stack) error {
 	for i, l := range g.layers {
 		if x := stacks[i]; !s.fits(l, x) {
 			n, m := s.factorShape(l)
-			return fault.New(fault.Mismatch, "the experts %q: lora_A is for %d experts of %d columns and lora_B has %d rows, the base's parameter %s is %d×%d×%d",
-				l.Module, s.nExperts(l), n, m, g.names[i], x.n, x.d1, x.d2).WithHint("%s", s.wrongBase())
+			return fault.New(fault.Mismatch, "the experts %q: lora_A is for %s of %d columns and lora_B has %d rows, but the base's parameter %s is %d×%d×%d",
+				l.Module, fault.Count(s.nExperts(l), "expert"), n, m, g.names[i], x.n, x.d1, x.d2).WithHint("%s", s.wrongBase())
 		}
 	}
 	return nil
@@ -337,8 +338,8 @@ func StackedAndNot(name string) error {
 }
 
 // orient decides whether a parameter stores its products transposed. The shapes tell. For a square
-// parameter the user decides first, then the kind of the layer, then the base's other parameters,
-// since an adapter treats all of them alike.
+// parameter the user decides first, then the kind of the layer, then the adapter's other
+// parameters, since PEFT treats all of them alike.
 func (s *stacked) orient(l *format.Layer, shape stack, n uint64) (bool, error) {
 	if shape.matrix || shape.d1 != shape.d2 {
 		return !shape.matrix && n == shape.d1, nil
@@ -352,19 +353,19 @@ func (s *stacked) orient(l *format.Layer, shape stack, n uint64) (bool, error) {
 	case l.Kind == format.ExpertSecond:
 		return false, nil
 	case len(s.sides) == 1:
-		s.notes.of(l.Module, "the experts are square, and their orientation is that of the adapter's other parameters")
+		s.notes.of(l.Module, "the experts are square, so the adapter's other parameters decide their orientation")
 		return s.sides[true], nil
 	case len(s.sides) == 2:
-		return false, undecided(l, shape, "the other parameters of the adapter do not agree")
+		return false, undecided(l, shape, "the other parameters of the adapter disagree")
 	case l.Kind == format.Expert:
-		return false, undecided(l, shape, "the adapter does not say it")
+		return false, undecided(l, shape, "the adapter does not say")
 	case loadsTransposed:
 		return false, undecided(l, shape, releases)
 	case l.Kind == format.ExpertFirst:
 		s.notes.of(l.Module, saysDimension(l.Kind))
 		return true, nil
 	case modelType == "":
-		return false, undecided(l, shape, "the base has no config.json that says what model it is")
+		return false, undecided(l, shape, "the base has no config.json that names the type of the model")
 	case isTransposed:
 		return false, undecided(l, shape, releases)
 	}
@@ -382,6 +383,6 @@ var reads = map[format.Kind]string{
 }
 
 func undecided(l *format.Layer, s stack, why string) error {
-	return fault.New(fault.Unsupported, "the experts of %q are square, %d×%d, so that their shape does not tell which dimension is the input: %s", l.Module, s.d1, s.d2, why).
-		WithHint("say it with Options.ExpertInput: 1 where lora_A reads the first dimension of an expert (PEFT up to 0.18 on most models, and gpt-oss), 2 where it reads the second; a .lora file of an older version can also be converted again from its source")
+	return fault.New(fault.Unsupported, "the experts of %q are square, %d×%d, so their shape does not tell which dimension is the input: %s", l.Module, s.d1, s.d2, why).
+		WithHint("set Options.ExpertInput, to 1 if lora_A reads the first dimension of an expert (PEFT up to 0.18 on most models, and gpt-oss), to 2 if it reads the second; a .lora file of an older version can also be converted again from its source")
 }

@@ -21,10 +21,10 @@ const (
 
 // feature is a property that an adapter can have, with merge's verdict.
 type feature struct {
-	name    format.Feature // as an adapter requires it (package format); "" where no adapter has to say it
+	name    format.Feature // as an adapter requires it (package format); "" if adapters do not announce it
 	verdict Verdict
 	title   string // describes the feature to users
-	option  string // the one that NeedsOption speaks of, such as Options.AnyBase
+	option  string // the option that NeedsOption means, such as Options.AnyBase
 	why     string // why merge refuses it, to complete "the adapter cannot be merged: "
 	remedy  string // the user's next step
 }
@@ -38,7 +38,7 @@ var features = []feature{
 	{verdict: Applied, title: "modules under the names of transformers 4 or 5: " + strings.Join(naming.MovedModels(), ", ")},
 	{verdict: Applied, title: "keys with adapter names, torch.compile and FSDP wrappers, with or without prefixes"},
 	{verdict: Applied, title: "safetensors, pickles of torch.save (adapter_model.bin, .pt), .lora files, sub-directories of named adapters"},
-	{verdict: Applied, title: "plain, sharded and mixed-dtype bases; a quantised tensor that is not adapted is carried"},
+	{verdict: Applied, title: "plain, sharded and mixed-dtype bases; a quantised tensor that is not adapted is copied"},
 	{verdict: Applied, title: "initialised by gaussian, orthogonal, EVA or MiCA, which leave the base alone"},
 	{name: format.FeatureBDLoRA, verdict: Applied, title: "BD-LoRA (use_bdlora): block-diagonal factors, stored compact"},
 	{name: format.FeatureConvolution, verdict: Applied, title: "convolutions of one, two and three dimensions"},
@@ -60,12 +60,12 @@ var features = []feature{
 	{verdict: NeedsOption, title: "a saved head that the base lacks, or has for another number of classes", option: "Options.AddTensors"},
 	{name: format.FeatureOLoRA, verdict: NeedsOption, title: "OLoRA on the original base", option: "Options.RecomputeResidual",
 		why:    "it was initialised with OLoRA (olora), which subtracted the first factors from the base",
-		remedy: "with the original base, Options.RecomputeResidual takes it out again; or save it with path_initial_model_for_weight_conversion"},
+		remedy: "with the original base, Options.RecomputeResidual subtracts that part again; or save the adapter with path_initial_model_for_weight_conversion"},
 	{name: format.FeaturePiSSA, verdict: NeedsOption, title: "PiSSA on the original base", option: "Options.RecomputeResidual",
 		why:    "it was initialised with PiSSA (pissa), which subtracted the principal part from the base",
-		remedy: "with the original base, Options.RecomputeResidual takes it out again; or save it with path_initial_model_for_weight_conversion"},
-	{verdict: NeedsOption, title: "square stacked experts, where neither other shapes nor the adapter tell their orientation", option: "Options.ExpertInput"},
-	{verdict: NeedsOption, title: "square Conv1D weights (fan_in_fan_out), where the base has neither a config.json nor other weights that tell", option: "Options.LinearInput"},
+		remedy: "with the original base, Options.RecomputeResidual subtracts that part again; or save the adapter with path_initial_model_for_weight_conversion"},
+	{verdict: NeedsOption, title: "square stacked experts whose orientation neither other shapes nor the adapter tell", option: "Options.ExpertInput"},
+	{verdict: NeedsOption, title: "square Conv1D weights (fan_in_fan_out) of a base that has neither a config.json nor other weights that tell", option: "Options.LinearInput"},
 	{verdict: NeedsOption, title: "lora_B of stacked experts with one expert after the other, as unsloth wrote it", option: "Options.ExpertsSlowest"},
 	{verdict: NeedsOption, title: "out_proj of torch.nn.MultiheadAttention twice, as PEFT up to 0.21 has it", option: "Options.OutProjTwice"},
 	{name: format.FeatureALoRA, verdict: Refused,
@@ -84,7 +84,7 @@ var features = []feature{
 		why:    "a tensor is empty, as DeepSpeed ZeRO-3 leaves parameters that it has not gathered",
 		remedy: "save again with stage3_gather_16bit_weights_on_model_save, or gather the checkpoint with zero_to_fp32.py first"},
 	{name: format.FeatureFactorShape, verdict: Refused,
-		why:    "a tensor of a layer does not have the shape that goes with the others",
+		why:    "a tensor of a layer does not fit the shapes of the others",
 		remedy: "the file is damaged, or not what its keys say"},
 	{name: format.FeatureKaSA, verdict: Refused,
 		why:    "it is KaSA (kasa_config), which truncated the base before training",
@@ -124,7 +124,7 @@ var features = []feature{
 		why:    "the rows of trained tokens cannot be placed (trainable_token_indices)",
 		remedy: "use the adapter_config.json that was saved with these weights"},
 	{name: format.FeatureTwice, verdict: Refused,
-		why:    "a factor is there twice, with the adapter's name in its key and without",
+		why:    "the file holds a factor twice, with the adapter's name in its key and without",
 		remedy: "keep one of the two in the file"},
 	{name: format.FeatureUndo, verdict: Refused,
 		why:    "it is the undo record of a merge, not an adapter",
@@ -190,7 +190,7 @@ func explainMethod(value string) (why, remedy string) {
 type Support struct {
 	Verdict Verdict
 	What    string // the feature, with the reason if it is refused
-	Option  string // the one that is needed, such as Options.AnyBase
+	Option  string // the option that it needs, such as Options.AnyBase
 }
 
 // Supports lists merge's verdict on every feature, from the same data as Refusals. docs/support.md

@@ -6,18 +6,17 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// gathered is a layer of one expert, where the base has that expert stacked with others in a
-// parameter.
+// gathered is a layer of one expert that the base stacks with others in a parameter.
 type gathered struct {
 	*resolver
 	layer     *format.Layer
 	parameter string
 	expert    int
-	part      int // of the parts that an expert has in the parameter, one below the other
+	part      int // number of the layer's part; the parts of an expert lie one below the other
 	parts     int
 }
 
-// gather returns the form of a layer of one expert, nil where the base has it as a module.
+// gather returns the form of a layer of one expert, or nil if the base has a module for the expert.
 func (r *resolver) gather(l *format.Layer) form {
 	parameter, expert, part, parts, _ := naming.ExpertPart(l.Module)
 	if r.names.HasTail(tail(l.Module, 3)+".weight") || !r.names.HasTail(tail(parameter, 2)) {
@@ -36,7 +35,7 @@ func (g *gathered) add() error {
 		return err
 	}
 	if len(l.Roles) > 2 {
-		return fault.New(fault.Unsupported, "%q has more to it than lora_A and lora_B (DoRA, or a bias), and the base has that expert stacked with others in %q", l.Module, parameter).
+		return fault.New(fault.Unsupported, "%q has DoRA or a bias beside lora_A and lora_B, but the base stacks that expert with others in %q", l.Module, parameter).
 			WithHint("merge into a checkpoint with a module per expert")
 	}
 	if err := g.checkInterleaved(l, parts); err != nil {
@@ -46,11 +45,11 @@ func (g *gathered) add() error {
 	shape := g.tensor(parameter).Shape
 	rows := m * uint64(parts)
 	if len(shape) == 3 && uint64(g.expert) >= shape[0] {
-		return fault.New(fault.Mismatch, "the base's %q stacks %d experts, and the adapter changes number %d: %q",
-			parameter, shape[0], g.expert, l.Module).WithHint("the adapter was made for another base, which has more of them")
+		return fault.New(fault.Mismatch, "the base's %q stacks %s, but the adapter changes number %d: %q",
+			parameter, fault.Count(int64(shape[0]), "expert"), g.expert, l.Module).WithHint("the adapter was made for another base, which has more experts")
 	}
 	if len(shape) != 3 || !(shape[1] == rows && shape[2] == n || shape[1] == n && shape[2] == rows) {
-		return fault.New(fault.Mismatch, "%q: B·A is %d×%d and one of %d parts of an expert, the base's %q has shape %d", l.Module, m, n, parts, parameter, shape).
+		return fault.New(fault.Mismatch, "%q: B·A is %d×%d for one of %d parts of an expert, but the base's %q has shape %d", l.Module, m, n, parts, parameter, shape).
 			WithHint("%s", g.wrongBase())
 	}
 	transposed, err := g.standsTransposed(l, shape, n)
@@ -66,20 +65,20 @@ func (g *gathered) add() error {
 	return nil
 }
 
-// checkInterleaved refuses a layer of one of several parts of an expert where the base has the
-// parts in turns.
+// checkInterleaved refuses a layer of one of several parts of an expert if the base interleaves the
+// rows of the parts, as gpt-oss does.
 func (s *sheet) checkInterleaved(l *format.Layer, parts int) error {
 	modelType := s.base.Config.ModelType
 	if parts < 2 || !naming.HasInterleavedExperts(modelType) {
 		return nil
 	}
-	return fault.New(fault.Unsupported, "%q: models of type %s have gate and up projection of an "+
-		"expert row by row in turns, and which of the rows belong to this layer is not known",
+	return fault.New(fault.Unsupported, "%q: models of type %s interleave the rows of an expert's "+
+		"gate and up projections, and nothing tells which rows belong to this layer",
 		l.Module, modelType).WithHint("merge into a checkpoint with a module per expert")
 }
 
-// standsTransposed decides whether an expert of a stacked parameter is stored n×m: by its shape,
-// and of a square one by the type of the model.
+// standsTransposed decides whether the base stores an expert of a stacked parameter n×m: by the
+// shape, and for a square one by the type of the model.
 func (s *sheet) standsTransposed(l *format.Layer, shape []uint64, n uint64) (bool, error) {
 	modelType := s.base.Config.ModelType
 	switch {

@@ -64,15 +64,15 @@ func (p *plain) addBias(x Term, b Blob) error {
 		return err
 	}
 	if have, want := b.Tensor().Elements(), c.Elements(); have != want || len(c.Shape) != 1 {
-		return fault.New(fault.Mismatch, "lora_B.bias of %q has %d elements, the base's bias has shape %d", x.Module, have, c.Shape)
+		return fault.New(fault.Mismatch, "lora_B.bias of %q has %s, but the base's bias has shape %d", x.Module, fault.Count(have, "element"), c.Shape)
 	}
 	x.Rank, x.Left, x.Right = 1, one, WholeA(b, 1)
 	c.Terms = append(c.Terms, x)
 	return nil
 }
 
-// weightName is the name of the weight that a layer changes: its module's, or one that the module
-// has for several of its parts.
+// weightName returns the name of the weight that a layer changes: that of its module, or of one
+// that several parts of the module share.
 func (r *resolver) weightName(l *format.Layer) string {
 	if !r.names.HasTail(tail(l.Module, 2) + ".weight") {
 		return r.attentionWeight(l)
@@ -80,8 +80,8 @@ func (r *resolver) weightName(l *format.Layer) string {
 	return l.Module + ".weight"
 }
 
-// orientation decides whether the base stores the weight of a layer transposed. The shape tells,
-// and where it is square, orientSquare.
+// orientation decides whether the base stores the weight of a layer transposed. The shape tells;
+// for a square weight, orientSquare decides.
 func (p *plain) orientation(shape, a, b []uint64) (transposed bool, err error) {
 	l := p.layer
 	if l.Kind == format.Conv {
@@ -92,7 +92,7 @@ func (p *plain) orientation(shape, a, b []uint64) (transposed bool, err error) {
 		if len(shape) == 2 && shape[0] == n && shape[1] == m {
 			return true, nil
 		}
-		return false, fault.New(fault.Mismatch, "the embedding %q: A has %d columns and B %d rows, the base's weight has shape %d", l.Module, n, m, shape).
+		return false, fault.New(fault.Mismatch, "the embedding %q: A has %d columns and B %d rows, but the base's weight has shape %d", l.Module, n, m, shape).
 			WithHint("%s", p.wrongBase())
 	}
 	if len(shape) > 2 && !slices.ContainsFunc(shape[2:], func(k uint64) bool { return k != 1 }) && shape[0] == m && shape[1] == n {
@@ -107,16 +107,16 @@ func (p *plain) orientation(shape, a, b []uint64) (transposed bool, err error) {
 		return transposed, nil
 	}
 	if len(shape) > 2 {
-		return false, fault.New(fault.Mismatch, "%q: the base's weight has shape %d, and the factors are those of a linear layer %d×%d", l.Module, shape, m, n).
+		return false, fault.New(fault.Mismatch, "%q: the base's weight has shape %d, but the factors are those of a linear layer %d×%d", l.Module, shape, m, n).
 			WithHint("%s", p.wrongBase())
 	}
-	return false, fault.New(fault.Mismatch, "%q: B·A is %d×%d, the base's weight has shape %d", l.Module, m, n, shape).WithHint("%s", p.wrongBase())
+	return false, fault.New(fault.Mismatch, "%q: B·A is %d×%d, but the base's weight has shape %d", l.Module, m, n, shape).WithHint("%s", p.wrongBase())
 }
 
 // compareFlag notes a layer whose orientation in the base contradicts fan_in_fan_out.
 func (r *resolver) compareFlag(l *format.Layer, transposed bool) {
 	if r.model.Orientation != format.OrientationUnknown && transposed != (r.model.Orientation == format.NxM) {
-		r.notes.of(l.Module, "fan_in_fan_out of the adapter's configuration does not fit the base, which decides")
+		r.notes.of(l.Module, "fan_in_fan_out of the adapter's configuration contradicts the base, which decides")
 	}
 }
 
@@ -171,8 +171,8 @@ func (r *resolver) orientSquare(l *format.Layer) (bool, error) {
 	case r.reading.LinearInput > 0 && naming.IsConv1DName(leaf):
 		transposed = r.reading.LinearInput == 1
 	case naming.IsConv1DName(leaf) && r.model.Orientation == format.NxM:
-		return false, fault.New(fault.Unsupported, "the weight of %q is square, and nothing but fan_in_fan_out of the adapter's configuration tells whether the base stores it transposed: the base has no config.json, and no other weight shows it", l.Module).
-			WithHint("put the model's config.json beside its weights, or say it with Options.LinearInput: 1 where lora_A reads the first dimension of the weight (Conv1D of GPT-2), 2 where it reads the second (torch.nn.Linear)")
+		return false, fault.New(fault.Unsupported, "the weight of %q is square, and only fan_in_fan_out of the adapter's configuration tells whether the base stores it transposed: the base has no config.json, and no other weight shows it", l.Module).
+			WithHint("put the model's config.json beside its weights, or set Options.LinearInput, to 1 if lora_A reads the first dimension of the weight (Conv1D of GPT-2), to 2 if it reads the second (torch.nn.Linear)")
 	default:
 		// torch.nn.Linear, which every other model uses.
 	}
@@ -196,7 +196,7 @@ func (p *plain) checkConvolution(w, a, b []uint64) error {
 	} else if ok {
 		return fault.New(fault.Mismatch, "%s", d.Why).WithHint("%s", p.wrongBase())
 	}
-	return fault.New(fault.Mismatch, "the convolution %q: lora_A has shape %d and lora_B %d, the base's weight has shape %d", l.Module, a, b, w).
+	return fault.New(fault.Mismatch, "the convolution %q: lora_A has shape %d and lora_B %d, but the base's weight has shape %d", l.Module, a, b, w).
 		WithHint("%s", p.wrongBase())
 }
 
@@ -206,8 +206,8 @@ func isOutProj(l *format.Layer) bool {
 	return is
 }
 
-// change is the change of the tensor for a name of the adapter's, made at first use. How its values
-// are stored is not asked for a tensor that is only copied.
+// change returns the change of the base's tensor for a name of the adapter, and makes it at first
+// use. A tensor that is only copied may be stored in any way.
 func (r *resolver) change(name string, copied bool) (*Change, error) {
 	actual, _ := r.mapping.Lookup(name) // resolve has found every name
 	if r.fold != nil {

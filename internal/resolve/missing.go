@@ -1,6 +1,7 @@
 package resolve
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -9,7 +10,7 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// explainMissing says why the base lacks tensors that the adapter wants to change.
+// explainMissing explains why the base lacks tensors that the adapter changes.
 func (r *resolver) explainMissing(wanted, missing []string) error {
 	if err := (absent{r}).explain(); err != nil {
 		return err
@@ -22,7 +23,7 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 			return tiedError(name)
 		}
 		if strings.HasSuffix(name, ".bias") && r.names.Has(renamed+".weight") {
-			return fault.New(fault.Mismatch, "the adapter changes the bias of %q, and the base has none there", module).
+			return fault.New(fault.Mismatch, "the adapter changes the bias of %q, but the base has none there", module).
 				WithHint("%s", r.wrongBase())
 		}
 	}
@@ -33,21 +34,25 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 		return err
 	}
 	if len(missing) == len(wanted) {
-		return fault.New(fault.Mismatch, "the base has none of the %d tensors that the adapter changes: %s; it has, for example, %q",
-			len(wanted), fault.List(missing, 3), r.names.Like(missing[0])).
+		have := fmt.Sprintf("has none of the %d tensors", len(wanted))
+		if len(wanted) == 1 {
+			have = "lacks the only tensor"
+		}
+		return fault.New(fault.Mismatch, "the base %s that the adapter changes: %s; it has, for example, %q",
+			have, fault.List(missing, 3), r.names.Like(missing[0])).
 			WithHint("%s", r.wrongBase())
 	}
 	e := fault.New(fault.Mismatch, "the base lacks %d of the %d tensors that the adapter changes: %s", len(missing), len(wanted), fault.List(missing, 3))
 	for _, b := range r.model.Beside {
 		if slices.Contains(missing, b.Target) {
-			return e.WithHint("the adapter saves modules whole that the base does not have, such as a new head; give a base that has them")
+			return e.WithHint("the adapter saves modules whole that the base lacks, such as a new head; give a base that has them")
 		}
 	}
 	return e.WithHint("%s", r.wrongBase())
 }
 
-// explainHead says that the base lacks nothing but the head of a task: one that the adapter
-// updates, or one that is all that it saves, so that nothing pairs. It is nil where that is not so.
+// explainHead returns an error if the base lacks only a head of a task, and the adapter either
+// updates this head or saves nothing else, so that no name pairs. Otherwise it returns nil.
 func explainHead(r *resolver, wanted, missing []string) error {
 	heads := naming.HeadSegments(r.base.Config.ModelType)
 	isSaved := false
@@ -62,12 +67,12 @@ func explainHead(r *resolver, wanted, missing []string) error {
 	switch {
 	case len(missing) < len(wanted) && !isSaved:
 		return fault.New(fault.Mismatch,
-			"the adapter updates a head that the base lacks, and does not hold its values: %s",
+			"the adapter updates a head that the base lacks, but does not hold its values: %s",
 			fault.List(missing, 3)).
 			WithHint("merge into a checkpoint with the head that the training began with; " +
 				"if transformers made that head at random, it is lost, and the update with it")
 	case len(missing) == len(wanted) && len(r.model.Layers) == 0:
-		return fault.New(fault.Mismatch, "the adapter holds a head alone, which the base lacks: %s; "+
+		return fault.New(fault.Mismatch, "the adapter holds only a head, which the base lacks: %s; "+
 			"nothing tells whether it belongs to this base", fault.List(missing, 3)).
 			WithHint("if it does, load the base with transformers as the class that was trained, " +
 				"save it, and merge into that")
@@ -75,8 +80,8 @@ func explainHead(r *resolver, wanted, missing []string) error {
 	return nil
 }
 
-// diagnose asks the names of the base why they lack the adapter's tensors, then its
-// configuration; nil where neither tells.
+// diagnose asks the names of the base, and then its configuration, why it lacks the adapter's
+// tensors. It returns nil if neither tells.
 func (r *resolver) diagnose(missing []string) error {
 	renamed := make([]string, len(missing))
 	for i, name := range missing {

@@ -16,10 +16,10 @@ type perExpert struct {
 	*resolver
 	layer     *format.Layer
 	parameter string // the stacked parameter
-	part      int    // of the parts that an expert has in the parameter, one below the other
+	part      int    // number of the layer's part; the parts of an expert lie one below the other
 	nParts    int
 	nExperts  int
-	style     []string // the weights of one expert where the base has them one by one; nil where it stacks them
+	style     []string // the weights of one expert if the base has a module for each; nil if it stacks them
 }
 
 // isPerExpert reports whether both factors of a layer have a matrix for each expert.
@@ -77,8 +77,8 @@ func (p *perExpert) add() error {
 		return p.addStacked(x, a, b)
 	}
 	if p.hasMore() {
-		return fault.New(fault.Mismatch, "the experts %q: lora_A and lora_B are for %d experts, and the "+
-			"base has more", p.layer.Module, p.nExperts).WithHint("%s", p.wrongBase())
+		return fault.New(fault.Mismatch, "the experts %q: lora_A and lora_B are for %s, but the "+
+			"base has more", p.layer.Module, fault.Count(p.nExperts, "expert")).WithHint("%s", p.wrongBase())
 	}
 	for e := range p.nExperts {
 		if err := p.addExpert(x, a, b, e); err != nil {
@@ -104,7 +104,7 @@ func (p *perExpert) check(a, b []uint64) error {
 	return p.checkInterleaved(l, p.nParts)
 }
 
-// factors are those of one expert.
+// factors returns the factors of one expert.
 func (p *perExpert) factors(a, b Blob, expert int) (fb, fa Factor) {
 	sa, sb, r := a.Tensor().Shape, b.Tensor().Shape, p.layer.Rank
 	n, m := int(sa[2]), int(sb[1])

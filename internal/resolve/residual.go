@@ -6,15 +6,15 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// PiSSA and OLoRA start from factors that are a part P of the weight, and take that out of the
-// base, so that the adapter belongs to W − P. On the original base its update is s·B·A − P. PEFT
-// computes P in float32 and rounds W − P to the base's dtype; here P is computed in float64, and
-// the sum is rounded once.
+// PiSSA and OLoRA begin with factors whose product is a part P of the weight, and subtract P from
+// the base before training, so the adapter belongs to W − P. On the original base its update is
+// s·B·A − P. PEFT computes P in float32 and rounds W − P to the base's dtype; here P is computed in
+// float64, and the sum is rounded once.
 
 const asOrdinaryLoRA = "save the adapter with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"
 
-// checkResiduals refuses layers of which PEFT does not take a part out, or not in a way that is
-// known here.
+// checkResiduals refuses layers from which PEFT subtracts nothing, or in a way that is unknown
+// here.
 func (r *resolver) checkResiduals() error {
 	isPlain := make(map[*format.Layer]bool)
 	for _, f := range r.forms {
@@ -24,7 +24,7 @@ func (r *resolver) checkResiduals() error {
 	}
 	for i := range r.model.Layers {
 		if l := &r.model.Layers[i]; !isPlain[l] || r.has(format.FeatureMultiheadAttention) {
-			return fault.New(fault.Unsupported, "%q is no plain linear layer, and what its initialisation has taken out of the base is not known", l.Module).
+			return fault.New(fault.Unsupported, "%q is not a plain linear layer, and it is not known which part its initialisation subtracted from the base", l.Module).
 				WithHint(asOrdinaryLoRA)
 		}
 	}
@@ -40,17 +40,17 @@ func (p *plain) addResidual(c *Change, transposed bool) error {
 	}
 	switch {
 	case x.Residual == OLoRAResidual && transposed:
-		return fault.New(fault.Unsupported, "%q is stored transposed, and OLoRA of PEFT decomposes it as it is stored, so that its factors do not fit", l.Module).
+		return fault.New(fault.Unsupported, "the base stores %q transposed; OLoRA of PEFT decomposes the matrix as it is stored, so its factors do not fit", l.Module).
 			WithHint(asOrdinaryLoRA)
 	case c.DType == dtype.F64:
-		return fault.New(fault.Unsupported, "%q is stored as %v, for which PEFT has no such initialisation", l.Module, c.DType)
+		return fault.New(fault.Unsupported, "the base stores %q as %v, for which PEFT has no such initialisation", l.Module, c.DType)
 	}
 	c.Terms = append(c.Terms, x)
-	p.notes.of(l.Module, "what the initialisation has taken out of the base is computed again and taken out, in float64; PEFT does so in float32 and rounds in between")
+	p.notes.of(l.Module, "the part that the initialisation subtracted from the base is computed and subtracted again, in float64; PEFT computes it in float32 and rounds in between")
 	return nil
 }
 
-// checkResidual looks for changes that do not go with a residual: it is that of the base as it is.
+// checkResidual refuses changes beside a residual, which is a part of the original base.
 func (c *Change) checkResidual() error {
 	n := 0
 	for _, x := range c.Terms {
@@ -60,10 +60,10 @@ func (c *Change) checkResidual() error {
 	}
 	switch {
 	case n > 1:
-		return fault.New(fault.Unsupported, "two adapters have taken a part out of %q, each of the original base", c.Name).
+		return fault.New(fault.Unsupported, "two adapters each subtracted a part of the original base from %q", c.Name).
 			WithHint("save them with path_initial_model_for_weight_conversion, which makes ordinary LoRAs")
 	case c.Replace != nil || c.Rows != nil:
-		return fault.New(fault.Unsupported, "a part is to be taken out of %q, and an adapter replaces it", c.Name)
+		return fault.New(fault.Unsupported, "the merge would subtract a part of the base from %q, but an adapter replaces values of it", c.Name)
 	case c.DoRA != nil:
 		return c.checkMagnitude()
 	}

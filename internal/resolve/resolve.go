@@ -13,9 +13,9 @@ import (
 )
 
 // Resolve pairs every tensor of the adapters of one merge with the tensor of the base that it
-// changes. It fails if any tensor could not be used exactly once. The changes are in the order of
-// their names; notes are facts for the user. It reads no values but those of adapters that
-// save one tensor twice, to compare the two.
+// changes. It fails if it cannot use each tensor exactly once. The changes are in the order of
+// their names; texts are facts for the user. It reads values only of adapters that save one tensor
+// twice, to compare the two.
 func Resolve(b *Base, adapters *Checked) (changes []*Change, texts []string, err error) {
 	s, err := newSheet(b, adapters)
 	if err != nil {
@@ -65,7 +65,7 @@ func (s *sheet) resolver(i int) (*resolver, error) {
 	return r, r.form()
 }
 
-// form finds the form of everything that the adapter holds.
+// form finds the forms of the layers and of the tensors beside them.
 func (r *resolver) form() error {
 	if len(r.model.Beside) > 1 {
 		if err := (twins{r}).drop(); err != nil {
@@ -96,7 +96,7 @@ func (r *resolver) form() error {
 	return nil
 }
 
-// formOf is the form of a layer, nil for one that has it together with others.
+// formOf returns the form of a layer, or nil if the layer shares its form with others.
 func (r *resolver) formOf(l *format.Layer) form {
 	switch {
 	case l.Kind.IsExpert():
@@ -140,8 +140,8 @@ func (r *resolver) resolve() error {
 	return first(errs)
 }
 
-// first returns the first of several errors, which tells how many others there are, and what the
-// next one is.
+// first returns the first of several errors. Its message tells how many others there are, and
+// quotes the next one.
 func first(errs []error) error {
 	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 	var f *fault.Error
@@ -154,10 +154,10 @@ func first(errs []error) error {
 	return errs[0]
 }
 
-// check looks for changes to one tensor that do not go together.
+// check refuses changes of one tensor that cannot be combined.
 func (c *Change) check() error {
 	if c.Rows != nil && (c.Replace != nil && c.Replace.Source != c.Rows.Source || len(c.Terms) > 0) {
-		return fault.New(fault.Unsupported, "%q is to get trained token rows and another change as well, and their order is not defined", c.Name)
+		return fault.New(fault.Unsupported, "%q gets trained token rows and another change as well, and their order is not defined", c.Name)
 	}
 	if c.Replace != nil && len(c.Terms) > 0 && c.Replace.Tensor().DType != c.DType {
 		return fault.New(fault.Unsupported, "%q is replaced by a tensor in %v and updated as well, while the base stores %v",
@@ -240,15 +240,16 @@ func (g *given) checkFeatures(reading Reading) error {
 	return nil
 }
 
-// withoutResiduals is the adapter without the requirements that recomputing the residual meets.
+// withoutResiduals returns the adapter without the requirements that recomputing the residual
+// meets.
 func withoutResiduals(a *format.Adapter) *format.Adapter {
 	plain := *a
 	plain.Requires = slices.DeleteFunc(slices.Clone(a.Requires), func(q format.Requirement) bool { return verdictOf(q.Feature) == NeedsOption })
 	return &plain
 }
 
-// Refusals lists, in words, why the adapter cannot be merged by this version: one entry per
-// feature, empty for an adapter that can. The hint belongs to the first.
+// Refusals explains why this version cannot merge the adapter: one entry per feature, none if it
+// can. The hint belongs to the first entry.
 func Refusals(a *format.Adapter) (why []string, hint string) {
 	where := make(map[format.Feature][]string)
 	var features []format.Feature
@@ -273,13 +274,13 @@ func Refusals(a *format.Adapter) (why []string, hint string) {
 		return why, hint // they explain roles that are missing or unknown
 	}
 	if why = disagreements(a); len(why) > 0 {
-		hint = "the file was not saved whole, or was written by a program that does not say all that it holds; save the adapter again"
+		hint = "the file was not saved whole, or its writer did not announce all of it; save the adapter again"
 	}
 	return why, hint
 }
 
-// rank sorts the features that explain others to the front: a method of its own explains the
-// tensors that nobody knows.
+// rank sorts features that explain others to the front: another method of PEFT explains unknown
+// tensors.
 func rank(feature format.Feature) int {
 	switch feature {
 	case format.FeaturePEFTType:
@@ -302,9 +303,9 @@ var extras = []struct {
 	{format.RoleBias, format.FeatureLoRABias, "a bias of lora_B", false},
 }
 
-// disagreements says where the roles of an adapter's layers and its requirements contradict each
-// other. A reader that ignored one of the two would merge another adapter: plain LoRA in place of
-// DoRA, for one.
+// disagreements lists the contradictions between the roles of an adapter's layers and its
+// requirements. A reader that ignored one of the two would merge another adapter: plain LoRA in
+// place of DoRA, for one.
 func disagreements(a *format.Adapter) (why []string) {
 	for _, x := range extras {
 		var lacking, unannounced []string
@@ -316,7 +317,7 @@ func disagreements(a *format.Adapter) (why []string) {
 			}
 		}
 		if a.Method == format.MethodDoRA && x.feature == format.FeatureDoRA && len(announced) == 0 {
-			why = append(why, "its method is dora, and no layer is said to have magnitudes of DoRA")
+			why = append(why, "its method is dora, but it announces no magnitudes of DoRA")
 		}
 		for i := range a.Layers {
 			l := &a.Layers[i]
@@ -337,10 +338,10 @@ func disagreements(a *format.Adapter) (why []string) {
 		}
 		slices.Sort(lacking)
 		if lacking != nil {
-			why = append(why, fmt.Sprintf("it says that layers have %s, and these have none: %s", x.name, fault.List(lacking, 3)))
+			why = append(why, fmt.Sprintf("it announces %s for layers that have none: %s", x.name, fault.List(lacking, 3)))
 		}
 		if unannounced != nil {
-			why = append(why, fmt.Sprintf("layers have %s, and it does not require %q: %s", x.name, x.feature, fault.List(unannounced, 3)))
+			why = append(why, fmt.Sprintf("layers have %s, but it does not require %q: %s", x.name, x.feature, fault.List(unannounced, 3)))
 		}
 	}
 	return slices.Concat(why, unknownRoles(a), unknownKinds(a), surplus(a))
@@ -362,10 +363,10 @@ func unknownRoles(a *format.Adapter) []string {
 		return nil
 	}
 	slices.Sort(unknown)
-	return []string{"layers have tensors in a role that is not known: " + fault.List(unknown, 3)}
+	return []string{"layers have tensors with unknown roles: " + fault.List(unknown, 3)}
 }
 
-// surplus names the layers of a kind whose formula has A and B alone, and that have more to them.
+// surplus names the layers with more tensors than A and B, of kinds whose formula has only these.
 func surplus(a *format.Adapter) []string {
 	isDoRA := slices.ContainsFunc(a.Requires, func(q format.Requirement) bool {
 		return q.Feature == format.FeatureDoRA && (q.Where == "" || q.Where == peftDoRA)
@@ -379,7 +380,7 @@ func surplus(a *format.Adapter) []string {
 	if layers == nil {
 		return nil
 	}
-	return []string{"layers of experts or with compact factors have more to them than lora_A and lora_B (DoRA, or a bias): " +
+	return []string{"layers of experts, or with compact factors, have DoRA or a bias beside lora_A and lora_B: " +
 		fault.List(layers, 3)}
 }
 

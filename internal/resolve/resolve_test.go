@@ -275,7 +275,7 @@ func TestNoFormulaOfExpertsHasMoreThanFactors(t *testing.T) {
 			},
 		} {
 			_, _, err := resolveOne(c.base, adapter(t, 1, build), resolve.Reading{})
-			if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "more to them than lora_A and lora_B") {
+			if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "beside lora_A and lora_B") {
 				t.Errorf("%s with %s: %v, want a refusal", c.name, what, err)
 			}
 		}
@@ -398,7 +398,7 @@ func TestWhyABaseLacksWhatAnAdapterChanges(t *testing.T) {
 		}, "updates a head that the base lacks"},
 		{"an expert beyond the stack", base("qwen3_5_moe", map[string][]uint64{"l.0.mlp.experts.down_proj": {3, 6, 4}}),
 			func(b *format.Builder) { b.Linear("l.0.mlp.experts.3.down_proj", r, 1, zeros(r, 4), zeros(6, r)) },
-			"stacks 3 experts, and the adapter changes number 3"},
+			"stacks 3 experts, but the adapter changes number 3"},
 	} {
 		_, _, err := resolveOne(c.base, adapter(t, 1, c.build), resolve.Reading{})
 		if err == nil || !strings.Contains(err.Error(), c.want) {

@@ -26,7 +26,7 @@ type Checked struct {
 	reading  Reading
 }
 
-// unfolded returns the adapters with a reading that leaves their names alone.
+// unfolded returns the adapters with a reading that does not fold tied ends.
 func (c *Checked) unfolded() *Checked {
 	u := *c
 	if u.reading.Tied == Fold {
@@ -58,8 +58,8 @@ type resolver struct {
 	hasTwins bool // the adapter saves one tensor of the base under the names of all modules that share it
 }
 
-// form is a way in which tensors of an adapter stand for a change of tensors of the base. Each kind
-// of layer has one, and so has what is carried beside the layers.
+// form is one way to turn tensors of an adapter into changes of the base. Each kind of layer has
+// one, and so have the tensors beside the layers.
 type form interface {
 	// wants lists the tensors that the base must have, by the adapter's names.
 	wants() []string
@@ -77,24 +77,24 @@ func (r *resolver) wanted(which func(form) bool) (names []string) {
 	return names
 }
 
-// tensor is the base's tensor for a name of the adapter's, which resolve has found.
+// tensor returns the base's tensor for a name of the adapter; resolve has found every name.
 func (r *resolver) tensor(name string) Tensor {
 	actual, _ := r.mapping.Lookup(name)
 	return r.base.Tensors[actual]
 }
 
-// given is one adapter, as it is.
+// given is one adapter before it meets the base.
 type given struct {
 	Adapter
 	index    int // among the adapters of the merge
 	manifest *format.Manifest
 	model    *format.Adapter
-	features map[format.Feature][]string // what it requires: where, as the requirements of each feature say it
+	features map[format.Feature][]string // the features that it requires, each with the places of its requirements
 	saysDoRA bool                        // the configuration of PEFT says that every layer has magnitudes
 }
 
-// peftDoRA is the place of DoRA's requirement that PEFT's configuration makes: its field, which
-// stands for all layers.
+// peftDoRA is the place of DoRA's requirement in PEFT's configuration: the field, which holds for
+// all layers.
 const peftDoRA = "use_dora"
 
 func newGiven(a Adapter, index int) (*given, error) {
@@ -143,7 +143,7 @@ func (g *given) term(l *format.Layer) (x Term, a, b Blob, err error) {
 	return Term{Adapter: g.index, Module: l.Module, Scale: scale, Rank: l.Rank}, a, b, nil
 }
 
-// wrongBase is the hint where nothing better is known.
+// wrongBase returns the hint for a mismatch that nothing else explains.
 func (g *given) wrongBase() string {
 	if name := g.model.Base.Name; name != "" {
 		return "the adapter was made for another base: its configuration names " + fault.Quote(name)
@@ -151,7 +151,7 @@ func (g *given) wrongBase() string {
 	return "the adapter was made for another base"
 }
 
-// tail is the last n segments of a path.
+// tail returns the last n segments of a path.
 func tail(path string, n int) string {
 	s := strings.Split(path, ".")
 	return strings.Join(s[max(0, len(s)-n):], ".")
@@ -163,15 +163,15 @@ type notes struct {
 	about map[string][]string
 }
 
-// maxNamed is how many names a note spells out.
+// maxNamed is the largest number of names in a note.
 const maxNamed = 3
 
-// add adds a text of its own.
+// add adds a note without names.
 func (n *notes) add(format string, args ...any) {
 	n.texts = append(n.texts, fmt.Sprintf(format, args...))
 }
 
-// of adds a name to those that a text is about.
+// of adds a name to a note.
 func (n *notes) of(name, text string) {
 	if n.about == nil {
 		n.about = make(map[string][]string)
@@ -182,7 +182,7 @@ func (n *notes) of(name, text string) {
 	n.about[text] = append(n.about[text], name)
 }
 
-// list returns the texts in the order in which they came up.
+// list returns the notes in the order of their first use.
 func (n *notes) list() []string {
 	var all []string
 	for _, text := range n.texts {
@@ -194,10 +194,10 @@ func (n *notes) list() []string {
 	return all
 }
 
-// fold makes changes of either end to the one tensor that the base has for both.
+// fold turns a change of either end into a change of the one tensor that the base has for both.
 type fold struct {
 	embedding, head string        // by their names without wrappers
-	copies          [2]string     // the embedding and the second copy of it that the head is, where the base stores it twice
+	copies          [2]string     // the names of embedding and head if the base stores the tensor twice
 	changed         map[bool]bool // whether the head (true) and the embedding (false) change
 }
 

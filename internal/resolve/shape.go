@@ -18,13 +18,13 @@ type Shaping struct {
 	AddTensors     bool // what adapters save whole, and the base lacks or has in another shape
 }
 
-// Shaped is a base with the tensors that adapters need. Resolving goes on as if it had been written
-// so.
+// Shaped is a base with the tensors that adapters need. Resolve works on it as if the base had been
+// stored this way.
 type Shaped struct {
 	*Base
 	Edits   []Edit              // in their order
-	Added   map[string][]uint64 // tensors that the base lacked, or had in the shape given, by their names now
-	Renamed map[string]string   // the names on the disk of tensors that have others now
+	Added   map[string][]uint64 // former shapes of new tensors by their present names; nil if the base lacked the tensor
+	Renamed map[string]string   // from the names of tensors on disk to their present names
 	Notes   []string
 }
 
@@ -62,7 +62,7 @@ func (s *shaper) edit(e Edit) {
 	s.Edits = append(s.Edits, e)
 }
 
-// configure changes config.json, or names the values to set where there is none to change.
+// configure changes config.json, or notes the values to set if there is none to change.
 func (s *shaper) configure(edit func(text config.Text) config.Text, otherwise string) {
 	after := *s.Base
 	if s.ConfigText == nil {
@@ -89,7 +89,7 @@ func (s *shaper) untie() error {
 			WithHint("untie the base with the tool that made it, or set Options.Tied=fold, if the change is meant for both ends")
 	}
 	if t := s.Config.ModelType; naming.ScalesTiedHead(t) {
-		return fault.New(fault.Unsupported, "a %s model scales what goes into its head while it is tied, so that it is another model without the tie", t).
+		return fault.New(fault.Unsupported, "a %s model scales the input of its head while the head is tied, so untying it makes another model", t).
 			WithHint("set Options.Tied=fold, if the change is meant for both ends")
 	}
 	name := head
@@ -104,7 +104,7 @@ func (s *shaper) untie() error {
 	return nil
 }
 
-// grow gives the embedding and the head as many rows as an adapter saves of them.
+// grow gives the embedding and the head as many rows as an adapter saves for them.
 func (s *shaper) grow() error {
 	sheet, err := newSheet(s.Base, s.Checked)
 	if err != nil {
@@ -114,7 +114,7 @@ func (s *shaper) grow() error {
 	for _, a := range s.adapters {
 		for name, n := range sheet.grown(&a) {
 			if other, ok := rows[name]; ok && other != n {
-				return fault.New(fault.Mismatch, "one adapter has %d rows for %q, another %d", other, name, n)
+				return fault.New(fault.Mismatch, "two adapters save %q with different numbers of rows: %d and %d", name, other, n)
 			}
 			rows[name] = n
 		}
@@ -144,8 +144,8 @@ func (s *shaper) grow() error {
 	return nil
 }
 
-// grown finds what an adapter saves with more rows than the base has: how many, by the base's
-// names.
+// grown returns the numbers of rows of tensors that an adapter saves with more rows than the base
+// has, by the base's names.
 func (s *sheet) grown(g *given) map[string]uint64 {
 	var saved []format.Beside
 	var names []string
@@ -160,7 +160,7 @@ func (s *sheet) grown(g *given) map[string]uint64 {
 	for _, b := range saved {
 		actual, ok := mapping.Lookup(b.Target)
 		if !ok {
-			continue // resolving says so
+			continue // Resolve reports the error
 		}
 		have, want := g.blob(b.Tensor).Tensor().Shape, s.base.Tensors[actual].Shape
 		if len(have) == len(want) && len(have) > 0 && have[0] > want[0] && want[0] > 0 && slices.Equal(have[1:], want[1:]) {

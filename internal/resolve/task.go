@@ -10,8 +10,8 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// describeTask makes config.json say which class the model is of now, and how many labels it has.
-// Where that is not known, a warning names the values to set.
+// describeTask sets the class of the model and its number of labels in config.json. If they are not
+// certain, a note names the fields to set.
 func (s *shaper) describeTask(r *resolver, p pairing) (task naming.Task) {
 	var changed, whole []string
 	rows := make(map[string]uint64)
@@ -31,7 +31,7 @@ func (s *shaper) describeTask(r *resolver, p pairing) (task naming.Task) {
 	class, word := format.TrainedIn(r.Source)
 	task, ok := naming.FindTask(s.Config.ModelType, class, word, changed, whole)
 	if !ok {
-		s.notes.add("which class of transformers has %s is not certain: set architectures in config.json, and id2label where it classifies", fault.List(changed, 3))
+		s.notes.add("it is not certain which class of transformers has %s: set architectures in config.json, and id2label if the class classifies", fault.List(changed, 3))
 		return naming.Task{}
 	}
 	if naming.IsSubset(changed, task.Heads) { // else they have the names of another version
@@ -48,7 +48,7 @@ func (s *shaper) describeTask(r *resolver, p pairing) (task naming.Task) {
 	return task
 }
 
-// checkTask warns of parameters that the class has and that are neither in the base nor saved.
+// checkTask warns of parameters of the class that neither the base nor the adapter has.
 func (s *shaper) checkTask(task naming.Task, whole []string) {
 	names := naming.Index(s.Names())
 	var absent []string
@@ -58,17 +58,17 @@ func (s *shaper) checkTask(task naming.Task, whole []string) {
 		}
 	}
 	if absent != nil {
-		s.notes.add("%s has %s, and neither the base nor the adapter does: transformers makes them at random, and the result is not the model that was trained",
+		s.notes.add("%s has %s, which neither the base nor the adapter has: transformers makes such parameters at random, so the result is not the model that was trained",
 			task.Class, fault.List(absent, 3))
 	}
 }
 
-// setTask makes config.json name the class and, where nLabels is not 0, as many labels. Names of
-// labels that are there stay if their number is right; an adapter holds none.
+// setTask sets the class in config.json and, if nLabels is not 0, this number of labels. Existing
+// names of labels stay if their number is right; an adapter has no names.
 func (s *shaper) setTask(class string, nLabels uint64) {
 	labels := ""
 	if nLabels > 0 {
-		labels = fmt.Sprintf(", with %d labels", nLabels)
+		labels = ", with " + fault.Count(int64(nLabels), "label")
 	}
 	s.configure(func(text config.Text) config.Text {
 		text = text.SetClass(class)

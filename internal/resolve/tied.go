@@ -8,7 +8,7 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// ends finds the two ends of the base, once, with the help of the adapters' changes.
+// ends finds the two ends of the base once, with the help of the adapters' changes.
 func (s *sheet) ends() naming.Ends {
 	if s.ties != nil {
 		return *s.ties
@@ -60,8 +60,8 @@ func weightsOf(g *given) (all []weight) {
 	return all
 }
 
-// adapterHead is the name that the adapters have for the head that the base lacks, as the base
-// would have it; "" if they change none.
+// adapterHead returns the name that the base would give the head that it lacks, taken from the
+// names of the adapters; "" if they change none.
 func (s *sheet) adapterHead(embedding string) string {
 	t, ok := s.base.Tensors[s.names.Actual(embedding)]
 	if !ok {
@@ -84,14 +84,14 @@ func (s *sheet) adapterHead(embedding string) string {
 	return ""
 }
 
-// isHeadOf reports whether a tensor can be the head of an embedding, if the vocabulary has grown in
-// between.
+// isHeadOf reports whether a tensor can be the head of an embedding, perhaps with a vocabulary that
+// has grown since.
 func isHeadOf(head, embedding []uint64) bool {
 	return len(head) == 2 && len(embedding) == 2 && head[0] >= embedding[0] && head[1] == embedding[1]
 }
 
-// tiedEnds finds the embedding and the head that the base ties, by their names without wrappers;
-// the head has none where its name is not known, and no adapter changes it.
+// tiedEnds finds the embedding and the head that the base ties, by their names without wrappers.
+// head is "" if its name is not known and no adapter changes it.
 func (s *sheet) tiedEnds() (embedding, head string, err error) {
 	e := s.ends()
 	if !e.Tied {
@@ -110,7 +110,7 @@ func (s *sheet) tiedEnds() (embedding, head string, err error) {
 	return e.Embedding, head, nil
 }
 
-// tied looks at an adapter's changes of the base's two ends, where they are one tensor.
+// tied checks an adapter's changes of the base's two ends if these are one tensor.
 type tied struct{ *resolver }
 
 // check refuses to change a tensor that the model uses twice, as input embedding and as output
@@ -125,15 +125,14 @@ func (r tied) check(name string) error {
 	case e.Why == "":
 		return tiedError(name)
 	case isEmbedding:
-		r.notes.add("%q is changed, and the output head may be tied to it, so that it changes too: %s", name, e.Why)
+		r.notes.add("the adapter changes %q, and the output head changes too if it is tied to it, which is not certain: %s", name, e.Why)
 	}
 	return nil
 }
 
 // meansBothEnds reports whether the adapter's change of the embedding is meant for the tied head as
-// well, so that changing the one tensor is what it asks for: ensure_weight_tying of PEFT, and
-// trained tokens, which every release of PEFT that knows them (from 0.15.0 on) gives to both ends
-// of a tied model.
+// well. ensure_weight_tying of PEFT says so, and every release of PEFT that trains single tokens
+// (from 0.15.0 on) gives them to both ends of a tied model.
 func (r tied) meansBothEnds(embedding string) bool {
 	if r.hasTwins || r.has(format.FeatureWeightTying) {
 		return true
@@ -158,7 +157,7 @@ func tiedError(name string) error {
 		WithHint("Options.Tied=untie makes the head a tensor of its own; Options.Tied=fold makes the change to both ends")
 }
 
-// foldEnds lets the head stand for the embedding that it is tied to.
+// foldEnds makes the head's name mean the embedding that the head is tied to.
 func (s *sheet) foldEnds() error {
 	embedding, head, err := s.tiedEnds()
 	if err != nil {
@@ -174,7 +173,7 @@ func (s *sheet) foldEnds() error {
 	return nil
 }
 
-// foldedEnd tells which end of a folded tie a name of the adapter's means.
+// foldedEnd reports which end of a folded tie a name of the adapter means.
 func (r tied) foldedEnd(name string) (isEmbedding, isHead bool) {
 	renamed := r.mapping.Renamed(name)
 	return renamed == r.fold.embedding, renamed == r.fold.head
@@ -194,8 +193,8 @@ func (r tied) checkFolded(name string) error {
 	return nil
 }
 
-// isFolded reports that a head is saved with the very values that the adapter saves for the
-// embedding, so that one of them is enough where both are one tensor.
+// isFolded reports whether the adapter saves a head with the values that it saves for the
+// embedding. Where both are one tensor, one of the two is enough.
 func (r tied) isFolded(b *format.Beside) (bool, error) {
 	if _, isHead := r.foldedEnd(b.Target); !isHead {
 		return false, nil
@@ -209,8 +208,7 @@ func (r tied) isFolded(b *format.Beside) (bool, error) {
 	return false, nil
 }
 
-// mirror makes the change of a folded tensor to the head as well, where the base stores it a second
-// time.
+// mirror repeats the change of a folded tensor in the head if the base stores it a second time.
 func (s *sheet) mirror() {
 	if s.fold.copies[1] == "" {
 		return

@@ -7,14 +7,14 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// twins are tensors that an adapter saves of one tensor of the base, under the names of several
+// twins are tensors that an adapter saves for one tensor of the base under the names of several
 // modules.
 type twins struct{ *resolver }
 
 // drop leaves out the copies of a tied embedding that an adapter saves for its other ends: PEFT
-// saves each module for itself, and the base has one tensor for all. Where the values are the same
-// there is nothing to decide: a saved tensor that the base lacks, with the very bytes of a saved
-// one that the base has, is that tensor under the name of a module that shares it.
+// saves each module by itself, and the base has one tensor for all. Equal values leave nothing to
+// decide. A saved tensor that the base lacks, with the same bytes as a saved tensor that the base
+// has, is that tensor under the name of a module that shares it.
 func (r twins) drop() error {
 	if e := r.ends(); !e.Tied || e.Why != "" || r.reading.Tied == Untie {
 		return nil
