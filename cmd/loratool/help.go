@@ -37,7 +37,12 @@ var examples = map[string][]string{
 		"loratool bundle add all.lora testdata/demo/adapter-r8 extracted",
 		"loratool inspect all.lora#extracted",
 	},
-	"verify":     {"loratool verify demo.lora"},
+	"verify": {"loratool verify demo.lora"},
+	"sign": {
+		"loratool sign --new-key mine",
+		"loratool sign demo.lora --key mine.key",
+		"loratool verify demo.lora --key mine.pub",
+	},
 	"dump":       {"loratool dump demo.lora"},
 	"clean":      {"loratool clean . --dry-run"},
 	"version":    {"loratool version --licences"},

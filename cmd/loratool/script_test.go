@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"loratool": becomeUser(main)})
 }
 
-// TestScripts runs testdata/script. $DEMO, $PEFT and $PICKLE are the fixtures, which no script may
+// TestScripts runs testdata/script. $DEMO, $PEFT and the like are the fixtures, which no script may
 // change.
 func TestScripts(t *testing.T) {
 	fixtures := testkit.Tree(t, "../../testdata")
@@ -38,7 +38,8 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
-			for name, path := range map[string]string{"DEMO": "../../testdata/demo", "PEFT": "../../testdata/peft", "PICKLE": "../../testdata/pickle"} {
+			for name, path := range map[string]string{"DEMO": "../../testdata/demo", "PEFT": "../../testdata/peft", "PICKLE": "../../testdata/pickle",
+				"SIGNATURE": "../../testdata/signature", "VECTORS": "../../testdata/vectors"} {
 				abs, err := filepath.Abs(path)
 				if err != nil {
 					return err

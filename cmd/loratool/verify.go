@@ -17,6 +17,7 @@ import (
 type verifyOptions struct {
 	common
 	manifestOption
+	key, signature string
 }
 
 func verifyCommand(t *terminal) *cli.Command {
@@ -25,8 +26,12 @@ func verifyCommand(t *terminal) *cli.Command {
 		Name:      "verify",
 		Usage:     "check every checksum and rule of a .lora file",
 		ArgsUsage: "FILE",
-		Flags:     append([]cli.Flag{o.manifestFlag()}, o.flags()...),
-		Action:    func(c *cli.Context) error { return runVerify(c, t, o) },
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "key", Usage: "check the signature too: `KEY` is a public key of minisign, or its file", Destination: &o.key},
+			&cli.StringFlag{Name: "signature", Usage: "the signature, in `FILE` (default: that of the .lora file with " + signatureSuffix + ")", Destination: &o.signature},
+			o.manifestFlag(),
+		}, o.flags()...),
+		Action: func(c *cli.Context) error { return runVerify(c, t, o) },
 	}
 }
 
@@ -53,13 +58,39 @@ func runVerify(c *cli.Context, t *terminal, o *verifyOptions) error {
 		"content_id": summary.ContentID, "file_id": summary.FileID, "chunks": summary.Chunks,
 		"raw_bytes": summary.RawBytes, "stored_bytes": summary.StoredBytes, "file_bytes": summary.FileBytes,
 	}
+	signature, err := o.checkSignature(c, summary)
+	if err != nil {
+		return err
+	}
+	if signature != nil {
+		document["signature"] = signature
+	}
 	pace := paceText(summary.FileBytes, stop(), "/s")
 	return t.show("verify", o.json, document, o.summary(func() {
 		t.line("%s is valid: %s%s, %s, %s uncompressed", name, fileio.FormatBytes(summary.FileBytes), pace,
 			fault.Count(summary.Chunks, "chunk"), fileio.FormatBytes(summary.RawBytes))
 		t.line("content   %s", summary.ContentID)
 		t.line("file      %s", summary.FileID)
+		if signature != nil {
+			t.line("signed    by key %s: %s", signature.KeyID, signature.Comment)
+		}
 	}))
+}
+
+// checkSignature checks the signature of a file that is valid, where the user gives a key.
+func (o *verifyOptions) checkSignature(c *cli.Context, summary *format.Summary) (*signed, error) {
+	path := o.signature
+	switch {
+	case o.key == "" && path == "":
+		return nil, nil
+	case o.key == "":
+		return nil, usagef("loratool verify FILE --key KEY", "--signature needs --key, the key that is to have signed the file")
+	case path == "" && c.Args().First() == "-":
+		return nil, usagef("name the signature with --signature", "a pipe has no signature beside it")
+	case path == "":
+		path = c.Args().First() + signatureSuffix
+	}
+	return checkSignature(c.Context, summary, path, o.key)
 }
 
 func verifyFile(c *cli.Context, options format.ReaderOptions) (*format.Summary, error) {
