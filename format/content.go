@@ -24,11 +24,11 @@ const readBytes = 1 << 20
 // adapters, layers and tensors have the same id, however they are stored (spec section 13).
 // ContentID reads every tensor, in pieces of 1 MiB, on all processors.
 func ContentID(ctx context.Context, src Source) (string, error) {
-	a, _, err := arrange(src.Manifest())
+	m, err := checked(src.Manifest())
 	if err != nil {
 		return "", err
 	}
-	sums := make([]sum, len(a.manifest.Tensors))
+	sums := make([]sum, len(m.Tensors))
 	workers := parallel.Workers(0)
 	buffers := make([][]byte, workers)
 	err = parallel.For(ctx, workers, len(sums), func(worker, i int) error {
@@ -36,13 +36,14 @@ func ContentID(ctx context.Context, src Source) (string, error) {
 			buffers[worker] = make([]byte, readBytes)
 		}
 		var err error
-		sums[i], err = blobSum(ctx, src, a.source[i], a.manifest.Tensors[i].NBytes(), buffers[worker])
+		t := m.tensors[i]
+		sums[t], err = blobSum(ctx, src, t, m.Tensors[t].NBytes(), buffers[worker])
 		return err
 	})
 	if err != nil {
 		return "", err
 	}
-	id := contentID(a.manifest, sums)
+	id := contentID(&m.Manifest, sums)
 	return hex.EncodeToString(id[:]), nil
 }
 

@@ -38,8 +38,7 @@ func encodeManifest(m *Manifest, codings []coding, index func(dst []byte, i int)
 	e.text(`},"tensors":`)
 	i := 0
 	list(&e, m.Tensors, func(t *Tensor) {
-		e.text(`{"coding":`).str(codingNames[codings[i]]).text(`,"dtype":`).str(t.DType.String())
-		e.text(`,"name":`).str(t.Name).text(`,"shape":`).shape(t.Shape).text("}")
+		e.tensor(t, codings[i])
 		i++
 	})
 	e.text("}")
@@ -79,6 +78,11 @@ func (e *encoder) adapter(a *Adapter) {
 	e.text(`,"requires":`)
 	list(e, a.Requires, e.requirement)
 	e.text("}")
+}
+
+func (e *encoder) tensor(t *Tensor, c coding) {
+	e.text(`{"coding":`).str(codingNames[c]).text(`,"dtype":`).str(t.DType.String())
+	e.text(`,"name":`).str(t.Name).text(`,"shape":`).shape(t.Shape).text("}")
 }
 
 func (e *encoder) requirement(r *Requirement) {

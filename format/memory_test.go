@@ -3,9 +3,13 @@ package format
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"math"
+	"runtime"
 	"testing"
 
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/parallel"
 )
 
 // zeros is a source of one adapter with n bytes of zeros in tensors of 16 MiB. It needs no memory
@@ -95,5 +99,91 @@ func TestALyingHeadCostsNothing(t *testing.T) {
 		}
 	}); n > 1<<20 {
 		t.Errorf("a file of %d bytes takes %d bytes of memory", len(p), n)
+	}
+}
+
+// manyLayers is a source of small layers. It counts the live memory at its first read.
+type manyLayers struct {
+	zeros
+	live func()
+}
+
+func (m *manyLayers) ReadBlobAt(p []byte, i int, off int64) error {
+	if m.live != nil {
+		m.live()
+		m.live = nil
+	}
+	return m.zeros.ReadBlobAt(p, i, off)
+}
+
+// TestContentIDHoldsNoCopyOfTheManifest: while it reads the tensors, the text of the manifest and
+// what a reader makes of it are gone. A LoRA per expert of a large model has 350,000 layers, and a
+// merge holds the plan beside them.
+func TestContentIDHoldsNoCopyOfTheManifest(t *testing.T) {
+	const n, limit = 4000, 400 // bytes per layer: its sums, and its place in the order
+	src, a := &manyLayers{}, Adapter{Method: MethodLoRA}
+	for i := range n {
+		module := fmt.Sprintf("model.layers.%d.mlp.experts.%d.up_proj", i/256, i%256)
+		a.Layers = append(a.Layers, Layer{Module: module, Kind: Linear, Rank: 1, Alpha: 1,
+			Scaling: AlphaOverR, Roles: map[Role]int{RoleA: 2 * i, RoleB: 2*i + 1}})
+		for _, t := range []Tensor{{Name: module + ".A", Shape: []uint64{1, 2}},
+			{Name: module + ".B", Shape: []uint64{2, 1}}} {
+			t.DType = dtype.F32
+			src.manifest.Tensors = append(src.manifest.Tensors, t)
+		}
+	}
+	src.manifest.Adapters = []Adapter{a}
+	alive := func() (bytes int64) {
+		var s runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&s)
+		return int64(s.HeapAlloc)
+	}
+	before, during := alive(), int64(0)
+	src.live = func() { during = alive() }
+	if _, err := ContentID(t.Context(), src); err != nil {
+		t.Fatal(err)
+	}
+	if got := (during - before - readBytes*int64(parallel.Workers(0))) / n; got > limit {
+		t.Errorf("%d bytes per layer are alive while tensors are read, want at most %d", got, limit)
+	}
+}
+
+// TestCheckedRefusesAsTheWholeText compares the check by records with that of the whole text.
+func TestCheckedRefusesAsTheWholeText(t *testing.T) {
+	for name, breaks := range map[string]func(m *Manifest, a *Adapter){
+		"nothing":            func(*Manifest, *Adapter) {},
+		"a layer twice":      func(_ *Manifest, a *Adapter) { a.Layers[1].Module = a.Layers[0].Module },
+		"no module":          func(_ *Manifest, a *Adapter) { a.Layers[0].Module = "" },
+		"no UTF-8":           func(_ *Manifest, a *Adapter) { a.Layers[0].Module = "\xff" },
+		"rank 0":             func(_ *Manifest, a *Adapter) { a.Layers[0].Rank = 0 },
+		"an unknown kind":    func(_ *Manifest, a *Adapter) { a.Layers[0].Kind = "?" },
+		"alpha is NaN":       func(_ *Manifest, a *Adapter) { a.Layers[0].Alpha = math.NaN() },
+		"a tensor's name":    func(m *Manifest, _ *Adapter) { m.Tensors[0].Name = "a\x00" },
+		"a tensor's shape":   func(m *Manifest, _ *Adapter) { m.Tensors[0].Shape = []uint64{1 << 62} },
+		"an index":           func(_ *Manifest, a *Adapter) { a.Layers[0].Roles[RoleA] = 99 },
+		"a tensor too many":  func(m *Manifest, _ *Adapter) { m.Tensors = append(m.Tensors, m.Tensors[0]) },
+		"metadata":           func(m *Manifest, _ *Adapter) { m.Metadata = map[string]string{"a": "\xff"} },
+		"two adapters alike": func(m *Manifest, a *Adapter) { m.Adapters = append(m.Adapters, *a) },
+		"no adapter":         func(m *Manifest, _ *Adapter) { m.Adapters = nil },
+	} {
+		m := &Manifest{}
+		adapter := Adapter{Method: MethodLoRA}
+		for i, module := range []string{"b", "a"} {
+			adapter.Layers = append(adapter.Layers, Layer{Module: module, Kind: Linear, Rank: 1,
+				Alpha: 1, Scaling: AlphaOverR, Roles: map[Role]int{RoleA: 2 * i, RoleB: 2*i + 1}})
+			m.Tensors = append(m.Tensors,
+				Tensor{Name: module + ".A", DType: dtype.F32, Shape: []uint64{1, 2}},
+				Tensor{Name: module + ".B", DType: dtype.F32, Shape: []uint64{2, 1}})
+		}
+		m.Adapters = []Adapter{adapter}
+		breaks(m, &m.Adapters[0])
+		_, _, want := arrange(m)
+		if (want == nil) != (name == "nothing") {
+			t.Fatalf("%s: arrange = %v", name, want)
+		}
+		if _, got := checked(m); fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("%s: checked = %v, want %v", name, got, want)
+		}
 	}
 }

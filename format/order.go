@@ -27,54 +27,21 @@ func arrange(m *Manifest) (a *arranged, text []byte, err error) { return arrange
 // arrangeBy puts a manifest in order, the tensors as compare says, and drops repeated requirements.
 // It checks the result as if it came from a file; text is its canonical form.
 func arrangeBy(m *Manifest, compare order) (a *arranged, text []byte, err error) {
-	if m == nil {
-		return nil, nil, noManifest()
-	}
-	out := *m
-	out.Adapters = slices.Clone(m.Adapters)
-	slices.SortStableFunc(out.Adapters, func(x, y Adapter) int { return strings.Compare(x.Name, y.Name) })
-	for i := range out.Adapters {
-		x := &out.Adapters[i]
-		x.Layers = slices.Clone(x.Layers)
-		slices.SortStableFunc(x.Layers, func(l, k Layer) int { return strings.Compare(l.Module, k.Module) })
-		x.Requires = slices.Clone(x.Requires)
-		slices.SortFunc(x.Requires, compareRequirements)
-		x.Requires = slices.Compact(x.Requires)
-		x.Beside = slices.Clone(x.Beside)
-	}
-	source, err := storageOrder(&out, compare)
+	s, err := sortBy(m, compare)
 	if err != nil {
 		return nil, nil, err
 	}
-	position := make([]int, len(source))
-	a = &arranged{source: source}
-	out.Tensors = make([]Tensor, len(source))
-	for to, from := range source {
-		position[from] = to
+	out := s.Manifest
+	a = &arranged{source: s.tensors}
+	out.Tensors = make([]Tensor, len(s.tensors))
+	for to, from := range s.tensors {
 		out.Tensors[to] = m.Tensors[from]
-		c := raw
-		if m.Tensors[from].DType.IsFloat() {
-			c = planes
-		}
-		a.codings = append(a.codings, c)
+		a.codings = append(a.codings, codingOf(&m.Tensors[from]))
 	}
-	for i := range out.Adapters {
-		slices.SortStableFunc(out.Adapters[i].Beside, func(x, y Beside) int {
-			return cmp.Compare(position[x.Tensor], position[y.Tensor])
-		})
-	}
-	attachments := make([]int, len(m.Attachments))
-	for i := range attachments {
-		attachments[i] = i
-	}
-	slices.SortStableFunc(attachments, func(i, j int) int { return strings.Compare(m.Attachments[i].Name, m.Attachments[j].Name) })
-	out.Attachments = make([]Attachment, len(m.Attachments))
-	for to, from := range attachments {
-		out.Attachments[to] = m.Attachments[from]
+	for _, from := range s.attachments {
 		a.source = append(a.source, len(m.Tensors)+from)
 	}
-	index := func(dst []byte, i int) []byte { return appendIndex(dst, position[i]) }
-	if text, err = encodeManifest(&out, a.codings, index); err != nil {
+	if text, err = encodeManifest(&out, a.codings, s.appendPosition); err != nil {
 		return nil, nil, err
 	}
 	// Reading the text back checks it by the rules of every reader, and numbers the tensors by
@@ -83,6 +50,123 @@ func arrangeBy(m *Manifest, compare order) (a *arranged, text []byte, err error)
 		return nil, nil, err
 	}
 	return a, text, nil
+}
+
+// sorted is a manifest whose lists are in the order of the file, but for the tensors: they stand as
+// in the source, and the records refer to them so.
+type sorted struct {
+	Manifest
+	tensors     []int // their indices in the source, in the order of the file
+	position    []int // of each tensor of the source in the file
+	attachments []int // their indices in the source, in the order of the file
+}
+
+func (s *sorted) appendPosition(dst []byte, i int) []byte { return appendIndex(dst, s.position[i]) }
+
+func sortBy(m *Manifest, compare order) (*sorted, error) {
+	if m == nil {
+		return nil, noManifest()
+	}
+	s := &sorted{Manifest: *m}
+	s.Adapters = slices.Clone(m.Adapters)
+	slices.SortStableFunc(s.Adapters, func(x, y Adapter) int { return strings.Compare(x.Name, y.Name) })
+	for i := range s.Adapters {
+		x := &s.Adapters[i]
+		x.Layers = slices.Clone(x.Layers)
+		slices.SortStableFunc(x.Layers, func(l, k Layer) int { return strings.Compare(l.Module, k.Module) })
+		x.Requires = slices.Clone(x.Requires)
+		slices.SortFunc(x.Requires, compareRequirements)
+		x.Requires = slices.Compact(x.Requires)
+		x.Beside = slices.Clone(x.Beside)
+	}
+	var err error
+	if s.tensors, err = storageOrder(&s.Manifest, compare); err != nil {
+		return nil, err
+	}
+	s.position = make([]int, len(s.tensors))
+	for to, from := range s.tensors {
+		s.position[from] = to
+	}
+	for i := range s.Adapters {
+		slices.SortStableFunc(s.Adapters[i].Beside, func(x, y Beside) int {
+			return cmp.Compare(s.position[x.Tensor], s.position[y.Tensor])
+		})
+	}
+	s.attachments = make([]int, len(m.Attachments))
+	for i := range s.attachments {
+		s.attachments[i] = i
+	}
+	slices.SortStableFunc(s.attachments, func(i, j int) int {
+		return strings.Compare(m.Attachments[i].Name, m.Attachments[j].Name)
+	})
+	s.Attachments = make([]Attachment, len(m.Attachments))
+	for to, from := range s.attachments {
+		s.Attachments[to] = m.Attachments[from]
+	}
+	return s, nil
+}
+
+// codingOf returns the coding in which a file holds a tensor.
+func codingOf(t *Tensor) coding {
+	if t.DType.IsFloat() {
+		return planes
+	}
+	return raw
+}
+
+// checked sorts a manifest and checks it as arrange does, without holding its text: it writes and
+// reads one record after the other. The text of a manifest of many small layers takes more memory
+// than its tensors.
+func checked(m *Manifest) (*sorted, error) {
+	s, err := sortBy(m, compareGroups)
+	if err != nil {
+		return nil, err
+	}
+	if s.isReadable() {
+		return s, nil
+	}
+	if _, _, err := arrange(m); err != nil {
+		return nil, err // it says at which byte
+	}
+	return s, nil
+}
+
+// isReadable reports whether all records survive writing and reading, and fit each other.
+func (s *sorted) isReadable() bool {
+	e := encoder{index: s.appendPosition}
+	reads := func(record func(*scanner)) bool {
+		in := newScanner(string(e.buf), false)
+		e.buf = e.buf[:0]
+		record(in)
+		in.End()
+		return e.err == nil && in.ok()
+	}
+	codings := make([]coding, len(s.Tensors))
+	for i := range s.Tensors {
+		codings[i] = codingOf(&s.Tensors[i])
+		e.tensor(&s.Tensors[i], codings[i])
+		if !reads(func(in *scanner) { in.tensor() }) {
+			return false
+		}
+	}
+	rest := s.Manifest
+	rest.Tensors, rest.Adapters = nil, slices.Clone(s.Adapters)
+	for i := range rest.Adapters {
+		a := &rest.Adapters[i]
+		for j := range a.Layers {
+			if j > 0 && a.Layers[j].Module == a.Layers[j-1].Module {
+				return false
+			}
+			e.layer(&a.Layers[j])
+			if !reads(func(in *scanner) { in.layer() }) {
+				return false
+			}
+		}
+		a.Layers = nil
+	}
+	text, err := encodeManifest(&rest, nil, s.appendPosition)
+	e.buf = text
+	return err == nil && reads(func(in *scanner) { in.manifest() }) && validate(&s.Manifest, codings) == nil
 }
 
 // place is the sort key of a tensor.

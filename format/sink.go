@@ -11,7 +11,7 @@ type Sink interface {
 // Copy writes src to dst. It first checks the manifest of src by the rules for a .lora file (spec
 // section 7), so a Sink need not.
 func Copy(ctx context.Context, dst Sink, src Source) error {
-	if _, _, err := arrange(src.Manifest()); err != nil {
+	if _, err := checked(src.Manifest()); err != nil {
 		return err
 	}
 	return dst.Store(ctx, src)
