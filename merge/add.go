@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/kernel"
@@ -349,19 +350,21 @@ type book struct {
 // newShelf counts the users of every tensor.
 func newShelf(targets []*target) *shelf {
 	s := &shelf{books: make(map[resolve.Blob]*book)}
+	uses := make(map[format.Source][]int32) // by the index of the tensor
 	for _, t := range targets {
 		for band := range t.NBands {
 			for _, b := range t.blobs(band) {
+				if uses[b.Source] == nil {
+					uses[b.Source] = make([]int32, len(b.Source.Manifest().Tensors))
+				}
+				if uses[b.Source][b.Index]++; uses[b.Source][b.Index] == 1 {
+					continue
+				}
 				if s.books[b] == nil {
-					s.books[b] = new(book)
+					s.books[b] = &book{uses: 1}
 				}
 				s.books[b].uses++
 			}
-		}
-	}
-	for b, k := range s.books {
-		if k.uses == 1 {
-			delete(s.books, b)
 		}
 	}
 	return s

@@ -148,6 +148,7 @@ func newPlan(ctx context.Context, base *checkpoint.Checkpoint, removed removal, 
 	if err := p.checkStamps(before); err != nil {
 		return nil, err
 	}
+	p.shaped.Base = nil // the plan needs only what differs from it
 	return p.Plan, p.layOut(before)
 }
 
@@ -210,7 +211,11 @@ func (p *planner) resolve(ctx context.Context) error {
 
 // describeBase collects the names, shapes and configuration that package resolve needs.
 func (p *planner) describeBase() error {
-	b := &resolve.Base{Path: p.base.Path, Tensors: make(map[string]resolve.Tensor), Config: p.base.Config}
+	n := 0
+	for _, f := range p.base.Files {
+		n += len(f.Tensors)
+	}
+	b := &resolve.Base{Path: p.base.Path, Tensors: make(map[string]resolve.Tensor, n), Config: p.base.Config}
 	for _, f := range p.base.Files {
 		for i := range f.Tensors {
 			t := &f.Tensors[i]
@@ -387,6 +392,9 @@ func (p *planner) layOut(before []restored) error {
 				}
 			}
 			f.shift = int64(len(f.header)) - in.DataOff
+			if !p.options.wantsRecord() {
+				f.before.header = nil // only the record needs it again
+			}
 		}
 		p.files = append(p.files, f)
 	}

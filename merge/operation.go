@@ -114,8 +114,11 @@ type tools struct {
 	measured  []*rescale    // operations that read the whole tensor before its first block
 }
 
-// byBand groups terms by band.
+// byBand groups terms by band. A single band shares the list.
 func byBand(terms []resolve.Term, nBands int) [][]resolve.Term {
+	if nBands == 1 {
+		return [][]resolve.Term{terms}
+	}
 	bands := make([][]resolve.Term, nBands)
 	for _, x := range terms {
 		bands[x.Band] = append(bands[x.Band], x)

@@ -2,6 +2,7 @@ package merge
 
 import (
 	"encoding/json"
+	"slices"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/kernel"
@@ -60,7 +61,7 @@ type LayerReport struct {
 	SlowElements   int64 `json:"slow_pass_elements"`
 	NonFiniteAfter int64 `json:"non_finite_after"`
 
-	stats kernel.Stats
+	stats *kernel.Stats
 }
 
 // Retention compares the intended update Δ with the stored one, out − w, which a 16-bit base
@@ -123,6 +124,7 @@ type tally struct {
 // newReport combines the tallies of the plan's tensors.
 func newReport(p *Plan, tallies map[*target]*tally) *Report {
 	report := &Report{Layers: []LayerReport{}, Replaced: []PlannedTensor{}, BytesWritten: p.OutputBytes(), Warnings: append([]string{}, p.warnings...)}
+	report.Layers = slices.Grow(report.Layers, len(p.targets))
 	var total kernel.Stats
 	for _, t := range p.targets {
 		d := p.describe(t)
@@ -146,7 +148,7 @@ func newReport(p *Plan, tallies map[*target]*tally) *Report {
 		total.Add(s)
 		report.Layers = append(report.Layers, LayerReport{
 			PlannedTensor: d, Retention: retention(s), Elements: s.Elements, Unchanged: s.Unchanged,
-			SlowElements: s.Slow, NonFiniteAfter: s.NaNAfter, stats: *s,
+			SlowElements: s.Slow, NonFiniteAfter: s.NaNAfter, stats: s,
 		})
 	}
 	report.Elements, report.SlowElements, report.ExactElements = total.Elements, total.Slow, total.Exact

@@ -21,8 +21,7 @@ type run struct {
 	tools   *tools
 	jobs    []job
 	batches []batch
-	stats   []kernel.Stats // per job
-	taken   []taken        // per job
+	tallies []tally // per job
 
 	sideBytes int64 // size of the files beside the weights
 	files     []*writing
@@ -55,7 +54,7 @@ func (p *Plan) newRun(ctx context.Context, out output.Output) (*run, error) {
 	}
 	r.jobs = p.jobs(pipelines)
 	r.batches = p.batches(r.jobs)
-	r.stats, r.taken = make([]kernel.Stats, len(r.jobs)), make([]taken, len(r.jobs))
+	r.tallies = make([]tally, len(r.jobs))
 	r.files = make([]*writing, len(p.files))
 	for i := range r.files {
 		r.files[i] = new(writing)
@@ -137,7 +136,7 @@ func (r *run) merge(ctx context.Context, w *worker, jobs []job, in *outFile, out
 		}
 		b := block{
 			t: j.pipeline.target, row0: j.row0, row1: j.row1, data: data[j.off-off:][:j.n],
-			stats: &r.stats[j.index], taken: &r.taken[j.index],
+			stats: &r.tallies[j.index].Stats, taken: &r.tallies[j.index].taken,
 		}
 		if err := j.run(ctx, &b, w); err != nil {
 			return 0, err
@@ -202,22 +201,25 @@ func (r *run) copySide(name string) error {
 	return errors.Join(out.CopyRange(0, src, 0, size), out.Close())
 }
 
-// tallies adds up the jobs in their fixed order, so that the sums do not depend on timing.
-func (r *run) tallies() map[*target]*tally {
-	tallies := make(map[*target]*tally)
+// total adds up the tallies of each target's jobs in their fixed order, so that the sums do not
+// depend on timing. The sum stands in the tally of the first job.
+func (r *run) total() map[*target]*tally {
+	totals := make(map[*target]*tally, len(r.plan.targets))
 	for i := range r.jobs {
 		if r.jobs[i].pipeline == nil {
 			continue
 		}
 		t := r.jobs[i].pipeline.target
-		if tallies[t] == nil {
-			tallies[t] = new(tally)
+		if totals[t] == nil {
+			totals[t] = &r.tallies[i]
+			continue
 		}
-		tallies[t].Add(&r.stats[i])
-		tallies[t].corrected += r.taken[i].corrected
-		tallies[t].mayDiffer += r.taken[i].mayDiffer
+		totals[t].Add(&r.tallies[i].Stats)
+		totals[t].corrected += r.tallies[i].corrected
+		totals[t].mayDiffer += r.tallies[i].mayDiffer
 	}
-	return tallies
+	r.jobs, r.batches = nil, nil // the report needs the sums only
+	return totals
 }
 
 // writing is an output file. The first job that needs it creates it; the last one may close it.
@@ -283,7 +285,7 @@ const (
 
 // jobs lists the work in the order of the output's bytes.
 func (p *Plan) jobs(pipelines map[*target]*pipeline) []job {
-	var jobs []job
+	jobs := make([]job, 0, len(p.targets)+2*len(p.files)) // there are more if tensors are large
 	copyRange := func(file int, from, to int64) {
 		for ; from < to; from += copyBytes {
 			jobs = append(jobs, job{file: file, off: from, n: min(copyBytes, to-from)})

@@ -114,9 +114,11 @@ func (b *Base) ExpertParts(module, parameter string) []string {
 // ExpertPart maps one weight of one expert to the stacked parameter that contains it: it is part
 // number part, of parts.
 func ExpertPart(module string) (parameter string, expert, part, parts int, ok bool) {
-	if m := oneExpert.FindStringSubmatch(module); m != nil {
-		expert, err := strconv.Atoi(m[3])
-		return m[1] + "experts." + m[2], expert, 0, 1, err == nil
+	if strings.Contains(module, "_projs.") {
+		if m := oneExpert.FindStringSubmatch(module); m != nil {
+			expert, err := strconv.Atoi(m[3])
+			return m[1] + "experts." + m[2], expert, 0, 1, err == nil
+		}
 	}
 	experts, leaf := Module(module), Leaf(module)
 	expert, err := strconv.Atoi(Leaf(experts))

@@ -115,7 +115,12 @@ func both(a, b []string) []string {
 
 // IsNumbered reports whether a module lies inside a numbered one, such as a layer.
 func IsNumbered(module string) bool {
-	return slices.ContainsFunc(strings.Split(module, "."), func(s string) bool { return strings.Trim(s, "0123456789") == "" })
+	for s := range strings.SplitSeq(module, ".") {
+		if strings.Trim(s, "0123456789") == "" {
+			return true
+		}
+	}
+	return false
 }
 
 // MayBeEnd reports whether Ends can choose this module's weight without an adapter that looks

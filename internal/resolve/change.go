@@ -179,6 +179,8 @@ type Base struct {
 	Tensors    map[string]Tensor
 	Config     config.Model
 	ConfigText []byte // config.json as it is; nil where there is none to edit
+
+	companions map[string]string // see companion
 }
 
 // Tensor is a tensor of a base.
@@ -244,11 +246,8 @@ func (b *Base) checkStorage(name string) error {
 	if m := b.Config.QuantizationMethod; m != "" {
 		quantised = fmt.Sprintf(" (quantised: config.json says %s)", m)
 	}
-	module := naming.Module(name)
-	for _, companion := range []string{name + "_scale", name + "_scale_inv", name + ".absmax", name + ".quant_map", name + ".SCB", module + ".scales"} {
-		if _, ok := b.Tensors[companion]; ok {
-			quantised = fmt.Sprintf(" (quantised: %q lies beside it)", companion)
-		}
+	if companion, ok := b.companion(name); ok {
+		quantised = fmt.Sprintf(" (quantised: %q lies beside it)", companion)
 	}
 	d := b.Tensors[name].DType
 	if !d.IsFloat() || quantised != "" && d.Size() < 2 {
@@ -260,6 +259,30 @@ func (b *Base) checkStorage(name string) error {
 			WithHint(naming.Dequantise)
 	}
 	return nil
+}
+
+// companion returns the tensor beside a quantised one that holds its scales.
+func (b *Base) companion(name string) (companion string, ok bool) {
+	if b.companions == nil {
+		b.companions = make(map[string]string)
+		for beside := range b.Tensors {
+			for _, suffix := range []string{"_scale", "_scale_inv", ".absmax", ".quant_map", ".SCB"} {
+				if of, ok := strings.CutSuffix(beside, suffix); ok {
+					b.companions[of] = max(b.companions[of], beside)
+				}
+			}
+			if module, ok := strings.CutSuffix(beside, ".scales"); ok {
+				b.companions[module] = beside
+			}
+		}
+	}
+	if len(b.companions) == 0 {
+		return "", false
+	}
+	if companion, ok = b.companions[naming.Module(name)]; !ok {
+		companion, ok = b.companions[name]
+	}
+	return companion, ok
 }
 
 // sameBlob compares two tensors.

@@ -153,8 +153,13 @@ func (g *given) wrongBase() string {
 
 // tail returns the last n segments of a path.
 func tail(path string, n int) string {
-	s := strings.Split(path, ".")
-	return strings.Join(s[max(0, len(s)-n):], ".")
+	at := len(path)
+	for range n {
+		if at = strings.LastIndexByte(path[:at], '.'); at < 0 {
+			return path
+		}
+	}
+	return path[at+1:]
 }
 
 // notes gathers facts for the user: each text once, with the names that it is about.
