@@ -12,10 +12,18 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// PEFT replaces a tensor of the base by one of the file only on a reason: modules_to_save, bias, or
-// its own rule for embeddings (save_embedding_layers, a resized vocabulary), which leaves no trace
-// in the configuration. Any other tensor got into the file by accident, for example because a whole
+// PEFT saves a tensor of the base only on a reason: modules_to_save, bias, or its own rule for
+// embeddings (save_embedding_layers, a resized vocabulary), which leaves no trace in the
+// configuration. Any other tensor got into the file by accident, for example because a whole
 // checkpoint was saved over the adapter.
+//
+// PEFT 0.21.2 is less strict when it loads. It copies each tensor whose key names a parameter of
+// the model with LoRA layers, whatever the configuration says, and silently ignores all other keys.
+// A LoRA layer holds its module as base_layer. So for an adapted module q and another module o,
+// PEFT loads q.base_layer.bias and o.bias, and ignores q.bias and o.base_layer.bias, with every
+// value of bias. Weights follow the same rule; this reader refuses them, because a weight that
+// nothing lists is far more likely a mistake. Releases before 0.7 had no base_layer: they wrote and
+// loaded q.bias, so it counts where bias or modules_to_save lists it.
 
 // taskHeads lists the modules that PEFT saves for a task even if the configuration does not list
 // them.
@@ -93,7 +101,8 @@ func (p *peftReader) addSaved(ctx context.Context, plain []peftKey, tensors []in
 			p.stray(tensors[i], name+" (without the prefix "+peftPrefix+" of the other keys)")
 		case key.adapter == "" && !p.saved.covers(key.module):
 			p.stray(tensors[i], name)
-		case isUntold && isAdapted && !isWrapped(name): // PEFT ignores it, too
+		case isUntold && isAdapted && !isWrapped(name), isWrapped(name) && !isAdapted:
+			// PEFT ignores them
 			p.stray(tensors[i], name)
 		default:
 			if isUntold {
@@ -105,8 +114,8 @@ func (p *peftReader) addSaved(ctx context.Context, plain []peftKey, tensors []in
 		}
 	}
 	if len(untold) > 0 {
-		p.note("the configuration does not list %s as saved; they are applied, as PEFT does when it loads the file",
-			fault.List(untold, 3))
+		p.note("the configuration does not list %s as saved (bias, modules_to_save), but PEFT loads "+
+			"every bias that the model has, so merge applies it", fault.List(untold, 3))
 	}
 }
 

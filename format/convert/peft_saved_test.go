@@ -34,6 +34,10 @@ func TestStrayTensorsAreNoReplacements(t *testing.T) {
 		{prefix + "q.bias", `,"bias":"all"`, false},
 		{prefix + "q.bias", `,"bias":"lora_only"`, false},
 		{prefix + "q.bias", `,"modules_to_save":["q"]`, false},
+		{prefix + "o.bias", ``, false},
+		{prefix + "o.base_layer.bias", ``, true}, // o has no factors, so PEFT has no such parameter
+		{prefix + "o.base_layer.bias", `,"bias":"all"`, true},
+		{prefix + "o.base_layer.weight", `,"modules_to_save":["o"]`, true},
 		{prefix + "lm_head.bias", ``, false},
 		{prefix + "model.embed_tokens.weight", ``, false},
 		{"model.embed_tokens.weight", ``, true},
@@ -55,6 +59,14 @@ func TestStrayTensorsAreNoReplacements(t *testing.T) {
 		}
 		a := &src.Manifest().Adapters[0]
 		isStray := len(a.Requires) == 1 && a.Requires[0].Feature == format.FeatureStrayTensor && strings.HasPrefix(a.Requires[0].Where, c.key)
+		isTold := strings.Contains(c.config, `bias":"`) || strings.Contains(c.config, "modules_to_save")
+		if strings.HasSuffix(c.key, ".bias") && !isTold && !isStray {
+			name := strings.ReplaceAll(strings.TrimPrefix(c.key, prefix), ".base_layer", "")
+			notes := strings.Join(src.Manifest().Notes, "\n")
+			if !strings.Contains(notes, name) || !strings.Contains(notes, "PEFT loads") {
+				t.Errorf("%q with {%s}: notes %q, want one that names it", c.key, c.config, notes)
+			}
+		}
 		if isStray != c.isStray || !isStray && (len(a.Requires) > 0 || a.Beside[0].Action != format.Replace) {
 			t.Errorf("%q with {%s}: requires %v, beside %v, want stray %v", c.key, c.config, a.Requires, a.Beside, c.isStray)
 		}
