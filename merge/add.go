@@ -194,7 +194,7 @@ func loadTerms[T kernel.Float](
 		}
 		nonFinite += badL + badR
 		if n := badL + badR; n > 0 && !tolerant {
-			return nil, 0, fault.New(fault.Check, "the factors of %q hold %d values that are NaN or infinite", x.Module, n).
+			return nil, 0, fault.New(fault.Check, "the factors of %q hold %s that %s NaN or infinite", x.Module, fault.Count(n, "value"), fault.Choose(n, "is", "are")).
 				WithHint("training diverged; use an earlier checkpoint of the adapter, or set Options.AllowNonFinite")
 		}
 		loaded[i] = kernel.Term[T]{S: x.Scale, Rank: x.Rank, L: l, R: r}

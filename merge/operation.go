@@ -104,7 +104,7 @@ type worker struct {
 	ignored   kernel.Stats
 }
 
-// tools is everything that operations need besides their own terms.
+// tools holds the things that operations need besides their own terms.
 type tools struct {
 	plan      *Plan
 	kernel    *kernel.Kernel

@@ -43,7 +43,7 @@ func TestSavedTensorsThatAreNotFinite(t *testing.T) {
 		out := filepath.Join(dir, "out.safetensors")
 		_, err = p.Run(context.Background(), out)
 		p.Close()
-		if !errors.Is(err, fault.Check) || !strings.Contains(err.Error(), `1 of the adapter's values are NaN or infinite as F16, in "head.weight"`) {
+		if !errors.Is(err, fault.Check) || !strings.Contains(err.Error(), `1 of the adapter's values is NaN or infinite as F16, in "head.weight"`) {
 			t.Errorf("a saved tensor with %v: %v", bad, err)
 		}
 		if _, err := os.Stat(out); err == nil {

@@ -49,7 +49,7 @@ func (k *tools) put(t *target, b *block, w *worker, from *resolve.Blob, first in
 	}
 	n := dtype.CountNonFinite(t.DType, dst)
 	if n > 0 && !k.plan.options.AllowNonFinite {
-		return fault.New(fault.Check, "%d of the adapter's values are NaN or infinite as %v, in %q", n, t.DType, t.Name).
+		return fault.New(fault.Check, "%d of the adapter's values %s NaN or infinite as %v, in %q", n, fault.Choose(n, "is", "are"), t.DType, t.Name).
 			WithHint("either training diverged or the base's dtype cannot hold the values; use an earlier checkpoint of the adapter, or set Options.AllowNonFinite")
 	}
 	b.stats.NaNAfter += int64(n)

@@ -47,7 +47,7 @@ func (r *rescale) prepare(ctx context.Context) (*kernel.Rescaled, error) {
 		return nil, err
 	}
 	if bad > 0 && !tolerant {
-		return nil, fault.New(fault.Check, "the magnitudes of %q hold %d values that are NaN or infinite", m.Module, bad).
+		return nil, fault.New(fault.Check, "the magnitudes of %q hold %s that %s NaN or infinite", m.Module, fault.Count(bad, "value"), fault.Choose(bad, "is", "are")).
 			WithHint("training diverged; use an earlier checkpoint of the adapter, or set Options.AllowNonFinite")
 	}
 	nRows, nCols := r.t.Matrix()

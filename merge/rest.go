@@ -29,7 +29,7 @@ func checkRest(ctx context.Context, p *Plan) error {
 		ranges, sums := undo.Rest(in.DataOff, in.Size, changed[file]), latest.record.Files[i].Rest
 		if len(sums) != len(ranges) {
 			return &fault.Error{Kind: fault.Corrupt, Rule: undo.RuleRest, Path: latest.Name,
-				Msg: fmt.Sprintf("%d checksums for the %d unchanged ranges of %q", len(sums), len(ranges), in.Name)}
+				Msg: fmt.Sprintf("%s for %s of %q", fault.Count(len(sums), "checksum"), fault.Count(len(ranges), "unchanged range"), in.Name)}
 		}
 		for k, g := range ranges {
 			pieces = append(pieces, restPiece{g, file, sums[k]})
@@ -57,7 +57,7 @@ func (piece *restPiece) check(ctx context.Context, in *checkpoint.File, buf []by
 	if err != nil || sum == piece.want {
 		return fault.InFile(err, in.Path)
 	}
-	e := fault.New(fault.Mismatch, "the merge left bytes %d to %d (from %q on) alone, but their CRC-32 is %08x and the record says %08x",
+	e := fault.New(fault.Mismatch, "the merge left bytes %d to %d (from %q on) alone, but their CRC-32 is %08x, and the record says %08x",
 		piece.Off, piece.Off+piece.N-1, in.TensorAt(piece.Off), sum, piece.want).In(in.Path)
 	e.Rule = undo.RuleValues
 	return e.WithHint("the checkpoint was edited or damaged after the merge; only an intact one can be restored exactly")

@@ -77,7 +77,7 @@ func (p *Plan) runTo(ctx context.Context, out output.Output, record *recordFile)
 	}
 	report := newReport(p, r.total())
 	if created := report.NonFiniteAfter - report.NonFiniteBefore; created > 0 && !p.options.AllowNonFinite {
-		return nil, fault.New(fault.Check, "%d finite weights would become infinite or NaN, in %s", created, fault.List(report.nonFinite(), 3)).
+		return nil, fault.New(fault.Check, "%s would become infinite or NaN, in %s", fault.Count(created, "finite weight"), fault.List(report.nonFinite(), 3)).
 			WithHint("the base's dtype cannot hold the merged weights; lower the weight, or set Options.AllowNonFinite")
 	}
 	// Writing the record keeps the processor busy while the files wait for the disk.

@@ -82,7 +82,7 @@ func (p *planner) addRecord(r *Record, merged map[string]*resolve.Change) error 
 		d := &r.record.Tensors[i]
 		ref, ok := p.base.Lookup(d.Name)
 		if !ok || ref.File != fileOf(p.base, r.record, d.File) || ref.Tensor.DType.String() != d.DType || !slices.Equal(ref.Tensor.Shape, d.Shape) {
-			e := fault.New(fault.Mismatch, "the undo record belongs to another checkpoint: it needs %q as %s of shape %d, and this checkpoint has no such tensor", d.Name, d.DType, d.Shape)
+			e := fault.New(fault.Mismatch, "the undo record belongs to another checkpoint: it needs %q as %s of shape %d, but this checkpoint has no such tensor", d.Name, d.DType, d.Shape)
 			e.Rule = undo.RuleHeader
 			return e
 		}

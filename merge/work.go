@@ -324,7 +324,7 @@ func (p *Plan) jobs(pipelines map[*target]*pipeline) []job {
 	return jobs
 }
 
-// batch is the jobs from first up to end, whose ranges are read and written together.
+// batch holds the jobs from first up to end, whose ranges are read and written together.
 type batch struct{ first, end int }
 
 // batches groups small neighbouring jobs of a file up to one block, so that a model of many small

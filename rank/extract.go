@@ -85,10 +85,10 @@ func (e *Extraction) plan() error {
 		return fault.New(fault.Mismatch, "the two checkpoints have no tensor name in common: %s against %s",
 			fault.List(e.base.Names(), 2), fault.List(e.tuned.Names(), 2)).WithHint("use the base that the tuned checkpoint was trained from")
 	case sameShape == 0:
-		return fault.New(fault.Mismatch, "the two checkpoints have %d tensor names in common and none with the same shape", common).
+		return fault.New(fault.Mismatch, "the two checkpoints have %s in common, but none with the same shape", fault.Count(common, "tensor name")).
 			WithHint("the models have different sizes; use the base that the tuned checkpoint was trained from")
 	case len(e.pairs) == 0:
-		return fault.New(fault.Mismatch, "nothing to extract: all %d tensors are excluded or have no float dtype", sameShape).
+		return fault.New(fault.Mismatch, "nothing to extract: of %s with the same shape, none is selected and has a float dtype", fault.Count(sameShape, "tensor")).
 			WithHint("ExtractOptions.Include and ExtractOptions.Exclude are regular expressions for names; the modules are called %s", strings.Join(naming.Leaves(e.base.Names()), ", "))
 	}
 	if e.options.PEFT {

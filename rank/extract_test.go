@@ -344,11 +344,11 @@ func TestPairsThatCannotBeExtracted(t *testing.T) {
 		{"other shapes", "", []testkit.Tensor{w}, []testkit.Tensor{testkit.Random(rng, "w.weight", dtype.F32, 1, 8, 8)}, format.ErrMismatch, "same shape"},
 		{"infinity", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, 2)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, math.Inf(1))}, format.ErrCorrupt, "infinite"},
 		{"not a number", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, math.NaN(), 2)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, 2)}, format.ErrCorrupt, "NaN"},
-		{"a difference beyond float32", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F64, []uint64{1, 2}, 1, 2)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F64, []uint64{1, 2}, 1, 1e39)}, format.ErrUnsupported, "1 differences of \"w.weight\" are beyond float32"},
+		{"a difference beyond float32", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F64, []uint64{1, 2}, 1, 2)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F64, []uint64{1, 2}, 1, 1e39)}, format.ErrUnsupported, "1 difference of \"w.weight\" is beyond float32"},
 		{"a difference of F32 beyond it", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, -3e38)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{1, 2}, 1, 3e38)}, format.ErrUnsupported, "beyond float32"},
 		{"products beyond float32", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{2, 2}, 0, 0, 0, 0)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F32, []uint64{2, 2}, 1e30, 2e30, 3e30, 5e30)}, format.ErrUnsupported, "has the norm 6.24e+30"},
 		{"a difference below float32", "", []testkit.Tensor{testkit.Values("w.weight", dtype.F64, []uint64{1, 2}, 0, 0)}, []testkit.Tensor{testkit.Values("w.weight", dtype.F64, []uint64{1, 2}, 0, 1e-50)}, format.ErrMismatch, "is too small for float32"},
-		{"infinity in a tensor carried whole", "", []testkit.Tensor{w, testkit.Values("norm.weight", dtype.F16, []uint64{2}, 1, 2)}, []testkit.Tensor{w, testkit.Values("norm.weight", dtype.F16, []uint64{2}, 1, math.Inf(1))}, format.ErrCorrupt, "1 values of \"norm.weight\" are NaN or infinite"},
+		{"infinity in a tensor carried whole", "", []testkit.Tensor{w, testkit.Values("norm.weight", dtype.F16, []uint64{2}, 1, 2)}, []testkit.Tensor{w, testkit.Values("norm.weight", dtype.F16, []uint64{2}, 1, math.Inf(1))}, format.ErrCorrupt, "1 value of \"norm.weight\" is NaN or infinite"},
 		{"quantised", `{"quantization_config":{"quant_method":"gptq"}}`, []testkit.Tensor{w}, []testkit.Tensor{w}, format.ErrUnsupported, "gptq"},
 	} {
 		basePath, tunedPath := pairOf(t, c.config, c.base, c.tuned)

@@ -223,7 +223,7 @@ func (r *ExtractReport) warnLeft(all float64) {
 	}
 	if len(names) > 0 {
 		r.Warnings = append(r.Warnings, fmt.Sprintf(
-			"%d tensors that changed are not in the adapter, %.2g of |Δ|: %s",
-			len(names), math.Sqrt(energy/all), fault.List(names, 3)))
+			"%s that changed %s not in the adapter, %.2g of |Δ|: %s",
+			fault.Count(len(names), "tensor"), fault.Choose(len(names), "is", "are"), math.Sqrt(energy/all), fault.List(names, 3)))
 	}
 }

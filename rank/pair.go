@@ -134,8 +134,8 @@ func (p *pair) difference(ctx context.Context, start int64, m, n, workers int) (
 		return nil, nonFiniteError(p.name, sum.nonFinite)
 	case sum.tooLarge > 0:
 		return nil, fault.New(fault.Unsupported,
-			"%d differences of %q are beyond float32, the precision of the decomposition",
-			sum.tooLarge, p.name).
+			"%s of %q %s beyond float32, the precision of the decomposition",
+			fault.Count(sum.tooLarge, "difference"), p.name, fault.Choose(sum.tooLarge, "is", "are")).
 			WithHint("check that the two checkpoints belong together, or leave the tensor out with ExtractOptions.Exclude")
 	case norm(sum.energy) > maxNorm:
 		return nil, fault.New(fault.Unsupported,
@@ -154,8 +154,8 @@ func (p *pair) difference(ctx context.Context, start int64, m, n, workers int) (
 const maxNorm = 0x1p63
 
 func nonFiniteError(tensor string, n int) error {
-	return fault.New(fault.Corrupt, "%d values of %q are NaN or infinite in one of the checkpoints",
-		n, tensor).
+	return fault.New(fault.Corrupt, "%s of %q %s NaN or infinite in one of the checkpoints",
+		fault.Count(n, "value"), tensor, fault.Choose(n, "is", "are")).
 		WithHint("leave the tensor out with ExtractOptions.Exclude, or repair the checkpoint")
 }
 

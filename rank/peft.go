@@ -268,8 +268,8 @@ func refusal(why map[string]string) error {
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	return fault.New(fault.Unsupported, "PEFT cannot represent the changes of %d tensors, %s; the first because %s",
-		len(names), fault.List(names, 3), why[names[0]]).
+	return fault.New(fault.Unsupported, "PEFT cannot represent the changes of %s, %s; the first because %s",
+		fault.Count(len(names), "tensor"), fault.List(names, 3), why[names[0]]).
 		WithHint("write a .lora file, which merge can apply, or leave them out with ExtractOptions.Only or ExtractOptions.Exclude")
 }
 

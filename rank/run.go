@@ -121,11 +121,12 @@ func (r *extracting) nothing() error {
 		case whyTooSmall:
 			return fault.New(fault.Mismatch, "nothing to extract: every difference (the first in %q) is too small for float32", s.Tensor)
 		case whyBudget:
-			return fault.New(fault.Mismatch, "nothing to extract: the budget of %d bytes buys no singular value of any layer; the cheapest costs %d bytes", r.options.Budget, r.cheapest).
+			return fault.New(fault.Mismatch, "nothing to extract: the budget of %s buys no singular value of any layer; the cheapest costs %s", fault.Count(r.options.Budget, "byte"), fault.Count(r.cheapest, "byte")).
 				WithHint("use a larger ExtractOptions.Budget")
 		}
 	}
-	return fault.New(fault.Mismatch, "nothing to extract: all %d compared tensors have the same values in both checkpoints", len(r.pairs)).
+	return fault.New(fault.Mismatch, "nothing to extract: %s %s the same values in both checkpoints",
+		fault.Count(len(r.pairs), "compared tensor"), fault.Choose(len(r.pairs), "has", "have")).
 		WithHint("check that the two paths are different models: the base first, the fine-tune second")
 }
 
@@ -178,7 +179,7 @@ func (r *ExtractReport) complete() error {
 	if len(names) == 0 {
 		return nil
 	}
-	return fault.New(fault.Check, "factors cannot represent the changes of %d tensors: %s", len(names), fault.List(names, 3)).
+	return fault.New(fault.Check, "factors cannot represent the changes of %s: %s", fault.Count(len(names), "tensor"), fault.List(names, 3)).
 		WithHint("without ExtractOptions.Strict, extract carries them whole or lists them as left out")
 }
 

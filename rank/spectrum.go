@@ -120,7 +120,7 @@ func spectrumOf(ctx context.Context, src format.Source, l *format.Layer) (*Spect
 	}
 	if bad := badA + badB; bad > 0 {
 		return &Spectrum{Module: l.Module, NonFinite: bad,
-			Missing: fmt.Sprintf("%d values of its factors are NaN or infinite", bad)}, nil
+			Missing: fmt.Sprintf("%s of its factors %s NaN or infinite", fault.Count(bad, "value"), fault.Choose(bad, "is", "are"))}, nil
 	}
 	exponent := balance(a, b, r)
 	sigma, err := productSingularValues(ctx, a, b, m, n, r)

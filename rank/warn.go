@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 )
 
@@ -19,7 +20,7 @@ func (r *extracting) warn() {
 		r.report.Warnings = append(r.report.Warnings, fmt.Sprintf(format, args...))
 	}
 	if r.options.Budget > 0 && len(r.report.Layers) == 0 {
-		warnf("the adapter has no layers: the budget of %s buys no singular value, the cheapest costs %s",
+		warnf("the adapter has no layers: the budget of %s buys no singular value; the cheapest costs %s",
 			fileio.FormatBytes(r.options.Budget), fileio.FormatBytes(r.cheapest))
 	}
 	if size := r.tuned.Bytes(); r.report.Bytes >= size {
@@ -39,7 +40,7 @@ func (r *extracting) warn() {
 		}
 	}
 	if name := r.baseEnds.uncertainIn(changed); name != "" {
-		warnf("%q is changed, and the output head may be tied to it, so that it changes too: %s",
+		warnf("%q has changed, and the output head may be tied to it and change as well: %s",
 			name, r.baseEnds.Why)
 	}
 	n, worst := 0, 0.0
@@ -50,11 +51,11 @@ func (r *extracting) warn() {
 		}
 	}
 	if n > 0 {
-		warnf("rounding the factors of %d layers to %v costs up to %.2g of |Δ|: their values lie below its range; BF16 and F32 have a wider range", n, r.options.DType, worst)
+		warnf("rounding the factors of %s to %v costs up to %.2g of |Δ|: the values lie below its range; BF16 and F32 have a wider range", fault.Count(n, "layer"), r.options.DType, worst)
 	}
 }
 
-// uncertainIn is the input embedding if it is among the changed tensors and it is not certain
+// uncertainIn returns the input embedding if it is among the changed tensors and it is uncertain
 // whether the head is tied to it, else "". merge warns of the same embedding when it applies the
 // adapter.
 func (e *ends) uncertainIn(changed []string) string {

@@ -16,3 +16,11 @@ func TestCountAgreesWithItsNoun(t *testing.T) {
 		}
 	}
 }
+
+func TestAVerbAgreesWithItsNumber(t *testing.T) {
+	for n, want := range map[int]string{0: "are", 1: "is", 2: "are", -1: "are"} {
+		if got := fault.Choose(n, "is", "are"); got != want {
+			t.Errorf("Choose(%d, is, are) = %q, want %q", n, got, want)
+		}
+	}
+}

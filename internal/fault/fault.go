@@ -139,6 +139,14 @@ func Count[N ~int | ~int64](n N, noun string) string {
 	return text + " " + noun + "s"
 }
 
+// Choose returns the form of a word that agrees with a number: fault.Choose(n, "is", "are").
+func Choose[N ~int | ~int64](n N, one, many string) string {
+	if n == 1 {
+		return one
+	}
+	return many
+}
+
 // List joins names for a message: up to max of them, quoted, and the number of the others.
 func List(names []string, max int) string {
 	var b strings.Builder

@@ -171,7 +171,7 @@ func (r *Adapter) refuseNonFinite(n int64) {
 		return
 	}
 	r.Mergeable = false
-	r.Refusals = append(r.Refusals, fmt.Sprintf("%d of its values are NaN or infinite (Options.AllowNonFinite merges them anyway)", n))
+	r.Refusals = append(r.Refusals, fmt.Sprintf("%d of its values %s NaN or infinite (Options.AllowNonFinite merges them anyway)", n, fault.Choose(n, "is", "are")))
 }
 
 // addSpectra computes the spectra of the layers that have one.
@@ -210,7 +210,7 @@ func (r *Adapter) CheckSpectra() error {
 	if len(without) == 0 {
 		return nil
 	}
-	return fault.New(fault.Check, "%d of %d layers have no spectrum: %s", len(without), len(r.Layers), fault.List(without, 3)).
+	return fault.New(fault.Check, "%d of %s %s no spectrum: %s", len(without), fault.Count(len(r.Layers), "layer"), fault.Choose(len(without), "has", "have"), fault.List(without, 3)).
 		WithHint("merge refuses such an adapter too; train it again, or use a checkpoint from before it diverged")
 }
 
@@ -306,7 +306,7 @@ func Misgivings(ctx context.Context, src format.Source) (all []string, err error
 	}
 	if n > 0 {
 		all = append(all, fmt.Sprintf("merge refuses this adapter without Options.AllowNonFinite: "+
-			"%d of its values are NaN or infinite", n))
+			"%d of its values %s NaN or infinite", n, fault.Choose(n, "is", "are")))
 	}
 	return all, nil
 }

@@ -125,7 +125,7 @@ func (r tied) check(name string) error {
 	case e.Why == "":
 		return tiedError(name)
 	case isEmbedding:
-		r.notes.add("the adapter changes %q, and the output head changes too if it is tied to it, which is not certain: %s", name, e.Why)
+		r.notes.add("the adapter changes %q, and the output head may be tied to it and change as well: %s", name, e.Why)
 	}
 	return nil
 }
