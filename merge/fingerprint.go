@@ -13,9 +13,13 @@ import (
 const nFingerprints = 4
 
 // BaseOf describes the plan's base for the adapter's own record, with fingerprints of up to four
-// changed tensors from all over the model. Name and revision are the adapter's own.
+// changed tensors from all over the model. Name and revision are the adapter's own; if it has none,
+// they are those of the repository in the hub's cache that the base lies in.
 func (p *Plan) BaseOf(ctx context.Context, adapter int) (format.Base, error) {
 	base := p.adapters[adapter].Source.Manifest().Adapters[0].Base
+	if name, commit := p.base.Repository(); name != "" && (base.Name == "" || base.Name == name) && base.Revision == "" {
+		base.Name, base.Revision = name, commit
+	}
 	base.Fingerprints = make(map[string]string)
 	var own []*target
 	for _, t := range p.targets {

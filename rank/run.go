@@ -134,6 +134,7 @@ func (r *extracting) nothing() error {
 // can recognise the base.
 func (r *extracting) rememberBase(ctx context.Context) error {
 	const most = 4
+	r.adapter.Base.Name, r.adapter.Base.Revision = r.base.Repository()
 	r.adapter.Base.Fingerprints = make(map[string]string)
 	n := min(most, len(r.tensors))
 	for i := range n {

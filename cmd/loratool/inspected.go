@@ -25,6 +25,15 @@ func showAdapter(t *terminal, o *inspectOptions, r *report.Adapter) {
 	if r.Fingerprints > 0 {
 		t.line("base      merge compares the fingerprints of %s", fault.Count(r.Fingerprints, "tensor"))
 	}
+	if r.License != "" {
+		t.line("licence   %s", r.License)
+	}
+	if len(r.Datasets) > 0 {
+		t.line("datasets  %s", strings.Join(r.Datasets, ", "))
+	}
+	if len(r.Attached) > 0 {
+		t.line("attached  %s", strings.Join(r.Attached, ", "))
+	}
 	showBeside(t, o, r.Beside)
 	for _, n := range r.Notes {
 		t.line("note      %s", n)

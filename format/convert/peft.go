@@ -9,6 +9,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/output"
+	"github.com/loratool/loratool/internal/card"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/pyre"
@@ -72,13 +73,13 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 			return fault.New(fault.Unsupported, "the configuration is PEFT's, but the keys are %s", dialect).In(in.Path()).WithHint("%s", hintFor(dialect))
 		}
 	}
-	card, err := in.ReadFile(format.ModelCard, maxSideBytes)
+	readme, err := in.ReadFile(format.ModelCard, maxSideBytes)
 	if err != nil {
 		return err
 	}
 	// Sorted by name, as spec/FORMAT.md requires of attachments.
-	if card != nil {
-		f.attach(format.ModelCard, card)
+	if readme != nil {
+		f.attach(format.ModelCard, readme)
 	}
 	f.attach(format.PEFTConfig, text)
 	f.manifest.Notes = append(f.manifest.Notes, config.notes...)
@@ -93,6 +94,11 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 		f.note("the pickle also holds values that are not tensors of the adapter; they are left out: %s", fault.List(f.pickle.Left, 3))
 	}
 	config.patterns.budget = pyre.NewBudget(ctx, patternSteps)
+	if config.BaseModel == "" {
+		if bases := card.Parse(readme).BaseModels; len(bases) > 0 {
+			config.BaseModel = bases[0]
+		}
+	}
 	p := peftReader{config: config, saved: readSaved(text), tensors: f.manifest.Tensors, manifest: &f.manifest}
 	f.manifest.Adapters = []format.Adapter{p.adapter(ctx)}
 	if err := ctx.Err(); err != nil { // the adapter is incomplete

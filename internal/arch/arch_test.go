@@ -54,6 +54,7 @@ var arrows = map[string]map[string]string{
 	},
 	"format/output": {"internal/fileio": "outputs on a disk, which appear whole"},
 	"format/convert": {
+		"internal/card":        "the base that a model card names",
 		"format":               "adapters, its result",
 		"format/output":        "the output's door",
 		"format/safetensors":   "weights files that it writes",
@@ -114,6 +115,7 @@ var arrows = map[string]map[string]string{
 		"internal/naming": "which tensors names mean",
 	},
 	"internal/report": {
+		"internal/card":       "licence and datasets of a model card",
 		"internal/resolve":    "how merge applies an adapter",
 		"format":              "adapters",
 		"format/dtype":        "elements",

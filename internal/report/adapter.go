@@ -11,6 +11,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/card"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/rank"
@@ -23,6 +24,9 @@ type Adapter struct {
 	Method       string         `json:"method"`
 	Base         string         `json:"base"`
 	Revision     string         `json:"revision"`
+	License      string         `json:"license"`           // of the model card
+	Datasets     []string       `json:"datasets"`          // of the model card
+	Attached     []string       `json:"attached"`          // files that the source carries
 	Fingerprints int            `json:"base_fingerprints"` // number of base tensors that the adapter remembers
 	Parameters   int64          `json:"parameters"`
 	Bytes        int64          `json:"bytes"` // of all tensors
@@ -112,7 +116,7 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	if err := format.Validate(m); err != nil {
 		return nil, err
 	}
-	r := &Adapter{Kind: "adapter", Layers: []Layer{}, Beside: []BesideTensor{}, FilesBeside: []string{}, Requires: []Requirement{}, Methods: []string{}, Refusals: []string{}, Notes: append([]string{}, m.Notes...)}
+	r := &Adapter{Kind: "adapter", Datasets: []string{}, Attached: []string{}, Layers: []Layer{}, Beside: []BesideTensor{}, FilesBeside: []string{}, Requires: []Requirement{}, Methods: []string{}, Refusals: []string{}, Notes: append([]string{}, m.Notes...)}
 	counts := make(dtypeCounts)
 	for i := range m.Tensors {
 		t := &m.Tensors[i]
@@ -123,6 +127,9 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	r.DTypes = counts.sorted()
 	for i := range m.Adapters {
 		r.addAdapter(m, &m.Adapters[i])
+	}
+	if err := r.addAttachments(src); err != nil {
+		return nil, err
 	}
 	for _, name := range o.Beside {
 		r.FilesBeside = append(r.FilesBeside, name)
@@ -143,6 +150,30 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	}
 	r.refuseNonFinite(nonFinite)
 	return r, nil
+}
+
+// maxCardBytes bounds the model card that is read for its front matter.
+const maxCardBytes = 1 << 20
+
+// addAttachments adds the names of the attached files, and the facts of the model card.
+func (r *Adapter) addAttachments(src format.Source) error {
+	m := src.Manifest()
+	for i, a := range m.Attachments {
+		if a.Name == format.SourceHeader {
+			continue
+		}
+		r.Attached = append(r.Attached, a.Name)
+		if a.Name != format.ModelCard || a.NBytes > maxCardBytes {
+			continue
+		}
+		text := make([]byte, a.NBytes)
+		if err := src.ReadBlobAt(text, len(m.Tensors)+i, 0); err != nil {
+			return err
+		}
+		facts := card.Parse(text)
+		r.License, r.Datasets = facts.License, append(r.Datasets, facts.Datasets...)
+	}
+	return nil
 }
 
 // addAdapter adds the description of one adapter.
