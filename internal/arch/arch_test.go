@@ -99,6 +99,8 @@ var arrows = map[string]map[string]string{
 		"internal/jsontext":    "indexes, by exact keys",
 		"internal/fault":       "errors of input",
 		"internal/fileio":      "inputs that are files",
+		"internal/naming":      "whether names are those of an adapter",
+		"internal/pickle":      "names in a pickle that is given as a checkpoint",
 		"internal/safetensors": "the strict header check",
 	},
 	"internal/config": {

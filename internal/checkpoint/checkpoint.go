@@ -4,6 +4,7 @@
 package checkpoint
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -161,6 +162,7 @@ func (c *Checkpoint) open(ctx context.Context, names []string, shardOf map[strin
 func openFile(ctx context.Context, name string, in *fileio.Input) (*File, error) {
 	h, err := safetensors.Read(ctx, in, in.Size)
 	if err != nil {
+		err = cmp.Or(pickled(in), err)
 		in.Close()
 		return nil, fault.InFile(err, in.Path)
 	}

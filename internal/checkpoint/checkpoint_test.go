@@ -283,6 +283,25 @@ func TestOpenRefusesWhatIsNoCheckpoint(t *testing.T) {
 	checkError(t, filepath.Join(dir, "a.safetensors", "x"), nil, "x", "")
 }
 
+// TestOpenTellsPicklesApart: a pickle is named as such, with its content, not as a zip archive.
+func TestOpenTellsPicklesApart(t *testing.T) {
+	const dir = "../../testdata/"
+	const adapter, model = "a pickle of torch.save that holds an adapter", "a pickle of torch.save with "
+	for _, c := range []struct{ file, words, hint string }{
+		{"corpus/huggingface__peft__26/adapter_model.bin", adapter, "this is an adapter"},
+		{"pickle/read/plain.bin", model, "save_pretrained"},
+		{"pickle/read/plain-legacy.bin", model, "save_pretrained"},
+		{"pickle/deep/dictionaries.bin", adapter, "this is an adapter"}, // of CLIP-LoRA,
+		{"pickle/refuse/cut.bin", "torch saves pickles", "safe_serialization"},
+		{"pickle/refuse/eval.bin", "torch saves pickles", "safe_serialization"},
+		{"pickle/refuse/zip.bin", "a zip archive", "unpack it"},
+	} {
+		t.Run(c.file, func(t *testing.T) {
+			checkError(t, filepath.FromSlash(dir+c.file), fault.Unsupported, c.words, c.hint)
+		})
+	}
+}
+
 // TestOtherFilesAreSorted: files of the model go along with a merge, and files that would
 // contradict it do not.
 func TestOtherFilesAreSorted(t *testing.T) {
