@@ -43,3 +43,17 @@ var ruleKinds = [...]fault.Kind{
 func broken(rule int, format string, args ...any) *fault.Error {
 	return &fault.Error{Kind: ruleKinds[rule], Rule: fmt.Sprintf("R%d", rule), Msg: fmt.Sprintf(format, args...)}
 }
+
+// VerifiedRules returns the rules that Verify, or a StreamReader at its end, has checked a valid
+// file against, in ascending order: "R1" and so on. The other rules are for programs that restore
+// a source file or apply an adapter (spec section 15).
+func VerifiedRules() []string {
+	var rules []string
+	for n := 1; n < len(ruleKinds); n++ {
+		restoring, applying := n >= 67 && n <= 69, n == 70 || n >= 74 && n <= 76
+		if !restoring && !applying {
+			rules = append(rules, fmt.Sprintf("R%d", n))
+		}
+	}
+	return rules
+}

@@ -126,6 +126,30 @@ func TestVectors(t *testing.T) {
 	}
 }
 
+// TestVerifiedRulesAreThoseOfVectors compares the list with the rules that broken vectors name, by
+// the task that finds them.
+func TestVerifiedRulesAreThoseOfVectors(t *testing.T) {
+	rules := format.VerifiedRules()
+	broken := map[string]bool{}
+	for _, v := range testkit.Vectors(t, "../testdata") {
+		verified := v.Stage != "restore" && v.Stage != "apply"
+		for _, rule := range v.Rules {
+			if v.Expect == "ok" {
+				continue
+			}
+			broken[rule] = true
+			if slices.Contains(rules, rule) != verified {
+				t.Errorf("%s, found by %s, breaks %s; VerifiedRules lists it: %v", v.Name(), v.Stage, rule, !verified)
+			}
+		}
+	}
+	for _, rule := range rules {
+		if !broken[rule] {
+			t.Errorf("VerifiedRules lists %s, which no vector breaks", rule)
+		}
+	}
+}
+
 func hasKind(err error) bool {
 	for _, k := range kinds {
 		if errors.Is(err, k) {

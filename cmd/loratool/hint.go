@@ -55,8 +55,8 @@ func inputHint(err error, usage string) string {
 	if there := new(absentError); errors.As(err, there) {
 		return there.hint()
 	}
-	var broken damagedError
-	if errors.As(err, &broken) && fault.Hint(err) == "" {
+	var found *findings
+	if errors.As(err, &found) && found.damaged && fault.Hint(err) == "" {
 		return "copy or download the file again; if it was written so, write it again from its source"
 	}
 	var e *fault.Error

@@ -129,7 +129,7 @@ func (t *terminal) fail(err error, hint string) {
 		t.message("hint", hint)
 	}
 	if t.json && !t.documented { // one run prints one document
-		t.document(t.command, map[string]any{"error": map[string]any{"kind": kindOf(err), "message": flagsFor(err.Error()), "hint": flagsFor(hint)}})
+		t.document(t.command, map[string]any{"error": failedWith(err, hint)})
 	}
 }
 

@@ -26,6 +26,8 @@ func verifyCommand(t *terminal) *cli.Command {
 		Name:      "verify",
 		Usage:     "check every checksum and rule of a .lora file",
 		ArgsUsage: "FILE",
+		Description: "With --json, rules lists the rules of spec/FORMAT.md that a valid file was checked against. For any other file, " +
+			"error.failures lists what is wrong: kind, rule, offset and message of each failure.",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "key", Usage: "check the signature too: `KEY` is a public key of minisign, or its file", Destination: &o.key},
 			&cli.StringFlag{Name: "signature", Usage: "the signature, in `FILE` (default: that of the .lora file with " + signatureSuffix + ")", Destination: &o.signature},
@@ -55,7 +57,7 @@ func runVerify(c *cli.Context, t *terminal, o *verifyOptions) error {
 		return err
 	}
 	document := map[string]any{
-		"content_id": summary.ContentID, "file_id": summary.FileID, "chunks": summary.Chunks,
+		"rules": format.VerifiedRules(), "content_id": summary.ContentID, "file_id": summary.FileID, "chunks": summary.Chunks,
 		"raw_bytes": summary.RawBytes, "stored_bytes": summary.StoredBytes, "file_bytes": summary.FileBytes,
 	}
 	signature, err := o.checkSignature(c, summary)
@@ -125,23 +127,29 @@ func verifyPipe(ctx context.Context, r io.Reader, options format.ReaderOptions, 
 	return stream.Summary(), nil
 }
 
-// damagedError is an error that begins with its meaning.
-type damagedError struct {
+// findings are the errors that verify found in a file.
+type findings struct {
 	error
-	name string
+	name    string
+	damaged bool // the file is not the one that its writer wrote
 }
 
-func (e damagedError) Error() string { return e.name + " is damaged: " + e.error.Error() }
-
-func (e damagedError) Unwrap() error { return e.error }
-
-// damaged is an error of verify. A file that begins as .lora files do is not the one that its
-// writer wrote; any other is no .lora file.
-func damaged(start []byte, err error, name string) error {
-	if string(start) == format.Magic && (errors.Is(err, fault.Corrupt) || errors.Is(err, fault.Truncated)) {
-		return damagedError{err, name}
+func (f *findings) Error() string {
+	if f.damaged {
+		return f.name + " is damaged: " + f.error.Error()
 	}
-	return fault.InFile(err, name)
+	return f.error.Error()
+}
+
+func (f *findings) Unwrap() error { return f.error }
+
+// damaged is the error of verify for a file that begins with start. One that begins as .lora files
+// do is damaged; any other is no .lora file.
+func damaged(start []byte, err error, name string) error {
+	if !errors.Is(err, fault.Corrupt) && !errors.Is(err, fault.Truncated) || string(start) != format.Magic {
+		return &findings{fault.InFile(err, name), name, false}
+	}
+	return &findings{err, name, true}
 }
 
 func dumpCommand(t *terminal) *cli.Command {
