@@ -216,12 +216,26 @@ func (d *decoder) decode(dst, p []byte, off int64) error {
 	case errors.Is(err, zstd.ErrFrameSizeMismatch), errors.Is(err, zstd.ErrFrameSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
 		return broken(14, "the blocks do not decode to the %d bytes of the content size", len(dst)).At(off)
 	case err != nil:
-		return broken(13, "a block does not decode: %v", err).At(off)
+		return d.again(dst, p, off, err)
 	case len(out) != len(dst):
 		return broken(14, "the blocks decode to %d bytes, the content size is %d", len(out), len(dst)).At(off)
 	}
 	copy(dst, out) // the library may have allocated another slice
-	return nil     // the library may have allocated another slice
+	return nil
+}
+
+// again decodes a frame that the library refuses for the reason given, by the letter of RFC 8878.
+func (d *decoder) again(dst, p []byte, off int64, reason error) error {
+	n, ok := decodePlainly(dst, p)
+	switch {
+	case !ok:
+		return broken(13, "a block does not decode: %v", reason).At(off)
+	case n != len(dst):
+		return broken(14, "the blocks decode to %d bytes, the content size is %d", n, len(dst)).At(off)
+	case le.Uint32(p[len(p)-checksumBytes:]) != uint32(xxh64(dst)):
+		return broken(17, "the checksum of the frame does not match its content").At(off)
+	}
+	return nil
 }
 
 // close releases the library's state.

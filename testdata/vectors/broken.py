@@ -2,8 +2,8 @@
 import hashlib
 import struct
 
-from builder import (Model, adapter, canonical, compressed, content_id, example, frame, huffman_literals, lora, model, opaque, raw,
-                     raw_chunks, raw_literals, rle, rle_literals, sequence, skippable, stock, tensor, xxh64)
+from builder import (Model, adapter, canonical, compressed, content_id, example, frame, fse_weights, huffman_literals, lora, model, opaque,
+                     raw, raw_chunks, raw_literals, rle, rle_literals, sequence, skippable, stock, tensor, xxh64)
 from kit import bad
 
 # What a reader may see where bytes were put between frames: by position the sizes do not add up or a frame is not where it is
@@ -233,6 +233,13 @@ def blocks():
     put("r13-huffman-no-end-mark", compressed(v[:-1] + b"\0", b"\0") + rle(0, 100, True), "the last byte of the Huffman stream is zero")
     put("r13-huffman-bits-left", compressed(huffman_literals(bits + "0" * 16, 100), b"\0") + rle(0, 100, True), "16 bits too many in the Huffman stream")
     put("r13-huffman-bits-missing", compressed(huffman_literals(bits[:60], 100), b"\0") + rle(0, 100, True), "60 of 100 literals in the Huffman stream")
+    weights = [1, 1, 1, 1, 2, 2, 3]
+    for name, tree, comment in (
+            ("accuracy-7", fse_weights(weights, 7, [8, 64, 32, 24]), "the FSE table of Huffman weights has accuracy 7"),
+            ("256", fse_weights([0] * 254 + [1, 1], 6, [61, 3]), "256 Huffman weights under an FSE code, and so 257 literals"),
+            ("state-missing", b"\x04" + fse_weights(weights, 5, [2, 16, 8, 6])[1:4] + b"\x7f", "the FSE-coded Huffman weights end within the second state"),
+            ("no-end-mark", fse_weights(weights, 5, [2, 16, 8, 6])[:-1] + b"\0", "the last byte of the FSE-coded Huffman weights is zero")):
+        put(f"r13-weights-{name}", compressed(huffman_literals("0" * 100, 25, tree), b"\0") + rle(0, 175, True), comment)
     lit = raw_literals(b"\0\1")
     rest = rle(0, 188, True)
     put("r13-offset-beyond-start", compressed(lit, sequence(2, 3, 7, "101")) + rest, "an offset of 10 with 2 bytes decoded")

@@ -92,6 +92,57 @@ def huffman_literals(bits, n, weights=b"\x80\x10", kind=2):
     return (kind | n << 4 | len(body) << 14).to_bytes(3, "little") + body
 
 
+def fse_header(log, probabilities):
+    """The description of an FSE table: none of the probabilities is 0 or less than 1."""
+    bits, remaining = format(log - 5, "04b")[::-1], 2**log
+    for p in probabilities:
+        width = (remaining + 1).bit_length()
+        few = 2**width - 2 - remaining  # the lowest values have one bit less
+        v = p + 1
+        v, n = (v, width - 1) if v < few else (v, width) if v < 2**(width - 1) else (v + few, width)
+        bits += format(v, f"0{n}b")[::-1]
+        remaining -= p
+    assert remaining == 0
+    return int(bits[::-1], 2).to_bytes((len(bits) + 7) // 8, "little")
+
+
+def fse_table(log, probabilities):
+    """The cells of an FSE table: symbol, number of bits, base of the next state."""
+    size, at = 2**log, 0
+    cells, next_state = [0] * size, list(probabilities)
+    for symbol, p in enumerate(probabilities):
+        for _ in range(p):
+            cells[at] = symbol
+            at = (at + size // 2 + size // 8 + 3) % size
+    for u, symbol in enumerate(cells):
+        x = next_state[symbol]
+        next_state[symbol] += 1
+        n = log + 1 - x.bit_length()
+        cells[u] = symbol, n, (x << n) - size
+    return cells
+
+
+def fse_weights(weights, log, probabilities, tail=""):
+    """A Huffman tree whose weights, all but the last, are FSE-coded in two states that take turns. tail is what is left
+    when an update needs more bits, first bit first: nothing where an encoder wrote it."""
+    cells = fse_table(log, probabilities)
+    states, updates = [None, None], []
+    for i in range(len(weights) - 1, -1, -1):  # backwards, as FSE encodes
+        after = states[i % 2]
+        fits = [u for u, (symbol, n, base) in enumerate(cells)
+                if symbol == weights[i] and (after is None or base <= after < base + 2**n)]
+        if after is None:  # the last two: the one that ends the series needs more bits than the tail has
+            fits = [u for u in fits if cells[u][1] > len(tail)]
+        states[i % 2] = fits[0]
+        if after is not None:
+            symbol, n, base = cells[fits[0]]
+            updates.append(format(after - base, f"0{n}b") if n else "")
+    v = int("1" + "".join(format(s, f"0{log}b") for s in states) + "".join(reversed(updates)) + tail, 2)
+    body = fse_header(log, probabilities) + v.to_bytes((v.bit_length() + 7) // 8, "little")
+    assert len(body) < 128
+    return bytes([len(body)]) + body
+
+
 def sequence(ll, of, ml, bits="", modes=0x54, count=1):
     """A sequences section whose three tables are RLE: codes ll, of, ml for all sequences and the extra bits in reading order."""
     v = int("1" + bits, 2)

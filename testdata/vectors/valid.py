@@ -2,8 +2,8 @@
 import hashlib
 import struct
 
-from builder import (BITS, adapter, blocks_for, canonical, compressed, example, frame, huffman_literals, layer, lora, model,
-                     noise, opaque, raw, repeated, rle, rle_literals, sequence, stock, tensor)
+from builder import (BITS, adapter, blocks_for, canonical, compressed, example, frame, fse_weights, huffman_literals, layer, lora,
+                     model, noise, opaque, raw, repeated, rle, rle_literals, sequence, stock, tensor)
 from kit import ok
 from safetensors_header import header
 
@@ -114,6 +114,15 @@ def blocks():
     m = opaque(tensor("x", "U8", [200], b))
     tree = compressed(huffman_literals(bits[:100], 100), b"\0") + compressed(huffman_literals(bits[100:], 100, b"", 3), b"\0", True)
     ok("treeless-block", lora(m, frames={0: lambda c: frame(c, tree)}), m, "the second block uses the Huffman table of the first")
+    codes = ["0000", "0001", "0010", "0011", "010", "011", "10", "11"]  # of the weights 1, 1, 1, 1, 2, 2, 3 and 3
+    b = bytes(x & 7 for x in noise("weights", 200))
+    bits = "".join(codes[x] for x in b)
+    m = opaque(tensor("x", "U8", [200], b))
+    for name, tail, what in (("at-a-bit", "", "no bit is left"), ("within-an-update", "0", "one bit is left"),
+                             ("within-an-update-of-ones", "1", "one bit, which is set, is left")):
+        tree = fse_weights([1, 1, 1, 1, 2, 2, 3], 5, [2, 16, 8, 6], tail)
+        ok(f"weights-end-{name}", lora(m, frames={0: lambda c: frame(c, compressed(huffman_literals(bits, 200, tree), b"\0", True))}), m,
+           f"Huffman weights under an FSE code; where an update of two bits ends them, {what} (RFC 8878, section 4.2.1.2)")
     m = opaque(tensor("x", "U8", [200], b"r" * 200))
     ok("last-block-empty", lora(m, frames={0: lambda c: frame(c, rle(114, 200) + raw(b"", True))}), m, "the last block is empty")
     b = noise("bound", 16)
