@@ -204,7 +204,7 @@ func storageOrder(m *Manifest, compare order) ([]int, error) {
 	for i := range places {
 		places[i] = place{tensor: i, dtype: m.Tensors[i].DType, adapter: -1}
 	}
-	refer := func(i, adapter int, module, role string, group int) error {
+	refer := func(i, adapter, beside int, module, role string, group int) error {
 		if i < 0 || i >= len(places) {
 			return broken(45, "adapter %q: tensor index %d, want less than %d", m.Adapters[adapter].Name, i, len(places))
 		}
@@ -216,8 +216,7 @@ func storageOrder(m *Manifest, compare order) ([]int, error) {
 			return nil // the first adapter that refers to a shared tensor places it
 		}
 		p := &places[i]
-		p.adapter, p.module, p.role = adapter, module, role
-		p.group = group
+		p.adapter, p.beside, p.module, p.role, p.group = adapter, beside, module, role, group
 		return nil
 	}
 	for n := range m.Adapters {
@@ -225,7 +224,7 @@ func storageOrder(m *Manifest, compare order) ([]int, error) {
 		for j := range a.Layers {
 			l := &a.Layers[j]
 			for role, i := range l.Roles {
-				if err := refer(i, n, l.Module, string(role), groupOf(role)); err != nil {
+				if err := refer(i, n, 0, l.Module, string(role), groupOf(role)); err != nil {
 					return nil, err
 				}
 			}
@@ -236,10 +235,9 @@ func storageOrder(m *Manifest, compare order) ([]int, error) {
 			if i >= 0 && i < len(m.Tensors) {
 				name = m.Tensors[i].Name
 			}
-			if err := refer(i, n, name, "", 2); err != nil {
+			if err := refer(i, n, 1, name, "", 2); err != nil {
 				return nil, err
 			}
-			places[i].beside = 1
 		}
 	}
 	slices.SortStableFunc(places, compare)

@@ -171,7 +171,7 @@ func TestByLayerKeepsLayersTogether(t *testing.T) {
 	for _, tensor := range opened(t, file).Manifest().Tensors {
 		names = append(names, tensor.Name)
 	}
-	const want = "x x four rows empty h.2.A h.2.B h.2.bias h.2.m h.1.A h.1.B h.1.bias h.1.m " +
+	const want = "four x x rows empty h.2.A h.2.B h.2.bias h.2.m h.1.A h.1.B h.1.bias h.1.m " +
 		"complex h.10.A h.10.B h.10.bias h.10.m scalar odd"
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("tensors by layer: %s\nwant %s", got, want)
