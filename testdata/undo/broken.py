@@ -42,7 +42,7 @@ def container(m, at):
     bad("u01-cut", whole[:-100], "cut", at, "U1 R1")
     bad("u01-no-container", b'{"undo":1}' + bytes(20), "no .lora file", at, "U1 R3")
     put("major-2", "format version 2", "U1 R4", major=2)
-    put("critical", "a critical feature", "U1 R5", critical=1)
+    put("critical", "a critical feature", "U1 R5 R77", critical=1)  # version 1.1 knows bit 0
     put("head-digest", "the digest of the head is wrong", "U1 R60", head_digest=bytes(32))
     put("chunk-digest", "the digest of a chunk is wrong", "U1 R61", chunk_digests=lambda d: [flip(d[0], 5)] + d[1:])
     put("content-id", "the content id is wrong", "U1 R62", content=bytes(32))
