@@ -105,7 +105,7 @@ func (ds Dialects) openInput(ctx context.Context, in *Input, o Options) (*opened
 // describe opens an input in its dialect, or without one.
 func (ds Dialects) describe(ctx context.Context, in *Input, o Options) (format.Source, error) {
 	if o.Opaque {
-		return in.openOpaque(ctx)
+		return openOpaque(ctx, in)
 	}
 	d := ds.recognise(in)
 	if d == nil {

@@ -15,11 +15,11 @@ import (
 
 // openOpaque describes weights of any dialect as tensors without a meaning. A container keeps them
 // with their header, and Restore gives a safetensors file back byte for byte. Nobody applies them.
-func (in *Input) openOpaque(ctx context.Context) (format.Source, error) {
+func openOpaque(ctx context.Context, in *Input) (format.Source, error) {
 	if in.name == "" {
 		return nil, in.folder.refuse()
 	}
-	t, err := in.wholeTable(ctx)
+	t, err := wholeTable(ctx, in)
 	if err != nil {
 		return nil, fault.InFile(err, in.Path())
 	}
@@ -56,7 +56,7 @@ func (in *Input) openOpaque(ctx context.Context) (format.Source, error) {
 
 // wholeTable lists all tensors of the weights. In a pickle they may lie in nested dictionaries and
 // lists; their names are then the keys and the positions on the way, joined by dots.
-func (in *Input) wholeTable(ctx context.Context) (*table, error) {
+func wholeTable(ctx context.Context, in *Input) (*table, error) {
 	if in.err != nil {
 		return nil, in.err
 	}
