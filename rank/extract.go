@@ -133,7 +133,8 @@ func (e *Extraction) leaveGone(names map[string]string) {
 		case isTrunk:
 			e.skip(name, whyTrunk)
 		default:
-			e.leave(name, whyGone, locate(e.base, name), e.tunedEnds.counterpart(name, &e.baseEnds))
+			e.leave(name, whyGone+e.tunedEnds.unless(name, &e.baseEnds), locate(e.base, name),
+				e.tunedEnds.counterpart(name, &e.baseEnds))
 		}
 	}
 }
@@ -149,7 +150,7 @@ func (e *Extraction) pairUp(names map[string]string) (common, sameShape int) {
 			e.skip(tunedName, whyTied)
 			continue
 		case !ok:
-			e.leave(tunedName, whyNew, tied, tuned)
+			e.leave(tunedName, whyNew+e.baseEnds.unless(tunedName, &e.tunedEnds), tied, tuned)
 			continue
 		}
 		base := locate(e.base, name)

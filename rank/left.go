@@ -85,6 +85,16 @@ func (s *ends) counterpart(head string, other *ends) *located {
 	return locate(s.of, s.embedding())
 }
 
+// unless says how the change of a head that only the other checkpoint stores was measured, if it is
+// uncertain whether this one ties its head to its embedding. It is "" in all other cases.
+func (s *ends) unless(head string, other *ends) string {
+	isHead := naming.IsHead(naming.Module(head)) || other.isHead(head)
+	if !isHead || !s.Tied || s.isTied() {
+		return ""
+	}
+	return fmt.Sprintf("; it counts whole, as if %s did not tie its head to its embedding (%s)", s.of.Path, s.Why)
+}
+
 // isTiedEmbedding reports whether a tensor of the base serves as both ends.
 func (e *Extraction) isTiedEmbedding(name string) bool {
 	return e.baseEnds.isTied() && naming.StripWrappers(name) == e.baseEnds.Embedding

@@ -248,3 +248,40 @@ func TestAnUncertainTieIsSaid(t *testing.T) {
 		}
 	}
 }
+
+// TestAHeadThatMayBeTiedCountsWhole: where nothing says whether a checkpoint without a head ties
+// it, the change of the other's head is measured against zeros, and the report says so.
+func TestAHeadThatMayBeTiedCountsWhole(t *testing.T) {
+	rng := rand.New(rand.NewPCG(93, 94))
+	const class = `{"model_type":"llama","architectures":["LlamaForCausalLM"],"tie_word_embeddings":`
+	embed := testkit.Random(rng, "model.embed_tokens.weight", dtype.F32, 1, 16, 8)
+	head := testkit.Random(rng, "lm_head.weight", dtype.F32, 1, 16, 8)
+	q := testkit.Random(rng, "model.layers.0.self_attn.q_proj.weight", dtype.F32, 1, 8, 8)
+	q2 := testkit.Random(rng, q.Name, dtype.F32, 1, 8, 8)
+	with, without := []testkit.Tensor{embed, q2, head}, []testkit.Tensor{embed, q}
+	for _, c := range []struct {
+		name, config string
+		base, tuned  []testkit.Tensor
+		want         bool
+	}{
+		{"no configuration, a new head", "", without, with, true},
+		{"no configuration, a head that is gone", "", with, without, true},
+		{"config.json denies the tie", class + "false}", without, with, true},
+		{"the tie is certain", class + "true}", without, with, false},
+	} {
+		basePath, tunedPath := pairOf(t, c.config, c.base, c.tuned)
+		o := rank.ExtractOptions{Rule: rank.FixedRank{K: 2}}
+		_, report, err := extract(t, basePath, tunedPath, o)
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		isHead := func(s rank.Skipped) bool { return s.Tensor == head.Name }
+		i := slices.IndexFunc(report.Skipped, isHead)
+		if i < 0 {
+			t.Fatalf("%s: the head is not listed: %+v", c.name, report.Skipped)
+		}
+		if why := report.Skipped[i].Why; strings.Contains(why, "counts whole") != c.want {
+			t.Errorf("%s: the head is left out as %q, want one that counts whole: %v", c.name, why, c.want)
+		}
+	}
+}
