@@ -81,7 +81,7 @@ func (a *add) bytes(band int) int64 {
 	return n
 }
 
-// inverse returns the operation that removes what a adds. Both share the loaded factors.
+// inverse returns the operation that subtracts the terms. Both share the loaded factors.
 func (a *add) inverse() operation {
 	a.isInverse = true
 	return &inverse{of: a}

@@ -233,7 +233,7 @@ type writing struct {
 
 // Files are closed together at the end: the disk has started on each when its last byte was
 // written, and syncers of them wait at once. A checkpoint with more than mostOpen files closes the
-// first ones early.
+// first ones early; DeepSeek-V3 has 163.
 const (
 	mostOpen = 1024
 	syncers  = 16

@@ -75,7 +75,7 @@ type Rows struct {
 	Order []int64
 }
 
-// Blob is a tensor of a source. The zero value is none.
+// Blob is a tensor of a source. The zero value stands for no tensor.
 type Blob struct {
 	Source format.Source
 	Index  int
@@ -178,7 +178,7 @@ type Base struct {
 	Path       string // how errors name it
 	Tensors    map[string]Tensor
 	Config     config.Model
-	ConfigText []byte // config.json as it is; nil where there is none to edit
+	ConfigText []byte // config.json as it is; nil if there is none to edit
 
 	companions map[string]string // see companion
 }
@@ -261,7 +261,9 @@ func (b *Base) checkStorage(name string) error {
 	return nil
 }
 
-// companion returns the tensor beside a quantised one that holds its scales.
+// companion returns the tensor beside a quantised one that holds its scales. FP8 of vLLM and
+// DeepSeek writes weight_scale and weight_scale_inv, bitsandbytes absmax, quant_map and SCB, and
+// GPTQ, AWQ and MLX scales.
 func (b *Base) companion(name string) (companion string, ok bool) {
 	if b.companions == nil {
 		b.companions = make(map[string]string)

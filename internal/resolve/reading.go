@@ -57,7 +57,7 @@ func ReadingOf(m map[string]string) (Reading, error) {
 		RecomputeResidual: m["recompute-residual"] == "true", Tied: Tied(m["tied"]),
 	}
 	if known := r.Texts(); !maps.Equal(known, m) {
-		return r, fault.New(fault.Unsupported, "the merge was made with the options %v, of which this version knows %v", slices.Sorted(maps.Keys(m)), slices.Sorted(maps.Keys(known))).
+		return r, fault.New(fault.Unsupported, "the merge was made with the options %v; this version knows only %v", slices.Sorted(maps.Keys(m)), slices.Sorted(maps.Keys(known))).
 			WithHint("use the version that wrote the record; inspect names it")
 	}
 	return r, nil

@@ -91,7 +91,7 @@ func TestFactorsBeyond31Bits(t *testing.T) {
 }
 
 // TestChangesAreRectanglesOfTheBase resolves adapters without a disk: which tensor, which rectangle
-// of it, and what happens there.
+// of it, and the change there.
 func TestChangesAreRectanglesOfTheBase(t *testing.T) {
 	const r = 2
 	for _, c := range []struct {

@@ -18,9 +18,9 @@ type Adapter struct {
 	Weight float64 // ω
 }
 
-// Checked holds the adapters of one merge, and the reading that settles what their files leave
-// open. This version supports every feature that they require, but has not yet compared them with a
-// base. Only Check makes one.
+// Checked holds the adapters of one merge, and the reading that settles their ambiguities. This
+// version supports every feature that they require, but has not yet compared them with a base. Only
+// Check makes one.
 type Checked struct {
 	adapters []given
 	reading  Reading

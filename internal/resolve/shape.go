@@ -15,7 +15,7 @@ import (
 type Shaping struct {
 	Untie          bool // the head becomes a tensor of its own
 	GrowVocabulary bool // embedding and head get as many rows as an adapter saves of them
-	AddTensors     bool // what adapters save whole, and the base lacks or has in another shape
+	AddTensors     bool // tensors that adapters save whole, and that the base lacks or has in another shape
 }
 
 // Shaped is a base with the tensors that adapters need. Resolve works on it as if the base had been

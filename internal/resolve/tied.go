@@ -98,7 +98,7 @@ func (s *sheet) tiedEnds() (embedding, head string, err error) {
 		return "", "", fault.New(fault.Mismatch, "the base does not tie its output head to its input embedding").In(s.base.Path).WithHint("leave Options.Tied out")
 	}
 	if e.Embedding == "" {
-		return "", "", fault.New(fault.Unsupported, "no tensor of the base is certain to be the input embedding, by name or by vocab_size of config.json").
+		return "", "", fault.New(fault.Unsupported, "cannot tell which tensor of the base is the input embedding: neither a name nor vocab_size of config.json decides").
 			In(s.base.Path).WithHint("untie the base with the tool that made it")
 	}
 	if e.Head != "" {
