@@ -7,8 +7,8 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// leastAge is the shortest --older-than: a run on another machine may write nothing for minutes,
-// while it computes or its disk is slow, and no lock may tell of it.
+// leastAge is the shortest --older-than. A run on another machine may write nothing for minutes
+// while it computes or waits for a slow disk, and its lock may not be visible here.
 const leastAge = time.Hour
 
 // cleanOptions are the flags of clean.
@@ -24,12 +24,12 @@ func cleanCommand(t *terminal) *cli.Command {
 		Usage:     "remove the hidden files that killed runs left in a directory",
 		ArgsUsage: "DIR",
 		Description: "A run writes its output under a hidden name in the directory of OUT, .NAME.loratool-…, and the next run\n" +
-			"there removes what a killed one has left. It cannot do so where it cannot tell a killed run from one at\n" +
-			"work: on Windows, on file systems without locks, for runs of other machines and from before a restart.\n" +
+			"there removes the leftovers of a killed one. It cannot always tell a killed run from a live one:\n" +
+			"on Windows, on file systems without locks, and for runs on other machines or before a restart.\n" +
 			"There clean goes by age: it removes an output to which nothing was written for a day, or --older-than.\n" +
 			"It keeps what a run on this machine holds, and looks in no directory below DIR.",
 		Flags: []cli.Flag{
-			&cli.DurationFlag{Name: "older-than", Usage: "remove what was last written to `TIME` ago or earlier, 1h at least", Value: 24 * time.Hour, DefaultText: "24h", Destination: &o.olderThan},
+			&cli.DurationFlag{Name: "older-than", Usage: "remove outputs not written to for `TIME`, at least 1h", Value: 24 * time.Hour, DefaultText: "24h", Destination: &o.olderThan},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be removed, and remove nothing", Destination: &o.dryRun},
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON document", Destination: &o.json},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print nothing", Destination: &o.quiet},

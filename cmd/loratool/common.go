@@ -21,9 +21,9 @@ func (o *common) flags() []cli.Flag {
 		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no warnings and no summary", Destination: &o.quiet},
 		&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "print more: every layer and tensor by its name", Destination: &o.verbose},
 		&cli.BoolFlag{Name: "no-progress", Usage: "show no progress bar", Destination: &o.noProgress},
-		&cli.IntFlag{Name: "workers", Usage: "number of goroutines that compute (default: one per processor)", Destination: &o.workers, Action: func(c *cli.Context, n int) error {
+		&cli.IntFlag{Name: "workers", Usage: "use `N` processors (default: all)", Destination: &o.workers, Action: func(c *cli.Context, n int) error {
 			if n < 0 {
-				return usagef(helpHint(c.Command.Name), "--workers is a number of goroutines, got %d", n)
+				return usagef(helpHint(c.Command.Name), "--workers takes a number of processors, got %d", n)
 			}
 			return nil
 		}},
@@ -32,7 +32,7 @@ func (o *common) flags() []cli.Flag {
 
 // memoryFlag is the flag of the commands that know beforehand how much memory they take.
 func (o *common) memoryFlag() cli.Flag {
-	return &cli.StringFlag{Name: "max-memory", Usage: "take at most about `SIZE` bytes of memory, such as 2GB (default: what is available)", Destination: &o.maxMemory,
+	return &cli.StringFlag{Name: "max-memory", Usage: "take at most about `SIZE` bytes of memory, such as 2GB (default: all that is available)", Destination: &o.maxMemory,
 		Action: func(_ *cli.Context, size string) error {
 			_, err := parseBytes(size)
 			return err
@@ -43,20 +43,20 @@ func (o *common) memoryFlag() cli.Flag {
 // without that flag, above the available memory. what names the work.
 func (o *common) checkMemory(need int64, what string) error {
 	if need > math.MaxInt {
-		return fault.New(fault.Limit, "%s takes about %s of memory, and a 32-bit program can address less", what, fileio.FormatBytes(need)).
+		return fault.New(fault.Limit, "%s takes about %s of memory, more than a 32-bit program can address", what, fileio.FormatBytes(need)).
 			WithHint("use a 64-bit build of loratool")
 	}
 	if o.maxMemory != "" {
 		allowed, err := parseBytes(o.maxMemory)
 		if total := processBytes(need); err == nil && total > allowed {
-			return fault.New(fault.Limit, "%s takes about %s of memory, and --max-memory allows %s", what, fileio.FormatBytes(total), fileio.FormatBytes(allowed)).
+			return fault.New(fault.Limit, "%s takes about %s of memory, but --max-memory allows %s", what, fileio.FormatBytes(total), fileio.FormatBytes(allowed)).
 				WithHint("allow more with --max-memory, or use fewer --workers")
 		}
 		return err
 	}
 	if there := fileio.AvailableMemory(); there > 0 && need > there {
-		return fault.New(fault.Limit, "%s takes about %s of memory, and %s are available", what, fileio.FormatBytes(need), fileio.FormatBytes(there)).
-			WithHint("use fewer --workers, or a machine with more memory; --max-memory SIZE runs it all the same")
+		return fault.New(fault.Limit, "%s takes about %s of memory, but only %s is available", what, fileio.FormatBytes(need), fileio.FormatBytes(there)).
+			WithHint("use fewer --workers, or a machine with more memory; --max-memory SIZE overrides this check")
 	}
 	return nil
 }
@@ -65,7 +65,7 @@ func (o *common) checkMemory(need int64, what string) error {
 // and the memory that the work adds.
 func processBytes(work int64) int64 { return fileio.HeldMemory() + work }
 
-// warn prints warnings, unless there are to be none.
+// warn prints warnings, except after --quiet.
 func (o *common) warn(t *terminal, warnings []string) {
 	if o.quiet {
 		return

@@ -10,16 +10,16 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// choices are the values of the flags that take one of a few words.
+// choices lists the values of flags that accept only a few words.
 var choices = map[string][]string{
 	"--to": convert.Default().Names(), "--dtype": {"f32", "bf16", "f16"}, "--tied": {"untie", "fold"},
 	"--expert-input": {"1", "2"}, "--linear-input": {"1", "2"},
 }
 
-// shells are those that completion knows.
+// shells lists the supported shells.
 var shells = []string{"bash", "zsh", "fish", "powershell"}
 
-// script is the completion for a shell, "" for one that is not known.
+// script returns the completion script for a shell, "" for an unknown shell.
 func (a *app) script(shell string) string {
 	switch shell {
 	case "bash":
@@ -39,9 +39,9 @@ func completionCommand(a *app) *cli.Command {
 		Name:      "completion",
 		Usage:     "print the script that makes a shell complete commands and flags",
 		ArgsUsage: strings.Join(shells, "|"),
-		Description: "Put the output where your shell reads it at the start, for example into ~/.bashrc: source <(loratool completion bash); " +
-			"into ~/.zshrc, after compinit: source <(loratool completion zsh); into a file for fish: loratool completion fish > " +
-			"~/.config/fish/completions/loratool.fish; into $PROFILE of PowerShell: loratool completion powershell | Out-String | Invoke-Expression",
+		Description: "Load the output when your shell starts. In ~/.bashrc: source <(loratool completion bash); " +
+			"in ~/.zshrc, after compinit: source <(loratool completion zsh); for fish: loratool completion fish > " +
+			"~/.config/fish/completions/loratool.fish; in $PROFILE of PowerShell: loratool completion powershell | Out-String | Invoke-Expression",
 		Action: func(c *cli.Context) error {
 			script := a.script(c.Args().First())
 			if c.NArg() != 1 || script == "" {
@@ -53,7 +53,7 @@ func completionCommand(a *app) *cli.Command {
 	}
 }
 
-// words can follow a command: its flags, and for two of them words.
+// words returns the words that may follow a command: its flags and, for two commands, arguments.
 func (a *app) words(c *cli.Command) []string {
 	words := flagNames(c)
 	switch c.Name {
@@ -65,8 +65,7 @@ func (a *app) words(c *cli.Command) []string {
 	return words
 }
 
-// bash completes the first word as a command, then flags, the words of flags with choices, and
-// files.
+// bash returns a script that completes commands, then flags, the values of flags, and files.
 func (a *app) bash() string {
 	var b strings.Builder
 	b.WriteString("# completion of loratool for bash\n_loratool() {\n" +
@@ -87,12 +86,12 @@ func (a *app) bash() string {
 	return b.String()
 }
 
-// zsh runs the script for bash, as zsh can.
+// zsh returns the script for bash, which zsh can run.
 func (a *app) zsh() string {
 	return "# completion of loratool for zsh\nautoload -U +X bashcompinit && bashcompinit\n" + a.bash()
 }
 
-// fish has a line for every command and every flag.
+// fish returns a line for every command and every flag.
 func (a *app) fish() string {
 	var b strings.Builder
 	b.WriteString("# completion of loratool for fish\n")
@@ -121,7 +120,8 @@ func quoteFish(s string) string {
 	return "'" + strings.NewReplacer(`\`, `\\`, "'", `\'`).Replace(s) + "'"
 }
 
-// powershell completes commands and flags; it completes files by itself where nothing fits.
+// powershell returns a script that completes commands, flags and their values. PowerShell itself
+// completes files where nothing matches.
 func (a *app) powershell() string {
 	var b strings.Builder
 	b.WriteString("# completion of loratool for PowerShell\nRegister-ArgumentCompleter -Native -CommandName loratool -ScriptBlock {\n" +

@@ -63,7 +63,7 @@ func (o *convertOptions) parse(c *cli.Context) (j conversion, err error) {
 		return j, usagef(example, "convert takes one adapter, got %d arguments", c.NArg())
 	}
 	if o.out == "" {
-		return j, usagef(example, "convert needs -o OUT, the place of the new adapter")
+		return j, usagef(example, "convert needs -o OUT, the path of the new adapter")
 	}
 	j.in = c.Args().First()
 	if j.dialect, err = dialectOf(o.out, o.to); err != nil {

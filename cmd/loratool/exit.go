@@ -36,7 +36,7 @@ func helpHint(command string) string {
 	return strings.TrimSpace("loratool "+command) + " --help shows what there is"
 }
 
-// errInterrupted reports a run that a signal ended.
+// errInterrupted reports that a signal ended the run.
 var errInterrupted = errors.New("interrupted; nothing was written")
 
 func exitCode(err error) int {
@@ -54,7 +54,7 @@ func exitCode(err error) int {
 	return exitFailed
 }
 
-// kindOf is the word for an error in JSON.
+// kindOf returns the JSON word for the kind of an error.
 func kindOf(err error) string {
 	var usage *usageError
 	var output *fileio.OutputError

@@ -77,7 +77,7 @@ func (o *extractOptions) parse(c *cli.Context) (j extraction, err error) {
 		return j, usagef(example, "extract takes a base and a tuned checkpoint, got %d arguments", c.NArg())
 	}
 	if o.out == "" && !o.dryRun {
-		return j, usagef(example, "extract needs -o ADAPTER, the place of the adapter")
+		return j, usagef(example, "extract needs -o ADAPTER, the path of the adapter")
 	}
 	if j.options, err = o.library(c); err != nil {
 		return j, err

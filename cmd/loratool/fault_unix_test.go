@@ -325,7 +325,7 @@ func TestAReadOnlyDirectoryIsAnErrorThatSaysSo(t *testing.T) {
 			cmd.Dir = dir
 			asUser(t, cmd, dir)
 			r := finish(t, cmd, cmd.Run())
-			if r.code != exitFailed || !strings.Contains(r.stderr, "permission denied") || !strings.Contains(r.stderr, "hint: check who may") {
+			if r.code != exitFailed || !strings.Contains(r.stderr, "permission denied") || !strings.Contains(r.stderr, "hint: check the permissions") {
 				t.Errorf("%s gave %d, want %d and a hint: %s", line+flag, r.code, exitFailed, r.stderr)
 			}
 			checkTree(t, "after "+line+flag, locked, map[string]string{})

@@ -10,18 +10,18 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// helpColumns is how wide help is: it fits a terminal that nobody has widened.
+// helpColumns is the width of help pages: that of a terminal by default.
 const helpColumns = 80
 
-// rareFlags are those that help shows on request only: most people never need them, and who does is
-// told so by an error.
+// rareFlags lists the flags that help shows only with --all. Few people need them, and an error
+// tells those who do.
 var rareFlags = []string{
 	"add-tensors", "again", "allow-nonfinite", "any-base", "by-layer", "exclude", "expert-input", "expert-slowest",
 	"grow-vocabulary", "include", "linear-input", "max-manifest", "max-memory", "max-rank", "new-undo",
 	"no-progress", "no-sharing", "out-proj-twice", "recompute-residual", "seed", "strict", "tied", "without", "workers",
 }
 
-// examples are commands that run in a clone of the repository.
+// examples lists commands that run in a clone of the repository.
 var examples = map[string][]string{
 	"merge": {
 		"loratool merge testdata/demo/base testdata/demo/adapter-r8 -o merged",
@@ -51,7 +51,7 @@ var examples = map[string][]string{
 	"man":        {"loratool man | man -l -"},
 }
 
-// helpTopic is the subject that a command line asks about.
+// helpTopic is the subject of a request for help.
 type helpTopic struct {
 	name string // of a command, or support; "" is the whole program
 	all  bool   // rare flags too
@@ -94,7 +94,7 @@ func (a *app) help(topic helpTopic) error {
 // overview lists the commands.
 func (a *app) overview() string {
 	var b strings.Builder
-	b.WriteString("loratool merges LoRA adapters into checkpoints, takes them out again, and shows\nwhat is in them.\n\nUsage: loratool COMMAND\n\nCommands:\n")
+	b.WriteString("loratool merges LoRA adapters into checkpoints, removes them again, and shows\ntheir contents.\n\nUsage: loratool COMMAND\n\nCommands:\n")
 	for _, c := range a.cli.Commands {
 		writeItem(&b, c.Name, c.Usage, 14)
 	}
@@ -165,7 +165,7 @@ func flagHelp(f cli.Flag) (name, usage string) {
 	return name, usage
 }
 
-// paragraphs are those of a text, each on one line.
+// paragraphs returns the paragraphs of a text, each on one line.
 func paragraphs(text string) (all []string) {
 	for _, p := range strings.Split(text, "\n\n") {
 		if p = strings.Join(strings.Fields(p), " "); p != "" {
@@ -195,8 +195,7 @@ func writeItem(b *strings.Builder, word, text string, column int) {
 	}
 }
 
-// writeCommand writes a command that a shell takes as it stands, over several lines where it is
-// long.
+// writeCommand writes a command in the form for a shell, a long one on several lines.
 func writeCommand(b *strings.Builder, command string) {
 	lines := wrap(command, helpColumns-4)
 	b.WriteString("  " + strings.Join(lines, " \\\n    ") + "\n")

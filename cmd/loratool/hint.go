@@ -14,7 +14,8 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// hintFor is the next step, where that is known; usage is how the command is called.
+// hintFor returns the next step after an error, "" if there is none. commandUsage is the usage of
+// the command.
 func hintFor(err error, commandUsage string) string {
 	var usage *usageError
 	var output *fileio.OutputError
@@ -25,7 +26,7 @@ func hintFor(err error, commandUsage string) string {
 	case errors.As(err, &usage):
 		return usage.hint
 	case errors.As(err, &results):
-		return "see where standard output goes; files that the command writes are not concerned"
+		return "check where standard output goes; the files that the command wrote are complete"
 	case errors.As(err, &placed):
 		return "check the disk, then run sync or make the output again"
 	case errors.As(err, &output) && output.Replaceable:
@@ -37,27 +38,26 @@ func hintFor(err error, commandUsage string) string {
 	case errors.Is(err, syscall.EROFS):
 		return "choose another path with -o"
 	case errors.Is(err, fs.ErrPermission):
-		return "check who may read the inputs and write to the directory of OUT"
+		return "check the permissions of the inputs and of OUT's directory"
 	}
 	return inputHint(err, commandUsage)
 }
 
-// inputHint is the way out for an input, where that is known; usage is how the command is
-// called.
+// inputHint returns the next step after an error about an input, "" if there is none.
 func inputHint(err error, usage string) string {
 	var path *fs.PathError
 	if errors.As(err, &path) && errors.Is(err, fs.ErrNotExist) && fileio.IsInterrupted(path.Path) {
 		return hintInterrupted
 	}
 	if errors.As(err, &path) && errors.Is(err, fs.ErrNotExist) && isHubName(path.Path) {
-		return fmt.Sprintf("%s is looked for here, and nothing is downloaded: hf download %s --local-dir %s", path.Path, path.Path, filepath.Base(path.Path))
+		return fmt.Sprintf("loratool downloads nothing, and no %s exists here: hf download %s --local-dir %s", path.Path, path.Path, filepath.Base(path.Path))
 	}
 	if there := new(absentError); errors.As(err, there) {
 		return there.hint()
 	}
 	var found *findings
 	if errors.As(err, &found) && found.damaged && fault.Hint(err) == "" {
-		return "copy or download the file again; if it was written so, write it again from its source"
+		return "copy or download the file again; if it is damaged at its origin, make it again from its source"
 	}
 	var e *fault.Error
 	if !errors.As(err, &e) {
@@ -67,7 +67,7 @@ func inputHint(err error, usage string) string {
 		return hintInterrupted
 	}
 	if snapshot := hubSnapshot(e.Path); snapshot != "" {
-		return "this is where the hub's cache keeps a repository; give " + snapshot
+		return "this directory of the hub's cache holds all revisions; use " + snapshot
 	}
 	if name := emptyHub(e.Path); name != "" {
 		return fmt.Sprintf("the hub's cache holds no revision of %s here: hf download %s", name, name)
@@ -83,7 +83,7 @@ const hintInterrupted = "another run is replacing files here, or was interrupted
 
 var hubName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
-// isHubName reports whether a path that is not there is more likely the name of a repository,
+// isHubName reports whether a missing path is more likely the name of a repository,
 // organisation/name.
 func isHubName(path string) bool {
 	if !hubName.MatchString(path) {
@@ -98,8 +98,8 @@ func isHubName(path string) bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// emptyHub is the name of a repository of which the hub's cache has a directory and no revision,
-// else "".
+// emptyHub returns the name of a repository whose directory in the hub's cache holds no revision,
+// "" for any other directory.
 func emptyHub(dir string) string {
 	repository, ok := strings.CutPrefix(filepath.Base(dir), "models--")
 	if info, err := os.Stat(filepath.Join(dir, "snapshots")); !ok || err != nil || !info.IsDir() || hubSnapshot(dir) != "" {
@@ -108,8 +108,8 @@ func emptyHub(dir string) string {
 	return strings.ReplaceAll(repository, "--", "/")
 }
 
-// hubSnapshot is the directory of a revision in a directory models--organisation--name of the hub's
-// cache: that of main, or the only one. It is "" where there is none.
+// hubSnapshot returns the directory of a revision in models--organisation--name of the hub's cache:
+// that of main or, without main, the first. It returns "" if there is none.
 func hubSnapshot(dir string) string {
 	if dir == "" {
 		return ""

@@ -21,7 +21,7 @@ func manCommand(a *app) *cli.Command {
 // manual is a manual page in the language of man(7). Its texts are those of the help.
 func (a *app) manual() string {
 	var b strings.Builder
-	b.WriteString(".TH LORATOOL 1 \"\" \"loratool " + version + "\"\n.SH NAME\nloratool \\- merge LoRA adapters into checkpoints, and see what is in them\n")
+	b.WriteString(".TH LORATOOL 1 \"\" \"loratool " + version + "\"\n.SH NAME\nloratool \\- merge LoRA adapters into checkpoints, remove them, and inspect both\n")
 	b.WriteString(".SH SYNOPSIS\n")
 	for _, c := range a.cli.Commands {
 		b.WriteString(".B loratool " + roff(strings.TrimSpace(c.Name+" "+c.ArgsUsage)) + "\n.br\n")

@@ -2,14 +2,14 @@ package main
 
 import "github.com/urfave/cli/v2"
 
-// manifestOption is --max-manifest: how large the manifest of a .lora file may be.
+// manifestOption is --max-manifest, the limit on the manifest of a .lora file.
 type manifestOption struct{ size string }
 
 func (o *manifestOption) manifestFlag() cli.Flag {
-	return &cli.StringFlag{Name: "max-manifest", Usage: "read and write .lora files with a manifest of `SIZE` bytes, up to 64MiB (default: 16MiB)", Destination: &o.size}
+	return &cli.StringFlag{Name: "max-manifest", Usage: "allow .lora files a manifest of `SIZE` bytes, at most 64MiB (default: 16MiB)", Destination: &o.size}
 }
 
-// maxManifest is the limit in bytes, 0 for the default.
+// maxManifest returns the limit in bytes, 0 for the default.
 func (o *manifestOption) maxManifest() (int64, error) {
 	if o.size == "" {
 		return 0, nil

@@ -36,22 +36,22 @@ func mergeCommand(t *terminal) *cli.Command {
 		Description: "Writes W0 + Σ weight·s·B·A. BASE is a .safetensors file, or a directory with model.safetensors or with shards and their index; " +
 			"merge copies the other files of the directory. ADAPTER is a directory or a file as PEFT saves it, or a .lora file. OUT is of the " +
 			"same kind as BASE, and appears whole or not at all.\n\n" +
-			"--add-tensors puts the head that an adapter was trained with into OUT. A new tensor gets the dtype of most values of BASE; one " +
-			"that replaces another gets the dtype of the old one. config.json gets the class of the model and the number of labels where " +
-			"the model type is known; adapters hold no names of labels.",
+			"--add-tensors puts the head that an adapter was trained with into OUT. A new tensor has the dtype of most values of BASE; a " +
+			"replaced tensor keeps its dtype. For known model types config.json gets the class of the model and the number of labels; " +
+			"adapters hold no names of labels.",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write the merged checkpoint to `OUT`", Destination: &o.out},
 			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an adapter by `W`; once per adapter, in their order (default: 1)", Destination: &o.weights},
 			&cli.BoolFlag{Name: "undo", Usage: "write an undo record, OUT" + undoSuffix + ", from which unmerge restores BASE byte for byte", Destination: &o.undo},
 			&cli.StringFlag{Name: "undo-file", Usage: "write the undo record to `FILE`", Destination: &o.undoFile},
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint", Destination: &o.force},
-			&cli.BoolFlag{Name: "again", Usage: "merge an adapter again that BASE already has", Destination: &o.again},
+			&cli.BoolFlag{Name: "again", Usage: "merge an adapter that BASE has been merged with already", Destination: &o.again},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
-			&cli.BoolFlag{Name: "any-base", Usage: "merge though an adapter remembers another base", Destination: &o.anyBase},
-			&cli.BoolFlag{Name: "allow-nonfinite", Usage: "go on if an adapter holds NaN or infinity, or a weight becomes infinite", Destination: &o.allowNonFinite},
-			&cli.StringFlag{Name: "tied", Usage: "if an adapter changes one of two tied ends, `untie|fold`: make the head a tensor of its own, or change both", Destination: &o.tied, Action: checkTied},
-			&cli.BoolFlag{Name: "grow-vocabulary", Usage: "add rows to embedding and head where an adapter has more, and change config.json", Destination: &o.growVocabulary},
-			&cli.BoolFlag{Name: "add-tensors", Usage: "add tensors that an adapter saves whole and BASE lacks or has in another shape, such as a classifier, and change config.json", Destination: &o.addTensors},
+			&cli.BoolFlag{Name: "any-base", Usage: "merge even if an adapter was made for another base", Destination: &o.anyBase},
+			&cli.BoolFlag{Name: "allow-nonfinite", Usage: "allow NaN and infinity in an adapter, and weights that become infinite", Destination: &o.allowNonFinite},
+			&cli.StringFlag{Name: "tied", Usage: "if an adapter changes only the embedding or only the head of a tied pair: `untie|fold`, that is, make the head a tensor of its own, or change both", Destination: &o.tied, Action: checkTied},
+			&cli.BoolFlag{Name: "grow-vocabulary", Usage: "add rows to embedding and head if an adapter has more, and update config.json", Destination: &o.growVocabulary},
+			&cli.BoolFlag{Name: "add-tensors", Usage: "add tensors, such as a classifier, that an adapter saves whole and BASE lacks or has in another shape; update config.json", Destination: &o.addTensors},
 		}, append(append(o.readingFlags(), o.memoryFlag()), o.flags()...)...),
 		Action: func(c *cli.Context) error { return runMerge(c, t, o) },
 	}
@@ -65,7 +65,7 @@ func (o *mergeOptions) parse(c *cli.Context) (base string, adapters []string, we
 		return "", nil, nil, usagef(example, "merge needs a base and at least one adapter")
 	}
 	if o.out == "" && !o.dryRun {
-		return "", nil, nil, usagef(example, "merge needs -o OUT, the place of the merged checkpoint")
+		return "", nil, nil, usagef(example, "merge needs -o OUT, the path of the merged checkpoint")
 	}
 	if o.undo && o.undoFile == "" {
 		o.undoFile = undoBeside(o.out)
@@ -113,7 +113,7 @@ func checkTied(_ *cli.Context, tied string) error {
 	return nil
 }
 
-// planRun is the run of a plan of package merge, by whichever command.
+// planRun is one run of merge, unmerge or swap.
 type planRun struct {
 	command, what string
 	common        *common
@@ -128,7 +128,7 @@ type planRun struct {
 	show          func(*terminal, *planRun, *merge.Report)
 }
 
-// written says how many bytes the run wrote, how long that took, and at which rate.
+// written returns the bytes that the run wrote, its time, and its rate.
 func (run *planRun) written(r *merge.Report) string {
 	return fileio.FormatBytes(r.BytesWritten) + paceText(r.BytesWritten, run.seconds, "/s")
 }
@@ -173,7 +173,7 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 	return t.show(run.command, run.common.json, document, run.common.summary(func() { run.show(t, run, report) }))
 }
 
-// parseWeights returns one weight per adapter; none at all means the absent one for each.
+// parseWeights returns one weight per adapter. Without texts each is absent.
 func parseWeights(texts []string, n int, absent float64) ([]float64, error) {
 	weights := slices.Repeat([]float64{absent}, n)
 	if len(texts) == 0 {

@@ -12,7 +12,7 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// unknown is the error for a name that is none of those that are known.
+// unknown returns the error for an unknown name, with the nearest known one.
 func unknown(what, name string, known []string, hint string) error {
 	if near := nearest(name, known); near != "" {
 		hint = fmt.Sprintf("did you mean %s?", near)
@@ -20,8 +20,7 @@ func unknown(what, name string, known []string, hint string) error {
 	return usagef(hint, "unknown %s %q", what, name)
 }
 
-// nearest is the known name that takes the fewest edits to make of name, at most one in three
-// letters; "" where all are farther.
+// nearest returns the known name closest to name, at most one edit in three letters away, or "".
 func nearest(name string, known []string) string {
 	best, least := "", (len(strings.TrimLeft(name, "-"))+2)/3+1
 	for _, k := range known {
@@ -32,8 +31,8 @@ func nearest(name string, known []string) string {
 	return best
 }
 
-// edits counts the letters that are inserted, left out, exchanged or swapped with their neighbour
-// to make b of a (optimal string alignment).
+// edits counts the insertions, deletions, substitutions and swaps of neighbours that turn a into b
+// (optimal string alignment distance).
 func edits(a, b string) int {
 	d := make([][]int, len(a)+1)
 	for i := range d {
@@ -58,7 +57,7 @@ func edits(a, b string) int {
 	return d[len(a)][len(b)]
 }
 
-// absentError is a path of the command line that leads nowhere.
+// absentError reports a path of the command line that does not exist.
 type absentError struct {
 	error
 	role, path string // the role is a word of the command's usage, such as BASE
@@ -70,7 +69,7 @@ func (e absentError) Error() string {
 
 func (e absentError) Unwrap() error { return e.error }
 
-// hint names the nearest file of the same directory.
+// hint suggests the nearest name in the same directory.
 func (e absentError) hint() string {
 	dir, name := filepath.Split(filepath.Clean(e.path))
 	if dir == "" {
@@ -90,7 +89,7 @@ func (e absentError) hint() string {
 	return ""
 }
 
-// named gives an error about a path of the command line that does not exist the role of the path.
+// named adds the role of a path to the error that the path does not exist.
 func (t *terminal) named(err error) error {
 	var path *fs.PathError
 	if !errors.As(err, &path) || !errors.Is(err, fs.ErrNotExist) || isHubName(path.Path) || fileio.IsInterrupted(path.Path) {

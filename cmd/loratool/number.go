@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// decimal is a number as people write one. Go's parsers take more, and what they make of it would
-// surprise: 1_0 is 10, 010 is 8, 0x1p4 is 16.
+// decimal is a number as people write it. Go's parsers accept more, with surprising results: 1_0 is
+// 10, 010 is 8, and 0x1p4 is 16.
 var decimal = regexp.MustCompile(`^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$`)
 
 // parseDecimal reads a finite number in decimal digits.

@@ -13,7 +13,7 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// openAdapters opens the adapters at paths, with a weight each.
+// openAdapters opens the adapters at paths and gives each its weight.
 func (o *withoutOption) openAdapters(ctx context.Context, paths []string, weights []float64, closers *closers) ([]merge.Adapter, error) {
 	options, err := o.opening(paths...)
 	if err != nil {
@@ -31,14 +31,14 @@ func (o *withoutOption) openAdapters(ctx context.Context, paths []string, weight
 	return adapters, nil
 }
 
-// openRecords opens the undo records of a merged checkpoint: those that are named, or the one that
-// lies beside it.
+// openRecords opens the undo records at paths or, without paths, the record beside the merged
+// checkpoint.
 func openRecords(ctx context.Context, paths []string, merged string, closers *closers) ([]*merge.Record, error) {
 	if len(paths) == 0 {
 		path := undoBeside(merged)
 		fileio.Finish(filepath.Dir(path)) // a run may have been killed between the checkpoint and its record
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-			return nil, nil // the library says what that means
+			return nil, nil // the library reports the missing record
 		}
 		paths = []string{path}
 	}

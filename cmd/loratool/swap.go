@@ -31,16 +31,16 @@ func swapCommand(t *terminal) *cli.Command {
 			&cli.StringSliceFlag{Name: "add", Usage: "merge `ADAPTER`; once per adapter", Destination: &o.add},
 			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an added adapter by `W`; once per --add, in their order (default: 1)", Destination: &o.weights},
 			&cli.BoolFlag{Name: "again", Usage: "merge an adapter again that MERGED still has", Destination: &o.again},
-			&cli.BoolFlag{Name: "any-base", Usage: "merge though an added adapter remembers another base", Destination: &o.anyBase},
-			&cli.BoolFlag{Name: "allow-nonfinite", Usage: "go on where an added adapter holds NaN or infinity, or a weight becomes infinite", Destination: &o.allowNonFinite},
+			&cli.BoolFlag{Name: "any-base", Usage: "merge even if an added adapter was made for another base", Destination: &o.anyBase},
+			&cli.BoolFlag{Name: "allow-nonfinite", Usage: "allow NaN and infinity in an added adapter, and weights that become infinite", Destination: &o.allowNonFinite},
 			&cli.StringFlag{Name: "new-undo", Usage: "write the new undo record to `FILE` (default: OUT" + undoSuffix + ")", Destination: &o.newUndo},
 		),
 		Action: func(c *cli.Context) error { return runSwap(c, t, o) },
 	}
 }
 
-// parse reads the command line: the checkpoint, and a weight for each adapter, those that are taken
-// out first.
+// parse reads the command line: the checkpoint, and a weight for each adapter, the removed ones
+// first.
 func (o *swapOptions) parse(c *cli.Context) (merged string, weights []float64, err error) {
 	const example = "loratool swap MERGED --remove ADAPTER --add ADAPTER -o OUT"
 	switch {
@@ -49,7 +49,7 @@ func (o *swapOptions) parse(c *cli.Context) (merged string, weights []float64, e
 	case len(o.remove.Value()) == 0 || len(o.add.Value()) == 0:
 		return "", nil, usagef(example, "swap needs --remove and --add")
 	case o.out == "" && !o.dryRun:
-		return "", nil, usagef(example, "swap needs -o OUT, the place of the new checkpoint")
+		return "", nil, usagef(example, "swap needs -o OUT, the path of the new checkpoint")
 	}
 	if o.newUndo == "" {
 		o.newUndo = undoBeside(o.out)

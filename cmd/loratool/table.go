@@ -8,8 +8,8 @@ import (
 	"unicode/utf8"
 )
 
-// table is a result in columns. Where a terminal is too narrow for it, columns go in the order that
-// they state, until there is some room for names, and then names are shortened in the middle.
+// table is a result in columns. On a narrow terminal columns disappear in the order of their drop
+// numbers until names have some room; then names are shortened in the middle.
 type table struct {
 	columns []column
 	rows    [][]string
@@ -24,8 +24,8 @@ type column struct {
 	meaning string // explained below the table, as long as the column stays
 }
 
-// nameWidth is the room that columns make for names by going: enough for the number of a layer and
-// the name of a matrix in it.
+// nameWidth is the room for names below which columns disappear: enough for the number of a layer
+// and the name of a matrix in it.
 const nameWidth = 28
 
 // add adds a row. Text from files is cleaned, so that widths are those on the screen.
@@ -36,8 +36,8 @@ func (t *table) add(cells ...string) {
 	t.rows = append(t.rows, cells)
 }
 
-// lines returns the table as lines of at most width characters, if the columns that stay allow it;
-// 0 is any width.
+// lines returns the table as lines of at most width characters, as far as the remaining columns
+// allow. 0 means any width.
 func (t *table) lines(width int) []string {
 	t.alignPoints()
 	widths := make([]int, len(t.columns))
@@ -75,8 +75,7 @@ func (t *table) lines(width int) []string {
 	return append(lines, t.legend(keep, width)...)
 }
 
-// alignPoints pads numbers on their right, so that the decimal points of a column stand below each
-// other.
+// alignPoints pads numbers on the right, to align the decimal points of a column.
 func (t *table) alignPoints() {
 	for i, c := range t.columns {
 		if c.left {
@@ -95,8 +94,8 @@ func (t *table) alignPoints() {
 // cellNumber is a number in decimal digits, or a bound.
 var cellNumber = regexp.MustCompile(`^(?:≤ )?[-+]?[0-9,]+([.][0-9]+)?$`)
 
-// fractionWidth is how many characters a cell has from its decimal point on. A cell that is no
-// decimal number, such as 1e-05, ends where the widest number does.
+// fractionWidth returns the width of a cell from its decimal point on. Other cells, such as 1e-05,
+// have none and are aligned at their end.
 func fractionWidth(cell string) int {
 	m := cellNumber.FindStringSubmatch(cell)
 	if m == nil {
@@ -105,7 +104,7 @@ func fractionWidth(cell string) int {
 	return len(m[1])
 }
 
-// legend explains columns below a table.
+// legend returns the explanation of the columns.
 func (t *table) legend(keep []int, width int) []string {
 	var all []string
 	for _, i := range keep {
@@ -122,7 +121,7 @@ func (t *table) legend(keep []int, width int) []string {
 // proseWidth is the width of text where no terminal has one.
 const proseWidth = 100
 
-// fit returns the indices of the columns that stay, and lowers the widths of those with names.
+// fit returns the indices of the columns that remain, and narrows the columns of names.
 func (t *table) fit(widths []int, width int) []int {
 	var keep []int
 	for i := range t.columns {
@@ -153,8 +152,8 @@ func (t *table) fit(widths []int, width int) []int {
 	}
 }
 
-// shorten takes characters out of the middle of a name: few at its beginning stay and more at its
-// end, as ends tell names apart.
+// shorten removes characters from the middle of a name. It keeps more of the end, which tells names
+// apart.
 func shorten(name string, width int) string {
 	runes := []rune(name)
 	if len(runes) <= width {

@@ -43,8 +43,8 @@ func (t *terminal) stopwatch() func() float64 {
 	}
 }
 
-// results is standard output. The first error of a write stays, and ends the command with an error
-// when it is done: a result that was not written is none.
+// results is standard output. It keeps the first error of a write, which then fails the command:
+// output that failed to print must not count as success.
 type results struct {
 	w   io.Writer
 	err error
@@ -68,11 +68,11 @@ func (r *results) WriteString(s string) { r.Write([]byte(s)) }
 // resultsError is a failure to print the results of a command.
 type resultsError struct{ err error }
 
-func (e *resultsError) Error() string { return "the results are not printed whole: " + e.err.Error() }
+func (e *resultsError) Error() string { return "cannot print all results: " + e.err.Error() }
 func (e *resultsError) Unwrap() error { return e.err }
 
-// clean makes text from files harmless: what is not printable, and could drive a terminal or fake a
-// line, is shown as an escape.
+// clean makes text from files harmless. It escapes characters that are not printable, which could
+// control a terminal or fake a line.
 func clean(s string) string {
 	var b strings.Builder
 	for _, r := range s {
@@ -121,8 +121,7 @@ func (t *terminal) message(kind, text string) {
 	fmt.Fprintf(t.err, "loratool: %s: %s\n", kind, text)
 }
 
-// fail reports the error that ends the command, and in JSON on stdout as well where that was asked
-// for.
+// fail reports the error that ends the command. After --json it also prints a document to stdout.
 func (t *terminal) fail(err error, hint string) {
 	t.message("error", err.Error())
 	if hint != "" {
@@ -162,8 +161,8 @@ func (t *terminal) document(command string, value any) error {
 	return err
 }
 
-// escapeHidden writes what no terminal shows, or shows as something else, as escapes of JSON: C1
-// controls, marks of the writing direction, characters without width. All of it lies in strings.
+// escapeHidden replaces characters that terminals hide or act on by escapes of JSON: C1 controls,
+// marks of the writing direction, characters without width. All of them lie in strings.
 func escapeHidden(doc []byte) []byte {
 	escaped := make([]byte, 0, len(doc))
 	for _, r := range string(doc) {
@@ -189,7 +188,7 @@ func (t *terminal) hasColour(w io.Writer) bool {
 // isSeen reports whether w is a terminal, or stands for one in a test.
 func (t *terminal) isSeen(w io.Writer) bool { return t.seen || isTerminal(w) }
 
-// width is the number of columns of the terminal, 0 where the output goes elsewhere.
+// width returns the number of columns of the terminal, 0 if the output goes elsewhere.
 func (t *terminal) width() int { return t.widthOf(t.out.w) }
 
 func (t *terminal) widthOf(w io.Writer) int {
@@ -204,7 +203,7 @@ func (t *terminal) widthOf(w io.Writer) int {
 	return n
 }
 
-// isTerminal reports whether somebody looks at w.
+// isTerminal reports whether w is a terminal.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))

@@ -10,8 +10,7 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// undoSuffix makes the default name of an undo record from that of the checkpoint beside which it
-// lies.
+// undoSuffix is the ending that turns the name of a checkpoint into that of its undo record.
 const undoSuffix = ".undo"
 
 func undoBeside(checkpoint string) string {

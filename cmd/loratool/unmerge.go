@@ -37,7 +37,7 @@ func unmergeCommand(t *terminal) *cli.Command {
 	o := new(unmergeOptions)
 	return &cli.Command{
 		Name:      "unmerge",
-		Usage:     "take adapters out again: with the undo record, back to the base byte for byte",
+		Usage:     "remove adapters; with the undo record, restore the base byte for byte",
 		ArgsUsage: "MERGED ADAPTER... -o OUT",
 		Description: "MERGED is the output of merge --undo, and ADAPTER an adapter that was merged. unmerge proves every block by its digest before OUT " +
 			"appears. Without a record, subtraction leaves some weights of a 16-bit checkpoint a step or more off; --approximate allows that.",
@@ -57,9 +57,9 @@ func (o *unmergeOptions) parse(c *cli.Context) (merged string, adapters []string
 	case len(args) < 2:
 		return "", nil, nil, usagef(example, "unmerge needs a merged checkpoint and at least one adapter")
 	case o.out == "" && !o.dryRun:
-		return "", nil, nil, usagef(example, "unmerge needs -o OUT, the place of the restored checkpoint")
+		return "", nil, nil, usagef(example, "unmerge needs -o OUT, the path of the restored checkpoint")
 	case o.approximate && len(o.records.Value()) > 0:
-		return "", nil, nil, usagef(example, "--approximate is for a merge without an undo record, and --undo-file gives one")
+		return "", nil, nil, usagef(example, "--approximate is for merges without an undo record, but --undo-file names one")
 	}
 	weights, err = parseWeights(o.weights.Value(), len(args)-1, math.NaN())
 	return args[0], args[1:], weights, err
@@ -114,7 +114,7 @@ func showTakenOut(t *terminal, run *planRun, r *merge.Report, done string) {
 	}
 	share := func(n, of int64) string { return percent(float64(n) / float64(max(1, of))) }
 	if run.approximate {
-		t.line("subtracted, in %s: %s, %s; at most %s of %s, %s, are not what they were",
+		t.line("subtracted, in %s: %s, %s; at most %s of %s (%s) differ from the original",
 			run.out, run.written(r), fault.Count(len(r.TakenOut), "tensor"), countText(mayDiffer), fault.Count(elements, "element"), share(mayDiffer, elements))
 		return
 	}

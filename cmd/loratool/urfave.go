@@ -1,6 +1,6 @@
 package main
 
-// This file holds everything that goes around a trap of urfave/cli. Without it
+// This file holds everything that works around traps of urfave/cli. Without it
 //
 //   - flags after the first argument count as arguments (arrange moves them to the front),
 //   - an unknown flag gets no suggestion (arrangeFlags),
@@ -24,8 +24,8 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// app is urfave/cli, wired so that flags may stand anywhere, whatever is unknown is an error with a
-// suggestion, nothing is printed to stdout but results, and nothing exits but main.
+// app wraps urfave/cli. Flags may stand anywhere, unknown names are errors with a suggestion, only
+// results go to stdout, and only main exits.
 type app struct {
 	cli  *cli.App
 	term *terminal
@@ -38,7 +38,7 @@ func newApp(t *terminal) *app {
 	a := &app{term: t}
 	a.cli = &cli.App{
 		Name:                      "loratool",
-		Usage:                     "merge LoRA adapters into checkpoints, and see what is in them",
+		Usage:                     "merge LoRA adapters into checkpoints, remove them, and inspect both",
 		Version:                   version,
 		HideVersion:               true,
 		HideHelp:                  true, // help.go has its own
@@ -61,8 +61,8 @@ func newApp(t *terminal) *app {
 	return a
 }
 
-// idleFlags are the flags that scripts pass to every command, for a command that does not have
-// them: it accepts them, and they change nothing.
+// idleFlags returns the flags that scripts pass to every command and that c does not have. c
+// accepts them without effect.
 func idleFlags(c *cli.Command) (all []cli.Flag) {
 	for _, f := range []*cli.BoolFlag{
 		{Name: "quiet", Aliases: []string{"q"}, Hidden: true}, {Name: "verbose", Aliases: []string{"v"}, Hidden: true}, {Name: "no-progress", Hidden: true},
@@ -74,7 +74,7 @@ func idleFlags(c *cli.Command) (all []cli.Flag) {
 	return all
 }
 
-// shownFlags are the flags of a command that help shows.
+// shownFlags returns the flags of a command that are not hidden.
 func shownFlags(c *cli.Command) (all []cli.Flag) {
 	for _, f := range c.Flags {
 		if v, ok := f.(cli.VisibleFlag); !ok || v.IsVisible() {
@@ -97,14 +97,14 @@ func (a *app) run(ctx context.Context, args []string) error {
 	return a.cli.RunContext(ctx, arranged)
 }
 
-// arrange puts the flags of a command before its arguments, each as --name=value, because the
-// library takes what follows the first argument as arguments. It rejects what the command's own
-// list does not have, with the nearest name.
+// arrange moves the flags of a command before its arguments, each as --name=value, because the
+// library takes everything after the first argument for arguments. It rejects flags that the
+// command does not have, and suggests the nearest name.
 func (a *app) arrange(args []string) ([]string, error) {
 	if len(args) < 2 {
 		return args, nil
 	}
-	a.term.json = asksForJSON(args) // so that an error in the rest is reported as asked for
+	a.term.json = asksForJSON(args) // for errors in the rest of the command line
 	if slices.Contains([]string{"-h", "--help"}, args[1]) {
 		return nil, helpTopic{}
 	}
@@ -209,7 +209,7 @@ func arrangeFlags(command *cli.Command, args []string) (flags, rest []string, er
 	return flags, rest, nil
 }
 
-// formerFlag is the present name of a flag that a command had under another name.
+// formerFlag returns the present name of a renamed flag.
 func formerFlag(command, name string) string {
 	if (command == "unmerge" || command == "swap") && name == "undo" {
 		return "undo-file"
@@ -226,8 +226,8 @@ func findFlag(command *cli.Command, name string) cli.Flag {
 	return nil
 }
 
-// checkNumber checks the value of a flag that takes a number, before the library reads it by the
-// rules of Go. It returns the value as the library is to see it.
+// checkNumber checks the value of a numeric flag before the library reads it by the rules of Go. It
+// returns the value in the form for the library.
 func checkNumber(flag cli.Flag, arg, value, hint string) (string, error) {
 	switch flag.(type) {
 	case *cli.IntFlag, *cli.Int64Flag:

@@ -17,7 +17,7 @@ func versionCommand(t *terminal) *cli.Command {
 		Name:  "version",
 		Usage: "print the version, the commit, and the release of Go that built it",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "licences", Usage: "print the licences of everything that is linked in", Destination: &licences},
+			&cli.BoolFlag{Name: "licences", Usage: "print the licences of all linked modules", Destination: &licences},
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON document", Destination: &t.json},
 		},
 		Action: func(c *cli.Context) error {
@@ -48,7 +48,7 @@ func showVersion(t *terminal) error {
 	return nil
 }
 
-// build is a binary's knowledge of its own making.
+// build describes the build of this binary.
 type build struct {
 	commit   string // empty where it was not built in a clone
 	modified bool   // the clone had changes that were not committed

@@ -9,18 +9,18 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// withoutOption is --without: files beside adapters that are left out.
+// withoutOption is --without, the files beside adapters to ignore.
 type withoutOption struct {
 	manifestOption
 	files cli.StringSlice
 }
 
 func (o *withoutOption) withoutFlag() cli.Flag {
-	return &cli.StringSliceFlag{Name: "without", Usage: "leave out `FILE`, weights that lie in an adapter's folder and are no part of it; once per file", Destination: &o.files}
+	return &cli.StringSliceFlag{Name: "without", Usage: "ignore `FILE`, weights in an adapter's folder that are not part of it; once per file", Destination: &o.files}
 }
 
-// opening returns the options for each of the adapters at paths. A file that lies in none of their
-// folders is a mistake.
+// opening returns the options for each adapter at paths. A file that is in none of their folders is
+// a mistake.
 func (o *withoutOption) opening(paths ...string) ([]convert.Options, error) {
 	limit, err := o.maxManifest()
 	if err != nil {
@@ -60,8 +60,8 @@ func filesIn(dirs []string) (names []string) {
 	return names
 }
 
-// within is the path of a file within a directory, with slashes: of one that is named as seen from
-// there, or from here. It is "" where the directory does not have it.
+// within returns the path of a file within dir, with slashes, or "" if dir does not have it. file
+// is relative to dir or to the working directory.
 func within(dir, file string) string {
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() || filepath.Clean(file) == "." {
 		return ""
