@@ -14,20 +14,20 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// This file makes bundles of adapters and takes them apart. In a file of several adapters the
-// attachments and the metadata of each have its name and a slash before their own (spec section
+// This file makes bundles of adapters and takes them apart. In a file of several adapters, the
+// adapter's name and a slash precede the names of its attachments and its metadata (spec section
 // 7.6).
 
-// Member is an adapter under its name in a bundle.
+// Member is an adapter with its name in a bundle.
 type Member struct {
 	Name   string
 	Source Source // of one adapter
 }
 
-// Bundle joins adapters into one source. The names must be distinct and not empty. An attachment
-// whose name would be too long for the format behind the name of its member is left out; the notes
-// of the manifest say so. Close closes the sources of all members. Bundle reads no tensor: use
-// [Share] to keep equal tensors of several members once.
+// Bundle joins adapters into one source. Their names must be distinct and not empty. If an
+// attachment's name is too long for the format once it has its prefix, Bundle leaves the attachment
+// out and adds a note to the manifest. Closing the bundle closes the sources of all members. Bundle
+// reads no tensor; [Share] stores equal tensors of several members once.
 func Bundle(members ...Member) (Source, error) {
 	j := joiner{remapped: &remapped{manifest: &Manifest{Metadata: make(map[string]string)}}}
 	for _, member := range members {
@@ -44,7 +44,7 @@ func Bundle(members ...Member) (Source, error) {
 	slices.Sort(names)
 	for i := range names {
 		if i > 0 && names[i] == names[i-1] {
-			return nil, broken(33, "two members of a bundle are called %q", names[i])
+			return nil, broken(33, "two members of the bundle are called %q", names[i])
 		}
 	}
 	return j.remapped, Validate(j.manifest)
@@ -64,7 +64,7 @@ func (j *joiner) add(member Member, prefix string) error {
 	case part == nil:
 		return noManifest()
 	case len(part.Adapters) != 1:
-		return fault.New(ErrUnsupported, "the member %q of a bundle is itself a bundle of %d adapters", member.Name, len(part.Adapters))
+		return fault.New(ErrUnsupported, "member %q of the bundle is itself a bundle of %d adapters", member.Name, len(part.Adapters))
 	}
 	j.closers = append(j.closers, member.Source)
 	shift := len(m.Tensors)
@@ -103,24 +103,24 @@ func (j *joiner) addTexts(name string, part *Manifest, prefix string) {
 	}
 }
 
-// sourceKey is the entry of the metadata that keeps the source of a member's provenance.
+// sourceKey is the metadata entry that keeps the provenance source of a member.
 const sourceKey = "provenance.source"
 
 // checkMemberName checks a name for an adapter of a bundle (R31, R32, R35).
 func checkMemberName(name string) error {
 	switch {
 	case name == "":
-		return broken(35, "a member of a bundle has no name")
+		return broken(35, "a member of the bundle has no name")
 	case strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }):
-		return broken(31, "the name %q of a member has a control character", name)
+		return broken(31, "the member name %q contains a control character", name)
 	case len(name) > MaxNameBytes:
-		return broken(32, "the name of a member has %d bytes, the limit is %d", len(name), MaxNameBytes)
+		return broken(32, "a member name has %d bytes, the limit is %d", len(name), MaxNameBytes)
 	}
 	return nil
 }
 
-// Select returns one adapter of a bundle as a source of its own, without a name. It has the content
-// id of a file that holds the adapter alone. Closing it closes src.
+// Select returns one adapter of a bundle as a source of its own, without a name. Its content id is
+// that of a file with this adapter alone. Closing it closes src.
 func Select(src Source, name string) (Source, error) {
 	m := src.Manifest()
 	if m == nil {
@@ -129,7 +129,7 @@ func Select(src Source, name string) (Source, error) {
 	at := slices.IndexFunc(m.Adapters, func(a Adapter) bool { return a.Name == name })
 	if at < 0 {
 		return nil, fault.New(fault.Mismatch, "the bundle has no adapter %q", name).
-			WithHint("its adapters are called %s", fault.List(memberNames(m), 10))
+			WithHint("its adapters are %s", fault.List(memberNames(m), 10))
 	}
 	s := &remapped{closers: []io.Closer{src}, manifest: &Manifest{Metadata: make(map[string]string), Provenance: m.Provenance}}
 	own := slices.Compact(m.Adapters[at].Tensors())
@@ -142,7 +142,7 @@ func Select(src Source, name string) (Source, error) {
 	s.manifest.Adapters = []Adapter{renumber(&m.Adapters[at], "", func(i int) int { return position[i] })}
 	prefix := name + "/"
 	if len(m.Adapters) == 1 {
-		prefix = "" // the names have no prefix in a file of one adapter
+		prefix = "" // in a file of one adapter the names have no prefix
 	}
 	for i, a := range m.Attachments {
 		if short, ok := strings.CutPrefix(a.Name, prefix); ok && short != "" {
@@ -170,16 +170,16 @@ func memberNames(m *Manifest) (names []string) {
 	return names
 }
 
-// sharedTensors is the critical feature that lets adapters of a bundle refer to the same tensor.
+// sharedTensors is the critical feature that lets several adapters of a bundle refer to one tensor.
 const sharedTensors = 1 << 0
 
-// ruleShared is the rule that a file with the feature shares a tensor.
+// ruleShared requires that a file with the feature really shares a tensor.
 const ruleShared = 77
 
-// Share returns a source in which tensors of different adapters are one if they have the same name,
-// dtype, shape and bytes. A .lora file stores them once; readers of version 1.0 refuse that file
-// by R5. The content id stays. Share reads the tensors of equal name, dtype and shape. It returns
-// src itself if no two tensors are equal.
+// Share returns a source that stores a tensor once if several adapters have it with the same name,
+// dtype, shape and bytes. A .lora file with shared tensors has the same content id, but readers of
+// version 1.0 refuse it by R5. Share reads the tensors that agree in name, dtype and shape. It
+// returns src itself if no two tensors are equal.
 func Share(ctx context.Context, src Source) (Source, error) {
 	m := src.Manifest()
 	if err := Validate(m); err != nil {
@@ -217,8 +217,8 @@ func Share(ctx context.Context, src Source) (Source, error) {
 	return s, nil
 }
 
-// firstEquals returns for every tensor the first one that is equal to it, itself if there is none.
-// R47 keeps equal tensors of one adapter apart.
+// firstEquals returns, for every tensor, the first tensor equal to it, which may be itself. R47
+// excludes equal tensors within one adapter.
 func firstEquals(ctx context.Context, src Source) ([]int, error) {
 	m := src.Manifest()
 	alike := make(map[string][]int)
@@ -250,7 +250,7 @@ func firstEquals(ctx context.Context, src Source) ([]int, error) {
 	return first, nil
 }
 
-// sharesTensors reports whether a valid manifest has a tensor that several adapters refer to.
+// sharesTensors reports whether several adapters of a valid manifest refer to the same tensor.
 func (m *Manifest) sharesTensors() bool {
 	references := 0
 	for i := range m.Adapters {
@@ -274,7 +274,7 @@ func checkShared(m *Manifest, critical uint32) error {
 	return nil
 }
 
-// renumber copies an adapter under another name, with other indices of tensors.
+// renumber copies an adapter with another name and other tensor indices.
 func renumber(a *Adapter, name string, index func(int) int) Adapter {
 	out := *a
 	out.Name = name
@@ -293,13 +293,13 @@ func renumber(a *Adapter, name string, index func(int) int) Adapter {
 	return out
 }
 
-// blob is a blob of a source.
+// blob identifies a blob of a source.
 type blob struct {
 	src   Source
 	index int
 }
 
-// remapped is a source made of the blobs of others.
+// remapped is a source assembled from the blobs of other sources.
 type remapped struct {
 	manifest *Manifest
 	blobs    []blob
@@ -328,7 +328,7 @@ func (s *remapped) Close() error {
 	return errors.Join(errs...)
 }
 
-// blobSum hashes a blob of n bytes, read in pieces as long as the buffer.
+// blobSum hashes a blob of n bytes. It reads pieces as long as the buffer.
 func blobSum(ctx context.Context, src Source, i int, n int64, buffer []byte) (id sum, err error) {
 	h := sha256.New()
 	for off := int64(0); off < n; off += int64(len(buffer)) {

@@ -8,9 +8,9 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 )
 
-// SplitMember splits a path FILE#NAME, which names one adapter of a bundle, into its parts. A path
-// that exists, and one without a file before a "#", is returned whole, with an empty name: file
-// names may hold a "#" too.
+// SplitMember splits a path FILE#NAME, which names one adapter of a bundle. File names may contain
+// a "#" themselves, so it returns a path that exists, or that has nothing before the "#", whole and
+// with an empty name.
 func SplitMember(path string) (file, name string) {
 	if !fileio.IsAbsent(path) {
 		return path, ""
@@ -26,10 +26,10 @@ func SplitMember(path string) (file, name string) {
 	return path, ""
 }
 
-// selectMember takes one adapter out of the bundle in file. It closes src if that fails.
+// selectMember takes one adapter out of the bundle in file. On an error it closes src.
 func selectMember(src format.Source, file, name string) (format.Source, error) {
 	if a := src.Manifest().Adapters; len(a) == 1 && a[0].Name == "" {
-		err := fault.New(fault.Mismatch, "the file holds one adapter, which has no name, and no %q", name).WithHint("give the path as %s", file)
+		err := fault.New(fault.Mismatch, "the file holds a single adapter without a name, and none called %q", name).WithHint("give the path as %s", file)
 		return nil, errors.Join(err.In(file), src.Close())
 	}
 	member, err := format.Select(src, name)

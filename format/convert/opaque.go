@@ -14,7 +14,8 @@ import (
 )
 
 // openOpaque describes weights of any dialect as tensors without a meaning. A container keeps them
-// with their header, and Restore gives a safetensors file back byte for byte. Nobody applies them.
+// with their header, and Restore writes a safetensors file back byte for byte. No program applies
+// them.
 func openOpaque(ctx context.Context, in *Input) (format.Source, error) {
 	if in.name == "" {
 		return nil, in.folder.refuse()
@@ -54,8 +55,8 @@ func openOpaque(ctx context.Context, in *Input) (format.Source, error) {
 	return f, format.Validate(&f.manifest)
 }
 
-// wholeTable lists all tensors of the weights. In a pickle they may lie in nested dictionaries and
-// lists; their names are then the keys and the positions on the way, joined by dots.
+// wholeTable lists all tensors of the weights. In a pickle they may be nested in dictionaries and
+// lists; their names are then the keys and indices on the way, joined by dots.
 func wholeTable(ctx context.Context, in *Input) (*table, error) {
 	if in.err != nil {
 		return nil, in.err
@@ -72,15 +73,15 @@ func wholeTable(ctx context.Context, in *Input) (*table, error) {
 	return t, t.checkNames()
 }
 
-// RestoreTo writes the file that the one adapter of src was read from, and the files attached to
-// it, into a directory under the names of [RestoredNames], and commits it. If exact is true, the
-// weights are the source file byte for byte (spec/FORMAT.md, section 12); the container's SHA-256
-// of it, if it has one, was compared. Otherwise the source was a pickle, which no container
-// restores: the weights are a safetensors file of the same names and values.
+// RestoreTo writes the source file of the single adapter of src, and the files attached to it, into
+// a directory under the names of [RestoredNames], and commits the directory. If exact is true, the
+// weights are the source file byte for byte (spec/FORMAT.md, section 12), compared with the
+// container's SHA-256 if it has one. Otherwise the source was a pickle, which cannot be restored,
+// and the weights are a safetensors file with the same names and values.
 func RestoreTo(ctx context.Context, out output.Output, src format.Source) (exact bool, err error) {
 	m := src.Manifest()
 	if len(m.Adapters) != 1 {
-		return false, fault.New(fault.Unsupported, "this is a bundle of %d adapters, and one is needed", len(m.Adapters)).
+		return false, fault.New(fault.Unsupported, "this is a bundle of %d adapters, want a single adapter", len(m.Adapters)).
 			WithHint("name one of them, as in FILE#%s", m.Adapters[0].Name)
 	}
 	weights, err := restoreWeights(ctx, src)
@@ -118,7 +119,7 @@ func RestoredNames(src format.Source) []string {
 	return names
 }
 
-// restoreWeights returns the writer of the file that src was read from.
+// restoreWeights returns the writer of the source file of src.
 func restoreWeights(ctx context.Context, src format.Source) (func(io.Writer) error, error) {
 	if hasAttachment(src, format.SourceHeader) {
 		return restoreOr(ctx, src)
@@ -126,8 +127,8 @@ func restoreWeights(ctx context.Context, src format.Source) (func(io.Writer) err
 	return keepKeys(ctx, src)
 }
 
-// weightsName returns the name for restored weights: that of the file they came from, if the
-// container tells it.
+// weightsName returns the name for restored weights: the name of the source file, if the container
+// records it.
 func weightsName(m *format.Manifest) string {
 	if m.Adapters[0].Dialect == "peft" {
 		return peftWeights

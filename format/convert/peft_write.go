@@ -93,7 +93,7 @@ func partsOf(ctx context.Context, src format.Source) (*peftParts, error) {
 		return nil, err
 	}
 	if len(m.Adapters) != 1 {
-		return nil, fault.New(fault.Unsupported, "PEFT's files hold one adapter, and this is a bundle of %d", len(m.Adapters)).
+		return nil, fault.New(fault.Unsupported, "the source is a bundle of %d adapters, but PEFT's files hold one", len(m.Adapters)).
 			WithHint("name one of them, as in FILE#%s", m.Adapters[0].Name)
 	}
 	config, err := attachment(src, format.PEFTConfig)

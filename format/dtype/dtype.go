@@ -1,6 +1,6 @@
-// Package dtype knows the storage types of the safetensors format: their names and widths, how the
-// float types widen to float32 or float64 without loss, and how a wide value is rounded back, once,
-// to nearest even.
+// Package dtype holds the storage types of the safetensors format: their names and widths. It
+// widens float types exactly to float32 or float64, and rounds wide values back once, to nearest
+// even.
 package dtype
 
 import (
@@ -11,8 +11,8 @@ import (
 // Type is a storage type. The zero value is Invalid.
 type Type uint8
 
-// The storage types of safetensors, named as its headers spell them. Their order is that of
-// huggingface's library, which writes the data of the last type first.
+// The storage types of safetensors, spelled as in its headers. They are in the order of Hugging
+// Face's library, which writes the data of the last type first.
 const (
 	Invalid Type = iota
 	BOOL
@@ -77,7 +77,7 @@ var byName = func() map[string]Type {
 	return m
 }()
 
-// Parse returns the type with a safetensors name, and false for a name that no version of
+// Parse returns the type with a safetensors name; ok is false for a name that no version of
 // safetensors defines.
 func Parse(name string) (Type, bool) {
 	t, ok := byName[name]
@@ -101,8 +101,8 @@ func (t Type) String() string {
 	return types[t].name
 }
 
-// Bits is the width of one element in bits; F4 and the F6 types are narrower than a byte. Invalid
-// has width 0.
+// Bits returns the width of one element in bits, 0 for Invalid. F4 and the F6 types are narrower
+// than a byte.
 func (t Type) Bits() int {
 	if t >= nTypes {
 		return 0
@@ -110,14 +110,14 @@ func (t Type) Bits() int {
 	return types[t].bits
 }
 
-// Size is the width of one element in bytes, or 0 for the types narrower than a byte.
+// Size returns the width of one element in bytes, or 0 for types narrower than a byte.
 func (t Type) Size() int { return t.Bits() / 8 }
 
 // IsFloat reports whether Widen and Round know the type: F64, F32, F16 and BF16.
 func (t Type) IsFloat() bool { return t == F64 || t == F32 || t == F16 || t == BF16 }
 
-// NBytes is the number of bytes that n elements take; ok is false when that is not a whole number
-// of bytes or does not fit an int64.
+// NBytes returns the number of bytes of n elements; ok is false if that is not a whole number or
+// does not fit an int64.
 func (t Type) NBytes(n uint64) (nBytes int64, ok bool) {
 	hi, lo := bits.Mul64(n, uint64(t.Bits()))
 	if hi != 0 || lo%8 != 0 || lo/8 > 1<<62 {
@@ -126,8 +126,8 @@ func (t Type) NBytes(n uint64) (nBytes int64, ok bool) {
 	return int64(lo / 8), true
 }
 
-// NElements is the product of a shape; ok is false when it overflows 63 bits, whatever the order of
-// the dimensions: a zero does not excuse an overflow elsewhere. A 0-d shape has one element.
+// NElements returns the product of a shape; ok is false if it overflows 63 bits. Zero dimensions do
+// not excuse an overflow of the others. An empty shape has one element.
 func NElements(shape []uint64) (n uint64, ok bool) {
 	n, zero := 1, false
 	for _, d := range shape {

@@ -6,8 +6,8 @@ import (
 )
 
 // Widen writes the elements of src, little-endian values of type t, to dst as float32. F16 and BF16
-// widen exactly; an F64 element is rounded to nearest even. It panics when t is not a float type or
-// src is shorter than dst needs.
+// widen exactly; F64 is rounded to nearest even. Widen panics if t is not a float type or src is
+// shorter than dst needs.
 func Widen(dst []float32, t Type, src []byte) {
 	switch t {
 	case F32:
@@ -52,8 +52,7 @@ func Widen64(dst []float64, t Type, src []byte) {
 	}
 }
 
-// Load returns element i of src, little-endian values of float type t, as a float64. No value is
-// changed.
+// Load returns element i of src, little-endian values of float type t, as a float64, exactly.
 func Load(t Type, src []byte, i int) float64 {
 	switch t {
 	case F64:
@@ -69,7 +68,7 @@ func Load(t Type, src []byte, i int) float64 {
 }
 
 // Store writes RN_t(x), x rounded once to nearest even, to element i of dst. A NaN becomes a quiet
-// NaN of t.
+// NaN of type t.
 func Store(t Type, dst []byte, i int, x float64) {
 	switch t {
 	case F64:
@@ -85,11 +84,11 @@ func Store(t Type, dst []byte, i int, x float64) {
 	}
 }
 
-// Layout is how the bits of an element of a binary format of IEEE 754 are divided: a sign, Exponent
-// bits of an exponent, and Fraction bits.
+// Layout divides the bits of an IEEE 754 binary format: a sign, Exponent bits of exponent, and
+// Fraction bits.
 type Layout struct{ Exponent, Fraction int }
 
-// Layout returns the layout of a type; ok is false for one that IsFloat denies.
+// Layout returns the layout of a type; ok is false if IsFloat is.
 func (t Type) Layout() (l Layout, ok bool) {
 	switch t {
 	case F64:
@@ -104,17 +103,17 @@ func (t Type) Layout() (l Layout, ok bool) {
 	return l, l != Layout{}
 }
 
-// Bias is the number added to the exponent of a normal number to store it.
+// Bias returns the number that is added to the exponent of a normal number to store it.
 func (l Layout) Bias() int { return 1<<(l.Exponent-1) - 1 }
 
-// Unit is the unit roundoff: half the distance from 1 to the next larger number.
+// Unit returns the unit roundoff: half the distance from 1 to the next larger number.
 func (l Layout) Unit() float64 { return math.Ldexp(1, -l.Fraction-1) }
 
-// BF16ToFloat32 widens a bfloat16, exactly.
+// BF16ToFloat32 widens a bfloat16 exactly.
 func BF16ToFloat32(h uint16) float32 { return math.Float32frombits(uint32(h) << 16) }
 
-// BF16FromFloat32 rounds to nearest even. A NaN keeps its sign and the top of its payload and
-// becomes quiet.
+// BF16FromFloat32 rounds to nearest even. A NaN becomes quiet and keeps its sign and the top of its
+// payload.
 func BF16FromFloat32(x float32) uint16 {
 	b := math.Float32bits(x)
 	if b&0x7fffffff > 0x7f800000 {
@@ -129,11 +128,11 @@ func BF16FromFloat64(x float64) uint16 { return BF16FromFloat32(toFloat32Odd(x))
 // F16FromFloat64 rounds once to nearest even.
 func F16FromFloat64(x float64) uint16 { return F16FromFloat32(toFloat32Odd(x)) }
 
-// toFloat32Odd rounds to odd: an inexact result is truncated and its last bit set. Because float32
-// has more than two bits beyond BF16 and F16, in the subnormal range of F16 too, rounding the
-// result once more to nearest even gives what rounding x directly would (Boldo and Melquiond,
-// "Emulation of FMA and correctly rounded sums", 2008). For BF16, whose subnormals are as deep as
-// those of float32, two bits remain in every binade: 2^-133 against 2^-149.
+// toFloat32Odd rounds to odd: it truncates an inexact result and sets its last bit. float32 has
+// more than two bits beyond BF16 and F16, even in the subnormal range of F16, so rounding the
+// result once more to nearest even gives the same as rounding x directly (Boldo and Melquiond,
+// "Emulation of FMA and correctly rounded sums", 2008). BF16's subnormals are as deep as float32's,
+// but two bits remain in every binade: 2^-133 against 2^-149.
 func toFloat32Odd(x float64) float32 {
 	f := float32(x)
 	back := float64(f)
@@ -142,12 +141,12 @@ func toFloat32Odd(x float64) float32 {
 	}
 	b := math.Float32bits(f)
 	if math.Abs(back) > math.Abs(x) {
-		b-- // from the neighbour above, in magnitude, to the truncated value; infinity to the largest finite value
+		b-- // to the truncated value, or from infinity to the largest finite value
 	}
 	return math.Float32frombits(b | 1)
 }
 
-// F16ToFloat32 widens a half, exactly; a signalling NaN stays as it is.
+// F16ToFloat32 widens a half exactly; a signalling NaN stays signalling.
 func F16ToFloat32(h uint16) float32 {
 	sign := uint32(h&0x8000) << 16
 	exp := uint32(h>>10) & 0x1f
@@ -161,8 +160,8 @@ func F16ToFloat32(h uint16) float32 {
 	return math.Float32frombits(sign | (exp+112)<<23 | frac<<13)
 }
 
-// F16FromFloat32 rounds to nearest even; magnitudes from 65520 up become infinity. A NaN becomes
-// quiet and keeps its sign and the top of its payload.
+// F16FromFloat32 rounds to nearest even; magnitudes of 65520 and above become infinity. A NaN
+// becomes quiet and keeps its sign and the top of its payload.
 func F16FromFloat32(x float32) uint16 {
 	b := math.Float32bits(x)
 	sign := uint16(b >> 16 & 0x8000)
@@ -180,8 +179,8 @@ func F16FromFloat32(x float32) uint16 {
 	return sign | uint16((b-0x38000000)>>13)
 }
 
-// CountNonFinite returns how many values of float type t in src are NaN or infinite: their exponent
-// has all bits set.
+// CountNonFinite returns how many values of float type t in src are NaN or infinite, which have all
+// exponent bits set.
 func CountNonFinite(t Type, src []byte) (n int) {
 	exponent := map[Type]uint64{F64: 0x7ff << 52, F32: 0xff << 23, F16: 0x1f << 10, BF16: 0xff << 7}[t]
 	size := t.Size()

@@ -94,8 +94,8 @@ func (f *File) take(top any) error {
 	return layout(top, fault.New(fault.Unsupported, "the pickle holds no dictionary of tensors by name, neither at its top level nor under %s", fault.List(wrappers, len(wrappers))).WithHint("%s", hintResave))
 }
 
-// takeNested lists the tensors of a value, wherever they lie in nested dictionaries, lists and
-// tuples. Plain values are left; anything else is refused.
+// takeNested lists the tensors of a value at any depth of dictionaries, lists and tuples. It skips
+// plain values and refuses anything else.
 func (f *File) takeNested(path string, v any, depth int) error {
 	if depth > maxNesting {
 		return fault.New(fault.Limit, "the values of the pickle are nested more than %d deep", maxNesting)
@@ -115,7 +115,7 @@ func (f *File) takeNested(path string, v any, depth int) error {
 				name, ok = strconv.FormatInt(n, 10), true
 			}
 			if !ok {
-				return fault.New(fault.Unsupported, "a dictionary has %s for a key, which is no string", describe(x.key)).WithHint("%s", hintResave)
+				return fault.New(fault.Unsupported, "a dictionary has %s as a key, want a string", describe(x.key)).WithHint("%s", hintResave)
 			}
 			if err := f.takeNested(join(path, name), x.value, depth+1); err != nil {
 				return err
@@ -128,7 +128,7 @@ func (f *File) takeNested(path string, v any, depth int) error {
 	case nil, bool, int64, long, float64, string:
 		f.Left = append(f.Left, path)
 	default:
-		return fault.New(fault.Unsupported, "%q of the pickle is %s, not a tensor", path, describe(v)).WithHint("%s", hintResave)
+		return fault.New(fault.Unsupported, "%q in the pickle is %s, want a tensor", path, describe(v)).WithHint("%s", hintResave)
 	}
 	return nil
 }
@@ -154,7 +154,7 @@ func join(path, name string) string {
 	return path + "." + name
 }
 
-// checkDistinct refuses two tensors of one name, which joined keys can have.
+// checkDistinct refuses two tensors of the same name. Joined keys can collide.
 func (f *File) checkDistinct() error {
 	seen := make(map[string]bool, len(f.Tensors))
 	for i := range f.Tensors {

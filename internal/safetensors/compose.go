@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// Compose writes a header, length prefix included, for tensors that lie one after the other in
-// their order, whatever their offsets say. The data begin at a multiple of 8 bytes, as the format's
-// own writer has it.
+// Compose returns a header, length prefix included, for tensors whose data follow one another in
+// the given order. It ignores their offsets. The data begin at a multiple of 8 bytes, as in the
+// files of the format's own writer.
 func Compose(tensors []Tensor, metadata map[string]string) []byte {
 	out := append(make([]byte, 8), '{')
 	separate := func() {

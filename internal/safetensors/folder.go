@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// besides are files that are found where weights are looked for, by their names in lower case, with
-// what to do about them. The first that fits is told.
+// besides lists other files that are found in place of weights, by lower-case names, with advice
+// about each. The first match is reported.
 var besides = []struct {
 	name *regexp.Regexp
 	hint string
@@ -26,16 +26,16 @@ var besides = []struct {
 	{regexp.MustCompile(`^adapter_config\.json$`), "%s is there without its weights; fetch adapter_model.safetensors as well"},
 }
 
-// trainingShard is the name of one of the files that FSDP, DeepSpeed and torch's distributed
-// checkpoints leave.
+// trainingShard matches the names of files that FSDP, DeepSpeed and torch's distributed checkpoints
+// leave.
 var trainingShard = regexp.MustCompile(`^model_world_size_\d+_rank_\d+\.pt$|\.distcp$|_model_states\.pt$|` +
 	`_optim_states\.pt$|^zero_pp_rank_|^mp_rank_\d+|^pytorch_model_fsdp`)
 
 const hintGather = "gather the shards with the tool of the library that wrote them, and save safetensors: " +
 	"accelerate merge-weights for FSDP, zero_to_fp32.py for DeepSpeed, verl.model_merger for verl"
 
-// HintForShard is the way out for a file that is one part of the weights of a training run, by
-// its name; it is "" for any other.
+// HintForShard returns advice for a file that is one part of the weights of a training run, by its
+// name; "" for any other file.
 func HintForShard(name string) string {
 	if trainingShard.MatchString(strings.ToLower(path.Base(name))) {
 		return hintGather
@@ -43,8 +43,8 @@ func HintForShard(name string) string {
 	return ""
 }
 
-// HintForFolder is the way out for a directory without safetensors, by the names of what it
-// holds; it is "" where these do not tell.
+// HintForFolder returns advice for a directory without safetensors, by the names of its files; ""
+// if these tell nothing.
 func HintForFolder(names []string) string {
 	if len(names) == 0 {
 		return "the directory is empty"

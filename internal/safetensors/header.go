@@ -1,7 +1,7 @@
-// Package safetensors reads the header of a safetensors file strictly, and adds to its metadata
-// without touching any other byte. It stands in front of every other reader: a file that it accepts
-// has valid UTF-8 throughout, no duplicate name, exactly the fields of the format, sizes that
-// follow from dtype and shape, and data without gap or overlap that end where the file ends
+// Package safetensors reads the header of a safetensors file strictly, and adds metadata to it
+// without touching any other byte. Read comes before every other reader. A file that it accepts has
+// valid UTF-8 throughout, no duplicate name, exactly the fields of the format, sizes that match
+// dtype and shape, and data without gaps or overlaps up to the end of the file
 // (github.com/huggingface/safetensors, README, "Format").
 package safetensors
 
@@ -22,14 +22,14 @@ import (
 const (
 	// MaxHeaderBytes is the largest header that the format allows.
 	MaxHeaderBytes = 100_000_000
-	// maxDims bounds the dimensions of a tensor; NumPy and PyTorch stop at 64.
+	// maxDims bounds the dimensions of a tensor. NumPy and PyTorch allow 64.
 	maxDims = 64
-	// blockBytes is the granularity in which file systems share data between files.
+	// blockBytes is the unit in which file systems share data between files.
 	blockBytes = 4096
-	// minEntryBytes is the length of the shortest entry of a tensor, which bounds how many a header
-	// holds.
+	// minEntryBytes is the length of the shortest entry of a tensor. It bounds the number of
+	// entries in a header.
 	minEntryBytes = len(`"":{"dtype":"U8","shape":[],"data_offsets":[0,0]}`)
-	// MetadataName is the key of the metadata, among the names of the tensors.
+	// MetadataName is the key of the metadata among the names of the tensors.
 	MetadataName = "__metadata__"
 )
 
@@ -42,28 +42,29 @@ type Tensor struct {
 	NBytes int64
 }
 
-// Elements is the number of elements.
+// Elements returns the number of elements.
 func (t *Tensor) Elements() int64 {
-	n, _ := dtype.NElements(t.Shape) // checked when the header was read
+	n, _ := dtype.NElements(t.Shape) // checked in the header
 	return int64(n)
 }
 
-// Header is a proven header.
+// Header is a checked header.
 type Header struct {
 	DataOff  int64             // where the data begin: 8 + the length of the JSON text
 	Tensors  []Tensor          // in the order of their data
 	Metadata map[string]string // the text of __metadata__
 
-	insertAt  int  // position in the JSON text where a metadata entry can be inserted
+	insertAt  int  // position in the JSON text at which to insert a metadata entry
 	hasMeta   bool // whether insertAt lies in an existing __metadata__ object
 	emptyMeta bool // whether that object has no entries yet
-	nullMeta  bool // whether insertAt is that of a null in the place of the object
+	nullMeta  bool // whether insertAt is at a null in place of the object
 	noTensors bool
 }
 
-// Read reads and proves the header of a file of the given size. Memory is a small multiple of the
-// header, and no more of its text is kept than Header shows. Errors are *fault.Error without a
-// path, of r, or of the context, which is asked all through a long header.
+// Read reads and checks the header of a file of size bytes. It needs a small multiple of the
+// header's size in memory, and keeps no more of the text than Header shows. An error is a
+// *fault.Error without a path, or comes from r or from ctx, which is checked throughout a long
+// header.
 func Read(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) {
 	h, err := parse(ctx, r, size)
 	if err != nil {
@@ -77,8 +78,8 @@ func ReadAlone(header []byte) (*Header, error) {
 	return ReadStart(context.Background(), bytes.NewReader(header), int64(len(header)))
 }
 
-// ReadStart is Read for a header that is there without its data: the data are taken to be as long
-// as the tensors say. size is that of the header.
+// ReadStart is Read for a header without its data, which count as long as the tensors say. size is
+// the size of the header.
 func ReadStart(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) {
 	h, err := parse(ctx, r, size)
 	if err != nil {
@@ -91,7 +92,7 @@ func ReadStart(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) 
 	return h, h.prove(whole)
 }
 
-// parse reads and scans the JSON text of a header.
+// parse scans the JSON text of a header.
 func parse(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) {
 	text, err := readText(ctx, r, size)
 	if err != nil {
@@ -105,8 +106,8 @@ func parse(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) {
 	return h, nil
 }
 
-// release copies the names of the tensors and the metadata out of the text. They are parts of it,
-// and would keep all of it in memory. Where they are most of it, copies would cost more.
+// release copies the names of the tensors and the metadata out of the text. As substrings they
+// would keep all of it in memory. If they make up most of the text, copies would cost more.
 func (h *Header) release(text string) {
 	names, metadata := 0, 0
 	for i := range h.Tensors {
@@ -129,7 +130,7 @@ func (h *Header) release(text string) {
 		t.Name, rest = rest[:len(t.Name)], rest[len(t.Name):]
 	}
 	for key, value := range h.Metadata {
-		h.Metadata[strings.Clone(key)] = strings.Clone(value) // the map takes the new key as well
+		h.Metadata[strings.Clone(key)] = strings.Clone(value) // the map takes the new key, too
 	}
 }
 
@@ -152,7 +153,7 @@ func readText(ctx context.Context, r io.ReaderAt, size int64) (string, error) {
 	case n > MaxHeaderBytes:
 		return "", fault.New(fault.Limit, "the header claims %d bytes, the format allows %d", n, MaxHeaderBytes)
 	case n < 2:
-		return "", fault.New(fault.Corrupt, "the header claims %d bytes, an empty one has 2", n)
+		return "", fault.New(fault.Corrupt, "the header claims %d bytes, want at least 2", n)
 	case n > uint64(size-8):
 		return "", fault.New(fault.Truncated, "the header claims %d bytes, the file has %d after the length", n, size-8).
 			WithHint("the file was not written or downloaded completely; fetch it again")
@@ -169,7 +170,7 @@ func readText(ctx context.Context, r io.ReaderAt, size int64) (string, error) {
 	return text, nil
 }
 
-// under is a reader that ends with a context.
+// under is a reader that stops when its context ends.
 type under struct {
 	ctx context.Context
 	io.Reader
@@ -197,7 +198,7 @@ func (h *Header) scan(s *scanner) error {
 		}
 		if h.noTensors {
 			rest := s.Rest()
-			// What grows from nothing costs several times as much.
+			// Growing a list from nothing costs several times as much memory.
 			most := min(strings.Count(rest, "{"), len(rest)/minEntryBytes) + 1
 			seen, h.Tensors = make(map[string]struct{}, most), make([]Tensor, 0, most)
 		}
@@ -213,7 +214,7 @@ func (h *Header) scan(s *scanner) error {
 
 func (h *Header) scanMetadata(s *scanner) {
 	start := s.Pos()
-	if s.Word("null") { // as MLX writes it
+	if s.Word("null") { // MLX writes null
 		h.Metadata, h.nullMeta, h.insertAt = map[string]string{}, true, start
 		return
 	}
@@ -223,7 +224,7 @@ func (h *Header) scanMetadata(s *scanner) {
 		n++
 	}
 	s.Rewind(start)
-	h.Metadata = make(map[string]string, n+n/4) // counted first, and with room: a map that grows costs twice as much
+	h.Metadata = make(map[string]string, n+n/4) // counted first, with room to spare: a map that grows costs twice as much
 	h.hasMeta, h.insertAt = true, start+1
 	for at, key := range s.Object() {
 		if _, dup := h.Metadata[key]; dup {
@@ -234,7 +235,7 @@ func (h *Header) scanMetadata(s *scanner) {
 	h.emptyMeta = len(h.Metadata) == 0
 }
 
-// scanTensor reads {"dtype": …, "shape": […], "data_offsets": [begin, end]}; Off is relative to the
+// scanTensor reads {"dtype": …, "shape": […], "data_offsets": [begin, end]}. Off is relative to the
 // data until prove.
 func scanTensor(s *scanner, name string) Tensor {
 	t := Tensor{Name: name}
@@ -275,7 +276,7 @@ func scanTensor(s *scanner, name string) Tensor {
 	return t
 }
 
-// once fails where a tensor has a field already.
+// once fails if the tensor already has the field.
 func (s *scanner) once(at int, name, field string, has *bool) {
 	if *has {
 		s.fail(at, "tensor %q has the field %q twice", name, field)
@@ -307,7 +308,7 @@ func (s *scanner) offsets(at int, name string) (begin, end int64) {
 	return int64(off[0]), int64(off[1])
 }
 
-// prove sorts the tensors by position and checks that they fill the rest of the file, in one pass.
+// prove sorts the tensors by position and checks in one pass that they fill the rest of the file.
 func (h *Header) prove(size int64) error {
 	slices.SortStableFunc(h.Tensors, func(a, b Tensor) int {
 		return cmp.Or(cmp.Compare(a.Off, b.Off), cmp.Compare(a.NBytes, b.NBytes))
@@ -317,7 +318,7 @@ func (h *Header) prove(size int64) error {
 		t := &h.Tensors[i]
 		if t.Off != next {
 			if i == 0 {
-				return fault.New(fault.Corrupt, "tensor %q begins at byte %d of the data and leaves a gap after the header", t.Name, t.Off)
+				return fault.New(fault.Corrupt, "tensor %q begins at byte %d of the data, which leaves a gap after the header", t.Name, t.Off)
 			}
 			word := "leaves a gap after"
 			if t.Off < next {
@@ -338,11 +339,11 @@ func (h *Header) prove(size int64) error {
 	return nil
 }
 
-// WithMetadata returns the header bytes, length prefix included, with one more metadata entry; key
-// must be new. raw is the file's own header, DataOff bytes. Every other byte of the text stays, and
-// so does the alignment of the data: the header grows by a whole number of 4096-byte blocks, filled
-// up with spaces as the format provides, so that a file system that can share blocks between files
-// still can.
+// WithMetadata returns the header bytes, length prefix included, with one more metadata entry. key
+// must be new; raw is the file's own header of DataOff bytes. Every other byte of the text stays
+// the same. The header grows by a whole number of 4096-byte blocks, padded with spaces as the
+// format allows. So the data stay aligned, and a file system can still share blocks between the
+// files.
 func (h *Header) WithMetadata(raw []byte, key, value string) []byte {
 	text := raw[8:]
 	entry := appendString(nil, key)
@@ -374,14 +375,14 @@ func (h *Header) WithMetadata(raw []byte, key, value string) []byte {
 	return out
 }
 
-// WithoutMetadata returns the header bytes, length prefix included and as long as before, without
-// one metadata entry. raw is the file's own header. The other entries keep their order and
-// spelling; spaces at the end take the place of what is left out.
+// WithoutMetadata returns the header bytes, length prefix included, without one metadata entry. raw
+// is the file's own header; the length stays the same. The other entries keep their order and
+// spelling, and spaces at the end replace the removed bytes.
 func (h *Header) WithoutMetadata(raw []byte, key string) []byte {
 	if _, ok := h.Metadata[key]; !ok {
 		return raw
 	}
-	text := string(raw[8+h.insertAt-1:]) // from the opening of the metadata on
+	text := string(raw[8+h.insertAt-1:]) // from the opening of the metadata
 	s := jsontext.New(text, jsontext.Strict)
 	var kept []string
 	for at, k := range s.Object() {

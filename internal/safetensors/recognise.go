@@ -6,8 +6,8 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// others are the files that are found under the name of a safetensors file or of its configuration,
-// or given for one.
+// others lists other kinds of file that users give in place of a safetensors file or its
+// configuration, by their first bytes.
 var others = []struct{ magic, what, hint string }{
 	{"version https://git-lfs", "a git-lfs pointer, not the file itself", "run `git lfs pull` in the repository, or download the file again"},
 	{"<!DOCTYPE", "an HTML page, not the file itself", hintPage},
@@ -39,11 +39,11 @@ const (
 	hintPickle   = "save it as safetensors: model.save_pretrained(..., safe_serialization=True)"
 )
 
-// Recognise returns an error that names the kind of a file when its first bytes are those of some
-// other kind, else nil.
+// Recognise returns an error that names the kind of a file, if its first bytes are those of a known
+// other kind, and nil otherwise.
 func Recognise(start []byte) *fault.Error {
 	if !IsHeader(start) && bytes.HasPrefix(start, []byte("PK\x03\x04")) && bytes.Contains(start, []byte("data.pkl")) {
-		return fault.New(fault.Unsupported, "this is a zip archive, which is how torch saves pickles, not a safetensors file").
+		return fault.New(fault.Unsupported, "this is a zip archive, in which torch saves pickles, not a safetensors file").
 			WithHint(hintPickle)
 	}
 	text := bytes.TrimLeft(start, " \t\r\n\ufeff")
@@ -58,17 +58,16 @@ func Recognise(start []byte) *fault.Error {
 	return nil
 }
 
-// maxBlankBytes is the length from which white space is no empty file.
+// maxBlankBytes is the length from which white space no longer counts as an empty file.
 const maxBlankBytes = 64
 
-// IsHeader tells a header whose length happens to spell a magic number from the file of that kind,
-// by its first 11 bytes.
+// IsHeader reports from the first 11 bytes that a file begins with a safetensors header. The length
+// of a header can spell the magic number of another kind of file.
 func IsHeader(start []byte) bool {
 	return len(start) > 10 && start[6] == 0 && start[7] == 0 && start[8] == '{'
 }
 
-// RecogniseFile is Recognise for a file that should hold weights: texts are none, whatever they
-// say.
+// RecogniseFile is Recognise for a file that should hold weights, which no text does.
 func RecogniseFile(start []byte) *fault.Error {
 	if e := Recognise(start); e != nil || len(start) == 0 || IsHeader(start) {
 		return e
@@ -84,13 +83,13 @@ func RecogniseFile(start []byte) *fault.Error {
 		return fault.New(fault.Unsupported, "this is a text, not a safetensors file: it begins with %q", text).
 			WithHint("a server may have sent it in place of the file: " + hintAgain)
 	case len(start) >= 16 && len(bytes.TrimLeft(start, "\x00")) == 0:
-		return fault.New(fault.Truncated, "the file begins with zeros, as space does that was reserved and not written").
+		return fault.New(fault.Truncated, "the file begins with zeros, like space that was reserved but not written").
 			WithHint("it was not written or downloaded completely; fetch it again")
 	}
 	return nil
 }
 
-// isText reports whether all bytes are those of a text in ASCII.
+// isText reports whether all bytes are ASCII text.
 func isText(p []byte) bool {
 	for _, c := range p {
 		if c > '~' || c < ' ' && c != '\n' && c != '\r' && c != '\t' {

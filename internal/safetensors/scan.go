@@ -9,14 +9,14 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// scanner walks the JSON text of a header, and asks a context all through it.
+// scanner scans the JSON text of a header and checks a context on the way.
 type scanner struct {
 	*jsontext.Scanner
 	array []uint64 // the numbers of the last array
-	room  []uint64 // for what keep returns
+	room  []uint64 // for the results of keep
 }
 
-// roomNumbers is how many numbers share a piece of memory for shapes.
+// roomNumbers is how many numbers share one allocation for shapes.
 const roomNumbers = 1 << 10
 
 func newScanner(ctx context.Context, text string) *scanner {
@@ -25,7 +25,7 @@ func newScanner(ctx context.Context, text string) *scanner {
 	return s
 }
 
-// keep copies numbers into memory that several lists share: a list of its own costs twice as much.
+// keep copies numbers into memory shared by several lists. A separate list costs twice as much.
 func (s *scanner) keep(numbers []uint64) []uint64 {
 	n := len(numbers)
 	if n > len(s.room) {
@@ -36,7 +36,7 @@ func (s *scanner) keep(numbers []uint64) []uint64 {
 	return kept
 }
 
-// err is the first error, with its position in the file.
+// err returns the first error with its position in the file.
 func (s *scanner) err() error {
 	var e *jsontext.Error
 	if errors.As(s.Err(), &e) {
@@ -45,7 +45,7 @@ func (s *scanner) err() error {
 	return s.Err()
 }
 
-// fail notes the first error, with its position in the text.
+// fail records the first error with its position in the text.
 func (s *scanner) fail(at int, format string, args ...any) {
 	if s.Err() == nil {
 		s.Fail(corrupt(at, format, args...))
@@ -56,8 +56,8 @@ func corrupt(at int, format string, args ...any) error {
 	return fault.New(fault.Corrupt, "header: "+format, args...).At(int64(8 + at))
 }
 
-// numbers reads an array of non-negative integers below 2^63, and calls tooMany for more than most.
-// They are valid until the next call.
+// numbers reads an array of non-negative integers below 2^63. If it has more than most, numbers
+// calls tooMany. The result is valid until the next call.
 func (s *scanner) numbers(most int, tooMany func()) []uint64 {
 	s.array = s.array[:0]
 	for range s.Array() {
@@ -71,7 +71,7 @@ func (s *scanner) numbers(most int, tooMany func()) []uint64 {
 	return s.array
 }
 
-// appendString appends a JSON string with the fewest escapes.
+// appendString appends a JSON string with as few escapes as possible.
 func appendString(dst []byte, s string) []byte {
 	dst = append(dst, '"')
 	for i := range len(s) {
