@@ -169,6 +169,7 @@ def read(b):  # sections 10, 11 and 13: the manifest, the raw bytes of each tens
 def restore(b, tensors):  # section 12: the source file, from its header b and {name: ([dtype, shape], bytes)}
     def once(pairs): return need(len(dict(pairs)) == len(pairs), "R67", "a key twice") or dict(pairs)
     need(8 <= len(b) <= 100_000_008 and int.from_bytes(b[:8], "little") == len(b) - 8, "R67", "not as long as it says")
+    need(b[8:9] == b"{", "R67", "does not begin with an object")
     h = attempt("R67", lambda: json.loads(b[8:].decode(), object_pairs_hook=once, parse_float=str, parse_constant=int))
     meta = next((m for m in [h.pop("__metadata__", None)] if m is not None), {}) if isinstance(h, dict) else 0
     need(isinstance(meta, dict) and all(isinstance(x, str) for x in meta.values()), "R67", "no object, or metadata other than strings")

@@ -403,7 +403,7 @@ def seek_table(ex):
     bad("r66-head", lora(ex, entries=put(0, 0, 36)), "the head's compressed size is wrong", rows="50")
     bad("r66-digests", lora(ex, entries=put(3, 0, 145)), "the compressed size of the digests is wrong", rows="50")
     bad("r66-exchanged", lora(ex, entries=exchange(0)), "the compressed sizes of two chunks exchanged; they add up", stage="read",
-        rule="R66 R10 R13 R14 R15 R17")
+        rule="R66 R10 R13 R14 R15 R17 R61")
 
     def shift(i, j, n=1):
         def f(t):
@@ -413,7 +413,7 @@ def seek_table(ex):
     bad("r66-head-and-chunk", lora(ex, entries=shift(0, 1)), "the head one longer, chunk 0 one shorter; they add up")
     bad("r66-chunk-and-digests", lora(ex, entries=shift(2, 3)), "the last chunk one longer, the digests one shorter; they add up")
     bad("r66-boundary-moved", lora(ex, entries=shift(1, 2)), "chunk 0 one longer, chunk 1 one shorter; they add up", stage="read",
-        rule="R66 R15 R10")
+        rule="R66 R15 R10 R61")
 
     def wraps(t):
         t[1][0] += 2**31

@@ -63,6 +63,8 @@ def add():
             ("entry-null", b'{"a":null,"b":' + entry(b, 8, 16) + b"}", "null for an entry", "R67 R68"),
             ("entry-array", b'{"a":[],"b":' + entry(b, 8, 16) + b"}", "an array for an entry", "R67 R68")):
         put("r67-" + name, t, comment, rule)
+    put("r67-space-first", b" " + good, "a space before the object")
+    put("r67-form-feed-last", good + b"\f", "a form feed after the object, no white space of JSON")
     put("r67-deep", good.replace(b'{"format": "pt"}', b'{"a":' + b"[" * 20000 + b"]" * 20000 + b"}"), "20,000 arrays in each other in __metadata__", frames={1: stock})
     for name, e, comment in (("unknown", {"stride": 1}, "a member that safetensors does not have"),
             ("no-dtype", {"dtype": None}, "no dtype"),
