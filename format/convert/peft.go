@@ -124,6 +124,8 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 		Dialect: "peft",
 		Base:    format.Base{Name: c.BaseModel, Revision: c.Revision},
 	}
+	// PEFT corrects a wrong fan_in_fan_out in memory, with a warning, so the file may have another
+	// value than the training.
 	if c.FanInFanOut != nil {
 		p.out.Orientation = format.MxN
 		if *c.FanInFanOut {
@@ -347,7 +349,8 @@ func (p *peftReader) roleFeatures(l *format.Layer) {
 	}
 }
 
-// checkMagnitude changes the kind of a layer to Other unless it has one magnitude per output.
+// checkMagnitude changes the kind of a layer to Other unless it has one magnitude per output. DoRA
+// embeddings of mlx-lm, for example, have one per token.
 func (p *peftReader) checkMagnitude(l *format.Layer) {
 	if l.Kind != format.Linear && l.Kind != format.Embedding {
 		return

@@ -46,17 +46,17 @@ var peftTails = []struct {
 	{"lora_B.*.*.weight", roleB},
 	{"lora_B.bias", roleBias},
 	{"lora_B.*.bias", roleBias},
-	{"lora_embedding_A", roleEmbeddingA},
+	{"lora_embedding_A", roleEmbeddingA}, // a Parameter, hence without .weight
 	{"lora_embedding_A.*", roleEmbeddingA},
 	{"lora_embedding_B", roleEmbeddingB},
 	{"lora_embedding_B.*", roleEmbeddingB},
 	{"lora_magnitude_vector", roleMagnitude},
 	{"lora_magnitude_vector.weight", roleMagnitude},
-	{"lora_magnitude_vector.*", roleMagnitude},
-	{"lora_magnitude_vector.*.weight", roleMagnitude},
+	{"lora_magnitude_vector.*", roleMagnitude},        // in memory up to PEFT 0.11
+	{"lora_magnitude_vector.*.weight", roleMagnitude}, // and since 0.12
 	{"lora_diag", roleDiag},
 	{"lora_diag.*", roleDiag},
-	{"token_adapter.trainable_tokens_delta", roleTokens},
+	{"token_adapter.trainable_tokens_delta", roleTokens}, // whole rows, despite the name
 	{"token_adapter.trainable_tokens_delta.*", roleTokens},
 }
 
@@ -84,6 +84,7 @@ func stateOf(key string) format.Feature {
 }
 
 // peftPrefix is the prefix that PeftModel puts before every module path of the model it wraps.
+// transformers and diffusers save their adapters without it.
 const peftPrefix = "base_model.model."
 
 // parsePEFTKey parses a key from its end, because a module of the base may have any name, even with

@@ -28,7 +28,8 @@ const (
 )
 
 // pattern is rank_pattern or alpha_pattern: regular expressions for module names. Their order in
-// the file decides which one wins.
+// the file decides which one wins. PEFT sorts the keys when it saves, so overlapping keys may give
+// another result after loading than they gave in training.
 type pattern []patternEntry
 
 type patternEntry struct {
