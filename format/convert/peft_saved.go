@@ -120,8 +120,11 @@ func (p *peftReader) addSaved(ctx context.Context, plain []peftKey, tensors []in
 }
 
 // isWrapped reports whether a key belongs to a parameter inside a LoRA layer, where PEFT keeps
-// those of the module it wraps.
-func isWrapped(key string) bool { return strings.Contains(key, ".base_layer.") }
+// those of the module it wraps. Trained tokens keep theirs in token_adapter.base_layer, and their
+// module needs no factors.
+func isWrapped(key string) bool {
+	return strings.Contains(strings.ReplaceAll(key, ".token_adapter.base_layer.", "."), ".base_layer.")
+}
 
 func hasPEFTPrefix(key string) bool {
 	return strings.HasPrefix(naming.StripWrappers(key), peftPrefix)
