@@ -100,7 +100,7 @@ func (d *dumper) file(ctx context.Context) {
 	d.tail(pro, ends)
 }
 
-// head writes the head and returns what it says.
+// head writes the head and returns its content.
 func (d *dumper) head() (*prologue, error) {
 	p, err := appendN(nil, d.r, headBytes)
 	if err != nil && err != io.ErrUnexpectedEOF {

@@ -38,8 +38,8 @@ var ruleKinds = [...]fault.Kind{
 	ruleShared: ErrCorrupt, // critical bit 0
 }
 
-// broken returns the error for bytes that break a rule of the specification. The message says what
-// was found and what was expected.
+// broken returns the error for bytes that break a rule of the specification. The message gives the
+// value found and the value expected.
 func broken(rule int, format string, args ...any) *fault.Error {
 	return &fault.Error{Kind: ruleKinds[rule], Rule: fmt.Sprintf("R%d", rule), Msg: fmt.Sprintf(format, args...)}
 }

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// This file knows the names of files and what they mean. Content decides wherever it can.
+// This file holds the meaning of file names. Content decides wherever it can.
 
 // weightsKind is a kind of file that holds weights.
 type weightsKind int

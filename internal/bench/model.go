@@ -25,7 +25,7 @@ type shape struct {
 	dtype                               dtype.Type
 }
 
-// shapes are those of the tables, by name. The main one has the shape of TinyLlama 1.1B.
+// shapes are the shapes of the tables, by name. The main one has the shape of TinyLlama 1.1B.
 var shapes = map[string]shape{
 	"main":   {layers: 22, hidden: 2048, mlp: 5632, kv: 256, vocabulary: 32000},
 	"small":  {layers: 8, hidden: 1024, mlp: 2816, kv: 256, vocabulary: 8000},

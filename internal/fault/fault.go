@@ -32,8 +32,8 @@ type Error struct {
 	Path string // the file, or "" if the caller knows it
 	Off  int64  // byte offset in the file; 0 means unknown, as no error is about byte 0 alone
 	Rule string // the rule of a specification, such as "R61", or ""
-	Msg  string // what is wrong: got and want
-	Hint string // what to do next, or ""
+	Msg  string // the fault: got and want
+	Hint string // the next step, or ""
 
 	Misplaced bool // valid input in the wrong place, such as a model given as an adapter
 }

@@ -59,7 +59,7 @@ func hasHoles(f *os.File, size int64) bool {
 }
 
 // HoleBytes returns the number of hole bytes in an open file. It returns 0 if the file system
-// cannot tell, or if input is no file.
+// cannot tell, or if input is not a file.
 func HoleBytes(input any) (n int64) {
 	f, ok := input.(*os.File)
 	if !ok {

@@ -14,7 +14,7 @@ import (
 )
 
 // While several outputs move to their places, a journal lies in each of their directories. It is on
-// disk before the first move, as are all outputs, so whoever finds the journal of a dead run can
+// disk before the first move, as are all outputs, so a run that finds the journal of a dead run can
 // finish the work.
 
 // journalMark begins the name of a journal: .loratool-commit-<host>-<random>.

@@ -80,7 +80,7 @@ func reclaimable(root fs.FS, dir, key string) int64 {
 	return n
 }
 
-// number reads a file with one number; "max" is none.
+// number reads a file with one number; "max" means no limit.
 func number(root fs.FS, name string) (int64, bool) {
 	n, err := strconv.ParseInt(strings.TrimSpace(text(root, name)), 10, 64)
 	return n, err == nil && n < 1<<60 // version 1 has nearly 2^63 for no limit

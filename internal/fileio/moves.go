@@ -165,7 +165,7 @@ func places(moves []move) []string {
 // PlacedError is a failure after all outputs have reached their places: they are complete there.
 type PlacedError struct {
 	Paths []string
-	Why   string // what is not as it should be, as the end of a sentence
+	Why   string // the fault, as the end of a sentence
 	Err   error
 }
 

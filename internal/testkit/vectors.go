@@ -51,7 +51,7 @@ func Vectors(t testing.TB, testdata string) []Vector {
 	return all
 }
 
-// Record is a record of an index.txt; the line is that of its first field.
+// Record is a record of an index.txt. Line is the line of its first field.
 type Record struct {
 	Line   int
 	Fields []Field
