@@ -27,8 +27,12 @@ const (
 )
 
 // OpenExtraction compares the headers of the checkpoints at two paths. The caller closes the
-// extraction.
+// extraction. ctx bounds only this call; Run takes its own. An option outside of its range is an
+// error, before any file is opened.
 func OpenExtraction(ctx context.Context, basePath, tunedPath string, o ExtractOptions) (*Extraction, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
 	base, err := OpenCheckpoint(ctx, basePath)
 	if err != nil {
 		return nil, err
@@ -45,11 +49,11 @@ func OpenExtraction(ctx context.Context, basePath, tunedPath string, o ExtractOp
 	return e, nil
 }
 
-// NewExtraction is OpenExtraction for open checkpoints. The caller closes them after the extraction
-// has run.
+// NewExtraction is OpenExtraction for open checkpoints, and refuses the same options. The caller
+// closes the checkpoints after the extraction has run.
 func NewExtraction(base, tuned *Checkpoint, o ExtractOptions) (*Extraction, error) {
-	if (o.Rule == nil) == (o.Budget == 0) {
-		return nil, errors.New("internal error: an extraction needs a rule or a budget")
+	if err := o.check(); err != nil {
+		return nil, err
 	}
 	e := &Extraction{base: base.checkpoint, tuned: tuned.checkpoint, options: o, others: make(map[string]located)}
 	if e.options.DType == dtype.Invalid {

@@ -14,24 +14,30 @@ import (
 )
 
 // ExtractOptions choose what an extraction keeps. Either Rule or Budget must be set; the other zero
-// values are defaults.
+// values are defaults. OpenExtraction and NewExtraction refuse values outside of the ranges below.
 type ExtractOptions struct {
-	Rule    Rule             // chooses the rank of every layer; nil if Budget is set
-	Budget  int64            // bytes of factors to spend, over all layers, on the singular values with the most energy per byte
+	// Rule chooses the rank of every layer: a FixedRank, an EnergyShare, a MaxError, a NoiseFloor,
+	// or a rule of your own. It is nil if Budget is set.
+	Rule Rule
+	// Budget is the number of bytes of factors to spend, over all layers, on the singular values
+	// with the most energy per byte. It is 0 if Rule is set.
+	Budget  int64
 	MaxRank int              // with Budget: largest rank of a layer; 0 means 64
 	Include []*regexp.Regexp // names of tensors to extract; none means all
 	Exclude []*regexp.Regexp // names to leave out
-	DType   dtype.Type       // of the factors; 0 means F32
-	Only    bool             // leave out tensors that factors cannot represent, instead of carrying them whole
-	Strict  bool             // fail if any tensor is left out or carried whole
-	PEFT    bool             // use PEFT's names and layout, and refuse changes that PEFT cannot represent
+	DType   dtype.Type       // of the factors: F32, F16 or BF16; 0 means F32
+	// Only leaves out the tensors that factors cannot represent, instead of carrying them whole.
+	Only   bool
+	Strict bool // fail if any tensor is left out or carried whole
+	PEFT   bool // use PEFT's names and layout, and refuse changes that PEFT cannot represent
 	// Output is the adapter's future output. Its scratch space (output.NewScratch) holds the
 	// factors until the source is closed. nil uses a temporary file.
 	Output  output.Output
-	SVD     Options
-	Workers int
-	Layer   func(tensor string, bytes int64) // called for each finished tensor; nil is silent
-	Tool    string                           // name and version of the calling program, for the provenance
+	SVD     Options // of every decomposition, but for its Workers
+	Workers int     // goroutines; 0 means one per processor
+	// Layer is called for each finished tensor, from the goroutine of Run; nil reports nothing.
+	Layer func(tensor string, bytes int64)
+	Tool  string // name and version of the calling program, for the provenance
 }
 
 // Extraction is a plan to turn a fine-tuned checkpoint into an adapter. Planning reads headers

@@ -6,13 +6,13 @@ import "math"
 type Rule interface {
 	// Choose returns the rank for an m×n matrix with ‖Δ‖_F² = energy. sigma holds estimates of its
 	// largest singular values, descending. more asks for a larger basis if sigma is too short to
-	// choose. The rank is at most len(sigma).
+	// choose. The rank is from 0 to len(sigma).
 	Choose(sigma []float64, energy float64, m, n int) (rank int, more bool)
 	// Hint returns the expected rank, which sets the block size; 0 if unknown.
 	Hint() int
 }
 
-// FixedRank keeps K singular values, or as many as the matrix has.
+// FixedRank keeps K singular values, or as many as the matrix has. K is at least 1.
 type FixedRank struct{ K int }
 
 // Choose returns K.
@@ -24,11 +24,11 @@ func (f FixedRank) Choose(sigma []float64, _ float64, m, n int) (int, bool) {
 // Hint returns K.
 func (f FixedRank) Hint() int { return f.K }
 
-// EnergyShare keeps the fewest singular values with at least Share of ‖Δ‖_F², and at most Max if
-// Max is not 0.
+// EnergyShare keeps the fewest singular values with at least Share of ‖Δ‖_F², and no more than Max,
+// unless it is 0.
 type EnergyShare struct {
-	Share float64
-	Max   int
+	Share float64 // more than 0 and at most 1, which is all of the energy
+	Max   int     // the largest rank; 0 means no limit
 }
 
 // Choose adds up energies.
@@ -52,9 +52,12 @@ func (e EnergyShare) Choose(sigma []float64, energy float64, m, n int) (int, boo
 // Hint returns Max.
 func (e EnergyShare) Hint() int { return e.Max }
 
-// MaxError keeps the fewest singular values with ‖Δ − Δ_k‖_F ≤ relative·‖Δ‖_F, and at most most if
-// most is not 0. An extraction applies the limit to the stored factors.
-func MaxError(relative float64, most int) Rule { return maxError{relative: relative, most: most} }
+// MaxError keeps the fewest singular values with ‖Δ − Δ_k‖_F ≤ relative·‖Δ‖_F, and no more than
+// maxRank, unless it is 0. relative lies above 0 and below 1. An extraction applies the limit to
+// the stored factors.
+func MaxError(relative float64, maxRank int) Rule {
+	return maxError{relative: relative, most: maxRank}
+}
 
 type maxError struct {
 	relative float64
@@ -82,15 +85,15 @@ func (e maxError) Choose(sigma []float64, energy float64, m, n int) (int, bool) 
 	return min(len(sigma), limit), len(sigma) < limit
 }
 
-// Hint returns most.
+// Hint returns maxRank.
 func (e maxError) Hint() int { return e.most }
 
 // NoiseFloor keeps the singular values above two limits: the resolution of float32 products, and
 // Sigma·(√m + √n), the edge of white noise with standard deviation Sigma per element (Marchenko and
 // Pastur). It keeps at least one of a nonzero matrix.
 type NoiseFloor struct {
-	Sigma float64
-	Max   int
+	Sigma float64 // at least 0; 0 leaves only the resolution of float32
+	Max   int     // the largest rank; 0 means no limit
 }
 
 // resolution is the share of σ₁ below which singular values have no digits in float32, as in the

@@ -2,12 +2,13 @@ package rank
 
 import (
 	"context"
+	"errors"
 	"math"
 )
 
 // Options tune a decomposition. The zero value is ready to use.
 type Options struct {
-	Tolerance float64 // relative excess over the least possible error; 0 means 1e-4
+	Tolerance float64 // relative excess over the least possible error, above 0; 0 means 1e-4
 	Seed      uint64  // of the first block
 	Workers   int     // goroutines; 0 means one per processor
 }
@@ -34,9 +35,13 @@ type Decomposition struct {
 }
 
 // TruncatedSVD decomposes Δ to the rank that rule chooses. energy is ‖Δ‖_F². It returns K = 0 for a
-// zero matrix. The result is the same for any number of workers.
+// zero matrix. The result is the same for any number of workers. A rule or an option outside of its
+// range is an error.
 func TruncatedSVD(ctx context.Context, op Operator, energy float64, rule Rule,
 	o Options) (*Decomposition, error) {
+	if err := errors.Join(checkRule(rule), o.check()); err != nil {
+		return nil, err
+	}
 	return newTruncation(op, energy, o).to(ctx, rule)
 }
 
