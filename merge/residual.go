@@ -52,10 +52,10 @@ func (k *tools) readWhole(t *target, n int) ([]float32, error) {
 			return nil, fault.InFile(err, tensor.Path())
 		}
 		dtype.Widen(w[done:done+m], tensor.DType, piece[:m*size])
+		if slices.ContainsFunc(w[done:done+m], func(v float32) bool { return v-v != 0 }) {
+			return nil, fault.New(fault.Check, "%q of the base holds NaN or infinity, so its principal part does not exist", tensor.Name).In(tensor.Path())
+		}
 		done += m
-	}
-	if slices.ContainsFunc(w, func(v float32) bool { return v-v != 0 }) {
-		return nil, fault.New(fault.Check, "%q of the base holds NaN or infinity, so its principal part does not exist", tensor.Name).In(tensor.Path())
 	}
 	return w, nil
 }

@@ -54,7 +54,10 @@ type finder func(ctx context.Context, w []float32, rows, cols, rank int) ([]floa
 
 // part returns Q·Qᵀ·W as factors.
 func part(ctx context.Context, w []float32, rows, cols, rank int, find finder) (Part, error) {
-	w, exponent := normal(w)
+	w, exponent, err := normal(ctx, w)
+	if err != nil {
+		return Part{}, err
+	}
 	rank = min(rank, rows, cols)
 	q, err := find(ctx, w, rows, cols, rank)
 	if err != nil {
@@ -85,25 +88,38 @@ func leading(ctx context.Context, w []float32, rows, cols, rank int) ([]float64,
 // with a largest element near 1. Elements still subnormal become zero. They are less than
 // 2⁻¹²⁵·√(rows·cols) of the largest element, where float64 resolves 2⁻⁵³. Every product would read
 // them again, at some 150 cycles each on many processors.
-func normal(w []float32) (x []float32, exponent int) {
+func normal(ctx context.Context, w []float32) (x []float32, exponent int, err error) {
 	const least = 0x1p-126
 	isSmall := func(v float32) bool { return -least < v && v < least && v != 0 }
-	if !slices.ContainsFunc(w, isSmall) {
-		return w, 0
-	}
 	var largest float32
-	for _, v := range w {
-		largest = max(largest, v, -v)
+	someSmall := false
+	for part := range slices.Chunk(w, askElements) {
+		if err := ctx.Err(); err != nil {
+			return nil, 0, err
+		}
+		for _, v := range part {
+			largest = max(largest, v, -v)
+		}
+		someSmall = someSmall || slices.ContainsFunc(part, isSmall)
+	}
+	if !someSmall {
+		return w, 0, nil
 	}
 	exponent = -math.Ilogb(float64(largest))
 	x = make([]float32, len(w))
 	for i, v := range w {
+		if i%askElements == 0 && ctx.Err() != nil {
+			return nil, 0, ctx.Err()
+		}
 		if v = float32(math.Ldexp(float64(v), exponent)); !isSmall(v) {
 			x[i] = v
 		}
 	}
-	return x, exponent
+	return x, exponent, nil
 }
+
+// askElements is the number of elements between two looks at the context.
+const askElements = 1 << 20
 
 // scale multiplies the part by 2^exponent.
 func (p *Part) scale(exponent int) {
