@@ -181,6 +181,8 @@ var fences = map[string]struct {
 	"golang.org/x/term":             {[]string{"cmd/loratool"}, "whether somebody looks"},
 	"golang.org/x/sys":              {[]string{"internal/fileio", "internal/kernel"}, "copy_file_range and free space; the processor's features"},
 	"gonum.org/v1/gonum":            {[]string{"internal/dense"}, "factorizations of small dense matrices"},
+	"aead.dev/minisign":             {[]string{"cmd/loratool"}, "signatures, in one file"},
+	"github.com/goccy/go-yaml":      {[]string{"internal/card"}, "the front matter of model cards"},
 	"github.com/klauspost/compress": {[]string{"format"}, "zstd, in the file that codes blocks"},
 }
 
