@@ -5,9 +5,6 @@ import (
 	"sort"
 )
 
-// defaultBudgetRank is the largest rank of a layer under a budget if MaxRank is 0.
-const defaultBudgetRank = 64
-
 // candidate is a singular value that a budget can buy.
 type candidate struct {
 	tensor string

@@ -82,3 +82,6 @@ func checkMax(what string, most int) error {
 	}
 	return nil
 }
+
+// defaultBudgetRank is the largest rank of a layer under a budget if MaxRank is 0.
+const defaultBudgetRank = 64
