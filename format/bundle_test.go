@@ -104,6 +104,9 @@ func TestABundleOfOne(t *testing.T) {
 	if m := bundle.Manifest(); m.Attachments[0].Name != PEFTConfig || m.Adapters[0].Name != "only" {
 		t.Errorf("the manifest of a bundle of one: %+v", m)
 	}
+	if a, err := AdapterID(t.Context(), bundle); err != nil || a != idOf(t, adapterOf(t, 1)) {
+		t.Errorf("the id of the adapter in a bundle of one is %s, %v, want that of the adapter alone", a, err)
+	}
 	got, err := Select(bundle, "only")
 	if err != nil || idOf(t, got) != idOf(t, adapterOf(t, 1)) || len(got.Manifest().Attachments) != 1 {
 		t.Errorf("the adapter comes out as %+v, %v", got, err)

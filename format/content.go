@@ -47,6 +47,20 @@ func ContentID(ctx context.Context, src Source) (string, error) {
 	return hex.EncodeToString(id[:]), nil
 }
 
+// AdapterID identifies the one adapter of a source by the content id that it has alone and without
+// a name. So the adapter has the same id in a file of its own and as a member of a bundle. For a
+// source of several adapters AdapterID is ContentID.
+func AdapterID(ctx context.Context, src Source) (string, error) {
+	if m := src.Manifest(); m != nil && len(m.Adapters) == 1 && m.Adapters[0].Name != "" {
+		alone, err := Select(src, m.Adapters[0].Name)
+		if err != nil {
+			return "", err
+		}
+		src = alone
+	}
+	return ContentID(ctx, src)
+}
+
 // contentID hashes the content document of a sorted manifest, one record after the other. sums
 // holds the SHA-256 of every tensor.
 func contentID(m *Manifest, sums []sum) (id sum) {

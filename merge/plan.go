@@ -221,7 +221,7 @@ func (p *Plan) OutputBytes() int64 {
 // contentIDs computes the content ids of adapters.
 func contentIDs(ctx context.Context, adapters []Adapter) (ids []string, err error) {
 	for _, a := range adapters {
-		id, err := format.ContentID(ctx, a.Source)
+		id, err := format.AdapterID(ctx, a.Source)
 		if err != nil {
 			return nil, fault.InFile(err, a.Name)
 		}

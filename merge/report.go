@@ -215,6 +215,16 @@ func (p *Plan) describe(t *target) PlannedTensor {
 			d.Updates = append(d.Updates, u)
 		}
 	}
+	if len(d.Updates) == 0 && len(t.undo) > 0 { // the plan only removes
+		for _, s := range t.undo {
+			u := summarize(s.terms, func(resolve.Term) bool { return true })
+			d.Rank += u.Rank
+			d.Scale = -u.Scale // the terms of a removal are negated
+		}
+		if len(t.undo) > 1 {
+			d.Scale = 0
+		}
+	}
 	if len(d.Updates) > 1 {
 		d.Scale = 0
 	} else {
@@ -225,10 +235,14 @@ func (p *Plan) describe(t *target) PlannedTensor {
 
 // update summarizes one adapter's update: the largest rank of any band, and the scale, or 0 if
 // scales differ.
-func (t *target) update(adapter int) (u TermShort) {
+func (t *target) update(adapter int) TermShort {
+	return summarize(t.Terms, func(term resolve.Term) bool { return term.Adapter == adapter })
+}
+
+func summarize(terms []resolve.Term, of func(resolve.Term) bool) (u TermShort) {
 	ranks := make(map[int]int)
-	for _, term := range t.Terms {
-		if term.Adapter != adapter || term.Residual != resolve.NoResidual {
+	for _, term := range terms {
+		if !of(term) || term.Residual != resolve.NoResidual {
 			continue
 		}
 		if len(ranks) == 0 {

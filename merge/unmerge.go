@@ -60,7 +60,7 @@ func findRemoval(ctx context.Context, base *checkpoint.Checkpoint, remove Remova
 	}
 	if len(remove.Records) == 0 && !remove.Approximate {
 		return r, fault.New(fault.Mismatch, "only the undo record of the merge can restore the earlier checkpoint: subtracting leaves some elements one step off").
-			WithHint("give the record that merge wrote to Options.Undo, or set Removal.Approximate to subtract without it")
+			WithHint("give the record that merge wrote to Removal.Records, or set Removal.Approximate to subtract without it")
 	}
 	for _, a := range remove.Adapters {
 		if err := format.Validate(a.Source.Manifest()); err != nil {

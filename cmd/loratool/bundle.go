@@ -114,7 +114,7 @@ func addToBundle(c *cli.Context, t *terminal, o *bundleOptions, file string, pat
 			return err
 		}
 		if len(members) == 1 && members[0].Name == "" {
-			return fault.New(fault.Mismatch, "the file holds one adapter without a name, and no bundle").In(file).
+			return fault.New(fault.Mismatch, "the file holds one adapter without a name, not a bundle").In(file).
 				WithHint("make a new bundle of it: loratool bundle add BUNDLE.lora %s %s", file, strings.Join(paths, " "))
 		}
 	} else if d, err := dialectOf(file, ""); err != nil || d != convert.LoRA() {
@@ -145,6 +145,11 @@ func (o *bundleOptions) newMembers(c *cli.Context, t *terminal, paths []string, 
 	if len(names) > 0 && len(names) != len(paths) {
 		return nil, usagef("give --name once per adapter, in the order of the adapters", "got %s for %s",
 			fault.Count(len(names), "name"), fault.Count(len(paths), "adapter"))
+	}
+	for _, name := range names {
+		if strings.ContainsAny(name, `/\:`) || strings.HasPrefix(name, ".") {
+			return nil, usagef("use a name that a file can have", "--name %s has a character that file names do not allow", name)
+		}
 	}
 	options, err := o.opening(paths...)
 	if err != nil {

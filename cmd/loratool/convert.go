@@ -60,7 +60,7 @@ type conversion struct {
 func (o *convertOptions) parse(c *cli.Context) (j conversion, err error) {
 	const example = "loratool convert ADAPTER -o OUT.lora"
 	if c.NArg() != 1 {
-		return j, usagef(example, "convert takes one adapter, got %d arguments", c.NArg())
+		return j, usagef(example, "convert takes one adapter, got %s", fault.Count(c.NArg(), "argument"))
 	}
 	if o.out == "" {
 		return j, usagef(example, "convert needs -o OUT, the path of the new adapter")
@@ -111,7 +111,7 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 	}
 	warnings, err := j.warnings(c.Context, src)
 	if err != nil {
-		return err
+		return fault.InFile(err, j.in)
 	}
 	o.warn(t, warnings)
 	peak, err := convert.PeakBytes(o.out, j.dialect, src, j.creation)
@@ -127,7 +127,7 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 	stop := t.stopwatch()
 	size, err := store(c, src, o.out, j.dialect, j.creation)
 	if err != nil {
-		return err
+		return fault.InFile(err, j.in)
 	}
 	return showConverted(t, o, &j, src, size, stop(), warnings)
 }

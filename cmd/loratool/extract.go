@@ -8,6 +8,7 @@ import (
 
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/rank"
 	"github.com/urfave/cli/v2"
@@ -74,7 +75,7 @@ type extraction struct {
 func (o *extractOptions) parse(c *cli.Context) (j extraction, err error) {
 	const example = "loratool extract BASE TUNED -o ADAPTER --rank 8"
 	if c.NArg() != 2 {
-		return j, usagef(example, "extract takes a base and a tuned checkpoint, got %d arguments", c.NArg())
+		return j, usagef(example, "extract takes a base and a tuned checkpoint, got %s", fault.Count(c.NArg(), "argument"))
 	}
 	if o.out == "" && !o.dryRun {
 		return j, usagef(example, "extract needs -o ADAPTER, the path of the adapter")

@@ -79,7 +79,7 @@ func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, writte
 	if len(r.Layers) == 0 {
 		return
 	}
-	t.line("it holds %s of the energy of Δ, the difference; its error is %s of |Δ|%s",
+	t.line("it keeps %s of |Δ|², the energy of the difference; the part that is missing has %s of the norm |Δ|%s",
 		energyText(r.Energy), errorText(r.Rounded), partsText(r, o.dtype))
 	showCoarse(t, r, o.dtype)
 	showRanks(t, r)
@@ -89,8 +89,8 @@ func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, writte
 func showExtractedLayers(t *terminal, o *common, r *rank.ExtractReport) {
 	tab := &table{columns: []column{
 		{head: "m×n"}, {head: "rank"}, {head: "|Δ|/|W|", drop: 3}, {head: "energy", meaning: "the share of |Δ|² that the rank keeps"},
-		{head: "error", drop: 1, meaning: "|Δ - s·B·A| ÷ |Δ|"}, {head: "stored", meaning: "the same with rounded factors"},
-		{head: "noise edge/σ1", drop: 2, meaning: "below it singular values look like noise"}, {head: "module", left: true, isName: true},
+		{head: "error", drop: 1, meaning: "|Δ - s·B·A| ÷ |Δ| before rounding"}, {head: "stored", meaning: "|Δ - s·B·A| ÷ |Δ| with the factors as stored"},
+		{head: "noise edge/σ1", drop: 2, meaning: "singular values below this share of σ1 are rounding noise"}, {head: "module", left: true, isName: true},
 	}}
 	for _, l := range r.Layers {
 		tab.add(fmt.Sprintf("%d×%d", l.M, l.N), strconv.Itoa(l.Rank), fmt.Sprintf("%.4f", l.RelativeNorm),
@@ -136,7 +136,7 @@ func showRanks(t *terminal, r *rank.ExtractReport) {
 	}
 	isShown := false
 	show := func() {
-		tab.add(name, fileio.FormatBytes(r.Bytes), errorText(r.Error), "← this adapter")
+		tab.add(name, fileio.FormatBytes(r.Bytes), errorText(r.Rounded), "← this adapter")
 		isShown = true
 	}
 	for _, k := range r.Ranks {
@@ -149,7 +149,10 @@ func showRanks(t *terminal, r *rank.ExtractReport) {
 		e := math.Sqrt(max(0, 1-k.Energy))
 		lost := errorText(e)
 		if k.AtLeast {
-			lost = "≤ " + errorText(math.Ceil(e*1e4)/1e4) // a bound rounds up
+			if isFixed && k.Rank > chosen {
+				e = min(e, r.Error) // a higher rank loses no more than this one
+			}
+			lost = "≤ " + boundText(e)
 		}
 		tab.add(strconv.Itoa(k.Rank), fileio.FormatBytes(bytesAt(r, k.Rank)), lost, "")
 	}
@@ -192,6 +195,14 @@ func bytesAt(r *rank.ExtractReport, k int) int64 {
 	return whole + int64(math.Round(float64(r.Bytes-whole)/float64(have)*float64(want)))
 }
 
+// boundText is errorText rounded up.
+func boundText(x float64) string {
+	if x != 0 && x < 5e-5 {
+		return fmt.Sprintf("%.1e", x*1.05)
+	}
+	return errorText(math.Ceil(x*1e4) / 1e4)
+}
+
 // errorText is an error as a share of |Δ|. One that is not 0 does not read as if it were.
 func errorText(x float64) string {
 	if x != 0 && x < 5e-5 {
@@ -210,9 +221,13 @@ func showCoarse(t *terminal, r *rank.ExtractReport, dtype string) {
 			n++
 		}
 	}
+	more := ""
+	if dtype != "f32" {
+		more = "; --dtype f32 has more"
+	}
 	if n > 0 {
-		t.line("%d of %d layers are not within 0.1 %% of the least error of their rank: %s factors have too few digits",
-			n, len(r.Layers), dtype)
+		t.line("%d of %d layers are not within 0.1 %% of the least error of their rank: %s factors have too few digits%s",
+			n, len(r.Layers), dtype, more)
 	}
 }
 

@@ -30,9 +30,9 @@ func hintFor(err error, commandUsage string) string {
 	case errors.As(err, &placed):
 		return "check the disk, then run sync or make the output again"
 	case errors.As(err, &output) && output.Replaceable:
-		return "choose another path with -o, or use --force to replace it"
+		return "choose another path with " + flagOfPath(err) + ", or use --force to replace it"
 	case errors.As(err, &output):
-		return "choose another path with -o"
+		return "choose another path with " + flagOfPath(err)
 	case errors.As(err, &space), errors.Is(err, syscall.ENOSPC):
 		return "free some space, or write to another disk with -o"
 	case errors.Is(err, syscall.EROFS):
@@ -41,6 +41,21 @@ func hintFor(err error, commandUsage string) string {
 		return "check the permissions of the inputs and of OUT's directory"
 	}
 	return inputHint(err, commandUsage)
+}
+
+// pathError is an error about an output that a flag other than -o names.
+type pathError struct {
+	error
+	flag string
+}
+
+func (e pathError) Unwrap() error { return e.error }
+
+func flagOfPath(err error) string {
+	if e := new(pathError); errors.As(err, e) {
+		return e.flag
+	}
+	return "-o"
 }
 
 // inputHint returns the next step after an error about an input, "" if there is none.

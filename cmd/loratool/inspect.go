@@ -87,7 +87,7 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 	if report.IsUndo(src) {
 		return inspectUndo(t, o, src, path)
 	}
-	return inspectAdapter(c, t, o, src)
+	return fault.InFile(inspectAdapter(c, t, o, src), path)
 }
 
 func inspectCheckpoint(c *cli.Context, t *terminal, o *inspectOptions, path string) error {
@@ -107,7 +107,12 @@ func inspectCheckpoint(c *cli.Context, t *terminal, o *inspectOptions, path stri
 	if err != nil {
 		return fault.InFile(err, path)
 	}
-	return t.show("inspect", o.json, r, func() { showCheckpoint(t, r) })
+	return t.show("inspect", o.json, r, func() {
+		showCheckpoint(t, r)
+		if o.verbose {
+			showTensors(t, base)
+		}
+	})
 }
 
 // checkValueFlags refuses the flags that are for an adapter, where something else is inspected.

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/report"
@@ -196,6 +197,17 @@ func showCheckpoint(t *terminal, r *report.Checkpoint) {
 	if r.Cost != nil {
 		showCost(t, r.Cost)
 	}
+}
+
+// showTensors prints a line for every tensor of a checkpoint.
+func showTensors(t *terminal, base *checkpoint.Checkpoint) {
+	t.line("")
+	tab := &table{columns: []column{{head: "dtype", left: true}, {head: "shape", left: true}, {head: "name", left: true, isName: true}}}
+	for _, name := range base.Names() {
+		ref, _ := base.Lookup(name)
+		tab.add(ref.Tensor.DType.String(), fmt.Sprint(ref.Tensor.Shape), name)
+	}
+	t.print(tab)
 }
 
 // showCost prints how many parameters a LoRA on some modules would have.

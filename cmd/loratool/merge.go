@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"path/filepath"
 	"slices"
 
 	"github.com/loratool/loratool/internal/fault"
@@ -96,8 +98,13 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 	if err != nil {
 		return err
 	}
+	var warnings []string
+	if stale := undoBeside(o.out); o.force && o.undoFile == "" && o.out != "" && !fileio.IsAbsent(stale) {
+		warnings = append(warnings, stale+" belongs to the merge that this one replaces, and cannot undo this one")
+	}
 	run := &planRun{
-		command: "merge", what: "merging", common: &o.common, in: base, adapters: paths, out: o.out, record: o.undoFile, dryRun: o.dryRun,
+		warnings: warnings,
+		command:  "merge", what: "merging", common: &o.common, in: base, adapters: paths, out: o.out, record: o.undoFile, dryRun: o.dryRun,
 		show: showReport,
 		open: func(options merge.Options) (*merge.Plan, error) {
 			return merge.Open(c.Context, base, adapters, options)
@@ -123,7 +130,8 @@ type planRun struct {
 	record        string // where the undo record goes; "" is nowhere
 	dryRun        bool
 	approximate   bool
-	seconds       float64 // that Run took
+	seconds       float64  // that Run took
+	warnings      []string // of the command
 	open          func(merge.Options) (*merge.Plan, error)
 	show          func(*terminal, *planRun, *merge.Report)
 }
@@ -131,6 +139,14 @@ type planRun struct {
 // written returns the bytes that the run wrote, its time, and its rate.
 func (run *planRun) written(r *merge.Report) string {
 	return fileio.FormatBytes(r.BytesWritten) + paceText(r.BytesWritten, run.seconds, "/s")
+}
+
+// named tells the output of the record from that of the checkpoint in an error.
+func (run *planRun) named(err error) error {
+	if e := new(fileio.OutputError); errors.As(err, &e) && run.record != "" && filepath.Clean(e.Path) == filepath.Clean(run.record) {
+		return pathError{err, "--undo-file"}
+	}
+	return err
 }
 
 // runPlan opens a plan, shows or runs it, and reports.
@@ -148,6 +164,7 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 	}
 	defer plan.Close()
 	run.common.warn(t, plan.Warnings())
+	run.common.warn(t, run.warnings)
 	if run.dryRun {
 		return showPlan(t, run, plan)
 	}
@@ -160,7 +177,7 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 	run.seconds = stop()
 	finish()
 	if err != nil {
-		return err
+		return run.named(err)
 	}
 	document := struct {
 		Base     string   `json:"base"`

@@ -36,6 +36,9 @@ func runRestore(c *cli.Context, t *terminal, o *restoreOptions) error {
 		return usagef(example, "restore needs one .lora file, and -o DIR for its files")
 	}
 	in := c.Args().First()
+	if err := refuseDirectory("restore", in); err != nil {
+		return err
+	}
 	limit, err := o.maxManifest()
 	if err != nil {
 		return err

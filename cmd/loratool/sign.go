@@ -38,7 +38,7 @@ func signCommand(t *terminal) *cli.Command {
 	o := new(signOptions)
 	return &cli.Command{
 		Name:      "sign",
-		Usage:     "sign a .lora file with a key of minisign",
+		Usage:     "sign a .lora file with a minisign key",
 		ArgsUsage: "FILE --key SECRET",
 		Description: "Verifies FILE, and writes FILE.minisig: a signature of its file id that verify --key checks. The keys are those of minisign; " +
 			"--new-key NAME makes a pair, the secret NAME.key without a password and the public NAME.pub. loratool asks for the password of " +
@@ -82,7 +82,7 @@ func runSign(c *cli.Context, t *terminal, o *signOptions) error {
 	file := c.Args().First()
 	comment := o.comment
 	if comment == "" {
-		comment = fmt.Sprintf("timestamp:%d\tfile:%s", time.Now().Unix(), clean(filepath.Base(file)))
+		comment = fmt.Sprintf("%s, %s", clean(filepath.Base(file)), time.Now().UTC().Format("2006-01-02 15:04:05 UTC"))
 	}
 	out := o.out
 	if out == "" {
@@ -123,10 +123,10 @@ func makeKeys(t *terminal, o *signOptions) error {
 		return err
 	}
 	if err := writeSmall(o.newKey+".key", append(secretText, '\n'), 0o600, false); err != nil {
-		return withoutForce(err)
+		return pathError{withoutForce(err), "--new-key"}
 	}
 	if err := writeSmall(o.newKey+".pub", append(publicText, '\n'), 0o644, false); err != nil {
-		return withoutForce(errors.Join(err, os.Remove(o.newKey+".key")))
+		return pathError{withoutForce(errors.Join(err, os.Remove(o.newKey+".key"))), "--new-key"}
 	}
 	document := map[string]any{"secret": o.newKey + ".key", "public": o.newKey + ".pub", "key_id": keyID(public.ID()), "public_key": public.String()}
 	return t.show("sign", o.json, document, o.summary(func() {
@@ -188,7 +188,7 @@ func readSecret(t *terminal, path string) (key minisign.PrivateKey, err error) {
 	const hint = "loratool sign --new-key NAME makes a pair of keys; --key takes the secret one"
 	if !minisign.IsEncrypted(text) {
 		if err := key.UnmarshalText([]byte(strings.TrimSpace(string(text)))); err != nil {
-			return key, fault.New(fault.Unsupported, "this is no secret key of minisign").In(path).WithHint(hint)
+			return key, fault.New(fault.Unsupported, "this is not a minisign secret key").In(path).WithHint(hint)
 		}
 		return key, nil
 	}
@@ -237,13 +237,13 @@ func checkSignature(ctx context.Context, summary *format.Summary, path, key stri
 	}
 	var s minisign.Signature
 	if err := s.UnmarshalText(text); err != nil {
-		return nil, fault.New(fault.Check, "this is no signature of minisign").In(path)
+		return nil, fault.New(fault.Check, "this is not a minisign signature").In(path)
 	}
 	switch {
 	case s.KeyID != public.ID():
-		return nil, fault.New(fault.Check, "the signature is of key %s, want key %s", keyID(s.KeyID), keyID(public.ID())).In(path)
+		return nil, fault.New(fault.Check, "the signature was made with key %s, want key %s", keyID(s.KeyID), keyID(public.ID())).In(path)
 	case !minisign.Verify(public, []byte(signedMessage(summary)), text):
-		return nil, fault.New(fault.Check, "the signature is not of this file, whose id is %s", summary.FileID).In(path).
+		return nil, fault.New(fault.Check, "the signature belongs to another file; the id of this one is %s", summary.FileID).In(path).
 			WithHint("do not trust the file: it, or its signature, is not what key %s signed", keyID(s.KeyID))
 	}
 	return &signed{keyID(s.KeyID), s.TrustedComment}, ctx.Err()
@@ -260,7 +260,7 @@ func publicKey(key string) (minisign.PublicKey, error) {
 		return public, err
 	}
 	if err := public.UnmarshalText([]byte(strings.TrimSpace(string(text)))); err != nil {
-		return public, fault.New(fault.Unsupported, "this is no public key of minisign").In(key).
+		return public, fault.New(fault.Unsupported, "this is not a minisign public key").In(key).
 			WithHint("a public key is a line that begins with RW, below a comment")
 	}
 	return public, nil

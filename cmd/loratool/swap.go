@@ -4,6 +4,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
 )
@@ -45,7 +46,7 @@ func (o *swapOptions) parse(c *cli.Context) (merged string, weights []float64, e
 	const example = "loratool swap MERGED --remove ADAPTER --add ADAPTER -o OUT"
 	switch {
 	case c.NArg() != 1:
-		return "", nil, usagef(example, "swap takes one merged checkpoint, got %d arguments", c.NArg())
+		return "", nil, usagef(example, "swap takes one merged checkpoint, got %s", fault.Count(c.NArg(), "argument"))
 	case len(o.remove.Value()) == 0 || len(o.add.Value()) == 0:
 		return "", nil, usagef(example, "swap needs --remove and --add")
 	case o.out == "" && !o.dryRun:

@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
 )
@@ -83,8 +84,13 @@ func runUnmerge(c *cli.Context, t *terminal, o *unmergeOptions) error {
 	}
 	options := merge.Options{Workers: o.workers, Replace: o.force, Tool: "loratool " + version}
 	o.readingOptions.set(&options)
+	var warnings []string
+	if record := undoBeside(merged); o.approximate && !fileio.IsAbsent(record) {
+		warnings = append(warnings, record+" is there; without --approximate the result would be exact")
+	}
 	return runPlan(t, &planRun{
-		command: "unmerge", what: "unmerging", common: &o.common, in: merged, adapters: paths, out: o.out, dryRun: o.dryRun, approximate: o.approximate, show: showUnmerged,
+		warnings: warnings,
+		command:  "unmerge", what: "unmerging", common: &o.common, in: merged, adapters: paths, out: o.out, dryRun: o.dryRun, approximate: o.approximate, show: showUnmerged,
 		open: func(options merge.Options) (*merge.Plan, error) {
 			return merge.OpenUnmerge(c.Context, merged, remove, options)
 		},

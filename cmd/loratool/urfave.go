@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 )
@@ -236,6 +237,10 @@ func checkNumber(flag cli.Flag, arg, value, hint string) (string, error) {
 			return "", usagef(hint, "%s takes a whole number, got %q", arg, value)
 		}
 		return fmt.Sprint(n), nil // without the zeros that would make it octal
+	case *cli.DurationFlag:
+		if _, err := time.ParseDuration(value); err != nil {
+			return "", usagef(hint, "%s takes a time such as 36h or 90m, got %q", arg, value)
+		}
 	case *cli.Float64Flag:
 		if _, ok := parseDecimal(value); !ok {
 			return "", usagef(hint, "%s takes a number such as 0.7, got %q", arg, value)

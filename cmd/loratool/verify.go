@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/urfave/cli/v2"
@@ -73,8 +74,11 @@ func runVerify(c *cli.Context, t *terminal, o *verifyOptions) error {
 			fault.Count(summary.Chunks, "chunk"), fileio.FormatBytes(summary.RawBytes))
 		t.line("content   %s", summary.ContentID)
 		t.line("file      %s", summary.FileID)
-		if signature != nil {
+		switch beside := name + signatureSuffix; {
+		case signature != nil:
 			t.line("signed    by key %s: %s", signature.KeyID, signature.Comment)
+		case !fileio.IsAbsent(beside):
+			t.line("signed    not checked: --key KEY checks %s", beside)
 		}
 	}))
 }
@@ -176,12 +180,23 @@ func dumpCommand(t *terminal) *cli.Command {
 // openLoRA opens the one argument of a command for a .lora file.
 func openLoRA(c *cli.Context, command string) (*os.File, int64, error) {
 	if c.NArg() != 1 {
-		return nil, 0, usagef("loratool "+command+" FILE", "%s takes one file, got %d arguments", command, c.NArg())
+		return nil, 0, usagef("loratool "+command+" FILE", "%s takes one file, got %s", command, fault.Count(c.NArg(), "argument"))
 	}
 	path := c.Args().First()
-	if info, err := os.Stat(path); err == nil && info.IsDir() {
-		return nil, 0, fault.New(fault.Unsupported, "this is a directory, and %s reads a .lora file", command).In(path).
-			WithHint("loratool inspect %s shows what it holds; of an adapter, loratool convert makes a .lora file", path)
+	if err := refuseDirectory(command, path); err != nil {
+		return nil, 0, err
+	}
+	if file, name := convert.SplitMember(path); name != "" {
+		return nil, 0, usagef("loratool "+command+" "+file, "%s takes the whole file, and %s is one adapter of it", command, path)
 	}
 	return fileio.Open(path)
+}
+
+// refuseDirectory returns an error if a directory stands in place of a .lora file.
+func refuseDirectory(command, path string) error {
+	if info, err := os.Stat(path); err != nil || !info.IsDir() {
+		return nil
+	}
+	return fault.New(fault.Unsupported, "this is a directory, but %s reads a .lora file", command).In(path).
+		WithHint("loratool inspect %s shows its contents; loratool convert makes a .lora file of an adapter", path)
 }

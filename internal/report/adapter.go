@@ -313,7 +313,7 @@ func (r *Adapter) readValues(ctx context.Context, src format.Source) error {
 		}
 	}
 	r.refuseNonFinite(r.Values.NonFinite)
-	id, err := format.ContentID(ctx, src)
+	id, err := format.AdapterID(ctx, src)
 	r.Content = id
 	return err
 }
