@@ -137,10 +137,20 @@ func (s *peftSink) Check(ctx context.Context, src format.Source) error {
 	return s.checkPlaces(ctx, p)
 }
 
-// PeakBytes counts the check of the manifest, which takes as much as for a container. The data are
-// copied in pieces.
+// PeakBytes counts the check of the manifest, which takes as much as for a container. A restored
+// file is copied in pieces. A new file takes each tensor as a whole, and the previous tensor may
+// not be collected yet.
 func (s *peftSink) PeakBytes(src format.Source) int64 {
-	return format.WriterOptions{Workers: 1}.PeakBytes(src.Manifest())
+	m := src.Manifest()
+	need := format.WriterOptions{Workers: 1}.PeakBytes(m)
+	if len(m.Adapters) == 1 && m.Adapters[0].Dialect == "peft" && hasAttachment(src, format.SourceHeader) {
+		return need
+	}
+	largest := int64(0)
+	for i := range m.Tensors {
+		largest = max(largest, m.Tensors[i].NBytes())
+	}
+	return need + 2*largest
 }
 
 // checkPlaces checks the output and, if it is a file, the files beside it.

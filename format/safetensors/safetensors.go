@@ -66,13 +66,16 @@ func (f *File) ReadBlobAt(p []byte, i int, off int64) error {
 const pieceBytes = 1 << 20
 
 // Write writes a file of tensors with distinct names, and metadata, which may be nil. It calls read
-// to fill p with the bytes of tensor i from offset off, as format.Source.ReadBlobAt does. The file
-// is byte for byte the one that Hugging Face's own writer makes, except that the metadata are
-// sorted: the widest dtypes first, then by name. Write reads the tensors in this order, each from
-// its beginning to its end. Check tells which tensors it cannot write.
+// to fill p with the bytes of tensor i from offset off, as format.Source.ReadBlobAt does. The data
+// are in the order of Hugging Face's own writer: the widest dtypes first, then by name. Write reads
+// the tensors in this order, and each as a whole if the dtypes are those of the library behind it,
+// else in pieces. Check tells which tensors it cannot write.
 func Write(ctx context.Context, w io.Writer, tensors []format.Tensor, metadata map[string]string, read func(p []byte, i int, off int64) error) error {
 	if err := Check(tensors); err != nil {
 		return err
+	}
+	if types, ok := libraryTypes(tensors); ok {
+		return writeByLibrary(ctx, w, tensors, types, metadata, read)
 	}
 	order := make([]int, len(tensors))
 	for i := range order {

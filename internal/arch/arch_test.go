@@ -177,18 +177,19 @@ var fences = map[string]struct {
 	rooms []string
 	why   string
 }{
-	"github.com/urfave/cli/v2":      {[]string{"cmd/loratool"}, "flags and help; the library neither prints nor exits"},
-	"golang.org/x/term":             {[]string{"cmd/loratool"}, "whether somebody looks"},
-	"golang.org/x/sys":              {[]string{"internal/fileio", "internal/kernel"}, "copy_file_range and free space; the processor's features"},
-	"gonum.org/v1/gonum":            {[]string{"internal/dense"}, "factorizations of small dense matrices"},
-	"aead.dev/minisign":             {[]string{"cmd/loratool"}, "signatures, in one file"},
-	"github.com/goccy/go-yaml":      {[]string{"internal/card"}, "the front matter of model cards"},
-	"github.com/klauspost/compress": {[]string{"format"}, "zstd, in the file that codes blocks"},
+	"github.com/urfave/cli/v2":          {[]string{"cmd/loratool"}, "flags and help; the library neither prints nor exits"},
+	"golang.org/x/term":                 {[]string{"cmd/loratool"}, "whether somebody looks"},
+	"golang.org/x/sys":                  {[]string{"internal/fileio", "internal/kernel"}, "copy_file_range and free space; the processor's features"},
+	"gonum.org/v1/gonum":                {[]string{"internal/dense"}, "factorizations of small dense matrices"},
+	"aead.dev/minisign":                 {[]string{"cmd/loratool"}, "signatures, in one file"},
+	"github.com/goccy/go-yaml":          {[]string{"internal/card"}, "the front matter of model cards"},
+	"github.com/nlpodyssey/safetensors": {[]string{"format/safetensors"}, "writes adapter files behind our own check"},
+	"github.com/klauspost/compress":     {[]string{"format"}, "zstd, in the file that codes blocks"},
 }
 
 // testFences lists further modules that tests may import, and where.
 var testFences = map[string][]string{
-	"github.com/nlpodyssey/safetensors": nil, // anywhere, as a reader other than our own
+	"github.com/nlpodyssey/safetensors": nil, // also as a reader other than our own
 	"github.com/rogpeppe/go-internal":   {"cmd/loratool"},
 	"gonum.org/v1/gonum":                {"rank", "internal/dense", "internal/principal"}, // full decompositions as the truth
 }
