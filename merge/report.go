@@ -13,14 +13,14 @@ import (
 // Report describes a finished merge.
 type Report struct {
 	Layers          []LayerReport   `json:"layers"`
-	Replaced        []PlannedTensor `json:"replaced"` // tensors with values or rows from an adapter
-	BytesWritten    int64           `json:"bytes_written"`
+	Replaced        []PlannedTensor `json:"replaced"`            // tensors with values or rows from an adapter
+	BytesWritten    int64           `json:"bytes_written"`       // all files, but for an undo record
 	Elements        int64           `json:"elements"`            // in the updated tensors
 	SlowElements    int64           `json:"slow_pass_elements"`  // not decided by the fast pass
 	ExactElements   int64           `json:"exact_pass_elements"` // decided in exact arithmetic
-	NonFiniteBefore int64           `json:"non_finite_before"`
-	NonFiniteAfter  int64           `json:"non_finite_after"`
-	Total           Retention       `json:"total"`
+	NonFiniteBefore int64           `json:"non_finite_before"`   // NaN and infinity in the base
+	NonFiniteAfter  int64           `json:"non_finite_after"`    // in the result, also of replaced tensors
+	Total           Retention       `json:"total"`               // over all Layers
 	TakenOut        []TakenOut      `json:"taken_out,omitempty"` // tensors from which merges were removed
 	Undo            *UndoReport     `json:"undo,omitempty"`      // of the record written by this run
 	Warnings        []string        `json:"warnings"`
@@ -38,10 +38,10 @@ type TakenOut struct {
 
 // UndoReport describes the undo record of a merge.
 type UndoReport struct {
-	Tensors       int     `json:"tensors"`
-	Elements      int64   `json:"elements"`
-	Bytes         int64   `json:"bytes"`
-	BitsPerWeight float64 `json:"bits_per_weight"`
+	Tensors       int     `json:"tensors"`         // number of recorded tensors
+	Elements      int64   `json:"elements"`        // in these tensors
+	Bytes         int64   `json:"bytes"`           // size of the record
+	BitsPerWeight float64 `json:"bits_per_weight"` // 8·Bytes/Elements; 0 without elements
 }
 
 func undoReport(d *undo.Description, s *format.Summary) *UndoReport {
@@ -57,9 +57,9 @@ type LayerReport struct {
 	PlannedTensor
 	Retention
 	Elements       int64 `json:"elements"`
-	Unchanged      int64 `json:"unchanged"` // elements with out = w (−0 equals 0, a NaN any NaN)
-	SlowElements   int64 `json:"slow_pass_elements"`
-	NonFiniteAfter int64 `json:"non_finite_after"`
+	Unchanged      int64 `json:"unchanged"`          // elements with out = w (−0 equals 0, a NaN any NaN)
+	SlowElements   int64 `json:"slow_pass_elements"` // not decided by the fast pass
+	NonFiniteAfter int64 `json:"non_finite_after"`   // NaN and infinite elements of the result
 
 	stats *kernel.Stats
 }
