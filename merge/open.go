@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"maps"
@@ -20,8 +21,9 @@ import (
 
 // Open plans the merge of adapters into the checkpoint at path, a safetensors file or a directory.
 // It reads headers only, and fails if it cannot use every tensor of every adapter exactly once. The
-// caller closes the plan; adapters must stay open until it has run. Errors wrap a kind of package
-// format.
+// caller closes the plan; adapters must stay open until it has run. ctx bounds only this call; Run
+// takes its own. Wrong input is an error that wraps a kind of package format; an adapter without a
+// Source and an unknown Reading are errors without a kind.
 func Open(ctx context.Context, path string, adapters []Adapter, options Options) (*Plan, error) {
 	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Merge(ctx, adapters, options) })
 }
@@ -44,7 +46,8 @@ func OpenSwap(ctx context.Context, path string, remove Removal, add []Adapter, o
 type Base struct{ checkpoint *checkpoint.Checkpoint }
 
 // OpenBase opens the checkpoint at path: a safetensors file, or a directory with one safetensors
-// file or with shards and their index. Errors wrap a kind of package format, or are I/O errors.
+// file or with shards and their index. ctx bounds only this call. Errors wrap a kind of package
+// format, or are I/O errors.
 func OpenBase(ctx context.Context, path string) (*Base, error) {
 	return newBase(checkpoint.Open(ctx, path))
 }
@@ -127,7 +130,7 @@ func newPlan(ctx context.Context, base *checkpoint.Checkpoint, removed removal, 
 	if len(adapters) == 0 && !removed.is() {
 		return nil, fault.New(fault.Mismatch, "no adapter to merge")
 	}
-	if err := checkGiven(adapters); err != nil {
+	if err := errors.Join(options.Reading.check(), checkGiven(adapters)); err != nil {
 		return nil, err
 	}
 	if err := p.resolve(ctx); err != nil {
@@ -152,11 +155,20 @@ func newPlan(ctx context.Context, base *checkpoint.Checkpoint, removed removal, 
 	return p.Plan, p.layOut(before)
 }
 
-// checkGiven refuses invalid manifests and weights.
+// checkSource refuses an adapter without a source or with an invalid manifest.
+func checkSource(a Adapter) error {
+	if a.Source == nil {
+		return fmt.Errorf("merge: the adapter %q has no Source; open one with package convert, or build "+
+			"one with format.NewBuilder", a.Name)
+	}
+	return fault.InFile(format.Validate(a.Source.Manifest()), a.Name)
+}
+
+// checkGiven refuses missing sources, invalid manifests and weights.
 func checkGiven(adapters []Adapter) error {
 	for _, a := range adapters {
-		if err := format.Validate(a.Source.Manifest()); err != nil {
-			return fault.InFile(err, a.Name)
+		if err := checkSource(a); err != nil {
+			return err
 		}
 		switch w := a.Weight; {
 		case w == 0:

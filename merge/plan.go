@@ -17,28 +17,39 @@ import (
 
 // Adapter is an adapter to merge or to remove.
 type Adapter struct {
-	Source format.Source // stays open until the plan has run; the caller closes it
-	Name   string        // used in messages and in the stamp, such as its path
-	Weight float64       // ω; 1 applies the adapter as trained; 0 is refused, since it would change nothing
+	// Source stays open until the plan has run; the caller closes it. nil is an error.
+	Source format.Source
+	// Name is used in messages, such as the adapter's path. Its last element goes into the stamp.
+	Name string
+	// Weight is ω: 1 applies the adapter as trained. 0 is refused, since it would change nothing.
+	Weight float64
 }
 
-// Options control a run. They never change the result, except Reading and the five that lift a
-// refusal: Again, AnyBase, AllowNonFinite, GrowVocabulary and AddTensors. BlockBytes is a wish:
-// with undo records, tensors are processed in whole blocks of the records.
+// Options control a run. They never change the weights, except Reading and the five that lift a
+// refusal: Again, AnyBase, AllowNonFinite, GrowVocabulary and AddTensors. Tool and the adapters'
+// names go into the stamp in the header of each changed file and into an undo record, and so into
+// the bytes of these files.
 type Options struct {
 	Reading
-	Workers        int               // goroutines; 0 means one per processor
-	BlockBytes     int               // bytes of the base that a worker holds at a time; 0 means 1 MiB
-	Replace        bool              // replace an existing output
-	Again          bool              // merge an adapter again that the base's stamp already lists
-	AnyBase        bool              // skip the check that the adapter was made for this base
-	GrowVocabulary bool              // add rows to embedding and head where an adapter has more
-	AddTensors     bool              // add tensors that an adapter saves whole and that the base lacks or has in another shape
-	AllowNonFinite bool              // accept NaN and infinity in factors, and weights that become infinite
-	Progress       func(bytes int64) // called from several goroutines with the number of bytes just written; nil is silent
-	Tool           string            // name and version of the calling program, for the stamp
-	Undo           io.Writer         // receives the undo record (spec/UNDO.md), valid only if Run returns nil; nil writes none
-	UndoFile       string            // path of an undo record that appears together with the output; "" writes none
+	Workers int // goroutines; 0 means one per processor
+	// BlockBytes is the number of bytes of the base that a worker holds at a time; 0 means 1 MiB.
+	// It is a hint: with undo records, tensors are processed in whole blocks of the records.
+	BlockBytes     int
+	Replace        bool // replace an existing output
+	Again          bool // merge an adapter again that the base's stamp already lists
+	AnyBase        bool // skip the check that the adapter was made for this base
+	GrowVocabulary bool // add rows to embedding and head where an adapter has more
+	// AddTensors adds tensors that an adapter saves whole and that the base lacks or has in another
+	// shape.
+	AddTensors     bool
+	AllowNonFinite bool // accept NaN and infinity in factors, and weights that become infinite
+	// Progress is called from several goroutines with the number of bytes just written. At the end
+	// of a successful run the sum is Plan.OutputBytes. nil reports nothing.
+	Progress func(bytes int64)
+	Tool     string // name and version of the calling program, for the stamp
+	// Undo receives the undo record (spec/UNDO.md), valid only if Run returns nil; nil writes none.
+	Undo     io.Writer
+	UndoFile string // path of an undo record that appears together with the output; "" writes none
 }
 
 // Plan is a merge that is ready to run, once. Planning reads headers only.
@@ -121,7 +132,8 @@ const (
 )
 
 // Reading settles how to apply an adapter whose files are ambiguous. The zero value follows the
-// files and refuses ambiguous ones. An undo record remembers the Reading, for the removal.
+// files and refuses ambiguous ones. A value that a field does not list is an error. An undo record
+// remembers the Reading, for the removal.
 type Reading struct {
 	ExpertInput       int  // dimension of square experts that lora_A reads, 1 or 2; 0 follows the adapter
 	LinearInput       int  // dimension of square Conv1D weights that lora_A reads, 1 or 2, where the base does not tell; 0 refuses these
@@ -129,6 +141,23 @@ type Reading struct {
 	OutProjTwice      bool // add the update of nn.MultiheadAttention.out_proj twice, as PEFT up to 0.21 does
 	RecomputeResidual bool // remove PiSSA's or OLoRA's residual, computed again, from the original base
 	Tied              Tied // handling of a change to one of two tied tensors; "" refuses
+}
+
+// check refuses values that no field knows.
+func (r Reading) check() error {
+	isDimension := func(n int) bool { return n >= 0 && n <= 2 }
+	switch {
+	case r.Tied != "" && r.Tied != Untie && r.Tied != Fold:
+		return fmt.Errorf("merge: Options.Tied is %q, want merge.Untie or merge.Fold, or %q to refuse",
+			r.Tied, "")
+	case !isDimension(r.ExpertInput):
+		return fmt.Errorf("merge: Options.ExpertInput is %d, want 1 or 2, or 0 to follow the adapter",
+			r.ExpertInput)
+	case !isDimension(r.LinearInput):
+		return fmt.Errorf("merge: Options.LinearInput is %d, want 1 or 2, or 0 to refuse",
+			r.LinearInput)
+	}
+	return nil
 }
 
 // planner builds a Plan.

@@ -63,8 +63,8 @@ func findRemoval(ctx context.Context, base *checkpoint.Checkpoint, remove Remova
 			WithHint("give the record that merge wrote to Removal.Records, or set Removal.Approximate to subtract without it")
 	}
 	for _, a := range remove.Adapters {
-		if err := format.Validate(a.Source.Manifest()); err != nil {
-			return r, fault.InFile(err, a.Name)
+		if err := checkSource(a); err != nil {
+			return r, err
 		}
 	}
 	ids, err := contentIDs(ctx, remove.Adapters)

@@ -427,8 +427,8 @@ func (p *pipeline) apply(ctx context.Context, b *block, w *worker) error {
 	return applyAll(ctx, p.ops, b, w)
 }
 
-// PeakBytes estimates the memory that Run takes with the given number of workers: blocks, the
-// factors of at most workers+1 bands, and tensors that bands share.
+// PeakBytes estimates the memory that Run takes with the given number of workers, 0 for one per
+// processor: blocks, the factors of at most workers+1 bands, and tensors that bands share.
 func (p *Plan) PeakBytes(workers int) int64 {
 	var largest, shared, nBlocks int64
 	size, buffers := p.blockBytes(), int64(2)
@@ -448,5 +448,5 @@ func (p *Plan) PeakBytes(workers int) int64 {
 	if p.options.wantsRecord() || p.removed.is() {
 		buffers = 5 // values before and after, predictions, residuals
 	}
-	return min(int64(workers), nBlocks)*(buffers*size+largest) + largest + 2*shared
+	return min(int64(parallel.Workers(workers)), nBlocks)*(buffers*size+largest) + largest + 2*shared
 }

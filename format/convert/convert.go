@@ -26,7 +26,8 @@ type Dialects []Dialect
 // With returns a set that asks the given dialects first and then those of ds.
 func (ds Dialects) With(more ...Dialect) Dialects { return slices.Concat(more, ds) }
 
-// Named returns the dialect called name, or nil.
+// Named returns the dialect called name. It returns nil if there is none; Create and CreateTo panic
+// with a nil dialect, so check for it.
 func (ds Dialects) Named(name string) Dialect {
 	for _, d := range ds {
 		if d.Name() == name {
