@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
 )
 
 // Data is the content of a tensor for a Builder. The bytes are read when the finished source is
@@ -21,15 +22,16 @@ type Data struct {
 	read   func(p []byte, off int64) error
 }
 
-// Float32s returns an F32 tensor. Without a shape it takes the shape that fits its place in the
-// layer.
+// Float32s returns an F32 tensor. Without a shape it takes the shape of its place: r×n as A and m×r
+// as B of a linear layer or an embedding, m as a bias or as magnitudes, and as the rows of
+// [Builder.Rows] as many rows as it lists. All other tensors need a shape. The values are copied.
 func Float32s(values []float32, shape ...uint64) Data {
 	return Bytes(dtype.F32, encodeFloats(values, func(p []byte, x float32) []byte {
 		return binary.LittleEndian.AppendUint32(p, math.Float32bits(x))
 	}), shape...)
 }
 
-// Float64s returns an F64 tensor; see Float32s.
+// Float64s returns an F64 tensor; see Float32s for the shape.
 func Float64s(values []float64, shape ...uint64) Data {
 	return Bytes(dtype.F64, encodeFloats(values, func(p []byte, x float64) []byte {
 		return binary.LittleEndian.AppendUint64(p, math.Float64bits(x))
@@ -91,10 +93,10 @@ func NewBuilder(dialect string) *Builder {
 
 // Adapter returns the adapter being built, to set the fields that have no method: Name, Base,
 // Orientation, Requires. Layers and Beside belong to the builder.
-func (b *Builder) Adapter() *Adapter { return &b.adapter }
+func (x *Builder) Adapter() *Adapter { return &x.adapter }
 
 // Manifest returns the manifest being built, to set metadata, provenance and notes.
-func (b *Builder) Manifest() *Manifest { return &b.manifest }
+func (x *Builder) Manifest() *Manifest { return &x.manifest }
 
 // LayerBuilder adds the optional parts of one layer.
 type LayerBuilder struct {
@@ -103,35 +105,42 @@ type LayerBuilder struct {
 	outputs uint64 // m
 }
 
-// Linear adds a layer that updates a linear weight by scale·B·A. A is r×n and bb, B, is m×r; both
-// are row-major.
-func (b *Builder) Linear(module string, rank int, scale float64, a, bb Data) *LayerBuilder {
-	return b.layer(module, Linear, rank, scale, a.factor(rank, true).or(module+".lora_A.weight"), bb.factor(rank, false).or(module+".lora_B.weight"))
+// Linear adds a layer that updates a linear weight by scale·B·A. The factor a is A, r×n, and b is
+// B, m×r; both are row-major.
+func (x *Builder) Linear(module string, rank int, scale float64, a, b Data) *LayerBuilder {
+	return x.layer(module, Linear, rank, scale,
+		x.factor(a.or(module+".lora_A.weight"), rank, true),
+		x.factor(b.or(module+".lora_B.weight"), rank, false))
 }
 
-// Embedding adds a layer that updates an embedding by scale·(B·A)ᵀ. A is r×n, n being the size of
-// the vocabulary; bb, B, is m×r.
-func (b *Builder) Embedding(module string, rank int, scale float64, a, bb Data) *LayerBuilder {
-	return b.layer(module, Embedding, rank, scale, a.factor(rank, true).or(module+".lora_embedding_A"), bb.factor(rank, false).or(module+".lora_embedding_B"))
+// Embedding adds a layer that updates an embedding by scale·(B·A)ᵀ. The factor a is A, r×n, n being
+// the size of the vocabulary, and b is B, m×r.
+func (x *Builder) Embedding(module string, rank int, scale float64, a, b Data) *LayerBuilder {
+	return x.layer(module, Embedding, rank, scale,
+		x.factor(a.or(module+".lora_embedding_A"), rank, true),
+		x.factor(b.or(module+".lora_embedding_B"), rank, false))
 }
 
-// Conv adds a layer that updates a convolution. A is r×n×(kernel) and bb, B, is m×r×1×…; both need
-// an explicit shape.
-func (b *Builder) Conv(module string, rank int, scale float64, a, bb Data) *LayerBuilder {
-	b.Require(FeatureConvolution, module)
-	return b.layer(module, Conv, rank, scale, a.or(module+".lora_A.weight"), bb.or(module+".lora_B.weight"))
+// Conv adds a layer that updates a convolution. The factor a is A, r×n×(kernel), and b is B,
+// m×r×1×…; both need an explicit shape.
+func (x *Builder) Conv(module string, rank int, scale float64, a, b Data) *LayerBuilder {
+	x.Require(FeatureConvolution, module)
+	return x.layer(module, Conv, rank, scale,
+		a.or(module+".lora_A.weight"), b.or(module+".lora_B.weight"))
 }
 
-func (b *Builder) layer(module string, kind Kind, rank int, scale float64, a, bb Data) *LayerBuilder {
-	if rank < 1 && b.err == nil {
-		b.err = about(broken(37, "rank %d, want 1 to %d", rank, MaxRank), fmt.Sprintf("layer %q", module))
+// layer adds a layer with the factors A and B.
+func (x *Builder) layer(module string, kind Kind, rank int, scale float64, a, b Data) *LayerBuilder {
+	if rank < 1 && x.err == nil {
+		x.err = about(broken(37, "rank %d, want 1 to %d", rank, MaxRank), fmt.Sprintf("layer %q", module))
 	}
-	l := &LayerBuilder{builder: b, index: len(b.adapter.Layers)}
-	if len(bb.tensor.Shape) > 0 {
-		l.outputs = bb.tensor.Shape[0]
+	l := &LayerBuilder{builder: x, index: len(x.adapter.Layers)}
+	if len(b.tensor.Shape) > 0 {
+		l.outputs = b.tensor.Shape[0]
 	}
-	b.adapter.Layers = append(b.adapter.Layers, Layer{
-		Module: module, Kind: kind, Rank: rank, Scaling: Fixed, Fixed: scale, Roles: map[Role]int{RoleA: b.add(a), RoleB: b.add(bb)},
+	roles := map[Role]int{RoleA: x.add(a), RoleB: x.add(b)}
+	x.adapter.Layers = append(x.adapter.Layers, Layer{
+		Module: module, Kind: kind, Rank: rank, Scaling: Fixed, Fixed: scale, Roles: roles,
 	})
 	return l
 }
@@ -162,64 +171,80 @@ func (l *LayerBuilder) role(role Role, feature Feature, tail string, d Data) *La
 }
 
 // Replace adds a tensor that replaces the base's tensor target. The tensor needs an explicit shape.
-func (b *Builder) Replace(target string, d Data) {
-	b.adapter.Beside = append(b.adapter.Beside, Beside{Action: Replace, Target: target, Tensor: b.add(d.or(target))})
+func (x *Builder) Replace(target string, d Data) {
+	x.adapter.Beside = append(x.adapter.Beside, Beside{Action: Replace, Target: target, Tensor: x.add(d.or(target))})
 }
 
 // Rows adds a tensor whose rows replace the given rows of the base's tensor target. Without a shape
 // the tensor has two dimensions, the first len(rows).
-func (b *Builder) Rows(target string, rows []int64, d Data) {
+func (x *Builder) Rows(target string, rows []int64, d Data) {
 	if n := d.elements(); len(d.tensor.Shape) == 0 && len(rows) > 0 && n%int64(len(rows)) == 0 {
 		d = d.shaped(uint64(len(rows)), uint64(n)/uint64(len(rows)))
 	}
-	b.adapter.Beside = append(b.adapter.Beside, Beside{Action: Rows, Target: target, Tensor: b.add(d.or(target + ".rows")), Rows: slices.Clone(rows)})
+	x.adapter.Beside = append(x.adapter.Beside, Beside{Action: Rows, Target: target, Tensor: x.add(d.or(target + ".rows")), Rows: slices.Clone(rows)})
 }
 
 // Opaque adds a tensor that this module cannot interpret, together with the requirement that
 // explains it. A program that does not know the feature refuses the adapter.
-func (b *Builder) Opaque(name string, d Data, feature Feature, where string) {
-	b.Require(feature, where)
-	b.adapter.Beside = append(b.adapter.Beside, Beside{Action: Opaque, Target: name, Tensor: b.add(d.Named(name))})
+func (x *Builder) Opaque(name string, d Data, feature Feature, where string) {
+	x.Require(feature, where)
+	x.adapter.Beside = append(x.adapter.Beside, Beside{Action: Opaque, Target: name, Tensor: x.add(d.Named(name))})
 }
 
 // Require adds a feature that a program must know to apply the adapter; see Requirement.
-func (b *Builder) Require(feature Feature, where string) {
-	b.adapter.Requires = append(b.adapter.Requires, Requirement{Feature: feature, Where: where})
+func (x *Builder) Require(feature Feature, where string) {
+	x.adapter.Requires = append(x.adapter.Requires, Requirement{Feature: feature, Where: where})
 }
 
 // Attach adds a file that is kept byte for byte. It keeps content without copying it.
-func (b *Builder) Attach(name string, content []byte) {
+func (x *Builder) Attach(name string, content []byte) {
 	sum := sha256.Sum256(content)
-	b.manifest.Attachments = append(b.manifest.Attachments, Attachment{Name: name, NBytes: int64(len(content)), SHA256: hex.EncodeToString(sum[:])})
-	b.attachments = append(b.attachments, content)
+	x.manifest.Attachments = append(x.manifest.Attachments, Attachment{Name: name, NBytes: int64(len(content)), SHA256: hex.EncodeToString(sum[:])})
+	x.attachments = append(x.attachments, content)
 }
 
-// Source checks the adapter with Validate and returns it, sorted as spec/FORMAT.md wants. The
-// builder must not be used afterwards.
-func (b *Builder) Source() (Source, error) {
-	if b.err != nil {
-		return nil, b.err
+// Source checks the adapter with Validate and returns it, sorted as spec/FORMAT.md wants. An adapter
+// without a layer and without a tensor is an error: it would change nothing. The builder must not be
+// used afterwards.
+func (x *Builder) Source() (Source, error) {
+	if x.err != nil {
+		return nil, x.err
 	}
-	a := &b.adapter
+	a := &x.adapter
+	if len(a.Layers)+len(a.Beside) == 0 {
+		return nil, Errorf(ErrCorrupt, "the adapter has no layer and no tensor, so it would change nothing").
+			WithHint("add layers with Linear, Embedding or Conv")
+	}
 	slices.SortStableFunc(a.Layers, func(x, y Layer) int { return strings.Compare(x.Module, y.Module) })
 	slices.SortFunc(a.Requires, compareRequirements)
 	a.Requires = slices.Compact(a.Requires)
-	b.manifest.Adapters = []Adapter{*a}
-	if err := Validate(&b.manifest); err != nil {
+	x.manifest.Adapters = []Adapter{*a}
+	if err := Validate(&x.manifest); err != nil {
 		return nil, err
 	}
-	return &built{b}, nil
+	return &built{x}, nil
 }
 
 // add appends a tensor and returns its index.
-func (b *Builder) add(d Data) int {
-	i := len(b.manifest.Tensors)
-	if want := d.tensor.NBytes(); d.n >= 0 && d.n != want && b.err == nil {
-		b.err = Errorf(ErrCorrupt, "tensor %q has %d bytes, want %d for %v of shape %d", d.tensor.Name, d.n, want, d.tensor.DType, d.tensor.Shape)
+func (x *Builder) add(d Data) int {
+	i := len(x.manifest.Tensors)
+	if want := d.tensor.NBytes(); d.n >= 0 && d.n != want && x.err == nil {
+		x.err = d.wrongCount(want)
 	}
-	b.manifest.Tensors = append(b.manifest.Tensors, d.tensor)
-	b.reads = append(b.reads, d.read)
+	x.manifest.Tensors = append(x.manifest.Tensors, d.tensor)
+	x.reads = append(x.reads, d.read)
 	return i
+}
+
+// wrongCount is the error for a tensor whose shape takes another number of bytes than it has. It
+// counts in values where it can.
+func (d Data) wrongCount(want int64) error {
+	have, unit, t := d.n, "byte", &d.tensor
+	if size := int64(t.DType.Size()); size > 0 && have%size == 0 {
+		have, want, unit = have/size, want/size, "value"
+	}
+	return Errorf(ErrCorrupt, "tensor %q has %s, want %d for %v of shape %d",
+		t.Name, fault.Count(have, unit), want, t.DType, t.Shape)
 }
 
 // or sets the name of a tensor that has none.
@@ -246,17 +271,20 @@ func (d Data) shaped(shape ...uint64) Data {
 	return d
 }
 
-// factor sets the shape of A (r×n) or B (m×r).
-func (d Data) factor(rank int, isA bool) Data {
-	if rank < 1 {
-		return d // layer has recorded the error
+// factor sets the shape of A (r×n) or B (m×r) if it has none.
+func (x *Builder) factor(d Data, rank int, isA bool) Data {
+	if rank < 1 || d.n < 0 || len(d.tensor.Shape) > 0 {
+		return d // layer records the error for a rank below 1
 	}
-	r := uint64(rank)
-	other := uint64(d.elements()) / r
+	r, n := uint64(rank), uint64(d.elements())
+	if n%r != 0 && x.err == nil {
+		x.err = Errorf(ErrCorrupt, "tensor %q has %s, which is no multiple of the rank %d",
+			d.tensor.Name, fault.Count(int64(n), "value"), rank)
+	}
 	if isA {
-		return d.shaped(r, other)
+		return d.shaped(r, n/r)
 	}
-	return d.shaped(other, r)
+	return d.shaped(n/r, r)
 }
 
 // built is the source that a Builder returns.

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"reflect"
 	"slices"
 	"strings"
@@ -131,12 +133,13 @@ func TestMistakesOfABuilderAreNamed(t *testing.T) {
 		build func(b *format.Builder)
 		want  string
 	}{
-		"nothing":            {func(b *format.Builder) {}, ""},
+		"nothing":            {func(b *format.Builder) {}, "no layer and no tensor"},
 		"rank 0":             {func(b *format.Builder) { b.Linear("q", 0, 1, ones(2), ones(2)) }, "R37"},
-		"A no multiple of r": {func(b *format.Builder) { b.Linear("q", 2, 1, ones(3), ones(4)) }, "q.lora_A.weight"},
+		"A no multiple of r": {func(b *format.Builder) { b.Linear("q", 2, 1, ones(3), ones(4)) }, `"q.lora_A.weight" has 3 values, which is no multiple of the rank 2`},
+		"B no multiple of r": {func(b *format.Builder) { b.Linear("q", 2, 1, ones(4), ones(5)) }, `"q.lora_B.weight" has 5 values, which is no multiple of the rank 2`},
 		"a shape that is not the data": {func(b *format.Builder) {
 			b.Linear("q", 1, 1, format.Float32s([]float32{1, 2}, 1, 3), ones(2))
-		}, "has 8 bytes, want 12"},
+		}, "has 2 values, want 3 for F32 of shape [1 3]"},
 		"ranks that differ": {func(b *format.Builder) {
 			b.Linear("q", 1, 1, format.Float32s([]float32{1, 2}, 2, 1), ones(2))
 		}, "R39"},
@@ -151,9 +154,7 @@ func TestMistakesOfABuilderAreNamed(t *testing.T) {
 		c.build(b)
 		src, err := b.Source()
 		switch {
-		case c.want == "" && err != nil:
-			t.Errorf("%s: %v", name, err)
-		case c.want != "" && (err == nil || !errors.Is(err, format.ErrCorrupt) || !strings.Contains(err.Error(), c.want)):
+		case err == nil || !errors.Is(err, format.ErrCorrupt) || !strings.Contains(err.Error(), c.want):
 			t.Errorf("%s: Source = %v, %v, want corrupt with %q", name, src, err, c.want)
 		}
 	}
@@ -245,5 +246,50 @@ func TestReadingATensorCanBeCancelled(t *testing.T) {
 	}
 	if err := src.ReadBlobAt(make([]byte, 2), 0, n-1); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("a read over the end = %v, want an error", err)
+	}
+}
+
+// TestATensorThatTheSourceLacksIsAnError: the index comes from a program or from a manifest.
+func TestATensorThatTheSourceLacksIsAnError(t *testing.T) {
+	src, err := everything().Source()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range []int{-1, len(src.Manifest().Tensors)} {
+		_, err := format.ReadTensor(t.Context(), src, i)
+		if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("no tensor %d", i)) {
+			t.Errorf("ReadTensor(%d) = %v, want an error", i, err)
+		}
+		if _, err := format.ReadFloats(t.Context(), src, i); err == nil {
+			t.Errorf("ReadFloats(%d) = nil, want an error", i)
+		}
+	}
+}
+
+// TestErrorfWrapsItsCause: errors.Is and errors.As find the kind and the cause.
+func TestErrorfWrapsItsCause(t *testing.T) {
+	cause := &fs.PathError{Op: "read", Path: "x.bin", Err: fs.ErrPermission}
+	err := fmt.Errorf("outer: %w", format.Errorf(format.ErrCorrupt, "the header of x: %w", cause).In("dir"))
+	var path *fs.PathError
+	switch {
+	case !errors.Is(err, format.ErrCorrupt), !errors.Is(err, fs.ErrPermission):
+		t.Errorf("%v is not both corrupt and a missing permission", err)
+	case !errors.As(err, &path) || path != cause:
+		t.Errorf("errors.As finds %v, want the cause", path)
+	case err.Error() != "outer: dir: the header of x: read x.bin: permission denied":
+		t.Errorf("the message is %q", err)
+	}
+	if plain := format.Errorf(format.ErrLimit, "%d of %d", 3, 2); errors.Is(plain, fs.ErrPermission) ||
+		plain.Msg != "3 of 2" || !errors.Is(plain, format.ErrLimit) {
+		t.Errorf("an error without a cause is %+v", plain)
+	}
+}
+
+// TestEveryFeatureHasItsType: an untyped constant is a string to %T and to a type switch.
+func TestEveryFeatureHasItsType(t *testing.T) {
+	for _, f := range []any{format.FeatureUnknownTensor, format.FeatureVeLoRA, format.FeatureUndo} {
+		if _, ok := f.(format.Feature); !ok {
+			t.Errorf("%v has the type %T, want format.Feature", f, f)
+		}
 	}
 }

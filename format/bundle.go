@@ -26,8 +26,9 @@ type Member struct {
 
 // Bundle joins adapters into one source. Their names must be distinct and not empty. If an
 // attachment's name is too long for the format once it has its prefix, Bundle leaves the attachment
-// out and adds a note to the manifest. Closing the bundle closes the sources of all members. Bundle
-// reads no tensor; [Share] stores equal tensors of several members once.
+// out and adds a note to the manifest. The bundle owns the sources of its members: close the bundle
+// instead of them. After an error they stay open, and the caller closes them. Bundle reads no
+// tensor; [Share] stores equal tensors of several members once.
 func Bundle(members ...Member) (Source, error) {
 	j := joiner{remapped: &remapped{manifest: &Manifest{Metadata: make(map[string]string)}}}
 	for _, member := range members {
@@ -120,7 +121,9 @@ func checkMemberName(name string) error {
 }
 
 // Select returns one adapter of a bundle as a source of its own, without a name. Its content id is
-// that of a file with this adapter alone. Closing it closes src.
+// that of a file with this adapter alone. It owns src: close it instead of src. To select several
+// adapters of one bundle, close src once, after all of them have been read. After an error src stays
+// open.
 func Select(src Source, name string) (Source, error) {
 	m := src.Manifest()
 	if m == nil {
@@ -179,7 +182,8 @@ const ruleShared = 77
 // Share returns a source that stores a tensor once if several adapters have it with the same name,
 // dtype, shape and bytes. A .lora file with shared tensors has the same content id, but readers of
 // version 1.0 refuse it by R5. Share reads the tensors that agree in name, dtype and shape. It
-// returns src itself if no two tensors are equal.
+// returns src itself if no two tensors are equal. The result owns src: close it instead of src.
+// After an error src stays open.
 func Share(ctx context.Context, src Source) (Source, error) {
 	m := src.Manifest()
 	if err := Validate(m); err != nil {

@@ -27,10 +27,23 @@ var (
 //	Hint      string    // the next step, or ""
 //	Misplaced bool      // valid input in the wrong place: a model given as an adapter
 //
-// Error() contains path, offset, message and rule. The hint is separate, so that a program can show
-// it where it likes. An error that is not an *Error comes from the operating system, from an ended
-// context, or from the caller's own functions. Readers of further dialects make an Error with
-// [Errorf].
+// and these methods:
+//
+//	Error() string                            // path, offset, message and rule
+//	Unwrap() []error                          // the kind, and the cause that Errorf wraps
+//	In(path string) *Error                    // sets Path
+//	At(off int64) *Error                      // sets Off
+//	WithHint(text string, args ...any) *Error // sets Hint, as fmt.Sprintf does
+//
+// In, At and WithHint change the error and return it, so that they can follow Errorf in a chain. The
+// hint is not in Error(), so that a program can show it where it likes.
+//
+// These errors are not an *Error: those of the operating system, of an ended context and of the
+// caller's own functions; *merge.OutputError and *merge.SpaceError, for an output path that cannot
+// be used; and misuse, such as an option outside of its range, an adapter without a Source, or a
+// plan that has run already.
+//
+// Readers of further dialects make an Error with [Errorf].
 type Error = fault.Error
 
 // ErrorKind is a kind of error: ErrCorrupt and the others. It is an error itself; its text is one
@@ -38,8 +51,9 @@ type Error = fault.Error
 type ErrorKind = fault.Kind
 
 // Errorf returns an error of a kind for wrong input. Its methods In, At and WithHint add the file,
-// the offset and the hint. Strings among the arguments are cut after 2000 bytes, so that a hostile
-// name does not fill the screen.
+// the offset and the hint. The message follows fmt.Errorf: errors.Is and errors.As find the cause
+// behind a %w, beside the kind. Strings among the arguments are cut after 2000 bytes, so that a
+// hostile name does not fill the screen.
 func Errorf(kind ErrorKind, message string, args ...any) *Error {
 	return fault.New(kind, message, args...)
 }

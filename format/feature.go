@@ -48,8 +48,8 @@ const (
 	FeatureTokenIndices       Feature = "token-indices"       // trained token rows without known indices
 	FeatureTwice              Feature = "twice"               // two tensors for one factor of one module
 	FeatureUndo               Feature = "undo"                // the adapter is the undo record of a merge (spec/UNDO.md)
-	FeatureUnknownTensor              = "unknown-tensor"      // a key that has no known meaning
-	FeatureVeLoRA                     = "velora"              // a projection of activations is stored beside the factors; PEFT merges without it
+	FeatureUnknownTensor      Feature = "unknown-tensor"      // a key that has no known meaning
+	FeatureVeLoRA             Feature = "velora"              // a projection of activations is stored beside the factors; PEFT merges without it
 	FeatureWeightTying                = "weight-tying"        // the update of an embedding also applies to the output head tied to it
 )
 

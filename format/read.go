@@ -2,19 +2,38 @@ package format
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/loratool/loratool/format/dtype"
 )
 
 // ReadTensor returns the bytes of tensor i, little-endian and row-major. The caller owns the slice.
+// An index outside of Manifest.Tensors is an error.
 func ReadTensor(ctx context.Context, src Source, i int) ([]byte, error) {
-	return readBlob(ctx, src, i, src.Manifest().Tensors[i].NBytes())
+	t, err := tensorAt(src, i)
+	if err != nil {
+		return nil, err
+	}
+	return readBlob(ctx, src, i, t.NBytes())
+}
+
+// tensorAt returns tensor i of a source.
+func tensorAt(src Source, i int) (*Tensor, error) {
+	tensors := src.Manifest().Tensors
+	if i < 0 || i >= len(tensors) {
+		return nil, fmt.Errorf("the source has no tensor %d: it has %d", i, len(tensors))
+	}
+	return &tensors[i], nil
 }
 
 // ReadFloats returns the elements of tensor i, row-major and without rounding. The tensor must be
-// F64, F32, F16 or BF16; any other dtype is an error of kind ErrUnsupported.
+// F64, F32, F16 or BF16; any other dtype is an error of kind ErrUnsupported. An index outside of
+// Manifest.Tensors is an error.
 func ReadFloats(ctx context.Context, src Source, i int) ([]float64, error) {
-	t := &src.Manifest().Tensors[i]
+	t, err := tensorAt(src, i)
+	if err != nil {
+		return nil, err
+	}
 	if !t.DType.IsFloat() {
 		return nil, Errorf(ErrUnsupported, "tensor %q has dtype %v, want F64, F32, F16 or BF16", t.Name, t.DType)
 	}

@@ -209,7 +209,8 @@ func WeightsBeside(src format.Source) []string {
 	return nil
 }
 
-// WithBase returns a copy of a source of one adapter whose record of its base is base.
+// WithBase returns a source of one adapter with the tensors of src and with base as the record of
+// its base. It owns src: close it instead of src. The manifest of src does not change.
 func WithBase(src format.Source, base format.Base) format.Source {
 	m := *src.Manifest()
 	m.Adapters = slices.Clone(m.Adapters)

@@ -113,7 +113,7 @@ func (t Type) Bits() int {
 // Size returns the width of one element in bytes, or 0 for types narrower than a byte.
 func (t Type) Size() int { return t.Bits() / 8 }
 
-// IsFloat reports whether Widen and Round know the type: F64, F32, F16 and BF16.
+// IsFloat reports whether Widen, Load and Store know the type: F64, F32, F16 and BF16.
 func (t Type) IsFloat() bool { return t == F64 || t == F32 || t == F16 || t == BF16 }
 
 // NBytes returns the number of bytes of n elements; ok is false if that is not a whole number or

@@ -36,6 +36,8 @@ type Error struct {
 	Hint string // the next step, or ""
 
 	Misplaced bool // valid input in the wrong place, such as a model given as an adapter
+
+	cause error // the error behind the %w of the message, or nil
 }
 
 // Error returns "path: byte off: message (rule)", without the parts that are unknown.
@@ -54,8 +56,13 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// Unwrap returns the kind, for errors.Is.
-func (e *Error) Unwrap() error { return e.Kind }
+// Unwrap returns the kind and, if the message wraps an error, that one, for errors.Is and errors.As.
+func (e *Error) Unwrap() []error {
+	if e.cause == nil {
+		return []error{e.Kind}
+	}
+	return []error{e.Kind, e.cause}
+}
 
 // maxTextBytes bounds each string that an error quotes: a name in a hostile file can be as long as
 // the file.
@@ -70,10 +77,16 @@ func shorten(args []any) {
 	}
 }
 
-// New returns an error of a kind. The message follows fmt.Sprintf.
+// New returns an error of a kind. The message follows fmt.Errorf: %w wraps the cause.
 func New(kind Kind, format string, args ...any) *Error {
 	shorten(args)
-	return &Error{Kind: kind, Msg: fmt.Sprintf(format, args...)}
+	err := fmt.Errorf(format, args...)
+	e := &Error{Kind: kind, Msg: err.Error()}
+	switch err.(type) {
+	case interface{ Unwrap() error }, interface{ Unwrap() []error }:
+		e.cause = err
+	}
+	return e
 }
 
 // At sets the byte offset and returns e.
