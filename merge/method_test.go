@@ -92,10 +92,10 @@ func TestDoRAIsNotMixed(t *testing.T) {
 		weights []float64
 		word    string
 	}{
-		{[]string{"merge/dora/adapter"}, []float64{0.5}, "weighted"},
-		{[]string{"merge/dora/adapter", "merge/f32/adapter"}, []float64{1, 1}, "first"},
-		{[]string{"merge/f32/adapter", "merge/dora/adapter"}, []float64{1, 1}, "first"},
-		{[]string{"merge/dora/adapter", "merge/dora-config-denies/adapter"}, []float64{1, 1}, "first"},
+		{[]string{"merge/dora/adapter"}, []float64{0.5}, "weight must be 1"},
+		{[]string{"merge/dora/adapter", "merge/f32/adapter"}, []float64{1, 1}, "order would change the result"},
+		{[]string{"merge/f32/adapter", "merge/dora/adapter"}, []float64{1, 1}, "order would change the result"},
+		{[]string{"merge/dora/adapter", "merge/dora-config-denies/adapter"}, []float64{1, 1}, "order would change the result"},
 	} {
 		_, err := openWeighted(t, "llama-f32", c.names, c.weights)
 		if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), c.word) {

@@ -32,7 +32,7 @@ func (o *ExtractOptions) check() error {
 // check refuses a tolerance that no decomposition can meet.
 func (o *Options) check() error {
 	if !(o.Tolerance >= 0) {
-		return fmt.Errorf("Options.Tolerance is %v, want a positive number, or 0 for %v",
+		return fmt.Errorf("the tolerance of the SVD is %v, want a positive number, or 0 for %v",
 			o.Tolerance, defaultTolerance)
 	}
 	return nil

@@ -10,6 +10,7 @@ var flagOf = map[string]string{
 	"ExtractOptions.DType":           "--dtype",
 	"ExtractOptions.Exclude":         "--exclude",
 	"ExtractOptions.Include":         "--include",
+	"ExtractOptions.MaxRank":         "--max-rank",
 	"ExtractOptions.Only":            "--only-lora",
 	"ExtractOptions.Strict":          "--strict",
 	"Options.AddTensors":             "--add-tensors",
