@@ -148,8 +148,7 @@ func (r Reading) check() error {
 	isDimension := func(n int) bool { return n >= 0 && n <= 2 }
 	switch {
 	case r.Tied != "" && r.Tied != Untie && r.Tied != Fold:
-		return fmt.Errorf("merge: Options.Tied is %q, want merge.Untie or merge.Fold, or %q to refuse",
-			r.Tied, "")
+		return fmt.Errorf("merge: Options.Tied is %q, want %q, %q, or %q to refuse", r.Tied, Untie, Fold, "")
 	case !isDimension(r.ExpertInput):
 		return fmt.Errorf("merge: Options.ExpertInput is %d, want 1 or 2, or 0 to follow the adapter",
 			r.ExpertInput)

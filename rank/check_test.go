@@ -48,7 +48,7 @@ func TestOptionsOutsideOfTheirRangeAreRefused(t *testing.T) {
 			rank.ExtractOptions{Rule: rank.NoiseFloor{Sigma: -1}}},
 		{"NoiseFloor.Max is -1, want at least 1, or 0 for no limit",
 			rank.ExtractOptions{Rule: rank.NoiseFloor{Max: -1}}},
-		{"Options.Tolerance is -1, want a positive number, or 0 for 0.0001",
+		{"the tolerance of the SVD is -1, want a positive number, or 0 for 0.0001",
 			rank.ExtractOptions{Rule: one, SVD: rank.Options{Tolerance: -1}}},
 		{"ExtractOptions.MaxRank is 4, but only a Budget uses it: a rule has a maximum of its own",
 			rank.ExtractOptions{Rule: one, MaxRank: 4}},
