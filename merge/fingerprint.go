@@ -2,6 +2,7 @@ package merge
 
 import (
 	"context"
+	"slices"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/checkpoint"
@@ -81,7 +82,9 @@ func (p *planner) checkBase(ctx context.Context, a *format.Adapter) error {
 	if len(other) == 0 {
 		return nil
 	}
-	e := fault.New(fault.Mismatch, "this is not the base that the adapter was made for: the values of %s differ", fault.List(other, 2))
+	slices.Sort(other)
+	e := fault.New(fault.Mismatch, "the adapter was made for another base: %d of the %s that it remembers differ here: %s",
+		len(other), fault.Count(len(a.Base.Fingerprints), "tensor"), fault.List(other, 2))
 	if name := a.Base.Name; name != "" {
 		e.Msg += "; the adapter names " + fault.Quote(name)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/rank"
@@ -48,7 +50,7 @@ func extractCommand(t *terminal) *cli.Command {
 			&cli.Float64Flag{Name: "energy", Usage: "keep the fewest singular values with this `SHARE` of the energy ‖Δ‖², such as 0.95", Destination: &o.energy},
 			&cli.Float64Flag{Name: "max-error", Usage: "keep the fewest singular values with an error of at most `E`·‖Δ‖, such as 0.1", Destination: &o.maxError},
 			&cli.BoolFlag{Name: "noise-floor", Usage: "keep the singular values above the rounding noise of TUNED", Destination: &o.noiseFloor},
-			&cli.StringFlag{Name: "budget", Usage: "spend `SIZE` bytes, such as 40MB, on the singular values that bring most energy per byte", Destination: &o.budget},
+			&cli.StringFlag{Name: "budget", Usage: "spend `SIZE` bytes of factors, such as 40MB, on the singular values that bring most energy per byte; headers and configuration come on top", Destination: &o.budget},
 			&cli.IntFlag{Name: "max-rank", Usage: "with another rule: at most `K` per layer", Destination: &o.maxRank},
 			&cli.StringFlag{Name: "dtype", Usage: "of the factors: f32, bf16 or f16", Value: "f32", Destination: &o.dtype},
 			&cli.StringSliceFlag{Name: "include", Usage: "extract only tensors whose name matches the regular expression `RE`", Destination: &o.include},
@@ -191,6 +193,7 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 			add(n)
 		}
 	}
+	o.warn(t, swapped(c.Context, j.base, j.tuned))
 	e, err := rank.OpenExtraction(c.Context, j.base, j.tuned, j.options)
 	if err != nil {
 		return err
@@ -228,6 +231,25 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 	return t.show("extract", o.json, document, o.summary(func() {
 		showExtracted(t, o, report, fileio.FormatBytes(size)+paceText(document.BytesRead, document.Seconds, "/s read"))
 	}))
+}
+
+// swapped warns if only the base carries the stamp of a merge.
+func swapped(ctx context.Context, base, tuned string) []string {
+	if isMerge(ctx, base) && !isMerge(ctx, tuned) {
+		return []string{"BASE is the output of a merge and TUNED is not; if you swapped them, the adapter is the negative of the one that you want"}
+	}
+	return nil
+}
+
+// isMerge reports whether a checkpoint carries the stamp of a merge. One that cannot be opened does
+// not.
+func isMerge(ctx context.Context, path string) bool {
+	c, err := checkpoint.Open(ctx, path)
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	return len(c.History()) > 0
 }
 
 // sameFile reports whether two paths lead to the same file or directory.

@@ -87,6 +87,9 @@ func inputHint(err error, usage string) string {
 	if name := emptyHub(e.Path); name != "" {
 		return fmt.Sprintf("the hub's cache holds no revision of %s here: hf download %s", name, name)
 	}
+	if e.Hint == "" && e.Rule != "" && (errors.Is(err, fault.Corrupt) || errors.Is(err, fault.Truncated)) {
+		return "the file is damaged: copy or download it again, or make it again from its source; loratool verify lists all damage"
+	}
 	if e.Misplaced {
 		return e.Hint + "; the arguments are: " + usage
 	}

@@ -24,7 +24,7 @@ func showAdapter(t *terminal, o *inspectOptions, r *report.Adapter) {
 		t.line("base      %s", strings.TrimSpace(r.Base+" "+r.Revision))
 	}
 	if r.Fingerprints > 0 {
-		t.line("base      merge compares the fingerprints of %s", fault.Count(r.Fingerprints, "tensor"))
+		t.line("base      remembered by the fingerprints of %s, which merge compares", fault.Count(r.Fingerprints, "tensor"))
 	}
 	if r.License != "" {
 		t.line("licence   %s", r.License)
@@ -53,13 +53,13 @@ func showAdapter(t *terminal, o *inspectOptions, r *report.Adapter) {
 // showVerdict prints whether merge applies an adapter, how, and why not.
 func showVerdict(t *terminal, r *report.Adapter) {
 	if r.Mergeable {
-		t.line("merge     applies it")
+		t.line("verdict   merge applies it")
 	}
 	for _, method := range r.Methods {
 		t.line("method    %s", method)
 	}
 	for _, why := range r.Refusals {
-		t.line("merge     refuses it: %s", why)
+		t.line("verdict   merge refuses it: %s", why)
 	}
 }
 

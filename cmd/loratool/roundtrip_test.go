@@ -163,7 +163,7 @@ func TestAnotherBaseIsRefused(t *testing.T) {
 		loratool(t, "merge", base, in(a), "--dry-run")
 		var stdout, stderr bytes.Buffer
 		code := run(context.Background(), []string{"loratool", "merge", tuned, in(a), "-o", in("out")}, &stdout, &stderr)
-		if code != exitInput || !bytes.Contains(stderr.Bytes(), []byte("not the base")) {
+		if code != exitInput || !bytes.Contains(stderr.Bytes(), []byte("made for another base")) {
 			t.Errorf("%s: exits with %d and says %s", a, code, stderr.String())
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -232,7 +233,7 @@ func checkSignature(ctx context.Context, summary *format.Summary, path, key stri
 	}
 	text, err := readSmall(path)
 	if err != nil {
-		return nil, fault.New(fault.Check, "there is no signature to check: %v", err).
+		return nil, fault.New(fault.Check, "there is no signature to check: %s", unreadable(path, err)).
 			WithHint("ask whoever signed the file for its %s, and name it with --signature", signatureSuffix)
 	}
 	var s minisign.Signature
@@ -247,6 +248,14 @@ func checkSignature(ctx context.Context, summary *format.Summary, path, key stri
 			WithHint("do not trust the file: it, or its signature, is not what key %s signed", keyID(s.KeyID))
 	}
 	return &signed{keyID(s.KeyID), s.TrustedComment}, ctx.Err()
+}
+
+// unreadable says why a file cannot be read.
+func unreadable(path string, err error) string {
+	if errors.Is(err, fs.ErrNotExist) {
+		return path + " does not exist"
+	}
+	return err.Error()
 }
 
 // publicKey reads a public key: its text, RW…, or a file that holds it.

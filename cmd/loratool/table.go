@@ -112,6 +112,15 @@ func (t *table) legend(keep []int, width int) []string {
 			all = append(all, c.head+": "+c.meaning)
 		}
 	}
+	var hidden []string
+	for i, c := range t.columns {
+		if !slices.Contains(keep, i) {
+			hidden = append(hidden, c.head)
+		}
+	}
+	if len(hidden) > 0 {
+		all = append(all, "hidden on a narrow terminal: "+strings.Join(hidden, ", "))
+	}
 	if len(all) == 0 || len(t.rows) == 0 {
 		return nil
 	}

@@ -70,7 +70,7 @@ func runVerify(c *cli.Context, t *terminal, o *verifyOptions) error {
 	}
 	pace := paceText(summary.FileBytes, stop(), "/s")
 	return t.show("verify", o.json, document, o.summary(func() {
-		t.line("%s is valid: %s%s, %s, %s uncompressed", name, fileio.FormatBytes(summary.FileBytes), pace,
+		t.line("%s is valid: %s%s, %s, %s uncompressed with the attached files", name, fileio.FormatBytes(summary.FileBytes), pace,
 			fault.Count(summary.Chunks, "chunk"), fileio.FormatBytes(summary.RawBytes))
 		t.line("content   %s", summary.ContentID)
 		t.line("file      %s", summary.FileID)
