@@ -203,9 +203,9 @@ func (x *Builder) Attach(name string, content []byte) {
 	x.attachments = append(x.attachments, content)
 }
 
-// Source checks the adapter with Validate and returns it, sorted as spec/FORMAT.md wants. An adapter
-// without a layer and without a tensor is an error: it would change nothing. The builder must not be
-// used afterwards.
+// Source checks the adapter with Validate and returns it, sorted as spec/FORMAT.md wants. An
+// adapter without a layer and without a tensor is an error: it would change nothing. The builder
+// must not be used afterwards.
 func (x *Builder) Source() (Source, error) {
 	if x.err != nil {
 		return nil, x.err

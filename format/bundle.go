@@ -122,8 +122,8 @@ func checkMemberName(name string) error {
 
 // Select returns one adapter of a bundle as a source of its own, without a name. Its content id is
 // that of a file with this adapter alone. It owns src: close it instead of src. To select several
-// adapters of one bundle, close src once, after all of them have been read. After an error src stays
-// open.
+// adapters of one bundle, close src once, after all of them have been read. After an error src
+// stays open.
 func Select(src Source, name string) (Source, error) {
 	m := src.Manifest()
 	if m == nil {

@@ -35,8 +35,8 @@ var (
 //	At(off int64) *Error                      // sets Off
 //	WithHint(text string, args ...any) *Error // sets Hint, as fmt.Sprintf does
 //
-// In, At and WithHint change the error and return it, so that they can follow Errorf in a chain. The
-// hint is not in Error(), so that a program can show it where it likes.
+// In, At and WithHint change the error and return it, so that they can follow Errorf in a chain.
+// The hint is not in Error(), so that a program can show it where it likes.
 //
 // These errors are not an *Error: those of the operating system, of an ended context and of the
 // caller's own functions; *merge.OutputError and *merge.SpaceError, for an output path that cannot

@@ -56,7 +56,8 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// Unwrap returns the kind and, if the message wraps an error, that one, for errors.Is and errors.As.
+// Unwrap returns the kind and, if the message wraps an error, that one, for errors.Is and
+// errors.As.
 func (e *Error) Unwrap() []error {
 	if e.cause == nil {
 		return []error{e.Kind}
