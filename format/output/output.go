@@ -19,9 +19,10 @@ type Output interface {
 	Create(info Info) (File, error)
 	// Commit makes the files appear. All of them have been closed.
 	Commit() error
-	// Abort removes the files written so far and closes those that a failed run left open. It may
-	// be called twice, and does nothing after Commit. A run that fails calls Abort. If no run has
-	// received the output, its creator calls Abort.
+	// Abort ends the output. Every run calls it last, also after Commit, and it may be called
+	// twice. After a successful Commit it must leave the files alone. In all other cases, also
+	// after a failed Commit, it removes the files written so far and closes those that are open. If
+	// no run has received the output, its creator calls Abort.
 	Abort()
 }
 
