@@ -2,7 +2,8 @@
 import math, struct
 from collections import defaultdict
 from reader import BITS, need
-from .exact import FLOATS, WORD, Matrix, finite_bits, numbers, real, rescaled, rn, times
+from .exact import (FLOATS, WORD, Matrix, finite_bits, numbers, plus, real, rescaled,
+                    rn, shifted, times)
 from .files import Tensor, as_matrix, parent
 
 BESIDE = ["_scale", "_scale_inv", ".absmax", ".quant_map", ".SCB"]  # R82
@@ -74,33 +75,33 @@ class Changes:
             columns = [*zip(*R.rows)]
             for i, left in enumerate(L.rows, row):
                 line = total[i]
-                for j, right in enumerate(columns, column): line[j] += times(S, left, right)
+                for j, right in enumerate(columns, column):
+                    line[j] = plus(line[j], times(S, left, right))
         if c.magnitude: return self.rescale(c, t, w, total, e)
         for i, (line, sums) in enumerate(zip(w.rows, total)):
             for j, (x, s) in enumerate(zip(line, sums)):
                 if s == 0 or type(x) is float and type(s) is int: continue
-                bits[i * n + j] = rn(t.dtype, s + (x << w.e - e) if type(x) is int and
-                                     type(s) is int else s if type(x) is int else x + s, e)
+                bits[i * n + j] = rn(t.dtype, plus(shifted(x, w.e - e), s), e)
         self.set(t, bits)
     def rescale(self, c, t, w, total, e):
         source, turned = c.magnitude
         m, me = numbers(source.dtype, source.data)
-        def whole(x, s):
-            if type(s) is int and type(x) is int: return (x << w.e - e) + s
-            return s if type(x) is int else x + s if type(s) is float else x
-        V = Matrix([[*map(whole, a, b)] for a, b in zip(w.rows, total)], e)
+        V = Matrix([[plus(shifted(x, w.e - e), s) for x, s in zip(*lines)]
+                    for lines in zip(w.rows, total)], e)
         signs = [x >> BITS[source.dtype] - 1 for x in source.bits()]
         out = []
-        for g, row in enumerate((V.T() if turned else V).rows):
+        for mg, negative, row in zip(m, signs, (V.T() if turned else V).rows):
             odd = [v for v in row if type(v) is float]
             norm2 = sum(v * v for v in row if type(v) is int)
+            infinite = type(mg) is float
             for v in row:
-                negative = signs[g] != (v < 0)
-                zero = negative << BITS[t.dtype] - 1
-                if not odd and not norm2 or any(x != x for x in odd) or type(v) is float \
-                        or type(m[g]) is float: out.append(rn(t.dtype, math.nan, 0))
-                elif odd or not v or not m[g]: out.append(zero)
-                else: out.append(rescaled(t.dtype, m[g], v, norm2, me))
+                if not odd and norm2 and v and mg and not infinite:
+                    out.append(rescaled(t.dtype, mg, v, norm2, me))
+                elif not (odd or norm2) or any(x != x for x in [mg, *odd]) or type(v) is float \
+                        or infinite and (odd or not v): out.append(rn(t.dtype, math.nan, 0))
+                else:
+                    size = math.inf if infinite else 0
+                    out.append(rn(t.dtype, size, 0) | (negative != (v < 0)) << BITS[t.dtype] - 1)
         size = V.T().size() if turned else V.size()
         M = Matrix([out[i:i + size[1]] for i in range(0, len(out), size[1])], 0)
         self.set(t, [x for r in (M.T() if turned else M).rows for x in r])

@@ -64,6 +64,12 @@ def finite_bits(dtype, bits):
     exponent, fraction = FLOATS[dtype]
     return bits >> fraction & (1 << exponent) - 1 != (1 << exponent) - 1
 
+def shifted(x, k): return x << k if type(x) is int else x
+def plus(x, y):
+    """x + y as IEEE 754 has it where one of them is not finite."""
+    if type(x) is type(y): return x + y
+    return x if type(x) is float else y
+
 def times(S, row, column):
     """An element of S·L·R: an integer, or what IEEE 754 makes of its parts."""
     odd = [(a, b) for a, b in zip(row, column) if type(a) is float or type(b) is float]
