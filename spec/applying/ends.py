@@ -85,8 +85,8 @@ def name_of_head(base, adapters, ends):
     for a in adapters:
         names = [(l.module + ".weight", l.kind, l) for l in a.layers]
         names += [(b[1], b[0], b[3]) for b in a.beside if b[1]]
-        t, _ = best([n for n, *_ in names], base)
-        for name, kind, x in names:
+        t, found = best([n for n, *_ in names], base)
+        for name, kind, x in names if found else []:
             y = t(name)
             if y is None or y in base.tensors or numbered(parent(name)): continue
             if kind in ("embedding", "rows"): continue
@@ -202,7 +202,8 @@ def add_tensors(base, a, ends):
         need(not is_end(target, EMBEDDINGS) and (not is_end(target, HEADS) or ends.tie == "no"),
              "R129", target)
         need(tensor.dtype in FLOATS, "R129", tensor.dtype)
-        need(parent(target) in ours or not base.ends_with(tail(parent(target), 2) + ".weight"),
+        module = parent(name or target)
+        need(parent(target) in ours or not base.has(module + ".weight"),
              "R129", f"{target} without its weight")
         name = target.removeprefix(F) if p or name is None else name
         x = Tensor(dtype, [0], b"", name)
