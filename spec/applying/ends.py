@@ -85,11 +85,11 @@ def name_of_head(base, adapters, ends):
     for a in adapters:
         names = [(l.module + ".weight", l.kind, l) for l in a.layers]
         names += [(b[1], b[0], b[3]) for b in a.beside if b[1]]
-        t, found = best([n for n, *_ in names], base)
-        for name, kind, x in names if found else []:
-            y = t(name)
-            if y is None or y in base.tensors or numbered(parent(name)): continue
-            if kind in ("embedding", "rows"): continue
+        t, _ = best([n for n, *_ in names], base)
+        for name, kind, x in names:
+            y = t(name) or name
+            if y in base.tensors or numbered(parent(name)): continue
+            if kind in ("embedding", "rows") or is_end(name, EMBEDDINGS): continue
             shape = x.shape if isinstance(x, Tensor) else \
                 [x.B.shape[0], x.A.shape[1]] if x.A and x.B and len(x.A.shape) > 1 else []
             if len(shape) == 2 and shape[0] >= rows and shape[1] == columns: return y
