@@ -93,7 +93,7 @@ type Provenance struct {
 type Adapter struct {
 	Name        string // unique within a bundle; may be "" for a single adapter
 	Method      Method
-	Dialect     string // the producer's way of storing adapters: "peft", "kohya", …
+	Dialect     string // the producer's way of storing adapters: "peft", …; "" if it has or says none
 	Base        Base
 	Orientation Orientation
 	Requires    []Requirement

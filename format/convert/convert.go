@@ -50,7 +50,7 @@ func (ds Dialects) Names() []string {
 // reads only headers and configurations. The caller closes the source. An error either wraps a kind
 // of package format or comes from the operating system. If the adapter's directory also holds
 // weights that are not part of the adapter, Open fails unless o allows them. The path FILE#NAME
-// opens one adapter of a bundle ([SplitMember]).
+// opens one adapter of a bundle ([SplitMember]). ctx bounds only this call.
 func (ds Dialects) Open(ctx context.Context, path string, o Options) (format.Source, error) {
 	file, name := SplitMember(path)
 	in, err := lookAt(ctx, file)
@@ -64,8 +64,8 @@ func (ds Dialects) Open(ctx context.Context, path string, o Options) (format.Sou
 	return selectMember(src, file, name)
 }
 
-// OpenFS is Open for a file or directory of an fs.FS. It reads a file that is not an io.ReaderAt
-// into memory.
+// OpenFS is Open for a file or directory of an fs.FS, except that name is never FILE#NAME: use
+// format.Select for one adapter of a bundle. It reads a file that is not an io.ReaderAt into memory.
 func (ds Dialects) OpenFS(ctx context.Context, files fs.FS, name string, o Options) (format.Source, error) {
 	in, err := lookIn(ctx, files, name)
 	if err != nil {
@@ -112,7 +112,11 @@ func (ds Dialects) describe(ctx context.Context, in *Input, o Options) (format.S
 	if d == nil {
 		return nil, in.refuse()
 	}
-	return d.Open(ctx, in, o)
+	src, err := d.Open(ctx, in, o)
+	if err != nil {
+		return nil, fault.InFile(err, in.Path())
+	}
+	return src, nil
 }
 
 func (ds Dialects) recognise(in *Input) Dialect {

@@ -238,3 +238,20 @@ func kindOf(err error) error {
 	}
 	return nil
 }
+
+// brokenToy is a toy whose Open fails with an error that names no file.
+type brokenToy struct{ toy }
+
+func (brokenToy) Open(context.Context, *convert.Input, convert.Options) (format.Source, error) {
+	return nil, format.Errorf(format.ErrCorrupt, "a wheel is missing")
+}
+
+// TestAnErrorOfAForeignDialectNamesTheInput: the dialect need not add the path itself.
+func TestAnErrorOfAForeignDialectNamesTheInput(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "box.safetensors")
+	testkit.Write(t, file, testkit.Encode(map[string]string{"toy": "yes"}, ones("q.1", "q.2")...))
+	_, err := convert.Default().With(brokenToy{}).Open(t.Context(), file, convert.Options{})
+	if want := file + ": a wheel is missing"; err == nil || err.Error() != want {
+		t.Errorf("Open = %v, want %s", err, want)
+	}
+}

@@ -16,7 +16,8 @@ import (
 
 // Input is a file or directory that may hold an adapter, as dialects see it. However many dialects
 // ask, it opens the weights once and reads each description once. The set that made the input
-// closes it together with the source. Only one goroutine may use an input, except for ReadBlobAt.
+// closes it together with the source. Only one goroutine may use an input, but several may call
+// ReadAt and, after Tensors has returned, ReadBlobAt.
 type Input struct {
 	place
 	ctx    context.Context // of the call that looks at the input
