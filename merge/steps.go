@@ -58,15 +58,15 @@ func (p *planner) subtract(merged map[string]*resolve.Change) error {
 	for name, t := range merged {
 		if t.HasResidual() {
 			return fault.New(fault.Unsupported, "the merge subtracted a principal part from %q, and only its undo record can restore the original", name).
-				WithHint("give the record that merge wrote to Removal.Records, or copy the tensor from the base")
+				WithHint("name the record of the merge with Removal.Records, or copy the tensor from the base")
 		}
 		if t.DoRA != nil {
 			return fault.New(fault.Unsupported, "DoRA rescaled %q, and only the merge's undo record can restore the original", name).
-				WithHint("give the record that merge wrote to Removal.Records, or copy the tensor from the base")
+				WithHint("name the record of the merge with Removal.Records, or copy the tensor from the base")
 		}
 		if t.Replace != nil || t.Rows != nil {
 			return fault.New(fault.Unsupported, "the merge replaced values of %q, and only its undo record can restore the original", name).
-				WithHint("give the record that merge wrote to Removal.Records, or copy the tensor from the base")
+				WithHint("name the record of the merge with Removal.Records, or copy the tensor from the base")
 		}
 		if err := p.addStep(t, step{terms: resolve.Negative(t.Terms)}); err != nil {
 			return err

@@ -381,7 +381,7 @@ func TestWrongRemovalsAreNamed(t *testing.T) {
 		{"an edited header", edited, []int{2}, any2(2), "belongs to another merge"},
 		{"a changed weight", changed, []int{2}, any2(2), "\"q.weight\" differs from the merge's output"},
 		{"a changed weight that the merge left alone", untouched, []int{2}, any2(2), "(from \"k.weight\" on) alone, but their CRC-32 is"},
-		{"no record", s.merged[2], nil, any2(2), "only the undo record"},
+		{"no record", s.merged[2], nil, any2(2), "there is no undo record"},
 		{"no adapter", s.merged[2], []int{2}, nil, "no adapter to remove"},
 	} {
 		var records []*merge.Record

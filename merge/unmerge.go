@@ -59,8 +59,8 @@ func findRemoval(ctx context.Context, base *checkpoint.Checkpoint, remove Remova
 			WithHint("use a checkpoint that merge wrote")
 	}
 	if len(remove.Records) == 0 && !remove.Approximate {
-		return r, fault.New(fault.Mismatch, "only the undo record of the merge can restore the earlier checkpoint: subtracting leaves some elements one step off").
-			WithHint("give the record that merge wrote to Removal.Records, or set Removal.Approximate to subtract without it")
+		return r, fault.New(fault.Mismatch, "there is no undo record, and without the one of this merge subtracting leaves some elements a step or more off").In(base.Path).
+			WithHint("if the merge wrote a record elsewhere, name it with Removal.Records; if it wrote none, set Removal.Approximate to subtract all the same")
 	}
 	for _, a := range remove.Adapters {
 		if err := checkSource(a); err != nil {

@@ -29,7 +29,7 @@ func convertCommand(t *terminal) *cli.Command {
 	o := new(convertOptions)
 	return &cli.Command{
 		Name:      "convert",
-		Usage:     "write an adapter in another dialect",
+		Usage:     "turn an adapter of PEFT into a .lora file, or back",
 		ArgsUsage: "ADAPTER -o OUT",
 		Description: "Converts between PEFT's directory or file and the .lora container. A container made from a file of PEFT gives the file back byte " +
 			"for byte, with its configuration and model card, and proves it by SHA-256. Beside a .safetensors file convert writes adapter_config.json.",

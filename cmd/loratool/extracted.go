@@ -50,7 +50,7 @@ func showSkipped(t *terminal, o *common, skipped []rank.Skipped) {
 
 func skippedText(s *rank.Skipped) string {
 	if s.Share > 0 {
-		return fmt.Sprintf("%s (%.4f of |Δ|)", s.Why, s.Share)
+		return fmt.Sprintf("%s (%.4f of ‖Δ‖)", s.Why, s.Share)
 	}
 	return s.Why
 }
@@ -71,7 +71,7 @@ func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, writte
 	if n := len(r.Beside); n > 0 {
 		whole = ", " + fault.Count(n, "tensor") + " whole"
 	}
-	t.line("extracted to %s: %s, %s%s; %d unchanged, %d left out", o.out, written,
+	t.line("extracted to %s: %s, %s%s; of the other tensors %d unchanged, %d left out", o.out, written,
 		fault.Count(len(r.Layers), "layer"), whole, len(r.Skipped)-len(left), len(left))
 	if !o.verbose {
 		showLeftOut(t, &o.common, left)
@@ -79,8 +79,8 @@ func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, writte
 	if len(r.Layers) == 0 {
 		return
 	}
-	t.line("it keeps %s of |Δ|², the energy of the difference; the part that is missing has %s of the norm |Δ|%s",
-		energyText(r.Energy), errorText(r.Rounded), partsText(r, o.dtype))
+	t.line("error of Δ: %s (‖Δ - s·B·A‖ ÷ ‖Δ‖%s); energy kept: %s",
+		errorText(r.Rounded), partsText(r, o.dtype), energyText(r.Energy))
 	showCoarse(t, r, o.dtype)
 	showRanks(t, r)
 }
@@ -88,8 +88,8 @@ func showExtracted(t *terminal, o *extractOptions, r *rank.ExtractReport, writte
 // showExtractedLayers prints a line for every layer and every tensor beside them.
 func showExtractedLayers(t *terminal, o *common, r *rank.ExtractReport) {
 	tab := &table{columns: []column{
-		{head: "m×n"}, {head: "rank"}, {head: "|Δ|/|W|", drop: 3}, {head: "energy", meaning: "the share of |Δ|² that the rank keeps"},
-		{head: "error", drop: 1, meaning: "|Δ - s·B·A| ÷ |Δ| before rounding"}, {head: "stored", meaning: "|Δ - s·B·A| ÷ |Δ| with the factors as stored"},
+		{head: "m×n"}, {head: "rank"}, {head: "‖Δ‖/‖W‖", drop: 3}, {head: "energy", meaning: "the share of ‖Δ‖² that the rank keeps"},
+		{head: "error", drop: 1, meaning: "‖Δ - s·B·A‖ ÷ ‖Δ‖ before rounding"}, {head: "stored", meaning: "‖Δ - s·B·A‖ ÷ ‖Δ‖ with the factors as stored"},
 		{head: "noise edge/σ1", drop: 2, meaning: "singular values below this share of σ1 are rounding noise"}, {head: "module", left: true, isName: true},
 	}}
 	for _, l := range r.Layers {
@@ -108,10 +108,10 @@ func showExtractedLayers(t *terminal, o *common, r *rank.ExtractReport) {
 func partsText(r *rank.ExtractReport, dtype string) string {
 	text := ""
 	if exact := errorText(r.Error); exact != errorText(r.Rounded) {
-		text = fmt.Sprintf(" (%s before the factors were rounded to %s)", exact, dtype)
+		text = fmt.Sprintf(", %s before the factors were rounded to %s", exact, dtype)
 	}
 	if r.LeftOut > 0 {
-		text += fmt.Sprintf(", and the tensors left out are %.4f of |Δ|", r.LeftOut)
+		text += fmt.Sprintf(", of which %.4f for tensors left out", r.LeftOut)
 	}
 	return text
 }
@@ -203,7 +203,7 @@ func boundText(x float64) string {
 	return errorText(math.Ceil(x*1e4) / 1e4)
 }
 
-// errorText is an error as a share of |Δ|. One that is not 0 does not read as if it were.
+// errorText is an error as a share of ‖Δ‖. One that is not 0 does not read as if it were.
 func errorText(x float64) string {
 	if x != 0 && x < 5e-5 {
 		return fmt.Sprintf("%.1e", x)

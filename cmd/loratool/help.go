@@ -24,10 +24,13 @@ var rareFlags = []string{
 // examples lists commands that run in a clone of the repository.
 var examples = map[string][]string{
 	"merge": {
-		"loratool merge testdata/demo/base testdata/demo/adapter-r8 -o merged",
+		"loratool merge testdata/demo/base testdata/demo/adapter-r8 -o merged-demo",
 		"loratool merge testdata/demo/base testdata/demo/adapter-r8 -o half -w 0.5 --undo",
 	},
-	"unmerge": {"loratool unmerge half testdata/demo/adapter-r8 -o restored"},
+	"unmerge": {
+		"loratool merge testdata/demo/base testdata/demo/adapter-r8 -o merged --undo",
+		"loratool unmerge merged testdata/demo/adapter-r8 -o restored",
+	},
 	"swap":    {"loratool swap half --remove testdata/demo/adapter-r8 --add testdata/demo/adapter-r8 -w 0.25 -o swapped"},
 	"extract": {"loratool extract testdata/demo/base merged -o extracted --rank 8"},
 	"inspect": {"loratool inspect testdata/demo/adapter-r8 --spectrum", "loratool inspect testdata/demo/base --rank 8"},

@@ -108,7 +108,7 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 // showMergedLayers prints a line for every tensor that changed.
 func showMergedLayers(t *terminal, r *merge.Report) {
 	tab := &table{columns: []column{
-		{head: "rank"}, {head: "scale", drop: 1}, {head: "|ΔW|/|W|"}, {head: "unchanged", drop: 2}, {head: "lost"}, {head: "tensor", left: true, isName: true},
+		{head: "rank"}, {head: "scale", drop: 1}, {head: "‖ΔW‖/‖W‖"}, {head: "unchanged", drop: 2}, {head: "lost"}, {head: "tensor", left: true, isName: true},
 	}}
 	for _, l := range r.Layers {
 		tab.add(strconv.Itoa(l.Rank), scaleText(&l.PlannedTensor), fmt.Sprintf("%.3g", l.RelativeNorm), percent(l.UnchangedShare), percent(l.RetentionError), l.Tensor)
@@ -122,7 +122,7 @@ func showMergedLayers(t *terminal, r *merge.Report) {
 // showLoss prints how large the update is, and how much of it rounding takes away.
 func showLoss(t *terminal, r *merge.Report, verbose bool) {
 	if verbose {
-		t.line("|ΔW|/|W| = %.3g; every one of %s is the nearest to W + ΔW in its dtype",
+		t.line("‖ΔW‖/‖W‖ = %.3g; every one of %s is the nearest to W + ΔW in its dtype",
 			r.Total.RelativeNorm, fault.Count(r.Elements, "element"))
 	}
 	if !r.Total.IsZero {

@@ -5,6 +5,7 @@ import (
 	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/report"
 	"github.com/urfave/cli/v2"
 )
 
@@ -48,6 +49,10 @@ func runRestore(c *cli.Context, t *terminal, o *restoreOptions) error {
 		return err
 	}
 	defer src.Close()
+	if report.IsUndo(src) {
+		return fault.New(fault.Mismatch, "this is the undo record of a merge, not an archive").In(in).
+			WithHint("loratool unmerge MERGED ADAPTER -o OUT gives the base back")
+	}
 	file, _ := convert.SplitMember(in)
 	place := newDirectory(o.out, file)
 	if err := place.Check(); err != nil {
@@ -74,7 +79,7 @@ func runRestore(c *cli.Context, t *terminal, o *restoreOptions) error {
 		if exact {
 			t.line("%s is the source byte for byte, proved by SHA-256", names[0])
 		} else {
-			t.line("%s has the names and values of the source, which was no safetensors file", names[0])
+			t.line("the source was a pickle; %s has its names and values", names[0])
 		}
 	}))
 }

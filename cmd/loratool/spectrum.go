@@ -13,9 +13,9 @@ const sparkWidth = 16
 // showSpectra prints a line per layer: ranks, norm, and the singular values as bars.
 func showSpectra(t *terminal, layers []report.Layer) {
 	tab := &table{columns: []column{
-		{head: "rank"}, {head: "stable", drop: 6, meaning: "(|ΔW|/σ1)²"}, {head: "effective", drop: 4, meaning: "e to the entropy of the energies"},
-		{head: "90 %", drop: 1}, {head: "95 %", drop: 2}, {head: "99 %", drop: 5, meaning: "singular values with this share of the energy |ΔW|²"},
-		{head: "|ΔW|", meaning: "Frobenius norm of s·B·A"}, {head: "σ1", drop: 3, meaning: "largest singular value"},
+		{head: "rank"}, {head: "stable", drop: 6, meaning: "(‖ΔW‖/σ1)²"}, {head: "effective", drop: 4, meaning: "e to the entropy of the energies"},
+		{head: "90 %", drop: 1}, {head: "95 %", drop: 2}, {head: "99 %", drop: 5, meaning: "singular values with this share of the energy ‖ΔW‖²"},
+		{head: "‖ΔW‖", meaning: "Frobenius norm of s·B·A"}, {head: "σ1", drop: 3, meaning: "largest singular value"},
 		{head: "spectrum", left: true, meaning: "singular values ÷ σ1"}, {head: "module", left: true, isName: true},
 	}}
 	for _, l := range layers {

@@ -26,7 +26,7 @@ type column struct {
 
 // nameWidth is the room for names below which columns disappear: enough for the number of a layer
 // and the name of a matrix in it.
-const nameWidth = 28
+const nameWidth = 34
 
 // add adds a row. Text from files is cleaned, so that widths are those on the screen.
 func (t *table) add(cells ...string) {

@@ -65,13 +65,13 @@ func TestColumnsGoInTheirOrder(t *testing.T) {
 		width int
 		heads string
 	}{
-		{0, "rank stable effective 90 % 95 % 99 % |ΔW| σ1 spectrum module"},
-		{130, "rank stable effective 90 % 95 % 99 % |ΔW| σ1 spectrum module"},
-		{110, "rank stable effective 95 % 99 % |ΔW| σ1 spectrum module"},
-		{100, "rank stable effective 99 % |ΔW| σ1 spectrum module"},
-		{96, "rank stable effective 99 % |ΔW| spectrum module"},
-		{80, "rank stable 99 % |ΔW| spectrum module"},
-		{70, "rank |ΔW| spectrum module"},
+		{0, "rank stable effective 90 % 95 % 99 % ‖ΔW‖ σ1 spectrum module"},
+		{130, "rank stable effective 90 % 95 % 99 % ‖ΔW‖ σ1 spectrum module"},
+		{116, "rank stable effective 95 % 99 % ‖ΔW‖ σ1 spectrum module"},
+		{106, "rank stable effective 99 % ‖ΔW‖ σ1 spectrum module"},
+		{102, "rank stable effective 99 % ‖ΔW‖ spectrum module"},
+		{86, "rank stable 99 % ‖ΔW‖ spectrum module"},
+		{76, "rank ‖ΔW‖ spectrum module"},
 	} {
 		b.Reset()
 		showSpectra(&terminal{out: &results{w: &b}, columns: c.width}, layersOf(1))

@@ -100,7 +100,7 @@ func (o *verifyOptions) checkSignature(c *cli.Context, summary *format.Summary) 
 }
 
 func verifyFile(c *cli.Context, options format.ReaderOptions) (*format.Summary, error) {
-	f, size, err := openLoRA(c, "verify")
+	f, size, err := openLoRA(c, c.Command.Name)
 	if err != nil {
 		return nil, err
 	}
