@@ -11,8 +11,8 @@ import (
 )
 
 // FS returns the committed files as a file system, such as a base for merge.OpenBaseFS; it is empty
-// before Commit. It reads the slices of Files, which must not change meanwhile. A result of a single
-// file, called "", has no name there: read it from Files.
+// before Commit. It reads the slices of Files, which must not change meanwhile. A result of a
+// single file, called "", has no name there: read it from Files.
 func (m *Memory) FS() fs.FS { return memoryFS(m.Files()) }
 
 // memoryFS holds the content of files by path. Directories exist if a file lies below them.
