@@ -65,7 +65,8 @@ func (ds Dialects) Open(ctx context.Context, path string, o Options) (format.Sou
 }
 
 // OpenFS is Open for a file or directory of an fs.FS, except that name is never FILE#NAME: use
-// format.Select for one adapter of a bundle. It reads a file that is not an io.ReaderAt into memory.
+// format.Select for one adapter of a bundle. It reads a file that is not an io.ReaderAt into
+// memory.
 func (ds Dialects) OpenFS(ctx context.Context, files fs.FS, name string, o Options) (format.Source, error) {
 	in, err := lookIn(ctx, files, name)
 	if err != nil {

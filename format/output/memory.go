@@ -59,8 +59,8 @@ func (m *Memory) Abort() {
 }
 
 // Files returns the content of all files by name; nil before Commit. A result of a single file is
-// called "". The map is the caller's. Every call returns the same slices, and FS reads them too; the
-// Memory itself no longer changes them.
+// called "". The map is the caller's. Every call returns the same slices, and FS reads them too;
+// the Memory itself no longer changes them.
 func (m *Memory) Files() map[string][]byte {
 	m.lock.Lock()
 	defer m.lock.Unlock()
