@@ -328,3 +328,24 @@ func TestHeadsThatCannotBeAdded(t *testing.T) {
 		}
 	}
 }
+
+// TestABiasIsNotAddedToAnotherHead: a bias that comes without its weight does not fit the weight
+// that the base has, also where the base's names lack the prefix of the trained model.
+func TestABiasIsNotAddedToAnotherHead(t *testing.T) {
+	random := func(name string, shape ...uint64) testkit.Tensor {
+		return testkit.Random(rand.New(rand.NewPCG(133, 134)), name, dtype.F32, 1, shape...)
+	}
+	const q, prefix = "layers.0.self_attn.q_proj", "base_model.model."
+	dir := t.TempDir()
+	testkit.WriteAdapter(t, filepath.Join(dir, "adapter"), 2, 4,
+		random(prefix+"model."+q+".lora_A.weight", 2, 4), random(prefix+"model."+q+".lora_B.weight", 4, 2), random(prefix+"score.bias", 4))
+	for _, trunk := range []string{"", "model."} {
+		base := filepath.Join(dir, "base"+trunk)
+		testkit.Write(t, filepath.Join(base, "model.safetensors"), testkit.Encode(nil,
+			random(trunk+q+".weight", 4, 4), random(trunk+"norm.weight", 4), random("score.weight", 2, 4)))
+		testkit.Write(t, filepath.Join(base, "config.json"), []byte(`{"model_type":"llama","tie_word_embeddings":false}`))
+		if _, err := openHead(t, base, filepath.Join(dir, "adapter"), merge.Options{AddTensors: true}); !errors.Is(err, fault.Mismatch) {
+			t.Errorf("a trunk with the prefix %q: %v, want a mismatch", trunk, err)
+		}
+	}
+}

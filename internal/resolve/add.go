@@ -80,6 +80,7 @@ func (r absent) isAddable(b *format.Beside, t *format.Tensor, m naming.Mapping) 
 	}
 	weight := module + ".weight"
 	_, hasWeight := m.Lookup(weight)
+	hasWeight = hasWeight || r.names.Has(weight) // of a head beside a trunk without a prefix
 	savesWeight := slices.ContainsFunc(r.model.Beside, func(o format.Beside) bool { return o.Target == weight })
 	return !hasWeight || savesWeight
 }
