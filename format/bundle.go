@@ -48,7 +48,10 @@ func Bundle(members ...Member) (Source, error) {
 			return nil, broken(33, "two members of the bundle are called %q", names[i])
 		}
 	}
-	return j.remapped, Validate(j.manifest)
+	if err := Validate(j.manifest); err != nil {
+		return nil, err
+	}
+	return j.remapped, nil
 }
 
 // joiner makes a bundle. The attachments of all members come after all tensors.
@@ -163,7 +166,10 @@ func Select(src Source, name string) (Source, error) {
 		s.manifest.Provenance.Source = source
 		delete(s.manifest.Metadata, sourceKey)
 	}
-	return s, Validate(s.manifest)
+	if err := Validate(s.manifest); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 func memberNames(m *Manifest) (names []string) {
