@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"sync"
 	"testing"
 
 	"github.com/loratool/loratool/format/dtype"
@@ -105,14 +106,12 @@ func TestALyingHeadCostsNothing(t *testing.T) {
 // manyLayers is a source of small layers. It counts the live memory at its first read.
 type manyLayers struct {
 	zeros
-	live func()
+	first sync.Once
+	live  func()
 }
 
 func (m *manyLayers) ReadBlobAt(p []byte, i int, off int64) error {
-	if m.live != nil {
-		m.live()
-		m.live = nil
-	}
+	m.first.Do(m.live)
 	return m.zeros.ReadBlobAt(p, i, off)
 }
 
