@@ -45,7 +45,7 @@ func TestForStopsWhenTheContextEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var n atomic.Int32
 	err := For(ctx, 2, 1000, func(_, i int) error {
-		if n.Add(1) == 5 {
+		if n.Add(1) >= 5 {
 			cancel()
 		}
 		return nil
@@ -53,7 +53,7 @@ func TestForStopsWhenTheContextEnds(t *testing.T) {
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("For = %v, want context.Canceled", err)
 	}
-	if got := n.Load(); got > 10 {
-		t.Errorf("%d calls started, want no more than a few after the fifth", got)
+	if got := n.Load(); got > 6 { // each of two workers can be in a call that cancels
+		t.Errorf("%d calls started, want at most 6", got)
 	}
 }
