@@ -2,8 +2,6 @@ package main
 
 import (
 	"errors"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -21,10 +19,10 @@ import (
 type bundleOptions struct {
 	common
 	withoutOption
-	out         string
-	names       cli.StringSlice
-	force       bool
-	withoutBit0 bool
+	out       string
+	names     cli.StringSlice
+	force     bool
+	noSharing bool
 }
 
 // bundleActions are what bundle does, with the form of their arguments.
@@ -46,7 +44,7 @@ func bundleCommand(t *terminal) *cli.Command {
 			&cli.StringSliceFlag{Name: "name", Usage: "add an adapter as `NAME`; once per adapter, in their order (default: the name of its file or directory)", Destination: &o.names},
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "split into `DIR`, which must not exist", Destination: &o.out},
 			&cli.BoolFlag{Name: "force", Usage: "add: replace an adapter of the same name", Destination: &o.force},
-			&cli.BoolFlag{Name: "no-sharing", Usage: "store equal tensors once per adapter", Destination: &o.withoutBit0},
+			&cli.BoolFlag{Name: "no-sharing", Usage: "store equal tensors once per adapter", Destination: &o.noSharing},
 			o.withoutFlag(), o.manifestFlag(),
 		}, o.flags()...),
 		Action: func(c *cli.Context) error { return runBundle(c, t, o) },
@@ -107,8 +105,8 @@ func addToBundle(c *cli.Context, t *terminal, o *bundleOptions, file string, pat
 	var closers closers
 	defer closers.close()
 	var members []format.Member
-	_, err := os.Stat(file)
-	exists := !errors.Is(err, fs.ErrNotExist)
+	var err error
+	exists := !fileio.IsAbsent(file)
 	if exists {
 		if _, members, err = openBundle(c, o, file, &closers); err != nil {
 			return err
@@ -147,7 +145,7 @@ func (o *bundleOptions) newMembers(c *cli.Context, t *terminal, paths []string, 
 			fault.Count(len(names), "name"), fault.Count(len(paths), "adapter"))
 	}
 	for _, name := range names {
-		if strings.ContainsAny(name, `/\:`) || strings.HasPrefix(name, ".") {
+		if !fileio.IsName(name) {
 			return nil, usagef("use a name that a file can have", "--name %s has a character that file names do not allow", name)
 		}
 	}
@@ -230,7 +228,7 @@ func writeBundle(c *cli.Context, t *terminal, o *bundleOptions, file string, mem
 		return fault.InFile(err, file)
 	}
 	o.warn(t, bundle.Manifest().Notes)
-	if !o.withoutBit0 {
+	if !o.noSharing {
 		if bundle, err = format.Share(c.Context, bundle); err != nil {
 			return err
 		}
@@ -298,7 +296,7 @@ func splitBundle(c *cli.Context, t *terminal, o *bundleOptions, file string) err
 	}
 	var files []string
 	for _, m := range members {
-		if m.Name == "" || strings.HasPrefix(m.Name, ".") || strings.ContainsAny(m.Name, `/\:`) {
+		if !fileio.IsName(m.Name) {
 			return fault.New(fault.Unsupported, "the adapter %q has a name that no file can have", m.Name).In(file).
 				WithHint("write it under a name of your own: loratool convert %q -o OUT.lora", file+"#"+m.Name)
 		}

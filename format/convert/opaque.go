@@ -9,6 +9,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/pickle"
 )
@@ -134,7 +135,7 @@ func weightsName(m *format.Manifest) string {
 		return peftWeights
 	}
 	name := strings.TrimSuffix(m.Provenance.Source, path.Ext(m.Provenance.Source))
-	if name == "" || strings.HasPrefix(name, ".") || strings.ContainsAny(name, `/\:`) || strings.ContainsFunc(name, isControl) {
+	if !fileio.IsName(name) || strings.ContainsFunc(name, isControl) {
 		name = "source"
 	}
 	return name + ".safetensors"

@@ -5,6 +5,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/loratool/loratool/internal/fault"
 )
@@ -79,4 +80,10 @@ func IsFile(path string) bool {
 func IsAbsent(path string) bool {
 	_, err := os.Stat(path)
 	return errors.Is(err, fs.ErrNotExist)
+}
+
+// IsName reports whether a file or directory can have this name on every system, without being
+// hidden. Names that a system keeps for devices are the affair of a stage (Stage.Expect).
+func IsName(name string) bool {
+	return name != "" && name[0] != '.' && !strings.ContainsAny(name, `/\:`)
 }
