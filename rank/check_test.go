@@ -2,6 +2,8 @@ package rank_test
 
 import (
 	"math"
+	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/loratool/loratool/format/dtype"
@@ -78,6 +80,43 @@ func TestTruncatedSVDRefusesARuleOutsideOfItsRange(t *testing.T) {
 	} {
 		if d, err := rank.TruncatedSVD(t.Context(), op, 30, c.rule, c.options); err == nil {
 			t.Errorf("TruncatedSVD(%+v, %+v) = rank %d, want an error", c.rule, c.options, d.K)
+		}
+	}
+}
+
+// TestExtractionWarnsBeforeItRuns: the headers say that the tuned checkpoint was given as the base.
+// The report repeats the warning.
+func TestExtractionWarnsBeforeItRuns(t *testing.T) {
+	dir := t.TempDir()
+	plain, merged := filepath.Join(dir, "plain.safetensors"), filepath.Join(dir, "merged.safetensors")
+	stamp := map[string]string{"loratool.merge.1": `{"tool":"t","adapters":[{"name":"a","content":"c","weight":1}]}`}
+	testkit.Write(t, plain, testkit.Encode(nil, testkit.Values("a.weight", dtype.F32, []uint64{1, 1}, 1)))
+	testkit.Write(t, merged, testkit.Encode(stamp, testkit.Values("a.weight", dtype.F32, []uint64{1, 1}, 2)))
+	for _, c := range []struct {
+		base, tuned string
+		want        []string
+	}{
+		{plain, merged, nil},
+		{merged, plain, []string{"the base is the output of a merge and the tuned checkpoint is not; " +
+			"if you swapped them, the adapter is the negative of the one that you want"}},
+	} {
+		e, err := rank.OpenExtraction(t.Context(), c.base, c.tuned, rank.ExtractOptions{Rule: rank.FixedRank{K: 1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Close()
+		src, report, err := e.Run(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		src.Close()
+		if got := e.Warnings(); !slices.Equal(got, c.want) {
+			t.Errorf("base %s: Warnings() = %q, want %q", filepath.Base(c.base), got, c.want)
+		}
+		for _, w := range c.want {
+			if !slices.Contains(report.Warnings, w) {
+				t.Errorf("base %s: the report warns of %q, not of %q", filepath.Base(c.base), report.Warnings, w)
+			}
 		}
 	}
 }

@@ -75,7 +75,7 @@ func (e *Extraction) plan() error {
 	}
 	e.findEnds()
 	names, how, ambiguous := naming.Pair(e.base.Names(), e.tuned.Names())
-	e.renamed = how
+	e.warnOfHeaders(how)
 	e.leaveGone(names)
 	common, sameShape := e.pairUp(names)
 	if err := refuseAdapter(common, e.base, e.tuned); err != nil {
@@ -185,22 +185,14 @@ func (e *Extraction) Bytes() (n int64) {
 	return n
 }
 
-// PeakBytes estimates the memory that Run takes: Δ of the largest tensor in float32, the basis of
-// its decomposition, and its factors.
-func (e *Extraction) PeakBytes() int64 {
-	peak, _ := e.peak()
-	return peak
-}
+// Warnings lists facts that a user should know before the extraction runs. The report of Run begins
+// with them.
+func (e *Extraction) Warnings() []string { return e.warnings }
 
-// LargestTensor names the tensor behind PeakBytes, "" if none is decomposed.
-func (e *Extraction) LargestTensor() string {
-	_, name := e.peak()
-	return name
-}
-
-// peak finds the tensor whose decomposition takes the most memory. Stacked experts are decomposed
-// one at a time.
-func (e *Extraction) peak() (peak int64, name string) {
+// PeakBytes estimates the memory that Run takes: Δ of one tensor in float32, the basis of its
+// decomposition, and its factors. It also names the tensor, "" if none is decomposed. Stacked
+// experts are decomposed one at a time.
+func (e *Extraction) PeakBytes() (peak int64, tensor string) {
 	kept := int64(64)
 	if f, ok := e.options.Rule.(FixedRank); ok {
 		kept = int64(f.K)
@@ -215,10 +207,10 @@ func (e *Extraction) peak() (peak int64, name string) {
 		short := min(m, n)
 		const perFactor = 32 // singular vectors and factors in float64, factors in float32 and as stored
 		if need := 4*m*n + (8*min(width, short)+perFactor*min(kept, short))*(m+n); need > peak {
-			peak, name = need, e.pairs[i].name
+			peak, tensor = need, e.pairs[i].name
 		}
 	}
-	return peak + 32<<20, name
+	return peak + 32<<20, tensor
 }
 
 // Planned is a tensor that will be compared.

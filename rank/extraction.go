@@ -49,7 +49,7 @@ type Extraction struct {
 	pairs       []pair // in both, with equal shapes and float dtypes
 	skipped     []Skipped
 	left        []leftOut          // skipped tensors that count in the error
-	renamed     string             // how the names of tuned were changed; "" if unchanged
+	warnings    []string           // from the headers alone
 	peft        *forPEFT           // nil unless Options.PEFT
 	others      map[string]located // tuned tensors without a float dtype, by the base's names
 

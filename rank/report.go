@@ -14,7 +14,7 @@ type ExtractReport struct {
 	LeftOut  float64          `json:"left_out"`      // √ of the share of the tensors that are left out
 	Bytes    int64            `json:"bytes"`         // of the factors and the tensors carried whole
 	Ranks    []RankEnergy     `json:"ranks"`         // energy at other fixed ranks of the layers
-	Warnings []string         `json:"warnings"`      // reasons why the adapter may be useless
+	Warnings []string         `json:"warnings"`      // the Extraction's, and reasons why the adapter may be useless
 	Products int              `json:"products"`      // products with thin matrices
 	Flops    int64            `json:"flops"`
 }

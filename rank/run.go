@@ -15,7 +15,7 @@ import (
 // space of ExtractOptions.Output or in a temporary file until the source is closed, so close it
 // after storing the adapter. Memory is about three times the largest tensor in float32.
 func (e *Extraction) Run(ctx context.Context) (format.Source, *ExtractReport, error) {
-	r := &extracting{Extraction: e, report: &ExtractReport{Warnings: []string{}, Layers: []ExtractedLayer{}, Beside: []BesideReport{}, Skipped: append([]Skipped{}, e.skipped...)}}
+	r := &extracting{Extraction: e, report: &ExtractReport{Warnings: append([]string{}, e.warnings...), Layers: []ExtractedLayer{}, Beside: []BesideReport{}, Skipped: append([]Skipped{}, e.skipped...)}}
 	spool, err := newSpool(e.options.Output)
 	if err != nil {
 		return nil, nil, err

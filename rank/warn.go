@@ -14,6 +14,19 @@ import (
 // useless adapter.
 const roundingLoss = 0.1
 
+// warnOfHeaders lists what a user should know before the run. renamed says how the names of the
+// tuned tensors were changed to pair them, "" if they were not.
+func (e *Extraction) warnOfHeaders(renamed string) {
+	if len(e.base.History()) > 0 && len(e.tuned.History()) == 0 {
+		e.warnings = append(e.warnings, "the base is the output of a merge and the tuned checkpoint "+
+			"is not; if you swapped them, the adapter is the negative of the one that you want")
+	}
+	if renamed != "" {
+		e.warnings = append(e.warnings, "the tensor names of the two checkpoints differ; one "+
+			"checkpoint's are read "+renamed)
+	}
+}
+
 // warn lists the reasons why the adapter may be useless.
 func (r *extracting) warn() {
 	warnf := func(format string, args ...any) {
@@ -27,9 +40,6 @@ func (r *extracting) warn() {
 		warnf("the adapter takes %s and the tuned checkpoint %s: its ranks are too high to be useful", fileio.FormatBytes(r.report.Bytes), fileio.FormatBytes(size))
 	}
 	r.report.warnLeft(r.energy)
-	if r.renamed != "" {
-		warnf("the tensor names of the two checkpoints differ; one checkpoint's are read %s", r.renamed)
-	}
 	changed := slices.Clone(r.tensors) // by their names in the base
 	for _, b := range r.report.Beside {
 		changed = append(changed, b.Tensor)

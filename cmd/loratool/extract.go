@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -9,7 +8,6 @@ import (
 
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
-	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/rank"
@@ -193,16 +191,17 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 			add(n)
 		}
 	}
-	o.warn(t, swapped(c.Context, j.base, j.tuned))
 	e, err := rank.OpenExtraction(c.Context, j.base, j.tuned, j.options)
 	if err != nil {
 		return err
 	}
 	defer e.Close()
+	o.warn(t, e.Warnings())
 	if o.dryRun {
 		return showExtraction(t, o, e)
 	}
-	if err := o.checkMemory(e.PeakBytes(), fmt.Sprintf("extracting %q", e.LargestTensor())); err != nil {
+	peak, largest := e.PeakBytes()
+	if err := o.checkMemory(peak, fmt.Sprintf("extracting %q", largest)); err != nil {
 		return err
 	}
 	add, finish := t.progress(&o.common, e.Bytes(), "extracting")
@@ -213,7 +212,7 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 		return err
 	}
 	defer src.Close()
-	o.warn(t, report.Warnings)
+	o.warn(t, report.Warnings[len(e.Warnings()):])
 	size, err := store(c, src, o.out, j.dialect, j.creation)
 	if err != nil {
 		return err
@@ -231,25 +230,6 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 	return t.show("extract", o.json, document, o.summary(func() {
 		showExtracted(t, o, report, fileio.FormatBytes(size)+paceText(document.BytesRead, document.Seconds, "/s read"))
 	}))
-}
-
-// swapped warns if only the base carries the stamp of a merge.
-func swapped(ctx context.Context, base, tuned string) []string {
-	if isMerge(ctx, base) && !isMerge(ctx, tuned) {
-		return []string{"BASE is the output of a merge and TUNED is not; if you swapped them, the adapter is the negative of the one that you want"}
-	}
-	return nil
-}
-
-// isMerge reports whether a checkpoint carries the stamp of a merge. One that cannot be opened does
-// not.
-func isMerge(ctx context.Context, path string) bool {
-	c, err := checkpoint.Open(ctx, path)
-	if err != nil {
-		return false
-	}
-	defer c.Close()
-	return len(c.History()) > 0
 }
 
 // sameFile reports whether two paths lead to the same file or directory.

@@ -15,15 +15,17 @@ import (
 // showExtraction shows the tensors that would be compared.
 func showExtraction(t *terminal, o *extractOptions, e *rank.Extraction) error {
 	planned, skipped := e.Planned()
+	peak, _ := e.PeakBytes()
 	document := map[string]any{
 		"dry_run": true, "tensors": planned, "skipped": append([]rank.Skipped{}, skipped...),
-		"peak_memory_bytes": processBytes(e.PeakBytes()), "bytes_to_read": e.Bytes(), "free_bytes": freeBytes(o.out),
+		"peak_memory_bytes": processBytes(peak), "bytes_to_read": e.Bytes(), "free_bytes": freeBytes(o.out),
+		"warnings": append([]string{}, e.Warnings()...),
 	}
 	return t.show("extract", o.json, document, func() {
 		showCompared(t, &o.common, planned)
 		showSkipped(t, &o.common, skipped)
 		t.line("compares %s, %s to read; about %s of memory",
-			fault.Count(len(planned), "tensor"), fileio.FormatBytes(e.Bytes()), fileio.FormatBytes(processBytes(e.PeakBytes())))
+			fault.Count(len(planned), "tensor"), fileio.FormatBytes(e.Bytes()), fileio.FormatBytes(processBytes(peak)))
 	})
 }
 
