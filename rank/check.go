@@ -13,6 +13,8 @@ func (o *ExtractOptions) check() error {
 	switch d := o.DType; {
 	case (o.Rule == nil) == (o.Budget == 0):
 		return errors.New("ExtractOptions: set either Rule or Budget")
+	case o.Path != "" && o.Output != nil:
+		return errors.New("ExtractOptions: set at most one of Path and Output")
 	case o.Budget < 0:
 		return fmt.Errorf("ExtractOptions.Budget is %d, want a positive number of bytes", o.Budget)
 	case o.MaxRank < 0:

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/testkit"
 	"github.com/loratool/loratool/rank"
 )
@@ -22,6 +23,8 @@ func TestOptionsOutsideOfTheirRangeAreRefused(t *testing.T) {
 			rank.ExtractOptions{}},
 		{"ExtractOptions: set either Rule or Budget",
 			rank.ExtractOptions{Rule: one, Budget: 1}},
+		{"ExtractOptions: set at most one of Path and Output",
+			rank.ExtractOptions{Rule: one, Path: "out.lora", Output: new(output.Memory)}},
 		{"ExtractOptions.Budget is -1, want a positive number of bytes",
 			rank.ExtractOptions{Budget: -1}},
 		{"ExtractOptions.MaxRank is -1, want at least 1, or 0 for 64",

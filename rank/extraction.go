@@ -30,8 +30,12 @@ type ExtractOptions struct {
 	Only   bool
 	Strict bool // fail if any tensor is left out or carried whole
 	PEFT   bool // use PEFT's names and layout, and refuse changes that PEFT cannot represent
+	// Path is the future path of the adapter, a file or a directory. A hidden file beside it holds
+	// the factors until the source is closed. It is "" if Output is set. If both are zero, a
+	// temporary file holds them.
+	Path string
 	// Output is the adapter's future output. Its scratch space (output.NewScratch) holds the
-	// factors until the source is closed. nil uses a temporary file.
+	// factors until the source is closed. It is nil if Path is set.
 	Output  output.Output
 	SVD     Options // of every decomposition, but for its Workers
 	Workers int     // goroutines; 0 means one per processor

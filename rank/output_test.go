@@ -2,11 +2,13 @@ package rank_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -92,5 +94,49 @@ func TestExtractionIntoADiskLeavesNoScratch(t *testing.T) {
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 1 || entries[0].Name() != "out.lora" {
 		t.Errorf("there are %v, %v; want out.lora", entries, err)
+	}
+}
+
+// TestFactorsWaitBesideThePathOfTheAdapter: in a file that nobody else reads, until the source is
+// closed or the run fails, and without a directory for temporary files.
+func TestFactorsWaitBesideThePathOfTheAdapter(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	w := testkit.Random(rng, "model.q_proj.weight", dtype.F32, 0.02, 12, 10)
+	base, tuned := pairOf(t, "", []testkit.Tensor{w}, []testkit.Tensor{changed(rng, w, 2, 1)})
+	for _, name := range []string{"TMPDIR", "TMP", "TEMP"} {
+		t.Setenv(name, filepath.Join(base, "gone"))
+	}
+	dir := t.TempDir()
+	o := rank.ExtractOptions{Rule: rank.FixedRank{K: 2}, Path: filepath.Join(dir, "out.lora")}
+	e, err := rank.OpenExtraction(t.Context(), base, tuned, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	src, _, err := e.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Fatalf("while the source is open there are %v, %v; want one file", entries, err)
+	}
+	info, err := entries[0].Info()
+	if err != nil || info.Size() != 4*2*(12+10) {
+		t.Errorf("the file has %d bytes, %v; want those of the factors, %d", info.Size(), err, 4*2*(12+10))
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 && runtime.GOOS != "windows" {
+		t.Errorf("the file has mode %v, so that others can read it", mode)
+	}
+	if err := src.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := e.Run(ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("a run after its context ended: %v, want %v", err, context.Canceled)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("after both runs there are %v, %v; want nothing", entries, err)
 	}
 }

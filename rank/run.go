@@ -11,12 +11,12 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// Run decomposes every tensor that differs, and returns the adapter. Its factors lie in the scratch
-// space of ExtractOptions.Output or in a temporary file until the source is closed, so close it
-// after storing the adapter. Memory is about three times the largest tensor in float32.
+// Run decomposes every tensor that differs, and returns the adapter. Its factors lie where
+// ExtractOptions.Path or Output says, or in a temporary file, until the source is closed, so close
+// it after storing the adapter. Memory is about three times the largest tensor in float32.
 func (e *Extraction) Run(ctx context.Context) (format.Source, *ExtractReport, error) {
 	r := &extracting{Extraction: e, report: &ExtractReport{Warnings: append([]string{}, e.warnings...), Layers: []ExtractedLayer{}, Beside: []BesideReport{}, Skipped: append([]Skipped{}, e.skipped...)}}
-	spool, err := newSpool(e.options.Output)
+	spool, err := newSpool(&e.options)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -19,10 +19,16 @@ type spool struct {
 	size     int64
 }
 
-// newSpool creates a spool in the scratch space of the output, so that factors wait on the disk
-// that the user chose, or in a temporary file without an output.
-func newSpool(out output.Output) (*spool, error) {
-	f, err := output.NewScratch(out)
+// newSpool creates a spool beside the adapter, so that factors wait on the disk that the user
+// chose, or in a temporary file if the options say nothing about the adapter.
+func newSpool(o *ExtractOptions) (*spool, error) {
+	var f output.Scratch
+	var err error
+	if o.Path != "" {
+		f, err = output.ScratchBeside(o.Path)
+	} else {
+		f, err = output.NewScratch(o.Output)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -84,6 +84,7 @@ func (o *extractOptions) parse(c *cli.Context) (j extraction, err error) {
 		return j, err
 	}
 	j.dialect = convert.LoRA()
+	j.options.Path = o.out
 	if o.out != "" {
 		if j.dialect, err = dialectOf(o.out, o.to); err != nil {
 			return j, err

@@ -103,18 +103,7 @@ func (d *Disk) create(stage *fileio.Stage, info Info) (File, error) {
 }
 
 // Scratch makes a hidden file beside the output, where the disk has room.
-func (d *Disk) Scratch() (Scratch, error) {
-	stage, err := fileio.NewStage(d.path+".residuals", false)
-	if err != nil {
-		return nil, err
-	}
-	f, err := stage.Create("", 0)
-	if err != nil {
-		stage.Abort()
-		return nil, err
-	}
-	return &diskScratch{f, stage}, nil
-}
+func (d *Disk) Scratch() (Scratch, error) { return ScratchBeside(d.path) }
 
 // stages returns the stages of all files, in the order in which they appear.
 func (d *Disk) stages() []*fileio.Stage {
@@ -184,16 +173,4 @@ func (f *diskFile) Close() error {
 	delete(f.disk.open, f)
 	f.disk.lock.Unlock()
 	return fileio.Close(f.file)
-}
-
-// diskScratch is a file that is never committed.
-type diskScratch struct {
-	*fileio.File
-	stage *fileio.Stage
-}
-
-func (s *diskScratch) Close() error {
-	err := s.File.Close()
-	s.stage.Abort()
-	return err
 }

@@ -3,6 +3,7 @@ package output
 import (
 	"fmt"
 	"io"
+	"path/filepath"
 
 	"github.com/loratool/loratool/internal/fileio"
 )
@@ -30,6 +31,34 @@ func NewScratch(out Output) (Scratch, error) {
 		return s.Scratch()
 	}
 	return new(memoryFile), nil
+}
+
+// ScratchBeside returns scratch space in a hidden file beside path, the future place of an output.
+// Only the user can read it. The next output in the same directory removes the file of a killed
+// process.
+func ScratchBeside(path string) (Scratch, error) {
+	stage, err := fileio.NewStage(filepath.Clean(path)+".scratch", false)
+	if err != nil {
+		return nil, err
+	}
+	f, err := stage.CreateLike("", 0, fileio.Like{Mode: 0o600})
+	if err != nil {
+		stage.Abort()
+		return nil, err
+	}
+	return &diskScratch{f, stage}, nil
+}
+
+// diskScratch is a file that is never committed.
+type diskScratch struct {
+	*fileio.File
+	stage *fileio.Stage
+}
+
+func (s *diskScratch) Close() error {
+	err := s.File.Close()
+	s.stage.Abort()
+	return err
 }
 
 // tempScratch is scratch space without an output.
