@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/loratool/loratool/format/checkpoint"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/testkit"
 	"github.com/loratool/loratool/merge"
@@ -117,15 +118,15 @@ func (m memory) load(t *testing.T, root string) (name string) {
 }
 
 // fromDisk opens a base by its path.
-func fromDisk(t *testing.T, path string) (*merge.Base, error) {
-	return merge.OpenBase(t.Context(), path)
+func fromDisk(t *testing.T, path string) (*checkpoint.Checkpoint, error) {
+	return checkpoint.Open(t.Context(), path)
 }
 
 // fromMemory opens a base that was read into memory.
-func fromMemory(t *testing.T, path string) (*merge.Base, error) {
+func fromMemory(t *testing.T, path string) (*checkpoint.Checkpoint, error) {
 	m := make(memory)
 	name := m.load(t, path)
-	return merge.OpenBaseFS(t.Context(), m, name)
+	return checkpoint.OpenFS(t.Context(), m, name)
 }
 
 // eachBase is eachFixture with every base on disk, and again in memory.
@@ -149,17 +150,17 @@ func TestBaseServesSeveralPlans(t *testing.T) {
 	}
 	p, err := merge.Open(t.Context(), m.base, m.adapters, merge.Options{})
 	want := testkit.Hash(t, run(t, p, err))
-	memory, err := merge.OpenBaseReader(t.Context(), "pair", bytes.NewReader(content), int64(len(content)))
+	memory, err := checkpoint.OpenReader(t.Context(), "pair", bytes.NewReader(content), int64(len(content)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	disk, err := merge.OpenBase(t.Context(), m.base)
+	disk, err := checkpoint.Open(t.Context(), m.base)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for source, base := range map[string]*merge.Base{"memory": memory, "disk": disk} {
+	for source, base := range map[string]*checkpoint.Checkpoint{"memory": memory, "disk": disk} {
 		for range 2 {
-			p, err := base.Merge(t.Context(), m.adapters, merge.Options{})
+			p, err := merge.New(t.Context(), base, m.adapters, merge.Options{})
 			if got := testkit.Hash(t, run(t, p, err)); got != want {
 				t.Errorf("merged from %s: %s, want %s", source, got, want)
 			}

@@ -94,7 +94,7 @@ func (c fixture) mergeToMemory(t *testing.T, adapters []merge.Adapter) map[strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := base.Merge(context.Background(), adapters, c.with(merge.Options{}))
+	p, err := merge.New(context.Background(), base, adapters, c.with(merge.Options{}))
 	if err != nil {
 		t.Fatal(err)
 	}

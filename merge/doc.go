@@ -10,7 +10,8 @@
 //	report, err := plan.Run(ctx, "merged")
 //
 // [OpenUnmerge] and [OpenSwap] take the undo record that Options.UndoFile wrote, and restore the
-// earlier checkpoint byte for byte. [OpenBaseFS] and [Plan.RunTo] work without a file system.
+// earlier checkpoint byte for byte. [New], [NewUnmerge] and [NewSwap] take a checkpoint that
+// package checkpoint has opened, also without a file system, and [Plan.RunTo] writes without one.
 //
 // A plan reads headers only. Planning fails, before anything is written, if a tensor of an adapter
 // is left over, does not fit, or needs a feature that this version lacks. [Plan.Run] then copies

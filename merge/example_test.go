@@ -11,6 +11,7 @@ import (
 	"testing/fstest"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/checkpoint"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/format/output"
@@ -69,13 +70,13 @@ func ExamplePlan_RunTo() {
 		log.Fatal(err)
 	}
 	defer adapter.Close()
-	base, err := merge.OpenBaseFS(ctx, files, "base")
+	base, err := checkpoint.OpenFS(ctx, files, "base")
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer base.Close()
 	adapters := []merge.Adapter{{Source: adapter, Name: "built here", Weight: 1}}
-	plan, err := base.Merge(ctx, adapters, merge.Options{})
+	plan, err := merge.New(ctx, base, adapters, merge.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -10,13 +10,14 @@ import (
 	"sync/atomic"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/checkpoint"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/merge"
 )
 
 // mergeDemo merges the adapter of the demo in memory, and returns the result and its undo record.
-func mergeDemo(ctx context.Context, src format.Source) (*merge.Base, *merge.Record) {
+func mergeDemo(ctx context.Context, src format.Source) (*checkpoint.Checkpoint, *merge.Record) {
 	var record bytes.Buffer
 	adapters := []merge.Adapter{{Source: src, Name: "go", Weight: 1}}
 	plan, err := merge.Open(ctx, "../testdata/demo/base", adapters, merge.Options{Undo: &record})
@@ -28,7 +29,7 @@ func mergeDemo(ctx context.Context, src format.Source) (*merge.Base, *merge.Reco
 	if _, err := plan.RunTo(ctx, &out); err != nil {
 		log.Fatal(err)
 	}
-	merged, err := merge.OpenBaseFS(ctx, out.FS(), ".")
+	merged, err := checkpoint.OpenFS(ctx, out.FS(), ".")
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -58,7 +59,7 @@ func ExampleOpenRecord() {
 	merged, undo := mergeDemo(ctx, src)
 	defer merged.Close()
 
-	plan, err := merged.Unmerge(ctx, merge.Removal{
+	plan, err := merge.NewUnmerge(ctx, merged, merge.Removal{
 		Adapters: []merge.Adapter{{Source: src, Name: "go", Weight: math.NaN()}},
 		Records:  []*merge.Record{undo},
 	}, merge.Options{})
@@ -81,7 +82,7 @@ func ExampleOpenRecord() {
 }
 
 // Swap one adapter for another in one pass: here the same one at half its weight.
-func ExampleBase_Swap() {
+func ExampleNewSwap() {
 	ctx := context.Background()
 	src := openAdapter(ctx)
 	defer src.Close()
@@ -93,7 +94,7 @@ func ExampleBase_Swap() {
 		Records:  []*merge.Record{undo},
 	}
 	add := []merge.Adapter{{Source: src, Name: "go", Weight: 0.5}}
-	plan, err := merged.Swap(ctx, remove, add, merge.Options{})
+	plan, err := merge.NewSwap(ctx, merged, remove, add, merge.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -102,7 +103,7 @@ func ExampleBase_Swap() {
 	if _, err := plan.RunTo(ctx, &out); err != nil {
 		log.Fatal(err)
 	}
-	swapped, err := merge.OpenBaseFS(ctx, out.FS(), ".")
+	swapped, err := checkpoint.OpenFS(ctx, out.FS(), ".")
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -5,15 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"maps"
 	"math"
 	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/format"
-	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/format/checkpoint"
+	inner "github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/undo"
@@ -25,91 +24,74 @@ import (
 // takes its own. Wrong input is an error that wraps a kind of package format; an adapter without a
 // Source and an unknown Reading are errors without a kind.
 func Open(ctx context.Context, path string, adapters []Adapter, options Options) (*Plan, error) {
-	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Merge(ctx, adapters, options) })
+	return openPlan(ctx, path, func(b *checkpoint.Checkpoint) (*Plan, error) {
+		return New(ctx, b, adapters, options)
+	})
 }
 
 // OpenUnmerge plans to remove adapters from the merged checkpoint at path. With undo records the
 // result is the earlier checkpoint byte for byte, headers included, and digests prove it.
 func OpenUnmerge(ctx context.Context, path string, remove Removal, options Options) (*Plan, error) {
-	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Unmerge(ctx, remove, options) })
+	return openPlan(ctx, path, func(b *checkpoint.Checkpoint) (*Plan, error) {
+		return NewUnmerge(ctx, b, remove, options)
+	})
 }
 
 // OpenSwap plans to remove adapters from the merged checkpoint at path and to merge others in the
 // same pass. The result equals a merge of add into the checkpoint before the removed merges. To
 // keep an adapter that a record covers, name it in both remove and add.
 func OpenSwap(ctx context.Context, path string, remove Removal, add []Adapter, options Options) (*Plan, error) {
-	return openPlan(ctx, path, func(b *Base) (*Plan, error) { return b.Swap(ctx, remove, add, options) })
+	return openPlan(ctx, path, func(b *checkpoint.Checkpoint) (*Plan, error) {
+		return NewSwap(ctx, b, remove, add, options)
+	})
 }
 
-// Base is an open checkpoint, merged or not. Only headers and configurations have been read.
-// Several plans may share it. The caller closes it after they have run.
-type Base struct{ checkpoint *checkpoint.Checkpoint }
-
-// OpenBase opens the checkpoint at path: a safetensors file, or a directory with one safetensors
-// file or with shards and their index. ctx bounds only this call. Errors wrap a kind of package
-// format, or are I/O errors.
-func OpenBase(ctx context.Context, path string) (*Base, error) {
-	return newBase(checkpoint.Open(ctx, path))
+// New is Open for an open base, which several plans may share. The caller closes it after they have
+// run.
+func New(
+	ctx context.Context, base *checkpoint.Checkpoint, adapters []Adapter, options Options,
+) (*Plan, error) {
+	return newPlan(ctx, opened(base), removal{}, adapters, options)
 }
 
-// OpenBaseFS opens a file or directory of an fs.FS; "." is its root. Files that implement
-// io.ReaderAt are read by position, from several goroutines. All other files are read into memory.
-func OpenBaseFS(ctx context.Context, files fs.FS, name string) (*Base, error) {
-	return newBase(checkpoint.OpenFS(ctx, files, name))
+// NewUnmerge is OpenUnmerge for an open checkpoint, which the caller closes after the plan has run.
+func NewUnmerge(
+	ctx context.Context, merged *checkpoint.Checkpoint, remove Removal, options Options,
+) (*Plan, error) {
+	return planRemoval(ctx, opened(merged), remove, nil, options)
 }
 
-// OpenBaseReader opens a single safetensors file of size bytes, such as one in memory. Messages
-// call it name. The base reads r by position, from several goroutines, until Close; it does not
-// close r.
-func OpenBaseReader(ctx context.Context, name string, r io.ReaderAt, size int64) (*Base, error) {
-	return newBase(checkpoint.New(ctx, name, r, size))
-}
-
-func newBase(c *checkpoint.Checkpoint, err error) (*Base, error) {
-	if err != nil {
-		return nil, err
-	}
-	return &Base{c}, nil
-}
-
-// Close closes the files of the base.
-func (b *Base) Close() error { return b.checkpoint.Close() }
-
-// History lists the merges that the stamps of the base record; see the function History.
-func (b *Base) History() []Merged { return historyOf(b.checkpoint) }
-
-// Merge plans a merge into the open base; see Open.
-func (b *Base) Merge(ctx context.Context, adapters []Adapter, options Options) (*Plan, error) {
-	return newPlan(ctx, b.checkpoint, removal{}, adapters, options)
-}
-
-// Unmerge plans to remove adapters from the open checkpoint; see OpenUnmerge.
-func (b *Base) Unmerge(ctx context.Context, remove Removal, options Options) (*Plan, error) {
-	return b.remove(ctx, remove, nil, options)
-}
-
-// Swap plans to replace adapters of the open checkpoint; see OpenSwap.
-func (b *Base) Swap(ctx context.Context, remove Removal, add []Adapter, options Options) (*Plan, error) {
+// NewSwap is OpenSwap for an open checkpoint, which the caller closes after the plan has run.
+func NewSwap(
+	ctx context.Context, merged *checkpoint.Checkpoint, remove Removal, add []Adapter, options Options,
+) (*Plan, error) {
 	if len(add) == 0 {
 		return nil, fault.New(fault.Mismatch, "no adapter to merge: a swap needs at least one new adapter")
 	}
 	if remove.Approximate {
 		return nil, fault.New(fault.Unsupported, "a swap needs the undo record: subtracting restores the base only approximately, and every later merge would inherit the error")
 	}
-	return b.remove(ctx, remove, add, options)
+	return planRemoval(ctx, opened(merged), remove, add, options)
 }
 
-func (b *Base) remove(ctx context.Context, remove Removal, add []Adapter, options Options) (*Plan, error) {
-	removed, err := findRemoval(ctx, b.checkpoint, remove)
+func opened(c *checkpoint.Checkpoint) *inner.Checkpoint { return (*inner.Handle)(c).Checkpoint() }
+
+// planRemoval plans to remove adapters and then to merge others, if there are any.
+func planRemoval(
+	ctx context.Context, merged *inner.Checkpoint, remove Removal, add []Adapter, options Options,
+) (*Plan, error) {
+	removed, err := findRemoval(ctx, merged, remove)
 	if err != nil {
 		return nil, err
 	}
-	return newPlan(ctx, b.checkpoint, removed, add, options)
+	return newPlan(ctx, merged, removed, add, options)
 }
 
-// openPlan opens the base at path for one plan, which closes it.
-func openPlan(ctx context.Context, path string, plan func(*Base) (*Plan, error)) (*Plan, error) {
-	b, err := OpenBase(ctx, path)
+// openPlan opens the checkpoint at path for one plan, which closes it.
+func openPlan(
+	ctx context.Context, path string, plan func(*checkpoint.Checkpoint) (*Plan, error),
+) (*Plan, error) {
+	b, err := checkpoint.Open(ctx, path)
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +104,9 @@ func openPlan(ctx context.Context, path string, plan func(*Base) (*Plan, error))
 }
 
 // newPlan plans the removals and then the merge.
-func newPlan(ctx context.Context, base *checkpoint.Checkpoint, removed removal, adapters []Adapter, options Options) (*Plan, error) {
+func newPlan(
+	ctx context.Context, base *inner.Checkpoint, removed removal, adapters []Adapter, options Options,
+) (*Plan, error) {
 	p := &planner{
 		Plan:    &Plan{base: base, removed: removed, adapters: adapters, options: options, warnings: removed.notes},
 		targets: make(map[string]*target),
@@ -234,8 +218,8 @@ func (p *planner) describeBase() error {
 			b.Tensors[t.Name] = resolve.Tensor{DType: t.DType, Shape: t.Shape}
 		}
 	}
-	if p.base.IsDir && slices.Contains(p.base.Side, checkpoint.ConfigName) {
-		text, err := p.base.Dir.Read(checkpoint.ConfigName, checkpoint.MaxJSONBytes)
+	if p.base.IsDir && slices.Contains(p.base.Side, inner.ConfigName) {
+		text, err := p.base.Dir.Read(inner.ConfigName, inner.MaxJSONBytes)
 		if err != nil {
 			return err
 		}
@@ -414,10 +398,10 @@ func (p *planner) layOut(before []restored) error {
 }
 
 // stamp returns the stamp of this merge.
-func (p *planner) stamp() checkpoint.Stamp {
-	s := checkpoint.Stamp{Tool: p.options.Tool}
+func (p *planner) stamp() inner.Stamp {
+	s := inner.Stamp{Tool: p.options.Tool}
 	for i, a := range p.adapters {
-		s.Adapters = append(s.Adapters, checkpoint.StampAdapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
+		s.Adapters = append(s.Adapters, inner.StampAdapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.shaped.Added)) {
 		if p.shaped.Added[name] == nil {

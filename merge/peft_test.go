@@ -10,9 +10,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/loratool/loratool/format/checkpoint"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
-	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/merge"
 )
@@ -36,7 +36,7 @@ type fixture struct {
 		RecomputeResidual bool
 	} `json:"options"`
 
-	from func(t *testing.T, path string) (*merge.Base, error) // opens the base; nil means fromDisk
+	from func(t *testing.T, path string) (*checkpoint.Checkpoint, error) // opens the base; nil means fromDisk
 }
 
 // eachFixture runs f on every case of a kind and fails for fewer than atLeast.
@@ -83,11 +83,11 @@ func (c fixture) open(t *testing.T, dir string, options merge.Options) (*merge.P
 	if err != nil {
 		return nil, err
 	}
-	return base.Merge(context.Background(), adapters, options)
+	return merge.New(context.Background(), base, adapters, options)
 }
 
 // openBase opens the case's base until the test ends.
-func (c fixture) openBase(t *testing.T) (*merge.Base, error) {
+func (c fixture) openBase(t *testing.T) (*checkpoint.Checkpoint, error) {
 	open := c.from
 	if open == nil {
 		open = fromDisk
@@ -206,30 +206,4 @@ func TestRefusalsNameTheirCause(t *testing.T) {
 			t.Errorf("%q was left behind", left[0].Name())
 		}
 	})
-}
-
-func openCheckpoint(t *testing.T, path string) *checkpoint.Checkpoint {
-	t.Helper()
-	c, err := checkpoint.Open(t.Context(), path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
-}
-
-func read(t *testing.T, c *checkpoint.Checkpoint, name string) []byte {
-	t.Helper()
-	ref, ok := c.Lookup(name)
-	if !ok {
-		t.Fatalf("no tensor %q", name)
-	}
-	b := make([]byte, ref.Tensor.NBytes)
-	if len(b) == 0 {
-		return b
-	}
-	if err := ref.Tensor.ReadAt(t.Context(), b, 0); err != nil {
-		t.Fatal(err)
-	}
-	return b
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/checkpoint"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
@@ -84,7 +85,7 @@ func TestTheSameAdapterTwiceIsRefused(t *testing.T) {
 // TestFeaturesComeBeforeTheBase: a feature that this version lacks is the first thing to say, even
 // if another adapter of the merge was made for another base. No other base would help.
 func TestFeaturesComeBeforeTheBase(t *testing.T) {
-	base, err := merge.OpenBaseFS(t.Context(), memory{"b.safetensors": testkit.Encode(nil,
+	base, err := checkpoint.OpenFS(t.Context(), memory{"b.safetensors": testkit.Encode(nil,
 		testkit.Values("q.weight", dtype.BF16, []uint64{2, 2}, 1, 2, 3, 4))}, "b.safetensors")
 	if err != nil {
 		t.Fatal(err)
@@ -105,11 +106,11 @@ func TestFeaturesComeBeforeTheBase(t *testing.T) {
 	})
 	routed := made("routed", func(b *format.Builder) { b.Require(format.FeatureArrow, "arrow_config") })
 
-	_, err = base.Merge(t.Context(), []merge.Adapter{other}, merge.Options{})
+	_, err = merge.New(t.Context(), base, []merge.Adapter{other}, merge.Options{})
 	if !errors.Is(err, fault.Mismatch) {
 		t.Errorf("an adapter for another base: %v, want a mismatch", err)
 	}
-	_, err = base.Merge(t.Context(), []merge.Adapter{other, routed}, merge.Options{})
+	_, err = merge.New(t.Context(), base, []merge.Adapter{other, routed}, merge.Options{})
 	if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "routed per token") {
 		t.Errorf("and one that is routed per token: %v, want the reason of its feature", err)
 	}

@@ -119,3 +119,29 @@ func mergeOne(t *testing.T, base, adapter, out string) error {
 	_, err = plan.Run(context.Background(), out)
 	return err
 }
+
+func openCheckpoint(t *testing.T, path string) *checkpoint.Checkpoint {
+	t.Helper()
+	c, err := checkpoint.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func read(t *testing.T, c *checkpoint.Checkpoint, name string) []byte {
+	t.Helper()
+	ref, ok := c.Lookup(name)
+	if !ok {
+		t.Fatalf("no tensor %q", name)
+	}
+	b := make([]byte, ref.Tensor.NBytes)
+	if len(b) == 0 {
+		return b
+	}
+	if err := ref.Tensor.ReadAt(t.Context(), b, 0); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}

@@ -209,7 +209,7 @@ func (r *removal) findByStamp(base *checkpoint.Checkpoint, given []Adapter, ids 
 		latest = &history[at]
 	}
 	if latest == nil && stamped {
-		return fault.New(fault.Mismatch, "the checkpoint's stamps do not list %s", fault.Quote(given[0].Name)).WithHint("merge.History shows it")
+		return fault.New(fault.Mismatch, "the checkpoint's stamps do not list %s", fault.Quote(given[0].Name)).WithHint("Checkpoint.History shows what they list")
 	}
 	for i, a := range given {
 		weight := a.Weight

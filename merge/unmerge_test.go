@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/loratool/loratool/format/checkpoint"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
@@ -64,13 +65,14 @@ func TestApproximateTakesOutTheLatestMergeAlone(t *testing.T) {
 }
 
 // history returns the stamps of a checkpoint.
-func history(t *testing.T, path string) []merge.Merged {
+func history(t *testing.T, path string) []checkpoint.Merged {
 	t.Helper()
-	h, err := merge.History(t.Context(), path)
+	c, err := checkpoint.Open(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return h
+	defer c.Close()
+	return c.History()
 }
 
 // TestHistoryHasGaps: stamps after a missing number count, and the next merge continues after them.

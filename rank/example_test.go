@@ -9,6 +9,7 @@ import (
 	"math"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/checkpoint"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/format/output"
@@ -17,7 +18,7 @@ import (
 )
 
 // checkpointOf opens a checkpoint in memory with one 2×2 weight.
-func checkpointOf(ctx context.Context, w ...float32) *rank.Checkpoint {
+func checkpointOf(ctx context.Context, w ...float32) *checkpoint.Checkpoint {
 	data, err := binary.Append(nil, binary.LittleEndian, w)
 	if err != nil {
 		log.Fatal(err)
@@ -30,7 +31,7 @@ func checkpointOf(ctx context.Context, w ...float32) *rank.Checkpoint {
 		log.Fatal(err)
 	}
 	r := bytes.NewReader(file.Bytes())
-	c, err := rank.OpenCheckpointReader(ctx, "model.safetensors", r, r.Size())
+	c, err := checkpoint.OpenReader(ctx, "model.safetensors", r, r.Size())
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -4,13 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sort"
 	"strings"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/checkpoint"
 	"github.com/loratool/loratool/format/dtype"
-	"github.com/loratool/loratool/internal/checkpoint"
+	inner "github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
 )
@@ -33,11 +35,11 @@ func OpenExtraction(ctx context.Context, basePath, tunedPath string, o ExtractOp
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	base, err := OpenCheckpoint(ctx, basePath)
+	base, err := checkpoint.Open(ctx, basePath)
 	if err != nil {
 		return nil, err
 	}
-	tuned, err := OpenCheckpoint(ctx, tunedPath)
+	tuned, err := checkpoint.Open(ctx, tunedPath)
 	if err != nil {
 		return nil, errors.Join(err, base.Close())
 	}
@@ -45,17 +47,19 @@ func OpenExtraction(ctx context.Context, basePath, tunedPath string, o ExtractOp
 	if err != nil {
 		return nil, errors.Join(err, base.Close(), tuned.Close())
 	}
-	e.own = []*Checkpoint{base, tuned}
+	e.own = []io.Closer{base, tuned}
 	return e, nil
 }
 
 // NewExtraction is OpenExtraction for open checkpoints, and refuses the same options. The caller
 // closes the checkpoints after the extraction has run.
-func NewExtraction(base, tuned *Checkpoint, o ExtractOptions) (*Extraction, error) {
+func NewExtraction(base, tuned *checkpoint.Checkpoint, o ExtractOptions) (*Extraction, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	e := &Extraction{base: base.checkpoint, tuned: tuned.checkpoint, options: o, others: make(map[string]located)}
+	e := &Extraction{
+		base: opened(base), tuned: opened(tuned), options: o, others: make(map[string]located),
+	}
 	if e.options.DType == dtype.Invalid {
 		e.options.DType = dtype.F32
 	}
@@ -65,9 +69,11 @@ func NewExtraction(base, tuned *Checkpoint, o ExtractOptions) (*Extraction, erro
 	return e, nil
 }
 
+func opened(c *checkpoint.Checkpoint) *inner.Checkpoint { return (*inner.Handle)(c).Checkpoint() }
+
 // plan pairs the tensors by name.
 func (e *Extraction) plan() error {
-	for _, c := range []*checkpoint.Checkpoint{e.base, e.tuned} {
+	for _, c := range []*inner.Checkpoint{e.base, e.tuned} {
 		if q := c.Config.QuantizationMethod; q != "" {
 			return fault.New(fault.Unsupported, "the checkpoint is quantised (config.json says %s)", q).In(c.Path).
 				WithHint("extract from checkpoints in F32, F16 or BF16")
@@ -110,7 +116,7 @@ func (e *Extraction) plan() error {
 
 // refuseAdapter is the error for an adapter in place of a checkpoint. A whole model can have the
 // prefix of PEFT's keys too, but most of its tensors are among the common ones.
-func refuseAdapter(common int, checkpoints ...*checkpoint.Checkpoint) error {
+func refuseAdapter(common int, checkpoints ...*inner.Checkpoint) error {
 	for _, c := range checkpoints {
 		names := c.Names()
 		if 2*common < len(names) && naming.AreOfAdapter(names) {

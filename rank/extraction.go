@@ -3,6 +3,7 @@ package rank
 import (
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"slices"
 
@@ -48,7 +49,7 @@ type ExtractOptions struct {
 // only.
 type Extraction struct {
 	base, tuned *checkpoint.Checkpoint
-	own         []*Checkpoint // closed with the extraction
+	own         []io.Closer // closed with the extraction
 	options     ExtractOptions
 	pairs       []pair // in both, with equal shapes and float dtypes
 	skipped     []Skipped

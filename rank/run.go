@@ -16,7 +16,7 @@ import (
 // it after storing the adapter. Memory is about three times the largest tensor in float32.
 func (e *Extraction) Run(ctx context.Context) (format.Source, *ExtractReport, error) {
 	r := &extracting{Extraction: e, report: &ExtractReport{Warnings: append([]string{}, e.warnings...), Layers: []ExtractedLayer{}, Beside: []BesideReport{}, Skipped: append([]Skipped{}, e.skipped...)}}
-	spool, err := newSpool(&e.options)
+	spool, err := newSpool(e.options.Path, e.options.Output)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -19,15 +19,15 @@ type spool struct {
 	size     int64
 }
 
-// newSpool creates a spool beside the adapter, so that factors wait on the disk that the user
-// chose, or in a temporary file if the options say nothing about the adapter.
-func newSpool(o *ExtractOptions) (*spool, error) {
+// newSpool creates a spool beside the adapter's path or in the scratch space of its output, so that
+// factors wait on the disk that the user chose. With neither it is in a temporary file.
+func newSpool(path string, out output.Output) (*spool, error) {
 	var f output.Scratch
 	var err error
-	if o.Path != "" {
-		f, err = output.ScratchBeside(o.Path)
+	if path != "" {
+		f, err = output.ScratchBeside(path)
 	} else {
-		f, err = output.NewScratch(o.Output)
+		f, err = output.NewScratch(out)
 	}
 	if err != nil {
 		return nil, err

@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/checkpoint"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/format/output"
@@ -211,12 +212,12 @@ func (o *outside) merge(
 		}
 	}()
 	var done, all atomic.Int64
-	base, err := merge.OpenBaseFS(ctx, o.files, "testdata/demo/base")
+	base, err := checkpoint.OpenFS(ctx, o.files, "testdata/demo/base")
 	if err != nil {
 		return nil, err
 	}
 	defer base.Close()
-	plan, err := base.Merge(ctx, adapters, merge.Options{
+	plan, err := merge.New(ctx, base, adapters, merge.Options{
 		Workers: 2, BlockBytes: 1 << 14, // with a larger block this base would be one block
 		Progress: func(n int64) { progress(done.Add(n), all.Load()) },
 	})
@@ -262,7 +263,7 @@ func (o *outside) checkMerged(ctx context.Context, files map[string][]byte) erro
 	if bytes.Equal(weights, before) {
 		return errors.New("the merged weights are those of the base")
 	}
-	base, err := merge.OpenBaseReader(
+	base, err := checkpoint.OpenReader(
 		ctx, "merged.safetensors", bytes.NewReader(weights), int64(len(weights)))
 	if err != nil {
 		return err
@@ -273,13 +274,13 @@ func (o *outside) checkMerged(ctx context.Context, files map[string][]byte) erro
 // extract extracts the two adapters, of rank 8 and 1, from the merged weights as one of rank 9,
 // into an output of this program.
 func (o *outside) extract(ctx context.Context, weights []byte) error {
-	base, err := rank.OpenCheckpointFS(ctx, o.files, "testdata/demo/base")
+	base, err := checkpoint.OpenFS(ctx, o.files, "testdata/demo/base")
 	if err != nil {
 		return err
 	}
 	defer base.Close()
 	r := bytes.NewReader(weights)
-	tuned, err := rank.OpenCheckpointReader(ctx, "merged.safetensors", r, r.Size())
+	tuned, err := checkpoint.OpenReader(ctx, "merged.safetensors", r, r.Size())
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import "regexp"
 // library names.
 var flagOf = map[string]string{
 	"Adapter.Weight=NaN":             "leave --weight out",
+	"Checkpoint.History":             "loratool inspect",
 	"ExtractOptions.Budget":          "--budget",
 	"ExtractOptions.DType":           "--dtype",
 	"ExtractOptions.Exclude":         "--exclude",
@@ -31,7 +32,6 @@ var flagOf = map[string]string{
 	"Removal.Records":                "--undo-file",
 	"convert.Create":                 "loratool convert",
 	"convert.RestoreTo":              "loratool restore",
-	"merge.History":                  "loratool inspect",
 	"merge.OpenUnmerge":              "loratool unmerge",
 	"rank.MaxError":                  "--max-error",
 	"rank.OpenExtraction":            "loratool extract",
@@ -39,7 +39,7 @@ var flagOf = map[string]string{
 
 // optionWord matches an option or a function in a text of the library: its name, and where an
 // option has a value, the equals sign before it. NaN is part of the word, as no flag takes it.
-var optionWord = regexp.MustCompile(`(\bset )?\b((?:[A-Za-z]*Options|Removal|Adapter|convert|merge|rank)\.[A-Z]\w*(?:=NaN)?)(=)?`)
+var optionWord = regexp.MustCompile(`(\bset )?\b((?:[A-Za-z]*Options|Removal|Adapter|Checkpoint|convert|merge|rank)\.[A-Z]\w*(?:=NaN)?)(=)?`)
 
 // flagsFor turns the options that a text of the library names into flags: "set Options.Tied=fold"
 // becomes "use --tied fold". Words without a row stay as they are.

@@ -26,7 +26,7 @@ func TestFlagsFor(t *testing.T) {
 		"Options.Tied=untie makes the head a tensor of its own":    "--tied untie makes the head a tensor of its own",
 		"set Options.Without=a.bin Options.Without=b.bin":          "use --without a.bin --without b.bin",
 		"set Adapter.Weight=NaN: the record knows it":              "leave --weight out: the record knows it",
-		"merge.History shows it":                                   "loratool inspect shows it",
+		"Checkpoint.History shows it":                              "loratool inspect shows it",
 		"MyOptions.AnyBase and Options.NoSuch":                     "MyOptions.AnyBase and Options.NoSuch",
 	} {
 		if got := flagsFor(text); got != want {

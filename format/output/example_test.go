@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/checkpoint"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/merge"
@@ -105,12 +106,12 @@ func ExampleMemory_FS() {
 		log.Fatal(err)
 	}
 
-	merged, err := merge.OpenBaseFS(ctx, out.FS(), ".")
+	merged, err := checkpoint.OpenFS(ctx, out.FS(), ".")
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer merged.Close()
-	_, err = merged.Merge(ctx, adapters, merge.Options{})
+	_, err = merge.New(ctx, merged, adapters, merge.Options{})
 	fmt.Println("merged before:", merged.History()[0].Adapters[0].Name)
 	fmt.Println("a second time:", errors.Is(err, format.ErrMismatch))
 	// Output:

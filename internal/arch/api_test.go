@@ -7,7 +7,8 @@ import (
 )
 
 // library lists the packages that other modules can import.
-var library = []string{"format", "format/dtype", "format/convert", "format/output", "format/safetensors", "merge", "rank"}
+var library = []string{"format", "format/checkpoint", "format/convert", "format/dtype", "format/output",
+	"format/safetensors", "merge", "rank"}
 
 // faces lists the internal types with a public name, and why they live in internal packages. The
 // comment on such a name lists the fields, which go doc does not show.

@@ -52,7 +52,8 @@ var arrows = map[string]map[string]string{
 		"internal/fault":       "errors of input",
 		"internal/safetensors": "the strict header check, and headers",
 	},
-	"format/output": {"internal/fileio": "outputs on a disk, which appear whole"},
+	"format/checkpoint": {"internal/checkpoint": "what it opens"},
+	"format/output":     {"internal/fileio": "outputs on a disk, which appear whole"},
 	"format/convert": {
 		"internal/card":        "the base that a model card names",
 		"format":               "adapters, its result",
@@ -69,6 +70,7 @@ var arrows = map[string]map[string]string{
 	"merge": {
 		"format":              "adapters",
 		"format/dtype":        "elements",
+		"format/checkpoint":   "the base's door",
 		"format/output":       "the output's door",
 		"internal/checkpoint": "the base",
 		"internal/fault":      "errors of input",
@@ -83,6 +85,7 @@ var arrows = map[string]map[string]string{
 	"rank": {
 		"format":              "adapters",
 		"format/dtype":        "elements",
+		"format/checkpoint":   "the base's door",
 		"format/output":       "where the factors of an extraction wait",
 		"internal/dense":      "factorizations of small matrices",
 		"internal/checkpoint": "base and fine-tune",
@@ -159,6 +162,7 @@ var never = []struct{ from, to, why string }{
 	{"format", "rank", "the model of an adapter does not know its uses"},
 	{"format/dtype", "format", "elements know no adapters"},
 	{"format/output", "format", "an output knows files, not their content"},
+	{"format/checkpoint", "format", "a checkpoint is no adapter"},
 	{"format/convert", "merge", "dialects know adapters, not merges"},
 	{"format/convert", "rank", "dialects know adapters, not ranks"},
 	{"internal/undo", "internal/kernel", "a record knows residuals, not predictions"},

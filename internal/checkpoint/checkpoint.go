@@ -39,6 +39,17 @@ type Checkpoint struct {
 	inputs fileio.Identities // of all files when the checkpoint was opened
 }
 
+// Handle is an open checkpoint without its parts. The public type in format/checkpoint is a Handle
+// under another name, so that merge and rank can convert it and find the checkpoint, while other
+// modules can only pass it on.
+type Handle struct{ checkpoint *Checkpoint }
+
+// NewHandle returns a handle of c.
+func NewHandle(c *Checkpoint) *Handle { return &Handle{c} }
+
+// Checkpoint returns the checkpoint behind the handle.
+func (h *Handle) Checkpoint() *Checkpoint { return h.checkpoint }
+
 // Open opens the checkpoint at path and follows symbolic links. The caller closes it.
 func Open(ctx context.Context, path string) (*Checkpoint, error) {
 	dir, file, err := fileio.LocateOnDisk(path)
