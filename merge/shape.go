@@ -16,6 +16,9 @@ func (p *planner) shape(adapters *resolve.Checked, allowed resolve.Shaping) erro
 	switch {
 	case p.removed.is():
 		return fault.New(fault.Unsupported, "removing an adapter cannot add, untie or grow tensors").WithHint("unmerge first, then merge")
+	case p.base.IsPipeline():
+		return fault.New(fault.Unsupported, "the base is a pipeline of several models, and this version adds, unties or grows tensors of a single model only").In(p.base.Path).
+			WithHint("merge into the directory of the one model, such as the text encoder's")
 	case (allowed.Untie || allowed.GrowVocabulary) && o.wantsRecord():
 		return fault.New(fault.Unsupported, "an undo record cannot hold an added head or a grown vocabulary, only values").WithHint("merge without Options.Undo, and keep the base")
 	}

@@ -1,5 +1,5 @@
-// Package checkpoint opens base models: a safetensors file, or a directory with one such file or
-// with shards and their index. Open reads only headers; Tensor.ReadAt reads data by position. View,
+// Package checkpoint opens base models: a safetensors file, or a directory with one such file, with
+// shards and their index, or with the models of a pipeline of diffusers. Open reads only headers; Tensor.ReadAt reads data by position. View,
 // Rename and Reshape show a checkpoint with other tensors without copying it.
 package checkpoint
 
@@ -35,8 +35,10 @@ type Checkpoint struct {
 	Beyond []string   // links among the files that leave the directory, except into the blobs of the hub's cache
 	Left   []string   // the other files that do not belong to it: weights in other formats, adapters, hidden files
 	Dir    fileio.Dir // where the files beside the weights are
-	refs   map[string]Ref
-	inputs fileio.Identities // of all files when the checkpoint was opened
+
+	pipeline bool // whether the directory holds several models, each in a folder
+	refs     map[string]Ref
+	inputs   fileio.Identities // of all files when the checkpoint was opened
 }
 
 // Handle is an open checkpoint without its parts. The public type in format/checkpoint is a Handle
@@ -77,7 +79,7 @@ func openAt(ctx context.Context, path string, dir fileio.Dir, file string, err e
 // New makes a checkpoint of a single open file, for example in memory. Closing the checkpoint does
 // not close data.
 func New(ctx context.Context, name string, data io.ReaderAt, size int64) (*Checkpoint, error) {
-	f, err := openFile(ctx, name, &fileio.Input{ReaderAt: data, Closer: io.NopCloser(nil), Path: name, Size: size})
+	f, err := openFile(ctx, name, "", &fileio.Input{ReaderAt: data, Closer: io.NopCloser(nil), Path: name, Size: size})
 	if err != nil {
 		return nil, err
 	}
@@ -94,23 +96,23 @@ func openSingle(ctx context.Context, path string, dir fileio.Dir, name string) (
 		return nil, fault.New(fault.Unsupported, "this is the index of a sharded checkpoint").In(path).WithHint("give the directory %s", dir.Path("."))
 	}
 	c := &Checkpoint{Path: path, Dir: dir}
-	return c.opened(ctx, []string{name}, nil)
+	return c.opened(ctx, []model{{shards: []string{name}}})
 }
 
 // openDirectory opens a directory. path is the user's name for it.
 func openDirectory(ctx context.Context, path string, dir fileio.Dir) (*Checkpoint, error) {
 	c := &Checkpoint{Path: path, IsDir: true, Dir: dir}
-	names, shardOf, err := c.findWeights()
+	models, err := c.findWeights()
 	if err != nil {
 		return nil, fault.InFile(err, path)
 	}
-	return c.opened(ctx, names, shardOf)
+	return c.opened(ctx, models)
 }
 
 // opened opens the weights and returns the checkpoint. On an error it closes everything it has
 // opened.
-func (c *Checkpoint) opened(ctx context.Context, names []string, shardOf map[string]string) (*Checkpoint, error) {
-	err := c.open(ctx, names, shardOf)
+func (c *Checkpoint) opened(ctx context.Context, models []model) (*Checkpoint, error) {
+	err := c.open(ctx, models)
 	if err == nil {
 		var shown *Checkpoint
 		if shown, err = decoded(ctx, c); err == nil {
@@ -138,24 +140,11 @@ func decoded(ctx context.Context, c *Checkpoint) (shown *Checkpoint, err error) 
 	return shown, nil
 }
 
-func (c *Checkpoint) open(ctx context.Context, names []string, shardOf map[string]string) (err error) {
-	for _, name := range names {
-		if err := ctx.Err(); err != nil {
+func (c *Checkpoint) open(ctx context.Context, models []model) (err error) {
+	for i := range models {
+		if err := c.openModel(ctx, &models[i]); err != nil {
 			return err
 		}
-		in, err := c.Dir.Open(path.Clean(name))
-		if errors.Is(err, fs.ErrNotExist) && shardOf != nil {
-			err = fault.New(fault.Truncated, "the index names the shard %s, which does not exist", name).In(c.Path).
-				WithHint("the checkpoint was not downloaded completely; fetch the missing shard")
-		}
-		if err != nil {
-			return err
-		}
-		f, err := openFile(ctx, name, in)
-		if err != nil {
-			return err
-		}
-		c.Files, c.inputs = append(c.Files, f), append(c.inputs, in.Identity)
 	}
 	if err := c.identifySide(); err != nil {
 		return err
@@ -166,18 +155,48 @@ func (c *Checkpoint) open(ctx context.Context, names []string, shardOf map[strin
 	if err := c.indexTensors(); err != nil {
 		return err
 	}
-	return c.checkIndex(shardOf)
+	for i := range models {
+		if err := c.checkIndex(&models[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// openFile reads the header of an open file. On an error it closes the file.
-func openFile(ctx context.Context, name string, in *fileio.Input) (*File, error) {
+// openModel opens the files of one model.
+func (c *Checkpoint) openModel(ctx context.Context, m *model) error {
+	for _, shard := range m.shards {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		name := m.folder + shard
+		in, err := c.Dir.Open(path.Clean(name))
+		if errors.Is(err, fs.ErrNotExist) && m.shardOf != nil {
+			err = fault.New(fault.Truncated, "the index names the shard %s, which does not exist", shard).In(c.Path).
+				WithHint("the checkpoint was not downloaded completely; fetch the missing shard")
+		}
+		if err != nil {
+			return err
+		}
+		f, err := openFile(ctx, name, m.prefix(), in)
+		if err != nil {
+			return err
+		}
+		c.Files, c.inputs = append(c.Files, f), append(c.inputs, in.Identity)
+	}
+	return nil
+}
+
+// openFile reads the header of an open file, and puts prefix in front of the names of its tensors.
+// On an error it closes the file.
+func openFile(ctx context.Context, name, prefix string, in *fileio.Input) (*File, error) {
 	h, err := safetensors.Read(ctx, in, in.Size)
 	if err != nil {
 		err = cmp.Or(pickled(in), err)
 		in.Close()
 		return nil, fault.InFile(err, in.Path)
 	}
-	return newFile(h, &File{Name: name, Path: in.Path, Size: in.Size, data: stored{in.ReaderAt}, close: in.Close}), nil
+	return newFile(h, &File{Name: name, Path: in.Path, prefix: prefix, Size: in.Size, data: stored{in.ReaderAt}, close: in.Close}), nil
 }
 
 // Unchanged returns an error if any file of the checkpoint has changed since it was opened.

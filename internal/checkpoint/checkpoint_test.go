@@ -262,7 +262,7 @@ func TestBrokenCheckpointsAreRefused(t *testing.T) {
 		{"an adapter", map[string][]byte{"adapter_config.json": []byte("{}"), "adapter_model.safetensors": weights("a")}, fault.Unsupported, "neither", "this is an adapter"},
 		{"pickles", map[string][]byte{"config.json": []byte("{}"), "pytorch_model.bin": []byte("PK")}, fault.Unsupported, "neither", "pickles (pytorch_model.bin)"},
 		{"sharded pickles", map[string][]byte{"pytorch_model-00001-of-00002.bin": []byte("PK"), "pytorch_model.bin.index.json": []byte("{}")}, fault.Unsupported, "neither", "pickles"},
-		{"a pipeline of diffusers", map[string][]byte{"model_index.json": []byte("{}"), "transformer/diffusion_pytorch_model.safetensors": weights("a")}, fault.Unsupported, "neither", "diffusers pipeline"},
+		{"a pipeline of pickles", map[string][]byte{"model_index.json": []byte("{}"), "unet/diffusion_pytorch_model.bin": []byte("PK")}, fault.Unsupported, "neither", "pipeline of diffusers"},
 		{"weights of another name", map[string][]byte{"consolidated.safetensors": weights("a")}, fault.Unsupported, "neither", "such as consolidated.safetensors"},
 		{"an adapter further down", map[string][]byte{"inner/adapter_config.json": []byte("{}"), "inner/adapter_model.safetensors": weights("a")},
 			fault.Unsupported, "neither", "it holds an adapter, in inner"},

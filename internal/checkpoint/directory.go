@@ -23,55 +23,103 @@ var weightFiles = []string{
 	"model.fp16.safetensors",
 }
 
-// findWeights returns the names of the directory's weight files and, from an index, the shard of
-// each tensor. It sorts the other files into Side and Left.
-func (c *Checkpoint) findWeights() (shards []string, shardOf map[string]string, err error) {
+// model says which files of a directory hold the weights of one model.
+type model struct {
+	folder  string            // within the directory, with a slash at its end; "" for the directory itself
+	list    string            // the only file, or the index of the shards
+	shards  []string          // the files, relative to the folder
+	shardOf map[string]string // the shard of each tensor, from an index; nil without one
+}
+
+// findWeights finds the directory's weight files: those of one model, or of the components of a
+// pipeline. It sorts the other files into Side and Left.
+func (c *Checkpoint) findWeights() ([]model, error) {
 	all, links, err := listFiles(c.Dir)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	have := make(map[string]bool, len(all))
 	for _, name := range all {
 		have[name] = true
 	}
-	var found []string
-	for _, name := range weightFiles {
-		single, index := have[name], have[name+".index.json"]
-		if single && index {
-			return nil, nil, fault.New(fault.Mismatch, "the directory holds both %s and %s.index.json", name, name).
-				WithHint("move one of them out of the directory, or give the path of the file to use")
-		}
-		if single {
-			found, shards = append(found, name), []string{name}
-		}
-		if index {
-			found = append(found, name+".index.json")
-			if shards, shardOf, err = readIndex(c.Dir, name+".index.json"); err != nil {
-				return nil, nil, err
-			}
-		}
+	models, err := c.findComponents(have)
+	if err == nil && models == nil {
+		models, err = c.findModel(have)
 	}
 	switch {
-	case len(found) > 1:
-		return nil, nil, fault.New(fault.Mismatch, "the directory holds %s; it is not clear which one to use", strings.Join(found, " and ")).WithHint("give the path of the file to use")
-	case len(found) == 0:
-		return nil, nil, noWeights(all)
+	case err != nil:
+		return nil, err
+	case models == nil:
+		return nil, noWeights(all)
 	}
-	isShard := make(map[string]bool, len(shards))
-	for _, s := range shards {
-		isShard[s] = true
+	of := make(map[string]string) // the list of each folder with chosen weights
+	isWeights := make(map[string]bool)
+	for _, m := range models {
+		of[m.folder] = m.folder + m.list
+		for _, shard := range m.shards {
+			isWeights[m.folder+shard] = true
+		}
 	}
 	for _, name := range all {
 		switch {
-		case isShard[name]:
-		case name != found[0] && isForeign(name):
+		case isWeights[name]:
+		case c.pipeline && !isModelOf(of, name) && strings.Contains(name, "/"):
+			c.Side = append(c.Side, name) // a component whose weights are not read, such as a pickle
+		case name != of[folderOf(name)] && isForeign(name):
 			c.Left = append(c.Left, name)
 		default:
 			c.Side = append(c.Side, name)
 		}
 	}
 	c.Left = append(c.Left, links...)
-	return shards, shardOf, nil
+	return models, nil
+}
+
+// folderOf returns the first directory of a name, with its slash; "" for a name without one.
+func folderOf(name string) string {
+	folder, _, ok := strings.Cut(name, "/")
+	if !ok {
+		return ""
+	}
+	return folder + "/"
+}
+
+// isModelOf reports whether a file lies in a folder whose weights were found.
+func isModelOf(of map[string]string, name string) bool { return of[folderOf(name)] != "" }
+
+// findModel finds the weights of the only model of a directory. It returns nil if there are none.
+func (c *Checkpoint) findModel(have map[string]bool) ([]model, error) {
+	var found []string
+	for _, name := range weightFiles {
+		single, index := have[name], have[name+".index.json"]
+		if single && index {
+			return nil, fault.New(fault.Mismatch, "the directory holds both %s and %s.index.json", name, name).
+				WithHint("move one of them out of the directory, or give the path of the file to use")
+		}
+		if single {
+			found = append(found, name)
+		}
+		if index {
+			found = append(found, name+".index.json")
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, nil
+	case 1:
+		m, err := c.readModel("", found[0])
+		return []model{m}, err
+	}
+	return nil, fault.New(fault.Mismatch, "the directory holds %s; it is not clear which one to use", strings.Join(found, " and ")).WithHint("give the path of the file to use")
+}
+
+// readModel describes the model whose weights are in the file list, or in the shards of this index.
+func (c *Checkpoint) readModel(folder, list string) (m model, err error) {
+	m = model{folder: folder, list: list, shards: []string{list}}
+	if strings.HasSuffix(list, ".index.json") {
+		m.shards, m.shardOf, err = readIndex(c.Dir, folder+list)
+	}
+	return m, err
 }
 
 // noWeights returns the error for a directory without safetensors weights, with a hint about its
@@ -86,8 +134,8 @@ func noWeights(all []string) error {
 		case base == "adapter_config.json" && base == name:
 			e.Misplaced = true
 			return e.WithHint("this is an adapter")
-		case base == "model_index.json":
-			return e.WithHint("this is a diffusers pipeline; give the directory of one model in it, such as %s", filepath.Join("…", "transformer"))
+		case name == pipelineIndex:
+			return e.WithHint("this is a pipeline of diffusers, and no component of it has its weights in safetensors; save it with safe_serialization=True")
 		case strings.HasPrefix(base, "pytorch_model") && strings.HasSuffix(base, ".bin"):
 			return e.WithHint("the weights are pickles (%s); save them with safe_serialization=True", base)
 		case base == "adapter_config.json":
@@ -151,14 +199,14 @@ func listFiles(dir fileio.Dir) (files, links []string, err error) {
 }
 
 // checkIndex checks that every tensor is in the shard that the index names.
-func (c *Checkpoint) checkIndex(shardOf map[string]string) error {
-	for _, name := range slices.Sorted(maps.Keys(shardOf)) {
-		ref, ok := c.refs[name]
-		shard := shardOf[name]
+func (c *Checkpoint) checkIndex(m *model) error {
+	for _, name := range slices.Sorted(maps.Keys(m.shardOf)) {
+		ref, ok := c.refs[m.prefix()+name]
+		shard := m.shardOf[name]
 		switch {
 		case !ok:
 			return fault.New(fault.Corrupt, "the index says that %s holds %q, but it does not", shard, name).In(c.Path)
-		case c.Files[ref.File].Name != shard:
+		case c.Files[ref.File].Name != m.folder+shard:
 			return fault.New(fault.Corrupt, "the index says that %s holds %q, but %s does", shard, name, c.Files[ref.File].Name).In(c.Path)
 		}
 	}

@@ -21,6 +21,7 @@ type File struct {
 	DataOff int64    // where the data begin; also the length of the header
 	Tensors []Tensor // in the order of their data
 
+	prefix string              // of the names of its tensors, which the header lacks
 	data   Reader              // the whole file, header included
 	header *safetensors.Header // without its tensors
 	behind *File               // the file behind a view; nil for a stored file
@@ -71,7 +72,7 @@ func (t *Tensor) Elements() int64 {
 func newFile(h *safetensors.Header, f *File) *File {
 	f.DataOff, f.Tensors = h.DataOff, make([]Tensor, len(h.Tensors))
 	for i, t := range h.Tensors {
-		f.Tensors[i] = Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape, Off: t.Off, NBytes: t.NBytes, file: f}
+		f.Tensors[i] = Tensor{Name: f.prefix + t.Name, DType: t.DType, Shape: t.Shape, Off: t.Off, NBytes: t.NBytes, file: f}
 	}
 	h.Tensors = nil
 	f.header = h
@@ -189,7 +190,7 @@ func (f *File) Fits(h *Header) bool {
 		have[f.Tensors[i].Name] = &f.Tensors[i]
 	}
 	return !slices.ContainsFunc(h.parsed.Tensors, func(t safetensors.Tensor) bool {
-		s := have[t.Name]
+		s := have[f.prefix+t.Name]
 		return s == nil || s.DType != t.DType || !slices.Equal(s.Shape, t.Shape) || s.Off-f.DataOff != t.Off-h.parsed.DataOff
 	})
 }

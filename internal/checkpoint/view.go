@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"sort"
+	"strings"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/safetensors"
@@ -60,7 +61,7 @@ func (f *File) view(shown []Shown) (*File, error) {
 	var data stitched
 	for i, s := range shown {
 		t := &tensors[i]
-		*t = safetensors.Tensor{Name: s.Name, DType: s.DType, Shape: s.Shape}
+		*t = safetensors.Tensor{Name: strings.TrimPrefix(s.Name, f.prefix), DType: s.DType, Shape: s.Shape}
 		for _, p := range s.Pieces {
 			t.NBytes += p.N
 		}
@@ -76,7 +77,7 @@ func (f *File) view(shown []Shown) (*File, error) {
 			data.add(p)
 		}
 	}
-	return newFile(h, &File{Name: f.Name, Path: f.Path, Size: data.size(), data: &data, behind: f, close: f.close}), nil
+	return newFile(h, &File{Name: f.Name, Path: f.Path, prefix: f.prefix, Size: data.size(), data: &data, behind: f, close: f.close}), nil
 }
 
 // stitched is a file assembled from pieces.
