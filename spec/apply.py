@@ -5,8 +5,10 @@ of the text itself. A model to read next to the text: all files are in memory.
 
     apply.py BASE ADAPTER.lora... -o OUT.safetensors [-w W]... [--ANSWER [VALUE]]...
     apply.py --check LORATOOL testdata/peft
+    apply.py --vectors testdata/vectors/apply
 
-The second form merges all fixtures with both programs and compares every tensor."""
+The second form merges all fixtures with both programs and compares every tensor. The third one
+checks what comes out of the vectors."""
 import argparse, hashlib, json, sys
 from reader import Invalid, need
 from applying.changes import Changes
@@ -15,6 +17,7 @@ from applying.ends import Ends, add_tensors, check_tie, fold, grow, tie
 from applying.files import Adapter, Base, check_adapter
 from applying.layers import Layers, wanted_names
 from applying.names import translate
+from applying.vectors import check_vectors
 
 def merge(base_path, adapter_paths, weights, answers):
     base = Base(base_path)
@@ -57,13 +60,14 @@ def write(tensors, path):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    p.add_argument("base"), p.add_argument("adapter", nargs="+"), p.add_argument("-o", "--out")
-    p.add_argument("--check", action="store_true")
+    p.add_argument("base"), p.add_argument("adapter", nargs="*"), p.add_argument("-o", "--out")
+    p.add_argument("--check", action="store_true"), p.add_argument("--vectors", action="store_true")
     p.add_argument("-w", "--weight", action="append", type=float, default=[])
     for name, values in ANSWERS.items():
         if values: p.add_argument("--" + name, choices=values)
         else: p.add_argument("--" + name, action="store_const", const="")
     args = p.parse_args()
+    if args.vectors: sys.exit(bool(check_vectors(merge, args.base)))
     if args.check: sys.exit(bool(check(merge, args.base, args.adapter[0])))
     given = {n: getattr(args, n.replace("-", "_")) for n in ANSWERS}
     weights = args.weight or [1.0] * len(args.adapter)

@@ -103,5 +103,5 @@ class Changes:
                     size = math.inf if infinite else 0
                     out.append(rn(t.dtype, size, 0) | (negative != (v < 0)) << BITS[t.dtype] - 1)
         size = V.T().size() if turned else V.size()
-        M = Matrix([out[i:i + size[1]] for i in range(0, len(out), size[1])], 0)
+        M = Matrix([out[i:i + size[1]] for i in range(0, len(out), size[1] or 1)], 0)
         self.set(t, [x for r in (M.T() if turned else M).rows for x in r])

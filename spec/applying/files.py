@@ -14,7 +14,7 @@ class Tensor:
     def matrix(self, columns=None):
         values, e = numbers(self.dtype, self.data)
         n = columns or as_matrix(self.shape)[1]
-        return Matrix([values[i:i + n] for i in range(0, len(values), n)], e)
+        return Matrix([values[i:i + n] for i in range(0, len(values), n or 1)], e)
 
 def as_matrix(shape):
     return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))

@@ -11,8 +11,6 @@ import struct
 from functools import lru_cache
 from itertools import groupby
 
-import zstandard
-
 BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
         "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
         "I64": 64, "U64": 64, "C64": 64, "F64": 64}
@@ -201,6 +199,7 @@ def skippable(nibble, content):
 
 def stock(b, level=19):
     """What the zstd library makes of b; it was 1.5.7 when the vectors were made, and they are kept, not made again."""
+    import zstandard  # here alone, so that others need the standard library only
     return zstandard.ZstdCompressor(level=level, write_checksum=True).compress(b)
 
 
