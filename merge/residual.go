@@ -2,6 +2,7 @@ package merge
 
 import (
 	"context"
+	"errors"
 	"io"
 	"slices"
 
@@ -34,6 +35,11 @@ func loadResidual[T kernel.Float](
 	if ctx.Err() != nil {
 		return kernel.Term[T]{}, ctx.Err()
 	}
+	if errors.Is(err, principal.ErrOpen) {
+		return kernel.Term[T]{}, fault.New(fault.Unsupported, "%q of the base has no single part of rank %d that its "+
+			"initialisation can have subtracted: %v", t.ref.Tensor.Name, x.Rank, err).In(t.ref.Tensor.Path()).
+			WithHint(resolve.AsOrdinaryLoRA)
+	}
 	if err != nil {
 		return kernel.Term[T]{}, fault.New(fault.Check, "%q: %v", t.ref.Tensor.Name, err)
 	}
@@ -53,7 +59,7 @@ func (k *tools) readWhole(t *target, n int) ([]float32, error) {
 		}
 		dtype.Widen(w[done:done+m], tensor.DType, piece[:m*size])
 		if slices.ContainsFunc(w[done:done+m], func(v float32) bool { return v-v != 0 }) {
-			return nil, fault.New(fault.Check, "%q of the base holds NaN or infinity, so its principal part does not exist", tensor.Name).In(tensor.Path())
+			return nil, fault.New(fault.Unsupported, "%q of the base holds NaN or infinity, so its principal part does not exist", tensor.Name).In(tensor.Path())
 		}
 		done += m
 	}

@@ -3,11 +3,13 @@
 // leading columns of the QR decomposition (OLoRA, Büyükakyüz, arXiv:2406.01775).
 //
 // Singular and Leading return it as factors, Left·Right. Both compute Q·Qᵀ·W in float64, for a Q of
-// r orthonormal columns. An error in Q of norm e changes the part by at most e·‖W‖.
+// r orthonormal columns. An error in Q of norm e changes the part by at most e·‖W‖. From the
+// smaller side of W on, the part is W.
 package principal
 
 import (
 	"context"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -32,8 +34,14 @@ const (
 	tolerance = 0x1p-49
 )
 
+// ErrOpen is the error for a matrix that leaves the part open: singular values that are equal at
+// the cut can have any vectors of their space, and a column that depends on those before it adds
+// any direction to Q.
+var ErrOpen = errors.New("more than one part fits")
+
 // Singular returns the part of the first rank singular values of a rows×cols matrix, row-major. It
-// decomposes in full where that is cheap, and otherwise searches for the leading vectors only.
+// decomposes in full where that is cheap, and otherwise searches for the leading vectors only. It
+// returns ErrOpen if singular value number rank is not 0 and equals the next one.
 func Singular(ctx context.Context, w []float32, rows, cols, rank int) (Part, error) {
 	find := krylov
 	if min(rows, cols) <= fullSide {
@@ -43,7 +51,7 @@ func Singular(ctx context.Context, w []float32, rows, cols, rank int) (Part, err
 }
 
 // Leading returns the part of the first rank columns of Q and rows of R, in the QR decomposition of
-// a rows×cols matrix.
+// a rows×cols matrix. It returns ErrOpen if these columns of the matrix depend on each other.
 func Leading(ctx context.Context, w []float32, rows, cols, rank int) (Part, error) {
 	return part(ctx, w, rows, cols, rank, leading)
 }
@@ -54,11 +62,13 @@ type finder func(ctx context.Context, w []float32, rows, cols, rank int) ([]floa
 
 // part returns Q·Qᵀ·W as factors.
 func part(ctx context.Context, w []float32, rows, cols, rank int, find finder) (Part, error) {
+	if rank >= min(rows, cols) {
+		return whole(w, rows, cols), ctx.Err()
+	}
 	w, exponent, err := normal(ctx, w)
 	if err != nil {
 		return Part{}, err
 	}
-	rank = min(rank, rows, cols)
 	q, err := find(ctx, w, rows, cols, rank)
 	if err != nil {
 		return Part{}, err
@@ -72,13 +82,32 @@ func part(ctx context.Context, w []float32, rows, cols, rank int, find finder) (
 	return p, nil
 }
 
+// whole returns W as a product with the identity.
+func whole(w []float32, rows, cols int) Part {
+	values, n := make([]float64, len(w)), min(rows, cols)
+	for i, x := range w {
+		values[i] = float64(x)
+	}
+	one := make([]float64, n*n)
+	for i := range n {
+		one[i*n+i] = 1
+	}
+	if rows <= cols {
+		return Part{Rank: n, Left: one, Right: values}
+	}
+	return Part{Rank: n, Left: values, Right: one}
+}
+
 // leading returns Q of the QR decomposition.
 func leading(ctx context.Context, w []float32, rows, cols, rank int) ([]float64, error) {
 	q := &basis{size: rows}
 	for k := range rank {
-		// a dependent column adds nothing: its row of R is zero on the diagonal
-		if _, err := q.extend(ctx, [][]float64{columnOf(w, cols, k)}); err != nil {
+		added, err := q.extend(ctx, [][]float64{columnOf(w, cols, k)})
+		if err != nil {
 			return nil, err
+		}
+		if added == 0 {
+			return nil, ErrOpen
 		}
 	}
 	return q.rowMajor(rank), nil
@@ -164,11 +193,24 @@ func fullSingular(ctx context.Context, w []float32, rows, cols, rank int) ([]flo
 	if q.n() == 0 { // W is zero
 		return make([]float64, rows*rank), nil
 	}
-	left, _, err := decompose(ctx, small, q.n())
+	left, sigma, err := decompose(ctx, small, q.n())
 	if err != nil {
 		return nil, err
 	}
+	if isOpen(sigma, rank) {
+		return nil, ErrOpen
+	}
 	return q.combine(ctx, left, rank)
+}
+
+// isOpen reports whether the singular values, descending, do not separate the first rank of them
+// from the others. Values that are zero but for rounding need no separation.
+func isOpen(sigma []float64, rank int) bool {
+	if rank >= len(sigma) {
+		return false
+	}
+	near := dependent * sigma[0]
+	return sigma[rank-1] > near && sigma[rank-1]-sigma[rank] <= near
 }
 
 func columnOf(w []float32, cols, j int) []float64 {
@@ -187,7 +229,7 @@ func krylov(ctx context.Context, w []float32, rows, cols, rank int) ([]float64, 
 	rng := rand.New(rand.NewPCG(1, 2)) // a fixed seed
 	u, v := &basis{size: rows}, &basis{size: cols}
 	var small [][]float64 // Uᵀ·W·V by columns, without trailing zeros
-	look := rank          // size of V at the next convergence check
+	look := rank + 1      // size of V at the next convergence check
 	next := random(rng, cols)
 	for {
 		added, err := v.extend(ctx, next)
@@ -227,10 +269,13 @@ func krylov(ctx context.Context, w []float32, rows, cols, rank int) ([]float64, 
 			return nil, err
 		}
 		done := full
-		if !full && len(sigma) >= rank {
-			if done, err = converged(ctx, left, sigma, v, next, rank); err != nil {
+		if !full && len(sigma) > rank { // the next value shows whether the last one differs from it
+			if done, err = converged(ctx, left, sigma, v, next, rank+1); err != nil {
 				return nil, err
 			}
+		}
+		if done && isOpen(sigma, rank) {
+			return nil, ErrOpen
 		}
 		if done {
 			return u.combine(ctx, left, rank)

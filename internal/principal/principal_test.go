@@ -2,6 +2,7 @@ package principal
 
 import (
 	"context"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -125,21 +126,68 @@ func TestPartsEndWithTheirContext(t *testing.T) {
 	}
 }
 
-// TestDegenerateMatrices: equal singular values, fewer of them than the rank, and none.
+// TestOpenParts: equal singular values at the cut, and dependent columns, leave the part open. A
+// rank of the smaller side does not.
+func TestOpenParts(t *testing.T) {
+	type find = func(context.Context, []float32, int, int, int) (Part, error)
+	for _, c := range []struct {
+		name string
+		find find
+		n    int
+		edit func(w []float32, n int)
+		rank int
+		open bool
+	}{
+		{"equal values, small", Singular, 20, func(w []float32, n int) { diagonal(w, n, 5, 3, 3, 1) }, 2, true},
+		{"equal values behind the cut", Singular, 20, func(w []float32, n int) { diagonal(w, n, 5, 3, 1, 1) }, 2, false},
+		{"equal values, large", Singular, 220, func(w []float32, n int) { diagonal(w, n, 5, 3, 3, 1) }, 2, true},
+		{"equal values before the cut", Singular, 220, func(w []float32, n int) { diagonal(w, n, 3, 3, 2, 1) }, 2, false},
+		{"zeros at the cut", Singular, 220, func(w []float32, n int) { diagonal(w, n, 3, 2) }, 5, false},
+		{"the whole", Singular, 20, func(w []float32, n int) { diagonal(w, n, 1, 1) }, 20, false},
+		{"a multiple of a column", Leading, 20, func(w []float32, n int) { repeat(w, n, 2) }, 3, true},
+		{"the same behind the rank", Leading, 20, func(w []float32, n int) { repeat(w, n, 3) }, 3, false},
+		{"the whole with one", Leading, 20, func(w []float32, n int) { repeat(w, n, 3) }, 20, false},
+	} {
+		w := matrix(c.n, c.n)
+		c.edit(w, c.n)
+		p, err := c.find(t.Context(), w, c.n, c.n, c.rank)
+		if errors.Is(err, ErrOpen) != c.open || err == nil && c.open {
+			t.Errorf("%s: %v, want open %v", c.name, err, c.open)
+		}
+		if d := 0.0; c.rank == c.n {
+			if d = difference(p, matrixOf(w, c.n, c.n)); d != 0 {
+				t.Errorf("%s: the part differs from the matrix by %g", c.name, d)
+			}
+		}
+	}
+}
+
+// diagonal fills a matrix with zeros but for the first elements of its diagonal.
+func diagonal(w []float32, n int, values ...float32) {
+	clear(w)
+	for i, v := range values {
+		w[i*n+i] = v
+	}
+}
+
+// repeat makes column k three times the first one.
+func repeat(w []float32, n, k int) {
+	for i := range n {
+		w[i*n] = float32(i%7 - 3)
+		w[i*n+k] = 3 * w[i*n]
+	}
+}
+
+// TestDegenerateMatrices: fewer singular values than the rank, and none.
 func TestDegenerateMatrices(t *testing.T) {
 	const n = 220
-	identity := make([]float32, n*n)
-	for i := range n {
-		identity[i*n+i] = 1
-	}
 	low := make([]float32, n*n)
 	for i := range n {
 		for j := range n {
 			low[i*n+j] = float32(i%3) * float32(j%5)
 		}
 	}
-	for name, w := range map[string][]float32{"identity": identity, "rank 1": low,
-		"zero": make([]float32, n*n)} {
+	for name, w := range map[string][]float32{"rank 1": low, "zero": make([]float32, n*n)} {
 		p, err := Singular(t.Context(), w, n, n, 20)
 		if err != nil {
 			t.Fatal(name, err)

@@ -11,7 +11,8 @@ import (
 // s·B·A − P. PEFT computes P in float32 and rounds W − P to the base's dtype; here P is computed in
 // float64, and the sum is rounded once.
 
-const asOrdinaryLoRA = "save the adapter with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"
+// AsOrdinaryLoRA is the hint where the part of the base is not known.
+const AsOrdinaryLoRA = "save the adapter with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"
 
 // checkResiduals refuses layers from which PEFT subtracts nothing, or in a way that is unknown
 // here.
@@ -25,7 +26,7 @@ func (r *resolver) checkResiduals() error {
 	for i := range r.model.Layers {
 		if l := &r.model.Layers[i]; !isPlain[l] || r.has(format.FeatureMultiheadAttention) {
 			return fault.New(fault.Unsupported, "%q is not a plain linear layer, and it is not known which part its initialisation subtracted from the base", l.Module).
-				WithHint(asOrdinaryLoRA)
+				WithHint(AsOrdinaryLoRA)
 		}
 	}
 	return nil
@@ -41,7 +42,7 @@ func (p *plain) addResidual(c *Change, transposed bool) error {
 	switch {
 	case x.Residual == OLoRAResidual && transposed:
 		return fault.New(fault.Unsupported, "the base stores %q transposed; OLoRA of PEFT decomposes the matrix as it is stored, so its factors do not fit", l.Module).
-			WithHint(asOrdinaryLoRA)
+			WithHint(AsOrdinaryLoRA)
 	case c.DType == dtype.F64:
 		return fault.New(fault.Unsupported, "the base stores %q as %v, for which PEFT has no such initialisation", l.Module, c.DType)
 	}
