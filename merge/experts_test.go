@@ -72,7 +72,7 @@ func TestUnknownParametersAreToldApartByShape(t *testing.T) {
 		a := stackedAdapter(t, `"experts.alpha","experts.beta"`, inner, outer, c.ranks)
 		p, err := merge.Open(context.Background(), base, []merge.Adapter{a}, merge.Options{})
 		if c.word != "" {
-			if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), c.word) {
+			if !errors.Is(err, fault.Mismatch) || !strings.Contains(err.Error(), c.word) {
 				t.Errorf("%s: %v, want a refusal with %q", c.name, err, c.word)
 			}
 			continue

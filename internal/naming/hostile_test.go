@@ -14,7 +14,7 @@ func TestManyFirstSegmentsAreNoManyCandidates(t *testing.T) {
 		names[i] = strconv.Itoa(i) + ".q.weight"
 	}
 	b := Index(names)
-	if n := len(b.candidates([]string{"k.weight"}, nil, false)); n > 100 {
+	if n := len(b.candidates("k.weight", nil, false)); n > 100 {
 		t.Errorf("%d candidates for a base that has none of the names, want a few", n)
 	}
 	if _, missing, ambiguous := b.Match([]string{"q.weight"}); missing != nil || len(ambiguous) != enough {

@@ -5,18 +5,18 @@ package naming
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
 
 // Base is an index of a base's tensor names.
 type Base struct {
-	byName   map[string]string // name without wrappers → the base's name
-	segments []string          // the distinct first segments, sorted
-	tails    map[string]bool   // filled by the first call of HasTail
+	byName map[string]string // name without wrappers → the base's name
 
-	// The rest serves messages and the translations that are tried last. Each field is filled on
-	// first use.
+	// Each field is filled on first use.
+	tails  map[string]bool     // for HasTail
+	fronts map[string][]string // the first segments of names, sorted, by the rest of the name
 	places map[string][]string // by the place of a tensor
 	sorted []string
 }
@@ -50,17 +50,9 @@ func hasWrapper(name string) bool {
 // Index indexes the tensor names of a base.
 func Index(names []string) *Base {
 	b := &Base{byName: make(map[string]string, len(names))}
-	last := ""
 	for _, name := range names {
-		plain := StripWrappers(name)
-		b.byName[plain] = name
-		if first, _, _ := strings.Cut(plain, "."); first != last || len(b.segments) == 0 {
-			b.segments = append(b.segments, first)
-			last = first
-		}
+		b.byName[StripWrappers(name)] = name
 	}
-	slices.Sort(b.segments)
-	b.segments = slices.Compact(b.segments)
 	return b
 }
 
@@ -77,11 +69,10 @@ type rename struct {
 }
 
 func (r rename) apply(name string) (string, bool) {
-	rest, ok := strings.CutPrefix(name, r.cut)
-	if !ok && r.keep {
-		return name, true
+	if r.keep && !strings.HasPrefix(name, r.cut) {
+		return cutModule(name, "")
 	}
-	ok = ok && strings.Contains(rest, ".") // the rest must keep a module, not only the parameter
+	rest, ok := cutModule(name, r.cut)
 	if r.move != nil {
 		rest = r.move.apply(rest, r.newer)
 	}
@@ -131,15 +122,21 @@ func (m Mapping) Lookup(name string) (string, bool) {
 	return actual, ok
 }
 
-// Renamed translates the adapter's name even if the base has no tensor of the new name.
+// Renamed translates the adapter's name even if the base has no tensor of the new name. A name that
+// the translation cannot change stays as it is.
 func (m Mapping) Renamed(name string) string {
-	renamed, _ := m.rename.apply(name)
-	return renamed
+	if renamed, ok := m.rename.apply(name); ok {
+		return renamed
+	}
+	return name
 }
 
 // Cut returns the prefix that the adapter has and the base lacks, such as GPT-2's "transformer.",
 // and the framework's prefix in front of it.
 func (m Mapping) Cut() (framework, prefix string) {
+	if m.rename.add != "" {
+		return "", ""
+	}
 	for _, left := range frameworks {
 		if rest, ok := strings.CutPrefix(m.rename.cut, left); ok && len(left) > len(framework) {
 			framework, prefix = left, rest
@@ -154,42 +151,18 @@ func (m Mapping) Cut() (framework, prefix string) {
 // Describe describes the translation in words: "as they are" if it changes nothing.
 func (m Mapping) Describe() string { return m.rename.String() }
 
-// Match finds the one translation that puts every wanted name in the base. Unchanged names win. If
-// no translation fits all names, Match returns the one that fits most, with the names that it
-// misses. If several fit, ambiguous describes each.
+// Match finds the one translation that puts every wanted name in the base, by section 4 of
+// spec/APPLY.md. If no translation fits all names, Match returns the best one, with the names that
+// it misses. If several fit, ambiguous describes each.
 func (b *Base) Match(wanted []string) (m Mapping, missing, ambiguous []string) {
 	if len(wanted) == 0 {
 		return Mapping{b, rename{}}, nil, nil
 	}
-	candidates := b.candidates(wanted, nil, false)
-	best, bestHits := candidates[0], -1
-	var full []rename
-	for _, c := range candidates {
-		n := hits(b, c, wanted, len(wanted)-bestHits)
-		if n > bestHits {
-			best, bestHits = c, n
-		}
-		if n == len(wanted) {
-			if c == (rename{}) {
-				return Mapping{b, c}, nil, nil
-			}
-			if !slices.ContainsFunc(full, func(f rename) bool { return same(f, c, wanted) }) {
-				full = append(full, c)
-			}
-			if len(full) == enough {
-				break
-			}
-		}
+	full := b.fitting(wanted)
+	if len(full) == 1 {
+		return Mapping{b, full[0]}, nil, nil
 	}
-	if len(full) == 0 {
-		if full = b.moved(wanted); len(full) == 0 {
-			full = b.deeper(wanted)
-		}
-		if len(full) == 1 {
-			return Mapping{b, full[0]}, nil, nil
-		}
-	}
-	m = Mapping{b, best}
+	m = Mapping{b, b.best(wanted)}
 	if len(full) > 1 {
 		for _, c := range full {
 			ambiguous = append(ambiguous, c.String())
@@ -204,41 +177,48 @@ func (b *Base) Match(wanted []string) (m Mapping, missing, ambiguous []string) {
 	return m, missing, nil
 }
 
-// hits counts the names that a translation finds in the base. It stops after more misses than
-// allowed.
-func hits(b *Base, r rename, wanted []string, allowed int) (n int) {
-	for i, name := range wanted {
-		if _, ok := (Mapping{b, r}).Lookup(name); ok {
-			n++
-		}
-		if i+1-n > allowed {
-			break
-		}
-	}
-	return n
+// Best returns the translation that Match finds, or else the best one of steps 1 and 2.
+func (b *Base) Best(wanted []string) Mapping {
+	m, _, _ := b.Match(wanted)
+	return m
 }
 
-// enough is how many fitting translations Match looks for; an error lists them.
-const enough = 8
-
-// moved lists the candidates with a table that put every name in the base. Tables with the same
-// effect on these names count once.
-func (b *Base) moved(wanted []string) (full []rename) {
+// fitting lists the translations of the first step in which one puts every name in the base. Those
+// with the same effect on these names count once, and no more than enough are listed.
+func (b *Base) fitting(wanted []string) []rename {
+	if b.hasAll(rename{}, wanted) {
+		return []rename{{}}
+	}
+	if full := b.among(wanted, b.candidates(wanted[0], nil, false)); len(full) > 0 {
+		return full
+	}
+	var moved []rename
 	for _, table := range moves {
 		for _, newer := range []bool{false, true} {
-			for _, c := range b.candidates(wanted, table, newer) {
-				missing := slices.ContainsFunc(wanted, func(name string) bool { _, ok := (Mapping{b, c}).Lookup(name); return !ok })
-				if missing || slices.ContainsFunc(full, func(f rename) bool { return same(f, c, wanted) }) {
-					continue
-				}
-				if full = append(full, c); len(full) == enough {
-					return full
-				}
+			moved = append(moved, b.candidates(wanted[0], table, newer)...)
+		}
+	}
+	if full := b.among(wanted, moved); len(full) > 0 {
+		return full
+	}
+	return b.deeper(wanted)
+}
+
+// among lists the candidates that put every name in the base.
+func (b *Base) among(wanted []string, candidates []rename) (full []rename) {
+	for _, c := range candidates {
+		isLike := func(f rename) bool { return same(f, c, wanted) }
+		if b.hasAll(c, wanted) && !slices.ContainsFunc(full, isLike) {
+			if full = append(full, c); len(full) == enough {
+				break
 			}
 		}
 	}
 	return full
 }
+
+// enough is how many fitting translations Match looks for; an error lists them.
+const enough = 8
 
 // same reports whether two candidates agree on every name.
 func same(a, b rename, names []string) bool {
@@ -252,47 +232,99 @@ func same(a, b rename, names []string) bool {
 	return true
 }
 
-// frameworks are the prefixes that PEFT and torch.nn.parallel add to every name.
-var frameworks = []string{"base_model.model.", "base_model.model.base_model.model.", "module.", "module.base_model.model."}
+// frameworks are the prefixes that PEFT and torch.nn.parallel add to every name, after none.
+var frameworks = []string{"", "base_model.model.", "base_model.model.base_model.model.", "module.", "module.base_model.model."}
 
-// candidates lists the translations to try, with or without a table, the most common first: PEFT's
-// own prefix left over, "model." around the trunk of a language model, and any other prefix that
-// all names share or that names of the base begin with (checkpoints of GPT-2 on the hub lack its
-// "transformer."). It adds or removes a prefix but never swaps one for another: the text half and
+// trunk is the prefix around the trunk of a language model. It is tried before all others.
+const trunk = "model."
+
+// candidates lists the translations that can put a name in the base, with or without a table: they
+// cut the prefix of a framework, and then one more segment, or put one in its place (checkpoints of
+// GPT-2 on the hub lack its "transformer."). A translation of all names of an adapter is among
+// those of each. Nothing but the framework's prefix is swapped for another one: the text half and
 // the vision half of a model may use the same names.
-func (b *Base) candidates(wanted []string, table *move, newer bool) []rename {
-	prefixes := []string{"model."}
-	// One name without the prefix, such as a head, must not hide the prefix of the others.
-	for _, name := range []string{wanted[0], wanted[len(wanted)/2], wanted[len(wanted)-1]} {
-		if first, _, _ := strings.Cut(name, "."); !slices.Contains(prefixes, first+".") {
-			prefixes = append(prefixes, first+".")
+func (b *Base) candidates(name string, table *move, newer bool) (all []rename) {
+	for _, left := range frameworks {
+		rest, ok := cutModule(name, left)
+		if !ok {
+			continue
+		}
+		all = append(all, rename{cut: left, move: table, newer: newer})
+		if segment, _, _ := strings.Cut(rest, "."); strings.Count(rest, ".") > 1 {
+			all = append(all, rename{cut: left + segment + ".", move: table, newer: newer})
+		}
+		if table != nil {
+			rest = table.apply(rest, newer)
+		}
+		for _, segment := range b.before(rest) {
+			all = append(all, rename{cut: left, add: segment + ".", move: table, newer: newer})
 		}
 	}
-	var all []rename
-	seen := make(map[rename]bool)
-	add := func(r rename) {
-		if !seen[r] {
-			seen[r] = true
-			all = append(all, r)
-		}
-	}
-	// A base can have as many first segments as tensors, so only those are tried that lead to an
-	// existing name.
-	probes := []string{wanted[0], wanted[len(wanted)/2], wanted[len(wanted)-1]}
-	fits := func(r rename) bool {
-		return slices.ContainsFunc(probes, func(name string) bool { _, ok := (Mapping{b, r}).Lookup(name); return ok })
-	}
-	for _, left := range append([]string{""}, frameworks...) {
-		add(rename{cut: left, move: table, newer: newer})
-		for _, p := range prefixes {
-			add(rename{cut: left + p, move: table, newer: newer})
-		}
-		add(rename{cut: left, add: "model.", move: table, newer: newer})
-		for _, segment := range b.segments {
-			if r := (rename{cut: left, add: segment + ".", move: table, newer: newer}); fits(r) {
-				add(r)
+	return all
+}
+
+// cutModule cuts a prefix off a name. The rest must keep a module, not only the parameter.
+func cutModule(name, prefix string) (rest string, ok bool) {
+	rest, ok = strings.CutPrefix(name, prefix)
+	return rest, ok && strings.Contains(rest, ".")
+}
+
+// before lists the segments that make a name of the base when put in front of a rest.
+func (b *Base) before(rest string) []string {
+	if b.fronts == nil {
+		b.fronts = make(map[string][]string, len(b.byName))
+		for _, name := range b.sortedNames() {
+			if first, rest, ok := strings.Cut(name, "."); ok {
+				b.fronts[rest] = append(b.fronts[rest], first)
 			}
 		}
+	}
+	return b.fronts[rest]
+}
+
+// best returns the translation without a table that finds the most of the names; of several, the
+// first in the order of section 4 of spec/APPLY.md.
+func (b *Base) best(wanted []string) (best rename) {
+	most := -1
+	try := func(r rename, hits int) {
+		if hits > most {
+			best, most = r, hits
+		}
+	}
+	for _, left := range frameworks {
+		asIs, cuts, adds := 0, make(map[string]int), make(map[string]int)
+		for _, name := range wanted {
+			rest, ok := cutModule(name, left)
+			if !ok {
+				continue
+			}
+			if b.Has(rest) {
+				asIs++
+			}
+			segment, inner, _ := strings.Cut(rest, ".")
+			if strings.Contains(inner, ".") && b.Has(inner) {
+				cuts[segment+"."]++
+			}
+			for _, segment := range b.before(rest) {
+				adds[segment+"."]++
+			}
+		}
+		try(rename{cut: left}, asIs)
+		for _, segment := range trunkFirst(cuts) {
+			try(rename{cut: left + segment}, cuts[segment])
+		}
+		for _, segment := range trunkFirst(adds) {
+			try(rename{cut: left, add: segment}, adds[segment])
+		}
+	}
+	return best
+}
+
+// trunkFirst lists the keys of a map in the order in which they are tried.
+func trunkFirst(hits map[string]int) []string {
+	all := slices.Sorted(maps.Keys(hits))
+	if i, ok := slices.BinarySearch(all, trunk); ok {
+		all = slices.Insert(slices.Delete(all, i, i+1), 0, trunk)
 	}
 	return all
 }

@@ -102,3 +102,36 @@ func TestMovedModulesAreNotGuessed(t *testing.T) {
 		t.Errorf("two tables lead to different tensors: ambiguous %q, translated %s", ambiguous, m.Describe())
 	}
 }
+
+// TestBestIsTheFirstOfTheMost: if no translation finds all names, the one that finds the most is
+// taken, and of several the first by the order of the specification.
+func TestBestIsTheFirstOfTheMost(t *testing.T) {
+	for _, c := range []struct {
+		base, wanted []string
+		want         string // in place of the first wanted name
+	}{
+		{[]string{"a.q.weight", "b.q.weight", "b.k.weight"}, []string{"q.weight", "k.weight", "v.weight"}, "b.q.weight"},
+		{[]string{"b.q.weight", "a.q.weight"}, []string{"q.weight", "v.weight"}, "a.q.weight"},
+		{[]string{"a.q.weight", "model.q.weight"}, []string{"q.weight", "v.weight"}, "model.q.weight"},
+		{[]string{"h.q.weight", "h.k.weight", "score.weight"},
+			[]string{"base_model.model.transformer.h.q.weight", "base_model.model.head.weight", "base_model.model.transformer.h.k.weight"},
+			"h.q.weight"},
+	} {
+		if got := Index(c.base).Best(c.wanted).Renamed(c.wanted[0]); got != c.want {
+			t.Errorf("Best(%q) in a base with %q makes %q of the first, want %q", c.wanted, c.base, got, c.want)
+		}
+	}
+}
+
+// TestPlainSegmentsHaveNoFramework: each prefix of a framework is cut, also where two follow each
+// other.
+func TestPlainSegmentsHaveNoFramework(t *testing.T) {
+	for prefix, want := range map[string][]string{
+		"": nil, "module.model.": {"model"}, "base_model.model.base_model.model.a.": {"a"},
+		"module.module.base_model.a.model.": {"base_model", "a", "model"}, "a.base_model.model.b.": {"a", "b"},
+	} {
+		if got := plainSegments(prefix); !slices.Equal(got, want) {
+			t.Errorf("plainSegments(%q) = %q, want %q", prefix, got, want)
+		}
+	}
+}

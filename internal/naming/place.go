@@ -48,23 +48,20 @@ func (b *Base) near(name string) (actual string, ok bool) {
 // first, and used only if exactly one fits.
 func (b *Base) deeper(wanted []string) (full []rename) {
 	changes := make(map[int][]rename)
-	for _, probe := range []string{wanted[0], wanted[len(wanted)/2], wanted[len(wanted)-1]} {
-		was := strings.TrimSuffix(probe, place(probe))
-		for _, name := range b.at(place(probe)) {
-			c, size, ok := prefixChange(was, strings.TrimSuffix(name, place(name)))
-			if ok && !slices.Contains(changes[size], c) {
+	seen := make(map[rename]bool)
+	for _, probe := range wanted {
+		where := place(probe)
+		was := strings.TrimSuffix(probe, where)
+		for _, name := range b.at(where) {
+			c, size, ok := prefixChange(was, strings.TrimSuffix(name, where))
+			if ok && !seen[c] {
+				seen[c] = true
 				changes[size] = append(changes[size], c)
 			}
 		}
 	}
 	for _, size := range slices.Sorted(maps.Keys(changes)) {
-		var fits []rename
-		for _, c := range changes[size] {
-			isLike := func(f rename) bool { return same(f, c, wanted) }
-			if len(fits) < enough && b.hasAll(c, wanted) && !slices.ContainsFunc(fits, isLike) {
-				fits = append(fits, c)
-			}
-		}
+		fits := b.among(wanted, changes[size])
 		switch {
 		case full == nil:
 			full = fits
@@ -117,9 +114,17 @@ func cutLast(prefix string) (rest, segment string) {
 
 // plainSegments returns the segments of a prefix without those of frameworks.
 func plainSegments(prefix string) []string {
-	prefix = strings.ReplaceAll("."+prefix, ".base_model.model.", ".")
-	prefix = strings.ReplaceAll(prefix, ".module.", ".")
-	return strings.FieldsFunc(prefix, func(r rune) bool { return r == '.' })
+	segments := strings.Split(strings.TrimSuffix(prefix, "."), ".")
+	var plain []string
+	for i := 0; i < len(segments); i++ {
+		switch s := segments[i]; {
+		case s == "base_model" && i+1 < len(segments) && segments[i+1] == "model":
+			i++
+		case s != "" && s != "module":
+			plain = append(plain, s)
+		}
+	}
+	return plain
 }
 
 // isWithin reports whether all contains every element of some, in the same order.

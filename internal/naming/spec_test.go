@@ -122,3 +122,32 @@ func TestUntiedHeadsAreThoseOfTheSpec(t *testing.T) {
 		t.Errorf("the specification has the heads %v, want %v", got, otherHeads)
 	}
 }
+
+// TestSegmentsOfHeadsAreThoseOfTheSpec compares the first segments of heads with appendix B, and
+// both with the heads of the classes of transformers.
+func TestSegmentsOfHeadsAreThoseOfTheSpec(t *testing.T) {
+	text := between(t, applying(t), "*First segments of heads*", "*Names of an untied head*")
+	list, table, _ := strings.Cut(text, "For these model types")
+	if got := spans(list); !slices.Equal(got, headSegments) {
+		t.Errorf("the specification has the segments %q, want %q", got, headSegments)
+	}
+	got := make(map[string][]string)
+	for line := range strings.Lines(table) {
+		if cells := strings.Split(line, "|"); len(cells) == 4 && len(spans(cells[1])) == 1 {
+			got[spans(cells[1])[0]] = spans(cells[2])
+		}
+	}
+	if !maps.EqualFunc(got, headSegmentsOf, slices.Equal) {
+		t.Errorf("the specification has for model types %v, want %v", got, headSegmentsOf)
+	}
+	for line := range strings.Lines(taskTable) {
+		modelType, _, _ := strings.Cut(line, " ")
+		for _, task := range tasksOf(modelType) {
+			for _, name := range task.Heads {
+				if segment, _, _ := strings.Cut(name, "."); !IsHeadSegment(segment, modelType) {
+					t.Errorf("%s of %s has a head %q, which no list has", task.Class, modelType, name)
+				}
+			}
+		}
+	}
+}

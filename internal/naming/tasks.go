@@ -73,21 +73,33 @@ func FindTask(modelType, class, word string, changed, saved []string) (t Task, o
 	return fits[0], true
 }
 
-// HeadSegments are the first segments of the names beside the trunk in models of a type.
-func HeadSegments(modelType string) map[string]bool {
-	segments := set("cls", "lm_head", "embed_out", "output_projection", "v_head", "value_head")
-	for _, t := range tasksOf(modelType) {
-		for _, name := range t.Heads {
-			segment, _, _ := strings.Cut(name, ".")
-			segments[segment] = true
-		}
+var (
+	// headSegments begin the names of a head beside the trunk, whatever the model.
+	headSegments = []string{
+		"answer_head", "classification_head", "classifier", "classifier_distill", "cls", "cls_classifier",
+		"decode_head", "dist_head", "distillation_classifier", "embed_out", "lm_head", "logits_proj",
+		"output_projection", "pre_classifier", "qa_classifier", "qa_outputs", "score", "segmentation_head",
+		"sequence_summary", "splinter_qass", "v_head", "value_head",
 	}
-	return segments
+	// headSegmentsOf do so in models of these types; in others they are a part of the trunk.
+	headSegmentsOf = map[string][]string{
+		"dense": {"eurobert"}, "fc": {"textnet"}, "layernorm": {"cvt"}, "norm": {"poolformer", "swiftformer"},
+		"head":   {"modernbert", "modernbert-decoder", "modernvbert", "swiftformer"},
+		"pooler": {"deberta", "deberta-v2"},
+		"projector": {"data2vec-audio", "hubert", "sew", "sew-d", "unispeech", "unispeech-sat", "wav2vec2",
+			"wav2vec2-bert", "wav2vec2-conformer", "wavlm"},
+	}
+)
+
+// IsHeadSegment reports whether this segment begins the names of a head beside the trunk in models
+// of a type.
+func IsHeadSegment(segment, modelType string) bool {
+	return slices.Contains(headSegments, segment) || slices.Contains(headSegmentsOf[segment], modelType)
 }
 
-// IsHeadSegment reports whether this segment starts the name of a parameter with one row per label,
-// in any model class.
-func IsHeadSegment(segment string) bool {
+// IsLabelSegment reports whether this segment starts the name of a parameter with one row per
+// label, in any model class.
+func IsLabelSegment(segment string) bool {
 	for line := range strings.Lines(taskTable) {
 		for _, word := range strings.Fields(line)[3:] {
 			if first, _, _ := strings.Cut(word, "."); first == segment && strings.HasSuffix(word, "*") {

@@ -91,7 +91,10 @@ func (m *Model) embedding() string {
 	}
 	var lookedUp []string
 	for _, name := range m.LookedUp {
-		module := Module(name)
+		module, isWeight := strings.CutSuffix(name, ".weight")
+		if shape := m.Shapes[name]; !isWeight || shape != nil && len(shape) != 2 {
+			continue
+		}
 		isOther := IsEmbedding(module) && !IsInputEmbedding(module) || strings.Contains(Leaf(module), "position") || strings.Contains(Leaf(module), "type")
 		if !isOther && !slices.Contains(lookedUp, name) {
 			lookedUp = append(lookedUp, name)
@@ -228,5 +231,5 @@ func (b *Base) Actual(plain string) string { return b.byName[plain] }
 // Alias makes a name stand for a tensor of another name.
 func (b *Base) Alias(name, plain string) {
 	b.byName[name] = b.byName[plain]
-	b.places, b.sorted = nil, nil
+	b.tails, b.fronts, b.places, b.sorted = nil, nil, nil, nil
 }

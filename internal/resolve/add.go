@@ -38,11 +38,15 @@ type pairing struct {
 // wrong, or uses other names.
 func (r absent) pairUpdates() (p pairing, ok bool) {
 	updates := r.wanted(func(f form) bool { b, ok := f.(*beside); return !ok || b.Action != format.Replace })
-	if updates == nil {
-		updates = r.wanted(func(form) bool { return true })
-	}
 	mapping, missing, ambiguous := r.names.Match(updates)
-	if ambiguous != nil || len(missing) == len(updates) || missing != nil && len(r.model.Layers) > 0 {
+	if updates == nil { // the names of the saved tensors alone decide; they must find one of them
+		all := r.wanted(func(form) bool { return true })
+		mapping = r.names.Best(all)
+		if !slices.ContainsFunc(all, func(name string) bool { _, ok := mapping.Lookup(name); return ok }) {
+			return p, false
+		}
+	}
+	if ambiguous != nil || missing != nil {
 		return p, false
 	}
 	p.mapping = mapping
@@ -198,14 +202,14 @@ func (s *shaper) addPrefix(p pairing) {
 	if prefix == "" {
 		return
 	}
-	heads := naming.HeadSegments(s.Config.ModelType)
+	own := make(map[string]bool)
 	for _, x := range p.left {
 		segment, _, _ := strings.Cut(x.name, ".")
-		heads[segment] = true
+		own[segment] = true
 	}
 	renames := make(map[string]string)
 	for _, name := range s.Names() {
-		if segment, _, _ := strings.Cut(name, "."); !heads[segment] {
+		if segment, _, _ := strings.Cut(name, "."); !own[segment] && !naming.IsHeadSegment(segment, s.Config.ModelType) {
 			renames[name] = prefix + name
 		}
 	}

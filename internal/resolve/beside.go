@@ -76,7 +76,7 @@ func (b *beside) addRows(c *Change, have *format.Tensor) error {
 		return fault.New(fault.Mismatch, "the trained token rows of %q have shape %d, but the base has shape %d", b.Target, have.Shape, c.Shape)
 	}
 	if c.Rows != nil {
-		return fault.New(fault.Unsupported, "two adapters replace rows of %q", c.Name)
+		return fault.New(fault.Mismatch, "two adapters replace rows of %q", c.Name).WithHint(hintOneReplacement)
 	}
 	for _, row := range b.Rows {
 		if row < 0 || uint64(row) >= c.Shape[0] {

@@ -73,13 +73,17 @@ func (g *experts) parameter(i int) string { return g.module + "." + g.names[i] }
 // wants lists the parameters, or the weights of every expert.
 func (s *stacked) wants() (names []string) {
 	for _, g := range s.modules {
-		for i, l := range g.layers {
+		nExperts := 0
+		for _, l := range g.layers {
+			nExperts = max(nExperts, s.nExperts(l))
+		}
+		for i := range g.layers {
 			parts := s.split(g, i)
 			if parts == nil {
 				names = append(names, g.parameter(i))
 				continue
 			}
-			for e := range s.nExperts(l) {
+			for e := range nExperts {
 				for _, part := range parts {
 					names = append(names, expertWeight(g.module, e, part))
 				}
@@ -136,17 +140,18 @@ func (s *stacked) stackOf(g *experts, i int) (stack, error) {
 			WithHint("%s", s.wrongBase())
 	}
 	var all stack
-	for _, part := range parts {
-		shape := s.tensor(expertWeight(g.module, 0, part)).Shape
-		if len(shape) != 2 || all.d1 > 0 && (shape[1] != all.d2 || shape[0]*uint64(len(parts)-1) != all.d1*uint64(len(parts)-1)) {
-			return stack{}, fault.New(fault.Mismatch, "the weights %s of the experts %q do not fit together: one has shape %d", strings.Join(parts, " and "), g.module, shape)
-		}
-		all.d1 += shape[0]
-		all.d2 = shape[1]
-	}
+	first := s.tensor(expertWeight(g.module, 0, parts[0])).Shape
 	for s.hasExpert(g.module, int(all.n), parts[0]) {
+		for _, part := range parts {
+			shape := s.tensor(expertWeight(g.module, int(all.n), part)).Shape
+			if len(shape) != 2 || !slices.Equal(shape, first) {
+				return stack{}, fault.New(fault.Mismatch, "the weights %s of the experts %q do not fit together: one has shape %d", strings.Join(parts, " and "), g.module, shape).
+					WithHint("%s", s.wrongBase())
+			}
+		}
 		all.n++
 	}
+	all.d1, all.d2 = first[0]*uint64(len(parts)), first[1]
 	return all, nil
 }
 
@@ -186,7 +191,7 @@ func (s *stacked) pair(g *experts) error {
 	inOrder := slices.IsSorted(fitting[0]) // the plain order comes first
 	known := !slices.ContainsFunc(g.names, func(name string) bool { return !naming.IsRegistered(name) })
 	if len(fitting) > 1 && !(known && inOrder) || !inOrder && !g.isUniform() {
-		return fault.New(fault.Unsupported, "cannot tell which factors of %q belong to which of its parameters %s: their keys do not say, PEFT nests them in the order in which the model registers them, and %d orders fit the shapes",
+		return fault.New(fault.Mismatch, "cannot tell which factors of %q belong to which of its parameters %s: their keys do not say, PEFT nests them in the order in which the model registers them, and %d orders fit the shapes",
 			g.module, strings.Join(g.names, ", "), len(fitting)).WithHint("train one adapter for each of the parameters")
 	}
 	if !inOrder {

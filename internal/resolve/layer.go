@@ -2,6 +2,7 @@ package resolve
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
@@ -18,7 +19,7 @@ type plain struct {
 func (p *plain) wants() []string {
 	names := []string{p.weightName(p.layer)}
 	if _, ok := p.layer.Roles[format.RoleBias]; ok {
-		names = append(names, p.layer.Module+".bias")
+		names = append(names, biasOf(names[0]))
 	}
 	return names
 }
@@ -29,10 +30,12 @@ func (p *plain) add() error {
 	if err != nil {
 		return err
 	}
+	product := x
 	if isOutProj(l) {
-		x.Scale *= p.outProj()
+		product.Scale *= p.outProj()
 	}
-	c, err := p.change(p.weightName(l), false)
+	name := p.weightName(l)
+	c, err := p.change(name, false)
 	if err != nil {
 		return err
 	}
@@ -40,7 +43,7 @@ func (p *plain) add() error {
 	if err != nil {
 		return err
 	}
-	c.add(x, wholeB(b, l.Rank), WholeA(a, l.Rank), transposed)
+	c.add(product, wholeB(b, l.Rank), WholeA(a, l.Rank), transposed)
 	if p.has(format.FeaturePiSSA) || p.has(format.FeatureOLoRA) {
 		if err := p.addResidual(c, transposed); err != nil {
 			return err
@@ -52,14 +55,18 @@ func (p *plain) add() error {
 		}
 	}
 	if i, ok := l.Roles[format.RoleBias]; ok {
-		return p.addBias(x, p.blob(i))
+		return p.addBias(biasOf(name), x, p.blob(i))
 	}
 	return nil
 }
 
-// addBias adds the bias of lora_B, with the scale of the layer's term.
-func (p *plain) addBias(x Term, b Blob) error {
-	c, err := p.change(x.Module+".bias", false)
+// biasOf returns the name of the bias beside a weight: in_proj_bias beside in_proj_weight, too.
+func biasOf(weight string) string { return strings.TrimSuffix(weight, "weight") + "bias" }
+
+// addBias adds the bias of lora_B to that of the base. PEFT adds the bias of an out_proj once, even
+// where it adds the weight's update twice.
+func (p *plain) addBias(name string, x Term, b Blob) error {
+	c, err := p.change(name, false)
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 	}
 	for _, name := range missing {
 		module := naming.Module(name)
-		renamed := r.mapping.Renamed(module)
+		renamed := naming.Module(r.mapping.Renamed(name))
 		if e := r.ends(); e.Tied && e.Why == "" && e.Head == "" &&
 			(naming.IsHead(module) || r.mapping.Renamed(name) == r.adapterHead(e.Embedding)) {
 			return tiedError(name)
@@ -54,11 +54,10 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 // explainHead returns an error if the base lacks only a head of a task, and the adapter either
 // updates this head or saves nothing else, so that no name pairs. Otherwise it returns nil.
 func explainHead(r *resolver, wanted, missing []string) error {
-	heads := naming.HeadSegments(r.base.Config.ModelType)
 	isSaved := false
 	for _, name := range missing {
 		segment, _, _ := strings.Cut(r.mapping.Renamed(name), ".")
-		if !heads[segment] && !naming.IsHeadSegment(segment) {
+		if !naming.IsHeadSegment(segment, r.base.Config.ModelType) && !naming.IsLabelSegment(segment) {
 			return nil
 		}
 		isSaved = isSaved ||
@@ -88,7 +87,7 @@ func (r *resolver) diagnose(missing []string) error {
 		renamed[i] = r.mapping.Renamed(name)
 	}
 	if d, ok := r.names.Diagnose(append(renamed, missing...)); ok {
-		return fault.New(fault.Unsupported, "%s", d.Why).WithHint("%s", d.Hint)
+		return fault.New(fault.Mismatch, "%s", d.Why).WithHint("%s", d.Hint)
 	}
 	if method := r.base.Config.QuantizationMethod; method != "" {
 		return fault.New(fault.Unsupported, "the base is quantised (config.json says %s), and has no tensor %q", method, missing[0]).

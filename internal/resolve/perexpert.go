@@ -93,7 +93,7 @@ func (p *perExpert) check(a, b []uint64) error {
 	l, n, r := p.layer, uint64(p.nExperts), uint64(p.layer.Rank)
 	switch {
 	case p.nParts == 0:
-		return fault.New(fault.Unsupported, "%q: lora_A has shape %d and lora_B %d, as for several "+
+		return fault.New(fault.Mismatch, "%q: lora_A has shape %d and lora_B %d, as for several "+
 			"experts, and no module of that name holds the weights of experts", l.Module, a, b).
 			WithHint("if it is a linear layer, drop the first dimension of both in Python and save the adapter again")
 	case a[1] != r || b[2] != r || a[0] != n && a[0] != 1 || b[0] != n && b[0] != 1 || slices.Contains(a, 0) || slices.Contains(b, 0):

@@ -155,7 +155,7 @@ func (s *sheet) grown(g *given) map[string]uint64 {
 			names = append(names, b.Target)
 		}
 	}
-	mapping, _, _ := s.names.Match(names)
+	mapping := s.names.Best(names)
 	rows := make(map[string]uint64)
 	for _, b := range saved {
 		actual, ok := mapping.Lookup(b.Target)

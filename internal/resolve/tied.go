@@ -73,10 +73,11 @@ func (s *sheet) adapterHead(embedding string) string {
 		for i, w := range weights {
 			names[i] = w.name
 		}
-		mapping, missing, _ := s.names.Match(names)
+		mapping := s.names.Best(names)
 		for _, w := range weights {
-			isNumbered := naming.IsNumbered(naming.Module(w.name))
-			if slices.Contains(missing, w.name) && !isNumbered && !w.isLookedUp && isHeadOf(w.shape, t.Shape) {
+			module := naming.Module(w.name)
+			isHead := !naming.IsNumbered(module) && !naming.IsInputEmbedding(module) && !w.isLookedUp
+			if _, found := mapping.Lookup(w.name); !found && isHead && isHeadOf(w.shape, t.Shape) {
 				return mapping.Renamed(w.name)
 			}
 		}
@@ -98,7 +99,7 @@ func (s *sheet) tiedEnds() (embedding, head string, err error) {
 		return "", "", fault.New(fault.Mismatch, "the base does not tie its output head to its input embedding").In(s.base.Path).WithHint("leave Options.Tied out")
 	}
 	if e.Embedding == "" {
-		return "", "", fault.New(fault.Unsupported, "cannot tell which tensor of the base is the input embedding: neither a name nor vocab_size of config.json decides").
+		return "", "", fault.New(fault.Mismatch, "cannot tell which tensor of the base is the input embedding: neither a name nor vocab_size of config.json decides").
 			In(s.base.Path).WithHint("untie the base with the tool that made it")
 	}
 	if e.Head != "" {

@@ -1,13 +1,13 @@
 """Tied ends and tensors that the base lacks, sections 12 and 13 of APPLY.md."""
 import math, re
 from collections import Counter
-from reader import BITS, Invalid, need
+from reader import BITS, need
 from .exact import FLOATS
 from .files import Tensor, leaf, numbered, parent, tail
 from .layers import form, wanted_names
 from .names import best, translate
-from .text import (EMBEDDINGS, HEADS, HEAD_NAMES, LOOKUPS, PREFIXES, TIED_BY_DEFAULT, UNTIEABLE,
-                   WORDS)
+from .text import (EMBEDDINGS, HEADS, HEAD_NAMES, HEAD_SEGMENTS, HEAD_SEGMENTS_OF, LOOKUPS,
+                   TIED_BY_DEFAULT, UNTIEABLE, WORDS)
 
 # Section 12: tied ends
 
@@ -91,7 +91,7 @@ def name_of_head(base, adapters, ends):
             if y in base.tensors or numbered(parent(name)): continue
             if kind in ("embedding", "rows") or is_end(name, EMBEDDINGS): continue
             shape = x.shape if isinstance(x, Tensor) else \
-                [x.B.shape[0], x.A.shape[1]] if x.A and x.B and len(x.A.shape) > 1 else []
+                [x.B.shape[0], x.A.shape[1]] if kind == "linear" and len(x.A.shape) > 1 else []
             if len(shape) == 2 and shape[0] >= rows and shape[1] == columns: return y
     known = HEAD_NAMES.get(base.type, "lm_head")
     if known is None: return None
@@ -155,10 +155,8 @@ def grow(base, adapters, ends):
     for a in adapters:
         wanted = [b[1] for b in a.taken("replace") if is_end(b[1], EMBEDDINGS | HEADS)]
         if not wanted: continue
-        try: names = translate(wanted, base)[0]
-        except Invalid:
-            t, _ = best(wanted, base)
-            names = {x: t(x) for x in wanted}
+        t, _ = best(wanted, base)
+        names = {x: t(x) for x in wanted}
         for _, target, _, t in a.taken("replace"):
             name = names.get(target)
             if name is None or not base.has(name): continue
@@ -182,7 +180,7 @@ def add_tensors(base, a, ends):
     else:
         t, found = best([b[1] for b in saved], base)
         need(found, "R88", "no translation finds a name")
-    p, added, new = getattr(t, "p", ""), [], []
+    (F, p), added, new = t.prefix(), [], []
     ours = {parent(b[1]) for b in saved if leaf(b[1]) == "weight"}
     for _, target, _, tensor in saved:
         name = t(target)
@@ -197,7 +195,6 @@ def add_tensors(base, a, ends):
         counts = Counter()
         for x in base.tensors.values(): counts[x.dtype] += x.count()
         dtype = max(["F16", "BF16", "F32", "F64"], key=lambda d: counts[d])
-    F = next((F for F in sorted(PREFIXES, key=len, reverse=True) if t.cut == F + p), "")
     for name, target, tensor in new:
         need(not is_end(target, EMBEDDINGS) and (not is_end(target, HEADS) or ends.tie == "no"),
              "R129", target)
@@ -211,8 +208,8 @@ def add_tensors(base, a, ends):
         added.append((name, target, x))
         base.tensors[name] = x
     if p and added:
-        stay = {"cls", "lm_head", "embed_out", "output_projection", "v_head", "value_head"}
-        stay |= {n.split(".")[0] for n, _, _ in added}
+        stay = HEAD_SEGMENTS | {n.split(".")[0] for n, _, _ in added}
+        stay |= {s for s, models in HEAD_SEGMENTS_OF.items() if base.type in models}
         def spelled(n): return n if n.split(".")[0] in stay else p + n
         for n, x in base.tensors.items(): x.name = x.name if spelled(n) == n else p + x.name
         base.tensors = {spelled(n): x for n, x in base.tensors.items()}

@@ -108,7 +108,11 @@ def dominant(W, r):
                     x, y = X[i], X[j]
                     X[i] = [k * (p - t * q) for p, q in zip(x, y)]
                     X[j] = [k * (t * p + q) for p, q in zip(x, y)]
-    order = sorted(range(n), key=lambda i: -dot(U[i], U[i]))[:r]
+    order = sorted(range(n), key=lambda i: -dot(U[i], U[i]))
+    first, last, after = (math.sqrt(dot(U[i], U[i])) for i in (order[0], order[r - 1], order[r]))
+    near = 2**-44 * first
+    need(last <= near or last - after > near, "R118", f"the singular values {last} and {after}")
+    order = order[:r]
     return of_floats([U[i] for i in order]).T(), of_floats([V[i] for i in order])
 
 def leading(W, r):

@@ -1,8 +1,8 @@
 """The base and the adapters, sections 1 and 2 of APPLY.md."""
-import json, math, os, struct
+import json, math, os, re, struct
 from reader import BITS, need, read
 from .exact import FLOATS, WORD, Matrix, numbers
-from .text import FEATURES
+from .text import FEATURES, WEIGHT_FILES
 
 class Tensor:
     def __init__(self, dtype, shape, data, name):
@@ -21,7 +21,7 @@ def as_matrix(shape):
 def leaf(p): return p.rpartition(".")[2]
 def parent(p): return p.rpartition(".")[0]
 def tail(p, k): return ".".join(p.split(".")[-k:])
-def numbered(p): return any(s.isdecimal() for s in p.split("."))
+def numbered(p): return any(re.fullmatch("[0-9]+", s) for s in p.split("."))
 def plain(name):
     out = {"", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
     return ".".join(s for s in name.split(".") if s not in out)
@@ -34,15 +34,20 @@ def safetensors(path):
             i, j = t["data_offsets"]
             yield name, Tensor(t["dtype"], t["shape"], b[8 + n + i:8 + n + j], name)
 
+def weight_files(folder):
+    """The files of a base, section 2."""
+    found = [f + x for f in WEIGHT_FILES for x in ("", ".index.json")
+             if os.path.exists(os.path.join(folder, f + x))]
+    need(len(found) == 1, "section 2", f"{folder} has the weights {found}")
+    if found[0] in WEIGHT_FILES: return found
+    return sorted({*json.load(open(os.path.join(folder, found[0])))["weight_map"].values()})
+
 class Base:
     def __init__(self, path):
-        files, config, index = [path], os.path.join(path, "config.json"), None
-        if os.path.isdir(path):
-            index = os.path.join(path, "model.safetensors.index.json")
-            weights = [f for f in sorted(os.listdir(path)) if f.endswith(".safetensors")]
-            if os.path.exists(index):
-                weights = sorted({*json.load(open(index))["weight_map"].values()})
-            files = [os.path.join(path, f) for f in weights]
+        folder = path if os.path.isdir(path) else os.path.dirname(path)
+        files = [path]
+        if path == folder: files = [os.path.join(path, f) for f in weight_files(path)]
+        config = os.path.join(folder, "config.json")
         self.tensors = {plain(name): t for f in files for name, t in safetensors(f)}
         self.config = json.load(open(config)) if os.path.exists(config) else None
         c = self.config or {}

@@ -74,7 +74,7 @@ def expert_names(X, P, E, base):
 def wanted_by_layer(l, a, base):
     if l.form in ("plain", "compact"):
         l.wanted = [target_name(l, base)]
-        if "bias" in l.roles: l.wanted.append(l.module + ".bias")
+        if "bias" in l.roles: l.wanted.append(l.wanted[0].removesuffix("weight") + "bias")
     elif l.form == "one": l.wanted = ["".join(of_expert(l.module)[0:3:2])]
     elif l.form == "each":
         Y, _, word = l.module.rpartition("experts.")
@@ -97,7 +97,8 @@ def wanted_names(a, base):
         if l.form != "stacked": out += l.wanted
     group_experts(a, base)
     for X, group, leaves in a.groups:
-        for l, P in zip(group, leaves): out += expert_names(X, P, l.E, base)
+        E = max(l.E for l in group)
+        for P in leaves: out += expert_names(X, P, E, base)
     return out + [target for _, target, _, _ in a.beside]
 
 class Layers:
@@ -152,7 +153,7 @@ class Layers:
             bias, values = self.base.tensors[self.a.names[l.wanted[1]]], l.roles["bias"].matrix()
             values = Matrix([[x for r in values.rows for x in r]], values.e)
             need(bias.shape == [m] == [values.size()[1]], "R97", f"{l.wanted[1]} is {bias.shape}")
-            self.term(l, self.a.names[l.wanted[1]], S, Matrix([[1]], 0), values)
+            self.term(l, self.a.names[l.wanted[1]], l.S, Matrix([[1]], 0), values)
         if "magnitude" in l.roles:
             need(l.roles["magnitude"].count() == as_matrix(shape)[turned], "R98", l.module)
             need(self.a.weight == 1, "R99", self.a.weight)
@@ -228,7 +229,8 @@ class Layers:
         return [count, len(parts) * shapes[0][0], shapes[0][1]], False, names
     def group(self, X, group, leaves):
         """Which layer is for which parameter."""
-        layouts = {P: self.layout(X, P, l.E) for l, P in zip(group, leaves)}
+        E = max(l.E for l in group)
+        layouts = {P: self.layout(X, P, E) for P in leaves}
         def fits(l, P):
             (E0, d1, d2), single, _ = layouts[P]
             return l.E == E0 and ((l.n, l.m) == (d2, d1) or (l.n, l.m) == (d1, d2) and not single)
@@ -318,10 +320,12 @@ class Layers:
         W = t.matrix()
         need(l.kind == "linear" and "multihead-attention" not in self.a.features and t.dtype != "F64"
              and W.finite() and not (feature == "olora" and turned), "R118", name)
-        need(l.rank <= min(W.size()), "R118", f"{name} has no {l.rank} directions")
         need(not any(x[0].recompute == name for x in self.changes.of[name].terms), "R119", name)
         l.recompute = name
-        L, R = (dominant if feature == "pissa" else leading)(W, l.rank)
+        if l.rank >= min(W.size()):
+            n = W.size()[1]
+            L, R = W, Matrix([[int(i == j) for j in range(n)] for i in range(n)], 0)
+        else: L, R = (dominant if feature == "pissa" else leading)(W, l.rank)
         self.term(l, name, -self.a.weight if feature == "pissa" else -l.S, L, R)
 
     # Sections 5 and 9: all changes of an adapter

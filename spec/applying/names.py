@@ -1,30 +1,34 @@
 """From names of the adapter to names of the base, section 4 of APPLY.md."""
 import re
 from collections import defaultdict
-from reader import need
+from reader import Invalid, need
+from .files import numbered
 from .text import PREFIXES, RENAMES, SENSES
 
 class Translation:
-    def __init__(self, cut="", put="", rename=None, lenient=False, p=""):
+    def __init__(self, cut="", put="", rename=None, lenient=False):
         self.cut, self.put, self.rename, self.lenient = cut, put, rename, lenient
-        self.p = p  # what is cut behind F
+    def prefix(self):
+        """F and p of section 13, if nothing is put in their place."""
+        F = max((F for F in PREFIXES if self.cut.startswith(F)), key=len)
+        return F, "" if self.put else self.cut[len(F):]
     def __call__(self, name):
         rest = name[len(self.cut):]
-        if not name.startswith(self.cut): return name if self.lenient else None
+        if not name.startswith(self.cut): return name if self.lenient and "." in name else None
         if "." not in rest: return None
         return self.put + (self.rename(rest) if self.rename else rest)
 
 def step2(wanted, base, rename=None):
-    firsts = [*dict.fromkeys(y.split(".")[0] for y in base.tensors)]
+    def firsts(names): return sorted({x.split(".")[0] for x in names}, key=lambda x: (x != "model", x))
     for F in PREFIXES:
-        inner = [*dict.fromkeys(x[len(F):].split(".")[0] for x in wanted if x.startswith(F))]
-        for p in ["", "model.", *(x + "." for x in inner)]:
-            yield Translation(F + p, "", rename, p=p)
-        for y in ["model", *firsts]: yield Translation(F, y + ".", rename)
+        yield Translation(F, "", rename)
+        for x in firsts(x[len(F):] for x in wanted if x.startswith(F)):
+            yield Translation(F + x + ".", "", rename)
+        for y in firsts([*base.tensors, *base.alias]): yield Translation(F, y + ".", rename)
 
 def renaming(pairs):
     def one(old, new):
-        pattern = re.escape(old).replace("\\#", "#").replace("#", r"(\d+)")
+        pattern = re.escape(old).replace("\\#", "#").replace("#", "([0-9]+)")
         if old[0] == "^": pattern = "^" + pattern.removeprefix("\\^")
         elif old[0] == ".": pattern = r"(?P<start>^|\.)" + pattern.removeprefix(r"\.")
         def fill(match):
@@ -44,7 +48,7 @@ TABLES = [renaming(pairs) for _, pairs in RENAMES] + \
 def place(name):
     """Where the place of the name begins."""
     s = name.split(".")
-    first = next((i for i, x in enumerate(s) if x.isdecimal()), 0)
+    first = next((i for i, x in enumerate(s) if numbered(x)), 0)
     return max(first - 1 if first else len(s) - 2, 0)
 def core(segments):
     text = ".".join(segments)
@@ -102,7 +106,8 @@ def translate(wanted, base):
     need(False, "R88", f"no translation fits {wanted[:3]}")
 
 def best(wanted, base):
-    """The translation of step 1 or 2 that finds the most of the wanted names, and how many."""
+    """The best translation of the names, and how many it finds."""
     def found(t): return sum(t(x) is not None and base.has(t(x)) for x in wanted)
-    t = max([Translation(), *step2(wanted, base)], key=found)
+    try: t = translate(wanted, base)[1]
+    except Invalid: t = max([Translation(), *step2(wanted, base)], key=found)
     return t, found(t)

@@ -16,10 +16,15 @@ NAMES, MODELS = section("Appendix A"), section("Appendix B")
 RENAMES = [(r[0], [tuple(marked(p)) for p in r[1].split("<br>")]) for r in table(NAMES)]
 WORDS = listed("*Words of generative classes*", "\n\n", MODELS)
 TIED_BY_DEFAULT = listed("by default*", "\n\n", MODELS)
-HEAD_NAMES = {t: (marked(r[0]) or [None])[0] for r in table(MODELS) for t in marked(r[1])}
+HEAD_NAMES = {t: (marked(r[0]) or [None])[0]
+              for r in table(MODELS.split("*Names of an untied head*")[1]) for t in marked(r[1])}
+SEGMENTS = MODELS.split("*First segments of heads*")[1].split("*Names of an untied head*")[0]
+HEAD_SEGMENTS = {x for x in marked(SEGMENTS.split("For these")[0])}
+HEAD_SEGMENTS_OF = {marked(r[0])[0]: marked(r[1]) for r in table(SEGMENTS)}
 ENDS = TEXT.split("*Modules by their leaves*")[1]
 EMBEDDINGS, HEADS = listed("embeddings are", "; heads", ENDS), listed("heads are", ";", ENDS)
 LOOKUPS = listed("tables are", ".\n", ENDS)
+WEIGHT_FILES = marked(re.split(r"has one of these\s+files", TEXT)[1])[:4]
 SENSES = listed("*sense*", ". Otherwise", TEXT)
 UNTIEABLE = listed("**R126.**", " and where", TEXT)
 IN_TURNS = {"gpt_oss", "openai_privacy_filter"}
