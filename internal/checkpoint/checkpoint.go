@@ -1,6 +1,7 @@
 // Package checkpoint opens base models: a safetensors file, or a directory with one such file, with
-// shards and their index, or with the models of a pipeline of diffusers. Open reads only headers; Tensor.ReadAt reads data by position. View,
-// Rename and Reshape show a checkpoint with other tensors without copying it.
+// shards and their index, or with the models of a pipeline of diffusers. Open reads only headers;
+// Tensor.ReadAt reads data by position. View, Rename and Reshape show a checkpoint with other
+// tensors without copying it.
 package checkpoint
 
 import (
@@ -9,7 +10,9 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
+	"slices"
 	"sort"
 	"strings"
 
@@ -102,11 +105,12 @@ func openSingle(ctx context.Context, path string, dir fileio.Dir, name string) (
 // openDirectory opens a directory. path is the user's name for it.
 func openDirectory(ctx context.Context, path string, dir fileio.Dir) (*Checkpoint, error) {
 	c := &Checkpoint{Path: path, IsDir: true, Dir: dir}
-	models, err := c.findWeights()
+	l, err := readLayout(dir)
 	if err != nil {
 		return nil, fault.InFile(err, path)
 	}
-	return c.opened(ctx, models)
+	c.Side, c.Left, c.pipeline = l.side, l.left, l.isPipeline
+	return c.opened(ctx, l.models)
 }
 
 // opened opens the weights and returns the checkpoint. On an error it closes everything it has
@@ -142,7 +146,7 @@ func decoded(ctx context.Context, c *Checkpoint) (shown *Checkpoint, err error) 
 
 func (c *Checkpoint) open(ctx context.Context, models []model) (err error) {
 	for i := range models {
-		if err := c.openModel(ctx, &models[i]); err != nil {
+		if err := models[i].open(ctx, c); err != nil {
 			return err
 		}
 	}
@@ -156,15 +160,15 @@ func (c *Checkpoint) open(ctx context.Context, models []model) (err error) {
 		return err
 	}
 	for i := range models {
-		if err := c.checkIndex(&models[i]); err != nil {
+		if err := models[i].checkIndex(c); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// openModel opens the files of one model.
-func (c *Checkpoint) openModel(ctx context.Context, m *model) error {
+// open opens the files of one model.
+func (m *model) open(ctx context.Context, c *Checkpoint) error {
 	for _, shard := range m.shards {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -183,6 +187,43 @@ func (c *Checkpoint) openModel(ctx context.Context, m *model) error {
 			return err
 		}
 		c.Files, c.inputs = append(c.Files, f), append(c.inputs, in.Identity)
+	}
+	return nil
+}
+
+// checkIndex checks that every tensor is in the shard that the index names.
+func (m *model) checkIndex(c *Checkpoint) error {
+	for _, name := range slices.Sorted(maps.Keys(m.shardOf)) {
+		ref, ok := c.refs[m.prefix()+name]
+		shard := m.shardOf[name]
+		switch {
+		case !ok:
+			return fault.New(fault.Corrupt, "the index says that %s holds %q, but it does not", shard, name).In(c.Path)
+		case c.Files[ref.File].Name != m.folder+shard:
+			return fault.New(fault.Corrupt, "the index says that %s holds %q, but %s does", shard, name, c.Files[ref.File].Name).In(c.Path)
+		}
+	}
+	return nil
+}
+
+// identifySide records the identity of the files beside the weights, and which of the files are
+// links that leave the directory.
+func (c *Checkpoint) identifySide() error {
+	names := slices.Clone(c.Side)
+	for _, f := range c.Files {
+		names = append(names, f.Name)
+	}
+	for _, name := range c.Side {
+		id, err := c.Dir.Identify(name)
+		if err != nil {
+			return err
+		}
+		c.inputs = append(c.inputs, id)
+	}
+	if c.IsDir && c.Dir.IsOnDisk() {
+		var err error
+		c.Beyond, err = findLinks(c.Path, names)
+		return err
 	}
 	return nil
 }
@@ -229,6 +270,10 @@ func (c *Checkpoint) indexTensors() error {
 	return nil
 }
 
+// IsPipeline reports whether the checkpoint is a pipeline of several models, as diffusers saves it.
+// The names of its tensors begin with the folder of their model and a dot.
+func (c *Checkpoint) IsPipeline() bool { return c.pipeline }
+
 // Lookup finds a tensor by its name.
 func (c *Checkpoint) Lookup(name string) (Ref, bool) {
 	ref, ok := c.refs[name]
@@ -252,4 +297,16 @@ func (c *Checkpoint) Bytes() int64 {
 		n += f.Size
 	}
 	return n
+}
+
+// Paths returns the paths of the checkpoint and its weight files on disk; nil for an fs.FS.
+func (c *Checkpoint) Paths() (paths []string) {
+	if !c.Dir.IsOnDisk() {
+		return nil
+	}
+	paths = append(paths, c.Path)
+	for _, f := range c.Files {
+		paths = append(paths, f.Path)
+	}
+	return paths
 }

@@ -3,7 +3,6 @@ package checkpoint
 import (
 	"fmt"
 	"io/fs"
-	"maps"
 	"path/filepath"
 	"slices"
 	"sort"
@@ -14,27 +13,17 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// weightFiles lists the names of weight files in the order in which transformers and diffusers
-// prefer them. Each may be sharded, with an index of the same name plus ".index.json".
-var weightFiles = []string{
-	"model.safetensors",
-	"diffusion_pytorch_model.safetensors",
-	"diffusion_pytorch_model.fp16.safetensors",
-	"model.fp16.safetensors",
+// layout says what the files of a directory are.
+type layout struct {
+	models     []model // at least one
+	isPipeline bool
+	side, left []string // as Checkpoint has them
 }
 
-// model says which files of a directory hold the weights of one model.
-type model struct {
-	folder  string            // within the directory, with a slash at its end; "" for the directory itself
-	list    string            // the only file, or the index of the shards
-	shards  []string          // the files, relative to the folder
-	shardOf map[string]string // the shard of each tensor, from an index; nil without one
-}
-
-// findWeights finds the directory's weight files: those of one model, or of the components of a
-// pipeline. It sorts the other files into Side and Left.
-func (c *Checkpoint) findWeights() ([]model, error) {
-	all, links, err := listFiles(c.Dir)
+// readLayout finds the weight files of a directory: those of one model, or of the components of a
+// pipeline.
+func readLayout(dir fileio.Dir) (*layout, error) {
+	all, links, err := listFiles(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -42,19 +31,28 @@ func (c *Checkpoint) findWeights() ([]model, error) {
 	for _, name := range all {
 		have[name] = true
 	}
-	models, err := c.findComponents(have)
-	if err == nil && models == nil {
-		models, err = c.findModel(have)
+	l := new(layout)
+	l.models, err = findComponents(dir, have)
+	l.isPipeline = l.models != nil
+	if err == nil && l.models == nil {
+		l.models, err = findModel(dir, have)
 	}
 	switch {
 	case err != nil:
 		return nil, err
-	case models == nil:
+	case l.models == nil:
 		return nil, noWeights(all)
 	}
+	l.sort(all)
+	l.left = append(l.left, links...)
+	return l, nil
+}
+
+// sort divides the files that are no weights of the models into side and left.
+func (l *layout) sort(all []string) {
 	of := make(map[string]string) // the list of each folder with chosen weights
 	isWeights := make(map[string]bool)
-	for _, m := range models {
+	for _, m := range l.models {
 		of[m.folder] = m.folder + m.list
 		for _, shard := range m.shards {
 			isWeights[m.folder+shard] = true
@@ -63,16 +61,14 @@ func (c *Checkpoint) findWeights() ([]model, error) {
 	for _, name := range all {
 		switch {
 		case isWeights[name]:
-		case c.pipeline && !isModelOf(of, name) && strings.Contains(name, "/"):
-			c.Side = append(c.Side, name) // a component whose weights are not read, such as a pickle
+		case l.isPipeline && of[folderOf(name)] == "" && strings.Contains(name, "/"):
+			l.side = append(l.side, name) // a component whose weights are not read, such as a pickle
 		case name != of[folderOf(name)] && isForeign(name):
-			c.Left = append(c.Left, name)
+			l.left = append(l.left, name)
 		default:
-			c.Side = append(c.Side, name)
+			l.side = append(l.side, name)
 		}
 	}
-	c.Left = append(c.Left, links...)
-	return models, nil
 }
 
 // folderOf returns the first directory of a name, with its slash; "" for a name without one.
@@ -84,11 +80,8 @@ func folderOf(name string) string {
 	return folder + "/"
 }
 
-// isModelOf reports whether a file lies in a folder whose weights were found.
-func isModelOf(of map[string]string, name string) bool { return of[folderOf(name)] != "" }
-
 // findModel finds the weights of the only model of a directory. It returns nil if there are none.
-func (c *Checkpoint) findModel(have map[string]bool) ([]model, error) {
+func findModel(dir fileio.Dir, have map[string]bool) ([]model, error) {
 	var found []string
 	for _, name := range weightFiles {
 		single, index := have[name], have[name+".index.json"]
@@ -107,19 +100,10 @@ func (c *Checkpoint) findModel(have map[string]bool) ([]model, error) {
 	case 0:
 		return nil, nil
 	case 1:
-		m, err := c.readModel("", found[0])
+		m, err := readModel(dir, "", found[0])
 		return []model{m}, err
 	}
 	return nil, fault.New(fault.Mismatch, "the directory holds %s; it is not clear which one to use", strings.Join(found, " and ")).WithHint("give the path of the file to use")
-}
-
-// readModel describes the model whose weights are in the file list, or in the shards of this index.
-func (c *Checkpoint) readModel(folder, list string) (m model, err error) {
-	m = model{folder: folder, list: list, shards: []string{list}}
-	if strings.HasSuffix(list, ".index.json") {
-		m.shards, m.shardOf, err = readIndex(c.Dir, folder+list)
-	}
-	return m, err
 }
 
 // noWeights returns the error for a directory without safetensors weights, with a hint about its
@@ -198,43 +182,6 @@ func listFiles(dir fileio.Dir) (files, links []string, err error) {
 	return files, links, err
 }
 
-// checkIndex checks that every tensor is in the shard that the index names.
-func (c *Checkpoint) checkIndex(m *model) error {
-	for _, name := range slices.Sorted(maps.Keys(m.shardOf)) {
-		ref, ok := c.refs[m.prefix()+name]
-		shard := m.shardOf[name]
-		switch {
-		case !ok:
-			return fault.New(fault.Corrupt, "the index says that %s holds %q, but it does not", shard, name).In(c.Path)
-		case c.Files[ref.File].Name != m.folder+shard:
-			return fault.New(fault.Corrupt, "the index says that %s holds %q, but %s does", shard, name, c.Files[ref.File].Name).In(c.Path)
-		}
-	}
-	return nil
-}
-
-// identifySide records the identity of the files beside the weights, and which of the files are
-// links that leave the directory.
-func (c *Checkpoint) identifySide() error {
-	names := slices.Clone(c.Side)
-	for _, f := range c.Files {
-		names = append(names, f.Name)
-	}
-	for _, name := range c.Side {
-		id, err := c.Dir.Identify(name)
-		if err != nil {
-			return err
-		}
-		c.inputs = append(c.inputs, id)
-	}
-	if c.IsDir && c.Dir.IsOnDisk() {
-		var err error
-		c.Beyond, err = findLinks(c.Path, names)
-		return err
-	}
-	return nil
-}
-
 // findLinks lists the files whose content lies outside the directory. In the hub's cache this is
 // normal: models--…/snapshots/REVISION holds links into models--…/blobs.
 func findLinks(dir string, names []string) (beyond []string, err error) {
@@ -262,16 +209,4 @@ func findLinks(dir string, names []string) (beyond []string, err error) {
 	}
 	sort.Strings(beyond)
 	return beyond, nil
-}
-
-// Paths returns the paths of the checkpoint and its weight files on disk; nil for an fs.FS.
-func (c *Checkpoint) Paths() (paths []string) {
-	if !c.Dir.IsOnDisk() {
-		return nil
-	}
-	paths = append(paths, c.Path)
-	for _, f := range c.Files {
-		paths = append(paths, f.Path)
-	}
-	return paths
 }

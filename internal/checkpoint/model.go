@@ -1,0 +1,41 @@
+package checkpoint
+
+import (
+	"strings"
+
+	"github.com/loratool/loratool/internal/fileio"
+)
+
+// model says which files of a directory hold the weights of one model.
+type model struct {
+	folder  string            // within the directory, with a slash at its end; "" for the directory itself
+	list    string            // the only file, or the index of the shards
+	shards  []string          // the files, relative to the folder
+	shardOf map[string]string // the shard of each tensor, from an index; nil without one
+}
+
+// weightFiles lists the names of weight files in the order in which transformers and diffusers
+// prefer them. Each may be sharded, with an index of the same name plus ".index.json".
+var weightFiles = []string{
+	"model.safetensors",
+	"diffusion_pytorch_model.safetensors",
+	"diffusion_pytorch_model.fp16.safetensors",
+	"model.fp16.safetensors",
+}
+
+// prefix returns the text in front of the names of the model's tensors.
+func (m *model) prefix() string {
+	if m.folder == "" {
+		return ""
+	}
+	return strings.TrimSuffix(m.folder, "/") + "."
+}
+
+// readModel describes the model whose weights are in the file list, or in the shards of this index.
+func readModel(dir fileio.Dir, folder, list string) (m model, err error) {
+	m = model{folder: folder, list: list, shards: []string{list}}
+	if strings.HasSuffix(list, ".index.json") {
+		m.shards, m.shardOf, err = readIndex(dir, folder+list)
+	}
+	return m, err
+}
