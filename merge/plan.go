@@ -141,6 +141,11 @@ type Reading struct {
 	OutProjTwice      bool // add the update of nn.MultiheadAttention.out_proj twice, as PEFT up to 0.21 does
 	RecomputeResidual bool // remove PiSSA's or OLoRA's residual, computed again, from the original base
 	Tied              Tied // handling of a change to one of two tied tensors; "" refuses
+
+	// Only lists the components of an image or video model to change, as diffusers calls them:
+	// "unet" or "transformer", "text_encoder", "text_encoder_2". An adapter's layers for others are
+	// left out. Empty stands for all.
+	Only []string
 }
 
 // check refuses values that no field knows.

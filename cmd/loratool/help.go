@@ -18,7 +18,7 @@ const helpColumns = 80
 var rareFlags = []string{
 	"add-tensors", "again", "allow-nonfinite", "any-base", "by-layer", "exclude", "expert-input", "expert-slowest",
 	"grow-vocabulary", "include", "linear-input", "max-manifest", "max-memory", "max-rank", "new-undo",
-	"no-progress", "no-sharing", "out-proj-twice", "recompute-residual", "seed", "strict", "tied", "without", "workers",
+	"no-progress", "no-sharing", "only", "out-proj-twice", "recompute-residual", "seed", "strict", "tied", "without", "workers",
 }
 
 // examples lists commands that run in a clone of the repository.

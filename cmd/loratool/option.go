@@ -22,6 +22,7 @@ var flagOf = map[string]string{
 	"Options.ExpertsSlowest":         "--expert-slowest",
 	"Options.GrowVocabulary":         "--grow-vocabulary",
 	"Options.LinearInput":            "--linear-input",
+	"Options.Only":                   "--only",
 	"Options.OutProjTwice":           "--out-proj-twice",
 	"Options.RecomputeResidual":      "--recompute-residual",
 	"Options.Tied":                   "--tied",

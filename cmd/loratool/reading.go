@@ -14,11 +14,13 @@ type readingOptions struct {
 	expertSlowest bool
 	outProjTwice  bool
 	recompute     bool
+	only          cli.StringSlice
 }
 
 func (o *readingOptions) readingFlags() []cli.Flag {
 	return []cli.Flag{
 		o.withoutFlag(), o.manifestFlag(),
+		&cli.StringSliceFlag{Name: "only", Usage: "change only the `COMPONENT` unet, transformer, text_encoder, text_encoder_2, … of an image or video model", Destination: &o.only},
 		dimensionFlag("expert-input", "the dimension `1|2` of square stacked experts that lora_A reads (default: as the adapter says)", &o.expertInput),
 		dimensionFlag("linear-input", "the dimension `1|2` of square Conv1D weights that lora_A reads, where the base does not tell", &o.linearInput),
 		&cli.BoolFlag{Name: "expert-slowest", Usage: "lora_B of stacked experts has one expert after the other, as unsloth wrote it", Destination: &o.expertSlowest},
@@ -40,6 +42,6 @@ func dimensionFlag(name, usage string, dst *int) cli.Flag {
 // set adds the flags to options.
 func (o *readingOptions) set(options *merge.Options) {
 	options.RecomputeResidual = o.recompute
-	options.LinearInput = o.linearInput
+	options.LinearInput, options.Only = o.linearInput, o.only.Value()
 	options.ExpertInput, options.ExpertsSlowest, options.OutProjTwice = o.expertInput, o.expertSlowest, o.outProjTwice
 }

@@ -111,6 +111,7 @@ var arrows = map[string]map[string]string{
 		"internal/naming":   "the tie that config.json speaks of",
 		"internal/jsontext": "objects by exact keys, and edits of them",
 	},
+	"internal/naming": {"internal/architecture": "the names of image and video models"},
 	"internal/resolve": {
 		"format":          "adapters",
 		"format/dtype":    "dtypes of tensors",

@@ -151,6 +151,9 @@ func (m Mapping) Cut() (framework, prefix string) {
 // Describe describes the translation in words: "as they are" if it changes nothing.
 func (m Mapping) Describe() string { return m.rename.String() }
 
+// Unchanged returns the translation that changes no name.
+func Unchanged(b *Base) Mapping { return Mapping{b, rename{}} }
+
 // Match finds the one translation that puts every wanted name in the base, by section 4 of
 // spec/APPLY.md. If no translation fits all names, Match returns the best one, with the names that
 // it misses. If several fit, ambiguous describes each.

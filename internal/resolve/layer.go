@@ -102,7 +102,7 @@ func (p *plain) orientation(shape, a, b []uint64) (transposed bool, err error) {
 		return false, fault.New(fault.Mismatch, "the embedding %q: A has %d columns and B %d rows, but the base's weight has shape %d", l.Module, n, m, shape).
 			WithHint("%s", p.wrongBase())
 	}
-	if len(shape) > 2 && !slices.ContainsFunc(shape[2:], func(k uint64) bool { return k != 1 }) && shape[0] == m && shape[1] == n {
+	if len(shape) > 2 && isOne(shape[2:]) && shape[0] == m && shape[1] == n {
 		return false, nil // a convolution of kernel 1 is a linear layer
 	}
 	asLinear, transposed := len(shape) == 2 && shape[0] == m && shape[1] == n, len(shape) == 2 && shape[0] == n && shape[1] == m
@@ -192,9 +192,12 @@ func (r *resolver) orientSquare(l *format.Layer) (bool, error) {
 // r×(in·k…), has the elements of the weight in its order.
 func (p *plain) checkConvolution(w, a, b []uint64) error {
 	l := p.layer
+	if len(w) == 2 && len(a) > 2 && isOne(a[2:]) && isOne(b[2:]) && a[1] == w[1] && b[0] == w[0] {
+		return nil // a linear layer whose factors were saved as convolutions of kernel 1
+	}
 	if len(a) == len(b) && len(a) == len(w) && len(w) >= 3 {
-		rank, spatial := uint64(l.Rank), slices.ContainsFunc(b[2:], func(n uint64) bool { return n != 1 })
-		if a[0] == rank && b[0] == w[0] && b[1] == rank && a[1] == w[1] && slices.Equal(a[2:], w[2:]) && !spatial {
+		rank := uint64(l.Rank)
+		if a[0] == rank && b[0] == w[0] && b[1] == rank && a[1] == w[1] && slices.Equal(a[2:], w[2:]) && isOne(b[2:]) {
 			return nil
 		}
 	}
@@ -205,6 +208,11 @@ func (p *plain) checkConvolution(w, a, b []uint64) error {
 	}
 	return fault.New(fault.Mismatch, "the convolution %q: lora_A has shape %d and lora_B %d, but the base's weight has shape %d", l.Module, a, b, w).
 		WithHint("%s", p.wrongBase())
+}
+
+// isOne reports whether a kernel has one element.
+func isOne(kernel []uint64) bool {
+	return !slices.ContainsFunc(kernel, func(k uint64) bool { return k != 1 })
 }
 
 // isOutProj reports whether a layer is the out_proj of an nn.MultiheadAttention.

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/loratool/loratool/internal/fault"
 )
@@ -26,6 +27,7 @@ type Reading struct {
 	OutProjTwice      bool
 	RecomputeResidual bool
 	Tied              Tied
+	Only              []string
 }
 
 // Texts is a reading as an undo record has it: the fields that differ from zero.
@@ -45,6 +47,9 @@ func (r Reading) Texts() map[string]string {
 	if r.Tied != "" {
 		m["tied"] = string(r.Tied)
 	}
+	if len(r.Only) > 0 {
+		m["only"] = strings.Join(r.Only, ",")
+	}
 	return m
 }
 
@@ -55,6 +60,9 @@ func ReadingOf(m map[string]string) (Reading, error) {
 	r := Reading{
 		ExpertInput: n, LinearInput: linear, ExpertsSlowest: m["expert-slowest"] == "true", OutProjTwice: m["out-proj-twice"] == "true",
 		RecomputeResidual: m["recompute-residual"] == "true", Tied: Tied(m["tied"]),
+	}
+	if m["only"] != "" {
+		r.Only = strings.Split(m["only"], ",")
 	}
 	if known := r.Texts(); !maps.Equal(known, m) {
 		return r, fault.New(fault.Unsupported, "the merge was made with the options %v; this version knows only %v", slices.Sorted(maps.Keys(m)), slices.Sorted(maps.Keys(known))).

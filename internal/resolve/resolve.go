@@ -62,6 +62,9 @@ func (s *sheet) resolver(i int) (*resolver, error) {
 	for _, note := range r.manifest.Notes {
 		s.notes.add("%s", note)
 	}
+	if len(r.left) > 0 {
+		s.notes.add("left out, of components that Options.Only does not name: %s", fault.List(r.left, maxNamed))
+	}
 	return r, r.form()
 }
 
@@ -128,9 +131,15 @@ func (r *resolver) resolve() error {
 		return fault.New(fault.Mismatch, "the adapter's module names fit the base in several ways: %s", strings.Join(ambiguous, "; ")).
 			WithHint("rename the modules of the adapter to those of the base")
 	case missing != nil:
-		return r.explainMissing(wanted, missing)
+		ok, err := r.spread()
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return r.explainMissing(wanted, missing)
+		}
 	}
-	if d := mapping.Describe(); d != "as they are" {
+	if d := r.mapping.Describe(); d != "as they are" {
 		r.notes.add("the adapter's module names are used %s", d)
 	}
 	var errs []error
@@ -217,6 +226,9 @@ func Check(adapters []Adapter, reading Reading) (*Checked, error) {
 	c := &Checked{reading: reading}
 	for i, a := range adapters {
 		g, err := newGiven(a, i)
+		if err == nil {
+			err = g.keepOnly(reading.Only)
+		}
 		if err == nil {
 			err = g.checkFeatures(reading)
 		}

@@ -122,6 +122,28 @@ func TestChangesAreRectanglesOfTheBase(t *testing.T) {
 		{"a convolution of kernel 1, as a linear layer", base("gpt2", map[string][]uint64{"h.0.c_proj.weight": {4, 4, 1, 1}}), 1,
 			func(b *format.Builder) { b.Linear("h.0.c_proj", r, 1, zeros(r, 4), zeros(4, r)) },
 			[]string{"h.0.c_proj.weight: band 0 rows 0+4 cols 0+4: 1·BA of rank 2"}},
+		{"a linear layer, as a convolution of kernel 1", base("", map[string][]uint64{"c.weight": {6, 4}}), 1,
+			func(b *format.Builder) { b.Conv("c", r, 1, zeros(r, 4, 1, 1), zeros(6, r, 1, 1)) },
+			[]string{"c.weight: band 0 rows 0+6 cols 0+4: 1·BA of rank 2"}},
+		{"a module of Flux, where the base divides it", base("", flux("transformer.", map[string][]uint64{
+			"transformer_blocks.0.attn.to_q.weight": {4, 4}, "transformer_blocks.0.attn.to_k.weight": {4, 4}, "transformer_blocks.0.attn.to_v.weight": {4, 4},
+		})), 1,
+			func(b *format.Builder) {
+				b.Linear("lora_unet_double_blocks_0_img_attn_qkv", r, 1, zeros(r, 4), zeros(12, r))
+			},
+			[]string{
+				"transformer.transformer_blocks.0.attn.to_k.weight: band 0 rows 0+4 cols 0+4: 1·BA of rank 2",
+				"transformer.transformer_blocks.0.attn.to_q.weight: band 0 rows 0+4 cols 0+4: 1·BA of rank 2",
+				"transformer.transformer_blocks.0.attn.to_v.weight: band 0 rows 0+4 cols 0+4: 1·BA of rank 2",
+			}},
+		{"modules of Flux, where the base has one weight", base("", flux("", map[string][]uint64{
+			"single_blocks.0.linear1.weight": {28, 4}, "single_blocks.0.linear2.weight": {4, 20},
+		})), 1,
+			func(b *format.Builder) {
+				b.Linear("transformer.single_transformer_blocks.0.attn.to_v", r, 1, zeros(r, 4), zeros(4, r))
+				b.Linear("transformer.single_transformer_blocks.0.proj_mlp", r, 1, zeros(r, 4), zeros(16, r))
+			},
+			[]string{"single_blocks.0.linear1.weight: band 0 rows 8+4 cols 0+4: 1·BA of rank 2; band 0 rows 12+16 cols 0+4: 1·BA of rank 2"}},
 		{"one expert of a stack, the second half of its rows", base("qwen3_5_moe", map[string][]uint64{"l.0.mlp.experts.gate_up_proj": {3, 10, 4}}), 1,
 			func(b *format.Builder) { b.Linear("l.0.mlp.experts.2.up_proj", r, 1, zeros(r, 4), zeros(5, r)) },
 			[]string{"l.0.mlp.experts.gate_up_proj: band 2 rows 5+5 cols 0+4: 1·BA of rank 2"}},
@@ -145,6 +167,46 @@ func TestChangesAreRectanglesOfTheBase(t *testing.T) {
 				t.Errorf("changes %q, want %q", got, c.want)
 			}
 		})
+	}
+}
+
+// flux puts a prefix in front of the names of a Flux transformer.
+func flux(prefix string, shapes map[string][]uint64) map[string][]uint64 {
+	all := make(map[string][]uint64)
+	for name, shape := range shapes {
+		all[prefix+name] = shape
+	}
+	return all
+}
+
+// TestComponents: an adapter that changes a component which the base lacks is refused, and Only
+// leaves out the layers of other components. An adapter with none of these is refused.
+func TestComponents(t *testing.T) {
+	both := adapter(t, 1, func(b *format.Builder) {
+		b.Linear("unet.mid_block.proj", 2, 1, zeros(2, 4), zeros(6, 2))
+		b.Linear("text_encoder.text_model.encoder.layers.0.mlp.fc1", 2, 1, zeros(2, 4), zeros(6, 2))
+	})
+	unet := base("", map[string][]uint64{"unet.mid_block.proj.weight": {6, 4}})
+	for _, c := range []struct {
+		only []string
+		want string // in the error; "" if there is none
+	}{
+		{nil, "components that the base lacks: text_encoder"},
+		{[]string{"unet"}, ""},
+		{[]string{"transformer"}, ""}, // the denoiser under its other name
+		{[]string{"text_encoder_2"}, "no layer of the components text_encoder_2"},
+	} {
+		changes, notes, err := resolveOne(unet, both, resolve.Reading{Only: c.only})
+		if c.want != "" {
+			if !errors.Is(err, fault.Mismatch) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("only %q: %v, want the words %q", c.only, err, c.want)
+			}
+			continue
+		}
+		if err != nil || len(changes) != 1 || changes[0].Name != "unet.mid_block.proj.weight" ||
+			!slices.ContainsFunc(notes, func(note string) bool { return strings.Contains(note, "text_encoder.text_model") }) {
+			t.Errorf("only %q: %v, %q, %v, want the U-Net's change and a note about the rest", c.only, changes, notes, err)
+		}
 	}
 }
 
@@ -419,12 +481,14 @@ func TestARecordRemembersEveryField(t *testing.T) {
 			f.SetBool(true)
 		case reflect.String:
 			f.SetString("fold")
+		case reflect.Slice:
+			f.Set(reflect.ValueOf([]string{"unet", "text_encoder"}))
 		}
 		texts := r.Texts()
 		if len(texts) != 1 {
 			t.Errorf("%+v has the texts %v, want one", r, texts)
 		}
-		if got, err := resolve.ReadingOf(texts); err != nil || got != r {
+		if got, err := resolve.ReadingOf(texts); err != nil || !reflect.DeepEqual(got, r) {
 			t.Errorf("ReadingOf(%v) = %+v, %v, want %+v", texts, got, err, r)
 		}
 	}

@@ -89,6 +89,7 @@ type given struct {
 	index    int // among the adapters of the merge
 	manifest *format.Manifest
 	model    *format.Adapter
+	left     []string                    // modules of components that the reading leaves out
 	features map[format.Feature][]string // the features that it requires, each with the places of its requirements
 	saysDoRA bool                        // the configuration of PEFT says that every layer has magnitudes
 }
@@ -105,6 +106,31 @@ func newGiven(a Adapter, index int) (*given, error) {
 	g := &given{Adapter: a, index: index, manifest: m, model: &m.Adapters[0], features: placesOf(&m.Adapters[0])}
 	g.saysDoRA = slices.Contains(g.features[format.FeatureDoRA], peftDoRA)
 	return g, nil
+}
+
+// keepOnly leaves out the layers and tensors of components that are not in only, as
+// Reading.Only says.
+func (g *given) keepOnly(only []string) error {
+	if len(only) == 0 {
+		return nil
+	}
+	kept := *g.model
+	drop := func(module string) bool {
+		if naming.IsWanted(module, only) {
+			return false
+		}
+		g.left = append(g.left, module)
+		return true
+	}
+	kept.Layers = slices.DeleteFunc(slices.Clone(kept.Layers), func(l format.Layer) bool { return drop(l.Module) })
+	kept.Beside = slices.DeleteFunc(slices.Clone(kept.Beside), func(b format.Beside) bool { return drop(naming.Module(b.Target)) })
+	kept.Requires = slices.DeleteFunc(slices.Clone(kept.Requires), func(q format.Requirement) bool { return slices.Contains(g.left, q.Where) })
+	if len(kept.Layers)+len(kept.Beside) == 0 && len(g.left) > 0 {
+		return fault.New(fault.Mismatch, "the adapter has no layer of the components %s; its layers are, for example, of %s",
+			strings.Join(only, ", "), naming.ComponentOf(g.left[0])).WithHint("name one of its components in Options.Only")
+	}
+	g.model, g.features = &kept, placesOf(&kept)
+	return nil
 }
 
 // placesOf returns the features that an adapter requires, each with the places that the

@@ -1,0 +1,194 @@
+package naming
+
+import (
+	"strings"
+
+	"github.com/loratool/loratool/internal/architecture"
+)
+
+// Image and video models have several components: a denoiser (a U-Net or a transformer) and text
+// encoders. Their names begin with the component, in one of several spellings.
+
+// kind is what a component does.
+type kind int
+
+const (
+	anyKind kind = iota // names without a component
+	denoiser
+	textEncoder
+)
+
+// role is a component's place in its model. The number tells components of one kind apart; it is 0
+// where the spelling does not say it: Wan 2.2 has two denoisers, and most programs name neither.
+type role struct {
+	kind   kind
+	number int
+}
+
+// spelling is a way to begin the names of a component.
+type spelling struct {
+	prefix string
+	role
+	name string // as diffusers calls the component
+	flat bool   // the rest of the name has underscores in place of dots
+}
+
+// spellings are looked through in their order: a longer one stands before its beginning.
+var spellings = []spelling{
+	// Adapters of kohya's sd-scripts and of the programs that follow it.
+	{"lora_unet__", role{denoiser, 0}, "unet", true},
+	{"lora_unet_", role{denoiser, 0}, "unet", true},
+	{"lora_transformer_", role{denoiser, 0}, "transformer", true},
+	{"lora_prior_unet_", role{denoiser, 0}, "prior", true},
+	{"lycoris_", role{denoiser, 0}, "transformer", true},
+	{"lora_te_", role{textEncoder, 1}, "text_encoder", true},
+	{"lora_te1_", role{textEncoder, 1}, "text_encoder", true},
+	{"lora_te2_", role{textEncoder, 2}, "text_encoder_2", true},
+	{"lora_te3_", role{textEncoder, 3}, "text_encoder_3", true},
+	{"lora_prior_te_", role{textEncoder, 1}, "text_encoder", true},
+	// Components of diffusers: folders of a pipeline, and the beginnings of an adapter's names.
+	{"unet.", role{denoiser, 1}, "unet", false},
+	{"transformer.", role{denoiser, 1}, "transformer", false},
+	{"transformer_2.", role{denoiser, 2}, "transformer_2", false},
+	{"prior.", role{denoiser, 1}, "prior", false},
+	{"text_encoder.", role{textEncoder, 1}, "text_encoder", false},
+	{"text_encoder_2.", role{textEncoder, 2}, "text_encoder_2", false},
+	{"text_encoder_3.", role{textEncoder, 3}, "text_encoder_3", false},
+	// Single files of LDM, SGM and ComfyUI.
+	{"model.diffusion_model.", role{denoiser, 0}, "unet", false},
+	{"diffusion_model.", role{denoiser, 0}, "unet", false},
+	{"cond_stage_model.transformer.", role{textEncoder, 1}, "text_encoder", false},
+	{"cond_stage_model.model.", role{textEncoder, 1}, "text_encoder", false},
+	{"conditioner.embedders.0.transformer.", role{textEncoder, 1}, "text_encoder", false},
+	{"conditioner.embedders.0.model.", role{textEncoder, 2}, "text_encoder_2", false}, // SDXL's refiner
+	{"conditioner.embedders.1.model.", role{textEncoder, 2}, "text_encoder_2", false},
+	{"text_encoders.clip_l.transformer.", role{textEncoder, 1}, "text_encoder", false},
+	{"text_encoders.clip_g.transformer.", role{textEncoder, 2}, "text_encoder_2", false},
+	{"text_encoders.t5xxl.transformer.", role{textEncoder, 3}, "text_encoder_3", false},
+}
+
+// spellingOf returns the spelling that a name begins with; one without a prefix if it begins with
+// none.
+func spellingOf(name string) spelling {
+	for _, s := range spellings {
+		if strings.HasPrefix(name, s.prefix) {
+			return s
+		}
+	}
+	return spelling{}
+}
+
+// ComponentOf returns the component that a module of an adapter belongs to, as diffusers calls it;
+// "" if its name does not say it.
+func ComponentOf(module string) string { return spellingOf(module).name }
+
+// component is a part of a base: the tensors whose names begin with one prefix.
+type component struct {
+	spelling
+	weights map[string]string   // module, without the prefix → its weight
+	flat    map[string][]string // module with underscores for dots → modules; filled on first use
+	shapes  ShapeOf
+
+	table   *architecture.Table // nil if no table knows the modules
+	holders map[architecture.Part]holder
+}
+
+// holder is a weight that holds a part of an architecture, and the part's place in it.
+type holder struct {
+	module string
+	parts  []architecture.Part // all that the weight holds, by its rows
+	i      int
+}
+
+// componentsOf divides the weights of a base. Weights are those of two or more dimensions.
+func componentsOf(b *Base, shapes ShapeOf) []*component {
+	var all []*component
+	byPrefix := make(map[string]*component)
+	for _, name := range b.sortedNames() {
+		module := weightModule(name)
+		if module == "" || len(shapes(name)) < 2 {
+			continue
+		}
+		s := spellingOf(module)
+		if s.flat {
+			s = spelling{}
+		}
+		c := byPrefix[s.prefix]
+		if c == nil {
+			c = &component{spelling: s, weights: make(map[string]string), shapes: shapes}
+			byPrefix[s.prefix], all = c, append(all, c)
+		}
+		c.weights[strings.TrimPrefix(module, s.prefix)] = name
+	}
+	for _, c := range all {
+		c.chooseTable()
+	}
+	return all
+}
+
+// weightModule returns the module whose weight a tensor is, "" for any other tensor.
+func weightModule(name string) string {
+	for _, suffix := range []string{".weight", "_weight"} {
+		if module, ok := strings.CutSuffix(name, suffix); ok && architecture.Weight(module) == name {
+			return module
+		}
+	}
+	return ""
+}
+
+// BiasOf returns the name of the bias beside a weight.
+func BiasOf(weight string) string { return strings.TrimSuffix(weight, "weight") + "bias" }
+
+// chooseTable takes the table that knows the most modules, if it knows more than half. The table
+// says what the component does where its names do not.
+func (c *component) chooseTable() {
+	best := len(c.weights) / 2
+	for _, t := range architecture.Tables() {
+		n := 0
+		for module := range c.weights {
+			if _, ok := t.Parts(module); ok {
+				n++
+			}
+		}
+		if n > best {
+			c.table, best = t, n
+		}
+	}
+	if c.table == nil {
+		return
+	}
+	if c.kind == anyKind {
+		c.kind = kindOf(c.table)
+	}
+	c.holders = make(map[architecture.Part]holder)
+	for module := range c.weights {
+		parts, _ := c.table.Parts(module)
+		for i, p := range parts {
+			c.holders[p] = holder{module, parts, i}
+		}
+	}
+}
+
+// kindOf returns what the components of an architecture do.
+func kindOf(t *architecture.Table) kind {
+	if t.Component == "text_encoder" {
+		return textEncoder
+	}
+	return denoiser
+}
+
+// flatModules returns the modules of the component that a flat name can stand for.
+func (c *component) flatModules(flat string) []string {
+	if c.flat == nil {
+		c.flat = make(map[string][]string, len(c.weights))
+		for module := range c.weights {
+			key := strings.ReplaceAll(module, ".", "_")
+			c.flat[key] = append(c.flat[key], module)
+		}
+	}
+	modules := c.flat[flat]
+	if c.table != nil {
+		modules = append(modules[:len(modules):len(modules)], c.table.Unflatten(flat)...)
+	}
+	return modules
+}
