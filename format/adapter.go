@@ -209,6 +209,7 @@ const (
 	RoleB         Role = "B"
 	RoleBias      Role = "bias"      // m values: B's bias; s times it is added to the module's bias
 	RoleMagnitude Role = "magnitude" // DoRA's magnitudes m (Liu et al., arXiv:2402.09353)
+	RoleAlpha     Role = "alpha"     // one element: lora_alpha as the producer stored it; the value is Layer.Alpha
 )
 
 // Layer is the update of one module.

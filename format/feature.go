@@ -31,6 +31,7 @@ const (
 	FeatureLoftQ              Feature = "loftq"               // trained on the rest of a quantised base
 	FeatureLoRABias           Feature = "lora-bias"           // B has a bias (lora_bias, since PEFT 0.14)
 	FeatureLoRAGA             Feature = "lora-ga"             // trained on a base that was changed by its gradients
+	FeatureLyCORIS            Feature = "lycoris"             // a method of LyCORIS other than LoRA, which the requirement names
 	FeatureMergedLinear       Feature = "merged-linear"       // several projections in one weight (loralib)
 	FeatureMissingFactor      Feature = "missing-factor"      // lora_A without lora_B, or the reverse
 	FeatureMonteCLoRA         Feature = "monteclora"          // a sampler is stored beside the factors; PEFT merges without it
@@ -44,7 +45,9 @@ const (
 	FeatureQALoRA             Feature = "qalora"              // A reads averages over groups of inputs
 	FeatureRankMismatch       Feature = "rank-mismatch"       // the factors have another rank than the configuration says
 	FeatureSeveralNames       Feature = "several-names"       // keys of several adapters in one file
+	FeatureSetTensor          Feature = "set-tensor"          // a tensor that replaces or reshapes one of the base
 	FeatureStrayTensor        Feature = "stray-tensor"        // a tensor of the base that the configuration does not list as saved
+	FeatureTextualInversion   Feature = "textual-inversion"   // embeddings of new words for a text encoder
 	FeatureTokenIndices       Feature = "token-indices"       // trained token rows without known indices
 	FeatureTwice              Feature = "twice"               // two tensors for one factor of one module
 	FeatureUndo               Feature = "undo"                // the adapter is the undo record of a merge (spec/UNDO.md)

@@ -24,7 +24,7 @@ func (c *compact) add() error {
 	l := c.layer
 	_, hasA := l.Roles[format.RoleA]
 	_, hasB := l.Roles[format.RoleB]
-	if !hasA || !hasB || len(l.Roles) > 2 {
+	if !hasA || !hasB || nOperands(l) > 2 {
 		return fault.New(fault.Unsupported, "%q is of an unknown kind, with %s", l.Module, fault.Count(len(l.Roles), "tensor"))
 	}
 	x, a, b, err := c.term(l)

@@ -34,7 +34,7 @@ func (g *gathered) add() error {
 	if err != nil {
 		return err
 	}
-	if len(l.Roles) > 2 {
+	if nOperands(l) > 2 {
 		return fault.New(fault.Unsupported, "%q has DoRA or a bias beside lora_A and lora_B, but the base stacks that expert with others in %q", l.Module, parameter).
 			WithHint("merge into a checkpoint with a module per expert")
 	}

@@ -365,7 +365,7 @@ func unknownRoles(a *format.Adapter) []string {
 	for i := range a.Layers {
 		for role := range a.Layers[i].Roles {
 			switch role {
-			case format.RoleA, format.RoleB, format.RoleBias, format.RoleMagnitude:
+			case format.RoleA, format.RoleB, format.RoleBias, format.RoleMagnitude, format.RoleAlpha:
 			default:
 				unknown = append(unknown, fmt.Sprintf("%s (%s)", a.Layers[i].Module, role))
 			}
@@ -385,7 +385,7 @@ func surplus(a *format.Adapter) []string {
 	})
 	var layers []string
 	for i := range a.Layers {
-		if l := &a.Layers[i]; !isPlainKind(l.Kind) && (isDoRA || len(l.Roles) > 2) {
+		if l := &a.Layers[i]; !isPlainKind(l.Kind) && (isDoRA || nOperands(l) > 2) {
 			layers = append(layers, l.Module)
 		}
 	}

@@ -235,3 +235,13 @@ type fold struct {
 // votes count, per leaf name and under "" for all Conv1D names together, the layers whose shape
 // shows that they are stored transposed, minus those that are stored as torch.nn.Linear does.
 type votes map[string]int
+
+// nOperands counts the tensors of a layer that its formula reads. The alpha is a number of the
+// layer (Layer.Alpha) wherever it is stored.
+func nOperands(l *format.Layer) int {
+	n := len(l.Roles)
+	if _, ok := l.Roles[format.RoleAlpha]; ok {
+		n--
+	}
+	return n
+}

@@ -121,7 +121,7 @@ def check_adapter(a, answers):
             need("bias" in l.roles, "R74", f"{l.module} has no bias")
         need("magnitude" not in l.roles or a.covers("dora", l), "R75", l.module)
         need("bias" not in l.roles or a.covers("lora-bias", l), "R75", l.module)
-        need({*l.roles} <= {"A", "B", "bias", "magnitude"}, "R76", [*l.roles])
+        need({*l.roles} <= {"A", "B", "bias", "magnitude", "alpha"}, "R76", [*l.roles])
         need(math.isfinite(l.S), "R84", f"{l.module}: {l.S}")
         for role, t in l.roles.items():
             need(t.dtype in FLOATS, "R85", f"{role} of {l.module}: {t.dtype}")
