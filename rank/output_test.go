@@ -42,7 +42,7 @@ func TestExtractionIntoMemoryNeedsNoDisk(t *testing.T) {
 	}
 	rule := rank.FixedRank{K: 2}
 	want := make(map[string]map[string][]byte)
-	for _, d := range convert.Default() {
+	for _, d := range convert.Default().Written() {
 		want[d.Name()] = store(d, rank.ExtractOptions{Rule: rule}, new(output.Memory))
 	}
 	for _, name := range []string{"TMPDIR", "TMP", "TEMP"} {
@@ -52,7 +52,7 @@ func TestExtractionIntoMemoryNeedsNoDisk(t *testing.T) {
 	if !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without an output and temporary files: %v, want %v", err, os.ErrNotExist)
 	}
-	for _, d := range convert.Default() {
+	for _, d := range convert.Default().Written() {
 		out := new(output.Memory)
 		got := store(d, rank.ExtractOptions{Rule: rule, Output: out}, out)
 		if !maps.EqualFunc(got, want[d.Name()], bytes.Equal) || len(got) == 0 {

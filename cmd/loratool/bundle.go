@@ -40,13 +40,12 @@ func bundleCommand(t *terminal) *cli.Command {
 			"list FILE shows them. split FILE -o DIR writes each to a .lora file of its own, DIR/NAME.lora.\n\n" +
 			"Every command that takes an ADAPTER takes FILE#NAME, one adapter of a bundle. A tensor that several adapters have in common is stored once; " +
 			"readers of version 1.0 of the format refuse such a bundle, and --no-sharing writes one for them.",
-		Flags: append([]cli.Flag{
+		Flags: append(append([]cli.Flag{
 			&cli.StringSliceFlag{Name: "name", Usage: "add an adapter as `NAME`; once per adapter, in their order (default: the name of its file or directory)", Destination: &o.names},
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "split into `DIR`, which must not exist", Destination: &o.out},
 			&cli.BoolFlag{Name: "force", Usage: "add: replace an adapter of the same name", Destination: &o.force},
 			&cli.BoolFlag{Name: "no-sharing", Usage: "store equal tensors once per adapter", Destination: &o.noSharing},
-			o.withoutFlag(), o.manifestFlag(),
-		}, o.flags()...),
+		}, o.openFlags()...), o.flags()...),
 		Action: func(c *cli.Context) error { return runBundle(c, t, o) },
 	}
 }
@@ -80,6 +79,7 @@ func openBundle(c *cli.Context, o *bundleOptions, file string, closers *closers)
 	if err != nil {
 		return nil, nil, err
 	}
+	options[0].From, options[0].Alpha, options[0].Scale = "", 0, 0 // they are for what is added
 	src, err := convert.Open(c.Context, file, options[0])
 	if err != nil {
 		return nil, nil, err

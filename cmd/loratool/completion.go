@@ -12,8 +12,8 @@ import (
 
 // choices lists the values of flags that accept only a few words.
 var choices = map[string][]string{
-	"--to": convert.Default().Names(), "--dtype": {"f32", "bf16", "f16"}, "--tied": {"untie", "fold"},
-	"--expert-input": {"1", "2"}, "--linear-input": {"1", "2"},
+	"--to": convert.Default().Written().Names(), "--dtype": {"f32", "bf16", "f16"}, "--tied": {"untie", "fold"},
+	"--from": convert.Default().Names()[1:], "--expert-input": {"1", "2"}, "--linear-input": {"1", "2"},
 }
 
 // shells lists the supported shells.

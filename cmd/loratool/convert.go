@@ -29,21 +29,21 @@ func convertCommand(t *terminal) *cli.Command {
 	o := new(convertOptions)
 	return &cli.Command{
 		Name:      "convert",
-		Usage:     "turn an adapter of PEFT into a .lora file, or back",
+		Usage:     "turn an adapter of any dialect into a .lora file, or one of PEFT's out of it",
 		ArgsUsage: "ADAPTER -o OUT",
-		Description: "Converts between PEFT's directory or file and the .lora container. A container made from a file of PEFT gives the file back byte " +
-			"for byte, with its configuration and model card, and proves it by SHA-256. Beside a .safetensors file convert writes adapter_config.json.",
-		Flags: append([]cli.Flag{
+		Description: "Converts between PEFT's directory or file and the .lora container, and from the dialects of image models (kohya) to the container. " +
+			"A container made from a file of weights gives the file back byte for byte, with its configuration and model card, and proves it by SHA-256. " +
+			"Beside a .safetensors file convert writes adapter_config.json.",
+		Flags: append(append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a container if the name ends in .lora, a weights file of PEFT if it ends in .safetensors, else a directory for PEFT", Destination: &o.out},
 			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora or peft, where OUT's name does not say it", Destination: &o.to},
 			&cli.StringFlag{Name: "base", Usage: "remember `BASE`, so that merge can tell it from others", Destination: &o.base},
 			&cli.BoolFlag{Name: "by-layer", Usage: "for readers over a network: keep each layer of a container in one place, in chunks of 64 KiB; the file grows by about 0.3 %", Destination: &o.byLayer},
 			&cli.BoolFlag{Name: "opaque", Usage: "archive a safetensors file or a pickle of tensors in any dialect, without its meaning; restore gives it back", Destination: &o.opaque},
-			o.withoutFlag(), o.manifestFlag(),
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is an adapter of the same kind", Destination: &o.force},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be written, and write nothing", Destination: &o.dryRun},
 			o.memoryFlag(),
-		}, o.flags()...),
+		}, o.openFlags()...), o.flags()...),
 		Action: func(c *cli.Context) error { return runConvert(c, t, o) },
 	}
 }
@@ -213,7 +213,7 @@ func rememberBase(c *cli.Context, src format.Source, base string) (format.Source
 
 // dialectOf is the dialect that the user names, or that the name of the output implies.
 func dialectOf(out, to string) (convert.Dialect, error) {
-	dialects := convert.Default()
+	dialects := convert.Default().Written()
 	if to == "" {
 		d, err := dialects.For(out)
 		if err != nil {
@@ -224,7 +224,8 @@ func dialectOf(out, to string) (convert.Dialect, error) {
 	if d := dialects.Named(strings.ToLower(to)); d != nil {
 		return d, nil
 	}
-	return nil, usagef("the dialects that are written are "+strings.Join(dialects.Names(), " and "), "unknown dialect %q", to)
+	written := strings.Join(dialects.Names(), " and ")
+	return nil, usagef("the dialects that are written are "+written, "unknown dialect %q", to)
 }
 
 // store writes a source to a path and returns the size of what is there then.

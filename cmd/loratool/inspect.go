@@ -35,10 +35,9 @@ func inspectCommand(t *terminal) *cli.Command {
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "values", Usage: "read all values: find untrained layers, NaN and infinity, and print the content id", Destination: &o.values},
 			&cli.BoolFlag{Name: "spectrum", Usage: "of an adapter: the singular values of every s·B·A, ranks and energies", Destination: &o.spectrum},
-			o.withoutFlag(), o.manifestFlag(),
 			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "of a checkpoint: the parameters of a LoRA of rank `R`", Destination: &o.rank},
 			&cli.StringFlag{Name: "targets", Usage: "with --rank: `NAMES` of the modules to adapt, separated by commas (default: all linear ones)", Destination: &o.targets},
-		}, append([]cli.Flag{o.memoryFlag()}, o.flags()...)...),
+		}, append(append(o.openFlags(), o.memoryFlag()), o.flags()...)...),
 		Action: func(c *cli.Context) error { return runInspect(c, t, o) },
 	}
 }
@@ -66,7 +65,7 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 	if err != nil {
 		return err
 	}
-	if !convert.IsAdapter(c.Context, path) {
+	if opening.From == "" && !convert.IsAdapter(c.Context, path) {
 		return inspectCheckpoint(c, t, o, path)
 	}
 	if o.rank > 0 {
@@ -130,7 +129,7 @@ func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.S
 			return err
 		}
 	}
-	r, err := report.Describe(c.Context, src, report.Options{Values: o.values, Spectrum: o.spectrum, Workers: o.workers, Beside: convert.WeightsBeside(src)})
+	r, err := report.Describe(c.Context, src, report.Options{Values: o.values, Spectrum: o.spectrum, Workers: o.workers, Beside: convert.WeightsBeside(src), Sign: convert.RecognisedBy(src)})
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,9 @@ func showAdapter(t *terminal, o *inspectOptions, r *report.Adapter) {
 	}
 	t.line("adapter   %s: %s, %s, %s in %s", method, fault.Count(len(r.Layers), "layer"),
 		fault.Count(r.Parameters, "parameter"), fileio.FormatBytes(r.Bytes), tensorsText(r.DTypes))
+	if r.Sign != "" {
+		t.line("dialect   recognised by %s", flagsFor(r.Sign))
+	}
 	if r.Base != "" {
 		t.line("base      %s", strings.TrimSpace(r.Base+" "+r.Revision))
 	}

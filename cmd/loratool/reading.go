@@ -18,15 +18,14 @@ type readingOptions struct {
 }
 
 func (o *readingOptions) readingFlags() []cli.Flag {
-	return []cli.Flag{
-		o.withoutFlag(), o.manifestFlag(),
+	return append(o.openFlags(), []cli.Flag{
 		&cli.StringSliceFlag{Name: "only", Usage: "change only the `COMPONENT` unet, transformer, text_encoder, text_encoder_2, … of an image or video model", Destination: &o.only},
 		dimensionFlag("expert-input", "the dimension `1|2` of square stacked experts that lora_A reads (default: as the adapter says)", &o.expertInput),
 		dimensionFlag("linear-input", "the dimension `1|2` of square Conv1D weights that lora_A reads, where the base does not tell", &o.linearInput),
 		&cli.BoolFlag{Name: "expert-slowest", Usage: "lora_B of stacked experts has one expert after the other, as unsloth wrote it", Destination: &o.expertSlowest},
 		&cli.BoolFlag{Name: "out-proj-twice", Usage: "add the update of nn.MultiheadAttention's out_proj twice, as PEFT up to 0.21 does", Destination: &o.outProjTwice},
 		&cli.BoolFlag{Name: "recompute-residual", Usage: "take out of the original base what PiSSA or OLoRA has taken out of it, computed again in float64", Destination: &o.recompute},
-	}
+	}...)
 }
 
 // dimensionFlag is the flag for one of the two dimensions of a matrix.

@@ -12,11 +12,17 @@ import (
 // withoutOption is --without, the files beside adapters to ignore.
 type withoutOption struct {
 	manifestOption
+	fromOption
 	files cli.StringSlice
 }
 
 func (o *withoutOption) withoutFlag() cli.Flag {
 	return &cli.StringSliceFlag{Name: "without", Usage: "ignore `FILE`, weights in an adapter's folder that are not part of it; once per file", Destination: &o.files}
+}
+
+// openFlags are the flags of every command that opens adapters.
+func (o *withoutOption) openFlags() []cli.Flag {
+	return append([]cli.Flag{o.withoutFlag()}, append(o.fromFlags(), o.manifestFlag())...)
 }
 
 // opening returns the options for each adapter at paths. A file that is in none of their folders is
@@ -29,6 +35,9 @@ func (o *withoutOption) opening(paths ...string) ([]convert.Options, error) {
 	options := make([]convert.Options, len(paths))
 	for i := range options {
 		options[i].MaxManifestBytes = limit
+		if err := o.fromOption.set(&options[i]); err != nil {
+			return nil, err
+		}
 	}
 	for _, file := range o.files.Value() {
 		found := false

@@ -14,6 +14,7 @@ import (
 	"io"
 	"io/fs"
 	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
@@ -44,6 +45,14 @@ func (ds Dialects) Names() []string {
 		names[i] = d.Name()
 	}
 	return names
+}
+
+// Written returns the dialects of the set that can be written; the others are only read.
+func (ds Dialects) Written() Dialects {
+	return slices.DeleteFunc(slices.Clone(ds), func(d Dialect) bool {
+		_, isRead := d.(*pairDialect)
+		return isRead
+	})
 }
 
 // Open opens the adapter at path, a file or a directory, in the dialect that its content shows. It
@@ -109,15 +118,31 @@ func (ds Dialects) describe(ctx context.Context, in *Input, o Options) (format.S
 	if o.Opaque {
 		return openOpaque(ctx, in)
 	}
-	d := ds.recognise(in)
-	if d == nil {
-		return nil, in.refuse()
+	d, err := ds.choose(in, o)
+	if err != nil {
+		return nil, err
 	}
 	src, err := d.Open(ctx, in, o)
 	if err != nil {
 		return nil, fault.InFile(err, in.Path())
 	}
 	return src, nil
+}
+
+// choose returns the dialect for an input: the one that the user names, or else the first one that
+// recognises it.
+func (ds Dialects) choose(in *Input, o Options) (Dialect, error) {
+	d := ds.recognise(in)
+	if o.From != "" && (d == nil || d.Name() != LoRA().Name()) {
+		if d = ds.Named(o.From); d == nil {
+			return nil, fault.New(fault.Unsupported, "unknown dialect %q, want %s",
+				o.From, strings.Join(ds.Names(), ", "))
+		}
+	}
+	if d == nil {
+		return nil, in.refuse()
+	}
+	return d, nil
 }
 
 func (ds Dialects) recognise(in *Input) Dialect {
@@ -212,6 +237,17 @@ func WeightsBeside(src format.Source) []string {
 		return s.beside
 	}
 	return nil
+}
+
+// RecognisedBy says by which sign the dialect of an opened adapter was recognised, such as one of
+// its keys. It is "" for a .lora file and for an adapter of PEFT, which has its configuration.
+func RecognisedBy(src format.Source) string {
+	if s, ok := src.(*opened); ok {
+		if f, ok := s.Source.(*tensorFile); ok {
+			return f.sign
+		}
+	}
+	return ""
 }
 
 // WithBase returns a source of one adapter with the tensors of src and with base as the record of

@@ -8,8 +8,9 @@ import (
 	"github.com/loratool/loratool/format"
 )
 
-// Default returns the dialects of this package: .lora files and PEFT.
-func Default() Dialects { return Dialects{LoRA(), PEFT()} }
+// Default returns the dialects of this package: .lora files, PEFT, and those of image and video
+// models, which are only read.
+func Default() Dialects { return Dialects{LoRA(), PEFT(), Kohya()} }
 
 // Open opens an adapter in a dialect of Default; see Dialects.Open.
 func Open(ctx context.Context, path string, o Options) (format.Source, error) {

@@ -18,6 +18,13 @@ type Options struct {
 	// Opaque opens a safetensors file or a pickle of tensors in any dialect, known or not, without
 	// its meaning: every tensor is carried, and nothing can be applied.
 	Opaque bool
+	// From names the dialect to open the adapter in, such as kohya, if its content fits several or
+	// none; "" recognises it by its content. A .lora file is always opened as one.
+	From string
+	// Alpha and Scale say what an adapter without a configuration and without alphas leaves open:
+	// lora_alpha, divided by the rank of each layer, or the scale itself. 0 leaves it to the rule
+	// of the dialect. For an adapter that says its scale, either is an error.
+	Alpha, Scale float64
 	// MaxManifestBytes bounds the manifest of a .lora file; 0 means 16 MiB (format.ReaderOptions).
 	MaxManifestBytes int64
 }

@@ -96,7 +96,7 @@ func FuzzConfig(f *testing.F) {
 		}
 		c.patterns.budget = pyre.NewBudget(context.Background(), 100_000) // many runs matter more than long ones
 		src := &zeros{format.Manifest{Tensors: fuzzTensors()}}
-		p := peftReader{config: c, tensors: src.manifest.Tensors, manifest: &src.manifest}
+		p := peftReader{config: c, collector: collector{tensors: src.manifest.Tensors, manifest: &src.manifest}}
 		src.manifest.Adapters = []format.Adapter{p.adapter(t.Context())}
 		if got, want := len(src.manifest.Adapters[0].Tensors()), len(src.manifest.Tensors); got != want {
 			t.Errorf("the adapter has %d tensors, want each of %d once", got, want)

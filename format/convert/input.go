@@ -25,11 +25,12 @@ type Input struct {
 	name   string          // of the weights in the place, "" for a directory without weights
 	err    error           // why the weights cannot be read
 
-	file   *fileio.Input
-	start  []byte // the beginning of the weights
-	table  *table
-	side   map[string]sideRead
-	inputs fileio.Identities // the weights, and the files beside them that were read
+	file    *fileio.Input
+	start   []byte // the beginning of the weights
+	table   *table
+	side    map[string]sideRead
+	claimed map[string]string // see claims
+	inputs  fileio.Identities // the weights, and the files beside them that were read
 }
 
 // sideRead is the result of reading a file beside the weights.

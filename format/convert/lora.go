@@ -29,6 +29,9 @@ func (loraDialect) Recognise(in *Input) bool {
 }
 
 func (loraDialect) Open(_ context.Context, in *Input, o Options) (format.Source, error) {
+	if err := o.refuseScale("a .lora file"); err != nil {
+		return nil, err
+	}
 	r, err := format.NewReader(in.file, in.file.Size, format.ReaderOptions{MaxManifestBytes: o.MaxManifestBytes})
 	if err != nil {
 		return nil, fault.InFile(err, in.Path())

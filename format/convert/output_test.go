@@ -61,7 +61,7 @@ func filesOf(t *testing.T, path string) map[string][]byte {
 // TestMemoryGetsWhatAPathGets: in each dialect, memory and disk get the same files and bytes.
 func TestMemoryGetsWhatAPathGets(t *testing.T) {
 	for name, open := range demos {
-		for _, d := range convert.Default() {
+		for _, d := range convert.Default().Written() {
 			t.Run(name+" "+d.Name(), func(t *testing.T) {
 				src := open(t)
 				defer src.Close()
@@ -183,7 +183,7 @@ func TestADialectWithoutOutputsIsRefusedByName(t *testing.T) {
 func TestAnAdapterInMemoryIsOpenedAgain(t *testing.T) {
 	src := demos["restored"](t)
 	defer src.Close()
-	for _, d := range convert.Default() {
+	for _, d := range convert.Default().Written() {
 		var m output.Memory
 		to, err := convert.CreateTo(&m, d, convert.CreateOptions{})
 		if err != nil {

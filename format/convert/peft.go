@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"sort"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -43,7 +42,10 @@ func (peftDialect) Recognise(in *Input) bool {
 }
 
 // Open opens a file of weights, safetensors or pickle, with the configuration beside it.
-func (peftDialect) Open(ctx context.Context, in *Input, _ Options) (format.Source, error) {
+func (peftDialect) Open(ctx context.Context, in *Input, o Options) (format.Source, error) {
+	if err := o.refuseScale(format.PEFTConfig); err != nil {
+		return nil, err
+	}
 	if err := in.readTable(); err != nil {
 		return nil, err
 	}
@@ -70,7 +72,8 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 	isPEFTs := func(t format.Tensor) bool { return isPEFTKey(t.Name) }
 	if config.PEFTType == "LORA" && !slices.ContainsFunc(f.tensors, isPEFTs) {
 		if dialect := naming.Dialect(f.keys()); dialect != "" {
-			return fault.New(fault.Unsupported, "the configuration is PEFT's, but the keys are %s", dialect).In(in.Path()).WithHint("%s", hintFor(dialect))
+			return fault.New(fault.Unsupported, "the configuration is PEFT's, but the keys are %s", dialect).
+				In(in.Path()).WithHint("%s", in.hintBeside(dialect))
 		}
 	}
 	readme, err := in.ReadFile(format.ModelCard, maxSideBytes)
@@ -84,22 +87,14 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 	f.attach(format.PEFTConfig, text)
 	f.manifest.Notes = append(f.manifest.Notes, config.notes...)
 	f.manifest.Provenance.Source = "PEFT " + config.PEFTVersion
-	switch {
-	case f.pickle == nil:
-		f.attach(format.SourceHeader, nil)
-	case f.pickle.Unchecked:
-		f.note("the archive has no checksums (torch.serialization.set_crc32_options), so damage to its values would go unnoticed")
-	}
-	if f.pickle != nil && len(f.pickle.Left) > 0 {
-		f.note("the pickle also holds values that are not tensors of the adapter; they are left out: %s", fault.List(f.pickle.Left, 3))
-	}
+	f.describe()
 	config.patterns.budget = pyre.NewBudget(ctx, patternSteps)
 	if config.BaseModel == "" {
 		if bases := card.Parse(readme).BaseModels; len(bases) > 0 {
 			config.BaseModel = bases[0]
 		}
 	}
-	p := peftReader{config: config, saved: readSaved(text), tensors: f.manifest.Tensors, manifest: &f.manifest}
+	p := peftReader{collector: f.collector(), config: config, saved: readSaved(text)}
 	f.manifest.Adapters = []format.Adapter{p.adapter(ctx)}
 	if err := ctx.Err(); err != nil { // the adapter is incomplete
 		return err
@@ -204,22 +199,10 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 	return p.sorted()
 }
 
-// sorted puts the lists into the order that spec/FORMAT.md requires.
+// sorted returns the adapter with the requirements of its configuration.
 func (p *peftReader) sorted() format.Adapter {
-	a := &p.out
-	a.Requires = append(a.Requires, p.config.requires...)
-	sort.Slice(a.Layers, func(i, j int) bool { return a.Layers[i].Module < a.Layers[j].Module })
-	sort.Slice(a.Beside, func(i, j int) bool { return a.Beside[i].Tensor < a.Beside[j].Tensor })
-	sort.Slice(a.Requires, func(i, j int) bool {
-		x, y := a.Requires[i], a.Requires[j]
-		return x.Feature < y.Feature || x.Feature == y.Feature && x.Where < y.Where
-	})
-	a.Requires = slices.Compact(a.Requires)
-	slices.Sort(p.manifest.Notes)
-	if a.Method == format.MethodLoRA && slices.ContainsFunc(a.Requires, func(r format.Requirement) bool { return r.Feature == format.FeatureDoRA }) {
-		a.Method = format.MethodDoRA
-	}
-	return *a
+	p.out.Requires = append(p.out.Requires, p.config.requires...)
+	return p.collector.sorted()
 }
 
 // layer makes the layer of one module from its tensors. It keeps the map roles: these maps take

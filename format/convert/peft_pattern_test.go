@@ -84,7 +84,7 @@ func TestPatternsThatCannotBeEvaluatedAreRequired(t *testing.T) {
 		if _, m := c.rank(strings.Repeat("a", 60)); m != nil {
 			t.Errorf("%q matches", key)
 		}
-		p := peftReader{config: c, manifest: new(format.Manifest)}
+		p := peftReader{config: c, collector: collector{manifest: new(format.Manifest)}}
 		p.requirePatterns()
 		if len(p.out.Requires) != 1 || p.out.Requires[0].Feature != format.FeaturePattern || len(p.manifest.Notes) != 1 {
 			t.Errorf("%q requires %v with the notes %q, want %s and a note", key, p.out.Requires, p.manifest.Notes, format.FeaturePattern)
@@ -174,7 +174,7 @@ func TestRanksOfTheFactorsDecideTheEra(t *testing.T) {
 			{Name: "x.a.lora_A.weight", Shape: []uint64{2, 8}}, {Name: "x.a.lora_B.weight", Shape: []uint64{8, 2}},
 			{Name: "x.b.lora_A.weight", Shape: []uint64{rankB, 8}}, {Name: "x.b.lora_B.weight", Shape: []uint64{8, rankB}},
 		}
-		p := peftReader{config: &c, tensors: m.Tensors, manifest: m}
+		p := peftReader{config: &c, collector: collector{tensors: m.Tensors, manifest: m}}
 		return m, p.adapter(t.Context())
 	}
 	if _, a := read(2); a.Layers[0].Alpha != 16 || a.Layers[1].Alpha != 16 || len(a.Requires) > 0 {

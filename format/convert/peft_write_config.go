@@ -58,6 +58,12 @@ var written = map[format.Feature]bool{format.FeatureLoRABias: true, format.Featu
 // peftFrom returns the configuration for an adapter, and the key of every tensor.
 func peftFrom(m *format.Manifest) (config []byte, names map[int]string, err error) {
 	a := &m.Adapters[0]
+	for _, d := range pairDialects {
+		if d.name == a.Dialect {
+			return nil, nil, fault.New(fault.Unsupported, "an adapter of the dialect %s cannot be "+
+				"written as PEFT's yet", a.Dialect).WithHint("keep it as a .lora file, which merge reads")
+		}
+	}
 	for _, r := range a.Requires {
 		if !written[r.Feature] {
 			e := fault.New(fault.Unsupported, "the adapter requires %q (%s), which PEFT's format cannot express", r.Feature, r.Where)
@@ -148,6 +154,9 @@ func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 			return fault.New(fault.Unsupported, "some layers scale by alpha/r and others by alpha/sqrt(r), which a PEFT configuration cannot express")
 		}
 		for role, t := range l.Roles {
+			if role == format.RoleAlpha {
+				continue // the configuration has the number
+			}
 			tail, ok := peftTail(l.Kind, role)
 			if !ok || l.Kind == format.Other {
 				return fault.New(fault.Unsupported, "layer %q of kind %s has the role %q, which PEFT's format cannot express", l.Module, l.Kind, role)

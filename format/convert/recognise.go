@@ -33,6 +33,17 @@ func hintFor(dialect string) string {
 	return hintNotRead
 }
 
+// hintBeside returns the next step for an adapter of another dialect with PEFT's configuration
+// beside it.
+func (in *Input) hintBeside(dialect string) string {
+	for _, d := range pairDialects {
+		if in.claims()[d.name] != "" {
+			return "if the configuration belongs to another adapter, set Options.From=" + d.name
+		}
+	}
+	return hintFor(dialect)
+}
+
 const hintNotRead = "this dialect cannot be read yet; convert the adapter to PEFT with the program that wrote it"
 
 // diffusersMetadata is the metadata entry in which diffusers stores the PEFT configuration.

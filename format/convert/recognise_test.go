@@ -39,14 +39,10 @@ func TestDialectsAreNamed(t *testing.T) {
 		file, dialect string
 		content       []byte
 	}{
-		{"a.safetensors", "LyCORIS", testkit.Encode(nil, ones("lora_unet_q.lokr_w1", "lora_unet_q.lokr_w2")...)},
-		{"a.safetensors", "kohya", testkit.Encode(nil, ones("lora_unet_q.lora_down.weight", "lora_unet_q.lora_up.weight")...)},
 		{"a.safetensors", "XLabs", testkit.Encode(nil, ones("double_blocks.0.processor.proj_lora1.down.weight", "double_blocks.0.processor.proj_lora1.up.weight")...)},
 		{"a.safetensors", "torchtune", testkit.Encode(nil, ones("layers.0.attn.q_proj.lora_a.weight", "layers.0.attn.q_proj.lora_b.weight")...)},
 		{"adapters.safetensors", "MLX", testkit.Encode(nil, ones("model.layers.0.q_proj.lora_a", "model.layers.0.q_proj.lora_b")...)},
 		{"a.safetensors", "loralib", testkit.Encode(nil, ones("roberta.q.lora_A", "roberta.q.lora_B")...)},
-		{"a.safetensors", "differences of whole weights", testkit.Encode(nil, ones("lora_unet_q.diff", "lora_unet_q.diff_b")...)},
-		{"a.safetensors", "IA³", testkit.Encode(nil, ones("lora_unet_q.on_input", "lora_unet_q.weight")...)},
 		{"a.safetensors", "Sam_LoRA", testkit.Encode(nil, ones("w_a_000", "w_b_000")...)},
 		{"a.safetensors", "textual inversion", testkit.Encode(nil, ones("emb_params")...)},
 		{"a.safetensors", "textual inversion", testkit.Encode(nil, ones("clip_l", "clip_g")...)},

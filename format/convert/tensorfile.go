@@ -136,6 +136,7 @@ type tensorFile struct {
 	*table
 	manifest    format.Manifest
 	attachments [][]byte // nil stands for the header of the file
+	sign        string   // how the dialect was recognised
 }
 
 // attach adds an attachment; nil content stands for the header of the file.
@@ -151,6 +152,24 @@ func (f *tensorFile) attach(name string, content []byte) {
 	}
 	f.manifest.Attachments = append(f.manifest.Attachments, format.Attachment{Name: name, NBytes: size, SHA256: sum})
 	f.attachments = append(f.attachments, content)
+}
+
+// collector returns a collector of the parts of the adapter in the file.
+func (f *tensorFile) collector() collector {
+	return collector{tensors: f.manifest.Tensors, manifest: &f.manifest}
+}
+
+// describe attaches the header of a safetensors file, and notes what a pickle lacks.
+func (f *tensorFile) describe() {
+	switch {
+	case f.pickle == nil:
+		f.attach(format.SourceHeader, nil)
+	case f.pickle.Unchecked:
+		f.note("the archive has no checksums (torch.serialization.set_crc32_options), so damage to its values would go unnoticed")
+	}
+	if f.pickle != nil && len(f.pickle.Left) > 0 {
+		f.note("the pickle also holds values that are not tensors of the adapter; they are left out: %s", fault.List(f.pickle.Left, 3))
+	}
 }
 
 // note adds a remark for the user.

@@ -21,6 +21,7 @@ import (
 type Adapter struct {
 	Kind         string         `json:"kind"` // "adapter"
 	Dialect      string         `json:"dialect"`
+	Sign         string         `json:"recognised_by"` // the sign of the dialect in the file, if it was needed
 	Method       string         `json:"method"`
 	Base         string         `json:"base"`
 	Revision     string         `json:"revision"`
@@ -80,6 +81,7 @@ type Options struct {
 	Values   bool     // read all values: finds untrained layers, NaN and infinity, and the content id
 	Spectrum bool     // compute the spectrum of every layer
 	Workers  int      // goroutines for spectra; 0 means one per processor
+	Sign     string   // how the dialect was recognised (convert.RecognisedBy)
 	Beside   []string // weight files in the adapter's folder that do not belong to it (convert.WeightsBeside)
 }
 
@@ -116,7 +118,7 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	if err := format.Validate(m); err != nil {
 		return nil, err
 	}
-	r := &Adapter{Kind: "adapter", Datasets: []string{}, Attached: []string{}, Layers: []Layer{}, Beside: []BesideTensor{}, FilesBeside: []string{}, Requires: []Requirement{}, Methods: []string{}, Refusals: []string{}, Notes: append([]string{}, m.Notes...)}
+	r := &Adapter{Kind: "adapter", Sign: o.Sign, Datasets: []string{}, Attached: []string{}, Layers: []Layer{}, Beside: []BesideTensor{}, FilesBeside: []string{}, Requires: []Requirement{}, Methods: []string{}, Refusals: []string{}, Notes: append([]string{}, m.Notes...)}
 	counts := make(dtypeCounts)
 	for i := range m.Tensors {
 		t := &m.Tensors[i]

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/format/convert"
+	"github.com/urfave/cli/v2"
+)
+
+// fromOption is --from, --alpha and --scale, for adapters whose files leave something open.
+type fromOption struct {
+	dialect, alpha, scale string
+}
+
+func (o *fromOption) fromFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "from", Usage: "read the adapter in this `DIALECT`, where its content fits several or none: " + strings.Join(convert.Default().Names()[1:], ", "), Destination: &o.dialect},
+		&cli.StringFlag{Name: "alpha", Usage: "lora_alpha is `A`, for an adapter whose file does not say its scale", Destination: &o.alpha},
+		&cli.StringFlag{Name: "scale", Usage: "the scale is `S` in every layer, for an adapter whose file does not say it", Destination: &o.scale},
+	}
+}
+
+// set adds the flags to options.
+func (o *fromOption) set(options *convert.Options) (err error) {
+	names := convert.Default().Names()
+	if o.dialect != "" && !slices.Contains(names, o.dialect) {
+		return usagef("the dialects that are read are "+strings.Join(names, ", "), "unknown dialect %q", o.dialect)
+	}
+	if o.alpha != "" && o.scale != "" {
+		return usagef("give one of them", "--alpha and --scale both set the scale")
+	}
+	options.From = o.dialect
+	if options.Alpha, err = scaleNumber("alpha", o.alpha); err != nil {
+		return err
+	}
+	options.Scale, err = scaleNumber("scale", o.scale)
+	return err
+}
+
+// scaleNumber reads the value of a flag, 0 if it is not given.
+func scaleNumber(flag, text string) (float64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	x, ok := parseDecimal(text)
+	if !ok || x == 0 {
+		return 0, usagef("such as --"+flag+" 16", "--%s takes a number that is not 0, got %q", flag, text)
+	}
+	return x, nil
+}

@@ -1,0 +1,48 @@
+package convert
+
+import (
+	"fmt"
+	"slices"
+	"sort"
+
+	"github.com/loratool/loratool/format"
+)
+
+// collector gathers the parts of an adapter from the tensors of its file.
+type collector struct {
+	tensors  []format.Tensor
+	manifest *format.Manifest
+	out      format.Adapter
+}
+
+func (c *collector) note(format string, args ...any) {
+	c.manifest.Notes = append(c.manifest.Notes, fmt.Sprintf(format, args...))
+}
+
+func (c *collector) require(feature format.Feature, where string) {
+	c.out.Requires = append(c.out.Requires, requirement(feature, where))
+}
+
+func (c *collector) opaque(i int) {
+	c.out.Beside = append(c.out.Beside, format.Beside{
+		Action: format.Opaque, Target: c.tensors[i].Name, Tensor: i,
+	})
+}
+
+// sorted returns the adapter with its lists in the order that spec/FORMAT.md requires.
+func (c *collector) sorted() format.Adapter {
+	a := &c.out
+	sort.Slice(a.Layers, func(i, j int) bool { return a.Layers[i].Module < a.Layers[j].Module })
+	sort.Slice(a.Beside, func(i, j int) bool { return a.Beside[i].Tensor < a.Beside[j].Tensor })
+	sort.Slice(a.Requires, func(i, j int) bool {
+		x, y := a.Requires[i], a.Requires[j]
+		return x.Feature < y.Feature || x.Feature == y.Feature && x.Where < y.Where
+	})
+	a.Requires = slices.Compact(a.Requires)
+	slices.Sort(c.manifest.Notes)
+	isDoRA := func(r format.Requirement) bool { return r.Feature == format.FeatureDoRA }
+	if a.Method == format.MethodLoRA && slices.ContainsFunc(a.Requires, isDoRA) {
+		a.Method = format.MethodDoRA
+	}
+	return *a
+}

@@ -1,0 +1,49 @@
+package convert
+
+import (
+	"slices"
+	"strings"
+)
+
+// Kohya returns the dialect of kohya's sd-scripts and musubi-tuner, of OneTrainer, LyCORIS and all
+// programs that follow them. The names of modules are flat: every dot is an underscore, and the
+// model's part is a prefix, as in lora_unet_mid_block_attentions_0_proj_in.lora_down.weight. The
+// factors are lora_down (A) and lora_up (B). Each module may have an alpha of its own; without one,
+// alpha is the rank. It is read only.
+func Kohya() Dialect { return kohya }
+
+var kohya = &pairDialect{name: "kohya", owns: isKohyas, inHeader: kohyaHeader}
+
+// kohyaPrefixes begin the flat names.
+var kohyaPrefixes = []string{
+	"lora_unet_", // also every transformer
+	"lora_te_", "lora_te1_", "lora_te2_", "lora_te3_",
+	"lora_transformer_",                  // OneTrainer
+	"lora_prior_unet_", "lora_prior_te_", // Stable Cascade
+	"lycoris_",             // LyCORIS outside kohya, SimpleTuner
+	"oft_unet_", "oft_te_", // kohya's OFT
+}
+
+// isKohyas: a flat name, or a factor under kohya's name, or a method of LyCORIS that no other
+// program uses.
+func isKohyas(k *pairKey) bool {
+	isFlat := !strings.Contains(k.module, ".")
+	begins := func(prefix string) bool { return strings.HasPrefix(k.module, prefix) }
+	if isFlat && slices.ContainsFunc(kohyaPrefixes, begins) {
+		return true
+	}
+	for _, tail := range []string{"lora_down.", "lora_up.", "lokr_", "hada_", "dora_scale"} {
+		if strings.HasPrefix(k.tail, tail) {
+			return true
+		}
+	}
+	return false
+}
+
+// kohyaHeader names the entry in which sd-scripts and LyCORIS say which network they trained.
+func kohyaHeader(metadata map[string]string) string {
+	if module := metadata["ss_network_module"]; module != "" {
+		return "ss_network_module = " + module + " in the header"
+	}
+	return ""
+}

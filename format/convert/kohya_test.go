@@ -1,0 +1,244 @@
+package convert_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/testkit"
+)
+
+// zerosOf returns a tensor of zeros.
+func zerosOf(name string, d dtype.Type, shape ...uint64) testkit.Tensor {
+	n, _ := dtype.NElements(shape)
+	return testkit.Values(name, d, shape, make([]float64, n)...)
+}
+
+// write writes a safetensors file into a new directory and returns its path.
+func write(t *testing.T, metadata map[string]string, tensors ...testkit.Tensor) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "a.safetensors")
+	testkit.Write(t, path, testkit.Encode(metadata, tensors...))
+	return path
+}
+
+// open opens an adapter, which is closed at the end of the test.
+func open(t *testing.T, path string, o convert.Options) format.Source {
+	t.Helper()
+	src, err := convert.Open(t.Context(), path, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { src.Close() })
+	return src
+}
+
+// layersOf describes the layers of a source: module, kind, shapes of A and B, scale.
+func layersOf(src format.Source) (lines []string) {
+	m := src.Manifest()
+	for _, l := range m.Adapters[0].Layers {
+		line := fmt.Sprintf("%s %s", l.Module, l.Kind)
+		for _, role := range []format.Role{format.RoleA, format.RoleB} {
+			if i, ok := l.Roles[role]; ok {
+				line += fmt.Sprintf(" %d", m.Tensors[i].Shape)
+			}
+		}
+		lines = append(lines, fmt.Sprintf("%s ×%v", line, l.Scale()))
+	}
+	return lines
+}
+
+// requirements describes what a source requires.
+func requirements(src format.Source) (lines []string) {
+	for _, q := range src.Manifest().Adapters[0].Requires {
+		lines = append(lines, string(q.Feature)+" "+q.Where)
+	}
+	return lines
+}
+
+func equalLines(t *testing.T, what string, got, want []string) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("%s:\n%s\nwant:\n%s", what, strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// TestKohyasLayers: ranks and alphas of each module, alphas of zero dimensions, of one, as integers
+// and missing, convolutions of each size, and dotted names.
+func TestKohyasLayers(t *testing.T) {
+	path := write(t, map[string]string{"ss_network_module": "networks.lora", "ss_base_model_version": "sd_v1"},
+		zerosOf("lora_unet_x_proj_in.lora_down.weight", dtype.F16, 4, 6, 1, 1),
+		zerosOf("lora_unet_x_proj_in.lora_up.weight", dtype.F16, 8, 4, 1, 1),
+		testkit.Values("lora_unet_x_proj_in.alpha", dtype.F16, []uint64{}, 1),
+		zerosOf("lora_unet_x_conv1.lora_down.weight", dtype.BF16, 2, 6, 3, 3),
+		zerosOf("lora_unet_x_conv1.lora_up.weight", dtype.BF16, 8, 2, 1, 1),
+		testkit.Values("lora_unet_x_conv1.alpha", dtype.BF16, []uint64{1}, 13.375),
+		zerosOf("lora_te1_x_fc1.lora_down.weight", dtype.F32, 2, 6),
+		zerosOf("lora_te1_x_fc1.lora_up.weight", dtype.F32, 8, 2),
+		zerosOf("lora_unet__blocks_0_q.lora_down.weight", dtype.F32, 2, 6),
+		zerosOf("lora_unet__blocks_0_q.lora_up.weight", dtype.F32, 6, 2),
+		testkit.Tensor{Name: "lora_unet__blocks_0_q.alpha", DType: dtype.I64, Shape: []uint64{}, Data: []byte{6, 0, 0, 0, 0, 0, 0, 0}},
+		zerosOf("blocks.1.q.lora_down.weight", dtype.F32, 2, 6),
+		zerosOf("blocks.1.q.lora_up.weight", dtype.F32, 6, 2),
+		testkit.Values("blocks.1.q.alpha", dtype.F64, []uint64{}, 0.1),
+	)
+	src := open(t, path, convert.Options{})
+	equalLines(t, "layers", layersOf(src), []string{
+		"blocks.1.q linear [2 6] [6 2] ×0.05",
+		"lora_te1_x_fc1 linear [2 6] [8 2] ×1",
+		"lora_unet__blocks_0_q linear [2 6] [6 2] ×3",
+		"lora_unet_x_conv1 conv [2 6 3 3] [8 2 1 1] ×6.6875",
+		"lora_unet_x_proj_in conv [4 6 1 1] [8 4 1 1] ×0.25",
+	})
+	equalLines(t, "requirements", requirements(src), []string{
+		"convolution lora_unet_x_conv1", "convolution lora_unet_x_proj_in",
+	})
+	a := &src.Manifest().Adapters[0]
+	if a.Dialect != "kohya" || a.Base.Name != "sd_v1" || a.Method != format.MethodLoRA {
+		t.Errorf("dialect %q, base %q, method %q", a.Dialect, a.Base.Name, a.Method)
+	}
+	sign := convert.RecognisedBy(src)
+	for _, want := range []string{"lora_", ".lora_", "ss_network_module = networks.lora"} {
+		if !strings.Contains(sign, want) {
+			t.Errorf("RecognisedBy = %q, want %q in it", sign, want)
+		}
+	}
+	comesBack(t, path)
+}
+
+// comesBack converts a file to a container and restores it, and compares the bytes.
+func comesBack(t *testing.T, path string) {
+	t.Helper()
+	src, err := convert.OpenDigested(t.Context(), path, convert.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	container := filepath.Join(t.TempDir(), "a.lora")
+	store(t, container, convert.LoRA(), src)
+	lora := open(t, container, convert.Options{})
+	var back strings.Builder
+	if err := convert.Restore(t.Context(), &back, lora, 0); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile(path)
+	if err != nil || back.String() != string(want) {
+		t.Errorf("%s does not come back byte for byte (%v)", filepath.Base(path), err)
+	}
+	equalLines(t, "layers of the container", layersOf(lora), layersOf(src))
+	equalLines(t, "requirements of the container", requirements(lora), requirements(src))
+}
+
+// TestMethodsOfLyCORISAreNamed: every method but LoRA becomes a requirement with its name, and its
+// tensors are carried.
+func TestMethodsOfLyCORISAreNamed(t *testing.T) {
+	q := func(tail string, shape ...uint64) testkit.Tensor {
+		return zerosOf("lora_unet_q."+tail, dtype.F32, shape...)
+	}
+	pair := []testkit.Tensor{q("lora_down.weight", 2, 4, 1, 1), q("lora_up.weight", 4, 2, 1, 1), q("alpha")}
+	for _, c := range []struct {
+		want    string
+		layers  int
+		tensors []testkit.Tensor
+	}{
+		{"lycoris LoHa", 0, []testkit.Tensor{q("hada_w1_a", 4, 2), q("hada_w1_b", 2, 4), q("hada_w2_a", 4, 2), q("hada_w2_b", 2, 4), q("alpha")}},
+		{"lycoris LoKr", 0, []testkit.Tensor{q("lokr_w1", 2, 2), q("lokr_w2_a", 2, 1), q("lokr_w2_b", 1, 2), q("alpha", 1)}},
+		{"lycoris OFT", 0, []testkit.Tensor{q("oft_blocks", 2, 2, 2), q("alpha")}},
+		{"lycoris GLoRA", 0, []testkit.Tensor{q("a1.weight", 2, 4), q("a2.weight", 4, 2), q("b1.weight", 4, 2), q("b2.weight", 2, 4)}},
+		{"lycoris IA³", 0, []testkit.Tensor{q("on_input"), q("weight", 4)}},
+		{"lycoris differences", 0, []testkit.Tensor{q("diff", 4, 4), q("diff_b", 4)}},
+		{"lycoris differences", 0, []testkit.Tensor{q("w_norm", 4), q("b_norm", 4)}},
+		{"lycoris DoRA", 1, append([]testkit.Tensor{q("dora_scale", 1, 4)}, pair...)},
+		{"lycoris LoCon", 1, append([]testkit.Tensor{q("lora_mid.weight", 2, 2, 3, 3)}, pair...)},
+		{"set-tensor lora_unet_q.set_weight", 1, append([]testkit.Tensor{q("set_weight", 4)}, pair...)},
+		{"textual-inversion bundle_emb.cat", 1, append([]testkit.Tensor{zerosOf("bundle_emb.cat.string_to_param.*", dtype.F32, 2, 8)}, pair...)},
+		{"unknown-tensor lora_unet_q.lora_sideways", 1, append([]testkit.Tensor{q("lora_sideways", 4)}, pair...)},
+		{"missing-factor lora_unet_q: B", 1, pair[:1]},
+		{"missing-factor lora_unet_q: A", 1, pair[1:]},
+		{"factor-shape lora_unet_q: A [2 4], B [4 3]", 1, []testkit.Tensor{q("lora_down.weight", 2, 4), q("lora_up.weight", 4, 3)}},
+		{"factor-shape lora_unet_q: A [2 4 3 3], B [4 2]", 1, []testkit.Tensor{q("lora_down.weight", 2, 4, 3, 3), q("lora_up.weight", 4, 2)}},
+		{"twice lora_unet_q.lora_up.weight", 1, append([]testkit.Tensor{q("lora_B.weight", 4, 2)}, pair...)},
+	} {
+		path := write(t, nil, c.tensors...)
+		src := open(t, path, convert.Options{})
+		m := src.Manifest()
+		if got := requirements(src); !slices.ContainsFunc(got, func(q string) bool { return strings.HasPrefix(q, c.want) }) || len(m.Adapters[0].Layers) != c.layers {
+			t.Errorf("%s: requirements %q, %d layers", c.want, got, len(m.Adapters[0].Layers))
+		}
+		comesBack(t, path)
+	}
+}
+
+// TestAnAlphaMustBeANumber.
+func TestAnAlphaMustBeANumber(t *testing.T) {
+	nan := []byte{0, 0, 0xc0, 0x7f}
+	for _, alpha := range []testkit.Tensor{
+		{Name: "lora_unet_q.alpha", DType: dtype.F32, Shape: []uint64{}, Data: nan},
+		zerosOf("lora_unet_q.alpha", dtype.F32, 2),
+		{Name: "lora_unet_q.alpha", DType: dtype.BOOL, Shape: []uint64{}, Data: []byte{1}},
+	} {
+		path := write(t, nil, alpha, zerosOf("lora_unet_q.lora_down.weight", dtype.F32, 2, 4), zerosOf("lora_unet_q.lora_up.weight", dtype.F32, 4, 2))
+		if _, err := convert.Open(t.Context(), path, convert.Options{}); err == nil || !strings.Contains(err.Error(), "lora_unet_q.alpha") {
+			t.Errorf("alpha %v %d: Open = %v", alpha.DType, alpha.Shape, err)
+		}
+	}
+}
+
+// TestTheUserGivesTheScale that the file does not say, and no other.
+func TestTheUserGivesTheScale(t *testing.T) {
+	pair := []testkit.Tensor{zerosOf("lora_unet_q.lora_down.weight", dtype.F32, 2, 4), zerosOf("lora_unet_q.lora_up.weight", dtype.F32, 4, 2)}
+	alone := write(t, nil, pair...)
+	said := write(t, nil, append(pair, testkit.Values("lora_unet_q.alpha", dtype.F32, []uint64{}, 1))...)
+	for _, c := range []struct {
+		options convert.Options
+		scale   float64
+	}{
+		{convert.Options{}, 1}, {convert.Options{Alpha: 8}, 4}, {convert.Options{Scale: 0.3}, 0.3},
+	} {
+		src := open(t, alone, c.options)
+		if got := src.Manifest().Adapters[0].Layers[0].Scale(); got != c.scale {
+			t.Errorf("%+v: scale %v, want %v", c.options, got, c.scale)
+		}
+	}
+	for _, path := range []string{said, filepath.Join(testdata, "demo/adapter-r8")} {
+		for _, o := range []convert.Options{{Alpha: 8}, {Scale: 0.3}} {
+			if _, err := convert.Open(t.Context(), path, o); err == nil || !strings.Contains(err.Error(), "says it") {
+				t.Errorf("%s, %+v: Open = %v", path, o, err)
+			}
+		}
+	}
+}
+
+// TestKohyasKeysBesideAConfigurationOfPEFT: neither is guessed, and the user may choose.
+func TestKohyasKeysBesideAConfigurationOfPEFT(t *testing.T) {
+	path := write(t, nil, zerosOf("lora_te_q.lora_down.weight", dtype.F32, 2, 4),
+		zerosOf("lora_te_q.lora_up.weight", dtype.F32, 4, 2))
+	config := []byte(`{"peft_type":"LORA","r":2,"lora_alpha":4}`)
+	testkit.Write(t, filepath.Join(filepath.Dir(path), "adapter_config.json"), config)
+	_, err := convert.Open(t.Context(), path, convert.Options{})
+	if err == nil || !strings.Contains(err.Error(), "kohya") || !strings.Contains(fault.Hint(err), "Options.From=kohya") {
+		t.Errorf("Open = %v (hint: %s)", err, fault.Hint(err))
+	}
+	src := open(t, path, convert.Options{From: "kohya"})
+	equalLines(t, "layers", layersOf(src), []string{"lora_te_q linear [2 4] [4 2] ×1"})
+}
+
+// TestTheUserNamesTheDialect where the keys are of no dialect that is known by them.
+func TestTheUserNamesTheDialect(t *testing.T) {
+	path := write(t, nil, zerosOf("q.lora_A", dtype.F32, 2, 4), zerosOf("q.lora_B", dtype.F32, 4, 2))
+	if _, err := convert.Open(t.Context(), path, convert.Options{}); err == nil {
+		t.Error("loralib's keys were opened without a dialect")
+	}
+	src := open(t, path, convert.Options{From: "kohya"})
+	equalLines(t, "layers", layersOf(src), []string{"q linear [2 4] [4 2] ×1"})
+	if _, err := convert.Open(t.Context(), path, convert.Options{From: "khoya"}); err == nil || !strings.Contains(err.Error(), "kohya") {
+		t.Errorf("an unknown dialect: %v", err)
+	}
+}

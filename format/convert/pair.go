@@ -1,0 +1,144 @@
+package convert
+
+import (
+	"context"
+	"path"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// pairDialect is a dialect whose keys are the name of a module and an ending, in one file without a
+// configuration. Such dialects share their endings and their reader (pairTails, pairReader). They
+// differ in the keys that they own, in the names of modules, and in what a missing scale means.
+type pairDialect struct {
+	name string
+	// owns reports whether a key of a factor is of this dialect, judged by the key alone.
+	owns func(k *pairKey) bool
+	// inHeader says which entry of the header speaks for the dialect, "" for none; nil if no entry
+	// does.
+	inHeader func(metadata map[string]string) string
+	// modules gives the modules of the file their names in the model; nil keeps the names.
+	modules func(names []string) map[string]string
+}
+
+// pairDialects are in the order in which they claim keys.
+var pairDialects = []*pairDialect{kohya}
+
+func (d *pairDialect) Name() string       { return d.name }
+func (d *pairDialect) String() string     { return d.name }
+func (d *pairDialect) Writes(string) bool { return false }
+
+func (d *pairDialect) Create(string, CreateOptions) (format.Sink, error) {
+	return nil, fault.New(fault.Unsupported, "the dialect %s cannot be written", d.name).
+		WithHint("name an output ending in .lora, or a directory for PEFT")
+}
+
+// Recognise looks at the keys of factors, each of which one dialect at most owns.
+func (d *pairDialect) Recognise(in *Input) bool { return in.claims()[d.name] != "" }
+
+// claims returns the names of the dialects that own keys of the input, each with one of its keys. It returns
+// none for a file that has mostly other tensors, such as a model with adapters in its layers.
+func (in *Input) claims() map[string]string {
+	if in.claimed != nil || in.readTable() != nil {
+		return in.claimed
+	}
+	in.claimed = make(map[string]string)
+	known := 0
+	for _, t := range in.table.tensors {
+		k := parsePair(t.Name)
+		if k.feature.Feature != format.FeatureUnknownTensor {
+			known++
+		}
+		if !k.isFactor() && !k.isMethod() {
+			continue
+		}
+		if d := ownerOf(&k); d != nil && in.claimed[d.name] == "" {
+			in.claimed[d.name] = t.Name
+		}
+	}
+	if 2*known < len(in.table.tensors) {
+		clear(in.claimed)
+	}
+	return in.claimed
+}
+
+// ownerOf returns the dialect that owns a key, or nil.
+func ownerOf(k *pairKey) *pairDialect {
+	for _, d := range pairDialects {
+		if d.owns(k) {
+			return d
+		}
+	}
+	return nil
+}
+
+// Open opens a file of weights, safetensors or pickle.
+func (d *pairDialect) Open(ctx context.Context, in *Input, o Options) (format.Source, error) {
+	if err := in.readTable(); err != nil {
+		return nil, err
+	}
+	if err := d.checkRivals(in, o); err != nil {
+		return nil, err
+	}
+	if len(in.table.tensors) == 0 {
+		return nil, fault.New(fault.Corrupt, "the file holds no tensors")
+	}
+	f := &tensorFile{table: in.table, sign: d.sign(in)}
+	f.manifest.Tensors = in.table.tensors
+	f.manifest.Provenance.Source = path.Base(in.name)
+	readme, err := in.ReadFile(format.ModelCard, maxSideBytes)
+	if err != nil {
+		return nil, err
+	}
+	if readme != nil {
+		f.attach(format.ModelCard, readme)
+	}
+	f.describe()
+	p := pairReader{
+		collector: f.collector(), dialect: d.name, modules: d.modules,
+		options: o, values: f, card: readme,
+	}
+	if f.header != nil {
+		p.metadata = f.header.Metadata
+	}
+	a, err := p.adapter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f.manifest.Adapters = []format.Adapter{a}
+	return f, nil
+}
+
+// checkRivals refuses a file with the keys of several dialects, unless the user has chosen one.
+func (d *pairDialect) checkRivals(in *Input, o Options) error {
+	var names []string
+	for _, rival := range pairDialects {
+		if key := in.claims()[rival.name]; key != "" {
+			names = append(names, rival.name+" ("+key+")")
+		}
+	}
+	if len(names) < 2 || o.From != "" {
+		return nil
+	}
+	return fault.New(fault.Unsupported, "the keys are those of several dialects: %s",
+		strings.Join(names, ", ")).WithHint("choose one of them with Options.From")
+}
+
+// sign says how the dialect was recognised.
+func (d *pairDialect) sign(in *Input) string {
+	var signs []string
+	if key := in.claims()[d.name]; key != "" {
+		signs = append(signs, "keys such as "+key)
+	}
+	if d.inHeader != nil {
+		if text := d.inHeader(in.Metadata()); text != "" {
+			signs = append(signs, text)
+		}
+	}
+	if signs == nil {
+		return "Options.From"
+	}
+	return strings.Join(signs, ", and ")
+}

@@ -1,0 +1,126 @@
+package convert
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/naming"
+)
+
+// pairKey is a parsed key of a dialect whose keys are a module and an ending.
+type pairKey struct {
+	module  string // without PEFT's prefix; the whole key if the ending is unknown
+	role    format.Role
+	tail    string             // the row of pairTails, "" if the ending is unknown
+	feature format.Requirement // of a tensor that is carried without a meaning
+}
+
+// pairTail is an ending of keys. "*" stands for one segment, the adapter's name in a live model.
+type pairTail struct {
+	tail   string
+	role   format.Role
+	method string // the method of LyCORIS that the tensor belongs to
+}
+
+// The endings of LoRA in all dialects.
+var pairTails = []pairTail{
+	{tail: "lora_down.weight", role: roleA}, // kohya
+	{tail: "lora_up.weight", role: roleB},
+	{tail: "lora_A.weight", role: roleA}, // PEFT, and diffusers since 2023
+	{tail: "lora_B.weight", role: roleB},
+	{tail: "lora_A.*.weight", role: roleA},
+	{tail: "lora_B.*.weight", role: roleB},
+	{tail: "lora_A.*.*.weight", role: roleA}, // DiffSynth: .default_0.default.
+	{tail: "lora_B.*.*.weight", role: roleB},
+	{tail: "lora_A", role: roleA}, // Mochi and ACE-Step
+	{tail: "lora_B", role: roleB},
+	{tail: "lora_B.bias", role: roleBias},
+	{tail: "lora_B.*.bias", role: roleBias},
+	{tail: "lora_embedding_A", role: roleEmbeddingA},
+	{tail: "lora_embedding_B", role: roleEmbeddingB},
+	{tail: "lora_magnitude_vector", role: roleMagnitude},
+	{tail: "lora_magnitude_vector.weight", role: roleMagnitude},
+	{tail: "lora_magnitude_vector.*.weight", role: roleMagnitude},
+	{tail: "lora.down.weight", role: roleA}, // diffusers in 2023
+	{tail: "lora.up.weight", role: roleB},
+	{tail: "lora_linear_layer.down.weight", role: roleA}, // its text encoders
+	{tail: "lora_linear_layer.up.weight", role: roleB},
+	{tail: "alpha", role: format.RoleAlpha},
+
+	{tail: "lora_mid.weight", method: "LoCon with a Tucker decomposition (lora_mid)"},
+	{tail: "dora_scale", method: "DoRA (dora_scale)"},
+	{tail: "hada_w1_a", method: loHa}, {tail: "hada_w1_b", method: loHa},
+	{tail: "hada_w2_a", method: loHa}, {tail: "hada_w2_b", method: loHa},
+	{tail: "hada_t1", method: loHa}, {tail: "hada_t2", method: loHa},
+	{tail: "lokr_w1", method: loKr}, {tail: "lokr_w1_a", method: loKr},
+	{tail: "lokr_w1_b", method: loKr}, {tail: "lokr_w2", method: loKr},
+	{tail: "lokr_w2_a", method: loKr}, {tail: "lokr_w2_b", method: loKr},
+	{tail: "lokr_t1", method: loKr}, {tail: "lokr_t2", method: loKr},
+	{tail: "oft_blocks", method: oft}, {tail: "oft_diag", method: oft},
+	{tail: "rescale", method: oft},
+	{tail: "a1.weight", method: gLoRA}, {tail: "a2.weight", method: gLoRA},
+	{tail: "b1.weight", method: gLoRA}, {tail: "b2.weight", method: gLoRA},
+	{tail: "bm.weight", method: gLoRA},
+	{tail: "on_input", method: "IA³ (on_input)"},
+	{tail: "diff", method: diff}, {tail: "diff_b", method: diff},
+	{tail: "w_norm", method: diff}, {tail: "b_norm", method: diff},
+	{tail: "bias_indices", method: diff}, {tail: "bias_values", method: diff},
+	{tail: "bias_size", method: diff},
+	{tail: "set_weight", method: set}, {tail: "reshape_weight", method: set},
+	{tail: "norm.key_norm.scale", method: set}, {tail: "norm.query_norm.scale", method: set},
+}
+
+// The methods of several endings. Set is that of Black Forest Labs' control adapters.
+const (
+	loHa  = "LoHa (hada_w1, hada_w2)"
+	loKr  = "LoKr (lokr_w1, lokr_w2)"
+	oft   = "OFT (oft_blocks)"
+	gLoRA = "GLoRA (a1, a2, b1, b2)"
+	diff  = "differences of whole tensors (diff, diff_b, w_norm, b_norm)"
+	set   = "set"
+)
+
+// pairSegments holds the segments of each row of pairTails.
+var pairSegments = func() (all [][]string) {
+	for _, t := range pairTails {
+		all = append(all, strings.Split(t.tail, "."))
+	}
+	return all
+}()
+
+// wordPrefix begins the keys of embeddings that kohya and OneTrainer bundle with an adapter.
+const wordPrefix = "bundle_emb."
+
+// parsePair parses a key from its end. Two endings may fit, such as lora_A and lora_A.weight; only
+// one of them leaves nothing behind.
+func parsePair(name string) pairKey {
+	plain := strings.TrimPrefix(naming.StripWrappers(name), peftPrefix)
+	if strings.HasPrefix(plain, wordPrefix) {
+		return pairKey{module: plain, feature: requirement(format.FeatureTextualInversion, name)}
+	}
+	parts := strings.Split(plain, ".")
+	for i, t := range pairTails {
+		n, _ := matchTail(parts, pairSegments[i])
+		if n == 0 || n == len(parts) {
+			continue
+		}
+		k := pairKey{module: withoutTail(plain, parts[len(parts)-n:]), role: t.role, tail: t.tail}
+		switch {
+		case t.method == set:
+			k.module, k.feature = plain, requirement(format.FeatureSetTensor, name)
+		case t.method != "":
+			k.feature = requirement(format.FeatureLyCORIS, t.method)
+		}
+		return k
+	}
+	return pairKey{module: plain, feature: requirement(format.FeatureUnknownTensor, name)}
+}
+
+// isFactor reports whether the key belongs to a factor of LoRA, in any dialect.
+func (k *pairKey) isFactor() bool {
+	return slices.Contains([]format.Role{roleA, roleB, roleEmbeddingA, roleEmbeddingB}, k.role)
+}
+
+// isMethod reports whether the key belongs to a method of LyCORIS.
+func (k *pairKey) isMethod() bool { return k.feature.Feature == format.FeatureLyCORIS }

@@ -1,0 +1,224 @@
+package convert
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/card"
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// pairReader makes layers from the keys of a pairDialect.
+type pairReader struct {
+	collector
+	dialect  string
+	modules  func(names []string) map[string]string // see pairDialect
+	options  Options
+	values   format.Source // reads the alphas
+	metadata map[string]string
+	card     []byte
+
+	layers map[string]map[format.Role]int
+	scales pairScales
+}
+
+// adapter assigns every tensor of the file to a layer or lists it beside the layers.
+func (p *pairReader) adapter(ctx context.Context) (format.Adapter, error) {
+	p.out = format.Adapter{Method: format.MethodLoRA, Dialect: p.dialect}
+	p.out.Base.Name = p.baseName()
+	if err := p.assign(ctx); err != nil {
+		return p.out, err
+	}
+	if err := p.addLayers(ctx); err != nil {
+		return p.out, err
+	}
+	p.rename()
+	if len(p.out.Layers) == 0 {
+		p.out.Method = format.OtherMethod("lycoris")
+	}
+	return p.sorted(), nil
+}
+
+// assign sorts the tensors by module and role.
+func (p *pairReader) assign(ctx context.Context) error {
+	p.layers = make(map[string]map[format.Role]int)
+	for i := range p.tensors {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		k := parsePair(p.tensors[i].Name)
+		roles := p.layers[k.module]
+		switch {
+		case k.role == "":
+			p.opaque(i)
+			p.out.Requires = append(p.out.Requires, k.feature)
+		case hasRole(roles, k.role):
+			p.opaque(i)
+			p.require(format.FeatureTwice, p.tensors[i].Name)
+		default:
+			if roles == nil {
+				roles = make(map[format.Role]int)
+				p.layers[k.module] = roles
+			}
+			roles[k.role] = i
+		}
+	}
+	return nil
+}
+
+// addLayers makes a layer of every module that has factors.
+func (p *pairReader) addLayers(ctx context.Context) error {
+	for _, module := range slices.Sorted(maps.Keys(p.layers)) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		roles := p.layers[module]
+		isAlone := true // an alpha whose factors are of another method
+		for role := range roles {
+			isAlone = isAlone && role == format.RoleAlpha
+		}
+		if isAlone {
+			p.opaque(roles[format.RoleAlpha])
+			continue
+		}
+		l := format.Layer{Module: module, Kind: format.Linear, Rank: 1, Roles: roles}
+		p.classify(&l)
+		if err := p.scale(&l); err != nil {
+			return err
+		}
+		p.extras(&l)
+		p.out.Layers = append(p.out.Layers, l)
+	}
+	return p.finishScales()
+}
+
+// classify derives the kind and the rank of a layer from the shapes of its factors.
+func (p *pairReader) classify(l *format.Layer) {
+	if hasRole(l.Roles, roleEmbeddingA) && !hasRole(l.Roles, roleA) {
+		l.Kind = format.Embedding
+		renameRole(l.Roles, roleEmbeddingA, roleA)
+		renameRole(l.Roles, roleEmbeddingB, roleB)
+	}
+	ia, hasA := l.Roles[roleA]
+	ib, hasB := l.Roles[roleB]
+	if !hasA || !hasB {
+		missing := "A (lora_down)"
+		if hasA {
+			missing = "B (lora_up)"
+		}
+		p.require(format.FeatureMissingFactor, l.Module+": "+missing)
+		l.Kind = format.Other
+		return
+	}
+	a, b := p.tensors[ia].Shape, p.tensors[ib].Shape
+	isPoint := func(kernel []uint64) bool {
+		return !slices.ContainsFunc(kernel, func(n uint64) bool { return n != 1 })
+	}
+	fits := len(a) >= 2 && len(a) == len(b) && a[0] == b[1] && isPoint(b[2:])
+	isFlat := l.Kind != format.Embedding || len(a) == 2
+	if !fits || !isFlat || a[0] == 0 || a[0] > maxRank {
+		p.require(format.FeatureFactorShape, fmt.Sprintf("%s: A %d, B %d", l.Module, a, b))
+		l.Kind = format.Other
+		return
+	}
+	l.Rank = int(a[0])
+	if len(a) > 2 {
+		l.Kind = format.Conv
+		p.require(format.FeatureConvolution, l.Module)
+	}
+}
+
+// extras adds the features of the roles beyond the factors.
+func (p *pairReader) extras(l *format.Layer) {
+	for role, i := range l.Roles {
+		switch role {
+		case roleA, roleB, format.RoleAlpha:
+		case roleBias:
+			p.require(format.FeatureLoRABias, l.Module)
+		case roleMagnitude:
+			p.require(format.FeatureDoRA, l.Module)
+		default:
+			p.require(format.FeatureUnknownTensor, p.tensors[i].Name)
+			continue
+		}
+		if role != roleBias && role != roleMagnitude || l.Kind == format.Other {
+			continue
+		}
+		b := &p.tensors[l.Roles[roleB]]
+		if t := &p.tensors[i]; t.Elements() != int64(b.Shape[0]) {
+			where := fmt.Sprintf("%s %d, B %d", t.Name, t.Shape, b.Shape)
+			p.require(format.FeatureFactorShape, where)
+			l.Kind = format.Other
+		}
+	}
+}
+
+// rename gives the layers the names of their modules in the model.
+func (p *pairReader) rename() {
+	if p.modules == nil {
+		return
+	}
+	names := make([]string, len(p.out.Layers))
+	for i := range p.out.Layers {
+		names[i] = p.out.Layers[i].Module
+	}
+	renamed := p.modules(names)
+	name := func(module string) string {
+		if to, ok := renamed[module]; ok {
+			return to
+		}
+		return module
+	}
+	for i := range p.out.Layers {
+		p.out.Layers[i].Module = name(p.out.Layers[i].Module)
+	}
+	for i := range p.out.Requires {
+		p.out.Requires[i].Where = name(p.out.Requires[i].Where)
+	}
+}
+
+// baseName returns the name of the base that the header or the model card gives.
+func (p *pairReader) baseName() string {
+	for _, key := range []string{"ss_sd_model_name", "ss_base_model_version", "modelspec.architecture"} {
+		if name := p.metadata[key]; checkName(name) == nil && name != "None" {
+			return name
+		}
+	}
+	if bases := card.Parse(p.card).BaseModels; len(bases) > 0 {
+		return bases[0]
+	}
+	return ""
+}
+
+// readAlpha returns the number that an alpha tensor holds.
+func readAlpha(src format.Source, t *format.Tensor, i int) (float64, error) {
+	if t.Elements() != 1 {
+		return 0, fault.New(fault.Unsupported, "%s has shape %d, want a single number",
+			t.Name, t.Shape)
+	}
+	p := make([]byte, t.NBytes())
+	if err := src.ReadBlobAt(p, i, 0); err != nil {
+		return 0, err
+	}
+	switch {
+	case t.DType.IsFloat():
+		alpha := dtype.Load(t.DType, p, 0)
+		if math.IsNaN(alpha) || math.IsInf(alpha, 0) {
+			return 0, fault.New(fault.Corrupt, "%s is %v, want a finite number", t.Name, alpha).
+				WithHint("the training diverged, or the file is damaged")
+		}
+		return alpha, nil
+	case t.DType == dtype.I64:
+		return float64(int64(binary.LittleEndian.Uint64(p))), nil
+	case t.DType == dtype.I32:
+		return float64(int32(binary.LittleEndian.Uint32(p))), nil
+	}
+	return 0, fault.New(fault.Unsupported, "%s has dtype %v, want F64, F32, F16, BF16, I64 or I32",
+		t.Name, t.DType)
+}
