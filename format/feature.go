@@ -70,8 +70,8 @@ func MergedLinear(projections []byte) Requirement {
 // Projections returns which projections of the weight the adapter changes; see [MergedLinear]. It
 // is empty if the requirement does not say.
 func (r Requirement) Projections() (adapted []bool) {
-	_, list, _ := strings.Cut(r.Where, "=")
-	if r.Feature != FeatureMergedLinear || jsontext.Decode([]byte(list), &adapted) != nil {
+	list, says := strings.CutPrefix(r.Where, "enable_lora = ")
+	if r.Feature != FeatureMergedLinear || !says || jsontext.Decode([]byte(list), &adapted) != nil {
 		return nil
 	}
 	return adapted
