@@ -58,7 +58,7 @@ func newSheet(b *Base, adapters *Checked) (*sheet, error) {
 // resolver begins adapter i: it finds the forms of its parts, and does not yet look for the base's
 // tensors.
 func (s *sheet) resolver(i int) (*resolver, error) {
-	r := &resolver{sheet: s, given: s.adapters[i]}
+	r := &resolver{sheet: s, given: s.adapters[i], folded: make(map[bool]bool)}
 	for _, note := range r.manifest.Notes {
 		s.notes.add("%s", note)
 	}

@@ -55,6 +55,8 @@ type resolver struct {
 	forms   []form
 	votes   votes
 
+	folded map[bool]bool // whether the adapter changes the head (true) and the embedding (false)
+
 	hasTwins bool // the adapter saves one tensor of the base under the names of all modules that share it
 }
 
@@ -227,9 +229,8 @@ func (n *notes) list() []string {
 
 // fold turns a change of either end into a change of the one tensor that the base has for both.
 type fold struct {
-	embedding, head string        // by their names without wrappers
-	copies          [2]string     // the names of embedding and head if the base stores the tensor twice
-	changed         map[bool]bool // whether the head (true) and the embedding (false) change
+	embedding, head string    // by their names without wrappers
+	copies          [2]string // the names of embedding and head if the base stores the tensor twice
 }
 
 // votes count, per leaf name and under "" for all Conv1D names together, the layers whose shape

@@ -164,7 +164,7 @@ func (s *sheet) foldEnds() error {
 	if err != nil {
 		return err
 	}
-	s.fold = &fold{embedding: embedding, head: head, changed: make(map[bool]bool)}
+	s.fold = &fold{embedding: embedding, head: head}
 	if s.names.Has(head) {
 		s.fold.copies = [2]string{s.names.Actual(embedding), s.names.Actual(head)}
 	}
@@ -186,11 +186,11 @@ func (r tied) checkFolded(name string) error {
 	if !isEmbedding && !isHead {
 		return nil
 	}
-	if r.fold.changed[!isHead] {
+	if r.folded[!isHead] {
 		return fault.New(fault.Unsupported, "the adapter changes both the input embedding and the output head, and Options.Tied=fold would make either change to both").
 			WithHint("set Options.Tied=untie")
 	}
-	r.fold.changed[isHead] = true
+	r.folded[isHead] = true
 	return nil
 }
 
