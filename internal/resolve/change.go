@@ -158,6 +158,12 @@ func (c *Change) add(x Term, b, a Factor, transposed bool) {
 	c.Terms = append(c.Terms, x)
 }
 
+// StackedAndNot is the error for a tensor that one adapter treats as stacked experts and another
+// as a convolution.
+func StackedAndNot(name string) error {
+	return fault.New(fault.Mismatch, "%q gets an update as stacked experts and another one as a convolution", name)
+}
+
 // HasResidual reports whether the change subtracts a part of the base.
 func (c *Change) HasResidual() bool {
 	return slices.ContainsFunc(c.Terms, func(x Term) bool { return x.Residual != NoResidual })

@@ -336,12 +336,6 @@ func (r *resolver) stackedChange(parameter string) (*Change, error) {
 	return c, nil
 }
 
-// StackedAndNot is the error for a tensor that one adapter treats as stacked experts and another
-// as a convolution.
-func StackedAndNot(name string) error {
-	return fault.New(fault.Mismatch, "%q gets an update as stacked experts and another one as a convolution", name)
-}
-
 // orient decides whether a parameter stores its products transposed. The shapes tell. For a square
 // parameter the user decides first, then the kind of the layer, then the adapter's other
 // parameters, since PEFT treats all of them alike.

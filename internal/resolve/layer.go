@@ -39,6 +39,9 @@ func (p *plain) add() error {
 	if err != nil {
 		return err
 	}
+	if c.Stacked {
+		return StackedAndNot(c.Name)
+	}
 	transposed, err := p.orientation(c.Shape, a.Tensor().Shape, b.Tensor().Shape)
 	if err != nil {
 		return err
