@@ -23,8 +23,7 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 			return tiedError(name)
 		}
 		if strings.HasSuffix(name, ".bias") && r.names.Has(renamed+".weight") {
-			return fault.New(fault.Mismatch, "the adapter changes the bias of %q, but the base has none there", module).
-				WithHint("%s", r.wrongBase())
+			return noBias(r, module)
 		}
 	}
 	if err := explainHead(r, wanted, missing); err != nil {
@@ -49,6 +48,12 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 		}
 	}
 	return e.WithHint("%s", r.wrongBase())
+}
+
+// noBias is the error for a bias that the base lacks.
+func noBias(r *resolver, module string) error {
+	return fault.New(fault.Mismatch, "the adapter changes the bias of %q, but the base has none there",
+		module).WithHint("%s", r.wrongBase())
 }
 
 // explainHead returns an error if the base lacks only a head of a task, and the adapter either

@@ -113,8 +113,11 @@ func (r *resolver) spread() (ok bool, err error) {
 		return true, r.explainSpread(s, len(modules))
 	}
 	for i, f := range r.forms {
-		p := f.(*plain)
-		r.forms[i] = &spread{*p, s.Slices[p.layer.Module]}
+		x := &spread{*f.(*plain), s.Slices[f.(*plain).layer.Module]}
+		if slices.ContainsFunc(x.wants(), func(name string) bool { return !r.names.Has(name) }) {
+			return true, noBias(r, x.layer.Module)
+		}
+		r.forms[i] = x
 	}
 	r.mapping = naming.Unchanged(r.names)
 	return true, nil
