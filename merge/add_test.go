@@ -314,7 +314,7 @@ func TestHeadsThatCannotBeAdded(t *testing.T) {
 	}{
 		{[]merge.Adapter{two, three}, "two adapters save \"score.weight\" whole, this one with shape [3 4] and an earlier one with [2 4]",
 			"model of its own", trunkDir, three},
-		{[]merge.Adapter{two, two}, "two adapters replace \"score.weight\"", "model of its own", trunkDir, two},
+		{[]merge.Adapter{two, two}, "\"score.weight\" is replaced twice", "model of its own", trunkDir, two},
 		{[]merge.Adapter{alone}, "holds only a head, which the base lacks: \"score.weight\"", "as the class that was trained", classifierDir, alone},
 		{[]merge.Adapter{updated}, "updates a head that the base lacks, but does not hold its values: \"score.weight\"",
 			"with the head that the training began with", classifierDir, updated},

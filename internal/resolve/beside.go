@@ -60,7 +60,7 @@ func (b *beside) add() error {
 		return b.addRows(c, have)
 	}
 	if c.Replace != nil {
-		return fault.New(fault.Mismatch, "two adapters replace %q", c.Name).
+		return fault.New(fault.Mismatch, "%q is replaced twice", c.Name).
 			WithHint(hintOneReplacement)
 	}
 	if !slices.Equal(have.Shape, c.Shape) {
@@ -76,7 +76,8 @@ func (b *beside) addRows(c *Change, have *format.Tensor) error {
 		return fault.New(fault.Mismatch, "the trained token rows of %q have shape %d, but the base has shape %d", b.Target, have.Shape, c.Shape)
 	}
 	if c.Rows != nil {
-		return fault.New(fault.Mismatch, "two adapters replace rows of %q", c.Name).WithHint(hintOneReplacement)
+		return fault.New(fault.Mismatch, "rows of %q are replaced twice", c.Name).
+			WithHint(hintOneReplacement)
 	}
 	for _, row := range b.Rows {
 		if row < 0 || uint64(row) >= c.Shape[0] {

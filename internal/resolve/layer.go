@@ -1,6 +1,7 @@
 package resolve
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -204,10 +205,8 @@ func (p *plain) checkConvolution(w, a, b []uint64) error {
 			return nil
 		}
 	}
-	if d, ok := naming.DiagnoseConvolution(l.Module, w, a, b); ok && d.Hint != "" {
-		return fault.New(fault.Unsupported, "%s", d.Why).WithHint("%s", d.Hint)
-	} else if ok {
-		return fault.New(fault.Mismatch, "%s", d.Why).WithHint("%s", p.wrongBase())
+	if d, ok := naming.DiagnoseConvolution(l.Module, w, a, b); ok {
+		return fault.New(fault.Mismatch, "%s", d.Why).WithHint("%s", cmp.Or(d.Hint, p.wrongBase()))
 	}
 	return fault.New(fault.Mismatch, "the convolution %q: lora_A has shape %d and lora_B %d, but the base's weight has shape %d", l.Module, a, b, w).
 		WithHint("%s", p.wrongBase())

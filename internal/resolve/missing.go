@@ -95,7 +95,7 @@ func (r *resolver) diagnose(missing []string) error {
 		return fault.New(fault.Mismatch, "%s", d.Why).WithHint("%s", d.Hint)
 	}
 	if method := r.base.Config.QuantizationMethod; method != "" {
-		return fault.New(fault.Unsupported, "the base is quantised (config.json says %s), and has no tensor %q", method, missing[0]).
+		return fault.New(fault.Mismatch, "the base is quantised (config.json says %s), and has no tensor %q", method, missing[0]).
 			WithHint(naming.Dequantise)
 	}
 	return nil
