@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -189,6 +190,13 @@ func tensorsText(counts []report.DTypeCount) string {
 func showCheckpoint(t *terminal, r *report.Checkpoint) {
 	t.line("checkpoint  %s%s, %s", strings.TrimLeft(r.ModelType+", ", ", "), fault.Count(r.Files, "file"), fileio.FormatBytes(r.Bytes))
 	t.line("tensors     %s in %s", fault.Count(r.Parameters, "parameter"), tensorsText(r.DTypes))
+	for _, c := range r.Components {
+		name := cmp.Or(c.Name, "others")
+		if c.Architecture != "" {
+			name += " (" + c.Architecture + ")"
+		}
+		t.line("component   %s, %s", name, fault.Count(c.Weights, "weight"))
+	}
 	if r.Quantization != "" {
 		t.line("quantised   %s", r.Quantization)
 	}

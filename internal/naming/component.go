@@ -82,10 +82,40 @@ func spellingOf(name string) spelling {
 // "" if its name does not say it.
 func ComponentOf(module string) string { return spellingOf(module).name }
 
+// Component describes a component of a base.
+type Component struct {
+	Name         string // as diffusers calls it; "" for tensors without a component in front
+	Prefix       string // what the names of its tensors begin with
+	Architecture string // the table that knows its modules; "" if none does
+	Weights      int    // tensors of two or more dimensions
+}
+
+// Components lists the components of an image or video model, in the order of their names. It
+// returns nil for any other base.
+func Components(b *Base, shapes ShapeOf) []Component {
+	var all []Component
+	isKnown := false
+	for _, c := range componentsOf(b, shapes) {
+		known := Component{Name: c.name, Prefix: c.prefix, Weights: len(c.weights)}
+		if c.table != nil {
+			known.Architecture, isKnown = c.table.Name, true
+			if c.kind == denoiser && c.number == 0 {
+				known.Name = c.table.Component
+			}
+		}
+		all = append(all, known)
+	}
+	if !isKnown {
+		return nil
+	}
+	return all
+}
+
 // component is a part of a base: the tensors whose names begin with one prefix.
 type component struct {
 	spelling
-	weights map[string]string   // module, without the prefix → its weight
+	modules []string            // without the prefix, in the order of their names
+	weights map[string]string   // module → its weight
 	flat    map[string][]string // module with underscores for dots → modules; filled on first use
 	shapes  ShapeOf
 
@@ -118,7 +148,9 @@ func componentsOf(b *Base, shapes ShapeOf) []*component {
 			c = &component{spelling: s, weights: make(map[string]string), shapes: shapes}
 			byPrefix[s.prefix], all = c, append(all, c)
 		}
-		c.weights[strings.TrimPrefix(module, s.prefix)] = name
+		module = strings.TrimPrefix(module, s.prefix)
+		c.modules = append(c.modules, module)
+		c.weights[module] = name
 	}
 	for _, c := range all {
 		c.chooseTable()
@@ -144,13 +176,10 @@ func BiasOf(weight string) string { return strings.TrimSuffix(weight, "weight") 
 func (c *component) chooseTable() {
 	best := len(c.weights) / 2
 	for _, t := range architecture.Tables() {
-		n := 0
-		for module := range c.weights {
-			if _, ok := t.Parts(module); ok {
-				n++
-			}
+		if c.known(t, max(1, len(c.modules)/nProbes)) == 0 {
+			continue // spares the tables of other architectures a count over a large model
 		}
-		if n > best {
+		if n := c.known(t, 1); n > best {
 			c.table, best = t, n
 		}
 	}
@@ -167,6 +196,19 @@ func (c *component) chooseTable() {
 			c.holders[p] = holder{module, parts, i}
 		}
 	}
+}
+
+// nProbes is how many modules show that a table knows none.
+const nProbes = 64
+
+// known counts the modules that a table knows, among every step-th one.
+func (c *component) known(t *architecture.Table, step int) (n int) {
+	for i := 0; i < len(c.modules); i += step {
+		if _, ok := t.Parts(c.modules[i]); ok {
+			n++
+		}
+	}
+	return n
 }
 
 // kindOf returns what the components of an architecture do.

@@ -21,8 +21,17 @@ type Checkpoint struct {
 	Bytes        int64               `json:"bytes"` // of all weight files
 	DTypes       []DTypeCount        `json:"dtypes"`
 	Quantization string              `json:"quantization"`
-	Merged       []checkpoint.Merged `json:"merged"` // merges recorded in the stamps
+	Components   []Component         `json:"components,omitempty"` // of an image or video model
+	Merged       []checkpoint.Merged `json:"merged"`               // merges recorded in the stamps
 	Cost         *Cost               `json:"lora_cost,omitempty"`
+}
+
+// Component is a component of an image or video model: its denoiser or a text encoder.
+type Component struct {
+	Name         string `json:"name"`         // as diffusers calls it; "" for the tensors of no component
+	Prefix       string `json:"prefix"`       // what the names of its tensors begin with
+	Architecture string `json:"architecture"` // "" if its names are of no known one
+	Weights      int    `json:"weights"`      // tensors of two or more dimensions
 }
 
 // Cost counts the parameters of a LoRA of a given rank: N = Σ r·(m + n) over the adapted weights
@@ -55,6 +64,14 @@ func DescribeCheckpoint(c *checkpoint.Checkpoint, rank int, targets []string) (*
 	}
 	r.DTypes = counts.sorted()
 	r.Merged = c.History()
+	names := naming.Index(c.Names())
+	shapes := func(name string) []uint64 {
+		ref, _ := c.Lookup(names.Actual(name))
+		return ref.Tensor.Shape
+	}
+	for _, part := range naming.Components(names, shapes) {
+		r.Components = append(r.Components, Component(part))
+	}
 	if rank <= 0 {
 		return r, nil
 	}
