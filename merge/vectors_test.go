@@ -205,7 +205,7 @@ var ruleWords = map[string]string{
 	"R101": "do not fit|the factors are those of a linear layer",
 	"R102": "is not pooled", "R103": "which of its projections",
 	"R104": "target_parameters names", "R105": "want .E",
-	"R106": "fit the shapes|the base's parameter",
+	"R106": "fit the shapes|fit together|the base's parameter",
 	"R107": "are square, .* does not tell", "R108": "one of . parts|the adapter changes number",
 	"R109": "interleave",
 	"R110": "the experts .*(B·A is|lora_A has shape|but the base has)|the base lacks",

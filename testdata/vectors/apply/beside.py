@@ -109,6 +109,14 @@ for feature, part in KINDS.items():
                                                requires=requires), "R121", **recompute)
     ok(f"r119-{feature}-beside-plain", PARTS, [adapter(x, requires=requires), adapter(y)],
        {name: x.d + -1 * part + y.d}, **recompute)
+    full = lin(module, 2, 3, r=3, alpha=3)
+    ok(f"r118-{feature}-whole", PARTS, adapter(full, requires=requires),
+       {name: full.d + -1 * PARTS[name].matrix()}, **recompute)
+OPEN = tensors_of({"s.p.weight": exactly("F32", (2, 3), [2, 0, 0, 0, 2, 0]),
+                   "s.o.weight": exactly("F32", (2, 3), [0, 1, 2, 0, 2, 1]),
+                   "s.z.weight": exactly("F32", (2, 3), [4, 0, 0, 0, 0, 0])})
+for module, feature in (("s.p", "pissa"), ("s.o", "olora")):
+    bad(f"r118-{feature}-open", OPEN, adapter(lin(module, 2, 3), requires=[(feature, "")]), **recompute)
 t = lin("s.t", 2, 3)
 bad("r118-olora-transposed", PARTS, adapter(t, requires=[("olora", "")]), **recompute)
 ok("r118-pissa-transposed", PARTS, adapter(t, requires=[("pissa", "")]), **recompute,

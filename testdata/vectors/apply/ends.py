@@ -125,6 +125,13 @@ for answer in ("untie", "fold"):
     ok("r127-tied-" + answer, HEADLESS, adapter(q), config=TIED, answers="tied=" + answer,
        want={Q: q.d} | ({HEAD: embedding} if answer == "untie" else {}))
 
+# An uncertain tie is enough for an answer.
+for name, config in (("no-config", None), ("trunk", {"architectures": ["LlamaModel"], "tie_word_embeddings": True})):
+    ok(f"r127-{name}-untie", HEADLESS, on_head, {HEAD: added(embedding, head.d)}, config=config,
+       answers="tied=untie")
+    ok(f"r127-{name}-fold", HEADLESS, on_head, {EMBED: head.d}, config=config, answers="tied=fold")
+ok("r127-default-head-untie", WITH_HEAD, on_head, {HEAD: added(embedding, head.d)}, answers="tied=untie",
+   config=LM | {"model_type": "gpt2"})
 # --- 12.1: which tensor is the embedding shows in the head that untie makes
 # case; the base; vocab_size; the layer of the adapter, or None; the embedding
 for name, base, vocabulary, layer, found in (
@@ -194,6 +201,19 @@ ok("r129-reshaped", CLASSES, adapter(qf, replace("score.weight", score)), config
    want={"model.layers.0.q.weight": qf.d, "score.weight": score.to("F16")})
 bad("r114-other-classes", CLASSES, adapter(qf, replace("score.weight", score)), config=CONFIG)
 bad("r88-not-without-the-answer", FULL, adapter(qf, replace("score.weight", score)), config=CONFIG)
+# Heads keep their names beside a trunk that gets a prefix: appendix B has their first segments.
+BESIDE = TRUNK | tensors_of({"score.weight": ("BF16", (3, 4)), "pre_classifier.weight": ("BF16", (4, 4)),
+                             "norm2.weight": ("BF16", (4,))})
+for name, config in (("no-config", None), ("config", CONFIG)):
+    ok("r129-heads-beside-the-trunk-" + name, BESIDE, adapter(qf, replace("score.weight", score)), **add,
+       config=config, without=[*TRUNK, "norm2.weight"], want={
+           "model." + n: t for n, t in BESIDE.items() if n.split(".")[0] not in ("score", "pre_classifier")} | {
+           "model.layers.0.q.weight": added(FULL["model.layers.0.q.weight"], qf.d),
+           "score.weight": score.to("BF16")})
+OTHER = {("body." + n): t for n, t in TRUNK.items()}
+put = lin("base_model.model.layers.0.q", 4, 6)
+ok("r129-another-prefix-is-put", OTHER, adapter(put, replace("base_model.model.score.weight", score)),
+   config=CONFIG, **add, want={"body.layers.0.q.weight": put.d, "body.score.weight": score.to("BF16")})
 equal = tensors_of({"model.layers.0.q.weight": ("F32", (4, 6)), "model.layers.0.k.weight": ("F16", (4, 6))})
 ok("r129-first-of-equal-dtypes", equal, adapter(qf, replace("score.weight", score)), **add,
    want={"model.layers.0.q.weight": qf.d, "score.weight": score.to("F16")})

@@ -79,6 +79,11 @@ bad("r106-alike-others", ALIKE, adapter(*alike, requires=[("experts", X + ".one"
 bad("r106-alike-one-other", ALIKE, adapter(*alike, requires=[("experts", X + ".one"), ("experts", X + ".w1")]))
 GAP = tensors_of({n: t for n, t in modules(NEW, E=4).items() if ".2." not in n})
 bad("r88-gap-in-the-modules", GAP, adapter(stack(X, 4, 3, E=4), requires=PATHS[1:]), "R106")
+uneven = modules(NEW) | {f"{X}.1.down_proj.weight": ("F32", (4, 2))}
+bad("r106-uneven-experts", tensors_of(uneven), adapter(only, requires=PATHS[1:]))
+bad("r106-uneven-parts", tensors_of(modules(NEW) | {f"{X}.{e}.up_proj.weight": ("F32", (2, 4))
+                                                    for e in range(2)}),
+    adapter(stack(X, 5, 4), requires=PATHS[:1]))
 bad("r106-one-module-more", tensors_of(modules(NEW, E=3)), adapter(only, requires=PATHS[1:]))
 
 # Square experts: gate_up_proj is 4×4, and down_proj 4×2 is a witness where a layer has it

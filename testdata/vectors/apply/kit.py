@@ -19,8 +19,9 @@ class Layer:
     """A and B are shapes or tensors. d is s·B·A, where both have two dimensions."""
 
     def __init__(self, module, A, B, kind="linear", r=None, alpha=None, salt="", dtype="F32",
-                 scaling="alpha/r", scale=None, **roles):
+                 scaling="alpha/r", scale=None, stored_alpha=None, **roles):
         self.module, self.kind, self.roles = module, kind, {}
+        roles |= {} if stored_alpha is None else {"alpha": stored_alpha}
         for role, v in {"A": A, "B": B, **roles}.items():
             self.roles[role] = v if isinstance(v, T) else noise(module + role + salt, dtype, v)
         a, b = self.roles["A"], self.roles["B"]

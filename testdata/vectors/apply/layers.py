@@ -63,6 +63,17 @@ for answer, times in (("", 1), ("out-proj-twice", 2)):
     ok("attention-out-proj-" + (answer and "twice" or "once"), MHA,
        adapter(inp, outer, requires=twice), answers=answer,
        want={"model.attn.in_proj_weight": inp.d, "model.attn.out_proj.weight": times * outer.d})
+MHA_BIAS = MHA | tensors_of({"model.attn.in_proj_bias": ("F32", (12,)),
+                             "model.attn.out_proj.bias": ("F32", (4,))})
+with_bias = [lin("model.attn", 12, 4, bias=noise("in", "F32", (12,))),
+             lin("model.attn.base_layer.out_proj", 4, 4, bias=noise("out", "F32", (4,)))]
+biases = [x.s * x.roles["bias"].matrix().t for x in with_bias]
+for answer, times in (("", 1), ("out-proj-twice", 2)):
+    ok("attention-biases-" + (answer and "twice" or "once"), MHA_BIAS, answers=answer, adapters=adapter(
+        *with_bias, requires=twice + [("lora-bias", x.module) for x in with_bias]), want={
+            "model.attn.in_proj_weight": with_bias[0].d, "model.attn.in_proj_bias": biases[0],
+            "model.attn.out_proj.weight": times * with_bias[1].d, "model.attn.out_proj.bias": biases[1]})
+bad("r88-no-in-proj-bias", MHA, adapter(with_bias[0], requires=[("lora-bias", "model.attn")]))
 weight_too = lin("model.other", 12, 4)
 ok("attention-with-weight", MHA, adapter(weight_too), {"model.other.weight": weight_too.d})
 bad("r92-out-proj-by-two-names", MHA, adapter(plain, outer, requires=twice))

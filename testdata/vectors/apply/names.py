@@ -59,6 +59,11 @@ step-4-only-one-has-a-sense | model.layers.0.q | model.vision.layers.0.q | model
 r89-equal-sizes        | model.layers.0.q  | model.a.layers.0.q model.b.layers.0.q | R89
 step-4-others-stay     | model.layers.0.q head.up | model.text.layers.0.q head.up | model.text.layers.0.q head.up
 step-4-mixed-prefixes  | base_model.model.model.layers.0.q model.layers.1.q | model.layers.0.q model.layers.1.q | model.layers.0.q model.layers.1.q
+r89-a-sense-within-a-word | model.layers.0.q | model.devit.layers.0.q model.a.b.layers.0.q | R89
+r88-remove-a-sense-within-a-word | model.devit.layers.0.q | model.layers.0.q | R88
+r89-nearest-of-several-without-a-sense | model.layers.0.q | model.a.layers.0.q model.vision.b.layers.0.q | model.a.layers.0.q
+step-4-numbers-have-digits-0-to-9 | model.layers.0.q | model.٣.layers.0.q | model.٣.layers.0.q
+r88-add-and-stay            | left.layers.0.q head.up | model.left.layers.0.q head.up | R88
 step-4-place-without-number | model.head.up | model.inner.head.up | model.inner.head.up
 """
 for line in NAMES.strip().splitlines():

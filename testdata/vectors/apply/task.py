@@ -52,6 +52,9 @@ ok("r75-bias", PLAIN, adapter(biased, requires=[("lora-bias", Q0)]),
 bad("r76-role", PLAIN, adapter(lin(Q0, 4, 6, C=(1, 1))))
 ok("r76-plain", PLAIN, plain, {w(Q0): q0.d})
 
+stored = lin(Q0, 4, 6, alpha=3, stored_alpha=noise("alpha", "F32", ()))
+ok("r76-alpha", PLAIN, adapter(stored), {w(Q0): stored.d})
+
 # --- R79, R80
 same = adapter(q0, orientation="mxn", dialect="peft")
 bad("r79-one-file-twice", PLAIN, [plain, plain])
