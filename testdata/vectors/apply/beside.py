@@ -17,8 +17,8 @@ for name, requires in (("nothing-says-why", []), ("velora-of-another", [("velora
                        ("velora-field", [("velora", "use_velora")])):
     bad("r111-" + name, BASE, adapter(q, opaque("state"), requires=requires))
 for feature in ("velora", "monteclora"):
-    ok("r111-" + feature, BASE, adapter(q, opaque("state"), requires=[(feature, "state"), (feature, "use")]),
-       {Q: q.d})
+    ok("r111-" + feature, BASE, adapter(
+        q, opaque("state"), requires=[(feature, "state"), (feature, "use")]), {Q: q.d})
 
 # --- R112-R116: replace and rows
 some = noise("some", "F16", (2, 3))
@@ -47,7 +47,8 @@ bad("r113-rows", BASE, adapter(rows(TABLE, [3], noise("a", "F16", (1, 3))),
 bad("r113-rows-by-two", BASE, [one_row, adapter(rows(TABLE, [1], noise("b", "F16", (1, 3))))])
 ok("r113-two-targets", BASE, [adapter(replace(NORM, norm)), adapter(replace(K, f32))],
    {NORM: norm, K: f32})
-for name, target, shape in (("shape", NORM, (5,)), ("dimensions", NORM, (1, 6)), ("turned", K, (6, 4)),
+for name, target, shape in (("shape", NORM, (5,)), ("dimensions", NORM, (1, 6)),
+                            ("turned", K, (6, 4)),
                             ("elements", K, (4, 5)), ("scalar", "m.scale", (1,))):
     bad("r114-" + name, BASE, adapter(replace(target, noise("new", "F32", shape))))
 ok("r114-scalar", BASE, adapter(replace("m.scale", noise("new", "F32", ()))),
@@ -69,7 +70,8 @@ for d in ("F64", "BF16"):
     ok("r115-rows-of-" + d.lower(), BASE, adapter(rows(TABLE, [1], t)),
        {TABLE: with_rows(BASE[TABLE], [1], t)})
 for name, target, where, shape in (("columns", TABLE, [0], (1, 4)), ("row", TABLE, [5], (1, 3)),
-                                   ("second-row", TABLE, [0, 7], (2, 3)), ("one-dimension", NORM, [1], (1, 6)),
+                                   ("second-row", TABLE, [0, 7], (2, 3)),
+                                   ("one-dimension", NORM, [1], (1, 6)),
                                    ("three-dimensions", "m.cube", [1], (1, 3)),
                                    ("vector", TABLE, [0, 1, 2], (3,))):
     bad("r116-" + name, BASE, adapter(rows(target, where, noise("t", "F32", shape))))
@@ -92,7 +94,8 @@ for feature, part in KINDS.items():
     name = module + ".weight"
     x, y = lin(module, 2, 3, alpha=1), lin(module, 2, 3, alpha=4, salt="y")
     bad("r117-" + feature, PARTS, adapter(x, requires=requires))
-    ok("r117-" + feature, PARTS, adapter(x, requires=requires), {name: x.d + -1 * part}, **recompute)
+    ok("r117-" + feature, PARTS, adapter(x, requires=requires), {name: x.d + -1 * part},
+       **recompute)
     times = y.s if feature == "olora" else 1
     ok(f"r117-{feature}-scales", PARTS, (adapter(y, requires=requires), 0.5), **recompute,
        want={name: Fraction(1, 2) * (y.d + -times * part)})
@@ -100,7 +103,8 @@ for feature, part in KINDS.items():
     for kind, layers, more in (("embedding", [x, emb], []), ("f64", [lin("s.d", 2, 3)], []),
                                ("nan", [lin("s.n", 2, 3)], []),
                                ("attention", [x], [("multihead-attention", "s")])):
-        bad(f"r118-{feature}-{kind}", PARTS, adapter(*layers, requires=requires + more), **recompute)
+        bad(f"r118-{feature}-{kind}", PARTS, adapter(*layers, requires=requires + more),
+            **recompute)
     again = adapter(y, requires=requires)
     bad(f"r119-{feature}-twice", PARTS, [adapter(x, requires=requires), again], **recompute)
     bad(f"r119-{feature}-replaced", PARTS, adapter(x, replace(name, noise("r", "F32", (2, 3))),
@@ -116,7 +120,8 @@ OPEN = tensors_of({"s.p.weight": exactly("F32", (2, 3), [2, 0, 0, 0, 2, 0]),
                    "s.o.weight": exactly("F32", (2, 3), [0, 1, 2, 0, 2, 1]),
                    "s.z.weight": exactly("F32", (2, 3), [4, 0, 0, 0, 0, 0])})
 for module, feature in (("s.p", "pissa"), ("s.o", "olora")):
-    bad(f"r118-{feature}-open", OPEN, adapter(lin(module, 2, 3), requires=[(feature, "")]), **recompute)
+    bad(f"r118-{feature}-open", OPEN, adapter(lin(module, 2, 3), requires=[(feature, "")]),
+        **recompute)
 t = lin("s.t", 2, 3)
 bad("r118-olora-transposed", PARTS, adapter(t, requires=[("olora", "")]), **recompute)
 ok("r118-pissa-transposed", PARTS, adapter(t, requires=[("pissa", "")]), **recompute,

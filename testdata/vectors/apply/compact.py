@@ -5,8 +5,10 @@ from kit import Fraction, Layer, adapter, bad, ok, tensors_of
 # Weights of m outputs and n inputs, as they are and transposed; sq.c_attn and sq.q are square.
 BASE = tensors_of({
     "up.weight": ("F32", (6, 8)), "up_t.weight": ("F32", (8, 6)), "wide.weight": ("F64", (4, 6)),
-    "wide_t.weight": ("F64", (6, 4)), "sq.c_attn.weight": ("F32", (6, 6)), "qkv.weight": ("F32", (6, 4)),
-    "qkv_t.weight": ("F32", (4, 6)), "sq.q.weight": ("F32", (6, 6)), "cube.weight": ("F32", (6, 8, 1))})
+    "wide_t.weight": ("F64", (6, 4)), "sq.c_attn.weight": ("F32", (6, 6)),
+    "qkv.weight": ("F32", (6, 4)),
+    "qkv_t.weight": ("F32", (4, 6)), "sq.q.weight": ("F32", (6, 6)),
+    "cube.weight": ("F32", (6, 8, 1))})
 
 
 def layer(module, a, b, r=1, **more):
@@ -76,10 +78,12 @@ def grouped(n):
 both("r101-qalora", "up", (2, 4), (6, 2), qa, grouped(8), r=2)
 both("r102-two-thirds", "wide", (2, 2), (4, 2), qa, grouped(6), r=2, alpha=5)
 both("r102-one-group", "wide", (1, 1), (4, 1), qa, grouped(6), alpha=0.1)
-for name, a, b in (("columns", (2, 3), (6, 2)), ("rows", (2, 4), (8, 2)), ("ranks", (2, 4), (6, 1))):
+for name, a, b in (("columns", (2, 3), (6, 2)), ("rows", (2, 4), (8, 2)),
+                   ("ranks", (2, 4), (6, 1))):
     bad("r101-qalora-" + name, BASE, adapter(layer("up", a, b, 2), requires=[qa]))
 bad("r102-groups-of-1", BASE, adapter(layer("up", (2, 8), (6, 2), 2), requires=[qa]))
-for module, config, turn in (("sq.c_attn", None, False), ("sq.c_attn", {"model_type": "gpt2"}, True),
+for module, config, turn in (("sq.c_attn", None, False),
+                             ("sq.c_attn", {"model_type": "gpt2"}, True),
                              ("sq.q", {"model_type": "gpt2"}, False)):
     x = layer(module, (2, 3), (6, 2), 2)
     want = grouped(6)(x)
@@ -113,7 +117,8 @@ for name, where, a, b in (("none", "[false, false]", (2, 4), (6, 2)),
     bad("r101-merged-" + name, BASE,
         adapter(layer("qkv", a, b, 2), requires=[("merged-linear", "enable_lora = " + where)]))
 for name, where in (("no-value", "enable_lora"), ("a-number", "enable_lora = 3"),
-                    ("numbers", "enable_lora = [1, 0, 1]"), ("another-field", "enable = [true, false, true]"),
+                    ("numbers", "enable_lora = [1, 0, 1]"),
+                    ("another-field", "enable = [true, false, true]"),
                     ("no-json", "enable_lora = [True, False, True]")):
     bad("r103-" + name, BASE,
         adapter(layer("qkv", (2, 4), (4, 1), 2), requires=[("merged-linear", where)]))

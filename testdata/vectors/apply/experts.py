@@ -48,11 +48,13 @@ only = stack(X, 4, 3)
 ok("r104-one", STACKED, adapter(only, requires=PATHS[1:]), {DOWN: only.experts(2)})
 bad("r104-layer-too-few", STACKED, adapter(only, requires=PATHS))
 bad("r104-layer-too-many", STACKED, adapter(up, down, requires=PATHS[:1]))
-bad("r104-paths-of-another", STACKED, adapter(only, requires=[("experts", "other.experts.down_proj")]))
+bad("r104-paths-of-another", STACKED,
+    adapter(only, requires=[("experts", "other.experts.down_proj")]))
 router = Layer("model.layers.0.mlp.gate", (2, 4), (2, 2), kind="expert", r=2)
 ok("experts-router", STACKED, adapter(router, requires=[("experts", "mlp.gate.weight")]),
    {"model.layers.0.mlp.gate.weight": router.d})
-bad("r106-router-turned", STACKED, adapter(Layer("model.layers.0.mlp.gate", (2, 2), (4, 2), kind="expert",
+bad("r106-router-turned", STACKED, adapter(Layer("model.layers.0.mlp.gate", (2, 2), (4, 2),
+                                                 kind="expert",
                                                  r=2), requires=[("experts", "mlp.gate.weight")]))
 
 for name, a, b in (("rows-of-a", (3, 3), (4, 4)), ("columns-of-b", (4, 3), (4, 3)),
@@ -65,7 +67,8 @@ ok("r105-3-experts-of-rank-1", {DOWN: ("BF16", (3, 4, 3))},
 swapped = [stack(X + ".base_layer", 4, 3), stack(X, 6, 4)]
 ok("r106-other-order", STACKED, adapter(*swapped, requires=PATHS),
    {DOWN: swapped[0].experts(2), UP: swapped[1].experts(2)})
-bad("r106-other-order-other-scale", STACKED, adapter(stack(X + ".base_layer", 4, 3, alpha=6), swapped[1],
+bad("r106-other-order-other-scale", STACKED, adapter(stack(X + ".base_layer", 4, 3, alpha=6),
+                                                     swapped[1],
                                                      requires=PATHS))
 bad("r106-other-order-other-rank", STACKED, adapter(stack(X + ".base_layer", 4, 3, r=1), swapped[1],
                                                     requires=PATHS))
@@ -73,10 +76,13 @@ bad("r106-no-order", STACKED, adapter(up, stack(X, 6, 4, salt="2"), requires=PAT
 bad("r106-three-experts", STACKED, adapter(stack(X, 4, 3, E=3), requires=PATHS[1:]))
 ALIKE = tensors_of({f"{X}.{p}": ("F32", (2, 3, 4)) for p in ("w1", "w3", "one", "two")})
 alike = [stack(X + ".base_layer", 3, 4), stack(X, 3, 4)]
-ok("r106-alike-in-the-list", ALIKE, adapter(*alike, requires=[("experts", X + ".w3"), ("experts", X + ".w1")]),
+ok("r106-alike-in-the-list", ALIKE,
+   adapter(*alike, requires=[("experts", X + ".w3"), ("experts", X + ".w1")]),
    {X + ".w1": alike[0].experts(2), X + ".w3": alike[1].experts(2)})
-bad("r106-alike-others", ALIKE, adapter(*alike, requires=[("experts", X + ".one"), ("experts", X + ".two")]))
-bad("r106-alike-one-other", ALIKE, adapter(*alike, requires=[("experts", X + ".one"), ("experts", X + ".w1")]))
+bad("r106-alike-others", ALIKE,
+    adapter(*alike, requires=[("experts", X + ".one"), ("experts", X + ".two")]))
+bad("r106-alike-one-other", ALIKE,
+    adapter(*alike, requires=[("experts", X + ".one"), ("experts", X + ".w1")]))
 GAP = tensors_of({n: t for n, t in modules(NEW, E=4).items() if ".2." not in n})
 bad("r88-gap-in-the-modules", GAP, adapter(stack(X, 4, 3, E=4), requires=PATHS[1:]), "R106")
 uneven = modules(NEW) | {f"{X}.1.down_proj.weight": ("F32", (4, 2))}
@@ -88,9 +94,10 @@ bad("r106-one-module-more", tensors_of(modules(NEW, E=3)), adapter(only, require
 
 # Square experts: gate_up_proj is 4×4, and down_proj 4×2 is a witness where a layer has it
 SQ = tensors_of({UP: ("F32", (2, 4, 4)), DOWN: ("F32", (2, 4, 2))})
-TWO = tensors_of({UP: ("F32", (2, 4, 4)), "model.layers.1.mlp.experts.down_proj": ("F32", (2, 4, 2)),
+TWO = tensors_of({UP: ("F32", (2, 4, 4)),
+                  "model.layers.1.mlp.experts.down_proj": ("F32", (2, 4, 2)),
                   "model.layers.2.mlp.experts.down_proj": ("F32", (2, 2, 4))})
-# case; kind; dimension that the witness reads; model type; answer; dimension
+# case | kind | dimension that the witness reads | model type | answer | dimension
 TABLE = """
 answer-1-first          | expert         | 2 |               | 1 | 1
 answer-2                | expert-first   |   | gpt_oss       | 2 | 2
@@ -133,7 +140,8 @@ for line in TABLE.strip().splitlines():
 differ = [stack(X, 4, 4, kind="expert-inputs"), stack("model.layers.1.mlp.experts", 4, 2),
           stack("model.layers.2.mlp.experts", 4, 2)]
 paths = [PATHS[0], *(("experts", f"model.layers.{i}.mlp.experts.down_proj") for i in (1, 2))]
-bad("r107-witnesses-differ", TWO, adapter(*differ, requires=paths), config={"model_type": "mixtral"})
+bad("r107-witnesses-differ", TWO, adapter(*differ, requires=paths),
+    config={"model_type": "mixtral"})
 away = [stack(X, 4, 4), differ[2]]
 ok("r107-witness-in-another-group", TWO, adapter(*away, requires=paths[:1] + paths[2:]),
    {UP: turned(away[0].experts(2)),
@@ -156,15 +164,19 @@ for name, module, m, at in (("gate_proj", Y + "gate_proj", 3, 0), ("up_proj", Y 
     x = lin(module, m, 4)
     ok("r108-" + name, STACKED, adapter(x), {UP: one(x.d, at)})
     ok(f"r108-{name}-transposed", TURNED, adapter(x), {UP: turned(one(x.d, at))})
-for name, module in (("down_proj", Y + "down_proj"), ("w2", Y + "w2"), ("down_projs", X + ".down_projs.1")):
+for name, module in (("down_proj", Y + "down_proj"), ("w2", Y + "w2"),
+                     ("down_projs", X + ".down_projs.1")):
     x = lin(module, 4, 3)
     ok("r108-" + name, STACKED, adapter(x), {DOWN: one(x.d, shape=(4, 3))})
 x = lin("experts.0.w1", 3, 4)
 ok("r108-no-path-before-experts", {"experts.gate_up_proj": ("F32", (2, 6, 4))}, adapter(x),
    {"experts.gate_up_proj": one(x.d, e=0)})
-for name, module, m, n in (("no-such-expert", X + ".2.gate_proj", 3, 4), ("rows", Y + "gate_proj", 2, 4),
-                           ("columns", Y + "gate_proj", 3, 5), ("part-of-all", Y + "gate_proj", 6, 4),
-                           ("all-of-part", Y + "gate_up_proj", 3, 4), ("down", Y + "down_proj", 4, 2)):
+for name, module, m, n in (("no-such-expert", X + ".2.gate_proj", 3, 4),
+                           ("rows", Y + "gate_proj", 2, 4),
+                           ("columns", Y + "gate_proj", 3, 5),
+                           ("part-of-all", Y + "gate_proj", 6, 4),
+                           ("all-of-part", Y + "gate_up_proj", 3, 4),
+                           ("down", Y + "down_proj", 4, 2)):
     bad("r108-" + name, STACKED, adapter(lin(module, m, n)))
 bad("r108-4-dimensions", {UP: ("F32", (2, 6, 4, 1))}, adapter(lin(Y + "gate_up_proj", 6, 4)))
 for name, model, answer, reads in (
@@ -178,7 +190,8 @@ for name, model, answer, reads in (
         bad("r107-one-expert-" + name, SQ, adapter(x), **more)
     else:
         d = one(x.d, 2, (4, 4))
-        ok("r107-one-expert-" + name, SQ, adapter(x), {UP: turned(d) if reads == "1" else d}, **more)
+        ok("r107-one-expert-" + name, SQ, adapter(x), {UP: turned(d) if reads == "1" else d},
+           **more)
 for model in ("gpt_oss", "openai_privacy_filter"):
     config = {"model_type": model}
     bad(f"r109-{model}-gate", TURNED, adapter(lin(Y + "gate_proj", 3, 4)), config=config)
@@ -231,7 +244,8 @@ for name, module, m, n, E, base in (
     bad("r110-" + name, base, adapter(each(module, m, n, E), requires=FACTORS))
 bad("r110-no-path", tensors_of({"model.up.weight": ("F32", (6, 4)), UP: ("F32", (2, 6, 4))}),
     adapter(each("model.up", 6, 4), requires=FACTORS), "R88")
-bad("r110-ranks", STACKED, adapter(Layer(UP, (2, 2, 4), (2, 6, 1), kind="other", r=2), requires=FACTORS))
+bad("r110-ranks", STACKED, adapter(Layer(UP, (2, 2, 4), (2, 6, 1), kind="other", r=2),
+                                   requires=FACTORS))
 x = each(X + ".w1", 2, 4)
 bad("r107-factors-no-type", SQ, adapter(x, requires=FACTORS))
 ok("r107-factors-mixtral", SQ, adapter(x, requires=FACTORS), config={"model_type": "mixtral"},

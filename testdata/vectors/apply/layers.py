@@ -4,7 +4,8 @@ from kit import Fraction, Layer, adapter, bad, lin, ok, replace, rows, tensors_o
 
 # --- Section 5
 ONE = tensors_of({"q.weight": ("F32", (4, 6)), "k.weight": ("F32", (4, 6)), "q.bias": ("F32", (4,)),
-                  "k.bias": ("F32", (4,)), "b.weight": ("BF16", (3, 4)), "e.weight": ("F32", (5, 3)),
+                  "k.bias": ("F32", (4,)), "b.weight": ("BF16", (3, 4)),
+                  "e.weight": ("F32", (5, 3)),
                   "model.experts.gate_up_proj": ("F32", (2, 6, 4))})
 q, k = lin("q", 4, 6), lin("k", 4, 6)
 magnitude = noise("magnitude", "F32", (4,))
@@ -54,7 +55,8 @@ ok("r92-two-parts", ONE, adapter(gate, up),
 # --- 6: the target of nn.MultiheadAttention
 MHA = tensors_of({"model.attn.in_proj_weight": ("F32", (12, 4)),
                   "model.attn.out_proj.weight": ("BF16", (4, 4)),
-                  "model.other.weight": ("F32", (12, 4)), "model.other.in_proj_weight": ("F32", (12, 4))})
+                  "model.other.weight": ("F32", (12, 4)),
+                  "model.other.in_proj_weight": ("F32", (12, 4))})
 inp, plain, outer = lin("model.attn", 12, 4), lin("model.attn.out_proj", 4, 4), lin(
     "model.attn.base_layer.out_proj", 4, 4)
 twice = [("multihead-attention", "model.attn")]
@@ -69,10 +71,12 @@ with_bias = [lin("model.attn", 12, 4, bias=noise("in", "F32", (12,))),
              lin("model.attn.base_layer.out_proj", 4, 4, bias=noise("out", "F32", (4,)))]
 biases = [x.s * x.roles["bias"].matrix().t for x in with_bias]
 for answer, times in (("", 1), ("out-proj-twice", 2)):
-    ok("attention-biases-" + (answer and "twice" or "once"), MHA_BIAS, answers=answer, adapters=adapter(
+    ok("attention-biases-" + (answer and "twice" or "once"), MHA_BIAS, answers=answer,
+       adapters=adapter(
         *with_bias, requires=twice + [("lora-bias", x.module) for x in with_bias]), want={
             "model.attn.in_proj_weight": with_bias[0].d, "model.attn.in_proj_bias": biases[0],
-            "model.attn.out_proj.weight": times * with_bias[1].d, "model.attn.out_proj.bias": biases[1]})
+            "model.attn.out_proj.weight": times * with_bias[1].d,
+            "model.attn.out_proj.bias": biases[1]})
 bad("r88-no-in-proj-bias", MHA, adapter(with_bias[0], requires=[("lora-bias", "model.attn")]))
 weight_too = lin("model.other", 12, 4)
 ok("attention-with-weight", MHA, adapter(weight_too), {"model.other.weight": weight_too.d})
@@ -82,7 +86,8 @@ ok("r92-out-proj-of-two-adapters", MHA, [adapter(plain), adapter(outer, requires
 
 # --- 6.1
 SHAPES = tensors_of({f"h.{i}.q.weight": ("F32", s) for i, s in enumerate((
-    (4, 6), (6, 4), (4, 6, 1), (4, 6, 1, 1), (6, 4, 1), (24,), (4, 6, 2), (4, 5), (2, 12), (4, 4)))})
+    (4, 6), (6, 4), (4, 6, 1), (4, 6, 1, 1), (6, 4, 1), (24,), (4, 6, 2), (4, 5), (2, 12),
+    (4, 4)))})
 for name, i, m, n in (("transposed-of-3-dimensions", 4, 4, 6), ("one-dimension", 5, 4, 6),
                       ("a-kernel", 6, 4, 6), ("other-columns", 7, 4, 6), ("same-elements", 8, 4, 6),
                       ("square", 9, 4, 6)):
@@ -92,10 +97,11 @@ for name, i in (("as-it-is", 0), ("transposed", 1), ("3-dimensions", 2), ("4-dim
     ok("r93-" + name, SHAPES, adapter(x), {f"h.{i}.q.weight": x.d.t if i == 1 else x.d})
 
 # c_attn and q are square. votes: c_attn of layer 1, c_fc and mlp are stored as they are named
-SQUARE = tensors_of({f"h.0.{p}.weight": ("F32", (4, 4)) for p in ("c_attn", "c_proj", "q", "q_attn")}
+SQUARE = tensors_of({f"h.0.{p}.weight": ("F32", (4, 4))
+                     for p in ("c_attn", "c_proj", "q", "q_attn")}
                     | {f"{i}.weight": ("F32", (6, 4)) for i in
                        ("h.1.c_attn", "h.2.c_attn", "h.1.c_fc", "h.1.q", "h.1.mlp", "h.3.c_attn")})
-# case; the square layer; voters, + for a transposed one; model type; orientation; answer; transposed
+# case | square layer | voters, + if transposed | model type | orientation | answer | transposed
 TABLE = """
 leaf-votes-yes          | c_attn | +1.c_attn            | llama      |     |   | yes
 leaf-votes-no           | c_attn | -1.c_attn            | gpt2       | nxm | 1 | no
@@ -142,7 +148,8 @@ for line in TABLE.strip().splitlines():
 TOKENS = tensors_of({"embed.weight": ("BF16", (7, 4)), "square.weight": ("F32", (4, 4)),
                      "turned.weight": ("F32", (4, 7)), "long.weight": ("F32", (8, 4)),
                      "cube.weight": ("F32", (7, 4, 1))})
-for name, module in (("turned", "turned"), ("another-vocabulary", "long"), ("3-dimensions", "cube")):
+for name, module in (("turned", "turned"), ("another-vocabulary", "long"),
+                     ("3-dimensions", "cube")):
     bad("r95-" + name, TOKENS, adapter(lin(module, 4, 7, kind="embedding")))
 for module, n in (("embed", 7), ("square", 4)):
     x = lin(module, 4, n, r=2, kind="embedding")
@@ -155,7 +162,8 @@ yes = [("convolution", "c")]
 for name, module, a, b in (
         ("groups", "c1", (2, 4, 3), (4, 2, 1)), ("kernel", "c1", (2, 2, 2), (4, 2, 1)),
         ("outputs", "c1", (2, 2, 3), (3, 2, 1)), ("dimensions-of-a", "c2", (2, 2, 6), (4, 2, 1, 1)),
-        ("dimensions-of-b", "c2", (2, 2, 3, 2), (4, 2)), ("target-of-2-dimensions", "flat", (2, 6), (4, 2)),
+        ("dimensions-of-b", "c2", (2, 2, 3, 2), (4, 2)),
+        ("target-of-2-dimensions", "flat", (2, 6), (4, 2)),
         ("kernel-of-b", "c1", (2, 2, 3), (2, 2, 2)), ("ranks", "c1", (2, 2, 3), (4, 3, 1))):
     bad("r96-" + name, CONV, adapter(Layer(module, a, b, kind="conv", r=2), requires=yes))
 for module, a, b in (("c1", (2, 2, 3), (4, 2, 1)), ("c2", (2, 2, 3, 2), (4, 2, 1, 1)),
@@ -164,9 +172,11 @@ for module, a, b in (("c1", (2, 2, 3), (4, 2, 1)), ("c2", (2, 2, 3, 2), (4, 2, 1
     ok("r96-" + module, CONV, adapter(x, requires=yes), {module + ".weight": x.d})
 
 # --- 6.4
-BIAS = tensors_of({"q.weight": ("F32", (4, 6)), "q.bias": ("F16", (4,)), "k.weight": ("F32", (4, 6)),
+BIAS = tensors_of({"q.weight": ("F32", (4, 6)), "q.bias": ("F16", (4,)),
+                   "k.weight": ("F32", (4, 6)),
                    "k.bias": ("F32", (6,)), "v.weight": ("F32", (4, 6)), "v.bias": ("F32", (1, 4)),
-                   "t.weight": ("F32", (6, 4)), "t.bias": ("F32", (4,)), "c.weight": ("F32", (4, 2, 3)),
+                   "t.weight": ("F32", (6, 4)), "t.bias": ("F32", (4,)),
+                   "c.weight": ("F32", (4, 2, 3)),
                    "c.bias": ("F32", (4,)), "n.weight": ("F32", (4, 6))})
 
 
@@ -192,7 +202,8 @@ ok("bias-of-conv", BIAS, adapter(conv, requires=[("lora-bias", "c"), ("convoluti
 DORA = tensors_of({
     "q.weight": ("BF16", (4, 6)), "t.weight": ("F16", (6, 4)), "e.weight": ("F32", (7, 4)),
     "c.weight": ("F64", (4, 2, 3)), "q.bias": ("F32", (4,)), "s.weight": ("F32", (4, 4)),
-    "p.weight": exactly("BF16", (2, 2), [3, 4, 0, 0]), "z.weight": exactly("F32", (2, 2), [1, 0, -2, 1]),
+    "p.weight": exactly("BF16", (2, 2), [3, 4, 0, 0]),
+    "z.weight": exactly("F32", (2, 2), [1, 0, -2, 1]),
     "x.weight": T("F32", (3, 2), [0x7FC00001, 0x40000000, 0x7F800000, 0xC0000000, 0x3F800000, 0])})
 
 
@@ -201,7 +212,8 @@ def dora(module, m, n, kind="linear", count=None, **more):
                | more)
 
 
-for name, layer in (("of-inputs", dora("q", 4, 6, count=6)), ("of-inputs-transposed", dora("t", 4, 6, count=6)),
+for name, layer in (("of-inputs", dora("q", 4, 6, count=6)),
+                    ("of-inputs-transposed", dora("t", 4, 6, count=6)),
                     ("of-the-vocabulary", dora("e", 4, 7, kind="embedding", count=7))):
     bad("r98-" + name, DORA, adapter(layer, requires=[("dora", layer.module)]))
 dq, dt, ds = dora("q", 4, 6), dora("t", 4, 6), dora("s", 4, 4, magnitude=noise("s", "F32", (1, 4)))
@@ -257,7 +269,8 @@ ok("dora-infinite-magnitude", DORA, adapter(infinite, requires=[("dora", "z")]),
 
 bad("r99-half", DORA, (adapter(dq, requires=[("dora", "q")]), 0.5))
 bad("r99-minus", DORA, (adapter(dq, requires=[("dora", "q")]), -1))
-ok("r99-half-of-another", DORA, [adapter(dq, requires=[("dora", "q")]), (adapter(lin("s", 4, 4)), 0.5)],
+ok("r99-half-of-another", DORA, [adapter(dq, requires=[("dora", "q")]),
+                                 (adapter(lin("s", 4, 4)), 0.5)],
    {"q.weight": rescaled(DORA["q.weight"], dq.d, dq.roles["magnitude"]),
     "s.weight": Fraction(1, 2) * lin("s", 4, 4).d})
 first = adapter(dq, requires=[("dora", "q")])

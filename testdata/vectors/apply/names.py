@@ -2,73 +2,93 @@
 from exact import noise
 from kit import adapter, bad, Layer, lin, ok, replace, tensors_of
 
-# case; modules of the adapter; modules of the base; those that receive the updates, or the rule
+# case | modules of the adapter | modules of the base | those of them that receive the updates, in
+# the order of the adapter's; = for all; or the rule. A line that begins with a bar goes on.
 NAMES = """
-step-1                 | model.layers.0.q  | model.layers.0.q model.model.layers.0.q | model.layers.0.q
-r88-step-1-only-some   | layers.0.q layers.1.q | layers.0.q | R88
-add-model              | layers.0.q layers.1.q | model.layers.0.q model.layers.1.q lm_head | model.layers.0.q model.layers.1.q
-add-other              | layers.0.q        | transformer.layers.0.q | transformer.layers.0.q
-r88-add-to-all         | layers.0.q lm_head | model.layers.0.q lm_head | R88
-cut-peft               | base_model.model.model.layers.0.q | model.layers.0.q | model.layers.0.q
-cut-peft-twice         | base_model.model.base_model.model.layers.0.q | layers.0.q | layers.0.q
-cut-module             | module.layers.0.q | layers.0.q | layers.0.q
-cut-module-peft        | module.base_model.model.layers.0.q | layers.0.q | layers.0.q
-cut-model              | model.layers.0.q  | layers.0.q | layers.0.q
-cut-peft-and-model     | base_model.model.model.layers.0.q | layers.0.q | layers.0.q
-cut-other              | student.layers.0.q student.head | layers.0.q head | layers.0.q head
-cut-peft-and-other     | base_model.model.student.layers.0.q | layers.0.q | layers.0.q
-swap-peft-for-model    | base_model.model.layers.0.q | model.layers.0.q | model.layers.0.q
-swap-peft-for-other    | base_model.model.layers.0.q | body.layers.0.q | body.layers.0.q
-r88-swap-other         | encoder.layers.0.q | decoder.layers.0.q | R88
-r88-cut-from-one       | left.layers.0.q right.layers.1.q | layers.0.q layers.1.q | R88
-wrappers-of-the-base   | model.layers.0.q  | _orig_mod.model.layers.0._fsdp_wrapped_module.q model._checkpoint_wrapped_module.layers.1.q | _orig_mod.model.layers.0._fsdp_wrapped_module.q
-r89-two-halves         | layers.0.q        | a.layers.0.q b.layers.0.q | R89
-r89-one-half-has-both  | layers.0.q layers.0.k | a.layers.0.q a.layers.0.k b.layers.0.q | a.layers.0.q a.layers.0.k
-r89-earlier-step       | layers.0.q        | layers.0.q a.layers.0.q b.layers.0.q | layers.0.q
-mixtral                | model.layers.0.block_sparse_moe.gate | model.layers.0.mlp.gate | model.layers.0.mlp.gate
-mixtral-back           | base_model.model.model.layers.0.mlp.gate | model.layers.0.block_sparse_moe.gate | model.layers.0.block_sparse_moe.gate
-mixtral-at-the-front   | block_sparse_moe.gate | mlp.gate | mlp.gate
-phimoe                 | layers.0.block_sparse_moe.gate layers.0.block_sparse_moe.up | model.layers.0.mlp.router model.layers.0.mlp.up | model.layers.0.mlp.router model.layers.0.mlp.up
-r89-two-tables         | layers.0.block_sparse_moe.gate | layers.0.mlp.router layers.0.mlp.gate | R89
-llava                  | language_model.model.layers.0.q language_model.lm_head | model.language_model.layers.0.q lm_head | model.language_model.layers.0.q lm_head
-llava-back             | model.language_model.layers.0.q lm_head | language_model.model.layers.0.q language_model.lm_head | language_model.model.layers.0.q language_model.lm_head
-llava-vision-model     | vision_tower.vision_model.layers.0.q multi_modal_projector.up | model.vision_tower.layers.0.q model.multi_modal_projector.up | model.vision_tower.layers.0.q model.multi_modal_projector.up
-mllama                 | vision_model.layers.0.q language_model.model.layers.0.q | model.vision_model.layers.0.q model.language_model.layers.0.q | model.vision_model.layers.0.q model.language_model.layers.0.q
-qwen2-vl               | visual.blocks.0.q model.layers.0.q | model.visual.blocks.0.q model.language_model.layers.0.q | model.visual.blocks.0.q model.language_model.layers.0.q
-vit                    | vit.encoder.layer.7.attention.attention.query vit.encoder.layer.7.output.dense | vit.layers.7.attention.q_proj vit.layers.7.mlp.fc2 | vit.layers.7.attention.q_proj vit.layers.7.mlp.fc2
-vit-output             | vit.encoder.layer.7.attention.output.dense | vit.layers.7.attention.o_proj | vit.layers.7.attention.o_proj
-dinov2                 | encoder.layer.0.attention.attention.key | encoder.layer.0.attention.k_proj | encoder.layer.0.attention.k_proj
-swin                   | swin.layers.0.attention.self.value | swin.layers.0.attention.v_proj | swin.layers.0.attention.v_proj
-segformer              | segformer.encoder.block.1.2.attention.self.query | segformer.stages.1.blocks.2.attention.q_proj | segformer.stages.1.blocks.2.attention.q_proj
-segformer-back         | segformer.stages.1.blocks.2.attention.q_proj | segformer.encoder.block.1.2.attention.self.query | segformer.encoder.block.1.2.attention.self.query
-gpt-neox               | base_model.model.embed_out | lm_head | lm_head
-gpt-neox-back          | lm_head           | embed_out | embed_out
-tinker                 | model.unembed_tokens | lm_head | lm_head
-r88-tinker-back        | lm_head           | model.unembed_tokens | R88
-letters                | model.layers.0.mlp.experts.0.w1 model.layers.0.mlp.experts.0.w3 | model.layers.0.mlp.experts.0.gate_proj model.layers.0.mlp.experts.0.up_proj | model.layers.0.mlp.experts.0.gate_proj model.layers.0.mlp.experts.0.up_proj
-letters-and-block      | layers.0.block_sparse_moe.experts.0.w2 | model.layers.0.mlp.experts.0.down_proj | model.layers.0.mlp.experts.0.down_proj
-r88-half-a-table       | layers.0.attention.attention.query layers.0.attention.output.dense | layers.0.attention.q_proj layers.0.attention.output.dense | R88
-step-4-insert          | model.layers.0.q  | model.text_model.layers.0.q | model.text_model.layers.0.q
-step-4-insert-before   | encoder.layers.0.q encoder.layers.1.q | my.own.encoder.layers.0.q my.own.encoder.layers.1.q | my.own.encoder.layers.0.q my.own.encoder.layers.1.q
-step-4-remove          | model.text_model.layers.0.q | model.layers.0.q | model.layers.0.q
-r88-remove-a-sense     | model.vision_model.layers.0.q | model.layers.0.q | R88
-r88-other-segments     | model.left.layers.0.q | model.right.layers.0.q | R88
-step-4-nearest         | model.layers.0.q  | model.a.layers.0.q model.a.b.layers.0.q | model.a.layers.0.q
+step-1 | model.layers.0.q | model.layers.0.q model.model.layers.0.q | model.layers.0.q
+r88-step-1-only-some | layers.0.q layers.1.q | layers.0.q | R88
+add-model | layers.0.q layers.1.q | model.layers.0.q model.layers.1.q lm_head
+| model.layers.0.q model.layers.1.q
+add-other | layers.0.q | transformer.layers.0.q | =
+r88-add-to-all | layers.0.q lm_head | model.layers.0.q lm_head | R88
+cut-peft | base_model.model.model.layers.0.q | model.layers.0.q | =
+cut-peft-twice | base_model.model.base_model.model.layers.0.q | layers.0.q | =
+cut-module | module.layers.0.q | layers.0.q | =
+cut-module-peft | module.base_model.model.layers.0.q | layers.0.q | =
+cut-model | model.layers.0.q | layers.0.q | =
+cut-peft-and-model | base_model.model.model.layers.0.q | layers.0.q | =
+cut-other | student.layers.0.q student.head | layers.0.q head | =
+cut-peft-and-other | base_model.model.student.layers.0.q | layers.0.q | =
+swap-peft-for-model | base_model.model.layers.0.q | model.layers.0.q | =
+swap-peft-for-other | base_model.model.layers.0.q | body.layers.0.q | =
+r88-swap-other | encoder.layers.0.q | decoder.layers.0.q | R88
+r88-cut-from-one | left.layers.0.q right.layers.1.q | layers.0.q layers.1.q | R88
+wrappers-of-the-base | model.layers.0.q
+| _orig_mod.model.layers.0._fsdp_wrapped_module.q model._checkpoint_wrapped_module.layers.1.q
+| _orig_mod.model.layers.0._fsdp_wrapped_module.q
+r89-two-halves | layers.0.q | a.layers.0.q b.layers.0.q | R89
+r89-one-half-has-both | layers.0.q layers.0.k | a.layers.0.q a.layers.0.k b.layers.0.q
+| a.layers.0.q a.layers.0.k
+r89-earlier-step | layers.0.q | layers.0.q a.layers.0.q b.layers.0.q | layers.0.q
+mixtral | model.layers.0.block_sparse_moe.gate | model.layers.0.mlp.gate | =
+mixtral-back | base_model.model.model.layers.0.mlp.gate | model.layers.0.block_sparse_moe.gate | =
+mixtral-at-the-front | block_sparse_moe.gate | mlp.gate | =
+phimoe | layers.0.block_sparse_moe.gate layers.0.block_sparse_moe.up
+| model.layers.0.mlp.router model.layers.0.mlp.up | =
+r89-two-tables | layers.0.block_sparse_moe.gate | layers.0.mlp.router layers.0.mlp.gate | R89
+llava | language_model.model.layers.0.q language_model.lm_head
+| model.language_model.layers.0.q lm_head | =
+llava-back | model.language_model.layers.0.q lm_head
+| language_model.model.layers.0.q language_model.lm_head | =
+llava-vision-model | vision_tower.vision_model.layers.0.q multi_modal_projector.up
+| model.vision_tower.layers.0.q model.multi_modal_projector.up | =
+mllama | vision_model.layers.0.q language_model.model.layers.0.q
+| model.vision_model.layers.0.q model.language_model.layers.0.q | =
+qwen2-vl | visual.blocks.0.q model.layers.0.q
+| model.visual.blocks.0.q model.language_model.layers.0.q | =
+vit | vit.encoder.layer.7.attention.attention.query vit.encoder.layer.7.output.dense
+| vit.layers.7.attention.q_proj vit.layers.7.mlp.fc2 | =
+vit-output | vit.encoder.layer.7.attention.output.dense | vit.layers.7.attention.o_proj | =
+dinov2 | encoder.layer.0.attention.attention.key | encoder.layer.0.attention.k_proj | =
+swin | swin.layers.0.attention.self.value | swin.layers.0.attention.v_proj | =
+segformer | segformer.encoder.block.1.2.attention.self.query
+| segformer.stages.1.blocks.2.attention.q_proj | =
+segformer-back | segformer.stages.1.blocks.2.attention.q_proj
+| segformer.encoder.block.1.2.attention.self.query | =
+gpt-neox | base_model.model.embed_out | lm_head | =
+gpt-neox-back | lm_head | embed_out | =
+tinker | model.unembed_tokens | lm_head | =
+r88-tinker-back | lm_head | model.unembed_tokens | R88
+letters | model.layers.0.mlp.experts.0.w1 model.layers.0.mlp.experts.0.w3
+| model.layers.0.mlp.experts.0.gate_proj model.layers.0.mlp.experts.0.up_proj | =
+letters-and-block | layers.0.block_sparse_moe.experts.0.w2 | model.layers.0.mlp.experts.0.down_proj
+| =
+r88-half-a-table | layers.0.attention.attention.query layers.0.attention.output.dense
+| layers.0.attention.q_proj layers.0.attention.output.dense | R88
+step-4-insert | model.layers.0.q | model.text_model.layers.0.q | =
+step-4-insert-before | encoder.layers.0.q encoder.layers.1.q
+| my.own.encoder.layers.0.q my.own.encoder.layers.1.q | =
+step-4-remove | model.text_model.layers.0.q | model.layers.0.q | =
+r88-remove-a-sense | model.vision_model.layers.0.q | model.layers.0.q | R88
+r88-other-segments | model.left.layers.0.q | model.right.layers.0.q | R88
+step-4-nearest | model.layers.0.q | model.a.layers.0.q model.a.b.layers.0.q | model.a.layers.0.q
 r89-nearest-has-a-sense | model.layers.0.q | model.vision.layers.0.q model.a.b.layers.0.q | R89
-step-4-only-one-has-a-sense | model.layers.0.q | model.vision.layers.0.q | model.vision.layers.0.q
-r89-equal-sizes        | model.layers.0.q  | model.a.layers.0.q model.b.layers.0.q | R89
-step-4-others-stay     | model.layers.0.q head.up | model.text.layers.0.q head.up | model.text.layers.0.q head.up
-step-4-mixed-prefixes  | base_model.model.model.layers.0.q model.layers.1.q | model.layers.0.q model.layers.1.q | model.layers.0.q model.layers.1.q
+step-4-only-one-has-a-sense | model.layers.0.q | model.vision.layers.0.q | =
+r89-equal-sizes | model.layers.0.q | model.a.layers.0.q model.b.layers.0.q | R89
+step-4-others-stay | model.layers.0.q head.up | model.text.layers.0.q head.up | =
+step-4-mixed-prefixes | base_model.model.model.layers.0.q model.layers.1.q
+| model.layers.0.q model.layers.1.q | =
 r89-a-sense-within-a-word | model.layers.0.q | model.devit.layers.0.q model.a.b.layers.0.q | R89
 r88-remove-a-sense-within-a-word | model.devit.layers.0.q | model.layers.0.q | R88
-r89-nearest-of-several-without-a-sense | model.layers.0.q | model.a.layers.0.q model.vision.b.layers.0.q | model.a.layers.0.q
-step-4-numbers-have-digits-0-to-9 | model.layers.0.q | model.٣.layers.0.q | model.٣.layers.0.q
-r88-add-and-stay            | left.layers.0.q head.up | model.left.layers.0.q head.up | R88
-step-4-place-without-number | model.head.up | model.inner.head.up | model.inner.head.up
+r89-nearest-of-several-without-a-sense | model.layers.0.q
+| model.a.layers.0.q model.vision.b.layers.0.q | model.a.layers.0.q
+step-4-numbers-have-digits-0-to-9 | model.layers.0.q | model.٣.layers.0.q | =
+r88-add-and-stay | left.layers.0.q head.up | model.left.layers.0.q head.up | R88
+step-4-place-without-number | model.head.up | model.inner.head.up | =
 """
-for line in NAMES.strip().splitlines():
+for line in NAMES.strip().replace("\n|", " |").splitlines():
     name, modules, base, result = (x.strip() for x in line.split("|"))
-    modules, result = modules.split(), result.split()
+    modules, result = modules.split(), (base if result == "=" else result).split()
     updates = [lin(m, 2, 3) for m in modules]
     if result[0].startswith("R8"):
         bad(name, base, adapter(*updates))

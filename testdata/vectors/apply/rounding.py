@@ -23,7 +23,8 @@ def row(d):
 def parts(sums):
     """Two rows of F64, whose sum is the sums: 1 times the first, and 2^-600 times the second."""
     a = [Fraction(float(x)) if abs(x) > TWO**-1000 else Fraction(0) for x in sums]
-    return [exactly("F64", (1, len(a)), r) for r in (a, [(x - y) * 2**600 for x, y in zip(sums, a)])]
+    rest = [(x - y) * 2**600 for x, y in zip(sums, a)]
+    return [exactly("F64", (1, len(a)), r) for r in (a, rest)]
 
 
 ONE, SMALL = (exactly("F64", (1, 1), [x]) for x in (1, TWO**-600))
@@ -56,7 +57,8 @@ for d in FORMATS:
            want={"x.weight": T(d, (1, 2), [w + 1, rn(d, Fraction(1))])})
 
 # --- Multipliers
-WIDE = tensors_of({"x.weight": ("F64", (2, 3)), "y.weight": ("F32", (4, 3)), "y.bias": ("F32", (4,))})
+WIDE = tensors_of({"x.weight": ("F64", (2, 3)), "y.weight": ("F32", (4, 3)),
+                   "y.bias": ("F32", (4,))})
 for name, layer, weight in (
         ("rounded-twice", lin("x", 2, 3, r=3, alpha=2), 0.1),
         ("of-root", lin("x", 2, 3, r=2, alpha=3, scaling="alpha/sqrt(r)"), 1),
