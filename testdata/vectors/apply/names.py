@@ -96,6 +96,62 @@ for line in NAMES.strip().replace("\n|", " |").splitlines():
         ok(name if name.startswith("r8") else "names-" + name, base, adapter(*updates),
            {r + ".weight": x.d for r, x in zip(result, updates, strict=True)})
 
+# All pairs of a table at once, in both directions. case | what stands before the older and the newer
+# names | pairs
+TABLES = """
+all-of-mixtral | m.layers.1.block_sparse_moe m.layers.1.mlp | gate gate, up up
+all-of-phimoe | m.layers.1.block_sparse_moe m.layers.1.mlp | gate router, experts.up experts.up
+all-of-llava | | language_model.lm_head lm_head, multi_modal_projector.up model.multi_modal_projector.up,
+  language_model.model.layers.0.q model.language_model.layers.0.q,
+  vision_tower.layers.0.q model.vision_tower.layers.0.q
+all-of-llava-vision-model | | language_model.lm_head lm_head,
+  multi_modal_projector.up model.multi_modal_projector.up,
+  language_model.model.norm model.language_model.norm,
+  vision_tower.vision_model.layers.0.q model.vision_tower.layers.0.q
+all-of-mllama | | language_model.lm_head lm_head, multi_modal_projector model.multi_modal_projector,
+  language_model.model.layers.0.q model.language_model.layers.0.q,
+  vision_model.layers.0.q model.vision_model.layers.0.q
+all-of-qwen2-vl | | visual.blocks.0.q model.visual.blocks.0.q, model.norm model.language_model.norm,
+  model.layers.0.q model.language_model.layers.0.q,
+  model.embed_tokens model.language_model.embed_tokens
+all-of-vit | vit.encoder.layer.3 vit.layers.3 | attention.attention.query attention.q_proj,
+  attention.attention.key attention.k_proj, attention.attention.value attention.v_proj,
+  attention.output.dense attention.o_proj, intermediate.dense mlp.fc1, output.dense mlp.fc2
+all-of-dinov2 | encoder.layer.3 encoder.layer.3 | attention.attention.query attention.q_proj,
+  attention.attention.key attention.k_proj, attention.attention.value attention.v_proj,
+  attention.output.dense attention.o_proj, mlp.fc1 mlp.fc1
+all-of-swin | swin.encoder.layers.0.blocks.1 swin.encoder.layers.0.blocks.1 |
+  attention.self.query attention.q_proj, attention.self.key attention.k_proj,
+  attention.self.value attention.v_proj, attention.output.dense attention.o_proj,
+  intermediate.dense mlp.fc1, output.dense mlp.fc2
+all-of-letters | layers.0.experts.2 layers.0.experts.2 | w1 gate_proj, w3 up_proj, w2 down_proj
+all-of-letters-and-block | layers.0.block_sparse_moe layers.0.mlp | experts.2.w1 experts.2.gate_proj,
+  experts.2.w3 experts.2.up_proj, experts.2.w2 experts.2.down_proj, gate gate
+all-of-segformer | | segformer.encoder.layer_norm.2 segformer.stages.2.layer_norm,
+  segformer.encoder.patch_embeddings.3.proj segformer.stages.3.patch_embeddings.proj,
+  segformer.encoder.block.1.0.layer_norm_1 segformer.stages.1.blocks.0.layernorm_before,
+  segformer.encoder.block.1.0.layer_norm_2 segformer.stages.1.blocks.0.layernorm_after,
+  segformer.encoder.block.1.0.attention.self.layer_norm
+  segformer.stages.1.blocks.0.attention.sequence_reduction.layer_norm,
+  segformer.encoder.block.1.0.attention.self.query segformer.stages.1.blocks.0.attention.q_proj,
+  segformer.encoder.block.1.0.attention.self.key segformer.stages.1.blocks.0.attention.k_proj,
+  segformer.encoder.block.1.0.attention.self.value segformer.stages.1.blocks.0.attention.v_proj,
+  segformer.encoder.block.1.0.attention.self.sr
+  segformer.stages.1.blocks.0.attention.sequence_reduction.sequence_reduction,
+  segformer.encoder.block.1.0.attention.output.dense segformer.stages.1.blocks.0.attention.o_proj,
+  segformer.encoder.block.1.0.mlp.dense1 segformer.stages.1.blocks.0.mlp.fc1,
+  segformer.encoder.block.1.0.mlp.dense2 segformer.stages.1.blocks.0.mlp.fc2,
+  decode_head.linear_c.0 decode_head.linear_projections.0
+"""
+for line in TABLES.strip().replace("\n  ", " ").splitlines():
+    name, before, pairs = (x.strip() for x in line.split("|"))
+    before = [x + "." for x in before.split()] or ["", ""]
+    names = [[b + x for b, x in zip(before, pair.split(), strict=True)] for pair in pairs.split(",")]
+    for way, (adapter_s, base_s) in (("", zip(*names)), ("-back", zip(*(n[::-1] for n in names)))):
+        updates = [lin(m, 2, 3) for m in adapter_s]
+        ok(f"names-{name}{way}", " ".join(base_s), adapter(*updates),
+           {b + ".weight": x.d for b, x in zip(base_s, updates)})
+
 new = noise("new", "F32", (3,))
 bad("r88-without-a-dot", tensors_of("x.y") | tensors_of({"logit_scale": ("F32", (3,))}),
     adapter(replace("logit_scale", new)))
