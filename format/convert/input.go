@@ -29,7 +29,7 @@ type Input struct {
 	start   []byte // the beginning of the weights
 	table   *table
 	side    map[string]sideRead
-	claimed map[string]string // see claims
+	claimed map[string]string // see claimsOf
 	inputs  fileio.Identities // the weights, and the files beside them that were read
 }
 

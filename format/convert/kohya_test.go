@@ -116,7 +116,12 @@ func TestKohyasLayers(t *testing.T) {
 // comesBack converts a file to a container and restores it, and compares the bytes.
 func comesBack(t *testing.T, path string) {
 	t.Helper()
-	src, err := convert.OpenDigested(t.Context(), path, convert.Options{})
+	comesBackWith(t, path, convert.Options{})
+}
+
+func comesBackWith(t *testing.T, path string, o convert.Options) {
+	t.Helper()
+	src, err := convert.OpenDigested(t.Context(), path, o)
 	if err != nil {
 		t.Fatal(err)
 	}

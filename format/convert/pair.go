@@ -9,22 +9,8 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// pairDialect is a dialect whose keys are the name of a module and an ending, in one file without a
-// configuration. Such dialects share their endings and their reader (pairTails, pairReader). They
-// differ in the keys that they own, in the names of modules, and in what a missing scale means.
-type pairDialect struct {
-	name string
-	// owns reports whether a key of a factor is of this dialect, judged by the key alone.
-	owns func(k *pairKey) bool
-	// inHeader says which entry of the header speaks for the dialect, "" for none; nil if no entry
-	// does.
-	inHeader func(metadata map[string]string) string
-	// modules gives the modules of the file their names in the model; nil keeps the names.
-	modules func(names []string) map[string]string
-}
-
 // pairDialects are in the order in which they claim keys.
-var pairDialects = []*pairDialect{kohya}
+var pairDialects = []*pairDialect{peftAlone, kohya, diffusers}
 
 func (d *pairDialect) Name() string       { return d.name }
 func (d *pairDialect) String() string     { return d.name }
@@ -36,11 +22,12 @@ func (d *pairDialect) Create(string, CreateOptions) (format.Sink, error) {
 }
 
 // Recognise looks at the keys of factors, each of which one dialect at most owns.
-func (d *pairDialect) Recognise(in *Input) bool { return in.claims()[d.name] != "" }
+func (d *pairDialect) Recognise(in *Input) bool { return claimsOf(in)[d.name] != "" }
 
-// claims returns the names of the dialects that own keys of the input, each with one of its keys. It returns
-// none for a file that has mostly other tensors, such as a model with adapters in its layers.
-func (in *Input) claims() map[string]string {
+// claimsOf returns the names of the dialects that own keys of the input, each with one of its keys.
+// It returns none for a file that has mostly other tensors, such as a model with adapters in its
+// layers.
+func claimsOf(in *Input) map[string]string {
 	if in.claimed != nil || in.readTable() != nil {
 		return in.claimed
 	}
@@ -97,7 +84,7 @@ func (d *pairDialect) Open(ctx context.Context, in *Input, o Options) (format.So
 	}
 	f.describe()
 	p := pairReader{
-		collector: f.collector(), dialect: d.name, modules: d.modules,
+		collector: f.collector(), dialect: d.name, modules: d.modules, needsScale: d.needsScale,
 		options: o, values: f, card: readme,
 	}
 	if f.header != nil {
@@ -115,7 +102,7 @@ func (d *pairDialect) Open(ctx context.Context, in *Input, o Options) (format.So
 func (d *pairDialect) checkRivals(in *Input, o Options) error {
 	var names []string
 	for _, rival := range pairDialects {
-		if key := in.claims()[rival.name]; key != "" {
+		if key := claimsOf(in)[rival.name]; key != "" {
 			names = append(names, rival.name+" ("+key+")")
 		}
 	}
@@ -129,7 +116,7 @@ func (d *pairDialect) checkRivals(in *Input, o Options) error {
 // sign says how the dialect was recognised.
 func (d *pairDialect) sign(in *Input) string {
 	var signs []string
-	if key := in.claims()[d.name]; key != "" {
+	if key := claimsOf(in)[d.name]; key != "" {
 		signs = append(signs, "keys such as "+key)
 	}
 	if d.inHeader != nil {

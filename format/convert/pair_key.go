@@ -8,9 +8,26 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
+// pairDialect is a dialect whose keys are the name of a module and an ending, in one file without a
+// configuration. Such dialects share their endings and their reader (pairTails, pairReader). They
+// differ in the keys that they own, in the names of modules, and in what a missing scale means.
+type pairDialect struct {
+	name string
+	// owns reports whether a key of a factor is of this dialect, judged by the key alone.
+	owns func(k *pairKey) bool
+	// inHeader says which entry of the header speaks for the dialect, "" for none; nil if no entry
+	// does.
+	inHeader func(metadata map[string]string) string
+	// needsScale says that a scale which the file does not say is unknown, and no rule gives it.
+	needsScale bool
+	// modules gives the modules of the file their names in the model; nil keeps the names.
+	modules func(names []string) map[string]string
+}
+
 // pairKey is a parsed key of a dialect whose keys are a module and an ending.
 type pairKey struct {
 	module  string // without PEFT's prefix; the whole key if the ending is unknown
+	isPEFTs bool   // the key has PEFT's prefix
 	role    format.Role
 	tail    string             // the row of pairTails, "" if the ending is unknown
 	feature format.Requirement // of a tensor that is carried without a meaning
@@ -95,18 +112,25 @@ const wordPrefix = "bundle_emb."
 // parsePair parses a key from its end. Two endings may fit, such as lora_A and lora_A.weight; only
 // one of them leaves nothing behind.
 func parsePair(name string) pairKey {
-	plain := strings.TrimPrefix(naming.StripWrappers(name), peftPrefix)
+	plain, isPEFTs := strings.CutPrefix(naming.StripWrappers(name), peftPrefix)
 	if strings.HasPrefix(plain, wordPrefix) {
 		return pairKey{module: plain, feature: requirement(format.FeatureTextualInversion, name)}
 	}
 	parts := strings.Split(plain, ".")
+	if k, ok := parseProcessor(parts); ok {
+		return k
+	}
 	for i, t := range pairTails {
 		n, _ := matchTail(parts, pairSegments[i])
 		if n == 0 || n == len(parts) {
 			continue
 		}
-		k := pairKey{module: withoutTail(plain, parts[len(parts)-n:]), role: t.role, tail: t.tail}
+		k := pairKey{
+			module: withoutTail(plain, parts[len(parts)-n:]), isPEFTs: isPEFTs, role: t.role, tail: t.tail,
+		}
 		switch {
+		case t.role == roleMagnitude && strings.HasSuffix(k.module, ".to_out"):
+			k.module += ".0" // diffusers writes it so, beside factors of to_out.0
 		case t.method == set:
 			k.module, k.feature = plain, requirement(format.FeatureSetTensor, name)
 		case t.method != "":
@@ -124,3 +148,40 @@ func (k *pairKey) isFactor() bool {
 
 // isMethod reports whether the key belongs to a method of LyCORIS.
 func (k *pairKey) isMethod() bool { return k.feature.Feature == format.FeatureLyCORIS }
+
+// processorTail stands for the endings of attention processors, such as to_q_lora.down.weight.
+const processorTail = "_lora"
+
+// parseProcessor parses a key of diffusers' attention processors of 2023, which say the module in
+// their ending: attn1.processor.to_out_lora.down.weight is attn1.to_out.0. CLIP's attention has
+// other names.
+func parseProcessor(parts []string) (k pairKey, ok bool) {
+	n := len(parts)
+	if n < 4 || parts[n-1] != "weight" {
+		return k, false
+	}
+	name, ok := strings.CutSuffix(parts[n-3], "_lora")
+	switch parts[n-2] {
+	case "down":
+		k.role = roleA
+	case "up":
+		k.role = roleB
+	default:
+		ok = false
+	}
+	if !ok {
+		return k, false
+	}
+	path := parts[:n-3]
+	if path[len(path)-1] == "processor" {
+		path = path[:len(path)-1]
+	}
+	switch {
+	case len(path) > 0 && path[len(path)-1] == "self_attn":
+		name = strings.TrimPrefix(name, "to_") + "_proj"
+	case name == "to_out":
+		name = "to_out.0"
+	}
+	k.module, k.tail = strings.Join(append(slices.Clone(path), name), "."), processorTail
+	return k, true
+}

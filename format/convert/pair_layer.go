@@ -2,31 +2,13 @@ package convert
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 
 	"github.com/loratool/loratool/format"
-	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/card"
-	"github.com/loratool/loratool/internal/fault"
 )
-
-// pairReader makes layers from the keys of a pairDialect.
-type pairReader struct {
-	collector
-	dialect  string
-	modules  func(names []string) map[string]string // see pairDialect
-	options  Options
-	values   format.Source // reads the alphas
-	metadata map[string]string
-	card     []byte
-
-	layers map[string]map[format.Role]int
-	scales pairScales
-}
 
 // adapter assigns every tensor of the file to a layer or lists it beside the layers.
 func (p *pairReader) adapter(ctx context.Context) (format.Adapter, error) {
@@ -35,9 +17,13 @@ func (p *pairReader) adapter(ctx context.Context) (format.Adapter, error) {
 	if err := p.assign(ctx); err != nil {
 		return p.out, err
 	}
+	if err := p.readConfigs(ctx); err != nil {
+		return p.out, err
+	}
 	if err := p.addLayers(ctx); err != nil {
 		return p.out, err
 	}
+	p.requireConfigs()
 	p.rename()
 	if len(p.out.Layers) == 0 {
 		p.out.Method = format.OtherMethod("lycoris")
@@ -168,9 +154,12 @@ func (p *pairReader) rename() {
 	for i := range p.out.Layers {
 		names[i] = p.out.Layers[i].Module
 	}
-	renamed := p.modules(names)
+	renamed, n := p.modules(names), make(map[string]int)
+	for _, to := range renamed {
+		n[to]++
+	}
 	name := func(module string) string {
-		if to, ok := renamed[module]; ok {
+		if to := renamed[module]; n[to] == 1 { // the names of two layers stay apart
 			return to
 		}
 		return module
@@ -194,31 +183,4 @@ func (p *pairReader) baseName() string {
 		return bases[0]
 	}
 	return ""
-}
-
-// readAlpha returns the number that an alpha tensor holds.
-func readAlpha(src format.Source, t *format.Tensor, i int) (float64, error) {
-	if t.Elements() != 1 {
-		return 0, fault.New(fault.Unsupported, "%s has shape %d, want a single number",
-			t.Name, t.Shape)
-	}
-	p := make([]byte, t.NBytes())
-	if err := src.ReadBlobAt(p, i, 0); err != nil {
-		return 0, err
-	}
-	switch {
-	case t.DType.IsFloat():
-		alpha := dtype.Load(t.DType, p, 0)
-		if math.IsNaN(alpha) || math.IsInf(alpha, 0) {
-			return 0, fault.New(fault.Corrupt, "%s is %v, want a finite number", t.Name, alpha).
-				WithHint("the training diverged, or the file is damaged")
-		}
-		return alpha, nil
-	case t.DType == dtype.I64:
-		return float64(int64(binary.LittleEndian.Uint64(p))), nil
-	case t.DType == dtype.I32:
-		return float64(int32(binary.LittleEndian.Uint32(p))), nil
-	}
-	return 0, fault.New(fault.Unsupported, "%s has dtype %v, want F64, F32, F16, BF16, I64 or I32",
-		t.Name, t.DType)
 }

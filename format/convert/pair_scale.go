@@ -1,18 +1,15 @@
 package convert
 
 import (
+	"encoding/binary"
+	"errors"
+	"math"
 	"strconv"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 )
-
-// pairScales remembers where the scales of the layers come from.
-type pairScales struct {
-	said   string // what in the file says a scale
-	unsaid int    // layers whose scale comes from the dialect's rule or from the user
-	zero   int    // layers of alpha 0
-}
 
 // scale sets the scale of a layer: from the file, from the user, or by the rule of the dialect for
 // a file that does not say it.
@@ -26,6 +23,14 @@ func (p *pairReader) scale(l *format.Layer) error {
 	if err != nil {
 		return err
 	}
+	if c, name := p.configOf(l.Module); c != nil {
+		p.scaleByConfig(l, c, name)
+		if l.Alpha != alpha {
+			return fault.New(fault.Unsupported, "%s is %v, and %s in the header says %v",
+				p.tensors[i].Name, alpha, diffusersMetadata, l.Alpha).
+				WithHint("remove the one that the training did not use")
+		}
+	}
 	l.Alpha, p.scales.said = alpha, p.tensors[i].Name
 	if alpha == 0 {
 		p.scales.zero++
@@ -38,10 +43,15 @@ const headerAlpha = "alpha"
 
 func (p *pairReader) scaleUnsaid(l *format.Layer) error {
 	text, inHeader := p.metadata[headerAlpha]
+	c, name := p.configOf(l.Module)
 	switch {
+	case c != nil:
+		p.scaleByConfig(l, c, name)
+		p.scales.said = diffusersMetadata + " in the header"
+		return nil
 	case inHeader:
 		alpha, err := strconv.ParseFloat(text, 64)
-		if err != nil {
+		if err != nil || math.IsNaN(alpha) || math.IsInf(alpha, 0) {
 			return fault.New(fault.Corrupt, "%q in the header is %q, want a finite number",
 				headerAlpha, text)
 		}
@@ -51,12 +61,17 @@ func (p *pairReader) scaleUnsaid(l *format.Layer) error {
 		l.Alpha = p.options.Alpha
 	case p.options.Scale != 0:
 		l.Scaling, l.Fixed = format.Fixed, p.options.Scale
+	case p.needsScale:
+		return errNoScale
 	default:
 		l.Alpha = float64(l.Rank)
 	}
 	p.scales.unsaid++
 	return nil
 }
+
+// errNoScale reports an adapter whose scale nothing says.
+var errNoScale = errors.New("nothing says the scale")
 
 // finishScales checks the scales of all layers together.
 func (p *pairReader) finishScales() error {
@@ -87,4 +102,31 @@ func (o *Options) refuseScale(source string) error {
 		"say their scale, and this one says it (%s)", source).
 		WithHint("leave them out; if another adapter of the same command needs them, convert that " +
 			"one to a .lora file first")
+}
+
+// readAlpha returns the number that an alpha tensor holds.
+func readAlpha(src format.Source, t *format.Tensor, i int) (float64, error) {
+	if t.Elements() != 1 {
+		return 0, fault.New(fault.Unsupported, "%s has shape %d, want a single number",
+			t.Name, t.Shape)
+	}
+	p := make([]byte, t.NBytes())
+	if err := src.ReadBlobAt(p, i, 0); err != nil {
+		return 0, err
+	}
+	switch {
+	case t.DType.IsFloat():
+		alpha := dtype.Load(t.DType, p, 0)
+		if math.IsNaN(alpha) || math.IsInf(alpha, 0) {
+			return 0, fault.New(fault.Corrupt, "%s is %v, want a finite number", t.Name, alpha).
+				WithHint("the training diverged, or the file is damaged")
+		}
+		return alpha, nil
+	case t.DType == dtype.I64:
+		return float64(int64(binary.LittleEndian.Uint64(p))), nil
+	case t.DType == dtype.I32:
+		return float64(int32(binary.LittleEndian.Uint32(p))), nil
+	}
+	return 0, fault.New(fault.Unsupported, "%s has dtype %v, want F64, F32, F16, BF16, I64 or I32",
+		t.Name, t.DType)
 }

@@ -2,6 +2,7 @@ package convert
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -35,14 +36,28 @@ func (peftDialect) CreateTo(out output.Output, o CreateOptions) (format.Sink, er
 	return &peftFiles{out, o}, nil
 }
 
-// Recognise looks for the configuration, because other programs write the same keys.
+// Recognise looks for the configuration, because other programs write the same keys. Only PEFT
+// writes its prefix.
 func (peftDialect) Recognise(in *Input) bool {
+	return hasPEFTConfig(in) || claimsOf(in)[peftAlone.name] != ""
+}
+
+// hasPEFTConfig reports whether PEFT's configuration lies beside the weights, or a file under its
+// name that cannot be read.
+func hasPEFTConfig(in *Input) bool {
 	text, err := in.ReadFile(format.PEFTConfig, maxSideBytes)
 	return in.file != nil && (err != nil || text != nil && isPEFTConfig(text))
 }
 
 // Open opens a file of weights, safetensors or pickle, with the configuration beside it.
 func (peftDialect) Open(ctx context.Context, in *Input, o Options) (format.Source, error) {
+	if !hasPEFTConfig(in) {
+		src, err := peftAlone.Open(ctx, in, o)
+		if errors.Is(err, errNoScale) {
+			return nil, in.refuse()
+		}
+		return src, err
+	}
 	if err := o.refuseScale(format.PEFTConfig); err != nil {
 		return nil, err
 	}
@@ -73,7 +88,7 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 	if config.PEFTType == "LORA" && !slices.ContainsFunc(f.tensors, isPEFTs) {
 		if dialect := naming.Dialect(f.keys()); dialect != "" {
 			return fault.New(fault.Unsupported, "the configuration is PEFT's, but the keys are %s", dialect).
-				In(in.Path()).WithHint("%s", in.hintBeside(dialect))
+				In(in.Path()).WithHint("%s", hintBeside(in, dialect))
 		}
 	}
 	readme, err := in.ReadFile(format.ModelCard, maxSideBytes)

@@ -24,7 +24,8 @@ func inWords(dialect string) string {
 func hintFor(dialect string) string {
 	switch {
 	case strings.HasPrefix(dialect, "PEFT's"):
-		return "if PEFT wrote it, put the " + format.PEFTConfig + " of the same run beside it"
+		return "if PEFT wrote it, put the " + format.PEFTConfig + " of the same run beside it; if that is " +
+			"lost, set Options.From=peft and Options.Alpha, or Options.Scale"
 	case dialect == "":
 		return "merge and convert read PEFT adapters and .lora files; rank.OpenExtraction extracts an adapter from a fully tuned model"
 	case dialect == naming.TextualInversion:
@@ -35,9 +36,9 @@ func hintFor(dialect string) string {
 
 // hintBeside returns the next step for an adapter of another dialect with PEFT's configuration
 // beside it.
-func (in *Input) hintBeside(dialect string) string {
+func hintBeside(in *Input, dialect string) string {
 	for _, d := range pairDialects {
-		if in.claims()[d.name] != "" {
+		if claimsOf(in)[d.name] != "" {
 			return "if the configuration belongs to another adapter, set Options.From=" + d.name
 		}
 	}
@@ -45,9 +46,6 @@ func (in *Input) hintBeside(dialect string) string {
 }
 
 const hintNotRead = "this dialect cannot be read yet; convert the adapter to PEFT with the program that wrote it"
-
-// diffusersMetadata is the metadata entry in which diffusers stores the PEFT configuration.
-const diffusersMetadata = "lora_adapter_metadata"
 
 // arraysOf returns the names of the arrays in a NumPy archive, nil for any other file.
 func arraysOf(r io.ReaderAt, size int64) []string {
@@ -81,9 +79,6 @@ func (in *Input) refuse() error {
 	switch text, _ := in.ReadFile(format.PEFTConfig, maxSideBytes); {
 	case text != nil:
 		return fault.New(fault.Unsupported, "the %s beside it is not PEFT's (it has no peft_type), and the keys are %s", format.PEFTConfig, inWords(dialect)).
-			In(in.Path()).WithHint(hintNotRead)
-	case in.Metadata()[diffusersMetadata] != "":
-		return fault.New(fault.Unsupported, "this is an adapter of diffusers, with its configuration in the header (%s)", diffusersMetadata).
 			In(in.Path()).WithHint(hintNotRead)
 	}
 	if hint := safetensors.HintForShard(filepath.ToSlash(in.Path())); hint != "" {
@@ -128,5 +123,5 @@ func (in *Input) hasKeysOfAdapter() bool {
 	if isPickle(in.start) {
 		return true
 	}
-	return in.readTable() == nil && (in.Metadata()[diffusersMetadata] != "" || naming.AreOfAdapter(in.table.keys()))
+	return in.readTable() == nil && naming.AreOfAdapter(in.table.keys())
 }

@@ -105,11 +105,6 @@ func TestWhereAnAdapterLies(t *testing.T) {
 			t.Errorf("%s: Open = %v (hint: %s), want %q; IsAdapter %v", c.file, err, fault.Hint(err), c.want, convert.IsAdapter(t.Context(), dir))
 		}
 	}
-	header := filepath.Join(t.TempDir(), "lora.safetensors")
-	testkit.Write(t, header, testkit.Encode(map[string]string{"lora_adapter_metadata": `{"unet.r":2}`}, ones("unet.q.lora_A.weight", "unet.q.lora_B.weight")...))
-	if _, err := convert.Open(t.Context(), header, convert.Options{}); err == nil || !strings.Contains(err.Error(), "with its configuration in the header") {
-		t.Errorf("an adapter of diffusers with its configuration: Open = %v", err)
-	}
 }
 
 // TestWeightsBesideAnAdapterAreRefused: a file of weights in the adapter's directory is an error

@@ -1,0 +1,34 @@
+package convert
+
+import "github.com/loratool/loratool/format"
+
+// pairReader makes layers from the keys of a pairDialect.
+type pairReader struct {
+	collector
+	dialect  string
+	modules  func(names []string) map[string]string // see pairDialect
+	options  Options
+	values   format.Source // reads the alphas
+	metadata map[string]string
+	card     []byte
+
+	needsScale bool // see pairDialect
+
+	layers map[string]map[format.Role]int
+	scales pairScales
+
+	configs []*pairConfig
+}
+
+// pairScales remembers where the scales of the layers come from.
+type pairScales struct {
+	said   string // what in the file says a scale
+	unsaid int    // layers whose scale comes from the dialect's rule or from the user
+	zero   int    // layers of alpha 0
+}
+
+// pairConfig is PEFT's configuration of one component, from the header.
+type pairConfig struct {
+	*peftReader
+	prefix string // of the component's modules, with the dot; "" for a file of one component
+}

@@ -1,0 +1,6 @@
+package convert
+
+// peftAlone is a file with PEFT's keys that was separated from its configuration.
+var peftAlone = &pairDialect{
+	name: "peft", needsScale: true, owns: func(k *pairKey) bool { return k.isPEFTs },
+}
