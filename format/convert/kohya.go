@@ -1,9 +1,6 @@
 package convert
 
-import (
-	"slices"
-	"strings"
-)
+import "strings"
 
 // Kohya returns the dialect of kohya's sd-scripts and musubi-tuner, of OneTrainer, LyCORIS and all
 // programs that follow them. The names of modules are flat: every dot is an underscore, and the
@@ -12,24 +9,12 @@ import (
 // alpha is the rank. It is read only.
 func Kohya() Dialect { return kohya }
 
-var kohya = &pairDialect{name: "kohya", owns: isKohyas, inHeader: kohyaHeader}
-
-// kohyaPrefixes begin the flat names.
-var kohyaPrefixes = []string{
-	"lora_unet_", // also every transformer
-	"lora_te_", "lora_te1_", "lora_te2_", "lora_te3_",
-	"lora_transformer_",                  // OneTrainer
-	"lora_prior_unet_", "lora_prior_te_", // Stable Cascade
-	"lycoris_",             // LyCORIS outside kohya, SimpleTuner
-	"oft_unet_", "oft_te_", // kohya's OFT
-}
+var kohya = &pairDialect{name: "kohya", owns: isKohyas, inHeader: kohyaHeader, modules: dotted}
 
 // isKohyas: a flat name, or a factor under kohya's name, or a method of LyCORIS that no other
 // program uses.
 func isKohyas(k *pairKey) bool {
-	isFlat := !strings.Contains(k.module, ".")
-	begins := func(prefix string) bool { return strings.HasPrefix(k.module, prefix) }
-	if isFlat && slices.ContainsFunc(kohyaPrefixes, begins) {
+	if isFlat(k.module) {
 		return true
 	}
 	for _, tail := range []string{"lora_down.", "lora_up.", "lokr_", "hada_", "dora_scale"} {

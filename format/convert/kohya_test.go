@@ -247,3 +247,37 @@ func TestTheUserNamesTheDialect(t *testing.T) {
 		t.Errorf("an unknown dialect: %v", err)
 	}
 }
+
+// TestFlatNamesOfKnownArchitectures: all names of a part of a model become dotted, or none.
+func TestFlatNamesOfKnownArchitectures(t *testing.T) {
+	pair := func(modules ...string) (tensors []testkit.Tensor) {
+		for _, m := range modules {
+			tensors = append(tensors, factors(m, "lora_down.weight", "lora_up.weight", 2)...)
+		}
+		return tensors
+	}
+	for _, c := range []struct{ flat, want []string }{
+		{[]string{"lora_unet_double_blocks_3_img_attn_qkv", "lora_unet_single_blocks_37_modulation_lin"},
+			[]string{"transformer.double_blocks.3.img_attn.qkv", "transformer.single_blocks.37.modulation.lin"}},
+		{[]string{"lora_transformer_single_transformer_blocks_0_attn_to_q"},
+			[]string{"transformer.single_transformer_blocks.0.attn.to_q"}},
+		{[]string{"lora_unet__double_blocks_0_img_mlp_0"}, []string{"transformer.double_blocks.0.img_mlp.0"}},
+		{[]string{"lora_unet_down_blocks_0_attentions_1_proj_in", "lora_unet_up_blocks_1_upsamplers_0_conv"},
+			[]string{"unet.down_blocks.0.attentions.1.proj_in", "unet.up_blocks.1.upsamplers.0.conv"}},
+		{[]string{"lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"},
+			[]string{"unet.input_blocks.4.1.transformer_blocks.0.attn1.to_q"}},
+		{[]string{"lora_unet_double_blocks_3_img_attn_qkv", "lora_unet_nowhere"},
+			[]string{"lora_unet_double_blocks_3_img_attn_qkv", "lora_unet_nowhere"}},
+		{[]string{"lora_unet_double_blocks_3_img_attn_qkv", "lora_unet__double_blocks_3_img_attn_qkv"},
+			[]string{"lora_unet__double_blocks_3_img_attn_qkv", "lora_unet_double_blocks_3_img_attn_qkv"}},
+		{[]string{"lora_unet_blocks_0_attn_gate", "lora_prior_te_x"}, []string{"lora_prior_te_x", "lora_unet_blocks_0_attn_gate"}},
+	} {
+		path := write(t, nil, pair(c.flat...)...)
+		var got []string
+		for _, l := range open(t, path, convert.Options{}).Manifest().Adapters[0].Layers {
+			got = append(got, l.Module)
+		}
+		equalLines(t, c.flat[0], got, c.want)
+		comesBack(t, path)
+	}
+}
