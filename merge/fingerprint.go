@@ -83,8 +83,9 @@ func (p *planner) checkBase(ctx context.Context, a *format.Adapter) error {
 		return nil
 	}
 	slices.Sort(other)
-	e := fault.New(fault.Mismatch, "the adapter was made for another base: %d of the %s that it remembers differ here: %s",
-		len(other), fault.Count(len(a.Base.Fingerprints), "tensor"), fault.List(other, 2))
+	e := fault.New(fault.Mismatch, "the adapter was made for another base: %d of %s that it remembers %s here: %s",
+		len(other), fault.Count(len(a.Base.Fingerprints), "tensor"), fault.Choose(len(other), "differs", "differ"),
+		fault.List(other, 2))
 	if name := a.Base.Name; name != "" {
 		e.Msg += "; the adapter names " + fault.Quote(name)
 	}

@@ -191,8 +191,13 @@ func (s *stacked) pair(g *experts) error {
 	inOrder := slices.IsSorted(fitting[0]) // the plain order comes first
 	known := !slices.ContainsFunc(g.names, func(name string) bool { return !naming.IsRegistered(name) })
 	if len(fitting) > 1 && !(known && inOrder) || !inOrder && !g.isUniform() {
-		return fault.New(fault.Mismatch, "cannot tell which factors of %q belong to which of its parameters %s: their keys do not say, PEFT nests them in the order in which the model registers them, and %d orders fit the shapes",
-			g.module, strings.Join(g.names, ", "), len(fitting)).WithHint("train one adapter for each of the parameters")
+		why := fmt.Sprintf("their keys do not say, PEFT nests them in the order in which the model registers them, "+
+			"and %d orders fit the shapes", len(fitting))
+		if len(fitting) == 1 {
+			why = "only another order than PEFT's fits the shapes, and the factors differ in rank or scale"
+		}
+		return fault.New(fault.Mismatch, "cannot tell which factors of %q belong to which of its parameters %s: %s",
+			g.module, strings.Join(g.names, ", "), why).WithHint("train one adapter for each of the parameters")
 	}
 	if !inOrder {
 		names, ordered := slices.Clone(g.names), make([]stack, len(stacks))

@@ -1,6 +1,8 @@
 package resolve
 
 import (
+	"fmt"
+
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
@@ -49,7 +51,7 @@ func (g *gathered) add() error {
 			parameter, fault.Count(int64(shape[0]), "expert"), g.expert, l.Module).WithHint("the adapter was made for another base, which has more experts")
 	}
 	if len(shape) != 3 || !(shape[1] == rows && shape[2] == n || shape[1] == n && shape[2] == rows) {
-		return fault.New(fault.Mismatch, "%q: B·A is %d×%d for one of %d parts of an expert, but the base's %q has shape %d", l.Module, m, n, parts, parameter, shape).
+		return fault.New(fault.Mismatch, "%q: B·A is %d×%d for %s, but the base's %q has shape %d", l.Module, m, n, partOfExpert(parts), parameter, shape).
 			WithHint("%s", g.wrongBase())
 	}
 	transposed, err := g.standsTransposed(l, shape, n)
@@ -63,6 +65,11 @@ func (g *gathered) add() error {
 	x.Band = g.expert
 	c.add(x, wholeB(b, l.Rank).to(g.part*int(m)), WholeA(a, l.Rank), transposed)
 	return nil
+}
+
+// partOfExpert says in words for how much of an expert a layer of one of n parts is.
+func partOfExpert(n int) string {
+	return fault.Choose(n, "a whole expert", fmt.Sprintf("one of %d parts of an expert", n))
 }
 
 // checkInterleaved refuses a layer of one of several parts of an expert if the base interleaves the

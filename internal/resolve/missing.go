@@ -16,6 +16,10 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 		return err
 	}
 	for _, name := range missing {
+		if !strings.Contains(name, ".") && r.names.Has(name) {
+			return fault.New(fault.Mismatch, "the adapter changes %q; a name without a dot does not tell "+
+				"that this tensor of the base is meant", name)
+		}
 		module := naming.Module(name)
 		renamed := naming.Module(r.mapping.Renamed(name))
 		if e := r.ends(); e.Tied && e.Why == "" && e.Head == "" &&

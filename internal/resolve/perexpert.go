@@ -125,9 +125,9 @@ func (p *perExpert) addStacked(x Term, a, b Blob) error {
 	shape, rows := p.tensor(p.parameter).Shape, m*uint64(p.nParts)
 	if len(shape) != 3 || shape[0] != uint64(p.nExperts) ||
 		!(shape[1] == rows && shape[2] == n || shape[1] == n && shape[2] == rows) {
-		return fault.New(fault.Mismatch, "the experts %q: B·A is %d×%d for each of %d experts, and one of "+
-			"%d parts of an expert; the base's %q has shape %d",
-			p.layer.Module, m, n, p.nExperts, p.nParts, p.parameter, shape).WithHint("%s", p.wrongBase())
+		return fault.New(fault.Mismatch, "the experts %q: B·A is %d×%d for %s, and the factors are for %s; "+
+			"the base's %q has shape %d", p.layer.Module, m, n, partOfExpert(p.nParts),
+			fault.Count(int64(p.nExperts), "expert"), p.parameter, shape).WithHint("%s", p.wrongBase())
 	}
 	transposed, err := p.standsTransposed(p.layer, shape, n)
 	if err != nil {
