@@ -58,7 +58,7 @@ func TestBundlesGiveTheirMembersBack(t *testing.T) {
 		t.Errorf("the bundle has %d tensors, and %d when it shares, want 8 and 6", n, m)
 	}
 	plain, short := fileOf(t, bundle), fileOf(t, shared)
-	if plain[18] != 0 || plain[20] != 0 || short[18] != draftVersion || short[20] != 1 {
+	if plain[18] != 0 || plain[20] != 0 || short[18] != 1 || short[20] != 1 {
 		t.Errorf("minor and critical are %d, %d without sharing, %d, %d with it", plain[18], plain[20], short[18], short[20])
 	}
 	if a, b := idOf(t, bundle), idOf(t, shared); a != b {

@@ -99,8 +99,8 @@ func parsePrologue(h head, p []byte, opts ReaderOptions) (*prologue, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h.minor > draftVersion {
-		m.Notes = append(m.Notes, fmt.Sprintf("the file has version %d.%d, this reader knows %d.%d", majorVersion, h.minor, majorVersion, draftVersion))
+	if h.minor > minorVersion {
+		m.Notes = append(m.Notes, fmt.Sprintf("the file has version %d.%d, this reader knows %d.%d", majorVersion, h.minor, majorVersion, minorVersion))
 	}
 	for bit := range 32 {
 		if h.ignorable>>bit&1 != 0 {

@@ -12,7 +12,7 @@ import (
 )
 
 // Validate checks the manifest of a source that did not come from a file. It checks rules R29, R30
-// and R34 to R54 of spec/FORMAT.md, R71 to R73 of the draft of version 1.1, and that the factors of
+// and R34 to R54 of spec/FORMAT.md, R71 to R73 of version 1.1, and that the factors of
 // a convolution or of experts have two or more dimensions. Code that merges, decomposes or writes a
 // validated source need not check any index, rank or number of dimensions again. Readers of files
 // return valid manifests; a function that takes a [Source] from a program calls Validate first. It

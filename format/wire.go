@@ -22,8 +22,7 @@ const (
 	signature    = "\x89LRA\r\n\x1a\n" // bytes 8 to 15 of a file
 
 	majorVersion  = 1
-	minorVersion  = 0             // the latest closed version; a file of a later one may have members that this reader ignores
-	draftVersion  = 1             // the latest version that this reader knows; written only if a file needs it
+	minorVersion  = 1             // the latest version; a file of a later one may have members that this reader ignores
 	knownCritical = sharedTensors // feature bits that this reader knows
 
 	skipBytes      = 8  // magic and size of a skippable frame

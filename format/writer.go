@@ -213,16 +213,16 @@ func (f *fileWriter) writeHead(text []byte, chunkLog2 uint8) error {
 // minorOf returns the lowest minor version that can express m.
 func minorOf(m *Manifest) uint16 {
 	if m.sharesTensors() {
-		return draftVersion
+		return 1
 	}
 	for i := range m.Adapters {
 		for j := range m.Adapters[i].Layers {
 			if m.Adapters[i].Layers[j].Kind.saysDimension() {
-				return draftVersion
+				return 1
 			}
 		}
 	}
-	return minorVersion
+	return 0
 }
 
 // read reads the raw bytes of chunk i.

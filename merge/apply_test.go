@@ -18,7 +18,7 @@ import (
 )
 
 // TestVectorsThatMayNotBeApplied: files that a reader accepts and that say less or more than they
-// hold (R70 and R74 to R76 of spec/FORMAT.md and its draft) are not merged.
+// hold (R70 and R74 to R76 of spec/FORMAT.md) are not merged.
 func TestVectorsThatMayNotBeApplied(t *testing.T) {
 	base := filepath.Join(t.TempDir(), "base.safetensors")
 	testkit.Write(t, base, testkit.Encode(nil,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Merges .lora adapters into a base by APPLY.md alone, with FORMAT.md and its draft of 1.1: every
-number is an integer times a power of two, and is rounded once. Tables of names and models come out
-of the text itself. A model to read next to the text: all files are in memory.
+"""Merges .lora adapters into a base by APPLY.md alone, with FORMAT.md: every number is an integer
+times a power of two, and is rounded once. Tables of names and models come out of the text itself. A
+model to read next to the text: all files are in memory.
 
     apply.py BASE ADAPTER.lora... -o OUT.safetensors [-w W]... [--ANSWER [VALUE]]...
     apply.py --check LORATOOL testdata/peft

@@ -50,7 +50,7 @@ def parse(m):  # section 6: canonical JSON; what the standard parser forgives is
     need(canonical(v) == m, *("R20", "white space") if re.search(r"\s", bare) else ("R22", "a character that is not in its only form"))
     return v
 
-DIMENSIONS = "inputs", "outputs", "first", "second"  # version 1.1: FORMAT-1.1-draft.md
+DIMENSIONS = "inputs", "outputs", "first", "second"  # version 1.1
 TABLES = {record: dict(member.split(" ") for member in members.split(", ")) for record, members in {
     "manifest": "adapters [adapter], attachments [attachment], metadata {text}, provenance provenance, tensors [tensor]",
     "provenance": "source text, tool text, version text", "base": "fingerprints {digest}, name text, revision text",
@@ -72,7 +72,7 @@ def check(v, kind, at, minor):  # section 7: v by a table or type, without the m
         absent = ABSENT.get(str(v.get({"layer": "scaling", "beside": "action"}.get(kind))), ["scale"])
         table = {k: t for k, t in TABLES[kind].items() if k not in absent}
         need(v.keys() >= table.keys(), "R26", f"{at} lacks {table.keys() - v.keys()}")
-        need(minor > 0 or v.keys() <= table.keys(), "R27", f"{at} has {v.keys() - table.keys()}")
+        need(minor > 1 or v.keys() <= table.keys(), "R27", f"{at} has {v.keys() - table.keys()}")
         return {k: check(v[k], t, f"{at}.{k}", minor) for k, t in table.items()}
     if kind in ("count", "real") and isinstance(v, int): return fits(v >= 0 or kind == "real", "R28") or v
     fits(isinstance(v, str) and kind != "count", "R28")

@@ -304,7 +304,7 @@ func rank(feature format.Feature) int {
 }
 
 // extras are the roles beside A and B that a layer can have, each with the feature that announces
-// it (spec/FORMAT-1.1-draft.md, R74 to R76).
+// it (spec/FORMAT.md, R74 to R76).
 var extras = []struct {
 	role    format.Role
 	feature format.Feature

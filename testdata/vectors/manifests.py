@@ -48,6 +48,22 @@ def meta(b):
     return META, b'"metadata":' + b
 
 
+def ignored(minor, where, also):
+    """Members of a later minor, which break a rule of the text."""
+    def member(rule, name, v, comment, more=""):
+        written(f"r{rule}-{name}", lambda t: t[:-1] + b',"zz":' + v + b"}", comment + " a member of a later minor", minor=minor,
+                rule=f"R{rule}{more}{also}")
+
+    for rule, name, v, comment, more in (
+            (24, "", b"9007199254740992", "2^53", ""), (19, "true-", b"true", "true", ""), (19, "null-", b"[null]", "null", ""),
+            (21, "unsorted-", b'{"b":0,"a":0}', "b before a", ""), (22, "escape-", rb'"\/"', "an escaped slash", ""),
+            (23, "fraction-", b"0.5", "0.5", " R19"), (20, "space-", b"[ ]", "a space", "")):
+        member(rule, f"{name}in-{where}-member", v, comment + " in", more)
+    deep = "" if minor == 1 else f"-minor-{minor}"
+    member(25, "17-deep" + deep, b"[" * 16 + b"]" * 16, "arrays 17 deep in")
+    member(25, "objects-18-deep" + deep, b'{"a":' * 16 + b"{}" + b"}" * 16, "objects 18 deep, in")
+
+
 def text():
     m = canonical(example().manifest)
     written("r18-bom", lambda t: b"\xef\xbb\xbf" + t, "a byte order mark", rule="R18 R19", rows="8")
@@ -141,16 +157,9 @@ def text():
     written("r24-5000-digits", (b'"alpha":2', b'"alpha":' + b"9" * 5000), "5,000 digits")
     written("r24-shape", (b'"shape":[1,2]', b'"shape":[0,18446744073709551615]'), "0 by 2^64 - 1", rows="37 34")
     written("r24-shape-reversed", (b'"shape":[1,2]', b'"shape":[18446744073709551615,0]'), "2^64 - 1 by 0", rows="37 34")
-    written("r24-in-ignored-member", lambda t: t[:-1] + b',"zz":9007199254740992}', "2^53 in a member of a later minor", minor=1)
-    for rule, name, v, comment in (("r19", "true", b"true", "true"), ("r19", "null", b"[null]", "null"),
-            ("r21", "unsorted", b'{"b":0,"a":0}', "b before a"),
-                                   ("r22", "escape", rb'"\/"', "an escaped slash"), ("r23", "fraction", b"0.5", "0.5"),
-                                   ("r20", "space", b"[ ]", "a space")):
-        written(f"{rule}-{name}-in-ignored-member", lambda t: t[:-1] + b',"zz":' + v + b"}", comment + " in a member of a later minor", minor=1,
-                rule="R23 R19" if rule == "r23" else None)
-    written("r25-17-deep", lambda t: t[:-1] + b',"zz":' + b"[" * 16 + b"]" * 16 + b"}", "arrays 17 deep in a member of a later minor", minor=1)
-    written("r25-objects-18-deep", lambda t: t[:-1] + b',"zz":' + b'{"a":' * 16 + b"{}" + b"}" * 16 + b"}", "objects 18 deep, in a member of a later minor",
-            minor=1)
+    # Version 1.1 has been closed since, so its minor is no later one.
+    for minor, where, also in ((1, "ignored", " R27"), (2, "later", "")):
+        ignored(minor, where, also)
     t = b'{"adapters":' + b"[" * 200000
     bad("r25-200000-deep", lora(example(), text=t, manifest_frame=frame(t, raw(t[:16]) + rle(91, 2**17) + rle(91, len(t) - 16 - 2**17, True))),
         "200,000 brackets that open", rule="R25 R19 R28", rows="82")
@@ -193,6 +202,7 @@ def members():
                                   ("opaque", "target", "t", "a target, though action is opaque"),
                                   ("tensor", "data_offsets", [0, 1], "offsets, as in safetensors")):
         changed(f"r27-{record}-{k}", lambda m: at[record](m).update({k: v}), comment, rich, rows="76" if k == "scale" else "45" if k == "data_offsets" else "")
+    written("r27-minor-1", lambda t: t[:-1] + b',"zz":0}', "an unknown member in a file of version 1.1", minor=1)
     changed("r27-minor-name", lambda m: m["adapters"][0].update(Name=""), "Name is not name", rich)
 
 

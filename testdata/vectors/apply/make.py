@@ -21,7 +21,7 @@ DUTIES = {"R78", "R124"}
 
 def kinds():
     found = {}
-    for name in ("FORMAT.md", "FORMAT-1.1-draft.md", "APPLY.md"):
+    for name in ("FORMAT.md", "APPLY.md"):
         with open(os.path.join(SPEC, name), encoding="utf-8") as f:
             found |= dict(re.findall(r"^\*\*(R\d+)\.\*\* .*\[(\w+)\]$", f.read(), re.M))
     return found
