@@ -31,7 +31,7 @@ func convertCommand(t *terminal) *cli.Command {
 		Name:      "convert",
 		Usage:     "turn an adapter of any dialect into a .lora file, or one of PEFT's out of it",
 		ArgsUsage: "ADAPTER -o OUT",
-		Description: "Converts between PEFT's directory or file and the .lora container, and from the dialects of image models (kohya, diffusers) to the container. " +
+		Description: "Converts between PEFT's directory or file and the .lora container, and from the dialects of image models (kohya, diffusers, …) to the container. " +
 			"A container made from a file of weights gives the file back byte for byte, with its configuration and model card, and proves it by SHA-256. " +
 			"Beside a .safetensors file convert writes adapter_config.json.",
 		Flags: append(append([]cli.Flag{

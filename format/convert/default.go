@@ -10,7 +10,7 @@ import (
 
 // Default returns the dialects of this package: .lora files, PEFT, and those of image and video
 // models, which are only read.
-func Default() Dialects { return Dialects{LoRA(), PEFT(), Kohya(), Diffusers()} }
+func Default() Dialects { return Dialects{LoRA(), PEFT(), Kohya(), Diffusers(), ComfyUI(), XLabs()} }
 
 // Open opens an adapter in a dialect of Default; see Dialects.Open.
 func Open(ctx context.Context, path string, o Options) (format.Source, error) {

@@ -32,6 +32,8 @@ func diffusersHeader(metadata map[string]string) string {
 // or of a module in a denoiser. Elsewhere PEFT's endings say nothing of the scale.
 func isDiffusers(k *pairKey) bool {
 	switch {
+	case isComfyUIs(k):
+		return false
 	case strings.HasPrefix(k.tail, "lora.") || strings.HasPrefix(k.tail, "lora_linear_layer.") ||
 		k.tail == processorTail:
 		return true
@@ -51,11 +53,23 @@ func isOfDiffusion(module string) bool {
 	case "transformer":
 		return rest != "" && !slices.Contains(languageParts, second)
 	}
-	return slices.Contains(denoiserParts, first) ||
-		slices.ContainsFunc(architecture.Tables(), func(t *architecture.Table) bool {
-			_, ok := t.Parts(module)
-			return ok
-		})
+	_, ofDiffusers := namespaces(module)
+	return slices.Contains(denoiserParts, first) || ofDiffusers
+}
+
+// namespaces reports whether the tables of the architectures know a module by an authors' name
+// alone, or by a name of diffusers alone.
+func namespaces(module string) (native, ofDiffusers bool) {
+	for _, t := range architecture.Tables() {
+		parts, ok := t.Parts(module)
+		if !ok {
+			continue
+		}
+		name, _, _ := t.Native(parts[0])
+		native = native || parts[0].Module != module
+		ofDiffusers = ofDiffusers || name != module
+	}
+	return native && !ofDiffusers, ofDiffusers && !native
 }
 
 // languageParts are modules in the transformer of language models such as GPT-2 and ChatGLM.
@@ -66,6 +80,5 @@ var languageParts = []string{
 // denoiserParts are the modules that hold most layers of denoisers.
 var denoiserParts = []string{
 	"down_blocks", "mid_block", "up_blocks", // U-Nets
-	"transformer_blocks", "single_transformer_blocks", // transformers of diffusers
-	"double_blocks", "single_blocks", "joint_blocks", "blocks", // and of their authors
+	"transformer_blocks", "single_transformer_blocks", // transformers
 }

@@ -107,9 +107,9 @@ func TestDiffusersGenerations(t *testing.T) {
 		{"text_encoder_2.text_projection", "lora.down.weight", "lora.up.weight", ""},
 		{"transformer.transformer_blocks.0.attn.to_q", "lora_A.weight", "lora_B.weight", ""},
 		{"transformer.blocks.0.attn1.to_q", "lora_A.default.weight", "lora_B.default.weight", ""},
-		{"blocks.0.self_attn.q", "lora_A.default_0.default.weight", "lora_B.default_0.default.weight", ""},
 		{"transformer_blocks.0.attn1.to_q", "lora_A", "lora_B", ""},
 		{"single_transformer_blocks.0.proj_mlp", "lora_A.weight", "lora_B.weight", ""},
+		{"time_text_embed.timestep_embedder.linear_2", "lora_A.weight", "lora_B.weight", ""}, // Flux's table
 	} {
 		if c.want == "" {
 			c.want = c.module
@@ -162,6 +162,10 @@ func TestPEFTsKeysWithoutAConfiguration(t *testing.T) {
 			t.Errorf("%s: dialect %s", module, a.Dialect)
 		}
 		comesBackWith(t, path, convert.Options{Alpha: 5})
+
+		dir := filepath.Join(t.TempDir(), "peft") // with a configuration of its own
+		store(t, dir, convert.PEFT(), src)
+		equalLines(t, "layers in PEFT's directory", layersOf(open(t, dir, convert.Options{})), []string{want})
 	}
 	// Without the prefix, PEFT's endings say nothing: transformers writes them for language models.
 	for _, module := range []string{"model.layers.0.self_attn.q_proj", "transformer.h.0.attn.c_attn"} {

@@ -10,7 +10,7 @@ import (
 )
 
 // pairDialects are in the order in which they claim keys.
-var pairDialects = []*pairDialect{peftAlone, kohya, diffusers}
+var pairDialects = []*pairDialect{peftAlone, comfyUI, xLabs, kohya, diffusers}
 
 func (d *pairDialect) Name() string       { return d.name }
 func (d *pairDialect) String() string     { return d.name }

@@ -117,8 +117,10 @@ func parsePair(name string) pairKey {
 		return pairKey{module: plain, feature: requirement(format.FeatureTextualInversion, name)}
 	}
 	parts := strings.Split(plain, ".")
-	if k, ok := parseProcessor(parts); ok {
-		return k
+	for _, parse := range []func(parts []string) (pairKey, bool){parseXLabs, parseProcessor} {
+		if k, ok := parse(parts); ok {
+			return k
+		}
 	}
 	for i, t := range pairTails {
 		n, _ := matchTail(parts, pairSegments[i])
@@ -152,6 +154,45 @@ func (k *pairKey) isMethod() bool { return k.feature.Feature == format.FeatureLy
 // processorTail stands for the endings of attention processors, such as to_q_lora.down.weight.
 const processorTail = "_lora"
 
+// xLabsTail stands for the endings of XLabs' processors, such as qkv_lora1.down.weight.
+const xLabsTail = "processor"
+
+// xLabsModules are the modules of a block of Flux that XLabs' factors belong to. The missing one is
+// qkv_lora, which changes some rows of linear1.
+var xLabsModules = map[string]string{
+	"qkv_lora1": "img_attn.qkv", "proj_lora1": "img_attn.proj",
+	"qkv_lora2": "txt_attn.qkv", "proj_lora2": "txt_attn.proj",
+	"proj_lora": "linear2",
+}
+
+// parseXLabs parses a key of a processor of XLabs.
+func parseXLabs(parts []string) (k pairKey, ok bool) {
+	n := len(parts)
+	if n < 5 || parts[n-1] != "weight" || parts[n-4] != "processor" {
+		return k, false
+	}
+	block := strings.Join(parts[:n-4], ".")
+	module := xLabsModules[parts[n-3]]
+	if k.role, ok = sides[parts[n-2]]; !ok {
+		return k, false
+	}
+	switch {
+	case module != "":
+		k.module = block + "." + module
+	case parts[n-3] == "qkv_lora":
+		where := strings.Join(parts, ".") + " (a part of linear1)"
+		k.module, k.role = block, ""
+		k.feature = requirement(format.FeatureUnknownTensor, where)
+	default:
+		return k, false
+	}
+	k.tail = xLabsTail
+	return k, true
+}
+
+// sides are the names of factors in the dialects of 2023.
+var sides = map[string]format.Role{"down": roleA, "up": roleB}
+
 // parseProcessor parses a key of diffusers' attention processors of 2023, which say the module in
 // their ending: attn1.processor.to_out_lora.down.weight is attn1.to_out.0. CLIP's attention has
 // other names.
@@ -161,15 +202,10 @@ func parseProcessor(parts []string) (k pairKey, ok bool) {
 		return k, false
 	}
 	name, ok := strings.CutSuffix(parts[n-3], "_lora")
-	switch parts[n-2] {
-	case "down":
-		k.role = roleA
-	case "up":
-		k.role = roleB
-	default:
-		ok = false
-	}
 	if !ok {
+		return k, false
+	}
+	if k.role, ok = sides[parts[n-2]]; !ok {
 		return k, false
 	}
 	path := parts[:n-3]

@@ -59,7 +59,7 @@ var written = map[format.Feature]bool{format.FeatureLoRABias: true, format.Featu
 func peftFrom(m *format.Manifest) (config []byte, names map[int]string, err error) {
 	a := &m.Adapters[0]
 	for _, d := range pairDialects {
-		if d.name == a.Dialect {
+		if d != peftAlone && d.name == a.Dialect {
 			return nil, nil, fault.New(fault.Unsupported, "an adapter of the dialect %s cannot be "+
 				"written as PEFT's yet", a.Dialect).WithHint("keep it as a .lora file, which merge reads")
 		}

@@ -28,6 +28,9 @@ func hintFor(dialect string) string {
 			"lost, set Options.From=peft and Options.Alpha, or Options.Scale"
 	case dialect == "":
 		return "merge and convert read PEFT adapters and .lora files; rank.OpenExtraction extracts an adapter from a fully tuned model"
+	case dialect == naming.SamLoRA:
+		return "its keys do not name the modules: load it into SAM with the code of Sam_LoRA, add each " +
+			"w_b·w_a to its rows of qkv there, and save the model"
 	case dialect == naming.TextualInversion:
 		return "nothing in it can be merged into a base; it is loaded beside one"
 	}

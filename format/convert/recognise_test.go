@@ -39,7 +39,6 @@ func TestDialectsAreNamed(t *testing.T) {
 		file, dialect string
 		content       []byte
 	}{
-		{"a.safetensors", "XLabs", testkit.Encode(nil, ones("double_blocks.0.processor.proj_lora1.down.weight", "double_blocks.0.processor.proj_lora1.up.weight")...)},
 		{"a.safetensors", "torchtune", testkit.Encode(nil, ones("layers.0.attn.q_proj.lora_a.weight", "layers.0.attn.q_proj.lora_b.weight")...)},
 		{"adapters.safetensors", "MLX", testkit.Encode(nil, ones("model.layers.0.q_proj.lora_a", "model.layers.0.q_proj.lora_b")...)},
 		{"a.safetensors", "loralib", testkit.Encode(nil, ones("roberta.q.lora_A", "roberta.q.lora_B")...)},

@@ -23,7 +23,7 @@ var dialects = []struct{ part, name string }{
 	{".diff$", "differences of whole weights, as LyCORIS and others write them"},
 	{".diff_b$", "differences of whole biases, as LyCORIS and others write them"},
 	{".on_input$", "IA³, of LyCORIS"},
-	{"^w_a_", "the dialect of Sam_LoRA"},
+	{"^w_a_", SamLoRA},
 	{":up$", "the dialect of cloneofsimo's lora"},
 	{".w_lora_A$", "the dialect of CLIP-LoRA"},
 	{".loras.", "the dialect of AdapterHub's adapters"},
@@ -42,6 +42,8 @@ const (
 	peftKeys = "PEFT's"
 	// TextualInversion is Dialect's name for embeddings that were trained alone.
 	TextualInversion = "those of a textual inversion, which adds words to a text encoder and is not LoRA"
+	// SamLoRA is Dialect's name for the factors of SAM's attention, whose keys are only numbers.
+	SamLoRA = "the dialect of Sam_LoRA"
 	// unknownDialect is that of keys that all speak of LoRA, in a way that no row above knows.
 	unknownDialect = "those of LoRA in a dialect that is not known here"
 )

@@ -1,0 +1,36 @@
+package convert
+
+import (
+	"slices"
+	"strings"
+)
+
+// ComfyUI returns the dialect of ComfyUI and of the adapters that authors of models publish: the
+// names of the authors' own code, with diffusion_model. or text_encoders. in front, or bare as
+// those of Black Forest Labs. The factors are lora_A and lora_B, or lora_down and lora_up. Without
+// an alpha the scale is 1. Tensors that replace or reshape those of the base are carried, and merge
+// refuses them by name. It is read only.
+func ComfyUI() Dialect { return comfyUI }
+
+var comfyUI = &pairDialect{name: "comfyui", owns: isComfyUIs}
+
+// comfyPrefixes begin the names of a checkpoint in ComfyUI.
+var comfyPrefixes = []string{"diffusion_model.", "model.diffusion_model.", "text_encoders."}
+
+// nativeParts are the modules that hold most layers of transformers, as their authors name them.
+var nativeParts = []string{"double_blocks", "single_blocks", "joint_blocks", "blocks"}
+
+// isComfyUIs: a name with a prefix of ComfyUI, or an authors' name with PEFT's endings.
+func isComfyUIs(k *pairKey) bool {
+	begins := func(prefix string) bool { return strings.HasPrefix(k.module, prefix) }
+	if slices.ContainsFunc(comfyPrefixes, begins) {
+		return true
+	}
+	first, _, _ := strings.Cut(k.module, ".")
+	isPEFTs := strings.HasPrefix(k.tail, "lora_A") || strings.HasPrefix(k.tail, "lora_B")
+	if !isPEFTs {
+		return false
+	}
+	native, _ := namespaces(k.module)
+	return native || slices.Contains(nativeParts, first)
+}
