@@ -242,7 +242,7 @@ func (v *applyVector) checkError(t *testing.T, err error) {
 func ruleKinds(t *testing.T) map[string]string {
 	t.Helper()
 	kinds := make(map[string]string)
-	for _, name := range []string{"FORMAT.md", "FORMAT-1.1-draft.md", "APPLY.md"} {
+	for _, name := range []string{"FORMAT.md", "APPLY.md"} {
 		text, err := os.ReadFile(filepath.Join("../spec", name))
 		if err != nil {
 			t.Fatal(err)

@@ -196,12 +196,11 @@ func (r *resolver) orientSquare(l *format.Layer) (bool, error) {
 // r×(in·k…), has the elements of the weight in its order.
 func (p *plain) checkConvolution(w, a, b []uint64) error {
 	l := p.layer
-	if len(w) == 2 && len(a) > 2 && isOne(a[2:]) && isOne(b[2:]) && a[1] == w[1] && b[0] == w[0] {
-		return nil // a linear layer whose factors were saved as convolutions of kernel 1
-	}
-	if len(a) == len(b) && len(a) == len(w) && len(w) >= 3 {
+	if len(a) == len(b) && len(a) >= 3 && len(w) >= 2 {
 		rank := uint64(l.Rank)
-		if a[0] == rank && b[0] == w[0] && b[1] == rank && a[1] == w[1] && slices.Equal(a[2:], w[2:]) && isOne(b[2:]) {
+		fits := a[0] == rank && b[0] == w[0] && b[1] == rank && a[1] == w[1] && isOne(b[2:])
+		isLinear := len(w) == 2 && isOne(a[2:]) // saved as convolutions of kernel 1
+		if fits && (isLinear || slices.Equal(a[2:], w[2:])) {
 			return nil
 		}
 	}

@@ -144,8 +144,10 @@ class Layers:
             turned = True
         else:
             a1, b1, d = l.A.shape, l.B.shape, len(shape)
-            need(len(a1) == len(b1) == d > 2 and b1[1:] == [l.rank] + [1] * (d - 2)
-                 and a1[0] == l.rank and shape == [m] + a1[1:], "R96", f"{name} {shape} {a1} {b1}")
+            same = d == len(a1) and shape == [m] + a1[1:]
+            flat = a1[2:] == [1] * (len(a1) - 2) and shape == [m] + a1[1:2]
+            need(len(a1) == len(b1) > 2 and b1[1:] == [l.rank] + [1] * (len(b1) - 2)
+                 and a1[0] == l.rank and (same or flat), "R96", f"{name} {shape} {a1} {b1}")
             turned = False
         S = 2 * l.S if ".base_layer." in l.module and "out-proj-twice" in self.answers else l.S
         self.term(l, name, S, B, A, transposed=turned)

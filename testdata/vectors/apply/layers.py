@@ -167,7 +167,8 @@ for name, module, a, b in (
         ("kernel-of-b", "c1", (2, 2, 3), (2, 2, 2)), ("ranks", "c1", (2, 2, 3), (4, 3, 1))):
     bad("r96-" + name, CONV, adapter(Layer(module, a, b, kind="conv", r=2), requires=yes))
 for module, a, b in (("c1", (2, 2, 3), (4, 2, 1)), ("c2", (2, 2, 3, 2), (4, 2, 1, 1)),
-                     ("c3", (2, 3, 1, 2, 2), (2, 2, 1, 1, 1)), ("k1", (2, 6, 1), (4, 2, 1))):
+                     ("c3", (2, 3, 1, 2, 2), (2, 2, 1, 1, 1)), ("k1", (2, 6, 1), (4, 2, 1)),
+                     ("flat", (2, 6, 1, 1), (4, 2, 1, 1))):
     x = Layer(module, a, b, kind="conv", r=2)
     ok("r96-" + module, CONV, adapter(x, requires=yes), {module + ".weight": x.d})
 
