@@ -160,9 +160,10 @@ func (u *Rescaled) mergeRow(
 		if !u.decide(out, q, double{v, s.low[j]}, e) {
 			st.Slow++
 			st.Exact++
-			if err := exact.decide(ctx, out, j, x); err != nil {
+			if err := exact.decide(ctx, out, j); err != nil {
 				return err
 			}
+			x = dtype.Load(u.d, out, 0)
 		}
 		account(st, before, x-before, dtype.Load(u.d, out, 0))
 	}
@@ -202,14 +203,17 @@ func (u *Rescaled) quotientOf(m float64, norm double, g float64, n int) quotient
 	return q
 }
 
-// decide stores m·v/‖v‖ if every value within its error rounds to the same number. NaN and infinity
-// in v, m or the norm propagate as in float64. A group of zeros gives NaN.
+// decide stores m·v/‖v‖ if every value within its error rounds to the same number. It leaves NaN
+// and infinity to exact arithmetic: v and the norm can have left the range of float64 on the way. A
+// group of zeros gives NaN.
 func (u *Rescaled) decide(out []byte, q *quotient, v double, e float64) bool {
 	x := q.factor * v.hi
-	isSpecial := q.norm.hi != q.norm.hi || !isFinite(v.hi) || !isFinite(q.m)
 	isKnown := q.spread == q.spread
 	isZero := q.m == 0 || q.norm.hi == 0 || v.hi == 0 && e == 0
-	if isSpecial || isKnown && isZero {
+	if !isFinite(v.hi) || !isFinite(q.norm.hi) || !isFinite(q.m) {
+		return false
+	}
+	if isKnown && isZero {
 		dtype.Store(u.d, out, 0, x)
 		return true
 	}

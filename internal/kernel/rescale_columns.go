@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"context"
+	"math"
 	"math/big"
 	"sync"
 
@@ -38,14 +39,14 @@ type ColumnNorms struct {
 	norms []double
 	read  ColumnReader
 	lock  sync.Mutex
-	exact map[int]*big.Float // Σ v², or nil if it is not finite
+	exact map[int]*exactGroup
 }
 
 // NewColumnNorms adds up the sums over all rows. It rereads the few columns that need an exact
 // norm.
 func NewColumnNorms(parts []ColumnSquares, read ColumnReader) *ColumnNorms {
 	n := &ColumnNorms{norms: make([]double, len(parts[0])), read: read,
-		exact: make(map[int]*big.Float)}
+		exact: make(map[int]*exactGroup)}
 	for j := range n.norms {
 		var sum double
 		for _, p := range parts {
@@ -56,17 +57,17 @@ func NewColumnNorms(parts []ColumnSquares, read ColumnReader) *ColumnNorms {
 	return n
 }
 
-// squares returns the exact Σ v² of column j, or nil if a value is not finite.
-func (n *ColumnNorms) squares(ctx context.Context, u *Rescaled, j int) (*big.Float, error) {
+// group returns the exact sum of column j.
+func (n *ColumnNorms) group(ctx context.Context, u *Rescaled, j int) (*exactGroup, error) {
 	n.lock.Lock()
 	defer n.lock.Unlock()
-	if sum, known := n.exact[j]; known {
-		return sum, nil
+	if g, known := n.exact[j]; known {
+		return g, nil
 	}
-	sum := newExact()
+	g, ended := newExactGroup(), false
 	err := n.read(j, func(row int, w float64) {
-		if sum != nil && (ctx.Err() != nil || !addSquare(sum, u.exactValue(row, j, w))) {
-			sum = nil
+		if ended = ended || ctx.Err() != nil; !ended {
+			g.add(u.exactValue(row, j, w))
 		}
 	})
 	if err == nil {
@@ -75,81 +76,109 @@ func (n *ColumnNorms) squares(ctx context.Context, u *Rescaled, j int) (*big.Flo
 	if err != nil {
 		return nil, err
 	}
-	n.exact[j] = sum
-	return sum, nil
+	n.exact[j] = g
+	return g, nil
+}
+
+// exactGroup is Σ v² of a row or column. odd is the NaN or infinity among the values, else 0; NaN
+// goes before infinity.
+type exactGroup struct {
+	sum *big.Float
+	odd float64
+}
+
+func newExactGroup() *exactGroup { return &exactGroup{sum: newExact()} }
+
+func (g *exactGroup) add(v *big.Float, odd float64) {
+	if odd != 0 { // also NaN
+		g.odd += math.Abs(odd)
+		return
+	}
+	g.sum.Add(g.sum, newExact().Mul(v, v))
 }
 
 // exactRescale decides elements of one row exactly.
 type exactRescale struct {
-	u     *Rescaled
-	row   int
-	w     []float64
-	known bool
-	sum   *big.Float // Σ v² of the row, for magnitudes of rows
+	u   *Rescaled
+	row int
+	w   []float64
+	all *exactGroup // of the row, for magnitudes of rows; nil until it is needed
 }
 
-// decide stores element j, or the float64 value plain if the exact value is not finite.
-func (x *exactRescale) decide(ctx context.Context, out []byte, j int, plain float64) error {
-	v := x.u.exactValue(x.row, j, x.w[j])
-	var squares *big.Float
-	var m float64
-	if norms := x.u.norms; norms == nil {
-		squares, m = x.squares(ctx), x.u.magnitude[x.row]
-	} else {
-		var err error
-		if squares, err = norms.squares(ctx, x.u, j); err != nil {
-			return err
-		}
-		m = x.u.magnitude[j]
+// decide stores element j.
+func (x *exactRescale) decide(ctx context.Context, out []byte, j int) (err error) {
+	g, m := x.all, x.u.magnitude
+	at := x.row
+	if norms := x.u.norms; norms != nil {
+		g, err = norms.group(ctx, x.u, j)
+		at = j
+	} else if g == nil {
+		g = x.ofRow(ctx)
 	}
-	if err := ctx.Err(); err != nil {
-		return err // the sum may be incomplete
+	if err == nil {
+		err = ctx.Err() // the sum may be incomplete
 	}
-	if v == nil || squares == nil || squares.Sign() == 0 {
-		dtype.Store(x.u.d, out, 0, plain)
+	if err != nil {
+		return err
+	}
+	x.all = g
+	v, odd := x.u.exactValue(x.row, j, x.w[j])
+	if special, is := g.special(m[at], v, odd); is {
+		dtype.Store(x.u.d, out, 0, special)
 		return nil
 	}
-	storeQuotient(x.u.d, out, newExact().Mul(v, newExact().SetFloat64(m)), squares)
+	storeQuotient(x.u.d, out, newExact().Mul(v, newExact().SetFloat64(m[at])), g.sum)
 	return nil
 }
 
-// squares returns Σ v² of the row, computed once; nil if a value is not finite.
-func (x *exactRescale) squares(ctx context.Context) *big.Float {
-	if x.known {
-		return x.sum
+// special returns m·v/‖v‖ where it is zero, NaN or infinite, whatever the sizes: by section 6.5 of
+// spec/APPLY.md. odd is the value of v if that is NaN or infinite.
+func (g *exactGroup) special(m float64, v *big.Float, odd float64) (x float64, is bool) {
+	sign := math.Copysign(1, m)
+	if odd == 0 && v.Sign() < 0 {
+		sign = -sign
 	}
-	x.known, x.sum = true, newExact()
+	isZero := odd == 0 && v.Sign() == 0
+	isNone := g.odd == 0 && g.sum.Sign() == 0 // a norm of zero
+	switch {
+	case m != m || g.odd != g.odd || odd != 0 || isNone:
+		return math.NaN(), true
+	case math.IsInf(m, 0):
+		if isZero || g.odd != 0 {
+			return math.NaN(), true
+		}
+		return math.Inf(int(sign)), true
+	case g.odd != 0 || isZero || m == 0:
+		return math.Copysign(0, sign), true
+	}
+	return 0, false
+}
+
+// ofRow adds up the row.
+func (x *exactRescale) ofRow(ctx context.Context) *exactGroup {
+	g := newExactGroup()
 	for j, w := range x.w {
-		if ctx.Err() != nil || !addSquare(x.sum, x.u.exactValue(x.row, j, w)) {
-			x.sum = nil
+		if ctx.Err() != nil {
 			break
 		}
+		g.add(x.u.exactValue(x.row, j, w))
 	}
-	return x.sum
+	return g
 }
 
-// exactValue returns v, or nil if it is not finite.
-func (u *Rescaled) exactValue(i, j int, w float64) *big.Float {
-	if !isFinite(w) {
-		return nil
+// exactValue returns v, or in odd its NaN or infinity.
+func (u *Rescaled) exactValue(i, j int, w float64) (v *big.Float, odd float64) {
+	sum := newExact()
+	if isFinite(w) {
+		sum.SetFloat64(w)
+	} else {
+		odd = w
 	}
-	sum := newExact().SetFloat64(w)
 	for t := range u.terms {
 		term := &u.terms[t]
-		if addExact(sum, term, i, term.R[j:], u.cols) != 0 {
-			return nil
-		}
+		odd += addExact(sum, term, i, term.R[j:], u.cols)
 	}
-	return sum
-}
-
-// addSquare adds v² to a sum. It returns false for a nil v.
-func addSquare(sum, v *big.Float) bool {
-	if v == nil {
-		return false
-	}
-	sum.Add(sum, newExact().Mul(v, v))
-	return true
+	return sum, odd
 }
 
 // storeQuotient stores RN_D(p/√squares). The quotient to 256 bits decides, unless it is too near to

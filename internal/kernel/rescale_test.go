@@ -241,6 +241,33 @@ func TestRescaledAtTheEndsOfTheRange(t *testing.T) {
 	}
 }
 
+// TestRescaledBeyondTheRange: products, scales and sums that float64 cannot hold. The result is of
+// the size of the magnitudes.
+func TestRescaledBeyondTheRange(t *testing.T) {
+	const rows, cols, rank = 3, 4, 2
+	ways(func(d dtype.Type, ofColumns bool) {
+		for _, scale := range []float64{0x1p100, 0x1p1000, 0x1p-1000} {
+			rng := rand.New(rand.NewPCG(11, 1))
+			p := &problem{d: d, rows: rows, cols: cols, w: normalsOf(rng, rows*cols, 1, dtype.BF16)}
+			p.terms = []plainTerm{{s: scale, rank: rank, l: normalsOf(rng, rows*rank, scale, dtype.F64),
+				r: normalsOf(rng, rank*cols, 0x1p600, dtype.F64)}}
+			clear(p.terms[0].l[:rank]) // a row that stays in the range
+			magnitude := normalsOf(rng, cols, 1, dtype.F32)
+			p.checkRescaled(t, fmt.Sprint("scale ", scale), magnitude, ofColumns)
+		}
+	})
+	// Terms that leave the range and cancel: V is (3, 4), and m/‖V‖ is 2/5.
+	p := &problem{d: dtype.F32, rows: 1, cols: 2, w: []float64{3, 4}, terms: []plainTerm{
+		{s: 1, rank: 1, l: []float64{0x1p1000}, r: []float64{0x1p1000, 0x1p1000}},
+		{s: -1, rank: 1, l: []float64{0x1p1000}, r: []float64{0x1p1000, 0x1p1000}}}}
+	got, _ := p.rescale(t, []float64{2}, false, 1)
+	for i, want := range []float32{1.2, 1.6} {
+		if x := dtype.Load(p.d, got, i); float32(x) != want {
+			t.Errorf("element %d is %v, want %v", i, x, want)
+		}
+	}
+}
+
 func TestRescaledOfZerosIsNaN(t *testing.T) {
 	p := &problem{d: dtype.F32, rows: 1, cols: 3, w: make([]float64, 3)}
 	cancelled := &problem{d: dtype.F32, rows: 1, cols: 1, w: []float64{1},
@@ -251,6 +278,33 @@ func TestRescaledOfZerosIsNaN(t *testing.T) {
 			for i := range p.cols {
 				if x := dtype.Load(p.d, got, i); !math.IsNaN(x) {
 					t.Errorf("element %d of a group without a direction is %v, want NaN", i, x)
+				}
+			}
+		}
+	}
+}
+
+// TestSpecialGroups checks the values of section 6.5 of spec/APPLY.md for zeros, NaN and infinity:
+// of the first element of a row.
+func TestSpecialGroups(t *testing.T) {
+	inf, nan, zero := math.Inf(1), math.NaN(), math.Copysign(0, -1)
+	for _, c := range []struct{ m, v, other, want float64 }{
+		{2, 3, inf, 0}, {2, -3, inf, zero}, {-2, 3, inf, zero}, {2, 0, inf, 0}, {-2, 0, -inf, zero},
+		{2, inf, 3, nan}, {2, inf, inf, nan}, {2, 3, nan, nan}, {2, nan, 3, nan}, {2, inf, nan, nan},
+		{nan, 3, 4, nan}, {inf, 3, 4, inf}, {inf, -3, 4, -inf}, {-inf, 3, 4, -inf}, {inf, 0, 4, nan},
+		{inf, 3, inf, nan}, {inf, 0, 0, nan}, {2, 0, 0, nan}, {0, 0, 0, nan}, {0, -3, 4, zero},
+		{zero, 3, 4, zero}, {zero, -3, 4, 0}, {zero, 0, 4, zero}, {0, 3, inf, 0},
+	} {
+		for _, d := range []dtype.Type{dtype.BF16, dtype.F64} {
+			// A term of w, of which the products with 2¹⁰⁰⁰ leave the range before they cancel.
+			p := &problem{d: d, rows: 1, cols: 2, w: []float64{c.v, c.other}, terms: []plainTerm{
+				{s: 1, rank: 2, l: []float64{0x1p1000, -0x1p1000}, r: []float64{0x1p1000, 0, 0x1p1000, 0}}}}
+			for _, terms := range [][]plainTerm{nil, p.terms} {
+				p.terms = terms
+				got, _ := p.rescale(t, []float64{c.m}, false, 1)
+				if x := dtype.Load(d, got, 0); x != c.want && x == x || math.Signbit(x) != math.Signbit(c.want) && x == x ||
+					(x != x) != (c.want != c.want) {
+					t.Errorf("%v·%v beside %v in %v, with %d terms: %v, want %v", c.m, c.v, c.other, d, len(terms), x, c.want)
 				}
 			}
 		}
