@@ -6,6 +6,7 @@ import (
 
 	"github.com/loratool/loratool/internal/dense"
 	"github.com/loratool/loratool/internal/kernel"
+	"github.com/loratool/loratool/internal/krylov"
 	"github.com/loratool/loratool/internal/parallel"
 )
 
@@ -65,33 +66,28 @@ type wideOperator interface {
 
 // MulWide writes Δ·X to dst, in float64.
 func (d *Dense) MulWide(ctx context.Context, dst, x []float64, b int) error {
-	clear(dst)
-	scratch := d.scratch(min(rowBlock, d.M) * d.N)
-	return parallel.For(ctx, d.Workers, blocks(d.M, rowBlock), func(worker, i int) error {
-		lo, hi := i*rowBlock, min((i+1)*rowBlock, d.M)
-		rows := scratch(worker)[:(hi-lo)*d.N]
-		widen(rows, d.Data[lo*d.N:hi*d.N])
-		dense.AddProduct(dst[lo*b:hi*b], rows, x, hi-lo, d.N, b)
-		return nil
-	})
+	return inColumns(ctx, dst, x, b, d.exact().Mul)
 }
 
 // MulWideT writes Δᵀ·Y to dst, in float64.
 func (d *Dense) MulWideT(ctx context.Context, dst, y []float64, b int) error {
-	clear(dst)
-	scratch := d.scratch(min(rowBlock, d.M) * min(columnBlock, d.N))
-	return parallel.For(ctx, d.Workers, blocks(d.N, columnBlock), func(worker, i int) error {
-		lo, hi := i*columnBlock, min((i+1)*columnBlock, d.N)
-		for top := 0; top < d.M; top += rowBlock {
-			rows := min(rowBlock, d.M-top)
-			part := scratch(worker)[:rows*(hi-lo)]
-			for r := range rows {
-				widen(part[r*(hi-lo):], d.Data[(top+r)*d.N+lo:(top+r)*d.N+hi])
-			}
-			dense.AddTransposedProduct(dst[lo*b:hi*b], part, y[top*b:(top+rows)*b], rows, hi-lo, b)
+	return inColumns(ctx, dst, y, b, d.exact().MulT)
+}
+
+func (d *Dense) exact() *krylov.Float32 {
+	return &krylov.Float32{M: d.M, N: d.N, Data: d.Data, Workers: d.Workers}
+}
+
+// inColumns multiplies the columns of x (…×b) and writes the products to the columns of dst.
+func inColumns(ctx context.Context, dst, x []float64, b int,
+	mul func(context.Context, [][]float64) ([][]float64, error)) error {
+	ys, err := mul(ctx, columns(x, b))
+	for j, y := range ys {
+		for i, v := range y {
+			dst[i*b+j] = v
 		}
-		return nil
-	})
+	}
+	return err
 }
 
 // scratch returns a function that allocates n values per worker at first use.
@@ -194,3 +190,24 @@ func sumBlocks(ctx context.Context, workers, n int, f func(i int) float64) (floa
 }
 
 func norm(squares float64) float64 { return math.Sqrt(max(squares, 0)) }
+
+func widen(dst []float64, x []float32) {
+	for i, v := range x {
+		dst[i] = float64(v)
+	}
+}
+
+func narrowed(x []float64) []float32 {
+	y := make([]float32, len(x))
+	for i, v := range x {
+		y[i] = float32(v)
+	}
+	return y
+}
+
+func sumSquares(s []float64) (sum float64) {
+	for _, x := range s {
+		sum += x * x
+	}
+	return sum
+}

@@ -47,7 +47,7 @@ func TruncatedSVD(ctx context.Context, op Operator, energy float64, rule Rule,
 
 // truncation is a decomposition that another rank can continue from the same basis.
 type truncation struct {
-	krylov  *krylov
+	search  *search
 	flipped bool // the operator is transposed, to keep the basis on the short side
 }
 
@@ -57,13 +57,13 @@ func newTruncation(op Operator, energy float64, o Options) *truncation {
 	if t.flipped {
 		op, m, n = transpose(op), n, m
 	}
-	t.krylov = &krylov{op: op, m: m, n: n, energy: energy, options: o}
+	t.search = &search{op: op, m: m, n: n, energy: energy, options: o}
 	return t
 }
 
 // to decomposes to the rank that rule chooses.
 func (t *truncation) to(ctx context.Context, rule Rule) (*Decomposition, error) {
-	k := t.krylov
+	k := t.search
 	before := k.out
 	k.out = &Decomposition{Energy: k.energy, Complete: true}
 	if before != nil {

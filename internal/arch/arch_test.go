@@ -94,6 +94,7 @@ var arrows = map[string]map[string]string{
 		"internal/fault":      "errors of input",
 		"internal/fileio":     "sizes in warnings",
 		"internal/kernel":     "the thin products",
+		"internal/krylov":     "leading singular vectors",
 		"internal/naming":     "the kind of a module by its name",
 		"internal/parallel":   "blocks on workers",
 	},
@@ -137,9 +138,16 @@ var arrows = map[string]map[string]string{
 		"internal/fault":    "errors of input",
 		"internal/jsontext": "journals",
 	},
-	"internal/jsontext":  {"internal/fault": "texts in messages"},
-	"internal/kernel":    {"format/dtype": "elements"},
-	"internal/principal": {"internal/dense": "factorizations of small matrices"},
+	"internal/jsontext": {"internal/fault": "texts in messages"},
+	"internal/kernel":   {"format/dtype": "elements"},
+	"internal/krylov": {
+		"internal/dense":    "factorizations of small matrices",
+		"internal/parallel": "pieces of vectors on workers",
+	},
+	"internal/principal": {
+		"internal/dense":  "factorizations of small matrices",
+		"internal/krylov": "leading singular vectors",
+	},
 	"internal/pickle": {
 		"format/dtype":   "widths of dtypes",
 		"internal/fault": "errors of input",
@@ -198,7 +206,7 @@ var fences = map[string]struct {
 var testFences = map[string][]string{
 	"github.com/nlpodyssey/safetensors": nil, // also as a reader other than our own
 	"github.com/rogpeppe/go-internal":   {"cmd/loratool"},
-	"gonum.org/v1/gonum":                {"rank", "internal/dense", "internal/principal"}, // full decompositions as the truth
+	"gonum.org/v1/gonum":                {"rank", "internal/dense", "internal/krylov", "internal/principal"}, // full decompositions as the truth
 }
 
 // file is a source file of the module.

@@ -265,3 +265,12 @@ func TestLoopsMeetNoSubnormals(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkSingular(b *testing.B) {
+	w := matrix(1024, 1536)
+	for b.Loop() {
+		if _, err := Singular(b.Context(), w, 1024, 1536, 16); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
