@@ -169,7 +169,8 @@ func join(module, name string) string {
 
 // add adds a row to the entries of its names.
 func (b *builder) add(r *row) error {
-	e := b.entry(r.native)
+	isSquare := r.isSquare()
+	e := b.entry(r.native, isSquare)
 	if e.native != nil {
 		return fmt.Errorf("%s stands on the left twice", r.native)
 	}
@@ -178,15 +179,21 @@ func (b *builder) add(r *row) error {
 		if strings.Count(p.Module, "#") != strings.Count(r.native, "#") {
 			return fmt.Errorf("%s and %s differ in their count of numbers", r.native, p.Module)
 		}
-		e := b.entry(p.Module)
+		e := b.entry(p.Module, isSquare)
 		e.places = append(e.places, place{r, i})
 	}
 	return checkName(r.native)
 }
 
-// entry returns the entry of a name, and makes it first if the name is new.
-func (b *builder) entry(name string) *entry {
+// entry returns the entry of a name, or its square one, and makes them first if they are new.
+func (b *builder) entry(name string, isSquare bool) *entry {
 	e := b.entries[name]
+	if isSquare && e != nil && e.square == nil {
+		e.square = &entry{name: name}
+	}
+	if isSquare && e != nil {
+		return e.square
+	}
 	if e == nil {
 		e = &entry{name: name}
 		b.entries[name] = e
@@ -210,21 +217,29 @@ func (n *node) insert(segments []string, e *entry) {
 	n.entries = append(n.entries, e)
 }
 
-// finish checks that each diffusers module stands in the table exactly once, whole or in all its
-// shares, and that a name of both namespaces means the same in both.
+// finish checks all entries.
 func (b *builder) finish() error {
-	for name, e := range b.entries {
-		slices.SortFunc(e.places, func(x, y place) int {
-			return x.in.parts[x.i].Share - y.in.parts[y.i].Share
-		})
-		for i, p := range e.places {
-			if part := p.in.parts[p.i]; part.Share != i+1 || part.Shares != len(e.places) {
-				return fmt.Errorf("the shares of %s are not each there once", name)
+	for _, e := range b.entries {
+		for ; e != nil; e = e.square {
+			if err := e.finish(); err != nil {
+				return err
 			}
 		}
-		if e.native != nil && e.places != nil && (len(e.places) > 1 || e.places[0].in != e.native) {
-			return fmt.Errorf("%s means one module natively and another in diffusers", name)
+	}
+	return nil
+}
+
+// finish checks that a diffusers module stands in the table exactly once, whole or in all its
+// shares, and that a name of both namespaces means the same in both.
+func (e *entry) finish() error {
+	slices.SortFunc(e.places, func(x, y place) int { return x.part().Share - y.part().Share })
+	for i, p := range e.places {
+		if part := p.part(); part.Share != i+1 || part.Shares != len(e.places) {
+			return fmt.Errorf("the shares of %s are not each there once", e.name)
 		}
+	}
+	if e.native != nil && e.places != nil && (len(e.places) > 1 || e.places[0].in != e.native) {
+		return fmt.Errorf("%s means one module natively and another in diffusers", e.name)
 	}
 	return nil
 }

@@ -36,34 +36,42 @@ func Tables() []*Table { return tables() }
 // Parts returns the parts that make up a native or diffusers module, in the order of its rows. In a
 // native module, the parts that are not Square have equal numbers of rows. ok is false if the
 // architecture has no module of that name.
+//
+// A few modules have other parts in one block than in all others: see PartsOfShape.
 func (t *Table) Parts(module string) (parts []Part, ok bool) {
 	e, numbers := t.find(module)
-	switch {
-	case e == nil:
+	if e == nil {
 		return nil, false
-	case e.native != nil:
-		parts = slices.Clone(e.native.parts)
-	default:
-		for _, p := range e.places {
-			parts = append(parts, p.in.parts[p.i])
+	}
+	return e.parts(numbers), true
+}
+
+// PartsOfShape returns the parts of a module whose weight has the given rows and columns. They
+// differ from those of Parts if the table has parts for just this shape: the last block of SD 3
+// modulates the text with two vectors, in another order in diffusers, and all others with six.
+func (t *Table) PartsOfShape(module string, rows, columns uint64) (parts []Part, ok bool) {
+	e, numbers := t.find(module)
+	if e == nil {
+		return nil, false
+	}
+	if square := e.square; square != nil {
+		parts = square.parts(numbers)
+		if n := uint64(len(parts)); rows%n == 0 && rows/n == columns {
+			return parts, true
 		}
 	}
-	for i := range parts {
-		parts[i].Module = fill(parts[i].Module, numbers)
-	}
-	return parts, true
+	return e.parts(numbers), true
 }
 
 // Native returns the native module that holds a part, and the part's place among the parts of that
 // module, from 0. Square does not matter. ok is false if no native module holds exactly this part.
 func (t *Table) Native(part Part) (module string, i int, ok bool) {
 	e, numbers := t.find(part.Module)
-	if e == nil {
-		return "", 0, false
-	}
-	for _, p := range e.places {
-		if have := p.in.parts[p.i]; have.Share == part.Share && have.Shares == part.Shares {
-			return fill(p.in.native, numbers), p.i, true
+	for ; e != nil; e = e.square {
+		for _, p := range e.places {
+			if have := p.part(); have.Share == part.Share && have.Shares == part.Shares {
+				return fill(p.in.native, numbers), p.i, true
+			}
 		}
 	}
 	return "", 0, false
@@ -106,17 +114,42 @@ type row struct {
 	parts  []Part
 }
 
+// isSquare reports whether the shape of the weight follows from the number of parts.
+func (r *row) isSquare() bool {
+	return !slices.ContainsFunc(r.parts, func(p Part) bool { return !p.Square })
+}
+
 // place is where a native module holds a part.
 type place struct {
 	in *row
 	i  int
 }
 
-// entry is a name in a table with # for numbers. A name that both namespaces share has both fields.
+func (p place) part() Part { return p.in.parts[p.i] }
+
+// entry is a name in a table with # for numbers. A name that both namespaces share has both native
+// and places.
 type entry struct {
 	name   string
 	native *row
 	places []place // of a diffusers module, in the order of its shares
+	square *entry  // what the name means for a weight of just that shape; nil if nothing else
+}
+
+// parts returns the parts of the entry's module with these numbers in its name.
+func (e *entry) parts(numbers []string) []Part {
+	var parts []Part
+	if e.native != nil {
+		parts = slices.Clone(e.native.parts)
+	} else {
+		for _, p := range e.places {
+			parts = append(parts, p.part())
+		}
+	}
+	for i := range parts {
+		parts[i].Module = fill(parts[i].Module, numbers)
+	}
+	return parts
 }
 
 // node is a tree of names by their segments.

@@ -39,7 +39,8 @@ func TestPartsOfAModule(t *testing.T) {
 		{"flux", "img_in", "x_embedder"},
 		{"flux", "x_embedder", "x_embedder"},
 		{"flux", "double_blocks.7.img_attn.qkv",
-			"transformer_blocks.7.attn.to_q + transformer_blocks.7.attn.to_k + transformer_blocks.7.attn.to_v"},
+			"transformer_blocks.7.attn.to_q + transformer_blocks.7.attn.to_k + " +
+				"transformer_blocks.7.attn.to_v"},
 		{"flux", "single_blocks.37.linear1",
 			"single_transformer_blocks.37.attn.to_q:n + single_transformer_blocks.37.attn.to_k:n + " +
 				"single_transformer_blocks.37.attn.to_v:n + single_transformer_blocks.37.proj_mlp"},
@@ -50,6 +51,17 @@ func TestPartsOfAModule(t *testing.T) {
 		{"flux", "double_blocks.#.img_attn.qkv", ""},
 		{"flux", "double_blocks.7.img_attn", ""},
 		{"flux", "transformer.x_embedder", ""},
+		{"hunyuan_video", "double_blocks.0.txt_attn_qkv", "transformer_blocks.0.attn.add_q_proj + " +
+			"transformer_blocks.0.attn.add_k_proj + transformer_blocks.0.attn.add_v_proj"},
+		{"qwen_image", "transformer_blocks.59.img_mod.1", "transformer_blocks.59.img_mod.1"},
+		{"z_image", "final_layer.linear", "all_final_layer.2-1.linear"},
+		{"wan", "blocks.39.cross_attn.k_img", "blocks.39.attn2.add_k_proj"},
+		{"clip", "encoder.layers.3.mlp.fc1", "text_model.encoder.layers.3.mlp.fc1"},
+		{"clip", "text_model.encoder.layers.3.mlp.fc1", "text_model.encoder.layers.3.mlp.fc1"},
+		{"open_clip", "transformer.resblocks.3.attn.in_proj",
+			"text_model.encoder.layers.3.self_attn.q_proj + " +
+				"text_model.encoder.layers.3.self_attn.k_proj + " +
+				"text_model.encoder.layers.3.self_attn.v_proj"},
 		{"sd1", "input_blocks.8.1.transformer_blocks.0.attn1.to_q",
 			"down_blocks.2.attentions.1.transformer_blocks.0.attn1.to_q"},
 		{"sd1", "output_blocks.8.2.conv", "up_blocks.2.upsamplers.0.conv"},
@@ -59,6 +71,31 @@ func TestPartsOfAModule(t *testing.T) {
 		parts, ok := table(t, c.table).Parts(c.module)
 		if got := show(parts); got != c.want || ok != (c.want != "") {
 			t.Errorf("%s: Parts(%q) = %q, %v, want %q", c.table, c.module, got, ok, c.want)
+		}
+	}
+}
+
+// TestPartsOfShape: the parts depend on the shape only where the table says so.
+func TestPartsOfShape(t *testing.T) {
+	const native = "joint_blocks.2.context_block.adaLN_modulation.1"
+	const linear = "transformer_blocks.2.norm1_context.linear"
+	for _, c := range []struct {
+		module        string
+		rows, columns uint64
+		want          string
+	}{
+		{native, 12, 2, linear},
+		{native, 4, 2, linear + "[2/2]:n + " + linear + "[1/2]:n"},
+		{linear, 12, 2, linear},
+		{linear, 5, 2, linear},
+		{linear, 4, 2, linear + "[1/2]:n + " + linear + "[2/2]:n"},
+		{"final_layer.adaLN_modulation.1", 12, 2, "norm_out.linear[2/2] + norm_out.linear[1/2]"},
+		{"norm1_context.linear", 4, 2, ""},
+	} {
+		parts, ok := table(t, "sd3").PartsOfShape(c.module, c.rows, c.columns)
+		if got := show(parts); got != c.want || ok != (c.want != "") {
+			t.Errorf("PartsOfShape(%q, %d, %d) = %q, %v, want %q",
+				c.module, c.rows, c.columns, got, ok, c.want)
 		}
 	}
 }
@@ -76,6 +113,10 @@ func TestNativeModuleOfAPart(t *testing.T) {
 		{"flux", Part{"norm_out.linear", 1, 1, false}, "", 0},
 		{"flux", Part{"norm_out.linear", 3, 2, false}, "", 0},
 		{"flux", Part{"double_blocks.3.img_attn.qkv", 1, 1, false}, "", 0},
+		{"sd3", Part{"transformer_blocks.9.norm1_context.linear", 1, 1, false},
+			"joint_blocks.9.context_block.adaLN_modulation.1", 0},
+		{"sd3", Part{"transformer_blocks.9.norm1_context.linear", 2, 2, false},
+			"joint_blocks.9.context_block.adaLN_modulation.1", 0},
 		{"sdxl", Part{"add_embedding.linear_2", 1, 1, false}, "label_emb.0.2", 0},
 	} {
 		module, i, ok := table(t, c.table).Native(c.part)
