@@ -119,6 +119,9 @@ func (s *shaper) grow() error {
 			rows[name] = n
 		}
 	}
+	if f := sheet.fold; f != nil && f.copies[1] != "" && rows[f.copies[0]] > 0 {
+		rows[f.copies[1]] = rows[f.copies[0]] // the head that the base stores beside the embedding
+	}
 	if len(rows) == 0 {
 		return nil
 	}
