@@ -72,6 +72,16 @@ bad("r88-copy-of-other-dtype", HEADLESS, adapter(replace(EMBED, whole),
                                                  replace(HEAD, whole.to("BF16"))),
     "R123", config=TIED)
 
+# A module that PEFT saves under two names, with a bias
+PROJ = HEADLESS | tensors_of({"model.proj.weight": ("F32", (3, 4)),
+                              "model.proj.bias": ("F32", (3,))})
+pw, pb = noise("pw", "F32", (3, 4)), noise("pb", "F32", (3,))
+pair = [replace("model.proj.weight", pw), replace("model.proj.bias", pb)]
+copy = [replace("model.copy.weight", pw), replace("model.copy.bias", pb)]
+ok("r124-bias", PROJ, adapter(*pair, *copy), {"model.proj.weight": pw, "model.proj.bias": pb},
+   config=TIED)
+bad("r88-copy-of-a-bias-alone", PROJ, adapter(*pair, copy[1]), config=TIED)
+
 # --- Untie and fold
 embedding = HEADLESS[EMBED]
 ok("r126-embedding", HEADLESS, on_embedding, {EMBED: emb.d.t, HEAD: embedding}, **UNTIE)
@@ -89,6 +99,9 @@ ok("r125-equal-replaces", HEADLESS, copies, {EMBED: whole}, **FOLD)
 ok("r125-equal-replaces-stored", WITH_HEAD, copies, {EMBED: whole, HEAD: whole}, **FOLD)
 ok("r125-equal-rows", HEADLESS, adapter(rows(EMBED, [2], row), rows(HEAD, [2], row)),
    {EMBED: with_row(embedding)}, **FOLD)
+ok("r125-equal-replaces-and-a-layer", HEADLESS,
+   adapter(replace(EMBED, whole), replace(HEAD, whole), q), {EMBED: whole, Q: q.d}, **FOLD)
+bad("r125-terms-and-replace", HEADLESS, adapter(head, replace(EMBED, whole)), **FOLD)
 ok("r125-two-adapters", HEADLESS, [on_embedding, on_head], {EMBED: emb.d.t + head.d}, **FOLD)
 bad("r125-terms", HEADLESS, adapter(emb, head), "R92", **FOLD)
 bad("r125-other-rows", HEADLESS, adapter(rows(EMBED, [2], row), rows(HEAD, [3], row)), "R113",
@@ -131,6 +144,8 @@ for name, config in (("no-config", None), ("trunk", {CLASSES: ["LlamaModel"], TI
     ok(f"r127-{name}-untie", HEADLESS, on_head, {HEAD: added(embedding, head.d)}, config=config,
        answers="tied=untie")
     ok(f"r127-{name}-fold", HEADLESS, on_head, {EMBED: head.d}, config=config, answers="tied=fold")
+ok("r127-false-untie", HEADLESS, on_head, {HEAD: added(embedding, head.d)}, config=UNTIED,
+   answers="tied=untie")
 ok("r127-default-head-untie", WITH_HEAD, on_head, {HEAD: added(embedding, head.d)},
    answers="tied=untie", config=LM | {"model_type": "gpt2"})
 
@@ -147,15 +162,37 @@ for name, base, vocabulary, layer, found in (
                                 "model.embed_tokens.weight"),
         ("named-and-looked-up", {"a.embed_tokens.weight": ("F32", (5, 4)), "b.embed_tokens.weight":
                                  ("F32", (5, 4))}, 0, "b.embed_tokens", "b.embed_tokens.weight"),
+        ("fitting", {"model.tokens.weight": ("F32", (9, 4)),
+                     "m.embed_positions.weight": ("F32", (9, 4))},
+         0, "lm_head", "model.tokens.weight"),
         ("looked-up", {"m.tokens.weight": ("F32", (9, 4)),
                        "m.embed_positions.weight": ("F32", (9, 4))}, 0,
          "m.tokens", "m.tokens.weight")):
     base = tensors_of(base | {Q: ("F32", (4, 6))})
-    parts = [q] + ([lin(layer, 4, base[layer + ".weight"].shape[0],
-                        kind="embedding")] if layer else [])
-    want = {Q: q.d, HEAD: base[found]} | ({found: parts[1].d.t} if layer else {})
+    parts, want = [q], {Q: q.d, HEAD: base[found]}
+    if layer == "lm_head":
+        parts.append(lin(layer, 9, 4))
+        want[HEAD] = added(base[found], parts[1].d)
+    elif layer:
+        parts.append(lin(layer, 4, base[layer + ".weight"].shape[0], kind="embedding"))
+        want[found] = parts[1].d.t
     config = TIED | ({"vocab_size": vocabulary} if vocabulary else {})
     ok("embedding-" + name, base, adapter(*parts), want, config=config, answers="tied=untie")
+
+bad("r127-looked-up-beside-two-named", tensors_of({
+    "a.embed_tokens.weight": ("F32", (5, 4)), "b.embed_tokens.weight": ("F32", (5, 4)),
+    "m.tokens.weight": ("F32", (9, 4))}), adapter(lin("m.tokens", 4, 9, kind="embedding")), **UNTIE)
+
+# Where the base has a tensor of the embedding's shape, that is its head, and nothing is tied by LM.
+for name, module, tied in (("a-head-by-shape", "model.out", False),
+                           ("a-lookup-table", "model.wpe", True),
+                           ("embed-in-its-name", "model.embedded", True),
+                           ("a-number-in-its-path", "model.layers.1.out", True)):
+    base = HEADLESS | tensors_of({module + ".weight": ("F32", (5, 4))})
+    if tied:
+        bad("r123-" + name, base, on_embedding, config=LM)
+    else:
+        ok("r123-" + name, base, on_embedding, {EMBED: emb.d.t}, config=LM)
 
 # --- 13: grow-vocabulary
 GROWN = {n: noise("grown" + n, "F32", (7, 4)) for n in (EMBED, HEAD)}
@@ -170,6 +207,9 @@ ok("r128-keeps-the-dtype", half, both_grow, {n: t.to("BF16") for n, t in GROWN.i
 ok("r128-prefix", WITH_HEAD, GROWN_PREFIXED, GROWN, config=UNTIED, **GROW)
 ok("r128-copy-of-tied", HEADLESS, adapter(*(replace(n, GROWN[EMBED]) for n in GROWN)),
    {EMBED: GROWN[EMBED]}, config=TIED, **GROW)
+equal_grow = adapter(*(replace(n, GROWN[EMBED]) for n in GROWN))
+ok("r125-grown-stored", WITH_HEAD, equal_grow, dict.fromkeys(GROWN, GROWN[EMBED]), config=TIED,
+   answers="tied=fold grow-vocabulary")
 bad("r128-head-does-not-grow", WITH_HEAD, one_grows, config=UNTIED, **GROW)
 bad("r128-another-like-one", HEADLESS | tensors_of({"model.wte.weight": ("F32", (5, 3))}),
     one_grows, **GROW)
@@ -204,6 +244,14 @@ ok("r129-reshaped-with-prefix", LISTED, adapter(qf, replace("score.weight", scor
    without=list(TRUNK),
    want=FULL | {"model.layers.0.q.weight": added(FULL["model.layers.0.q.weight"], qf.d),
                                      "score.weight": score.to("BF16")})
+OTHER_DTYPE = LISTED | tensors_of({"score.weight": ("F32", (3, 4))})
+ok("r129-reshaped-with-prefix-keeps-the-dtype", OTHER_DTYPE,
+   adapter(qf, replace("score.weight", score)),
+   config=CONFIG, **add, without=list(TRUNK),
+   want=FULL | {"model.layers.0.q.weight": added(FULL["model.layers.0.q.weight"], qf.d),
+                "score.weight": score})
+bad("r114-an-end-is-not-reshaped", FULL, adapter(qf, replace("model.embed_tokens.weight", noise(
+    "e", "F32", (7, 4)))), config=CONFIG, **add)
 RESHAPED = FULL | tensors_of({"score.weight": ("F16", (3, 4))})
 ok("r129-reshaped", RESHAPED, adapter(qf, replace("score.weight", score)), config=CONFIG, **add,
    want={"model.layers.0.q.weight": qf.d, "score.weight": score.to("F16")})
