@@ -1,0 +1,285 @@
+"""The bases: pipelines of tiny models with the real classes, and the same weights in one file."""
+
+import hashlib
+import inspect
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from diffusers.loaders import single_file_utils as converters
+from safetensors.torch import load_file, save_file
+
+from native import Names
+
+# Every weight is a multiple of GRAIN, so that sums with small factors are exact in float64.
+GRAIN = 2.0**-24
+
+
+SHARED_VAE = r"(encoder|decoder)\.conv_(in|out)\.\w+|(post_)?quant_conv\.\w+"
+EMBEDDING = r"(^|\.)(shared|\w*_embedding|relative_attention_bias)$"
+
+
+def random_weight(name: str, shape, dtype):
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64) * 0.125
+    return (torch.round(values / GRAIN) * GRAIN).to(dtype)
+
+
+def fill(model, name: str, dtype):
+    """Gives every parameter a value that depends only on its name."""
+    state = {key: random_weight(f"{name}/{key}", t.shape, dtype) for key, t in model.state_dict().items()}
+    model = model.to(dtype)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def clip(width=8, layers=2, projection=None):
+    config = transformers.CLIPTextConfig(
+        vocab_size=8, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
+        num_attention_heads=2, max_position_embeddings=6, bos_token_id=0, eos_token_id=2,
+        projection_dim=projection or width,
+    )
+    kind = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
+    return kind(config)
+
+
+def t5():
+    return transformers.T5EncoderModel(transformers.T5Config(
+        vocab_size=8, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2,
+        relative_attention_num_buckets=4, feed_forward_proj="gated-gelu",
+    ))
+
+
+def sd1():
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, block_out_channels=(4, 8, 8, 8), norm_num_groups=2, cross_attention_dim=8,
+        attention_head_dim=2,
+    )
+    vae = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, layers_per_block=1)
+    return dict(vae=vae, unet=unet, text_encoder=clip())
+
+
+def flux():
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1, in_channels=8, num_layers=2, num_single_layers=2, attention_head_dim=4,
+        num_attention_heads=2, joint_attention_dim=8, pooled_projection_dim=8,
+        guidance_embeds=True, axes_dims_rope=(2, 2, 0),
+    )
+    return dict(transformer=transformer, text_encoder=clip(), text_encoder_2=t5())
+
+
+def sd1_pipeline(parts):
+    return diffusers.StableDiffusionPipeline(
+        **{"vae": None} | parts, tokenizer=None, scheduler=diffusers.PNDMScheduler(), safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )
+
+
+def flux_pipeline(parts):
+    return diffusers.FluxPipeline(
+        **parts, vae=None, tokenizer=None, tokenizer_2=None,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def ldm_converter(state, model):
+    return converters.convert_ldm_unet_checkpoint(state, model.config)
+
+
+def with_sizes(converter, **sizes):
+    """A converter whose text states the sizes of the published model, with those of the tiny one.
+
+    sizes are lines of its text and what they become, written as variable=value.
+    """
+    text = inspect.getsource(converter)
+    for variable, value in sizes.items():
+        text, count = re.subn(rf"\b{variable} = [\d.]+", f"{variable} = {value}", text)
+        assert count == 1, (converter, variable)
+    scope = dict(vars(converters))
+    exec(text, scope)
+    return scope[converter.__name__]
+
+
+def flux_converter(state, model):
+    convert = with_sizes(converters.convert_flux_transformer_checkpoint_to_diffusers, inner_dim=8)
+    return convert(dict(state))
+
+
+def drop_prefix(state, prefix):
+    return {name.removeprefix(prefix): t for name, t in state.items()}
+
+
+@dataclass
+class Base:
+    """A pipeline with random weights.
+
+    names are the components in single files: the denoiser in native names below a prefix, the
+    others under their own names below theirs. clip_prefix says that the directory calls CLIP's
+    modules text_model.…, as files of transformers 4 do.
+    """
+
+    name: str
+    components: callable
+    pipeline: callable
+    dtype: torch.dtype
+    denoiser: str
+    layout: str
+    convert: callable
+    single: dict = field(default_factory=dict)  # file: {component: prefix}
+    clip_prefix: bool = False
+    cache: dict = field(default_factory=dict)
+
+    def build(self):
+        """The pipeline, with its weights in the base's dtype."""
+        parts = {name: fill(model, f"{self.name}/{name}", self.dtype) for name, model in self.components().items()}
+        return self.pipeline(parts)
+
+    def state(self, pipe) -> dict:
+        """The tensors of the directory, named component/tensor."""
+        state = {}
+        for component, model in pipe.components.items():
+            if isinstance(model, torch.nn.Module):
+                state.update({f"{component}/{key}": t.detach().clone() for key, t in self.saved(model).items()})
+        return state
+
+    def saved(self, model) -> dict:
+        state = model.state_dict()
+        if isinstance(model, transformers.T5EncoderModel):
+            del state["encoder.embed_tokens.weight"]
+        if isinstance(model, transformers.CLIPTextModel) and self.clip_prefix:
+            state = {f"text_model.{name}": t for name, t in state.items()}
+        return state
+
+    def weights(self) -> dict:
+        """The tensors of the directory; made once."""
+        if not self.cache:
+            self.cache.update(self.state(self.build()))
+        return self.cache
+
+    def names(self) -> Names:
+        return Names(self.layout, of_component(self.weights(), self.denoiser))
+
+    def linear_modules(self, native: bool):
+        """Component, module and shape of the weights of linear layers and convolutions.
+
+        If native, the denoiser's modules have native names, and only these are listed.
+        """
+        state = self.weights()
+        if native:
+            part = self.names().to_native(of_component(state, self.denoiser))
+            state = {f"{self.denoiser}/{name}": t for name, t in part.items()}
+        for name, t in state.items():
+            component, _, name = name.partition("/")
+            module, _, kind = name.rpartition(".")
+            if kind == "weight" and t.ndim > 1 and component != "vae" and not re.search(EMBEDDING, module):
+                if not native and self.flat_clip(component):
+                    module = f"text_model.{module}"
+                yield component, module, t.shape
+
+    def flat_clip(self, component: str) -> bool:
+        """Reports whether the component is a CLIP whose modules the directory calls without text_model."""
+        return f"{component}/encoder.layers.0.mlp.fc1.weight" in self.weights()
+
+    def parameter(self, layer) -> str:
+        """The name of a layer's weight in the directory."""
+        module = layer.module
+        if self.flat_clip(layer.component):
+            module = module.removeprefix("text_model.")
+        return f"{layer.component}/{module}.weight"
+
+    def files(self) -> dict:
+        """The directory and the single files that hold every component, with nothing to leave out."""
+        whole = {file: None for file, prefixes in self.single.items() if "text_encoder" in prefixes}
+        return {self.name: None} | whole
+
+    def to_single(self, prefixes: dict) -> dict:
+        """The tensors of a single file."""
+        return self.rename_to_single(self.weights(), prefixes)
+
+    def rename(self, changed: dict, file: str, only: str | None) -> dict:
+        """Changed tensors under the names that they have in a directory or a single file."""
+        if only:
+            changed = {name: t for name, t in changed.items() if name.startswith(only + "/")}
+        if file in self.single:
+            before = self.to_single(self.single[file])
+            after = self.rename_to_single(self.weights() | changed, self.single[file])
+            return {name: t for name, t in after.items() if not torch.equal(t, before[name])}
+        component = file.removeprefix(self.name).removeprefix("/")
+        return of_component(changed, component) if component else changed
+
+    def rename_to_single(self, state: dict, prefixes: dict) -> dict:
+        single = {}
+        for component, prefix in prefixes.items():
+            part = of_component(state, component)
+            if component == self.denoiser:
+                part = self.names().to_native(part)
+            elif component == "vae":  # only names that both namespaces share
+                part = {name: t for name, t in part.items() if re.fullmatch(SHARED_VAE, name)}
+            elif self.flat_clip(component):
+                part = {f"text_model.{name}": t for name, t in part.items()}
+            single.update({prefix + name: t for name, t in part.items()})
+        return single
+
+    def write(self, directory: Path):
+        """Writes the pipeline and its single files, and checks these with diffusers' converters."""
+        pipe = self.build()
+        pipe.save_pretrained(directory / self.name)
+        state = self.weights()
+        if self.clip_prefix:
+            path = directory / self.name / "text_encoder" / "model.safetensors"
+            save_file(of_component(state, "text_encoder"), path, {"format": "pt"})
+        self.check_saved(state, directory / self.name)
+        for file, prefixes in self.single.items():
+            single = self.to_single(prefixes)
+            save_file(single, directory / file)
+            self.check_single(pipe, state, single, prefixes)
+
+    def check_saved(self, state, directory):
+        for path in directory.glob("*/*.safetensors"):
+            same(load_file(path), of_component(state, path.parent.name))
+
+    def check_single(self, pipe, state, single, prefixes):
+        prefix = prefixes[self.denoiser]
+        native = {name: t for name, t in single.items() if name.startswith(prefix)}
+        if self.denoiser == "transformer":
+            native = drop_prefix(native, prefix)
+        same(self.convert(native, pipe.components[self.denoiser]), of_component(state, self.denoiser))
+
+
+def of_component(state, component) -> dict:
+    return {name.split("/", 1)[1]: t for name, t in state.items() if name.startswith(component + "/")}
+
+
+def same(got, want):
+    assert got.keys() == want.keys(), sorted(got.keys() ^ want.keys())
+    for name, t in want.items():
+        assert got[name].dtype == t.dtype and torch.equal(got[name], t), name
+
+
+BASES = {base.name: base for base in [
+    Base(
+        "sd1", sd1, sd1_pipeline, torch.float16, "unet", "unet", ldm_converter, clip_prefix=True,
+        single={
+            "sd1.safetensors": {
+                "unet": "model.diffusion_model.",
+                "vae": "first_stage_model.",
+                "text_encoder": "cond_stage_model.transformer.",
+            },
+        },
+    ),
+    Base(
+        "flux", flux, flux_pipeline, torch.bfloat16, "transformer", "flux", flux_converter,
+        single={
+            "flux-bfl.safetensors": {"transformer": ""},
+            "flux.safetensors": {
+                "transformer": "model.diffusion_model.",
+                "text_encoder": "text_encoders.clip_l.transformer.",
+                "text_encoder_2": "text_encoders.t5xxl.transformer.",
+            },
+        },
+    ),
+]}
