@@ -33,7 +33,8 @@ SD1 = [
     Case(
         "sd1-kohya-all", "sd1",
         [Adapter(layers(r"(unet|text_encoder)/.*", rank=on_rank, alpha=on_alpha, dtype=F16), kohya, SD_SCRIPTS)],
-        "every linear layer and convolution; rank and alpha differ by module",
+        "every linear layer and convolution; rank and alpha differ by module; "
+        "diffusers confuses the alphas of the text encoder",
         by_diffusers=False,
     ),
     Case(
@@ -57,13 +58,11 @@ SD1 = [
         "sd1-kohya-conv", "sd1",
         [Adapter(layers(r"unet/.*(\.conv\d?|conv_shortcut|conv_in|conv_out|proj_in|proj_out)", rank=2, alpha=1.0), kohya)],
         "convolutions 3x3 and 1x1, and the first and the last one",
-        by_diffusers=False,
     ),
     Case(
         "sd1-kohya-te", "sd1",
         [Adapter(layers(CLIP, rank=4, alpha=2.0, dtype=F16), kohya, SD_SCRIPTS)],
         "the text encoder alone",
-        by_diffusers=False,
     ),
     Case(
         "sd1-diffusers", "sd1",

@@ -27,7 +27,7 @@ import peft  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 import transformers.integrations.peft  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from bases import BASES, same  # noqa: E402
 from cases import CASES  # noqa: E402
@@ -86,8 +86,11 @@ def sort_metadata(path: Path):
 
 def make_merge(case, base, file, only, tensors, paths, out: Path) -> dict:
     tensors = base.rename(tensors, file, only)
-    expected = out / "cases" / case.name / f"{Path(file.replace('/', '-')).name}.merged.safetensors"
-    expected = expected.with_name(expected.name.replace(".safetensors.merged", "-file.merged"))
+    kind = "file-" if file in base.single else "directory-"
+    expected = out / "cases" / (case.group or case.name) / f"merged-{kind}{file.removesuffix('.safetensors').replace('/', '-')}.safetensors"
+    if expected.exists():
+        same(load_file(expected), tensors)  # another grammar of the same adapter has written it
+    expected.parent.mkdir(exist_ok=True)
     save_file(tensors, expected)
     line = {
         "name": f"{case.name}/{file}",
