@@ -1,5 +1,5 @@
 """R90-R100: the form of a layer, and plain layers (sections 5 and 6)."""
-from exact import M, T, exactly, noise, rescaled
+from exact import M, T, exactly, noise, rescaled, rn
 from kit import Fraction, Layer, adapter, bad, lin, ok, replace, rows, tensors_of
 
 # --- Section 5
@@ -246,6 +246,10 @@ MINUS = 1 << 31
 example = factors("p", [0, 1], [0, 1], [2, 3])
 ok("dora-example", DORA, adapter(example, requires=[("dora", "p")]),
    {"p.weight": T("BF16", (2, 2), [0x3F9A, 0x3FCD, 0, 0x4040])})
+# Both rows of V are (3, 4), and m/5 = 257/256 and 259/256: 4·m/5 lies half way, once below even.
+tie = factors("p", [3, 4], [0, 1], [Fraction(1285, 256), Fraction(1295, 256)])
+ok("dora-half-way", DORA, adapter(tie, requires=[("dora", "p")]), {"p.weight": T("BF16", (2, 2), [
+    rn("BF16", v * Fraction(i, 256)) for i in (257, 259) for v in (3, 4)])})
 # V = (1, 0), (−2, 0), as Σ = (0, 0), (0, −1): zeros with the signs of m and V
 signs = factors("z", [0, -1], [0, 1], T("F32", (2,), [MINUS, 0xC0A00000]))
 ok("dora-signs-of-0", DORA, adapter(signs, requires=[("dora", "z")]),
