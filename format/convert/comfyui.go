@@ -12,7 +12,7 @@ import (
 // refuses them by name. It is read only.
 func ComfyUI() Dialect { return comfyUI }
 
-var comfyUI = &pairDialect{name: "comfyui", owns: isComfyUIs}
+var comfyUI = &pairDialect{readOnly: readOnly{"comfyui"}, owns: isComfyUIs}
 
 // comfyPrefixes begin the names of a checkpoint in ComfyUI.
 var comfyPrefixes = []string{"diffusion_model.", "model.diffusion_model.", "text_encoders."}

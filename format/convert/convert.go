@@ -50,8 +50,8 @@ func (ds Dialects) Names() []string {
 // Written returns the dialects of the set that can be written; the others are only read.
 func (ds Dialects) Written() Dialects {
 	return slices.DeleteFunc(slices.Clone(ds), func(d Dialect) bool {
-		_, isRead := d.(*pairDialect)
-		return isRead
+		_, isReadOnly := d.(interface{ isReadOnly() })
+		return isReadOnly
 	})
 }
 

@@ -10,7 +10,9 @@ import (
 
 // Default returns the dialects of this package: .lora files, PEFT, and those of image and video
 // models, which are only read.
-func Default() Dialects { return Dialects{LoRA(), PEFT(), Kohya(), Diffusers(), ComfyUI(), XLabs()} }
+func Default() Dialects {
+	return Dialects{LoRA(), PEFT(), Kohya(), Diffusers(), ComfyUI(), XLabs(), Cloneofsimo()}
+}
 
 // Open opens an adapter in a dialect of Default; see Dialects.Open.
 func Open(ctx context.Context, path string, o Options) (format.Source, error) {

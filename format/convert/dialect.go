@@ -5,6 +5,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/output"
+	"github.com/loratool/loratool/internal/fault"
 )
 
 // Options says how to open an adapter. The zero value refuses weights that it cannot account for.
@@ -56,6 +57,19 @@ type OutputDialect interface {
 	// CreateTo returns a Sink whose Store creates the files of an adapter in out and closes them.
 	// The caller of Store commits or aborts the output.
 	CreateTo(out output.Output, o CreateOptions) (format.Sink, error)
+}
+
+// readOnly is the part that all dialects have which are only read.
+type readOnly struct{ name string }
+
+func (d readOnly) Name() string       { return d.name }
+func (d readOnly) String() string     { return d.name }
+func (d readOnly) Writes(string) bool { return false }
+func (d readOnly) isReadOnly()        {}
+
+func (d readOnly) Create(string, CreateOptions) (format.Sink, error) {
+	return nil, fault.New(fault.Unsupported, "the dialect %s cannot be written", d.name).
+		WithHint("name an output ending in .lora, or a directory for PEFT")
 }
 
 // CreateOptions says how to write an adapter. The zero value is ready to use.

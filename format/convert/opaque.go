@@ -59,7 +59,7 @@ func openOpaque(ctx context.Context, in *Input) (format.Source, error) {
 // wholeTable lists all tensors of the weights. In a pickle they may be nested in dictionaries and
 // lists; their names are then the keys and indices on the way, joined by dots.
 func wholeTable(ctx context.Context, in *Input) (*table, error) {
-	if in.err != nil {
+	if in.err != nil && !isList(in) {
 		return nil, in.err
 	}
 	if !isPickle(in.start) {

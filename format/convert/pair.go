@@ -12,15 +12,6 @@ import (
 // pairDialects are in the order in which they claim keys.
 var pairDialects = []*pairDialect{peftAlone, comfyUI, xLabs, kohya, diffusers}
 
-func (d *pairDialect) Name() string       { return d.name }
-func (d *pairDialect) String() string     { return d.name }
-func (d *pairDialect) Writes(string) bool { return false }
-
-func (d *pairDialect) Create(string, CreateOptions) (format.Sink, error) {
-	return nil, fault.New(fault.Unsupported, "the dialect %s cannot be written", d.name).
-		WithHint("name an output ending in .lora, or a directory for PEFT")
-}
-
 // Recognise looks at the keys of factors, each of which one dialect at most owns.
 func (d *pairDialect) Recognise(in *Input) bool { return claimsOf(in)[d.name] != "" }
 
@@ -69,11 +60,20 @@ func (d *pairDialect) Open(ctx context.Context, in *Input, o Options) (format.So
 	if err := d.checkRivals(in, o); err != nil {
 		return nil, err
 	}
-	if len(in.table.tensors) == 0 {
+	p := pairReader{dialect: d.name, modules: d.modules, needsScale: d.needsScale, options: o}
+	return openPairs(ctx, in, in.table, d.sign(in), p, func(p *pairReader) error { return p.assign(ctx) })
+}
+
+// openPairs opens the weights in a table with a reader that knows its dialect. The function assign
+// sorts the tensors by module and role.
+func openPairs(
+	ctx context.Context, in *Input, t *table, sign string, p pairReader, assign func(*pairReader) error,
+) (format.Source, error) {
+	if len(t.tensors) == 0 {
 		return nil, fault.New(fault.Corrupt, "the file holds no tensors")
 	}
-	f := &tensorFile{table: in.table, sign: d.sign(in)}
-	f.manifest.Tensors = in.table.tensors
+	f := &tensorFile{table: t, sign: sign}
+	f.manifest.Tensors = t.tensors
 	f.manifest.Provenance.Source = path.Base(in.name)
 	readme, err := in.ReadFile(format.ModelCard, maxSideBytes)
 	if err != nil {
@@ -83,14 +83,11 @@ func (d *pairDialect) Open(ctx context.Context, in *Input, o Options) (format.So
 		f.attach(format.ModelCard, readme)
 	}
 	f.describe()
-	p := pairReader{
-		collector: f.collector(), dialect: d.name, modules: d.modules, needsScale: d.needsScale,
-		options: o, values: f, card: readme,
-	}
+	p.collector, p.values, p.card = f.collector(), f, readme
 	if f.header != nil {
 		p.metadata = f.header.Metadata
 	}
-	a, err := p.adapter(ctx)
+	a, err := p.adapter(ctx, assign)
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,7 @@ import (
 // configuration. Such dialects share their endings and their reader (pairTails, pairReader). They
 // differ in the keys that they own, in the names of modules, and in what a missing scale means.
 type pairDialect struct {
-	name string
+	readOnly
 	// owns reports whether a key of a factor is of this dialect, judged by the key alone.
 	owns func(k *pairKey) bool
 	// inHeader says which entry of the header speaks for the dialect, "" for none; nil if no entry

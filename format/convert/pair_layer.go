@@ -11,10 +11,10 @@ import (
 )
 
 // adapter assigns every tensor of the file to a layer or lists it beside the layers.
-func (p *pairReader) adapter(ctx context.Context) (format.Adapter, error) {
+func (p *pairReader) adapter(ctx context.Context, assign func(*pairReader) error) (format.Adapter, error) {
 	p.out = format.Adapter{Method: format.MethodLoRA, Dialect: p.dialect}
 	p.out.Base.Name = p.baseName()
-	if err := p.assign(ctx); err != nil {
+	if err := assign(p); err != nil {
 		return p.out, err
 	}
 	if err := p.readConfigs(ctx); err != nil {

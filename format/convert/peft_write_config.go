@@ -58,11 +58,10 @@ var written = map[format.Feature]bool{format.FeatureLoRABias: true, format.Featu
 // peftFrom returns the configuration for an adapter, and the key of every tensor.
 func peftFrom(m *format.Manifest) (config []byte, names map[int]string, err error) {
 	a := &m.Adapters[0]
-	for _, d := range pairDialects {
-		if d != peftAlone && d.name == a.Dialect {
-			return nil, nil, fault.New(fault.Unsupported, "an adapter of the dialect %s cannot be "+
-				"written as PEFT's yet", a.Dialect).WithHint("keep it as a .lora file, which merge reads")
-		}
+	isOther := func(d *pairDialect) bool { return d != peftAlone && d.name == a.Dialect }
+	if a.Dialect == cloneofsimo.name || slices.ContainsFunc(pairDialects, isOther) {
+		return nil, nil, fault.New(fault.Unsupported, "an adapter of the dialect %s cannot be "+
+			"written as PEFT's yet", a.Dialect).WithHint("keep it as a .lora file, which merge reads")
 	}
 	for _, r := range a.Requires {
 		if !written[r.Feature] {

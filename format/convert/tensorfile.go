@@ -83,9 +83,14 @@ func nameLayout(err error) error {
 		e.Hint = hintFor(dialect)
 	case layout.NInLists > 0 && len(layout.Keys) == 0:
 		e.Msg += "; cloneofsimo's lora saves adapters as lists of tensors without names"
-		e.Hint = hintNotRead
 	}
 	return err
+}
+
+// isList reports whether the weights are a pickled list of tensors.
+func isList(in *Input) bool {
+	var layout *pickle.LayoutError
+	return errors.As(in.err, &layout) && len(layout.Keys) == 0 && layout.NInLists > 1
 }
 
 // keys returns the names of the tensors.
