@@ -2,8 +2,8 @@
 // same weights differently, and one may store as a single weight what the other stores as three. A
 // table for each architecture says which rows of which module are which.
 //
-// The tables follow the classes and converters of diffusers. tables/README.md describes their
-// language.
+// The tables follow the classes and converters of diffusers, and testdata/architecture proves them.
+// tables/README.md describes their language.
 package architecture
 
 import (
