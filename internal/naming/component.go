@@ -190,8 +190,9 @@ func (c *component) chooseTable() {
 		c.kind = kindOf(c.table)
 	}
 	c.holders = make(map[architecture.Part]holder)
-	for module := range c.weights {
-		parts, _ := c.table.Parts(module)
+	for module, weight := range c.weights {
+		rows, columns := sizeOf(c.shapes(weight))
+		parts, _ := c.table.PartsOfShape(module, rows, columns)
 		for i, p := range parts {
 			c.holders[p] = holder{module, parts, i}
 		}

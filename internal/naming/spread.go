@@ -209,7 +209,7 @@ func (c *component) whole(name string, m Update) (at []Slice, misfit string) {
 // spread finds the parts of a module, each in the weight that holds it. Rows that follow each other
 // in both are one slice.
 func (c *component) spread(name string, m Update) (at []Slice, misfit string) {
-	parts, ok := c.table.Parts(name)
+	parts, ok := c.table.PartsOfShape(name, m.Rows, m.Columns)
 	if !ok {
 		return nil, ""
 	}

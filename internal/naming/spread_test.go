@@ -99,6 +99,46 @@ func TestSpread(t *testing.T) {
 	}
 }
 
+// TestSpreadByShape: SD 3 divides one module of its last block in another way than in the others.
+func TestSpreadByShape(t *testing.T) {
+	const h = 6
+	const native, other = "context_block.adaLN_modulation.1", "norm1_context.linear"
+	single := weights{
+		"joint_blocks.0." + native: {6 * h, h}, "joint_blocks.1." + native: {2 * h, h},
+		"context_embedder": {h, h},
+	}
+	pipeline := weights{
+		"transformer_blocks.0." + other: {6 * h, h}, "transformer_blocks.1." + other: {2 * h, h},
+		"pos_embed.proj": {h, 2, 2, 2},
+	}
+	for _, c := range []struct {
+		base   weights
+		module string
+		rows   uint64
+		want   []naming.Slice
+	}{
+		{single, "transformer.transformer_blocks.0." + other, 6 * h,
+			[]naming.Slice{{"joint_blocks.0." + native + ".weight", 0, 0, 6 * h}}},
+		{single, "transformer.transformer_blocks.1." + other, 2 * h, []naming.Slice{
+			{"joint_blocks.1." + native + ".weight", h, 0, h},
+			{"joint_blocks.1." + native + ".weight", 0, h, h},
+		}},
+		{pipeline, "lora_unet_joint_blocks_0_context_block_adaLN_modulation_1", 6 * h,
+			[]naming.Slice{{"transformer_blocks.0." + other + ".weight", 0, 0, 6 * h}}},
+		{pipeline, "lora_unet_joint_blocks_1_context_block_adaLN_modulation_1", 2 * h, []naming.Slice{
+			{"transformer_blocks.1." + other + ".weight", h, 0, h},
+			{"transformer_blocks.1." + other + ".weight", 0, h, h},
+		}},
+	} {
+		base, shapes := c.base.index()
+		module := naming.Update{Name: c.module, Rows: c.rows, Columns: h}
+		s := naming.FindSpread(base, []naming.Update{module}, shapes, nil)
+		if !s.IsWhole() || !reflect.DeepEqual(s.Slices[c.module], c.want) {
+			t.Errorf("%s: got %+v, want %v", c.module, s, c.want)
+		}
+	}
+}
+
 func TestSpreadFindsNothing(t *testing.T) {
 	const h = 6
 	bfl := flux("", h)
