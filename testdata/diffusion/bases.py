@@ -209,7 +209,9 @@ class Base:
             after = self.rename_to_single(self.weights() | changed, self.single[file])
             return {name: t for name, t in after.items() if not torch.equal(t, before[name])}
         component = file.removeprefix(self.name).removeprefix("/")
-        return of_component(changed, component) if component else changed
+        if component:
+            return of_component(changed, component)
+        return {name.replace("/", ".", 1): t for name, t in changed.items()}
 
     def rename_to_single(self, state: dict, prefixes: dict) -> dict:
         single = {}

@@ -101,7 +101,7 @@ def make_merge(case, base, file, only, tensors, paths, out: Path) -> dict:
         "truth": "diffusers" if case.by_diffusers else "formula",
         "comment": case.comment,
     }
-    extra = {"only": only, "group": case.group and f"{case.group}/{file}", **case.options}
+    extra = {"only": only and [only], "group": case.group and f"{case.group}/{file}", **case.options}
     return line | {name: value for name, value in extra.items() if value}
 
 
