@@ -167,6 +167,7 @@ func TestMethodsOfLyCORISAreNamed(t *testing.T) {
 		{"unknown-tensor lora_unet_q.lora_sideways", 1, append([]testkit.Tensor{q("lora_sideways", 4)}, pair...)},
 		{"missing-factor lora_unet_q: B", 1, pair[:1]},
 		{"missing-factor lora_unet_q: A", 1, pair[1:]},
+		{"missing-factor lora_unet_k: only alpha", 1, append(pair[:3:3], zerosOf("lora_unet_k.alpha", dtype.F32))},
 		{"factor-shape lora_unet_q: A [2 4], B [4 3]", 1, []testkit.Tensor{q("lora_down.weight", 2, 4), q("lora_up.weight", 4, 3)}},
 		{"factor-shape lora_unet_q: A [2 4 3 3], B [4 2]", 1, []testkit.Tensor{q("lora_down.weight", 2, 4, 3, 3), q("lora_up.weight", 4, 2)}},
 		{"twice lora_unet_q.lora_up.weight", 1, append([]testkit.Tensor{q("lora_B.weight", 4, 2)}, pair...)},

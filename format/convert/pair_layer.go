@@ -33,7 +33,7 @@ func (p *pairReader) adapter(ctx context.Context, assign func(*pairReader) error
 
 // assign sorts the tensors by module and role.
 func (p *pairReader) assign(ctx context.Context) error {
-	p.layers = make(map[string]map[format.Role]int)
+	p.layers, p.hasMethod = make(map[string]map[format.Role]int), make(map[string]bool)
 	for i := range p.tensors {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -42,6 +42,7 @@ func (p *pairReader) assign(ctx context.Context) error {
 		roles := p.layers[k.module]
 		switch {
 		case k.role == "":
+			p.hasMethod[k.module] = true
 			p.opaque(i)
 			p.out.Requires = append(p.out.Requires, k.feature)
 		case hasRole(roles, k.role):
@@ -71,6 +72,9 @@ func (p *pairReader) addLayers(ctx context.Context) error {
 		}
 		if isAlone {
 			p.opaque(roles[format.RoleAlpha])
+			if !p.hasMethod[module] {
+				p.require(format.FeatureMissingFactor, module+": only alpha is there")
+			}
 			continue
 		}
 		l := format.Layer{Module: module, Kind: format.Linear, Rank: 1, Roles: roles}

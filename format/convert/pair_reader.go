@@ -14,8 +14,9 @@ type pairReader struct {
 
 	needsScale bool // see pairDialect
 
-	layers map[string]map[format.Role]int
-	scales pairScales
+	layers    map[string]map[format.Role]int
+	hasMethod map[string]bool // modules with tensors of another method, whose alpha needs no factors
+	scales    pairScales
 
 	configs []*pairConfig
 }
