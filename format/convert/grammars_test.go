@@ -43,7 +43,7 @@ func TestPublishedGrammars(t *testing.T) {
 		"flux_control_lora_format": {dialect: "comfyui", modules: `^([a-z_]+\.|img_in$|txt_in$)`,
 			requires: []string{"lora-bias", "set-tensor"}},
 		"flux_dora_onetrainer_format": {dialect: "kohya", requires: []string{dora},
-			modules: `^(transformer\.(single_)?transformer_blocks\.\d+\.|lora_te[12]_|text_encoder(_2)?\.)`},
+			modules: `^(transformer\.(single_)?transformer_blocks\.\d+\.|text_encoder(_2)?\.)`},
 		"flux_lokr_bfl_format": {dialect: "comfyui", requires: []string{loKr}},
 		"flux_lora_aitoolkit_format": {dialect: "comfyui",
 			modules: `^diffusion_model\.(double|single)_blocks\.0\.`},
@@ -53,16 +53,16 @@ func TestPublishedGrammars(t *testing.T) {
 		"flux_lora_diffusers_no_proj_mlp_format": {dialect: "diffusers", modules: `^transformer\.`},
 		"flux_lora_kohya_format":                 {dialect: "kohya", modules: `^transformer\.(double|single)_blocks\.\d+\.`},
 		"flux_lora_kohya_with_te1_format": {dialect: "kohya",
-			modules: `^(transformer\.(double|single)_blocks\.\d+\.|lora_te1_|text_encoder\.text_model\.)`},
+			modules: `^(transformer\.(double|single)_blocks\.\d+\.|text_encoder\.text_model\.)`},
 		"flux_lora_xlabs_format":           {dialect: "xlabs", modules: `^double_blocks\.\d+\.(img|txt)_attn\.(qkv|proj)$`},
 		"krea2_lora_kohya_format":          {dialect: "kohya", modules: `^lora_unet_`},
 		"qwen_image_lora_diffusers_format": {dialect: "kohya", modules: `^transformer_blocks\.\d+\.attn\.to_[qkv]$`},
 		"qwen_image_lora_kohya_format":     {dialect: "kohya", requires: []string{loKr}},
 		"stripped_Alien_Style": {dialect: "kohya",
-			modules: `^(unet\.(input_blocks|middle_block|output_blocks)\.|lora_te[12]_|text_encoder(_2)?\.text_model\.)`},
+			modules: `^(unet\.(input_blocks|middle_block|output_blocks)\.|text_encoder(_2)?\.text_model\.)`},
 		"stripped_peft_adapter_model": {dialect: "peft", options: convert.Options{Scale: 1}, modules: `^[a-z_]+(\.|$)`},
 		"stripped_shinkai_makoto_offset": {dialect: "kohya", requires: []string{"convolution"},
-			modules: `^(unet\.(down_blocks|mid_block|up_blocks)\.|lora_te_|text_encoder\.text_model\.)`},
+			modules: `^(unet\.(down_blocks|mid_block|up_blocks)\.|text_encoder\.text_model\.)`},
 	}
 	if len(all) != len(listings) {
 		t.Errorf("%d listings, %d are expected", len(listings), len(all))

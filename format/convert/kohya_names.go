@@ -2,6 +2,7 @@ package convert
 
 import (
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/internal/architecture"
@@ -34,7 +35,10 @@ var kohyaParts = []struct {
 // them.
 func dotted(modules []string) map[string]string {
 	all := make(map[string]string)
-	isFlux := false
+	// sd-scripts numbers T5 as in SD 3; diffusers has it as the second text encoder of Flux.
+	isFlux := slices.ContainsFunc(modules, func(m string) bool {
+		return strings.HasPrefix(m, "lora_unet_double_blocks_") || strings.HasPrefix(m, "lora_unet_single_blocks_")
+	})
 	for _, part := range kohyaParts {
 		rest := make(map[string]string) // the module without the prefix, by its flat name
 		for _, m := range modules {
@@ -46,13 +50,12 @@ func dotted(modules []string) map[string]string {
 		if table == nil {
 			continue
 		}
-		isFlux = isFlux || table.Name == "flux"
 		component := part.component
 		switch {
 		case component == "":
 			component = table.Component
 		case component == "text_encoder_3" && isFlux:
-			component = "text_encoder_2" // sd-scripts numbers T5 like that of SD 3
+			component = "text_encoder_2"
 		}
 		for flat, name := range names {
 			all[flat] = component + "." + name
