@@ -10,6 +10,7 @@ import diffusers
 import torch
 import transformers
 
+import adapters
 import rest
 import table
 from models import MODELS
@@ -37,15 +38,15 @@ def fits(row, shapes, numbers):
 
 
 def native_modules(rows, shapes):
-    """Yields (native module, parts) for each row of the table and each of its blocks in the class."""
-    squares = {r.native for r in rows if r.only_square}
+    """Yields (native module, parts) for each row of the table and each block in the class."""
     for row in rows:
         pattern = table.regex(row.parts[0][0] + ".weight")
         for name in shapes:
             if m := pattern.match(name):
                 numbers = m.groups()
                 twin = next((r for r in rows if r is not row and r.native == row.native), None)
-                if twin and fits(row if row.only_square else twin, shapes, numbers) != row.only_square:
+                square = row if row.only_square else twin
+                if twin and fits(square, shapes, numbers) != row.only_square:
                     continue
                 yield table.fill(row.native, numbers), [
                     (table.fill(n, numbers), *more) for n, *more in row.parts]
@@ -148,6 +149,12 @@ def main():
         print(line, flush=True)
         lines.append(line)
         seen.setdefault(name, set()).update(matched)
+    for name, model, *how in adapters.ADAPTERS:
+        make = next(m for n, l, m in MODELS if (n, l) == (name, model))
+        instance, shapes = shapes_of(make)
+        modules = list(native_modules(table.read(TABLES / f"{name}.txt"), shapes))
+        lines.append(adapters.check(name, model, *how, instance, modules, Tags(shapes).values))
+        print(lines[-1], flush=True)
     for path in sorted(TABLES.glob("*.txt")):
         unused = {r.native for r in table.read(path)} - seen.get(path.stem, set())
         assert not unused, f"{path.name}: no model has {sorted(unused)}"

@@ -20,20 +20,24 @@ REST = {
         """,
     "sd3": """
         pos_embed = pos_embed.pos_embed
-        joint_blocks.#.x_block.attn.ln_q.weight = transformer_blocks.#.attn.norm_q.weight
-        joint_blocks.#.x_block.attn.ln_k.weight = transformer_blocks.#.attn.norm_k.weight
-        joint_blocks.#.x_block.attn2.ln_q.weight = transformer_blocks.#.attn2.norm_q.weight
-        joint_blocks.#.x_block.attn2.ln_k.weight = transformer_blocks.#.attn2.norm_k.weight
-        joint_blocks.#.context_block.attn.ln_q.weight = transformer_blocks.#.attn.norm_added_q.weight
-        joint_blocks.#.context_block.attn.ln_k.weight = transformer_blocks.#.attn.norm_added_k.weight
+        """,
+    "sd3.joint": """
+        x_block.attn.ln_q.weight = attn.norm_q.weight
+        x_block.attn.ln_k.weight = attn.norm_k.weight
+        x_block.attn2.ln_q.weight = attn2.norm_q.weight
+        x_block.attn2.ln_k.weight = attn2.norm_k.weight
+        context_block.attn.ln_q.weight = attn.norm_added_q.weight
+        context_block.attn.ln_k.weight = attn.norm_added_k.weight
         """,
     "flux": """
-        double_blocks.#.img_attn.norm.query_norm.scale = transformer_blocks.#.attn.norm_q.weight
-        double_blocks.#.img_attn.norm.key_norm.scale = transformer_blocks.#.attn.norm_k.weight
-        double_blocks.#.txt_attn.norm.query_norm.scale = transformer_blocks.#.attn.norm_added_q.weight
-        double_blocks.#.txt_attn.norm.key_norm.scale = transformer_blocks.#.attn.norm_added_k.weight
         single_blocks.#.norm.query_norm.scale = single_transformer_blocks.#.attn.norm_q.weight
         single_blocks.#.norm.key_norm.scale = single_transformer_blocks.#.attn.norm_k.weight
+        """,
+    "flux.double": """
+        img_attn.norm.query_norm.scale = attn.norm_q.weight
+        img_attn.norm.key_norm.scale = attn.norm_k.weight
+        txt_attn.norm.query_norm.scale = attn.norm_added_q.weight
+        txt_attn.norm.key_norm.scale = attn.norm_added_k.weight
         """,
     "wan": """
         head.modulation = scale_shift_table
@@ -57,14 +61,18 @@ REST = {
         transformer_blocks.#.attn.norm_added_k.weight
         """,
     "hunyuan_video": """
-        double_blocks.#.img_attn_q_norm.weight = transformer_blocks.#.attn.norm_q.weight
-        double_blocks.#.img_attn_k_norm.weight = transformer_blocks.#.attn.norm_k.weight
-        double_blocks.#.txt_attn_q_norm.weight = transformer_blocks.#.attn.norm_added_q.weight
-        double_blocks.#.txt_attn_k_norm.weight = transformer_blocks.#.attn.norm_added_k.weight
         single_blocks.#.q_norm.weight = single_transformer_blocks.#.attn.norm_q.weight
         single_blocks.#.k_norm.weight = single_transformer_blocks.#.attn.norm_k.weight
-        txt_in.individual_token_refiner.blocks.#.norm1.{} = context_embedder.token_refiner.refiner_blocks.#.norm1.{}
-        txt_in.individual_token_refiner.blocks.#.norm2.{} = context_embedder.token_refiner.refiner_blocks.#.norm2.{}
+        """,
+    "hunyuan_video.refiner": """
+        norm1.{}
+        norm2.{}
+        """,
+    "hunyuan_video.double": """
+        img_attn_q_norm.weight = attn.norm_q.weight
+        img_attn_k_norm.weight = attn.norm_k.weight
+        txt_attn_q_norm.weight = attn.norm_added_q.weight
+        txt_attn_k_norm.weight = attn.norm_added_k.weight
         """,
     "z_image": """
         x_pad_token
@@ -98,8 +106,13 @@ REST = {
         """,
 }
 
-# Blocks whose rest is the same: the beginnings of native and diffusers names, from the tables.
+# The native and the diffusers modules that the lines of a block are below.
 BELOW = {
+    "hunyuan_video.refiner": [("txt_in.individual_token_refiner.blocks.#",
+                               "context_embedder.token_refiner.refiner_blocks.#")],
+    "hunyuan_video.double": [("double_blocks.#", "transformer_blocks.#")],
+    "flux.double": [("double_blocks.#", "transformer_blocks.#")],
+    "sd3.joint": [("joint_blocks.#", "transformer_blocks.#")],
     "wan.block": [("blocks.#", "blocks.#"), ("vace_blocks.#", "vace_blocks.#")],
     "z_image.layer": [(n, n) for n in ("layers.#", "noise_refiner.#", "context_refiner.#")],
 }

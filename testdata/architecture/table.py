@@ -4,7 +4,7 @@ import re
 
 
 class Row:
-    """One native module: its name and its parts, (module, share, shares, square), with # in names."""
+    """One native module: its name with #, and its parts, (module, share, shares, square)."""
 
     def __init__(self, native, parts):
         self.native, self.parts = native, parts
