@@ -14,10 +14,14 @@ type fromOption struct {
 }
 
 func (o *fromOption) fromFlags() []cli.Flag {
+	names := strings.Join(convert.Default().Names()[1:], ", ")
 	return []cli.Flag{
-		&cli.StringFlag{Name: "from", Usage: "read the adapter in this `DIALECT`, where its content fits several or none: " + strings.Join(convert.Default().Names()[1:], ", "), Destination: &o.dialect},
-		&cli.StringFlag{Name: "alpha", Usage: "lora_alpha is `A`, for an adapter whose file does not say its scale", Destination: &o.alpha},
-		&cli.StringFlag{Name: "scale", Usage: "the scale is `S` in every layer, for an adapter whose file does not say it", Destination: &o.scale},
+		&cli.StringFlag{Name: "from", Destination: &o.dialect, Usage: "read the adapter in this " +
+			"`DIALECT`, where its content fits several or none: " + names},
+		&cli.StringFlag{Name: "alpha", Destination: &o.alpha, Usage: "lora_alpha is `A`, for an " +
+			"adapter whose file does not say its scale"},
+		&cli.StringFlag{Name: "scale", Destination: &o.scale, Usage: "the scale is `S` in every " +
+			"layer, for an adapter whose file does not say it"},
 	}
 }
 
@@ -25,7 +29,8 @@ func (o *fromOption) fromFlags() []cli.Flag {
 func (o *fromOption) set(options *convert.Options) (err error) {
 	names := convert.Default().Names()
 	if o.dialect != "" && !slices.Contains(names, o.dialect) {
-		return usagef("the dialects that are read are "+strings.Join(names, ", "), "unknown dialect %q", o.dialect)
+		hint := "the dialects that are read are " + strings.Join(names, ", ")
+		return usagef(hint, "unknown dialect %q", o.dialect)
 	}
 	if o.alpha != "" && o.scale != "" {
 		return usagef("give one of them", "--alpha and --scale both set the scale")
@@ -45,7 +50,8 @@ func scaleNumber(flag, text string) (float64, error) {
 	}
 	x, ok := parseDecimal(text)
 	if !ok || x == 0 {
-		return 0, usagef("such as --"+flag+" 16", "--%s takes a number that is not 0, got %q", flag, text)
+		return 0, usagef("such as --"+flag+" 16", "--%s takes a number that is not 0, got %q",
+			flag, text)
 	}
 	return x, nil
 }

@@ -34,19 +34,24 @@ func TestFlagsForAdaptersThatLeaveSomethingOpen(t *testing.T) {
 			"dialect kohya", "recognised by keys such as lora_te_q.lora_", "ss_network_module = networks.lora",
 			"the file does not say its scale", "--alpha or --scale",
 		}},
-		{"inspect --json --alpha 8 " + alone, exitDone, []string{`"alpha": 8`, `"scale": 4`, `"recognised_by": "keys`}},
+		{"inspect --json --alpha 8 " + alone, exitDone, []string{`"alpha": 8`, `"scale": 4`,
+			`"recognised_by": "keys`}},
 		{"inspect --json --scale 0.25 " + alone, exitDone, []string{`"scale": 0.25`}},
-		{"inspect --alpha 8 " + said, exitInput, []string{"--alpha and --scale are for adapters that do not say their scale"}},
+		{"inspect --alpha 8 " + said, exitInput,
+			[]string{"--alpha and --scale are for adapters that do not say their scale"}},
 		{"inspect --alpha 8 --scale 1 " + alone, exitUsage, []string{"both"}},
 		{"inspect --alpha 0 " + alone, exitUsage, []string{"not 0"}},
 		{"inspect --from khoya " + alone, exitUsage, []string{"kohya"}},
 		{"bundle add --alpha 8 " + bundle + " " + alone, exitDone, nil},
 		{"bundle add --alpha 4 --name other " + bundle + " " + alone, exitDone, nil},
-		{"convert " + alone + " -o " + filepath.Join(dir, "peft"), exitInput, []string{"cannot be written as PEFT's yet"}},
-		{"convert " + alone + " --to kohya -o " + filepath.Join(dir, "kohya"), exitUsage, []string{"lora and peft"}},
+		{"convert " + alone + " -o " + filepath.Join(dir, "peft"), exitInput,
+			[]string{"cannot be written as PEFT's yet"}},
+		{"convert " + alone + " --to kohya -o " + filepath.Join(dir, "kohya"), exitUsage,
+			[]string{"lora and peft"}},
 	} {
 		var out, errs bytes.Buffer
-		code := run(context.Background(), append([]string{"loratool"}, strings.Fields(c.args)...), &out, &errs)
+		code := run(context.Background(), append([]string{"loratool"}, strings.Fields(c.args)...),
+			&out, &errs)
 		text := strings.Join(strings.Fields(out.String()+errs.String()), " ")
 		for _, want := range c.want {
 			if !strings.Contains(text, want) {

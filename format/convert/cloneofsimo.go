@@ -72,9 +72,9 @@ func (d *listDialect) Open(ctx context.Context, in *Input, o Options) (format.So
 			sign, key = "keys such as "+x.Name, parseListKey
 		}
 	}
-	return openPairs(ctx, in, t, sign, pairReader{dialect: d.name, options: o}, func(p *pairReader) error {
-		return p.assignList(key)
-	})
+	p := pairReader{dialect: d.name, options: o}
+	assign := func(p *pairReader) error { return p.assignList(key) }
+	return openPairs(ctx, in, t, sign, p, assign)
 }
 
 // parsePlace parses the name of a tensor in a list, which is its place from 0 on.

@@ -47,6 +47,10 @@ func Create(path string, d Dialect, o CreateOptions) (format.Sink, error) { retu
 // must be an [OutputDialect]; for any other the error has kind format.ErrUnsupported.
 func CreateTo(out output.Output, d Dialect, o CreateOptions) (format.Sink, error) {
 	w, ok := d.(OutputDialect)
+	if r, is := d.(interface{ isReadOnly() }); is {
+		_, err := r.(Dialect).Create("", o)
+		return nil, err
+	}
 	if !ok {
 		return nil, fault.New(fault.Unsupported, "dialect %s can only be written to a path", d.Name())
 	}

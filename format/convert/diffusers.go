@@ -15,7 +15,9 @@ import (
 // 1. It is read only.
 func Diffusers() Dialect { return diffusers }
 
-var diffusers = &pairDialect{readOnly: readOnly{"diffusers"}, owns: isDiffusers, inHeader: diffusersHeader}
+var diffusers = &pairDialect{
+	readOnly: readOnly{"diffusers"}, owns: isDiffusers, inHeader: diffusersHeader,
+}
 
 // diffusersMetadata is the metadata entry in which diffusers stores PEFT's configuration of every
 // component.

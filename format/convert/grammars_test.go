@@ -23,7 +23,8 @@ var endOfA = regexp.MustCompile(`(lora_down|lora_A|\.down)\.weight$`)
 // producer trained, as far as a table of its architecture says.
 func TestPublishedGrammars(t *testing.T) {
 	var listings map[string]map[string][]uint64
-	if err := json.Unmarshal(read(t, filepath.Join(testdata, "grammars/grammars.json")), &listings); err != nil {
+	if err := json.Unmarshal(read(t, filepath.Join(testdata, "grammars/grammars.json")),
+		&listings); err != nil {
 		t.Fatal(err)
 	}
 	const (
@@ -36,10 +37,13 @@ func TestPublishedGrammars(t *testing.T) {
 		requires []string
 		options  convert.Options
 	}{
-		"anima_lora_kohya_format":         {dialect: "kohya", modules: `^lora_unet_blocks_0_`}, // no table
-		"anima_lora_kohya_with_te_format": {dialect: "kohya", modules: `^lora_(unet_blocks|te_layers)_0_`},
-		"anima_lora_lokr_format":          {dialect: "comfyui", requires: []string{dora, loKr}},
-		"anima_lora_peft_format":          {dialect: "comfyui", modules: `^diffusion_model\.blocks\.0\.`},
+		"anima_lora_kohya_format": {dialect: "kohya",
+			modules: `^lora_unet_blocks_0_`}, // no table
+		"anima_lora_kohya_with_te_format": {dialect: "kohya",
+			modules: `^lora_(unet_blocks|te_layers)_0_`},
+		"anima_lora_lokr_format": {dialect: "comfyui", requires: []string{dora, loKr}},
+		"anima_lora_peft_format": {dialect: "comfyui",
+			modules: `^diffusion_model\.blocks\.0\.`},
 		"flux_control_lora_format": {dialect: "comfyui", modules: `^([a-z_]+\.|img_in$|txt_in$)`,
 			requires: []string{"lora-bias", "set-tensor"}},
 		"flux_dora_onetrainer_format": {dialect: "kohya", requires: []string{dora},
@@ -47,20 +51,25 @@ func TestPublishedGrammars(t *testing.T) {
 		"flux_lokr_bfl_format": {dialect: "comfyui", requires: []string{loKr}},
 		"flux_lora_aitoolkit_format": {dialect: "comfyui",
 			modules: `^diffusion_model\.(double|single)_blocks\.0\.`},
-		"flux_lora_diffusers_base_model_format": {dialect: "peft", options: convert.Options{Alpha: 4},
+		"flux_lora_diffusers_base_model_format": {dialect: "peft",
+			options: convert.Options{Alpha: 4},
 			modules: `^((single_)?transformer_blocks\.\d+\.|proj_out$|norm_out\.|time_text_embed\.|(x|context)_embedder$)`},
 		"flux_lora_diffusers_format":             {dialect: "diffusers", modules: `^transformer\.`},
 		"flux_lora_diffusers_no_proj_mlp_format": {dialect: "diffusers", modules: `^transformer\.`},
-		"flux_lora_kohya_format":                 {dialect: "kohya", modules: `^transformer\.(double|single)_blocks\.\d+\.`},
+		"flux_lora_kohya_format": {dialect: "kohya",
+			modules: `^transformer\.(double|single)_blocks\.\d+\.`},
 		"flux_lora_kohya_with_te1_format": {dialect: "kohya",
 			modules: `^(transformer\.(double|single)_blocks\.\d+\.|text_encoder\.text_model\.)`},
-		"flux_lora_xlabs_format":           {dialect: "xlabs", modules: `^double_blocks\.\d+\.(img|txt)_attn\.(qkv|proj)$`},
-		"krea2_lora_kohya_format":          {dialect: "kohya", modules: `^lora_unet_`},
-		"qwen_image_lora_diffusers_format": {dialect: "kohya", modules: `^transformer_blocks\.\d+\.attn\.to_[qkv]$`},
-		"qwen_image_lora_kohya_format":     {dialect: "kohya", requires: []string{loKr}},
+		"flux_lora_xlabs_format": {dialect: "xlabs",
+			modules: `^double_blocks\.\d+\.(img|txt)_attn\.(qkv|proj)$`},
+		"krea2_lora_kohya_format": {dialect: "kohya", modules: `^lora_unet_`},
+		"qwen_image_lora_diffusers_format": {dialect: "kohya",
+			modules: `^transformer_blocks\.\d+\.attn\.to_[qkv]$`},
+		"qwen_image_lora_kohya_format": {dialect: "kohya", requires: []string{loKr}},
 		"stripped_Alien_Style": {dialect: "kohya",
 			modules: `^(unet\.(input_blocks|middle_block|output_blocks)\.|text_encoder(_2)?\.text_model\.)`},
-		"stripped_peft_adapter_model": {dialect: "peft", options: convert.Options{Scale: 1}, modules: `^[a-z_]+(\.|$)`},
+		"stripped_peft_adapter_model": {dialect: "peft", options: convert.Options{Scale: 1},
+			modules: `^[a-z_]+(\.|$)`},
 		"stripped_shinkai_makoto_offset": {dialect: "kohya", requires: []string{"convolution"},
 			modules: `^(unet\.(down_blocks|mid_block|up_blocks)\.|text_encoder\.text_model\.)`},
 	}
@@ -86,12 +95,14 @@ func TestPublishedGrammars(t *testing.T) {
 		path := write(t, nil, tensors...)
 		src := open(t, path, want.options)
 		a := &src.Manifest().Adapters[0]
-		if a.Dialect != want.dialect || len(a.Layers) != layers || len(a.Tensors()) != len(listing) {
+		if a.Dialect != want.dialect || len(a.Layers) != layers ||
+			len(a.Tensors()) != len(listing) {
 			t.Errorf("%s: dialect %s, %d layers, %d tensors; want %s, %d, %d",
 				name, a.Dialect, len(a.Layers), len(a.Tensors()), want.dialect, layers, len(listing))
 		}
 		for i := range a.Layers {
-			if l := &a.Layers[i]; !regexp.MustCompile(want.modules).MatchString(l.Module) || l.Kind == format.Other {
+			if l := &a.Layers[i]; !regexp.MustCompile(want.modules).MatchString(l.Module) ||
+				l.Kind == format.Other {
 				t.Errorf("%s: module %s of kind %s, want %s", name, l.Module, l.Kind, want.modules)
 			}
 		}

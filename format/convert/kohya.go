@@ -9,7 +9,9 @@ import "strings"
 // alpha is the rank. It is read only.
 func Kohya() Dialect { return kohya }
 
-var kohya = &pairDialect{readOnly: readOnly{"kohya"}, owns: isKohyas, inHeader: kohyaHeader, modules: dotted}
+var kohya = &pairDialect{
+	readOnly: readOnly{"kohya"}, owns: isKohyas, inHeader: kohyaHeader, modules: dotted,
+}
 
 // isKohyas: a flat name, or a factor under kohya's name, or a method of LyCORIS that no other
 // program uses.

@@ -37,7 +37,8 @@ func dotted(modules []string) map[string]string {
 	all := make(map[string]string)
 	// sd-scripts numbers T5 as in SD 3; diffusers has it as the second text encoder of Flux.
 	isFlux := slices.ContainsFunc(modules, func(m string) bool {
-		return strings.HasPrefix(m, "lora_unet_double_blocks_") || strings.HasPrefix(m, "lora_unet_single_blocks_")
+		rest, _ := strings.CutPrefix(m, "lora_unet_")
+		return strings.HasPrefix(rest, "double_blocks_") || strings.HasPrefix(rest, "single_blocks_")
 	})
 	for _, part := range kohyaParts {
 		rest := make(map[string]string) // the module without the prefix, by its flat name

@@ -11,6 +11,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/testkit"
 )
@@ -38,6 +39,17 @@ func open(t *testing.T, path string, o convert.Options) format.Source {
 	}
 	t.Cleanup(func() { src.Close() })
 	return src
+}
+
+// refuses opens a path and wants an error with some words in its text or hint.
+func refuses(t *testing.T, path string, o convert.Options, words ...string) {
+	t.Helper()
+	_, err := convert.Open(t.Context(), path, o)
+	for _, word := range words {
+		if err == nil || !strings.Contains(err.Error()+"\n"+fault.Hint(err), word) {
+			t.Errorf("Open(%s) = %v (hint: %s), want %q", path, err, fault.Hint(err), word)
+		}
+	}
 }
 
 // layersOf describes the layers of a source: module, kind, shapes of A and B, scale.
@@ -73,7 +85,8 @@ func equalLines(t *testing.T, what string, got, want []string) {
 // TestKohyasLayers: ranks and alphas of each module, alphas of zero dimensions, of one, as integers
 // and missing, convolutions of each size, and dotted names.
 func TestKohyasLayers(t *testing.T) {
-	path := write(t, map[string]string{"ss_network_module": "networks.lora", "ss_base_model_version": "sd_v1"},
+	path := write(t, map[string]string{"ss_network_module": "networks.lora",
+		"ss_base_model_version": "sd_v1"},
 		zerosOf("lora_unet_x_proj_in.lora_down.weight", dtype.F16, 4, 6, 1, 1),
 		zerosOf("lora_unet_x_proj_in.lora_up.weight", dtype.F16, 8, 4, 1, 1),
 		testkit.Values("lora_unet_x_proj_in.alpha", dtype.F16, []uint64{}, 1),
@@ -84,7 +97,8 @@ func TestKohyasLayers(t *testing.T) {
 		zerosOf("lora_te1_x_fc1.lora_up.weight", dtype.F32, 8, 2),
 		zerosOf("lora_unet__blocks_0_q.lora_down.weight", dtype.F32, 2, 6),
 		zerosOf("lora_unet__blocks_0_q.lora_up.weight", dtype.F32, 6, 2),
-		testkit.Tensor{Name: "lora_unet__blocks_0_q.alpha", DType: dtype.I64, Shape: []uint64{}, Data: []byte{6, 0, 0, 0, 0, 0, 0, 0}},
+		testkit.Tensor{Name: "lora_unet__blocks_0_q.alpha", DType: dtype.I64, Shape: []uint64{},
+			Data: []byte{6, 0, 0, 0, 0, 0, 0, 0}},
 		zerosOf("blocks.1.q.lora_down.weight", dtype.F32, 2, 6),
 		zerosOf("blocks.1.q.lora_up.weight", dtype.F32, 6, 2),
 		testkit.Values("blocks.1.q.alpha", dtype.F64, []uint64{}, 0.1),
@@ -147,36 +161,49 @@ func TestMethodsOfLyCORISAreNamed(t *testing.T) {
 	q := func(tail string, shape ...uint64) testkit.Tensor {
 		return zerosOf("lora_unet_q."+tail, dtype.F32, shape...)
 	}
-	pair := []testkit.Tensor{q("lora_down.weight", 2, 4, 1, 1), q("lora_up.weight", 4, 2, 1, 1), q("alpha")}
+	pair := []testkit.Tensor{q("lora_down.weight", 2, 4, 1, 1), q("lora_up.weight", 4, 2, 1, 1),
+		q("alpha")}
 	for _, c := range []struct {
 		want    string
 		layers  int
 		tensors []testkit.Tensor
 	}{
-		{"lycoris LoHa", 0, []testkit.Tensor{q("hada_w1_a", 4, 2), q("hada_w1_b", 2, 4), q("hada_w2_a", 4, 2), q("hada_w2_b", 2, 4), q("alpha")}},
-		{"lycoris LoKr", 0, []testkit.Tensor{q("lokr_w1", 2, 2), q("lokr_w2_a", 2, 1), q("lokr_w2_b", 1, 2), q("alpha", 1)}},
+		{"lycoris LoHa", 0, []testkit.Tensor{q("hada_w1_a", 4, 2), q("hada_w1_b", 2, 4),
+			q("hada_w2_a", 4, 2), q("hada_w2_b", 2, 4), q("alpha")}},
+		{"lycoris LoKr", 0, []testkit.Tensor{q("lokr_w1", 2, 2), q("lokr_w2_a", 2, 1),
+			q("lokr_w2_b", 1, 2), q("alpha", 1)}},
 		{"lycoris OFT", 0, []testkit.Tensor{q("oft_blocks", 2, 2, 2), q("alpha")}},
-		{"lycoris GLoRA", 0, []testkit.Tensor{q("a1.weight", 2, 4), q("a2.weight", 4, 2), q("b1.weight", 4, 2), q("b2.weight", 2, 4)}},
+		{"lycoris GLoRA", 0, []testkit.Tensor{q("a1.weight", 2, 4), q("a2.weight", 4, 2),
+			q("b1.weight", 4, 2), q("b2.weight", 2, 4)}},
 		{"lycoris IA³", 0, []testkit.Tensor{q("on_input"), q("weight", 4)}},
 		{"lycoris differences", 0, []testkit.Tensor{q("diff", 4, 4), q("diff_b", 4)}},
 		{"lycoris differences", 0, []testkit.Tensor{q("w_norm", 4), q("b_norm", 4)}},
 		{"lycoris DoRA", 1, append([]testkit.Tensor{q("dora_scale", 1, 4)}, pair...)},
 		{"lycoris LoCon", 1, append([]testkit.Tensor{q("lora_mid.weight", 2, 2, 3, 3)}, pair...)},
-		{"set-tensor lora_unet_q.set_weight", 1, append([]testkit.Tensor{q("set_weight", 4)}, pair...)},
-		{"textual-inversion bundle_emb.cat", 1, append([]testkit.Tensor{zerosOf("bundle_emb.cat.string_to_param.*", dtype.F32, 2, 8)}, pair...)},
-		{"unknown-tensor lora_unet_q.lora_sideways", 1, append([]testkit.Tensor{q("lora_sideways", 4)}, pair...)},
+		{"set-tensor lora_unet_q.set_weight", 1, append([]testkit.Tensor{q("set_weight", 4)},
+			pair...)},
+		{"textual-inversion bundle_emb.cat", 1,
+			append([]testkit.Tensor{zerosOf("bundle_emb.cat.string_to_param.*", dtype.F32, 2, 8)},
+				pair...)},
+		{"unknown-tensor lora_unet_q.lora_sideways", 1, append([]testkit.Tensor{q("lora_sideways",
+			4)}, pair...)},
 		{"missing-factor lora_unet_q: B", 1, pair[:1]},
 		{"missing-factor lora_unet_q: A", 1, pair[1:]},
-		{"missing-factor lora_unet_k: only alpha", 1, append(pair[:3:3], zerosOf("lora_unet_k.alpha", dtype.F32))},
-		{"factor-shape lora_unet_q: A [2 4], B [4 3]", 1, []testkit.Tensor{q("lora_down.weight", 2, 4), q("lora_up.weight", 4, 3)}},
-		{"factor-shape lora_unet_q: A [2 4 3 3], B [4 2]", 1, []testkit.Tensor{q("lora_down.weight", 2, 4, 3, 3), q("lora_up.weight", 4, 2)}},
-		{"twice lora_unet_q.lora_up.weight", 1, append([]testkit.Tensor{q("lora_B.weight", 4, 2)}, pair...)},
+		{"missing-factor lora_unet_k: only alpha", 1, append(pair[:3:3],
+			zerosOf("lora_unet_k.alpha", dtype.F32))},
+		{"factor-shape lora_unet_q: A [2 4], B [4 3]", 1, []testkit.Tensor{q("lora_down.weight",
+			2, 4), q("lora_up.weight", 4, 3)}},
+		{"factor-shape lora_unet_q: A [2 4 3 3], B [4 2]", 1,
+			[]testkit.Tensor{q("lora_down.weight", 2, 4, 3, 3), q("lora_up.weight", 4, 2)}},
+		{"twice lora_unet_q.lora_up.weight", 1, append([]testkit.Tensor{q("lora_B.weight", 4, 2)},
+			pair...)},
 	} {
 		path := write(t, nil, c.tensors...)
 		src := open(t, path, convert.Options{})
-		m := src.Manifest()
-		if got := requirements(src); !slices.ContainsFunc(got, func(q string) bool { return strings.HasPrefix(q, c.want) }) || len(m.Adapters[0].Layers) != c.layers {
-			t.Errorf("%s: requirements %q, %d layers", c.want, got, len(m.Adapters[0].Layers))
+		is := func(q string) bool { return strings.HasPrefix(q, c.want) }
+		got, n := requirements(src), len(src.Manifest().Adapters[0].Layers)
+		if !slices.ContainsFunc(got, is) || n != c.layers {
+			t.Errorf("%s: requirements %q, %d layers", c.want, got, n)
 		}
 		comesBack(t, path)
 	}
@@ -190,18 +217,17 @@ func TestAnAlphaMustBeANumber(t *testing.T) {
 		zerosOf("lora_unet_q.alpha", dtype.F32, 2),
 		{Name: "lora_unet_q.alpha", DType: dtype.BOOL, Shape: []uint64{}, Data: []byte{1}},
 	} {
-		path := write(t, nil, alpha, zerosOf("lora_unet_q.lora_down.weight", dtype.F32, 2, 4), zerosOf("lora_unet_q.lora_up.weight", dtype.F32, 4, 2))
-		if _, err := convert.Open(t.Context(), path, convert.Options{}); err == nil || !strings.Contains(err.Error(), "lora_unet_q.alpha") {
-			t.Errorf("alpha %v %d: Open = %v", alpha.DType, alpha.Shape, err)
-		}
+		pair := factors("lora_unet_q", "lora_down.weight", "lora_up.weight", 2)
+		refuses(t, write(t, nil, append(pair, alpha)...), convert.Options{}, "lora_unet_q.alpha")
 	}
 }
 
 // TestTheUserGivesTheScale that the file does not say, and no other.
 func TestTheUserGivesTheScale(t *testing.T) {
-	pair := []testkit.Tensor{zerosOf("lora_unet_q.lora_down.weight", dtype.F32, 2, 4), zerosOf("lora_unet_q.lora_up.weight", dtype.F32, 4, 2)}
+	pair := factors("lora_unet_q", "lora_down.weight", "lora_up.weight", 2)
 	alone := write(t, nil, pair...)
-	said := write(t, nil, append(pair, testkit.Values("lora_unet_q.alpha", dtype.F32, []uint64{}, 1))...)
+	alpha := testkit.Values("lora_unet_q.alpha", dtype.F32, []uint64{}, 1)
+	said := write(t, nil, append(pair, alpha)...)
 	for _, c := range []struct {
 		options convert.Options
 		scale   float64
@@ -215,9 +241,7 @@ func TestTheUserGivesTheScale(t *testing.T) {
 	}
 	for _, path := range []string{said, filepath.Join(testdata, "demo/adapter-r8")} {
 		for _, o := range []convert.Options{{Alpha: 8}, {Scale: 0.3}} {
-			if _, err := convert.Open(t.Context(), path, o); err == nil || !strings.Contains(err.Error(), "says it") {
-				t.Errorf("%s, %+v: Open = %v", path, o, err)
-			}
+			refuses(t, path, o, "says it")
 		}
 	}
 }
@@ -228,24 +252,25 @@ func TestKohyasKeysBesideAConfigurationOfPEFT(t *testing.T) {
 		zerosOf("lora_te_q.lora_up.weight", dtype.F32, 4, 2))
 	config := []byte(`{"peft_type":"LORA","r":2,"lora_alpha":4}`)
 	testkit.Write(t, filepath.Join(filepath.Dir(path), "adapter_config.json"), config)
-	_, err := convert.Open(t.Context(), path, convert.Options{})
-	if err == nil || !strings.Contains(err.Error(), "kohya") || !strings.Contains(fault.Hint(err), "Options.From=kohya") {
-		t.Errorf("Open = %v (hint: %s)", err, fault.Hint(err))
-	}
+	refuses(t, path, convert.Options{}, "sd-scripts", "Options.From=kohya")
 	src := open(t, path, convert.Options{From: "kohya"})
 	equalLines(t, "layers", layersOf(src), []string{"lora_te_q linear [2 4] [4 2] ×1"})
 }
 
 // TestTheUserNamesTheDialect where the keys are of no dialect that is known by them.
 func TestTheUserNamesTheDialect(t *testing.T) {
-	path := write(t, nil, zerosOf("q.lora_A", dtype.F32, 2, 4), zerosOf("q.lora_B", dtype.F32, 4, 2))
+	path := write(t, nil, zerosOf("q.lora_A", dtype.F32, 2, 4), zerosOf("q.lora_B", dtype.F32, 4,
+		2))
 	if _, err := convert.Open(t.Context(), path, convert.Options{}); err == nil {
 		t.Error("loralib's keys were opened without a dialect")
 	}
 	src := open(t, path, convert.Options{From: "kohya"})
 	equalLines(t, "layers", layersOf(src), []string{"q linear [2 4] [4 2] ×1"})
-	if _, err := convert.Open(t.Context(), path, convert.Options{From: "khoya"}); err == nil || !strings.Contains(err.Error(), "kohya") {
-		t.Errorf("an unknown dialect: %v", err)
+	refuses(t, path, convert.Options{From: "khoya"}, "kohya")
+	if _, err := convert.CreateTo(new(output.Memory), convert.Kohya(),
+		convert.CreateOptions{}); err == nil ||
+		!strings.Contains(err.Error(), "kohya cannot be written") {
+		t.Errorf("CreateTo = %v", err)
 	}
 }
 
@@ -258,29 +283,43 @@ func TestFlatNamesOfKnownArchitectures(t *testing.T) {
 		return tensors
 	}
 	for _, c := range []struct{ flat, want []string }{
-		{[]string{"lora_unet_double_blocks_3_img_attn_qkv", "lora_unet_single_blocks_37_modulation_lin"},
-			[]string{"transformer.double_blocks.3.img_attn.qkv", "transformer.single_blocks.37.modulation.lin"}},
+		{[]string{"lora_unet_double_blocks_3_img_attn_qkv",
+			"lora_unet_single_blocks_37_modulation_lin"},
+			[]string{"transformer.double_blocks.3.img_attn.qkv",
+				"transformer.single_blocks.37.modulation.lin"}},
 		{[]string{"lora_transformer_single_transformer_blocks_0_attn_to_q"},
 			[]string{"transformer.single_transformer_blocks.0.attn.to_q"}},
-		{[]string{"lora_unet__double_blocks_0_img_mlp_0"}, []string{"transformer.double_blocks.0.img_mlp.0"}},
-		{[]string{"lora_unet_down_blocks_0_attentions_1_proj_in", "lora_unet_up_blocks_1_upsamplers_0_conv"},
-			[]string{"unet.down_blocks.0.attentions.1.proj_in", "unet.up_blocks.1.upsamplers.0.conv"}},
-		{[]string{"lora_te1_text_model_encoder_layers_0_self_attn_q_proj", "lora_te2_text_model_encoder_layers_31_mlp_fc1"},
+		{[]string{"lora_unet__double_blocks_0_img_mlp_0"},
+			[]string{"transformer.double_blocks.0.img_mlp.0"}},
+		{[]string{"lora_unet_down_blocks_0_attentions_1_proj_in",
+			"lora_unet_up_blocks_1_upsamplers_0_conv"},
+			[]string{"unet.down_blocks.0.attentions.1.proj_in",
+				"unet.up_blocks.1.upsamplers.0.conv"}},
+		{[]string{"lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+			"lora_te2_text_model_encoder_layers_31_mlp_fc1"},
 			[]string{"text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
 				"text_encoder_2.text_model.encoder.layers.31.mlp.fc1"}},
-		{[]string{"lora_te3_encoder_block_0_layer_0_SelfAttention_k", "lora_unet_joint_blocks_0_x_block_attn_qkv"},
-			[]string{"text_encoder_3.encoder.block.0.layer.0.SelfAttention.k", "transformer.joint_blocks.0.x_block.attn.qkv"}},
-		{[]string{"lora_te3_encoder_block_0_layer_0_SelfAttention_k", "lora_unet_double_blocks_0_img_mlp_0"},
-			[]string{"text_encoder_2.encoder.block.0.layer.0.SelfAttention.k", "transformer.double_blocks.0.img_mlp.0"}},
-		{[]string{"lora_unet_double_blocks_0_img_attn_qkv"}, // Flux has img_attn.qkv, HunyuanVideo img_attn_qkv
+		{[]string{"lora_te3_encoder_block_0_layer_0_SelfAttention_k",
+			"lora_unet_joint_blocks_0_x_block_attn_qkv"},
+			[]string{"text_encoder_3.encoder.block.0.layer.0.SelfAttention.k",
+				"transformer.joint_blocks.0.x_block.attn.qkv"}},
+		{[]string{"lora_te3_encoder_block_0_layer_0_SelfAttention_k",
+			"lora_unet_double_blocks_0_img_mlp_0"},
+			[]string{"text_encoder_2.encoder.block.0.layer.0.SelfAttention.k",
+				"transformer.double_blocks.0.img_mlp.0"}},
+		{[]string{"lora_unet_double_blocks_0_img_attn_qkv"},
+			// Flux has img_attn.qkv, HunyuanVideo img_attn_qkv
 			[]string{"lora_unet_double_blocks_0_img_attn_qkv"}},
 		{[]string{"lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"},
 			[]string{"unet.input_blocks.4.1.transformer_blocks.0.attn1.to_q"}},
 		{[]string{"lora_unet_double_blocks_3_img_attn_qkv", "lora_unet_nowhere"},
 			[]string{"lora_unet_double_blocks_3_img_attn_qkv", "lora_unet_nowhere"}},
-		{[]string{"lora_unet_double_blocks_3_img_attn_qkv", "lora_unet__double_blocks_3_img_attn_qkv"},
-			[]string{"lora_unet__double_blocks_3_img_attn_qkv", "lora_unet_double_blocks_3_img_attn_qkv"}},
-		{[]string{"lora_unet_blocks_0_attn_gate", "lora_prior_te_x"}, []string{"lora_prior_te_x", "lora_unet_blocks_0_attn_gate"}},
+		{[]string{"lora_unet_double_blocks_3_img_attn_qkv",
+			"lora_unet__double_blocks_3_img_attn_qkv"},
+			[]string{"lora_unet__double_blocks_3_img_attn_qkv",
+				"lora_unet_double_blocks_3_img_attn_qkv"}},
+		{[]string{"lora_unet_blocks_0_attn_gate", "lora_prior_te_x"}, []string{"lora_prior_te_x",
+			"lora_unet_blocks_0_attn_gate"}},
 	} {
 		path := write(t, nil, pair(c.flat...)...)
 		var got []string

@@ -61,13 +61,15 @@ func (d *pairDialect) Open(ctx context.Context, in *Input, o Options) (format.So
 		return nil, err
 	}
 	p := pairReader{dialect: d.name, modules: d.modules, needsScale: d.needsScale, options: o}
-	return openPairs(ctx, in, in.table, d.sign(in), p, func(p *pairReader) error { return p.assign(ctx) })
+	assign := func(p *pairReader) error { return p.assign(ctx) }
+	return openPairs(ctx, in, in.table, d.sign(in), p, assign)
 }
 
 // openPairs opens the weights in a table with a reader that knows its dialect. The function assign
 // sorts the tensors by module and role.
 func openPairs(
-	ctx context.Context, in *Input, t *table, sign string, p pairReader, assign func(*pairReader) error,
+	ctx context.Context, in *Input, t *table, sign string, p pairReader,
+	assign func(*pairReader) error,
 ) (format.Source, error) {
 	if len(t.tensors) == 0 {
 		return nil, fault.New(fault.Corrupt, "the file holds no tensors")

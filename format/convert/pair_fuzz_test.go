@@ -34,7 +34,8 @@ func FuzzPairs(f *testing.F) {
 	for range 60 {
 		var text strings.Builder
 		for range rng.IntN(8) {
-			fmt.Fprintf(&text, "%s.%s", modules[rng.IntN(len(modules))], tails[rng.IntN(len(tails))])
+			fmt.Fprintf(&text, "%s.%s", modules[rng.IntN(len(modules))],
+				tails[rng.IntN(len(tails))])
 			for range rng.IntN(4) {
 				fmt.Fprintf(&text, " %d", []int{1, 2, 2, 2, 4, 0}[rng.IntN(6)])
 			}
@@ -53,7 +54,8 @@ func FuzzPairs(f *testing.F) {
 			m := format.Manifest{Tensors: tensors}
 			src := &zeros{m}
 			p := pairReader{
-				collector: collector{tensors: tensors, manifest: &src.manifest}, values: src, options: Options{Alpha: 2},
+				collector: collector{tensors: tensors,
+					manifest: &src.manifest}, values: src, options: Options{Alpha: 2},
 			}
 			if hasConfig {
 				p.options.Alpha = 0
@@ -76,7 +78,8 @@ func FuzzPairs(f *testing.F) {
 			if len(tensors) == 0 {
 				continue
 			}
-			if _, err := format.Write(context.Background(), io.Discard, src, format.WriterOptions{Workers: 1}); err != nil {
+			if _, err := format.Write(context.Background(), io.Discard, src,
+				format.WriterOptions{Workers: 1}); err != nil {
 				t.Errorf("%q: Write = %v", text, err)
 			}
 		}

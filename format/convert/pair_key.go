@@ -128,7 +128,8 @@ func parsePair(name string) pairKey {
 			continue
 		}
 		k := pairKey{
-			module: withoutTail(plain, parts[len(parts)-n:]), isPEFTs: isPEFTs, role: t.role, tail: t.tail,
+			module: withoutTail(plain, parts[len(parts)-n:]), isPEFTs: isPEFTs,
+			role: t.role, tail: t.tail,
 		}
 		switch {
 		case t.role == roleMagnitude && strings.HasSuffix(k.module, ".to_out"):

@@ -11,7 +11,9 @@ import (
 )
 
 // adapter assigns every tensor of the file to a layer or lists it beside the layers.
-func (p *pairReader) adapter(ctx context.Context, assign func(*pairReader) error) (format.Adapter, error) {
+func (p *pairReader) adapter(
+	ctx context.Context, assign func(*pairReader) error,
+) (format.Adapter, error) {
 	p.out = format.Adapter{Method: format.MethodLoRA, Dialect: p.dialect}
 	p.out.Base.Name = p.baseName()
 	if err := assign(p); err != nil {
@@ -178,7 +180,8 @@ func (p *pairReader) rename() {
 
 // baseName returns the name of the base that the header or the model card gives.
 func (p *pairReader) baseName() string {
-	for _, key := range []string{"ss_sd_model_name", "ss_base_model_version", "modelspec.architecture"} {
+	keys := []string{"ss_sd_model_name", "ss_base_model_version", "modelspec.architecture"}
+	for _, key := range keys {
 		if name := p.metadata[key]; checkName(name) == nil && name != "None" {
 			return name
 		}

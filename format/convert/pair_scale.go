@@ -82,7 +82,7 @@ func (p *pairReader) finishScales() error {
 		}
 	}
 	if s.zero > 0 {
-		p.note("alpha is 0 in %s, where merging changes nothing; set it to the value of the training",
+		p.note("alpha is 0 in %s, where merging changes nothing; set it to that of the training",
 			fault.Count(s.zero, "layer"))
 	}
 	isByRule := p.options.Alpha == 0 && p.options.Scale == 0
@@ -98,10 +98,10 @@ func (o *Options) refuseScale(source string) error {
 	if o.Alpha == 0 && o.Scale == 0 {
 		return nil
 	}
-	return fault.New(fault.Mismatch, "Options.Alpha and Options.Scale are for adapters that do not "+
-		"say their scale, and this one says it (%s)", source).
-		WithHint("leave them out; if another adapter of the same command needs them, convert that " +
-			"one to a .lora file first")
+	return fault.New(fault.Mismatch, "Options.Alpha and Options.Scale are for adapters that do "+
+		"not say their scale, and this one says it (%s)", source).
+		WithHint("leave them out; if another adapter of the same command needs them, convert " +
+			"that one to a .lora file first")
 }
 
 // readAlpha returns the number that an alpha tensor holds.

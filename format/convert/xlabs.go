@@ -8,4 +8,6 @@ package convert
 // only.
 func XLabs() Dialect { return xLabs }
 
-var xLabs = &pairDialect{readOnly: readOnly{"xlabs"}, owns: func(k *pairKey) bool { return k.tail == xLabsTail }}
+var xLabs = &pairDialect{
+	readOnly: readOnly{"xlabs"}, owns: func(k *pairKey) bool { return k.tail == xLabsTail },
+}
