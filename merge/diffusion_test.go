@@ -35,8 +35,8 @@ func TestMergeEqualsDiffusersInEveryElement(t *testing.T) {
 	if err := json.Unmarshal(file(t, filepath.Join(diffusion, "index.json")), &index); err != nil {
 		t.Fatal(err)
 	}
-	if len(index.Cases) < 70 {
-		t.Fatalf("%d cases, want 70 or more", len(index.Cases))
+	if len(index.Cases) < 130 {
+		t.Fatalf("%d cases, want 130 or more", len(index.Cases))
 	}
 	for _, c := range index.Cases {
 		t.Run(c.Name, func(t *testing.T) {

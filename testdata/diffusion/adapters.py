@@ -109,6 +109,7 @@ def fuse_blocks(base, layers):
 KOHYA = {"unet": "lora_unet_", "transformer": "lora_unet_", "text_encoder": "lora_te_"}
 KOHYA_XL = KOHYA | {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 KOHYA_FLUX = KOHYA | {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te3_"}
+KOHYA_SD3 = KOHYA_XL | {"text_encoder_3": "lora_te3_"}
 ONETRAINER_FLUX = KOHYA_FLUX | {"text_encoder_2": "lora_te2_"}
 ONETRAINER_LEGACY = KOHYA_FLUX | {"transformer": "lora_transformer_"}
 
@@ -141,12 +142,18 @@ def dotted(layers, prefixes, style=PEFT_STYLE) -> dict:
     return tensors
 
 
-COMPONENTS = {name: name + "." for name in ("unet", "transformer", "text_encoder", "text_encoder_2")}
+COMPONENTS = {
+    name: name + "." for name in ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+}
 COMFY = {
     "unet": "diffusion_model.",
     "transformer": "diffusion_model.",
     "text_encoder": "text_encoders.clip_l.transformer.",
     "text_encoder_2": "text_encoders.t5xxl.transformer.",
+}
+COMFY_SD3 = COMFY | {
+    "text_encoder_2": "text_encoders.clip_g.transformer.",
+    "text_encoder_3": "text_encoders.t5xxl.transformer.",
 }
 BARE = {"unet": "", "transformer": ""}
 

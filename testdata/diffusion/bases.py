@@ -72,6 +72,73 @@ def flux():
     return dict(transformer=transformer, text_encoder=clip(), text_encoder_2=t5())
 
 
+def sdxl():
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, block_out_channels=(4, 8, 8), norm_num_groups=2, cross_attention_dim=20,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2), attention_head_dim=2, use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=2,
+        projection_class_embeddings_input_dim=24,
+    )
+    return dict(unet=unet, text_encoder=clip(), text_encoder_2=clip(12, 3, projection=12))
+
+
+def sd3():
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=4, patch_size=1, in_channels=4, num_layers=2, attention_head_dim=4,
+        num_attention_heads=2, joint_attention_dim=8, caption_projection_dim=8, pooled_projection_dim=8,
+        out_channels=4, pos_embed_max_size=4, dual_attention_layers=(0,), qk_norm="rms_norm",
+    )
+    return dict(
+        transformer=transformer, text_encoder=clip(projection=8),
+        text_encoder_2=clip(12, 3, projection=12), text_encoder_3=t5(),
+    )
+
+
+def wan():
+    return dict(transformer=diffusers.WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=6, in_channels=4, out_channels=4, text_dim=8,
+        freq_dim=8, ffn_dim=16, num_layers=2, cross_attn_norm=True, image_dim=8, added_kv_proj_dim=12,
+        rope_max_seq_len=8,
+    ))
+
+
+def qwen_image():
+    return dict(transformer=diffusers.QwenImageTransformer2DModel(
+        in_channels=8, out_channels=2, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=8, axes_dims_rope=(2, 2, 4),
+    ))
+
+
+def hunyuan_video():
+    return dict(transformer=diffusers.HunyuanVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=4, num_layers=2,
+        num_single_layers=2, num_refiner_layers=1, mlp_ratio=2.0, patch_size=1, text_embed_dim=8,
+        pooled_projection_dim=8, rope_axes_dim=(2, 2, 0),
+    ))
+
+
+def z_image():
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4, dim=8, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=8,
+        axes_dims=(2, 2, 0), axes_lens=(8, 8, 8),
+    )
+    # Its sizes are no arguments of the model, and would fill half a megabyte.
+    transformer.t_embedder = type(transformer.t_embedder)(8, mid_size=12, frequency_embedding_size=6)
+    return dict(transformer=transformer)
+
+
+def pipeline_of(kind, scheduler):
+    """Builds a pipeline from its models, and leaves everything else out."""
+    def build(parts):
+        wanted = inspect.signature(kind.__init__).parameters.values()
+        missing = [p.name for p in wanted if p.name != "self" and p.default is p.empty]
+        return kind(**dict.fromkeys(missing) | {"scheduler": scheduler()} | parts)
+
+    return build
+
+
 def sd1_pipeline(parts):
     return diffusers.StableDiffusionPipeline(
         **{"vae": None} | parts, tokenizer=None, scheduler=diffusers.PNDMScheduler(), safety_checker=None,
@@ -79,11 +146,7 @@ def sd1_pipeline(parts):
     )
 
 
-def flux_pipeline(parts):
-    return diffusers.FluxPipeline(
-        **parts, vae=None, tokenizer=None, tokenizer_2=None,
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-    )
+FLOW = diffusers.FlowMatchEulerDiscreteScheduler
 
 
 def ldm_converter(state, model):
@@ -104,9 +167,10 @@ def with_sizes(converter, **sizes):
     return scope[converter.__name__]
 
 
-def flux_converter(state, model):
-    convert = with_sizes(converters.convert_flux_transformer_checkpoint_to_diffusers, inner_dim=8)
-    return convert(dict(state))
+def published(converter, **sizes):
+    """A converter of diffusers for the models of this file."""
+    convert = with_sizes(converter, **sizes) if sizes else converter
+    return lambda state, model: convert(dict(state))
 
 
 def drop_prefix(state, prefix):
@@ -131,6 +195,7 @@ class Base:
     convert: callable
     single: dict = field(default_factory=dict)  # file: {component: prefix}
     clip_prefix: bool = False
+    open_clip: str = ""  # the component that single files have in OpenCLIP's names
     cache: dict = field(default_factory=dict)
 
     def build(self):
@@ -221,6 +286,8 @@ class Base:
                 part = self.names().to_native(part)
             elif component == "vae":  # only names that both namespaces share
                 part = {name: t for name, t in part.items() if re.fullmatch(SHARED_VAE, name)}
+            elif component == self.open_clip:
+                part = Names("open_clip", of_component(self.weights(), component)).to_native(part)
             elif self.flat_clip(component):
                 part = {f"text_model.{name}": t for name, t in part.items()}
             single.update({prefix + name: t for name, t in part.items()})
@@ -250,6 +317,10 @@ class Base:
         if self.denoiser == "transformer":
             native = drop_prefix(native, prefix)
         same(self.convert(native, pipe.components[self.denoiser]), of_component(state, self.denoiser))
+        if self.open_clip in prefixes:
+            prefix, model = prefixes[self.open_clip], pipe.components[self.open_clip]
+            converted = converters.convert_open_clip_checkpoint(model, single, prefix)
+            same(converted, of_component(state, self.open_clip))
 
 
 def of_component(state, component) -> dict:
@@ -274,7 +345,8 @@ BASES = {base.name: base for base in [
         },
     ),
     Base(
-        "flux", flux, flux_pipeline, torch.bfloat16, "transformer", "flux", flux_converter,
+        "flux", flux, pipeline_of(diffusers.FluxPipeline, FLOW), torch.bfloat16, "transformer", "flux",
+        published(converters.convert_flux_transformer_checkpoint_to_diffusers, inner_dim=8),
         single={
             "flux-bfl.safetensors": {"transformer": ""},
             "flux.safetensors": {
@@ -283,5 +355,47 @@ BASES = {base.name: base for base in [
                 "text_encoder_2": "text_encoders.t5xxl.transformer.",
             },
         },
+    ),
+    Base(
+        "sdxl", sdxl, pipeline_of(diffusers.StableDiffusionXLPipeline, diffusers.EulerDiscreteScheduler),
+        torch.float16, "unet", "unet", ldm_converter, clip_prefix=True, open_clip="text_encoder_2",
+        single={
+            "sdxl.safetensors": {
+                "unet": "model.diffusion_model.",
+                "text_encoder": "conditioner.embedders.0.transformer.",
+                "text_encoder_2": "conditioner.embedders.1.model.",
+            },
+        },
+    ),
+    Base(
+        "sd3", sd3, pipeline_of(diffusers.StableDiffusion3Pipeline, FLOW), torch.float16, "transformer", "sd3",
+        published(converters.convert_sd3_transformer_checkpoint_to_diffusers),
+        single={
+            "sd3.safetensors": {
+                "transformer": "model.diffusion_model.",
+                "text_encoder": "text_encoders.clip_l.transformer.",
+                "text_encoder_2": "text_encoders.clip_g.transformer.",
+                "text_encoder_3": "text_encoders.t5xxl.transformer.",
+            },
+        },
+    ),
+    Base(
+        "wan", wan, pipeline_of(diffusers.WanImageToVideoPipeline, FLOW), torch.bfloat16, "transformer", "wan",
+        published(converters.convert_wan_transformer_to_diffusers), single={"wan.safetensors": {"transformer": ""}},
+    ),
+    Base(
+        "qwen", qwen_image, pipeline_of(diffusers.QwenImagePipeline, FLOW), torch.bfloat16, "transformer", "same",
+        lambda state, model: state, single={"qwen.safetensors": {"transformer": "model.diffusion_model."}},
+    ),
+    Base(
+        "hunyuan", hunyuan_video, pipeline_of(diffusers.HunyuanVideoPipeline, FLOW), torch.bfloat16,
+        "transformer", "hunyuan_video",
+        published(converters.convert_hunyuan_video_transformer_to_diffusers, hidden_size=8),
+        single={"hunyuan.safetensors": {"transformer": ""}},
+    ),
+    Base(
+        "zimage", z_image, pipeline_of(diffusers.ZImagePipeline, FLOW), torch.bfloat16, "transformer", "z_image",
+        published(converters.convert_z_image_transformer_checkpoint_to_diffusers),
+        single={"zimage.safetensors": {"transformer": "model.diffusion_model."}},
     ),
 ]}

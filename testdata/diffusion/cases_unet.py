@@ -1,9 +1,10 @@
 """Cases on U-Nets: Stable Diffusion 1 and XL."""
 
+from dataclasses import replace
 from functools import partial
 
 import saved
-from adapters import COMFY, COMPONENTS, DOWN_UP, as_native, dotted, kohya, old_diffusers
+from adapters import COMFY, COMPONENTS, DOWN_UP, KOHYA_XL, as_native, dotted, kohya, old_diffusers, split_fused
 from case import BF16, F16, Adapter, Case, layers, on_alpha, on_rank
 
 SD_SCRIPTS = {
@@ -56,7 +57,10 @@ SD1 = [
     ),
     Case(
         "sd1-kohya-conv", "sd1",
-        [Adapter(layers(r"unet/.*(\.conv\d?|conv_shortcut|conv_in|conv_out|proj_in|proj_out)", rank=2, alpha=1.0), kohya)],
+        [Adapter(layers(
+            r"unet/(down_blocks\.1|up_blocks\.1)\..*(\.conv\d?|conv_shortcut|proj_in|proj_out)|unet/conv_(in|out)",
+            rank=2, alpha=1.0,
+        ), kohya)],
         "convolutions 3x3 and 1x1, and the first and the last one",
     ),
     Case(
@@ -68,7 +72,7 @@ SD1 = [
         "sd1-diffusers", "sd1",
         [Adapter(None, None, save=partial(saved.save, metadata=True, configs={
             "unet": dict(
-                r=4, lora_alpha=2, target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1"],
+                r=4, lora_alpha=2, target_modules=r"mid_block.*\.(to_q|to_k|to_v|to_out\.0|conv1)",
                 rank_pattern={"attn2.to_k": 2}, alpha_pattern={"attn1.to_v": 8},
             ),
             "text_encoder": dict(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj", "fc1"]),
@@ -105,7 +109,7 @@ SD1 = [
     Case(
         "sd1-comfy", "sd1",
         [Adapter(
-            layers(r"unet/.*(to_q|emb_layers\.1|in_layers\.2|skip_connection|op|2\.conv)", rank=2, alpha=on_alpha, native=True),
+            layers(r"unet/\w+\.([48]|1[01])\..*(to_q|emb_layers\.1|in_layers\.2|skip_connection|op|2\.conv)", rank=2, alpha=on_alpha, native=True),
             partial(dotted, prefixes=COMFY, style=DOWN_UP),
         )],
         "ComfyUI: native names after diffusion_model., with alpha",
@@ -124,4 +128,56 @@ SD1 = [
     four_grammars("diffusers", partial(dotted, prefixes=COMPONENTS), "diffusers with PEFT's names"),
     four_grammars("old", old_diffusers, "diffusers of 2023"),
     four_grammars("comfy", partial(dotted, prefixes=COMFY), "ComfyUI", native=True, by_diffusers=False),
+]
+
+
+XL_SOME = (
+    r"unet/(input_blocks\.[57]|middle_block|output_blocks\.[26])\..*"
+    r"(attn\d\.to_\w+(\.0)?|ff\.net.*|proj_in|proj_out|in_layers\.2|emb_layers\.1|skip_connection|conv)"
+)
+XL_CLIP = r"text_encoder(_2)?/.*(self_attn\.\w+|fc\d)"
+
+
+def xl_some(base, case):
+    return layers(XL_SOME, rank=on_rank, alpha=on_alpha, dtype=F16, native=True)(base, "sdxl-four")
+
+
+def xl_parts(alpha):
+    """The same layers under the names of diffusers; without an alpha, up has the scale."""
+    def make(base, case):
+        made = split_fused(base, xl_some(base, case))
+        return made if alpha else [replace(layer, up=layer.up * layer.scale, alpha=None) for layer in made]
+
+    return make
+
+
+def xl_four(name, make, write, comment, by_diffusers=False):
+    return Case(
+        f"sdxl-four-{name}", "sdxl", [Adapter(make, write)], comment, by_diffusers=by_diffusers, group="sdxl-four"
+    )
+
+
+SDXL = [
+    Case(
+        "sdxl-kohya-te", "sdxl",
+        [Adapter(layers(XL_CLIP, rank=on_rank, alpha=on_alpha, dtype=F16), partial(kohya, prefixes=KOHYA_XL))],
+        "both text encoders, the second with OpenCLIP's in_proj in the single file; "
+        "diffusers confuses the alphas of the text encoders",
+        by_diffusers=False,
+    ),
+    Case(
+        "sdxl-diffusers", "sdxl",
+        [Adapter(None, None, save=partial(saved.save, metadata=True, configs={
+            "unet": dict(r=4, lora_alpha=2, target_modules=r"mid_block.*\.(to_q|to_k|to_out\.0|proj_in)"),
+            "text_encoder": dict(r=2, lora_alpha=4, target_modules=["v_proj"]),
+            "text_encoder_2": dict(
+                r=4, lora_alpha=4, rank_pattern={"k_proj": 2}, target_modules=["k_proj", "out_proj", "fc2"],
+            ),
+        }))],
+        "saved by diffusers, with both text encoders: one part of OpenCLIP's in_proj",
+    ),
+    xl_four("sgm", xl_some, partial(kohya, prefixes=KOHYA_XL), "flat names of SGM"),
+    xl_four("flat", xl_parts(alpha=True), partial(kohya, prefixes=KOHYA_XL), "flat names of diffusers"),
+    xl_four("diffusers", xl_parts(alpha=False), partial(dotted, prefixes=COMPONENTS), "diffusers", by_diffusers=True),
+    xl_four("comfy", xl_some, partial(dotted, prefixes=COMFY, style=DOWN_UP), "ComfyUI"),
 ]
