@@ -7,6 +7,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
 )
 
 // pairDialects are in the order in which they claim keys.
@@ -36,7 +37,7 @@ func claimsOf(in *Input) map[string]string {
 			in.claimed[d.name] = t.Name
 		}
 	}
-	if 2*known < len(in.table.tensors) {
+	if 2*known < len(in.table.tensors) || naming.HaveBaseLayers(in.table.keys()) {
 		clear(in.claimed)
 	}
 	return in.claimed

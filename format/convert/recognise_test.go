@@ -70,15 +70,22 @@ func TestDialectsAreNamed(t *testing.T) {
 
 // TestAModelIsNoAdapter, even if it was saved with adapters in its layers.
 func TestAModelIsNoAdapter(t *testing.T) {
-	dir := t.TempDir()
-	var names []string
-	for _, layer := range []string{"0", "1", "2"} {
-		names = append(names, layer+".q.base_layer.weight", layer+".q.lora_A.speech.weight", layer+".q.lora_A.weight", layer+".q.lora_B.weight")
-	}
-	path := filepath.Join(dir, "model.safetensors")
-	testkit.Write(t, path, testkit.Encode(nil, ones(names...)...))
-	if convert.IsAdapter(t.Context(), path) || convert.IsAdapter(t.Context(), dir) {
-		t.Errorf("IsAdapter of a model with adapters inside: %v, its directory: %v", convert.IsAdapter(t.Context(), path), convert.IsAdapter(t.Context(), dir))
+	for _, prefix := range []string{"", "base_model.model.", "unet."} {
+		var names []string
+		for _, layer := range []string{"0", "1", "2"} {
+			q := prefix + layer + ".q."
+			names = append(names, q+"base_layer.weight", q+"lora_A.speech.weight", q+"lora_A.weight", q+"lora_B.weight")
+		}
+		for _, file := range []string{"model.safetensors", "other.safetensors"} {
+			dir := t.TempDir()
+			path := filepath.Join(dir, file)
+			testkit.Write(t, path, testkit.Encode(nil, ones(names...)...))
+			for _, at := range []string{path, dir} {
+				if convert.IsAdapter(t.Context(), at) {
+					t.Errorf("IsAdapter of a model with adapters inside, %s %q: true", file, prefix)
+				}
+			}
+		}
 	}
 }
 

@@ -98,12 +98,16 @@ func fits(key, part string) bool {
 // AreOfAdapter reports whether keys are those of an adapter, in a dialect that is read or in
 // another. A model that was saved with adapters in its layers has their keys, and its own weights
 // as well.
-func AreOfAdapter(keys []string) bool {
+func AreOfAdapter(keys []string) bool { return !HaveBaseLayers(keys) && Dialect(keys) != "" }
+
+// HaveBaseLayers reports whether keys are those of a model that was saved with adapters in its
+// layers. PEFT itself saves the base's weights of an embedding and of a head beside their factors.
+func HaveBaseLayers(keys []string) bool {
 	n := 0
 	for _, key := range keys {
 		if strings.HasSuffix(key, ".base_layer.weight") {
-			n++ // PEFT saves that of an embedding and of a head beside their factors
+			n++
 		}
 	}
-	return n <= 2 && Dialect(keys) != ""
+	return n > 2
 }
