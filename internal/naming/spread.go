@@ -173,9 +173,13 @@ func (c *component) findAll(own spelling, modules []Update) *found {
 // namespaces. misfit is a weight of the right name and another shape.
 func (c *component) find(own spelling, m Update) (fits [][]Slice, misfit string) {
 	rest := strings.TrimPrefix(m.Name, own.prefix)
-	names := []string{rest}
-	if own.flat {
-		names = c.flatModules(rest)
+	var names []string
+	for _, spelled := range c.spelled(rest) {
+		if own.flat {
+			names = append(names, c.flatModules(architecture.Flatten(spelled))...)
+		} else {
+			names = append(names, spelled)
+		}
 	}
 	for _, name := range names {
 		at, weight := c.whole(name, m)
@@ -192,6 +196,17 @@ func (c *component) find(own spelling, m Update) (fits [][]Slice, misfit string)
 		}
 	}
 	return fits, misfit
+}
+
+// textModel is a segment in front of the modules of CLIP that transformers 5 dropped.
+const textModel = "text_model."
+
+// spelled lists the ways to spell the name of a module of an adapter.
+func (c *component) spelled(name string) []string {
+	if c.kind != textEncoder || strings.HasPrefix(name, strings.TrimSuffix(textModel, ".")) {
+		return []string{name}
+	}
+	return []string{name, textModel + name}
 }
 
 // whole returns the weight of the very module if it has the module's shape.

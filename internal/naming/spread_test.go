@@ -50,6 +50,10 @@ func TestSpread(t *testing.T) {
 		"transformer.norm_out.linear":                       {2 * h, h},
 		"text_encoder.text_model.encoder.layers.0.mlp.fc1":  {8, 4},
 	}
+	sd2 := weights{
+		"cond_stage_model.model.transformer.resblocks.0.attn.in_proj": {3 * h, h},
+		"cond_stage_model.model.transformer.resblocks.0.mlp.c_fc":     {4 * h, h},
+	}
 	slice := func(weight string, at, from, rows uint64) naming.Slice {
 		return naming.Slice{Weight: weight, At: at, From: from, Rows: rows}
 	}
@@ -84,6 +88,10 @@ func TestSpread(t *testing.T) {
 			[]naming.Slice{slice("text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight", 0, 0, 8)}},
 		{"a text encoder of another number", split, naming.Update{Name: "lora_te2_text_model_encoder_layers_0_mlp_fc1", Rows: 8, Columns: 4},
 			[]naming.Slice{slice("text_encoder.text_model.encoder.layers.0.mlp.fc1.weight", 0, 0, 8)}},
+		{"a text encoder without the segment that transformers 5 dropped", sd2, naming.Update{Name: "text_encoder.encoder.layers.0.self_attn.k_proj", Rows: h, Columns: h},
+			[]naming.Slice{slice("cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight", h, 0, h)}},
+		{"the same, flat", sd2, naming.Update{Name: "lora_te_encoder_layers_0_self_attn_k_proj", Rows: h, Columns: h},
+			[]naming.Slice{slice("cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight", h, 0, h)}},
 		{"an architecture without a table", weights{"blocks.0.attn.wk": {4, 6}}, naming.Update{Name: "lora_unet_blocks_0_attn_wk", Rows: 4, Columns: 6},
 			[]naming.Slice{slice("blocks.0.attn.wk.weight", 0, 0, 4)}},
 		{"two modules of one flat name, told apart by shape", weights{"a.b_c": {4, 6}, "a_b.c": {6, 6}}, naming.Update{Name: "lora_unet_a_b_c", Rows: 4, Columns: 6},
