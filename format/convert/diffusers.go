@@ -59,17 +59,20 @@ func isOfDiffusion(module string) bool {
 	return slices.Contains(denoiserParts, first) || ofDiffusers
 }
 
-// namespaces reports whether the tables of the architectures know a module by an authors' name
-// alone, or by a name of diffusers alone.
+// namespaces reports whether the tables of the architectures know a module by a name that only its
+// authors use, or by one that diffusers uses. Both are false for a name that diffusers uses in one
+// architecture and only the authors in another: img_in is native in Flux, and the one name in
+// Qwen-Image.
 func namespaces(module string) (native, ofDiffusers bool) {
 	for _, t := range architecture.Tables() {
 		parts, ok := t.Parts(module)
-		if !ok {
-			continue
+		switch {
+		case !ok:
+		case parts[0].Module == module:
+			ofDiffusers = true
+		default:
+			native = true
 		}
-		name, _, _ := t.Native(parts[0])
-		native = native || parts[0].Module != module
-		ofDiffusers = ofDiffusers || name != module
 	}
 	return native && !ofDiffusers, ofDiffusers && !native
 }

@@ -191,6 +191,19 @@ func TestPEFTsKeysWithoutAConfiguration(t *testing.T) {
 	}
 }
 
+// TestNamesThatAllUse: the authors of Qwen-Image and diffusers have the same names, some of which
+// are native in Flux alone, or diffusers' there.
+func TestNamesThatAllUse(t *testing.T) {
+	var tensors []testkit.Tensor
+	for _, module := range []string{"img_in", "proj_out", "transformer_blocks.0.attn.to_q"} {
+		tensors = append(tensors, factors(module, "lora_A.weight", "lora_B.weight", 2)...)
+	}
+	src := open(t, write(t, nil, tensors...), convert.Options{})
+	if a := src.Manifest().Adapters[0]; a.Dialect != "diffusers" || len(a.Layers) != 3 {
+		t.Errorf("dialect %s with %d layers, want diffusers with 3", a.Dialect, len(a.Layers))
+	}
+}
+
 // TestKeysOfTwoDialectsAreNotGuessed.
 func TestKeysOfTwoDialectsAreNotGuessed(t *testing.T) {
 	path := write(t, nil, append(factors("lora_te_q", "lora_down.weight", "lora_up.weight", 2),
