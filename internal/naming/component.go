@@ -78,6 +78,19 @@ func spellingOf(name string) spelling {
 	return spelling{}
 }
 
+// FlatPart is a part of an adapter with flat names: all modules that begin with one text.
+type FlatPart struct {
+	Prefix    string
+	Component string // as diffusers calls it; for a denoiser, that of its architecture goes before
+	IsText    bool   // a text encoder, not a denoiser
+}
+
+// CutFlat cuts the text off that a flat name begins with. ok is false for any other name.
+func CutFlat(module string) (part FlatPart, rest string, ok bool) {
+	s := spellingOf(module)
+	return FlatPart{s.prefix, s.name, s.kind == textEncoder}, strings.TrimPrefix(module, s.prefix), s.flat
+}
+
 // ComponentOf returns the component that a module of an adapter belongs to, as diffusers calls it;
 // "" if its name does not say it.
 func ComponentOf(module string) string { return spellingOf(module).name }
