@@ -23,6 +23,8 @@ type diffusionCase struct {
 	Adapters []string  `json:"adapters"`
 	Weights  []float64 `json:"weights"`
 	Only     []string  `json:"only"`   // the components to change; nil for all
+	Alpha    float64   `json:"alpha"`  // for adapters that do not say it; 0 gives none
+	Scale    float64   `json:"scale"`  // the same
 	Merged   string    `json:"merged"` // the file of the tensors that change
 }
 
@@ -35,8 +37,8 @@ func TestMergeEqualsDiffusersInEveryElement(t *testing.T) {
 	if err := json.Unmarshal(file(t, filepath.Join(diffusion, "index.json")), &index); err != nil {
 		t.Fatal(err)
 	}
-	if len(index.Cases) < 130 {
-		t.Fatalf("%d cases, want 130 or more", len(index.Cases))
+	if len(index.Cases) < 140 {
+		t.Fatalf("%d cases, want 140 or more", len(index.Cases))
 	}
 	for _, c := range index.Cases {
 		t.Run(c.Name, func(t *testing.T) {
@@ -104,7 +106,7 @@ func (c diffusionCase) openAdapters(t *testing.T) (adapters []merge.Adapter) {
 	t.Helper()
 	for i, name := range c.Adapters {
 		path := filepath.Join(diffusion, name)
-		src, err := convert.Open(t.Context(), path, convert.Options{})
+		src, err := convert.Open(t.Context(), path, convert.Options{Alpha: c.Alpha, Scale: c.Scale})
 		if err != nil {
 			t.Fatal(err, "\nhint: ", fault.Hint(err))
 		}

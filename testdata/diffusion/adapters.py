@@ -51,7 +51,9 @@ def random_factor(name: str, shape, dtype):
     return (values * GRAIN).to(dtype)
 
 
-def random_layers(base, case: str, pattern: str, rank=2, alpha=None, dtype=torch.float32, native=False):
+def random_layers(
+    base, case: str, pattern: str, rank=2, alpha=None, dtype=torch.float32, native=False
+):
     """Layers for the modules whose component/name matches the pattern.
 
     rank and alpha are a number, or a function of the module's number.
@@ -77,7 +79,7 @@ def as_native(base, layers):
 
 
 def split_fused(base, layers):
-    """The same change under the names of diffusers: the parts share down, and cut the rows of up."""
+    """The same change under the names of diffusers: parts share down, and divide the rows of up."""
     names, split = base.names(), []
     for layer in layers:
         if not layer.native:
@@ -101,7 +103,9 @@ def fuse_blocks(base, layers):
         parts.sort(key=lambda part: names.modules[part.module][1])
         assert len(parts) == len(names.parts_of(module))
         alpha = parts[0].alpha and parts[0].alpha * len(parts)
-        down, up = torch.cat([part.down for part in parts]), torch.block_diag(*(part.up for part in parts))
+        down, up = torch.cat([part.down for part in parts]), torch.block_diag(
+            *(part.up for part in parts)
+        )
         result.append(Layer(parts[0].component, module, down, up, alpha, native=True))
     return result
 
@@ -143,7 +147,8 @@ def dotted(layers, prefixes, style=PEFT_STYLE) -> dict:
 
 
 COMPONENTS = {
-    name: name + "." for name in ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+    name: name + "."
+    for name in ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 }
 COMFY = {
     "unet": "diffusion_model.",
@@ -155,11 +160,12 @@ COMFY_SD3 = COMFY | {
     "text_encoder_2": "text_encoders.clip_g.transformer.",
     "text_encoder_3": "text_encoders.t5xxl.transformer.",
 }
+PEFT = {"unet": "base_model.model.", "transformer": "base_model.model."}
 BARE = {"unet": "", "transformer": ""}
 
 
 def old_diffusers(layers, prefixes=COMPONENTS, processors=True) -> dict:
-    """diffusers of 2023: first attention processors, then LoRA layers; lora_linear_layer in CLIP."""
+    """diffusers of 2023: attention processors, then LoRA layers; lora_linear_layer in CLIP."""
     tensors = {}
     for layer in layers:
         attention, _, projection = layer.module.rpartition(".attn")
@@ -180,7 +186,27 @@ def xlabs(layers) -> dict:
     """XLabs: the processors of Flux's attentions; 1 is the image's, 2 the text's."""
     tensors = {}
     for layer in layers:
-        block, stream, kind = re.fullmatch(r"(double_blocks\.\d+)\.(img|txt)_attn\.(qkv|proj)", layer.module).groups()
+        block, stream, kind = re.fullmatch(
+            r"(double_blocks\.\d+)\.(img|txt)_attn\.(qkv|proj)", layer.module
+        ).groups()
         stem = f"{block}.processor.{kind}_lora{1 if stream == 'img' else 2}"
         tensors[f"{stem}.down.weight"], tensors[f"{stem}.up.weight"] = layer.down, layer.up
     return tensors
+
+
+def cloneofsimo(layers) -> dict:
+    """The first tool for Stable Diffusion: numbers in the order of the layers in the model."""
+    tensors = {}
+    for number, layer in enumerate(layers):
+        tensors[f"{layer.component}:{number}:up"] = layer.up
+        tensors[f"{layer.component}:{number}:down"] = layer.down
+    return tensors
+
+
+def with_dimensions(layers, dimensions: int):
+    """The same factors as matrices, or with two dimensions of 1 behind, as a convolution's."""
+
+    def shaped(t):
+        return t.reshape(*t.flatten(1).shape, *[1] * (dimensions - 2))
+
+    return [replace(layer, down=shaped(layer.down), up=shaped(layer.up)) for layer in layers]

@@ -1,4 +1,4 @@
-"""The bases: pipelines of tiny models with the real classes, and the same weights in one file."""
+"""The bases: pipelines of tiny models, and the same weights in one file."""
 
 import hashlib
 import inspect
@@ -12,6 +12,7 @@ import transformers
 from diffusers.loaders import single_file_utils as converters
 from safetensors.torch import load_file, save_file
 
+from models import flux, hunyuan_video, qwen_image, sd1, sd3, sdxl, wan, z_image
 from native import Names
 
 # Every weight is a multiple of GRAIN, so that sums with small factors are exact in float64.
@@ -31,106 +32,17 @@ def random_weight(name: str, shape, dtype):
 
 def fill(model, name: str, dtype):
     """Gives every parameter a value that depends only on its name."""
-    state = {key: random_weight(f"{name}/{key}", t.shape, dtype) for key, t in model.state_dict().items()}
+    state = {
+        key: random_weight(f"{name}/{key}", t.shape, dtype) for key, t in model.state_dict().items()
+    }
     model = model.to(dtype)
     model.load_state_dict(state)
     return model.eval()
 
 
-def clip(width=8, layers=2, projection=None):
-    config = transformers.CLIPTextConfig(
-        vocab_size=8, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-        num_attention_heads=2, max_position_embeddings=6, bos_token_id=0, eos_token_id=2,
-        projection_dim=projection or width,
-    )
-    kind = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
-    return kind(config)
-
-
-def t5():
-    return transformers.T5EncoderModel(transformers.T5Config(
-        vocab_size=8, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2,
-        relative_attention_num_buckets=4, feed_forward_proj="gated-gelu",
-    ))
-
-
-def sd1():
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8, block_out_channels=(4, 8, 8, 8), norm_num_groups=2, cross_attention_dim=8,
-        attention_head_dim=2,
-    )
-    vae = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, layers_per_block=1)
-    return dict(vae=vae, unet=unet, text_encoder=clip())
-
-
-def flux():
-    transformer = diffusers.FluxTransformer2DModel(
-        patch_size=1, in_channels=8, num_layers=2, num_single_layers=2, attention_head_dim=4,
-        num_attention_heads=2, joint_attention_dim=8, pooled_projection_dim=8,
-        guidance_embeds=True, axes_dims_rope=(2, 2, 0),
-    )
-    return dict(transformer=transformer, text_encoder=clip(), text_encoder_2=t5())
-
-
-def sdxl():
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8, block_out_channels=(4, 8, 8), norm_num_groups=2, cross_attention_dim=20,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 1, 2), attention_head_dim=2, use_linear_projection=True,
-        addition_embed_type="text_time", addition_time_embed_dim=2,
-        projection_class_embeddings_input_dim=24,
-    )
-    return dict(unet=unet, text_encoder=clip(), text_encoder_2=clip(12, 3, projection=12))
-
-
-def sd3():
-    transformer = diffusers.SD3Transformer2DModel(
-        sample_size=4, patch_size=1, in_channels=4, num_layers=2, attention_head_dim=4,
-        num_attention_heads=2, joint_attention_dim=8, caption_projection_dim=8, pooled_projection_dim=8,
-        out_channels=4, pos_embed_max_size=4, dual_attention_layers=(0,), qk_norm="rms_norm",
-    )
-    return dict(
-        transformer=transformer, text_encoder=clip(projection=8),
-        text_encoder_2=clip(12, 3, projection=12), text_encoder_3=t5(),
-    )
-
-
-def wan():
-    return dict(transformer=diffusers.WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=6, in_channels=4, out_channels=4, text_dim=8,
-        freq_dim=8, ffn_dim=16, num_layers=2, cross_attn_norm=True, image_dim=8, added_kv_proj_dim=12,
-        rope_max_seq_len=8,
-    ))
-
-
-def qwen_image():
-    return dict(transformer=diffusers.QwenImageTransformer2DModel(
-        in_channels=8, out_channels=2, num_layers=2, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=8, axes_dims_rope=(2, 2, 4),
-    ))
-
-
-def hunyuan_video():
-    return dict(transformer=diffusers.HunyuanVideoTransformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=4, num_layers=2,
-        num_single_layers=2, num_refiner_layers=1, mlp_ratio=2.0, patch_size=1, text_embed_dim=8,
-        pooled_projection_dim=8, rope_axes_dim=(2, 2, 0),
-    ))
-
-
-def z_image():
-    transformer = diffusers.ZImageTransformer2DModel(
-        in_channels=4, dim=8, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=8,
-        axes_dims=(2, 2, 0), axes_lens=(8, 8, 8),
-    )
-    # Its sizes are no arguments of the model, and would fill half a megabyte.
-    transformer.t_embedder = type(transformer.t_embedder)(8, mid_size=12, frequency_embedding_size=6)
-    return dict(transformer=transformer)
-
-
 def pipeline_of(kind, scheduler):
     """Builds a pipeline from its models, and leaves everything else out."""
+
     def build(parts):
         wanted = inspect.signature(kind.__init__).parameters.values()
         missing = [p.name for p in wanted if p.name != "self" and p.default is p.empty]
@@ -141,8 +53,12 @@ def pipeline_of(kind, scheduler):
 
 def sd1_pipeline(parts):
     return diffusers.StableDiffusionPipeline(
-        **{"vae": None} | parts, tokenizer=None, scheduler=diffusers.PNDMScheduler(), safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
+        **{"vae": None} | parts,
+        tokenizer=None,
+        scheduler=diffusers.PNDMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 
@@ -200,7 +116,10 @@ class Base:
 
     def build(self):
         """The pipeline, with its weights in the base's dtype."""
-        parts = {name: fill(model, f"{self.name}/{name}", self.dtype) for name, model in self.components().items()}
+        parts = {
+            name: fill(model, f"{self.name}/{name}", self.dtype)
+            for name, model in self.components().items()
+        }
         return self.pipeline(parts)
 
     def state(self, pipe) -> dict:
@@ -208,7 +127,12 @@ class Base:
         state = {}
         for component, model in pipe.components.items():
             if isinstance(model, torch.nn.Module):
-                state.update({f"{component}/{key}": t.detach().clone() for key, t in self.saved(model).items()})
+                state.update(
+                    {
+                        f"{component}/{key}": t.detach().clone()
+                        for key, t in self.saved(model).items()
+                    }
+                )
         return state
 
     def saved(self, model) -> dict:
@@ -240,13 +164,18 @@ class Base:
         for name, t in state.items():
             component, _, name = name.partition("/")
             module, _, kind = name.rpartition(".")
-            if kind == "weight" and t.ndim > 1 and component != "vae" and not re.search(EMBEDDING, module):
+            if (
+                kind == "weight"
+                and t.ndim > 1
+                and component != "vae"
+                and not re.search(EMBEDDING, module)
+            ):
                 if not native and self.flat_clip(component):
                     module = f"text_model.{module}"
                 yield component, module, t.shape
 
     def flat_clip(self, component: str) -> bool:
-        """Reports whether the component is a CLIP whose modules the directory calls without text_model."""
+        """Reports whether the component is a CLIP without text_model. in the directory."""
         return f"{component}/encoder.layers.0.mlp.fc1.weight" in self.weights()
 
     def parameter(self, layer) -> str:
@@ -257,7 +186,7 @@ class Base:
         return f"{layer.component}/{module}.weight"
 
     def files(self) -> dict:
-        """The directory and the single files that hold every component, with nothing to leave out."""
+        """The directory and the single files that hold every component; nothing is left out."""
         whole = {file: None for file, prefixes in self.single.items() if "text_encoder" in prefixes}
         return {self.name: None} | whole
 
@@ -316,7 +245,9 @@ class Base:
         native = {name: t for name, t in single.items() if name.startswith(prefix)}
         if self.denoiser == "transformer":
             native = drop_prefix(native, prefix)
-        same(self.convert(native, pipe.components[self.denoiser]), of_component(state, self.denoiser))
+        same(
+            self.convert(native, pipe.components[self.denoiser]), of_component(state, self.denoiser)
+        )
         if self.open_clip in prefixes:
             prefix, model = prefixes[self.open_clip], pipe.components[self.open_clip]
             converted = converters.convert_open_clip_checkpoint(model, single, prefix)
@@ -324,7 +255,9 @@ class Base:
 
 
 def of_component(state, component) -> dict:
-    return {name.split("/", 1)[1]: t for name, t in state.items() if name.startswith(component + "/")}
+    return {
+        name.split("/", 1)[1]: t for name, t in state.items() if name.startswith(component + "/")
+    }
 
 
 def same(got, want):
@@ -333,69 +266,117 @@ def same(got, want):
         assert got[name].dtype == t.dtype and torch.equal(got[name], t), name
 
 
-BASES = {base.name: base for base in [
-    Base(
-        "sd1", sd1, sd1_pipeline, torch.float16, "unet", "unet", ldm_converter, clip_prefix=True,
-        single={
-            "sd1.safetensors": {
-                "unet": "model.diffusion_model.",
-                "vae": "first_stage_model.",
-                "text_encoder": "cond_stage_model.transformer.",
+BASES = {
+    base.name: base
+    for base in [
+        Base(
+            "sd1",
+            sd1,
+            sd1_pipeline,
+            torch.float16,
+            "unet",
+            "unet",
+            ldm_converter,
+            clip_prefix=True,
+            single={
+                "sd1.safetensors": {
+                    "unet": "model.diffusion_model.",
+                    "vae": "first_stage_model.",
+                    "text_encoder": "cond_stage_model.transformer.",
+                }
             },
-        },
-    ),
-    Base(
-        "flux", flux, pipeline_of(diffusers.FluxPipeline, FLOW), torch.bfloat16, "transformer", "flux",
-        published(converters.convert_flux_transformer_checkpoint_to_diffusers, inner_dim=8),
-        single={
-            "flux-bfl.safetensors": {"transformer": ""},
-            "flux.safetensors": {
-                "transformer": "model.diffusion_model.",
-                "text_encoder": "text_encoders.clip_l.transformer.",
-                "text_encoder_2": "text_encoders.t5xxl.transformer.",
+        ),
+        Base(
+            "flux",
+            flux,
+            pipeline_of(diffusers.FluxPipeline, FLOW),
+            torch.bfloat16,
+            "transformer",
+            "flux",
+            published(converters.convert_flux_transformer_checkpoint_to_diffusers, inner_dim=8),
+            single={
+                "flux-bfl.safetensors": {"transformer": ""},
+                "flux.safetensors": {
+                    "transformer": "model.diffusion_model.",
+                    "text_encoder": "text_encoders.clip_l.transformer.",
+                    "text_encoder_2": "text_encoders.t5xxl.transformer.",
+                },
             },
-        },
-    ),
-    Base(
-        "sdxl", sdxl, pipeline_of(diffusers.StableDiffusionXLPipeline, diffusers.EulerDiscreteScheduler),
-        torch.float16, "unet", "unet", ldm_converter, clip_prefix=True, open_clip="text_encoder_2",
-        single={
-            "sdxl.safetensors": {
-                "unet": "model.diffusion_model.",
-                "text_encoder": "conditioner.embedders.0.transformer.",
-                "text_encoder_2": "conditioner.embedders.1.model.",
+        ),
+        Base(
+            "sdxl",
+            sdxl,
+            pipeline_of(diffusers.StableDiffusionXLPipeline, diffusers.EulerDiscreteScheduler),
+            torch.float16,
+            "unet",
+            "unet",
+            ldm_converter,
+            clip_prefix=True,
+            open_clip="text_encoder_2",
+            single={
+                "sdxl.safetensors": {
+                    "unet": "model.diffusion_model.",
+                    "text_encoder": "conditioner.embedders.0.transformer.",
+                    "text_encoder_2": "conditioner.embedders.1.model.",
+                }
             },
-        },
-    ),
-    Base(
-        "sd3", sd3, pipeline_of(diffusers.StableDiffusion3Pipeline, FLOW), torch.float16, "transformer", "sd3",
-        published(converters.convert_sd3_transformer_checkpoint_to_diffusers),
-        single={
-            "sd3.safetensors": {
-                "transformer": "model.diffusion_model.",
-                "text_encoder": "text_encoders.clip_l.transformer.",
-                "text_encoder_2": "text_encoders.clip_g.transformer.",
-                "text_encoder_3": "text_encoders.t5xxl.transformer.",
+        ),
+        Base(
+            "sd3",
+            sd3,
+            pipeline_of(diffusers.StableDiffusion3Pipeline, FLOW),
+            torch.float16,
+            "transformer",
+            "sd3",
+            published(converters.convert_sd3_transformer_checkpoint_to_diffusers),
+            single={
+                "sd3.safetensors": {
+                    "transformer": "model.diffusion_model.",
+                    "text_encoder": "text_encoders.clip_l.transformer.",
+                    "text_encoder_2": "text_encoders.clip_g.transformer.",
+                    "text_encoder_3": "text_encoders.t5xxl.transformer.",
+                }
             },
-        },
-    ),
-    Base(
-        "wan", wan, pipeline_of(diffusers.WanImageToVideoPipeline, FLOW), torch.bfloat16, "transformer", "wan",
-        published(converters.convert_wan_transformer_to_diffusers), single={"wan.safetensors": {"transformer": ""}},
-    ),
-    Base(
-        "qwen", qwen_image, pipeline_of(diffusers.QwenImagePipeline, FLOW), torch.bfloat16, "transformer", "same",
-        lambda state, model: state, single={"qwen.safetensors": {"transformer": "model.diffusion_model."}},
-    ),
-    Base(
-        "hunyuan", hunyuan_video, pipeline_of(diffusers.HunyuanVideoPipeline, FLOW), torch.bfloat16,
-        "transformer", "hunyuan_video",
-        published(converters.convert_hunyuan_video_transformer_to_diffusers, hidden_size=8),
-        single={"hunyuan.safetensors": {"transformer": ""}},
-    ),
-    Base(
-        "zimage", z_image, pipeline_of(diffusers.ZImagePipeline, FLOW), torch.bfloat16, "transformer", "z_image",
-        published(converters.convert_z_image_transformer_checkpoint_to_diffusers),
-        single={"zimage.safetensors": {"transformer": "model.diffusion_model."}},
-    ),
-]}
+        ),
+        Base(
+            "wan",
+            wan,
+            pipeline_of(diffusers.WanImageToVideoPipeline, FLOW),
+            torch.bfloat16,
+            "transformer",
+            "wan",
+            published(converters.convert_wan_transformer_to_diffusers),
+            single={"wan.safetensors": {"transformer": ""}},
+        ),
+        Base(
+            "qwen",
+            qwen_image,
+            pipeline_of(diffusers.QwenImagePipeline, FLOW),
+            torch.bfloat16,
+            "transformer",
+            "same",
+            lambda state, model: state,
+            single={"qwen.safetensors": {"transformer": "model.diffusion_model."}},
+        ),
+        Base(
+            "hunyuan",
+            hunyuan_video,
+            pipeline_of(diffusers.HunyuanVideoPipeline, FLOW),
+            torch.bfloat16,
+            "transformer",
+            "hunyuan_video",
+            published(converters.convert_hunyuan_video_transformer_to_diffusers, hidden_size=8),
+            single={"hunyuan.safetensors": {"transformer": ""}},
+        ),
+        Base(
+            "zimage",
+            z_image,
+            pipeline_of(diffusers.ZImagePipeline, FLOW),
+            torch.bfloat16,
+            "transformer",
+            "z_image",
+            published(converters.convert_z_image_transformer_checkpoint_to_diffusers),
+            single={"zimage.safetensors": {"transformer": "model.diffusion_model."}},
+        ),
+    ]
+}

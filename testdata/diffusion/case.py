@@ -23,8 +23,9 @@ class Adapter:
 class Case:
     """One merge, on a pipeline's directory and on single files.
 
-    on are the bases with what to leave out: {file: component to merge, or None for all}. by_diffusers says
-    that diffusers can read the adapter for these tiny models. group names cases with equal results.
+    on are the bases with what to leave out: {file: component to merge, or None for all}.
+    by_diffusers says that diffusers can read the adapter for these tiny models. group names cases
+    with equal results.
     """
 
     name: str

@@ -67,7 +67,11 @@ def save_adapter(base, case, adapter, path: Path):
         layers = adapter.save(base, case.name, path)
     else:
         layers = adapter.layers(base, case.name)
-        save_file({name: t.clone() for name, t in adapter.write(layers).items()}, path, adapter.metadata or None)
+        save_file(
+            {name: t.clone() for name, t in adapter.write(layers).items()},
+            path,
+            adapter.metadata or None,
+        )
     sort_metadata(path)
     return layers
 
@@ -87,7 +91,12 @@ def sort_metadata(path: Path):
 def make_merge(case, base, file, only, tensors, paths, out: Path) -> dict:
     tensors = base.rename(tensors, file, only)
     kind = "file-" if file in base.single else "directory-"
-    expected = out / "cases" / (case.group or case.name) / f"merged-{kind}{file.removesuffix('.safetensors').replace('/', '-')}.safetensors"
+    expected = (
+        out
+        / "cases"
+        / (case.group or case.name)
+        / f"merged-{kind}{file.removesuffix('.safetensors').replace('/', '-')}.safetensors"
+    )
     if expected.exists():
         same(load_file(expected), tensors)  # another grammar of the same adapter has written it
     expected.parent.mkdir(exist_ok=True)
@@ -101,13 +110,19 @@ def make_merge(case, base, file, only, tensors, paths, out: Path) -> dict:
         "truth": "diffusers" if case.by_diffusers else "formula",
         "comment": case.comment,
     }
-    extra = {"only": only and [only], "group": case.group and f"{case.group}/{file}", **case.options}
+    extra = {
+        "only": only and [only],
+        "group": case.group and f"{case.group}/{file}",
+        **case.options,
+    }
     return line | {name: value for name, value in extra.items() if value}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="directory to write into")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="directory to write into"
+    )
     parser.add_argument("--only", default="", help="write only the cases whose name contains this")
     options = parser.parse_args()
 

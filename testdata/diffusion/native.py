@@ -59,7 +59,9 @@ def unet_names(modules):
     """The upsampler follows the attention, where its block has one."""
     names = {module: unet_name(module) for module in modules}
     blocks = {native.rsplit(".UPSAMPLER")[0] for native, _ in names.values()}
-    attentive = {block for block in blocks if any(n.startswith(block + ".1.") for n, _ in names.values())}
+    attentive = {
+        block for block in blocks if any(n.startswith(block + ".1.") for n, _ in names.values())
+    }
     for module, (native, place) in names.items():
         block = native.rsplit(".UPSAMPLER")[0]
         names[module] = native.replace("UPSAMPLER", "2" if block in attentive else "1"), place
@@ -127,8 +129,15 @@ SD3 = [
     ("time_text_embed.text_embedder.linear_2", "y_embedder.mlp.2"),
     ("transformer_blocks.#.norm1.linear", "joint_blocks.#.x_block.adaLN_modulation.1"),
     # The tiny model has two blocks, and the last one differs.
-    ("transformer_blocks.0.norm1_context.linear", "joint_blocks.0.context_block.adaLN_modulation.1"),
-    ("transformer_blocks.1.norm1_context.linear", "joint_blocks.1.context_block.adaLN_modulation.1", "swap"),
+    (
+        "transformer_blocks.0.norm1_context.linear",
+        "joint_blocks.0.context_block.adaLN_modulation.1",
+    ),
+    (
+        "transformer_blocks.1.norm1_context.linear",
+        "joint_blocks.1.context_block.adaLN_modulation.1",
+        "swap",
+    ),
     ("transformer_blocks.#.attn.to_q", "joint_blocks.#.x_block.attn.qkv", 0),
     ("transformer_blocks.#.attn.to_k", "joint_blocks.#.x_block.attn.qkv", 1),
     ("transformer_blocks.#.attn.to_v", "joint_blocks.#.x_block.attn.qkv", 2),
@@ -166,13 +175,21 @@ WAN = [
     ("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"),
     ("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
     ("condition_embedder.image_embedder.norm2", "img_emb.proj.4"),
-    *((f"blocks.#.attn{number}.{ours}", f"blocks.#.{kind}_attn.{native}")
-      for number, kind in ((1, "self"), (2, "cross"))
-      for ours, native in (
-          ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"), ("norm_q", "norm_q"),
-          ("norm_k", "norm_k"), ("add_k_proj", "k_img"), ("add_v_proj", "v_img"),
-          ("norm_added_k", "norm_k_img"),
-      )),
+    *(
+        (f"blocks.#.attn{number}.{ours}", f"blocks.#.{kind}_attn.{native}")
+        for number, kind in ((1, "self"), (2, "cross"))
+        for ours, native in (
+            ("to_q", "q"),
+            ("to_k", "k"),
+            ("to_v", "v"),
+            ("to_out.0", "o"),
+            ("norm_q", "norm_q"),
+            ("norm_k", "norm_k"),
+            ("add_k_proj", "k_img"),
+            ("add_v_proj", "v_img"),
+            ("norm_added_k", "norm_k_img"),
+        )
+    ),
     ("blocks.#.norm2", "blocks.#.norm3"),
     ("blocks.#.ffn.net.0.proj", "blocks.#.ffn.0"),
     ("blocks.#.ffn.net.2", "blocks.#.ffn.2"),
@@ -186,38 +203,66 @@ HUNYUAN = [
     ("context_embedder.time_text_embed.timestep_embedder.linear_2", "txt_in.t_embedder.mlp.2"),
     ("context_embedder.time_text_embed.text_embedder.linear_1", "txt_in.c_embedder.linear_1"),
     ("context_embedder.time_text_embed.text_embedder.linear_2", "txt_in.c_embedder.linear_2"),
-    *((f"context_embedder.token_refiner.refiner_blocks.#.{ours}",
-       f"txt_in.individual_token_refiner.blocks.#.{native}", *place)
-      for ours, native, *place in (
-          ("norm1", "norm1"), ("norm2", "norm2"), ("attn.to_q", "self_attn_qkv", 0),
-          ("attn.to_k", "self_attn_qkv", 1), ("attn.to_v", "self_attn_qkv", 2),
-          ("attn.to_out.0", "self_attn_proj"), ("ff.net.0.proj", "mlp.fc1"),
-          ("ff.net.2", "mlp.fc2"), ("norm_out.linear", "adaLN_modulation.1"),
-      )),
+    *(
+        (
+            f"context_embedder.token_refiner.refiner_blocks.#.{ours}",
+            f"txt_in.individual_token_refiner.blocks.#.{native}",
+            *place,
+        )
+        for ours, native, *place in (
+            ("norm1", "norm1"),
+            ("norm2", "norm2"),
+            ("attn.to_q", "self_attn_qkv", 0),
+            ("attn.to_k", "self_attn_qkv", 1),
+            ("attn.to_v", "self_attn_qkv", 2),
+            ("attn.to_out.0", "self_attn_proj"),
+            ("ff.net.0.proj", "mlp.fc1"),
+            ("ff.net.2", "mlp.fc2"),
+            ("norm_out.linear", "adaLN_modulation.1"),
+        )
+    ),
     ("time_text_embed.timestep_embedder.linear_1", "time_in.mlp.0"),
     ("time_text_embed.timestep_embedder.linear_2", "time_in.mlp.2"),
     ("time_text_embed.guidance_embedder.linear_1", "guidance_in.mlp.0"),
     ("time_text_embed.guidance_embedder.linear_2", "guidance_in.mlp.2"),
     ("time_text_embed.text_embedder.linear_1", "vector_in.in_layer"),
     ("time_text_embed.text_embedder.linear_2", "vector_in.out_layer"),
-    *((f"transformer_blocks.#.{ours}", f"double_blocks.#.{native}", *place)
-      for ours, native, *place in (
-          ("norm1.linear", "img_mod.linear"), ("norm1_context.linear", "txt_mod.linear"),
-          ("attn.to_q", "img_attn_qkv", 0), ("attn.to_k", "img_attn_qkv", 1),
-          ("attn.to_v", "img_attn_qkv", 2), ("attn.add_q_proj", "txt_attn_qkv", 0),
-          ("attn.add_k_proj", "txt_attn_qkv", 1), ("attn.add_v_proj", "txt_attn_qkv", 2),
-          ("attn.to_out.0", "img_attn_proj"), ("attn.to_add_out", "txt_attn_proj"),
-          ("attn.norm_q", "img_attn_q_norm"), ("attn.norm_k", "img_attn_k_norm"),
-          ("attn.norm_added_q", "txt_attn_q_norm"), ("attn.norm_added_k", "txt_attn_k_norm"),
-          ("ff.net.0.proj", "img_mlp.fc1"), ("ff.net.2", "img_mlp.fc2"),
-          ("ff_context.net.0.proj", "txt_mlp.fc1"), ("ff_context.net.2", "txt_mlp.fc2"),
-      )),
-    *((f"single_transformer_blocks.#.{ours}", f"single_blocks.#.{native}", *place)
-      for ours, native, *place in (
-          ("norm.linear", "modulation.linear"), ("attn.to_q", "linear1", 0),
-          ("attn.to_k", "linear1", 1), ("attn.to_v", "linear1", 2), ("proj_mlp", "linear1", 3),
-          ("proj_out", "linear2"), ("attn.norm_q", "q_norm"), ("attn.norm_k", "k_norm"),
-      )),
+    *(
+        (f"transformer_blocks.#.{ours}", f"double_blocks.#.{native}", *place)
+        for ours, native, *place in (
+            ("norm1.linear", "img_mod.linear"),
+            ("norm1_context.linear", "txt_mod.linear"),
+            ("attn.to_q", "img_attn_qkv", 0),
+            ("attn.to_k", "img_attn_qkv", 1),
+            ("attn.to_v", "img_attn_qkv", 2),
+            ("attn.add_q_proj", "txt_attn_qkv", 0),
+            ("attn.add_k_proj", "txt_attn_qkv", 1),
+            ("attn.add_v_proj", "txt_attn_qkv", 2),
+            ("attn.to_out.0", "img_attn_proj"),
+            ("attn.to_add_out", "txt_attn_proj"),
+            ("attn.norm_q", "img_attn_q_norm"),
+            ("attn.norm_k", "img_attn_k_norm"),
+            ("attn.norm_added_q", "txt_attn_q_norm"),
+            ("attn.norm_added_k", "txt_attn_k_norm"),
+            ("ff.net.0.proj", "img_mlp.fc1"),
+            ("ff.net.2", "img_mlp.fc2"),
+            ("ff_context.net.0.proj", "txt_mlp.fc1"),
+            ("ff_context.net.2", "txt_mlp.fc2"),
+        )
+    ),
+    *(
+        (f"single_transformer_blocks.#.{ours}", f"single_blocks.#.{native}", *place)
+        for ours, native, *place in (
+            ("norm.linear", "modulation.linear"),
+            ("attn.to_q", "linear1", 0),
+            ("attn.to_k", "linear1", 1),
+            ("attn.to_v", "linear1", 2),
+            ("proj_mlp", "linear1", 3),
+            ("proj_out", "linear2"),
+            ("attn.norm_q", "q_norm"),
+            ("attn.norm_k", "k_norm"),
+        )
+    ),
     ("norm_out.linear", "final_layer.adaLN_modulation.1", "swap"),
     ("proj_out", "final_layer.linear"),
 ]
@@ -226,16 +271,26 @@ Z_IMAGE = [
     ("all_x_embedder.2-1", "x_embedder"),
     ("all_final_layer.2-1.linear", "final_layer.linear"),
     ("all_final_layer.2-1.adaLN_modulation.1", "final_layer.adaLN_modulation.1"),
-    *((f"{kind}.#.attention.{ours}", f"{kind}.#.attention.{native}", *place)
-      for kind in ("layers", "noise_refiner", "context_refiner")
-      for ours, native, *place in (
-          ("to_q", "qkv", 0), ("to_k", "qkv", 1), ("to_v", "qkv", 2), ("to_out.0", "out"),
-          ("norm_q", "q_norm"), ("norm_k", "k_norm"),
-      )),
+    *(
+        (f"{kind}.#.attention.{ours}", f"{kind}.#.attention.{native}", *place)
+        for kind in ("layers", "noise_refiner", "context_refiner")
+        for ours, native, *place in (
+            ("to_q", "qkv", 0),
+            ("to_k", "qkv", 1),
+            ("to_v", "qkv", 2),
+            ("to_out.0", "out"),
+            ("norm_q", "q_norm"),
+            ("norm_k", "k_norm"),
+        )
+    ),
 ]
 
 RULES = {
-    "flux": FLUX, "open_clip": OPEN_CLIP, "sd3": SD3, "wan": WAN, "hunyuan_video": HUNYUAN,
+    "flux": FLUX,
+    "open_clip": OPEN_CLIP,
+    "sd3": SD3,
+    "wan": WAN,
+    "hunyuan_video": HUNYUAN,
     "z_image": Z_IMAGE,
 }
 
@@ -306,7 +361,9 @@ class Names:
 
     def parts_of(self, native: str) -> list:
         """The places and modules of diffusers of a native module."""
-        return [(place, name.removesuffix(".weight")) for place, name in self.parts[f"{native}.weight"]]
+        return [
+            (place, name.removesuffix(".weight")) for place, name in self.parts[f"{native}.weight"]
+        ]
 
     def to_native(self, state: dict) -> dict:
         native = {}

@@ -22,7 +22,9 @@ def save(base, case: str, path, configs: dict, metadata: bool) -> list[Layer]:
         layers += fill(base, case, component, model)
         saved[f"{component}_lora_layers"] = get_peft_model_state_dict(model)
     if metadata:
-        saved |= _collate_lora_metadata({component: getattr(pipe, component) for component in configs})
+        saved |= _collate_lora_metadata(
+            {component: getattr(pipe, component) for component in configs}
+        )
     type(pipe).save_lora_weights(path.parent, weight_name=path.name, **saved)
     return layers
 

@@ -39,7 +39,9 @@ def by_diffusers(base, paths, weights) -> dict:
     for index, (path, weight) in enumerate(zip(paths, weights)):
         name = f"adapter{index}"
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
-        pipe.fuse_lora(components=pipe._lora_loadable_modules, lora_scale=weight, adapter_names=[name])
+        pipe.fuse_lora(
+            components=pipe._lora_loadable_modules, lora_scale=weight, adapter_names=[name]
+        )
         pipe.unload_lora_weights()
     return base.state(pipe)
 
@@ -68,7 +70,7 @@ def changed(state: dict, merged: dict) -> dict:
 
 
 def check_exact(merged: dict):
-    """Every value is a multiple of 2**-40 below 2**12, so float64 has rounded nothing on the way."""
+    """Every value is a multiple of 2**-40 below 2**12, so float64 has rounded nothing."""
     for name, t in merged.items():
         grains = t * 2.0**40
         assert torch.equal(grains, grains.round()) and t.abs().max() < 2**12, name
