@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/undo"
 )
@@ -148,8 +150,17 @@ type Reading struct {
 	Only []string
 }
 
+// ComponentNames lists the names of components that Reading.Only can have, as diffusers calls them.
+// "unet", "transformer" and "prior" each stand for the first denoiser of a model.
+func ComponentNames() []string { return naming.ComponentNames() }
+
 // check refuses values that no field knows.
 func (r Reading) check() error {
+	for _, name := range r.Only {
+		if known := ComponentNames(); !slices.Contains(known, name) {
+			return fmt.Errorf("merge: Options.Only has %q, want one of %s", name, strings.Join(known, ", "))
+		}
+	}
 	isDimension := func(n int) bool { return n >= 0 && n <= 2 }
 	switch {
 	case r.Tied != "" && r.Tied != Untie && r.Tied != Fold:

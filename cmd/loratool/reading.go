@@ -1,6 +1,9 @@
 package main
 
 import (
+	"slices"
+	"strings"
+
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
 )
@@ -14,18 +17,36 @@ type readingOptions struct {
 	expertSlowest bool
 	outProjTwice  bool
 	recompute     bool
-	only          cli.StringSlice
+	only          []string
 }
 
 func (o *readingOptions) readingFlags() []cli.Flag {
 	return append(o.openFlags(), []cli.Flag{
-		&cli.StringSliceFlag{Name: "only", Usage: "change only the `COMPONENT` unet, transformer, text_encoder, text_encoder_2, … of an image or video model", Destination: &o.only},
+		o.onlyFlag(),
 		dimensionFlag("expert-input", "the dimension `1|2` of square stacked experts that lora_A reads (default: as the adapter says)", &o.expertInput),
 		dimensionFlag("linear-input", "the dimension `1|2` of square Conv1D weights that lora_A reads, where the base does not tell", &o.linearInput),
 		&cli.BoolFlag{Name: "expert-slowest", Usage: "lora_B of stacked experts has one expert after the other, as unsloth wrote it", Destination: &o.expertSlowest},
 		&cli.BoolFlag{Name: "out-proj-twice", Usage: "add the update of nn.MultiheadAttention's out_proj twice, as PEFT up to 0.21 does", Destination: &o.outProjTwice},
 		&cli.BoolFlag{Name: "recompute-residual", Usage: "take out of the original base what PiSSA or OLoRA has taken out of it, computed again in float64", Destination: &o.recompute},
 	}...)
+}
+
+// onlyFlag is the flag for the components to change.
+func (o *readingOptions) onlyFlag() cli.Flag {
+	return &cli.StringSliceFlag{
+		Name:  "only",
+		Usage: "change only the components `NAMES` of an image or video model, separated by commas: unet (or transformer), text_encoder, text_encoder_2, …",
+		Action: func(_ *cli.Context, values []string) error {
+			known := merge.ComponentNames()
+			for name := range strings.SplitSeq(strings.Join(values, ","), ",") {
+				if !slices.Contains(known, name) {
+					return usagef("--only "+known[0], "there is no component %q; the names are %s", name, strings.Join(known, ", "))
+				}
+				o.only = append(o.only, name)
+			}
+			return nil
+		},
+	}
 }
 
 // dimensionFlag is the flag for one of the two dimensions of a matrix.
@@ -41,6 +62,6 @@ func dimensionFlag(name, usage string, dst *int) cli.Flag {
 // set adds the flags to options.
 func (o *readingOptions) set(options *merge.Options) {
 	options.RecomputeResidual = o.recompute
-	options.LinearInput, options.Only = o.linearInput, o.only.Value()
+	options.LinearInput, options.Only = o.linearInput, o.only
 	options.ExpertInput, options.ExpertsSlowest, options.OutProjTwice = o.expertInput, o.expertSlowest, o.outProjTwice
 }

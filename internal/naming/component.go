@@ -1,6 +1,7 @@
 package naming
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/internal/architecture"
@@ -76,6 +77,16 @@ func spellingOf(name string) spelling {
 		}
 	}
 	return spelling{}
+}
+
+// ComponentNames lists the names that diffusers has for components.
+func ComponentNames() []string {
+	var names []string
+	for _, s := range spellings {
+		names = append(names, s.name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // FlatPart is a part of an adapter with flat names: all modules that begin with one text.
@@ -200,7 +211,7 @@ func (c *component) chooseTable() {
 		return
 	}
 	if c.kind == anyKind {
-		c.kind = kindOf(c.table)
+		c.kind, c.name = kindOf(c.table), c.table.Component
 	}
 	c.holders = make(map[architecture.Part]holder)
 	for module, weight := range c.weights {

@@ -87,7 +87,7 @@ var denoisers = []string{"unet", "transformer", "prior"}
 func candidates(own spelling, components []*component, only []string) (groups [2][]*component) {
 	for _, c := range components {
 		switch {
-		case len(only) > 0 && c.name != "" && !isWanted(c.spelling, only):
+		case len(only) > 0 && !isWanted(c.spelling, only) && (c.name != "" || own.name == ""):
 		case own.kind != anyKind && c.kind != anyKind && own.kind != c.kind:
 		case own.number == c.number, own.number == 0, c.number == 0:
 			groups[0] = append(groups[0], c)
@@ -123,6 +123,9 @@ func (s *Spread) place(own spelling, modules []Update, groups [2][]*component) {
 			s.Ambiguous = append(s.Ambiguous, cmp.Or(f.in.name, "the tensors without a component"))
 		}
 		return
+	}
+	if nearest == nil && own.name == "" {
+		nearest = (&component{}).findAll(own, modules)
 	}
 	if nearest == nil || own.kind != anyKind && own.kind != nearest.in.kind && nearest.isEmpty() {
 		s.Absent = append(s.Absent, own.name)

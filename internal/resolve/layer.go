@@ -14,11 +14,20 @@ import (
 // convolution.
 type plain struct {
 	*resolver
-	layer *format.Layer
+	layer  *format.Layer
+	weight string // in the base, if it is not that of the layer's module
+}
+
+// target returns the name of the weight that the layer changes.
+func (p *plain) target() string {
+	if p.weight != "" {
+		return p.weight
+	}
+	return p.weightName(p.layer)
 }
 
 func (p *plain) wants() []string {
-	names := []string{p.weightName(p.layer)}
+	names := []string{p.target()}
 	if _, ok := p.layer.Roles[format.RoleBias]; ok {
 		names = append(names, biasOf(names[0]))
 	}
@@ -35,7 +44,7 @@ func (p *plain) add() error {
 	if isOutProj(l) {
 		product.Scale *= p.outProj()
 	}
-	name := p.weightName(l)
+	name := p.target()
 	c, err := p.change(name, false)
 	if err != nil {
 		return err
@@ -240,7 +249,7 @@ func (r *resolver) change(name string, copied bool) (*Change, error) {
 		}
 	}
 	module := naming.Module(actual)
-	if r.fold == nil && (r.looksUp || naming.MayBeEnd(module)) {
+	if r.fold == nil && (r.looksUp || naming.MayBeEnd(module)) && !r.isImage() {
 		if err := (tied{r}).check(actual); err != nil {
 			return nil, err
 		}

@@ -115,7 +115,7 @@ func (r *resolver) formOf(l *format.Layer) form {
 			}
 		}
 	}
-	return &plain{r, l}
+	return &plain{resolver: r, layer: l}
 }
 
 // resolve adds the adapter's changes to the sheet.
@@ -123,6 +123,27 @@ func (r *resolver) resolve() error {
 	wanted := r.wanted(func(form) bool { return true })
 	if len(wanted) == 0 {
 		return fault.New(fault.Corrupt, "the adapter changes nothing: it has no layer and no tensor to put in place")
+	}
+	if err := r.pair(wanted); err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range r.forms {
+		errs = append(errs, f.add())
+	}
+	return first(errs)
+}
+
+// pair finds the tensors of the base that the wanted names stand for, and changes the forms of
+// layers that the base divides.
+func (r *resolver) pair(wanted []string) error {
+	if len(r.reading.Only) > 0 { // only a component tells which layers it has
+		ok, err := r.spread()
+		if err == nil && !ok {
+			err = fault.New(fault.Unsupported, "Options.Only is for adapters of image and video models, whose layers are linear or convolutions; this is none, or the base has no component").
+				WithHint("leave Options.Only out")
+		}
+		return err
 	}
 	mapping, missing, ambiguous := r.names.Match(wanted)
 	r.mapping = mapping
@@ -139,14 +160,10 @@ func (r *resolver) resolve() error {
 			return r.explainMissing(wanted, missing)
 		}
 	}
-	if d := r.mapping.Describe(); d != "as they are" {
+	if d := r.mapping.Describe(); d != "as they are" && !r.isImage() {
 		r.notes.add("the adapter's module names are used %s", d)
 	}
-	var errs []error
-	for _, f := range r.forms {
-		errs = append(errs, f.add())
-	}
-	return first(errs)
+	return nil
 }
 
 // first returns the first of several errors. Its message tells how many others there are, and

@@ -194,7 +194,7 @@ func TestComponents(t *testing.T) {
 		{nil, "components that the base lacks: text_encoder"},
 		{[]string{"unet"}, ""},
 		{[]string{"transformer"}, ""}, // the denoiser under its other name
-		{[]string{"text_encoder_2"}, "no layer of the components text_encoder_2"},
+		{[]string{"text_encoder_2"}, "no layer of text_encoder_2; it has layers of text_encoder, unet"},
 	} {
 		changes, notes, err := resolveOne(unet, both, resolve.Reading{Only: c.only})
 		if c.want != "" {
@@ -207,6 +207,35 @@ func TestComponents(t *testing.T) {
 			!slices.ContainsFunc(notes, func(note string) bool { return strings.Contains(note, "text_encoder.text_model") }) {
 			t.Errorf("only %q: %v, %q, %v, want the U-Net's change and a note about the rest", c.only, changes, notes, err)
 		}
+	}
+}
+
+// TestOnlyAsksWhereALayerLands: the names of an adapter need not say the component.
+func TestOnlyAsksWhereALayerLands(t *testing.T) {
+	pipeline := base("", map[string][]uint64{
+		"unet.conv_in.weight": {6, 4}, "unet.mid_block.resnets.0.conv1.weight": {6, 4}, "text_encoder.text_model.encoder.layers.0.mlp.fc1.weight": {6, 4},
+	})
+	bare := adapter(t, 1, func(b *format.Builder) { b.Linear("mid_block.resnets.0.conv1", 2, 1, zeros(2, 4), zeros(6, 2)) })
+	if changes, _, err := resolveOne(pipeline, bare, resolve.Reading{Only: []string{"unet"}}); err != nil || len(changes) != 1 {
+		t.Errorf("only unet: %d changes, %v, want one", len(changes), err)
+	}
+	_, _, err := resolveOne(pipeline, bare, resolve.Reading{Only: []string{"text_encoder"}})
+	if !errors.Is(err, fault.Mismatch) || !strings.Contains(err.Error(), "1 of the 1 modules that the adapter changes are not in text_encoder") {
+		t.Errorf("only text_encoder: %v, want a refusal", err)
+	}
+}
+
+// TestOneModuleInTwoNamespaces: two layers of an adapter that are one module under two names would
+// both be added.
+func TestOneModuleInTwoNamespaces(t *testing.T) {
+	twice := adapter(t, 1, func(b *format.Builder) {
+		b.Linear("lora_unet_input_blocks_1_1_proj_in", 2, 1, zeros(2, 4), zeros(4, 2))
+		b.Linear("lora_unet_down_blocks_0_attentions_0_proj_in", 2, 1, zeros(2, 4), zeros(4, 2))
+	})
+	unet := base("", map[string][]uint64{"unet.down_blocks.0.attentions.0.proj_in.weight": {4, 4}})
+	_, _, err := resolveOne(unet, twice, resolve.Reading{})
+	if !errors.Is(err, fault.Mismatch) || !strings.Contains(err.Error(), "two layers of one adapter change the same elements") {
+		t.Errorf("got %v, want a refusal", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package resolve
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -42,10 +43,27 @@ type sheet struct {
 	names   *naming.Base
 	changes map[string]*Change
 	notes   *notes
-	looksUp bool         // whether an adapter changes a table that tokens are looked up in
-	ties    *naming.Ends // nil until something asks for the base's two ends
-	fold    *fold        // nil where tied ends are not folded
+	looksUp bool                // whether an adapter changes a table that tokens are looked up in
+	ties    *naming.Ends        // nil until something asks for the base's two ends
+	parts   *[]naming.Component // nil until something asks for the components of an image model
+	fold    *fold               // nil where tied ends are not folded
 }
+
+// components lists the components of an image or video model; none for any other base.
+func (s *sheet) components() []naming.Component {
+	if s.parts == nil {
+		parts := naming.Components(s.names, s.shape)
+		s.parts = &parts
+	}
+	return *s.parts
+}
+
+// isImage reports whether the base is an image or video model. Its names have components in front
+// as a matter of course, and none of its weights is tied to another.
+func (s *sheet) isImage() bool { return len(s.components()) > 0 }
+
+// shape returns the shape of a tensor by its name without wrappers.
+func (s *sheet) shape(plain string) []uint64 { return s.base.Tensors[s.names.Actual(plain)].Shape }
 
 // resolver pairs the tensors of one adapter with those of the base.
 type resolver struct {
@@ -128,8 +146,12 @@ func (g *given) keepOnly(only []string) error {
 	kept.Beside = slices.DeleteFunc(slices.Clone(kept.Beside), func(b format.Beside) bool { return drop(naming.Module(b.Target)) })
 	kept.Requires = slices.DeleteFunc(slices.Clone(kept.Requires), func(q format.Requirement) bool { return slices.Contains(g.left, q.Where) })
 	if len(kept.Layers)+len(kept.Beside) == 0 && len(g.left) > 0 {
-		return fault.New(fault.Mismatch, "the adapter has no layer of the components %s; its layers are, for example, of %s",
-			strings.Join(only, ", "), naming.ComponentOf(g.left[0])).WithHint("name one of its components in Options.Only")
+		has := make(map[string]bool)
+		for _, module := range g.left {
+			has[naming.ComponentOf(module)] = true
+		}
+		return fault.New(fault.Mismatch, "the adapter has no layer of %s; it has layers of %s",
+			strings.Join(only, ", "), strings.Join(slices.Sorted(maps.Keys(has)), ", ")).WithHint("name one of its components in Options.Only")
 	}
 	g.model, g.features = &kept, placesOf(&kept)
 	return nil

@@ -28,10 +28,7 @@ func (s *spread) wants() (names []string) {
 
 func (s *spread) add() error {
 	if len(s.slices) == 1 && strings.HasSuffix(s.slices[0].Weight, ".weight") && s.isWhole(s.slices[0]) {
-		// A layer of its own under the base's name: every form that plain knows fits.
-		own := *s.layer
-		own.Module = naming.Module(s.slices[0].Weight)
-		return (&plain{s.resolver, &own}).add()
+		return (&plain{s.resolver, s.layer, s.slices[0].Weight}).add()
 	}
 	x, a, b, err := s.term(s.layer)
 	if err != nil {
@@ -104,13 +101,14 @@ func (r *resolver) spread() (ok bool, err error) {
 		}
 		modules = append(modules, p.update())
 	}
-	s := naming.FindSpread(r.names, modules, func(name string) []uint64 { return r.base.Tensors[r.names.Actual(name)].Shape }, r.reading.Only)
+	s := naming.FindSpread(r.names, modules, r.shape, r.reading.Only)
 	if !s.IsWhole() {
 		says := slices.ContainsFunc(modules, func(m naming.Update) bool { return naming.ComponentOf(m.Name) != "" })
-		if !says && len(s.Slices) == 0 && s.Misfit == nil {
+		isAsked := len(r.reading.Only) > 0 && r.isImage()
+		if !says && !isAsked && len(s.Slices) == 0 && s.Misfit == nil {
 			return false, nil
 		}
-		return true, r.explainSpread(s, len(modules))
+		return true, explainSpread(r, s, len(modules))
 	}
 	for i, f := range r.forms {
 		x := &spread{*f.(*plain), s.Slices[f.(*plain).layer.Module]}
@@ -138,24 +136,46 @@ func (p *plain) update() naming.Update {
 }
 
 // explainSpread says why the components of the base cannot take the adapter.
-func (r *resolver) explainSpread(s *naming.Spread, n int) error {
+func explainSpread(r *resolver, s *naming.Spread, n int) error {
 	switch {
 	case s.Absent != nil && len(s.Slices) > 0:
-		return fault.New(fault.Mismatch, "the adapter changes components that the base lacks: %s", strings.Join(s.Absent, ", ")).
+		return fault.New(fault.Mismatch, "the adapter changes components that the base lacks: %s; the base has %s", strings.Join(s.Absent, ", "), describeComponents(r)).
 			WithHint("give a base that has them, such as the directory of the whole pipeline, or say with Options.Only which components to change, to leave the others out")
 	case s.Absent != nil:
-		return fault.New(fault.Mismatch, "the adapter changes %s, and the base has no such component: it has, for example, %q",
-			strings.Join(s.Absent, ", "), r.base.Names()[0]).WithHint("%s", r.wrongBase())
+		return fault.New(fault.Mismatch, "the adapter changes %s, and the base has %s", strings.Join(s.Absent, ", "), describeComponents(r)).
+			WithHint("%s", r.wrongBase())
 	case s.Ambiguous != nil:
 		slices.Sort(s.Ambiguous)
 		return fault.New(fault.Mismatch, "the adapter's module names fit the base in several places: %s", fault.List(slices.Compact(s.Ambiguous), 4)).
 			WithHint("say with Options.Only which component to change")
 	case s.Misfit != nil:
 		m := s.Misfit[0]
-		return fault.New(fault.Mismatch, "%q: B·A is %d×%d, but the base's %q has shape %d; %s do not fit",
-			m.Name, m.Rows, m.Columns, m.Weight, r.base.Tensors[r.names.Actual(m.Weight)].Shape, fault.Count(len(s.Misfit), "layer")).
+		return fault.New(fault.Mismatch, "%q: B·A is %d×%d, but the base's %q has shape %d; %s %s not fit %s",
+			m.Name, m.Rows, m.Columns, m.Weight, r.shape(m.Weight), fault.Count(len(s.Misfit), "layer"), fault.Choose(len(s.Misfit), "does", "do"), describeComponents(r)).
 			WithHint("%s", r.wrongBase())
 	}
-	return fault.New(fault.Mismatch, "the base lacks %d of the %d modules that the adapter changes: %s", len(s.Missing), n, fault.List(s.Missing, 3)).
+	if only := r.reading.Only; len(only) > 0 && r.isImage() {
+		return fault.New(fault.Mismatch, "%d of the %d modules that the adapter changes are not in %s: %s; the base has %s", len(s.Missing), n, strings.Join(only, ", "),
+			fault.List(s.Missing, 3), describeComponents(r)).WithHint("name in Options.Only the components that the adapter is for, or leave it out")
+	}
+	return fault.New(fault.Mismatch, "the base lacks %d of the %d modules that the adapter changes: %s; the base has %s", len(s.Missing), n, fault.List(s.Missing, 3), describeComponents(r)).
 		WithHint("%s", r.wrongBase())
+}
+
+// describeComponents names the components of the base and their architectures.
+func describeComponents(r *resolver) string {
+	var names []string
+	for _, c := range r.components() {
+		switch {
+		case c.Name == "":
+		case c.Architecture == "":
+			names = append(names, c.Name)
+		default:
+			names = append(names, c.Name+" ("+c.Architecture+")")
+		}
+	}
+	if names == nil {
+		return "no component of an image model that is known here, but, for example, " + fault.Quote(r.base.Names()[0])
+	}
+	return strings.Join(names, " and ")
 }
