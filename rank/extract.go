@@ -91,6 +91,10 @@ func (e *Extraction) plan() error {
 	case len(ambiguous) > 0:
 		return fault.New(fault.Mismatch, "the tensor names of the tuned checkpoint match the base's in several ways: %s", strings.Join(ambiguous, "; ")).
 			WithHint("save both with the same version of transformers")
+	case common == 0 && isImage(e.base) && isImage(e.tuned):
+		return fault.New(fault.Unsupported, "the two checkpoints name their tensors in different ways: %s against %s",
+			fault.List(e.base.Names(), 2), fault.List(e.tuned.Names(), 2)).
+			WithHint("extract compares tensors of one name; give both as pipelines of diffusers, or both as single files of one layout")
 	case common == 0:
 		return fault.New(fault.Mismatch, "the two checkpoints have no tensor name in common: %s against %s",
 			fault.List(e.base.Names(), 2), fault.List(e.tuned.Names(), 2)).WithHint("use the base that the tuned checkpoint was trained from")
@@ -217,6 +221,15 @@ func (e *Extraction) PeakBytes() (peak int64, tensor string) {
 		}
 	}
 	return peak + 32<<20, tensor
+}
+
+// isImage reports whether a checkpoint is an image or video model.
+func isImage(c *inner.Checkpoint) bool {
+	names := naming.Index(c.Names())
+	return naming.Components(names, func(name string) []uint64 {
+		ref, _ := c.Lookup(names.Actual(name))
+		return ref.Tensor.Shape
+	}) != nil
 }
 
 // Planned is a tensor that will be compared.

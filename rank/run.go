@@ -2,6 +2,7 @@ package rank
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"slices"
 
@@ -125,8 +126,13 @@ func (r *extracting) nothing() error {
 				WithHint("use a larger ExtractOptions.Budget")
 		}
 	}
-	return fault.New(fault.Mismatch, "nothing to extract: %s %s the same values in both checkpoints",
-		fault.Count(len(r.pairs), "compared tensor"), fault.Choose(len(r.pairs), "has", "have")).
+	others := slices.DeleteFunc(slices.Clone(r.report.Skipped), func(s Skipped) bool { return s.Why == Unchanged })
+	left := ""
+	if n := len(others); n > 0 {
+		left = fmt.Sprintf("; %s %s not compared, such as %q (%s)", fault.Count(n, "tensor"), fault.Choose(n, "was", "were"), others[0].Tensor, others[0].Why)
+	}
+	return fault.New(fault.Mismatch, "nothing to extract: %s %s the same values in both checkpoints%s",
+		fault.Count(len(r.pairs), "compared tensor"), fault.Choose(len(r.pairs), "has", "have"), left).
 		WithHint("check that the two paths are different models: the base first, the fine-tune second")
 }
 
