@@ -105,7 +105,7 @@ func mergePublished(t *testing.T, text string) bool {
 	if want := c.features(); !slices.Equal(required, want) {
 		t.Errorf("the adapter requires %q, want %q", required, want)
 	}
-	why, hint := merge.Refusals(a)
+	why, hint := merge.Refusals(a, src.Manifest().Tensors)
 	plan, err := merge.Open(context.Background(), filepath.Join(dir, "base.safetensors"), []merge.Adapter{{Source: src, Weight: 1}}, merge.Options{})
 	if len(why) > 0 {
 		if err == nil || hint == "" || fault.KindName(err) != "unsupported" {

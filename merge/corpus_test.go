@@ -38,7 +38,7 @@ func TestAdaptersOfOtherPeople(t *testing.T) {
 				return
 			}
 			defer src.Close()
-			if why, _ := merge.Refusals(&src.Manifest().Adapters[0]); len(why) > 0 {
+			if why, _ := merge.Refusals(&src.Manifest().Adapters[0], src.Manifest().Tensors); len(why) > 0 {
 				_, err := merge.Open(context.Background(), writeBase(t, src), []merge.Adapter{{Source: src, Name: dir, Weight: 1}}, merge.Options{})
 				wantKind(t, err)
 				return

@@ -193,7 +193,7 @@ var ruleWords = map[string]string{
 	"R79": "are the same adapter", "R80": "changes nothing",
 	"R81": "is stored as .*; merge supports", "R82": "must be dequantised",
 	"R83": "was made for another base", "R84": "has the scale [+-]Inf",
-	"R85": "is stored as .*; factors are", "R86": "NaN or infinite",
+	"R85": "factors are stored in another dtype", "R86": "NaN or infinite",
 	"R87": "finite weights? would become|NaN or infinite as F16",
 	"R88": "the base lacks|the base has none|the last layer|experts up to number|without a dot",
 	"R89": "fit the base in several ways", "R90": "of an unknown kind",

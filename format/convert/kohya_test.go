@@ -330,3 +330,33 @@ func TestFlatNamesOfKnownArchitectures(t *testing.T) {
 		comesBack(t, path)
 	}
 }
+
+// TestAnAlphaThatIsMissingAlone: the other layers have one, so the rule is said, and the user can
+// fill it in.
+func TestAnAlphaThatIsMissingAlone(t *testing.T) {
+	tensors := append(factors("lora_unet_x_q", "lora_down.weight", "lora_up.weight", 2),
+		factors("lora_unet_x_k", "lora_down.weight", "lora_up.weight", 2)...)
+	tensors = append(tensors, testkit.Values("lora_unet_x_q.alpha", dtype.F32, nil, 1))
+	path := write(t, nil, tensors...)
+	src := open(t, path, convert.Options{})
+	notes := strings.Join(src.Manifest().Notes, "\n")
+	if want := `1 of 2 layers has no alpha, unlike the others`; !strings.Contains(notes, want) || !strings.Contains(notes, "lora_unet_x_k") {
+		t.Errorf("notes %q, want %q and the layer", notes, want)
+	}
+	src = open(t, path, convert.Options{Alpha: 3})
+	equalLines(t, "with an alpha for the rest", layersOf(src), []string{
+		"lora_unet_x_k linear [2 4] [6 2] ×1.5", "lora_unet_x_q linear [2 4] [6 2] ×0.5",
+	})
+}
+
+// TestAModuleUnderTwoNames: a flat name and a dotted one that are the same module stay apart, and
+// merge refuses the two.
+func TestAModuleUnderTwoNames(t *testing.T) {
+	path := write(t, nil, append(factors("lora_unet_down_blocks_0_attentions_0_proj_in", "lora_down.weight", "lora_up.weight", 2),
+		factors("unet.down_blocks.0.attentions.0.proj_in", "lora_down.weight", "lora_up.weight", 2)...)...)
+	src := open(t, path, convert.Options{})
+	equalLines(t, "requirements", requirements(src), []string{
+		"twice lora_unet_down_blocks_0_attentions_0_proj_in, which is unet.down_blocks.0.attentions.0.proj_in",
+	})
+	comesBack(t, path)
+}

@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -161,14 +162,20 @@ func (p *pairReader) rename() {
 		names[i] = p.out.Layers[i].Module
 	}
 	renamed, n := p.modules(names), make(map[string]int)
-	for _, to := range renamed {
-		n[to]++
+	for _, module := range names {
+		n[cmp.Or(renamed[module], module)]++
 	}
 	name := func(module string) string {
-		if to := renamed[module]; n[to] == 1 { // the names of two layers stay apart
+		to := cmp.Or(renamed[module], module)
+		if n[to] == 1 {
 			return to
 		}
-		return module
+		return module // the names of two layers stay apart
+	}
+	for _, module := range names {
+		if to := renamed[module]; n[to] > 1 {
+			p.require(format.FeatureTwice, module+", which is "+to)
+		}
 	}
 	for i := range p.out.Layers {
 		p.out.Layers[i].Module = name(p.out.Layers[i].Module)

@@ -23,9 +23,9 @@ type pairReader struct {
 
 // pairScales remembers where the scales of the layers come from.
 type pairScales struct {
-	said   string // what in the file says a scale
-	unsaid int    // layers whose scale comes from the dialect's rule or from the user
-	zero   int    // layers of alpha 0
+	said   string   // what in the file says a scale
+	unsaid []string // layers whose scale comes from the dialect's rule or from the user
+	zero   int      // layers of alpha 0
 }
 
 // pairConfig is PEFT's configuration of one component, from the header.

@@ -66,7 +66,7 @@ func (p *pairReader) scaleUnsaid(l *format.Layer) error {
 	default:
 		l.Alpha = float64(l.Rank)
 	}
-	p.scales.unsaid++
+	p.scales.unsaid = append(p.scales.unsaid, l.Module)
 	return nil
 }
 
@@ -76,7 +76,7 @@ var errNoScale = errors.New("nothing says the scale")
 // finishScales checks the scales of all layers together.
 func (p *pairReader) finishScales() error {
 	s := &p.scales
-	if s.said != "" {
+	if s.said != "" && s.unsaid == nil {
 		if err := p.options.refuseScale(s.said); err != nil {
 			return err
 		}
@@ -86,7 +86,13 @@ func (p *pairReader) finishScales() error {
 			fault.Count(s.zero, "layer"))
 	}
 	isByRule := p.options.Alpha == 0 && p.options.Scale == 0
-	if s.said == "" && s.unsaid > 0 && isByRule {
+	switch {
+	case s.unsaid == nil || !isByRule:
+	case s.said != "":
+		p.note("%d of %s %s no alpha, unlike the others; by the rule of the dialect %s the scale is 1 there "+
+			"(Options.Alpha or Options.Scale gives another): %s", len(s.unsaid), fault.Count(len(p.out.Layers), "layer"),
+			fault.Choose(len(s.unsaid), "has", "have"), p.dialect, fault.List(s.unsaid, 3))
+	default:
 		p.note("the file does not say its scale; by the rule of the dialect %s it is 1 for every "+
 			"layer (Options.Alpha or Options.Scale gives another)", p.dialect)
 	}

@@ -194,7 +194,7 @@ func (r *Adapter) addAdapter(m *format.Manifest, a *format.Adapter) {
 		r.Requires = append(r.Requires, Requirement{string(q.Feature), q.Where})
 	}
 	r.Methods = append(r.Methods, resolve.Explain(a)...)
-	why, _ := resolve.Refusals(a)
+	why, _ := resolve.Refusals(a, m.Tensors)
 	r.Refusals = append(r.Refusals, why...)
 }
 
@@ -324,7 +324,7 @@ func (r *Adapter) readValues(ctx context.Context, src format.Source) error {
 func Misgivings(ctx context.Context, src format.Source) (all []string, err error) {
 	m := src.Manifest()
 	for i := range m.Adapters {
-		why, _ := resolve.Refusals(&m.Adapters[i])
+		why, _ := resolve.Refusals(&m.Adapters[i], m.Tensors)
 		for _, w := range why {
 			all = append(all, "merge refuses this adapter: "+w)
 		}

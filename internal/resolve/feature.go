@@ -134,7 +134,7 @@ var features = []feature{
 		why:    "the rows of trained tokens cannot be placed (trainable_token_indices)",
 		remedy: "use the adapter_config.json that was saved with these weights"},
 	{name: format.FeatureTwice, verdict: Refused,
-		why:    "the file holds a factor twice, with the adapter's name in its key and without",
+		why:    "it holds two tensors for one factor, or one module under two names",
 		remedy: "keep one of the two in the file"},
 	{name: format.FeatureUndo, verdict: Refused,
 		why:    "it is the undo record of a merge, not an adapter",

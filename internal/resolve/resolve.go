@@ -263,7 +263,7 @@ func (g *given) checkFeatures(reading Reading) error {
 	if reading.RecomputeResidual {
 		model = withoutResiduals(model)
 	}
-	if why, hint := Refusals(model); len(why) > 0 {
+	if why, hint := Refusals(model, g.manifest.Tensors); len(why) > 0 {
 		return fault.New(fault.Unsupported, "the adapter cannot be merged: %s", strings.Join(why, "; ")).WithHint("%s", hint)
 	}
 	return nil
@@ -279,7 +279,7 @@ func withoutResiduals(a *format.Adapter) *format.Adapter {
 
 // Refusals explains why this version cannot merge the adapter: one entry per feature, none if it
 // can. The hint belongs to the first entry.
-func Refusals(a *format.Adapter) (why []string, hint string) {
+func Refusals(a *format.Adapter, tensors []format.Tensor) (why []string, hint string) {
 	where := make(map[format.Feature][]string)
 	var features []format.Feature
 	for _, r := range a.Requires {
@@ -304,6 +304,8 @@ func Refusals(a *format.Adapter) (why []string, hint string) {
 	}
 	if why = disagreements(a); len(why) > 0 {
 		hint = "the file was not saved whole, or its writer did not announce all of it; save the adapter again"
+	} else if why = notFloats(a, tensors); len(why) > 0 {
+		hint = "save the adapter again in F32, F16 or BF16"
 	}
 	return why, hint
 }
@@ -393,6 +395,23 @@ func unknownRoles(a *format.Adapter) []string {
 	}
 	slices.Sort(unknown)
 	return []string{"layers have tensors with unknown roles: " + fault.List(unknown, 3)}
+}
+
+// notFloats names the factors whose values are no plain floats.
+func notFloats(a *format.Adapter, tensors []format.Tensor) []string {
+	var names []string
+	for i := range a.Layers {
+		for role, t := range a.Layers[i].Roles {
+			if d := tensors[t].DType; role != format.RoleAlpha && !d.IsFloat() {
+				names = append(names, fmt.Sprintf("%s (%v)", tensors[t].Name, d))
+			}
+		}
+	}
+	if names == nil {
+		return nil
+	}
+	slices.Sort(names)
+	return []string{"factors are stored in another dtype than F64, F32, F16 and BF16: " + fault.List(names, 3)}
 }
 
 // surplus names the layers with more tensors than A and B, of kinds whose formula has only these.
