@@ -121,7 +121,7 @@ const peftDoRA = "use_dora"
 func newGiven(a Adapter, index int) (*given, error) {
 	m := a.Source.Manifest()
 	if len(m.Adapters) != 1 {
-		return nil, fault.New(fault.Unsupported, "this is a bundle of %d adapters, and merge needs one", len(m.Adapters)).WithHint("name one of them, as in FILE#%s", m.Adapters[0].Name)
+		return nil, fault.New(fault.Unsupported, "this is a bundle of %d adapters, and merge needs one", len(m.Adapters)).WithHint("name one of them, as in %s#%s", a.Name, m.Adapters[0].Name)
 	}
 	g := &given{Adapter: a, index: index, manifest: m, model: &m.Adapters[0], features: placesOf(&m.Adapters[0])}
 	g.saysDoRA = slices.Contains(g.features[format.FeatureDoRA], peftDoRA)
