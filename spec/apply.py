@@ -13,6 +13,7 @@ import argparse, hashlib, json, sys
 from reader import Invalid, need
 from applying.changes import Changes
 from applying.compare import ANSWERS, check
+from applying.components import step5
 from applying.ends import Ends, add_tensors, check_tie, fold, grow, tie
 from applying.files import Adapter, Base, check_adapter
 from applying.layers import Layers, wanted_names
@@ -37,7 +38,10 @@ def merge(base_path, adapter_paths, weights, answers):
     if "grow-vocabulary" in answers: grow(base, adapters, ends)
     changes = Changes(base, answers)
     for a in adapters:
-        a.names, _ = translate(wanted_names(a, base), base)
+        wanted = wanted_names(a, base)
+        try: a.names, _ = translate(wanted, base)
+        except Invalid as e:
+            if not str(e).startswith("R88") or not step5(a, base): raise
         if base.alias: fold(a, base, ends)
         Layers(a, changes).collect()
         if ends.tie == "yes" and not answers.get("tied"): check_tie(a, ends)

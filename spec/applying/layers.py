@@ -2,6 +2,7 @@
 import json, math, re
 from itertools import permutations
 from reader import BITS, need
+from .components import apply_slices
 from .exact import FLOATS, Matrix, dominant, leading
 from .files import Tensor, as_matrix, leaf, parent, tail
 from .text import CONV1D, CONV1D_MODELS, IN_TURNS, PARAMETERS, PARTS, TRANSPOSED_EXPERTS
@@ -130,6 +131,7 @@ class Layers:
         return False
 
     def plain(self, l):
+        if getattr(l, "slices", None): return apply_slices(l, self.changes)
         name = self.a.names[l.wanted[0]]
         shape = self.base.tensors[name].shape
         A, B = l.A.matrix(), l.B.matrix()
