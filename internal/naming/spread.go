@@ -186,10 +186,8 @@ func (c *component) find(own spelling, m Update) (fits [][]Slice, misfit string)
 	}
 	for _, name := range names {
 		at, weight := c.whole(name, m)
-		if at == nil && c.table != nil {
-			var other string
-			at, other = c.spread(name, m)
-			weight = cmp.Or(weight, other)
+		if at == nil && weight == "" && c.table != nil {
+			at, weight = c.spread(name, m)
 		}
 		switch {
 		case at == nil:
