@@ -79,7 +79,6 @@ type Space struct {
 	a         Matrix
 	precision Precision
 	options   Options
-	m, n      int
 	right     Basis       // V
 	left      Basis       // U, or A·V in single precision
 	newest    int         // vectors of the last block of left
