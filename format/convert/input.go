@@ -27,7 +27,7 @@ type Input struct {
 
 	file    *fileio.Input
 	start   []byte // the beginning of the weights
-	table   *table
+	table   *table // may be there beside an error about names in it
 	side    map[string]sideRead
 	claimed map[string]string // see claimsOf
 	inputs  fileio.Identities // the weights, and the files beside them that were read
@@ -203,13 +203,10 @@ func (in *Input) readTable() error {
 		in.err = fault.New(fault.Unsupported, "this is a configuration, not the weights").In(in.Path()).
 			WithHint("give the directory %s", filepath.Dir(in.Path()))
 	default:
-		var t *table
-		if t, in.err = readTable(in.ctx, in.file); in.err == nil {
-			in.err = t.checkNames()
+		if in.table, in.err = readTable(in.ctx, in.file); in.err == nil {
+			in.err = in.table.checkNames()
 		}
-		if in.err = fault.InFile(in.err, in.Path()); in.err == nil {
-			in.table = t
-		}
+		in.err = fault.InFile(in.err, in.Path())
 	}
 	return in.err
 }

@@ -126,5 +126,8 @@ func (in *Input) hasKeysOfAdapter() bool {
 	if isPickle(in.start) {
 		return true
 	}
-	return in.readTable() == nil && naming.AreOfAdapter(in.table.keys())
+	if in.readTable(); in.table == nil { // names that are refused are names all the same
+		return false
+	}
+	return naming.AreOfAdapter(in.table.keys())
 }

@@ -187,3 +187,13 @@ func TestWeightsBesideAnAdapterAreRefused(t *testing.T) {
 		src.Close()
 	}
 }
+
+// TestANameThatIsRefusedStillShowsAnAdapter: inspect would call the file a checkpoint otherwise.
+func TestANameThatIsRefusedStillShowsAnAdapter(t *testing.T) {
+	path := write(t, nil, append(factors("lora_te_q", "lora_down.weight", "lora_up.weight", 2),
+		zerosOf("lora_te_\x1b[31m.alpha", dtype.F32))...)
+	if !convert.IsAdapter(t.Context(), path) {
+		t.Error("not an adapter")
+	}
+	refuses(t, path, convert.Options{}, "control characters")
+}
