@@ -32,7 +32,9 @@ func readFolder(p place) (*folder, error) {
 	return f, nil
 }
 
-func (f *folder) isModel() bool { return slices.Contains(f.names, modelConfig) }
+func (f *folder) isModel() bool {
+	return slices.Contains(f.names, modelConfig) || slices.Contains(f.names, pipelineIndex)
+}
 
 // adapter returns the path of the weights within the directory, "" if it holds no adapter or
 // several.

@@ -47,6 +47,9 @@ const (
 // modelConfig is the configuration of a model. No adapter has it in its directory.
 const modelConfig = "config.json"
 
+// pipelineIndex is the list of the models in a pipeline of diffusers.
+const pipelineIndex = "model_index.json"
+
 var (
 	// trainingState matches the files in which trainers save the state of a training.
 	trainingState = regexp.MustCompile(`(?i)^(optimizer|optim|scheduler|lr_scheduler|scaler|grad_scaler|rng_state|random_states?|training_args|trainer_state|training_state|recipe_state|sampler|dataloader)([._-].*)?\.[a-z]+$|_optim_states\.pt$`)

@@ -158,8 +158,11 @@ func explainSpread(r *resolver, s *naming.Spread, n int) error {
 		return fault.New(fault.Mismatch, "%d of the %d modules that the adapter changes are not in %s: %s; the base has %s", len(s.Missing), n, strings.Join(only, ", "),
 			fault.List(s.Missing, 3), describeComponents(r)).WithHint("name in Options.Only the components that the adapter is for, or leave it out")
 	}
-	return fault.New(fault.Mismatch, "the base lacks %d of the %d modules that the adapter changes: %s; the base has %s", len(s.Missing), n, fault.List(s.Missing, 3), describeComponents(r)).
-		WithHint("%s", r.wrongBase())
+	e := fault.New(fault.Mismatch, "the base lacks %d of the %d modules that the adapter changes: %s; the base has %s", len(s.Missing), n, fault.List(s.Missing, 3), describeComponents(r))
+	if n > 2*len(s.Missing) {
+		return e.WithHint("the base has most of them, so the adapter may be for a variant of this model; an adapter that shall go without these layers must be saved without them")
+	}
+	return e.WithHint("%s", r.wrongBase())
 }
 
 // describeComponents names the components of the base and their architectures.
