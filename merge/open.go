@@ -211,7 +211,7 @@ func (p *planner) describeBase() error {
 	for _, f := range p.base.Files {
 		n += len(f.Tensors)
 	}
-	b := &resolve.Base{Path: p.base.Path, Tensors: make(map[string]resolve.Tensor, n), Config: p.base.Config}
+	b := &resolve.Base{Path: p.base.Path, Tensors: make(map[string]resolve.Tensor, n), Config: p.base.Config, Unread: inner.Unread(p.base)}
 	for _, f := range p.base.Files {
 		for i := range f.Tensors {
 			t := &f.Tensors[i]

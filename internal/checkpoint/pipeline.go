@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/internal/fileio"
 )
@@ -43,4 +44,19 @@ func findComponents(dir fileio.Dir, have map[string]bool) (models []model, err e
 		}
 	}
 	return models, nil
+}
+
+// Unread lists the components of a pipeline whose weights are stored in a way that is not read,
+// such as pickles, each with one of these files.
+func Unread(c *Checkpoint) map[string]string {
+	files := make(map[string]string)
+	for _, name := range c.Side {
+		if folder, ok := strings.CutSuffix(folderOf(name), "/"); c.pipeline && ok && isForeign(name) {
+			files[folder] = name
+		}
+	}
+	for _, f := range c.Files { // the index of its shards is no other copy
+		delete(files, strings.TrimSuffix(f.prefix, "."))
+	}
+	return files
 }

@@ -1,6 +1,7 @@
 package checkpoint_test
 
 import (
+	"maps"
 	"slices"
 	"testing"
 
@@ -33,6 +34,9 @@ func TestOpenPipeline(t *testing.T) {
 	defer c.Close()
 	if got, want := c.Names(), []string{"text_encoder.a", "text_encoder.b", "unet.a", "vae.a"}; !slices.Equal(got, want) {
 		t.Errorf("names %q, want %q", got, want)
+	}
+	if got, want := checkpoint.Unread(c), map[string]string{"safety_checker": "safety_checker/pytorch_model.bin"}; !maps.Equal(got, want) {
+		t.Errorf("not read %q, want %q", got, want)
 	}
 	if !c.IsPipeline() {
 		t.Error("not a pipeline")

@@ -186,6 +186,9 @@ type Base struct {
 	Config     config.Model
 	ConfigText []byte // config.json as it is; nil if there is none to edit
 
+	// Unread has the components of a pipeline whose weights are not read, each with a file of them.
+	Unread map[string]string
+
 	companions map[string]string // see companion
 }
 

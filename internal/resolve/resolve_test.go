@@ -210,6 +210,17 @@ func TestComponents(t *testing.T) {
 	}
 }
 
+// TestAComponentThatIsNotRead: the weights are there, in a way that is not read.
+func TestAComponentThatIsNotRead(t *testing.T) {
+	b := base("", map[string][]uint64{"text_encoder.text_model.encoder.layers.0.mlp.fc1.weight": {6, 4}})
+	b.Unread = map[string]string{"unet": "unet/diffusion_pytorch_model.bin"}
+	a := adapter(t, 1, func(b *format.Builder) { b.Linear("lora_unet_conv_in", 2, 1, zeros(2, 4), zeros(6, 2)) })
+	_, _, err := resolveOne(b, a, resolve.Reading{})
+	if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "unet/diffusion_pytorch_model.bin") {
+		t.Errorf("got %v, want a refusal that names the file", err)
+	}
+}
+
 // TestOnlyAsksWhereALayerLands: the names of an adapter need not say the component.
 func TestOnlyAsksWhereALayerLands(t *testing.T) {
 	pipeline := base("", map[string][]uint64{

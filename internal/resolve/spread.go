@@ -137,6 +137,12 @@ func (p *plain) update() naming.Update {
 
 // explainSpread says why the components of the base cannot take the adapter.
 func explainSpread(r *resolver, s *naming.Spread, n int) error {
+	for _, name := range s.Absent {
+		if file := r.base.Unread[name]; file != "" {
+			return fault.New(fault.Unsupported, "the adapter changes %s, whose weights are not in safetensors: %s", name, file).
+				In(r.base.Path).WithHint("in Python, load the pipeline with diffusers and save it with save_pretrained(…, safe_serialization=True)")
+		}
+	}
 	switch {
 	case s.Absent != nil && len(s.Slices) > 0:
 		return fault.New(fault.Mismatch, "the adapter changes components that the base lacks: %s; the base has %s", strings.Join(s.Absent, ", "), describeComponents(r)).
