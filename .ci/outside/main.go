@@ -115,7 +115,7 @@ func (o *outside) convertIntoBucket(ctx context.Context) error {
 		return err
 	}
 	defer src.Close()
-	for _, d := range o.dialects {
+	for _, d := range o.dialects.Written() {
 		out := &bucket{under: "adapters/" + d.Name()}
 		if err := storeTo(ctx, out, d, src); err != nil {
 			return err
