@@ -185,6 +185,8 @@ func TestMethodsOfLyCORISAreNamed(t *testing.T) {
 		{"textual-inversion bundle_emb.cat", 1,
 			append([]testkit.Tensor{zerosOf("bundle_emb.cat.string_to_param.*", dtype.F32, 2, 8)},
 				pair...)},
+		{"textual-inversion emb_params", 1,
+			append([]testkit.Tensor{zerosOf("emb_params", dtype.F32, 2, 8)}, pair...)},
 		{"unknown-tensor lora_unet_q.lora_sideways", 1, append([]testkit.Tensor{q("lora_sideways",
 			4)}, pair...)},
 		{"missing-factor lora_unet_q: B", 1, pair[:1]},

@@ -141,7 +141,11 @@ func parsePair(name string) pairKey {
 		}
 		return k
 	}
-	return pairKey{module: plain, feature: requirement(format.FeatureUnknownTensor, name)}
+	feature := format.FeatureUnknownTensor
+	if naming.Dialect([]string{plain}) == naming.TextualInversion {
+		feature = format.FeatureTextualInversion
+	}
+	return pairKey{module: plain, feature: requirement(feature, name)}
 }
 
 // isFactor reports whether the key belongs to a factor of LoRA, in any dialect.

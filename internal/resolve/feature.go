@@ -141,7 +141,7 @@ var features = []feature{
 		remedy: "merge.OpenUnmerge takes it by Removal.Records"},
 	{name: format.FeatureUnknownTensor, verdict: Refused,
 		why:    "a tensor has no known meaning",
-		remedy: "if a newer PEFT wrote it, try a newer loratool"},
+		remedy: "the program that wrote it may be newer than this loratool: try a newer loratool"},
 	{verdict: Refused, title: "a convolution in groups: the weight has no place for the update"},
 	{verdict: Refused, title: "an adapted tensor of the base is quantised, or stored in less than 16 bits"},
 	{verdict: Refused, title: "the base lacks a tensor that the adapter changes, or has it in another shape"},
