@@ -16,12 +16,12 @@ type fromOption struct {
 func (o *fromOption) fromFlags() []cli.Flag {
 	names := strings.Join(convert.Default().Names()[1:], ", ")
 	return []cli.Flag{
-		&cli.StringFlag{Name: "from", Destination: &o.dialect, Usage: "read the adapter in this " +
-			"`DIALECT`, where its content fits several or none: " + names},
-		&cli.StringFlag{Name: "alpha", Destination: &o.alpha, Usage: "lora_alpha is `A`, for an " +
-			"adapter whose file does not say its scale"},
-		&cli.StringFlag{Name: "scale", Destination: &o.scale, Usage: "the scale is `S` in every " +
-			"layer, for an adapter whose file does not say it"},
+		&cli.StringFlag{Name: "from", Destination: &o.dialect, Usage: "read all adapters of the " +
+			"command in this `DIALECT`, where their content fits several or none: " + names},
+		&cli.StringFlag{Name: "alpha", Destination: &o.alpha, Usage: "lora_alpha is `A` where a " +
+			"file does not say the scale; for all adapters of the command"},
+		&cli.StringFlag{Name: "scale", Destination: &o.scale, Usage: "the scale is `S` where a " +
+			"file does not say it; for all adapters of the command"},
 	}
 }
 
