@@ -356,9 +356,11 @@ func TestAnAlphaThatIsMissingAlone(t *testing.T) {
 func TestAModuleUnderTwoNames(t *testing.T) {
 	path := write(t, nil, append(factors("lora_unet_down_blocks_0_attentions_0_proj_in", "lora_down.weight", "lora_up.weight", 2),
 		factors("unet.down_blocks.0.attentions.0.proj_in", "lora_down.weight", "lora_up.weight", 2)...)...)
-	src := open(t, path, convert.Options{})
-	equalLines(t, "requirements", requirements(src), []string{
-		"twice lora_unet_down_blocks_0_attentions_0_proj_in, which is unet.down_blocks.0.attentions.0.proj_in",
-	})
+	for _, dialect := range []string{"", "kohya", "diffusers", "comfyui"} {
+		src := open(t, path, convert.Options{From: dialect})
+		equalLines(t, "requirements from "+dialect, requirements(src), []string{
+			"twice lora_unet_down_blocks_0_attentions_0_proj_in, which is unet.down_blocks.0.attentions.0.proj_in",
+		})
+	}
 	comesBack(t, path)
 }

@@ -152,22 +152,24 @@ func (p *pairReader) extras(l *format.Layer) {
 	}
 }
 
-// rename gives the layers the names of their modules in the model.
+// rename gives the layers the names of their modules in the model. A dialect without flat names
+// keeps those that it finds, but they are no second layer of a module.
 func (p *pairReader) rename() {
-	if p.modules == nil {
-		return
+	modules := p.modules
+	if modules == nil {
+		modules = dotted
 	}
 	names := make([]string, len(p.out.Layers))
 	for i := range p.out.Layers {
 		names[i] = p.out.Layers[i].Module
 	}
-	renamed, n := p.modules(names), make(map[string]int)
+	renamed, n := modules(names), make(map[string]int)
 	for _, module := range names {
 		n[cmp.Or(renamed[module], module)]++
 	}
 	name := func(module string) string {
 		to := cmp.Or(renamed[module], module)
-		if n[to] == 1 {
+		if n[to] == 1 && p.modules != nil {
 			return to
 		}
 		return module // the names of two layers stay apart
