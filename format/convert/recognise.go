@@ -4,6 +4,7 @@ import (
 	"archive/zip"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -126,8 +127,10 @@ func (in *Input) hasKeysOfAdapter() bool {
 	if isPickle(in.start) {
 		return true
 	}
-	if in.readTable(); in.table == nil { // names that are refused are names all the same
+	if in.readTable(); in.table == nil {
 		return false
 	}
-	return naming.AreOfAdapter(in.table.keys())
+	// A name that is refused says nothing; the others still do.
+	isRefused := func(key string) bool { return checkName(key) != nil }
+	return naming.AreOfAdapter(slices.DeleteFunc(in.table.keys(), isRefused))
 }
