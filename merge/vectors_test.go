@@ -197,6 +197,7 @@ var ruleWords = map[string]string{
 	"R87": "finite weights? would become|NaN or infinite as F16",
 	"R88": "the base lacks|the base has none|the last layer|experts up to number|without a dot",
 	"R89": "fit the base in several ways", "R90": "of an unknown kind",
+	"R130": "the base lacks|in several places|not fit|has none there|, and the base has", "R131": "divides its weight",
 	"R91": "DoRA or a bias beside", "R92": "change the same elements",
 	"R93": "but the (base's weight has shape|factors are those of a linear layer)",
 	"R94": "is square, and only fan_in_fan_out", "R95": "the embedding .* weight has shape",
@@ -242,7 +243,7 @@ func (v *applyVector) checkError(t *testing.T, err error) {
 func ruleKinds(t *testing.T) map[string]string {
 	t.Helper()
 	kinds := make(map[string]string)
-	for _, name := range []string{"FORMAT.md", "APPLY.md"} {
+	for _, name := range []string{"FORMAT.md", "APPLY.md", "NAMES.md"} {
 		text, err := os.ReadFile(filepath.Join("../spec", name))
 		if err != nil {
 			t.Fatal(err)
