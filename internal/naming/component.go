@@ -123,9 +123,6 @@ func Components(b *Base, shapes ShapeOf) []Component {
 		known := Component{Name: c.name, Prefix: c.prefix, Weights: len(c.weights)}
 		if c.table != nil {
 			known.Architecture, isKnown = c.table.Name, true
-			if c.kind == denoiser && c.number == 0 {
-				known.Name = c.table.Component
-			}
 		}
 		all = append(all, known)
 	}
@@ -154,9 +151,13 @@ type holder struct {
 	i      int
 }
 
-// componentsOf divides the weights of a base. Weights are those of two or more dimensions.
+// componentsOf divides the weights of a base, on the first call. Weights are those of two or more
+// dimensions.
 func componentsOf(b *Base, shapes ShapeOf) []*component {
-	var all []*component
+	if b.components != nil {
+		return b.components
+	}
+	all := []*component{}
 	byPrefix := make(map[string]*component)
 	for _, name := range b.sortedNames() {
 		module := weightModule(name)
@@ -179,6 +180,7 @@ func componentsOf(b *Base, shapes ShapeOf) []*component {
 	for _, c := range all {
 		c.chooseTable()
 	}
+	b.components = all
 	return all
 }
 
@@ -211,7 +213,10 @@ func (c *component) chooseTable() {
 		return
 	}
 	if c.kind == anyKind {
-		c.kind, c.name = kindOf(c.table), c.table.Component
+		c.kind = kindOf(c.table)
+	}
+	if c.number == 0 {
+		c.name = c.table.Component
 	}
 	c.holders = make(map[architecture.Part]holder)
 	for module, weight := range c.weights {
@@ -249,7 +254,7 @@ func (c *component) flatModules(flat string) []string {
 	if c.flat == nil {
 		c.flat = make(map[string][]string, len(c.weights))
 		for module := range c.weights {
-			key := strings.ReplaceAll(module, ".", "_")
+			key := architecture.Flatten(module)
 			c.flat[key] = append(c.flat[key], module)
 		}
 	}
@@ -258,4 +263,13 @@ func (c *component) flatModules(flat string) []string {
 		modules = append(modules[:len(modules):len(modules)], c.table.Unflatten(flat)...)
 	}
 	return modules
+}
+
+// sizeOf returns the size of a weight as a matrix.
+func sizeOf(shape []uint64) (rows, columns uint64) {
+	columns = 1
+	for _, n := range shape[1:] {
+		columns *= n
+	}
+	return shape[0], columns
 }

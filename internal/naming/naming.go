@@ -19,6 +19,8 @@ type Base struct {
 	fronts map[string][]string // the first segments of names, sorted, by the rest of the name
 	places map[string][]string // by the place of a tensor
 	sorted []string
+
+	components []*component // of an image or video model; see componentsOf
 }
 
 // wrappers are the path segments that torch.compile, FSDP and activation checkpointing put around

@@ -283,12 +283,3 @@ func (h holder) rows(rows, columns uint64) (first, n uint64) {
 	}
 	return first, size(h.parts[h.i])
 }
-
-// sizeOf returns the size of a weight as a matrix.
-func sizeOf(shape []uint64) (rows, columns uint64) {
-	columns = 1
-	for _, n := range shape[1:] {
-		columns *= n
-	}
-	return shape[0], columns
-}

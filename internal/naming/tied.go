@@ -231,5 +231,5 @@ func (b *Base) Actual(plain string) string { return b.byName[plain] }
 // Alias makes a name stand for a tensor of another name.
 func (b *Base) Alias(name, plain string) {
 	b.byName[name] = b.byName[plain]
-	b.tails, b.fronts, b.places, b.sorted = nil, nil, nil, nil
+	b.tails, b.fronts, b.places, b.sorted, b.components = nil, nil, nil, nil, nil
 }

@@ -3,7 +3,6 @@ package resolve
 import (
 	"cmp"
 	"slices"
-	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
@@ -29,7 +28,7 @@ func (p *plain) target() string {
 func (p *plain) wants() []string {
 	names := []string{p.target()}
 	if _, ok := p.layer.Roles[format.RoleBias]; ok {
-		names = append(names, biasOf(names[0]))
+		names = append(names, naming.BiasOf(names[0]))
 	}
 	return names
 }
@@ -68,13 +67,10 @@ func (p *plain) add() error {
 		}
 	}
 	if i, ok := l.Roles[format.RoleBias]; ok {
-		return p.addBias(biasOf(name), x, p.blob(i))
+		return p.addBias(naming.BiasOf(name), x, p.blob(i))
 	}
 	return nil
 }
-
-// biasOf returns the name of the bias beside a weight: in_proj_bias beside in_proj_weight, too.
-func biasOf(weight string) string { return strings.TrimSuffix(weight, "weight") + "bias" }
 
 // addBias adds the bias of lora_B to that of the base. PEFT adds the bias of an out_proj once, even
 // where it adds the weight's update twice.

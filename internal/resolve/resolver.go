@@ -43,19 +43,14 @@ type sheet struct {
 	names   *naming.Base
 	changes map[string]*Change
 	notes   *notes
-	looksUp bool                // whether an adapter changes a table that tokens are looked up in
-	ties    *naming.Ends        // nil until something asks for the base's two ends
-	parts   *[]naming.Component // nil until something asks for the components of an image model
-	fold    *fold               // nil where tied ends are not folded
+	looksUp bool         // whether an adapter changes a table that tokens are looked up in
+	ties    *naming.Ends // nil until something asks for the base's two ends
+	fold    *fold        // nil where tied ends are not folded
 }
 
 // components lists the components of an image or video model; none for any other base.
 func (s *sheet) components() []naming.Component {
-	if s.parts == nil {
-		parts := naming.Components(s.names, s.shape)
-		s.parts = &parts
-	}
-	return *s.parts
+	return naming.Components(s.names, s.shape)
 }
 
 // isImage reports whether the base is an image or video model. Its names have components in front
