@@ -179,6 +179,19 @@ func flux(prefix string, shapes map[string][]uint64) map[string][]uint64 {
 	return all
 }
 
+// TestFactorsWithoutDimensionsFindNoPlace: a .lora file can hold a convolution of any shape.
+func TestFactorsWithoutDimensionsFindNoPlace(t *testing.T) {
+	a := adapter(t, 1, func(b *format.Builder) { b.Conv("lora_unet_conv_in", 1, 1, zeros(1, 1, 1), zeros(1, 1, 1)) })
+	m := a.Source.Manifest()
+	for i := range m.Tensors {
+		m.Tensors[i].Shape = nil
+	}
+	_, _, err := resolveOne(base("", map[string][]uint64{"unet.conv_in.weight": {4, 3, 1, 1}}), a, resolve.Reading{})
+	if !errors.Is(err, fault.Mismatch) {
+		t.Errorf("got %v, want a refusal", err)
+	}
+}
+
 // TestComponents: an adapter that changes a component which the base lacks is refused, and Only
 // leaves out the layers of other components. An adapter with none of these is refused.
 func TestComponents(t *testing.T) {

@@ -122,9 +122,14 @@ func (r *resolver) spread() (ok bool, err error) {
 }
 
 // update describes the layer's update for naming. Any layer has A and B: Check has refused others.
+// The factors of a convolution can have any shape; those of fewer than two dimensions get the size
+// 0, which no weight has.
 func (p *plain) update() naming.Update {
 	tensors := p.manifest.Tensors
 	a, b := tensors[p.layer.Roles[format.RoleA]].Shape, tensors[p.layer.Roles[format.RoleB]].Shape
+	if len(a) < 2 || len(b) < 2 {
+		return naming.Update{Name: p.layer.Module}
+	}
 	m := naming.Update{Name: p.layer.Module, Rows: b[0], Columns: 1}
 	for _, n := range a[1:] {
 		m.Columns *= n
