@@ -175,14 +175,27 @@ const (
 	ExpertOutputs Kind = "expert-outputs" // the expert's outputs
 	ExpertFirst   Kind = "expert-first"   // the matrix's first dimension
 	ExpertSecond  Kind = "expert-second"  // the matrix's second dimension
+	// Version 1.2 adds methods of LyCORIS (spec/METHODS.md). Their factors have roles of their own.
+	Hadamard      Kind = "hadamard"       // LoHa: the product of two thin products, element by element
+	Kronecker     Kind = "kronecker"      // LoKr: the Kronecker product of two matrices, each whole or a thin product
+	OutputScaling Kind = "output-scaling" // IA³: each row of the weight grows by its own share of itself
+	InputScaling  Kind = "input-scaling"  // IA³: the same for the weights of one input
 	// Other: the factors cannot be understood without a Requirement.
 	Other Kind = "other"
 )
 
 // kinds lists every kind.
 var kinds = []Kind{
-	Linear, Embedding, Conv, Expert, ExpertInputs, ExpertOutputs, ExpertFirst, ExpertSecond, Other,
+	Linear, Embedding, Conv, Expert, ExpertInputs, ExpertOutputs, ExpertFirst, ExpertSecond,
+	Hadamard, Kronecker, OutputScaling, InputScaling, Other,
 }
+
+// HasFactors reports whether the layer's update is made of A and B: s·B·A, in the ways that the
+// kinds of version 1.1 say.
+func (k Kind) HasFactors() bool { return k != Other && !k.isMethod() }
+
+// isMethod reports whether k is a kind that version 1.2 added.
+func (k Kind) isMethod() bool { return methods[k] != nil }
 
 // IsExpert reports whether A and B stack the factors of several experts.
 func (k Kind) IsExpert() bool { return k == Expert || k.saysDimension() }
@@ -210,6 +223,19 @@ const (
 	RoleBias      Role = "bias"      // m values: B's bias; s times it is added to the module's bias
 	RoleMagnitude Role = "magnitude" // DoRA's magnitudes m (Liu et al., arXiv:2402.09353)
 	RoleAlpha     Role = "alpha"     // one element: lora_alpha as the producer stored it; the value is Layer.Alpha
+
+	// The roles of version 1.2; spec/METHODS.md has the shapes.
+	RoleCore           Role = "core"            // of a convolution by Tucker: s·Σ B[i,a]·core[a,b,k]·A[b,j]
+	RoleInputMagnitude Role = "input_magnitude" // DoRA's magnitudes, one for each input
+	RoleW1             Role = "w1"              // of Kronecker: the left matrix
+	RoleW1A            Role = "w1_a"            // the factors of the left matrix
+	RoleW1B            Role = "w1_b"
+	RoleW2             Role = "w2" // of Kronecker: the right matrix
+	RoleW2A            Role = "w2_a"
+	RoleW2B            Role = "w2_b"
+	RoleT1             Role = "t1" // the cores of the two matrices, where they are decomposed by Tucker
+	RoleT2             Role = "t2"
+	RoleVector         Role = "vector" // of OutputScaling and InputScaling: the share of each output or input
 )
 
 // Layer is the update of one module.
@@ -241,6 +267,8 @@ const (
 	Replace Action = "replace" // the tensor replaces the base's tensor Target
 	Rows    Action = "rows"    // the tensor's rows replace the rows Rows of Target
 	Opaque  Action = "opaque"  // nobody interprets the tensor; a Requirement says why
+	// Difference: the tensor is added to the base's tensor Target (version 1.2).
+	Difference Action = "difference"
 )
 
 // Beside is a tensor that belongs to no layer.

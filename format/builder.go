@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -163,6 +164,12 @@ func (l *LayerBuilder) Bias(bias Data) *LayerBuilder {
 	return l.role(RoleBias, FeatureLoRABias, ".lora_B.bias", bias)
 }
 
+// Role adds a tensor with another role, such as RoleCore, and the feature that it needs. The tensor
+// needs an explicit shape.
+func (l *LayerBuilder) Role(role Role, feature Feature, d Data) *LayerBuilder {
+	return l.role(role, feature, "."+string(role), d)
+}
+
 func (l *LayerBuilder) role(role Role, feature Feature, tail string, d Data) *LayerBuilder {
 	layer := &l.builder.adapter.Layers[l.index]
 	l.builder.Require(feature, layer.Module)
@@ -173,6 +180,32 @@ func (l *LayerBuilder) role(role Role, feature Feature, tail string, d Data) *La
 // Replace adds a tensor that replaces the base's tensor target. The tensor needs an explicit shape.
 func (x *Builder) Replace(target string, d Data) {
 	x.adapter.Beside = append(x.adapter.Beside, Beside{Action: Replace, Target: target, Tensor: x.add(d.or(target))})
+}
+
+// Method adds a layer of a kind of version 1.2, such as Hadamard, with a tensor for each role. The
+// feature is that of the kind (spec/METHODS.md). All tensors need an explicit shape. rank is r of
+// the kind's shapes, or 1 where no r occurs.
+func (x *Builder) Method(
+	module string, kind Kind, feature Feature, rank int, scale float64, tensors map[Role]Data,
+) *LayerBuilder {
+	x.Require(feature, module)
+	l := &LayerBuilder{builder: x, index: len(x.adapter.Layers)}
+	roles := make(map[Role]int, len(tensors))
+	for _, role := range slices.Sorted(maps.Keys(tensors)) {
+		roles[role] = x.add(tensors[role].or(module + "." + string(role)))
+	}
+	x.adapter.Layers = append(x.adapter.Layers, Layer{
+		Module: module, Kind: kind, Rank: rank, Scaling: Fixed, Fixed: scale, Roles: roles,
+	})
+	return l
+}
+
+// Difference adds a tensor that is added to the base's tensor target. The tensor needs an explicit
+// shape.
+func (x *Builder) Difference(target string, d Data) {
+	x.Require(FeatureDifference, target)
+	i := x.add(d.or(target + ".diff"))
+	x.adapter.Beside = append(x.adapter.Beside, Beside{Action: Difference, Target: target, Tensor: i})
 }
 
 // Rows adds a tensor whose rows replace the given rows of the base's tensor target. Without a shape

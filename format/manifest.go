@@ -230,7 +230,7 @@ func (s *scanner) beside() (b Beside) {
 	for key := range s.record("beside", "action", "rows?", "target?", "tensor") {
 		switch key {
 		case "action":
-			b.Action = oneOf(s, "action", Replace, Rows, Opaque)
+			b.Action = oneOf(s, "action", Replace, Rows, Opaque, Difference)
 		case "rows":
 			b.Rows, hasRows = s.counts(math.MaxInt), true
 		case "target":
@@ -247,7 +247,7 @@ func (s *scanner) beside() (b Beside) {
 	case Rows:
 		s.onlyFor(at, what, "rows", "", hasRows, false)
 		s.onlyFor(at, what, "target", "", hasTarget, false)
-	case Replace:
+	case Replace, Difference:
 		s.onlyFor(at, what, "target", "rows", hasTarget, hasRows)
 		b.Rows = nil
 	case Opaque:

@@ -88,7 +88,7 @@ func parsePrologue(h head, p []byte, opts ReaderOptions) (*prologue, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, codings, err := parseManifest(text, h.minor > minorVersion)
+	m, codings, err := parseManifest(text, h.minor > knownMembers)
 	if err != nil {
 		return nil, err
 	}

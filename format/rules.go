@@ -6,7 +6,8 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// ruleKinds holds the kind of error that spec/FORMAT.md gives each rule, by its number.
+// ruleKinds holds the kind of error that spec/FORMAT.md or spec/METHODS.md gives each rule, by its
+// number. The numbers between are those of applying, in other packages.
 var ruleKinds = [...]fault.Kind{
 	1: ErrTruncated,
 
@@ -36,6 +37,8 @@ var ruleKinds = [...]fault.Kind{
 	74: ErrUnsupported, 75: ErrUnsupported, 76: ErrUnsupported, // applying, in other packages
 
 	ruleShared: ErrCorrupt, // critical bit 0
+
+	133: ErrCorrupt, 134: ErrCorrupt, 135: ErrCorrupt, 136: ErrCorrupt, // spec/METHODS.md
 }
 
 // broken returns the error for bytes that break a rule of the specification. The message gives the
@@ -49,7 +52,7 @@ func broken(rule int, format string, args ...any) *fault.Error {
 // a source file or apply an adapter (spec section 15).
 func VerifiedRules() []string {
 	var rules []string
-	for n := 1; n < len(ruleKinds); n++ {
+	for n := 1; n <= ruleShared; n++ {
 		restoring, applying := n >= 67 && n <= 69, n == 70 || n >= 74 && n <= 76
 		if !restoring && !applying {
 			rules = append(rules, fmt.Sprintf("R%d", n))

@@ -18,6 +18,8 @@ var update = flag.Bool("update", false, "write the worked example of the specifi
 const (
 	specFile  = "../spec/FORMAT.md"
 	applyFile = "../spec/APPLY.md"
+	// methodsFile has rules of the format among those of applying: the first ones.
+	methodsFile = "../spec/METHODS.md"
 )
 
 func specText(t *testing.T) string { return readText(t, specFile) }
@@ -139,8 +141,24 @@ func TestRulesHaveTheKindsOfTheSpec(t *testing.T) {
 			t.Errorf("R%d is %q in the specification and another kind in ruleKinds", rule, m[3])
 		}
 	}
-	if n != oldRules || len(seen) != newer || newer != len(ruleKinds)-1 {
-		t.Errorf("the specification has %d rules up to R%d, ruleKinds has %d", len(seen), newer, len(ruleKinds)-1)
+	if n != oldRules || len(seen) != newer || newer != ruleShared {
+		t.Errorf("the specification has %d rules up to R%d, want R%d", len(seen), newer, ruleShared)
+	}
+}
+
+// TestRulesOfMethods: they go on from those of names (spec/NAMES.md), and the ones that the format
+// checks have their kinds in ruleKinds.
+func TestRulesOfMethods(t *testing.T) {
+	names := ruleLine.FindAllStringSubmatch(readText(t, "../spec/NAMES.md"), -1)
+	n, _ := strconv.Atoi(names[len(names)-1][1])
+	for _, m := range ruleLine.FindAllStringSubmatch(readText(t, methodsFile), -1) {
+		if n++; m[1] != strconv.Itoa(n) || strings.Count(m[2], "MUST") != 1 {
+			t.Errorf("rule R%s stands where R%d is due, or has not one MUST", m[1], n)
+		}
+		isOfFormat := n < len(ruleKinds)
+		if isOfFormat != (m[3] == "corrupt") || isOfFormat && ruleKinds[n] != ErrCorrupt {
+			t.Errorf("R%d is %q in the specification and another kind in ruleKinds", n, m[3])
+		}
 	}
 }
 
@@ -148,7 +166,7 @@ func TestRulesHaveTheKindsOfTheSpec(t *testing.T) {
 // that the text knows, and no reference to a rule that is not there.
 func TestRulesOfApplyingGoOnFromTheFormat(t *testing.T) {
 	text := readText(t, applyFile)
-	n := len(ruleKinds) - 1
+	n := ruleShared
 	for _, m := range ruleLine.FindAllStringSubmatch(text, -1) {
 		if n++; m[1] != strconv.Itoa(n) {
 			t.Errorf("rule R%s stands where R%d is due", m[1], n)
@@ -162,7 +180,7 @@ func TestRulesOfApplyingGoOnFromTheFormat(t *testing.T) {
 			t.Errorf("R%s is of the kind %q, which the text does not know", m[1], m[3])
 		}
 	}
-	if n < len(ruleKinds) {
+	if n < ruleShared+1 {
 		t.Error("no rule of applying")
 	}
 	for _, m := range regexp.MustCompile(`\bR(\d+)\b`).FindAllStringSubmatch(text, -1) {

@@ -12,11 +12,11 @@ import (
 )
 
 // Validate checks the manifest of a source that did not come from a file. It checks rules R29, R30
-// and R34 to R54 of spec/FORMAT.md, R71 to R73 of version 1.1, and that the factors of
-// a convolution or of experts have two or more dimensions. Code that merges, decomposes or writes a
-// validated source need not check any index, rank or number of dimensions again. Readers of files
-// return valid manifests; a function that takes a [Source] from a program calls Validate first. It
-// reads no blob and changes nothing.
+// and R34 to R54 of spec/FORMAT.md, R71 to R73 of version 1.1, R133 to R136 of spec/METHODS.md, and
+// that the factors of a convolution or of experts have two or more dimensions. Code that merges,
+// decomposes or writes a validated source need not check any index, rank or number of dimensions
+// again. Readers of files return valid manifests; a function that takes a [Source] from a program
+// calls Validate first. It reads no blob and changes nothing.
 func Validate(m *Manifest) error {
 	if m == nil {
 		return noManifest()
@@ -73,7 +73,7 @@ func validateWords(a *Adapter) error {
 	}
 	for i := range a.Beside {
 		switch a.Beside[i].Action {
-		case Replace, Rows, Opaque:
+		case Replace, Rows, Opaque, Difference:
 		default:
 			return broken(29, "beside %d: unknown action %q", i, a.Beside[i].Action)
 		}
@@ -237,13 +237,22 @@ func validateLayer(m *Manifest, l *Layer) error {
 	if l.Rank < 1 || l.Rank > MaxRank {
 		return broken(37, "rank %d, want 1 to %d", l.Rank, MaxRank)
 	}
+	if err := validateMagnitudes(l); err != nil {
+		return err
+	}
 	ia, hasA := l.Roles[RoleA]
 	ib, hasB := l.Roles[RoleB]
+	if l.Kind.isMethod() {
+		return validateMethod(m, l)
+	}
 	if l.Kind != Other && !(hasA && hasB) {
 		return broken(38, "kind %q needs the roles A and B", l.Kind)
 	}
 	if l.Kind.saysDimension() {
 		return validateSquareExperts(l, m.Tensors[ia].Shape, m.Tensors[ib].Shape)
+	}
+	if i, ok := l.Roles[RoleCore]; ok && l.Kind == Conv {
+		return validateCore(l, m.Tensors[ia].Shape, m.Tensors[ib].Shape, m.Tensors[i].Shape)
 	}
 	if l.Kind != Linear && l.Kind != Embedding {
 		return nil

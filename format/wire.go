@@ -22,7 +22,8 @@ const (
 	signature    = "\x89LRA\r\n\x1a\n" // bytes 8 to 15 of a file
 
 	majorVersion  = 1
-	minorVersion  = 1             // the latest version; a file of a later one may have members that this reader ignores
+	minorVersion  = 2             // the latest version
+	knownMembers  = 1             // the latest version with a member of its own; a later file may have more, which are ignored
 	knownCritical = sharedTensors // feature bits that this reader knows
 
 	skipBytes      = 8  // magic and size of a skippable frame

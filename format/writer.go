@@ -7,6 +7,7 @@ import (
 	"hash"
 	"io"
 	"math"
+	"slices"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/parallel"
@@ -211,18 +212,24 @@ func (f *fileWriter) writeHead(text []byte, chunkLog2 uint8) error {
 }
 
 // minorOf returns the lowest minor version that can express m.
-func minorOf(m *Manifest) uint16 {
+func minorOf(m *Manifest) (minor uint16) {
 	if m.sharesTensors() {
-		return 1
+		minor = 1
 	}
 	for i := range m.Adapters {
 		for j := range m.Adapters[i].Layers {
-			if m.Adapters[i].Layers[j].Kind.saysDimension() {
-				return 1
+			switch k := m.Adapters[i].Layers[j].Kind; {
+			case k.isMethod():
+				return 2
+			case k.saysDimension():
+				minor = 1
 			}
 		}
+		if slices.ContainsFunc(m.Adapters[i].Beside, func(b Beside) bool { return b.Action == Difference }) {
+			return 2
+		}
 	}
-	return 0
+	return minor
 }
 
 // read reads the raw bytes of chunk i.
