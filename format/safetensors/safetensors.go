@@ -5,7 +5,6 @@ package safetensors
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -83,7 +82,7 @@ func Write(ctx context.Context, w io.Writer, tensors []format.Tensor, metadata m
 	}
 	slices.SortFunc(order, func(i, j int) int {
 		a, b := &tensors[i], &tensors[j]
-		return cmp.Or(cmp.Compare(b.DType, a.DType), cmp.Compare(a.Name, b.Name))
+		return safetensors.CompareData(a.DType, b.DType, a.Name, b.Name)
 	})
 	header, err := headerOf(tensors, order, metadata)
 	if err != nil {

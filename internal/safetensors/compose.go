@@ -1,12 +1,21 @@
 package safetensors
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/loratool/loratool/format/dtype"
 )
+
+// CompareData orders tensors a and b as the format's own writer orders their data: the last dtypes
+// of package dtype first, then by name.
+func CompareData(a, b dtype.Type, nameA, nameB string) int {
+	return cmp.Or(cmp.Compare(b, a), cmp.Compare(nameA, nameB))
+}
 
 // Compose returns a header, length prefix included, for tensors whose data follow one another in
 // the given order. It ignores their offsets. The data begin at a multiple of 8 bytes, as in the

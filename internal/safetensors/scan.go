@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/jsontext"
@@ -71,17 +72,19 @@ func (s *scanner) numbers(most int, tooMany func()) []uint64 {
 	return s.array
 }
 
-// appendString appends a JSON string with as few escapes as possible.
+// appendString appends a JSON string with the bytes that the format's own writer gives it. That
+// writer escapes quotes, backslashes and control characters, and nothing else.
 func appendString(dst []byte, s string) []byte {
+	const escaped, letters = "\"\\\b\f\n\r\t", `"\bfnrt`
 	dst = append(dst, '"')
 	for i := range len(s) {
-		switch c := s[i]; {
-		case c == '"' || c == '\\':
-			dst = append(dst, '\\', c)
-		case c < 0x20:
-			dst = fmt.Appendf(dst, `\u%04x`, c)
-		default:
+		c := s[i]
+		if c >= 0x20 && c != '"' && c != '\\' {
 			dst = append(dst, c)
+		} else if at := strings.IndexByte(escaped, c); at >= 0 {
+			dst = append(dst, '\\', letters[at])
+		} else {
+			dst = fmt.Appendf(dst, `\u%04x`, c)
 		}
 	}
 	return append(dst, '"')
