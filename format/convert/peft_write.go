@@ -385,9 +385,12 @@ func serialise(ctx context.Context, src format.Source, names map[int]string) (fu
 	if err := safefile.Check(tensors); err != nil {
 		return nil, err
 	}
+	read := func(p []byte, k int, off int64) error { return src.ReadBlobAt(p, order[k], off) }
 	return func(w io.Writer) error {
-		return safefile.Write(ctx, w, tensors, metadata, func(p []byte, k int, off int64) error {
-			return src.ReadBlobAt(p, order[k], off)
-		})
+		metadata, err := renewHashes(ctx, metadata, tensors, read)
+		if err != nil {
+			return err
+		}
+		return safefile.Write(ctx, w, tensors, metadata, read)
 	}, nil
 }

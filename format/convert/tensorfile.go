@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -127,6 +128,24 @@ func checkName(name string) error {
 // isControl reports whether R31 excludes the character.
 func isControl(r rune) bool { return r < 0x20 || r == 0x7f }
 
+// copyTo writes the whole file to w.
+func (t *table) copyTo(ctx context.Context, w io.Writer) error {
+	buf := make([]byte, 1<<18)
+	for off, size := int64(0), t.file.Size; off < size; off += int64(len(buf)) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		p := buf[:min(int64(len(buf)), size-off)]
+		if err := readFull(t.file, p, off); err != nil {
+			return err
+		}
+		if _, err := w.Write(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // readBlobAt fills p with the bytes of tensor i from offset off.
 func (t *table) readBlobAt(p []byte, i int, off int64) error {
 	if t.pickle != nil {
@@ -207,20 +226,8 @@ func (f *tensorFile) digest(ctx context.Context) error {
 		return nil
 	}
 	h := sha256.New()
-	size := f.header.DataOff
-	for i := range f.tensors {
-		size += f.tensors[i].NBytes()
-	}
-	buf := make([]byte, 1<<18)
-	for off := int64(0); off < size; off += int64(len(buf)) {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		p := buf[:min(int64(len(buf)), size-off)]
-		if err := readFull(f.file, p, off); err != nil {
-			return err
-		}
-		h.Write(p)
+	if err := f.copyTo(ctx, h); err != nil {
+		return err
 	}
 	for i := range f.manifest.Attachments {
 		if a := &f.manifest.Attachments[i]; a.Name == format.SourceHeader {

@@ -1,0 +1,59 @@
+package convert
+
+import (
+	"bytes"
+	"maps"
+	"path/filepath"
+	"testing"
+
+	"github.com/loratool/loratool/format"
+	safefile "github.com/loratool/loratool/format/safetensors"
+)
+
+// TestMetadataOfANewFileOfKohya: it keeps what the source says of the training, its hashes are
+// those of the new tensors, and the scale of another dialect is left out.
+func TestMetadataOfANewFileOfKohya(t *testing.T) {
+	src, err := Open(t.Context(), filepath.Join("../../testdata/hashes/kohya.safetensors"), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	source, err := SourceMetadata(t.Context(), src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale := maps.Clone(source)
+	stale["sshs_model_hash"], stale["modelspec.hash_sha256"] = "stale", "stale"
+	stale["lora_adapter_metadata"], stale["alpha"] = "{}", "8"
+	delete(stale, "sshs_legacy_hash") // every file of sd-scripts has it
+	tensors := src.Manifest().Tensors
+	same, err := kohyaMetadata(t.Context(), stale, tensors, src.ReadBlobAt)
+	if err != nil || !maps.Equal(same, source) {
+		t.Errorf("for the same tensors: %q, %v, want the metadata of the source", same, err)
+	}
+
+	renamed := append([]format.Tensor{}, tensors...)
+	for i := range renamed {
+		if i%2 == 0 {
+			renamed[i].Name = "lora_unet" + renamed[i].Name[len("lora_te"):]
+		}
+	}
+	metadata, err := kohyaMetadata(t.Context(), stale, renamed, src.ReadBlobAt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file bytes.Buffer
+	if err := safefile.Write(t.Context(), &file, renamed, metadata, src.ReadBlobAt); err != nil {
+		t.Fatal(err)
+	}
+	size := int64(file.Len())
+	written, err := OpenReader(t.Context(), bytes.NewReader(file.Bytes()), size, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := HashesOf(t.Context(), written)
+	if err != nil || metadata["sshs_model_hash"] != h.Model || h.Model != h.Data ||
+		metadata["modelspec.hash_sha256"] != "0x"+h.Data || h.Model == source["sshs_model_hash"] {
+		t.Errorf("the new file says %q, and its hashes are %+v, %v", metadata, h, err)
+	}
+}
