@@ -236,6 +236,7 @@ const (
 	RoleT1             Role = "t1" // the cores of the two matrices, where they are decomposed by Tucker
 	RoleT2             Role = "t2"
 	RoleVector         Role = "vector" // of OutputScaling and InputScaling: the share of each output or input
+	RoleAxis           Role = "axis"   // of the same: one element, 1 for inputs, as the producer stored it; the kind counts
 )
 
 // Layer is the update of one module.

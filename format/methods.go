@@ -3,6 +3,8 @@ package format
 import (
 	"slices"
 	"strings"
+
+	"github.com/loratool/loratool/format/dtype"
 )
 
 // method lists the parts of a kind of version 1.2 (spec/METHODS.md, section 2). Each part is stored
@@ -13,7 +15,8 @@ type part []map[Role]shape
 
 // shape has a letter for each dimension; equal letters in a layer mean equal numbers. The letter r
 // is the rank. A last letter k stands for the dimensions of the kernel: one or more, or none as
-// well where it is written k?.
+// well where it is written k?. A capital stands for the product of all dimensions from there on,
+// one or more.
 type shape string
 
 // methods has the kinds of version 1.2.
@@ -33,9 +36,13 @@ var methods = map[Kind]method{
 			{RoleW2A: "r p", RoleW2B: "r j", RoleT2: "r r k"},
 		},
 	},
-	OutputScaling: {{{RoleVector: "m"}}},
-	InputScaling:  {{{RoleVector: "n"}}},
+	OutputScaling: {{{RoleVector: "M"}}},
+	InputScaling:  {{{RoleVector: "N"}}},
 }
+
+// ValidateLayer checks the rank, the roles and the shapes of a layer whose tensors are those of m.
+// For the kinds whose shapes the specification leaves open it checks the roles.
+func ValidateLayer(m *Manifest, l *Layer) error { return validateLayer(m, l) }
 
 // validateMethod checks the roles and the shapes of a layer of version 1.2. Roles beside those of
 // the table are free, as in every layer.
@@ -56,7 +63,7 @@ func validateMethod(m *Manifest, l *Layer) error {
 		}
 	}
 	for role := range l.Roles {
-		if !used[role] && isOfMethods(role) {
+		if !used[role] && isOfFactors(role) {
 			return broken(133, "kind %q has the role %q beside %q", l.Kind, role, rolesOf(l))
 		}
 	}
@@ -82,8 +89,11 @@ func (p part) way(l *Layer) (found map[Role]shape) {
 	return found
 }
 
-// isOfMethods reports whether a role is one of the table.
-func isOfMethods(role Role) bool {
+// isOfFactors reports whether a role is one of the table, or one that goes with A and B.
+func isOfFactors(role Role) bool {
+	if slices.Contains([]Role{RoleA, RoleB, RoleBias, RoleCore}, role) {
+		return true
+	}
 	for _, method := range methods {
 		for _, p := range method {
 			for _, way := range p {
@@ -120,6 +130,15 @@ func (b *binding) bind(want shape, got []uint64) bool {
 	for letter := range strings.FieldsSeq(string(want)) {
 		n := 1
 		switch letter {
+		case "M", "N", "J":
+			if len(got) == 0 {
+				return false
+			}
+			product, ok := dtype.NElements(got)
+			if !ok {
+				return false
+			}
+			got = []uint64{product}
 		case "k", "k?":
 			n = len(got)
 			if n == 0 && letter == "k" {

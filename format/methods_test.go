@@ -21,8 +21,8 @@ func zeros(shape ...uint64) format.Data {
 
 type tensors = map[format.Role]format.Data
 
-// TestMethodsNeedTheirRolesAndShapes gives each row of the table in spec/METHODS.md, section 2, once
-// as it should be, and with one fault.
+// TestMethodsNeedTheirRolesAndShapes gives each row of the table in spec/METHODS.md, section 2,
+// once as it should be, and with one fault.
 func TestMethodsNeedTheirRolesAndShapes(t *testing.T) {
 	type of = format.Role
 	hadamard := func() tensors {
@@ -64,6 +64,7 @@ func TestMethodsNeedTheirRolesAndShapes(t *testing.T) {
 		{"no left matrix", format.Kronecker, 1, without(whole(), "w1"), "R133"},
 		{"two left matrices", format.Kronecker, 2, with(thin(), "w1", zeros(3, 4)), "R133"},
 		{"a stray factor", format.Kronecker, 1, with(whole(), "w1_a", zeros(2, 1)), "R133"},
+		{"A beside", format.OutputScaling, 1, with(vector(), "A", zeros(1, 1)), "R133"},
 		{"A and B", format.OutputScaling, 1, tensors{"A": zeros(1, 1), "B": zeros(1, 1)}, "R133"},
 		{"another rank", format.Hadamard, 3, hadamard(), "R134"},
 		{"different outputs", format.Hadamard, 2, with(hadamard(), "w2_a", zeros(7, 2)), "R134"},
@@ -72,7 +73,9 @@ func TestMethodsNeedTheirRolesAndShapes(t *testing.T) {
 		{"a core without kernel", format.Kronecker, 2, with(core(), "t2", zeros(2, 2)), "R134"},
 		{"two ranks", format.Kronecker, 2, with(thin(), "w1_b", zeros(3, 4)), "R134"},
 		{"no element", format.Kronecker, 1, with(whole(), "w1", zeros(2, 0)), "R134"},
-		{"a vector with two dimensions", format.OutputScaling, 1, tensors{"vector": zeros(4, 1)}, "R134"},
+		{"a vector with two dimensions", format.OutputScaling, 1, tensors{"vector": zeros(1, 4)}, ""},
+		{"inputs with their kernel", format.Hadamard, 2, with(hadamard(), "w2_b", zeros(2, 3, 3)), ""},
+		{"a number", format.OutputScaling, 1, tensors{"vector": zeros()}, "R134"},
 		{"a rank without factors", format.Kronecker, 2, whole(), "R134"},
 	} {
 		x := format.NewBuilder("")

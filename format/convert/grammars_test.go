@@ -16,7 +16,7 @@ import (
 )
 
 // endOfA matches the end of a key of A in every dialect.
-var endOfA = regexp.MustCompile(`(lora_down|lora_A|\.down)\.weight$`)
+var endOfA = regexp.MustCompile(`(lora_down|lora_A|\.down)\.weight$|\.lokr_w1$`)
 
 // TestPublishedGrammars opens the listings of published adapters, each as a file of zeros. Every
 // factor must find its layer, and the names of modules must be those of the model that the file's
@@ -28,8 +28,8 @@ func TestPublishedGrammars(t *testing.T) {
 		t.Fatal(err)
 	}
 	const (
-		loKr = "lycoris LoKr (lokr_w1, lokr_w2)"
-		dora = "lycoris DoRA (dora_scale)"
+		loKr = "kronecker"
+		dora = "dora"
 	)
 	all := map[string]struct {
 		dialect  string
@@ -41,14 +41,16 @@ func TestPublishedGrammars(t *testing.T) {
 			modules: `^lora_unet_blocks_0_`}, // no table
 		"anima_lora_kohya_with_te_format": {dialect: "kohya",
 			modules: `^lora_(unet_blocks|te_layers)_0_`},
-		"anima_lora_lokr_format": {dialect: "comfyui", requires: []string{dora, loKr}},
+		"anima_lora_lokr_format": {dialect: "comfyui", requires: []string{dora, loKr},
+			modules: `^diffusion_model\.blocks\.0\.`},
 		"anima_lora_peft_format": {dialect: "comfyui",
 			modules: `^diffusion_model\.blocks\.0\.`},
 		"flux_control_lora_format": {dialect: "comfyui", modules: `^([a-z_]+\.|img_in$|txt_in$)`,
 			requires: []string{"lora-bias", "set-tensor"}},
-		"flux_dora_onetrainer_format": {dialect: "kohya", requires: []string{dora},
+		"flux_dora_onetrainer_format": {dialect: "kohya", requires: []string{"input-magnitude"},
 			modules: `^(transformer\.(single_)?transformer_blocks\.\d+\.|text_encoder(_2)?\.)`},
-		"flux_lokr_bfl_format": {dialect: "comfyui", requires: []string{loKr}},
+		"flux_lokr_bfl_format": {dialect: "comfyui", requires: []string{loKr},
+			modules: `^diffusion_model\.(double|single)_blocks\.0\.`},
 		"flux_lora_aitoolkit_format": {dialect: "comfyui",
 			modules: `^diffusion_model\.(double|single)_blocks\.0\.`},
 		"flux_lora_diffusers_base_model_format": {dialect: "peft",
@@ -65,7 +67,8 @@ func TestPublishedGrammars(t *testing.T) {
 		"krea2_lora_kohya_format": {dialect: "kohya", modules: `^lora_unet_`},
 		"qwen_image_lora_diffusers_format": {dialect: "kohya",
 			modules: `^transformer_blocks\.\d+\.attn\.to_[qkv]$`},
-		"qwen_image_lora_kohya_format": {dialect: "kohya", requires: []string{loKr}},
+		"qwen_image_lora_kohya_format": {dialect: "kohya", requires: []string{loKr},
+			modules: `^transformer\.transformer_blocks\.\d+\.`},
 		"stripped_Alien_Style": {dialect: "kohya",
 			modules: `^(unet\.(input_blocks|middle_block|output_blocks)\.|text_encoder(_2)?\.text_model\.)`},
 		"stripped_peft_adapter_model": {dialect: "peft", options: convert.Options{Scale: 1},

@@ -155,9 +155,9 @@ func comesBackWith(t *testing.T, path string, o convert.Options) {
 	equalLines(t, "requirements of the container", requirements(lora), requirements(src))
 }
 
-// TestMethodsOfLyCORISAreNamed: every method but LoRA becomes a requirement with its name, and its
+// TestOpaqueMethodsAreNamed: a method without a kind becomes a requirement with its name, and its
 // tensors are carried.
-func TestMethodsOfLyCORISAreNamed(t *testing.T) {
+func TestOpaqueMethodsAreNamed(t *testing.T) {
 	q := func(tail string, shape ...uint64) testkit.Tensor {
 		return zerosOf("lora_unet_q."+tail, dtype.F32, shape...)
 	}
@@ -168,18 +168,13 @@ func TestMethodsOfLyCORISAreNamed(t *testing.T) {
 		layers  int
 		tensors []testkit.Tensor
 	}{
-		{"lycoris LoHa", 0, []testkit.Tensor{q("hada_w1_a", 4, 2), q("hada_w1_b", 2, 4),
-			q("hada_w2_a", 4, 2), q("hada_w2_b", 2, 4), q("alpha")}},
-		{"lycoris LoKr", 0, []testkit.Tensor{q("lokr_w1", 2, 2), q("lokr_w2_a", 2, 1),
-			q("lokr_w2_b", 1, 2), q("alpha", 1)}},
 		{"lycoris OFT", 0, []testkit.Tensor{q("oft_blocks", 2, 2, 2), q("alpha")}},
 		{"lycoris GLoRA", 0, []testkit.Tensor{q("a1.weight", 2, 4), q("a2.weight", 4, 2),
 			q("b1.weight", 4, 2), q("b2.weight", 2, 4)}},
-		{"lycoris IA³", 0, []testkit.Tensor{q("on_input"), q("weight", 4)}},
-		{"lycoris differences", 0, []testkit.Tensor{q("diff", 4, 4), q("diff_b", 4)}},
-		{"lycoris differences", 0, []testkit.Tensor{q("w_norm", 4), q("b_norm", 4)}},
-		{"lycoris DoRA", 1, append([]testkit.Tensor{q("dora_scale", 1, 4)}, pair...)},
-		{"lycoris LoCon", 1, append([]testkit.Tensor{q("lora_mid.weight", 2, 2, 3, 3)}, pair...)},
+		{"lycoris T-LoRA", 0, []testkit.Tensor{q("q_layer.weight", 2, 4), q("p_layer.weight", 4, 2),
+			q("lambda_layer", 1, 2), q("alpha")}},
+		{"lycoris sparse differences", 1, append([]testkit.Tensor{q("bias_indices", 2, 3),
+			q("bias_values", 3), q("bias_size", 2)}, pair...)},
 		{"set-tensor lora_unet_q.set_weight", 1, append([]testkit.Tensor{q("set_weight", 4)},
 			pair...)},
 		{"textual-inversion bundle_emb.cat", 1,

@@ -30,18 +30,25 @@ type pairKey struct {
 	isPEFTs bool   // the key has PEFT's prefix
 	role    format.Role
 	tail    string             // the row of pairTails, "" if the ending is unknown
+	kind    format.Kind        // of a layer that has the role; "" if any kind may have it
+	part    string             // "weight" or "bias": the tensor is a difference to that of the base
 	feature format.Requirement // of a tensor that is carried without a meaning
+	method  string             // see pairTail
 }
 
 // pairTail is an ending of keys. "*" stands for one segment, the adapter's name in a live model.
 type pairTail struct {
 	tail   string
 	role   format.Role
-	method string // the method of LyCORIS that the tensor belongs to
+	kind   format.Kind // of a layer that has the role; "" if any kind may have it
+	part   string      // "weight" or "bias": the tensor is a difference to that of the base
+	method string      // the method of LyCORIS that the tensor belongs to
 }
 
-// The endings of LoRA in all dialects.
-var pairTails = []pairTail{
+// pairTails are the endings in all dialects: of LoRA, and of LyCORIS.
+var pairTails = slices.Concat(loRATails, lyCORISTails)
+
+var loRATails = []pairTail{
 	{tail: "lora_down.weight", role: roleA}, // kohya
 	{tail: "lora_up.weight", role: roleB},
 	{tail: "lora_A.weight", role: roleA}, // PEFT, and diffusers since 2023
@@ -64,39 +71,7 @@ var pairTails = []pairTail{
 	{tail: "lora_linear_layer.down.weight", role: roleA}, // its text encoders
 	{tail: "lora_linear_layer.up.weight", role: roleB},
 	{tail: "alpha", role: format.RoleAlpha},
-
-	{tail: "lora_mid.weight", method: "LoCon with a Tucker decomposition (lora_mid)"},
-	{tail: "dora_scale", method: "DoRA (dora_scale)"},
-	{tail: "hada_w1_a", method: loHa}, {tail: "hada_w1_b", method: loHa},
-	{tail: "hada_w2_a", method: loHa}, {tail: "hada_w2_b", method: loHa},
-	{tail: "hada_t1", method: loHa}, {tail: "hada_t2", method: loHa},
-	{tail: "lokr_w1", method: loKr}, {tail: "lokr_w1_a", method: loKr},
-	{tail: "lokr_w1_b", method: loKr}, {tail: "lokr_w2", method: loKr},
-	{tail: "lokr_w2_a", method: loKr}, {tail: "lokr_w2_b", method: loKr},
-	{tail: "lokr_t1", method: loKr}, {tail: "lokr_t2", method: loKr},
-	{tail: "oft_blocks", method: oft}, {tail: "oft_diag", method: oft},
-	{tail: "rescale", method: oft},
-	{tail: "a1.weight", method: gLoRA}, {tail: "a2.weight", method: gLoRA},
-	{tail: "b1.weight", method: gLoRA}, {tail: "b2.weight", method: gLoRA},
-	{tail: "bm.weight", method: gLoRA},
-	{tail: "on_input", method: "IA³ (on_input)"},
-	{tail: "diff", method: diff}, {tail: "diff_b", method: diff},
-	{tail: "w_norm", method: diff}, {tail: "b_norm", method: diff},
-	{tail: "bias_indices", method: diff}, {tail: "bias_values", method: diff},
-	{tail: "bias_size", method: diff},
-	{tail: "set_weight", method: set}, {tail: "reshape_weight", method: set},
-	{tail: "norm.key_norm.scale", method: set}, {tail: "norm.query_norm.scale", method: set},
 }
-
-// The methods of several endings. Set is that of Black Forest Labs' control adapters.
-const (
-	loHa  = "LoHa (hada_w1, hada_w2)"
-	loKr  = "LoKr (lokr_w1, lokr_w2)"
-	oft   = "OFT (oft_blocks)"
-	gLoRA = "GLoRA (a1, a2, b1, b2)"
-	diff  = "differences of whole tensors (diff, diff_b, w_norm, b_norm)"
-	set   = "set"
-)
 
 // pairSegments holds the segments of each row of pairTails.
 var pairSegments = func() (all [][]string) {
@@ -129,14 +104,14 @@ func parsePair(name string) pairKey {
 		}
 		k := pairKey{
 			module: withoutTail(plain, parts[len(parts)-n:]), isPEFTs: isPEFTs,
-			role: t.role, tail: t.tail,
+			role: t.role, tail: t.tail, kind: t.kind, part: t.part, method: t.method,
 		}
 		switch {
 		case t.role == roleMagnitude && strings.HasSuffix(k.module, ".to_out"):
 			k.module += ".0" // diffusers writes it so, beside factors of to_out.0
 		case t.method == set:
 			k.module, k.feature = plain, requirement(format.FeatureSetTensor, name)
-		case t.method != "":
+		case t.role == "" && t.part == "":
 			k.feature = requirement(format.FeatureLyCORIS, t.method)
 		}
 		return k
@@ -154,7 +129,7 @@ func (k *pairKey) isFactor() bool {
 }
 
 // isMethod reports whether the key belongs to a method of LyCORIS.
-func (k *pairKey) isMethod() bool { return k.feature.Feature == format.FeatureLyCORIS }
+func (k *pairKey) isMethod() bool { return k.method != "" && k.method != set }
 
 // processorTail stands for the endings of attention processors, such as to_q_lora.down.weight.
 const processorTail = "_lora"

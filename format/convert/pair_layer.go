@@ -28,7 +28,7 @@ func (p *pairReader) adapter(
 	}
 	p.requireConfigs()
 	p.rename()
-	if len(p.out.Layers) == 0 {
+	if len(p.out.Layers) == 0 || hasMethods(&p.out) {
 		p.out.Method = format.OtherMethod("lycoris")
 	}
 	return p.sorted(), nil
@@ -37,18 +37,24 @@ func (p *pairReader) adapter(
 // assign sorts the tensors by module and role.
 func (p *pairReader) assign(ctx context.Context) error {
 	p.layers, p.hasMethod = make(map[string]map[format.Role]int), make(map[string]bool)
+	p.kinds = make(map[string]format.Kind)
+	keys := scalingKeys(p.tensors)
 	for i := range p.tensors {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		k := parsePair(p.tensors[i].Name)
+		k := keys[i]
 		roles := p.layers[k.module]
 		switch {
+		case k.part != "":
+			p.hasMethod[k.module] = true
+			p.difference(i, k.module+"."+k.part)
+			p.scales.said = p.tensors[i].Name + ", a difference, which has the scale 1"
 		case k.role == "":
 			p.hasMethod[k.module] = true
 			p.opaque(i)
 			p.out.Requires = append(p.out.Requires, k.feature)
-		case hasRole(roles, k.role):
+		case hasRole(roles, k.role), k.kind != "" && p.kinds[k.module] != "" && p.kinds[k.module] != k.kind:
 			p.opaque(i)
 			p.require(format.FeatureTwice, p.tensors[i].Name)
 		default:
@@ -57,6 +63,9 @@ func (p *pairReader) assign(ctx context.Context) error {
 				p.layers[k.module] = roles
 			}
 			roles[k.role] = i
+			if k.kind != "" {
+				p.kinds[k.module] = k.kind
+			}
 		}
 	}
 	return nil
@@ -81,14 +90,27 @@ func (p *pairReader) addLayers(ctx context.Context) error {
 			continue
 		}
 		l := format.Layer{Module: module, Kind: format.Linear, Rank: 1, Roles: roles}
-		p.classify(&l)
-		if err := p.scale(&l); err != nil {
+		if err := p.describe(&l); err != nil {
 			return err
 		}
-		p.extras(&l)
 		p.out.Layers = append(p.out.Layers, l)
 	}
 	return p.finishScales()
+}
+
+// describe completes a layer that has its roles.
+func (p *pairReader) describe(l *format.Layer) error {
+	m := methodLayer{p, l, p.kinds[l.Module]}
+	m.nameMagnitude()
+	if methodFeature[m.kind] != "" {
+		return m.describe()
+	}
+	p.classify(l)
+	if err := p.scale(l); err != nil {
+		return err
+	}
+	p.extras(l)
+	return nil
 }
 
 // classify derives the kind and the rank of a layer from the shapes of its factors.
@@ -136,6 +158,12 @@ func (p *pairReader) extras(l *format.Layer) {
 			p.require(format.FeatureLoRABias, l.Module)
 		case roleMagnitude:
 			p.require(format.FeatureDoRA, l.Module)
+		case format.RoleInputMagnitude:
+			p.require(format.FeatureInputMagnitude, l.Module)
+		case format.RoleCore:
+			p.require(format.FeatureTucker, l.Module)
+			(&methodLayer{p, l, l.Kind}).check()
+			continue
 		default:
 			p.require(format.FeatureUnknownTensor, p.tensors[i].Name)
 			continue
@@ -163,7 +191,7 @@ func (p *pairReader) rename() {
 	for i := range p.out.Layers {
 		names[i] = p.out.Layers[i].Module
 	}
-	renamed, n := modules(names), make(map[string]int)
+	renamed, n := modules(slices.Concat(names, differenceModules(&p.out))), make(map[string]int)
 	for _, module := range names {
 		n[cmp.Or(renamed[module], module)]++
 	}
@@ -185,6 +213,12 @@ func (p *pairReader) rename() {
 	for i := range p.out.Requires {
 		p.out.Requires[i].Where = name(p.out.Requires[i].Where)
 	}
+	renameDifferences(&p.out, func(module string) string {
+		if p.modules == nil {
+			return module
+		}
+		return cmp.Or(renamed[module], module)
+	})
 }
 
 // baseName returns the name of the base that the header or the model card gives.

@@ -15,7 +15,8 @@ type pairReader struct {
 	needsScale bool // see pairDialect
 
 	layers    map[string]map[format.Role]int
-	hasMethod map[string]bool // modules with tensors of another method, whose alpha needs no factors
+	kinds     map[string]format.Kind // of modules whose roles say it
+	hasMethod map[string]bool        // modules with tensors of another method, whose alpha needs no factors
 	scales    pairScales
 
 	configs []*pairConfig
