@@ -19,6 +19,8 @@ type inspectOptions struct {
 	withoutOption
 	values   bool
 	spectrum bool
+	hashes   bool
+	metadata bool
 	rank     int
 	targets  string
 }
@@ -30,11 +32,13 @@ func inspectCommand(t *terminal) *cli.Command {
 		Usage:     "show what an adapter, a checkpoint or an undo record holds",
 		ArgsUsage: "PATH",
 		Description: "Of an adapter: method, layers, ranks, alphas, scales, dtypes, and whether merge applies it. Of a checkpoint: tensors, dtypes, " +
-			"the adapters merged into it, and with --rank the cost of a LoRA on it. inspect reads only headers, unless you ask for --values or " +
-			"--spectrum. On a narrow terminal the table of --spectrum loses columns, in this order: 90 %, 95 %, σ1, effective, 99 %, stable.",
+			"the adapters merged into it, and with --rank the cost of a LoRA on it. inspect reads only headers, unless you ask for --values, " +
+			"--hashes or --spectrum. --json holds all metadata of a file for image models. On a narrow terminal the table of --spectrum loses columns, in this order: 90 %, 95 %, σ1, effective, 99 %, stable.",
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "values", Usage: "read all values: find untrained layers, NaN and infinity, and print the content id", Destination: &o.values},
 			&cli.BoolFlag{Name: "spectrum", Usage: "of an adapter: the singular values of every s·B·A, ranks and energies", Destination: &o.spectrum},
+			&cli.BoolFlag{Name: "hashes", Usage: "read the whole file: print the hashes by which Civitai, A1111 and sd-scripts know it, and whether its header has the right ones", Destination: &o.hashes},
+			&cli.BoolFlag{Name: "metadata", Usage: "print all entries of the metadata, such as those of the training", Destination: &o.metadata},
 			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "of a checkpoint: the parameters of a LoRA of rank `R`", Destination: &o.rank},
 			&cli.StringFlag{Name: "targets", Usage: "with --rank: `NAMES` of the modules to adapt, separated by commas (default: all linear ones)", Destination: &o.targets},
 		}, append(append(o.openFlags(), o.memoryFlag()), o.flags()...)...),
@@ -116,8 +120,8 @@ func inspectCheckpoint(c *cli.Context, t *terminal, o *inspectOptions, path stri
 
 // checkValueFlags refuses the flags that are for an adapter, where something else is inspected.
 func (o *inspectOptions) checkValueFlags(what string) error {
-	if o.spectrum || o.values {
-		return usagef("loratool inspect ADAPTER --spectrum --values", "--spectrum and --values are for an adapter, and this is %s", what)
+	if o.spectrum || o.values || o.hashes || o.metadata {
+		return usagef("loratool inspect ADAPTER --spectrum --values", "--spectrum, --values, --hashes and --metadata are for an adapter, and this is %s", what)
 	}
 	return nil
 }
@@ -129,7 +133,9 @@ func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.S
 			return err
 		}
 	}
-	r, err := report.Describe(c.Context, src, report.Options{Values: o.values, Spectrum: o.spectrum, Workers: o.workers, Beside: convert.WeightsBeside(src), Sign: convert.RecognisedBy(src)})
+	r, err := report.Describe(c.Context, src, report.Options{
+		Values: o.values, Spectrum: o.spectrum, Hashes: o.hashes, Metadata: o.metadata, Workers: o.workers, Beside: convert.WeightsBeside(src), Sign: convert.RecognisedBy(src),
+	})
 	if err != nil {
 		return err
 	}

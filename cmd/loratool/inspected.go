@@ -39,6 +39,8 @@ func showAdapter(t *terminal, o *inspectOptions, r *report.Adapter) {
 	if len(r.Attached) > 0 {
 		t.line("attached  %s", strings.Join(r.Attached, ", "))
 	}
+	showTraining(t, r)
+	showHashes(t, r)
 	showBeside(t, o, r.Beside)
 	for _, n := range r.Notes {
 		t.line("note      %s", n)
@@ -51,6 +53,10 @@ func showAdapter(t *terminal, o *inspectOptions, r *report.Adapter) {
 	if o.spectrum {
 		t.line("")
 		showSpectra(t, r.Layers)
+	}
+	if o.metadata {
+		t.line("")
+		showMetadata(t, r)
 	}
 }
 

@@ -25,6 +25,7 @@ func TestOutputsOnTerminals(t *testing.T) {
 		{"inspect-spectrum", "loratool inspect testdata/demo/adapter-r8 --spectrum"},
 		{"inspect-refused", "loratool inspect testdata/peft/refuse/infinite-factor/adapter --values"},
 		{"inspect-beside", "loratool inspect testdata/corpus/huggingface__peft__26"},
+		{"inspect-hashes", "loratool inspect testdata/hashes/by-name.safetensors --hashes"},
 		{"inspect-base", "loratool inspect testdata/demo/base --rank 8"},
 		{"inspect-undo", "loratool inspect merged.undo"},
 		{"convert", "loratool convert testdata/demo/adapter-r8 -o demo.lora"},

@@ -25,7 +25,7 @@ type Adapter struct {
 	Method       string         `json:"method"`
 	Base         string         `json:"base"`
 	Revision     string         `json:"revision"`
-	License      string         `json:"license"`           // of the model card
+	License      string         `json:"license"`           // of the model card, or of the metadata
 	Datasets     []string       `json:"datasets"`          // of the model card
 	Attached     []string       `json:"attached"`          // files that the source carries
 	Fingerprints int            `json:"base_fingerprints"` // number of base tensors that the adapter remembers
@@ -40,8 +40,14 @@ type Adapter struct {
 	Methods      []string       `json:"methods"`  // steps of merge beyond the plain formula
 	Refusals     []string       `json:"refusals"` // reasons why merge refuses it
 	Notes        []string       `json:"notes"`
+	Training     *Training      `json:"training,omitempty"` // what the metadata say, condensed
+	Hashes       *Hashes        `json:"hashes,omitempty"`   // only with Options.Hashes
 	Values       *Values        `json:"values,omitempty"`
 	Content      string         `json:"content_id,omitempty"` // only with Options.Values
+
+	// Metadata is __metadata__ of the file that the adapter was read from. Of an adapter of PEFT it
+	// is there only with Options.Metadata or Options.Hashes.
+	Metadata map[string]string `json:"metadata,omitempty"`
 }
 
 // Layer is one layer.
@@ -80,6 +86,8 @@ type Spectrum struct {
 type Options struct {
 	Values   bool     // read all values: finds untrained layers, NaN and infinity, and the content id
 	Spectrum bool     // compute the spectrum of every layer
+	Metadata bool     // show the metadata of an adapter of PEFT, too
+	Hashes   bool     // hash the file that the adapter was read from
 	Workers  int      // goroutines for spectra; 0 means one per processor
 	Sign     string   // how the dialect was recognised (convert.RecognisedBy)
 	Beside   []string // weight files in the adapter's folder that do not belong to it (convert.WeightsBeside)
@@ -132,6 +140,14 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	}
 	if err := r.addAttachments(src); err != nil {
 		return nil, err
+	}
+	if err := r.addMetadata(ctx, src, o.Metadata || o.Hashes); err != nil {
+		return nil, err
+	}
+	if o.Hashes {
+		if err := r.addHashes(ctx, src); err != nil {
+			return nil, err
+		}
 	}
 	for _, name := range o.Beside {
 		r.FilesBeside = append(r.FilesBeside, name)
