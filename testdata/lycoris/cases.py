@@ -302,9 +302,9 @@ CASES = [
         [
             Adapter(["to_q", "oblong"], alpha=1.5),
             Adapter(["to_q", "oblong"], "lokr", 1, 0.5, dtype=BF16, wrapper=True),
-            Adapter(["to_q", "oblong"], "ia3"),
+            Adapter(["to_q", "oblong"], "loha", dtype=F16),
         ],
-        "three files for the same modules; IA³ scales the base's weight, not the sum",
+        "three files for the same modules",
         weights=[0.5, 1.0, -0.75],
     ),
 ]
