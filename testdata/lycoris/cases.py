@@ -193,7 +193,7 @@ CASES = [
         F16,
         [Adapter(["to_q", "to_out", "oblong"], "full", dtype=BF16)],
         "differences in BF16, for a base in F16",
-        weights=[0.625],
+        weights=[0.6],
     ),
     Case(
         "norms",
@@ -226,7 +226,7 @@ CASES = [
             )
         ],
         "both axes in one file; on_input is in F16",
-        weights=[0.875],
+        weights=[0.8],
     ),
     Case("dora-out", BF16, [dora("locon", ["to_q", "conv"], "out")], "one magnitude an output"),
     Case("dora-in", F32, [dora("locon", ["to_q", "conv"], "in")], "one magnitude an input"),

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import shutil
 import struct
@@ -103,19 +104,32 @@ def merge(case, paths) -> dict:
         for prefix in ("lora_unet", "lycoris")
     }
     files = [load_file(path) for path in paths]
-    check(case, merged, exact.merge(state, files, weights(case), flat.get))
+    moved = check(case, merged, exact.merge(state, files, weights(case), flat.get))
+    if moved:
+        print(f"{case.name}: {moved} values beside a tie", flush=True)
     return merged
 
 
-def check(case, merged: dict, truth: dict):
-    """Every value is exact to a part of 1e-12, and rounds as the exact one in the base's dtype."""
+def check(case, merged: dict, truth: dict) -> int:
+    """Every value is exact to a part of 1e-12, and rounds as the exact one in the base's dtype.
+
+    Some exact values lie so close to a tie that float64 cannot tell: these become the next float64
+    on the side of the exact value. Returns their number.
+    """
     assert merged.keys() == truth.keys(), (case.name, merged.keys() ^ truth.keys())
+    moved = 0
     for name, t in merged.items():
         assert t.dtype == torch.float64 and t.shape == truth[name].shape, (case.name, name)
-        for got, want in zip(t.reshape(-1).tolist(), truth[name].reshape(-1)):
-            got = Fraction(got)
-            assert abs(got - want) <= abs(want) / 10**12, (case.name, name, float(got), float(want))
-            assert exact.round_to(got, case.base) == exact.round_to(want, case.base), case.name
+        values = t.view(-1)
+        for i, (got, want) in enumerate(zip(values.tolist(), truth[name].reshape(-1))):
+            error = want - Fraction(got)
+            assert abs(error) <= abs(want) / 10**12, (case.name, name, got, float(want))
+            if exact.round_to(Fraction(got), case.base) != exact.round_to(want, case.base):
+                got = math.nextafter(got, math.inf if error > 0 else -math.inf)
+                assert exact.round_to(Fraction(got), case.base) == exact.round_to(want, case.base)
+                values[i] = got
+                moved += 1
+    return moved
 
 
 def differs(case, line, out: Path) -> bool:
