@@ -169,6 +169,7 @@ func TestOpaqueMethodsAreNamed(t *testing.T) {
 		tensors []testkit.Tensor
 	}{
 		{"lycoris OFT", 0, []testkit.Tensor{q("oft_blocks", 2, 2, 2), q("alpha")}},
+		{"lycoris BOFT", 0, []testkit.Tensor{q("oft_blocks", 2, 2, 2, 2), q("rescale", 4, 1)}},
 		{"lycoris GLoRA", 0, []testkit.Tensor{q("a1.weight", 2, 4), q("a2.weight", 4, 2),
 			q("b1.weight", 4, 2), q("b2.weight", 2, 4)}},
 		{"lycoris T-LoRA", 0, []testkit.Tensor{q("q_layer.weight", 2, 4), q("p_layer.weight", 4, 2),

@@ -55,6 +55,7 @@ const (
 	ia3    = "IA³ (on_input)"
 	diff   = "differences"
 	oft    = "OFT (oft_blocks)"
+	boft   = "BOFT (oft_blocks)"
 	gLoRA  = "GLoRA (a1, a2, b1, b2)"
 	tLoRA  = "T-LoRA (q_layer, p_layer)"
 	sparse = "sparse differences (bias_indices, bias_values)"
@@ -64,17 +65,22 @@ const (
 // roleDoRAScale is the role of dora_scale until nameMagnitude tells its axis.
 const roleDoRAScale format.Role = "dora_scale"
 
-// scalingKeys parses the names of all tensors. IA³ has vectors that end like any weight of a model;
-// on_input beside one tells it.
-func scalingKeys(tensors []format.Tensor) []pairKey {
-	keys, hasAxis := make([]pairKey, len(tensors)), make(map[string]bool)
+// methodKeys parses the names of all tensors, and looks at the others of a module where a name is
+// not enough. IA³ has vectors that end like any weight of a model; on_input beside one tells it.
+// BOFT has the endings of OFT, and blocks with one dimension more.
+func methodKeys(tensors []format.Tensor) []pairKey {
+	keys := make([]pairKey, len(tensors))
+	hasAxis, isBOFT := make(map[string]bool), make(map[string]bool)
 	for i := range tensors {
 		keys[i] = parsePair(tensors[i].Name)
-		if keys[i].role == format.RoleAxis {
-			hasAxis[keys[i].module] = true
-		}
+		hasAxis[keys[i].module] = hasAxis[keys[i].module] || keys[i].role == format.RoleAxis
+		isBOFT[keys[i].module] = isBOFT[keys[i].module] ||
+			keys[i].tail == "oft_blocks" && len(tensors[i].Shape) == 4
 	}
 	for i := range keys {
+		if keys[i].method == oft && isBOFT[keys[i].module] {
+			keys[i].method, keys[i].feature = boft, requirement(format.FeatureLyCORIS, boft)
+		}
 		module, isWeight := strings.CutSuffix(keys[i].module, ".weight")
 		if keys[i].tail == "" && isWeight && hasAxis[module] {
 			keys[i] = pairKey{

@@ -38,7 +38,7 @@ func (p *pairReader) adapter(
 func (p *pairReader) assign(ctx context.Context) error {
 	p.layers, p.hasMethod = make(map[string]map[format.Role]int), make(map[string]bool)
 	p.kinds = make(map[string]format.Kind)
-	keys := scalingKeys(p.tensors)
+	keys := methodKeys(p.tensors)
 	for i := range p.tensors {
 		if err := ctx.Err(); err != nil {
 			return err
