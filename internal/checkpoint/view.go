@@ -57,11 +57,12 @@ func (c *Checkpoint) View(show func(i int, f *File) []Shown) (*Checkpoint, error
 
 // view returns the file with other tensors.
 func (f *File) view(shown []Shown) (*File, error) {
+	prefix := f.commonPrefix(shown)
 	tensors := make([]safetensors.Tensor, len(shown))
 	var data stitched
 	for i, s := range shown {
 		t := &tensors[i]
-		*t = safetensors.Tensor{Name: strings.TrimPrefix(s.Name, f.prefix), DType: s.DType, Shape: s.Shape}
+		*t = safetensors.Tensor{Name: strings.TrimPrefix(s.Name, prefix), DType: s.DType, Shape: s.Shape}
 		for _, p := range s.Pieces {
 			t.NBytes += p.N
 		}
@@ -77,7 +78,7 @@ func (f *File) view(shown []Shown) (*File, error) {
 			data.add(p)
 		}
 	}
-	return newFile(h, &File{Name: f.Name, Path: f.Path, prefix: f.prefix, Size: data.size(), data: &data, behind: f, close: f.close}), nil
+	return newFile(h, &File{Name: f.Name, Path: f.Path, prefix: prefix, Size: data.size(), data: &data, behind: f, close: f.close}), nil
 }
 
 // stitched is a file assembled from pieces.
