@@ -10,7 +10,7 @@ import (
 	"sync"
 )
 
-//go:embed tables/*.txt
+//go:embed tables/*.txt rest/*.txt
 var files embed.FS
 
 // tables parses the embedded files. A test parses them first, so a program cannot meet the panic.
@@ -21,11 +21,18 @@ var tables = sync.OnceValue(func() []*Table {
 	}
 	var all []*Table
 	for _, e := range entries {
-		text, err := files.ReadFile(path.Join("tables", e.Name()))
-		if err != nil {
-			panic(err)
+		var texts [2]string
+		for i, folder := range []string{"tables", "rest"} {
+			text, err := files.ReadFile(path.Join(folder, e.Name()))
+			if err != nil {
+				panic(err)
+			}
+			texts[i] = string(text)
 		}
-		t, err := parse(string(text))
+		t, err := parse(texts[0])
+		if err == nil {
+			err = t.parseRest(texts[0], texts[1])
+		}
 		if err != nil {
 			panic(fmt.Sprintf("architecture: %s: %v", e.Name(), err))
 		}
@@ -49,6 +56,33 @@ func parse(text string) (*Table, error) {
 		return nil, err
 	}
 	return t, b.finish()
+}
+
+// parseRest reads the tensors that the table leaves out. Their lines go below the same modules as
+// the lines of the table's section of the same name.
+func (t *Table) parseRest(table, text string) error {
+	t.rest = &Table{names: new(node), flat: new(node)}
+	sections, err := t.split(table)
+	if err != nil {
+		return err
+	}
+	more, err := t.split(text)
+	if err != nil {
+		return err
+	}
+	for name, lines := range sections {
+		leads := slices.DeleteFunc(lines, func(line string) bool { return !strings.Contains(line, "{") })
+		sections[name] = append(leads, more[name]...)
+		delete(more, name)
+	}
+	for name := range more {
+		return fmt.Errorf("the table has no section %q", name)
+	}
+	b := builder{Table: t.rest, sections: sections, entries: make(map[string]*entry)}
+	if err := b.section("", "", ""); err != nil {
+		return err
+	}
+	return b.finish()
 }
 
 // split reads the head of a table and returns the lines of its sections. The lines before the first

@@ -18,8 +18,9 @@ type Table struct {
 	Name      string // such as "flux"
 	Component string // "unet", "transformer" or "text_encoder": the part of a pipeline it describes
 
-	names *node // all names, split at dots
-	flat  *node // all names, split at dots and underscores
+	names *node  // all names, split at dots
+	flat  *node  // all names, split at dots and underscores
+	rest  *Table // the tensors that are no weight or bias of a module here, by their whole names
 }
 
 // Part is a module of diffusers or one of the equal shares of its rows.
@@ -61,6 +62,16 @@ func (t *Table) PartsOfShape(module string, rows, columns uint64) (parts []Part,
 		}
 	}
 	return e.parts(numbers), true
+}
+
+// Tensor returns the name in diffusers of a tensor that the table leaves out: of a norm, a position
+// embedding or another bare parameter. ok is false if the architecture has none of that name.
+func (t *Table) Tensor(name string) (diffusers string, ok bool) {
+	parts, ok := t.rest.Parts(name)
+	if !ok {
+		return "", false
+	}
+	return parts[0].Module, true
 }
 
 // Native returns the native module that holds a part, and the part's place among the parts of that

@@ -106,6 +106,15 @@ func CutFlat(module string) (part FlatPart, rest string, ok bool) {
 // "" if its name does not say it.
 func ComponentOf(module string) string { return spellingOf(module).name }
 
+// PrefixOf returns what the names of a base's component begin with, of which a tensor is one; "" if
+// its name does not say a component.
+func PrefixOf(name string) string {
+	if s := spellingOf(name); !s.flat {
+		return s.prefix
+	}
+	return ""
+}
+
 // Component describes a component of a base.
 type Component struct {
 	Name         string // as diffusers calls it; "" for tensors without a component in front
@@ -120,16 +129,21 @@ func Components(b *Base, shapes ShapeOf) []Component {
 	var all []Component
 	isKnown := false
 	for _, c := range componentsOf(b, shapes) {
-		known := Component{Name: c.name, Prefix: c.prefix, Weights: len(c.weights)}
-		if c.table != nil {
-			known.Architecture, isKnown = c.table.Name, true
-		}
-		all = append(all, known)
+		isKnown = isKnown || c.table != nil
+		all = append(all, c.describe())
 	}
 	if !isKnown {
 		return nil
 	}
 	return all
+}
+
+func (c *component) describe() Component {
+	d := Component{Name: c.name, Prefix: c.prefix, Weights: len(c.weights)}
+	if c.table != nil {
+		d.Architecture = c.table.Name
+	}
+	return d
 }
 
 // component is a part of a base: the tensors whose names begin with one prefix.
