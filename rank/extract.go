@@ -23,6 +23,9 @@ const (
 	whyTrunk    = "only in the base: the tuned checkpoint's class has no head"
 	whyGone     = "only in the base"
 	whyNew      = "only in the tuned checkpoint"
+	// whyNotCompared follows whyGone and whyNew for tensors of image models.
+	whyNotCompared = ", under this name; it is not compared"
+
 	whyTied     = "tied to the embedding, which both checkpoints have"
 	whyBudget   = "the budget was spent on other layers"
 	whyTooSmall = "the difference is too small for float32"
@@ -79,6 +82,10 @@ func (e *Extraction) plan() error {
 				WithHint("extract from checkpoints in F32, F16 or BF16")
 		}
 	}
+	var err error
+	if e.tuned, e.twins, err = matchImages(e.base, e.tuned); err != nil {
+		return err
+	}
 	e.findEnds()
 	names, how, ambiguous := naming.Pair(e.base.Names(), e.tuned.Names())
 	e.warnOfHeaders(how)
@@ -91,10 +98,6 @@ func (e *Extraction) plan() error {
 	case len(ambiguous) > 0:
 		return fault.New(fault.Mismatch, "the tensor names of the tuned checkpoint match the base's in several ways: %s", strings.Join(ambiguous, "; ")).
 			WithHint("save both with the same version of transformers")
-	case common == 0 && isImage(e.base) && isImage(e.tuned):
-		return fault.New(fault.Unsupported, "the two checkpoints name their tensors in different ways: %s against %s",
-			fault.List(e.base.Names(), 2), fault.List(e.tuned.Names(), 2)).
-			WithHint("extract compares tensors of one name; give both as pipelines of diffusers, or both as single files of one layout")
 	case common == 0:
 		return fault.New(fault.Mismatch, "the two checkpoints have no tensor name in common: %s against %s",
 			fault.List(e.base.Names(), 2), fault.List(e.tuned.Names(), 2)).WithHint("use the base that the tuned checkpoint was trained from")
@@ -146,6 +149,8 @@ func (e *Extraction) leaveGone(names map[string]string) {
 		case paired[name]:
 		case isTrunk:
 			e.skip(name, whyTrunk)
+		case isForeign(e.twins, name, true):
+			e.skip(name, whyGone+whyNotCompared)
 		default:
 			e.leave(name, whyGone+e.tunedEnds.unless(name, &e.baseEnds), locate(e.base, name),
 				e.tunedEnds.counterpart(name, &e.baseEnds))
@@ -162,6 +167,9 @@ func (e *Extraction) pairUp(names map[string]string) (common, sameShape int) {
 		switch tied := e.baseEnds.counterpart(tunedName, &e.tunedEnds); {
 		case !ok && tied != nil && e.tunedEnds.isTied():
 			e.skip(tunedName, whyTied)
+			continue
+		case !ok && isForeign(e.twins, tunedName, false):
+			e.skip(tunedName, whyNew+whyNotCompared)
 			continue
 		case !ok:
 			e.leave(tunedName, whyNew+e.baseEnds.unless(tunedName, &e.tunedEnds), tied, tuned)
@@ -221,15 +229,6 @@ func (e *Extraction) PeakBytes() (peak int64, tensor string) {
 		}
 	}
 	return peak + 32<<20, tensor
-}
-
-// isImage reports whether a checkpoint is an image or video model.
-func isImage(c *inner.Checkpoint) bool {
-	names := naming.Index(c.Names())
-	return naming.Components(names, func(name string) []uint64 {
-		ref, _ := c.Lookup(names.Actual(name))
-		return ref.Tensor.Shape
-	}) != nil
 }
 
 // Planned is a tensor that will be compared.

@@ -59,6 +59,7 @@ type Extraction struct {
 	others      map[string]located // tuned tensors without a float dtype, by the base's names
 
 	baseEnds, tunedEnds ends
+	twins               *naming.Twins // of two image or video models; nil for any others
 }
 
 // Close closes the checkpoints if the extraction opened them by their paths. Checkpoints that the

@@ -1,0 +1,96 @@
+package rank_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/testkit"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/rank"
+)
+
+// imageBases has pipelines as diffusers saves them, and the same weights in single files, which the
+// converters of diffusers read back: see testdata/diffusion/README.md.
+const imageBases = "../testdata/diffusion/bases"
+
+// TestImageModelsArePairedAcrossLayouts: a pipeline and a single file have the same weights, so
+// every pair of tensors is unchanged, and the number of pairs shows that none is missing.
+func TestImageModelsArePairedAcrossLayouts(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		left string // the beginning of the names of tensors that only the pipeline has
+	}{
+		{"sd1", "vae."},
+		{"sdxl", "text_encoder_2.text_projection."}, // the file has it transposed
+		{"flux", "-"}, {"sd3", "-"}, {"wan", "-"}, {"qwen", "-"}, {"hunyuan", "-"}, {"zimage", "-"},
+	} {
+		pipeline := filepath.Join(imageBases, c.name)
+		file := pipeline + ".safetensors"
+		base, err := checkpoint.Open(t.Context(), pipeline)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := 0
+		for _, name := range base.Names() {
+			if !strings.HasPrefix(name, c.left) {
+				want++
+			}
+		}
+		base.Close()
+		_, _, err = extract(t, pipeline, file, rank.ExtractOptions{Rule: rank.FixedRank{K: 1}})
+		text := fmt.Sprintf("%d compared tensors have the same values", want)
+		if !errors.Is(err, format.ErrMismatch) || !strings.Contains(err.Error(), text) {
+			t.Errorf("%s, the file against the pipeline: %v, want %q", c.name, err, text)
+		}
+		_, _, err = extract(t, file, pipeline, rank.ExtractOptions{Rule: rank.FixedRank{K: 1}})
+		if !errors.Is(err, format.ErrMismatch) || !strings.Contains(err.Error(), "have the same values") {
+			t.Errorf("%s, the pipeline against the file: %v, want equal values", c.name, err)
+		}
+	}
+}
+
+// TestOtherImageModelsAreRefusedByName: the two models share tensor names, but neither is a
+// fine-tune of the other.
+func TestOtherImageModelsAreRefusedByName(t *testing.T) {
+	for _, c := range []struct{ base, tuned, words string }{
+		{"sd1", "sdxl", "the unet of the base is sd1, and that of the tuned checkpoint is sdxl"},
+		{"sd1.safetensors", "sdxl",
+			"the unet of the base is sd1, and that of the tuned checkpoint is sdxl"},
+		{"flux", "sd3.safetensors",
+			"the transformer of the base is flux, and that of the tuned checkpoint is sd3"},
+		{"wan", "flux-bfl.safetensors",
+			"the transformer of the base is wan, and that of the tuned checkpoint is flux"},
+	} {
+		_, _, err := extract(t, filepath.Join(imageBases, c.base), filepath.Join(imageBases, c.tuned),
+			rank.ExtractOptions{Rule: rank.FixedRank{K: 1}})
+		if !errors.Is(err, format.ErrMismatch) || !strings.Contains(err.Error(), c.words) {
+			t.Errorf("%s against %s: %v, want %q", c.base, c.tuned, err, c.words)
+		}
+	}
+}
+
+// TestModelsOfOneArchitectureAndOtherSizesAreRefused: Stable Diffusion 1 and 2 have one table of
+// names, and Flux exists in several widths.
+func TestModelsOfOneArchitectureAndOtherSizesAreRefused(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 5))
+	model := func(h uint64) (tensors []testkit.Tensor) {
+		for _, name := range []string{"to_q", "to_k", "to_v", "add_q_proj"} {
+			name = "transformer.transformer_blocks.0.attn." + name + ".weight"
+			tensors = append(tensors, testkit.Random(rng, name, dtype.F32, 1, h, h))
+		}
+		return append(tensors, testkit.Random(rng, "transformer.x_embedder.bias", dtype.F32, 1, 8))
+	}
+	base, tuned := pairOf(t, "", model(8), model(12))
+	_, _, err := extract(t, base, tuned, rank.ExtractOptions{Rule: rank.FixedRank{K: 1}})
+	const words = "of the transformer, 4 of 4 weights have another shape in the tuned checkpoint"
+	if !errors.Is(err, format.ErrMismatch) || !strings.Contains(err.Error(), words) {
+		t.Errorf("%v, want %q", err, words)
+	}
+}
