@@ -161,7 +161,7 @@ func newCanonicalStart(tensors []format.Tensor, metadata map[string]string) *can
 	})
 	training := make(map[string]string)
 	for key, value := range metadata {
-		if strings.HasPrefix(key, "ss_") {
+		if strings.HasPrefix(key, trainingPrefix) {
 			training[key] = value
 		}
 	}

@@ -3,6 +3,8 @@ package convert
 import (
 	"context"
 	"maps"
+	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/format"
 )
@@ -12,6 +14,8 @@ const (
 	modelHashKey  = "sshs_model_hash"
 	legacyHashKey = "sshs_legacy_hash"
 	specHashKey   = "modelspec.hash_sha256"
+
+	trainingPrefix = "ss_" // of the entries of sd-scripts
 )
 
 // kohyaMetadata returns __metadata__ for a new file in kohya's grammar, made from a source with the
@@ -20,14 +24,26 @@ const (
 // in its tensors alpha. If the new file has another rank or method than ss_network_* say, the
 // caller changes these entries first. tensors and read are those for package format/safetensors,
 // whose Write makes the file.
+//
+// Without any entry ss_*, the result has no hashes that the source lacks, and may be nil: A1111
+// takes a file with any metadata but ss_base_model_version for one of Stable Diffusion 1, and hides
+// it where another model is loaded (extensions-builtin/Lora/network.py, detect_version). It
+// computes the hash of a file without one.
 func kohyaMetadata(
 	ctx context.Context, source map[string]string, tensors []format.Tensor,
 	read func(p []byte, i int, off int64) error,
 ) (map[string]string, error) {
-	all := map[string]string{modelHashKey: "", legacyHashKey: ""} // sd-scripts always writes both
-	maps.Copy(all, source)
+	all := maps.Clone(source)
 	delete(all, diffusersMetadata)
 	delete(all, headerAlpha)
+	isTraining := func(key string) bool { return strings.HasPrefix(key, trainingPrefix) }
+	if slices.ContainsFunc(slices.Collect(maps.Keys(all)), isTraining) {
+		for _, key := range []string{modelHashKey, legacyHashKey} { // sd-scripts always writes both
+			all[key] = ""
+		}
+	} else if delete(all, "format"); len(all) == 0 {
+		return nil, nil
+	}
 	return renewHashes(ctx, all, tensors, read)
 }
 

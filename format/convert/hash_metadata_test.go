@@ -2,11 +2,14 @@ package convert
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"fmt"
 	"maps"
 	"path/filepath"
 	"testing"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
 	safefile "github.com/loratool/loratool/format/safetensors"
 )
 
@@ -55,5 +58,26 @@ func TestMetadataOfANewFileOfKohya(t *testing.T) {
 	if err != nil || metadata["sshs_model_hash"] != h.Model || h.Model != h.Data ||
 		metadata["modelspec.hash_sha256"] != "0x"+h.Data || h.Model == source["sshs_model_hash"] {
 		t.Errorf("the new file says %q, and its hashes are %+v, %v", metadata, h, err)
+	}
+}
+
+// TestMetadataOfANewFileWithoutATraining: A1111 takes a file with metadata, but without the version
+// of its base, for one of Stable Diffusion 1.
+func TestMetadataOfANewFileWithoutATraining(t *testing.T) {
+	tensors := []format.Tensor{{Name: "lora_unet_q.alpha", DType: dtype.F32, Shape: []uint64{}}}
+	read := func(p []byte, _ int, _ int64) error { clear(p); return nil }
+	zero := fmt.Sprintf("0x%x", sha256.Sum256(make([]byte, 4)))
+	for _, c := range []struct{ source, want map[string]string }{
+		{nil, nil},
+		{map[string]string{"format": "pt", "lora_adapter_metadata": "{}", "alpha": "8"}, nil},
+		{map[string]string{"format": "pt", "name": "cats", "modelspec.hash_sha256": "stale"},
+			map[string]string{"name": "cats", "modelspec.hash_sha256": zero}},
+		{map[string]string{"format": "pt", "ss_steps": "1"}, map[string]string{"format": "pt",
+			"ss_steps": "1", "sshs_model_hash": zero[2:], "sshs_legacy_hash": "e3b0c442"}},
+	} {
+		got, err := kohyaMetadata(t.Context(), c.source, tensors, read)
+		if err != nil || !maps.Equal(got, c.want) {
+			t.Errorf("kohyaMetadata(%q) = %q, %v, want %q", c.source, got, err, c.want)
+		}
 	}
 }
