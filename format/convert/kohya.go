@@ -27,9 +27,10 @@ func isKohyas(k *pairKey) bool {
 	return false
 }
 
-// kohyaHeader names the entry in which sd-scripts and LyCORIS say which network they trained.
+// kohyaHeader names the entry in which sd-scripts and LyCORIS say which network they trained. An
+// entry that cannot be a module's name says nothing.
 func kohyaHeader(metadata map[string]string) string {
-	if module := metadata["ss_network_module"]; module != "" {
+	if module := metadata["ss_network_module"]; checkName(module) == nil {
 		return "ss_network_module = " + module + " in the header"
 	}
 	return ""

@@ -207,6 +207,24 @@ func TestOpaqueMethodsAreNamed(t *testing.T) {
 	}
 }
 
+// TestASignOfTheDialectIsShort, however long the entry of the header is that gives it.
+func TestASignOfTheDialectIsShort(t *testing.T) {
+	pair := factors("lora_unet_q", "lora_down.weight", "lora_up.weight", 2)
+	for module, want := range map[string]string{
+		"lycoris.kohya":              ", and ss_network_module = lycoris.kohya in the header",
+		strings.Repeat("x", 1<<20):   "",
+		"networks.lora\x1b[2J\nnext": "",
+	} {
+		src := open(t, write(t, map[string]string{"ss_network_module": module}, pair...),
+			convert.Options{})
+		sign := convert.RecognisedBy(src)
+		if _, got, _ := strings.Cut(sign, ".weight"); got != want {
+			t.Errorf("ss_network_module %.20q: the sign is %.80q, want the key and %q", module, sign,
+				want)
+		}
+	}
+}
+
 // TestAnAlphaMustBeANumber.
 func TestAnAlphaMustBeANumber(t *testing.T) {
 	nan := []byte{0, 0, 0xc0, 0x7f}
