@@ -24,7 +24,7 @@ func showTraining(t *terminal, r *report.Adapter) {
 	say("title", m.Title, prefixed("for ", m.Architecture), prefixed("by ", m.Author), m.Date)
 	say("trigger", m.Trigger)
 	say("usage", m.UsageHint)
-	say("trained", m.Network, prefixed("dim ", m.Dim), prefixed("alpha ", m.Alpha),
+	say("trained", prefixed("by ", m.Program), m.Network, prefixed("dim ", m.Dim), prefixed("alpha ", m.Alpha),
 		prefixed("arguments ", m.Args))
 	say("trained", prefixed("on ", m.BaseFile), m.Base, prefixed("SHA-256 ", m.BaseHash))
 	say("trained", share("step", m.Steps, m.MaxSteps), share("epoch", m.Epoch, m.Epochs),

@@ -16,16 +16,18 @@ import (
 )
 
 // Training is what the metadata of an adapter say of it and of its training, under the names that
-// sd-scripts (ss_*) and ModelSpec (modelspec.*) give to the entries. Texts are as in the file, but
+// sd-scripts (ss_*) and ModelSpec (modelspec.*) give to the entries, or else under those of
+// ai-toolkit (name, software, training_info). Texts are as in the file, but
 // not longer than 300 characters; an entry that is not there is "".
 type Training struct {
-	Title         string     `json:"title"`          // modelspec.title, or ss_output_name
+	Title         string     `json:"title"`          // modelspec.title, ss_output_name or name
 	Architecture  string     `json:"architecture"`   // modelspec.architecture
 	Author        string     `json:"author"`         // modelspec.author
 	Date          string     `json:"date"`           // modelspec.date
 	License       string     `json:"license"`        // modelspec.license
 	Trigger       string     `json:"trigger_phrase"` // modelspec.trigger_phrase
 	UsageHint     string     `json:"usage_hint"`     // modelspec.usage_hint
+	Program       string     `json:"program"`        // that trained it, with its version
 	Network       string     `json:"network_module"`
 	Dim           string     `json:"network_dim"`
 	Alpha         string     `json:"network_alpha"`
@@ -86,7 +88,7 @@ func trainingOf(metadata map[string]string) *Training {
 		return ""
 	}
 	t := &Training{
-		Title: get("modelspec.title", "ss_output_name"), Architecture: get("modelspec.architecture"),
+		Title: get("modelspec.title", "ss_output_name", "name"), Architecture: get("modelspec.architecture"),
 		Author: get("modelspec.author"), Date: get("modelspec.date"), License: get("modelspec.license"),
 		Trigger: get("modelspec.trigger_phrase"), UsageHint: get("modelspec.usage_hint"),
 		Network: get("ss_network_module"), Dim: get("ss_network_dim"), Alpha: get("ss_network_alpha"),
@@ -97,9 +99,34 @@ func trainingOf(metadata map[string]string) *Training {
 		Steps: get("ss_steps"), MaxSteps: get("ss_max_train_steps"), Epoch: get("ss_epoch"),
 		Epochs: get("ss_num_epochs"), Tags: []TagCount{}, Configuration: []string{}, Unreadable: []string{},
 	}
+	t.readAIToolkit(metadata)
 	t.read(metadata, "ss_tag_frequency", t.readTags)
 	t.read(metadata, "lora_adapter_metadata", t.readConfiguration)
 	return t
+}
+
+// readAIToolkit reads the entries of ai-toolkit. Others may use their names for something else, so
+// another form is no fault.
+func (t *Training) readAIToolkit(metadata map[string]string) {
+	var software struct {
+		Name    string `json:"name"`
+		Version string `json:"version"`
+	}
+	var progress struct {
+		Step  int64 `json:"step"`
+		Epoch int64 `json:"epoch"`
+	}
+	text := func(key string) []byte {
+		value := metadata[key]
+		return []byte(value[:min(len(value), maxJSONBytes)])
+	}
+	if jsontext.Decode(text("software"), &software) == nil {
+		t.Program = cut(strings.TrimSpace(software.Name + " " + software.Version))
+	}
+	if jsontext.Decode(text("training_info"), &progress) == nil && t.Steps == "" {
+		t.Steps = fmt.Sprint(progress.Step)
+		t.Epoch = cmp.Or(t.Epoch, fmt.Sprint(progress.Epoch))
+	}
 }
 
 // cut shortens a text.

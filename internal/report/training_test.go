@@ -78,6 +78,23 @@ func TestTheConfigurationInTheHeader(t *testing.T) {
 	}
 }
 
+// TestTheMetadataOfAIToolkit: the form is that of toolkit/metadata.py and of BaseSDTrainProcess.
+func TestTheMetadataOfAIToolkit(t *testing.T) {
+	r := describe(t, map[string]string{
+		"format": "pt", "name": "cats", "software": `{"name": "ai-toolkit", "version": "0.7.0", ` +
+			`"repo": "https://github.com/ostris/ai-toolkit"}`, "version": "1.0",
+		"training_info": `{"step": 2000, "epoch": 12}`,
+	}, report.Options{}).Training
+	if r.Title != "cats" || r.Program != "ai-toolkit 0.7.0" || r.Steps != "2000" || r.Epoch != "12" {
+		t.Errorf("the training is %+v", r)
+	}
+	other := map[string]string{"software": "paint", "training_info": "by hand", "ss_steps": "5"}
+	r = describe(t, other, report.Options{}).Training
+	if r.Program != "" || r.Steps != "5" || len(r.Unreadable) != 0 {
+		t.Errorf("the training of another program is %+v", r)
+	}
+}
+
 // TestHostileMetadataAreBounded: texts are cut, counts do not overflow, and what is not in the form
 // of its program is named.
 func TestHostileMetadataAreBounded(t *testing.T) {
