@@ -99,6 +99,9 @@ func showHashes(t *terminal, r *report.Adapter) {
 			continue // it adds nothing to the line of Civitai
 		}
 		t.line("hashes    %s", headerHashText(&x))
+		if x.Entry == "sshs_model_hash" && !strings.HasPrefix(x.Hash, h.AutoV3) {
+			t.line("hashes    AutoV3 differs from it: the file has its tensors in another order than sd-scripts writes")
+		}
 	}
 }
 
