@@ -24,7 +24,8 @@ const (
 	whyGone     = "only in the base"
 	whyNew      = "only in the tuned checkpoint"
 	// whyNotCompared follows whyGone and whyNew for tensors of image models.
-	whyNotCompared = ", under this name; it is not compared"
+	whyNotCompared = ", under this name; not compared"
+	whyAverage     = "a running average of the weights that training keeps"
 
 	whyTied     = "tied to the embedding, which both checkpoints have"
 	whyBudget   = "the budget was spent on other layers"
@@ -147,6 +148,8 @@ func (e *Extraction) leaveGone(names map[string]string) {
 	for _, name := range e.base.Names() {
 		switch {
 		case paired[name]:
+		case e.twins != nil && naming.IsAverage(name):
+			e.skip(name, whyAverage)
 		case isTrunk:
 			e.skip(name, whyTrunk)
 		case isForeign(e.twins, name, true):
@@ -165,6 +168,9 @@ func (e *Extraction) pairUp(names map[string]string) (common, sameShape int) {
 		tuned := locate(e.tuned, tunedName)
 		name, ok := names[tunedName]
 		switch tied := e.baseEnds.counterpart(tunedName, &e.tunedEnds); {
+		case e.twins != nil && naming.IsAverage(tunedName):
+			e.skip(tunedName, whyAverage)
+			continue
 		case !ok && tied != nil && e.tunedEnds.isTied():
 			e.skip(tunedName, whyTied)
 			continue
@@ -184,7 +190,7 @@ func (e *Extraction) pairUp(names map[string]string) (common, sameShape int) {
 		sameShape++
 		switch {
 		case !base.dtype().IsFloat() || !tuned.dtype().IsFloat():
-			e.skip(name, "stored as %v and %v", base.dtype(), tuned.dtype())
+			e.leave(name, fmt.Sprintf("stored as %v and %v", base.dtype(), tuned.dtype()), base, tuned)
 			e.others[name] = *tuned
 		case !e.options.selects(name):
 			e.leave(name, whyExcluded, base, tuned)

@@ -1,6 +1,7 @@
 package rank
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -73,7 +74,22 @@ func (e *Extraction) Close() error {
 }
 
 func (e *Extraction) skip(name, format string, args ...any) {
-	e.skipped = append(e.skipped, Skipped{Tensor: name, Why: fmt.Sprintf(format, args...)})
+	e.skipped = append(e.skipped, Skipped{
+		Tensor: name, Why: fmt.Sprintf(format, args...), Bytes: bytesOf(e, name),
+	})
+}
+
+// bytesOf returns the size of a tensor in the tuned checkpoint or in the base.
+func bytesOf(e *Extraction, name string) int64 {
+	if e.peft != nil {
+		name = cmp.Or(e.peft.disk[name], name)
+	}
+	for _, c := range []*checkpoint.Checkpoint{e.tuned, e.base} {
+		if ref, ok := c.Lookup(name); ok {
+			return ref.Tensor.NBytes
+		}
+	}
+	return 0
 }
 
 // selects reports whether Include and Exclude select a tensor.

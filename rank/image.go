@@ -12,8 +12,9 @@ import (
 // Image and video models name their tensors in several ways, and store as one weight what others
 // store as three. An extraction shows the tuned checkpoint as if it had been saved like the base.
 
-// matchImages returns the tuned checkpoint of an image or video model with the names and rows of the
-// base, and says how they belong together. For any other model it returns tuned itself, and nil.
+// matchImages returns the tuned checkpoint of an image or video model with the names and rows of
+// the base, and says how they belong together. For any other model it returns tuned itself, and
+// nil.
 func matchImages(base, tuned *checkpoint.Checkpoint) (*checkpoint.Checkpoint, *naming.Twins, error) {
 	twins := naming.FindTwins(naming.Index(base.Names()), naming.Index(tuned.Names()),
 		shapesOf(base), shapesOf(tuned))

@@ -3,6 +3,7 @@ package rank_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"path/filepath"
 	"strings"
@@ -92,5 +93,48 @@ func TestModelsOfOneArchitectureAndOtherSizesAreRefused(t *testing.T) {
 	const words = "of the transformer, 4 of 4 weights have another shape in the tuned checkpoint"
 	if !errors.Is(err, format.ErrMismatch) || !strings.Contains(err.Error(), words) {
 		t.Errorf("%v, want %q", err, words)
+	}
+}
+
+// TestTensorsBesideAnImageModelAreListed: averages of a training, a component that one checkpoint
+// lacks and integers are named with their size. They are no change, and do not count as one.
+func TestTensorsBesideAnImageModelAreListed(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 9))
+	random := func(name string, shape ...uint64) testkit.Tensor {
+		return testkit.Random(rng, name, dtype.F32, 1, shape...)
+	}
+	const unet, clip = "model.diffusion_model.", "cond_stage_model.transformer.text_model."
+	w := random(unet+"time_embed.0.weight", 12, 10)
+	ids := testkit.Tensor{Name: clip + "embeddings.position_ids", DType: dtype.I64,
+		Shape: []uint64{1, 1}, Data: make([]byte, 8)}
+	fc := random(clip+"encoder.layers.0.mlp.fc1.weight", 8, 6)
+	const average, decay = "model_ema.diffusion_modeltime_embed0weight", "model_ema.decay"
+	base := []testkit.Tensor{w, ids, fc, random(average, 12, 10),
+		random("first_stage_model.conv.weight", 3, 4)}
+	tuned := []testkit.Tensor{changed(rng, w, 2, 1), ids, fc, random(average, 12, 10), random(decay)}
+	a, b := pairOf(t, "", base, tuned)
+	_, report, err := extract(t, a, b, rank.ExtractOptions{Rule: rank.FixedRank{K: 2}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]string)
+	for _, s := range report.Skipped {
+		got[s.Tensor] = fmt.Sprint(s.Why, ", ", s.Bytes, " bytes")
+		if s.Share != 0 {
+			t.Errorf("%s has the share %g of Δ, want 0", s.Tensor, s.Share)
+		}
+	}
+	const training = "a running average of the weights that training keeps"
+	want := map[string]string{
+		average: training + ", 480 bytes", decay: training + ", 4 bytes",
+		ids.Name: "unchanged, 8 bytes", fc.Name: "unchanged, 192 bytes",
+		"first_stage_model.conv.weight": "only in the base, under this name; not compared, 48 bytes",
+	}
+	if !maps.Equal(got, want) || len(report.Layers) != 1 || len(report.Beside) != 0 {
+		t.Errorf("%d layers, %d beside, skipped %v, want %v",
+			len(report.Layers), len(report.Beside), got, want)
+	}
+	if report.Rounded > 1e-5 {
+		t.Errorf("the error is %g, want that of a matrix of rank 2 alone", report.Rounded)
 	}
 }

@@ -158,7 +158,7 @@ func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
 	case r.ranks != nil && bought == 0:
 		energy, err := p.energy(ctx, 0, p.tuned.ref.Tensor.Elements())
 		r.report.Skipped = append(r.report.Skipped,
-			Skipped{Tensor: p.name, Why: whyBudget, energy: energy})
+			Skipped{Tensor: p.name, Why: whyBudget, Bytes: bytesOf(r.Extraction, p.name), energy: energy})
 		return err
 	case r.ranks != nil:
 		rule = FixedRank{bought}
@@ -177,7 +177,7 @@ func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
 		if slices.ContainsFunc(slabs, func(s *slab) bool { return s.update.tooSmall > 0 }) {
 			why = whyTooSmall
 		}
-		r.report.Skipped = append(r.report.Skipped, Skipped{Tensor: p.name, Why: why})
+		r.report.Skipped = append(r.report.Skipped, Skipped{Tensor: p.name, Why: why, Bytes: bytesOf(r.Extraction, p.name)})
 		return nil
 	}
 	if f, ok := rule.(FixedRank); ok && r.peft != nil && v.kind == format.Expert {

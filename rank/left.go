@@ -150,6 +150,15 @@ func (l *leftOut) energy(ctx context.Context, name string) (energy float64, ok b
 	return energy, energy-energy == 0, nil
 }
 
+// isUnchanged reports whether a tensor of integers has the same bytes in both checkpoints.
+func (l *leftOut) isUnchanged(ctx context.Context) (bool, error) {
+	if l.base == nil || l.tuned == nil || l.base.dtype().IsFloat() ||
+		!slices.Equal(l.base.ref.Tensor.Shape, l.tuned.ref.Tensor.Shape) {
+		return false, nil
+	}
+	return (&pair{base: *l.base, tuned: *l.tuned}).equal(ctx)
+}
+
 // energy sums the squares of n differences, starting at first.
 func (p *pair) energy(ctx context.Context, first, n int64) (sum float64, err error) {
 	var s pieceScratch
@@ -194,6 +203,13 @@ func (r *extracting) measure(ctx context.Context) (energy float64, err error) {
 	for i := range r.left {
 		l := &r.left[i]
 		s := &r.report.Skipped[l.skipped]
+		if same, err := l.isUnchanged(ctx); same || err != nil {
+			s.Why = Unchanged
+			if err != nil {
+				return 0, err
+			}
+			continue
+		}
 		e, known, err := l.energy(ctx, s.Tensor)
 		if err != nil {
 			return 0, err

@@ -70,6 +70,7 @@ type Skipped struct {
 	Tensor string  `json:"tensor"`
 	Why    string  `json:"why"`
 	Share  float64 `json:"share"`
+	Bytes  int64   `json:"bytes"` // of the tensor in the tuned checkpoint, or in the base
 
 	energy float64 // ‖Δ‖² of the tensor
 }

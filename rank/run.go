@@ -76,7 +76,7 @@ func (r *extracting) one(ctx context.Context, p *pair) error {
 	}
 	switch view, lowRank := r.view(p); {
 	case same:
-		r.report.Skipped = append(r.report.Skipped, Skipped{Tensor: p.name, Why: Unchanged})
+		r.report.Skipped = append(r.report.Skipped, Skipped{Tensor: p.name, Why: Unchanged, Bytes: bytesOf(r.Extraction, p.name)})
 		return nil
 	case lowRank:
 		return r.layer(ctx, p, view)
@@ -179,7 +179,7 @@ func (r *ExtractReport) complete() error {
 		names = append(names, b.Tensor)
 	}
 	for _, s := range r.Skipped {
-		if !slices.Contains([]string{Unchanged, whyExcluded, whyTied, whyTrunk}, s.Why) {
+		if !slices.Contains([]string{Unchanged, whyExcluded, whyTied, whyTrunk, whyAverage}, s.Why) {
 			names = append(names, s.Tensor)
 		}
 	}
@@ -206,7 +206,7 @@ func (r *extracting) beside(ctx context.Context, p *pair, why string) error {
 		if !isKnown {
 			why += whyUnknown
 		}
-		r.report.Skipped = append(r.report.Skipped, Skipped{Tensor: p.name, Why: why, energy: energy})
+		r.report.Skipped = append(r.report.Skipped, Skipped{Tensor: p.name, Why: why, Bytes: bytesOf(r.Extraction, p.name), energy: energy})
 		return nil
 	}
 	r.whole += energy

@@ -236,14 +236,46 @@ func showCoarse(t *terminal, r *rank.ExtractReport, dtype string) {
 // shownLeftOut is how many tensors are named that are left out, where -v does not ask for all.
 const shownLeftOut = 8
 
-// showLeftOut names the tensors left out, the largest share of Δ first.
+// showLeftOut names the tensors left out, the largest share of Δ first. Those without a share are
+// counted, by their reasons.
 func showLeftOut(t *terminal, o *common, left []rank.Skipped) {
 	slices.SortStableFunc(left, func(a, b rank.Skipped) int { return cmp.Compare(b.Share, a.Share) })
-	for i := range left {
-		if i == shownLeftOut {
-			t.line("… and %d more; -v lists all", len(left)-i)
-			return
-		}
+	shared := 0
+	for shared < len(left) && left[shared].Share > 0 {
+		shared++
+	}
+	shown := shared
+	if shared > shownLeftOut+1 {
+		shown = shownLeftOut
+	}
+	for i := range shown {
 		showSkipped(t, o, left[i:i+1])
 	}
+	if shown < shared {
+		t.line("… and %d more; -v lists all", shared-shown)
+	}
+	byReason := make(map[string][]rank.Skipped)
+	for _, s := range left[shared:] {
+		byReason[s.Why] = append(byReason[s.Why], s)
+	}
+	for _, s := range left[shared:] {
+		if of := byReason[s.Why]; of != nil {
+			showReason(t, o, of)
+			delete(byReason, s.Why)
+		}
+	}
+}
+
+// showReason shows tensors that are left out for one reason.
+func showReason(t *terminal, o *common, of []rank.Skipped) {
+	if len(of) == 1 {
+		showSkipped(t, o, of)
+		return
+	}
+	var size int64
+	for _, s := range of {
+		size += s.Bytes
+	}
+	t.line("skipped   %d tensors of %s, such as %s: %s", len(of), fileio.FormatBytes(size),
+		of[0].Tensor, of[0].Why)
 }

@@ -115,6 +115,10 @@ func PrefixOf(name string) string {
 	return ""
 }
 
+// IsAverage reports whether a tensor of an image model is a running average of a weight. LDM's
+// training keeps one of each; other programs read the weights.
+func IsAverage(name string) bool { return strings.HasPrefix(StripWrappers(name), "model_ema.") }
+
 // Component describes a component of a base.
 type Component struct {
 	Name         string // as diffusers calls it; "" for tensors without a component in front
