@@ -41,25 +41,29 @@ func TestMergeEqualsDiffusersInEveryElement(t *testing.T) {
 		t.Fatalf("%d cases, want 140 or more", len(index.Cases))
 	}
 	for _, c := range index.Cases {
-		t.Run(c.Name, func(t *testing.T) {
-			base := openCheckpoint(t, filepath.Join(diffusion, c.Base))
-			merged, want := c.merge(t), openCheckpoint(t, filepath.Join(diffusion, c.Merged))
-			if got := len(merged.Names()); got != len(base.Names()) {
-				t.Fatalf("the result has %d tensors, want %d", got, len(base.Names()))
-			}
-			changes := 0
-			for _, name := range base.Names() {
-				truth, kind := base, "not changed"
-				if _, ok := want.Lookup(name); ok {
-					truth, kind = want, "changed"
-					changes++
-				}
-				compareTensor(t, name, kind, read(t, merged, name), read(t, truth, name))
-			}
-			if changes != len(want.Names()) {
-				t.Errorf("the base has %d tensors of %d that change", changes, len(want.Names()))
-			}
-		})
+		t.Run(c.Name, func(t *testing.T) { c.compare(t, c.openAdapters(t)) })
+	}
+}
+
+// compare merges adapters into the base of the case and compares every tensor with the truth.
+func (c diffusionCase) compare(t *testing.T, adapters []merge.Adapter) {
+	t.Helper()
+	base := openCheckpoint(t, filepath.Join(diffusion, c.Base))
+	merged, want := c.merge(t, adapters), openCheckpoint(t, filepath.Join(diffusion, c.Merged))
+	if got := len(merged.Names()); got != len(base.Names()) {
+		t.Fatalf("the result has %d tensors, want %d", got, len(base.Names()))
+	}
+	changes := 0
+	for _, name := range base.Names() {
+		truth, kind := base, "not changed"
+		if _, ok := want.Lookup(name); ok {
+			truth, kind = want, "changed"
+			changes++
+		}
+		compareTensor(t, name, kind, read(t, merged, name), read(t, truth, name))
+	}
+	if changes != len(want.Names()) {
+		t.Errorf("the base has %d tensors of %d that change", changes, len(want.Names()))
 	}
 }
 
@@ -76,11 +80,11 @@ func compareTensor(t *testing.T, name, kind string, got, want []byte) {
 	t.Errorf("%s, which must be %s, differs at byte %d of %d", name, kind, at, len(want))
 }
 
-// merge merges the case in memory, and opens the result.
-func (c diffusionCase) merge(t *testing.T) *checkpoint.Checkpoint {
+// merge merges adapters into the base in memory, and opens the result.
+func (c diffusionCase) merge(t *testing.T, adapters []merge.Adapter) *checkpoint.Checkpoint {
 	t.Helper()
 	options := merge.Options{Reading: merge.Reading{Only: c.Only}}
-	p, err := merge.Open(t.Context(), filepath.Join(diffusion, c.Base), c.openAdapters(t), options)
+	p, err := merge.Open(t.Context(), filepath.Join(diffusion, c.Base), adapters, options)
 	if err != nil {
 		t.Fatal(err, "\nhint: ", fault.Hint(err))
 	}

@@ -20,6 +20,9 @@ import (
 	"github.com/loratool/loratool/rank"
 )
 
+// anyModel are the dialects that are written for models of any kind.
+var anyModel = []convert.Dialect{convert.LoRA(), convert.PEFT()}
+
 // TestExtractionIntoMemoryNeedsNoDisk compares an extraction without a temporary directory with one
 // that has it.
 func TestExtractionIntoMemoryNeedsNoDisk(t *testing.T) {
@@ -42,7 +45,7 @@ func TestExtractionIntoMemoryNeedsNoDisk(t *testing.T) {
 	}
 	rule := rank.FixedRank{K: 2}
 	want := make(map[string]map[string][]byte)
-	for _, d := range convert.Default().Written() {
+	for _, d := range anyModel {
 		want[d.Name()] = store(d, rank.ExtractOptions{Rule: rule}, new(output.Memory))
 	}
 	for _, name := range []string{"TMPDIR", "TMP", "TEMP"} {
@@ -52,7 +55,7 @@ func TestExtractionIntoMemoryNeedsNoDisk(t *testing.T) {
 	if !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without an output and temporary files: %v, want %v", err, os.ErrNotExist)
 	}
-	for _, d := range convert.Default().Written() {
+	for _, d := range anyModel {
 		out := new(output.Memory)
 		got := store(d, rank.ExtractOptions{Rule: rule, Output: out}, out)
 		if !maps.EqualFunc(got, want[d.Name()], bytes.Equal) || len(got) == 0 {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/report"
@@ -23,21 +24,23 @@ type convertOptions struct {
 	force, dryRun bool
 	byLayer       bool
 	opaque        bool
+	foldScale     bool
 }
 
 func convertCommand(t *terminal) *cli.Command {
 	o := new(convertOptions)
 	return &cli.Command{
 		Name:      "convert",
-		Usage:     "turn an adapter of any dialect into a .lora file, or one of PEFT's out of it",
+		Usage:     "turn an adapter of any dialect into a .lora file or into another dialect",
 		ArgsUsage: "ADAPTER -o OUT",
-		Description: "Converts between PEFT's directory or file and the .lora container, and from the dialects of image models (kohya, diffusers, …) to the container. " +
+		Description: "Converts between PEFT's directory or file, the .lora container, and the dialects of image models (kohya, …). " +
 			"A container made from a file of weights gives the file back byte for byte, with its configuration and model card, and proves it by SHA-256. " +
 			"Beside a .safetensors file convert writes adapter_config.json.",
 		Flags: append(append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a container if the name ends in .lora, a weights file of PEFT if it ends in .safetensors, else a directory for PEFT", Destination: &o.out},
-			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora or peft, where OUT's name does not say it", Destination: &o.to},
-			&cli.StringFlag{Name: "base", Usage: "remember `BASE`, so that merge can tell it from others", Destination: &o.base},
+			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, peft or kohya, where OUT's name does not say it", Destination: &o.to},
+			&cli.StringFlag{Name: "base", Usage: "the model that the adapter is for: a container remembers `BASE`, so that merge can tell it from others; a dialect of image models takes the names of modules from it where no table knows them", Destination: &o.base},
+			&cli.BoolFlag{Name: "fold-scale", Usage: "for programs that ignore alpha: let the factors carry the scale, and write the scale 1", Destination: &o.foldScale},
 			&cli.BoolFlag{Name: "by-layer", Usage: "for readers over a network: keep each layer of a container in one place, in chunks of 64 KiB; the file grows by about 0.3 %", Destination: &o.byLayer},
 			&cli.BoolFlag{Name: "opaque", Usage: "archive a safetensors file or a pickle of tensors in any dialect, without its meaning; restore gives it back", Destination: &o.opaque},
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is an adapter of the same kind", Destination: &o.force},
@@ -87,7 +90,38 @@ func (o *convertOptions) parse(c *cli.Context) (j conversion, err error) {
 	if o.base != "" {
 		j.creation.Inputs = append(j.creation.Inputs, o.base)
 	}
+	if ext := filepath.Ext(o.out); j.isOfImages() && !strings.EqualFold(ext, ".safetensors") {
+		return j, usagef("name an output ending in .safetensors", "%s is a safetensors file, and the output is %s",
+			"an adapter of the dialect "+j.dialect.Name(), o.out)
+	}
+	if j.creation.FoldScale = o.foldScale; o.foldScale && !j.isOfImages() {
+		return j, usagef("loratool convert ADAPTER --to kohya --fold-scale -o OUT.safetensors",
+			"--fold-scale is for the dialects of image models, and %s is for %s", o.out, j.dialect.Name())
+	}
 	return j, nil
+}
+
+// isOfImages reports whether the output is of a dialect of image models.
+func (j *conversion) isOfImages() bool {
+	return j.dialect != convert.LoRA() && j.dialect != convert.PEFT()
+}
+
+// readBase opens the base, for its names or for its fingerprints.
+func (j *conversion) readBase(c *cli.Context, src format.Source, base string) (format.Source, error) {
+	if !j.isOfImages() {
+		return rememberBase(c, src, base)
+	}
+	b, err := checkpoint.Open(c.Context, base)
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	for _, name := range b.Names() {
+		ref, _ := b.Lookup(name)
+		t := format.Tensor{Name: name, DType: ref.Tensor.DType, Shape: ref.Tensor.Shape}
+		j.creation.Base = append(j.creation.Base, t)
+	}
+	return src, nil
 }
 
 func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
@@ -102,14 +136,14 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 	defer src.Close()
 	o.warn(t, src.Manifest().Notes)
 	if o.base != "" {
-		if src, err = rememberBase(c, src, o.base); err != nil {
+		if src, err = j.readBase(c, src, o.base); err != nil {
 			return err
 		}
 	}
 	if err := convert.Check(c.Context, o.out, j.dialect, src, j.creation); err != nil {
 		return err
 	}
-	warnings, err := j.warnings(c.Context, src)
+	warnings, err := j.warnings(c.Context, src, o.out)
 	if err != nil {
 		return fault.InFile(err, j.in)
 	}
@@ -132,10 +166,16 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 	return showConverted(t, o, &j, src, size, stop(), warnings)
 }
 
-// warnings say why merge or PEFT will not take what is converted, which is carried all the same.
-func (j *conversion) warnings(ctx context.Context, src format.Source) ([]string, error) {
+// warnings say why merge or PEFT will not take what is converted, which is carried all the same,
+// and what the output rounds.
+func (j *conversion) warnings(ctx context.Context, src format.Source, out string) ([]string, error) {
 	misgivings, err := report.Misgivings(ctx, src)
 	warnings := allFlags(misgivings)
+	if err == nil {
+		var remarks []string
+		remarks, err = convert.Remarks(ctx, out, j.dialect, src, j.creation)
+		warnings = append(warnings, remarks...)
+	}
 	if module, models := convert.LostByPEFT(src); module != "" && j.dialect == convert.PEFT() {
 		warnings = append(warnings, fmt.Sprintf("PEFT will ignore %q without an error: this is its name "+
 			"in the checkpoint, and transformers 5 gives it another in memory (%s); "+
@@ -224,7 +264,8 @@ func dialectOf(out, to string) (convert.Dialect, error) {
 	if d := dialects.Named(strings.ToLower(to)); d != nil {
 		return d, nil
 	}
-	written := strings.Join(dialects.Names(), " and ")
+	names := dialects.Names()
+	written := strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1]
 	return nil, usagef("the dialects that are written are "+written, "unknown dialect %q", to)
 }
 

@@ -46,8 +46,8 @@ func TestFlagsForAdaptersThatLeaveSomethingOpen(t *testing.T) {
 		{"bundle add --alpha 4 --name other " + bundle + " " + alone, exitDone, nil},
 		{"convert " + alone + " -o " + filepath.Join(dir, "peft"), exitInput,
 			[]string{"cannot be written as PEFT's yet"}},
-		{"convert " + alone + " --to kohya -o " + filepath.Join(dir, "kohya"), exitUsage,
-			[]string{"lora and peft"}},
+		{"convert " + alone + " --to xlabs -o " + filepath.Join(dir, "xlabs"), exitUsage,
+			[]string{"lora, peft and kohya"}},
 	} {
 		var out, errs bytes.Buffer
 		code := run(context.Background(), append([]string{"loratool"}, strings.Fields(c.args)...),

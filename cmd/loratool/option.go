@@ -15,6 +15,8 @@ var flagOf = map[string]string{
 	"ExtractOptions.Only":            "--only-lora",
 	"ExtractOptions.Strict":          "--strict",
 	"Options.AddTensors":             "--add-tensors",
+	"CreateOptions.Base":             "--base",
+	"CreateOptions.FoldScale":        "--fold-scale",
 	"Options.Again":                  "--again",
 	"Options.AllowNonFinite":         "--allow-nonfinite",
 	"Options.Alpha":                  "--alpha",

@@ -49,10 +49,13 @@ func (ds Dialects) Names() []string {
 
 // Written returns the dialects of the set that can be written; the others are only read.
 func (ds Dialects) Written() Dialects {
-	return slices.DeleteFunc(slices.Clone(ds), func(d Dialect) bool {
-		_, isReadOnly := d.(interface{ isReadOnly() })
-		return isReadOnly
-	})
+	return slices.DeleteFunc(slices.Clone(ds), isReadOnly)
+}
+
+// isReadOnly reports whether a dialect of this package is only read.
+func isReadOnly(d Dialect) bool {
+	r, ok := d.(interface{ isReadOnly() bool })
+	return ok && r.isReadOnly()
 }
 
 // Open opens the adapter at path, a file or a directory, in the dialect that its content shows. It

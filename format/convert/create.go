@@ -47,8 +47,8 @@ func Create(path string, d Dialect, o CreateOptions) (format.Sink, error) { retu
 // must be an [OutputDialect]; for any other the error has kind format.ErrUnsupported.
 func CreateTo(out output.Output, d Dialect, o CreateOptions) (format.Sink, error) {
 	w, ok := d.(OutputDialect)
-	if r, is := d.(interface{ isReadOnly() }); is {
-		_, err := r.(Dialect).Create("", o)
+	if isReadOnly(d) {
+		_, err := d.Create("", o)
 		return nil, err
 	}
 	if !ok {

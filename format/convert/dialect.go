@@ -65,7 +65,7 @@ type readOnly struct{ name string }
 func (d readOnly) Name() string       { return d.name }
 func (d readOnly) String() string     { return d.name }
 func (d readOnly) Writes(string) bool { return false }
-func (d readOnly) isReadOnly()        {}
+func (d readOnly) isReadOnly() bool   { return true }
 
 func (d readOnly) Create(string, CreateOptions) (format.Sink, error) {
 	return nil, fault.New(fault.Unsupported, "the dialect %s cannot be written", d.name).
@@ -83,6 +83,12 @@ type CreateOptions struct {
 	// (format.WriterOptions).
 	ChunkLog2 int
 	ByLayer   bool
-	Tool      string // the program's name, for the provenance; "" keeps the source's
-	Version   string
+	// FoldScale lets the factors of each layer carry its scale, for dialects and programs that know
+	// no scale, if the dialect has such files.
+	FoldScale bool
+	// Base lists the tensors of the model that the adapter is for. It gives names to modules that
+	// no table of this package knows. nil means that the tables decide; the data are never read.
+	Base    []format.Tensor
+	Tool    string // the program's name, for the provenance; "" keeps the source's
+	Version string
 }

@@ -283,9 +283,9 @@ func TestTheUserNamesTheDialect(t *testing.T) {
 	src := open(t, path, convert.Options{From: "kohya"})
 	equalLines(t, "layers", layersOf(src), []string{"q linear [2 4] [4 2] ×1"})
 	refuses(t, path, convert.Options{From: "khoya"}, "kohya")
-	if _, err := convert.CreateTo(new(output.Memory), convert.Kohya(),
+	if _, err := convert.CreateTo(new(output.Memory), convert.XLabs(),
 		convert.CreateOptions{}); err == nil ||
-		!strings.Contains(err.Error(), "kohya cannot be written") {
+		!strings.Contains(err.Error(), "xlabs cannot be written") {
 		t.Errorf("CreateTo = %v", err)
 	}
 }

@@ -22,6 +22,8 @@ type pairDialect struct {
 	needsScale bool
 	// modules gives the modules of the file their names in the model; nil keeps the names.
 	modules func(names []string) map[string]string
+	// writing is how the dialect is written; nil if it is only read.
+	writing *pairWriting
 }
 
 // pairKey is a parsed key of a dialect whose keys are a module and an ending.

@@ -77,15 +77,21 @@ func (t *Table) Tensor(name string) (diffusers string, ok bool) {
 // Native returns the native module that holds a part, and the part's place among the parts of that
 // module, from 0. Square does not matter. ok is false if no native module holds exactly this part.
 func (t *Table) Native(part Part) (module string, i int, ok bool) {
+	module, _, i, ok = t.Holder(part)
+	return module, i, ok
+}
+
+// Holder is Native, and returns all parts of the native module in the order of its rows.
+func (t *Table) Holder(part Part) (module string, parts []Part, i int, ok bool) {
 	e, numbers := t.find(part.Module)
 	for ; e != nil; e = e.square {
 		for _, p := range e.places {
 			if have := p.part(); have.Share == part.Share && have.Shares == part.Shares {
-				return fill(p.in.native, numbers), p.i, true
+				return fill(p.in.native, numbers), filled(p.in.parts, numbers), p.i, true
 			}
 		}
 	}
-	return "", 0, false
+	return "", nil, 0, false
 }
 
 // Unflatten returns every module, native or of diffusers, that Flatten maps to flat. One module is
@@ -149,14 +155,19 @@ type entry struct {
 
 // parts returns the parts of the entry's module with these numbers in its name.
 func (e *entry) parts(numbers []string) []Part {
-	var parts []Part
 	if e.native != nil {
-		parts = slices.Clone(e.native.parts)
-	} else {
-		for _, p := range e.places {
-			parts = append(parts, p.part())
-		}
+		return filled(e.native.parts, numbers)
 	}
+	var parts []Part
+	for _, p := range e.places {
+		parts = append(parts, p.part())
+	}
+	return filled(parts, numbers)
+}
+
+// filled returns parts with these numbers in their names.
+func filled(parts []Part, numbers []string) []Part {
+	parts = slices.Clone(parts)
 	for i := range parts {
 		parts[i].Module = fill(parts[i].Module, numbers)
 	}

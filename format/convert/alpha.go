@@ -1,0 +1,51 @@
+package convert
+
+import (
+	"encoding/binary"
+	"math"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// setScale gives a layer the alpha by which alpha/rank is a scale, exactly.
+func (n *newLayer) setScale(scale float64, rank int) error {
+	n.scaling, n.rank = format.AlphaOverR, rank
+	r := float64(rank)
+	alpha := scale * r
+	for _, a := range []float64{
+		float64(float32(alpha)), alpha, math.Nextafter(alpha, math.Inf(1)), math.Nextafter(alpha, math.Inf(-1)),
+	} {
+		if a/r == scale {
+			n.alpha = a
+			return nil
+		}
+	}
+	return fault.New(fault.Unsupported, "no alpha gives %q the scale %v at rank %d",
+		n.name, scale, rank).WithHint(hintFold)
+}
+
+// scale returns s of the layer.
+func (n *newLayer) scale() float64 {
+	l := format.Layer{Alpha: n.alpha, Rank: n.rank, Scaling: n.scaling}
+	return l.Scale()
+}
+
+// alphaTensor returns the tensor that says the layer's alpha. It has the dtype of the source's
+// alpha if that holds the number, or else F32 or F64.
+func (n *newLayer) alphaTensor(m *format.Manifest) (dtype.Type, []byte) {
+	types := []dtype.Type{dtype.F32, dtype.F64}
+	if n.alphaAt >= 0 {
+		if t := m.Tensors[n.alphaAt].DType; t.IsFloat() {
+			types = append([]dtype.Type{t}, types...)
+		}
+	}
+	for _, t := range types {
+		p := make([]byte, t.Size())
+		if dtype.Store(t, p, 0, n.alpha); dtype.Load(t, p, 0) == n.alpha {
+			return t, p
+		}
+	}
+	return dtype.F64, binary.LittleEndian.AppendUint64(nil, math.Float64bits(n.alpha))
+}
