@@ -2,6 +2,7 @@ package convert_test
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -139,5 +140,25 @@ func TestAnAxisIsZeroOrOne(t *testing.T) {
 	_, err := convert.Open(t.Context(), path, convert.Options{})
 	if err == nil || !strings.Contains(err.Error(), "lora_unet_q.on_input is 2, want 0 for outputs or 1 for inputs") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// TestFilesOfLyCORISComeBack: a container restores every file that LyCORIS wrote, of methods without
+// a kind as well.
+func TestFilesOfLyCORISComeBack(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(testdata, "lycoris", "*", "*.safetensors"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, path := range files {
+		switch filepath.Base(filepath.Dir(path)) {
+		case "adapters", "refused":
+			comesBack(t, path)
+			n++
+		}
+	}
+	if n < 42 {
+		t.Errorf("%d files, want 42 or more", n)
 	}
 }
