@@ -169,7 +169,9 @@ func newCanonicalStart(tensors []format.Tensor, metadata map[string]string) *can
 	entries := make([]safetensors.Tensor, len(tensors))
 	for k, i := range s.order {
 		t := &tensors[i]
-		entries[k] = safetensors.Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape, NBytes: t.NBytes()}
+		entries[k] = safetensors.Tensor{
+			Name: t.Name, DType: t.DType, Shape: t.Shape, NBytes: t.NBytes(),
+		}
 	}
 	s.Write(safetensors.Compose(entries, training))
 	return s

@@ -81,3 +81,53 @@ func TestMetadataOfANewFileWithoutATraining(t *testing.T) {
 		}
 	}
 }
+
+// TestMetadataOfANewFileHaveItsRankAndAlpha, as sd-scripts' own merges have.
+func TestMetadataOfANewFileHaveItsRankAndAlpha(t *testing.T) {
+	alpha := func(module string) format.Tensor {
+		return format.Tensor{Name: module + ".alpha", DType: dtype.F32, Shape: []uint64{}}
+	}
+	down := func(module string, shape ...uint64) format.Tensor {
+		return format.Tensor{Name: module + ".lora_down.weight", DType: dtype.F32, Shape: shape}
+	}
+	alphas := map[string]float64{"q.alpha": 4, "k.alpha": 4, "o.alpha": 2.5, "conv.alpha": 1}
+	for _, c := range []struct {
+		name                string
+		dim, alpha          string // of the source
+		wantDim, wantAlphas string
+		tensors             []format.Tensor
+	}{
+		{"as before", "4", "4", "4", "4",
+			[]format.Tensor{down("q", 4, 8), alpha("q"), down("k", 4, 8, 1, 1), alpha("k")}},
+		{"another rank and alpha", "16", "16.0", "8", "4.0",
+			[]format.Tensor{down("q", 8, 8), alpha("q")}},
+		{"a fraction", "8", "1", "8", "2.5", []format.Tensor{down("o", 8, 8), alpha("o")}},
+		{"layers that differ", "4", "4", "Dynamic", "Dynamic",
+			[]format.Tensor{down("q", 4, 8), alpha("q"), down("o", 12, 8), alpha("o")}},
+		{"a convolution", "4", "4", "4", "4",
+			[]format.Tensor{down("q", 4, 8), alpha("q"), down("conv", 2, 8, 3, 3), alpha("conv")}},
+		{"None of Python", "None", "Dynamic", "4", "4.0",
+			[]format.Tensor{down("q", 4, 8), alpha("q")}},
+		{"no layers of this kind", "4", "8", "4", "8", []format.Tensor{alpha("q")}},
+	} {
+		read := func(p []byte, i int, _ int64) error {
+			clear(p)
+			if x, ok := alphas[c.tensors[i].Name]; ok {
+				dtype.Store(dtype.F32, p, 0, x)
+			}
+			return nil
+		}
+		source := map[string]string{"ss_network_dim": c.dim, "ss_network_alpha": c.alpha}
+		got, err := kohyaMetadata(t.Context(), source, c.tensors, read)
+		if err != nil || got["ss_network_dim"] != c.wantDim || got["ss_network_alpha"] != c.wantAlphas {
+			t.Errorf("%s: dim %q, alpha %q, %v, want %q and %q", c.name, got["ss_network_dim"],
+				got["ss_network_alpha"], err, c.wantDim, c.wantAlphas)
+		}
+	}
+	zeros := func(p []byte, _ int, _ int64) error { clear(p); return nil }
+	source, one := map[string]string{"ss_steps": "1"}, []format.Tensor{down("q", 4, 8)}
+	got, err := kohyaMetadata(t.Context(), source, one, zeros)
+	if _, ok := got["ss_network_dim"]; ok || err != nil {
+		t.Errorf("the metadata got a rank: %q, %v", got, err)
+	}
+}
