@@ -17,6 +17,11 @@ func (o *ExtractOptions) check() error {
 		return errors.New("ExtractOptions: set at most one of Path and Output")
 	case o.Budget < 0:
 		return fmt.Errorf("ExtractOptions.Budget is %d, want a positive number of bytes", o.Budget)
+	case o.ConvRank < 0:
+		return fmt.Errorf("ExtractOptions.ConvRank is %d, want at least 1, or 0 to let Rule choose",
+			o.ConvRank)
+	case o.ConvRank > 0 && o.Rule == nil:
+		return fmt.Errorf("ExtractOptions.ConvRank is %d, but a Budget chooses all ranks", o.ConvRank)
 	case o.MaxRank < 0:
 		return fmt.Errorf("ExtractOptions.MaxRank is %d, want at least 1, or 0 for %d",
 			o.MaxRank, defaultBudgetRank)

@@ -55,6 +55,10 @@ func TestOptionsOutsideOfTheirRangeAreRefused(t *testing.T) {
 			rank.ExtractOptions{Rule: rank.NoiseFloor{Max: -1}}},
 		{"the tolerance of the SVD is -1, want a positive number, or 0 for 0.0001",
 			rank.ExtractOptions{Rule: one, SVD: rank.Options{Tolerance: -1}}},
+		{"ExtractOptions.ConvRank is -1, want at least 1, or 0 to let Rule choose",
+			rank.ExtractOptions{Rule: one, ConvRank: -1}},
+		{"ExtractOptions.ConvRank is 2, but a Budget chooses all ranks",
+			rank.ExtractOptions{Budget: 1, ConvRank: 2}},
 		{"ExtractOptions.MaxRank is 4, but only a Budget uses it: a rule has a maximum of its own",
 			rank.ExtractOptions{Rule: one, MaxRank: 4}},
 	} {

@@ -219,7 +219,7 @@ func (e *Extraction) Warnings() []string { return e.warnings }
 func (e *Extraction) PeakBytes() (peak int64, tensor string) {
 	kept := int64(64)
 	if f, ok := e.options.Rule.(FixedRank); ok {
-		kept = int64(f.K)
+		kept = int64(max(f.K, e.options.ConvRank))
 	}
 	width := max(64, 6*kept)
 	for i := range e.pairs {
@@ -267,6 +267,11 @@ type view struct {
 	rows, cols int // of each, as stored
 	transposed bool
 	shape      []uint64
+}
+
+// hasKernel reports whether the view is of a convolution whose kernel has more than one place.
+func (v *view) hasKernel() bool {
+	return v.kind == format.Conv && slices.ContainsFunc(v.shape[2:], func(n uint64) bool { return n > 1 })
 }
 
 // view returns the view of a tensor. ok is false if factors cannot represent the tensor.

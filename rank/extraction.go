@@ -21,6 +21,9 @@ type ExtractOptions struct {
 	// Rule chooses the rank of every layer: a FixedRank, an EnergyShare, a MaxError, a NoiseFloor,
 	// or a rule of your own. It is nil if Budget is set.
 	Rule Rule
+	// ConvRank is the rank of convolutions whose kernel has more than one place. At 0, Rule chooses
+	// it as for every layer. It needs a Rule.
+	ConvRank int
 	// Budget is the number of bytes of factors to spend, over all layers, on the singular values
 	// with the most energy per byte. It is 0 if Rule is set.
 	Budget  int64

@@ -154,6 +154,9 @@ func times(x []float32, factor float32) []float32 {
 // layer decomposes one tensor, expert by expert if it stacks several.
 func (r *extracting) layer(ctx context.Context, p *pair, v view) error {
 	rule := r.options.Rule
+	if r.options.ConvRank > 0 && v.hasKernel() {
+		rule = FixedRank{r.options.ConvRank}
+	}
 	switch bought := r.ranks[p.name]; {
 	case r.ranks != nil && bought == 0:
 		energy, err := p.energy(ctx, 0, p.tuned.ref.Tensor.Elements())

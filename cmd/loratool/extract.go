@@ -18,7 +18,7 @@ type extractOptions struct {
 	common
 	manifestOption
 	out, to, dtype              string
-	rank, maxRank               int
+	rank, maxRank, convRank     int
 	energy, maxError            float64
 	noiseFloor                  bool
 	budget                      string
@@ -39,6 +39,8 @@ func extractCommand(t *terminal) *cli.Command {
 			"The printed error covers all that changed. A tensor that is left out is lost: extract lists it with its share of |Δ|. A row or " +
 			"tensor that only one of BASE and TUNED has counts whole; a head that only one has counts as its difference from the embedding " +
 			"that the other ties it to.\n\n" +
+			"Of an image or video model, BASE and TUNED may be a pipeline, a component or a single file, in different layouts; the adapter has " +
+			"the names of BASE.\n\n" +
 			"A directory for PEFT has the names that transformers 5 gives the modules in memory. extract refuses by name what PEFT cannot " +
 			"hold; a .lora file holds it.",
 		Flags: append([]cli.Flag{
@@ -50,6 +52,7 @@ func extractCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "noise-floor", Usage: "keep the singular values above the rounding noise of TUNED", Destination: &o.noiseFloor},
 			&cli.StringFlag{Name: "budget", Usage: "spend `SIZE` bytes of factors, such as 40MB, on the singular values that bring most energy per byte; headers and configuration come on top", Destination: &o.budget},
 			&cli.IntFlag{Name: "max-rank", Usage: "with another rule: at most `K` per layer", Destination: &o.maxRank},
+			&cli.IntFlag{Name: "conv-rank", Usage: "keep `K` singular values of each convolution with a kernel larger than 1, in place of what the rule says", Destination: &o.convRank},
 			&cli.StringFlag{Name: "dtype", Usage: "of the factors: f32, bf16 or f16", Value: "f32", Destination: &o.dtype},
 			&cli.StringSliceFlag{Name: "include", Usage: "extract only tensors whose name matches the regular expression `RE`", Destination: &o.include},
 			&cli.StringSliceFlag{Name: "exclude", Usage: "leave out tensors whose name matches `RE`", Destination: &o.exclude},
@@ -102,7 +105,7 @@ func (o *extractOptions) parse(c *cli.Context) (j extraction, err error) {
 
 // library turns the flags into options of the library.
 func (o *extractOptions) library(c *cli.Context) (options rank.ExtractOptions, err error) {
-	options = rank.ExtractOptions{Only: o.only, Strict: o.strict, Workers: o.workers, Tool: "loratool " + version}
+	options = rank.ExtractOptions{ConvRank: o.convRank, Only: o.only, Strict: o.strict, Workers: o.workers, Tool: "loratool " + version}
 	options.SVD.Seed = uint64(o.seed)
 	if err := o.checkRule(c); err != nil {
 		return options, err
@@ -136,6 +139,8 @@ func (o *extractOptions) checkRule(c *cli.Context) error {
 		return usagef(hint, "extract needs one rule for the rank, got %d", rules)
 	case c.IsSet("rank") && o.rank < 1:
 		return usagef(hint, "a rank is at least 1, got %d", o.rank)
+	case c.IsSet("conv-rank") && (o.convRank < 1 || c.IsSet("budget")):
+		return usagef(hint, "--conv-rank is a rank of at least 1, with another rule than --budget")
 	case c.IsSet("energy") && !(o.energy > 0 && o.energy <= 1):
 		return usagef(hint, "a share of the energy lies above 0 and up to 1, got %v", o.energy)
 	case c.IsSet("max-error") && !(o.maxError > 0 && o.maxError < 1):

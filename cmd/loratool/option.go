@@ -11,6 +11,7 @@ var flagOf = map[string]string{
 	"ExtractOptions.DType":           "--dtype",
 	"ExtractOptions.Exclude":         "--exclude",
 	"ExtractOptions.Include":         "--include",
+	"ExtractOptions.ConvRank":        "--conv-rank",
 	"ExtractOptions.MaxRank":         "--max-rank",
 	"ExtractOptions.Only":            "--only-lora",
 	"ExtractOptions.Strict":          "--strict",
