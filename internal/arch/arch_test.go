@@ -140,6 +140,7 @@ var arrows = map[string]map[string]string{
 		"internal/fault":    "errors of input",
 		"internal/jsontext": "journals",
 	},
+	"internal/gguf":     {"internal/fault": "errors of input"},
 	"internal/jsontext": {"internal/fault": "texts in messages"},
 	"internal/kernel":   {"format/dtype": "elements"},
 	"internal/krylov": {

@@ -1,0 +1,178 @@
+// Package gguf reads and writes the container of ggml's files, GGUF version 2 and 3: key-value
+// pairs, and tensors of ggml's types. It knows no model and no adapter, and decodes no blocks.
+//
+// [Read] checks a file as strictly as ggml's own loader, and more: counts and lengths against the
+// bytes that are left, names, dimensions, and that the tensors fill the rest of the file in their
+// order. It reads nothing of the tensors themselves. The memory that it takes is bounded by a small
+// multiple of the metadata, and that by the file and by MaxMetadataBytes.
+package gguf
+
+import (
+	"context"
+	"io"
+
+	"github.com/loratool/loratool/internal/fault"
+)
+
+// Magic begins every file.
+const Magic = "GGUF"
+
+// The bounds of this package. The other bounds are those of ggml's loader.
+const (
+	MaxMetadataBytes = 256 << 20 // of all that precedes the tensors
+	MaxKeyBytes      = 1<<16 - 1 // of a key
+	MaxNameBytes     = 63        // of a tensor's name: ggml has room for 64 with a zero byte
+	MaxDims          = 4         // of a tensor
+
+	alignmentKey     = "general.alignment"
+	defaultAlignment = 32
+	// A key takes 8 bytes of length, a character, 4 bytes of type, and a value of at least one. A
+	// tensor takes 8 bytes of length, 4 of the number of dimensions, 4 of type and 8 of offset.
+	minKVBytes, minTensorBytes = 14, 24
+)
+
+// File is the table of contents of a file.
+type File struct {
+	Version   uint32 // 2 or 3, which have the same layout
+	KVs       []KV   // in the order of the file
+	Tensors   []Tensor
+	Alignment int64 // of the tensors, a power of two
+	DataOff   int64 // where the first tensor begins
+
+	at map[string]int // of keys
+}
+
+// Tensor describes a tensor.
+type Tensor struct {
+	Name string
+	Type Type
+	Dims []uint64 // the first counts neighbours in memory: NumPy's shape in reverse
+	Off  int64    // in the file
+	Size int64    // bytes
+}
+
+// Shape returns the dimensions in NumPy's order, the last for neighbours in memory.
+func (t *Tensor) Shape() []uint64 {
+	shape := make([]uint64, len(t.Dims))
+	for i, d := range t.Dims {
+		shape[len(shape)-1-i] = d
+	}
+	return shape
+}
+
+// Value returns the value of a key; ok is false if the file has no such key.
+func (f *File) Value(key string) (v Value, ok bool) {
+	i, ok := f.at[key]
+	if !ok {
+		return v, false
+	}
+	return f.KVs[i].Value, true
+}
+
+// Text returns the value of a key that must be a string: "" if there is no such key.
+func (f *File) Text(key string) (string, error) {
+	v, ok := f.Value(key)
+	if !ok {
+		return "", nil
+	}
+	s, isText := v.Text()
+	if !isText {
+		return "", fault.New(fault.Corrupt, "%s is of type %v, want a string", key, v.Type)
+	}
+	return s, nil
+}
+
+// Read reads the table of contents of a file of size bytes.
+func Read(ctx context.Context, r io.ReaderAt, size int64) (*File, error) {
+	s := &scanner{ctx: ctx, r: r, size: size}
+	f := &File{at: make(map[string]int)}
+	if err := s.start(f); err != nil {
+		return nil, err
+	}
+	nTensors, nKVs := s.number(8), s.number(8)
+	if err := s.count("tensors", nTensors, minTensorBytes); err != nil {
+		return nil, err
+	}
+	if err := s.count("key-value pairs", nKVs, minKVBytes); err != nil {
+		return nil, err
+	}
+	for range nKVs {
+		if err := s.kv(f); err != nil {
+			return nil, err
+		}
+	}
+	if err := f.readAlignment(); err != nil {
+		return nil, err
+	}
+	if err := s.tensors(f, nTensors); err != nil {
+		return nil, err
+	}
+	return f, f.layOut(s.off, size)
+}
+
+// start reads the magic and the version.
+func (s *scanner) start(f *File) error {
+	magic := s.take(4)
+	if s.err == nil && string(magic) != Magic {
+		return fault.New(fault.Corrupt, "the file begins with %q, want %q", magic, Magic)
+	}
+	f.Version = uint32(s.number(4))
+	switch {
+	case s.err != nil:
+		return s.err
+	case f.Version&0xffff == 0 && f.Version != 0:
+		return fault.New(fault.Unsupported, "this GGUF file is big-endian").
+			WithHint("convert it on a machine with little-endian numbers, as gguf-py's gguf_convert_endian.py does")
+	case f.Version == 1:
+		return fault.New(fault.Unsupported, "this is GGUF version 1 of August 2023, want 2 or 3").
+			WithHint("convert the model again with a newer llama.cpp")
+	case f.Version != 2 && f.Version != 3:
+		return fault.New(fault.Unsupported, "this is GGUF version %d, want 2 or 3", f.Version)
+	}
+	return nil
+}
+
+func (f *File) readAlignment() error {
+	f.Alignment = defaultAlignment
+	v, ok := f.Value(alignmentKey)
+	if !ok {
+		return nil
+	}
+	n, isUint := v.Uint()
+	if v.Type != Uint32 || !isUint || n == 0 || n&(n-1) != 0 {
+		return fault.New(fault.Corrupt, "%s is %v, want a power of two of type uint32", alignmentKey, v)
+	}
+	f.Alignment = int64(n)
+	return nil
+}
+
+// layOut places the tensors behind the metadata, which end at off. Every offset that the file
+// states must be the sum of the padded sizes before it.
+func (f *File) layOut(off, size int64) error {
+	pad := func(n int64) int64 { return (n + f.Alignment - 1) &^ (f.Alignment - 1) }
+	if len(f.Tensors) > 0 && pad(off) > size {
+		return fault.New(fault.Truncated, "the file ends before its tensors").At(off)
+	}
+	f.DataOff = min(pad(off), size)
+	next, end := int64(0), f.DataOff // of the tensors so far: padded, and not
+	for i := range f.Tensors {
+		t := &f.Tensors[i]
+		if t.Off != next {
+			return fault.New(fault.Corrupt, "tensor %q is at offset %d, want %d, where the tensor before it ends",
+				t.Name, t.Off, next)
+		}
+		left := size - f.DataOff - next
+		if t.Size > left {
+			return fault.New(fault.Truncated, "tensor %q has %d bytes, and %d are left in the file",
+				t.Name, t.Size, max(left, 0)).At(f.DataOff + next)
+		}
+		t.Off += f.DataOff
+		end = t.Off + t.Size
+		next += pad(t.Size)
+	}
+	if rest := size - end; rest >= f.Alignment && rest > f.DataOff+next-end {
+		return fault.New(fault.Corrupt, "%s after the last tensor belong to nothing",
+			fault.Count(rest, "byte")).At(end)
+	}
+	return nil
+}
