@@ -24,8 +24,8 @@ func showTraining(t *terminal, r *report.Adapter) {
 	say("title", m.Title, prefixed("for ", m.Architecture), prefixed("by ", m.Author), m.Date)
 	say("trigger", m.Trigger)
 	say("usage", m.UsageHint)
-	say("trained", prefixed("by ", m.Program), m.Network, prefixed("dim ", m.Dim), prefixed("alpha ", m.Alpha),
-		prefixed("arguments ", m.Args))
+	say("trained", prefixed("by ", m.Program), m.Network, prefixed("dim ", m.Dim),
+		prefixed("alpha ", m.Alpha), prefixed("arguments ", m.Args))
 	say("trained", prefixed("on ", m.BaseFile), m.Base, prefixed("SHA-256 ", m.BaseHash))
 	say("trained", share("step", m.Steps, m.MaxSteps), share("epoch", m.Epoch, m.Epochs),
 		prefixed("learning rate ", m.LearningRate), prefixed("of the U-Net ", m.UNetRate),
@@ -87,8 +87,9 @@ func showHashes(t *terminal, r *report.Adapter) {
 	case h == nil && r.Metadata == nil:
 		return
 	case h == nil:
-		said := prefixed("; the header says sshs_model_hash ", limited(r.Metadata["sshs_model_hash"]))
-		t.line("hashes    not computed%s; --hashes computes those of Civitai and sd-scripts", said)
+		said := limited(r.Metadata["sshs_model_hash"])
+		t.line("hashes    not computed%s; --hashes computes those of Civitai and sd-scripts",
+			prefixed("; the header says sshs_model_hash ", said))
 		return
 	}
 	t.line("hashes    SHA-256 %s", h.SHA256)
@@ -100,7 +101,8 @@ func showHashes(t *terminal, r *report.Adapter) {
 		}
 		t.line("hashes    %s", headerHashText(&x))
 		if x.Entry == "sshs_model_hash" && !strings.HasPrefix(x.Hash, h.AutoV3) {
-			t.line("hashes    AutoV3 differs from it: the file has its tensors in another order than sd-scripts writes")
+			t.line("hashes    AutoV3 differs from it: the file has its tensors in another order " +
+				"than sd-scripts writes")
 		}
 	}
 }
@@ -116,8 +118,8 @@ func headerHashText(x *report.HeaderHash) string {
 	case "missing":
 		return fmt.Sprintf("%s %s, which the header lacks", x.Entry, x.Hash)
 	case "unknown":
-		return fmt.Sprintf("%s cannot be checked: it depends on the order of the metadata in memory; "+
-			"the header says %s", x.Entry, limited(x.Found))
+		return fmt.Sprintf("%s cannot be checked, because it depends on the order of the metadata "+
+			"in memory; the header says %s", x.Entry, limited(x.Found))
 	}
 	found := limited(x.Found)
 	if x.Found == hashOfNothing {

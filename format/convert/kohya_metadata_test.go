@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"testing"
 
 	"github.com/loratool/loratool/format"
@@ -16,7 +15,7 @@ import (
 // TestMetadataOfANewFileOfKohya: it keeps what the source says of the training, its hashes are
 // those of the new tensors, and the scale of another dialect is left out.
 func TestMetadataOfANewFileOfKohya(t *testing.T) {
-	src, err := Open(t.Context(), filepath.Join("../../testdata/hashes/kohya.safetensors"), Options{})
+	src, err := Open(t.Context(), "../../testdata/hashes/kohya.safetensors", Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,9 +118,10 @@ func TestMetadataOfANewFileHaveItsRankAndAlpha(t *testing.T) {
 		}
 		source := map[string]string{"ss_network_dim": c.dim, "ss_network_alpha": c.alpha}
 		got, err := kohyaMetadata(t.Context(), source, c.tensors, read)
-		if err != nil || got["ss_network_dim"] != c.wantDim || got["ss_network_alpha"] != c.wantAlphas {
-			t.Errorf("%s: dim %q, alpha %q, %v, want %q and %q", c.name, got["ss_network_dim"],
-				got["ss_network_alpha"], err, c.wantDim, c.wantAlphas)
+		dim, alpha := got["ss_network_dim"], got["ss_network_alpha"]
+		if err != nil || dim != c.wantDim || alpha != c.wantAlphas {
+			t.Errorf("%s: dim %q, alpha %q, %v, want %q and %q",
+				c.name, dim, alpha, err, c.wantDim, c.wantAlphas)
 		}
 	}
 	zeros := func(p []byte, _ int, _ int64) error { clear(p); return nil }

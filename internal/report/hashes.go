@@ -34,7 +34,9 @@ func (r *Adapter) addHashes(ctx context.Context, src format.Source) error {
 	if err != nil {
 		return err
 	}
-	r.Hashes = &Hashes{SHA256: h.File, AutoV1: h.AutoV1, AutoV2: h.File[:10], Header: []HeaderHash{}}
+	r.Hashes = &Hashes{
+		SHA256: h.File, AutoV1: h.AutoV1, AutoV2: h.File[:10], Header: []HeaderHash{},
+	}
 	if h.Data == "" {
 		return nil
 	}

@@ -45,8 +45,8 @@ type Training struct {
 	Epochs        string     `json:"num_epochs"`
 	Tags          []TagCount `json:"tags"`          // the 20 most frequent ones
 	NTags         int        `json:"n_tags"`        // all different ones
-	Configuration []string   `json:"configuration"` // of lora_adapter_metadata, a text for each component
-	Unreadable    []string   `json:"unreadable"`    // entries that are not in the form of their programs
+	Configuration []string   `json:"configuration"` // of lora_adapter_metadata, by component
+	Unreadable    []string   `json:"unreadable"`    // entries in no known form
 }
 
 // TagCount is a tag of the captions and the number of images that have it.
@@ -88,16 +88,19 @@ func trainingOf(metadata map[string]string) *Training {
 		return ""
 	}
 	t := &Training{
-		Title: get("modelspec.title", "ss_output_name", "name"), Architecture: get("modelspec.architecture"),
-		Author: get("modelspec.author"), Date: get("modelspec.date"), License: get("modelspec.license"),
+		Title:        get("modelspec.title", "ss_output_name", "name"),
+		Architecture: get("modelspec.architecture"), Author: get("modelspec.author"),
+		Date: get("modelspec.date"), License: get("modelspec.license"),
 		Trigger: get("modelspec.trigger_phrase"), UsageHint: get("modelspec.usage_hint"),
-		Network: get("ss_network_module"), Dim: get("ss_network_dim"), Alpha: get("ss_network_alpha"),
-		Args: get("ss_network_args"), Base: get("ss_base_model_version"),
+		Network: get("ss_network_module"), Dim: get("ss_network_dim"),
+		Alpha: get("ss_network_alpha"), Args: get("ss_network_args"),
+		Base:     get("ss_base_model_version"),
 		BaseFile: get("ss_sd_model_name"), BaseHash: get("ss_new_sd_model_hash"),
 		LearningRate: get("ss_learning_rate"), UNetRate: get("ss_unet_lr"),
 		EncoderRate: get("ss_text_encoder_lr"), Optimizer: get("ss_optimizer"),
 		Steps: get("ss_steps"), MaxSteps: get("ss_max_train_steps"), Epoch: get("ss_epoch"),
-		Epochs: get("ss_num_epochs"), Tags: []TagCount{}, Configuration: []string{}, Unreadable: []string{},
+		Epochs: get("ss_num_epochs"),
+		Tags:   []TagCount{}, Configuration: []string{}, Unreadable: []string{},
 	}
 	t.readAIToolkit(metadata)
 	t.read(metadata, "ss_tag_frequency", t.readTags)
