@@ -49,6 +49,7 @@ const (
 	FeatureQALoRA             Feature = "qalora"              // A reads averages over groups of inputs
 	FeatureRankMismatch       Feature = "rank-mismatch"       // the factors have another rank than the configuration says
 	FeatureSeveralNames       Feature = "several-names"       // keys of several adapters in one file
+	FeatureRotaryPairs        Feature = "rotary-pairs"        // B has the rows of each attention head in the order of llama.cpp
 	FeatureScaling            Feature = "scaling"             // IA³ (Liu et al., arXiv:2205.05638) on a weight
 	FeatureSetTensor          Feature = "set-tensor"          // a tensor that replaces or reshapes one of the base
 	FeatureStrayTensor        Feature = "stray-tensor"        // a tensor of the base that the configuration does not list as saved

@@ -294,7 +294,7 @@ func isStraight(f *resolve.Factor, l *lines, across, along int) bool {
 	if !l.byRank {
 		outer, inner = along, across
 	}
-	return f.Repeat == 1 && l.inner == 1 && inner == 1 && l.outer == l.nInner && outer == l.nInner
+	return f.Repeat == 1 && f.HeadSize == 0 && l.inner == 1 && inner == 1 && l.outer == l.nInner && outer == l.nInner
 }
 
 // scatter puts n lines into dst, beginning with line first, and counts NaN and infinite values.
@@ -327,6 +327,7 @@ func countNonFinite[T kernel.Float](values []T) (n int) {
 
 // put writes element (k, j) of a factor. A shared factor appears in dst several times.
 func put[T kernel.Float](dst []T, f *resolve.Factor, x T, k, j, across, along int) {
+	j = f.Place(j)
 	for at := f.First + j*f.Repeat; at < f.First+(j+1)*f.Repeat; at++ {
 		dst[k*across+at*along] = x
 	}

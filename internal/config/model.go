@@ -3,6 +3,7 @@
 package config
 
 import (
+	"cmp"
 	"encoding/json"
 	"strings"
 
@@ -20,6 +21,7 @@ type Model struct {
 	TieWordEmbeddings  *bool  // nil if config.json does not say
 	TextTie            *bool  // tie_word_embeddings of text_config; nil if absent
 	VocabSize          uint64 // 0 if config.json does not say
+	HeadSize           uint64 // rows of one attention head; 0 if config.json does not say
 	QuantizationMethod string
 }
 
@@ -41,11 +43,26 @@ type file struct {
 	TieOfLFM2     *bool           `json:"tie_embedding"`
 	VocabSize     json.RawMessage `json:"vocab_size"` // not a number in some models
 	TextConfig    json.RawMessage `json:"text_config"`
+	HeadSize      json.RawMessage `json:"head_dim"`
+	HiddenSize    json.RawMessage `json:"hidden_size"`
+	NHeads        json.RawMessage `json:"num_attention_heads"`
 }
 
 // vocabSize returns the number of tokens, 0 if unknown.
 func (f *file) vocabSize() (n uint64) {
 	jsontext.Decode(f.VocabSize, &n)
+	return n
+}
+
+// headSize returns the rows of an attention head, 0 if unknown.
+func (f *file) headSize() (n uint64) {
+	var width, heads uint64
+	jsontext.Decode(f.HeadSize, &n)
+	jsontext.Decode(f.HiddenSize, &width)
+	jsontext.Decode(f.NHeads, &heads)
+	if n == 0 && heads > 0 && width%heads == 0 {
+		n = width / heads
+	}
 	return n
 }
 
@@ -60,7 +77,7 @@ func Parse(text []byte) (Model, error) {
 	if f.TieOfLFM2 != nil && strings.HasPrefix(f.ModelType, "lfm2") {
 		c.TieWordEmbeddings = f.TieOfLFM2 // transformers lets this field override the other one
 	}
-	c.VocabSize = f.vocabSize()
+	c.VocabSize, c.HeadSize = f.vocabSize(), f.headSize()
 	if len(f.TextConfig) > 0 {
 		var text file
 		if err := jsontext.Decode(f.TextConfig, &text); err != nil {
@@ -71,6 +88,7 @@ func Parse(text []byte) (Model, error) {
 			c.TieWordEmbeddings = text.Tie
 		}
 		c.VocabSize = max(c.VocabSize, text.vocabSize())
+		c.HeadSize = cmp.Or(text.headSize(), c.HeadSize)
 	}
 	if len(f.Quantization) > 0 && string(f.Quantization) != "null" {
 		var q struct {

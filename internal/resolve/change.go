@@ -91,10 +91,14 @@ func (b Blob) Tensor() *format.Tensor { return &b.Source.Manifest().Tensors[b.In
 //
 // of the tensor. The factor covers rows, or columns, First to First + Length of the weight and is
 // zero elsewhere. A factor without a source is the 1×1 matrix [1].
+//
+// HeadSize is not 0 for a factor in the order of llama.cpp: of each HeadSize rows, a head of an
+// attention, row i of the first half is stored as number 2i, and row i of the second as 2i + 1.
 type Factor struct {
 	Blob
 	At, Across, Along, Repeat int
 	First, Length             int
+	HeadSize                  int
 }
 
 var one = Factor{Length: 1, Repeat: 1}
@@ -110,7 +114,8 @@ func wholeB(b Blob, rank int) Factor {
 	return Factor{Blob: b, Across: 1, Along: rank, Repeat: 1, Length: int(b.Tensor().Elements() / int64(rank))}
 }
 
-// part cuts a factor to n of its rows or columns, from i on. A repeated factor cannot be cut.
+// part cuts a factor to n of its rows or columns, from i on. A repeated factor cannot be cut, and
+// one with heads only between them.
 func (f Factor) part(i, n int) Factor {
 	f.At += i * f.Along
 	f.Length = n
@@ -121,6 +126,16 @@ func (f Factor) part(i, n int) Factor {
 func (f Factor) ranks(k int) Factor {
 	f.At += k * f.Across
 	return f
+}
+
+// Place returns the row, or column, of the weight that element j of the factor stands for, before
+// First and Repeat.
+func (f *Factor) Place(j int) int {
+	if f.HeadSize == 0 {
+		return j
+	}
+	head, i := j/f.HeadSize, j%f.HeadSize
+	return head*f.HeadSize + i%2*(f.HeadSize/2) + i/2
 }
 
 // covers returns the rows, or columns, of the weight that a factor covers: the first, and the one

@@ -51,6 +51,7 @@ var features = []feature{
 	{name: format.FeatureMonteCLoRA, verdict: Applied, title: "MonteCLoRA (monteclora_config)"},
 	{name: format.FeatureMultiheadAttention, verdict: Applied, title: "torch.nn.MultiheadAttention, out_proj once"},
 	{name: format.FeatureQALoRA, verdict: Applied, title: "QA-LoRA (use_qalora)"},
+	{name: format.FeatureRotaryPairs, verdict: Applied, title: "rows of q and k in the order of llama.cpp, as GGUF adapters have them"},
 	{name: format.FeatureVeLoRA, verdict: Applied, title: "VeLoRA (velora_config)"},
 	{name: format.FeatureWeightTying, verdict: Applied, title: "ensure_weight_tying: LoRA on an embedding that is tied to the head"},
 	{verdict: NeedsOption, title: "NaN or infinity in a factor, or a weight that becomes infinite", option: "Options.AllowNonFinite"},

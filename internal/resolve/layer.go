@@ -55,7 +55,11 @@ func (p *plain) add() error {
 	if err != nil {
 		return err
 	}
-	c.add(product, wholeB(b, l.Rank), WholeA(a, l.Rank), transposed)
+	left, err := p.inOrder(wholeB(b, l.Rank))
+	if err != nil {
+		return err
+	}
+	c.add(product, left, WholeA(a, l.Rank), transposed)
 	if p.has(format.FeaturePiSSA) || p.has(format.FeatureOLoRA) {
 		if err := p.addResidual(c, transposed); err != nil {
 			return err

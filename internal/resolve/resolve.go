@@ -375,7 +375,7 @@ func disagreements(a *format.Adapter) (why []string) {
 			why = append(why, fmt.Sprintf("layers have %s, but it does not require %q: %s", x.name, x.feature, fault.List(unannounced, 3)))
 		}
 	}
-	return slices.Concat(why, unknownRoles(a), unknownKinds(a), surplus(a))
+	return slices.Concat(why, unknownRoles(a), unknownKinds(a), surplus(a), pairsElsewhere(a))
 }
 
 // unknownRoles names the tensors of layers that this version does not know.

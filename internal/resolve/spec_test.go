@@ -9,15 +9,22 @@ import (
 	"github.com/loratool/loratool/format"
 )
 
-// TestFeaturesAreThoseOfTheSpec compares the verdict on every feature with the registry of
-// spec/APPLY.md.
+// TestFeaturesAreThoseOfTheSpec compares the verdict on every feature with the registries
+// of spec/APPLY.md and spec/METHODS.md.
 func TestFeaturesAreThoseOfTheSpec(t *testing.T) {
 	text, err := os.ReadFile("../../spec/APPLY.md")
 	if err != nil {
 		t.Fatal(err)
 	}
+	draft, err := os.ReadFile("../../spec/METHODS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	_, registry, _ := strings.Cut(string(text), "### 14.4 Features")
 	registry, _, _ = strings.Cut(registry, "### 14.5")
+	_, later, _ := strings.Cut(string(draft), "### Features of other dialects")
+	later, _, _ = strings.Cut(later, "\n## ")
+	registry += later
 	seen := make(map[format.Feature]bool)
 	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z-]+)` \\|[^|]*\\| ([^|]*) \\|").FindAllStringSubmatch(registry, -1) {
 		name, does := format.Feature(m[1]), m[2]

@@ -38,6 +38,10 @@ func (s *spread) add() error {
 		return fault.New(fault.Unsupported, "%q has magnitudes of DoRA, and the base divides its weight in another way: %s", s.layer.Module, s.places()).
 			WithHint("merge into a base that names its modules as the adapter does, such as the pipeline of diffusers for an adapter of diffusers")
 	}
+	if s.isInPairs(s.layer) {
+		return fault.New(fault.Unsupported, "%q has the rows of each attention head in the order of llama.cpp, "+
+			"and the base divides its weight: %s", s.layer.Module, s.places())
+	}
 	left, right := wholeB(b, s.layer.Rank), WholeA(a, s.layer.Rank)
 	for _, at := range s.slices {
 		c, err := s.change(at.Weight, false)

@@ -54,6 +54,10 @@ class Base:
         text = c.get("text_config") or {}
         self.type, self.classes = c.get("model_type") or "", c.get("architectures") or []
         self.vocabulary = max(c.get("vocab_size") or 0, text.get("vocab_size") or 0)
+        def head(c):
+            d, n, h = (c.get(k) or 0 for k in ("head_dim", "hidden_size", "num_attention_heads"))
+            return d or (n // h if h > 0 and n % h == 0 else 0)
+        self.head = head(text) or head(c) # METHODS.md, section 6
         def tie(c):
             first = "tie_embedding" if self.type.startswith("lfm2") else "tie_word_embeddings"
             return c.get(first, c.get("tie_word_embeddings"))
@@ -113,6 +117,9 @@ def check_adapter(a, answers):
     for f, where in a.requires:
         if f in ("dora", "lora-bias") and where not in ("", "use_dora"):
             need(where in factors, "R74", f"{f} for {where}, which has no layer")
+        if f == "rotary-pairs":
+            named = [l for l in a.layers if l.module == where and l.kind == "linear"]
+            need(named and not {"bias", "magnitude"} & {*named[0].roles}, "R140", where)
     need(a.method != "dora" or "dora" in a.features, "R74", "the method dora without the feature")
     for l in a.layers:
         if l.kind in ("linear", "embedding", "conv") and a.covers("dora", l):

@@ -131,11 +131,17 @@ class Layers:
         return False
 
     def plain(self, l):
-        if getattr(l, "slices", None): return apply_slices(l, self.changes)
+        if getattr(l, "slices", None):
+            need(("rotary-pairs", l.module) not in self.a.requires, "R140", l.module)
+            return apply_slices(l, self.changes)
         name = self.a.names[l.wanted[0]]
         shape = self.base.tensors[name].shape
         A, B = l.A.matrix(), l.B.matrix()
         m, n = B.size()[0], A.size()[1]
+        if ("rotary-pairs", l.module) in self.a.requires: # METHODS.md, section 6
+            d = self.base.head
+            need(d, "R141", l.module), need(d % 2 == 0 and m % d == 0, "R142", f"{m} by {d}")
+            B = B.take([x - x % d + 2 * (x % (d // 2)) + x % d // (d // 2) for x in range(m)])
         if l.kind == "linear":
             if len(shape) > 2: fits, turned = shape == [m, n] + [1] * (len(shape) - 2), False
             elif m == n: fits, turned = shape == [m, n], shape == [m, n] and self.transposed(l)
