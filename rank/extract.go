@@ -87,6 +87,11 @@ func (e *Extraction) plan() error {
 	if e.tuned, e.twins, err = matchImages(e.base, e.tuned); err != nil {
 		return err
 	}
+	if e.options.Images && e.twins == nil {
+		return fault.New(fault.Unsupported, "the base or the tuned checkpoint is no image or video model "+
+			"that is known here, and the dialect is for these").In(e.base.Path).
+			WithHint("write a .lora file, or a directory for PEFT")
+	}
 	e.findEnds()
 	names, how, ambiguous := naming.Pair(e.base.Names(), e.tuned.Names())
 	e.warnOfHeaders(how)
@@ -283,6 +288,9 @@ func (e *Extraction) view(p *pair) (view, bool) {
 	if len(shape) < 2 || len(shape) > 5 || slices.Contains(shape, 0) {
 		return view{}, false
 	}
+	if e.options.Images && !isComponent(e.twins, p.name) {
+		return view{}, false
+	}
 	if len(shape) == 3 && naming.IsExperts(naming.Module(p.name)) {
 		return view{
 			module: naming.Module(p.name), parameter: p.name, kind: format.Expert, slabs: int(shape[0]), rows: int(shape[1]), cols: int(shape[2]),
@@ -290,7 +298,11 @@ func (e *Extraction) view(p *pair) (view, bool) {
 		}, true
 	}
 	module, isWeight := strings.CutSuffix(p.name, ".weight")
-	if !isWeight {
+	if !isWeight && e.twins != nil && e.options.carriesNone() { // in_proj_weight
+		module = naming.WeightModule(p.name)
+		isWeight = module != ""
+	}
+	if !isWeight || e.options.Images && naming.IsLookup(module) {
 		return view{}, false
 	}
 	n := p.tuned.ref.Tensor.Elements()

@@ -35,6 +35,9 @@ type ExtractOptions struct {
 	Only   bool
 	Strict bool // fail if any tensor is left out or carried whole
 	PEFT   bool // use PEFT's names and layout, and refuse changes that PEFT cannot represent
+	// Images keeps what the dialects of image models hold: factors of linear layers and convolutions,
+	// in denoisers and text encoders. Other changes are left out and listed.
+	Images bool
 	// Path is the future path of the adapter, a file or a directory. A hidden file beside it holds
 	// the factors until the source is closed. It is "" if Output is set. If both are zero, a
 	// temporary file holds them.
@@ -81,6 +84,9 @@ func (e *Extraction) skip(name, format string, args ...any) {
 		Tensor: name, Why: fmt.Sprintf(format, args...), Bytes: bytesOf(e, name),
 	})
 }
+
+// carriesNone reports whether no tensor is carried whole.
+func (o *ExtractOptions) carriesNone() bool { return o.Only || o.Images }
 
 // bytesOf returns the size of a tensor in the tuned checkpoint or in the base.
 func bytesOf(e *Extraction, name string) int64 {

@@ -15,7 +15,9 @@ import (
 // matchImages returns the tuned checkpoint of an image or video model with the names and rows of
 // the base, and says how they belong together. For any other model it returns tuned itself, and
 // nil.
-func matchImages(base, tuned *checkpoint.Checkpoint) (*checkpoint.Checkpoint, *naming.Twins, error) {
+func matchImages(
+	base, tuned *checkpoint.Checkpoint,
+) (*checkpoint.Checkpoint, *naming.Twins, error) {
 	twins := naming.FindTwins(naming.Index(base.Names()), naming.Index(tuned.Names()),
 		shapesOf(base), shapesOf(tuned))
 	if twins == nil {
@@ -109,6 +111,13 @@ func componentText(c naming.Component) string {
 		return fmt.Sprintf("%s (names without a component)", c.Name)
 	}
 	return fmt.Sprintf("%s (%q)", c.Name, c.Prefix)
+}
+
+// isComponent reports whether a tensor of the base is in a denoiser or a text encoder.
+func isComponent(twins *naming.Twins, name string) bool {
+	prefix := naming.PrefixOf(naming.StripWrappers(name))
+	isHere := func(p naming.Pairing) bool { return p.A.Prefix == prefix }
+	return slices.ContainsFunc(twins.Pairs, isHere)
 }
 
 // isForeign reports whether a tensor that only one of two image models has need not be a change: it

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -136,5 +138,60 @@ func TestTensorsBesideAnImageModelAreListed(t *testing.T) {
 	}
 	if report.Rounded > 1e-5 {
 		t.Errorf("the error is %g, want that of a matrix of rank 2 alone", report.Rounded)
+	}
+}
+
+// TestADialectOfImageModelsGetsWhatItHolds: norms, embeddings and the VAE have no keys there. They
+// are left out and count in the error. A fused projection without a module of its own has keys.
+func TestADialectOfImageModelsGetsWhatItHolds(t *testing.T) {
+	rng := rand.New(rand.NewPCG(11, 13))
+	const unet, clip = "model.diffusion_model.", "conditioner.embedders.1.model."
+	layers := []testkit.Tensor{
+		testkit.Random(rng, unet+"time_embed.0.weight", dtype.F32, 1, 12, 10),
+		testkit.Random(rng, unet+"input_blocks.0.0.weight", dtype.F32, 1, 8, 4, 3, 3),
+		testkit.Random(rng, clip+"transformer.resblocks.0.attn.in_proj_weight", dtype.F32, 1, 18, 6),
+	}
+	others := []testkit.Tensor{
+		testkit.Random(rng, unet+"time_embed.0.bias", dtype.F32, 1, 12),
+		testkit.Random(rng, unet+"out.0.weight", dtype.F32, 1, 8),
+		testkit.Random(rng, clip+"token_embedding.weight", dtype.F32, 1, 9, 6),
+		testkit.Random(rng, "first_stage_model.encoder.conv_in.weight", dtype.F32, 1, 6, 3, 3, 3),
+	}
+	var tuned []testkit.Tensor
+	all := slices.Concat(layers, others)
+	var left, whole float64
+	for i, x := range all {
+		tuned = append(tuned, changed(rng, x, 2, 0.1))
+		s := squares(load(x), load(tuned[i]))
+		if whole += s; i >= len(layers) {
+			left += s
+		}
+	}
+	base, path := pairOf(t, "", all, tuned)
+	o := rank.ExtractOptions{Rule: rank.FixedRank{K: 2}, Images: true}
+	src, report, err := extract(t, base, path, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := src.Manifest().Adapters[0]
+	if len(a.Layers) != len(layers) || len(a.Beside) != 0 || len(report.Skipped) != len(others) {
+		t.Errorf("%d layers, %d beside and %d left out, want %d, none and %d",
+			len(a.Layers), len(a.Beside), len(report.Skipped), len(layers), len(others))
+	}
+	want := math.Sqrt(left / whole)
+	if math.Abs(report.LeftOut-want) > 1e-6 || math.Abs(report.Rounded-want) > 1e-6 {
+		t.Errorf("left out %g, error %g, want %g for both", report.LeftOut, report.Rounded, want)
+	}
+	if len(report.Warnings) == 0 || !strings.Contains(report.Warnings[0], "4 tensors that changed") {
+		t.Errorf("warnings %q, want one of 4 tensors", report.Warnings)
+	}
+	x, y := pairOf(t, "", layers[2:], tuned[2:3])
+	if _, _, err = extract(t, x, y, o); err != nil {
+		t.Errorf("a text encoder alone: %v", err)
+	}
+	w := testkit.Random(rng, "q_proj.weight", dtype.F32, 1, 4, 4)
+	x, y = pairOf(t, "", []testkit.Tensor{w}, []testkit.Tensor{changed(rng, w, 1, 1)})
+	if _, _, err = extract(t, x, y, o); !errors.Is(err, format.ErrUnsupported) {
+		t.Errorf("a language model: %v, want it refused as unsupported", err)
 	}
 }

@@ -81,7 +81,7 @@ func (r *extracting) one(ctx context.Context, p *pair) error {
 	case lowRank:
 		return r.layer(ctx, p, view)
 	}
-	return r.beside(ctx, p, whyWhole(p, r.peft != nil))
+	return r.beside(ctx, p, whyWhole(p, r.options))
 }
 
 // finish computes the report's totals and completes the manifest and its layers.
@@ -105,11 +105,13 @@ func (r *extracting) finish(ctx context.Context) error {
 }
 
 // whyWhole returns the reason for not decomposing a tensor.
-func whyWhole(p *pair, forPEFT bool) string {
-	switch {
+func whyWhole(p *pair, o ExtractOptions) string {
+	switch isMatrix := len(p.tuned.ref.Tensor.Shape) > 1; {
+	case isMatrix && o.Images:
+		return "no linear layer or convolution of a denoiser or a text encoder"
 	case len(p.tuned.ref.Tensor.Shape) < 2:
 		return "not a matrix"
-	case forPEFT:
+	case o.PEFT:
 		return "of a kind that PEFT saves whole"
 	}
 	return "not the weight of a module"
@@ -201,8 +203,12 @@ func (r *extracting) beside(ctx context.Context, p *pair, why string) error {
 	if !isKnown { // NaN or infinity, refused below, or beyond float32
 		energy = 0
 	}
-	if r.options.Only {
-		why = "differs, and is " + why + ", which factors cannot represent"
+	if r.options.carriesNone() {
+		verdict := ", which factors cannot represent"
+		if r.options.Images {
+			verdict = ", which the dialect cannot hold"
+		}
+		why = "differs, and is " + why + verdict
 		if !isKnown {
 			why += whyUnknown
 		}

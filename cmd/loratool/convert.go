@@ -102,15 +102,22 @@ func (o *convertOptions) parse(c *cli.Context) (j conversion, err error) {
 }
 
 // isOfImages reports whether the output is of a dialect of image models.
-func (j *conversion) isOfImages() bool {
-	return j.dialect != convert.LoRA() && j.dialect != convert.PEFT()
-}
+func (j *conversion) isOfImages() bool { return isOfImages(j.dialect) }
+
+func isOfImages(d convert.Dialect) bool { return d != convert.LoRA() && d != convert.PEFT() }
 
 // readBase opens the base, for its names or for its fingerprints.
 func (j *conversion) readBase(c *cli.Context, src format.Source, base string) (format.Source, error) {
 	if !j.isOfImages() {
 		return rememberBase(c, src, base)
 	}
+	var err error
+	j.creation.Base, err = tensorsOf(c, base)
+	return src, err
+}
+
+// tensorsOf lists the tensors of a base, for the dialects that take names from it.
+func tensorsOf(c *cli.Context, base string) (tensors []format.Tensor, err error) {
 	b, err := checkpoint.Open(c.Context, base)
 	if err != nil {
 		return nil, err
@@ -118,10 +125,11 @@ func (j *conversion) readBase(c *cli.Context, src format.Source, base string) (f
 	defer b.Close()
 	for _, name := range b.Names() {
 		ref, _ := b.Lookup(name)
-		t := format.Tensor{Name: name, DType: ref.Tensor.DType, Shape: ref.Tensor.Shape}
-		j.creation.Base = append(j.creation.Base, t)
+		tensors = append(tensors, format.Tensor{
+			Name: name, DType: ref.Tensor.DType, Shape: ref.Tensor.Shape,
+		})
 	}
-	return src, nil
+	return tensors, nil
 }
 
 func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {

@@ -40,12 +40,12 @@ func extractCommand(t *terminal) *cli.Command {
 			"tensor that only one of BASE and TUNED has counts whole; a head that only one has counts as its difference from the embedding " +
 			"that the other ties it to.\n\n" +
 			"Of an image or video model, BASE and TUNED may be a pipeline, a component or a single file, in different layouts; the adapter has " +
-			"the names of BASE.\n\n" +
+			"the names of BASE. kohya's files hold no norms, biases and embeddings: extract leaves these out and lists them.\n\n" +
 			"A directory for PEFT has the names that transformers 5 gives the modules in memory. extract refuses by name what PEFT cannot " +
 			"hold; a .lora file holds it.",
 		Flags: append([]cli.Flag{
-			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `ADAPTER`: a name that ends in .lora, or a directory for PEFT", Destination: &o.out},
-			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora or peft, where ADAPTER's name does not say it", Destination: &o.to},
+			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `ADAPTER`: a name that ends in .lora, a directory for PEFT, or a .safetensors file with --to kohya", Destination: &o.out},
+			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, peft or kohya, where ADAPTER's name does not say it", Destination: &o.to},
 			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "keep `K` singular values per layer", Destination: &o.rank},
 			&cli.Float64Flag{Name: "energy", Usage: "keep the fewest singular values with this `SHARE` of the energy ‖Δ‖², such as 0.95", Destination: &o.energy},
 			&cli.Float64Flag{Name: "max-error", Usage: "keep the fewest singular values with an error of at most `E`·‖Δ‖, such as 0.1", Destination: &o.maxError},
@@ -99,6 +99,11 @@ func (o *extractOptions) parse(c *cli.Context) (j extraction, err error) {
 		return j, usagef("give the base first and the tuned checkpoint second", "%s and %s are the same checkpoint", j.base, j.tuned)
 	}
 	j.creation = o.creation(o.force, j.base, j.tuned)
+	if j.options.Images = isOfImages(j.dialect); j.options.Images {
+		if j.creation.Base, err = tensorsOf(c, j.base); err != nil {
+			return j, err
+		}
+	}
 	j.creation.MaxManifestBytes, err = o.maxManifest()
 	return j, err
 }

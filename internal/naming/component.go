@@ -115,6 +115,13 @@ func PrefixOf(name string) string {
 	return ""
 }
 
+// IsLookup is IsEmbedding for the text encoders of image models.
+func IsLookup(module string) bool {
+	return IsEmbedding(module) || clipTables[Leaf(module)]
+}
+
+var clipTables = set("token_embedding", "position_embedding")
+
 // IsAverage reports whether a tensor of an image model is a running average of a weight. LDM's
 // training keeps one of each; other programs read the weights.
 func IsAverage(name string) bool { return strings.HasPrefix(StripWrappers(name), "model_ema.") }
@@ -178,7 +185,7 @@ func componentsOf(b *Base, shapes ShapeOf) []*component {
 	all := []*component{}
 	byPrefix := make(map[string]*component)
 	for _, name := range b.sortedNames() {
-		module := weightModule(name)
+		module := WeightModule(name)
 		if module == "" || len(shapes(name)) < 2 {
 			continue
 		}
@@ -202,8 +209,8 @@ func componentsOf(b *Base, shapes ShapeOf) []*component {
 	return all
 }
 
-// weightModule returns the module whose weight a tensor is, "" for any other tensor.
-func weightModule(name string) string {
+// WeightModule returns the module whose weight a tensor is, "" for any other tensor.
+func WeightModule(name string) string {
 	for _, suffix := range []string{".weight", "_weight"} {
 		if module, ok := strings.CutSuffix(name, suffix); ok && architecture.Weight(module) == name {
 			return module

@@ -203,7 +203,7 @@ func (r *respeller) placeByBase(own spelling, modules []Update) {
 			r.out.Unknown = append(r.out.Unknown, m.Name)
 			continue
 		}
-		name := strings.TrimPrefix(weightModule(at[0].Weight), c.prefix)
+		name := strings.TrimPrefix(WeightModule(at[0].Weight), c.prefix)
 		component := cmp.Or(c.name, own.name, "transformer")
 		key := atomKey{component, nil, architecture.Part{Module: name, Share: 1, Shares: 1}}
 		r.put(key, &atom{Piece{m.Name, 0, 0, m.Rows}, m.Columns, c})
