@@ -5,7 +5,6 @@
 package checkpoint
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -19,7 +18,6 @@ import (
 	"github.com/loratool/loratool/internal/config"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
-	"github.com/loratool/loratool/internal/safetensors"
 )
 
 // Ref is a tensor and the file that holds it.
@@ -95,7 +93,7 @@ func New(ctx context.Context, name string, data io.ReaderAt, size int64) (*Check
 
 // openSingle opens a file of dir. path is the user's name for it.
 func openSingle(ctx context.Context, path string, dir fileio.Dir, name string) (*Checkpoint, error) {
-	if strings.HasSuffix(name, ".index.json") {
+	if strings.HasSuffix(name, indexSuffix) {
 		return nil, fault.New(fault.Unsupported, "this is the index of a sharded checkpoint").In(path).WithHint("give the directory %s", dir.Path("."))
 	}
 	c := &Checkpoint{Path: path, Dir: dir}
@@ -226,18 +224,6 @@ func (c *Checkpoint) identifySide() error {
 		return err
 	}
 	return nil
-}
-
-// openFile reads the header of an open file, and puts prefix in front of the names of its tensors.
-// On an error it closes the file.
-func openFile(ctx context.Context, name, prefix string, in *fileio.Input) (*File, error) {
-	h, err := safetensors.Read(ctx, in, in.Size)
-	if err != nil {
-		err = cmp.Or(pickled(in), err)
-		in.Close()
-		return nil, fault.InFile(err, in.Path)
-	}
-	return newFile(h, &File{Name: name, Path: in.Path, prefix: prefix, Size: in.Size, data: stored{in.ReaderAt}, close: in.Close}), nil
 }
 
 // Unchanged returns an error if any file of the checkpoint has changed since it was opened.

@@ -82,28 +82,23 @@ func folderOf(name string) string {
 
 // findModel finds the weights of the only model of a directory. It returns nil if there are none.
 func findModel(dir fileio.Dir, have map[string]bool) ([]model, error) {
-	var found []string
-	for _, name := range weightFiles {
-		single, index := have[name], have[name+".index.json"]
-		if single && index {
-			return nil, fault.New(fault.Mismatch, "the directory holds both %s and %s.index.json", name, name).
+	for i := range containers {
+		found := containers[i].lists(have, "")
+		switch len(found) {
+		case 0:
+			continue
+		case 1:
+			m, err := readModel(dir, "", found[0])
+			return []model{m}, err
+		}
+		if index := found[0] + indexSuffix; index == found[1] {
+			return nil, fault.New(fault.Mismatch, "the directory holds both %s and %s", found[0], index).
 				WithHint("move one of them out of the directory, or give the path of the file to use")
 		}
-		if single {
-			found = append(found, name)
-		}
-		if index {
-			found = append(found, name+".index.json")
-		}
+		return nil, fault.New(fault.Mismatch, "the directory holds %s; it is not clear which one to use", strings.Join(found, " and ")).
+			WithHint("give the path of the file to use")
 	}
-	switch len(found) {
-	case 0:
-		return nil, nil
-	case 1:
-		m, err := readModel(dir, "", found[0])
-		return []model{m}, err
-	}
-	return nil, fault.New(fault.Mismatch, "the directory holds %s; it is not clear which one to use", strings.Join(found, " and ")).WithHint("give the path of the file to use")
+	return nil, nil
 }
 
 // noWeights returns the error for a directory without safetensors weights, with a hint about its

@@ -50,9 +50,9 @@ func (c *Checkpoint) FileOf(name string) string { return c.Files[c.refs[name].Fi
 
 // IndexName returns the name of the index of a sharded checkpoint, or "".
 func (c *Checkpoint) IndexName() string {
-	for _, name := range weightFiles {
-		if slices.Contains(c.Side, name+".index.json") {
-			return name + ".index.json"
+	for _, name := range containers[0].files {
+		if slices.Contains(c.Side, name+indexSuffix) {
+			return name + indexSuffix
 		}
 	}
 	return ""

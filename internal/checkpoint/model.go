@@ -14,15 +14,6 @@ type model struct {
 	shardOf map[string]string // the shard of each tensor, from an index; nil without one
 }
 
-// weightFiles lists the names of weight files in the order in which transformers and diffusers
-// prefer them. Each may be sharded, with an index of the same name plus ".index.json".
-var weightFiles = []string{
-	"model.safetensors",
-	"diffusion_pytorch_model.safetensors",
-	"diffusion_pytorch_model.fp16.safetensors",
-	"model.fp16.safetensors",
-}
-
 // prefix returns the text in front of the names of the model's tensors.
 func (m *model) prefix() string {
 	if m.folder == "" {
@@ -34,7 +25,7 @@ func (m *model) prefix() string {
 // readModel describes the model whose weights are in the file list, or in the shards of this index.
 func readModel(dir fileio.Dir, folder, list string) (m model, err error) {
 	m = model{folder: folder, list: list, shards: []string{list}}
-	if strings.HasSuffix(list, ".index.json") {
+	if strings.HasSuffix(list, indexSuffix) {
 		m.shards, m.shardOf, err = readIndex(dir, folder+list)
 	}
 	return m, err

@@ -27,15 +27,12 @@ func findComponents(dir fileio.Dir, have map[string]bool) (models []model, err e
 		if folder == "" {
 			continue
 		}
-		for _, name := range weightFiles {
-			list := name
-			if !have[folder+name] {
-				list += ".index.json"
-			}
-			if !have[folder+list] {
+		for i := range containers {
+			found := containers[i].lists(have, folder)
+			if found == nil {
 				continue
 			}
-			m, err := readModel(dir, folder, list)
+			m, err := readModel(dir, folder, found[0])
 			if err != nil {
 				return nil, err
 			}

@@ -23,10 +23,10 @@ func withoutIndex(files []string) *fault.Error {
 	}
 	for _, name := range files {
 		m := shardName.FindStringSubmatch(name)
-		if m == nil || !slices.Contains(weightFiles, m[1]+".safetensors") {
+		if m == nil || !slices.Contains(containers[0].files, m[1]+".safetensors") {
 			continue
 		}
-		index := m[1] + ".safetensors.index.json"
+		index := m[1] + ".safetensors" + indexSuffix
 		n, _ := strconv.Atoi(m[3])
 		for i := 1; i <= n; i++ {
 			if shard := fmt.Sprintf("%s-%05d-of-%s.safetensors", m[1], i, m[3]); !have[shard] {
