@@ -77,6 +77,7 @@ var arrows = map[string]map[string]string{
 		"internal/checkpoint": "the base",
 		"internal/fault":      "errors of input",
 		"internal/fileio":     "whether an output may be written, permissions of inputs",
+		"internal/delta":      "updates that are no thin products",
 		"internal/kernel":     "the arithmetic",
 		"internal/naming":     "whether an output to replace has the names of an adapter",
 		"internal/parallel":   "blocks of rows on workers",
@@ -116,6 +117,7 @@ var arrows = map[string]map[string]string{
 	},
 	"internal/naming": {"internal/architecture": "the names of image and video models"},
 	"internal/resolve": {
+		"internal/delta":  "the sizes of updates that are no thin products",
 		"format":          "adapters",
 		"format/dtype":    "dtypes of tensors",
 		"internal/config": "config.json and its edits",
@@ -124,6 +126,7 @@ var arrows = map[string]map[string]string{
 		"internal/naming": "which tensors names mean",
 	},
 	"internal/report": {
+		"internal/delta":      "the sizes of updates that are no thin products",
 		"internal/card":       "licence and datasets of a model card",
 		"internal/resolve":    "how merge applies an adapter",
 		"format":              "adapters",
@@ -142,7 +145,12 @@ var arrows = map[string]map[string]string{
 	},
 	"internal/gguf":     {"internal/fault": "errors of input"},
 	"internal/jsontext": {"internal/fault": "texts in messages"},
-	"internal/kernel":   {"format/dtype": "elements"},
+	"internal/delta": {
+		"format":         "layers of an adapter",
+		"format/dtype":   "elements",
+		"internal/dense": "transposes",
+	},
+	"internal/kernel": {"format/dtype": "elements"},
 	"internal/krylov": {
 		"internal/dense":    "factorizations of small matrices",
 		"internal/parallel": "pieces of vectors on workers",
