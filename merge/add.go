@@ -8,7 +8,6 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
-	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/resolve"
 )
@@ -194,8 +193,7 @@ func loadTerms[T kernel.Float](
 		}
 		nonFinite += badL + badR
 		if n := badL + badR; n > 0 && !tolerant {
-			return nil, 0, fault.New(fault.Check, "the factors of %q hold %s that %s NaN or infinite", x.Module, fault.Count(n, "value"), fault.Choose(n, "is", "are")).
-				WithHint("training diverged; use an earlier checkpoint of the adapter, or set Options.AllowNonFinite")
+			return nil, 0, nonFiniteFactors(x.Module, n)
 		}
 		loaded[i] = kernel.Term[T]{S: x.Scale, Rank: x.Rank, L: l, R: r}
 	}

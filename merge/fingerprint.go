@@ -7,6 +7,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/resolve"
 )
 
 // nFingerprints is the number of base tensors that an adapter remembers. Four tell a fine-tune from
@@ -24,11 +25,10 @@ func (p *Plan) BaseOf(ctx context.Context, adapter int) (format.Base, error) {
 	base.Fingerprints = make(map[string]string)
 	var own []*target
 	for _, t := range p.targets {
-		for _, term := range t.Terms {
-			if term.Adapter == adapter {
-				own = append(own, t)
-				break
-			}
+		isOwn := func(x resolve.Term) bool { return x.Adapter == adapter }
+		isDelta := func(d resolve.Delta) bool { return d.Adapter == adapter }
+		if slices.ContainsFunc(t.Terms, isOwn) || slices.ContainsFunc(t.Deltas, isDelta) {
+			own = append(own, t)
 		}
 	}
 	for i := range min(nFingerprints, len(own)) {

@@ -239,7 +239,7 @@ func (p *planner) addChange(c *resolve.Change) error {
 	}
 	if c.Stacked != t.Stacked {
 		hasTerms := func(s step) bool { return len(s.terms) > 0 }
-		if c.Stacked && slices.ContainsFunc(t.undo, hasTerms) || t.Stacked && len(c.Terms) > 0 {
+		if c.Stacked && slices.ContainsFunc(t.undo, hasTerms) || t.Stacked && len(c.Terms)+len(c.Deltas) > 0 {
 			return resolve.StackedAndNot(c.Name)
 		}
 		c.Stacked, c.NBands = true, max(1, int(c.Shape[0]))

@@ -194,7 +194,9 @@ type target struct {
 }
 
 // changes reports whether the plan merges something into the tensor.
-func (t *target) changes() bool { return len(t.Terms) > 0 || t.Replace != nil || t.Rows != nil }
+func (t *target) changes() bool {
+	return len(t.Terms)+len(t.Deltas) > 0 || t.Replace != nil || t.Rows != nil
+}
 
 // bandRows returns the number of rows in a band.
 func (t *target) bandRows() int64 {

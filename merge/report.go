@@ -141,7 +141,7 @@ func newReport(p *Plan, tallies map[*target]*tally) *Report {
 		if tallies[t] != nil {
 			s = &tallies[t].Stats
 		}
-		if len(t.Terms) == 0 {
+		if len(t.Terms)+len(t.Deltas) == 0 {
 			total.NaNAfter += s.NaNAfter // of replaced values
 			continue
 		}
@@ -175,6 +175,7 @@ type PlannedTensor struct {
 	Shape    []uint64    `json:"shape"`
 	Rank     int         `json:"rank,omitempty"`     // total rank of the updates
 	Scale    float64     `json:"scale,omitempty"`    // ω·s if there is one update
+	Method   string      `json:"method,omitempty"`   // of an update that is no thin product: its kind, or "difference"
 	Replaced bool        `json:"replaced,omitempty"` // an adapter's tensor replaces it
 	Added    bool        `json:"added,omitempty"`    // the base lacks it
 	Was      []uint64    `json:"was,omitempty"`      // the base's shape, if it differs
@@ -188,6 +189,7 @@ type TermShort struct {
 	Adapter string  `json:"adapter"`
 	Rank    int     `json:"rank"`
 	Scale   float64 `json:"scale"`
+	Method  string  `json:"method,omitempty"` // of an update that is no thin product
 }
 
 // Tensors lists the tensors that change, in the order of the output.
@@ -208,10 +210,10 @@ func (p *Plan) describe(t *target) PlannedTensor {
 		d.Rows = len(t.Rows.Order)
 	}
 	for i, a := range p.adapters {
-		if u := t.update(i); u.Rank > 0 {
+		if u := t.update(i); u.Rank > 0 || u.Method != "" {
 			u.Adapter = a.Name
 			d.Rank += u.Rank
-			d.Scale = u.Scale
+			d.Scale, d.Method = u.Scale, u.Method
 			d.Updates = append(d.Updates, u)
 		}
 	}
@@ -236,7 +238,19 @@ func (p *Plan) describe(t *target) PlannedTensor {
 // update summarizes one adapter's update: the largest rank of any band, and the scale, or 0 if
 // scales differ.
 func (t *target) update(adapter int) TermShort {
-	return summarize(t.Terms, func(term resolve.Term) bool { return term.Adapter == adapter })
+	u := summarize(t.Terms, func(term resolve.Term) bool { return term.Adapter == adapter })
+	for _, d := range t.Deltas {
+		if d.Adapter != adapter {
+			continue
+		}
+		if u.Rank == 0 && u.Method == "" {
+			u.Scale = d.Scale
+		} else if u.Scale != d.Scale {
+			u.Scale = 0
+		}
+		u.Method = d.Method()
+	}
+	return u
 }
 
 func summarize(terms []resolve.Term, of func(resolve.Term) bool) (u TermShort) {

@@ -40,18 +40,27 @@ func (r *rescale) prepare(ctx context.Context) (*kernel.Rescaled, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := r.t.DoRA
-	values := make([]float64, m.Tensor().Elements())
-	bad, err := loadFactor(ctx, values, resolve.WholeA(m.Blob, 1), 1, len(values), len(values), 1, r.k.shelf)
+	values, err := r.k.magnitudes(ctx, r.t)
 	if err != nil {
 		return nil, err
 	}
-	if bad > 0 && !tolerant {
+	nRows, nCols := r.t.Matrix()
+	return kernel.PrepareRescaled(ctx, r.t.DType, int(nRows), int(nCols), terms, values, r.norms)
+}
+
+// magnitudes reads the magnitudes of a tensor.
+func (k *tools) magnitudes(ctx context.Context, t *target) ([]float64, error) {
+	m := t.DoRA
+	values := make([]float64, m.Tensor().Elements())
+	bad, err := loadFactor(ctx, values, resolve.WholeA(m.Blob, 1), 1, len(values), len(values), 1, k.shelf)
+	if err != nil {
+		return nil, err
+	}
+	if bad > 0 && !k.plan.options.AllowNonFinite {
 		return nil, fault.New(fault.Check, "the magnitudes of %q hold %s that %s NaN or infinite", m.Module, fault.Count(bad, "value"), fault.Choose(bad, "is", "are")).
 			WithHint("training diverged; use an earlier checkpoint of the adapter, or set Options.AllowNonFinite")
 	}
-	nRows, nCols := r.t.Matrix()
-	return kernel.PrepareRescaled(ctx, r.t.DType, int(nRows), int(nCols), terms, values, r.norms)
+	return values, nil
 }
 
 // measure computes the norms of columns from all rows, holding a few rows at a time. The merge
@@ -75,7 +84,7 @@ func (r *rescale) measure(ctx context.Context, workers []worker) error {
 	}
 	err = parallel.For(ctx, len(workers), int((nRows+step-1)/step), func(w, i int) error {
 		row := int64(i) * step
-		rows, err := r.rowsBefore(ctx, &workers[w], row, min(row+step, nRows))
+		rows, err := r.k.rowsBefore(ctx, r.t, r.before, &workers[w], row, min(row+step, nRows))
 		if err != nil {
 			return err
 		}
@@ -103,7 +112,7 @@ func (r *rescale) columnReader(ctx context.Context) kernel.ColumnReader {
 				return err
 			}
 			end := min(row+step, nRows)
-			rows, err := r.rowsBefore(ctx, &w, row, end)
+			rows, err := r.k.rowsBefore(ctx, r.t, r.before, &w, row, end)
 			if err != nil {
 				return err
 			}
@@ -115,17 +124,17 @@ func (r *rescale) columnReader(ctx context.Context) kernel.ColumnReader {
 	}
 }
 
-// rowsBefore reads rows into the worker's block and applies the earlier operations.
-func (r *rescale) rowsBefore(
-	ctx context.Context, w *worker, row0, row1 int64,
+// rowsBefore reads rows of a tensor into the worker's block and applies the earlier operations.
+func (k *tools) rowsBefore(
+	ctx context.Context, t *target, before []operation, w *worker, row0, row1 int64,
 ) ([]byte, error) {
-	_, nCols := r.t.Matrix()
-	rowBytes := nCols * int64(r.t.DType.Size())
-	b := block{t: r.t, row0: row0, row1: row1, stats: &w.ignored, taken: new(taken)}
+	_, nCols := t.Matrix()
+	rowBytes := nCols * int64(t.DType.Size())
+	b := block{t: t, row0: row0, row1: row1, stats: &w.ignored, taken: new(taken)}
 	var err error
-	b.data, err = r.k.read(w, r.t.ref.File, r.t.ref.Tensor.Off+row0*rowBytes, (row1-row0)*rowBytes)
+	b.data, err = k.read(w, t.ref.File, t.ref.Tensor.Off+row0*rowBytes, (row1-row0)*rowBytes)
 	if err == nil {
-		err = applyAll(ctx, r.before, &b, w)
+		err = applyAll(ctx, before, &b, w)
 	}
 	return b.data, err
 }

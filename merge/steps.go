@@ -60,6 +60,10 @@ func (p *planner) subtract(merged map[string]*resolve.Change) error {
 			return fault.New(fault.Unsupported, "the merge subtracted a principal part from %q, and only its undo record can restore the original", name).
 				WithHint("name the record of the merge with Removal.Records, or copy the tensor from the base")
 		}
+		if len(t.Deltas) > 0 {
+			return fault.New(fault.Unsupported, "a method of LyCORIS changed %q, and only the merge's undo record can restore the original", name).
+				WithHint("name the record of the merge with Removal.Records, or copy the tensor from the base")
+		}
 		if t.DoRA != nil {
 			return fault.New(fault.Unsupported, "DoRA rescaled %q, and only the merge's undo record can restore the original", name).
 				WithHint("name the record of the merge with Removal.Records, or copy the tensor from the base")

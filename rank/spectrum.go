@@ -88,7 +88,8 @@ func layersWithSpectrum(m *format.Manifest) (layers []*format.Layer) {
 	for i := range m.Adapters {
 		for j := range m.Adapters[i].Layers {
 			l := &m.Adapters[i].Layers[j]
-			if l.Kind == format.Linear || l.Kind == format.Embedding || l.Kind == format.Conv {
+			_, hasCore := l.Roles[format.RoleCore]
+			if l.Kind == format.Linear || l.Kind == format.Embedding || l.Kind == format.Conv && !hasCore {
 				layers = append(layers, l)
 			}
 		}

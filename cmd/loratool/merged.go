@@ -71,6 +71,8 @@ func changeText(p *merge.PlannedTensor) (rank, scale string) {
 		return fateText(p), ""
 	case p.Rows > 0:
 		return fault.Count(p.Rows, "row"), ""
+	case p.Method != "":
+		return p.Method, scaleText(p)
 	}
 	return strconv.Itoa(p.Rank), scaleText(p)
 }

@@ -162,6 +162,7 @@ type component struct {
 	spelling
 	modules []string            // without the prefix, in the order of their names
 	weights map[string]string   // module → its weight
+	vectors map[string]string   // module → its weight of one dimension, such as that of a norm
 	flat    map[string][]string // module with underscores for dots → modules; filled on first use
 	shapes  ShapeOf
 
@@ -177,36 +178,59 @@ type holder struct {
 }
 
 // componentsOf divides the weights of a base, on the first call. Weights are those of two or more
-// dimensions.
+// dimensions; a component also knows those of one dimension that begin as they do.
 func componentsOf(b *Base, shapes ShapeOf) []*component {
 	if b.components != nil {
 		return b.components
 	}
 	all := []*component{}
 	byPrefix := make(map[string]*component)
+	var vectors []string
 	for _, name := range b.sortedNames() {
 		module := WeightModule(name)
-		if module == "" || len(shapes(name)) < 2 {
+		switch nDims := len(shapes(name)); {
+		case module == "" || nDims == 0:
+			continue
+		case nDims == 1:
+			vectors = append(vectors, name)
 			continue
 		}
-		s := spellingOf(module)
-		if s.flat {
-			s = spelling{}
-		}
+		s := spellingInBase(module)
 		c := byPrefix[s.prefix]
 		if c == nil {
-			c = &component{spelling: s, weights: make(map[string]string), shapes: shapes}
+			c = newComponent(s, shapes)
 			byPrefix[s.prefix], all = c, append(all, c)
 		}
 		module = strings.TrimPrefix(module, s.prefix)
 		c.modules = append(c.modules, module)
 		c.weights[module] = name
 	}
+	for _, name := range vectors {
+		module := WeightModule(name)
+		s := spellingInBase(module)
+		if c := byPrefix[s.prefix]; c != nil {
+			c.vectors[strings.TrimPrefix(module, s.prefix)] = name
+		}
+	}
 	for _, c := range all {
 		c.chooseTable()
 	}
 	b.components = all
 	return all
+}
+
+func newComponent(s spelling, shapes ShapeOf) *component {
+	return &component{
+		spelling: s, shapes: shapes, weights: make(map[string]string), vectors: make(map[string]string),
+	}
+}
+
+// spellingInBase returns the spelling that the name of a base begins with. No base has flat names.
+func spellingInBase(name string) spelling {
+	if s := spellingOf(name); !s.flat {
+		return s
+	}
+	return spelling{}
 }
 
 // WeightModule returns the module whose weight a tensor is, "" for any other tensor.
@@ -278,9 +302,11 @@ func kindOf(t *architecture.Table) kind {
 func (c *component) flatModules(flat string) []string {
 	if c.flat == nil {
 		c.flat = make(map[string][]string, len(c.weights))
-		for module := range c.weights {
-			key := architecture.Flatten(module)
-			c.flat[key] = append(c.flat[key], module)
+		for _, modules := range []map[string]string{c.weights, c.vectors} {
+			for module := range modules {
+				key := architecture.Flatten(module)
+				c.flat[key] = append(c.flat[key], module)
+			}
 		}
 	}
 	modules := c.flat[flat]

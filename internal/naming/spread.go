@@ -9,11 +9,13 @@ import (
 	"github.com/loratool/loratool/internal/architecture"
 )
 
-// Update is what an adapter does to one module: its name, and the size of s·B·A: a matrix
-// Rows×Columns, the dimensions of a weight behind the first one taken together.
+// Update is what an adapter does to one module: its name, and the size of ΔW: a matrix
+// Rows×Columns, the dimensions of a weight behind the first one taken together. A number that only
+// the base tells is 0.
 type Update struct {
 	Name          string
 	Rows, Columns uint64
+	IsVector      bool // the weight has one dimension, of Rows elements, as in a norm
 }
 
 // Slice is a run of rows that a module of an adapter and a weight of the base have in common.
@@ -213,18 +215,33 @@ func (c *component) spelled(name string) []string {
 // whole returns the weight of the very module if it has the module's shape.
 func (c *component) whole(name string, m Update) (at []Slice, misfit string) {
 	weight, ok := c.weights[name]
+	if !ok || m.IsVector {
+		weight, ok = c.vectors[name]
+	}
 	if !ok {
 		return nil, ""
 	}
-	if rows, columns := sizeOf(c.shapes(weight)); rows != m.Rows || columns != m.Columns {
+	rows, columns := sizeOf(c.shapes(weight))
+	if !m.fits(rows, columns) {
 		return nil, weight
 	}
-	return []Slice{{Weight: weight, Rows: m.Rows}}, ""
+	return []Slice{{Weight: weight, Rows: rows}}, ""
+}
+
+// fits reports whether a weight has the size of the update.
+func (m *Update) fits(rows, columns uint64) bool {
+	return (m.Rows == 0 || m.Rows == rows) && (m.Columns == 0 || m.Columns == columns)
 }
 
 // spread finds the parts of a module, each in the weight that holds it. Rows that follow each other
 // in both are one slice.
 func (c *component) spread(name string, m Update) (at []Slice, misfit string) {
+	if m.IsVector || m.Rows == 0 {
+		return nil, "" // no table knows the parts of such a module
+	}
+	if m.Columns == 0 {
+		m.Columns = c.columns(name)
+	}
 	parts, ok := c.table.PartsOfShape(name, m.Rows, m.Columns)
 	if !ok {
 		return nil, ""
@@ -253,6 +270,17 @@ func (c *component) spread(name string, m Update) (at []Slice, misfit string) {
 		return nil, misfit
 	}
 	return at, ""
+}
+
+// columns returns the number of columns of a module that the base divides, 0 if it is not there.
+func (c *component) columns(name string) (columns uint64) {
+	parts, _ := c.table.Parts(name)
+	for _, p := range parts {
+		if h, ok := c.holders[p]; ok {
+			_, columns = sizeOf(c.shapes(c.weights[h.module]))
+		}
+	}
+	return columns
 }
 
 // rows returns the rows of a weight that hold a part: the first one, and their number; 0 if the

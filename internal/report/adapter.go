@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/card"
+	"github.com/loratool/loratool/internal/delta"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/rank"
@@ -265,6 +267,9 @@ func (r *Adapter) CheckSpectra() error {
 
 func describeLayer(l *format.Layer, tensors []format.Tensor) Layer {
 	d := Layer{Module: l.Module, Kind: string(l.Kind), Rank: l.Rank, Alpha: l.Alpha, Scale: l.Scale(), Roles: []string{}}
+	if delta.IsMethod(l) {
+		return describeMethod(d, l, tensors)
+	}
 	inputs, outputs := 1, 0 // their dimensions in A and B
 	if isPerExpert(l, tensors) {
 		inputs, outputs = 2, 1
@@ -287,6 +292,23 @@ func describeLayer(l *format.Layer, tensors []format.Tensor) Layer {
 		}
 	}
 	slices.Sort(d.Roles)
+	return d
+}
+
+// describeMethod completes the description of a layer of LyCORIS. M×N is the size of its ΔW, 0
+// where only the base tells.
+func describeMethod(d Layer, l *format.Layer, tensors []format.Tensor) Layer {
+	d.M, d.N = delta.Size(l, tensors)
+	var dtypes []string
+	for role, i := range l.Roles {
+		d.Roles = append(d.Roles, string(role))
+		if role != format.RoleAlpha && role != format.RoleAxis {
+			dtypes = append(dtypes, tensors[i].DType.String())
+		}
+	}
+	slices.Sort(d.Roles)
+	slices.Sort(dtypes)
+	d.DType = strings.Join(slices.Compact(dtypes), "/")
 	return d
 }
 

@@ -25,6 +25,9 @@ func (r *resolver) formBeside(b *format.Beside) form {
 			}
 		}
 	}
+	if b.Action == format.Difference {
+		return newDifference(r, b)
+	}
 	return &beside{r, b}
 }
 

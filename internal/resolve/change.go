@@ -33,6 +33,7 @@ type Change struct {
 	Stacked bool // the tensor has three dimensions and stacks matrices
 	NBands  int
 	Terms   []Term
+	Deltas  []Delta    // updates that are no thin products; only in tensors with one band
 	DoRA    *Magnitude // rescales the updated weight; nil leaves it
 	Replace *Blob      // an adapter's tensor that replaces the base's; nil keeps the base's
 	Rows    *Rows      // trained rows that replace the base's; nil keeps all
@@ -67,6 +68,9 @@ type Magnitude struct {
 	Blob
 	Module    string
 	OfColumns bool // one factor per column, not per row: Conv1D and embeddings store an output feature as a column
+	// Kernel is the number of neighbouring columns that share a factor: with OfColumns, those of
+	// one input of a convolution. Otherwise it is 1.
+	Kernel int
 }
 
 // Rows replaces rows of a tensor: row i of the blob becomes row Order[i].

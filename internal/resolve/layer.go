@@ -65,7 +65,7 @@ func (p *plain) add() error {
 			return err
 		}
 	}
-	if _, ok := l.Roles[format.RoleMagnitude]; ok {
+	if _, ok := p.magnitude(); ok {
 		if err := p.addMagnitude(c, transposed); err != nil {
 			return err
 		}
@@ -74,6 +74,15 @@ func (p *plain) add() error {
 		return p.addBias(naming.BiasOf(name), x, p.blob(i))
 	}
 	return nil
+}
+
+// magnitude returns the tensor of the layer's magnitudes.
+func (p *plain) magnitude() (tensor int, ok bool) {
+	if i, ok := p.layer.Roles[format.RoleMagnitude]; ok {
+		return i, true
+	}
+	i, ok := p.layer.Roles[format.RoleInputMagnitude]
+	return i, ok
 }
 
 // addBias adds the bias of lora_B to that of the base. PEFT adds the bias of an out_proj once, even

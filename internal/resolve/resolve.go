@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/delta"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
 )
@@ -102,6 +103,8 @@ func (r *resolver) form() error {
 // formOf returns the form of a layer, or nil if the layer shares its form with others.
 func (r *resolver) formOf(l *format.Layer) form {
 	switch {
+	case delta.IsMethod(l):
+		return newMethod(r, l)
 	case l.Kind.IsExpert():
 		return nil
 	case l.Kind == format.Other && r.isPerExpert(l):
@@ -192,6 +195,11 @@ func (c *Change) check() error {
 	if err := c.checkOverlap(); err != nil {
 		return err
 	}
+	if len(c.Deltas) > 0 {
+		if err := c.checkDeltas(); err != nil {
+			return err
+		}
+	}
 	if c.HasResidual() {
 		return c.checkResidual()
 	}
@@ -211,26 +219,36 @@ func (c *Change) checkOverlap() error {
 	}
 	meet := func(a, b [2]int) bool { return a[0] < b[1] && b[0] < a[1] }
 	boxes := make(map[place][]box)
+	enter := func(at place, own box) error {
+		others := boxes[at]
+		if n := len(others); n > 0 && others[n-1].module == own.module {
+			others[n-1].rows = hull(others[n-1].rows, own.rows)
+			others[n-1].cols = hull(others[n-1].cols, own.cols)
+			return nil
+		}
+		for _, b := range others {
+			if meet(b.rows, own.rows) && meet(b.cols, own.cols) && b.module != own.module {
+				return fault.New(fault.Mismatch, "two layers of one adapter change the same elements of %q: %q and %q", c.Name, b.module, own.module).
+					WithHint("the adapter names one module in two ways; remove one of the two layers")
+			}
+		}
+		boxes[at] = append(others, own)
+		return nil
+	}
 	for i := range c.Terms {
 		x := &c.Terms[i]
 		if x.Residual != NoResidual {
 			continue
 		}
-		at := place{x.Adapter, x.Band}
-		own := box{x.Module, x.Left.covers(), x.Right.covers()}
-		others := boxes[at]
-		if n := len(others); n > 0 && others[n-1].module == x.Module {
-			others[n-1].rows = hull(others[n-1].rows, own.rows)
-			others[n-1].cols = hull(others[n-1].cols, own.cols)
-			continue
+		if err := enter(place{x.Adapter, x.Band}, box{x.Module, x.Left.covers(), x.Right.covers()}); err != nil {
+			return err
 		}
-		for _, b := range others {
-			if meet(b.rows, own.rows) && meet(b.cols, own.cols) {
-				return fault.New(fault.Mismatch, "two layers of one adapter change the same elements of %q: %q and %q", c.Name, b.module, x.Module).
-					WithHint("the adapter names one module in two ways; remove one of the two layers")
-			}
+	}
+	_, nCols := c.Matrix()
+	for _, d := range c.Deltas {
+		if err := enter(place{d.Adapter, 0}, box{d.Module, [2]int{d.At, d.At + d.Count}, [2]int{0, int(nCols)}}); err != nil {
+			return err
 		}
-		boxes[at] = append(others, own)
 	}
 	return nil
 }
@@ -332,6 +350,8 @@ var extras = []struct {
 }{
 	{format.RoleMagnitude, format.FeatureDoRA, "magnitudes of DoRA (lora_magnitude_vector)", true},
 	{format.RoleBias, format.FeatureLoRABias, "a bias of lora_B", false},
+	{format.RoleInputMagnitude, format.FeatureInputMagnitude, "magnitudes of DoRA per input (dora_scale)", false},
+	{format.RoleCore, format.FeatureTucker, "a core (lora_mid)", false},
 }
 
 // disagreements lists the contradictions between the roles of an adapter's layers and its
@@ -384,8 +404,12 @@ func unknownRoles(a *format.Adapter) []string {
 	for i := range a.Layers {
 		for role := range a.Layers[i].Roles {
 			switch role {
-			case format.RoleA, format.RoleB, format.RoleBias, format.RoleMagnitude, format.RoleAlpha:
+			case format.RoleA, format.RoleB, format.RoleBias, format.RoleMagnitude, format.RoleAlpha,
+				format.RoleInputMagnitude, format.RoleCore:
 			default:
+				if l := &a.Layers[i]; delta.IsMethod(l) && delta.HasRole(role) {
+					continue
+				}
 				unknown = append(unknown, fmt.Sprintf("%s (%s)", a.Layers[i].Module, role))
 			}
 		}
@@ -402,7 +426,7 @@ func notFloats(a *format.Adapter, tensors []format.Tensor) []string {
 	var names []string
 	for i := range a.Layers {
 		for role, t := range a.Layers[i].Roles {
-			if d := tensors[t].DType; role != format.RoleAlpha && !d.IsFloat() {
+			if d := tensors[t].DType; role != format.RoleAlpha && role != format.RoleAxis && !d.IsFloat() {
 				names = append(names, fmt.Sprintf("%s (%v)", tensors[t].Name, d))
 			}
 		}
@@ -421,7 +445,7 @@ func surplus(a *format.Adapter) []string {
 	})
 	var layers []string
 	for i := range a.Layers {
-		if l := &a.Layers[i]; !isPlainKind(l.Kind) && (isDoRA || nOperands(l) > 2) {
+		if l := &a.Layers[i]; !isPlainKind(l.Kind) && !delta.IsMethod(l) && (isDoRA || nOperands(l) > 2) {
 			layers = append(layers, l.Module)
 		}
 	}

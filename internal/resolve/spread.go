@@ -34,9 +34,8 @@ func (s *spread) add() error {
 	if err != nil {
 		return err
 	}
-	if _, ok := s.layer.Roles[format.RoleMagnitude]; ok {
-		return fault.New(fault.Unsupported, "%q has magnitudes of DoRA, and the base divides its weight in another way: %s", s.layer.Module, s.places()).
-			WithHint("merge into a base that names its modules as the adapter does, such as the pipeline of diffusers for an adapter of diffusers")
+	if _, ok := s.magnitude(); ok {
+		return s.dividedMagnitude(s.places())
 	}
 	if s.isInPairs(s.layer) {
 		return fault.New(fault.Unsupported, "%q has the rows of each attention head in the order of llama.cpp, "+
@@ -94,16 +93,32 @@ func (s *spread) places() string {
 	return fault.List(slices.Compact(names), 3)
 }
 
+// updater is a form of one module, which can lie in a base as slices of rows.
+type updater interface {
+	form
+	update() naming.Update
+	// spreadOver returns the form for these slices.
+	spreadOver(at []naming.Slice) form
+}
+
+func (p *plain) spreadOver(at []naming.Slice) form { return &spread{*p, at} }
+
+func (m *method) spreadOver(at []naming.Slice) form {
+	spread := *m
+	spread.at = at
+	return &spread
+}
+
 // spread looks for the layers in the components of an image or video model, and gives each that it
 // finds another form. ok is false if the adapter is not of such a model.
 func (r *resolver) spread() (ok bool, err error) {
 	var modules []naming.Update
 	for _, f := range r.forms {
-		p, is := f.(*plain)
+		u, is := f.(updater)
 		if !is {
 			return false, nil
 		}
-		modules = append(modules, p.update())
+		modules = append(modules, u.update())
 	}
 	s := naming.FindSpread(r.names, modules, r.shape, r.reading.Only)
 	if !s.IsWhole() {
@@ -115,9 +130,10 @@ func (r *resolver) spread() (ok bool, err error) {
 		return true, explainSpread(r, s, len(modules))
 	}
 	for i, f := range r.forms {
-		x := &spread{*f.(*plain), s.Slices[f.(*plain).layer.Module]}
+		module := f.(updater).update().Name
+		x := f.(updater).spreadOver(s.Slices[module])
 		if slices.ContainsFunc(x.wants(), func(name string) bool { return !r.names.Has(name) }) {
-			return true, noBias(r, x.layer.Module)
+			return true, noBias(r, module)
 		}
 		r.forms[i] = x
 	}
