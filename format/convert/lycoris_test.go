@@ -143,8 +143,8 @@ func TestAnAxisIsZeroOrOne(t *testing.T) {
 	}
 }
 
-// TestFilesOfLyCORISComeBack: a container restores every file that LyCORIS wrote, of methods without
-// a kind as well.
+// TestFilesOfLyCORISComeBack: a container restores every file that LyCORIS wrote, of methods
+// without a kind as well.
 func TestFilesOfLyCORISComeBack(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(testdata, "lycoris", "*", "*.safetensors"))
 	if err != nil {

@@ -55,9 +55,11 @@ func (p *plain) add() error {
 	if err != nil {
 		return err
 	}
-	left, err := p.inOrder(wholeB(b, l.Rank))
-	if err != nil {
-		return err
+	left := wholeB(b, l.Rank)
+	if p.isInPairs(l) {
+		if left, err = p.inOrder(left); err != nil {
+			return err
+		}
 	}
 	c.add(product, left, WholeA(a, l.Rank), transposed)
 	if p.has(format.FeaturePiSSA) || p.has(format.FeatureOLoRA) {

@@ -10,37 +10,6 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// Delta is an update of a tensor whose ΔW is no thin product (spec/METHODS.md): that of a layer, or
-// a tensor of the adapter that is ΔW itself. Rows of ΔW from From on, Count of them, change the
-// rows of the tensor from At on.
-type Delta struct {
-	Adapter         int // among those of the merge
-	Module          string
-	Scale           float64 // ω·s
-	Layer           *format.Layer
-	Source          format.Source
-	Whole           Blob // ΔW itself, where there is no layer
-	Height          int  // rows of ΔW
-	Kernel          int  // columns that read one input
-	At, From, Count int
-}
-
-// Method names the update: the kind of its layer, or "difference".
-func (d *Delta) Method() string {
-	if d.Layer == nil {
-		return string(format.Difference)
-	}
-	if d.Layer.Kind == format.Conv {
-		return string(format.FeatureTucker)
-	}
-	return string(d.Layer.Kind)
-}
-
-// isScaling reports whether the update depends on the weight.
-func (d *Delta) isScaling() bool {
-	return d.Layer != nil && (d.Layer.Kind == format.OutputScaling || d.Layer.Kind == format.InputScaling)
-}
-
 // method is the form of a layer of LyCORIS, or of a difference beside the layers.
 type method struct {
 	*resolver

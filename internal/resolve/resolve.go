@@ -395,7 +395,10 @@ func disagreements(a *format.Adapter) (why []string) {
 			why = append(why, fmt.Sprintf("layers have %s, but it does not require %q: %s", x.name, x.feature, fault.List(unannounced, 3)))
 		}
 	}
-	return slices.Concat(why, unknownRoles(a), unknownKinds(a), surplus(a), pairsElsewhere(a))
+	if slices.ContainsFunc(a.Requires, func(q format.Requirement) bool { return q.Feature == format.FeatureRotaryPairs }) {
+		why = append(why, pairsElsewhere(a)...)
+	}
+	return slices.Concat(why, unknownRoles(a), unknownKinds(a), surplus(a))
 }
 
 // unknownRoles names the tensors of layers that this version does not know.

@@ -254,6 +254,12 @@ type fold struct {
 // shows that they are stored transposed, minus those that are stored as torch.nn.Linear does.
 type votes map[string]int
 
+// isInPairs reports whether B of a layer has the rows of each head in the order of llama.cpp, which
+// rotates neighbours where transformers rotates halves (spec/METHODS.md, section 6).
+func (g *given) isInPairs(l *format.Layer) bool {
+	return slices.Contains(g.features[format.FeatureRotaryPairs], l.Module)
+}
+
 // nOperands counts the tensors of a layer that its formula reads. The alpha is a number of the
 // layer (Layer.Alpha) wherever it is stored.
 func nOperands(l *format.Layer) int {

@@ -8,17 +8,8 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// isInPairs reports whether B of a layer has the rows of each head in the order of llama.cpp, which
-// rotates neighbours where transformers rotates halves (spec/METHODS.md, section 6).
-func (g *given) isInPairs(l *format.Layer) bool {
-	return slices.Contains(g.features[format.FeatureRotaryPairs], l.Module)
-}
-
-// inOrder gives B of a layer the order of the base's rows.
+// inOrder gives B of a layer that is in pairs the order of the base's rows.
 func (p *plain) inOrder(b Factor) (Factor, error) {
-	if !p.isInPairs(p.layer) {
-		return b, nil
-	}
 	size := p.base.Config.HeadSize
 	switch {
 	case size == 0:
