@@ -35,8 +35,8 @@ type ExtractOptions struct {
 	Only   bool
 	Strict bool // fail if any tensor is left out or carried whole
 	PEFT   bool // use PEFT's names and layout, and refuse changes that PEFT cannot represent
-	// Images keeps what the dialects of image models hold: factors of linear layers and convolutions,
-	// in denoisers and text encoders. Other changes are left out and listed.
+	// Images keeps what the dialects of image models hold: factors of linear layers and
+	// convolutions, in denoisers and text encoders. Other changes are left out and listed.
 	Images bool
 	// Path is the future path of the adapter, a file or a directory. A hidden file beside it holds
 	// the factors until the source is closed. It is "" if Output is set. If both are zero, a
