@@ -16,7 +16,7 @@ import table
 from models import MODELS
 
 HERE = pathlib.Path(__file__).parent
-TABLES = HERE.parent.parent / "internal" / "architecture" / "tables"
+TABLES = table.TABLES
 
 
 def parameter(module, word):
@@ -101,7 +101,7 @@ def build(rows, pairs, shapes, tags):
 def check(name, model, make):
     """Returns a line of the result. It raises an AssertionError if the table is wrong."""
     rows = table.read(TABLES / f"{name}.txt")
-    pairs = rest.rest(name, rows)
+    pairs = rest.rest(name)
     instance, shapes = shapes_of(make)
     without = name == "clip" and not any(k.startswith("text_model.") for k in shapes)
     if without:  # the class has the native names, which are the right ones without "text_model."
@@ -158,7 +158,9 @@ def main():
     for path in sorted(TABLES.glob("*.txt")):
         unused = {r.native for r in table.read(path)} - seen.get(path.stem, set())
         assert not unused, f"{path.name}: no model has {sorted(unused)}"
-        lines.append(f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()} {path.name}")
+        for file in (path, rest.REST / path.name):
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            lines.append(f"sha256 {digest} {file.parent.name}/{file.name}")
     head = f"diffusers {diffusers.__version__}, transformers {transformers.__version__}, " \
            f"torch {torch.__version__.split('+')[0]}"
     (HERE / "RESULT.txt").write_text("\n".join([head, "", *lines]) + "\n")

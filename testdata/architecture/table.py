@@ -1,6 +1,9 @@
 """Reads the tables of internal/architecture/tables. It follows their README, not the Go code."""
 
+import pathlib
 import re
+
+TABLES = pathlib.Path(__file__).parent.parent.parent / "internal" / "architecture" / "tables"
 
 
 class Row:
@@ -20,8 +23,8 @@ def part(text):
     return m[1], int(m[2] or 1), int(m[3] or 1), bool(m[4])
 
 
-def read(path):
-    """Returns the rows of a table."""
+def split(path):
+    """Returns the lines of each section of a file."""
     sections, name = {"": []}, ""
     for line in path.read_text().splitlines():
         line = line.strip()
@@ -32,6 +35,17 @@ def read(path):
             sections[name] = []
         else:
             sections[name].append(line)
+    return sections
+
+
+def read(path, rest=None):
+    """Returns the rows of a table, or of a file of the rest, below the modules of the table."""
+    sections = split(path)
+    if rest:
+        more = split(rest)
+        assert more.keys() <= sections.keys(), f"{rest.name}: {more.keys() - sections.keys()}"
+        for name, lines in sections.items():
+            sections[name] = [line for line in lines if "{" in line] + more.get(name, [])
 
     def expand(section, native, other):
         for line in sections[section]:
