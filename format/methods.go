@@ -164,8 +164,8 @@ func (b *binding) bind(want shape, got []uint64) bool {
 func validateCore(l *Layer, a, b, core []uint64) error {
 	r, isOther := uint64(l.Rank), func(n uint64) bool { return n != 1 }
 	switch {
-	case len(core) < 3, len(a) != len(core), len(b) != len(core), slices.Contains(core, 0),
-		a[0] != r, b[1] != r, core[0] != r, core[1] != r,
+	case len(core) < 3, len(a) != len(core), len(b) != len(core),
+		slices.Contains(slices.Concat(a, b, core), 0), a[0] != r, b[1] != r, core[0] != r, core[1] != r,
 		slices.ContainsFunc(a[2:], isOther), slices.ContainsFunc(b[2:], isOther):
 		return broken(135, "A has shape %d, B %d and the core %d, want r×n×1×…, m×r×1×… and "+
 			"r×r×kernel with r = %d", a, b, core, l.Rank)

@@ -108,6 +108,7 @@ func TestCoresAndMagnitudesAreChecked(t *testing.T) {
 		"another rank":     {conv(a, b, zeros(2, 3, 3, 3)), "R135"},
 		"a kernel in A":    {conv(zeros(2, 5, 3, 3), b, zeros(2, 2, 3, 3)), "R135"},
 		"empty":            {conv(a, b, zeros(2, 2, 0, 3)), "R135"},
+		"no input":         {conv(zeros(2, 0, 1, 1), b, zeros(2, 2, 3, 3)), "R135"},
 	} {
 		_, err := c.x.Source()
 		var f *format.Error
