@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Reads a .lora file by FORMAT.md 1.0 alone: checks R1 to R66, prints both ids and every tensor. With --extract DIR (not there yet)
-also R67 to R69: writes attachments and restored files. A model to read next to the text: all of the file is in memory."""
+"""Reads a .lora file by FORMAT.md and METHODS.md alone: checks R1 to R66, R71 to R73, R77 and R133 to R136, prints both ids and every
+tensor. With --extract DIR (not there yet) also R67 to R69: writes attachments and restored files. A model to read next to the text: all of the file is in memory."""
 import argparse, hashlib, json, math, os, re, struct, sys, zstandard
 from itertools import accumulate, groupby, pairwise
 
@@ -51,17 +51,25 @@ def parse(m):  # section 6: canonical JSON; what the standard parser forgives is
     return v
 
 DIMENSIONS = "inputs", "outputs", "first", "second"  # version 1.1
+# METHODS.md, section 2, version 1.2: the roles of each row of the table, in each way to store the matrices, with their shapes. A small
+# letter is one dimension, a capital the product of the rest, k the rest, ? the rest, if any.
+METHODS = {kind: [dict(role.split(":") for role in way.split()) for way in ways] for kind, ways in {
+    "hadamard": ["w1_a:mr w1_b:rN w2_a:mr w2_b:rN", "w1_a:rm w1_b:rn t1:rrk w2_a:rm w2_b:rn t2:rrk"],
+    "kronecker": [f"{left} {right}" for left in ("w1:oi", "w1_a:or w1_b:ri")
+                  for right in ("w2:pj?", "w2_a:pr w2_b:rJ", "w2_a:rp t2:rrk w2_b:rj")],
+    "output-scaling": ["vector:M"], "input-scaling": ["vector:N"]}.items()}
+OF_METHODS = {role for ways in METHODS.values() for way in ways for role in way} | {"A", "B", "bias", "core"}
 TABLES = {record: dict(member.split(" ") for member in members.split(", ")) for record, members in {
     "manifest": "adapters [adapter], attachments [attachment], metadata {text}, provenance provenance, tensors [tensor]",
     "provenance": "source text, tool text, version text", "base": "fingerprints {digest}, name text, revision text",
     "adapter": "base base, beside [beside], dialect name?, layers [layer], method lora|dora|other:, name name?, orientation |mxn|nxm, "
                "requires [require]",
     "require": "feature name, where name?", "attachment": "name name, sha256 digest?, size count",
-    "layer": "alpha real, kind linear|embedding|conv|expert|other" + "".join(f"|expert-{k}" for k in DIMENSIONS) + ", module name, rank count, roles {count}, scale real, "
+    "layer": "alpha real, kind linear|embedding|conv|expert|other" + "".join(f"|expert-{k}" for k in DIMENSIONS) + "|" + "|".join(METHODS) + ", module name, rank count, roles {count}, scale real, "
              "scaling alpha/r|alpha/sqrt(r)|fixed",
-    "beside": "action replace|rows|opaque, rows [count], target name, tensor count",
+    "beside": "action replace|rows|opaque|difference, rows [count], target name, tensor count",
     "tensor": "coding raw|planes, dtype " + "|".join(BITS) + ", name name, shape [count]"}.items()}
-ABSENT = {"fixed": ["alpha"], "rows": [], "replace": ["rows"], "opaque": ["rows", "target"]}  # by scaling or action, otherwise scale
+ABSENT = {"fixed": ["alpha"], "rows": [], "replace": ["rows"], "difference": ["rows"], "opaque": ["rows", "target"]}  # by scaling or action, otherwise scale
 def check(v, kind, at, minor):  # section 7: v by a table or type, without the members that are to be ignored
     def fits(ok, rule): need(ok, rule, f"{at} is {str(v)[:200]!r}, due is {kind}")
     if kind[-1] == "?": return v if v == "" else check(v, kind[:-1], at, minor)
@@ -69,7 +77,9 @@ def check(v, kind, at, minor):  # section 7: v by a table or type, without the m
     if kind[0] == "{" or kind in TABLES: fits(isinstance(v, dict), "R28")
     if kind[0] == "{": return {check(k, "name", f"key of {at}", minor): check(x, kind[1:-1], at, minor) for k, x in v.items()}
     if kind in TABLES:
-        absent = ABSENT.get(str(v.get({"layer": "scaling", "beside": "action"}.get(kind))), ["scale"])
+        decides = {"layer": "scaling", "beside": "action"}.get(kind)
+        if decides in v: check(v[decides], TABLES[kind][decides], f"{at}.{decides}", minor)
+        absent = ABSENT.get(v.get(decides), ["scale"])
         table = {k: t for k, t in TABLES[kind].items() if k not in absent}
         need(v.keys() >= table.keys(), "R26", f"{at} lacks {table.keys() - v.keys()}")
         need(minor > 1 or v.keys() <= table.keys(), "R27", f"{at} has {v.keys() - table.keys()}")
@@ -87,6 +97,26 @@ def check(v, kind, at, minor):  # section 7: v by a table or type, without the m
 def raw_length(t): return math.prod(t["shape"]) * BITS[t["dtype"]] // 8
 def references(a): return [i for l in a["layers"] for i in l["roles"].values()] + [b["tensor"] for b in a["beside"]]
 def ascending(records, *keys): need(all(a < b for a, b in pairwise([r[k] for k in keys] for r in records)), "R33", f"not by {keys}")
+def shaped(shape, letters, known):  # METHODS.md, section 2: whether the shape is that of the letters, with one number for each
+    rest = letters[-1] if letters[-1] in "k?" or letters[-1].isupper() else ""
+    first = letters.removesuffix(rest)
+    more = shape[len(first):]
+    pairs = [*zip(first, shape)] + ([(rest, math.prod(more) if rest.isupper() else more)] if rest not in ("", "?") else [])
+    return len(shape) >= len(first) and 0 not in shape and (rest == "?" or bool(rest) == bool(more)) \
+        and all(known.setdefault(letter, size) == size for letter, size in pairs)
+def method(kind, shape, r):  # METHODS.md, section 2
+    if kind in METHODS:
+        mine = shape.keys() & OF_METHODS
+        way = next((w for w in METHODS[kind] if w.keys() == mine), None)
+        known = {"r": r}
+        need(way, "R133", f"{kind} has the roles {sorted(shape)}")
+        need(all([shaped(shape[role], letters, known) for role, letters in way.items()]), "R134", f"rank {r}, shapes {shape}")
+        need(r == 1 or any("r" in letters for letters in way.values()), "R134", f"rank {r}, and no r in {shape}")
+    if kind == "conv" and "core" in shape:
+        a, b, known = shape["A"], shape["B"], {"r": r}
+        need(len(a) == len(b) == len(shape["core"]) and {*a[2:], *b[2:]} == {1} and shaped(a[:2], "rn", known)
+             and shaped(b[:2], "mr", known) and shaped(shape["core"], "rrk", known), "R135", f"rank {r}, shapes {shape}")
+    need(not {"magnitude", "input_magnitude"} <= shape.keys(), "R136", shape)
 def meaning(m, shared):  # section 7: the rules that tie records to each other
     tensors, attachments, adapters = m["tensors"], m["attachments"], m["adapters"]
     need(len(tensors) <= 2**20, "R49", f"{len(tensors)} tensors"), need(adapters, "R34", "no adapter")
@@ -103,7 +133,8 @@ def meaning(m, shared):  # section 7: the rules that tie records to each other
         need(len({tensors[i]["name"] for i in references(a)}) == len(set(references(a))), "R47", references(a))
         for l in a["layers"]:
             shape, r = {role: tensors[i]["shape"] for role, i in l["roles"].items()}, l["rank"]
-            need(1 <= r <= 2**16, "R37", l), need(l["kind"] == "other" or {"A", "B"} <= shape.keys(), "R38", l)
+            need(1 <= r <= 2**16, "R37", l), need(l["kind"] in ("other", *METHODS) or {"A", "B"} <= shape.keys(), "R38", l)
+            method(l["kind"], shape, r)
             if l["kind"][7:] in DIMENSIONS:
                 sa, sb = shape["A"], shape["B"]
                 need(len(sa) == len(sb) == 2 and sa[0] == sb[1] and sa[0] > 0 and sa[0] % r == 0, "R71", f"rank {r}, shapes {shape}")
