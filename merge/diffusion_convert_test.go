@@ -2,6 +2,7 @@ package merge_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -61,7 +62,9 @@ func TestAConvertedAdapterMergesLikeItsSource(t *testing.T) {
 }
 
 // imageDialects are the dialects of image models that are written.
-var imageDialects = []convert.Dialect{convert.Kohya()}
+var imageDialects = []convert.Dialect{
+	convert.Kohya(), convert.Diffusers(), convert.ComfyUI(),
+}
 
 // tensorsOf lists the tensors of a base.
 func tensorsOf(c *checkpoint.Checkpoint) (all []format.Tensor) {
@@ -103,4 +106,48 @@ func inMemory(t *testing.T, src format.Source, d convert.Dialect, o convert.Crea
 		return nil, err
 	}
 	return m.Files()[""], nil
+}
+
+// TestDiffusersHasLoadedTheseFiles: testdata/diffusion/written.py has loaded the files with the
+// digests in written.json with diffusers, and has got the merged values of the cases. The same
+// bytes are written now.
+func TestDiffusersHasLoadedTheseFiles(t *testing.T) {
+	var index struct {
+		Cases []diffusionCase `json:"cases"`
+	}
+	var written struct {
+		Files map[string]string `json:"files"`
+	}
+	for name, v := range map[string]any{"index.json": &index, "written.json": &written} {
+		if err := json.Unmarshal(file(t, filepath.Join(diffusion, name)), v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen := make(map[string]bool)
+	for _, c := range index.Cases {
+		for i, name := range c.Adapters {
+			for flags, fold := range map[string]bool{"": false, " --fold-scale": true} {
+				want := written.Files[name+flags]
+				if want == "" || seen[name+flags] {
+					continue
+				}
+				seen[name+flags] = true
+				src, o := c.openAdapters(t)[i].Source, convert.CreateOptions{FoldScale: fold}
+				content, err := inMemory(t, src, convert.Diffusers(), o)
+				hasOtherDims := strings.Contains(name, "kohya-matrices") || strings.Contains(name, "kohya-4d")
+				if err != nil || hasOtherDims {
+					o.Base = tensorsOf(openCheckpoint(t, filepath.Join(diffusion, c.Base)))
+					content, err = inMemory(t, src, convert.Diffusers(), o)
+				}
+				if err != nil {
+					t.Errorf("%s%s: %v", name, flags, err)
+				} else if got := fmt.Sprintf("%x", sha256.Sum256(content)); got != want {
+					t.Errorf("%s%s has the SHA-256 %s, want %s", name, flags, got, want)
+				}
+			}
+		}
+	}
+	if len(seen) != len(written.Files) || len(seen) < 100 {
+		t.Errorf("%d files of %d were written", len(seen), len(written.Files))
+	}
 }

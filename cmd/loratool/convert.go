@@ -38,7 +38,7 @@ func convertCommand(t *terminal) *cli.Command {
 			"Beside a .safetensors file convert writes adapter_config.json.",
 		Flags: append(append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a container if the name ends in .lora, a weights file of PEFT if it ends in .safetensors, else a directory for PEFT", Destination: &o.out},
-			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, peft or kohya, where OUT's name does not say it", Destination: &o.to},
+			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, peft, kohya, diffusers or comfyui, where OUT's name does not say it", Destination: &o.to},
 			&cli.StringFlag{Name: "base", Usage: "the model that the adapter is for: a container remembers `BASE`, so that merge can tell it from others; a dialect of image models takes the names of modules from it where no table knows them", Destination: &o.base},
 			&cli.BoolFlag{Name: "fold-scale", Usage: "for programs that ignore alpha: let the factors carry the scale, and write the scale 1", Destination: &o.foldScale},
 			&cli.BoolFlag{Name: "by-layer", Usage: "for readers over a network: keep each layer of a container in one place, in chunks of 64 KiB; the file grows by about 0.3 %", Destination: &o.byLayer},
@@ -269,7 +269,11 @@ func dialectOf(out, to string) (convert.Dialect, error) {
 		}
 		return d, nil
 	}
-	if d := dialects.Named(strings.ToLower(to)); d != nil {
+	to = strings.ToLower(to)
+	if to == "comfy" {
+		to = convert.ComfyUI().Name()
+	}
+	if d := dialects.Named(to); d != nil {
 		return d, nil
 	}
 	names := dialects.Names()

@@ -47,7 +47,7 @@ func TestFlagsForAdaptersThatLeaveSomethingOpen(t *testing.T) {
 		{"convert " + alone + " -o " + filepath.Join(dir, "peft"), exitInput,
 			[]string{"cannot be written as PEFT's yet"}},
 		{"convert " + alone + " --to xlabs -o " + filepath.Join(dir, "xlabs"), exitUsage,
-			[]string{"lora, peft and kohya"}},
+			[]string{"lora, peft, kohya, diffusers and comfyui"}},
 	} {
 		var out, errs bytes.Buffer
 		code := run(context.Background(), append([]string{"loratool"}, strings.Fields(c.args)...),

@@ -32,6 +32,36 @@ func (n *newLayer) scale() float64 {
 	return l.Scale()
 }
 
+// hasScale reports whether the layer has a scale: differences and the scalings of IA³ have none.
+func (n *newLayer) hasScale() bool {
+	return n.kind != "" && methodFeature[n.kind] != format.FeatureScaling
+}
+
+// sayScale prepares the layer for a dialect in which alpha/rank is the scale.
+func (n *newLayer) sayScale() error {
+	isWhole := n.factors[format.RoleW1] != nil && n.factors[format.RoleW2] != nil
+	if isWhole && n.scale() != 1 {
+		return fault.New(fault.Unsupported, "the scale of %q is %v, and programs take that of a Kronecker "+
+			"product of whole matrices for 1", n.name, n.scale()).WithHint(hintFold)
+	}
+	if n.scaling == format.AlphaOverR {
+		return nil
+	}
+	return n.setScale(n.scale(), n.rank)
+}
+
+// axis returns the data of on_input for an IA³ that has no such tensor, nil for anything else.
+func (n *newLayer) axis() []byte {
+	if methodFeature[n.kind] != format.FeatureScaling || n.factors[format.RoleAxis] != nil {
+		return nil
+	}
+	p := make([]byte, 4)
+	if n.kind == format.InputScaling {
+		dtype.Store(dtype.F32, p, 0, 1)
+	}
+	return p
+}
+
 // alphaTensor returns the tensor that says the layer's alpha. It has the dtype of the source's
 // alpha if that holds the number, or else F32 or F64.
 func (n *newLayer) alphaTensor(m *format.Manifest) (dtype.Type, []byte) {

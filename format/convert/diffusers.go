@@ -12,11 +12,12 @@ import (
 // (….q_proj.lora_linear_layer.down.weight), and PEFT's layers (….to_q.lora_A.weight) with or
 // without the configuration in the header. Names begin with the component (unet., transformer.,
 // text_encoder.), or with a module of a denoiser. Without an alpha and a configuration the scale is
-// 1. It is read only.
+// 1. A new file has PEFT's keys and the configuration in the header.
 func Diffusers() Dialect { return diffusers }
 
 var diffusers = &pairDialect{
 	readOnly: readOnly{"diffusers"}, owns: isDiffusers, inHeader: diffusersHeader,
+	writing: writeDiffusers,
 }
 
 // diffusersMetadata is the metadata entry in which diffusers stores PEFT's configuration of every

@@ -29,6 +29,7 @@ type block struct {
 	row, col int   // where the block begins
 	rows     []int // of the tensor; nil takes the whole tensor
 	cols     []int // nil takes all columns
+	isVector bool  // each element of the tensor is a row
 }
 
 // wholeOf returns a factor that is a tensor of the source as it is.
@@ -74,7 +75,11 @@ func (f *factor) put(out []byte, src format.Source, b *block) error {
 		return nil
 	}
 	size := f.dtype.Size()
-	line, stride := len(data)/int(t.Shape[0]), len(out)/int(f.shape[0])
+	n := int(t.Shape[0])
+	if b.isVector {
+		n = int(t.Elements()) // the magnitudes of a convolution are 1×m×1×1 in PEFT
+	}
+	line, stride := len(data)/n, len(out)/int(f.shape[0])
 	for i, row := range b.rows {
 		from := data[row*line : (row+1)*line]
 		to := out[(b.row+i)*stride+b.col*size:]

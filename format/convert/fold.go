@@ -8,24 +8,23 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
-	"github.com/loratool/loratool/internal/fault"
 )
 
-// fold gives a layer the scale 1: its factors carry the scale instead. It multiplies A by one part
-// of the scale and B, and a bias, by the other, and looks for parts that make every product exact.
-// If A cannot hold the products, it becomes F32. If F32 cannot hold them either, they are rounded
-// once, and the remark says so.
+// fold gives a layer the scale 1: two of its factors carry the scale instead. It multiplies A by
+// one part of the scale and B, and a bias, by the other, and looks for parts that make every
+// product exact. If A cannot hold the products, it becomes F32. If F32 cannot hold them either,
+// they are rounded once, and the remark says so.
 func (n *newLayer) fold(ctx context.Context, src format.Source) (remark string, err error) {
+	if !n.hasScale() {
+		return "", nil
+	}
 	s := n.scale()
 	n.alpha, n.scaling = float64(n.rank), format.AlphaOverR
 	if s == 1 {
 		return "", nil
 	}
-	a, b := n.factors[format.RoleA], n.factors[format.RoleB]
-	if a == nil || b == nil {
-		return "", fault.New(fault.Unsupported, "the scale %v of %q, a layer of kind %s, cannot be "+
-			"folded into its factors", s, n.name, n.kind)
-	}
+	roleA, roleB := n.carriers()
+	a, b := n.factors[roleA], n.factors[roleB]
 	wide := *a
 	if wide.dtype != dtype.F64 {
 		wide.dtype = dtype.F32
@@ -36,15 +35,34 @@ func (n *newLayer) fold(ctx context.Context, src format.Source) (remark string, 
 			return "", err
 		}
 		if ok {
-			n.factors[format.RoleA], n.factors[format.RoleB] = a.times(down), b.times(up)
+			n.factors[roleA], n.factors[roleB] = a.times(down), b.times(up)
 			return "", n.foldBias(ctx, src, s)
 		}
 	}
 	down, up := balance(s)
-	n.factors[format.RoleA], n.factors[format.RoleB] = wide.times(down).rounded(), b.times(up).rounded()
+	n.factors[roleA], n.factors[roleB] = wide.times(down).rounded(), b.times(up).rounded()
 	remark = fmt.Sprintf("no factor of %q holds its scale %v exactly; A is rounded to %v, which changes "+
 		"each element by less than 1 part in %d", n.name, s, wide.dtype, 1<<24)
 	return remark, n.foldBias(ctx, src, s)
+}
+
+// carriers returns the roles of two factors by each of which ΔW grows in proportion.
+func (n *newLayer) carriers() (a, b format.Role) {
+	has := func(role format.Role) bool { return n.factors[role] != nil }
+	switch {
+	case n.kind == format.Hadamard:
+		return format.RoleW1A, format.RoleW2A
+	case n.kind != format.Kronecker:
+		return format.RoleA, format.RoleB
+	}
+	a, b = format.RoleW1, format.RoleW2
+	if !has(a) {
+		a = format.RoleW1A
+	}
+	if !has(b) {
+		b = format.RoleW2A
+	}
+	return a, b
 }
 
 // foldBias multiplies a bias, in its own dtype or in F32, or rounds it once.

@@ -18,23 +18,63 @@ func Kohya() Dialect { return kohya }
 var kohya = &pairDialect{
 	readOnly: readOnly{"kohya"}, owns: isKohyas, inHeader: kohyaHeader, modules: dotted,
 	writing: &pairWriting{
-		names: naming.Flat, tail: kohyaTail, alphas: true, needsAlphas: true,
-		features: []format.Feature{format.FeatureConvolution},
+		names: naming.Flat, tail: kohyaTail, shape: kohyaShape, alphas: true, needsAlphas: true,
+		features: kohyaFeatures,
 		metadata: func(ctx context.Context, f *pairFile, source map[string]string) (map[string]string, error) {
 			return kohyaMetadata(ctx, source, f.plainTensors(), f.reader(ctx))
 		},
 	},
 }
 
-// kohyaTail returns the end of a key.
-func kohyaTail(kind format.Kind, role format.Role) string {
-	return kohyaTails[kind][role]
+// kohyaFeatures are those that files with the endings of kohya and LyCORIS express.
+var kohyaFeatures = []format.Feature{
+	format.FeatureConvolution, format.FeatureDifference, format.FeatureDoRA, format.FeatureHadamard,
+	format.FeatureInputMagnitude, format.FeatureKronecker, format.FeatureScaling, format.FeatureTucker,
 }
 
-// kohyaTails has the ends of keys in the files of kohya, LyCORIS and ComfyUI.
-var kohyaTails = map[format.Kind]map[format.Role]string{
-	format.Linear: {format.RoleA: "lora_down.weight", format.RoleB: "lora_up.weight"},
-	format.Conv:   {format.RoleA: "lora_down.weight", format.RoleB: "lora_up.weight"},
+// kohyaTail returns the end of a key in the files of kohya, LyCORIS and ComfyUI; "" if they have
+// none for the role.
+func kohyaTail(kind format.Kind, role format.Role) string {
+	switch role {
+	case format.RoleMagnitude, format.RoleInputMagnitude:
+		return "dora_scale"
+	case format.RoleVector:
+		return "weight"
+	case format.RoleAxis:
+		return "on_input"
+	case roleDiff:
+		return "diff"
+	case roleDiffBias:
+		return "diff_b"
+	}
+	if isPlain := kind == format.Linear || kind == format.Conv; isPlain && role == roleA {
+		return "lora_down.weight"
+	} else if isPlain && role == roleB {
+		return "lora_up.weight"
+	}
+	for _, t := range lyCORISTails {
+		if t.kind == kind && t.role == role {
+			return t.tail
+		}
+	}
+	return ""
+}
+
+// kohyaShape returns the shape in which a factor is stored. Magnitudes have as many dimensions as
+// the weight; those of outputs are m×1×…, those of inputs 1×n×….
+func kohyaShape(l *newLayer, role format.Role, shape []uint64) []uint64 {
+	if role != format.RoleMagnitude || len(shape) > 1 && shape[0] == product(shape) {
+		return shape
+	}
+	n := 2
+	if a := l.factors[format.RoleA]; a != nil {
+		n = max(n, len(a.shape))
+	}
+	column := []uint64{product(shape)}
+	for len(column) < n {
+		column = append(column, 1)
+	}
+	return column
 }
 
 // isKohyas: a flat name, or a factor under kohya's name, or a method of LyCORIS that no other

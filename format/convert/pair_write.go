@@ -5,8 +5,10 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/format/output"
 	safefile "github.com/loratool/loratool/format/safetensors"
 	"github.com/loratool/loratool/internal/fault"
@@ -19,6 +21,8 @@ type pairWriting struct {
 	names naming.Namespace
 	// tail returns the end of the key for a role in a kind of layer; "" if the dialect has none.
 	tail func(kind format.Kind, role format.Role) string
+	// shape returns the shape in which a factor is stored.
+	shape func(l *newLayer, role format.Role, shape []uint64) []uint64
 	// alphas says that each module can have an alpha.
 	alphas bool
 	// needsAlphas says that each module has one, even where the scale is 1.
@@ -158,20 +162,54 @@ func composePairs(
 			"the dialect %s holds one", len(m.Adapters), d.name).
 			WithHint("name one of them, as in FILE#%s", m.Adapters[0].Name)
 	}
-	f := &pairFile{src: src, last: -1}
-	isSame := m.Adapters[0].Dialect == d.name && !o.FoldScale && o.Base == nil
-	if isSame && hasAttachment(src, format.SourceHeader) {
-		write, err := restoreOr(ctx, src)
-		f.write = write
+	isSame := m.Adapters[0].Dialect == d.name && hasAttachment(src, format.SourceHeader)
+	f, err := composeNew(ctx, d, src, o)
+	if !isSame || o.FoldScale || o.Base != nil || err == nil && !f.hasNamesOf(m) {
 		return f, err
 	}
+	if f == nil {
+		f = &pairFile{src: src, last: -1} // the dialect of the source has places for what it has
+	}
+	f.write, err = restoreOr(ctx, src)
+	return f, err
+}
+
+// hasNamesOf reports whether the file has the tensors of the source under the same names. It may
+// add alphas that say what their absence means.
+func (f *pairFile) hasNamesOf(m *format.Manifest) bool {
+	names := make(map[string]bool)
+	for i := range m.Tensors {
+		names[m.Tensors[i].Name] = true
+	}
+	n := 0
+	for i := range f.tensors {
+		t := &f.tensors[i]
+		switch {
+		case names[t.Name]:
+			n++
+		case !strings.HasSuffix(t.Name, ".alpha"):
+			return false
+		}
+	}
+	return n == len(m.Tensors)
+}
+
+// composeNew plans a new file; it returns nil with an error.
+func composeNew(
+	ctx context.Context, d *pairDialect, src format.Source, o *CreateOptions,
+) (*pairFile, error) {
+	m := src.Manifest()
 	if err := d.checkFeatures(&m.Adapters[0], m); err != nil {
 		return nil, err
 	}
+	f := &pairFile{src: src, last: -1}
 	if err := f.plan(ctx, d, o); err != nil {
 		return nil, err
 	}
-	return f, f.prepare(ctx, d)
+	if err := f.prepare(ctx, d); err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 // checkFeatures refuses by name what the dialect cannot express.
@@ -187,16 +225,19 @@ func (d *pairDialect) checkFeatures(a *format.Adapter, m *format.Manifest) error
 		return fault.New(fault.Unsupported, "the adapter requires %q (%s), which the dialect %s cannot "+
 			"express", r.Feature, r.Where, d.name).WithHint("keep the adapter as a .lora file")
 	}
-	for i := range a.Beside {
-		return fault.New(fault.Unsupported, "the tensor %q has no place in the dialect %s",
-			m.Tensors[a.Beside[i].Tensor].Name, d.name).WithHint("keep the adapter as a .lora file")
+	hint := "keep the adapter as a .lora file"
+	for _, b := range a.Beside {
+		if b.Action != format.Difference {
+			return fault.New(fault.Unsupported, "the tensor %q has no place in the dialect %s",
+				m.Tensors[b.Tensor].Name, d.name).WithHint("%s", hint)
+		}
 	}
 	for i := range a.Layers {
 		l := &a.Layers[i]
 		for role := range l.Roles {
 			if role != format.RoleAlpha && d.writing.tail(l.Kind, role) == "" {
 				return fault.New(fault.Unsupported, "layer %q of kind %s has the role %q, which the dialect "+
-					"%s cannot express", l.Module, l.Kind, role, d.name).WithHint("keep the adapter as a .lora file")
+					"%s cannot express", l.Module, l.Kind, role, d.name).WithHint("%s", hint)
 			}
 		}
 	}
@@ -207,16 +248,14 @@ func (d *pairDialect) checkFeatures(a *format.Adapter, m *format.Manifest) error
 func (f *pairFile) plan(ctx context.Context, d *pairDialect, o *CreateOptions) error {
 	w := newWeaver(ctx, f.src)
 	w.rounds = o.FoldScale
-	updates, err := w.updates()
-	if err != nil {
-		return err
-	}
+	updates := w.updates()
 	base, shapes := o.indexBase()
 	known := architectureNamed(f.src.Manifest().Adapters[0].Base.Name)
 	names := naming.Respell(d.writing.names, updates, base, shapes, known)
 	if err := refuseRespelling(names, d.name); err != nil {
 		return err
 	}
+	var err error
 	if f.layers, err = w.weave(names.Modules); err != nil || !o.FoldScale {
 		return err
 	}
@@ -235,20 +274,25 @@ func (f *pairFile) plan(ctx context.Context, d *pairDialect, o *CreateOptions) e
 // prepare lists the tensors of the file, and makes its metadata.
 func (f *pairFile) prepare(ctx context.Context, d *pairDialect) error {
 	m := f.src.Manifest()
-	hasScales := slices.ContainsFunc(f.layers, func(l *newLayer) bool { return l.scale() != 1 })
+	hasScales := slices.ContainsFunc(f.layers, func(l *newLayer) bool { return l.hasScale() && l.scale() != 1 })
 	for _, l := range f.layers {
 		for _, role := range slices.Sorted(maps.Keys(l.factors)) {
 			x := l.factors[role]
-			t := format.Tensor{Name: l.name + "." + d.writing.tail(l.kind, role), DType: x.dtype, Shape: x.shape}
+			t := format.Tensor{
+				Name:  l.name + "." + d.writing.tail(l.kind, role),
+				DType: x.dtype, Shape: d.writing.shape(l, role, x.shape),
+			}
 			f.tensors = append(f.tensors, newTensor{Tensor: t, factor: x})
 		}
-		if !d.writing.alphas || !hasScales && !d.writing.needsAlphas {
+		if axis := l.axis(); axis != nil {
+			t := format.Tensor{Name: l.name + ".on_input", DType: dtype.F32, Shape: []uint64{}}
+			f.tensors = append(f.tensors, newTensor{Tensor: t, data: axis})
+		}
+		if !l.hasScale() || !d.writing.alphas || !hasScales && !d.writing.needsAlphas {
 			continue
 		}
-		if l.scaling != format.AlphaOverR {
-			if err := l.setScale(l.scale(), l.rank); err != nil {
-				return err
-			}
+		if err := l.sayScale(); err != nil {
+			return err
 		}
 		t, data := l.alphaTensor(m)
 		f.tensors = append(f.tensors, newTensor{

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
@@ -35,36 +37,56 @@ type weaver struct {
 	src    format.Source
 	m      *format.Manifest
 	layers map[string]*format.Layer
+	diffs  map[string]map[string]int   // differences: by module, "weight" or "bias"
 	keeps  map[string]map[string][]int // columns of B that a new module keeps: by layer, by module
 	rounds bool                        // scales may be joined by rounding
 }
 
 func newWeaver(ctx context.Context, src format.Source) *weaver {
 	w := &weaver{ctx: ctx, src: src, m: src.Manifest(), layers: make(map[string]*format.Layer),
-		keeps: make(map[string]map[string][]int)}
+		diffs: make(map[string]map[string]int), keeps: make(map[string]map[string][]int)}
 	a := &w.m.Adapters[0]
 	for i := range a.Layers {
 		w.layers[a.Layers[i].Module] = &a.Layers[i]
+	}
+	for _, b := range a.Beside {
+		module := naming.Module(b.Target)
+		if w.diffs[module] == nil {
+			w.diffs[module] = make(map[string]int)
+		}
+		w.diffs[module][strings.TrimPrefix(b.Target, module+".")] = b.Tensor
 	}
 	return w
 }
 
 // updates returns the modules of the adapter and the sizes of their updates.
-func (w *weaver) updates() ([]naming.Update, error) {
-	var all []naming.Update
-	a := &w.m.Adapters[0]
-	for i := range a.Layers {
-		l := &a.Layers[i]
-		if l.Kind != format.Linear && l.Kind != format.Conv {
-			return nil, fault.New(fault.Unsupported, "layer %q has kind %s", l.Module, l.Kind)
-		}
-		rows, columns := w.shape(l.Roles[format.RoleB])[0], uint64(1)
-		for _, n := range w.shape(l.Roles[format.RoleA])[1:] {
-			columns *= n
-		}
-		all = append(all, naming.Update{Name: l.Module, Rows: rows, Columns: columns})
+func (w *weaver) updates() []naming.Update {
+	modules := make(map[string]bool)
+	for module := range w.layers {
+		modules[module] = true
 	}
-	return all, nil
+	for module := range w.diffs {
+		modules[module] = true
+	}
+	var all []naming.Update
+	for _, module := range slices.Sorted(maps.Keys(modules)) {
+		rows, columns := w.size(module)
+		all = append(all, naming.Update{Name: module, Rows: rows, Columns: columns})
+	}
+	return all
+}
+
+// size returns the rows and columns of the update of a module. A dimension that the adapter does
+// not tell is 1.
+func (w *weaver) size(module string) (rows, columns uint64) {
+	if l := w.layers[module]; l != nil {
+		return sizeOf(w.m, l)
+	}
+	if i, ok := w.diffs[module]["weight"]; ok {
+		shape := w.shape(i)
+		return shape[0], product(shape[1:])
+	}
+	return product(w.shape(w.diffs[module]["bias"])), 1
 }
 
 func (w *weaver) shape(i int) []uint64 { return w.m.Tensors[i].Shape }
@@ -101,10 +123,9 @@ func (w *weaver) divide(modules []naming.Respelled) error {
 	}
 	for module, targets := range parts {
 		l := w.layers[module]
-		_, hasBias := l.Roles[format.RoleBias]
-		_, hasMagnitude := l.Roles[format.RoleMagnitude]
-		if len(targets) < 2 || hasBias || hasMagnitude {
-			continue
+		if len(targets) < 2 || l == nil || !isLoRA(l) || len(l.Roles) > 3 ||
+			len(l.Roles) == 3 && !hasRole(l.Roles, format.RoleAlpha) {
+			continue // a module with more than factors stays, whatever its factors are
 		}
 		keeps, err := w.blocksOf(l, targets)
 		if err != nil {
@@ -162,36 +183,117 @@ func (w *weaver) blocksOf(l *format.Layer, targets []*naming.Respelled) (map[str
 
 // layer makes the layer of a module; nil if the adapter does not change it after all.
 func (w *weaver) layer(to *naming.Respelled) (*newLayer, error) {
-	first := w.layers[to.Pieces[0].Module]
-	n := &newLayer{name: to.Name, component: to.Component, kind: first.Kind, rank: first.Rank,
-		alpha: first.Alpha, scaling: first.Scaling, alphaAt: -1,
+	n := &newLayer{name: to.Name, component: to.Component, alphaAt: -1,
 		factors: make(map[format.Role]*factor)}
+	isWhole := w.isWhole(to)
+	if err := w.joinDifferences(n, to, isWhole); err != nil {
+		return nil, err
+	}
+	first := w.firstLayer(to)
+	if first == nil {
+		return n, nil
+	}
+	if n.factors[roleDiff] != nil {
+		return nil, fault.New(fault.Unsupported, "%q would have both factors and a difference", to.Name)
+	}
+	n.kind, n.rank, n.alpha, n.scaling = first.Kind, first.Rank, first.Alpha, first.Scaling
 	if i, ok := first.Roles[format.RoleAlpha]; ok {
 		n.alphaAt = i
 	}
-	if w.isWhole(to) {
-		for role, i := range first.Roles {
-			if role != format.RoleAlpha {
-				n.factors[role] = wholeOf(w.m, i)
-			}
+	if !isWhole {
+		n, err := w.join(n, to)
+		if n != nil {
+			n.fit(to.Points)
 		}
-		if first.Scaling == format.Fixed {
-			return n, n.setScale(first.Fixed, first.Rank)
-		}
-		return n, nil
+		return n, err
 	}
-	return w.join(n, to)
+	for role, i := range first.Roles {
+		if role != format.RoleAlpha {
+			n.factors[role] = wholeOf(w.m, i)
+		}
+	}
+	n.fit(to.Points)
+	if first.Scaling == format.Fixed {
+		return n, n.setScale(first.Fixed, first.Rank)
+	}
+	return n, nil
+}
+
+// fit gives the factors of a plain layer as many dimensions as the weight has, if its kernel is a
+// single point. Some programs want them so; A and B are the same matrices.
+func (n *newLayer) fit(points int) {
+	a, b := n.factors[roleA], n.factors[roleB]
+	if points == 0 || a == nil || b == nil || product(a.shape[1:]) != a.shape[1] {
+		return
+	}
+	for _, f := range []*factor{a, b} {
+		f.shape = slices.Clone(f.shape[:2])
+		for len(f.shape) < points {
+			f.shape = append(f.shape, 1)
+		}
+	}
+	if n.kind = format.Linear; points > 2 {
+		n.kind = format.Conv
+	}
+}
+
+// firstLayer returns the first of the layers that a module is made of; nil if it has differences
+// alone.
+func (w *weaver) firstLayer(to *naming.Respelled) *format.Layer {
+	for _, p := range to.Pieces {
+		if l := w.layers[p.Module]; l != nil {
+			return l
+		}
+	}
+	return nil
+}
+
+// roleDiff and roleDiffBias are the roles of differences in a newLayer.
+const (
+	roleDiff     format.Role = "difference"
+	roleDiffBias format.Role = "difference of the bias"
+)
+
+// joinDifferences joins the differences of a module by rows. Rows without one have zeros.
+func (w *weaver) joinDifferences(n *newLayer, to *naming.Respelled, isWhole bool) error {
+	for parameter, role := range map[string]format.Role{"weight": roleDiff, "bias": roleDiffBias} {
+		f := &factor{shape: []uint64{to.Rows}}
+		for _, p := range to.Pieces {
+			i, ok := w.diffs[p.Module][parameter]
+			if !ok {
+				continue
+			}
+			if isWhole {
+				f = wholeOf(w.m, i)
+				break
+			}
+			f.blocks = append(f.blocks, block{
+				tensor: i, times: 1, row: int(p.At), rows: count(int(p.From), int(p.Rows)),
+			})
+			f.shape = append(f.shape[:1], w.shape(i)[1:]...)
+		}
+		if len(f.blocks) == 0 {
+			continue
+		}
+		var err error
+		if f.dtype, err = w.commonOf(f); err != nil {
+			return err
+		}
+		n.factors[role] = f
+	}
+	return nil
 }
 
 // isWhole reports whether a new module is a module of the adapter, row for row.
 func (w *weaver) isWhole(to *naming.Respelled) bool {
 	p := to.Pieces[0]
-	return len(to.Pieces) == 1 && p.At == 0 && p.From == 0 && p.Rows == to.Rows &&
-		w.rows(p.Module) == to.Rows
+	rows, _ := w.size(p.Module)
+	return len(to.Pieces) == 1 && p.At == 0 && p.From == 0 && p.Rows == to.Rows && rows == to.Rows
 }
 
-func (w *weaver) rows(module string) uint64 {
-	return w.shape(w.layers[module].Roles[format.RoleB])[0]
+// isLoRA reports whether a layer is a thin product, whose rows can be divided.
+func isLoRA(l *format.Layer) bool {
+	return (l.Kind == format.Linear || l.Kind == format.Conv) && !hasRole(l.Roles, format.RoleCore)
 }
 
 // group is an A in a joined layer, and the columns of its B.
@@ -204,15 +306,19 @@ type group struct {
 
 // join makes a layer of rows of one or several layers.
 func (w *weaver) join(n *newLayer, to *naming.Respelled) (*newLayer, error) {
-	scale, err := w.scaleOf(to)
-	if err != nil {
-		return nil, err
-	}
+	scale := w.scaleOf(to)
 	var groups []*group
 	var pieces []joint
 	rank := 0
 	for _, p := range to.Pieces {
 		l := w.layers[p.Module]
+		if l == nil {
+			continue // the module has only a difference of its bias
+		}
+		if !isLoRA(l) {
+			return nil, fault.New(fault.Unsupported, "layer %q of kind %s becomes a part of %q or is "+
+				"divided, which only plain LoRA can be", l.Module, l.Kind, to.Name)
+		}
 		keep, isDivided := w.keeps[p.Module][to.Name], w.keeps[p.Module] != nil
 		if !isDivided {
 			keep = count(0, l.Rank)
@@ -230,7 +336,10 @@ func (w *weaver) join(n *newLayer, to *naming.Respelled) (*newLayer, error) {
 		pieces = append(pieces, joint{p, l, g, keep})
 	}
 	if len(groups) == 0 {
-		return nil, nil
+		if n.kind = ""; len(n.factors) == 0 {
+			return nil, nil
+		}
+		return n, nil
 	}
 	n.rank = rank
 	if err := n.setScale(scale, rank); err != nil {
@@ -321,12 +430,13 @@ func (w *weaver) joinVectors(n *newLayer, to *naming.Respelled, scale float64) e
 		rows := uint64(0)
 		for _, p := range to.Pieces {
 			l := w.layers[p.Module]
-			i, ok := l.Roles[role]
-			if !ok {
+			if l == nil || !hasRole(l.Roles, role) {
 				continue
 			}
-			b := block{tensor: i, times: 1, row: int(p.At), rows: count(int(p.From), int(p.Rows))}
-			if t := &w.m.Tensors[i]; t.Shape[0] != uint64(w.rows(p.Module)) {
+			i := l.Roles[role]
+			b := block{tensor: i, times: 1, row: int(p.At), isVector: true,
+				rows: count(int(p.From), int(p.Rows))}
+			if t := &w.m.Tensors[i]; t.Elements() != int64(w.shape(l.Roles[format.RoleB])[0]) {
 				return fault.New(fault.Unsupported, "%s has shape %d, which cannot be divided by rows",
 					t.Name, t.Shape)
 			}
@@ -354,6 +464,9 @@ func (w *weaver) joinVectors(n *newLayer, to *naming.Respelled, scale float64) e
 		n.factors[role] = f
 	}
 	for _, p := range to.Pieces {
+		if w.layers[p.Module] == nil {
+			continue
+		}
 		for role := range w.layers[p.Module].Roles {
 			if n.factors[role] == nil && role != format.RoleAlpha {
 				return fault.New(fault.Unsupported, "the role %q of layer %q cannot be divided by rows, "+
@@ -378,13 +491,13 @@ func (w *weaver) commonOf(f *factor) (dtype.Type, error) {
 }
 
 // scaleOf returns the scale of a joined layer: the first one that is not 0.
-func (w *weaver) scaleOf(to *naming.Respelled) (float64, error) {
+func (w *weaver) scaleOf(to *naming.Respelled) float64 {
 	for _, p := range to.Pieces {
-		if s := w.layers[p.Module].Scale(); s != 0 {
-			return s, nil
+		if l := w.layers[p.Module]; l != nil && l.Scale() != 0 {
+			return l.Scale()
 		}
 	}
-	return 0, nil
+	return 0
 }
 
 // ratio returns what a layer's B is multiplied by in a joined layer of a scale.

@@ -37,6 +37,7 @@ type Respelled struct {
 	Name      string
 	Component string  // as diffusers calls it
 	Rows      uint64  // of the whole module
+	Points    int     // dimensions of a weight of the base whose kernel is a single point; 0 if unknown
 	Pieces    []Piece // by their first rows
 }
 
@@ -306,6 +307,7 @@ func (r *respeller) build() {
 		if modules[name] == nil {
 			modules[name] = &Respelled{Name: name, Component: key.component, Rows: total}
 		}
+		modules[name].Points = a.points(key)
 		a.piece.At = first
 		modules[name].Pieces = append(modules[name].Pieces, a.piece)
 	}
@@ -383,6 +385,22 @@ func (r *respeller) rowsElsewhere(key atomKey, a *atom, p architecture.Part) uin
 	rows, columns := sizeOf(a.in.shapes(a.in.weights[h.module]))
 	_, n := h.rows(rows, columns)
 	return n
+}
+
+// points returns the dimensions of the base's weight for a part, if its kernel is a single point.
+func (a *atom) points(key atomKey) int {
+	if a.in == nil {
+		return 0
+	}
+	module := key.part.Module
+	if key.table != nil {
+		module = a.in.holders[key.part].module
+	}
+	shape := a.in.shapes(a.in.weights[module])
+	if len(shape) < 2 || slices.ContainsFunc(shape[2:], func(n uint64) bool { return n != 1 }) {
+		return 0
+	}
+	return len(shape)
 }
 
 // join sorts the pieces and joins those that follow each other on both sides.
