@@ -12,7 +12,8 @@ const (
 // slack exceeds the roundings of the bounds themselves.
 const slack = 1 + 0x1p-20
 
-// product returns the bound for s·x·y, computed in two roundings from two numbers with bounds.
+// product returns the bound for s·x·y, in this or another order but for s·y, computed in two
+// roundings from two numbers with bounds.
 func product(x, y Bound, s float64) Bound {
 	a, b, s := x.Most+x.Err, y.Most+y.Err, math.Abs(s)
 	if a == 0 || b == 0 || s == 0 {
@@ -109,13 +110,11 @@ type scaling struct {
 }
 
 func (f *scaling) addRow(dst, w []float64, i int, s float64, _ *[]float64) Bound {
-	x, y := Bound{Most: largest(w)}, Bound{}
+	values := f.v
 	if f.ofRows {
-		y.Most = math.Abs(f.v[i])
-	} else {
-		y.Most = largest(f.v)
+		values = f.v[i : i+1]
 	}
-	b := product(x, y, s)
+	b := product(Bound{Most: largest(values)}, Bound{Most: largest(w)}, s)
 	if b.isZero() {
 		return b
 	}

@@ -87,28 +87,33 @@ func Tucker(rows, rank, inputs, kernel int, x, t, b []float64) Matrix {
 		panic("delta: not a core and its factor")
 	}
 	cols := inputs * kernel
-	y, sizes := make([]float64, rank*cols), make([]float64, cols)
+	y := make([]float64, rank*cols)
 	m := newThin(rows, rank, cols, x, y)
 	m.core = &core{t: t, b: b, rank: rank, inputs: inputs, kernel: kernel}
 	m.error += float64(rank+2) * unit
 	for p := range rank {
-		clear(sizes)
 		line := y[p*cols : (p+1)*cols]
 		for q := range rank {
 			from, side := b[q*inputs:(q+1)*inputs], t[(p*rank+q)*kernel:(p*rank+q+1)*kernel]
 			for j, v := range from {
 				for k, c := range side {
 					line[j*kernel+k] += float64(c * v)
-					sizes[j*kernel+k] += math.Abs(c * v)
 				}
 			}
+			m.most[p] += atMost(largest(side), largest(from))
 		}
-		m.most[p] = largest(sizes) * slack
-		if m.most[p] > 0 {
-			m.most[p] += floor
-		}
+		m.most[p] *= slack
 	}
 	return m
+}
+
+// atMost returns x·y, but not 0 if only the product is too small for a float64.
+func atMost(x, y float64) float64 {
+	p := x * y
+	if x > 0 && y > 0 {
+		p += floor
+	}
+	return p
 }
 
 func (m *thin) size() (rows, cols int) { return m.rows, m.cols }
@@ -142,11 +147,8 @@ func (m *thin) bound(x []float64) Bound {
 	var most, left float64
 	for p, c := range x {
 		c = math.Abs(c)
-		most += c * m.most[p]
+		most += atMost(c, m.most[p])
 		left += c
-		if c > 0 && m.most[p] > 0 {
-			most += floor // the product can have underflowed
-		}
 	}
 	if most == 0 {
 		return Bound{Most: most}
