@@ -1,10 +1,3 @@
-// Package convert reads and writes adapters in the dialects of other programs, such as
-// huggingface/peft. [Open] returns any of them as a format.Source: layers with a module name, a
-// kind, factors and a scale. Tensors and settings that do not fit this model are listed in the
-// manifest, never dropped. [DialectFor] picks the dialect for an output, and [Create] writes it.
-//
-// A dialect is one file of this package and one entry of [Default]. A program adds its own dialects
-// with [Dialects.With]. A set of dialects is a value; there is no registry.
 package convert
 
 import (
