@@ -29,6 +29,21 @@ func (r *extracting) decompose(
 	if err != nil {
 		return nil, err
 	}
+	svd := r.options.SVD
+	svd.Workers = r.options.Workers
+	s, err := truncate(ctx, u, p.name, rule, r.options.DType, svd)
+	if err == nil {
+		r.report.Products += s.Products
+		r.report.Flops += s.Flops
+	}
+	return s, err
+}
+
+// truncate decomposes Δ to the rank that rule chooses, counting the error of factors stored with
+// dtype d. It releases Δ.
+func truncate(
+	ctx context.Context, u *update, name string, rule Rule, d dtype.Type, svd Options,
+) (*slab, error) {
 	exponent, err := u.dense.normalise(ctx, u.energy)
 	if err != nil {
 		return nil, err
@@ -38,25 +53,21 @@ func (r *extracting) decompose(
 		f.Sigma = math.Ldexp(u.noise, exponent)
 		rule = f
 	}
-	svd := r.options.SVD
-	svd.Workers = r.options.Workers
 	t := newTruncation(u.dense, energy, svd)
 	for {
-		d, err := t.to(ctx, rule)
+		found, err := t.to(ctx, rule)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", p.name, err)
+			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		s := &slab{Decomposition: d, update: u, squares: energy, rounded: energy}
-		if err := s.measure(ctx, r.options.DType, p.name, exponent); err != nil {
+		s := &slab{Decomposition: found, update: u, squares: energy, rounded: energy}
+		if err := s.measure(ctx, d, name, exponent); err != nil {
 			return nil, err
 		}
-		if rule, err = tightened(rule, s, energy, min(v.rows, v.cols)); err != nil {
-			return nil, fault.New(fault.Check, "the error of %q as stored is %v", p.name, err).
+		if rule, err = tightened(rule, s, energy, min(u.dense.M, u.dense.N)); err != nil {
+			return nil, fault.New(fault.Check, "the error of %q as stored is %v", name, err).
 				WithHint("allow a larger error with rank.MaxError; F32 factors are the most precise")
 		}
 		if rule == nil {
-			r.report.Products += d.Products
-			r.report.Flops += d.Flops
 			s.unscale(exponent)
 			return s, nil
 		}

@@ -86,6 +86,7 @@ var arrows = map[string]map[string]string{
 		"internal/undo":       "the undo record",
 	},
 	"rank": {
+		"internal/delta":      "updates of LyCORIS that become thin",
 		"format":              "adapters",
 		"format/dtype":        "elements",
 		"format/checkpoint":   "the base's door",

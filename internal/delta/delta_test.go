@@ -2,9 +2,11 @@ package delta_test
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"math/big"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/loratool/loratool/format"
@@ -124,27 +126,34 @@ func cases() []layerCase {
 	}
 }
 
+// draw makes the layer with random factors.
+func (c *layerCase) draw(t *testing.T, rng *rand.Rand) (format.Source, map[format.Role][]float32) {
+	t.Helper()
+	x, drawn := format.NewBuilder(""), make(map[format.Role][]float32)
+	parts := make(map[format.Role]format.Data)
+	for _, role := range slices.Sorted(maps.Keys(c.roles)) {
+		n := uint64(1)
+		for _, d := range c.roles[role] {
+			n *= d
+		}
+		drawn[role] = values(rng, int(n))
+		parts[role] = format.Float32s(drawn[role], c.roles[role]...)
+	}
+	x.Method("m", c.kind, "f", c.rank, 1, parts)
+	src, err := x.Source()
+	if err != nil {
+		t.Fatal(c.name, err)
+	}
+	return src, drawn
+}
+
 // TestDeltasEqualTheirFormulas compares every element with exact arithmetic: AddExact equals it,
 // and AddRow is as near as its bound says.
 func TestDeltasEqualTheirFormulas(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for _, c := range cases() {
 		for range 4 {
-			x, drawn := format.NewBuilder(""), make(map[format.Role][]float32)
-			parts := make(map[format.Role]format.Data)
-			for role, shape := range c.roles {
-				n := uint64(1)
-				for _, d := range shape {
-					n *= d
-				}
-				drawn[role] = values(rng, int(n))
-				parts[role] = format.Float32s(drawn[role], shape...)
-			}
-			x.Method("m", c.kind, "f", c.rank, 1, parts)
-			src, err := x.Source()
-			if err != nil {
-				t.Fatal(c.name, err)
-			}
+			src, drawn := c.draw(t, rng)
 			l := &src.Manifest().Adapters[0].Layers[0]
 			rows, cols := delta.Size(l, src.Manifest().Tensors)
 			if !c.sizeIsHidden && (rows != uint64(c.rows) || cols != uint64(c.cols)) {
@@ -196,5 +205,50 @@ func TestRowsOfZerosStay(t *testing.T) {
 	row, buf := []float64{math.Copysign(0, -1), 1}, []float64(nil)
 	if most, e := d.AddRow(row, nil, 0, &buf); most != 0 || e != 0 || !math.Signbit(row[0]) {
 		t.Error(fmt.Sprint(row, most, e))
+	}
+}
+
+// TestThinProductsEqualTheirFormulas multiplies the factors of every kind that has some, in exact
+// arithmetic. Those of F32 numbers are exact, except behind a core.
+func TestThinProductsEqualTheirFormulas(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	for _, c := range cases() {
+		src, drawn := c.draw(t, rng)
+		l := &src.Manifest().Adapters[0].Layers[0]
+		d, err := delta.Read(t.Context(), src, l, 1, c.rows, c.cols, c.kernel)
+		if err != nil {
+			t.Fatal(c.name, err)
+		}
+		thin := d.Thin()
+		if c.sizeIsHidden {
+			if thin != nil || d.ThinRank() != 0 {
+				t.Errorf("%s: a scaling has factors", c.name)
+			}
+			continue
+		}
+		_, hasCore := l.Roles[format.RoleCore]
+		_, hasT2 := l.Roles[format.RoleT2]
+		if thin.Rank != d.ThinRank() || thin.IsExact == (hasCore || hasT2) {
+			t.Errorf("%s: rank %d, want %d; exact %v", c.name, thin.Rank, d.ThinRank(), thin.IsExact)
+		}
+		exact := c.exact(drawn, nil)
+		for i := range c.rows {
+			for j := range c.cols {
+				sum, size := new(big.Rat), new(big.Rat)
+				for k := range thin.Rank {
+					p := mul(new(big.Rat).SetFloat64(thin.B[i*thin.Rank+k]), new(big.Rat).SetFloat64(thin.A[k*c.cols+j]))
+					sum.Add(sum, p)
+					size.Add(size, p.Abs(p))
+				}
+				off := sum.Sub(sum, exact(i, j))
+				allowed := new(big.Rat)
+				if !thin.IsExact {
+					allowed.Mul(size, new(big.Rat).SetFloat64(0x1p-48))
+				}
+				if off.Abs(off).Cmp(allowed) > 0 {
+					t.Fatalf("%s (%d, %d): off by %s", c.name, i, j, off.FloatString(30))
+				}
+			}
+		}
 	}
 }
