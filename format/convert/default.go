@@ -8,10 +8,10 @@ import (
 	"github.com/loratool/loratool/format"
 )
 
-// Default returns the dialects of this package: .lora files, PEFT, and those of image and video
-// models, which are only read.
+// Default returns the dialects of this package: .lora files, GGUF, PEFT, and those of image and
+// video models, which are only read.
 func Default() Dialects {
-	return Dialects{LoRA(), PEFT(), Kohya(), Diffusers(), ComfyUI(), XLabs(), Cloneofsimo()}
+	return Dialects{LoRA(), GGUF(), PEFT(), Kohya(), Diffusers(), ComfyUI(), XLabs(), Cloneofsimo()}
 }
 
 // Open opens an adapter in a dialect of Default; see Dialects.Open.

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/fault"
 )
@@ -88,7 +89,15 @@ type CreateOptions struct {
 	FoldScale bool
 	// Base lists the tensors of the model that the adapter is for. It gives names to modules that
 	// no table of this package knows. nil means that the tables decide; the data are never read.
-	Base    []format.Tensor
+	Base []format.Tensor
+	// BaseConfig is the config.json of that model, which GGUF needs for the size of its attention
+	// heads and the number of its experts. nil means that it is unknown.
+	BaseConfig []byte
+	// Architecture is what llama.cpp calls the architecture of that model, such as "llama"; ""
+	// takes it from BaseConfig.
+	Architecture string
+	// DType is the dtype of the factors in a GGUF file: F32, F16 or BF16. The zero value means F32.
+	DType   dtype.Type
 	Tool    string // the program's name, for the provenance; "" keeps the source's
 	Version string
 }

@@ -206,7 +206,7 @@ func TestADialectOfTheCallerJoinsTheSet(t *testing.T) {
 func TestOutputsAreNamedForDialects(t *testing.T) {
 	for name, want := range map[string]string{
 		"a.lora": "lora", "A.LORA": "lora", "a.safetensors": "peft", "dir": "peft", "v1.5": "peft", "dir.d": "peft",
-		"a.bin": "", "a.gguf": "", "a.npz": "", "a.pt": "", "a.pth": "",
+		"a.bin": "", "a.gguf": "gguf", "a.npz": "", "a.pt": "", "a.pth": "",
 	} {
 		d, err := convert.Default().For(name)
 		switch {

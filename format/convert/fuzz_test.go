@@ -2,6 +2,7 @@ package convert
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -137,4 +138,30 @@ func publishedConfigs(t testing.TB) (texts []string) {
 		texts = append(texts, line.Text)
 	}
 	return slices.Compact(texts)
+}
+
+// FuzzGGUF: any bytes that open as a GGUF adapter can be written to a container.
+func FuzzGGUF(f *testing.F) {
+	for _, name := range []string{"llama", "mixtral"} {
+		p, err := os.ReadFile(filepath.Join("..", "..", "testdata", "gguf", name, "reference.gguf"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(p)
+	}
+	f.Fuzz(func(t *testing.T, p []byte) {
+		src, err := OpenReader(t.Context(), bytes.NewReader(p), int64(len(p)), Options{From: "gguf"})
+		if err != nil {
+			return
+		}
+		defer src.Close()
+		if err := format.Validate(src.Manifest()); err != nil {
+			t.Fatalf("the manifest of an opened adapter: %v", err)
+		}
+		for i := range src.Manifest().Tensors {
+			if _, err := dataOf(src, i); err != nil {
+				t.Fatalf("a tensor of an opened adapter: %v", err)
+			}
+		}
+	})
 }

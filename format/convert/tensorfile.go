@@ -12,19 +12,22 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/gguf"
 	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/pickle"
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// table lists the tensors of a file of weights, safetensors or pickle, in the order of the file.
-// The content decides which it is, whatever the name.
+// table lists the tensors of a file of weights, safetensors, pickle or GGUF, in the order of the
+// file. The content decides which it is, whatever the name.
 type table struct {
 	file    *fileio.Input
 	tensors []format.Tensor
-	offs    []int64             // offsets of the tensors of a safetensors file
-	header  *safetensors.Header // without its tensors; nil for a pickle
-	pickle  *pickle.File        // nil for a safetensors file
+	offs    []int64             // offsets of the tensors; nil for a pickle
+	header  *safetensors.Header // without its tensors; nil for any other file
+	pickle  *pickle.File        // nil for any other file
+	gguf    *gguf.File          // nil for any other file
+	turned  []bool              // tensors of a GGUF file that are stored transposed
 }
 
 // readTable reads and checks a file's list of tensors. Its errors need not name the file.
@@ -32,6 +35,9 @@ func readTable(ctx context.Context, f *fileio.Input) (*table, error) {
 	start, err := startOf(f, startBytes)
 	if err != nil {
 		return nil, err
+	}
+	if strings.HasPrefix(string(start), gguf.Magic) {
+		return ggufTable(ctx, f)
 	}
 	t := &table{file: f}
 	if isPickle(start) {
@@ -148,8 +154,13 @@ func (t *table) copyTo(ctx context.Context, w io.Writer) error {
 
 // readBlobAt fills p with the bytes of tensor i from offset off.
 func (t *table) readBlobAt(p []byte, i int, off int64) error {
-	if t.pickle != nil {
+	switch {
+	case len(p) == 0:
+		return nil
+	case t.pickle != nil:
 		return fault.InFile(t.pickle.ReadAt(p, i, off), t.file.Path)
+	case t.gguf != nil && t.turned[i]:
+		return t.readTurned(p, i, off)
 	}
 	return readFull(t.file, p, t.offs[i]+off)
 }
@@ -186,9 +197,9 @@ func (f *tensorFile) collector() collector {
 // describe attaches the header of a safetensors file, and notes what a pickle lacks.
 func (f *tensorFile) describe() {
 	switch {
-	case f.pickle == nil:
+	case f.header != nil:
 		f.attach(format.SourceHeader, nil)
-	case f.pickle.Unchecked:
+	case f.pickle != nil && f.pickle.Unchecked:
 		f.note("the archive has no checksums (torch.serialization.set_crc32_options), so damage to its values would go unnoticed")
 	}
 	if f.pickle != nil && len(f.pickle.Left) > 0 {
@@ -221,6 +232,10 @@ func (f *tensorFile) Close() error { return nil }
 // digest computes the SHA-256 of the whole file, which proves a restored file. A pickle is not
 // restored: it is a program, and its bytes say nothing that its tensors do not.
 func (f *tensorFile) digest(ctx context.Context) error {
+	if f.gguf != nil {
+		f.note("a .lora file keeps the adapter and not its GGUF file: converting back writes the same tensors, with fewer keys")
+		return nil
+	}
 	if f.header == nil {
 		f.note("the weights are a pickle: a .lora file gives them back as safetensors, with the same names and values")
 		return nil

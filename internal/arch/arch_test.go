@@ -63,6 +63,8 @@ var arrows = map[string]map[string]string{
 		"format/safetensors":    "weights files that it writes",
 		"internal/fault":        "errors of input",
 		"internal/jsontext":     "configurations, by exact keys",
+		"internal/config":       "the heads and experts of a base",
+		"internal/gguf":         "the container of llama.cpp",
 		"internal/fileio":       "whether an output may be written, inputs that are files",
 		"internal/naming":       "wrappers in module names",
 		"internal/pickle":       "tensors of torch.save",

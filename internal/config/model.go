@@ -22,6 +22,7 @@ type Model struct {
 	TextTie            *bool  // tie_word_embeddings of text_config; nil if absent
 	VocabSize          uint64 // 0 if config.json does not say
 	HeadSize           uint64 // rows of one attention head; 0 if config.json does not say
+	NExperts           uint64 // of each layer; 0 if config.json does not say
 	QuantizationMethod string
 }
 
@@ -46,6 +47,8 @@ type file struct {
 	HeadSize      json.RawMessage `json:"head_dim"`
 	HiddenSize    json.RawMessage `json:"hidden_size"`
 	NHeads        json.RawMessage `json:"num_attention_heads"`
+	NExperts      json.RawMessage `json:"num_experts"`
+	NLocalExperts json.RawMessage `json:"num_local_experts"`
 }
 
 // vocabSize returns the number of tokens, 0 if unknown.
@@ -66,6 +69,16 @@ func (f *file) headSize() (n uint64) {
 	return n
 }
 
+// nExperts returns the number of experts in each layer, 0 if unknown.
+func (f *file) nExperts() (n uint64) {
+	for _, text := range []json.RawMessage{f.NExperts, f.NLocalExperts} {
+		if n == 0 {
+			jsontext.Decode(text, &n)
+		}
+	}
+	return n
+}
+
 // Parse reads a config.json. Keys must be spelled exactly. Fields that Model does not need may have
 // any value.
 func Parse(text []byte) (Model, error) {
@@ -77,7 +90,7 @@ func Parse(text []byte) (Model, error) {
 	if f.TieOfLFM2 != nil && strings.HasPrefix(f.ModelType, "lfm2") {
 		c.TieWordEmbeddings = f.TieOfLFM2 // transformers lets this field override the other one
 	}
-	c.VocabSize, c.HeadSize = f.vocabSize(), f.headSize()
+	c.VocabSize, c.HeadSize, c.NExperts = f.vocabSize(), f.headSize(), f.nExperts()
 	if len(f.TextConfig) > 0 {
 		var text file
 		if err := jsontext.Decode(f.TextConfig, &text); err != nil {
@@ -88,7 +101,7 @@ func Parse(text []byte) (Model, error) {
 			c.TieWordEmbeddings = text.Tie
 		}
 		c.VocabSize = max(c.VocabSize, text.vocabSize())
-		c.HeadSize = cmp.Or(text.headSize(), c.HeadSize)
+		c.HeadSize, c.NExperts = cmp.Or(text.headSize(), c.HeadSize), cmp.Or(text.nExperts(), c.NExperts)
 	}
 	if len(f.Quantization) > 0 && string(f.Quantization) != "null" {
 		var q struct {

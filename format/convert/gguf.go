@@ -1,0 +1,168 @@
+package convert
+
+import (
+	"context"
+	"errors"
+	"path"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/gguf"
+)
+
+// GGUF returns the dialect of llama.cpp: one GGUF file, whose tensors have the names of llama.cpp.
+// The modules of an opened adapter have those of transformers. The rows of q and k keep the order
+// of the file where it differs (format.FeatureRotaryPairs).
+func GGUF() Dialect { return ggufDialect{} }
+
+type ggufDialect struct{}
+
+func (ggufDialect) Name() string           { return "gguf" }
+func (ggufDialect) String() string         { return "gguf" }
+func (ggufDialect) Writes(ext string) bool { return weightsExt[ext] == ggufFile }
+
+// The keys of an adapter.
+const (
+	ggufType         = "general.type"
+	ggufArchitecture = "general.architecture"
+	ggufAdapterType  = "adapter.type"
+	ggufAlpha        = "adapter.lora.alpha"
+	ggufTokens       = "adapter.alora.invocation_tokens"
+	ggufBaseName     = "general.base_model.0.name"
+	ggufBaseURL      = "general.base_model.0.repo_url"
+
+	ggufA, ggufB  = ".lora_a", ".lora_b"
+	ggufEmbedding = "token_embd.weight"
+	hubURL        = "https://huggingface.co/"
+)
+
+// Recognise returns true for a damaged GGUF file, too, and false for a model.
+func (ggufDialect) Recognise(in *Input) bool {
+	if !strings.HasPrefix(string(in.Start()), gguf.Magic) {
+		return false
+	}
+	var e *fault.Error
+	return !errors.As(in.readTable(), &e) || !e.Misplaced
+}
+
+func (d ggufDialect) Open(ctx context.Context, in *Input, o Options) (format.Source, error) {
+	if err := in.readTable(); err != nil {
+		return nil, err
+	}
+	g := in.table.gguf
+	if g == nil {
+		return nil, fault.New(fault.Unsupported, "this is no GGUF file")
+	}
+	if err := o.refuseScale(ggufAlpha + ", whose absence means the scale 1"); err != nil {
+		return nil, err
+	}
+	f := &tensorFile{table: in.table, sign: ggufType + " = adapter"}
+	f.manifest.Tensors = in.table.tensors
+	f.manifest.Provenance.Source = path.Base(in.name)
+	readme, err := in.ReadFile(format.ModelCard, maxSideBytes)
+	if err != nil {
+		return nil, err
+	}
+	if readme != nil {
+		f.attach(format.ModelCard, readme)
+	}
+	r := &ggufReader{collector: f.collector(), file: g}
+	a, err := r.adapter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f.manifest.Adapters = []format.Adapter{a}
+	return f, nil
+}
+
+// ggufTable lists the tensors of a GGUF file. One that is stored turned, as A of the embedding is,
+// is listed and read as the transposed matrix.
+func ggufTable(ctx context.Context, f *fileio.Input) (*table, error) {
+	g, err := gguf.Read(ctx, f, f.Size)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkIsAdapter(g); err != nil {
+		return nil, err
+	}
+	n := len(g.Tensors)
+	t := &table{file: f, gguf: g, tensors: make([]format.Tensor, n), offs: make([]int64, n), turned: make([]bool, n)}
+	for i := range g.Tensors {
+		x := &g.Tensors[i]
+		d, ok := ggufTypes[x.Type]
+		if !ok {
+			return nil, fault.New(fault.Unsupported, "the tensor %q is stored as %v, and adapters are read in "+
+				"F64, F32, F16 and BF16", x.Name, x.Type).
+				WithHint("convert it again with convert_lora_to_gguf.py of llama.cpp, whose default type is F32")
+		}
+		shape := x.Shape()
+		if x.Name == ggufEmbedding+ggufA && len(shape) == 2 {
+			shape[0], shape[1] = shape[1], shape[0]
+			t.turned[i] = true
+		}
+		t.tensors[i] = format.Tensor{Name: x.Name, DType: d, Shape: shape}
+		t.offs[i] = x.Off
+	}
+	return t, nil
+}
+
+// ggufTypes maps the float types.
+var ggufTypes = map[gguf.Type]dtype.Type{
+	gguf.F64: dtype.F64, gguf.F32: dtype.F32, gguf.F16: dtype.F16, gguf.BF16: dtype.BF16,
+}
+
+// checkIsAdapter refuses a file with other content than an adapter.
+func checkIsAdapter(g *gguf.File) error {
+	kind, err := g.Text(ggufType)
+	if err != nil {
+		return err
+	}
+	if kind == "adapter" {
+		return nil
+	}
+	if kind == "" {
+		kind = "model"
+	}
+	e := fault.New(fault.Unsupported, "this GGUF file holds a %s, not an adapter", kind)
+	e.Misplaced = true
+	return e.WithHint("an adapter has the key %s = adapter", ggufType)
+}
+
+// readTurned fills p with bytes of the transposed matrix of tensor i from offset off.
+func (t *table) readTurned(p []byte, i int, off int64) error {
+	x := &t.tensors[i]
+	size := int64(x.DType.Size())
+	nCols, nRows := int64(x.Shape[1]), int64(x.Shape[0]) // of the result
+	piece := make([]byte, max(1, min(nCols, turnedBytes/(nRows*size)))*nRows*size)
+	perPiece := int64(len(piece)) / (nRows * size)
+	first, last := off/size, (off+int64(len(p))-1)/size // elements
+	var word [8]byte
+	for row := first / nCols; row <= last/nCols; row++ {
+		from, to := max(first-row*nCols, 0), min(last-row*nCols, nCols-1)
+		for col := from; col <= to; col += perPiece {
+			n := min(perPiece, to-col+1)
+			if err := readFull(t.file, piece[:n*nRows*size], t.offs[i]+col*nRows*size); err != nil {
+				return err
+			}
+			for k := range n {
+				copy(word[:size], piece[(k*nRows+row)*size:])
+				put(p, word[:size], (row*nCols+col+k)*size-off)
+			}
+		}
+	}
+	return nil
+}
+
+// turnedBytes is how much of a turned tensor is read at once.
+const turnedBytes = 1 << 20
+
+// put copies word to p from at on, which may lie before p.
+func put(p, word []byte, at int64) {
+	if at < 0 {
+		word, at = word[-at:], 0
+	}
+	copy(p[at:], word)
+}

@@ -1,0 +1,209 @@
+package convert
+
+import (
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// ggufModel knows the module names of the models of one architecture of llama.cpp.
+type ggufModel struct {
+	name string // general.architecture
+	// types are the model types of transformers, as config.json has them.
+	types []string
+	// blocks is the path of the blocks in transformers, with a dot at its end.
+	blocks string
+	// modules has pairs of names in llama.cpp and transformers: within a block if the first begins
+	// with "blk.".
+	modules map[string]string
+	// inPairs says that q and k have their rows in the order of llama.cpp (spec/METHODS.md,
+	// section 6).
+	inPairs bool
+}
+
+// ggufModels follow gguf-py's tensor_mapping.py and the classes that llama.cpp converts models with
+// (conversion/*.py); testdata/gguf/names.txt is what these give.
+var ggufModels = []*ggufModel{
+	{name: "llama", types: []string{"llama", "mistral", "mixtral"}, modules: join(ggufLlama, ggufMixtral), inPairs: true},
+	{name: "granite", types: []string{"granite"}, modules: ggufLlama, inPairs: true},
+	{name: "smollm3", types: []string{"smollm3"}, modules: ggufLlama, inPairs: true},
+	{name: "qwen2", types: []string{"qwen2"}, modules: ggufLlama},
+	{name: "qwen2moe", types: []string{"qwen2_moe"}, modules: join(ggufLlama, ggufQwenExperts, ggufSharedExpert)},
+	{name: "qwen3", types: []string{"qwen3"}, modules: ggufLlama},
+	{name: "qwen3moe", types: []string{"qwen3_moe"}, modules: join(ggufLlama, ggufQwenExperts)},
+	{name: "gemma", types: []string{"gemma"}, modules: ggufLlama},
+	{name: "gemma2", types: []string{"gemma2"}, modules: ggufLlama},
+	{name: "gemma3", types: []string{"gemma3_text", "gemma3"}, modules: ggufLlama},
+	{name: "olmo2", types: []string{"olmo2"}, modules: ggufLlama},
+	{name: "command-r", types: []string{"cohere"}, modules: ggufLlama},
+	{name: "cohere2", types: []string{"cohere2"}, modules: ggufLlama},
+	{name: "gpt-oss", types: []string{"gpt_oss"}, modules: join(ggufLlama, map[string]string{
+		"blk.ffn_gate_inp":  "mlp.router",
+		"blk.ffn_gate_exps": "mlp.experts.gate_proj",
+		"blk.ffn_up_exps":   "mlp.experts.up_proj",
+		"blk.ffn_down_exps": "mlp.experts.down_proj",
+	})},
+	{name: "phi3", types: []string{"phi3"}, modules: map[string]string{
+		"token_embd": "model.embed_tokens", "output": "lm_head",
+		"blk.attn_qkv":    "self_attn.qkv_proj",
+		"blk.attn_output": "self_attn.o_proj",
+		"blk.ffn_up":      "mlp.gate_up_proj",
+		"blk.ffn_down":    "mlp.down_proj",
+	}},
+	{name: "starcoder2", types: []string{"starcoder2"}, modules: map[string]string{
+		"token_embd": "model.embed_tokens", "output": "lm_head",
+		"blk.attn_q":      "self_attn.q_proj",
+		"blk.attn_k":      "self_attn.k_proj",
+		"blk.attn_v":      "self_attn.v_proj",
+		"blk.attn_output": "self_attn.o_proj",
+		"blk.ffn_up":      "mlp.c_fc",
+		"blk.ffn_down":    "mlp.c_proj",
+	}},
+	{name: "gpt2", types: []string{"gpt2"}, blocks: "transformer.h.", modules: map[string]string{
+		"token_embd": "transformer.wte", "output": "lm_head",
+		"blk.attn_qkv":    "attn.c_attn",
+		"blk.attn_output": "attn.c_proj",
+		"blk.ffn_up":      "mlp.c_fc",
+		"blk.ffn_down":    "mlp.c_proj",
+	}},
+}
+
+// ggufLlama has the names of Llama, which most later models share.
+var ggufLlama = map[string]string{
+	"token_embd": "model.embed_tokens", "output": "lm_head",
+	"blk.attn_q":      "self_attn.q_proj",
+	"blk.attn_k":      "self_attn.k_proj",
+	"blk.attn_v":      "self_attn.v_proj",
+	"blk.attn_output": "self_attn.o_proj",
+	"blk.ffn_gate":    "mlp.gate_proj",
+	"blk.ffn_up":      "mlp.up_proj",
+	"blk.ffn_down":    "mlp.down_proj",
+}
+
+// The names of experts are those of one expert without its number, as llama.cpp stacks them.
+var (
+	ggufMixtral = map[string]string{
+		"blk.ffn_gate_inp":  "block_sparse_moe.gate",
+		"blk.ffn_gate_exps": "block_sparse_moe.experts.w1",
+		"blk.ffn_up_exps":   "block_sparse_moe.experts.w3",
+		"blk.ffn_down_exps": "block_sparse_moe.experts.w2",
+	}
+	ggufQwenExperts = map[string]string{
+		"blk.ffn_gate_inp":  "mlp.gate",
+		"blk.ffn_gate_exps": "mlp.experts.gate_proj",
+		"blk.ffn_up_exps":   "mlp.experts.up_proj",
+		"blk.ffn_down_exps": "mlp.experts.down_proj",
+	}
+	ggufSharedExpert = map[string]string{
+		"blk.ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+		"blk.ffn_gate_shexp":     "mlp.shared_expert.gate_proj",
+		"blk.ffn_up_shexp":       "mlp.shared_expert.up_proj",
+		"blk.ffn_down_shexp":     "mlp.shared_expert.down_proj",
+	}
+)
+
+func join(all ...map[string]string) map[string]string {
+	joined := make(map[string]string)
+	for _, m := range all {
+		maps.Copy(joined, m)
+	}
+	return joined
+}
+
+// ggufNamed returns the model of an architecture; nil if it is unknown.
+func ggufNamed(architecture string) *ggufModel {
+	for _, m := range ggufModels {
+		if m.name == architecture {
+			return m
+		}
+	}
+	return nil
+}
+
+// ggufOfType returns the model of a model type of transformers; nil if it is unknown.
+func ggufOfType(modelType string) *ggufModel {
+	for _, m := range ggufModels {
+		if slices.Contains(m.types, modelType) {
+			return m
+		}
+	}
+	return nil
+}
+
+// ggufArchitectures lists the known architectures.
+func ggufArchitectures() string {
+	var names []string
+	for _, m := range ggufModels {
+		names = append(names, m.name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// blockPath returns the path of the blocks.
+func (m *ggufModel) blockPath() string {
+	if m.blocks != "" {
+		return m.blocks
+	}
+	return "model.layers."
+}
+
+var ggufBlock = regexp.MustCompile(`^blk\.(0|[1-9][0-9]{0,8})\.(.+)$`)
+
+// module returns the name in transformers of the module that has a tensor of llama.cpp as its
+// weight. ok is false for any other tensor.
+func (m *ggufModel) module(tensor string) (module string, ok bool) {
+	name, ok := strings.CutSuffix(tensor, ".weight")
+	if !ok {
+		return "", false
+	}
+	if b := ggufBlock.FindStringSubmatch(name); b != nil {
+		module, ok = m.modules["blk."+b[2]]
+		return m.blockPath() + b[1] + "." + module, ok
+	}
+	module, ok = m.modules[name]
+	return module, ok && !strings.HasPrefix(name, "blk.")
+}
+
+// tensor returns the name in llama.cpp of the weight of a module; ok is false if it has none. The
+// module may have the prefixes of a model of text and images.
+func (m *ggufModel) tensor(module string) (tensor string, ok bool) {
+	module = trimModel(module)
+	blocks := trimModel(m.blockPath())
+	for name, of := range m.modules {
+		within, isBlock := strings.CutPrefix(name, "blk.")
+		if !isBlock {
+			if module == trimModel(of) {
+				return name + ".weight", true
+			}
+			continue
+		}
+		rest, ends := strings.CutSuffix(module, "."+of)
+		n, begins := strings.CutPrefix(rest, blocks)
+		if ends && begins && ggufBlock.MatchString("blk."+n+".x") {
+			return "blk." + n + "." + within + ".weight", true
+		}
+	}
+	return "", false
+}
+
+// modelPrefixes are the paths of a language model in the classes of transformers, the longest
+// first.
+var modelPrefixes = []string{
+	"model.language_model.", "language_model.model.", "language_model.", "transformer.", "model.",
+}
+
+// trimModel removes the path of the language model from a name.
+func trimModel(name string) string {
+	for _, p := range modelPrefixes {
+		if rest, ok := strings.CutPrefix(name, p); ok {
+			return rest
+		}
+	}
+	return name
+}
+
+// hasPairs reports whether a tensor has its rows in the order of llama.cpp.
+func (m *ggufModel) hasPairs(tensor string) bool {
+	return m.inPairs && (strings.HasSuffix(tensor, ".attn_q.weight") || strings.HasSuffix(tensor, ".attn_k.weight"))
+}
