@@ -100,7 +100,6 @@ type worker struct {
 	narrow    kernel.Scratch[float32]
 	broad     kernel.Scratch[float64]
 	rescale   kernel.RescaleScratch
-	deltas    kernel.DeltaScratch
 	undo      undo.Scratch
 	ignored   kernel.Stats
 }
@@ -112,12 +111,7 @@ type tools struct {
 	shelf     *shelf
 	recording *recording    // nil without an undo record
 	data      []io.ReaderAt // the base's files, under the context of the run
-	measured  []measurer    // operations that read the whole tensor before its first block
-}
-
-// measurer is an operation that reads all rows of its tensor before the first block.
-type measurer interface {
-	measure(ctx context.Context, workers []worker) error
+	measured  []*rescale    // operations that read the whole tensor before its first block
 }
 
 // byBand groups terms by band. A single band shares the list.

@@ -10,8 +10,9 @@ import (
 	"github.com/loratool/loratool/internal/resolve"
 )
 
-// rescale applies DoRA: out = RN(m·V/‖V‖) with V = w + Σ S·L·R, where ‖V‖ is the norm of a row or a
-// column. Norms of columns take a pass over the whole tensor before its first block.
+// rescale applies DoRA: out = RN(m·V/‖V‖) with V = w + ΔW, where ‖V‖ is the norm of a row, of a
+// column, or of the columns of one input. Norms of columns take a pass over the whole tensor before
+// its first block. Without magnitudes it adds a ΔW that is no thin product: out = RN(V).
 type rescale struct {
 	t      *target
 	k      *tools
@@ -31,21 +32,29 @@ func (r *rescale) apply(ctx context.Context, b *block, w *worker) error {
 	return r.loaded.Merge(ctx, b.data, int(b.row0), b.stats, &w.rescale)
 }
 
-func (r *rescale) bytes(int) int64 { return bytesOfTerms(r.t, r.t.Terms, true) }
+func (r *rescale) bytes(int) int64 {
+	return bytesOfTerms(r.t, r.t.Terms, true) + bytesOfDeltas(r.t.Deltas)
+}
 
 // prepare reads the factors and magnitudes.
 func (r *rescale) prepare(ctx context.Context) (*kernel.Rescaled, error) {
 	tolerant := r.k.plan.options.AllowNonFinite
-	terms, _, err := loadTerms[float64](ctx, r.t, r.t.Terms, r.k, tolerant)
-	if err != nil {
+	var sum kernel.Sum
+	var magnitudes []float64
+	var err error
+	if sum.Terms, _, err = loadTerms[float64](ctx, r.t, r.t.Terms, r.k, tolerant); err != nil {
 		return nil, err
 	}
-	values, err := r.k.magnitudes(ctx, r.t)
-	if err != nil {
+	if sum.Dense, err = loadDeltas(ctx, r.t, r.t.Deltas, tolerant); err != nil {
 		return nil, err
+	}
+	if r.t.DoRA != nil {
+		if magnitudes, err = r.k.magnitudes(ctx, r.t); err != nil {
+			return nil, err
+		}
 	}
 	nRows, nCols := r.t.Matrix()
-	return kernel.PrepareRescaled(ctx, r.t.DType, int(nRows), int(nCols), terms, values, r.norms)
+	return kernel.PrepareRescaled(ctx, r.t.DType, int(nRows), int(nCols), sum, magnitudes, r.norms)
 }
 
 // magnitudes reads the magnitudes of a tensor.
@@ -78,9 +87,9 @@ func (r *rescale) measure(ctx context.Context, workers []worker) error {
 		return err
 	}
 	step := r.k.plan.blockRows(r.t)
-	sums := make([]kernel.ColumnSquares, len(workers))
+	sums := make([]*kernel.ColumnSquares, len(workers))
 	for i := range sums {
-		sums[i] = make(kernel.ColumnSquares, nCols)
+		sums[i] = kernel.NewColumnSquares(int(r.t.DoRA.Tensor().Elements()))
 	}
 	err = parallel.For(ctx, len(workers), int((nRows+step-1)/step), func(w, i int) error {
 		row := int64(i) * step
@@ -106,7 +115,7 @@ func (r *rescale) columnReader(ctx context.Context) kernel.ColumnReader {
 	var w worker
 	nRows, nCols := r.t.Matrix()
 	step := r.k.plan.blockRows(r.t)
-	return func(j int, yield func(row int, w float64)) error {
+	return func(j, n int, yield func(row, j int, w float64)) error {
 		for row := int64(0); row < nRows; row += step {
 			if err := ctx.Err(); err != nil {
 				return err
@@ -117,7 +126,9 @@ func (r *rescale) columnReader(ctx context.Context) kernel.ColumnReader {
 				return err
 			}
 			for i := row; i < end; i++ {
-				yield(int(i), dtype.Load(r.t.DType, rows, int((i-row)*nCols)+j))
+				for at := j; at < j+n; at++ {
+					yield(int(i), at, dtype.Load(r.t.DType, rows, int((i-row)*nCols)+at))
+				}
 			}
 		}
 		return nil

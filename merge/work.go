@@ -375,15 +375,10 @@ func newPipeline(t *target, k *tools) *pipeline {
 	if t.Replace != nil {
 		change = append(change, &replace{t: t, k: k})
 	}
-	switch before := append(p.ops[:len(p.ops):len(p.ops)], change...); {
-	case len(t.Deltas) > 0, t.DoRA != nil && t.DoRA.Kernel > 1:
-		a := &addDeltas{t: t, k: k, before: before}
-		if change = append(change, a); t.DoRA != nil && t.DoRA.OfColumns {
-			k.measured = append(k.measured, a)
-		}
-	case t.DoRA != nil:
-		r := &rescale{t: t, k: k, before: before}
-		if change = append(change, r); t.DoRA.OfColumns {
+	switch {
+	case t.DoRA != nil, len(t.Deltas) > 0:
+		r := &rescale{t: t, k: k, before: append(p.ops[:len(p.ops):len(p.ops)], change...)}
+		if change = append(change, r); t.DoRA != nil && t.DoRA.OfColumns {
 			k.measured = append(k.measured, r)
 		}
 	case len(t.Terms) > 0:

@@ -48,23 +48,23 @@ func TestMergingEndsWithItsContext(t *testing.T) {
 		n := rows
 		if ofColumns {
 			n = cols
-			u, err := PrepareRescaled(ctx, dtype.F64, rows, cols, far, magnitude[:n], nil)
+			u, err := PrepareRescaled(ctx, dtype.F64, rows, cols, Sum{Terms: far}, magnitude[:n], nil)
 			if err != nil {
 				return err
 			}
-			sums := make(ColumnSquares, cols)
+			sums := NewColumnSquares(cols)
 			if err := u.AddSquares(ctx, sums, w, 0, new(RescaleScratch)); err != nil {
 				return err
 			}
-			read := func(_ int, yield func(int, float64)) error {
+			read := func(j, _ int, yield func(row, j int, w float64)) error {
 				for i := range rows {
-					yield(i, 0)
+					yield(i, j, 0)
 				}
 				return nil
 			}
-			norms = NewColumnNorms([]ColumnSquares{sums}, read)
+			norms = NewColumnNorms([]*ColumnSquares{sums}, read)
 		}
-		u, err := PrepareRescaled(ctx, dtype.F64, rows, cols, far, magnitude[:n], norms)
+		u, err := PrepareRescaled(ctx, dtype.F64, rows, cols, Sum{Terms: far}, magnitude[:n], norms)
 		if err != nil {
 			return err
 		}

@@ -3,26 +3,28 @@ package kernel
 import (
 	"context"
 	"math"
+	"math/big"
 
 	"github.com/loratool/loratool/format/dtype"
 )
 
 // Rescaled is the DoRA update (Liu et al., arXiv:2402.09353) of one matrix. With v = w + Σ_t S_t ·
-// Σ_k l_ik·r_kj,
+// Σ_k l_ik·r_kj + Σ_t Δ_t,
 //
 //	out = RN_D( m_g · v / ‖v_g‖₂ )      over the reals, rounded once to nearest even
 //
-// where g is the element's row or column. A pass in float64, or in double-double for an F64 matrix,
-// decides nearly all elements by a bound on its error; the rest is decided exactly. The file
-// merge/proof.go proves the bound. Any number of goroutines may use a Rescaled; the result does not
-// depend on how calls group the rows.
+// where g is the element's row, or its group of neighbouring columns. Without magnitudes m, out is
+// RN_D(v). A pass in float64, or in double-double for an F64 matrix, decides nearly all elements by
+// a bound on its error; the rest is decided exactly. The file merge/proof.go proves the bound. Any
+// number of goroutines may use a Rescaled; the result does not depend on how calls group the rows.
 type Rescaled struct {
 	d          dtype.Type
 	rows, cols int
-	terms      []Term[float64]
-	magnitude  []float64    // m, per row or column
-	norms      *ColumnNorms // nil for magnitudes of rows
-	quotients  []quotient   // per column, for magnitudes of columns
+	Sum
+	magnitude []float64    // m, per row or group of columns; nil does not rescale
+	norms     *ColumnNorms // nil for magnitudes of rows
+	group     int          // columns of a group, for magnitudes of columns
+	quotients []quotient   // per group
 
 	lNorm, rNorm   []float64 // ‖S·l_i‖ and ‖r_j‖, rounded up; 0 for zeros
 	lTotal, rTotal float64   // their norms
@@ -30,17 +32,39 @@ type Rescaled struct {
 	floor          float64   // error of v from underflow
 }
 
+// Sum is the Σ that an update adds to a matrix.
+type Sum struct {
+	Terms []Term[float64]
+	Dense []Dense
+}
+
+// Dense is a Δ that is no product of two thin factors. Any number of goroutines may use it.
+type Dense interface {
+	// AddRow adds row i to dst, and returns the largest magnitude that an element of the row can
+	// have, and the largest difference to the exact element. The additions to dst round once more.
+	// w is row i of the matrix; buf keeps memory between the calls of one goroutine.
+	AddRow(dst, w []float64, i int, buf *[]float64) (most, err float64)
+	// AddExact adds element (i, j) to sum, or returns it in special if it is NaN or infinite. w is
+	// the matrix's element.
+	AddExact(sum *big.Float, w float64, i, j int) (special float64)
+}
+
 // RescaleScratch holds a worker's buffers. The zero value is ready to use.
-type RescaleScratch struct{ w, v, low, delta []float64 }
+type RescaleScratch struct {
+	w, v, low, delta, buf []float64
+	most, err             float64 // of the row's elements of Dense: magnitude and error
+}
 
 // PrepareRescaled prepares an update of a rows×cols matrix of dtype d. Without norms, magnitude has
-// one element per row; with norms, from NewColumnNorms, one per column. It keeps its arguments. The
-// only error is that of a context that has ended.
+// one element per row, or none to add without rescaling; with norms, from NewColumnNorms, one per
+// group of neighbouring columns. It keeps its arguments. The only error is that of a context that
+// has ended.
 func PrepareRescaled(
-	ctx context.Context, d dtype.Type, rows, cols int, terms []Term[float64], magnitude []float64,
+	ctx context.Context, d dtype.Type, rows, cols int, sum Sum, magnitude []float64,
 	norms *ColumnNorms,
 ) (*Rescaled, error) {
-	u := &Rescaled{d: d, rows: rows, cols: cols, terms: terms, magnitude: magnitude, norms: norms}
+	u := &Rescaled{d: d, rows: rows, cols: cols, Sum: sum, magnitude: magnitude, norms: norms}
+	terms := sum.Terms
 	u.lNorm, u.rNorm = make([]float64, rows), make([]float64, cols)
 	rank, scales := 0, 1.0
 	for i := range terms {
@@ -66,18 +90,32 @@ func PrepareRescaled(
 		scales += math.Abs(t.S)
 	}
 	u.lTotal, u.rTotal = rootsAbove(u.lNorm), rootsAbove(u.rNorm)
-	u.unit = 1.01 * float64(rank/4+3*len(terms)+6) * 0x1p-53
+	u.unit = 1.01 * float64(rank/4+3*len(terms)+len(sum.Dense)+6) * 0x1p-53
 	if u.isWide() {
 		u.unit = 1.01 * float64(16*rank+32*len(terms)+64) * 0x1p-106
 	}
 	u.floor = max(0x1p-1022, float64(rank+4)*(scales+u.rTotal)*0x1p-1070)
 	if norms != nil {
-		u.quotients = make([]quotient, cols)
-		for j := range u.quotients {
-			u.quotients[j] = u.quotientOf(magnitude[j], norms.norms[j], u.lTotal*u.rNorm[j], rows)
+		u.group = cols / len(magnitude)
+		u.quotients = make([]quotient, len(magnitude))
+		for g := range u.quotients {
+			e := norms.dense * math.Sqrt(float64(u.group))
+			u.quotients[g] = u.quotientOf(magnitude[g], norms.norms[g], u.lTotal*u.rNormOf(g), e, rows*u.group)
 		}
 	}
 	return u, nil
+}
+
+// rNormOf returns the norm of the columns of R in a group.
+func (u *Rescaled) rNormOf(g int) float64 {
+	if u.group == 1 {
+		return u.rNorm[g]
+	}
+	sum := 0.0
+	for _, x := range u.rNorm[g*u.group : (g+1)*u.group] {
+		sum += square(x)
+	}
+	return math.Sqrt(sum) * (1 + 0x1p-20)
 }
 
 // isWide reports whether v is computed in double-double.
@@ -124,8 +162,8 @@ func (u *Rescaled) Merge(
 	return nil
 }
 
-// mergeRow rescales one row: it computes v with its error, tries one rounding that settles the
-// whole interval, then both ends of the interval, and at last exact arithmetic.
+// mergeRow updates one row: it computes v with its error, tries one rounding that settles the whole
+// interval, then both ends of the interval, and at last exact arithmetic.
 func (u *Rescaled) mergeRow(
 	ctx context.Context, w []byte, i int, st *Stats, s *RescaleScratch,
 ) error {
@@ -134,22 +172,31 @@ func (u *Rescaled) mergeRow(
 	}
 	u.row(w, i, s)
 	exact := exactRescale{u: u, row: i, w: s.w}
-	var q *quotient
-	if u.norms == nil {
-		ofRow := u.quotientOf(u.magnitude[i], u.rowNorm(s), u.lNorm[i]*u.rTotal, u.cols)
+	q := &asItIs
+	if u.magnitude != nil && u.norms == nil {
+		dense := u.denseError(s) * math.Sqrt(float64(u.cols))
+		ofRow := u.quotientOf(u.magnitude[i], u.rowNorm(s), u.lNorm[i]*u.rTotal, dense, u.cols)
 		q = &ofRow
 	}
 	size, narrow := u.d.Size(), narrowingOf(u.d)
+	next := u.group // the first column of the next group
+	if u.norms != nil {
+		q = &u.quotients[0]
+	}
 	for j, v := range s.v {
-		if u.norms != nil {
-			q = &u.quotients[j]
+		if j == next && u.norms != nil {
+			q, next = &u.quotients[j/u.group], next+u.group
 		}
 		before, x := s.w[j], q.factor*v
 		e := 0.0
-		if g := u.lNorm[i] * u.rNorm[j]; g != 0 {
-			e = u.unit*(g+math.Abs(before)) + u.floor
+		if g := u.lNorm[i]*u.rNorm[j] + s.most; g != 0 {
+			e = u.unit*(g+math.Abs(before)) + u.floor + s.err
 		}
 		out := w[j*size : (j+1)*size]
+		if e == 0 && q == &asItIs {
+			account(st, before, 0, before)
+			continue
+		}
 		if narrow != nil {
 			if after, bits, ok := narrow.round(x, q.spread*e+q.share*math.Abs(x)); ok {
 				narrow.put(out, bits)
@@ -170,6 +217,12 @@ func (u *Rescaled) mergeRow(
 	return nil
 }
 
+// denseError returns a bound on what Dense adds to the error of an element of the row in s.
+func (u *Rescaled) denseError(s *RescaleScratch) float64 { return 2*u.unit*s.most + s.err }
+
+// asItIs is the quotient 1, for sums that nothing rescales.
+var asItIs = quotient{m: 1, factor: 1, norm: double{1, 0}, spread: 1.01, share: 0x1p-100}
+
 // quotient is m/‖v‖ of a row or column. The exact m·v/‖v‖ differs from factor·v by at most spread·e
 // + share·|factor·v|, where e is the error of v.
 type quotient struct {
@@ -178,12 +231,13 @@ type quotient struct {
 	spread, share float64 // NaN if unknown
 }
 
-// quotientOf divides m by the computed norm of n values whose update has norm g.
-func (u *Rescaled) quotientOf(m float64, norm double, g float64, n int) quotient {
+// quotientOf divides m by the computed norm of n values. Their terms have norm g, and the errors
+// that Dense adds have norm dense.
+func (u *Rescaled) quotientOf(m float64, norm double, g, dense float64, n int) quotient {
 	q := quotient{m: m, factor: m / norm.hi, norm: norm}
 	e := 1.01 * float64(n+16) * 0x1p-103 * norm.hi
-	if g != 0 {
-		e += 1.01*u.unit*(2*g+norm.hi) + math.Sqrt(float64(n))*u.floor
+	if g != 0 || dense != 0 {
+		e += 1.01*(u.unit*(2*g+norm.hi)+dense) + math.Sqrt(float64(n))*u.floor
 	}
 	f := math.Abs(q.factor)
 	// Outside these ranges squares or quotients may have vanished or overflowed.
@@ -250,6 +304,7 @@ func (u *Rescaled) row(w []byte, i int, s *RescaleScratch) {
 		}
 	}
 	dtype.Widen64(s.w, u.d, w)
+	s.most, s.err = 0, 0
 	if u.isWide() {
 		u.rowDouble(i, s)
 		return
@@ -259,8 +314,8 @@ func (u *Rescaled) row(w []byte, i int, s *RescaleScratch) {
 	clear(delta)
 	// The conversions prevent fused multiply-adds, so every processor leaves the same elements to
 	// the exact pass.
-	for t := range u.terms {
-		term := &u.terms[t]
+	for t := range u.Terms {
+		term := &u.Terms[t]
 		l := term.L[i*term.Rank : (i+1)*term.Rank]
 		k := 0
 		for ; k+4 <= len(l); k += 4 {
@@ -279,23 +334,43 @@ func (u *Rescaled) row(w []byte, i int, s *RescaleScratch) {
 			}
 		}
 	}
+	u.addDense(i, s)
 	for j := range delta {
 		s.v[j] = s.w[j] + delta[j]
 	}
 }
 
-// rowDouble is row in double-double arithmetic.
+// addDense adds the row of Dense to s.delta. Each addition rounds relative to all that has been
+// added; the unit of the terms has this rounding for each Dense.
+func (u *Rescaled) addDense(i int, s *RescaleScratch) {
+	for _, d := range u.Dense {
+		most, err := d.AddRow(s.delta, s.w, i, &s.buf)
+		s.most += most
+		s.err += err
+	}
+	if len(u.Dense) > 1 && u.isWide() {
+		s.err += 1.01 * float64(len(u.Dense)) * 0x1p-53 * s.most
+	}
+}
+
+// rowDouble is row in double-double arithmetic, with Dense in float64: nearly all elements that
+// Dense changes are left to the exact pass.
 func (u *Rescaled) rowDouble(i int, s *RescaleScratch) {
+	clear(s.delta)
+	u.addDense(i, s)
 	for j := range u.cols {
 		v := double{s.w[j], 0}
-		for t := range u.terms {
-			term := &u.terms[t]
+		for t := range u.Terms {
+			term := &u.Terms[t]
 			var sum double
 			for k, l := range term.L[i*term.Rank : (i+1)*term.Rank] {
 				p, e := twoProduct(l, term.R[k*u.cols+j])
 				sum = sum.plus(double{p, e})
 			}
 			v = v.plus(sum.times(term.S))
+		}
+		if u.Dense != nil {
+			v = v.plus(double{s.delta[j], 0})
 		}
 		s.v[j], s.low[j] = v.hi, v.lo
 	}

@@ -9,34 +9,51 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// ColumnSquares holds Σ v² over some rows, per column.
-type ColumnSquares []double
+// ColumnSquares holds Σ v² over some rows, per group of neighbouring columns.
+type ColumnSquares struct {
+	sums  []double
+	dense float64 // Σ of the squares of what Dense adds to the errors of a row
+}
 
-// AddSquares adds Σ v² over the rows of w, beginning with row row0, to each column's sum. The only
+// NewColumnSquares returns the sums of no rows.
+func NewColumnSquares(groups int) *ColumnSquares {
+	return &ColumnSquares{sums: make([]double, groups)}
+}
+
+// AddSquares adds Σ v² over the rows of w, beginning with row row0, to each group's sum. The only
 // error is that of a context that has ended.
 func (u *Rescaled) AddSquares(
-	ctx context.Context, sums ColumnSquares, w []byte, row0 int, s *RescaleScratch,
+	ctx context.Context, to *ColumnSquares, w []byte, row0 int, s *RescaleScratch,
 ) error {
-	line := u.cols * u.d.Size()
+	line, group := u.cols*u.d.Size(), u.cols/len(to.sums)
 	for i := range len(w) / line {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		u.row(w[i*line:(i+1)*line], row0+i, s)
+		to.dense += square(u.denseError(s))
+		if group == 1 {
+			for j, v := range s.v {
+				to.sums[j] = to.sums[j].plusSquare(v, s.low[j])
+			}
+			continue
+		}
 		for j, v := range s.v {
-			sums[j] = sums[j].plusSquare(v, s.low[j])
+			g := j / group
+			to.sums[g] = to.sums[g].plusSquare(v, s.low[j])
 		}
 	}
 	return nil
 }
 
-// ColumnReader passes the base's values of column j to yield, in the order of the rows.
-type ColumnReader func(j int, yield func(row int, w float64)) error
+// ColumnReader passes the base's values of n columns, from column j on, to yield.
+type ColumnReader func(j, n int, yield func(row, j int, w float64)) error
 
-// ColumnNorms holds ‖v_j‖₂ of every column in double-double, and exactly for columns with an
-// element that double-double cannot decide. Any number of goroutines may use it.
+// ColumnNorms holds ‖v_g‖₂ of every group of columns in double-double, and exactly for groups with
+// an element that double-double cannot decide. Any number of goroutines may use it.
 type ColumnNorms struct {
 	norms []double
+	dense float64 // norm of what Dense adds to the errors of a column
 	read  ColumnReader
 	lock  sync.Mutex
 	exact map[int]*exactGroup
@@ -44,30 +61,34 @@ type ColumnNorms struct {
 
 // NewColumnNorms adds up the sums over all rows. It rereads the few columns that need an exact
 // norm.
-func NewColumnNorms(parts []ColumnSquares, read ColumnReader) *ColumnNorms {
-	n := &ColumnNorms{norms: make([]double, len(parts[0])), read: read,
+func NewColumnNorms(parts []*ColumnSquares, read ColumnReader) *ColumnNorms {
+	n := &ColumnNorms{norms: make([]double, len(parts[0].sums)), read: read,
 		exact: make(map[int]*exactGroup)}
 	for j := range n.norms {
 		var sum double
 		for _, p := range parts {
-			sum = sum.plus(p[j])
+			sum = sum.plus(p.sums[j])
 		}
 		n.norms[j] = sum.sqrt()
 	}
+	for _, p := range parts {
+		n.dense += p.dense
+	}
+	n.dense = math.Sqrt(n.dense) * (1 + 0x1p-20)
 	return n
 }
 
-// group returns the exact sum of column j.
-func (n *ColumnNorms) group(ctx context.Context, u *Rescaled, j int) (*exactGroup, error) {
+// group returns the exact sum of group g.
+func (n *ColumnNorms) group(ctx context.Context, u *Rescaled, g int) (*exactGroup, error) {
 	n.lock.Lock()
 	defer n.lock.Unlock()
-	if g, known := n.exact[j]; known {
-		return g, nil
+	if all, known := n.exact[g]; known {
+		return all, nil
 	}
-	g, ended := newExactGroup(), false
-	err := n.read(j, func(row int, w float64) {
+	all, ended := newExactGroup(), false
+	err := n.read(g*u.group, u.group, func(row, j int, w float64) {
 		if ended = ended || ctx.Err() != nil; !ended {
-			g.add(u.exactValue(row, j, w))
+			all.add(u.exactValue(row, j, w))
 		}
 	})
 	if err == nil {
@@ -76,8 +97,8 @@ func (n *ColumnNorms) group(ctx context.Context, u *Rescaled, j int) (*exactGrou
 	if err != nil {
 		return nil, err
 	}
-	n.exact[j] = g
-	return g, nil
+	n.exact[g] = all
+	return all, nil
 }
 
 // exactGroup is Σ v² of a row or column. odd is the NaN or infinity among the values, else 0; NaN
@@ -107,11 +128,15 @@ type exactRescale struct {
 
 // decide stores element j.
 func (x *exactRescale) decide(ctx context.Context, out []byte, j int) (err error) {
+	if x.u.magnitude == nil {
+		x.decideSum(out, j)
+		return ctx.Err()
+	}
 	g, m := x.all, x.u.magnitude
 	at := x.row
 	if norms := x.u.norms; norms != nil {
-		g, err = norms.group(ctx, x.u, j)
-		at = j
+		at = j / x.u.group
+		g, err = norms.group(ctx, x.u, at)
 	} else if g == nil {
 		g = x.ofRow(ctx)
 	}
@@ -129,6 +154,25 @@ func (x *exactRescale) decide(ctx context.Context, out []byte, j int) (err error
 	}
 	storeQuotient(x.u.d, out, newExact().Mul(v, newExact().SetFloat64(m[at])), g.sum)
 	return nil
+}
+
+// decideSum stores element j of a sum that nothing rescales, as Update.decideExact does.
+func (x *exactRescale) decideSum(out []byte, j int) {
+	w := x.w[j]
+	if w != w {
+		return // a NaN stays as it is
+	}
+	delta := newExact()
+	special := x.u.addDelta(delta, x.row, j, w)
+	switch {
+	case special != 0: // also NaN
+		dtype.Store(x.u.d, out, 0, w+special)
+	case math.IsInf(w, 0) || delta.Sign() == 0:
+	case delta.Add(delta, big.NewFloat(w)).Sign() == 0:
+		dtype.Store(x.u.d, out, 0, 0)
+	default:
+		storeExact(x.u.d, out, delta)
+	}
 }
 
 // special returns m·v/‖v‖ where it is zero, NaN or infinite, whatever the sizes: by section 6.5 of
@@ -174,11 +218,19 @@ func (u *Rescaled) exactValue(i, j int, w float64) (v *big.Float, odd float64) {
 	} else {
 		odd = w
 	}
-	for t := range u.terms {
-		term := &u.terms[t]
-		odd += addExact(sum, term, i, term.R[j:], u.cols)
+	return sum, odd + u.addDelta(sum, i, j, w)
+}
+
+// addDelta adds Δ to a sum, and returns the sum of its NaN and infinite parts.
+func (u *Rescaled) addDelta(sum *big.Float, i, j int, w float64) (special float64) {
+	for t := range u.Terms {
+		term := &u.Terms[t]
+		special += addExact(sum, term, i, term.R[j:], u.cols)
 	}
-	return sum, odd
+	for _, d := range u.Dense {
+		special += d.AddExact(sum, w, i, j)
+	}
+	return special
 }
 
 // storeQuotient stores RN_D(p/√squares). The quotient to 256 bits decides, unless it is too near to

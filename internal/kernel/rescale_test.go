@@ -17,7 +17,7 @@ func prepareRescaled(
 	norms *ColumnNorms,
 ) *Rescaled {
 	t.Helper()
-	u, err := PrepareRescaled(t.Context(), d, rows, cols, terms, magnitude, norms)
+	u, err := PrepareRescaled(t.Context(), d, rows, cols, Sum{Terms: terms}, magnitude, norms)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +37,7 @@ func (p *problem) rescale(t testing.TB, magnitude []float64, ofColumns bool,
 	line := p.cols * p.d.Size()
 	var norms *ColumnNorms
 	if ofColumns {
-		parts := []ColumnSquares{make(ColumnSquares, p.cols), make(ColumnSquares, p.cols)}
+		parts := []*ColumnSquares{NewColumnSquares(p.cols), NewColumnSquares(p.cols)}
 		u := prepareRescaled(t, p.d, p.rows, p.cols, terms, magnitude, nil)
 		half := p.rows / 2
 		for row := 0; row < p.rows; {
@@ -49,9 +49,11 @@ func (p *problem) rescale(t testing.TB, magnitude []float64, ofColumns bool,
 			u.AddSquares(t.Context(), parts[part], w[row*line:next*line], row, &s)
 			row = next
 		}
-		norms = NewColumnNorms(parts, func(j int, yield func(int, float64)) error {
+		norms = NewColumnNorms(parts, func(j, n int, yield func(row, j int, w float64)) error {
 			for i := range p.rows {
-				yield(i, p.w[i*p.cols+j])
+				for j, end := j, j+n; j < end; j++ {
+					yield(i, j, p.w[i*p.cols+j])
+				}
 			}
 			return nil
 		})
@@ -352,9 +354,9 @@ func TestRescaleMeetsNoSubnormals(t *testing.T) {
 			var s RescaleScratch
 			u := prepareRescaled(t, d, rows, cols, terms, magnitude, nil)
 			if ofColumns {
-				sums := make(ColumnSquares, cols)
+				sums := NewColumnSquares(cols)
 				u.AddSquares(t.Context(), sums, p.bytes(), 0, &s)
-				norms := NewColumnNorms([]ColumnSquares{sums}, nil)
+				norms := NewColumnNorms([]*ColumnSquares{sums}, nil)
 				u = prepareRescaled(t, d, rows, cols, terms, magnitude, norms)
 			}
 			var seen []float64

@@ -133,10 +133,10 @@ func twoProduct(a, b float64) (p, e float64) {
 	return p, math.FMA(a, b, -p)
 }
 
-// exactBits exceeds the length of any number in this package: products of S and two float64 lie
-// between 2^-3222 and 2^3072, and their sums are squared. So nothing is ever rounded. A big.Float
+// exactBits exceeds the length of any number in this package: products of S and six float64 lie
+// between 2^-7518 and 2^7168, and their sums are squared. So nothing is ever rounded. A big.Float
 // takes only the memory that its value needs.
-const exactBits = 16384
+const exactBits = 32768
 
 // decideExact computes the element in exact arithmetic and stores it. If Δ is exactly zero, w keeps
 // its bits, including −0 and the payload of a NaN. A sum that cancels to zero is +0. NaN and

@@ -97,11 +97,10 @@ const (
 // per embedding dimension.
 type Magnitude struct {
 	Blob
-	Module    string
-	OfColumns bool // one factor per column, not per row: Conv1D and embeddings store an output feature as a column
-	// Kernel is the number of neighbouring columns that share a factor: with OfColumns, those of
-	// one input of a convolution. Otherwise it is 1.
-	Kernel int
+	Module string
+	// OfColumns says that the factors are for columns, not for rows: Conv1D and embeddings store an
+	// output feature as a column. The columns of an input of a convolution share a factor.
+	OfColumns bool
 }
 
 // Rows replaces rows of a tensor: row i of the blob becomes row Order[i].

@@ -42,7 +42,7 @@ func (p *plain) addMagnitude(c *Change, transposed bool) error {
 		return fault.New(fault.Unsupported, "two adapters rescale %q by magnitudes of DoRA, and their order would change the result", c.Name).
 			WithHint("merge one adapter, then merge the other into the result")
 	}
-	c.DoRA = &Magnitude{Blob: m, Module: l.Module, OfColumns: ofColumns, Kernel: kernel}
+	c.DoRA = &Magnitude{Blob: m, Module: l.Module, OfColumns: ofColumns}
 	if p.model.Dialect == "peft" && !p.saysDoRA { // PEFT would leave them out
 		p.notes.of(l.Module, "the magnitudes of DoRA are applied although the configuration does not set use_dora")
 	}
