@@ -199,11 +199,8 @@ func (f *tensorFile) describe() {
 	switch {
 	case f.header != nil:
 		f.attach(format.SourceHeader, nil)
-	case f.pickle != nil && f.pickle.Unchecked:
-		f.note("the archive has no checksums (torch.serialization.set_crc32_options), so damage to its values would go unnoticed")
-	}
-	if f.pickle != nil && len(f.pickle.Left) > 0 {
-		f.note("the pickle also holds values that are not tensors of the adapter; they are left out: %s", fault.List(f.pickle.Left, 3))
+	case f.pickle != nil:
+		f.manifest.Notes = append(f.manifest.Notes, f.pickle.Notes("tensors of the adapter")...)
 	}
 }
 

@@ -37,7 +37,7 @@ func (f *File) readZip() (any, error) {
 	switch {
 	case !found:
 		return nil, fault.New(fault.Unsupported, "the zip archive has no data.pkl, so torch.save did not write it").
-			WithHint("if the adapter is inside, unpack the archive first")
+			WithHint("if the weights are inside, unpack the archive first")
 	case entries[root+"constants.pkl"] != nil:
 		return nil, fault.New(fault.Unsupported, "this is a TorchScript archive: a program with its weights").
 			WithHint("load it with torch.jit.load and save its state_dict() as safetensors")

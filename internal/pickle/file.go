@@ -10,6 +10,7 @@ package pickle
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"math"
 	"slices"
@@ -127,6 +128,18 @@ func (f *File) prove() error {
 		total += n
 	}
 	return nil
+}
+
+// Notes returns remarks for the user about what the file holds or lacks beside its tensors. what
+// says what the tensors are.
+func (f *File) Notes(what string) (notes []string) {
+	if f.Unchecked {
+		notes = append(notes, "the archive has no checksums (torch.serialization.set_crc32_options), so damage to its values would go unnoticed")
+	}
+	if len(f.Left) > 0 {
+		notes = append(notes, fmt.Sprintf("the pickle also holds values that are not %s; they are left out: %s", what, fault.List(f.Left, 3)))
+	}
+	return notes
 }
 
 // ReadAt fills p with the values of tensor i from byte offset off, little-endian and row-major.

@@ -27,6 +27,9 @@ type LayoutError struct {
 func (e *LayoutError) Error() string { return e.err.Error() }
 func (e *LayoutError) Unwrap() error { return e.err }
 
+// Names returns the names of the tensors in nested dictionaries.
+func (e *LayoutError) Names() []string { return e.Keys }
+
 // layout adds to err where the tensors are in a value that is not a state dict.
 func layout(top any, err *fault.Error) error {
 	e := &LayoutError{err: err}
