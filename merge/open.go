@@ -251,6 +251,9 @@ func (p *planner) addChange(c *resolve.Change) error {
 // noteFiles warns about links that lead out of the base's directory, and about files that are not
 // copied.
 func (p *planner) noteFiles() {
+	for _, note := range p.base.Notes {
+		p.warn("%s", note)
+	}
 	for _, name := range p.base.Beyond {
 		p.warn("%q is a link that leads out of the base's directory; its target is copied", name)
 	}

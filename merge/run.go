@@ -116,6 +116,9 @@ func (p *Plan) CheckOutput(out string) error {
 	if p.base.IsDir && strings.EqualFold(filepath.Ext(out), ".safetensors") {
 		return &OutputError{Path: out, Why: "has the name of a file, but the base is a directory and so is the output"}
 	}
+	if p.base.Misnames(out) {
+		return &OutputError{Path: out, Why: "has the name of another format, but the output is a safetensors file"}
+	}
 	if p.options.UndoFile == "" {
 		return nil
 	}
@@ -187,7 +190,7 @@ func diskBytes(p *Plan) (n int64) {
 		n += f.size() - f.in.HoleBytes()
 	}
 	for _, name := range p.base.Side {
-		if in, err := p.base.Dir.Open(name); err == nil {
+		if in, err := p.base.OpenSide(name); err == nil {
 			n += in.Size - fileio.HoleBytes(in.ReaderAt)
 			in.Close()
 		}

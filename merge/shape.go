@@ -75,14 +75,9 @@ func reshaped(base *checkpoint.Checkpoint, edits []resolve.Edit) (_ *checkpoint.
 
 // editIndex adds the new tensors to the shard index and corrects its sizes.
 func (p *planner) editIndex() error {
-	name := p.base.IndexName()
-	if name == "" {
-		return nil
+	name, text, err := p.base.EditedIndex(len(p.shaped.Renamed) > 0)
+	if name != "" && err == nil {
+		p.side[name] = text
 	}
-	text, err := p.base.Dir.Read(name, checkpoint.MaxJSONBytes)
-	if err != nil {
-		return err
-	}
-	p.side[name], err = p.base.Reindex(text, len(p.shaped.Renamed) > 0)
-	return fault.InFile(err, p.base.Dir.Path(name))
+	return err
 }

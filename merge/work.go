@@ -183,7 +183,7 @@ func (r *run) settle(ctx context.Context) error {
 
 // copySide copies a file beside the weights, or writes its new contents.
 func (r *run) copySide(name string) error {
-	in, err := r.plan.base.Dir.Open(name)
+	in, err := r.plan.base.OpenSide(name)
 	if err != nil {
 		return err
 	}

@@ -35,9 +35,9 @@ func mergeCommand(t *terminal) *cli.Command {
 		Name:      "merge",
 		Usage:     "add adapters to a checkpoint, every weight correctly rounded",
 		ArgsUsage: "BASE ADAPTER... -o OUT",
-		Description: "Writes W0 + Σ weight·s·B·A. BASE is a .safetensors file, or a directory with model.safetensors, with shards and their index, or with a pipeline of " +
-			"diffusers; merge copies the other files of the directory. ADAPTER is a directory or a file as PEFT saves it, a file of " +
-			"kohya's sd-scripts, diffusers or ComfyUI, or a .lora file. OUT is of the same kind as BASE, and appears whole or not at all.\n\n" +
+		Description: "Writes W0 + Σ weight·s·B·A. BASE is a .safetensors file or a pickle of torch.save, or a directory with model.safetensors or " +
+			"pytorch_model.bin, with shards and their index, or with a pipeline of diffusers; merge copies the other files of the directory. ADAPTER is a directory or a file as PEFT saves it, a file of " +
+			"kohya's sd-scripts, diffusers or ComfyUI, or a .lora file. OUT is a file or a directory as BASE is, always of safetensors, and appears whole or not at all.\n\n" +
 			"--add-tensors puts the head that an adapter was trained with into OUT. A new tensor has the dtype of most values of BASE; a " +
 			"replaced tensor keeps its dtype. For known model types config.json gets the class of the model and the number of labels; " +
 			"adapters hold no names of labels.",

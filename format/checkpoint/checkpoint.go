@@ -1,5 +1,5 @@
 // Package checkpoint opens the checkpoints that package merge merges into and package rank extracts
-// from: safetensors files, on disk, in an fs.FS or in memory.
+// from: safetensors files or pickles of torch.save, on disk, in an fs.FS or in memory.
 //
 //	base, err := checkpoint.Open(ctx, "base")
 //	…
@@ -22,9 +22,10 @@ import (
 // The caller closes it after they have run.
 type Checkpoint inner.Handle
 
-// Open opens the checkpoint at path: a safetensors file, or a directory with one safetensors file
-// or with shards and their index. ctx bounds only this call. Errors wrap a kind of package format,
-// or are I/O errors.
+// Open opens the checkpoint at path: a safetensors file or a pickle of torch.save, or a directory
+// with one such file or with shards and their index. A pickle reads like the safetensors file that
+// safetensors.torch.save_file writes with its tensors, and outputs are safetensors. ctx bounds only
+// this call. Errors wrap a kind of package format, or are I/O errors.
 func Open(ctx context.Context, path string) (*Checkpoint, error) {
 	return handleOf(inner.Open(ctx, path))
 }
@@ -36,7 +37,7 @@ func OpenFS(ctx context.Context, files fs.FS, name string) (*Checkpoint, error) 
 	return handleOf(inner.OpenFS(ctx, files, name))
 }
 
-// OpenReader opens a single safetensors file of size bytes, such as a bytes.Reader. Messages call
+// OpenReader opens a single file of weights of size bytes, such as a bytes.Reader. Messages call
 // it name. The checkpoint reads r by position, from several goroutines, until Close; it does not
 // close r.
 func OpenReader(ctx context.Context, name string, r io.ReaderAt, size int64) (*Checkpoint, error) {

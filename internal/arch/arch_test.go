@@ -110,7 +110,7 @@ var arrows = map[string]map[string]string{
 		"internal/fault":       "errors of input",
 		"internal/fileio":      "inputs that are files",
 		"internal/naming":      "whether names are those of an adapter",
-		"internal/pickle":      "names in a pickle that is given as a checkpoint",
+		"internal/pickle":      "bases in pickles of torch.save",
 		"internal/safetensors": "the strict header check",
 	},
 	"internal/config": {

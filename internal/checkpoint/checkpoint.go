@@ -1,12 +1,15 @@
-// Package checkpoint opens base models: a safetensors file, or a directory with one such file, with
-// shards and their index, or with the models of a pipeline of diffusers. Open reads only headers;
-// Tensor.ReadAt reads data by position. View, Rename and Reshape show a checkpoint with other
-// tensors without copying it.
+// Package checkpoint opens base models: a file of weights, or a directory with one such file, with
+// shards and their index, or with the models of a pipeline of diffusers. A file of another
+// container than safetensors reads like the safetensors file that its tensors make. Open reads only
+// headers; Tensor.ReadAt reads data by position. View, Rename and Reshape show a checkpoint with
+// other tensors without copying it.
 package checkpoint
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"maps"
@@ -32,13 +35,15 @@ type Checkpoint struct {
 	IsDir  bool
 	Files  []*File
 	Config config.Model
-	Side   []string   // the directory's other files that belong to the model, with slashes
+	Side   []string   // the directory's other files that belong to the model, with slashes, as the output has them; see OpenSide
+	Notes  []string   // remarks for the user about the weight files
 	Beyond []string   // links among the files that leave the directory, except into the blobs of the hub's cache
 	Left   []string   // the other files that do not belong to it: weights in other formats, adapters, hidden files
 	Dir    fileio.Dir // where the files beside the weights are
 
 	pipeline bool // whether the directory holds several models, each in a folder
 	refs     map[string]Ref
+	indexes  map[string]index  // of models whose files have other names in the output, by their names there
 	inputs   fileio.Identities // of all files when the checkpoint was opened
 }
 
@@ -84,7 +89,7 @@ func New(ctx context.Context, name string, data io.ReaderAt, size int64) (*Check
 	if err != nil {
 		return nil, err
 	}
-	c := &Checkpoint{Path: name, Files: []*File{f}}
+	c := &Checkpoint{Path: name, Files: []*File{f}, Notes: f.notes}
 	if err := c.indexTensors(); err != nil {
 		return nil, err
 	}
@@ -143,12 +148,15 @@ func decoded(ctx context.Context, c *Checkpoint) (shown *Checkpoint, err error) 
 }
 
 func (c *Checkpoint) open(ctx context.Context, models []model) (err error) {
-	for i := range models {
-		if err := models[i].open(ctx, c); err != nil {
-			return err
+	if models, err = openModels(ctx, c, models); err != nil {
+		return err
+	}
+	for _, f := range c.Files {
+		for _, note := range f.notes {
+			c.Notes = append(c.Notes, f.Path+": "+note)
 		}
 	}
-	if err := c.identifySide(); err != nil {
+	if err := identifySide(c, models); err != nil {
 		return err
 	}
 	if c.Config, err = readConfig(c.Dir); err != nil {
@@ -161,8 +169,46 @@ func (c *Checkpoint) open(ctx context.Context, models []model) (err error) {
 		if err := models[i].checkIndex(c); err != nil {
 			return err
 		}
+		if err := models[i].showIndex(c); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// openModels opens the files of the models. A component of a pipeline whose files are of another
+// container than safetensors and are refused stays as it is, among the files beside the weights. An
+// adapter that changes it is refused.
+func openModels(ctx context.Context, c *Checkpoint, models []model) (opened []model, err error) {
+	var first error
+	for _, m := range models {
+		nFiles := len(c.Files)
+		err := m.open(ctx, c)
+		if err == nil {
+			opened = append(opened, m)
+			continue
+		}
+		var refused *fault.Error
+		if !c.pipeline || shownName(m.list) == m.list || !errors.As(err, &refused) {
+			return nil, err
+		}
+		first = cmp.Or(first, err)
+		for _, f := range c.Files[nFiles:] {
+			err = errors.Join(err, f.close())
+		}
+		c.Files, c.inputs = c.Files[:nFiles], c.inputs[:nFiles]
+		for _, shard := range m.shards {
+			if _, err := c.Dir.Stat(m.folder + shard); err == nil {
+				c.Side = append(c.Side, m.folder+shard)
+			}
+		}
+		c.Notes = append(c.Notes, fmt.Sprintf("%s is copied as it is, because its weights cannot be read: %v", strings.TrimSuffix(m.folder, "/"), err))
+	}
+	slices.Sort(c.Side)
+	if len(opened) == 0 {
+		return nil, first
+	}
+	return opened, nil
 }
 
 // open opens the files of one model.
@@ -180,11 +226,16 @@ func (m *model) open(ctx context.Context, c *Checkpoint) error {
 		if err != nil {
 			return err
 		}
-		f, err := openFile(ctx, name, m.prefix(), in)
+		f, err := openFile(ctx, nameIn(c, name), m.prefix(), in)
 		if err != nil {
 			return err
 		}
+		twin := slices.IndexFunc(c.Files, func(other *File) bool { return other.Name == f.Name })
 		c.Files, c.inputs = append(c.Files, f), append(c.inputs, in.Identity)
+		if twin >= 0 {
+			return fault.New(fault.Unsupported, "%s and %s would both be called %s in an output", c.Files[twin].Path, f.Path, f.Name).
+				WithHint("give one of them another name, also in the index")
+		}
 	}
 	return nil
 }
@@ -197,19 +248,30 @@ func (m *model) checkIndex(c *Checkpoint) error {
 		switch {
 		case !ok:
 			return fault.New(fault.Corrupt, "the index says that %s holds %q, but it does not", shard, name).In(c.Path)
-		case c.Files[ref.File].Name != m.folder+shard:
+		case c.Files[ref.File].Name != nameIn(c, m.folder+shard):
 			return fault.New(fault.Corrupt, "the index says that %s holds %q, but %s does", shard, name, c.Files[ref.File].Name).In(c.Path)
 		}
 	}
 	return nil
 }
 
+// nameIn returns the name of a weight file in the output. The output of a single file is named by
+// the user.
+func nameIn(c *Checkpoint, file string) string {
+	if !c.IsDir {
+		return file
+	}
+	return shownName(file)
+}
+
 // identifySide records the identity of the files beside the weights, and which of the files are
 // links that leave the directory.
-func (c *Checkpoint) identifySide() error {
+func identifySide(c *Checkpoint, models []model) error {
 	names := slices.Clone(c.Side)
-	for _, f := range c.Files {
-		names = append(names, f.Name)
+	for i := range models {
+		for _, shard := range models[i].shards {
+			names = append(names, models[i].folder+shard)
+		}
 	}
 	for _, name := range c.Side {
 		id, err := c.Dir.Identify(name)

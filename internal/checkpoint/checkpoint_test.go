@@ -260,9 +260,14 @@ func TestBrokenCheckpointsAreRefused(t *testing.T) {
 			fault.Unsupported, "neither", "this is an adapter"},
 
 		{"an adapter", map[string][]byte{"adapter_config.json": []byte("{}"), "adapter_model.safetensors": weights("a")}, fault.Unsupported, "neither", "this is an adapter"},
-		{"pickles", map[string][]byte{"config.json": []byte("{}"), "pytorch_model.bin": []byte("PK")}, fault.Unsupported, "neither", "pickles (pytorch_model.bin)"},
-		{"sharded pickles", map[string][]byte{"pytorch_model-00001-of-00002.bin": []byte("PK"), "pytorch_model.bin.index.json": []byte("{}")}, fault.Unsupported, "neither", "pickles"},
-		{"a pipeline of pickles", map[string][]byte{"model_index.json": []byte("{}"), "unet/diffusion_pytorch_model.bin": []byte("PK")}, fault.Unsupported, "neither", "pipeline of diffusers"},
+		{"pickles", map[string][]byte{"config.json": []byte("{}"), "pytorch_model.bin": []byte("PK\x03\x04")}, fault.Truncated, "not a complete zip archive", "fetch it again"},
+		{"sharded pickles", map[string][]byte{"pytorch_model-00001-of-00002.bin": []byte("PK"), "pytorch_model.bin.index.json": []byte("{}")}, fault.Corrupt, "pytorch_model.bin.index.json: the index has no weight_map", ""},
+		{"pickled shards without their index", map[string][]byte{"pytorch_model-00001-of-00001.bin": nil}, fault.Unsupported, "not their index pytorch_model.bin.index.json", "fetch it"},
+		{"two shards of one name in an output", map[string][]byte{
+			"pytorch_model.bin.index.json": index(t, map[string]string{"a": "x.bin", "b": "x.pt"}), "x.bin": weights("a"), "x.pt": weights("b"),
+		}, fault.Unsupported, "would both be called x.safetensors", "give one of them another name"},
+		{"a pipeline of pickles", map[string][]byte{"model_index.json": []byte("{}"), "unet/diffusion_pytorch_model.bin": []byte("PK\x03\x04")}, fault.Truncated, "unet/diffusion_pytorch_model.bin: not a complete zip archive", ""},
+		{"a pipeline without weights", map[string][]byte{"model_index.json": []byte("{}"), "unet/model.onnx": nil}, fault.Unsupported, "neither", "pipeline of diffusers"},
 		{"weights of another name", map[string][]byte{"consolidated.safetensors": weights("a")}, fault.Unsupported, "neither", "such as consolidated.safetensors"},
 		{"an adapter further down", map[string][]byte{"inner/adapter_config.json": []byte("{}"), "inner/adapter_model.safetensors": weights("a")},
 			fault.Unsupported, "neither", "it holds an adapter, in inner"},
@@ -283,21 +288,25 @@ func TestOpenRefusesWhatIsNoCheckpoint(t *testing.T) {
 	checkError(t, filepath.Join(dir, "a.safetensors", "x"), nil, "x", "")
 }
 
-// TestOpenTellsPicklesApart: a pickle is named as such, with its content, not as a zip archive.
+// TestOpenTellsPicklesApart: a pickle of an adapter is in the wrong place, and one that the reader
+// of pickles refuses is refused with its words.
 func TestOpenTellsPicklesApart(t *testing.T) {
 	const dir = "../../testdata/"
-	const adapter, model = "a pickle of torch.save that holds an adapter", "a pickle of torch.save with "
-	for _, c := range []struct{ file, words, hint string }{
-		{"corpus/huggingface__peft__26/adapter_model.bin", adapter, "this is an adapter"},
-		{"pickle/read/plain.bin", model, "save_pretrained"},
-		{"pickle/read/plain-legacy.bin", model, "save_pretrained"},
-		{"pickle/deep/dictionaries.bin", adapter, "this is an adapter"}, // of CLIP-LoRA,
-		{"pickle/refuse/cut.bin", "torch saves pickles", "safe_serialization"},
-		{"pickle/refuse/eval.bin", "torch saves pickles", "safe_serialization"},
-		{"pickle/refuse/zip.bin", "a zip archive", "unpack it"},
+	const adapter = "a pickle of torch.save that holds an adapter"
+	for _, c := range []struct {
+		file        string
+		kind        error
+		words, hint string
+	}{
+		{"corpus/huggingface__peft__26/adapter_model.bin", fault.Unsupported, adapter, "this is an adapter"},
+		{"pickle/deep/dictionaries.bin", fault.Unsupported, adapter, "this is an adapter"}, // of CLIP-LoRA,
+		{"pickle/refuse/cut.bin", fault.Truncated, "not a complete zip archive", "fetch it again"},
+		{"pickle/refuse/eval.bin", fault.Unsupported, `names "__builtin__.eval"`, "do not load it"},
+		{"pickle/refuse/zip.bin", fault.Unsupported, "no data.pkl", "unpack the archive"},
+		{"pickle/read/strided.bin", fault.Unsupported, `"transposed" of shape [8 6] with the strides [1 8], want a contiguous tensor`, "contiguous()"},
 	} {
 		t.Run(c.file, func(t *testing.T) {
-			checkError(t, filepath.FromSlash(dir+c.file), fault.Unsupported, c.words, c.hint)
+			checkError(t, filepath.FromSlash(dir+c.file), c.kind, c.words, c.hint)
 		})
 	}
 }

@@ -1,22 +1,37 @@
 package checkpoint
 
 import (
-	"cmp"
 	"context"
+	"io"
+	"path"
+	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/naming"
+	"github.com/loratool/loratool/internal/pickle"
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
 // container is a format of weight files. A new one is a package that reads it and a row of
-// containers.
+// containers. Everything else sees each file as the safetensors file that its tensors make, and
+// outputs are safetensors.
 type container struct {
+	title string // names a file of it in messages: "this is …"
+
 	// files lists the names of weight files in a directory, in the order in which transformers and
 	// diffusers prefer them. Each may be sharded, with an index of the same name plus indexSuffix.
 	files []string
-	// open completes f, whose bytes are in, with the tensors in it.
-	open func(ctx context.Context, in *fileio.Input, f *File) (*File, error)
+	// extensions are the ends of the names of weight files, which the output replaces by
+	// .safetensors. A name that begins with stem begins with "model" instead.
+	extensions []string
+	stem       string // "" for none
+
+	// is recognises a file by its first bytes, and read reads its list of tensors. Both are nil for
+	// safetensors.
+	is   func(start []byte) bool
+	read func(r io.ReaderAt, size int64) (contents, error)
 }
 
 // indexSuffix is the end of the name of an index of shards, after the name that the one file would
@@ -26,16 +41,27 @@ const indexSuffix = ".index.json"
 // containers are tried in this order in a directory. It uses the first one that it has weights of.
 var containers = []container{
 	{
+		title: "a safetensors file",
 		files: []string{
 			"model.safetensors", "diffusion_pytorch_model.safetensors",
 			"diffusion_pytorch_model.fp16.safetensors", "model.fp16.safetensors",
 		},
-		open: openSafetensors,
+	},
+	{
+		title: "a pickle of torch.save",
+		files: []string{
+			"pytorch_model.bin", "diffusion_pytorch_model.bin",
+			"diffusion_pytorch_model.fp16.bin", "pytorch_model.fp16.bin",
+		},
+		extensions: []string{".bin", ".pt", ".pth", ".ckpt"},
+		stem:       "pytorch_model",
+		is:         pickle.IsPickle,
+		read:       func(r io.ReaderAt, size int64) (contents, error) { return pickle.ReadBase(r, size) },
 	},
 }
 
-// lists returns the files in a folder of a directory that hold a whole model or are the index of its
-// shards, the preferred one first.
+// lists returns the files in a folder of a directory that hold a whole model or are the index of
+// its shards, the preferred one first.
 func (k *container) lists(have map[string]bool, folder string) (found []string) {
 	for _, name := range k.files {
 		for _, list := range []string{name, name + indexSuffix} {
@@ -47,24 +73,87 @@ func (k *container) lists(have map[string]bool, folder string) (found []string) 
 	return found
 }
 
-// openSafetensors reads the header of a safetensors file.
-func openSafetensors(ctx context.Context, in *fileio.Input, f *File) (*File, error) {
-	h, err := safetensors.Read(ctx, in, in.Size)
-	if err != nil {
-		return nil, err
-	}
-	return newFile(h, f), nil
+// isWeights reports whether a file may hold the weights of a model, by its name.
+func isWeights(name string) bool {
+	return slices.ContainsFunc(containers, func(k container) bool { return slices.Contains(k.files, name) })
 }
 
-// openFile opens a file, and puts prefix in front of the names of its tensors. On an error it closes
-// the file.
+// shownName returns the name that the output gives to a weight file or an index of a directory.
+func shownName(name string) string {
+	name, isIndex := strings.CutSuffix(name, indexSuffix)
+	dir, file := path.Split(name)
+	for i := range containers {
+		k := &containers[i]
+		ext := path.Ext(file)
+		if !slices.Contains(k.extensions, ext) {
+			continue
+		}
+		file = strings.TrimSuffix(file, ext) + ".safetensors"
+		if rest, ok := strings.CutPrefix(file, k.stem); ok && k.stem != "" {
+			file = "model" + rest
+		}
+		break
+	}
+	if isIndex {
+		file += indexSuffix
+	}
+	return dir + file
+}
+
+// Misnames reports whether out is the name of a file of another container than safetensors, for the
+// output of a single file of such a container. Users of safetensors may choose any name.
+func (c *Checkpoint) Misnames(out string) bool {
+	return !c.IsDir && c.Files[0].isConverted && shownName(path.Base(out)) != path.Base(out)
+}
+
+// containerOf recognises a file by its content, whatever its name is. It takes a file of no
+// container for safetensors, whose reader knows how to explain it.
+func containerOf(in *fileio.Input) (*container, error) {
+	start := make([]byte, min(in.Size, 16))
+	if _, err := io.ReadFull(io.NewSectionReader(in, 0, in.Size), start); err != nil {
+		return nil, err
+	}
+	for i := range containers {
+		if is := containers[i].is; is != nil && is(start) && !safetensors.IsHeader(start) {
+			return &containers[i], nil
+		}
+	}
+	return &containers[0], nil
+}
+
+// openFile opens a file, and puts prefix in front of the names of its tensors. On an error it
+// closes the file.
 func openFile(ctx context.Context, name, prefix string, in *fileio.Input) (*File, error) {
 	f := &File{Name: name, Path: in.Path, prefix: prefix, Size: in.Size, data: stored{in.ReaderAt}, close: in.Close}
-	f, err := containers[0].open(ctx, in, f)
+	f, err := readFile(ctx, in, f)
 	if err != nil {
-		err = cmp.Or(pickled(in), err)
 		in.Close()
 		return nil, fault.InFile(err, in.Path)
 	}
 	return f, nil
+}
+
+// readFile reads the list of the tensors of a file.
+func readFile(ctx context.Context, in *fileio.Input, f *File) (*File, error) {
+	k, err := containerOf(in)
+	if err != nil {
+		return nil, err
+	}
+	if k.read == nil {
+		h, err := safetensors.Read(ctx, in, in.Size)
+		if err != nil {
+			return nil, err
+		}
+		return newFile(h, f), nil
+	}
+	c, err := k.read(in, in.Size)
+	if names := namesIn(c, err); naming.AreOfAdapter(names) {
+		e := fault.New(fault.Unsupported, "this is %s that holds an adapter, with tensors such as %q, not a checkpoint", k.title, names[0])
+		e.Misplaced = true
+		return nil, e.WithHint("this is an adapter")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return f.showing(c)
 }

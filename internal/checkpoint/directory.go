@@ -62,7 +62,7 @@ func (l *layout) sort(all []string) {
 		switch {
 		case isWeights[name]:
 		case l.isPipeline && of[folderOf(name)] == "" && strings.Contains(name, "/"):
-			l.side = append(l.side, name) // a component whose weights are not read, such as a pickle
+			l.side = append(l.side, name) // a component whose weights are not read, such as ONNX
 		case name != of[folderOf(name)] && isForeign(name):
 			l.left = append(l.left, name)
 		default:
@@ -101,22 +101,20 @@ func findModel(dir fileio.Dir, have map[string]bool) ([]model, error) {
 	return nil, nil
 }
 
-// noWeights returns the error for a directory without safetensors weights, with a hint about its
+// noWeights returns the error for a directory without weights, with a hint about its
 // real content.
 func noWeights(all []string) error {
 	if e := withoutIndex(all); e != nil {
 		return e
 	}
-	e := fault.New(fault.Unsupported, "the directory holds neither model.safetensors nor diffusion_pytorch_model.safetensors, nor an index of shards")
+	e := fault.New(fault.Unsupported, "the directory holds neither weights under a known name, such as model.safetensors or pytorch_model.bin, nor an index of shards")
 	for _, name := range all {
 		switch base := filepath.Base(name); {
 		case base == "adapter_config.json" && base == name:
 			e.Misplaced = true
 			return e.WithHint("this is an adapter")
 		case name == pipelineIndex:
-			return e.WithHint("this is a pipeline of diffusers, and no component of it has its weights in safetensors; save it with safe_serialization=True")
-		case strings.HasPrefix(base, "pytorch_model") && strings.HasSuffix(base, ".bin"):
-			return e.WithHint("the weights are pickles (%s); save them with safe_serialization=True", base)
+			return e.WithHint("this is a pipeline of diffusers, and no component of it has weights in safetensors or in pickles")
 		case base == "adapter_config.json":
 			e.WithHint("it holds an adapter, in %s", filepath.Dir(name)).Misplaced = true
 		case strings.HasSuffix(base, ".safetensors") && !strings.HasPrefix(base, "adapter_"):

@@ -15,7 +15,7 @@ import (
 // File is one weight file of a checkpoint. It reads like a safetensors file: a header, then the
 // data of its tensors without gaps.
 type File struct {
-	Name    string // within the checkpoint's directory
+	Name    string // within the checkpoint's directory, as the output has it
 	Path    string // as the user would write it
 	Size    int64
 	DataOff int64    // where the data begin; also the length of the header
@@ -24,8 +24,11 @@ type File struct {
 	prefix string              // of the names of its tensors, which the header lacks
 	data   Reader              // the whole file, header included
 	header *safetensors.Header // without its tensors
-	behind *File               // the file behind a view; nil for a stored file
-	close  func() error
+	notes  []string            // remarks for the user
+
+	isConverted bool  // whether the stored file is of another container than safetensors
+	behind      *File // the file behind a view; nil for a stored file
+	close       func() error
 }
 
 // Reader reads bytes by position. Several goroutines may call it at once.

@@ -1,16 +1,88 @@
 package checkpoint
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// Reindex returns the text of an index, updated for the checkpoint: it adds the tensors that the
-// index lacks and corrects the sizes. If isRenamed is set, it writes the whole weight_map anew.
-func (c *Checkpoint) Reindex(text []byte, isRenamed bool) ([]byte, error) {
+// index is the text of an index as the output has it.
+type index struct {
+	stored string // the name of its file
+	text   []byte
+}
+
+// showIndex renames the index of a model whose shards have other names in the output, and writes it
+// anew. Until then Side has the names of the directory.
+func (m *model) showIndex(c *Checkpoint) error {
+	stored := m.folder + m.list
+	shown := nameIn(c, stored)
+	isRenamed := func(shard string) bool { return nameIn(c, shard) != shard }
+	if m.shardOf == nil || shown == stored && !slices.ContainsFunc(m.shards, isRenamed) {
+		return nil
+	}
+	text, err := c.Dir.Read(stored, MaxJSONBytes)
+	if err != nil {
+		return err
+	}
+	files, sum := make(map[string]string), totals{}
+	for _, f := range c.Files {
+		if f.prefix != m.prefix() {
+			continue
+		}
+		for i := range f.Tensors {
+			t := &f.Tensors[i]
+			files[strings.TrimPrefix(t.Name, f.prefix)] = strings.TrimPrefix(f.Name, m.folder)
+			sum.add(t)
+		}
+	}
+	text = sum.set(jsontext.Set(text, jsontext.Indented(files), "weight_map"))
+	if c.indexes == nil {
+		c.indexes = make(map[string]index)
+	}
+	c.indexes[shown] = index{stored, text}
+	c.Side[slices.Index(c.Side, stored)] = shown
+	return nil
+}
+
+// OpenSide opens a file of Side. The caller closes it. An index that names files anew is in memory.
+func (c *Checkpoint) OpenSide(name string) (*fileio.Input, error) {
+	i, ok := c.indexes[name]
+	if !ok {
+		return c.Dir.Open(name)
+	}
+	return &fileio.Input{
+		ReaderAt: bytes.NewReader(i.text), Closer: io.NopCloser(nil), Path: c.Dir.Path(i.stored), Size: int64(len(i.text)),
+	}, nil
+}
+
+// EditedIndex returns the name and the text of the index of a sharded checkpoint, updated for the
+// tensors that a view shows: it adds the tensors that the index lacks and corrects the sizes. If
+// isRenamed is set, it writes the whole weight_map anew. name is "" if there is no index.
+func (c *Checkpoint) EditedIndex(isRenamed bool) (name string, text []byte, err error) {
+	if name = indexName(c); name == "" {
+		return "", nil, nil
+	}
+	path := c.Dir.Path(name)
+	if i, ok := c.indexes[name]; ok {
+		text, path = i.text, c.Dir.Path(i.stored)
+	} else if text, err = c.Dir.Read(name, MaxJSONBytes); err != nil {
+		return "", nil, err
+	}
+	text, err = reindex(c, text, isRenamed)
+	return name, text, fault.InFile(err, path)
+}
+
+// reindex updates the text of an index.
+func reindex(c *Checkpoint, text []byte, isRenamed bool) ([]byte, error) {
 	var index struct {
 		WeightMap json.RawMessage `json:"weight_map"`
 	}
@@ -28,28 +100,39 @@ func (c *Checkpoint) Reindex(text []byte, isRenamed bool) ([]byte, error) {
 		}
 		text, known = jsontext.Set(text, jsontext.Indented(files), "weight_map"), nil
 	}
-	var nBytes, nElements int64
+	var sum totals
 	for _, name := range c.Names() {
-		t := c.refs[name].Tensor
-		nBytes += t.NBytes
-		nElements += t.Elements()
+		sum.add(c.refs[name].Tensor)
 		if _, ok := known[name]; !ok && known != nil {
 			text = jsontext.Set(text, jsontext.Quote(c.FileOf(name)), "weight_map", name)
 		}
 	}
-	for key, total := range map[string]int64{"total_size": nBytes, "total_parameters": nElements} {
+	return sum.set(text), nil
+}
+
+// totals are the sizes that an index may state.
+type totals struct{ nBytes, nElements int64 }
+
+func (s *totals) add(t *Tensor) {
+	s.nBytes += t.NBytes
+	s.nElements += t.Elements()
+}
+
+// set corrects the sizes that the text of an index states.
+func (s *totals) set(text []byte) []byte {
+	for key, total := range map[string]int64{"total_size": s.nBytes, "total_parameters": s.nElements} {
 		if _, ok := jsontext.Value(text, "metadata", key); ok {
 			text = jsontext.Set(text, fmt.Sprint(total), "metadata", key)
 		}
 	}
-	return text, nil
+	return text
 }
 
 // FileOf returns the name of the file that holds a tensor.
 func (c *Checkpoint) FileOf(name string) string { return c.Files[c.refs[name].File].Name }
 
-// IndexName returns the name of the index of a sharded checkpoint, or "".
-func (c *Checkpoint) IndexName() string {
+// indexName returns the name of the index of a sharded checkpoint, or "".
+func indexName(c *Checkpoint) string {
 	for _, name := range containers[0].files {
 		if slices.Contains(c.Side, name+indexSuffix) {
 			return name + indexSuffix

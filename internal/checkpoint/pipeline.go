@@ -43,8 +43,8 @@ func findComponents(dir fileio.Dir, have map[string]bool) (models []model, err e
 	return models, nil
 }
 
-// Unread lists the components of a pipeline whose weights are stored in a way that is not read,
-// such as pickles, each with one of these files.
+// Unread lists the components of a pipeline whose weights are not read, because of their format or
+// because a pickle is refused, each with one of these files.
 func Unread(c *Checkpoint) map[string]string {
 	files := make(map[string]string)
 	for _, name := range c.Side {

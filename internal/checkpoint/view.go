@@ -70,7 +70,7 @@ func (f *File) view(shown []Shown) (*File, error) {
 	raw := safetensors.Compose(tensors, f.header.Metadata)
 	h, err := safetensors.ReadAlone(raw)
 	if err != nil {
-		return nil, fmt.Errorf("internal error: a header of our own: %w", err)
+		return nil, fmt.Errorf("the tensors do not fit into a safetensors header: %w", err)
 	}
 	data.add(Piece{memory(raw), 0, int64(len(raw))})
 	for _, s := range shown {
@@ -78,7 +78,7 @@ func (f *File) view(shown []Shown) (*File, error) {
 			data.add(p)
 		}
 	}
-	return newFile(h, &File{Name: f.Name, Path: f.Path, prefix: prefix, Size: data.size(), data: &data, behind: f, close: f.close}), nil
+	return newFile(h, &File{Name: f.Name, Path: f.Path, prefix: prefix, Size: data.size(), data: &data, behind: f, close: f.close, isConverted: f.isConverted}), nil
 }
 
 // stitched is a file assembled from pieces.

@@ -39,6 +39,7 @@ var features = []feature{
 	{verdict: Applied, title: "LoRA and LoCon of image and video models: kohya's sd-scripts and OneTrainer, diffusers since 2023, names of the models' authors as ComfyUI has them, XLabs, cloneofsimo"},
 	{verdict: Applied, title: "keys with adapter names, torch.compile and FSDP wrappers, with or without prefixes"},
 	{verdict: Applied, title: "safetensors, pickles of torch.save (adapter_model.bin, .pt), .lora files, sub-directories of named adapters"},
+	{verdict: Applied, title: "bases in safetensors, or in pickles of torch.save (pytorch_model.bin, .pt, .pth, .ckpt), which become safetensors"},
 	{verdict: Applied, title: "plain, sharded and mixed-dtype bases; a quantised tensor that is not adapted is copied"},
 	{verdict: Applied, title: "initialised by gaussian, orthogonal, EVA or MiCA, which leave the base alone"},
 	{name: format.FeatureBDLoRA, verdict: Applied, title: "BD-LoRA (use_bdlora): block-diagonal factors, stored compact"},

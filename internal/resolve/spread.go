@@ -164,8 +164,8 @@ func (p *plain) update() naming.Update {
 func explainSpread(r *resolver, s *naming.Spread, n int) error {
 	for _, name := range s.Absent {
 		if file := r.base.Unread[name]; file != "" {
-			return fault.New(fault.Unsupported, "the adapter changes %s, whose weights are not in safetensors: %s", name, file).
-				In(r.base.Path).WithHint("in Python, load the pipeline with diffusers and save it with save_pretrained(…, safe_serialization=True)")
+			return fault.New(fault.Unsupported, "the adapter changes %s, whose weights cannot be read: %s", name, file).
+				In(r.base.Path).WithHint("in Python, load the pipeline with diffusers and save it with save_pretrained, which writes safetensors")
 		}
 	}
 	switch {

@@ -1,0 +1,77 @@
+package checkpoint
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/safetensors"
+)
+
+// contents is an open weight file of another container than safetensors. The package that reads the
+// container implements it without knowing this one.
+type contents interface {
+	// Len returns the number of tensors.
+	Len() int
+	// Tensor describes tensor i. No two tensors have the same name.
+	Tensor(i int) (name string, d dtype.Type, shape []uint64)
+	// ReadAt fills p with the values of tensor i from byte offset off, little-endian and row-major.
+	// Several goroutines may call it at once.
+	ReadAt(p []byte, i int, off int64) error
+	// Notes returns remarks for the user about the file.
+	Notes() []string
+}
+
+// namesIn returns the names of the tensors. An error can name the tensors that it is about.
+func namesIn(c contents, err error) (names []string) {
+	var named interface{ Names() []string }
+	if errors.As(err, &named) {
+		return named.Names()
+	}
+	for i := 0; err == nil && i < c.Len(); i++ {
+		name, _, _ := c.Tensor(i)
+		names = append(names, name)
+	}
+	return names
+}
+
+// showing returns the file as safetensors.torch.save_file writes its tensors, to the byte: sorted
+// by dtype, the widest first, then by name, with the metadata that transformers asks for. So an
+// output does not depend on the order in which a trainer filled its state dict, and every tensor is
+// aligned.
+func (f *File) showing(c contents) (*File, error) {
+	shown := make([]Shown, c.Len())
+	for i := range shown {
+		name, d, shape := c.Tensor(i)
+		if name == safetensors.MetadataName {
+			return nil, fault.New(fault.Unsupported, "the file has a tensor called %q, which safetensors cannot hold", name)
+		}
+		n, ok := dtype.NElements(shape)
+		nBytes, fits := d.NBytes(n)
+		if !ok || !fits {
+			return nil, fault.New(fault.Corrupt, "tensor %q of %v and shape %d is larger than any file", name, d, shape)
+		}
+		shown[i] = Shown{f.prefix + name, d, shape, []Piece{{values{c, i}, 0, nBytes}}}
+	}
+	slices.SortFunc(shown, func(a, b Shown) int { return cmp.Or(cmp.Compare(b.DType, a.DType), cmp.Compare(a.Name, b.Name)) })
+	f.header = &safetensors.Header{Metadata: map[string]string{"format": "pt"}}
+	v, err := f.view(shown)
+	if err != nil {
+		return nil, err
+	}
+	v.notes, v.isConverted = c.Notes(), true
+	return v, nil
+}
+
+// values reads one tensor.
+type values struct {
+	contents
+	i int
+}
+
+func (v values) ReadAt(_ context.Context, p []byte, off int64) error {
+	return v.contents.ReadAt(p, v.i, off)
+}
