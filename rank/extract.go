@@ -298,7 +298,7 @@ func (e *Extraction) view(p *pair) (view, bool) {
 		}, true
 	}
 	module, isWeight := strings.CutSuffix(p.name, ".weight")
-	if !isWeight && e.twins != nil && e.options.carriesNone() { // in_proj_weight
+	if !isWeight && e.byModule { // in_proj_weight
 		module = naming.WeightModule(p.name)
 		isWeight = module != ""
 	}

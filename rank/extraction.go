@@ -67,6 +67,7 @@ type Extraction struct {
 
 	baseEnds, tunedEnds ends
 	twins               *naming.Twins // of two image or video models; nil for any others
+	byModule            bool          // a merge finds the adapter of an image model by its modules
 }
 
 // Close closes the checkpoints if the extraction opened them by their paths. Checkpoints that the

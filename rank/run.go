@@ -43,6 +43,12 @@ func (r *extracting) all(ctx context.Context) error {
 			return err
 		}
 	}
+	if r.twins != nil && r.peft == nil {
+		var err error
+		if r.byModule, err = r.namesModules(ctx); err != nil {
+			return err
+		}
+	}
 	if r.options.Budget > 0 {
 		if err := r.spend(ctx); err != nil {
 			return err
@@ -216,6 +222,15 @@ func (r *extracting) beside(ctx context.Context, p *pair, why string) error {
 		return nil
 	}
 	r.whole += energy
+	if r.twins != nil && r.peft == nil {
+		n, ok, err := r.difference(ctx, p)
+		if ok {
+			r.report.Beside = append(r.report.Beside, BesideReport{p.name, why, n})
+		}
+		if ok || err != nil {
+			return err
+		}
+	}
 	i, nonFinite, err := r.spool.copy(ctx, p.name, t)
 	if err != nil {
 		return fault.InFile(err, t.Path())

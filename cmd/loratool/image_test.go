@@ -4,11 +4,14 @@ import (
 	"encoding/json"
 	"maps"
 	"math"
+	"math/rand/v2"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/testkit"
 	"github.com/loratool/loratool/rank"
 )
 
@@ -66,6 +69,15 @@ func extractedFrom(
 	return report
 }
 
+// errorOf is the error of all layers, as the report has it.
+func errorOf(report rank.ExtractReport) float64 {
+	squares := 0.0
+	for _, l := range report.Layers {
+		squares += l.Rounded * l.Rounded * l.Frobenius * l.Frobenius
+	}
+	return math.Sqrt(squares)
+}
+
 // TestExtractTakesAnImageModelBackInEveryLayout merges adapters into a pipeline and into a single
 // file, which testdata/diffusion proves, and extracts the results against both. The layout of the
 // tuned model must not matter to the factors. At full rank, and in every dialect, a merge must give
@@ -96,16 +108,66 @@ func TestExtractTakesAnImageModelBackInEveryLayout(t *testing.T) {
 			for adapter, report := range reports {
 				back := filepath.Join(dir, "of-"+filepath.Base(adapter)+"-back"+end)
 				loratool(t, "merge", base, adapter, "-o", back)
-				squares := 0.0
-				for _, l := range report.Layers {
-					squares += l.Rounded * l.Rounded * l.Frobenius * l.Frobenius
-				}
-				limit := math.Sqrt(squares) + halfUlps(t, tuned[end])
+				limit := errorOf(report) + halfUlps(t, tuned[end])
 				if d := distance(t, back, tuned[end]); d > limit || len(report.Layers) == 0 {
 					t.Errorf("%s, %d layers: merged into %s, it is %g from the tuned model, want %g",
 						adapter, len(report.Layers), base, d, limit)
 				}
 			}
+		}
+	}
+}
+
+// tuneFile writes a checkpoint of one file with random changes to the tensors that isTuned names.
+func tuneFile(t *testing.T, base, out string, isTuned func(name string) bool) {
+	t.Helper()
+	c, err := checkpoint.Open(t.Context(), base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	rng := rand.New(rand.NewPCG(19, 23))
+	var tensors []testkit.Tensor
+	for _, name := range c.Names() {
+		ref, _ := c.Lookup(name)
+		x := tensor(t, c, name)
+		if isTuned(name) {
+			for i := range x {
+				x[i] += 0.02 * rng.NormFloat64()
+			}
+		}
+		tensors = append(tensors, testkit.Values(name, ref.Tensor.DType, ref.Tensor.Shape, x...))
+	}
+	testkit.Write(t, out, testkit.Encode(nil, tensors...))
+}
+
+// TestExtractCarriesNormsAndBiasesOfAnImageModel: SDXL has all kinds of tensors: modules, norms, a
+// fused projection of torch, and bare parameters, without which the projection can be a layer.
+func TestExtractCarriesNormsAndBiasesOfAnImageModel(t *testing.T) {
+	const base = "../../testdata/diffusion/bases/sdxl.safetensors"
+	isModule := func(name string) bool {
+		return strings.HasSuffix(name, "weight") || strings.HasSuffix(name, "bias")
+	}
+	for _, c := range []struct {
+		isTuned func(name string) bool
+		layers  int
+	}{
+		{isModule, 290},                          // all weights of two or more dimensions
+		{func(string) bool { return true }, 287}, // but in_proj_weight of three blocks
+	} {
+		dir := t.TempDir()
+		tuned, adapter := filepath.Join(dir, "tuned.safetensors"), filepath.Join(dir, "full.lora")
+		back := filepath.Join(dir, "back.safetensors")
+		tuneFile(t, base, tuned, c.isTuned)
+		report := extractedFrom(t, base, tuned, adapter)
+		if len(report.Layers) != c.layers || len(report.Beside) < 300 {
+			t.Errorf("%d layers and %d tensors whole, want %d and over 300",
+				len(report.Layers), len(report.Beside), c.layers)
+		}
+		loratool(t, "merge", base, adapter, "-o", back)
+		limit := errorOf(report) + halfUlps(t, tuned)
+		if d := distance(t, back, tuned); d > limit {
+			t.Errorf("the merged model is %g from the tuned one, want %g", d, limit)
 		}
 	}
 }
