@@ -21,6 +21,7 @@ type convertOptions struct {
 	common
 	withoutOption
 	out, to, base string
+	loader        string
 	force, dryRun bool
 	byLayer       bool
 	opaque        bool
@@ -39,6 +40,7 @@ func convertCommand(t *terminal) *cli.Command {
 		Flags: append(append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a container if the name ends in .lora, a weights file of PEFT if it ends in .safetensors, else a directory for PEFT", Destination: &o.out},
 			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, peft, kohya, diffusers or comfyui, where OUT's name does not say it", Destination: &o.to},
+			&cli.StringFlag{Name: "for", Usage: "write the dialect of `PROGRAM`, and say what it ignores: comfyui, diffusers, a1111, forge, sd-scripts, sd.cpp or wan2gp", Destination: &o.loader},
 			&cli.StringFlag{Name: "base", Usage: "the model that the adapter is for: a container remembers `BASE`, so that merge can tell it from others; a dialect of image models takes the names of modules from it where no table knows them", Destination: &o.base},
 			&cli.BoolFlag{Name: "fold-scale", Usage: "for programs that ignore alpha: let the factors carry the scale, and write the scale 1", Destination: &o.foldScale},
 			&cli.BoolFlag{Name: "by-layer", Usage: "for readers over a network: keep each layer of a container in one place, in chunks of 64 KiB; the file grows by about 0.3 %", Destination: &o.byLayer},
@@ -57,6 +59,7 @@ type conversion struct {
 	dialect  convert.Dialect
 	opening  convert.Options
 	creation convert.CreateOptions
+	loader   *convert.Loader // the program that the user names; nil for none
 }
 
 // parse reads the command line.
@@ -69,7 +72,7 @@ func (o *convertOptions) parse(c *cli.Context) (j conversion, err error) {
 		return j, usagef(example, "convert needs -o OUT, the path of the new adapter")
 	}
 	j.in = c.Args().First()
-	if j.dialect, err = dialectOf(o.out, o.to); err != nil {
+	if err := j.chooseDialect(o); err != nil {
 		return j, err
 	}
 	opening, err := o.opening(j.in)
@@ -99,6 +102,23 @@ func (o *convertOptions) parse(c *cli.Context) (j conversion, err error) {
 			"--fold-scale is for the dialects of image models, and %s is for %s", o.out, j.dialect.Name())
 	}
 	return j, nil
+}
+
+// chooseDialect takes the dialect of the program that the user names, or the dialect itself, or the
+// one that the name of the output implies.
+func (j *conversion) chooseDialect(o *convertOptions) (err error) {
+	if o.loader == "" {
+		j.dialect, err = dialectOf(o.out, o.to)
+		return err
+	}
+	if o.to != "" {
+		return usagef("leave one of them out", "--for says the program, and --to the dialect")
+	}
+	if j.loader, err = convert.LoaderNamed(o.loader); err != nil {
+		return usagef(fault.Hint(err), "%v", err)
+	}
+	j.dialect = j.loader.Dialect
+	return nil
 }
 
 // isOfImages reports whether the output is of a dialect of image models.
@@ -183,6 +203,9 @@ func (j *conversion) warnings(ctx context.Context, src format.Source, out string
 		var remarks []string
 		remarks, err = convert.Remarks(ctx, out, j.dialect, src, j.creation)
 		warnings = append(warnings, remarks...)
+	}
+	if j.loader != nil {
+		warnings = append(warnings, j.loader.Warnings(src, j.creation)...)
 	}
 	if module, models := convert.LostByPEFT(src); module != "" && j.dialect == convert.PEFT() {
 		warnings = append(warnings, fmt.Sprintf("PEFT will ignore %q without an error: this is its name "+

@@ -46,6 +46,12 @@ func TestFlagsForAdaptersThatLeaveSomethingOpen(t *testing.T) {
 		{"bundle add --alpha 4 --name other " + bundle + " " + alone, exitDone, nil},
 		{"convert " + alone + " -o " + filepath.Join(dir, "peft"), exitInput,
 			[]string{"cannot be written as PEFT's yet"}},
+		{"convert " + alone + " --for nobody -o " + filepath.Join(dir, "nobody"), exitUsage,
+			[]string{"unknown program", "comfyui, diffusers, a1111"}},
+		{"convert " + alone + " --for comfyui --to kohya -o " + filepath.Join(dir, "both"), exitUsage,
+			[]string{"--for says the program"}},
+		{"convert " + alone + " --for comfyui -o " + filepath.Join(dir, "comfyui.lora"), exitUsage,
+			[]string{"comfyui is a safetensors file"}},
 		{"convert " + alone + " --to xlabs -o " + filepath.Join(dir, "xlabs"), exitUsage,
 			[]string{"lora, peft, kohya, diffusers and comfyui"}},
 	} {

@@ -225,8 +225,8 @@ func contents(t *testing.T, src format.Source) (all []string) {
 	return all
 }
 
-// TestDialectsCarryWhatTheyClaim: an adapter with what a dialect claims to carry comes back from its
-// files, and again from a container, with the same layers, scales and numbers. What it does not
+// TestDialectsCarryWhatTheyClaim: an adapter with what a dialect claims to carry comes back from
+// its files, and again from a container, with the same layers, scales and numbers. What it does not
 // claim to carry it refuses by name.
 func TestDialectsCarryWhatTheyClaim(t *testing.T) {
 	for _, c := range claims {

@@ -44,7 +44,8 @@ type Respelled struct {
 // Respelling is an adapter in another namespace. One projection of queries, keys and values in one
 // namespace can be three modules in another.
 type Respelling struct {
-	Modules []Respelled // in the order of their names
+	Modules  []Respelled // in the order of their names
+	Denoiser string      // the architecture of the denoiser, "" if it is unknown
 
 	// The rest is empty if every module has a name in the namespace.
 	Unknown  []string // modules that no table and no base knows
@@ -89,6 +90,7 @@ func Respell(
 	if r.out.IsWhole() {
 		r.build()
 	}
+	r.out.Denoiser = r.denoiser
 	return r.out
 }
 
