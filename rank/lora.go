@@ -12,6 +12,7 @@ import (
 	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/delta"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/parallel"
 )
@@ -543,6 +544,8 @@ func (s *thinned) ReadBlobAt(p []byte, i int, off int64) error {
 		return s.Source.ReadBlobAt(p, len(x.src.Manifest().Tensors)+x.attached[i-nTensors], off)
 	}
 }
+
+func (s *thinned) Unchanged() error { return fileio.Unchanged(s.Source) }
 
 // Close removes the new factors. It leaves the adapter open that they were made from.
 func (s *thinned) Close() error { return s.made.spool.Close() }

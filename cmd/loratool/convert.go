@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -14,6 +15,7 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/report"
 	"github.com/loratool/loratool/merge"
+	"github.com/loratool/loratool/rank"
 	"github.com/urfave/cli/v2"
 )
 
@@ -26,6 +28,7 @@ type convertOptions struct {
 	byLayer       bool
 	opaque        bool
 	foldScale     bool
+	lora          asLoRA
 }
 
 func convertCommand(t *terminal) *cli.Command {
@@ -48,7 +51,7 @@ func convertCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is an adapter of the same kind", Destination: &o.force},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be written, and write nothing", Destination: &o.dryRun},
 			o.memoryFlag(),
-		}, o.openFlags()...), o.flags()...),
+		}, slices.Concat(o.lora.flags(), o.openFlags())...), o.flags()...),
 		Action: func(c *cli.Context) error { return runConvert(c, t, o) },
 	}
 }
@@ -59,7 +62,9 @@ type conversion struct {
 	dialect  convert.Dialect
 	opening  convert.Options
 	creation convert.CreateOptions
-	loader   *convert.Loader // the program that the user names; nil for none
+	loader   *convert.Loader   // the program that the user names; nil for none
+	lora     *rank.LoRAOptions // nil keeps the methods of the adapter
+	made     *rank.LoRAReport  // nil likewise
 }
 
 // parse reads the command line.
@@ -73,6 +78,9 @@ func (o *convertOptions) parse(c *cli.Context) (j conversion, err error) {
 	}
 	j.in = c.Args().First()
 	if err := j.chooseDialect(o); err != nil {
+		return j, err
+	}
+	if j.lora, err = o.lora.options(c); err != nil {
 		return j, err
 	}
 	opening, err := o.opening(j.in)
@@ -163,6 +171,15 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 	}
 	defer src.Close()
 	o.warn(t, src.Manifest().Notes)
+	if j.lora != nil {
+		thin, made, err := o.lora.apply(c, src, j.lora, o.base, o.out, o.workers)
+		if err != nil {
+			return fault.InFile(err, j.in)
+		}
+		defer thin.Close()
+		src, j.made = thin, made
+		o.warn(t, made.Warnings)
+	}
 	if o.base != "" {
 		if src, err = j.readBase(c, src, o.base); err != nil {
 			return err
@@ -227,7 +244,9 @@ func showConversion(t *terminal, o *convertOptions, j *conversion, src format.So
 		"dry_run": true, "out": o.out, "dialect": j.dialect.Name(), "tensors": n, "tensor_bytes": raw,
 		"peak_memory_bytes": processBytes(peak), "free_bytes": freeBytes(o.out), "warnings": warnings,
 	}
+	j.addMade(document)
 	return t.show("convert", o.json, document, func() {
+		j.showMade(t)
 		t.line("%s of %s would be written to %s as %s; about %s of memory",
 			fault.Count(n, "tensor"), fileio.FormatBytes(raw), o.out, j.dialect.Name(), fileio.FormatBytes(processBytes(peak)))
 	})
@@ -244,10 +263,25 @@ func showConverted(t *terminal, o *convertOptions, j *conversion, src format.Sou
 		document["configuration"] = filepath.Join(filepath.Dir(o.out), format.PEFTConfig)
 		beside = ", with " + format.PEFTConfig + " beside it"
 	}
+	j.addMade(document)
 	return t.show("convert", o.json, document, o.summary(func() {
+		j.showMade(t)
 		t.line("converted to %s: %s%s, %s, %s uncompressed%s", o.out, fileio.FormatBytes(size), paceText(size, seconds, "/s"),
 			fault.Count(len(src.Manifest().Tensors), "tensor"), fileio.FormatBytes(raw), beside)
 	}))
+}
+
+// addMade adds the layers that became LoRA to a document.
+func (j *conversion) addMade(document map[string]any) {
+	if j.made != nil {
+		document["as_lora"] = j.made.Layers
+	}
+}
+
+func (j *conversion) showMade(t *terminal) {
+	if j.made != nil {
+		t.line("%s", loraText(j.made))
+	}
 }
 
 // tensorBytes is the size of all tensors of an adapter.

@@ -79,7 +79,7 @@ func TestEveryOptionOfATextHasAFlag(t *testing.T) {
 // TestOptionsOfTheTableExist: the library has the fields, and a command has the flags.
 func TestOptionsOfTheTableExist(t *testing.T) {
 	options := map[string][]any{
-		"Options": {merge.Options{}, convert.Options{}}, "ExtractOptions": {rank.ExtractOptions{}},
+		"Options": {merge.Options{}, convert.Options{}}, "ExtractOptions": {rank.ExtractOptions{}}, "LoRAOptions": {rank.LoRAOptions{}},
 		"ReaderOptions": {format.ReaderOptions{}}, "Removal": {merge.Removal{}}, "Adapter": {merge.Adapter{}},
 	}
 	var help bytes.Buffer
