@@ -16,12 +16,12 @@ import (
 // namesModules decides whether the adapter of an image model is found in a base by its modules.
 // Only then can a fused projection, whose weight has no module, be a layer. A bare parameter that
 // changed has no module either: it is found by its own name, and so is everything else then.
-func (r *extracting) namesModules(ctx context.Context) (bool, error) {
-	if r.options.carriesNone() {
+func namesModules(ctx context.Context, e *Extraction) (bool, error) {
+	if e.options.carriesNone() {
 		return true, nil
 	}
-	for i := range r.pairs {
-		p := &r.pairs[i]
+	for i := range e.pairs {
+		p := &e.pairs[i]
 		if naming.WeightModule(p.name) != "" || strings.HasSuffix(p.name, "bias") ||
 			strings.HasSuffix(p.name, ".weight") {
 			continue
@@ -35,17 +35,19 @@ func (r *extracting) namesModules(ctx context.Context) (bool, error) {
 }
 
 // targetOf returns the name by which a merge finds a tensor that is changed whole.
-func (r *extracting) targetOf(name string) string {
-	if module, ok := strings.CutSuffix(name, "_bias"); ok && r.byModule &&
+func targetOf(name string, byModule bool) string {
+	if module, ok := strings.CutSuffix(name, "_bias"); ok && byModule &&
 		naming.WeightModule(module+"_weight") != "" {
 		return module + ".bias"
 	}
 	return name
 }
 
-// difference carries a tensor as its difference from the base. ok is false if float64 does not hold
-// it exactly.
-func (r *extracting) difference(ctx context.Context, p *pair) (bytes int64, ok bool, err error) {
+// carryDifference carries a tensor as its difference from the base. ok is false if float64 does not
+// hold it exactly.
+func carryDifference(
+	ctx context.Context, r *extracting, p *pair,
+) (bytes int64, ok bool, err error) {
 	var all []float64
 	total := p.tuned.ref.Tensor.Elements()
 	fitsF32 := true
@@ -80,7 +82,7 @@ func (r *extracting) difference(ctx context.Context, p *pair) (bytes int64, ok b
 	for i, d := range all {
 		dtype.Store(t, data, i, d)
 	}
-	target := r.targetOf(p.name)
+	target := targetOf(p.name, r.byModule)
 	index, err := r.spool.add(target+".diff", t, p.tuned.ref.Tensor.Shape, data)
 	if err != nil {
 		return 0, false, err

@@ -45,7 +45,7 @@ func (r *extracting) all(ctx context.Context) error {
 	}
 	if r.twins != nil && r.peft == nil {
 		var err error
-		if r.byModule, err = r.namesModules(ctx); err != nil {
+		if r.byModule, err = namesModules(ctx, r.Extraction); err != nil {
 			return err
 		}
 	}
@@ -223,7 +223,7 @@ func (r *extracting) beside(ctx context.Context, p *pair, why string) error {
 	}
 	r.whole += energy
 	if r.twins != nil && r.peft == nil {
-		n, ok, err := r.difference(ctx, p)
+		n, ok, err := carryDifference(ctx, r, p)
 		if ok {
 			r.report.Beside = append(r.report.Beside, BesideReport{p.name, why, n})
 		}
