@@ -184,6 +184,9 @@ func (m *method) misfit(have *format.Tensor, c *Change) error {
 
 // unlike is the error for a ΔW of another size than its target.
 func (m *method) unlike(c *Change) error {
+	if m.layer == nil {
+		return m.misfit(m.blob(m.beside.Tensor).Tensor(), c)
+	}
 	u := m.update()
 	e := fault.New(fault.Mismatch, "%q: ΔW is %d×%d, but the base's weight has shape %d (0: any number)",
 		m.module, u.Rows, u.Columns, c.Shape)

@@ -401,18 +401,31 @@ func disagreements(a *format.Adapter) (why []string) {
 	return slices.Concat(why, unknownRoles(a), unknownKinds(a), surplus(a))
 }
 
+// knowsRole reports whether a role has a meaning in a layer of this kind. One that changes what
+// another kind does would be left out silently (R76).
+func knowsRole(l *format.Layer, role format.Role) bool {
+	isScaling := l.Kind == format.OutputScaling || l.Kind == format.InputScaling
+	switch role {
+	case format.RoleA, format.RoleB, format.RoleBias, format.RoleAlpha:
+		return true
+	case format.RoleMagnitude:
+		return !isScaling
+	case format.RoleInputMagnitude:
+		return !isScaling && l.Kind != format.Embedding
+	case format.RoleCore:
+		return l.Kind == format.Conv
+	case format.RoleAxis:
+		return isScaling
+	}
+	return delta.IsMethod(l) && delta.HasRole(role)
+}
+
 // unknownRoles names the tensors of layers that this version does not know.
 func unknownRoles(a *format.Adapter) []string {
 	var unknown []string
 	for i := range a.Layers {
 		for role := range a.Layers[i].Roles {
-			switch role {
-			case format.RoleA, format.RoleB, format.RoleBias, format.RoleMagnitude, format.RoleAlpha,
-				format.RoleInputMagnitude, format.RoleCore:
-			default:
-				if l := &a.Layers[i]; delta.IsMethod(l) && delta.HasRole(role) {
-					continue
-				}
+			if !knowsRole(&a.Layers[i], role) {
 				unknown = append(unknown, fmt.Sprintf("%s (%s)", a.Layers[i].Module, role))
 			}
 		}
