@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -36,13 +37,14 @@ type applyVector struct {
 	rules                      []string
 	adapters, answers, without []string
 	tensors                    map[string]string // name -> "dtype shape sha256"
+	near                       map[string]string // name -> "dtype shape bytes", in hex
 	anyNaN                     bool
 }
 
 func readApplyVectors(t *testing.T) (all []applyVector) {
 	t.Helper()
 	for _, r := range testkit.Index(t, applyVectors) {
-		v := applyVector{tensors: make(map[string]string)}
+		v := applyVector{tensors: make(map[string]string), near: make(map[string]string)}
 		for _, f := range r.Fields {
 			switch f.Key {
 			case "case":
@@ -59,6 +61,10 @@ func readApplyVectors(t *testing.T) (all []applyVector) {
 				v.adapters = append(v.adapters, f.Value)
 			case "answer":
 				v.answers = append(v.answers, f.Value)
+			case "near":
+				name, rest, _ := strings.Cut(f.Value, " ")
+				v.near[name] = rest
+			case "comment":
 			case "nan":
 				v.anyNaN = true
 			case "without":
@@ -95,6 +101,7 @@ func TestApplyVectors(t *testing.T) {
 			}
 			maps.Copy(want, v.tensors)
 			got := v.digests(t, m.FS())
+			v.compareNear(t, m.FS(), want, got)
 			for _, name := range slices.Sorted(maps.Keys(want)) {
 				if got[name] != want[name] {
 					t.Errorf("%q is %q, want %q", name, got[name], want[name])
@@ -198,10 +205,12 @@ var ruleWords = map[string]string{
 	"R88": "the base lacks|the base has none|the last layer|experts up to number|without a dot",
 	"R89": "fit the base in several ways", "R90": "of an unknown kind",
 	"R130": "the base lacks|in several places|not fit|has none there|, and the base has", "R131": "divides its weight",
-	"R91": "DoRA or a bias beside", "R92": "change the same elements",
+	"R137": "ΔW is .* but the base's weight has shape", "R138": "and a scaling",
+	"R139": "the difference .* has shape",
+	"R91":  "DoRA or a bias beside", "R92": "change the same elements",
 	"R93": "but the (base's weight has shape|factors are those of a linear layer)",
 	"R94": "is square, and only fan_in_fan_out", "R95": "the embedding .* weight has shape",
-	"R96": "convolution", "R97": "the base's bias has shape", "R98": "output features",
+	"R96": "convolution", "R97": "the base's bias has shape", "R98": "output features|has .* inputs",
 	"R99": "is DoRA.* weight must be 1", "R100": "magnitudes of DoRA.* order",
 	"R101": "do not fit|the factors are those of a linear layer",
 	"R102": "is not pooled", "R103": "which of its projections",
@@ -243,7 +252,7 @@ func (v *applyVector) checkError(t *testing.T, err error) {
 func ruleKinds(t *testing.T) map[string]string {
 	t.Helper()
 	kinds := make(map[string]string)
-	for _, name := range []string{"FORMAT.md", "APPLY.md", "NAMES.md"} {
+	for _, name := range []string{"FORMAT.md", "APPLY.md", "NAMES.md", "METHODS.md"} {
 		text, err := os.ReadFile(filepath.Join("../spec", name))
 		if err != nil {
 			t.Fatal(err)
@@ -256,6 +265,63 @@ func ruleKinds(t *testing.T) map[string]string {
 }
 
 var specRule = regexp.MustCompile(`(?m)^\*\*(R\d+)\.\*\* .*\[(\w+)\]$`)
+
+// compareNear compares the tensors whose elements may be neighbours of the right ones
+// (spec/METHODS.md, section 3), logs how many are, and takes the tensors out of want and got.
+func (v *applyVector) compareNear(t *testing.T, files fs.FS, want, got map[string]string) {
+	t.Helper()
+	c, err := stored.OpenFS(t.Context(), files, ".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for name, text := range v.near {
+		delete(want, name)
+		delete(got, name)
+		ref, ok := c.Lookup(name)
+		if !ok {
+			t.Errorf("%q is not in the output", name)
+			continue
+		}
+		b, d := read(t, c, name), ref.Tensor.DType
+		kind := fmt.Sprintf("%s %s", d, strings.ReplaceAll(fmt.Sprint(ref.Tensor.Shape), " ", ","))
+		end := strings.LastIndexByte(text, ' ')
+		right, err := hex.DecodeString(text[end+1:])
+		if err != nil || kind != text[:end] || len(b) != len(right) {
+			t.Errorf("%q is %s of %d bytes, want %q", name, kind, len(b), text)
+			continue
+		}
+		others, width := 0, d.Bits()/8
+		for i := 0; i < len(b); i += width {
+			switch n := steps(b[i:i+width], right[i:i+width]); {
+			case n > 1:
+				t.Errorf("%q: element %d is %x, want %x or a neighbour", name, i/width, b[i:i+width], right[i:i+width])
+			case n == 1:
+				others++
+			}
+		}
+		if others > 0 {
+			t.Logf("%q: %d of %d elements are neighbours of the right ones", name, others, len(b)/width)
+		}
+	}
+}
+
+// steps returns how many numbers of a binary format lie between a and b, and one of them: 0 if they
+// are equal, 1 for neighbours. −0 is +0 here.
+func steps(a, b []byte) uint64 {
+	place := func(x []byte) int64 {
+		var word [8]byte
+		copy(word[8-len(x):], x)
+		bits := binary.LittleEndian.Uint64(word[:])
+		magnitude := int64(bits << 1 >> 1 >> (64 - 8*len(x)))
+		if bits>>63 == 1 {
+			return -magnitude
+		}
+		return magnitude
+	}
+	x, y := place(a), place(b)
+	return uint64(max(x, y)) - uint64(min(x, y))
+}
 
 // digests returns "dtype shape sha256" of each tensor. If the vector leaves open which NaN comes
 // out, all are the positive one that is quiet and has no payload.

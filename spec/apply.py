@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Merges .lora adapters into a base by APPLY.md alone, with FORMAT.md: every number is an integer
+"""Merges .lora adapters into a base by APPLY.md, NAMES.md and METHODS.md alone, with FORMAT.md: every number is an integer
 times a power of two, and is rounded once. Tables of names and models come out of the text itself. A
 model to read next to the text: all files are in memory.
 

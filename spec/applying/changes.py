@@ -33,6 +33,7 @@ class Changes:
              "R82", name)
         need(len(c.replace) < 2 and len(c.rows) < 2, "R113", name)
         layers = {id(l) for l, *_ in c.terms}
+        need(not c.magnitude or not any(l.kind.endswith("scaling") for l, *_ in c.terms), "R138", name)
         need(not c.magnitude or len(layers) == 1 and not c.rows, "R100", name)
         need(not any(l.recompute == name for l, *_ in c.terms) or not c.replace and not c.rows,
              "R119", name)
@@ -84,13 +85,14 @@ class Changes:
                 bits[i * n + j] = rn(t.dtype, plus(shifted(x, w.e - e), s), e)
         self.set(t, bits)
     def rescale(self, c, t, w, total, e):
-        source, turned = c.magnitude
+        source, groups = c.magnitude
         m, me = numbers(source.dtype, source.data)
         V = Matrix([[plus(shifted(x, w.e - e), s) for x, s in zip(*lines)]
                     for lines in zip(w.rows, total)], e)
         signs = [x >> BITS[source.dtype] - 1 for x in source.bits()]
-        out = []
-        for mg, negative, row in zip(m, signs, (V.T() if turned else V).rows):
+        V, bits = [x for r in V.rows for x in r], t.bits()
+        for mg, negative, places in zip(m, signs, groups):
+            row, out = [V[p] for p in places], []
             odd = [v for v in row if type(v) is float]
             norm2 = sum(v * v for v in row if type(v) is int)
             infinite = type(mg) is float
@@ -102,6 +104,5 @@ class Changes:
                 else:
                     size = math.inf if infinite else 0
                     out.append(rn(t.dtype, size, 0) | (negative != (v < 0)) << BITS[t.dtype] - 1)
-        size = V.T().size() if turned else V.size()
-        M = Matrix([out[i:i + size[1]] for i in range(0, len(out), size[1] or 1)], 0)
-        self.set(t, [x for r in (M.T() if turned else M).rows for x in r])
+            for p, x in zip(places, out): bits[p] = x
+        self.set(t, bits)

@@ -4,6 +4,7 @@ from collections import defaultdict
 from reader import need
 from .exact import Matrix
 from .files import as_matrix
+from .methods import applies, apply, inputs, size
 from .text import marked, table
 
 TEXT = open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "NAMES.md")).read()
@@ -56,7 +57,9 @@ class Architecture:
                 n = matched(side, name)
                 if n is None: continue
                 two = [ps for l, ps in self.lines if l == left]
-                if len(two) > 1 and (parts is two[1]) != (rows == len(two[1]) * columns): continue
+                known = type(rows) is type(columns) is int
+                if len(two) > 1 and known and (parts is two[1]) != (rows == len(two[1]) * columns):
+                    continue
                 out.append((filled(left, n), [(filled(p, n), i, k, m) for p, i, k, m in parts]))
         return out
 
@@ -65,7 +68,11 @@ TABLES = [Architecture(t) for t in re.findall("```\n(.*?)```", TEXT, re.S)]
 class Component:
     def __init__(self, row):
         self.text, self.kind, self.number, self.flat, self.name = row or ("", "", 0, False, "")
-        self.weights = {}
+        self.weights, self.inputs, self.vectors = {}, {}, {}
+    def columns(self, w, size, n):
+        """Whether a weight has the columns of a layer, or the inputs of a scaling."""
+        return n is None or (self.inputs[w] if type(n) is tuple else size[1],) == \
+            (n if type(n) is tuple else (n,))
     def settle(self):
         known = [sum(t.knows(m) for m in self.weights) for t in TABLES]
         best = max(known, default=0)
@@ -86,14 +93,15 @@ class Component:
         """The choices of slices for a name: lists of a weight, a first row, and a number of rows."""
         if name in self.weights:
             w, size = self.weights[name]
-            return [((w, 0, m),)] if size == (m, n) else []
+            fits = m in (None, size[0]) and self.columns(w, size, n)
+            return [((w, 0, size[0]),)] if fits else []
         out = []
         for left, parts in self.table.places(name, m, n) if self.table else []:
             mine = parts if name == left else sorted((p for p in parts if p[0] == name),
                                                      key=lambda p: p[1])
             found = [self.held(p, left, parts) for p in mine]
-            if all(found) and all(size[1] == n for *_, size in found) \
-                    and sum(rows for _, _, rows, _ in found) == m:
+            if all(found) and all(self.columns(f[0], f[3], n) for f in found) \
+                    and m in (None, sum(f[2] for f in found)):
                 out.append(tuple(f[:3] for f in found))
         return out
     def held(self, part, left, parts):
@@ -119,22 +127,25 @@ def components(base):
     out = {}
     for name, t in base.tensors.items():
         last = name.rpartition(".")[2]
-        if len(t.shape) < 2 or not (name.endswith(".weight") or last == "in_proj_weight"): continue
         c = out.setdefault(row_of(name, True), Component(row_of(name, True)))
+        if last == "weight" and len(t.shape) == 1:
+            c.vectors[name.removesuffix(".weight")[len(c.text):]] = name, t.shape[0]
+        if len(t.shape) < 2 or not (name.endswith(".weight") or last == "in_proj_weight"): continue
+        c.inputs[name] = inputs(t.shape)[0]
         module = name.removesuffix("_weight" if last == "in_proj_weight" else ".weight")
         c.weights[module[len(c.text):]] = name, as_matrix(t.shape)
     for c in out.values(): c.settle()
-    return [*out.values()]
-
-def rows_of(l):
-    m, n = l.B.shape[0], math.prod(l.A.shape[1:])
-    return (n, m) if l.kind == "embedding" else (m, n)
+    return [c for c in out.values() if c.weights]
 
 def found(part, layers, c):
     out = {}
     for l in layers:
         choices = {s for x in c.names(l.module[len(part.text):], part.flat)
-                   for s in c.slices(x, *rows_of(l))}
+                   for s in c.slices(x, *size(l))}
+        if l.kind == "difference":  # of a norm too
+            x = l.module[len(part.text):]
+            choices |= {((w, 0, 1),) for v, (w, n) in c.vectors.items()
+                        if n == l.tensor.count() and x == (v.replace(".", "_") if part.flat else v)}
         if len(choices) != 1: return None
         out[l] = choices.pop()
     return out
@@ -143,7 +154,7 @@ def step5(a, base):
     """Gives each layer its slices; false if the step is not for this adapter."""
     if any(l.form != "plain" for l in a.layers) or a.taken("replace") or a.taken("rows"): return False
     parts, all_of = defaultdict(list), components(base)
-    for l in a.layers: parts[row_of(l.module)].append(l)
+    for l in [*a.layers, *a.differences]: parts[row_of(l.module)].append(l)
     if not any(parts) and not any(c.kind for c in all_of): return False
     for row, layers in parts.items():
         p = Component(row)
@@ -162,10 +173,15 @@ def step5(a, base):
 def place(l, slices, a, base):
     w, _, rows = slices[0]
     whole = len(slices) == 1 and as_matrix(base.tensors[w].shape)[0] == rows
-    need(whole or "magnitude" not in l.roles, "R131", l.module)
+    if l.kind == "difference":
+        if l.word == "bias": slices = [(x.removesuffix("weight") + "bias", *s) for x, *s in slices]
+        need(all(x in base.tensors for x, *_ in slices), "R130", f"{slices}")
+        l.slices = slices
+        return
+    need(whole or not {"magnitude", "input_magnitude"} & {*l.roles}, "R131", l.module)
     biases = [x.removesuffix("weight") + "bias" for x, *_ in slices]
     if "bias" in l.roles: need(all(b in base.tensors for b in biases), "R130", biases)
-    l.slices = None if whole else slices
+    l.slices = None if whole else [*slices]
     if whole:
         l.wanted = [w, *biases] if "bias" in l.roles else [w]
         l.module = w.removesuffix(".weight").removesuffix("_weight")

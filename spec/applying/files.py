@@ -2,6 +2,7 @@
 import json, math, os, re, struct
 from reader import BITS, need, read
 from .exact import FLOATS, WORD, Matrix, numbers
+from .methods import Difference, roles
 from .text import FEATURES, WEIGHT_FILES
 
 class Tensor:
@@ -101,6 +102,8 @@ class Adapter:
         self.layers = [Layer(l, tensors, weight) for l in a["layers"]]
         self.beside = [(b["action"], b.get("target"), b.get("rows"), tensors[b["tensor"]])
                        for b in a["beside"]]
+        self.differences = [Difference(target, t, weight) for action, target, _, t in self.beside
+                            if action == "difference"]
         self.copies, self.names = False, {}
     def covers(self, feature, l, named=True):
         everywhere = {"", "use_dora"}
@@ -112,7 +115,7 @@ def check_adapter(a, answers):
     need(a.layers or any(b[0] != "opaque" for b in a.beside), "R80", "nothing to apply")
     for f, where in a.requires:
         need(FEATURES.get(f, "refuses") != "refuses", "R70", f"the feature {f}, {where}")
-    need(not a.method.startswith("other:"), "R70", f"the method {a.method}")
+    need(not a.method.startswith("other:") or a.method == "other:lycoris", "R70", f"the method {a.method}")
     factors = {l.module for l in a.layers}
     for f, where in a.requires:
         if f in ("dora", "lora-bias") and where not in ("", "use_dora"):
@@ -128,15 +131,16 @@ def check_adapter(a, answers):
             need("bias" in l.roles, "R74", f"{l.module} has no bias")
         need("magnitude" not in l.roles or a.covers("dora", l), "R75", l.module)
         need("bias" not in l.roles or a.covers("lora-bias", l), "R75", l.module)
-        need({*l.roles} <= {"A", "B", "bias", "magnitude", "alpha"}, "R76", [*l.roles])
+        need({*l.roles} <= roles(l.kind), "R76", [*l.roles])
         need(math.isfinite(l.S), "R84", f"{l.module}: {l.S}")
         for role, t in l.roles.items():
+            if role == "axis": continue
             need(t.dtype in FLOATS, "R85", f"{role} of {l.module}: {t.dtype}")
             need("allow-nonfinite" in answers or t.matrix().finite(), "R86",
                  f"{role} of {l.module}")
     left_out = {w for f, w in a.requires if f in ("velora", "monteclora")}
     a.beside = [b for b in a.beside if b[0] != "opaque" or b[3].name not in left_out]
     for action, target, rows, t in a.beside:
-        need(action != "opaque", "R111", t.name), need(a.weight == 1, "R112", a.weight)
+        need(action != "opaque", "R111", t.name), need(action == "difference" or a.weight == 1, "R112", a.weight)
         need("allow-nonfinite" in answers or t.dtype not in FLOATS or t.matrix().finite(), "R86",
              t.name)

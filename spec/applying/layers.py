@@ -5,6 +5,7 @@ from reader import BITS, need
 from .components import apply_slices
 from .exact import FLOATS, Matrix, dominant, leading
 from .files import Tensor, as_matrix, leaf, parent, tail
+from .methods import applies, apply, rescales
 from .text import CONV1D, CONV1D_MODELS, IN_TURNS, PARAMETERS, PARTS, TRANSPOSED_EXPERTS
 
 # Section 5: the form of a layer, and the names that it wants
@@ -37,7 +38,7 @@ def form(l, a, base):
         one = of_expert(l.module)
         if one and not base.ends_with(tail(l.module, 3) + ".weight") \
                 and base.ends_with(tail(one[0] + one[2], 2)): return "one"
-    need(l.kind in ("linear", "embedding", "conv"), "R90", f"{l.module} of the kind {l.kind}")
+    need(l.kind in ("linear", "embedding", "conv") or applies(l), "R90", f"{l.module} of the kind {l.kind}")
     return "plain"
 
 def target_name(l, base):
@@ -131,6 +132,11 @@ class Layers:
         return False
 
     def plain(self, l):
+        if applies(l):
+            if getattr(l, "slices", None): return apply(l, self.changes, l.slices)
+            name = self.a.names[l.wanted[0]]
+            apply(l, self.changes, [(name, 0, as_matrix(self.base.tensors[name].shape)[0])])
+            return rescales(l, self.changes, name, self.a.weight)
         if getattr(l, "slices", None):
             need(("rotary-pairs", l.module) not in self.a.requires, "R140", l.module)
             return apply_slices(l, self.changes)
@@ -164,11 +170,7 @@ class Layers:
             values = Matrix([[x for r in values.rows for x in r]], values.e)
             need(bias.shape == [m] == [values.size()[1]], "R97", f"{l.wanted[1]} is {bias.shape}")
             self.term(l, self.a.names[l.wanted[1]], l.S, Matrix([[1]], 0), values)
-        if "magnitude" in l.roles:
-            need(l.roles["magnitude"].count() == as_matrix(shape)[turned], "R98", l.module)
-            need(self.a.weight == 1, "R99", self.a.weight)
-            need(not self.changes.of[name].magnitude, "R100", name)
-            self.changes.of[name].magnitude = l.roles["magnitude"], turned
+        rescales(l, self.changes, name, self.a.weight, turned)
         if self.a.features & {"pissa", "olora"}: self.residual(l, name, turned)
 
     # Section 7
@@ -340,6 +342,12 @@ class Layers:
 
     # Sections 5 and 9: all changes of an adapter
 
+    def difference(self, target, t):
+        need(t.dtype in FLOATS, "R139", f"{target}: {t.dtype}")
+        d = next(d for d in self.a.differences if d.tensor is t)
+        name = self.a.names.get(target)
+        whole = name and [(name, 0, as_matrix(self.base.tensors[name].shape)[0])]
+        apply(d, self.changes, getattr(d, "slices", None) or whole)
     def collect(self):
         kinds = {"plain": self.plain, "compact": self.compact, "one": self.one, "each": self.each}
         if self.a.features & {"pissa", "olora"}:
@@ -357,6 +365,9 @@ class Layers:
                     apart = x[1] >= y[2] or y[1] >= x[2] or x[3] >= y[4] or y[3] >= x[4]
                     need(x[0] is y[0] or apart, "R92", name)
         for action, target, rows, t in self.a.beside:
+            if action == "difference":
+                self.difference(target, t)
+                continue
             name = self.a.names[target]
             base = self.base.tensors[name]
             need(t.dtype in FLOATS or action == "replace" and t.dtype == base.dtype == "I64",

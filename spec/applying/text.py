@@ -13,8 +13,9 @@ def table(text):
 FEATURES = {marked(r[0])[0]: r[2].split(",")[0]
             for r in table(TEXT.split("### 14.4")[1].split("### ")[0])}
 with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "METHODS.md")) as f:
-    LATER = f.read().split("### Features of other dialects")[1].split("\n## ")[0]
-FEATURES |= {marked(r[0])[0]: r[2].split(",")[0] for r in table(LATER)}
+    LATER = f.read().split("## 5. Registry")[1].split("\n## ")[0]
+FEATURES |= {marked(r[0])[0]: r[2].split(",")[0] for r in table(LATER)
+             if len(r) == 4 and marked(r[0])}
 NAMES, MODELS = section("Appendix A"), section("Appendix B")
 RENAMES = [(r[0], [tuple(marked(p)) for p in r[1].split("<br>")]) for r in table(NAMES)]
 WORDS = listed("*Words of generative classes*", "\n\n", MODELS)

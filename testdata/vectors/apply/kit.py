@@ -118,7 +118,7 @@ def fingerprint(t):
 
 
 def case(name, rules, base, adapters, want=None, config=None, answers="", any_nan=False,
-         without=(), comment=""):
+         without=(), comment="", near=False):
     """want has, for each tensor that differs from the base, a tensor or the sum Σ for it.
     answers are words, or word=value. Each adapter is bytes, or a pair of bytes and a weight."""
     base = tensors_of(base)
@@ -128,7 +128,7 @@ def case(name, rules, base, adapters, want=None, config=None, answers="", any_na
     want = {n: x if isinstance(x, T) else added(base[n], x) for n, x in (want or {}).items()}
     want = {n: x for n, x in want.items() if base.get(n) != x}
     CASES.append((name, rules, base, config, adapters, answers.split(), want, without, any_nan,
-                  comment))
+                  comment, near))
 
 
 def ok(name, base, adapters, want, **more):
