@@ -99,6 +99,12 @@ func (o *extractOptions) parse(c *cli.Context) (j extraction, err error) {
 		return j, usagef("give the base first and the tuned checkpoint second", "%s and %s are the same checkpoint", j.base, j.tuned)
 	}
 	j.creation = o.creation(o.force, j.base, j.tuned)
+	if j.dialect == convert.GGUF() {
+		j.creation.DType = j.options.DType
+		if j.creation.BaseConfig, err = configOf(j.base); err != nil {
+			return j, err
+		}
+	}
 	if j.options.Images = isOfImages(j.dialect); j.options.Images {
 		if j.creation.Base, err = tensorsOf(c, j.base); err != nil {
 			return j, err

@@ -22,6 +22,7 @@ var claims = []struct {
 	has                          map[string]string // by column: "yes", or nothing for a refusal
 }{
 	{"lora", "written", "any", "any", all(columns...)},
+	{"gguf", "written", "llama.cpp's", "one alpha", all("embed")},
 	{"peft", "written", "dotted", "any", all("conv", "DoRA", "bias", "embed")},
 	{"kohya", "written", "flat", "alphas", all("conv", "DoRA", "DoRA-in", "LyCORIS", "diff")},
 	{"diffusers", "written", "diffusers", "header", all("conv", "DoRA", "bias")},
@@ -115,6 +116,9 @@ func (s *inMemorySource) add(name string, shape ...uint64) int {
 // module is a linear layer that only SD 1 has.
 const module = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
+// ofQwen are modules of a language model that stand for those of SD 1.
+var ofQwen = map[string]string{plain: "model.layers.0.self_attn.q_proj", "embed": "model.embed_tokens"}
+
 // plain is the column of an adapter that every written dialect must carry.
 const plain = "plain"
 
@@ -173,7 +177,7 @@ func sourceOf(column string) *inMemorySource {
 func through(t *testing.T, src format.Source, d convert.Dialect) (format.Source, error) {
 	t.Helper()
 	var m output.Memory
-	sink, err := convert.CreateTo(&m, d, convert.CreateOptions{})
+	sink, err := convert.CreateTo(&m, d, convert.CreateOptions{Architecture: "qwen2"})
 	if err != nil {
 		return nil, err
 	}
@@ -233,6 +237,9 @@ func TestDialectsCarryWhatTheyClaim(t *testing.T) {
 		d := convert.Default().Named(c.dialect)
 		for _, column := range append([]string{plain}, columns...) {
 			src := sourceOf(column)
+			if c.dialect == "gguf" && (column == plain || column == "embed") {
+				src.manifest.Adapters[0].Layers[0].Module = ofQwen[column]
+			}
 			back, err := through(t, src, d)
 			switch isClaimed := c.has[column] != "" || column == plain && c.has != nil; {
 			case isClaimed && err != nil:

@@ -8,14 +8,15 @@
 // "yes" means that an adapter with it comes back from the dialect's files with the same numbers,
 // and "-" that Create refuses it by name. A refused adapter can still be kept as a container.
 //
-//	dialect      files    names      scale   conv  DoRA  DoRA-in  bias  embed  LyCORIS  diff
-//	lora         written  any        any     yes   yes   yes      yes   yes    yes      yes
-//	peft         written  dotted     any     yes   yes   -        yes   yes    -        -
-//	kohya        written  flat       alphas  yes   yes   yes      -     -      yes      yes
-//	diffusers    written  diffusers  header  yes   yes   -        yes   -      -        -
-//	comfyui      written  authors'   alphas  yes   yes   yes      -     -      yes      yes
-//	xlabs        read     authors'   1       -     -     -        -     -      -        -
-//	cloneofsimo  read     numbers    1       -     -     -        -     -      -        -
+//	dialect      files    names        scale      conv  DoRA  DoRA-in  bias  embed  LyCORIS  diff
+//	lora         written  any          any        yes   yes   yes      yes   yes    yes      yes
+//	gguf         written  llama.cpp's  one alpha  -     -     -        -     yes    -        -
+//	peft         written  dotted       any        yes   yes   -        yes   yes    -        -
+//	kohya        written  flat         alphas     yes   yes   yes      -     -      yes      yes
+//	diffusers    written  diffusers    header     yes   yes   -        yes   -      -        -
+//	comfyui      written  authors'     alphas     yes   yes   yes      -     -      yes      yes
+//	xlabs        read     authors'     1          -     -     -        -     -      -        -
+//	cloneofsimo  read     numbers      1          -     -     -        -     -      -        -
 //
 // A "written" dialect is read, too. The columns behind the scale: factors of convolutions;
 // magnitudes of DoRA for each output, and for each input; a bias of B; factors of embeddings;
@@ -23,6 +24,10 @@
 // those of the base. PEFT's rsLoRA is a scale like any other, and becomes an alpha where a file has
 // one for each module (alphas) or a configuration in the header. Stacked experts, saved modules and
 // token rows are in containers and in PEFT's directories alone.
+//
+// A GGUF file has one alpha. Where no alpha gives every layer its scale, the factors carry what is
+// missing, exactly where powers of two do; [Remarks] names what is rounded. The factors have one
+// dtype (CreateOptions.DType), and the experts of a layer are stacked.
 //
 // Flat names are those of the model with underscores in place of dots. They become dotted again by
 // the tables of internal/architecture, or by the base in CreateOptions.Base, and never by a guess.

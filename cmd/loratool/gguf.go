@@ -1,0 +1,54 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"strings"
+
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/urfave/cli/v2"
+)
+
+// parseGGUF reads the flags for GGUF files.
+func (j *conversion) parseGGUF(c *cli.Context, o *convertOptions) error {
+	const example = "loratool convert ADAPTER --base BASE -o OUT.gguf"
+	if j.dialect != convert.GGUF() {
+		switch {
+		case o.architecture != "":
+			return usagef(example, "--architecture is for GGUF files, and %s is for %s", o.out, j.dialect.Name())
+		case c.IsSet("dtype") && !o.lora.wanted:
+			return usagef(example, "--dtype is for GGUF files and for --as-lora, and %s is for %s", o.out, j.dialect.Name())
+		}
+		return nil
+	}
+	if ext := filepath.Ext(o.out); !strings.EqualFold(ext, ".gguf") {
+		return usagef(example, "an adapter for llama.cpp is a GGUF file, and the output is %s", o.out)
+	}
+	j.creation.Architecture = o.architecture
+	d, ok := dtype.Parse(strings.ToUpper(o.lora.dtype))
+	if !ok || d != dtype.F32 && d != dtype.F16 && d != dtype.BF16 {
+		return usagef("--dtype f32, f16 or bf16", "unknown dtype %q for the factors of a GGUF file", o.lora.dtype)
+	}
+	j.creation.DType = d
+	return nil
+}
+
+// configOf reads the config.json of a base: a directory, which need not hold weights, or a file in
+// it.
+func configOf(base string) ([]byte, error) {
+	path := filepath.Join(base, checkpoint.ConfigName)
+	if fileio.IsFile(base) {
+		path = filepath.Join(filepath.Dir(base), checkpoint.ConfigName)
+	}
+	text, err := fileio.ReadFile(path, checkpoint.MaxJSONBytes)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.Unsupported, "the base has no %s, which says what a GGUF file needs: "+
+			"the architecture and the sizes of attention heads", checkpoint.ConfigName).In(base)
+	}
+	return text, err
+}
