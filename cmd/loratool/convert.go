@@ -149,6 +149,10 @@ func (j *conversion) readBase(c *cli.Context, src format.Source, base string) (f
 		return src, err
 	}
 	if !j.isOfImages() {
+		src, err := straighten(src, base)
+		if err != nil {
+			return nil, err
+		}
 		return rememberBase(c, src, base)
 	}
 	var err error

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
@@ -38,6 +40,19 @@ func (j *conversion) parseGGUF(c *cli.Context, o *convertOptions) error {
 	return nil
 }
 
+// straighten gives an adapter of llama.cpp the order of rows that the base has.
+func straighten(src format.Source, base string) (format.Source, error) {
+	isPairs := func(r format.Requirement) bool { return r.Feature == format.FeatureRotaryPairs }
+	if a := src.Manifest().Adapters; len(a) != 1 || !slices.ContainsFunc(a[0].Requires, isPairs) {
+		return src, nil
+	}
+	text, err := configOf(base)
+	if err != nil {
+		return nil, err
+	}
+	return convert.WithHeads(src, text)
+}
+
 // configOf reads the config.json of a base: a directory, which need not hold weights, or a file in
 // it.
 func configOf(base string) ([]byte, error) {
@@ -47,8 +62,8 @@ func configOf(base string) ([]byte, error) {
 	}
 	text, err := fileio.ReadFile(path, checkpoint.MaxJSONBytes)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.Unsupported, "the base has no %s, which says what a GGUF file needs: "+
-			"the architecture and the sizes of attention heads", checkpoint.ConfigName).In(base)
+		return nil, fault.New(fault.Unsupported, "the base has no %s, which says its architecture and "+
+			"the size of its attention heads", checkpoint.ConfigName).In(base)
 	}
 	return text, err
 }

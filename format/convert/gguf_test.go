@@ -436,3 +436,28 @@ func TestGGUFReadsPartsOfAnEmbedding(t *testing.T) {
 		}
 	}
 }
+
+// With the base's heads, the rows of q and k come back in the order of PEFT's file.
+func TestWithHeadsGivesTheRowsOfPEFT(t *testing.T) {
+	peft := openGGUFCase(t, "llama/peft")
+	src, err := convert.WithHeads(openGGUFCase(t, "llama/reference.gguf"), configOf(t, "llama"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := format.Validate(src.Manifest()); err != nil || len(src.Manifest().Adapters[0].Requires) > 0 {
+		t.Errorf("%v, requires %v, want nothing", err, src.Manifest().Adapters[0].Requires)
+	}
+	equalLines(t, "the adapter", contents(t, src), contents(t, peft))
+	i := src.Manifest().Adapters[0].Layers[1].Roles[format.RoleB]
+	whole := make([]byte, src.Manifest().Tensors[i].NBytes())
+	if err := src.ReadBlobAt(whole, i, 0); err != nil {
+		t.Fatal(err)
+	}
+	part := make([]byte, 61)
+	if err := src.ReadBlobAt(part, i, 13); err != nil || !bytes.Equal(part, whole[13:13+61]) {
+		t.Errorf("a part is %x, %v, want %x", part, err, whole[13:13+61])
+	}
+	if _, err := convert.WithHeads(openGGUFCase(t, "llama/reference.gguf"), []byte(`{"head_dim": 3}`)); err == nil {
+		t.Error("heads of three rows: no error")
+	}
+}

@@ -1,0 +1,73 @@
+package convert
+
+import (
+	"slices"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/config"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
+)
+
+// WithHeads returns a source whose factors have the rows of attention heads in the order of
+// transformers, where src has them in the order of llama.cpp (format.FeatureRotaryPairs). The
+// config.json of the base says how many rows a head has. Other sources are returned as they are.
+// The new source owns src: close it instead of src.
+func WithHeads(src format.Source, baseConfig []byte) (format.Source, error) {
+	m := *src.Manifest()
+	isPairs := func(r format.Requirement) bool { return r.Feature == format.FeatureRotaryPairs }
+	if len(m.Adapters) != 1 || !slices.ContainsFunc(m.Adapters[0].Requires, isPairs) {
+		return src, nil
+	}
+	base, err := config.Parse(baseConfig)
+	if err != nil {
+		return nil, err
+	}
+	h := &straightened{Source: src, manifest: &m, heads: make(map[int]int64)}
+	m.Adapters = slices.Clone(m.Adapters)
+	a := &m.Adapters[0]
+	for _, l := range a.Layers {
+		if !slices.Contains(a.Requires, format.Requirement{Feature: format.FeatureRotaryPairs, Where: l.Module}) {
+			continue
+		}
+		i, size := l.Roles[format.RoleB], base.HeadSize
+		if n := m.Tensors[i].Shape[0]; size == 0 || size%2 != 0 || n%size != 0 {
+			return nil, fault.New(fault.Mismatch, "%q: B has %d rows, and the base's config.json says that an attention head has %d",
+				l.Module, n, size).WithHint("name the base that the adapter was trained on")
+		}
+		h.heads[i] = int64(size)
+	}
+	a.Requires = slices.DeleteFunc(slices.Clone(a.Requires), isPairs)
+	return h, nil
+}
+
+// straightened is a source with some rows in another order.
+type straightened struct {
+	format.Source
+	manifest *format.Manifest
+	heads    map[int]int64 // rows of a head, by tensor
+}
+
+func (h *straightened) Manifest() *format.Manifest { return h.manifest }
+
+func (h *straightened) Unchanged() error { return fileio.Unchanged(h.Source) }
+
+func (h *straightened) ReadBlobAt(p []byte, i int, off int64) error {
+	size, ok := h.heads[i]
+	if !ok {
+		return h.Source.ReadBlobAt(p, i, off)
+	}
+	t := &h.manifest.Tensors[i]
+	line := int64(t.DType.Size()) * int64(t.Shape[1])
+	for len(p) > 0 {
+		row, within := off/line, off%line
+		n := min(line-within, int64(len(p)))
+		place := row % size
+		from := row - place + 2*(place%(size/2)) + place/(size/2)
+		if err := h.Source.ReadBlobAt(p[:n], i, from*line+within); err != nil {
+			return err
+		}
+		p, off = p[n:], off+n
+	}
+	return nil
+}
