@@ -1,15 +1,13 @@
 package checkpoint
 
 import (
-	"context"
 	"io"
 	"path"
 	"slices"
 	"strings"
 
-	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fileio"
-	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/pickle"
 	"github.com/loratool/loratool/internal/safetensors"
 )
@@ -100,12 +98,6 @@ func shownName(name string) string {
 	return dir + file
 }
 
-// Misnames reports whether out is the name of a file of another container than safetensors, for the
-// output of a single file of such a container. Users of safetensors may choose any name.
-func (c *Checkpoint) Misnames(out string) bool {
-	return !c.IsDir && c.Files[0].isConverted && shownName(path.Base(out)) != path.Base(out)
-}
-
 // containerOf recognises a file by its content, whatever its name is. It takes a file of no
 // container for safetensors, whose reader knows how to explain it.
 func containerOf(in *fileio.Input) (*container, error) {
@@ -121,39 +113,16 @@ func containerOf(in *fileio.Input) (*container, error) {
 	return &containers[0], nil
 }
 
-// openFile opens a file, and puts prefix in front of the names of its tensors. On an error it
-// closes the file.
-func openFile(ctx context.Context, name, prefix string, in *fileio.Input) (*File, error) {
-	f := &File{Name: name, Path: in.Path, prefix: prefix, Size: in.Size, data: stored{in.ReaderAt}, close: in.Close}
-	f, err := readFile(ctx, in, f)
-	if err != nil {
-		in.Close()
-		return nil, fault.InFile(err, in.Path)
-	}
-	return f, nil
-}
-
-// readFile reads the list of the tensors of a file.
-func readFile(ctx context.Context, in *fileio.Input, f *File) (*File, error) {
-	k, err := containerOf(in)
-	if err != nil {
-		return nil, err
-	}
-	if k.read == nil {
-		h, err := safetensors.Read(ctx, in, in.Size)
-		if err != nil {
-			return nil, err
-		}
-		return newFile(h, f), nil
-	}
-	c, err := k.read(in, in.Size)
-	if names := namesIn(c, err); naming.AreOfAdapter(names) {
-		e := fault.New(fault.Unsupported, "this is %s that holds an adapter, with tensors such as %q, not a checkpoint", k.title, names[0])
-		e.Misplaced = true
-		return nil, e.WithHint("this is an adapter")
-	}
-	if err != nil {
-		return nil, err
-	}
-	return f.showing(c)
+// contents is an open weight file of another container than safetensors. The package that reads the
+// container implements it without knowing this one.
+type contents interface {
+	// Len returns the number of tensors.
+	Len() int
+	// Tensor describes tensor i. No two tensors have the same name.
+	Tensor(i int) (name string, d dtype.Type, shape []uint64)
+	// ReadAt fills p with the values of tensor i from byte offset off, little-endian and row-major.
+	// Several goroutines may call it at once.
+	ReadAt(p []byte, i int, off int64) error
+	// Notes returns remarks for the user about the file.
+	Notes() []string
 }

@@ -8,22 +8,10 @@ import (
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/safetensors"
 )
-
-// contents is an open weight file of another container than safetensors. The package that reads the
-// container implements it without knowing this one.
-type contents interface {
-	// Len returns the number of tensors.
-	Len() int
-	// Tensor describes tensor i. No two tensors have the same name.
-	Tensor(i int) (name string, d dtype.Type, shape []uint64)
-	// ReadAt fills p with the values of tensor i from byte offset off, little-endian and row-major.
-	// Several goroutines may call it at once.
-	ReadAt(p []byte, i int, off int64) error
-	// Notes returns remarks for the user about the file.
-	Notes() []string
-}
 
 // namesIn returns the names of the tensors. An error can name the tensors that it is about.
 func namesIn(c contents, err error) (names []string) {
@@ -74,4 +62,41 @@ type values struct {
 
 func (v values) ReadAt(_ context.Context, p []byte, off int64) error {
 	return v.contents.ReadAt(p, v.i, off)
+}
+
+// openFile opens a file, and puts prefix in front of the names of its tensors. On an error it
+// closes the file.
+func openFile(ctx context.Context, name, prefix string, in *fileio.Input) (*File, error) {
+	f := &File{Name: name, Path: in.Path, prefix: prefix, Size: in.Size, data: stored{in.ReaderAt}, close: in.Close}
+	f, err := readFile(ctx, in, f)
+	if err != nil {
+		in.Close()
+		return nil, fault.InFile(err, in.Path)
+	}
+	return f, nil
+}
+
+// readFile reads the list of the tensors of a file.
+func readFile(ctx context.Context, in *fileio.Input, f *File) (*File, error) {
+	k, err := containerOf(in)
+	if err != nil {
+		return nil, err
+	}
+	if k.read == nil {
+		h, err := safetensors.Read(ctx, in, in.Size)
+		if err != nil {
+			return nil, err
+		}
+		return newFile(h, f), nil
+	}
+	c, err := k.read(in, in.Size)
+	if names := namesIn(c, err); naming.AreOfAdapter(names) {
+		e := fault.New(fault.Unsupported, "this is %s that holds an adapter, with tensors such as %q, not a checkpoint", k.title, names[0])
+		e.Misplaced = true
+		return nil, e.WithHint("this is an adapter")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return f.showing(c)
 }

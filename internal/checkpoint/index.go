@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"path"
 	"slices"
 	"strings"
 
@@ -139,4 +140,10 @@ func indexName(c *Checkpoint) string {
 		}
 	}
 	return ""
+}
+
+// Misnames reports whether out is the name of a file of another container than safetensors, for the
+// output of a single file of such a container. Users of safetensors may choose any name.
+func (c *Checkpoint) Misnames(out string) bool {
+	return !c.IsDir && c.Files[0].isConverted && shownName(path.Base(out)) != path.Base(out)
 }
