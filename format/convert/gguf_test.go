@@ -461,3 +461,38 @@ func TestWithHeadsGivesTheRowsOfPEFT(t *testing.T) {
 		t.Error("heads of three rows: no error")
 	}
 }
+
+// The invocation tokens of an aLoRA go along: from PEFT's configuration, and from a GGUF file.
+func TestGGUFKeepsInvocationTokens(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"adapter_model.safetensors", "adapter_config.json"} {
+		p, err := os.ReadFile(filepath.Join(ggufData, "pattern", "peft", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "adapter_config.json" {
+			p = bytes.Replace(p, []byte("{"), []byte(`{"alora_invocation_tokens": [27, 91], `), 1)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), p, 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	src, err := convert.Open(t.Context(), dir, convert.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	o := convert.CreateOptions{Architecture: "qwen3"}
+	file := ggufOf(t, src, o)
+	again, err := convert.OpenReader(t.Context(), bytes.NewReader(file), int64(len(file)), convert.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := format.Requirement{Feature: format.FeatureALoRA, Where: "alora_invocation_tokens = [27, 91]"}
+	if got := again.Manifest().Adapters[0].Requires; !slices.Equal(got, []format.Requirement{want}) {
+		t.Errorf("requires %v, want %v", got, want)
+	}
+	if twice := ggufOf(t, again, o); !bytes.Equal(twice, file) {
+		t.Error("the file changes when it is read and written again")
+	}
+}
