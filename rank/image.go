@@ -86,7 +86,8 @@ func shapesOf(c *checkpoint.Checkpoint) naming.ShapeOf {
 // refuseStrangers returns an error if the two models are of different architectures or sizes.
 func refuseStrangers(t *naming.Twins) error {
 	const hint = "use the base that the tuned checkpoint was trained from"
-	for _, p := range t.Strangers {
+	if len(t.Strangers) > 0 {
+		p := t.Strangers[0]
 		a, b := p.A.Architecture, p.B.Architecture
 		if p.Misfits == 0 || a != b {
 			return fault.New(fault.Mismatch, "the two checkpoints are different models: the %s of the "+

@@ -108,14 +108,16 @@ func (o *outside) convertBothWays(ctx context.Context) error {
 	return errors.Join(sameUpdates(ctx, src, ours), sameUpdates(ctx, src, peft))
 }
 
-// convertIntoBucket stores an adapter in a bucket in each dialect, and opens it from there.
+// convertIntoBucket stores an adapter in a bucket in each dialect for models of language, and opens
+// it from there. GGUF has rows in another order, and is left out.
 func (o *outside) convertIntoBucket(ctx context.Context) error {
 	src, err := o.dialects.OpenFS(ctx, o.files, peftAdapter, convert.Options{})
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	for _, d := range o.dialects.Written() {
+	for _, name := range []string{threads{}.Name(), "lora", "peft"} {
+		d := o.dialects.Named(name)
 		out := &bucket{under: "adapters/" + d.Name()}
 		if err := storeTo(ctx, out, d, src); err != nil {
 			return err
