@@ -36,6 +36,9 @@
 // DoRA rescales: out = RN_D( m·V/‖V‖ ) with V = w + S·Σ b·a, also over the reals and rounded once.
 // A row or column of zeros has no direction and becomes NaN.
 //
+// LoHa, LoKr, IA³, convolutions with a core and whole differences (spec/METHODS.md) are further
+// parts of the same sum, and of V.
+//
 // PiSSA and OLoRA subtract a part P from the base before training. This package computes P in
 // float64 as Q·(Qᵀ·W), and −P is one more term of the sum above. The bytes of P itself can differ
 // between processors.

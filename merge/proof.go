@@ -96,6 +96,16 @@ package merge
 //  5. With ρ the share of the norm that it may be off by, m·v/‖v‖ is off by at most (1 +
 //     ρ)·|m/‖v‖|·e + (ρ + 8u)·|m·v/‖v‖|; in double-double 64u² stands for 8u.
 //
+// # Updates that are no thin products
+//
+// The kernel of DoRA also takes rows of such a ΔW, with a bound M on their elements and a bound D on
+// the errors that package delta made in them, which it states with each form. They are added to the
+// same sum: M joins g in step 1, and D the e. In a norm they add at most (2ν·M + D)·√n. For an F64
+// base D is that of float64 arithmetic, so that most elements are decided exactly. Without
+// magnitudes m/‖V‖ is 1.
+//
+// # Undecided elements of DoRA
+//
 // An element is decided exactly if the numbers within that error round differently, if e is large
 // against the norm, or if squares may have overflowed or vanished (a norm outside 2^±400). The
 // quotient to 256 bits decides, unless it is within 2⁻²⁴⁰ of a number c at which the rounding
