@@ -98,10 +98,10 @@ package merge
 //
 // # Updates that are no thin products
 //
-// The kernel of DoRA also takes rows of such a ΔW, with a bound M on their elements and a bound D on
-// the errors that package delta made in them, which it states with each form. They are added to the
-// same sum: M joins g in step 1, and D the e. In a norm they add at most (2ν·M + D)·√n. For an F64
-// base D is that of float64 arithmetic, so that most elements are decided exactly. Without
+// The kernel of DoRA also takes rows of such a ΔW, with a bound M on their elements and a bound D
+// on the errors that package delta made in them, which it states with each form. They are added to
+// the same sum: M joins g in step 1, and D the e. In a norm they add at most (2ν·M + D)·√n. For an
+// F64 base D is that of float64 arithmetic, so that most elements are decided exactly. Without
 // magnitudes m/‖V‖ is 1.
 //
 // # Undecided elements of DoRA

@@ -4,13 +4,13 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"math"
 	"slices"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/delta"
+	"github.com/loratool/loratool/internal/dense"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/naming"
@@ -50,9 +50,9 @@ type LoRALayer struct {
 	M      int    `json:"m"`   // rows of ΔW
 	N      int    `json:"n"`   // columns
 	Rank   int    `json:"rank"`
-	// IsExact says that the stored factors are ΔW exactly. Otherwise Error bounds ‖ΔW − s·B·A‖_F
-	// relative to ‖ΔW‖_F for the factors as stored: the measured error of a truncation, or the
-	// largest that rounding the factors can make.
+	// IsExact says that the stored factors are ΔW exactly. Otherwise Error is ‖ΔW − s·B·A‖_F
+	// relative to ‖ΔW‖_F, measured with the factors as stored; that of a truncation also counts
+	// what float32 cannot hold of ΔW.
 	IsExact bool    `json:"exact"`
 	Error   float64 `json:"error"`
 }
@@ -109,6 +109,7 @@ type thinning struct {
 
 	kernels map[string][]uint64 // of modules in the base
 	guessed []string            // layers whose kernel nothing tells
+	unknown []string            // those among them whose names are those of convolutions
 }
 
 // thick is an update to be made thin: a layer, or a difference.
@@ -150,6 +151,13 @@ func (x *thinning) all(ctx context.Context) error {
 	a.Requires = slices.DeleteFunc(slices.Clone(a.Requires), func(q format.Requirement) bool { return isThinned(q, beside) })
 	x.findKernels(thicks)
 	x.keep(&a, layers, thicks)
+	for i := range thicks {
+		thicks[i].kernel = x.kernelOf(&thicks[i])
+	}
+	if x.unknown != nil {
+		return fault.New(fault.Unsupported, "the file does not say which kernel its convolutions have: %s", fault.List(x.unknown, 3)).
+			WithHint("name the model that the adapter was trained on (LoRAOptions.Base)")
+	}
 	for i := range thicks {
 		if err := x.one(ctx, &a, &thicks[i]); err != nil {
 			return err
@@ -289,7 +297,9 @@ func (x *thinning) kernelOf(t *thick) []uint64 {
 	}
 	kernel, ok := x.kernels[t.module]
 	_, isWhole := t.layer.Roles[format.RoleW2]
-	if !ok && !isWhole {
+	if !ok && !isWhole && naming.IsConvolution(t.module) {
+		x.unknown = append(x.unknown, t.module)
+	} else if !ok && !isWhole {
 		x.guessed = append(x.guessed, t.module)
 	}
 	return kernel
@@ -298,7 +308,7 @@ func (x *thinning) kernelOf(t *thick) []uint64 {
 // one makes an update thin.
 func (x *thinning) one(ctx context.Context, a *format.Adapter, t *thick) error {
 	rows, cols := t.size(x.src.Manifest())
-	t.rows, t.cols, t.kernel = int(rows), int(cols), x.kernelOf(t)
+	t.rows, t.cols = int(rows), int(cols)
 	places := uint64(1)
 	for _, k := range t.kernel {
 		places *= k
@@ -347,7 +357,7 @@ func (x *thinning) factors(ctx context.Context, t *thick, d *delta.Delta) (*made
 		}
 		return x.identity(ctx, d)
 	}
-	u, err := x.dense(ctx, t, d)
+	u, lost, err := x.dense(ctx, t, d)
 	if err != nil {
 		return nil, err
 	}
@@ -357,22 +367,26 @@ func (x *thinning) factors(ctx context.Context, t *thick, d *delta.Delta) (*made
 	if err != nil {
 		return nil, err
 	}
+	e := (norm(s.rounded) + norm(lost)) / norm(s.Energy)
 	if rank <= max(1, s.K) {
-		return x.identity(ctx, d)
+		whole, err := x.identity(ctx, d)
+		if err != nil || whole.error <= e {
+			return whole, err
+		}
 	}
 	if s.K == 0 { // ΔW is zero
 		return &made{rank: 1, b: encode(x.dtype, make([]float32, t.rows)), a: encode(x.dtype, make([]float32, t.cols)), isExact: true}, nil
 	}
-	return &made{rank: s.K, b: encode(x.dtype, s.left), a: encode(x.dtype, s.right), error: norm(s.rounded / s.Energy)}, nil
+	return &made{rank: s.K, b: encode(x.dtype, s.left), a: encode(x.dtype, s.right), error: e}, nil
 }
 
-// dense forms ΔW/s in float32.
-func (x *thinning) dense(ctx context.Context, t *thick, d *delta.Delta) (*update, error) {
-	u := &update{dense: &Dense{M: t.rows, N: t.cols, Data: make([]float32, t.rows*t.cols), Workers: x.options.Workers}}
+// dense forms ΔW/s in float32. lost is the square of the norm of what that rounds away.
+func (x *thinning) dense(ctx context.Context, t *thick, d *delta.Delta) (u *update, lost float64, err error) {
+	u = &update{dense: &Dense{M: t.rows, N: t.cols, Data: make([]float32, t.rows*t.cols), Workers: x.options.Workers}}
 	type scratch struct{ row, buf []float64 }
 	workers := make([]scratch, parallel.Workers(x.options.Workers))
-	energies := make([]float64, t.rows)
-	err := parallel.For(ctx, len(workers), t.rows, func(w, i int) error {
+	energies, losses := make([]float64, t.rows), make([]float64, t.rows)
+	err = parallel.For(ctx, len(workers), t.rows, func(w, i int) error {
 		s := &workers[w]
 		if s.row == nil {
 			s.row = make([]float64, t.cols)
@@ -382,65 +396,70 @@ func (x *thinning) dense(ctx context.Context, t *thick, d *delta.Delta) (*update
 		energies[i] = sumSquares(s.row)
 		for j, v := range s.row {
 			u.dense.Data[i*t.cols+j] = float32(v)
+			change := v - float64(float32(v))
+			losses[i] += change * change
 		}
 		return nil
 	})
-	for _, e := range energies {
-		u.energy += e
+	for i, e := range energies {
+		u.energy, lost = u.energy+e, lost+losses[i]
 	}
 	if norm(u.energy) > maxNorm || u.energy-u.energy != 0 {
-		return nil, fault.New(fault.Unsupported, "the update of %q has the norm %.3g, but the decomposition in float32 takes at most %.3g", t.module, norm(u.energy), maxNorm)
+		return nil, 0, fault.New(fault.Unsupported, "the update of %q has the norm %.3g, but the decomposition in float32 takes at most %.3g", t.module, norm(u.energy), maxNorm)
 	}
-	return u, err
+	return u, lost, err
 }
 
-// identity stores the factors of an identity, and bounds the error of rounding them.
+// identity stores the factors of an identity, and measures the error of rounding them.
 func (x *thinning) identity(ctx context.Context, d *delta.Delta) (*made, error) {
 	f := d.Thin()
-	b, lostB := x.round(f.B)
-	a, lostA := x.round(f.A)
-	m := &made{rank: f.Rank, b: b, a: a, isExact: f.IsExact && lostB == 0 && lostA == 0}
+	b, isB := x.round(f.B)
+	a, isA := x.round(f.A)
+	m := &made{rank: f.Rank, b: b, a: a, isExact: f.IsExact && isA && isB}
 	if m.isExact {
 		return m, ctx.Err()
 	}
-	var energy float64
-	var row, buf []float64
-	row = make([]float64, d.Cols())
-	for i := range d.Rows() {
-		if err := ctx.Err(); err != nil {
-			return nil, err
+	rows, cols, r := d.Rows(), d.Cols(), f.Rank
+	storedB, storedA := make([]float64, len(f.B)), make([]float64, len(f.A))
+	dtype.Widen64(storedB, x.dtype, b)
+	dtype.Widen64(storedA, x.dtype, a)
+	losses, energies := make([]float64, rows), make([]float64, rows)
+	type scratch struct{ row, buf []float64 }
+	workers := make([]scratch, parallel.Workers(x.options.Workers))
+	err := parallel.For(ctx, len(workers), rows, func(w, i int) error {
+		s := &workers[w]
+		if s.row == nil {
+			s.row = make([]float64, cols)
 		}
-		clear(row)
-		d.AddRow(row, nil, i, &buf)
-		energy += sumSquares(row)
+		clear(s.row)
+		d.AddRow(s.row, nil, i, &s.buf)
+		energies[i] = sumSquares(s.row)
+		dense.SubtractProduct(s.row, storedB[i*r:(i+1)*r], storedA, 1, r, cols)
+		losses[i] = sumSquares(s.row)
+		return nil
+	})
+	var lost, energy float64
+	for i := range losses {
+		lost, energy = lost+losses[i], energy+energies[i]
 	}
-	// ‖B·A − B̃·Ã‖ ≤ ‖B − B̃‖·‖A‖ + ‖B̃‖·‖A − Ã‖; those behind a core were rounded before, too.
-	const behindCore = 0x1p-40
-	normB, normA := norm(sumSquares(f.B)), norm(sumSquares(f.A))
-	lost := lostB*normA + (normB+lostB)*lostA
-	if !f.IsExact {
-		lost += behindCore * normB * normA
+	if energy > 0 {
+		m.error = norm(lost / energy)
 	}
-	m.error = lost / norm(energy)
-	if energy == 0 {
-		m.error = 0
-	}
-	if math.IsNaN(m.error) || math.IsInf(m.error, 0) {
+	if err == nil && m.error-m.error != 0 {
 		return nil, fault.New(fault.Unsupported, "the factors do not fit the range of %v", x.dtype).
 			WithHint("store them with LoRAOptions.DType=f32")
 	}
-	return m, nil
+	return m, err
 }
 
-// round stores values, and returns the norm of what the rounding changed.
-func (x *thinning) round(values []float64) (stored []byte, lost float64) {
-	stored = make([]byte, len(values)*x.dtype.Size())
+// round stores values, and reports whether it has rounded none.
+func (x *thinning) round(values []float64) (stored []byte, isExact bool) {
+	stored, isExact = make([]byte, len(values)*x.dtype.Size()), true
 	for i, v := range values {
 		dtype.Store(x.dtype, stored, i, v)
-		change := v - dtype.Load(x.dtype, stored, i)
-		lost += change * change
+		isExact = isExact && dtype.Load(x.dtype, stored, i) == v
 	}
-	return stored, math.Sqrt(lost)
+	return stored, isExact
 }
 
 // store writes the factors of an update to the spool and completes its layer.

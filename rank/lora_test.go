@@ -127,9 +127,12 @@ func TestLoRAByIdentityIsTheSameUpdate(t *testing.T) {
 // in float64 less the base.
 func TestLoRAByTruncationKeepsItsError(t *testing.T) {
 	layers, truncated := 0, 0
-	for _, c := range lycorisCases(t) {
+	for i, c := range lycorisCases(t) {
 		src := c.open(t)
-		made, report, err := rank.ToLoRA(t.Context(), src, rank.LoRAOptions{Rule: rank.MaxError(0.2, 0), Base: c.base(t)})
+		d := []dtype.Type{dtype.F32, dtype.F16, dtype.BF16}[i%3]
+		// An identity of few ranks is stored whole; rounding it to BF16 costs less than 0.4 %.
+		rule := []rank.Rule{rank.MaxError(0.2, 0), rank.FixedRank{K: 5}}[i%2]
+		made, report, err := rank.ToLoRA(t.Context(), src, rank.LoRAOptions{Rule: rule, DType: d, Base: c.base(t)})
 		if err != nil {
 			if !strings.Contains(err.Error(), "IA³") && !strings.Contains(err.Error(), "beside its LoRA") {
 				t.Errorf("%s: %v", c.Name, err)
@@ -142,7 +145,7 @@ func TestLoRAByTruncationKeepsItsError(t *testing.T) {
 		}
 		for _, l := range report.Layers {
 			layers++
-			if l.Error > 0.2 {
+			if l.Error > 0.2 && i%2 == 0 {
 				t.Errorf("%s: %s has the error %v", c.Name, l.Module, l.Error)
 			}
 			if !l.IsExact {
@@ -153,7 +156,7 @@ func TestLoRAByTruncationKeepsItsError(t *testing.T) {
 			for i := range want {
 				lost, all = lost+(want[i]-got[i])*(want[i]-got[i]), all+want[i]*want[i]
 			}
-			if e := math.Sqrt(lost / all); math.Abs(e-l.Error) > 1e-4*max(e, l.Error)+1e-6 {
+			if e := math.Sqrt(lost / all); e > l.Error*(1+1e-5)+1e-12 || e < l.Error*0.999-1e-7 {
 				t.Errorf("%s: %s has the error %v, and %v is reported", c.Name, l.Module, e, l.Error)
 			}
 		}

@@ -45,6 +45,7 @@ var flagOf = map[string]string{
 	"convert.Create":                 "loratool convert",
 	"convert.RestoreTo":              "loratool restore",
 	"merge.OpenUnmerge":              "loratool unmerge",
+	"rank.ToLoRA":                    "--as-lora",
 	"rank.MaxError":                  "--max-error",
 	"rank.OpenExtraction":            "loratool extract",
 }

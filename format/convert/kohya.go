@@ -83,7 +83,7 @@ func isKohyas(k *pairKey) bool {
 	if isFlat(k.module) {
 		return true
 	}
-	for _, tail := range []string{"lora_down.", "lora_up.", "lokr_", "hada_", "dora_scale", "on_input"} {
+	for _, tail := range []string{"lora_down.", "lora_up.", "lokr_", "hada_", "dora_scale", "on_input", "diff", "w_norm", "b_norm"} {
 		if strings.HasPrefix(k.tail, tail) {
 			return true
 		}

@@ -2,10 +2,12 @@ package convert
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
 )
@@ -35,7 +37,7 @@ var lyCORISTails = []pairTail{
 	{tail: "diff", part: "weight", method: diff}, {tail: "diff_b", part: "bias", method: diff},
 	{tail: "w_norm", part: "weight", method: diff}, {tail: "b_norm", part: "bias", method: diff},
 
-	{tail: "oft_blocks", method: oft}, {tail: "oft_diag", method: oft},
+	{tail: "oft_blocks", method: oft}, {tail: "oft_diag", method: "OFT (oft_diag)"},
 	{tail: "rescale", method: oft},
 	{tail: "a1.weight", method: gLoRA}, {tail: "a2.weight", method: gLoRA},
 	{tail: "b1.weight", method: gLoRA}, {tail: "b2.weight", method: gLoRA},
@@ -219,7 +221,7 @@ func (m *methodLayer) readAxis() error {
 	if !ok {
 		return nil
 	}
-	axis, err := readAlpha(m.values, &m.tensors[i], i)
+	axis, err := readFlag(m.values, &m.tensors[i], i)
 	switch {
 	case err != nil:
 		return err
@@ -232,12 +234,87 @@ func (m *methodLayer) readAxis() error {
 	return nil
 }
 
+// readFlag returns the number that a tensor of one element holds, of any dtype.
+func readFlag(src format.Source, t *format.Tensor, i int) (float64, error) {
+	if t.DType != dtype.BOOL && t.DType != dtype.U8 || t.Elements() != 1 {
+		return readAlpha(src, t, i)
+	}
+	p := make([]byte, 1)
+	err := src.ReadBlobAt(p, i, 0)
+	return float64(p[0]), err
+}
+
 // check makes a layer with other roles or shapes than its kind wants one that nobody applies.
 func (m *methodLayer) check() {
-	if err := format.ValidateLayer(&format.Manifest{Tensors: m.tensors}, m.layer); err != nil {
-		m.require(format.FeatureFactorShape, fmt.Sprintf("%s: %v", m.layer.Module, err))
-		m.layer.Kind, m.layer.Rank = format.Other, 1
+	if format.ValidateLayer(&format.Manifest{Tensors: m.tensors}, m.layer) == nil {
+		return
 	}
+	l := m.layer
+	switch missing := m.missing(); {
+	case missing != nil:
+		m.require(format.FeatureMissingFactor, l.Module+": "+strings.Join(missing, ", "))
+	case methodFeature[l.Kind] != "" && (hasRole(l.Roles, roleA) || hasRole(l.Roles, roleB)):
+		m.require(format.FeatureTwice, l.Module+", which also has factors of LoRA")
+	default:
+		m.require(format.FeatureFactorShape, l.Module+": "+m.shapes())
+	}
+	l.Kind, l.Rank = format.Other, 1
+}
+
+// missing returns the keys that a LoHa or a LoKr lacks, nil if it has all.
+func (m *methodLayer) missing() (keys []string) {
+	has := func(role format.Role) bool { return hasRole(m.layer.Roles, role) }
+	want := func(roles ...format.Role) {
+		for _, role := range roles {
+			if !has(role) {
+				keys = append(keys, lyCORISTail(m.layer.Kind, role))
+			}
+		}
+	}
+	switch m.layer.Kind {
+	case format.Hadamard:
+		want(format.RoleW1A, format.RoleW1B, format.RoleW2A, format.RoleW2B)
+		if has(format.RoleT1) != has(format.RoleT2) {
+			want(format.RoleT1, format.RoleT2)
+		}
+	case format.Kronecker:
+		for _, way := range [][3]format.Role{
+			{format.RoleW1, format.RoleW1A, format.RoleW1B}, {format.RoleW2, format.RoleW2A, format.RoleW2B},
+		} {
+			switch {
+			case has(way[0]):
+			case has(way[1]) || has(way[2]):
+				want(way[1], way[2])
+			default:
+				want(way[0])
+			}
+		}
+	case format.InputScaling, format.OutputScaling:
+		want(format.RoleVector, format.RoleAxis)
+	}
+	return keys
+}
+
+// lyCORISTail returns the ending of a key for a role in a kind.
+func lyCORISTail(kind format.Kind, role format.Role) string {
+	for _, t := range lyCORISTails {
+		if t.role == role && (t.kind == kind || kind == format.OutputScaling && t.kind == format.InputScaling) {
+			return t.tail
+		}
+	}
+	return "weight" // of IA³
+}
+
+// shapes lists the tensors of the layer with their shapes.
+func (m *methodLayer) shapes() string {
+	var all []string
+	for _, role := range slices.Sorted(maps.Keys(m.layer.Roles)) {
+		t := &m.tensors[m.layer.Roles[role]]
+		if role != format.RoleAlpha && role != format.RoleAxis {
+			all = append(all, fmt.Sprintf("%s %d", strings.TrimPrefix(t.Name, m.layer.Module+"."), t.Shape))
+		}
+	}
+	return strings.Join(all, ", ")
 }
 
 // differenceModules returns the modules of all differences, each once.

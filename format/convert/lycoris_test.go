@@ -2,6 +2,7 @@ package convert_test
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -74,17 +75,24 @@ func TestMethodsOfLyCORIS(t *testing.T) {
 		{"linear r=2 ×0.5 A B alpha", []string{"difference lora_unet_q.bias"}, with(lora, q("diff_b", 4))},
 
 		// What no layer can be.
-		{"other r=1 ×1 alpha w1_a w1_b w2_a", []string{"factor-shape lora_unet_q: kind \"hadamard\" " +
-			"has the roles [\"alpha\" \"w1_a\" \"w1_b\" \"w2_a\"], want those of spec/METHODS.md (R133)",
-			"hadamard lora_unet_q"}, slices.Delete(slices.Clone(loHa), 3, 4)},
+		{"other r=1 ×1 alpha w1_a w1_b w2_a",
+			[]string{"hadamard lora_unet_q", "missing-factor lora_unet_q: hada_w2_b"}, slices.Delete(slices.Clone(loHa), 3, 4)},
 		{"hadamard r=2 ×0.5 alpha w1_a w1_b w2_a w2_b", []string{"hadamard lora_unet_q",
 			"twice lora_unet_q.lokr_w1"}, with(loHa, q("lokr_w1", 2, 2))},
-		{"other r=1 ×1 A alpha w1_a w1_b w2_a w2_b", []string{"factor-shape lora_unet_q: kind " +
-			"\"hadamard\" has the role \"A\" beside [\"A\" \"alpha\" \"w1_a\" \"w1_b\" \"w2_a\" \"w2_b\"] (R133)",
-			"hadamard lora_unet_q"}, with(loHa, q("lora_down.weight", 2, 6))},
-		{"other r=1 ×1 A B alpha core", []string{"convolution lora_unet_q", "factor-shape lora_unet_q: A has shape " +
-			"[2 6 1 1], B [4 2 1 1] and the core [2 3 3 3], want r×n×1×…, m×r×1×… and r×r×kernel " +
-			"with r = 2 (R135)", "tucker lora_unet_q"}, with(conv, q("lora_mid.weight", 2, 3, 3, 3))},
+		{"other r=1 ×1 A alpha w1_a w1_b w2_a w2_b", []string{"hadamard lora_unet_q",
+			"twice lora_unet_q, which also has factors of LoRA"}, with(loHa, q("lora_down.weight", 2, 6))},
+		{"other r=1 ×1 alpha w2_b", []string{"kronecker lora_unet_q", "missing-factor lora_unet_q: lokr_w1, lokr_w2_a"},
+			[]testkit.Tensor{q("lokr_w2_b", 1, 2), n("alpha", 1)}},
+		{"other r=1 ×1 axis", []string{"missing-factor lora_unet_q: weight", "scaling lora_unet_q"},
+			[]testkit.Tensor{n("on_input", 1)}},
+		{"output-scaling r=1 ×1 axis vector", []string{"scaling lora_unet_q"}, // as a boolean
+			[]testkit.Tensor{{Name: "lora_unet_q.on_input", DType: dtype.BOOL, Data: []byte{0}}, q("weight", 4)}},
+		{"other r=1 ×1 alpha w1_a w1_b w2_a w2_b", []string{"factor-shape lora_unet_q: hada_w1_a [7 2], " +
+			"hada_w1_b [2 6], hada_w2_a [4 2], hada_w2_b [2 6]", "hadamard lora_unet_q"},
+			slices.Concat([]testkit.Tensor{q("hada_w1_a", 7, 2)}, loHa[1:])},
+		{"other r=1 ×1 A B alpha core", []string{"convolution lora_unet_q", "factor-shape lora_unet_q: " +
+			"lora_down.weight [2 6 1 1], lora_up.weight [4 2 1 1], lora_mid.weight [2 3 3 3]", "tucker lora_unet_q"},
+			with(conv, q("lora_mid.weight", 2, 3, 3, 3))},
 	} {
 		path := write(t, nil, c.tensors...)
 		src := open(t, path, convert.Options{})
@@ -160,5 +168,19 @@ func TestFilesOfLyCORISComeBack(t *testing.T) {
 	}
 	if n < 42 {
 		t.Errorf("%d files, want 42 or more", n)
+	}
+}
+
+// TestAFileBesideAPEFTConfigurationKeepsItsDialect: people keep the adapters of image models in one
+// folder, and another program may have left PEFT's configuration there.
+func TestAFileBesideAPEFTConfigurationKeepsItsDialect(t *testing.T) {
+	path := write(t, nil, zerosOf("lora_unet_q.lora_down.weight", dtype.F32, 2, 4),
+		zerosOf("lora_unet_q.lora_up.weight", dtype.F32, 4, 2))
+	config := filepath.Join(filepath.Dir(path), format.PEFTConfig)
+	if err := os.WriteFile(config, []byte(`{"peft_type":"LORA","r":2,"lora_alpha":2,"target_modules":["q"]}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if a := open(t, path, convert.Options{}).Manifest().Adapters[0]; a.Dialect != "kohya" || len(a.Layers) != 1 {
+		t.Errorf("dialect %s with %d layers, want kohya with 1", a.Dialect, len(a.Layers))
 	}
 }

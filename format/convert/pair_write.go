@@ -223,7 +223,7 @@ func (d *pairDialect) checkFeatures(a *format.Adapter, m *format.Manifest) error
 				"the dialect %s needs", d.name).WithHint("convert.RestoreTo gives the file back")
 		}
 		return fault.New(fault.Unsupported, "the adapter requires %q (%s), which the dialect %s cannot "+
-			"express", r.Feature, r.Where, d.name).WithHint("keep the adapter as a .lora file")
+			"express", r.Feature, r.Where, d.name).WithHint("%s", hintWithout(r.Feature))
 	}
 	hint := "keep the adapter as a .lora file"
 	for _, b := range a.Beside {
@@ -242,6 +242,15 @@ func (d *pairDialect) checkFeatures(a *format.Adapter, m *format.Manifest) error
 		}
 	}
 	return nil
+}
+
+// hintWithout says what to do with an adapter that needs a feature which a dialect lacks.
+func hintWithout(feature format.Feature) string {
+	switch feature {
+	case format.FeatureHadamard, format.FeatureKronecker, format.FeatureTucker, format.FeatureDifference:
+		return "make a LoRA of it with rank.ToLoRA, or keep the adapter as a .lora file"
+	}
+	return "keep the adapter as a .lora file"
 }
 
 // plan names and makes the layers of the file.

@@ -39,7 +39,18 @@ func (peftDialect) CreateTo(out output.Output, o CreateOptions) (format.Sink, er
 // Recognise looks for the configuration, because other programs write the same keys. Only PEFT
 // writes its prefix.
 func (peftDialect) Recognise(in *Input) bool {
-	return hasPEFTConfig(in) || claimsOf(in)[peftAlone.name] != ""
+	return hasPEFTConfig(in) && !isStranger(in) || claimsOf(in)[peftAlone.name] != ""
+}
+
+// isStranger reports whether a file that the user names only lies beside a configuration of PEFT:
+// no key is PEFT's, and another dialect claims some. People keep the files of image models in one
+// folder.
+func isStranger(in *Input) bool {
+	if in.isFolder() || in.name == peftWeights || in.name == peftPickle || in.readTable() != nil {
+		return false
+	}
+	isPEFTs := func(t format.Tensor) bool { return isPEFTKey(t.Name) }
+	return len(claimsOf(in)) > 0 && !slices.ContainsFunc(in.table.tensors, isPEFTs)
 }
 
 // hasPEFTConfig reports whether PEFT's configuration lies beside the weights, or a file under its

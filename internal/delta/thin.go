@@ -2,7 +2,8 @@ package delta
 
 import "math"
 
-// Thin is ΔW/s as a product B·A of thin factors.
+// Thin is ΔW/s as a product B·A of thin factors. They can be those of the Delta itself: the caller
+// must not change them.
 type Thin struct {
 	Rank int
 	B    []float64 // rows×Rank

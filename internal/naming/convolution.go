@@ -2,8 +2,20 @@ package naming
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
+	"strings"
 )
+
+// IsConvolution reports whether the name of a module, with dots or underscores, is one that image
+// models give to convolutions of more than one point: those of diffusers and of LDM's U-Net, and
+// the patches of transformers.
+func IsConvolution(module string) bool {
+	return convolution.MatchString(strings.ReplaceAll(module, ".", "_"))
+}
+
+var convolution = regexp.MustCompile(
+	`(^|_)(conv|conv1|conv2|conv_in|conv_out|in_layers_2|out_layers_3|op|input_blocks_0_0|out_2|patch_embedding|pos_embed_proj|x_embedder_proj)$`)
 
 // DiagnoseConvolution explains why the factors of a convolution, with shapes a and b, do not fit
 // its weight in the base, of shape w. ok is false if the shapes do not tell.

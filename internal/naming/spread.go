@@ -236,13 +236,16 @@ func (m *Update) fits(rows, columns uint64) bool {
 // spread finds the parts of a module, each in the weight that holds it. Rows that follow each other
 // in both are one slice.
 func (c *component) spread(name string, m Update) (at []Slice, misfit string) {
-	if m.IsVector || m.Rows == 0 {
-		return nil, "" // no table knows the parts of such a module
+	if m.IsVector {
+		return nil, "" // no table divides it
 	}
 	if m.Columns == 0 {
 		m.Columns = c.columns(name)
 	}
-	parts, ok := c.table.PartsOfShape(name, m.Rows, m.Columns)
+	parts, ok := c.table.Parts(name)
+	if m.Rows > 0 {
+		parts, ok = c.table.PartsOfShape(name, m.Rows, m.Columns)
+	}
 	if !ok {
 		return nil, ""
 	}
@@ -266,7 +269,7 @@ func (c *component) spread(name string, m Update) (at []Slice, misfit string) {
 		}
 		from += n
 	}
-	if from != m.Rows {
+	if m.Rows > 0 && from != m.Rows {
 		return nil, misfit
 	}
 	return at, ""

@@ -8,7 +8,7 @@ import (
 // dividedMagnitude is the error for magnitudes of a weight that the base divides.
 func (p *plain) dividedMagnitude(places string) error {
 	return fault.New(fault.Unsupported, "%q has magnitudes of DoRA, and the base divides its weight in another way: %s", p.layer.Module, places).
-		WithHint("merge into a base that names its modules as the adapter does, such as the pipeline of diffusers for an adapter of diffusers")
+		WithHint("merge into a base that divides its weights as the adapter does: a pipeline of diffusers in place of a single file in the names of its authors, or the reverse")
 }
 
 // addMagnitude adds the magnitudes of a DoRA layer (Liu et al., arXiv:2402.09353), of its outputs

@@ -166,6 +166,9 @@ func (m *method) addDelta(c *Change, scale float64, at naming.Slice) error {
 	if m.at == nil {
 		d.Count = int(nRows)
 	}
+	if m.layer != nil && m.layer.Kind == format.InputScaling {
+		d.From = d.At // its row i is a share of row i of the weight
+	}
 	d.Height = int(rows)
 	if cols != nCols || int64(d.At+d.Count) > nRows || int64(d.From+d.Count) > rows || m.at == nil && rows != nRows {
 		return m.unlike(c)
