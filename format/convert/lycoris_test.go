@@ -175,7 +175,7 @@ func TestFilesOfLyCORISComeBack(t *testing.T) {
 // folder, and another program may have left PEFT's configuration there.
 func TestAFileBesideAPEFTConfigurationKeepsItsDialect(t *testing.T) {
 	path := write(t, nil, zerosOf("lora_unet_q.lora_down.weight", dtype.F32, 2, 4),
-		zerosOf("lora_unet_q.lora_up.weight", dtype.F32, 4, 2))
+		zerosOf("lora_unet_q.lora_up.weight", dtype.F32, 4, 2), zerosOf("lora_unet_q.alpha", dtype.F32))
 	config := filepath.Join(filepath.Dir(path), format.PEFTConfig)
 	if err := os.WriteFile(config, []byte(`{"peft_type":"LORA","r":2,"lora_alpha":2,"target_modules":["q"]}`), 0o644); err != nil {
 		t.Fatal(err)

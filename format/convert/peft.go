@@ -43,14 +43,21 @@ func (peftDialect) Recognise(in *Input) bool {
 }
 
 // isStranger reports whether a file that the user names only lies beside a configuration of PEFT:
-// no key is PEFT's, and another dialect claims some. People keep the files of image models in one
-// folder.
+// no key is PEFT's, another dialect claims some, and the file says its scales itself. People keep
+// the files of image models in one folder.
 func isStranger(in *Input) bool {
 	if in.isFolder() || in.name == peftWeights || in.name == peftPickle || in.readTable() != nil {
 		return false
 	}
-	isPEFTs := func(t format.Tensor) bool { return isPEFTKey(t.Name) }
-	return len(claimsOf(in)) > 0 && !slices.ContainsFunc(in.table.tensors, isPEFTs)
+	hasAlpha := false
+	for i := range in.table.tensors {
+		name := in.table.tensors[i].Name
+		if isPEFTKey(name) {
+			return false
+		}
+		hasAlpha = hasAlpha || strings.HasSuffix(name, ".alpha")
+	}
+	return hasAlpha && len(claimsOf(in)) > 0
 }
 
 // hasPEFTConfig reports whether PEFT's configuration lies beside the weights, or a file under its
