@@ -29,6 +29,7 @@ type convertOptions struct {
 	byLayer       bool
 	opaque        bool
 	foldScale     bool
+	only          []string
 	lora          asLoRA
 }
 
@@ -47,6 +48,7 @@ func convertCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "for", Usage: "write the dialect of `PROGRAM`, and say what it ignores: comfyui, diffusers, a1111, forge, sd-scripts, sd.cpp or wan2gp", Destination: &o.loader},
 			&cli.StringFlag{Name: "base", Usage: "the model that the adapter is for: a container remembers `BASE`, so that merge can tell it from others; a dialect of image models takes the names of modules from it where no table knows them; a GGUF file needs its config.json", Destination: &o.base},
 			&cli.StringFlag{Name: "architecture", Usage: "of the base, as llama.cpp calls it (`NAME` such as llama or qwen3), for a GGUF file where no --base says it", Destination: &o.architecture},
+			onlyFlag("write", &o.only),
 			&cli.BoolFlag{Name: "fold-scale", Usage: "for programs that ignore alpha: let the factors carry the scale, and write the scale 1", Destination: &o.foldScale},
 			&cli.BoolFlag{Name: "by-layer", Usage: "for readers over a network: keep each layer of a container in one place, in chunks of 64 KiB; the file grows by about 0.3 %", Destination: &o.byLayer},
 			&cli.BoolFlag{Name: "opaque", Usage: "archive a safetensors file or a pickle of tensors in any dialect, without its meaning; restore gives it back", Destination: &o.opaque},
@@ -110,9 +112,12 @@ func (o *convertOptions) parse(c *cli.Context) (j conversion, err error) {
 		return j, usagef("name an output ending in .safetensors", "%s is a safetensors file, and the output is %s",
 			"an adapter of the dialect "+j.dialect.Name(), o.out)
 	}
-	if j.creation.FoldScale = o.foldScale; o.foldScale && !j.isOfImages() {
-		return j, usagef("loratool convert ADAPTER --to kohya --fold-scale -o OUT.safetensors",
-			"--fold-scale is for the dialects of image models, and %s is for %s", o.out, j.dialect.Name())
+	j.creation.FoldScale, j.creation.Only = o.foldScale, o.only
+	for name, isSet := range map[string]bool{"--fold-scale": o.foldScale, "--only": o.only != nil} {
+		if isSet && !j.isOfImages() && j.dialect != convert.PEFT() {
+			return j, usagef("loratool convert ADAPTER --to kohya --fold-scale -o OUT.safetensors",
+				"%s is for the dialects of image models and for PEFT, and %s is for %s", name, o.out, j.dialect.Name())
+		}
 	}
 	return j, nil
 }
@@ -148,7 +153,7 @@ func (j *conversion) readBase(c *cli.Context, src format.Source, base string) (f
 		j.creation.BaseConfig, err = configOf(base)
 		return src, err
 	}
-	if !j.isOfImages() {
+	if !j.isOfImages() && (j.dialect != convert.PEFT() || !convert.IsOfImages(src)) {
 		src, err := straighten(src, base)
 		if err != nil {
 			return nil, err

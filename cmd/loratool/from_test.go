@@ -45,7 +45,7 @@ func TestFlagsForAdaptersThatLeaveSomethingOpen(t *testing.T) {
 		{"bundle add --alpha 8 " + bundle + " " + alone, exitDone, nil},
 		{"bundle add --alpha 4 --name other " + bundle + " " + alone, exitDone, nil},
 		{"convert " + alone + " -o " + filepath.Join(dir, "peft"), exitInput,
-			[]string{"cannot be written as PEFT's yet"}},
+			[]string{`no table of an architecture knows the modules "lora_te_q"`, "--base"}},
 		{"convert " + alone + " --for nobody -o " + filepath.Join(dir, "nobody"), exitUsage,
 			[]string{"unknown program", "comfyui, diffusers, a1111"}},
 		{"convert " + alone + " --for comfyui --to kohya -o " + filepath.Join(dir, "both"), exitUsage,

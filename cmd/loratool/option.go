@@ -23,6 +23,7 @@ var flagOf = map[string]string{
 	"CreateOptions.Base":             "--base",
 	"CreateOptions.BaseConfig":       "--base",
 	"CreateOptions.FoldScale":        "--fold-scale",
+	"CreateOptions.Only":             "--only",
 	"Options.Again":                  "--again",
 	"Options.AllowNonFinite":         "--allow-nonfinite",
 	"Options.Alpha":                  "--alpha",

@@ -22,7 +22,7 @@ type readingOptions struct {
 
 func (o *readingOptions) readingFlags() []cli.Flag {
 	return append(o.openFlags(), []cli.Flag{
-		o.onlyFlag(),
+		onlyFlag("change", &o.only),
 		dimensionFlag("expert-input", "the dimension `1|2` of square stacked experts that lora_A reads (default: as the adapter says)", &o.expertInput),
 		dimensionFlag("linear-input", "the dimension `1|2` of square Conv1D weights that lora_A reads, where the base does not tell", &o.linearInput),
 		&cli.BoolFlag{Name: "expert-slowest", Usage: "lora_B of stacked experts has one expert after the other, as unsloth wrote it", Destination: &o.expertSlowest},
@@ -31,18 +31,18 @@ func (o *readingOptions) readingFlags() []cli.Flag {
 	}...)
 }
 
-// onlyFlag is the flag for the components to change.
-func (o *readingOptions) onlyFlag() cli.Flag {
+// onlyFlag is the flag for the components that a command works on, as the verb says.
+func onlyFlag(verb string, dst *[]string) cli.Flag {
 	return &cli.StringSliceFlag{
 		Name:  "only",
-		Usage: "change only the components `NAMES` of an image or video model, separated by commas: unet (or transformer), text_encoder, text_encoder_2, …",
+		Usage: verb + " only the components `NAMES` of an image or video model, separated by commas: unet (or transformer), text_encoder, text_encoder_2, …",
 		Action: func(_ *cli.Context, values []string) error {
 			known := merge.ComponentNames()
 			for name := range strings.SplitSeq(strings.Join(values, ","), ",") {
 				if !slices.Contains(known, name) {
 					return usagef("--only "+known[0], "there is no component %q; the names are %s", name, strings.Join(known, ", "))
 				}
-				o.only = append(o.only, name)
+				*dst = append(*dst, name)
 			}
 			return nil
 		},

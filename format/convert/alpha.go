@@ -28,7 +28,7 @@ func (n *newLayer) setScale(scale float64, rank int) error {
 
 // scale returns s of the layer.
 func (n *newLayer) scale() float64 {
-	l := format.Layer{Alpha: n.alpha, Rank: n.rank, Scaling: n.scaling}
+	l := format.Layer{Alpha: n.alpha, Fixed: n.alpha, Rank: n.rank, Scaling: n.scaling}
 	return l.Scale()
 }
 

@@ -87,6 +87,9 @@ type CreateOptions struct {
 	// FoldScale lets the factors of each layer carry its scale, for dialects and programs that know
 	// no scale, if the dialect has such files.
 	FoldScale bool
+	// Only names the components of an image or video model to write, as diffusers calls them; nil
+	// means all. It is for the dialects of these models, and for PEFT's directory, which holds one.
+	Only []string
 	// Base lists the tensors of the model that the adapter is for. It gives names to modules that
 	// no table of this package knows. nil means that the tables decide; the data are never read.
 	Base []format.Tensor

@@ -117,7 +117,7 @@ func configOfComponent(prefix string, layers []*newLayer) (*diffusersConfig, err
 	}
 	if c.doRA, c.rsLoRA = nDoRA > 0, nRS == len(layers); c.doRA && nDoRA < len(layers) {
 		return nil, fault.New(fault.Unsupported, "only %d of %d layers of %q have magnitudes of DoRA, and "+
-			"diffusers gives them to all or to none", nDoRA, len(layers), strings.TrimSuffix(prefix, "."))
+			"PEFT gives them to all or to none", nDoRA, len(layers), strings.TrimSuffix(prefix, "."))
 	}
 	for _, l := range layers {
 		if nRS > 0 && !c.rsLoRA {

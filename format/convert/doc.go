@@ -29,6 +29,9 @@
 // missing, exactly where powers of two do; [Remarks] names what is rounded. The factors have one
 // dtype (CreateOptions.DType), and the experts of a layer are stacked.
 //
+// PEFT's files are for one model. Create writes those of an image or video model for one component,
+// which CreateOptions.Only names, with the names that diffusers and transformers 5 have in memory.
+//
 // Flat names are those of the model with underscores in place of dots. They become dotted again by
 // the tables of internal/architecture, or by the base in CreateOptions.Base, and never by a guess.
 // The dialects of one model divide fused projections in different ways; Create divides and joins

@@ -127,6 +127,8 @@ type pairFile struct {
 	remarks []string
 	write   func(io.Writer) error
 
+	denoiser string // the architecture of the adapter's denoiser, "" if it is unknown
+
 	last    int // the tensor whose content is at hand
 	content []byte
 }
@@ -164,7 +166,7 @@ func composePairs(
 	}
 	isSame := m.Adapters[0].Dialect == d.name && hasAttachment(src, format.SourceHeader)
 	f, err := composeNew(ctx, d, src, o)
-	if !isSame || o.FoldScale || o.Base != nil || err == nil && !f.hasNamesOf(m) {
+	if !isSame || o.FoldScale || o.Base != nil || o.Only != nil || err == nil && !f.hasNamesOf(m) {
 		return f, err
 	}
 	if f == nil {
@@ -198,8 +200,7 @@ func (f *pairFile) hasNamesOf(m *format.Manifest) bool {
 func composeNew(
 	ctx context.Context, d *pairDialect, src format.Source, o *CreateOptions,
 ) (*pairFile, error) {
-	m := src.Manifest()
-	if err := d.checkFeatures(&m.Adapters[0], m); err != nil {
+	if err := d.checkFeatures(src.Manifest(), o); err != nil {
 		return nil, err
 	}
 	f := &pairFile{src: src, last: -1}
@@ -212,10 +213,11 @@ func composeNew(
 	return f, nil
 }
 
-// checkFeatures refuses by name what the dialect cannot express.
-func (d *pairDialect) checkFeatures(a *format.Adapter, m *format.Manifest) error {
+// checkFeatures refuses by name what the dialect cannot express, in the components that are wanted.
+func (d *pairDialect) checkFeatures(m *format.Manifest, o *CreateOptions) error {
+	a := &m.Adapters[0]
 	for _, r := range a.Requires {
-		if slices.Contains(d.writing.features, r.Feature) {
+		if slices.Contains(d.writing.features, r.Feature) || !o.wants(r.Where) {
 			continue
 		}
 		if r.Feature == format.FeatureOpaque {
@@ -227,7 +229,7 @@ func (d *pairDialect) checkFeatures(a *format.Adapter, m *format.Manifest) error
 	}
 	hint := "keep the adapter as a .lora file"
 	for _, b := range a.Beside {
-		if b.Action != format.Difference {
+		if b.Action != format.Difference && o.wants(b.Target) {
 			return fault.New(fault.Unsupported, "the tensor %q has no place in the dialect %s",
 				m.Tensors[b.Tensor].Name, d.name).WithHint("%s", hint)
 		}
@@ -235,7 +237,7 @@ func (d *pairDialect) checkFeatures(a *format.Adapter, m *format.Manifest) error
 	for i := range a.Layers {
 		l := &a.Layers[i]
 		for role := range l.Roles {
-			if role != format.RoleAlpha && d.writing.tail(l.Kind, role) == "" {
+			if role != format.RoleAlpha && d.writing.tail(l.Kind, role) == "" && o.wants(l.Module) {
 				return fault.New(fault.Unsupported, "layer %q of kind %s has the role %q, which the dialect "+
 					"%s cannot express", l.Module, l.Kind, role, d.name).WithHint("%s", hint)
 			}
@@ -248,9 +250,14 @@ func (d *pairDialect) checkFeatures(a *format.Adapter, m *format.Manifest) error
 func hintWithout(feature format.Feature) string {
 	switch feature {
 	case format.FeatureHadamard, format.FeatureKronecker, format.FeatureTucker, format.FeatureDifference:
-		return "make a LoRA of it with rank.ToLoRA, or keep the adapter as a .lora file"
+		return "make LoRA of it (rank.ToLoRA), or keep the adapter as a .lora file"
 	}
 	return "keep the adapter as a .lora file"
+}
+
+// wants reports whether a module is of a component to write, by what its name says.
+func (o *CreateOptions) wants(module string) bool {
+	return len(o.Only) == 0 || naming.IsWanted(module, o.Only)
 }
 
 // plan names and makes the layers of the file.
@@ -261,11 +268,19 @@ func (f *pairFile) plan(ctx context.Context, d *pairDialect, o *CreateOptions) e
 	base, shapes := o.indexBase()
 	known := architectureNamed(f.src.Manifest().Adapters[0].Base.Name)
 	names := naming.Respell(d.writing.names, updates, base, shapes, known)
+	f.denoiser = names.Denoiser
+	if len(o.Only) > 0 && !names.IsWhole() { // a module that is not wanted need not have a name
+		updates = slices.DeleteFunc(updates, func(u naming.Update) bool { return !o.wants(u.Name) })
+		names = naming.Respell(d.writing.names, updates, base, shapes, known)
+	}
 	if err := refuseRespelling(names, d.name); err != nil {
 		return err
 	}
-	var err error
-	if f.layers, err = w.weave(names.Modules); err != nil || !o.FoldScale {
+	modules, err := o.keepOnly(names.Modules)
+	if err != nil {
+		return err
+	}
+	if f.layers, err = w.weave(modules); err != nil || !o.FoldScale {
 		return err
 	}
 	for _, l := range f.layers {
@@ -278,6 +293,23 @@ func (f *pairFile) plan(ctx context.Context, d *pairDialect, o *CreateOptions) e
 		}
 	}
 	return nil
+}
+
+// keepOnly returns the modules of the components to write.
+func (o *CreateOptions) keepOnly(modules []naming.Respelled) (kept []naming.Respelled, err error) {
+	has := make(map[string]bool)
+	for _, m := range modules {
+		has[m.Component] = true
+		if o.wants(m.Component + ".") {
+			kept = append(kept, m)
+		}
+	}
+	if len(kept) == 0 && len(modules) > 0 {
+		return nil, fault.New(fault.Mismatch, "the adapter has no layer of %s; it has layers of %s",
+			strings.Join(o.Only, ", "), strings.Join(slices.Sorted(maps.Keys(has)), ", ")).
+			WithHint("name one of its components in CreateOptions.Only")
+	}
+	return kept, nil
 }
 
 // prepare lists the tensors of the file, and makes its metadata.

@@ -30,7 +30,7 @@ type peftSink struct {
 }
 
 func (s *peftSink) Store(ctx context.Context, src format.Source) error {
-	p, err := partsOf(ctx, src)
+	p, err := partsOf(ctx, src, &s.options)
 	if err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ type peftFiles struct {
 }
 
 func (s *peftFiles) Store(ctx context.Context, src format.Source) error {
-	p, err := partsOf(ctx, src)
+	p, err := partsOf(ctx, src, &s.options)
 	if err != nil {
 		return err
 	}
@@ -69,6 +69,7 @@ func (s *peftFiles) Store(ctx context.Context, src format.Source) error {
 type peftParts struct {
 	weights      func(io.Writer) error
 	weightsBytes int64 // a lower bound
+	remarks      []string
 	side         []sideFile
 }
 
@@ -87,7 +88,7 @@ func (p *peftParts) write(out output.Output, weights string, o *CreateOptions) e
 	return nil
 }
 
-func partsOf(ctx context.Context, src format.Source) (*peftParts, error) {
+func partsOf(ctx context.Context, src format.Source, o *CreateOptions) (*peftParts, error) {
 	m := src.Manifest()
 	if err := format.Validate(m); err != nil {
 		return nil, err
@@ -105,7 +106,14 @@ func partsOf(ctx context.Context, src format.Source) (*peftParts, error) {
 		return nil, err
 	}
 	var weights func(io.Writer) error
+	var remarks []string
+	isOfImages := IsOfImages(src)
 	switch {
+	case isOfImages:
+		config, weights, remarks, err = composeComponent(ctx, src, o)
+	case o.Only != nil || o.FoldScale:
+		err = fault.New(fault.Unsupported, "the adapter is of no image or video model that is known, and "+
+			"CreateOptions.Only and CreateOptions.FoldScale are for these")
 	case config == nil || m.Adapters[0].Dialect != "peft":
 		config, weights, err = compose(ctx, src)
 	case !hasAttachment(src, format.SourceHeader): // the source was a pickle
@@ -116,21 +124,33 @@ func partsOf(ctx context.Context, src format.Source) (*peftParts, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &peftParts{weights: weights, side: []sideFile{{format.PEFTConfig, config}}}
+	p := &peftParts{weights: weights, remarks: remarks, side: []sideFile{{format.PEFTConfig, config}}}
 	if card != nil {
 		p.side = append(p.side, sideFile{format.ModelCard, card})
 	}
 	for i := range m.Tensors {
+		if isOfImages {
+			break // of some of the components
+		}
 		p.weightsBytes += m.Tensors[i].NBytes()
 	}
 	return p, nil
+}
+
+// Remarks says which scales are rounded into factors.
+func (s *peftSink) Remarks(ctx context.Context, src format.Source) ([]string, error) {
+	p, err := partsOf(ctx, src, &s.options)
+	if err != nil {
+		return nil, err
+	}
+	return p.remarks, nil
 }
 
 func (s *peftSink) Check(ctx context.Context, src format.Source) error {
 	p := &peftParts{side: []sideFile{{name: format.PEFTConfig}}} // a file not made yet differs from an existing one
 	if src != nil {
 		var err error
-		if p, err = partsOf(ctx, src); err != nil {
+		if p, err = partsOf(ctx, src, &s.options); err != nil {
 			return err
 		}
 	}
@@ -149,6 +169,9 @@ func (s *peftSink) PeakBytes(src format.Source) int64 {
 	largest := int64(0)
 	for i := range m.Tensors {
 		largest = max(largest, m.Tensors[i].NBytes())
+	}
+	if IsOfImages(src) {
+		return need + 6*largest // joined and widened
 	}
 	return need + 2*largest
 }

@@ -37,15 +37,25 @@ type peftConfigOut struct {
 	RSLoRA       bool               `json:"use_rslora"`
 }
 
-// targets lists the modules with factors. It is nil for an adapter without any factors: PEFT
-// refuses an empty list there, but accepts "dummy-target-modules".
-type targets []string
+// targets lists the modules with factors. PEFT refuses an empty list for an adapter without any
+// factors, but accepts "dummy-target-modules".
+type targets struct {
+	names []string
+	// exact is for models in which a name is also the end of others: the proj_out of Flux is the
+	// end of those of its blocks, and PEFT would give these factors, too. It matches a pattern, in
+	// place of a list, against whole names.
+	exact bool
+}
 
 func (t targets) MarshalJSON() ([]byte, error) {
-	if t == nil {
+	isTop := func(name string) bool { return !strings.Contains(name, ".") }
+	switch {
+	case t.names == nil:
 		return json.Marshal("dummy-target-modules")
+	case t.exact && slices.ContainsFunc(t.names, isTop):
+		return json.Marshal(strings.ReplaceAll(strings.Join(t.names, "|"), ".", `\.`))
 	}
-	return json.Marshal([]string(t))
+	return json.Marshal(t.names)
 }
 
 // expertLayout is the first release of PEFT whose layout of expert factors is the one written here.
@@ -58,11 +68,6 @@ var written = map[format.Feature]bool{format.FeatureLoRABias: true, format.Featu
 // peftFrom returns the configuration for an adapter, and the key of every tensor.
 func peftFrom(m *format.Manifest) (config []byte, names map[int]string, err error) {
 	a := &m.Adapters[0]
-	isOther := func(d *pairDialect) bool { return d != peftAlone && d.name == a.Dialect }
-	if a.Dialect == cloneofsimo.name || slices.ContainsFunc(pairDialects, isOther) {
-		return nil, nil, fault.New(fault.Unsupported, "an adapter of the dialect %s cannot be "+
-			"written as PEFT's yet", a.Dialect).WithHint("keep it as a .lora file, which merge reads")
-	}
 	for _, r := range a.Requires {
 		if !written[r.Feature] {
 			e := fault.New(fault.Unsupported, "the adapter requires %q (%s), which PEFT's format cannot express", r.Feature, r.Where)
@@ -77,7 +82,7 @@ func peftFrom(m *format.Manifest) (config []byte, names map[int]string, err erro
 		}
 	}
 	c := &peftConfigOut{
-		AlphaPattern: map[string]float64{}, RankPattern: map[string]int{}, Targets: []string{}, Bias: "none", Inference: true, Type: "LORA",
+		AlphaPattern: map[string]float64{}, RankPattern: map[string]int{}, Targets: targets{names: []string{}}, Bias: "none", Inference: true, Type: "LORA",
 		FanInFanOut: a.Orientation == format.NxM,
 	}
 	if a.Base.Name != "" {
@@ -102,8 +107,8 @@ func peftFrom(m *format.Manifest) (config []byte, names map[int]string, err erro
 	if err := c.beside(a, m, names); err != nil {
 		return nil, nil, err
 	}
-	if len(c.Targets) == 0 && len(c.Parameters) == 0 {
-		c.Targets = nil
+	if len(c.Targets.names) == 0 && len(c.Parameters) == 0 {
+		c.Targets.names = nil
 	}
 	config, err = json.MarshalIndent(c, "", "  ")
 	return append(config, '\n'), names, err
@@ -166,7 +171,7 @@ func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 			names[t] = peftPrefix + l.Module + "." + tail
 		}
 		if !l.Kind.IsExpert() { // the requirements name the parameters of experts
-			c.Targets = append(c.Targets, l.Module)
+			c.Targets.names = append(c.Targets.names, l.Module)
 		}
 	}
 	c.R, c.Alpha = mode(ranks), mode(alphas)

@@ -26,7 +26,7 @@ type newLayer struct {
 	kind      format.Kind
 	rank      int
 	alpha     float64
-	scaling   format.Scaling // not Fixed
+	scaling   format.Scaling // Fixed only until the scale alpha is folded into the factors
 	alphaAt   int            // the source's tensor with alpha, -1 if it has none
 	factors   map[format.Role]*factor
 }
@@ -214,9 +214,18 @@ func (w *weaver) layer(to *naming.Respelled) (*newLayer, error) {
 	}
 	n.fit(to.Points)
 	if first.Scaling == format.Fixed {
-		return n, n.setScale(first.Fixed, first.Rank)
+		return n, w.setScale(n, first.Fixed, first.Rank)
 	}
 	return n, nil
+}
+
+// setScale gives a layer its scale: by an alpha, unless the factors will carry it.
+func (w *weaver) setScale(n *newLayer, scale float64, rank int) error {
+	if !w.rounds {
+		return n.setScale(scale, rank)
+	}
+	n.scaling, n.alpha, n.rank = format.Fixed, scale, rank
+	return nil
 }
 
 // fit gives the factors of a plain layer as many dimensions as the weight has, if its kernel is a
@@ -342,7 +351,7 @@ func (w *weaver) join(n *newLayer, to *naming.Respelled) (*newLayer, error) {
 		return n, nil
 	}
 	n.rank = rank
-	if err := n.setScale(scale, rank); err != nil {
+	if err := w.setScale(n, scale, rank); err != nil {
 		return nil, err
 	}
 	if err := w.joinFactors(n, to, groups, pieces, scale); err != nil {
