@@ -40,12 +40,12 @@ func extractCommand(t *terminal) *cli.Command {
 			"tensor that only one of BASE and TUNED has counts whole; a head that only one has counts as its difference from the embedding " +
 			"that the other ties it to.\n\n" +
 			"Of an image or video model, BASE and TUNED may be a pipeline, a component or a single file, in different layouts; the adapter has " +
-			"the names of BASE. kohya's files hold no norms, biases and embeddings: extract leaves these out and lists them.\n\n" +
+			"the names of BASE. Files of kohya, diffusers and ComfyUI hold no norms, biases and embeddings: extract leaves these out and lists them.\n\n" +
 			"A directory for PEFT has the names that transformers 5 gives the modules in memory. extract refuses by name what PEFT cannot " +
 			"hold; a .lora file holds it.",
 		Flags: append([]cli.Flag{
-			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `ADAPTER`: a name that ends in .lora, a directory for PEFT, or a .safetensors file with --to kohya", Destination: &o.out},
-			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, peft or kohya, where ADAPTER's name does not say it", Destination: &o.to},
+			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `ADAPTER`: a name that ends in .lora, a directory for PEFT, or a .safetensors file of PEFT or of the dialect of --to", Destination: &o.out},
+			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, gguf, peft, kohya, diffusers or comfyui, where ADAPTER's name does not say it", Destination: &o.to},
 			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "keep `K` singular values per layer", Destination: &o.rank},
 			&cli.Float64Flag{Name: "energy", Usage: "keep the fewest singular values with this `SHARE` of the energy ‖Δ‖², such as 0.95", Destination: &o.energy},
 			&cli.Float64Flag{Name: "max-error", Usage: "keep the fewest singular values with an error of at most `E`·‖Δ‖, such as 0.1", Destination: &o.maxError},

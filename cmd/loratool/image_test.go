@@ -103,8 +103,14 @@ func TestExtractTakesAnImageModelBackInEveryLayout(t *testing.T) {
 			if a, b := factorsOf(t, same), factorsOf(t, lora); !maps.Equal(a, b) {
 				t.Errorf("%s: the factors depend on the layout of the tuned model", base)
 			}
-			kohya := filepath.Join(dir, "kohya"+end+".safetensors")
-			reports[kohya] = extractedFrom(t, base, other, kohya, "--to", "kohya")
+			dialects := []string{"kohya"}
+			if c.base == "sd1" { // the tables write all models alike
+				dialects = append(dialects, "diffusers", "comfyui")
+			}
+			for _, dialect := range dialects {
+				path := filepath.Join(dir, dialect+end+".safetensors")
+				reports[path] = extractedFrom(t, base, other, path, "--to", dialect)
+			}
 			for adapter, report := range reports {
 				back := filepath.Join(dir, "of-"+filepath.Base(adapter)+"-back"+end)
 				loratool(t, "merge", base, adapter, "-o", back)
