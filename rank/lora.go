@@ -3,7 +3,9 @@ package rank
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/loratool/loratool/format"
@@ -90,10 +92,7 @@ func (o *LoRAOptions) check() error {
 		o.DType == dtype.F64 && o.Rule != nil {
 		return fmt.Errorf("LoRAOptions.DType is %v, want F32, F16, BF16, or F64 without a rule", o.DType)
 	}
-	if o.Rule == nil {
-		return o.SVD.check()
-	}
-	return checkRule(o.Rule)
+	return errors.Join(checkRule(o.Rule), o.SVD.check())
 }
 
 // thinning is one call of ToLoRA.
@@ -120,6 +119,7 @@ type thick struct {
 	rows   int
 	cols   int
 	kernel []uint64
+	places uint64 // in the kernel
 }
 
 func (x *thinning) all(ctx context.Context) error {
@@ -227,13 +227,16 @@ func (x *thinning) findKernels(thicks []thick) {
 	}
 	index := naming.Index(names)
 	found := naming.FindSpread(index, updates, func(plain string) []uint64 { return shapes[index.Actual(plain)] }, nil)
+	know := func(module, weight string) {
+		if shape := shapes[weight]; len(shape) >= 2 {
+			x.kernels[module] = shape[2:]
+		}
+	}
 	for module, at := range found.Slices {
-		x.kernels[module] = shapes[index.Actual(at[0].Weight)][2:]
+		know(module, index.Actual(at[0].Weight))
 	}
 	for _, t := range thicks {
-		if shape, ok := shapes[t.module+".weight"]; ok && len(shape) >= 2 {
-			x.kernels[t.module] = shape[2:]
-		}
+		know(t.module, t.module+".weight")
 	}
 }
 
@@ -258,8 +261,8 @@ func (x *thinning) keep(a *format.Adapter, layers []format.Layer, thicks []thick
 	a.Layers = nil
 	for _, l := range layers {
 		roles := make(map[format.Role]int, len(l.Roles))
-		for role, i := range l.Roles {
-			roles[role] = stay(i)
+		for _, role := range slices.Sorted(maps.Keys(l.Roles)) {
+			roles[role] = stay(l.Roles[role])
 		}
 		l.Roles = roles
 		a.Layers = append(a.Layers, l)
@@ -308,12 +311,14 @@ func (x *thinning) kernelOf(t *thick) []uint64 {
 // one makes an update thin.
 func (x *thinning) one(ctx context.Context, a *format.Adapter, t *thick) error {
 	rows, cols := t.size(x.src.Manifest())
-	t.rows, t.cols = int(rows), int(cols)
-	places := uint64(1)
-	for _, k := range t.kernel {
-		places *= k
+	if rows == 0 || cols == 0 {
+		return fault.New(fault.Corrupt, "the update of %q has no elements", t.module)
 	}
-	if places == 0 || cols%places != 0 {
+	t.rows, t.cols, t.places = int(rows), int(cols), 1
+	for _, k := range t.kernel {
+		t.places *= k
+	}
+	if t.places == 0 || cols%t.places != 0 {
 		return fault.New(fault.Mismatch, "%q: ΔW is %d×%d, and the base's weight has a kernel of %d", t.module, rows, cols, t.kernel)
 	}
 	d, err := x.read(ctx, t)
@@ -383,23 +388,14 @@ func (x *thinning) factors(ctx context.Context, t *thick, d *delta.Delta) (*made
 // dense forms ΔW/s in float32. lost is the square of the norm of what that rounds away.
 func (x *thinning) dense(ctx context.Context, t *thick, d *delta.Delta) (u *update, lost float64, err error) {
 	u = &update{dense: &Dense{M: t.rows, N: t.cols, Data: make([]float32, t.rows*t.cols), Workers: x.options.Workers}}
-	type scratch struct{ row, buf []float64 }
-	workers := make([]scratch, parallel.Workers(x.options.Workers))
 	energies, losses := make([]float64, t.rows), make([]float64, t.rows)
-	err = parallel.For(ctx, len(workers), t.rows, func(w, i int) error {
-		s := &workers[w]
-		if s.row == nil {
-			s.row = make([]float64, t.cols)
-		}
-		clear(s.row)
-		d.AddRow(s.row, nil, i, &s.buf)
-		energies[i] = sumSquares(s.row)
-		for j, v := range s.row {
+	err = x.eachRow(ctx, d, func(i int, row []float64) {
+		energies[i] = sumSquares(row)
+		for j, v := range row {
 			u.dense.Data[i*t.cols+j] = float32(v)
 			change := v - float64(float32(v))
 			losses[i] += change * change
 		}
-		return nil
 	})
 	for i, e := range energies {
 		u.energy, lost = u.energy+e, lost+losses[i]
@@ -419,24 +415,14 @@ func (x *thinning) identity(ctx context.Context, d *delta.Delta) (*made, error) 
 	if m.isExact {
 		return m, ctx.Err()
 	}
-	rows, cols, r := d.Rows(), d.Cols(), f.Rank
 	storedB, storedA := make([]float64, len(f.B)), make([]float64, len(f.A))
 	dtype.Widen64(storedB, x.dtype, b)
 	dtype.Widen64(storedA, x.dtype, a)
-	losses, energies := make([]float64, rows), make([]float64, rows)
-	type scratch struct{ row, buf []float64 }
-	workers := make([]scratch, parallel.Workers(x.options.Workers))
-	err := parallel.For(ctx, len(workers), rows, func(w, i int) error {
-		s := &workers[w]
-		if s.row == nil {
-			s.row = make([]float64, cols)
-		}
-		clear(s.row)
-		d.AddRow(s.row, nil, i, &s.buf)
-		energies[i] = sumSquares(s.row)
-		dense.SubtractProduct(s.row, storedB[i*r:(i+1)*r], storedA, 1, r, cols)
-		losses[i] = sumSquares(s.row)
-		return nil
+	losses, energies := make([]float64, d.Rows()), make([]float64, d.Rows())
+	err := x.eachRow(ctx, d, func(i int, row []float64) {
+		energies[i] = sumSquares(row)
+		dense.SubtractProduct(row, storedB[i*f.Rank:(i+1)*f.Rank], storedA, 1, f.Rank, d.Cols())
+		losses[i] = sumSquares(row)
 	})
 	var lost, energy float64
 	for i := range losses {
@@ -450,6 +436,22 @@ func (x *thinning) identity(ctx context.Context, d *delta.Delta) (*made, error) 
 			WithHint("store them with LoRAOptions.DType=f32")
 	}
 	return m, err
+}
+
+// eachRow calls f with every row of ΔW/s, on all workers. f may change the row.
+func (x *thinning) eachRow(ctx context.Context, d *delta.Delta, f func(i int, row []float64)) error {
+	type scratch struct{ row, buf []float64 }
+	workers := make([]scratch, parallel.Workers(x.options.Workers))
+	return parallel.For(ctx, len(workers), d.Rows(), func(w, i int) error {
+		s := &workers[w]
+		if s.row == nil {
+			s.row = make([]float64, d.Cols())
+		}
+		clear(s.row)
+		d.AddRow(s.row, nil, i, &s.buf)
+		f(i, s.row)
+		return nil
+	})
 }
 
 // round stores values, and reports whether it has rounded none.
@@ -477,12 +479,10 @@ func (x *thinning) store(a *format.Adapter, t *thick, f *made) error {
 	l.Kind = format.Linear
 	if len(t.kernel) > 0 {
 		l.Kind = format.Conv
-		places := uint64(1)
-		for _, k := range t.kernel {
-			places *= k
+		for range t.kernel {
 			shapeB = append(shapeB, 1)
 		}
-		shapeA = append([]uint64{shapeA[0], shapeA[1] / places}, t.kernel...)
+		shapeA = append([]uint64{shapeA[0], shapeA[1] / t.places}, t.kernel...)
 		a.Requires = append(a.Requires, format.Requirement{Feature: format.FeatureConvolution, Where: t.module})
 	}
 	// The scale s stays: alpha/r with the new rank.

@@ -308,3 +308,33 @@ func updateByFormula(t *testing.T, src format.Source, l *format.Layer) []float64
 	}
 	return scaled(out, l.Scale())
 }
+
+// TestLoRAOfNothingIsRefused: a difference without elements has no factors. A base can have a
+// weight of one dimension where the adapter has one column.
+func TestLoRAOfNothingIsRefused(t *testing.T) {
+	for _, shape := range [][]uint64{{4, 0}, {0, 4}} {
+		x := format.NewBuilder("")
+		x.Difference("m.weight", format.Float32s(nil, shape...))
+		src, err := x.Source()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, rule := range []rank.Rule{nil, rank.FixedRank{K: 1}} {
+			if _, _, err := rank.ToLoRA(t.Context(), src, rank.LoRAOptions{Rule: rule}); err == nil {
+				t.Errorf("a difference of shape %d became a LoRA", shape)
+			}
+		}
+	}
+	x := format.NewBuilder("")
+	x.Difference("transformer.m.weight", format.Float32s(make([]float32, 4), 4, 1))
+	src, err := x.Source()
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := []format.Tensor{{Name: "transformer.m.weight", DType: dtype.F32, Shape: []uint64{4}}}
+	made, _, err := rank.ToLoRA(t.Context(), src, rank.LoRAOptions{Rule: rank.FixedRank{K: 1}, Base: base})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made.Close()
+}

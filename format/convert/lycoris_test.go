@@ -1,6 +1,7 @@
 package convert_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/testkit"
 )
 
@@ -182,5 +184,29 @@ func TestAFileBesideAPEFTConfigurationKeepsItsDialect(t *testing.T) {
 	}
 	if a := open(t, path, convert.Options{}).Manifest().Adapters[0]; a.Dialect != "kohya" || len(a.Layers) != 1 {
 		t.Errorf("dialect %s with %d layers, want kohya with 1", a.Dialect, len(a.Layers))
+	}
+}
+
+// TestOddDifferencesAreWrittenOrRefused: a difference without dimensions or without elements is in
+// no base, and a file of a stranger can hold one.
+func TestOddDifferencesAreWrittenOrRefused(t *testing.T) {
+	const flat = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q."
+	for _, tensors := range [][]testkit.Tensor{
+		{zerosOf(flat+"diff", dtype.F32)}, {zerosOf(flat+"diff_b", dtype.F32)},
+		{zerosOf(flat+"diff", dtype.F32, 4, 0)}, {zerosOf(flat+"diff", dtype.F32, 0, 4)},
+		{zerosOf(flat+"diff", dtype.F32, 4), zerosOf(flat+"diff_b", dtype.F32, 4)},
+	} {
+		path := write(t, nil, tensors...)
+		for _, name := range []string{"kohya", "comfyui", "diffusers", "peft", "lora"} {
+			var out output.Memory
+			sink, err := convert.CreateTo(&out, convert.Default().Named(name), convert.CreateOptions{})
+			if err == nil {
+				err = format.Copy(t.Context(), sink, open(t, path, convert.Options{}))
+			}
+			var refused *format.Error
+			if err != nil && !errors.As(err, &refused) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
 	}
 }

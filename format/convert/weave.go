@@ -83,8 +83,10 @@ func (w *weaver) size(module string) (rows, columns uint64) {
 		return sizeOf(w.m, l)
 	}
 	if i, ok := w.diffs[module]["weight"]; ok {
-		shape := w.shape(i)
-		return shape[0], product(shape[1:])
+		if shape := w.shape(i); len(shape) > 0 {
+			return shape[0], product(shape[1:])
+		}
+		return 1, 1
 	}
 	return product(w.shape(w.diffs[module]["bias"])), 1
 }
