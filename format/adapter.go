@@ -190,10 +190,6 @@ var kinds = []Kind{
 	Hadamard, Kronecker, OutputScaling, InputScaling, Other,
 }
 
-// HasFactors reports whether the layer's update is made of A and B: s·B·A, in the ways that the
-// kinds of version 1.1 say.
-func (k Kind) HasFactors() bool { return k != Other && !k.isMethod() }
-
 // isMethod reports whether k is a kind that version 1.2 added.
 func (k Kind) isMethod() bool { return methods[k] != nil }
 

@@ -55,6 +55,7 @@ var arrows = map[string]map[string]string{
 	"format/checkpoint": {"internal/checkpoint": "what it opens"},
 	"format/output":     {"internal/fileio": "outputs on a disk, which appear whole"},
 	"format/convert": {
+		"internal/delta":        "the sizes of updates that are no thin products",
 		"format/dtype":          "alphas that are tensors",
 		"internal/architecture": "the modules that flat names stand for",
 		"internal/card":         "the base that a model card names",

@@ -29,7 +29,6 @@ type form interface {
 	addRow(dst, w []float64, i int, s float64, buf *[]float64) Bound
 	// element returns an element, without s.
 	element(w float64, i, j int) value
-	bytes() int64
 }
 
 // Bound says how far the computed elements of a row can be from the exact ones.
@@ -50,9 +49,6 @@ func (d *Delta) NonFinite() int { return d.nonFinite }
 
 // Cols returns N.
 func (d *Delta) Cols() int { return d.cols }
-
-// Bytes returns the size of the factors in memory.
-func (d *Delta) Bytes() int64 { return d.bytes() }
 
 // AddRow adds row i of ΔW to the N elements of dst, in float64. w is row i of the weight, which
 // only scalings read; it may be nil for all others. buf keeps memory between calls of one

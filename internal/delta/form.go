@@ -49,8 +49,6 @@ func (f *single) addRow(dst, _ []float64, i int, s float64, buf *[]float64) Boun
 
 func (f *single) element(_ float64, i, j int) value { return f.m.element(i, j) }
 
-func (f *single) bytes() int64 { return f.m.bytes() }
-
 // hadamard is P∘Q.
 type hadamard struct{ p, q Matrix }
 
@@ -70,8 +68,6 @@ func (f *hadamard) addRow(dst, _ []float64, i int, s float64, buf *[]float64) Bo
 func (f *hadamard) element(_ float64, i, j int) value {
 	return f.p.element(i, j).times(f.q.element(i, j))
 }
-
-func (f *hadamard) bytes() int64 { return f.p.bytes() + f.q.bytes() }
 
 // kronecker is P⊗Q.
 type kronecker struct {
@@ -99,8 +95,6 @@ func (f *kronecker) addRow(dst, _ []float64, i int, s float64, buf *[]float64) B
 func (f *kronecker) element(_ float64, i, j int) value {
 	return f.p.element(i/f.o2, j/f.n2).times(f.q.element(i%f.o2, j%f.n2))
 }
-
-func (f *kronecker) bytes() int64 { return f.p.bytes() + f.q.bytes() }
 
 // scaling is v times the weight.
 type scaling struct {
@@ -141,8 +135,6 @@ func (f *scaling) element(w float64, i, j int) value {
 	}
 	return numberOf(f.v[at]).times(numberOf(w))
 }
-
-func (f *scaling) bytes() int64 { return int64(len(f.v)) * 8 }
 
 // largest returns the largest magnitude, or NaN if a number is NaN.
 func largest(x []float64) (most float64) {

@@ -13,7 +13,6 @@ type Matrix interface {
 	// row writes row i to dst.
 	row(dst []float64, i int) Bound
 	element(i, j int) value
-	bytes() int64
 }
 
 // full is a matrix as an adapter stores it.
@@ -42,8 +41,6 @@ func (m *full) row(dst []float64, i int) Bound {
 func (m *full) element(i, j int) value {
 	return numberOf(dtype.Load(m.dtype, m.raw, i*m.cols+j))
 }
-
-func (m *full) bytes() int64 { return int64(len(m.raw)) }
 
 // thin is X·Y, with X m×r and Y r×n.
 type thin struct {
@@ -175,12 +172,4 @@ func (m *thin) right(p, j int) (sum value) {
 		sum = sum.plus(numberOf(t).times(numberOf(c.b[q*c.inputs+j/c.kernel])))
 	}
 	return sum
-}
-
-func (m *thin) bytes() int64 {
-	n := len(m.x) + len(m.y)
-	if m.core != nil {
-		n += len(m.core.t) + len(m.core.b)
-	}
-	return 8 * int64(n)
 }
