@@ -7,9 +7,9 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
-	"github.com/loratool/loratool/internal/dense"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/parallel"
+	"github.com/loratool/loratool/internal/thin"
 )
 
 // Spectrum is the exact spectrum of one layer's update s·B·A. The package documentation has the
@@ -123,8 +123,9 @@ func spectrumOf(ctx context.Context, src format.Source, l *format.Layer) (*Spect
 		return &Spectrum{Module: l.Module, NonFinite: bad,
 			Missing: fmt.Sprintf("%s of its factors %s NaN or infinite", fault.Count(bad, "value"), fault.Choose(bad, "is", "are"))}, nil
 	}
-	exponent := balance(a, b, r)
-	sigma, err := productSingularValues(ctx, a, b, m, n, r)
+	x := &thin.Matrix{M: m, N: n, R: r, B: b, A: a}
+	x.Balance()
+	sigma, err := x.SingularValues(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -132,79 +133,7 @@ func spectrumOf(ctx context.Context, src format.Source, l *format.Layer) (*Spect
 	for i := range sigma {
 		sigma[i] *= fraction
 	}
-	return describe(l.Module, sigma, exponent+e, max(m, n), unitOf(tensors[iB].DType)), nil
-}
-
-// balance scales the columns of B (m×r) and A (n×r) by powers of two, so that no square of an
-// important element overflows or vanishes. It returns the exponent e: B·Aᵀ is 2^e times the product
-// of the scaled factors. Largest elements are then between ½ and 1 in a column of B, and at most 1
-// in a column of A.
-func balance(a, b []float64, r int) (exponent int) {
-	exponentsA, exponentsB := columnExponents(a, r), columnExponents(b, r)
-	exponent = math.MinInt
-	for k := range r {
-		if exponentsA[k] != zeroColumn && exponentsB[k] != zeroColumn {
-			exponent = max(exponent, exponentsA[k]+exponentsB[k])
-		}
-	}
-	if exponent == math.MinInt { // B·A is zero
-		clear(a)
-		clear(b)
-		return 0
-	}
-	for k := range r {
-		if exponentsA[k] == zeroColumn || exponentsB[k] == zeroColumn {
-			exponentsA[k], exponentsB[k] = 0, 0
-			clearColumn(a, k, r)
-			clearColumn(b, k, r)
-			continue
-		}
-		scaleColumn(a, k, r, exponentsB[k]-exponent)
-		scaleColumn(b, k, r, -exponentsB[k])
-	}
-	return exponent
-}
-
-// zeroColumn is the exponent of a column of zeros.
-const zeroColumn = math.MinInt32
-
-// columnExponents returns for each column of x (·×r) the exponent e of its largest element, which
-// lies between 2^(e−1) and 2^e.
-func columnExponents(x []float64, r int) []int {
-	largest := make([]float64, r)
-	for i := 0; i < len(x); i += r {
-		for k, v := range x[i : i+r] {
-			if v = math.Abs(v); v > largest[k] {
-				largest[k] = v
-			}
-		}
-	}
-	exponents := make([]int, r)
-	for k, v := range largest {
-		exponents[k] = zeroColumn
-		if v > 0 {
-			_, exponents[k] = math.Frexp(v)
-		}
-	}
-	return exponents
-}
-
-// scaleColumn multiplies a column by 2^e, in steps that float64 can express.
-func scaleColumn(x []float64, k, r, e int) {
-	for e != 0 {
-		step := max(-1000, min(e, 1000))
-		factor := math.Ldexp(1, step)
-		for i := k; i < len(x); i += r {
-			x[i] *= factor
-		}
-		e -= step
-	}
-}
-
-func clearColumn(x []float64, k, r int) {
-	for i := k; i < len(x); i += r {
-		x[i] = 0
-	}
+	return describe(l.Module, sigma, x.Exponent+e, max(m, n), unitOf(tensors[iB].DType)), nil
 }
 
 // describe computes the figures of the singular values 2^exponent·sigma, and stores these values in
@@ -289,81 +218,4 @@ func readFactor(ctx context.Context, src format.Source, i, transposed int) (x []
 		}
 	}
 	return x, nonFinite, nil
-}
-
-// productSingularValues returns the singular values of B·Aᵀ for B (m×r) and A (n×r), as those of a
-// core of at most r×r. It may overwrite both.
-//
-// If both Gram matrices are well conditioned, their Cholesky factors give the core R_b·R_aᵀ, with
-// BᵀB = R_bᵀ·R_b and AᵀA likewise. The products of float32 values are exact in float64, so an
-// eigenvalue of a Gram matrix has an absolute error of a few units of λ₁·2⁻⁵³, and its root a
-// relative one of 2⁻⁵³·λ₁/λ: below 1e-6 for a condition λ₁/λ below gramLimit. Otherwise the
-// triangles of Householder's decomposition replace the factors. This costs several times more but
-// does not square the condition.
-func productSingularValues(ctx context.Context, a, b []float64, m, n, r int) ([]float64, error) {
-	rb, rowsB, okB, err := root(ctx, b, m, r)
-	if err != nil {
-		return nil, err
-	}
-	ra, rowsA, okA, err := root(ctx, a, n, r)
-	if err != nil {
-		return nil, err
-	}
-	if !okB || !okA {
-		if rb, rowsB, err = householder(ctx, b, m, r); err != nil {
-			return nil, err
-		}
-		if ra, rowsA, err = householder(ctx, a, n, r); err != nil {
-			return nil, err
-		}
-	}
-	core := make([]float64, rowsB*rowsA)
-	if rowsA > 0 {
-		step := max(1, pieceFlops/(rowsA*r))
-		for i := 0; i < rowsB; i += step {
-			if err := ctx.Err(); err != nil {
-				return nil, err
-			}
-			k := min(step, rowsB-i)
-			dense.AddProductTransposed(core[i*rowsA:(i+k)*rowsA], rb[i*r:(i+k)*r], ra, k, rowsA, r)
-		}
-	}
-	return dense.SingularValues(ctx, core, rowsB, rowsA)
-}
-
-// pieceFlops is the number of multiplications between two checks of the context: less than a
-// second.
-const pieceFlops = 1 << 27
-
-// gramLimit is the largest condition of a Gram matrix for Cholesky factors.
-const gramLimit = 1e9
-
-// root returns the Cholesky factor (r×r) of the Gram matrix of x (rows×r). ok is false if it does
-// not exist or would be inaccurate.
-func root(ctx context.Context, x []float64, rows, r int) (factor []float64, n int, ok bool,
-	err error) {
-	if rows < r {
-		return nil, 0, false, nil
-	}
-	g := make([]float64, r*r)
-	step := max(1, pieceFlops/(r*r))
-	for i := 0; i < rows; i += step {
-		if err := ctx.Err(); err != nil {
-			return nil, 0, false, err
-		}
-		k := min(step, rows-i)
-		piece := x[i*r : (i+k)*r]
-		dense.AddTransposedProduct(g, piece, piece, k, r, r)
-	}
-	factor, condition, err := dense.Cholesky(ctx, g, r)
-	return factor, r, err == nil && condition < gramLimit, err
-}
-
-// householder returns the triangle of x (rows×r), or x itself if it has fewer rows than columns.
-func householder(ctx context.Context, x []float64, rows, r int) ([]float64, int, error) {
-	if rows < r {
-		return x, rows, nil
-	}
-	t, err := dense.Triangle(ctx, x, rows, r)
-	return t, r, err
 }

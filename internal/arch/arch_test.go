@@ -94,7 +94,8 @@ var arrows = map[string]map[string]string{
 		"format/dtype":        "elements",
 		"format/checkpoint":   "the base's door",
 		"format/output":       "where the factors of an extraction wait",
-		"internal/dense":      "factorizations of small matrices",
+		"internal/dense":      "transposes and products",
+		"internal/thin":       "spectra and truncations of thin products",
 		"internal/checkpoint": "base and fine-tune",
 		"internal/fault":      "errors of input",
 		"internal/fileio":     "sizes in warnings",
@@ -172,6 +173,7 @@ var arrows = map[string]map[string]string{
 		"internal/fault":    "errors of input",
 		"internal/jsontext": "headers",
 	},
+	"internal/thin": {"internal/dense": "factorizations of small matrices"},
 	"internal/undo": {
 		"format":               "the container of a record",
 		"format/dtype":         "elements",
@@ -221,7 +223,7 @@ var fences = map[string]struct {
 var testFences = map[string][]string{
 	"github.com/nlpodyssey/safetensors": nil, // also as a reader other than our own
 	"github.com/rogpeppe/go-internal":   {"cmd/loratool"},
-	"gonum.org/v1/gonum":                {"rank", "internal/dense", "internal/krylov", "internal/principal"}, // full decompositions as the truth
+	"gonum.org/v1/gonum":                {"rank", "internal/dense", "internal/krylov", "internal/principal", "internal/thin"}, // full decompositions as the truth
 }
 
 // file is a source file of the module.

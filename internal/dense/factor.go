@@ -12,6 +12,39 @@ import (
 // Triangle returns the upper triangular factor R (r×r) of the QR decomposition of an m×r matrix, m
 // ≥ r, and overwrites the matrix.
 func Triangle(ctx context.Context, a []float64, m, r int) ([]float64, error) {
+	if _, err := reflect(ctx, a, m, r); err != nil {
+		return nil, err
+	}
+	return upper(a, r), nil
+}
+
+// Orthogonal returns the QR decomposition of an m×r matrix, m ≥ r: Q (m×r), with orthonormal
+// columns, and the upper triangular R (r×r). It overwrites the matrix.
+func Orthogonal(ctx context.Context, a []float64, m, r int) (q, triangle []float64, err error) {
+	tau, err := reflect(ctx, a, m, r)
+	if err != nil {
+		return nil, nil, err
+	}
+	q = make([]float64, m*r)
+	for i := range r {
+		q[i*r+i] = 1
+	}
+	t, work := make([]float64, panel*panel), make([]float64, max(r, panel)*panel)
+	for i := (r - 1) / panel * panel; i >= 0; i -= panel {
+		if err := ctx.Err(); err != nil {
+			return nil, nil, err
+		}
+		b, v := min(panel, r-i), a[i*r+i:]
+		lap.Dlarft(lapack.Forward, lapack.ColumnWise, m-i, b, v, r, tau[i:], t, panel)
+		lap.Dlarfb(blas.Left, blas.NoTrans, lapack.Forward, lapack.ColumnWise, m-i, r-i, b, v, r,
+			t, panel, q[i*r+i:], r, work, panel)
+	}
+	return q, upper(a, r), nil
+}
+
+// reflect reduces an m×r matrix, m ≥ r, to R, panel by panel. It leaves the reflectors of Q below
+// the diagonal, and returns their factors.
+func reflect(ctx context.Context, a []float64, m, r int) (tau []float64, err error) {
 	tau, t, work := make([]float64, r), make([]float64, panel*panel),
 		make([]float64, max(r, panel)*panel)
 	for i := 0; i < r; i += panel {
@@ -27,11 +60,23 @@ func Triangle(ctx context.Context, a []float64, m, r int) ([]float64, error) {
 				t, panel, a[i*r+i+b:], r, work, panel)
 		}
 	}
+	return tau, nil
+}
+
+// upper returns the upper triangle of the first r rows of a matrix with r columns.
+func upper(a []float64, r int) []float64 {
 	out := make([]float64, r*r)
 	for i := range r {
 		copy(out[i*r+i:], a[i*r+i:(i+1)*r])
 	}
-	return out, nil
+	return out
+}
+
+// SolveUpper replaces X (r×cols) by R⁻¹·X, for an upper triangular R (r×r).
+func SolveUpper(triangle, x []float64, r, cols int) {
+	blas64.Trsm(blas.Left, blas.NoTrans, 1,
+		blas64.Triangular{Uplo: blas.Upper, Diag: blas.NonUnit, N: r, Stride: r, Data: triangle},
+		general(x, r, cols))
 }
 
 // Cholesky returns the upper triangular R with RᵀR = G for a symmetric n×n matrix, and an estimate

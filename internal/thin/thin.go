@@ -1,0 +1,189 @@
+// Package thin computes with matrices that are products of two thin factors, such as the ΔW of a
+// LoRA layer. No product is ever formed: a matrix m×n of rank r takes the memory of its factors,
+// and about (m+n)·r² operations, all in float64.
+package thin
+
+import (
+	"context"
+	"math"
+
+	"github.com/loratool/loratool/internal/dense"
+)
+
+// Matrix is Δ = 2^Exponent·B·Aᵀ.
+type Matrix struct {
+	M, N, R  int
+	B        []float64 // M×R, row-major
+	A        []float64 // N×R, row-major: the transpose of a layer's A
+	Exponent int
+}
+
+// Term is a summand of a Sum.
+type Term struct {
+	Weight float64
+	*Matrix
+}
+
+// Sum returns Σ Weight·Δ, of the rank Σ R. All matrices must have the same size. A weight is
+// rounded into the columns of B, with a relative error of at most 2⁻⁵³.
+func Sum(terms ...Term) *Matrix {
+	first := terms[0].Matrix
+	s := &Matrix{M: first.M, N: first.N, Exponent: math.MinInt}
+	for _, t := range terms {
+		s.R += t.R
+		s.Exponent = max(s.Exponent, t.Exponent)
+	}
+	s.B, s.A = make([]float64, s.M*s.R), make([]float64, s.N*s.R)
+	at := 0
+	for _, t := range terms {
+		scale := math.Ldexp(t.Weight, max(t.Exponent-s.Exponent, -2000))
+		for i := range s.M {
+			into := s.B[i*s.R+at:]
+			for k, v := range t.B[i*t.R : (i+1)*t.R] {
+				into[k] = scale * v
+			}
+		}
+		for j := range s.N {
+			copy(s.A[j*s.R+at:], t.A[j*t.R:(j+1)*t.R])
+		}
+		at += t.R
+	}
+	return s
+}
+
+// Balance scales the columns of B and A by powers of two, so that no square of an important element
+// overflows or vanishes, and moves what is left into Exponent. Largest elements are then between ½
+// and 1 in a column of B, and at most 1 in a column of A. The product stays the same, except that
+// columns without an effect become zeros. All elements must be finite.
+func (x *Matrix) Balance() {
+	exponentsA, exponentsB := columnExponents(x.A, x.R), columnExponents(x.B, x.R)
+	exponent := math.MinInt
+	for k := range x.R {
+		if exponentsA[k] != zeroColumn && exponentsB[k] != zeroColumn {
+			exponent = max(exponent, exponentsA[k]+exponentsB[k])
+		}
+	}
+	if exponent == math.MinInt { // Δ is zero
+		clear(x.A)
+		clear(x.B)
+		x.Exponent = 0
+		return
+	}
+	for k := range x.R {
+		if exponentsA[k] == zeroColumn || exponentsB[k] == zeroColumn {
+			clearColumn(x.A, k, x.R)
+			clearColumn(x.B, k, x.R)
+			continue
+		}
+		scaleColumn(x.A, k, x.R, exponentsB[k]-exponent)
+		scaleColumn(x.B, k, x.R, -exponentsB[k])
+	}
+	x.Exponent += exponent
+}
+
+// zeroColumn is the exponent of a column of zeros.
+const zeroColumn = math.MinInt32
+
+// columnExponents returns for each column of x (·×r) the exponent e of its largest element, which
+// lies between 2^(e−1) and 2^e.
+func columnExponents(x []float64, r int) []int {
+	largest := make([]float64, r)
+	for i := 0; i < len(x); i += r {
+		for k, v := range x[i : i+r] {
+			if v = math.Abs(v); v > largest[k] {
+				largest[k] = v
+			}
+		}
+	}
+	exponents := make([]int, r)
+	for k, v := range largest {
+		exponents[k] = zeroColumn
+		if v > 0 {
+			_, exponents[k] = math.Frexp(v)
+		}
+	}
+	return exponents
+}
+
+// scaleColumn multiplies a column by 2^e, in steps that float64 can express.
+func scaleColumn(x []float64, k, r, e int) {
+	for e != 0 {
+		step := max(-1000, min(e, 1000))
+		factor := math.Ldexp(1, step)
+		for i := k; i < len(x); i += r {
+			x[i] *= factor
+		}
+		e -= step
+	}
+}
+
+func clearColumn(x []float64, k, r int) {
+	for i := k; i < len(x); i += r {
+		x[i] = 0
+	}
+}
+
+// Inner returns the inner product Σ Δ_ij·Γ_ij of two matrices of the same size, as a number that
+// 2^(x.Exponent+y.Exponent) multiplies. Its error is some 2⁻⁵⁰·‖Δ‖·‖Γ‖.
+func Inner(ctx context.Context, x, y *Matrix) (float64, error) {
+	b, err := gram(ctx, x.B, y.B, x.M, x.R, y.R)
+	if err != nil {
+		return 0, err
+	}
+	a, err := gram(ctx, x.A, y.A, x.N, x.R, y.R)
+	if err != nil {
+		return 0, err
+	}
+	return dense.Dot(b, a), nil
+}
+
+// Norm returns ‖Δ‖_F as a number that 2^Exponent multiplies. If the columns cancel each other, as
+// they do in a difference of two nearly equal products, its error is some 2⁻⁵⁰ of the norm of the
+// parts. Norm leaves the matrix alone.
+func (x *Matrix) Norm(ctx context.Context) (float64, error) {
+	b, err := gram(ctx, x.B, x.B, x.M, x.R, x.R)
+	if err != nil {
+		return 0, err
+	}
+	a, err := gram(ctx, x.A, x.A, x.N, x.R, x.R)
+	if err != nil {
+		return 0, err
+	}
+	var sum, parts float64
+	for i, g := range b {
+		sum += g * a[i]
+		parts += math.Abs(g * a[i])
+	}
+	if sum > cancelled*parts || parts == 0 {
+		return math.Sqrt(sum), nil
+	}
+	// Squares of the parts hide the sum. Triangles have the parts themselves.
+	copied := *x
+	copied.B, copied.A = append([]float64(nil), x.B...), append([]float64(nil), x.A...)
+	core, err := copied.householderCore(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return dense.Norm(core.values), nil
+}
+
+// cancelled is the share of a sum of products below which the rounding of the products counts.
+const cancelled = 1e-7
+
+// gram returns XᵀY, for X (rows×a) and Y (rows×b).
+func gram(ctx context.Context, x, y []float64, rows, a, b int) ([]float64, error) {
+	g := make([]float64, a*b)
+	step := max(1, pieceFlops/max(1, a*b))
+	for i := 0; i < rows; i += step {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		k := min(step, rows-i)
+		dense.AddTransposedProduct(g, x[i*a:(i+k)*a], y[i*b:(i+k)*b], k, a, b)
+	}
+	return g, nil
+}
+
+// pieceFlops is the number of multiplications between two checks of the context: less than a
+// second.
+const pieceFlops = 1 << 27
