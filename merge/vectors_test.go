@@ -228,6 +228,8 @@ var ruleWords = map[string]string{
 	"R125": "both the input embedding and the output head", "R126": "untied head|untying it",
 	"R127": "does not tie|cannot tell", "R128": "the vocabulary grows",
 	"R129": "the base lacks|the base has none there",
+	"R140": "the order of llama.cpp( is for B of linear|, and the base (divides|stacks))",
+	"R141": "does not say how many rows a head has", "R142": "want a multiple of the base's head size",
 }
 
 // checkError demands the kind of a rule that the vector names, and a message about it.

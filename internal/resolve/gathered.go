@@ -40,6 +40,10 @@ func (g *gathered) add() error {
 		return fault.New(fault.Unsupported, "%q has DoRA or a bias beside lora_A and lora_B, but the base stacks that expert with others in %q", l.Module, parameter).
 			WithHint("merge into a checkpoint with a module per expert")
 	}
+	if g.isInPairs(l) {
+		return fault.New(fault.Unsupported, "%q has the rows of each attention head in the order of llama.cpp, "+
+			"and the base stacks that expert with others in %q", l.Module, parameter)
+	}
 	if err := g.checkInterleaved(l, parts); err != nil {
 		return err
 	}

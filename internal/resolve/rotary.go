@@ -5,7 +5,6 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
-	"github.com/loratool/loratool/internal/naming"
 )
 
 // inOrder gives B of a layer that is in pairs the order of the base's rows.
@@ -33,8 +32,7 @@ func pairsElsewhere(a *format.Adapter) []string {
 			continue
 		}
 		i := slices.IndexFunc(a.Layers, func(l format.Layer) bool { return l.Module == r.Where })
-		_, _, _, _, isExpert := naming.ExpertPart(r.Where)
-		if i < 0 || isExpert || a.Layers[i].Kind != format.Linear || nOperands(&a.Layers[i]) > 2 {
+		if i < 0 || a.Layers[i].Kind != format.Linear || nOperands(&a.Layers[i]) > 2 {
 			names = append(names, r.Where)
 		}
 	}

@@ -87,7 +87,7 @@ class Layer:
         s = record["scaling"]
         self.s = value(record["scale"]) if s == "fixed" else value(record["alpha"]) / root[s]
         self.S = weight * self.s
-        self.recompute = None
+        self.recompute, self.pairs = None, False
 
 class Adapter:
     def __init__(self, path, weight):
@@ -123,7 +123,9 @@ def check_adapter(a, answers):
             need(where in factors, "R74", f"{f} for {where}, which has no layer")
         if f == "rotary-pairs":
             named = [l for l in a.layers if l.module == where and l.kind == "linear"]
-            need(named and not {"bias", "magnitude"} & {*named[0].roles}, "R140", where)
+            need(named and not {"bias", "magnitude", "input_magnitude"} & {*named[0].roles},
+                 "R140", where)
+            named[0].pairs = True
     need(a.method != "dora" or "dora" in a.features, "R74", "the method dora without the feature")
     for l in a.layers:
         if l.kind in ("linear", "embedding", "conv") and a.covers("dora", l):

@@ -93,6 +93,7 @@ def wanted_names(a, base):
     out = []
     for l in a.layers:
         l.form = form(l, a, base)
+        need(l.form == "plain" or not l.pairs, "R140", l.module)
         if l.form != "plain":
             need({*l.roles} == {"A", "B"} and not a.covers("dora", l, named=False), "R91", l.module)
         wanted_by_layer(l, a, base)
@@ -138,13 +139,13 @@ class Layers:
             apply(l, self.changes, [(name, 0, as_matrix(self.base.tensors[name].shape)[0])])
             return rescales(l, self.changes, name, self.a.weight)
         if getattr(l, "slices", None):
-            need(("rotary-pairs", l.module) not in self.a.requires, "R140", l.module)
+            need(not l.pairs, "R140", l.module)
             return apply_slices(l, self.changes)
         name = self.a.names[l.wanted[0]]
         shape = self.base.tensors[name].shape
         A, B = l.A.matrix(), l.B.matrix()
         m, n = B.size()[0], A.size()[1]
-        if ("rotary-pairs", l.module) in self.a.requires: # METHODS.md, section 6
+        if l.pairs: # METHODS.md, section 6
             d = self.base.head
             need(d, "R141", l.module), need(d % 2 == 0 and m % d == 0, "R142", f"{m} by {d}")
             B = B.take([x - x % d + 2 * (x % (d // 2)) + x % d // (d // 2) for x in range(m)])
