@@ -14,7 +14,6 @@ import (
 	"github.com/loratool/loratool/internal/delta"
 	"github.com/loratool/loratool/internal/dense"
 	"github.com/loratool/loratool/internal/fault"
-	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/parallel"
 )
@@ -77,14 +76,15 @@ func ToLoRA(ctx context.Context, src format.Source, o LoRAOptions) (format.Sourc
 		return nil, nil, err
 	}
 	x := &thinning{
-		src: src, options: o, spool: spool, dtype: cmp.Or(o.DType, dtype.F32),
+		remake: &remake{sources: []format.Source{src}, spool: spool},
+		src:    src, options: o, dtype: cmp.Or(o.DType, dtype.F32),
 		report: &LoRAReport{Layers: []LoRALayer{}, Warnings: []string{}},
 	}
 	if err := x.all(ctx); err != nil {
 		spool.Close()
 		return nil, nil, err
 	}
-	return &thinned{src, x}, x.report, nil
+	return x.remake, x.report, nil
 }
 
 func (o *LoRAOptions) check() error {
@@ -97,14 +97,11 @@ func (o *LoRAOptions) check() error {
 
 // thinning is one call of ToLoRA.
 type thinning struct {
-	src      format.Source
-	options  LoRAOptions
-	dtype    dtype.Type
-	spool    *spool
-	report   *LoRAReport
-	manifest format.Manifest
-	kept     []int // the tensors of src that stay, by their new numbers; those of the spool follow
-	attached []int // the same for attachments
+	*remake
+	src     format.Source
+	options LoRAOptions
+	dtype   dtype.Type
+	report  *LoRAReport
 
 	kernels map[string][]uint64 // of modules in the base
 	guessed []string            // layers whose kernel nothing tells
@@ -150,7 +147,7 @@ func (x *thinning) all(ctx context.Context) error {
 	a.Beside = beside
 	a.Requires = slices.DeleteFunc(slices.Clone(a.Requires), func(q format.Requirement) bool { return isThinned(q, beside) })
 	x.findKernels(thicks)
-	x.keep(&a, layers, thicks)
+	x.keepRest(&a, layers, thicks)
 	for i := range thicks {
 		thicks[i].kernel = x.kernelOf(&thicks[i])
 	}
@@ -249,40 +246,25 @@ func (t *thick) size(m *format.Manifest) (rows, cols uint64) {
 	return shape[0], n / max(1, shape[0])
 }
 
-// keep lists the tensors of the source that stay, and gives the layers and the tensors beside them
+// keepRest lists the tensors of the source that stay, and gives the layers and the tensors beside them
 // their new numbers.
-func (x *thinning) keep(a *format.Adapter, layers []format.Layer, thicks []thick) {
-	stay := func(i int) int {
-		x.kept = append(x.kept, i)
-		x.manifest.Tensors = append(x.manifest.Tensors, x.src.Manifest().Tensors[i])
-		return len(x.kept) - 1
-	}
+func (x *thinning) keepRest(a *format.Adapter, layers []format.Layer, thicks []thick) {
 	x.manifest.Tensors = nil
 	a.Layers = nil
 	for _, l := range layers {
-		roles := make(map[format.Role]int, len(l.Roles))
-		for _, role := range slices.Sorted(maps.Keys(l.Roles)) {
-			roles[role] = stay(l.Roles[role])
-		}
-		l.Roles = roles
+		l.Roles = x.keepRoles(0, &l, slices.Collect(maps.Keys(l.Roles))...)
 		a.Layers = append(a.Layers, l)
 	}
 	for i := range a.Beside {
-		a.Beside[i].Tensor = stay(a.Beside[i].Tensor)
+		a.Beside[i].Tensor = x.keep(0, a.Beside[i].Tensor)
 	}
 	for i := range thicks {
 		t := &thicks[i]
 		if t.layer == nil {
 			continue
 		}
-		roles := make(map[format.Role]int)
-		for _, role := range []format.Role{format.RoleMagnitude, format.RoleInputMagnitude} {
-			if j, ok := t.layer.Roles[role]; ok {
-				roles[role] = stay(j)
-			}
-		}
 		l := *t.layer
-		l.Roles = roles
+		l.Roles = x.keepRoles(0, t.layer, format.RoleMagnitude, format.RoleInputMagnitude)
 		a.Layers = append(a.Layers, l) // one completes it
 	}
 }
@@ -491,7 +473,6 @@ func (x *thinning) store(a *format.Adapter, t *thick, f *made) error {
 	if l.Scale() != s {
 		l.Scaling, l.Fixed, l.Alpha = format.Fixed, s, 0
 	}
-	n := len(x.kept)
 	iA, err := x.spool.add(t.module+".lora_A.weight", x.dtype, shapeA, f.a)
 	if err != nil {
 		return err
@@ -500,7 +481,7 @@ func (x *thinning) store(a *format.Adapter, t *thick, f *made) error {
 	if err != nil {
 		return err
 	}
-	l.Roles[format.RoleA], l.Roles[format.RoleB] = n+iA, n+iB
+	l.Roles[format.RoleA], l.Roles[format.RoleB] = x.take(iA), x.take(iB)
 	if at >= 0 {
 		a.Layers[at] = l
 	} else {
@@ -529,42 +510,12 @@ func (x *thinning) finish(a format.Adapter) {
 	if slices.ContainsFunc(a.Beside, func(b format.Beside) bool { return b.Action == format.Difference }) {
 		a.Method = format.OtherMethod("lycoris")
 	}
-	x.manifest.Tensors = append(x.manifest.Tensors, x.spool.manifest.Tensors...)
 	x.manifest.Adapters = []format.Adapter{a}
 	x.manifest.Attachments = nil
-	for i, t := range x.src.Manifest().Attachments {
-		if t.Name == format.ModelCard { // others are of a file that this is no longer
-			x.attached, x.manifest.Attachments = append(x.attached, i), append(x.manifest.Attachments, t)
-		}
-	}
+	x.attachCard(0)
 	if len(x.guessed) > 0 {
 		slices.Sort(x.guessed)
 		x.report.Warnings = append(x.report.Warnings, fmt.Sprintf("nothing tells whether %s linear or a convolution, and linear is assumed; LoRAOptions.Base tells: %s",
 			fault.Choose(len(x.guessed), "a layer is", "some layers are"), fault.List(x.guessed, 3)))
 	}
 }
-
-// thinned is the source that ToLoRA returns.
-type thinned struct {
-	format.Source
-	made *thinning
-}
-
-func (s *thinned) Manifest() *format.Manifest { return &s.made.manifest }
-
-func (s *thinned) ReadBlobAt(p []byte, i int, off int64) error {
-	x := s.made
-	switch nTensors := len(x.manifest.Tensors); {
-	case i < len(x.kept):
-		return s.Source.ReadBlobAt(p, x.kept[i], off)
-	case i < nTensors:
-		return x.spool.ReadBlobAt(p, i-len(x.kept), off)
-	default:
-		return s.Source.ReadBlobAt(p, len(x.src.Manifest().Tensors)+x.attached[i-nTensors], off)
-	}
-}
-
-func (s *thinned) Unchanged() error { return fileio.Unchanged(s.Source) }
-
-// Close removes the new factors. It leaves the adapter open that they were made from.
-func (s *thinned) Close() error { return s.made.spool.Close() }
