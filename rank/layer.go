@@ -63,7 +63,7 @@ func truncate(
 		if err := s.measure(ctx, d, name, exponent); err != nil {
 			return nil, err
 		}
-		if rule, err = tightened(rule, s, energy, min(u.dense.M, u.dense.N)); err != nil {
+		if rule, err = tightened(rule, s.K, s.squares, s.rounded, energy, min(u.dense.M, u.dense.N)); err != nil {
 			return nil, fault.New(fault.Check, "the error of %q as stored is %v", name, err).
 				WithHint("allow a larger error with rank.MaxError; F32 factors are the most precise")
 		}
@@ -76,23 +76,24 @@ func truncate(
 
 // tightened returns the rule to try next if rounding has raised the error above the limit of rule,
 // or nil if the error is within the limit. It fails if rounding alone exceeds the limit, or if no
-// singular value is left.
-func tightened(rule Rule, s *slab, energy float64, most int) (Rule, error) {
+// singular value is left. k values of most are kept; left and rounded are the squares of the errors
+// before and after rounding, of ‖Δ‖² = energy.
+func tightened(rule Rule, k int, left, rounded, energy float64, most int) (Rule, error) {
 	e, ok := rule.(maxError)
 	if e.allowed == 0 {
 		e.allowed = e.relative
 	}
 	allowed := e.allowed * e.allowed * energy
-	if !ok || s.rounded <= allowed || s.K == 0 || e.most > 0 && s.K >= e.most {
+	if !ok || rounded <= allowed || k == 0 || e.most > 0 && k >= e.most {
 		return nil, nil
 	}
-	lost := s.rounded - s.squares
-	if lost >= allowed || s.K >= most {
+	lost := rounded - left
+	if lost >= allowed || k >= most {
 		return nil,
 			fmt.Errorf("%.3g of |Δ|, and %.3g are allowed; rounding the factors alone costs %.3g",
-				norm(s.rounded/energy), e.allowed, norm(lost/energy))
+				norm(rounded/energy), e.allowed, norm(lost/energy))
 	}
-	e.relative, e.least = min(e.relative, norm((allowed-lost)/energy)), s.K+1
+	e.relative, e.least = min(e.relative, norm((allowed-lost)/energy)), k+1
 	return e, nil
 }
 

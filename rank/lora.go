@@ -246,8 +246,8 @@ func (t *thick) size(m *format.Manifest) (rows, cols uint64) {
 	return shape[0], n / max(1, shape[0])
 }
 
-// keepRest lists the tensors of the source that stay, and gives the layers and the tensors beside them
-// their new numbers.
+// keepRest lists the tensors of the source that stay, and gives the layers and the tensors beside
+// them their new numbers.
 func (x *thinning) keepRest(a *format.Adapter, layers []format.Layer, thicks []thick) {
 	x.manifest.Tensors = nil
 	a.Layers = nil

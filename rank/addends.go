@@ -1,0 +1,254 @@
+package rank
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
+)
+
+// addable lists the features of adapters whose updates can be added and truncated.
+var addable = map[format.Feature]bool{
+	format.FeatureConvolution:        true,
+	format.FeatureDifference:         true,
+	format.FeatureDoRA:               true,
+	format.FeatureExpertFactors:      true,
+	format.FeatureExperts:            true,
+	format.FeatureInputMagnitude:     true,
+	format.FeatureLoRABias:           true,
+	format.FeatureMultiheadAttention: true,
+	format.FeatureRotaryPairs:        true,
+	format.FeatureSetTensor:          true,
+	format.FeatureTokenIndices:       true,
+}
+
+// plan groups the layers of all adapters by module, and refuses what has no sum.
+func (c *combining) plan() error {
+	c.report = &CombineReport{Warnings: []string{}}
+	var all []*format.Adapter
+	for i, src := range c.sources {
+		m := src.Manifest()
+		if err := format.Validate(m); err != nil {
+			return fmt.Errorf("adapter %d: %w", i+1, err)
+		}
+		if len(m.Adapters) != 1 {
+			return fault.New(fault.Unsupported, "adapter %d is a bundle of %d, want one adapter", i+1, len(m.Adapters))
+		}
+		for j := range m.Tensors {
+			c.report.Was += m.Tensors[j].NBytes()
+		}
+		all = append(all, &m.Adapters[0])
+	}
+	if err := c.checkFeatures(all); err != nil {
+		return err
+	}
+	at := make(map[string]*group)
+	for i, a := range all {
+		tensors := c.sources[i].Manifest().Tensors
+		_, hasThrees := featureOf(a, format.FeatureExpertFactors)
+		for j := range a.Layers {
+			l := &a.Layers[j]
+			f, err := factorsOf(l, tensors, hasThrees)
+			if err != nil {
+				return asLoRAHint(err, l)
+			}
+			g := at[l.Module]
+			if g == nil {
+				g = &group{module: l.Module, layer: *l, bias: -1}
+				at[l.Module], c.groups = g, append(c.groups, g)
+			}
+			if len(g.members) > 0 && g.members[len(g.members)-1].source == i {
+				return fault.New(fault.Unsupported, "adapter %d has two layers for %q", i+1, l.Module)
+			}
+			g.members = append(g.members, member{source: i, layer: l, factors: f, weight: c.weights[i] * l.Scale()})
+		}
+	}
+	for _, g := range c.groups {
+		if err := c.checkGroup(g); err != nil {
+			return err
+		}
+		g.dropZeros()
+	}
+	c.describe(all)
+	return c.sums.plan(c, all)
+}
+
+// asLoRAHint adds the way out to the error for a layer that is no thin product.
+func asLoRAHint(err error, l *format.Layer) error {
+	if e, ok := err.(*fault.Error); ok && e.Kind == fault.Unsupported && e.Hint == "" {
+		return e.WithHint("make LoRA of the layer first: ToLoRA; it is of the kind %s", l.Kind)
+	}
+	return err
+}
+
+func featureOf(a *format.Adapter, f format.Feature) (where []string, has bool) {
+	for _, q := range a.Requires {
+		if q.Feature == f {
+			where = append(where, q.Where)
+		}
+	}
+	return where, where != nil
+}
+
+// checkFeatures refuses adapters that need more than their factors, and pairs of adapters that mean
+// different things by them.
+func (c *combining) checkFeatures(all []*format.Adapter) error {
+	for i, a := range all {
+		for _, q := range a.Requires {
+			if q.Feature == format.FeatureHadamard || q.Feature == format.FeatureKronecker || q.Feature == format.FeatureTucker {
+				continue // factorsOf names the layer
+			}
+			if !addable[q.Feature] {
+				return fault.New(fault.Unsupported, "adapter %d requires %q (%s), and its updates cannot be added or truncated", i+1, q.Feature, q.Where).
+					WithHint("merge it, and extract an adapter from the base and the result")
+			}
+		}
+	}
+	for i, a := range all[1:] {
+		if err := sameMeaning(all[0], a, i+2); err != nil {
+			return err
+		}
+	}
+	for i, a := range all {
+		if a.Orientation != all[0].Orientation {
+			return fault.New(fault.Unsupported, "adapter 1 is for weights stored %s and adapter %d for %s",
+				orientation(all[0]), i+1, orientation(a))
+		}
+	}
+	return nil
+}
+
+func orientation(a *format.Adapter) string {
+	if a.Orientation == format.OrientationUnknown {
+		return "in an unknown way"
+	}
+	return string(a.Orientation)
+}
+
+// sameMeaning refuses an adapter whose factors for a module that it has in common with the first
+// mean something else: rows in another order, or another parameter of the module.
+func sameMeaning(first, other *format.Adapter, number int) error {
+	meanings := make(map[string]string, len(first.Layers))
+	for i := range first.Layers {
+		meanings[first.Layers[i].Module] = meaningOf(first, &first.Layers[i])
+	}
+	for i := range other.Layers {
+		l := &other.Layers[i]
+		was, isCommon := meanings[l.Module]
+		if is := meaningOf(other, l); isCommon && is != was {
+			return fault.New(fault.Unsupported, "the factors of %q mean different things: in adapter 1 %s, in adapter %d %s", l.Module, was, number, is).
+				WithHint("convert both to one dialect first")
+		}
+	}
+	return nil
+}
+
+// meaningOf says what the rows of a layer's B are.
+func meaningOf(a *format.Adapter, l *format.Layer) string {
+	for _, f := range []format.Feature{format.FeatureRotaryPairs, format.FeatureMultiheadAttention} {
+		if where, _ := featureOf(a, f); slices.Contains(where, l.Module) {
+			return string(f)
+		}
+	}
+	if l.Kind.IsExpert() {
+		module, depth := naming.CutNesting(l.Module)
+		where, _ := featureOf(a, format.FeatureExperts)
+		return fmt.Sprintf("number %d from outside of %s", depth+1, fault.List(naming.ParametersOf(module, where), 9))
+	}
+	return "its outputs"
+}
+
+// checkGroup refuses layers that cannot be added.
+func (c *combining) checkGroup(g *group) error {
+	first := g.members[0]
+	for _, m := range g.members[1:] {
+		if !m.equals(first.factors) || m.layer.Kind != first.layer.Kind {
+			return fault.New(fault.Mismatch, "%q is %d×%d (%s) in adapter %d and %d×%d (%s) in adapter %d",
+				g.module, first.rows, first.cols, first.layer.Kind, first.source+1, m.rows, m.cols, m.layer.Kind, m.source+1).
+				WithHint("the adapters are for different models")
+		}
+	}
+	for _, role := range g.others() {
+		switch role {
+		case format.RoleBias:
+		case format.RoleMagnitude, format.RoleInputMagnitude:
+			if len(g.members) > 1 || c.weights[first.source] != 1 {
+				return fault.New(fault.Unsupported, "%q has magnitudes of DoRA, and DoRA has no sum: only one adapter may have the module, with the weight 1", g.module).
+					WithHint("merge the adapters one after the other, and extract an adapter from the base and the result")
+			}
+		default:
+			return fault.New(fault.Unsupported, "%q has a tensor of the role %q, which has no sum", g.module, role)
+		}
+	}
+	total := 0
+	for _, m := range g.members {
+		total += m.rank
+	}
+	if total > format.MaxRank && c.options.Rule == nil && c.options.Budget == 0 {
+		return fault.New(fault.Limit, "%q would have the rank %d, the limit is %d", g.module, total, format.MaxRank).
+			WithHint("choose a rank with CombineOptions.Rule")
+	}
+	return nil
+}
+
+// dropZeros leaves out members of weight 0, but one.
+func (g *group) dropZeros() {
+	kept := slices.DeleteFunc(slices.Clone(g.members), func(m member) bool { return m.weight == 0 })
+	if len(kept) > 0 && !slices.Contains(g.others(), format.RoleBias) {
+		g.members = kept
+	}
+	g.layer = *g.members[0].layer
+}
+
+// describe makes the description of the result from those of the adapters.
+func (c *combining) describe(all []*format.Adapter) {
+	first := all[0]
+	a := format.Adapter{Name: first.Name, Method: first.Method, Dialect: first.Dialect, Base: first.Base, Orientation: first.Orientation}
+	for _, other := range all {
+		a.Requires = sortedRequires(a.Requires, slices.DeleteFunc(slices.Clone(other.Requires), func(q format.Requirement) bool {
+			return q.Feature == format.FeatureExpertFactors // enterLayer adds those of the new shapes
+		}))
+		if other.Method == format.MethodDoRA {
+			a.Method = format.MethodDoRA
+		}
+		if other.Base.Name != first.Base.Name || other.Base.Revision != first.Base.Revision {
+			a.Base = format.Base{}
+		}
+	}
+	c.manifest.Adapters = []format.Adapter{a}
+	if len(all) == 1 {
+		m := c.sources[0].Manifest()
+		c.manifest.Metadata, c.manifest.Provenance = m.Metadata, m.Provenance
+		c.manifest.Notes = m.Notes
+		return
+	}
+	for i, other := range all[1:] {
+		if other.Base.Name != first.Base.Name && other.Base.Name != "" && first.Base.Name != "" {
+			c.report.Warnings = append(c.report.Warnings, fmt.Sprintf("adapter 1 names the base %q and adapter %d the base %q", first.Base.Name, i+2, other.Base.Name))
+		}
+	}
+	c.warnApart(all)
+	c.manifest.Provenance.Source = fmt.Sprintf("the sum of %s", fault.Count(len(all), "adapter"))
+}
+
+// warnApart warns of adapters that have no module in common with any other.
+func (c *combining) warnApart(all []*format.Adapter) {
+	alone := make([]bool, len(all))
+	for i, a := range all {
+		alone[i] = len(a.Layers) > 0
+	}
+	for _, g := range c.groups {
+		if len(g.members) > 1 {
+			for _, m := range g.members {
+				alone[m.source] = false
+			}
+		}
+	}
+	for i := range alone {
+		if alone[i] {
+			c.report.Warnings = append(c.report.Warnings, fmt.Sprintf("no other adapter has a module of adapter %d, such as %q: if they adapt the same modules, their names differ", i+1, all[i].Layers[0].Module))
+		}
+	}
+}
