@@ -155,7 +155,7 @@ func twoAdapters(t *testing.T) []format.Source {
 	one.Conv("conv", 3, 1.5, one.values(dtype.F32, 3, 4, 3, 3), one.values(dtype.F32, 10, 3, 1, 1))
 	one.Embedding("embed", 2, 1, one.values(dtype.F16, 2, 40), one.values(dtype.F16, 8, 2))
 	other.linear("both", dtype.BF16, 30, 20, 6, 0.25)
-	other.linear("second", dtype.F16, 9, 7, 5, 1)
+	other.linear("second", dtype.F16, 9, 7, 5, -1)
 	other.Conv("conv", 2, -0.3, other.values(dtype.F32, 2, 4, 3, 3), other.values(dtype.F32, 10, 2, 1, 1))
 	for _, s := range []sample{one, other} {
 		s.Require(format.FeatureConvolution, "conv")
