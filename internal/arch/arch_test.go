@@ -71,6 +71,7 @@ var arrows = map[string]map[string]string{
 		"internal/pickle":       "tensors of torch.save",
 		"internal/pyre":         "keys of rank_pattern and alpha_pattern",
 		"internal/safetensors":  "the strict header check",
+		"internal/shards":       "adapters in several files",
 	},
 	"merge": {
 		"format":              "adapters",
@@ -114,6 +115,7 @@ var arrows = map[string]map[string]string{
 		"internal/naming":      "whether names are those of an adapter",
 		"internal/pickle":      "bases in pickles of torch.save",
 		"internal/safetensors": "the strict header check",
+		"internal/shards":      "models in several files",
 	},
 	"internal/config": {
 		"internal/fault":    "errors of input",
@@ -148,7 +150,12 @@ var arrows = map[string]map[string]string{
 		"internal/fault":    "errors of input",
 		"internal/jsontext": "journals",
 	},
-	"internal/gguf":     {"internal/fault": "errors of input"},
+	"internal/gguf": {"internal/fault": "errors of input"},
+	"internal/shards": {
+		"internal/fault":    "errors of input",
+		"internal/fileio":   "the directory of the shards",
+		"internal/jsontext": "indexes, by exact keys",
+	},
 	"internal/jsontext": {"internal/fault": "texts in messages"},
 	"internal/delta": {
 		"format":         "layers of an adapter",

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"path"
 	"slices"
 	"sort"
@@ -21,6 +20,7 @@ import (
 	"github.com/loratool/loratool/internal/config"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/shards"
 )
 
 // Ref is a tensor and the file that holds it.
@@ -219,9 +219,8 @@ func (m *model) open(ctx context.Context, c *Checkpoint) error {
 		}
 		name := m.folder + shard
 		in, err := c.Dir.Open(path.Clean(name))
-		if errors.Is(err, fs.ErrNotExist) && m.shardOf != nil {
-			err = fault.New(fault.Truncated, "the index names the shard %s, which does not exist", shard).In(c.Path).
-				WithHint("the checkpoint was not downloaded completely; fetch the missing shard")
+		if errors.Is(err, fs.ErrNotExist) && m.index != nil {
+			err = shards.Absent(shard, "checkpoint").In(c.Path)
 		}
 		if err != nil {
 			return err
@@ -242,17 +241,19 @@ func (m *model) open(ctx context.Context, c *Checkpoint) error {
 
 // checkIndex checks that every tensor is in the shard that the index names.
 func (m *model) checkIndex(c *Checkpoint) error {
-	for _, name := range slices.Sorted(maps.Keys(m.shardOf)) {
-		ref, ok := c.refs[m.prefix()+name]
-		shard := m.shardOf[name]
+	if m.index == nil {
+		return nil
+	}
+	return fault.InFile(m.index.Check(func(tensor, shard string) string {
+		ref, ok := c.refs[m.prefix()+tensor]
 		switch {
 		case !ok:
-			return fault.New(fault.Corrupt, "the index says that %s holds %q, but it does not", shard, name).In(c.Path)
-		case c.Files[ref.File].Name != nameIn(c, m.folder+shard):
-			return fault.New(fault.Corrupt, "the index says that %s holds %q, but %s does", shard, name, c.Files[ref.File].Name).In(c.Path)
+			return ""
+		case c.Files[ref.File].Name == nameIn(c, m.folder+shard):
+			return shard
 		}
-	}
-	return nil
+		return c.Files[ref.File].Name
+	}), c.Path)
 }
 
 // nameIn returns the name of a weight file in the output. The output of a single file is named by
@@ -310,7 +311,7 @@ func (c *Checkpoint) indexTensors() error {
 		for j := range f.Tensors {
 			t := &f.Tensors[j]
 			if other, dup := c.refs[t.Name]; dup {
-				return fault.New(fault.Corrupt, "tensor %q is both in %s and in %s", t.Name, c.Files[other.File].Name, f.Name).In(c.Path)
+				return shards.Twice(t.Name, c.Files[other.File].Name, f.Name).In(c.Path)
 			}
 			c.refs[t.Name] = Ref{File: i, Tensor: t}
 		}

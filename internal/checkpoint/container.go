@@ -10,6 +10,7 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/pickle"
 	"github.com/loratool/loratool/internal/safetensors"
+	"github.com/loratool/loratool/internal/shards"
 )
 
 // container is a format of weight files. A new one is a package that reads it and a row of
@@ -32,9 +33,7 @@ type container struct {
 	read func(r io.ReaderAt, size int64) (contents, error)
 }
 
-// indexSuffix is the end of the name of an index of shards, after the name that the one file would
-// have.
-const indexSuffix = ".index.json"
+const indexSuffix = shards.IndexSuffix
 
 // containers are tried in this order in a directory. It uses the first one that it has weights of.
 var containers = []container{

@@ -27,7 +27,7 @@ func (m *model) showIndex(c *Checkpoint) error {
 	stored := m.folder + m.list
 	shown := nameIn(c, stored)
 	isRenamed := func(shard string) bool { return nameIn(c, shard) != shard }
-	if m.shardOf == nil || shown == stored && !slices.ContainsFunc(m.shards, isRenamed) {
+	if m.index == nil || shown == stored && !slices.ContainsFunc(m.shards, isRenamed) {
 		return nil
 	}
 	text, err := c.Dir.Read(stored, MaxJSONBytes)

@@ -4,14 +4,15 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/shards"
 )
 
 // model says which files of a directory hold the weights of one model.
 type model struct {
-	folder  string            // within the directory, with a slash at its end; "" for the directory itself
-	list    string            // the only file, or the index of the shards
-	shards  []string          // the files, relative to the folder
-	shardOf map[string]string // the shard of each tensor, from an index; nil without one
+	folder string        // within the directory, with a slash at its end; "" for the directory itself
+	list   string        // the only file, or the index of the shards
+	shards []string      // the files, relative to the folder
+	index  *shards.Index // nil without one
 }
 
 // prefix returns the text in front of the names of the model's tensors.
@@ -26,7 +27,10 @@ func (m *model) prefix() string {
 func readModel(dir fileio.Dir, folder, list string) (m model, err error) {
 	m = model{folder: folder, list: list, shards: []string{list}}
 	if strings.HasSuffix(list, indexSuffix) {
-		m.shards, m.shardOf, err = readIndex(dir, folder+list)
+		if m.index, err = shards.ReadIndex(dir, folder+list); err != nil {
+			return m, err
+		}
+		m.shards = m.index.Files
 	}
 	return m, err
 }
