@@ -23,8 +23,9 @@ import (
 // files with weights that are not part of the adapter that m describes, and the names of other
 // adapters.
 func (in *Input) lookBeside(m *format.Manifest, without []string) (stray, others []string, err error) {
-	if slices.Contains(without, in.name) {
-		return nil, nil, fault.New(fault.Mismatch, "%q is the adapter itself and cannot be left out", in.name).In(in.path("."))
+	isOwn := func(name string) bool { return slices.Contains(in.weights.files, name) }
+	if i := slices.IndexFunc(without, isOwn); i >= 0 {
+		return nil, nil, fault.New(fault.Mismatch, "%q is the adapter itself and cannot be left out", without[i]).In(in.path("."))
 	}
 	places := []string{"."}
 	if at := path.Dir(in.name); at != "." {
@@ -41,7 +42,7 @@ func (in *Input) lookBeside(m *format.Manifest, without []string) (stray, others
 				return nil, nil, err
 			}
 			name := path.Join(dir, e.Name())
-			if name == in.name || slices.Contains(without, name) {
+			if isOwn(name) || slices.Contains(without, name) {
 				continue
 			}
 			switch n.judge(name) {

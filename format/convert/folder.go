@@ -11,9 +11,9 @@ import (
 // folder is a directory that may hold an adapter.
 type folder struct {
 	place
-	names   []string // of all entries, sorted
-	weights string   // the file of weights of its own adapter, "" if there is none
-	named   []string // subdirectories in which PEFT saved adapters; it does so for every adapter not called default
+	names []string // of all entries, sorted
+	own   fileSet  // the weights of its own adapter, none if there is none
+	named []string // subdirectories in which PEFT saved adapters; it does so for every adapter not called default
 }
 
 func readFolder(p place) (*folder, error) {
@@ -24,11 +24,11 @@ func readFolder(p place) (*folder, error) {
 	f := &folder{place: p}
 	for _, e := range entries {
 		f.names = append(f.names, e.Name())
-		if !e.Type().IsRegular() && p.peftWeightsIn(e.Name()) != "" { // a link may lead to a directory
+		if !e.Type().IsRegular() && p.peftFilesIn(e.Name()).files != nil { // a link may lead to a directory
 			f.named = append(f.named, e.Name())
 		}
 	}
-	f.weights = f.findWeights()
+	f.own = f.findWeights()
 	return f, nil
 }
 
@@ -36,19 +36,18 @@ func (f *folder) isModel() bool {
 	return slices.Contains(f.names, modelConfig) || slices.Contains(f.names, pipelineIndex)
 }
 
-// adapter returns the path of the weights within the directory, "" if it holds no adapter or
-// several.
-func (f *folder) adapter() string {
-	if f.weights == "" && len(f.named) == 1 && !f.isModel() {
-		return path.Join(f.named[0], f.peftWeightsIn(f.named[0]))
+// adapter returns the weights within the directory, none if it holds no adapter or several.
+func (f *folder) adapter() fileSet {
+	if f.own.files == nil && len(f.named) == 1 && !f.isModel() {
+		return f.peftFilesIn(f.named[0])
 	}
-	return f.weights
+	return f.own
 }
 
 // noteNamed says which adapters of subdirectories were read or ignored.
 func (f *folder) noteNamed() (note string) {
 	switch {
-	case f.weights == "":
+	case f.own.files == nil:
 		return "the adapter was read from the subdirectory " + fault.List(f.named, 5)
 	case len(f.named) > 0:
 		return "the directory also holds adapters in the subdirectories " + fault.List(f.named, 5) + ", which are not used"
@@ -60,15 +59,12 @@ func (f *folder) noteNamed() (note string) {
 func (f *folder) refuse() error {
 	e := fault.New(fault.Unsupported, "the directory holds no %s and no %s", peftWeights, peftPickle).In(f.path("."))
 	deeper := f.deeper()
-	switch shards := f.shards(); {
+	switch {
 	case len(f.named) > 0:
 		e.Msg += "; its subdirectories hold adapters: " + fault.List(f.named, 5)
 		e.WithHint("give one of them: %s", f.path(f.named[0]))
 	case f.isModel():
 		e.WithHint("this looks like a model").Misplaced = true
-	case len(shards) > 0:
-		e.Msg = "the adapter is saved in shards (" + fault.List(shards, 2) + "), which cannot be read yet"
-		e.WithHint("in Python, load every shard (safetensors.torch.load_file or torch.load) and save all tensors with safetensors.torch.save_file as %s", peftWeights)
 	case len(deeper) > 0:
 		e.Msg += "; there are adapters deeper down, in " + fault.List(deeper, 5)
 		e.WithHint("give that directory: %s", f.path(deeper[0]))
@@ -76,10 +72,6 @@ func (f *folder) refuse() error {
 		e.WithHint("%s", safetensors.HintForFolder(f.names))
 	}
 	return e
-}
-
-func (f *folder) shards() []string {
-	return slices.DeleteFunc(slices.Clone(f.names), func(name string) bool { return !shard.MatchString(name) })
 }
 
 // maxDirs bounds the directories in the search for an adapter, so that no path makes it slow.
@@ -100,7 +92,7 @@ func (f *folder) deeper() (found []string) {
 				n++
 				sub := path.Join(at, e.Name())
 				next = append(next, sub)
-				if f.peftWeightsIn(sub) != "" {
+				if f.peftFilesIn(sub).files != nil {
 					found = append(found, sub)
 				}
 			}
@@ -110,41 +102,27 @@ func (f *folder) deeper() (found []string) {
 	return found
 }
 
-// peftWeightsIn returns the name of PEFT's file of weights in a directory, or "". Safetensors win
-// over a pickle, as in PEFT.
-func (p place) peftWeightsIn(dir string) string {
-	for _, name := range []string{peftWeights, peftPickle} {
-		if p.isFile(path.Join(dir, name)) {
-			return name
-		}
-	}
-	return ""
-}
-
-// findWeights returns the file of weights of the directory's own adapter: the file with PEFT's or
-// MLX's name, or the only candidate. It returns "" if there is none.
-func (f *folder) findWeights() string {
-	if name := f.peftWeightsIn("."); name != "" {
-		return name
-	}
-	if f.isModel() {
-		return ""
+// findWeights returns the weights of the directory's own adapter: the files with PEFT's or MLX's
+// name, or the only candidate. It returns none if there are none.
+func (f *folder) findWeights() fileSet {
+	if own := f.peftFilesIn("."); own.files != nil || f.isModel() {
+		return own
 	}
 	for _, name := range []string{"adapters.safetensors", "adapters.npz"} {
 		if slices.Contains(f.names, name) {
-			return name
+			return fileSet{files: []string{name}}
 		}
 	}
 	for _, kind := range []weightsKind{safetensorsFile, pickleFile, arraysFile} {
 		var all []string
 		for _, name := range f.names {
-			if kindOf(name) == kind && !isTrainingState(name) && !shard.MatchString(name) {
+			if kindOf(name) == kind && !isTrainingState(name) && !isShard(name) {
 				all = append(all, name)
 			}
 		}
 		if len(all) == 1 {
-			return all[0]
+			return fileSet{files: all}
 		}
 	}
-	return ""
+	return fileSet{}
 }

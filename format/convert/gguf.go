@@ -3,7 +3,6 @@ package convert
 import (
 	"context"
 	"errors"
-	"path"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -61,7 +60,7 @@ func (d ggufDialect) Open(ctx context.Context, in *Input, o Options) (format.Sou
 	}
 	f := &tensorFile{table: in.table, sign: ggufType + " = adapter"}
 	f.manifest.Tensors = in.table.tensors
-	f.manifest.Provenance.Source = path.Base(in.name)
+	f.manifest.Provenance.Source = in.weights.source()
 	readme, err := in.ReadFile(format.ModelCard, maxSideBytes)
 	if err != nil {
 		return nil, err

@@ -52,7 +52,7 @@ func HashesOf(ctx context.Context, src format.Source) (Hashes, error) {
 		return Hashes{}, err
 	}
 	if header == nil {
-		return Hashes{}, fault.New(fault.Unsupported, "the adapter was not made from a safetensors "+
+		return Hashes{}, fault.New(fault.Unsupported, "the adapter was not made from one safetensors "+
 			"file, so there is no file to hash")
 	}
 	data, tensors := sha256.New(), src.Manifest().Tensors

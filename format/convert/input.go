@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/shards"
 )
 
 // Input is a file or directory that may hold an adapter, as dialects see it. However many dialects
@@ -20,14 +22,16 @@ import (
 // ReadAt and, after Tensors has returned, ReadBlobAt.
 type Input struct {
 	place
-	ctx    context.Context // of the call that looks at the input
-	folder *folder         // the directory that was given, nil for a file
-	name   string          // of the weights in the place, "" for a directory without weights
-	err    error           // why the weights cannot be read
+	ctx     context.Context // of the call that looks at the input
+	folder  *folder         // the directory that was given, nil for a file
+	weights fileSet         // in the place
+	name    string          // of the first file of the weights, "" for a directory without weights
+	err     error           // why the weights cannot be read
 
-	file    *fileio.Input
-	start   []byte // the beginning of the weights
-	table   *table // may be there beside an error about names in it
+	file    *fileio.Input   // the first one
+	more    []*fileio.Input // the shards after it
+	start   []byte          // the beginning of the weights
+	table   *table          // may be there beside an error about names in it
 	side    map[string]sideRead
 	claimed map[string]string // see claimsOf
 	inputs  fileio.Identities // the weights, and the files beside them that were read
@@ -71,6 +75,7 @@ func lookAtReader(ctx context.Context, r io.ReaderAt, size int64) *Input {
 	const name = "weights"
 	dir, _ := fileio.InFS(nothing{}, ".")
 	in := &Input{place: place{dir: dir, own: name}, ctx: ctx, name: name, side: make(map[string]sideRead)}
+	in.weights.files = []string{name}
 	in.file = &fileio.Input{ReaderAt: r, Closer: io.NopCloser(nil), Size: size}
 	in.start, in.err = startOf(in.file, startBytes)
 	return in
@@ -88,29 +93,53 @@ func lookAtFolder(ctx context.Context, p place) (*Input, error) {
 	if err != nil {
 		return nil, err
 	}
-	in := lookAtFile(ctx, p, f.adapter())
+	in := lookAtFiles(ctx, p, f.adapter())
 	in.folder = f
 	return in, nil
 }
 
+// lookAtFile looks at a file that the user named.
 func lookAtFile(ctx context.Context, p place, name string) *Input {
-	in := &Input{place: p, ctx: ctx, name: name, side: make(map[string]sideRead)}
-	if name == "" {
-		return in
+	weights := fileSet{files: []string{name}}
+	if set, ok := shards.SetOf(name); ok && isShard(name) && set.Count > 1 {
+		weights.err = fault.New(fault.Unsupported, "this is one of the %d shards of an adapter", set.Count).
+			In(p.path(name)).WithHint("give the directory %s", p.path("."))
 	}
-	if in.file, in.err = p.dir.Open(name); in.err != nil {
-		return in
+	return lookAtFiles(ctx, p, weights)
+}
+
+// lookAtFiles opens the files of weights.
+func lookAtFiles(ctx context.Context, p place, weights fileSet) *Input {
+	in := &Input{place: p, ctx: ctx, weights: weights, err: weights.err, side: make(map[string]sideRead)}
+	for i, name := range weights.files {
+		if i == 0 {
+			in.name = name
+		}
+		file, err := weights.open(p, name)
+		if err != nil {
+			in.err = cmp.Or(in.err, err)
+			break
+		}
+		in.inputs = append(in.inputs, file.Identity)
+		if i > 0 {
+			in.more = append(in.more, file)
+			continue
+		}
+		in.file = file
+		in.start, err = startOf(file, startBytes)
+		in.err = cmp.Or(in.err, err)
 	}
-	in.file.Path = p.path(name)
-	in.inputs = append(in.inputs, in.file.Identity)
-	in.start, in.err = startOf(in.file, startBytes)
 	return in
 }
 
-// Path returns the path of the weights for errors, or that of the directory if it has no weights.
+// Path returns the path of the weights for errors, or that of their directory if there are none or
+// several files of them.
 func (in *Input) Path() string {
-	if in.name == "" {
+	switch {
+	case in.name == "":
 		return in.path(".")
+	case in.weights.isSharded():
+		return in.path(path.Dir(in.name))
 	}
 	return in.path(in.name)
 }
@@ -119,7 +148,7 @@ func (in *Input) Path() string {
 func (in *Input) Start() []byte { return in.start }
 
 // Tensors returns the tensors of a safetensors file or of a torch.save pickle, in the order of the
-// file. It returns nil for any other file.
+// file, or those of all shards. It returns nil for any other file.
 func (in *Input) Tensors() []format.Tensor {
 	if in.readTable() != nil {
 		return nil
@@ -129,16 +158,17 @@ func (in *Input) Tensors() []format.Tensor {
 
 // Metadata returns __metadata__ from the header of a safetensors file, or nil.
 func (in *Input) Metadata() map[string]string {
-	if in.readTable() != nil || in.table.header == nil {
+	if in.readTable() != nil {
 		return nil
 	}
-	return in.table.header.Metadata
+	return in.table.metadata()
 }
 
 // ReadBlobAt fills p with the bytes of tensor i of Tensors from offset off.
 func (in *Input) ReadBlobAt(p []byte, i int, off int64) error { return in.table.readBlobAt(p, i, off) }
 
-// ReadAt fills p with the bytes of the weights from offset off, whatever their format.
+// ReadAt fills p with the bytes of the weights from offset off, whatever their format. Of shards it
+// reads the first one.
 func (in *Input) ReadAt(p []byte, off int64) (int, error) {
 	if in.file == nil {
 		return 0, fault.New(fault.Unsupported, "the directory holds no weights").In(in.Path())
@@ -147,7 +177,8 @@ func (in *Input) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// Size returns the size of the file of weights in bytes, 0 if there is none.
+// Size returns the size of the file of weights in bytes, that of the first shard, or 0 if there is
+// none.
 func (in *Input) Size() int64 {
 	if in.file == nil {
 		return 0
@@ -203,10 +234,7 @@ func (in *Input) readTable() error {
 		in.err = fault.New(fault.Unsupported, "this is a configuration, not the weights").In(in.Path()).
 			WithHint("give the directory %s", filepath.Dir(in.Path()))
 	default:
-		if in.table, in.err = readTable(in.ctx, in.file); in.err == nil {
-			in.err = in.table.checkNames()
-		}
-		in.err = fault.InFile(in.err, in.Path())
+		in.table, in.err = readTables(in)
 	}
 	return in.err
 }
@@ -223,5 +251,9 @@ func (in *Input) close() error {
 	if in.file == nil {
 		return nil
 	}
-	return in.file.Close()
+	err := in.file.Close()
+	for _, file := range in.more {
+		err = errors.Join(err, file.Close())
+	}
+	return err
 }

@@ -55,8 +55,6 @@ var (
 	trainingState = regexp.MustCompile(`(?i)^(optimizer|optim|scheduler|lr_scheduler|scaler|grad_scaler|rng_state|random_states?|training_args|trainer_state|training_state|recipe_state|sampler|dataloader)([._-].*)?\.[a-z]+$|_optim_states\.pt$`)
 	// modelWeights matches the names of the weights of whole models.
 	modelWeights = regexp.MustCompile(`(?i)^(model|pytorch_model|diffusion_pytorch_model|consolidated|hf_model)([._-].*)?\.[a-z]+$`)
-	// shard matches PEFT's file name with the part number that transformers adds.
-	shard = regexp.MustCompile(`^adapter_model-[0-9]+-of-[0-9]+\.(safetensors|bin)$`)
 )
 
 func isTrainingState(name string) bool { return trainingState.MatchString(name) }

@@ -34,7 +34,7 @@ func openOpaque(ctx context.Context, in *Input) (format.Source, error) {
 		a.Beside = append(a.Beside, format.Beside{Action: format.Opaque, Target: f.tensors[i].Name, Tensor: i})
 	}
 	f.manifest.Adapters = []format.Adapter{a}
-	f.manifest.Provenance.Source = path.Base(in.name)
+	f.manifest.Provenance.Source = in.weights.source()
 	for _, name := range []string{format.ModelCard, format.PEFTConfig} { // ascending, as the format wants
 		content, err := in.ReadFile(name, maxSideBytes)
 		if err != nil {
@@ -62,7 +62,7 @@ func wholeTable(ctx context.Context, in *Input) (*table, error) {
 	if in.err != nil && !isList(in) {
 		return nil, in.err
 	}
-	if !isPickle(in.start) {
+	if !isPickle(in.start) || in.weights.isSharded() {
 		err := in.readTable()
 		return in.table, err
 	}

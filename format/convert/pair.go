@@ -2,7 +2,6 @@ package convert
 
 import (
 	"context"
-	"path"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -77,7 +76,7 @@ func openPairs(
 	}
 	f := &tensorFile{table: t, sign: sign}
 	f.manifest.Tensors = t.tensors
-	f.manifest.Provenance.Source = path.Base(in.name)
+	f.manifest.Provenance.Source = in.weights.source()
 	readme, err := in.ReadFile(format.ModelCard, maxSideBytes)
 	if err != nil {
 		return nil, err
@@ -87,9 +86,7 @@ func openPairs(
 	}
 	f.describe()
 	p.collector, p.values, p.card = f.collector(), f, readme
-	if f.header != nil {
-		p.metadata = f.header.Metadata
-	}
+	p.metadata = f.metadata()
 	a, err := p.adapter(ctx, assign)
 	if err != nil {
 		return nil, err

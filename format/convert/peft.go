@@ -132,8 +132,8 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 	if err := ctx.Err(); err != nil { // the adapter is incomplete
 		return err
 	}
-	if f.header != nil {
-		prints, err := baseOf(f.header.Metadata)
+	if metadata := f.metadata(); metadata != nil {
+		prints, err := baseOf(metadata)
 		if err != nil {
 			return fault.InFile(err, in.Path())
 		}

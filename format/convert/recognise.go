@@ -110,12 +110,12 @@ func (in *Input) hasAdapter() bool {
 	case f.exists(format.PEFTConfig):
 		return true
 	case f.isModel():
-		return f.weights != ""
-	case len(f.named) > 0 || len(f.shards()) > 0:
+		return f.own.files != nil
+	case len(f.named) > 0, len(f.own.files) > 1, f.own.err != nil:
 		return true
-	case f.weights == peftWeights, f.weights == peftPickle:
+	case slices.Equal(f.own.files, []string{peftWeights}), slices.Equal(f.own.files, []string{peftPickle}):
 		return true
-	case f.weights != "":
+	case f.own.files != nil:
 		return in.hasKeysOfAdapter()
 	}
 	return len(f.deeper()) > 0

@@ -93,7 +93,7 @@ func TestAModelIsNoAdapter(t *testing.T) {
 func TestWhereAnAdapterLies(t *testing.T) {
 	adapter := testkit.Encode(nil, ones("base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight")...)
 	for _, c := range []struct{ file, want string }{
-		{"adapter_model-00001-of-00002.safetensors", "saved in shards"},
+		{"adapter_model-00001-of-00002.safetensors", "nor the shard adapter_model-00002-of-00002.safetensors"},
 		{"actor/lora_adapter/adapter_model.safetensors", `deeper down, in "actor/lora_adapter"`},
 		{"a/b/c/d/adapter_model.safetensors", `deeper down, in "a/b/c/d"`},
 		{"adapter_model.safetensors", "there is no adapter_config.json"},

@@ -19,7 +19,7 @@ import (
 )
 
 // table lists the tensors of a file of weights, safetensors, pickle or GGUF, in the order of the
-// file. The content decides which it is, whatever the name.
+// file, or those of several such files. The content decides which it is, whatever the name.
 type table struct {
 	file    *fileio.Input
 	tensors []format.Tensor
@@ -28,6 +28,10 @@ type table struct {
 	pickle  *pickle.File        // nil for any other file
 	gguf    *gguf.File          // nil for any other file
 	turned  []bool              // tensors of a GGUF file that are stored transposed
+
+	parts   []*table // the tables of the shards; nil for one file
+	refs    []partRef
+	holders map[string]*table // the part that holds a tensor
 }
 
 // readTable reads and checks a file's list of tensors. Its errors need not name the file.
@@ -157,6 +161,8 @@ func (t *table) readBlobAt(p []byte, i int, off int64) error {
 	switch {
 	case len(p) == 0:
 		return nil
+	case t.refs != nil:
+		return t.refs[i].part.readBlobAt(p, t.refs[i].i, off)
 	case t.pickle != nil:
 		return fault.InFile(t.pickle.ReadAt(p, i, off), t.file.Path)
 	case t.gguf != nil && t.turned[i]:
@@ -196,12 +202,10 @@ func (f *tensorFile) collector() collector {
 
 // describe attaches the header of a safetensors file, and notes what a pickle lacks.
 func (f *tensorFile) describe() {
-	switch {
-	case f.header != nil:
+	if f.header != nil {
 		f.attach(format.SourceHeader, nil)
-	case f.pickle != nil:
-		f.manifest.Notes = append(f.manifest.Notes, f.pickle.Notes("tensors of the adapter")...)
 	}
+	f.manifest.Notes = append(f.manifest.Notes, f.notes()...)
 }
 
 // note adds a remark for the user.
@@ -229,12 +233,8 @@ func (f *tensorFile) Close() error { return nil }
 // digest computes the SHA-256 of the whole file, which proves a restored file. A pickle is not
 // restored: it is a program, and its bytes say nothing that its tensors do not.
 func (f *tensorFile) digest(ctx context.Context) error {
-	if f.gguf != nil {
-		f.note("a .lora file keeps the adapter and not its GGUF file: converting back writes the same tensors, with fewer keys")
-		return nil
-	}
-	if f.header == nil {
-		f.note("the weights are a pickle: a .lora file gives them back as safetensors, with the same names and values")
+	if how := f.restoring(); how != "" {
+		f.note("%s", how)
 		return nil
 	}
 	h := sha256.New()
