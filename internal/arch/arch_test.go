@@ -171,9 +171,11 @@ var arrows = map[string]map[string]string{
 		"internal/dense":  "factorizations of small matrices",
 		"internal/krylov": "leading singular vectors",
 	},
+	"internal/archive": {"internal/fault": "errors of input"},
 	"internal/pickle": {
-		"format/dtype":   "widths of dtypes",
-		"internal/fault": "errors of input",
+		"format/dtype":     "widths of dtypes",
+		"internal/archive": "entries of zip archives",
+		"internal/fault":   "errors of input",
 	},
 	"internal/safetensors": {
 		"format/dtype":      "widths of dtypes",

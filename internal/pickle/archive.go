@@ -3,13 +3,12 @@ package pickle
 import (
 	"archive/zip"
 	"encoding/binary"
-	"errors"
-	"hash/crc32"
 	"io"
 	"path"
 	"slices"
 	"strings"
 
+	"github.com/loratool/loratool/internal/archive"
 	"github.com/loratool/loratool/internal/fault"
 )
 
@@ -18,19 +17,13 @@ import (
 // every storage and returns the value of the pickle. It compares the checksum of the pickle; that
 // of a storage is compared when its first value is read.
 func (f *File) readZip() (any, error) {
-	z, err := zip.NewReader(f.r, f.size)
+	z, err := archive.Open(f.r, f.size)
 	if err != nil {
-		return nil, fault.New(fault.Truncated, "not a complete zip archive: %v", err).
-			WithHint("the file was not written or downloaded completely; fetch it again")
+		return nil, err
 	}
-	entries := make(map[string]*zip.File, len(z.File))
 	var root string
 	found := false
-	for _, e := range z.File {
-		if _, dup := entries[e.Name]; dup {
-			return nil, fault.New(fault.Corrupt, "the archive has two entries %q", e.Name)
-		}
-		entries[e.Name] = e
+	for _, e := range z.Entries {
 		if dir, name := path.Split(e.Name); name == "data.pkl" && !found {
 			root, found = dir, true
 		}
@@ -39,13 +32,13 @@ func (f *File) readZip() (any, error) {
 	case !found:
 		return nil, fault.New(fault.Unsupported, "the zip archive has no data.pkl, so torch.save did not write it").
 			WithHint("if the weights are inside, unpack the archive first")
-	case entries[root+"constants.pkl"] != nil:
+	case z.Entry(root+"constants.pkl") != nil:
 		return nil, fault.New(fault.Unsupported, "this is a TorchScript archive: a program with its weights").
 			WithHint("load it with torch.jit.load and save its state_dict() as safetensors")
 	}
-	f.Unchecked = !slices.ContainsFunc(z.File, func(e *zip.File) bool { return e.CRC32 != 0 })
-	if e := entries[root+"byteorder"]; e != nil {
-		order, err := f.small(e, 16)
+	f.Unchecked = !slices.ContainsFunc(z.Entries, func(e *archive.Entry) bool { return e.CRC32 != 0 })
+	if e := z.Entry(root + "byteorder"); e != nil {
+		order, err := f.small(z, e, 16)
 		if err != nil {
 			return nil, err
 		}
@@ -54,25 +47,25 @@ func (f *File) readZip() (any, error) {
 				WithHint("load it with torch on any machine and save it as safetensors, which is always little-endian")
 		}
 	}
-	program, err := f.locate(entries[root+"data.pkl"])
+	program, err := f.locate(z, z.Entry(root+"data.pkl"))
 	if err != nil {
 		return nil, err
 	}
-	if err := program.check(f.r); err != nil {
+	if err := program.Check(f.r); err != nil {
 		return nil, err
 	}
-	m := newMachine(f.r, program.off, program.nBytes)
+	m := newMachine(f.r, program.Off, program.NBytes)
 	m.load = func(id tuple) (*storage, error) { return f.storage(m, id) }
 	top, err := m.run()
 	if err != nil {
 		return nil, err
 	}
 	for _, s := range f.storages {
-		e := entries[root+"data/"+s.key]
+		e := z.Entry(root + "data/" + s.key)
 		if e == nil {
 			return nil, fault.New(fault.Corrupt, "the archive has no entry data/%s, which holds a storage of %d elements", s.key, s.n)
 		}
-		if s.extent, err = f.locate(e); err != nil {
+		if s.Extent, err = f.locate(z, e); err != nil {
 			return nil, err
 		}
 	}
@@ -80,58 +73,31 @@ func (f *File) readZip() (any, error) {
 }
 
 // locate returns the position of the bytes of a stored entry.
-func (f *File) locate(e *zip.File) (x extent, err error) {
+func (f *File) locate(z *archive.Archive, e *archive.Entry) (archive.Extent, error) {
 	if e.Method != zip.Store {
-		return x, fault.New(fault.Unsupported, "entry %q of the archive is compressed, but torch stores its entries", e.Name).
+		return archive.Extent{}, fault.New(fault.Unsupported, "entry %q of the archive is compressed, but torch stores its entries", e.Name).
 			WithHint("unpack the archive and pack it again without compression (zip -0)")
 	}
-	off, err := e.DataOffset()
-	if err != nil || e.UncompressedSize64 != e.CompressedSize64 || off > f.size || e.UncompressedSize64 > uint64(f.size-off) {
-		return x, fault.New(fault.Corrupt, "entry %q of the archive lies outside the file", e.Name)
+	x, err := z.Locate(e)
+	if f.Unchecked {
+		x.Entry = ""
 	}
-	x = extent{off: off, nBytes: int64(e.UncompressedSize64)}
-	if !f.Unchecked {
-		x.entry, x.crc = e.Name, e.CRC32
-	}
-	return x, nil
+	return x, err
 }
 
 // small reads the first bytes of an entry, at most limit, after checking the checksum of the whole
 // entry.
-func (f *File) small(e *zip.File, limit int64) ([]byte, error) {
-	x, err := f.locate(e)
+func (f *File) small(z *archive.Archive, e *archive.Entry, limit int64) ([]byte, error) {
+	x, err := f.locate(z, e)
 	if err != nil {
 		return nil, err
 	}
-	if err := x.check(f.r); err != nil {
+	if err := x.Check(f.r); err != nil {
 		return nil, err
 	}
-	p := make([]byte, min(limit, x.nBytes))
-	_, err = io.ReadFull(io.NewSectionReader(f.r, x.off, x.nBytes), p)
+	p := make([]byte, min(limit, x.NBytes))
+	_, err = io.ReadFull(io.NewSectionReader(f.r, x.Off, x.NBytes), p)
 	return p, err
-}
-
-// extent is a range of bytes in the file. It has a checksum if it has the name of an entry.
-type extent struct {
-	off, nBytes int64
-	entry       string
-	crc         uint32
-}
-
-// check compares the checksum of an extent, if it has one. It reads all its bytes.
-func (x *extent) check(r io.ReaderAt) error {
-	if x.entry == "" {
-		return nil
-	}
-	h := crc32.NewIEEE()
-	if n, err := io.Copy(h, io.NewSectionReader(r, x.off, x.nBytes)); err != nil || n != x.nBytes {
-		return errors.Join(err, io.ErrUnexpectedEOF)
-	}
-	if got := h.Sum32(); got != x.crc {
-		return fault.New(fault.Corrupt, "entry %q of the archive has CRC-32 %08x, the archive says %08x", x.entry, got, x.crc).At(x.off).
-			WithHint("the file was damaged, or edited by a program that does not update checksums; fetch it again")
-	}
-	return nil
 }
 
 // The beginning of the container used before torch 1.6: a magic number and a version, each in its
@@ -180,7 +146,7 @@ func (f *File) locateLegacy(m *machine, keys []any) error {
 	for i, key := range keys {
 		name, _ := key.(string)
 		s := f.byKey[name]
-		if s == nil || s.off != 0 {
+		if s == nil || s.Off != 0 {
 			return m.corrupt("key %d of the storages, %q, is repeated, or no tensor uses it", i, name)
 		}
 		if f.size-at < 8 {
@@ -195,11 +161,11 @@ func (f *File) locateLegacy(m *machine, keys []any) error {
 			return fault.New(fault.Corrupt, "storage %q has %d elements, the pickle says %d", name, n, s.n).At(at)
 		}
 		at += 8
-		s.off, s.nBytes = at, min(s.n*s.elementBytes(), f.size-at)
-		at += s.nBytes
+		s.Off, s.NBytes = at, min(s.n*s.elementBytes(), f.size-at)
+		at += s.NBytes
 	}
 	for _, s := range f.storages {
-		if s.off == 0 {
+		if s.Off == 0 {
 			return fault.New(fault.Truncated, "the file lacks storage %q of %d elements", s.key, s.n)
 		}
 	}

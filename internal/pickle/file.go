@@ -17,6 +17,7 @@ import (
 	"sync"
 
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/archive"
 	"github.com/loratool/loratool/internal/fault"
 )
 
@@ -113,8 +114,8 @@ func readFile(r io.ReaderAt, size int64, take func(*File, any) error) (*File, er
 // prove checks the sizes claimed by the pickle against the storages in the file.
 func (f *File) prove() error {
 	for _, s := range f.storages {
-		if want := s.n * s.elementBytes(); want > s.nBytes {
-			return fault.New(fault.Truncated, "storage %q claims %d bytes, the file holds %d", s.key, want, s.nBytes).
+		if want := s.n * s.elementBytes(); want > s.NBytes {
+			return fault.New(fault.Truncated, "storage %q claims %d bytes, the file holds %d", s.key, want, s.NBytes).
 				WithHint("the file was not written or downloaded completely; fetch it again")
 		}
 	}
@@ -151,11 +152,11 @@ func (f *File) ReadAt(p []byte, i int, off int64) error {
 	if len(p) == 0 {
 		return nil
 	}
-	if err := t.storage.check(f.r); err != nil {
+	if err := t.storage.checkOnce(f.r); err != nil {
 		return err
 	}
 	if t.isContiguous() {
-		at := t.storage.off + t.offset*int64(t.DType.Size())
+		at := t.storage.Off + t.offset*int64(t.DType.Size())
 		_, err := io.ReadFull(io.NewSectionReader(f.r, at+off, int64(len(p))), p)
 		return err
 	}
@@ -195,15 +196,15 @@ type storage struct {
 	dtype dtype.Type // Invalid for raw bytes, whose tensors have the dtype
 	n     int64      // elements, as the pickle claims
 
-	extent // its place in the file
+	archive.Extent // its place in the file
 
 	once    sync.Once
 	checked error
 }
 
-// check compares the checksum of the storage, once.
-func (s *storage) check(r io.ReaderAt) error {
-	s.once.Do(func() { s.checked = s.extent.check(r) })
+// checkOnce compares the checksum of the storage.
+func (s *storage) checkOnce(r io.ReaderAt) error {
+	s.once.Do(func() { s.checked = s.Check(r) })
 	return s.checked
 }
 
@@ -260,8 +261,8 @@ func (f *File) gather(t *Tensor) ([]byte, error) {
 		to *= int64(d)
 	}
 	slices.SortStableFunc(axes, func(a, b axis) int { return int(min(1, max(-1, b.from-a.from))) })
-	g := &gatherer{dst: make([]byte, t.NBytes()), size: size, window: window{r: f.r, end: t.storage.off + t.storage.nBytes}}
-	return g.dst, g.walk(axes, t.storage.off+t.offset*size, 0)
+	g := &gatherer{dst: make([]byte, t.NBytes()), size: size, window: window{r: f.r, end: t.storage.Off + t.storage.NBytes}}
+	return g.dst, g.walk(axes, t.storage.Off+t.offset*size, 0)
 }
 
 type gatherer struct {
