@@ -143,11 +143,6 @@ func (n *neighbour) keys(at string) ([]string, besideKind) {
 	case !isWeights:
 		return nil, harmless // not a format of weights
 	}
-	if isPickle(start) {
-		if arrays := arraysOf(file, file.Size); arrays != nil {
-			return arrays, strayWeights
-		}
-	}
 	t, err := readTable(n.ctx, file)
 	var layout *pickle.LayoutError
 	switch {

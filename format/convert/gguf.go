@@ -129,39 +129,3 @@ func checkIsAdapter(g *gguf.File) error {
 	e.Misplaced = true
 	return e.WithHint("an adapter has the key %s = adapter", ggufType)
 }
-
-// readTurned fills p with bytes of the transposed matrix of tensor i from offset off.
-func (t *table) readTurned(p []byte, i int, off int64) error {
-	x := &t.tensors[i]
-	size := int64(x.DType.Size())
-	nCols, nRows := int64(x.Shape[1]), int64(x.Shape[0]) // of the result
-	piece := make([]byte, max(1, min(nCols, turnedBytes/(nRows*size)))*nRows*size)
-	perPiece := int64(len(piece)) / (nRows * size)
-	first, last := off/size, (off+int64(len(p))-1)/size // elements
-	var word [8]byte
-	for row := first / nCols; row <= last/nCols; row++ {
-		from, to := max(first-row*nCols, 0), min(last-row*nCols, nCols-1)
-		for col := from; col <= to; col += perPiece {
-			n := min(perPiece, to-col+1)
-			if err := readFull(t.file, piece[:n*nRows*size], t.offs[i]+col*nRows*size); err != nil {
-				return err
-			}
-			for k := range n {
-				copy(word[:size], piece[(k*nRows+row)*size:])
-				put(p, word[:size], (row*nCols+col+k)*size-off)
-			}
-		}
-	}
-	return nil
-}
-
-// turnedBytes is how much of a turned tensor is read at once.
-const turnedBytes = 1 << 20
-
-// put copies word to p from at on, which may lie before p.
-func put(p, word []byte, at int64) {
-	if at < 0 {
-		word, at = word[-at:], 0
-	}
-	copy(p[at:], word)
-}

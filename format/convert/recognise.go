@@ -1,8 +1,6 @@
 package convert
 
 import (
-	"archive/zip"
-	"io"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -50,26 +48,6 @@ func hintBeside(in *Input, dialect string) string {
 }
 
 const hintNotRead = "this dialect cannot be read yet; convert the adapter to PEFT with the program that wrote it"
-
-// arraysOf returns the names of the arrays in a NumPy archive, nil for any other file.
-func arraysOf(r io.ReaderAt, size int64) []string {
-	z, err := zip.NewReader(r, size)
-	if err != nil {
-		return nil
-	}
-	var names []string
-	for _, e := range z.File {
-		if name, ok := strings.CutSuffix(e.Name, ".npy"); ok {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
-// refuseArrays returns the error for a NumPy archive.
-func refuseArrays(names []string) error {
-	return fault.New(fault.Unsupported, "this is a NumPy archive (.npz), and its keys are %s", inWords(naming.Dialect(names))).WithHint(hintNotRead)
-}
 
 // refuse returns the error for an input that no dialect recognises.
 func (in *Input) refuse() error {

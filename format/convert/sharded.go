@@ -119,6 +119,10 @@ func (t *table) restoring() string {
 		return "a .lora file keeps the adapter and not its GGUF file: converting back writes the same tensors, with fewer keys"
 	case t.parts != nil:
 		return "the weights are in " + fault.Count(int64(len(t.parts)), "shard") + ": a .lora file gives them back as one file of safetensors, with the same names and values"
+	case t.lost != "":
+		return t.lost
+	case t.arrays != nil:
+		return "the weights are an archive of NumPy: a .lora file gives them back as safetensors, with the same names and values"
 	case t.header == nil:
 		return "the weights are a pickle: a .lora file gives them back as safetensors, with the same names and values"
 	}

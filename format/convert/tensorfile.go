@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -14,20 +15,24 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/gguf"
 	"github.com/loratool/loratool/internal/naming"
+	"github.com/loratool/loratool/internal/npz"
 	"github.com/loratool/loratool/internal/pickle"
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// table lists the tensors of a file of weights, safetensors, pickle or GGUF, in the order of the
-// file, or those of several such files. The content decides which it is, whatever the name.
+// table lists the tensors of a file of weights, safetensors, pickle, GGUF or NumPy's archive, in the
+// order of the file, or those of several such files. The content decides which it is, whatever the
+// name.
 type table struct {
 	file    *fileio.Input
 	tensors []format.Tensor
-	offs    []int64             // offsets of the tensors; nil for a pickle
+	offs    []int64             // offsets of the tensors; nil for a pickle and an archive
 	header  *safetensors.Header // without its tensors; nil for any other file
 	pickle  *pickle.File        // nil for any other file
 	gguf    *gguf.File          // nil for any other file
-	turned  []bool              // tensors of a GGUF file that are stored transposed
+	arrays  *npz.File           // nil for any other file
+	turned  []bool              // tensors that are stored transposed; nil if none is
+	lost    string              // what a .lora file loses of the file; "" for the usual
 
 	parts   []*table // the tables of the shards; nil for one file
 	refs    []partRef
@@ -45,8 +50,8 @@ func readTable(ctx context.Context, f *fileio.Input) (*table, error) {
 	}
 	t := &table{file: f}
 	if isPickle(start) {
-		if arrays := arraysOf(f, f.Size); arrays != nil {
-			return nil, refuseArrays(arrays)
+		if npz.IsArchive(f, f.Size) {
+			return arraysTable(ctx, f)
 		}
 		if t.pickle, err = pickle.Read(f, f.Size); err != nil {
 			return nil, nameLayout(err)
@@ -75,6 +80,43 @@ func pickleTable(f *fileio.Input, p *pickle.File) *table {
 		t.tensors[i] = format.Tensor{Name: x.Name, DType: x.DType, Shape: x.Shape}
 	}
 	return t
+}
+
+// arraysTable lists the arrays of NumPy's archive.
+func arraysTable(ctx context.Context, f *fileio.Input) (*table, error) {
+	all, err := npz.Read(ctx, f, f.Size)
+	if err != nil {
+		return nil, err
+	}
+	n := len(all.Tensors)
+	t := &table{file: f, arrays: all, tensors: make([]format.Tensor, n), turned: make([]bool, n)}
+	for i := range all.Tensors {
+		x := &all.Tensors[i]
+		if t.turned[i] = x.IsTransposed; x.IsTransposed && len(x.Shape) > 2 {
+			return nil, fault.New(fault.Unsupported, "the array %q of shape %d is stored in Fortran's order, "+
+				"which is read for matrices alone", x.Name, x.Shape).
+				WithHint("save numpy.ascontiguousarray of it")
+		}
+		t.tensors[i] = format.Tensor{Name: x.Name, DType: x.DType, Shape: x.Shape}
+	}
+	return t, nil
+}
+
+// transposed returns a table in which the matrices for which isTurned are listed and read as the
+// transposed ones.
+func (t *table) transposed(isTurned func(*format.Tensor) bool) *table {
+	all := *t
+	all.tensors = slices.Clone(t.tensors)
+	all.turned = make([]bool, len(t.tensors))
+	copy(all.turned, t.turned)
+	for i := range all.tensors {
+		x := &all.tensors[i]
+		if len(x.Shape) == 2 && isTurned(x) {
+			x.Shape = []uint64{x.Shape[1], x.Shape[0]}
+			all.turned[i] = !all.turned[i]
+		}
+	}
+	return &all
 }
 
 // isPickle reports whether a file begins like a file of torch.save or another zip archive.
@@ -161,12 +203,58 @@ func (t *table) readBlobAt(p []byte, i int, off int64) error {
 	switch {
 	case len(p) == 0:
 		return nil
+	case t.turned != nil && t.turned[i]:
+		return t.readTurned(p, i, off)
+	}
+	return t.readStored(p, i, off)
+}
+
+// readTurned fills p with bytes of the transposed matrix of tensor i from offset off. It reads the
+// matrix in the file once, in pieces of whole rows.
+func (t *table) readTurned(p []byte, i int, off int64) error {
+	x := &t.tensors[i]
+	size := int64(x.DType.Size())
+	nCols, nRows := int64(x.Shape[1]), int64(x.Shape[0]) // of the result
+	perPiece := max(1, min(nCols, turnedBytes/(nRows*size)))
+	piece := make([]byte, perPiece*nRows*size)
+	first, last := off/size, (off+int64(len(p))-1)/size // elements
+	var word [8]byte
+	for col := int64(0); col < nCols; col += perPiece {
+		n := min(perPiece, nCols-col)
+		if err := t.readStored(piece[:n*nRows*size], i, col*nRows*size); err != nil {
+			return err
+		}
+		for row := first / nCols; row <= last/nCols; row++ {
+			from, to := max(first-row*nCols-col, 0), min(last-row*nCols-col, n-1)
+			for k := from; k <= to; k++ {
+				copy(word[:size], piece[(k*nRows+row)*size:])
+				put(p, word[:size], (row*nCols+col+k)*size-off)
+			}
+		}
+	}
+	return nil
+}
+
+// turnedBytes is how much of a turned tensor is read at once.
+const turnedBytes = 1 << 20
+
+// put copies word to p from at on, which may lie before p.
+func put(p, word []byte, at int64) {
+	if at < 0 {
+		word, at = word[-at:], 0
+	}
+	copy(p[at:], word)
+}
+
+// readStored fills p with bytes of tensor i from offset off, in the order of the file.
+func (t *table) readStored(p []byte, i int, off int64) error {
+	switch {
 	case t.refs != nil:
 		return t.refs[i].part.readBlobAt(p, t.refs[i].i, off)
 	case t.pickle != nil:
 		return fault.InFile(t.pickle.ReadAt(p, i, off), t.file.Path)
-	case t.gguf != nil && t.turned[i]:
-		return t.readTurned(p, i, off)
+	case t.arrays != nil:
+		return fault.InFile(t.arrays.ReadAt(p, i, off), t.file.Path)
 	}
 	return readFull(t.file, p, t.offs[i]+off)
 }

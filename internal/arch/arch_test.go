@@ -66,6 +66,7 @@ var arrows = map[string]map[string]string{
 		"internal/jsontext":     "configurations, by exact keys",
 		"internal/config":       "the heads and experts of a base",
 		"internal/gguf":         "the container of llama.cpp",
+		"internal/npz":          "arrays of NumPy's archives",
 		"internal/fileio":       "whether an output may be written, inputs that are files",
 		"internal/naming":       "wrappers in module names",
 		"internal/pickle":       "tensors of torch.save",
@@ -170,6 +171,11 @@ var arrows = map[string]map[string]string{
 	"internal/principal": {
 		"internal/dense":  "factorizations of small matrices",
 		"internal/krylov": "leading singular vectors",
+	},
+	"internal/npz": {
+		"format/dtype":     "widths of dtypes",
+		"internal/archive": "entries of zip archives",
+		"internal/fault":   "errors of input",
 	},
 	"internal/archive": {"internal/fault": "errors of input"},
 	"internal/pickle": {
