@@ -10,7 +10,7 @@ import (
 
 // fromOption is --from, --alpha and --scale, for adapters whose files leave something open.
 type fromOption struct {
-	dialect, alpha, scale string
+	dialect, alpha, scale, enabled string
 }
 
 func (o *fromOption) fromFlags() []cli.Flag {
@@ -22,6 +22,8 @@ func (o *fromOption) fromFlags() []cli.Flag {
 			"file does not say the scale; for all adapters of the command"},
 		&cli.StringFlag{Name: "scale", Destination: &o.scale, Usage: "the scale is `S` where a " +
 			"file does not say it; for all adapters of the command"},
+		&cli.StringFlag{Name: "enable-lora", Destination: &o.enabled, Usage: "a MergedLinear of " +
+			"loralib changes these projections of its weight: a `LIST` such as true,false,true"},
 	}
 }
 
@@ -39,8 +41,30 @@ func (o *fromOption) set(options *convert.Options) (err error) {
 	if options.Alpha, err = scaleNumber("alpha", o.alpha); err != nil {
 		return err
 	}
-	options.Scale, err = scaleNumber("scale", o.scale)
+	if options.Scale, err = scaleNumber("scale", o.scale); err != nil {
+		return err
+	}
+	options.EnableLoRA, err = parseEnabled(o.enabled)
 	return err
+}
+
+// parseEnabled reads the value of --enable-lora, nil if it is not given.
+func parseEnabled(text string) (enabled []bool, err error) {
+	if text == "" {
+		return nil, nil
+	}
+	for word := range strings.SplitSeq(text, ",") {
+		word = strings.TrimSpace(word)
+		if word != "true" && word != "false" {
+			return nil, usagef("such as --enable-lora true,false,true", "--enable-lora takes a list of true "+
+				"and false, one for each projection, got %q", text)
+		}
+		enabled = append(enabled, word == "true")
+	}
+	if !slices.Contains(enabled, true) {
+		return nil, usagef("such as --enable-lora true,false,true", "--enable-lora enables no projection")
+	}
+	return enabled, nil
 }
 
 // scaleNumber reads the value of a flag, 0 if it is not given.

@@ -14,7 +14,7 @@ import (
 // TestFlagsForAdaptersThatLeaveSomethingOpen: inspect shows the dialect and its sign, --alpha and
 // --scale give what the file does not say, and a bundle takes them for what is added.
 func TestFlagsForAdaptersThatLeaveSomethingOpen(t *testing.T) {
-	dir := t.TempDir()
+	dir, mergedLinear := t.TempDir(), filepath.Join("..", "..", "testdata", "native", "loralib-gpt2", "adapter.pt")
 	ones := []float64{1, 1, 1, 1}
 	pair := []testkit.Tensor{
 		testkit.Values("lora_te_q.lora_down.weight", dtype.F32, []uint64{2, 2}, ones...),
@@ -42,6 +42,12 @@ func TestFlagsForAdaptersThatLeaveSomethingOpen(t *testing.T) {
 		{"inspect --alpha 8 --scale 1 " + alone, exitUsage, []string{"both"}},
 		{"inspect --alpha 0 " + alone, exitUsage, []string{"not 0"}},
 		{"inspect --from khoya " + alone, exitUsage, []string{"kohya"}},
+		{"inspect --enable-lora true,no " + alone, exitUsage, []string{"a list of true and false"}},
+		{"inspect --enable-lora false " + alone, exitUsage, []string{"enables no projection"}},
+		{"inspect --alpha 8 " + mergedLinear, exitDone,
+			[]string{"merge refuses it", "(--enable-lora): transformer"}},
+		{"inspect --alpha 8 --enable-lora true,false,true " + mergedLinear, exitDone,
+			[]string{"merge applies it", "MergedLinear"}},
 		{"bundle add --alpha 8 " + bundle + " " + alone, exitDone, nil},
 		{"bundle add --alpha 4 --name other " + bundle + " " + alone, exitDone, nil},
 		{"convert " + alone + " -o " + filepath.Join(dir, "peft"), exitInput,

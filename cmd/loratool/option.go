@@ -28,6 +28,7 @@ var flagOf = map[string]string{
 	"Options.AllowNonFinite":         "--allow-nonfinite",
 	"Options.Alpha":                  "--alpha",
 	"Options.AnyBase":                "--any-base",
+	"Options.EnableLoRA":             "--enable-lora",
 	"Options.ExpertInput":            "--expert-input",
 	"Options.ExpertsSlowest":         "--expert-slowest",
 	"Options.From":                   "--from",

@@ -29,6 +29,7 @@ var claims = []struct {
 	{"comfyui", "written", "authors'", "alphas", all("conv", "DoRA", "DoRA-in", "LyCORIS", "diff")},
 	{"xlabs", "read", "authors'", "1", nil},
 	{"cloneofsimo", "read", "numbers", "1", nil},
+	{"loralib", "read", "dotted", "by option", nil},
 }
 
 var columns = []string{"conv", "DoRA", "DoRA-in", "bias", "embed", "LyCORIS", "diff"}

@@ -27,6 +27,10 @@ type Options struct {
 	// lora_alpha, divided by the rank of each layer, or the scale itself. 0 leaves it to the rule
 	// of the dialect. For an adapter that says its scale, either is an error.
 	Alpha, Scale float64
+	// EnableLoRA says which projections of a fused weight an adapter of loralib's MergedLinear
+	// changes, as in the training: true, false, true for q and v of q, k and v. It holds for all
+	// such layers. nil leaves it open, and merge refuses them.
+	EnableLoRA []bool
 	// MaxManifestBytes bounds the manifest of a .lora file; 0 means 16 MiB (format.ReaderOptions).
 	MaxManifestBytes int64
 }

@@ -2,6 +2,7 @@ package convert
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -10,7 +11,7 @@ import (
 )
 
 // pairDialects are in the order in which they claim keys.
-var pairDialects = []*pairDialect{peftAlone, comfyUI, xLabs, kohya, diffusers}
+var pairDialects = []*pairDialect{peftAlone, comfyUI, xLabs, kohya, diffusers, loralib}
 
 // Recognise looks at the keys of factors, each of which one dialect at most owns.
 func (d *pairDialect) Recognise(in *Input) bool { return claimsOf(in)[d.name] != "" }
@@ -23,8 +24,11 @@ func claimsOf(in *Input) map[string]string {
 		return in.claimed
 	}
 	in.claimed = make(map[string]string)
-	known := 0
+	known, biases := 0, 0
 	for _, t := range in.table.tensors {
+		if strings.HasSuffix(t.Name, ".bias") {
+			biases++ // those of models and of adapters look the same
+		}
 		k := parsePair(t.Name)
 		if k.feature.Feature != format.FeatureUnknownTensor {
 			known++
@@ -36,7 +40,7 @@ func claimsOf(in *Input) map[string]string {
 			in.claimed[d.name] = t.Name
 		}
 	}
-	if 2*known < len(in.table.tensors) || naming.HaveBaseLayers(in.table.keys()) {
+	if 2*known < len(in.table.tensors)-biases || naming.HaveBaseLayers(in.table.keys()) {
 		clear(in.claimed)
 	}
 	return in.claimed
@@ -60,9 +64,15 @@ func (d *pairDialect) Open(ctx context.Context, in *Input, o Options) (format.So
 	if err := d.checkRivals(in, o); err != nil {
 		return nil, err
 	}
-	p := pairReader{dialect: d.name, modules: d.modules, needsScale: d.needsScale, options: o}
+	p := pairReader{
+		dialect: d.name, modules: d.modules, needsScale: d.needsScale, adapt: d.adapt, fused: d.fused, options: o,
+	}
 	assign := func(p *pairReader) error { return p.assign(ctx) }
-	return openPairs(ctx, in, in.table, d.sign(in), p, assign)
+	src, err := openPairs(ctx, in, in.table, d.sign(in), p, assign)
+	if errors.Is(err, errNoScale) && d.hintScale != "" {
+		err = fault.New(fault.Unsupported, "a file of %s does not say its scale", d.name).WithHint("%s", d.hintScale)
+	}
+	return src, err
 }
 
 // openPairs opens the weights in a table with a reader that knows its dialect. The function assign

@@ -20,8 +20,15 @@ type pairDialect struct {
 	inHeader func(metadata map[string]string) string
 	// needsScale says that a scale which the file does not say is unknown, and no rule gives it.
 	needsScale bool
+	// hintScale says how to find the scale that the file does not say.
+	hintScale string
 	// modules gives the modules of the file their names in the model; nil keeps the names.
 	modules func(names []string) map[string]string
+	// adapt changes a parsed key to what it means in this dialect; nil leaves all keys alone.
+	adapt func(k *pairKey, name string)
+	// fused says that a layer whose A has several times as many rows as B has columns changes
+	// several projections in one weight.
+	fused bool
 	// writing is how the dialect is written; nil if it is only read.
 	writing *pairWriting
 }
@@ -36,6 +43,7 @@ type pairKey struct {
 	part    string             // "weight" or "bias": the tensor is a difference to that of the base
 	feature format.Requirement // of a tensor that is carried without a meaning
 	method  string             // see pairTail
+	saved   string             // the tensor of the base that this one replaces; "" for a part of a layer
 }
 
 // pairTail is an ending of keys. "*" stands for one segment, the adapter's name in a live model.

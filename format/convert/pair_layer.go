@@ -44,8 +44,15 @@ func (p *pairReader) assign(ctx context.Context) error {
 			return err
 		}
 		k := keys[i]
+		if p.adapt != nil {
+			p.adapt(&k, p.tensors[i].Name)
+		}
 		roles := p.layers[k.module]
 		switch {
+		case k.saved != "":
+			p.out.Beside = append(p.out.Beside, format.Beside{
+				Action: format.Replace, Target: k.saved, Tensor: i,
+			})
 		case k.part != "":
 			p.hasMethod[k.module] = true
 			p.difference(i, k.module+"."+k.part)
@@ -136,6 +143,10 @@ func (p *pairReader) classify(l *format.Layer) {
 		return !slices.ContainsFunc(kernel, func(n uint64) bool { return n != 1 })
 	}
 	fits := len(a) >= 2 && len(a) == len(b) && a[0] == b[1] && isPoint(b[2:])
+	if isMergedLinear(p, l, a, b) {
+		addMergedLinear(p, l, a, b)
+		return
+	}
 	isFlat := l.Kind != format.Embedding || len(a) == 2
 	if !fits || !isFlat || a[0] == 0 || a[0] > maxRank {
 		p.require(format.FeatureFactorShape, fmt.Sprintf("%s: A %d, B %d", l.Module, a, b))

@@ -13,6 +13,8 @@ type pairReader struct {
 	card     []byte
 
 	needsScale bool // see pairDialect
+	adapt      func(k *pairKey, name string)
+	fused      bool
 
 	layers    map[string]map[format.Role]int
 	kinds     map[string]format.Kind // of modules whose roles say it

@@ -33,6 +33,13 @@ var fusions = []fusion{
 	{[]string{"in_proj_ba"}, [][]string{{"in_proj_b", "in_proj_a"}}},
 }
 
+// IsFused reports whether modules of this name hold several projections in one weight, in some
+// models.
+func IsFused(module string) bool {
+	has := func(f fusion) bool { return slices.Contains(f.fused, Leaf(module)) }
+	return slices.ContainsFunc(fusions, has)
+}
+
 // others lists the names that hold, in other models, what a module of this name holds, or parts of
 // it.
 func (f fusion) others(leaf string) (names []string) {

@@ -141,11 +141,7 @@ func (c *compact) addPooled() error {
 // of them, and B holds only their rows. A and B split into groups of equal size, each with its own
 // ranks.
 func (c *compact) addProjections(q format.Requirement) error {
-	enabled := q.Projections()
-	if len(enabled) == 0 {
-		return fault.New(fault.Unsupported, "%q is a MergedLinear, but the file does not say which of its projections it adapts: %s", c.layer.Module, q.Where).
-			WithHint("if it is a .lora file of an older version, convert it again from its source")
-	}
+	enabled := q.Projections() // not empty: see unsaidProjections
 	nEnabled := 0
 	for _, on := range enabled {
 		if on {

@@ -52,7 +52,7 @@ var features = []feature{
 	{name: format.FeatureInputMagnitude, verdict: Applied, title: "DoRA with a magnitude for each input (dora_scale of LyCORIS and OneTrainer)"},
 	{name: format.FeatureKronecker, verdict: Applied, title: "LoKr of LyCORIS, with whole, decomposed and Tucker matrices"},
 	{name: format.FeatureLoRABias, verdict: Applied, title: "lora_bias"},
-	{name: format.FeatureMergedLinear, verdict: Applied, title: "MergedLinear of PEFT before 0.3 (enable_lora)"},
+	{name: format.FeatureMergedLinear, verdict: Applied, title: "MergedLinear of loralib and of PEFT before 0.3 (enable_lora)"},
 	{name: format.FeatureMonteCLoRA, verdict: Applied, title: "MonteCLoRA (monteclora_config)"},
 	{name: format.FeatureMultiheadAttention, verdict: Applied, title: "torch.nn.MultiheadAttention, out_proj once"},
 	{name: format.FeatureQALoRA, verdict: Applied, title: "QA-LoRA (use_qalora)"},

@@ -320,12 +320,27 @@ func Refusals(a *format.Adapter, tensors []format.Tensor) (why []string, hint st
 	if len(why) > 0 {
 		return why, hint // they explain roles that are missing or unknown
 	}
-	if why = disagreements(a); len(why) > 0 {
+	if why, hint = unsaidProjections(a); len(why) > 0 {
+		return why, hint
+	}
+	if why, hint = disagreements(a), ""; len(why) > 0 {
 		hint = "the file was not saved whole, or its writer did not announce all of it; save the adapter again"
 	} else if why = notFloats(a, tensors); len(why) > 0 {
 		hint = "save the adapter again in F32, F16 or BF16"
 	}
 	return why, hint
+}
+
+// unsaidProjections names the requirements that do not say which projections a MergedLinear adapts.
+func unsaidProjections(a *format.Adapter) (why []string, hint string) {
+	for _, q := range a.Requires {
+		if q.Feature == format.FeatureMergedLinear && len(q.Projections()) == 0 {
+			why = append(why, "it has a MergedLinear, but the file does not say which of its projections it "+
+				"adapts (Options.EnableLoRA): "+q.Where)
+		}
+	}
+	return why, "set Options.EnableLoRA=true,false,true for q and v of q, k and v, or as the training did; " +
+		"a .lora file must be converted again from its source"
 }
 
 // rank sorts features that explain others to the front: another method of PEFT explains unknown
