@@ -74,11 +74,25 @@ func (d ggufDialect) Open(ctx context.Context, in *Input, o Options) (format.Sou
 		return nil, err
 	}
 	f.manifest.Adapters = []format.Adapter{a}
+	if n := f.nBlocked(); n > 0 {
+		f.note("%d of %s are stored as %v; F32 holds their values exactly",
+			n, fault.Count(int64(len(g.Tensors)), "tensor"), gguf.Q8_0)
+	}
 	return f, nil
 }
 
+// nBlocked counts the tensors of a GGUF file that are stored in blocks.
+func (t *table) nBlocked() (n int) {
+	for i := range t.gguf.Tensors {
+		if !t.gguf.Tensors[i].Type.IsFloat() {
+			n++
+		}
+	}
+	return n
+}
+
 // ggufTable lists the tensors of a GGUF file. One that is stored turned, as A of the embedding is,
-// is listed and read as the transposed matrix.
+// is listed and read as the transposed matrix, and one of blocks as their values.
 func ggufTable(ctx context.Context, f *fileio.Input) (*table, error) {
 	g, err := gguf.Read(ctx, f, f.Size)
 	if err != nil {
@@ -91,10 +105,10 @@ func ggufTable(ctx context.Context, f *fileio.Input) (*table, error) {
 	t := &table{file: f, gguf: g, tensors: make([]format.Tensor, n), offs: make([]int64, n), turned: make([]bool, n)}
 	for i := range g.Tensors {
 		x := &g.Tensors[i]
-		d, ok := ggufTypes[x.Type]
+		plain, ok := x.Type.Decoded()
 		if !ok {
 			return nil, fault.New(fault.Unsupported, "the tensor %q is stored as %v, and adapters are read in "+
-				"F64, F32, F16 and BF16", x.Name, x.Type).
+				"F64, F32, F16, BF16 and Q8_0", x.Name, x.Type).
 				WithHint("convert it again with convert_lora_to_gguf.py of llama.cpp, whose default type is F32")
 		}
 		shape := x.Shape()
@@ -102,7 +116,7 @@ func ggufTable(ctx context.Context, f *fileio.Input) (*table, error) {
 			shape[0], shape[1] = shape[1], shape[0]
 			t.turned[i] = true
 		}
-		t.tensors[i] = format.Tensor{Name: x.Name, DType: d, Shape: shape}
+		t.tensors[i] = format.Tensor{Name: x.Name, DType: ggufTypes[plain], Shape: shape}
 		t.offs[i] = x.Off
 	}
 	return t, nil
@@ -128,4 +142,28 @@ func checkIsAdapter(g *gguf.File) error {
 	e := fault.New(fault.Unsupported, "this GGUF file holds a %s, not an adapter", kind)
 	e.Misplaced = true
 	return e.WithHint("an adapter has the key %s = adapter", ggufType)
+}
+
+// readDecoded fills p with the values of tensor i of a GGUF file, in the order of the file, from
+// their offset off.
+func (t *table) readDecoded(p []byte, i int, off int64) error {
+	x := &t.gguf.Tensors[i]
+	if x.Type.IsFloat() {
+		return readFull(t.file, p, x.Off+off)
+	}
+	elements, blockBytes := x.Type.Block()
+	valueBytes := elements * int64(t.tensors[i].DType.Size()) // of a block
+	const maxBlocks = 1 << 11
+	first, last := off/valueBytes, (off+int64(len(p))-1)/valueBytes
+	n := min(last-first+1, maxBlocks)
+	blocks, values := make([]byte, n*blockBytes), make([]byte, n*valueBytes)
+	for at := first; at <= last; at += n {
+		n = min(last-at+1, n)
+		if err := readFull(t.file, blocks[:n*blockBytes], x.Off+at*blockBytes); err != nil {
+			return err
+		}
+		gguf.Decode(values, blocks[:n*blockBytes])
+		put(p, values[:n*valueBytes], at*valueBytes-off)
+	}
+	return nil
 }

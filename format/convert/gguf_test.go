@@ -3,6 +3,7 @@ package convert_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"math"
@@ -312,11 +313,11 @@ func ggufFile(t *testing.T, kvs []gguf.KV, tensors ...gguf.Tensor) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	err := gguf.Write(t.Context(), &b, kvs, tensors, func(w io.Writer, i int) error {
-		n, size := 1, map[gguf.Type]int{gguf.F32: 4, gguf.F16: 2, gguf.F64: 8, 8: 34}[tensors[i].Type]
+		n, size := 1, map[gguf.Type]int{gguf.F32: 4, gguf.F16: 2, gguf.F64: 8, 2: 18}[tensors[i].Type]
 		for _, d := range tensors[i].Dims {
 			n *= int(d)
 		}
-		if tensors[i].Type == 8 {
+		if tensors[i].Type == 2 {
 			n /= 32
 		}
 		for k := range n * size {
@@ -380,7 +381,7 @@ func TestGGUFAdaptersAreDescribed(t *testing.T) {
 
 func TestGGUFFilesThatAreNoAdapterAreRefused(t *testing.T) {
 	q := ggufPair("blk.3.attn_q.weight", []uint64{8, 2}, []uint64{2, 4})
-	q8 := []gguf.Tensor{{Name: "blk.0.attn_q.weight.lora_a", Type: 8, Dims: []uint64{32, 2}}}
+	q4 := []gguf.Tensor{{Name: "blk.0.attn_q.weight.lora_a", Type: 2, Dims: []uint64{32, 2}}}
 	for name, c := range map[string]struct {
 		file    []byte
 		options convert.Options
@@ -394,7 +395,7 @@ func TestGGUFFilesThatAreNoAdapterAreRefused(t *testing.T) {
 		"alpha of u32": {ggufFile(t, ggufKeys("llama", gguf.Uint32KV("adapter.lora.alpha", 16)), q...), convert.Options{}, "adapter.lora.alpha is 16 (uint32)"},
 		"alpha NaN":    {ggufFile(t, ggufKeys("llama", gguf.Float32KV("adapter.lora.alpha", float32(math.NaN()))), q...), convert.Options{}, "adapter.lora.alpha is NaN"},
 		"tokens":       {ggufFile(t, ggufKeys("llama", gguf.TextKV("adapter.alora.invocation_tokens", "5")), q...), convert.Options{}, "invocation_tokens is"},
-		"quantised":    {ggufFile(t, ggufKeys("llama"), q8...), convert.Options{}, "stored as Q8_0"},
+		"quantised":    {ggufFile(t, ggufKeys("llama"), q4...), convert.Options{}, "stored as Q4_0"},
 		"a scale":      {ggufFile(t, ggufKeys("llama"), q...), convert.Options{Scale: 2}, "this one says it"},
 		"cut":          {ggufFile(t, ggufKeys("llama"), q...)[:200], convert.Options{}, "left"},
 		"another file": {[]byte("GGUF\x03"), convert.Options{}, "more"},
@@ -435,6 +436,67 @@ func TestGGUFReadsPartsOfAnEmbedding(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The values of Q8_0 are those that gguf-py decodes (values.txt), in whole and in parts, and also
+// where the file stores a matrix transposed.
+func TestGGUFReadsBlocks(t *testing.T) {
+	src := openGGUFCase(t, "blocks/reference.gguf")
+	m := src.Manifest()
+	note := "5 of 6 tensors are stored as Q8_0; F32 holds their values exactly"
+	if err := format.Validate(m); err != nil || !slices.Equal(m.Notes, []string{note}) {
+		t.Errorf("%v, notes %q, want %q", err, m.Notes, note)
+	}
+	text, err := os.ReadFile(filepath.Join(ggufData, "blocks", "values.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		i := slices.IndexFunc(m.Tensors, func(x format.Tensor) bool { return x.Name == f[0] })
+		whole := blobOf(t, src, i)
+		for from := 0; from < len(whole); from += 97 {
+			for _, n := range []int{1, 4, 130, 1111} {
+				p := make([]byte, min(n, len(whole)-from))
+				if err := src.ReadBlobAt(p, i, int64(from)); err != nil || !bytes.Equal(p, whole[from:][:len(p)]) {
+					t.Fatalf("%s: %d bytes from %d differ from the whole, %v", f[0], len(p), from, err)
+				}
+			}
+		}
+		x := &m.Tensors[i]
+		values := make([]byte, 4*x.Elements())
+		for k := range int(x.Elements()) {
+			at := k
+			if f[0] == "token_embd.weight.lora_a" {
+				at = k%int(x.Shape[1])*int(x.Shape[0]) + k/int(x.Shape[1])
+			}
+			dtype.Store(dtype.F32, values, at, dtype.Load(x.DType, whole, k))
+		}
+		if got := fmt.Sprintf("%x", sha256.Sum256(values)); got != f[2] {
+			t.Errorf("%s: the values have the digest %s, want %s", f[0], got, f[2])
+		}
+	}
+	o := convert.CreateOptions{BaseConfig: configOf(t, "blocks")}
+	file := ggufOf(t, src, o)
+	again, err := convert.OpenReader(t.Context(), bytes.NewReader(file), int64(len(file)), convert.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range m.Tensors {
+		k := slices.IndexFunc(again.Manifest().Tensors, func(x format.Tensor) bool { return x.Name == m.Tensors[i].Name })
+		if have := blobOf(t, again, k); m.Tensors[i].DType == dtype.F32 && !bytes.Equal(have, blobOf(t, src, i)) {
+			t.Errorf("%s has other values when it was written and read", m.Tensors[i].Name)
+		}
+	}
+}
+
+func blobOf(t *testing.T, src format.Source, i int) []byte {
+	t.Helper()
+	p := make([]byte, src.Manifest().Tensors[i].NBytes())
+	if err := src.ReadBlobAt(p, i, 0); err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
 // With the base's heads, the rows of q and k come back in the order of PEFT's file.

@@ -115,8 +115,10 @@ func (t *table) notes() (notes []string) {
 // restoring says how a .lora file gives back an adapter of this table, "" if byte for byte.
 func (t *table) restoring() string {
 	switch {
+	case t.gguf != nil && t.nBlocked() > 0:
+		return "a .lora file keeps the adapter and not its GGUF file: converting back writes the same values, with fewer keys and no blocks of Q8_0"
 	case t.gguf != nil:
-		return "a .lora file keeps the adapter and not its GGUF file: converting back writes the same tensors, with fewer keys"
+		return "a .lora file keeps the adapter and not its GGUF file: converting back writes the same values, with fewer keys"
 	case t.parts != nil:
 		return "the weights are in " + fault.Count(int64(len(t.parts)), "shard") + ": a .lora file gives them back as one file of safetensors, with the same names and values"
 	case t.lost != "":

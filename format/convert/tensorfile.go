@@ -255,6 +255,8 @@ func (t *table) readStored(p []byte, i int, off int64) error {
 		return fault.InFile(t.pickle.ReadAt(p, i, off), t.file.Path)
 	case t.arrays != nil:
 		return fault.InFile(t.arrays.ReadAt(p, i, off), t.file.Path)
+	case t.gguf != nil:
+		return t.readDecoded(p, i, off)
 	}
 	return readFull(t.file, p, t.offs[i]+off)
 }

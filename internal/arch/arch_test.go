@@ -151,7 +151,7 @@ var arrows = map[string]map[string]string{
 		"internal/fault":    "errors of input",
 		"internal/jsontext": "journals",
 	},
-	"internal/gguf": {"internal/fault": "errors of input"},
+	"internal/gguf": {"format/dtype": "the numbers of blocks", "internal/fault": "errors of input"},
 	"internal/shards": {
 		"internal/fault":    "errors of input",
 		"internal/fileio":   "the directory of the shards",

@@ -1,5 +1,5 @@
 // Package gguf reads and writes the container of ggml's files, GGUF version 2 and 3: key-value
-// pairs, and tensors of ggml's types. It knows no model and no adapter, and decodes no blocks.
+// pairs, and tensors of ggml's types. It knows no model and no adapter.
 //
 // [Read] checks a file as strictly as ggml's own loader, and more: counts and lengths against the
 // bytes that are left, names, dimensions, and that the tensors fill the rest of the file in their

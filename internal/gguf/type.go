@@ -5,10 +5,12 @@ import "fmt"
 // Type is a type of tensors of ggml. The numbers are those of enum ggml_type.
 type Type uint32
 
-// The float types, whose values need no decoder.
+// The float types, whose values need no decoder, and a type of blocks: a scale d, and 32 integers q
+// of 8 bits, which stand for d·q.
 const (
 	F32  Type = 0
 	F16  Type = 1
+	Q8_0 Type = 8
 	F64  Type = 28
 	BF16 Type = 30
 )
@@ -29,7 +31,7 @@ var layouts = map[Type]layout{
 	5:    {name: "Q4_3"},
 	6:    {"Q5_0", 32, 22},
 	7:    {"Q5_1", 32, 24},
-	8:    {"Q8_0", 32, 34},
+	Q8_0: {"Q8_0", 32, 34},
 	9:    {"Q8_1", 32, 36},
 	10:   {"Q2_K", 256, 84},
 	11:   {"Q3_K", 256, 110},

@@ -6,7 +6,7 @@ and llama.cpp's convert_lora_to_gguf.py of commit 0c1e57098:
     make.py names
     make.py adapters LLAMA_CPP    (the directory of a checkout)
 """
-import json, os, shutil, subprocess, sys
+import hashlib, json, os, shutil, subprocess, sys
 import numpy as np
 import gguf
 from gguf import GGUFReader, GGUFWriter, GGUFValueType as V
@@ -113,6 +113,13 @@ def base(case, config, modules):
               d + "/model.safetensors")
     json.dump(config, open(d + "/config.json", "w"), indent=1)
 
+def values(case):
+    """values.txt: the digest of each tensor's values in F32 as gguf-py decodes them."""
+    with open(f"{HERE}/{case}/values.txt", "w") as f:
+        for t in GGUFReader(f"{HERE}/{case}/reference.gguf").tensors:
+            values = gguf.quants.dequantize(t.data, t.tensor_type).astype("<f4")
+            print(t.name, t.tensor_type.name, hashlib.sha256(values.tobytes()).hexdigest(), file=f)
+
 def adapters(llama_cpp):
     import torch
     common = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6,
@@ -128,14 +135,15 @@ def adapters(llama_cpp):
             all |= {f"model.layers.{i}.self_attn.{m}": s for m, s in attention.items()}
             all |= {f"model.layers.{i}.{m}": s for m, s in (moe or {f"mlp.{m}": s for m, s in mlp.items()}).items()}
         return all
-    def case(name, architecture, model_type, modules, config={}, converts=True, **kw):
+    def case(name, architecture, model_type, modules, config={}, converts=True, to="f32", **kw):
         shutil.rmtree(f"{HERE}/{name}", ignore_errors=True)
         config = {**common, "architectures": [architecture], "model_type": model_type, **config}
         base(name, config, modules), adapter(name, modules, **kw)
         if not converts: return
         out = f"{HERE}/{name}/reference.gguf"
         subprocess.run([sys.executable, llama_cpp + "/convert_lora_to_gguf.py", "--base",
-                        f"{HERE}/{name}/base", "--outfile", out, f"{HERE}/{name}/peft"], check=True)
+                        f"{HERE}/{name}/base", "--outtype", to, "--outfile", out,
+                        f"{HERE}/{name}/peft"], check=True)
     case("llama", "LlamaForCausalLM", "llama", llama() | ends, embedding=True)
     case("granite", "GraniteForCausalLM", "granite", llama(1), dict(
         attention_multiplier=1.0, embedding_multiplier=1.0, residual_multiplier=1.0, logits_scaling=1.0),
@@ -154,6 +162,13 @@ def adapters(llama_cpp):
         "model.layers.0.self_attn.qkv_proj": (40, 24), "model.layers.0.self_attn.o_proj": (24, 24),
         "model.layers.0.mlp.gate_up_proj": (80, 24), "model.layers.0.mlp.down_proj": (24, 40)},
         dict(original_max_position_embeddings=64, num_hidden_layers=1))
+    # 40 columns are no blocks, so that A of down_proj is F16.
+    case("blocks", "LlamaForCausalLM", "llama", {
+        "model.embed_tokens": (8, 32), "model.layers.0.self_attn.q_proj": (32, 32),
+        "model.layers.0.mlp.down_proj": (32, 40)},
+        dict(hidden_size=32, num_attention_heads=8, num_hidden_layers=1, vocab_size=8), to="q8_0", r=32,
+        embedding=True)
+    values("blocks")
     # llama.cpp's converter loses what these have; the tests know the formula.
     case("rslora", "LlamaForCausalLM", "llama", llama(1), converts=False, use_rslora=True, r=2)
     case("pattern", "Qwen3ForCausalLM", "qwen3", llama(1), converts=False,
