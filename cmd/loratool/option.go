@@ -40,6 +40,7 @@ var flagOf = map[string]string{
 	"Options.Scale":                  "--scale",
 	"Options.Tied":                   "--tied",
 	"Options.Undo":                   "--undo",
+	"Options.With":                   "--with",
 	"Options.Without":                "--without",
 	"ReaderOptions.MaxManifestBytes": "--max-manifest",
 	"Removal.Approximate":            "--approximate",

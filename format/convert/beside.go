@@ -42,7 +42,7 @@ func (in *Input) lookBeside(m *format.Manifest, without []string) (stray, others
 				return nil, nil, err
 			}
 			name := path.Join(dir, e.Name())
-			if isOwn(name) || slices.Contains(without, name) {
+			if isOwn(name) || slices.Contains(without, name) || in.isWith(name) {
 				continue
 			}
 			switch n.judge(name) {
@@ -56,9 +56,18 @@ func (in *Input) lookBeside(m *format.Manifest, without []string) (stray, others
 	return stray, others, nil
 }
 
-func refuseBeside(names []string) *fault.Error {
-	return fault.New(fault.Unsupported, "the adapter's directory holds weights that are not part of the adapter and cannot be applied yet: %s", fault.List(names, 5)).
-		WithHint("the trained model has these weights too; to go on without them, set Options.Without=%s", strings.Join(names, " Options.Without="))
+// refuseBeside returns the error for weights beside the adapter that the caller did not account
+// for.
+func refuseBeside(in place, names []string) *fault.Error {
+	var paths []string
+	for _, name := range names {
+		paths = append(paths, in.path(name))
+	}
+	return fault.New(fault.Unsupported,
+		"the adapter's directory holds weights that are not part of the adapter: %s", fault.List(names, 5)).
+		WithHint("the trained model has these weights too; to replace those of the base, set Options.With=%s; "+
+			"to go on without them, set Options.Without=%s",
+			strings.Join(paths, " Options.With="), strings.Join(names, " Options.Without="))
 }
 
 // besideKind is the kind of a file beside an adapter.

@@ -62,11 +62,17 @@ func (ds Dialects) Open(ctx context.Context, path string, o Options) (format.Sou
 	if err != nil {
 		return nil, err
 	}
-	src, err := ds.open(ctx, in, o)
-	if err != nil || name == "" {
-		return src, err
+	if in.with, err = wholeFiles(o.With, fileio.LocateOnDisk); err != nil {
+		return nil, errors.Join(err, in.close())
 	}
-	return selectMember(src, file, name)
+	src, err := ds.open(ctx, in, o)
+	if err == nil && name != "" {
+		src, err = selectMember(src, file, name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return joinWhole(ctx, src, in)
 }
 
 // OpenFS is Open for a file or directory of an fs.FS, except that name is never FILE#NAME: use
@@ -77,12 +83,24 @@ func (ds Dialects) OpenFS(ctx context.Context, files fs.FS, name string, o Optio
 	if err != nil {
 		return nil, err
 	}
-	return ds.open(ctx, in, o)
+	locate := func(name string) (fileio.Dir, string, error) { return fileio.Locate(files, name) }
+	if in.with, err = wholeFiles(o.With, locate); err != nil {
+		return nil, errors.Join(err, in.close())
+	}
+	src, err := ds.open(ctx, in, o)
+	if err != nil {
+		return nil, err
+	}
+	return joinWhole(ctx, src, in)
 }
 
 // OpenReader is Open for a single file of size bytes, such as a .lora file in memory. Closing the
 // source does not close r.
 func (ds Dialects) OpenReader(ctx context.Context, r io.ReaderAt, size int64, o Options) (format.Source, error) {
+	if len(o.With) > 0 {
+		return nil, fault.New(fault.Unsupported, "Options.With names files, and a reader is a single one").
+			WithHint("use OpenFS")
+	}
 	return ds.open(ctx, lookAtReader(ctx, r, size), o)
 }
 
@@ -169,7 +187,11 @@ func (ds Dialects) OpenDigested(ctx context.Context, path string, o Options) (fo
 	if err != nil {
 		return nil, err
 	}
-	if s, ok := src.(*opened); ok {
+	if j, ok := src.(*joined); ok {
+		j.noteFile()
+		return src, nil
+	}
+	if s := openedOf(src); s != nil {
 		if f, ok := s.Source.(*tensorFile); ok {
 			if err := f.digest(ctx); err != nil {
 				return nil, errors.Join(err, src.Close())
@@ -216,7 +238,7 @@ func (s *opened) account(o Options) error {
 	}
 	switch {
 	case len(stray) > 0 && !o.AllowBeside:
-		return refuseBeside(stray).In(in.path("."))
+		return refuseBeside(in.place, stray).In(in.path("."))
 	case len(stray) > 0 && !in.isFolder():
 		note("only this file was opened; its directory also holds weights that are not part of it: %s", fault.List(stray, 5))
 	default:
@@ -229,16 +251,25 @@ func (s *opened) account(o Options) error {
 // part of it and were not excluded by Options.Without. They are slash-separated paths within that
 // directory.
 func WeightsBeside(src format.Source) []string {
-	if s, ok := src.(*opened); ok {
+	if s := openedOf(src); s != nil {
 		return s.beside
 	}
 	return nil
 }
 
+// openedOf returns the adapter's own file of a source, nil if this package did not open it.
+func openedOf(src format.Source) *opened {
+	if j, ok := src.(*joined); ok {
+		src = j.Source
+	}
+	s, _ := src.(*opened)
+	return s
+}
+
 // RecognisedBy says by which sign the dialect of an opened adapter was recognised, such as one of
 // its keys. It is "" for a .lora file and for an adapter of PEFT, which has its configuration.
 func RecognisedBy(src format.Source) string {
-	if s, ok := src.(*opened); ok {
+	if s := openedOf(src); s != nil {
 		if f, ok := s.Source.(*tensorFile); ok {
 			return f.sign
 		}

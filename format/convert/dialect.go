@@ -14,6 +14,11 @@ type Options struct {
 	// Without lists files of weights to ignore, as slash-separated paths within the directory being
 	// opened.
 	Without []string
+	// With lists files of weights that were trained whole, safetensors or pickles: each tensor
+	// replaces the base's tensor of its name. The names may begin with base_model.model. or
+	// module., and may have the segments of PEFT's modules_to_save. Open takes paths on disk,
+	// OpenFS names in the fs.FS.
+	With []string
 	// AllowBeside opens the adapter even if its directory holds weights that are not part of it.
 	// WeightsBeside then lists them.
 	AllowBeside bool

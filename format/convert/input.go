@@ -34,6 +34,7 @@ type Input struct {
 	table   *table          // may be there beside an error about names in it
 	side    map[string]sideRead
 	claimed map[string]string // see claimsOf
+	with    []wholeFile       // weights that were trained whole, see joinWhole
 	inputs  fileio.Identities // the weights, and the files beside them that were read
 }
 

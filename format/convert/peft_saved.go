@@ -36,7 +36,8 @@ var taskHeads = map[string][]string{
 // peftSaved holds the fields of a configuration that decide which tensors replace those of the
 // base.
 type peftSaved struct {
-	modules []string // modules_to_save, and the modules of the task
+	listed  []string // modules_to_save
+	modules []string // and the modules of the task
 	bias    string
 }
 
@@ -49,7 +50,8 @@ func readSaved(config []byte) (s peftSaved) {
 	if jsontext.Decode(fields["modules_to_save"], &s.modules) != nil && jsontext.Decode(fields["modules_to_save"], &one) == nil {
 		s.modules = []string{one}
 	}
-	s.modules = append(s.modules, taskHeads[task]...)
+	s.listed = slices.Clip(s.modules)
+	s.modules = append(s.listed, taskHeads[task]...)
 	return s
 }
 
@@ -117,6 +119,56 @@ func (p *peftReader) addSaved(ctx context.Context, plain []peftKey, tensors []in
 		p.note("the configuration does not list %s as saved (bias, modules_to_save), but PEFT loads "+
 			"every bias that the model has, so merge applies it", fault.List(untold, 3))
 	}
+}
+
+// savedKey returns PEFT's key for a parameter that replaces one of the base. A module with factors
+// keeps its own parameters in base_layer.
+func savedKey(a *format.Adapter, parameter string) string {
+	module := naming.Module(parameter)
+	if slices.ContainsFunc(a.Layers, func(l format.Layer) bool { return l.Module == module }) {
+		return peftPrefix + module + ".base_layer." + naming.Leaf(parameter)
+	}
+	return peftPrefix + parameter
+}
+
+// amendSaved adds the modules to the configuration's modules_to_save whose parameters the adapter
+// replaces and which the configuration does not list.
+func amendSaved(config []byte, a *format.Adapter) ([]byte, error) {
+	saved := readSaved(config)
+	var more []string
+	for i := range a.Beside {
+		b := &a.Beside[i]
+		if b.Action != format.Replace || saved.covers(b.Target) {
+			continue
+		}
+		module, err := savedModule(a, b.Target)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Contains(more, module) {
+			more = append(more, module)
+		}
+	}
+	if more == nil {
+		return config, nil
+	}
+	slices.Sort(more)
+	all, err := json.Marshal(append(saved.listed, more...))
+	return jsontext.Set(config, string(all), "modules_to_save"), err
+}
+
+// savedModule returns the module for modules_to_save that holds a parameter. PEFT saves such a
+// module with all that it holds, so there must be no factors in it.
+func savedModule(a *format.Adapter, parameter string) (string, error) {
+	module, _, _ := strings.Cut(naming.Module(parameter), ".parametrizations.") // parameters of the module before
+	for i := range a.Layers {
+		if l := a.Layers[i].Module; l == module || strings.HasPrefix(l, module+".") || module == "" {
+			return "", fault.New(fault.Unsupported, "the adapter replaces %q, and PEFT cannot save that: it would "+
+				"save the module %q, which has the factors of %q", parameter, module, l).
+				WithHint("keep the adapter as a .lora file")
+		}
+	}
+	return module, nil
 }
 
 // isWrapped reports whether a key belongs to a parameter inside a LoRA layer, where PEFT keeps

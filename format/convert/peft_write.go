@@ -116,8 +116,10 @@ func partsOf(ctx context.Context, src format.Source, o *CreateOptions) (*peftPar
 			"CreateOptions.Only and CreateOptions.FoldScale are for these")
 	case config == nil || m.Adapters[0].Dialect != "peft":
 		config, weights, err = compose(ctx, src)
-	case !hasAttachment(src, format.SourceHeader): // the source was a pickle
-		weights, err = keepKeys(ctx, src)
+	case !hasAttachment(src, format.SourceHeader): // the source was a pickle, or several files
+		if config, err = amendSaved(config, &m.Adapters[0]); err == nil {
+			weights, err = keepKeys(ctx, src)
+		}
 	default:
 		weights, err = restoreOr(ctx, src)
 	}

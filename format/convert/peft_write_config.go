@@ -235,9 +235,9 @@ func (c *peftConfigOut) beside(a *format.Adapter, m *format.Manifest, names map[
 			}
 			c.Tokens[module] = b.Rows
 			names[b.Tensor] = fmt.Sprintf("%s%s.token_adapter.trainable_tokens_delta", peftPrefix, module)
-		case layer[module]:
+		case layer[module] && parameter == "bias":
 			names[b.Tensor] = fmt.Sprintf("%s%s.base_layer.%s", peftPrefix, module, parameter)
-			if parameter == "bias" && c.Bias == "none" {
+			if c.Bias == "none" {
 				c.Bias = "lora_only"
 			}
 		case parameter == "bias" && hasBelow(a, module):
@@ -245,7 +245,10 @@ func (c *peftConfigOut) beside(a *format.Adapter, m *format.Manifest, names map[
 			c.Bias = "all" // PEFT then saves the other biases, too; their keys are the same
 		default:
 			names[b.Tensor] = peftPrefix + b.Target
-			module, _, _ = strings.Cut(module, ".parametrizations.") // they are parameters of the module before them
+			module, err := savedModule(a, b.Target)
+			if err != nil {
+				return err
+			}
 			if !slices.Contains(c.Save, module) {
 				c.Save = append(c.Save, module)
 			}

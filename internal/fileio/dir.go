@@ -104,6 +104,16 @@ func (d Dir) List(name string) ([]fs.DirEntry, error) { return fs.ReadDir(d.file
 // Walk is fs.WalkDir from d on. It follows a link only at the start.
 func (d Dir) Walk(visit fs.WalkDirFunc) error { return fs.WalkDir(d.files, ".", visit) }
 
+// IsSame reports whether a name in d and one in another directory are the same file.
+func (d Dir) IsSame(name string, other Dir, otherName string) bool {
+	if d.Path(name) == other.Path(otherName) {
+		return true
+	}
+	a, errA := d.Stat(name)
+	b, errB := other.Stat(otherName)
+	return errA == nil && errB == nil && os.SameFile(a, b)
+}
+
 // Identify returns the identity of a file on disk. Files of an fs.FS have none.
 func (d Dir) Identify(name string) (Identity, error) {
 	if disk, ok := d.files.(disk); ok {

@@ -153,7 +153,8 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	}
 	for _, name := range o.Beside {
 		r.FilesBeside = append(r.FilesBeside, name)
-		r.Refusals = append(r.Refusals, fmt.Sprintf("its folder also holds the weights %q, which merge cannot apply yet (Options.Without leaves them out)", name))
+		r.Refusals = append(r.Refusals, fmt.Sprintf("its folder also holds the weights %q (Options.With applies them, "+
+			"Options.Without leaves them out)", name))
 	}
 	r.Mergeable = len(r.Refusals) == 0
 	if o.Spectrum {

@@ -67,6 +67,7 @@ var features = []feature{
 	{verdict: NeedsOption, title: "a change of one of two tied ends, embedding and head", option: "Options.Tied"},
 	{verdict: NeedsOption, title: "a vocabulary that has grown", option: "Options.GrowVocabulary"},
 	{verdict: NeedsOption, title: "a saved head that the base lacks, or has for another number of classes", option: "Options.AddTensors"},
+	{verdict: NeedsOption, title: "weights trained whole, in a file beside the adapter (non_lora_trainables.bin, trainable_params.bin)", option: "Options.With"},
 	{name: format.FeatureOLoRA, verdict: NeedsOption, title: "OLoRA on the original base", option: "Options.RecomputeResidual",
 		why:    "it was initialised with OLoRA (olora), which subtracted the first factors from the base",
 		remedy: "with the original base, Options.RecomputeResidual subtracts that part again; or save the adapter with path_initial_model_for_weight_conversion"},
