@@ -232,8 +232,8 @@ func loadFactor[T kernel.Float](
 	t := f.Tensor()
 	l := linesOf(&f, rank)
 	line := (l.nInner-1)*l.inner + 1
-	if last := int64(f.At + (l.nOuter-1)*l.outer + line); last > t.Elements() || f.First+f.Length > whole || f.Length%f.Repeat != 0 {
-		return 0, fmt.Errorf("internal error: %q has %d elements, the plan wants up to %d, for %d to %d of %d", t.Name, t.Elements(), last, f.First, f.First+f.Length, whole)
+	if last := int64(f.At + (l.nOuter-1)*l.outer + line); last > t.Elements() || f.Covers()[1] > whole || f.Length%f.Repeat != 0 {
+		return 0, fmt.Errorf("internal error: %q has %d elements, the plan wants up to %d, for %d to %d of %d", t.Name, t.Elements(), last, f.First, f.Covers()[1], whole)
 	}
 	raw, err := s.take(ctx, f.Blob)
 	if err != nil {
@@ -292,7 +292,7 @@ func isStraight(f *resolve.Factor, l *lines, across, along int) bool {
 	if !l.byRank {
 		outer, inner = along, across
 	}
-	return f.Repeat == 1 && f.HeadSize == 0 && l.inner == 1 && inner == 1 && l.outer == l.nInner && outer == l.nInner
+	return f.Repeat == 1 && f.IsInOrder() && l.inner == 1 && inner == 1 && l.outer == l.nInner && outer == l.nInner
 }
 
 // scatter puts n lines into dst, beginning with line first, and counts NaN and infinite values.
@@ -325,7 +325,9 @@ func countNonFinite[T kernel.Float](values []T) (n int) {
 
 // put writes element (k, j) of a factor. A shared factor appears in dst several times.
 func put[T kernel.Float](dst []T, f *resolve.Factor, x T, k, j, across, along int) {
-	j = f.Place(j)
+	if j = f.Place(j); j < 0 {
+		return
+	}
 	for at := f.First + j*f.Repeat; at < f.First+(j+1)*f.Repeat; at++ {
 		dst[k*across+at*along] = x
 	}

@@ -23,6 +23,7 @@ type Model struct {
 	VocabSize          uint64 // 0 if config.json does not say
 	HeadSize           uint64 // rows of one attention head; 0 if config.json does not say
 	NExperts           uint64 // of each layer; 0 if config.json does not say
+	Widths             naming.Widths
 	QuantizationMethod string
 }
 
@@ -47,6 +48,14 @@ type file struct {
 	HeadSize      json.RawMessage `json:"head_dim"`
 	HiddenSize    json.RawMessage `json:"hidden_size"`
 	NHeads        json.RawMessage `json:"num_attention_heads"`
+	HiddenGPT     json.RawMessage `json:"n_embd"`
+	HiddenBLOOM   json.RawMessage `json:"n_embed"`
+	NHeadsGPT     json.RawMessage `json:"n_head"`
+	NKeyHeads     json.RawMessage `json:"linear_num_key_heads"`
+	KeySize       json.RawMessage `json:"linear_key_head_dim"`
+	NMambaHeads   json.RawMessage `json:"mamba_num_heads"`
+	MambaSize     json.RawMessage `json:"mamba_head_dim"`
+	MultiQuery    json.RawMessage `json:"multi_query_attention"`
 	NExperts      json.RawMessage `json:"num_experts"`
 	NLocalExperts json.RawMessage `json:"num_local_experts"`
 }
@@ -59,25 +68,39 @@ func (f *file) vocabSize() (n uint64) {
 
 // headSize returns the rows of an attention head, 0 if unknown.
 func (f *file) headSize() (n uint64) {
-	var width, heads uint64
 	jsontext.Decode(f.HeadSize, &n)
-	jsontext.Decode(f.HiddenSize, &width)
-	jsontext.Decode(f.NHeads, &heads)
+	width, heads := number(f.HiddenSize, f.HiddenGPT, f.HiddenBLOOM), f.nHeads()
 	if n == 0 && heads > 0 && width%heads == 0 {
 		n = width / heads
 	}
 	return n
 }
 
-// nExperts returns the number of experts in each layer, 0 if unknown.
-func (f *file) nExperts() (n uint64) {
-	for _, text := range []json.RawMessage{f.NExperts, f.NLocalExperts} {
+// nHeads returns the number of attention heads, 0 if unknown.
+func (f *file) nHeads() uint64 { return number(f.NHeads, f.NHeadsGPT) }
+
+// number returns the first of several values that is a number other than 0, or 0.
+func number(values ...json.RawMessage) (n uint64) {
+	for _, v := range values {
 		if n == 0 {
-			jsontext.Decode(text, &n)
+			jsontext.Decode(v, &n)
 		}
 	}
 	return n
 }
+
+// widths returns the numbers that divide weights.
+func (f *file) widths() naming.Widths {
+	w := naming.Widths{
+		Heads: f.nHeads(), HeadSize: f.headSize(), KeyHeads: number(f.NKeyHeads), KeySize: number(f.KeySize),
+		Mamba: number(f.NMambaHeads), MambaSize: number(f.MambaSize),
+	}
+	jsontext.Decode(f.MultiQuery, &w.MultiQuery)
+	return w
+}
+
+// nExperts returns the number of experts in each layer, 0 if unknown.
+func (f *file) nExperts() uint64 { return number(f.NExperts, f.NLocalExperts) }
 
 // Parse reads a config.json. Keys must be spelled exactly. Fields that Model does not need may have
 // any value.
@@ -91,6 +114,7 @@ func Parse(text []byte) (Model, error) {
 		c.TieWordEmbeddings = f.TieOfLFM2 // transformers lets this field override the other one
 	}
 	c.VocabSize, c.HeadSize, c.NExperts = f.vocabSize(), f.headSize(), f.nExperts()
+	c.Widths = f.widths()
 	if len(f.TextConfig) > 0 {
 		var text file
 		if err := jsontext.Decode(f.TextConfig, &text); err != nil {
@@ -102,7 +126,9 @@ func Parse(text []byte) (Model, error) {
 		}
 		c.VocabSize = max(c.VocabSize, text.vocabSize())
 		c.HeadSize, c.NExperts = cmp.Or(text.headSize(), c.HeadSize), cmp.Or(text.nExperts(), c.NExperts)
+		c.Widths = text.widths().Or(c.Widths)
 	}
+	c.Widths.ModelType = c.ModelType
 	if len(f.Quantization) > 0 && string(f.Quantization) != "null" {
 		var q struct {
 			Method string `json:"quant_method"`

@@ -93,8 +93,10 @@ func compareFusion(
 		for _, f := range fused {
 			if own, ok := has(f); ok {
 				return Diagnosis{
-					fmt.Sprintf("the base fuses %q in one module; the adapter has %s apart", own, parts),
-					"merge into a checkpoint of the model that keeps them apart; or join them to one LoRA in " +
+					fmt.Sprintf("the base fuses %q in one module, and nothing tells the order of its rows; "+
+						"the adapter has %s apart", own, parts),
+					"if the base has no config.json, put the model's own beside its weights: it names the type; " +
+						"else merge into a checkpoint of the model that keeps them apart; or join them to one LoRA in " +
 						"Python: stack their lora_A by rows, put their lora_B on a block diagonal with " +
 						"its rows in the base's order (zeros for parts without an adapter), then set its " +
 						"rank, the sum, in rank_pattern, and lora_alpha in alpha_pattern as many times larger",

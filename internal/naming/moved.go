@@ -64,6 +64,25 @@ var moves = []*move{
 		".attention.self.query.", ".attention.q_proj.", ".attention.self.key.", ".attention.k_proj.", ".attention.self.value.", ".attention.v_proj.",
 		".attention.self.sr.", ".attention.sequence_reduction.sequence_reduction.", ".attention.output.dense.", ".attention.o_proj.",
 		".mlp.dense1.", ".mlp.fc1.", ".mlp.dense2.", ".mlp.fc2.", ".decode_head.linear_c.", ".decode_head.linear_projections."),
+	sameModel("ChatGLM taken for GLM", "^transformer.encoder.layers.", "^model.layers.", ".self_attention.dense.", ".self_attn.o_proj.",
+		".mlp.dense_h_to_4h.", ".mlp.gate_up_proj.", ".mlp.dense_4h_to_h.", ".mlp.down_proj.",
+		"^transformer.embedding.word_embeddings.", "^model.embed_tokens.", "^transformer.output_layer.", "^lm_head."),
+	sameModel("InternLM2 taken for Llama", ".attention.wo.", ".self_attn.o_proj.", ".feed_forward.w1.", ".mlp.gate_proj.",
+		".feed_forward.w3.", ".mlp.up_proj.", ".feed_forward.w2.", ".mlp.down_proj.",
+		"^model.tok_embeddings.", "^model.embed_tokens.", "^output.", "^lm_head."),
+	sameModel("Qwen taken for Llama", "^transformer.h.", "^model.layers.", ".attn.c_proj.", ".self_attn.o_proj.",
+		".mlp.w2.", ".mlp.gate_proj.", ".mlp.w1.", ".mlp.up_proj.", ".mlp.c_proj.", ".mlp.down_proj.",
+		"^transformer.wte.", "^model.embed_tokens."),
+	{words: `with Tinker's "attn" for "self_attn"`, newer: []replacement{
+		newReplacement(".attn.", ".self_attn."), newReplacement("^model.unembed_tokens.", "^lm_head.")}},
+}
+
+// sameModel makes the table of a model that exists under the names of another one, which computes
+// the same.
+func sameModel(which string, pairs ...string) *move {
+	m := newMove("", pairs...)
+	m.words = "with the names of " + which + ", or the reverse"
+	return m
 }
 
 // expertsByLetters makes the table between Mixtral's w1, w2 and w3 of an expert and the names of

@@ -128,11 +128,28 @@ func (b Blob) Tensor() *format.Tensor { return &b.Source.Manifest().Tensors[b.In
 //
 // HeadSize is not 0 for a factor in the order of llama.cpp: of each HeadSize rows, a head of an
 // attention, row i of the first half is stored as number 2i, and row i of the second as 2i + 1.
+//
+// Runs is not zero for a factor of a weight that has several projections in turns.
 type Factor struct {
 	Blob
 	At, Across, Along, Repeat int
 	First, Length             int
 	HeadSize                  int
+	Runs                      Runs
+}
+
+// Runs are the places of one projection among several that lie in turns: of every Step places, Size
+// from From on. If Takes is false, the factor has the elements of the projection, and they go to
+// these places of the weight. If it is true, the factor has all elements, and those at these places
+// are taken, one after the other.
+type Runs struct {
+	From, Size, Step int
+	Takes            bool
+}
+
+// meets reports whether two sets of places can have one in common.
+func (r Runs) meets(other Runs) bool {
+	return r.Step == 0 || r.Step != other.Step || r.From < other.From+other.Size && other.From < r.From+r.Size
 }
 
 var one = Factor{Length: 1, Repeat: 1}
@@ -163,18 +180,39 @@ func (f Factor) ranks(k int) Factor {
 }
 
 // Place returns the row, or column, of the weight that element j of the factor stands for, before
-// First and Repeat.
+// First and Repeat; -1 if it stands for none.
 func (f *Factor) Place(j int) int {
-	if f.HeadSize == 0 {
-		return j
+	switch r := f.Runs; {
+	case r.Takes:
+		i := j%r.Step - r.From
+		if i < 0 || i >= r.Size {
+			return -1
+		}
+		return j/r.Step*r.Size + i
+	case r.Step > 0:
+		return j/r.Size*r.Step + r.From + j%r.Size
+	case f.HeadSize > 0:
+		head, i := j/f.HeadSize, j%f.HeadSize
+		return head*f.HeadSize + i%2*(f.HeadSize/2) + i/2
 	}
-	head, i := j/f.HeadSize, j%f.HeadSize
-	return head*f.HeadSize + i%2*(f.HeadSize/2) + i/2
+	return j
 }
 
-// covers returns the rows, or columns, of the weight that a factor covers: the first, and the one
-// after the last.
-func (f Factor) covers() [2]int { return [2]int{f.First, f.First + f.Length} }
+// IsInOrder reports whether element j of the factor stands for row, or column, j.
+func (f *Factor) IsInOrder() bool { return f.HeadSize == 0 && f.Runs.Step == 0 }
+
+// Covers returns the rows, or columns, of the weight between which a factor is not zero: the first,
+// and the one after the last.
+func (f Factor) Covers() [2]int {
+	n := f.Length
+	switch r := f.Runs; {
+	case r.Takes:
+		n = n / r.Step * r.Size
+	case r.Step > 0:
+		n = n / r.Size * r.Step
+	}
+	return [2]int{f.First, f.First + n}
+}
 
 // to moves a factor to another first row or column of the weight.
 func (f Factor) to(first int) Factor {

@@ -117,6 +117,9 @@ func (r *resolver) formOf(l *format.Layer) form {
 				return f
 			}
 		}
+		if at := naming.Divide(r.names, l.Module, r.base.Config.Widths); at != nil {
+			return &divided{r, l, at}
+		}
 	}
 	return &plain{resolver: r, layer: l}
 }
@@ -215,19 +218,18 @@ func (c *Change) checkOverlap() error {
 	type place struct{ adapter, band int }
 	type box struct {
 		module     string
-		rows, cols [2]int // first, and the one after the last
+		rows, cols extent
 	}
-	meet := func(a, b [2]int) bool { return a[0] < b[1] && b[0] < a[1] }
 	boxes := make(map[place][]box)
 	enter := func(at place, own box) error {
 		others := boxes[at]
 		if n := len(others); n > 0 && others[n-1].module == own.module {
-			others[n-1].rows = hull(others[n-1].rows, own.rows)
-			others[n-1].cols = hull(others[n-1].cols, own.cols)
+			others[n-1].rows = others[n-1].rows.hull(own.rows)
+			others[n-1].cols = others[n-1].cols.hull(own.cols)
 			return nil
 		}
 		for _, b := range others {
-			if meet(b.rows, own.rows) && meet(b.cols, own.cols) && b.module != own.module {
+			if b.rows.meets(own.rows) && b.cols.meets(own.cols) && b.module != own.module {
 				return fault.New(fault.Mismatch, "two layers of one adapter change the same elements of %q: %q and %q", c.Name, b.module, own.module).
 					WithHint("the adapter names one module in two ways; remove one of the two layers")
 			}
@@ -240,21 +242,47 @@ func (c *Change) checkOverlap() error {
 		if x.Residual != NoResidual {
 			continue
 		}
-		if err := enter(place{x.Adapter, x.Band}, box{x.Module, x.Left.covers(), x.Right.covers()}); err != nil {
+		if err := enter(place{x.Adapter, x.Band}, box{x.Module, x.Left.extent(), x.Right.extent()}); err != nil {
 			return err
 		}
 	}
 	_, nCols := c.Matrix()
 	for _, d := range c.Deltas {
-		if err := enter(place{d.Adapter, 0}, box{d.Module, [2]int{d.At, d.At + d.Count}, [2]int{0, int(nCols)}}); err != nil {
+		if err := enter(place{d.Adapter, 0}, box{d.Module, extent{first: d.At, end: d.At + d.Count}, extent{end: int(nCols)}}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// hull returns the smallest range that contains two.
-func hull(a, b [2]int) [2]int { return [2]int{min(a[0], b[0]), max(a[1], b[1])} }
+// extent says which rows, or columns, of a weight a factor covers: first to the one before end, of
+// these the ones of runs if their step is not 0.
+type extent struct {
+	first, end int
+	runs       Runs
+}
+
+func (f Factor) extent() extent {
+	between := f.Covers()
+	e := extent{first: between[0], end: between[1]}
+	if !f.Runs.Takes {
+		e.runs = f.Runs
+	}
+	return e
+}
+
+func (e extent) meets(other extent) bool {
+	return e.first < other.end && other.first < e.end && (e.first != other.first || e.runs.meets(other.runs))
+}
+
+// hull returns an extent that contains two.
+func (e extent) hull(other extent) extent {
+	h := extent{first: min(e.first, other.first), end: max(e.end, other.end)}
+	if e == other {
+		h.runs = e.runs
+	}
+	return h
+}
 
 // Check refuses adapters that no base can take.
 func Check(adapters []Adapter, reading Reading) (*Checked, error) {

@@ -56,8 +56,8 @@ class Base:
         self.type, self.classes = c.get("model_type") or "", c.get("architectures") or []
         self.vocabulary = max(c.get("vocab_size") or 0, text.get("vocab_size") or 0)
         def head(c):
-            d, n, h = (c[k] if type(c.get(k)) is int and c[k] > 0 else 0
-                       for k in ("head_dim", "hidden_size", "num_attention_heads"))
+            d, n, h = (next((c[x] for x in k if type(c.get(x)) is int and c[x] > 0), 0) for k in (
+                ["head_dim"], ["hidden_size", "n_embd", "n_embed"], ["num_attention_heads", "n_head"]))
             return d or (n // h if h > 0 and n % h == 0 else 0)
         self.head = head(text) or head(c) # METHODS.md, section 6
         def tie(c):

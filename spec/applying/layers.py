@@ -3,6 +3,7 @@ import json, math, re
 from itertools import permutations
 from reader import BITS, need
 from .components import apply_slices
+from .divided import apply_divided, divided
 from .exact import FLOATS, Matrix, dominant, leading
 from .files import Tensor, as_matrix, leaf, parent, tail
 from .methods import applies, apply, rescales
@@ -38,6 +39,8 @@ def form(l, a, base):
         one = of_expert(l.module)
         if one and not base.ends_with(tail(l.module, 3) + ".weight") \
                 and base.ends_with(tail(one[0] + one[2], 2)): return "one"
+        l.division = divided(l.module, base)
+        if l.division: return "divided"
     need(l.kind in ("linear", "embedding", "conv") or applies(l), "R90", f"{l.module} of the kind {l.kind}")
     return "plain"
 
@@ -77,6 +80,7 @@ def wanted_by_layer(l, a, base):
     if l.form in ("plain", "compact"):
         l.wanted = [target_name(l, base)]
         if "bias" in l.roles: l.wanted.append(l.wanted[0].removesuffix("weight") + "bias")
+    elif l.form == "divided": l.wanted = l.division.wanted
     elif l.form == "one": l.wanted = ["".join(of_expert(l.module)[0:3:2])]
     elif l.form == "each":
         Y, _, word = l.module.rpartition("experts.")
@@ -350,7 +354,8 @@ class Layers:
         whole = name and [(name, 0, as_matrix(self.base.tensors[name].shape)[0])]
         apply(d, self.changes, getattr(d, "slices", None) or whole)
     def collect(self):
-        kinds = {"plain": self.plain, "compact": self.compact, "one": self.one, "each": self.each}
+        kinds = {"plain": self.plain, "compact": self.compact, "one": self.one, "each": self.each,
+                 "divided": lambda l: apply_divided(l, self.a, self.base, self.term)}
         if self.a.features & {"pissa", "olora"}:
             need("recompute-residual" in self.answers, "R117", self.a.features)
             need(all(l.form == "plain" for l in self.a.layers), "R118", "a layer of another form")

@@ -17,7 +17,9 @@ with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "METHOD
 FEATURES |= {marked(r[0])[0]: r[2].split(",")[0] for r in table(LATER)
              if len(r) == 4 and marked(r[0])}
 NAMES, MODELS = section("Appendix A"), section("Appendix B")
-RENAMES = [(r[0], [tuple(marked(p)) for p in r[1].split("<br>")]) for r in table(NAMES)]
+with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "NAMES.md")) as f:
+    OTHERS = f.read().split("**Other names.**")[1]
+RENAMES = [(r[0], [tuple(marked(p)) for p in r[1].split("<br>")]) for r in table(NAMES) + table(OTHERS)]
 WORDS = listed("*Words of generative classes*", "\n\n", MODELS)
 TIED_BY_DEFAULT = listed("by default*", "\n\n", MODELS)
 HEAD_NAMES = {t: (marked(r[0]) or [None])[0]
