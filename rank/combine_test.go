@@ -241,6 +241,9 @@ func TestSumOfLowerRank(t *testing.T) {
 			if best = math.Sqrt(best); math.Abs(report.Error-best/energy) > 1e-9 {
 				t.Errorf("%v, rank %d: the error before rounding is %.12g, the best is %.12g", d, k, report.Error, best/energy)
 			}
+			if d.Size() >= 4 && report.Rounded-report.Error > 1e-6 {
+				t.Errorf("%v, rank %d: rounding raises the error from %.9g to %.9g", d, k, report.Error, report.Rounded)
+			}
 			for _, l := range report.Layers {
 				if l.Rank > max(k, 1) && l.Rank != sumOf(l.Was) || l.Rank > sumOf(l.Was) {
 					t.Errorf("%v, rank %d: %s has rank %d", d, k, l.Module, l.Rank)
