@@ -1,5 +1,5 @@
-// Package rank turns a fine-tuned checkpoint into a LoRA adapter, and computes the spectra of
-// adapters.
+// Package rank turns a fine-tuned checkpoint into a LoRA adapter, and computes with adapters:
+// spectra, sums, lower ranks and comparisons.
 //
 // Extraction takes a base, the fine-tune, and a [Rule] that chooses the rank of each layer:
 //
@@ -11,8 +11,9 @@
 //
 // [Extraction.Run] decomposes Δ = tuned − base, tensor by tensor, and returns a source of factors
 // to store with package convert. The report gives the error of the stored factors. [Spectra]
-// computes the exact singular values of an adapter's updates, and [TruncatedSVD] decomposes any
-// [Operator].
+// computes the exact singular values of an adapter's updates, [Resize] lowers its ranks, [Combine]
+// adds several adapters, and [Compare] compares two. None of them forms a ΔW. [TruncatedSVD]
+// decomposes any [Operator].
 //
 // # Definitions
 //
@@ -22,6 +23,7 @@
 //	error of rank k     √(Σ_{i>k} σᵢ²) / ‖Δ‖_F                  its relative distance from Δ (Eckart and Young, 1936)
 //	stable rank         ‖Δ‖_F² / σ₁²                            (Rudelson and Vershynin, 2007)
 //	entropy rank        exp(−Σ p log p), p = σᵢ²/Σσ²            the effective rank of Roy and Vetterli (2007), of the energies
+//	similarity φ(i, j)  ‖U_iᵀV_j‖_F² / min(i, j)                of the first i and j singular vectors of two updates
 //	numerical rank      the number of σᵢ > max(m,n)·ε·σ₁        with ε the unit roundoff of the factors' dtype
 //
 // # Truncated decomposition

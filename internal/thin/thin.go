@@ -81,6 +81,15 @@ func (x *Matrix) Balance() {
 	x.Exponent += exponent
 }
 
+// Scale multiplies Δ by a number, exactly where it is a power of two.
+func (x *Matrix) Scale(by float64) {
+	fraction, exponent := math.Frexp(by)
+	for i := range x.B {
+		x.B[i] *= fraction
+	}
+	x.Exponent += exponent
+}
+
 // zeroColumn is the exponent of a column of zeros.
 const zeroColumn = math.MinInt32
 
