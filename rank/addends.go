@@ -78,7 +78,7 @@ func (c *combining) plan() error {
 // asLoRAHint adds the way out to the error for a layer that is no thin product.
 func asLoRAHint(err error, l *format.Layer) error {
 	if e, ok := err.(*fault.Error); ok && e.Kind == fault.Unsupported && e.Hint == "" {
-		return e.WithHint("make LoRA of the layer first: ToLoRA; it is of the kind %s", l.Kind)
+		return e.WithHint("make LoRA of the layer first (rank.ToLoRA); it is of the kind %s", l.Kind)
 	}
 	return err
 }

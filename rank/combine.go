@@ -142,6 +142,38 @@ func combine(ctx context.Context, adapters []format.Source, o *CombineOptions) (
 	return c.remake, c.report, nil
 }
 
+// CombineBytes estimates the memory that Combine and Resize take, and names the module of the
+// largest layer. The adapters must be valid.
+func CombineBytes(adapters []format.Source, o CombineOptions) (peak int64, module string) {
+	type size struct{ ranks, sides float64 }
+	sizes := make(map[string]size)
+	for _, src := range adapters {
+		m := src.Manifest()
+		for i := range m.Adapters {
+			for j := range m.Adapters[i].Layers {
+				l := &m.Adapters[i].Layers[j]
+				f, err := factorsOf(l, m.Tensors, true)
+				if err != nil {
+					continue // Combine refuses it
+				}
+				s := sizes[l.Module]
+				sizes[l.Module] = size{s.ranks + float64(f.rank), float64(f.n) * float64(f.rows+f.cols)}
+			}
+		}
+	}
+	var most float64
+	for name, s := range sizes {
+		// The factors, their balanced copies and the sum of these; the new factors, and what the
+		// error is measured on; cores.
+		need := 8 * (6*s.ranks*s.sides + 6*s.ranks*s.ranks)
+		if need > most || need == most && name < module {
+			most, module = need, name
+		}
+	}
+	n := float64(min(parallel.Workers(o.Workers), len(sizes)))
+	return int64(min(most*n, math.MaxInt64/2)), module
+}
+
 // combining is one call of Combine or Resize.
 type combining struct {
 	*remake

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/dense"
@@ -27,6 +28,8 @@ type Comparison struct {
 	// NotCompared lists modules whose update is no thin product, or of a different size or meaning
 	// in the two adapters.
 	NotCompared []NotCompared `json:"not_compared"`
+	// Tensors compares what is no factor: biases, magnitudes, and tensors beside the layers.
+	Tensors []ComparedTensor `json:"tensors"`
 
 	NormA          float64 `json:"norm_a"`
 	NormB          float64 `json:"norm_b"`
@@ -111,7 +114,7 @@ func Compare(ctx context.Context, a, b format.Source, o CompareOptions) (*Compar
 		o.Directions = defaultDirections
 	}
 	c := &comparing{sources: [2]format.Source{a, b}, options: o, result: &Comparison{
-		Layers: []ComparedLayer{}, OnlyA: []string{}, OnlyB: []string{}, NotCompared: []NotCompared{},
+		Layers: []ComparedLayer{}, OnlyA: []string{}, OnlyB: []string{}, NotCompared: []NotCompared{}, Tensors: []ComparedTensor{},
 	}}
 	if err := c.match(); err != nil {
 		return nil, err
@@ -125,12 +128,32 @@ func Compare(ctx context.Context, a, b format.Source, o CompareOptions) (*Compar
 		layers[i] = l
 		return nil
 	})
+	if err == nil {
+		err = c.compareOthers(ctx, &a.Manifest().Adapters[0], &b.Manifest().Adapters[0])
+	}
 	if err != nil {
 		return nil, err
 	}
 	c.finish(layers)
 	return c.result, nil
 }
+
+// Same reports whether the two adapters do the same: every layer has the same ΔW, up to the
+// rounding of float64, and every other tensor the same values.
+func (c *Comparison) Same() bool {
+	if len(c.OnlyA)+len(c.OnlyB)+len(c.NotCompared) > 0 {
+		return false
+	}
+	for i := range c.Layers {
+		if l := &c.Layers[i]; l.NormDifference > sameWithin*max(l.NormA, l.NormB) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(c.Tensors, func(t ComparedTensor) bool { return t.Status != Identical })
+}
+
+// sameWithin is the distance of two equal updates in float64, relative to their norm.
+const sameWithin = 1e-13
 
 const defaultDirections = 8
 

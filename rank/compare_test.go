@@ -178,6 +178,38 @@ func TestRandomSpaces(t *testing.T) {
 	}
 }
 
+// TestCompareOfOtherTensors: biases, magnitudes and tensors beside the layers are compared by
+// value.
+func TestCompareOfOtherTensors(t *testing.T) {
+	make := func(seed uint64, same, bias float64) format.Source {
+		s := newSample(seed)
+		one := newSample(27)
+		s.Linear("m", 1, 1, one.values(dtype.F32, 1, 4), one.values(dtype.F32, 3, 1)).Bias(format.Float32s([]float32{1, 2, float32(bias)}, 3))
+		s.Replace("same", format.Float32s([]float32{float32(same), 5}, 2))
+		return s.source(t)
+	}
+	for _, c := range []struct {
+		same, bias float64
+		want       []rank.Status
+		relative   float64
+	}{
+		{1, 2, []rank.Status{rank.Identical, rank.Identical}, 0},
+		{1, 6, []rank.Status{rank.Changed, rank.Identical}, 4 / math.Sqrt(1+4+36)},
+		{math.NaN(), 2, []rank.Status{rank.Identical, rank.Changed}, 0},
+	} {
+		x, err := rank.Compare(t.Context(), make(1, 1, 2), make(2, c.same, c.bias), rank.CompareOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(x.Tensors) != 2 || x.Tensors[0].Status != c.want[0] || x.Tensors[1].Status != c.want[1] || math.Abs(x.Tensors[0].Relative-c.relative) > 1e-15 {
+			t.Errorf("%+v: %+v", c, x.Tensors)
+		}
+		if isSame := c.same == 1 && c.bias == 2; x.Same() != isSame {
+			t.Errorf("%+v: same is %v", c, x.Same())
+		}
+	}
+}
+
 // TestCompareOfWhatDiffers: layers of other sizes, meanings or methods are listed with the reason.
 func TestCompareOfWhatDiffers(t *testing.T) {
 	one, other := newSample(24), newSample(25)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
@@ -52,11 +51,14 @@ func (a *asLoRA) options(c *cli.Context) (*rank.LoRAOptions, error) {
 	case c.IsSet("max-error"):
 		o.Rule = rank.MaxError(a.maxError, 0)
 	}
-	d, ok := dtype.Parse(strings.ToUpper(a.dtype))
-	if !ok || d != dtype.F32 && d != dtype.BF16 && d != dtype.F16 && (d != dtype.F64 || o.Rule != nil) {
-		return nil, usagef("--dtype f32, f16 or bf16, or f64 without --rank and --max-error", "unknown dtype %q for the factors", a.dtype)
+	allowed := []dtype.Type{dtype.F32, dtype.BF16, dtype.F16}
+	if o.Rule == nil {
+		allowed = append(allowed, dtype.F64)
 	}
-	o.DType = d
+	var err error
+	if o.DType, err = factorDType(a.dtype, allowed...); err != nil {
+		return nil, err
+	}
 	return o, nil
 }
 

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
-	"strings"
+	"slices"
 
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
@@ -17,11 +17,10 @@ import (
 type extractOptions struct {
 	common
 	manifestOption
+	ruleOptions
 	out, to, dtype              string
-	rank, maxRank, convRank     int
-	energy, maxError            float64
+	convRank                    int
 	noiseFloor                  bool
-	budget                      string
 	include, exclude            cli.StringSlice
 	strict, only, force, dryRun bool
 	seed                        int64
@@ -43,15 +42,11 @@ func extractCommand(t *terminal) *cli.Command {
 			"the names of BASE. Files of kohya, diffusers and ComfyUI hold no norms, biases and embeddings: extract leaves these out and lists them.\n\n" +
 			"A directory for PEFT has the names that transformers 5 gives the modules in memory. extract refuses by name what PEFT cannot " +
 			"hold; a .lora file holds it.",
-		Flags: append([]cli.Flag{
+		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `ADAPTER`: a name that ends in .lora, a directory for PEFT, or a .safetensors file of PEFT or of the dialect of --to", Destination: &o.out},
 			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, gguf, peft, kohya, diffusers or comfyui, where ADAPTER's name does not say it", Destination: &o.to},
-			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "keep `K` singular values per layer", Destination: &o.rank},
-			&cli.Float64Flag{Name: "energy", Usage: "keep the fewest singular values with this `SHARE` of the energy ‖Δ‖², such as 0.95", Destination: &o.energy},
-			&cli.Float64Flag{Name: "max-error", Usage: "keep the fewest singular values with an error of at most `E`·‖Δ‖, such as 0.1", Destination: &o.maxError},
+		}, o.ruleFlags("Δ"), []cli.Flag{
 			&cli.BoolFlag{Name: "noise-floor", Usage: "keep the singular values above the rounding noise of TUNED", Destination: &o.noiseFloor},
-			&cli.StringFlag{Name: "budget", Usage: "spend `SIZE` bytes of factors, such as 40MB, on the singular values that bring most energy per byte; headers and configuration come on top", Destination: &o.budget},
-			&cli.IntFlag{Name: "max-rank", Usage: "with another rule: at most `K` per layer", Destination: &o.maxRank},
 			&cli.IntFlag{Name: "conv-rank", Usage: "keep `K` singular values of each convolution with a kernel larger than 1, in place of what the rule says", Destination: &o.convRank},
 			&cli.StringFlag{Name: "dtype", Usage: "of the factors: f32, bf16 or f16", Value: "f32", Destination: &o.dtype},
 			&cli.StringSliceFlag{Name: "include", Usage: "extract only tensors whose name matches the regular expression `RE`", Destination: &o.include},
@@ -61,7 +56,8 @@ func extractCommand(t *terminal) *cli.Command {
 			&cli.Int64Flag{Name: "seed", Usage: "of the random start", Destination: &o.seed},
 			&cli.BoolFlag{Name: "force", Usage: "replace ADAPTER if it is an adapter", Destination: &o.force},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be compared, and write nothing", Destination: &o.dryRun},
-		}, append([]cli.Flag{o.memoryFlag(), o.manifestFlag()}, o.flags()...)...),
+			o.memoryFlag(), o.manifestFlag(),
+		}, o.flags()),
 		Action: func(c *cli.Context) error { return runExtract(c, t, o) },
 	}
 }
@@ -124,11 +120,9 @@ func (o *extractOptions) library(c *cli.Context) (options rank.ExtractOptions, e
 	if err := o.setRule(c, &options); err != nil {
 		return options, err
 	}
-	d, ok := dtype.Parse(strings.ToUpper(o.dtype))
-	if !ok || d != dtype.F32 && d != dtype.BF16 && d != dtype.F16 {
-		return options, usagef("--dtype f32, bf16 or f16", "unknown dtype %q for the factors", o.dtype)
+	if options.DType, err = factorDType(o.dtype, dtype.F32, dtype.BF16, dtype.F16); err != nil {
+		return options, err
 	}
-	options.DType = d
 	if options.Include, err = parsePatterns(o.include.Value()); err != nil {
 		return options, err
 	}
@@ -136,46 +130,21 @@ func (o *extractOptions) library(c *cli.Context) (options rank.ExtractOptions, e
 	return options, err
 }
 
-// checkRule checks that the flags name one rule for the rank, with a number that makes sense.
+// checkRule checks the flags for the rank.
 func (o *extractOptions) checkRule(c *cli.Context) error {
-	rules := 0
-	for _, name := range []string{"rank", "energy", "max-error", "noise-floor", "budget"} {
-		if c.IsSet(name) {
-			rules++
-		}
+	if c.IsSet("conv-rank") && (o.convRank < 1 || c.IsSet("budget")) {
+		return usagef("--rank 8 --conv-rank 4", "--conv-rank is a rank of at least 1, with another rule than --budget")
 	}
-	const hint = "one of --rank 8, --energy 0.95, --max-error 0.1, --noise-floor, --budget 40MB"
-	switch {
-	case rules != 1:
-		return usagef(hint, "extract needs one rule for the rank, got %d", rules)
-	case c.IsSet("rank") && o.rank < 1:
-		return usagef(hint, "a rank is at least 1, got %d", o.rank)
-	case c.IsSet("conv-rank") && (o.convRank < 1 || c.IsSet("budget")):
-		return usagef(hint, "--conv-rank is a rank of at least 1, with another rule than --budget")
-	case c.IsSet("energy") && !(o.energy > 0 && o.energy <= 1):
-		return usagef(hint, "a share of the energy lies above 0 and up to 1, got %v", o.energy)
-	case c.IsSet("max-error") && !(o.maxError > 0 && o.maxError < 1):
-		return usagef(hint, "a relative error lies between 0 and 1, got %v", o.maxError)
-	case o.maxRank < 0 || o.maxRank > 0 && c.IsSet("rank"):
-		return usagef(hint, "--max-rank is a positive bound for another rule than --rank")
-	}
-	return nil
+	return o.check(c, true, "noise-floor")
 }
 
 // setRule sets the rule for the rank.
 func (o *extractOptions) setRule(c *cli.Context, options *rank.ExtractOptions) (err error) {
-	switch {
-	case c.IsSet("rank"):
-		options.Rule = rank.FixedRank{K: o.rank}
-	case c.IsSet("energy"):
-		options.Rule = rank.EnergyShare{Share: o.energy, Max: o.maxRank}
-	case c.IsSet("max-error"):
-		options.Rule = rank.MaxError(o.maxError, o.maxRank)
-	case c.IsSet("noise-floor"):
-		options.Rule = rank.NoiseFloor{Max: o.maxRank}
-	default:
+	if options.Rule, options.Budget, err = o.rule(c); options.Budget > 0 {
 		options.MaxRank = o.maxRank
-		options.Budget, err = parseBytes(o.budget)
+	}
+	if c.IsSet("noise-floor") {
+		options.Rule = rank.NoiseFloor{Max: o.maxRank}
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -50,6 +51,40 @@ func groupNames(n int, item func(i int) (name, key string)) []group {
 		}
 	}
 	return groups
+}
+
+// kind is a set of items whose names differ only in numbers, such as the same matrix of all blocks:
+// model.layers.*.mlp.up_proj. A kind of one item has its name.
+type kind struct {
+	name  string
+	items []int
+}
+
+// kinds sorts the items 0 to n-1 into kinds, in the order of their first items. If the report is
+// verbose, each item is a kind.
+func (o *common) kinds(n int, name func(i int) string) (all []kind) {
+	at := make(map[string]int)
+	for i := range n {
+		pattern := name(i)
+		if parts, _ := splitNumbers(pattern); !o.verbose {
+			for k, p := range parts {
+				parts[k] = cmp.Or(p, "*")
+			}
+			pattern = strings.Join(parts, "")
+		}
+		k, isKnown := at[pattern]
+		if !isKnown || o.verbose {
+			k = len(all)
+			at[pattern], all = k, append(all, kind{name: pattern})
+		}
+		all[k].items = append(all[k].items, i)
+	}
+	for k := range all {
+		if len(all[k].items) == 1 {
+			all[k].name = name(all[k].items[0])
+		}
+	}
+	return all
 }
 
 // splitNumbers cuts a name at its dots and underscores, and takes out the parts that are numbers.

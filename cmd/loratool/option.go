@@ -7,6 +7,11 @@ import "regexp"
 var flagOf = map[string]string{
 	"Adapter.Weight=NaN":             "leave --weight out",
 	"Checkpoint.History":             "loratool inspect",
+	"CombineOptions.Budget":          "--budget",
+	"CombineOptions.DType":           "--dtype",
+	"CombineOptions.Rule":            "--rank or --max-error",
+	"CombineOptions.Weights":         "--weight",
+	"CompareOptions.Directions":      "--directions",
 	"ExtractOptions.Budget":          "--budget",
 	"ExtractOptions.DType":           "--dtype",
 	"ExtractOptions.Exclude":         "--exclude",
@@ -48,7 +53,7 @@ var flagOf = map[string]string{
 	"convert.Create":                 "loratool convert",
 	"convert.RestoreTo":              "loratool restore",
 	"merge.OpenUnmerge":              "loratool unmerge",
-	"rank.ToLoRA":                    "--as-lora",
+	"rank.ToLoRA":                    "loratool convert --as-lora",
 	"rank.MaxError":                  "--max-error",
 	"rank.OpenExtraction":            "loratool extract",
 }

@@ -80,10 +80,11 @@ func TestEveryOptionOfATextHasAFlag(t *testing.T) {
 func TestOptionsOfTheTableExist(t *testing.T) {
 	options := map[string][]any{
 		"Options": {merge.Options{}, convert.Options{}}, "ExtractOptions": {rank.ExtractOptions{}}, "LoRAOptions": {rank.LoRAOptions{}},
+		"CombineOptions": {rank.CombineOptions{}}, "CompareOptions": {rank.CompareOptions{}},
 		"ReaderOptions": {format.ReaderOptions{}}, "Removal": {merge.Removal{}}, "Adapter": {merge.Adapter{}},
 	}
 	var help bytes.Buffer
-	for _, command := range []string{"merge", "unmerge", "extract", "convert"} {
+	for _, command := range newApp(&terminal{}).commandNames() {
 		if code := run(context.Background(), []string{"loratool", "help", command, "--all"}, &help, &help); code != exitDone {
 			t.Fatalf("%s --help = %d", command, code)
 		}

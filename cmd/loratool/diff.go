@@ -1,0 +1,242 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/rank"
+	"github.com/urfave/cli/v2"
+)
+
+type diffOptions struct {
+	common
+	withoutOption
+	directions int
+	exitCode   bool
+}
+
+func diffCommand(t *terminal) *cli.Command {
+	o := new(diffOptions)
+	return &cli.Command{
+		Name:      "diff",
+		Usage:     "compare adapters",
+		ArgsUsage: "A B...",
+		Description: "Compares the ΔW of adapters of one model, layer by layer, through their factors: norms, the norm of the difference, the cosine, " +
+			"and whether they fight when they are merged together. Overlap is the similarity φ of the spaces of their first singular vectors " +
+			"(section 7 of the LoRA paper): 1 for the same space, 0 for orthogonal ones; beside it stands what random spaces have. " +
+			"With more than two adapters diff prints a table of all pairs.",
+		Flags: slices.Concat([]cli.Flag{
+			&cli.IntFlag{Name: "directions", Usage: "compare the spaces of the first `K` singular vectors", Value: 8, Destination: &o.directions},
+			&cli.BoolFlag{Name: "exit-code", Usage: "exit with 4 if the adapters differ", Destination: &o.exitCode},
+		}, []cli.Flag{o.memoryFlag()}, o.openFlags(), o.flags()),
+		Action: func(c *cli.Context) error { return runDiff(c, t, o) },
+	}
+}
+
+// errDiffer is the result of --exit-code.
+var errDiffer = fault.New(fault.Check, "the adapters differ")
+
+func runDiff(c *cli.Context, t *terminal, o *diffOptions) error {
+	const example = "loratool diff ADAPTER ADAPTER"
+	paths := c.Args().Slice()
+	if len(paths) < 2 {
+		return usagef(example, "diff takes two adapters or more, got %s", fault.Count(len(paths), "argument"))
+	}
+	if o.directions < 1 {
+		return usagef(example, "--directions is at least 1, got %d", o.directions)
+	}
+	openings, err := o.opening(paths...)
+	if err != nil {
+		return err
+	}
+	var closers closers
+	defer closers.close()
+	var adapters []format.Source
+	for i, path := range paths {
+		src, err := convert.Open(c.Context, path, openings[i])
+		if err != nil {
+			return err
+		}
+		closers.add(src)
+		adapters = append(adapters, src)
+	}
+	if len(adapters) == 2 {
+		return o.two(c, t, paths, adapters)
+	}
+	return o.all(c, t, paths, adapters)
+}
+
+// compare compares two of the adapters.
+func (o *diffOptions) compare(c *cli.Context, a, b format.Source) (*rank.Comparison, error) {
+	need, module := rank.CombineBytes([]format.Source{a, b}, rank.CombineOptions{Workers: o.workers})
+	if err := o.checkMemory(need, fmt.Sprintf("the comparison of layers such as %q", module)); err != nil {
+		return nil, err
+	}
+	return rank.Compare(c.Context, a, b, rank.CompareOptions{Directions: o.directions, Workers: o.workers})
+}
+
+// two compares two adapters in detail.
+func (o *diffOptions) two(c *cli.Context, t *terminal, paths []string, adapters []format.Source) error {
+	r, err := o.compare(c, adapters[0], adapters[1])
+	if err != nil {
+		return err
+	}
+	document := struct {
+		A    string `json:"a"`
+		B    string `json:"b"`
+		Same bool   `json:"same"`
+		*rank.Comparison
+	}{paths[0], paths[1], r.Same(), r}
+	if err := t.show("diff", o.json, document, func() { showComparison(t, o, paths, r) }); err != nil {
+		return err
+	}
+	if o.exitCode && !r.Same() {
+		return errDiffer
+	}
+	return nil
+}
+
+// showComparison prints the comparison of two adapters.
+func showComparison(t *terminal, o *diffOptions, paths []string, r *rank.Comparison) {
+	switch {
+	case r.Same():
+		t.line("%s and %s do the same", paths[0], paths[1])
+		if !o.verbose {
+			return
+		}
+	case len(r.Layers) == 0:
+		t.line("A and B have no layer in common")
+	default:
+		t.line("A and B differ: ‖ΔA − ΔB‖ is %.4g, with ‖ΔA‖ = %.4g and ‖ΔB‖ = %.4g; the cosine is %.4f", r.NormDifference, r.NormA, r.NormB, r.Cosine)
+	}
+	o.showComparedLayers(t, r)
+	for _, only := range []struct {
+		name    string
+		modules []string
+	}{{"A", r.OnlyA}, {"B", r.OnlyB}} {
+		for _, g := range o.group(len(only.modules), func(i int) (name, key string) { return only.modules[i], "" }) {
+			t.line("only in %s: %s (%s)", only.name, g.name, fault.Count(g.n, "layer"))
+		}
+	}
+	for _, g := range o.group(len(r.NotCompared), func(i int) (name, key string) { return r.NotCompared[i].Module, r.NotCompared[i].Why }) {
+		t.line("not compared: %s: %s", g.name, r.NotCompared[g.first].Why)
+	}
+	o.showComparedTensors(t, r)
+	if len(r.Layers) > 0 && !r.Same() {
+		t.line("merged together: ‖ΔA + ΔB‖² is %.3f of ‖ΔA‖² + ‖ΔB‖², so %s", r.Interference, interferenceText(r.Interference))
+	}
+}
+
+// interferenceText says what an interference means.
+func interferenceText(x float64) string {
+	switch {
+	case x > 1.05:
+		return "they add to each other"
+	case x < 0.95:
+		return "they take from each other"
+	}
+	return "they hardly touch each other"
+}
+
+func (o *diffOptions) showComparedLayers(t *terminal, r *rank.Comparison) {
+	tab := &table{columns: []column{
+		{head: "layers"}, {head: "ranks", left: true, drop: 4}, {head: "‖ΔA‖", drop: 2}, {head: "‖ΔB‖", drop: 3}, {head: "‖ΔA−ΔB‖"},
+		{head: "cosine"}, {head: "overlap", meaning: "φ of the first input directions, on average"}, {head: "random", drop: 1, meaning: "φ of random spaces"},
+		{head: "module", left: true, isName: true},
+	}}
+	for _, k := range o.kinds(len(r.Layers), func(i int) string { return r.Layers[i].Module }) {
+		var ranksA, ranksB span
+		var a, b, difference, overlap, random, product float64
+		for _, i := range k.items {
+			l := &r.Layers[i]
+			ranksA.add(l.RankA)
+			ranksB.add(l.RankB)
+			a, b, difference = a+l.NormA*l.NormA, b+l.NormB*l.NormB, difference+l.NormDifference*l.NormDifference
+			product += l.Cosine * l.NormA * l.NormB
+			overlap, random = overlap+l.Overlap, random+l.Random
+		}
+		n := float64(len(k.items))
+		cosine := 0.0
+		if a > 0 && b > 0 {
+			cosine = product / math.Sqrt(a*b)
+		}
+		tab.add(fmt.Sprint(len(k.items)), ranksA.String()+", "+ranksB.String(), fmt.Sprintf("%.4g", math.Sqrt(a)), fmt.Sprintf("%.4g", math.Sqrt(b)),
+			fmt.Sprintf("%.4g", math.Sqrt(difference)), fmt.Sprintf("%.4f", cosine), fmt.Sprintf("%.3f", overlap/n), fmt.Sprintf("%.3f", random/n), k.name)
+	}
+	t.print(tab)
+}
+
+func (o *diffOptions) showComparedTensors(t *terminal, r *rank.Comparison) {
+	for _, g := range o.group(len(r.Tensors), func(i int) (name, key string) {
+		x := &r.Tensors[i]
+		return x.Tensor, fmt.Sprint(x.What, x.Status)
+	}) {
+		x := &r.Tensors[g.first]
+		text := map[rank.Status]string{
+			rank.Identical: "the same in both", rank.Reshaped: "of another shape", rank.OnlyA: "only in A", rank.OnlyB: "only in B",
+		}[x.Status]
+		if text == "" {
+			text = fmt.Sprintf("differs by %.3g of its norm", x.Relative)
+		}
+		t.line("%s %s: %s", x.What, g.name, text)
+	}
+}
+
+// all compares every pair of several adapters.
+func (o *diffOptions) all(c *cli.Context, t *terminal, paths []string, adapters []format.Source) error {
+	n := len(adapters)
+	square := func() [][]float64 {
+		x := make([][]float64, n)
+		for i := range x {
+			x[i] = make([]float64, n)
+			x[i][i] = 1
+		}
+		return x
+	}
+	document := struct {
+		Adapters     []string    `json:"adapters"`
+		Norms        []float64   `json:"norms"`
+		Cosines      [][]float64 `json:"cosines"`
+		Interference [][]float64 `json:"interference"`
+		Same         bool        `json:"same"`
+	}{paths, make([]float64, n), square(), square(), true}
+	for i := range n {
+		document.Interference[i][i] = 2
+		for k := range i {
+			r, err := o.compare(c, adapters[k], adapters[i])
+			if err != nil {
+				return err
+			}
+			document.Norms[k], document.Norms[i] = r.NormA, r.NormB
+			document.Cosines[i][k], document.Cosines[k][i] = r.Cosine, r.Cosine
+			document.Interference[i][k], document.Interference[k][i] = r.Interference, r.Interference
+			document.Same = document.Same && r.Same()
+		}
+	}
+	if err := t.show("diff", o.json, document, func() {
+		tab := &table{columns: []column{{head: "", left: true}, {head: "‖ΔW‖"}}}
+		for i := range n {
+			tab.columns = append(tab.columns, column{head: fmt.Sprint(i + 1)})
+		}
+		tab.columns = append(tab.columns, column{head: "adapter", left: true, isName: true})
+		for i := range n {
+			row := []string{fmt.Sprint(i + 1), fmt.Sprintf("%.4g", document.Norms[i])}
+			for k := range n {
+				row = append(row, fmt.Sprintf("%.3f", document.Cosines[i][k]))
+			}
+			tab.add(append(row, paths[i])...)
+		}
+		t.line("cosines of the ΔW over all layers:")
+		t.print(tab)
+	}); err != nil {
+		return err
+	}
+	if o.exitCode && !document.Same {
+		return errDiffer
+	}
+	return nil
+}
