@@ -122,7 +122,7 @@ func (f *File) readLegacy() (any, error) {
 		case i == 0 && parts[i] != legacyMagic:
 			return nil, fault.New(fault.Unsupported, "torch.save did not write this pickle: it holds %s", describe(parts[i])).WithHint("%s", hintResave)
 		case i == 1 && parts[i] != legacyVersion:
-			return nil, fault.New(fault.Unsupported, "the torch file has version %v, want %d", parts[i], legacyVersion).WithHint("%s", hintResave)
+			return nil, fault.New(fault.Unsupported, "the torch file has version %s, want %d", describe(parts[i]), legacyVersion).WithHint("%s", hintResave)
 		}
 	}
 	if facts, ok := parts[2].(*dict); ok {

@@ -77,7 +77,7 @@ func (m *machine) global() error {
 	g := global(module + "." + name)
 	_, isStorage := storageTypes[g]
 	_, isDType := dtypes[g]
-	if !isStorage && !isDType && !slices.Contains(functions, g) {
+	if !isStorage && !isDType && !slices.Contains(functions, g) && !isOfDTensors(g) {
 		return fault.New(fault.Unsupported, "the pickle names %q, which no tensor needs; nothing in it was run", string(g)).At(at).WithHint("%s", hintFor(g))
 	}
 	return m.push(g)
@@ -101,7 +101,8 @@ func (m *machine) construct(op byte) error {
 		return err
 	}
 	if op == opBuild { // BUILD sets attributes, such as _metadata of a state dict; they are not values of the dict
-		if _, ok := values[0].(*dict); !ok {
+		_, isDict := values[0].(*dict)
+		if o, ok := values[0].(*object); !isDict && (!ok || !o.build(values[1])) {
 			return m.corrupt("BUILD sets attributes on %s", describe(values[0]))
 		}
 		return m.push(values[0])
@@ -127,6 +128,13 @@ func (m *machine) construct(op byte) error {
 		}
 		return m.push(t)
 	}
+	v, ok, err := m.distributed(f, args)
+	switch {
+	case err != nil:
+		return err
+	case ok:
+		return m.push(v)
+	}
 	return m.corrupt("%s is called with %d arguments of the wrong number or type", f, len(args))
 }
 
@@ -138,7 +146,7 @@ func (m *machine) tensor(f global, args tuple) (*Tensor, error) {
 	shape, ok3 := dims(args[2])
 	strides, ok4 := dims(args[3])
 	if !ok || !ok2 || !ok3 || !ok4 || offset < 0 || len(shape) != len(strides) || len(shape) > maxDims {
-		return nil, m.corrupt("a tensor of %s at %v with size %s and stride %s", describe(args[0]), args[1], describe(args[2]), describe(args[3]))
+		return nil, m.corrupt("a tensor of %s at %s with size %s and stride %s", describe(args[0]), describe(args[1]), describe(args[2]), describe(args[3]))
 	}
 	t := &Tensor{DType: s.dtype, Shape: make([]uint64, len(shape)), view: view{s, offset, strides}}
 	for i, d := range shape {

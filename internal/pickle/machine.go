@@ -194,7 +194,14 @@ func (m *machine) step(op byte) error {
 		return m.persistent()
 	case opReduce, opBuild:
 		return m.construct(op)
+	case opNewObj:
+		return m.newObject()
 	}
+	return m.refuseOpcode(op)
+}
+
+// refuseOpcode returns the error for an opcode that is not executed.
+func (m *machine) refuseOpcode(op byte) error {
 	if name := otherOpcodes[op]; name != "" {
 		return fault.New(fault.Unsupported, "the pickle uses %s, which torch.save never uses for tensors; nothing in it was run", name).At(m.at-1).WithHint("%s", hintResave)
 	}
@@ -355,6 +362,10 @@ func describe(v any) string {
 		return "a storage"
 	case *Tensor:
 		return "a tensor"
+	case *part:
+		return "a part of a DTensor"
+	case *object:
+		return "an object of the class " + v.class
 	case global:
 		return string(v)
 	}

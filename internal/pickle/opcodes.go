@@ -33,6 +33,7 @@ const (
 	opTuple1         = 0x85
 	opTuple2         = 0x86
 	opTuple3         = 0x87
+	opNewObj         = 0x81
 	opNewTrue        = 0x88
 	opNewFalse       = 0x89
 	opLong1          = 0x8a

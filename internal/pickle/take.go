@@ -76,7 +76,7 @@ func (f *File) take(top any) error {
 		if !ok {
 			return layout(top, fault.New(fault.Unsupported, "the pickle holds %s, want a dictionary of tensors by name", describe(top)).WithHint("%s", hintResave))
 		}
-		if len(d.entries) == 0 || slices.ContainsFunc(d.entries, func(e entry) bool { _, ok := e.value.(*Tensor); return ok }) {
+		if len(d.entries) == 0 || slices.ContainsFunc(d.entries, func(e entry) bool { return isTensor(e.value) }) {
 			return f.list(d)
 		}
 		at := slices.IndexFunc(d.entries, func(e entry) bool {
@@ -111,6 +111,8 @@ func (f *File) takeNested(path string, v any, depth int) error {
 		t := *v
 		t.Name = path
 		f.Tensors = append(f.Tensors, t)
+	case *part:
+		return v.refuse(path)
 	case *dict:
 		for _, x := range v.entries {
 			name, ok := x.key.(string)
@@ -187,6 +189,8 @@ func (f *File) list(d *dict) error {
 			t := *v
 			t.Name = name
 			f.Tensors = append(f.Tensors, t)
+		case *part:
+			return v.refuse(name)
 		case nil, bool, int64, long, float64, string:
 			f.Left = append(f.Left, name)
 		default:

@@ -19,6 +19,8 @@ import numpy  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+import distributed  # noqa: E402
+
 HERE = Path(__file__).parent
 MARKER = "the-pickle-was-run"
 
@@ -261,6 +263,31 @@ def refused():
     yield "textual-inversion", save({"string_to_token": {"*": 265}, "string_to_param": {"*": sequence(1, 8)}}), ["string_to_param.*"]
     yield "optimizer", optimizer(), ["no dictionary of tensors"]
     yield "plain-pickle", pickle.dumps({"w": [1, 2]}, 2), ["torch.save did not write"]
+    yield from refused_distributed()
+
+
+def refused_distributed():
+    """Parts of distributed tensors, and descriptions of them that torch does not write."""
+    yield "dtensor-shard", distributed.sharded(0), ['"w" is the part', "Shard(0)", "[4 6]", "[2 6]", "full_tensor"]
+    yield "dtensor-columns", distributed.sharded(1), ['"w" is the part', "Shard(1)"]
+    yield "dtensor-sum", distributed.partial(), ['"w" is the part', "Partial()", "full_tensor"]
+    whole = save({"w": distributed.whole()["replicated"]})
+    change = lambda old, new: edit(whole, {"data.pkl": swap(old, new)})  # noqa: E731
+    placement = b"ctorch.distributed.tensor.placement_types\nReplicate\n"
+    yield "dtensor-placement-of-a-mesh", change(placement, b"ctorch.distributed.device_mesh\nDeviceMesh\n"), ["a placement", "DeviceMesh"]
+    yield "dtensor-class", change(placement, b"ctorch.distributed.tensor.placement_types\nos\n"), ["placement_types.os", "nothing in it was run"]
+    yield "dtensor-module", change(placement, b"ctorch.distributed.run\nShard\n"), ["torch.distributed.run.Shard", "nothing in it was run"]
+    yield "dtensor-without-a-tensor", change(b"_local_tensor", b"_other_tensor"), ["a DTensor of None"]
+    yield "dtensor-dtype", change(b"ctorch\nfloat32\n", b"ctorch\nfloat16\n"), ["float16", "F32"]
+    yield "dtensor-layout", change(b"torch.strided", b"torch.stridex"), ["layout"]
+    yield "dtensor-function", change(b"ctorch._utils\n_rebuild_wrapper_subclass\n", b"ctorch._utils\n_rebuild_tensor\n"), ["_rebuild_tensor", "nothing in it was run"]
+    shard = placement.replace(b"Replicate", b"Shard")
+    yield "dtensor-shard-without-dim", change(placement, shard), ["the dimension of a Shard is None"]
+    yield "dtensor-called", program(b"ctorch.distributed.tensor\nDTensor\n)R"), ["called"]
+    yield "dtensor-made", program(b"ctorch.distributed.tensor\nDTensor\n)\x81"), ["NEWOBJ"]
+    mesh = b"ctorch.distributed.device_mesh\nDeviceMesh\n)\x81"
+    yield "dtensor-built-twice", program(mesh + b"}b}b"), ["BUILD"]
+    yield "dtensor-built-of-text", program(mesh + b"X\x01\x00\x00\x00ab"), ["BUILD"]
 
 
 def check_is_run(path: Path):
@@ -319,6 +346,10 @@ def main():
         if name != "dtypes":
             (HERE / "read" / f"{name}-legacy.bin").write_bytes(save(value, _use_new_zipfile_serialization=False))
         save_file(flat(value), HERE / "read" / f"{name}.safetensors")
+    whole = distributed.whole()
+    (HERE / "read" / "distributed.bin").write_bytes(save(whole))
+    (HERE / "read" / "distributed-legacy.bin").write_bytes(save(whole, _use_new_zipfile_serialization=False))
+    save_file(distributed.local(whole), HERE / "read" / "distributed.safetensors")
     (HERE / "read" / "no-checksums.bin").write_bytes(unchecked(linear()))
     save_file(flat(linear()), HERE / "read" / "no-checksums.safetensors")
     words = {}
