@@ -20,9 +20,9 @@ import (
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
-// table lists the tensors of a file of weights, safetensors, pickle, GGUF or NumPy's archive, in the
-// order of the file, or those of several such files. The content decides which it is, whatever the
-// name.
+// table lists the tensors of a file of weights, safetensors, pickle, GGUF or NumPy's archive, in
+// the order of the file, or those of several such files. The content decides which it is, whatever
+// the name.
 type table struct {
 	file    *fileio.Input
 	tensors []format.Tensor
