@@ -23,12 +23,13 @@ func diffCommand(t *terminal) *cli.Command {
 	o := new(diffOptions)
 	return &cli.Command{
 		Name:      "diff",
-		Usage:     "compare adapters",
+		Usage:     "compare adapters, or two checkpoints",
 		ArgsUsage: "A B...",
 		Description: "Compares the ΔW of adapters of one model, layer by layer, through their factors: norms, the norm of the difference, the cosine, " +
 			"and whether they fight when they are merged together. Overlap is the similarity φ of the spaces of their first singular vectors " +
 			"(section 7 of the LoRA paper): 1 for the same space, 0 for orthogonal ones; beside it stands what random spaces have. " +
-			"With more than two adapters diff prints a table of all pairs.",
+			"With more than two adapters diff prints a table of all pairs.\n\n" +
+			"Of two checkpoints it compares all tensors by their values, whatever their dtypes: those that are the same, changed, reshaped, or in one only.",
 		Flags: slices.Concat([]cli.Flag{
 			&cli.IntFlag{Name: "directions", Usage: "compare the spaces of the first `K` singular vectors", Value: 8, Destination: &o.directions},
 			&cli.BoolFlag{Name: "exit-code", Usage: "exit with 4 if the adapters differ", Destination: &o.exitCode},
@@ -48,6 +49,13 @@ func runDiff(c *cli.Context, t *terminal, o *diffOptions) error {
 	}
 	if o.directions < 1 {
 		return usagef(example, "--directions is at least 1, got %d", o.directions)
+	}
+	isModel := func(path string) bool { return !convert.IsAdapter(c.Context, path) }
+	if o.dialect == "" && slices.ContainsFunc(paths, isModel) {
+		if len(paths) != 2 {
+			return usagef("loratool diff CHECKPOINT CHECKPOINT", "diff compares two checkpoints, got %s", fault.Count(len(paths), "argument"))
+		}
+		return o.checkpoints(c, t, paths)
 	}
 	openings, err := o.opening(paths...)
 	if err != nil {
