@@ -78,8 +78,16 @@ func dividedDelta(seed, i, j int) (x float64) {
 	return x
 }
 
-// mergeDivided merges an adapter into a base and returns the directory.
+// mergeDivided merges an adapter into a base and returns the directories of base and output.
 func mergeDivided(t *testing.T, config string, base, factors []testkit.Tensor) (before, after string, err error) {
+	t.Helper()
+	adapter := filepath.Join(t.TempDir(), "adapter")
+	testkit.WriteAdapter(t, adapter, dividedRank, 2*dividedRank, factors...)
+	return mergeOpened(t, config, base, adapter, convert.Options{})
+}
+
+// mergeOpened is mergeDivided for the file of an adapter.
+func mergeOpened(t *testing.T, config string, base []testkit.Tensor, adapter string, o convert.Options) (before, after string, err error) {
 	t.Helper()
 	dir := t.TempDir()
 	before, after = filepath.Join(dir, "base"), filepath.Join(dir, "out")
@@ -87,8 +95,7 @@ func mergeDivided(t *testing.T, config string, base, factors []testkit.Tensor) (
 		testkit.Write(t, filepath.Join(before, "config.json"), []byte(config))
 	}
 	testkit.Write(t, filepath.Join(before, "model.safetensors"), testkit.Encode(nil, base...))
-	testkit.WriteAdapter(t, filepath.Join(dir, "adapter"), dividedRank, 2*dividedRank, factors...)
-	src, err := convert.Open(t.Context(), filepath.Join(dir, "adapter"), convert.Options{})
+	src, err := convert.Open(t.Context(), adapter, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +134,9 @@ func compareDivided(t *testing.T, before, after, name string, transposed bool, d
 // TestProjectionsMergeIntoFusedWeights merges adapters of all projections of a fused weight, and of
 // each one alone.
 func TestProjectionsMergeIntoFusedWeights(t *testing.T) {
-	for kind, model := range ofModels(t) {
+	models := ofModels(t)
+	delete(models, "megatron") // no model of transformers has it
+	for kind, model := range models {
 		t.Run(kind, func(t *testing.T) {
 			transposed := strings.HasPrefix(kind, "gpt2")
 			module := dividedLayer + "attn." + model.Fused
@@ -228,6 +237,73 @@ func TestProjectionsMergeUnderOtherNames(t *testing.T) {
 	compareDivided(t, before, after, base[1].Name, false, func(i, j int) float64 { return dividedDelta(30, i, j) })
 }
 
+// TestAdaptersOfMegatronMergeIntoTransformers merges one adapter under the names of Megatron-Bridge
+// and of NeMo 1, and one that CanonicalLoRA divides as transformers does.
+func TestAdaptersOfMegatronMergeIntoTransformers(t *testing.T) {
+	const layer = dividedLayer
+	model := ofModels(t)["megatron"]
+	weights := map[string]int{"self_attn.o_proj": 8, "mlp.gate_proj": 6, "mlp.up_proj": 6, "mlp.down_proj": 8}
+	own := make(map[string][]int) // rows of linear_qkv
+	for i := range model.Parts {
+		part, rows := model.part(i)
+		own["self_attn."+part], weights["self_attn."+part] = rows, len(rows)
+	}
+	var base []testkit.Tensor
+	for name, rows := range weights {
+		base = append(base, dividedWeight(layer+name+".weight", len(name), rows, dividedInputs))
+	}
+	factors := func(module string, seed, rows int) []testkit.Tensor {
+		all := dividedFactors("", seed, rows)
+		all[0].Name, all[1].Name = module+".linear_in.weight", module+".linear_out.weight"
+		return all
+	}
+	whole := func(qkv, proj, fc1, fc2 string) []testkit.Tensor {
+		return slices.Concat(factors(qkv, 20, model.Size), factors(proj, 30, 8), factors(fc1, 40, 12), factors(fc2, 50, 8))
+	}
+	const bridge, nemo = "decoder.layers.0.", "model.language_model.encoder.layers.0."
+	for name, file := range map[string][]testkit.Tensor{
+		"Megatron-Bridge": whole(bridge+"self_attention.linear_qkv.adapter", bridge+"self_attention.linear_proj.adapter",
+			bridge+"mlp.linear_fc1.adapter", bridge+"mlp.linear_fc2.adapter"),
+		"NeMo 1": whole(nemo+"self_attention.adapter_layer.lora_kqv_adapter", nemo+"self_attention.adapter_layer.lora_dense_attention_adapter",
+			nemo+"mlp.adapter_layer.lora_hto4h_adapter", nemo+"mlp.adapter_layer.lora_4htoh_adapter"),
+	} {
+		path := filepath.Join(t.TempDir(), "adapter.safetensors")
+		testkit.Write(t, path, testkit.Encode(nil, file...))
+		before, after, err := mergeOpened(t, string(model.Config), base, path, convert.Options{Alpha: 2 * dividedRank})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		for weight := range weights {
+			compareDivided(t, before, after, layer+weight+".weight", false, func(i, j int) float64 {
+				switch weight {
+				case "self_attn.o_proj":
+					return dividedDelta(30, i, j)
+				case "mlp.gate_proj":
+					return dividedDelta(40, i, j)
+				case "mlp.up_proj":
+					return dividedDelta(40, 6+i, j)
+				case "mlp.down_proj":
+					return dividedDelta(50, i, j)
+				}
+				return dividedDelta(20, own[weight][i], j)
+			})
+		}
+	}
+	path := filepath.Join(t.TempDir(), "adapter.safetensors")
+	testkit.Write(t, path, testkit.Encode(nil, slices.Concat(factors(bridge+"self_attention.linear_qkv.adapter.adapter_k", 20, 4),
+		factors(bridge+"mlp.linear_fc1.adapter.adapter_up", 30, 6))...))
+	if _, err := convert.Open(t.Context(), path, convert.Options{}); err == nil || !strings.Contains(err.Error(), "does not say its scale") {
+		t.Errorf("without an alpha: %v", err)
+	}
+	before, after, err := mergeOpened(t, string(model.Config), base, path, convert.Options{Alpha: 2 * dividedRank})
+	if err != nil {
+		t.Fatal(err)
+	}
+	compareDivided(t, before, after, layer+"self_attn.k_proj.weight", false, func(i, j int) float64 { return dividedDelta(20, i, j) })
+	compareDivided(t, before, after, layer+"mlp.up_proj.weight", false, func(i, j int) float64 { return dividedDelta(30, i, j) })
+}
+
 // TestDivisionsThatNothingTells refuses adapters where neither the type of the base nor its sizes
 // say which rows are meant.
 func TestDivisionsThatNothingTells(t *testing.T) {
@@ -258,6 +334,7 @@ func TestDivisionsThatNothingTells(t *testing.T) {
 		"a part is missing":   {phi, apart(4, 4)[:2], dividedFactors(attention+"qkv_proj", 1, 16), "apart"},
 		"too many rows":       {phi, apart(4, 4), dividedFactors(attention+"qkv_proj", 1, 20), "have 16 rows together"},
 		"no type with wqkv":   {`{"model_type":"mistral"}`, apart(4, 4), dividedFactors(dividedLayer+"attention.wqkv", 1, 16), "apart"},
+		"Megatron on Qwen3.5": {`{"model_type":"qwen3_5"}`, apart(4, 4), dividedFactors("decoder.layers.0.self_attention.linear_qkv", 1, 16), "apart"},
 		"no heads with wqkv":  {`{"model_type":"llama"}`, apart(4, 4), dividedFactors(dividedLayer+"attention.wqkv", 1, 16), "no config.json that says"},
 		"k of another number": {`{"model_type":"llama","hidden_size":8,"num_attention_heads":4}`, apart(4, 6), dividedFactors(dividedLayer+"attention.wqkv", 1, 18), "whole heads"},
 	} {

@@ -30,6 +30,7 @@ var claims = []struct {
 	{"xlabs", "read", "authors'", "1", nil},
 	{"cloneofsimo", "read", "numbers", "1", nil},
 	{"loralib", "read", "dotted", "by option", nil},
+	{"megatron", "read", "Megatron's", "by option", nil},
 }
 
 var columns = []string{"conv", "DoRA", "DoRA-in", "bias", "embed", "LyCORIS", "diff"}

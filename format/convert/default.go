@@ -11,7 +11,7 @@ import (
 // Default returns the dialects of this package: .lora files, GGUF, PEFT, and those of image and
 // video models, which are only read.
 func Default() Dialects {
-	return Dialects{LoRA(), GGUF(), PEFT(), Kohya(), Diffusers(), ComfyUI(), XLabs(), Cloneofsimo(), LoRALib()}
+	return Dialects{LoRA(), GGUF(), PEFT(), Kohya(), Diffusers(), ComfyUI(), XLabs(), Cloneofsimo(), LoRALib(), Megatron()}
 }
 
 // Open opens an adapter in a dialect of Default; see Dialects.Open.

@@ -11,7 +11,7 @@ import (
 )
 
 // pairDialects are in the order in which they claim keys.
-var pairDialects = []*pairDialect{peftAlone, comfyUI, xLabs, kohya, diffusers, loralib}
+var pairDialects = []*pairDialect{peftAlone, comfyUI, xLabs, kohya, diffusers, loralib, megatron}
 
 // Recognise looks at the keys of factors, each of which one dialect at most owns.
 func (d *pairDialect) Recognise(in *Input) bool { return claimsOf(in)[d.name] != "" }

@@ -102,7 +102,7 @@ func parsePair(name string) pairKey {
 		return pairKey{module: plain, feature: requirement(format.FeatureTextualInversion, name)}
 	}
 	parts := strings.Split(plain, ".")
-	for _, parse := range []func(parts []string) (pairKey, bool){parseXLabs, parseProcessor} {
+	for _, parse := range []func(parts []string) (pairKey, bool){parseXLabs, parseProcessor, parseMegatron} {
 		if k, ok := parse(parts); ok {
 			return k
 		}

@@ -15,7 +15,7 @@ type fusion struct {
 var fusions = []fusion{
 	{
 		[]string{
-			"qkv_proj", "query_key_value", "Wqkv", "wqkv", "W_pack", "qkv", "c_attn", "in_proj", "to_qkv",
+			"qkv_proj", "query_key_value", "Wqkv", "wqkv", "W_pack", "qkv", "c_attn", "in_proj", "to_qkv", "linear_qkv",
 		},
 		[][]string{
 			{"q_proj", "k_proj", "v_proj"}, {"query", "key", "value"}, {"to_q", "to_k", "to_v"},
@@ -27,7 +27,7 @@ var fusions = []fusion{
 		[]string{"kv_proj", "to_kv", "Wkv"},
 		[][]string{{"k_proj", "v_proj"}, {"to_k", "to_v"}, {"wk", "wv"}},
 	},
-	{[]string{"gate_up_proj", "w13"}, [][]string{{"gate_proj", "up_proj"}, {"w1", "w3"}}},
+	{[]string{"gate_up_proj", "w13", "linear_fc1"}, [][]string{{"gate_proj", "up_proj"}, {"w1", "w3"}}},
 	{[]string{"in_proj_qkv", "in_proj_qkvz"}, [][]string{{"in_proj_q", "in_proj_k", "in_proj_v"}}},
 	{[]string{"in_proj_qkvz"}, [][]string{{"in_proj_qkv", "in_proj_z"}}},
 	{[]string{"in_proj_ba"}, [][]string{{"in_proj_b", "in_proj_a"}}},

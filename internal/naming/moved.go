@@ -75,6 +75,8 @@ var moves = []*move{
 		"^transformer.wte.", "^model.embed_tokens."),
 	{words: `with Tinker's "attn" for "self_attn"`, newer: []replacement{
 		newReplacement(".attn.", ".self_attn."), newReplacement("^model.unembed_tokens.", "^lm_head.")}},
+	sameModel("Megatron", "^decoder.layers.", "^model.layers.", ".self_attention.linear_proj.", ".self_attn.o_proj.",
+		".mlp.linear_fc2.", ".mlp.down_proj.", "^embedding.word_embeddings.", "^model.embed_tokens.", "^output_layer.", "^lm_head."),
 }
 
 // sameModel makes the table of a model that exists under the names of another one, which computes

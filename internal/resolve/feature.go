@@ -36,7 +36,7 @@ var features = []feature{
 	{verdict: Applied, title: "rank_pattern and alpha_pattern, as the release of PEFT that trained the adapter reads them; look-around and back references in their keys"},
 	{verdict: Applied, title: "bias = all or lora_only, modules_to_save, trainable_token_indices"},
 	{verdict: Applied, title: "modules under the names of transformers 4 or 5: " + strings.Join(naming.MovedModels(), ", ")},
-	{verdict: Applied, title: "projections apart on bases that fuse them, and the reverse (q, k and v; gate and up): Phi-3, GLM, Baichuan, Qwen, InternLM2, GPT-2, GPT-NeoX, BLOOM, Falcon, ModernBERT, Qwen3-Next, Qwen3.5"},
+	{verdict: Applied, title: "projections apart on bases that fuse them, and the reverse (q, k and v; gate and up): Phi-3, GLM, Baichuan, Qwen, InternLM2, GPT-2, GPT-NeoX, BLOOM, Falcon, ModernBERT, Qwen3-Next, Qwen3.5, adapters of Megatron"},
 	{verdict: Applied, title: "LoRA and LoCon of image and video models: kohya's sd-scripts and OneTrainer, diffusers since 2023, names of the models' authors as ComfyUI has them, XLabs, cloneofsimo"},
 	{verdict: Applied, title: "keys with adapter names, torch.compile and FSDP wrappers, with or without prefixes"},
 	{verdict: Applied, title: "safetensors, pickles of torch.save (adapter_model.bin, .pt), .lora files, sub-directories of named adapters"},

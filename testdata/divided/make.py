@@ -3,7 +3,8 @@
 configuration of every kind of model. Models of transformers 5.24.0 tell it themselves: their own
 code divides an output whose numbers are those of the rows. The models of other repositories are
 formulas here, as their sources have them: InternLM2, Baichuan, Qwen and ChatGLM2 of their authors,
-with einops; NemotronH as the tinker-cookbook divides it.
+with einops; NemotronH as the tinker-cookbook divides it; and linear_qkv of Megatron, whose adapters
+merge into models that have q, k and v apart.
 
     make.py"""
 import json, os
@@ -132,6 +133,14 @@ entry("nemotron_h", {"model_type": "nemotron_h", "hidden_size": 8, "mamba_num_he
 grouped = torch.arange(16.).view(2, 4, 2)
 entry("internlm2", {"model_type": "internlm2", "hidden_size": 8, "num_attention_heads": 4, "num_key_value_heads": 2},
       "wqkv", dict(wq=grouped[:, :2], wk=grouped[:, -2], wv=grouped[:, -1]), 16)
+
+# Megatron-Bridge, split_qkv_weights: 4 heads, 2 groups, heads of 2
+heads, groups, size = 4, 2, 2
+each = heads // groups + 2
+slots = torch.arange(each * groups * size).view(each * groups, size)
+q = torch.cat([torch.arange(each * i, each * i + heads // groups) for i in range(groups)])
+entry("megatron", {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 4, "num_key_value_heads": 2}, "linear_qkv",
+      {"q_proj": slots[q], "k_proj": slots[each - 2::each], "v_proj": slots[each - 1::each]}, each * groups * size)
 
 with open(f"{HERE}/rows.json", "w") as f:
     f.write("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in ROWS.items()) + "\n}\n")

@@ -82,6 +82,13 @@ x = lin("transformer.encoder.layers.0.self_attention.query_key_value", 16, N)
 ok("r143-glm", PARTS, adapter(x), {Q: x.d[0:8], K: x.d[8:12], V: x.d[12:16]}, config={"model_type": "glm"})
 x = lin("transformer.h.0.attn.c_attn", 16, N)
 ok("r143-qwen", PARTS, adapter(x), {Q: x.d[0:8], K: x.d[8:12], V: x.d[12:16]}, config={"model_type": "llama"})
+x, fc1 = lin("decoder.layers.0.self_attention.linear_qkv", 16, N), lin("decoder.layers.0.mlp.linear_fc1", 6, N)
+ok("r143-megatron", PARTS, adapter(x, fc1), config={"model_type": "qwen3"} | WIDE,
+   want={Q: M(x.d.rows[0:4] + x.d.rows[8:12]), K: M(x.d.rows[4:6] + x.d.rows[12:14]),
+         V: M(x.d.rows[6:8] + x.d.rows[14:16]), "model.layers.0.mlp.gate_proj.weight": fc1.d[0:3],
+         "model.layers.0.mlp.up_proj.weight": fc1.d[3:6]})
+bad("r88-megatron-with-gates", PARTS, adapter(lin("decoder.layers.0.self_attention.linear_qkv", 16, N)),
+    config={"model_type": "qwen3_5"} | WIDE)
 tinker = lin("model.layers.0.attn.q_proj", 8, N)
 ok("r88-tinker-attn", PARTS, adapter(tinker), {Q: tinker.d})
 
