@@ -30,6 +30,8 @@ type block struct {
 	rows     []int // of the tensor; nil takes the whole tensor
 	cols     []int // nil takes all columns
 	isVector bool  // each element of the tensor is a row
+
+	arrange func(data []byte) []byte // for a factor of one block: gives the elements another order
 }
 
 // wholeOf returns a factor that is a tensor of the source as it is.
@@ -41,7 +43,7 @@ func wholeOf(m *format.Manifest, i int) *factor {
 // isWhole reports whether the factor is a tensor of the source, byte for byte.
 func (f *factor) isWhole(m *format.Manifest) bool {
 	b := &f.blocks[0]
-	return len(f.blocks) == 1 && b.rows == nil && b.times == 1 && f.dtype == m.Tensors[b.tensor].DType
+	return len(f.blocks) == 1 && b.rows == nil && b.arrange == nil && b.times == 1 && f.dtype == m.Tensors[b.tensor].DType
 }
 
 // content returns the data of the factor.
@@ -69,6 +71,9 @@ func (f *factor) put(out []byte, src format.Source, b *block) error {
 	}
 	if data, err = multiplied(t, data, b.times, f.dtype, b.rounds); err != nil {
 		return err
+	}
+	if b.arrange != nil {
+		data = b.arrange(data)
 	}
 	if b.rows == nil {
 		copy(out, data)

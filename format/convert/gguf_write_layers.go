@@ -101,7 +101,7 @@ func (w *ggufWriter) readBase(o *CreateOptions) (err error) {
 func (w *ggufWriter) checkFeatures() error {
 	for _, r := range w.a.Requires {
 		switch r.Feature {
-		case format.FeatureRotaryPairs, format.FeatureExpertFactors:
+		case format.FeatureRotaryPairs, format.FeatureExpertFactors, format.FeatureExperts:
 		case format.FeatureALoRA:
 			if err := w.readTokens(r.Where); err != nil {
 				return err
@@ -143,10 +143,15 @@ var oneExpert = regexp.MustCompile(`^(.*\.experts)\.(0|[1-9][0-9]{0,5})\.([a-z0-
 // makeLayers gives every layer its name and its factors.
 func (w *ggufWriter) makeLayers() error {
 	stacks := make(map[string]map[int]*format.Layer)
+	var parameters []*format.Layer
 	for i := range w.a.Layers {
 		l := &w.a.Layers[i]
 		if err := w.checkLayer(l); err != nil {
 			return err
+		}
+		if l.Kind.IsExpert() {
+			parameters = append(parameters, l)
+			continue
 		}
 		if e := oneExpert.FindStringSubmatch(l.Module); e != nil {
 			n, _ := strconv.Atoi(e[2])
@@ -160,6 +165,9 @@ func (w *ggufWriter) makeLayers() error {
 		if err := w.add(l); err != nil {
 			return err
 		}
+	}
+	if err := (ggufStacks{w}).addAll(parameters); err != nil {
+		return err
 	}
 	for module, experts := range stacks {
 		if err := w.stack(module, experts); err != nil {
@@ -199,7 +207,8 @@ func (w *ggufWriter) checkLayer(l *format.Layer) error {
 			l.Module)
 	}
 	switch l.Kind {
-	case format.Linear, format.Embedding:
+	case format.Linear, format.Embedding, format.Expert, format.ExpertInputs, format.ExpertOutputs,
+		format.ExpertFirst, format.ExpertSecond:
 		return nil
 	case format.Other:
 		a, b := w.m.Tensors[l.Roles[roleA]].Shape, w.m.Tensors[l.Roles[roleB]].Shape

@@ -23,6 +23,7 @@ type Model struct {
 	VocabSize          uint64 // 0 if config.json does not say
 	HeadSize           uint64 // rows of one attention head; 0 if config.json does not say
 	NExperts           uint64 // of each layer; 0 if config.json does not say
+	HiddenSize         uint64 // of the vector of a token; 0 if config.json does not say
 	Widths             naming.Widths
 	QuantizationMethod string
 }
@@ -69,12 +70,15 @@ func (f *file) vocabSize() (n uint64) {
 // headSize returns the rows of an attention head, 0 if unknown.
 func (f *file) headSize() (n uint64) {
 	jsontext.Decode(f.HeadSize, &n)
-	width, heads := number(f.HiddenSize, f.HiddenGPT, f.HiddenBLOOM), f.nHeads()
+	width, heads := f.hiddenSize(), f.nHeads()
 	if n == 0 && heads > 0 && width%heads == 0 {
 		n = width / heads
 	}
 	return n
 }
+
+// hiddenSize returns the width of the model, 0 if unknown.
+func (f *file) hiddenSize() uint64 { return number(f.HiddenSize, f.HiddenGPT, f.HiddenBLOOM) }
 
 // nHeads returns the number of attention heads, 0 if unknown.
 func (f *file) nHeads() uint64 { return number(f.NHeads, f.NHeadsGPT) }
@@ -114,7 +118,7 @@ func Parse(text []byte) (Model, error) {
 		c.TieWordEmbeddings = f.TieOfLFM2 // transformers lets this field override the other one
 	}
 	c.VocabSize, c.HeadSize, c.NExperts = f.vocabSize(), f.headSize(), f.nExperts()
-	c.Widths = f.widths()
+	c.HiddenSize, c.Widths = f.hiddenSize(), f.widths()
 	if len(f.TextConfig) > 0 {
 		var text file
 		if err := jsontext.Decode(f.TextConfig, &text); err != nil {
@@ -126,7 +130,7 @@ func Parse(text []byte) (Model, error) {
 		}
 		c.VocabSize = max(c.VocabSize, text.vocabSize())
 		c.HeadSize, c.NExperts = cmp.Or(text.headSize(), c.HeadSize), cmp.Or(text.nExperts(), c.NExperts)
-		c.Widths = text.widths().Or(c.Widths)
+		c.HiddenSize, c.Widths = cmp.Or(text.hiddenSize(), c.HiddenSize), text.widths().Or(c.Widths)
 	}
 	c.Widths.ModelType = c.ModelType
 	if len(f.Quantization) > 0 && string(f.Quantization) != "null" {
