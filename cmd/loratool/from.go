@@ -11,6 +11,8 @@ import (
 // fromOption is --from, --alpha and --scale, for adapters whose files leave something open.
 type fromOption struct {
 	dialect, alpha, scale, enabled string
+
+	prefixes cli.StringSlice
 }
 
 func (o *fromOption) fromFlags() []cli.Flag {
@@ -24,6 +26,8 @@ func (o *fromOption) fromFlags() []cli.Flag {
 			"file does not say it; for all adapters of the command"},
 		&cli.StringFlag{Name: "enable-lora", Destination: &o.enabled, Usage: "a MergedLinear of " +
 			"loralib changes these projections of its weight: a `LIST` such as true,false,true"},
+		&cli.StringSliceFlag{Name: "prefix", Destination: &o.prefixes, Usage: "replace FROM at the " +
+			"beginning of the names of modules, as in `FROM=TO`; either may be empty; once per prefix"},
 	}
 }
 
@@ -44,8 +48,23 @@ func (o *fromOption) set(options *convert.Options) (err error) {
 	if options.Scale, err = scaleNumber("scale", o.scale); err != nil {
 		return err
 	}
+	if options.Prefix, err = parsePrefixes(o.prefixes.Value()); err != nil {
+		return err
+	}
 	options.EnableLoRA, err = parseEnabled(o.enabled)
 	return err
+}
+
+// parsePrefixes reads the values of --prefix. A dot at the end of a prefix may be there or not.
+func parsePrefixes(texts []string) (all []convert.Prefix, err error) {
+	for _, text := range texts {
+		from, to, ok := strings.Cut(text, "=")
+		if !ok {
+			return nil, usagef("such as --prefix decoder=model.language_model", "--prefix takes FROM=TO, got %q", text)
+		}
+		all = append(all, convert.Prefix{From: strings.TrimSuffix(from, "."), To: strings.TrimSuffix(to, ".")})
+	}
+	return all, nil
 }
 
 // parseEnabled reads the value of --enable-lora, nil if it is not given.

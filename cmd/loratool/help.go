@@ -18,7 +18,7 @@ const helpColumns = 80
 var rareFlags = []string{
 	"add-tensors", "again", "allow-nonfinite", "alpha", "any-base", "by-layer", "exclude", "expert-input", "expert-slowest", "from",
 	"grow-vocabulary", "include", "linear-input", "max-manifest", "max-memory", "max-rank", "new-undo",
-	"no-progress", "no-sharing", "only", "out-proj-twice", "recompute-residual", "scale", "seed", "strict", "tied", "without", "workers",
+	"no-progress", "no-sharing", "only", "out-proj-twice", "prefix", "recompute-residual", "scale", "seed", "strict", "tied", "without", "workers",
 }
 
 // examples lists commands that run in a clone of the repository.

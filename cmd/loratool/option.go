@@ -41,6 +41,7 @@ var flagOf = map[string]string{
 	"Options.LinearInput":            "--linear-input",
 	"Options.Only":                   "--only",
 	"Options.OutProjTwice":           "--out-proj-twice",
+	"Options.Prefix":                 "--prefix",
 	"Options.RecomputeResidual":      "--recompute-residual",
 	"Options.Scale":                  "--scale",
 	"Options.Tied":                   "--tied",

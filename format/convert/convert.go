@@ -120,6 +120,9 @@ func (ds Dialects) openInput(ctx context.Context, in *Input, o Options) (*opened
 	if err != nil {
 		return nil, err
 	}
+	if src, err = withPrefixes(src, o.Prefix); err != nil {
+		return nil, fault.InFile(err, in.Path())
+	}
 	s := &opened{Source: src, in: in}
 	if err := s.account(o); err != nil {
 		return nil, errors.Join(err, src.Close())
@@ -192,6 +195,9 @@ func (ds Dialects) OpenDigested(ctx context.Context, path string, o Options) (fo
 		return src, nil
 	}
 	if s := openedOf(src); s != nil {
+		if p, ok := s.Source.(*prefixed); ok {
+			p.noteFile()
+		}
 		if f, ok := s.Source.(*tensorFile); ok {
 			if err := f.digest(ctx); err != nil {
 				return nil, errors.Join(err, src.Close())
@@ -269,10 +275,16 @@ func openedOf(src format.Source) *opened {
 // RecognisedBy says by which sign the dialect of an opened adapter was recognised, such as one of
 // its keys. It is "" for a .lora file and for an adapter of PEFT, which has its configuration.
 func RecognisedBy(src format.Source) string {
-	if s := openedOf(src); s != nil {
-		if f, ok := s.Source.(*tensorFile); ok {
-			return f.sign
-		}
+	s := openedOf(src)
+	if s == nil {
+		return ""
+	}
+	own := s.Source
+	if p, ok := own.(*prefixed); ok {
+		own = p.Source
+	}
+	if f, ok := own.(*tensorFile); ok {
+		return f.sign
 	}
 	return ""
 }

@@ -28,6 +28,10 @@ type Options struct {
 	// From names the dialect to open the adapter in, such as kohya, if its content fits several or
 	// none; "" recognises it by its content. A .lora file is always opened as one.
 	From string
+	// Prefix replaces the beginnings of the names of modules, where they are not those of the base
+	// and no rule finds the translation. Of several prefixes the one with the longest From that
+	// fits a name counts. One that fits no module is an error. An output keeps the new names.
+	Prefix []Prefix
 	// Alpha and Scale say what an adapter without a configuration and without alphas leaves open:
 	// lora_alpha, divided by the rank of each layer, or the scale itself. 0 leaves it to the rule
 	// of the dialect. For an adapter that says its scale, either is an error.

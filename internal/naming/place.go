@@ -183,3 +183,53 @@ func (b *Base) sortedNames() []string {
 	}
 	return b.sorted
 }
+
+// Front returns the segments of a module's path before its first number, or its first segment.
+func Front(module string) string {
+	parts := strings.Split(module, ".")
+	if i := slices.IndexFunc(parts, hasNumber); i > 0 {
+		return strings.Join(parts[:i], ".")
+	}
+	return parts[0]
+}
+
+// Swap returns the one replacement of a prefix, with a dot at its end or empty, that puts every
+// wanted name in the base; of several the one that leaves the most of the names. It can swap one
+// part of a model for another one, so Match does not use it. ok is false if there is none, or if
+// two leave equally much.
+func (b *Base) Swap(wanted []string) (from, to string, ok bool) {
+	if len(wanted) == 0 {
+		return "", "", false
+	}
+	probe := strings.Split(wanted[0], ".")
+	longest, found := 2, make(map[rename]bool)
+	for _, name := range b.sortedNames() {
+		parts := strings.Split(name, ".")
+		n := 0 // the segments at the end that are equal
+		for n < min(len(probe), len(parts)) && probe[len(probe)-1-n] == parts[len(parts)-1-n] {
+			n++
+		}
+		if n < longest {
+			continue
+		}
+		front := func(parts []string) string {
+			if len(parts) == n {
+				return ""
+			}
+			return strings.Join(parts[:len(parts)-n], ".") + "."
+		}
+		r := rename{cut: front(probe), add: front(parts)}
+		if found[r] || !b.hasAll(r, wanted) {
+			continue
+		}
+		if n > longest {
+			longest = n
+			clear(found)
+		}
+		found[r] = true
+	}
+	for r := range found {
+		return r.cut, r.add, len(found) == 1
+	}
+	return "", "", false
+}

@@ -43,7 +43,7 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 		}
 		return fault.New(fault.Mismatch, "the base %s that the adapter changes: %s; it has, for example, %q",
 			have, fault.List(missing, 3), r.names.Like(missing[0])).
-			WithHint("%s", r.wrongBase())
+			WithHint("%s", r.wrongBase()+r.swapped(wanted))
 	}
 	e := fault.New(fault.Mismatch, "the base lacks %d of the %d tensors that the adapter changes: %s", len(missing), len(wanted), fault.List(missing, 3))
 	for _, b := range r.model.Beside {
@@ -52,6 +52,16 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 		}
 	}
 	return e.WithHint("%s", r.wrongBase())
+}
+
+// swapped offers the one prefix whose replacement would put all tensors in the base.
+func (r *resolver) swapped(wanted []string) string {
+	from, to, ok := r.names.Swap(wanted)
+	if !ok {
+		return ""
+	}
+	trim := func(prefix string) string { return strings.TrimSuffix(prefix, ".") }
+	return fmt.Sprintf("; if it is this model under other names, set Options.Prefix=%s=%s", trim(from), trim(to))
 }
 
 // noBias is the error for a bias that the base lacks.
