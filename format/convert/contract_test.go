@@ -23,6 +23,7 @@ var claims = []struct {
 }{
 	{"lora", "written", "any", "any", all(columns...)},
 	{"gguf", "written", "llama.cpp's", "one alpha", all("embed")},
+	{"mlx", "read", "dotted", "one", nil},
 	{"peft", "written", "dotted", "any", all("conv", "DoRA", "bias", "embed")},
 	{"kohya", "written", "flat", "alphas", all("conv", "DoRA", "DoRA-in", "LyCORIS", "diff")},
 	{"diffusers", "written", "diffusers", "header", all("conv", "DoRA", "bias")},

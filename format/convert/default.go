@@ -8,10 +8,10 @@ import (
 	"github.com/loratool/loratool/format"
 )
 
-// Default returns the dialects of this package: .lora files, GGUF, PEFT, and those of image and
+// Default returns the dialects of this package: .lora files, GGUF, MLX, PEFT, and those of image and
 // video models, which are only read.
 func Default() Dialects {
-	return Dialects{LoRA(), GGUF(), PEFT(), Kohya(), Diffusers(), ComfyUI(), XLabs(), Cloneofsimo(), LoRALib(), Megatron()}
+	return Dialects{LoRA(), GGUF(), MLX(), PEFT(), Kohya(), Diffusers(), ComfyUI(), XLabs(), Cloneofsimo(), LoRALib(), Megatron()}
 }
 
 // Open opens an adapter in a dialect of Default; see Dialects.Open.

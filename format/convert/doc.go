@@ -11,6 +11,7 @@
 //	dialect      files    names        scale      conv  DoRA  DoRA-in  bias  embed  LyCORIS  diff
 //	lora         written  any          any        yes   yes   yes      yes   yes    yes      yes
 //	gguf         written  llama.cpp's  one alpha  -     -     -        -     yes    -        -
+//	mlx          read     dotted       one        -     -     -        -     -      -        -
 //	peft         written  dotted       any        yes   yes   -        yes   yes    -        -
 //	kohya        written  flat         alphas     yes   yes   yes      -     -      yes      yes
 //	diffusers    written  diffusers    header     yes   yes   -        yes   -      -        -
