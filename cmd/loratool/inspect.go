@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -17,6 +18,7 @@ import (
 type inspectOptions struct {
 	common
 	withoutOption
+	spectrumOptions
 	values   bool
 	spectrum bool
 	hashes   bool
@@ -33,7 +35,7 @@ func inspectCommand(t *terminal) *cli.Command {
 		ArgsUsage: "PATH",
 		Description: "Of an adapter: method, layers, ranks, alphas, scales, dtypes, and whether merge applies it. Of a checkpoint: tensors, dtypes, " +
 			"the adapters merged into it, and with --rank the cost of a LoRA on it. inspect reads only headers, unless you ask for --values, " +
-			"--hashes or --spectrum. --json holds all metadata of a file for image models. On a narrow terminal the table of --spectrum loses columns, in this order: 90 %, 95 %, σ1, effective, 99 %, stable.",
+			"--hashes or --spectrum. --json holds all metadata of a file for image models. On a narrow terminal the tables of --spectrum lose columns.",
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "values", Usage: "read all values: find untrained layers, NaN and infinity, and print the content id", Destination: &o.values},
 			&cli.BoolFlag{Name: "spectrum", Usage: "of an adapter: the singular values of every s·B·A, ranks and energies", Destination: &o.spectrum},
@@ -41,7 +43,7 @@ func inspectCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "metadata", Usage: "print all entries of the metadata, such as those of the training", Destination: &o.metadata},
 			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "of a checkpoint: the parameters of a LoRA of rank `R`", Destination: &o.rank},
 			&cli.StringFlag{Name: "targets", Usage: "with --rank: `NAMES` of the modules to adapt, separated by commas (default: all linear ones)", Destination: &o.targets},
-		}, append(append(o.openFlags(), o.memoryFlag()), o.flags()...)...),
+		}, slices.Concat(o.spectrumFlags(), o.openFlags(), []cli.Flag{o.memoryFlag()}, o.flags())...),
 		Action: func(c *cli.Context) error { return runInspect(c, t, o) },
 	}
 }
@@ -53,6 +55,9 @@ func (o *inspectOptions) parse(c *cli.Context) (path string, opening convert.Opt
 	}
 	if o.rank < 0 || o.targets != "" && o.rank == 0 {
 		return "", opening, usagef("loratool inspect CHECKPOINT --rank 8 --targets q_proj,v_proj", "--targets needs --rank, and a rank is at least 1")
+	}
+	if !o.spectrum && (o.all || o.sort != "" || o.top > 0) {
+		return "", opening, usagef("loratool inspect ADAPTER --spectrum --sort norm --top 10", "--all, --sort and --top are for --spectrum")
 	}
 	path = c.Args().First()
 	all, err := o.opening(path)

@@ -52,7 +52,7 @@ func showAdapter(t *terminal, o *inspectOptions, r *report.Adapter) {
 	}
 	if o.spectrum {
 		t.line("")
-		showSpectra(t, r.Layers)
+		showSpectra(t, o, r)
 	}
 	if o.metadata {
 		t.line("")

@@ -1,17 +1,101 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"math"
+	"slices"
 	"strconv"
 
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/report"
+	"github.com/urfave/cli/v2"
 )
 
 // sparkWidth is the number of bars of a spectrum.
 const sparkWidth = 16
 
-// showSpectra prints a line per layer: ranks, norm, and the singular values as bars.
-func showSpectra(t *terminal, layers []report.Layer) {
+// spectrumOptions choose what the table of spectra shows.
+type spectrumOptions struct {
+	all  bool
+	sort string
+	top  int
+}
+
+func (o *spectrumOptions) spectrumFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "all", Usage: "with --spectrum: a line for every layer, in place of one for each kind of module", Destination: &o.all},
+		&cli.StringFlag{Name: "sort", Usage: "with --spectrum: every layer, sorted by `KEY`, the largest first: norm, rank, stable, effective or sigma", Destination: &o.sort,
+			Action: func(_ *cli.Context, key string) error {
+				if spectrumKeys[key] == nil {
+					return usagef("--sort norm", "the keys are norm, rank, stable, effective and sigma, got %q", key)
+				}
+				return nil
+			}},
+		&cli.IntFlag{Name: "top", Usage: "with --spectrum: the first `N` layers alone", Destination: &o.top,
+			Action: func(_ *cli.Context, n int) error {
+				if n < 1 {
+					return usagef("--top 10", "--top is a number of layers, got %d", n)
+				}
+				return nil
+			}},
+	}
+}
+
+// spectrumKeys are the keys of --sort.
+var spectrumKeys = map[string]func(l *report.Layer) float64{
+	"norm":      func(l *report.Layer) float64 { return l.Frobenius },
+	"rank":      func(l *report.Layer) float64 { return float64(l.Rank) },
+	"stable":    func(l *report.Layer) float64 { return l.StableRank },
+	"effective": func(l *report.Layer) float64 { return l.EffectiveRank },
+	"sigma":     func(l *report.Layer) float64 { return largest(l.Spectrum) },
+}
+
+func largest(s *report.Spectrum) float64 {
+	if len(s.SingularValues) == 0 {
+		return 0
+	}
+	return s.SingularValues[0]
+}
+
+// showSpectra prints a line for each kind of module, or for each layer: ranks, norm, and the
+// singular values as bars.
+func showSpectra(t *terminal, o *inspectOptions, r *report.Adapter) {
+	var layers []*report.Layer
+	for i := range r.Layers {
+		if r.Layers[i].Spectrum != nil {
+			layers = append(layers, &r.Layers[i])
+		}
+	}
+	if o.all || o.verbose || o.sort != "" || o.top > 0 {
+		showEverySpectrum(t, o, layers)
+	} else {
+		showKindsOfSpectra(t, o, layers)
+	}
+	for i := range r.Layers {
+		if l := &r.Layers[i]; l.NoSpectrum != "" {
+			t.line("%s has no spectrum: %s", l.Module, l.NoSpectrum)
+		}
+	}
+	for _, f := range r.Findings {
+		t.line("%-9s %s", f.Kind, f.Text)
+	}
+	if s := r.Saving; s != nil {
+		t.line("rank %d, but %.0f %% of the energy of each layer is in rank %d or less: loratool resize --energy %v saves %.0f %% of the factors",
+			s.Was, 100*s.Energy, s.Rank, s.Energy, 100*s.Share)
+	}
+}
+
+// showEverySpectrum prints a line per layer.
+func showEverySpectrum(t *terminal, o *inspectOptions, layers []*report.Layer) {
+	if key := spectrumKeys[o.sort]; key != nil {
+		slices.SortStableFunc(layers, func(a, b *report.Layer) int { return cmp.Compare(key(b), key(a)) })
+	}
+	left := 0
+	if o.top > 0 && len(layers) > o.top {
+		left = len(layers) - o.top
+		layers = layers[:o.top]
+	}
 	tab := &table{columns: []column{
 		{head: "rank"}, {head: "stable", drop: 6, meaning: "(‖ΔW‖/σ1)²"}, {head: "effective", drop: 4, meaning: "e to the entropy of the energies"},
 		{head: "90 %", drop: 1}, {head: "95 %", drop: 2}, {head: "99 %", drop: 5, meaning: "singular values with this share of the energy ‖ΔW‖²"},
@@ -19,24 +103,51 @@ func showSpectra(t *terminal, layers []report.Layer) {
 		{head: "spectrum", left: true, meaning: "singular values ÷ σ1"}, {head: "module", left: true, isName: true},
 	}}
 	for _, l := range layers {
-		s := l.Spectrum
-		if s == nil {
-			continue
-		}
-		first := 0.0
-		if len(s.SingularValues) > 0 {
-			first = s.SingularValues[0]
-		}
-		tab.add(strconv.Itoa(l.Rank), fmt.Sprintf("%.2f", s.StableRank), fmt.Sprintf("%.2f", s.EffectiveRank),
-			strconv.Itoa(s.Rank90), strconv.Itoa(s.Rank95), strconv.Itoa(s.Rank99),
-			fmt.Sprintf("%.4g", s.Frobenius), fmt.Sprintf("%.4g", first), sparkline(s.SingularValues), l.Module)
+		tab.add(strconv.Itoa(l.Rank), fmt.Sprintf("%.2f", l.StableRank), fmt.Sprintf("%.2f", l.EffectiveRank),
+			strconv.Itoa(l.Rank90), strconv.Itoa(l.Rank95), strconv.Itoa(l.Rank99),
+			fmt.Sprintf("%.4g", l.Frobenius), fmt.Sprintf("%.4g", largest(l.Spectrum)), sparkline(l.SingularValues), l.Module)
 	}
 	t.print(tab)
-	for _, l := range layers {
-		if l.NoSpectrum != "" {
-			t.line("%s has no spectrum: %s", l.Module, l.NoSpectrum)
-		}
+	if left > 0 {
+		t.line("and %s", fault.Count(left, "more layer"))
 	}
+}
+
+// showKindsOfSpectra prints a line per kind of module: the mean of what its layers have, their
+// common norm, and the mean spectrum.
+func showKindsOfSpectra(t *terminal, o *inspectOptions, layers []*report.Layer) {
+	tab := &table{columns: []column{
+		{head: "layers"}, {head: "rank"}, {head: "stable", drop: 5, meaning: "(‖ΔW‖/σ1)², the mean"}, {head: "effective", drop: 3, meaning: "e to the entropy of the energies, the mean"},
+		{head: "90 %", drop: 1}, {head: "95 %", drop: 2}, {head: "99 %", drop: 4, meaning: "singular values with this share of the energy ‖ΔW‖², the most"},
+		{head: "‖ΔW‖", meaning: "Frobenius norm of s·B·A over all layers of the line"},
+		{head: "spectrum", left: true, meaning: "singular values ÷ σ1, the mean; --all has every layer"}, {head: "module", left: true, isName: true},
+	}}
+	for _, k := range o.kinds(len(layers), func(i int) string { return layers[i].Module }) {
+		var ranks span
+		var stable, effective, squares float64
+		var mean []float64
+		most := make([]int, 3)
+		for _, i := range k.items {
+			l := layers[i]
+			ranks.add(l.Rank)
+			stable, effective, squares = stable+l.StableRank, effective+l.EffectiveRank, squares+l.Frobenius*l.Frobenius
+			for j, n := range []int{l.Rank90, l.Rank95, l.Rank99} {
+				most[j] = max(most[j], n)
+			}
+			for j, v := range l.SingularValues {
+				if j == len(mean) {
+					mean = append(mean, 0)
+				}
+				if first := largest(l.Spectrum); first > 0 {
+					mean[j] += v / first
+				}
+			}
+		}
+		n := float64(len(k.items))
+		tab.add(strconv.Itoa(len(k.items)), ranks.String(), fmt.Sprintf("%.2f", stable/n), fmt.Sprintf("%.2f", effective/n),
+			strconv.Itoa(most[0]), strconv.Itoa(most[1]), strconv.Itoa(most[2]), fmt.Sprintf("%.4g", math.Sqrt(squares)), sparkline(mean), k.name)
+	}
+	t.print(tab)
 }
 
 // sparkline draws values as bars, relative to the first: one bar a value, or the largest of a group

@@ -32,7 +32,9 @@ func layersOf(n int) []report.Layer {
 // shortened still differ.
 func TestTablesFitTheTerminal(t *testing.T) {
 	tables := map[string]func(*terminal){
-		"spectra": func(t *terminal) { showSpectra(t, layersOf(40)) },
+		"spectra": func(t *terminal) {
+			showSpectra(t, &inspectOptions{spectrumOptions: spectrumOptions{all: true}}, &report.Adapter{Layers: layersOf(40)})
+		},
 		"layers": func(t *terminal) {
 			o := new(inspectOptions)
 			o.verbose = true
@@ -74,7 +76,7 @@ func TestColumnsGoInTheirOrder(t *testing.T) {
 		{76, "rank ‖ΔW‖ spectrum module"},
 	} {
 		b.Reset()
-		showSpectra(&terminal{out: &results{w: &b}, columns: c.width}, layersOf(1))
+		showSpectra(&terminal{out: &results{w: &b}, columns: c.width}, &inspectOptions{spectrumOptions: spectrumOptions{all: true}}, &report.Adapter{Layers: layersOf(1)})
 		head, _, _ := strings.Cut(b.String(), "\n")
 		if got := strings.Join(strings.Fields(head), " "); got != c.heads {
 			t.Errorf("at %d columns the heads are %q, want %q", c.width, got, c.heads)

@@ -45,6 +45,8 @@ type Adapter struct {
 	Training     *Training      `json:"training,omitempty"` // what the metadata say, condensed
 	Hashes       *Hashes        `json:"hashes,omitempty"`   // only with Options.Hashes
 	Values       *Values        `json:"values,omitempty"`
+	Findings     []Finding      `json:"findings,omitempty"`   // only with Options.Spectrum
+	Saving       *Saving        `json:"saving,omitempty"`     // the same, if resizing would save much
 	Content      string         `json:"content_id,omitempty"` // only with Options.Values
 
 	// Metadata is __metadata__ of the file that the adapter was read from. Of an adapter of PEFT it
@@ -248,6 +250,7 @@ func (r *Adapter) addSpectra(ctx context.Context, src format.Source, workers int
 			NumericalRank: s.NumericalRank, Rank90: s.RankFor(0.9), Rank95: s.RankFor(0.95), Rank99: s.RankFor(0.99),
 		}
 	}
+	r.addFindings()
 	return nil
 }
 
