@@ -36,7 +36,9 @@ func (j *conversion) parseGGUF(c *cli.Context, o *convertOptions) error {
 	if !ok || d != dtype.F32 && d != dtype.F16 && d != dtype.BF16 {
 		return usagef("--dtype f32, f16 or bf16", "unknown dtype %q for the factors of a GGUF file", o.lora.dtype)
 	}
-	j.creation.DType = d
+	if c.IsSet("dtype") {
+		j.creation.DType = d
+	}
 	return nil
 }
 

@@ -110,9 +110,10 @@ type CreateOptions struct {
 	// heads and the number of its experts. nil means that it is unknown.
 	BaseConfig []byte
 	// Architecture is what llama.cpp calls the architecture of that model, such as "llama"; ""
-	// takes it from BaseConfig.
+	// takes it from BaseConfig, or else from the GGUF file that the adapter comes from.
 	Architecture string
-	// DType is the dtype of the factors in a GGUF file: F32, F16 or BF16. The zero value means F32.
+	// DType is the dtype of the factors in a GGUF file: F32, F16 or BF16. The zero value means that
+	// of the GGUF file that the adapter comes from, if it has one, and otherwise F32.
 	DType   dtype.Type
 	Tool    string // the program's name, for the provenance; "" keeps the source's
 	Version string

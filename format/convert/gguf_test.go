@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -128,6 +129,53 @@ func TestGGUFComesBack(t *testing.T) {
 			}
 			if have[tensor] != content {
 				t.Errorf("%s: %s = %.80s, want %.80s", name, tensor, have[tensor], content)
+			}
+		}
+	}
+}
+
+// A .lora file keeps the architecture, the tokens and the types, so that it becomes a GGUF file
+// with the same tensors and no base is needed.
+func TestGGUFComesBackFromAContainer(t *testing.T) {
+	tokens := gguf.Uint32sKV("adapter.alora.invocation_tokens", []uint32{27, 91})
+	files := map[string][]byte{
+		"tokens": ggufFile(t, ggufKeys("gpt-oss", tokens), ggufPair("blk.3.attn_q.weight", []uint64{8, 2}, []uint64{2, 4})...),
+		"bf16":   ggufOf(t, openGGUFCase(t, "llama/peft"), convert.CreateOptions{BaseConfig: configOf(t, "llama"), DType: dtype.BF16}),
+		"f16":    ggufOf(t, openGGUFCase(t, "phi3/peft"), convert.CreateOptions{Architecture: "phi3", DType: dtype.F16}),
+	}
+	for _, name := range ggufCases {
+		reference, err := os.ReadFile(filepath.Join(ggufData, name, "reference.gguf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[name] = reference
+	}
+	for name, file := range files {
+		src, err := convert.OpenReader(t.Context(), bytes.NewReader(file), int64(len(file)), convert.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "a.lora")
+		sink, err := convert.Create(path, convert.LoRA(), convert.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := format.Copy(t.Context(), sink, src); err != nil {
+			t.Fatal(err)
+		}
+		container, err := convert.Open(t.Context(), path, convert.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { container.Close() })
+		got := ggufOf(t, container, convert.CreateOptions{})
+		have, want := contentsOf(t, got), contentsOf(t, file)
+		if !maps.Equal(have, want) {
+			t.Errorf("%s: other tensors come back: %.300v, want %.300v", name, have, want)
+		}
+		for _, key := range []string{"general.architecture", "adapter.lora.alpha", tokens.Key} {
+			if a, b := keyOf(t, got, key), keyOf(t, file, key); a != b {
+				t.Errorf("%s: %s = %s, want %s", name, key, a, b)
 			}
 		}
 	}

@@ -51,7 +51,7 @@ func composeGGUF(ctx context.Context, src format.Source, o *CreateOptions) (*ggu
 		return nil, fault.New(fault.Unsupported, "the source is a bundle of %d adapters, but a GGUF file "+
 			"holds one", len(m.Adapters)).WithHint("name one of them, as in FILE#%s", m.Adapters[0].Name)
 	}
-	w := &ggufWriter{ctx: ctx, src: src, m: m, a: &m.Adapters[0], dtype: cmp.Or(o.DType, dtype.F32)}
+	w := &ggufWriter{ctx: ctx, src: src, m: m, a: &m.Adapters[0], dtype: cmp.Or(o.DType, keptDType(m), dtype.F32)}
 	if t := w.dtype; t != dtype.F32 && t != dtype.F16 && t != dtype.BF16 {
 		return nil, fault.New(fault.Unsupported, "the factors of a GGUF file cannot have dtype %v, want F32, F16 or BF16", t)
 	}
@@ -71,7 +71,24 @@ func composeGGUF(ctx context.Context, src format.Source, o *CreateOptions) (*ggu
 	return w, nil
 }
 
-// readBase finds the architecture.
+// keptDType returns the dtype of an adapter that comes from a GGUF file: 0 if it does not, or if its
+// tensors have several.
+func keptDType(m *format.Manifest) (kept dtype.Type) {
+	if m.Metadata[ggufArchitecture] == "" {
+		return 0
+	}
+	for i := range m.Tensors {
+		d := m.Tensors[i].DType
+		if d == dtype.F64 || i > 0 && d != kept {
+			return 0
+		}
+		kept = d
+	}
+	return kept
+}
+
+// readBase finds the architecture: that of the options, of the base, or of the GGUF file that the
+// adapter comes from.
 func (w *ggufWriter) readBase(o *CreateOptions) (err error) {
 	if o.BaseConfig != nil {
 		if w.base, err = config.Parse(o.BaseConfig); err != nil {
@@ -79,11 +96,15 @@ func (w *ggufWriter) readBase(o *CreateOptions) (err error) {
 		}
 	}
 	const hint = "name the base (CreateOptions.BaseConfig) or its architecture (CreateOptions.Architecture)"
+	name := o.Architecture
+	if !w.base.Found {
+		name = cmp.Or(name, w.m.Metadata[ggufArchitecture])
+	}
 	switch {
-	case o.Architecture != "":
-		if w.model = ggufNamed(o.Architecture); w.model == nil {
+	case name != "":
+		if w.model = ggufNamed(name); w.model == nil {
 			return fault.New(fault.Unsupported, "the architecture %q is not known here; known are %s",
-				o.Architecture, ggufArchitectures())
+				name, ggufArchitectures())
 		}
 	case !w.base.Found:
 		return fault.New(fault.Unsupported, "nothing says which architecture of llama.cpp the adapter is for").
