@@ -71,8 +71,8 @@ func composeGGUF(ctx context.Context, src format.Source, o *CreateOptions) (*ggu
 	return w, nil
 }
 
-// keptDType returns the dtype of an adapter that comes from a GGUF file: 0 if it does not, or if its
-// tensors have several.
+// keptDType returns the dtype of an adapter that comes from a GGUF file: 0 if it does not, or if
+// its tensors have several.
 func keptDType(m *format.Manifest) (kept dtype.Type) {
 	if m.Metadata[ggufArchitecture] == "" {
 		return 0
