@@ -26,6 +26,11 @@ type CombineOptions struct {
 	// Budget chooses the ranks of all layers together, in place of a Rule, so that the factors have
 	// at most so many bytes and the sum over all layers loses the least energy. 0 means no budget.
 	Budget int64
+	// Method joins the updates; the zero value adds them. Density is the share of the elements that
+	// other methods keep of each ΔW, and Seed that of random choices.
+	Method  Method
+	Density float64
+	Seed    uint64
 	// DType is that of new factors: F64, F32, F16 or BF16. 0 means the widest dtype of the factors
 	// that they are made of, and F32 for a concatenation that 16 bits would round.
 	DType dtype.Type
@@ -120,7 +125,7 @@ func (o *CombineOptions) check(n int) error {
 			return fmt.Errorf("the weight of adapter %d is %v, want a finite number", i+1, w)
 		}
 	}
-	return checkRule(o.Rule)
+	return errors.Join(checkRule(o.Rule), o.checkMethod())
 }
 
 func combine(ctx context.Context, adapters []format.Source, o *CombineOptions) (format.Source, *CombineReport, error) {
@@ -145,7 +150,7 @@ func combine(ctx context.Context, adapters []format.Source, o *CombineOptions) (
 // CombineBytes estimates the memory that Combine and Resize take, and names the module of the
 // largest layer. The adapters must be valid.
 func CombineBytes(adapters []format.Source, o CombineOptions) (peak int64, module string) {
-	type size struct{ ranks, sides float64 }
+	type size struct{ ranks, sides, whole float64 }
 	sizes := make(map[string]size)
 	for _, src := range adapters {
 		m := src.Manifest()
@@ -157,7 +162,7 @@ func CombineBytes(adapters []format.Source, o CombineOptions) (peak int64, modul
 					continue // Combine refuses it
 				}
 				s := sizes[l.Module]
-				sizes[l.Module] = size{s.ranks + float64(f.rank), float64(f.n) * float64(f.rows+f.cols)}
+				sizes[l.Module] = size{s.ranks + float64(f.rank), float64(f.n) * float64(f.rows+f.cols), 8 * float64(f.rows) * float64(f.cols)}
 			}
 		}
 	}
@@ -166,6 +171,9 @@ func CombineBytes(adapters []format.Source, o CombineOptions) (peak int64, modul
 		// The factors, their balanced copies and the sum of these; the new factors, and what the
 		// error is measured on; cores.
 		need := 8 * (6*s.ranks*s.sides + 6*s.ranks*s.ranks)
+		if o.Method != Sum {
+			need += s.whole // ΔW in float32, and as much for its decomposition
+		}
 		if need > most || need == most && name < module {
 			most, module = need, name
 		}
@@ -265,7 +273,12 @@ func (c *combining) layer(ctx context.Context, g *group, rule Rule) error {
 	for _, m := range g.members {
 		g.result.Was = append(g.result.Was, m.rank)
 	}
-	if err := c.fill(ctx, g, s, rule); err != nil {
+	if c.options.Method != Sum {
+		err = c.mix(ctx, g, s, rule)
+	} else {
+		err = c.fill(ctx, g, s, rule)
+	}
+	if err != nil {
 		return err
 	}
 	return c.addBias(ctx, g)

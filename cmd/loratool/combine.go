@@ -22,6 +22,9 @@ type combineOptions struct {
 	ruleOptions
 	out, to, base, dtype string
 	weights              cli.StringSlice
+	method               string
+	density              float64
+	seed                 uint64
 	force, dryRun        bool
 }
 
@@ -34,9 +37,14 @@ func combineCommand(t *terminal) *cli.Command {
 		Description: "Writes the adapter of Σ weight·s·B·A. Its rank is the sum of the ranks, and nothing is lost; one of --rank, --energy, " +
 			"--max-error and --budget keeps the best approximation of lower rank, and its error is printed. The adapters may have different ranks, " +
 			"dtypes, rules of scaling and dialects, but must name the modules of one model alike.\n\n" +
-			"Biases and differences of whole tensors are added, too. What has no sum is refused by name: DoRA, saved modules and trained token rows, unless only one adapter has them, with the weight 1.",
+			"Biases and differences of whole tensors are added, too. What has no sum is refused by name: DoRA, saved modules and trained token rows, unless only one adapter has them, with the weight 1.\n\n" +
+			"--method prune keeps the largest elements of each ΔW; ties also elects a sign for each element, and averages those that have it " +
+			"(arXiv:2306.01708); dare keeps random elements, divided by the density (arXiv:2311.03099). One ΔW at a time is formed for them.",
 		Flags: slices.Concat([]cli.Flag{
 			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an adapter by `W`; once per adapter, in their order (default: 1)", Destination: &o.weights},
+			&cli.StringFlag{Name: "method", Usage: "in place of the sum, with a rule for the rank: `METHOD` prune, ties, dare or dare-ties, which choose single elements of each ΔW", Destination: &o.method},
+			&cli.Float64Flag{Name: "density", Usage: "with --method: keep this `SHARE` of the elements", Value: 0.5, Destination: &o.density},
+			&cli.Uint64Flag{Name: "seed", Usage: "of the random choice of dare", Destination: &o.seed},
 		}, o.combineFlags()),
 		Action: func(c *cli.Context) error { return runCombine(c, t, o) },
 	}
@@ -106,6 +114,9 @@ func (o *combineOptions) parse(c *cli.Context) (j combination, err error) {
 			return j, err
 		}
 	}
+	if err := o.setMethod(c, &j.options); err != nil {
+		return j, err
+	}
 	if !j.isResize(c) {
 		if j.options.Weights, err = parseWeights(o.weights.Value(), len(j.paths), 1); err != nil {
 			return j, err
@@ -121,6 +132,27 @@ func (o *combineOptions) parse(c *cli.Context) (j combination, err error) {
 	j.creation = o.creation(o.force, j.paths...)
 	j.creation.MaxManifestBytes = j.openings[0].MaxManifestBytes
 	return j, j.readBase(c, o.base)
+}
+
+// setMethod sets the method and what it needs.
+func (o *combineOptions) setMethod(c *cli.Context, options *rank.CombineOptions) error {
+	const example = "loratool combine A B --method ties --density 0.3 --rank 16 -o OUT"
+	if o.method == "" {
+		if c.IsSet("density") || c.IsSet("seed") {
+			return usagef(example, "--density and --seed are for --method")
+		}
+		return nil
+	}
+	known := []rank.Method{rank.Prune, rank.TIES, rank.DARE, rank.DARETIES}
+	switch options.Method, options.Density, options.Seed = rank.Method(o.method), o.density, o.seed; {
+	case !slices.Contains(known, options.Method):
+		return usagef(example, "the methods are prune, ties, dare and dare-ties, got %q", o.method)
+	case options.Rule == nil:
+		return usagef(example, "--method %s needs one of --rank, --energy and --max-error", o.method)
+	case !(o.density > 0 && o.density <= 1):
+		return usagef(example, "a density lies above 0 and up to 1, got %v", o.density)
+	}
+	return nil
 }
 
 // readBase takes from the base what the dialect needs of it.

@@ -9,6 +9,8 @@ var flagOf = map[string]string{
 	"Checkpoint.History":             "loratool inspect",
 	"CombineOptions.Budget":          "--budget",
 	"CombineOptions.DType":           "--dtype",
+	"CombineOptions.Density":         "--density",
+	"CombineOptions.Method":          "--method",
 	"CombineOptions.Rule":            "--rank or --max-error",
 	"CombineOptions.Weights":         "--weight",
 	"CompareOptions.Directions":      "--directions",
