@@ -202,7 +202,7 @@ var ruleWords = map[string]string{
 	"R83": "was made for another base", "R84": "has the scale [+-]Inf",
 	"R85": "factors are stored in another dtype", "R86": "NaN or infinite",
 	"R87": "finite weights? would become|NaN or infinite as F16",
-	"R88": "the base lacks|the base has none|the last layer|experts up to number|without a dot|the base fuses|apart; the adapter has",
+	"R88": "the base lacks|the base has none|the base has no |adapter of its own around|the last layer|experts up to number|without a dot|the base fuses|apart; the adapter has",
 	"R89": "fit the base in several ways", "R90": "of an unknown kind",
 	"R130": "the base lacks|in several places|not fit|has none there|, and the base has", "R131": "divides its weight",
 	"R137": "ΔW is .* but the base's weight has shape", "R138": "and a scaling",

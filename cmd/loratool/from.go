@@ -60,7 +60,7 @@ func parsePrefixes(texts []string) (all []convert.Prefix, err error) {
 	for _, text := range texts {
 		from, to, ok := strings.Cut(text, "=")
 		if !ok {
-			return nil, usagef("such as --prefix decoder=model.language_model", "--prefix takes FROM=TO, got %q", text)
+			return nil, usagef("such as --prefix body=model.language_model", "--prefix takes FROM=TO, got %q", text)
 		}
 		all = append(all, convert.Prefix{From: strings.TrimSuffix(from, "."), To: strings.TrimSuffix(to, ".")})
 	}

@@ -55,6 +55,7 @@ func Index(names []string) *Base {
 	for _, name := range names {
 		b.byName[StripWrappers(name)] = name
 	}
+	b.unwrap()
 	return b
 }
 

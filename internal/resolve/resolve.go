@@ -169,6 +169,7 @@ func (r *resolver) pair(wanted []string) error {
 	if d := r.mapping.Describe(); d != "as they are" && !r.isImage() {
 		r.notes.add("the adapter's module names are used %s", d)
 	}
+	r.noteWrapped(wanted)
 	return nil
 }
 

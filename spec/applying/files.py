@@ -1,5 +1,6 @@
 """The base and the adapters, sections 1 and 2 of APPLY.md."""
 import json, math, os, re, struct
+from collections import defaultdict
 from reader import BITS, need, read
 from .exact import FLOATS, WORD, Matrix, numbers
 from .methods import Difference, roles
@@ -65,8 +66,16 @@ class Base:
             return c.get(first, c.get("tie_word_embeddings"))
         self.text_tie, self.tie = tie(text), tie(c)
         if self.tie is None: self.tie = self.text_tie
+        self.unwrap()
         self.alias = {}
         self.changed()
+    def unwrap(self):
+        """NAMES.md, section 4."""
+        inner = defaultdict(list)
+        for x in self.tensors:
+            y = re.sub(r"(\.base_layer)+(?=\.[^.]*$)", "", x)
+            if y != x and "." in y and y not in self.tensors: inner[y].append(x)
+        self.tensors.update({y: self.tensors[xs[0]] for y, xs in inner.items() if len(xs) == 1})
     def changed(self):
         names = [*self.tensors, *self.alias]
         self.endings = {tail(n, k) for n in names for k in range(1, n.count(".") + 2)}

@@ -84,6 +84,14 @@ r89-nearest-of-several-without-a-sense | model.layers.0.q
 | model.a.layers.0.q model.vision.b.layers.0.q | model.a.layers.0.q
 step-4-numbers-have-digits-0-to-9 | model.layers.0.q | model.٣.layers.0.q | =
 r88-add-and-stay | left.layers.0.q head.up | model.left.layers.0.q head.up | R88
+base-layer | model.layers.0.q | model.layers.0.q.base_layer | =
+base-layer-twice | model.layers.0.q | model.layers.0.q.base_layer.base_layer | =
+base-layer-behind-a-prefix | layers.0.q | model.layers.0.q.base_layer | =
+base-layer-beside-the-weight | model.layers.0.q | model.layers.0.q.base_layer model.layers.0.q
+| model.layers.0.q
+r88-base-layer-once-and-twice | model.layers.0.q
+| model.layers.0.q.base_layer model.layers.0.q.base_layer.base_layer | R88
+r88-base-layer-further-in | model.layers.0.attn.q | model.layers.0.attn.base_layer.q | R88
 step-4-place-without-number | model.head.up | model.inner.head.up | =
 """
 for line in NAMES.strip().replace("\n|", " |").splitlines():

@@ -1,0 +1,70 @@
+package naming
+
+import (
+	"slices"
+	"strings"
+)
+
+// unwrap lets X.weight stand for X.base_layer.weight, as a model has it around which PEFT has put
+// layers of its own: one that was saved so, or that has adapters built in, as Phi-4-multimodal
+// does (spec/NAMES.md, section 4).
+func (b *Base) unwrap() {
+	inner := make(map[string]string) // by the name without the layers, "" for several
+	for plain := range b.byName {
+		name, isWrapped := withoutLayers(plain)
+		if !isWrapped || b.Has(name) {
+			continue
+		}
+		if _, twice := inner[name]; twice {
+			inner[name] = ""
+			continue
+		}
+		inner[name] = plain
+	}
+	for name, plain := range inner {
+		if plain != "" {
+			b.byName[name] = b.byName[plain]
+		}
+	}
+}
+
+// withoutLayers removes the segments base_layer before the last segment of a name.
+func withoutLayers(name string) (inner string, isWrapped bool) {
+	module, leaf := Module(name), Leaf(name)
+	for strings.HasSuffix(module, nesting) {
+		module, isWrapped = strings.TrimSuffix(module, nesting), true
+	}
+	return join(module, leaf), isWrapped && module != ""
+}
+
+// Wrapped returns the first of some names that stands for a tensor inside a layer of PEFT, by the
+// base's own name for that, and the tensors of adapters in the base, sorted.
+func (b *Base) Wrapped(names []string) (inner string, ofAdapters []string) {
+	for _, name := range names {
+		if _, isWrapped := withoutLayers(StripWrappers(b.byName[name])); isWrapped && b.byName[name] != name {
+			inner = b.byName[name]
+			break
+		}
+	}
+	if inner == "" {
+		return "", nil
+	}
+	for _, name := range b.sortedNames() {
+		if ofAdapter.MatchString(name) {
+			ofAdapters = append(ofAdapters, b.byName[name])
+		}
+	}
+	return inner, slices.Compact(ofAdapters)
+}
+
+// Shapes returns the shapes of all tensors, by their names without wrappers and layers of PEFT.
+// shapeOf takes the base's own names.
+func (b *Base) Shapes(shapeOf func(name string) []uint64) map[string][]uint64 {
+	shapes := make(map[string][]uint64, len(b.byName))
+	for name, actual := range b.byName {
+		if inner, isWrapped := withoutLayers(name); !isWrapped || b.byName[inner] != actual {
+			shapes[name] = shapeOf(actual)
+		}
+	}
+	return shapes
+}
