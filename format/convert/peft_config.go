@@ -99,6 +99,9 @@ func parsePEFTConfig(text []byte) (*peftConfigFile, error) {
 	for _, p := range c.Parameters {
 		c.require(format.FeatureExperts, p)
 	}
+	if c.hasExperts {
+		c.noteOrder(fields)
+	}
 	switch r := c.rankDefault(); {
 	case r < 1:
 		return nil, fault.New(fault.Corrupt, "r is %d, want at least 1", r)
