@@ -45,7 +45,7 @@ func convertCommand(t *terminal) *cli.Command {
 		Flags: append(append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a container if the name ends in .lora, an adapter for llama.cpp if it ends in .gguf, a weights file of PEFT if it ends in .safetensors, else a directory for PEFT", Destination: &o.out},
 			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, gguf, peft, kohya, diffusers or comfyui, where OUT's name does not say it", Destination: &o.to},
-			&cli.StringFlag{Name: "for", Usage: "write the dialect of `PROGRAM`, and say what it ignores: comfyui, diffusers, a1111, forge, sd-scripts, sd.cpp or wan2gp", Destination: &o.loader},
+			&cli.StringFlag{Name: "for", Usage: "write the dialect of `PROGRAM`, and say what it ignores: comfyui, diffusers, a1111, forge, sd-scripts, sd.cpp or wan2gp; vllm and sglang, servers of language models, get PEFT's files with one rank and one scale", Destination: &o.loader},
 			&cli.StringFlag{Name: "base", Usage: "the model that the adapter is for: a container remembers `BASE`, so that merge can tell it from others; a dialect of image models takes the names of modules from it where no table knows them; a GGUF file needs its config.json", Destination: &o.base},
 			&cli.StringFlag{Name: "architecture", Usage: "of the base, as llama.cpp calls it (`NAME` such as llama or qwen3), for a GGUF file where no --base says it", Destination: &o.architecture},
 			onlyFlag("write", &o.only),
@@ -112,7 +112,7 @@ func (o *convertOptions) parse(c *cli.Context) (j conversion, err error) {
 		return j, usagef("name an output ending in .safetensors", "%s is a safetensors file, and the output is %s",
 			"an adapter of the dialect "+j.dialect.Name(), o.out)
 	}
-	j.creation.FoldScale, j.creation.Only = o.foldScale, o.only
+	j.creation.FoldScale, j.creation.Only, j.creation.Loader = o.foldScale, o.only, j.loader
 	for name, isSet := range map[string]bool{"--fold-scale": o.foldScale, "--only": o.only != nil} {
 		if isSet && !j.isOfImages() && j.dialect != convert.PEFT() {
 			return j, usagef("loratool convert ADAPTER --to kohya --fold-scale -o OUT.safetensors",
@@ -129,11 +129,11 @@ func (j *conversion) chooseDialect(o *convertOptions) (err error) {
 		j.dialect, err = dialectOf(o.out, o.to)
 		return err
 	}
-	if o.to != "" {
-		return usagef("leave one of them out", "--for says the program, and --to the dialect")
-	}
 	if j.loader, err = convert.LoaderNamed(o.loader); err != nil {
 		return usagef(fault.Hint(err), "%v", err)
+	}
+	if name := j.loader.Dialect.Name(); o.to != "" && o.to != name {
+		return usagef("leave one of them out", "--for %s writes the dialect %s, and --to says %s", o.loader, name, o.to)
 	}
 	j.dialect = j.loader.Dialect
 	return nil
@@ -155,6 +155,9 @@ func (j *conversion) readBase(c *cli.Context, src format.Source, base string) (f
 	}
 	if !j.isOfImages() && (j.dialect != convert.PEFT() || !convert.IsOfImages(src)) {
 		src, err := straighten(src, base)
+		if err == nil && j.loader != nil {
+			j.creation.BaseConfig, err = configOf(base)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -240,7 +243,7 @@ func (j *conversion) warnings(ctx context.Context, src format.Source, out string
 	if err == nil {
 		var remarks []string
 		remarks, err = convert.Remarks(ctx, out, j.dialect, src, j.creation)
-		warnings = append(warnings, remarks...)
+		warnings = append(warnings, allFlags(remarks)...)
 	}
 	if j.loader != nil {
 		warnings = append(warnings, j.loader.Warnings(src, j.creation)...)

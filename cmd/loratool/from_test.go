@@ -55,7 +55,7 @@ func TestFlagsForAdaptersThatLeaveSomethingOpen(t *testing.T) {
 		{"convert " + alone + " --for nobody -o " + filepath.Join(dir, "nobody"), exitUsage,
 			[]string{"unknown program", "comfyui, diffusers, a1111"}},
 		{"convert " + alone + " --for comfyui --to kohya -o " + filepath.Join(dir, "both"), exitUsage,
-			[]string{"--for says the program"}},
+			[]string{"--for comfyui writes the dialect comfyui, and --to says kohya"}},
 		{"convert " + alone + " --for comfyui -o " + filepath.Join(dir, "comfyui.lora"), exitUsage,
 			[]string{"comfyui is a safetensors file"}},
 		{"convert " + alone + " --to xlabs -o " + filepath.Join(dir, "xlabs"), exitUsage,

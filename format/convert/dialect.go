@@ -114,6 +114,10 @@ type CreateOptions struct {
 	Architecture string
 	// DType is the dtype of the factors in a GGUF file: F32, F16 or BF16. The zero value means that
 	// of the GGUF file that the adapter comes from, if it has one, and otherwise F32.
+	// Loader is the server of language models that PEFT's files are for: they have one rank, by
+	// zeros, and the factors carry the scale. nil, or any other program, changes nothing.
+	Loader *Loader
+	// DType is the dtype of the factors in a GGUF file: F32, F16 or BF16. The zero value means F32.
 	DType   dtype.Type
 	Tool    string // the program's name, for the provenance; "" keeps the source's
 	Version string

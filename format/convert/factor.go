@@ -28,6 +28,7 @@ type block struct {
 	// one are its columns.
 	row, col int   // where the block begins
 	rows     []int // of the tensor; nil takes the whole tensor
+	to       []int // where each of rows goes; nil lists them from row on
 	cols     []int // nil takes all columns
 	isVector bool  // each element of the tensor is a row
 
@@ -87,7 +88,11 @@ func (f *factor) put(out []byte, src format.Source, b *block) error {
 	line, stride := len(data)/n, len(out)/int(f.shape[0])
 	for i, row := range b.rows {
 		from := data[row*line : (row+1)*line]
-		to := out[(b.row+i)*stride+b.col*size:]
+		at := b.row + i
+		if b.to != nil {
+			at = b.to[i]
+		}
+		to := out[at*stride+b.col*size:]
 		if b.cols == nil {
 			copy(to, from)
 			continue

@@ -11,7 +11,8 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// Loader is a program that loads adapters of image and video models.
+// Loader is a program that loads adapters: of image and video models, or a server of language
+// models.
 type Loader struct {
 	Name    string // as a user types it: "comfyui"
 	Title   string // "ComfyUI"
@@ -77,7 +78,12 @@ var loaders = []Loader{
 		// no source says that it does; deepbeepmeep/Wan2GP issues 84 and 106 name the formats
 		{textEncoder, "is not known to load layers of text encoders", ""},
 	}},
+	{"vllm", "vLLM", PEFT(), nil, nil}, // see servers
+	{"sglang", "SGLang", PEFT(), nil, nil},
 }
+
+// IsServer reports whether the program is a server of language models.
+func (l *Loader) IsServer() bool { return servers[l.Name] != nil }
 
 // LoaderNamed returns the loader that a user names.
 func LoaderNamed(name string) (*Loader, error) {

@@ -109,6 +109,8 @@ func partsOf(ctx context.Context, src format.Source, o *CreateOptions) (*peftPar
 	var remarks []string
 	isOfImages := IsOfImages(src)
 	switch {
+	case o.server() != nil:
+		config, weights, remarks, err = composeServed(ctx, src, o)
 	case isOfImages:
 		config, weights, remarks, err = composeComponent(ctx, src, o)
 	case o.Only != nil || o.FoldScale:
@@ -131,15 +133,15 @@ func partsOf(ctx context.Context, src format.Source, o *CreateOptions) (*peftPar
 		p.side = append(p.side, sideFile{format.ModelCard, card})
 	}
 	for i := range m.Tensors {
-		if isOfImages {
-			break // of some of the components
+		if isOfImages || o.server() != nil {
+			break // of some of the components, or of other sizes
 		}
 		p.weightsBytes += m.Tensors[i].NBytes()
 	}
 	return p, nil
 }
 
-// Remarks says which scales are rounded into factors.
+// Remarks says which scales are rounded into factors, and what changes for a server.
 func (s *peftSink) Remarks(ctx context.Context, src format.Source) ([]string, error) {
 	p, err := partsOf(ctx, src, &s.options)
 	if err != nil {
@@ -165,7 +167,11 @@ func (s *peftSink) Check(ctx context.Context, src format.Source) error {
 func (s *peftSink) PeakBytes(src format.Source) int64 {
 	m := src.Manifest()
 	need := format.WriterOptions{Workers: 1}.PeakBytes(m)
-	if len(m.Adapters) == 1 && m.Adapters[0].Dialect == "peft" && hasAttachment(src, format.SourceHeader) {
+	isRestored := len(m.Adapters) == 1 && m.Adapters[0].Dialect == "peft" && hasAttachment(src, format.SourceHeader)
+	switch {
+	case s.options.server() != nil && len(m.Adapters) == 1:
+		return need + servedBytes(m)
+	case isRestored:
 		return need
 	}
 	largest := int64(0)
