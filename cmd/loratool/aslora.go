@@ -23,7 +23,7 @@ func (a *asLoRA) flags() []cli.Flag {
 		&cli.BoolFlag{Name: "as-lora", Usage: "make LoRA of LoHa, LoKr, convolutions with a core and differences of whole weights: the same update where an identity gives it, or as --rank or --max-error say", Destination: &a.wanted},
 		&cli.IntFlag{Name: "rank", Usage: "with --as-lora: keep `R` singular values of each such layer", Destination: &a.rank},
 		&cli.Float64Flag{Name: "max-error", Usage: "with --as-lora: keep so many that the error of each layer, relative to its ΔW, is at most `E`", Destination: &a.maxError},
-		&cli.StringFlag{Name: "dtype", Usage: "store the factors of a GGUF file, or new ones of --as-lora, as `DTYPE`: f32, f16 or bf16; with --as-lora also f64 without a rank or an error", Value: "f32", Destination: &a.dtype},
+		&cli.StringFlag{Name: "dtype", Usage: "store the factors as `DTYPE`, f64, f32, f16 or bf16, and print the error of rounding them; a GGUF file has no f64, and --as-lora only without a rank or an error", Value: "f32", Destination: &a.dtype},
 	}
 }
 

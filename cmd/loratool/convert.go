@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
@@ -69,6 +71,9 @@ type conversion struct {
 	loader   *convert.Loader   // the program that the user names; nil for none
 	lora     *rank.LoRAOptions // nil keeps the methods of the adapter
 	made     *rank.LoRAReport  // nil likewise
+
+	rounding dtype.Type          // of the factors; 0 keeps theirs
+	rounded  *rank.CombineReport // nil likewise
 }
 
 // parse reads the command line.
@@ -102,7 +107,7 @@ func (o *convertOptions) parse(c *cli.Context) (j conversion, err error) {
 		}
 		j.creation.ByLayer, j.creation.ChunkLog2 = true, 16
 	}
-	if err := j.parseGGUF(c, o); err != nil {
+	if err := errors.Join(j.parseGGUF(c, o), j.setRounding(c, o)); err != nil {
 		return j, err
 	}
 	if o.base != "" {
@@ -204,6 +209,14 @@ func runConvert(c *cli.Context, t *terminal, o *convertOptions) error {
 		src, j.made = thin, made
 		o.warn(t, made.Warnings)
 	}
+	if j.rounding != dtype.Invalid {
+		rounded, err := j.round(c, o, src)
+		if err != nil {
+			return err
+		}
+		defer rounded.Close()
+		src = rounded
+	}
 	if o.base != "" {
 		if src, err = j.readBase(c, src, o.base); err != nil {
 			return err
@@ -295,16 +308,22 @@ func showConverted(t *terminal, o *convertOptions, j *conversion, src format.Sou
 	}))
 }
 
-// addMade adds the layers that became LoRA to a document.
+// addMade adds the layers that became LoRA, or were rounded, to a document.
 func (j *conversion) addMade(document map[string]any) {
 	if j.made != nil {
 		document["as_lora"] = j.made.Layers
+	}
+	if j.rounded != nil {
+		document["rounded"] = j.rounded.Layers
 	}
 }
 
 func (j *conversion) showMade(t *terminal) {
 	if j.made != nil {
 		t.line("%s", loraText(j.made))
+	}
+	if j.rounded != nil {
+		t.line("%s", roundedText(j.rounded, j.rounding))
 	}
 }
 

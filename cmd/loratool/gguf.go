@@ -23,8 +23,6 @@ func (j *conversion) parseGGUF(c *cli.Context, o *convertOptions) error {
 		switch {
 		case o.architecture != "":
 			return usagef(example, "--architecture is for GGUF files, and %s is for %s", o.out, j.dialect.Name())
-		case c.IsSet("dtype") && !o.lora.wanted:
-			return usagef(example, "--dtype is for GGUF files and for --as-lora, and %s is for %s", o.out, j.dialect.Name())
 		}
 		return nil
 	}
