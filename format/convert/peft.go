@@ -100,7 +100,8 @@ func (f *tensorFile) readPEFT(ctx context.Context, in *Input) error {
 		return fault.InFile(err, in.sibling(format.PEFTConfig))
 	}
 	if len(f.tensors) == 0 {
-		return fault.New(fault.Corrupt, "the file holds no tensors").In(in.Path()).WithHint("the adapter was saved before it was trained, or from the wrong object")
+		return fault.New(fault.Corrupt, "the file holds no tensors").In(in.Path()).
+			WithHint("the adapter was saved before it was trained, from the wrong object, or by a process that held no weights, as with ZeRO-3 and FSDP")
 	}
 	isPEFTs := func(t format.Tensor) bool { return isPEFTKey(t.Name) }
 	if config.PEFTType == "LORA" && !slices.ContainsFunc(f.tensors, isPEFTs) {

@@ -217,6 +217,9 @@ func (r *Adapter) addAdapter(m *format.Manifest, a *format.Adapter) {
 	r.Methods = append(r.Methods, resolve.Explain(a)...)
 	why, _ := resolve.Refusals(a, m.Tensors)
 	r.Refusals = append(r.Refusals, why...)
+	if empty := resolve.Empty(a, m.Tensors); empty != "" {
+		r.Refusals = append(r.Refusals, empty)
+	}
 }
 
 // refuseNonFinite adds a refusal if n values are NaN or infinite.

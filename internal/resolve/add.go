@@ -1,6 +1,7 @@
 package resolve
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -115,12 +116,32 @@ func (r absent) explain() error {
 		WithHint("Options.AddTensors adds them, and changes config.json")
 }
 
+// remedyOfEmpty is what to do about tensors that ZeRO-3 left empty.
+const remedyOfEmpty = "save again with stage3_gather_16bit_weights_on_model_save, or gather the checkpoint " +
+	"with zero_to_fp32.py first"
+
+// Empty names the tensors that an adapter saves whole without values; "" if there are none. Merge
+// refuses it, unless the base's tensor is empty, too.
+func Empty(a *format.Adapter, tensors []format.Tensor) string {
+	var names []string
+	for _, b := range a.Beside {
+		if b.Action == format.Replace && slices.Contains(tensors[b.Tensor].Shape, 0) {
+			names = append(names, b.Target)
+		}
+	}
+	if names == nil {
+		return ""
+	}
+	return fmt.Sprintf("it saves tensors whole without values, as DeepSpeed ZeRO-3 leaves parameters that it has not "+
+		"gathered: %s; %s", fault.List(names, 3), remedyOfEmpty)
+}
+
 // otherShape is the error for a saved tensor whose shape differs from the base's.
 func otherShape(target string, have, want []uint64) error {
 	e := fault.New(fault.Mismatch, "the adapter saves %q whole with shape %d, but the base has shape %d", target, have, want)
 	switch {
 	case slices.Contains(have, 0):
-		e.WithHint("DeepSpeed's ZeRO-3 partitioned the model and left its saved modules empty; gather the weights, as zero_to_fp32.py does, and save the adapter again")
+		e.WithHint("DeepSpeed's ZeRO-3 partitioned the model and left its saved modules empty; " + remedyOfEmpty)
 	case !isVocabulary(target):
 		e.WithHint("the adapter has a head for another number of classes; Options.AddTensors replaces the base's head and changes config.json")
 	case len(have) == 2 && len(want) == 2 && have[1] == want[1]:

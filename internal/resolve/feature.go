@@ -93,7 +93,7 @@ var features = []feature{
 		remedy: "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA"},
 	{name: format.FeatureEmptyTensor, verdict: Refused,
 		why:    "a tensor is empty, as DeepSpeed ZeRO-3 leaves parameters that it has not gathered",
-		remedy: "save again with stage3_gather_16bit_weights_on_model_save, or gather the checkpoint with zero_to_fp32.py first"},
+		remedy: remedyOfEmpty},
 	{name: format.FeatureFactorShape, verdict: Refused,
 		why:    "a tensor of a layer does not fit the shapes of the others",
 		remedy: "the file is damaged, or not what its keys say"},

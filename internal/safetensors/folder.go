@@ -15,7 +15,7 @@ var besides = []struct {
 }{
 	{regexp.MustCompile(`\.(incomplete|part|partial|crdownload|download|aria2|tmp)$`),
 		"%s is a download that has not ended; fetch it again"},
-	{trainingShard, "%s is a shard of a training run; " + hintGather},
+	{trainingShard, "%s is of the shards of a training run; " + hintGather},
 	{regexp.MustCompile(`\.gguf$`), "%s is GGUF; " + hintOriginal},
 	{regexp.MustCompile(`\.(h5|msgpack|onnx|ot|tflite|mlmodel)$`),
 		"%s is of another framework than torch; " + hintOriginal},
@@ -26,10 +26,11 @@ var besides = []struct {
 	{regexp.MustCompile(`^adapter_config\.json$`), "%s is there without its weights; fetch adapter_model.safetensors as well"},
 }
 
-// trainingShard matches the names of files that FSDP, DeepSpeed and torch's distributed checkpoints
-// leave.
+// trainingShard matches the names of files and directories that FSDP, DeepSpeed and torch's
+// distributed checkpoints leave.
 var trainingShard = regexp.MustCompile(`^model_world_size_\d+_rank_\d+\.pt$|\.distcp$|_model_states\.pt$|` +
-	`_optim_states\.pt$|^zero_pp_rank_|^mp_rank_\d+|^pytorch_model_fsdp`)
+	`_optim_states\.pt$|^zero_pp_rank_|^mp_rank_\d+|^pytorch_model_fsdp|` +
+	`^global_step\d+$|^zero_to_fp32\.py$`)
 
 const hintGather = "gather the shards with the tool of the library that wrote them, and save safetensors: " +
 	"accelerate merge-weights for FSDP, zero_to_fp32.py for DeepSpeed, verl.model_merger for verl"

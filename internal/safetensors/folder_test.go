@@ -23,6 +23,8 @@ func TestFoldersWithoutWeightsAreExplained(t *testing.T) {
 		{[]string{"model_world_size_2_rank_0.pt", "optim_world_size_2_rank_0.pt"}, "verl.model_merger"},
 		{[]string{"__0_0.distcp", ".metadata"}, "accelerate merge-weights"},
 		{[]string{"global_step7/mp_rank_00_model_states.pt", "latest"}, "zero_to_fp32.py"},
+		{[]string{"adapter_config.json", "global_step10", "latest"}, "global_step10 is of the shards of a training run"},
+		{[]string{"adapter_config.json", "zero_to_fp32.py"}, "zero_to_fp32.py for DeepSpeed"},
 		{[]string{"adapter.zip"}, "unpack adapter.zip"},
 		{[]string{"adapter_config.json", "optimizer.pt"}, "state of a training run"},
 		{[]string{"a.pt", "b.pt"}, "such as a.pt"},
