@@ -221,3 +221,43 @@ func TestFactorsOfExpertsAsTheyAreExported(t *testing.T) {
 		}
 	}
 }
+
+// TestGateAndUpMergeInTurns merges Tinker's factors into gpt-oss, whose gate and up projections lie
+// in turns: gate_up_proj[..., ::2] is the gate in transformers, and [..., 1::2] the other one.
+func TestGateAndUpMergeInTurns(t *testing.T) {
+	a, b, dir := expertAdapters[1], expertBases[1], t.TempDir()
+	base, adapter, out := filepath.Join(dir, "base"), filepath.Join(dir, "adapter"), filepath.Join(dir, "out")
+	testkit.Write(t, filepath.Join(base, "config.json"), []byte(`{"model_type":"`+b.modelType+`"}`))
+	testkit.Write(t, filepath.Join(base, "model.safetensors"), testkit.Encode(nil, b.tensors()...))
+	testkit.WriteAdapter(t, adapter, expertRank, 2*expertRank, a.tensors("base_model.model.model.layers.0.mlp.experts.")...)
+	src, err := convert.Open(t.Context(), adapter, convert.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	options := merge.Options{Reading: merge.Reading{ExpertTurns: true}}
+	p, err := merge.Open(context.Background(), base, []merge.Adapter{{Source: src, Name: adapter, Weight: 1}}, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if _, err := p.Run(context.Background(), out); err != nil {
+		t.Fatal(err)
+	}
+	before, after := openCheckpoint(t, base), openCheckpoint(t, out)
+	for _, parameter := range []string{"gate_up_proj", "down_proj"} {
+		rows, cols := shapeOfExpert(parameter)
+		for at := range nExperts * rows * cols {
+			e, i, j := at/(rows*cols), at/cols%rows, at%cols
+			own := i // row of the adapter's parts, one below the other
+			if parameter == "gate_up_proj" {
+				own = i%2*inner + i/2
+			}
+			tensor, k := b.at(parameter, e, i, j)
+			want := dtype.Load(dtype.F32, read(t, before, tensor), k) + 2*a.delta(parameter, e, own, j)
+			if got := dtype.Load(dtype.F32, read(t, after, tensor), k); got != want {
+				t.Fatalf("%s of expert %d has %v at (%d, %d), want %v", parameter, e, got, i, j, want)
+			}
+		}
+	}
+}

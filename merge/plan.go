@@ -139,6 +139,7 @@ const (
 type Reading struct {
 	ExpertInput       int  // dimension of square experts that lora_A reads, 1 or 2; 0 follows the adapter
 	LinearInput       int  // dimension of square Conv1D weights that lora_A reads, 1 or 2, where the base does not tell; 0 refuses these
+	ExpertTurns       bool // gate and up of an expert lie in turns in gate_up_proj, where the model's type says so
 	ExpertsSlowest    bool // lora_B of stacked experts stores expert after expert, unlike PEFT's
 	OutProjTwice      bool // add the update of nn.MultiheadAttention.out_proj twice, as PEFT up to 0.21 does
 	RecomputeResidual bool // remove PiSSA's or OLoRA's residual, computed again, from the original base

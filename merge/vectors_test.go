@@ -170,6 +170,8 @@ func (v *applyVector) options(t *testing.T) (o merge.Options) {
 			o.ExpertInput = n
 		case "expert-slowest":
 			o.ExpertsSlowest = true
+		case "expert-turns":
+			o.ExpertTurns = true
 		case "out-proj-twice":
 			o.OutProjTwice = true
 		case "recompute-residual":

@@ -37,6 +37,7 @@ var flagOf = map[string]string{
 	"Options.AnyBase":                "--any-base",
 	"Options.EnableLoRA":             "--enable-lora",
 	"Options.ExpertInput":            "--expert-input",
+	"Options.ExpertTurns":            "--expert-turns",
 	"Options.ExpertsSlowest":         "--expert-slowest",
 	"Options.From":                   "--from",
 	"Options.GrowVocabulary":         "--grow-vocabulary",

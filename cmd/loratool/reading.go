@@ -14,6 +14,7 @@ type readingOptions struct {
 	withoutOption
 	expertInput   int
 	linearInput   int
+	expertTurns   bool
 	expertSlowest bool
 	outProjTwice  bool
 	recompute     bool
@@ -25,6 +26,7 @@ func (o *readingOptions) readingFlags() []cli.Flag {
 		onlyFlag("change", &o.only),
 		dimensionFlag("expert-input", "the dimension `1|2` of square stacked experts that lora_A reads (default: as the adapter says)", &o.expertInput),
 		dimensionFlag("linear-input", "the dimension `1|2` of square Conv1D weights that lora_A reads, where the base does not tell", &o.linearInput),
+		&cli.BoolFlag{Name: "expert-turns", Usage: "put gate and up of gpt-oss' experts, which the adapter has apart, into turns, as the model stores them", Destination: &o.expertTurns},
 		&cli.BoolFlag{Name: "expert-slowest", Usage: "lora_B of stacked experts has one expert after the other, as unsloth wrote it", Destination: &o.expertSlowest},
 		&cli.BoolFlag{Name: "out-proj-twice", Usage: "add the update of nn.MultiheadAttention's out_proj twice, as PEFT up to 0.21 does", Destination: &o.outProjTwice},
 		&cli.BoolFlag{Name: "recompute-residual", Usage: "take out of the original base what PiSSA or OLoRA has taken out of it, computed again in float64", Destination: &o.recompute},
@@ -62,6 +64,6 @@ func dimensionFlag(name, usage string, dst *int) cli.Flag {
 // set adds the flags to options.
 func (o *readingOptions) set(options *merge.Options) {
 	options.RecomputeResidual = o.recompute
-	options.LinearInput, options.Only = o.linearInput, o.only
+	options.LinearInput, options.Only, options.ExpertTurns = o.linearInput, o.only, o.expertTurns
 	options.ExpertInput, options.ExpertsSlowest, options.OutProjTwice = o.expertInput, o.expertSlowest, o.outProjTwice
 }

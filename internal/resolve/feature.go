@@ -77,6 +77,7 @@ var features = []feature{
 		remedy: "with the original base, Options.RecomputeResidual subtracts that part again; or save the adapter with path_initial_model_for_weight_conversion"},
 	{verdict: NeedsOption, title: "square stacked experts whose orientation neither other shapes nor the adapter tell", option: "Options.ExpertInput"},
 	{verdict: NeedsOption, title: "square Conv1D weights (fan_in_fan_out) of a base that has neither a config.json nor other weights that tell", option: "Options.LinearInput"},
+	{verdict: NeedsOption, title: "gate and up of experts apart, as Tinker has them, on gpt-oss, which stores them in turns", option: "Options.ExpertTurns"},
 	{verdict: NeedsOption, title: "lora_B of stacked experts with one expert after the other, as unsloth wrote it", option: "Options.ExpertsSlowest"},
 	{verdict: NeedsOption, title: "out_proj of torch.nn.MultiheadAttention twice, as PEFT up to 0.21 has it", option: "Options.OutProjTwice"},
 	{name: format.FeatureALoRA, verdict: Refused,

@@ -67,7 +67,7 @@ func (g *gathered) add() error {
 		return err
 	}
 	x.Band = g.expert
-	c.add(x, wholeB(b, l.Rank).to(g.part*int(m)), WholeA(a, l.Rank), transposed)
+	c.add(x, g.partOf(wholeB(b, l.Rank), g.part, parts), WholeA(a, l.Rank), transposed)
 	return nil
 }
 
@@ -76,16 +76,27 @@ func partOfExpert(n int) string {
 	return fault.Choose(n, "a whole expert", fmt.Sprintf("one of %d parts of an expert", n))
 }
 
+// partOf moves B of one of several parts of an expert to the rows of the part: below those of the
+// parts before it, or in turns with them.
+func (s *sheet) partOf(b Factor, part, parts int) Factor {
+	if parts > 1 && naming.HasInterleavedExperts(s.base.Config.ModelType) {
+		b.Runs = Runs{From: part, Size: 1, Step: parts}
+		return b
+	}
+	return b.to(part * b.Length)
+}
+
 // checkInterleaved refuses a layer of one of several parts of an expert if the base interleaves the
 // rows of the parts, as gpt-oss does.
 func (s *sheet) checkInterleaved(l *format.Layer, parts int) error {
 	modelType := s.base.Config.ModelType
-	if parts < 2 || !naming.HasInterleavedExperts(modelType) {
+	if parts < 2 || !naming.HasInterleavedExperts(modelType) || s.reading.ExpertTurns {
 		return nil
 	}
 	return fault.New(fault.Unsupported, "%q: models of type %s interleave the rows of an expert's "+
-		"gate and up projections, and nothing tells which rows belong to this layer",
-		l.Module, modelType).WithHint("merge into a checkpoint with a module per expert")
+		"gate and up projections, and nothing in the adapter tells that its rows are those of one of them",
+		l.Module, modelType).WithHint("set Options.ExpertTurns if they are, as in adapters of Tinker: the gate gets every " +
+		"other row from the first one on; or merge into a checkpoint with a module per expert")
 }
 
 // standsTransposed decides whether the base stores an expert of a stacked parameter n×m: by the

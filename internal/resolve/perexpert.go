@@ -140,7 +140,7 @@ func (p *perExpert) addStacked(x Term, a, b Blob) error {
 	for e := range p.nExperts {
 		x.Band = e
 		fb, fa := p.factors(a, b, e)
-		c.add(x, fb.to(p.part*int(m)), fa, transposed)
+		c.add(x, p.partOf(fb, p.part, p.nParts), fa, transposed)
 	}
 	return nil
 }

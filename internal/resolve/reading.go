@@ -23,6 +23,7 @@ const (
 type Reading struct {
 	ExpertInput       int
 	LinearInput       int
+	ExpertTurns       bool
 	ExpertsSlowest    bool
 	OutProjTwice      bool
 	RecomputeResidual bool
@@ -39,7 +40,7 @@ func (r Reading) Texts() map[string]string {
 	if r.LinearInput != 0 {
 		m["linear-input"] = strconv.Itoa(r.LinearInput)
 	}
-	for name, is := range map[string]bool{"expert-slowest": r.ExpertsSlowest, "out-proj-twice": r.OutProjTwice, "recompute-residual": r.RecomputeResidual} {
+	for name, is := range map[string]bool{"expert-turns": r.ExpertTurns, "expert-slowest": r.ExpertsSlowest, "out-proj-twice": r.OutProjTwice, "recompute-residual": r.RecomputeResidual} {
 		if is {
 			m[name] = "true"
 		}
@@ -59,7 +60,7 @@ func ReadingOf(m map[string]string) (Reading, error) {
 	linear, _ := strconv.Atoi(m["linear-input"])
 	r := Reading{
 		ExpertInput: n, LinearInput: linear, ExpertsSlowest: m["expert-slowest"] == "true", OutProjTwice: m["out-proj-twice"] == "true",
-		RecomputeResidual: m["recompute-residual"] == "true", Tied: Tied(m["tied"]),
+		ExpertTurns: m["expert-turns"] == "true", RecomputeResidual: m["recompute-residual"] == "true", Tied: Tied(m["tied"]),
 	}
 	if m["only"] != "" {
 		r.Only = strings.Split(m["only"], ",")

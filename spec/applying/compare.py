@@ -8,7 +8,7 @@ OPTIONS = {"ExpertsSlowest": "expert-slowest", "ExpertInput": "expert-input", "T
            "GrowVocabulary": "grow-vocabulary", "OutProjTwice": "out-proj-twice",
            "RecomputeResidual": "recompute-residual", "AddTensors": "add-tensors"}
 ANSWERS = {"linear-input": ["1", "2"], "expert-input": ["1", "2"], "tied": ["untie", "fold"],
-           **dict.fromkeys(["expert-slowest", "out-proj-twice", "recompute-residual", "again",
+           **dict.fromkeys(["expert-slowest", "expert-turns", "out-proj-twice", "recompute-residual", "again",
                             "grow-vocabulary", "add-tensors", "any-base", "allow-nonfinite"])}
 
 def answers_of(case):

@@ -306,10 +306,13 @@ class Layers:
         m, n = B.size()[0], A.size()[1]
         need(len(shape) == 3 and shape[1:] in ([p * m, n], [n, p * m]) and max(pairs) < shape[0]
              and (not path or len(pairs) == shape[0]), rule, f"{name} is {shape}")
-        need(p == 1 or self.base.type not in IN_TURNS, "R109", l.module)
+        turns = p > 1 and self.base.type in IN_TURNS
+        need(not turns or "expert-turns" in self.answers, "R109", l.module)
         first = self.square_expert(l) if p * m == n else shape[1] == n
         for e, (A, B) in pairs.items():
-            self.term(l, name, l.S, B, A, i * m, 0, first, e)
+            if not turns: self.term(l, name, l.S, B, A, i * m, 0, first, e)
+            else:
+                for k in range(m): self.term(l, name, l.S, B.take([k]), A, k * p + i, 0, first, e)
     def each(self, l):
         def split(t, e):
             k, size = (e if t.shape[0] > 1 else 0), t.count() // t.shape[0] * BITS[t.dtype] // 8
@@ -321,7 +324,7 @@ class Layers:
         names = [self.a.names[x] for x in l.wanted]
         p, front, back = len(l.parts), *names[0].rpartition(".0.")[::2]
         need(f"{front}.{E}.{back}" not in self.base.tensors, "R110", f"more than {E} experts")
-        need(l.path[4] == 1 or self.base.type not in IN_TURNS, "R109", l.module)
+        need(l.path[4] == 1 or self.base.type not in IN_TURNS or "expert-turns" in self.answers, "R109", l.module)
         for e, (A, B) in pairs.items():
             h = B.size()[0] // p
             for k in range(p):

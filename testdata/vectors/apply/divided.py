@@ -124,3 +124,15 @@ bad("r91-magnitude-of-a-part", PHI, adapter(lin(X + "q_proj", 4, N, magnitude=no
                                             requires=[("dora", X + "q_proj")]), config=P3)
 bad("r91-bias-of-a-part", PHI, adapter(lin(X + "q_proj", 4, N, bias=noise("qb", "F32", (4,))),
                                        requires=[("lora-bias", X + "q_proj")]), config=P3)
+
+# Gate and up of experts in turns.
+UP = "model.layers.0.mlp.experts.gate_up_proj"
+GPT = {"model_type": "gpt_oss"}
+gate, up = (lin(f"model.layers.0.mlp.experts.1.{m}", 3, N, r=2) for m in ("gate_proj", "up_proj"))
+both = rows(gate.d, (0, 2, 4), 6) + rows(up.d, (1, 3, 5), 6)
+ok("r109-turns", {UP: ("BF16", (2, N, 6))}, adapter(gate, up), {UP: [M([[0] * 6] * N), both.t]}, config=GPT,
+   answers="expert-turns")
+ok("r109-turns-of-up", {UP: ("F32", (2, 6, N))}, adapter(up), {UP: [M([[0] * N] * 6), rows(up.d, (1, 3, 5), 6)]},
+   config={"model_type": "openai_privacy_filter"}, answers="expert-turns")
+ok("r109-no-turns", {UP: ("F32", (2, 6, N))}, adapter(up), {UP: [M([[0] * N] * 6), rows(up.d, (3, 4, 5), 6)]},
+   config={"model_type": "mixtral"}, answers="expert-turns")
