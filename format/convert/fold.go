@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 
 	"github.com/loratool/loratool/format"
@@ -44,6 +45,28 @@ func (n *newLayer) fold(ctx context.Context, src format.Source) (remark string, 
 	remark = fmt.Sprintf("no factor of %q holds its scale %v exactly; A is rounded to %v, which changes "+
 		"each element by less than 1 part in %d", n.name, s, wide.dtype, 1<<24)
 	return remark, n.foldBias(ctx, src, s)
+}
+
+// foldsExactly returns the factors of a layer that has the scale want in a file that gives it the
+// scale has: they carry a power of two. It returns nil if another factor is needed, or if a product
+// is not exact.
+func foldsExactly(ctx context.Context, src format.Source, n *newLayer, has, want float64) map[format.Role]*factor {
+	ratio := want / has
+	if digits, _ := math.Frexp(ratio); math.Abs(digits) != 0.5 || has*ratio != want {
+		return nil
+	}
+	x := *n
+	x.factors = maps.Clone(n.factors)
+	if remark, err := foldRatio(ctx, src, &x, ratio); err != nil || remark != "" {
+		return nil
+	}
+	return x.factors
+}
+
+// foldRatio multiplies the update of a layer: its factors carry the ratio.
+func foldRatio(ctx context.Context, src format.Source, n *newLayer, ratio float64) (remark string, err error) {
+	x := newLayer{name: n.name, kind: n.kind, rank: 1, alpha: ratio, scaling: format.AlphaOverR, factors: n.factors}
+	return x.fold(ctx, src)
 }
 
 // carriers returns the roles of two factors by each of which ΔW grows in proportion.

@@ -158,12 +158,9 @@ func (w *ggufWriter) readTokens(where string) error {
 	return nil
 }
 
-// oneExpert matches the module of one expert.
-var oneExpert = regexp.MustCompile(`^(.*\.experts)\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+)$`)
-
 // makeLayers gives every layer its name and its factors.
 func (w *ggufWriter) makeLayers() error {
-	stacks := make(map[string]map[int]*format.Layer)
+	stacks := make(expertStacks)
 	var parameters []*format.Layer
 	for i := range w.a.Layers {
 		l := &w.a.Layers[i]
@@ -174,13 +171,7 @@ func (w *ggufWriter) makeLayers() error {
 			parameters = append(parameters, l)
 			continue
 		}
-		if e := oneExpert.FindStringSubmatch(l.Module); e != nil {
-			n, _ := strconv.Atoi(e[2])
-			module := e[1] + "." + e[3]
-			if stacks[module] == nil {
-				stacks[module] = make(map[int]*format.Layer)
-			}
-			stacks[module][n] = l
+		if stacks.add(l) {
 			continue
 		}
 		if err := w.add(l); err != nil {
@@ -328,53 +319,18 @@ func (w *ggufWriter) pairs(module string, n uint64) ([]int, error) {
 	return rows, nil
 }
 
-// stack adds a layer of the experts of a module. The factors of experts that the adapter does not
-// change are zeros.
+// stack adds a layer of the experts of a module.
 func (w *ggufWriter) stack(module string, experts map[int]*format.Layer) error {
 	name, err := w.name(module)
 	if err != nil {
 		return err
 	}
-	var first *format.Layer
-	last := 0
-	for e, l := range experts {
-		if first == nil || e < last {
-			first = l
-		}
-		last = max(last, e)
+	s, err := stackExperts(w.m, module, experts, int(w.base.NExperts), w.factor, "a GGUF file")
+	if err != nil {
+		return err
 	}
-	n := int(w.base.NExperts)
-	if n == 0 {
-		return fault.New(fault.Unsupported, "the adapter changes %d experts of %q, and nothing says how many the base has",
-			len(experts), module).WithHint("name the base, whose config.json says it (CreateOptions.BaseConfig)")
-	}
-	if last >= n {
-		return fault.New(fault.Mismatch, "the adapter changes expert %d of %q, and the base has %d", last, module, n)
-	}
-	x := w.newLayer(name, first)
-	a, b := w.m.Tensors[first.Roles[roleA]].Shape, w.m.Tensors[first.Roles[roleB]].Shape
-	x.factors[roleA] = &factor{dtype: w.dtype, shape: []uint64{uint64(n) * a[0], a[1]}}
-	x.factors[roleB] = &factor{dtype: w.dtype, shape: []uint64{uint64(n) * b[0], b[1]}}
-	x.shapes = map[format.Role][]uint64{roleA: {uint64(n), a[0], a[1]}, roleB: {uint64(n), b[0], b[1]}}
-	for e := range n {
-		l := experts[e]
-		if l == nil {
-			continue
-		}
-		for role, shape := range map[format.Role][]uint64{roleA: a, roleB: b} {
-			i := l.Roles[role]
-			if !slices.Equal(w.m.Tensors[i].Shape, shape) || l.Scale() != first.Scale() {
-				return fault.New(fault.Unsupported, "the experts of %q differ in rank, shape or scale, and a GGUF file stacks their factors: %q",
-					module, l.Module).WithHint("keep the adapter as a .lora file")
-			}
-			block := w.factor(i).blocks[0]
-			block.row = e * int(shape[0])
-			for row := range int(shape[0]) {
-				block.rows = append(block.rows, row)
-			}
-			x.factors[role].blocks = append(x.factors[role].blocks, block)
-		}
-	}
+	x := w.newLayer(name, s.first)
+	x.factors, x.shapes = s.factors, s.shapes
 	w.layers = append(w.layers, x)
 	return nil
 }

@@ -66,18 +66,9 @@ func (w *ggufWriter) foldPowers(alpha float64) bool {
 	}
 	folded := make(map[*ggufLayer]map[format.Role]*factor)
 	for _, l := range w.layers {
-		has := alpha / float64(l.rank)
-		ratio := l.scale / has
-		if digits, _ := math.Frexp(ratio); math.Abs(digits) != 0.5 || has*ratio != l.scale {
+		if folded[l] = foldsExactly(w.ctx, w.src, &l.newLayer, alpha/float64(l.rank), l.scale); folded[l] == nil {
 			return false
 		}
-		x := newLayer{name: l.name, kind: l.kind, rank: 1, alpha: ratio, scaling: format.AlphaOverR, factors: map[format.Role]*factor{
-			roleA: l.factors[roleA], roleB: l.factors[roleB],
-		}}
-		if remark, err := x.fold(w.ctx, w.src); err != nil || remark != "" {
-			return false
-		}
-		folded[l] = x.factors
 	}
 	for l, factors := range folded {
 		l.factors = factors
@@ -94,8 +85,7 @@ func (w *ggufWriter) fold(l *ggufLayer, scale float64) error {
 		w.remark("the factors are rounded to %v", w.dtype)
 		return nil
 	}
-	x := newLayer{name: l.name, kind: l.kind, rank: 1, alpha: scale, scaling: format.AlphaOverR, factors: l.factors}
-	remark, err := x.fold(w.ctx, w.src)
+	remark, err := foldRatio(w.ctx, w.src, &l.newLayer, scale)
 	if remark != "" {
 		w.remark("%s", remark)
 	}
