@@ -67,7 +67,7 @@ func resizeCommand(t *terminal) *cli.Command {
 func (o *combineOptions) combineFlags() []cli.Flag {
 	return slices.Concat([]cli.Flag{
 		&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a container if the name ends in .lora, an adapter for llama.cpp if it ends in .gguf, a weights file of PEFT if it ends in .safetensors, else a directory for PEFT", Destination: &o.out},
-		&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, gguf, peft, kohya, diffusers or comfyui, where OUT's name does not say it", Destination: &o.to},
+		&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, gguf, mlx, peft, kohya, diffusers or comfyui, where OUT's name does not say it", Destination: &o.to},
 		&cli.StringFlag{Name: "base", Usage: "the model that the adapter is for: a dialect of image models takes the names of modules from `BASE` where no table knows them; a GGUF file needs its config.json", Destination: &o.base},
 		&cli.StringFlag{Name: "dtype", Usage: "of new factors: f64, f32, bf16 or f16 (default: that of the old ones, and f32 where a sum needs it)", Destination: &o.dtype},
 	}, o.ruleFlags("ΔW"), []cli.Flag{
@@ -159,7 +159,7 @@ func (o *combineOptions) setMethod(c *cli.Context, options *rank.CombineOptions)
 func (j *combination) readBase(c *cli.Context, base string) (err error) {
 	switch {
 	case base == "":
-	case j.dialect == convert.GGUF():
+	case j.dialect == convert.GGUF(), j.dialect == convert.MLX():
 		j.creation.BaseConfig, err = configOf(base)
 	default:
 		j.creation.Base, err = tensorsOf(c, base)

@@ -41,14 +41,14 @@ func convertCommand(t *terminal) *cli.Command {
 		Name:      "convert",
 		Usage:     "turn an adapter of any dialect into a .lora file or into another dialect",
 		ArgsUsage: "ADAPTER -o OUT",
-		Description: "Converts between PEFT's directory or file, the .lora container, GGUF files for llama.cpp, and the dialects of image models (kohya, …). " +
+		Description: "Converts between PEFT's directory or file, the .lora container, GGUF files for llama.cpp, directories of mlx-lm (--to mlx), and the dialects of image models (kohya, …). " +
 			"A container made from a file of weights gives the file back byte for byte, with its configuration and model card, and proves it by SHA-256. " +
 			"Beside a .safetensors file convert writes adapter_config.json.",
 		Flags: append(append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a container if the name ends in .lora, an adapter for llama.cpp if it ends in .gguf, a weights file of PEFT if it ends in .safetensors, else a directory for PEFT", Destination: &o.out},
-			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, gguf, peft, kohya, diffusers or comfyui, where OUT's name does not say it", Destination: &o.to},
+			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, gguf, mlx, peft, kohya, diffusers or comfyui, where OUT's name does not say it", Destination: &o.to},
 			&cli.StringFlag{Name: "for", Usage: "write the dialect of `PROGRAM`, and say what it ignores: comfyui, diffusers, a1111, forge, sd-scripts, sd.cpp or wan2gp; vllm and sglang, servers of language models, get PEFT's files with one rank and one scale", Destination: &o.loader},
-			&cli.StringFlag{Name: "base", Usage: "the model that the adapter is for: a container remembers `BASE`, so that merge can tell it from others; a dialect of image models takes the names of modules from it where no table knows them; a GGUF file needs its config.json", Destination: &o.base},
+			&cli.StringFlag{Name: "base", Usage: "the model that the adapter is for: a container remembers `BASE`, so that merge can tell it from others; a dialect of image models takes the names of modules from it where no table knows them; a GGUF file needs its config.json, and mlx-lm's number of blocks and names of experts come from there", Destination: &o.base},
 			&cli.StringFlag{Name: "architecture", Usage: "of the base, as llama.cpp calls it (`NAME` such as llama or qwen3), for a GGUF file where no --base says it", Destination: &o.architecture},
 			onlyFlag("write", &o.only),
 			&cli.BoolFlag{Name: "fold-scale", Usage: "for programs that ignore alpha: let the factors carry the scale, and write the scale 1", Destination: &o.foldScale},
@@ -148,15 +148,17 @@ func (j *conversion) chooseDialect(o *convertOptions) (err error) {
 func (j *conversion) isOfImages() bool { return isOfImages(j.dialect) }
 
 func isOfImages(d convert.Dialect) bool {
-	return d != convert.LoRA() && d != convert.PEFT() && d != convert.GGUF()
+	return d != convert.LoRA() && d != convert.PEFT() && d != convert.GGUF() && d != convert.MLX()
 }
 
 // readBase opens the base, for its names or for its fingerprints.
 func (j *conversion) readBase(c *cli.Context, src format.Source, base string) (format.Source, error) {
-	if j.dialect == convert.GGUF() {
+	if j.dialect == convert.GGUF() || j.dialect == convert.MLX() {
 		var err error
-		j.creation.BaseConfig, err = configOf(base)
-		return src, err
+		if j.creation.BaseConfig, err = configOf(base); err != nil || j.dialect == convert.GGUF() {
+			return src, err
+		}
+		return straighten(src, base)
 	}
 	if !j.isOfImages() && (j.dialect != convert.PEFT() || !convert.IsOfImages(src)) {
 		src, err := straighten(src, base)

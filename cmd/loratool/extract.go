@@ -44,7 +44,7 @@ func extractCommand(t *terminal) *cli.Command {
 			"hold; a .lora file holds it.",
 		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `ADAPTER`: a name that ends in .lora, a directory for PEFT, or a .safetensors file of PEFT or of the dialect of --to", Destination: &o.out},
-			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, gguf, peft, kohya, diffusers or comfyui, where ADAPTER's name does not say it", Destination: &o.to},
+			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, gguf, mlx, peft, kohya, diffusers or comfyui, where ADAPTER's name does not say it", Destination: &o.to},
 		}, o.ruleFlags("Δ"), []cli.Flag{
 			&cli.BoolFlag{Name: "noise-floor", Usage: "keep the singular values above the rounding noise of TUNED", Destination: &o.noiseFloor},
 			&cli.IntFlag{Name: "conv-rank", Usage: "keep `K` singular values of each convolution with a kernel larger than 1, in place of what the rule says", Destination: &o.convRank},
@@ -95,7 +95,7 @@ func (o *extractOptions) parse(c *cli.Context) (j extraction, err error) {
 		return j, usagef("give the base first and the tuned checkpoint second", "%s and %s are the same checkpoint", j.base, j.tuned)
 	}
 	j.creation = o.creation(o.force, j.base, j.tuned)
-	if j.dialect == convert.GGUF() {
+	if j.dialect == convert.GGUF() || j.dialect == convert.MLX() {
 		j.creation.DType = j.options.DType
 		if j.creation.BaseConfig, err = configOf(j.base); err != nil {
 			return j, err

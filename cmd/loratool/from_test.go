@@ -59,7 +59,7 @@ func TestFlagsForAdaptersThatLeaveSomethingOpen(t *testing.T) {
 		{"convert " + alone + " --for comfyui -o " + filepath.Join(dir, "comfyui.lora"), exitUsage,
 			[]string{"comfyui is a safetensors file"}},
 		{"convert " + alone + " --to xlabs -o " + filepath.Join(dir, "xlabs"), exitUsage,
-			[]string{"lora, gguf, peft, kohya, diffusers and comfyui"}},
+			[]string{"lora, gguf, mlx, peft, kohya, diffusers and comfyui"}},
 	} {
 		var out, errs bytes.Buffer
 		code := run(context.Background(), append([]string{"loratool"}, strings.Fields(c.args)...),

@@ -23,7 +23,7 @@ var claims = []struct {
 }{
 	{"lora", "written", "any", "any", all(columns...)},
 	{"gguf", "written", "llama.cpp's", "one alpha", all("embed")},
-	{"mlx", "read", "dotted", "one", nil},
+	{"mlx", "written", "dotted", "one scale", all("DoRA", "embed")},
 	{"peft", "written", "dotted", "any", all("conv", "DoRA", "bias", "embed")},
 	{"kohya", "written", "flat", "alphas", all("conv", "DoRA", "DoRA-in", "LyCORIS", "diff")},
 	{"diffusers", "written", "diffusers", "header", all("conv", "DoRA", "bias")},
@@ -240,7 +240,7 @@ func TestDialectsCarryWhatTheyClaim(t *testing.T) {
 		d := convert.Default().Named(c.dialect)
 		for _, column := range append([]string{plain}, columns...) {
 			src := sourceOf(column)
-			if c.dialect == "gguf" && (column == plain || column == "embed") {
+			if (c.dialect == "gguf" || c.dialect == "mlx") && (column == plain || column == "embed") {
 				src.manifest.Adapters[0].Layers[0].Module = ofQwen[column]
 			}
 			back, err := through(t, src, d)

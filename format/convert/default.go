@@ -8,8 +8,8 @@ import (
 	"github.com/loratool/loratool/format"
 )
 
-// Default returns the dialects of this package: .lora files, GGUF, MLX, PEFT, and those of image and
-// video models, which are only read.
+// Default returns the dialects of this package: .lora files, GGUF, MLX, PEFT, those of image and
+// video models, and those that are only read.
 func Default() Dialects {
 	return Dialects{LoRA(), GGUF(), MLX(), PEFT(), Kohya(), Diffusers(), ComfyUI(), XLabs(), Cloneofsimo(), LoRALib(), Megatron()}
 }

@@ -11,7 +11,7 @@
 //	dialect      files    names        scale      conv  DoRA  DoRA-in  bias  embed  LyCORIS  diff
 //	lora         written  any          any        yes   yes   yes      yes   yes    yes      yes
 //	gguf         written  llama.cpp's  one alpha  -     -     -        -     yes    -        -
-//	mlx          read     dotted       one        -     -     -        -     -      -        -
+//	mlx          written  dotted       one scale  -     yes   -        -     yes    -        -
 //	peft         written  dotted       any        yes   yes   -        yes   yes    -        -
 //	kohya        written  flat         alphas     yes   yes   yes      -     -      yes      yes
 //	diffusers    written  diffusers    header     yes   yes   -        yes   -      -        -
@@ -31,6 +31,9 @@
 // A GGUF file has one alpha. Where no alpha gives every layer its scale, the factors carry what is
 // missing, exactly where powers of two do; [Remarks] names what is rounded. The factors have one
 // dtype (CreateOptions.DType), and the experts of a layer are stacked.
+//
+// A directory of MLX has one scale and one rank. Smaller ranks are padded with zeros, and factors
+// carry what the scale cannot say, as in a GGUF file.
 //
 // PEFT's files are for one model. Create writes those of an image or video model for one component,
 // which CreateOptions.Only names, with the names that diffusers and transformers 5 have in memory.

@@ -21,9 +21,17 @@ import (
 // PEFT's shapes, and the name of the experts in transformers.
 //
 // The scale of all layers is the configuration's; see mlxConfig.setScale.
-func MLX() Dialect { return mlxDialect{readOnly{"mlx"}} }
+//
+// A new directory has adapters.safetensors and adapter_config.json. One rank and one scale are for
+// all layers there: smaller ranks are padded with zeros, and factors carry what the scale cannot
+// say.
+func MLX() Dialect { return mlxDialect{} }
 
-type mlxDialect struct{ readOnly }
+type mlxDialect struct{}
+
+func (mlxDialect) Name() string       { return "mlx" }
+func (mlxDialect) String() string     { return "mlx" }
+func (mlxDialect) Writes(string) bool { return false } // a directory is PEFT's unless the user says so
 
 // mlxTails are the endings of keys in mlx-lm, and in mlx-vlm.
 var mlxTails = map[string]format.Role{

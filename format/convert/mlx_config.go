@@ -11,8 +11,8 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// mlxConfig is the adapter_config.json of mlx-lm, which holds the arguments of the training, or that
-// of mlx-vlm before May 2026, which holds Rank and Alpha alone.
+// mlxConfig is the adapter_config.json of mlx-lm, which holds the arguments of the training, or
+// that of mlx-vlm before May 2026, which holds Rank and Alpha alone.
 type mlxConfig struct {
 	FineTuneType string          `json:"fine_tune_type"` // since 2024-09-30
 	UseDoRA      *bool           `json:"use_dora"`       // from 2024-05-16 to 2024-09-30
@@ -42,12 +42,13 @@ type mlxLoRA struct {
 const (
 	// fullTuning is the fine_tune_type of whole weights.
 	fullTuning = "full"
-	// mlxScale is the scale of mlx-lm's layers that are made without one. It is 20 since 2024-01-09.
+	// mlxScale is the scale of mlx-lm's layers that are made without one. It is 20 since
+	// 2024-01-09.
 	mlxScale = 20
 )
 
-// mlxConfigBeside reads the configuration beside the weights. It returns one without fields if there
-// is none, and nil for another program's.
+// mlxConfigBeside reads the configuration beside the weights. It returns one without fields if
+// there is none, and nil for another program's.
 func mlxConfigBeside(in *Input) (*mlxConfig, error) {
 	text, err := in.ReadFile(format.PEFTConfig, maxSideBytes)
 	c := new(mlxConfig)
@@ -90,15 +91,15 @@ func (c *mlxConfig) isOfVLM() bool { return c.LoRA == nil && c.Rank != nil && c.
 
 // setScale finds the scale of all layers, or refuses a configuration that leaves it open.
 //
-// lora_parameters.scale is the scale since mlx-lm 0.14.2 (commit c457a3f8 of ml-explore/mlx-examples,
-// 2024-06-02). From 2024-01-25 (b1dec281) to that day it was scale·alpha/rank. Its default had an
-// alpha of 16 until April 2025 (#65 of mlx-lm), which nothing used any more. So an alpha counts in a
-// configuration without use_dora, which mlx-lm wrote before 2024-05-16 (42458914), and does not in
-// one with fine_tune_type or num_layers, which it writes since 2024-09-30 (50e5ca81). In those from
-// between nothing tells.
+// lora_parameters.scale is the scale since mlx-lm 0.14.2 (commit c457a3f8 of
+// ml-explore/mlx-examples, 2024-06-02). From 2024-01-25 (b1dec281) to that day it was
+// scale·alpha/rank. Its default had an alpha of 16 until April 2025 (#65 of mlx-lm), which nothing
+// used any more. So an alpha counts in a configuration without use_dora, which mlx-lm wrote before
+// 2024-05-16 (42458914), and does not in one with fine_tune_type or num_layers, which it writes
+// since 2024-09-30 (50e5ca81). In those from between nothing tells.
 //
-// mlx-vlm multiplied by alpha until 2026-04-18 (6b0ad8f0), and by alpha/rank until May 2026, when it
-// took mlx-lm's configuration.
+// mlx-vlm multiplied by alpha until 2026-04-18 (6b0ad8f0), and by alpha/rank until May 2026, when
+// it took mlx-lm's configuration.
 func (c *mlxConfig) setScale(o *Options) error {
 	const hint = "set Options.Scale, or Options.Alpha, which is divided by the rank"
 	if c == nil {

@@ -10,8 +10,8 @@ import (
 	"github.com/loratool/loratool/internal/naming"
 )
 
-// mlxTying is why a change of an embedding is meant for the head that is tied to it: mlx-lm computes
-// the head by the same layer.
+// mlxTying is why a change of an embedding is meant for the head that is tied to it: mlx-lm
+// computes the head by the same layer.
 const mlxTying = "LoRAEmbedding.as_linear"
 
 // mlxReader makes layers of the tensors of an MLX file.
@@ -108,8 +108,8 @@ func (r *mlxReader) classify(l *format.Layer) {
 	}
 }
 
-// checkMagnitude changes the kind of a layer to Other unless it has a magnitude for each output of a
-// linear layer. mlx-lm's DoRAEmbedding has one for each token, which no kind of layer has.
+// checkMagnitude changes the kind of a layer to Other unless it has a magnitude for each output of
+// a linear layer. mlx-lm's DoRAEmbedding has one for each token, which no kind of layer has.
 func (r *mlxReader) checkMagnitude(l *format.Layer, hasMagnitude bool) {
 	switch {
 	case !hasMagnitude || l.Kind == format.Other:

@@ -42,8 +42,8 @@ func openMLX(t *testing.T, config string, o convert.Options, tensors ...testkit.
 	return src, err
 }
 
-// TestMLXScaleIsThatOfItsTime: what the fields of a configuration say of mlx-lm's release, and so of
-// the meaning of an alpha.
+// TestMLXScaleIsThatOfItsTime: what the fields of a configuration say of mlx-lm's release, and so
+// of the meaning of an alpha.
 func TestMLXScaleIsThatOfItsTime(t *testing.T) {
 	pair := mlxPair("model.layers.0.q_proj", []uint64{6, 4}, []uint64{4, 5})
 	for _, c := range []struct {

@@ -23,6 +23,7 @@ type Model struct {
 	VocabSize          uint64 // 0 if config.json does not say
 	HeadSize           uint64 // rows of one attention head; 0 if config.json does not say
 	NExperts           uint64 // of each layer; 0 if config.json does not say
+	NBlocks            uint64 // num_hidden_layers; 0 if config.json does not say
 	HiddenSize         uint64 // of the vector of a token; 0 if config.json does not say
 	Widths             naming.Widths
 	QuantizationMethod string
@@ -59,6 +60,8 @@ type file struct {
 	MultiQuery    json.RawMessage `json:"multi_query_attention"`
 	NExperts      json.RawMessage `json:"num_experts"`
 	NLocalExperts json.RawMessage `json:"num_local_experts"`
+	NBlocks       json.RawMessage `json:"num_hidden_layers"`
+	NBlocksGPT    json.RawMessage `json:"n_layer"`
 }
 
 // vocabSize returns the number of tokens, 0 if unknown.
@@ -118,7 +121,7 @@ func Parse(text []byte) (Model, error) {
 		c.TieWordEmbeddings = f.TieOfLFM2 // transformers lets this field override the other one
 	}
 	c.VocabSize, c.HeadSize, c.NExperts = f.vocabSize(), f.headSize(), f.nExperts()
-	c.HiddenSize, c.Widths = f.hiddenSize(), f.widths()
+	c.HiddenSize, c.Widths, c.NBlocks = f.hiddenSize(), f.widths(), number(f.NBlocks, f.NBlocksGPT)
 	if len(f.TextConfig) > 0 {
 		var text file
 		if err := jsontext.Decode(f.TextConfig, &text); err != nil {
@@ -131,6 +134,7 @@ func Parse(text []byte) (Model, error) {
 		c.VocabSize = max(c.VocabSize, text.vocabSize())
 		c.HeadSize, c.NExperts = cmp.Or(text.headSize(), c.HeadSize), cmp.Or(text.nExperts(), c.NExperts)
 		c.HiddenSize, c.Widths = cmp.Or(text.hiddenSize(), c.HiddenSize), text.widths().Or(c.Widths)
+		c.NBlocks = cmp.Or(number(text.NBlocks, text.NBlocksGPT), c.NBlocks)
 	}
 	c.Widths.ModelType = c.ModelType
 	if len(f.Quantization) > 0 && string(f.Quantization) != "null" {

@@ -47,3 +47,12 @@ func ToMLX(module, modelType string) (name string, ok bool) {
 	}
 	return strings.TrimSuffix(experts, "experts") + "switch_mlp." + leaf, true
 }
+
+// LinearToMLX returns the name in mlx-lm of a module that is no stack of experts. Models with
+// several modalities have their text model in language_model there, as on disk.
+func LinearToMLX(module string) string {
+	if rest, ok := strings.CutPrefix(module, "model.language_model."); ok {
+		return "language_model.model." + rest
+	}
+	return module
+}

@@ -230,5 +230,32 @@ def check(loratool):
                 compare(name, fused(m), truth, dtype, base)
                 print(name, *way[:1], "as mlx-lm loads it: equal")
 
+def check_peft(loratool):
+    """Adapters of PEFT (testdata/gguf) with other scales in some layers, and with single experts."""
+    for name in ["llama", "pattern", "uneven", "mixtral", "qwen2moe"]:
+        d = HERE.parent / "gguf" / name
+        c = json.loads((d / "peft/adapter_config.json").read_text())
+        base = mx.load(str(d / "base/model.safetensors"))
+        factors = mx.load(str(d / "peft/adapter_model.safetensors"))
+        truth = {}
+        for key, a in factors.items():
+            for at, bt in [(".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B")]:
+                if not key.endswith(at): continue
+                module = key.removesuffix(at)
+                alpha = c.get("alpha_pattern", {}).get(module.rsplit(".", 1)[1], c["lora_alpha"])
+                delta = alpha / c["r"] * double(factors[module + bt]) @ double(a)
+                n = module.removeprefix("base_model.model.") + ".weight"
+                truth[n] = double(base[n]) + (delta.T if "embedding" in at else delta)
+        with tempfile.TemporaryDirectory() as tmp:
+            subprocess.run([loratool, "convert", "-q", str(d / "peft"), "--to", "mlx", "--base", str(d / "base"), "-o", tmp + "/out"], check=True)
+            m, _ = load_model(d / "base", strict=False)  # the bases lack the norms
+            load_adapters(m, tmp + "/out")
+            compare("mixtral" if name == "mixtral" else "moe", fused(m), truth, mx.bfloat16, base)
+            print(name, "of PEFT, as mlx-lm loads it: equal")
+
 if __name__ == "__main__":
-    check(sys.argv[2]) if sys.argv[1:2] == ["check"] else make()
+    if sys.argv[1:2] == ["check"]:
+        check(sys.argv[2])
+        check_peft(sys.argv[2])
+    else:
+        make()
