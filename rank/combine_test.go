@@ -117,17 +117,7 @@ func updates(t *testing.T, src format.Source) map[string]*mat.Dense {
 // distance returns the norm of Σ w·X − Y over all layers.
 func distance(t *testing.T, weights []float64, parts []format.Source, whole format.Source) (lost, energy float64) {
 	t.Helper()
-	sums := make(map[string]*mat.Dense)
-	for i, p := range parts {
-		for name, d := range updates(t, p) {
-			var x mat.Dense
-			x.Scale(weights[i], d)
-			if sums[name] != nil {
-				x.Add(&x, sums[name])
-			}
-			sums[name] = &x
-		}
-	}
+	sums := sums(t, weights, parts)
 	got := updates(t, whole)
 	for name, want := range sums {
 		energy += math.Pow(mat.Norm(want, 2), 2)
@@ -228,7 +218,7 @@ func TestSumOfLowerRank(t *testing.T) {
 				t.Errorf("%v, rank %d: the report has the error %.9g, want %.9g", d, k, report.Rounded, lost/energy)
 			}
 			best := 0.0
-			for name, u := range sums(t, weights, adapters) {
+			for _, u := range sums(t, weights, adapters) {
 				var svd mat.SVD
 				svd.Factorize(u, mat.SVDNone)
 				for i, s := range svd.Values(nil) {
@@ -236,7 +226,6 @@ func TestSumOfLowerRank(t *testing.T) {
 						best += s * s
 					}
 				}
-				_ = name
 			}
 			if best = math.Sqrt(best); math.Abs(report.Error-best/energy) > 1e-9 {
 				t.Errorf("%v, rank %d: the error before rounding is %.12g, the best is %.12g", d, k, report.Error, best/energy)
