@@ -213,6 +213,7 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 			modules[key.module][key.role] = i
 		}
 	}
+	p.noteWrappers()
 	p.addSaved(ctx, plain, plainTensors, modules)
 	if len(p.names) > 1 {
 		p.require(format.FeatureSeveralNames, fmt.Sprint(len(p.names)))
@@ -231,6 +232,16 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 	p.requirePatterns()
 	p.checkBias()
 	return p.sorted()
+}
+
+// noteWrappers says that the keys have segments that are no part of the names.
+func (p *peftReader) noteWrappers() {
+	for i := range p.tensors {
+		if segment := naming.Wrapper(p.tensors[i].Name); segment != "" {
+			p.note("the keys have segments of torch.compile, FSDP or activation checkpointing, such as %s, which are left out of the names", segment)
+			return
+		}
+	}
 }
 
 // sorted returns the adapter with the requirements of its configuration.

@@ -79,7 +79,8 @@ func TestPrefixesThatCannotBeReplacedAreRefused(t *testing.T) {
 	}
 }
 
-// TestPrefixesHoldInOutputs: a container and a directory of PEFT have the new names, and the values.
+// TestPrefixesHoldInOutputs: a container and a directory of PEFT have the new names, and the
+// values.
 func TestPrefixesHoldInOutputs(t *testing.T) {
 	src, err := convert.OpenDigested(t.Context(), prefixedIn(t), convert.Options{Prefix: []convert.Prefix{{"decoder", "model"}}})
 	if err != nil {

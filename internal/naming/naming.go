@@ -49,6 +49,15 @@ func hasWrapper(name string) bool {
 	return false
 }
 
+// Wrapper returns the first segment of a path that a training framework added, "" if there is none.
+func Wrapper(name string) string {
+	if !hasWrapper(name) {
+		return ""
+	}
+	parts := strings.Split(name, ".")
+	return parts[slices.IndexFunc(parts, isWrapper)]
+}
+
 // Index indexes the tensor names of a base.
 func Index(names []string) *Base {
 	b := &Base{byName: make(map[string]string, len(names))}

@@ -92,6 +92,11 @@ base-layer-beside-the-weight | model.layers.0.q | model.layers.0.q.base_layer mo
 r88-base-layer-once-and-twice | model.layers.0.q
 | model.layers.0.q.base_layer model.layers.0.q.base_layer.base_layer | R88
 r88-base-layer-further-in | model.layers.0.attn.q | model.layers.0.attn.base_layer.q | R88
+step-4-peft-inside | thinker.base_model.model.model.layers.0.q | thinker.model.layers.0.q | =
+step-4-module-inside | model.module.layers.0.q | model.layers.0.q | =
+step-4-module-twice | module.module.model.layers.0.q | model.layers.0.q | =
+step-4-peft-outside-a-longer-base | base_model.model.model.layers.0.q
+| thinker.model.text_model.layers.0.q | =
 step-4-place-without-number | model.head.up | model.inner.head.up | =
 """
 for line in NAMES.strip().replace("\n|", " |").splitlines():
