@@ -64,8 +64,9 @@ func (w Widths) Or(other Widths) Widths {
 // divisions are all that are known, the likelier one first where two fit.
 var divisions = []*Division{
 	newDivision("qkv_proj", "q_proj:h + k_proj + v_proj", oneRun, "phi3 phi3_v phi4mm phi4_multimodal", anyType),
+	// The audio half of Phi-4-multimodal has them the other way round.
 	newDivision("gate_up_proj", "gate_proj + up_proj", oneRun,
-		"phi3 phi3_v phi4mm phi4_multimodal glm glm4 glm4v glm_ocr zamba2 dia", anyType),
+		"phi3 phi3_v glm glm4 glm4v glm_ocr zamba2 dia", anyType),
 	newDivision("W_pack", "q_proj + k_proj + v_proj", oneRun, "baichuan", "llama"),
 	newDivision("c_attn", "q_proj + k_proj + v_proj", oneRun,
 		"gpt2 openai-gpt imagegpt decision_transformer qwen", ""),
@@ -87,7 +88,7 @@ var divisions = []*Division{
 	newDivision("mlp.linear_fc1", "mlp.gate_proj + mlp.up_proj", oneRun, "",
 		"gemma gemma2 gemma3 gemma3_text llama mistral qwen2 qwen2_moe qwen3 qwen3_moe"),
 	newDivision("in_proj_qkv", "in_proj_q:k + in_proj_k:k + in_proj_v", oneRun,
-		"qwen3_5 qwen3_5_text qwen3_5_moe qwen3_5_moe_text", ""),
+		"qwen3_5 qwen3_5_text qwen3_5_moe qwen3_5_moe_text qwen4_exp", ""),
 	newDivision("in_proj_qkvz", "in_proj_q:k + in_proj_k:k + in_proj_v + in_proj_z", byKeys, "qwen3_next", ""),
 	newDivision("in_proj_ba", "in_proj_b + in_proj_a", byKeys, "qwen3_next", ""),
 	newDivision("in_proj", "gate_proj:m + x_proj:m + rest", oneRun, "nemotron_h", ""),

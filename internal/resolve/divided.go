@@ -1,6 +1,7 @@
 package resolve
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -82,13 +83,18 @@ func (d *divided) addPart(x Term, a, b Blob, name string) error {
 		return d.misfit("the base's %q, which it is part of, has shape %d", name, d.tensor(name).Shape)
 	}
 	rows, missing := d.at.Rows(shape[0], widths)
+	if missing != "" {
+		if own := d.rowsOfAll(); own != nil {
+			rows, missing = own, ""
+		}
+	}
 	switch {
 	case missing != "":
 		return d.unknown(missing)
-	case rows == nil:
-		return d.misfit("the %d rows of the base's %q do not divide as config.json says", shape[0], name)
+	case rows == nil || sum(rows) != shape[0]:
+		return d.misfit("the %d rows of the base's %q do not divide so", shape[0], name)
 	case rows[d.at.Part] != m:
-		return d.misfit("config.json gives it %d of the %d rows of the base's %q", rows[d.at.Part], shape[0], name)
+		return d.misfit("its part is %d of the %d rows of the base's %q", rows[d.at.Part], shape[0], name)
 	}
 	runs, err := d.runs(rows)
 	if err != nil {
@@ -107,6 +113,28 @@ func (d *divided) addPart(x Term, a, b Blob, name string) error {
 	c.add(x, left, WholeA(a, d.layer.Rank), transposed)
 	d.notes.of(d.layer.Module, "the base fuses a projection of the adapter with others; it gets its rows of the weight")
 	return nil
+}
+
+// rowsOfAll returns the rows of all parts if the adapter has layers for all of them, else nil.
+func (d *divided) rowsOfAll() (rows []uint64) {
+	for _, p := range d.at.Parts {
+		i := slices.IndexFunc(d.model.Layers, func(l format.Layer) bool {
+			return l.Kind == format.Linear && p.Module != "" && l.Module == d.at.Around+p.Module
+		})
+		if i < 0 {
+			return nil
+		}
+		_, m := d.factorShape(&d.model.Layers[i])
+		rows = append(rows, m)
+	}
+	return rows
+}
+
+func sum(rows []uint64) (total uint64) {
+	for _, n := range rows {
+		total += n
+	}
+	return total
 }
 
 // runs returns the places of the parts in the fused weight, from their rows.

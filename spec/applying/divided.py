@@ -57,6 +57,10 @@ def apply_divided(l, a, base, term):
     if d.part is not None:
         head = {"h": base.head}
         known = [number(base, *MARKS[m]) * head.get(m, 1) if m else None for _, m in d.parts]
+        others = [next((x for x in a.layers if x.kind == "linear" and p and x.module == d.around + p), None)
+                  for p, _ in d.parts]
+        if 0 in known and None not in others:
+            known = [x.B.shape[0] for x in others]
         need(0 not in known, "R144", l.module)
         left, shares = R - sum(n or 0 for n in known), known.count(None)
         need(left > 0 and left % shares == 0 if shares else left == 0, "R143", f"{R} rows")

@@ -136,3 +136,10 @@ ok("r109-turns-of-up", {UP: ("F32", (2, 6, N))}, adapter(up), {UP: [M([[0] * N] 
    config={"model_type": "openai_privacy_filter"}, answers="expert-turns")
 ok("r109-no-turns", {UP: ("F32", (2, 6, N))}, adapter(up), {UP: [M([[0] * N] * 6), rows(up.d, (3, 4, 5), 6)]},
    config={"model_type": "mixtral"}, answers="expert-turns")
+
+# Without the numbers, the layers for all parts say their rows.
+three = [lin(X + m, n, N, r=2) for m, n in (("q_proj", 4), ("k_proj", 2), ("v_proj", 2))]
+whole = rows(three[0].d, range(4), 8) + rows(three[1].d, (4, 5), 8) + rows(three[2].d, (6, 7), 8)
+ok("r144-all-parts", PHI, adapter(*three), {X + "qkv_proj.weight": whole}, config={"model_type": "phi3"})
+bad("r144-two-parts", PHI, adapter(*three[:2]), config={"model_type": "phi3"})
+bad("r143-all-parts-too-few", {X + "qkv_proj.weight": ("F32", (9, N))}, adapter(*three), config={"model_type": "phi3"})
