@@ -50,6 +50,7 @@ const (
 	FeatureRankMismatch       Feature = "rank-mismatch"       // the factors have another rank than the configuration says
 	FeatureSeveralNames       Feature = "several-names"       // keys of several adapters in one file
 	FeatureRotaryPairs        Feature = "rotary-pairs"        // B has the rows of each attention head in the order of llama.cpp
+	FeatureRotaryByModel      Feature = "rotary-by-model"     // B has its rows in one order or the other, as the type of the model says (torchtune)
 	FeatureScaling            Feature = "scaling"             // IA³ (Liu et al., arXiv:2205.05638) on a weight
 	FeatureSetTensor          Feature = "set-tensor"          // a tensor that replaces or reshapes one of the base
 	FeatureStrayTensor        Feature = "stray-tensor"        // a tensor of the base that the configuration does not list as saved
@@ -72,6 +73,12 @@ func MergedLinear(projections []byte) Requirement {
 		list.Reset()
 	}
 	return Requirement{Feature: FeatureMergedLinear, Where: "enable_lora = " + list.String()}
+}
+
+// IsOfRows reports whether the requirement is about the order of the rows of an attention's B:
+// FeatureRotaryPairs or FeatureRotaryByModel.
+func (r Requirement) IsOfRows() bool {
+	return r.Feature == FeatureRotaryPairs || r.Feature == FeatureRotaryByModel
 }
 
 // Projections returns which projections of the weight the adapter changes; see [MergedLinear]. It

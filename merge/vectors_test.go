@@ -232,6 +232,7 @@ var ruleWords = map[string]string{
 	"R127": "does not tie|cannot tell", "R128": "the vocabulary grows",
 	"R129": "the base lacks|the base has none there",
 	"R140": "the order of llama.cpp( is for B of linear|, and the base (divides|stacks))",
+	"R145": "torchtune trains none of the type", "R146": "is put in order",
 	"R141": "does not say how many rows a head has", "R142": "want a multiple of the base's head size",
 }
 

@@ -19,6 +19,7 @@ var addable = map[format.Feature]bool{
 	format.FeatureInputMagnitude:     true,
 	format.FeatureLoRABias:           true,
 	format.FeatureMultiheadAttention: true,
+	format.FeatureRotaryByModel:      true,
 	format.FeatureRotaryPairs:        true,
 	format.FeatureSetTensor:          true,
 	format.FeatureTokenIndices:       true,
@@ -147,7 +148,9 @@ func sameMeaning(first, other *format.Adapter, number int) error {
 
 // meaningOf says what the rows of a layer's B are.
 func meaningOf(a *format.Adapter, l *format.Layer) string {
-	for _, f := range []format.Feature{format.FeatureRotaryPairs, format.FeatureMultiheadAttention} {
+	for _, f := range []format.Feature{
+		format.FeatureRotaryPairs, format.FeatureRotaryByModel, format.FeatureMultiheadAttention,
+	} {
 		if where, _ := featureOf(a, f); slices.Contains(where, l.Module) {
 			return string(f)
 		}

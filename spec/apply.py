@@ -16,8 +16,8 @@ from applying.compare import ANSWERS, check
 from applying.components import step5
 from applying.ends import Ends, add_tensors, check_tie, fold, grow, tie
 from applying.files import Adapter, Base, check_adapter
-from applying.layers import Layers, wanted_names
-from applying.names import translate
+from applying.layers import Layers, check_queries, decide_pairs, wanted_names
+from applying.names import OWN, translate
 from applying.vectors import check_vectors
 
 def merge(base_path, adapter_paths, weights, answers):
@@ -39,9 +39,13 @@ def merge(base_path, adapter_paths, weights, answers):
     changes = Changes(base, answers)
     for a in adapters:
         wanted = wanted_names(a, base)
-        try: a.names, _ = translate(wanted, base)
+        try:
+            a.names, used = translate(wanted, base)
+            a.own = used.rename is OWN
+            if a.own: check_queries(a)
         except Invalid as e:
             if not str(e).startswith("R88") or not step5(a, base): raise
+        decide_pairs(a, base)
         if base.alias: fold(a, base, ends)
         Layers(a, changes).collect()
         if ends.tie == "yes" and not answers.get("tied"): check_tie(a, ends)

@@ -64,6 +64,7 @@ var moves = []*move{
 		".attention.self.query.", ".attention.q_proj.", ".attention.self.key.", ".attention.k_proj.", ".attention.self.value.", ".attention.v_proj.",
 		".attention.self.sr.", ".attention.sequence_reduction.sequence_reduction.", ".attention.output.dense.", ".attention.o_proj.",
 		".mlp.dense1.", ".mlp.fc1.", ".mlp.dense2.", ".mlp.fc2.", ".decode_head.linear_c.", ".decode_head.linear_projections."),
+	toOwnNames,
 	sameModel("ChatGLM taken for GLM", "^transformer.encoder.layers.", "^model.layers.", ".self_attention.dense.", ".self_attn.o_proj.",
 		".mlp.dense_h_to_4h.", ".mlp.gate_up_proj.", ".mlp.dense_4h_to_h.", ".mlp.down_proj.",
 		"^transformer.embedding.word_embeddings.", "^model.embed_tokens.", "^transformer.output_layer.", "^lm_head."),

@@ -62,6 +62,8 @@ func TestTablesOfNamesAreThoseOfTheSpec(t *testing.T) {
 		want := newMove("", pairs...)
 		if strings.Contains(rows[i][1], "to newer only") {
 			want.older = nil
+		} else if strings.Contains(rows[i][1], "to older only") {
+			want.newer = nil
 		}
 		if !slices.EqualFunc(m.newer, want.newer, sameReplacement) || !slices.EqualFunc(m.older, want.older, sameReplacement) {
 			t.Errorf("table %q of the specification has the pairs %q, want %v and back %v", rows[i][1], pairs, m.newer, m.older)

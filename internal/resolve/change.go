@@ -126,8 +126,9 @@ func (b Blob) Tensor() *format.Tensor { return &b.Source.Manifest().Tensors[b.In
 // of the tensor. The factor covers rows, or columns, First to First + Length of the weight and is
 // zero elsewhere. A factor without a source is the 1×1 matrix [1].
 //
-// HeadSize is not 0 for a factor in the order of llama.cpp: of each HeadSize rows, a head of an
-// attention, row i of the first half is stored as number 2i, and row i of the second as 2i + 1.
+// HeadSize is not 0 for a factor in another order than the weight: of each HeadSize rows, a head of
+// an attention, one has row i of the first half as number 2i, and row i of the second as 2i + 1.
+// That is the factor, or with ToPairs the weight.
 //
 // Runs is not zero for a factor of a weight that has several projections in turns.
 type Factor struct {
@@ -135,6 +136,7 @@ type Factor struct {
 	At, Across, Along, Repeat int
 	First, Length             int
 	HeadSize                  int
+	ToPairs                   bool
 	Runs                      Runs
 }
 
@@ -191,6 +193,9 @@ func (f *Factor) Place(j int) int {
 		return j/r.Step*r.Size + i
 	case r.Step > 0:
 		return j/r.Size*r.Step + r.From + j%r.Size
+	case f.HeadSize > 0 && f.ToPairs:
+		head, i := j/f.HeadSize, j%f.HeadSize
+		return head*f.HeadSize + i%(f.HeadSize/2)*2 + i/(f.HeadSize/2)
 	case f.HeadSize > 0:
 		head, i := j/f.HeadSize, j%f.HeadSize
 		return head*f.HeadSize + i%2*(f.HeadSize/2) + i/2

@@ -56,7 +56,7 @@ func (p *plain) add() error {
 		return err
 	}
 	left := wholeB(b, l.Rank)
-	if p.isInPairs(l) {
+	if p.isInPairs(l) || p.mapping.IsToOwn() {
 		if left, err = p.inOrder(left); err != nil {
 			return err
 		}

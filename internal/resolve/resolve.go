@@ -133,6 +133,11 @@ func (r *resolver) resolve() error {
 	if err := r.pair(wanted); err != nil {
 		return err
 	}
+	if r.has(format.FeatureRotaryByModel) {
+		if err := r.decideRows(); err != nil {
+			return err
+		}
+	}
 	var errs []error
 	for _, f := range r.forms {
 		errs = append(errs, f.add())
@@ -164,6 +169,11 @@ func (r *resolver) pair(wanted []string) error {
 		}
 		if !ok {
 			return r.explainMissing(wanted, missing)
+		}
+	}
+	if r.mapping.IsToOwn() {
+		if err := r.checkQueries(); err != nil {
+			return err
 		}
 	}
 	if d := r.mapping.Describe(); d != "as they are" && !r.isImage() {
@@ -439,10 +449,7 @@ func disagreements(a *format.Adapter) (why []string) {
 			why = append(why, fmt.Sprintf("layers have %s, but it does not require %q: %s", x.name, x.feature, fault.List(unannounced, 3)))
 		}
 	}
-	if slices.ContainsFunc(a.Requires, func(q format.Requirement) bool { return q.Feature == format.FeatureRotaryPairs }) {
-		why = append(why, pairsElsewhere(a)...)
-	}
-	return slices.Concat(why, unknownRoles(a), unknownKinds(a), surplus(a))
+	return slices.Concat(why, pairsElsewhere(a), unknownRoles(a), unknownKinds(a), surplus(a))
 }
 
 // knowsRole reports whether a role has a meaning in a layer of this kind. One that changes what

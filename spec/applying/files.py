@@ -114,12 +114,17 @@ class Adapter:
                        for b in a["beside"]]
         self.differences = [Difference(target, t, weight) for action, target, _, t in self.beside
                             if action == "difference"]
-        self.copies, self.names = False, {}
+        self.copies, self.own, self.names = False, False, {}
     def covers(self, feature, l, named=True):
         everywhere = {"", "use_dora"}
         return any(f == feature and (w in everywhere or named and w == l.module)
                    for f, w in self.requires)
     def taken(self, action): return [b for b in self.beside if b[0] == action]
+
+def check_pairs(a, where):
+    named = [l for l in a.layers if l.module == where and l.kind == "linear"]
+    need(named and not {"bias", "magnitude", "input_magnitude"} & {*named[0].roles}, "R140", where)
+    named[0].pairs = True
 
 def check_adapter(a, answers):
     need(a.layers or any(b[0] != "opaque" for b in a.beside), "R80", "nothing to apply")
@@ -130,11 +135,7 @@ def check_adapter(a, answers):
     for f, where in a.requires:
         if f in ("dora", "lora-bias") and where not in ("", "use_dora"):
             need(where in factors, "R74", f"{f} for {where}, which has no layer")
-        if f == "rotary-pairs":
-            named = [l for l in a.layers if l.module == where and l.kind == "linear"]
-            need(named and not {"bias", "magnitude", "input_magnitude"} & {*named[0].roles},
-                 "R140", where)
-            named[0].pairs = True
+        if f == "rotary-pairs": check_pairs(a, where)
     need(a.method != "dora" or "dora" in a.features, "R74", "the method dora without the feature")
     for l in a.layers:
         if l.kind in ("linear", "embedding", "conv") and a.covers("dora", l):

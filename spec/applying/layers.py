@@ -5,7 +5,7 @@ from reader import BITS, need
 from .components import apply_slices
 from .divided import apply_divided, divided
 from .exact import FLOATS, Matrix, dominant, leading
-from .files import Tensor, as_matrix, leaf, parent, tail
+from .files import Tensor, as_matrix, check_pairs, leaf, parent, tail
 from .methods import applies, apply, rescales
 from .text import CONV1D, CONV1D_MODELS, IN_TURNS, PARAMETERS, PARTS, TRANSPOSED_EXPERTS
 
@@ -108,6 +108,25 @@ def wanted_names(a, base):
         for P in leaves: out += expert_names(X, P, E, base)
     return out + [target for _, target, _, _ in a.beside]
 
+QUERIES = {"q_proj", "k_proj"}
+PAIRS_BY_MODEL = dict.fromkeys(["llama", "mistral", "gemma", "gemma2"], True) | \
+                 dict.fromkeys(["qwen2", "qwen3", "phi3"], False)
+
+def decide_pairs(a, base):
+    """What rotary-by-model means."""
+    modules = [where for f, where in a.requires if f == "rotary-by-model"]
+    need(not modules or a.own or base.type in PAIRS_BY_MODEL, "R145", base.type)
+    if not a.own and not PAIRS_BY_MODEL.get(base.type): return
+    for where in modules: check_pairs(a, where)
+    for l in a.layers: need(l.form == "plain" or not l.pairs, "R140", l.module)
+
+def check_queries(a):
+    """R146: what changes q and k in a base with the names of Meta's code."""
+    plain = [l for l in a.layers if l.kind == "linear" and l.form == "plain"
+             and {*l.roles} <= {"A", "B", "alpha"} and not a.features & {"pissa", "olora"}]
+    right = {x for l in plain for x in l.wanted}
+    for x in a.names: need(x in right or leaf(x.rpartition(".")[0]) not in QUERIES, "R146", x)
+
 class Layers:
     """The layers of an adapter; what they add goes to the changes."""
     def __init__(self, a, changes):
@@ -149,10 +168,12 @@ class Layers:
         shape = self.base.tensors[name].shape
         A, B = l.A.matrix(), l.B.matrix()
         m, n = B.size()[0], A.size()[1]
-        if l.pairs: # METHODS.md, section 6
+        own = self.a.own and leaf(l.module) in QUERIES # METHODS.md, section 6
+        if l.pairs != own:
             d = self.base.head
             need(d, "R141", l.module), need(d % 2 == 0 and m % d == 0, "R142", f"{m} by {d}")
-            B = B.take([x - x % d + 2 * (x % (d // 2)) + x % d // (d // 2) for x in range(m)])
+            order = [x - x % d + 2 * (x % (d // 2)) + x % d // (d // 2) for x in range(m)]
+            B = B.take(order if l.pairs else [order.index(x) for x in range(m)])
         if l.kind == "linear":
             if len(shape) > 2: fits, turned = shape == [m, n] + [1] * (len(shape) - 2), False
             elif m == n: fits, turned = shape == [m, n], shape == [m, n] and self.transposed(l)

@@ -42,8 +42,11 @@ def renaming(pairs):
         return name
     return rename
 
-TABLES = [renaming(pairs) for _, pairs in RENAMES] + \
-         [renaming([p[::-1] for p in pairs]) for title, pairs in RENAMES if "only" not in title]
+OLDER = [(title, renaming([p[::-1] for p in pairs])) for title, pairs in RENAMES
+         if "to newer only" not in title]
+TABLES = [renaming(pairs) for title, pairs in RENAMES if "to older only" not in title] + \
+         [rename for _, rename in OLDER]
+OWN = next(rename for title, rename in OLDER if title.startswith("Meta's")) # METHODS.md, section 6
 
 def place(name):
     """Where the place of the name begins."""

@@ -1,6 +1,6 @@
-"""R140-R142 of spec/METHODS.md: rows of B in the order of llama.cpp."""
+"""R140-R146 of spec/METHODS.md: rows of B in the order of llama.cpp."""
 from exact import M
-from kit import Fraction, Layer, adapter, bad, lin, ok, tensors_of
+from kit import Fraction, Layer, adapter, bad, lin, ok, replace, tensors_of
 from methods import loha
 
 Q, K, V = (f"model.layers.0.self_attn.{x}_proj" for x in "qkv")
@@ -129,3 +129,79 @@ six = tensors_of({"six.weight": ("F64", (12, 5))})
 x = lin("six", 12, 5, r=3, alpha=1)
 ok("r142-heads-of-six", six, adapter(x, requires=pairs(x)), config={"head_dim": 6},
    want={"six.weight": x.s * (ordered(6, x.B) @ x.A)})
+
+# --- R145: the order that the model type says
+def by_model(*layers):
+    return [("rotary-by-model", x.module) for x in layers]
+
+
+for type_, d in (("llama", 4), ("mistral", 4), ("gemma", 4), ("gemma2", 4),
+                 ("qwen2", 2), ("qwen3", 2), ("phi3", 2)): # heads of two stay as they are
+    want = {Q + ".weight": q.s * (ordered(d, q.B) @ q.A)}
+    ok("r145-" + type_, BASE, adapter(q, requires=by_model(q)), want,
+       config=HEADS | {"model_type": type_})
+ok("r145-no-heads-needed", BASE, adapter(q, requires=by_model(q)), {Q + ".weight": q.d},
+   config={"model_type": "qwen2"})
+for name, config in (("other-type", HEADS | {"model_type": "cohere"}), ("no-type", HEADS),
+                     ("no-config", None),
+                     ("type-of-text", HEADS | {"text_config": {"model_type": "llama"}})):
+    bad("r145-" + name, BASE, adapter(q, requires=by_model(q)), config=config)
+bad("r141-by-model", BASE, adapter(q, requires=by_model(q)), config={"model_type": "llama"})
+bad("r142-by-model", BASE, adapter(q, requires=by_model(q)),
+    config={"model_type": "llama", "head_dim": 3})
+WITH_BIAS = BASE | tensors_of({Q + ".bias": ("F32", (8,))})
+x = lin(Q, 8, 6, bias=(8,))
+biased = adapter(x, requires=by_model(x) + [("lora-bias", Q)])
+bad("r140-by-model-bias", WITH_BIAS, biased, config=HEADS | {"model_type": "gemma"})
+ok("r140-by-model-bias-of-qwen2", WITH_BIAS, biased, config={"model_type": "qwen2"},
+   want={Q + ".weight": x.d, Q + ".bias": x.s * x.roles["bias"].matrix()})
+
+# --- R146: a base with the names of Meta's code. The formula of B″, as ORDERS above.
+OWN = tensors_of({f"layers.0.attention.{x}.weight": ("F32", (8, 6)) for x in ("wq", "wk", "wv")}
+                 | {f"layers.0.feed_forward.{x}.weight": ("F32", (8, 6)) for x in ("w1", "w3")}
+                 | {"layers.0.attention.wo.weight": ("F32", (6, 8)), "output.weight": ("F32", (9, 6)),
+                    "layers.0.feed_forward.w2.weight": ("F32", (6, 8)),
+                    "layers.0.feed_forward.gate.weight": ("F32", (2, 6)),
+                    "layers.0.feed_forward.experts.1.w2.weight": ("F32", (6, 8)),
+                    "layers.0.attention_norm.weight": ("F32", (6,)), "norm.weight": ("F32", (6,)),
+                    "layers.0.ffn_norm.weight": ("F32", (6,)),
+                    "tok_embeddings.weight": ("F32", (9, 6))})
+BACK = {4: [0, 2, 1, 3], 8: [0, 4, 1, 5, 2, 6, 3, 7]}
+
+
+def back(d, m):
+    """The rows of a matrix in the order of transformers, in that of llama.cpp."""
+    return M([m.rows[head + i] for head in range(0, len(m.rows), d) for i in BACK[d]])
+
+
+k = lin(K, 8, 6)
+OTHERS = {"self_attn.v_proj": "attention.wv", "mlp.gate_proj": "feed_forward.w1",
+          "mlp.up_proj": "feed_forward.w3", "self_attn.o_proj": "attention.wo",
+          "mlp.down_proj": "feed_forward.w2", "block_sparse_moe.experts.1.w2":
+          "feed_forward.experts.1.w2", "block_sparse_moe.gate": "feed_forward.gate"}
+others = {own: lin("model.layers.0." + n, *OWN[f"layers.0.{own}.weight"].shape)
+          for n, own in OTHERS.items()}
+head = lin("lm_head", 9, 6)
+rest = {f"layers.0.{own}.weight": x.d for own, x in others.items()} | {"output.weight": head.d}
+for d in (4, 8):
+    ok(f"r146-of-transformers-{d}", OWN, adapter(q, k, head, *others.values()),
+       rest | {f"layers.0.attention.{n}.weight": x.s * (back(d, x.B) @ x.A)
+               for n, x in (("wq", q), ("wk", k))}, config={"head_dim": d})
+ok("r146-of-meta", OWN, adapter(q, k, head, *others.values(), requires=pairs(q, k)),
+   rest | {f"layers.0.attention.{n}.weight": x.d for n, x in (("wq", q), ("wk", k))})
+ok("r146-by-model", OWN, adapter(q, k, requires=by_model(q) + pairs(k)),
+   {f"layers.0.attention.{n}.weight": x.d for n, x in (("wq", q), ("wk", k))})
+bad("r141-of-transformers", OWN, adapter(q))
+bad("r142-of-transformers", OWN, adapter(q), config={"head_dim": 3})
+v = lin(V, 8, 6, magnitude=(8,))
+for name, parts, requires in (
+        ("magnitude", [lin(Q, 8, 6, magnitude=(8,))], [("dora", Q)]),
+        ("saved", [replace(K + ".weight", OWN["layers.0.attention.wk.weight"]), v], [("dora", V)]),
+        ("loha", [loha(Q, m=8)], [("hadamard", Q)]),
+        ("convolution", [Layer(Q, (1, 6, 1), (8, 1, 1), kind="conv")], [("convolution", Q)])):
+    bad("r146-" + name, OWN, adapter(*parts, requires=requires, minor=2), config=HEADS)
+n = "model.layers.0.input_layernorm.weight"
+ok("r146-norm-saved", OWN, adapter(k, replace(n, OWN["norm.weight"]), requires=pairs(k)),
+   {"layers.0.attention.wk.weight": k.d, "layers.0.attention_norm.weight": OWN["norm.weight"]})
+# In a base of transformers, the names of Meta's code are no names.
+bad("r88-own-names", BASE, adapter(lin("layers.0.attention.wq", 8, 6)), config=HEADS)
