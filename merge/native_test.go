@@ -28,6 +28,19 @@ var nativeCases = []struct {
 		convert.Options{Alpha: 8, EnableLoRA: qAndV}},
 	{"loralib-one/adapter.pt", "loralib-one/base", "loralib-one/merged.safetensors",
 		convert.Options{Scale: 0.5, EnableLoRA: []bool{false, false, true}}},
+	{"torchtune-llama/epoch_0", "torchtune-llama/base", "torchtune-llama/merged.safetensors", convert.Options{}},
+	{"torchtune-llama/epoch_0/adapter_model.pt", "torchtune-llama/meta/consolidated.safetensors",
+		"torchtune-llama/merged-meta.safetensors", convert.Options{}},
+	{"torchtune-qwen2/adapter_0.pt", "torchtune-qwen2/base", "torchtune-qwen2/merged.safetensors",
+		convert.Options{Alpha: 4}},
+	{"torchtune-dora/adapter_0.pt", "torchtune-dora/base", "torchtune-dora/merged.safetensors",
+		convert.Options{Alpha: 4}},
+	{"mistral/adapter", "mistral/base", "mistral/merged.safetensors", convert.Options{}},
+	{"mistral/adapter/lora.safetensors", "mistral/own/consolidated.safetensors", "mistral/merged-own.safetensors",
+		convert.Options{}},
+	{"mistral/peft", "mistral/base", "mistral/merged.safetensors", convert.Options{}},
+	{"mistral/peft", "mistral/own-config/consolidated.safetensors", "mistral/merged-own.safetensors",
+		convert.Options{}},
 }
 
 // TestMergeEqualsProgramsOfLanguageModels compares every element of the merged tensors with the
@@ -125,6 +138,9 @@ func TestNativeAdaptersAreRefusedByName(t *testing.T) {
 			"A [4 8] and B [16 2] are for 2 projections, Options.EnableLoRA enables 3", ""},
 		{"loralib-gpt2/adapter.pt", "loralib-gpt2/base", convert.Options{Alpha: 8, EnableLoRA: []bool{true, false, false, true}},
 			"do not fit the base's weight", ""},
+		{"torchtune-llama/epoch_0", "loralib-one/base", convert.Options{}, "lm_head", ""},
+		{"mistral/peft", "mistral/own/consolidated.safetensors", convert.Options{},
+			"does not say how many rows a head has", "config.json"},
 	} {
 		src, err := convert.Open(t.Context(), filepath.Join(native, c.adapter), c.options)
 		if err == nil {
@@ -133,6 +149,48 @@ func TestNativeAdaptersAreRefusedByName(t *testing.T) {
 		}
 		if err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(fault.Hint(err), c.hint) {
 			t.Errorf("%s with %+v: %v (hint: %s), want %q and %q", c.adapter, c.options, err, fault.Hint(err), c.says, c.hint)
+		}
+	}
+}
+
+// TestNativeAdaptersConvert: an adapter that was converted to PEFT's dialect or to GGUF, with the
+// base's config.json, merges to the same bytes.
+func TestNativeAdaptersConvert(t *testing.T) {
+	for _, c := range []struct {
+		adapter, base string
+		options       convert.Options
+	}{
+		{"torchtune-llama/epoch_0", "torchtune-llama/base", convert.Options{}},
+		{"torchtune-qwen2/adapter_0.pt", "torchtune-qwen2/base", convert.Options{Alpha: 4}},
+		{"mistral/adapter", "mistral/base", convert.Options{}},
+	} {
+		src, base := openNative(t, c.adapter, c.options), filepath.Join(native, c.base)
+		want, config := fresh(t, src, base), file(t, filepath.Join(base, "config.json"))
+		straight, err := convert.WithHeads(src, config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, from := range map[string]format.Source{"peft": straight, "straight.gguf": straight, "a.gguf": src} {
+			path := filepath.Join(t.TempDir(), name)
+			dialect, err := convert.DialectFor(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sink, err := convert.Create(path, dialect, convert.CreateOptions{BaseConfig: config})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := format.Copy(t.Context(), sink, from); err != nil {
+				t.Fatalf("%s as %s: %v", c.adapter, name, err)
+			}
+			back, err := convert.Open(t.Context(), path, convert.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if fresh(t, back, base) != want {
+				t.Errorf("%s as %s merges to other bytes", c.adapter, name)
+			}
+			back.Close()
 		}
 	}
 }

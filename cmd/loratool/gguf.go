@@ -42,8 +42,7 @@ func (j *conversion) parseGGUF(c *cli.Context, o *convertOptions) error {
 
 // straighten gives an adapter of llama.cpp the order of rows that the base has.
 func straighten(src format.Source, base string) (format.Source, error) {
-	isPairs := func(r format.Requirement) bool { return r.Feature == format.FeatureRotaryPairs }
-	if a := src.Manifest().Adapters; len(a) != 1 || !slices.ContainsFunc(a[0].Requires, isPairs) {
+	if a := src.Manifest().Adapters; len(a) != 1 || !slices.ContainsFunc(a[0].Requires, format.Requirement.IsOfRows) {
 		return src, nil
 	}
 	text, err := configOf(base)

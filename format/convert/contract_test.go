@@ -32,6 +32,8 @@ var claims = []struct {
 	{"cloneofsimo", "read", "numbers", "1", nil},
 	{"loralib", "read", "dotted", "by option", nil},
 	{"megatron", "read", "Megatron's", "by option", nil},
+	{"torchtune", "read", "torchtune's", "beside", nil},
+	{"mistral", "read", "authors'", "beside", nil},
 }
 
 var columns = []string{"conv", "DoRA", "DoRA-in", "bias", "embed", "LyCORIS", "diff"}

@@ -11,7 +11,10 @@ import (
 // Default returns the dialects of this package: .lora files, GGUF, MLX, PEFT, those of image and
 // video models, and those that are only read.
 func Default() Dialects {
-	return Dialects{LoRA(), GGUF(), MLX(), PEFT(), Kohya(), Diffusers(), ComfyUI(), XLabs(), Cloneofsimo(), LoRALib(), Megatron()}
+	return Dialects{
+		LoRA(), GGUF(), MLX(), PEFT(), Kohya(), Diffusers(), ComfyUI(), XLabs(), Cloneofsimo(), LoRALib(), Megatron(),
+		Torchtune(), MistralFinetune(),
+	}
 }
 
 // Open opens an adapter in a dialect of Default; see Dialects.Open.

@@ -20,6 +20,8 @@
 //	cloneofsimo  read     numbers      1          -     -     -        -     -      -        -
 //	loralib      read     dotted       by option  -     -     -        -     -      -        -
 //	megatron     read     Megatron's   by option  -     -     -        -     -      -        -
+//	torchtune    read     torchtune's  beside     -     -     -        -     -      -        -
+//	mistral      read     authors'     beside     -     -     -        -     -      -        -
 //
 // A "written" dialect is read, too. The columns behind the scale: factors of convolutions;
 // magnitudes of DoRA for each output, and for each input; a bias of B; factors of embeddings;

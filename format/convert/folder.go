@@ -105,7 +105,11 @@ func (f *folder) deeper() (found []string) {
 // findWeights returns the weights of the directory's own adapter: the files with PEFT's or MLX's
 // name, or the only candidate. It returns none if there are none.
 func (f *folder) findWeights() fileSet {
-	if own := f.peftFilesIn("."); own.files != nil || f.isModel() {
+	own := f.peftFilesIn(".")
+	if own.files == nil && slices.Contains(f.names, torchtuneWeights) {
+		return fileSet{files: []string{torchtuneWeights}} // it lies beside a copy of the base's config.json
+	}
+	if own.files != nil || f.isModel() {
 		return own
 	}
 	for _, name := range []string{"adapters.safetensors", "adapters.npz"} {

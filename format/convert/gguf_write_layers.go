@@ -47,6 +47,14 @@ func composeGGUF(ctx context.Context, src format.Source, o *CreateOptions) (*ggu
 	if err := format.Validate(m); err != nil {
 		return nil, err
 	}
+	isByModel := func(r format.Requirement) bool { return r.Feature == format.FeatureRotaryByModel }
+	if o.BaseConfig != nil && len(m.Adapters) == 1 && slices.ContainsFunc(m.Adapters[0].Requires, isByModel) {
+		var err error
+		if src, err = WithHeads(src, o.BaseConfig); err != nil {
+			return nil, err
+		}
+		m = src.Manifest()
+	}
 	if len(m.Adapters) != 1 {
 		return nil, fault.New(fault.Unsupported, "the source is a bundle of %d adapters, but a GGUF file "+
 			"holds one", len(m.Adapters)).WithHint("name one of them, as in FILE#%s", m.Adapters[0].Name)
@@ -128,8 +136,12 @@ func (w *ggufWriter) checkFeatures() error {
 				return err
 			}
 		default:
+			hint := "keep the adapter as a .lora file"
+			if r.Feature == format.FeatureRotaryByModel {
+				hint = "name the base, whose config.json says its type (CreateOptions.BaseConfig)"
+			}
 			return fault.New(fault.Unsupported, "the adapter requires %q (%s), which a GGUF file cannot express",
-				r.Feature, r.Where).WithHint("keep the adapter as a .lora file")
+				r.Feature, r.Where).WithHint("%s", hint)
 		}
 	}
 	for _, b := range w.a.Beside {

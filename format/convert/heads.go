@@ -7,16 +7,17 @@ import (
 	"github.com/loratool/loratool/internal/config"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/naming"
 )
 
 // WithHeads returns a source whose factors have the rows of attention heads in the order of
-// transformers, where src has them in the order of llama.cpp (format.FeatureRotaryPairs). The
-// config.json of the base says how many rows a head has. Other sources are returned as they are.
+// transformers, where src has them in the order of llama.cpp (format.FeatureRotaryPairs, and
+// format.FeatureRotaryByModel for some models). The config.json of the base says how many rows a
+// head has, and which model it is. Other sources are returned as they are.
 // The new source owns src: close it instead of src.
 func WithHeads(src format.Source, baseConfig []byte) (format.Source, error) {
 	m := *src.Manifest()
-	isPairs := func(r format.Requirement) bool { return r.Feature == format.FeatureRotaryPairs }
-	if len(m.Adapters) != 1 || !slices.ContainsFunc(m.Adapters[0].Requires, isPairs) {
+	if len(m.Adapters) != 1 || !slices.ContainsFunc(m.Adapters[0].Requires, format.Requirement.IsOfRows) {
 		return src, nil
 	}
 	base, err := config.Parse(baseConfig)
@@ -27,7 +28,9 @@ func WithHeads(src format.Source, baseConfig []byte) (format.Source, error) {
 	m.Adapters = slices.Clone(m.Adapters)
 	a := &m.Adapters[0]
 	for _, l := range a.Layers {
-		if !slices.Contains(a.Requires, format.Requirement{Feature: format.FeatureRotaryPairs, Where: l.Module}) {
+		if isTurned, err := isInPairs(a, l.Module, base.ModelType); err != nil {
+			return nil, err
+		} else if !isTurned {
 			continue
 		}
 		i, size := l.Roles[format.RoleB], base.HeadSize
@@ -37,8 +40,25 @@ func WithHeads(src format.Source, baseConfig []byte) (format.Source, error) {
 		}
 		h.heads[i] = int64(size)
 	}
-	a.Requires = slices.DeleteFunc(slices.Clone(a.Requires), isPairs)
+	a.Requires = slices.DeleteFunc(slices.Clone(a.Requires), format.Requirement.IsOfRows)
 	return h, nil
+}
+
+// isInPairs reports whether B of a layer has its rows in the order of llama.cpp.
+func isInPairs(a *format.Adapter, module, modelType string) (bool, error) {
+	requires := func(f format.Feature) bool {
+		return slices.Contains(a.Requires, format.Requirement{Feature: f, Where: module})
+	}
+	if !requires(format.FeatureRotaryByModel) {
+		return requires(format.FeatureRotaryPairs), nil
+	}
+	has, ok := naming.HasPairsInTorchtune(modelType)
+	if !ok {
+		return false, fault.New(fault.Unsupported, "%q has the rows of each attention head in an order that depends "+
+			"on the type of the model, and torchtune trains none of the type %q", module, modelType).
+			WithHint("name the base, whose config.json says its type (CreateOptions.Base)")
+	}
+	return has, nil
 }
 
 // straightened is a source with some rows in another order.

@@ -16,6 +16,7 @@ func LoRALib() Dialect { return loralib }
 
 var loralib = &pairDialect{
 	readOnly: readOnly{"loralib"}, owns: isLoRALibs, needsScale: true, fused: true,
+	ofLanguage: true,
 	hintScale: "set Options.Alpha=ALPHA, the lora_alpha of the training, which is divided by the rank, " +
 		"or Options.Scale=SCALE",
 	adapt: func(k *pairKey, name string) {

@@ -16,6 +16,7 @@ func Megatron() Dialect { return megatron }
 
 var megatron = &pairDialect{
 	readOnly: readOnly{"megatron"}, owns: func(k *pairKey) bool { return k.tail == megatronTail }, needsScale: true,
+	ofLanguage: true,
 	hintScale: "set Options.Alpha=ALPHA, the alpha (lora_alpha) of the training, which is divided by the rank, " +
 		"or Options.Scale=SCALE",
 }

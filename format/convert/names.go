@@ -44,6 +44,10 @@ const (
 	peftPickle  = "adapter_model.bin"
 )
 
+// torchtuneWeights is torchtune's name for the weights of an adapter. Beside them, it writes those
+// of PEFT for most models.
+const torchtuneWeights = "adapter_model.pt"
+
 // modelConfig is the configuration of a model. No adapter has it in its directory.
 const modelConfig = "config.json"
 

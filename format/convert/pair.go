@@ -11,7 +11,9 @@ import (
 )
 
 // pairDialects are in the order in which they claim keys.
-var pairDialects = []*pairDialect{peftAlone, comfyUI, xLabs, kohya, diffusers, loralib, megatron}
+var pairDialects = []*pairDialect{
+	peftAlone, comfyUI, xLabs, kohya, mistral, torchtune, diffusers, loralib, megatron,
+}
 
 // Recognise looks at the keys of factors, each of which one dialect at most owns.
 func (d *pairDialect) Recognise(in *Input) bool { return claimsOf(in)[d.name] != "" }
@@ -40,6 +42,9 @@ func claimsOf(in *Input) map[string]string {
 			in.claimed[d.name] = t.Name
 		}
 	}
+	if in.claimed[mistral.name] != "" {
+		delete(in.claimed, diffusers.name) // the feed-forward layers of Z-Image have Mistral's names
+	}
 	if 2*known < len(in.table.tensors)-biases || naming.HaveBaseLayers(in.table.keys()) {
 		clear(in.claimed)
 	}
@@ -65,7 +70,14 @@ func (d *pairDialect) Open(ctx context.Context, in *Input, o Options) (format.So
 		return nil, err
 	}
 	p := pairReader{
-		dialect: d.name, modules: d.modules, needsScale: d.needsScale, adapt: d.adapt, fused: d.fused, options: o,
+		dialect: d.name, modules: d.modules, needsScale: d.needsScale, adapt: d.adapt, fused: d.fused,
+		rows: d.rows, options: o,
+	}
+	if d.beside != nil {
+		var err error
+		if p.beside, err = d.beside(in); err != nil {
+			return nil, err
+		}
 	}
 	assign := func(p *pairReader) error { return p.assign(ctx) }
 	src, err := openPairs(ctx, in, in.table, d.sign(in), p, assign)

@@ -26,6 +26,12 @@ type pairDialect struct {
 	modules func(names []string) map[string]string
 	// adapt changes a parsed key to what it means in this dialect; nil leaves all keys alone.
 	adapt func(k *pairKey, name string)
+	// rows is the feature that B of q and k requires, "" for none: the order of its rows.
+	rows format.Feature
+	// beside reads the scale from a file beside the weights. It returns nil if there is none.
+	beside func(in *Input) (*besideScale, error)
+	// ofLanguage says that the programs of the dialect train language models, not those of images.
+	ofLanguage bool
 	// fused says that a layer whose A has several times as many rows as B has columns changes
 	// several projections in one weight.
 	fused bool
@@ -67,6 +73,8 @@ var loRATails = []pairTail{
 	{tail: "lora_B.*.weight", role: roleB},
 	{tail: "lora_A.*.*.weight", role: roleA}, // DiffSynth: .default_0.default.
 	{tail: "lora_B.*.*.weight", role: roleB},
+	{tail: "lora_a.weight", role: roleA}, // torchtune
+	{tail: "lora_b.weight", role: roleB},
 	{tail: "lora_A", role: roleA}, // Mochi and ACE-Step
 	{tail: "lora_B", role: roleB},
 	{tail: "lora_B.bias", role: roleBias},

@@ -9,6 +9,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/card"
+	"github.com/loratool/loratool/internal/naming"
 )
 
 // adapter assigns every tensor of the file to a layer or lists it beside the layers.
@@ -113,6 +114,9 @@ func (p *pairReader) describe(l *format.Layer) error {
 		return m.describe()
 	}
 	p.classify(l)
+	if p.rows != "" && l.Kind == format.Linear && naming.IsQueryOrKey(l.Module) {
+		p.require(p.rows, l.Module)
+	}
 	if err := p.scale(l); err != nil {
 		return err
 	}
@@ -239,6 +243,9 @@ func (p *pairReader) baseName() string {
 		if name := p.metadata[key]; checkName(name) == nil && name != "None" {
 			return name
 		}
+	}
+	if p.beside != nil && p.beside.base != "" {
+		return p.beside.base
 	}
 	if bases := card.Parse(p.card).BaseModels; len(bases) > 0 {
 		return bases[0]

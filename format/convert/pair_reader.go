@@ -15,6 +15,8 @@ type pairReader struct {
 	needsScale bool // see pairDialect
 	adapt      func(k *pairKey, name string)
 	fused      bool
+	rows       format.Feature
+	beside     *besideScale
 
 	layers    map[string]map[format.Role]int
 	kinds     map[string]format.Kind // of modules whose roles say it
@@ -29,6 +31,15 @@ type pairScales struct {
 	said   string   // what in the file says a scale
 	unsaid []string // layers whose scale comes from the dialect's rule or from the user
 	zero   int      // layers of alpha 0
+}
+
+// besideScale is what a file beside the weights says of all layers.
+type besideScale struct {
+	file         string
+	alpha, scale float64 // the scale is alpha/rank with hasAlpha, and otherwise scale
+	hasAlpha     bool
+	rank         int    // 0 if the file does not say it
+	base         string // the name of the base, "" if the file does not say it
 }
 
 // pairConfig is PEFT's configuration of one component, from the header.

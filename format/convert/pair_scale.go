@@ -3,6 +3,7 @@ package convert
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math"
 	"strconv"
 
@@ -49,6 +50,9 @@ func (p *pairReader) scaleUnsaid(l *format.Layer) error {
 		p.scaleByConfig(l, c, name)
 		p.scales.said = diffusersMetadata + " in the header"
 		return nil
+	case p.beside != nil:
+		p.beside.set(p, l)
+		return nil
 	case inHeader:
 		alpha, err := strconv.ParseFloat(text, 64)
 		if err != nil || math.IsNaN(alpha) || math.IsInf(alpha, 0) {
@@ -68,6 +72,18 @@ func (p *pairReader) scaleUnsaid(l *format.Layer) error {
 	}
 	p.scales.unsaid = append(p.scales.unsaid, l.Module)
 	return nil
+}
+
+// set gives a layer the scale.
+func (b *besideScale) set(p *pairReader, l *format.Layer) {
+	p.scales.said = b.file
+	if l.Alpha = b.alpha; !b.hasAlpha {
+		l.Scaling, l.Fixed = format.Fixed, b.scale
+	}
+	if b.rank != 0 && l.Kind != format.Other && b.rank != l.Rank {
+		p.require(format.FeatureRankMismatch,
+			fmt.Sprintf("%s: A has rank %d, %s says %d", l.Module, l.Rank, b.file, b.rank))
+	}
 }
 
 // errNoScale reports an adapter whose scale nothing says.

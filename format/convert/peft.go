@@ -46,6 +46,9 @@ func (peftDialect) Recognise(in *Input) bool {
 // no key is PEFT's, another dialect claims some, and the file says its scales itself. People keep
 // the files of image models in one folder.
 func isStranger(in *Input) bool {
+	if claimsOf(in)[torchtune.name] != "" {
+		return true // torchtune writes a configuration for PEFT beside its own keys
+	}
 	if in.isFolder() || in.name == peftWeights || in.name == peftPickle || in.readTable() != nil {
 		return false
 	}

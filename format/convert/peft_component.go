@@ -50,7 +50,7 @@ func IsOfImages(src format.Source) bool {
 		return false
 	}
 	a := &m.Adapters[0]
-	isOther := func(d *pairDialect) bool { return d.name == a.Dialect }
+	isOther := func(d *pairDialect) bool { return d.name == a.Dialect && !d.ofLanguage }
 	switch {
 	case a.Dialect == peftComponent.name:
 		return false

@@ -75,8 +75,8 @@ func peftFrom(m *format.Manifest) (config []byte, names map[int]string, err erro
 				e.Msg = "the tensors were archived without their meaning, which PEFT's format needs"
 				e.Hint = "convert.RestoreTo gives the file back"
 			}
-			if r.Feature == format.FeatureRotaryPairs {
-				e.Hint = "name the base, whose config.json says the size of its heads (CreateOptions.Base)"
+			if r.IsOfRows() {
+				e.Hint = "name the base, whose config.json says its type and the size of its heads (CreateOptions.Base)"
 			}
 			return nil, nil, e
 		}

@@ -39,7 +39,6 @@ func TestDialectsAreNamed(t *testing.T) {
 		file, dialect string
 		content       []byte
 	}{
-		{"a.safetensors", "torchtune", testkit.Encode(nil, ones("layers.0.attn.q_proj.lora_a.weight", "layers.0.attn.q_proj.lora_b.weight")...)},
 		{"adapters.safetensors", "MLX", testkit.Encode(nil, ones("model.layers.0.q_proj.lora_a", "model.layers.0.q_proj.lora_b")...)},
 		{"a.safetensors", "loralib", testkit.Encode(nil, ones("roberta.q.lora_A", "roberta.q.lora_B")...)},
 		{"a.safetensors", "Sam_LoRA", testkit.Encode(nil, ones("w_a_000", "w_b_000")...)},
