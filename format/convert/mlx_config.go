@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 
 	"github.com/loratool/loratool/format"
@@ -117,6 +118,9 @@ func (c *mlxConfig) setScale(o *Options) error {
 		return o.refuseScale("lora_parameters.scale")
 	case p.Scale != nil && c.UseDoRA == nil && p.Rank != nil && *p.Rank > 0:
 		c.scale = *p.Scale * *p.Alpha / float64(*p.Rank)
+		if math.IsNaN(c.scale) || math.IsInf(c.scale, 0) {
+			return fault.New(fault.Corrupt, "the scale %v·%v/%d is no finite number", *p.Scale, *p.Alpha, *p.Rank)
+		}
 		c.note = "the configuration is mlx-lm's of before May 2024, whose scale was scale·alpha/rank"
 		return o.refuseScale("lora_parameters.scale and alpha")
 	case isGiven:

@@ -90,7 +90,7 @@ func (r *mlxReader) classify(l *format.Layer) {
 	}
 	a, b := r.tensors[ia].Shape, r.tensors[ib].Shape
 	n := len(a)
-	fits := (n == 2 || n == 3 && a[0] == b[0] && a[0] > 0) && len(b) == n &&
+	fits := len(b) == n && (n == 2 || n == 3 && a[0] == b[0] && a[0] > 0) &&
 		a[n-2] == b[n-1] && a[n-2] > 0 && a[n-2] <= maxRank
 	if !fits {
 		r.require(format.FeatureFactorShape, fmt.Sprintf("%s: A %d, B %d", l.Module, a, b))
