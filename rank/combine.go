@@ -168,9 +168,8 @@ func CombineBytes(adapters []format.Source, o CombineOptions) (peak int64, modul
 	}
 	var most float64
 	for name, s := range sizes {
-		// The factors, their balanced copies and the sum of these; the new factors, and what the
-		// error is measured on; cores.
-		need := 8 * (6*s.ranks*s.sides + 6*s.ranks*s.ranks)
+		// The factors and their sum; the new factors; cores.
+		need := 8 * (4*s.ranks*s.sides + 8*s.ranks*s.ranks)
 		if o.Method != Sum {
 			need += s.whole // ΔW in float32, and as much for its decomposition
 		}
@@ -262,30 +261,31 @@ func (g *group) others() (roles []format.Role) {
 
 // layer computes one layer of the result.
 func (c *combining) layer(ctx context.Context, g *group, rule Rule) error {
-	s, err := c.sum(ctx, g)
-	if err != nil {
-		return err
-	}
+	first := g.members[0]
 	g.result = &CombinedLayer{
-		Module: g.module, Kind: string(g.layer.Kind), M: s.layout.rows, N: s.layout.cols, Rank: s.rank, Energy: 1, Exact: true,
+		Module: g.module, Kind: string(g.layer.Kind), M: first.rows, N: first.cols, Energy: 1, Exact: true,
 		SingularValues: []float64{},
 	}
 	for _, m := range g.members {
 		g.result.Was = append(g.result.Was, m.rank)
+		g.result.Rank += m.rank
 	}
+	join := c.fill
 	if c.options.Method != Sum {
-		err = c.mix(ctx, g, s, rule)
-	} else {
-		err = c.fill(ctx, g, s, rule)
+		join = c.mix
 	}
-	if err != nil {
+	if err := join(ctx, g, rule); err != nil {
 		return err
 	}
 	return c.addBias(ctx, g)
 }
 
 // fill chooses the factors of a layer, and stores those that are new.
-func (c *combining) fill(ctx context.Context, g *group, s *sum, rule Rule) error {
+func (c *combining) fill(ctx context.Context, g *group, rule Rule) error {
+	s, err := c.sum(ctx, g)
+	if err != nil {
+		return err
+	}
 	f := &truncatedSum{sum: s, rule: rule, dtype: c.dtypeOf(g)}
 	if err := f.choose(ctx); err != nil {
 		return err
@@ -372,17 +372,21 @@ func (c *combining) concatenate(ctx context.Context, g *group, s *sum) error {
 		first = 1
 	}
 	d := c.dtypeOf(g)
-	joined := s.joined(first)
+	joined, err := c.joined(ctx, g, first)
+	if err != nil {
+		return err
+	}
 	made, err := s.layout.store(joined, d)
 	if err == nil && !made.isExact && c.options.DType == dtype.Invalid && d.Size() < 4 {
-		joined = s.joined(first) // store has rounded the blocks
-		made, err = s.layout.store(joined, dtype.F32)
+		if joined, err = c.joined(ctx, g, first); err == nil { // store has rounded the blocks
+			made, err = s.layout.store(joined, dtype.F32)
+		}
 	}
 	if err != nil {
 		return err
 	}
 	g.layer.Scaling, g.layer.Fixed = format.Fixed, first
-	isExact := made.isExact && s.isExactBy(first)
+	isExact := made.isExact && g.isExactBy(first)
 	g.result.Rank, g.result.Exact = made.rank, isExact
 	g.result.energies.left, g.result.energies.rounded = 0, 0
 	if !isExact {

@@ -310,10 +310,11 @@ func squaresOf(ctx context.Context, x, y *thin.Matrix) (s squares, err error) {
 		s.difference = s.a + s.b
 		return s, err
 	}
-	s.difference = square(thin.Sum(thin.Term{Weight: 1, Matrix: x}, thin.Term{Weight: -1, Matrix: y}))
+	distance, err := thin.Distance(ctx, x, 1, y)
 	if err != nil {
 		return s, err
 	}
+	s.difference = distance * distance
 	product, err := thin.Inner(ctx, x, y)
 	s.product = math.Ldexp(product, x.Exponent+y.Exponent)
 	return s, err

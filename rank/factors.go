@@ -103,13 +103,20 @@ func (x *factors) bytes() float64 {
 
 // read reads all blocks. Their exponents are 0. nonFinite counts NaN and infinite values.
 func (x *factors) read(ctx context.Context, src format.Source) (all []*thin.Matrix, nonFinite int64, err error) {
-	a, badA, err := readFactor(ctx, src, x.tensorsA, 0)
+	turned := 0
+	if x.form == single {
+		turned = x.rank
+	}
+	a, badA, err := readFactor(ctx, src, x.tensorsA, turned)
 	if err != nil {
 		return nil, 0, err
 	}
 	b, badB, err := readFactor(ctx, src, x.tensorsB, 0)
 	if err != nil {
 		return nil, 0, err
+	}
+	if x.form == single {
+		return []*thin.Matrix{{M: x.rows, N: x.cols, R: x.rank, B: b, A: a}}, badA + badB, nil
 	}
 	for e := range x.n {
 		m := &thin.Matrix{M: x.rows, N: x.cols, R: x.rank}

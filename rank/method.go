@@ -61,13 +61,18 @@ func (o *CombineOptions) checkMethod() error {
 const mixRows = 32
 
 // mix computes a layer of a method other than Sum. Its ΔW is formed in float32, block by block.
-func (c *combining) mix(ctx context.Context, g *group, s *sum, rule Rule) error {
+func (c *combining) mix(ctx context.Context, g *group, rule Rule) error {
+	terms, err := c.terms(ctx, g)
+	if err != nil {
+		return err
+	}
+	layout := g.members[0].factors
 	var made []*thin.Matrix
 	k := 1
 	var all energies
-	for i := range s.terms {
-		x := &mixture{combining: c, group: g, block: i, rows: s.layout.rows, cols: s.layout.cols}
-		for j, t := range s.terms[i] {
+	for i := range terms {
+		x := &mixture{combining: c, group: g, block: i, rows: layout.rows, cols: layout.cols}
+		for j, t := range terms[i] {
 			m := &g.members[j]
 			x.parts = append(x.parts, part{
 				Matrix: t.Matrix, scale: m.layer.Scale(), weight: c.weights[m.source], source: m.source,
@@ -97,7 +102,7 @@ func (c *combining) mix(ctx context.Context, g *group, s *sum, rule Rule) error 
 	for i := range made {
 		made[i] = padded(made[i], k)
 	}
-	stored, err := s.layout.store(made, c.dtypeOf(g))
+	stored, err := layout.store(made, c.dtypeOf(g))
 	if err != nil {
 		return err
 	}

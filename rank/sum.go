@@ -14,14 +14,38 @@ import (
 type sum struct {
 	layout *factors
 	rank   int            // of the concatenation
-	terms  [][]thin.Term  // of each block; not balanced
-	blocks []*thin.Matrix // their balanced sums
+	blocks []*thin.Matrix // balanced
 }
 
 // sum reads the factors of a group.
 func (c *combining) sum(ctx context.Context, g *group) (*sum, error) {
 	s := &sum{layout: g.members[0].factors}
-	s.terms = make([][]thin.Term, s.layout.n)
+	terms, err := c.terms(ctx, g)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range g.members {
+		s.rank += m.rank
+	}
+	for _, block := range terms {
+		for _, t := range block {
+			t.Balance()
+		}
+		x := block[0].Matrix
+		if len(block) > 1 {
+			x = thin.Sum(block...)
+			x.Balance()
+		} else if block[0].Weight != 1 {
+			x.Scale(block[0].Weight)
+		}
+		s.blocks = append(s.blocks, x)
+	}
+	return s, nil
+}
+
+// terms reads the factors of a group, with w·s as weights: the terms of each block.
+func (c *combining) terms(ctx context.Context, g *group) ([][]thin.Term, error) {
+	terms := make([][]thin.Term, g.members[0].n)
 	for _, m := range g.members {
 		all, nonFinite, err := m.read(ctx, c.sources[m.source])
 		if err != nil {
@@ -31,63 +55,46 @@ func (c *combining) sum(ctx context.Context, g *group) (*sum, error) {
 			return nil, fault.New(fault.Check, "%s of the factors %s NaN or infinite", fault.Count(nonFinite, "value"), fault.Choose(nonFinite, "is", "are")).
 				WithHint("training diverged; use an earlier checkpoint of the adapter")
 		}
-		s.rank += m.rank
 		for i, x := range all {
-			s.terms[i] = append(s.terms[i], thin.Term{Weight: m.weight, Matrix: x})
+			terms[i] = append(terms[i], thin.Term{Weight: m.weight, Matrix: x})
 		}
 	}
-	for _, terms := range s.terms {
-		balanced := make([]thin.Term, len(terms))
-		for i, t := range terms {
-			x := *t.Matrix
-			x.B, x.A = append([]float64(nil), x.B...), append([]float64(nil), x.A...)
-			x.Balance()
-			balanced[i] = thin.Term{Weight: t.Weight, Matrix: &x}
-		}
-		x := thin.Sum(balanced...)
-		x.Balance()
-		s.blocks = append(s.blocks, x)
-	}
-	return s, nil
+	return terms, nil
 }
 
-// joined returns the concatenation of each block, for a layer of the given scale.
-func (s *sum) joined(scale float64) []*thin.Matrix {
-	var all []*thin.Matrix
-	for _, terms := range s.terms {
-		scaled := make([]thin.Term, len(terms))
-		for i, t := range terms {
-			scaled[i] = thin.Term{Weight: t.Weight / scale, Matrix: t.Matrix}
+// joined reads the concatenation of each block, for a layer of the given scale.
+func (c *combining) joined(ctx context.Context, g *group, scale float64) (all []*thin.Matrix, err error) {
+	terms, err := c.terms(ctx, g)
+	for _, block := range terms {
+		for i := range block {
+			block[i].Weight /= scale
 		}
-		all = append(all, thin.Sum(scaled...))
+		all = append(all, thin.Sum(block...))
 	}
-	return all
+	return all, err
 }
 
 // isExactBy reports whether the quotients of joined, and their products with elements of at most 24
 // bits, are exact: whether they are powers of two, or 1 in particular.
-func (s *sum) isExactBy(scale float64) bool {
-	for _, t := range s.terms[0] {
-		q := t.Weight / scale
-		if f, _ := math.Frexp(q); q*scale != t.Weight || q != 0 && math.Abs(f) != 0.5 {
+func (g *group) isExactBy(scale float64) bool {
+	for _, m := range g.members {
+		q := m.weight / scale
+		if f, _ := math.Frexp(q); q*scale != m.weight || q != 0 && math.Abs(f) != 0.5 {
 			return false
 		}
 	}
 	return true
 }
 
-// residual returns Σ ‖ΔW − scale·C‖² over all blocks, for the stored factors C.
+// residual returns Σ ‖ΔW − scale·C‖² over all blocks, for the stored factors C, which it balances.
 func (s *sum) residual(ctx context.Context, made []*thin.Matrix, scale float64) (squares float64, err error) {
 	for i, x := range s.blocks {
-		y := *made[i]
-		y.B, y.A = append([]float64(nil), y.B...), append([]float64(nil), y.A...)
+		y := made[i]
 		y.Balance()
-		d := thin.Sum(thin.Term{Weight: 1, Matrix: x}, thin.Term{Weight: -scale, Matrix: &y})
-		norm, err := d.Norm(ctx)
+		norm, err := thin.Distance(ctx, x, scale, y)
 		if err != nil {
 			return 0, err
 		}
-		norm = math.Ldexp(norm, d.Exponent)
 		squares += norm * norm
 	}
 	return squares, nil

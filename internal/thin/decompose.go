@@ -166,11 +166,14 @@ func (x *Matrix) gramCore(ctx context.Context) (*core, error) {
 	if min(x.M, x.N) < x.R {
 		return nil, nil
 	}
-	rb, ok, err := root(ctx, x.B, x.M, x.R)
+	if err := x.grams(ctx); err != nil {
+		return nil, err
+	}
+	rb, ok, err := root(ctx, x.gramB, x.R)
 	if !ok || err != nil {
 		return nil, err
 	}
-	ra, ok, err := root(ctx, x.A, x.N, x.R)
+	ra, ok, err := root(ctx, x.gramA, x.R)
 	if !ok || err != nil {
 		return nil, err
 	}
@@ -208,14 +211,10 @@ func (c *core) multiply(ctx context.Context, triangleA []float64, rowsA, r int) 
 // gramLimit is the largest condition of a Gram matrix for Cholesky factors.
 const gramLimit = 1e9
 
-// root returns the Cholesky factor (r×r) of the Gram matrix of x (rows×r). ok is false if it does
-// not exist or would be inaccurate.
-func root(ctx context.Context, x []float64, rows, r int) (factor []float64, ok bool, err error) {
-	g, err := gram(ctx, x, x, rows, r, r)
-	if err != nil {
-		return nil, false, err
-	}
-	factor, condition, err := dense.Cholesky(ctx, g, r)
+// root returns the Cholesky factor (r×r) of a Gram matrix. ok is false if it does not exist or
+// would be inaccurate.
+func root(ctx context.Context, gram []float64, r int) (factor []float64, ok bool, err error) {
+	factor, condition, err := dense.Cholesky(ctx, slices.Clone(gram), r)
 	return factor, err == nil && condition < gramLimit, err
 }
 

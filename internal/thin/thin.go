@@ -6,6 +6,7 @@ package thin
 import (
 	"context"
 	"math"
+	"slices"
 
 	"github.com/loratool/loratool/internal/dense"
 )
@@ -16,6 +17,8 @@ type Matrix struct {
 	B        []float64 // M×R, row-major
 	A        []float64 // N×R, row-major: the transpose of a layer's A
 	Exponent int
+
+	gramB, gramA []float64 // BᵀB and AᵀA, once they were needed
 }
 
 // Term is a summand of a Sum.
@@ -56,6 +59,7 @@ func Sum(terms ...Term) *Matrix {
 // and 1 in a column of B, and at most 1 in a column of A. The product stays the same, except that
 // columns without an effect become zeros. All elements must be finite.
 func (x *Matrix) Balance() {
+	x.gramB, x.gramA = nil, nil
 	exponentsA, exponentsB := columnExponents(x.A, x.R), columnExponents(x.B, x.R)
 	exponent := math.MinInt
 	for k := range x.R {
@@ -84,6 +88,7 @@ func (x *Matrix) Balance() {
 // Scale multiplies Δ by a number, exactly where it is a power of two.
 func (x *Matrix) Scale(by float64) {
 	fraction, exponent := math.Frexp(by)
+	x.gramB = nil
 	for i := range x.B {
 		x.B[i] *= fraction
 	}
@@ -150,25 +155,19 @@ func Inner(ctx context.Context, x, y *Matrix) (float64, error) {
 // they do in a difference of two nearly equal products, its error is some 2⁻⁵⁰ of the norm of the
 // parts. Norm leaves the matrix alone.
 func (x *Matrix) Norm(ctx context.Context) (float64, error) {
-	b, err := gram(ctx, x.B, x.B, x.M, x.R, x.R)
-	if err != nil {
-		return 0, err
-	}
-	a, err := gram(ctx, x.A, x.A, x.N, x.R, x.R)
-	if err != nil {
+	if err := x.grams(ctx); err != nil {
 		return 0, err
 	}
 	var sum, parts float64
-	for i, g := range b {
-		sum += g * a[i]
-		parts += math.Abs(g * a[i])
+	for i, g := range x.gramB {
+		sum += g * x.gramA[i]
+		parts += math.Abs(g * x.gramA[i])
 	}
 	if sum > cancelled*parts || parts == 0 {
 		return math.Sqrt(sum), nil
 	}
 	// Squares of the parts hide the sum. Triangles have the parts themselves.
-	copied := *x
-	copied.B, copied.A = append([]float64(nil), x.B...), append([]float64(nil), x.A...)
+	copied := Matrix{M: x.M, N: x.N, R: x.R, B: slices.Clone(x.B), A: slices.Clone(x.A)}
 	core, err := copied.householderCore(ctx)
 	if err != nil {
 		return 0, err
@@ -176,8 +175,52 @@ func (x *Matrix) Norm(ctx context.Context) (float64, error) {
 	return dense.Norm(core.values), nil
 }
 
-// cancelled is the share of a sum of products below which the rounding of the products counts.
-const cancelled = 1e-7
+// Distance returns ‖Δ − by·Γ‖_F of two matrices of the same size, with the accuracy of Norm.
+func Distance(ctx context.Context, x *Matrix, by float64, y *Matrix) (float64, error) {
+	if by == 1 && x.Exponent == y.Exponent && slices.Equal(x.B, y.B) && slices.Equal(x.A, y.A) {
+		return 0, nil
+	}
+	a, err := x.Norm(ctx)
+	if err != nil {
+		return 0, err
+	}
+	b, err := y.Norm(ctx)
+	if err != nil {
+		return 0, err
+	}
+	product, err := Inner(ctx, x, y)
+	if err != nil {
+		return 0, err
+	}
+	// In units of the larger of the two.
+	a, b, product = math.Ldexp(a, x.Exponent), math.Ldexp(b, y.Exponent)*math.Abs(by),
+		math.Ldexp(product, x.Exponent+y.Exponent)*by
+	if most := max(a, b); most > 0 {
+		if squares := (a/most)*(a/most) + (b/most)*(b/most) - 2*product/most/most; squares > cancelled {
+			return most * math.Sqrt(squares), nil
+		}
+	}
+	d := Sum(Term{1, x}, Term{-by, y})
+	norm, err := d.Norm(ctx)
+	return math.Ldexp(norm, d.Exponent), err
+}
+
+// cancelled is the share of a sum of products below which the rounding of the products, some 2⁻⁵⁰
+// of them, counts.
+const cancelled = 1e-9
+
+// grams computes the Gram matrices of both factors, unless they are known.
+func (x *Matrix) grams(ctx context.Context) (err error) {
+	if x.gramB == nil {
+		if x.gramB, err = gram(ctx, x.B, x.B, x.M, x.R, x.R); err != nil {
+			return err
+		}
+	}
+	if x.gramA == nil {
+		x.gramA, err = gram(ctx, x.A, x.A, x.N, x.R, x.R)
+	}
+	return err
+}
 
 // gram returns XᵀY, for X (rows×a) and Y (rows×b).
 func gram(ctx context.Context, x, y []float64, rows, a, b int) ([]float64, error) {
