@@ -65,9 +65,9 @@ func (c *peftConfigFile) squareKind() format.Kind {
 	return format.ExpertInputs
 }
 
-// noteOrder notes a configuration of a program that stored lora_B of stacked experts with one expert
-// after the other: unsloth did until September 2026, and Megatron-Bridge does, which writes fewer
-// fields than any release of PEFT that knows target_parameters. The shapes are those of PEFT.
+// noteOrder notes a configuration of a program that stored lora_B of stacked experts with one
+// expert after the other: unsloth did until September 2026, and Megatron-Bridge does, which writes
+// fewer fields than any release of PEFT that knows target_parameters. The shapes are those of PEFT.
 func (c *peftConfigFile) noteOrder(fields map[string]json.RawMessage) {
 	var mapping struct {
 		IsUnsloth bool `json:"unsloth_fixed"`
@@ -86,8 +86,8 @@ func (c *peftConfigFile) noteOrder(fields map[string]json.RawMessage) {
 }
 
 // checkExperts checks the rank of stacked factors: A is (E·r)×in and B is out×(E·r) for E experts.
-// PEFT stores the columns of B with the expert changing fastest. Other
-// programs wrote them expert by expert (noteOrder); only the user can tell.
+// PEFT stores the columns of B with the expert changing fastest. Other programs wrote them expert by
+// expert (noteOrder); only the user can tell.
 func (p *peftReader) checkExperts(l *format.Layer, a, b *format.Tensor, rank int) (fits bool) {
 	if len(a.Shape) != 2 || len(b.Shape) != 2 {
 		p.require(format.FeatureFactorShape, fmt.Sprintf("%s: lora_A %d, lora_B %d", l.Module, a.Shape, b.Shape))
