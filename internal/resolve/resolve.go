@@ -134,7 +134,7 @@ func (r *resolver) resolve() error {
 		return err
 	}
 	if r.has(format.FeatureRotaryByModel) {
-		if err := r.decideRows(); err != nil {
+		if err := decideRows(r); err != nil {
 			return err
 		}
 	}
@@ -172,7 +172,7 @@ func (r *resolver) pair(wanted []string) error {
 		}
 	}
 	if r.mapping.IsToOwn() {
-		if err := r.checkQueries(); err != nil {
+		if err := checkQueries(r); err != nil {
 			return err
 		}
 	}

@@ -14,7 +14,7 @@ import (
 
 // decideRows requires the order of llama.cpp for the layers whose order the model decides, if the
 // model has it.
-func (r *resolver) decideRows() error {
+func decideRows(r *resolver) error {
 	modules := r.features[format.FeatureRotaryByModel]
 	hasPairs, ok := naming.HasPairsInTorchtune(r.base.Config.ModelType)
 	switch {
@@ -64,9 +64,9 @@ func (p *plain) inHeads(b Factor) (Factor, error) {
 	return b, nil
 }
 
-// checkQueries refuses changes of q and k that are not put in order, in a base of the names of Meta's
-// code: only B of a plain layer is.
-func (r *resolver) checkQueries() error {
+// checkQueries refuses changes of q and k that are not put in order, in a base of the names of
+// Meta's code: only B of a plain layer is.
+func checkQueries(r *resolver) error {
 	for _, f := range r.forms {
 		p, isPlain := f.(*plain)
 		if isPlain && p.layer.Kind == format.Linear && nOperands(p.layer) == 2 && !r.has(format.FeaturePiSSA) && !r.has(format.FeatureOLoRA) {
