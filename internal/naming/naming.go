@@ -64,7 +64,7 @@ func Index(names []string) *Base {
 	for _, name := range names {
 		b.byName[StripWrappers(name)] = name
 	}
-	b.unwrap()
+	unwrap(b)
 	return b
 }
 

@@ -197,7 +197,7 @@ func Front(module string) string {
 // wanted name in the base; of several the one that leaves the most of the names. It can swap one
 // part of a model for another one, so Match does not use it. ok is false if there is none, or if
 // two leave equally much.
-func (b *Base) Swap(wanted []string) (from, to string, ok bool) {
+func Swap(b *Base, wanted []string) (from, to string, ok bool) {
 	if len(wanted) == 0 {
 		return "", "", false
 	}

@@ -23,7 +23,7 @@ func TestSwapFindsTheOnlyReplacement(t *testing.T) {
 		{"none", []string{"a.weight"}, []string{"x." + q}, "", "", false},
 		{"an empty adapter", []string{"a.weight"}, nil, "", "", false},
 	} {
-		from, to, ok := naming.Index(c.base).Swap(c.wanted)
+		from, to, ok := naming.Swap(naming.Index(c.base), c.wanted)
 		if ok != c.ok || ok && (from != c.from || to != c.to) {
 			t.Errorf("%s: Swap(%q) = %q, %q, %v; want %q, %q, %v", c.name, c.wanted, from, to, ok, c.from, c.to, c.ok)
 		}

@@ -8,7 +8,7 @@ import (
 // unwrap lets X.weight stand for X.base_layer.weight, as a model has it around which PEFT has put
 // layers of its own: one that was saved so, or that has adapters built in, as Phi-4-multimodal
 // does (spec/NAMES.md, section 4).
-func (b *Base) unwrap() {
+func unwrap(b *Base) {
 	inner := make(map[string]string) // by the name without the layers, "" for several
 	for plain := range b.byName {
 		name, isWrapped := withoutLayers(plain)
@@ -37,9 +37,9 @@ func withoutLayers(name string) (inner string, isWrapped bool) {
 	return join(module, leaf), isWrapped && module != ""
 }
 
-// Wrapped returns the first of some names that stands for a tensor inside a layer of PEFT, by the
+// Wrapped returns the first of some names of a base that stands for a tensor inside a layer of PEFT, by the
 // base's own name for that, and the tensors of adapters in the base, sorted.
-func (b *Base) Wrapped(names []string) (inner string, ofAdapters []string) {
+func Wrapped(b *Base, names []string) (inner string, ofAdapters []string) {
 	for _, name := range names {
 		if _, isWrapped := withoutLayers(StripWrappers(b.byName[name])); isWrapped && b.byName[name] != name {
 			inner = b.byName[name]
@@ -57,9 +57,9 @@ func (b *Base) Wrapped(names []string) (inner string, ofAdapters []string) {
 	return inner, slices.Compact(ofAdapters)
 }
 
-// Shapes returns the shapes of all tensors, by their names without wrappers and layers of PEFT.
+// Shapes returns the shapes of all tensors of a base, by their names without wrappers and layers of PEFT.
 // shapeOf takes the base's own names.
-func (b *Base) Shapes(shapeOf func(name string) []uint64) map[string][]uint64 {
+func Shapes(b *Base, shapeOf func(name string) []uint64) map[string][]uint64 {
 	shapes := make(map[string][]uint64, len(b.byName))
 	for name, actual := range b.byName {
 		if inner, isWrapped := withoutLayers(name); !isWrapped || b.byName[inner] != actual {

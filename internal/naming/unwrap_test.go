@@ -21,10 +21,10 @@ func TestLayersOfPEFTInABase(t *testing.T) {
 			t.Errorf("%q stands for %q, want %q", name, got, want)
 		}
 	}
-	if inner, tensors := b.Wrapped([]string{"m.norm.weight", "m.q.weight"}); inner != "m.q.base_layer.weight" || !slices.Equal(tensors, []string{"m.q.lora_A.speech.weight"}) {
+	if inner, tensors := naming.Wrapped(b, []string{"m.norm.weight", "m.q.weight"}); inner != "m.q.base_layer.weight" || !slices.Equal(tensors, []string{"m.q.lora_A.speech.weight"}) {
 		t.Errorf("Wrapped = %q, %q", inner, tensors)
 	}
-	if inner, tensors := b.Wrapped([]string{"m.norm.weight", "m.v.weight", "m.q.base_layer.weight"}); inner != "" || tensors != nil {
+	if inner, tensors := naming.Wrapped(b, []string{"m.norm.weight", "m.v.weight", "m.q.base_layer.weight"}); inner != "" || tensors != nil {
 		t.Errorf("Wrapped of plain names = %q, %q; want none", inner, tensors)
 	}
 }

@@ -73,7 +73,7 @@ type object struct {
 const maxAttributes, maxMeshDims = 64, 16
 
 // newObject executes NEWOBJ: it pushes an empty instance.
-func (m *machine) newObject() error {
+func newObject(m *machine) error {
 	values, err := m.pop(2)
 	if err != nil {
 		return err
@@ -81,7 +81,7 @@ func (m *machine) newObject() error {
 	class, _ := values[0].(global)
 	name := distributedClass(class)
 	if name == "" || name == classOf {
-		return m.refuseOpcode(opNewObj)
+		return refuseOpcode(m, opNewObj)
 	}
 	return m.push(&object{class: name})
 }
@@ -113,14 +113,14 @@ func (o *object) get(key string) any {
 }
 
 // distributed executes the calls that only DTensors need; ok is false for any other call.
-func (m *machine) distributed(f global, args tuple) (value any, ok bool, err error) {
+func distributed(m *machine, f global, args tuple) (value any, ok bool, err error) {
 	switch {
 	case f == layoutOfTensor && len(args) == 1:
 		return args[0], true, nil
 	case f == device && (len(args) == 1 || len(args) == 2):
 		return nil, true, nil
 	case f == rebuildFromType && len(args) == 4:
-		value, err = m.dTensor(args)
+		value, err = dTensor(m, args)
 		return value, err == nil, err
 	}
 	return nil, false, nil
@@ -128,7 +128,7 @@ func (m *machine) distributed(f global, args tuple) (value any, ok bool, err err
 
 // dTensor makes a tensor from the arguments (function, class, its arguments, state), if the local
 // tensor is the whole tensor, and a part otherwise.
-func (m *machine) dTensor(args tuple) (any, error) {
+func dTensor(m *machine, args tuple) (any, error) {
 	class, _ := args[1].(global)
 	wrapper, _ := args[2].(tuple)
 	if args[0] != rebuildWrapperClass || distributedClass(class) != classOf || len(wrapper) != nWrapperArguments || wrapper[0] != class {
@@ -151,7 +151,7 @@ func (m *machine) dTensor(args tuple) (any, error) {
 	if wrapper[5] != stridedLayout {
 		return nil, fault.New(fault.Unsupported, "the pickle holds a DTensor whose layout is %s, want strided", describe(wrapper[5])).At(m.at).WithHint(hintPlainCopy)
 	}
-	placements, err := m.placements(spec)
+	placements, err := placementsIn(m, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -163,8 +163,8 @@ func (m *machine) dTensor(args tuple) (any, error) {
 	return &part{strings.Join(placements, ", "), local.Shape, whole}, nil
 }
 
-// placements describes the placements of a DTensor, one for each dimension of the mesh.
-func (m *machine) placements(spec *object) ([]string, error) {
+// placementsIn describes the placements of a DTensor, one for each dimension of the mesh.
+func placementsIn(m *machine, spec *object) ([]string, error) {
 	all, ok := spec.get(placementsOf).(tuple)
 	if !ok || len(all) == 0 || len(all) > maxMeshDims {
 		return nil, m.corrupt("the placements of a DTensor are %s, want a tuple", describe(spec.get(placementsOf)))

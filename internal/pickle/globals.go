@@ -128,7 +128,7 @@ func (m *machine) construct(op byte) error {
 		}
 		return m.push(t)
 	}
-	v, ok, err := m.distributed(f, args)
+	v, ok, err := distributed(m, f, args)
 	switch {
 	case err != nil:
 		return err

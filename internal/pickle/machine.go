@@ -195,13 +195,13 @@ func (m *machine) step(op byte) error {
 	case opReduce, opBuild:
 		return m.construct(op)
 	case opNewObj:
-		return m.newObject()
+		return newObject(m)
 	}
-	return m.refuseOpcode(op)
+	return refuseOpcode(m, op)
 }
 
 // refuseOpcode returns the error for an opcode that is not executed.
-func (m *machine) refuseOpcode(op byte) error {
+func refuseOpcode(m *machine, op byte) error {
 	if name := otherOpcodes[op]; name != "" {
 		return fault.New(fault.Unsupported, "the pickle uses %s, which torch.save never uses for tensors; nothing in it was run", name).At(m.at-1).WithHint("%s", hintResave)
 	}

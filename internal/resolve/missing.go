@@ -43,7 +43,7 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 		}
 		return fault.New(fault.Mismatch, "the base %s that the adapter changes: %s; it has, for example, %q",
 			have, fault.List(missing, 3), r.names.Like(missing[0])).
-			WithHint("%s", r.wrongBase()+r.swapped(wanted))
+			WithHint("%s", r.wrongBase()+swapped(r, wanted))
 	}
 	e := fault.New(fault.Mismatch, "the base lacks %d of the %d tensors that the adapter changes: %s", len(missing), len(wanted), fault.List(missing, 3))
 	for _, b := range r.model.Beside {
@@ -55,8 +55,8 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 }
 
 // swapped offers the one prefix whose replacement would put all tensors in the base.
-func (r *resolver) swapped(wanted []string) string {
-	from, to, ok := r.names.Swap(wanted)
+func swapped(r *resolver, wanted []string) string {
+	from, to, ok := naming.Swap(r.names, wanted)
 	if !ok {
 		return ""
 	}
@@ -113,22 +113,4 @@ func (r *resolver) diagnose(missing []string) error {
 			WithHint(naming.Dequantise)
 	}
 	return nil
-}
-
-// noteWrapped says that the base has layers of PEFT around its weights, and what becomes of their
-// tensors.
-func (r *resolver) noteWrapped(wanted []string) {
-	names := make([]string, len(wanted))
-	for i, name := range wanted {
-		names[i] = r.mapping.Renamed(name)
-	}
-	inner, ofAdapters := r.names.Wrapped(names)
-	switch {
-	case inner == "":
-	case ofAdapters == nil:
-		r.notes.add("the base was saved with layers of PEFT around its weights: the adapter changes those inside, such as %q", inner)
-	default:
-		r.notes.add("the base has an adapter of its own around its weights: the adapter changes those inside, such as %q, "+
-			"and %s of that adapter are copied as they are: %s", inner, fault.Count(len(ofAdapters), "tensor"), fault.List(ofAdapters, 3))
-	}
 }

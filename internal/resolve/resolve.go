@@ -179,7 +179,7 @@ func (r *resolver) pair(wanted []string) error {
 	if d := r.mapping.Describe(); d != "as they are" && !r.isImage() {
 		r.notes.add("the adapter's module names are used %s", d)
 	}
-	r.noteWrapped(wanted)
+	noteWrapped(r, wanted)
 	return nil
 }
 

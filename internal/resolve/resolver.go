@@ -269,3 +269,21 @@ func nOperands(l *format.Layer) int {
 	}
 	return n
 }
+
+// noteWrapped says that the base has layers of PEFT around its weights, and what becomes of their
+// tensors.
+func noteWrapped(r *resolver, wanted []string) {
+	names := make([]string, len(wanted))
+	for i, name := range wanted {
+		names[i] = r.mapping.Renamed(name)
+	}
+	inner, ofAdapters := naming.Wrapped(r.names, names)
+	switch {
+	case inner == "":
+	case ofAdapters == nil:
+		r.notes.add("the base was saved with layers of PEFT around its weights: the adapter changes those inside, such as %q", inner)
+	default:
+		r.notes.add("the base has an adapter of its own around its weights: the adapter changes those inside, such as %q, "+
+			"and %s of that adapter are copied as they are: %s", inner, fault.Count(len(ofAdapters), "tensor"), fault.List(ofAdapters, 3))
+	}
+}

@@ -14,7 +14,7 @@ func (s *sheet) ends() naming.Ends {
 		return *s.ties
 	}
 	m := s.base.Config.Ties()
-	m.Shapes = s.names.Shapes(func(name string) []uint64 { return s.base.Tensors[name].Shape })
+	m.Shapes = naming.Shapes(s.names, func(name string) []uint64 { return s.base.Tensors[name].Shape })
 	for i := range s.adapters {
 		for _, w := range weightsOf(&s.adapters[i]) {
 			if w.isLookedUp {
