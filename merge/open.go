@@ -14,6 +14,7 @@ import (
 	"github.com/loratool/loratool/format/checkpoint"
 	inner "github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/outline"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/undo"
 )
@@ -207,23 +208,9 @@ func (p *planner) resolve(ctx context.Context) error {
 
 // describeBase collects the names, shapes and configuration that package resolve needs.
 func (p *planner) describeBase() error {
-	n := 0
-	for _, f := range p.base.Files {
-		n += len(f.Tensors)
-	}
-	b := &resolve.Base{Path: p.base.Path, Tensors: make(map[string]resolve.Tensor, n), Config: p.base.Config, Unread: inner.Unread(p.base)}
-	for _, f := range p.base.Files {
-		for i := range f.Tensors {
-			t := &f.Tensors[i]
-			b.Tensors[t.Name] = resolve.Tensor{DType: t.DType, Shape: t.Shape}
-		}
-	}
-	if p.base.IsDir && slices.Contains(p.base.Side, inner.ConfigName) {
-		text, err := p.base.Dir.Read(inner.ConfigName, inner.MaxJSONBytes)
-		if err != nil {
-			return err
-		}
-		b.ConfigText = text
+	b, err := outline.Of(p.base)
+	if err != nil {
+		return err
 	}
 	p.names, p.side, p.shaped = b, make(map[string][]byte), &resolve.Shaped{Base: b}
 	return nil

@@ -85,6 +85,7 @@ var arrows = map[string]map[string]string{
 		"internal/delta":      "updates that are no thin products",
 		"internal/kernel":     "the arithmetic",
 		"internal/naming":     "whether an output to replace has the names of an adapter",
+		"internal/outline":    "the base as package resolve sees it",
 		"internal/parallel":   "blocks of rows on workers",
 		"internal/resolve":    "the changes that adapters make",
 		"internal/principal":  "the residuals of PiSSA and OLoRA",
@@ -132,6 +133,10 @@ var arrows = map[string]map[string]string{
 		"internal/fault":  "errors of input",
 		"internal/peft":   "the methods of PEFT",
 		"internal/naming": "which tensors names mean",
+	},
+	"internal/outline": {
+		"internal/checkpoint": "the checkpoint that it describes",
+		"internal/resolve":    "the description",
 	},
 	"internal/report": {
 		"internal/delta":      "the sizes of updates that are no thin products",
