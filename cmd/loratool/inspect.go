@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -19,6 +20,7 @@ type inspectOptions struct {
 	common
 	withoutOption
 	spectrumOptions
+	baseOptions
 	values   bool
 	spectrum bool
 	hashes   bool
@@ -35,7 +37,7 @@ func inspectCommand(t *terminal) *cli.Command {
 		ArgsUsage: "PATH",
 		Description: "Of an adapter: method, layers, ranks, alphas, scales, dtypes, and whether merge applies it. Of a checkpoint: tensors, dtypes, " +
 			"the adapters merged into it, and with --rank the cost of a LoRA on it. inspect reads only headers, unless you ask for --values, " +
-			"--hashes or --spectrum. --json holds all metadata of a file for image models. On a narrow terminal the tables of --spectrum lose columns.",
+			"--hashes, --spectrum or --base. --json holds all metadata of a file for image models. On a narrow terminal the tables of --spectrum lose columns.",
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "values", Usage: "read all values: find untrained layers, NaN and infinity, and print the content id", Destination: &o.values},
 			&cli.BoolFlag{Name: "spectrum", Usage: "of an adapter: the singular values of every s·B·A, ranks and energies", Destination: &o.spectrum},
@@ -43,7 +45,7 @@ func inspectCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "metadata", Usage: "print all entries of the metadata, such as those of the training", Destination: &o.metadata},
 			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "of a checkpoint: the parameters of a LoRA of rank `R`", Destination: &o.rank},
 			&cli.StringFlag{Name: "targets", Usage: "with --rank: `NAMES` of the modules to adapt, separated by commas (default: all linear ones)", Destination: &o.targets},
-		}, slices.Concat(o.spectrumFlags(), o.openFlags(), []cli.Flag{o.memoryFlag()}, o.flags())...),
+		}, slices.Concat(o.baseFlags(), o.spectrumFlags(), o.openFlags(), []cli.Flag{o.memoryFlag()}, o.flags())...),
 		Action: func(c *cli.Context) error { return runInspect(c, t, o) },
 	}
 }
@@ -56,8 +58,8 @@ func (o *inspectOptions) parse(c *cli.Context) (path string, opening convert.Opt
 	if o.rank < 0 || o.targets != "" && o.rank == 0 {
 		return "", opening, usagef("loratool inspect CHECKPOINT --rank 8 --targets q_proj,v_proj", "--targets needs --rank, and a rank is at least 1")
 	}
-	if !o.spectrum && (o.all || o.sort != "" || o.top > 0) {
-		return "", opening, usagef("loratool inspect ADAPTER --spectrum --sort norm --top 10", "--all, --sort and --top are for --spectrum")
+	if err := o.checkTable(); err != nil {
+		return "", opening, err
 	}
 	path = c.Args().First()
 	all, err := o.opening(path)
@@ -95,7 +97,7 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 	if report.IsUndo(src) {
 		return inspectUndo(t, o, src, path)
 	}
-	return fault.InFile(inspectAdapter(c, t, o, src), path)
+	return fault.InFile(inspectAdapter(c, t, o, src, path), path)
 }
 
 func inspectCheckpoint(c *cli.Context, t *terminal, o *inspectOptions, path string) error {
@@ -125,13 +127,16 @@ func inspectCheckpoint(c *cli.Context, t *terminal, o *inspectOptions, path stri
 
 // checkValueFlags refuses the flags that are for an adapter, where something else is inspected.
 func (o *inspectOptions) checkValueFlags(what string) error {
+	if o.base != "" {
+		return usagef("loratool inspect ADAPTER --base BASE", "--base is for an adapter, and this is %s", what)
+	}
 	if o.spectrum || o.values || o.hashes || o.metadata {
 		return usagef("loratool inspect ADAPTER --spectrum --values", "--spectrum, --values, --hashes and --metadata are for an adapter, and this is %s", what)
 	}
 	return nil
 }
 
-func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.Source) error {
+func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.Source, path string) error {
 	if o.spectrum {
 		need, module := rank.SpectraBytes(src.Manifest(), o.workers)
 		if err := o.checkMemory(need, fmt.Sprintf("the spectrum of layers such as %q", module)); err != nil {
@@ -144,11 +149,17 @@ func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.S
 	if err != nil {
 		return err
 	}
+	if r.OnBase, err = o.compareBase(c, src, path); err != nil {
+		return err
+	}
 	r.Methods, r.Refusals, r.Notes = allFlags(r.Methods), allFlags(r.Refusals), allFlags(r.Notes)
 	if err := t.show("inspect", o.json, r, func() { showAdapter(t, o, r) }); err != nil {
 		return err
 	}
-	return r.CheckSpectra()
+	if r.OnBase != nil {
+		o.warn(t, r.OnBase.Warnings)
+	}
+	return errors.Join(r.OnBase.Check(), r.CheckSpectra())
 }
 
 func inspectUndo(t *terminal, o *inspectOptions, src format.Source, path string) error {

@@ -54,6 +54,10 @@ func showAdapter(t *terminal, o *inspectOptions, r *report.Adapter) {
 		t.line("")
 		showSpectra(t, o, r)
 	}
+	if r.OnBase != nil && r.OnBase.Fits {
+		t.line("")
+		showOnBase(t, o, r.OnBase)
+	}
 	if o.metadata {
 		t.line("")
 		showMetadata(t, r)
@@ -71,6 +75,7 @@ func showVerdict(t *terminal, r *report.Adapter) {
 	for _, why := range r.Refusals {
 		t.line("verdict   merge refuses it: %s", why)
 	}
+	showFit(t, r.OnBase)
 }
 
 // showBeside prints the tensors that are outside all layers.

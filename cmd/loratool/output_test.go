@@ -23,6 +23,7 @@ func TestOutputsOnTerminals(t *testing.T) {
 		{"extract", "loratool extract testdata/demo/base merged -o extracted.lora --rank 4"},
 		{"inspect", "loratool inspect testdata/demo/adapter-r8"},
 		{"inspect-spectrum", "loratool inspect testdata/demo/adapter-r8 --spectrum"},
+		{"inspect-on-base", "loratool inspect testdata/demo/adapter-r8 --base testdata/demo/base"},
 		{"inspect-refused", "loratool inspect testdata/peft/refuse/infinite-factor/adapter --values"},
 		{"inspect-beside", "loratool inspect testdata/corpus/huggingface__peft__26"},
 		{"inspect-hashes", "loratool inspect testdata/hashes/by-name.safetensors --hashes"},

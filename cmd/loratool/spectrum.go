@@ -24,15 +24,15 @@ type spectrumOptions struct {
 
 func (o *spectrumOptions) spectrumFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.BoolFlag{Name: "all", Usage: "with --spectrum: a line for every layer, in place of one for each kind of module", Destination: &o.all},
-		&cli.StringFlag{Name: "sort", Usage: "with --spectrum: every layer, sorted by `KEY`, the largest first: norm, rank, stable, effective or sigma", Destination: &o.sort,
+		&cli.BoolFlag{Name: "all", Usage: "with --spectrum or --base: a line for every layer, in place of one for each kind of module", Destination: &o.all},
+		&cli.StringFlag{Name: "sort", Usage: "with --spectrum or --base: every layer, sorted by `KEY`, the largest first: norm, rank, stable, effective or sigma of a spectrum; norm, rank, relative or amplification on a base", Destination: &o.sort,
 			Action: func(_ *cli.Context, key string) error {
-				if spectrumKeys[key] == nil {
-					return usagef("--sort norm", "the keys are norm, rank, stable, effective and sigma, got %q", key)
+				if spectrumKeys[key] == nil && baseKeys[key] == nil {
+					return usagef("--sort norm", "the keys are norm, rank, stable, effective, sigma, relative and amplification, got %q", key)
 				}
 				return nil
 			}},
-		&cli.IntFlag{Name: "top", Usage: "with --spectrum: the first `N` layers alone", Destination: &o.top,
+		&cli.IntFlag{Name: "top", Usage: "with --spectrum or --base: the first `N` layers alone", Destination: &o.top,
 			Action: func(_ *cli.Context, n int) error {
 				if n < 1 {
 					return usagef("--top 10", "--top is a number of layers, got %d", n)
@@ -58,6 +58,22 @@ func largest(s *report.Spectrum) float64 {
 	return s.SingularValues[0]
 }
 
+// checkTable refuses flags for tables that the command does not print.
+func (o *inspectOptions) checkTable() error {
+	switch {
+	case !o.spectrum && o.base == "" && (o.all || o.sort != "" || o.top > 0):
+		return usagef("loratool inspect ADAPTER --spectrum --sort norm --top 10", "--all, --sort and --top are for --spectrum and --base")
+	case o.sort != "" && o.spectrum && spectrumKeys[o.sort] == nil:
+		return usagef("--sort norm", "--sort %s is for --base, and a spectrum has norm, rank, stable, effective and sigma", o.sort)
+	case o.sort != "" && o.base != "" && baseKeys[o.sort] == nil:
+		return usagef("--sort norm", "--sort %s is for --spectrum, and a comparison with a base has norm, rank, relative and amplification", o.sort)
+	}
+	return nil
+}
+
+// everyLayer reports whether tables have a line for every layer.
+func (o *inspectOptions) everyLayer() bool { return o.all || o.verbose || o.sort != "" || o.top > 0 }
+
 // showSpectra prints a line for each kind of module, or for each layer: ranks, norm, and the
 // singular values as bars.
 func showSpectra(t *terminal, o *inspectOptions, r *report.Adapter) {
@@ -67,7 +83,7 @@ func showSpectra(t *terminal, o *inspectOptions, r *report.Adapter) {
 			layers = append(layers, &r.Layers[i])
 		}
 	}
-	if o.all || o.verbose || o.sort != "" || o.top > 0 {
+	if o.everyLayer() {
 		showEverySpectrum(t, o, layers)
 	} else {
 		showKindsOfSpectra(t, o, layers)

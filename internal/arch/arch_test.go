@@ -26,6 +26,7 @@ const module = "github.com/loratool/loratool"
 var arrows = map[string]map[string]string{
 	"cmd/loratool": {
 		"format":              "names of an adapter's parts, kinds of error",
+		"format/checkpoint":   "the checkpoints that diff compares",
 		"format/convert":      "the dialect's door",
 		"format/dtype":        "the dtype of extracted factors",
 		"format/output":       "the directory that a bundle is split into",
@@ -145,11 +146,18 @@ var arrows = map[string]map[string]string{
 		"format":              "adapters",
 		"format/convert":      "metadata and hashes of the file that an adapter was read from",
 		"format/dtype":        "elements",
+		"format/checkpoint":   "the base's door to merge",
+		"format/output":       "an output that drops everything",
 		"internal/checkpoint": "checkpoints",
+		"internal/dense":      "products with the base",
 		"internal/fault":      "errors of input",
 		"internal/jsontext":   "metadata that are JSON",
 		"internal/naming":     "which matrices are linear layers",
+		"internal/outline":    "the base as package resolve sees it",
+		"internal/parallel":   "tensors of a base on workers",
+		"internal/thin":       "the singular vectors of ΔW",
 		"internal/undo":       "undo records",
+		"merge":               "whether an adapter fits a base, and what a merge would keep",
 		"rank":                "spectra",
 	},
 	"internal/fileio": {
@@ -243,7 +251,7 @@ var fences = map[string]struct {
 var testFences = map[string][]string{
 	"github.com/nlpodyssey/safetensors": nil, // also as a reader other than our own
 	"github.com/rogpeppe/go-internal":   {"cmd/loratool"},
-	"gonum.org/v1/gonum":                {"rank", "internal/dense", "internal/krylov", "internal/principal", "internal/thin"}, // full decompositions as the truth
+	"gonum.org/v1/gonum":                {"rank", "internal/dense", "internal/krylov", "internal/principal", "internal/report", "internal/thin"}, // full decompositions as the truth
 }
 
 // file is a source file of the module.

@@ -47,6 +47,7 @@ type Adapter struct {
 	Values       *Values        `json:"values,omitempty"`
 	Findings     []Finding      `json:"findings,omitempty"`   // only with Options.Spectrum
 	Saving       *Saving        `json:"saving,omitempty"`     // the same, if resizing would save much
+	OnBase       *OnBase        `json:"on_base,omitempty"`    // set by the caller, from CompareBase
 	Content      string         `json:"content_id,omitempty"` // only with Options.Values
 
 	// Metadata is __metadata__ of the file that the adapter was read from. Of an adapter of PEFT it

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/report"
+	"github.com/loratool/loratool/merge"
+	"github.com/urfave/cli/v2"
+)
+
+// baseOptions are the flags that compare an adapter with a base.
+type baseOptions struct {
+	base string
+}
+
+func (o *baseOptions) baseFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "base", Usage: "of an adapter: whether it fits the checkpoint `BASE`, how large ΔW is beside W, and how much of ΔW a merge into the dtype of BASE keeps; reads the weights that change twice, and writes nothing", Destination: &o.base},
+	}
+}
+
+// compareBase compares an adapter with the base of --base. It returns nil without that flag.
+func (o *inspectOptions) compareBase(c *cli.Context, src format.Source, path string) (*report.OnBase, error) {
+	if o.base == "" {
+		return nil, nil
+	}
+	return report.CompareBase(c.Context, src, o.base, report.BaseOptions{
+		Name: path, Workers: o.workers,
+		Allow: func(need int64) error { return o.checkMemory(need, "the comparison with "+o.base) },
+	})
+}
+
+// showFit prints whether an adapter fits a base, and how much of it a merge keeps.
+func showFit(t *terminal, b *report.OnBase) {
+	if b == nil {
+		return
+	}
+	if !b.Fits {
+		t.line("verdict   it does not fit %s: %s", b.Path, flagsFor(b.Refusal))
+		if b.Hint != "" {
+			t.line("hint      %s", flagsFor(b.Hint))
+		}
+		return
+	}
+	t.line("verdict   it fits %s: %s", b.Path, fault.Count(b.Tensors, "tensor")+" "+fault.Choose(b.Tensors, "changes", "change"))
+	if b.Kept != nil {
+		t.line("merged    %s", keptText(b.Kept))
+	}
+}
+
+// keptText says how large an update is, and how much of it rounding takes away.
+func keptText(k *merge.Retention) string {
+	if k.IsZero {
+		return "ΔW is zero, and nothing changes"
+	}
+	text := fmt.Sprintf("ΔW is %s as large as the weights, and ", percent(k.RelativeNorm))
+	switch lost := k.RetentionError; {
+	case lost > 0.1:
+		return text + fmt.Sprintf("rounding to their dtype costs %s of it; %s of the weights do not move. A float32 base keeps all of it",
+			percent(lost), percent(k.UnchangedShare))
+	case lost > 1e-4:
+		return text + fmt.Sprintf("rounding to their dtype costs %s of it", percent(lost))
+	}
+	return text + "their dtype keeps all of it"
+}
+
+// baseKeys are the keys of --sort for layers on a base.
+var baseKeys = map[string]func(l *report.LayerOnBase) float64{
+	"norm":          func(l *report.LayerOnBase) float64 { return l.Norm },
+	"rank":          func(l *report.LayerOnBase) float64 { return float64(l.Rank) },
+	"relative":      func(l *report.LayerOnBase) float64 { return l.Relative },
+	"amplification": func(l *report.LayerOnBase) float64 { return float64(l.Amplification) },
+}
+
+// showOnBase prints a line for each kind of module, or for each layer.
+func showOnBase(t *terminal, o *inspectOptions, b *report.OnBase) {
+	layers := make([]*report.LayerOnBase, len(b.Layers))
+	for i := range layers {
+		layers[i] = &b.Layers[i]
+	}
+	each := o.everyLayer()
+	if key := baseKeys[o.sort]; key != nil {
+		slices.SortStableFunc(layers, func(a, b *report.LayerOnBase) int { return cmp.Compare(key(b), key(a)) })
+	}
+	left := 0
+	if o.top > 0 && len(layers) > o.top {
+		left, layers = len(layers)-o.top, layers[:o.top]
+	}
+	tab := &table{columns: []column{
+		{head: "layers"}, {head: "rank", drop: 2}, {head: "‖ΔW‖", drop: 3}, {head: "‖ΔW‖/‖W‖"},
+		{head: "amplified", meaning: "‖ΔW‖/‖UᵀWV‖, with the singular vectors U and V of ΔW: the least and the largest"},
+		{head: "random", drop: 1, meaning: "the same for random U and V"},
+		{head: "module", left: true, isName: true},
+	}}
+	kinds := o.kinds(len(layers), func(i int) string { return layers[i].Name() })
+	if each {
+		kinds = kinds[:0]
+		for i, l := range layers {
+			kinds = append(kinds, kind{l.Name(), []int{i}})
+		}
+	}
+	for _, k := range kinds {
+		var ranks span
+		var amplified, random figures
+		var delta, base float64
+		for _, i := range k.items {
+			l := layers[i]
+			ranks.add(l.Rank)
+			amplified.add(float64(l.Amplification))
+			random.add(float64(l.RandomAmplification))
+			delta, base = delta+l.Norm*l.Norm, base+l.BaseNorm*l.BaseNorm
+		}
+		tab.add(strconv.Itoa(len(k.items)), ranks.String(), fmt.Sprintf("%.4g", math.Sqrt(delta)), ratioText(math.Sqrt(delta), math.Sqrt(base)),
+			amplified.String(), random.String(), k.name)
+	}
+	t.print(tab)
+	if left > 0 {
+		t.line("and %s", fault.Count(left, "more layer"))
+	}
+	for _, g := range o.group(len(b.NotMeasured), func(i int) (name, key string) {
+		return b.NotMeasured[i].Tensor, b.NotMeasured[i].Why
+	}) {
+		t.line("not compared with W: %s: %s", g.name, b.NotMeasured[g.first].Why)
+	}
+}
+
+// figures are the finite numbers of a column.
+type figures struct {
+	least, most float64
+	n           int
+}
+
+func (f *figures) add(x float64) {
+	if x-x != 0 {
+		return
+	}
+	if f.n == 0 {
+		f.least, f.most = x, x
+	}
+	f.least, f.most = min(f.least, x), max(f.most, x)
+	f.n++
+}
+
+// String is the range of the numbers, with three digits.
+func (f *figures) String() string {
+	least, most := fmt.Sprintf("%.3g", f.least), fmt.Sprintf("%.3g", f.most)
+	switch {
+	case f.n == 0:
+		return "–"
+	case least == most:
+		return least
+	}
+	return least + "–" + most
+}
+
+// ratioText is a ratio with three digits, if there is one.
+func ratioText(a, b float64) string {
+	if b == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.3g", a/b)
+}

@@ -1,0 +1,330 @@
+package report
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+
+	"github.com/loratool/loratool/format"
+	model "github.com/loratool/loratool/format/checkpoint"
+	"github.com/loratool/loratool/format/output"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/dense"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/outline"
+	"github.com/loratool/loratool/internal/parallel"
+	"github.com/loratool/loratool/internal/resolve"
+	"github.com/loratool/loratool/merge"
+)
+
+// OnBase is the report on an adapter together with a base.
+type OnBase struct {
+	Path     string   `json:"path"`
+	Fits     bool     `json:"fits"`
+	Refusal  string   `json:"refusal,omitempty"` // why merge refuses the two
+	Hint     string   `json:"hint,omitempty"`    // how to go on
+	Warnings []string `json:"warnings"`
+	Tensors  int      `json:"tensors"` // of the base that a merge changes
+
+	// Kept is what a merge into the dtype of the base would keep of ΔW: all tensors together, and
+	// each.
+	Kept   *merge.Retention    `json:"kept,omitempty"`
+	Stored []merge.LayerReport `json:"stored"`
+
+	Layers      []LayerOnBase `json:"layers"`
+	NotMeasured []NotMeasured `json:"not_measured"`
+
+	refused error
+}
+
+// LayerOnBase compares the ΔW of a layer with W, the part of the base that the layer changes. The
+// figures are those of section 7 and table 7 of Hu et al., arXiv:2106.09685. U and V are the first
+// Rank singular vectors of ΔW.
+type LayerOnBase struct {
+	Module    string  `json:"module"`
+	Tensor    string  `json:"tensor"` // of the base
+	Expert    *int    `json:"expert,omitempty"`
+	Rows      int     `json:"rows"` // of W
+	Columns   int     `json:"columns"`
+	Rank      int     `json:"rank"`      // singular values of ΔW that are not zero
+	Norm      float64 `json:"norm"`      // ‖ΔW‖_F
+	BaseNorm  float64 `json:"base_norm"` // ‖W‖_F
+	Relative  float64 `json:"relative_norm"`
+	Projected float64 `json:"projection"` // ‖UᵀWV‖_F
+
+	// Amplification is ‖ΔW‖/‖UᵀWV‖: how much stronger ΔW is than W in its own directions. It is
+	// null if W has nothing there, or ΔW is zero.
+	Amplification merge.Figure `json:"amplification"`
+	// Random is ‖UᵀWV‖ as random directions have it: ‖W‖·Rank/√(Rows·Columns).
+	Random              float64      `json:"random_projection"`
+	RandomAmplification merge.Figure `json:"random_amplification"`
+}
+
+// NotMeasured is a tensor whose update is no thin product, with the reason.
+type NotMeasured struct {
+	Module string `json:"module"`
+	Tensor string `json:"tensor"`
+	Why    string `json:"why"`
+}
+
+// BaseOptions tune CompareBase.
+type BaseOptions struct {
+	Name    string // of the adapter, for messages
+	Workers int    // goroutines; 0 means one per processor
+	// Allow is asked before work that takes about this many bytes of memory. nil allows any.
+	Allow func(bytes int64) error
+}
+
+func (o *BaseOptions) allow(bytes int64) error {
+	if o.Allow == nil {
+		return nil
+	}
+	return o.Allow(bytes)
+}
+
+// CompareBase plans a merge of an adapter into the checkpoint at path, which is the verdict whether
+// the two fit. If they do, it runs the merge without writing, and compares ΔW with W. It reads each
+// changed tensor of the base twice, a few rows at a time. Check returns the refusal as an error.
+func CompareBase(
+	ctx context.Context, src format.Source, path string, o BaseOptions,
+) (*OnBase, error) {
+	base, err := checkpoint.Open(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer base.Close()
+	r := &OnBase{
+		Path: path, Warnings: []string{}, Stored: []merge.LayerReport{}, Layers: []LayerOnBase{},
+		NotMeasured: []NotMeasured{},
+	}
+	if err := r.tryMerge(ctx, src, base, o); err != nil || !r.Fits {
+		return r, err
+	}
+	return r, r.measure(ctx, src, base, o)
+}
+
+// Check returns an error if merge refuses the adapter and the base. A nil report has none.
+func (r *OnBase) Check() error {
+	if r == nil {
+		return nil
+	}
+	return r.refused
+}
+
+// Name is the name of the layer's tensor and, of stacked experts, the number of the expert.
+func (l *LayerOnBase) Name() string {
+	if l.Expert == nil {
+		return l.Tensor
+	}
+	return fmt.Sprintf("%s.%d", l.Tensor, *l.Expert)
+}
+
+// tryMerge plans a merge, and runs it into nowhere.
+func (r *OnBase) tryMerge(
+	ctx context.Context, src format.Source, base *checkpoint.Checkpoint, o BaseOptions,
+) error {
+	plan, err := merge.New(ctx, (*model.Checkpoint)(checkpoint.NewHandle(base)),
+		[]merge.Adapter{{Source: src, Name: o.Name, Weight: 1}}, merge.Options{Workers: o.Workers})
+	if err != nil {
+		return r.refuse(err)
+	}
+	r.Warnings = append(r.Warnings, plan.Warnings()...)
+	r.Tensors = len(plan.Tensors())
+	if err := o.allow(plan.PeakBytes(o.Workers)); err != nil {
+		return err
+	}
+	done, err := plan.RunTo(ctx, nowhere{})
+	if err != nil {
+		return r.refuse(err)
+	}
+	r.Fits, r.Stored = true, append(r.Stored, done.Layers...)
+	if len(done.Layers) > 0 {
+		r.Kept = &done.Total
+	}
+	return nil
+}
+
+// refuse notes a refusal of merge. An error that is none, such as one of the disk, is returned.
+func (r *OnBase) refuse(err error) error {
+	var why *fault.Error
+	if !errors.As(err, &why) {
+		return err
+	}
+	r.Refusal, r.Hint = err.Error(), fault.Hint(err)
+	r.refused = fault.New(fault.Check, "merge refuses this adapter for %s", r.Path)
+	return nil
+}
+
+// measure compares ΔW and W, layer by layer.
+func (r *OnBase) measure(
+	ctx context.Context, src format.Source, base *checkpoint.Checkpoint, o BaseOptions,
+) error {
+	changes, err := changesOf(src, base, o.Name)
+	if err != nil {
+		return err
+	}
+	if err := o.allow(measureBytes(changes, o.Workers)); err != nil {
+		return err
+	}
+	layers := make([][]LayerOnBase, len(changes))
+	for _, c := range changes {
+		if why := whyNotThin(c); why != "" {
+			r.NotMeasured = append(r.NotMeasured, NotMeasured{c.Module, c.Name, why})
+		}
+	}
+	err = parallel.For(ctx, o.Workers, len(changes), func(_, i int) error {
+		c := changes[i]
+		if whyNotThin(c) != "" {
+			return nil
+		}
+		read := make(map[resolve.Blob][]byte)
+		for _, rect := range rectangles(c) {
+			l, err := measureLayer(ctx, rect, base, read)
+			if err != nil {
+				return err
+			}
+			layers[i] = append(layers[i], *l)
+		}
+		return nil
+	})
+	for _, l := range layers {
+		r.Layers = append(r.Layers, l...)
+	}
+	return err
+}
+
+// changesOf lists the changes of a merge.
+func changesOf(
+	src format.Source, base *checkpoint.Checkpoint, name string,
+) ([]*resolve.Change, error) {
+	b, err := outline.Of(base)
+	if err != nil {
+		return nil, err
+	}
+	adapter := resolve.Adapter{Source: src, Name: name, Weight: 1}
+	checked, err := resolve.Check([]resolve.Adapter{adapter}, resolve.Reading{})
+	if err != nil {
+		return nil, err
+	}
+	changes, _, err := resolve.Resolve(b, checked)
+	return changes, err
+}
+
+// whyNotThin returns the reason why the update of a tensor is not the sum of its terms, "" if it
+// is.
+func whyNotThin(c *resolve.Change) string {
+	switch {
+	case c.DoRA != nil:
+		return "DoRA also rescales W"
+	case len(c.Deltas) > 0:
+		return "its ΔW is no product of thin factors"
+	case c.HasResidual():
+		return "the adapter's initialisation took a part out of W"
+	case len(c.Terms) == 0:
+		return "the adapter replaces values of W"
+	}
+	return ""
+}
+
+// measureBytes estimates the memory that measure takes: for each worker the adapter's tensors for
+// one tensor of the base, the factors of a layer, their bases and vectors, and rows of W.
+func measureBytes(changes []*resolve.Change, workers int) int64 {
+	var most int64
+	for _, c := range changes {
+		var stored, factors int64
+		blobs := make(map[resolve.Blob]bool)
+		for _, r := range rectangles(c) {
+			var ranks int64
+			for _, x := range r.terms {
+				ranks += int64(x.Rank)
+				for _, f := range []*resolve.Factor{&x.Left, &x.Right} {
+					if f.Source != nil && !blobs[f.Blob] {
+						blobs[f.Blob] = true
+						stored += f.Tensor().NBytes()
+					}
+				}
+			}
+			factors = max(factors, 4*8*ranks*int64(len(r.rows)+len(r.cols)))
+		}
+		_, nCols := c.Matrix()
+		most = max(most, stored+factors+16*max(rowsAtOnce, nCols))
+	}
+	return most * int64(min(parallel.Workers(workers), len(changes)))
+}
+
+// measureLayer compares one layer with its part of the base.
+func measureLayer(
+	ctx context.Context, rect *rectangle, base *checkpoint.Checkpoint, read map[resolve.Blob][]byte,
+) (*LayerOnBase, error) {
+	l := &LayerOnBase{
+		Module: rect.module, Tensor: rect.Name, Rows: len(rect.rows), Columns: len(rect.cols),
+	}
+	if rect.NBands > 1 {
+		l.Expert = &rect.band
+	}
+	if l.Rows == 0 || l.Columns == 0 {
+		l.relate()
+		return l, nil
+	}
+	delta, err := rect.factors(ctx, read)
+	if err != nil {
+		return nil, err
+	}
+	delta.Balance()
+	parts, err := delta.Decompose(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l.Rank = numericalRank(parts.Sigma, l.Rows, l.Columns)
+	vectors, err := parts.Vectors(ctx, l.Rank)
+	if err != nil {
+		return nil, err
+	}
+	l.Norm = math.Ldexp(dense.Norm(parts.Sigma), parts.Exponent)
+	l.BaseNorm, l.Projected, err = rect.measureBase(ctx, base, vectors.B, vectors.A, l.Rank)
+	if err != nil {
+		return nil, err
+	}
+	l.relate()
+	return l, nil
+}
+
+// relate computes the figures that follow from norms and sizes.
+func (l *LayerOnBase) relate() {
+	if l.BaseNorm > 0 {
+		l.Relative = l.Norm / l.BaseNorm
+	}
+	l.Random = randomProjection(l.BaseNorm, l.Rank, l.Rows, l.Columns)
+	l.Amplification = merge.Figure(l.Norm / l.Projected)
+	l.RandomAmplification = merge.Figure(l.Norm / l.Random)
+}
+
+// randomProjection returns the root mean square of ‖UᵀWV‖_F for random U (m×r) and V (n×r) with
+// orthonormal columns: E‖UᵀWV‖² is ‖W‖²·(r/m)·(r/n).
+func randomProjection(norm float64, r, m, n int) float64 {
+	return norm * float64(r) / math.Sqrt(float64(m)*float64(n))
+}
+
+// numericalRank counts the singular values above the rounding of float64.
+func numericalRank(sigma []float64, m, n int) (k int) {
+	for k < len(sigma) && sigma[k] > float64(max(m, n))*0x1p-52*sigma[0] {
+		k++
+	}
+	return k
+}
+
+// nowhere is an output that drops everything.
+type nowhere struct{}
+
+func (nowhere) Create(output.Info) (output.File, error) { return nothing{}, nil }
+func (nowhere) Commit() error                           { return nil }
+func (nowhere) Abort()                                  {}
+
+// nothing is a file of nowhere. Ranges that are copied are not even read.
+type nothing struct{}
+
+func (nothing) WriteAt(p []byte, _ int64) (int, error)             { return len(p), nil }
+func (nothing) CopyRange(_ int64, _ io.ReaderAt, _, _ int64) error { return nil }
+func (nothing) Close() error                                       { return nil }

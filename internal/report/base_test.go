@@ -1,0 +1,340 @@
+package report
+
+import (
+	"encoding/json"
+	"errors"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/resolve"
+	"github.com/loratool/loratool/internal/testkit"
+	"gonum.org/v1/gonum/mat"
+)
+
+const cases = "../../testdata/peft/merge/"
+
+// fixture is a case of PEFT: an adapter, its base, and the merged values in float64.
+type fixture struct {
+	adapter     format.Source
+	path        string // of the base
+	base, truth *checkpoint.Checkpoint
+}
+
+// openFixture opens a case. ok is false if a merge of the case needs flags or other adapters.
+func openFixture(t *testing.T, name string) (f *fixture, ok bool) {
+	t.Helper()
+	var about struct {
+		Base    string
+		Options map[string]any
+		Weights []float64
+	}
+	text, err := os.ReadFile(cases + name + "/case.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &about); err != nil {
+		t.Fatal(err)
+	}
+	if len(about.Options) > 0 || !slices.Equal(about.Weights, []float64{1}) {
+		return nil, false
+	}
+	f = &fixture{path: "../../testdata/peft/bases/" + about.Base}
+	open := func(path string) *checkpoint.Checkpoint {
+		c, err := checkpoint.Open(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	f.base, f.truth = open(f.path), open(cases+name+"/truth.safetensors")
+	f.adapter, err = convert.Open(t.Context(), cases+name+"/adapter", convert.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.adapter.Close() })
+	return f, true
+}
+
+// values reads a tensor.
+func values(t *testing.T, c *checkpoint.Checkpoint, name string) []float64 {
+	t.Helper()
+	ref, ok := c.Lookup(name)
+	if !ok {
+		t.Fatalf("there is no %q", name)
+	}
+	raw := make([]byte, ref.Tensor.NBytes)
+	if err := ref.Tensor.ReadAt(t.Context(), raw, 0); err != nil {
+		t.Fatal(err)
+	}
+	v := make([]float64, ref.Tensor.Elements())
+	dtype.Widen64(v, ref.Tensor.DType, raw)
+	return v
+}
+
+// whole returns the rectangle's part of a tensor, as a matrix in memory.
+func (r *rectangle) whole(v []float64) *mat.Dense {
+	nRows, nCols := r.Matrix()
+	first := r.band * int(nRows) / r.NBands
+	m := mat.NewDense(len(r.rows), len(r.cols), nil)
+	for i, row := range r.rows {
+		for j, col := range r.cols {
+			m.Set(i, j, v[(first+row)*int(nCols)+col])
+		}
+	}
+	return m
+}
+
+func near(got, want, relative float64) bool { return math.Abs(got-want) <= relative*math.Abs(want) }
+
+// TestAmplificationAgreesWithFullDecompositions compares all figures with the definition: ΔW is the
+// difference between the model that PEFT merged in float64 and the base, and U and V come from its
+// full decomposition by gonum. The cases have linear layers, experts, convolutions, embeddings and
+// projections that are parts of a fused weight.
+func TestAmplificationAgreesWithFullDecompositions(t *testing.T) {
+	entries, err := os.ReadDir(cases)
+	if err != nil {
+		t.Fatal(err)
+	}
+	measured := make(map[string]int)
+	for _, e := range entries {
+		f, ok := openFixture(t, e.Name())
+		if !ok {
+			continue
+		}
+		changes, err := changesOf(f.adapter, f.base, e.Name())
+		if err != nil {
+			t.Fatalf("%s: %v", e.Name(), err)
+		}
+		for _, c := range changes {
+			if whyNotThin(c) != "" || c.Rows != nil {
+				continue
+			}
+			for _, r := range rectangles(c) {
+				measured[kindOfRectangle(r)]++
+				compareLayer(t, f, r)
+			}
+		}
+	}
+	for _, kind := range []string{"matrix", "expert", "convolution", "part"} {
+		if measured[kind] == 0 {
+			t.Errorf("no case has a %s: %v", kind, measured)
+		}
+	}
+}
+
+func kindOfRectangle(r *rectangle) string {
+	nRows, nCols := r.Matrix()
+	switch {
+	case len(r.rows) < int(nRows)/r.NBands || len(r.cols) < int(nCols):
+		return "part"
+	case r.NBands > 1:
+		return "expert"
+	case len(r.Shape) > 2:
+		return "convolution"
+	}
+	return "matrix"
+}
+
+func compareLayer(t *testing.T, f *fixture, r *rectangle) {
+	t.Helper()
+	got, err := measureLayer(t.Context(), r, f.base, make(map[resolve.Blob][]byte))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := r.whole(values(t, f.base, r.Name))
+	var delta mat.Dense
+	delta.Sub(r.whole(values(t, f.truth, r.Name)), w)
+	want := LayerOnBase{Norm: mat.Norm(&delta, 2), BaseNorm: mat.Norm(w, 2)}
+	var svd mat.SVD
+	if !svd.Factorize(&delta, mat.SVDThin) {
+		t.Fatal("gonum finds no decomposition")
+	}
+	for _, s := range svd.Values(nil) {
+		if s > 1e-9*svd.Values(nil)[0] {
+			want.Rank++
+		}
+	}
+	if want.Rank > 0 {
+		var u, v, right, inner mat.Dense
+		svd.UTo(&u)
+		svd.VTo(&v)
+		m, n := w.Dims()
+		right.Mul(w, v.Slice(0, n, 0, want.Rank))
+		inner.Mul(u.Slice(0, m, 0, want.Rank).T(), &right)
+		want.Projected = mat.Norm(&inner, 2)
+	}
+	const relative = 1e-6 // ΔW is what rounding to float64 has left of it
+	if got.Rank != want.Rank || !near(got.Norm, want.Norm, relative) || !near(got.BaseNorm, want.BaseNorm, 1e-12) ||
+		!near(got.Projected, want.Projected, relative) || !near(got.Relative, want.Norm/want.BaseNorm, relative) {
+		t.Errorf("%s of %s: got %+v, want %+v", r.Name, f.path, *got, want)
+	}
+	if a := want.Norm / want.Projected; want.Rank > 0 && !near(float64(got.Amplification), a, relative) {
+		t.Errorf("%s of %s: amplification %v, want %v", r.Name, f.path, got.Amplification, a)
+	}
+}
+
+// TestFiguresOfTable7: layer 48 of GPT-3, W_q of 12288×12288, in table 7 of Hu et al.,
+// arXiv:2106.09685. The table rounds to two places.
+func TestFiguresOfTable7(t *testing.T) {
+	for _, c := range []struct {
+		rank                      int
+		norm, projected           float64
+		random, amplified, within float64
+	}{
+		{4, 6.91, 0.32, 0.0202, 21.5, 0.4},
+		{64, 3.57, 1.90, 0.323, 1.9, 0.03},
+	} {
+		l := LayerOnBase{Rank: c.rank, Rows: 12288, Columns: 12288, Norm: c.norm, BaseNorm: 61.95, Projected: c.projected}
+		l.relate()
+		if !near(l.Random, c.random, 2e-3) {
+			t.Errorf("rank %d: random directions have %v, want %v", c.rank, l.Random, c.random)
+		}
+		if math.Abs(float64(l.Amplification)-c.amplified) > c.within {
+			t.Errorf("rank %d: amplification %v, want %v", c.rank, l.Amplification, c.amplified)
+		}
+	}
+}
+
+// TestKeptIsWhatRoundingLeaves compares with the truth of PEFT, rounded to bfloat16 element by
+// element.
+func TestKeptIsWhatRoundingLeaves(t *testing.T) {
+	f, _ := openFixture(t, "bf16-all-linear")
+	got, err := CompareBase(t.Context(), f.adapter, f.path, BaseOptions{Workers: 1})
+	if err != nil || !got.Fits || got.Kept == nil {
+		t.Fatalf("got %+v, error %v", got, err)
+	}
+	var elements, unchanged int
+	var lost, wanted float64
+	for _, name := range f.truth.Names() {
+		truth, w := values(t, f.truth, name), values(t, f.base, name)
+		raw := make([]byte, dtype.BF16.Size())
+		for i := range w {
+			dtype.Store(dtype.BF16, raw, 0, truth[i])
+			out := dtype.Load(dtype.BF16, raw, 0)
+			if elements++; out == w[i] {
+				unchanged++
+			}
+			lost += (out - truth[i]) * (out - truth[i])
+			wanted += (truth[i] - w[i]) * (truth[i] - w[i])
+		}
+	}
+	if share := float64(unchanged) / float64(elements); float64(got.Kept.UnchangedShare) != share {
+		t.Errorf("unchanged %v, want %v", got.Kept.UnchangedShare, share)
+	}
+	if want := math.Sqrt(lost / wanted); !near(float64(got.Kept.RetentionError), want, 1e-5) {
+		t.Errorf("lost %v, want %v", got.Kept.RetentionError, want)
+	}
+	if len(got.Stored) != len(f.truth.Names()) || got.Tensors != len(got.Stored) {
+		t.Errorf("got %d tensors and %d figures, want %d", got.Tensors, len(got.Stored), len(f.truth.Names()))
+	}
+}
+
+func TestRefusalIsAResult(t *testing.T) {
+	f, _ := openFixture(t, "f32")
+	other, _ := openFixture(t, "gpt2-conv1d")
+	got, err := CompareBase(t.Context(), f.adapter, other.path, BaseOptions{Name: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Fits || !strings.Contains(got.Refusal, "q_proj") || len(got.Layers) > 0 {
+		t.Errorf("got %+v", got)
+	}
+	if !errors.Is(got.Check(), fault.Check) {
+		t.Errorf("Check returns %v", got.Check())
+	}
+	if _, err := CompareBase(t.Context(), f.adapter, filepath.Join(t.TempDir(), "none"), BaseOptions{}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a base that is not there: %v", err)
+	}
+}
+
+// TestLayersWithoutAThinProductAreNamed: DoRA rescales W, and PiSSA takes a part of it.
+func TestLayersWithoutAThinProductAreNamed(t *testing.T) {
+	f, _ := openFixture(t, "dora")
+	got, err := CompareBase(t.Context(), f.adapter, f.path, BaseOptions{})
+	if err != nil || !got.Fits {
+		t.Fatalf("got %+v, error %v", got, err)
+	}
+	if len(got.Layers) > 0 || len(got.NotMeasured) != got.Tensors || got.NotMeasured[0].Why != "DoRA also rescales W" {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestAllowIsAskedBeforeTheWork(t *testing.T) {
+	f, _ := openFixture(t, "f32")
+	no := errors.New("no")
+	var asked []int64
+	if _, err := CompareBase(t.Context(), f.adapter, f.path, BaseOptions{Allow: func(n int64) error {
+		asked = append(asked, n)
+		if len(asked) == 2 {
+			return no
+		}
+		return nil
+	}}); err != no || asked[0] <= 0 || asked[1] <= 0 {
+		t.Errorf("got %v after %v", err, asked)
+	}
+}
+
+// TestZeroUpdateHasNoAmplification: B is zero, and JSON has null in place of a number.
+func TestZeroUpdateHasNoAmplification(t *testing.T) {
+	f, _ := openFixture(t, "untrained")
+	got, err := CompareBase(t.Context(), f.adapter, f.path, BaseOptions{})
+	if err != nil || len(got.Layers) == 0 {
+		t.Fatalf("got %+v, error %v", got, err)
+	}
+	l := got.Layers[0]
+	text, err := json.Marshal(l)
+	if err != nil || l.Rank != 0 || l.Norm != 0 || !strings.Contains(string(text), `"amplification":null`) {
+		t.Errorf("got %s, error %v", text, err)
+	}
+}
+
+// TestFactorsInAnotherOrder puts stored numbers in the places that the comments of resolve.Factor
+// give them.
+func TestFactorsInAnotherOrder(t *testing.T) {
+	dir := t.TempDir()
+	var stored []float64
+	for i := range 8 {
+		stored = append(stored, float64(10+i))
+	}
+	testkit.WriteAdapter(t, dir, 1, 1,
+		testkit.Values("base_model.model.m.lora_A.weight", dtype.F32, []uint64{1, 8}, stored...),
+		testkit.Values("base_model.model.m.lora_B.weight", dtype.F32, []uint64{8, 1}, stored...))
+	src, err := convert.Open(t.Context(), dir, convert.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	for _, c := range []struct {
+		name   string
+		factor resolve.Factor
+		places []int
+		values []float64
+	}{
+		{"in order", resolve.Factor{Length: 3, Repeat: 1, First: 2}, []int{2, 3, 4}, []float64{10, 11, 12}},
+		{"repeated", resolve.Factor{Length: 6, Repeat: 3, First: 1}, []int{1, 2, 3, 4, 5, 6}, []float64{10, 10, 10, 11, 11, 11}},
+		{"heads of llama.cpp", resolve.Factor{Length: 8, Repeat: 1, HeadSize: 4}, []int{0, 1, 2, 3, 4, 5, 6, 7},
+			[]float64{10, 12, 11, 13, 14, 16, 15, 17}},
+		{"in turns", resolve.Factor{Length: 4, Repeat: 1, Runs: resolve.Runs{From: 1, Size: 1, Step: 2}}, []int{1, 3, 5, 7},
+			[]float64{10, 11, 12, 13}},
+		{"taken in turns", resolve.Factor{Length: 8, Repeat: 1, Runs: resolve.Runs{From: 1, Size: 1, Step: 2, Takes: true}}, []int{0, 1, 2, 3},
+			[]float64{11, 13, 15, 17}},
+	} {
+		f := c.factor
+		f.Source, f.Across, f.Along = src, 8, 1
+		at := places(&f)
+		got, err := readFactor(t.Context(), &f, 1, at, make(map[resolve.Blob][]byte))
+		if err != nil || !slices.Equal(at, c.places) || !slices.Equal(got, c.values) {
+			t.Errorf("%s: got %v at %v, want %v at %v; error %v", c.name, got, at, c.values, c.places, err)
+		}
+	}
+}

@@ -1,0 +1,187 @@
+package report
+
+import (
+	"context"
+	"math"
+	"slices"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/dense"
+	"github.com/loratool/loratool/internal/resolve"
+	"github.com/loratool/loratool/internal/thin"
+)
+
+// rectangle is the part of a tensor of the base that one layer of the adapter changes: some rows
+// and columns of one band, which need not lie side by side.
+type rectangle struct {
+	*resolve.Change
+	band       int
+	module     string
+	terms      []resolve.Term
+	rows, cols []int // ascending, within the band
+}
+
+// rectangles cuts a change into those of its layers. Terms of one layer on the same rows and
+// columns belong together.
+func rectangles(c *resolve.Change) (all []*rectangle) {
+	type key struct {
+		band       int
+		module     string
+		rows, cols [2]int
+	}
+	found := make(map[key]*rectangle)
+	for _, x := range c.Terms {
+		k := key{x.Band, x.Module, x.Left.Covers(), x.Right.Covers()}
+		if found[k] == nil {
+			found[k] = &rectangle{
+				Change: c, band: x.Band, module: x.Module, rows: places(&x.Left), cols: places(&x.Right),
+			}
+			all = append(all, found[k])
+		}
+		found[k].terms = append(found[k].terms, x)
+	}
+	return all
+}
+
+// places lists the rows, or columns, of the weight that a factor stands for.
+func places(f *resolve.Factor) (all []int) {
+	if f.Source == nil {
+		return []int{0}
+	}
+	for j := range f.Length / f.Repeat {
+		if p := f.Place(j); p >= 0 {
+			for i := range f.Repeat {
+				all = append(all, f.First+p*f.Repeat+i)
+			}
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// factors reads ΔW. The tensors of the adapter stay in read, since bands and projections share
+// them.
+func (r *rectangle) factors(ctx context.Context, read map[resolve.Blob][]byte) (*thin.Matrix, error) {
+	var terms []thin.Term
+	for i := range r.terms {
+		x := &r.terms[i]
+		m := &thin.Matrix{M: len(r.rows), N: len(r.cols), R: x.Rank}
+		var err error
+		if m.B, err = readFactor(ctx, &x.Left, x.Rank, r.rows, read); err != nil {
+			return nil, err
+		}
+		if m.A, err = readFactor(ctx, &x.Right, x.Rank, r.cols, read); err != nil {
+			return nil, err
+		}
+		terms = append(terms, thin.Term{Weight: x.Scale, Matrix: m})
+	}
+	return thin.Sum(terms...), nil
+}
+
+// readFactor reads a factor as a matrix with a row for each of its places, and rank columns.
+func readFactor(
+	ctx context.Context, f *resolve.Factor, rank int, at []int, read map[resolve.Blob][]byte,
+) ([]float64, error) {
+	values := make([]float64, len(at)*rank)
+	if f.Source == nil {
+		values[0] = 1
+		return values, nil
+	}
+	t := f.Tensor()
+	if read[f.Blob] == nil {
+		raw := make([]byte, t.NBytes())
+		if err := f.Source.ReadBlobAt(raw, f.Index, 0); err != nil {
+			return nil, err
+		}
+		read[f.Blob] = raw
+	}
+	for j := range f.Length / f.Repeat {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		p := f.Place(j)
+		if p < 0 {
+			continue
+		}
+		row, _ := slices.BinarySearch(at, f.First+p*f.Repeat)
+		for k := range rank {
+			x := dtype.Load(t.DType, read[f.Blob], f.At+k*f.Across+j*f.Along)
+			for i := range f.Repeat {
+				values[(row+i)*rank+k] = x
+			}
+		}
+	}
+	return values, nil
+}
+
+// rowsAtOnce is the number of elements of the base that are read together.
+const rowsAtOnce = 1 << 20
+
+// eachRows reads W, the rectangle of the base, and calls f for pieces of it: n rows from row first
+// of the rectangle on, in float64. f may keep no slice.
+func (r *rectangle) eachRows(
+	ctx context.Context, base *checkpoint.Checkpoint, f func(first, n int, w []float64) error,
+) error {
+	ref, _ := base.Lookup(r.Name)
+	nRows, nCols := r.Matrix()
+	size := int64(r.DType.Size())
+	height := nRows / int64(r.NBands)
+	most := max(1, rowsAtOnce/int(nCols))
+	raw := make([]byte, int64(min(most, len(r.rows)))*nCols*size)
+	wide := make([]float64, int64(len(raw))/size)
+	for first := 0; first < len(r.rows); {
+		n := 1
+		for n < most && first+n < len(r.rows) && r.rows[first+n] == r.rows[first]+n {
+			n++
+		}
+		p := raw[:int64(n)*nCols*size]
+		at := (int64(r.band)*height + int64(r.rows[first])) * nCols * size
+		if err := ref.Tensor.ReadAt(ctx, p, at); err != nil {
+			return err
+		}
+		w := wide[:int64(n)*nCols]
+		dtype.Widen64(w, r.DType, p)
+		if len(r.cols) < int(nCols) {
+			w = gather(w, int(nCols), r.cols)
+		}
+		if err := f(first, n, w); err != nil {
+			return err
+		}
+		first += n
+	}
+	return nil
+}
+
+// gather moves the chosen columns of a matrix to its front, in place.
+func gather(w []float64, nCols int, cols []int) []float64 {
+	n := 0
+	for row := 0; row < len(w); row += nCols {
+		for _, j := range cols {
+			w[n] = w[row+j]
+			n++
+		}
+	}
+	return w[:n]
+}
+
+// measureBase returns ‖W‖_F and ‖UᵀWV‖_F, for U and V with k columns that belong to the rows and
+// columns of the rectangle.
+func (r *rectangle) measureBase(
+	ctx context.Context, base *checkpoint.Checkpoint, u, v []float64, k int,
+) (norm, projection float64, err error) {
+	var squares float64
+	inner := make([]float64, k*k)
+	var product []float64
+	err = r.eachRows(ctx, base, func(first, n int, w []float64) error {
+		squares += dense.Dot(w, w)
+		if k == 0 {
+			return nil
+		}
+		product = append(product[:0], make([]float64, n*k)...)
+		dense.AddProduct(product, w, v, n, len(r.cols), k)
+		dense.AddTransposedProduct(inner, u[first*k:(first+n)*k], product, n, k, k)
+		return nil
+	})
+	return math.Sqrt(squares), dense.Norm(inner), err
+}
