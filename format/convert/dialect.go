@@ -107,17 +107,17 @@ type CreateOptions struct {
 	// no table of this package knows. nil means that the tables decide; the data are never read.
 	Base []format.Tensor
 	// BaseConfig is the config.json of that model, which GGUF needs for the size of its attention
-	// heads and the number of its experts. nil means that it is unknown.
+	// heads and the number of its experts, and Loader for the kind of model. nil means that it is
+	// unknown.
 	BaseConfig []byte
 	// Architecture is what llama.cpp calls the architecture of that model, such as "llama"; ""
 	// takes it from BaseConfig, or else from the GGUF file that the adapter comes from.
 	Architecture string
-	// DType is the dtype of the factors in a GGUF file: F32, F16 or BF16. The zero value means that
-	// of the GGUF file that the adapter comes from, if it has one, and otherwise F32.
 	// Loader is the server of language models that PEFT's files are for: they have one rank, by
 	// zeros, and the factors carry the scale. nil, or any other program, changes nothing.
 	Loader *Loader
-	// DType is the dtype of the factors in a GGUF file: F32, F16 or BF16. The zero value means F32.
+	// DType is the dtype of the factors in a GGUF file: F32, F16 or BF16. The zero value means that
+	// of the GGUF file that the adapter comes from, if it has one, and otherwise F32.
 	DType   dtype.Type
 	Tool    string // the program's name, for the provenance; "" keeps the source's
 	Version string
