@@ -1,10 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
@@ -201,7 +203,7 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 	o.warn(t, report.Warnings[len(e.Warnings()):])
 	size, err := store(c, src, o.out, j.dialect, j.creation)
 	if err != nil {
-		return err
+		return adviseContainer(err)
 	}
 	document := struct {
 		Base         string  `json:"base"`
@@ -216,6 +218,17 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 	return t.show("extract", o.json, document, o.summary(func() {
 		showExtracted(t, o, report, fileio.FormatBytes(size)+paceText(document.BytesRead, document.Seconds, "/s read"))
 	}))
+}
+
+// adviseContainer replaces the advice to choose a component, for which extract has no flag.
+func adviseContainer(err error) error {
+	var e *fault.Error
+	if errors.As(err, &e) {
+		if _, choice, ok := strings.Cut(e.Hint, "CreateOptions.Only="); ok {
+			e.Hint = "extract to a .lora file, and write one component of it with convert.Create and CreateOptions.Only=" + choice
+		}
+	}
+	return err
 }
 
 // sameFile reports whether two paths lead to the same file or directory.

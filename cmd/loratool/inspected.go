@@ -170,9 +170,17 @@ func showLayers(t *terminal, o *inspectOptions, layers []report.Layer) {
 	t.print(tab)
 }
 
-// sizeText is the shape of the update of a layer: of a convolution with its kernel.
+// sizeText is the shape of the update of a layer: of a convolution with its kernel. A letter stands
+// for a size that only the base tells, as IA³ has.
 func sizeText(l *report.Layer) string {
-	text := fmt.Sprintf("%d×%d", l.M, l.N)
+	m, n := "m", "n"
+	if l.M != 0 {
+		m = strconv.FormatUint(l.M, 10)
+	}
+	if l.N != 0 {
+		n = strconv.FormatUint(l.N, 10)
+	}
+	text := m + "×" + n
 	for _, k := range l.Kernel {
 		text += fmt.Sprintf("×%d", k)
 	}

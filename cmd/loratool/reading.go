@@ -42,7 +42,11 @@ func onlyFlag(verb string, dst *[]string) cli.Flag {
 			known := merge.ComponentNames()
 			for name := range strings.SplitSeq(strings.Join(values, ","), ",") {
 				if !slices.Contains(known, name) {
-					return usagef("--only "+known[0], "there is no component %q; the names are %s", name, strings.Join(known, ", "))
+					hint := "loratool inspect lists the components of an adapter and of a base"
+					if near := nearest(name, known); near != "" {
+						hint = "did you mean --only " + near + "?"
+					}
+					return usagef(hint, "there is no component %q; the names are %s", name, strings.Join(known, ", "))
 				}
 				*dst = append(*dst, name)
 			}
