@@ -9,8 +9,8 @@ import (
 	"github.com/loratool/loratool/rank"
 )
 
-// Two updates of rank 1 whose sum has the singular values 4 and 3. At rank 1 the error is 3/5 of the
-// sum's norm.
+// Two updates of rank 1 whose sum has the singular values 4 and 3. At rank 1 the error is 3/5 of
+// the sum's norm.
 func ExampleCombine() {
 	adapter := func(a, b []float32) format.Source {
 		x := format.NewBuilder("example")
