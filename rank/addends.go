@@ -42,7 +42,7 @@ func (c *combining) plan() error {
 		}
 		all = append(all, &m.Adapters[0])
 	}
-	if err := c.checkFeatures(all); err != nil {
+	if err := checkFeatures(all); err != nil {
 		return err
 	}
 	at := make(map[string]*group)
@@ -62,6 +62,11 @@ func (c *combining) plan() error {
 			}
 			if len(g.members) > 0 && g.members[len(g.members)-1].source == i {
 				return fault.New(fault.Unsupported, "adapter %d has two layers for %q", i+1, l.Module)
+			}
+			for _, t := range []int{f.tensorsA, f.tensorsB} {
+				if d := tensors[t].DType; !slices.Contains(g.dtypes, d) {
+					g.dtypes = append(g.dtypes, d)
+				}
 			}
 			g.members = append(g.members, member{source: i, layer: l, factors: f, weight: c.weights[i] * l.Scale()})
 		}
@@ -95,7 +100,7 @@ func featureOf(a *format.Adapter, f format.Feature) (where []string, has bool) {
 
 // checkFeatures refuses adapters that need more than their factors, and pairs of adapters that mean
 // different things by them.
-func (c *combining) checkFeatures(all []*format.Adapter) error {
+func checkFeatures(all []*format.Adapter) error {
 	for i, a := range all {
 		for _, q := range a.Requires {
 			if q.Feature == format.FeatureHadamard || q.Feature == format.FeatureKronecker || q.Feature == format.FeatureTucker {

@@ -197,6 +197,7 @@ type group struct {
 	module  string
 	members []member
 	layer   format.Layer // of the result
+	dtypes  []dtype.Type // of the factors, each once
 
 	result    *CombinedLayer
 	a, b      int // in the spool
@@ -298,7 +299,7 @@ func (c *combining) fill(ctx context.Context, g *group, rule Rule) error {
 		return nil
 	}
 	if f.rank >= s.rank { // nothing is left out
-		g.isKept = g.isAlone() && (c.options.DType == dtype.Invalid || c.hasDType(g, c.options.DType))
+		g.isKept = g.isAlone() && (c.options.DType == dtype.Invalid || c.options.DType == g.dtypes[0] && len(g.dtypes) == 1)
 		if g.isKept {
 			return nil
 		}
@@ -331,34 +332,18 @@ func (g *group) isAlone() bool {
 	return len(g.members) == 1 && g.members[0].weight == g.members[0].layer.Scale()
 }
 
-// hasDType reports whether the factors of a group's layers are all of a dtype.
-func (c *combining) hasDType(g *group, d dtype.Type) bool {
-	for _, m := range g.members {
-		t := c.sources[m.source].Manifest().Tensors
-		if t[m.tensorsA].DType != d || t[m.tensorsB].DType != d {
-			return false
-		}
-	}
-	return true
-}
-
 // dtypeOf returns the dtype of the new factors of a group.
 func (c *combining) dtypeOf(g *group) dtype.Type {
 	if c.options.DType != dtype.Invalid {
 		return c.options.DType
 	}
-	var widest dtype.Type
-	for _, m := range g.members {
-		t := c.sources[m.source].Manifest().Tensors
-		for _, d := range []dtype.Type{t[m.tensorsA].DType, t[m.tensorsB].DType} {
-			switch {
-			case widest == dtype.Invalid:
-				widest = d
-			case d != widest && d.Size() == widest.Size(): // F16 and BF16
-				widest = dtype.F32
-			case d.Size() > widest.Size():
-				widest = d
-			}
+	widest := g.dtypes[0]
+	for _, d := range g.dtypes[1:] {
+		switch {
+		case d.Size() == widest.Size(): // F16 and BF16
+			widest = dtype.F32
+		case d.Size() > widest.Size():
+			widest = d
 		}
 	}
 	return widest

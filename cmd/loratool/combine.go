@@ -24,7 +24,7 @@ type combineOptions struct {
 	weights              cli.StringSlice
 	method               string
 	density              float64
-	seed                 uint64
+	seed                 int64
 	force, dryRun        bool
 }
 
@@ -44,7 +44,7 @@ func combineCommand(t *terminal) *cli.Command {
 			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an adapter by `W`; once per adapter, in their order (default: 1)", Destination: &o.weights},
 			&cli.StringFlag{Name: "method", Usage: "in place of the sum, with a rule for the rank: `METHOD` prune, ties, dare or dare-ties, which choose single elements of each ΔW", Destination: &o.method},
 			&cli.Float64Flag{Name: "density", Usage: "with --method: keep this `SHARE` of the elements", Value: 0.5, Destination: &o.density},
-			&cli.Uint64Flag{Name: "seed", Usage: "of the random choice of dare", Destination: &o.seed},
+			&cli.Int64Flag{Name: "seed", Usage: "of the random choice of dare", Destination: &o.seed},
 		}, o.combineFlags()),
 		Action: func(c *cli.Context) error { return runCombine(c, t, o) },
 	}
@@ -144,7 +144,7 @@ func (o *combineOptions) setMethod(c *cli.Context, options *rank.CombineOptions)
 		return nil
 	}
 	known := []rank.Method{rank.Prune, rank.TIES, rank.DARE, rank.DARETIES}
-	switch options.Method, options.Density, options.Seed = rank.Method(o.method), o.density, o.seed; {
+	switch options.Method, options.Density, options.Seed = rank.Method(o.method), o.density, uint64(o.seed); {
 	case !slices.Contains(known, options.Method):
 		return usagef(example, "the methods are prune, ties, dare and dare-ties, got %q", o.method)
 	case options.Rule == nil:

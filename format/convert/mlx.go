@@ -124,6 +124,6 @@ func mlxTable(t *table) *table {
 			x.Shape = []uint64{b[0], b[2], x.Shape[1]} // one expert after the other
 		}
 	}
-	all.lost = "a .lora file keeps the adapter and not its MLX file: converting back (--to mlx) writes the same factors"
+	all.lost = "a .lora file keeps the adapter and not its MLX file: converting back to the dialect mlx writes the same factors"
 	return all
 }

@@ -86,8 +86,8 @@ func (c *peftConfigFile) noteOrder(fields map[string]json.RawMessage) {
 }
 
 // checkExperts checks the rank of stacked factors: A is (E·r)×in and B is out×(E·r) for E experts.
-// PEFT stores the columns of B with the expert changing fastest. Other programs wrote them expert by
-// expert (noteOrder); only the user can tell.
+// PEFT stores the columns of B with the expert changing fastest. Other programs wrote them expert
+// by expert (noteOrder); only the user can tell.
 func (p *peftReader) checkExperts(l *format.Layer, a, b *format.Tensor, rank int) (fits bool) {
 	if len(a.Shape) != 2 || len(b.Shape) != 2 {
 		p.require(format.FeatureFactorShape, fmt.Sprintf("%s: lora_A %d, lora_B %d", l.Module, a.Shape, b.Shape))

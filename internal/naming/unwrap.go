@@ -37,8 +37,8 @@ func withoutLayers(name string) (inner string, isWrapped bool) {
 	return join(module, leaf), isWrapped && module != ""
 }
 
-// Wrapped returns the first of some names of a base that stands for a tensor inside a layer of PEFT, by the
-// base's own name for that, and the tensors of adapters in the base, sorted.
+// Wrapped returns the first of some names of a base that stands for a tensor inside a layer of
+// PEFT, by the base's own name for that, and the tensors of adapters in the base, sorted.
 func Wrapped(b *Base, names []string) (inner string, ofAdapters []string) {
 	for _, name := range names {
 		if _, isWrapped := withoutLayers(StripWrappers(b.byName[name])); isWrapped && b.byName[name] != name {
@@ -57,8 +57,8 @@ func Wrapped(b *Base, names []string) (inner string, ofAdapters []string) {
 	return inner, slices.Compact(ofAdapters)
 }
 
-// Shapes returns the shapes of all tensors of a base, by their names without wrappers and layers of PEFT.
-// shapeOf takes the base's own names.
+// Shapes returns the shapes of all tensors of a base, by their names without wrappers and layers of
+// PEFT. shapeOf takes the base's own names.
 func Shapes(b *Base, shapeOf func(name string) []uint64) map[string][]uint64 {
 	shapes := make(map[string][]uint64, len(b.byName))
 	for name, actual := range b.byName {

@@ -449,7 +449,10 @@ func disagreements(a *format.Adapter) (why []string) {
 			why = append(why, fmt.Sprintf("layers have %s, but it does not require %q: %s", x.name, x.feature, fault.List(unannounced, 3)))
 		}
 	}
-	return slices.Concat(why, pairsElsewhere(a), unknownRoles(a), unknownKinds(a), surplus(a))
+	if slices.ContainsFunc(a.Requires, func(q format.Requirement) bool { return q.Feature == format.FeatureRotaryPairs }) {
+		why = append(why, pairsElsewhere(a)...)
+	}
+	return slices.Concat(why, unknownRoles(a), unknownKinds(a), surplus(a))
 }
 
 // knowsRole reports whether a role has a meaning in a layer of this kind. One that changes what
