@@ -160,6 +160,13 @@ var arrows = map[string]map[string]string{
 		"merge":               "whether an adapter fits a base, and what a merge would keep",
 		"rank":                "spectra",
 	},
+	"internal/page": {
+		"internal/fault":  "numbers of things",
+		"internal/fileio": "sizes",
+		"internal/report": "the report of inspect",
+		"merge":           "the report of a merge",
+		"rank":            "the reports of comparisons, extractions and combinations",
+	},
 	"internal/fileio": {
 		"internal/fault":    "errors of input",
 		"internal/jsontext": "journals",

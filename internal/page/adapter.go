@@ -1,0 +1,148 @@
+package page
+
+import (
+	"fmt"
+	"math"
+	"strings"
+
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/report"
+)
+
+// Adapter returns the page of an adapter. Its report should have spectra.
+func Adapter(h Head, r *report.Adapter) ([]byte, error) {
+	p := &page{
+		Head: h, Verdict: "merge applies it", Reasons: r.Methods, Facts: adapterFacts(r),
+		LayersTitle: "All layers", NameHead: "module", DetailName: "spectrum",
+	}
+	if !r.Mergeable {
+		p.Verdict, p.IsBad, p.Reasons = "merge refuses it", true, append(append([]string{}, r.Refusals...), r.Methods...)
+	}
+	p.Notes = adapterNotes(h.Notes, r)
+	p.table = newTable(len(r.Layers), func(i int) string { return r.Layers[i].Module })
+	addLayers(&p.table, r)
+	var others []string
+	for _, b := range r.Beside {
+		others = append(others, fmt.Sprintf("%s: %s, %s %d", b.Target, b.Action, b.DType, b.Shape))
+	}
+	p.addList("Tensors beside the layers", others)
+	return p.render()
+}
+
+// adapterFacts is the summary of an adapter.
+func adapterFacts(r *report.Adapter) (all []Fact) {
+	add := func(name, value string) {
+		if value != "" {
+			all = append(all, Fact{name, value})
+		}
+	}
+	var dtypes []string
+	for _, d := range r.DTypes {
+		dtypes = append(dtypes, d.DType)
+	}
+	add("Method", r.Method)
+	add("Dialect", r.Dialect)
+	add("Layers", number(len(r.Layers)))
+	add("Parameters", number(r.Parameters))
+	add("Size", fileio.FormatBytes(r.Bytes))
+	add("Dtypes", strings.Join(dtypes, ", "))
+	add("Base", strings.TrimSpace(r.Base+" "+r.Revision))
+	add("Licence", r.License)
+	add("Datasets", strings.Join(r.Datasets, ", "))
+	if r.Training != nil {
+		add("Title", r.Training.Title)
+		add("Trigger", r.Training.Trigger)
+		add("Trained by", r.Training.Program)
+	}
+	add("Files beside the weights", strings.Join(r.Attached, ", "))
+	if r.Values != nil {
+		add("Untrained layers", number(r.Values.Untrained))
+	}
+	add("Content id", r.Content)
+	return all
+}
+
+// adapterNotes lists notes, and what is odd about the spectra.
+func adapterNotes(notes []string, r *report.Adapter) []string {
+	all := append([]string{}, r.Notes...)
+	for _, f := range r.Findings {
+		all = append(all, f.Text)
+	}
+	for i := range r.Layers {
+		if l := &r.Layers[i]; l.NoSpectrum != "" {
+			all = append(all, fmt.Sprintf("%s has no spectrum: %s", l.Module, l.NoSpectrum))
+		}
+	}
+	return append(all, notes...)
+}
+
+// addLayers adds the columns and the maps of an adapter.
+func addLayers(t *table, r *report.Adapter) {
+	spectral := func(value func(s *report.Spectrum) float64) func(i int) float64 {
+		return func(i int) float64 {
+			if s := r.Layers[i].Spectrum; s != nil {
+				return value(s)
+			}
+			return math.NaN()
+		}
+	}
+	ranks := func(value func(s *report.Spectrum) int) func(i int) int {
+		return func(i int) int {
+			if s := r.Layers[i].Spectrum; s != nil {
+				return value(s)
+			}
+			return -1
+		}
+	}
+	norm := spectral(func(s *report.Spectrum) float64 { return s.Frobenius })
+	effective := spectral(func(s *report.Spectrum) float64 { return s.EffectiveRank })
+	t.heat("‖ΔW‖", "The Frobenius norm of s·B·A: how much a layer changes.", norm)
+	t.heat("Effective rank", "The number of directions that a layer uses: e to the entropy of its energies.", effective)
+
+	t.text("m×n", "rows of B, columns of A", func(i int) string { return size(r.Layers[i].M, r.Layers[i].N) })
+	t.text("dtype", "", func(i int) string { return r.Layers[i].DType })
+	t.count("rank", "", func(i int) int { return r.Layers[i].Rank })
+	t.number("alpha", "", func(i int) float64 { return r.Layers[i].Alpha })
+	t.number("scale", "the s of s·B·A", func(i int) float64 { return r.Layers[i].Scale })
+	t.number("‖ΔW‖", "Frobenius norm of s·B·A", norm)
+	t.number("σ1", "largest singular value", spectral(func(s *report.Spectrum) float64 {
+		if len(s.SingularValues) == 0 {
+			return 0
+		}
+		return s.SingularValues[0]
+	}))
+	t.number("stable", "the stable rank (‖ΔW‖/σ1)²", spectral(func(s *report.Spectrum) float64 { return s.StableRank }))
+	t.number("effective", "the effective rank, e to the entropy of the energies", effective)
+	t.count("numerical", "singular values above the rounding of the dtype", ranks(func(s *report.Spectrum) int { return s.NumericalRank }))
+	t.count("90 %", "", ranks(func(s *report.Spectrum) int { return s.Rank90 }))
+	t.count("95 %", "", ranks(func(s *report.Spectrum) int { return s.Rank95 }))
+	t.count("99 %", "singular values with this share of the energy ‖ΔW‖²", ranks(func(s *report.Spectrum) int { return s.Rank99 }))
+	t.spectra(func(i int) ([]float64, float64) {
+		if s := r.Layers[i].Spectrum; s != nil {
+			return s.SingularValues, s.Frobenius
+		}
+		return nil, 0
+	})
+}
+
+// addList adds a list of names, if there are any.
+func (p *page) addList(name string, items []string) {
+	if len(items) > 0 {
+		p.Lists = append(p.Lists, list{name, items})
+	}
+}
+
+// number is a number of things with separators.
+func number[N ~int | ~int64](n N) string {
+	text, _, _ := strings.Cut(fault.Count(n, ""), " ")
+	return text
+}
+
+// size is the size of a matrix. One that only the base knows has none.
+func size[N ~int | ~uint64](m, n N) string {
+	if m == 0 && n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d×%d", m, n)
+}

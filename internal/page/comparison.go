@@ -1,0 +1,142 @@
+package page
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/rank"
+)
+
+// Comparison returns the page of a comparison of two adapters.
+func Comparison(h Head, r *rank.Comparison) ([]byte, error) {
+	p := &page{
+		Head: h, LayersTitle: "Layers of both", NameHead: "module", DetailName: "table of similarities φ",
+		Verdict: fmt.Sprintf("‖ΔA − ΔB‖ is %.4g, with ‖ΔA‖ = %.4g and ‖ΔB‖ = %.4g; the cosine is %.4f", r.NormDifference, r.NormA, r.NormB, r.Cosine),
+		Facts: []Fact{
+			{"Layers of both", number(len(r.Layers))}, {"Only in A", number(len(r.OnlyA))}, {"Only in B", number(len(r.OnlyB))},
+			{"‖ΔA‖", figure(r.NormA)}, {"‖ΔB‖", figure(r.NormB)}, {"‖ΔA − ΔB‖", figure(r.NormDifference)}, {"Cosine", figure(r.Cosine)},
+			{"‖ΔA + ΔB‖² ÷ (‖ΔA‖² + ‖ΔB‖²)", figure(r.Interference)},
+		},
+	}
+	switch {
+	case r.Same():
+		p.Verdict = "Both adapters do the same."
+	case len(r.Layers) == 0:
+		p.Verdict = "The adapters have no layer in common."
+	}
+	p.table = newTable(len(r.Layers), func(i int) string { return r.Layers[i].Module })
+	addCompared(&p.table, r.Layers)
+	p.addList("Only in A", r.OnlyA)
+	p.addList("Only in B", r.OnlyB)
+	var others []string
+	for _, x := range r.NotCompared {
+		others = append(others, x.Module+": "+x.Why)
+	}
+	p.addList("Not compared", others)
+	p.addList("Other tensors", comparedTensors(r.Tensors))
+	return p.render()
+}
+
+// addCompared adds the columns and the maps of a comparison.
+func addCompared(t *table, layers []rank.ComparedLayer) {
+	value := func(of func(l *rank.ComparedLayer) float64) func(i int) float64 {
+		return func(i int) float64 { return of(&layers[i]) }
+	}
+	cosine := value(func(l *rank.ComparedLayer) float64 { return l.Cosine })
+	overlap := value(func(l *rank.ComparedLayer) float64 { return l.Overlap })
+	difference := value(func(l *rank.ComparedLayer) float64 { return l.NormDifference })
+	t.heat("‖ΔA − ΔB‖", "The Frobenius norm of the difference of both updates.", difference)
+	t.heatOfShares("Cosine", "1 for the same direction, 0 for updates that do not touch each other, −1 for opposite ones.", cosine)
+	t.heatOfShares("Overlap φ", "Of the spaces of the first input directions: 1 for the same space, 0 for orthogonal ones.", overlap)
+
+	t.text("m×n", "", func(i int) string { return size(layers[i].M, layers[i].N) })
+	t.count("rank A", "", func(i int) int { return layers[i].RankA })
+	t.count("rank B", "", func(i int) int { return layers[i].RankB })
+	t.number("scale A", "", value(func(l *rank.ComparedLayer) float64 { return l.ScaleA }))
+	t.number("scale B", "", value(func(l *rank.ComparedLayer) float64 { return l.ScaleB }))
+	t.number("‖ΔA‖", "", value(func(l *rank.ComparedLayer) float64 { return l.NormA }))
+	t.number("‖ΔB‖", "", value(func(l *rank.ComparedLayer) float64 { return l.NormB }))
+	t.number("‖ΔA−ΔB‖", "", difference)
+	t.number("cosine", "⟨ΔA, ΔB⟩ ÷ ‖ΔA‖‖ΔB‖", cosine)
+	t.number("sum", "‖ΔA + ΔB‖² ÷ (‖ΔA‖² + ‖ΔB‖²): below 1 they take from each other, above 1 they add up",
+		value(func(l *rank.ComparedLayer) float64 { return l.Interference }))
+	t.count("directions", "the most that φ compares", func(i int) int { return layers[i].Directions })
+	t.number("overlap", "φ of the first input directions", overlap)
+	t.number("random", "φ of random spaces, on average", value(func(l *rank.ComparedLayer) float64 { return l.Random }))
+	t.number("overlap out", "φ of the first output directions", value(func(l *rank.ComparedLayer) float64 { return l.OverlapOut }))
+	t.number("random out", "", value(func(l *rank.ComparedLayer) float64 { return l.RandomOut }))
+	t.similarities(func(i int) [][]float64 { return layers[i].Similarity })
+}
+
+// comparedTensors describes tensors that are no factors.
+func comparedTensors(tensors []rank.ComparedTensor) (all []string) {
+	for _, x := range tensors {
+		text := statusText(x.Status)
+		if x.Status == rank.Changed {
+			text = fmt.Sprintf("differs by %.3g of its norm", x.Relative)
+		}
+		all = append(all, fmt.Sprintf("%s %s: %s", x.What, x.Tensor, text))
+	}
+	return all
+}
+
+func statusText(s rank.Status) string {
+	switch s {
+	case rank.Identical:
+		return "the same in both"
+	case rank.Reshaped:
+		return "of another shape"
+	case rank.OnlyA:
+		return "only in A"
+	case rank.OnlyB:
+		return "only in B"
+	}
+	return "changed"
+}
+
+// Checkpoints returns the page of a comparison of two checkpoints.
+func Checkpoints(h Head, r *rank.CheckpointComparison) ([]byte, error) {
+	p := &page{
+		Head: h, LayersTitle: "All tensors", NameHead: "tensor",
+		Verdict: fmt.Sprintf("Of %s %d are the same and %d changed.", fault.Count(len(r.Tensors), "tensor"), r.Identical, r.Changed),
+		Facts: []Fact{
+			{"Same", number(r.Identical)}, {"Changed", number(r.Changed)}, {"Reshaped", number(r.Reshaped)},
+			{"Only in A", number(r.OnlyA)}, {"Only in B", number(r.OnlyB)},
+			{"‖B − A‖", figure(r.Norm)}, {"‖B − A‖ ÷ ‖A‖", figure(r.Relative)},
+		},
+	}
+	if r.Renamed != "" {
+		p.Notes = append(append([]string{}, h.Notes...), "The names differ: "+r.Renamed)
+	}
+	p.table = newTable(len(r.Tensors), func(i int) string { return r.Tensors[i].Tensor })
+	both := func(of func(x *rank.CheckpointTensor) float64) func(i int) float64 {
+		return func(i int) float64 {
+			if x := &r.Tensors[i]; x.Status == rank.Identical || x.Status == rank.Changed {
+				return of(x)
+			}
+			return math.NaN()
+		}
+	}
+	relative := both(func(x *rank.CheckpointTensor) float64 { return x.Relative })
+	p.heat("‖B − A‖ ÷ ‖A‖", "The change of a tensor, relative to its Frobenius norm in A.", relative)
+	p.text("status", "", func(i int) string { return statusText(r.Tensors[i].Status) })
+	p.text("A", "", func(i int) string { return typed(r.Tensors[i].DTypeA, r.Tensors[i].ShapeA) })
+	p.text("B", "", func(i int) string { return typed(r.Tensors[i].DTypeB, r.Tensors[i].ShapeB) })
+	p.number("‖B−A‖÷‖A‖", "", relative)
+	p.number("‖B−A‖", "", both(func(x *rank.CheckpointTensor) float64 { return x.Norm }))
+	p.number("largest", "the largest |B − A|", both(func(x *rank.CheckpointTensor) float64 { return x.Max }))
+	p.number("elements", "that differ", both(func(x *rank.CheckpointTensor) float64 { return float64(x.Elements) }))
+	return p.render()
+}
+
+// typed is the type of a tensor, "" if there is none.
+func typed(dtype string, shape []uint64) string {
+	if dtype == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s %d", dtype, shape)
+}
+
+// figure is a number of a summary.
+func figure(x float64) string { return fmt.Sprintf("%.4g", x) }
