@@ -11,6 +11,7 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/page"
 	"github.com/loratool/loratool/rank"
 	"github.com/urfave/cli/v2"
 )
@@ -20,6 +21,7 @@ type combineOptions struct {
 	common
 	withoutOption
 	ruleOptions
+	pageOption
 	out, to, base, dtype string
 	weights              cli.StringSlice
 	method               string
@@ -71,8 +73,9 @@ func (o *combineOptions) combineFlags() []cli.Flag {
 		&cli.StringFlag{Name: "base", Usage: "the model that the adapter is for: a dialect of image models takes the names of modules from `BASE` where no table knows them; a GGUF file needs its config.json", Destination: &o.base},
 		&cli.StringFlag{Name: "dtype", Usage: "of new factors: f64, f32, bf16 or f16 (default: that of the old ones, and f32 where a sum needs it)", Destination: &o.dtype},
 	}, o.ruleFlags("ΔW"), []cli.Flag{
-		&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is an adapter of the same kind", Destination: &o.force},
+		&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is an adapter of the same kind, and the FILE of --html if it is a page", Destination: &o.force},
 		&cli.BoolFlag{Name: "dry-run", Usage: "check the adapters and show the memory that is needed, and write nothing", Destination: &o.dryRun},
+		o.pageFlag("heat maps of all layers, and the spectrum of each"),
 		o.memoryFlag(),
 	}, o.openFlags(), o.flags())
 }
@@ -102,6 +105,9 @@ func (o *combineOptions) parse(c *cli.Context) (j combination, err error) {
 		return j, usagef(example, "combine takes adapters, got none")
 	case o.out == "":
 		return j, usagef(example, "%s needs -o OUT, the path of the new adapter", c.Command.Name)
+	}
+	if err := o.checkDry(o.dryRun); err != nil {
+		return j, err
 	}
 	if err := o.check(c, j.isResize(c)); err != nil {
 		return j, err
@@ -175,6 +181,10 @@ func runCombine(c *cli.Context, t *terminal, o *combineOptions) error {
 	if err := convert.Check(c.Context, o.out, j.dialect, nil, j.creation); err != nil {
 		return err
 	}
+	place := o.place(o.force, j.paths, []string{o.out})
+	if err := o.checkPage(place); err != nil {
+		return err
+	}
 	var closers closers
 	defer closers.close()
 	var adapters []format.Source
@@ -225,9 +235,13 @@ func runCombine(c *cli.Context, t *terminal, o *combineOptions) error {
 		BytesWritten int64    `json:"bytes_written"`
 		*rank.CombineReport
 	}{j.paths, o.out, j.dialect.Name(), version, stop(), size, report}
-	return t.show(c.Command.Name, o.json, document, o.summary(func() {
+	if err := t.show(c.Command.Name, o.json, document, o.summary(func() {
 		showCombined(t, o, c, report, fileio.FormatBytes(size)+paceText(report.Was, document.Seconds, "/s read"))
-	}))
+	})); err != nil {
+		return err
+	}
+	head := page.Head{Command: c.Command.Name, Title: o.out}
+	return o.writePage(t, &o.common, place, head, func(h page.Head) ([]byte, error) { return page.Combination(h, report) })
 }
 
 // make runs the command's part of package rank. An error that one adapter causes names it.

@@ -8,6 +8,7 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/page"
 	"github.com/loratool/loratool/rank"
 	"github.com/urfave/cli/v2"
 )
@@ -15,8 +16,10 @@ import (
 type diffOptions struct {
 	common
 	withoutOption
+	pageOption
 	directions int
 	exitCode   bool
+	force      bool
 }
 
 func diffCommand(t *terminal) *cli.Command {
@@ -33,6 +36,8 @@ func diffCommand(t *terminal) *cli.Command {
 		Flags: slices.Concat([]cli.Flag{
 			&cli.IntFlag{Name: "directions", Usage: "compare the spaces of the first `K` singular vectors", Value: 8, Destination: &o.directions},
 			&cli.BoolFlag{Name: "exit-code", Usage: "exit with 4 if the adapters differ", Destination: &o.exitCode},
+			o.pageFlag("heat maps of all layers, and φ of each"),
+			&cli.BoolFlag{Name: "force", Usage: "replace the FILE of --html if it is such a page", Destination: &o.force},
 		}, []cli.Flag{o.memoryFlag()}, o.openFlags(), o.flags()),
 		Action: func(c *cli.Context) error { return runDiff(c, t, o) },
 	}
@@ -49,6 +54,9 @@ func runDiff(c *cli.Context, t *terminal, o *diffOptions) error {
 	}
 	if o.directions < 1 {
 		return usagef(example, "--directions is at least 1, got %d", o.directions)
+	}
+	if err := o.checkHTML(paths); err != nil {
+		return err
 	}
 	isModel := func(path string) bool { return !convert.IsAdapter(c.Context, path) }
 	if o.dialect == "" && slices.ContainsFunc(paths, isModel) {
@@ -78,6 +86,23 @@ func runDiff(c *cli.Context, t *terminal, o *diffOptions) error {
 	return o.all(c, t, paths, adapters)
 }
 
+// checkHTML checks the flags for the page.
+func (o *diffOptions) checkHTML(paths []string) error {
+	if o.html != "" && len(paths) != 2 {
+		return usagef("loratool diff A B --html FILE", "--html is for two adapters or checkpoints, got %d", len(paths))
+	}
+	if o.force && o.html == "" {
+		return usagef("loratool diff A B --html FILE --force", "--force is for --html")
+	}
+	return o.checkPage(o.place(o.force, paths, nil))
+}
+
+// writePage writes the page of two adapters or checkpoints.
+func (o *diffOptions) writePage(t *terminal, paths []string, draw func(page.Head) ([]byte, error)) error {
+	head := page.Head{Command: "diff", Title: paths[0] + " and " + paths[1]}
+	return o.pageOption.writePage(t, &o.common, o.place(o.force, paths, nil), head, draw)
+}
+
 // compare compares two of the adapters.
 func (o *diffOptions) compare(c *cli.Context, a, b format.Source) (*rank.Comparison, error) {
 	need, module := rank.CombineBytes([]format.Source{a, b}, rank.CombineOptions{Workers: o.workers})
@@ -100,6 +125,9 @@ func (o *diffOptions) two(c *cli.Context, t *terminal, paths []string, adapters 
 		*rank.Comparison
 	}{paths[0], paths[1], r.Same(), r}
 	if err := t.show("diff", o.json, document, func() { showComparison(t, o, paths, r) }); err != nil {
+		return err
+	}
+	if err := o.writePage(t, paths, func(h page.Head) ([]byte, error) { return page.Comparison(h, r) }); err != nil {
 		return err
 	}
 	if o.exitCode && !r.Same() {

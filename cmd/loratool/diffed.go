@@ -6,6 +6,7 @@ import (
 
 	"github.com/loratool/loratool/format/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/page"
 	"github.com/loratool/loratool/rank"
 	"github.com/urfave/cli/v2"
 )
@@ -34,6 +35,9 @@ func (o *diffOptions) checkpoints(c *cli.Context, t *terminal, paths []string) e
 		*rank.CheckpointComparison
 	}{paths[0], paths[1], r.Same(), r}
 	if err := t.show("diff", o.json, document, func() { o.showCheckpoints(t, paths, r) }); err != nil {
+		return err
+	}
+	if err := o.writePage(t, paths, func(h page.Head) ([]byte, error) { return page.Checkpoints(h, r) }); err != nil {
 		return err
 	}
 	if o.exitCode && !r.Same() {

@@ -12,6 +12,7 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/page"
 	"github.com/loratool/loratool/rank"
 	"github.com/urfave/cli/v2"
 )
@@ -20,6 +21,7 @@ type extractOptions struct {
 	common
 	manifestOption
 	ruleOptions
+	pageOption
 	out, to, dtype              string
 	convRank                    int
 	noiseFloor                  bool
@@ -56,8 +58,9 @@ func extractCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "only-lora", Usage: "leave out what low rank does not hold, in place of carrying it whole", Destination: &o.only},
 			&cli.BoolFlag{Name: "strict", Usage: "fail if anything is left out or carried whole", Destination: &o.strict},
 			&cli.Int64Flag{Name: "seed", Usage: "of the random start", Destination: &o.seed},
-			&cli.BoolFlag{Name: "force", Usage: "replace ADAPTER if it is an adapter", Destination: &o.force},
+			&cli.BoolFlag{Name: "force", Usage: "replace ADAPTER if it is an adapter, and the FILE of --html if it is a page", Destination: &o.force},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be compared, and write nothing", Destination: &o.dryRun},
+			o.pageFlag("heat maps of all layers, and the spectrum of each"),
 			o.memoryFlag(), o.manifestFlag(),
 		}, o.flags()),
 		Action: func(c *cli.Context) error { return runExtract(c, t, o) },
@@ -80,6 +83,9 @@ func (o *extractOptions) parse(c *cli.Context) (j extraction, err error) {
 	}
 	if o.out == "" && !o.dryRun {
 		return j, usagef(example, "extract needs -o ADAPTER, the path of the adapter")
+	}
+	if err := o.checkDry(o.dryRun); err != nil {
+		return j, err
 	}
 	if j.options, err = o.library(c); err != nil {
 		return j, err
@@ -173,6 +179,10 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 			return err
 		}
 	}
+	place := o.place(o.force, []string{j.base, j.tuned}, []string{o.out})
+	if err := o.checkPage(place); err != nil {
+		return err
+	}
 	var add func(int64)
 	j.options.Layer = func(_ string, n int64) {
 		if add != nil {
@@ -215,9 +225,13 @@ func runExtract(c *cli.Context, t *terminal, o *extractOptions) error {
 		BytesWritten int64   `json:"bytes_written"`
 		*rank.ExtractReport
 	}{j.base, j.tuned, o.out, version, stop(), e.Bytes(), size, report}
-	return t.show("extract", o.json, document, o.summary(func() {
+	if err := t.show("extract", o.json, document, o.summary(func() {
 		showExtracted(t, o, report, fileio.FormatBytes(size)+paceText(document.BytesRead, document.Seconds, "/s read"))
-	}))
+	})); err != nil {
+		return err
+	}
+	head := page.Head{Command: "extract", Title: fmt.Sprintf("%s: %s − %s", o.out, j.tuned, j.base)}
+	return o.writePage(t, &o.common, place, head, func(h page.Head) ([]byte, error) { return page.Extraction(h, report) })
 }
 
 // adviseContainer replaces the advice to choose a component, for which extract has no flag.

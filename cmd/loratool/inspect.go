@@ -11,6 +11,8 @@ import (
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/page"
 	"github.com/loratool/loratool/internal/report"
 	"github.com/loratool/loratool/rank"
 	"github.com/urfave/cli/v2"
@@ -21,6 +23,8 @@ type inspectOptions struct {
 	withoutOption
 	spectrumOptions
 	baseOptions
+	pageOption
+	force    bool
 	values   bool
 	spectrum bool
 	hashes   bool
@@ -45,6 +49,8 @@ func inspectCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "metadata", Usage: "print all entries of the metadata, such as those of the training", Destination: &o.metadata},
 			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "of a checkpoint: the parameters of a LoRA of rank `R`", Destination: &o.rank},
 			&cli.StringFlag{Name: "targets", Usage: "with --rank: `NAMES` of the modules to adapt, separated by commas (default: all linear ones)", Destination: &o.targets},
+			o.pageFlag("heat maps of all layers, and the spectrum of each; implies --spectrum"),
+			&cli.BoolFlag{Name: "force", Usage: "replace the FILE of --html if it is such a page", Destination: &o.force},
 		}, slices.Concat(o.baseFlags(), o.spectrumFlags(), o.openFlags(), []cli.Flag{o.memoryFlag()}, o.flags())...),
 		Action: func(c *cli.Context) error { return runInspect(c, t, o) },
 	}
@@ -57,6 +63,10 @@ func (o *inspectOptions) parse(c *cli.Context) (path string, opening convert.Opt
 	}
 	if o.rank < 0 || o.targets != "" && o.rank == 0 {
 		return "", opening, usagef("loratool inspect CHECKPOINT --rank 8 --targets q_proj,v_proj", "--targets needs --rank, and a rank is at least 1")
+	}
+	o.spectrum = o.spectrum || o.html != ""
+	if o.force && o.html == "" {
+		return "", opening, usagef("loratool inspect ADAPTER --html FILE --force", "--force is for --html")
 	}
 	if err := o.checkTable(); err != nil {
 		return "", opening, err
@@ -130,6 +140,9 @@ func (o *inspectOptions) checkValueFlags(what string) error {
 	if o.base != "" {
 		return usagef("loratool inspect ADAPTER --base BASE", "--base is for an adapter, and this is %s", what)
 	}
+	if o.html != "" {
+		return usagef("loratool inspect ADAPTER --html FILE", "--html is for an adapter, and this is %s", what)
+	}
 	if o.spectrum || o.values || o.hashes || o.metadata {
 		return usagef("loratool inspect ADAPTER --spectrum --values", "--spectrum, --values, --hashes and --metadata are for an adapter, and this is %s", what)
 	}
@@ -137,6 +150,10 @@ func (o *inspectOptions) checkValueFlags(what string) error {
 }
 
 func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.Source, path string) error {
+	place := o.place(o.force, []string{path, o.base}, nil)
+	if err := o.checkPage(place); err != nil {
+		return err
+	}
 	if o.spectrum {
 		need, module := rank.SpectraBytes(src.Manifest(), o.workers)
 		if err := o.checkMemory(need, fmt.Sprintf("the spectrum of layers such as %q", module)); err != nil {
@@ -159,7 +176,19 @@ func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.S
 	if r.OnBase != nil {
 		o.warn(t, r.OnBase.Warnings)
 	}
+	if err := o.writeInspected(t, place, path, r); err != nil {
+		return err
+	}
 	return errors.Join(r.OnBase.Check(), r.CheckSpectra())
+}
+
+// writeInspected writes the page of an adapter.
+func (o *inspectOptions) writeInspected(t *terminal, place fileio.Place, path string, r *report.Adapter) error {
+	head := page.Head{Command: "inspect", Title: path}
+	if r.Saving != nil {
+		head.Notes = append(head.Notes, savingText(r.Saving))
+	}
+	return o.writePage(t, &o.common, place, head, func(h page.Head) ([]byte, error) { return page.Adapter(h, r) })
 }
 
 func inspectUndo(t *terminal, o *inspectOptions, src format.Source, path string) error {

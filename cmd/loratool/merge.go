@@ -7,6 +7,7 @@ import (
 
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/page"
 	"github.com/loratool/loratool/internal/parallel"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
@@ -16,6 +17,7 @@ import (
 type mergeOptions struct {
 	common
 	readingOptions
+	pageOption
 	out            string
 	weights        cli.StringSlice
 	force, again   bool
@@ -46,7 +48,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an adapter by `W`; once per adapter, in their order (default: 1)", Destination: &o.weights},
 			&cli.BoolFlag{Name: "undo", Usage: "write an undo record, OUT" + undoSuffix + ", from which unmerge restores BASE byte for byte", Destination: &o.undo},
 			&cli.StringFlag{Name: "undo-file", Usage: "write the undo record to `FILE`", Destination: &o.undoFile},
-			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint", Destination: &o.force},
+			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint, and the FILE of --html if it is a page", Destination: &o.force},
 			&cli.BoolFlag{Name: "again", Usage: "merge an adapter that BASE has been merged with already", Destination: &o.again},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
 			&cli.BoolFlag{Name: "any-base", Usage: "merge even if an adapter was made for another base", Destination: &o.anyBase},
@@ -54,6 +56,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "tied", Usage: "if an adapter changes only the embedding or only the head of a tied pair: `untie|fold`, that is, make the head a tensor of its own, or change both", Destination: &o.tied, Action: checkTied},
 			&cli.BoolFlag{Name: "grow-vocabulary", Usage: "add rows to embedding and head if an adapter has more, and update config.json", Destination: &o.growVocabulary},
 			&cli.BoolFlag{Name: "add-tensors", Usage: "add tensors, such as a classifier, that an adapter saves whole and BASE lacks or has in another shape; update config.json", Destination: &o.addTensors},
+			o.pageFlag("heat maps of all updated tensors"),
 		}, append(append(o.readingFlags(), o.memoryFlag()), o.flags()...)...),
 		Action: func(c *cli.Context) error { return runMerge(c, t, o) },
 	}
@@ -68,6 +71,9 @@ func (o *mergeOptions) parse(c *cli.Context) (base string, adapters []string, we
 	}
 	if o.out == "" && !o.dryRun {
 		return "", nil, nil, usagef(example, "merge needs -o OUT, the path of the merged checkpoint")
+	}
+	if err := o.checkDry(o.dryRun); err != nil {
+		return "", nil, nil, err
 	}
 	if o.undo && o.undoFile == "" {
 		o.undoFile = undoBeside(o.out)
@@ -105,7 +111,7 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 	run := &planRun{
 		warnings: warnings,
 		command:  "merge", what: "merging", common: &o.common, in: base, adapters: paths, out: o.out, record: o.undoFile, dryRun: o.dryRun,
-		show: showReport,
+		show: showReport, page: &o.pageOption, replace: o.force,
 		open: func(options merge.Options) (*merge.Plan, error) {
 			return merge.Open(c.Context, base, adapters, options)
 		},
@@ -134,6 +140,19 @@ type planRun struct {
 	warnings      []string // of the command
 	open          func(merge.Options) (*merge.Plan, error)
 	show          func(*terminal, *planRun, *merge.Report)
+	page          *pageOption // nil is none
+	replace       bool        // the page
+}
+
+// place is the place of the page.
+func (run *planRun) place() fileio.Place {
+	return run.page.place(run.replace, append([]string{run.in}, run.adapters...), []string{run.out, run.record})
+}
+
+// writePage writes the page of the report.
+func (run *planRun) writePage(t *terminal, r *merge.Report) error {
+	head := page.Head{Command: run.command, Title: run.out}
+	return run.page.writePage(t, run.common, run.place(), head, func(h page.Head) ([]byte, error) { return page.Merge(h, r) })
 }
 
 // written returns the bytes that the run wrote, its time, and its rate.
@@ -158,6 +177,12 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 		}
 	}
 	options.UndoFile = run.record
+	if run.page == nil {
+		run.page = new(pageOption)
+	}
+	if err := run.page.checkPage(run.place()); err != nil {
+		return err
+	}
 	plan, err := run.open(options)
 	if err != nil {
 		return err
@@ -187,7 +212,10 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 		Seconds  float64  `json:"seconds"`
 		*merge.Report
 	}{run.in, run.adapters, run.out, version, run.seconds, report}
-	return t.show(run.command, run.common.json, document, run.common.summary(func() { run.show(t, run, report) }))
+	if err := t.show(run.command, run.common.json, document, run.common.summary(func() { run.show(t, run, report) })); err != nil {
+		return err
+	}
+	return run.writePage(t, report)
 }
 
 // parseWeights returns one weight per adapter. Without texts each is absent.

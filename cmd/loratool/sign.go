@@ -15,7 +15,6 @@ import (
 
 	"aead.dev/minisign"
 	"github.com/loratool/loratool/format"
-	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/urfave/cli/v2"
@@ -135,28 +134,9 @@ func makeKeys(t *terminal, o *signOptions) error {
 	}))
 }
 
-// writeSmall writes a file, whole or not at all.
+// writeSmall writes a key or a signature, whole or not at all.
 func writeSmall(path string, content []byte, mode os.FileMode, replace bool) error {
-	place := fileio.Place{Path: path, Replace: replace, Known: isSmallText, Kind: "a signature"}
-	if err := place.Check(); err != nil {
-		return err
-	}
-	out, err := output.NewDisk(path, output.DiskOptions{Replace: replace})
-	if err != nil {
-		return err
-	}
-	defer out.Abort()
-	f, err := out.Create(output.Info{Size: int64(len(content)), Mode: mode})
-	if err != nil {
-		return err
-	}
-	if _, err := f.WriteAt(content, 0); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return out.Commit()
+	return writeWhole(fileio.Place{Path: path, Replace: replace, Known: isSmallText, Kind: "a signature"}, content, mode)
 }
 
 // maxKeyBytes bounds keys and signatures.

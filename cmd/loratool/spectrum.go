@@ -97,9 +97,14 @@ func showSpectra(t *terminal, o *inspectOptions, r *report.Adapter) {
 		t.line("%-9s %s", f.Kind, f.Text)
 	}
 	if s := r.Saving; s != nil {
-		t.line("rank %d, but %.0f %% of the energy of each layer is in rank %d or less: loratool resize --energy %v saves %.0f %% of the factors",
-			s.Was, 100*s.Energy, s.Rank, s.Energy, 100*s.Share)
+		t.line("%s", savingText(s))
 	}
+}
+
+// savingText says what resize would save.
+func savingText(s *report.Saving) string {
+	return fmt.Sprintf("rank %d, but %.0f %% of the energy of each layer is in rank %d or less: loratool resize --energy %v saves %.0f %% of the factors",
+		s.Was, 100*s.Energy, s.Rank, s.Energy, 100*s.Share)
 }
 
 // showEverySpectrum prints a line per layer.

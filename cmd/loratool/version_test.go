@@ -76,6 +76,7 @@ func linkedModules(t *testing.T) map[string]string {
 		t.Fatalf("go list names %d modules, want at least 5", len(dirs))
 	}
 	dirs["std"] = list("linux/amd64", "env", "GOROOT")
+	dirs["github.com/leeoniya/uPlot"] = "../../internal/page/assets/uplot" // in the pages of reports
 	return dirs
 }
 

@@ -35,6 +35,7 @@ var arrows = map[string]map[string]string{
 		"internal/checkpoint": "inspect opens checkpoints",
 		"internal/fault":      "exit codes and hints",
 		"internal/fileio":     "free space for the plan, inputs that are files",
+		"internal/page":       "reports as pages",
 		"internal/parallel":   "the number of workers for the plan",
 		"internal/report":     "reports on adapters, checkpoints and undo records",
 		"internal/resolve":    "the table of applied features",
