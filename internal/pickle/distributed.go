@@ -62,12 +62,6 @@ func isOfDTensors(g global) bool {
 	return isDType || slices.Contains([]global{rebuildFromType, rebuildWrapperClass, layoutOfTensor, device}, g) || distributedClass(g) != ""
 }
 
-// object is an instance of a class of DTensors.
-type object struct {
-	class string
-	state *dict // its attributes; nil before BUILD
-}
-
 // torch writes fewer attributes and dimensions of a mesh than these. A pickle can name one
 // dictionary any number of times, so the bounds keep the work in proportion to the file.
 const maxAttributes, maxMeshDims = 64, 16
@@ -186,13 +180,6 @@ func placementsIn(m *machine, spec *object) ([]string, error) {
 		}
 	}
 	return words, nil
-}
-
-// part is a DTensor whose values other processes hold as well.
-type part struct {
-	placements string
-	local      []uint64
-	whole      []int64
 }
 
 // refuse returns the error for a part under a name.

@@ -8,10 +8,6 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// global is a Python name in a pickle, module and member: "torch.FloatStorage". It is only
-// compared, never looked up.
-type global string
-
 // The globals that tensors are built from.
 const (
 	orderedDict           = global("collections.OrderedDict")
@@ -22,11 +18,6 @@ const (
 	rebuildParameterState = global("torch._utils._rebuild_parameter_with_state")
 	torchSize             = global("torch.Size")
 	untypedStorage        = global("torch.storage.UntypedStorage")
-)
-
-const (
-	hintResave    = "if you trust the file, load it with torch and save its tensors with safetensors.torch.save_file"
-	hintPlainCopy = "save it as a plain tensor: tensor.to(torch.float32).contiguous()"
 )
 
 // maxDims bounds the dimensions of a tensor, as in torch.
