@@ -16,12 +16,16 @@ import (
 
 // baseOptions are the flags that compare an adapter with a base.
 type baseOptions struct {
-	base string
+	base      string
+	controls  bool
+	intruders bool
 }
 
 func (o *baseOptions) baseFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "base", Usage: "of an adapter: whether it fits the checkpoint `BASE`, how large ΔW is beside W, and how much of ΔW a merge into the dtype of BASE keeps; reads the weights that change twice, and writes nothing", Destination: &o.base},
+		&cli.BoolFlag{Name: "controls", Usage: "with --base: show beside the amplification how large it is in the first directions of W itself; decomposes W in memory, in seconds for a large layer", Destination: &o.controls},
+		&cli.BoolFlag{Name: "intruders", Usage: "with --base: count the intruder dimensions (arXiv:2410.21228), those of the first 10 left singular vectors of W + ΔW whose cosines with all of W are below 0.5; takes full decompositions, many minutes for a matrix of 4096×4096", Destination: &o.intruders},
 	}
 }
 
@@ -31,7 +35,7 @@ func (o *inspectOptions) compareBase(c *cli.Context, src format.Source, path str
 		return nil, nil
 	}
 	return report.CompareBase(c.Context, src, o.base, report.BaseOptions{
-		Name: path, Workers: o.workers,
+		Name: path, Workers: o.workers, Own: o.controls, Intruders: o.intruders,
 		Allow: func(need int64) error { return o.checkMemory(need, "the comparison with "+o.base) },
 	})
 }
@@ -96,8 +100,14 @@ func showOnBase(t *terminal, o *inspectOptions, b *report.OnBase) {
 		{head: "layers"}, {head: "rank", drop: 2}, {head: "‖ΔW‖", drop: 3}, {head: "‖ΔW‖/‖W‖"},
 		{head: "amplified", meaning: "‖ΔW‖/‖UᵀWV‖, with the singular vectors U and V of ΔW: the least and the largest"},
 		{head: "random", drop: 1, meaning: "the same for random U and V"},
-		{head: "module", left: true, isName: true},
 	}}
+	if o.controls {
+		tab.columns = append(tab.columns, column{head: "own", meaning: "the same for the first singular vectors of W"})
+	}
+	if o.intruders {
+		tab.columns = append(tab.columns, column{head: "intruders", meaning: "singular vectors of W + ΔW that W does not have, of the first 10 of each layer"})
+	}
+	tab.columns = append(tab.columns, column{head: "module", left: true, isName: true})
 	kinds := o.kinds(len(layers), func(i int) string { return layers[i].Name() })
 	if each {
 		kinds = kinds[:0]
@@ -107,17 +117,31 @@ func showOnBase(t *terminal, o *inspectOptions, b *report.OnBase) {
 	}
 	for _, k := range kinds {
 		var ranks span
-		var amplified, random figures
+		var amplified, random, own figures
 		var delta, base float64
+		intruders := 0
 		for _, i := range k.items {
 			l := layers[i]
 			ranks.add(l.Rank)
 			amplified.add(float64(l.Amplification))
 			random.add(float64(l.RandomAmplification))
+			if l.Own != nil {
+				own.add(l.Norm / *l.Own)
+			}
+			if l.Intruders != nil {
+				intruders += *l.Intruders
+			}
 			delta, base = delta+l.Norm*l.Norm, base+l.BaseNorm*l.BaseNorm
 		}
-		tab.add(strconv.Itoa(len(k.items)), ranks.String(), fmt.Sprintf("%.4g", math.Sqrt(delta)), ratioText(math.Sqrt(delta), math.Sqrt(base)),
-			amplified.String(), random.String(), k.name)
+		cells := []string{strconv.Itoa(len(k.items)), ranks.String(), fmt.Sprintf("%.4g", math.Sqrt(delta)), ratioText(math.Sqrt(delta), math.Sqrt(base)),
+			amplified.String(), random.String()}
+		if o.controls {
+			cells = append(cells, own.String())
+		}
+		if o.intruders {
+			cells = append(cells, strconv.Itoa(intruders))
+		}
+		tab.add(append(cells, k.name)...)
 	}
 	t.print(tab)
 	if left > 0 {

@@ -61,6 +61,8 @@ func largest(s *report.Spectrum) float64 {
 // checkTable refuses flags for tables that the command does not print.
 func (o *inspectOptions) checkTable() error {
 	switch {
+	case o.base == "" && (o.controls || o.intruders):
+		return usagef("loratool inspect ADAPTER --base BASE --controls", "--controls and --intruders are for --base")
 	case !o.spectrum && o.base == "" && (o.all || o.sort != "" || o.top > 0):
 		return usagef("loratool inspect ADAPTER --spectrum --sort norm --top 10", "--all, --sort and --top are for --spectrum and --base")
 	case o.sort != "" && o.spectrum && spectrumKeys[o.sort] == nil:

@@ -60,6 +60,10 @@ type LayerOnBase struct {
 	// Random is ‖UᵀWV‖ as random directions have it: ‖W‖·Rank/√(Rows·Columns).
 	Random              float64      `json:"random_projection"`
 	RandomAmplification merge.Figure `json:"random_amplification"`
+	// Own is ‖UᵀWV‖ for the first Rank singular vectors of W, only with BaseOptions.Own.
+	Own *float64 `json:"own_projection,omitempty"`
+	// Intruders counts the intruder dimensions among the first 10, only with BaseOptions.Intruders.
+	Intruders *int `json:"intruders,omitempty"`
 }
 
 // NotMeasured is a tensor whose update is no thin product, with the reason.
@@ -73,6 +77,10 @@ type NotMeasured struct {
 type BaseOptions struct {
 	Name    string // of the adapter, for messages
 	Workers int    // goroutines; 0 means one per processor
+	// Own adds the projection of W on its own first singular vectors. It holds W in memory.
+	Own bool
+	// Intruders counts intruder dimensions, by full decompositions of W and W + ΔW.
+	Intruders bool
 	// Allow is asked before work that takes about this many bytes of memory. nil allows any.
 	Allow func(bytes int64) error
 }
@@ -165,7 +173,7 @@ func (r *OnBase) measure(
 	if err != nil {
 		return err
 	}
-	if err := o.allow(measureBytes(changes, o.Workers)); err != nil {
+	if err := o.allow(measureBytes(changes, &o)); err != nil {
 		return err
 	}
 	layers := make([][]LayerOnBase, len(changes))
@@ -181,7 +189,7 @@ func (r *OnBase) measure(
 		}
 		read := make(map[resolve.Blob][]byte)
 		for _, rect := range rectangles(c) {
-			l, err := measureLayer(ctx, rect, base, read)
+			l, err := measureLayer(ctx, rect, base, read, &o)
 			if err != nil {
 				return err
 			}
@@ -230,7 +238,7 @@ func whyNotThin(c *resolve.Change) string {
 
 // measureBytes estimates the memory that measure takes: for each worker the adapter's tensors for
 // one tensor of the base, the factors of a layer, their bases and vectors, and rows of W.
-func measureBytes(changes []*resolve.Change, workers int) int64 {
+func measureBytes(changes []*resolve.Change, o *BaseOptions) int64 {
 	var most int64
 	for _, c := range changes {
 		var stored, factors int64
@@ -246,17 +254,25 @@ func measureBytes(changes []*resolve.Change, workers int) int64 {
 					}
 				}
 			}
-			factors = max(factors, 4*8*ranks*int64(len(r.rows)+len(r.cols)))
+			need := 4 * 8 * ranks * int64(len(r.rows)+len(r.cols))
+			switch elements := int64(len(r.rows)) * int64(len(r.cols)); {
+			case o.Intruders: // W, W + ΔW, their vectors, and work of the decomposition
+				need += 8 * 8 * elements
+			case o.Own:
+				need += (8 + 4) * elements
+			}
+			factors = max(factors, need)
 		}
 		_, nCols := c.Matrix()
 		most = max(most, stored+factors+16*max(rowsAtOnce, nCols))
 	}
-	return most * int64(min(parallel.Workers(workers), len(changes)))
+	return most * int64(min(parallel.Workers(o.Workers), len(changes)))
 }
 
 // measureLayer compares one layer with its part of the base.
 func measureLayer(
 	ctx context.Context, rect *rectangle, base *checkpoint.Checkpoint, read map[resolve.Blob][]byte,
+	o *BaseOptions,
 ) (*LayerOnBase, error) {
 	l := &LayerOnBase{
 		Module: rect.module, Tensor: rect.Name, Rows: len(rect.rows), Columns: len(rect.cols),
@@ -288,7 +304,7 @@ func measureLayer(
 		return nil, err
 	}
 	l.relate()
-	return l, nil
+	return l, l.control(ctx, rect, base, delta, o)
 }
 
 // relate computes the figures that follow from norms and sizes.

@@ -17,6 +17,7 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/testkit"
+	"github.com/loratool/loratool/internal/thin"
 	"gonum.org/v1/gonum/mat"
 )
 
@@ -81,8 +82,8 @@ func values(t *testing.T, c *checkpoint.Checkpoint, name string) []float64 {
 	return v
 }
 
-// whole returns the rectangle's part of a tensor, as a matrix in memory.
-func (r *rectangle) whole(v []float64) *mat.Dense {
+// cut returns the rectangle's part of a tensor, as a matrix in memory.
+func (r *rectangle) cut(v []float64) *mat.Dense {
 	nRows, nCols := r.Matrix()
 	first := r.band * int(nRows) / r.NBands
 	m := mat.NewDense(len(r.rows), len(r.cols), nil)
@@ -147,13 +148,13 @@ func kindOfRectangle(r *rectangle) string {
 
 func compareLayer(t *testing.T, f *fixture, r *rectangle) {
 	t.Helper()
-	got, err := measureLayer(t.Context(), r, f.base, make(map[resolve.Blob][]byte))
+	got, err := measureLayer(t.Context(), r, f.base, make(map[resolve.Blob][]byte), &BaseOptions{Own: true, Intruders: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := r.whole(values(t, f.base, r.Name))
+	w := r.cut(values(t, f.base, r.Name))
 	var delta mat.Dense
-	delta.Sub(r.whole(values(t, f.truth, r.Name)), w)
+	delta.Sub(r.cut(values(t, f.truth, r.Name)), w)
 	want := LayerOnBase{Norm: mat.Norm(&delta, 2), BaseNorm: mat.Norm(w, 2)}
 	var svd mat.SVD
 	if !svd.Factorize(&delta, mat.SVDThin) {
@@ -173,6 +174,7 @@ func compareLayer(t *testing.T, f *fixture, r *rectangle) {
 		inner.Mul(u.Slice(0, m, 0, want.Rank).T(), &right)
 		want.Projected = mat.Norm(&inner, 2)
 	}
+	compareControls(t, got, want.Rank, w, &delta)
 	const relative = 1e-6 // ΔW is what rounding to float64 has left of it
 	if got.Rank != want.Rank || !near(got.Norm, want.Norm, relative) || !near(got.BaseNorm, want.BaseNorm, 1e-12) ||
 		!near(got.Projected, want.Projected, relative) || !near(got.Relative, want.Norm/want.BaseNorm, relative) {
@@ -180,6 +182,64 @@ func compareLayer(t *testing.T, f *fixture, r *rectangle) {
 	}
 	if a := want.Norm / want.Projected; want.Rank > 0 && !near(float64(got.Amplification), a, relative) {
 		t.Errorf("%s of %s: amplification %v, want %v", r.Name, f.path, got.Amplification, a)
+	}
+}
+
+// compareControls compares with decompositions of W and of W + ΔW by gonum.
+func compareControls(t *testing.T, got *LayerOnBase, k int, w, delta *mat.Dense) {
+	t.Helper()
+	var merged mat.Dense
+	merged.Add(w, delta)
+	var before, after mat.SVD
+	if !before.Factorize(w, mat.SVDThin) || !after.Factorize(&merged, mat.SVDThin) {
+		t.Fatal("gonum finds no decomposition")
+	}
+	var own float64
+	for _, s := range before.Values(nil)[:k] {
+		own += s * s
+	}
+	if !near(*got.Own, math.Sqrt(own), 1e-4) {
+		t.Errorf("%s: own directions have %v, want %v", got.Tensor, *got.Own, math.Sqrt(own))
+	}
+	var u, v, cosines mat.Dense
+	before.UTo(&u)
+	after.UTo(&v)
+	cosines.Mul(v.T(), &u)
+	want := 0
+	n, _ := cosines.Dims()
+	for j := range min(10, n) {
+		row := cosines.RawRowView(j)
+		if max(slices.Max(row), -slices.Min(row)) < 0.5 {
+			want++
+		}
+	}
+	if *got.Intruders != want {
+		t.Errorf("%s: %d intruders, want %d", got.Tensor, *got.Intruders, want)
+	}
+}
+
+// TestIntruderIsSeen: ΔW is a strong direction at the same angle to all eight of W. A ΔW in a
+// direction of W is no intruder.
+func TestIntruderIsSeen(t *testing.T) {
+	const n = 8
+	w := make([]float64, n*n)
+	for i := range n {
+		w[i*n+i] = float64(n - i)
+	}
+	even, one := make([]float64, n), make([]float64, n)
+	for i := range n {
+		even[i] = 1
+	}
+	one[3] = 1
+	for _, c := range []struct {
+		direction []float64
+		want      int
+	}{{even, 1}, {one, 0}} {
+		delta := &thin.Matrix{M: n, N: n, R: 1, B: c.direction, A: c.direction, Exponent: 10}
+		got, err := intruders(t.Context(), slices.Clone(w), n, n, delta)
+		if err != nil || got != c.want {
+			t.Errorf("%v: got %d, error %v, want %d", c.direction, got, err, c.want)
+		}
 	}
 }
 
