@@ -286,7 +286,7 @@ func TestLayersAreFound(t *testing.T) {
 	x := open(t, inspected(t, modules(12)))
 	x.do(chromedp.SendKeys(chromedp.CSS(`#find`), "LAYERS.1.mlp"))
 	x.is(rows, 3)
-	x.is(`document.getElementById("found").textContent`, "3")
+	x.is(`document.getElementById("found").textContent`, "3 of 84")
 }
 
 func TestHostileNamesAreInert(t *testing.T) {

@@ -22,6 +22,9 @@ func Adapter(h Head, r *report.Adapter) ([]byte, error) {
 	p.Notes = adapterNotes(h.Notes, r)
 	p.table = newTable(len(r.Layers), func(i int) string { return r.Layers[i].Module })
 	addLayers(&p.table, r)
+	if r.OnBase != nil {
+		p.addBase(r)
+	}
 	var others []string
 	for _, b := range r.Beside {
 		others = append(others, fmt.Sprintf("%s: %s, %s %d", b.Target, b.Action, b.DType, b.Shape))
@@ -124,6 +127,44 @@ func addLayers(t *table, r *report.Adapter) {
 		}
 		return nil, 0
 	})
+}
+
+// addBase adds the verdict about the adapter and a base, and compares each layer with the part of
+// the base that it changes. A layer that changes several tensors has no figures.
+func (p *page) addBase(r *report.Adapter) {
+	b := r.OnBase
+	if !b.Fits {
+		p.Verdict, p.IsBad, p.Reasons = "merge refuses it on "+b.Path, true, append([]string{b.Refusal}, p.Reasons...)
+		return
+	}
+	p.Facts = append(p.Facts, Fact{"Fits", b.Path}, Fact{"Changed tensors", number(b.Tensors)})
+	if k := b.Kept; k != nil {
+		p.Facts = append(p.Facts, Fact{"‖ΔW‖ ÷ ‖W‖", figure(float64(k.RelativeNorm))}, Fact{"Lost to rounding", figure(float64(k.RetentionError))})
+	}
+	p.Notes = append(p.Notes, b.Warnings...)
+	of := make(map[string]*report.LayerOnBase)
+	for i := range b.Layers {
+		l := &b.Layers[i]
+		if _, several := of[l.Module]; several {
+			l = nil
+		}
+		of[b.Layers[i].Module] = l
+	}
+	value := func(f func(l *report.LayerOnBase) float64) func(i int) float64 {
+		return func(i int) float64 {
+			if l := of[r.Layers[i].Module]; l != nil {
+				return f(l)
+			}
+			return math.NaN()
+		}
+	}
+	relative := value(func(l *report.LayerOnBase) float64 { return l.Relative })
+	amplification := value(func(l *report.LayerOnBase) float64 { return float64(l.Amplification) })
+	p.heat("‖ΔW‖ ÷ ‖W‖", "How much a layer changes its weight, relative to it.", relative)
+	p.heat("Amplification", "‖ΔW‖ ÷ ‖UᵀWV‖: how much stronger ΔW is than W in its own directions.", amplification)
+	p.number("‖ΔW‖÷‖W‖", "", relative)
+	p.number("amplification", "‖ΔW‖ ÷ ‖UᵀWV‖, with U and V the directions of ΔW", amplification)
+	p.number("random", "the amplification of random directions", value(func(l *report.LayerOnBase) float64 { return float64(l.RandomAmplification) }))
 }
 
 // addList adds a list of names, if there are any.

@@ -62,7 +62,8 @@ func newGrid(names []string) *grid {
 	return g
 }
 
-// shorten takes the beginning that all names have from the names of rows and columns.
+// shorten takes the beginning that all names have from the names of rows and columns, and the end
+// that all columns have, such as .weight.
 func (g *grid) shorten() {
 	named := slices.DeleteFunc(slices.Clone(g.rows), func(name string) bool { return name == "" })
 	common := commonStart(named)
@@ -75,10 +76,26 @@ func (g *grid) shorten() {
 			g.rows[i] = "outside"
 		}
 	}
-	common = commonStart(g.columns)
+	start, end := commonStart(g.columns), commonEnd(g.columns)
 	for i := range g.columns {
-		g.columns[i] = strings.TrimPrefix(g.columns[i], common)
+		g.columns[i] = strings.TrimSuffix(strings.TrimPrefix(g.columns[i], start), end)
 	}
+}
+
+// commonEnd is the last part of the names from its dot on, if all have the same one and more.
+func commonEnd(names []string) string {
+	end := ""
+	for i, name := range names {
+		at := strings.LastIndexByte(name, '.')
+		if at <= 0 || i > 0 && name[at:] != end {
+			return ""
+		}
+		end = name[at:]
+	}
+	if len(names) < 2 {
+		return ""
+	}
+	return end
 }
 
 // splitter returns a function that cuts the names of layers in two: the block, which ends in a

@@ -59,6 +59,7 @@ func everyPage(t *testing.T, name string) map[string]string {
 	}
 	a := adapterOf(name, "layers.0.other", "layers.1.other")
 	a.Refusals, a.Mergeable, a.Base, a.License, a.Attached = []string{name}, false, name, name, []string{name}
+	a.OnBase = &report.OnBase{Fits: true, Path: name, Warnings: []string{name}, Layers: []report.LayerOnBase{{Module: name, Relative: 0.5}}}
 	a.Beside = []report.BesideTensor{{Target: name, Action: "replace", DType: "F32", Shape: []uint64{2}}}
 	text, err := Adapter(head, a)
 	add("adapter", text, err)
@@ -216,6 +217,30 @@ func TestFourHundredLayersFitInAPage(t *testing.T) {
 	}
 }
 
+func TestABaseAddsItsFigures(t *testing.T) {
+	r := adapterOf("layers.0.q", "layers.1.q", "layers.2.experts")
+	r.OnBase = &report.OnBase{Fits: true, Path: "the base", Layers: []report.LayerOnBase{
+		{Module: "layers.0.q", Relative: 0.0625, Amplification: 21.5, RandomAmplification: 1.25},
+		{Module: "layers.2.experts", Relative: 0.1}, {Module: "layers.2.experts", Relative: 0.2}, // two tensors
+	}}
+	text, err := Adapter(Head{Command: "inspect", Title: "adapter"}, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for cell, want := range map[string]int{">0.0625</td>": 1, ">0.06250</td>": 1, ">21.50</td>": 1, ">21.5</td>": 1, ">1.250</td>": 1, ">0.1": 0, ">0.2": 0} {
+		if n := bytes.Count(text, []byte(cell)); n != want {
+			t.Errorf("the page has %q %d times, want %d", cell, n, want)
+		}
+	}
+	r.OnBase = &report.OnBase{Path: "the base", Refusal: "it has another width"}
+	if text, err = Adapter(Head{Command: "inspect", Title: "adapter"}, r); err != nil {
+		t.Fatal(err)
+	}
+	if want := `<p class="verdict bad">merge refuses it on the base</p>`; !bytes.Contains(text, []byte(want)) || !bytes.Contains(text, []byte("it has another width")) {
+		t.Errorf("the page lacks %s, or the refusal", want)
+	}
+}
+
 func TestPagesOfNothing(t *testing.T) {
 	text, err := Adapter(Head{Command: "inspect", Title: "adapter"}, &report.Adapter{})
 	if err != nil {
@@ -262,6 +287,8 @@ func TestLayersHaveTheirPlaces(t *testing.T) {
 		{[]string{"b.0.ff.net.0.proj", "b.0.to_out.0", "b.1.to_out.0"}, "0 1", "ff.net.0.proj to_out.0", "b.*"},
 		{[]string{"l.0.experts.0.up", "l.0.experts.0.down", "l.0.q", "l.0.k"}, "0 0.experts.0", "up down q k", "l.*"},
 		{[]string{"te_layers_0_q_proj", "te_layers_1_q_proj", "te_layers_1_k_proj"}, "0 1", "q_proj k_proj", "te_layers_*"},
+		{[]string{"layers.0.q.weight", "layers.1.k.weight"}, "0 1", "q k", "layers.*"},
+		{[]string{"layers.0.q.weight", "layers.1.k.bias"}, "0 1", "q.weight k.bias", "layers.*"},
 		{[]string{"lm_head", "embed"}, "outside", "lm_head embed", "module"},
 		{[]string{"layers.0.q", "layers.1.q", "head"}, "outside 0 1", "q head", "layers.*"},
 	} {

@@ -51,7 +51,7 @@
         row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted);
         n += !row.hidden;
       }
-      found.textContent = n;
+      found.textContent = n + " of " + rows.length;
     });
   }
 
