@@ -3,9 +3,11 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
@@ -39,6 +41,8 @@ func showAdapter(t *terminal, o *inspectOptions, r *report.Adapter) {
 	if len(r.Attached) > 0 {
 		t.line("attached  %s", strings.Join(r.Attached, ", "))
 	}
+	showPEFT(t, r.PEFT)
+	showUnusual(t, r.Unusual)
 	showTraining(t, r)
 	showHashes(t, r)
 	showBeside(t, o, r.Beside)
@@ -61,6 +65,55 @@ func showAdapter(t *terminal, o *inspectOptions, r *report.Adapter) {
 	if o.metadata {
 		t.line("")
 		showMetadata(t, r)
+	}
+}
+
+// showPEFT prints what PEFT's configuration says of the training.
+func showPEFT(t *terminal, p *report.PEFT) {
+	if p == nil {
+		return
+	}
+	var facts []string
+	for _, fact := range []struct{ name, text string }{
+		{"version", p.Version}, {"task", p.TaskType}, {"targets", listText(slices.Sorted(slices.Values(p.TargetModules)))},
+		{"trained whole", listText(p.ModulesToSave)},
+	} {
+		if fact.text != "" {
+			facts = append(facts, fact.name+" "+fact.text)
+		}
+	}
+	if len(facts) > 0 {
+		t.line("peft      %s", strings.Join(facts, "; "))
+	}
+}
+
+// maxListed is how many names a line lists.
+const maxListed = 12
+
+// listText lists the first names, and counts the others.
+func listText(names []string) string {
+	if n := len(names) - maxListed; n > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:maxListed], ", "), n)
+	}
+	return strings.Join(names, ", ")
+}
+
+// showUnusual prints the unusual files of an adapter's folder, a line for each kind.
+func showUnusual(t *terminal, files []convert.UnusualFile) {
+	for _, kind := range []struct{ name, text string }{
+		{convert.UnusualPickle, "pickles, which can run code in programs that load them"},
+		{convert.UnusualCode, "code"}, {convert.UnusualTraining, "the state of a training, which merge does not need"},
+		{convert.UnusualWeights, "other weights"},
+	} {
+		var names []string
+		for _, f := range files {
+			if f.Kind == kind.name {
+				names = append(names, fmt.Sprintf("%s (%s)", f.Name, fileio.FormatBytes(f.Bytes)))
+			}
+		}
+		if len(names) > 0 {
+			t.line("unusual   its folder holds %s: %s", kind.text, strings.Join(names, ", "))
+		}
 	}
 }
 

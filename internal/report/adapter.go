@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/card"
 	"github.com/loratool/loratool/internal/delta"
@@ -37,18 +38,23 @@ type Adapter struct {
 	Layers       []Layer        `json:"layers"`
 	Beside       []BesideTensor `json:"beside"`
 	FilesBeside  []string       `json:"files_beside"` // weights in its folder that do not belong to it
-	Requires     []Requirement  `json:"requires"`
-	Mergeable    bool           `json:"mergeable"`
-	Methods      []string       `json:"methods"`  // steps of merge beyond the plain formula
-	Refusals     []string       `json:"refusals"` // reasons why merge refuses it
-	Notes        []string       `json:"notes"`
-	Training     *Training      `json:"training,omitempty"` // what the metadata say, condensed
-	Hashes       *Hashes        `json:"hashes,omitempty"`   // only with Options.Hashes
-	Values       *Values        `json:"values,omitempty"`
-	Findings     []Finding      `json:"findings,omitempty"`   // only with Options.Spectrum
-	Saving       *Saving        `json:"saving,omitempty"`     // the same, if resizing would save much
-	OnBase       *OnBase        `json:"on_base,omitempty"`    // set by the caller, from CompareBase
-	Content      string         `json:"content_id,omitempty"` // only with Options.Values
+	PEFT         *PEFT          `json:"peft,omitempty"`
+
+	// Unusual lists the files of its folder that it does not need, or that can run code.
+	Unusual []convert.UnusualFile `json:"unusual_files"`
+
+	Requires  []Requirement `json:"requires"`
+	Mergeable bool          `json:"mergeable"`
+	Methods   []string      `json:"methods"`  // steps of merge beyond the plain formula
+	Refusals  []string      `json:"refusals"` // reasons why merge refuses it
+	Notes     []string      `json:"notes"`
+	Training  *Training     `json:"training,omitempty"` // what the metadata say, condensed
+	Hashes    *Hashes       `json:"hashes,omitempty"`   // only with Options.Hashes
+	Values    *Values       `json:"values,omitempty"`
+	Findings  []Finding     `json:"findings,omitempty"`   // only with Options.Spectrum
+	Saving    *Saving       `json:"saving,omitempty"`     // the same, if resizing would save much
+	OnBase    *OnBase       `json:"on_base,omitempty"`    // set by the caller, from CompareBase
+	Content   string        `json:"content_id,omitempty"` // only with Options.Values
 
 	// Metadata is __metadata__ of the file that the adapter was read from. Of an adapter of PEFT it
 	// is there only with Options.Metadata or Options.Hashes.
@@ -131,7 +137,7 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	if err := format.Validate(m); err != nil {
 		return nil, err
 	}
-	r := &Adapter{Kind: "adapter", Sign: o.Sign, Datasets: []string{}, Attached: []string{}, Layers: []Layer{}, Beside: []BesideTensor{}, FilesBeside: []string{}, Requires: []Requirement{}, Methods: []string{}, Refusals: []string{}, Notes: append([]string{}, m.Notes...)}
+	r := &Adapter{Kind: "adapter", Sign: o.Sign, Datasets: []string{}, Attached: []string{}, Layers: []Layer{}, Beside: []BesideTensor{}, FilesBeside: []string{}, Unusual: []convert.UnusualFile{}, Requires: []Requirement{}, Methods: []string{}, Refusals: []string{}, Notes: append([]string{}, m.Notes...)}
 	counts := make(dtypeCounts)
 	for i := range m.Tensors {
 		t := &m.Tensors[i]
@@ -146,6 +152,11 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	if err := r.addAttachments(src); err != nil {
 		return nil, err
 	}
+	unusual, err := convert.UnusualFiles(src)
+	if err != nil {
+		return nil, err
+	}
+	r.Unusual = append(r.Unusual, unusual...)
 	if err := r.addMetadata(ctx, src, o.Metadata || o.Hashes); err != nil {
 		return nil, err
 	}
@@ -176,7 +187,7 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	return r, nil
 }
 
-// maxCardBytes bounds the model card that is read for its front matter.
+// maxCardBytes bounds the model card that is read for its front matter, and PEFT's configuration.
 const maxCardBytes = 1 << 20
 
 // addAttachments adds the names of the attached files, and the facts of the model card.
@@ -187,12 +198,16 @@ func (r *Adapter) addAttachments(src format.Source) error {
 			continue
 		}
 		r.Attached = append(r.Attached, a.Name)
-		if a.Name != format.ModelCard || a.NBytes > maxCardBytes {
+		if a.Name != format.ModelCard && a.Name != format.PEFTConfig || a.NBytes > maxCardBytes {
 			continue
 		}
 		text := make([]byte, a.NBytes)
 		if err := src.ReadBlobAt(text, len(m.Tensors)+i, 0); err != nil {
 			return err
+		}
+		if a.Name == format.PEFTConfig {
+			r.PEFT = describePEFT(text)
+			continue
 		}
 		facts := card.Parse(text)
 		r.License, r.Datasets = facts.License, append(r.Datasets, facts.Datasets...)

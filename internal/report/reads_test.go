@@ -68,11 +68,11 @@ func TestDescribeReadsLittleOfALargeContainer(t *testing.T) {
 	if len(report.Layers) != nLayers {
 		t.Errorf("the report has %d layers, want %d", len(report.Layers), nLayers)
 	}
-	// The head is within the first request; the other has the digests and the seek table of 32
-	// chunks of factors and one of attachments.
-	const want, wantRequests = 16<<10 + 113 + 40*33, 2
-	if n, requests := c.n.Load(), c.requests.Load(); n != want || requests != wantRequests || file.Len() < 16<<20 {
-		t.Errorf("%d bytes of a container of %d were read in %d requests, want %d in %d",
-			n, file.Len(), requests, want, wantRequests)
+	// The head is within the first request; the second has the digests and the seek table of 32
+	// chunks of factors and one of attachments; the third is this chunk, for PEFT's configuration.
+	const head, attachments, wantRequests = 16<<10 + 113 + 40*33, 4 << 10, 3
+	if n, requests := c.n.Load(), c.requests.Load(); n <= head || n > head+attachments || requests != wantRequests || file.Len() < 16<<20 {
+		t.Errorf("%d bytes of a container of %d were read in %d requests, want %d and at most %d in %d",
+			n, file.Len(), requests, head, attachments, wantRequests)
 	}
 }
