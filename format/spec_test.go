@@ -6,6 +6,7 @@ import (
 	"flag"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -146,20 +147,37 @@ func TestRulesHaveTheKindsOfTheSpec(t *testing.T) {
 	}
 }
 
-// TestRulesOfMethods: they go on from those of names (spec/NAMES.md), and the ones that the format
-// checks have their kinds in ruleKinds.
-func TestRulesOfMethods(t *testing.T) {
-	names := ruleLine.FindAllStringSubmatch(readText(t, "../spec/NAMES.md"), -1)
-	n, _ := strconv.Atoi(names[len(names)-1][1])
-	for _, m := range ruleLine.FindAllStringSubmatch(readText(t, methodsFile), -1) {
-		if n++; m[1] != strconv.Itoa(n) || strings.Count(m[2], "MUST") != 1 {
-			t.Errorf("rule R%s stands where R%d is due, or has not one MUST", m[1], n)
-		}
-		isOfFormat := n < len(ruleKinds)
-		if isOfFormat != (m[3] == "corrupt") || isOfFormat && ruleKinds[n] != ErrCorrupt {
-			t.Errorf("R%d is %q in the specification and another kind in ruleKinds", n, m[3])
+// TestRulesOfTheDrafts: the rules of names and of methods share their numbers. Each number stands
+// once, in ascending order in its text, and the numbers go on from those of applying without a gap.
+// The rules that the format checks have their kinds in ruleKinds.
+func TestRulesOfTheDrafts(t *testing.T) {
+	var all []int
+	for _, file := range []string{"../spec/NAMES.md", methodsFile} {
+		before := 0
+		for _, m := range ruleLine.FindAllStringSubmatch(readText(t, file), -1) {
+			n, _ := strconv.Atoi(m[1])
+			if n <= before || strings.Count(m[2], "MUST") != 1 {
+				t.Errorf("%s: rule R%d stands behind R%d, or has not one MUST", file, n, before)
+			}
+			before, all = n, append(all, n)
+			if isOfFormat := n < len(ruleKinds) && ruleKinds[n] == ErrCorrupt; isOfFormat != (m[3] == "corrupt") {
+				t.Errorf("R%d is %q in the specification and another kind in ruleKinds", n, m[3])
+			}
 		}
 	}
+	slices.Sort(all)
+	for i, n := range all {
+		if want := lastOfApplying(t) + 1 + i; n != want {
+			t.Fatalf("rule R%d stands where R%d is due", n, want)
+		}
+	}
+}
+
+// lastOfApplying is the number of the last rule of spec/APPLY.md.
+func lastOfApplying(t *testing.T) int {
+	rules := ruleLine.FindAllStringSubmatch(readText(t, applyFile), -1)
+	n, _ := strconv.Atoi(rules[len(rules)-1][1])
+	return n
 }
 
 // TestRulesOfApplyingGoOnFromTheFormat: they have the next numbers, one MUST each, a kind of error

@@ -15,6 +15,7 @@ import (
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/config"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/testkit"
 )
 
@@ -350,11 +351,13 @@ func TestConfigIsRead(t *testing.T) {
 	}{
 		{`{}`, config.Model{Found: true}},
 		{`{"model_type":"gpt2","architectures":["GPT2LMHeadModel"],"tie_word_embeddings":true}`,
-			config.Model{Found: true, ModelType: "gpt2", Architectures: []string{"GPT2LMHeadModel"}, TieWordEmbeddings: &yes}},
+			config.Model{Found: true, ModelType: "gpt2", Architectures: []string{"GPT2LMHeadModel"}, TieWordEmbeddings: &yes,
+				Widths: naming.Widths{ModelType: "gpt2"}}},
 		{`{"text_config":{"tie_word_embeddings":false}}`, config.Model{Found: true, TieWordEmbeddings: &no, TextTie: &no}},
 		{`{"tie_word_embeddings":true,"text_config":{"tie_word_embeddings":false}}`, config.Model{Found: true, TieWordEmbeddings: &yes, TextTie: &no}},
 		{`{"vocab_size":5,"text_config":{"vocab_size":7}}`, config.Model{Found: true, VocabSize: 7}},
-		{`{"model_type":"lfm2","tie_word_embeddings":true,"tie_embedding":false}`, config.Model{Found: true, ModelType: "lfm2", TieWordEmbeddings: &no}},
+		{`{"model_type":"lfm2","tie_word_embeddings":true,"tie_embedding":false}`, config.Model{Found: true, ModelType: "lfm2", TieWordEmbeddings: &no,
+			Widths: naming.Widths{ModelType: "lfm2"}}},
 		{`{"quantization_config":{"quant_method":"fp8"}}`, config.Model{Found: true, QuantizationMethod: "fp8"}},
 		{`{"quantization_config":{}}`, config.Model{Found: true, QuantizationMethod: "unnamed"}},
 		{`{"quantization_config":null}`, config.Model{Found: true}},
