@@ -83,7 +83,6 @@ func (o *combineOptions) combineFlags() []cli.Flag {
 // combination is the task that the flags set.
 type combination struct {
 	paths    []string
-	weights  []float64
 	openings []convert.Options
 	dialect  convert.Dialect
 	creation convert.CreateOptions

@@ -43,6 +43,7 @@
 
   const find = document.getElementById("find");
   if (find) {
+    find.closest("p").hidden = false; // without this script it finds nothing
     const rows = all(".layers tbody tr"), found = document.getElementById("found");
     find.addEventListener("input", () => {
       const wanted = find.value.trim().toLowerCase();
@@ -125,7 +126,7 @@
         { ...axis, scale: "e", side: 1, size: 56, grid: { show: false }, values: (_, ticks) => ticks.map((v) => v + " %") },
       ],
       series: [
-        { label: "i" },
+        { label: "i", value: (_, v) => v === null ? "" : v },
         { label: "σ", stroke: colour("--accent"), width: 2, points: { show: sigma.length < 65, size: 6, fill: colour("--accent") },
           value: (_, v) => v === null ? "" : short(v) },
         { label: "energy up to i", scale: "e", stroke: colour("--muted"), width: 1, dash: [4, 4], points: { show: false },
