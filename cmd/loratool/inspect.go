@@ -29,6 +29,7 @@ type inspectOptions struct {
 	spectrum bool
 	hashes   bool
 	metadata bool
+	tensors  bool
 	rank     int
 	targets  string
 }
@@ -39,7 +40,7 @@ func inspectCommand(t *terminal) *cli.Command {
 		Name:      "inspect",
 		Usage:     "show what an adapter, a checkpoint or an undo record holds",
 		ArgsUsage: "PATH",
-		Description: "Of an adapter: method, layers, ranks, alphas, scales, dtypes, and whether merge applies it. Of a checkpoint: tensors, dtypes, " +
+		Description: "Of an adapter: method, layers, ranks, alphas, scales, dtypes, whether merge applies it, and unusual files in its folder. Of a checkpoint: tensors, dtypes, parameters by role, shards, " +
 			"the adapters merged into it, and with --rank the cost of a LoRA on it. inspect reads only headers, unless you ask for --values, " +
 			"--hashes, --spectrum or --base. --json holds all metadata of a file for image models. On a narrow terminal the tables of --spectrum lose columns.",
 		Flags: append([]cli.Flag{
@@ -47,6 +48,7 @@ func inspectCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "spectrum", Usage: "of an adapter: the singular values of every s·B·A, ranks and energies", Destination: &o.spectrum},
 			&cli.BoolFlag{Name: "hashes", Usage: "read the whole file: print the hashes by which Civitai, A1111 and sd-scripts know it, and whether its header has the right ones", Destination: &o.hashes},
 			&cli.BoolFlag{Name: "metadata", Usage: "print all entries of the metadata, such as those of the training", Destination: &o.metadata},
+			&cli.BoolFlag{Name: "tensors", Usage: "of a checkpoint: list every tensor, as -v does", Destination: &o.tensors},
 			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "of a checkpoint: the parameters of a LoRA of rank `R`", Destination: &o.rank},
 			&cli.StringFlag{Name: "targets", Usage: "with --rank: `NAMES` of the modules to adapt, separated by commas (default: all linear ones)", Destination: &o.targets},
 			o.pageFlag("heat maps of all layers, and the spectrum of each; implies --spectrum"),
@@ -92,6 +94,9 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 	if o.rank > 0 {
 		return usagef("loratool inspect CHECKPOINT --rank 8", "--rank is for a checkpoint, and this is none")
 	}
+	if o.tensors {
+		return usagef("loratool inspect ADAPTER -v", "--tensors is for a checkpoint, and this is none")
+	}
 	src, err := convert.Open(c.Context, path, opening)
 	if err != nil {
 		return err
@@ -129,7 +134,7 @@ func inspectCheckpoint(c *cli.Context, t *terminal, o *inspectOptions, path stri
 	}
 	return t.show("inspect", o.json, r, func() {
 		showCheckpoint(t, r)
-		if o.verbose {
+		if o.verbose || o.tensors {
 			showTensors(t, base)
 		}
 	})

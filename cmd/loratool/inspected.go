@@ -262,6 +262,21 @@ func tensorsText(counts []report.DTypeCount) string {
 func showCheckpoint(t *terminal, r *report.Checkpoint) {
 	t.line("checkpoint  %s%s, %s", strings.TrimLeft(r.ModelType+", ", ", "), fault.Count(r.Files, "file"), fileio.FormatBytes(r.Bytes))
 	t.line("tensors     %s in %s", fault.Count(r.Parameters, "parameter"), tensorsText(r.DTypes))
+	var roles []string
+	for _, c := range r.Roles {
+		roles = append(roles, fmt.Sprintf("%s %s", c.Role, countText(c.Parameters)))
+	}
+	t.line("roles       %s", strings.Join(roles, ", "))
+	if r.Tied != "" {
+		t.line("tied        the output head is the embedding %s", r.Tied)
+	}
+	if len(r.Shards) > 1 {
+		var shards []string
+		for _, s := range r.Shards {
+			shards = append(shards, fmt.Sprintf("%s (%s)", s.File, fileio.FormatBytes(s.Bytes)))
+		}
+		t.line("shards      %s", listText(shards))
+	}
 	for _, c := range r.Components {
 		name := cmp.Or(c.Name, "others")
 		if c.Architecture != "" {

@@ -20,10 +20,28 @@ type Checkpoint struct {
 	Parameters   int64               `json:"parameters"`
 	Bytes        int64               `json:"bytes"` // of all weight files
 	DTypes       []DTypeCount        `json:"dtypes"`
+	Roles        []RoleCount         `json:"roles"`
+	Shards       []Shard             `json:"shards"`         // the weight files
+	Tied         string              `json:"tied,omitempty"` // the input embedding that is the output head, too
 	Quantization string              `json:"quantization"`
 	Components   []Component         `json:"components,omitempty"` // of an image or video model
 	Merged       []checkpoint.Merged `json:"merged"`               // merges recorded in the stamps
 	Cost         *Cost               `json:"lora_cost,omitempty"`
+}
+
+// RoleCount is the share of the tensors with one role, as their names tell it: embeddings,
+// attention, mlp, norms, head or other.
+type RoleCount struct {
+	Role       string `json:"role"`
+	Tensors    int    `json:"tensors"`
+	Parameters int64  `json:"parameters"`
+}
+
+// Shard is a file of weights.
+type Shard struct {
+	File    string `json:"file"`
+	Bytes   int64  `json:"bytes"`
+	Tensors int    `json:"tensors"`
 }
 
 // Component is a component of an image or video model: its denoiser or a text encoder.
@@ -54,7 +72,7 @@ type TargetCost struct {
 // modules whose path ends in one of targets. Without targets it counts every matrix except
 // embeddings and output heads.
 func DescribeCheckpoint(c *checkpoint.Checkpoint, rank int, targets []string) (*Checkpoint, error) {
-	r := &Checkpoint{Kind: "checkpoint", ModelType: c.Config.ModelType, Files: len(c.Files), Bytes: c.Bytes(), Quantization: c.Config.QuantizationMethod}
+	r := &Checkpoint{Kind: "checkpoint", ModelType: c.Config.ModelType, Files: len(c.Files), Bytes: c.Bytes(), Quantization: c.Config.QuantizationMethod, Shards: []Shard{}}
 	counts := make(dtypeCounts)
 	for _, name := range c.Names() {
 		ref, _ := c.Lookup(name)
@@ -63,12 +81,17 @@ func DescribeCheckpoint(c *checkpoint.Checkpoint, rank int, targets []string) (*
 		r.Parameters += ref.Tensor.Elements()
 	}
 	r.DTypes = counts.sorted()
+	r.addRoles(c)
+	for _, f := range c.Files {
+		r.Shards = append(r.Shards, Shard{f.Name, f.Size, len(f.Tensors)})
+	}
 	r.Merged = c.History()
 	names := naming.Index(c.Names())
 	shapes := func(name string) []uint64 {
 		ref, _ := c.Lookup(names.Actual(name))
 		return ref.Tensor.Shape
 	}
+	r.addTie(c, names, shapes)
 	for _, part := range naming.Components(names, shapes) {
 		r.Components = append(r.Components, Component(part))
 	}
@@ -78,6 +101,35 @@ func DescribeCheckpoint(c *checkpoint.Checkpoint, rank int, targets []string) (*
 	var err error
 	r.Cost, err = cost(c, rank, targets, r.Parameters)
 	return r, err
+}
+
+// addRoles counts the parameters by role.
+func (r *Checkpoint) addRoles(c *checkpoint.Checkpoint) {
+	counts := make(map[string]*RoleCount)
+	for _, name := range c.Names() {
+		role := naming.RoleOf(name)
+		if counts[role] == nil {
+			counts[role] = &RoleCount{Role: role}
+		}
+		ref, _ := c.Lookup(name)
+		counts[role].Tensors++
+		counts[role].Parameters += ref.Tensor.Elements()
+	}
+	r.Roles = []RoleCount{}
+	for _, role := range naming.Roles {
+		if counts[role] != nil {
+			r.Roles = append(r.Roles, *counts[role])
+		}
+	}
+}
+
+// addTie finds out whether head and embedding are one tensor for certain.
+func (r *Checkpoint) addTie(c *checkpoint.Checkpoint, names *naming.Base, shapes func(string) []uint64) {
+	m := c.Config.Ties()
+	m.Shapes = naming.Shapes(names, shapes)
+	if e := m.Ends(); e.Tied && e.Why == "" {
+		r.Tied = names.Actual(e.Embedding)
+	}
 }
 
 func cost(c *checkpoint.Checkpoint, rank int, targets []string, total int64) (*Cost, error) {
