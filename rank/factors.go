@@ -96,11 +96,6 @@ func (x *factors) equals(y *factors) bool {
 	return true
 }
 
-// bytes is the memory of all blocks in float64.
-func (x *factors) bytes() float64 {
-	return 8 * float64(x.n) * float64(x.rank) * (float64(x.rows) + float64(x.cols))
-}
-
 // read reads all blocks. Their exponents are 0. nonFinite counts NaN and infinite values.
 func (x *factors) read(ctx context.Context, src format.Source) (all []*thin.Matrix, nonFinite int64, err error) {
 	turned := 0

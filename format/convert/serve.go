@@ -149,7 +149,8 @@ func (s *served) checkRequires() error {
 
 // checkParts refuses tensors that are no factors.
 func (s *served) checkParts() error {
-	for _, b := range s.a.Beside {
+	if len(s.a.Beside) > 0 {
+		b := &s.a.Beside[0]
 		why := "is no factor"
 		switch b.Action {
 		case format.Replace:
