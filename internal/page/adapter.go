@@ -3,6 +3,7 @@ package page
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/internal/fault"
@@ -30,6 +31,11 @@ func Adapter(h Head, r *report.Adapter) ([]byte, error) {
 		others = append(others, fmt.Sprintf("%s: %s, %s %d", b.Target, b.Action, b.DType, b.Shape))
 	}
 	p.addList("Tensors beside the layers", others)
+	var files []string
+	for _, f := range r.Unusual {
+		files = append(files, fmt.Sprintf("%s: %s, %s", f.Name, f.Kind, fileio.FormatBytes(f.Bytes)))
+	}
+	p.addList("Unusual files in its folder", files)
 	return p.render()
 }
 
@@ -57,6 +63,12 @@ func adapterFacts(r *report.Adapter) (all []Fact) {
 		add("Title", r.Training.Title)
 		add("Trigger", r.Training.Trigger)
 		add("Trained by", r.Training.Program)
+	}
+	if p := r.PEFT; p != nil {
+		add("PEFT", p.Version)
+		add("Task", p.TaskType)
+		add("Targets", someOf(p.TargetModules))
+		add("Trained whole", someOf(p.ModulesToSave))
 	}
 	add("Files beside the weights", strings.Join(r.Attached, ", "))
 	if r.Values != nil {
@@ -165,6 +177,30 @@ func (p *page) addBase(r *report.Adapter) {
 	p.number("‖ΔW‖÷‖W‖", "", relative)
 	p.number("amplification", "‖ΔW‖ ÷ ‖UᵀWV‖, with U and V the directions of ΔW", amplification)
 	p.number("random", "the amplification of random directions", value(func(l *report.LayerOnBase) float64 { return float64(l.RandomAmplification) }))
+	p.number("own", "the amplification of W's own first directions", value(func(l *report.LayerOnBase) float64 {
+		if l.Own == nil {
+			return math.NaN()
+		}
+		return l.Norm / *l.Own
+	}))
+	p.number("intruders", "intruder dimensions among the first 10", value(func(l *report.LayerOnBase) float64 {
+		if l.Intruders == nil {
+			return math.NaN()
+		}
+		return float64(*l.Intruders)
+	}))
+}
+
+// mostNames is how many names a fact lists.
+const mostNames = 12
+
+// someOf lists the first names, in order, and counts the others.
+func someOf(names []string) string {
+	names = slices.Sorted(slices.Values(names))
+	if n := len(names) - mostNames; n > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:mostNames], ", "), n)
+	}
+	return strings.Join(names, ", ")
 }
 
 // addList adds a list of names, if there are any.

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/report"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/rank"
@@ -60,6 +61,8 @@ func everyPage(t *testing.T, name string) map[string]string {
 	a := adapterOf(name, "layers.0.other", "layers.1.other")
 	a.Refusals, a.Mergeable, a.Base, a.License, a.Attached = []string{name}, false, name, name, []string{name}
 	a.OnBase = &report.OnBase{Fits: true, Path: name, Warnings: []string{name}, Layers: []report.LayerOnBase{{Module: name, Relative: 0.5}}}
+	a.PEFT = &report.PEFT{Version: name, TaskType: name, TargetModules: []string{name}}
+	a.Unusual = []convert.UnusualFile{{Name: name, Kind: convert.UnusualCode}}
 	a.Beside = []report.BesideTensor{{Target: name, Action: "replace", DType: "F32", Shape: []uint64{2}}}
 	text, err := Adapter(head, a)
 	add("adapter", text, err)
@@ -219,15 +222,16 @@ func TestFourHundredLayersFitInAPage(t *testing.T) {
 
 func TestABaseAddsItsFigures(t *testing.T) {
 	r := adapterOf("layers.0.q", "layers.1.q", "layers.2.experts")
+	own, intruders := 0.25, 7
 	r.OnBase = &report.OnBase{Fits: true, Path: "the base", Layers: []report.LayerOnBase{
-		{Module: "layers.0.q", Relative: 0.0625, Amplification: 21.5, RandomAmplification: 1.25},
+		{Module: "layers.0.q", Relative: 0.0625, Norm: 2, Own: &own, Intruders: &intruders, Amplification: 21.5, RandomAmplification: 1.25},
 		{Module: "layers.2.experts", Relative: 0.1}, {Module: "layers.2.experts", Relative: 0.2}, // two tensors
 	}}
 	text, err := Adapter(Head{Command: "inspect", Title: "adapter"}, r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for cell, want := range map[string]int{">0.0625</td>": 1, ">0.06250</td>": 1, ">21.50</td>": 1, ">21.5</td>": 1, ">1.250</td>": 1, ">0.1": 0, ">0.2": 0} {
+	for cell, want := range map[string]int{">0.0625</td>": 1, ">0.06250</td>": 1, ">21.50</td>": 1, ">21.5</td>": 1, ">1.250</td>": 1, "<td>8</td>": 1, "<td>7</td>": 1, ">0.1": 0, ">0.2": 0} {
 		if n := bytes.Count(text, []byte(cell)); n != want {
 			t.Errorf("the page has %q %d times, want %d", cell, n, want)
 		}
