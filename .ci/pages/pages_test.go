@@ -331,8 +331,9 @@ func TestEveryPageFitsEveryScreen(t *testing.T) {
 	loratool(t, dir, "combine", adapter, "resized.lora", "-o", "combined.lora", "--html", "combine.html")
 	loratool(t, dir, "diff", adapter, "resized.lora", "--html", "diff.html")
 	loratool(t, dir, "diff", base, "merged", "--html", "checkpoints.html")
+	loratool(t, dir, "diff", adapter, "resized.lora", "combined.lora", "extracted.lora", "--html", "pairs.html")
 	grounds := map[string]string{"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 28)"}
-	for _, name := range []string{"inspect", "merge", "extract", "resize", "combine", "diff", "checkpoints"} {
+	for _, name := range []string{"inspect", "merge", "extract", "resize", "combine", "diff", "checkpoints", "pairs"} {
 		t.Run(name, func(t *testing.T) {
 			x := open(t, filepath.Join(dir, name+".html"))
 			x.is(`document.querySelectorAll(".heat td[data-i]").length > 20`, true)

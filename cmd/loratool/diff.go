@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
@@ -36,7 +37,7 @@ func diffCommand(t *terminal) *cli.Command {
 		Flags: slices.Concat([]cli.Flag{
 			&cli.IntFlag{Name: "directions", Usage: "compare the spaces of the first `K` singular vectors", Value: 8, Destination: &o.directions},
 			&cli.BoolFlag{Name: "exit-code", Usage: "exit with 4 if the adapters differ", Destination: &o.exitCode},
-			o.pageFlag("heat maps of all layers, and φ of each"),
+			o.pageFlag("heat maps of all layers, and φ of each; of several adapters, heat maps of all pairs"),
 			&cli.BoolFlag{Name: "force", Usage: "replace the FILE of --html if it is such a page", Destination: &o.force},
 		}, []cli.Flag{o.memoryFlag()}, o.openFlags(), o.flags()),
 		Action: func(c *cli.Context) error { return runDiff(c, t, o) },
@@ -88,9 +89,6 @@ func runDiff(c *cli.Context, t *terminal, o *diffOptions) error {
 
 // checkHTML checks the flags for the page.
 func (o *diffOptions) checkHTML(paths []string) error {
-	if o.html != "" && len(paths) != 2 {
-		return usagef("loratool diff A B --html FILE", "--html is for two adapters or checkpoints, got %d", len(paths))
-	}
 	if o.force && o.html == "" {
 		return usagef("loratool diff A B --html FILE --force", "--force is for --html")
 	}
@@ -99,7 +97,7 @@ func (o *diffOptions) checkHTML(paths []string) error {
 
 // writePage writes the page of two adapters or checkpoints.
 func (o *diffOptions) writePage(t *terminal, paths []string, draw func(page.Head) ([]byte, error)) error {
-	head := page.Head{Command: "diff", Title: paths[0] + " and " + paths[1]}
+	head := page.Head{Command: "diff", Title: strings.Join(paths, " and ")}
 	return o.pageOption.writePage(t, &o.common, o.place(o.force, paths, nil), head, draw)
 }
 
@@ -268,6 +266,11 @@ func (o *diffOptions) all(c *cli.Context, t *terminal, paths []string, adapters 
 		}
 		t.line("cosines of the ΔW over all layers:")
 		t.print(tab)
+	}); err != nil {
+		return err
+	}
+	if err := o.writePage(t, paths, func(h page.Head) ([]byte, error) {
+		return page.Several(h, paths, document.Norms, document.Cosines, document.Interference)
 	}); err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package page
 import (
 	"fmt"
 	"math"
+	"slices"
+	"strconv"
 
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/rank"
@@ -140,3 +142,41 @@ func typed(dtype string, shape []uint64) string {
 
 // figure is a number of a summary.
 func figure(x float64) string { return fmt.Sprintf("%.4g", x) }
+
+// Several returns the page of several adapters that are compared in pairs: the norm of each, and
+// the cosine and the interference of each pair.
+func Several(h Head, names []string, norms []float64, cosines, interference [][]float64) ([]byte, error) {
+	p := &page{Head: h, LayersTitle: "All adapters", NameHead: "adapter"}
+	p.table = newTable(len(names), func(i int) string { return names[i] })
+	p.count("number", "of its column in the maps", func(i int) int { return i + 1 })
+	p.number("‖ΔW‖", "Frobenius norm over all layers", func(i int) float64 { return norms[i] })
+	p.Maps = []heatMap{
+		*square("Cosine", "Of the ΔW of two adapters over all layers: 1 for the same direction, 0 for updates that do not touch each other.",
+			names, cosines, &shades{most: 1}),
+		*square("Sum", "‖ΔA + ΔB‖² ÷ (‖ΔA‖² + ‖ΔB‖²): below 1 they take from each other when both are merged, above 1 they add up.",
+			names, interference, &shades{most: 2}),
+	}
+	return p.render()
+}
+
+// square makes a heat map of a value for each pair.
+func square(name, meaning string, names []string, values [][]float64, s *shades) *heatMap {
+	var all []float64
+	for _, row := range values {
+		all = append(all, row...)
+	}
+	if least := slices.Min(all); least < 0 {
+		s.least = -1
+	}
+	text := formatOf(all, 3)
+	m := &heatMap{Name: name, Meaning: meaning, Corner: "adapter", Least: text(s.least), Most: text(s.most), Legend: s.legend()}
+	for i, row := range values {
+		m.Columns = append(m.Columns, strconv.Itoa(i+1))
+		r := heatRow{Name: fmt.Sprintf("%d %s", i+1, names[i])}
+		for _, v := range row {
+			r.Cells = append(r.Cells, heatCell{Class: s.class(v), Text: text(v), Layer: i})
+		}
+		m.Rows = append(m.Rows, r)
+	}
+	return m
+}

@@ -77,6 +77,8 @@ func everyPage(t *testing.T, name string) map[string]string {
 		Renamed: name, Tensors: []rank.CheckpointTensor{{Tensor: name, Status: rank.Changed, ShapeA: []uint64{2}, DTypeA: "F32", DTypeB: "BF16", Relative: 0.5}},
 	})
 	add("checkpoints", text, err)
+	text, err = Several(head, []string{name, name + "2"}, []float64{1, 2}, [][]float64{{1, -0.5}, {-0.5, 1}}, [][]float64{{2, 0.5}, {0.5, 2}})
+	add("several", text, err)
 	text, err = Extraction(head, &rank.ExtractReport{
 		Layers: []rank.ExtractedLayer{{Module: name, M: 2, N: 3, Rank: 1, Frobenius: 1, SingularValues: []float64{1}}},
 		Beside: []rank.BesideReport{{Tensor: name, Why: name}}, Skipped: []rank.Skipped{{Tensor: name, Why: name}}, Warnings: []string{name},
