@@ -23,7 +23,7 @@ type baseOptions struct {
 
 func (o *baseOptions) baseFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "base", Usage: "of an adapter: whether it fits the checkpoint `BASE`, how large ΔW is beside W, and how much of ΔW a merge into the dtype of BASE keeps; reads the weights that change twice, and writes nothing", Destination: &o.base},
+		&cli.StringFlag{Name: "base", Usage: "of an adapter: whether it fits the checkpoint `BASE`, how large ΔW is beside W, and how much of ΔW a merge into the dtype of BASE keeps; reads the weights that change twice, computes some ten times as much as a merge, and writes nothing", Destination: &o.base},
 		&cli.BoolFlag{Name: "controls", Usage: "with --base: show beside the amplification how large it is in the first directions of W itself; decomposes W in memory, in seconds for a large layer", Destination: &o.controls},
 		&cli.BoolFlag{Name: "intruders", Usage: "with --base: count the intruder dimensions (arXiv:2410.21228), those of the first 10 left singular vectors of W + ΔW whose cosines with all of W are below 0.5; takes full decompositions, many minutes for a matrix of 4096×4096", Destination: &o.intruders},
 	}
