@@ -84,7 +84,7 @@ func (in *Input) hasAdapter() bool {
 	f := in.folder
 	switch {
 	case !in.isFolder():
-		return !in.isModel() && in.exists(format.PEFTConfig) || in.hasKeysOfAdapter()
+		return !in.isModel() && in.exists(format.PEFTConfig) || hasKeysOfAdapter(in)
 	case f.exists(format.PEFTConfig):
 		return true
 	case f.isModel():
@@ -94,14 +94,14 @@ func (in *Input) hasAdapter() bool {
 	case slices.Equal(f.own.files, []string{peftWeights}), slices.Equal(f.own.files, []string{peftPickle}):
 		return true
 	case f.own.files != nil:
-		return in.hasKeysOfAdapter()
+		return hasKeysOfAdapter(in)
 	}
 	return len(f.deeper()) > 0
 }
 
 // hasKeysOfAdapter reports whether the weights are a pickle or a zip archive, or safetensors with
 // the keys of an adapter.
-func (in *Input) hasKeysOfAdapter() bool {
+func hasKeysOfAdapter(in *Input) bool {
 	if isPickle(in.start) {
 		return true
 	}
