@@ -124,26 +124,17 @@ func (r *rectangle) eachRows(
 	ctx context.Context, base *checkpoint.Checkpoint, f func(first, n int, w []float64) error,
 ) error {
 	ref, _ := base.Lookup(r.Name)
-	nRows, nCols := r.Matrix()
-	size := int64(r.DType.Size())
-	height := nRows / int64(r.NBands)
+	_, nCols := r.Matrix()
 	most := max(1, rowsAtOnce/int(nCols))
-	raw := make([]byte, int64(min(most, len(r.rows)))*nCols*size)
-	wide := make([]float64, int64(len(raw))/size)
+	var buf rowBuffer
 	for first := 0; first < len(r.rows); {
 		n := 1
 		for n < most && first+n < len(r.rows) && r.rows[first+n] == r.rows[first]+n {
 			n++
 		}
-		p := raw[:int64(n)*nCols*size]
-		at := (int64(r.band)*height + int64(r.rows[first])) * nCols * size
-		if err := ref.Tensor.ReadAt(ctx, p, at); err != nil {
+		w, err := r.read(ctx, ref.Tensor, first, n, &buf)
+		if err != nil {
 			return err
-		}
-		w := wide[:int64(n)*nCols]
-		dtype.Widen64(w, r.DType, p)
-		if len(r.cols) < int(nCols) {
-			w = gather(w, int(nCols), r.cols)
 		}
 		if err := f(first, n, w); err != nil {
 			return err
@@ -151,6 +142,33 @@ func (r *rectangle) eachRows(
 		first += n
 	}
 	return nil
+}
+
+// rowBuffer holds rows between reads.
+type rowBuffer struct {
+	raw  []byte
+	wide []float64
+}
+
+// read reads n rows of the rectangle that lie side by side, from row first on, of a tensor with the
+// shape of the base's.
+func (r *rectangle) read(
+	ctx context.Context, t *checkpoint.Tensor, first, n int, buf *rowBuffer,
+) ([]float64, error) {
+	nRows, nCols := r.Matrix()
+	size, height := int64(t.DType.Size()), nRows/int64(r.NBands)
+	elements := int(int64(n) * nCols)
+	buf.raw = slices.Grow(buf.raw[:0], elements*int(size))[:elements*int(size)]
+	buf.wide = slices.Grow(buf.wide[:0], elements)[:elements]
+	at := (int64(r.band)*height + int64(r.rows[first])) * nCols * size
+	if err := t.ReadAt(ctx, buf.raw, at); err != nil {
+		return nil, err
+	}
+	dtype.Widen64(buf.wide, t.DType, buf.raw)
+	if len(r.cols) < int(nCols) {
+		return gather(buf.wide, int(nCols), r.cols), nil
+	}
+	return buf.wide, nil
 }
 
 // gather moves the chosen columns of a matrix to its front, in place.

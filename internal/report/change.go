@@ -1,0 +1,177 @@
+package report
+
+import (
+	"context"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/format"
+	model "github.com/loratool/loratool/format/checkpoint"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/dense"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
+	"github.com/loratool/loratool/internal/parallel"
+	"github.com/loratool/loratool/internal/resolve"
+	"github.com/loratool/loratool/rank"
+)
+
+// OnChange compares an adapter with the difference Δ of two checkpoints: whether Δ is its ΔW.
+type OnChange struct {
+	Layers      []LayerOnChange `json:"layers"`
+	NotMeasured []NotMeasured   `json:"not_measured"`
+	// Elsewhere lists tensors that differ between the checkpoints and that the adapter does not
+	// change.
+	Elsewhere []string `json:"elsewhere"`
+
+	Change   float64 `json:"change"`   // ‖Δ‖_F over the layers
+	Norm     float64 `json:"norm"`     // ‖ΔW‖_F over the layers
+	Residual float64 `json:"residual"` // ‖Δ − ΔW‖_F over the layers
+	Cosine   float64 `json:"cosine"`
+	// Weight is the weight of the adapter that fits Δ best: ⟨Δ, ΔW⟩ ÷ ‖ΔW‖².
+	Weight float64 `json:"weight"`
+}
+
+// LayerOnChange compares the ΔW of a layer with Δ, in the part of the tensor that the layer changes.
+type LayerOnChange struct {
+	Module   string  `json:"module"`
+	Tensor   string  `json:"tensor"` // of the base
+	Expert   *int    `json:"expert,omitempty"`
+	Change   float64 `json:"change"`   // ‖Δ‖_F
+	Norm     float64 `json:"norm"`     // ‖ΔW‖_F
+	Residual float64 `json:"residual"` // ‖Δ − ΔW‖_F
+	Cosine   float64 `json:"cosine"`
+	Weight   float64 `json:"weight"` // the weight of ΔW that fits Δ best; 0 if ΔW is zero
+
+	products products
+}
+
+// products are ⟨Δ, Δ⟩, ⟨ΔW, ΔW⟩, ⟨Δ, ΔW⟩ and ‖Δ − ΔW‖².
+type products struct{ change, update, both, residual float64 }
+
+func (p *products) add(q *products) {
+	p.change, p.update, p.both, p.residual = p.change+q.change, p.update+q.update, p.both+q.both, p.residual+q.residual
+}
+
+func (p *products) figures() (change, norm, residual, cosine, weight float64) {
+	if p.change > 0 && p.update > 0 {
+		cosine = max(-1, min(p.both/math.Sqrt(p.change)/math.Sqrt(p.update), 1))
+		weight = p.both / p.update
+	}
+	return math.Sqrt(p.change), math.Sqrt(p.update), math.Sqrt(p.residual), cosine, weight
+}
+
+// CompareChange compares an adapter with tuned − base. It finds the tensors that the adapter changes
+// as a merge into base does, and reads both checkpoints twice, some rows at a time.
+func CompareChange(
+	ctx context.Context, src format.Source, base, tuned *model.Checkpoint, name string, workers int,
+) (*OnChange, error) {
+	difference, err := rank.CompareCheckpoints(ctx, base, tuned, rank.CompareOptions{Workers: workers})
+	if err != nil {
+		return nil, err
+	}
+	w0, w1 := (*checkpoint.Handle)(base).Checkpoint(), (*checkpoint.Handle)(tuned).Checkpoint()
+	changes, err := changesOf(src, w0, name)
+	if err != nil {
+		return nil, err
+	}
+	r := &OnChange{Layers: []LayerOnChange{}, NotMeasured: []NotMeasured{}, Elsewhere: []string{}}
+	isTouched := make(map[string]bool)
+	for _, c := range changes {
+		isTouched[c.Name] = true
+	}
+	for _, t := range difference.Tensors {
+		if t.Status != rank.Identical && !isTouched[t.Tensor] {
+			r.Elsewhere = append(r.Elsewhere, t.Tensor)
+		}
+	}
+	return r, r.measure(ctx, changes, w0, w1, workers)
+}
+
+// measure compares the layers of all changes.
+func (r *OnChange) measure(
+	ctx context.Context, changes []*resolve.Change, base, tuned *checkpoint.Checkpoint, workers int,
+) error {
+	names, _, _ := naming.Pair(base.Names(), tuned.Names())
+	theirs := make(map[string]string, len(names)) // of the tuned checkpoint, by those of the base
+	for their, our := range names {
+		theirs[our] = their
+	}
+	layers := make([][]LayerOnChange, len(changes))
+	for _, c := range changes {
+		why := whyNotThin(c)
+		if ref, ok := tuned.Lookup(theirs[c.Name]); why == "" && (!ok || !slices.Equal(ref.Tensor.Shape, c.Shape)) {
+			why = "the second checkpoint has no tensor of this name and shape"
+		}
+		if why != "" {
+			r.NotMeasured = append(r.NotMeasured, NotMeasured{c.Module, c.Name, why})
+		}
+	}
+	isOut := func(name string) bool {
+		return slices.ContainsFunc(r.NotMeasured, func(n NotMeasured) bool { return n.Tensor == name })
+	}
+	err := parallel.For(ctx, workers, len(changes), func(_, i int) error {
+		c := changes[i]
+		if isOut(c.Name) {
+			return nil
+		}
+		read := make(map[resolve.Blob][]byte)
+		ref, _ := tuned.Lookup(theirs[c.Name])
+		for _, rect := range rectangles(c) {
+			l := LayerOnChange{Module: rect.module, Tensor: rect.Name}
+			if rect.NBands > 1 {
+				l.Expert = &rect.band
+			}
+			if err := l.measure(ctx, rect, base, ref.Tensor, read); err != nil {
+				return err
+			}
+			layers[i] = append(layers[i], l)
+		}
+		return nil
+	})
+	var all products
+	for _, list := range layers {
+		for _, l := range list {
+			all.add(&l.products)
+			l.Change, l.Norm, l.Residual, l.Cosine, l.Weight = l.products.figures()
+			r.Layers = append(r.Layers, l)
+		}
+	}
+	r.Change, r.Norm, r.Residual, r.Cosine, r.Weight = all.figures()
+	slices.SortStableFunc(r.Layers, func(a, b LayerOnChange) int { return strings.Compare(a.Module, b.Module) })
+	return err
+}
+
+// measure compares one layer.
+func (l *LayerOnChange) measure(
+	ctx context.Context, rect *rectangle, base *checkpoint.Checkpoint, tuned *checkpoint.Tensor,
+	read map[resolve.Blob][]byte,
+) error {
+	if !tuned.DType.IsFloat() {
+		return fault.New(fault.Unsupported, "%q is stored as %v in the second checkpoint", rect.Name, tuned.DType)
+	}
+	delta, err := rect.factors(ctx, read)
+	if err != nil {
+		return err
+	}
+	var buf rowBuffer
+	var update []float64
+	n := len(rect.cols)
+	return rect.eachRows(ctx, base, func(first, rows int, w []float64) error {
+		change, err := rect.read(ctx, tuned, first, rows, &buf)
+		if err != nil {
+			return err
+		}
+		update = append(update[:0], make([]float64, rows*n)...)
+		dense.AddProductTransposed(update, delta.B[first*delta.R:(first+rows)*delta.R], delta.A, rows, n, delta.R)
+		p := &l.products
+		for i, u := range update {
+			u = math.Ldexp(u, delta.Exponent)
+			d := change[i] - w[i]
+			p.change, p.update, p.both = p.change+d*d, p.update+u*u, p.both+d*u
+			p.residual += (d - u) * (d - u)
+		}
+		return nil
+	})
+}
