@@ -29,6 +29,7 @@ var flagOf = map[string]string{
 	"CreateOptions.Architecture":     "--architecture",
 	"CreateOptions.Base":             "--base",
 	"CreateOptions.BaseConfig":       "--base",
+	"CreateOptions.DType":            "--dtype",
 	"CreateOptions.FoldScale":        "--fold-scale",
 	"CreateOptions.Only":             "--only",
 	"Options.Again":                  "--again",

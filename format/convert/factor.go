@@ -111,7 +111,7 @@ func dataOf(src format.Source, i int) ([]byte, error) {
 }
 
 // multiplied returns the elements of a tensor times x in another dtype. Rounding them is an error
-// unless it is allowed.
+// unless it is allowed; a number that becomes infinite always is one.
 func multiplied(
 	t *format.Tensor, data []byte, x float64, to dtype.Type, rounds bool,
 ) ([]byte, error) {
@@ -127,8 +127,12 @@ func multiplied(
 	for i := range n {
 		v := dtype.Load(t.DType, data, i)
 		dtype.Store(to, out, i, v*x)
-		if !rounds && !isProduct(dtype.Load(to, out, i), v, x) {
+		switch y := dtype.Load(to, out, i); {
+		case !rounds && !isProduct(y, v, x):
 			return nil, newInexact(t.Name, v, x, to)
+		case math.IsInf(y, 0) && !math.IsInf(v*x, 0):
+			return nil, fault.New(fault.Unsupported, "%s holds %v, which does not fit the range of %v", t.Name, v*x, to).
+				WithHint("store the factors in BF16 or F32 (CreateOptions.DType)")
 		}
 	}
 	return out, nil
