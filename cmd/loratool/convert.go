@@ -158,6 +158,10 @@ func (j *conversion) readBase(c *cli.Context, src format.Source, base string) (f
 		if j.creation.BaseConfig, err = configOf(base); err != nil || j.dialect == convert.GGUF() {
 			return src, err
 		}
+		// A directory with a config.json alone tells most; with weights it also tells their names.
+		if j.creation.Base, err = tensorsOf(c, base); err != nil && !errors.Is(err, format.ErrUnsupported) {
+			return src, err
+		}
 		return straighten(src, base)
 	}
 	if !j.isOfImages() && (j.dialect != convert.PEFT() || !convert.IsOfImages(src)) {

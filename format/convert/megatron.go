@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/internal/fault"
 )
 
 // Megatron returns the dialect of Megatron-Bridge and NeMo, as their own checkpoints name adapters:
@@ -69,4 +70,14 @@ func parseMegatron(parts []string) (k pairKey, ok bool) {
 	}
 	k.module, k.tail = strings.Join(path, "."), megatronTail
 	return k, true
+}
+
+// refuseMegatron refuses to write an adapter in another dialect of language models under the names
+// of Megatron, which programs for transformers do not know: only merge translates them, by the base.
+func refuseMegatron(a *format.Adapter) error {
+	if a.Dialect != megatron.name {
+		return nil
+	}
+	return fault.New(fault.Unsupported, "the modules have Megatron's names, and only a merge translates them").
+		WithHint("merge it, and extract an adapter from the base and the result; or keep it as a .lora file")
 }

@@ -26,6 +26,7 @@ type mlxWriter struct {
 	m       *format.Manifest
 	a       *format.Adapter
 	base    config.Model
+	tails   map[string]bool // ends of the base's modules; nil if the base is unknown
 	layers  []*mlxLayer
 	rank    int     // of all layers
 	scale   float64 // of all layers
@@ -65,6 +66,10 @@ func composeMLX(ctx context.Context, src format.Source, o *CreateOptions) (w *ml
 	if w.card, err = attachment(src, format.ModelCard); err != nil {
 		return nil, err
 	}
+	if err := refuseMegatron(w.a); err != nil {
+		return nil, err
+	}
+	w.tails = tailsOf(o.Base)
 	for _, step := range []func() error{w.checkFeatures, w.makeLayers, w.setScale} {
 		if err := step(); err != nil {
 			return nil, err
@@ -151,6 +156,9 @@ func (w *mlxWriter) checkLayer(l *format.Layer) error {
 	case hasMagnitude && oneExpert.MatchString(l.Module):
 		return fault.New(fault.Unsupported, "layer %q has magnitudes, which experts cannot have in mlx-lm", l.Module).WithHint(hintKeep)
 	}
+	if why := w.whyNoModule(l.Module); why != "" {
+		return fault.New(fault.Unsupported, "mlx-lm has no module %q: %s", l.Module, why).WithHint(hintKeep)
+	}
 	switch l.Kind {
 	case format.Linear, format.Embedding:
 		return nil
@@ -162,6 +170,43 @@ func (w *mlxWriter) checkLayer(l *format.Layer) error {
 	}
 	return fault.New(fault.Unsupported, "layer %q has kind %s, which cannot be written as mlx-lm has it", l.Module, l.Kind).
 		WithHint(hintKeep)
+}
+
+// whyNoModule returns the reason why mlx-lm has no module of this name, "" if it may have one.
+// mlx-lm has the modules of the base, except that experts are stacked and GPT-2 has other names.
+func (w *mlxWriter) whyNoModule(module string) string {
+	switch {
+	case strings.HasPrefix(module, "transformer.h."):
+		return "it calls the blocks of GPT-2 model.h"
+	case oneOfGPTOSS.MatchString(module):
+		return "the experts of gpt-oss are stacked there, with gate and up apart"
+	case w.tails != nil && !strings.Contains(module, "experts") && !w.tails[moduleTail(module)]:
+		return "the base has no weight of this name, so that it divides the projections in another way, or is another model"
+	}
+	return ""
+}
+
+// oneOfGPTOSS matches an expert as unsloth's code of gpt-oss has it.
+var oneOfGPTOSS = regexp.MustCompile(`\.experts\.(gate_up|down)_projs\.[0-9]+$`)
+
+// tailsOf returns the ends of the modules that have weights, nil without tensors.
+func tailsOf(base []format.Tensor) map[string]bool {
+	if base == nil {
+		return nil
+	}
+	tails := make(map[string]bool)
+	for _, t := range base {
+		if module, ok := strings.CutSuffix(t.Name, ".weight"); ok {
+			tails[moduleTail(module)] = true
+		}
+	}
+	return tails
+}
+
+// moduleTail returns the last two parts of a module's name: wrappers around a model differ.
+func moduleTail(module string) string {
+	parts := strings.Split(module, ".")
+	return strings.Join(parts[max(0, len(parts)-2):], ".")
 }
 
 // add adds a layer with its own tensors.

@@ -221,3 +221,40 @@ func TestMLXWriterRefusesByName(t *testing.T) {
 		t.Errorf("a file: %v", err)
 	}
 }
+
+// TestMLXRefusesModulesThatItLacks: the projections of another division, GPT-2's blocks, unsloth's
+// experts of gpt-oss, and Megatron's names.
+func TestMLXRefusesModulesThatItLacks(t *testing.T) {
+	base := []format.Tensor{
+		{Name: "model.layers.0.self_attn.qkv_proj.weight"}, {Name: "model.layers.0.mlp.down_proj.weight"},
+	}
+	for _, c := range []struct {
+		dialect, module string
+		base            []format.Tensor
+		want            string // "" if it is written
+	}{
+		{"", "model.layers.0.mlp.down_proj", base, ""},
+		{"", "layers.0.mlp.down_proj", base, ""},
+		{"", "model.layers.0.self_attn.q_proj", nil, ""},
+		{"", "model.layers.0.self_attn.q_proj", base, "another way"},
+		{"", "transformer.h.0.attn.c_attn", nil, "GPT-2"},
+		{"", "model.layers.0.mlp.experts.gate_up_projs.1", nil, "gate and up apart"},
+		{"megatron", "decoder.layers.0.mlp.linear_fc1", nil, "Megatron's names"},
+	} {
+		x := format.NewBuilder(c.dialect)
+		x.Linear(c.module, 1, 1, format.Float32s([]float32{1, 0}), format.Float32s([]float32{1, 2}))
+		src, err := x.Source()
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = convert.Check(t.Context(), filepath.Join(t.TempDir(), "out"), convert.MLX(), src, convert.CreateOptions{Base: c.base})
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.module, err, c.want)
+		}
+		if c.dialect == "megatron" {
+			if err := convert.Check(t.Context(), filepath.Join(t.TempDir(), "out"), convert.PEFT(), src, convert.CreateOptions{}); err == nil {
+				t.Error("Megatron's names are written as PEFT")
+			}
+		}
+	}
+}

@@ -97,6 +97,9 @@ func partsOf(ctx context.Context, src format.Source, o *CreateOptions) (*peftPar
 		return nil, fault.New(fault.Unsupported, "the source is a bundle of %d adapters, but PEFT's files hold one", len(m.Adapters)).
 			WithHint("name one of them, as in FILE#%s", m.Adapters[0].Name)
 	}
+	if err := refuseMegatron(&m.Adapters[0]); err != nil {
+		return nil, err
+	}
 	config, err := attachment(src, format.PEFTConfig)
 	if err != nil {
 		return nil, err
