@@ -2,7 +2,9 @@ package rank
 
 import (
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
@@ -77,8 +79,63 @@ func (c *combining) plan() error {
 		}
 		g.dropZeros()
 	}
+	if err := checkDivisions(all); err != nil {
+		return err
+	}
 	c.describe(all)
 	return c.sums.plan(c, all)
+}
+
+// divisions lists projections that models store apart or as one, by the last part of their names. A
+// module of the one form and a module of the other, in the same place, change the same weights.
+var divisions = []struct{ whole, parts []string }{
+	{[]string{"qkv_proj", "query_key_value", "c_attn", "W_pack", "wqkv", "qkv"}, []string{"q_proj", "k_proj", "v_proj", "query", "key", "value"}},
+	{[]string{"gate_up_proj", "gate_up_projs"}, []string{"gate_proj", "up_proj"}},
+	{[]string{"w1", "w2", "w3"}, []string{"gate_proj", "up_proj", "down_proj"}},
+}
+
+// checkDivisions refuses adapters that name the same weights in two ways: as one projection and as
+// its parts, or as stacked experts and one by one. Their sum would change the weights twice, and
+// merge refuses it.
+func checkDivisions(all []*format.Adapter) error {
+	type form struct {
+		adapter, kind int // the kind is one of the forms in a place
+		module        string
+	}
+	seen := make(map[string][]form)
+	for i, a := range all {
+		for j := range a.Layers {
+			module := a.Layers[j].Module
+			parent, leaf := naming.Module(module), naming.Leaf(module)
+			add := func(place string, kind int) { seen[place] = append(seen[place], form{i, kind, module}) }
+			for k, d := range divisions {
+				if slices.Contains(d.whole, leaf) {
+					add(fmt.Sprint(parent, " ", k), 0)
+				}
+				if slices.Contains(d.parts, leaf) {
+					add(fmt.Sprint(parent, " ", k), 1)
+				}
+			}
+			if before, after, ok := strings.Cut(module+".", ".experts."); ok {
+				kind := 0 // stacked
+				if len(after) > 0 && after[0] >= '0' && after[0] <= '9' {
+					kind = 1
+				}
+				add(before+" experts", kind)
+			}
+		}
+	}
+	for _, place := range slices.Sorted(maps.Keys(seen)) {
+		forms := seen[place]
+		for _, f := range forms[1:] {
+			if first := forms[0]; f.kind != first.kind && f.adapter != first.adapter {
+				return fault.New(fault.Unsupported, "adapter %d has %q and adapter %d has %q, which name the same weights in two ways",
+					first.adapter+1, first.module, f.adapter+1, f.module).
+					WithHint("convert both to one dialect first, with the base (CreateOptions.Base), or merge them one after the other")
+			}
+		}
+	}
+	return nil
 }
 
 // asLoRAHint adds the way out to the error for a layer that is no thin product.
@@ -145,7 +202,7 @@ func sameMeaning(first, other *format.Adapter, number int) error {
 		was, isCommon := meanings[l.Module]
 		if is := meaningOf(other, l); isCommon && is != was {
 			return fault.New(fault.Unsupported, "the factors of %q mean different things: in adapter 1 %s, in adapter %d %s", l.Module, was, number, is).
-				WithHint("convert both to one dialect first")
+				WithHint("convert both to one dialect first, with the base (CreateOptions.Base)")
 		}
 	}
 	return nil

@@ -465,6 +465,27 @@ func TestRefusalsOfSums(t *testing.T) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
+	// The same weights under two names.
+	for names, want := range map[[2]string]bool{
+		{"l.self_attn.q_proj", "l.self_attn.qkv_proj"}: true, {"l.mlp.gate_up_proj", "l.mlp.up_proj"}: true,
+		{"l.mlp.experts.3.up_proj", "l.mlp.experts.up_proj"}: true, {"l.moe.experts.0.w1", "l.moe.experts.0.gate_proj"}: true,
+		{"l.self_attn.q_proj", "k.self_attn.qkv_proj"}: false, {"l.mlp.up_proj", "l.mlp.down_proj"}: false,
+		{"l.mlp.experts.3.up_proj", "l.mlp.experts.2.down_proj"}: false,
+	} {
+		var pair []format.Source
+		for _, name := range names {
+			s := newSample(14)
+			s.linear(name, dtype.F32, 6, 4, 1, 1)
+			pair = append(pair, s.source(t))
+		}
+		sum, _, err := rank.Combine(t.Context(), pair, rank.CombineOptions{})
+		if err == nil {
+			sum.Close()
+		}
+		if (err != nil) != want || err != nil && !strings.Contains(err.Error(), "in two ways") {
+			t.Errorf("%q: %v", names, err)
+		}
+	}
 	small, _, err := rank.Resize(t.Context(), dora.source(t), rank.CombineOptions{Rule: rank.FixedRank{K: 1}})
 	if err != nil {
 		t.Fatal(err)

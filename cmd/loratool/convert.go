@@ -353,7 +353,7 @@ func freeBytes(out string) int64 {
 
 // rememberBase returns the source with the fingerprints of a base in its record.
 func rememberBase(c *cli.Context, src format.Source, base string) (format.Source, error) {
-	plan, err := merge.Open(c.Context, base, []merge.Adapter{{Source: src, Name: c.Args().First(), Weight: 1}}, merge.Options{Again: true, AnyBase: true})
+	plan, err := merge.Open(c.Context, base, []merge.Adapter{{Source: src, Name: c.Args().First(), Weight: 1}}, merge.Options{Again: true, AnyBase: true, Reading: merge.Reading{ExpertTurns: true}})
 	if err != nil {
 		return nil, err
 	}

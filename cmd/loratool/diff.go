@@ -143,9 +143,9 @@ func showComparison(t *terminal, o *diffOptions, paths []string, r *rank.Compari
 			return
 		}
 	case len(r.Layers) == 0:
-		t.line("A and B have no layer in common")
+		t.line("A and B have no layer in common that could be compared")
 	default:
-		t.line("A and B differ: ‖ΔA − ΔB‖ is %.4g, with ‖ΔA‖ = %.4g and ‖ΔB‖ = %.4g; the cosine is %.4f", r.NormDifference, r.NormA, r.NormB, r.Cosine)
+		t.line("%s", headline(r))
 	}
 	o.showComparedLayers(t, r)
 	for _, only := range []struct {
@@ -160,9 +160,34 @@ func showComparison(t *terminal, o *diffOptions, paths []string, r *rank.Compari
 		t.line("not compared: %s: %s", g.name, r.NotCompared[g.first].Why)
 	}
 	o.showComparedTensors(t, r)
-	if len(r.Layers) > 0 && !r.Same() {
+	if len(r.Layers) > 0 && len(r.NotCompared) == 0 && !r.Same() {
 		t.line("merged together: ‖ΔA + ΔB‖² is %.3f of ‖ΔA‖² + ‖ΔB‖², so %s", r.Interference, interferenceText(r.Interference))
 	}
+}
+
+// headline compares the layers that both adapters have.
+func headline(r *rank.Comparison) string {
+	var a, b, product, difference float64
+	for i := range r.Layers {
+		l := &r.Layers[i]
+		a, b, difference = a+l.NormA*l.NormA, b+l.NormB*l.NormB, difference+l.NormDifference*l.NormDifference
+		product += l.Cosine * l.NormA * l.NormB
+	}
+	where := ""
+	if len(r.OnlyA)+len(r.OnlyB)+len(r.NotCompared) > 0 {
+		where = fmt.Sprintf(" in the %s that could be compared", fault.Count(len(r.Layers), "layer"))
+	}
+	if difference <= 1e-24*max(a, b) {
+		if where == "" {
+			return "A and B have the same ΔW, and differ in other tensors"
+		}
+		return "A and B have the same ΔW" + where + "; the rest is below"
+	}
+	text := fmt.Sprintf("A and B differ: ‖ΔA − ΔB‖ is %.4g%s, with ‖ΔA‖ = %.4g and ‖ΔB‖ = %.4g", math.Sqrt(difference), where, math.Sqrt(a), math.Sqrt(b))
+	if a > 0 && b > 0 {
+		text += fmt.Sprintf("; the cosine is %.4f", product/math.Sqrt(a*b))
+	}
+	return text
 }
 
 // interferenceText says what an interference means.
