@@ -228,6 +228,9 @@ func meaningOf(a *format.Adapter, l *format.Layer) string {
 // checkGroup refuses layers that cannot be added.
 func (c *combining) checkGroup(g *group) error {
 	first := g.members[0]
+	if first.rows == 0 || first.cols == 0 {
+		return fault.New(fault.Corrupt, "the update of %q has no elements: %d×%d", g.module, first.rows, first.cols)
+	}
 	for _, m := range g.members[1:] {
 		if !m.equals(first.factors) || m.layer.Kind != first.layer.Kind {
 			return fault.New(fault.Mismatch, "%q is %d×%d (%s) in adapter %d and %d×%d (%s) in adapter %d",

@@ -274,6 +274,32 @@ func TestExpertsOneByOne(t *testing.T) {
 	stacked := p.source(t)
 
 	for name, src := range map[string]format.Source{"three dimensions": threes, "stacked": stacked} {
+		spectra, err := rank.Spectra(t.Context(), src, 1)
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		for _, s := range spectra {
+			var largest, squares float64
+			for i := range e {
+				var svd mat.SVD
+				svd.Factorize(updates(t, src)[fmt.Sprint(s.Module, "/", i)], mat.SVDNone)
+				norm := 0.0
+				for _, v := range svd.Values(nil) {
+					norm += v * v
+				}
+				squares, largest = squares+norm, max(largest, norm)
+			}
+			var got float64
+			for _, v := range s.SingularValues {
+				got += v * v
+			}
+			if s.Experts != e || math.Abs(got-largest) > 1e-9*largest || math.Abs(s.Frobenius-math.Sqrt(squares)) > 1e-9*s.Frobenius {
+				t.Errorf("%s: the spectrum of %s: %+v, want the squares %v and %v", name, s.Module, s, largest, squares)
+			}
+		}
+		if want := len(src.Manifest().Adapters[0].Layers); len(spectra) != want {
+			t.Errorf("%s: %d spectra of %d layers", name, len(spectra), want)
+		}
 		small, report, err := rank.Resize(t.Context(), src, rank.CombineOptions{Rule: rank.FixedRank{K: 2}})
 		if err != nil {
 			t.Fatal(name, err)

@@ -282,7 +282,7 @@ func (c *comparing) compare(ctx context.Context, m *match) (*ComparedLayer, erro
 	if s := &l.squares; s.a-s.a != 0 || s.b-s.b != 0 {
 		return nil, fault.New(fault.Unsupported, "‖ΔW‖² is beyond float64")
 	}
-	if sides[0] == nil || sides[1] == nil {
+	if sides[0] == nil || sides[1] == nil || l.M == 0 || l.N == 0 {
 		return l, nil
 	}
 	return l, c.overlap(ctx, l, sides[0][main], sides[1][main])

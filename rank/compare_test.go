@@ -1,6 +1,7 @@
 package rank_test
 
 import (
+	"errors"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -229,5 +230,23 @@ func TestCompareOfWhatDiffers(t *testing.T) {
 	}
 	if l := c.Layers[0]; l.NormA != 0 || l.Cosine != 0 || l.Interference != 1 || l.Directions != 0 || l.NormB == 0 {
 		t.Errorf("%+v", l)
+	}
+}
+
+// TestLayersWithoutElements: a weight without rows or columns has a spectrum and a comparison, of
+// zeros, and nothing to truncate.
+func TestLayersWithoutElements(t *testing.T) {
+	for _, c := range [][2]int{{0, 4}, {4, 0}, {0, 0}} {
+		s := new(handMade)
+		s.add(dtype.F32, 1, c[0], c[1], 2, make([]float64, 2*c[1]), make([]float64, 2*c[0]))
+		if _, err := rank.Spectra(t.Context(), s, 1); err != nil {
+			t.Error(err)
+		}
+		if r, err := rank.Compare(t.Context(), s, s, rank.CompareOptions{}); err != nil || !r.Same() {
+			t.Errorf("%v: %+v, %v", c, r, err)
+		}
+		if _, _, err := rank.Resize(t.Context(), s, rank.CombineOptions{Rule: rank.FixedRank{K: 1}}); !errors.Is(err, format.ErrCorrupt) {
+			t.Errorf("%v: %v", c, err)
+		}
 	}
 }

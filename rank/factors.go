@@ -76,7 +76,7 @@ func factorsOf(l *format.Layer, tensors []format.Tensor, isPerExpert bool) (*fac
 	for _, d := range x.restA {
 		x.cols *= int(d)
 	}
-	if !fits || x.n == 0 || x.rows == 0 || x.cols == 0 {
+	if !fits || x.n == 0 {
 		return nil, fault.New(fault.Corrupt, "%q: lora_A has shape %d and lora_B %d, which do not make products of rank %d",
 			l.Module, sa, sb, l.Rank)
 	}

@@ -9,7 +9,6 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/parallel"
-	"github.com/loratool/loratool/internal/thin"
 )
 
 // Spectrum is the exact spectrum of one layer's update s·B·A. The package documentation has the
@@ -22,6 +21,10 @@ type Spectrum struct {
 	StableRank     float64
 	EntropyRank    float64
 	NumericalRank  int
+
+	// Experts is the number of experts that the layer stacks, 0 for a layer of one matrix. The other
+	// figures are those of the expert with the largest norm, but Frobenius is over all.
+	Experts int
 
 	// Missing is the reason why the layer has no spectrum, or "". NonFinite counts the NaN and
 	// infinite values of its factors, one such reason.
@@ -40,8 +43,9 @@ func (s *Spectrum) RankFor(share float64) int {
 	return 0
 }
 
-// Spectra computes the spectra of all layers with an update s·B·A: linear layers, embeddings, and
-// convolutions, whose factors are taken as matrices. It omits other layers, and never forms ΔW. A
+// Spectra computes the spectra of all layers with an update s·B·A: linear layers, embeddings,
+// convolutions, whose factors are taken as matrices, and stacked experts. It omits other layers, and
+// never forms ΔW. A
 // layer without a spectrum, because its factors hold NaN or infinity, has Missing set. Layers run
 // on the given number of workers, 0 for one per processor; each holds the factors of one layer in
 // float64 ([SpectraBytes]). Spectra returns within a second or two after ctx ends, at any rank.
@@ -74,6 +78,9 @@ func SpectraBytes(m *format.Manifest, workers int) (peak int64, module string) {
 		r := float64(l.Rank)
 		// The factors, then two triangles or their replacements, and their product.
 		roots := min(r*r, a) + min(r*r, b) + min(r, a/r)*min(r, b/r)
+		if l.Kind.IsExpert() || l.Kind == format.Other {
+			a, b = 2*a, 2*b // also taken apart, expert by expert
+		}
 		if need := 8 * (a + b + roots); need > most {
 			most, module = need, l.Module
 		}
@@ -89,7 +96,9 @@ func layersWithSpectrum(m *format.Manifest) (layers []*format.Layer) {
 		for j := range m.Adapters[i].Layers {
 			l := &m.Adapters[i].Layers[j]
 			_, hasCore := l.Roles[format.RoleCore]
-			if l.Kind == format.Linear || l.Kind == format.Embedding || l.Kind == format.Conv && !hasCore {
+			isPlain := l.Kind == format.Linear || l.Kind == format.Embedding || l.Kind == format.Conv && !hasCore
+			_, err := factorsOf(l, m.Tensors, true)
+			if isPlain || err == nil {
 				layers = append(layers, l)
 			}
 		}
@@ -98,42 +107,42 @@ func layersWithSpectrum(m *format.Manifest) (layers []*format.Layer) {
 }
 
 func spectrumOf(ctx context.Context, src format.Source, l *format.Layer) (*Spectrum, error) {
-	tensors := src.Manifest().Tensors
-	iA, iB := l.Roles[format.RoleA], l.Roles[format.RoleB]
-	r := l.Rank
-	for _, i := range []int{iA, iB} {
-		if t := &tensors[i]; !t.DType.IsFloat() {
-			return nil, fault.New(fault.Unsupported,
-				"%q is stored as %v, want F64, F32, F16 or BF16", t.Name, t.DType)
-		} else if t.Elements()%int64(r) != 0 {
-			return nil, fault.New(fault.Corrupt,
-				"%q has the shape %d, which the rank %d does not divide", t.Name, t.Shape, r)
-		}
-	}
-	m, n := int(tensors[iB].Elements()/int64(r)), int(tensors[iA].Elements()/int64(r))
-	a, badA, err := readFactor(ctx, src, iA, r)
+	f, err := factorsOf(l, src.Manifest().Tensors, true)
 	if err != nil {
 		return nil, err
 	}
-	b, badB, err := readFactor(ctx, src, iB, 0)
+	all, bad, err := f.read(ctx, src)
 	if err != nil {
 		return nil, err
 	}
-	if bad := badA + badB; bad > 0 {
+	if bad > 0 {
 		return &Spectrum{Module: l.Module, NonFinite: bad,
 			Missing: fmt.Sprintf("%s of its factors %s NaN or infinite", fault.Count(bad, "value"), fault.Choose(bad, "is", "are"))}, nil
 	}
-	x := &thin.Matrix{M: m, N: n, R: r, B: b, A: a}
-	x.Balance()
-	sigma, err := x.SingularValues(ctx)
-	if err != nil {
-		return nil, err
-	}
 	fraction, e := math.Frexp(math.Abs(l.Scale()))
-	for i := range sigma {
-		sigma[i] *= fraction
+	var main *Spectrum
+	var squares float64
+	for _, x := range all {
+		x.Balance()
+		sigma, err := x.SingularValues(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for i := range sigma {
+			sigma[i] *= fraction
+		}
+		s := describe(l.Module, sigma, x.Exponent+e, max(f.rows, f.cols), unitOf(src.Manifest().Tensors[f.tensorsB].DType))
+		if s.Missing != "" || main == nil || s.Frobenius > main.Frobenius {
+			if main = s; s.Missing != "" {
+				return s, nil
+			}
+		}
+		squares += s.Frobenius * s.Frobenius
 	}
-	return describe(l.Module, sigma, x.Exponent+e, max(m, n), unitOf(tensors[iB].DType)), nil
+	if len(all) > 1 {
+		main.Experts, main.Frobenius = len(all), math.Sqrt(squares)
+	}
+	return main, nil
 }
 
 // describe computes the figures of the singular values 2^exponent·sigma, and stores these values in

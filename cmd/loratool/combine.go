@@ -36,7 +36,7 @@ func combineCommand(t *terminal) *cli.Command {
 		Name:      "combine",
 		Usage:     "add adapters to one adapter",
 		ArgsUsage: "ADAPTER... -o OUT",
-		Description: "Writes the adapter of Σ weight·s·B·A. Its rank is the sum of the ranks, and nothing is lost; one of --rank, --energy, " +
+		Description: "Writes the adapter of Σ weight·s·B·A. Its rank is the sum of the ranks; factors are rounded only where weights and scales are no powers of two. One of --rank, --energy, " +
 			"--max-error and --budget keeps the best approximation of lower rank, and its error is printed. The adapters may have different ranks, " +
 			"dtypes, rules of scaling and dialects, but must name the modules of one model alike.\n\n" +
 			"Biases and differences of whole tensors are added, too. What has no sum is refused by name: DoRA, saved modules and trained token rows, unless only one adapter has them, with the weight 1.\n\n" +

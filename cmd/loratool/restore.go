@@ -79,7 +79,7 @@ func runRestore(c *cli.Context, t *terminal, o *restoreOptions) error {
 		if exact {
 			t.line("%s is the source byte for byte, proved by SHA-256", names[0])
 		} else {
-			t.line("the source was a pickle; %s has its names and values", names[0])
+			t.line("the source was no safetensors file; %s has its names and values", names[0])
 		}
 	}))
 }
