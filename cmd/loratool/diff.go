@@ -28,12 +28,13 @@ func diffCommand(t *terminal) *cli.Command {
 	return &cli.Command{
 		Name:      "diff",
 		Usage:     "compare adapters, or two checkpoints",
-		ArgsUsage: "A B...",
+		ArgsUsage: "A B... | BASE TUNED ADAPTER",
 		Description: "Compares the ΔW of adapters of one model, layer by layer, through their factors: norms, the norm of the difference, the cosine, " +
 			"and whether they fight when they are merged together. Overlap is the similarity φ of the spaces of their first singular vectors " +
 			"(section 7 of the LoRA paper): 1 for the same space, 0 for orthogonal ones; beside it stands what random spaces have. " +
 			"With more than two adapters diff prints a table of all pairs.\n\n" +
-			"Of two checkpoints it compares all tensors by their values, whatever their dtypes: those that are the same, changed, reshaped, or in one only.",
+			"Of two checkpoints it compares all tensors by their values, whatever their dtypes: those that are the same, changed, reshaped, or in one only.\n\n" +
+			"diff BASE TUNED ADAPTER says how much of TUNED − BASE is the adapter's ΔW, with the weight that fits best, and which tensors changed elsewhere.",
 		Flags: slices.Concat([]cli.Flag{
 			&cli.IntFlag{Name: "directions", Usage: "compare the spaces of the first `K` singular vectors", Value: 8, Destination: &o.directions},
 			&cli.BoolFlag{Name: "exit-code", Usage: "exit with 4 if the adapters differ", Destination: &o.exitCode},
@@ -61,8 +62,12 @@ func runDiff(c *cli.Context, t *terminal, o *diffOptions) error {
 	}
 	isModel := func(path string) bool { return !convert.IsAdapter(c.Context, path) }
 	if o.dialect == "" && slices.ContainsFunc(paths, isModel) {
-		if len(paths) != 2 {
-			return usagef("loratool diff CHECKPOINT CHECKPOINT", "diff compares two checkpoints, got %s", fault.Count(len(paths), "argument"))
+		switch {
+		case len(paths) == 3 && isModel(paths[0]) && isModel(paths[1]) && !isModel(paths[2]) && o.html == "":
+			return o.change(c, t, paths)
+		case len(paths) != 2:
+			return usagef("loratool diff CHECKPOINT CHECKPOINT [ADAPTER]", "diff compares two checkpoints, or an adapter with their difference, got %s",
+				fault.Count(len(paths), "argument"))
 		}
 		return o.checkpoints(c, t, paths)
 	}
