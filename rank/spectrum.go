@@ -22,8 +22,8 @@ type Spectrum struct {
 	EntropyRank    float64
 	NumericalRank  int
 
-	// Experts is the number of experts that the layer stacks, 0 for a layer of one matrix. The other
-	// figures are those of the expert with the largest norm, but Frobenius is over all.
+	// Experts is the number of experts that the layer stacks, 0 for a layer of one matrix. The
+	// other figures are those of the expert with the largest norm, but Frobenius is over all.
 	Experts int
 
 	// Missing is the reason why the layer has no spectrum, or "". NonFinite counts the NaN and
@@ -44,11 +44,11 @@ func (s *Spectrum) RankFor(share float64) int {
 }
 
 // Spectra computes the spectra of all layers with an update s·B·A: linear layers, embeddings,
-// convolutions, whose factors are taken as matrices, and stacked experts. It omits other layers, and
-// never forms ΔW. A
-// layer without a spectrum, because its factors hold NaN or infinity, has Missing set. Layers run
-// on the given number of workers, 0 for one per processor; each holds the factors of one layer in
-// float64 ([SpectraBytes]). Spectra returns within a second or two after ctx ends, at any rank.
+// convolutions, whose factors are taken as matrices, and stacked experts. It omits other layers,
+// and never forms ΔW. A layer without a spectrum, because its factors hold NaN or infinity, has
+// Missing set. Layers run on the given number of workers, 0 for one per processor; each holds the
+// factors of one layer in float64 ([SpectraBytes]). Spectra returns within a second or two after
+// ctx ends, at any rank.
 func Spectra(ctx context.Context, src format.Source, workers int) ([]Spectrum, error) {
 	m := src.Manifest()
 	if err := format.Validate(m); err != nil {

@@ -73,7 +73,8 @@ func parseMegatron(parts []string) (k pairKey, ok bool) {
 }
 
 // refuseMegatron refuses to write an adapter in another dialect of language models under the names
-// of Megatron, which programs for transformers do not know: only merge translates them, by the base.
+// of Megatron, which programs for transformers do not know: only merge translates them, by the
+// base.
 func refuseMegatron(a *format.Adapter) error {
 	if a.Dialect != megatron.name {
 		return nil

@@ -33,7 +33,8 @@ type OnChange struct {
 	Weight float64 `json:"weight"`
 }
 
-// LayerOnChange compares the ΔW of a layer with Δ, in the part of the tensor that the layer changes.
+// LayerOnChange compares the ΔW of a layer with Δ, in the part of the tensor that the layer
+// changes.
 type LayerOnChange struct {
 	Module   string  `json:"module"`
 	Tensor   string  `json:"tensor"` // of the base
@@ -62,8 +63,8 @@ func (p *products) figures() (change, norm, residual, cosine, weight float64) {
 	return math.Sqrt(p.change), math.Sqrt(p.update), math.Sqrt(p.residual), cosine, weight
 }
 
-// CompareChange compares an adapter with tuned − base. It finds the tensors that the adapter changes
-// as a merge into base does, and reads both checkpoints twice, some rows at a time.
+// CompareChange compares an adapter with tuned − base. It finds the tensors that the adapter
+// changes as a merge into base does, and reads both checkpoints twice, some rows at a time.
 func CompareChange(
 	ctx context.Context, src format.Source, base, tuned *model.Checkpoint, name string, workers int,
 ) (*OnChange, error) {
