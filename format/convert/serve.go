@@ -171,6 +171,10 @@ func (s *served) checkParts() error {
 		}
 		switch l.Kind {
 		case format.Linear, format.Embedding, format.Expert, format.ExpertInputs:
+			if oneOfGPTOSS.MatchString(l.Module) {
+				return fault.New(fault.Unsupported, "%s has no module %q: it stacks the experts of gpt-oss", s.title, l.Module).
+					WithHint(hintServed)
+			}
 		default:
 			return fault.New(fault.Unsupported, "%s applies factors of linear layers and embeddings, and %q has "+
 				"the kind %s", s.title, l.Module, l.Kind).WithHint(hintServed)

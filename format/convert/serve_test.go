@@ -211,6 +211,10 @@ func TestServersAreNotGivenWhatTheyIgnore(t *testing.T) {
 			`norm.weight" replaces a tensor of the base (modules_to_save, bias)`},
 		{"sglang", plain + `,"bias":"all"`, "", append(ones("base_model.model.norm.bias"), pair...), `norm.bias" replaces`},
 		{"vllm", `"r":513,"lora_alpha":1`, "", tall, "rank 513, and vLLM takes at most 512"},
+		{"sglang", plain, "", []testkit.Tensor{
+			numbers("base_model.model.mlp.experts.down_projs.0.lora_A.weight", 2, 2),
+			numbers("base_model.model.mlp.experts.down_projs.0.lora_B.weight", 2, 2),
+		}, "stacks the experts of gpt-oss"},
 		{"sglang", expertConfig, "", stackedExperts(), "SGLang reads experts one by one"},
 		{"vllm", expertConfig, "dbrx", stackedExperts(), "how vLLM reads the experts of a dbrx is not known"},
 		{"vllm", strings.Replace(expertConfig, `"mlp.experts.gate_up_proj",`, "", 1), "qwen3_moe", stackedExperts()[2:], "has not both"},
