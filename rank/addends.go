@@ -174,20 +174,24 @@ func checkFeatures(all []*format.Adapter) error {
 			return err
 		}
 	}
-	for i, a := range all {
-		if a.Orientation != all[0].Orientation {
-			return fault.New(fault.Unsupported, "adapter 1 is for weights stored %s and adapter %d for %s",
-				orientation(all[0]), i+1, orientation(a))
-		}
-	}
-	return nil
+	_, err := orientationOf(all)
+	return err
 }
 
-func orientation(a *format.Adapter) string {
-	if a.Orientation == format.OrientationUnknown {
-		return "in an unknown way"
+// orientationOf returns how the base stores its weights, as far as any adapter says it.
+func orientationOf(all []*format.Adapter) (known format.Orientation, err error) {
+	first := 0
+	for i, a := range all {
+		switch {
+		case a.Orientation == format.OrientationUnknown:
+		case known == format.OrientationUnknown:
+			known, first = a.Orientation, i
+		case a.Orientation != known:
+			return known, fault.New(fault.Mismatch, "adapter %d is for weights stored %s and adapter %d for weights stored %s",
+				first+1, known, i+1, a.Orientation).WithHint("the adapters are for different models")
+		}
 	}
-	return string(a.Orientation)
+	return known, nil
 }
 
 // sameMeaning refuses an adapter whose factors for a module that it has in common with the first
@@ -273,7 +277,8 @@ func (g *group) dropZeros() {
 // describe makes the description of the result from those of the adapters.
 func (c *combining) describe(all []*format.Adapter) {
 	first := all[0]
-	a := format.Adapter{Name: first.Name, Method: first.Method, Dialect: first.Dialect, Base: first.Base, Orientation: first.Orientation}
+	a := format.Adapter{Name: first.Name, Method: first.Method, Dialect: first.Dialect, Base: first.Base}
+	a.Orientation, _ = orientationOf(all)
 	for _, other := range all {
 		a.Requires = sortedRequires(a.Requires, slices.DeleteFunc(slices.Clone(other.Requires), func(q format.Requirement) bool {
 			return q.Feature == format.FeatureExpertFactors // enterLayer adds those of the new shapes

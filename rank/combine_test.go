@@ -491,6 +491,24 @@ func TestRefusalsOfSums(t *testing.T) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
+	// An orientation that one adapter does not say is that of the other.
+	for _, c := range []struct {
+		first, second, want format.Orientation
+		ok                  bool
+	}{
+		{format.OrientationUnknown, format.MxN, format.MxN, true}, {format.NxM, format.OrientationUnknown, format.NxM, true},
+		{format.MxN, format.MxN, format.MxN, true}, {format.MxN, format.NxM, "", false},
+	} {
+		x, y := plain(), plain()
+		x.Adapter().Orientation, y.Adapter().Orientation = c.first, c.second
+		sum, _, err := rank.Combine(t.Context(), []format.Source{x.source(t), y.source(t)}, rank.CombineOptions{})
+		if (err == nil) != c.ok || c.ok && sum.Manifest().Adapters[0].Orientation != c.want {
+			t.Errorf("%q and %q: %v", c.first, c.second, err)
+		}
+		if err == nil {
+			sum.Close()
+		}
+	}
 	// The same weights under two names.
 	for names, want := range map[[2]string]bool{
 		{"l.self_attn.q_proj", "l.self_attn.qkv_proj"}: true, {"l.mlp.gate_up_proj", "l.mlp.up_proj"}: true,
