@@ -3,6 +3,7 @@ package rank
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 
@@ -70,7 +71,11 @@ func (c *combining) plan() error {
 					g.dtypes = append(g.dtypes, d)
 				}
 			}
-			g.members = append(g.members, member{source: i, layer: l, factors: f, weight: c.weights[i] * l.Scale()})
+			weight := c.weights[i] * l.Scale()
+			if math.IsInf(weight, 0) {
+				return fault.New(fault.Unsupported, "the weight %v times the scale %v of %q is beyond float64", c.weights[i], l.Scale(), l.Module)
+			}
+			g.members = append(g.members, member{source: i, layer: l, factors: f, weight: weight})
 		}
 	}
 	for _, g := range c.groups {

@@ -491,6 +491,11 @@ func TestRefusalsOfSums(t *testing.T) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
+	scaled := newSample(15)
+	scaled.linear("m", dtype.F32, 6, 4, 2, 8)
+	if _, _, err := rank.Combine(t.Context(), []format.Source{scaled.source(t)}, rank.CombineOptions{Weights: []float64{1e308}}); !errors.Is(err, format.ErrUnsupported) {
+		t.Errorf("a weight beyond float64: %v", err)
+	}
 	// An orientation that one adapter does not say is that of the other.
 	for _, c := range []struct {
 		first, second, want format.Orientation
