@@ -85,9 +85,12 @@ func showSpectra(t *terminal, o *inspectOptions, r *report.Adapter) {
 			layers = append(layers, &r.Layers[i])
 		}
 	}
-	if o.everyLayer() {
+	switch {
+	case len(layers) == 0:
+		t.line("no layer has a spectrum")
+	case o.everyLayer():
 		showEverySpectrum(t, o, layers)
-	} else {
+	default:
 		showKindsOfSpectra(t, o, layers)
 	}
 	for i := range r.Layers {
