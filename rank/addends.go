@@ -5,7 +5,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
@@ -91,52 +90,29 @@ func (c *combining) plan() error {
 	return c.sums.plan(c, all)
 }
 
-// divisions lists projections that models store apart or as one, by the last part of their names. A
-// module of the one form and a module of the other, in the same place, change the same weights.
-var divisions = []struct{ whole, parts []string }{
-	{[]string{"qkv_proj", "query_key_value", "c_attn", "W_pack", "wqkv", "qkv"}, []string{"q_proj", "k_proj", "v_proj", "query", "key", "value"}},
-	{[]string{"gate_up_proj", "gate_up_projs"}, []string{"gate_proj", "up_proj"}},
-	{[]string{"w1", "w2", "w3"}, []string{"gate_proj", "up_proj", "down_proj"}},
-}
-
 // checkDivisions refuses adapters that name the same weights in two ways: as one projection and as
 // its parts, or as stacked experts and one by one. Their sum would change the weights twice, and
 // merge refuses it.
 func checkDivisions(all []*format.Adapter) error {
-	type form struct {
-		adapter, kind int // the kind is one of the forms in a place
-		module        string
+	type first struct {
+		adapter      int
+		module, form string
 	}
-	seen := make(map[string][]form)
+	seen := make(map[string]first)
 	for i, a := range all {
 		for j := range a.Layers {
 			module := a.Layers[j].Module
-			parent, leaf := naming.Module(module), naming.Leaf(module)
-			add := func(place string, kind int) { seen[place] = append(seen[place], form{i, kind, module}) }
-			for k, d := range divisions {
-				if slices.Contains(d.whole, leaf) {
-					add(fmt.Sprint(parent, " ", k), 0)
+			forms := naming.Forms(module)
+			for _, place := range slices.Sorted(maps.Keys(forms)) {
+				was, isKnown := seen[place]
+				switch {
+				case !isKnown:
+					seen[place] = first{i, module, forms[place]}
+				case was.adapter != i && was.form != forms[place]:
+					return fault.New(fault.Unsupported, "adapter %d has %q and adapter %d has %q, which name the same weights in two ways",
+						was.adapter+1, was.module, i+1, module).
+						WithHint("convert both to one dialect first, with the base (CreateOptions.Base), or merge them one after the other")
 				}
-				if slices.Contains(d.parts, leaf) {
-					add(fmt.Sprint(parent, " ", k), 1)
-				}
-			}
-			if before, after, ok := strings.Cut(module+".", ".experts."); ok {
-				kind := 0 // stacked
-				if len(after) > 0 && after[0] >= '0' && after[0] <= '9' {
-					kind = 1
-				}
-				add(before+" experts", kind)
-			}
-		}
-	}
-	for _, place := range slices.Sorted(maps.Keys(seen)) {
-		forms := seen[place]
-		for _, f := range forms[1:] {
-			if first := forms[0]; f.kind != first.kind && f.adapter != first.adapter {
-				return fault.New(fault.Unsupported, "adapter %d has %q and adapter %d has %q, which name the same weights in two ways",
-					first.adapter+1, first.module, f.adapter+1, f.module).
-					WithHint("convert both to one dialect first, with the base (CreateOptions.Base), or merge them one after the other")
 			}
 		}
 	}

@@ -1,7 +1,6 @@
 package rank
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -442,11 +441,7 @@ func (c *combining) enterLayer(g *group) {
 		l.Roles = c.keepRoles(first.source, first.layer, append(g.others(), format.RoleA, format.RoleB, format.RoleAlpha)...)
 		return
 	}
-	scale := l.Scale()
-	l.Scaling, l.Fixed, l.Alpha = format.AlphaOverR, 0, scale*float64(l.Rank)
-	if l.Scale() != scale {
-		l.Scaling, l.Fixed, l.Alpha = format.Fixed, scale, 0
-	}
+	setScale(l, l.Rank, l.Scale())
 	roles := slices.DeleteFunc(g.others(), func(r format.Role) bool { return r == format.RoleBias && g.bias >= 0 })
 	l.Roles = map[format.Role]int{format.RoleA: c.take(g.a), format.RoleB: c.take(g.b)}
 	for _, m := range g.members {
@@ -476,13 +471,4 @@ func (e *energies) shares() (energy, err, rounded float64) {
 func (l *CombinedLayer) finish() {
 	l.Energy, l.Error, l.Rounded = l.energies.shares()
 	l.Frobenius = math.Sqrt(l.energies.all)
-}
-
-// sortedRequires adds the requirements of all adapters, each once.
-func sortedRequires(lists ...[]format.Requirement) []format.Requirement {
-	all := slices.Concat(lists...)
-	slices.SortFunc(all, func(q, r format.Requirement) int {
-		return cmp.Or(cmp.Compare(q.Feature, r.Feature), cmp.Compare(q.Where, r.Where))
-	})
-	return slices.Compact(all)
 }

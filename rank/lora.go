@@ -468,11 +468,7 @@ func (x *thinning) store(a *format.Adapter, t *thick, f *made) error {
 		a.Requires = append(a.Requires, format.Requirement{Feature: format.FeatureConvolution, Where: t.module})
 	}
 	// The scale s stays: alpha/r with the new rank.
-	s := l.Scale()
-	l.Rank, l.Scaling, l.Fixed, l.Alpha = f.rank, format.AlphaOverR, 0, s*float64(f.rank)
-	if l.Scale() != s {
-		l.Scaling, l.Fixed, l.Alpha = format.Fixed, s, 0
-	}
+	setScale(&l, f.rank, l.Scale())
 	iA, err := x.spool.add(t.module+".lora_A.weight", x.dtype, shapeA, f.a)
 	if err != nil {
 		return err
@@ -497,10 +493,7 @@ func (x *thinning) store(a *format.Adapter, t *thick, f *made) error {
 func (x *thinning) finish(a format.Adapter) {
 	slices.SortFunc(a.Layers, func(l, m format.Layer) int { return cmp.Compare(l.Module, m.Module) })
 	slices.SortFunc(a.Beside, func(b, c format.Beside) int { return b.Tensor - c.Tensor })
-	slices.SortFunc(a.Requires, func(q, r format.Requirement) int {
-		return cmp.Or(cmp.Compare(q.Feature, r.Feature), cmp.Compare(q.Where, r.Where))
-	})
-	a.Requires = slices.Compact(a.Requires)
+	a.Requires = sortedRequires(a.Requires)
 	a.Method = format.MethodLoRA
 	for _, q := range a.Requires {
 		if q.Feature == format.FeatureDoRA {

@@ -1,6 +1,7 @@
 package rank
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/loratool/loratool/format"
@@ -89,3 +90,20 @@ func (r *remake) Unchanged() error {
 }
 
 func (r *remake) Close() error { return r.spool.Close() }
+
+// setScale gives a layer a rank and a scale: by alpha/r where that is exact, and fixed otherwise.
+func setScale(l *format.Layer, rank int, scale float64) {
+	l.Rank, l.Scaling, l.Fixed, l.Alpha = rank, format.AlphaOverR, 0, scale*float64(rank)
+	if l.Scale() != scale {
+		l.Scaling, l.Fixed, l.Alpha = format.Fixed, scale, 0
+	}
+}
+
+// sortedRequires joins lists of requirements, each once.
+func sortedRequires(lists ...[]format.Requirement) []format.Requirement {
+	all := slices.Concat(lists...)
+	slices.SortFunc(all, func(q, r format.Requirement) int {
+		return cmp.Or(cmp.Compare(q.Feature, r.Feature), cmp.Compare(q.Where, r.Where))
+	})
+	return slices.Compact(all)
+}

@@ -178,16 +178,13 @@ func (w *mlxWriter) whyNoModule(module string) string {
 	switch {
 	case strings.HasPrefix(module, "transformer.h."):
 		return "it calls the blocks of GPT-2 model.h"
-	case oneOfGPTOSS.MatchString(module):
+	case naming.IsExpertOfUnsloth(module):
 		return "the experts of gpt-oss are stacked there, with gate and up apart"
 	case w.tails != nil && !strings.Contains(module, "experts") && !w.tails[moduleTail(module)]:
 		return "the base has no weight of this name, so that it divides the projections in another way, or is another model"
 	}
 	return ""
 }
-
-// oneOfGPTOSS matches an expert as unsloth's code of gpt-oss has it.
-var oneOfGPTOSS = regexp.MustCompile(`\.experts\.(gate_up|down)_projs\.[0-9]+$`)
 
 // tailsOf returns the ends of the modules that have weights, nil without tensors.
 func tailsOf(base []format.Tensor) map[string]bool {

@@ -171,7 +171,7 @@ func (s *served) checkParts() error {
 		}
 		switch l.Kind {
 		case format.Linear, format.Embedding, format.Expert, format.ExpertInputs:
-			if oneOfGPTOSS.MatchString(l.Module) {
+			if naming.IsExpertOfUnsloth(l.Module) {
 				return fault.New(fault.Unsupported, "%s has no module %q: it stacks the experts of gpt-oss", s.title, l.Module).
 					WithHint(hintServed)
 			}

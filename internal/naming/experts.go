@@ -129,6 +129,9 @@ func ExpertPart(module string) (parameter string, expert, part, parts int, ok bo
 	return parameter, expert, part, parts, ok
 }
 
+// IsExpertOfUnsloth reports whether a module is one expert of gpt-oss as unsloth has it.
+func IsExpertOfUnsloth(module string) bool { return oneExpert.MatchString(module) }
+
 // oneExpert matches the module per expert that unsloth makes for gpt-oss.
 var oneExpert = regexp.MustCompile(`^(.*\.)?experts\.(gate_up_proj|down_proj)s\.(\d+)$`)
 

@@ -40,6 +40,38 @@ func IsFused(module string) bool {
 	return slices.ContainsFunc(fusions, has)
 }
 
+// Forms returns the places whose weights a module may hold, with the form in which its name has them:
+// fused or apart, one expert or all, and one name of several. Two modules with one place and two
+// forms name the same weights.
+func Forms(module string) map[string]string {
+	forms := make(map[string]string)
+	parent, leaf := Module(module), Leaf(module)
+	for i, f := range fusions {
+		for j, split := range f.split {
+			if slices.Contains(split, leaf) {
+				forms[fmt.Sprint(parent, " fusion ", i)] = fmt.Sprint("apart ", j)
+			}
+		}
+		if slices.Contains(f.fused, leaf) {
+			forms[fmt.Sprint(parent, " fusion ", i)] = "fused"
+		}
+	}
+	for parameter, styles := range expertParts {
+		for j, style := range styles {
+			if slices.Contains(style, leaf) {
+				forms[fmt.Sprint(parent, " experts' ", parameter)] = fmt.Sprint("style ", j)
+			}
+		}
+	}
+	if before, after, ok := strings.Cut(module+".", ".experts."); ok {
+		forms[before+" experts"] = "all"
+		if after != "" && after[0] >= '0' && after[0] <= '9' {
+			forms[before+" experts"] = "one"
+		}
+	}
+	return forms
+}
+
 // others lists the names that hold, in other models, what a module of this name holds, or parts of
 // it.
 func (f fusion) others(leaf string) (names []string) {
