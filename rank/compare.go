@@ -141,7 +141,7 @@ func Compare(ctx context.Context, a, b format.Source, o CompareOptions) (*Compar
 // Same reports whether the two adapters do the same: every layer has the same ΔW, up to the
 // rounding of float64, and every other tensor the same values.
 func (c *Comparison) Same() bool {
-	if len(c.OnlyA)+len(c.OnlyB)+len(c.NotCompared) > 0 {
+	if c.IsPartial() {
 		return false
 	}
 	for i := range c.Layers {
@@ -151,6 +151,22 @@ func (c *Comparison) Same() bool {
 	}
 	return !slices.ContainsFunc(c.Tensors, func(t ComparedTensor) bool { return t.Status != Identical })
 }
+
+// Totals are the figures of several layers together.
+type Totals struct{ NormA, NormB, NormDifference, Cosine float64 }
+
+// TotalsOf computes the figures of layers that both adapters have.
+func TotalsOf(layers []ComparedLayer) Totals {
+	var s squares
+	for i := range layers {
+		s.add(layers[i].squares)
+	}
+	return Totals{math.Sqrt(s.a), math.Sqrt(s.b), math.Sqrt(s.difference), s.cosine()}
+}
+
+// IsPartial reports whether some layers have no counterpart that could be compared. Figures over
+// all layers, such as Cosine, then mix what differs with what only has another name.
+func (c *Comparison) IsPartial() bool { return len(c.OnlyA)+len(c.OnlyB)+len(c.NotCompared) > 0 }
 
 // sameWithin is the distance of two equal updates in float64, relative to their norm.
 const sameWithin = 1e-13

@@ -2,7 +2,9 @@ package rank
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"fmt"
 	"math"
 	"slices"
 
@@ -32,6 +34,29 @@ const (
 	OnlyB     Status = "only_b"
 )
 
+// String says what the status means, in words.
+func (s Status) String() string {
+	switch s {
+	case Identical:
+		return "the same in both"
+	case Reshaped:
+		return "of another shape"
+	case OnlyA:
+		return "only in A"
+	case OnlyB:
+		return "only in B"
+	}
+	return "changed"
+}
+
+// Text says how the tensors compare, in words.
+func (t *ComparedTensor) Text() string {
+	if t.Status == Changed {
+		return fmt.Sprintf("differs by %.3g of its norm", t.Relative)
+	}
+	return t.Status.String()
+}
+
 // other is a tensor that is no factor, by its name and what it is.
 type other struct {
 	name, what string
@@ -58,10 +83,7 @@ func othersOf(a *format.Adapter) (all []other) {
 }
 
 func (x other) compare(y other) int {
-	if x.name != y.name {
-		return bytes.Compare([]byte(x.name), []byte(y.name))
-	}
-	return bytes.Compare([]byte(x.what), []byte(y.what))
+	return cmp.Or(cmp.Compare(x.name, y.name), cmp.Compare(x.what, y.what))
 }
 
 // compareOthers compares the tensors that are no factors.
@@ -102,7 +124,8 @@ func (c *comparing) compareOther(ctx context.Context, t *ComparedTensor, x, y ot
 	n := a.Elements()
 	bufA, bufB := make([]byte, a.DType.Size()*int(min(piece, n))), make([]byte, b.DType.Size()*int(min(piece, n)))
 	va, vb := make([]float64, min(piece, n)), make([]float64, min(piece, n))
-	var difference, squaresA, squaresB float64
+	var d pieceDifference
+	var squaresA, squaresB float64
 	for first := int64(0); first < n; first += piece {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -118,17 +141,13 @@ func (c *comparing) compareOther(ctx context.Context, t *ComparedTensor, x, y ot
 		dtype.Widen64(va[:k], a.DType, pa)
 		dtype.Widen64(vb[:k], b.DType, pb)
 		for i, v := range va[:k] {
-			w := vb[i]
-			if v == w || v != v && w != w {
-				continue
-			}
-			difference += (v - w) * (v - w)
+			d.element(v, vb[i])
 		}
 		squaresA, squaresB = squaresA+sumSquares(va[:k]), squaresB+sumSquares(vb[:k])
 	}
-	if t.Status = Identical; difference != 0 {
+	if t.Status = Identical; d.elements > 0 {
 		t.Status = Changed
-		if t.Relative = math.Sqrt(difference / max(squaresA, squaresB)); t.Relative-t.Relative != 0 {
+		if t.Relative = math.Sqrt(d.squares / max(squaresA, squaresB)); d.nonFinite > 0 || t.Relative-t.Relative != 0 {
 			t.Relative = math.MaxFloat64 // NaN and infinity have no distance, and no number in JSON
 		}
 	}

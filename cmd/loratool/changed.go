@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/loratool/loratool/format/checkpoint"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/report"
@@ -15,13 +14,9 @@ import (
 func (o *diffOptions) change(c *cli.Context, t *terminal, paths []string) error {
 	var closers closers
 	defer closers.close()
-	var both [2]*checkpoint.Checkpoint
-	for i := range both {
-		var err error
-		if both[i], err = checkpoint.Open(c.Context, paths[i]); err != nil {
-			return err
-		}
-		closers.add(both[i])
+	both, err := openCheckpoints(c.Context, &closers, paths[:2]...)
+	if err != nil {
+		return err
 	}
 	openings, err := o.opening(paths[2])
 	if err != nil {

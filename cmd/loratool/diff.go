@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 
@@ -172,25 +171,20 @@ func showComparison(t *terminal, o *diffOptions, paths []string, r *rank.Compari
 
 // headline compares the layers that both adapters have.
 func headline(r *rank.Comparison) string {
-	var a, b, product, difference float64
-	for i := range r.Layers {
-		l := &r.Layers[i]
-		a, b, difference = a+l.NormA*l.NormA, b+l.NormB*l.NormB, difference+l.NormDifference*l.NormDifference
-		product += l.Cosine * l.NormA * l.NormB
-	}
+	x := rank.TotalsOf(r.Layers)
 	where := ""
-	if len(r.OnlyA)+len(r.OnlyB)+len(r.NotCompared) > 0 {
+	if r.IsPartial() {
 		where = fmt.Sprintf(" in the %s that could be compared", fault.Count(len(r.Layers), "layer"))
 	}
-	if difference <= 1e-24*max(a, b) {
+	if x.NormDifference <= 1e-12*max(x.NormA, x.NormB) {
 		if where == "" {
 			return "A and B have the same ΔW, and differ in other tensors"
 		}
 		return "A and B have the same ΔW" + where + "; the rest is below"
 	}
-	text := fmt.Sprintf("A and B differ: ‖ΔA − ΔB‖ is %.4g%s, with ‖ΔA‖ = %.4g and ‖ΔB‖ = %.4g", math.Sqrt(difference), where, math.Sqrt(a), math.Sqrt(b))
-	if a > 0 && b > 0 {
-		text += fmt.Sprintf("; the cosine is %.4f", product/math.Sqrt(a*b))
+	text := fmt.Sprintf("A and B differ: ‖ΔA − ΔB‖ is %.4g%s, with ‖ΔA‖ = %.4g and ‖ΔB‖ = %.4g", x.NormDifference, where, x.NormA, x.NormB)
+	if x.NormA > 0 && x.NormB > 0 {
+		text += fmt.Sprintf("; the cosine is %.4f", x.Cosine)
 	}
 	return text
 }
@@ -214,22 +208,18 @@ func (o *diffOptions) showComparedLayers(t *terminal, r *rank.Comparison) {
 	}}
 	for _, k := range o.kinds(len(r.Layers), func(i int) string { return r.Layers[i].Module }) {
 		var ranksA, ranksB span
-		var a, b, difference, overlap, random, product float64
+		var overlap, random float64
+		var layers []rank.ComparedLayer
 		for _, i := range k.items {
 			l := &r.Layers[i]
+			layers = append(layers, *l)
 			ranksA.add(l.RankA)
 			ranksB.add(l.RankB)
-			a, b, difference = a+l.NormA*l.NormA, b+l.NormB*l.NormB, difference+l.NormDifference*l.NormDifference
-			product += l.Cosine * l.NormA * l.NormB
 			overlap, random = overlap+l.Overlap, random+l.Random
 		}
-		n := float64(len(k.items))
-		cosine := 0.0
-		if a > 0 && b > 0 {
-			cosine = product / math.Sqrt(a*b)
-		}
-		tab.add(fmt.Sprint(len(k.items)), ranksA.String()+", "+ranksB.String(), fmt.Sprintf("%.4g", math.Sqrt(a)), fmt.Sprintf("%.4g", math.Sqrt(b)),
-			fmt.Sprintf("%.4g", math.Sqrt(difference)), fmt.Sprintf("%.4f", cosine), fmt.Sprintf("%.3f", overlap/n), fmt.Sprintf("%.3f", random/n), k.name)
+		n, x := float64(len(k.items)), rank.TotalsOf(layers)
+		tab.add(fmt.Sprint(len(k.items)), ranksA.String()+", "+ranksB.String(), fmt.Sprintf("%.4g", x.NormA), fmt.Sprintf("%.4g", x.NormB),
+			fmt.Sprintf("%.4g", x.NormDifference), fmt.Sprintf("%.4f", x.Cosine), fmt.Sprintf("%.3f", overlap/n), fmt.Sprintf("%.3f", random/n), k.name)
 	}
 	t.print(tab)
 }
@@ -240,13 +230,7 @@ func (o *diffOptions) showComparedTensors(t *terminal, r *rank.Comparison) {
 		return x.Tensor, fmt.Sprint(x.What, x.Status)
 	}) {
 		x := &r.Tensors[g.first]
-		text := map[rank.Status]string{
-			rank.Identical: "the same in both", rank.Reshaped: "of another shape", rank.OnlyA: "only in A", rank.OnlyB: "only in B",
-		}[x.Status]
-		if text == "" {
-			text = fmt.Sprintf("differs by %.3g of its norm", x.Relative)
-		}
-		t.line("%s %s: %s", x.What, g.name, text)
+		t.line("%s %s: %s", x.What, g.name, x.Text())
 	}
 }
 

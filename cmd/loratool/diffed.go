@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/loratool/loratool/format/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/page"
 	"github.com/loratool/loratool/rank"
@@ -15,14 +14,9 @@ import (
 func (o *diffOptions) checkpoints(c *cli.Context, t *terminal, paths []string) error {
 	var closers closers
 	defer closers.close()
-	var both []*checkpoint.Checkpoint
-	for _, path := range paths {
-		x, err := checkpoint.Open(c.Context, path)
-		if err != nil {
-			return err
-		}
-		closers.add(x)
-		both = append(both, x)
+	both, err := openCheckpoints(c.Context, &closers, paths...)
+	if err != nil {
+		return err
 	}
 	r, err := rank.CompareCheckpoints(c.Context, both[0], both[1], rank.CompareOptions{Workers: o.workers})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/loratool/loratool/format/checkpoint"
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/merge"
@@ -52,6 +53,20 @@ func openRecords(ctx context.Context, paths []string, merged string, closers *cl
 		records = append(records, r)
 	}
 	return records, nil
+}
+
+// openCheckpoints opens the checkpoints at paths.
+func openCheckpoints(ctx context.Context, closers *closers, paths ...string) ([]*checkpoint.Checkpoint, error) {
+	var all []*checkpoint.Checkpoint
+	for _, path := range paths {
+		x, err := checkpoint.Open(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		closers.add(x)
+		all = append(all, x)
+	}
+	return all, nil
 }
 
 // closers are the files that a command has opened.

@@ -40,9 +40,9 @@ func IsFused(module string) bool {
 	return slices.ContainsFunc(fusions, has)
 }
 
-// Forms returns the places whose weights a module may hold, with the form in which its name has them:
-// fused or apart, one expert or all, and one name of several. Two modules with one place and two
-// forms name the same weights.
+// Forms returns the places whose weights a module may hold, with the form in which its name has
+// them: fused or apart, one expert or all, and one name of several. Two modules with one place and
+// two forms name the same weights.
 func Forms(module string) map[string]string {
 	forms := make(map[string]string)
 	parent, leaf := Module(module), Leaf(module)

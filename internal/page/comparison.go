@@ -12,9 +12,14 @@ import (
 
 // Comparison returns the page of a comparison of two adapters.
 func Comparison(h Head, r *rank.Comparison) ([]byte, error) {
+	x := rank.TotalsOf(r.Layers)
+	where := ""
+	if r.IsPartial() {
+		where = " in the layers of both"
+	}
 	p := &page{
 		Head: h, LayersTitle: "Layers of both", NameHead: "module", DetailName: "table of similarities φ",
-		Verdict: fmt.Sprintf("‖ΔA − ΔB‖ is %.4g, with ‖ΔA‖ = %.4g and ‖ΔB‖ = %.4g; the cosine is %.4f", r.NormDifference, r.NormA, r.NormB, r.Cosine),
+		Verdict: fmt.Sprintf("‖ΔA − ΔB‖ is %.4g%s, with ‖ΔA‖ = %.4g and ‖ΔB‖ = %.4g; the cosine is %.4f", x.NormDifference, where, x.NormA, x.NormB, x.Cosine),
 		Facts: []Fact{
 			{"Layers of both", number(len(r.Layers))}, {"Only in A", number(len(r.OnlyA))}, {"Only in B", number(len(r.OnlyB))},
 			{"‖ΔA‖", figure(r.NormA)}, {"‖ΔB‖", figure(r.NormB)}, {"‖ΔA − ΔB‖", figure(r.NormDifference)}, {"Cosine", figure(r.Cosine)},
@@ -74,27 +79,9 @@ func addCompared(t *table, layers []rank.ComparedLayer) {
 // comparedTensors describes tensors that are no factors.
 func comparedTensors(tensors []rank.ComparedTensor) (all []string) {
 	for _, x := range tensors {
-		text := statusText(x.Status)
-		if x.Status == rank.Changed {
-			text = fmt.Sprintf("differs by %.3g of its norm", x.Relative)
-		}
-		all = append(all, fmt.Sprintf("%s %s: %s", x.What, x.Tensor, text))
+		all = append(all, fmt.Sprintf("%s %s: %s", x.What, x.Tensor, x.Text()))
 	}
 	return all
-}
-
-func statusText(s rank.Status) string {
-	switch s {
-	case rank.Identical:
-		return "the same in both"
-	case rank.Reshaped:
-		return "of another shape"
-	case rank.OnlyA:
-		return "only in A"
-	case rank.OnlyB:
-		return "only in B"
-	}
-	return "changed"
 }
 
 // Checkpoints returns the page of a comparison of two checkpoints.
@@ -122,7 +109,7 @@ func Checkpoints(h Head, r *rank.CheckpointComparison) ([]byte, error) {
 	}
 	relative := both(func(x *rank.CheckpointTensor) float64 { return x.Relative })
 	p.heat("‖B − A‖ ÷ ‖A‖", "The change of a tensor, relative to its Frobenius norm in A.", relative)
-	p.text("status", "", func(i int) string { return statusText(r.Tensors[i].Status) })
+	p.text("status", "", func(i int) string { return r.Tensors[i].Status.String() })
 	p.text("A", "", func(i int) string { return typed(r.Tensors[i].DTypeA, r.Tensors[i].ShapeA) })
 	p.text("B", "", func(i int) string { return typed(r.Tensors[i].DTypeB, r.Tensors[i].ShapeB) })
 	p.number("‖B−A‖÷‖A‖", "", relative)
