@@ -67,6 +67,10 @@ func (o *diffOptions) showChange(t *terminal, r *report.OnChange) {
 		t.line("not measured: %s: %s", n.Tensor, n.Why)
 	}
 	o.listNames(t, "also differs, and the adapter does not change it: ", r.Elsewhere)
+	if len(r.Layers) == 0 {
+		t.line("no layer of the adapter could be compared with the difference")
+		return
+	}
 	t.line("‖Δ − ΔW‖ is %s of ‖Δ‖ in the layers of the adapter; the best weight is %.4g, the cosine %.4f",
 		shareText(r.Residual*r.Residual, r.Change*r.Change), r.Weight, r.Cosine)
 }

@@ -181,7 +181,7 @@ func explainSpread(r *resolver, s *naming.Spread, n int) error {
 			WithHint("say with Options.Only which component to change")
 	case s.Misfit != nil:
 		m := s.Misfit[0]
-		return fault.New(fault.Mismatch, "%q: B·A is %d×%d, but the base's %q has shape %d; %s %s not fit %s",
+		return fault.New(fault.Mismatch, "%q: B·A is %d×%d, but the base's %q has shape %d; %s %s not fit; the base has %s",
 			m.Name, m.Rows, m.Columns, m.Weight, r.shape(m.Weight), fault.Count(len(s.Misfit), "layer"), fault.Choose(len(s.Misfit), "does", "do"), describeComponents(r)).
 			WithHint("%s", r.wrongBase())
 	}
