@@ -140,7 +140,14 @@ var arrows = map[string]map[string]string{
 		"internal/checkpoint": "the checkpoint that it describes",
 		"internal/resolve":    "the description",
 	},
+	"internal/rectangle": {
+		"format/dtype":        "elements",
+		"internal/checkpoint": "the tensors that it reads",
+		"internal/resolve":    "the changes that it cuts",
+		"internal/thin":       "ΔW",
+	},
 	"internal/report": {
+		"internal/rectangle":  "the parts of a base that layers change",
 		"internal/delta":      "the sizes of updates that are no thin products",
 		"internal/card":       "licence and datasets of a model card",
 		"internal/resolve":    "how merge applies an adapter",

@@ -15,6 +15,7 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/outline"
 	"github.com/loratool/loratool/internal/parallel"
+	"github.com/loratool/loratool/internal/rectangle"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/merge"
 )
@@ -188,7 +189,7 @@ func (r *OnBase) measure(
 			return nil
 		}
 		read := make(map[resolve.Blob][]byte)
-		for _, rect := range rectangles(c) {
+		for _, rect := range rectangle.Of(c) {
 			l, err := measureLayer(ctx, rect, base, read, &o)
 			if err != nil {
 				return err
@@ -243,9 +244,9 @@ func measureBytes(changes []*resolve.Change, o *BaseOptions) int64 {
 	for _, c := range changes {
 		var stored, factors int64
 		blobs := make(map[resolve.Blob]bool)
-		for _, r := range rectangles(c) {
+		for _, r := range rectangle.Of(c) {
 			var ranks int64
-			for _, x := range r.terms {
+			for _, x := range r.Terms {
 				ranks += int64(x.Rank)
 				for _, f := range []*resolve.Factor{&x.Left, &x.Right} {
 					if f.Source != nil && !blobs[f.Blob] {
@@ -254,8 +255,8 @@ func measureBytes(changes []*resolve.Change, o *BaseOptions) int64 {
 					}
 				}
 			}
-			need := 4 * 8 * ranks * int64(len(r.rows)+len(r.cols))
-			switch elements := int64(len(r.rows)) * int64(len(r.cols)); {
+			need := 4 * 8 * ranks * int64(len(r.Rows)+len(r.Cols))
+			switch elements := int64(len(r.Rows)) * int64(len(r.Cols)); {
 			case o.Intruders: // W, W + ΔW, their vectors, and work of the decomposition
 				need += 8 * 8 * elements
 			case o.Own:
@@ -264,27 +265,27 @@ func measureBytes(changes []*resolve.Change, o *BaseOptions) int64 {
 			factors = max(factors, need)
 		}
 		_, nCols := c.Matrix()
-		most = max(most, stored+factors+16*max(rowsAtOnce, nCols))
+		most = max(most, stored+factors+16*max(rectangle.RowsAtOnce, nCols))
 	}
 	return most * int64(min(parallel.Workers(o.Workers), len(changes)))
 }
 
 // measureLayer compares one layer with its part of the base.
 func measureLayer(
-	ctx context.Context, rect *rectangle, base *checkpoint.Checkpoint, read map[resolve.Blob][]byte,
+	ctx context.Context, rect *rectangle.Rectangle, base *checkpoint.Checkpoint, read map[resolve.Blob][]byte,
 	o *BaseOptions,
 ) (*LayerOnBase, error) {
 	l := &LayerOnBase{
-		Module: rect.module, Tensor: rect.Name, Rows: len(rect.rows), Columns: len(rect.cols),
+		Module: rect.Module, Tensor: rect.Name, Rows: len(rect.Rows), Columns: len(rect.Cols),
 	}
 	if rect.NBands > 1 {
-		l.Expert = &rect.band
+		l.Expert = &rect.Band
 	}
 	if l.Rows == 0 || l.Columns == 0 {
 		l.relate()
 		return l, nil
 	}
-	delta, err := rect.factors(ctx, read)
+	delta, err := rect.Factors(ctx, read)
 	if err != nil {
 		return nil, err
 	}
@@ -299,7 +300,7 @@ func measureLayer(
 		return nil, err
 	}
 	l.Norm = math.Ldexp(dense.Norm(parts.Sigma), parts.Exponent)
-	l.BaseNorm, l.Projected, err = rect.measureBase(ctx, base, vectors.B, vectors.A, l.Rank)
+	l.BaseNorm, l.Projected, err = measureBase(ctx, rect, base, vectors.B, vectors.A, l.Rank)
 	if err != nil {
 		return nil, err
 	}
@@ -344,3 +345,24 @@ type nothing struct{}
 func (nothing) WriteAt(p []byte, _ int64) (int, error)             { return len(p), nil }
 func (nothing) CopyRange(_ int64, _ io.ReaderAt, _, _ int64) error { return nil }
 func (nothing) Close() error                                       { return nil }
+
+// measureBase returns ‖W‖_F and ‖UᵀWV‖_F, for U and V with k columns that belong to the rows and
+// columns of the rectangle.
+func measureBase(
+	ctx context.Context, r *rectangle.Rectangle, base *checkpoint.Checkpoint, u, v []float64, k int,
+) (norm, projection float64, err error) {
+	var squares float64
+	inner := make([]float64, k*k)
+	var product []float64
+	err = r.EachRows(ctx, base, func(first, n int, w []float64) error {
+		squares += dense.Dot(w, w)
+		if k == 0 {
+			return nil
+		}
+		product = append(product[:0], make([]float64, n*k)...)
+		dense.AddProduct(product, w, v, n, len(r.Cols), k)
+		dense.AddTransposedProduct(inner, u[first*k:(first+n)*k], product, n, k, k)
+		return nil
+	})
+	return math.Sqrt(squares), dense.Norm(inner), err
+}

@@ -15,8 +15,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/rectangle"
 	"github.com/loratool/loratool/internal/resolve"
-	"github.com/loratool/loratool/internal/testkit"
 	"github.com/loratool/loratool/internal/thin"
 	"gonum.org/v1/gonum/mat"
 )
@@ -82,13 +82,13 @@ func values(t *testing.T, c *checkpoint.Checkpoint, name string) []float64 {
 	return v
 }
 
-// cut returns the rectangle's part of a tensor, as a matrix in memory.
-func (r *rectangle) cut(v []float64) *mat.Dense {
+// cutOut returns a rectangle's part of a tensor, as a matrix in memory.
+func cutOut(r *rectangle.Rectangle, v []float64) *mat.Dense {
 	nRows, nCols := r.Matrix()
-	first := r.band * int(nRows) / r.NBands
-	m := mat.NewDense(len(r.rows), len(r.cols), nil)
-	for i, row := range r.rows {
-		for j, col := range r.cols {
+	first := r.Band * int(nRows) / r.NBands
+	m := mat.NewDense(len(r.Rows), len(r.Cols), nil)
+	for i, row := range r.Rows {
+		for j, col := range r.Cols {
 			m.Set(i, j, v[(first+row)*int(nCols)+col])
 		}
 	}
@@ -120,7 +120,7 @@ func TestAmplificationAgreesWithFullDecompositions(t *testing.T) {
 			if whyNotThin(c) != "" || c.Rows != nil {
 				continue
 			}
-			for _, r := range rectangles(c) {
+			for _, r := range rectangle.Of(c) {
 				measured[kindOfRectangle(r)]++
 				compareLayer(t, f, r)
 			}
@@ -133,10 +133,10 @@ func TestAmplificationAgreesWithFullDecompositions(t *testing.T) {
 	}
 }
 
-func kindOfRectangle(r *rectangle) string {
+func kindOfRectangle(r *rectangle.Rectangle) string {
 	nRows, nCols := r.Matrix()
 	switch {
-	case len(r.rows) < int(nRows)/r.NBands || len(r.cols) < int(nCols):
+	case len(r.Rows) < int(nRows)/r.NBands || len(r.Cols) < int(nCols):
 		return "part"
 	case r.NBands > 1:
 		return "expert"
@@ -146,15 +146,15 @@ func kindOfRectangle(r *rectangle) string {
 	return "matrix"
 }
 
-func compareLayer(t *testing.T, f *fixture, r *rectangle) {
+func compareLayer(t *testing.T, f *fixture, r *rectangle.Rectangle) {
 	t.Helper()
 	got, err := measureLayer(t.Context(), r, f.base, make(map[resolve.Blob][]byte), &BaseOptions{Own: true, Intruders: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := r.cut(values(t, f.base, r.Name))
+	w := cutOut(r, values(t, f.base, r.Name))
 	var delta mat.Dense
-	delta.Sub(r.cut(values(t, f.truth, r.Name)), w)
+	delta.Sub(cutOut(r, values(t, f.truth, r.Name)), w)
 	want := LayerOnBase{Norm: mat.Norm(&delta, 2), BaseNorm: mat.Norm(w, 2)}
 	var svd mat.SVD
 	if !svd.Factorize(&delta, mat.SVDThin) {
@@ -355,46 +355,5 @@ func TestZeroUpdateHasNoAmplification(t *testing.T) {
 	text, err := json.Marshal(l)
 	if err != nil || l.Rank != 0 || l.Norm != 0 || !strings.Contains(string(text), `"amplification":null`) {
 		t.Errorf("got %s, error %v", text, err)
-	}
-}
-
-// TestFactorsInAnotherOrder puts stored numbers in the places that the comments of resolve.Factor
-// give them.
-func TestFactorsInAnotherOrder(t *testing.T) {
-	dir := t.TempDir()
-	var stored []float64
-	for i := range 8 {
-		stored = append(stored, float64(10+i))
-	}
-	testkit.WriteAdapter(t, dir, 1, 1,
-		testkit.Values("base_model.model.m.lora_A.weight", dtype.F32, []uint64{1, 8}, stored...),
-		testkit.Values("base_model.model.m.lora_B.weight", dtype.F32, []uint64{8, 1}, stored...))
-	src, err := convert.Open(t.Context(), dir, convert.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer src.Close()
-	for _, c := range []struct {
-		name   string
-		factor resolve.Factor
-		places []int
-		values []float64
-	}{
-		{"in order", resolve.Factor{Length: 3, Repeat: 1, First: 2}, []int{2, 3, 4}, []float64{10, 11, 12}},
-		{"repeated", resolve.Factor{Length: 6, Repeat: 3, First: 1}, []int{1, 2, 3, 4, 5, 6}, []float64{10, 10, 10, 11, 11, 11}},
-		{"heads of llama.cpp", resolve.Factor{Length: 8, Repeat: 1, HeadSize: 4}, []int{0, 1, 2, 3, 4, 5, 6, 7},
-			[]float64{10, 12, 11, 13, 14, 16, 15, 17}},
-		{"in turns", resolve.Factor{Length: 4, Repeat: 1, Runs: resolve.Runs{From: 1, Size: 1, Step: 2}}, []int{1, 3, 5, 7},
-			[]float64{10, 11, 12, 13}},
-		{"taken in turns", resolve.Factor{Length: 8, Repeat: 1, Runs: resolve.Runs{From: 1, Size: 1, Step: 2, Takes: true}}, []int{0, 1, 2, 3},
-			[]float64{11, 13, 15, 17}},
-	} {
-		f := c.factor
-		f.Source, f.Across, f.Along = src, 8, 1
-		at := places(&f)
-		got, err := readFactor(t.Context(), &f, 1, at, make(map[resolve.Blob][]byte))
-		if err != nil || !slices.Equal(at, c.places) || !slices.Equal(got, c.values) {
-			t.Errorf("%s: got %v at %v, want %v at %v; error %v", c.name, got, at, c.values, c.places, err)
-		}
 	}
 }

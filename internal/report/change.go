@@ -13,6 +13,7 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/parallel"
+	"github.com/loratool/loratool/internal/rectangle"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/rank"
 )
@@ -119,10 +120,10 @@ func (r *OnChange) measure(
 		}
 		read := make(map[resolve.Blob][]byte)
 		ref, _ := tuned.Lookup(theirs[c.Name])
-		for _, rect := range rectangles(c) {
-			l := LayerOnChange{Module: rect.module, Tensor: rect.Name}
+		for _, rect := range rectangle.Of(c) {
+			l := LayerOnChange{Module: rect.Module, Tensor: rect.Name}
 			if rect.NBands > 1 {
-				l.Expert = &rect.band
+				l.Expert = &rect.Band
 			}
 			if err := l.measure(ctx, rect, base, ref.Tensor, read); err != nil {
 				return err
@@ -146,21 +147,21 @@ func (r *OnChange) measure(
 
 // measure compares one layer.
 func (l *LayerOnChange) measure(
-	ctx context.Context, rect *rectangle, base *checkpoint.Checkpoint, tuned *checkpoint.Tensor,
+	ctx context.Context, rect *rectangle.Rectangle, base *checkpoint.Checkpoint, tuned *checkpoint.Tensor,
 	read map[resolve.Blob][]byte,
 ) error {
 	if !tuned.DType.IsFloat() {
 		return fault.New(fault.Unsupported, "%q is stored as %v in the second checkpoint", rect.Name, tuned.DType)
 	}
-	delta, err := rect.factors(ctx, read)
+	delta, err := rect.Factors(ctx, read)
 	if err != nil {
 		return err
 	}
-	var buf rowBuffer
+	var buf rectangle.Buffer
 	var update []float64
-	n := len(rect.cols)
-	return rect.eachRows(ctx, base, func(first, rows int, w []float64) error {
-		change, err := rect.read(ctx, tuned, first, rows, &buf)
+	n := len(rect.Cols)
+	return rect.EachRows(ctx, base, func(first, rows int, w []float64) error {
+		change, err := rect.Read(ctx, tuned, first, rows, &buf)
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/dense"
+	"github.com/loratool/loratool/internal/rectangle"
 	"github.com/loratool/loratool/internal/thin"
 	"github.com/loratool/loratool/rank"
 )
@@ -21,14 +22,14 @@ const (
 
 // control adds the figures that need decompositions of W. They hold W in memory.
 func (l *LayerOnBase) control(
-	ctx context.Context, rect *rectangle, base *checkpoint.Checkpoint, delta *thin.Matrix,
+	ctx context.Context, rect *rectangle.Rectangle, base *checkpoint.Checkpoint, delta *thin.Matrix,
 	o *BaseOptions,
 ) error {
 	if !o.Own && !o.Intruders {
 		return nil
 	}
 	w := make([]float64, 0, l.Rows*l.Columns)
-	if err := rect.eachRows(ctx, base, func(_, _ int, rows []float64) error {
+	if err := rect.EachRows(ctx, base, func(_, _ int, rows []float64) error {
 		w = append(w, rows...)
 		return nil
 	}); err != nil {

@@ -1,45 +1,45 @@
-package report
+// Package rectangle reads the parts of a checkpoint that the layers of an adapter change, and the
+// ΔW of each as a thin product.
+package rectangle
 
 import (
 	"context"
-	"math"
 	"slices"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
-	"github.com/loratool/loratool/internal/dense"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/thin"
 )
 
-// rectangle is the part of a tensor of the base that one layer of the adapter changes: some rows
+// Rectangle is the part of a tensor of the base that one layer of the adapters changes: some rows
 // and columns of one band, which need not lie side by side.
-type rectangle struct {
+type Rectangle struct {
 	*resolve.Change
-	band       int
-	module     string
-	terms      []resolve.Term
-	rows, cols []int // ascending, within the band
+	Band       int
+	Module     string
+	Terms      []resolve.Term
+	Rows, Cols []int // ascending, within the band
 }
 
-// rectangles cuts a change into those of its layers. Terms of one layer on the same rows and
-// columns belong together.
-func rectangles(c *resolve.Change) (all []*rectangle) {
+// Of cuts a change into those of its layers. Terms of one layer on the same rows and columns belong
+// together.
+func Of(c *resolve.Change) (all []*Rectangle) {
 	type key struct {
 		band       int
 		module     string
 		rows, cols [2]int
 	}
-	found := make(map[key]*rectangle)
+	found := make(map[key]*Rectangle)
 	for _, x := range c.Terms {
 		k := key{x.Band, x.Module, x.Left.Covers(), x.Right.Covers()}
 		if found[k] == nil {
-			found[k] = &rectangle{
-				Change: c, band: x.Band, module: x.Module, rows: places(&x.Left), cols: places(&x.Right),
+			found[k] = &Rectangle{
+				Change: c, Band: x.Band, Module: x.Module, Rows: places(&x.Left), Cols: places(&x.Right),
 			}
 			all = append(all, found[k])
 		}
-		found[k].terms = append(found[k].terms, x)
+		found[k].Terms = append(found[k].Terms, x)
 	}
 	return all
 }
@@ -60,18 +60,18 @@ func places(f *resolve.Factor) (all []int) {
 	return all
 }
 
-// factors reads ΔW. The tensors of the adapter stay in read, since bands and projections share
-// them.
-func (r *rectangle) factors(ctx context.Context, read map[resolve.Blob][]byte) (*thin.Matrix, error) {
+// Factors reads ΔW, the sum of all terms. The tensors of the adapter stay in read, since bands and
+// projections share them.
+func (r *Rectangle) Factors(ctx context.Context, read map[resolve.Blob][]byte) (*thin.Matrix, error) {
 	var terms []thin.Term
-	for i := range r.terms {
-		x := &r.terms[i]
-		m := &thin.Matrix{M: len(r.rows), N: len(r.cols), R: x.Rank}
+	for i := range r.Terms {
+		x := &r.Terms[i]
+		m := &thin.Matrix{M: len(r.Rows), N: len(r.Cols), R: x.Rank}
 		var err error
-		if m.B, err = readFactor(ctx, &x.Left, x.Rank, r.rows, read); err != nil {
+		if m.B, err = readFactor(ctx, &x.Left, x.Rank, r.Rows, read); err != nil {
 			return nil, err
 		}
-		if m.A, err = readFactor(ctx, &x.Right, x.Rank, r.cols, read); err != nil {
+		if m.A, err = readFactor(ctx, &x.Right, x.Rank, r.Cols, read); err != nil {
 			return nil, err
 		}
 		terms = append(terms, thin.Term{Weight: x.Scale, Matrix: m})
@@ -115,24 +115,24 @@ func readFactor(
 	return values, nil
 }
 
-// rowsAtOnce is the number of elements of the base that are read together.
-const rowsAtOnce = 1 << 20
+// RowsAtOnce is the number of elements of a checkpoint that EachRows reads together.
+const RowsAtOnce = 1 << 20
 
-// eachRows reads W, the rectangle of the base, and calls f for pieces of it: n rows from row first
+// EachRows reads W, the rectangle of the base, and calls f for pieces of it: n rows from row first
 // of the rectangle on, in float64. f may keep no slice.
-func (r *rectangle) eachRows(
+func (r *Rectangle) EachRows(
 	ctx context.Context, base *checkpoint.Checkpoint, f func(first, n int, w []float64) error,
 ) error {
 	ref, _ := base.Lookup(r.Name)
 	_, nCols := r.Matrix()
-	most := max(1, rowsAtOnce/int(nCols))
-	var buf rowBuffer
-	for first := 0; first < len(r.rows); {
+	most := max(1, RowsAtOnce/int(nCols))
+	var buf Buffer
+	for first := 0; first < len(r.Rows); {
 		n := 1
-		for n < most && first+n < len(r.rows) && r.rows[first+n] == r.rows[first]+n {
+		for n < most && first+n < len(r.Rows) && r.Rows[first+n] == r.Rows[first]+n {
 			n++
 		}
-		w, err := r.read(ctx, ref.Tensor, first, n, &buf)
+		w, err := r.Read(ctx, ref.Tensor, first, n, &buf)
 		if err != nil {
 			return err
 		}
@@ -144,29 +144,29 @@ func (r *rectangle) eachRows(
 	return nil
 }
 
-// rowBuffer holds rows between reads.
-type rowBuffer struct {
+// Buffer holds rows between reads.
+type Buffer struct {
 	raw  []byte
 	wide []float64
 }
 
-// read reads n rows of the rectangle that lie side by side, from row first on, of a tensor with the
+// Read reads n rows of the rectangle that lie side by side, from row first on, of a tensor with the
 // shape of the base's.
-func (r *rectangle) read(
-	ctx context.Context, t *checkpoint.Tensor, first, n int, buf *rowBuffer,
+func (r *Rectangle) Read(
+	ctx context.Context, t *checkpoint.Tensor, first, n int, buf *Buffer,
 ) ([]float64, error) {
 	nRows, nCols := r.Matrix()
 	size, height := int64(t.DType.Size()), nRows/int64(r.NBands)
 	elements := int(int64(n) * nCols)
 	buf.raw = slices.Grow(buf.raw[:0], elements*int(size))[:elements*int(size)]
 	buf.wide = slices.Grow(buf.wide[:0], elements)[:elements]
-	at := (int64(r.band)*height + int64(r.rows[first])) * nCols * size
+	at := (int64(r.Band)*height + int64(r.Rows[first])) * nCols * size
 	if err := t.ReadAt(ctx, buf.raw, at); err != nil {
 		return nil, err
 	}
 	dtype.Widen64(buf.wide, t.DType, buf.raw)
-	if len(r.cols) < int(nCols) {
-		return gather(buf.wide, int(nCols), r.cols), nil
+	if len(r.Cols) < int(nCols) {
+		return gather(buf.wide, int(nCols), r.Cols), nil
 	}
 	return buf.wide, nil
 }
@@ -181,25 +181,4 @@ func gather(w []float64, nCols int, cols []int) []float64 {
 		}
 	}
 	return w[:n]
-}
-
-// measureBase returns ‖W‖_F and ‖UᵀWV‖_F, for U and V with k columns that belong to the rows and
-// columns of the rectangle.
-func (r *rectangle) measureBase(
-	ctx context.Context, base *checkpoint.Checkpoint, u, v []float64, k int,
-) (norm, projection float64, err error) {
-	var squares float64
-	inner := make([]float64, k*k)
-	var product []float64
-	err = r.eachRows(ctx, base, func(first, n int, w []float64) error {
-		squares += dense.Dot(w, w)
-		if k == 0 {
-			return nil
-		}
-		product = append(product[:0], make([]float64, n*k)...)
-		dense.AddProduct(product, w, v, n, len(r.cols), k)
-		dense.AddTransposedProduct(inner, u[first*k:(first+n)*k], product, n, k, k)
-		return nil
-	})
-	return math.Sqrt(squares), dense.Norm(inner), err
 }
