@@ -17,6 +17,15 @@ import (
 type CompareOptions struct {
 	Directions int // the most singular vectors whose spaces are compared; 0 means 8
 	Workers    int // goroutines; 0 means one per processor
+	// Progress is called from several goroutines with the number of bytes of the first checkpoint
+	// that were just compared. Adapters have none. nil reports nothing.
+	Progress func(bytes int64)
+}
+
+func (o *CompareOptions) progress(bytes int64) {
+	if o.Progress != nil {
+		o.Progress(bytes)
+	}
 }
 
 // Comparison compares two adapters. Norms are over all layers with an update s·B·A; a layer that

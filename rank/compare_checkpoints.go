@@ -69,9 +69,11 @@ func CompareCheckpoints(ctx context.Context, a, b *checkpoint.Checkpoint, o Comp
 		t := CheckpointTensor{Tensor: name, Status: OnlyA, ShapeA: x.ref.Tensor.Shape, ShapeB: []uint64{}, DTypeA: x.dtype().String()}
 		if theirs, isCommon := of[name]; isCommon {
 			p := &pair{name: name, base: *x, tuned: *locate(tuned, theirs)}
-			if err := t.compare(ctx, p, o.Workers); err != nil {
+			if err := t.compare(ctx, p, &o); err != nil {
 				return nil, err
 			}
+		} else {
+			o.progress(x.ref.Tensor.NBytes)
 		}
 		r.add(t)
 	}
@@ -111,22 +113,28 @@ func (r *CheckpointComparison) add(t CheckpointTensor) {
 }
 
 // compare compares a tensor that both checkpoints have.
-func (t *CheckpointTensor) compare(ctx context.Context, p *pair, workers int) error {
+func (t *CheckpointTensor) compare(ctx context.Context, p *pair, o *CompareOptions) error {
 	t.ShapeB, t.DTypeB = p.tuned.ref.Tensor.Shape, p.tuned.dtype().String()
 	switch {
 	case !slices.Equal(t.ShapeA, t.ShapeB):
 		t.Status = Reshaped
+		o.progress(p.base.ref.Tensor.NBytes)
 		return nil
 	case !p.base.dtype().IsFloat() || !p.tuned.dtype().IsFloat():
-		return t.compareBytes(ctx, p)
+		return t.compareBytes(ctx, p, o)
 	}
 	total := p.base.ref.Tensor.Elements()
 	parts := make([]pieceDifference, (total+pieceElements-1)/pieceElements)
-	nWorkers := parallel.Workers(workers)
+	nWorkers := parallel.Workers(o.Workers)
 	scratch := make([]differenceScratch, nWorkers)
 	err := parallel.For(ctx, nWorkers, len(parts), func(w, i int) error {
 		first := int64(i) * pieceElements
-		return parts[i].read(ctx, p, first, int(min(pieceElements, total-first)), &scratch[w])
+		n := min(pieceElements, total-first)
+		if err := parts[i].read(ctx, p, first, int(n), &scratch[w]); err != nil {
+			return err
+		}
+		o.progress(n * int64(p.base.dtype().Size()))
+		return nil
 	})
 	if err != nil {
 		return err
@@ -148,8 +156,9 @@ func (t *CheckpointTensor) compare(ctx context.Context, p *pair, workers int) er
 }
 
 // compareBytes compares tensors of other dtypes than floats.
-func (t *CheckpointTensor) compareBytes(ctx context.Context, p *pair) error {
+func (t *CheckpointTensor) compareBytes(ctx context.Context, p *pair, o *CompareOptions) error {
 	same, err := p.equal(ctx)
+	o.progress(p.base.ref.Tensor.NBytes)
 	if t.Status = Changed; same {
 		t.Status = Identical
 	}

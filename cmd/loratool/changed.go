@@ -7,6 +7,7 @@ import (
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/report"
+	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
 )
 
@@ -27,10 +28,16 @@ func (o *diffOptions) change(c *cli.Context, t *terminal, paths []string) error 
 		return err
 	}
 	closers.add(src)
-	r, err := report.CompareChange(c.Context, src, both[0], both[1], paths[2], o.workers)
+	options := report.ChangeOptions{Name: paths[2], Merge: merge.Options{Workers: o.workers}}
+	o.planOptions.set(&options.Merge)
+	var finish func()
+	options.Begin, finish = t.bars(&o.common)
+	r, err := report.CompareChange(c.Context, src, both[0], both[1], options)
+	finish()
 	if err != nil {
 		return err
 	}
+	r.Options = allFlags(r.Options)
 	document := struct {
 		Base    string `json:"base"`
 		Tuned   string `json:"tuned"`
@@ -71,8 +78,12 @@ func (o *diffOptions) showChange(t *terminal, r *report.OnChange) {
 		t.line("no layer of the adapter could be compared with the difference")
 		return
 	}
-	t.line("‖Δ − ΔW‖ is %s of ‖Δ‖ in the layers of the adapter; the best weight is %.4g, the cosine %.4f",
-		shareText(r.Residual*r.Residual, r.Change*r.Change), r.Weight, r.Cosine)
+	merged := withFlags(r.Options)
+	if merged != "" {
+		merged = ", merged" + merged
+	}
+	t.line("‖Δ − ΔW‖ is %s of ‖Δ‖ in the layers of the adapter%s; the best weight is %.4g, the cosine %.4f",
+		shareText(r.Residual*r.Residual, r.Change*r.Change), merged, r.Weight, r.Cosine)
 }
 
 // shareText is the root of a share.

@@ -15,7 +15,7 @@ import (
 
 type diffOptions struct {
 	common
-	withoutOption
+	planOptions
 	pageOption
 	directions int
 	exitCode   bool
@@ -33,13 +33,14 @@ func diffCommand(t *terminal) *cli.Command {
 			"(section 7 of the LoRA paper): 1 for the same space, 0 for orthogonal ones; beside it stands what random spaces have. " +
 			"With more than two adapters diff prints a table of all pairs.\n\n" +
 			"Of two checkpoints it compares all tensors by their values, whatever their dtypes: those that are the same, changed, reshaped, or in one only.\n\n" +
-			"diff BASE TUNED ADAPTER says how much of TUNED − BASE is the adapter's ΔW, with the weight that fits best, and which tensors changed elsewhere.",
+			"diff BASE TUNED ADAPTER says how much of TUNED − BASE is the adapter's ΔW, with the weight that fits best, and which tensors changed elsewhere. " +
+			"It takes the flags that merge needs for ADAPTER.",
 		Flags: slices.Concat([]cli.Flag{
 			&cli.IntFlag{Name: "directions", Usage: "compare the spaces of the first `K` singular vectors", Value: 8, Destination: &o.directions},
 			&cli.BoolFlag{Name: "exit-code", Usage: "exit with 4 if the adapters differ", Destination: &o.exitCode},
 			o.pageFlag("heat maps of all layers, and φ of each; of several adapters, heat maps of all pairs"),
 			&cli.BoolFlag{Name: "force", Usage: "replace the FILE of --html if it is such a page", Destination: &o.force},
-		}, []cli.Flag{o.memoryFlag()}, o.openFlags(), o.flags()),
+		}, []cli.Flag{o.memoryFlag()}, o.planFlags(), o.flags()),
 		Action: func(c *cli.Context) error { return runDiff(c, t, o) },
 	}
 }
@@ -60,10 +61,15 @@ func runDiff(c *cli.Context, t *terminal, o *diffOptions) error {
 		return err
 	}
 	isModel := func(path string) bool { return !convert.IsAdapter(c.Context, path) }
+	isChange := len(paths) == 3 && isModel(paths[0]) && isModel(paths[1]) && !isModel(paths[2])
+	if flag := o.given(c); flag != "" && !isChange {
+		return usagef("loratool diff BASE TUNED ADAPTER "+flag, "%s is for an adapter and the difference of two checkpoints", flag)
+	}
+	if isChange && o.html == "" {
+		return o.change(c, t, paths)
+	}
 	if o.dialect == "" && slices.ContainsFunc(paths, isModel) {
 		switch {
-		case len(paths) == 3 && isModel(paths[0]) && isModel(paths[1]) && !isModel(paths[2]) && o.html == "":
-			return o.change(c, t, paths)
 		case len(paths) != 2:
 			return usagef("loratool diff CHECKPOINT CHECKPOINT [ADAPTER]", "diff compares two checkpoints, or an adapter with their difference, got %s",
 				fault.Count(len(paths), "argument"))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/page"
 	"github.com/loratool/loratool/rank"
@@ -18,7 +19,11 @@ func (o *diffOptions) checkpoints(c *cli.Context, t *terminal, paths []string) e
 	if err != nil {
 		return err
 	}
-	r, err := rank.CompareCheckpoints(c.Context, both[0], both[1], rank.CompareOptions{Workers: o.workers})
+	begin, finish := t.bars(&o.common)
+	r, err := rank.CompareCheckpoints(c.Context, both[0], both[1], rank.CompareOptions{
+		Workers: o.workers, Progress: begin("comparing", (*checkpoint.Handle)(both[0]).Checkpoint().Bytes()),
+	})
+	finish()
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,7 @@ import (
 
 type inspectOptions struct {
 	common
-	withoutOption
+	planOptions
 	spectrumOptions
 	baseOptions
 	pageOption
@@ -42,7 +42,7 @@ func inspectCommand(t *terminal) *cli.Command {
 		ArgsUsage: "PATH",
 		Description: "Of an adapter: method, layers, ranks, alphas, scales, dtypes, whether merge applies it, and unusual files in its folder. Of a checkpoint: tensors, dtypes, parameters by role, shards, " +
 			"the adapters merged into it, and with --rank the cost of a LoRA on it. inspect reads only headers, unless you ask for --values, " +
-			"--hashes, --spectrum or --base. --json holds all metadata of a file for image models. On a narrow terminal the tables of --spectrum lose columns.",
+			"--hashes, --spectrum or --base. With --base it takes the flags that merge needs for an adapter. --json holds all metadata of a file for image models. On a narrow terminal the tables of --spectrum lose columns.",
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "values", Usage: "read all values: find untrained layers, NaN and infinity, and print the content id", Destination: &o.values},
 			&cli.BoolFlag{Name: "spectrum", Usage: "of an adapter: the singular values of every s·B·A, ranks and energies", Destination: &o.spectrum},
@@ -53,7 +53,7 @@ func inspectCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "targets", Usage: "with --rank: `NAMES` of the modules to adapt, separated by commas (default: all linear ones)", Destination: &o.targets},
 			o.pageFlag("heat maps of all layers, and the spectrum of each; implies --spectrum"),
 			&cli.BoolFlag{Name: "force", Usage: "replace the FILE of --html if it is such a page", Destination: &o.force},
-		}, slices.Concat(o.baseFlags(), o.spectrumFlags(), o.openFlags(), []cli.Flag{o.memoryFlag()}, o.flags())...),
+		}, slices.Concat(o.baseFlags(), o.spectrumFlags(), o.planFlags(), []cli.Flag{o.memoryFlag()}, o.flags())...),
 		Action: func(c *cli.Context) error { return runInspect(c, t, o) },
 	}
 }
@@ -72,6 +72,9 @@ func (o *inspectOptions) parse(c *cli.Context) (path string, opening convert.Opt
 	}
 	if err := o.checkTable(); err != nil {
 		return "", opening, err
+	}
+	if flag := o.given(c); flag != "" && o.base == "" {
+		return "", opening, usagef("loratool inspect ADAPTER --base BASE "+flag, "%s is for a merge into a base, and there is no --base", flag)
 	}
 	path = c.Args().First()
 	all, err := o.opening(path)
@@ -171,7 +174,7 @@ func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.S
 	if err != nil {
 		return err
 	}
-	if r.OnBase, err = o.compareBase(c, src, path); err != nil {
+	if r.OnBase, err = o.compareBase(c, t, src, path); err != nil {
 		return err
 	}
 	r.Methods, r.Refusals, r.Notes = allFlags(r.Methods), allFlags(r.Refusals), allFlags(r.Notes)

@@ -16,19 +16,14 @@ import (
 // mergeOptions are the flags of merge.
 type mergeOptions struct {
 	common
-	readingOptions
+	planOptions
 	pageOption
-	out            string
-	weights        cli.StringSlice
-	force, again   bool
-	dryRun         bool
-	undo           bool
-	undoFile       string
-	anyBase        bool
-	allowNonFinite bool
-	tied           string
-	growVocabulary bool
-	addTensors     bool
+	out      string
+	weights  cli.StringSlice
+	force    bool
+	dryRun   bool
+	undo     bool
+	undoFile string
 }
 
 func mergeCommand(t *terminal) *cli.Command {
@@ -49,15 +44,9 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "undo", Usage: "write an undo record, OUT" + undoSuffix + ", from which unmerge restores BASE byte for byte", Destination: &o.undo},
 			&cli.StringFlag{Name: "undo-file", Usage: "write the undo record to `FILE`", Destination: &o.undoFile},
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint, and the FILE of --html if it is a page", Destination: &o.force},
-			&cli.BoolFlag{Name: "again", Usage: "merge an adapter that BASE has been merged with already", Destination: &o.again},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
-			&cli.BoolFlag{Name: "any-base", Usage: "merge even if an adapter was made for another base", Destination: &o.anyBase},
-			&cli.BoolFlag{Name: "allow-nonfinite", Usage: "allow NaN and infinity in an adapter, and weights that become infinite", Destination: &o.allowNonFinite},
-			&cli.StringFlag{Name: "tied", Usage: "if an adapter changes only the embedding or only the head of a tied pair: `untie|fold`, that is, make the head a tensor of its own, or change both", Destination: &o.tied, Action: checkTied},
-			&cli.BoolFlag{Name: "grow-vocabulary", Usage: "add rows to embedding and head if an adapter has more, and update config.json", Destination: &o.growVocabulary},
-			&cli.BoolFlag{Name: "add-tensors", Usage: "add tensors, such as a classifier, that an adapter saves whole and BASE lacks or has in another shape; update config.json", Destination: &o.addTensors},
 			o.pageFlag("heat maps of all updated tensors"),
-		}, append(append(o.readingFlags(), o.memoryFlag()), o.flags()...)...),
+		}, append(append(o.planFlags(), o.memoryFlag()), o.flags()...)...),
 		Action: func(c *cli.Context) error { return runMerge(c, t, o) },
 	}
 }
@@ -84,12 +73,8 @@ func (o *mergeOptions) parse(c *cli.Context) (base string, adapters []string, we
 
 // library turns the flags into options of the library.
 func (o *mergeOptions) library() merge.Options {
-	options := merge.Options{
-		Workers: o.workers, Replace: o.force, Again: o.again, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite,
-		GrowVocabulary: o.growVocabulary, AddTensors: o.addTensors, Tool: "loratool " + version,
-	}
-	o.readingOptions.set(&options)
-	options.Tied = merge.Tied(o.tied)
+	options := merge.Options{Workers: o.workers, Replace: o.force, Tool: "loratool " + version}
+	o.planOptions.set(&options)
 	return options
 }
 
@@ -117,13 +102,6 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 		},
 	}
 	return runPlan(t, run, o.library(), c)
-}
-
-func checkTied(_ *cli.Context, tied string) error {
-	if t := merge.Tied(tied); t != merge.Untie && t != merge.Fold {
-		return usagef("--tied untie, or --tied fold", "got --tied %q", tied)
-	}
-	return nil
 }
 
 // planRun is one run of merge, unmerge or swap.

@@ -30,14 +30,24 @@ func (o *baseOptions) baseFlags() []cli.Flag {
 }
 
 // compareBase compares an adapter with the base of --base. It returns nil without that flag.
-func (o *inspectOptions) compareBase(c *cli.Context, src format.Source, path string) (*report.OnBase, error) {
+func (o *inspectOptions) compareBase(c *cli.Context, t *terminal, src format.Source, path string) (*report.OnBase, error) {
 	if o.base == "" {
 		return nil, nil
 	}
-	return report.CompareBase(c.Context, src, o.base, report.BaseOptions{
-		Name: path, Workers: o.workers, Own: o.controls, Intruders: o.intruders,
+	options := report.BaseOptions{
+		Name: path, Merge: merge.Options{Workers: o.workers}, Own: o.controls, Intruders: o.intruders,
 		Allow: func(need int64) error { return o.checkMemory(need, "the comparison with "+o.base) },
-	})
+	}
+	o.planOptions.set(&options.Merge)
+	var finish func()
+	options.Begin, finish = t.bars(&o.common)
+	r, err := report.CompareBase(c.Context, src, o.base, options)
+	finish()
+	if err != nil {
+		return nil, err
+	}
+	r.Refusal, r.Hint, r.Options, r.Warnings = flagsFor(r.Refusal), flagsFor(r.Hint), allFlags(r.Options), allFlags(r.Warnings)
+	return r, nil
 }
 
 // showFit prints whether an adapter fits a base, and how much of it a merge keeps.
@@ -46,13 +56,13 @@ func showFit(t *terminal, b *report.OnBase) {
 		return
 	}
 	if !b.Fits {
-		t.line("verdict   it does not fit %s: %s", b.Path, flagsFor(b.Refusal))
+		t.line("verdict   it does not fit %s%s: %s", b.Path, withFlags(b.Options), b.Refusal)
 		if b.Hint != "" {
-			t.line("hint      %s", flagsFor(b.Hint))
+			t.line("hint      %s", b.Hint)
 		}
 		return
 	}
-	t.line("verdict   it fits %s: %s", b.Path, fault.Count(b.Tensors, "tensor")+" "+fault.Choose(b.Tensors, "changes", "change"))
+	t.line("verdict   it fits %s%s: %s", b.Path, withFlags(b.Options), fault.Count(b.Tensors, "tensor")+" "+fault.Choose(b.Tensors, "changes", "change"))
 	if b.Kept != nil {
 		t.line("merged    %s", keptText(b.Kept))
 	}

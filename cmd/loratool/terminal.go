@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/report"
 	"golang.org/x/term"
 )
 
@@ -218,6 +219,20 @@ func (t *terminal) progress(o *common, total int64, what string) (add func(int64
 	b := &bar{w: t.err, width: func() int { return t.widthOf(t.err) }, now: time.Now,
 		what: what, total: total, start: now, at: now}
 	return b.add, b.clear
+}
+
+// bars shows a bar for each work that begins, in place of the one before.
+func (t *terminal) bars(o *common) (begin report.Begin, finish func()) {
+	end := func() {}
+	begin = func(work string, total int64) func(int64) {
+		end()
+		var add func(int64)
+		if add, end = t.progress(o, total, work); add == nil {
+			return func(int64) {}
+		}
+		return add
+	}
+	return begin, func() { end() }
 }
 
 // countText is a number of things, in full, with separators.

@@ -138,6 +138,7 @@ var arrows = map[string]map[string]string{
 	},
 	"internal/outline": {
 		"internal/checkpoint": "the checkpoint that it describes",
+		"internal/fault":      "a pipeline, which it cannot shape",
 		"internal/resolve":    "the description",
 	},
 	"internal/rectangle": {

@@ -44,6 +44,21 @@ func Of(c *resolve.Change) (all []*Rectangle) {
 	return all
 }
 
+// Bytes is the size of the rectangle in the base.
+func (r *Rectangle) Bytes() int64 {
+	return int64(len(r.Rows)) * int64(len(r.Cols)) * int64(r.DType.Size())
+}
+
+// Bytes is the size of the rectangles of several tensors.
+func Bytes(tensors [][]*Rectangle) (n int64) {
+	for _, all := range tensors {
+		for _, r := range all {
+			n += r.Bytes()
+		}
+	}
+	return n
+}
+
 // places lists the rows, or columns, of the weight that a factor stands for.
 func places(f *resolve.Factor) (all []int) {
 	if f.Source == nil {

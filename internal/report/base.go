@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"strings"
 
 	"github.com/loratool/loratool/format"
 	model "github.com/loratool/loratool/format/checkpoint"
@@ -28,6 +29,8 @@ type OnBase struct {
 	Hint     string   `json:"hint,omitempty"`    // how to go on
 	Warnings []string `json:"warnings"`
 	Tensors  int      `json:"tensors"` // of the base that a merge changes
+	// Options are those of the merge that differ from zero, such as Options.Tied=fold.
+	Options []string `json:"options,omitempty"`
 
 	// Kept is what a merge into the dtype of the base would keep of ΔW: all tensors together, and
 	// each.
@@ -76,14 +79,57 @@ type NotMeasured struct {
 
 // BaseOptions tune CompareBase.
 type BaseOptions struct {
-	Name    string // of the adapter, for messages
-	Workers int    // goroutines; 0 means one per processor
+	Name string // of the adapter, for messages
+	// Merge says how a merge reads the adapter, and what it may do. Workers is for the whole
+	// comparison.
+	Merge merge.Options
 	// Own adds the projection of W on its own first singular vectors. It holds W in memory.
 	Own bool
 	// Intruders counts intruder dimensions, by full decompositions of W and W + ΔW.
 	Intruders bool
+	// Begin is told of work before it begins. nil is told nothing.
+	Begin Begin
 	// Allow is asked before work that takes about this many bytes of memory. nil allows any.
 	Allow func(bytes int64) error
+}
+
+// Begin is told that work on a number of bytes begins. What it returns is told by several
+// goroutines of bytes that are done.
+type Begin func(work string, bytes int64) (done func(bytes int64))
+
+func (b Begin) begin(work string, bytes int64) (done func(bytes int64)) {
+	if b == nil {
+		return func(int64) {}
+	}
+	return b(work, bytes)
+}
+
+// optionsOf names the options of a merge that decide what it writes and differ from zero, such as
+// Options.Tied=fold.
+func optionsOf(o *merge.Options) (all []string) {
+	add := func(name string, value any) {
+		switch text := fmt.Sprint(value); text {
+		case "", "0", "false":
+		case "true":
+			all = append(all, "Options."+name)
+		default:
+			all = append(all, "Options."+name+"="+text)
+		}
+	}
+	add("Tied", o.Tied)
+	add("GrowVocabulary", o.GrowVocabulary)
+	add("AddTensors", o.AddTensors)
+	add("Only", strings.Join(o.Only, ","))
+	add("ExpertInput", o.ExpertInput)
+	add("LinearInput", o.LinearInput)
+	add("ExpertTurns", o.ExpertTurns)
+	add("ExpertsSlowest", o.ExpertsSlowest)
+	add("OutProjTwice", o.OutProjTwice)
+	add("RecomputeResidual", o.RecomputeResidual)
+	add("Again", o.Again)
+	add("AnyBase", o.AnyBase)
+	add("AllowNonFinite", o.AllowNonFinite)
+	return all
 }
 
 func (o *BaseOptions) allow(bytes int64) error {
@@ -106,7 +152,7 @@ func CompareBase(
 	defer base.Close()
 	r := &OnBase{
 		Path: path, Warnings: []string{}, Stored: []merge.LayerReport{}, Layers: []LayerOnBase{},
-		NotMeasured: []NotMeasured{},
+		NotMeasured: []NotMeasured{}, Options: optionsOf(&o.Merge),
 	}
 	if err := r.tryMerge(ctx, src, base, o); err != nil || !r.Fits {
 		return r, err
@@ -134,23 +180,26 @@ func (l *LayerOnBase) Name() string {
 func (r *OnBase) tryMerge(
 	ctx context.Context, src format.Source, base *checkpoint.Checkpoint, o BaseOptions,
 ) error {
+	var done func(int64)
+	o.Merge.Progress = func(n int64) { done(n) }
 	plan, err := merge.New(ctx, (*model.Checkpoint)(checkpoint.NewHandle(base)),
-		[]merge.Adapter{{Source: src, Name: o.Name, Weight: 1}}, merge.Options{Workers: o.Workers})
+		[]merge.Adapter{{Source: src, Name: o.Name, Weight: 1}}, o.Merge)
 	if err != nil {
 		return r.refuse(err)
 	}
 	r.Warnings = append(r.Warnings, plan.Warnings()...)
 	r.Tensors = len(plan.Tensors())
-	if err := o.allow(plan.PeakBytes(o.Workers)); err != nil {
+	if err := o.allow(plan.PeakBytes(o.Merge.Workers)); err != nil {
 		return err
 	}
-	done, err := plan.RunTo(ctx, nowhere{})
+	done = o.Begin.begin("merging", plan.OutputBytes())
+	result, err := plan.RunTo(ctx, nowhere{})
 	if err != nil {
 		return r.refuse(err)
 	}
-	r.Fits, r.Stored = true, append(r.Stored, done.Layers...)
-	if len(done.Layers) > 0 {
-		r.Kept = &done.Total
+	r.Fits, r.Stored = true, append(r.Stored, result.Layers...)
+	if len(result.Layers) > 0 {
+		r.Kept = &result.Total
 	}
 	return nil
 }
@@ -170,31 +219,32 @@ func (r *OnBase) refuse(err error) error {
 func (r *OnBase) measure(
 	ctx context.Context, src format.Source, base *checkpoint.Checkpoint, o BaseOptions,
 ) error {
-	changes, err := changesOf(src, base, o.Name)
+	view, changes, err := changesOf(src, base, o.Name, &o.Merge)
 	if err != nil {
 		return err
 	}
 	if err := o.allow(measureBytes(changes, &o)); err != nil {
 		return err
 	}
-	layers := make([][]LayerOnBase, len(changes))
+	var thin [][]*rectangle.Rectangle
 	for _, c := range changes {
 		if why := whyNotThin(c); why != "" {
 			r.NotMeasured = append(r.NotMeasured, NotMeasured{c.Module, c.Name, why})
+			continue
 		}
+		thin = append(thin, rectangle.Of(c))
 	}
-	err = parallel.For(ctx, o.Workers, len(changes), func(_, i int) error {
-		c := changes[i]
-		if whyNotThin(c) != "" {
-			return nil
-		}
+	layers := make([][]LayerOnBase, len(thin))
+	done := o.Begin.begin("comparing", rectangle.Bytes(thin))
+	err = parallel.For(ctx, o.Merge.Workers, len(thin), func(_, i int) error {
 		read := make(map[resolve.Blob][]byte)
-		for _, rect := range rectangle.Of(c) {
-			l, err := measureLayer(ctx, rect, base, read, &o)
+		for _, rect := range thin[i] {
+			l, err := measureLayer(ctx, rect, view, read, &o)
 			if err != nil {
 				return err
 			}
 			layers[i] = append(layers[i], *l)
+			done(rect.Bytes())
 		}
 		return nil
 	})
@@ -204,21 +254,32 @@ func (r *OnBase) measure(
 	return err
 }
 
-// changesOf lists the changes of a merge.
+// changesOf lists the changes of a merge. They are of the tensors of a view: that of the base with
+// the tensors that the merge adds.
 func changesOf(
-	src format.Source, base *checkpoint.Checkpoint, name string,
-) ([]*resolve.Change, error) {
+	src format.Source, base *checkpoint.Checkpoint, name string, o *merge.Options,
+) (view *checkpoint.Checkpoint, changes []*resolve.Change, err error) {
 	b, err := outline.Of(base)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	adapter := resolve.Adapter{Source: src, Name: name, Weight: 1}
-	checked, err := resolve.Check([]resolve.Adapter{adapter}, resolve.Reading{})
+	checked, err := resolve.Check([]resolve.Adapter{adapter}, resolve.Reading(o.Reading))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	changes, _, err := resolve.Resolve(b, checked)
-	return changes, err
+	allowed := resolve.Shaping{
+		Untie: o.Tied == merge.Untie, GrowVocabulary: o.GrowVocabulary, AddTensors: o.AddTensors,
+	}
+	if allowed != (resolve.Shaping{}) {
+		shaped, view, err := outline.Shape(base, b, checked, allowed)
+		if err != nil {
+			return nil, nil, err
+		}
+		base, b = view, shaped.Base
+	}
+	changes, _, err = resolve.Resolve(b, checked)
+	return base, changes, err
 }
 
 // whyNotThin returns the reason why the update of a tensor is not the sum of its terms, "" if it
@@ -267,7 +328,7 @@ func measureBytes(changes []*resolve.Change, o *BaseOptions) int64 {
 		_, nCols := c.Matrix()
 		most = max(most, stored+factors+16*max(rectangle.RowsAtOnce, nCols))
 	}
-	return most * int64(min(parallel.Workers(o.Workers), len(changes)))
+	return most * int64(min(parallel.Workers(o.Merge.Workers), len(changes)))
 }
 
 // measureLayer compares one layer with its part of the base.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/loratool/loratool/format"
@@ -18,6 +19,7 @@ import (
 	"github.com/loratool/loratool/internal/rectangle"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/thin"
+	"github.com/loratool/loratool/merge"
 	"gonum.org/v1/gonum/mat"
 )
 
@@ -28,14 +30,15 @@ type fixture struct {
 	adapter     format.Source
 	path        string // of the base
 	base, truth *checkpoint.Checkpoint
+	options     merge.Options
 }
 
-// openFixture opens a case. ok is false if a merge of the case needs flags or other adapters.
+// openFixture opens a case. ok is false if it has several adapters.
 func openFixture(t *testing.T, name string) (f *fixture, ok bool) {
 	t.Helper()
 	var about struct {
 		Base    string
-		Options map[string]any
+		Options merge.Options // those that the case needs
 		Weights []float64
 	}
 	text, err := os.ReadFile(cases + name + "/case.json")
@@ -45,10 +48,10 @@ func openFixture(t *testing.T, name string) (f *fixture, ok bool) {
 	if err := json.Unmarshal(text, &about); err != nil {
 		t.Fatal(err)
 	}
-	if len(about.Options) > 0 || !slices.Equal(about.Weights, []float64{1}) {
+	if !slices.Equal(about.Weights, []float64{1}) {
 		return nil, false
 	}
-	f = &fixture{path: "../../testdata/peft/bases/" + about.Base}
+	f = &fixture{path: "../../testdata/peft/bases/" + about.Base, options: about.Options}
 	open := func(path string) *checkpoint.Checkpoint {
 		c, err := checkpoint.Open(t.Context(), path)
 		if err != nil {
@@ -112,10 +115,11 @@ func TestAmplificationAgreesWithFullDecompositions(t *testing.T) {
 		if !ok {
 			continue
 		}
-		changes, err := changesOf(f.adapter, f.base, e.Name())
+		view, changes, err := changesOf(f.adapter, f.base, e.Name(), &f.options)
 		if err != nil {
 			t.Fatalf("%s: %v", e.Name(), err)
 		}
+		f.base = view
 		for _, c := range changes {
 			if whyNotThin(c) != "" || c.Rows != nil {
 				continue
@@ -269,7 +273,7 @@ func TestFiguresOfTable7(t *testing.T) {
 // element.
 func TestKeptIsWhatRoundingLeaves(t *testing.T) {
 	f, _ := openFixture(t, "bf16-all-linear")
-	got, err := CompareBase(t.Context(), f.adapter, f.path, BaseOptions{Workers: 1})
+	got, err := CompareBase(t.Context(), f.adapter, f.path, BaseOptions{Merge: merge.Options{Workers: 1}})
 	if err != nil || !got.Fits || got.Kept == nil {
 		t.Fatalf("got %+v, error %v", got, err)
 	}
@@ -314,6 +318,68 @@ func TestRefusalIsAResult(t *testing.T) {
 	}
 	if _, err := CompareBase(t.Context(), f.adapter, filepath.Join(t.TempDir(), "none"), BaseOptions{}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a base that is not there: %v", err)
+	}
+}
+
+// TestOptionsOfAMergeDecideWhetherItFits: an adapter for a tied embedding fits only with a choice,
+// and the head that a merge adds is compared with the embedding that it was.
+func TestOptionsOfAMergeDecideWhetherItFits(t *testing.T) {
+	f, _ := openFixture(t, "tied-head-untie")
+	got, err := CompareBase(t.Context(), f.adapter, f.path, BaseOptions{Name: "a"})
+	if err != nil || got.Fits || !strings.Contains(got.Hint, "Options.Tied=untie") || len(got.Options) > 0 {
+		t.Errorf("without options: %+v, error %v", got, err)
+	}
+	for _, tied := range []merge.Tied{merge.Untie, merge.Fold} {
+		got, err := CompareBase(t.Context(), f.adapter, f.path, BaseOptions{Merge: merge.Options{Reading: merge.Reading{Tied: tied}}})
+		if err != nil || !got.Fits || !slices.Equal(got.Options, []string{"Options.Tied=" + string(tied)}) {
+			t.Fatalf("with %s: %+v, error %v", tied, got, err)
+		}
+		tensor := map[merge.Tied]string{merge.Untie: "lm_head.weight", merge.Fold: "model.embed_tokens.weight"}[tied]
+		i := slices.IndexFunc(got.Layers, func(l LayerOnBase) bool { return l.Tensor == tensor })
+		if i < 0 {
+			t.Fatalf("with %s no layer changes %s", tied, tensor)
+		}
+		if want := mat.Norm(mat.NewVecDense(len(values(t, f.base, "model.embed_tokens.weight")), values(t, f.base, "model.embed_tokens.weight")), 2); !near(got.Layers[i].BaseNorm, want, 1e-12) {
+			t.Errorf("with %s ‖W‖ = %v, want %v", tied, got.Layers[i].BaseNorm, want)
+		}
+	}
+	r, err := CompareChange(t.Context(), f.adapter, handle(f.base), handle(f.truth), ChangeOptions{Merge: f.options})
+	if err != nil || slices.Contains(r.Elsewhere, "lm_head.weight") || r.Residual > 1e-12*r.Change {
+		t.Errorf("the difference: %+v, error %v", r, err)
+	}
+}
+
+// TestWorkIsAnnounced: the bytes that are done reach the total of each work.
+func TestWorkIsAnnounced(t *testing.T) {
+	f, _ := openFixture(t, "f32")
+	works := func(run func(b Begin) error) string {
+		totals, sums, order := make(map[string]int64), make(map[string]*atomic.Int64), []string(nil)
+		if err := run(func(work string, bytes int64) func(int64) {
+			sum := new(atomic.Int64)
+			totals[work], sums[work], order = bytes, sum, append(order, work)
+			return func(n int64) { sum.Add(n) }
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for work, sum := range sums {
+			// The size of a checkpoint has headers, too.
+			if n := sum.Load(); n > totals[work] || n < totals[work]-4096 || n == 0 {
+				t.Errorf("%s: %d bytes of %d", work, n, totals[work])
+			}
+		}
+		return strings.Join(order, ", ")
+	}
+	if got := works(func(b Begin) error {
+		_, err := CompareBase(t.Context(), f.adapter, f.path, BaseOptions{Begin: b})
+		return err
+	}); got != "merging, comparing" {
+		t.Errorf("CompareBase announces %s", got)
+	}
+	if got := works(func(b Begin) error {
+		_, err := CompareChange(t.Context(), f.adapter, handle(f.base), handle(f.truth), ChangeOptions{Begin: b})
+		return err
+	}); got != "comparing, comparing ΔW" {
+		t.Errorf("CompareChange announces %s", got)
 	}
 }
 

@@ -15,11 +15,14 @@ import (
 	"github.com/loratool/loratool/internal/parallel"
 	"github.com/loratool/loratool/internal/rectangle"
 	"github.com/loratool/loratool/internal/resolve"
+	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/rank"
 )
 
 // OnChange compares an adapter with the difference Δ of two checkpoints: whether Δ is its ΔW.
 type OnChange struct {
+	// Options are those of the merge that differ from zero, such as Options.Tied=fold.
+	Options     []string        `json:"options,omitempty"`
 	Layers      []LayerOnChange `json:"layers"`
 	NotMeasured []NotMeasured   `json:"not_measured"`
 	// Elsewhere lists tensors that differ between the checkpoints and that the adapter does not
@@ -64,21 +67,32 @@ func (p *products) figures() (change, norm, residual, cosine, weight float64) {
 	return math.Sqrt(p.change), math.Sqrt(p.update), math.Sqrt(p.residual), cosine, weight
 }
 
+// ChangeOptions tune CompareChange.
+type ChangeOptions struct {
+	Name string // of the adapter, for messages
+	// Merge says how a merge reads the adapter, and what it may do. Workers is for the whole
+	// comparison.
+	Merge merge.Options
+	Begin Begin // told of work before it begins; nil is told nothing
+}
+
 // CompareChange compares an adapter with tuned − base. It finds the tensors that the adapter
 // changes as a merge into base does, and reads both checkpoints twice, some rows at a time.
 func CompareChange(
-	ctx context.Context, src format.Source, base, tuned *model.Checkpoint, name string, workers int,
+	ctx context.Context, src format.Source, base, tuned *model.Checkpoint, o ChangeOptions,
 ) (*OnChange, error) {
-	difference, err := rank.CompareCheckpoints(ctx, base, tuned, rank.CompareOptions{Workers: workers})
-	if err != nil {
-		return nil, err
-	}
 	w0, w1 := (*checkpoint.Handle)(base).Checkpoint(), (*checkpoint.Handle)(tuned).Checkpoint()
-	changes, err := changesOf(src, w0, name)
+	view, changes, err := changesOf(src, w0, o.Name, &o.Merge)
 	if err != nil {
 		return nil, err
 	}
-	r := &OnChange{Layers: []LayerOnChange{}, NotMeasured: []NotMeasured{}, Elsewhere: []string{}}
+	difference, err := rank.CompareCheckpoints(ctx, (*model.Checkpoint)(checkpoint.NewHandle(view)), tuned, rank.CompareOptions{
+		Workers: o.Merge.Workers, Progress: o.Begin.begin("comparing", view.Bytes()),
+	})
+	if err != nil {
+		return nil, err
+	}
+	r := &OnChange{Options: optionsOf(&o.Merge), Layers: []LayerOnChange{}, NotMeasured: []NotMeasured{}, Elsewhere: []string{}}
 	isTouched := make(map[string]bool)
 	for _, c := range changes {
 		isTouched[c.Name] = true
@@ -88,19 +102,19 @@ func CompareChange(
 			r.Elsewhere = append(r.Elsewhere, t.Tensor)
 		}
 	}
-	return r, r.measure(ctx, changes, w0, w1, workers)
+	return r, r.measure(ctx, changes, view, w1, o)
 }
 
 // measure compares the layers of all changes.
 func (r *OnChange) measure(
-	ctx context.Context, changes []*resolve.Change, base, tuned *checkpoint.Checkpoint, workers int,
+	ctx context.Context, changes []*resolve.Change, base, tuned *checkpoint.Checkpoint, o ChangeOptions,
 ) error {
 	names, _, _ := naming.Pair(base.Names(), tuned.Names())
 	theirs := make(map[string]string, len(names)) // of the tuned checkpoint, by those of the base
 	for their, our := range names {
 		theirs[our] = their
 	}
-	layers := make([][]LayerOnChange, len(changes))
+	var thin [][]*rectangle.Rectangle
 	for _, c := range changes {
 		why := whyNotThin(c)
 		if ref, ok := tuned.Lookup(theirs[c.Name]); why == "" && (!ok || !slices.Equal(ref.Tensor.Shape, c.Shape)) {
@@ -108,19 +122,16 @@ func (r *OnChange) measure(
 		}
 		if why != "" {
 			r.NotMeasured = append(r.NotMeasured, NotMeasured{c.Module, c.Name, why})
+			continue
 		}
+		thin = append(thin, rectangle.Of(c))
 	}
-	isOut := func(name string) bool {
-		return slices.ContainsFunc(r.NotMeasured, func(n NotMeasured) bool { return n.Tensor == name })
-	}
-	err := parallel.For(ctx, workers, len(changes), func(_, i int) error {
-		c := changes[i]
-		if isOut(c.Name) {
-			return nil
-		}
+	layers := make([][]LayerOnChange, len(thin))
+	done := o.Begin.begin("comparing ΔW", rectangle.Bytes(thin))
+	err := parallel.For(ctx, o.Merge.Workers, len(thin), func(_, i int) error {
 		read := make(map[resolve.Blob][]byte)
-		ref, _ := tuned.Lookup(theirs[c.Name])
-		for _, rect := range rectangle.Of(c) {
+		for _, rect := range thin[i] {
+			ref, _ := tuned.Lookup(theirs[rect.Name])
 			l := LayerOnChange{Module: rect.Module, Tensor: rect.Name}
 			if rect.NBands > 1 {
 				l.Expert = &rect.Band
@@ -129,6 +140,7 @@ func (r *OnChange) measure(
 				return err
 			}
 			layers[i] = append(layers[i], l)
+			done(rect.Bytes())
 		}
 		return nil
 	})

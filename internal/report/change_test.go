@@ -12,6 +12,7 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/testkit"
+	"github.com/loratool/loratool/merge"
 )
 
 func handle(c *checkpoint.Checkpoint) *model.Checkpoint {
@@ -19,7 +20,7 @@ func handle(c *checkpoint.Checkpoint) *model.Checkpoint {
 }
 
 // TestChangeOfPEFT: the difference between PEFT's merge in float64 and the base is the ΔW of the
-// adapter, in every case that needs no flags: the weight is 1, and −1 the other way around.
+// adapter, in every case with one adapter: the weight is 1, and −1 the other way around.
 func TestChangeOfPEFT(t *testing.T) {
 	entries, err := os.ReadDir(cases)
 	if err != nil {
@@ -31,7 +32,7 @@ func TestChangeOfPEFT(t *testing.T) {
 		if !ok {
 			continue
 		}
-		r, err := CompareChange(t.Context(), f.adapter, handle(f.base), handle(f.truth), e.Name(), 0)
+		r, err := CompareChange(t.Context(), f.adapter, handle(f.base), handle(f.truth), ChangeOptions{Name: e.Name(), Merge: f.options})
 		if err != nil {
 			t.Errorf("%s: %v", e.Name(), err)
 			continue
@@ -77,7 +78,7 @@ func TestChangeOfAnotherWeight(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := CompareChange(t.Context(), src, base, tuned, "adapter", 1)
+	r, err := CompareChange(t.Context(), src, base, tuned, ChangeOptions{Name: "adapter", Merge: merge.Options{Workers: 1}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/merge"
+	"github.com/urfave/cli/v2"
+)
+
+// planOptions are the flags that decide what a merge writes, for merge and for the commands that
+// plan a merge and compare with it.
+type planOptions struct {
+	readingOptions
+	again, anyBase, allowNonFinite bool
+	growVocabulary, addTensors     bool
+	tied                           string
+}
+
+func (o *planOptions) planFlags() []cli.Flag {
+	return append([]cli.Flag{
+		&cli.BoolFlag{Name: "again", Usage: "merge an adapter that BASE has been merged with already", Destination: &o.again},
+		&cli.BoolFlag{Name: "any-base", Usage: "merge even if an adapter was made for another base", Destination: &o.anyBase},
+		&cli.BoolFlag{Name: "allow-nonfinite", Usage: "allow NaN and infinity in an adapter, and weights that become infinite", Destination: &o.allowNonFinite},
+		&cli.StringFlag{Name: "tied", Usage: "if an adapter changes only the embedding or only the head of a tied pair: `untie|fold`, that is, make the head a tensor of its own, or change both", Destination: &o.tied, Action: checkTied},
+		&cli.BoolFlag{Name: "grow-vocabulary", Usage: "add rows to embedding and head if an adapter has more, and update config.json", Destination: &o.growVocabulary},
+		&cli.BoolFlag{Name: "add-tensors", Usage: "add tensors, such as a classifier, that an adapter saves whole and BASE lacks or has in another shape; update config.json", Destination: &o.addTensors},
+	}, o.readingFlags()...)
+}
+
+// set adds the flags to options.
+func (o *planOptions) set(options *merge.Options) {
+	o.readingOptions.set(options)
+	options.Again, options.AnyBase, options.AllowNonFinite = o.again, o.anyBase, o.allowNonFinite
+	options.GrowVocabulary, options.AddTensors, options.Tied = o.growVocabulary, o.addTensors, merge.Tied(o.tied)
+}
+
+// given is the first flag on the command line that only a merge understands, "" if there is none.
+func (o *planOptions) given(c *cli.Context) string {
+	isForOpening := func(name string) bool {
+		return slices.ContainsFunc(new(withoutOption).openFlags(), func(f cli.Flag) bool { return f.Names()[0] == name })
+	}
+	for _, f := range new(planOptions).planFlags() {
+		if name := f.Names()[0]; c.IsSet(name) && !isForOpening(name) {
+			return "--" + name
+		}
+	}
+	return ""
+}
+
+func checkTied(_ *cli.Context, tied string) error {
+	if t := merge.Tied(tied); t != merge.Untie && t != merge.Fold {
+		return usagef("--tied untie, or --tied fold", "got --tied %q", tied)
+	}
+	return nil
+}
+
+// withFlags lists the flags of a merge, after a space, "" if there are none.
+func withFlags(flags []string) string {
+	if len(flags) == 0 {
+		return ""
+	}
+	return " with " + strings.Join(flags, " ")
+}
