@@ -212,6 +212,11 @@ var arrows = map[string]map[string]string{
 		"internal/archive": "entries of zip archives",
 		"internal/fault":   "errors of input",
 	},
+	"internal/quant": {
+		"format/dtype":      "elements",
+		"internal/fault":    "errors of input",
+		"internal/jsontext": "states and configurations",
+	},
 	"internal/safetensors": {
 		"format/dtype":      "widths of dtypes",
 		"internal/fault":    "errors of input",

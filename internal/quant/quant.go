@@ -1,0 +1,58 @@
+// Package quant knows how quantised models store their weights: which tensors of a checkpoint hold
+// the codes and scales of one weight, and which real number each code stands for. It compares
+// names, dtypes and shapes, and turns bytes into numbers; it opens no file.
+//
+// Most values are exact in float64, because a code has at most 8 significant bits and a scale 24.
+// The one exception is INT8 of bitsandbytes, whose values are rounded once to float64.
+package quant
+
+import (
+	"context"
+
+	"github.com/loratool/loratool/format/dtype"
+)
+
+// Tensor is a tensor of a checkpoint, as its header describes it.
+type Tensor struct {
+	Name  string
+	DType dtype.Type
+	Shape []uint64
+}
+
+// Found is the result of Recognise.
+type Found struct {
+	Weights []Weight
+	Refused []Refusal
+}
+
+// Weight is a tensor of the model that the checkpoint stores as codes and scales.
+type Weight struct {
+	Name   string
+	Shape  []uint64
+	DType  dtype.Type // that of the weight before it was quantised, as far as the checkpoint tells: F16, BF16 or F32
+	Scheme string     // such as "FP8, blocks of 128×128"
+	Parts  []string   // the tensors that Codec reads, the codes first
+	Beside []string   // tensors that belong to the codes and do not change the values, such as scales of activations
+	Codec  Codec
+}
+
+// Refusal is a weight that is stored in a way which this version does not read, or wrongly.
+type Refusal struct {
+	Name   string   // of the weight, as other checkpoints of the model call it
+	Scheme string   // such as "GPTQ"
+	Parts  []string // the tensors of the checkpoint that hold it
+	Err    error    // wraps a kind of package fault
+}
+
+// Codec computes the values of a weight. Any number of goroutines may use one.
+type Codec interface {
+	// Decode writes elements at, at+1, … of the weight, in row-major order, to dst. The elements
+	// must exist. Its only errors are those of parts.
+	Decode(ctx context.Context, dst []float64, at int64, parts Parts) error
+}
+
+// Parts reads the stored tensors of a weight.
+type Parts interface {
+	// ReadPart fills p with the bytes of Weight.Parts[part] from offset off.
+	ReadPart(ctx context.Context, p []byte, part int, off int64) error
+}
