@@ -13,10 +13,12 @@ import (
 	"github.com/loratool/loratool/internal/thin"
 )
 
-// CompareOptions says how Compare compares. The zero value is ready to use.
+// CompareOptions says how Compare and CompareCheckpoints compare. The zero value is ready to use.
 type CompareOptions struct {
-	Directions int // the most singular vectors whose spaces are compared; 0 means 8
+	Directions int // of adapters: the most singular vectors whose spaces are compared; 0 means 8
 	Workers    int // goroutines; 0 means one per processor
+	// Spectra computes the ChangeSpectrum of every changed matrix of two checkpoints.
+	Spectra bool
 	// Progress is called from several goroutines with the number of bytes of the first checkpoint
 	// that were just compared. Adapters have none. nil reports nothing.
 	Progress func(bytes int64)

@@ -3,6 +3,7 @@ package rank
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -47,12 +48,16 @@ type CheckpointTensor struct {
 	// in both. They are not part of the norms.
 	NonFinite int64 `json:"non_finite"`
 
+	NoSpectrum string `json:"no_spectrum,omitempty"` // why a requested spectrum is missing
+	*ChangeSpectrum
+
 	base float64 // ‖A‖²
 }
 
 // CompareCheckpoints compares the tensors of two checkpoints with the same name; names that differ
 // by a prefix or by the release of transformers count as the same. It reads both once, and holds a
-// few pieces of them.
+// few pieces of them. With CompareOptions.Spectra it reads changed matrices twice, and holds one of
+// them in float32 ([ChangeBytes]).
 func CompareCheckpoints(ctx context.Context, a, b *checkpoint.Checkpoint, o CompareOptions) (*CheckpointComparison, error) {
 	base, tuned := opened(a), opened(b)
 	names, how, ambiguous := naming.Pair(base.Names(), tuned.Names())
@@ -71,6 +76,11 @@ func CompareCheckpoints(ctx context.Context, a, b *checkpoint.Checkpoint, o Comp
 			p := &pair{name: name, base: *x, tuned: *locate(tuned, theirs)}
 			if err := t.compare(ctx, p, &o); err != nil {
 				return nil, err
+			}
+			if o.Spectra && t.Status == Changed {
+				if err := t.spectrum(ctx, p, o.Workers); err != nil {
+					return nil, fmt.Errorf("%s: %w", name, err)
+				}
 			}
 		} else {
 			o.progress(x.ref.Tensor.NBytes)

@@ -110,9 +110,10 @@ type ritz struct {
 	captured float64
 }
 
-// valueTolerance is the relative change between two checks below which a singular value has
-// converged. Convergence is geometric, so later changes add up to about the same.
-const valueTolerance = 3e-5
+// valueShare is the share of the tolerance by which a converged singular value may change between
+// two checks, relative to the value. Convergence is geometric, so later changes add up to about the
+// same.
+const valueShare = 0.3
 
 // settled reports whether the rank, the singular values and the energy have stopped changing.
 // Changes of the energy count as far as they affect the error and sums in float64 resolve them.
@@ -126,7 +127,7 @@ func (r ritz) settled(last ritz, tolerance, energy float64, wide bool) bool {
 	}
 	for i, s := range r.sigma {
 		// A value below the rounding of float32 products has no digits that could converge.
-		if s-last.sigma[i] > valueTolerance*s && s > 1e-6*r.sigma[0] {
+		if s-last.sigma[i] > valueShare*tolerance*s && s > 1e-6*r.sigma[0] {
 			return false
 		}
 	}

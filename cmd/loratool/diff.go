@@ -18,6 +18,7 @@ type diffOptions struct {
 	planOptions
 	pageOption
 	directions int
+	spectrum   bool
 	exitCode   bool
 	force      bool
 }
@@ -32,11 +33,13 @@ func diffCommand(t *terminal) *cli.Command {
 			"and whether they fight when they are merged together. Overlap is the similarity φ of the spaces of their first singular vectors " +
 			"(section 7 of the LoRA paper): 1 for the same space, 0 for orthogonal ones; beside it stands what random spaces have. " +
 			"With more than two adapters diff prints a table of all pairs.\n\n" +
-			"Of two checkpoints it compares all tensors by their values, whatever their dtypes: those that are the same, changed, reshaped, or in one only.\n\n" +
+			"Of two checkpoints it compares all tensors by their values, whatever their dtypes: those that are the same, changed, reshaped, or in one only. " +
+			"--spectrum says of what rank the changes are.\n\n" +
 			"diff BASE TUNED ADAPTER says how much of TUNED − BASE is the adapter's ΔW, with the weight that fits best, and which tensors changed elsewhere. " +
 			"It takes the flags that merge needs for ADAPTER.",
 		Flags: slices.Concat([]cli.Flag{
 			&cli.IntFlag{Name: "directions", Usage: "compare the spaces of the first `K` singular vectors", Value: 8, Destination: &o.directions},
+			&cli.BoolFlag{Name: "spectrum", Usage: "of two checkpoints: ranks and first singular values of the change of every matrix, and how many have 90 % of its energy; takes about as long as extract", Destination: &o.spectrum},
 			&cli.BoolFlag{Name: "exit-code", Usage: "exit with 4 if the adapters differ", Destination: &o.exitCode},
 			o.pageFlag("heat maps of all layers, and φ of each; of several adapters, heat maps of all pairs"),
 			&cli.BoolFlag{Name: "force", Usage: "replace the FILE of --html if it is such a page", Destination: &o.force},
@@ -65,7 +68,7 @@ func runDiff(c *cli.Context, t *terminal, o *diffOptions) error {
 	if flag := o.given(c); flag != "" && !isChange {
 		return usagef("loratool diff BASE TUNED ADAPTER "+flag, "%s is for an adapter and the difference of two checkpoints", flag)
 	}
-	if isChange && o.html == "" {
+	if isChange && o.html == "" && !o.spectrum {
 		return o.change(c, t, paths)
 	}
 	if o.dialect == "" && slices.ContainsFunc(paths, isModel) {
@@ -75,6 +78,9 @@ func runDiff(c *cli.Context, t *terminal, o *diffOptions) error {
 				fault.Count(len(paths), "argument"))
 		}
 		return o.checkpoints(c, t, paths)
+	}
+	if o.spectrum {
+		return usagef("loratool inspect ADAPTER --spectrum", "--spectrum of diff is for two checkpoints")
 	}
 	openings, err := o.opening(paths...)
 	if err != nil {

@@ -19,9 +19,15 @@ func (o *diffOptions) checkpoints(c *cli.Context, t *terminal, paths []string) e
 	if err != nil {
 		return err
 	}
+	if o.spectrum {
+		need, largest := rank.ChangeBytes(both[0])
+		if err := o.checkMemory(need, fmt.Sprintf("the spectrum of tensors such as %q", largest)); err != nil {
+			return err
+		}
+	}
 	begin, finish := t.bars(&o.common)
 	r, err := rank.CompareCheckpoints(c.Context, both[0], both[1], rank.CompareOptions{
-		Workers: o.workers, Progress: begin("comparing", (*checkpoint.Handle)(both[0]).Checkpoint().Bytes()),
+		Workers: o.workers, Spectra: o.spectrum, Progress: begin("comparing", (*checkpoint.Handle)(both[0]).Checkpoint().Bytes()),
 	})
 	finish()
 	if err != nil {
@@ -95,8 +101,16 @@ func (o *diffOptions) showChanged(t *terminal, changed []*rank.CheckpointTensor)
 	}
 	tab := &table{columns: []column{
 		{head: "tensors"}, {head: "dtypes", left: true, drop: 3}, {head: "‖B−A‖/‖A‖"}, {head: "largest", drop: 1, meaning: "the largest |B − A|"},
-		{head: "changed", drop: 2, meaning: "the share of the elements that differ"}, {head: "name", left: true, isName: true},
+		{head: "changed", drop: 2, meaning: "the share of the elements that differ"},
 	}}
+	if o.spectrum {
+		tab.columns = append(tab.columns, []column{
+			{head: "effective", meaning: "e to the entropy of the energies of B − A, estimated; the mean"},
+			{head: "90 %", drop: 1, meaning: "singular values with this share of the energy ‖B − A‖², the most"},
+			{head: "spectrum", left: true, drop: 4, meaning: "the first singular values ÷ σ1, the mean"},
+		}...)
+	}
+	tab.columns = append(tab.columns, column{head: "name", left: true, isName: true})
 	var nonFinite int64
 	for _, k := range o.kinds(len(changed), func(i int) string { return changed[i].Tensor }) {
 		var difference, base, most float64
@@ -123,11 +137,46 @@ func (o *diffOptions) showChanged(t *terminal, changed []*rank.CheckpointTensor)
 		if base > 0 {
 			relative = fmt.Sprintf("%.3g", math.Sqrt(difference/base))
 		}
-		tab.add(fmt.Sprint(len(k.items)), dtypes, relative, fmt.Sprintf("%.3g", most), fmt.Sprintf("%.1f %%", 100*float64(elements)/float64(max(all, 1))), k.name)
+		row := []string{fmt.Sprint(len(k.items)), dtypes, relative, fmt.Sprintf("%.3g", most), fmt.Sprintf("%.1f %%", 100*float64(elements)/float64(max(all, 1)))}
+		if o.spectrum {
+			row = append(row, changeTexts(changed, k.items)...)
+		}
+		tab.add(append(row, k.name)...)
 	}
 	t.print(tab)
+	for _, x := range changed {
+		if x.NoSpectrum != "" {
+			t.line("%s has no spectrum: %s", x.Tensor, x.NoSpectrum)
+		}
+	}
 	if nonFinite > 0 {
 		t.line("%s that %s NaN or infinite in one of them %s in no norm", fault.Count(nonFinite, "element"),
 			fault.Choose(nonFinite, "is", "are"), fault.Choose(nonFinite, "counts", "count"))
 	}
+}
+
+// changeTexts are the effective rank, the number of singular values with 90 % of the energy, and
+// the spectrum of changed tensors of a kind.
+func changeTexts(changed []*rank.CheckpointTensor, items []int) []string {
+	var n, effective float64
+	var mean meanSpectrum
+	most := 0
+	isMore := false
+	for _, i := range items {
+		x := changed[i]
+		if x.ChangeSpectrum == nil {
+			continue
+		}
+		n, effective = n+1, effective+x.EffectiveRank
+		most, isMore = max(most, x.Rank90), isMore || x.Rank90 == 0
+		mean.add(x.SingularValues)
+	}
+	if n == 0 {
+		return []string{"", "", ""}
+	}
+	rank90 := fmt.Sprint(most)
+	if isMore {
+		rank90 = fmt.Sprintf("> %d", rank.ChangeRank)
+	}
+	return []string{fmt.Sprintf("%.3g", effective/n), rank90, sparkline(mean)}
 }

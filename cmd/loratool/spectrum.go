@@ -151,7 +151,7 @@ func showKindsOfSpectra(t *terminal, o *inspectOptions, layers []*report.Layer) 
 	for _, k := range o.kinds(len(layers), func(i int) string { return layers[i].Module }) {
 		var ranks span
 		var stable, effective, squares float64
-		var mean []float64
+		var mean meanSpectrum
 		most := make([]int, 3)
 		for _, i := range k.items {
 			l := layers[i]
@@ -160,20 +160,27 @@ func showKindsOfSpectra(t *terminal, o *inspectOptions, layers []*report.Layer) 
 			for j, n := range []int{l.Rank90, l.Rank95, l.Rank99} {
 				most[j] = max(most[j], n)
 			}
-			for j, v := range l.SingularValues {
-				if j == len(mean) {
-					mean = append(mean, 0)
-				}
-				if first := largest(l.Spectrum); first > 0 {
-					mean[j] += v / first
-				}
-			}
+			mean.add(l.SingularValues)
 		}
 		n := float64(len(k.items))
 		tab.add(strconv.Itoa(len(k.items)), ranks.String(), fmt.Sprintf("%.2f", stable/n), fmt.Sprintf("%.2f", effective/n),
 			strconv.Itoa(most[0]), strconv.Itoa(most[1]), strconv.Itoa(most[2]), fmt.Sprintf("%.4g", math.Sqrt(squares)), sparkline(mean), k.name)
 	}
 	t.print(tab)
+}
+
+// meanSpectrum is the sum of spectra, each divided by its first value.
+type meanSpectrum []float64
+
+func (m *meanSpectrum) add(sigma []float64) {
+	for j, v := range sigma {
+		if j == len(*m) {
+			*m = append(*m, 0)
+		}
+		if sigma[0] > 0 {
+			(*m)[j] += v / sigma[0]
+		}
+	}
 }
 
 // sparkline draws values as bars, relative to the first: one bar a value, or the largest of a group

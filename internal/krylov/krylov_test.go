@@ -237,3 +237,41 @@ func TestSpaceEndsWithItsContext(t *testing.T) {
 		})
 	}
 }
+
+// TestWeightsAreAQuadrature: with a first block X, Σ weight·σ^(2k) is tr Xᵀ(AᵀA)^k·X, for every k
+// that the space can tell.
+func TestWeightsAreAQuadrature(t *testing.T) {
+	a, _ := made(80, 50, func(i int) float64 { return math.Pow(float64(i+1), -0.5) })
+	s := New(rounded{a}, Single, Options{Energy: 1e9, Width: 3, Random: rand.New(rand.NewPCG(1, 2))})
+	for range 4 {
+		if err := s.Grow(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	weights, err := s.Weights(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	xs := s.right.Vectors[:3]
+	for k := range 4 {
+		var want, got float64
+		for i, x := range xs {
+			for j, v := range x {
+				want += v * s.right.Vectors[i][j]
+			}
+		}
+		for i, w := range weights {
+			got += w * math.Pow(s.sigma[i], 2*float64(k))
+		}
+		if math.Abs(got-want) > 1e-5*want {
+			t.Errorf("the quadrature of σ^%d is %v, want %v", 2*k, got, want)
+		}
+		ys, err := a.Mul(t.Context(), xs)
+		if err == nil {
+			xs, err = a.MulT(t.Context(), ys)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -82,6 +82,7 @@ type Space struct {
 	right     Basis       // V
 	left      Basis       // U, or A·V in single precision
 	newest    int         // vectors of the last block of left
+	first     int         // vectors of the first block of right
 	largest   float64     // norm of a vector of A·V: a lower bound of σ₁ close enough to scale noise
 	small     []float64   // UᵀAV, or YᵀY; rows of right.Size() elements
 	image     [][]float64 // Aᵀ times the last block of left; nil if not known
@@ -113,6 +114,9 @@ func (s *Space) Grow(ctx context.Context) error {
 	added, err := s.extend(ctx)
 	if err != nil {
 		return err
+	}
+	if s.first == 0 {
+		s.first = added
 	}
 	if added > 0 {
 		err = s.project(ctx, added)
@@ -273,6 +277,24 @@ func (s *Space) Vectors(ctx context.Context, r int) (u, v []float64, err error) 
 func (s *Space) Left(ctx context.Context, r int) ([]float64, error) {
 	u, _, err := s.Vectors(ctx, r)
 	return u, err
+}
+
+// Weights returns the squares of the right singular vectors within the space, each projected onto
+// the first block. For a random first block of b vectors of n elements, n/b·Σ weight·f(σ²)
+// estimates the trace of f(AᵀA) (stochastic Lanczos quadrature: Ubaru, Chen and Saad, 2017). The
+// space has single precision.
+func (s *Space) Weights(ctx context.Context) ([]float64, error) {
+	if err := s.solve(ctx); err != nil {
+		return nil, err
+	}
+	q := s.right.Size()
+	weights := make([]float64, q)
+	for j := range s.first {
+		for i, x := range s.vectors[j*q : (j+1)*q] {
+			weights[i] += x * x
+		}
+	}
+	return weights, nil
 }
 
 // Residual returns the largest ‖Aᵀuᵢ − σᵢvᵢ‖ of the first r singular triplets within the space, and

@@ -95,8 +95,14 @@ func Checkpoints(h Head, r *rank.CheckpointComparison) ([]byte, error) {
 			{"‖B − A‖", figure(r.Norm)}, {"‖B − A‖ ÷ ‖A‖", figure(r.Relative)},
 		},
 	}
+	p.Notes = slices.Clone(h.Notes)
 	if r.Renamed != "" {
-		p.Notes = append(append([]string{}, h.Notes...), "The names differ: "+r.Renamed)
+		p.Notes = append(p.Notes, "The names differ: "+r.Renamed)
+	}
+	for _, x := range r.Tensors {
+		if x.NoSpectrum != "" {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s has no spectrum: %s", x.Tensor, x.NoSpectrum))
+		}
 	}
 	p.table = newTable(len(r.Tensors), func(i int) string { return r.Tensors[i].Tensor })
 	both := func(of func(x *rank.CheckpointTensor) float64) func(i int) float64 {
@@ -116,7 +122,48 @@ func Checkpoints(h Head, r *rank.CheckpointComparison) ([]byte, error) {
 	p.number("‖B−A‖", "", both(func(x *rank.CheckpointTensor) float64 { return x.Norm }))
 	p.number("largest", "the largest |B − A|", both(func(x *rank.CheckpointTensor) float64 { return x.Max }))
 	p.number("elements", "that differ", both(func(x *rank.CheckpointTensor) float64 { return float64(x.Elements) }))
+	p.addChanges(r.Tensors)
 	return p.render()
+}
+
+// addChanges adds the spectra of the changes, if they are known.
+func (p *page) addChanges(tensors []rank.CheckpointTensor) {
+	if !slices.ContainsFunc(tensors, func(x rank.CheckpointTensor) bool { return x.ChangeSpectrum != nil }) {
+		return
+	}
+	p.DetailName = "spectrum of the change"
+	number := func(of func(s *rank.ChangeSpectrum) float64) func(i int) float64 {
+		return func(i int) float64 {
+			if s := tensors[i].ChangeSpectrum; s != nil {
+				return of(s)
+			}
+			return math.NaN()
+		}
+	}
+	effective := number(func(s *rank.ChangeSpectrum) float64 { return s.EffectiveRank })
+	p.heat("Effective rank", "The number of directions in which a tensor changed: e to the entropy of the energies, estimated.", effective)
+	p.number("stable", "the stable rank (‖B − A‖/σ1)²", number(func(s *rank.ChangeSpectrum) float64 { return s.StableRank }))
+	p.number("effective", "the effective rank, e to the entropy of the energies, estimated", effective)
+	p.number("at least", "bounds of the effective rank", number(func(s *rank.ChangeSpectrum) float64 { return s.EffectiveLeast }))
+	p.number("at most", "", number(func(s *rank.ChangeSpectrum) float64 { return s.EffectiveMost }))
+	p.text("90 %", "singular values with this share of the energy ‖B − A‖²", func(i int) string { return rank90Text(tensors[i].ChangeSpectrum) })
+	p.spectra(func(i int) ([]float64, float64) {
+		if s := tensors[i].ChangeSpectrum; s != nil {
+			return s.SingularValues, tensors[i].Norm
+		}
+		return nil, 0
+	})
+}
+
+// rank90Text is the number of singular values with 90 % of the energy, "" without a spectrum.
+func rank90Text(s *rank.ChangeSpectrum) string {
+	switch {
+	case s == nil:
+		return ""
+	case s.Rank90 == 0:
+		return fmt.Sprintf("> %d", rank.ChangeRank)
+	}
+	return strconv.Itoa(s.Rank90)
 }
 
 // typed is the type of a tensor, "" if there is none.

@@ -74,7 +74,11 @@ func everyPage(t *testing.T, name string) map[string]string {
 	})
 	add("comparison", text, err)
 	text, err = Checkpoints(head, &rank.CheckpointComparison{
-		Renamed: name, Tensors: []rank.CheckpointTensor{{Tensor: name, Status: rank.Changed, ShapeA: []uint64{2}, DTypeA: "F32", DTypeB: "BF16", Relative: 0.5}},
+		Renamed: name, Tensors: []rank.CheckpointTensor{
+			{Tensor: name, Status: rank.Changed, ShapeA: []uint64{2}, DTypeA: "F32", DTypeB: "BF16", Relative: 0.5, NoSpectrum: name},
+			{Tensor: name, Status: rank.Changed, ShapeA: []uint64{2, 3}, DTypeA: "F32", DTypeB: "BF16", Relative: 0.5,
+				ChangeSpectrum: &rank.ChangeSpectrum{SingularValues: []float64{2, 1}, EffectiveRank: 1.6}},
+		},
 	})
 	add("checkpoints", text, err)
 	text, err = Several(head, []string{name, name + "2"}, []float64{1, 2}, [][]float64{{1, -0.5}, {-0.5, 1}}, [][]float64{{2, 0.5}, {0.5, 2}})
