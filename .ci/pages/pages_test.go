@@ -325,15 +325,20 @@ func TestEveryPageFitsEveryScreen(t *testing.T) {
 	}
 	base, adapter := filepath.Join(demo, "base"), filepath.Join(demo, "adapter-r8")
 	loratool(t, dir, "inspect", adapter, "--html", "inspect.html")
-	loratool(t, dir, "merge", base, adapter, "-o", "merged", "--html", "merge.html")
+	loratool(t, dir, "merge", base, adapter, "-o", "merged", "--undo", "--html", "merge.html")
 	loratool(t, dir, "extract", base, "merged", "-o", "extracted.lora", "--rank", "4", "--html", "extract.html")
 	loratool(t, dir, "resize", adapter, "-o", "resized.lora", "--energy", "0.9", "--html", "resize.html")
 	loratool(t, dir, "combine", adapter, "resized.lora", "-o", "combined.lora", "--html", "combine.html")
 	loratool(t, dir, "diff", adapter, "resized.lora", "--html", "diff.html")
 	loratool(t, dir, "diff", base, "merged", "--html", "checkpoints.html")
 	loratool(t, dir, "diff", adapter, "resized.lora", "combined.lora", "extracted.lora", "--html", "pairs.html")
+	loratool(t, dir, "diff", base, "merged", adapter, "--html", "change.html")
+	loratool(t, dir, "swap", "merged", "--remove", adapter, "--add", "resized.lora", "-o", "swapped", "--html", "swap.html")
+	loratool(t, dir, "unmerge", "merged", adapter, "-o", "restored", "--html", "unmerge.html")
+	loratool(t, dir, "inspect", "merged", "--html", "checkpoint.html")
+	loratool(t, dir, "inspect", "merged.undo", "--html", "undo.html")
 	grounds := map[string]string{"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 28)"}
-	for _, name := range []string{"inspect", "merge", "extract", "resize", "combine", "diff", "checkpoints", "pairs"} {
+	for _, name := range []string{"inspect", "merge", "extract", "resize", "combine", "diff", "checkpoints", "pairs", "change", "swap", "unmerge", "checkpoint", "undo"} {
 		t.Run(name, func(t *testing.T) {
 			x := open(t, filepath.Join(dir, name+".html"))
 			x.is(`document.querySelectorAll(".heat td[data-i]").length > 20`, true)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/page"
 	"github.com/loratool/loratool/internal/report"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
@@ -45,6 +46,9 @@ func (o *diffOptions) change(c *cli.Context, t *terminal, paths []string) error 
 		*report.OnChange
 	}{paths[0], paths[1], paths[2], r}
 	if err := t.show("diff", o.json, document, func() { o.showChange(t, r) }); err != nil {
+		return err
+	}
+	if err := o.writePage(t, paths, func(h page.Head) ([]byte, error) { return page.Change(h, r) }); err != nil {
 		return err
 	}
 	if o.exitCode && (r.Residual > 0 || len(r.Elsewhere)+len(r.NotMeasured) > 0) {

@@ -68,12 +68,8 @@ func runDiff(c *cli.Context, t *terminal, o *diffOptions) error {
 	if flag := o.given(c); flag != "" && !isChange {
 		return usagef("loratool diff BASE TUNED ADAPTER "+flag, "%s is for an adapter and the difference of two checkpoints", flag)
 	}
-	if isChange && o.html == "" && !o.spectrum {
-		return o.change(c, t, paths)
-	}
-	if o.dialect == "" && slices.ContainsFunc(paths, isModel) {
-		switch {
-		case len(paths) != 2:
+	if o.dialect == "" && !isChange && slices.ContainsFunc(paths, isModel) {
+		if len(paths) != 2 {
 			return usagef("loratool diff CHECKPOINT CHECKPOINT [ADAPTER]", "diff compares two checkpoints, or an adapter with their difference, got %s",
 				fault.Count(len(paths), "argument"))
 		}
@@ -81,6 +77,9 @@ func runDiff(c *cli.Context, t *terminal, o *diffOptions) error {
 	}
 	if o.spectrum {
 		return usagef("loratool inspect ADAPTER --spectrum", "--spectrum of diff is for two checkpoints")
+	}
+	if isChange {
+		return o.change(c, t, paths)
 	}
 	openings, err := o.opening(paths...)
 	if err != nil {

@@ -51,7 +51,7 @@ func inspectCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "tensors", Usage: "of a checkpoint: list every tensor, as -v does", Destination: &o.tensors},
 			&cli.IntFlag{Name: "rank", Aliases: []string{"r"}, Usage: "of a checkpoint: the parameters of a LoRA of rank `R`", Destination: &o.rank},
 			&cli.StringFlag{Name: "targets", Usage: "with --rank: `NAMES` of the modules to adapt, separated by commas (default: all linear ones)", Destination: &o.targets},
-			o.pageFlag("heat maps of all layers, and the spectrum of each; implies --spectrum"),
+			o.pageFlag("heat maps of all layers, and the spectrum of each, which implies --spectrum; of a checkpoint, an undo record or a bundle, the table of all tensors or adapters"),
 			&cli.BoolFlag{Name: "force", Usage: "replace the FILE of --html if it is such a page", Destination: &o.force},
 		}, slices.Concat(o.baseFlags(), o.spectrumFlags(), o.planFlags(), []cli.Flag{o.memoryFlag()}, o.flags())...),
 		Action: func(c *cli.Context) error { return runInspect(c, t, o) },
@@ -66,7 +66,6 @@ func (o *inspectOptions) parse(c *cli.Context) (path string, opening convert.Opt
 	if o.rank < 0 || o.targets != "" && o.rank == 0 {
 		return "", opening, usagef("loratool inspect CHECKPOINT --rank 8 --targets q_proj,v_proj", "--targets needs --rank, and a rank is at least 1")
 	}
-	o.spectrum = o.spectrum || o.html != ""
 	if o.force && o.html == "" {
 		return "", opening, usagef("loratool inspect ADAPTER --html FILE --force", "--force is for --html")
 	}
@@ -106,11 +105,11 @@ func runInspect(c *cli.Context, t *terminal, o *inspectOptions) error {
 	}
 	defer src.Close()
 	if len(src.Manifest().Adapters) > 1 {
-		if err := o.checkValueFlags("a bundle: give one adapter of it as " + path + "#NAME"); err != nil {
+		if err := o.checkValueFlags("a bundle: give one adapter of it as "+path+"#NAME", path); err != nil {
 			return err
 		}
 		r := report.DescribeBundle(src)
-		return t.show("inspect", o.json, r, func() { showBundle(t, r) })
+		return o.showInspected(t, path, r, func() { showBundle(t, r) }, func(h page.Head) ([]byte, error) { return page.Bundle(h, r) })
 	}
 	if report.IsUndo(src) {
 		return inspectUndo(t, o, src, path)
@@ -124,37 +123,47 @@ func inspectCheckpoint(c *cli.Context, t *terminal, o *inspectOptions, path stri
 		return err // a path that cannot be opened is named before flags that do not fit
 	}
 	defer base.Close()
-	if err := o.checkValueFlags("a checkpoint"); err != nil {
+	if err := o.checkValueFlags("a checkpoint", path); err != nil {
 		return err
 	}
 	var targets []string
 	if o.targets != "" {
 		targets = strings.Split(o.targets, ",")
 	}
-	r, err := report.DescribeCheckpoint(base, o.rank, targets)
+	list := o.verbose || o.tensors
+	r, err := report.DescribeCheckpoint(base, report.CheckpointOptions{List: list || o.html != "", Rank: o.rank, Targets: targets})
 	if err != nil {
 		return fault.InFile(err, path)
 	}
-	return t.show("inspect", o.json, r, func() {
+	return o.showInspected(t, path, r, func() {
 		showCheckpoint(t, r)
-		if o.verbose || o.tensors {
-			showTensors(t, base)
+		if list {
+			showTensors(t, r.Listed)
 		}
-	})
+	}, func(h page.Head) ([]byte, error) { return page.Checkpoint(h, r) })
 }
 
-// checkValueFlags refuses the flags that are for an adapter, where something else is inspected.
-func (o *inspectOptions) checkValueFlags(what string) error {
+// showInspected prints a report, and writes its page.
+func (o *inspectOptions) showInspected(t *terminal, path string, r any, text func(), draw func(page.Head) ([]byte, error)) error {
+	if err := t.show("inspect", o.json, r, text); err != nil {
+		return err
+	}
+	return o.writePage(t, &o.common, o.place(o.force, []string{path}, nil), page.Head{Command: "inspect", Title: path}, draw)
+}
+
+// checkValueFlags refuses the flags that are for an adapter, where something else is inspected, and
+// checks the place of the page.
+func (o *inspectOptions) checkValueFlags(what, path string) error {
 	if o.base != "" {
 		return usagef("loratool inspect ADAPTER --base BASE", "--base is for an adapter, and this is %s", what)
-	}
-	if o.html != "" {
-		return usagef("loratool inspect ADAPTER --html FILE", "--html is for an adapter, and this is %s", what)
 	}
 	if o.spectrum || o.values || o.hashes || o.metadata {
 		return usagef("loratool inspect ADAPTER --spectrum --values", "--spectrum, --values, --hashes and --metadata are for an adapter, and this is %s", what)
 	}
-	return nil
+	if o.hasTableFlags() {
+		return usagef("loratool inspect ADAPTER --spectrum --sort norm --top 10", "--all, --sort and --top are for an adapter, and this is %s", what)
+	}
+	return o.checkPage(o.place(o.force, []string{path}, nil))
 }
 
 func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.Source, path string) error {
@@ -162,7 +171,7 @@ func inspectAdapter(c *cli.Context, t *terminal, o *inspectOptions, src format.S
 	if err := o.checkPage(place); err != nil {
 		return err
 	}
-	if o.spectrum {
+	if o.spectrum = o.spectrum || o.html != ""; o.spectrum {
 		need, module := rank.SpectraBytes(src.Manifest(), o.workers)
 		if err := o.checkMemory(need, fmt.Sprintf("the spectrum of layers such as %q", module)); err != nil {
 			return err
@@ -200,7 +209,7 @@ func (o *inspectOptions) writeInspected(t *terminal, place fileio.Place, path st
 }
 
 func inspectUndo(t *terminal, o *inspectOptions, src format.Source, path string) error {
-	if err := o.checkValueFlags("an undo record"); err != nil {
+	if err := o.checkValueFlags("an undo record", path); err != nil {
 		return err
 	}
 	info, err := os.Stat(path)
@@ -211,5 +220,5 @@ func inspectUndo(t *terminal, o *inspectOptions, src format.Source, path string)
 	if err != nil {
 		return fault.InFile(err, path)
 	}
-	return t.show("inspect", o.json, r, func() { showUndo(t, o, r) })
+	return o.showInspected(t, path, r, func() { showUndo(t, o, r) }, func(h page.Head) ([]byte, error) { return page.Undo(h, r) })
 }

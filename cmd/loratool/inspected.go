@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/format/convert"
-	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/report"
@@ -298,12 +297,11 @@ func showCheckpoint(t *terminal, r *report.Checkpoint) {
 }
 
 // showTensors prints a line for every tensor of a checkpoint.
-func showTensors(t *terminal, base *checkpoint.Checkpoint) {
+func showTensors(t *terminal, tensors []report.StoredTensor) {
 	t.line("")
 	tab := &table{columns: []column{{head: "dtype", left: true}, {head: "shape", left: true}, {head: "name", left: true, isName: true}}}
-	for _, name := range base.Names() {
-		ref, _ := base.Lookup(name)
-		tab.add(ref.Tensor.DType.String(), fmt.Sprint(ref.Tensor.Shape), name)
+	for _, x := range tensors {
+		tab.add(x.DType, fmt.Sprint(x.Shape), x.Tensor)
 	}
 	t.print(tab)
 }

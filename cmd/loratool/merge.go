@@ -110,6 +110,7 @@ type planRun struct {
 	common        *common
 	in            string   // the base, or the merged checkpoint
 	adapters      []string // the paths of the adapters that are merged or removed
+	others        []string // further inputs
 	out           string
 	record        string // where the undo record goes; "" is nowhere
 	dryRun        bool
@@ -118,13 +119,13 @@ type planRun struct {
 	warnings      []string // of the command
 	open          func(merge.Options) (*merge.Plan, error)
 	show          func(*terminal, *planRun, *merge.Report)
-	page          *pageOption // nil is none
-	replace       bool        // the page
+	page          *pageOption
+	replace       bool // the page
 }
 
 // place is the place of the page.
 func (run *planRun) place() fileio.Place {
-	return run.page.place(run.replace, append([]string{run.in}, run.adapters...), []string{run.out, run.record})
+	return run.page.place(run.replace, slices.Concat([]string{run.in}, run.adapters, run.others), []string{run.out, run.record})
 }
 
 // writePage writes the page of the report.
@@ -155,9 +156,6 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 		}
 	}
 	options.UndoFile = run.record
-	if run.page == nil {
-		run.page = new(pageOption)
-	}
 	if err := run.page.checkPage(run.place()); err != nil {
 		return err
 	}

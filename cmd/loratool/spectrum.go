@@ -60,12 +60,13 @@ func largest(s *report.Spectrum) float64 {
 
 // checkTable refuses flags for tables that the command does not print.
 func (o *inspectOptions) checkTable() error {
+	hasSpectrum := o.spectrum || o.html != ""
 	switch {
 	case o.base == "" && (o.controls || o.intruders):
 		return usagef("loratool inspect ADAPTER --base BASE --controls", "--controls and --intruders are for --base")
-	case !o.spectrum && o.base == "" && (o.all || o.sort != "" || o.top > 0):
+	case !hasSpectrum && o.base == "" && o.hasTableFlags():
 		return usagef("loratool inspect ADAPTER --spectrum --sort norm --top 10", "--all, --sort and --top are for --spectrum and --base")
-	case o.sort != "" && o.spectrum && spectrumKeys[o.sort] == nil:
+	case o.sort != "" && hasSpectrum && spectrumKeys[o.sort] == nil:
 		return usagef("--sort norm", "--sort %s is for --base, and a spectrum has norm, rank, stable, effective and sigma", o.sort)
 	case o.sort != "" && o.base != "" && baseKeys[o.sort] == nil:
 		return usagef("--sort norm", "--sort %s is for --spectrum, and a comparison with a base has norm, rank, relative and amplification", o.sort)
@@ -73,8 +74,11 @@ func (o *inspectOptions) checkTable() error {
 	return nil
 }
 
+// hasTableFlags reports whether the user chose lines of a table.
+func (o *spectrumOptions) hasTableFlags() bool { return o.all || o.sort != "" || o.top > 0 }
+
 // everyLayer reports whether tables have a line for every layer.
-func (o *inspectOptions) everyLayer() bool { return o.all || o.verbose || o.sort != "" || o.top > 0 }
+func (o *inspectOptions) everyLayer() bool { return o.verbose || o.hasTableFlags() }
 
 // showSpectra prints a line for each kind of module, or for each layer: ranks, norm, and the
 // singular values as bars.

@@ -52,6 +52,9 @@ func (o *swapOptions) parse(c *cli.Context) (merged string, weights []float64, e
 	case o.out == "" && !o.dryRun:
 		return "", nil, usagef(example, "swap needs -o OUT, the path of the new checkpoint")
 	}
+	if err := o.checkDry(o.dryRun); err != nil {
+		return "", nil, err
+	}
 	if o.newUndo == "" {
 		o.newUndo = undoBeside(o.out)
 	}
@@ -83,6 +86,7 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 	o.readingOptions.set(&options)
 	return runPlan(t, &planRun{
 		command: "swap", what: "swapping", common: &o.common, in: merged, adapters: o.add.Value(), out: o.out, record: o.newUndo, dryRun: o.dryRun,
+		page: &o.pageOption, replace: o.force, others: slices.Concat(o.remove.Value(), o.records.Value()),
 		show: func(t *terminal, run *planRun, r *merge.Report) {
 			showTakenOut(t, run, r, "taken out: ")
 			showReport(t, run, r)

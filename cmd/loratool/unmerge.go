@@ -14,6 +14,7 @@ import (
 type removalOptions struct {
 	common
 	readingOptions
+	pageOption
 	out           string
 	records       cli.StringSlice
 	force, dryRun bool
@@ -23,8 +24,9 @@ func (o *removalOptions) removalFlags() []cli.Flag {
 	return append([]cli.Flag{
 		&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write the checkpoint to `OUT`", Destination: &o.out},
 		&cli.StringSliceFlag{Name: "undo-file", Usage: "the undo record `FILE` of a merge; once per merge (default: MERGED" + undoSuffix + ")", Destination: &o.records},
-		&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint", Destination: &o.force},
+		&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint, and the FILE of --html if it is a page", Destination: &o.force},
 		&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
+		o.pageFlag("heat maps of all restored and updated tensors"),
 	}, append(append(o.readingFlags(), o.memoryFlag()), o.flags()...)...)
 }
 
@@ -62,6 +64,9 @@ func (o *unmergeOptions) parse(c *cli.Context) (merged string, adapters []string
 	case o.approximate && len(o.records.Value()) > 0:
 		return "", nil, nil, usagef(example, "--approximate is for merges without an undo record, but --undo-file names one")
 	}
+	if err := o.checkDry(o.dryRun); err != nil {
+		return "", nil, nil, err
+	}
 	weights, err = parseWeights(o.weights.Value(), len(args)-1, math.NaN())
 	return args[0], args[1:], weights, err
 }
@@ -91,6 +96,7 @@ func runUnmerge(c *cli.Context, t *terminal, o *unmergeOptions) error {
 	return runPlan(t, &planRun{
 		warnings: warnings,
 		command:  "unmerge", what: "unmerging", common: &o.common, in: merged, adapters: paths, out: o.out, dryRun: o.dryRun, approximate: o.approximate, show: showUnmerged,
+		page: &o.pageOption, replace: o.force, others: o.records.Value(),
 		open: func(options merge.Options) (*merge.Plan, error) {
 			return merge.OpenUnmerge(c.Context, merged, remove, options)
 		},

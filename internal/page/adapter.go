@@ -3,10 +3,8 @@ package page
 import (
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 
-	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/report"
 )
@@ -46,16 +44,12 @@ func adapterFacts(r *report.Adapter) (all []Fact) {
 			all = append(all, Fact{name, value})
 		}
 	}
-	var dtypes []string
-	for _, d := range r.DTypes {
-		dtypes = append(dtypes, d.DType)
-	}
 	add("Method", r.Method)
 	add("Dialect", r.Dialect)
 	add("Layers", number(len(r.Layers)))
 	add("Parameters", number(r.Parameters))
 	add("Size", fileio.FormatBytes(r.Bytes))
-	add("Dtypes", strings.Join(dtypes, ", "))
+	add("Dtypes", dtypesText(r.DTypes))
 	add("Base", strings.TrimSpace(r.Base+" "+r.Revision))
 	add("Licence", r.License)
 	add("Datasets", strings.Join(r.Datasets, ", "))
@@ -189,37 +183,4 @@ func (p *page) addBase(r *report.Adapter) {
 		}
 		return float64(*l.Intruders)
 	}))
-}
-
-// mostNames is how many names a fact lists.
-const mostNames = 12
-
-// someOf lists the first names, in order, and counts the others.
-func someOf(names []string) string {
-	names = slices.Sorted(slices.Values(names))
-	if n := len(names) - mostNames; n > 0 {
-		return fmt.Sprintf("%s and %d more", strings.Join(names[:mostNames], ", "), n)
-	}
-	return strings.Join(names, ", ")
-}
-
-// addList adds a list of names, if there are any.
-func (p *page) addList(name string, items []string) {
-	if len(items) > 0 {
-		p.Lists = append(p.Lists, list{name, items})
-	}
-}
-
-// number is a number of things with separators.
-func number[N ~int | ~int64](n N) string {
-	text, _, _ := strings.Cut(fault.Count(n, ""), " ")
-	return text
-}
-
-// size is the size of a matrix. One that only the base knows has none.
-func size[N ~int | ~uint64](m, n N) string {
-	if m == 0 && n == 0 {
-		return ""
-	}
-	return fmt.Sprintf("%d×%d", m, n)
 }

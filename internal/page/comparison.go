@@ -5,8 +5,10 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/report"
 	"github.com/loratool/loratool/rank"
 )
 
@@ -166,16 +168,46 @@ func rank90Text(s *rank.ChangeSpectrum) string {
 	return strconv.Itoa(s.Rank90)
 }
 
-// typed is the type of a tensor, "" if there is none.
-func typed(dtype string, shape []uint64) string {
-	if dtype == "" {
-		return ""
+// Change returns the page of a comparison of an adapter with the difference of two checkpoints.
+func Change(h Head, r *report.OnChange) ([]byte, error) {
+	p := &page{
+		Head: h, LayersTitle: "All layers", NameHead: "module",
+		Verdict: fmt.Sprintf("‖Δ − ΔW‖ is %s of ‖Δ‖ in the layers of the adapter; Δ is the difference of the checkpoints.", figure(ratio(r.Residual, r.Change))),
+		Facts: []Fact{
+			{"Layers", number(len(r.Layers))}, {"‖Δ‖", figure(r.Change)}, {"‖ΔW‖", figure(r.Norm)}, {"‖Δ − ΔW‖", figure(r.Residual)},
+			{"Cosine", figure(r.Cosine)}, {"Best weight", figure(r.Weight)}, {"Also differ", number(len(r.Elsewhere))},
+		},
 	}
-	return fmt.Sprintf("%s %d", dtype, shape)
+	if len(r.Options) > 0 {
+		p.Facts = append(p.Facts, Fact{"Merged with", strings.Join(r.Options, " ")})
+	}
+	switch {
+	case len(r.Layers) == 0:
+		p.Verdict = "No layer of the adapter could be compared with the difference."
+	case r.Change == 0:
+		p.Verdict = "The checkpoints do not differ in the layers of the adapter."
+	}
+	p.table = newTable(len(r.Layers), func(i int) string { return r.Layers[i].Name() })
+	value := func(of func(l *report.LayerOnChange) float64) func(i int) float64 {
+		return func(i int) float64 { return of(&r.Layers[i]) }
+	}
+	change := value(func(l *report.LayerOnChange) float64 { return l.Change })
+	left := value(func(l *report.LayerOnChange) float64 { return ratio(l.Residual, l.Change) })
+	cosine := value(func(l *report.LayerOnChange) float64 { return l.Cosine })
+	p.heat("‖Δ‖", "The Frobenius norm of TUNED − BASE where a layer changes it.", change)
+	p.heat("‖Δ − ΔW‖ ÷ ‖Δ‖", "The part of the change that is not the adapter's: 0 if the adapter is all of it.", left)
+	p.heatOfShares("Cosine", "Between Δ and ΔW: 1 for the same direction, 0 for none in common, −1 for opposite ones.", cosine)
+	p.text("tensor", "", func(i int) string { return r.Layers[i].Tensor })
+	p.number("‖Δ‖", "Frobenius norm of TUNED − BASE", change)
+	p.number("‖ΔW‖", "Frobenius norm of s·B·A", value(func(l *report.LayerOnChange) float64 { return l.Norm }))
+	p.number("‖Δ−ΔW‖", "", value(func(l *report.LayerOnChange) float64 { return l.Residual }))
+	p.number("left", "‖Δ − ΔW‖ ÷ ‖Δ‖", left)
+	p.number("cosine", "", cosine)
+	p.number("weight", "the weight of ΔW that fits Δ best", value(func(l *report.LayerOnChange) float64 { return l.Weight }))
+	p.addList("Also differ, and the adapter does not change them", r.Elsewhere)
+	p.addList("Not measured", texts(r.NotMeasured, func(n report.NotMeasured) string { return n.Tensor + ": " + n.Why }))
+	return p.render()
 }
-
-// figure is a number of a summary.
-func figure(x float64) string { return fmt.Sprintf("%.4g", x) }
 
 // Several returns the page of several adapters that are compared in pairs: the norm of each, and
 // the cosine and the interference of each pair.

@@ -206,6 +206,9 @@ const levels = 10
 // logFrom is the ratio of the largest to the smallest value from which shades are logarithmic.
 const logFrom = 30
 
+// sameBelow is the relative range below which all values have one shade: cells show fewer digits.
+const sameBelow = 1e-4
+
 // draw makes a heat map of the values of all layers. It returns nil if the layers have no grid, or
 // no values. Shares have shades from 0 to 1, whatever their range.
 func (g *grid) draw(name, meaning string, values []float64, areShares bool) *heatMap {
@@ -261,6 +264,9 @@ func newShades(values []float64) *shades {
 	}
 	if s.least > s.most {
 		return nil
+	}
+	if s.most-s.least < sameBelow*max(s.most, -s.least) {
+		s.least = s.most
 	}
 	s.isLog = positive && s.most > logFrom*s.least
 	return s

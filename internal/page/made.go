@@ -2,8 +2,10 @@ package page
 
 import (
 	"fmt"
+	"math"
 	"strings"
 
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/rank"
@@ -96,38 +98,109 @@ func skipped(tensors []rank.Skipped) (all []string) {
 
 // Merge returns the page of a merge, an unmerge or a swap.
 func Merge(h Head, r *merge.Report) ([]byte, error) {
-	p := &page{
-		Head: h, LayersTitle: "All updated tensors", NameHead: "tensor",
-		Facts: []Fact{
-			{"Updated tensors", number(len(r.Layers))}, {"Replaced tensors", number(len(r.Replaced))}, {"Written", fileio.FormatBytes(r.BytesWritten)},
-			{"Updated elements", number(r.Elements)}, {"Decided in exact arithmetic", number(r.ExactElements)},
-			{"‖Δ‖ ÷ ‖W‖", figure(float64(r.Total.RelativeNorm))}, {"Lost to rounding", figure(float64(r.Total.RetentionError))},
-			{"Unchanged elements", figure(100*float64(r.Total.UnchangedShare)) + " %"}, {"NaN or infinite", number(r.NonFiniteAfter)},
-		},
-	}
+	p := &page{Head: h, LayersTitle: "All updated tensors", NameHead: "tensor"}
 	p.Notes = append(append([]string{}, h.Notes...), r.Warnings...)
-	p.table = newTable(len(r.Layers), func(i int) string { return r.Layers[i].Tensor })
-	value := func(of func(l *merge.LayerReport) merge.Figure) func(i int) float64 {
-		return func(i int) float64 { return float64(of(&r.Layers[i])) }
+	updated, takenOut := make(map[string]*merge.LayerReport), make(map[string]*merge.TakenOut)
+	var names []string
+	for i := range r.Layers {
+		updated[r.Layers[i].Tensor] = &r.Layers[i]
+		names = append(names, r.Layers[i].Tensor)
+	}
+	for i := range r.TakenOut {
+		x := &r.TakenOut[i]
+		if takenOut[x.Tensor] = x; updated[x.Tensor] == nil {
+			names = append(names, x.Tensor)
+		}
+	}
+	p.table = newTable(len(names), func(i int) string { return names[i] })
+	if len(r.TakenOut) > 0 {
+		p.addTakenOut(r, func(i int) *merge.TakenOut { return takenOut[names[i]] })
+	}
+	if len(r.Layers) > 0 || len(r.TakenOut) == 0 {
+		p.addUpdated(r, func(i int) *merge.LayerReport { return updated[names[i]] })
+	}
+	p.Facts = append(p.Facts, Fact{"Written", fileio.FormatBytes(r.BytesWritten)})
+	if u := r.Undo; u != nil {
+		p.Facts = append(p.Facts, Fact{"Undo record", fileio.FormatBytes(u.Bytes)}, Fact{"Its bits per weight", figure(u.BitsPerWeight)})
+	}
+	p.addList("Replaced tensors", texts(r.Replaced, func(t merge.PlannedTensor) string { return t.Tensor + ": " + typed(t.DType, t.Shape) }))
+	return p.render()
+}
+
+// addUpdated adds what a merge did to tensors; of gives nil for one that it did not update.
+func (p *page) addUpdated(r *merge.Report, of func(i int) *merge.LayerReport) {
+	p.Facts = append(p.Facts, Fact{"Updated tensors", number(len(r.Layers))}, Fact{"Replaced tensors", number(len(r.Replaced))},
+		Fact{"Updated elements", number(r.Elements)}, Fact{"Decided in exact arithmetic", number(r.ExactElements)},
+		Fact{"‖Δ‖ ÷ ‖W‖", figure(float64(r.Total.RelativeNorm))}, Fact{"Lost to rounding", figure(float64(r.Total.RetentionError))},
+		Fact{"Unchanged elements", figure(100*float64(r.Total.UnchangedShare)) + " %"}, Fact{"NaN or infinite", number(r.NonFiniteAfter)})
+	value := func(f func(l *merge.LayerReport) merge.Figure) func(i int) float64 {
+		return func(i int) float64 {
+			if l := of(i); l != nil {
+				return float64(f(l))
+			}
+			return math.NaN()
+		}
+	}
+	text := func(f func(l *merge.LayerReport) string) func(i int) string {
+		return func(i int) string {
+			if l := of(i); l != nil {
+				return f(l)
+			}
+			return ""
+		}
 	}
 	relative := value(func(l *merge.LayerReport) merge.Figure { return l.RelativeNorm })
 	lost := value(func(l *merge.LayerReport) merge.Figure { return l.RetentionError })
 	p.heat("‖Δ‖ ÷ ‖W‖", "How much the merge changes a weight, relative to it.", relative)
 	p.heat("Lost to rounding", "‖(out − W) − Δ‖ ÷ ‖Δ‖: the part of the update that the dtype of the checkpoint rounds away.", lost)
-	p.text("dtype", "", func(i int) string { return r.Layers[i].DType })
-	p.text("shape", "", func(i int) string { return fmt.Sprint(r.Layers[i].Shape) })
-	p.text("method", "", func(i int) string { return methodText(&r.Layers[i]) })
-	p.count("rank", "the sum of the ranks of its updates", func(i int) int { return r.Layers[i].Rank })
+	p.text("dtype", "", text(func(l *merge.LayerReport) string { return l.DType }))
+	p.text("shape", "", text(func(l *merge.LayerReport) string { return fmt.Sprint(l.Shape) }))
+	p.text("method", "", text(methodText))
+	p.number("rank", "the sum of the ranks of its updates", value(func(l *merge.LayerReport) merge.Figure { return merge.Figure(l.Rank) }))
 	p.number("‖Δ‖÷‖W‖", "", relative)
 	p.number("lost", "‖(out − W) − Δ‖ ÷ ‖Δ‖", lost)
 	p.number("cosine", "between Δ and out − W", value(func(l *merge.LayerReport) merge.Figure { return l.Cosine }))
 	p.number("unchanged", "the share of the elements that stayed", value(func(l *merge.LayerReport) merge.Figure { return l.UnchangedShare }))
-	var replaced []string
-	for i := range r.Replaced {
-		replaced = append(replaced, r.Replaced[i].Tensor+": "+typed(r.Replaced[i].DType, r.Replaced[i].Shape))
+}
+
+// addTakenOut adds what a removal did to tensors; of gives nil for one that it did not restore.
+func (p *page) addTakenOut(r *merge.Report, of func(i int) *merge.TakenOut) {
+	var elements, predictions, corrected, mayDiffer int64
+	for _, x := range r.TakenOut {
+		elements, predictions = elements+x.Elements, predictions+x.Elements*int64(x.Merges)
+		corrected, mayDiffer = corrected+x.Corrected, mayDiffer+x.MayDiffer
 	}
-	p.addList("Replaced tensors", replaced)
-	return p.render()
+	p.LayersTitle = "All restored tensors"
+	if len(r.Layers) > 0 {
+		p.LayersTitle = "All tensors that were restored or updated"
+	}
+	p.Verdict = "Without the removed adapters, every element is as before their merge."
+	if mayDiffer > 0 {
+		p.Verdict, p.IsBad = fmt.Sprintf("At most %s of %s differ from before the merge.", number(mayDiffer), fault.Count(elements, "element")), true
+	}
+	p.Facts = append(p.Facts, Fact{"Restored tensors", number(len(r.TakenOut))}, Fact{"Restored elements", number(elements)},
+		Fact{"Corrected by the record", figure(100*ratio(float64(corrected), float64(predictions))) + " %"}, Fact{"May differ", number(mayDiffer)})
+	share := func(n func(x *merge.TakenOut) int64) func(i int) float64 {
+		return func(i int) float64 {
+			if x := of(i); x != nil {
+				return ratio(float64(n(x)), float64(x.Elements))
+			}
+			return math.NaN()
+		}
+	}
+	fixed := share(func(x *merge.TakenOut) int64 { return x.Corrected })
+	p.heat("Corrected", "The elements of a tensor that subtraction alone got wrong and the record corrected, for each element; above 1 if several merges were removed.", fixed)
+	if mayDiffer > 0 {
+		p.heat("May differ", "The share of the elements of a tensor that may differ from before the merge.", share(func(x *merge.TakenOut) int64 { return x.MayDiffer }))
+	}
+	p.number("elements", "restored ones", func(i int) float64 {
+		if x := of(i); x != nil {
+			return float64(x.Elements)
+		}
+		return math.NaN()
+	})
+	p.number("corrected", "by the record, for each element", fixed)
+	p.number("may differ", "the share of the elements", share(func(x *merge.TakenOut) int64 { return x.MayDiffer }))
 }
 
 func methodText(l *merge.LayerReport) string {

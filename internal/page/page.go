@@ -23,6 +23,16 @@ type Head struct {
 // Fact is a line of the summary.
 type Fact struct{ Name, Value string }
 
+// facts keeps the facts that have a value.
+func facts(all ...Fact) (kept []Fact) {
+	for _, f := range all {
+		if f.Value != "" {
+			kept = append(kept, f)
+		}
+	}
+	return kept
+}
+
 // list is a list of names with a heading.
 type list struct {
 	Name  string
@@ -46,6 +56,13 @@ type page struct {
 	Style  template.CSS
 	Chart  template.JS // the library for charts, "" if the page has none
 	Script template.JS
+}
+
+// addList adds a list of names, if there are any.
+func (p *page) addList(name string, items []string) {
+	if len(items) > 0 {
+		p.Lists = append(p.Lists, list{name, items})
+	}
 }
 
 //go:embed assets

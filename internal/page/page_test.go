@@ -14,7 +14,9 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/report"
+	"github.com/loratool/loratool/internal/undo"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/rank"
 )
@@ -97,6 +99,34 @@ func everyPage(t *testing.T, name string) map[string]string {
 		Replaced: []merge.PlannedTensor{{Tensor: name}}, Warnings: []string{name},
 	})
 	add("merge", text, err)
+	text, err = Merge(head, &merge.Report{
+		Layers:   []merge.LayerReport{{PlannedTensor: merge.PlannedTensor{Tensor: name, DType: "BF16", Method: name}, Retention: merge.Retention{RelativeNorm: 0.5}}},
+		TakenOut: []merge.TakenOut{{Tensor: name, Elements: 4, Merges: 1, Corrected: 1}, {Tensor: "layers.1." + name, Elements: 8, Merges: 2, MayDiffer: 2}},
+		Undo:     &merge.UndoReport{Bytes: 5},
+	})
+	add("swap", text, err)
+	expert := 3
+	text, err = Change(head, &report.OnChange{
+		Options: []string{name}, Layers: []report.LayerOnChange{{Module: name, Tensor: name, Expert: &expert, Change: 2, Norm: 1, Residual: 1, Cosine: -0.5}},
+		Elsewhere: []string{name}, NotMeasured: []report.NotMeasured{{Module: name, Tensor: name, Why: name}}, Change: 2,
+	})
+	add("change", text, err)
+	text, err = Checkpoint(head, &report.Checkpoint{
+		ModelType: name, Tied: name, Quantization: name, DTypes: []report.DTypeCount{{DType: "F32", Tensors: 1}},
+		Roles: []report.RoleCount{{Role: "mlp", Tensors: 1, Parameters: 4}}, Shards: []report.Shard{{File: name}},
+		Components: []report.Component{{Name: name, Architecture: name}, {}},
+		Merged:     []checkpoint.Merged{{File: name, Stamp: checkpoint.Stamp{Tool: name, Adapters: []checkpoint.StampAdapter{{Name: name}}}}},
+		Cost:       &report.Cost{Rank: 8, Targets: []report.TargetCost{{Name: name}}},
+		Listed:     []report.StoredTensor{{Tensor: name, DType: "F32", Shape: []uint64{2, 2}, Elements: 4, Bytes: 16, Role: "mlp", File: name}},
+	})
+	add("checkpoint", text, err)
+	text, err = Undo(head, &report.Undo{
+		Tool: name, Adapters: []undo.Adapter{{Name: name}}, Files: []report.UndoFile{{Name: name, Changed: true}},
+		Tensors: []report.UndoTensor{{Tensor: name, DType: "F32", Elements: 4, Residuals: 1, Predict: "subtract"}},
+	})
+	add("undo", text, err)
+	text, err = Bundle(head, &report.Bundle{Adapters: []report.Member{{Name: name, Dialect: name, Method: "lora", Base: name, Layers: 2}}})
+	add("bundle", text, err)
 	return pages
 }
 
@@ -334,6 +364,7 @@ func TestShades(t *testing.T) {
 		{[]float64{-1, 0, 1}, "m9 h0 h9"},
 		{[]float64{-0.5, 0.01, 1}, "m5 h0 h9"},
 		{[]float64{4, 4}, "h3 h3"},
+		{[]float64{1, 1.00001}, "h3 h3"}, // the cells have three digits
 	} {
 		s := newShades(x.values)
 		var got []string

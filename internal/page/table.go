@@ -3,7 +3,6 @@ package page
 import (
 	"encoding/json"
 	"fmt"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -204,37 +203,6 @@ func (t *table) Explained() (all []Fact) {
 		}
 	}
 	return all
-}
-
-// formatOf returns a format for numbers that align: as many decimals as the largest needs for the
-// given number of digits, and none for whole numbers. A number that these would show as zero gets
-// an exponent.
-func formatOf(all []float64, digits int) func(float64) string {
-	most := 0.0
-	for _, v := range all {
-		if v-v == 0 {
-			most = max(most, math.Abs(v))
-		}
-	}
-	size := int(math.Floor(math.Log10(most))) // of the first digit
-	decimals := min(max(digits-1-size, 0), digits+2)
-	areWhole := !slices.ContainsFunc(all, func(v float64) bool { return v-v == 0 && v != math.Trunc(v) })
-	if areWhole = areWhole && size < 15; areWhole {
-		decimals = 0
-	}
-	least := 0.5 * math.Pow10(-decimals)
-	return func(v float64) string {
-		switch {
-		case v-v != 0:
-			return ""
-		case v == 0:
-			return "0"
-		case areWhole:
-		case size > 6 || size < -3 || math.Abs(v) < least:
-			return strconv.FormatFloat(v, 'e', digits-2, 64)
-		}
-		return strconv.FormatFloat(v, 'f', decimals, 64)
-	}
 }
 
 // spark is a small picture of a spectrum: a bar for each singular value, or for the largest of a

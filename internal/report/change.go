@@ -2,6 +2,7 @@ package report
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -50,6 +51,14 @@ type LayerOnChange struct {
 	Weight   float64 `json:"weight"` // the weight of ΔW that fits Δ best; 0 if ΔW is zero
 
 	products products
+}
+
+// Name is the name of the layer and, of stacked experts, the number of the expert.
+func (l *LayerOnChange) Name() string {
+	if l.Expert == nil {
+		return l.Module
+	}
+	return fmt.Sprintf("%s.%d", l.Module, *l.Expert)
 }
 
 // products are ⟨Δ, Δ⟩, ⟨ΔW, ΔW⟩, ⟨Δ, ΔW⟩ and ‖Δ − ΔW‖².

@@ -27,6 +27,25 @@ type Checkpoint struct {
 	Components   []Component         `json:"components,omitempty"` // of an image or video model
 	Merged       []checkpoint.Merged `json:"merged"`               // merges recorded in the stamps
 	Cost         *Cost               `json:"lora_cost,omitempty"`
+	Listed       []StoredTensor      `json:"listed,omitempty"` // every tensor, only with CheckpointOptions.List
+}
+
+// StoredTensor is a tensor of a checkpoint.
+type StoredTensor struct {
+	Tensor   string   `json:"tensor"`
+	DType    string   `json:"dtype"`
+	Shape    []uint64 `json:"shape"`
+	Elements int64    `json:"elements"`
+	Bytes    int64    `json:"bytes"`
+	Role     string   `json:"role"`
+	File     string   `json:"file"`
+}
+
+// CheckpointOptions tune DescribeCheckpoint.
+type CheckpointOptions struct {
+	List    bool     // list every tensor
+	Rank    int      // of a LoRA whose cost is computed; 0 computes none
+	Targets []string // its modules, by the ends of their paths; nil means every matrix except embeddings and output heads
 }
 
 // RoleCount is the share of the tensors with one role, as their names tell it: embeddings,
@@ -68,10 +87,8 @@ type TargetCost struct {
 	Parameters int64  `json:"parameters"`
 }
 
-// DescribeCheckpoint reports on a checkpoint. With a rank above 0 it adds the cost of a LoRA on the
-// modules whose path ends in one of targets. Without targets it counts every matrix except
-// embeddings and output heads.
-func DescribeCheckpoint(c *checkpoint.Checkpoint, rank int, targets []string) (*Checkpoint, error) {
+// DescribeCheckpoint reports on a checkpoint.
+func DescribeCheckpoint(c *checkpoint.Checkpoint, o CheckpointOptions) (*Checkpoint, error) {
 	r := &Checkpoint{Kind: "checkpoint", ModelType: c.Config.ModelType, Files: len(c.Files), Bytes: c.Bytes(), Quantization: c.Config.QuantizationMethod, Shards: []Shard{}}
 	counts := make(dtypeCounts)
 	for _, name := range c.Names() {
@@ -79,6 +96,12 @@ func DescribeCheckpoint(c *checkpoint.Checkpoint, rank int, targets []string) (*
 		counts.add(ref.Tensor.DType, ref.Tensor.NBytes)
 		r.Tensors++
 		r.Parameters += ref.Tensor.Elements()
+		if o.List {
+			t := ref.Tensor
+			r.Listed = append(r.Listed, StoredTensor{
+				name, t.DType.String(), t.Shape, t.Elements(), t.NBytes, naming.RoleOf(name), c.FileOf(name),
+			})
+		}
 	}
 	r.DTypes = counts.sorted()
 	r.addRoles(c)
@@ -95,11 +118,11 @@ func DescribeCheckpoint(c *checkpoint.Checkpoint, rank int, targets []string) (*
 	for _, part := range naming.Components(names, shapes) {
 		r.Components = append(r.Components, Component(part))
 	}
-	if rank <= 0 {
+	if o.Rank <= 0 {
 		return r, nil
 	}
 	var err error
-	r.Cost, err = cost(c, rank, targets, r.Parameters)
+	r.Cost, err = cost(c, o.Rank, o.Targets, r.Parameters)
 	return r, err
 }
 

@@ -83,7 +83,7 @@ func TestCostReproducesThePaper(t *testing.T) {
 		if c.targets != "" {
 			targets = strings.Split(c.targets, ",")
 		}
-		r, err := DescribeCheckpoint(transformer(t, c.n, c.d), c.rank, targets)
+		r, err := DescribeCheckpoint(transformer(t, c.n, c.d), CheckpointOptions{Rank: c.rank, Targets: targets})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -104,7 +104,7 @@ func TestCostReproducesThePaper(t *testing.T) {
 }
 
 func TestCostOfAModuleThatIsNotThere(t *testing.T) {
-	if _, err := DescribeCheckpoint(transformer(t, 1, 8), 4, []string{"q", "q_proj"}); !errors.Is(err, format.ErrMismatch) || !strings.Contains(err.Error(), "q_proj") {
+	if _, err := DescribeCheckpoint(transformer(t, 1, 8), CheckpointOptions{Rank: 4, Targets: []string{"q", "q_proj"}}); !errors.Is(err, format.ErrMismatch) || !strings.Contains(err.Error(), "q_proj") {
 		t.Errorf("DescribeCheckpoint = %v, want a mismatch that names q_proj", err)
 	}
 }

@@ -32,7 +32,7 @@ func TestParametersByRole(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer file.Close()
-		r, err := DescribeCheckpoint(file, 0, nil)
+		r, err := DescribeCheckpoint(file, CheckpointOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
