@@ -190,7 +190,7 @@ CASES = [
         "faint-default", WIDE, ["faint"], "float32", DEFAULT, "An update so small that most weights keep their value."
     ),
     ours("faint-safe", WIDE, ["faint"], "delta_rounded", SAFE, "The same, safe_merge=True."),
-    ours("dora-default", WIDE, ["dora"], "float32", DEFAULT, "DoRA."),
+    ours("wide-dora-default", WIDE, ["dora"], "float32", DEFAULT, "DoRA."),
     ours("two-default", WIDE, ["few", "few-too"], "float32", DEFAULT, "Two adapters, one after the other."),
     ours("two-safe", WIDE, ["few", "few-too"], "delta_rounded", SAFE, "Two adapters, each added with safe_merge=True."),
     ours(
@@ -349,6 +349,7 @@ STORED: dict[bytes, str] = {}
 def store(case, changed) -> str:
     """Writes the changed tensors; cases with the same tensors share a file."""
     path = Path("merged") / f"{case.name}.safetensors"
+    assert not path.exists(), case.name
     save_file(changed, path)
     content = path.read_bytes() + json.dumps([case.base]).encode()
     if content in STORED:
