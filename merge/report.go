@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/undo"
@@ -268,4 +269,29 @@ func summarize(terms []resolve.Term, of func(resolve.Term) bool) (u TermShort) {
 		u.Rank = max(u.Rank, ranks[term.Band])
 	}
 	return u
+}
+
+// OutputTensor is a tensor of the output and its place in a file.
+type OutputTensor struct {
+	File   string // as output.Info names it
+	Name   string
+	DType  dtype.Type
+	Shape  []uint64
+	Off    int64 // in bytes, from the start of the file
+	NBytes int64
+}
+
+// OutputTensors lists all tensors of the output, changed or not, in the order of the files and of
+// their data.
+func (p *Plan) OutputTensors() []OutputTensor {
+	var all []OutputTensor
+	for _, f := range p.files {
+		for i := range f.in.Tensors {
+			t := &f.in.Tensors[i]
+			all = append(all, OutputTensor{
+				File: p.nameOf(f), Name: t.Name, DType: t.DType, Shape: t.Shape, Off: t.Off + f.shift, NBytes: t.NBytes,
+			})
+		}
+	}
+	return all
 }

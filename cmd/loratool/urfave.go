@@ -49,7 +49,7 @@ func newApp(t *terminal) *app {
 		OnUsageError:              usage(""),
 		DisableSliceFlagSeparator: true,
 		Commands: []*cli.Command{
-			mergeCommand(t), unmergeCommand(t), swapCommand(t), extractCommand(t), inspectCommand(t), diffCommand(t), combineCommand(t), resizeCommand(t), convertCommand(t), restoreCommand(t), bundleCommand(t), verifyCommand(t), signCommand(t), dumpCommand(t), cleanCommand(t), versionCommand(t),
+			mergeCommand(t), unmergeCommand(t), swapCommand(t), extractCommand(t), inspectCommand(t), diffCommand(t), auditCommand(t), combineCommand(t), resizeCommand(t), convertCommand(t), restoreCommand(t), bundleCommand(t), verifyCommand(t), signCommand(t), dumpCommand(t), cleanCommand(t), versionCommand(t),
 		},
 		Action: func(*cli.Context) error { return a.help(helpTopic{}) },
 	}

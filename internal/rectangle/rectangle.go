@@ -80,18 +80,26 @@ func places(f *resolve.Factor) (all []int) {
 func (r *Rectangle) Factors(ctx context.Context, read map[resolve.Blob][]byte) (*thin.Matrix, error) {
 	var terms []thin.Term
 	for i := range r.Terms {
-		x := &r.Terms[i]
-		m := &thin.Matrix{M: len(r.Rows), N: len(r.Cols), R: x.Rank}
-		var err error
-		if m.B, err = readFactor(ctx, &x.Left, x.Rank, r.Rows, read); err != nil {
+		m, err := r.Term(ctx, i, read)
+		if err != nil {
 			return nil, err
 		}
-		if m.A, err = readFactor(ctx, &x.Right, x.Rank, r.Cols, read); err != nil {
-			return nil, err
-		}
-		terms = append(terms, thin.Term{Weight: x.Scale, Matrix: m})
+		terms = append(terms, thin.Term{Weight: r.Terms[i].Scale, Matrix: m})
 	}
 	return thin.Sum(terms...), nil
+}
+
+// Term reads Left·Right of one term, without its scale, as B·Aᵀ.
+func (r *Rectangle) Term(
+	ctx context.Context, i int, read map[resolve.Blob][]byte,
+) (m *thin.Matrix, err error) {
+	x := &r.Terms[i]
+	m = &thin.Matrix{M: len(r.Rows), N: len(r.Cols), R: x.Rank}
+	if m.B, err = readFactor(ctx, &x.Left, x.Rank, r.Rows, read); err != nil {
+		return nil, err
+	}
+	m.A, err = readFactor(ctx, &x.Right, x.Rank, r.Cols, read)
+	return m, err
 }
 
 // readFactor reads a factor as a matrix with a row for each of its places, and rank columns.

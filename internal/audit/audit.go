@@ -1,0 +1,316 @@
+// Package audit judges merges: whether a checkpoint is the base with the update of an adapter, how
+// it was rounded, and what is wrong if it is not.
+//
+// The merge of this project is exact, so it can judge the others. Run makes it, and compares in
+// place of writing. A tensor that differs in a few elements is explained one element after the
+// other: each must be a value that a way to round can make, with the errors that a float32 sum in
+// any order has. The rest is read once more, and all ways to round are tried, then least squares
+// for the weights of the adapters, then other updates: transposed, of another module, without
+// DoRA's magnitudes.
+package audit
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/naming"
+	"github.com/loratool/loratool/internal/outline"
+	"github.com/loratool/loratool/internal/parallel"
+	"github.com/loratool/loratool/internal/resolve"
+	"github.com/loratool/loratool/merge"
+
+	model "github.com/loratool/loratool/format/checkpoint"
+)
+
+// Options tune Run.
+type Options struct {
+	merge.Reading
+	Workers int  // goroutines; 0 means one per processor
+	AnyBase bool // skip the check that the adapters were made for this base
+	// AnyWeight accepts whatever weights the adapters have, if they are the same in all tensors.
+	AnyWeight bool
+	// Progress is called from several goroutines with the number of bytes just compared. The sum is
+	// the size of the base. nil reports nothing.
+	Progress func(bytes int64)
+}
+
+// auditor is the state of Run.
+type auditor struct {
+	ctx      context.Context
+	o        *Options
+	stored   *checkpoint.Checkpoint // the base as it is
+	base     *checkpoint.Checkpoint // the base with the tensors that the merge needs
+	merged   *checkpoint.Checkpoint
+	adapters []merge.Adapter
+	checked  *resolve.Checked
+	changes  map[string]*resolve.Change
+	expected []*expected
+	report   *Report
+	leaks    bool // an adapter changes one of two tied ends, and both have changed
+
+	once          sync.Once
+	otherReadings []reading // see readings
+}
+
+// Run compares merged with the merge of adapters into base. Neither is changed. It holds a few
+// blocks of both, and the factors of a few tensors. The weights of adapters are the claimed ones.
+func Run(
+	ctx context.Context, base, merged *model.Checkpoint, adapters []merge.Adapter, o Options,
+) (*Report, error) {
+	r, err := run(ctx, base, merged, adapters, o)
+	if err != nil || !o.AnyWeight {
+		return r, err
+	}
+	solved := r.solved(adapters)
+	if solved == nil {
+		return r, nil
+	}
+	o.Progress = nil
+	return run(ctx, base, merged, solved, o)
+}
+
+func run(
+	ctx context.Context, base, merged *model.Checkpoint, adapters []merge.Adapter, o Options,
+) (*Report, error) {
+	a := &auditor{
+		ctx: ctx, o: &o, adapters: adapters, report: &Report{Adapters: []FittedAdapter{}, Tensors: []Tensor{}, Warnings: []string{}, Stamps: []string{}},
+		stored: (*checkpoint.Handle)(base).Checkpoint(), merged: (*checkpoint.Handle)(merged).Checkpoint(),
+	}
+	plan, err := a.plan(base)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.resolve(); err != nil {
+		return nil, err
+	}
+	files, err := a.pair(plan)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := plan.RunTo(ctx, &comparison{ctx: ctx, files: files, complete: func(e *expected) error { return (&examination{a, e}).explainFew() }}); err != nil {
+		return nil, err
+	}
+	if err := a.examineAll(); err != nil {
+		return nil, err
+	}
+	if err := a.rankForeign(base, merged); err != nil {
+		return nil, err
+	}
+	for _, e := range a.expected {
+		if t := &e.found; a.leaks && t.Finding == Merged && isEnd(e.Name) {
+			t.Verdict, t.Finding = NotAsClaimed, Tied
+			t.Text = "the adapter changes either the embedding or the head, and in the merged checkpoint both have changed, since they are one tensor; Options.Tied=fold accepts that"
+		}
+		a.report.Tensors = append(a.report.Tensors, e.found)
+	}
+	if err := a.extra(); err != nil {
+		return nil, err
+	}
+	a.fitted()
+	a.stamps()
+	a.report.judge()
+	return a.report, nil
+}
+
+// plan plans the merge that should have been. A change to one of two tied tensors is read as the
+// merged checkpoint has it: untied if it has a head of its own.
+func (a *auditor) plan(base *model.Checkpoint) (*merge.Plan, error) {
+	o := merge.Options{
+		Reading: a.o.Reading, Workers: a.o.Workers, Progress: a.o.Progress, AnyBase: a.o.AnyBase, Again: true, AllowNonFinite: true,
+		GrowVocabulary: a.shaping().GrowVocabulary, AddTensors: a.shaping().AddTensors,
+	}
+	plan, err := merge.New(a.ctx, base, a.adapters, o)
+	if err == nil || o.Tied != "" {
+		return plan, err
+	}
+	if o.Tied = merge.Fold; a.hasOwnHead() {
+		o.Tied = merge.Untie
+	}
+	tied, errTied := merge.New(a.ctx, base, a.adapters, o)
+	if errTied != nil {
+		return nil, err
+	}
+	a.o.Tied, a.leaks = o.Tied, o.Tied == merge.Fold
+	return tied, nil
+}
+
+// hasOwnHead reports whether the merged checkpoint stores a head that the base lacks.
+func (a *auditor) hasOwnHead() bool {
+	isHead := func(name string) bool { return naming.IsHead(naming.Module(naming.StripWrappers(name))) }
+	return slices.ContainsFunc(a.merged.Names(), isHead) && !slices.ContainsFunc(a.stored.Names(), isHead)
+}
+
+// resolve finds the changes that the plan makes, and the base as the plan sees it.
+func (a *auditor) resolve() error {
+	all := make([]resolve.Adapter, len(a.adapters))
+	for i, x := range a.adapters {
+		all[i] = resolve.Adapter(x)
+	}
+	var err error
+	if a.checked, err = resolve.Check(all, resolve.Reading(a.o.Reading)); err != nil {
+		return err
+	}
+	changes, base, err := a.changesOf(a.checked)
+	if err != nil {
+		return err
+	}
+	a.base, a.changes = base, make(map[string]*resolve.Change)
+	for _, c := range changes {
+		a.changes[c.Name] = c
+	}
+	return nil
+}
+
+// changesOf resolves adapters on the base.
+func (a *auditor) changesOf(checked *resolve.Checked) ([]*resolve.Change, *checkpoint.Checkpoint, error) {
+	names, err := outline.Of(a.stored)
+	if err != nil {
+		return nil, nil, err
+	}
+	base := a.stored
+	if !base.IsPipeline() {
+		shaped, view, err := outline.Shape(base, names, checked, a.shaping())
+		if err != nil {
+			return nil, nil, err
+		}
+		names, base = shaped.Base, view
+	}
+	changes, _, err := resolve.Resolve(names, checked)
+	return changes, base, err
+}
+
+// shaping allows the merge to add tensors and rows, since an audit takes the checkpoint as it is.
+func (a *auditor) shaping() resolve.Shaping {
+	if a.stored.IsPipeline() {
+		return resolve.Shaping{}
+	}
+	return resolve.Shaping{Untie: a.o.Tied == merge.Untie, GrowVocabulary: true, AddTensors: true}
+}
+
+// pair finds the tensors of the merged checkpoint that belong to those of the plan.
+func (a *auditor) pair(plan *merge.Plan) (map[string][]*expected, error) {
+	tensors := plan.OutputTensors()
+	names := make([]string, len(tensors))
+	for i := range tensors {
+		names[i] = tensors[i].Name
+	}
+	pairs, how, ambiguous := naming.Pair(names, a.merged.Names())
+	if len(ambiguous) > 0 {
+		return nil, fault.New(fault.Mismatch, "the tensor names of the two checkpoints match in several ways: %s", strings.Join(ambiguous, "; "))
+	}
+	if len(pairs) == 0 {
+		return nil, fault.New(fault.Mismatch, "%s and %s have no tensor in common", a.stored.Path, a.merged.Path).
+			WithHint("give the checkpoint that the adapter was merged into, and then the merged one")
+	}
+	a.report.Renamed, a.report.Warnings = how, append(a.report.Warnings, plan.Warnings()...)
+	theirs := make(map[string]string, len(pairs))
+	for their, our := range pairs {
+		theirs[our] = their
+	}
+	files := make(map[string][]*expected)
+	for i := range tensors {
+		e := &expected{OutputTensor: tensors[i], change: a.changes[tensors[i].Name], left: tensors[i].NBytes}
+		if ref, ok := a.base.Lookup(e.Name); ok && slices.Equal(ref.Tensor.Shape, e.Shape) {
+			e.base = ref.Tensor
+		}
+		e.found = Tensor{Tensor: e.Name, DType: e.DType.String(), Elements: elements(e.Shape)}
+		if ref, ok := a.merged.Lookup(theirs[e.Name]); ok && theirs[e.Name] != "" {
+			e.merged, e.found.MergedDType = ref.Tensor, ref.Tensor.DType.String()
+		}
+		if e.change != nil {
+			e.found.Module = e.change.Module
+		}
+		a.expected = append(a.expected, e)
+		files[e.File] = append(files[e.File], e)
+	}
+	return files, nil
+}
+
+// examineAll explains the tensors that the comparison has not explained.
+func (a *auditor) examineAll() error {
+	return parallel.For(a.ctx, parallel.Workers(a.o.Workers), len(a.expected), func(_, i int) error {
+		return (&examination{a, a.expected[i]}).conclude()
+	})
+}
+
+// conclude judges one tensor.
+func (x *examination) conclude() error {
+	t := &x.e.found
+	t.Verdict, t.Different = AsClaimed, x.e.different
+	switch {
+	case x.e.merged == nil:
+		t.Verdict, t.Finding = NotAsClaimed, Missing
+	case !slices.Equal(x.e.merged.Shape, x.e.Shape):
+		t.Verdict, t.Finding = NotAsClaimed, Reshaped
+		t.Text = fmt.Sprintf("its shape is %d, want %d", x.e.merged.Shape, x.e.Shape)
+	case x.e.isDone:
+	case x.e.isCompared() && x.e.different == 0:
+		if t.Finding = Untouched; x.e.change != nil {
+			t.Finding, t.Rounding, t.Margin = Merged, Exact, merge.Figure(math.NaN())
+		}
+	case !x.e.DType.IsFloat() || !x.e.merged.DType.IsFloat():
+		t.Verdict, t.Finding = NotAsClaimed, Foreign
+		if x.e.DType != x.e.merged.DType {
+			t.Text = fmt.Sprintf("it is stored as %v, want %v", x.e.merged.DType, x.e.DType)
+		}
+	case x.e.change == nil || x.e.base == nil:
+		return x.examineUntouched()
+	default:
+		return x.examine()
+	}
+	return nil
+}
+
+// extra lists tensors that only the merged checkpoint has.
+func (a *auditor) extra() error {
+	known := make(map[*checkpoint.Tensor]bool)
+	for _, e := range a.expected {
+		known[e.merged] = true
+	}
+	for _, name := range a.merged.Names() {
+		ref, _ := a.merged.Lookup(name)
+		if known[ref.Tensor] {
+			continue
+		}
+		t := Tensor{Tensor: name, Verdict: NotAsClaimed, Finding: Extra, DType: ref.Tensor.DType.String(), MergedDType: ref.Tensor.DType.String(), Elements: ref.Tensor.Elements()}
+		twin, err := a.twin(name, ref.Tensor)
+		if err != nil {
+			return err
+		}
+		if twin != "" {
+			t.Verdict, t.Finding, t.Text = AsClaimed, Copied, "it equals "+twin+", to which it is tied"
+		}
+		a.report.Tensors = append(a.report.Tensors, t)
+	}
+	return nil
+}
+
+// stamps lists the merges that the merged checkpoint records.
+func (a *auditor) stamps() {
+	for _, m := range a.merged.History() {
+		for _, x := range m.Adapters {
+			text := fmt.Sprintf("%s, weight %v, by %s", x.Name, x.Weight, m.Tool)
+			if !slices.Contains(a.report.Stamps, text) {
+				a.report.Stamps = append(a.report.Stamps, text)
+			}
+		}
+	}
+}
+
+// wide reads elements of a tensor in float64.
+func wide(ctx context.Context, t *checkpoint.Tensor, dst []float64, raw []byte, first int64) error {
+	size := int64(t.DType.Size())
+	raw = raw[:int64(len(dst))*size]
+	if err := t.ReadAt(ctx, raw, first*size); err != nil {
+		return err
+	}
+	dtype.Widen64(dst, t.DType, raw)
+	return nil
+}

@@ -1,0 +1,180 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/resolve"
+	"github.com/loratool/loratool/merge"
+)
+
+// isSpecial returns the reason why the update of a tensor is not the sum of the thin products of
+// its adapters, "" if it is.
+func isSpecial(c *resolve.Change) string {
+	switch {
+	case c.Replace != nil:
+		return "an adapter replaces it"
+	case c.Rows != nil:
+		return "an adapter replaces rows of it"
+	case c.DoRA != nil:
+		return "DoRA rescales it"
+	case len(c.Deltas) > 0:
+		return "its ΔW is no product of thin factors"
+	case c.HasResidual():
+		return "the adapter's initialisation took a part out of the base"
+	}
+	return ""
+}
+
+// examination judges one tensor.
+type examination struct {
+	*auditor
+	e *expected
+}
+
+// elementsOf holds elements of the base and of the merged tensor.
+type elementsOf struct {
+	w, m []float64
+	raw  []byte
+}
+
+func newElements(most int) *elementsOf {
+	return &elementsOf{w: make([]float64, most), m: make([]float64, most), raw: make([]byte, 8*most)}
+}
+
+// read reads n elements from the first on. The slices w and m have their full length still.
+func (b *elementsOf) read(ctx context.Context, e *expected, first int64, n int) error {
+	if err := wide(ctx, e.base, b.w[:n], b.raw, first); err != nil {
+		return err
+	}
+	return wide(ctx, e.merged, b.m[:n], b.raw, first)
+}
+
+// examineUntouched judges a tensor that no adapter changes, or that the base lacks, and that is not
+// what the merge makes, byte for byte.
+func (x *examination) examineUntouched() error {
+	t := &x.e.found
+	t.Verdict, t.Finding = NotAsClaimed, Foreign
+	if x.e.base == nil {
+		t.Text = "the base has no tensor of this name and shape, and its values are not the adapter's"
+		return nil
+	}
+	s, err := x.compareValues()
+	if err != nil {
+		return err
+	}
+	t.Different = s.different
+	t.setChange(s)
+	switch {
+	case x.e.merged.DType != x.e.DType && s.different == 0:
+		t.Verdict, t.Finding = AsClaimed, Cast
+		t.Text = fmt.Sprintf("it is stored as %v, and the base has %v", x.e.merged.DType, x.e.DType)
+	case s.differentF16 == 0:
+		t.Verdict, t.Finding = AsClaimed, Cast
+		t.Text = "its values have gone through float16"
+	case x.e.merged.DType != x.e.DType:
+		t.Text = fmt.Sprintf("it is stored as %v with other values than those of the base, which has %v", x.e.merged.DType, x.e.DType)
+	case s.nonFinite > 0:
+		t.Finding = NonFinite
+	}
+	return nil
+}
+
+// values sums up the elements of a tensor in both checkpoints.
+type values struct {
+	n, different, nonFinite int64   // different: from the base, cast to the merged dtype
+	differentF16            int64   // the same by way of float16
+	base, change            float64 // ‖W‖², ‖M − W‖²
+	noise                   float64 // the expected ‖·‖² of one rounding of M
+}
+
+func (s *values) add(out dtype.Type, w, m float64) {
+	s.n++
+	if r := round(out, round(dtype.F16, w)); r != m && (r == r || m == m) {
+		s.differentF16++
+	}
+	if r := round(out, w); r != m && (r == r || m == m) {
+		s.different++
+		if m-m != 0 && w-w == 0 {
+			s.nonFinite++
+			return
+		}
+	}
+	if m-m != 0 || w-w != 0 {
+		return
+	}
+	s.base, s.change = s.base+w*w, s.change+(m-w)*(m-w)
+	x := ulp(out, m)
+	s.noise += x * x / 12
+}
+
+// compareValues compares all elements.
+func (x *examination) compareValues() (*values, error) {
+	s := new(values)
+	const most = 1 << 16
+	buf := newElements(most)
+	total := elements(x.e.Shape)
+	for first := int64(0); first < total; first += most {
+		n := int(min(most, total-first))
+		if err := buf.read(x.ctx, x.e, first, n); err != nil {
+			return nil, err
+		}
+		for i, w := range buf.w[:n] {
+			s.add(x.e.merged.DType, w, buf.m[i])
+		}
+	}
+	return s, nil
+}
+
+func (t *Tensor) setChange(s *values) {
+	t.Change = 0
+	if s.base > 0 {
+		t.Change = merge.Figure(math.Sqrt(s.change / s.base))
+	} else if s.change > 0 {
+		t.Change = merge.Figure(math.Inf(1))
+	}
+}
+
+// examine judges a tensor that adapters change, and that differs from the correctly rounded merge.
+func (x *examination) examine() error {
+	t := &x.e.found
+	s, err := x.compareValues()
+	if err != nil {
+		return err
+	}
+	t.setChange(s)
+	switch {
+	case s.different == 0:
+		t.Verdict, t.Finding = NotAsClaimed, notApplied(x.e.change)
+		return nil
+	case s.nonFinite > 0:
+		t.Verdict, t.Finding = NotAsClaimed, NonFinite
+		t.Text = fmt.Sprintf("%d of its elements are NaN or infinite", s.nonFinite)
+		return nil
+	}
+	if why := isSpecial(x.e.change); why != "" {
+		return x.examineSpecial(s)
+	}
+	updates, err := readUpdates(x.ctx, x.e.change, len(x.adapters), x.e.merged.DType)
+	if err != nil {
+		return err
+	}
+	isExplained, err := x.tryRoundings(updates)
+	if err != nil || isExplained {
+		return err
+	}
+	return x.fit(s, updates)
+}
+
+// notApplied names what an adapter should have done to a tensor that equals the base's.
+func notApplied(c *resolve.Change) Finding {
+	switch {
+	case c.Replace != nil && len(c.Shape) == 1:
+		return BiasDropped
+	case c.Replace != nil, c.Rows != nil:
+		return NotReplaced
+	}
+	return NotApplied
+}

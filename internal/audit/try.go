@@ -1,0 +1,200 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/merge"
+)
+
+// trial is a candidate with what it explains.
+type trial struct {
+	candidate
+	unexplained int64
+	far         int64 // of these, those more than a step away from what it makes
+	loose       int64 // elements for which it allows several values
+	isOut       bool
+}
+
+// sampled is the number of elements on which all ways to round are tried.
+const sampled = 1 << 15
+
+// tryRoundings tries all ways to round. It first tries them on rows from all over the tensor, and
+// then those that have explained these on all rows.
+func (x *examination) tryRoundings(updates []update) (isExplained bool, err error) {
+	trials := trialsFor(x.e, updates)
+	nRows, nCols := x.e.change.Matrix()
+	step := max(1, nRows*nCols/sampled)
+	if step > 1 {
+		if err := x.try(updates, trials, step); err != nil {
+			return false, err
+		}
+		trials = slices.DeleteFunc(trials, func(t trial) bool { return t.isOut })
+		for i := range trials {
+			trials[i].unexplained, trials[i].far, trials[i].loose = 0, 0, 0
+		}
+		if len(trials) == 0 {
+			return false, nil
+		}
+	}
+	if err := x.try(updates, trials, 1); err != nil {
+		return false, err
+	}
+	best := trials[0]
+	for _, t := range trials[1:] {
+		if t.unexplained < best.unexplained || t.unexplained == best.unexplained && t.loose < best.loose {
+			best = t
+		}
+	}
+	t := &x.e.found
+	t.Unexplained = best.unexplained
+	if best.unexplained > 0 {
+		if best.isOut || best.unexplained > t.Elements/1000 {
+			return false, nil
+		}
+		t.Verdict, t.Finding, t.Rounding = NotAsClaimed, Elements, best.name
+		t.Text = fmt.Sprintf("%s of %d differ from every way to round", fault.Count(best.unexplained, "element"), t.Elements)
+		if best.far == 0 {
+			t.Verdict, t.Finding = Inconclusive, Rounded
+			t.Text = fmt.Sprintf("%s of %d differ by one step from the nearest way to round", fault.Count(best.unexplained, "element"), t.Elements)
+		}
+		return true, nil
+	}
+	t.Verdict, t.Finding, t.Rounding = AsClaimed, Merged, best.name
+	next := t.Elements
+	for _, other := range trials {
+		if other.name == best.name {
+			continue
+		}
+		if other.unexplained == 0 {
+			t.OtherRoundings = append(t.OtherRoundings, other.name)
+		}
+		next = min(next, other.unexplained)
+	}
+	t.Margin = merge.Figure(float64(next) / float64(t.Elements))
+	if len(trials) == 1 {
+		t.Margin = 1
+	}
+	return true, nil
+}
+
+// trialsFor lists the ways to round a tensor. Those that round factors first are left out where the
+// factors have no digits to round away.
+func trialsFor(e *expected, updates []update) (trials []trial) {
+	has := make([]bool, nVariants)
+	for v := range nVariants {
+		has[v] = v == asStored || slices.ContainsFunc(updates, func(u update) bool { return u.hasDigits(v) })
+	}
+	for _, c := range candidates(e.DType, e.merged.DType, len(updates)) {
+		if kind, _ := c.name.split(); has[c.name.variant()] || kind == ProductRounded {
+			trials = append(trials, trial{candidate: c})
+		}
+	}
+	return trials
+}
+
+// mostOut is the number of unexplained elements of a sample that rule a way to round out.
+const mostOut = sampled / 256
+
+// try counts what trials explain, in every step-th row.
+func (x *examination) try(updates []update, trials []trial, step int64) error {
+	b := newBlock(x.e, updates)
+	return b.eachRows(x.ctx, step, func(n int) {
+		for i := range trials {
+			if t := &trials[i]; !t.isOut {
+				b.count(t, n)
+			}
+		}
+	})
+}
+
+// count counts what a trial explains of n elements.
+func (b *block) count(t *trial, n int) {
+	v := t.name.variant()
+	u, bounds := make([]float64, len(b.updates)), make([]float64, len(b.updates))
+	for i := range n {
+		for k := range u {
+			u[k], bounds[k] = b.u[v][k][i], b.bounds[k][i]
+		}
+		lo, hi := t.interval(b.w[i], u, bounds, b.scales)
+		m := b.m[i]
+		switch {
+		case lo <= m && m <= hi, m != m && lo != lo:
+		default:
+			t.unexplained++
+			if step := ulp(t.out, m); !(lo-m <= 1.01*step && m-hi <= 1.01*step) {
+				t.far++
+			}
+		}
+		if lo != hi {
+			t.loose++
+		}
+	}
+	t.isOut = t.unexplained > mostOut && t.unexplained*200 > b.done
+}
+
+// block holds rows of a tensor: both checkpoints, and the updates.
+type block struct {
+	*elementsOf
+	e       *expected
+	updates []update
+	u       [nVariants][][]float64 // per adapter
+	bounds  [][]float64
+	scales  []float64
+	done    int64 // elements so far
+	nRows   int64
+	nCols   int
+	rows    int // at once
+	first   int64
+}
+
+// newBlock makes a block for the tensor. Variants that no update has are those of asStored.
+func newBlock(e *expected, updates []update) *block {
+	nRows, nCols := e.change.Matrix()
+	b := &block{e: e, updates: updates, nRows: nRows, nCols: int(nCols), rows: max(1, (1<<14)/int(max(1, nCols)))}
+	most := b.rows * b.nCols
+	b.elementsOf = newElements(most)
+	for k := range updates {
+		for v := range nVariants {
+			b.u[v] = append(b.u[v], make([]float64, most))
+		}
+		b.bounds = append(b.bounds, make([]float64, most))
+		scale := 0.0
+		if len(updates[k].parts) > 0 {
+			scale = updates[k].parts[0].scale
+		}
+		b.scales = append(b.scales, scale)
+	}
+	return b
+}
+
+// eachRows reads every step-th row, and calls f with the number of elements that the block holds.
+func (b *block) eachRows(ctx context.Context, step int64, f func(n int)) error {
+	rows := int64(b.rows)
+	if step > 1 {
+		rows = 1
+	}
+	for first := int64(0); first < b.nRows; first += rows * step {
+		n := int(min(rows, b.nRows-first)) * b.nCols
+		if err := b.read(ctx, b.e, first*int64(b.nCols), n); err != nil {
+			return err
+		}
+		b.first = first
+		b.done += int64(n)
+		for k := range b.updates {
+			clear(b.bounds[k][:n])
+			for v := range nVariants {
+				clear(b.u[v][k][:n])
+				bounds := b.bounds[k]
+				if v != asStored {
+					bounds = nil
+				}
+				b.updates[k].add(b.u[v][k], bounds, v, int(first), n/b.nCols, b.nCols)
+			}
+		}
+		f(n)
+	}
+	return nil
+}
