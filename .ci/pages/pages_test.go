@@ -1,6 +1,6 @@
 // Package pages opens pages of loratool in a headless Chromium: its console stays empty, layers
 // show their charts, tables sort, hostile names do nothing, and no width or colour scheme breaks
-// the layout.
+// the layout. Its accessibility tree has names, and its text contrast.
 //
 //	go test . -args path/to/loratool
 package pages

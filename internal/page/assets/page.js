@@ -106,9 +106,8 @@
       return Math.min(100 * sum, 100);
     });
     const last = sigma[sigma.length - 1], isLog = last > 0 && sigma[0] / last > 100;
-    const box = element("div", { role: "img" });
-    box.setAttribute("aria-label", "Chart of the singular values");
-    chart.append(box);
+    const box = element("div", { ariaHidden: "true" }); // the numbers are below
+    chart.append(element("div", { role: "img", ariaLabel: "Chart of the singular values" }, box));
     const axis = { stroke: colour("--muted"), ticks: { show: false } };
     const decades = (_, ticks) => ticks.map((v) => isLog && !Number.isInteger(Math.log10(v)) ? null : v);
     const grid = { stroke: colour("--line"), width: 1, filter: decades };
@@ -133,7 +132,7 @@
           value: (_, v) => v === null ? "" : v.toFixed(1) + " %" },
       ],
     }, [index, sigma, energy], box);
-    chart.append(element("details", {}, element("summary", { textContent: "The numbers" }), element("table", { className: "heat" },
+    chart.append(element("details", {}, element("summary", { textContent: "The numbers" }), element("table", { className: "heat", ariaLabel: "Singular values" },
       element("thead", {}, element("tr", {}, ...["i", "σ", "energy up to i"].map((h) => element("th", { scope: "col", textContent: h })))),
       element("tbody", {}, ...sigma.map((v, k) => element("tr", {}, element("th", { scope: "row", textContent: k + 1 }),
         element("td", { textContent: short(v) }), element("td", { textContent: energy[k].toFixed(2) + " %" })))))));
@@ -149,7 +148,8 @@
     const heads = (phi[0] || []).map((_, j) => element("th", { scope: "col", className: "n", textContent: j + 1 }));
     const rows = phi.map((row, k) => element("tr", {}, element("th", { scope: "row", textContent: k + 1 }),
       ...row.map((v) => element("td", { className: "h" + Math.max(0, Math.min(9, Math.round(9 * v))), textContent: v.toFixed(2) }))));
-    chart.append(element("div", { className: "wide", tabIndex: 0 }, element("table", { className: "heat" },
+    const name = { ariaLabel: "Similarities φ(i, j)" };
+    chart.append(element("div", { className: "wide", tabIndex: 0, role: "group", ...name }, element("table", { className: "heat", ...name },
       element("thead", {}, element("tr", {}, element("th", { scope: "col", textContent: "φ(i, j)" }), ...heads)),
       element("tbody", {}, ...rows))));
     const k = Math.min(phi.length, heads.length);
@@ -163,7 +163,9 @@
   });
 
   // A map is one stop of the tab key. Arrow keys move between its cells, and an open detail follows.
+  // As a grid it gets these keys from a screen reader, too.
   all("main .heat").forEach((table) => {
+    table.role = "grid";
     const cells = all("td[data-i]", table);
     cells.forEach((cell, k) => { cell.tabIndex = k ? -1 : 0; });
     const go = (cell) => {
