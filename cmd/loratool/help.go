@@ -34,6 +34,7 @@ var examples = map[string][]string{
 	"swap":    {"loratool swap half --remove testdata/demo/adapter-r8 --add testdata/demo/adapter-r8 -w 0.25 -o swapped"},
 	"extract": {"loratool extract testdata/demo/base merged -o extracted --rank 8"},
 	"inspect": {"loratool inspect testdata/demo/adapter-r8 --spectrum", "loratool inspect testdata/demo/base --rank 8"},
+	"audit":   {"loratool audit testdata/demo/base merged testdata/demo/adapter-r8"},
 	"diff":    {"loratool diff testdata/demo/adapter-r8 extracted"},
 	"combine": {"loratool combine testdata/demo/adapter-r8 extracted -w 0.5 -w 0.5 -o mean.lora"},
 	"resize":  {"loratool resize testdata/demo/adapter-r8 -o smaller.lora --energy 0.9"},

@@ -254,6 +254,9 @@ func (x *examination) conclude() error {
 	case x.e.isCompared() && x.e.different == 0:
 		if t.Finding = Untouched; x.e.change != nil {
 			t.Finding, t.Rounding, t.Margin = Merged, Exact, merge.Figure(math.NaN())
+			if isReplaced(x.e.change) {
+				t.Finding, t.Rounding = Replaced, ""
+			}
 		}
 	case !x.e.DType.IsFloat() || !x.e.merged.DType.IsFloat():
 		t.Verdict, t.Finding = NotAsClaimed, Foreign
@@ -302,6 +305,22 @@ func (a *auditor) stamps() {
 			}
 		}
 	}
+}
+
+// readBase reads the values that the merge adds to: those of the base, or those that an adapter
+// replaces them with.
+func (e *expected) readBase(ctx context.Context, dst []float64, raw []byte, first int64) error {
+	if e.change == nil || e.change.Replace == nil {
+		return wide(ctx, e.base, dst, raw, first)
+	}
+	t := e.change.Replace.Tensor()
+	size := int64(t.DType.Size())
+	raw = raw[:int64(len(dst))*size]
+	if err := e.change.Replace.Source.ReadBlobAt(raw, e.change.Replace.Index, first*size); err != nil {
+		return err
+	}
+	dtype.Widen64(dst, t.DType, raw)
+	return nil
 }
 
 // wide reads elements of a tensor in float64.

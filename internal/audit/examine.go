@@ -14,12 +14,8 @@ import (
 // its adapters, "" if it is.
 func isSpecial(c *resolve.Change) string {
 	switch {
-	case c.Replace != nil:
-		return "an adapter replaces it"
 	case c.Rows != nil:
 		return "an adapter replaces rows of it"
-	case c.DoRA != nil:
-		return "DoRA rescales it"
 	case len(c.Deltas) > 0:
 		return "its ΔW is no product of thin factors"
 	case c.HasResidual():
@@ -34,6 +30,11 @@ type examination struct {
 	e *expected
 }
 
+// isReplaced reports whether adapters only replace values of a tensor.
+func isReplaced(c *resolve.Change) bool {
+	return (c.Replace != nil || c.Rows != nil) && len(c.Terms)+len(c.Deltas) == 0
+}
+
 // elementsOf holds elements of the base and of the merged tensor.
 type elementsOf struct {
 	w, m []float64
@@ -46,7 +47,7 @@ func newElements(most int) *elementsOf {
 
 // read reads n elements from the first on. The slices w and m have their full length still.
 func (b *elementsOf) read(ctx context.Context, e *expected, first int64, n int) error {
-	if err := wide(ctx, e.base, b.w[:n], b.raw, first); err != nil {
+	if err := e.readBase(ctx, b.w[:n], b.raw, first); err != nil {
 		return err
 	}
 	return wide(ctx, e.merged, b.m[:n], b.raw, first)
@@ -76,18 +77,27 @@ func (x *examination) examineUntouched() error {
 		t.Text = "its values have gone through float16"
 	case x.e.merged.DType != x.e.DType:
 		t.Text = fmt.Sprintf("it is stored as %v with other values than those of the base, which has %v", x.e.merged.DType, x.e.DType)
+	case s.narrow() != dtype.Invalid:
+		t.Finding, t.Text = Cast, narrowText(s)
 	case s.nonFinite > 0:
 		t.Finding = NonFinite
 	}
 	return nil
 }
 
+// narrowText says that values have lost digits.
+func narrowText(s *values) string {
+	return fmt.Sprintf("all of its values fit %v: they have gone through that dtype, and those of the base do not fit it", s.narrow())
+}
+
 // values sums up the elements of a tensor in both checkpoints.
 type values struct {
-	n, different, nonFinite int64   // different: from the base, cast to the merged dtype
-	differentF16            int64   // the same by way of float16
-	base, change            float64 // ‖W‖², ‖M − W‖²
-	noise                   float64 // the expected ‖·‖² of one rounding of M
+	n, different, nonFinite int64 // different: from the base, cast to the merged dtype
+	differentF16            int64 // the same by way of float16
+	// The elements of the base and of the merged tensor that do not fit these dtypes.
+	wideW, wideM [2]int64
+	base, change float64 // ‖W‖², ‖M − W‖²
+	noise        float64 // the expected ‖·‖² of one rounding of M
 }
 
 func (s *values) add(out dtype.Type, w, m float64) {
@@ -105,9 +115,31 @@ func (s *values) add(out dtype.Type, w, m float64) {
 	if m-m != 0 || w-w != 0 {
 		return
 	}
+	for i, d := range narrower {
+		if round(d, w) != w {
+			s.wideW[i]++
+		}
+		if round(d, m) != m {
+			s.wideM[i]++
+		}
+	}
 	s.base, s.change = s.base+w*w, s.change+(m-w)*(m-w)
 	x := ulp(out, m)
 	s.noise += x * x / 12
+}
+
+// narrower are the dtypes that a tensor may have gone through.
+var narrower = [2]dtype.Type{dtype.F16, dtype.BF16}
+
+// narrow returns the dtype that all values of the merged tensor fit, while more than a few of the
+// base's do not; Invalid if there is none.
+func (s *values) narrow() dtype.Type {
+	for i, d := range narrower {
+		if s.wideM[i] == 0 && s.wideW[i]*10 > s.n {
+			return d
+		}
+	}
+	return dtype.Invalid
 }
 
 // compareValues compares all elements.
@@ -118,7 +150,10 @@ func (x *examination) compareValues() (*values, error) {
 	total := elements(x.e.Shape)
 	for first := int64(0); first < total; first += most {
 		n := int(min(most, total-first))
-		if err := buf.read(x.ctx, x.e, first, n); err != nil {
+		if err := wide(x.ctx, x.e.base, buf.w[:n], buf.raw, first); err != nil {
+			return nil, err
+		}
+		if err := wide(x.ctx, x.e.merged, buf.m[:n], buf.raw, first); err != nil {
 			return nil, err
 		}
 		for i, w := range buf.w[:n] {
@@ -165,16 +200,23 @@ func (x *examination) examine() error {
 	if err != nil || isExplained {
 		return err
 	}
+	if x.e.change.DoRA != nil {
+		return x.tryPlain()
+	}
+	if s.narrow() != dtype.Invalid && x.e.DType == x.e.merged.DType {
+		t.Verdict, t.Finding, t.Text = NotAsClaimed, Cast, narrowText(s)
+		return nil
+	}
 	return x.fit(s, updates)
 }
 
 // notApplied names what an adapter should have done to a tensor that equals the base's.
 func notApplied(c *resolve.Change) Finding {
 	switch {
+	case !isReplaced(c):
+		return NotApplied
 	case c.Replace != nil && len(c.Shape) == 1:
 		return BiasDropped
-	case c.Replace != nil, c.Rows != nil:
-		return NotReplaced
 	}
-	return NotApplied
+	return NotReplaced
 }

@@ -10,7 +10,7 @@ import (
 // must be a value that a float32 sum can have been rounded to. All others are such values anyway.
 // It leaves a tensor alone that this does not explain.
 func (x *examination) explainFew() error {
-	if x.e.change == nil || x.e.base == nil || !x.e.DType.IsFloat() || isSpecial(x.e.change) != "" {
+	if x.e.change == nil || x.e.base == nil || !x.e.DType.IsFloat() || isSpecial(x.e.change) != "" || x.e.change.DoRA != nil {
 		return nil
 	}
 	slices.Sort(x.e.at)

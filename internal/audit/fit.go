@@ -17,6 +17,10 @@ type fitting struct {
 	change float64   // ‖M − W‖²
 	noise  float64   // of one rounding
 	n      int64
+	// rounded is ⟨RN(W + U) − W, U⟩ for a single update. Rounding is no noise where U is smaller
+	// than the step of the dtype: most elements then keep their value, and few move by a whole
+	// step.
+	rounded float64
 
 	weights  []float64
 	errors   []float64 // standard errors
@@ -39,6 +43,10 @@ func (f *fitting) add(b *block, n int) {
 		x := ulp(b.e.merged.DType, m)
 		f.noise += x * x / 12
 		f.n++
+		if k == 1 {
+			u := b.u[asStored][0][i]
+			f.rounded += (round(b.e.merged.DType, w+u) - w) * u
+		}
 		for p := range k {
 			u := b.u[asStored][p][i]
 			if u == 0 {
@@ -144,6 +152,9 @@ func (x *examination) fit(s *values, updates []update) error {
 		return err
 	}
 	f.solve()
+	if err := x.calibrate(f, b); err != nil {
+		return err
+	}
 	x.e.fitting = f
 	x.e.found.setFit(f)
 	if f.isNoise() {
@@ -151,6 +162,49 @@ func (x *examination) fit(s *values, updates []update) error {
 		return nil
 	}
 	return x.tryOthers(f, updates)
+}
+
+// calibrate corrects the weight of a single update whose rounding is no noise: it finds the weight
+// c for which RN(W + c·U) − W has the product with U that M − W has. The product grows with c.
+func (x *examination) calibrate(f *fitting, b *block) error {
+	if len(f.weights) != 1 || math.IsNaN(f.weights[0]) || math.Abs(f.rounded/f.gram[0]-1) <= f.errors[0] {
+		return nil
+	}
+	product := func(c float64) (sum float64, err error) {
+		err = b.eachRows(x.ctx, 1, func(n int) {
+			for i := range n {
+				if w, u := b.w[i], b.u[asStored][0][i]; w-w == 0 {
+					sum += (round(b.e.merged.DType, w+c*u) - w) * u
+				}
+			}
+		})
+		return sum / f.gram[0], err
+	}
+	lo, hi := -64.0, 64.0
+	for range 24 {
+		c := (lo + hi) / 2
+		p, err := product(c)
+		if err != nil {
+			return err
+		}
+		if p < f.weights[0] {
+			lo = c
+		} else {
+			hi = c
+		}
+	}
+	c := (lo + hi) / 2
+	const step = 1.0 / 16
+	above, err := product(c + step)
+	if err != nil {
+		return err
+	}
+	below, err := product(c - step)
+	if err != nil {
+		return err
+	}
+	f.weights[0], f.errors[0] = c, f.errors[0]/max(1e-3, (above-below)/(2*step))
+	return nil
 }
 
 // setFit records a fit.
@@ -165,9 +219,8 @@ func (t *Tensor) setFit(f *fitting) {
 	}
 }
 
-// isNear reports whether a fitted weight can be x: within 5 standard errors, or so little beside it
-// that an unknown way to round explains it.
-func isNear(w, err, x float64) bool { return math.Abs(w-x) <= 5*err+1e-3*math.Abs(x) }
+// isNear reports whether a fitted weight can be x: within 5 standard errors, and what float64 adds.
+func isNear(w, err, x float64) bool { return math.Abs(w-x) <= 5*err+1e-6*math.Abs(x) }
 
 // nameWeights names a change that is a sum of the updates with some weights.
 func (x *examination) nameWeights(updates []update) {

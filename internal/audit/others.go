@@ -275,8 +275,8 @@ func isThere(f *fitting) bool {
 	return true
 }
 
-// examineSpecial judges a tensor whose update is no sum of thin products: by its distance from the
-// correctly rounded merge, and by the plain update of DoRA.
+// examineSpecial judges a tensor whose update is no sum of thin products, by its distance from the
+// correctly rounded merge.
 func (x *examination) examineSpecial(s *values) error {
 	t := &x.e.found
 	if x.e.isCompared() && x.e.far == 0 && x.e.different*100 <= t.Elements {
@@ -286,14 +286,13 @@ func (x *examination) examineSpecial(s *values) error {
 	}
 	t.Verdict, t.Finding = NotAsClaimed, Foreign
 	t.Text = "the change is not the adapter's"
-	if x.e.change.DoRA != nil && len(x.e.change.Terms) > 0 {
-		return x.tryPlain()
-	}
 	return nil
 }
 
 // tryPlain compares the change of a tensor with W + ΔW without DoRA's magnitudes.
 func (x *examination) tryPlain() error {
+	t := &x.e.found
+	t.Verdict, t.Finding, t.Text = NotAsClaimed, Foreign, "the change is not the adapter's"
 	plain := *x.e.change
 	plain.DoRA = nil
 	updates, err := readUpdates(x.ctx, &plain, len(x.adapters), x.e.merged.DType)
@@ -306,8 +305,8 @@ func (x *examination) tryPlain() error {
 		return err
 	}
 	if f.solve(); f.isNoise() {
-		x.e.found.Finding, x.e.found.Text = DoRAAsPlain, "ΔW was added without DoRA's magnitudes"
-		x.e.found.setFit(f)
+		t.Finding, t.Text = DoRAAsPlain, "ΔW was added without DoRA's magnitudes"
+		t.setFit(f)
 	}
 	return nil
 }

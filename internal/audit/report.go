@@ -25,6 +25,7 @@ type Finding string
 const (
 	Untouched    Finding = "untouched"       // no adapter changes it, and it equals the base's
 	Merged       Finding = "merged"          // the base's with the update of the adapters
+	Replaced     Finding = "replaced"        // the adapter's own tensor or rows
 	NotApplied   Finding = "not_applied"     // equals the base's, although an adapter changes it
 	NotReplaced  Finding = "not_replaced"    // equals the base's, although an adapter has it whole
 	BiasDropped  Finding = "bias_dropped"    // the same of a bias

@@ -98,12 +98,16 @@ const (
 	asStored variant = iota // the factors as they are
 	inDType                 // rounded to the dtype of the merge
 	scaledB                 // rounded, and then s·B again
+	scaledA                 // s·A, rounded, of adapters that became one
 	nVariants
 )
 
 func (r Rounding) variant() variant {
-	switch kind, _ := r.split(); kind {
+	switch kind, detour := r.split(); kind {
 	case FactorsFloat32, FactorsRounded, ProductRounded:
+		if detour == joined {
+			return scaledA
+		}
 		return inDType
 	case ScaledB:
 		return scaledB
@@ -124,7 +128,7 @@ func candidates(base, merged dtype.Type, nAdapters int) (all []candidate) {
 		c := candidate{name: name, work: base, out: merged}
 		switch kind, detour := name.split(); {
 		case detour == joined:
-			if base != merged || nAdapters < 2 || kind == Exact {
+			if base != merged || nAdapters < 2 || kind == Exact || kind == ScaledB || kind == ProductRounded {
 				continue
 			}
 		case detour == direct:

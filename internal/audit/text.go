@@ -23,6 +23,7 @@ func (r *Report) Text(base, merged string) string {
 var findingTexts = map[Finding]string{
 	Untouched:    "untouched",
 	Merged:       "merged",
+	Replaced:     "replaced by the adapter's",
 	NotApplied:   "the update was not applied: it equals the base's",
 	NotReplaced:  "it was not replaced by the adapter's: it equals the base's",
 	BiasDropped:  "the adapter's bias was dropped: it equals the base's",

@@ -25,10 +25,14 @@ const sampled = 1 << 15
 // then those that have explained these on all rows.
 func (x *examination) tryRoundings(updates []update) (isExplained bool, err error) {
 	trials := trialsFor(x.e, updates)
+	b := newBlock(x.e, updates)
+	if b.rescaling, err = newRescaling(x.ctx, b, trials); err != nil {
+		return false, err
+	}
 	nRows, nCols := x.e.change.Matrix()
 	step := max(1, nRows*nCols/sampled)
 	if step > 1 {
-		if err := x.try(updates, trials, step); err != nil {
+		if err := x.try(b, trials, step); err != nil {
 			return false, err
 		}
 		trials = slices.DeleteFunc(trials, func(t trial) bool { return t.isOut })
@@ -39,7 +43,7 @@ func (x *examination) tryRoundings(updates []update) (isExplained bool, err erro
 			return false, nil
 		}
 	}
-	if err := x.try(updates, trials, 1); err != nil {
+	if err := x.try(b, trials, 1); err != nil {
 		return false, err
 	}
 	best := trials[0]
@@ -63,6 +67,10 @@ func (x *examination) tryRoundings(updates []update) (isExplained bool, err erro
 		return true, nil
 	}
 	t.Verdict, t.Finding, t.Rounding = AsClaimed, Merged, best.name
+	if isReplaced(x.e.change) {
+		t.Finding, t.Rounding = Replaced, ""
+		return true, nil
+	}
 	next := t.Elements
 	for _, other := range trials {
 		if other.name == best.name {
@@ -81,14 +89,18 @@ func (x *examination) tryRoundings(updates []update) (isExplained bool, err erro
 }
 
 // trialsFor lists the ways to round a tensor. Those that round factors first are left out where the
-// factors have no digits to round away.
+// factors have no digits to round away and nothing else tells the ways apart.
 func trialsFor(e *expected, updates []update) (trials []trial) {
 	has := make([]bool, nVariants)
 	for v := range nVariants {
 		has[v] = v == asStored || slices.ContainsFunc(updates, func(u update) bool { return u.hasDigits(v) })
 	}
 	for _, c := range candidates(e.DType, e.merged.DType, len(updates)) {
-		if kind, _ := c.name.split(); has[c.name.variant()] || kind == ProductRounded {
+		kind, _ := c.name.split()
+		if e.change.DoRA != nil && !c.name.rescales() {
+			continue
+		}
+		if has[c.name.variant()] || kind == ProductRounded || kind == FactorsRounded && e.change.DoRA != nil {
 			trials = append(trials, trial{candidate: c})
 		}
 	}
@@ -99,8 +111,8 @@ func trialsFor(e *expected, updates []update) (trials []trial) {
 const mostOut = sampled / 256
 
 // try counts what trials explain, in every step-th row.
-func (x *examination) try(updates []update, trials []trial, step int64) error {
-	b := newBlock(x.e, updates)
+func (x *examination) try(b *block, trials []trial, step int64) error {
+	b.done = 0
 	return b.eachRows(x.ctx, step, func(n int) {
 		for i := range trials {
 			if t := &trials[i]; !t.isOut {
@@ -118,7 +130,12 @@ func (b *block) count(t *trial, n int) {
 		for k := range u {
 			u[k], bounds[k] = b.u[v][k][i], b.bounds[k][i]
 		}
-		lo, hi := t.interval(b.w[i], u, bounds, b.scales)
+		var lo, hi float64
+		if b.rescaling != nil {
+			lo, hi = b.rescaling.interval(b, t, i)
+		} else {
+			lo, hi = t.interval(b.w[i], u, bounds, b.scales)
+		}
 		m := b.m[i]
 		switch {
 		case lo <= m && m <= hi, m != m && lo != lo:
@@ -148,6 +165,8 @@ type block struct {
 	nCols   int
 	rows    int // at once
 	first   int64
+
+	*rescaling // nil without DoRA
 }
 
 // newBlock makes a block for the tensor. Variants that no update has are those of asStored.

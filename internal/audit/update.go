@@ -72,6 +72,13 @@ func newPart(m *thin.Matrix, rows, cols []int, scale float64, transposed bool, w
 		times.B = rounded(inWork.B, work, scale)
 	}
 	p.factors[scaledB] = times
+	before := &thin.Matrix{M: m.M, N: m.N, R: m.R, B: inWork.B, A: inWork.A}
+	if transposed {
+		before.B = rounded(m.B, work, scale)
+	} else {
+		before.A = rounded(m.A, work, scale)
+	}
+	p.factors[scaledA] = before
 	return p
 }
 
@@ -123,7 +130,7 @@ func (u *update) add(dst, bounds []float64, v variant, first, n, nCols int) {
 		product := make([]float64, (to-from)*f.N)
 		dense.AddProductTransposed(product, f.B[from*f.R:to*f.R], f.A, to-from, f.N, f.R)
 		s := p.scale
-		if v == scaledB {
+		if v == scaledB || v == scaledA {
 			s = 1
 		}
 		c := p.errors()
