@@ -1,5 +1,5 @@
 // Package audit judges merges: whether a checkpoint is the base with the update of an adapter, how
-// it was rounded, and what is wrong if it is not.
+// it was rounded, and which faults it has if it is not.
 //
 // The merge of this project is exact, so it can judge the others. Run makes it, and compares in
 // place of writing. A tensor that differs in a few elements is explained one element after the
@@ -14,10 +14,9 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
-	"sync"
 
-	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
@@ -28,36 +27,6 @@ import (
 
 	model "github.com/loratool/loratool/format/checkpoint"
 )
-
-// Options tune Run.
-type Options struct {
-	merge.Reading
-	Workers int  // goroutines; 0 means one per processor
-	AnyBase bool // skip the check that the adapters were made for this base
-	// AnyWeight accepts whatever weights the adapters have, if they are the same in all tensors.
-	AnyWeight bool
-	// Progress is called from several goroutines with the number of bytes just compared. The sum is
-	// the size of the base. nil reports nothing.
-	Progress func(bytes int64)
-}
-
-// auditor is the state of Run.
-type auditor struct {
-	ctx      context.Context
-	o        *Options
-	stored   *checkpoint.Checkpoint // the base as it is
-	base     *checkpoint.Checkpoint // the base with the tensors that the merge needs
-	merged   *checkpoint.Checkpoint
-	adapters []merge.Adapter
-	checked  *resolve.Checked
-	changes  map[string]*resolve.Change
-	expected []*expected
-	report   *Report
-	leaks    bool // an adapter changes one of two tied ends, and both have changed
-
-	once          sync.Once
-	otherReadings []reading // see readings
-}
 
 // Run compares merged with the merge of adapters into base. Neither is changed. It holds a few
 // blocks of both, and the factors of a few tensors. The weights of adapters are the claimed ones.
@@ -307,29 +276,52 @@ func (a *auditor) stamps() {
 	}
 }
 
-// readBase reads the values that the merge adds to: those of the base, or those that an adapter
-// replaces them with.
-func (e *expected) readBase(ctx context.Context, dst []float64, raw []byte, first int64) error {
-	if e.change == nil || e.change.Replace == nil {
-		return wide(ctx, e.base, dst, raw, first)
+// solved returns the adapters with the weights that the fit has found, each the shortest decimal
+// number within its error; nil if these are the claimed ones or if there is none.
+func (r *Report) solved(adapters []merge.Adapter) []merge.Adapter {
+	all, isNew := slices.Clone(adapters), false
+	for i, x := range r.Adapters {
+		w, err := float64(x.Value), float64(x.Error)
+		if math.IsNaN(w) || isNear(w, err, 0) {
+			return nil
+		}
+		all[i].Weight = shortest(w, 5*err)
+		isNew = isNew || all[i].Weight != adapters[i].Weight
 	}
-	t := e.change.Replace.Tensor()
-	size := int64(t.DType.Size())
-	raw = raw[:int64(len(dst))*size]
-	if err := e.change.Replace.Source.ReadBlobAt(raw, e.change.Replace.Index, first*size); err != nil {
-		return err
+	if !isNew {
+		return nil
 	}
-	dtype.Widen64(dst, t.DType, raw)
-	return nil
+	return all
 }
 
-// wide reads elements of a tensor in float64.
-func wide(ctx context.Context, t *checkpoint.Tensor, dst []float64, raw []byte, first int64) error {
-	size := int64(t.DType.Size())
-	raw = raw[:int64(len(dst))*size]
-	if err := t.ReadAt(ctx, raw, first*size); err != nil {
-		return err
+// shortest returns the decimal number with the fewest digits that is within err of x.
+func shortest(x, err float64) float64 {
+	for digits := 1; digits < 17; digits++ {
+		y, _ := strconv.ParseFloat(strconv.FormatFloat(x, 'g', digits, 64), 64)
+		if math.Abs(x-y) <= err {
+			return y
+		}
 	}
-	dtype.Widen64(dst, t.DType, raw)
-	return nil
+	return x
+}
+
+// fitted joins the fits of all tensors, and names the weights of the adapters.
+func (a *auditor) fitted() {
+	if len(a.adapters) == 0 {
+		return
+	}
+	all := newFitting(len(a.adapters))
+	for _, e := range a.expected {
+		if e.fitting != nil && e.fitting.isNoise() {
+			all.join(e.fitting)
+		}
+	}
+	all.solve()
+	for k, x := range a.adapters {
+		w := FittedAdapter{Adapter: x.Name, Claimed: x.Weight, Weight: Weight{merge.Figure(math.NaN()), merge.Figure(math.NaN())}}
+		if all.n > 0 {
+			w.Weight = Weight{merge.Figure(all.weights[k] * x.Weight), merge.Figure(all.errors[k] * math.Abs(x.Weight))}
+		}
+		a.report.Adapters = append(a.report.Adapters, w)
+	}
 }

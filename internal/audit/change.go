@@ -17,7 +17,7 @@ import (
 // mostRank is the largest rank that is looked for in a change.
 const mostRank = 128
 
-// Unclaimed says what a change is for which no adapter is given.
+// Unclaimed describes a change for which no adapter is given.
 type Unclaimed struct {
 	Kind Kind   `json:"kind"`
 	Text string `json:"text"`

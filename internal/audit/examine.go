@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"context"
 	"fmt"
 	"math"
 
@@ -9,49 +8,6 @@ import (
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/merge"
 )
-
-// isSpecial returns the reason why the update of a tensor is not the sum of the thin products of
-// its adapters, "" if it is.
-func isSpecial(c *resolve.Change) string {
-	switch {
-	case c.Rows != nil:
-		return "an adapter replaces rows of it"
-	case len(c.Deltas) > 0:
-		return "its ΔW is no product of thin factors"
-	case c.HasResidual():
-		return "the adapter's initialisation took a part out of the base"
-	}
-	return ""
-}
-
-// examination judges one tensor.
-type examination struct {
-	*auditor
-	e *expected
-}
-
-// isReplaced reports whether adapters only replace values of a tensor.
-func isReplaced(c *resolve.Change) bool {
-	return (c.Replace != nil || c.Rows != nil) && len(c.Terms)+len(c.Deltas) == 0
-}
-
-// elementsOf holds elements of the base and of the merged tensor.
-type elementsOf struct {
-	w, m []float64
-	raw  []byte
-}
-
-func newElements(most int) *elementsOf {
-	return &elementsOf{w: make([]float64, most), m: make([]float64, most), raw: make([]byte, 8*most)}
-}
-
-// read reads n elements from the first on. The slices w and m have their full length still.
-func (b *elementsOf) read(ctx context.Context, e *expected, first int64, n int) error {
-	if err := e.readBase(ctx, b.w[:n], b.raw, first); err != nil {
-		return err
-	}
-	return wide(ctx, e.merged, b.m[:n], b.raw, first)
-}
 
 // examineUntouched judges a tensor that no adapter changes, or that the base lacks, and that is not
 // what the merge makes, byte for byte.
@@ -88,16 +44,6 @@ func (x *examination) examineUntouched() error {
 // narrowText says that values have lost digits.
 func narrowText(s *values) string {
 	return fmt.Sprintf("all of its values fit %v: they have gone through that dtype, and those of the base do not fit it", s.narrow())
-}
-
-// values sums up the elements of a tensor in both checkpoints.
-type values struct {
-	n, different, nonFinite int64 // different: from the base, cast to the merged dtype
-	differentF16            int64 // the same by way of float16
-	// The elements of the base and of the merged tensor that do not fit these dtypes.
-	wideW, wideM [2]int64
-	base, change float64 // ‖W‖², ‖M − W‖²
-	noise        float64 // the expected ‖·‖² of one rounding of M
 }
 
 func (s *values) add(out dtype.Type, w, m float64) {
@@ -210,7 +156,7 @@ func (x *examination) examine() error {
 	return x.fit(s, updates)
 }
 
-// notApplied names what an adapter should have done to a tensor that equals the base's.
+// notApplied names the fault of a tensor that equals the base's, although adapters change it.
 func notApplied(c *resolve.Change) Finding {
 	switch {
 	case !isReplaced(c):
@@ -219,4 +165,18 @@ func notApplied(c *resolve.Change) Finding {
 		return BiasDropped
 	}
 	return NotReplaced
+}
+
+// examineSpecial judges a tensor whose update is no sum of thin products, by its distance from the
+// correctly rounded merge.
+func (x *examination) examineSpecial(s *values) error {
+	t := &x.e.found
+	if x.e.isCompared() && x.e.far == 0 && x.e.different*100 <= t.Elements {
+		t.Finding, t.Rounding = Merged, Float32
+		t.Text = "every element is the correctly rounded one or its neighbour"
+		return nil
+	}
+	t.Verdict, t.Finding = NotAsClaimed, Foreign
+	t.Text = "the change is not the adapter's"
+	return nil
 }

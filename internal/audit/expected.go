@@ -18,7 +18,7 @@ import (
 // expected is a tensor that the merge makes, beside the tensor of the merged checkpoint.
 type expected struct {
 	merge.OutputTensor
-	change *resolve.Change    // what the adapters change; nil for nothing
+	change *resolve.Change    // by the adapters; nil for none
 	base   *checkpoint.Tensor // nil if the base lacks it, or has it in another shape
 	merged *checkpoint.Tensor // nil if it is missing
 

@@ -10,7 +10,6 @@ import (
 
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/dense"
-	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/thin"
 )
@@ -168,12 +167,6 @@ func swaps(updates []update) (all []other) {
 	return all
 }
 
-// reading is another way to read the adapters, with the changes that it makes.
-type reading struct {
-	text    string
-	changes map[string]*resolve.Change
-}
-
 // readings resolves the adapters in the other ways that flags of merge name. Those that do not fit
 // are left out.
 func (a *auditor) readings() []reading {
@@ -275,20 +268,6 @@ func isThere(f *fitting) bool {
 	return true
 }
 
-// examineSpecial judges a tensor whose update is no sum of thin products, by its distance from the
-// correctly rounded merge.
-func (x *examination) examineSpecial(s *values) error {
-	t := &x.e.found
-	if x.e.isCompared() && x.e.far == 0 && x.e.different*100 <= t.Elements {
-		t.Finding, t.Rounding = Merged, Float32
-		t.Text = "every element is the correctly rounded one or its neighbour"
-		return nil
-	}
-	t.Verdict, t.Finding = NotAsClaimed, Foreign
-	t.Text = "the change is not the adapter's"
-	return nil
-}
-
 // tryPlain compares the change of a tensor with W + ΔW without DoRA's magnitudes.
 func (x *examination) tryPlain() error {
 	t := &x.e.found
@@ -324,12 +303,6 @@ func (a *auditor) twin(name string, t *checkpoint.Tensor) (string, error) {
 		}
 	}
 	return "", nil
-}
-
-// isEnd reports whether a tensor can be one of the two ends of a tie.
-func isEnd(name string) bool {
-	module := naming.Module(naming.StripWrappers(name))
-	return naming.IsHead(module) || naming.IsInputEmbedding(module)
 }
 
 // equal compares the bytes of two tensors of one size.

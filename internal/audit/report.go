@@ -10,7 +10,7 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// Verdict says whether a checkpoint, or one of its tensors, is what it is claimed to be.
+// Verdict is the answer for a checkpoint, or for one of its tensors.
 type Verdict string
 
 const (
@@ -52,7 +52,7 @@ const (
 	Copied       Finding = "copied" // an extra tensor with the values of the other end of a tie
 )
 
-// Report says what an audit found.
+// Report is the result of an audit.
 type Report struct {
 	Verdict Verdict `json:"verdict"`
 	// Rounding is the way to round that explains all tensors with an update, or explains most of
@@ -88,7 +88,7 @@ type Weight struct {
 	Error merge.Figure `json:"standard_error"`
 }
 
-// Tensor says what an audit found of one tensor.
+// Tensor is the result for one tensor.
 type Tensor struct {
 	Tensor  string  `json:"tensor"` // as the base names it
 	Module  string  `json:"module"` // of the adapter; "" if none changes it

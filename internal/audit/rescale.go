@@ -7,21 +7,6 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// rescaling is DoRA's: W + ΔW = m·V/‖V‖, with a magnitude m for each row, or for some columns.
-type rescaling struct {
-	magnitudes []float64
-	ofColumns  bool
-	width      int // columns that share a magnitude
-	length     int // elements of a norm
-	norms      map[normKey][]float64
-}
-
-// normKey names the V of a norm: with which factors, rounded or not, in which dtype.
-type normKey struct {
-	kind Rounding
-	work dtype.Type
-}
-
 // newRescaling reads the magnitudes and computes all norms; nil for a tensor without DoRA.
 func newRescaling(ctx context.Context, b *block, trials []trial) (*rescaling, error) {
 	d := b.e.change.DoRA

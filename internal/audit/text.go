@@ -7,7 +7,7 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// Text says what the verdict on a checkpoint means.
+// Text explains the verdict on a checkpoint.
 func (r *Report) Text(base, merged string) string {
 	n := r.Counts()
 	switch r.Verdict {
@@ -19,7 +19,7 @@ func (r *Report) Text(base, merged string) string {
 	return fmt.Sprintf("inconclusive: nothing is wrong for certain, but the data do not tell for %d of %s", n[Inconclusive], fault.Count(len(r.Tensors), "tensor"))
 }
 
-// findingTexts say what findings mean for a tensor.
+// findingTexts explain findings of a tensor.
 var findingTexts = map[Finding]string{
 	Untouched:    "untouched",
 	Merged:       "merged",
@@ -50,7 +50,7 @@ var findingTexts = map[Finding]string{
 	Copied:       "stored again",
 }
 
-// Explain says what was found of a tensor.
+// Explain describes the finding of a tensor.
 func (t *Tensor) Explain() string {
 	text := findingTexts[t.Finding]
 	if t.Text != "" {

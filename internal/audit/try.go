@@ -1,22 +1,12 @@
 package audit
 
 import (
-	"context"
 	"fmt"
 	"slices"
 
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/merge"
 )
-
-// trial is a candidate with what it explains.
-type trial struct {
-	candidate
-	unexplained int64
-	far         int64 // of these, those more than a step away from what it makes
-	loose       int64 // elements for which it allows several values
-	isOut       bool
-}
 
 // sampled is the number of elements on which all ways to round are tried.
 const sampled = 1 << 15
@@ -110,7 +100,7 @@ func trialsFor(e *expected, updates []update) (trials []trial) {
 // mostOut is the number of unexplained elements of a sample that rule a way to round out.
 const mostOut = sampled / 256
 
-// try counts what trials explain, in every step-th row.
+// try counts the elements that trials explain, in every step-th row.
 func (x *examination) try(b *block, trials []trial, step int64) error {
 	b.done = 0
 	return b.eachRows(x.ctx, step, func(n int) {
@@ -122,7 +112,7 @@ func (x *examination) try(b *block, trials []trial, step int64) error {
 	})
 }
 
-// count counts what a trial explains of n elements.
+// count counts the elements that a trial explains among n.
 func (b *block) count(t *trial, n int) {
 	v := t.name.variant()
 	u, bounds := make([]float64, len(b.updates)), make([]float64, len(b.updates))
@@ -150,70 +140,4 @@ func (b *block) count(t *trial, n int) {
 		}
 	}
 	t.isOut = t.unexplained > mostOut && t.unexplained*200 > b.done
-}
-
-// block holds rows of a tensor: both checkpoints, and the updates.
-type block struct {
-	*elementsOf
-	e       *expected
-	updates []update
-	u       [nVariants][][]float64 // per adapter
-	bounds  [][]float64
-	scales  []float64
-	done    int64 // elements so far
-	nRows   int64
-	nCols   int
-	rows    int // at once
-	first   int64
-
-	*rescaling // nil without DoRA
-}
-
-// newBlock makes a block for the tensor. Variants that no update has are those of asStored.
-func newBlock(e *expected, updates []update) *block {
-	nRows, nCols := e.change.Matrix()
-	b := &block{e: e, updates: updates, nRows: nRows, nCols: int(nCols), rows: max(1, (1<<14)/int(max(1, nCols)))}
-	most := b.rows * b.nCols
-	b.elementsOf = newElements(most)
-	for k := range updates {
-		for v := range nVariants {
-			b.u[v] = append(b.u[v], make([]float64, most))
-		}
-		b.bounds = append(b.bounds, make([]float64, most))
-		scale := 0.0
-		if len(updates[k].parts) > 0 {
-			scale = updates[k].parts[0].scale
-		}
-		b.scales = append(b.scales, scale)
-	}
-	return b
-}
-
-// eachRows reads every step-th row, and calls f with the number of elements that the block holds.
-func (b *block) eachRows(ctx context.Context, step int64, f func(n int)) error {
-	rows := int64(b.rows)
-	if step > 1 {
-		rows = 1
-	}
-	for first := int64(0); first < b.nRows; first += rows * step {
-		n := int(min(rows, b.nRows-first)) * b.nCols
-		if err := b.read(ctx, b.e, first*int64(b.nCols), n); err != nil {
-			return err
-		}
-		b.first = first
-		b.done += int64(n)
-		for k := range b.updates {
-			clear(b.bounds[k][:n])
-			for v := range nVariants {
-				clear(b.u[v][k][:n])
-				bounds := b.bounds[k]
-				if v != asStored {
-					bounds = nil
-				}
-				b.updates[k].add(b.u[v][k], bounds, v, int(first), n/b.nCols, b.nCols)
-			}
-		}
-		f(n)
-	}
-	return nil
 }

@@ -23,7 +23,7 @@ type part struct {
 	normB, normA []float64
 }
 
-// update is what one adapter adds to a tensor.
+// update is the sum of the parts that one adapter adds to a tensor.
 type update struct {
 	adapter int
 	parts   []part
