@@ -75,7 +75,10 @@ func NewSwap(
 	return planRemoval(ctx, opened(merged), remove, add, options)
 }
 
-func opened(c *checkpoint.Checkpoint) *inner.Checkpoint { return (*inner.Handle)(c).Checkpoint() }
+// opened returns the checkpoint as its files have it: untouched tensors are copied as they are.
+func opened(c *checkpoint.Checkpoint) *inner.Checkpoint {
+	return inner.Stored((*inner.Handle)(c).Checkpoint())
+}
 
 // planRemoval plans to remove adapters and then to merge others, if there are any.
 func planRemoval(

@@ -71,7 +71,7 @@ func CompareCheckpoints(ctx context.Context, a, b *checkpoint.Checkpoint, o Comp
 	}
 	for _, name := range base.Names() {
 		x := locate(base, name)
-		t := CheckpointTensor{Tensor: name, Status: OnlyA, ShapeA: x.ref.Tensor.Shape, ShapeB: []uint64{}, DTypeA: x.dtype().String()}
+		t := CheckpointTensor{Tensor: name, Status: OnlyA, ShapeA: x.ref.Tensor.Shape, ShapeB: []uint64{}, DTypeA: x.stored()}
 		if theirs, isCommon := of[name]; isCommon {
 			p := &pair{name: name, base: *x, tuned: *locate(tuned, theirs)}
 			if err := t.compare(ctx, p, &o); err != nil {
@@ -90,7 +90,7 @@ func CompareCheckpoints(ctx context.Context, a, b *checkpoint.Checkpoint, o Comp
 	for _, name := range tuned.Names() {
 		if _, isCommon := names[name]; !isCommon {
 			y := locate(tuned, name)
-			r.add(CheckpointTensor{Tensor: name, Status: OnlyB, ShapeA: []uint64{}, ShapeB: y.ref.Tensor.Shape, DTypeB: y.dtype().String()})
+			r.add(CheckpointTensor{Tensor: name, Status: OnlyB, ShapeA: []uint64{}, ShapeB: y.ref.Tensor.Shape, DTypeB: y.stored()})
 		}
 	}
 	var squares, all float64
@@ -124,7 +124,7 @@ func (r *CheckpointComparison) add(t CheckpointTensor) {
 
 // compare compares a tensor that both checkpoints have.
 func (t *CheckpointTensor) compare(ctx context.Context, p *pair, o *CompareOptions) error {
-	t.ShapeB, t.DTypeB = p.tuned.ref.Tensor.Shape, p.tuned.dtype().String()
+	t.ShapeB, t.DTypeB = p.tuned.ref.Tensor.Shape, p.tuned.stored()
 	switch {
 	case !slices.Equal(t.ShapeA, t.ShapeB):
 		t.Status = Reshaped

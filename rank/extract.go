@@ -78,9 +78,8 @@ func opened(c *checkpoint.Checkpoint) *inner.Checkpoint { return (*inner.Handle)
 // plan pairs the tensors by name.
 func (e *Extraction) plan() error {
 	for _, c := range []*inner.Checkpoint{e.base, e.tuned} {
-		if q := c.Config.QuantizationMethod; q != "" {
-			return fault.New(fault.Unsupported, "the checkpoint is quantised (config.json says %s)", q).In(c.Path).
-				WithHint("extract from checkpoints in F32, F16 or BF16")
+		if err := refuseUnreadable(c); err != nil {
+			return err
 		}
 	}
 	var err error
@@ -124,6 +123,19 @@ func (e *Extraction) plan() error {
 		a, b := e.pairs[i].tuned.ref, e.pairs[j].tuned.ref
 		return a.File < b.File || a.File == b.File && a.Tensor.Off < b.Tensor.Off
 	})
+	return nil
+}
+
+// refuseUnreadable refuses a checkpoint with quantised weights that cannot be read, because an
+// extraction without them would look complete.
+func refuseUnreadable(c *inner.Checkpoint) error {
+	if unreadable := inner.UnreadableOf(c); len(unreadable) > 0 {
+		return unreadable[0].Err
+	}
+	if q := c.Config.QuantizationMethod; q != "" && len(inner.QuantisedOf(c)) == 0 {
+		return fault.New(fault.Unsupported, "the checkpoint is quantised (config.json says %s), and none of its tensors is in a scheme that is known here", q).In(c.Path).
+			WithHint("extract from checkpoints in F32, F16 or BF16")
+	}
 	return nil
 }
 

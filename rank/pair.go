@@ -2,6 +2,7 @@ package rank
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"math"
@@ -34,6 +35,9 @@ func stacked(name string, shape []uint64, parts []located) located {
 }
 
 func (l located) dtype() dtype.Type { return l.ref.Tensor.DType }
+
+// stored names the dtype, or the scheme of a quantised tensor.
+func (l located) stored() string { return cmp.Or(l.ref.Tensor.Scheme, l.dtype().String()) }
 
 // bytes reads n elements, starting at first, into buf.
 func (l located) bytes(ctx context.Context, buf []byte, first int64, n int) ([]byte, error) {

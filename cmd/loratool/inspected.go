@@ -283,8 +283,8 @@ func showCheckpoint(t *terminal, r *report.Checkpoint) {
 		}
 		t.line("component   %s, %s", name, fault.Count(c.Weights, "weight"))
 	}
-	if r.Quantization != "" {
-		t.line("quantised   %s", r.Quantization)
+	if r.Quantization != "" || r.Schemes != nil {
+		t.line("quantised   %s", schemesText(r))
 	}
 	for _, m := range r.Merged {
 		for _, a := range m.Adapters {
@@ -294,6 +294,23 @@ func showCheckpoint(t *terminal, r *report.Checkpoint) {
 	if r.Cost != nil {
 		showCost(t, r.Cost)
 	}
+}
+
+// schemesText says how the weights of a checkpoint are quantised.
+func schemesText(r *report.Checkpoint) string {
+	var all []string
+	for _, s := range r.Schemes {
+		if s.Refusal == "" {
+			all = append(all, fmt.Sprintf("%s as %s", fault.Count(s.Tensors, "weight"), s.Scheme))
+		} else {
+			all = append(all, fmt.Sprintf("%s in a way that cannot be read (%s)", fault.Count(s.Tensors, "weight"), s.Refusal))
+		}
+	}
+	text := strings.Join(all, "; ")
+	if r.Quantization == "" {
+		return text
+	}
+	return strings.TrimSuffix(r.Quantization+": "+text, ": ")
 }
 
 // showTensors prints a line for every tensor of a checkpoint.

@@ -119,6 +119,7 @@ var arrows = map[string]map[string]string{
 		"internal/fileio":      "inputs that are files",
 		"internal/naming":      "whether names are those of an adapter",
 		"internal/pickle":      "bases in pickles of torch.save",
+		"internal/quant":       "weights that are stored as codes and scales",
 		"internal/safetensors": "the strict header check",
 		"internal/shards":      "models in several files",
 	},

@@ -45,6 +45,8 @@ type Checkpoint struct {
 	refs     map[string]Ref
 	indexes  map[string]index  // of models whose files have other names in the output, by their names there
 	inputs   fileio.Identities // of all files when the checkpoint was opened
+
+	quantisation *quantisation // nil if all tensors are stored as plain values
 }
 
 // Handle is an open checkpoint without its parts. The public type in format/checkpoint is a Handle
@@ -134,7 +136,7 @@ func (c *Checkpoint) opened(ctx context.Context, models []model) (*Checkpoint, e
 type Storage func(ctx context.Context, c *Checkpoint) (*Checkpoint, error)
 
 // storages are tried in this order, each on the result of the one before.
-var storages []Storage
+var storages = []Storage{quantised}
 
 // decoded returns a checkpoint with plain values, however the tensors are stored.
 func decoded(ctx context.Context, c *Checkpoint) (shown *Checkpoint, err error) {

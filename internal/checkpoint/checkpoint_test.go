@@ -358,9 +358,11 @@ func TestConfigIsRead(t *testing.T) {
 		{`{"vocab_size":5,"text_config":{"vocab_size":7}}`, config.Model{Found: true, VocabSize: 7}},
 		{`{"model_type":"lfm2","tie_word_embeddings":true,"tie_embedding":false}`, config.Model{Found: true, ModelType: "lfm2", TieWordEmbeddings: &no,
 			Widths: naming.Widths{ModelType: "lfm2"}}},
-		{`{"quantization_config":{"quant_method":"fp8"}}`, config.Model{Found: true, QuantizationMethod: "fp8"}},
-		{`{"quantization_config":{}}`, config.Model{Found: true, QuantizationMethod: "unnamed"}},
+		{`{"quantization_config":{"quant_method":"fp8"}}`, config.Model{Found: true, QuantizationMethod: "fp8", Quantization: []byte(`{"quant_method":"fp8"}`)}},
+		{`{"quantization_config":{}}`, config.Model{Found: true, QuantizationMethod: "unnamed", Quantization: []byte("{}")}},
 		{`{"quantization_config":null}`, config.Model{Found: true}},
+		{`{"torch_dtype":"float16"}`, config.Model{Found: true, DType: "float16"}},
+		{`{"dtype":"float16","text_config":{"dtype":"bfloat16"}}`, config.Model{Found: true, DType: "bfloat16"}},
 	} {
 		got := open(t, directory(t, map[string][]byte{"model.safetensors": weights("a"), "config.json": []byte(c.text)})).Config
 		a, _ := json.Marshal(got)

@@ -42,7 +42,7 @@ func (f *File) showing(c contents) (*File, error) {
 		if !ok || !fits {
 			return nil, fault.New(fault.Corrupt, "tensor %q of %v and shape %d is larger than any file", name, d, shape)
 		}
-		shown[i] = Shown{f.prefix + name, d, shape, []Piece{{values{c, i}, 0, nBytes}}}
+		shown[i] = Shown{Name: f.prefix + name, DType: d, Shape: shape, Pieces: []Piece{{values{c, i}, 0, nBytes}}}
 	}
 	slices.SortFunc(shown, func(a, b Shown) int { return cmp.Or(cmp.Compare(b.DType, a.DType), cmp.Compare(a.Name, b.Name)) })
 	f.header = &safetensors.Header{Metadata: map[string]string{"format": "pt"}}

@@ -45,6 +45,7 @@ type Tensor struct {
 	Shape  []uint64
 	Off    int64 // from the start of its file
 	NBytes int64
+	Scheme string // how its values are quantised in the files, such as "MXFP4"; "" for plain values
 
 	file *File
 }

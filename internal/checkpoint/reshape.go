@@ -53,7 +53,7 @@ func (c *Checkpoint) Reshape(changes []Change) (*Checkpoint, error) {
 // shown returns the changed tensor for a view.
 func (change Change) shown(c *Checkpoint) Shown {
 	if z := change.Zeros; z != nil {
-		return Shown{change.Name, z.DType, z.Shape, []Piece{{zeros{}, 0, z.NBytes}}}
+		return Shown{Name: change.Name, DType: z.DType, Shape: z.Shape, Pieces: []Piece{{zeros{}, 0, z.NBytes}}}
 	}
 	t := c.refs[change.From].Tensor
 	s := t.Shown()

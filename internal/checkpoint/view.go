@@ -22,6 +22,7 @@ type Shown struct {
 	DType  dtype.Type
 	Shape  []uint64
 	Pieces []Piece // the bytes of the tensor, one piece after the other
+	Scheme string  // see Tensor
 }
 
 // Piece is the N bytes of a source from offset Off.
@@ -32,7 +33,7 @@ type Piece struct {
 
 // Shown returns the tensor unchanged, for a view.
 func (t *Tensor) Shown() Shown {
-	return Shown{t.Name, t.DType, t.Shape, []Piece{{t.file, t.Off, t.NBytes}}}
+	return Shown{t.Name, t.DType, t.Shape, []Piece{{t.file, t.Off, t.NBytes}}, t.Scheme}
 }
 
 // View returns a checkpoint that shows other tensors. show returns the tensors of file i in the
@@ -78,7 +79,25 @@ func (f *File) view(shown []Shown) (*File, error) {
 			data.add(p)
 		}
 	}
-	return newFile(h, &File{Name: f.Name, Path: f.Path, prefix: prefix, Size: data.size(), data: &data, behind: f, close: f.close, isConverted: f.isConverted}), nil
+	v := newFile(h, &File{Name: f.Name, Path: f.Path, prefix: prefix, Size: data.size(), data: &data, behind: f, close: f.close, isConverted: f.isConverted})
+	v.setSchemes(shown)
+	return v, nil
+}
+
+// setSchemes sets the schemes of the tensors of a view.
+func (f *File) setSchemes(shown []Shown) {
+	schemes := make(map[string]string)
+	for _, s := range shown {
+		if s.Scheme != "" {
+			schemes[s.Name] = s.Scheme
+		}
+	}
+	if len(schemes) == 0 {
+		return
+	}
+	for i := range f.Tensors {
+		f.Tensors[i].Scheme = schemes[f.Tensors[i].Name]
+	}
 }
 
 // stitched is a file assembled from pieces.
@@ -136,59 +155,6 @@ func (m memory) ReadAt(_ context.Context, p []byte, off int64) error {
 		return io.ErrUnexpectedEOF
 	}
 	return nil
-}
-
-// Assembled is a tensor that Assemble makes of rows of others.
-type Assembled struct {
-	Name  string
-	Shape []uint64
-	From  []Rows // one below the other; all of one dtype and width
-}
-
-// Rows are N rows of a tensor, from row At on.
-type Rows struct {
-	Tensor string
-	At, N  uint64
-}
-
-// Assemble returns a view of the checkpoint with tensors that are made of rows of others, without
-// copying any. A tensor is no longer shown under its own name if all of its rows are in new ones.
-// Closing either checkpoint closes the files of both.
-func (c *Checkpoint) Assemble(tensors []Assembled) (*Checkpoint, error) {
-	added := make(map[int][]Shown)
-	left := make(map[string]uint64) // rows that are in no new tensor yet, by the names of tensors
-	for _, a := range tensors {
-		shown := Shown{Name: a.Name, Shape: a.Shape}
-		for _, rows := range a.From {
-			t := c.refs[rows.Tensor].Tensor
-			n, each := uint64(1), t.NBytes // a tensor without dimensions is one row
-			if len(t.Shape) > 0 && t.Shape[0] > 0 {
-				n, each = t.Shape[0], t.NBytes/int64(t.Shape[0])
-			}
-			shown.DType = t.DType
-			piece := Piece{t.file, t.Off + int64(rows.At)*each, int64(rows.N) * each}
-			shown.Pieces = append(shown.Pieces, piece)
-			if _, ok := left[t.Name]; !ok {
-				left[t.Name] = n
-			}
-			left[t.Name] -= min(rows.N, left[t.Name])
-		}
-		file := c.refs[a.From[0].Tensor].File
-		added[file] = append(added[file], shown)
-	}
-	return c.View(func(i int, f *File) []Shown {
-		var shown []Shown
-		for j := range f.Tensors {
-			t := &f.Tensors[j]
-			if rows, ok := left[t.Name]; !ok || rows > 0 {
-				shown = append(shown, t.Shown())
-			}
-		}
-		if len(added[i]) == 0 && len(shown) == len(f.Tensors) {
-			return nil
-		}
-		return append(shown, added[i]...)
-	})
 }
 
 // commonPrefix returns the prefix of the file's names, "" if a shown tensor has another name.

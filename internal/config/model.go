@@ -27,6 +27,8 @@ type Model struct {
 	HiddenSize         uint64 // of the vector of a token; 0 if config.json does not say
 	Widths             naming.Widths
 	QuantizationMethod string
+	Quantization       json.RawMessage // quantization_config; nil if config.json has none
+	DType              string          // torch_dtype or dtype, of the text model if that has one; "" if config.json does not say
 }
 
 // Ties returns the facts of config.json about the tie between input embedding and output head. The
@@ -44,6 +46,8 @@ type file struct {
 	Architectures []string        `json:"architectures"`
 	Tie           *bool           `json:"tie_word_embeddings"`
 	Quantization  json.RawMessage `json:"quantization_config"`
+	DType         json.RawMessage `json:"dtype"`
+	TorchDType    json.RawMessage `json:"torch_dtype"`
 	TieOfLFM2     *bool           `json:"tie_embedding"`
 	VocabSize     json.RawMessage `json:"vocab_size"` // not a number in some models
 	TextConfig    json.RawMessage `json:"text_config"`
@@ -62,6 +66,14 @@ type file struct {
 	NLocalExperts json.RawMessage `json:"num_local_experts"`
 	NBlocks       json.RawMessage `json:"num_hidden_layers"`
 	NBlocksGPT    json.RawMessage `json:"n_layer"`
+}
+
+// dtype returns the name of the model's dtype, "" if unknown.
+func (f *file) dtype() (name string) {
+	for _, v := range []json.RawMessage{f.TorchDType, f.DType} {
+		jsontext.Decode(v, &name)
+	}
+	return name
 }
 
 // vocabSize returns the number of tokens, 0 if unknown.
@@ -122,6 +134,7 @@ func Parse(text []byte) (Model, error) {
 	}
 	c.VocabSize, c.HeadSize, c.NExperts = f.vocabSize(), f.headSize(), f.nExperts()
 	c.HiddenSize, c.Widths, c.NBlocks = f.hiddenSize(), f.widths(), number(f.NBlocks, f.NBlocksGPT)
+	c.DType = f.dtype()
 	if len(f.TextConfig) > 0 {
 		var text file
 		if err := jsontext.Decode(f.TextConfig, &text); err != nil {
@@ -135,6 +148,7 @@ func Parse(text []byte) (Model, error) {
 		c.HeadSize, c.NExperts = cmp.Or(text.headSize(), c.HeadSize), cmp.Or(text.nExperts(), c.NExperts)
 		c.HiddenSize, c.Widths = cmp.Or(text.hiddenSize(), c.HiddenSize), text.widths().Or(c.Widths)
 		c.NBlocks = cmp.Or(number(text.NBlocks, text.NBlocksGPT), c.NBlocks)
+		c.DType = cmp.Or(text.dtype(), c.DType)
 	}
 	c.Widths.ModelType = c.ModelType
 	if len(f.Quantization) > 0 && string(f.Quantization) != "null" {
@@ -142,7 +156,7 @@ func Parse(text []byte) (Model, error) {
 			Method string `json:"quant_method"`
 		}
 		jsontext.Decode(f.Quantization, &q) // only the name matters
-		c.QuantizationMethod = q.Method
+		c.QuantizationMethod, c.Quantization = q.Method, f.Quantization
 		if q.Method == "" {
 			c.QuantizationMethod = "unnamed"
 		}

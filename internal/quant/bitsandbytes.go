@@ -55,7 +55,7 @@ func (f *finder) bitsandbytes4(t *Tensor) error {
 	}
 	w.Shape, w.DType, w.Codec = s.Shape, ReadConfig(nil, s.DType).DType, codec
 	if s.NestedSize > 0 {
-		w.Scheme = strings.ToUpper(kind) + " of bitsandbytes, quantised twice"
+		w.Scheme = strings.ToUpper(kind) + " of bitsandbytes with double quantisation"
 	} else {
 		w.Parts = w.Parts[:partNestedAbsmax]
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/loratool/loratool/internal/jsontext"
 )
 
-// Config holds what config.json says about the quantisation. The tensors themselves tell how they
-// are stored; the configuration decides where they leave a choice.
+// Config holds the statements of config.json about the quantisation. The tensors themselves tell
+// how they are stored; the configuration decides where they leave a choice.
 type Config struct {
 	Method string      // quant_method, "" if it does not say
 	Blocks [][2]uint64 // sizes of blocks of FP8, rows first
@@ -18,7 +18,7 @@ type Config struct {
 }
 
 // ReadConfig reads the text of a quantization_config, or of none, and the name of the model's
-// dtype. It ignores what it does not understand.
+// dtype. It ignores everything else.
 func ReadConfig(text []byte, model string) (c Config) {
 	switch strings.TrimPrefix(model, "torch.") {
 	case "float16", "half":

@@ -28,7 +28,7 @@ func (f *finder) add(w Weight) {
 	f.found.Weights = append(f.found.Weights, w)
 }
 
-// Hint says what to do about a weight that cannot be read.
+// Hint is the next step for a weight that cannot be read.
 const Hint = "use the checkpoint that it was quantised from, or a dequantised copy"
 
 // refuse records a weight that this version cannot read, and claims those of its tensors that

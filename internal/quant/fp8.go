@@ -113,17 +113,17 @@ func (f *finder) gridOf(shape []uint64, scale *Tensor) (s *scaled, scheme, probl
 	switch {
 	case nScales == 1:
 		t.rows *= t.experts
-		return t.fit(t.rows, t.cols), "FP8, one scale", ""
+		return t.fit(t.rows, t.cols), "FP8 with one scale", ""
 	case d == dtype.F8E8M0 && t.cols%groupMX == 0 && t.is(t.rows, t.cols/groupMX):
 		return t.fit(1, groupMX), "MXFP8", ""
 	case d == dtype.F8E8M0 && len(scale.Shape) == 1:
 		return nil, "", fmt.Sprintf("shape %d; scales in another order (swizzled) are not read", []uint64{t.rows, above(t.cols, groupMX)})
 	case len(shape) == 3:
 		if s := f.ofExperts(&t); s != nil {
-			return s, "FP8, a scale for each channel of an expert", ""
+			return s, "FP8 with a scale per channel", ""
 		}
 	case t.is(t.rows, 1) || t.is(t.rows):
-		return t.fit(1, t.cols), "FP8, a scale for each row", ""
+		return t.fit(1, t.cols), "FP8 with a scale per row", ""
 	}
 	return f.inBlocks(&t)
 }
@@ -156,7 +156,7 @@ func (f *finder) inBlocks(t *stack) (s *scaled, scheme, problem string) {
 	for _, b := range sizes {
 		down, across := above(t.rows, b[0]), above(t.cols, b[1])
 		if t.is(down, across) {
-			return t.fit(b[0], b[1]), fmt.Sprintf("FP8, blocks of %d×%d", b[0], b[1]), ""
+			return t.fit(b[0], b[1]), fmt.Sprintf("FP8 in blocks of %d×%d", b[0], b[1]), ""
 		}
 		wants = append(wants, fmt.Sprintf("%d for blocks of %d×%d", append(slices.Clip(t.lead), down, across), b[0], b[1]))
 	}

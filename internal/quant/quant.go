@@ -30,7 +30,7 @@ type Weight struct {
 	Name   string
 	Shape  []uint64
 	DType  dtype.Type // that of the weight before it was quantised, as far as the checkpoint tells: F16, BF16 or F32
-	Scheme string     // such as "FP8, blocks of 128×128"
+	Scheme string     // such as "FP8 in blocks of 128×128"
 	Parts  []string   // the tensors that Codec reads, the codes first
 	Beside []string   // tensors that belong to the codes and do not change the values, such as scales of activations
 	Codec  Codec

@@ -142,17 +142,17 @@ type truth struct {
 }
 
 // TestValuesAreThoseOfTheLibraries: the values are the exact ones, to the bit, and rounded once
-// they are what the library decodes.
+// they are the values that the library decodes.
 func TestValuesAreThoseOfTheLibraries(t *testing.T) {
 	want := map[string]string{
-		"fp8_block_128": "FP8, blocks of 128×128 BF16", "fp8_block_ragged_576x256": "FP8, blocks of 128×128 BF16",
-		"fp8_block_ragged_192x256": "FP8, blocks of 128×128 BF16", "fp8_block_ragged_320x200": "FP8, blocks of 128×128 BF16",
-		"fp8_block_ue8m0": "FP8, blocks of 128×128 BF16", "ct_fp8_block": "FP8, blocks of 128×128 BF16",
-		"ct_fp8_channel": "FP8, a scale for each row BF16", "ct_fp8_tensor": "FP8, one scale BF16",
+		"fp8_block_128": "FP8 in blocks of 128×128 BF16", "fp8_block_ragged_576x256": "FP8 in blocks of 128×128 BF16",
+		"fp8_block_ragged_192x256": "FP8 in blocks of 128×128 BF16", "fp8_block_ragged_320x200": "FP8 in blocks of 128×128 BF16",
+		"fp8_block_ue8m0": "FP8 in blocks of 128×128 BF16", "ct_fp8_block": "FP8 in blocks of 128×128 BF16",
+		"ct_fp8_channel": "FP8 with a scale per row BF16", "ct_fp8_tensor": "FP8 with one scale BF16",
 		"ct_mxfp8": "MXFP8 BF16", "gptoss_mxfp4": "MXFP4 BF16", "bnb_int8": "INT8 of bitsandbytes BF16",
-		"bnb_nf4_dq_bfloat16_96x128":   "NF4 of bitsandbytes, quantised twice BF16",
-		"bnb_nf4_dq_bfloat16_40x72":    "NF4 of bitsandbytes, quantised twice BF16",
-		"bnb_nf4_plain_float16_96x128": "NF4 of bitsandbytes F16", "bnb_fp4_dq_float32_96x128": "FP4 of bitsandbytes, quantised twice F32",
+		"bnb_nf4_dq_bfloat16_96x128":   "NF4 of bitsandbytes with double quantisation BF16",
+		"bnb_nf4_dq_bfloat16_40x72":    "NF4 of bitsandbytes with double quantisation BF16",
+		"bnb_nf4_plain_float16_96x128": "NF4 of bitsandbytes F16", "bnb_fp4_dq_float32_96x128": "FP4 of bitsandbytes with double quantisation F32",
 	}
 	for name, scheme := range want {
 		t.Run(name, func(t *testing.T) {
@@ -406,7 +406,7 @@ func TestNaNAndZeroScalesPass(t *testing.T) {
 	}
 }
 
-// TestPartnersBelongToTheirWeight: what lies beside the codes is hidden with them, and norms are
+// TestPartnersBelongToTheirWeight: tensors beside the codes are hidden with them, and norms are
 // not.
 func TestPartnersBelongToTheirWeight(t *testing.T) {
 	var s stored

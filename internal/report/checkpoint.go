@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"errors"
 	"maps"
 	"slices"
@@ -24,6 +25,7 @@ type Checkpoint struct {
 	Shards       []Shard             `json:"shards"`         // the weight files
 	Tied         string              `json:"tied,omitempty"` // the input embedding that is the output head, too
 	Quantization string              `json:"quantization"`
+	Schemes      []SchemeCount       `json:"schemes,omitempty"`    // of quantised weights
 	Components   []Component         `json:"components,omitempty"` // of an image or video model
 	Merged       []checkpoint.Merged `json:"merged"`               // merges recorded in the stamps
 	Cost         *Cost               `json:"lora_cost,omitempty"`
@@ -54,6 +56,14 @@ type RoleCount struct {
 	Role       string `json:"role"`
 	Tensors    int    `json:"tensors"`
 	Parameters int64  `json:"parameters"`
+}
+
+// SchemeCount is the share of the weights that are quantised in one way.
+type SchemeCount struct {
+	Scheme     string `json:"scheme"`
+	Tensors    int    `json:"tensors"`
+	Parameters int64  `json:"parameters"`        // 0 for weights that cannot be read
+	Refusal    string `json:"refusal,omitempty"` // why the first of them cannot be read
 }
 
 // Shard is a file of weights.
@@ -89,23 +99,36 @@ type TargetCost struct {
 
 // DescribeCheckpoint reports on a checkpoint.
 func DescribeCheckpoint(c *checkpoint.Checkpoint, o CheckpointOptions) (*Checkpoint, error) {
-	r := &Checkpoint{Kind: "checkpoint", ModelType: c.Config.ModelType, Files: len(c.Files), Bytes: c.Bytes(), Quantization: c.Config.QuantizationMethod, Shards: []Shard{}}
+	stored := checkpoint.Stored(c)
+	r := &Checkpoint{Kind: "checkpoint", ModelType: c.Config.ModelType, Files: len(c.Files), Bytes: stored.Bytes(), Quantization: c.Config.QuantizationMethod, Shards: []Shard{}}
 	counts := make(dtypeCounts)
+	for _, name := range stored.Names() {
+		ref, _ := stored.Lookup(name)
+		counts.add(ref.Tensor.DType, ref.Tensor.NBytes)
+	}
+	quantised := make(map[string]int64) // bytes in the files
+	for _, q := range checkpoint.QuantisedOf(c) {
+		quantised[q.Name] = q.NBytes
+	}
 	for _, name := range c.Names() {
 		ref, _ := c.Lookup(name)
-		counts.add(ref.Tensor.DType, ref.Tensor.NBytes)
 		r.Tensors++
 		r.Parameters += ref.Tensor.Elements()
 		if o.List {
 			t := ref.Tensor
+			nBytes, isQuantised := quantised[name]
+			if !isQuantised {
+				nBytes = t.NBytes
+			}
 			r.Listed = append(r.Listed, StoredTensor{
-				name, t.DType.String(), t.Shape, t.Elements(), t.NBytes, naming.RoleOf(name), c.FileOf(name),
+				name, cmp.Or(t.Scheme, t.DType.String()), t.Shape, t.Elements(), nBytes, naming.RoleOf(name), c.FileOf(name),
 			})
 		}
 	}
 	r.DTypes = counts.sorted()
+	r.addSchemes(c)
 	r.addRoles(c)
-	for _, f := range c.Files {
+	for _, f := range stored.Files {
 		r.Shards = append(r.Shards, Shard{f.Name, f.Size, len(f.Tensors)})
 	}
 	r.Merged = c.History()
@@ -124,6 +147,35 @@ func DescribeCheckpoint(c *checkpoint.Checkpoint, o CheckpointOptions) (*Checkpo
 	var err error
 	r.Cost, err = cost(c, o.Rank, o.Targets, r.Parameters)
 	return r, err
+}
+
+// addSchemes counts the quantised weights by their schemes.
+func (r *Checkpoint) addSchemes(c *checkpoint.Checkpoint) {
+	counts := make(map[SchemeCount]*SchemeCount)
+	count := func(scheme, refusal string) *SchemeCount {
+		key := SchemeCount{Scheme: scheme}
+		if refusal != "" {
+			key.Refusal = "refused"
+		}
+		if counts[key] == nil {
+			counts[key] = &SchemeCount{Scheme: scheme, Refusal: refusal}
+		}
+		counts[key].Tensors++
+		return counts[key]
+	}
+	for _, q := range checkpoint.QuantisedOf(c) {
+		ref, _ := c.Lookup(q.Name)
+		count(q.Scheme, "").Parameters += ref.Tensor.Elements()
+	}
+	for _, u := range checkpoint.UnreadableOf(c) {
+		count(u.Scheme, u.Err.Error())
+	}
+	for _, n := range counts {
+		r.Schemes = append(r.Schemes, *n)
+	}
+	slices.SortFunc(r.Schemes, func(a, b SchemeCount) int {
+		return cmp.Or(cmp.Compare(b.Parameters, a.Parameters), cmp.Compare(a.Scheme, b.Scheme), cmp.Compare(a.Refusal, b.Refusal))
+	})
 }
 
 // addRoles counts the parameters by role.

@@ -1,0 +1,71 @@
+package checkpoint
+
+import (
+	"context"
+	"encoding/binary"
+	"math"
+	"sync"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/quant"
+)
+
+// decoder reads the values of a quantised weight, each rounded once to d. It keeps no scales: a
+// block of rows needs only its own, and those of a large model fill gigabytes.
+type decoder struct {
+	weight *quant.Weight
+	parts  []*Tensor
+	d      dtype.Type
+}
+
+// ReadPart implements quant.Parts.
+func (v *decoder) ReadPart(ctx context.Context, p []byte, part int, off int64) error {
+	return v.parts[part].ReadAt(ctx, p, off)
+}
+
+// decodedElements is the number of elements that a decoder decodes at a time.
+const decodedElements = 1 << 17
+
+var decoderBuffers = sync.Pool{New: func() any { return new([]float64) }}
+
+// ReadAt implements Reader.
+func (v *decoder) ReadAt(ctx context.Context, p []byte, off int64) error {
+	buffer := decoderBuffers.Get().(*[]float64)
+	defer decoderBuffers.Put(buffer)
+	size := int64(v.d.Size())
+	for len(p) > 0 {
+		first, skip := off/size, off%size
+		n := min((skip+int64(len(p))+size-1)/size, decodedElements)
+		if int64(cap(*buffer)) < n {
+			*buffer = make([]float64, n)
+		}
+		values := (*buffer)[:n]
+		if err := v.weight.Codec.Decode(ctx, values, first, v); err != nil {
+			return err
+		}
+		done := min(n*size-skip, int64(len(p)))
+		if skip == 0 && done == n*size {
+			store(v.d, p, values)
+		} else {
+			whole := make([]byte, n*size)
+			store(v.d, whole, values)
+			copy(p, whole[skip:])
+		}
+		p, off = p[done:], off+done
+	}
+	return nil
+}
+
+// store rounds values to d.
+func store(d dtype.Type, p []byte, values []float64) {
+	switch d {
+	case dtype.F64:
+		for i, x := range values {
+			binary.LittleEndian.PutUint64(p[8*i:], math.Float64bits(x))
+		}
+	default:
+		for i, x := range values {
+			dtype.Store(d, p, i, x)
+		}
+	}
+}

@@ -1,0 +1,105 @@
+package checkpoint
+
+import (
+	"context"
+	"slices"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/quant"
+)
+
+// quantised shows the weights that the files store as codes and scales as their values: in F64,
+// which holds them exactly. The tensors with scales and codes are no longer shown. Weights in a
+// scheme that package quant does not read stay as the files have them, and Refusal knows them.
+func quantised(ctx context.Context, c *Checkpoint) (*Checkpoint, error) {
+	var tensors []quant.Tensor
+	for _, f := range c.Files {
+		for i := range f.Tensors {
+			t := &f.Tensors[i]
+			tensors = append(tensors, quant.Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape})
+		}
+	}
+	found, err := quant.Recognise(tensors, quant.ReadConfig(c.Config.Quantization, c.Config.DType), func(name string) ([]byte, error) {
+		t := c.refs[name].Tensor
+		text := make([]byte, t.NBytes)
+		return text, t.ReadAt(ctx, text, 0)
+	})
+	if err != nil || len(found.Weights)+len(found.Refused) == 0 {
+		return c, err
+	}
+	q := &quantisation{stored: c, weights: found.Weights, refused: found.Refused}
+	q.index()
+	v := *c
+	v.quantisation = q
+	if len(found.Weights) == 0 {
+		return &v, nil
+	}
+	return v.View(func(_ int, f *File) []Shown {
+		return q.shown(f, func(w *quant.Weight) dtype.Type { return dtype.F64 })
+	})
+}
+
+// quantisation says how a checkpoint stores its quantised weights.
+type quantisation struct {
+	stored  *Checkpoint // as the files have it
+	weights []quant.Weight
+	refused []quant.Refusal
+	parts   map[string]*quant.Weight  // by the name of each stored tensor
+	broken  map[string]*quant.Refusal // by the name of the weight, and of each stored tensor
+}
+
+func (q *quantisation) index() {
+	q.parts, q.broken = make(map[string]*quant.Weight), make(map[string]*quant.Refusal)
+	for i := range q.weights {
+		w := &q.weights[i]
+		for _, name := range slices.Concat(w.Parts, w.Beside) {
+			q.parts[name] = w
+		}
+	}
+	for i := range q.refused {
+		r := &q.refused[i]
+		q.broken[r.Name] = r
+		for _, name := range r.Parts {
+			q.broken[name] = r
+		}
+	}
+}
+
+// shown returns the tensors of a file with values in place of the codes of some weights. as returns
+// the dtype of a weight's values, Invalid to show its stored tensors. It returns nil for a file
+// without such a weight.
+func (q *quantisation) shown(f *File, as func(w *quant.Weight) dtype.Type) []Shown {
+	var shown []Shown
+	isCoded := false
+	for i := range f.Tensors {
+		t := &f.Tensors[i]
+		w := q.parts[t.Name]
+		d := dtype.Invalid
+		if w != nil {
+			d = as(w)
+		}
+		if d == dtype.Invalid {
+			shown = append(shown, t.Shown())
+			continue
+		}
+		isCoded = true
+		if t.Name == w.Parts[0] {
+			shown = append(shown, q.decoded(w, d))
+		}
+	}
+	if !isCoded {
+		return nil
+	}
+	return slices.Clip(shown)
+}
+
+// decoded shows the values of a weight.
+func (q *quantisation) decoded(w *quant.Weight, d dtype.Type) Shown {
+	parts := make([]*Tensor, len(w.Parts))
+	for i, name := range w.Parts {
+		parts[i] = q.stored.refs[name].Tensor
+	}
+	n, _ := dtype.NElements(w.Shape)
+	nBytes, _ := d.NBytes(n) // at most 16 times the bytes of the codes
+	return Shown{Name: w.Name, DType: d, Shape: w.Shape, Scheme: w.Scheme, Pieces: []Piece{{&decoder{w, parts, d}, 0, nBytes}}}
+}
