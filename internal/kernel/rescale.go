@@ -23,6 +23,7 @@ type Rescaled struct {
 	Sum
 	magnitude []float64    // m, per row or group of columns; nil does not rescale
 	norms     *ColumnNorms // nil for magnitudes of rows
+	source    dtype.Type   // of the base's values: d, or F64 after Widened
 	group     int          // columns of a group, for magnitudes of columns
 	quotients []quotient   // per group
 
@@ -63,7 +64,7 @@ func PrepareRescaled(
 	ctx context.Context, d dtype.Type, rows, cols int, sum Sum, magnitude []float64,
 	norms *ColumnNorms,
 ) (*Rescaled, error) {
-	u := &Rescaled{d: d, rows: rows, cols: cols, Sum: sum, magnitude: magnitude, norms: norms}
+	u := &Rescaled{d: d, source: d, rows: rows, cols: cols, Sum: sum, magnitude: magnitude, norms: norms}
 	terms := sum.Terms
 	u.lNorm, u.rNorm = make([]float64, rows), make([]float64, cols)
 	rank, scales := 0, 1.0
@@ -145,17 +146,42 @@ func rootsAbove(sums []float64) float64 {
 func (u *Rescaled) Merge(
 	ctx context.Context, w []byte, row0 int, st *Stats, s *RescaleScratch,
 ) error {
-	line := u.cols * u.d.Size()
+	return u.mergeRows(ctx, w, w, row0, st, s)
+}
+
+// Widened returns the same update of a base whose values are in F64, for MergeFrom.
+func (u *Rescaled) Widened() *Rescaled {
+	v := *u
+	v.source = dtype.F64
+	return &v
+}
+
+// MergeFrom is Merge with the base's values in F64: it writes to out. An element without an update
+// is RN_D(w).
+func (u *Rescaled) MergeFrom(
+	ctx context.Context, out, w []byte, row0 int, st *Stats, s *RescaleScratch,
+) error {
+	for i := range len(out) / u.d.Size() {
+		dtype.Store(u.d, out, i, dtype.Load(dtype.F64, w, i))
+	}
+	return u.mergeRows(ctx, out, w, row0, st, s)
+}
+
+func (u *Rescaled) mergeRows(
+	ctx context.Context, out, w []byte, row0 int, st *Stats, s *RescaleScratch,
+) error {
+	line, lineW := u.cols*u.d.Size(), u.cols*u.source.Size()
 	if line == 0 {
 		return ctx.Err()
 	}
-	nRows := len(w) / line
-	if len(w)%line != 0 || row0 < 0 || row0+nRows > u.rows {
+	nRows := len(out) / line
+	if len(out)%line != 0 || len(w) != nRows*lineW || row0 < 0 || row0+nRows > u.rows {
 		panic("kernel: not rows of the matrix")
 	}
-	st.Elements += int64(len(w) / u.d.Size())
+	st.Elements += int64(len(out) / u.d.Size())
 	for i := range nRows {
-		if err := u.mergeRow(ctx, w[i*line:(i+1)*line], row0+i, st, s); err != nil {
+		to, from := out[i*line:(i+1)*line], w[i*lineW:(i+1)*lineW]
+		if err := u.mergeRow(ctx, to, from, row0+i, st, s); err != nil {
 			return err
 		}
 	}
@@ -165,7 +191,7 @@ func (u *Rescaled) Merge(
 // mergeRow updates one row: it computes v with its error, tries one rounding that settles the whole
 // interval, then both ends of the interval, and at last exact arithmetic.
 func (u *Rescaled) mergeRow(
-	ctx context.Context, w []byte, i int, st *Stats, s *RescaleScratch,
+	ctx context.Context, to, w []byte, i int, st *Stats, s *RescaleScratch,
 ) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -192,9 +218,9 @@ func (u *Rescaled) mergeRow(
 		if g := u.lNorm[i]*u.rNorm[j] + s.most; g != 0 {
 			e = u.unit*(g+math.Abs(before)) + u.floor + s.err
 		}
-		out := w[j*size : (j+1)*size]
+		out := to[j*size : (j+1)*size]
 		if e == 0 && q == &asItIs {
-			account(st, before, 0, before)
+			account(st, before, 0, dtype.Load(u.d, out, 0))
 			continue
 		}
 		if narrow != nil {
@@ -303,7 +329,7 @@ func (u *Rescaled) row(w []byte, i int, s *RescaleScratch) {
 			*line = make([]float64, u.cols)
 		}
 	}
-	dtype.Widen64(s.w, u.d, w)
+	dtype.Widen64(s.w, u.source, w)
 	s.most, s.err = 0, 0
 	if u.isWide() {
 		u.rowDouble(i, s)

@@ -25,7 +25,7 @@ func NewColumnSquares(groups int) *ColumnSquares {
 func (u *Rescaled) AddSquares(
 	ctx context.Context, to *ColumnSquares, w []byte, row0 int, s *RescaleScratch,
 ) error {
-	line, group := u.cols*u.d.Size(), u.cols/len(to.sums)
+	line, group := u.cols*u.source.Size(), u.cols/len(to.sums)
 	for i := range len(w) / line {
 		if err := ctx.Err(); err != nil {
 			return err
