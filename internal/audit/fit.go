@@ -13,13 +13,18 @@ import (
 func (x *examination) fit(s *values, updates []update) error {
 	f := newFitting(len(updates))
 	b := newBlock(x.e, updates)
-	if err := b.eachRows(x.ctx, 1, func(n int) { f.add(b, n) }); err != nil {
+	g := newBracketing(elements(x.e.Shape))
+	both := func(n int) {
+		f.add(b, n)
+		if len(updates) == 1 {
+			g.add(b, n)
+		}
+	}
+	if err := b.eachRows(x.ctx, 1, both); err != nil {
 		return err
 	}
 	f.solve()
-	if err := x.calibrate(f, b); err != nil {
-		return err
-	}
+	f.bracket(g, x.e.merged.DType)
 	x.e.fitting = f
 	x.e.found.setFit(f)
 	if f.isNoise() {
@@ -27,49 +32,6 @@ func (x *examination) fit(s *values, updates []update) error {
 		return nil
 	}
 	return x.tryOthers(f, updates)
-}
-
-// calibrate corrects the weight of a single update whose rounding is no noise: it finds the weight
-// c for which RN(W + c·U) − W has the product with U that M − W has. The product grows with c.
-func (x *examination) calibrate(f *fitting, b *block) error {
-	if len(f.weights) != 1 || math.IsNaN(f.weights[0]) || math.Abs(f.rounded/f.gram[0]-1) <= f.errors[0] {
-		return nil
-	}
-	product := func(c float64) (sum float64, err error) {
-		err = b.eachRows(x.ctx, 1, func(n int) {
-			for i := range n {
-				if w, u := b.w[i], b.u[asStored][0][i]; w-w == 0 {
-					sum += (round(b.e.merged.DType, w+c*u) - w) * u
-				}
-			}
-		})
-		return sum / f.gram[0], err
-	}
-	lo, hi := -64.0, 64.0
-	for range 24 {
-		c := (lo + hi) / 2
-		p, err := product(c)
-		if err != nil {
-			return err
-		}
-		if p < f.weights[0] {
-			lo = c
-		} else {
-			hi = c
-		}
-	}
-	c := (lo + hi) / 2
-	const step = 1.0 / 16
-	above, err := product(c + step)
-	if err != nil {
-		return err
-	}
-	below, err := product(c - step)
-	if err != nil {
-		return err
-	}
-	f.weights[0], f.errors[0] = c, f.errors[0]/max(1e-3, (above-below)/(2*step))
-	return nil
 }
 
 // nameWeights names a change that is a sum of the updates with some weights.

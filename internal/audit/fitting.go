@@ -3,6 +3,7 @@ package audit
 import (
 	"math"
 
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/merge"
 )
 
@@ -13,10 +14,6 @@ type fitting struct {
 	change float64   // ‖M − W‖²
 	noise  float64   // of one rounding
 	n      int64
-	// rounded is ⟨RN(W + U) − W, U⟩ for a single update. Rounding is no noise where U is smaller
-	// than the step of the dtype: most elements then keep their value, and few move by a whole
-	// step.
-	rounded float64
 
 	weights  []float64
 	errors   []float64 // standard errors
@@ -39,10 +36,6 @@ func (f *fitting) add(b *block, n int) {
 		x := ulp(b.e.merged.DType, m)
 		f.noise += x * x / 12
 		f.n++
-		if k == 1 {
-			u := b.u[asStored][0][i]
-			f.rounded += (round(b.e.merged.DType, w+u) - w) * u
-		}
 		for p := range k {
 			u := b.u[asStored][p][i]
 			if u == 0 {
@@ -91,6 +84,17 @@ func (f *fitting) solve() {
 	variance := max(f.residual, f.noise) / max(1, float64(f.n-int64(k)))
 	for p := range k {
 		f.errors[p] = math.Sqrt(variance * inverse[p*k+p])
+	}
+}
+
+// bracket replaces the weight of a single update by that of its brackets, if these are where the
+// change comes from. float64 is too coarse for brackets of its own values.
+func (f *fitting) bracket(g *bracketing, d dtype.Type) {
+	if d == dtype.F64 || len(f.weights) != 1 {
+		return
+	}
+	if c, err, share := g.weight(); share > 0.7 {
+		f.weights[0], f.errors[0] = c, err
 	}
 }
 
