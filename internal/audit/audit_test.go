@@ -1,6 +1,7 @@
 package audit_test
 
 import (
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -40,12 +41,20 @@ func TestMergesOfOtherToolsAreRecognised(t *testing.T) {
 			if string(r.Verdict) != c.Verdict {
 				t.Errorf("verdict %s, want %s", r.Verdict, c.Verdict)
 			}
+			whole := append([]audit.Rounding{r.Rounding}, r.OtherRoundings...)
+			if c.Verdict == "as_claimed" && len(c.Tensors) > 0 && c.Rounding[0] != "mixed" &&
+				!slices.ContainsFunc(c.Rounding, func(r string) bool { return slices.Contains(whole, audit.Rounding(r)) }) {
+				t.Errorf("rounding of the whole %v, want %v", whole, c.Rounding)
+			}
 			for i := range r.Tensors {
 				x := &r.Tensors[i]
 				if c.Verdict == "as_claimed" && x.Verdict != audit.AsClaimed {
 					t.Errorf("%s: %s: %s", x.Tensor, x.Verdict, x.Explain())
 				}
 				want, isChanged := c.Tensors[x.Tensor]
+				if n, ok := want.Differ["exact"]; ok && c.Cast == "" && x.Finding == audit.Merged && int(x.Different) != n {
+					t.Errorf("%s: %d elements differ from the exact merge, want %d", x.Tensor, x.Different, n)
+				}
 				if !isChanged || len(want.Rounding) == 0 || x.Finding != audit.Merged {
 					continue
 				}
@@ -74,6 +83,10 @@ func TestDefectsAreNamed(t *testing.T) {
 					t.Errorf("%s is flagged: %s", x.Tensor, x.Explain())
 				case allowed != nil && !slices.Contains(allowed, string(x.Finding)):
 					t.Errorf("%s: %s (%s), want %s", x.Tensor, x.Finding, x.Explain(), strings.Join(allowed, " or "))
+				case allowed != nil && d.Factor != 0:
+					if w := x.Weights[0]; math.Abs(float64(w.Value)-d.Factor) > 6*float64(w.Error)+1e-6 {
+						t.Errorf("%s: weight %g ± %g, want %g", x.Tensor, w.Value, w.Error, d.Factor)
+					}
 				}
 			}
 		})

@@ -171,8 +171,13 @@ func (r *Report) judgeRounding() {
 			continue
 		}
 		merged++
-		for _, name := range append([]Rounding{t.Rounding}, t.OtherRoundings...) {
+		names := append([]Rounding{t.Rounding}, t.OtherRoundings...)
+		for _, name := range names {
 			count[name]++
+		}
+		// The bounds of a float32 sum enclose the exact one.
+		if t.Rounding == Exact && !slices.Contains(names, Float32) {
+			count[Float32]++
 		}
 	}
 	r.Rounding, r.OtherRoundings = "", []Rounding{}
