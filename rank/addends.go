@@ -1,6 +1,7 @@
 package rank
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -27,7 +28,7 @@ var addable = map[format.Feature]bool{
 	format.FeatureTokenIndices:       true,
 }
 
-// plan groups the layers of all adapters by module, and refuses what has no sum.
+// plan groups the layers of all adapters by module, and refuses layers without a sum.
 func (c *combining) plan() error {
 	c.report = &CombineReport{Warnings: []string{}}
 	var all []*format.Adapter
@@ -187,19 +188,35 @@ func sameMeaning(first, other *format.Adapter, number int) error {
 		was, isCommon := meanings[l.Module]
 		if is := meaningOf(other, l); isCommon && is != was {
 			return fault.New(fault.Unsupported, "the factors of %q mean different things: in adapter 1 %s, in adapter %d %s", l.Module, was, number, is).
-				WithHint("convert both to one dialect first, with the base (CreateOptions.Base)")
+				WithHint("%s", cmp.Or(hintRows(is, was), "convert both to one dialect first, with the base (CreateOptions.Base)"))
 		}
 	}
 	return nil
 }
 
-// meaningOf says what the rows of a layer's B are.
+// hintRows is the way out of two meanings of the factors of a module, if they are orders of rows;
+// "" otherwise.
+func hintRows(meanings ...string) string {
+	if slices.Contains(meanings, ofLlamaCPP) || slices.Contains(meanings, ofTorchtune) {
+		return "name the base, whose config.json says how many rows an attention head has (CreateOptions.BaseConfig)"
+	}
+	return ""
+}
+
+const (
+	ofLlamaCPP  = "rows in the order of llama.cpp"
+	ofTorchtune = "rows in an order that torchtune chose by the type of the model"
+)
+
+// meaningOf describes the rows of a layer's B.
 func meaningOf(a *format.Adapter, l *format.Layer) string {
-	for _, f := range []format.Feature{
-		format.FeatureRotaryPairs, format.FeatureRotaryByModel, format.FeatureMultiheadAttention,
+	for f, meaning := range map[format.Feature]string{
+		format.FeatureRotaryPairs:        ofLlamaCPP,
+		format.FeatureRotaryByModel:      ofTorchtune,
+		format.FeatureMultiheadAttention: "an update that PEFT applies twice",
 	} {
 		if where, _ := featureOf(a, f); slices.Contains(where, l.Module) {
-			return string(f)
+			return meaning
 		}
 	}
 	if l.Kind.IsExpert() {
@@ -207,7 +224,7 @@ func meaningOf(a *format.Adapter, l *format.Layer) string {
 		where, _ := featureOf(a, format.FeatureExperts)
 		return fmt.Sprintf("number %d from outside of %s", depth+1, fault.List(naming.ParametersOf(module, where), 9))
 	}
-	return "its outputs"
+	return "rows in the order of the outputs"
 }
 
 // checkGroup refuses layers that cannot be added.

@@ -41,7 +41,7 @@ type CombineOptions struct {
 	Layer func(module string)
 }
 
-// CombineReport describes what Combine and Resize have made.
+// CombineReport describes the result of Combine and Resize.
 type CombineReport struct {
 	Layers   []CombinedLayer `json:"layers"`
 	Skipped  []Skipped       `json:"skipped"`
@@ -74,9 +74,10 @@ type CombinedLayer struct {
 }
 
 // Combine returns the adapter of Σ w·ΔW, over one or more adapters for the same model. Layers with
-// the same module are added: without a rule by concatenation, B = [B₁ B₂ …] and A = [A₁; A₂; …],
-// and otherwise by the best approximation of the rank that the rule chooses, from QR decompositions
-// of the factors. No ΔW is formed. The report gives the error of the factors as they are stored.
+// the same module are added (convert.Alike gives adapters of several dialects the same names):
+// without a rule by concatenation, B = [B₁ B₂ …] and A = [A₁; A₂; …], and otherwise by the best
+// approximation of the rank that the rule chooses, from QR decompositions of the factors. No ΔW is
+// formed. The report gives the error of the factors as they are stored.
 //
 // A bias of B and a difference are added, too. What is not linear stays as it is if one adapter has
 // it, with the weight 1, and is an error of kind format.ErrUnsupported otherwise: DoRA, saved
@@ -349,7 +350,7 @@ func (c *combining) dtypeOf(g *group) dtype.Type {
 }
 
 // concatenate stores the factors of all members beside each other. The layer has the scale of the
-// first; the columns of the others are multiplied by what is missing.
+// first; the columns of the others are multiplied by the rest of the weight.
 func (c *combining) concatenate(ctx context.Context, g *group, s *sum) error {
 	first := g.members[0].weight
 	if first == 0 {

@@ -459,7 +459,7 @@ func TestBiasesAndDifferencesAreAdded(t *testing.T) {
 	}
 }
 
-// TestRefusalsOfSums: what has no sum is named.
+// TestRefusalsOfSums: the error names the part without a sum.
 func TestRefusalsOfSums(t *testing.T) {
 	plain := func() sample {
 		s := newSample(10)
@@ -483,7 +483,7 @@ func TestRefusalsOfSums(t *testing.T) {
 		"DoRA":                 {dora, "magnitudes of DoRA"},
 		"another size":         {wide, "6×4 (linear) in adapter 1 and 6×5 (linear) in adapter 2"},
 		"PiSSA":                {residual, "pissa"},
-		"rows in other orders": {turned, "rotary-pairs"},
+		"rows in other orders": {turned, "in the order of llama.cpp"},
 		"infinity":             {broken, "1 value of the factors is NaN or infinite"},
 	} {
 		_, _, err := rank.Combine(t.Context(), []format.Source{plain().source(t), c.with.source(t)}, rank.CombineOptions{})

@@ -39,7 +39,8 @@ type Comparison struct {
 	// NotCompared lists modules whose update is no thin product, or of a different size or meaning
 	// in the two adapters.
 	NotCompared []NotCompared `json:"not_compared"`
-	// Tensors compares what is no factor: biases, magnitudes, and tensors beside the layers.
+	// Tensors compares tensors that are no factors: biases, magnitudes, and tensors beside the
+	// layers.
 	Tensors []ComparedTensor `json:"tensors"`
 
 	NormA          float64 `json:"norm_a"`
@@ -112,7 +113,8 @@ func (s *squares) interference() float64 {
 }
 
 // Compare compares the updates of two adapters of one model, layer by layer, through their factors.
-// Layers belong together if their modules have the same name. The similarity of two spaces is φ(i,
+// Layers belong together if their modules have the same name; convert.Alike gives adapters of
+// several dialects the same names. The similarity of two spaces is φ(i,
 // j) = ‖U_iᵀ·V_j‖_F² ÷ min(i, j), with U_i and V_j the first i and j singular vectors of ΔA and ΔB:
 // 1 if one contains the other, 0 if they are orthogonal, and max(i, j)/n on average for random
 // spaces of n dimensions. It does not depend on how a ΔW is factorized. Values that are NaN or
@@ -262,7 +264,11 @@ func (m *match) whyNot(adapters [2]*format.Adapter) string {
 		return fmt.Sprintf("%d×%d (%s) in the one, %d×%d (%s) in the other", f.rows, f.cols, x.Kind, g.rows, g.cols, y.Kind)
 	}
 	if is, was := meaningOf(adapters[0], x), meaningOf(adapters[1], y); is != was {
-		return fmt.Sprintf("the factors mean different things: %s, and %s", is, was)
+		why := fmt.Sprintf("the factors mean different things: %s, and %s", is, was)
+		if hint := hintRows(is, was); hint != "" {
+			why += "; " + hint
+		}
+		return why
 	}
 	return ""
 }

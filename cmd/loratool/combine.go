@@ -38,7 +38,7 @@ func combineCommand(t *terminal) *cli.Command {
 		ArgsUsage: "ADAPTER... -o OUT",
 		Description: "Writes the adapter of Σ weight·s·B·A. Its rank is the sum of the ranks; factors are rounded only where weights and scales are no powers of two. One of --rank, --energy, " +
 			"--max-error and --budget keeps the best approximation of lower rank, and its error is printed. The adapters may have different ranks, " +
-			"dtypes, rules of scaling and dialects, but must name the modules of one model alike.\n\n" +
+			"dtypes, rules of scaling and dialects.\n\n" +
 			"Biases and differences of whole tensors are added, too. What has no sum is refused by name: DoRA, saved modules and trained token rows, unless only one adapter has them, with the weight 1.\n\n" +
 			"--method prune keeps the largest elements of each ΔW; ties also elects a sign for each element, and averages those that have it " +
 			"(arXiv:2306.01708); dare keeps random elements, divided by the density (arXiv:2311.03099). One ΔW at a time is formed for them.",
@@ -70,7 +70,7 @@ func (o *combineOptions) combineFlags() []cli.Flag {
 	return slices.Concat([]cli.Flag{
 		&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write to `OUT`: a container if the name ends in .lora, an adapter for llama.cpp if it ends in .gguf, a weights file of PEFT if it ends in .safetensors, else a directory for PEFT", Destination: &o.out},
 		&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, gguf, mlx, peft, kohya, diffusers or comfyui, where OUT's name does not say it", Destination: &o.to},
-		&cli.StringFlag{Name: "base", Usage: "the model that the adapter is for: a dialect of image models takes the names of modules from `BASE` where no table knows them; a GGUF file needs its config.json", Destination: &o.base},
+		&cli.StringFlag{Name: "base", Usage: "the model that the adapter is for: a dialect of image models takes the names of modules from `BASE` where no table knows them; a GGUF file needs its config.json, and so does a sum of adapters of llama.cpp and of other dialects", Destination: &o.base},
 		&cli.StringFlag{Name: "dtype", Usage: "of new factors: f64, f32, bf16 or f16 (default: that of the old ones, and f32 where a sum needs it)", Destination: &o.dtype},
 	}, o.ruleFlags("ΔW"), []cli.Flag{
 		&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is an adapter of the same kind, and the FILE of --html if it is a page", Destination: &o.force},
@@ -195,6 +195,9 @@ func runCombine(c *cli.Context, t *terminal, o *combineOptions) error {
 		closers.add(src)
 		adapters = append(adapters, src)
 		o.warn(t, allFlags(src.Manifest().Notes))
+	}
+	if adapters, err = alike(c, adapters, o.base); err != nil {
+		return err
 	}
 	peak, module := rank.CombineBytes(adapters, j.options)
 	if o.dryRun {

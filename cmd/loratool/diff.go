@@ -18,6 +18,7 @@ type diffOptions struct {
 	planOptions
 	pageOption
 	directions int
+	base       string
 	spectrum   bool
 	exitCode   bool
 	force      bool
@@ -32,13 +33,14 @@ func diffCommand(t *terminal) *cli.Command {
 		Description: "Compares the ΔW of adapters of one model, layer by layer, through their factors: norms, the norm of the difference, the cosine, " +
 			"and whether they fight when they are merged together. Overlap is the similarity φ of the spaces of their first singular vectors " +
 			"(section 7 of the LoRA paper): 1 for the same space, 0 for orthogonal ones; beside it stands what random spaces have. " +
-			"With more than two adapters diff prints a table of all pairs.\n\n" +
+			"With more than two adapters diff prints a table of all pairs. The adapters may be of different dialects.\n\n" +
 			"Of two checkpoints it compares all tensors by their values, whatever their dtypes: those that are the same, changed, reshaped, or in one only. " +
 			"--spectrum says of what rank the changes are.\n\n" +
 			"diff BASE TUNED ADAPTER says how much of TUNED − BASE is the adapter's ΔW, with the weight that fits best, and which tensors changed elsewhere. " +
 			"It takes the flags that merge needs for ADAPTER.",
 		Flags: slices.Concat([]cli.Flag{
 			&cli.IntFlag{Name: "directions", Usage: "compare the spaces of the first `K` singular vectors", Value: 8, Destination: &o.directions},
+			&cli.StringFlag{Name: "base", Usage: "the model that the adapters are for, where their dialects differ in more than names: its config.json says how llama.cpp orders the rows of attention heads, and `BASE` has the names of modules of image models that no table knows", Destination: &o.base},
 			&cli.BoolFlag{Name: "spectrum", Usage: "of two checkpoints: ranks and first singular values of the change of every matrix, and how many have 90 % of its energy; takes about as long as extract", Destination: &o.spectrum},
 			&cli.BoolFlag{Name: "exit-code", Usage: "exit with 4 if the adapters differ", Destination: &o.exitCode},
 			o.pageFlag("heat maps of all layers, and φ of each; of several adapters, heat maps of all pairs"),
@@ -69,6 +71,9 @@ func runDiff(c *cli.Context, t *terminal, o *diffOptions) error {
 		return usagef("loratool diff BASE TUNED ADAPTER "+flag, "%s is for an adapter and the difference of two checkpoints", flag)
 	}
 	if o.dialect == "" && !isChange && slices.ContainsFunc(paths, isModel) {
+		if o.base != "" {
+			return usagef("loratool diff ADAPTER ADAPTER --base BASE", "--base of diff is for adapters")
+		}
 		if len(paths) != 2 {
 			return usagef("loratool diff CHECKPOINT CHECKPOINT [ADAPTER]", "diff compares two checkpoints, or an adapter with their difference, got %s",
 				fault.Count(len(paths), "argument"))
@@ -79,6 +84,9 @@ func runDiff(c *cli.Context, t *terminal, o *diffOptions) error {
 		return usagef("loratool inspect ADAPTER --spectrum", "--spectrum of diff is for two checkpoints")
 	}
 	if isChange {
+		if o.base != "" {
+			return usagef("loratool diff BASE TUNED ADAPTER", "BASE is the first argument of diff BASE TUNED ADAPTER")
+		}
 		return o.change(c, t, paths)
 	}
 	openings, err := o.opening(paths...)
@@ -95,6 +103,9 @@ func runDiff(c *cli.Context, t *terminal, o *diffOptions) error {
 		}
 		closers.add(src)
 		adapters = append(adapters, src)
+	}
+	if adapters, err = alike(c, adapters, o.base); err != nil {
+		return err
 	}
 	if len(adapters) == 2 {
 		return o.two(c, t, paths, adapters)
@@ -122,7 +133,14 @@ func (o *diffOptions) compare(c *cli.Context, a, b format.Source) (*rank.Compari
 	if err := o.checkMemory(need, fmt.Sprintf("the comparison of layers such as %q", module)); err != nil {
 		return nil, err
 	}
-	return rank.Compare(c.Context, a, b, rank.CompareOptions{Directions: o.directions, Workers: o.workers})
+	r, err := rank.Compare(c.Context, a, b, rank.CompareOptions{Directions: o.directions, Workers: o.workers})
+	if err != nil {
+		return nil, err
+	}
+	for i := range r.NotCompared {
+		r.NotCompared[i].Why = flagsFor(r.NotCompared[i].Why)
+	}
+	return r, nil
 }
 
 // two compares two adapters in detail.
@@ -200,7 +218,7 @@ func headline(r *rank.Comparison) string {
 	return text
 }
 
-// interferenceText says what an interference means.
+// interferenceText describes an interference.
 func interferenceText(x float64) string {
 	switch {
 	case x > 1.05:
@@ -212,6 +230,9 @@ func interferenceText(x float64) string {
 }
 
 func (o *diffOptions) showComparedLayers(t *terminal, r *rank.Comparison) {
+	if len(r.Layers) == 0 {
+		return
+	}
 	tab := &table{columns: []column{
 		{head: "layers"}, {head: "ranks", left: true, drop: 4}, {head: "‖ΔA‖", drop: 2}, {head: "‖ΔB‖", drop: 3}, {head: "‖ΔA−ΔB‖"},
 		{head: "cosine"}, {head: "overlap", meaning: "φ of the first input directions, on average"}, {head: "random", drop: 1, meaning: "φ of random spaces"},

@@ -52,6 +52,27 @@ func straighten(src format.Source, base string) (format.Source, error) {
 	return convert.WithHeads(src, text)
 }
 
+// alike gives adapters of several dialects the names and the rows of one. base is "" or the path of
+// their model.
+func alike(c *cli.Context, adapters []format.Source, base string) ([]format.Source, error) {
+	var o convert.CreateOptions
+	for _, src := range adapters {
+		if base == "" || len(src.Manifest().Adapters) != 1 {
+			continue
+		}
+		var err error
+		if slices.ContainsFunc(src.Manifest().Adapters[0].Requires, format.Requirement.IsOfRows) {
+			o.BaseConfig, err = configOf(base)
+		} else if convert.IsOfImages(src) && o.Base == nil {
+			o.Base, err = tensorsOf(c, base)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return convert.Alike(c.Context, adapters, o)
+}
+
 // configOf reads the config.json of a base: a directory, which need not hold weights, or a file in
 // it.
 func configOf(base string) ([]byte, error) {
