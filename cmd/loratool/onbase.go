@@ -25,7 +25,7 @@ func (o *baseOptions) baseFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "base", Usage: "of an adapter: whether it fits the checkpoint `BASE`, how large ΔW is beside W, and how much of ΔW a merge into the dtype of BASE keeps; reads the weights that change twice, computes some ten times as much as a merge, and writes nothing", Destination: &o.base},
 		&cli.BoolFlag{Name: "controls", Usage: "with --base: show beside the amplification how large it is in the first directions of W itself; decomposes W in memory, in seconds for a large layer", Destination: &o.controls},
-		&cli.BoolFlag{Name: "intruders", Usage: "with --base: count the intruder dimensions (arXiv:2410.21228), those of the first 10 left singular vectors of W + ΔW whose cosines with all of W are below 0.5; takes full decompositions, many minutes for a matrix of 4096×4096", Destination: &o.intruders},
+		&cli.BoolFlag{Name: "intruders", Usage: "with --base: count the intruder dimensions (arXiv:2410.21228), those of the first 10 left singular vectors of W + ΔW whose cosines with all of W are below 0.5; holds W in memory, and takes up to a minute of a processor for a matrix of 4096×4096", Destination: &o.intruders},
 	}
 }
 
@@ -157,10 +157,22 @@ func showOnBase(t *terminal, o *inspectOptions, b *report.OnBase) {
 	if left > 0 {
 		t.line("and %s", fault.Count(left, "more layer"))
 	}
+	showEstimated(t, b)
 	for _, g := range o.group(len(b.NotMeasured), func(i int) (name, key string) {
 		return b.NotMeasured[i].Tensor, b.NotMeasured[i].Why
 	}) {
 		t.line("not compared with W: %s: %s", g.name, b.NotMeasured[g.first].Why)
+	}
+}
+
+// showEstimated says how many singular vectors were counted as intruders, or not, by estimates.
+func showEstimated(t *terminal, b *report.OnBase) {
+	n := 0
+	for i := range b.Layers {
+		n += b.Layers[i].IntrudersEstimated
+	}
+	if n > 0 {
+		t.line("intruders: estimates decide about %s, as bounds did not", fault.Count(n, "singular vector"))
 	}
 }
 

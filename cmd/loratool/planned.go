@@ -8,8 +8,8 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// planOptions are the flags that decide what a merge writes, for merge and for the commands that
-// plan a merge and compare with it.
+// planOptions are the flags that decide about the output of a merge, for merge and for the commands
+// that plan a merge and compare with it.
 type planOptions struct {
 	readingOptions
 	again, anyBase, allowNonFinite bool

@@ -180,6 +180,7 @@ var arrows = map[string]map[string]string{
 		"internal/dense":      "products with the base",
 		"internal/fault":      "errors of input",
 		"internal/jsontext":   "metadata that are JSON",
+		"internal/krylov":     "the first singular vectors of W + ΔW, and products with W",
 		"internal/naming":     "which matrices are linear layers",
 		"internal/outline":    "the base as package resolve sees it",
 		"internal/parallel":   "tensors of a base on workers",

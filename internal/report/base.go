@@ -68,6 +68,8 @@ type LayerOnBase struct {
 	Own *float64 `json:"own_projection,omitempty"`
 	// Intruders counts the intruder dimensions among the first 10, only with BaseOptions.Intruders.
 	Intruders *int `json:"intruders,omitempty"`
+	// IntrudersEstimated counts the vectors among these 10 about which bounds did not decide.
+	IntrudersEstimated int `json:"intruders_estimated,omitempty"`
 }
 
 // NotMeasured is a tensor whose update is no thin product, with the reason.
@@ -85,7 +87,7 @@ type BaseOptions struct {
 	Merge merge.Options
 	// Own adds the projection of W on its own first singular vectors. It holds W in memory.
 	Own bool
-	// Intruders counts intruder dimensions, by full decompositions of W and W + ΔW.
+	// Intruders counts intruder dimensions, by bounds where W is large. It holds W in memory.
 	Intruders bool
 	// Begin is told of work before it begins. nil is told nothing.
 	Begin Begin
@@ -104,7 +106,7 @@ func (b Begin) begin(work string, bytes int64) (done func(bytes int64)) {
 	return b(work, bytes)
 }
 
-// optionsOf names the options of a merge that decide what it writes and differ from zero, such as
+// optionsOf names the options of a merge that decide about its output and differ from zero, such as
 // Options.Tied=fold.
 func optionsOf(o *merge.Options) (all []string) {
 	add := func(name string, value any) {
@@ -318,10 +320,12 @@ func measureBytes(changes []*resolve.Change, o *BaseOptions) int64 {
 			}
 			need := 4 * 8 * ranks * int64(len(r.Rows)+len(r.Cols))
 			switch elements := int64(len(r.Rows)) * int64(len(r.Cols)); {
-			case o.Intruders: // W, W + ΔW, their vectors, and work of the decomposition
-				need += 8 * 8 * elements
+			case o.Intruders && min(len(r.Rows), len(r.Cols)) <= decomposedSide:
+				need += (4 + 8*8) * elements // W, W + ΔW, their vectors, and work of the decomposition
+			case o.Intruders: // W, and bases that grow with the number of products
+				need += 4*elements + 8*likenessSteps*(intruderCount+2)*int64(len(r.Rows)) + 8*2*likenessSteps*int64(len(r.Cols))
 			case o.Own:
-				need += (8 + 4) * elements
+				need += (4 + 4) * elements
 			}
 			factors = max(factors, need)
 		}
