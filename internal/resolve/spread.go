@@ -173,8 +173,12 @@ func explainSpread(r *resolver, s *naming.Spread, n int) error {
 		return fault.New(fault.Mismatch, "the adapter changes components that the base lacks: %s; the base has %s", strings.Join(s.Absent, ", "), describeComponents(r)).
 			WithHint("give a base that has them, such as the directory of the whole pipeline, or say with Options.Only which components to change, to leave the others out")
 	case s.Absent != nil:
+		var wanted []string
+		for _, f := range r.forms {
+			wanted = append(wanted, f.wants()...)
+		}
 		return fault.New(fault.Mismatch, "the adapter changes %s, and the base has %s", strings.Join(s.Absent, ", "), describeComponents(r)).
-			WithHint("%s", r.wrongBase())
+			WithHint("%s", r.wrongBase()+swapped(r, wanted))
 	case s.Ambiguous != nil:
 		slices.Sort(s.Ambiguous)
 		return fault.New(fault.Mismatch, "the adapter's module names fit the base in several places: %s", fault.List(slices.Compact(s.Ambiguous), 4)).
