@@ -46,12 +46,12 @@ func isMergedLinear(p *pairReader, l *format.Layer, a, b []uint64) bool {
 func addMergedLinear(p *pairReader, l *format.Layer, a, b []uint64) {
 	l.Kind, l.Rank = format.Other, int(b[1])
 	q := requirement(format.FeatureMergedLinear, fmt.Sprintf("%s: A %d, B %d", l.Module, a, b))
-	if enabled := p.options.EnableLoRA; enabled != nil {
+	switch enabled, n := p.options.EnableLoRA, p.options.nEnabled(); {
+	case enabled == nil:
+	case a[0] == n*b[1]:
 		q = format.MergedLinear(fmt.Append(nil, strings.ReplaceAll(fmt.Sprint(enabled), " ", ",")))
-		if n := p.options.nEnabled(); a[0] != n*b[1] {
-			p.require(format.FeatureRankMismatch, fmt.Sprintf("%s: A %d and B %d are for %d projections, "+
-				"Options.EnableLoRA enables %d", l.Module, a, b, a[0]/b[1], n))
-		}
+	default: // which leaves the projections open
+		q.Where = fmt.Sprintf("%s: A %d and B %d are for %d projections, and the list enables %d", l.Module, a, b, a[0]/b[1], n)
 	}
 	p.out.Requires = append(p.out.Requires, q)
 }

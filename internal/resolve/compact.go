@@ -155,7 +155,7 @@ func (c *compact) addProjections(q format.Requirement) error {
 	rows := c.outputs / nEnabled
 	transposed, _, _, err := c.orient(func(m, n int) bool { return m == rows*len(enabled) && n == c.inputs })
 	if err != nil {
-		return err
+		return c.miscounted(len(enabled), rows, err)
 	}
 	a, b := WholeA(c.a, c.rank), wholeB(c.b, c.width)
 	groupRows := c.outputs / nGroups
@@ -169,4 +169,19 @@ func (c *compact) addProjections(q format.Requirement) error {
 		}
 	}
 	return nil
+}
+
+// miscounted is the error for a list of projections that is longer or shorter than the base's
+// weight, or another error if that is not it.
+func (c *compact) miscounted(listed, rows int, otherwise error) error {
+	m, n := int(c.target.Shape[0]), int(c.target.Shape[1])
+	if n != c.inputs {
+		m, n = n, m
+	}
+	if n != c.inputs || m%rows > 0 {
+		return otherwise
+	}
+	return fault.New(fault.Mismatch, "%q: enable_lora lists %s of %d rows, but the base's weight of shape %d has %d",
+		c.layer.Module, fault.Count(listed, "projection"), rows, c.target.Shape, m/rows).
+		WithHint("give Options.EnableLoRA a list of %d, with true for each projection that the training adapted", m/rows)
 }
