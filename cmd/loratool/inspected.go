@@ -208,35 +208,22 @@ func (o *common) group(n int, item func(i int) (name, key string)) []group {
 
 // showLayers prints the shapes, ranks and scales of the layers.
 func showLayers(t *terminal, o *inspectOptions, layers []report.Layer) {
+	sizes := "rows of B, columns of A"
+	if slices.ContainsFunc(layers, func(l report.Layer) bool { return l.M == 0 || l.N == 0 }) {
+		sizes += "; a letter is a size that only the base tells"
+	}
 	tab := &table{columns: []column{
-		{head: "layers"}, {head: "kind", left: true, drop: 1}, {head: "m×n", left: true, meaning: "rows of B, columns of A"}, {head: "rank"}, {head: "alpha", drop: 2},
+		{head: "layers"}, {head: "kind", left: true, drop: 1}, {head: "m×n", left: true, meaning: sizes}, {head: "rank"}, {head: "alpha", drop: 2},
 		{head: "scale", meaning: "the s of s·B·A"}, {head: "dtype", left: true, drop: 3}, {head: "module", left: true, isName: true},
 	}}
 	for _, g := range o.group(len(layers), func(i int) (name, key string) {
 		l := &layers[i]
-		return l.Module, fmt.Sprint(l.Kind, sizeText(l), l.DType, l.Rank, l.Alpha, l.Scale)
+		return l.Module, fmt.Sprint(l.Kind, l.Size(), l.DType, l.Rank, l.Alpha, l.Scale)
 	}) {
 		l := &layers[g.first]
-		tab.add(strconv.Itoa(g.n), l.Kind, sizeText(l), strconv.Itoa(l.Rank), fmt.Sprintf("%g", l.Alpha), fmt.Sprintf("%.6g", l.Scale), l.DType, g.name)
+		tab.add(strconv.Itoa(g.n), l.Kind, l.Size(), strconv.Itoa(l.Rank), fmt.Sprintf("%g", l.Alpha), fmt.Sprintf("%.6g", l.Scale), l.DType, g.name)
 	}
 	t.print(tab)
-}
-
-// sizeText is the shape of the update of a layer: of a convolution with its kernel. A letter stands
-// for a size that only the base tells, as IA³ has.
-func sizeText(l *report.Layer) string {
-	m, n := "m", "n"
-	if l.M != 0 {
-		m = strconv.FormatUint(l.M, 10)
-	}
-	if l.N != 0 {
-		n = strconv.FormatUint(l.N, 10)
-	}
-	text := m + "×" + n
-	for _, k := range l.Kernel {
-		text += fmt.Sprintf("×%d", k)
-	}
-	return text
 }
 
 // tensorsText counts tensors by dtype: 52 F32 and 2 BF16 tensors.

@@ -86,6 +86,9 @@ func adapterNotes(notes []string, r *report.Adapter) []string {
 	return append(all, notes...)
 }
 
+// sizeMeaning explains the sizes of layers.
+const sizeMeaning = "rows of B, columns of A; a letter is a size that only the base tells"
+
 // addLayers adds the columns and the maps of an adapter.
 func addLayers(t *table, r *report.Adapter) {
 	spectral := func(value func(s *report.Spectrum) float64) func(i int) float64 {
@@ -109,7 +112,7 @@ func addLayers(t *table, r *report.Adapter) {
 	t.heat("‖ΔW‖", "The Frobenius norm of s·B·A: how much a layer changes.", norm)
 	t.heat("Effective rank", "The number of directions that a layer uses: e to the entropy of its energies.", effective)
 
-	t.text("m×n", "rows of B, columns of A", func(i int) string { return size(r.Layers[i].M, r.Layers[i].N) })
+	t.text("m×n", sizeMeaning, func(i int) string { return r.Layers[i].Size() })
 	t.text("dtype", "", func(i int) string { return r.Layers[i].DType })
 	t.count("rank", "", func(i int) int { return r.Layers[i].Rank })
 	t.number("alpha", "", func(i int) float64 { return r.Layers[i].Alpha })

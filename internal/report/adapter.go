@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -65,8 +66,8 @@ type Adapter struct {
 type Layer struct {
 	Module    string   `json:"module"`
 	Kind      string   `json:"kind"`
-	M         uint64   `json:"m"`                // rows of B
-	N         uint64   `json:"n"`                // columns of A
+	M         uint64   `json:"m"`                // rows of B; 0 if only the base tells, as of IA³
+	N         uint64   `json:"n"`                // columns of A; 0 if only the base tells
 	Kernel    []uint64 `json:"kernel,omitempty"` // lengths of a convolution's window
 	Rank      int      `json:"rank"`
 	Alpha     float64  `json:"alpha"`
@@ -78,6 +79,23 @@ type Layer struct {
 
 	NoSpectrum string `json:"no_spectrum,omitempty"` // why a requested spectrum is missing
 	*Spectrum
+}
+
+// Size is the shape of the update of the layer: of a convolution with its kernel. A letter stands
+// for a size that only the base tells.
+func (l *Layer) Size() string {
+	m, n := "m", "n"
+	if l.M != 0 {
+		m = strconv.FormatUint(l.M, 10)
+	}
+	if l.N != 0 {
+		n = strconv.FormatUint(l.N, 10)
+	}
+	text := m + "×" + n
+	for _, k := range l.Kernel {
+		text += fmt.Sprintf("×%d", k)
+	}
+	return text
 }
 
 // Spectrum holds the result of rank.Spectra for one layer. Package rank has the definitions.

@@ -204,3 +204,17 @@ func TestMisgivings(t *testing.T) {
 		}
 	}
 }
+
+// TestSizeOfALayer: a letter stands for a size that the adapter does not tell.
+func TestSizeOfALayer(t *testing.T) {
+	for _, c := range []struct {
+		layer Layer
+		want  string
+	}{
+		{Layer{M: 4, N: 3}, "4×3"}, {Layer{M: 4, N: 3, Kernel: []uint64{3, 1}}, "4×3×3×1"}, {Layer{M: 4}, "4×n"}, {Layer{N: 3}, "m×3"},
+	} {
+		if got := c.layer.Size(); got != c.want {
+			t.Errorf("Size of %+v = %s, want %s", c.layer, got, c.want)
+		}
+	}
+}
