@@ -189,9 +189,9 @@ func (a *auditor) pair(plan *merge.Plan) (map[string][]*expected, error) {
 		if ref, ok := a.base.Lookup(e.Name); ok && slices.Equal(ref.Tensor.Shape, e.Shape) {
 			e.base = ref.Tensor
 		}
-		e.found = Tensor{Tensor: e.Name, DType: e.DType.String(), Elements: elements(e.Shape)}
+		e.found = newTensor(e.Name, e.DType, elements(e.Shape))
 		if ref, ok := a.merged.Lookup(theirs[e.Name]); ok && theirs[e.Name] != "" {
-			e.merged, e.found.MergedDType = ref.Tensor, ref.Tensor.DType.String()
+			e.merged, e.found.MergedDType, e.found.File = ref.Tensor, ref.Tensor.DType.String(), a.merged.Files[ref.File].Name
 		}
 		if e.change != nil {
 			e.found.Module = e.change.Module
@@ -251,7 +251,8 @@ func (a *auditor) extra() error {
 		if known[ref.Tensor] {
 			continue
 		}
-		t := Tensor{Tensor: name, Verdict: NotAsClaimed, Finding: Extra, DType: ref.Tensor.DType.String(), MergedDType: ref.Tensor.DType.String(), Elements: ref.Tensor.Elements()}
+		t := newTensor(name, ref.Tensor.DType, ref.Tensor.Elements())
+		t.Verdict, t.Finding, t.MergedDType, t.File = NotAsClaimed, Extra, t.DType, a.merged.Files[ref.File].Name
 		twin, err := a.twin(name, ref.Tensor)
 		if err != nil {
 			return err
@@ -317,11 +318,29 @@ func (a *auditor) fitted() {
 		}
 	}
 	all.solve()
+	if len(a.adapters) == 1 {
+		a.average(all)
+	}
 	for k, x := range a.adapters {
 		w := FittedAdapter{Adapter: x.Name, Claimed: x.Weight, Weight: Weight{merge.Figure(math.NaN()), merge.Figure(math.NaN())}}
 		if all.n > 0 {
 			w.Weight = Weight{merge.Figure(all.weights[k] * x.Weight), merge.Figure(all.errors[k] * math.Abs(x.Weight))}
 		}
 		a.report.Adapters = append(a.report.Adapters, w)
+	}
+}
+
+// average replaces the joint weight of a single adapter by the mean of those of the tensors, which
+// have been calibrated, weighted by their errors.
+func (a *auditor) average(all *fitting) {
+	sum, precision := 0.0, 0.0
+	for _, e := range a.expected {
+		if f := e.fitting; f != nil && f.isNoise() && f.errors[0] > 0 && !math.IsNaN(f.weights[0]) {
+			p := 1 / (f.errors[0] * f.errors[0])
+			sum, precision = sum+p*f.weights[0], precision+p
+		}
+	}
+	if precision > 0 {
+		all.weights[0], all.errors[0] = sum/precision, 1/math.Sqrt(precision)
 	}
 }

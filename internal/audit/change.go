@@ -191,13 +191,13 @@ func (a *auditor) rankForeign(base, merged *model.Checkpoint) error {
 		switch t.Rank = l.Rank; {
 		case isLow(l) && e.change != nil:
 			t.Finding = Other
-			t.Text = fmt.Sprintf("the change has rank %d and is not the adapter's", l.Rank)
+			t.Text = fmt.Sprintf("its rank is %d", l.Rank)
 		case isLow(l):
-			t.Text = fmt.Sprintf("no adapter changes it; the change has rank %d", l.Rank)
+			t.Text = fmt.Sprintf("its rank is %d, and no adapter changes the tensor", l.Rank)
 		case e.change != nil:
-			t.Text = "the change is not the adapter's, and has no low rank"
+			t.Text = "it is not the adapter's, and has no low rank"
 		default:
-			t.Text = "no adapter changes it; the change has no low rank"
+			t.Text = "it has no low rank, and no adapter changes the tensor"
 		}
 	}
 	return nil

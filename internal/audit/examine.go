@@ -177,6 +177,6 @@ func (x *examination) examineSpecial(s *values) error {
 		return nil
 	}
 	t.Verdict, t.Finding = NotAsClaimed, Foreign
-	t.Text = "the change is not the adapter's"
+	t.Text = "it is not the adapter's"
 	return nil
 }

@@ -3,6 +3,7 @@ package audit
 import (
 	"fmt"
 	"math"
+	"strconv"
 
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/merge"
@@ -82,9 +83,9 @@ func nameScale(e *expected, w, err float64, u *update) (Finding, string) {
 	s := e.change.Terms[0].Scale
 	switch {
 	case isNear(w, err, -1):
-		return Sign, "the update was subtracted"
+		return Sign, ""
 	case isNear(w, err, 2):
-		return Twice, "the update is there twice"
+		return Twice, ""
 	case isNear(w, err, 0):
 		return NotApplied, "the update is not there, and the tensor has other changes"
 	}
@@ -95,17 +96,27 @@ func nameScale(e *expected, w, err float64, u *update) (Finding, string) {
 		{1 / math.Sqrt(r), "1/√r: rsLoRA was read as plain LoRA"},
 		{math.Sqrt(r), "√r: plain LoRA was read as rsLoRA"},
 		{1 / s, "1/s: lora_alpha was lost, and the scale is 1"},
-		{1 / (s * r), "the scale is 1/r: lora_alpha was read as 1"},
+		{1 / (s * r), "1/lora_alpha: the scale is 1/r, and lora_alpha was read as 1"},
 		{r, "r: the scale is lora_alpha, without the division by r"},
 		{1 / r, "1/r: the scale was divided by r once more"},
 		{s, "s: the scale was applied twice"},
 		{-2, "−2: the update was subtracted twice"},
 	}
-	text := fmt.Sprintf("the update has %.3g of the scale that the adapter says", w)
+	text := fmt.Sprintf("the update has %s times the scale that the adapter says", factorText(w))
 	for _, k := range known {
 		if k.factor != 1 && isNear(w, err, k.factor) {
 			return Scale, text + ", which is " + k.why
 		}
 	}
 	return Scale, text
+}
+
+// factorText writes a factor with three digits, or as many as tell it from 1.
+func factorText(w float64) string {
+	for digits := 3; digits < 10; digits++ {
+		if text := strconv.FormatFloat(w, 'g', digits, 64); text != "1" {
+			return text
+		}
+	}
+	return fmt.Sprint(w)
 }

@@ -99,7 +99,7 @@ func (x *examination) eachOther(updates []update, f func(o other) error) error {
 		if c == nil || c == x.e.change || !slices.Equal(c.Shape, x.e.change.Shape) || c.Stacked != x.e.change.Stacked {
 			continue
 		}
-		if err := read(c, Exchanged, "it has the update of "+c.Module); err != nil {
+		if err := read(c, Exchanged, hasUpdateOf+c.Module); err != nil {
 			return err
 		}
 	}
@@ -253,7 +253,7 @@ func (x *examination) nameForeign(f *fitting) error {
 		t.Text = fmt.Sprintf("the update is there, and %.2g of the change is something else", math.Sqrt(f.residual/f.change))
 		return nil
 	}
-	t.Text = "the change is not the adapter's"
+	t.Text = "it is not the adapter's"
 	return nil
 }
 
@@ -271,7 +271,7 @@ func isThere(f *fitting) bool {
 // tryPlain compares the change of a tensor with W + ΔW without DoRA's magnitudes.
 func (x *examination) tryPlain() error {
 	t := &x.e.found
-	t.Verdict, t.Finding, t.Text = NotAsClaimed, Foreign, "the change is not the adapter's"
+	t.Verdict, t.Finding, t.Text = NotAsClaimed, Foreign, "it is not the adapter's"
 	plain := *x.e.change
 	plain.DoRA = nil
 	updates, err := readUpdates(x.ctx, &plain, len(x.adapters), x.e.merged.DType)

@@ -3,9 +3,11 @@ package audit
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/merge"
 )
@@ -96,6 +98,9 @@ type Tensor struct {
 	Finding Finding `json:"finding"`
 	Text    string  `json:"text"` // a clause that explains the finding; "" if its name says all
 	DType   string  `json:"dtype"`
+	// File is the file of the merged checkpoint, relative to its directory; "" if the tensor is
+	// missing, or if the checkpoint is one file.
+	File string `json:"file"`
 	// MergedDType is the dtype in the merged checkpoint, "" if the tensor is missing there.
 	MergedDType string `json:"merged_dtype"`
 	// Rounding is the way to round that explains every element; "" if there is none.
@@ -121,6 +126,15 @@ type Tensor struct {
 	// Rank is the number of singular values of an unexplained change that stand out from rounding
 	// noise; 0 if it was not computed.
 	Rank int `json:"rank,omitempty"`
+}
+
+// hasUpdateOf begins the text of an exchange.
+const hasUpdateOf = "it has the update of "
+
+// newTensor returns a result with no figures yet.
+func newTensor(name string, d dtype.Type, elements int64) Tensor {
+	none := merge.Figure(math.NaN())
+	return Tensor{Tensor: name, DType: d.String(), Elements: elements, Change: none, Residual: none}
 }
 
 // Counts returns the numbers of tensors by verdict.
