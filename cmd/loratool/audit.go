@@ -9,6 +9,7 @@ import (
 	"github.com/loratool/loratool/internal/audit"
 	inner "github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/page"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
 )
@@ -62,6 +63,10 @@ func runAudit(c *cli.Context, t *terminal, o *auditOptions) error {
 		return usagef("loratool audit BASE MERGED --extract OUT", "--extract is for a change without an adapter")
 	case o.format != "" && o.format != "sarif":
 		return usagef("--format sarif", "got --format %q", o.format)
+	case o.format != "" && o.json:
+		return usagef("give one of --json and --format", "--json and --format sarif are two forms of the report")
+	case o.format != "" && len(paths) == 2:
+		return usagef(example+" --format sarif", "--format sarif is for a claim: it needs an adapter")
 	case sameFile(paths[0], paths[1]):
 		return usagef("give the base first and the merged checkpoint second", "%s and %s are the same checkpoint", paths[0], paths[1])
 	}
@@ -96,25 +101,59 @@ func runAudit(c *cli.Context, t *terminal, o *auditOptions) error {
 	if err != nil {
 		return err
 	}
-	return o.report(t, paths, r)
+	return o.report(t, paths, (*inner.Handle)(both[1]).Checkpoint().IsDir, r)
 }
 
 // report shows the report on a merge.
-func (o *auditOptions) report(t *terminal, paths []string, r *audit.Report) error {
+func (o *auditOptions) report(t *terminal, paths []string, isDir bool, r *audit.Report) error {
+	for i := range r.Tensors {
+		r.Tensors[i].Text = flagsFor(r.Tensors[i].Text)
+	}
+	r.Warnings = allFlags(r.Warnings)
 	o.warn(t, r.Warnings)
 	document := struct {
 		Base   string `json:"base"`
 		Merged string `json:"merged"`
 		*audit.Report
 	}{paths[0], paths[1], r}
+	if err := o.page(t, paths, func(h page.Head) ([]byte, error) { return page.Audit(h, r) }); err != nil {
+		return err
+	}
+	failure := o.failure(paths[1], r)
+	if o.format == "sarif" {
+		code := 0
+		if failure != nil {
+			code = exitCode(failure)
+		}
+		text, err := r.SARIF("loratool", version, paths[0], paths[1], isDir, code)
+		if err != nil {
+			return err
+		}
+		if _, err := t.out.Write(escapeHidden(append(text, '\n'))); err != nil {
+			return err
+		}
+		return failure
+	}
 	if err := t.show("audit", o.json, document, func() { o.showAudit(t, paths, r) }); err != nil {
 		return err
 	}
+	return failure
+}
+
+// page writes the page, and says so unless stdout is a document.
+func (o *auditOptions) page(t *terminal, paths []string, draw func(page.Head) ([]byte, error)) error {
+	c := o.common
+	c.quiet = c.quiet || o.format != ""
+	return o.writePage(t, &c, o.place(o.force, paths, []string{o.out}), page.Head{Command: "audit", Title: paths[1]}, draw)
+}
+
+// failure is the error of a merge that is not as claimed.
+func (o *auditOptions) failure(merged string, r *audit.Report) error {
 	switch {
 	case r.Verdict == audit.NotAsClaimed:
-		return fault.New(fault.Check, "%s is not what it is claimed to be", paths[1])
+		return fault.New(fault.Check, "%s is not what it is claimed to be", merged)
 	case r.Verdict == audit.Inconclusive && o.strict:
-		return fault.New(fault.Check, "the data do not tell whether %s is what it is claimed to be", paths[1])
+		return fault.New(fault.Check, "the data do not tell whether %s is what it is claimed to be", merged)
 	}
 	return nil
 }
@@ -150,6 +189,9 @@ func (o *auditOptions) change(c *cli.Context, t *terminal, paths []string, base,
 		Out    string `json:"out,omitempty"`
 		*audit.Unclaimed
 	}{paths[0], paths[1], o.out, r}
+	if err := o.page(t, paths, func(h page.Head) ([]byte, error) { return page.Unclaimed(h, r) }); err != nil {
+		return err
+	}
 	return t.show("audit", o.json, document, func() { o.showUnclaimed(t, r) })
 }
 

@@ -190,6 +190,7 @@ var arrows = map[string]map[string]string{
 		"rank":                "spectra",
 	},
 	"internal/page": {
+		"internal/audit":  "the report of an audit",
 		"internal/fault":  "numbers of things",
 		"internal/fileio": "sizes",
 		"internal/report": "the report of inspect",

@@ -89,6 +89,8 @@ func (r *Report) extent(some []*Tensor) string {
 		return fmt.Sprintf("in all %s that %s", fault.Count(n, "tensor"), subject)
 	case n == len(some):
 		return fmt.Sprintf("in %d of the %s that %s", n, fault.Count(changed, "tensor"), subject)
+	case n == 0 && others == 1:
+		return "in the only tensor that no adapter changes"
 	case n == 0:
 		return fmt.Sprintf("in %d of the %s that no adapter changes", len(some), fault.Count(others, "tensor"))
 	}

@@ -24,7 +24,7 @@ type heatMap struct {
 	Rows          []heatRow
 	Least, Most   string
 	Legend        []string // classes of cells from the least to the most
-	IsLog         bool
+	IsLog, IsText bool
 }
 
 type heatRow struct {
@@ -220,16 +220,25 @@ func (g *grid) draw(name, meaning string, values []float64, areShares bool) *hea
 		return nil
 	}
 	text := formatOf(values, 3)
-	m := &heatMap{
-		Name: name, Meaning: meaning, Corner: g.corner, Columns: g.columns,
-		Least: text(s.least), Most: text(s.most), IsLog: s.isLog, Legend: s.legend(),
-	}
+	m := g.fill(name, meaning, func(layer int) (class, shown string) {
+		if v := values[layer]; v-v == 0 {
+			return s.class(v), text(v)
+		}
+		return "", ""
+	})
+	m.Least, m.Most, m.IsLog, m.Legend = text(s.least), text(s.most), s.isLog, s.legend()
+	return m
+}
+
+// fill makes a heat map of the cells of all layers, without a legend.
+func (g *grid) fill(name, meaning string, cell func(layer int) (class, text string)) *heatMap {
+	m := &heatMap{Name: name, Meaning: meaning, Corner: g.corner, Columns: g.columns}
 	for i, row := range g.cells {
 		r := heatRow{Name: g.rows[i]}
 		for _, layer := range row {
 			c := heatCell{Layer: layer}
-			if layer >= 0 && values[layer]-values[layer] == 0 {
-				c.Class, c.Text = s.class(values[layer]), text(values[layer])
+			if layer >= 0 {
+				c.Class, c.Text = cell(layer)
 			}
 			r.Cells = append(r.Cells, c)
 		}

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/internal/audit"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/report"
 	"github.com/loratool/loratool/internal/undo"
@@ -125,6 +126,20 @@ func everyPage(t *testing.T, name string) map[string]string {
 		Tensors: []report.UndoTensor{{Tensor: name, DType: "F32", Elements: 4, Residuals: 1, Predict: "subtract"}},
 	})
 	add("undo", text, err)
+	text, err = Audit(head, &audit.Report{
+		Verdict: audit.NotAsClaimed, Rounding: audit.Exact, OtherRoundings: []audit.Rounding{audit.Float32}, Casts: name, Renamed: name,
+		Adapters: []audit.FittedAdapter{{Adapter: name, Claimed: 1}}, Warnings: []string{name}, Stamps: []string{name},
+		Tensors: []audit.Tensor{
+			{Tensor: name, Module: name, Verdict: audit.NotAsClaimed, Finding: audit.Scale, Text: name, File: name, DType: "F32", Weights: []audit.Weight{{Value: 2}}},
+			{Tensor: "layers.1." + name, Verdict: audit.AsClaimed, Finding: audit.Untouched},
+		},
+	})
+	add("audit", text, err)
+	text, err = Unclaimed(head, &audit.Unclaimed{
+		Kind: audit.OneAdapter, Text: name, Rank: 1, Whole: []string{name}, Elsewhere: []string{name},
+		Layers: []rank.ExtractedLayer{{Module: name, M: 2, N: 3, Rank: 1, Frobenius: 1, SingularValues: []float64{1}}}, CheckpointComparison: &rank.CheckpointComparison{},
+	})
+	add("unclaimed", text, err)
 	text, err = Bundle(head, &report.Bundle{Adapters: []report.Member{{Name: name, Dialect: name, Method: "lora", Base: name, Layers: 2}}})
 	add("bundle", text, err)
 	return pages

@@ -133,6 +133,17 @@ func (t *table) heat(name, meaning string, value func(i int) float64) {
 	}
 }
 
+// heatOfStates adds a heat map of texts, whose class of cell says how bad they are: one of bad, the
+// first of which is good.
+func (t *table) heatOfStates(name, meaning string, bad []string, least, most string, state func(i int) (class, text string)) {
+	if t.grid == nil {
+		return
+	}
+	m := t.grid.fill(name, meaning, state)
+	m.IsText, m.Legend, m.Least, m.Most = true, bad, least, most
+	t.Maps = append(t.Maps, *m)
+}
+
 // heatOfShares adds a heat map of numbers between 0 and 1, or −1 and 1.
 func (t *table) heatOfShares(name, meaning string, value func(i int) float64) {
 	if m := t.grid.draw(name, meaning, t.values(value), true); m != nil {
