@@ -335,10 +335,12 @@ func TestEveryPageFitsEveryScreen(t *testing.T) {
 	loratool(t, dir, "diff", base, "merged", adapter, "--html", "change.html")
 	loratool(t, dir, "swap", "merged", "--remove", adapter, "--add", "resized.lora", "-o", "swapped", "--html", "swap.html")
 	loratool(t, dir, "unmerge", "merged", adapter, "-o", "restored", "--html", "unmerge.html")
+	loratool(t, dir, "audit", base, "merged", adapter, "--html", "audit.html")
+	loratool(t, dir, "audit", base, "merged", "--html", "unclaimed.html")
 	loratool(t, dir, "inspect", "merged", "--html", "checkpoint.html")
 	loratool(t, dir, "inspect", "merged.undo", "--html", "undo.html")
 	grounds := map[string]string{"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 28)"}
-	for _, name := range []string{"inspect", "merge", "extract", "resize", "combine", "diff", "checkpoints", "pairs", "change", "swap", "unmerge", "checkpoint", "undo"} {
+	for _, name := range []string{"inspect", "merge", "extract", "resize", "combine", "diff", "checkpoints", "pairs", "change", "audit", "unclaimed", "swap", "unmerge", "checkpoint", "undo"} {
 		t.Run(name, func(t *testing.T) {
 			x := open(t, filepath.Join(dir, name+".html"))
 			x.is(`document.querySelectorAll(".heat td[data-i]").length > 20`, true)

@@ -116,28 +116,34 @@ func (o *auditOptions) report(t *terminal, paths []string, isDir bool, r *audit.
 		Merged string `json:"merged"`
 		*audit.Report
 	}{paths[0], paths[1], r}
+	failure := o.failure(paths[1], r)
+	var err error
+	if o.format == "sarif" {
+		err = o.showSARIF(t, paths, isDir, r, failure)
+	} else {
+		err = t.show("audit", o.json, document, func() { o.showAudit(t, paths, r) })
+	}
+	if err != nil {
+		return err
+	}
 	if err := o.page(t, paths, func(h page.Head) ([]byte, error) { return page.Audit(h, r) }); err != nil {
 		return err
 	}
-	failure := o.failure(paths[1], r)
-	if o.format == "sarif" {
-		code := 0
-		if failure != nil {
-			code = exitCode(failure)
-		}
-		text, err := r.SARIF("loratool", version, paths[0], paths[1], isDir, code)
-		if err != nil {
-			return err
-		}
-		if _, err := t.out.Write(escapeHidden(append(text, '\n'))); err != nil {
-			return err
-		}
-		return failure
+	return failure
+}
+
+// showSARIF prints the report as SARIF.
+func (o *auditOptions) showSARIF(t *terminal, paths []string, isDir bool, r *audit.Report, failure error) error {
+	code := exitDone
+	if failure != nil {
+		code = exitCode(failure)
 	}
-	if err := t.show("audit", o.json, document, func() { o.showAudit(t, paths, r) }); err != nil {
+	text, err := r.SARIF("loratool", version, paths[0], paths[1], isDir, code)
+	if err != nil {
 		return err
 	}
-	return failure
+	_, err = t.out.Write(escapeHidden(append(text, '\n')))
+	return err
 }
 
 // page writes the page, and says so unless stdout is a document.
@@ -189,10 +195,10 @@ func (o *auditOptions) change(c *cli.Context, t *terminal, paths []string, base,
 		Out    string `json:"out,omitempty"`
 		*audit.Unclaimed
 	}{paths[0], paths[1], o.out, r}
-	if err := o.page(t, paths, func(h page.Head) ([]byte, error) { return page.Unclaimed(h, r) }); err != nil {
+	if err := t.show("audit", o.json, document, func() { o.showUnclaimed(t, r) }); err != nil {
 		return err
 	}
-	return t.show("audit", o.json, document, func() { o.showUnclaimed(t, r) })
+	return o.page(t, paths, func(h page.Head) ([]byte, error) { return page.Unclaimed(h, r) })
 }
 
 // showUnclaimed prints what a change is.

@@ -40,6 +40,7 @@ const (
 	OneAdapter Kind = "one_adapter" // low rank, the same in nearly all matrices
 	LowRank    Kind = "low_rank"    // low rank, but of different ranks
 	FineTune   Kind = "fine_tune"   // most matrices have no low rank
+	Unrelated  Kind = "unrelated"   // no tensor has its name and shape in both
 )
 
 // Change describes merged − base: which tensors changed, and whether their changes have a low rank,
@@ -147,6 +148,8 @@ func (r *Unclaimed) judge() {
 	switch {
 	case n == 0 && r.Same():
 		r.Kind, r.Text = NoChange, "the two have the same values"
+	case len(r.Elsewhere) == len(r.Tensors):
+		r.Kind, r.Text = Unrelated, "no tensor is in both with the same name and shape: these are different models"
 	case n == 0:
 		r.Kind, r.Text = FineTune, "no matrix has changed, but other tensors have"
 	case low*10 < n*9:

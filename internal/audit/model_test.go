@@ -192,3 +192,20 @@ func values(x testkit.Tensor) []float64 {
 	}
 	return v
 }
+
+// replace gives a tensor another dtype and shape (nil keeps it), and zeros for values.
+func (m *model) replace(t *testing.T, name, to string, shape []uint64) {
+	t.Helper()
+	d, ok := dtype.Parse(to)
+	if !ok {
+		t.Fatalf("no dtype %q", to)
+	}
+	if shape == nil {
+		shape = m.tensors[name].Shape
+	}
+	n := 1
+	for _, k := range shape {
+		n *= int(k)
+	}
+	m.tensors[name] = testkit.Tensor{Name: name, DType: d, Shape: shape, Data: make([]byte, n*d.Bits()/8)}
+}
