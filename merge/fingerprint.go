@@ -33,13 +33,24 @@ func (p *Plan) BaseOf(ctx context.Context, adapter int) (format.Base, error) {
 	}
 	for i := range min(nFingerprints, len(own)) {
 		t := own[i*(len(own)-1)/max(1, min(nFingerprints, len(own))-1)]
-		f, err := fingerprint(ctx, t.ref)
+		ref, _ := exactRef(p, t.ref.Tensor.Name)
+		f, err := fingerprint(ctx, ref)
 		if err != nil {
 			return base, err
 		}
 		base.Fingerprints[t.ref.Tensor.Name] = f
 	}
 	return base, nil
+}
+
+// exactRef finds a tensor of the base, a quantised one with its exact values.
+func exactRef(p *Plan, name string) (checkpoint.Ref, bool) {
+	if p.decoding != nil {
+		if ref, ok := p.decoding.exact.Lookup(name); ok {
+			return ref, true
+		}
+	}
+	return p.base.Lookup(name)
 }
 
 func fingerprint(ctx context.Context, ref checkpoint.Ref) (string, error) {
@@ -60,7 +71,7 @@ func (p *planner) checkBase(ctx context.Context, a *format.Adapter) error {
 		if renamed, ok := p.shaped.Renamed[name]; ok {
 			name = renamed
 		}
-		ref, ok := p.base.Lookup(name)
+		ref, ok := exactRef(p.Plan, name)
 		if !ok {
 			continue
 		}

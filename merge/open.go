@@ -12,6 +12,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/checkpoint"
+	"github.com/loratool/loratool/format/dtype"
 	inner "github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/outline"
@@ -75,10 +76,7 @@ func NewSwap(
 	return planRemoval(ctx, opened(merged), remove, add, options)
 }
 
-// opened returns the checkpoint as its files have it: untouched tensors are copied as they are.
-func opened(c *checkpoint.Checkpoint) *inner.Checkpoint {
-	return inner.Stored((*inner.Handle)(c).Checkpoint())
-}
+func opened(c *checkpoint.Checkpoint) *inner.Checkpoint { return (*inner.Handle)(c).Checkpoint() }
 
 // planRemoval plans to remove adapters and then to merge others, if there are any.
 func planRemoval(
@@ -118,11 +116,16 @@ func newPlan(
 	if len(adapters) == 0 && !removed.is() {
 		return nil, fault.New(fault.Mismatch, "no adapter to merge")
 	}
-	if err := errors.Join(options.Reading.check(), checkGiven(adapters)); err != nil {
+	if err := errors.Join(options.Reading.check(), options.checkOutDType(), checkGiven(adapters)); err != nil {
 		return nil, err
 	}
 	if err := p.resolve(ctx); err != nil {
 		return nil, err
+	}
+	if d := p.decoding; d != nil {
+		if err := d.settle(p); err != nil {
+			return nil, err
+		}
 	}
 	p.noteFiles()
 	if err := p.sortTargets(); err != nil {
@@ -211,6 +214,13 @@ func (p *planner) resolve(ctx context.Context) error {
 
 // describeBase collects the names, shapes and configuration that package resolve needs.
 func (p *planner) describeBase() error {
+	if len(inner.QuantisedOf(p.base)) > 0 {
+		if err := showDecoded(p); err != nil {
+			return err
+		}
+	} else if p.options.OutDType != dtype.Invalid || p.options.Dequantise {
+		p.warn("no weight of the base is quantised, so none is decoded")
+	}
 	b, err := outline.Of(p.base)
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
@@ -27,8 +28,9 @@ type Adapter struct {
 	Weight float64
 }
 
-// Options control a run. They never change the weights, except Reading and the five that lift a
-// refusal: Again, AnyBase, AllowNonFinite, GrowVocabulary and AddTensors. Tool and the adapters'
+// Options control a run. They never change the weights, except Reading, the five that lift a
+// refusal (Again, AnyBase, AllowNonFinite, GrowVocabulary and AddTensors), and the two for a
+// quantised base, OutDType and Dequantise. Tool and the adapters'
 // names go into the stamp in the header of each changed file and into an undo record, and so into
 // the bytes of these files.
 type Options struct {
@@ -45,6 +47,12 @@ type Options struct {
 	// shape.
 	AddTensors     bool
 	AllowNonFinite bool // accept NaN and infinity in factors, and weights that become infinite
+	// OutDType is the dtype of quantised weights that the merge decodes: BF16, F16 or F32. 0 means
+	// F16 for weights that were F16 before, and BF16 for all others.
+	OutDType dtype.Type
+	// Dequantise decodes every quantised weight of the base. Without it, weights that no adapter
+	// changes keep their codes.
+	Dequantise bool
 	// Progress is called from several goroutines with the number of bytes just written. At the end
 	// of a successful run the sum is Plan.OutputBytes. nil reports nothing.
 	Progress func(bytes int64)
@@ -68,6 +76,7 @@ type Plan struct {
 	files    []*outFile
 	side     map[string][]byte // new contents of files beside the weights
 	shaped   *resolve.Shaped   // differences between base and the files on disk
+	decoding *decoding         // nil for a base without quantised weights
 }
 
 // removal lists the merges that a plan takes out first.
@@ -176,6 +185,15 @@ func (r Reading) check() error {
 	return nil
 }
 
+// checkOutDType refuses dtypes that Options.OutDType does not list.
+func (o *Options) checkOutDType() error {
+	switch o.OutDType {
+	case dtype.Invalid, dtype.BF16, dtype.F16, dtype.F32:
+		return nil
+	}
+	return fmt.Errorf("merge: Options.OutDType is %v, want BF16, F16 or F32, or 0", o.OutDType)
+}
+
 // planner builds a Plan.
 type planner struct {
 	*Plan
@@ -190,8 +208,9 @@ func (p *planner) warn(format string, args ...any) {
 // target is a base tensor that changes, with its place in the files.
 type target struct {
 	*resolve.Change
-	ref  checkpoint.Ref
-	undo []step // merges to remove first, the latest one first
+	ref   checkpoint.Ref
+	exact *checkpoint.Tensor // the values of a decoded weight in F64; nil for a plain one
+	undo  []step             // merges to remove first, the latest one first
 }
 
 // changes reports whether the plan merges something into the tensor.

@@ -173,6 +173,7 @@ type PlannedTensor struct {
 	Tensor   string      `json:"tensor"`
 	Module   string      `json:"module"`
 	DType    string      `json:"dtype"`
+	Scheme   string      `json:"scheme,omitempty"` // how the base quantises it; the output has plain values
 	Shape    []uint64    `json:"shape"`
 	Rank     int         `json:"rank,omitempty"`     // total rank of the updates
 	Scale    float64     `json:"scale,omitempty"`    // ω·s if there is one update
@@ -203,7 +204,7 @@ func (p *Plan) Tensors() []PlannedTensor {
 }
 
 func (p *Plan) describe(t *target) PlannedTensor {
-	d := PlannedTensor{Tensor: t.ref.Tensor.Name, Module: t.Module, DType: t.ref.Tensor.DType.String(), Shape: t.ref.Tensor.Shape, Replaced: t.Replace != nil, DoRA: t.DoRA != nil}
+	d := PlannedTensor{Tensor: t.ref.Tensor.Name, Module: t.Module, DType: t.ref.Tensor.DType.String(), Scheme: t.ref.Tensor.Scheme, Shape: t.ref.Tensor.Shape, Replaced: t.Replace != nil, DoRA: t.DoRA != nil}
 	if was, ok := p.shaped.Added[d.Tensor]; ok {
 		d.Added, d.Was = was == nil, was
 	}

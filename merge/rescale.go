@@ -29,7 +29,14 @@ func (r *rescale) load(ctx context.Context, _ int) (err error) {
 func (r *rescale) drop(int) { r.loaded = nil }
 
 func (r *rescale) apply(ctx context.Context, b *block, w *worker) error {
-	return r.loaded.Merge(ctx, b.data, int(b.row0), b.stats, &w.rescale)
+	if r.t.exact == nil {
+		return r.loaded.Merge(ctx, b.data, int(b.row0), b.stats, &w.rescale)
+	}
+	exact, err := r.t.readExact(ctx, w, b.row0, b.row1)
+	if err != nil {
+		return err
+	}
+	return r.loaded.MergeFrom(ctx, b.data, exact, int(b.row0), b.stats, &w.rescale)
 }
 
 func (r *rescale) bytes(int) int64 {
@@ -54,7 +61,11 @@ func (r *rescale) prepare(ctx context.Context) (*kernel.Rescaled, error) {
 		}
 	}
 	nRows, nCols := r.t.Matrix()
-	return kernel.PrepareRescaled(ctx, r.t.DType, int(nRows), int(nCols), sum, magnitudes, r.norms)
+	u, err := kernel.PrepareRescaled(ctx, r.t.DType, int(nRows), int(nCols), sum, magnitudes, r.norms)
+	if err == nil && r.t.exact != nil {
+		u = u.Widened()
+	}
+	return u, err
 }
 
 // magnitudes reads the magnitudes of a tensor.
@@ -114,7 +125,10 @@ func (r *rescale) measure(ctx context.Context, workers []worker) error {
 func (r *rescale) columnReader(ctx context.Context) kernel.ColumnReader {
 	var w worker
 	nRows, nCols := r.t.Matrix()
-	step := r.k.plan.blockRows(r.t)
+	step, d := r.k.plan.blockRows(r.t), r.t.DType
+	if r.t.exact != nil {
+		d = dtype.F64
+	}
 	return func(j, n int, yield func(row, j int, w float64)) error {
 		for row := int64(0); row < nRows; row += step {
 			if err := ctx.Err(); err != nil {
@@ -127,7 +141,7 @@ func (r *rescale) columnReader(ctx context.Context) kernel.ColumnReader {
 			}
 			for i := row; i < end; i++ {
 				for at := j; at < j+n; at++ {
-					yield(int(i), at, dtype.Load(r.t.DType, rows, int((i-row)*nCols)+at))
+					yield(int(i), at, dtype.Load(d, rows, int((i-row)*nCols)+at))
 				}
 			}
 		}
@@ -136,9 +150,13 @@ func (r *rescale) columnReader(ctx context.Context) kernel.ColumnReader {
 }
 
 // rowsBefore reads rows of a tensor into the worker's block and applies the earlier operations.
+// Those of a decoded weight are in F64, and have no earlier operations.
 func (k *tools) rowsBefore(
 	ctx context.Context, t *target, before []operation, w *worker, row0, row1 int64,
 ) ([]byte, error) {
+	if t.exact != nil {
+		return t.readExact(ctx, w, row0, row1)
+	}
 	_, nCols := t.Matrix()
 	rowBytes := nCols * int64(t.DType.Size())
 	b := block{t: t, row0: row0, row1: row1, stats: &w.ignored, taken: new(taken)}

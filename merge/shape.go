@@ -36,12 +36,13 @@ func (p *planner) shape(adapters *resolve.Checked, allowed resolve.Shaping) erro
 		p.side[checkpoint.ConfigName] = text
 	}
 	p.names, p.base = s.Base, base
-	return p.editIndex()
+	return p.editIndex(len(p.shaped.Renamed) > 0)
 }
 
-// editIndex adds the new tensors to the shard index and corrects its sizes.
-func (p *planner) editIndex() error {
-	name, text, err := p.base.EditedIndex(len(p.shaped.Renamed) > 0)
+// editIndex adds the new tensors to the shard index and corrects its sizes. It writes the list of
+// tensors anew if some are renamed or gone.
+func (p *planner) editIndex(isAnew bool) error {
+	name, text, err := p.base.EditedIndex(isAnew)
 	if name != "" && err == nil {
 		p.side[name] = text
 	}

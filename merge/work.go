@@ -381,6 +381,8 @@ func newPipeline(t *target, k *tools) *pipeline {
 		if change = append(change, r); t.DoRA != nil && t.DoRA.OfColumns {
 			k.measured = append(k.measured, r)
 		}
+	case len(t.Terms) > 0 && t.exact != nil:
+		change = append(change, newAddDecoded(t, k))
 	case len(t.Terms) > 0:
 		change = append(change, newAdd(t, t.Terms, k, k.plan.options.AllowNonFinite))
 	}
@@ -395,8 +397,16 @@ func newPipeline(t *target, k *tools) *pipeline {
 	return p
 }
 
-// isBlind reports whether an operation overwrites every value without reading it.
-func isBlind(op operation) bool { _, ok := op.(*replace); return ok }
+// isBlind reports whether an operation overwrites every value of a block without reading it.
+func isBlind(op operation) bool {
+	switch op := op.(type) {
+	case *replace, *addDecoded:
+		return true
+	case *rescale:
+		return op.t.exact != nil
+	}
+	return false
+}
 
 // load loads the inputs of the operations for some bands.
 func (p *pipeline) load(ctx context.Context, first, last int) error {
@@ -447,6 +457,9 @@ func (p *Plan) PeakBytes(workers int) int64 {
 	}
 	if p.options.wantsRecord() || p.removed.is() {
 		buffers = 5 // values before and after, predictions, residuals
+	}
+	if p.decoding != nil {
+		buffers += 12 // exact values, twice, and stored ones
 	}
 	return min(int64(parallel.Workers(workers)), nBlocks)*(buffers*size+largest) + largest + 2*shared
 }

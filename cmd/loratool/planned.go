@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
 )
@@ -15,6 +16,8 @@ type planOptions struct {
 	again, anyBase, allowNonFinite bool
 	growVocabulary, addTensors     bool
 	tied                           string
+	outDType                       string
+	dequantise                     bool
 }
 
 func (o *planOptions) planFlags() []cli.Flag {
@@ -25,6 +28,8 @@ func (o *planOptions) planFlags() []cli.Flag {
 		&cli.StringFlag{Name: "tied", Usage: "if an adapter changes only the embedding or only the head of a tied pair: `untie|fold`, that is, make the head a tensor of its own, or change both", Destination: &o.tied, Action: checkTied},
 		&cli.BoolFlag{Name: "grow-vocabulary", Usage: "add rows to embedding and head if an adapter has more, and update config.json", Destination: &o.growVocabulary},
 		&cli.BoolFlag{Name: "add-tensors", Usage: "add tensors, such as a classifier, that an adapter saves whole and BASE lacks or has in another shape; update config.json", Destination: &o.addTensors},
+		&cli.StringFlag{Name: "out-dtype", Usage: "of the quantised weights of BASE that the merge decodes: `bf16|f16|f32` (default: f16 where they were f16, else bf16)", Destination: &o.outDType, Action: checkOutDType},
+		&cli.BoolFlag{Name: "dequantise", Usage: "decode every quantised weight of BASE, not only those that an adapter changes", Destination: &o.dequantise},
 	}, o.readingFlags()...)
 }
 
@@ -33,6 +38,17 @@ func (o *planOptions) set(options *merge.Options) {
 	o.readingOptions.set(options)
 	options.Again, options.AnyBase, options.AllowNonFinite = o.again, o.anyBase, o.allowNonFinite
 	options.GrowVocabulary, options.AddTensors, options.Tied = o.growVocabulary, o.addTensors, merge.Tied(o.tied)
+	options.OutDType, options.Dequantise = outDTypes[o.outDType], o.dequantise
+}
+
+// outDTypes lists the values of --out-dtype.
+var outDTypes = map[string]dtype.Type{"bf16": dtype.BF16, "f16": dtype.F16, "f32": dtype.F32}
+
+func checkOutDType(_ *cli.Context, name string) error {
+	if outDTypes[name] == dtype.Invalid {
+		return usagef("--out-dtype bf16, --out-dtype f16, or --out-dtype f32", "got --out-dtype %q", name)
+	}
+	return nil
 }
 
 // given is the first flag on the command line that only a merge understands, "" if there is none.

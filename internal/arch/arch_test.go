@@ -83,6 +83,7 @@ var arrows = map[string]map[string]string{
 		"format/checkpoint":   "the base's door",
 		"format/output":       "the output's door",
 		"internal/checkpoint": "the base",
+		"internal/config":     "the configuration of a base whose quantised weights are decoded",
 		"internal/fault":      "errors of input",
 		"internal/fileio":     "whether an output may be written, permissions of inputs",
 		"internal/delta":      "updates that are no thin products",

@@ -1,10 +1,12 @@
 package checkpoint
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/quant"
 )
 
 // Stored returns the checkpoint as its files have it, with codes and scales in place of the weights
@@ -14,6 +16,31 @@ func Stored(c *Checkpoint) *Checkpoint {
 		return c
 	}
 	return c.quantisation.stored
+}
+
+// Decoding returns the checkpoint as its files have it, but for the weights that as names: these
+// are plain values of the dtype that it gives, each rounded once, and their codes and scales are
+// gone. In a file with such weights wider elements come first, so that all are aligned. Closing
+// either checkpoint closes the files of both.
+func Decoding(c *Checkpoint, as map[string]dtype.Type) (*Checkpoint, error) {
+	q := c.quantisation
+	v, err := q.stored.View(func(_ int, f *File) []Shown {
+		shown := q.shown(f, func(w *quant.Weight) dtype.Type { return as[w.Name] })
+		slices.SortStableFunc(shown, func(a, b Shown) int { return cmp.Compare(b.DType.Bits(), a.DType.Bits()) })
+		return shown
+	})
+	if err != nil {
+		return nil, err
+	}
+	v.quantisation = &quantisation{stored: q.stored, refused: q.refused, broken: q.broken}
+	return v, nil
+}
+
+// WithoutSide returns the checkpoint without one of the files beside the weights.
+func WithoutSide(c *Checkpoint, name string) *Checkpoint {
+	v := *c
+	v.Side = slices.DeleteFunc(slices.Clone(c.Side), func(s string) bool { return s == name })
+	return &v
 }
 
 // Quantised describes a weight that the files store as codes and scales.

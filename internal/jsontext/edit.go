@@ -67,3 +67,25 @@ func Indented(v any) string {
 	text, _ := json.MarshalIndent(v, "  ", "  ") // strings cannot fail
 	return string(text)
 }
+
+// Delete returns the object without the member at a path of keys, and without the comma that it
+// leaves. All other bytes stay the same. A path that does not exist changes nothing.
+func Delete(text []byte, path ...string) []byte {
+	from, to, ok := span(text, path[0])
+	switch {
+	case !ok:
+		return text
+	case len(path) > 1:
+		return slices.Concat(text[:from], Delete(text[from:to], path[1:]...), text[to:])
+	}
+	key := bytes.LastIndex(text[:from], []byte(Quote(path[0])))
+	if key < 0 || len(bytes.Trim(text[key+len(Quote(path[0])):from], ": \t\r\n")) > 0 {
+		return slices.Concat(text[:from], []byte("null"), text[to:]) // the key is escaped
+	}
+	const spaces = " \t\r\n"
+	if rest := bytes.TrimLeft(text[to:], spaces); rest[0] == ',' {
+		return slices.Concat(text[:key], bytes.TrimLeft(rest[1:], spaces))
+	}
+	before := bytes.TrimRight(text[:key], spaces)
+	return slices.Concat(bytes.TrimSuffix(before, []byte(",")), text[to:])
+}

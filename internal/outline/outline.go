@@ -18,7 +18,10 @@ func Of(c *checkpoint.Checkpoint) (*resolve.Base, error) {
 	}
 	b := &resolve.Base{
 		Path: c.Path, Tensors: make(map[string]resolve.Tensor, n), Config: c.Config,
-		Unread: checkpoint.Unread(c),
+		Unread: checkpoint.Unread(c), Refused: make(map[string]error),
+	}
+	for _, u := range checkpoint.UnreadableOf(c) {
+		b.Refused[u.Name] = u.Err
 	}
 	for _, f := range c.Files {
 		for i := range f.Tensors {
@@ -49,12 +52,12 @@ func Shape(
 	if err != nil {
 		return nil, nil, err
 	}
-	view, err := reshaped(c, s.Edits)
+	view, err := Reshaped(c, s.Edits)
 	return s, view, err
 }
 
-// reshaped returns a view of the checkpoint with the edits applied.
-func reshaped(base *checkpoint.Checkpoint, edits []resolve.Edit) (_ *checkpoint.Checkpoint, err error) {
+// Reshaped returns a view of the checkpoint with the edits applied.
+func Reshaped(base *checkpoint.Checkpoint, edits []resolve.Edit) (_ *checkpoint.Checkpoint, err error) {
 	for _, e := range edits {
 		if e.Rename != nil {
 			if base, err = base.Rename(e.Rename); err != nil {

@@ -94,9 +94,12 @@ func (f *finder) leftovers(t *Tensor) error {
 			return nil
 		}
 		w := Weight{Name: name, Scheme: "unknown", Parts: []string{t.Name}}
-		if f.tensors[name] == nil {
+		switch weight := f.tensors[name]; {
+		case weight == nil:
 			f.refuse(w, fault.Mismatch, "%q belongs to quantised codes, which the checkpoint lacks", t.Name)
-		} else {
+		case weight.DType.IsFloat():
+			f.refuse(w, fault.Unsupported, "%q belongs to quantised codes, and %q does not fit it", t.Name, name)
+		default:
 			f.refuse(w, fault.Mismatch, "%q belongs to quantised codes, and %q does not fit it", t.Name, name)
 		}
 		return nil

@@ -462,7 +462,7 @@ func TestWrongPartnersAreRefused(t *testing.T) {
 		{"scales of plain weights", func(s *stored) {
 			s.add("x.weight", dtype.BF16, nil, 4, 4)
 			s.add("x.weight_scale", dtype.F32, nil, 1)
-		}, fault.Mismatch, "does not fit"},
+		}, fault.Unsupported, "does not fit"},
 		{"square experts", func(s *stored) {
 			s.add("x.weight", dtype.F8E4M3, nil, 2, 4, 4)
 			s.add("x.weight_scale", dtype.F32, nil, 2, 4, 1)

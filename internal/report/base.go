@@ -10,6 +10,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	model "github.com/loratool/loratool/format/checkpoint"
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/dense"
@@ -131,6 +132,10 @@ func optionsOf(o *merge.Options) (all []string) {
 	add("Again", o.Again)
 	add("AnyBase", o.AnyBase)
 	add("AllowNonFinite", o.AllowNonFinite)
+	add("Dequantise", o.Dequantise)
+	if o.OutDType != dtype.Invalid {
+		add("OutDType", strings.ToLower(o.OutDType.String()))
+	}
 	return all
 }
 

@@ -278,6 +278,9 @@ type Base struct {
 	Config     config.Model
 	ConfigText []byte // config.json as it is; nil if there is none to edit
 
+	// Refused has the quantised weights that cannot be read, and the reasons.
+	Refused map[string]error
+
 	// Unread has the components of a pipeline whose weights are not read, each with a file of them.
 	Unread map[string]string
 
@@ -343,6 +346,9 @@ func (b *Base) apply(e Edit) *Base {
 
 // checkStorage refuses a tensor whose values are not plain floats.
 func (b *Base) checkStorage(name string) error {
+	if err := b.Refused[name]; errors.Is(err, fault.Mismatch) || errors.Is(err, fault.Corrupt) {
+		return err
+	}
 	quantised := ""
 	if m := b.Config.QuantizationMethod; m != "" {
 		quantised = fmt.Sprintf(" (quantised: config.json says %s)", m)

@@ -1,6 +1,7 @@
 package resolve
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -104,6 +105,11 @@ func (r *resolver) diagnose(missing []string) error {
 	renamed := make([]string, len(missing))
 	for i, name := range missing {
 		renamed[i] = r.mapping.Renamed(name)
+	}
+	for _, name := range append(renamed, missing...) {
+		if err := r.base.Refused[name]; errors.Is(err, fault.Mismatch) || errors.Is(err, fault.Corrupt) {
+			return err
+		}
 	}
 	if d, ok := r.names.Diagnose(append(renamed, missing...)); ok {
 		return fault.New(fault.Mismatch, "%s", d.Why).WithHint("%s", d.Hint)

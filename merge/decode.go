@@ -1,0 +1,298 @@
+package merge
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/config"
+	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/kernel"
+	"github.com/loratool/loratool/internal/naming"
+	"github.com/loratool/loratool/internal/outline"
+	"github.com/loratool/loratool/internal/resolve"
+)
+
+// decoding is the part of a plan that turns quantised weights of the base into plain ones.
+type decoding struct {
+	exact   *checkpoint.Checkpoint // shows every quantised weight as its values in F64
+	weights map[string]checkpoint.Quantised
+	as      map[string]dtype.Type // dtypes of the weights that the output has as plain values
+	dtype   dtype.Type            // Options.OutDType
+}
+
+// showDecoded describes the base as if every quantised weight were a plain one of the dtype that
+// the output would give it. settle decides which ones the output decodes.
+func showDecoded(p *planner) error {
+	d := &decoding{
+		exact: p.base, weights: make(map[string]checkpoint.Quantised), as: make(map[string]dtype.Type), dtype: p.options.OutDType,
+	}
+	for _, q := range checkpoint.QuantisedOf(p.base) {
+		d.weights[q.Name], d.as[q.Name] = q, d.dtypeOf(&q)
+	}
+	p.decoding = d
+	var err error
+	p.base, err = checkpoint.Decoding(d.exact, d.as)
+	return err
+}
+
+// dtypeOf returns the dtype of a decoded weight: 16 bits, unless the caller wants another one.
+func (d *decoding) dtypeOf(q *checkpoint.Quantised) dtype.Type {
+	switch {
+	case d.dtype != dtype.Invalid:
+		return d.dtype
+	case q.DType == dtype.F16:
+		return dtype.F16
+	}
+	return dtype.BF16
+}
+
+// settle decodes the weights that change, and those that programs can only load in the same way,
+// and keeps the codes of all others.
+func (d *decoding) settle(p *planner) error {
+	wanted := make(map[string]dtype.Type)
+	for name := range d.weights {
+		if p.targets[present(p, name)] != nil || p.options.Dequantise || feeds(p, name) {
+			wanted[name] = d.as[name]
+		}
+	}
+	d.addTogether(wanted)
+	switch {
+	case len(wanted) > 0 && p.options.wantsRecord():
+		return fault.New(fault.Unsupported, "the merge decodes %s of the base, such as %q, and an undo record cannot bring the codes back",
+			fault.Count(len(wanted), "quantised weight"), slices.Min(slices.Collect(maps.Keys(wanted)))).
+			WithHint("merge without Options.Undo, and keep the base")
+	case p.options.Dequantise && len(checkpoint.UnreadableOf(d.exact)) > 0:
+		return checkpoint.UnreadableOf(d.exact)[0].Err
+	}
+	d.as = wanted
+	base, err := checkpoint.Decoding(d.exact, wanted)
+	if err != nil {
+		return err
+	}
+	if p.base, err = outline.Reshaped(base, p.shaped.Edits); err != nil {
+		return err
+	}
+	for _, t := range p.targets {
+		t.ref, _ = p.base.Lookup(t.Name)
+	}
+	for name := range wanted {
+		t := p.targets[present(p, name)]
+		if t == nil || t.Replace != nil {
+			continue
+		}
+		ref, _ := d.exact.Lookup(name)
+		if n := ref.Tensor.Elements(); n == t.ref.Tensor.Elements() { // a grown weight has zeros at its end
+			t.exact = ref.Tensor
+		}
+	}
+	if len(wanted) == 0 {
+		return nil
+	}
+	if err := p.editIndex(true); err != nil {
+		return err
+	}
+	d.warn(p)
+	return d.editQuantisation(p)
+}
+
+// present returns the name that the output gives to a tensor of the base.
+func present(p *planner, name string) string {
+	if renamed, ok := p.shaped.Renamed[name]; ok {
+		return renamed
+	}
+	return name
+}
+
+// feeds reports whether the values of a weight go into a tensor that the plan adds or reshapes.
+func feeds(p *planner, name string) bool {
+	name = present(p, name)
+	return slices.ContainsFunc(p.shaped.Edits, func(e resolve.Edit) bool {
+		return slices.ContainsFunc(e.Tensors, func(t resolve.NewTensor) bool { return t.From == name || t.Name == name })
+	})
+}
+
+// warn says which weights the output decodes although no adapter changes them, and which it keeps.
+func (d *decoding) warn(p *planner) {
+	changed := 0
+	for name := range d.as {
+		if p.targets[present(p, name)] != nil {
+			changed++
+		}
+	}
+	p.warn("the merge decodes %d of %s of the base; the output is larger by %s",
+		len(d.as), fault.Count(len(d.weights), "quantised weight"), fileio.FormatBytes(p.base.Bytes()-checkpoint.Stored(d.exact).Bytes()))
+	if n := len(d.as) - changed; n > 0 && !p.options.Dequantise {
+		p.warn("%s that no adapter changes %s decoded, because programs load %s together with one that changes",
+			fault.Count(n, "weight"), fault.Choose(n, "is", "are"), fault.Choose(n, "it", "each"))
+	}
+}
+
+// together lists modules that programs fuse when they load a model, by the last parts of their
+// names: either all of them are quantised, or none. vLLM fuses those of attention and of an MLP,
+// and refuses a layer with some of them quantised.
+var together = [][]string{
+	{"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}, {"w1", "w3"}, {"q_a_proj", "kv_a_proj_with_mqa"},
+	{"query", "key", "value"}, {"in_proj_qkv", "in_proj_z"}, {"in_proj_a", "in_proj_b"}, {"in_proj_qkvz", "in_proj_ba"},
+}
+
+// unit names the part of a model that programs load as one: all experts of a layer, the modules
+// that are fused, or a single module.
+func unit(weight string) string {
+	if i := strings.Index(weight, ".experts."); i >= 0 {
+		return weight[:i+len(".experts")]
+	}
+	module := strings.TrimSuffix(weight, ".weight")
+	parent, leaf := naming.Module(module), naming.Leaf(module)
+	for _, leaves := range together {
+		if slices.Contains(leaves, leaf) {
+			return parent + "." + leaves[0]
+		}
+	}
+	return module
+}
+
+// addTogether adds the weights that must be decoded with those that are wanted.
+func (d *decoding) addTogether(wanted map[string]dtype.Type) {
+	units := make(map[string]bool)
+	for name := range wanted {
+		units[unit(name)] = true
+	}
+	for name := range d.weights {
+		if units[unit(name)] {
+			wanted[name] = d.as[name]
+		}
+	}
+}
+
+// hfQuantConfig is the file beside config.json in which ModelOpt describes the quantisation.
+const hfQuantConfig = "hf_quant_config.json"
+
+// editQuantisation makes the files beside the weights say which modules are quantised.
+func (d *decoding) editQuantisation(p *planner) error {
+	isWhole := len(d.as) == len(d.weights) && len(checkpoint.UnreadableOf(d.exact)) == 0
+	if isWhole {
+		p.base = checkpoint.WithoutSide(p.base, hfQuantConfig)
+	}
+	modules, plain := d.skipped(), d.plainModules()
+	edits := map[string]func(config.Text) config.Text{
+		checkpoint.ConfigName: func(t config.Text) config.Text {
+			if d.dtype != dtype.Invalid && isWhole {
+				t = t.SetDType(map[dtype.Type]string{dtype.F32: "float32", dtype.F16: "float16", dtype.BF16: "bfloat16"}[d.dtype])
+			}
+			switch {
+			case isWhole:
+				return t.Dequantise()
+			case t.HasQuantisation():
+				return t.Skip(modules, plain)
+			}
+			return t
+		},
+		hfQuantConfig: func(t config.Text) config.Text { return t.SkipModelOpt(modules, plain) },
+	}
+	for name, edit := range edits {
+		if !p.base.IsDir || !slices.Contains(p.base.Side, name) {
+			continue
+		}
+		text, ok := p.side[name]
+		if !ok {
+			var err error
+			if text, err = p.base.Dir.Read(name, checkpoint.MaxJSONBytes); err != nil {
+				return err
+			}
+		}
+		p.side[name] = edit(text)
+	}
+	return nil
+}
+
+// skipped lists the modules whose weights the output decodes, sorted. Those of experts are one
+// entry, as programs compare names by their beginnings.
+func (d *decoding) skipped() []string {
+	modules := make(map[string]bool)
+	for name := range d.as {
+		if strings.Contains(name, ".experts.") {
+			modules[unit(name)] = true
+			continue
+		}
+		modules[strings.TrimSuffix(name, ".weight")] = true
+	}
+	return slices.Sorted(maps.Keys(modules))
+}
+
+// plainModules lists the modules of the base whose matrices are not quantised, and the head, which
+// may be tied.
+func (d *decoding) plainModules() []string {
+	modules := map[string]bool{"lm_head": true}
+	stored := checkpoint.Stored(d.exact)
+	for _, f := range stored.Files {
+		for i := range f.Tensors {
+			t := &f.Tensors[i]
+			if module, ok := strings.CutSuffix(t.Name, ".weight"); ok && t.DType.IsFloat() && len(t.Shape) == 2 {
+				if _, isQuantised := d.weights[t.Name]; !isQuantised {
+					modules[module] = true
+				}
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(modules))
+}
+
+// addDecoded adds the terms of adapters to a weight whose values are decoded: out = RN(w + Σ S·L·R)
+// with w in F64.
+type addDecoded struct {
+	t      *target
+	k      *tools
+	terms  [][]resolve.Term   // by band
+	loaded []*kernel.Rescaled // by band
+}
+
+func newAddDecoded(t *target, k *tools) *addDecoded {
+	return &addDecoded{t: t, k: k, terms: byBand(t.Terms, t.NBands), loaded: make([]*kernel.Rescaled, t.NBands)}
+}
+
+func (a *addDecoded) load(ctx context.Context, band int) error {
+	_, nCols := a.t.Matrix()
+	terms, _, err := loadTerms[float64](ctx, a.t, a.terms[band], a.k, a.k.plan.options.AllowNonFinite)
+	if err != nil {
+		return err
+	}
+	u, err := kernel.PrepareRescaled(ctx, a.t.DType, int(a.t.bandRows()), int(nCols), kernel.Sum{Terms: terms}, nil, nil)
+	if err == nil {
+		a.loaded[band] = u.Widened()
+	}
+	return err
+}
+
+func (a *addDecoded) drop(band int) { a.loaded[band] = nil }
+
+func (a *addDecoded) bytes(band int) int64 { return bytesOfTerms(a.t, a.terms[band], true) }
+
+func (a *addDecoded) apply(ctx context.Context, b *block, w *worker) error {
+	height := a.t.bandRows()
+	return b.eachBand(func(band int, row0 int64, rows []byte) error {
+		first := int64(band)*height + row0
+		_, nCols := a.t.Matrix()
+		n := int64(len(rows)) / (nCols * int64(a.t.DType.Size()))
+		exact, err := a.t.readExact(ctx, w, first, first+n)
+		if err != nil {
+			return err
+		}
+		return a.loaded[band].MergeFrom(ctx, rows, exact, int(row0), b.stats, &w.rescale)
+	})
+}
+
+// readExact reads rows of a decoded weight in F64.
+func (t *target) readExact(ctx context.Context, w *worker, row0, row1 int64) ([]byte, error) {
+	_, nCols := t.Matrix()
+	rowBytes := nCols * int64(dtype.F64.Size())
+	n := (row1 - row0) * rowBytes
+	if int64(cap(w.exact)) < n {
+		w.exact = make([]byte, n)
+	}
+	return w.exact[:n], t.exact.ReadAt(ctx, w.exact[:n], row0*rowBytes)
+}
