@@ -146,7 +146,7 @@ func (p *page) addBase(r *report.Adapter) {
 		p.Verdict, p.IsBad, p.Reasons = "merge refuses it on "+b.Path, true, append([]string{b.Refusal}, p.Reasons...)
 		return
 	}
-	p.Facts = append(p.Facts, Fact{"Fits", b.Path}, Fact{"Changed tensors", number(b.Tensors)})
+	p.Facts = append(p.Facts, Fact{"Fits", strings.Join(append([]string{b.Path}, b.Options...), " ")}, Fact{"Changed tensors", number(b.Tensors)})
 	if k := b.Kept; k != nil {
 		p.Facts = append(p.Facts, Fact{"‖ΔW‖ ÷ ‖W‖", figure(float64(k.RelativeNorm))}, Fact{"Lost to rounding", figure(float64(k.RetentionError))})
 	}

@@ -2,6 +2,7 @@ package report
 
 import (
 	"context"
+	"math"
 
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/dense"
@@ -37,7 +38,7 @@ func (l *LayerOnBase) control(
 		}
 		l.Own = &own
 	}
-	if o.Intruders {
+	if o.Intruders && l.BaseNorm < math.MaxFloat32 { // which NaN is not
 		n, estimated, err := intruders(ctx, w, l.Rows, l.Columns, delta)
 		if err != nil {
 			return err

@@ -61,8 +61,8 @@ func intrudersOfLarge(
 		energy += float64(x) * float64(x)
 	}
 	leading, err := leadingVectors(ctx, &updated{w, delta}, energy)
-	if err != nil {
-		return 0, 0, err
+	if err != nil || energy == 0 { // a W of zeros has no vectors of its own
+		return len(leading), 0, err
 	}
 	mean := energy / float64(min(w.M, w.N))
 	least := -1.0
@@ -102,10 +102,14 @@ func intrudersOfLarge(
 	return count, estimated, nil
 }
 
-// leadingVectors returns the first left singular vectors of a matrix.
+// leadingVectors returns the first left singular vectors of W + ΔW. energy is ‖W‖².
 func leadingVectors(ctx context.Context, a *updated, energy float64) (all [][]float64, err error) {
+	added, err := a.addedEnergy(ctx)
+	if err != nil {
+		return nil, err
+	}
 	s := krylov.New(a, krylov.Double, krylov.Options{
-		Energy: energy, Width: leadingBlock, Random: rand.New(rand.NewPCG(1, 2)), Workers: 1,
+		Energy: energy + added, Width: leadingBlock, Random: rand.New(rand.NewPCG(1, 2)), Workers: 1,
 	})
 	for !s.Closed {
 		if err := s.Grow(ctx); err != nil {
@@ -220,6 +224,24 @@ func (l *likeness) decide(ctx context.Context, same, least float64) (isIntruder,
 type updated struct {
 	w     *krylov.Float32
 	delta *thin.Matrix
+}
+
+// addedEnergy returns ‖W + ΔW‖² − ‖W‖² = ⟨ΔW, W + (W + ΔW)⟩.
+func (a *updated) addedEnergy(ctx context.Context) (sum float64, err error) {
+	columns := dense.Flip(a.delta.A, a.delta.N, a.delta.R)
+	var right [][]float64
+	for k := range a.delta.R {
+		right = append(right, columns[k*a.delta.N:(k+1)*a.delta.N])
+	}
+	before, err := a.w.Mul(ctx, right)
+	if err != nil {
+		return 0, err
+	}
+	after, err := a.Mul(ctx, right)
+	for i, b := range a.delta.B {
+		sum += b * (before[i%a.delta.R][i/a.delta.R] + after[i%a.delta.R][i/a.delta.R])
+	}
+	return math.Ldexp(sum, a.delta.Exponent), err
 }
 
 // Dims implements krylov.Matrix.

@@ -72,6 +72,24 @@ func TestBoundsCountAsDecompositionsDo(t *testing.T) {
 	}
 }
 
+// TestEnergyOfASum compares ‖W + ΔW‖² with its definition, and finds the two vectors of a ΔW on a W
+// of zeros, which both are intruders.
+func TestEnergyOfASum(t *testing.T) {
+	w := &krylov.Float32{M: 2, N: 3, Data: []float32{1, 2, 3, 4, 5, 6}, Workers: 1}
+	delta := &thin.Matrix{M: 2, N: 3, R: 2, B: []float64{1, 0, 2, 1}, A: []float64{1, 1, 0, 2, 0, 0}, Exponent: 1}
+	got, err := (&updated{w, delta}).addedEnergy(t.Context())
+	// ΔW is [2 0 0; 6 4 0].
+	if want := 9.0 + 4 + 9 + 100 + 81 + 36 - 91; err != nil || got != want {
+		t.Errorf("got %v, error %v, want %v", got, err, want)
+	}
+	zero := &krylov.Float32{M: 30, N: 30, Data: make([]float32, 900), Workers: 1}
+	two := &thin.Matrix{M: 30, N: 30, R: 2, B: make([]float64, 60), A: make([]float64, 60)}
+	two.B[0], two.A[0], two.B[3], two.A[3] = 1, 1, 1, 2
+	if n, _, err := intrudersOfLarge(t.Context(), zero, two); n != 2 || err != nil {
+		t.Errorf("on zeros there are %d intruders, error %v, want 2", n, err)
+	}
+}
+
 // TestLikenessOfKnownShares: W is diagonal, so that the elements of y are its shares. It resembles
 // a vector with 0.26 of its square, and none with 0.24, wherever the others are.
 func TestLikenessOfKnownShares(t *testing.T) {
