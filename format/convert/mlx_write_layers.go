@@ -16,6 +16,7 @@ import (
 	safefile "github.com/loratool/loratool/format/safetensors"
 	"github.com/loratool/loratool/internal/config"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/jsontext"
 	"github.com/loratool/loratool/internal/naming"
 )
 
@@ -319,12 +320,12 @@ var inBlock = regexp.MustCompile(`^(?:.*?\.)?(?:layers|h|blocks)\.([0-9]{1,9})\.
 // DoRA's magnitudes of the base, and stay as they are.
 func (w *mlxWriter) chooseModules() {
 	keys := make(map[string]bool)
-	lowest := math.MaxInt
+	lowest, highest := math.MaxInt, 0
 	for _, l := range w.layers {
 		key := l.name
 		if b := inBlock.FindStringSubmatch(l.name); b != nil {
 			n, _ := strconv.Atoi(b[1])
-			lowest, key = min(lowest, n), b[2]
+			lowest, highest, key = min(lowest, n), max(highest, n), b[2]
 		}
 		keys[key] = true
 	}
@@ -334,10 +335,26 @@ func (w *mlxWriter) chooseModules() {
 		w.blocks = 1 // of which the keys name no module
 	case n > lowest:
 		w.blocks = n - lowest
+	case w.blocksOfSource() > highest-lowest:
+		w.blocks = w.blocksOfSource()
 	default:
 		w.blocks = -1
 		w.remark("num_layers is -1, which means all blocks since February 2025: nothing says how many the base has (CreateOptions.BaseConfig)")
 	}
+}
+
+// blocksOfSource returns the num_layers of the MLX file that the source was made from, 0 if there
+// is none. It is the number of the last blocks that the training adapted.
+func (w *mlxWriter) blocksOfSource() (n int) {
+	if w.a.Dialect != MLX().Name() {
+		return 0
+	}
+	text, err := attachment(w.src, format.PEFTConfig)
+	var c mlxConfig
+	if err != nil || text == nil || c.parse(text) != nil || jsontext.Decode(c.NumLayers, &n) != nil || n > math.MaxInt32 {
+		return 0
+	}
+	return n
 }
 
 // config makes adapter_config.json.

@@ -186,6 +186,21 @@ func TestMLXSaysWhatNothingTells(t *testing.T) {
 	}
 }
 
+// TestMLXKeepsItsNumberOfBlocks: where nothing tells how many blocks the base has, num_layers is
+// that of the file which the adapter came from, unless it is too small for the layers.
+func TestMLXKeepsItsNumberOfBlocks(t *testing.T) {
+	files := mlxFiles(t, mlxSource(mlxLinear("model.layers.3.q_proj", 2, 3), mlxLinear("model.layers.5.q_proj", 2, 3)),
+		convert.CreateOptions{BaseConfig: []byte(`{"model_type": "llama", "num_hidden_layers": 8}`)})
+	written := files["adapter_config.json"]
+	for text, want := range map[string]string{"5": "5", "16": "16", "2": "-1", "-1": "-1", `"all"`: "-1"} {
+		files["adapter_config.json"] = bytes.Replace(written, []byte(`"num_layers": 5`), []byte(`"num_layers": `+text), 1)
+		back := mlxFiles(t, reopened(t, files), convert.CreateOptions{})
+		if got := string(back["adapter_config.json"]); !strings.Contains(got, `"num_layers": `+want+"\n") {
+			t.Errorf("num_layers %s became %s, want %s", text, got, want)
+		}
+	}
+}
+
 func TestMLXWriterRefusesByName(t *testing.T) {
 	tied := []byte(`{"model_type": "gemma", "tie_word_embeddings": true, "num_hidden_layers": 1}`)
 	embedding := format.Layer{Module: "model.embed_tokens", Kind: format.Embedding, Rank: 2, Scaling: format.Fixed, Fixed: 1}
