@@ -1,0 +1,286 @@
+package quant
+
+import (
+	"math"
+	"strings"
+)
+
+// Encoding is a scheme that programs quantise weights to, with the rule by which one of them
+// chooses the scales.
+type Encoding int
+
+const (
+	// FP8 has codes of F8_E4M3, and a scale in F32 for 128×128 elements: that of transformers'
+	// Fp8Quantize, 1/(448/amax) in F32. transformers leaves a weight alone whose sides are no
+	// multiples of 128; here its last blocks are short, as DeepSeek's are.
+	FP8 Encoding = iota + 1
+	// MXFP4 has codes of 4 bits, and a power of two for 32 elements of a row: that of the OCP
+	// Microscaling specification 1.0, section 6.3, 2^(⌊log₂ amax⌋ − 2). Its codes are rounded to
+	// even, and larger values become ±6.
+	MXFP4
+	// NF4 has codes of 4 bits, and amax in F32 for 64 elements of the flattened weight, as
+	// bitsandbytes without double quantisation.
+	NF4
+)
+
+var encodings = map[string]Encoding{"fp8": FP8, "mxfp4": MXFP4, "nf4": NF4}
+
+// ParseEncoding returns the encoding with a name: fp8, mxfp4 or nf4.
+func ParseEncoding(name string) (e Encoding, ok bool) {
+	e, ok = encodings[name]
+	return e, ok
+}
+
+// Stores reports whether a scheme of Weight.Scheme has the codes of the encoding.
+func (e Encoding) Stores(scheme string) bool {
+	switch e {
+	case FP8:
+		return strings.HasPrefix(scheme, "FP8") || scheme == "MXFP8"
+	case MXFP4:
+		return scheme == "MXFP4"
+	}
+	return strings.HasPrefix(scheme, "NF4 ")
+}
+
+// RowsAtOnce returns a number of rows whose multiples can be encoded alone: no block begins in such
+// a part of the weight and ends in another.
+func (e Encoding) RowsAtOnce(cols int) int {
+	switch e {
+	case FP8:
+		return blockFP8
+	case NF4:
+		n := blockNF4
+		for n > 1 && n/2*cols%blockNF4 == 0 {
+			n /= 2
+		}
+		return n
+	}
+	return 1
+}
+
+// Sides of blocks.
+const (
+	blockFP8 = 128
+	blockNF4 = 64
+)
+
+// Encode quantises the rows of a matrix with fresh scales: all rows, or a multiple of RowsAtOnce
+// from such a multiple on. It writes a code for each element, and appends the scales to scales.
+func (e Encoding) Encode(codes []byte, scales []float32, x []float32, rows, cols int) []float32 {
+	switch e {
+	case FP8:
+		for i := 0; i < rows; i += blockFP8 {
+			for j := 0; j < cols; j += blockFP8 {
+				b := tile{x, i, j, min(rows, i+blockFP8), min(cols, j+blockFP8), cols}
+				scales = append(scales, b.encode(codes))
+			}
+		}
+	case MXFP4:
+		for i := range rows {
+			for j := 0; j < cols; j += groupMX {
+				at, end := i*cols+j, i*cols+min(cols, j+groupMX)
+				scales = append(scales, encodeMXFP4(codes[at:end], x[at:end]))
+			}
+		}
+	case NF4:
+		for at := 0; at < len(x); at += blockNF4 {
+			end := min(len(x), at+blockNF4)
+			scales = append(scales, encodeNF4(codes[at:end], x[at:end]))
+		}
+	}
+	return scales
+}
+
+// Decode writes the values of codes and scales that Encode wrote.
+func (e Encoding) Decode(dst []float64, codes []byte, scales []float32, rows, cols int) {
+	table := e.table()
+	across := (cols + blockFP8 - 1) / blockFP8
+	for i := range rows {
+		for j := range cols {
+			at, block := i*cols+j, 0
+			switch e {
+			case FP8:
+				block = i/blockFP8*across + j/blockFP8
+			case MXFP4:
+				block = i*((cols+groupMX-1)/groupMX) + j/groupMX
+			case NF4:
+				block = at / blockNF4
+			}
+			dst[at] = table[codes[at]] * float64(scales[block])
+		}
+	}
+}
+
+func (e Encoding) table() []float64 {
+	switch e {
+	case FP8:
+		return e4m3[:]
+	case MXFP4:
+		return e2m1[:]
+	}
+	return nf4[:]
+}
+
+// Nearest writes the values that are nearest to x where each element keeps its scale. Of two
+// equally near ones it takes the even code.
+func (e Encoding) Nearest(dst, x, scales []float64) {
+	for i, s := range scales {
+		if s == 0 {
+			dst[i] = 0
+			continue
+		}
+		y := x[i] / s
+		switch e {
+		case FP8:
+			y = e4m3[codeE4M3.of(y)]
+		case MXFP4:
+			y = e2m1[codeE2M1.of(y)]
+		case NF4:
+			y = nf4[nearestNF4(y)]
+		}
+		dst[i] = y * s
+		if x[i] != x[i] {
+			dst[i] = x[i]
+		}
+	}
+}
+
+// tile is a block of a matrix with cols columns.
+type tile struct {
+	x                            []float32
+	row0, col0, row1, col1, cols int
+}
+
+// encode quantises a block to F8_E4M3, and returns its scale.
+func (b *tile) encode(codes []byte) float32 {
+	var amax float32
+	for i := b.row0; i < b.row1; i++ {
+		amax = max(amax, largest(b.x[i*b.cols+b.col0:i*b.cols+b.col1]))
+	}
+	by := float32(1)
+	if amax > 0 {
+		by = 1 / amax * 448 // torch divides a number by a tensor so
+	}
+	for i := b.row0; i < b.row1; i++ {
+		for at := i*b.cols + b.col0; at < i*b.cols+b.col1; at++ {
+			codes[at] = codeE4M3.of(float64(b.x[at] * by))
+		}
+	}
+	return 1 / by
+}
+
+// encodeMXFP4 quantises a block of MXFP4, and returns its scale.
+func encodeMXFP4(codes []byte, x []float32) float32 {
+	amax := largest(x)
+	exponent := max(0, int(math.Float32bits(amax)>>23)-2)
+	if amax != amax {
+		exponent = 255
+	}
+	scale := e8m0(byte(exponent))
+	by := math.Max(scale, 0x1p-126) // torchao's least, only for blocks of less than 2⁻¹²⁴
+	for i, v := range x {
+		codes[i] = codeE2M1.of(float64(v) / by)
+	}
+	return float32(scale)
+}
+
+// encodeNF4 quantises a block of NF4, and returns its scale. bitsandbytes multiplies by 1/amax, but
+// divides the last block of a weight if it is short.
+func encodeNF4(codes []byte, x []float32) float32 {
+	const least = 1e-38
+	amax := largest(x)
+	by := 1 / max(amax, least)
+	isShort := len(x) < blockNF4
+	if isShort {
+		amax = max(amax, least)
+	}
+	for i, v := range x {
+		if v *= by; isShort {
+			v = x[i] / amax
+		}
+		codes[i] = bucketNF4(min(1, max(-1, v)))
+	}
+	return amax
+}
+
+// largest returns the largest magnitude, NaN if there is one.
+func largest(x []float32) (amax float32) {
+	for _, v := range x {
+		amax = max(amax, math.Float32frombits(math.Float32bits(v)&^(1<<31)))
+	}
+	return amax
+}
+
+// smallFloat is a code of a sign, an exponent and a fraction, without infinities.
+type smallFloat struct {
+	fraction uint // bits
+	bias     int
+	sign     byte
+	most     byte // the code of the largest value
+	nan      byte
+}
+
+var (
+	codeE4M3 = smallFloat{fraction: 3, bias: 7, sign: 0x80, most: 0x7e, nan: 0x7f}
+	codeE2M1 = smallFloat{fraction: 1, bias: 1, sign: 8, most: 7, nan: 7}
+)
+
+// of returns the code that is nearest to y, the even one of two, and the largest for larger values.
+func (f *smallFloat) of(y float64) (code byte) {
+	bits := math.Float64bits(y) &^ (1 << 63)
+	switch a := math.Float64frombits(bits); {
+	case a != a:
+		code = f.nan
+	case int(bits>>52)-1023 < 1-f.bias: // a subnormal code, or the least normal one
+		code = byte(math.RoundToEven(math.Ldexp(a, int(f.fraction)+f.bias-1)))
+	default:
+		drop := 52 - f.fraction
+		bits += 1<<(drop-1) - 1 + bits>>drop&1
+		code = byte(min(uint64(f.most), bits>>drop-uint64(1023-f.bias)<<f.fraction))
+	}
+	if math.Signbit(y) {
+		code |= f.sign
+	}
+	return code
+}
+
+// nf4 holds the values of the codes of NF4, which are float32 numbers (Dettmers et al.,
+// arXiv:2305.14314, appendix E).
+var nf4 = [16]float64{
+	-1, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+	-0.18477343022823334, -0.09105003625154495, 0, 0.07958029955625534, 0.16093020141124725,
+	0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+	0.7229568362236023, 1,
+}
+
+// boundsNF4 are the midpoints between values as bitsandbytes computes them, in float32.
+var boundsNF4 = func() (bounds [15]float32) {
+	for i := range bounds {
+		bounds[i] = (float32(nf4[i]) + float32(nf4[i+1])) / 2
+	}
+	return bounds
+}()
+
+// bucketNF4 returns the number of bounds below v: a value on a bound gets the lower code.
+func bucketNF4(v float32) (code byte) {
+	if v != v {
+		return 15
+	}
+	for step := byte(8); step > 0; step /= 2 {
+		if v > boundsNF4[code+step-1] {
+			code += step
+		}
+	}
+	return code
+}
+
+// nearestNF4 returns the code that is nearest to y, the even one of two.
+func nearestNF4(y float64) (code byte) {
+	for step := byte(8); step > 0; step /= 2 {
+		bound := (nf4[code+step-1] + nf4[code+step]) / 2
+		if y > bound || y == bound && (code+step)%2 == 0 {
+			code += step
+		}
+	}
+	return code
+}
