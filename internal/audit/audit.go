@@ -63,7 +63,12 @@ func run(
 	if err != nil {
 		return nil, err
 	}
-	if _, err := plan.RunTo(ctx, &comparison{ctx: ctx, files: files, complete: func(e *expected) error { return (&examination{a, e}).explainFew() }}); err != nil {
+	made, err := plan.RunTo(ctx, &comparison{
+		ctx: ctx, files: files,
+		begin: func(e *expected) (*probe, error) { return (&examination{a, e}).newProbe() },
+		end:   func(e *expected) error { return (&examination{a, e}).conclude() },
+	})
+	if err != nil {
 		return nil, err
 	}
 	if err := a.examineAll(); err != nil {
@@ -72,7 +77,14 @@ func run(
 	if err := a.rankForeign(base, merged); err != nil {
 		return nil, err
 	}
+	norms := make(map[string]merge.Figure)
+	for i := range made.Layers {
+		norms[made.Layers[i].Tensor] = made.Layers[i].RelativeNorm
+	}
 	for _, e := range a.expected {
+		if change, ok := norms[e.Name]; ok && math.IsNaN(float64(e.found.Change)) {
+			e.found.Change = change
+		}
 		if t := &e.found; a.leaks && t.Finding == Merged && isEnd(e.Name) {
 			t.Verdict, t.Finding = NotAsClaimed, Tied
 			t.Text = "the adapter changes either the embedding or the head, and in the merged checkpoint both have changed, since they are one tensor; Options.Tied=fold accepts that"
@@ -205,6 +217,9 @@ func (a *auditor) pair(plan *merge.Plan) (map[string][]*expected, error) {
 // examineAll explains the tensors that the comparison has not explained.
 func (a *auditor) examineAll() error {
 	return parallel.For(a.ctx, parallel.Workers(a.o.Workers), len(a.expected), func(_, i int) error {
+		if a.expected[i].isDone {
+			return nil
+		}
 		return (&examination{a, a.expected[i]}).conclude()
 	})
 }
@@ -212,14 +227,15 @@ func (a *auditor) examineAll() error {
 // conclude judges one tensor.
 func (x *examination) conclude() error {
 	t := &x.e.found
+	defer func() { x.e.isDone, x.e.probe = true, nil }() // the probe holds factors
 	t.Verdict, t.Different = AsClaimed, x.e.different
+	t.Change, t.Residual = merge.Figure(math.NaN()), merge.Figure(math.NaN())
 	switch {
 	case x.e.merged == nil:
 		t.Verdict, t.Finding = NotAsClaimed, Missing
 	case !slices.Equal(x.e.merged.Shape, x.e.Shape):
 		t.Verdict, t.Finding = NotAsClaimed, Reshaped
 		t.Text = fmt.Sprintf("its shape is %d, want %d", x.e.merged.Shape, x.e.Shape)
-	case x.e.isDone:
 	case x.e.isCompared() && x.e.different == 0:
 		if t.Finding = Untouched; x.e.change != nil {
 			t.Finding, t.Rounding, t.Margin = Merged, Exact, merge.Figure(math.NaN())

@@ -12,6 +12,7 @@ type trial struct {
 	unexplained int64
 	far         int64 // of these, those more than a step away from its values
 	loose       int64 // elements for which it allows several values
+	seen        int64 // elements
 	isOut       bool
 }
 
@@ -23,25 +24,21 @@ type block struct {
 	u       [nVariants][][]float64 // per adapter
 	bounds  [][]float64
 	scales  []float64
-	done    int64 // elements so far
+	needs   [nVariants]bool // which of u eachRows fills
 	nRows   int64
 	nCols   int
 	rows    int // at once
 	first   int64
-
-	*rescaling // nil without DoRA
 }
 
-// newBlock makes a block for the tensor. Variants that no update has are those of asStored.
+// newBlock makes a block for the tensor.
 func newBlock(e *expected, updates []update) *block {
 	nRows, nCols := e.change.Matrix()
 	b := &block{e: e, updates: updates, nRows: nRows, nCols: int(nCols), rows: max(1, (1<<14)/int(max(1, nCols)))}
 	most := b.rows * b.nCols
-	b.elementsOf = newElements(most)
+	b.elementsOf = newElements(e, most)
+	b.needs[asStored] = true
 	for k := range updates {
-		for v := range nVariants {
-			b.u[v] = append(b.u[v], make([]float64, most))
-		}
 		b.bounds = append(b.bounds, make([]float64, most))
 		scale := 0.0
 		if len(updates[k].parts) > 0 {
@@ -58,16 +55,23 @@ func (b *block) eachRows(ctx context.Context, step int64, f func(n int)) error {
 	if step > 1 {
 		rows = 1
 	}
+	for v := range nVariants {
+		for b.needs[v] && len(b.u[v]) < len(b.updates) {
+			b.u[v] = append(b.u[v], make([]float64, len(b.w)))
+		}
+	}
 	for first := int64(0); first < b.nRows; first += rows * step {
 		n := int(min(rows, b.nRows-first)) * b.nCols
-		if err := b.read(ctx, b.e, first*int64(b.nCols), n); err != nil {
+		if err := b.read(ctx, first*int64(b.nCols), n); err != nil {
 			return err
 		}
 		b.first = first
-		b.done += int64(n)
 		for k := range b.updates {
 			clear(b.bounds[k][:n])
 			for v := range nVariants {
+				if !b.needs[v] {
+					continue
+				}
 				clear(b.u[v][k][:n])
 				bounds := b.bounds[k]
 				if v != asStored {

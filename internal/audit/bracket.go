@@ -18,7 +18,7 @@ type bracketing struct {
 
 func newBracketing(elements int64) *bracketing {
 	const most = 1 << 18
-	return &bracketing{step: elements/most | 1}
+	return &bracketing{step: min(elements, manyValues)/most | 1}
 }
 
 func (g *bracketing) add(b *block, n int) {

@@ -37,7 +37,7 @@ func TestBracketsHoldTheWeight(t *testing.T) {
 // bracketed brackets a merge of 20000 elements, whose update has a size relative to the weights.
 func bracketed(rng *rand.Rand, d dtype.Type, size, weight float64, way string) (c, err, share float64) {
 	const n = 20000
-	b := &block{elementsOf: newElements(n), e: new(expected), nCols: n}
+	b := &block{elementsOf: &elementsOf{w: make([]float64, n), m: make([]float64, n)}, e: new(expected), nCols: n}
 	b.e.merged = &checkpoint.Tensor{DType: d}
 	b.u[asStored] = [][]float64{make([]float64, n)}
 	for i := range n {

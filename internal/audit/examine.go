@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/dense"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/merge"
 )
@@ -18,7 +19,7 @@ func (x *examination) examineUntouched() error {
 		t.Text = "the base has no tensor of this name and shape, and its values are not the adapter's"
 		return nil
 	}
-	s, err := x.compareValues()
+	s, err := x.compareValues(0)
 	if err != nil {
 		return err
 	}
@@ -88,18 +89,23 @@ func (s *values) narrow() dtype.Type {
 	return dtype.Invalid
 }
 
-// compareValues compares all elements.
-func (x *examination) compareValues() (*values, error) {
+// manyValues is the number of elements whose values tell enough of a tensor that is wrong as a
+// whole.
+const manyValues = 1 << 20
+
+// compareValues compares all elements, or if most is not 0 about that many from all over the
+// tensor.
+func (x *examination) compareValues(most int64) (*values, error) {
 	s := new(values)
-	const most = 1 << 16
-	buf := newElements(most)
-	total := elements(x.e.Shape)
-	for first := int64(0); first < total; first += most {
-		n := int(min(most, total-first))
-		if err := wide(x.ctx, x.e.base, buf.w[:n], buf.raw, first); err != nil {
-			return nil, err
-		}
-		if err := wide(x.ctx, x.e.merged, buf.m[:n], buf.raw, first); err != nil {
+	const piece = 1 << 12
+	buf := newElements(x.e.ofBase(), piece)
+	total, step := elements(x.e.Shape), int64(piece)
+	if most > 0 {
+		step = max(piece, total/most*piece)
+	}
+	for first := int64(0); first < total; first += step {
+		n := int(min(piece, total-first))
+		if err := buf.read(x.ctx, first, n); err != nil {
 			return nil, err
 		}
 		for i, w := range buf.w[:n] {
@@ -120,40 +126,82 @@ func (t *Tensor) setChange(s *values) {
 
 // examine judges a tensor that adapters change, and that differs from the correctly rounded merge.
 func (x *examination) examine() error {
-	t := &x.e.found
-	s, err := x.compareValues()
+	t, p := &x.e.found, x.e.probe
+	if p == nil {
+		var err error
+		if p, err = x.newProbe(); err != nil {
+			return err
+		}
+		if p != nil {
+			if err := p.all(x.ctx, 1); err != nil {
+				return err
+			}
+		}
+	}
+	if p != nil && p.explainsAll() && x.explain(p) {
+		return nil
+	}
+	equalsBase, nonFinite, err := x.scan()
+	if err != nil {
+		return err
+	}
+	switch {
+	case equalsBase:
+		t.Verdict, t.Finding = NotAsClaimed, notApplied(x.e.change)
+		return nil
+	case nonFinite > 0:
+		t.Verdict, t.Finding = NotAsClaimed, NonFinite
+		t.Text = fmt.Sprintf("%d of its elements are NaN or infinite", nonFinite)
+		return nil
+	case p == nil:
+		return x.examineSpecial()
+	case x.explain(p):
+		return nil
+	}
+	s, err := x.compareValues(manyValues)
 	if err != nil {
 		return err
 	}
 	t.setChange(s)
-	switch {
-	case s.different == 0:
-		t.Verdict, t.Finding = NotAsClaimed, notApplied(x.e.change)
-		return nil
-	case s.nonFinite > 0:
-		t.Verdict, t.Finding = NotAsClaimed, NonFinite
-		t.Text = fmt.Sprintf("%d of its elements are NaN or infinite", s.nonFinite)
-		return nil
-	}
-	if why := isSpecial(x.e.change); why != "" {
-		return x.examineSpecial(s)
-	}
-	updates, err := readUpdates(x.ctx, x.e.change, len(x.adapters), x.e.merged.DType)
-	if err != nil {
-		return err
-	}
-	isExplained, err := x.tryRoundings(updates)
-	if err != nil || isExplained {
-		return err
-	}
 	if x.e.change.DoRA != nil {
-		return x.tryPlain()
+		return x.tryPlain(p.updates)
 	}
 	if s.narrow() != dtype.Invalid && x.e.DType == x.e.merged.DType {
 		t.Verdict, t.Finding, t.Text = NotAsClaimed, Cast, narrowText(s)
 		return nil
 	}
-	return x.fit(s, updates)
+	return x.fit(p.updates)
+}
+
+// scan reads both tensors, and reports whether the merged one equals the base's, cast to its dtype.
+// nonFinite counts the elements that are NaN or infinite in the merged one only.
+func (x *examination) scan() (equalsBase bool, nonFinite int64, err error) {
+	const piece = 1 << 16
+	buf := newElements(x.e.ofBase(), piece)
+	total := elements(x.e.Shape)
+	equalsBase = true
+	for first := int64(0); first < total; first += piece {
+		n := int(min(piece, total-first))
+		if err := buf.read(x.ctx, first, n); err != nil {
+			return false, 0, err
+		}
+		isFinite := dense.Dot(buf.m[:n], buf.m[:n]) < math.Inf(1)
+		if !equalsBase && isFinite {
+			continue
+		}
+		for i, w := range buf.w[:n] {
+			m := buf.m[i]
+			if r := round(x.e.merged.DType, w); r != m && (r == r || m == m) {
+				if equalsBase = false; isFinite {
+					break
+				}
+				if m-m != 0 && w-w == 0 {
+					nonFinite++
+				}
+			}
+		}
+	}
+	return equalsBase, nonFinite, nil
 }
 
 // notApplied names the fault of a tensor that equals the base's, although adapters change it.
@@ -169,7 +217,7 @@ func notApplied(c *resolve.Change) Finding {
 
 // examineSpecial judges a tensor whose update is no sum of thin products, by its distance from the
 // correctly rounded merge.
-func (x *examination) examineSpecial(s *values) error {
+func (x *examination) examineSpecial() error {
 	t := &x.e.found
 	if x.e.isCompared() && x.e.far == 0 && x.e.different*100 <= t.Elements {
 		t.Finding, t.Rounding = Merged, Float32

@@ -23,24 +23,23 @@ type expected struct {
 	merged *checkpoint.Tensor // nil if it is missing
 
 	// Of a tensor that is compared byte by byte:
+	once      sync.Once
+	probe     *probe // made when the first element differs; nil without ways to round
+	probeErr  error
 	mu        sync.Mutex
-	left      int64   // bytes that have not been compared
-	different int64   // elements
-	far       int64   // of these, those that are not neighbours among the numbers of the dtype
-	at        []int64 // the elements that differ, unsorted; cut off at mostKept
-	isDone    bool    // the differences have been explained
-	found     Tensor
-	fitting   *fitting // nil if the weights of the adapters were not fitted
+	left      int64 // bytes that have not been compared
+	different int64 // elements
+	far       int64 // of these, those that are not neighbours among the numbers of the dtype
+
+	found   Tensor
+	isDone  bool     // found is final
+	fitting *fitting // nil if the weights of the adapters were not fitted
 }
 
 // isCompared reports whether the bytes of the merged tensor can be compared with the expected ones.
 func (e *expected) isCompared() bool {
 	return e.merged != nil && e.merged.DType == e.DType && slices.Equal(e.merged.Shape, e.Shape)
 }
-
-// mostKept is the number of different elements whose places are kept: all, up to about 1 %. A
-// merge that computes in float32 has 0.001–0.2 % of them.
-func (e *expected) mostKept() int64 { return 64 + elements(e.Shape)/96 }
 
 func elements(shape []uint64) int64 {
 	n := int64(1)
@@ -55,9 +54,10 @@ func elements(shape []uint64) int64 {
 type comparison struct {
 	ctx   context.Context
 	files map[string][]*expected // in the order of their data
-	// complete is called once for each tensor with differences few enough to be kept, after its
-	// last byte, by the worker that compared it.
-	complete func(e *expected) error
+	// begin finds the ways to round a tensor in which an element differs; nil if there are none.
+	begin func(e *expected) (*probe, error)
+	// end judges a tensor with differences, after all of its bytes have been compared.
+	end func(e *expected) error
 }
 
 func (c *comparison) Create(info output.Info) (output.File, error) {
@@ -112,10 +112,12 @@ func (f *comparedFile) WriteAt(p []byte, off int64) (int, error) {
 			if err := e.merged.ReadAt(f.ctx, buf[:n], at-e.Off); err != nil {
 				return 0, err
 			}
-			e.compare(p[at-off:at-off+n], buf[:n], at-e.Off)
+			if err := f.compare(e, p[at-off:at-off+n], buf[:n], at-e.Off); err != nil {
+				return 0, err
+			}
 		}
 		if e.finish(to - from) {
-			if err := f.complete(e); err != nil {
+			if err := f.end(e); err != nil {
 				return 0, err
 			}
 		}
@@ -123,25 +125,24 @@ func (f *comparedFile) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// finish counts compared bytes, and reports whether they were the last and there are differences
-// to explain.
+// finish counts compared bytes, and reports whether they were the last of a tensor with differences.
 func (e *expected) finish(n int64) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.left -= n
-	return e.left == 0 && e.different > 0 && e.different <= e.mostKept()
+	return e.left == 0 && e.different > 0
 }
 
-// compare compares bytes of the tensor from offset off on. An element never lies in two pieces:
-// blocks of a merge are whole rows, and pieces have a power of two of bytes.
-func (e *expected) compare(want, got []byte, off int64) {
+// compare compares bytes of a tensor from offset off on, and explains the elements that differ. An
+// element never lies in two pieces: blocks of a merge are whole rows, and pieces have a power of
+// two of bytes.
+func (c *comparison) compare(e *expected, want, got []byte, off int64) error {
 	if bytes.Equal(want, got) {
-		return
+		return nil
 	}
 	size := max(1, int64(e.DType.Size())) // types narrower than a byte are compared by bytes
 	var places []int64
-	var different, far int64
-	most := e.mostKept()
+	var far int64
 	for i := int64(0); i < int64(len(want)); i += 8 {
 		n := min(8, int64(len(want))-i)
 		if n == 8 && binary.LittleEndian.Uint64(want[i:]) == binary.LittleEndian.Uint64(got[i:]) {
@@ -151,23 +152,20 @@ func (e *expected) compare(want, got []byte, off int64) {
 			if bytes.Equal(want[k:k+size], got[k:k+size]) {
 				continue
 			}
-			different++
+			places = append(places, (off+k)/size)
 			if !areNeighbours(want[k:k+size], got[k:k+size]) {
 				far++
-			}
-			if different <= most {
-				places = append(places, (off+k)/size)
 			}
 		}
 	}
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.different, e.far = e.different+different, e.far+far
-	if e.different > most {
-		e.at = nil
-	} else {
-		e.at = append(e.at, places...)
+	e.different, e.far = e.different+int64(len(places)), e.far+far
+	e.mu.Unlock()
+	e.once.Do(func() { e.probe, e.probeErr = c.begin(e) })
+	if e.probe == nil || e.probeErr != nil {
+		return e.probeErr
 	}
+	return e.probe.test(c.ctx, places)
 }
 
 // areNeighbours reports whether two floats of equal size follow each other, or are two zeros.

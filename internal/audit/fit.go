@@ -11,7 +11,7 @@ import (
 
 // fit finds the weights with which the adapters explain the change of a tensor, and names what is
 // wrong with them. If they do not explain it, other updates may.
-func (x *examination) fit(s *values, updates []update) error {
+func (x *examination) fit(updates []update) error {
 	f := newFitting(len(updates))
 	b := newBlock(x.e, updates)
 	g := newBracketing(elements(x.e.Shape))
@@ -21,7 +21,7 @@ func (x *examination) fit(s *values, updates []update) error {
 			g.add(b, n)
 		}
 	}
-	if err := b.eachRows(x.ctx, 1, both); err != nil {
+	if err := b.eachRows(x.ctx, x.manyRows(), both); err != nil {
 		return err
 	}
 	f.solve()
@@ -33,6 +33,11 @@ func (x *examination) fit(s *values, updates []update) error {
 		return nil
 	}
 	return x.tryOthers(f, updates)
+}
+
+// manyRows is the distance of rows in which about manyValues elements lie.
+func (x *examination) manyRows() int64 {
+	return max(1, elements(x.e.Shape)/manyValues)
 }
 
 // nameWeights names a change that is a sum of the updates with some weights.

@@ -39,7 +39,7 @@ func (x *examination) tryOthers(f *fitting, updates []update) error {
 	}
 	if best != nil {
 		g, b := newFitting(len(best.updates)), newBlock(x.e, best.updates)
-		if err := b.eachRows(x.ctx, 1, func(n int) { g.add(b, n) }); err != nil {
+		if err := b.eachRows(x.ctx, x.manyRows(), func(n int) { g.add(b, n) }); err != nil {
 			return err
 		}
 		g.solve()
@@ -214,7 +214,7 @@ const sampleRows = 24
 // updates have.
 func (x *examination) cosine(updates []update) (float64, error) {
 	_, nCols := x.e.change.Matrix()
-	buf := newElements(int(nCols))
+	buf := newElements(x.e, int(nCols))
 	u := make([]float64, nCols)
 	var rows []int
 	for _, u := range updates {
@@ -226,7 +226,7 @@ func (x *examination) cosine(updates []update) (float64, error) {
 	rows = slices.Compact(rows)
 	var dd, uu, du float64
 	for i := 0; i < len(rows); i += max(1, len(rows)/sampleRows) {
-		if err := buf.read(x.ctx, x.e, int64(rows[i])*nCols, int(nCols)); err != nil {
+		if err := buf.read(x.ctx, int64(rows[i])*nCols, int(nCols)); err != nil {
 			return 0, err
 		}
 		clear(u)
@@ -269,18 +269,12 @@ func isThere(f *fitting) bool {
 }
 
 // tryPlain compares the change of a tensor with W + ΔW without DoRA's magnitudes.
-func (x *examination) tryPlain() error {
+func (x *examination) tryPlain(updates []update) error {
 	t := &x.e.found
 	t.Verdict, t.Finding, t.Text = NotAsClaimed, Foreign, "it is not the adapter's"
-	plain := *x.e.change
-	plain.DoRA = nil
-	updates, err := readUpdates(x.ctx, &plain, len(x.adapters), x.e.merged.DType)
-	if err != nil {
-		return err
-	}
 	f := newFitting(len(updates))
 	b := newBlock(x.e, updates)
-	if err := b.eachRows(x.ctx, 1, func(n int) { f.add(b, n) }); err != nil {
+	if err := b.eachRows(x.ctx, x.manyRows(), func(n int) { f.add(b, n) }); err != nil {
 		return err
 	}
 	if f.solve(); f.isNoise() {

@@ -27,11 +27,19 @@ func newRescaling(ctx context.Context, b *block, trials []trial) (*rescaling, er
 	for i := range trials {
 		r.norms[trials[i].norm()] = make([]float64, len(r.magnitudes))
 	}
+	for key := range r.norms {
+		b.needs[key.kind.variant()] = true
+	}
 	err := b.eachRows(ctx, 1, func(n int) {
 		for key, squares := range r.norms {
+			u := b.u[key.kind.variant()]
 			for i := range n {
-				v := key.value(b, i)
-				squares[r.at(b, i)] += v * v
+				sum := 0.0
+				for a := range u {
+					sum += u[a][i]
+				}
+				v := key.value(b.w[i], sum)
+				squares[r.at(int(b.first)+i/b.nCols, i%b.nCols)] += v * v
 			}
 		}
 	})
@@ -43,27 +51,21 @@ func newRescaling(ctx context.Context, b *block, trials []trial) (*rescaling, er
 	return r, err
 }
 
-// at returns the number of the magnitude of element i of a block.
-func (r *rescaling) at(b *block, i int) int {
+// at returns the number of the magnitude of an element.
+func (r *rescaling) at(row, col int) int {
 	if r.ofColumns {
-		return i % b.nCols / r.width
+		return col / r.width
 	}
-	return int(b.first) + i/b.nCols
+	return row
 }
 
 // norm is the norm that a way to round divides by.
 func (t *trial) norm() normKey {
-	kind, _ := t.name.split()
-	return normKey{kind, t.work}
+	return normKey{t.kind, t.work}
 }
 
-// value is an element of V, in the middle of its interval.
-func (k normKey) value(b *block, i int) float64 {
-	u := 0.0
-	for a := range b.updates {
-		u += b.u[k.kind.variant()][a][i]
-	}
-	w := b.w[i]
+// value is an element of V, in the middle of its interval, of W and of the sum of the updates.
+func (k normKey) value(w, u float64) float64 {
 	if k.kind == FactorsRounded {
 		return round(k.work, round(k.work, w)+round(k.work, u))
 	}
@@ -81,13 +83,13 @@ func (r Rounding) rescales() bool {
 }
 
 // interval is candidate.interval for DoRA. bound is the error of a float32 product for the update.
-func (r *rescaling) interval(b *block, t *trial, i int) (lo, hi float64) {
-	key, at := t.norm(), r.at(b, i)
-	v, n, m := key.value(b, i), r.norms[key][at], r.magnitudes[at]
-	bound := 0.0
-	for a := range b.updates {
-		bound += b.bounds[a][i]
+func (r *rescaling) interval(t *trial, el *element) (lo, hi float64) {
+	key, at := t.norm(), r.at(el.row, el.col)
+	u, bound := 0.0, 0.0
+	for a := range el.u {
+		u, bound = u+el.u[a], bound+el.bounds[a]
 	}
+	v, n, m := key.value(el.w, u), r.norms[key][at], r.magnitudes[at]
 	// The norm sums squares in some lanes; the division and the product round once each.
 	relative := (8 + float64(r.length)/16) * unit32
 	switch key.kind {

@@ -117,16 +117,20 @@ func (r Rounding) variant() variant {
 
 // candidate is a way to round with the dtypes that it uses for one tensor.
 type candidate struct {
-	name Rounding
-	work dtype.Type // of the merge
-	out  dtype.Type // of the result
+	name    Rounding
+	kind    Rounding // the name without its detour
+	detour  string
+	variant variant
+	work    dtype.Type // of the merge
+	out     dtype.Type // of the result
 }
 
 // candidates lists the ways to round a tensor, in the order of preference.
 func candidates(base, merged dtype.Type, nAdapters int) (all []candidate) {
 	for _, name := range roundings() {
-		c := candidate{name: name, work: base, out: merged}
-		switch kind, detour := name.split(); {
+		kind, detour := name.split()
+		c := candidate{name: name, kind: kind, detour: detour, variant: name.variant(), work: base, out: merged}
+		switch {
 		case detour == joined:
 			if base != merged || nAdapters < 2 || kind == Exact || kind == ScaledB || kind == ProductRounded {
 				continue
@@ -175,13 +179,12 @@ func round(t dtype.Type, x float64) float64 {
 // a float32 product, and scales its scale. All steps are monotone, so the ends of the interval are
 // those of the errors.
 func (c *candidate) interval(w float64, u, bounds, scales []float64) (lo, hi float64) {
-	kind, detour := c.name.split()
-	if kind == Exact {
+	if c.kind == Exact {
 		sum, bound := 0.0, 0.0
 		for k, x := range u {
 			sum, bound = sum+x, bound+bounds[k]*(unit64/unit32)
 		}
-		if detour != "" {
+		if c.detour != "" {
 			w = round(c.work, w)
 		}
 		y := w + sum
@@ -190,12 +193,12 @@ func (c *candidate) interval(w float64, u, bounds, scales []float64) (lo, hi flo
 	}
 	lo = round(c.work, w)
 	hi = lo
-	if detour == joined {
+	if c.detour == joined {
 		u, bounds = sums(u), sums(bounds)
 	}
 	for k, x := range u {
 		below, above := x-bounds[k], x+bounds[k]
-		switch kind {
+		switch c.kind {
 		case DeltaRounded, FactorsRounded, ScaledB:
 			below, above = round(c.work, below), round(c.work, above)
 		case ProductRounded:
@@ -205,6 +208,28 @@ func (c *candidate) interval(w float64, u, bounds, scales []float64) (lo, hi flo
 		lo, hi = round(c.work, lo-unit32*math.Abs(lo)), round(c.work, hi+unit32*math.Abs(hi))
 	}
 	return c.finish(lo, hi)
+}
+
+// value is the value that the candidate makes without errors. It lies in the interval.
+func (c *candidate) value(w float64, u, scales []float64) float64 {
+	if c.kind == Exact || c.detour == joined {
+		lo, _ := c.interval(w, u, make([]float64, len(u)), scales)
+		return lo
+	}
+	w = round(c.work, w)
+	for k, x := range u {
+		switch c.kind {
+		case DeltaRounded, FactorsRounded, ScaledB:
+			x = round(c.work, x)
+		case ProductRounded:
+			x, _ = c.product(x, 0, scales[k])
+		}
+		w = round(c.work, w+x)
+	}
+	if c.work != c.out {
+		w = round(c.out, w)
+	}
+	return w
 }
 
 // sums returns the sum of x as a slice.

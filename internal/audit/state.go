@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"github.com/loratool/loratool/format/dtype"
@@ -47,49 +48,60 @@ func isEnd(name string) bool {
 	return naming.IsHead(module) || naming.IsInputEmbedding(module)
 }
 
-// readBase reads the values that the merge adds to: those of the base, or those that an adapter
-// replaces them with.
-func (e *expected) readBase(ctx context.Context, dst []float64, raw []byte, first int64) error {
-	if e.change == nil || e.change.Replace == nil {
-		return wide(ctx, e.base, dst, raw, first)
-	}
-	t := e.change.Replace.Tensor()
-	size := int64(t.DType.Size())
-	raw = raw[:int64(len(dst))*size]
-	if err := e.change.Replace.Source.ReadBlobAt(raw, e.change.Replace.Index, first*size); err != nil {
-		return err
-	}
-	dtype.Widen64(dst, t.DType, raw)
-	return nil
+// ofBase returns the tensor without its change: its values are those of the base.
+func (e *expected) ofBase() *expected {
+	return &expected{OutputTensor: e.OutputTensor, base: e.base, merged: e.merged}
 }
 
-// wide reads elements of a tensor in float64.
-func wide(ctx context.Context, t *checkpoint.Tensor, dst []float64, raw []byte, first int64) error {
-	size := int64(t.DType.Size())
-	raw = raw[:int64(len(dst))*size]
-	if err := t.ReadAt(ctx, raw, first*size); err != nil {
-		return err
-	}
-	dtype.Widen64(dst, t.DType, raw)
-	return nil
+// stream reads elements of a tensor, as they are stored.
+type stream struct {
+	dtype dtype.Type
+	raw   []byte
+	get   func(ctx context.Context, p []byte, off int64) error
 }
 
-// elementsOf holds elements of the base and of the merged tensor.
+// values returns streams of the values that the merge adds to, and of the merged ones, each of most
+// elements at a time. The first are those of the base, or those that an adapter replaces them with.
+func (e *expected) values(most int) (w, m stream) {
+	w = stream{e.base.DType, nil, e.base.ReadAt}
+	if e.change != nil && e.change.Replace != nil {
+		b := e.change.Replace
+		w = stream{b.Tensor().DType, nil, func(_ context.Context, p []byte, off int64) error { return b.Source.ReadBlobAt(p, b.Index, off) }}
+	}
+	m = stream{e.merged.DType, nil, e.merged.ReadAt}
+	w.raw, m.raw = make([]byte, most*w.dtype.Size()), make([]byte, most*m.dtype.Size())
+	return w, m
+}
+
+// read reads n elements from the first on.
+func (s *stream) read(ctx context.Context, first int64, n int) error {
+	size := s.dtype.Size()
+	return s.get(ctx, s.raw[:n*size], first*int64(size))
+}
+
+// at returns element i of those that were read.
+func (s *stream) at(i int64) float64 { return dtype.Load(s.dtype, s.raw, int(i)) }
+
+// elementsOf holds elements of both tensors in float64.
 type elementsOf struct {
-	w, m []float64
-	raw  []byte
+	w, m         []float64
+	base, merged stream
 }
 
-func newElements(most int) *elementsOf {
-	return &elementsOf{w: make([]float64, most), m: make([]float64, most), raw: make([]byte, 8*most)}
+func newElements(e *expected, most int) *elementsOf {
+	b := &elementsOf{w: make([]float64, most), m: make([]float64, most)}
+	b.base, b.merged = e.values(most)
+	return b
 }
 
 // read reads n elements from the first on. The slices w and m have their full length still.
-func (b *elementsOf) read(ctx context.Context, e *expected, first int64, n int) error {
-	if err := e.readBase(ctx, b.w[:n], b.raw, first); err != nil {
+func (b *elementsOf) read(ctx context.Context, first int64, n int) error {
+	if err := errors.Join(b.base.read(ctx, first, n), b.merged.read(ctx, first, n)); err != nil {
 		return err
 	}
-	return wide(ctx, e.merged, b.m[:n], b.raw, first)
+	dtype.Widen64(b.w[:n], b.base.dtype, b.base.raw)
+	dtype.Widen64(b.m[:n], b.merged.dtype, b.merged.raw)
+	return nil
 }
 
 // isSpecial returns the reason why the update of a tensor is not the sum of the thin products of

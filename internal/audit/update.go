@@ -154,7 +154,7 @@ func (p *part) errors() float64 {
 }
 
 // at returns one element of the update and the bound on its error.
-func (u *update) at(row, col int) (x, bound float64) {
+func (u *update) at(v variant, row, col int) (x, bound float64) {
 	for i := range u.parts {
 		p := &u.parts[i]
 		k, isRow := find(p.rows, row)
@@ -162,8 +162,11 @@ func (u *update) at(row, col int) (x, bound float64) {
 		if !isRow || !isCol {
 			continue
 		}
-		f := p.factors[asStored]
-		y := p.scale * dense.Dot(f.B[k*f.R:(k+1)*f.R], f.A[j*f.R:(j+1)*f.R])
+		f, s := p.factors[v], p.scale
+		if v == scaledA || v == scaledB {
+			s = 1
+		}
+		y := s * dot(f.B[k*f.R:(k+1)*f.R], f.A[j*f.R:(j+1)*f.R])
 		x, bound = x+y, bound+p.errors()*p.normB[k]*p.normA[j]+2*unit32*math.Abs(y)
 	}
 	return x, bound
@@ -179,4 +182,13 @@ func find(ascending []int, x int) (i int, ok bool) {
 		return x - ascending[0], true
 	}
 	return slices.BinarySearch(ascending, x)
+}
+
+// dot is the inner product of two short vectors.
+func dot(x, y []float64) (sum float64) {
+	y = y[:len(x)]
+	for i, v := range x {
+		sum += v * y[i]
+	}
+	return sum
 }
