@@ -67,6 +67,23 @@ func TestMergesOfOtherToolsAreRecognised(t *testing.T) {
 	}
 }
 
+// TestExactMergesAreExact audits merges of package merge, of every method that PEFT has.
+func TestExactMergesAreExact(t *testing.T) {
+	for _, g := range peftCases(t) {
+		t.Run(g.Name, func(t *testing.T) {
+			r := audited(t, g.claim(g.exact(t, nil).write(t)))
+			if r.Verdict != audit.AsClaimed {
+				t.Errorf("verdict %s", r.Verdict)
+			}
+			for i := range r.Tensors {
+				if x := &r.Tensors[i]; x.Verdict != audit.AsClaimed || x.Finding == audit.Merged && x.Different != 0 {
+					t.Errorf("%s: %s: %s, %d elements differ", x.Tensor, x.Verdict, x.Explain(), x.Different)
+				}
+			}
+		})
+	}
+}
+
 // TestDefectsAreNamed audits wrong merges: each is found, the right tensors are flagged, and by
 // their names.
 func TestDefectsAreNamed(t *testing.T) {

@@ -45,17 +45,6 @@ func TestMergesOfOtherToolsDifferFromTheExactOneWhereTheyRound(t *testing.T) {
 	t.Logf("%d tensors compared", compared)
 }
 
-// TestPEFTCasesMerge merges every case of testdata/peft, for audits of exact merges.
-func TestPEFTCasesMerge(t *testing.T) {
-	for _, g := range peftCases(t) {
-		t.Run(g.Name, func(t *testing.T) {
-			if m := g.exact(t, nil); len(m.tensors) == 0 {
-				t.Error("no tensors")
-			}
-		})
-	}
-}
-
 func hasExact(differ map[string]int) bool {
 	_, ok := differ["exact"]
 	return ok
