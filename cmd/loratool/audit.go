@@ -222,9 +222,10 @@ func (o *auditOptions) showUnclaimed(t *terminal, r *audit.Unclaimed) {
 	for _, x := range []struct {
 		what  string
 		names []string
-	}{{"changed, no matrix", r.Whole}, {"new, gone or reshaped", r.Elsewhere}} {
-		for _, g := range o.group(len(x.names), func(i int) (name, key string) { return x.names[i], "" }) {
-			t.line("%s: %s", x.what, g.name)
+	}{{"changed, and not decomposed", r.Whole}, {"new, gone or reshaped", r.Elsewhere}} {
+		if len(x.names) > 0 {
+			t.line("others    %s %s", fault.Count(len(x.names), "tensor"), x.what)
+			o.showNames(t, o.group(len(x.names), func(i int) (name, key string) { return x.names[i], "" }))
 		}
 	}
 	if o.out != "" {

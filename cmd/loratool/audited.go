@@ -94,15 +94,25 @@ func (o *auditOptions) showTensors(t *terminal, r *audit.Report) {
 			continue
 		}
 		t.line("%-9s %s: %s", verdict, fault.Count(len(g.Tensors), "tensor"), g.Text)
-		left := len(g.Tensors)
-		for i, x := range names {
-			if i == namesShown && !o.verbose {
-				t.line("            and %s (--all lists them)", fault.Count(left, "other"))
-				break
-			}
-			t.line("            %s", x.name)
-			left -= x.n
-		}
+		o.showNames(t, names)
+	}
+}
+
+// showNames lists the names of groups, or the first of them.
+func (o *auditOptions) showNames(t *terminal, names []group) {
+	shown := len(names)
+	if shown > namesShown && !o.verbose && !o.all {
+		shown = namesShown
+	}
+	for _, x := range names[:shown] {
+		t.line("            %s", x.name)
+	}
+	left := 0
+	for _, x := range names[shown:] {
+		left += x.n
+	}
+	if left > 0 {
+		t.line("            and %s (--all lists them)", fault.Count(left, "other"))
 	}
 }
 

@@ -8,9 +8,11 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
 
 	model "github.com/loratool/loratool/format/checkpoint"
-	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/rank"
 )
 
@@ -25,8 +27,8 @@ type Unclaimed struct {
 	Rank int `json:"rank"`
 	// Layers have their rank above the noise of rounding, and the singular values above it.
 	Layers []rank.ExtractedLayer `json:"layers"`
-	// Whole lists changed tensors that are no matrices, and Elsewhere those that differ in another
-	// way: new, gone, reshaped.
+	// Whole lists changed tensors that are not decomposed, since they are no matrices, have no
+	// floats, or have NaN. Elsewhere lists those that are new, gone or reshaped.
 	Whole     []string `json:"whole"`
 	Elsewhere []string `json:"elsewhere"`
 	*rank.CheckpointComparison
@@ -61,7 +63,7 @@ func Change(
 		case t.Status == rank.Identical:
 		case t.Status != rank.Changed:
 			r.Elsewhere = append(r.Elsewhere, t.Tensor)
-		case !isDecomposed(w0, t.Tensor):
+		case !isDecomposed(w0, t.Tensor), !isFloat(t.DTypeB), t.NonFinite > 0:
 			r.Whole = append(r.Whole, t.Tensor)
 		default:
 			changed = append(changed, t.Tensor)
@@ -100,6 +102,12 @@ type ChangeOptions struct {
 func isDecomposed(c *checkpoint.Checkpoint, name string) bool {
 	ref, ok := c.Lookup(name)
 	return ok && len(ref.Tensor.Shape) >= 2 && ref.Tensor.DType.IsFloat() && !slices.Contains(ref.Tensor.Shape, 1)
+}
+
+// isFloat reports whether a dtype, by its name, is one of the floats that a change is taken in.
+func isFloat(name string) bool {
+	d, ok := dtype.Parse(name)
+	return ok && d.IsFloat()
 }
 
 // exactly matches some names.
@@ -151,7 +159,8 @@ func (r *Unclaimed) judge() {
 	case len(r.Elsewhere) == len(r.Tensors):
 		r.Kind, r.Text = Unrelated, "no tensor is in both with the same name and shape: these are different models"
 	case n == 0:
-		r.Kind, r.Text = FineTune, "no matrix has changed, but other tensors have"
+		r.Kind = FineTune
+		r.Text = fmt.Sprintf("%s changed, and none is a matrix of finite floats", fault.Count(len(r.Whole), "tensor"))
 	case low*10 < n*9:
 		r.Kind = FineTune
 		r.Text = fmt.Sprintf("%d of %d changed matrices have no low rank: a fine-tune of whole weights", n-low, n)

@@ -231,7 +231,7 @@ var findingTexts = []findingText{
 	{OtherReading, "misread", "the adapter was read in another way"},
 	{DoRAAsPlain, "DoRA as plain", "ΔW was added without DoRA's magnitudes"},
 	{Other, "another adapter", "the change is that of another adapter"},
-	{Foreign, "foreign", "the tensor has a foreign change"},
+	{Foreign, "foreign", "a foreign change"},
 	{Besides, "foreign besides", "the update is there, and a foreign change besides"},
 	{Elements, "elements", "a few elements are wrong"},
 	{NonFinite, "NaN or infinity", "the tensor has NaN or infinity"},

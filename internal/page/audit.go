@@ -162,7 +162,7 @@ func Unclaimed(h Head, r *audit.Unclaimed) ([]byte, error) {
 		return cmp.Or(l.NoiseEdge, math.NaN())
 	}))
 	p.spectra(func(i int) ([]float64, float64) { return r.Layers[i].SingularValues, r.Layers[i].Frobenius })
-	p.addList("Changed tensors that are no matrices", r.Whole)
+	p.addList("Changed tensors that are not decomposed", r.Whole)
 	p.addList("New, gone or reshaped tensors", r.Elsewhere)
 	return p.render()
 }
