@@ -163,13 +163,18 @@ func (p *probe) test(ctx context.Context, places []int64) error {
 			for i := range trials {
 				if v := trials[i].variant; v != last {
 					for k := range p.updates {
-						el.u[k], el.bounds[k] = p.updates[k].at(v, el.row, el.col)
+						el.u[k] = p.updates[k].at(v, el.row, el.col)
 					}
 					last = v
 				}
-				if x := m.at(at - first); p.rescaling != nil || trials[i].value(el.w, el.u, p.scales) != x {
-					p.tryOne(&trials[i], el, x)
+				x := m.at(at - first)
+				if p.rescaling == nil && trials[i].value(el.w, el.u, p.scales) == x {
+					continue
 				}
+				for k := range p.updates {
+					el.bounds[k] = p.updates[k].boundAt(el.row, el.col, el.u[k])
+				}
+				p.tryOne(&trials[i], el, x)
 			}
 		}
 		places = places[n:]

@@ -121,6 +121,7 @@ type candidate struct {
 	kind    Rounding // the name without its detour
 	detour  string
 	variant variant
+	base    dtype.Type
 	work    dtype.Type // of the merge
 	out     dtype.Type // of the result
 }
@@ -129,7 +130,7 @@ type candidate struct {
 func candidates(base, merged dtype.Type, nAdapters int) (all []candidate) {
 	for _, name := range roundings() {
 		kind, detour := name.split()
-		c := candidate{name: name, kind: kind, detour: detour, variant: name.variant(), work: base, out: merged}
+		c := candidate{name: name, kind: kind, detour: detour, variant: name.variant(), base: base, work: base, out: merged}
 		switch {
 		case detour == joined:
 			if base != merged || nAdapters < 2 || kind == Exact || kind == ScaledB || kind == ProductRounded {
@@ -216,7 +217,9 @@ func (c *candidate) value(w float64, u, scales []float64) float64 {
 		lo, _ := c.interval(w, u, make([]float64, len(u)), scales)
 		return lo
 	}
-	w = round(c.work, w)
+	if c.work != c.base {
+		w = round(c.work, w)
+	}
 	for k, x := range u {
 		switch c.kind {
 		case DeltaRounded, FactorsRounded, ScaledB:

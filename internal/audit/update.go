@@ -153,8 +153,8 @@ func (p *part) errors() float64 {
 	return float64(p.factors[asStored].R+2) * unit32 * math.Abs(p.scale)
 }
 
-// at returns one element of the update and the bound on its error.
-func (u *update) at(v variant, row, col int) (x, bound float64) {
+// at returns one element of the update.
+func (u *update) at(v variant, row, col int) (x float64) {
 	for i := range u.parts {
 		p := &u.parts[i]
 		k, isRow := find(p.rows, row)
@@ -166,10 +166,23 @@ func (u *update) at(v variant, row, col int) (x, bound float64) {
 		if v == scaledA || v == scaledB {
 			s = 1
 		}
-		y := s * dot(f.B[k*f.R:(k+1)*f.R], f.A[j*f.R:(j+1)*f.R])
-		x, bound = x+y, bound+p.errors()*p.normB[k]*p.normA[j]+2*unit32*math.Abs(y)
+		x += s * dot(f.B[k*f.R:(k+1)*f.R], f.A[j*f.R:(j+1)*f.R])
 	}
-	return x, bound
+	return x
+}
+
+// boundAt returns the bound on the errors of a float32 product for one element, which is x.
+func (u *update) boundAt(row, col int, x float64) float64 {
+	bound := 2 * unit32 * math.Abs(x)
+	for i := range u.parts {
+		p := &u.parts[i]
+		k, isRow := find(p.rows, row)
+		j, isCol := find(p.cols, col)
+		if isRow && isCol {
+			bound += p.errors() * p.normB[k] * p.normA[j]
+		}
+	}
+	return bound
 }
 
 // find is a binary search that is fast for numbers that follow each other.
