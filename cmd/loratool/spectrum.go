@@ -62,6 +62,8 @@ func largest(s *report.Spectrum) float64 {
 func (o *inspectOptions) checkTable() error {
 	hasSpectrum := o.spectrum || o.html != ""
 	switch {
+	case o.base == "" && o.as != "":
+		return usagef("loratool inspect ADAPTER --base BASE --as "+o.as, "--as is for --base")
 	case o.base == "" && (o.controls || o.intruders):
 		return usagef("loratool inspect ADAPTER --base BASE --controls", "--controls and --intruders are for --base")
 	case !hasSpectrum && o.base == "" && o.hasTableFlags():

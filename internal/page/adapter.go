@@ -150,6 +150,13 @@ func (p *page) addBase(r *report.Adapter) {
 	if k := b.Kept; k != nil {
 		p.Facts = append(p.Facts, Fact{"‖ΔW‖ ÷ ‖W‖", figure(float64(k.RelativeNorm))}, Fact{"Lost to rounding", figure(float64(k.RetentionError))})
 	}
+	if q := b.Requantised; q != nil {
+		as := strings.ToUpper(q.As)
+		p.Facts = append(p.Facts, Fact{"Kept as " + as, figure(float64(q.Kept))}, Fact{"Error as " + as, figure(float64(q.Error))})
+		if len(q.In16Bits) > 0 {
+			p.addList(fmt.Sprintf("Tensors to leave in 16 bits, so that %s of ΔW is kept", figure(float64(q.KeptWith))), q.In16Bits)
+		}
+	}
 	p.Notes = append(p.Notes, b.Warnings...)
 	of := make(map[string]*report.LayerOnBase)
 	for i := range b.Layers {
@@ -171,6 +178,9 @@ func (p *page) addBase(r *report.Adapter) {
 	amplification := value(func(l *report.LayerOnBase) float64 { return float64(l.Amplification) })
 	p.heat("‖ΔW‖ ÷ ‖W‖", "How much a layer changes its weight, relative to it.", relative)
 	p.heat("Amplification", "‖ΔW‖ ÷ ‖UᵀWV‖: how much stronger ΔW is than W in its own directions.", amplification)
+	if b.Requantised != nil {
+		p.addSurvival(strings.ToUpper(b.Requantised.As), value)
+	}
 	p.number("‖ΔW‖÷‖W‖", "", relative)
 	p.number("amplification", "‖ΔW‖ ÷ ‖UᵀWV‖, with U and V the directions of ΔW", amplification)
 	p.number("random", "the amplification of random directions", value(func(l *report.LayerOnBase) float64 { return float64(l.RandomAmplification) }))
@@ -186,4 +196,20 @@ func (p *page) addBase(r *report.Adapter) {
 		}
 		return float64(*l.Intruders)
 	}))
+}
+
+// addSurvival adds what a quantisation leaves of each layer.
+func (p *page) addSurvival(as string, value func(f func(l *report.LayerOnBase) float64) func(i int) float64) {
+	of := func(f func(s *report.Survival) float64) func(i int) float64 {
+		return value(func(l *report.LayerOnBase) float64 {
+			if l.Requantised == nil {
+				return math.NaN()
+			}
+			return f(l.Requantised)
+		})
+	}
+	kept := of(func(s *report.Survival) float64 { return float64(s.Kept) })
+	p.heat("Kept as "+as, "The share of ΔW that a quantisation of the merged weights keeps.", kept)
+	p.number("kept", "the share of ΔW that a quantisation to "+as+" keeps", kept)
+	p.number("error", "the error of the update after it, relative to ΔW", of(func(s *report.Survival) float64 { return float64(s.Error) }))
 }

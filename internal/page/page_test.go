@@ -287,6 +287,16 @@ func TestABaseAddsItsFigures(t *testing.T) {
 			t.Errorf("the page has %q %d times, want %d", cell, n, want)
 		}
 	}
+	r.OnBase.Requantised = &report.Requantised{As: "nf4", Kept: 0.75, Error: 1.5, In16Bits: []string{"layers.0.q.weight"}, KeptWith: 0.97}
+	r.OnBase.Layers[0].Requantised = &report.Survival{Kept: 0.8125, Error: 1.375}
+	if text, err = Adapter(Head{Command: "inspect", Title: "adapter"}, r); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Kept as NF4", ">0.8125</td>", ">1.375</td>", "layers.0.q.weight"} {
+		if !bytes.Contains(text, []byte(want)) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
 	r.OnBase = &report.OnBase{Path: "the base", Refusal: "it has another width"}
 	if text, err = Adapter(Head{Command: "inspect", Title: "adapter"}, r); err != nil {
 		t.Fatal(err)

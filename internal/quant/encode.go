@@ -2,6 +2,7 @@ package quant
 
 import (
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -23,13 +24,16 @@ const (
 	NF4
 )
 
-var encodings = map[string]Encoding{"fp8": FP8, "mxfp4": MXFP4, "nf4": NF4}
+// Encodings lists the names of the encodings, in the order of their values from 1 on.
+var Encodings = []string{"fp8", "mxfp4", "nf4"}
 
-// ParseEncoding returns the encoding with a name: fp8, mxfp4 or nf4.
+// ParseEncoding returns the encoding with a name.
 func ParseEncoding(name string) (e Encoding, ok bool) {
-	e, ok = encodings[name]
-	return e, ok
+	i := slices.Index(Encodings, name)
+	return Encoding(i + 1), i >= 0
 }
+
+func (e Encoding) String() string { return Encodings[e-1] }
 
 // Stores reports whether a scheme of Weight.Scheme has the codes of the encoding.
 func (e Encoding) Stores(scheme string) bool {
@@ -57,6 +61,14 @@ func (e Encoding) RowsAtOnce(cols int) int {
 	}
 	return 1
 }
+
+// FitsAcross reports whether the blocks of a transposed weight end with its rows, which have this
+// many elements: then AcrossAtOnce elements of each row can be encoded alone, and multiples of
+// them.
+func (e Encoding) FitsAcross(n int) bool { return e != NF4 || n%blockNF4 == 0 }
+
+// AcrossAtOnce is a multiple of the sides of all blocks.
+const AcrossAtOnce = blockFP8
 
 // Sides of blocks.
 const (

@@ -17,6 +17,7 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/outline"
 	"github.com/loratool/loratool/internal/parallel"
+	"github.com/loratool/loratool/internal/quant"
 	"github.com/loratool/loratool/internal/rectangle"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/merge"
@@ -37,6 +38,10 @@ type OnBase struct {
 	// each.
 	Kept   *merge.Retention    `json:"kept,omitempty"`
 	Stored []merge.LayerReport `json:"stored"`
+
+	// Requantised says what is left of ΔW where the merged weights are quantised, only with
+	// BaseOptions.As.
+	Requantised *Requantised `json:"requantised,omitempty"`
 
 	Layers      []LayerOnBase `json:"layers"`
 	NotMeasured []NotMeasured `json:"not_measured"`
@@ -71,6 +76,8 @@ type LayerOnBase struct {
 	Intruders *int `json:"intruders,omitempty"`
 	// IntrudersEstimated counts the vectors among these 10 about which bounds did not decide.
 	IntrudersEstimated int `json:"intruders_estimated,omitempty"`
+	// Requantised is nil without BaseOptions.As, and for tensors that cannot be quantised so.
+	Requantised *Survival `json:"requantised,omitempty"`
 }
 
 // NotMeasured is a tensor whose update is no thin product, with the reason.
@@ -90,6 +97,8 @@ type BaseOptions struct {
 	Own bool
 	// Intruders counts intruder dimensions, by bounds where W is large. It holds W in memory.
 	Intruders bool
+	// As says how much of ΔW is left if the merged weights are quantised. 0 does not quantise them.
+	As quant.Encoding
 	// Begin is told of work before it begins. nil is told nothing.
 	Begin Begin
 	// Allow is asked before work that takes about this many bytes of memory. nil allows any.
@@ -255,6 +264,9 @@ func (r *OnBase) measure(
 		}
 		return nil
 	})
+	if err == nil && o.As != 0 {
+		err = r.requantise(ctx, view, thin, layers, &o)
+	}
 	for _, l := range layers {
 		r.Layers = append(r.Layers, l...)
 	}
@@ -335,7 +347,9 @@ func measureBytes(changes []*resolve.Change, o *BaseOptions) int64 {
 			factors = max(factors, need)
 		}
 		_, nCols := c.Matrix()
-		most = max(most, stored+factors+16*max(rectangle.RowsAtOnce, nCols))
+		if most = max(most, stored+factors+16*max(rectangle.RowsAtOnce, nCols)); o.As != 0 {
+			most = max(most, stored+factors+bytesAtOnce*max(stepElements, quant.AcrossAtOnce*nCols))
+		}
 	}
 	return most * int64(min(parallel.Workers(o.Merge.Workers), len(changes)))
 }
