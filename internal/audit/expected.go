@@ -125,7 +125,8 @@ func (f *comparedFile) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// finish counts compared bytes, and reports whether they were the last of a tensor with differences.
+// finish counts compared bytes, and reports whether they were the last of a tensor with
+// differences.
 func (e *expected) finish(n int64) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
