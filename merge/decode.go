@@ -25,19 +25,20 @@ type decoding struct {
 	dtype   dtype.Type            // Options.OutDType
 }
 
-// showDecoded describes the base as if every quantised weight were a plain one of the dtype that
-// the output would give it. settle decides which ones the output decodes.
-func showDecoded(p *planner) error {
+// showDecoded makes the description of the base show every quantised weight as a plain one of the
+// dtype that the output would give it. settle decides which ones the output decodes; until then the
+// base is that with the values in F64.
+func showDecoded(p *planner) {
 	d := &decoding{
 		exact: p.base, weights: make(map[string]checkpoint.Quantised), as: make(map[string]dtype.Type), dtype: p.options.OutDType,
 	}
 	for _, q := range checkpoint.QuantisedOf(p.base) {
 		d.weights[q.Name], d.as[q.Name] = q, d.dtypeOf(&q)
+		t := p.names.Tensors[q.Name]
+		t.DType = d.as[q.Name]
+		p.names.Tensors[q.Name] = t
 	}
 	p.decoding = d
-	var err error
-	p.base, err = checkpoint.Decoding(d.exact, d.as)
-	return err
 }
 
 // dtypeOf returns the dtype of a decoded weight: 16 bits, unless the caller wants another one.
@@ -126,6 +127,9 @@ func (d *decoding) warn(p *planner) {
 	}
 	p.warn("the merge decodes %d of %s of the base; the output is larger by %s",
 		len(d.as), fault.Count(len(d.weights), "quantised weight"), fileio.FormatBytes(p.base.Bytes()-checkpoint.Stored(d.exact).Bytes()))
+	if len(d.as) < len(d.weights) {
+		p.warn("the output holds quantised and plain weights, which not every program loads; set Options.Dequantise to decode all")
+	}
 	if n := len(d.as) - changed; n > 0 && !p.options.Dequantise {
 		p.warn("%s that no adapter changes %s decoded, because programs load %s together with one that changes",
 			fault.Count(n, "weight"), fault.Choose(n, "is", "are"), fault.Choose(n, "it", "each"))

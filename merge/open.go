@@ -214,18 +214,17 @@ func (p *planner) resolve(ctx context.Context) error {
 
 // describeBase collects the names, shapes and configuration that package resolve needs.
 func (p *planner) describeBase() error {
-	if len(inner.QuantisedOf(p.base)) > 0 {
-		if err := showDecoded(p); err != nil {
-			return err
-		}
-	} else if p.options.OutDType != dtype.Invalid || p.options.Dequantise {
-		p.warn("no weight of the base is quantised, so none is decoded")
-	}
 	b, err := outline.Of(p.base)
 	if err != nil {
 		return err
 	}
 	p.names, p.side, p.shaped = b, make(map[string][]byte), &resolve.Shaped{Base: b}
+	switch {
+	case len(inner.QuantisedOf(p.base)) > 0:
+		showDecoded(p)
+	case p.options.OutDType != dtype.Invalid || p.options.Dequantise:
+		p.warn("no weight of the base is quantised, so none is decoded")
+	}
 	return nil
 }
 

@@ -38,7 +38,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
-			for name, path := range map[string]string{"DEMO": "../../testdata/demo", "PEFT": "../../testdata/peft", "PICKLE": "../../testdata/pickle", "GGUF": "../../testdata/gguf", "MLX": "../../testdata/mlx",
+			for name, path := range map[string]string{"DEMO": "../../testdata/demo", "PEFT": "../../testdata/peft", "PICKLE": "../../testdata/pickle", "GGUF": "../../testdata/gguf", "MLX": "../../testdata/mlx", "QUANT": "../../testdata/quant",
 				"AUDIT": "../../testdata/audit", "DIFFUSION": "../../testdata/diffusion", "HASHES": "../../testdata/hashes", "WHOLE": "../../testdata/whole",
 				"SIGNATURE": "../../testdata/signature", "VECTORS": "../../testdata/vectors"} {
 				abs, err := filepath.Abs(path)

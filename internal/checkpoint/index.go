@@ -91,12 +91,13 @@ func reindex(c *Checkpoint, text []byte, isRenamed bool) ([]byte, error) {
 		return nil, err
 	}
 	known := make(map[string]json.RawMessage)
-	if err := jsontext.Decode(index.WeightMap, &known); err != nil {
-		return nil, err
-	}
-	if isRenamed {
-		files := make(map[string]string)
-		for _, name := range c.Names() {
+	if !isRenamed {
+		if err := jsontext.Decode(index.WeightMap, &known); err != nil {
+			return nil, err
+		}
+	} else {
+		files := make(map[string]string, len(c.refs))
+		for name := range c.refs {
 			files[name] = c.FileOf(name)
 		}
 		text, known = jsontext.Set(text, jsontext.Indented(files), "weight_map"), nil

@@ -68,7 +68,7 @@ func (f *finder) blockwise(w *Weight, s *state, kind string) (c *blockwise, prob
 	if problem := s.problem(kind); problem != "" {
 		return nil, problem
 	}
-	codes := f.tensors[w.Parts[partCodes]]
+	codes := f.tensor(w.Parts[partCodes])
 	if codes == nil {
 		return nil, "its codes are missing"
 	}
@@ -92,7 +92,7 @@ func (f *finder) blockwise(w *Weight, s *state, kind string) (c *blockwise, prob
 		if want.part >= partNestedAbsmax && s.NestedSize == 0 {
 			break
 		}
-		t := f.tensors[w.Parts[want.part]]
+		t := f.tensor(w.Parts[want.part])
 		if t == nil {
 			return nil, fmt.Sprintf("%q is missing", w.Parts[want.part])
 		}
@@ -132,10 +132,10 @@ func (f *finder) bitsandbytes8(t *Tensor) error {
 	if !ok {
 		return nil
 	}
-	w := Weight{Name: module + ".weight", Scheme: "INT8 of bitsandbytes", Parts: []string{module + ".weight", t.Name}, DType: f.dtypeOf(nil)}
+	w := Weight{Name: module + ".weight", Scheme: "INT8 of bitsandbytes", Parts: []string{module + ".weight", t.Name}, DType: f.config.dtypeOf(nil)}
 	layout := module + ".weight_format"
 	w.Beside = f.has(layout)
-	codes := f.tensors[w.Name]
+	codes := f.tensor(w.Name)
 	switch {
 	case codes == nil:
 		f.refuse(w, fault.Mismatch, "%q has the scales of %q, which is missing", t.Name, w.Name)
@@ -160,7 +160,7 @@ func (f *finder) bitsandbytes8(t *Tensor) error {
 
 // isInRows reads weight_format, if there is one, and refuses a weight in another order than rows.
 func (f *finder) isInRows(w Weight, layout string) (ok bool, err error) {
-	t := f.tensors[layout]
+	t := f.tensor(layout)
 	if t == nil {
 		return true, nil
 	}

@@ -10,9 +10,9 @@ import (
 
 // finder is the state of Recognise.
 type finder struct {
-	tensors map[string]*Tensor
-	names   []string // sorted
-	claimed map[string]bool
+	tensors map[string]*listed
+	sorted  []*listed // by name
+	beside  []string  // those of besideFP8 that any name ends with
 	config  Config
 	read    func(name string) ([]byte, error)
 	found   Found
@@ -20,10 +20,44 @@ type finder struct {
 	isScaled *bool // whether any FP8 tensor has scales; nil if not known yet
 }
 
+// listed is a tensor of the checkpoint. claimed says that a weight or a refusal has it.
+type listed struct {
+	*Tensor
+	claimed bool
+}
+
+// besideFP8 are the endings of the names of tensors that belong to the activations of a module.
+var besideFP8 = []string{"activation_scale", "input_scale", "input_scale_ub", "output_scale", "qscale_act"}
+
+func newFinder(tensors []Tensor, c Config, read func(name string) ([]byte, error)) *finder {
+	f := &finder{tensors: make(map[string]*listed, len(tensors)), config: c, read: read}
+	all := make([]listed, len(tensors))
+	for i := range tensors {
+		all[i].Tensor = &tensors[i]
+		f.tensors[tensors[i].Name] = &all[i]
+		f.sorted = append(f.sorted, &all[i])
+	}
+	slices.SortFunc(f.sorted, func(a, b *listed) int { return strings.Compare(a.Name, b.Name) })
+	for _, ending := range besideFP8 {
+		if slices.ContainsFunc(tensors, func(t Tensor) bool { return strings.HasSuffix(t.Name, ending) }) {
+			f.beside = append(f.beside, ending)
+		}
+	}
+	return f
+}
+
+// tensor returns a tensor, or nil.
+func (f *finder) tensor(name string) *Tensor {
+	if t := f.tensors[name]; t != nil {
+		return t.Tensor
+	}
+	return nil
+}
+
 // add records a weight and claims its tensors.
 func (f *finder) add(w Weight) {
 	for _, name := range slices.Concat(w.Parts, w.Beside) {
-		f.claimed[name] = true
+		f.tensors[name].claimed = true
 	}
 	f.found.Weights = append(f.found.Weights, w)
 }
@@ -36,8 +70,8 @@ const Hint = "use the checkpoint that it was quantised from, or a dequantised co
 func (f *finder) refuse(w Weight, kind fault.Kind, format string, args ...any) {
 	r := Refusal{Name: w.Name, Scheme: w.Scheme, Err: fault.New(kind, format, args...).WithHint(Hint)}
 	for _, name := range slices.Concat(w.Parts, w.Beside) {
-		if f.tensors[name] != nil {
-			f.claimed[name] = true
+		if t := f.tensors[name]; t != nil {
+			t.claimed = true
 			r.Parts = append(r.Parts, name)
 		}
 	}
@@ -56,14 +90,14 @@ func (f *finder) has(names ...string) (present []string) {
 
 // is reports whether a tensor exists with a dtype and shape.
 func (f *finder) is(name string, d dtype.Type, shape ...uint64) bool {
-	t := f.tensors[name]
+	t := f.tensor(name)
 	return t != nil && t.DType == d && slices.Equal(t.Shape, shape)
 }
 
 // dtypeOf returns the dtype of a weight before it was quantised: that of the model, or that of its
 // scales, which are as wide in some formats.
-func (f *finder) dtypeOf(scale *Tensor) dtype.Type {
-	switch d := f.config.DType; {
+func (c *Config) dtypeOf(scale *Tensor) dtype.Type {
+	switch d := c.DType; {
 	case d != dtype.Invalid:
 		return d
 	case scale != nil && scale.DType == dtype.F16:

@@ -9,9 +9,6 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 )
 
-// besideFP8 are the endings of the names of tensors that belong to the activations of a module.
-var besideFP8 = []string{"input_scale", "activation_scale", "input_scale_ub", "qscale_act", "output_scale"}
-
 // fp8 recognises codes of F8_E4M3 and the tensor with their scales. All scales multiply, also those
 // that are called weight_scale_inv.
 func (f *finder) fp8(t *Tensor) error {
@@ -29,7 +26,7 @@ func (f *finder) fp8(t *Tensor) error {
 		return nil // the values are the codes
 	}
 	w := Weight{Name: t.Name, Scheme: "FP8", Shape: t.Shape, Parts: append([]string{t.Name}, scales...)}
-	for _, ending := range besideFP8 {
+	for _, ending := range f.beside {
 		w.Beside = append(w.Beside, f.has(module(t.Name)+"."+ending, t.Name+"_"+ending)...)
 	}
 	switch {
@@ -40,7 +37,7 @@ func (f *finder) fp8(t *Tensor) error {
 	case len(f.has(t.Name+"_zero_point")) > 0:
 		f.refuse(w, fault.Unsupported, "%q is stored as FP8 with zero points, which this version does not read", t.Name)
 	default:
-		f.addFP8(w, f.tensors[scales[0]])
+		f.addFP8(w, f.tensor(scales[0]))
 	}
 	return nil
 }
@@ -53,7 +50,7 @@ func (f *finder) addFP8(w Weight, scale *Tensor) {
 		return
 	}
 	s.table = e4m3[:]
-	w.Scheme, w.DType, w.Codec = scheme, f.dtypeOf(scale), s
+	w.Scheme, w.DType, w.Codec = scheme, f.config.dtypeOf(scale), s
 	f.add(w)
 }
 
@@ -62,7 +59,7 @@ func (f *finder) scalesOf(t *Tensor) []string {
 	found := f.has(t.Name+"_scale_inv", t.Name+"_scale")
 	if module := module(t.Name); module != t.Name {
 		found = append(found, f.has(module+".qscale_weight")...)
-		if s := f.tensors[module+".scale"]; s != nil {
+		if s := f.tensor(module + ".scale"); s != nil {
 			// Norms also call their weight so.
 			if _, _, problem := f.gridOf(t.Shape, s); problem == "" {
 				found = append(found, s.Name)
@@ -75,9 +72,8 @@ func (f *finder) scalesOf(t *Tensor) []string {
 // hasScales reports whether any FP8 tensor has scales. Some image models are cast to FP8 without.
 func (f *finder) hasScales() bool {
 	if f.isScaled == nil {
-		found := slices.ContainsFunc(f.names, func(name string) bool {
-			t := f.tensors[name]
-			return t.DType == dtype.F8E4M3 && len(f.scalesOf(t)) > 0
+		found := slices.ContainsFunc(f.sorted, func(t *listed) bool {
+			return t.DType == dtype.F8E4M3 && len(f.scalesOf(t.Tensor)) > 0
 		})
 		f.isScaled = &found
 	}
@@ -188,11 +184,11 @@ func (f *finder) deepSeekV4(t *Tensor) error {
 	}
 	name := module(t.Name) + ".scale"
 	rows, cols := t.Shape[0], 2*t.Shape[1]
-	scale := f.tensors[name]
+	scale := f.tensor(name)
 	if scale == nil || scale.DType != dtype.F8E8M0 || cols%groupMX != 0 {
 		return nil
 	}
-	w := Weight{Name: t.Name, Scheme: "MXFP4", Shape: []uint64{rows, cols}, Parts: []string{t.Name, name}, DType: f.dtypeOf(nil)}
+	w := Weight{Name: t.Name, Scheme: "MXFP4", Shape: []uint64{rows, cols}, Parts: []string{t.Name, name}, DType: f.config.dtypeOf(nil)}
 	if !f.is(name, dtype.F8E8M0, rows, cols/groupMX) {
 		f.refuse(w, fault.Mismatch, "%q is stored as MXFP4 of shape %d, with scales of shape %d, want %d", t.Name, w.Shape, scale.Shape, []uint64{rows, cols / groupMX})
 		return nil

@@ -15,8 +15,8 @@ func (f *finder) gptOSS(t *Tensor) error {
 	if !ok || t.DType != dtype.U8 {
 		return nil
 	}
-	w := Weight{Name: name, Scheme: "MXFP4", Parts: []string{t.Name, name + "_scales"}, DType: f.dtypeOf(nil)}
-	scale := f.tensors[w.Parts[1]]
+	w := Weight{Name: name, Scheme: "MXFP4", Parts: []string{t.Name, name + "_scales"}, DType: f.config.dtypeOf(nil)}
+	scale := f.tensor(w.Parts[1])
 	s := t.Shape
 	switch {
 	case scale == nil:

@@ -49,17 +49,17 @@ func (f *finder) others(t *Tensor) error {
 	for i := range otherSchemes {
 		o := &otherSchemes[i]
 		module, ok := strings.CutSuffix(t.Name, o.mark)
-		if !ok || !o.fits(t, 0) || o.with != "" && !o.fits(f.tensors[module+o.with], 1) {
+		if !ok || !o.fits(t, 0) || o.with != "" && !o.fits(f.tensor(module+o.with), 1) {
 			continue
 		}
 		w := Weight{Name: module + ".weight", Scheme: o.scheme}
-		first, _ := slices.BinarySearch(f.names, module+".")
-		for _, name := range f.names[first:] {
-			if !strings.HasPrefix(name, module+".") {
+		first, _ := slices.BinarySearchFunc(f.sorted, module+".", func(t *listed, name string) int { return strings.Compare(t.Name, name) })
+		for _, t := range f.sorted[first:] {
+			if !strings.HasPrefix(t.Name, module+".") {
 				break
 			}
-			if name != module+".bias" && !f.claimed[name] {
-				w.Parts = append(w.Parts, name)
+			if t.Name != module+".bias" && !t.claimed {
+				w.Parts = append(w.Parts, t.Name)
 			}
 		}
 		f.refuse(w, fault.Unsupported, "%q is stored as %s, which this version does not read", w.Name, o.scheme)
@@ -94,7 +94,7 @@ func (f *finder) leftovers(t *Tensor) error {
 			return nil
 		}
 		w := Weight{Name: name, Scheme: "unknown", Parts: []string{t.Name}}
-		switch weight := f.tensors[name]; {
+		switch weight := f.tensor(name); {
 		case weight == nil:
 			f.refuse(w, fault.Mismatch, "%q belongs to quantised codes, which the checkpoint lacks", t.Name)
 		case weight.DType.IsFloat():

@@ -1,7 +1,6 @@
 package quant
 
 import (
-	"maps"
 	"slices"
 	"strings"
 )
@@ -11,17 +10,13 @@ import (
 // stored wrongly or in another way is among Found.Refused, and its tensors are in no Weight:
 // programs that only copy them need not know more. The only errors are those of read.
 func Recognise(tensors []Tensor, c Config, read func(name string) ([]byte, error)) (Found, error) {
-	f := &finder{tensors: make(map[string]*Tensor, len(tensors)), claimed: make(map[string]bool), config: c, read: read}
-	for i := range tensors {
-		f.tensors[tensors[i].Name] = &tensors[i]
-	}
-	f.names = slices.Sorted(maps.Keys(f.tensors))
+	f := newFinder(tensors, c, read)
 	for _, scheme := range schemes {
-		for _, name := range f.names {
-			if f.claimed[name] {
+		for _, t := range f.sorted {
+			if t.claimed {
 				continue
 			}
-			if err := scheme(f, f.tensors[name]); err != nil {
+			if err := scheme(f, t.Tensor); err != nil {
 				return Found{}, err
 			}
 		}
