@@ -10,6 +10,7 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -105,7 +106,7 @@ func run(
 func (a *auditor) plan(base *model.Checkpoint) (*merge.Plan, error) {
 	o := merge.Options{
 		Reading: a.o.Reading, Workers: a.o.Workers, Progress: a.o.Progress, AnyBase: a.o.AnyBase, Again: true, AllowNonFinite: true,
-		GrowVocabulary: a.shaping().GrowVocabulary, AddTensors: a.shaping().AddTensors,
+		GrowVocabulary: a.shaping().GrowVocabulary, AddTensors: a.shaping().AddTensors, Dequantise: len(checkpoint.QuantisedOf(a.stored)) > 0, // whether the merged one has codes or not
 	}
 	plan, err := merge.New(a.ctx, base, a.adapters, o)
 	if err == nil || o.Tied != "" {
@@ -203,7 +204,7 @@ func (a *auditor) pair(plan *merge.Plan) (map[string][]*expected, error) {
 		}
 		e.found = newTensor(e.Name, e.DType, elements(e.Shape))
 		if ref, ok := a.merged.Lookup(theirs[e.Name]); ok && theirs[e.Name] != "" {
-			e.merged, e.found.MergedDType, e.found.File = ref.Tensor, ref.Tensor.DType.String(), a.merged.Files[ref.File].Name
+			e.merged, e.found.MergedDType, e.found.File = ref.Tensor, cmp.Or(ref.Tensor.Scheme, ref.Tensor.DType.String()), a.merged.Files[ref.File].Name
 		}
 		if e.change != nil {
 			e.found.Module = e.change.Module

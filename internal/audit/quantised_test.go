@@ -1,0 +1,89 @@
+package audit_test
+
+import (
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/checkpoint"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/audit"
+	"github.com/loratool/loratool/internal/testkit"
+	"github.com/loratool/loratool/merge"
+)
+
+// TestMergesIntoQuantisedBasesAreJudged: decoded weights without an update are the base's, whether
+// the output keeps other codes or none; and a weight that has changed is not.
+func TestMergesIntoQuantisedBasesAreJudged(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	const rows, cols, r = 64, 48, 2
+	write := func(t *testing.T, change bool) string {
+		rng := rand.New(rand.NewPCG(3, 4))
+		var tensors []testkit.Tensor
+		for _, leaf := range []string{"self_attn.o_proj", "mlp.down_proj", "self_attn.q_proj", "self_attn.k_proj"} {
+			codes := testkit.Tensor{Name: "model.layers.0." + leaf + ".weight", DType: dtype.F8E4M3, Shape: []uint64{rows, cols}, Data: make([]byte, rows*cols)}
+			for i := range codes.Data {
+				codes.Data[i] = byte(rng.IntN(0x70)) | byte(rng.IntN(2)<<7)
+			}
+			if change && leaf == "self_attn.k_proj" {
+				codes.Data[17] ^= 1
+			}
+			tensors = append(tensors, codes, testkit.Random(rng, codes.Name+"_scale", dtype.F32, 0.01, rows, 1))
+		}
+		path := t.TempDir() + "/base.safetensors"
+		testkit.Write(t, path, testkit.Encode(nil, tensors...))
+		return path
+	}
+	b := format.NewBuilder("made up")
+	factor := func(shape ...uint64) format.Data {
+		return format.Bytes(dtype.F32, testkit.Random(rng, "", dtype.F32, 0.1, shape...).Data, shape...)
+	}
+	b.Linear("model.layers.0.self_attn.o_proj", r, 1, factor(r, cols), factor(rows, r))
+	b.Linear("model.layers.0.self_attn.q_proj", r, 1, factor(r, cols), factor(rows, r))
+	src, err := b.Source()
+	if err != nil {
+		t.Fatal(err)
+	}
+	adapters := []merge.Adapter{{Source: src, Name: "a", Weight: 1}}
+	base := write(t, false)
+	for _, options := range []merge.Options{{}, {Dequantise: true}, {Dequantise: true, OutDType: dtype.F32}} {
+		out := t.TempDir() + "/out.safetensors"
+		plan, err := merge.Open(t.Context(), base, adapters, options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := plan.Run(t.Context(), out); err != nil {
+			t.Fatal(err)
+		}
+		plan.Close()
+		if r := auditPaths(t, base, out, adapters); r.Verdict != audit.AsClaimed {
+			t.Errorf("%+v: the verdict is %v: %+v", options, r.Verdict, r.Tensors)
+		}
+		r := auditPaths(t, write(t, true), out, adapters)
+		wrong := slices.IndexFunc(r.Tensors, func(x audit.Tensor) bool { return x.Verdict == audit.NotAsClaimed })
+		if r.Verdict != audit.NotAsClaimed || wrong < 0 || !strings.Contains(r.Tensors[wrong].Tensor, "k_proj") {
+			t.Errorf("%+v: of a base with another code in k_proj the verdict is %v: %+v", options, r.Verdict, r.Tensors)
+		}
+	}
+}
+
+func auditPaths(t *testing.T, base, merged string, adapters []merge.Adapter) *audit.Report {
+	t.Helper()
+	b, err := checkpoint.Open(t.Context(), base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	m, err := checkpoint.Open(t.Context(), merged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	r, err := audit.Run(t.Context(), b, m, adapters, audit.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
