@@ -74,7 +74,12 @@ func (a *asLoRA) apply(
 		o.Base = tensors
 	}
 	o.Path, o.Workers = out, workers
-	return rank.ToLoRA(c.Context, src, *o)
+	made, r, err := rank.ToLoRA(c.Context, src, *o)
+	if err != nil {
+		return nil, nil, err
+	}
+	thin, err := configured(made, src)
+	return thin, r, err
 }
 
 // loraText says what the conversion to LoRA has made.

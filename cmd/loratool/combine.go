@@ -257,7 +257,19 @@ func (o *combineOptions) make(c *cli.Context, j *combination, adapters []format.
 	if errors.As(err, &e) && len(j.paths) == 1 {
 		err = fault.InFile(err, j.paths[0])
 	}
+	if err == nil {
+		src, err = configured(src, adapters...)
+	}
 	return src, report, err
+}
+
+// configured gives an adapter the configuration of PEFT of those that it was made of.
+func configured(made format.Source, from ...format.Source) (format.Source, error) {
+	src, err := convert.WithConfig(made, from...)
+	if err != nil {
+		made.Close()
+	}
+	return src, err
 }
 
 func nLayers(adapters []format.Source) int {

@@ -32,7 +32,7 @@ func (j *conversion) round(c *cli.Context, o *convertOptions, src format.Source)
 		return nil, fault.InFile(err, j.in)
 	}
 	j.rounded = r
-	return made, nil
+	return configured(made, src)
 }
 
 // roundedText says what rounding the factors has cost.

@@ -134,9 +134,19 @@ func peftTail(kind format.Kind, role format.Role) (string, bool) {
 // the others as patterns.
 func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 	ranks, alphas := make(map[int]int), make(map[float64]int)
+	byRoot := func(l format.Layer) bool { return l.Scaling == format.AlphaOverSqrtR }
+	c.RSLoRA = len(a.Layers) > 0 && !slices.ContainsFunc(a.Layers, func(l format.Layer) bool { return !byRoot(l) })
+	inexact := "" // a layer whose scale no alpha gives
 	alphaOf := func(l *format.Layer) float64 {
-		if l.Scaling == format.Fixed {
+		switch {
+		case l.Scaling == format.Fixed:
 			return l.Fixed * float64(l.Rank)
+		case byRoot(*l) && !c.RSLoRA:
+			n := newLayer{name: l.Module}
+			if n.setScale(l.Scale(), l.Rank) != nil {
+				inexact = l.Module
+			}
+			return n.alpha
 		}
 		return l.Alpha
 	}
@@ -155,10 +165,8 @@ func (c *peftConfigOut) layers(a *format.Adapter, names map[int]string) error {
 		}
 		ranks[l.Rank] += weight
 		alphas[alphaOf(l)] += weight
-		if rs := l.Scaling == format.AlphaOverSqrtR; i == 0 {
-			c.RSLoRA = rs
-		} else if rs != c.RSLoRA {
-			return fault.New(fault.Unsupported, "some layers scale by alpha/r and others by alpha/sqrt(r), which a PEFT configuration cannot express")
+		if inexact != "" {
+			return fault.New(fault.Unsupported, "some layers scale by alpha/r and others by alpha/sqrt(r), and no alpha over r is the scale of %q", inexact)
 		}
 		for role, t := range l.Roles {
 			if role == format.RoleAlpha {
