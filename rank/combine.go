@@ -361,11 +361,11 @@ func (c *combining) concatenate(ctx context.Context, g *group, s *sum) error {
 	if err != nil {
 		return err
 	}
+	exact := clones(joined)
 	made, err := s.layout.store(joined, d)
 	if err == nil && !made.isExact && c.options.DType == dtype.Invalid && d.Size() < 4 {
-		if joined, err = c.joined(ctx, g, first); err == nil { // store has rounded the blocks
-			made, err = s.layout.store(joined, dtype.F32)
-		}
+		joined = clones(exact) // store has rounded the blocks
+		made, err = s.layout.store(joined, dtype.F32)
 	}
 	if err != nil {
 		return err
@@ -375,7 +375,19 @@ func (c *combining) concatenate(ctx context.Context, g *group, s *sum) error {
 	g.result.Rank, g.result.Exact = made.rank, isExact
 	g.result.energies.left, g.result.energies.rounded = 0, 0
 	if !isExact {
-		if g.result.energies.rounded, err = s.residual(ctx, joined, first); err != nil {
+		left := make([]float64, len(s.blocks))
+		for i, x := range s.blocks {
+			if g.isExactBy(first) {
+				break
+			}
+			norm, err := x.Norm(ctx)
+			if err != nil {
+				return err
+			}
+			norm = math.Ldexp(norm*0x1p-53, x.Exponent) // the weights were rounded
+			left[i] = norm * norm
+		}
+		if g.result.energies.rounded, err = s.residual(ctx, left, exact, joined, first); err != nil {
 			return err
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
@@ -86,18 +87,26 @@ func (g *group) isExactBy(scale float64) bool {
 	return true
 }
 
-// residual returns Σ ‖ΔW − scale·C‖² over all blocks, for the stored factors C, which it balances.
-func (s *sum) residual(ctx context.Context, made []*thin.Matrix, scale float64) (squares float64, err error) {
+// residual returns Σ ‖ΔW − scale·C‖² over all blocks, for the stored factors C of a layer. left has
+// ‖ΔW − scale·C‖² of each block for the factors before they were stored, which are exact.
+func (s *sum) residual(ctx context.Context, left []float64, exact, stored []*thin.Matrix, scale float64) (squares float64, err error) {
 	for i, x := range s.blocks {
-		y := made[i]
-		y.Balance()
-		norm, err := thin.Distance(ctx, x, scale, y)
+		norm, err := thin.Lost(ctx, x, scale, math.Sqrt(left[i]), exact[i], stored[i])
 		if err != nil {
 			return 0, err
 		}
 		squares += norm * norm
 	}
 	return squares, nil
+}
+
+// clones returns copies of matrices.
+func clones(all []*thin.Matrix) []*thin.Matrix {
+	copies := make([]*thin.Matrix, len(all))
+	for i, x := range all {
+		copies[i] = &thin.Matrix{M: x.M, N: x.N, R: x.R, B: slices.Clone(x.B), A: slices.Clone(x.A), Exponent: x.Exponent}
+	}
+	return copies
 }
 
 // truncatedSum is the best approximation of a sum of the rank that a rule chooses.
@@ -160,15 +169,16 @@ func scaledBy(x []float64, exponent int) []float64 {
 // rounding raises it above the limit of MaxError, more values are kept.
 func (t *truncatedSum) round(ctx context.Context, scale float64) (*stored, error) {
 	for {
-		made, err := t.factors(ctx, scale)
+		exact, left, err := t.factors(ctx, scale)
 		if err != nil {
 			return nil, err
 		}
+		made := clones(exact)
 		s, err := t.layout.store(made, t.dtype)
 		if err != nil {
 			return nil, err
 		}
-		if t.rounded, err = t.residual(ctx, made, scale); err != nil {
+		if t.rounded, err = t.residual(ctx, left, exact, made, scale); err != nil {
 			return nil, err
 		}
 		rule, err := t.tightened(t.rank, t.left, t.rounded)
@@ -191,23 +201,24 @@ func (t *truncatedSum) tightened(k int, left, rounded float64) (Rule, error) {
 }
 
 // factors returns the factors of each block before rounding, with half of the scale and of the
-// exponent in each.
-func (t *truncatedSum) factors(ctx context.Context, scale float64) (made []*thin.Matrix, err error) {
+// exponent in each, and the energy that each block loses.
+func (t *truncatedSum) factors(ctx context.Context, scale float64) (made []*thin.Matrix, left []float64, err error) {
 	t.left = 0
 	for _, d := range t.decompositions {
 		k := min(t.rank, len(d.Sigma))
 		f, err := d.Factors(ctx, k)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		t.left += math.Ldexp(sumSquares(d.Sigma[k:]), 2*d.Exponent)
+		left = append(left, math.Ldexp(sumSquares(d.Sigma[k:]), 2*d.Exponent))
+		t.left += left[len(left)-1]
 		root := 1 / math.Sqrt(math.Abs(scale))
 		multiply(f.A, root, f.Exponent/2)
 		multiply(f.B, math.Copysign(root, scale), f.Exponent-f.Exponent/2)
 		f.Exponent = 0
 		made = append(made, padded(f, t.rank))
 	}
-	return made, nil
+	return made, left, nil
 }
 
 func multiply(x []float64, factor float64, exponent int) {

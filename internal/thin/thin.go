@@ -58,8 +58,17 @@ func Sum(terms ...Term) *Matrix {
 // overflows or vanishes, and moves what is left into Exponent. Largest elements are then between ½
 // and 1 in a column of B, and at most 1 in a column of A. The product stays the same, except that
 // columns without an effect become zeros. All elements must be finite.
-func (x *Matrix) Balance() {
+func (x *Matrix) Balance() { x.balance() }
+
+// balancing is how Balance scales the columns: by powers of two.
+type balancing struct {
+	a, b     []int
+	exponent int
+}
+
+func (x *Matrix) balance() balancing {
 	x.gramB, x.gramA = nil, nil
+	by := balancing{a: make([]int, x.R), b: make([]int, x.R)}
 	exponentsA, exponentsB := columnExponents(x.A, x.R), columnExponents(x.B, x.R)
 	exponent := math.MinInt
 	for k := range x.R {
@@ -71,18 +80,29 @@ func (x *Matrix) Balance() {
 		clear(x.A)
 		clear(x.B)
 		x.Exponent = 0
-		return
+		return by
 	}
+	by.exponent = exponent
 	for k := range x.R {
+		by.a[k] = -exponent
 		if exponentsA[k] == zeroColumn || exponentsB[k] == zeroColumn {
 			clearColumn(x.A, k, x.R)
 			clearColumn(x.B, k, x.R)
 			continue
 		}
-		scaleColumn(x.A, k, x.R, exponentsB[k]-exponent)
-		scaleColumn(x.B, k, x.R, -exponentsB[k])
+		by.a[k], by.b[k] = exponentsB[k]-exponent, -exponentsB[k]
 	}
-	x.Exponent += exponent
+	x.scale(by)
+	return by
+}
+
+// scale scales the columns. A column of zeros stays one.
+func (x *Matrix) scale(by balancing) {
+	for k := range x.R {
+		scaleColumn(x.A, k, x.R, by.a[k])
+		scaleColumn(x.B, k, x.R, by.b[k])
+	}
+	x.Exponent += by.exponent
 }
 
 // Scale multiplies Δ by a number, exactly where it is a power of two.
@@ -180,29 +200,76 @@ func Distance(ctx context.Context, x *Matrix, by float64, y *Matrix) (float64, e
 	if by == 1 && x.Exponent == y.Exponent && slices.Equal(x.B, y.B) && slices.Equal(x.A, y.A) {
 		return 0, nil
 	}
-	a, err := x.Norm(ctx)
-	if err != nil {
-		return 0, err
-	}
-	b, err := y.Norm(ctx)
-	if err != nil {
-		return 0, err
-	}
-	product, err := Inner(ctx, x, y)
-	if err != nil {
-		return 0, err
-	}
-	// In units of the larger of the two.
-	a, b, product = math.Ldexp(a, x.Exponent), math.Ldexp(b, y.Exponent)*math.Abs(by),
-		math.Ldexp(product, x.Exponent+y.Exponent)*by
-	if most := max(a, b); most > 0 {
-		if squares := (a/most)*(a/most) + (b/most)*(b/most) - 2*product/most/most; squares > cancelled {
-			return most * math.Sqrt(squares), nil
-		}
+	if d, ok, err := apart(ctx, x, by, y); ok || err != nil {
+		return d, err
 	}
 	d := Sum(Term{1, x}, Term{-by, y})
 	norm, err := d.Norm(ctx)
 	return math.Ldexp(norm, d.Exponent), err
+}
+
+// apart returns ‖Δ − by·Γ‖_F by the norms and the inner product of two matrices. ok is false if
+// nearly all cancels.
+func apart(ctx context.Context, x *Matrix, by float64, y *Matrix) (distance float64, ok bool, err error) {
+	a, err := x.Norm(ctx)
+	if err != nil {
+		return 0, false, err
+	}
+	b, err := y.Norm(ctx)
+	if err != nil {
+		return 0, false, err
+	}
+	product, err := Inner(ctx, x, y)
+	if err != nil {
+		return 0, false, err
+	}
+	// In units of 2^x.Exponent, and then of the larger of the two.
+	b, product = math.Ldexp(b, y.Exponent-x.Exponent)*math.Abs(by), math.Ldexp(product, y.Exponent-x.Exponent)*by
+	if most := max(a, b); most > 0 {
+		if squares := (a/most)*(a/most) + (b/most)*(b/most) - 2*product/most/most; squares > cancelled {
+			return math.Ldexp(most*math.Sqrt(squares), x.Exponent), true, nil
+		}
+	}
+	return 0, false, nil
+}
+
+// Lost returns ‖Δ − by·Γ‖_F as Distance does, for a Γ that rounding has made of a nearby matrix
+// near, with factors of the same shape, of which ‖Δ − by·near‖_F is known to be left. Where nearly
+// all cancels, the differences of the factors give the norm, with fewer operations than Distance
+// takes for it. If Δ − by·near is orthogonal to the columns of near's factors, as the rest of a
+// truncation is, the result is then an upper bound, above the norm by at most the share of the
+// rounding. Lost balances the factors of both, which begin with the same exponent.
+func Lost(ctx context.Context, x *Matrix, by, left float64, near, rounded *Matrix) (float64, error) {
+	scales := rounded.balance()
+	if d, ok, err := apart(ctx, x, by, rounded); ok || err != nil {
+		return d, err
+	}
+	near.scale(scales)
+	// near − Γ = E_B·Aᵀ + B̂·E_Aᵀ, with the differences E of the factors.
+	k := near.R
+	change := &Matrix{M: x.M, N: x.N, R: 2 * k, B: make([]float64, 2*k*x.M), A: make([]float64, 2*k*x.N)}
+	both := &Matrix{M: x.M, N: x.N, R: k, B: make([]float64, k*x.M), A: make([]float64, k*x.N)}
+	for i, v := range rounded.B {
+		e := near.B[i] - v
+		both.B[i] = e
+		change.B[i/k*2*k+i%k], change.B[i/k*2*k+k+i%k] = e, v
+	}
+	for i, v := range rounded.A {
+		e := near.A[i] - v
+		both.A[i] = e
+		change.A[i/k*2*k+i%k], change.A[i/k*2*k+k+i%k] = near.A[i], e
+	}
+	var norms [2]float64
+	for i, m := range []*Matrix{change, both} {
+		m.Exponent = rounded.Exponent
+		m.Balance()
+		norm, err := m.Norm(ctx)
+		if err != nil {
+			return 0, err
+		}
+		norms[i] = math.Ldexp(norm*math.Abs(by), m.Exponent)
+	}
+	return math.Hypot(math.Hypot(left, norms[0]), math.Sqrt(2*left)*math.Sqrt(norms[1])), nil
 }
 
 // cancelled is the share of a sum of products below which the rounding of the products, some 2⁻⁵⁰

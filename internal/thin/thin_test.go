@@ -2,6 +2,7 @@ package thin
 
 import (
 	"math"
+	"math/big"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -240,6 +241,75 @@ func TestSingularValuesDoNotSeeTheFactorization(t *testing.T) {
 	for i := range got {
 		if math.Abs(got[i]-want[i]) > 1e-9*want[0] {
 			t.Errorf("σ_%d = %.12g, want %.12g", i+1, got[i], want[i])
+		}
+	}
+}
+
+// TestLost compares the norm that rounding and truncation lose with that of the formed difference,
+// for errors from those of bfloat16 down to those of float64, at extreme exponents, and where
+// rounding makes a column zero.
+func TestLost(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	const m, n, r = 30, 20, 6
+	for _, c := range []struct {
+		k        int
+		bits     int     // of the rounded factors
+		exponent int     // of Δ
+		tail     float64 // of the values beyond k
+	}{{4, 8, 0, 0.1}, {4, 24, 0, 1e-7}, {6, 24, 0, 1}, {4, 24, 900, 1e-7}, {4, 24, -900, 1e-7}, {6, 40, 0, 1}, {4, 24, 0, 0}} {
+		x := &Matrix{M: m, N: n, R: r, B: make([]float64, m*r), A: make([]float64, n*r), Exponent: c.exponent}
+		for i := range x.B {
+			x.B[i] = rng.NormFloat64()
+			if i%r >= c.k {
+				x.B[i] *= c.tail
+			}
+		}
+		for i := range x.A {
+			x.A[i] = rng.NormFloat64()
+		}
+		x.Balance()
+		d, err := x.Decompose(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		near, err := d.Factors(t.Context(), c.k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var left float64
+		for _, s := range d.Sigma[c.k:] {
+			left += s * s
+		}
+		rounded := &Matrix{M: m, N: n, R: c.k, B: slices.Clone(near.B), A: slices.Clone(near.A), Exponent: near.Exponent}
+		for _, f := range [][]float64{rounded.B, rounded.A} {
+			for i, v := range f {
+				fraction, e := math.Frexp(v)
+				f[i] = math.Ldexp(math.Round(math.Ldexp(fraction, c.bits)), e-c.bits)
+			}
+		}
+		// The truth, in exact arithmetic and relative to 2^exponent.
+		squares := new(big.Float).SetPrec(600)
+		for i := range m {
+			for j := range n {
+				v := new(big.Float).SetPrec(600)
+				for _, part := range []struct {
+					x    *Matrix
+					sign float64
+				}{{x, 1}, {rounded, -1}} {
+					for k := range part.x.R {
+						b := new(big.Float).SetPrec(600).SetFloat64(part.sign * part.x.B[i*part.x.R+k])
+						b.Mul(b, new(big.Float).SetPrec(600).SetFloat64(part.x.A[j*part.x.R+k]))
+						v.Add(v, b.SetMantExp(b, part.x.Exponent-c.exponent))
+					}
+				}
+				squares.Add(squares, v.Mul(v, v))
+			}
+		}
+		want, _ := squares.Sqrt(squares).Float64()
+		got, err := Lost(t.Context(), x, 1, math.Ldexp(math.Sqrt(left), d.Exponent), near, rounded)
+		got = math.Ldexp(got, -c.exponent)
+		if err != nil || math.Abs(got-want) > 1e-6*want+1e-14 {
+			t.Errorf("%+v: lost %v, %v, want %v", c, got, err, want)
 		}
 	}
 }
