@@ -161,9 +161,6 @@ func (u *Rescaled) Widened() *Rescaled {
 func (u *Rescaled) MergeFrom(
 	ctx context.Context, out, w []byte, row0 int, st *Stats, s *RescaleScratch,
 ) error {
-	for i := range len(out) / u.d.Size() {
-		dtype.Store(u.d, out, i, dtype.Load(dtype.F64, w, i))
-	}
 	return u.mergeRows(ctx, out, w, row0, st, s)
 }
 
@@ -220,6 +217,9 @@ func (u *Rescaled) mergeRow(
 		}
 		out := to[j*size : (j+1)*size]
 		if e == 0 && q == &asItIs {
+			if u.source != u.d {
+				dtype.Store(u.d, out, 0, before)
+			}
 			account(st, before, 0, dtype.Load(u.d, out, 0))
 			continue
 		}
@@ -229,6 +229,9 @@ func (u *Rescaled) mergeRow(
 				account(st, before, x-before, after)
 				continue
 			}
+		}
+		if u.source != u.d { // the exact pass changes no element without an update
+			dtype.Store(u.d, out, 0, before)
 		}
 		if !u.decide(out, q, double{v, s.low[j]}, e) {
 			st.Slow++
