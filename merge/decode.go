@@ -23,6 +23,8 @@ type decoding struct {
 	weights map[string]checkpoint.Quantised
 	as      map[string]dtype.Type // dtypes of the weights that the output has as plain values
 	dtype   dtype.Type            // Options.OutDType
+
+	isSimulated bool // Options.BaseAs: the files have plain weights
 }
 
 // showDecoded makes the description of the base show every quantised weight as a plain one of the
@@ -31,6 +33,7 @@ type decoding struct {
 func showDecoded(p *planner) {
 	d := &decoding{
 		exact: p.base, weights: make(map[string]checkpoint.Quantised), as: make(map[string]dtype.Type), dtype: p.options.OutDType,
+		isSimulated: p.options.BaseAs != "",
 	}
 	for _, q := range checkpoint.QuantisedOf(p.base) {
 		d.weights[q.Name], d.as[q.Name] = q, d.dtypeOf(&q)
@@ -46,6 +49,8 @@ func (d *decoding) dtypeOf(q *checkpoint.Quantised) dtype.Type {
 	switch {
 	case d.dtype != dtype.Invalid:
 		return d.dtype
+	case d.isSimulated:
+		return q.DType
 	case q.DType == dtype.F16:
 		return dtype.F16
 	}
@@ -119,6 +124,11 @@ func feeds(p *planner, name string) bool {
 
 // warn says which weights the output decodes although no adapter changes them, and which it keeps.
 func (d *decoding) warn(p *planner) {
+	if d.isSimulated {
+		p.warn("%s of the base, of linear layers except output heads, get the values of NF4, also those that no adapter changes",
+			fault.Count(len(d.as), "weight"))
+		return
+	}
 	changed := 0
 	for name := range d.as {
 		if p.targets[present(p, name)] != nil {

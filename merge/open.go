@@ -116,7 +116,7 @@ func newPlan(
 	if len(adapters) == 0 && !removed.is() {
 		return nil, fault.New(fault.Mismatch, "no adapter to merge")
 	}
-	if err := errors.Join(options.Reading.check(), options.checkOutDType(), checkGiven(adapters)); err != nil {
+	if err := errors.Join(options.Reading.check(), options.checkQuantised(), checkGiven(adapters)); err != nil {
 		return nil, err
 	}
 	if err := p.resolve(ctx); err != nil {
@@ -214,6 +214,11 @@ func (p *planner) resolve(ctx context.Context) error {
 
 // describeBase collects the names, shapes and configuration that package resolve needs.
 func (p *planner) describeBase() error {
+	if p.options.BaseAs != "" {
+		if err := simulate(p); err != nil {
+			return err
+		}
+	}
 	b, err := outline.Of(p.base)
 	if err != nil {
 		return err

@@ -30,7 +30,7 @@ type Adapter struct {
 
 // Options control a run. They never change the weights, except Reading, the five that lift a
 // refusal (Again, AnyBase, AllowNonFinite, GrowVocabulary and AddTensors), and the two for a
-// quantised base, OutDType and Dequantise. Tool and the adapters'
+// quantised base, OutDType and Dequantise, and BaseAs. Tool and the adapters'
 // names go into the stamp in the header of each changed file and into an undo record, and so into
 // the bytes of these files.
 type Options struct {
@@ -53,6 +53,10 @@ type Options struct {
 	// Dequantise decodes every quantised weight of the base. Without it, weights that no adapter
 	// changes keep their codes.
 	Dequantise bool
+	// BaseAs is "nf4" to merge into the base as QLoRA's training saw it: each linear weight, except
+	// output heads, has the values of its codes in NF4 of bitsandbytes, with blocks of 64 and
+	// without double quantisation. "" takes the weights as they are.
+	BaseAs string
 	// Progress is called from several goroutines with the number of bytes just written. At the end
 	// of a successful run the sum is Plan.OutputBytes. nil reports nothing.
 	Progress func(bytes int64)
@@ -185,10 +189,13 @@ func (r Reading) check() error {
 	return nil
 }
 
-// checkOutDType refuses dtypes that Options.OutDType does not list.
-func (o *Options) checkOutDType() error {
+// checkQuantised refuses values that Options.OutDType and Options.BaseAs do not list.
+func (o *Options) checkQuantised() error {
 	switch o.OutDType {
 	case dtype.Invalid, dtype.BF16, dtype.F16, dtype.F32:
+		if o.BaseAs != "" {
+			return checkBaseAs(o)
+		}
 		return nil
 	}
 	return fmt.Errorf("merge: Options.OutDType is %v, want BF16, F16 or F32, or 0", o.OutDType)

@@ -24,7 +24,17 @@ type Report struct {
 	Total           Retention       `json:"total"`               // over all Layers
 	TakenOut        []TakenOut      `json:"taken_out,omitempty"` // tensors from which merges were removed
 	Undo            *UndoReport     `json:"undo,omitempty"`      // of the record written by this run
+	BaseAs          *BaseAsReport   `json:"base_as,omitempty"`   // only with Options.BaseAs
 	Warnings        []string        `json:"warnings"`
+}
+
+// BaseAsReport says how Options.BaseAs changed the base. The norms in Layers are those of the
+// changed base.
+type BaseAsReport struct {
+	Scheme string `json:"scheme"`
+	// Tensors lists the weights that got the values Q(W) of their codes, sorted.
+	Tensors []string `json:"tensors"`
+	Error   Figure   `json:"error"` // ‖Q(W) − W‖ / ‖W‖ over all of them
 }
 
 // TakenOut reports the removal of one or more merges from a tensor.

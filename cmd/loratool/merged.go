@@ -82,6 +82,9 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 	if o.common.verbose {
 		showMergedLayers(t, r)
 	}
+	if b := r.BaseAs; b != nil {
+		t.line("base as %s: %s of linear layers except heads differ from BASE by %s", b.Scheme, fault.Count(len(b.Tensors), "weight"), percent(b.Error))
+	}
 	changed := fault.Count(len(r.Layers), "tensor") + " updated"
 	added := 0
 	for _, p := range r.Replaced {

@@ -36,6 +36,7 @@ var flagOf = map[string]string{
 	"Options.AllowNonFinite":         "--allow-nonfinite",
 	"Options.Alpha":                  "--alpha",
 	"Options.AnyBase":                "--any-base",
+	"Options.BaseAs":                 "--base-as",
 	"Options.Dequantise":             "--dequantise",
 	"Options.EnableLoRA":             "--enable-lora",
 	"Options.ExpertInput":            "--expert-input",

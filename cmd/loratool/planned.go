@@ -18,6 +18,7 @@ type planOptions struct {
 	tied                           string
 	outDType                       string
 	dequantise                     bool
+	baseAs                         string
 }
 
 func (o *planOptions) planFlags() []cli.Flag {
@@ -30,6 +31,7 @@ func (o *planOptions) planFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "add-tensors", Usage: "add tensors, such as a classifier, that an adapter saves whole and BASE lacks or has in another shape; update config.json", Destination: &o.addTensors},
 		&cli.StringFlag{Name: "out-dtype", Usage: "of the quantised weights of BASE that the merge decodes: `bf16|f16|f32` (default: f16 where they were f16, else bf16)", Destination: &o.outDType, Action: checkOutDType},
 		&cli.BoolFlag{Name: "dequantise", Usage: "decode every quantised weight of BASE, not only those that an adapter changes", Destination: &o.dequantise},
+		&cli.StringFlag{Name: "base-as", Usage: "merge into BASE as QLoRA's training saw it: `nf4` gives all linear weights except heads the values that they have in NF4 of bitsandbytes without double quantisation", Destination: &o.baseAs},
 	}, o.readingFlags()...)
 }
 
@@ -39,6 +41,7 @@ func (o *planOptions) set(options *merge.Options) {
 	options.Again, options.AnyBase, options.AllowNonFinite = o.again, o.anyBase, o.allowNonFinite
 	options.GrowVocabulary, options.AddTensors, options.Tied = o.growVocabulary, o.addTensors, merge.Tied(o.tied)
 	options.OutDType, options.Dequantise = outDTypes[o.outDType], o.dequantise
+	options.BaseAs = o.baseAs
 }
 
 // outDTypes lists the values of --out-dtype.

@@ -142,6 +142,7 @@ func optionsOf(o *merge.Options) (all []string) {
 	add("AnyBase", o.AnyBase)
 	add("AllowNonFinite", o.AllowNonFinite)
 	add("Dequantise", o.Dequantise)
+	add("BaseAs", o.BaseAs)
 	if o.OutDType != dtype.Invalid {
 		add("OutDType", strings.ToLower(o.OutDType.String()))
 	}
