@@ -509,3 +509,28 @@ func TestBrokenWeightsAreRefusedWhereTheyChange(t *testing.T) {
 		}
 	}
 }
+
+// TestQuantisedBasesWithoutAConfigurationMerge merges into weights whose partners alone say how they
+// are stored: FP8 with one scale, and NF4, in models that config.json calls plain.
+func TestQuantisedBasesWithoutAConfigurationMerge(t *testing.T) {
+	for _, name := range []string{"llama-fp8", "llama-nf4"} {
+		t.Run(name, func(t *testing.T) {
+			base := filepath.Join("../testdata/peft/bases", name)
+			out, report := runMerge(t, base, "../testdata/peft/merge/f32/adapter", merge.Options{})
+			merged, before := readModel(t, out, true), readModel(t, base, false)
+			decoded := 0
+			for _, l := range report.Layers {
+				x := merged[l.Tensor]
+				if before[l.Tensor].DType == dtype.F64 {
+					decoded++
+				}
+				if x.DType != dtype.BF16 || !slices.Equal(x.Shape, before[l.Tensor].Shape) {
+					t.Errorf("%s is %v %d, want BF16 %d", l.Tensor, x.DType, x.Shape, before[l.Tensor].Shape)
+				}
+			}
+			if decoded == 0 {
+				t.Errorf("no quantised weight among the %d that the adapter changes", len(report.Layers))
+			}
+		})
+	}
+}

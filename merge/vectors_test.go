@@ -215,7 +215,7 @@ var ruleWords = map[string]string{
 	"R94": "is square, and only fan_in_fan_out", "R95": "the embedding .* weight has shape",
 	"R96": "convolution", "R97": "the base's bias has shape", "R98": "output features|has .* inputs",
 	"R99": "is DoRA.* weight must be 1", "R100": "magnitudes of DoRA.* order",
-	"R101": "do not fit|the factors are those of a linear layer",
+	"R101": "do not fit|enable_lora lists|the factors are those of a linear layer",
 	"R102": "is not pooled", "R103": "which of its projections",
 	"R104": "target_parameters names", "R105": "want .E",
 	"R106": "fits? the shapes|fit together|the base's parameter",

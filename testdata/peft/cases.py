@@ -1057,20 +1057,6 @@ FILES = [
 
 FIT = [
     refuse(
-        "base-quantised",
-        "llama-nf4",
-        lora(base="llama-f32"),
-        ["quanti"],
-        "The base is quantised to 4 bits (made by hand in the format of bitsandbytes).",
-    ),
-    refuse(
-        "base-fp8",
-        "llama-fp8",
-        lora(base="llama-f32"),
-        ["F8_E4M3"],
-        "A targeted weight is stored in F8_E4M3 with a weight_scale (made by hand); config.json does not mention it.",
-    ),
-    refuse(
         "tied-embedding",
         "llama-tied",
         lora(target_modules=["embed_tokens", "q_proj"], lora_alpha=2),
