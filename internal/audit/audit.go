@@ -2,11 +2,11 @@
 // it was rounded, and which faults it has if it is not.
 //
 // The merge of this project is exact, so it can judge the others. Run makes it, and compares in
-// place of writing. A tensor that differs in a few elements is explained one element after the
-// other: each must be a value that a way to round can make, with the errors that a float32 sum in
-// any order has. The rest is read once more, and all ways to round are tried, then least squares
-// for the weights of the adapters, then other updates: transposed, of another module, without
-// DoRA's magnitudes.
+// place of writing. Where an element differs, a sample of rows tells which ways to round are
+// possible, and every such element must be a value that one of them can make, with the errors that
+// a float32 sum in any order has. A tensor that no way explains is fitted: by the scale or the
+// weights of the adapters, then by other updates: transposed, of another module, without DoRA's
+// magnitudes.
 package audit
 
 import (

@@ -21,8 +21,8 @@ type other struct {
 	updates []update
 }
 
-// tryOthers looks for another update that explains the change of a tensor: first in some rows, then
-// the best of them in all rows.
+// tryOthers looks for another update that explains the change of a tensor: all of them in a few
+// rows, then the best in about manyValues elements.
 func (x *examination) tryOthers(f *fitting, updates []update) error {
 	t := &x.e.found
 	t.Verdict = NotAsClaimed

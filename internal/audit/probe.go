@@ -134,7 +134,7 @@ func (p *probe) tryOne(t *trial, el *element, m float64) {
 }
 
 // together is the number of elements that are read together around those that are tested.
-const together = 1 << 13
+const together = 1 << 16
 
 // test tries the ways to round that are left on some elements, in ascending order.
 func (p *probe) test(ctx context.Context, places []int64) error {
