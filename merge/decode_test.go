@@ -510,8 +510,8 @@ func TestBrokenWeightsAreRefusedWhereTheyChange(t *testing.T) {
 	}
 }
 
-// TestQuantisedBasesWithoutAConfigurationMerge merges into weights whose partners alone say how they
-// are stored: FP8 with one scale, and NF4, in models that config.json calls plain.
+// TestQuantisedBasesWithoutAConfigurationMerge merges into weights whose partners alone say how
+// they are stored: FP8 with one scale, and NF4, in models that config.json calls plain.
 func TestQuantisedBasesWithoutAConfigurationMerge(t *testing.T) {
 	for _, name := range []string{"llama-fp8", "llama-nf4"} {
 		t.Run(name, func(t *testing.T) {
