@@ -141,20 +141,21 @@ func (c *comparison) compare(e *expected, want, got []byte, off int64) error {
 	if bytes.Equal(want, got) {
 		return nil
 	}
-	size := max(1, int64(e.DType.Size())) // types narrower than a byte are compared by bytes
-	var places []int64
+	size := max(1, e.DType.Size()) // types narrower than a byte are compared by bytes
+	places := make([]int64, 0, len(want)/size/16)
 	var far int64
-	for i := int64(0); i < int64(len(want)); i += 8 {
-		n := min(8, int64(len(want))-i)
-		if n == 8 && binary.LittleEndian.Uint64(want[i:]) == binary.LittleEndian.Uint64(got[i:]) {
+	for i := 0; i < len(want); i += 8 {
+		x, y := word(want[i:]), word(got[i:])
+		if x == y {
 			continue
 		}
-		for k := i; k < i+n; k += size {
-			if bytes.Equal(want[k:k+size], got[k:k+size]) {
+		for k := 0; k < 8; k += size {
+			a, b := cutBits(x, k, size), cutBits(y, k, size)
+			if a == b {
 				continue
 			}
-			places = append(places, (off+k)/size)
-			if !areNeighbours(want[k:k+size], got[k:k+size]) {
+			places = append(places, (off+int64(i+k))/int64(size))
+			if !areNeighbours(a, b, size) {
 				far++
 			}
 		}
@@ -169,9 +170,23 @@ func (c *comparison) compare(e *expected, want, got []byte, off int64) error {
 	return e.probe.test(c.ctx, places)
 }
 
-// areNeighbours reports whether two floats of equal size follow each other, or are two zeros.
-func areNeighbours(a, b []byte) bool {
-	x, y := ordered(a), ordered(b)
+// word reads up to 8 bytes, the first as the lowest ones.
+func word(p []byte) (x uint64) {
+	if len(p) >= 8 {
+		return binary.LittleEndian.Uint64(p)
+	}
+	for i, b := range p {
+		x |= uint64(b) << (8 * i)
+	}
+	return x
+}
+
+// cutBits returns size bytes of a word, from byte k on.
+func cutBits(x uint64, k, size int) uint64 { return x >> (8 * k) & (1<<(8*size) - 1) }
+
+// areNeighbours reports whether two floats of size bytes follow each other, or are two zeros.
+func areNeighbours(a, b uint64, size int) bool {
+	x, y := ordered(a, size), ordered(b, size)
 	if (x < 0) != (y < 0) {
 		return max(x, y) == 0 && min(x, y) == -1 // the difference of others may overflow
 	}
@@ -179,12 +194,8 @@ func areNeighbours(a, b []byte) bool {
 }
 
 // ordered maps the bits of a float to an integer with the order of the floats; both zeros are 0.
-func ordered(p []byte) int64 {
-	var bits uint64
-	for i, b := range p {
-		bits |= uint64(b) << (8 * i)
-	}
-	sign := uint64(1) << (8*len(p) - 1)
+func ordered(bits uint64, size int) int64 {
+	sign := uint64(1) << (8*size - 1)
 	if bits&sign != 0 {
 		return -int64(bits &^ sign)
 	}
