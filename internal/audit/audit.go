@@ -131,22 +131,15 @@ func (a *auditor) hasOwnHead() bool {
 
 // resolve finds the changes that the plan makes, and the base as the plan sees it.
 func (a *auditor) resolve() error {
-	all := make([]resolve.Adapter, len(a.adapters))
-	for i, x := range a.adapters {
-		all[i] = resolve.Adapter(x)
-	}
 	var err error
-	if a.checked, err = resolve.Check(all, resolve.Reading(a.o.Reading)); err != nil {
+	if a.checked, err = resolve.Check(a.asResolved(), resolve.Reading(a.o.Reading)); err != nil {
 		return err
 	}
 	changes, base, err := a.changesOf(a.checked)
 	if err != nil {
 		return err
 	}
-	a.base, a.changes = base, make(map[string]*resolve.Change)
-	for _, c := range changes {
-		a.changes[c.Name] = c
-	}
+	a.base, a.changes = base, byName(changes)
 	return nil
 }
 

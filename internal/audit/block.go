@@ -107,5 +107,4 @@ type values struct {
 	// The elements of the base and of the merged tensor that do not fit these dtypes.
 	wideW, wideM [2]int64
 	base, change float64 // ‖W‖², ‖M − W‖²
-	noise        float64 // the expected ‖·‖² of one rounding of M
 }

@@ -16,12 +16,7 @@ import (
 
 func openCheckpoint(t *testing.T, path string) *checkpoint.Checkpoint {
 	t.Helper()
-	c, err := checkpoint.Open(t.Context(), path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
+	return (*checkpoint.Handle)(modelAt(t, path)).Checkpoint()
 }
 
 func readJSON(t *testing.T, path string, v any) {

@@ -12,19 +12,15 @@ import (
 // fit finds the weights with which the adapters explain the change of a tensor, and names what is
 // wrong with them. If they do not explain it, other updates may.
 func (x *examination) fit(updates []update) error {
-	f := newFitting(len(updates))
-	b := newBlock(x.e, updates)
 	g := newBracketing(elements(x.e.Shape))
-	both := func(n int) {
-		f.add(b, n)
+	f, err := x.leastSquares(updates, func(b *block, n int) {
 		if len(updates) == 1 {
 			g.add(b, n)
 		}
-	}
-	if err := b.eachRows(x.ctx, x.manyRows(), both); err != nil {
+	})
+	if err != nil {
 		return err
 	}
-	f.solve()
 	f.bracket(g, x.e.merged.DType)
 	x.e.fitting = f
 	x.e.found.setFit(f)
@@ -33,6 +29,20 @@ func (x *examination) fit(updates []update) error {
 		return nil
 	}
 	return x.tryOthers(f, updates)
+}
+
+// leastSquares fits updates to the change of a tensor. It calls also, unless that is nil, for the
+// same blocks of rows.
+func (x *examination) leastSquares(updates []update, also func(b *block, n int)) (*fitting, error) {
+	f, b := newFitting(len(updates)), newBlock(x.e, updates)
+	err := b.eachRows(x.ctx, x.manyRows(), func(n int) {
+		f.add(b, n)
+		if also != nil {
+			also(b, n)
+		}
+	})
+	f.solve()
+	return f, err
 }
 
 // manyRows is the distance of rows in which about manyValues elements lie.

@@ -38,11 +38,10 @@ func (x *examination) tryOthers(f *fitting, updates []update) error {
 		return err
 	}
 	if best != nil {
-		g, b := newFitting(len(best.updates)), newBlock(x.e, best.updates)
-		if err := b.eachRows(x.ctx, x.manyRows(), func(n int) { g.add(b, n) }); err != nil {
+		g, err := x.leastSquares(best.updates, nil)
+		if err != nil {
 			return err
 		}
-		g.solve()
 		if g.isNoise() {
 			t.Finding, t.Text = best.finding, best.text
 			if w := g.weights[0]; len(g.weights) == 1 && !isNear(w, g.errors[0], 1) {
@@ -109,7 +108,7 @@ func (x *examination) eachOther(updates []update, f func(o other) error) error {
 // transposed returns the transposed updates of square layers, nil if a layer is not square.
 func transposed(updates []update) (all []update) {
 	for _, u := range updates {
-		v := update{adapter: u.adapter}
+		var v update
 		for _, p := range u.parts {
 			if len(p.rows) != len(p.cols) {
 				return nil
@@ -128,7 +127,7 @@ func transposed(updates []update) (all []update) {
 // shifted moves updates by a number of rows, round the end of the tensor.
 func shifted(updates []update, by, nRows int) (all []update) {
 	for _, u := range updates {
-		v := update{adapter: u.adapter}
+		var v update
 		for _, p := range u.parts {
 			rows := slices.Clone(p.rows)
 			for i := range rows {
@@ -185,11 +184,7 @@ func (a *auditor) readings() []reading {
 		} {
 			r := resolve.Reading(a.o.Reading)
 			x.set(&r)
-			all := make([]resolve.Adapter, len(a.adapters))
-			for i, adapter := range a.adapters {
-				all[i] = resolve.Adapter(adapter)
-			}
-			checked, err := resolve.Check(all, r)
+			checked, err := resolve.Check(a.asResolved(), r)
 			if err != nil {
 				continue
 			}
@@ -197,11 +192,7 @@ func (a *auditor) readings() []reading {
 			if err != nil {
 				continue
 			}
-			byName := make(map[string]*resolve.Change)
-			for _, c := range changes {
-				byName[c.Name] = c
-			}
-			a.otherReadings = append(a.otherReadings, reading{x.text, byName})
+			a.otherReadings = append(a.otherReadings, reading{x.text, byName(changes)})
 		}
 	})
 	return a.otherReadings
@@ -272,12 +263,11 @@ func isThere(f *fitting) bool {
 func (x *examination) tryPlain(updates []update) error {
 	t := &x.e.found
 	t.Verdict, t.Finding, t.Text = NotAsClaimed, Foreign, "it is not the adapter's"
-	f := newFitting(len(updates))
-	b := newBlock(x.e, updates)
-	if err := b.eachRows(x.ctx, x.manyRows(), func(n int) { f.add(b, n) }); err != nil {
+	f, err := x.leastSquares(updates, nil)
+	if err != nil {
 		return err
 	}
-	if f.solve(); f.isNoise() {
+	if f.isNoise() {
 		t.Finding, t.Text = DoRAAsPlain, "ΔW was added without DoRA's magnitudes"
 		t.setFit(f)
 	}

@@ -48,6 +48,24 @@ func isEnd(name string) bool {
 	return naming.IsHead(module) || naming.IsInputEmbedding(module)
 }
 
+// asResolved converts the adapters for package resolve.
+func (a *auditor) asResolved() []resolve.Adapter {
+	all := make([]resolve.Adapter, len(a.adapters))
+	for i, x := range a.adapters {
+		all[i] = resolve.Adapter(x)
+	}
+	return all
+}
+
+// byName indexes changes by their tensors.
+func byName(changes []*resolve.Change) map[string]*resolve.Change {
+	all := make(map[string]*resolve.Change, len(changes))
+	for _, c := range changes {
+		all[c.Name] = c
+	}
+	return all
+}
+
 // ofBase returns the tensor without its change: its values are those of the base.
 func (e *expected) ofBase() *expected {
 	return &expected{OutputTensor: e.OutputTensor, base: e.base, merged: e.merged}

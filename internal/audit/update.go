@@ -24,10 +24,7 @@ type part struct {
 }
 
 // update is the sum of the parts that one adapter adds to a tensor.
-type update struct {
-	adapter int
-	parts   []part
-}
+type update struct{ parts []part }
 
 // readUpdates reads the updates of a change, one for each adapter. work is the dtype that the
 // factors may have been rounded to.
@@ -38,7 +35,6 @@ func readUpdates(
 	read := make(map[resolve.Blob][]byte)
 	nRows, _ := c.Matrix()
 	for a := range all {
-		all[a].adapter = a
 		only := *c
 		only.Terms = slices.DeleteFunc(slices.Clone(c.Terms), func(x resolve.Term) bool { return x.Adapter != a })
 		for _, r := range rectangle.Of(&only) {
@@ -62,24 +58,24 @@ func readUpdates(
 func newPart(m *thin.Matrix, rows, cols []int, scale float64, transposed bool, work dtype.Type) part {
 	p := part{rows: rows, cols: cols, scale: scale, normB: norms(m.B, m.R), normA: norms(m.A, m.R)}
 	p.factors[asStored] = m
-	inWork := &thin.Matrix{M: m.M, N: m.N, R: m.R, B: rounded(m.B, work, 1), A: rounded(m.A, work, 1)}
-	p.factors[inDType] = inWork
+	b, a := rounded(m.B, work, 1), rounded(m.A, work, 1)
+	with := func(b, a []float64) *thin.Matrix { return &thin.Matrix{M: m.M, N: m.N, R: m.R, B: b, A: a} }
+	p.factors[inDType] = with(b, a)
 	// What the adapter calls B is the right factor where the base stores the weight transposed.
-	times := &thin.Matrix{M: m.M, N: m.N, R: m.R, B: inWork.B, A: inWork.A}
 	if transposed {
-		times.A = rounded(inWork.A, work, scale)
+		p.factors[scaledB], p.factors[scaledA] = with(b, rounded(a, work, scale)), with(rounded(m.B, work, scale), a)
 	} else {
-		times.B = rounded(inWork.B, work, scale)
+		p.factors[scaledB], p.factors[scaledA] = with(rounded(b, work, scale), a), with(b, rounded(m.A, work, scale))
 	}
-	p.factors[scaledB] = times
-	before := &thin.Matrix{M: m.M, N: m.N, R: m.R, B: inWork.B, A: inWork.A}
-	if transposed {
-		before.B = rounded(m.B, work, scale)
-	} else {
-		before.A = rounded(m.A, work, scale)
-	}
-	p.factors[scaledA] = before
 	return p
+}
+
+// scaleOf is the scale of the product of a variant of the factors.
+func (p *part) scaleOf(v variant) float64 {
+	if v == scaledA || v == scaledB {
+		return 1 // it is in a factor
+	}
+	return p.scale
 }
 
 // rounded rounds the multiple of a factor.
@@ -109,7 +105,7 @@ func (u *update) hasDigits(v variant) bool {
 	})
 }
 
-// rank is the sum of the ranks.
+// rank is the largest rank of a part.
 func (u *update) rank() (n int) {
 	for i := range u.parts {
 		n = max(n, u.parts[i].factors[asStored].R)
@@ -129,11 +125,7 @@ func (u *update) add(dst, bounds []float64, v variant, first, n, nCols int) {
 		f := p.factors[v]
 		product := make([]float64, (to-from)*f.N)
 		dense.AddProductTransposed(product, f.B[from*f.R:to*f.R], f.A, to-from, f.N, f.R)
-		s := p.scale
-		if v == scaledB || v == scaledA {
-			s = 1
-		}
-		c := p.errors()
+		s, c := p.scaleOf(v), p.errors()
 		for k := from; k < to; k++ {
 			row := (p.rows[k] - first) * nCols
 			for j, x := range product[(k-from)*f.N : (k-from+1)*f.N] {
@@ -162,11 +154,8 @@ func (u *update) at(v variant, row, col int) (x float64) {
 		if !isRow || !isCol {
 			continue
 		}
-		f, s := p.factors[v], p.scale
-		if v == scaledA || v == scaledB {
-			s = 1
-		}
-		x += s * dot(f.B[k*f.R:(k+1)*f.R], f.A[j*f.R:(j+1)*f.R])
+		f := p.factors[v]
+		x += p.scaleOf(v) * dot(f.B[k*f.R:(k+1)*f.R], f.A[j*f.R:(j+1)*f.R])
 	}
 	return x
 }
