@@ -106,7 +106,7 @@ func ggufTable(ctx context.Context, f *fileio.Input) (*table, error) {
 	t := &table{file: f, gguf: g, tensors: make([]format.Tensor, n), offs: make([]int64, n), turned: make([]bool, n)}
 	for i := range g.Tensors {
 		x := &g.Tensors[i]
-		plain, ok := x.Type.Decoded()
+		plain, ok := gguf.Decoded(x.Type)
 		if !ok {
 			return nil, fault.New(fault.Unsupported, "the tensor %q is stored as %v, and adapters are read in "+
 				"F64, F32, F16, BF16 and Q8_0", x.Name, x.Type).

@@ -204,7 +204,12 @@ var arrows = map[string]map[string]string{
 		"internal/fault":    "errors of input",
 		"internal/jsontext": "journals",
 	},
-	"internal/gguf": {"format/dtype": "the numbers of blocks", "internal/fault": "errors of input"},
+	"internal/ggml": {"format/dtype": "the numbers of blocks"},
+	"internal/gguf": {
+		"format/dtype":   "the numbers of blocks",
+		"internal/fault": "errors of input",
+		"internal/ggml":  "the types of tensors",
+	},
 	"internal/shards": {
 		"internal/fault":    "errors of input",
 		"internal/fileio":   "the directory of the shards",
@@ -239,6 +244,7 @@ var arrows = map[string]map[string]string{
 	"internal/quant": {
 		"format/dtype":      "elements",
 		"internal/fault":    "errors of input",
+		"internal/ggml":     "blocks of GGUF",
 		"internal/jsontext": "states and configurations",
 	},
 	"internal/safetensors": {

@@ -10,7 +10,7 @@ import (
 // Decoded returns the plain type that holds every value of t exactly: t itself if it is a float,
 // and F32 for Q8_0, whose values have at most 19 bits. ok is false for a type that is not decoded
 // here.
-func (t Type) Decoded() (plain Type, ok bool) {
+func Decoded(t Type) (plain Type, ok bool) {
 	if t == Q8_0 {
 		return F32, true
 	}

@@ -231,9 +231,9 @@ func (s *scanner) tensor() (t Tensor, err error) {
 // sizeOf returns the bytes of a tensor.
 func sizeOf(t *Tensor) (int64, error) {
 	perBlock, bytes := t.Type.Block()
-	if _, known := layouts[t.Type]; !known || perBlock == 0 {
+	if perBlock == 0 {
 		why := "is of an unknown type of ggml"
-		if known {
+		if t.Type.IsRemoved() {
 			why = "is of a type that ggml has removed"
 		}
 		return 0, fault.New(fault.Unsupported, "tensor %q %s, %v", t.Name, why, t.Type)
