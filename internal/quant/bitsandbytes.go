@@ -152,7 +152,7 @@ func (f *finder) bitsandbytes8(t *Tensor) error {
 	}
 	rows, cols := int64(codes.Shape[0]), int64(codes.Shape[1])
 	w.Shape, w.Codec = codes.Shape, &scaled{
-		table: int8s[:], rows: rows, cols: cols, scales: blocks(dtype.F32, rows, cols, 1, cols), factor: perByte,
+		table: int8s[:], codes: dense(8, cols), rows: rows, cols: cols, scales: blocks(dtype.F32, rows, cols, 1, cols), factor: perByte,
 	}
 	f.add(w)
 	return nil

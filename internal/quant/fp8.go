@@ -134,7 +134,7 @@ type stack struct {
 
 // fit returns the codec of a weight with a scale for each block.
 func (t *stack) fit(height, width uint64) *scaled {
-	return &scaled{rows: int64(t.rows), cols: int64(t.cols), scales: blocks(t.d, int64(t.rows), int64(t.cols), int64(height), int64(width))}
+	return &scaled{codes: dense(8, int64(t.cols)), rows: int64(t.rows), cols: int64(t.cols), scales: blocks(t.d, int64(t.rows), int64(t.cols), int64(height), int64(width))}
 }
 
 // is reports whether the scales have a shape, that of each expert if there are several.
@@ -193,7 +193,7 @@ func (f *finder) deepSeekV4(t *Tensor) error {
 		f.refuse(w, fault.Mismatch, "%q is stored as MXFP4 of shape %d, with scales of shape %d, want %d", t.Name, w.Shape, scale.Shape, []uint64{rows, cols / groupMX})
 		return nil
 	}
-	w.Codec = &scaled{table: e2m1[:], rows: int64(rows), cols: int64(cols), scales: blocks(dtype.F8E8M0, int64(rows), int64(cols), 1, groupMX)}
+	w.Codec = &scaled{table: e2m1[:], codes: dense(4, int64(cols)), rows: int64(rows), cols: int64(cols), scales: blocks(dtype.F8E8M0, int64(rows), int64(cols), 1, groupMX)}
 	f.add(w)
 	return nil
 }

@@ -29,7 +29,7 @@ func (f *finder) gptOSS(t *Tensor) error {
 		out, in := s[1], s[2]*groupMX
 		w.Shape = []uint64{s[0], in, out}
 		w.Codec = &turned{scaled{
-			table: e2m1[:], rows: int64(out), cols: int64(in), scales: blocks(dtype.F8E8M0, int64(out), int64(in), 1, groupMX),
+			table: e2m1[:], codes: dense(4, int64(in)), rows: int64(out), cols: int64(in), scales: blocks(dtype.F8E8M0, int64(out), int64(in), 1, groupMX),
 		}}
 		f.add(w)
 	}

@@ -47,7 +47,8 @@ type Refusal struct {
 // Codec computes the values of a weight. Any number of goroutines may use one.
 type Codec interface {
 	// Decode writes elements at, at+1, … of the weight, in row-major order, to dst. The elements
-	// must exist. Its only errors are those of parts.
+	// must exist. Its only errors are those of parts, and of lists of groups that changed since
+	// Recognise read them.
 	Decode(ctx context.Context, dst []float64, at int64, parts Parts) error
 }
 

@@ -2,27 +2,34 @@ package quant
 
 import (
 	"context"
-	"sync"
+	"encoding/binary"
 
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/fault"
 )
 
 // scaled is a stack of matrices of rows×cols codes, each with a grid of scales:
 //
-//	w[i][j] = table[code[i][j]] · scale[i / height][j / width] [· factor]
+//	w[i][j] = (table[code[i][j]] − zero[g]) · scale[g] [· factor] [· whole, or / whole]
 //
-// The last blocks of a matrix are short if height or width does not divide it. Part 0 holds the
-// codes, part 1 the scales.
+// where g is i / height, j / width, or i / height, order[j]. The last blocks of a matrix are short
+// if height or width does not divide it. Part 0 holds the codes, part 1 the scales.
+//
+// The values are exact, but for a last rounding of the product with factor, and of the division.
 type scaled struct {
-	table      []float64 // 256 values of codes of a byte, or 16 of half a byte, the low half first
-	rows, cols int64     // of one matrix
+	table      []float64 // 256 values of codes, or 16 of codes of 4 bits without gaps
+	codes      packing
+	rows, cols int64 // of one matrix
 	scales     grid
-	factor     float64 // 0 for none; the product with it is rounded
+	zeros      zeroPoints // nil for none
+	order      int        // the part with the group of each column, in I32; 0 for none
+	factor     float64    // 0 for none
+	whole      whole
 }
 
 // grid says which scale belongs to an element.
 type grid struct {
-	dtype         dtype.Type // F32, F16, BF16, or F8E8M0, also for scales that are stored as U8
+	dtype         dtype.Type // F32, F16, BF16, F8E4M3, or F8E8M0, also for scales that are stored as U8
 	height, width int64      // of a block
 	down, across  int64      // the number of blocks in a matrix
 }
@@ -31,6 +38,18 @@ type grid struct {
 func blocks(d dtype.Type, rows, cols, height, width int64) grid {
 	height, width = max(1, height), max(1, width)
 	return grid{d, height, width, (rows + height - 1) / height, (cols + width - 1) / width}
+}
+
+// zeroPoints reads the zero points of blocks.
+type zeroPoints interface {
+	// read fills values with the zero points of blocks from, from+1, …, numbered as the scales are.
+	read(ctx context.Context, values []float64, from int64, parts Parts, b *buffers) error
+}
+
+// whole is a scale of each matrix, in F32.
+type whole struct {
+	part    int // 0 for none
+	divides bool
 }
 
 // pieceElements is the number of elements that are decoded together.
@@ -57,34 +76,65 @@ func (s *scaled) Decode(ctx context.Context, dst []float64, at int64, parts Part
 func (s *scaled) piece(ctx context.Context, dst []float64, at int64, parts Parts, b *buffers) error {
 	end := at + int64(len(dst))
 	row, last := at/s.cols, (end-1)/s.cols
-	first := s.byteOf(at)
-	codes := b.codesOf(s.byteOf(end-1) + 1 - first)
-	if err := parts.ReadPart(ctx, codes, 0, first); err != nil {
-		return err
-	}
-	from, to := s.scaleOf(row, 0), s.scaleOf(last, s.cols-1)+1
-	if row == last {
-		from, to = s.scaleOf(row, at%s.cols), s.scaleOf(row, (end-1)%s.cols)+1
-	}
-	scales, err := s.readScales(ctx, from, to-from, parts, b)
+	col, lastCol := at-row*s.cols, end-1-last*s.cols
+	w, err := s.read(ctx, row, col, last, lastCol, parts, b)
 	if err != nil {
 		return err
 	}
 	for ; row <= last; row++ {
-		col := at - row*s.cols
-		n := min(s.cols, end-row*s.cols) - col
-		s.line(dst[:n], codes[s.byteOf(at)-first:], scales[s.scaleOf(row, col)-from:], col)
-		dst, at = dst[n:], at+n
+		n := min(s.cols-col, int64(len(dst)))
+		if err := w.line(dst[:n], row, col); err != nil {
+			return err
+		}
+		dst, col = dst[n:], 0
 	}
 	return nil
 }
 
-// byteOf returns the byte of the codes that holds an element.
-func (s *scaled) byteOf(at int64) int64 {
-	if len(s.table) == 16 {
-		return at / 2
+// window holds the codes of elements from one to another, and all that belongs to them.
+type window struct {
+	*scaled
+	codes         []byte
+	first         int64     // the byte of the weight that codes begins with
+	scales, zeros []float64 // zeros is nil for none
+	from          int64     // the number of the first of these
+	order         []byte    // nil for none
+	col           int64     // that order begins with
+	wholes        []float64 // nil for none that divides
+	matrix        int64     // that wholes begins with
+	b             *buffers
+}
+
+// read reads what belongs to the elements from (row, col) to (last, lastCol). Rows count on through
+// all matrices.
+func (s *scaled) read(ctx context.Context, row, col, last, lastCol int64, parts Parts, b *buffers) (w window, err error) {
+	w = window{scaled: s, b: b, first: row*s.codes.rowBytes + s.codes.byteOf(col), matrix: row / s.rows}
+	w.codes = b.codesOf(last*s.codes.rowBytes + s.codes.endOf(lastCol) - w.first)
+	if err := parts.ReadPart(ctx, w.codes, 0, w.first); err != nil {
+		return w, err
 	}
-	return at
+	if row != last {
+		col, lastCol = 0, s.cols-1
+	}
+	if s.order != 0 {
+		w.col, w.order = col, sized(&b.order, 4*(lastCol+1-col))
+		if err := parts.ReadPart(ctx, w.order, s.order, 4*col); err != nil {
+			return w, err
+		}
+		col, lastCol = 0, s.cols-1
+	}
+	w.from = s.scaleOf(row, col)
+	n := s.scaleOf(last, lastCol) + 1 - w.from
+	if w.scales, err = s.readScales(ctx, w.from, n, parts, b); err != nil {
+		return w, err
+	}
+	if s.zeros != nil {
+		w.zeros = sized(&b.zeros, n)
+		if err := s.zeros.read(ctx, w.zeros, w.from, parts, b); err != nil {
+			return w, err
+		}
+	}
+	return w, w.readWholes(ctx, last/s.rows+1-w.matrix, parts)
 }
 
 // scaleOf returns the number of the scale of an element. row counts the rows of all matrices.
@@ -93,7 +143,7 @@ func (s *scaled) scaleOf(row, col int64) int64 {
 	return (row/s.rows*g.down+row%s.rows/g.height)*g.across + col/g.width
 }
 
-// readScales reads n scales.
+// readScales reads n scales, and multiplies them by the factor.
 func (s *scaled) readScales(ctx context.Context, from, n int64, parts Parts, b *buffers) ([]float64, error) {
 	d := s.scales.dtype
 	size := int64(d.Size())
@@ -102,79 +152,140 @@ func (s *scaled) readScales(ctx context.Context, from, n int64, parts Parts, b *
 		return nil, err
 	}
 	values := b.valuesOf(n)
-	if d == dtype.F8E8M0 {
-		for i, x := range raw {
-			values[i] = e8m0(x)
+	widen(values, d, raw)
+	if s.factor != 0 {
+		for i := range values {
+			values[i] *= s.factor
 		}
-		return values, nil
 	}
-	dtype.Widen64(values, d, raw)
 	return values, nil
 }
 
-// line decodes the part of a row that begins with column col. The first of codes has that column,
-// and the first of scales belongs to it.
-func (s *scaled) line(dst []float64, codes []byte, scales []float64, col int64) {
-	for len(dst) > 0 {
-		n := min(int64(len(dst)), s.scales.width-col%s.scales.width)
-		scale, block := scales[0], dst[:n]
-		if len(s.table) == 16 {
-			codes = s.halves(block, codes, scale, col%2 == 1)
-		} else {
-			table := (*[256]float64)(s.table)
-			for i, code := range codes[:n] {
-				block[i] = table[code] * scale
-			}
-			codes = codes[n:]
+// widen writes the values of scales or zero points.
+func widen(values []float64, d dtype.Type, raw []byte) {
+	switch d {
+	case dtype.F8E8M0:
+		for i, x := range raw {
+			values[i] = e8m0(x)
 		}
-		if s.factor != 0 {
-			for i := range block {
-				block[i] *= s.factor
-			}
+	case dtype.F8E4M3:
+		for i, x := range raw {
+			values[i] = e4m3[x]
 		}
-		dst, scales, col = dst[n:], scales[1:], col+n
+	case dtype.I8:
+		for i, x := range raw {
+			values[i] = int8s[x]
+		}
+	case dtype.I32:
+		for i := range values {
+			values[i] = float64(int32(binary.LittleEndian.Uint32(raw[4*i:])))
+		}
+	default:
+		dtype.Widen64(values, d, raw)
 	}
 }
 
-// halves decodes codes of half a byte, the low half first. odd says that the first code is the high
-// half. It returns the codes that follow.
-func (s *scaled) halves(dst []float64, codes []byte, scale float64, odd bool) []byte {
-	table := (*[16]float64)(s.table)
+// readWholes reads the scales of n matrices, and multiplies the scales by them, unless they divide.
+func (w *window) readWholes(ctx context.Context, n int64, parts Parts) error {
+	if w.whole.part == 0 {
+		return nil
+	}
+	raw, wholes := w.b.scalesOf(4*n), sized(&w.b.wholes, n)
+	if err := parts.ReadPart(ctx, raw, w.whole.part, 4*w.matrix); err != nil {
+		return err
+	}
+	dtype.Widen64(wholes, dtype.F32, raw)
+	if w.whole.divides {
+		w.wholes = wholes
+		return nil
+	}
+	for i := range w.scales {
+		w.scales[i] *= wholes[(w.from+int64(i))/(w.scaled.scales.down*w.scaled.scales.across)-w.matrix]
+	}
+	return nil
+}
+
+// line decodes the part of a row that begins with column col.
+func (w *window) line(dst []float64, row, col int64) error {
+	p := &w.scaled.codes
+	codes := w.codes[row*p.rowBytes+p.byteOf(col)-w.first:]
+	if !p.isPlain() || w.order != nil {
+		codes = p.unpack(sized(&w.b.unpacked, int64(len(dst))), codes, col)
+	}
+	divisor := 1.0
+	if w.wholes != nil {
+		divisor = w.wholes[row/w.rows-w.matrix]
+	}
+	if w.order != nil {
+		return w.scattered(dst, codes, row, col, divisor)
+	}
+	g := w.scaleOf(row, col) - w.from
+	for len(dst) > 0 {
+		n := min(int64(len(dst)), w.scaled.scales.width-col%w.scaled.scales.width)
+		scale, zero := w.scales[g], 0.0
+		if w.zeros != nil {
+			zero = w.zeros[g]
+		}
+		if p.isPlain() && p.bits == 4 {
+			codes = w.halves(dst[:n], codes, scale, zero, divisor, col%2 == 1)
+		} else {
+			w.bytes(dst[:n], codes, scale, zero, divisor)
+			codes = codes[n:]
+		}
+		dst, g, col = dst[n:], g+1, col+n
+	}
+	return nil
+}
+
+// bytes decodes elements of a block, with a code in each byte.
+func (w *window) bytes(dst []float64, codes []byte, scale, zero, divisor float64) {
+	table := (*[256]float64)(w.table)
+	for i, code := range codes[:len(dst)] {
+		dst[i] = (table[code] - zero) * scale
+	}
+	if divisor != 1 {
+		for i := range dst {
+			dst[i] /= divisor
+		}
+	}
+}
+
+// halves decodes elements of a block, with codes of half a byte, the low half first. odd says that
+// the first code is the high half. It returns the codes that follow.
+func (w *window) halves(dst []float64, codes []byte, scale, zero, divisor float64, odd bool) []byte {
+	var values [16]float64
+	for i, x := range w.table[:16] {
+		values[i] = (x - zero) * scale
+		if divisor != 1 {
+			values[i] /= divisor
+		}
+	}
 	if odd {
-		dst[0] = table[codes[0]>>4] * scale
+		dst[0] = values[codes[0]>>4]
 		dst, codes = dst[1:], codes[1:]
 	}
 	for ; len(dst) >= 2; dst, codes = dst[2:], codes[1:] {
-		dst[0], dst[1] = table[codes[0]&0xf]*scale, table[codes[0]>>4]*scale
+		dst[0], dst[1] = values[codes[0]&0xf], values[codes[0]>>4]
 	}
 	if len(dst) == 1 {
-		dst[0] = table[codes[0]&0xf] * scale
+		dst[0] = values[codes[0]&0xf]
 	}
 	return codes
 }
 
-// buffers keeps memory between calls.
-type buffers struct {
-	codes, scales []byte
-	values        []float64
-	lines         []float64
-}
-
-var kept = sync.Pool{New: func() any { return new(buffers) }}
-
-func takeBuffers() *buffers { return kept.Get().(*buffers) }
-
-func (b *buffers) giveBack() { kept.Put(b) }
-
-func (b *buffers) codesOf(n int64) []byte     { return sized(&b.codes, n) }
-func (b *buffers) scalesOf(n int64) []byte    { return sized(&b.scales, n) }
-func (b *buffers) valuesOf(n int64) []float64 { return sized(&b.values, n) }
-func (b *buffers) linesOf(n int64) []float64  { return sized(&b.lines, n) }
-
-// sized returns n elements of a buffer.
-func sized[T any](b *[]T, n int64) []T {
-	if int64(cap(*b)) < n {
-		*b = make([]T, n)
+// scattered is line for columns whose groups are listed.
+func (w *window) scattered(dst []float64, codes []byte, row, col int64, divisor float64) error {
+	first := w.scaleOf(row, 0) - w.from
+	for i := range dst {
+		g := int64(binary.LittleEndian.Uint32(w.order[4*(col+int64(i)-w.col):]))
+		if g >= w.scaled.scales.across {
+			return fault.New(fault.Corrupt, "column %d belongs to group %d of %d", col+int64(i), int32(g), w.scaled.scales.across)
+		}
+		zero := 0.0
+		if w.zeros != nil {
+			zero = w.zeros[first+g]
+		}
+		dst[i] = (w.table[codes[i]] - zero) * w.scales[first+g] / divisor
 	}
-	return (*b)[:n]
+	return nil
 }

@@ -12,11 +12,11 @@ func Scales(c Codec) Codec {
 	switch c := c.(type) {
 	case *scaled:
 		u := *c
-		u.table = ones[:len(c.table)]
+		u.table, u.zeros = ones[:len(c.table)], nil
 		return &u
 	case *turned:
 		u := *c
-		u.stored.table = ones[:len(c.stored.table)]
+		u.stored.table, u.stored.zeros = ones[:len(c.stored.table)], nil
 		return &u
 	case *blockwise:
 		return scalesOfBlocks{c}

@@ -65,18 +65,14 @@ func (t *turned) read(
 		}
 		return nil
 	}
-	first := s.byteOf(row * s.cols)
-	codes := b.codesOf(s.byteOf((row+k)*s.cols) - first)
-	if err := parts.ReadPart(ctx, codes, 0, first); err != nil {
-		return err
-	}
-	from := s.scaleOf(row, 0)
-	scales, err := s.readScales(ctx, from, s.scaleOf(row+k-1, s.cols-1)+1-from, parts, b)
+	w, err := s.read(ctx, row, 0, row+k-1, s.cols-1, parts, b)
 	if err != nil {
 		return err
 	}
 	for r := range k {
-		s.line(lines[r*n:][:n], codes[s.byteOf((row+r)*s.cols+col)-first:], scales[s.scaleOf(row+r, col)-from:], col)
+		if err := w.line(lines[r*n:][:n], row+r, col); err != nil {
+			return err
+		}
 	}
 	return nil
 }
