@@ -35,6 +35,18 @@ type BaseAsReport struct {
 	// Tensors lists the weights that got the values Q(W) of their codes, sorted.
 	Tensors []string `json:"tensors"`
 	Error   Figure   `json:"error"` // ‖Q(W) − W‖ / ‖W‖ over all of them
+	// Share is ‖Q(W) − W‖ / ‖ΔW‖ over the tensors that the adapters change: how much larger than
+	// the update is that which a merge into the original base would add besides. Layers has that of
+	// each.
+	Share  Figure        `json:"share"`
+	Layers []BaseAsLayer `json:"layers"`
+}
+
+// BaseAsLayer says how Options.BaseAs changed a tensor that the adapters change.
+type BaseAsLayer struct {
+	Tensor string `json:"tensor"`
+	Error  Figure `json:"error"` // ‖Q(W) − W‖ / ‖W‖
+	Share  Figure `json:"share"` // ‖Q(W) − W‖ / ‖ΔW‖
 }
 
 // TakenOut reports the removal of one or more merges from a tensor.

@@ -77,7 +77,7 @@ func (p *Plan) runTo(ctx context.Context, out output.Output, record *recordFile)
 	}
 	report := newReport(p, r.total())
 	if p.options.BaseAs != "" {
-		if report.BaseAs, err = measureBaseAs(ctx, p); err != nil {
+		if report.BaseAs, err = measureBaseAs(ctx, p, report.Layers); err != nil {
 			return nil, err
 		}
 	}

@@ -40,56 +40,60 @@ func simulate(p *planner) error {
 	case naming.IsConv1DModel(p.base.Config.ModelType):
 		return fault.New(fault.Unsupported, "the base stores its linear weights transposed (model_type %q), which Options.BaseAs does not simulate", p.base.Config.ModelType)
 	}
-	var names []string
-	for _, name := range p.base.Names() {
-		ref, _ := p.base.Lookup(name)
-		if isLinear(ref.Tensor, p.base.Config.ModelType) {
-			names = append(names, name)
-		}
-	}
 	var err error
-	p.base, err = checkpoint.SimulatedNF4(p.base, names)
+	p.base, err = checkpoint.SimulatedNF4(p.base)
 	p.options.Dequantise = true
 	return err
 }
 
-// isLinear reports whether bitsandbytes quantises a weight when transformers loads a model: that of
-// torch.nn.Linear, unless it is an output head, or is tied to an embedding.
-func isLinear(t *checkpoint.Tensor, modelType string) bool {
-	module, ok := strings.CutSuffix(t.Name, ".weight")
-	switch t.DType {
-	case dtype.F16, dtype.BF16, dtype.F32:
-	default:
-		return false
-	}
-	return ok && len(t.Shape) == 2 && t.Elements() > 0 && !naming.IsEmbedding(module) && !naming.IsInputEmbedding(module) &&
-		!naming.IsHead(module) && !naming.IsHeadSegment(naming.Leaf(module), modelType)
-}
-
 // measureBaseAs compares the weights of Options.BaseAs with those of the files, which it reads once
-// more.
-func measureBaseAs(ctx context.Context, p *Plan) (*BaseAsReport, error) {
-	r := &BaseAsReport{Scheme: p.options.BaseAs, Tensors: slices.Sorted(maps.Keys(p.decoding.as))}
-	squares := make([][2]float64, len(r.Tensors))
+// more. layers are those of the merge.
+func measureBaseAs(ctx context.Context, p *Plan, layers []LayerReport) (*BaseAsReport, error) {
+	r := &BaseAsReport{Scheme: p.options.BaseAs, Tensors: slices.Sorted(maps.Keys(p.decoding.as)), Layers: []BaseAsLayer{}}
+	squares := make([]simulated, len(r.Tensors))
 	err := parallel.For(ctx, p.options.Workers, len(r.Tensors), func(_, i int) (err error) {
-		squares[i], err = p.decoding.difference(ctx, r.Tensors[i])
+		squares[i], err = p.decoding.simulated(ctx, r.Tensors[i])
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	var lost, all float64
+	var all, changed simulated
+	var delta float64 // ‖ΔW‖²
 	for _, s := range squares {
-		lost, all = lost+s[0], all+s[1]
+		all.add(&s)
 	}
-	if all > 0 {
-		r.Error = Figure(math.Sqrt(lost / all))
+	for _, l := range layers {
+		i, ok := slices.BinarySearch(r.Tensors, l.Tensor)
+		if !ok {
+			continue
+		}
+		s := &squares[i]
+		d := float64(l.RelativeNorm) * float64(l.RelativeNorm) * s.after
+		r.Layers = append(r.Layers, BaseAsLayer{l.Tensor, root(s.lost, s.before), root(s.lost, d)})
+		changed.add(s)
+		delta += d
 	}
+	r.Error, r.Share = root(all.lost, all.before), root(changed.lost, delta)
 	return r, nil
 }
 
-// difference returns ‖Q(W) − W‖² and ‖W‖² of a weight.
-func (d *decoding) difference(ctx context.Context, name string) (squares [2]float64, err error) {
+// root returns √(a/b), 0 if a is 0.
+func root(a, b float64) Figure {
+	if a == 0 {
+		return 0
+	}
+	return Figure(math.Sqrt(a / b))
+}
+
+// simulated has sums of squares of a weight of Options.BaseAs.
+type simulated struct{ lost, before, after float64 } // ‖Q(W) − W‖², ‖W‖², ‖Q(W)‖²
+
+func (s *simulated) add(x *simulated) {
+	s.lost, s.before, s.after = s.lost+x.lost, s.before+x.before, s.after+x.after
+}
+
+func (d *decoding) simulated(ctx context.Context, name string) (s simulated, err error) {
 	const most = 1 << 16
 	exact, _ := d.exact.Lookup(name)
 	stored, _ := checkpoint.Stored(d.exact).Lookup(name)
@@ -102,14 +106,13 @@ func (d *decoding) difference(ctx context.Context, name string) (squares [2]floa
 		}{{exact.Tensor, q[:k]}, {stored.Tensor, w[:k]}} {
 			size := int64(x.t.DType.Size())
 			if err := x.t.ReadAt(ctx, raw[:k*size], at*size); err != nil {
-				return squares, err
+				return s, err
 			}
 			dtype.Widen64(x.dst, x.t.DType, raw[:k*size])
 		}
 		for i := range k {
-			squares[0] += (q[i] - w[i]) * (q[i] - w[i])
-			squares[1] += w[i] * w[i]
+			s.add(&simulated{(q[i] - w[i]) * (q[i] - w[i]), w[i] * w[i], q[i] * q[i]})
 		}
 	}
-	return squares, nil
+	return s, nil
 }

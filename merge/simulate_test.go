@@ -53,6 +53,19 @@ func TestBaseAsNF4MergesIntoWhatTrainingSaw(t *testing.T) {
 		if got, want := float64(report.BaseAs.Error), math.Sqrt(lost/all); math.Abs(got-want) > 1e-12*want || len(report.BaseAs.Tensors) != 2 {
 			t.Errorf("%s: the report says %+v, want an error of %v", name, *report.BaseAs, want)
 		}
+		delta := 0.0
+		for i := range n {
+			d := 0.0
+			for k := range 5 {
+				d += 2 * dtype.Load(dtype.F32, b.Data, i/int(x.Shape[1])*5+k) * dtype.Load(dtype.F32, a.Data, k*int(x.Shape[1])+i%int(x.Shape[1]))
+			}
+			delta += d * d
+		}
+		layer := report.BaseAs.Layers[0] // some weights are so large that ΔW vanishes beside them
+		if want := math.Sqrt(lost / delta); len(report.BaseAs.Layers) != 1 || layer.Tensor != linear.Name || layer.Share != report.BaseAs.Share ||
+			math.Abs(float64(layer.Share)-want) > 0x1p-12*want || math.Abs(float64(layer.Error-report.BaseAs.Error)) > 1e-12 {
+			t.Errorf("%s: the report says %+v, want %v times ΔW", name, report.BaseAs, want)
+		}
 		checkNearest(t, name, exact, a, b, got[linear.Name])
 		rounded := make([]byte, len(x.Data))
 		for i := range n {

@@ -83,7 +83,8 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 		showMergedLayers(t, r)
 	}
 	if b := r.BaseAs; b != nil {
-		t.line("base as %s: %s of linear layers except heads differ from BASE by %s", b.Scheme, fault.Count(len(b.Tensors), "weight"), percent(b.Error))
+		t.line("base as %s: %s of linear layers except heads differ from BASE by %s, and where ΔW lands by %.3g times ΔW",
+			b.Scheme, fault.Count(len(b.Tensors), "weight"), percent(b.Error), float64(b.Share))
 	}
 	changed := fault.Count(len(r.Layers), "tensor") + " updated"
 	added := 0
@@ -113,15 +114,33 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 // showMergedLayers prints a line for every tensor that changed.
 func showMergedLayers(t *terminal, r *merge.Report) {
 	tab := &table{columns: []column{
-		{head: "rank"}, {head: "scale", drop: 1}, {head: "‖ΔW‖/‖W‖"}, {head: "unchanged", drop: 2}, {head: "lost"}, {head: "tensor", left: true, isName: true},
+		{head: "rank"}, {head: "scale", drop: 1}, {head: "‖ΔW‖/‖W‖"}, {head: "unchanged", drop: 2}, {head: "lost"},
+		{head: "Q(W)−W", meaning: "the difference of --base-as from BASE, relative to ΔW"}, {head: "tensor", left: true, isName: true},
 	}}
 	for _, l := range r.Layers {
-		tab.add(strconv.Itoa(l.Rank), scaleText(&l.PlannedTensor), fmt.Sprintf("%.3g", l.RelativeNorm), percent(l.UnchangedShare), percent(l.RetentionError), l.Tensor)
+		tab.add(strconv.Itoa(l.Rank), scaleText(&l.PlannedTensor), fmt.Sprintf("%.3g", l.RelativeNorm), percent(l.UnchangedShare), percent(l.RetentionError),
+			baseAsText(r.BaseAs, l.Tensor), l.Tensor)
 	}
 	for _, p := range r.Replaced {
-		tab.add("", "", "", "", "", p.Tensor+" ("+fateText(&p)+")")
+		tab.add("", "", "", "", "", "", p.Tensor+" ("+fateText(&p)+")")
+	}
+	if r.BaseAs == nil {
+		tab.without(5)
 	}
 	t.print(tab)
+}
+
+// baseAsText is the difference that --base-as makes to a tensor, "" if none.
+func baseAsText(b *merge.BaseAsReport, tensor string) string {
+	if b == nil {
+		return ""
+	}
+	for _, l := range b.Layers {
+		if l.Tensor == tensor {
+			return fmt.Sprintf("%.3g", float64(l.Share))
+		}
+	}
+	return ""
 }
 
 // showLoss prints how large the update is, and how much of it rounding takes away.
@@ -139,7 +158,7 @@ func showLoss(t *terminal, r *merge.Report, verbose bool) {
 	case lost > 0.1:
 		t.line("rounding to the base's dtype costs %s of ΔW, and %s of the weights do not move: "+
 			"the dtype's steps are too coarse for ΔW. A float32 base keeps all of it", percent(lost), percent(r.Total.UnchangedShare))
-	case lost > 1e-4:
+	case lost > 1e-4 || r.BaseAs != nil:
 		t.line("rounding to the base's dtype costs %s of ΔW", percent(lost))
 	}
 }

@@ -36,6 +36,14 @@ func (t *table) add(cells ...string) {
 	t.rows = append(t.rows, cells)
 }
 
+// without takes a column away.
+func (t *table) without(i int) {
+	t.columns = slices.Delete(t.columns, i, i+1)
+	for r, row := range t.rows {
+		t.rows[r] = slices.Delete(row, i, i+1)
+	}
+}
+
 // lines returns the table as lines of at most width characters, as far as the remaining columns
 // allow. 0 means any width.
 func (t *table) lines(width int) []string {
