@@ -9,6 +9,7 @@ import (
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/page"
 	"github.com/loratool/loratool/internal/parallel"
+	"github.com/loratool/loratool/internal/report"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
 )
@@ -18,6 +19,7 @@ type mergeOptions struct {
 	common
 	planOptions
 	pageOption
+	as       string
 	out      string
 	weights  cli.StringSlice
 	force    bool
@@ -45,6 +47,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "undo-file", Usage: "write the undo record to `FILE`", Destination: &o.undoFile},
 			&cli.BoolFlag{Name: "force", Usage: "replace OUT if it is a checkpoint, and the FILE of --html if it is a page", Destination: &o.force},
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
+			asFlag(&o.as, "in the report: ", "loratool merge BASE ADAPTER -o OUT --as fp8"),
 			o.pageFlag("heat maps of all updated tensors"),
 		}, append(append(o.planFlags(), o.memoryFlag()), o.flags()...)...),
 		Action: func(c *cli.Context) error { return runMerge(c, t, o) },
@@ -101,6 +104,9 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 			return merge.Open(c.Context, base, adapters, options)
 		},
 	}
+	if o.as != "" {
+		run.survive = func() (*report.SurvivalMap, error) { return o.survivals(c, t, base, adapters) }
+	}
 	return runPlan(t, run, o.library(), c)
 }
 
@@ -115,8 +121,10 @@ type planRun struct {
 	record        string // where the undo record goes; "" is nowhere
 	dryRun        bool
 	approximate   bool
-	seconds       float64  // that Run took
-	warnings      []string // of the command
+	seconds       float64                             // that Run took
+	warnings      []string                            // of the command
+	survive       func() (*report.SurvivalMap, error) // what a quantisation would leave; nil if nobody asks
+	survived      *report.SurvivalMap                 // its result
 	open          func(merge.Options) (*merge.Plan, error)
 	show          func(*terminal, *planRun, *merge.Report)
 	page          *pageOption
@@ -131,7 +139,7 @@ func (run *planRun) place() fileio.Place {
 // writePage writes the page of the report.
 func (run *planRun) writePage(t *terminal, r *merge.Report) error {
 	head := page.Head{Command: run.command, Title: run.out}
-	return run.page.writePage(t, run.common, run.place(), head, func(h page.Head) ([]byte, error) { return page.Merge(h, r) })
+	return run.page.writePage(t, run.common, run.place(), head, func(h page.Head) ([]byte, error) { return page.Merge(h, r, run.survived) })
 }
 
 // written returns the bytes that the run wrote, its time, and its rate.
@@ -166,6 +174,11 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 	defer plan.Close()
 	run.common.warn(t, plan.Warnings())
 	run.common.warn(t, run.warnings)
+	if run.survive != nil {
+		if run.survived, err = run.survive(); err != nil {
+			return err
+		}
+	}
 	if run.dryRun {
 		return showPlan(t, run, plan)
 	}
@@ -174,7 +187,7 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 	}
 	add, finish := t.progress(run.common, plan.OutputBytes(), run.what)
 	stop := t.stopwatch()
-	report, err := plan.Run(c.Context, run.out)
+	result, err := plan.Run(c.Context, run.out)
 	run.seconds = stop()
 	finish()
 	if err != nil {
@@ -187,11 +200,12 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 		Version  string   `json:"version"`
 		Seconds  float64  `json:"seconds"`
 		*merge.Report
-	}{run.in, run.adapters, run.out, version, run.seconds, report}
-	if err := t.show(run.command, run.common.json, document, run.common.summary(func() { run.show(t, run, report) })); err != nil {
+		Requantised *report.SurvivalMap `json:"requantised,omitempty"`
+	}{run.in, run.adapters, run.out, version, run.seconds, result, run.survived}
+	if err := t.show(run.command, run.common.json, document, run.common.summary(func() { run.show(t, run, result) })); err != nil {
 		return err
 	}
-	return run.writePage(t, report)
+	return run.writePage(t, result)
 }
 
 // parseWeights returns one weight per adapter. Without texts each is absent.

@@ -29,8 +29,12 @@ func showPlan(t *terminal, o *planRun, plan *merge.Plan) error {
 		"dry_run": true, "tensors": tensors, "bytes_to_write": plan.OutputBytes(), "free_bytes": free,
 		"peak_memory_bytes": peak, "warnings": allFlags(plan.Warnings()),
 	}
+	if o.survived != nil {
+		document["requantised"] = o.survived
+	}
 	err := t.show(o.command, o.common.json, document, func() {
 		showPlanned(t, o, tensors)
+		showSurvived(t, o)
 		verb := "change"
 		if len(tensors) == 1 {
 			verb = "changes"
@@ -109,6 +113,7 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 	if r.Elements > 0 {
 		showLoss(t, r, o.common.verbose)
 	}
+	showSurvived(t, o)
 }
 
 // showMergedLayers prints a line for every tensor that changed.

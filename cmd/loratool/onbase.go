@@ -6,7 +6,6 @@ import (
 	"math"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
@@ -29,13 +28,7 @@ func (o *baseOptions) baseFlags() []cli.Flag {
 		&cli.StringFlag{Name: "base", Usage: "of an adapter: whether it fits the checkpoint `BASE`, how large ΔW is beside W, and how much of ΔW a merge into the dtype of BASE keeps; reads the weights that change twice, computes some ten times as much as a merge, and writes nothing", Destination: &o.base},
 		&cli.BoolFlag{Name: "controls", Usage: "with --base: show beside the amplification how large it is in the first directions of W itself; decomposes W in memory, in seconds for a large layer", Destination: &o.controls},
 		&cli.BoolFlag{Name: "intruders", Usage: "with --base: count the intruder dimensions (arXiv:2410.21228), those of the first 10 left singular vectors of W + ΔW whose cosines with all of W are below 0.5; holds W in memory, and takes up to a minute of a processor for a matrix of 4096×4096", Destination: &o.intruders},
-		&cli.StringFlag{Name: "as", Usage: "with --base: how much of ΔW would be left if the merged weights were quantised to `SCHEME`, fp8, mxfp4 or nf4, and which tensors to leave in 16 bits so that 95 % is", Destination: &o.as,
-			Action: func(_ *cli.Context, as string) error {
-				if _, ok := quant.ParseEncoding(as); !ok {
-					return usagef("loratool inspect ADAPTER --base BASE --as fp8", "--as is %s, got %q", strings.Join(quant.Encodings, ", "), as)
-				}
-				return nil
-			}},
+		asFlag(&o.as, "with --base: ", "loratool inspect ADAPTER --base BASE --as fp8"),
 	}
 }
 
@@ -80,18 +73,6 @@ func showFit(t *terminal, b *report.OnBase) {
 	if q := b.Requantised; q != nil {
 		t.line("%-9s %s", q.As, leftText(q))
 	}
-}
-
-// leftText says what a quantisation leaves of an update.
-func leftText(q *report.Requantised) string {
-	switch {
-	case q.Kept-q.Kept != 0:
-		return "nothing to measure: ΔW is zero, or not finite"
-	case len(q.In16Bits) == 0:
-		return fmt.Sprintf("a quantisation of the merged weights keeps %s of ΔW, and adds an error %.3g times as large as ΔW", percent(q.Kept), float64(q.Error))
-	}
-	return fmt.Sprintf("a quantisation of the merged weights keeps %s of ΔW, with an error %.3g times as large as ΔW; it keeps %s if %s %s in 16 bits: %s",
-		percent(q.Kept), float64(q.Error), percent(q.KeptWith), fault.Count(len(q.In16Bits), "tensor"), fault.Choose(len(q.In16Bits), "stays", "stay"), listText(q.In16Bits))
 }
 
 // keptText says how large an update is, and how much of it rounding takes away.
@@ -144,8 +125,7 @@ func showOnBase(t *terminal, o *inspectOptions, b *report.OnBase) {
 		tab.columns = append(tab.columns, column{head: "intruders", meaning: "singular vectors of W + ΔW that W does not have, of the first 10 of each layer"})
 	}
 	if o.as != "" {
-		tab.columns = append(tab.columns, column{head: o.as, meaning: "the share of ΔW that a quantisation of the merged weights keeps"},
-			column{head: "error", meaning: "the error of the rest, relative to ΔW"})
+		tab.columns = append(tab.columns, survivalColumns(o.as)...)
 	}
 	tab.columns = append(tab.columns, column{head: "module", left: true, isName: true})
 	kinds := o.kinds(len(layers), func(i int) string { return layers[i].Name() })
@@ -182,7 +162,7 @@ func showOnBase(t *terminal, o *inspectOptions, b *report.OnBase) {
 			cells = append(cells, strconv.Itoa(intruders))
 		}
 		if o.as != "" {
-			cells = append(cells, survivalTexts(layers, k.items)...)
+			cells = append(cells, survivalTexts(k.items, func(i int) *report.Survival { return layers[i].Requantised })...)
 		}
 		tab.add(append(cells, k.name)...)
 	}
@@ -191,28 +171,7 @@ func showOnBase(t *terminal, o *inspectOptions, b *report.OnBase) {
 		t.line("and %s", fault.Count(left, "more layer"))
 	}
 	showEstimated(t, b)
-	for _, g := range o.group(len(b.NotMeasured), func(i int) (name, key string) {
-		return b.NotMeasured[i].Tensor, b.NotMeasured[i].Why
-	}) {
-		t.line("not compared with W: %s: %s", g.name, b.NotMeasured[g.first].Why)
-	}
-}
-
-// survivalTexts are the share that is kept and the error of some layers together.
-func survivalTexts(layers []*report.LayerOnBase, items []int) []string {
-	var kept, err, all float64
-	for _, i := range items {
-		l := layers[i]
-		if l.Requantised == nil || l.Norm == 0 {
-			continue
-		}
-		squares, e := l.Norm*l.Norm, float64(l.Requantised.Error)
-		kept, err, all = kept+float64(l.Requantised.Kept)*squares, err+e*e*squares, all+squares
-	}
-	if all == 0 {
-		return []string{"–", "–"}
-	}
-	return []string{fmt.Sprintf("%.3f", kept/all), fmt.Sprintf("%.3g", math.Sqrt(err/all))}
+	showNotMeasured(t, &o.common, "not compared with W", b.NotMeasured)
 }
 
 // showEstimated says how many singular vectors were counted as intruders, or not, by estimates.

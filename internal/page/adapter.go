@@ -150,12 +150,8 @@ func (p *page) addBase(r *report.Adapter) {
 	if k := b.Kept; k != nil {
 		p.Facts = append(p.Facts, Fact{"‖ΔW‖ ÷ ‖W‖", figure(float64(k.RelativeNorm))}, Fact{"Lost to rounding", figure(float64(k.RetentionError))})
 	}
-	if q := b.Requantised; q != nil {
-		as := strings.ToUpper(q.As)
-		p.Facts = append(p.Facts, Fact{"Kept as " + as, figure(float64(q.Kept))}, Fact{"Error as " + as, figure(float64(q.Error))})
-		if len(q.In16Bits) > 0 {
-			p.addList(fmt.Sprintf("Tensors to leave in 16 bits, so that %s of ΔW is kept", figure(float64(q.KeptWith))), q.In16Bits)
-		}
+	if b.Requantised != nil {
+		p.addRequantised(b.Requantised)
 	}
 	p.Notes = append(p.Notes, b.Warnings...)
 	of := make(map[string]*report.LayerOnBase)
@@ -179,7 +175,12 @@ func (p *page) addBase(r *report.Adapter) {
 	p.heat("‖ΔW‖ ÷ ‖W‖", "How much a layer changes its weight, relative to it.", relative)
 	p.heat("Amplification", "‖ΔW‖ ÷ ‖UᵀWV‖: how much stronger ΔW is than W in its own directions.", amplification)
 	if b.Requantised != nil {
-		p.addSurvival(strings.ToUpper(b.Requantised.As), value)
+		p.addSurvival(strings.ToUpper(b.Requantised.As), func(i int) (kept, err float64) {
+			if l := of[r.Layers[i].Module]; l != nil {
+				return report.Together([]*report.Survival{l.Requantised})
+			}
+			return math.NaN(), math.NaN()
+		})
 	}
 	p.number("‖ΔW‖÷‖W‖", "", relative)
 	p.number("amplification", "‖ΔW‖ ÷ ‖UᵀWV‖, with U and V the directions of ΔW", amplification)
@@ -198,18 +199,19 @@ func (p *page) addBase(r *report.Adapter) {
 	}))
 }
 
-// addSurvival adds what a quantisation leaves of each layer.
-func (p *page) addSurvival(as string, value func(f func(l *report.LayerOnBase) float64) func(i int) float64) {
-	of := func(f func(s *report.Survival) float64) func(i int) float64 {
-		return value(func(l *report.LayerOnBase) float64 {
-			if l.Requantised == nil {
-				return math.NaN()
-			}
-			return f(l.Requantised)
-		})
+// addRequantised adds what a quantisation leaves of all layers.
+func (p *page) addRequantised(q *report.Requantised) {
+	as := strings.ToUpper(q.As)
+	p.Facts = append(p.Facts, Fact{"Kept as " + as, figure(float64(q.Kept))}, Fact{"Error as " + as, figure(float64(q.Error))})
+	if len(q.In16Bits) > 0 {
+		p.addList(fmt.Sprintf("Tensors to leave in 16 bits, so that %s of ΔW is kept", figure(float64(q.KeptWith))), q.In16Bits)
 	}
-	kept := of(func(s *report.Survival) float64 { return float64(s.Kept) })
-	p.heat("Kept as "+as, "The share of ΔW that a quantisation of the merged weights keeps.", kept)
-	p.number("kept", "the share of ΔW that a quantisation to "+as+" keeps", kept)
-	p.number("error", "the error of the update after it, relative to ΔW", of(func(s *report.Survival) float64 { return float64(s.Error) }))
+}
+
+// addSurvival adds what a quantisation leaves of each layer.
+func (p *page) addSurvival(as string, of func(i int) (kept, err float64)) {
+	share := func(i int) float64 { kept, _ := of(i); return kept }
+	p.heat("Kept as "+as, "The share of ΔW that a quantisation of the merged weights keeps.", share)
+	p.number("kept", "the share of ΔW that a quantisation to "+as+" keeps", share)
+	p.number("error", "the error of the update after it, relative to ΔW", func(i int) float64 { _, err := of(i); return err })
 }

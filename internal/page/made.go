@@ -7,6 +7,7 @@ import (
 
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/report"
 	"github.com/loratool/loratool/merge"
 	"github.com/loratool/loratool/rank"
 )
@@ -96,8 +97,9 @@ func skipped(tensors []rank.Skipped) (all []string) {
 	return all
 }
 
-// Merge returns the page of a merge, an unmerge or a swap.
-func Merge(h Head, r *merge.Report) ([]byte, error) {
+// Merge returns the page of a merge, an unmerge or a swap. left says what a quantisation would
+// leave of the merge; nil adds nothing.
+func Merge(h Head, r *merge.Report, left *report.SurvivalMap) ([]byte, error) {
 	p := &page{Head: h, LayersTitle: "All updated tensors", NameHead: "tensor"}
 	p.Notes = append(append([]string{}, h.Notes...), r.Warnings...)
 	updated, takenOut := make(map[string]*merge.LayerReport), make(map[string]*merge.TakenOut)
@@ -118,6 +120,9 @@ func Merge(h Head, r *merge.Report) ([]byte, error) {
 	}
 	if len(r.Layers) > 0 || len(r.TakenOut) == 0 {
 		p.addUpdated(r, func(i int) *merge.LayerReport { return updated[names[i]] })
+	}
+	if left != nil {
+		p.addSurvivals(left, names)
 	}
 	p.Facts = append(p.Facts, Fact{"Written", fileio.FormatBytes(r.BytesWritten)})
 	if u := r.Undo; u != nil {
@@ -201,6 +206,18 @@ func (p *page) addTakenOut(r *merge.Report, of func(i int) *merge.TakenOut) {
 	})
 	p.number("corrected", "by the record, for each element", fixed)
 	p.number("may differ", "the share of the elements", share(func(x *merge.TakenOut) int64 { return x.MayDiffer }))
+}
+
+// addSurvivals adds what a quantisation would leave of tensors, whose layers it joins.
+func (p *page) addSurvivals(m *report.SurvivalMap, names []string) {
+	layers := make(map[string][]*report.Survival)
+	for i := range m.Layers {
+		l := &m.Layers[i]
+		layers[l.Tensor] = append(layers[l.Tensor], &l.Survival)
+	}
+	p.addRequantised(&m.Requantised)
+	p.addSurvival(strings.ToUpper(m.As), func(i int) (kept, err float64) { return report.Together(layers[names[i]]) })
+	p.addList("Not quantised", texts(m.NotMeasured, func(n report.NotMeasured) string { return n.Tensor + ": " + n.Why }))
 }
 
 func methodText(l *merge.LayerReport) string {

@@ -98,13 +98,16 @@ func everyPage(t *testing.T, name string) map[string]string {
 	text, err = Merge(head, &merge.Report{
 		Layers:   []merge.LayerReport{{PlannedTensor: merge.PlannedTensor{Tensor: name, DType: "BF16", Method: name}, Retention: merge.Retention{RelativeNorm: merge.Figure(math.NaN())}}},
 		Replaced: []merge.PlannedTensor{{Tensor: name}}, Warnings: []string{name},
+	}, &report.SurvivalMap{
+		Requantised: report.Requantised{As: "fp8", In16Bits: []string{name}}, NotMeasured: []report.NotMeasured{{Tensor: name, Why: name}},
+		Layers: []report.LayerSurvival{{Tensor: name, Survival: report.Survival{Norm: 1, Kept: 0.5}}},
 	})
 	add("merge", text, err)
 	text, err = Merge(head, &merge.Report{
 		Layers:   []merge.LayerReport{{PlannedTensor: merge.PlannedTensor{Tensor: name, DType: "BF16", Method: name}, Retention: merge.Retention{RelativeNorm: 0.5}}},
 		TakenOut: []merge.TakenOut{{Tensor: name, Elements: 4, Merges: 1, Corrected: 1}, {Tensor: "layers.1." + name, Elements: 8, Merges: 2, MayDiffer: 2}},
 		Undo:     &merge.UndoReport{Bytes: 5},
-	})
+	}, nil)
 	add("swap", text, err)
 	expert := 3
 	text, err = Change(head, &report.OnChange{
@@ -288,7 +291,7 @@ func TestABaseAddsItsFigures(t *testing.T) {
 		}
 	}
 	r.OnBase.Requantised = &report.Requantised{As: "nf4", Kept: 0.75, Error: 1.5, In16Bits: []string{"layers.0.q.weight"}, KeptWith: 0.97}
-	r.OnBase.Layers[0].Requantised = &report.Survival{Kept: 0.8125, Error: 1.375}
+	r.OnBase.Layers[0].Requantised = &report.Survival{Norm: 2, Kept: 0.8125, Error: 1.375}
 	if text, err = Adapter(Head{Command: "inspect", Title: "adapter"}, r); err != nil {
 		t.Fatal(err)
 	}
@@ -303,6 +306,31 @@ func TestABaseAddsItsFigures(t *testing.T) {
 	}
 	if want := `<p class="verdict bad">merge refuses it on the base</p>`; !bytes.Contains(text, []byte(want)) || !bytes.Contains(text, []byte("it has another width")) {
 		t.Errorf("the page lacks %s, or the refusal", want)
+	}
+}
+
+// TestAMergeShowsWhatAQuantisationLeaves: the layers of a tensor count by their squares.
+func TestAMergeShowsWhatAQuantisationLeaves(t *testing.T) {
+	r := &merge.Report{}
+	for _, name := range []string{"layers.0.experts", "layers.1.experts", "layers.2.q"} {
+		r.Layers = append(r.Layers, merge.LayerReport{PlannedTensor: merge.PlannedTensor{Tensor: name}})
+	}
+	text, err := Merge(Head{Command: "merge", Title: "out"}, r, &report.SurvivalMap{
+		Requantised: report.Requantised{As: "fp8", Kept: 0.4375, Error: 0.625, In16Bits: []string{"layers.1.experts"}, KeptWith: 0.96875},
+		Layers: []report.LayerSurvival{
+			{Tensor: "layers.0.experts", Survival: report.Survival{Norm: 1, Kept: 0.5, Error: 1}},
+			{Tensor: "layers.0.experts", Survival: report.Survival{Norm: 3, Kept: 0.25, Error: 2}},
+			{Tensor: "layers.1.experts", Survival: report.Survival{Norm: 0, Kept: merge.Figure(math.NaN())}},
+		},
+		NotMeasured: []report.NotMeasured{{Tensor: "layers.2.q", Why: "it is DoRA"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Kept as FP8", "0.4375", "0.625", ">0.275</td>", ">1.924</td>", "so that 0.9688 of ΔW is kept", "layers.2.q: it is DoRA"} {
+		if !bytes.Contains(text, []byte(want)) {
+			t.Errorf("the page lacks %q", want)
+		}
 	}
 }
 

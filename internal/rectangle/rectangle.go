@@ -44,6 +44,14 @@ func Of(c *resolve.Change) (all []*Rectangle) {
 	return all
 }
 
+// Expert is the number of the expert whose matrix this is, nil if the tensor is no stack.
+func (r *Rectangle) Expert() *int {
+	if r.NBands > 1 {
+		return &r.Band
+	}
+	return nil
+}
+
 // Bytes is the size of the rectangle in the base.
 func (r *Rectangle) Bytes() int64 {
 	return int64(len(r.Rows)) * int64(len(r.Cols)) * int64(r.DType.Size())

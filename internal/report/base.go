@@ -186,11 +186,13 @@ func (r *OnBase) Check() error {
 }
 
 // Name is the name of the layer's tensor and, of stacked experts, the number of the expert.
-func (l *LayerOnBase) Name() string {
-	if l.Expert == nil {
-		return l.Tensor
+func (l *LayerOnBase) Name() string { return nameOf(l.Tensor, l.Expert) }
+
+func nameOf(tensor string, expert *int) string {
+	if expert == nil {
+		return tensor
 	}
-	return fmt.Sprintf("%s.%d", l.Tensor, *l.Expert)
+	return fmt.Sprintf("%s.%d", tensor, *expert)
 }
 
 // tryMerge plans a merge, and runs it into nowhere.
@@ -200,7 +202,7 @@ func (r *OnBase) tryMerge(
 	var done func(int64)
 	o.Merge.Progress = func(n int64) { done(n) }
 	plan, err := merge.New(ctx, (*model.Checkpoint)(checkpoint.NewHandle(base)),
-		[]merge.Adapter{{Source: src, Name: o.Name, Weight: 1}}, o.Merge)
+		one(src, o.Name), o.Merge)
 	if err != nil {
 		return r.refuse(err)
 	}
@@ -236,21 +238,15 @@ func (r *OnBase) refuse(err error) error {
 func (r *OnBase) measure(
 	ctx context.Context, src format.Source, base *checkpoint.Checkpoint, o BaseOptions,
 ) error {
-	view, changes, err := changesOf(src, base, o.Name, &o.Merge)
+	view, changes, err := changesOf(base, one(src, o.Name), &o.Merge)
 	if err != nil {
 		return err
 	}
 	if err := o.allow(measureBytes(changes, &o)); err != nil {
 		return err
 	}
-	var thin [][]*rectangle.Rectangle
-	for _, c := range changes {
-		if why := whyNotThin(c); why != "" {
-			r.NotMeasured = append(r.NotMeasured, NotMeasured{c.Module, c.Name, why})
-			continue
-		}
-		thin = append(thin, rectangle.Of(c))
-	}
+	thin, others := thinOf(changes)
+	r.NotMeasured = others
 	layers := make([][]LayerOnBase, len(thin))
 	done := o.Begin.begin("comparing", rectangle.Bytes(thin))
 	err = parallel.For(ctx, o.Merge.Workers, len(thin), func(_, i int) error {
@@ -274,17 +270,60 @@ func (r *OnBase) measure(
 	return err
 }
 
+// requantise adds what a quantisation leaves of each layer.
+func (r *OnBase) requantise(
+	ctx context.Context, view *checkpoint.Checkpoint, thin [][]*rectangle.Rectangle, layers [][]LayerOnBase, o *BaseOptions,
+) error {
+	found, err := requantise(ctx, view, thin, o)
+	if err != nil {
+		return err
+	}
+	r.Requantised, r.NotMeasured = &found.Requantised, append(r.NotMeasured, found.notMeasured...)
+	for i := range layers {
+		for j, s := range found.left[i] {
+			layers[i][j].Requantised = s
+		}
+	}
+	return nil
+}
+
+// thinOf cuts the changes whose updates are thin products into rectangles, and lists the others.
+func thinOf(changes []*resolve.Change) (thin [][]*rectangle.Rectangle, others []NotMeasured) {
+	others = []NotMeasured{}
+	for _, c := range changes {
+		if why := whyNotThin(c); why != "" {
+			others = append(others, NotMeasured{c.Module, c.Name, why})
+			continue
+		}
+		thin = append(thin, rectangle.Of(c))
+	}
+	return thin, others
+}
+
+// one is the list of an adapter that is merged as it was trained.
+func one(src format.Source, name string) []merge.Adapter {
+	return []merge.Adapter{{Source: src, Name: name, Weight: 1}}
+}
+
 // changesOf lists the changes of a merge. They are of the tensors of a view: that of the base with
-// the tensors that the merge adds.
+// the values of Options.BaseAs, and with the tensors that the merge adds.
 func changesOf(
-	src format.Source, base *checkpoint.Checkpoint, name string, o *merge.Options,
+	base *checkpoint.Checkpoint, adapters []merge.Adapter, o *merge.Options,
 ) (view *checkpoint.Checkpoint, changes []*resolve.Change, err error) {
+	if o.BaseAs != "" {
+		if base, err = checkpoint.SimulatedNF4(base); err != nil {
+			return nil, nil, err
+		}
+	}
 	b, err := outline.Of(base)
 	if err != nil {
 		return nil, nil, err
 	}
-	adapter := resolve.Adapter{Source: src, Name: name, Weight: 1}
-	checked, err := resolve.Check([]resolve.Adapter{adapter}, resolve.Reading(o.Reading))
+	given := make([]resolve.Adapter, len(adapters))
+	for i, a := range adapters {
+		given[i] = resolve.Adapter(a)
+	}
+	checked, err := resolve.Check(given, resolve.Reading(o.Reading))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -361,10 +400,7 @@ func measureLayer(
 	o *BaseOptions,
 ) (*LayerOnBase, error) {
 	l := &LayerOnBase{
-		Module: rect.Module, Tensor: rect.Name, Rows: len(rect.Rows), Columns: len(rect.Cols),
-	}
-	if rect.NBands > 1 {
-		l.Expert = &rect.Band
+		Module: rect.Module, Tensor: rect.Name, Expert: rect.Expert(), Rows: len(rect.Rows), Columns: len(rect.Cols),
 	}
 	if l.Rows == 0 || l.Columns == 0 {
 		l.relate()

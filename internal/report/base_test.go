@@ -115,7 +115,7 @@ func TestAmplificationAgreesWithFullDecompositions(t *testing.T) {
 		if !ok {
 			continue
 		}
-		view, changes, err := changesOf(f.adapter, f.base, e.Name(), &f.options)
+		view, changes, err := changesOf(f.base, one(f.adapter, e.Name()), &f.options)
 		if err != nil {
 			t.Fatalf("%s: %v", e.Name(), err)
 		}

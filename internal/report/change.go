@@ -91,7 +91,7 @@ func CompareChange(
 	ctx context.Context, src format.Source, base, tuned *model.Checkpoint, o ChangeOptions,
 ) (*OnChange, error) {
 	w0, w1 := (*checkpoint.Handle)(base).Checkpoint(), (*checkpoint.Handle)(tuned).Checkpoint()
-	view, changes, err := changesOf(src, w0, o.Name, &o.Merge)
+	view, changes, err := changesOf(w0, one(src, o.Name), &o.Merge)
 	if err != nil {
 		return nil, err
 	}
@@ -141,10 +141,7 @@ func (r *OnChange) measure(
 		read := make(map[resolve.Blob][]byte)
 		for _, rect := range thin[i] {
 			ref, _ := tuned.Lookup(theirs[rect.Name])
-			l := LayerOnChange{Module: rect.Module, Tensor: rect.Name}
-			if rect.NBands > 1 {
-				l.Expert = &rect.Band
-			}
+			l := LayerOnChange{Module: rect.Module, Tensor: rect.Name, Expert: rect.Expert()}
 			if err := l.measure(ctx, rect, base, ref.Tensor, read); err != nil {
 				return err
 			}

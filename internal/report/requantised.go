@@ -36,43 +36,118 @@ type Requantised struct {
 
 // Survival is what requantisation leaves of the ΔW of a layer.
 type Survival struct {
+	Norm   float64      `json:"norm"`   // ‖ΔW‖
 	Kept   merge.Figure `json:"kept"`   // ⟨ΔŴ, ΔW⟩/‖ΔW‖²
 	Error  merge.Figure `json:"error"`  // ‖ΔŴ − ΔW‖/‖ΔW‖
 	Scales string       `json:"scales"` // kept or fresh
 }
 
+// SurvivalMap says of each layer of a merge how much of its ΔW would be left if the merged weights
+// were quantised.
+type SurvivalMap struct {
+	Requantised
+	Layers      []LayerSurvival `json:"layers"`
+	NotMeasured []NotMeasured   `json:"not_measured"`
+}
+
+// LayerSurvival is the Survival of a layer.
+type LayerSurvival struct {
+	Module string `json:"module"`
+	Tensor string `json:"tensor"` // of the base
+	Expert *int   `json:"expert,omitempty"`
+	Survival
+}
+
+// Name is the name of the layer's tensor and, of stacked experts, the number of the expert.
+func (l *LayerSurvival) Name() string { return nameOf(l.Tensor, l.Expert) }
+
+// Together returns the share that is kept of several layers, and the error. Both are NaN if ΔW is
+// zero in all of them.
+func Together(layers []*Survival) (kept, err float64) {
+	var total survival
+	for _, l := range layers {
+		if l == nil || l.Norm == 0 {
+			continue
+		}
+		squares, e := l.Norm*l.Norm, float64(l.Error)
+		total.add(&survival{squares, float64(l.Kept) * squares, e * e * squares})
+	}
+	k, e := total.figures()
+	return float64(k), float64(e)
+}
+
 // aimed is the share of ‖ΔW‖² that Requantised.In16Bits keeps.
 const aimed = 0.95
 
+// Survivals measures what a quantisation to o.As would leave of the updates of a merge. It reads
+// the weights that change, and writes nothing. Of the options it uses Merge, As, Begin and Allow.
+func Survivals(
+	ctx context.Context, path string, adapters []merge.Adapter, o BaseOptions,
+) (*SurvivalMap, error) {
+	base, err := checkpoint.Open(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer base.Close()
+	view, changes, err := changesOf(base, adapters, &o.Merge)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.allow(measureBytes(changes, &o)); err != nil {
+		return nil, err
+	}
+	thin, others := thinOf(changes)
+	found, err := requantise(ctx, view, thin, &o)
+	if err != nil {
+		return nil, err
+	}
+	m := &SurvivalMap{Requantised: found.Requantised, Layers: []LayerSurvival{}, NotMeasured: append(others, found.notMeasured...)}
+	for i := range thin {
+		for j, s := range found.left[i] {
+			r := thin[i][j]
+			m.Layers = append(m.Layers, LayerSurvival{r.Module, r.Name, r.Expert(), *s})
+		}
+	}
+	return m, nil
+}
+
+// requantised is the result of requantise. left[i][j] is of the rectangle thin[i][j]; left[i] is
+// nil for tensors that cannot be quantised so.
+type requantised struct {
+	Requantised
+	left        [][]*Survival
+	notMeasured []NotMeasured
+}
+
 // requantise measures what is left of the updates of tensors whose merged weights are quantised.
-// layers[i] describes the rectangles thin[i].
-func (r *OnBase) requantise(
-	ctx context.Context, view *checkpoint.Checkpoint, thin [][]*rectangle.Rectangle, layers [][]LayerOnBase, o *BaseOptions,
-) error {
+func requantise(
+	ctx context.Context, view *checkpoint.Checkpoint, thin [][]*rectangle.Rectangle, o *BaseOptions,
+) (*requantised, error) {
+	r := &requantised{left: make([][]*Survival, len(thin))}
 	sums := make([]survival, len(thin))
 	why := make([]string, len(thin))
 	done := o.Begin.begin("requantising", rectangle.Bytes(thin))
 	err := parallel.For(ctx, o.Merge.Workers, len(thin), func(_, i int) (err error) {
 		q := &requantiser{encoding: o.As, change: thin[i][0].Change, base: view, done: done}
 		if why[i] = q.open(thin[i]); why[i] == "" {
-			sums[i], err = q.measure(ctx, thin[i], layers[i])
+			r.left[i], sums[i], err = q.measure(ctx, thin[i])
 		}
 		return err
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var names []string
 	var measured []survival
 	for i, c := range thin {
 		if why[i] != "" {
-			r.NotMeasured = append(r.NotMeasured, NotMeasured{c[0].Change.Module, c[0].Name, why[i]})
+			r.notMeasured = append(r.notMeasured, NotMeasured{c[0].Change.Module, c[0].Name, why[i]})
 			continue
 		}
 		names, measured = append(names, c[0].Name), append(measured, sums[i])
 	}
-	r.Requantised = summarise(o.As, names, measured)
-	return nil
+	r.Requantised = *summarise(o.As, names, measured)
+	return r, nil
 }
 
 // summarise adds up what is left in tensors, and chooses those to keep in 16 bits.
@@ -176,20 +251,21 @@ func (q *requantiser) open(rects []*rectangle.Rectangle) (why string) {
 	return ""
 }
 
-// measure adds up what is left of ΔW, in all and in each rectangle.
+// measure adds up what is left of ΔW, in each rectangle and in all.
 func (q *requantiser) measure(
-	ctx context.Context, rects []*rectangle.Rectangle, layers []LayerOnBase,
-) (total survival, err error) {
+	ctx context.Context, rects []*rectangle.Rectangle,
+) (left []*Survival, total survival, err error) {
 	read := make(map[resolve.Blob][]byte)
+	left = make([]*Survival, len(rects))
 	for band := range q.change.NBands {
 		var parts []*part
 		for i, rect := range rects {
 			if rect.Band != band {
 				continue
 			}
-			p := &part{Rectangle: rect, layer: &layers[i]}
+			p := &part{Rectangle: rect, at: i}
 			if p.factors, err = p.dense(ctx, read); err != nil {
-				return total, err
+				return nil, total, err
 			}
 			parts = append(parts, p)
 		}
@@ -197,20 +273,20 @@ func (q *requantiser) measure(
 			continue
 		}
 		if err := q.band(ctx, band, parts, &total); err != nil {
-			return total, err
+			return nil, total, err
 		}
 		for _, p := range parts {
-			p.describe(q.scales != nil)
+			left[p.at] = p.describe(q.scales != nil)
 			q.done(p.Bytes())
 		}
 	}
-	return total, nil
+	return left, total, nil
 }
 
 // part is a rectangle of a band, with what is left of its ΔW.
 type part struct {
 	*rectangle.Rectangle
-	layer   *LayerOnBase
+	at      int // among the rectangles of the tensor
 	factors factors
 	left    survival
 }
@@ -234,13 +310,13 @@ func (p *part) dense(ctx context.Context, read map[resolve.Blob][]byte) (f facto
 	return f, nil
 }
 
-func (p *part) describe(isKept bool) {
-	s := &Survival{Scales: "fresh"}
+func (p *part) describe(isKept bool) *Survival {
+	s := &Survival{Norm: math.Sqrt(p.left.delta), Scales: "fresh"}
 	if isKept {
 		s.Scales = "kept"
 	}
 	s.Kept, s.Error = p.left.figures()
-	p.layer.Requantised = s
+	return s
 }
 
 // band quantises the rows of a band.

@@ -62,7 +62,7 @@ func TestSurvivalIsThatOfWholeTensors(t *testing.T) {
 		if !ok {
 			continue
 		}
-		view, changes, err := changesOf(f.adapter, f.base, e.Name(), &f.options)
+		view, changes, err := changesOf(f.base, one(f.adapter, e.Name()), &f.options)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -92,12 +92,11 @@ func TestSurvivalIsThatOfWholeTensors(t *testing.T) {
 func compareSurvival(t *testing.T, f *fixture, e quant.Encoding, rects []*rectangle.Rectangle) bool {
 	t.Helper()
 	c := rects[0].Change
-	r, layers := &OnBase{}, [][]LayerOnBase{make([]LayerOnBase, len(rects))}
-	o := &BaseOptions{As: e, Merge: merge.Options{Workers: 1}}
-	if err := r.requantise(t.Context(), f.base, [][]*rectangle.Rectangle{rects}, layers, o); err != nil {
+	found, err := requantise(t.Context(), f.base, [][]*rectangle.Rectangle{rects}, &BaseOptions{As: e, Merge: merge.Options{Workers: 1}})
+	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.NotMeasured) > 0 {
+	if len(found.notMeasured) > 0 {
 		return false
 	}
 	nRows, nCols := c.Matrix()
@@ -113,7 +112,7 @@ func compareSurvival(t *testing.T, f *fixture, e quant.Encoding, rects []*rectan
 			}
 		}
 		kept, lost := want.figures()
-		got := layers[0][i].Requantised
+		got := found.left[0][i]
 		// A value beside a midpoint of two codes can get the other one, as ΔW is rounded otherwise.
 		if want.delta > 0 && (!near(float64(got.Kept), float64(kept), 1e-3) || !near(float64(got.Error), float64(lost), 1e-3)) {
 			t.Errorf("%s of %s as %v: %+v, want %v and %v", c.Name, f.path, e, *got, kept, lost)
@@ -186,6 +185,46 @@ func nearestOf(scale, x float64) float64 {
 		}
 	}
 	return best
+}
+
+// TestSurvivalsOfAMerge: of one adapter the map is that of inspect, two halves of it are the whole,
+// and its weight counts.
+func TestSurvivalsOfAMerge(t *testing.T) {
+	const base, dir = "../../testdata/quant/gptoss_mxfp4", "../../testdata/quant/gptoss_peft_adapter"
+	src, err := convert.Open(t.Context(), dir, convert.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	o := BaseOptions{Name: "a", As: quant.MXFP4, Merge: merge.Options{Workers: 1, AllowNonFinite: true}}
+	want, err := CompareBase(t.Context(), src, base, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	survivals := func(weights ...float64) *SurvivalMap {
+		var adapters []merge.Adapter
+		for _, w := range weights {
+			adapters = append(adapters, merge.Adapter{Source: src, Name: "a", Weight: w})
+		}
+		m, err := Survivals(t.Context(), base, adapters, o)
+		if err != nil || len(m.Layers) != len(want.Layers) {
+			t.Fatalf("%d layers, want %d; error %v", len(m.Layers), len(want.Layers), err)
+		}
+		return m
+	}
+	for _, m := range []*SurvivalMap{survivals(1), survivals(0.5, 0.5)} {
+		for i, l := range m.Layers {
+			if w := &want.Layers[i]; l.Name() != w.Name() || l.Survival != *w.Requantised || !near(l.Norm, w.Norm, 1e-12) {
+				t.Errorf("%+v, want %+v of %s", l, *w.Requantised, w.Name())
+			}
+		}
+		if m.Kept != want.Requantised.Kept || m.Error != want.Requantised.Error || !slices.Equal(m.In16Bits, want.Requantised.In16Bits) {
+			t.Errorf("%+v, want %+v", m.Requantised, want.Requantised)
+		}
+	}
+	if m := survivals(2); !near(m.Layers[0].Norm, 2*want.Layers[0].Norm, 1e-12) {
+		t.Errorf("‖ΔW‖ is %v for a weight of 2, want twice %v", m.Layers[0].Norm, want.Layers[0].Norm)
+	}
 }
 
 // TestFewestTensorsInSixteenBits: those that lose most come first, and no more than it takes.
