@@ -93,11 +93,14 @@ func TestDecodedElementsAreRoundedOnce(t *testing.T) {
 		}
 		rng := rand.New(rand.NewPCG(91, uint64(i)))
 		for name, w := range readModel(t, base, false) {
+			if w.DType != dtype.F64 || len(w.Shape) != 2 {
+				continue
+			}
 			adapter, a, b := adapterFor(t, rng, name, w.Shape)
 			for _, d := range []dtype.Type{dtype.Invalid, dtype.BF16, dtype.F16, dtype.F32} {
 				out, report := runMerge(t, base, adapter, merge.Options{OutDType: d, BlockBytes: 5000})
 				got := readModel(t, out, true)
-				if len(got) != 1 || d != dtype.Invalid && got[name].DType != d || report.Layers[0].Scheme == "" {
+				if d != dtype.Invalid && got[name].DType != d || report.Layers[0].Scheme == "" {
 					t.Fatalf("%s in %v: the output has %d tensors, %q in %v, and the report %+v", base, d, len(got), name, got[name].DType, report.Layers[0])
 				}
 				checkNearest(t, base, w, a, b, got[name])

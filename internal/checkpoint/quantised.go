@@ -100,6 +100,6 @@ func (q *quantisation) decoded(w *quant.Weight, d dtype.Type) Shown {
 		parts[i] = q.stored.refs[name].Tensor
 	}
 	n, _ := dtype.NElements(w.Shape)
-	nBytes, _ := d.NBytes(n) // at most 16 times the bytes of the codes
+	nBytes, _ := d.NBytes(n) // at most 64 times the bytes of the codes
 	return Shown{Name: w.Name, DType: d, Shape: w.Shape, Scheme: w.Scheme, Pieces: []Piece{{&decoder{w, parts, d}, 0, nBytes}}}
 }

@@ -35,6 +35,21 @@ var e2m1 = [16]float64{
 	0, .5, 1, 1.5, 2, 3, 4, 6, math.Copysign(0, -1), -.5, -1, -1.5, -2, -3, -4, -6,
 }
 
+// e2m3 holds the values of the codes of FP6 with two bits of exponent and three of fraction.
+var e2m3 = func() (values [256]float64) {
+	for code := range values {
+		exponent, fraction := code>>3&3, float64(code&7)
+		values[code] = math.Ldexp(8+fraction, exponent-4)
+		if exponent == 0 {
+			values[code] = fraction / 8
+		}
+		if code&0x20 != 0 {
+			values[code] = -values[code]
+		}
+	}
+	return values
+}()
+
 // e8m0 returns the value of a scale of F8_E8M0: a power of two, or NaN.
 func e8m0(b byte) float64 {
 	if b == 0xff {

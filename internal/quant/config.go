@@ -14,6 +14,8 @@ import (
 type Config struct {
 	Method string      // quant_method, "" if it does not say
 	Blocks [][2]uint64 // sizes of blocks of FP8, rows first
+	Bits   []uint64    // widths of integers in groups of compressed-tensors
+	Groups []uint64    // numbers of columns with a scale
 	DType  dtype.Type  // of the model before it was quantised, Invalid if it does not say
 }
 
@@ -47,14 +49,34 @@ func ReadConfig(text []byte, model string) (c Config) {
 		}
 		var w struct {
 			Block json.RawMessage `json:"block_structure"`
+			Type  json.RawMessage `json:"type"`
+			Bits  json.RawMessage `json:"num_bits"`
+			Group json.RawMessage `json:"group_size"`
 		}
 		jsontext.Decode(group, &g)
 		jsontext.Decode(g.Weights, &w)
 		c.addBlock(w.Block)
+		var kind string
+		if jsontext.Decode(w.Type, &kind); kind != "float" {
+			c.Bits = addNumber(c.Bits, w.Bits, 8)
+		}
+		c.Groups = addNumber(c.Groups, w.Group, 1<<40)
 	}
 	slices.SortFunc(c.Blocks, func(a, b [2]uint64) int { return slices.Compare(a[:], b[:]) })
 	c.Blocks = slices.Compact(c.Blocks)
+	slices.Sort(c.Bits)
+	slices.Sort(c.Groups)
+	c.Bits, c.Groups = slices.Compact(c.Bits), slices.Compact(c.Groups)
 	return c
+}
+
+// addNumber adds a number from 1 to most.
+func addNumber(to []uint64, text []byte, most uint64) []uint64 {
+	var n uint64
+	if jsontext.Decode(text, &n) == nil && n > 0 && n <= most {
+		to = append(to, n)
+	}
+	return to
 }
 
 // addBlock adds the size of a block, a list of two numbers.

@@ -27,7 +27,9 @@ type listed struct {
 }
 
 // besideFP8 are the endings of the names of tensors that belong to the activations of a module.
-var besideFP8 = []string{"activation_scale", "input_scale", "input_scale_ub", "output_scale", "qscale_act"}
+var besideFP8 = []string{
+	"activation_scale", "input_global_scale", "input_scale", "input_scale_ub", "input_zero_point", "output_scale", "output_zero_point", "qscale_act",
+}
 
 func newFinder(tensors []Tensor, c Config, read func(name string) ([]byte, error)) *finder {
 	f := &finder{tensors: make(map[string]*listed, len(tensors)), config: c, read: read}

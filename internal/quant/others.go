@@ -31,17 +31,16 @@ var otherSchemes = []other{
 	{mark: ".qweight", scheme: "GPTQ", with: ".g_idx"},
 	{mark: ".qweight", scheme: "GPTQ or AWQ"},
 	{mark: ".qzeros", scheme: "GPTQ or AWQ"},
-	{mark: ".weight_packed", scheme: "NVFP4 of compressed-tensors", with: ".weight_global_scale"},
-	{mark: ".weight_packed", scheme: "MXFP4 of compressed-tensors", with: ".weight_scale", dtypes: [2]dtype.Type{1: dtype.U8}},
-	{mark: ".weight_packed", scheme: "INT4 or INT8 of compressed-tensors"},
-	{mark: ".weight", scheme: "NVFP4 of ModelOpt", with: ".weight_scale", dtypes: [2]dtype.Type{dtype.U8, dtype.F8E4M3}},
-	{mark: ".weight", scheme: "INT8 of compressed-tensors", with: ".weight_scale", dtypes: [2]dtype.Type{0: dtype.I8}},
+	{mark: ".weight_packed", scheme: "Marlin of compressed-tensors", with: ".scale_packed"},
+	{mark: ".weight.bitmask", scheme: "sparse weights of compressed-tensors"},
+	{mark: ".weight", scheme: "INT4 of ModelOpt", with: ".weight_scale", dtypes: [2]dtype.Type{0: dtype.U8}},
 	{mark: ".weight", scheme: "EETQ", with: ".weight_scales", dtypes: [2]dtype.Type{0: dtype.I8}},
 	{mark: ".weight", scheme: "MLX", with: ".scales", dtypes: [2]dtype.Type{0: dtype.U32}},
 	{mark: ".W_q", scheme: "HQQ"},
 	{mark: "._weight_qdata", scheme: "torchao"},
 	{mark: ".weight_qdata", scheme: "torchao"},
 	{mark: ".weight._data", scheme: "Quanto"},
+	{mark: ".weight._data._data", scheme: "Quanto in 4 or 2 bits"},
 }
 
 // others refuses the weights of other schemes by name.

@@ -3,7 +3,8 @@
 // names, dtypes and shapes, and turns bytes into numbers; it opens no file.
 //
 // Most values are exact in float64, because a code has at most 8 significant bits and a scale 24.
-// The one exception is INT8 of bitsandbytes, whose values are rounded once to float64.
+// The exceptions are INT8 of bitsandbytes and NVFP4 of compressed-tensors, whose values are rounded
+// once to float64.
 package quant
 
 import (

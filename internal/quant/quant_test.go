@@ -153,6 +153,19 @@ func TestValuesAreThoseOfTheLibraries(t *testing.T) {
 		"bnb_nf4_dq_bfloat16_96x128":   "NF4 of bitsandbytes with double quantisation BF16",
 		"bnb_nf4_dq_bfloat16_40x72":    "NF4 of bitsandbytes with double quantisation BF16",
 		"bnb_nf4_plain_float16_96x128": "NF4 of bitsandbytes F16", "bnb_fp4_dq_float32_96x128": "FP4 of bitsandbytes with double quantisation F32",
+		"ct_nvfp4": "NVFP4 of compressed-tensors BF16", "modelopt_nvfp4": "NVFP4 of ModelOpt BF16", "ct_mxfp4": "MXFP4 BF16", "ct_mxfp6": "MXFP6 BF16",
+		"ct_w4_sym_g128": "INT4 of compressed-tensors BF16", "ct_w4_asym_g32": "INT4 of compressed-tensors with zero points BF16",
+		"ct_w3_sym_g128": "INT3 of compressed-tensors BF16", "ct_w8_sym_g128": "INT8 of compressed-tensors BF16",
+		"ct_w4_asym_channel_37x45": "INT4 of compressed-tensors with zero points BF16",
+		"ct_w5_asym_g16_40x64":     "INT5 of compressed-tensors with zero points BF16", "ct_w3_asym_g32_70x96": "INT3 of compressed-tensors with zero points BF16",
+		"ct_w8_asym_g32_10x64": "INT8 of compressed-tensors with zero points F16", "ct_w2_sym_tensor_9x50": "INT2 of compressed-tensors BF16",
+		"ct_w4_asym_experts_3x20x64": "INT4 of compressed-tensors with zero points BF16",
+		"ct_w4_actorder_g16":         "INT4 of compressed-tensors in the order of activations F16", "ct_w3_gaps_g32": "INT3 of compressed-tensors F16",
+		"ct_w8a8_channel": "INT8 of compressed-tensors BF16", "ct_w8a8_asym_channel": "INT8 of compressed-tensors with zero points BF16",
+		"ct_w8a8_tensor": "INT8 of compressed-tensors BF16",
+		"torchao_int8":   "INT8 of torchao with zero points BF16", "torchao_int8_group": "INT8 of torchao with zero points BF16",
+		"torchao_intx4_asym": "INT8 of torchao with zero points BF16", "torchao_float8": "FP8 with a scale per row BF16",
+		"quanto_int8": "INT8 of Quanto F16", "quanto_float8": "FP8 with a scale per row BF16",
 	}
 	for name, scheme := range want {
 		t.Run(name, func(t *testing.T) {
@@ -620,10 +633,8 @@ func TestOtherSchemesAreRefusedByName(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"awq_gemm": "GPTQ or AWQ", "ct_mxfp4": "MXFP4 of compressed-tensors", "ct_nvfp4": "NVFP4 of compressed-tensors",
-		"ct_w4_sym_g128": "INT4 or INT8 of compressed-tensors", "gptq_v1_seq": "GPTQ", "gptq_v2_desc": "GPTQ",
+		"awq_gemm": "GPTQ or AWQ", "quanto_int4": "Quanto in 4 or 2 bits", "gptq_v1_seq": "GPTQ", "gptq_v2_desc": "GPTQ",
 		"hqq_4b_g64_axis1": "HQQ", "mlx_affine_4b_g64_bfloat16": "MLX", "mlx_affine_8b_g64_float32": "MLX", "mlx_mxfp4": "MLX",
-		"modelopt_nvfp4": "NVFP4 of ModelOpt", "torchao_int8": "torchao",
 	}
 	if len(headers) != len(want) {
 		t.Errorf("there are headers of %d checkpoints, want %d", len(headers), len(want))
@@ -656,9 +667,12 @@ func TestOtherSchemesAreRefusedByName(t *testing.T) {
 func FuzzRecognise(f *testing.F) {
 	f.Add([]byte("F\x08\x04S\x04\x04"), []byte(`{"weight_block_size":[2,2]}`), []byte(`{"quant_type":"nf4","blocksize":64,"dtype":"bfloat16","shape":[2,4]}`))
 	f.Add([]byte("B\x01\x02K\x01\x02"), []byte(`{"quant_method":"mxfp4"}`), []byte(`{}`))
+	f.Add([]byte("\x12\x02\x04\x05\x10\x02\x04\x02\x17\x01\x02\x06\x02\x01\x02"), []byte(`{"config_groups":{"a":{"weights":{"num_bits":4,"group_size":20}}}}`), []byte("\x04\x28"))
 	names := []string{
 		"a.weight", "a.weight_scale", "a.weight_scale_inv", "a.scale", "a.SCB", "a.weight_format", "a.weight.absmax", "a.weight.quant_map",
 		"a.weight.nested_absmax", "a.weight.nested_quant_map", "a.weight.quant_state.bitsandbytes__nf4", "a_blocks", "a_scales", "a_scale", "a", "a.input_scale",
+		"a.weight_packed", "a.weight_global_scale", "a.weight_scale_2", "a.weight_shape", "a.weight_zero_point", "a.weight_g_idx",
+		"a._weight_qdata", "a._weight_scale", "a._weight_zero_point", "a.weight._data", "a.weight._scale",
 	}
 	types := dtype.All()
 	f.Fuzz(func(t *testing.T, shapes, config, state []byte) {
@@ -681,6 +695,9 @@ func FuzzRecognise(f *testing.F) {
 				continue
 			}
 			s.add(name, d, nil, shape...)
+			for i, data := 0, s.data[name]; len(state) > 0 && d.Size()*i < len(data); i++ {
+				data[d.Size()*i] = state[i%len(state)] // small numbers
+			}
 		}
 		for _, w := range s.recognise(t).Weights {
 			n, ok := dtype.NElements(w.Shape)
@@ -697,7 +714,7 @@ func FuzzRecognise(f *testing.F) {
 
 // TestErrorsOfReadersArePassedOn: nothing else fails in Decode.
 func TestErrorsOfReadersArePassedOn(t *testing.T) {
-	for _, name := range []string{"fp8_block_128", "gptoss_mxfp4", "bnb_nf4_dq_bfloat16_40x72"} {
+	for _, name := range []string{"fp8_block_128", "gptoss_mxfp4", "bnb_nf4_dq_bfloat16_40x72", "ct_nvfp4", "ct_w4_asym_g32", "ct_w4_actorder_g16"} {
 		s := load(t, fixtures+name)
 		w := s.recognise(t).Weights[0]
 		for part := range w.Parts {

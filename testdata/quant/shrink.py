@@ -2,7 +2,7 @@
 truth.json the SHA-256 of the exact values in float64 and of the library's own outputs, with every 97th
 value as text. Of the schemes that are only refused, headers.json keeps names, dtypes and shapes.
 
-    OUT=/some/directory python make_fp8.py    # and make_bnb.py, make_ct.py, make_fp4.py
+    OUT=/some/directory python make_fp8.py    # and make_bnb.py, make_ct.py, make_ct_int.py, make_fp4.py, make_ao.py
     OUT=/some/directory python shrink.py
 """
 import hashlib, json, os, shutil, struct, sys
@@ -12,7 +12,11 @@ from safetensors.torch import load_file
 OUT, HERE = os.environ["OUT"], os.path.dirname(os.path.abspath(__file__))
 KEEP = ["fp8_block_128", "fp8_block_ragged_576x256", "fp8_block_ragged_192x256", "fp8_block_ragged_320x200", "fp8_block_ue8m0",
         "ct_fp8_block", "ct_fp8_channel", "ct_fp8_tensor", "ct_mxfp8", "gptoss_mxfp4", "bnb_int8",
-        "bnb_nf4_dq_bfloat16_96x128", "bnb_nf4_dq_bfloat16_40x72", "bnb_nf4_plain_float16_96x128", "bnb_fp4_dq_float32_96x128"]
+        "bnb_nf4_dq_bfloat16_96x128", "bnb_nf4_dq_bfloat16_40x72", "bnb_nf4_plain_float16_96x128", "bnb_fp4_dq_float32_96x128",
+        "ct_nvfp4", "modelopt_nvfp4", "ct_mxfp4", "ct_mxfp6", "ct_w4_sym_g128", "ct_w4_asym_g32", "ct_w3_sym_g128", "ct_w8_sym_g128",
+        "ct_w4_asym_channel_37x45", "ct_w5_asym_g16_40x64", "ct_w3_asym_g32_70x96", "ct_w8_asym_g32_10x64", "ct_w2_sym_tensor_9x50",
+        "ct_w4_asym_experts_3x20x64", "ct_w4_actorder_g16", "ct_w3_gaps_g32", "ct_w8a8_channel", "ct_w8a8_asym_channel", "ct_w8a8_tensor",
+        "torchao_int8", "torchao_int8_group", "torchao_intx4_asym", "torchao_float8", "quanto_int8", "quanto_float8"]
 NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
@@ -50,8 +54,9 @@ for name in KEEP:
         exact = q["m.weight"].double() * q["m.SCB"].double().view(-1, 1) * float(np.float32(7.874015718698502e-3))
         all = {"m.weight": truth(exact, [t["ref_f32"]])}
     else:
-        weight, = [k for k in q if k.endswith(".weight")]
-        all = {weight: truth(t["exact_f64"], [t[k] for k in t if k.startswith("ref")])}
+        weight, = [k for k in q if k.endswith(".weight")] or ["m.weight"]
+        refs = [t[k] for k in t if k.startswith("ref") and (name, k) != ("modelopt_nvfp4", "ref_f32")]  # rounded twice
+        all = {weight: truth(t["exact_f64"], refs)}
     json.dump(all, open(f"{dst}/truth.json", "w"), indent=1)
 
 others = {}
