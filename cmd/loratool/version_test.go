@@ -76,7 +76,8 @@ func linkedModules(t *testing.T) map[string]string {
 		t.Fatalf("go list names %d modules, want at least 5", len(dirs))
 	}
 	dirs["std"] = list("linux/amd64", "env", "GOROOT")
-	dirs["github.com/leeoniya/uPlot"] = "../../internal/page/assets/uplot" // in the pages of reports
+	dirs["github.com/leeoniya/uPlot"] = "../../internal/page/assets/uplot"  // in the pages of reports
+	dirs["github.com/ggml-org/llama.cpp"] = "../../internal/ggml/llama.cpp" // the grids of blocks of GGUF
 	return dirs
 }
 

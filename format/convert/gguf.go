@@ -106,7 +106,10 @@ func ggufTable(ctx context.Context, f *fileio.Input) (*table, error) {
 	t := &table{file: f, gguf: g, tensors: make([]format.Tensor, n), offs: make([]int64, n), turned: make([]bool, n)}
 	for i := range g.Tensors {
 		x := &g.Tensors[i]
-		plain, ok := gguf.Decoded(x.Type)
+		plain, ok := ggufTypes[x.Type]
+		if x.Type == gguf.Q8_0 {
+			plain, ok = dtype.F32, true // which holds all of its values exactly
+		}
 		if !ok {
 			return nil, fault.New(fault.Unsupported, "the tensor %q is stored as %v, and adapters are read in "+
 				"F64, F32, F16, BF16 and Q8_0", x.Name, x.Type).
@@ -117,7 +120,7 @@ func ggufTable(ctx context.Context, f *fileio.Input) (*table, error) {
 			shape[0], shape[1] = shape[1], shape[0]
 			t.turned[i] = true
 		}
-		t.tensors[i] = format.Tensor{Name: x.Name, DType: ggufTypes[plain], Shape: shape}
+		t.tensors[i] = format.Tensor{Name: x.Name, DType: plain, Shape: shape}
 		t.offs[i] = x.Off
 	}
 	return t, nil
@@ -153,17 +156,21 @@ func (t *table) readDecoded(p []byte, i int, off int64) error {
 		return readFull(t.file, p, x.Off+off)
 	}
 	elements, blockBytes := x.Type.Block()
-	valueBytes := elements * int64(t.tensors[i].DType.Size()) // of a block
+	plain := t.tensors[i].DType
+	valueBytes := elements * int64(plain.Size()) // of a block
 	const maxBlocks = 1 << 11
 	first, last := off/valueBytes, (off+int64(len(p))-1)/valueBytes
 	n := min(last-first+1, maxBlocks)
-	blocks, values := make([]byte, n*blockBytes), make([]byte, n*valueBytes)
+	blocks, numbers, values := make([]byte, n*blockBytes), make([]float64, n*elements), make([]byte, n*valueBytes)
 	for at := first; at <= last; at += n {
 		n = min(last-at+1, n)
 		if err := readFull(t.file, blocks[:n*blockBytes], x.Off+at*blockBytes); err != nil {
 			return err
 		}
-		gguf.Decode(values, blocks[:n*blockBytes])
+		x.Type.Decode(numbers, blocks[:n*blockBytes])
+		for k, v := range numbers[:n*elements] {
+			dtype.Store(plain, values, k, v)
+		}
 		put(p, values[:n*valueBytes], at*valueBytes-off)
 	}
 	return nil

@@ -206,7 +206,6 @@ var arrows = map[string]map[string]string{
 	},
 	"internal/ggml": {"format/dtype": "the numbers of blocks"},
 	"internal/gguf": {
-		"format/dtype":   "the numbers of blocks",
 		"internal/fault": "errors of input",
 		"internal/ggml":  "the types of tensors",
 	},
