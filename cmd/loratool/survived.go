@@ -15,7 +15,7 @@ import (
 // asFlag is --as, the scheme to which merged weights would be quantised.
 func asFlag(as *string, when, example string) cli.Flag {
 	return &cli.StringFlag{Name: "as", Destination: as,
-		Usage: when + "how much of ΔW would be left if the merged weights were quantised to `SCHEME`, fp8, mxfp4 or nf4, and which tensors to leave in 16 bits so that 95 % is; nothing is quantised",
+		Usage: when + "how much of ΔW would be left if the merged weights were quantised to `SCHEME` (" + strings.Join(quant.Encodings, ", ") + "), and which tensors to leave in 16 bits so that 95 % is; nothing is quantised",
 		Action: func(_ *cli.Context, as string) error {
 			if _, ok := quant.ParseEncoding(as); !ok {
 				return usagef(example, "--as is %s, got %q", strings.Join(quant.Encodings, ", "), as)

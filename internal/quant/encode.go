@@ -4,6 +4,8 @@ import (
 	"math"
 	"slices"
 	"strings"
+
+	"github.com/loratool/loratool/internal/ggml"
 )
 
 // Encoding is a scheme that programs quantise weights to, with the rule by which one of them
@@ -22,10 +24,17 @@ const (
 	// NF4 has codes of 4 bits, and amax in F32 for 64 elements of the flattened weight, as
 	// bitsandbytes without double quantisation.
 	NF4
+	// Q8_0, Q4_0, Q4_1, Q5_0 and Q5_1 are types of GGUF: blocks of 32 elements of a row, as
+	// llama-quantize makes them on x86-64.
+	Q8_0
+	Q4_0
+	Q4_1
+	Q5_0
+	Q5_1
 )
 
 // Encodings lists the names of the encodings, in the order of their values from 1 on.
-var Encodings = []string{"fp8", "mxfp4", "nf4"}
+var Encodings = []string{"fp8", "mxfp4", "nf4", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"}
 
 // ParseEncoding returns the encoding with a name.
 func ParseEncoding(name string) (e Encoding, ok bool) {
@@ -35,15 +44,33 @@ func ParseEncoding(name string) (e Encoding, ok bool) {
 
 func (e Encoding) String() string { return Encodings[e-1] }
 
-// Stores reports whether a scheme of Weight.Scheme has the codes of the encoding.
+// ofGGML returns the type of GGUF that the encoding is.
+func (e Encoding) ofGGML() (t ggml.Type, ok bool) {
+	t, ok = map[Encoding]ggml.Type{
+		Q8_0: ggml.Q8_0, Q4_0: ggml.Q4_0, Q4_1: ggml.Q4_1, Q5_0: ggml.Q5_0, Q5_1: ggml.Q5_1,
+	}[e]
+	return t, ok
+}
+
+// Stores reports whether a scheme of Weight.Scheme has codes of the encoding that can change while
+// the scales stay. Programs choose the scales of GGUF's blocks anew.
 func (e Encoding) Stores(scheme string) bool {
 	switch e {
 	case FP8:
 		return strings.HasPrefix(scheme, "FP8") || scheme == "MXFP8"
 	case MXFP4:
 		return scheme == "MXFP4"
+	case NF4:
+		return strings.HasPrefix(scheme, "NF4 ")
 	}
-	return strings.HasPrefix(scheme, "NF4 ")
+	return false
+}
+
+// FitsAlong reports whether programs quantise rows of n elements so.
+func (e Encoding) FitsAlong(n int) bool {
+	t, ok := e.ofGGML()
+	elements, _ := t.Block()
+	return !ok || n%int(elements) == 0
 }
 
 // RowsAtOnce returns a number of rows whose multiples can be encoded alone: no block begins in such
@@ -65,7 +92,9 @@ func (e Encoding) RowsAtOnce(cols int) int {
 // FitsAcross reports whether the blocks of a transposed weight end with its rows, which have this
 // many elements: then AcrossAtOnce elements of each row can be encoded alone, and multiples of
 // them.
-func (e Encoding) FitsAcross(n int) bool { return e != NF4 || n%blockNF4 == 0 }
+func (e Encoding) FitsAcross(n int) bool {
+	return e.FitsAlong(n) && (e != NF4 || n%blockNF4 == 0)
+}
 
 // AcrossAtOnce is a multiple of the sides of all blocks.
 const AcrossAtOnce = blockFP8
@@ -76,8 +105,30 @@ const (
 	blockNF4 = 64
 )
 
+// Memory is kept between calls of RoundTrip. The zero value is ready.
+type Memory struct {
+	codes  []byte
+	scales []float32
+}
+
+// RoundTrip writes the values of a matrix after a quantisation with fresh scales: of all rows, or
+// of a multiple of RowsAtOnce from such a multiple on. FitsAlong(cols) must be true.
+func (e Encoding) RoundTrip(dst []float64, x []float32, rows, cols int, m *Memory) {
+	if t, ok := e.ofGGML(); ok {
+		elements, size := t.Block()
+		blocks := sized(&m.codes, int64(len(x))/elements*size)
+		t.Encode(blocks, x)
+		t.Decode(dst, blocks)
+		return
+	}
+	codes := sized(&m.codes, int64(len(x)))
+	m.scales = e.Encode(codes, m.scales[:0], x, rows, cols)
+	e.Decode(dst, codes, m.scales, rows, cols)
+}
+
 // Encode quantises the rows of a matrix with fresh scales: all rows, or a multiple of RowsAtOnce
-// from such a multiple on. It writes a code for each element, and appends the scales to scales.
+// from such a multiple on. It writes a code for each element, and appends the scales to scales. The
+// types of GGUF have no codes apart from their blocks, and no scales; RoundTrip knows them.
 func (e Encoding) Encode(codes []byte, scales []float32, x []float32, rows, cols int) []float32 {
 	switch e {
 	case FP8:

@@ -21,7 +21,7 @@ func (r *roundTrip) Decode(ctx context.Context, dst []float64, at int64, parts P
 	defer b.giveBack()
 	size := int64(r.stored.Size())
 	var narrow []float32
-	var scales []float32
+	var m Memory
 	for len(dst) > 0 {
 		first := at / blockNF4 * blockNF4
 		end := min(r.n, (at+min(int64(len(dst)), pieceElements)+blockNF4-1)/blockNF4*blockNF4)
@@ -29,14 +29,13 @@ func (r *roundTrip) Decode(ctx context.Context, dst []float64, at int64, parts P
 		if err := parts.ReadPart(ctx, raw, 0, first*size); err != nil {
 			return err
 		}
-		values, codes := b.valuesOf(end-first), b.codesOf(end-first)
+		values := b.valuesOf(end - first)
 		dtype.Widen64(values, r.stored, raw)
 		narrow = sized(&narrow, end-first)
 		for i, v := range values {
 			narrow[i] = float32(v)
 		}
-		scales = NF4.Encode(codes, scales[:0], narrow, 1, len(narrow))
-		NF4.Decode(values, codes, scales, 1, len(narrow))
+		NF4.RoundTrip(values, narrow, 1, len(narrow), &m)
 		n := copy(dst, values[at-first:])
 		dst, at = dst[n:], at+int64(n)
 	}

@@ -23,7 +23,7 @@ import (
 // value Q(W + ΔW) of a code; then ΔŴ = Q(W + ΔW) − W. For any other base the scales are fresh, of W
 // and of W + ΔW (see package quant for the rules), and ΔŴ = Q(W + ΔW) − Q(W).
 type Requantised struct {
-	As   string       `json:"as"`   // fp8, mxfp4 or nf4
+	As   string       `json:"as"`   // a name of quant.Encodings
 	Kept merge.Figure `json:"kept"` // ⟨ΔŴ, ΔW⟩/‖ΔW‖², over all layers
 	// Error is ‖ΔŴ − ΔW‖/‖ΔW‖. Rounding to codes adds this much, be it noise or loss.
 	Error merge.Figure `json:"error"`
@@ -214,8 +214,8 @@ type requantiser struct {
 	buffer                   rectangle.Buffer
 	delta, sum, factors, was []float64
 	narrow                   []float32
-	codes, raw               []byte
-	fresh                    []float32
+	raw                      []byte
+	memory                   quant.Memory
 }
 
 // stepElements is about the number of elements that are quantised at once.
@@ -240,6 +240,8 @@ func (q *requantiser) open(rects []*rectangle.Rectangle) (why string) {
 	switch {
 	case len(q.change.Shape) < 2:
 		return "programs quantise matrices alone"
+	case !q.isTransposed && !q.encoding.FitsAlong(q.cols):
+		return fmt.Sprintf("its rows have %d elements, and %v wants whole blocks", q.cols, q.encoding)
 	case q.isTransposed && !q.encoding.FitsAcross(q.height):
 		return fmt.Sprintf("its blocks run over columns of %d elements, and would not end with them", q.height)
 	}
@@ -406,7 +408,7 @@ func (q *requantiser) left(ctx context.Context, w []float64, at int64, n int) ([
 // quantise writes the values of n rows after a quantisation with fresh scales. A program reads them
 // as float32 numbers.
 func (q *requantiser) quantise(dst, x []float64, n int) {
-	q.narrow, q.codes = grown(q.narrow, len(x)), grown(q.codes, len(x))
+	q.narrow = grown(q.narrow, len(x))
 	for i, v := range x {
 		q.narrow[i] = float32(v)
 	}
@@ -414,8 +416,7 @@ func (q *requantiser) quantise(dst, x []float64, n int) {
 	if q.isTransposed {
 		q.narrow, rows, cols = dense.Flip(q.narrow, rows, cols), cols, rows
 	}
-	q.fresh = q.encoding.Encode(q.codes, q.fresh[:0], q.narrow, rows, cols)
-	q.encoding.Decode(dst, q.codes, q.fresh, rows, cols)
+	q.encoding.RoundTrip(dst, q.narrow, rows, cols, &q.memory)
 	if q.isTransposed {
 		copy(dst, dense.Flip(dst, rows, cols))
 	}

@@ -24,13 +24,13 @@ func leftOf(e quant.Encoding, w, merged []float64, matrices, rows, cols int, isT
 			m, n = cols, rows
 			at = func(i, j int) int { return first + j*cols + i }
 		}
-		narrow, codes, values := make([]float32, m*n), make([]byte, m*n), make([]float64, m*n)
+		narrow, values := make([]float32, m*n), make([]float64, m*n)
 		for i := range m {
 			for j := range n {
 				narrow[i*n+j] = float32(x[at(i, j)])
 			}
 		}
-		e.Decode(values, codes, e.Encode(codes, nil, narrow, m, n), m, n)
+		e.RoundTrip(values, narrow, m, n, new(quant.Memory))
 		back := make([]float64, rows*cols)
 		for i := range m {
 			for j := range n {
