@@ -137,6 +137,15 @@ func (d *decoding) warn(p *planner) {
 	}
 	p.warn("the merge decodes %d of %s of the base; the output is larger by %s",
 		len(d.as), fault.Count(len(d.weights), "quantised weight"), fileio.FormatBytes(p.base.Bytes()-checkpoint.Stored(d.exact).Bytes()))
+	rounded := make(map[string]int)
+	for name := range d.as {
+		if q := d.weights[name]; q.IsRounded {
+			rounded[q.Scheme]++
+		}
+	}
+	for _, scheme := range slices.Sorted(maps.Keys(rounded)) {
+		p.warn("the values of %s in %s have more bits than a float64, and are rounded to one first", fault.Count(rounded[scheme], "weight"), scheme)
+	}
 	if len(d.as) < len(d.weights) {
 		p.warn("the output holds quantised and plain weights, which not every program loads; set Options.Dequantise to decode all")
 	}

@@ -50,6 +50,8 @@ type Quantised struct {
 	DType  dtype.Type // of the weight before it was quantised, as far as the checkpoint tells
 	Parts  []string   // the stored tensors that hold it, the codes first
 	NBytes int64      // of these
+
+	IsRounded bool // float64 cannot hold the values of the codes, which are rounded to it
 }
 
 // QuantisedOf lists the quantised weights, sorted by name.
@@ -59,7 +61,7 @@ func QuantisedOf(c *Checkpoint) []Quantised {
 	}
 	all := make([]Quantised, len(c.quantisation.weights))
 	for i, w := range c.quantisation.weights {
-		all[i] = Quantised{Name: w.Name, Scheme: w.Scheme, DType: w.DType, Parts: slices.Concat(w.Parts, w.Beside)}
+		all[i] = Quantised{Name: w.Name, Scheme: w.Scheme, DType: w.DType, Parts: slices.Concat(w.Parts, w.Beside), IsRounded: w.IsRounded}
 		for _, part := range all[i].Parts {
 			all[i].NBytes += c.quantisation.stored.refs[part].Tensor.NBytes
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sort"
 	"strings"
@@ -68,7 +69,7 @@ func (f *File) view(shown []Shown) (*File, error) {
 			t.NBytes += p.N
 		}
 	}
-	raw := safetensors.Compose(tensors, f.header.Metadata)
+	raw := safetensors.Compose(tensors, withoutTypes(f.header.Metadata, tensors))
 	h, err := safetensors.ReadAlone(raw)
 	if err != nil {
 		return nil, fmt.Errorf("the tensors do not fit into a safetensors header: %w", err)
@@ -82,6 +83,23 @@ func (f *File) view(shown []Shown) (*File, error) {
 	v := newFile(h, &File{Name: f.Name, Path: f.Path, prefix: prefix, Size: data.size(), data: &data, behind: f, close: f.close, isConverted: f.isConverted})
 	v.setSchemes(shown)
 	return v, nil
+}
+
+// withoutTypes returns the metadata of a file in which torchao described tensors that are plain
+// now, by their names. It calls plain tensors so.
+func withoutTypes(metadata map[string]string, tensors []safetensors.Tensor) map[string]string {
+	isCopy := false
+	for i := range tensors {
+		name := tensors[i].Name
+		if text, ok := metadata[name]; !ok || !strings.HasPrefix(text, `{"_type"`) {
+			continue
+		}
+		if !isCopy {
+			metadata, isCopy = maps.Clone(metadata), true
+		}
+		metadata[name] = `{"_type": "Tensor"}`
+	}
+	return metadata
 }
 
 // setSchemes sets the schemes of the tensors of a view.

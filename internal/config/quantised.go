@@ -2,7 +2,10 @@ package config
 
 import (
 	"encoding/json"
+	"maps"
+	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/internal/jsontext"
 )
@@ -42,7 +45,53 @@ func (t Text) Skip(modules, plain []string) Text {
 	if !ok {
 		field = "modules_to_not_convert"
 	}
+	t = dropLayers(t, modules, quantization, quantizedLayers)
+	switch method {
+	case "compressed-tensors":
+		modules = experts(modules, func(m string) []string { return []string{m, "re:" + regexp.QuoteMeta(m) + `\..*`} })
+	case "modelopt":
+		modules = experts(modules, wildcard)
+	}
 	return Text(skip(t, modules, plain, quantization, field))
+}
+
+// experts replaces the entries of all experts of a layer. Most programs compare the beginnings of
+// names; compressed-tensors compares whole names, and ModelOpt has wildcards.
+func experts(modules []string, entries func(module string) []string) (all []string) {
+	for _, m := range modules {
+		if strings.HasSuffix(m, ".experts") {
+			all = append(all, entries(m)...)
+			continue
+		}
+		all = append(all, m)
+	}
+	return all
+}
+
+func wildcard(module string) []string { return []string{module + "*"} }
+
+// quantizedLayers is the field in which ModelOpt lists the quantised modules of a model that has
+// several schemes.
+const quantizedLayers = "quantized_layers"
+
+// dropLayers removes modules from an object with a field for each quantised module.
+func dropLayers(text []byte, modules []string, path ...string) []byte {
+	var layers map[string]json.RawMessage
+	value, ok := jsontext.Value(text, path...)
+	if !ok || jsontext.Decode([]byte(value), &layers) != nil {
+		return text
+	}
+	n := len(layers)
+	maps.DeleteFunc(layers, func(name string, _ json.RawMessage) bool {
+		if i := strings.Index(name, ".experts."); i >= 0 {
+			name = name[:i+len(".experts")]
+		}
+		return slices.Contains(modules, name)
+	})
+	if len(layers) == n {
+		return text
+	}
+	return jsontext.Set(text, jsontext.Indented(layers), path...)
 }
 
 // SkipModelOpt is Skip for the text of ModelOpt's hf_quant_config.json.
@@ -50,7 +99,8 @@ func (t Text) SkipModelOpt(modules, plain []string) Text {
 	if _, ok := jsontext.Value(t, "quantization"); !ok {
 		return t
 	}
-	return Text(skip(t, modules, plain, "quantization", "exclude_modules"))
+	t = dropLayers(t, modules, "quantization", quantizedLayers)
+	return Text(skip(t, experts(modules, wildcard), plain, "quantization", "exclude_modules"))
 }
 
 // skip adds names to a list of strings.

@@ -151,6 +151,7 @@ func (f *finder) bitsandbytes8(t *Tensor) error {
 		return err
 	}
 	rows, cols := int64(codes.Shape[0]), int64(codes.Shape[1])
+	w.IsRounded = true
 	w.Shape, w.Codec = codes.Shape, &scaled{
 		table: int8s[:], codes: dense(8, cols), rows: rows, cols: cols, scales: blocks(dtype.F32, rows, cols, 1, cols), factor: perByte,
 	}

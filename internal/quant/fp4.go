@@ -67,6 +67,7 @@ func addNVFP4(f *finder, w Weight, divides bool) {
 		f.refuse(w, fault.Mismatch, "%q has %v of shape %d, want one number of F32", second.Name, second.DType, second.Shape)
 		return
 	}
+	w.IsRounded = divides
 	f.add(w.with(&scaled{
 		table: e2m1[:], codes: dense(4, int64(cols)), rows: int64(rows), cols: int64(cols),
 		scales: blocks(dtype.F8E4M3, int64(rows), int64(cols), 1, int64(size)), whole: whole{2, divides},

@@ -35,6 +35,8 @@ type Weight struct {
 	Parts  []string   // the tensors that Codec reads, the codes first
 	Beside []string   // tensors that belong to the codes and do not change the values, such as scales of activations
 	Codec  Codec
+
+	IsRounded bool // the values are rounded to float64
 }
 
 // Refusal is a weight that is stored in a way which this version does not read, or wrongly.
