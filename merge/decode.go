@@ -59,7 +59,7 @@ func (d *decoding) dtypeOf(q *checkpoint.Quantised) dtype.Type {
 
 // settle decodes the weights that change, and those that programs can only load in the same way,
 // and keeps the codes of all others.
-func (d *decoding) settle(p *planner) error {
+func (d *decoding) settle(ctx context.Context, p *planner) error {
 	wanted := make(map[string]dtype.Type)
 	for name := range d.weights {
 		if p.targets[present(p, name)] != nil || p.options.Dequantise || feeds(p, name) {
@@ -74,6 +74,9 @@ func (d *decoding) settle(p *planner) error {
 			WithHint("merge without Options.Undo, and keep the base")
 	case p.options.Dequantise && len(checkpoint.UnreadableOf(d.exact)) > 0:
 		return checkpoint.UnreadableOf(d.exact)[0].Err
+	}
+	if err := checkpoint.CheckCodes(ctx, d.exact, wanted); err != nil {
+		return err
 	}
 	d.as = wanted
 	base, err := checkpoint.Decoding(d.exact, wanted)
@@ -195,13 +198,21 @@ func (d *decoding) addTogether(wanted map[string]dtype.Type) {
 // hfQuantConfig is the file beside config.json in which ModelOpt describes the quantisation.
 const hfQuantConfig = "hf_quant_config.json"
 
+// quantizeConfig is that of AutoGPTQ and GPTQModel. AutoAWQ calls its own quant_config.json.
+const quantizeConfig = "quantize_config.json"
+
 // editQuantisation makes the files beside the weights say which modules are quantised.
 func (d *decoding) editQuantisation(p *planner) error {
 	isWhole := len(d.as) == len(d.weights) && len(checkpoint.UnreadableOf(d.exact)) == 0
 	if isWhole {
-		p.base = checkpoint.WithoutSide(p.base, hfQuantConfig)
+		for _, name := range []string{hfQuantConfig, quantizeConfig, "quant_config.json"} {
+			p.base = checkpoint.WithoutSide(p.base, name)
+		}
 	}
-	modules, plain := d.skipped(), d.plainModules()
+	mixed := config.Mixed{Decoded: d.skipped(), Plain: d.plainModules(), Quantised: d.quantised()}
+	if err := d.checkMix(&mixed); err != nil && !isWhole {
+		return err
+	}
 	edits := map[string]func(config.Text) config.Text{
 		checkpoint.ConfigName: func(t config.Text) config.Text {
 			if d.dtype != dtype.Invalid && isWhole {
@@ -211,11 +222,12 @@ func (d *decoding) editQuantisation(p *planner) error {
 			case isWhole:
 				return t.Dequantise()
 			case t.HasQuantisation():
-				return t.Skip(modules, plain)
+				return t.Skip(mixed)
 			}
 			return t
 		},
-		hfQuantConfig: func(t config.Text) config.Text { return t.SkipModelOpt(modules, plain) },
+		hfQuantConfig:  func(t config.Text) config.Text { return t.SkipModelOpt(mixed.Decoded, mixed.Plain) },
+		quantizeConfig: func(t config.Text) config.Text { return t.SkipGPTQ(mixed) },
 	}
 	for name, edit := range edits {
 		if !p.base.IsDir || !slices.Contains(p.base.Side, name) {
@@ -245,6 +257,35 @@ func (d *decoding) skipped() []string {
 		modules[strings.TrimSuffix(name, ".weight")] = true
 	}
 	return slices.Sorted(maps.Keys(modules))
+}
+
+// quantised lists the modules whose weights the output keeps as codes, sorted.
+func (d *decoding) quantised() (modules []string) {
+	for name := range d.weights {
+		if _, ok := d.as[name]; !ok {
+			modules = append(modules, strings.TrimSuffix(name, ".weight"))
+		}
+	}
+	slices.Sort(modules)
+	return modules
+}
+
+// checkMix refuses a mixed output that no configuration can describe: HQQ's loaders know the
+// modules of all layers by one name.
+func (d *decoding) checkMix(m *config.Mixed) error {
+	if !slices.ContainsFunc(m.Decoded, func(module string) bool {
+		return strings.HasPrefix(d.weights[module+".weight"].Scheme, "HQQ")
+	}) {
+		return nil
+	}
+	decoded := config.TagsHQQ(m.Decoded)
+	for _, module := range m.Quantised {
+		if tag := config.TagsHQQ([]string{module}); slices.Contains(decoded, tag[0]) {
+			return fault.New(fault.Unsupported, "the merge decodes %q of some layers, and programs that load HQQ cannot tell them from %q, which keeps its codes", tag[0], module).
+				WithHint("set Options.Dequantise to decode all weights")
+		}
+	}
+	return nil
 }
 
 // plainModules lists the modules of the base whose matrices are not quantised, and the head, which

@@ -50,13 +50,13 @@ func TestWeightsThatMergeNothing(t *testing.T) {
 	}
 }
 
-// TestCodesOfMLXAreNamed: mlx stores quantised codes under the weight's name, with scales beside
-// it.
-func TestCodesOfMLXAreNamed(t *testing.T) {
+// TestCodesOfMLXNeedTheirConfiguration: several numbers of bits fit the same shapes.
+func TestCodesOfMLXNeedTheirConfiguration(t *testing.T) {
 	dir := t.TempDir()
 	base, adapter := filepath.Join(dir, "base.safetensors"), filepath.Join(dir, "adapter")
 	codes := testkit.Tensor{Name: "q_proj.weight", DType: dtype.U32, Shape: []uint64{4, 1}, Data: make([]byte, 16)}
-	testkit.Write(t, base, testkit.Encode(nil, codes, testkit.Values("q_proj.scales", dtype.F32, []uint64{4, 1}, 1, 1, 1, 1)))
+	ones := func(name string) testkit.Tensor { return testkit.Values(name, dtype.F32, []uint64{4, 1}, 1, 1, 1, 1) }
+	testkit.Write(t, base, testkit.Encode(nil, ones("q_proj.biases"), ones("q_proj.scales"), codes))
 	testkit.WriteAdapter(t, adapter, 1, 1,
 		testkit.Values("base_model.model.q_proj.lora_A.weight", dtype.F32, []uint64{1, 8}, 1, 1, 1, 1, 1, 1, 1, 1),
 		testkit.Values("base_model.model.q_proj.lora_B.weight", dtype.F32, []uint64{4, 1}, 1, 1, 1, 1))
@@ -66,8 +66,8 @@ func TestCodesOfMLXAreNamed(t *testing.T) {
 	}
 	defer src.Close()
 	_, err = merge.Open(context.Background(), base, []merge.Adapter{{Source: src, Name: adapter, Weight: 1}}, merge.Options{})
-	if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "quantised") || !strings.Contains(err.Error(), "q_proj.scales") {
-		t.Errorf("merging into codes: %v, want a refusal that says they are quantised and names the scales", err)
+	if !errors.Is(err, fault.Mismatch) || !strings.Contains(err.Error(), "stored as MLX") || !strings.Contains(err.Error(), "config.json") {
+		t.Errorf("merging into codes: %v, want a refusal that says they are quantised and asks for config.json", err)
 	}
 }
 

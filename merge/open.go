@@ -123,7 +123,7 @@ func newPlan(
 		return nil, err
 	}
 	if d := p.decoding; d != nil {
-		if err := d.settle(p); err != nil {
+		if err := d.settle(ctx, p); err != nil {
 			return nil, err
 		}
 	}

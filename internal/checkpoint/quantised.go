@@ -19,7 +19,9 @@ func quantised(ctx context.Context, c *Checkpoint) (*Checkpoint, error) {
 			tensors = append(tensors, quant.Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape})
 		}
 	}
-	found, err := quant.Recognise(tensors, quant.ReadConfig(c.Config.Quantization, c.Config.DType), func(name string) ([]byte, error) {
+	says := quant.ReadConfig(c.Config.Quantization, c.Config.DType)
+	says.Shape = c.Config.WeightShape
+	found, err := quant.Recognise(tensors, says, func(name string) ([]byte, error) {
 		t := c.refs[name].Tensor
 		text := make([]byte, t.NBytes)
 		return text, t.ReadAt(ctx, text, 0)
@@ -95,11 +97,16 @@ func (q *quantisation) shown(f *File, as func(w *quant.Weight) dtype.Type) []Sho
 
 // decoded shows the values of a weight.
 func (q *quantisation) decoded(w *quant.Weight, d dtype.Type) Shown {
+	n, _ := dtype.NElements(w.Shape)
+	nBytes, _ := d.NBytes(n) // at most 64 times the bytes of the codes
+	return Shown{Name: w.Name, DType: d, Shape: w.Shape, Scheme: w.Scheme, Pieces: []Piece{{q.decoder(w, d), 0, nBytes}}}
+}
+
+// decoder returns a reader of the values of a weight.
+func (q *quantisation) decoder(w *quant.Weight, d dtype.Type) *decoder {
 	parts := make([]*Tensor, len(w.Parts))
 	for i, name := range w.Parts {
 		parts[i] = q.stored.refs[name].Tensor
 	}
-	n, _ := dtype.NElements(w.Shape)
-	nBytes, _ := d.NBytes(n) // at most 64 times the bytes of the codes
-	return Shown{Name: w.Name, DType: d, Shape: w.Shape, Scheme: w.Scheme, Pieces: []Piece{{&decoder{w, parts, d}, 0, nBytes}}}
+	return &decoder{w, parts, d}
 }

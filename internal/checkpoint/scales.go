@@ -19,11 +19,7 @@ func ScalesOf(c *Checkpoint, name string) Reader {
 		if w.Codec = quant.Scales(w.Codec); w.Codec == nil {
 			return nil
 		}
-		parts := make([]*Tensor, len(w.Parts))
-		for i, part := range w.Parts {
-			parts[i] = c.quantisation.stored.refs[part].Tensor
-		}
-		return &decoder{&w, parts, dtype.F64}
+		return c.quantisation.decoder(&w, dtype.F64)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"cmp"
+	"context"
 	"slices"
 
 	"github.com/loratool/loratool/format/dtype"
@@ -67,6 +68,24 @@ func QuantisedOf(c *Checkpoint) []Quantised {
 		}
 	}
 	return all
+}
+
+// CheckCodes reads what belongs to the codes of the quantised weights that wanted names, where the
+// files can hold what no weight has, such as an index beyond its end. Reading the values fails with
+// the same errors.
+func CheckCodes(ctx context.Context, c *Checkpoint, wanted map[string]dtype.Type) error {
+	q := c.quantisation
+	for i := range q.weights {
+		w := &q.weights[i]
+		codec, ok := w.Codec.(quant.Checker)
+		if _, is := wanted[w.Name]; !ok || !is {
+			continue
+		}
+		if err := codec.Check(ctx, q.decoder(w, dtype.F64)); err != nil {
+			return fault.InFile(err, c.Path)
+		}
+	}
+	return nil
 }
 
 // Unreadable is a quantised weight that cannot be read, with the reason.

@@ -27,7 +27,8 @@ type Model struct {
 	HiddenSize         uint64 // of the vector of a token; 0 if config.json does not say
 	Widths             naming.Widths
 	QuantizationMethod string
-	Quantization       json.RawMessage // quantization_config; nil if config.json has none
+	Quantization       json.RawMessage // quantization_config, or quantization of MLX; nil if config.json has neither
+	WeightShape        []uint64        // of the only weight, in the configuration of a layer of HQQ
 	DType              string          // torch_dtype or dtype, of the text model if that has one; "" if config.json does not say
 }
 
@@ -46,6 +47,8 @@ type file struct {
 	Architectures []string        `json:"architectures"`
 	Tie           *bool           `json:"tie_word_embeddings"`
 	Quantization  json.RawMessage `json:"quantization_config"`
+	MLX           json.RawMessage `json:"quantization"`
+	Shape         json.RawMessage `json:"shape"`
 	DType         json.RawMessage `json:"dtype"`
 	TorchDType    json.RawMessage `json:"torch_dtype"`
 	TieOfLFM2     *bool           `json:"tie_embedding"`
@@ -151,15 +154,31 @@ func Parse(text []byte) (Model, error) {
 		c.DType = cmp.Or(text.dtype(), c.DType)
 	}
 	c.Widths.ModelType = c.ModelType
-	if len(f.Quantization) > 0 && string(f.Quantization) != "null" {
-		var q struct {
-			Method string `json:"quant_method"`
-		}
-		jsontext.Decode(f.Quantization, &q) // only the name matters
-		c.QuantizationMethod, c.Quantization = q.Method, f.Quantization
-		if q.Method == "" {
-			c.QuantizationMethod = "unnamed"
-		}
-	}
+	c.setQuantisation(&f)
 	return c, nil
+}
+
+// setQuantisation sets the statements about the quantisation. Configurations of MLX have them
+// twice.
+func (c *Model) setQuantisation(f *file) {
+	jsontext.Decode(f.Shape, &c.WeightShape)
+	var q struct {
+		Method string `json:"quant_method"`
+	}
+	switch {
+	case isMLX(f.MLX):
+		c.QuantizationMethod, c.Quantization = "mlx", f.MLX
+	case len(f.Quantization) > 0 && string(f.Quantization) != "null":
+		jsontext.Decode(f.Quantization, &q) // only the name matters
+		c.QuantizationMethod, c.Quantization = cmp.Or(q.Method, "unnamed"), f.Quantization
+	}
+}
+
+// isMLX reports whether a value is that of quantization in a configuration of MLX.
+func isMLX(text []byte) bool {
+	var q struct {
+		Bits json.RawMessage `json:"bits"`
+		Size json.RawMessage `json:"group_size"`
+	}
+	return jsontext.Decode(text, &q) == nil && (q.Bits != nil || q.Size != nil)
 }

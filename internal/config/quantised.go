@@ -13,19 +13,35 @@ import (
 // quantization is the field of config.json that says how the weights are quantised.
 const quantization = "quantization_config"
 
+// quantizationMLX is that field in configurations of MLX, which repeat it as quantization_config.
+const quantizationMLX = "quantization"
+
 // HasQuantisation reports whether the text says how weights are quantised.
 func (t Text) HasQuantisation() bool {
 	_, ok := jsontext.Value(t, quantization)
-	return ok
+	return ok || t.isMLX()
+}
+
+// isMLX reports whether the text is that of a model of MLX.
+func (t Text) isMLX() bool {
+	value, ok := jsontext.Value(t, quantizationMLX)
+	return ok && isMLX([]byte(value))
 }
 
 // Dequantise removes the statements about quantised weights, for a model whose weights are all
 // plain.
 func (t Text) Dequantise() Text {
-	for _, field := range []string{quantization, "quantization"} {
+	for _, field := range []string{quantization, quantizationMLX} {
 		t = jsontext.Delete(t, field)
 	}
 	return t
+}
+
+// Mixed lists the modules of a model of which some weights are quantised, each list sorted.
+type Mixed struct {
+	Decoded   []string // whose weights were quantised, and are plain now; the experts of a layer are one entry
+	Plain     []string // whose weights were plain before
+	Quantised []string // whose weights are quantised still
 }
 
 // skipLists names the field that lists the modules with plain weights, by the method of
@@ -34,25 +50,90 @@ var skipLists = map[string]string{
 	"bitsandbytes": "llm_int8_skip_modules", "compressed-tensors": "ignore", "modelopt": "ignore",
 }
 
-// Skip adds modules to the list of those with plain weights. Without a list, programs assume that
-// the head and a few others have plain weights; a new list gets all, which plain lists.
-func (t Text) Skip(modules, plain []string) Text {
+// Skip states which modules have plain weights, as the loaders of each method of quantisation read
+// it. Most have a list of them. Without one, programs assume that the head and a few others have
+// plain weights; a new list gets all that are.
+func (t Text) Skip(m Mixed) Text {
+	if t.isMLX() {
+		return t.skipMLX(m.Decoded)
+	}
 	var method string
 	if value, ok := jsontext.Value(t, quantization, "quant_method"); ok {
 		jsontext.Decode([]byte(value), &method)
+	}
+	switch method {
+	case "gptq":
+		return t.skipGPTQ(m, quantization)
+	case "auto-round", "intel/auto-round":
+		return t.member(m.Decoded, `{"bits": 16, "data_type": "fp"}`, quantization, "extra_config")
+	case "hqq":
+		return Text(skip(t, TagsHQQ(m.Decoded), []string{"lm_head"}, quantization, "skip_modules"))
 	}
 	field, ok := skipLists[method]
 	if !ok {
 		field = "modules_to_not_convert"
 	}
-	t = dropLayers(t, modules, quantization, quantizedLayers)
+	t = dropLayers(t, m.Decoded, quantization, quantizedLayers)
+	modules := m.Decoded
 	switch method {
 	case "compressed-tensors":
 		modules = experts(modules, func(m string) []string { return []string{m, "re:" + regexp.QuoteMeta(m) + `\..*`} })
 	case "modelopt":
 		modules = experts(modules, wildcard)
 	}
-	return Text(skip(t, modules, plain, quantization, field))
+	return Text(skip(t, modules, m.Plain, quantization, field))
+}
+
+// SkipGPTQ is Skip for the text of AutoGPTQ's and GPTQModel's quantize_config.json.
+func (t Text) SkipGPTQ(m Mixed) Text { return t.skipGPTQ(m) }
+
+// skipGPTQ states what the loaders of GPTQ read: GPTQModel and vLLM exclude modules whose names
+// match a pattern in dynamic, and optimum and vLLM take those alone that
+// modules_in_block_to_quantize lists, by the ends of their names.
+func (t Text) skipGPTQ(m Mixed, at ...string) Text {
+	patterns := make([]string, len(m.Decoded))
+	for i, module := range m.Decoded {
+		end := "$"
+		if strings.HasSuffix(module, ".experts") {
+			end = `(\.|$)`
+		}
+		patterns[i] = "-:^" + regexp.QuoteMeta(module) + end
+	}
+	t = t.member(patterns, "{}", append(slices.Clone(at), "dynamic")...)
+	return jsontext.Set(t, jsontext.Indented([][]string{m.Quantised}), append(slices.Clone(at), "modules_in_block_to_quantize")...)
+}
+
+// skipMLX says false for modules, in both places.
+func (t Text) skipMLX(modules []string) Text {
+	t = t.member(modules, "false", quantizationMLX)
+	if _, ok := jsontext.Value(t, quantization); ok {
+		t = t.member(modules, "false", quantization)
+	}
+	return t
+}
+
+// member sets members of the object at a path to a value. New ones come first.
+func (t Text) member(names []string, value string, path ...string) Text {
+	if object, ok := jsontext.Value(t, path...); !ok || !strings.HasPrefix(object, "{") {
+		t = jsontext.Set(t, "{}", path...)
+	}
+	for _, name := range slices.Backward(names) {
+		t = jsontext.Set(t, value, append(slices.Clone(path), name)...)
+	}
+	return t
+}
+
+// TagsHQQ returns the names by which HQQ's loaders know modules, sorted: they have no numbers of
+// layers, so one stands for all layers.
+func TagsHQQ(modules []string) (tags []string) {
+	for _, module := range modules {
+		parts := slices.DeleteFunc(strings.Split(module, "."), func(s string) bool {
+			return s == "model" || s == "layers" || strings.Trim(s, "0123456789") == ""
+		})
+		tags = append(tags, strings.Join(parts, "."))
+	}
+	slices.Sort(tags)
+	return slices.Compact(tags)
 }
 
 // experts replaces the entries of all experts of a layer. Most programs compare the beginnings of

@@ -7,6 +7,7 @@ type buffers struct {
 	codes, scales, unpacked, order []byte
 	values, zeros, wholes          []float64
 	lines                          []float64
+	index                          []int32
 }
 
 var kept = sync.Pool{New: func() any { return new(buffers) }}

@@ -1,6 +1,7 @@
 package quant
 
 import (
+	"cmp"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -12,11 +13,34 @@ import (
 // Config holds the statements of config.json about the quantisation. The tensors themselves tell
 // how they are stored; the configuration decides where they leave a choice.
 type Config struct {
-	Method string      // quant_method, "" if it does not say
-	Blocks [][2]uint64 // sizes of blocks of FP8, rows first
-	Bits   []uint64    // widths of integers in groups of compressed-tensors
-	Groups []uint64    // numbers of columns with a scale
-	DType  dtype.Type  // of the model before it was quantised, Invalid if it does not say
+	Method  string      // quant_method, "" if it does not say
+	Blocks  [][2]uint64 // sizes of blocks of FP8, rows first
+	Bits    []uint64    // widths of integers in groups of compressed-tensors
+	Groups  []uint64    // numbers of columns with a scale
+	DType   dtype.Type  // of the model before it was quantised, Invalid if it does not say
+	Format  string      // checkpoint_format of GPTQ, version of AWQ, packing_format of AutoRound
+	Group   Group       // of modules that Modules does not have
+	Modules map[string]Group
+	HQQ     Group
+	Shape   []uint64 // of a layer of HQQ that is stored alone; the caller sets it
+
+	isByGPTQModel bool
+}
+
+// Group says how many bits a code has, and how many elements share a scale; 0 if the configuration
+// does not say.
+type Group struct {
+	Bits, Size int64
+	Mode       string // of MLX
+	Axis       *int64 // of HQQ
+}
+
+// groupOfModule returns the group of a module.
+func (c *Config) groupOfModule(module string) Group {
+	if g, ok := c.Modules[module]; ok {
+		return g
+	}
+	return c.Group
 }
 
 // ReadConfig reads the text of a quantization_config, or of none, and the name of the model's
@@ -40,6 +64,7 @@ func ReadConfig(text []byte, model string) (c Config) {
 	}
 	jsontext.Decode(text, &q)
 	jsontext.Decode(q.Method, &c.Method)
+	c.readGroups(text)
 	c.addBlock(q.Block)
 	var groups map[string]json.RawMessage
 	jsontext.Decode(q.Groups, &groups)
@@ -77,6 +102,67 @@ func addNumber(to []uint64, text []byte, most uint64) []uint64 {
 		to = append(to, n)
 	}
 	return to
+}
+
+// readGroups reads the fields of GPTQ, AWQ, MLX and HQQ. MLX has an object for each module whose
+// group differs from the others.
+func (c *Config) readGroups(text []byte) {
+	var q struct {
+		CheckpointFormat json.RawMessage `json:"checkpoint_format"`
+		Format           json.RawMessage `json:"format"`
+		Version          json.RawMessage `json:"version"`
+		Packing          json.RawMessage `json:"packing_format"`
+		Meta             json.RawMessage `json:"meta"`
+		HQQ              json.RawMessage `json:"quant_config"`
+	}
+	jsontext.Decode(text, &q)
+	for _, field := range []json.RawMessage{q.CheckpointFormat, q.Packing, q.Version, q.Format} {
+		if c.Format == "" {
+			jsontext.Decode(field, &c.Format)
+		}
+	}
+	var meta struct {
+		Quantizer json.RawMessage `json:"quantizer"`
+	}
+	jsontext.Decode(q.Meta, &meta)
+	c.isByGPTQModel = strings.Contains(strings.ToLower(string(meta.Quantizer)), "gptqmodel")
+	var params struct {
+		Weight json.RawMessage `json:"weight_quant_params"`
+	}
+	jsontext.Decode(q.HQQ, &params)
+	c.Group, _ = readGroup(text)
+	c.HQQ, _ = readGroup(params.Weight)
+	var modules map[string]json.RawMessage
+	jsontext.Decode(text, &modules)
+	for name, field := range modules {
+		if g, ok := readGroup(field); ok {
+			if c.Modules == nil {
+				c.Modules = make(map[string]Group)
+			}
+			g.Mode = cmp.Or(g.Mode, c.Group.Mode)
+			c.Modules[name] = g
+		}
+	}
+}
+
+// readGroup reads an object that says bits or the size of a group.
+func readGroup(text []byte) (g Group, ok bool) {
+	var fields struct {
+		Bits  json.RawMessage `json:"bits"`
+		NBits json.RawMessage `json:"nbits"`
+		Size  json.RawMessage `json:"group_size"`
+		Mode  json.RawMessage `json:"mode"`
+		Axis  json.RawMessage `json:"axis"`
+	}
+	if jsontext.Decode(text, &fields) != nil {
+		return g, false
+	}
+	jsontext.Decode(fields.NBits, &g.Bits)
+	jsontext.Decode(fields.Bits, &g.Bits)
+	jsontext.Decode(fields.Size, &g.Size)
+	jsontext.Decode(fields.Mode, &g.Mode)
+	jsontext.Decode(fields.Axis, &g.Axis)
+	return g, g.Bits != 0 || g.Size != 0
 }
 
 // addBlock adds the size of a block, a list of two numbers.

@@ -50,9 +50,15 @@ type Refusal struct {
 // Codec computes the values of a weight. Any number of goroutines may use one.
 type Codec interface {
 	// Decode writes elements at, at+1, … of the weight, in row-major order, to dst. The elements
-	// must exist. Its only errors are those of parts, and of lists of groups that changed since
-	// Recognise read them.
+	// must exist. Its errors are those of parts, those that Checker tells of, and those of lists of
+	// groups that changed since Recognise read them.
 	Decode(ctx context.Context, dst []float64, at int64, parts Parts) error
+}
+
+// Checker is implemented by codecs of weights whose tensors can hold what no weight has, such as an
+// index beyond its end. Decode returns the same errors.
+type Checker interface {
+	Check(ctx context.Context, parts Parts) error
 }
 
 // Parts reads the stored tensors of a weight.

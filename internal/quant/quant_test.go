@@ -54,11 +54,17 @@ func load(t testing.TB, dir string) *stored {
 	}
 	var c struct {
 		Quantization json.RawMessage `json:"quantization_config"`
+		MLX          json.RawMessage `json:"quantization"`
+		Shape        []uint64        `json:"shape"`
 	}
 	if err := json.Unmarshal(text, &c); err != nil {
 		t.Fatal(err)
 	}
+	if c.MLX != nil {
+		c.Quantization = c.MLX
+	}
 	s.config = quant.ReadConfig(c.Quantization, "")
+	s.config.Shape = c.Shape
 	return s
 }
 
@@ -150,8 +156,11 @@ func TestValuesAreThoseOfTheLibraries(t *testing.T) {
 		"fp8_block_ue8m0": "FP8 in blocks of 128×128 BF16", "ct_fp8_block": "FP8 in blocks of 128×128 BF16",
 		"ct_fp8_channel": "FP8 with a scale per row BF16", "ct_fp8_tensor": "FP8 with one scale BF16",
 		"ct_mxfp8": "MXFP8 BF16", "gptoss_mxfp4": "MXFP4 BF16", "bnb_int8": "INT8 of bitsandbytes BF16",
-		"bnb_nf4_dq_bfloat16_96x128":   "NF4 of bitsandbytes with double quantisation BF16",
-		"bnb_nf4_dq_bfloat16_40x72":    "NF4 of bitsandbytes with double quantisation BF16",
+		"bnb_nf4_dq_bfloat16_96x128": "NF4 of bitsandbytes with double quantisation BF16",
+		"bnb_nf4_dq_bfloat16_40x72":  "NF4 of bitsandbytes with double quantisation BF16",
+		"gptq_v1_seq":                "GPTQ in 4 bits F16", "gptq_v2_desc": "GPTQ v2 in 4 bits F16", "awq_gemm": "AWQ in 4 bits F16",
+		"hqq_4b_g64_axis1": "HQQ in 4 bits F32", "mlx_affine_4b_g64_bfloat16": "MLX in 4 bits and groups of 64 BF16",
+		"mlx_affine_8b_g64_float32": "MLX in 8 bits and groups of 64 F32", "mlx_mxfp4": "MXFP4 BF16",
 		"bnb_nf4_plain_float16_96x128": "NF4 of bitsandbytes F16", "bnb_fp4_dq_float32_96x128": "FP4 of bitsandbytes with double quantisation F32",
 		"ct_nvfp4": "NVFP4 of compressed-tensors BF16", "modelopt_nvfp4": "NVFP4 of ModelOpt BF16", "ct_mxfp4": "MXFP4 BF16", "ct_mxfp6": "MXFP6 BF16",
 		"ct_w4_sym_g128": "INT4 of compressed-tensors BF16", "ct_w4_asym_g32": "INT4 of compressed-tensors with zero points BF16",
@@ -633,8 +642,7 @@ func TestOtherSchemesAreRefusedByName(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"awq_gemm": "GPTQ or AWQ", "quanto_int4": "Quanto in 4 or 2 bits", "gptq_v1_seq": "GPTQ", "gptq_v2_desc": "GPTQ",
-		"hqq_4b_g64_axis1": "HQQ", "mlx_affine_4b_g64_bfloat16": "MLX", "mlx_affine_8b_g64_float32": "MLX", "mlx_mxfp4": "MLX",
+		"quanto_int4": "Quanto in 4 or 2 bits",
 	}
 	if len(headers) != len(want) {
 		t.Errorf("there are headers of %d checkpoints, want %d", len(headers), len(want))

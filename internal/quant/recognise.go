@@ -30,5 +30,6 @@ func Recognise(tensors []Tensor, c Config, read func(name string) ([]byte, error
 var schemes = []func(*finder, *Tensor) error{
 	(*finder).bitsandbytes4, (*finder).bitsandbytes8, (*finder).gptOSS, (*finder).deepSeekV4,
 	findPacked, findBytes, findModelOpt, findTorchAO, findQuanto,
+	findGPTQ, findMLX, findHQQ,
 	(*finder).others, (*finder).fp8, (*finder).leftovers,
 }

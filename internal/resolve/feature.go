@@ -44,6 +44,7 @@ var features = []feature{
 	{verdict: Applied, title: "bases in safetensors, or in pickles of torch.save (pytorch_model.bin, .pt, .pth, .ckpt), which become safetensors"},
 	{verdict: Applied, title: "plain, sharded and mixed-dtype bases"},
 	{verdict: Applied, title: "bases quantised to FP8 (DeepSeek, compressed-tensors, fbgemm, ModelOpt, MXFP8), MXFP4 (gpt-oss, DeepSeek-V4), NF4, FP4 and INT8 (bitsandbytes), NVFP4 (ModelOpt, compressed-tensors), integers of compressed-tensors, and 8 bits of torchao and Quanto: adapted weights become 16 bits, all others keep their codes"},
+	{verdict: Applied, title: "bases of GPTQ (2, 4 and 8 bits, v1 and v2, with and without act order), of AWQ (gemm), of MLX and of HQQ, in the same way"},
 	{verdict: Applied, title: "initialised by gaussian, orthogonal, EVA or MiCA, which leave the base alone"},
 	{name: format.FeatureBDLoRA, verdict: Applied, title: "BD-LoRA (use_bdlora): block-diagonal factors, stored compact"},
 	{name: format.FeatureConvolution, verdict: Applied, title: "convolutions of one, two and three dimensions"},
@@ -157,7 +158,7 @@ var features = []feature{
 		why:    "a tensor has no known meaning",
 		remedy: "the program that wrote it may be newer than this loratool: try a newer loratool"},
 	{verdict: Refused, title: "a convolution in groups: the weight has no place for the update"},
-	{verdict: Refused, title: "an adapted tensor of the base is quantised in another way (GPTQ, AWQ, MLX, Marlin, …), or stored in less than 16 bits without scales"},
+	{verdict: Refused, title: "an adapted tensor of the base is quantised in another way (AQLM, EXL2, Marlin, …), or stored in less than 16 bits without scales"},
 	{verdict: Refused, title: "the base lacks a tensor that the adapter changes, or has it in another shape"},
 }
 

@@ -16,7 +16,9 @@ KEEP = ["fp8_block_128", "fp8_block_ragged_576x256", "fp8_block_ragged_192x256",
         "ct_nvfp4", "modelopt_nvfp4", "ct_mxfp4", "ct_mxfp6", "ct_w4_sym_g128", "ct_w4_asym_g32", "ct_w3_sym_g128", "ct_w8_sym_g128",
         "ct_w4_asym_channel_37x45", "ct_w5_asym_g16_40x64", "ct_w3_asym_g32_70x96", "ct_w8_asym_g32_10x64", "ct_w2_sym_tensor_9x50",
         "ct_w4_asym_experts_3x20x64", "ct_w4_actorder_g16", "ct_w3_gaps_g32", "ct_w8a8_channel", "ct_w8a8_asym_channel", "ct_w8a8_tensor",
-        "torchao_int8", "torchao_int8_group", "torchao_intx4_asym", "torchao_float8", "quanto_int8", "quanto_float8"]
+        "torchao_int8", "torchao_int8_group", "torchao_intx4_asym", "torchao_float8", "quanto_int8", "quanto_float8",
+        "gptq_v1_seq", "gptq_v2_desc", "awq_gemm", "hqq_4b_g64_axis1", "mlx_affine_4b_g64_bfloat16", "mlx_affine_8b_g64_float32", "mlx_mxfp4"]
+TWICE = ("hqq_", "mlx_affine_")  # their libraries round twice
 NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
@@ -41,6 +43,8 @@ def truth(exact, refs):
 
 for name in KEEP:
     src, dst = f"{OUT}/{name}", f"{HERE}/{name}"
+    if not os.path.isdir(src):
+        continue  # made in another run
     os.makedirs(dst, exist_ok=True)
     for f in ("model.safetensors", "config.json", "META.json"):
         shutil.copy(f"{src}/{f}", f"{dst}/{f}")
@@ -55,7 +59,7 @@ for name in KEEP:
         all = {"m.weight": truth(exact, [t["ref_f32"]])}
     else:
         weight, = [k for k in q if k.endswith(".weight")] or ["m.weight"]
-        refs = [t[k] for k in t if k.startswith("ref") and (name, k) != ("modelopt_nvfp4", "ref_f32")]  # rounded twice
+        refs = [t[k] for k in t if k.startswith("ref") and not name.startswith(TWICE) and (name, k) != ("modelopt_nvfp4", "ref_f32")]  # rounded twice
         all = {weight: truth(t["exact_f64"], refs)}
     json.dump(all, open(f"{dst}/truth.json", "w"), indent=1)
 
