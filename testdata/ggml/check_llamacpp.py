@@ -1,5 +1,5 @@
-"""Shows that llama.cpp loads what loratool merges into GGUF bases: a tiny Llama with random weights, which
-llama.cpp's own quantiser stores in many types, merged with an adapter of PEFT's layout and with the same
+"""Shows that llama.cpp loads what loratool merges into GGUF bases: a tiny Llama with random weights, whose
+layers llama.cpp's own quantisers store in every type that gguf-py decodes, merged with an adapter of PEFT's layout and with the same
 as a GGUF file. NumPy merges the same in float64 and rounds once to the types of the output: the bytes of
 the merged tensors have to be equal, and so the logits. Beside the perplexity of each output stand those of
 the base, of an exact merge in F32, and of the base with the adapter that llama.cpp applies while it runs.
@@ -18,6 +18,7 @@ import sys
 import tempfile
 
 import numpy as np
+from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFReader, GGUFWriter, LlamaFileType, dequantize, quantize
 from llama_cpp import llama_cpp as llama
@@ -88,13 +89,32 @@ def make():
 
 
 def quantise(name):
-    params = llama.llama_model_quantize_default_params()
-    params.ftype, params.pure, params.nthread = FTYPES[name], True, 1
-    assert llama.llama_model_quantize(f"{D}/base-F32.gguf".encode(), f"{D}/base-{name}.gguf".encode(), ctypes.byref(params)) == 0
+    """Stores the matrices of the layers in a type, with an importance matrix of ones where the type needs one.
+    NVFP4 has a scale beside each."""
+    tensors, ones = {}, np.ones(FF, np.float32)
+    for t in GGUFReader(f"{D}/base-F32.gguf").tensors:
+        x = np.ascontiguousarray(t.data)
+        tensors[t.name] = x.view(np.uint8), t.tensor_type
+        if ".attn_norm" in t.name or ".ffn_norm" in t.name or not t.name.startswith("blk."):
+            continue
+        if name == "NVFP4":
+            scale = np.float32(abs(x).max() / (6 * 448))
+            tensors[t.name.replace(".weight", ".scale")] = np.array([scale])
+            x = x / scale
+        if name in ("F16", "BF16"):
+            tensors[t.name] = rounded(x.astype(np.float64), Type[name]), Type[name]
+            continue
+        elements, size = GGML_QUANT_SIZES[Type[name]]
+        blocks = np.empty((x.shape[0], x.shape[1] // elements * size), np.uint8)
+        imatrix = ones.ctypes.data_as(ctypes.c_void_p) if name in ("IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ1_M") else None
+        GGML.ggml_quantize_chunk(int(Type[name]), x.ctypes.data_as(ctypes.c_void_p), blocks.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(0),
+                                 ctypes.c_int64(x.shape[0]), ctypes.c_int64(x.shape[1]), imatrix)
+        tensors[t.name] = blocks, Type[name]
+    write(f"{D}/base-{name}.gguf", tensors, "model")
 
 
-FTYPES = {"F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18,
-          "IQ4_NL": 25, "IQ4_XS": 30}
+TYPES = ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S",
+         "IQ1_S", "IQ1_M", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"]
 
 
 def logits(path, adapter=None):
@@ -140,10 +160,19 @@ def merged_by_numpy(base, like):
     """Merges with NumPy, to numpy.gguf in the types of the file like, and exactly to f32.gguf. Returns how
     many merged tensors differ from those of like, of how many."""
     same, exact, different = {}, {}, 0
-    got = {t.name: t for t in GGUFReader(like).tensors}
-    for t in GGUFReader(base).tensors:
+    got, of = ({t.name: t for t in GGUFReader(path).tensors} for path in (like, base))
+    for t in of.values():
+        scale = t.name.replace(".weight", ".scale")
+        if t.name.endswith(".scale"):  # goes into the values of what is merged
+            if t.name in got:
+                merged = t.name.replace(".scale", ".weight") in DELTAS
+                same[t.name] = np.array([1], np.float32) if merged else np.array(t.data)
+                different += got[t.name].data.tobytes() != same[t.name].tobytes()
+            continue
         x = dequantize(t.data, t.tensor_type).astype(np.float64).reshape([int(n) for n in reversed(t.shape)])
         same[t.name] = t.data.view(np.uint8), t.tensor_type
+        if scale in of and scale != t.name:
+            x *= float(of[scale].data[0])
         if t.name in DELTAS:
             x = x + DELTAS[t.name]
             kind = got[t.name].tensor_type
@@ -156,6 +185,7 @@ def merged_by_numpy(base, like):
 
 
 llama.llama_backend_init()
+GGML = ctypes.CDLL(os.path.join(os.environ.get("LLAMA_CPP_LIB_PATH") or os.path.dirname(llama.__file__) + "/lib", "libggml-base.so"))
 if path := os.environ.get("LLAMA_CPP_LIB_PATH"):
     load = ctypes.CDLL(os.path.join(path, "libggml.so")).ggml_backend_load_all_from_path
     load(path.encode())
@@ -164,7 +194,7 @@ llama.llama_log_set(QUIET, ctypes.c_void_p(0))
 SEQUENCE = rng.integers(VOCAB, size=TOKENS)
 DELTAS = make()
 print("base    adapter   flags            merged to       perplexity of: base, output, F32, run time; largest difference of logits to NumPy's")
-for name in sys.argv[2:] or ["F32", *FTYPES]:
+for name in sys.argv[2:] or ["F32", *TYPES]:
     base, out = f"{D}/base-{name}.gguf", f"{D}/out.gguf"
     if name != "F32":
         quantise(name)
@@ -176,6 +206,8 @@ for name in sys.argv[2:] or ["F32", *FTYPES]:
             continue
         different, of = merged_by_numpy(base, out)
         got, want = logits(out), logits(f"{D}/numpy.gguf")
+        # llama.cpp applies no adapter to a gate in NVFP4
+        at_run_time = math.nan if name == "NVFP4" else perplexity(logits(base, f"{D}/lora.gguf"))
         kinds = sorted({t.tensor_type.name for t in GGUFReader(out).tensors if t.name in DELTAS})
         print(f"{line} {'/'.join(kinds):8s} {perplexity(logits(base)):9.4f} {perplexity(got):9.4f} {perplexity(logits(D + '/f32.gguf')):9.4f} "
-              f"{perplexity(logits(base, D + '/lora.gguf')):9.4f}   {abs(got - want).max():.2g} of {abs(want).max():.3g}; {different} of {of} tensors differ")
+              f"{at_run_time:9.4f}   {abs(got - want).max():.2g} of {abs(want).max():.3g}; {different} of {of} tensors differ")
