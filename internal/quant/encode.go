@@ -24,6 +24,14 @@ const (
 	// NF4 has codes of 4 bits, and amax in F32 for 64 elements of the flattened weight, as
 	// bitsandbytes without double quantisation.
 	NF4
+	// NVFP4 has codes of 4 bits, and a scale in F8_E4M3 for 16 elements of a row, divided by one of
+	// the whole matrix in F32: those of compressed-tensors for weights in F32, RN(g · amax/6) with
+	// g = 2688/amax of the matrix. Its codes are rounded to even.
+	NVFP4
+	// INT4 has integers from −8 to 7, and a scale in F32 for 128 elements of a row, amax/7.5, as
+	// compressed-tensors has them for weights in F32. compressed-tensors does not quantise a weight
+	// whose rows end within a group; here their last groups are short.
+	INT4
 	// Q8_0, Q4_0, Q4_1, Q5_0 and Q5_1 are types of GGUF: blocks of 32 elements of a row, as
 	// llama-quantize makes them on x86-64.
 	Q8_0
@@ -34,7 +42,7 @@ const (
 )
 
 // Encodings lists the names of the encodings, in the order of their values from 1 on.
-var Encodings = []string{"fp8", "mxfp4", "nf4", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"}
+var Encodings = []string{"fp8", "mxfp4", "nf4", "nvfp4", "int4", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"}
 
 // ParseEncoding returns the encoding with a name.
 func ParseEncoding(name string) (e Encoding, ok bool) {
@@ -62,6 +70,10 @@ func (e Encoding) Stores(scheme string) bool {
 		return scheme == "MXFP4"
 	case NF4:
 		return strings.HasPrefix(scheme, "NF4 ")
+	case NVFP4:
+		return strings.HasPrefix(scheme, "NVFP4 ")
+	case INT4:
+		return strings.HasPrefix(scheme, "INT4 of compressed-tensors") && !strings.Contains(scheme, "zero points")
 	}
 	return false
 }
@@ -72,6 +84,9 @@ func (e Encoding) FitsAlong(n int) bool {
 	elements, _ := t.Block()
 	return !ok || n%int(elements) == 0
 }
+
+// NeedsLargest reports whether Encode needs the largest magnitude of the whole matrix.
+func (e Encoding) NeedsLargest() bool { return e == NVFP4 }
 
 // RowsAtOnce returns a number of rows whose multiples can be encoded alone: no block begins in such
 // a part of the weight and ends in another.
@@ -101,8 +116,9 @@ const AcrossAtOnce = blockFP8
 
 // Sides of blocks.
 const (
-	blockFP8 = 128
-	blockNF4 = 64
+	blockFP8  = 128
+	blockNF4  = 64
+	groupINT4 = 128
 )
 
 // Memory is kept between calls of RoundTrip. The zero value is ready.
@@ -112,8 +128,9 @@ type Memory struct {
 }
 
 // RoundTrip writes the values of a matrix after a quantisation with fresh scales: of all rows, or
-// of a multiple of RowsAtOnce from such a multiple on. FitsAlong(cols) must be true.
-func (e Encoding) RoundTrip(dst []float64, x []float32, rows, cols int, m *Memory) {
+// of a multiple of RowsAtOnce from such a multiple on. amax is Largest of the whole matrix, if the
+// encoding needs it. FitsAlong(cols) must be true.
+func (e Encoding) RoundTrip(dst []float64, x []float32, rows, cols int, amax float32, m *Memory) {
 	if t, ok := e.ofGGML(); ok {
 		elements, size := t.Block()
 		blocks := sized(&m.codes, int64(len(x))/elements*size)
@@ -122,14 +139,28 @@ func (e Encoding) RoundTrip(dst []float64, x []float32, rows, cols int, m *Memor
 		return
 	}
 	codes := sized(&m.codes, int64(len(x)))
-	m.scales = e.Encode(codes, m.scales[:0], x, rows, cols)
+	m.scales = e.Encode(codes, m.scales[:0], x, rows, cols, amax)
 	e.Decode(dst, codes, m.scales, rows, cols)
 }
 
+// group returns the number of elements of a row that share a scale, 0 for other blocks.
+func (e Encoding) group() int {
+	switch e {
+	case MXFP4:
+		return groupMX
+	case NVFP4:
+		return groupNV
+	case INT4:
+		return groupINT4
+	}
+	return 0
+}
+
 // Encode quantises the rows of a matrix with fresh scales: all rows, or a multiple of RowsAtOnce
-// from such a multiple on. It writes a code for each element, and appends the scales to scales. The
-// types of GGUF have no codes apart from their blocks, and no scales; RoundTrip knows them.
-func (e Encoding) Encode(codes []byte, scales []float32, x []float32, rows, cols int) []float32 {
+// from such a multiple on. amax is Largest of the whole matrix, if the encoding needs it. Encode
+// writes a code for each element, and appends the scales to scales. The types of GGUF have no codes
+// apart from their blocks, and no scales; RoundTrip knows them.
+func (e Encoding) Encode(codes []byte, scales []float32, x []float32, rows, cols int, amax float32) []float32 {
 	switch e {
 	case FP8:
 		for i := 0; i < rows; i += blockFP8 {
@@ -138,11 +169,12 @@ func (e Encoding) Encode(codes []byte, scales []float32, x []float32, rows, cols
 				scales = append(scales, b.encode(codes))
 			}
 		}
-	case MXFP4:
+	case MXFP4, NVFP4, INT4:
+		global := globalNVFP4(amax)
 		for i := range rows {
-			for j := 0; j < cols; j += groupMX {
-				at, end := i*cols+j, i*cols+min(cols, j+groupMX)
-				scales = append(scales, encodeMXFP4(codes[at:end], x[at:end]))
+			for j := 0; j < cols; j += e.group() {
+				at, end := i*cols+j, i*cols+min(cols, j+e.group())
+				scales = append(scales, e.encodeGroup(codes[at:end], x[at:end], global))
 			}
 		}
 	case NF4:
@@ -164,10 +196,10 @@ func (e Encoding) Decode(dst []float64, codes []byte, scales []float32, rows, co
 			switch e {
 			case FP8:
 				block = i/blockFP8*across + j/blockFP8
-			case MXFP4:
-				block = i*((cols+groupMX-1)/groupMX) + j/groupMX
 			case NF4:
 				block = at / blockNF4
+			default:
+				block = i*((cols+e.group()-1)/e.group()) + j/e.group()
 			}
 			dst[at] = table[codes[at]] * float64(scales[block])
 		}
@@ -178,8 +210,10 @@ func (e Encoding) table() []float64 {
 	switch e {
 	case FP8:
 		return e4m3[:]
-	case MXFP4:
+	case MXFP4, NVFP4:
 		return e2m1[:]
+	case INT4:
+		return offsetCodes[4][:16]
 	}
 	return nf4[:]
 }
@@ -196,8 +230,10 @@ func (e Encoding) Nearest(dst, x, scales []float64) {
 		switch e {
 		case FP8:
 			y = e4m3[codeE4M3.of(y)]
-		case MXFP4:
+		case MXFP4, NVFP4:
 			y = e2m1[codeE2M1.of(y)]
+		case INT4:
+			y = math.RoundToEven(min(7, max(-8, y)))
 		case NF4:
 			y = nf4[nearestNF4(y)]
 		}
@@ -218,7 +254,7 @@ type tile struct {
 func (b *tile) encode(codes []byte) float32 {
 	var amax float32
 	for i := b.row0; i < b.row1; i++ {
-		amax = max(amax, largest(b.x[i*b.cols+b.col0:i*b.cols+b.col1]))
+		amax = max(amax, Largest(b.x[i*b.cols+b.col0:i*b.cols+b.col1]))
 	}
 	by := float32(1)
 	if amax > 0 {
@@ -232,9 +268,63 @@ func (b *tile) encode(codes []byte) float32 {
 	return 1 / by
 }
 
+// encodeGroup quantises elements of a row that share a scale, and returns it. global is that of the
+// matrix, for NVFP4.
+func (e Encoding) encodeGroup(codes []byte, x []float32, global float32) float32 {
+	switch e {
+	case NVFP4:
+		return encodeNVFP4(codes, x, global)
+	case INT4:
+		return encodeINT4(codes, x)
+	}
+	return encodeMXFP4(codes, x)
+}
+
+// globalNVFP4 returns the scale of a matrix by which those of its groups are divided.
+func globalNVFP4(amax float32) float32 {
+	g := 1 / max(amax, 0x1p-126) * (448 * 6) // torch divides a number by a tensor so
+	if g-g != 0 {
+		return 1
+	}
+	return g
+}
+
+// encodeNVFP4 quantises a group of NVFP4, and returns its scale, divided by that of the matrix.
+func encodeNVFP4(codes []byte, x []float32, global float32) float32 {
+	const least = 0.125 // in place of 0
+	scale := float32(e4m3[codeE4M3.of(float64(global*(Largest(x)/6)))])
+	if scale == 0 {
+		scale = least
+	}
+	scale /= global
+	for i, v := range x {
+		if v /= scale; v == 0 {
+			v = 0 // without a sign
+		}
+		codes[i] = codeE2M1.of(float64(v))
+	}
+	return scale
+}
+
+// encodeINT4 quantises a group of INT4, and returns its scale. A code is an integer and 8.
+func encodeINT4(codes []byte, x []float32) float32 {
+	scale := Largest(x) / 7.5
+	if scale == 0 {
+		scale = 0x1p-23 // least
+	}
+	for i, v := range x {
+		q := float64(v / scale)
+		if q != q {
+			q = 0
+		}
+		codes[i] = byte(8 + math.RoundToEven(min(7, max(-8, q))))
+	}
+	return scale
+}
+
 // encodeMXFP4 quantises a block of MXFP4, and returns its scale.
 func encodeMXFP4(codes []byte, x []float32) float32 {
-	amax := largest(x)
+	amax := Largest(x)
 	exponent := max(0, int(math.Float32bits(amax)>>23)-2)
 	if amax != amax {
 		exponent = 255
@@ -251,7 +341,7 @@ func encodeMXFP4(codes []byte, x []float32) float32 {
 // divides the last block of a weight if it is short.
 func encodeNF4(codes []byte, x []float32) float32 {
 	const least = 1e-38
-	amax := largest(x)
+	amax := Largest(x)
 	by := 1 / max(amax, least)
 	isShort := len(x) < blockNF4
 	if isShort {
@@ -266,8 +356,8 @@ func encodeNF4(codes []byte, x []float32) float32 {
 	return amax
 }
 
-// largest returns the largest magnitude, NaN if there is one.
-func largest(x []float32) (amax float32) {
+// Largest returns the largest magnitude, NaN if there is one.
+func Largest(x []float32) (amax float32) {
 	for _, v := range x {
 		amax = max(amax, math.Float32frombits(math.Float32bits(v)&^(1<<31)))
 	}

@@ -50,7 +50,7 @@ func TestCodesAreThoseOfTheLibraries(t *testing.T) {
 		x := tensors[weight]
 		rows, cols := int(x.Shape[0]), int(x.Shape[1])
 		codes := make([]byte, rows*cols)
-		scales := e.Encode(codes, nil, values(weight), rows, cols)
+		scales := e.Encode(codes, nil, values(weight), rows, cols, quant.Largest(values(weight)))
 		want := raw[tensors[name].Off:][:tensors[name].NBytes]
 		for i := range want {
 			if codes[i] != want[i] {
@@ -63,18 +63,18 @@ func TestCodesAreThoseOfTheLibraries(t *testing.T) {
 		}
 		checkParts(t, e, name, values(weight), rows, cols)
 	}
-	if n != 13 {
-		t.Errorf("%d encodings were compared, want 13", n)
+	if n != 20 {
+		t.Errorf("%d encodings were compared, want 20", n)
 	}
 }
 
 // checkParts encodes a weight in parts of RowsAtOnce rows, which gives the same values.
 func checkParts(t *testing.T, e quant.Encoding, name string, x []float32, rows, cols int) {
 	codes, whole, parts := make([]byte, len(x)), make([]float64, len(x)), make([]float64, len(x))
-	e.Decode(whole, codes, e.Encode(codes, nil, x, rows, cols), rows, cols)
+	e.Decode(whole, codes, e.Encode(codes, nil, x, rows, cols, quant.Largest(x)), rows, cols)
 	for i, step := 0, e.RowsAtOnce(cols); i < rows; i += step {
 		n := min(step, rows-i)
-		e.Decode(parts[i*cols:], codes, e.Encode(codes, nil, x[i*cols:][:n*cols], n, cols), n, cols)
+		e.Decode(parts[i*cols:], codes, e.Encode(codes, nil, x[i*cols:][:n*cols], n, cols, quant.Largest(x)), n, cols)
 	}
 	for i := range whole {
 		if math.Float64bits(whole[i]) != math.Float64bits(parts[i]) {
@@ -86,7 +86,7 @@ func checkParts(t *testing.T, e quant.Encoding, name string, x []float32, rows, 
 // TestNearestKeepsTheGrid: values of codes stay, and anything else becomes the nearest of them.
 func TestNearestKeepsTheGrid(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
-	for name, codes := range map[string]int{"fp8": 256, "mxfp4": 16, "nf4": 16} {
+	for name, codes := range map[string]int{"fp8": 256, "mxfp4": 16, "nf4": 16, "nvfp4": 16, "int4": 16} {
 		e, _ := quant.ParseEncoding(name)
 		var grid []float64
 		for c := range codes {
@@ -119,7 +119,7 @@ func TestNearestKeepsTheGrid(t *testing.T) {
 func TestScalesTimesCodesAreValues(t *testing.T) {
 	for _, dir := range []string{
 		"fp8_block_ragged_320x200", "ct_fp8_channel", "ct_mxfp8", "gptoss_mxfp4", "bnb_nf4_dq_bfloat16_40x72",
-		"bnb_nf4_plain_float16_96x128",
+		"bnb_nf4_plain_float16_96x128", "ct_mxfp4", "modelopt_nvfp4", "ct_w4_sym_g128", "ct_w4_actorder_g16",
 	} {
 		s := load(t, fixtures+dir)
 		for _, w := range s.recognise(t).Weights {
@@ -128,7 +128,7 @@ func TestScalesTimesCodesAreValues(t *testing.T) {
 			unit.Codec = quant.Scales(w.Codec)
 			scales := s.decode(t, &unit)
 			e := quant.FP8
-			for _, other := range []quant.Encoding{quant.MXFP4, quant.NF4} {
+			for _, other := range []quant.Encoding{quant.MXFP4, quant.NF4, quant.NVFP4, quant.INT4} {
 				if other.Stores(w.Scheme) {
 					e = other
 				}
@@ -165,6 +165,10 @@ func TestShareThatRequantisationKeeps(t *testing.T) {
 		{"mxfp4", .01, .09, 2.8, 0, 1, .1, .5},
 		{"nf4", .1, .84, .78, .77, .74, .02, .02}, {"nf4", .03, .04, 1.1, .02, 1.0, .02, .06},
 		{"nf4", .01, .02, 1.1, 0, 1, .02, .06}, {"nf4", .003, .02, 1.1, 0, 1, .03, .2},
+		{"nvfp4", .1, .84, .76, .71, .72, .02, .02}, {"nvfp4", .03, .11, 1.0, .09, .99, .02, .02}, {"nvfp4", .01, 0, 1, 0, 1, .02, .02},
+		{"nvfp4", .003, 0, 1, 0, 1, .02, .02},
+		{"int4", .1, .71, .97, .55, .88, .02, .03}, {"int4", .03, .14, 2.3, 0, 1, .03, .15}, {"int4", .01, .06, 6.6, 0, 1, .1, .5},
+		{"int4", .003, .10, 22, 0, 1, .2, 2},
 	} {
 		rng := rand.New(rand.NewPCG(7, 8))
 		w, delta := normal(rng, rows*cols, .02), product(normal(rng, rows*rank, 1), normal(rng, rank*cols, 1), rows, rank, cols)
@@ -198,11 +202,11 @@ func encoded(e quant.Encoding, x []float64, rows, cols int) (values, scales []fl
 	for i, v := range x {
 		narrow[i] = float32(v)
 	}
-	stored := e.Encode(codes, nil, narrow, rows, cols)
+	stored := e.Encode(codes, nil, narrow, rows, cols, quant.Largest(narrow))
 	values, scales = make([]float64, len(x)), make([]float64, len(x))
 	e.Decode(values, codes, stored, rows, cols)
 	for i := range codes {
-		codes[i] = map[quant.Encoding]byte{quant.FP8: 0x38, quant.MXFP4: 2, quant.NF4: 15}[e] // 1
+		codes[i] = map[quant.Encoding]byte{quant.FP8: 0x38, quant.MXFP4: 2, quant.NF4: 15, quant.NVFP4: 2, quant.INT4: 9}[e] // 1
 	}
 	e.Decode(scales, codes, stored, rows, cols)
 	return values, scales

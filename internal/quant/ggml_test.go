@@ -95,7 +95,7 @@ func TestWhatBlocksKeepOfAnUpdate(t *testing.T) {
 		for i, v := range x {
 			narrow[i] = float32(v)
 		}
-		e.RoundTrip(values, narrow, rows, cols, &memory)
+		e.RoundTrip(values, narrow, rows, cols, 0, &memory)
 		return values
 	}
 	for _, c := range []struct {

@@ -35,7 +35,7 @@ func (r *roundTrip) Decode(ctx context.Context, dst []float64, at int64, parts P
 		for i, v := range values {
 			narrow[i] = float32(v)
 		}
-		NF4.RoundTrip(values, narrow, 1, len(narrow), &m)
+		NF4.RoundTrip(values, narrow, 1, len(narrow), 0, &m)
 		n := copy(dst, values[at-first:])
 		dst, at = dst[n:], at+int64(n)
 	}

@@ -216,6 +216,7 @@ type requantiser struct {
 	narrow                   []float32
 	raw                      []byte
 	memory                   quant.Memory
+	largest                  [2]float32 // of W and of W + ΔW in a band, if the encoding needs it
 }
 
 // stepElements is about the number of elements that are quantised at once.
@@ -323,14 +324,17 @@ func (p *part) describe(isKept bool) *Survival {
 
 // band quantises the rows of a band.
 func (q *requantiser) band(ctx context.Context, band int, parts []*part, total *survival) error {
-	whole := &rectangle.Rectangle{Change: q.change, Band: band, Rows: count(q.height), Cols: count(q.cols)}
-	for first := 0; first < q.height; first += q.step {
-		n := min(q.step, q.height-first)
-		w, err := whole.Read(ctx, q.tensor, first, n, &q.buffer)
+	if q.scales == nil && q.encoding.NeedsLargest() {
+		q.largest = [2]float32{}
+		err := q.pieces(ctx, band, parts, func(_, _ int, w []float64) error {
+			q.findLargest(w)
+			return nil
+		})
 		if err != nil {
 			return err
 		}
-		q.sumUp(parts, first, n)
+	}
+	return q.pieces(ctx, band, parts, func(first, n int, w []float64) error {
 		got, err := q.left(ctx, w, int64(band*q.height+first)*int64(q.cols), n)
 		if err != nil {
 			return err
@@ -347,8 +351,35 @@ func (q *requantiser) band(ctx context.Context, band int, parts []*part, total *
 				}
 			}
 		}
+		return nil
+	})
+}
+
+// pieces calls do with the values of n rows of a band after the other, whose ΔW is in q.delta.
+func (q *requantiser) pieces(ctx context.Context, band int, parts []*part, do func(first, n int, w []float64) error) error {
+	whole := &rectangle.Rectangle{Change: q.change, Band: band, Rows: count(q.height), Cols: count(q.cols)}
+	for first := 0; first < q.height; first += q.step {
+		n := min(q.step, q.height-first)
+		w, err := whole.Read(ctx, q.tensor, first, n, &q.buffer)
+		if err != nil {
+			return err
+		}
+		q.sumUp(parts, first, n)
+		if err := do(first, n, w); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// findLargest compares the magnitudes of W and W + ΔW with the largest ones so far.
+func (q *requantiser) findLargest(w []float64) {
+	q.narrow = grown(q.narrow, 2*len(w))
+	was, sum := q.narrow[:len(w)], q.narrow[len(w):]
+	for i, v := range w {
+		was[i], sum[i] = float32(v), float32(v+q.delta[i])
+	}
+	q.largest = [2]float32{max(q.largest[0], quant.Largest(was)), max(q.largest[1], quant.Largest(sum))}
 }
 
 // rows counts the rows of a part among n of the band, and returns the number of the first.
@@ -386,8 +417,8 @@ func (q *requantiser) left(ctx context.Context, w []float64, at int64, n int) ([
 		q.sum[i] = w[i] + q.delta[i]
 	}
 	if q.scales == nil {
-		q.quantise(q.was, w, n)
-		q.quantise(q.sum, q.sum, n)
+		q.quantise(q.was, w, n, q.largest[0])
+		q.quantise(q.sum, q.sum, n, q.largest[1])
 		for i := range q.sum {
 			q.sum[i] -= q.was[i]
 		}
@@ -406,8 +437,8 @@ func (q *requantiser) left(ctx context.Context, w []float64, at int64, n int) ([
 }
 
 // quantise writes the values of n rows after a quantisation with fresh scales. A program reads them
-// as float32 numbers.
-func (q *requantiser) quantise(dst, x []float64, n int) {
+// as float32 numbers, the largest of which in the band is amax.
+func (q *requantiser) quantise(dst, x []float64, n int, amax float32) {
 	q.narrow = grown(q.narrow, len(x))
 	for i, v := range x {
 		q.narrow[i] = float32(v)
@@ -416,7 +447,7 @@ func (q *requantiser) quantise(dst, x []float64, n int) {
 	if q.isTransposed {
 		q.narrow, rows, cols = dense.Flip(q.narrow, rows, cols), cols, rows
 	}
-	q.encoding.RoundTrip(dst, q.narrow, rows, cols, &q.memory)
+	q.encoding.RoundTrip(dst, q.narrow, rows, cols, amax, &q.memory)
 	if q.isTransposed {
 		copy(dst, dense.Flip(dst, rows, cols))
 	}

@@ -30,7 +30,7 @@ func leftOf(e quant.Encoding, w, merged []float64, matrices, rows, cols int, isT
 				narrow[i*n+j] = float32(x[at(i, j)])
 			}
 		}
-		e.RoundTrip(values, narrow, m, n, new(quant.Memory))
+		e.RoundTrip(values, narrow, m, n, quant.Largest(narrow), new(quant.Memory))
 		back := make([]float64, rows*cols)
 		for i := range m {
 			for j := range n {

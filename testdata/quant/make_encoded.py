@@ -1,6 +1,7 @@
 """Writes encoded/: weights, and the codes and scales that the libraries give them.
 
-Usage: make_encoded.py OUT. transformers 5.24.0, torchao 0.18.0, bitsandbytes 0.50.2 on a CPU, torch 2.15.0.
+Usage: make_encoded.py OUT. transformers 5.24.0, torchao 0.18.0, bitsandbytes 0.50.2 on a CPU, compressed-tensors
+0.20.1, torch 2.15.0. compressed-tensors computes in the dtype of the weights, and gets all in F32.
 """
 import sys, types, torch
 from safetensors.torch import save_file
@@ -8,6 +9,12 @@ import bitsandbytes.functional as bnb
 from transformers import FineGrainedFP8Config
 from transformers.integrations.finegrained_fp8 import Fp8Quantize
 from torchao.prototype.mx_formats.mx_tensor import to_mx
+from compressed_tensors.compressors.base import BaseCompressor
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+import compressed_tensors.compressors
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from compressed_tensors.quantization.utils import calculate_qparams
+from compressed_tensors.quantization.utils.helpers import generate_gparam
 
 g = torch.Generator().manual_seed(21)
 def halves(p, low_first):
@@ -27,6 +34,25 @@ def nf4(x):
     codes, state = bnb.quantize_4bit(x, blocksize=64, quant_type="nf4", compress_statistics=False)
     return halves(codes, False)[: x.numel()].reshape(x.shape), state.absmax
 
+def compress(x, format, group, **args):
+    x = x.float()
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(num_bits=4, symmetric=True, group_size=group, **args))
+    blocks = x.reshape(x.shape[0], -1, group)
+    whole = generate_gparam(x.min(), x.max()) if args["type"] == "float" else None
+    scale, zero = calculate_qparams(blocks.amin(-1), blocks.amax(-1), scheme.weights, global_scale=whole)
+    state = {"weight": x, "weight_scale": scale, "weight_zero_point": zero}
+    if whole is not None:
+        state["weight_global_scale"] = whole
+    return BaseCompressor.get_value_from_registry(format).compress(state, scheme)
+
+def nvfp4(x):
+    c = compress(x, "nvfp4-pack-quantized", 16, type="float", strategy="tensor_group", scale_dtype=torch.float8_e4m3fn)
+    return halves(c["weight_packed"], True).reshape(x.shape), c["weight_scale"].float() / c["weight_global_scale"]
+
+def int4(x):
+    c = compress(x, "pack-quantized", 128, type="int", strategy="group")
+    return (unpack_from_int32(c["weight_packed"], 4, x.shape) + 8).to(torch.uint8), c["weight_scale"]
+
 # A small block with ties (multiples of 1/4 and of 2⁻¹⁰), a block of zeros, one of tiny and one of large values.
 main = torch.randn(128, 256, generator=g).mul(.02).to(torch.bfloat16)
 main[0, :128] = torch.arange(128).sub(64).div(8).to(torch.bfloat16)
@@ -45,8 +71,8 @@ weights = {"main": main, "zeros": zeros, "float32": float32, "straddling": strad
 out = {}
 for name, x in weights.items():
     out[name] = x
-    for kind, encode in (("fp8", fp8), ("mxfp4", mxfp4), ("nf4", nf4)):
-        if kind == "fp8" and (x.shape[0] % 128 or x.shape[1] % 128) or kind == "mxfp4" and x.shape[1] % 32:
+    for kind, encode, width in (("fp8", fp8, 128), ("mxfp4", mxfp4, 32), ("nf4", nf4, 1), ("nvfp4", nvfp4, 16), ("int4", int4, 128)):
+        if kind == "fp8" and x.shape[0] % 128 or x.shape[1] % width:
             continue
         codes, scales = encode(x)
         out[f"{name}.{kind}.codes"], out[f"{name}.{kind}.scales"] = codes.contiguous(), scales.float().contiguous()
