@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"math/big"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -139,7 +140,14 @@ func TestTheOrderOfAWQ(t *testing.T) {
 // TestValuesAreRoundedOnceToFloat64: scales and offsets of F32 with exponents so far apart that the
 // exact value needs more than 53 bits.
 func TestValuesAreRoundedOnceToFloat64(t *testing.T) {
-	scale, offset := float32(0x1.fffffep+3), float32(0x1.234566p-40)
+	rng := rand.New(rand.NewPCG(7, 8))
+	for range 40 {
+		checkRoundedOnce(t, float32((1+rng.Float64())*8), float32((1+rng.Float64())*math.Ldexp(1, -38-rng.IntN(8))))
+	}
+}
+
+func checkRoundedOnce(t *testing.T, scale, offset float32) {
+	t.Helper()
 	exact := func(x float64) *big.Rat { return new(big.Rat).SetFloat64(x) }
 	codes := make([]byte, 32)
 	for i := range codes {
@@ -159,8 +167,8 @@ func TestValuesAreRoundedOnceToFloat64(t *testing.T) {
 	h.add("x.shape", dtype.I64, []byte{1, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0}, 2)
 	ours, theirs := m.decode(t, m.only(t)), h.decode(t, h.only(t))
 	for i, code := range codes {
-		product := new(big.Rat).Mul(exact(float64(code)), exact(float64(scale)))
-		want, isExact := product.Add(product, exact(float64(offset))).Float64()
+		sum := new(big.Rat).Mul(exact(float64(code)), exact(float64(scale)))
+		want, isExact := sum.Add(sum, exact(float64(offset))).Float64()
 		if ours[i] != want || isExact {
 			t.Errorf("MLX: the value of code %d is %x, want %x, which is rounded", code, ours[i], want)
 		}
