@@ -156,6 +156,23 @@ func (d *decoding) warn(p *planner) {
 		p.warn("%s that no adapter changes %s decoded, because programs load %s together with one that changes",
 			fault.Count(n, "weight"), fault.Choose(n, "is", "are"), fault.Choose(n, "it", "each"))
 	}
+	d.warnTwice(p)
+}
+
+// warnTwice says which values the libraries round twice.
+func (d *decoding) warnTwice(p *planner) {
+	for _, library := range []string{"MLX", "HQQ"} {
+		n := 0
+		for name := range d.as {
+			if strings.HasPrefix(d.weights[name].Scheme, library+" in ") {
+				n++
+			}
+		}
+		if n > 0 {
+			p.warn("%s of the base %s the exact values of the codes; %s rounds them twice, so training saw values that can differ from these in the last bit",
+				fault.Count(n, "weight"), fault.Choose(n, "has", "have"), library)
+		}
+	}
 }
 
 // together lists modules that programs fuse when they load a model, by the last parts of their

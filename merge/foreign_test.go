@@ -43,7 +43,7 @@ func TestMixedOutputsSayWhichModulesArePlain(t *testing.T) {
 		base := quantFixtures + c.base
 		weight := c.module + ".weight"
 		adapter, _, _ := adapterFor(t, rng, weight, readModel(t, base, false)[weight].Shape)
-		out, _ := runMerge(t, base, adapter, merge.Options{})
+		out, report := runMerge(t, base, adapter, merge.Options{})
 		before, after := readModel(t, base, true), readModel(t, out, true)
 		for name, x := range before {
 			got, ok := after[name]
@@ -63,6 +63,10 @@ func TestMixedOutputsSayWhichModulesArePlain(t *testing.T) {
 			if got := config[field][key]; !reflect.DeepEqual(got, want) {
 				t.Errorf("%s: %s is %v, want %v", c.base, path, got, want)
 			}
+		}
+		roundsTwice := strings.HasPrefix(report.Layers[0].Scheme, "MLX") || strings.HasPrefix(report.Layers[0].Scheme, "HQQ")
+		if got := strings.Contains(strings.Join(report.Warnings, "\n"), "rounds them twice"); got != roundsTwice {
+			t.Errorf("%s: the warnings are %q, want one about two roundings: %v", c.base, report.Warnings, roundsTwice)
 		}
 		openModel(t, out).Close()
 		whole, _ := runMerge(t, base, adapter, merge.Options{Dequantise: true})

@@ -31,7 +31,7 @@ func findGPTQ(f *finder, t *Tensor) error {
 		f.refuse(w, fault.Unsupported, "%q is stored as %s, and %s", w.Name, w.Scheme, problem)
 		return nil
 	}
-	w.Scheme = fmt.Sprintf("%s in %d bits", w.Scheme, c.bits)
+	w.Scheme = fmt.Sprintf("%s in %s", w.Scheme, fault.Count(c.bits, "bit"))
 	w.Shape, w.Codec = []uint64{uint64(c.out), uint64(c.in)}, c
 	f.add(w)
 	return nil

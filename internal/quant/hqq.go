@@ -42,7 +42,7 @@ func findHQQ(f *finder, t *Tensor) error {
 		f.refuse(w, kind, "%q is stored as HQQ, and %s", w.Name, problem)
 		return nil
 	}
-	w.Scheme = fmt.Sprintf("HQQ in %d bits", h.bits)
+	w.Scheme = "HQQ in " + fault.Count(h.bits, "bit")
 	w.Shape, w.DType, w.Codec = h.shape, f.tensor(w.Parts[1]).DType, codec
 	f.add(w)
 	return nil

@@ -100,7 +100,7 @@ func affineOfMLX(f *finder, w *Weight, t, scales *Tensor) (problem string) {
 	case 32*words != uint64(g.Bits)*uint64(g.Size)*groups:
 		return fmt.Sprintf("config.json says %d bits in groups of %d: want codes of %d words a row", g.Bits, g.Size, uint64(g.Bits)*uint64(g.Size)*groups/32)
 	}
-	w.Scheme = fmt.Sprintf("MLX in %d bits and groups of %d", g.Bits, g.Size)
+	w.Scheme = fmt.Sprintf("MLX in %s and groups of %d", fault.Count(g.Bits, "bit"), g.Size)
 	w.Shape = append(slices.Clone(t.Shape[:len(t.Shape)-1]), groups*uint64(g.Size))
 	w.DType = scales.DType
 	w.Codec = &grouped{codes: stream{packing{bits: g.Bits}}, size: g.Size, dtype: scales.DType}
