@@ -164,13 +164,14 @@ func (c *Model) setQuantisation(f *file) {
 	jsontext.Decode(f.Shape, &c.WeightShape)
 	var q struct {
 		Method string `json:"quant_method"`
+		Canon  string `json:"method"` // of GPTQModel
 	}
 	switch {
 	case isMLX(f.MLX):
 		c.QuantizationMethod, c.Quantization = "mlx", f.MLX
 	case len(f.Quantization) > 0 && string(f.Quantization) != "null":
 		jsontext.Decode(f.Quantization, &q) // only the name matters
-		c.QuantizationMethod, c.Quantization = cmp.Or(q.Method, "unnamed"), f.Quantization
+		c.QuantizationMethod, c.Quantization = cmp.Or(q.Method, q.Canon, "unnamed"), f.Quantization
 	}
 }
 

@@ -58,8 +58,10 @@ func (t Text) Skip(m Mixed) Text {
 		return t.skipMLX(m.Decoded)
 	}
 	var method string
-	if value, ok := jsontext.Value(t, quantization, "quant_method"); ok {
-		jsontext.Decode([]byte(value), &method)
+	for _, field := range []string{"method", "quant_method"} {
+		if value, ok := jsontext.Value(t, quantization, field); ok {
+			jsontext.Decode([]byte(value), &method)
+		}
 	}
 	switch method {
 	case "gptq":

@@ -59,10 +59,12 @@ func ReadConfig(text []byte, model string) (c Config) {
 	}
 	var q struct {
 		Method json.RawMessage `json:"quant_method"`
+		Canon  json.RawMessage `json:"method"` // of GPTQModel
 		Block  json.RawMessage `json:"weight_block_size"`
 		Groups json.RawMessage `json:"config_groups"`
 	}
 	jsontext.Decode(text, &q)
+	jsontext.Decode(q.Canon, &c.Method)
 	jsontext.Decode(q.Method, &c.Method)
 	c.readGroups(text)
 	c.addBlock(q.Block)

@@ -90,6 +90,7 @@ func TestTheBorrowOfZeroPoints(t *testing.T) {
 	}{
 		{v1, 0x77777777, []float64{1, 1, 1, 1, 1, 1, 1, 1}},
 		{v2, 0x88888888, []float64{1, 1, 1, 1, 1, 1, 1, 1}},
+		{`{"method":"gptq","format":"gptq_v2"}`, 0x88888888, []float64{1, 1, 1, 1, 1, 1, 1, 1}},
 		{v2, 0xfedcba90, []float64{9, 0, -1, -2, -3, -4, -5, -6}},
 		{v1, 0xf6543210, []float64{8, 7, 6, 5, 4, 3, 2, 9}}, // the carry of the last leaves the word
 		{v1, 0xeeeeef6f, nil},
@@ -307,4 +308,71 @@ func TestForeignPartnersAreRefused(t *testing.T) {
 			t.Errorf("%q: recognised %+v, want good.weight", c.words, found.Weights)
 		}
 	}
+}
+
+// TestEmbeddingsOfGPTQAreRefused: GPTQModel stores them tokens×features, which no shape tells from
+// in×out.
+func TestEmbeddingsOfGPTQAreRefused(t *testing.T) {
+	s := gptqWeight(`{"quant_method":"gptq"}`, 0x77777777)
+	for i := range s.tensors {
+		name := strings.Replace(s.tensors[i].Name, "x.", "model.embed_tokens.", 1)
+		s.data[name], s.tensors[i].Name = s.data[s.tensors[i].Name], name
+	}
+	found := s.recognise(t)
+	if len(found.Weights) != 0 || len(found.Refused) != 1 || !errors.Is(found.Refused[0].Err, fault.Unsupported) || len(found.Refused[0].Parts) != 4 {
+		t.Errorf("recognised %+v, want a refusal of all tensors", found)
+	}
+}
+
+// FuzzForeign changes dtypes, shapes and contents of the tensors of one weight. What is recognised
+// decodes within its parts, and fails only as Check says.
+func FuzzForeign(f *testing.F) {
+	I32, F16, U32, U8, I64 := byte(0), byte(1), byte(2), byte(3), byte(4)
+	types := []dtype.Type{dtype.I32, dtype.F16, dtype.U32, dtype.U8, dtype.I64, dtype.F32, dtype.BF16, dtype.I16}
+	schemes := [][]string{
+		{"a.qweight", "a.qzeros", "a.scales", "a.g_idx"}, {"a.weight", "a.scales", "a.biases"},
+		{"a.W_q", "a.scale", "a.zero", "a.shape", "a.nbits", "a.axis", "a.group_size"},
+	}
+	f.Add(byte(0), []byte{I32, 2, 1, 8, I32, 2, 1, 1, F16, 2, 1, 8, I32, 1, 8}, []byte(`{"quant_method":"gptq"}`), []byte{0})
+	f.Add(byte(0), []byte{I32, 2, 8, 1, I32, 2, 2, 1, F16, 2, 2, 8}, []byte(`{"quant_method":"awq"}`), []byte{1, 2})
+	f.Add(byte(1), []byte{U32, 2, 3, 8, F16, 2, 3, 2, F16, 2, 3, 2}, []byte(`{"bits":4,"group_size":32}`), []byte{3})
+	f.Add(byte(1), []byte{U32, 2, 3, 4, U8, 2, 3, 1}, []byte(`{"bits":4,"group_size":32,"mode":"mxfp4"}`), []byte{130})
+	f.Add(byte(2), []byte{U8, 2, 4, 8, F16, 2, 8, 1, F16, 2, 8, 1, I64, 1, 2}, []byte(`{"quant_config":{"weight_quant_params":{"nbits":4,"group_size":8}}}`), []byte{8, 0, 0, 0, 0, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, scheme byte, shapes, config, data []byte) {
+		s := stored{config: quant.ReadConfig(config, "")}
+		for _, name := range schemes[int(scheme)%len(schemes)] {
+			if len(shapes) < 2 {
+				break
+			}
+			d, dims := types[int(shapes[0])%len(types)], min(int(shapes[1])%4, len(shapes)-2)
+			var shape []uint64
+			for _, n := range shapes[2 : 2+dims] {
+				shape = append(shape, uint64(n%65))
+			}
+			shapes = shapes[2+dims:]
+			if n, _ := dtype.NElements(shape); n > 1<<14 {
+				continue
+			}
+			s.add(name, d, nil, shape...)
+			for i := range s.data[name] {
+				if len(data) > 0 {
+					s.data[name][i] = data[i%len(data)]
+				}
+			}
+		}
+		for _, w := range s.recognise(t).Weights {
+			n, ok := dtype.NElements(w.Shape)
+			if !ok || n > 1<<20 {
+				t.Fatalf("%q has the shape %d", w.Name, w.Shape)
+			}
+			if c, ok := w.Codec.(quant.Checker); ok && c.Check(t.Context(), parts{&s, &w}) != nil {
+				w.Codec.Decode(t.Context(), make([]float64, n), 0, parts{&s, &w})
+				continue
+			}
+			whole := s.decode(t, &w)
+			if half := s.decodeAt(t, &w, int64(n/2), int64(n-n/2)); digest(half, dtype.F64) != digest(whole[n/2:], dtype.F64) {
+				t.Fatalf("the second half of %q decodes differently", w.Name)
+			}
+		}
+	})
 }

@@ -22,6 +22,10 @@ func findGPTQ(f *finder, t *Tensor) error {
 	if len(w.Parts) > partIndex {
 		w.Scheme = "GPTQ"
 	}
+	if isEmbedding(module) {
+		f.refuse(w, fault.Unsupported, "%q is an embedding that is stored as GPTQ, which this version does not read: GPTQModel stores it as tokens×features", w.Name)
+		return nil
+	}
 	c := &inOut{name: w.Name}
 	if kind, problem := shapeOfWords(f, &w, c); problem != "" {
 		f.refuse(w, kind, "%q is stored as %s, and %s", w.Name, w.Scheme, problem)
@@ -35,6 +39,12 @@ func findGPTQ(f *finder, t *Tensor) error {
 	w.Shape, w.Codec = []uint64{uint64(c.out), uint64(c.in)}, c
 	f.add(w)
 	return nil
+}
+
+// isEmbedding reports whether a module's name is that of an input embedding.
+func isEmbedding(module string) bool {
+	leaf := module[strings.LastIndexByte(module, '.')+1:]
+	return leaf == "wte" || strings.HasPrefix(leaf, "embed") || strings.HasSuffix(leaf, "embeddings")
 }
 
 // maxGroups bounds the groups of a weight: a row of it needs the scales of all.
