@@ -39,7 +39,7 @@ func newAdd(t *target, terms []resolve.Term, k *tools, tolerant bool) *add {
 func (a *add) load(ctx context.Context, band int) (err error) {
 	s, terms := &a.loaded[band], a.terms[band]
 	switch {
-	case len(terms) == 0:
+	case len(terms) == 0 && a.t.exact == nil:
 	case isWide(a.t, terms):
 		s.broad, s.nonFinite, err = prepare[float64](ctx, a, terms)
 	default:
@@ -60,6 +60,9 @@ func (a *add) load(ctx context.Context, band int) (err error) {
 func (a *add) drop(band int) { a.loaded[band] = sum{} }
 
 func (a *add) apply(ctx context.Context, b *block, w *worker) error {
+	if a.t.exact != nil {
+		return a.applyDecoded(ctx, b, w)
+	}
 	return b.eachBand(func(band int, row0 int64, rows []byte) error {
 		switch s := &a.loaded[band]; {
 		case s.narrow != nil:
@@ -161,7 +164,11 @@ func prepare[T kernel.Float](
 	if err != nil {
 		return nil, 0, err
 	}
-	u, err := kernel.Prepare(ctx, a.k.kernel, a.t.DType, int(a.t.bandRows()), int(nCols), loaded)
+	prepare := kernel.Prepare[T]
+	if a.t.exact != nil {
+		prepare = kernel.PrepareWidened[T]
+	}
+	u, err := prepare(ctx, a.k.kernel, a.t.DType, int(a.t.bandRows()), int(nCols), loaded)
 	return u, nonFinite, err
 }
 

@@ -11,7 +11,6 @@ import (
 	"github.com/loratool/loratool/internal/config"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
-	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/outline"
 	"github.com/loratool/loratool/internal/resolve"
@@ -323,57 +322,46 @@ func (d *decoding) plainModules() []string {
 	return slices.Sorted(maps.Keys(modules))
 }
 
-// addDecoded adds the terms of adapters to a weight whose values are decoded: out = RN(w + Σ S·L·R)
-// with w in F64.
-type addDecoded struct {
-	t      *target
-	k      *tools
-	terms  [][]resolve.Term   // by band
-	loaded []*kernel.Rescaled // by band
-}
+// decodedElements is the number of a decoded weight's values that are merged together: as many as
+// the second-level cache holds.
+const decodedElements = 1 << 16
 
-func newAddDecoded(t *target, k *tools) *addDecoded {
-	return &addDecoded{t: t, k: k, terms: byBand(t.Terms, t.NBands), loaded: make([]*kernel.Rescaled, t.NBands)}
-}
-
-func (a *addDecoded) load(ctx context.Context, band int) error {
+// applyDecoded is apply for a weight whose values are decoded: out = RN(w + Σ S·L·R), with w in
+// float64.
+func (a *add) applyDecoded(ctx context.Context, b *block, w *worker) error {
 	_, nCols := a.t.Matrix()
-	terms, _, err := loadTerms[float64](ctx, a.t, a.terms[band], a.k, a.k.plan.options.AllowNonFinite)
-	if err != nil {
-		return err
-	}
-	u, err := kernel.PrepareRescaled(ctx, a.t.DType, int(a.t.bandRows()), int(nCols), kernel.Sum{Terms: terms}, nil, nil)
-	if err == nil {
-		a.loaded[band] = u.Widened()
-	}
-	return err
-}
-
-func (a *addDecoded) drop(band int) { a.loaded[band] = nil }
-
-func (a *addDecoded) bytes(band int) int64 { return bytesOfTerms(a.t, a.terms[band], true) }
-
-func (a *addDecoded) apply(ctx context.Context, b *block, w *worker) error {
-	height := a.t.bandRows()
+	height, rowBytes := a.t.bandRows(), nCols*int64(a.t.DType.Size())
 	return b.eachBand(func(band int, row0 int64, rows []byte) error {
-		first := int64(band)*height + row0
-		_, nCols := a.t.Matrix()
-		n := int64(len(rows)) / (nCols * int64(a.t.DType.Size()))
-		exact, err := a.t.readExact(ctx, w, first, first+n)
-		if err != nil {
-			return err
+		step := min(int64(len(rows)), max(1, decodedElements/nCols)*rowBytes)
+		for ; len(rows) > 0; rows = rows[step:] {
+			step = min(step, int64(len(rows)))
+			n := step / rowBytes
+			first := int64(band)*height + row0
+			exact, err := a.t.readExact(ctx, w, first, first+n)
+			if err != nil {
+				return err
+			}
+			switch s := &a.loaded[band]; {
+			case s.narrow != nil:
+				err = s.narrow.MergeFrom(ctx, rows[:step], exact, int(row0), b.stats, &w.narrow)
+			case s.broad != nil:
+				err = s.broad.MergeFrom(ctx, rows[:step], exact, int(row0), b.stats, &w.broad)
+			}
+			if err != nil {
+				return err
+			}
+			row0 += n
 		}
-		return a.loaded[band].MergeFrom(ctx, rows, exact, int(row0), b.stats, &w.rescale)
+		return nil
 	})
 }
 
-// readExact reads rows of a decoded weight in F64.
-func (t *target) readExact(ctx context.Context, w *worker, row0, row1 int64) ([]byte, error) {
+// readExact reads rows of a decoded weight.
+func (t *target) readExact(ctx context.Context, w *worker, row0, row1 int64) ([]float64, error) {
 	_, nCols := t.Matrix()
-	rowBytes := nCols * int64(dtype.F64.Size())
-	n := (row1 - row0) * rowBytes
+	n := (row1 - row0) * nCols
 	if int64(cap(w.exact)) < n {
-		w.exact = make([]byte, n)
+		w.exact = make([]float64, n)
 	}
-	return w.exact[:n], t.exact.ReadAt(ctx, w.exact[:n], row0*rowBytes)
+	return w.exact[:n], t.exact.ReadValues(ctx, w.exact[:n], row0*nCols)
 }

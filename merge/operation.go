@@ -97,7 +97,7 @@ type worker struct {
 	other     []byte
 	before    []byte
 	predicted []byte
-	exact     []byte
+	exact     []float64
 	narrow    kernel.Scratch[float32]
 	broad     kernel.Scratch[float64]
 	rescale   kernel.RescaleScratch

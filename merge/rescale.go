@@ -154,10 +154,12 @@ func (r *rescale) columnReader(ctx context.Context) kernel.ColumnReader {
 func (k *tools) rowsBefore(
 	ctx context.Context, t *target, before []operation, w *worker, row0, row1 int64,
 ) ([]byte, error) {
-	if t.exact != nil {
-		return t.readExact(ctx, w, row0, row1)
-	}
 	_, nCols := t.Matrix()
+	if t.exact != nil {
+		size := nCols * int64(dtype.F64.Size())
+		rows := w.grow((row1 - row0) * size)[:(row1-row0)*size]
+		return rows, t.exact.ReadAt(ctx, rows, row0*size)
+	}
 	rowBytes := nCols * int64(t.DType.Size())
 	b := block{t: t, row0: row0, row1: row1, stats: &w.ignored, taken: new(taken)}
 	var err error

@@ -97,18 +97,14 @@ func (d *decoding) simulated(ctx context.Context, name string) (s simulated, err
 	const most = 1 << 16
 	exact, _ := d.exact.Lookup(name)
 	stored, _ := checkpoint.Stored(d.exact).Lookup(name)
-	q, w, raw := make([]float64, most), make([]float64, most), make([]byte, 8*most)
+	q, w := make([]float64, most), make([]float64, most)
 	for at, n := int64(0), stored.Tensor.Elements(); at < n; at += most {
 		k := min(most, n-at)
-		for _, x := range []struct {
-			t   *checkpoint.Tensor
-			dst []float64
-		}{{exact.Tensor, q[:k]}, {stored.Tensor, w[:k]}} {
-			size := int64(x.t.DType.Size())
-			if err := x.t.ReadAt(ctx, raw[:k*size], at*size); err != nil {
-				return s, err
-			}
-			dtype.Widen64(x.dst, x.t.DType, raw[:k*size])
+		if err := exact.Tensor.ReadValues(ctx, q[:k], at); err != nil {
+			return s, err
+		}
+		if err := stored.Tensor.ReadValues(ctx, w[:k], at); err != nil {
+			return s, err
 		}
 		for i := range k {
 			s.add(&simulated{(q[i] - w[i]) * (q[i] - w[i]), w[i] * w[i], q[i] * q[i]})

@@ -381,8 +381,6 @@ func newPipeline(t *target, k *tools) *pipeline {
 		if change = append(change, r); t.DoRA != nil && t.DoRA.OfColumns {
 			k.measured = append(k.measured, r)
 		}
-	case len(t.Terms) > 0 && t.exact != nil:
-		change = append(change, newAddDecoded(t, k))
 	case len(t.Terms) > 0:
 		change = append(change, newAdd(t, t.Terms, k, k.plan.options.AllowNonFinite))
 	}
@@ -400,8 +398,10 @@ func newPipeline(t *target, k *tools) *pipeline {
 // isBlind reports whether an operation overwrites every value of a block without reading it.
 func isBlind(op operation) bool {
 	switch op := op.(type) {
-	case *replace, *addDecoded:
+	case *replace:
 		return true
+	case *add:
+		return op.t.exact != nil
 	case *rescale:
 		return op.t.exact != nil
 	}

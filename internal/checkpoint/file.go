@@ -58,6 +58,29 @@ func (t *Tensor) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return t.file.ReadAt(ctx, p, t.Off+off)
 }
 
+// ReadValues fills dst with the values of the elements at, at+1, …, in row-major order.
+func (t *Tensor) ReadValues(ctx context.Context, dst []float64, at int64) error {
+	if at < 0 || int64(len(dst)) > t.Elements()-at {
+		return fmt.Errorf("internal error: read of %d elements from element %d of %q, which has %d", len(dst), at, t.Name, t.Elements())
+	}
+	if s, ok := t.file.data.(*stitched); ok {
+		if v, ok := s.source(t.Off).(*decoder); ok && v.d == dtype.F64 {
+			return fault.InFile(v.weight.Codec.Decode(ctx, dst, at, v), t.Path())
+		}
+	}
+	size := t.DType.Size()
+	raw := make([]byte, min(len(dst), decodedElements)*size)
+	for len(dst) > 0 {
+		n := min(len(dst), decodedElements)
+		if err := t.ReadAt(ctx, raw[:n*size], at*int64(size)); err != nil {
+			return err
+		}
+		dtype.Widen64(dst[:n], t.DType, raw[:n*size])
+		dst, at = dst[n:], at+int64(n)
+	}
+	return nil
+}
+
 // Reader returns a reader of the whole tensor.
 func (t *Tensor) Reader(ctx context.Context) io.Reader {
 	return io.NewSectionReader(t.file.ReaderAt(ctx), t.Off, t.NBytes)

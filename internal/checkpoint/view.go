@@ -165,6 +165,15 @@ func (s *stitched) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
+// source returns the source of the piece at an offset.
+func (s *stitched) source(off int64) Reader {
+	i := sort.Search(len(s.ends), func(i int) bool { return s.ends[i] > off })
+	if i == len(s.pieces) {
+		return nil
+	}
+	return s.pieces[i].Source
+}
+
 // memory is a Reader of bytes in memory.
 type memory []byte
 

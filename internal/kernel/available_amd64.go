@@ -10,6 +10,10 @@ func available() (all []*Kernel) {
 			bf16: assembled(8, 32, 8, bf16AVX512),
 			f16:  assembled(8, 32, 8, f16AVX512),
 			f32:  assembled(8, 16, 8, f32AVX512),
+
+			bf16Widened: assembled(8, 32, 8, bf16WidenedAVX512),
+			f16Widened:  assembled(8, 32, 8, f16WidenedAVX512),
+			f32Widened:  assembled(8, 16, 8, f32WidenedAVX512),
 		})
 	}
 	if cpu.X86.HasAVX2 && cpu.X86.HasFMA && cpu.X86.HasF16C && cpu.X86.HasPOPCNT {
@@ -18,6 +22,10 @@ func available() (all []*Kernel) {
 			bf16: assembled(4, 16, 16, bf16AVX2),
 			f16:  assembled(4, 16, 16, f16AVX2),
 			f32:  assembled(4, 8, 16, f32AVX2),
+
+			bf16Widened: assembled(4, 16, 16, bf16WidenedAVX2),
+			f16Widened:  assembled(4, 16, 16, f16WidenedAVX2),
+			f32Widened:  assembled(4, 8, 16, f32WidenedAVX2),
 		})
 	}
 	return all

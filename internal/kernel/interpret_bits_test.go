@@ -44,12 +44,15 @@ func (m *machine) move(in *instruction) bool {
 	case "VMOVUPS", "VMOVUPD", "VMOVAPS", "VMOVAPD", "VMOVDQU", "VMOVDQU16", "VMOVDQU32",
 		"VMOVDQA32":
 		size := 4
-		if op == "VMOVDQU16" {
+		switch op {
+		case "VMOVDQU16":
 			size = 2
+		case "VMOVUPD":
+			size = 8
 		}
 		out = get(a[0], n)
 		if len(a) == 3 {
-			old := m.v[index(dst)]
+			old := get(dst, n)
 			for i := range n / size {
 				if m.k[index(a[1])]>>i&1 == 0 {
 					copy(out[i*size:(i+1)*size], old[i*size:])
@@ -117,8 +120,8 @@ func (m *machine) move(in *instruction) bool {
 			set |= uint64(x[(i+1)*size-1]>>7) << i
 		}
 		m.set(dst, set, 8)
-	case "VBLENDVPS", "VPBLENDVB":
-		size := map[string]int{"VBLENDVPS": 4, "VPBLENDVB": 1}[op]
+	case "VBLENDVPS", "VBLENDVPD", "VPBLENDVB":
+		size := map[string]int{"VBLENDVPS": 4, "VBLENDVPD": 8, "VPBLENDVB": 1}[op]
 		mask, x, y := get(a[0], n), get(a[1], n), get(a[2], n)
 		for i := range n / size {
 			from := &y

@@ -58,23 +58,29 @@ func choose(name string) (*Kernel, error) {
 		name, strings.Join(names, ", "))
 }
 
-// microFor returns the micro-kernel for a base of dtype d and factors of type T. F64 has none,
-// since no float64 pass can decide a float64 result.
-func microFor[T Float](k *Kernel, d dtype.Type) micro[T] {
+// microFor returns the micro-kernel for results of dtype d and factors of type T, with a base of
+// dtype d or a widened one. F64 has none, since no float64 pass can decide a float64 result.
+func microFor[T Float](k *Kernel, d dtype.Type, isWidened bool) micro[T] {
 	if d == dtype.F64 {
 		return micro[T]{rows: 1, cols: 1}
 	}
 	var m any
-	switch d {
-	case dtype.BF16:
+	switch {
+	case d == dtype.BF16 && isWidened:
+		m = k.bf16Widened
+	case d == dtype.F16 && isWidened:
+		m = k.f16Widened
+	case d == dtype.F32 && isWidened:
+		m = k.f32Widened
+	case d == dtype.BF16:
 		m = k.bf16
-	case dtype.F16:
+	case d == dtype.F16:
 		m = k.f16
-	case dtype.F32:
+	case d == dtype.F32:
 		m = k.f32
 	}
 	if m, ok := m.(micro[T]); ok && m.run != nil {
 		return m
 	}
-	return any(portable(d, any(T(0)) == any(float32(0)))).(micro[T])
+	return any(portable(d, isNarrow[T](), isWidened)).(micro[T])
 }

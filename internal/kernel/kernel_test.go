@@ -30,11 +30,23 @@ type plainTerm struct {
 }
 
 func prepare[T Float](k *Kernel, p *problem) *Update[T] {
+	return packTerms(k, p.d, p.rows, p.cols, termsOf[T](p))
+}
+
+func prepareWidened[T Float](t *testing.T, k *Kernel, p *problem) *Update[T] {
+	u, err := PrepareWidened(t.Context(), k, p.d, p.rows, p.cols, termsOf[T](p))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+func termsOf[T Float](p *problem) []Term[T] {
 	terms := make([]Term[T], len(p.terms))
 	for i, t := range p.terms {
 		terms[i] = Term[T]{S: t.s, Rank: t.rank, L: convert[T](t.l), R: convert[T](t.r)}
 	}
-	return packTerms(k, p.d, p.rows, p.cols, terms)
+	return terms
 }
 
 // packTerms is Prepare under a context that never ends.

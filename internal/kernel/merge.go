@@ -13,6 +13,7 @@ type Scratch[T Float] struct {
 	undecided [maxMasks]uint64
 	edge      [maxEdge]byte
 	bottom    *bottomScratch
+	widened   widenedScratch
 }
 
 // Largest sizes that micro-kernels use: tiles per call times rows per tile, and bytes of W per
@@ -47,12 +48,21 @@ func (u *Update[T]) Merge(
 		}
 		return nil
 	}
+	squares := baseSquares(u.d, w, st)
+	err := u.lines(ctx, w, row0, nRows, st, s)
+	squares.replace(st)
+	return err
+}
+
+// lines runs the micro-kernel on rows.
+func (u *Update[T]) lines(
+	ctx context.Context, w []byte, row0, nRows int, st *Stats, s *Scratch[T],
+) error {
 	s.block.rank, s.block.floor, s.block.scale, s.block.inverse = u.rank, u.floor, u.scale,
 		u.inverse
-	squares := baseSquares(u.d, w, st)
 	for p := 0; p < u.panels; p += u.group {
 		for i := 0; i < nRows; i += u.micro.rows {
-			if u.isZero(row0+i, min(u.micro.rows, nRows-i)) {
+			if !u.isWidened() && u.isZero(row0+i, min(u.micro.rows, nRows-i)) {
 				u.keep(w, p, i, nRows, st, s)
 				continue
 			}
@@ -61,7 +71,6 @@ func (u *Update[T]) Merge(
 			}
 		}
 	}
-	squares.replace(st)
 	return nil
 }
 
@@ -73,7 +82,7 @@ func (u *Update[T]) tiles(
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	m, size := &u.micro, u.d.Size()
+	m, size := &u.micro, u.source.Size()
 	b := &s.block
 	b.panels = min(u.group, u.panels-p)
 	rows, cols := min(m.rows, nRows-i), min(b.panels*m.cols, u.cols-p*m.cols)
@@ -99,7 +108,7 @@ func (u *Update[T]) tiles(
 			for ; mask != 0; mask &= mask - 1 {
 				st.Slow++
 				index := first + bits.TrailingZeros64(mask)
-				if err := u.slow(ctx, w, row0, index, st); err != nil {
+				if err := u.settle(ctx, w, row0, index, st, s); err != nil {
 					return err
 				}
 			}
@@ -108,10 +117,20 @@ func (u *Update[T]) tiles(
 	return nil
 }
 
+// settle decides an element that the fast pass left.
+func (u *Update[T]) settle(
+	ctx context.Context, w []byte, row0, index int, st *Stats, s *Scratch[T],
+) error {
+	if u.isWidened() {
+		return u.slowWidened(ctx, w, row0, index, st, s)
+	}
+	return u.slow(ctx, w, row0, index, st)
+}
+
 // edge runs the micro-kernel on a copy of incomplete tiles, padded with NaNs. The kernel leaves
 // NaNs undecided and out of its sums.
 func (u *Update[T]) edge(lines []byte, rows, cols int, s *Scratch[T]) {
-	size, b := u.d.Size(), &s.block
+	size, b := u.source.Size(), &s.block
 	b.stride = b.panels * u.micro.cols * size
 	b.w = s.edge[:u.micro.rows*b.stride]
 	for i := range b.w {

@@ -9,6 +9,10 @@ type Kernel struct {
 	bf16 micro[float32]
 	f16  micro[float32]
 	f32  micro[float64]
+
+	bf16Widened micro[float32]
+	f16Widened  micro[float32]
+	f32Widened  micro[float64]
 }
 
 func (k *Kernel) String() string { return k.name }
@@ -28,6 +32,10 @@ func (k *Kernel) String() string { return k.name }
 // out = w. It leaves an undecided element unchanged and out of the sums, and sets bit j of
 // undecided[p·rows+i]; it clears the other bits. NaN or infinity in w, l, r or a bound makes an
 // element undecided. A micro-kernel may leave any element undecided.
+//
+// A widened micro-kernel has W in numbers of T, which D may not hold, and stores results of D as
+// such numbers. In float32 a number of W may be a rounded one, so e has 3u·|t| in place of 2u·|t|:
+// see merge/proof.go.
 type micro[T Float] struct {
 	rows int // of a tile
 	cols int // of a tile and of R's panels; at most 64
@@ -39,7 +47,7 @@ type micro[T Float] struct {
 
 // block holds the arguments of a micro-kernel: a row of tiles.
 type block[T Float] struct {
-	// rows lines, stride bytes apart, of panels·cols elements each; any alignment
+	// rows lines, stride bytes apart, of panels·cols elements each; any alignment; results too
 	w         []byte
 	stride    int      // in bytes, at least panels·cols elements
 	l         []T      // rows×rank, row-major, S included

@@ -4,32 +4,62 @@
 
 package kernel
 
-// bf16AVX512 is the micro-kernel for W in bf16: tiles of 8×32.
+// bf16AVX512 is the micro-kernel for W in bf16 and results in bf16: tiles of 8×32.
 //
 //go:noescape
 func bf16AVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
 
-// bf16AVX2 is the micro-kernel for W in bf16: tiles of 4×16.
+// bf16AVX2 is the micro-kernel for W in bf16 and results in bf16: tiles of 4×16.
 //
 //go:noescape
 func bf16AVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
 
-// f16AVX512 is the micro-kernel for W in f16: tiles of 8×32.
+// f16AVX512 is the micro-kernel for W in f16 and results in f16: tiles of 8×32.
 //
 //go:noescape
 func f16AVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
 
-// f16AVX2 is the micro-kernel for W in f16: tiles of 4×16.
+// f16AVX2 is the micro-kernel for W in f16 and results in f16: tiles of 4×16.
 //
 //go:noescape
 func f16AVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
 
-// f32AVX512 is the micro-kernel for W in f32: tiles of 8×16.
+// f32AVX512 is the micro-kernel for W in f32 and results in f32: tiles of 8×16.
 //
 //go:noescape
 func f32AVX512(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor float64, scale float64, inverse float64, undecided *uint64, unchanged *int64, squares *[4]float64)
 
-// f32AVX2 is the micro-kernel for W in f32: tiles of 4×8.
+// f32AVX2 is the micro-kernel for W in f32 and results in f32: tiles of 4×8.
 //
 //go:noescape
 func f32AVX2(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor float64, scale float64, inverse float64, undecided *uint64, unchanged *int64, squares *[4]float64)
+
+// bf16WidenedAVX512 is the micro-kernel for W in float32 and results in bf16: tiles of 8×32.
+//
+//go:noescape
+func bf16WidenedAVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+
+// bf16WidenedAVX2 is the micro-kernel for W in float32 and results in bf16: tiles of 4×16.
+//
+//go:noescape
+func bf16WidenedAVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+
+// f16WidenedAVX512 is the micro-kernel for W in float32 and results in f16: tiles of 8×32.
+//
+//go:noescape
+func f16WidenedAVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+
+// f16WidenedAVX2 is the micro-kernel for W in float32 and results in f16: tiles of 4×16.
+//
+//go:noescape
+func f16WidenedAVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+
+// f32WidenedAVX512 is the micro-kernel for W in float64 and results in f32: tiles of 8×16.
+//
+//go:noescape
+func f32WidenedAVX512(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor float64, scale float64, inverse float64, undecided *uint64, unchanged *int64, squares *[4]float64)
+
+// f32WidenedAVX2 is the micro-kernel for W in float64 and results in f32: tiles of 4×8.
+//
+//go:noescape
+func f32WidenedAVX2(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor float64, scale float64, inverse float64, undecided *uint64, unchanged *int64, squares *[4]float64)

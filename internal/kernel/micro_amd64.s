@@ -18,11 +18,11 @@ TEXT ·bf16AVX512(SB), $1088-104
 	LEAQ         (SP), R9
 	ADDQ         $+63, R9
 	ANDQ         $-64, R9
+	VPBROADCASTD high<>+0(SB), Z24
+	VPBROADCASTD mid<>+0(SB), Z25
 	VMOVDQU32    expandLow<>+0(SB), Z20
 	VMOVDQU32    expandHigh<>+0(SB), Z21
 	VMOVDQU32    shrink<>+0(SB), Z22
-	VPBROADCASTD high<>+0(SB), Z24
-	VPBROADCASTD mid<>+0(SB), Z25
 	MOVL         $0xaaaaaaaa, R10
 	KMOVD        R10, K1
 	VBROADCASTSS abs32<>+0(SB), Z23
@@ -420,6 +420,26 @@ next:
 	VZEROUPPER
 	RET
 
+DATA high<>+0(SB)/4, $0xffff0000
+DATA high<>+4(SB)/4, $0xffff0000
+DATA high<>+8(SB)/4, $0xffff0000
+DATA high<>+12(SB)/4, $0xffff0000
+DATA high<>+16(SB)/4, $0xffff0000
+DATA high<>+20(SB)/4, $0xffff0000
+DATA high<>+24(SB)/4, $0xffff0000
+DATA high<>+28(SB)/4, $0xffff0000
+GLOBL high<>(SB), RODATA|NOPTR, $32
+
+DATA mid<>+0(SB)/4, $0x00008000
+DATA mid<>+4(SB)/4, $0x00008000
+DATA mid<>+8(SB)/4, $0x00008000
+DATA mid<>+12(SB)/4, $0x00008000
+DATA mid<>+16(SB)/4, $0x00008000
+DATA mid<>+20(SB)/4, $0x00008000
+DATA mid<>+24(SB)/4, $0x00008000
+DATA mid<>+28(SB)/4, $0x00008000
+GLOBL mid<>(SB), RODATA|NOPTR, $32
+
 DATA expandLow<>+0(SB)/2, $0x0000
 DATA expandLow<>+2(SB)/2, $0x0000
 DATA expandLow<>+4(SB)/2, $0x0000
@@ -521,26 +541,6 @@ DATA shrink<>+58(SB)/2, $0x003b
 DATA shrink<>+60(SB)/2, $0x003d
 DATA shrink<>+62(SB)/2, $0x003f
 GLOBL shrink<>(SB), RODATA|NOPTR, $64
-
-DATA high<>+0(SB)/4, $0xffff0000
-DATA high<>+4(SB)/4, $0xffff0000
-DATA high<>+8(SB)/4, $0xffff0000
-DATA high<>+12(SB)/4, $0xffff0000
-DATA high<>+16(SB)/4, $0xffff0000
-DATA high<>+20(SB)/4, $0xffff0000
-DATA high<>+24(SB)/4, $0xffff0000
-DATA high<>+28(SB)/4, $0xffff0000
-GLOBL high<>(SB), RODATA|NOPTR, $32
-
-DATA mid<>+0(SB)/4, $0x00008000
-DATA mid<>+4(SB)/4, $0x00008000
-DATA mid<>+8(SB)/4, $0x00008000
-DATA mid<>+12(SB)/4, $0x00008000
-DATA mid<>+16(SB)/4, $0x00008000
-DATA mid<>+20(SB)/4, $0x00008000
-DATA mid<>+24(SB)/4, $0x00008000
-DATA mid<>+28(SB)/4, $0x00008000
-GLOBL mid<>(SB), RODATA|NOPTR, $32
 
 DATA abs32<>+0(SB)/4, $0x7fffffff
 DATA abs32<>+4(SB)/4, $0x7fffffff
@@ -2547,6 +2547,2329 @@ all1true:
 next:
 	SUBQ         $+256, R9
 	ADDQ         $+32, AX
+	ADDQ         $+64, BX
+	DECQ         DI
+	JNZ          tile
+	MOVQ         unchanged+96(FP), AX
+	MOVQ         squares+104(FP), CX
+	ADDQ         R10, (AX)
+	VMOVAPD      Y12, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       (CX), X0, X0
+	VMOVSD       X0, (CX)
+	VMOVAPD      Y13, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       8(CX), X0, X0
+	VMOVSD       X0, 8(CX)
+	VMOVAPD      Y14, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       16(CX), X0, X0
+	VMOVSD       X0, 16(CX)
+	VMOVAPD      Y15, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       24(CX), X0, X0
+	VMOVSD       X0, 24(CX)
+	VZEROUPPER
+	RET
+
+// func bf16WidenedAVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+// Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, CMOV, MMX+
+TEXT ·bf16WidenedAVX512(SB), $1088-104
+	MOVQ         w+0(FP), AX
+	MOVQ         l+16(FP), CX
+	MOVQ         r+24(FP), DX
+	MOVQ         rNorm+56(FP), BX
+	MOVQ         undecided+80(FP), SI
+	MOVQ         panels+40(FP), DI
+	MOVQ         rank+32(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (SP), R9
+	ADDQ         $+63, R9
+	ANDQ         $-64, R9
+	VPBROADCASTD high<>+0(SB), Z24
+	VPBROADCASTD mid<>+0(SB), Z25
+	VBROADCASTSS abs32<>+0(SB), Z23
+	VBROADCASTSS floor+64(FP), Z26
+	VPXORD       Z28, Z28, Z28
+	VPXORD       Z29, Z29, Z29
+	VPXORD       Z30, Z30, Z30
+	VPXORD       Z31, Z31, Z31
+	VPXORD       Z27, Z27, Z27
+
+tile:
+	MOVQ    R8, R11
+	SHRQ    $0x02, R11
+	MOVQ    $+16, R10
+	CMPQ    R11, R10
+	CMOVQLT R11, R10
+	SUBQ    R10, R11
+	VPXORD  Z0, Z0, Z0
+	VPXORD  Z1, Z1, Z1
+	VPXORD  Z2, Z2, Z2
+	VPXORD  Z3, Z3, Z3
+	VPXORD  Z4, Z4, Z4
+	VPXORD  Z5, Z5, Z5
+	VPXORD  Z6, Z6, Z6
+	VPXORD  Z7, Z7, Z7
+	VPXORD  Z8, Z8, Z8
+	VPXORD  Z9, Z9, Z9
+	VPXORD  Z10, Z10, Z10
+	VPXORD  Z11, Z11, Z11
+	VPXORD  Z12, Z12, Z12
+	VPXORD  Z13, Z13, Z13
+	VPXORD  Z14, Z14, Z14
+	VPXORD  Z15, Z15, Z15
+	LEAQ    (R8)(R8*2), R12
+	LEAQ    (R8)(R8*4), R13
+	LEAQ    (R12)(R8*4), R14
+
+first:
+	VMOVUPS      (DX), Z16
+	VMOVUPS      64(DX), Z17
+	VBROADCASTSS (CX), Z18
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z1
+	VBROADCASTSS (CX)(R8*1), Z19
+	VFMADD231PS  Z19, Z16, Z2
+	VFMADD231PS  Z19, Z17, Z3
+	VBROADCASTSS (CX)(R8*2), Z18
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z5
+	VBROADCASTSS (CX)(R12*1), Z19
+	VFMADD231PS  Z19, Z16, Z6
+	VFMADD231PS  Z19, Z17, Z7
+	VBROADCASTSS (CX)(R8*4), Z18
+	VFMADD231PS  Z18, Z16, Z8
+	VFMADD231PS  Z18, Z17, Z9
+	VBROADCASTSS (CX)(R13*1), Z19
+	VFMADD231PS  Z19, Z16, Z10
+	VFMADD231PS  Z19, Z17, Z11
+	VBROADCASTSS (CX)(R12*2), Z18
+	VFMADD231PS  Z18, Z16, Z12
+	VFMADD231PS  Z18, Z17, Z13
+	VBROADCASTSS (CX)(R14*1), Z19
+	VFMADD231PS  Z19, Z16, Z14
+	VFMADD231PS  Z19, Z17, Z15
+	ADDQ         $+4, CX
+	ADDQ         $+128, DX
+	DECQ         R10
+	JNZ          first
+	VMOVUPS      Z0, (R9)
+	VMOVUPS      Z1, 64(R9)
+	VMOVUPS      Z2, 128(R9)
+	VMOVUPS      Z3, 192(R9)
+	VMOVUPS      Z4, 256(R9)
+	VMOVUPS      Z5, 320(R9)
+	VMOVUPS      Z6, 384(R9)
+	VMOVUPS      Z7, 448(R9)
+	VMOVUPS      Z8, 512(R9)
+	VMOVUPS      Z9, 576(R9)
+	VMOVUPS      Z10, 640(R9)
+	VMOVUPS      Z11, 704(R9)
+	VMOVUPS      Z12, 768(R9)
+	VMOVUPS      Z13, 832(R9)
+	VMOVUPS      Z14, 896(R9)
+	VMOVUPS      Z15, 960(R9)
+	TESTQ        R11, R11
+	JZ           summed
+
+chunks:
+	MOVQ    $+16, R10
+	CMPQ    R11, R10
+	CMOVQLT R11, R10
+	SUBQ    R10, R11
+	VPXORD  Z0, Z0, Z0
+	VPXORD  Z1, Z1, Z1
+	VPXORD  Z2, Z2, Z2
+	VPXORD  Z3, Z3, Z3
+	VPXORD  Z4, Z4, Z4
+	VPXORD  Z5, Z5, Z5
+	VPXORD  Z6, Z6, Z6
+	VPXORD  Z7, Z7, Z7
+	VPXORD  Z8, Z8, Z8
+	VPXORD  Z9, Z9, Z9
+	VPXORD  Z10, Z10, Z10
+	VPXORD  Z11, Z11, Z11
+	VPXORD  Z12, Z12, Z12
+	VPXORD  Z13, Z13, Z13
+	VPXORD  Z14, Z14, Z14
+	VPXORD  Z15, Z15, Z15
+	LEAQ    (R8)(R8*2), R12
+	LEAQ    (R8)(R8*4), R13
+	LEAQ    (R12)(R8*4), R14
+
+further:
+	VMOVUPS      (DX), Z16
+	VMOVUPS      64(DX), Z17
+	VBROADCASTSS (CX), Z18
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z1
+	VBROADCASTSS (CX)(R8*1), Z19
+	VFMADD231PS  Z19, Z16, Z2
+	VFMADD231PS  Z19, Z17, Z3
+	VBROADCASTSS (CX)(R8*2), Z18
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z5
+	VBROADCASTSS (CX)(R12*1), Z19
+	VFMADD231PS  Z19, Z16, Z6
+	VFMADD231PS  Z19, Z17, Z7
+	VBROADCASTSS (CX)(R8*4), Z18
+	VFMADD231PS  Z18, Z16, Z8
+	VFMADD231PS  Z18, Z17, Z9
+	VBROADCASTSS (CX)(R13*1), Z19
+	VFMADD231PS  Z19, Z16, Z10
+	VFMADD231PS  Z19, Z17, Z11
+	VBROADCASTSS (CX)(R12*2), Z18
+	VFMADD231PS  Z18, Z16, Z12
+	VFMADD231PS  Z18, Z17, Z13
+	VBROADCASTSS (CX)(R14*1), Z19
+	VFMADD231PS  Z19, Z16, Z14
+	VFMADD231PS  Z19, Z17, Z15
+	ADDQ         $+4, CX
+	ADDQ         $+128, DX
+	DECQ         R10
+	JNZ          further
+	VADDPS       (R9), Z0, Z0
+	VMOVUPS      Z0, (R9)
+	VADDPS       64(R9), Z1, Z1
+	VMOVUPS      Z1, 64(R9)
+	VADDPS       128(R9), Z2, Z2
+	VMOVUPS      Z2, 128(R9)
+	VADDPS       192(R9), Z3, Z3
+	VMOVUPS      Z3, 192(R9)
+	VADDPS       256(R9), Z4, Z4
+	VMOVUPS      Z4, 256(R9)
+	VADDPS       320(R9), Z5, Z5
+	VMOVUPS      Z5, 320(R9)
+	VADDPS       384(R9), Z6, Z6
+	VMOVUPS      Z6, 384(R9)
+	VADDPS       448(R9), Z7, Z7
+	VMOVUPS      Z7, 448(R9)
+	VADDPS       512(R9), Z8, Z8
+	VMOVUPS      Z8, 512(R9)
+	VADDPS       576(R9), Z9, Z9
+	VMOVUPS      Z9, 576(R9)
+	VADDPS       640(R9), Z10, Z10
+	VMOVUPS      Z10, 640(R9)
+	VADDPS       704(R9), Z11, Z11
+	VMOVUPS      Z11, 704(R9)
+	VADDPS       768(R9), Z12, Z12
+	VMOVUPS      Z12, 768(R9)
+	VADDPS       832(R9), Z13, Z13
+	VMOVUPS      Z13, 832(R9)
+	VADDPS       896(R9), Z14, Z14
+	VMOVUPS      Z14, 896(R9)
+	VADDPS       960(R9), Z15, Z15
+	VMOVUPS      Z15, 960(R9)
+	TESTQ        R11, R11
+	JNZ          chunks
+
+summed:
+	SUBQ         R8, CX
+	MOVQ         stride+8(FP), R10
+	MOVQ         lBound+48(FP), R12
+	MOVQ         AX, R11
+	MOVQ         $+8, R13
+	VMOVUPS      (BX), Z16
+	VMOVUPS      64(BX), Z17
+	VBROADCASTSS scale+68(FP), Z7
+	VBROADCASTSS inverse+72(FP), Z15
+	CMPL         scale+68(FP), $0x3f800000
+	JNE          rowScaled
+
+row:
+	PREFETCHT0       (R11)(R10*8)
+	VMOVUPS          (R11), Z0
+	VMOVAPS          (R9), Z1
+	VADDPS           Z1, Z0, Z2
+	VMOVAPS          Z26, Z4
+	VFMADD231PS.BCST (R12), Z16, Z4
+	VANDPS           Z23, Z2, Z3
+	VFMADD231PS.BCST slackWidened<>+0(SB), Z3, Z4
+	VMOVDQA32        Z24, Z5
+	VPTERNLOGD       $0xea, Z25, Z2, Z5
+	VSUBPS           Z5, Z2, Z5
+	VMULPS.BCST      near<>+0(SB), Z2, Z6
+	VRANGEPS         $0x0a, Z5, Z6, Z6
+	VCMPPS           $0x1e, Z4, Z6, K2
+	VCMPPS.BCST      $0x11, limit<>+0(SB), Z3, K2, K2
+	VPADDD           Z25, Z2, Z2
+	VPANDD           Z24, Z2, Z2
+	VCMPPS           $0x00, Z0, Z2, K2, K4
+	VSUBPS           Z0, Z2, Z5
+	VSUBPS           Z1, Z5, Z6
+	VFMADD231PS      Z0, Z0, K2, Z28
+	VFMADD231PS      Z1, Z1, K2, Z29
+	VFMADD231PS      Z5, Z5, K2, Z30
+	VFMADD231PS      Z6, Z6, K2, Z31
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
+	VMOVUPS          Z2, K2, (R11)
+	VMOVUPS          64(R11), Z8
+	VMOVAPS          64(R9), Z9
+	VADDPS           Z9, Z8, Z10
+	VMOVAPS          Z26, Z12
+	VFMADD231PS.BCST (R12), Z17, Z12
+	VANDPS           Z23, Z10, Z11
+	VFMADD231PS.BCST slackWidened<>+0(SB), Z11, Z12
+	VMOVDQA32        Z24, Z13
+	VPTERNLOGD       $0xea, Z25, Z10, Z13
+	VSUBPS           Z13, Z10, Z13
+	VMULPS.BCST      near<>+0(SB), Z10, Z14
+	VRANGEPS         $0x0a, Z13, Z14, Z14
+	VCMPPS           $0x1e, Z12, Z14, K3
+	VCMPPS.BCST      $0x11, limit<>+0(SB), Z11, K3, K3
+	VPADDD           Z25, Z10, Z10
+	VPANDD           Z24, Z10, Z10
+	VCMPPS           $0x00, Z8, Z10, K3, K4
+	VSUBPS           Z8, Z10, Z13
+	VSUBPS           Z9, Z13, Z14
+	VFMADD231PS      Z8, Z8, K3, Z28
+	VFMADD231PS      Z9, Z9, K3, Z29
+	VFMADD231PS      Z13, Z13, K3, Z30
+	VFMADD231PS      Z14, Z14, K3, Z31
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
+	VMOVUPS          Z10, K3, 64(R11)
+	KUNPCKWD         K2, K3, K4
+	KNOTD            K4, K4
+	KMOVD            K4, R14
+	MOVQ             R14, (SI)
+	ADDQ             $+4, R12
+	ADDQ             R10, R11
+	ADDQ             $+128, R9
+	ADDQ             $+8, SI
+	DECQ             R13
+	JNZ              row
+	JMP              next
+
+rowScaled:
+	PREFETCHT0       (R11)(R10*8)
+	VMOVUPS          (R11), Z0
+	VMOVAPS          (R9), Z1
+	VMOVAPS          Z0, Z2
+	VFMADD231PS      Z7, Z1, Z2
+	VMOVAPS          Z26, Z4
+	VFMADD231PS.BCST (R12), Z16, Z4
+	VANDPS           Z23, Z2, Z3
+	VFMADD231PS.BCST slackWidened<>+0(SB), Z3, Z4
+	VMOVDQA32        Z24, Z5
+	VPTERNLOGD       $0xea, Z25, Z2, Z5
+	VSUBPS           Z5, Z2, Z5
+	VMULPS.BCST      near<>+0(SB), Z2, Z6
+	VRANGEPS         $0x0a, Z5, Z6, Z6
+	VCMPPS           $0x1e, Z4, Z6, K2
+	VCMPPS.BCST      $0x11, limit<>+0(SB), Z3, K2, K2
+	VPADDD           Z25, Z2, Z2
+	VPANDD           Z24, Z2, Z2
+	VCMPPS           $0x00, Z0, Z2, K2, K4
+	VSUBPS           Z0, Z2, Z5
+	VMULPS           Z15, Z5, Z5
+	VSUBPS           Z1, Z5, Z6
+	VFMADD231PS      Z0, Z0, K2, Z28
+	VFMADD231PS      Z1, Z1, K2, Z29
+	VFMADD231PS      Z5, Z5, K2, Z30
+	VFMADD231PS      Z6, Z6, K2, Z31
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
+	VMOVUPS          Z2, K2, (R11)
+	VMOVUPS          64(R11), Z8
+	VMOVAPS          64(R9), Z9
+	VMOVAPS          Z8, Z10
+	VFMADD231PS      Z7, Z9, Z10
+	VMOVAPS          Z26, Z12
+	VFMADD231PS.BCST (R12), Z17, Z12
+	VANDPS           Z23, Z10, Z11
+	VFMADD231PS.BCST slackWidened<>+0(SB), Z11, Z12
+	VMOVDQA32        Z24, Z13
+	VPTERNLOGD       $0xea, Z25, Z10, Z13
+	VSUBPS           Z13, Z10, Z13
+	VMULPS.BCST      near<>+0(SB), Z10, Z14
+	VRANGEPS         $0x0a, Z13, Z14, Z14
+	VCMPPS           $0x1e, Z12, Z14, K3
+	VCMPPS.BCST      $0x11, limit<>+0(SB), Z11, K3, K3
+	VPADDD           Z25, Z10, Z10
+	VPANDD           Z24, Z10, Z10
+	VCMPPS           $0x00, Z8, Z10, K3, K4
+	VSUBPS           Z8, Z10, Z13
+	VMULPS           Z15, Z13, Z13
+	VSUBPS           Z9, Z13, Z14
+	VFMADD231PS      Z8, Z8, K3, Z28
+	VFMADD231PS      Z9, Z9, K3, Z29
+	VFMADD231PS      Z13, Z13, K3, Z30
+	VFMADD231PS      Z14, Z14, K3, Z31
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
+	VMOVUPS          Z10, K3, 64(R11)
+	KUNPCKWD         K2, K3, K4
+	KNOTD            K4, K4
+	KMOVD            K4, R14
+	MOVQ             R14, (SI)
+	ADDQ             $+4, R12
+	ADDQ             R10, R11
+	ADDQ             $+128, R9
+	ADDQ             $+8, SI
+	DECQ             R13
+	JNZ              rowScaled
+
+next:
+	SUBQ          $+1024, R9
+	ADDQ          $+128, AX
+	ADDQ          $+128, BX
+	DECQ          DI
+	JNZ           tile
+	MOVQ          unchanged+88(FP), AX
+	MOVQ          squares+96(FP), CX
+	VEXTRACTI64X4 $0x01, Z27, Y0
+	VPADDD        Y0, Y27, Y0
+	VEXTRACTI128  $0x01, Y0, X1
+	VPADDD        X1, X0, X0
+	VPSHUFD       $0x4e, X0, X1
+	VPADDD        X1, X0, X0
+	VPSHUFD       $0xb1, X0, X1
+	VPADDD        X1, X0, X0
+	VMOVD         X0, DX
+	ADDQ          DX, (AX)
+	VCVTPS2PD     Y28, Z0
+	VEXTRACTF64X4 $0x01, Z28, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPD        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        (CX), X0, X0
+	VMOVSD        X0, (CX)
+	VCVTPS2PD     Y29, Z0
+	VEXTRACTF64X4 $0x01, Z29, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPD        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        8(CX), X0, X0
+	VMOVSD        X0, 8(CX)
+	VCVTPS2PD     Y30, Z0
+	VEXTRACTF64X4 $0x01, Z30, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPD        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        16(CX), X0, X0
+	VMOVSD        X0, 16(CX)
+	VCVTPS2PD     Y31, Z0
+	VEXTRACTF64X4 $0x01, Z31, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPD        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        24(CX), X0, X0
+	VMOVSD        X0, 24(CX)
+	VZEROUPPER
+	RET
+
+DATA slackWidened<>+0(SB)/4, $0x34404000
+DATA slackWidened<>+4(SB)/4, $0x34404000
+DATA slackWidened<>+8(SB)/4, $0x34404000
+DATA slackWidened<>+12(SB)/4, $0x34404000
+DATA slackWidened<>+16(SB)/4, $0x34404000
+DATA slackWidened<>+20(SB)/4, $0x34404000
+DATA slackWidened<>+24(SB)/4, $0x34404000
+DATA slackWidened<>+28(SB)/4, $0x34404000
+GLOBL slackWidened<>(SB), RODATA|NOPTR, $32
+
+// func bf16WidenedAVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+// Requires: AVX, AVX2, CMOV, FMA3, MMX+, POPCNT
+TEXT ·bf16WidenedAVX2(SB), $352-104
+	MOVQ         w+0(FP), AX
+	MOVQ         l+16(FP), CX
+	MOVQ         r+24(FP), DX
+	MOVQ         rNorm+56(FP), BX
+	MOVQ         undecided+80(FP), SI
+	MOVQ         panels+40(FP), DI
+	MOVQ         rank+32(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (SP), R9
+	ADDQ         $+31, R9
+	ANDQ         $-32, R9
+	XORQ         R10, R10
+	VBROADCASTSS scale+68(FP), Y0
+	VMOVUPS      Y0, 288(SP)
+	VBROADCASTSS inverse+72(FP), Y0
+	VMOVUPS      Y0, 320(SP)
+	VXORPS       Y12, Y12, Y12
+	VXORPS       Y13, Y13, Y13
+	VXORPS       Y14, Y14, Y14
+	VXORPS       Y15, Y15, Y15
+
+tile:
+	MOVQ    R8, R12
+	SHRQ    $0x02, R12
+	MOVQ    $+16, R11
+	CMPQ    R12, R11
+	CMOVQLT R12, R11
+	SUBQ    R11, R12
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	LEAQ    (R8)(R8*2), R13
+
+first:
+	VMOVUPS      (DX), Y8
+	VMOVUPS      32(DX), Y9
+	VBROADCASTSS (CX), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y1
+	VBROADCASTSS (CX)(R8*1), Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VFMADD231PS  Y11, Y9, Y3
+	VBROADCASTSS (CX)(R8*2), Y10
+	VFMADD231PS  Y10, Y8, Y4
+	VFMADD231PS  Y10, Y9, Y5
+	VBROADCASTSS (CX)(R13*1), Y11
+	VFMADD231PS  Y11, Y8, Y6
+	VFMADD231PS  Y11, Y9, Y7
+	ADDQ         $+4, CX
+	ADDQ         $+64, DX
+	DECQ         R11
+	JNZ          first
+	VMOVUPS      Y0, (R9)
+	VMOVUPS      Y1, 32(R9)
+	VMOVUPS      Y2, 64(R9)
+	VMOVUPS      Y3, 96(R9)
+	VMOVUPS      Y4, 128(R9)
+	VMOVUPS      Y5, 160(R9)
+	VMOVUPS      Y6, 192(R9)
+	VMOVUPS      Y7, 224(R9)
+	TESTQ        R12, R12
+	JZ           summed
+
+chunks:
+	MOVQ    $+16, R11
+	CMPQ    R12, R11
+	CMOVQLT R12, R11
+	SUBQ    R11, R12
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	LEAQ    (R8)(R8*2), R13
+
+further:
+	VMOVUPS      (DX), Y8
+	VMOVUPS      32(DX), Y9
+	VBROADCASTSS (CX), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y1
+	VBROADCASTSS (CX)(R8*1), Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VFMADD231PS  Y11, Y9, Y3
+	VBROADCASTSS (CX)(R8*2), Y10
+	VFMADD231PS  Y10, Y8, Y4
+	VFMADD231PS  Y10, Y9, Y5
+	VBROADCASTSS (CX)(R13*1), Y11
+	VFMADD231PS  Y11, Y8, Y6
+	VFMADD231PS  Y11, Y9, Y7
+	ADDQ         $+4, CX
+	ADDQ         $+64, DX
+	DECQ         R11
+	JNZ          further
+	VADDPS       (R9), Y0, Y0
+	VMOVUPS      Y0, (R9)
+	VADDPS       32(R9), Y1, Y1
+	VMOVUPS      Y1, 32(R9)
+	VADDPS       64(R9), Y2, Y2
+	VMOVUPS      Y2, 64(R9)
+	VADDPS       96(R9), Y3, Y3
+	VMOVUPS      Y3, 96(R9)
+	VADDPS       128(R9), Y4, Y4
+	VMOVUPS      Y4, 128(R9)
+	VADDPS       160(R9), Y5, Y5
+	VMOVUPS      Y5, 160(R9)
+	VADDPS       192(R9), Y6, Y6
+	VMOVUPS      Y6, 192(R9)
+	VADDPS       224(R9), Y7, Y7
+	VMOVUPS      Y7, 224(R9)
+	TESTQ        R12, R12
+	JNZ          chunks
+
+summed:
+	SUBQ         R8, CX
+	MOVQ         lBound+48(FP), R12
+	MOVQ         AX, R11
+	MOVQ         $+4, R13
+	VBROADCASTSS floor+64(FP), Y11
+	CMPL         scale+68(FP), $0x3f800000
+	JNE          rowScaled
+
+row:
+	MOVQ         stride+8(FP), R14
+	PREFETCHT0   (R11)(R14*4)
+	VBROADCASTSS (R12), Y10
+	VMOVUPS      (R11), Y0
+	VMOVAPS      (R9), Y1
+	VADDPS       Y1, Y0, Y8
+	VMOVUPS      (BX), Y4
+	VFMADD213PS  Y11, Y10, Y4
+	VANDPS       abs32<>+0(SB), Y8, Y3
+	VFMADD231PS  slackWidened<>+0(SB), Y3, Y4
+	VANDPS       high<>+0(SB), Y8, Y5
+	VORPS        mid<>+0(SB), Y5, Y5
+	VSUBPS       Y5, Y8, Y5
+	VANDPS       abs32<>+0(SB), Y5, Y5
+	VMULPS       near<>+0(SB), Y3, Y6
+	VMINPS       Y5, Y6, Y6
+	VCMPPS       $0x1e, Y4, Y6, Y7
+	VCMPPS       $0x11, limit<>+0(SB), Y3, Y6
+	VANDPS       Y6, Y7, Y7
+	VPADDD       mid<>+0(SB), Y8, Y8
+	VANDPS       high<>+0(SB), Y8, Y8
+	VMOVMSKPS    Y7, R15
+	MOVL         R15, R14
+	VSUBPS       Y0, Y8, Y5
+	VSUBPS       Y1, Y5, Y6
+	VCMPPS       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x000000ff
+	JEQ          all0false
+	VBLENDVPS    Y7, Y8, Y0, Y8
+	VANDPS       Y7, Y0, Y0
+	VANDPS       Y7, Y1, Y1
+	VANDPS       Y7, Y5, Y5
+	VANDPS       Y7, Y6, Y6
+	VANDPS       Y7, Y3, Y3
+
+all0false:
+	VFMADD231PS Y0, Y0, Y12
+	VFMADD231PS Y1, Y1, Y13
+	VFMADD231PS Y5, Y5, Y14
+	VFMADD231PS Y6, Y6, Y15
+	VMOVMSKPS   Y3, R15
+	POPCNTL     R15, R15
+	ADDQ        R15, R10
+	VMOVUPS     Y8, (R11)
+	VMOVUPS     32(R11), Y0
+	VMOVAPS     32(R9), Y1
+	VADDPS      Y1, Y0, Y8
+	VMOVUPS     32(BX), Y4
+	VFMADD213PS Y11, Y10, Y4
+	VANDPS      abs32<>+0(SB), Y8, Y3
+	VFMADD231PS slackWidened<>+0(SB), Y3, Y4
+	VANDPS      high<>+0(SB), Y8, Y5
+	VORPS       mid<>+0(SB), Y5, Y5
+	VSUBPS      Y5, Y8, Y5
+	VANDPS      abs32<>+0(SB), Y5, Y5
+	VMULPS      near<>+0(SB), Y3, Y6
+	VMINPS      Y5, Y6, Y6
+	VCMPPS      $0x1e, Y4, Y6, Y7
+	VCMPPS      $0x11, limit<>+0(SB), Y3, Y6
+	VANDPS      Y6, Y7, Y7
+	VPADDD      mid<>+0(SB), Y8, Y8
+	VANDPS      high<>+0(SB), Y8, Y8
+	VMOVMSKPS   Y7, R15
+	VSUBPS      Y0, Y8, Y5
+	VSUBPS      Y1, Y5, Y6
+	VCMPPS      $0x00, Y0, Y8, Y3
+	CMPL        R15, $0x000000ff
+	JEQ         all1false
+	VBLENDVPS   Y7, Y8, Y0, Y8
+	VANDPS      Y7, Y0, Y0
+	VANDPS      Y7, Y1, Y1
+	VANDPS      Y7, Y5, Y5
+	VANDPS      Y7, Y6, Y6
+	VANDPS      Y7, Y3, Y3
+
+all1false:
+	VFMADD231PS Y0, Y0, Y12
+	VFMADD231PS Y1, Y1, Y13
+	VFMADD231PS Y5, Y5, Y14
+	VFMADD231PS Y6, Y6, Y15
+	VMOVMSKPS   Y3, BP
+	POPCNTL     BP, BP
+	ADDQ        BP, R10
+	VMOVUPS     Y8, 32(R11)
+	SHLL        $0x08, R15
+	ORL         R15, R14
+	XORL        $0x0000ffff, R14
+	MOVQ        R14, (SI)
+	ADDQ        $+4, R12
+	ADDQ        stride+8(FP), R11
+	ADDQ        $+64, R9
+	ADDQ        $+8, SI
+	DECQ        R13
+	JNZ         row
+	JMP         next
+
+rowScaled:
+	MOVQ         stride+8(FP), R14
+	PREFETCHT0   (R11)(R14*4)
+	VBROADCASTSS (R12), Y10
+	VMOVUPS      (R11), Y0
+	VMOVAPS      (R9), Y1
+	VMOVUPS      288(SP), Y8
+	VFMADD213PS  Y0, Y1, Y8
+	VMOVUPS      (BX), Y4
+	VFMADD213PS  Y11, Y10, Y4
+	VANDPS       abs32<>+0(SB), Y8, Y3
+	VFMADD231PS  slackWidened<>+0(SB), Y3, Y4
+	VANDPS       high<>+0(SB), Y8, Y5
+	VORPS        mid<>+0(SB), Y5, Y5
+	VSUBPS       Y5, Y8, Y5
+	VANDPS       abs32<>+0(SB), Y5, Y5
+	VMULPS       near<>+0(SB), Y3, Y6
+	VMINPS       Y5, Y6, Y6
+	VCMPPS       $0x1e, Y4, Y6, Y7
+	VCMPPS       $0x11, limit<>+0(SB), Y3, Y6
+	VANDPS       Y6, Y7, Y7
+	VPADDD       mid<>+0(SB), Y8, Y8
+	VANDPS       high<>+0(SB), Y8, Y8
+	VMOVMSKPS    Y7, R15
+	MOVL         R15, R14
+	VSUBPS       Y0, Y8, Y5
+	VMULPS       320(SP), Y5, Y5
+	VSUBPS       Y1, Y5, Y6
+	VCMPPS       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x000000ff
+	JEQ          all0true
+	VBLENDVPS    Y7, Y8, Y0, Y8
+	VANDPS       Y7, Y0, Y0
+	VANDPS       Y7, Y1, Y1
+	VANDPS       Y7, Y5, Y5
+	VANDPS       Y7, Y6, Y6
+	VANDPS       Y7, Y3, Y3
+
+all0true:
+	VFMADD231PS Y0, Y0, Y12
+	VFMADD231PS Y1, Y1, Y13
+	VFMADD231PS Y5, Y5, Y14
+	VFMADD231PS Y6, Y6, Y15
+	VMOVMSKPS   Y3, R15
+	POPCNTL     R15, R15
+	ADDQ        R15, R10
+	VMOVUPS     Y8, (R11)
+	VMOVUPS     32(R11), Y0
+	VMOVAPS     32(R9), Y1
+	VMOVUPS     288(SP), Y8
+	VFMADD213PS Y0, Y1, Y8
+	VMOVUPS     32(BX), Y4
+	VFMADD213PS Y11, Y10, Y4
+	VANDPS      abs32<>+0(SB), Y8, Y3
+	VFMADD231PS slackWidened<>+0(SB), Y3, Y4
+	VANDPS      high<>+0(SB), Y8, Y5
+	VORPS       mid<>+0(SB), Y5, Y5
+	VSUBPS      Y5, Y8, Y5
+	VANDPS      abs32<>+0(SB), Y5, Y5
+	VMULPS      near<>+0(SB), Y3, Y6
+	VMINPS      Y5, Y6, Y6
+	VCMPPS      $0x1e, Y4, Y6, Y7
+	VCMPPS      $0x11, limit<>+0(SB), Y3, Y6
+	VANDPS      Y6, Y7, Y7
+	VPADDD      mid<>+0(SB), Y8, Y8
+	VANDPS      high<>+0(SB), Y8, Y8
+	VMOVMSKPS   Y7, R15
+	VSUBPS      Y0, Y8, Y5
+	VMULPS      320(SP), Y5, Y5
+	VSUBPS      Y1, Y5, Y6
+	VCMPPS      $0x00, Y0, Y8, Y3
+	CMPL        R15, $0x000000ff
+	JEQ         all1true
+	VBLENDVPS   Y7, Y8, Y0, Y8
+	VANDPS      Y7, Y0, Y0
+	VANDPS      Y7, Y1, Y1
+	VANDPS      Y7, Y5, Y5
+	VANDPS      Y7, Y6, Y6
+	VANDPS      Y7, Y3, Y3
+
+all1true:
+	VFMADD231PS Y0, Y0, Y12
+	VFMADD231PS Y1, Y1, Y13
+	VFMADD231PS Y5, Y5, Y14
+	VFMADD231PS Y6, Y6, Y15
+	VMOVMSKPS   Y3, BP
+	POPCNTL     BP, BP
+	ADDQ        BP, R10
+	VMOVUPS     Y8, 32(R11)
+	SHLL        $0x08, R15
+	ORL         R15, R14
+	XORL        $0x0000ffff, R14
+	MOVQ        R14, (SI)
+	ADDQ        $+4, R12
+	ADDQ        stride+8(FP), R11
+	ADDQ        $+64, R9
+	ADDQ        $+8, SI
+	DECQ        R13
+	JNZ         rowScaled
+
+next:
+	SUBQ         $+256, R9
+	ADDQ         $+64, AX
+	ADDQ         $+64, BX
+	DECQ         DI
+	JNZ          tile
+	MOVQ         unchanged+88(FP), AX
+	MOVQ         squares+96(FP), CX
+	ADDQ         R10, (AX)
+	VCVTPS2PD    X12, Y0
+	VEXTRACTF128 $0x01, Y12, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       (CX), X0, X0
+	VMOVSD       X0, (CX)
+	VCVTPS2PD    X13, Y0
+	VEXTRACTF128 $0x01, Y13, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       8(CX), X0, X0
+	VMOVSD       X0, 8(CX)
+	VCVTPS2PD    X14, Y0
+	VEXTRACTF128 $0x01, Y14, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       16(CX), X0, X0
+	VMOVSD       X0, 16(CX)
+	VCVTPS2PD    X15, Y0
+	VEXTRACTF128 $0x01, Y15, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       24(CX), X0, X0
+	VMOVSD       X0, 24(CX)
+	VZEROUPPER
+	RET
+
+// func f16WidenedAVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+// Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, CMOV, MMX+
+TEXT ·f16WidenedAVX512(SB), $1088-104
+	MOVQ         w+0(FP), AX
+	MOVQ         l+16(FP), CX
+	MOVQ         r+24(FP), DX
+	MOVQ         rNorm+56(FP), BX
+	MOVQ         undecided+80(FP), SI
+	MOVQ         panels+40(FP), DI
+	MOVQ         rank+32(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (SP), R9
+	ADDQ         $+63, R9
+	ANDQ         $-64, R9
+	VBROADCASTSS abs32<>+0(SB), Z23
+	VBROADCASTSS floor+64(FP), Z26
+	VPXORD       Z28, Z28, Z28
+	VPXORD       Z29, Z29, Z29
+	VPXORD       Z30, Z30, Z30
+	VPXORD       Z31, Z31, Z31
+	VPXORD       Z27, Z27, Z27
+
+tile:
+	MOVQ    R8, R11
+	SHRQ    $0x02, R11
+	MOVQ    $+16, R10
+	CMPQ    R11, R10
+	CMOVQLT R11, R10
+	SUBQ    R10, R11
+	VPXORD  Z0, Z0, Z0
+	VPXORD  Z1, Z1, Z1
+	VPXORD  Z2, Z2, Z2
+	VPXORD  Z3, Z3, Z3
+	VPXORD  Z4, Z4, Z4
+	VPXORD  Z5, Z5, Z5
+	VPXORD  Z6, Z6, Z6
+	VPXORD  Z7, Z7, Z7
+	VPXORD  Z8, Z8, Z8
+	VPXORD  Z9, Z9, Z9
+	VPXORD  Z10, Z10, Z10
+	VPXORD  Z11, Z11, Z11
+	VPXORD  Z12, Z12, Z12
+	VPXORD  Z13, Z13, Z13
+	VPXORD  Z14, Z14, Z14
+	VPXORD  Z15, Z15, Z15
+	LEAQ    (R8)(R8*2), R12
+	LEAQ    (R8)(R8*4), R13
+	LEAQ    (R12)(R8*4), R14
+
+first:
+	VMOVUPS      (DX), Z16
+	VMOVUPS      64(DX), Z17
+	VBROADCASTSS (CX), Z18
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z1
+	VBROADCASTSS (CX)(R8*1), Z19
+	VFMADD231PS  Z19, Z16, Z2
+	VFMADD231PS  Z19, Z17, Z3
+	VBROADCASTSS (CX)(R8*2), Z18
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z5
+	VBROADCASTSS (CX)(R12*1), Z19
+	VFMADD231PS  Z19, Z16, Z6
+	VFMADD231PS  Z19, Z17, Z7
+	VBROADCASTSS (CX)(R8*4), Z18
+	VFMADD231PS  Z18, Z16, Z8
+	VFMADD231PS  Z18, Z17, Z9
+	VBROADCASTSS (CX)(R13*1), Z19
+	VFMADD231PS  Z19, Z16, Z10
+	VFMADD231PS  Z19, Z17, Z11
+	VBROADCASTSS (CX)(R12*2), Z18
+	VFMADD231PS  Z18, Z16, Z12
+	VFMADD231PS  Z18, Z17, Z13
+	VBROADCASTSS (CX)(R14*1), Z19
+	VFMADD231PS  Z19, Z16, Z14
+	VFMADD231PS  Z19, Z17, Z15
+	ADDQ         $+4, CX
+	ADDQ         $+128, DX
+	DECQ         R10
+	JNZ          first
+	VMOVUPS      Z0, (R9)
+	VMOVUPS      Z1, 64(R9)
+	VMOVUPS      Z2, 128(R9)
+	VMOVUPS      Z3, 192(R9)
+	VMOVUPS      Z4, 256(R9)
+	VMOVUPS      Z5, 320(R9)
+	VMOVUPS      Z6, 384(R9)
+	VMOVUPS      Z7, 448(R9)
+	VMOVUPS      Z8, 512(R9)
+	VMOVUPS      Z9, 576(R9)
+	VMOVUPS      Z10, 640(R9)
+	VMOVUPS      Z11, 704(R9)
+	VMOVUPS      Z12, 768(R9)
+	VMOVUPS      Z13, 832(R9)
+	VMOVUPS      Z14, 896(R9)
+	VMOVUPS      Z15, 960(R9)
+	TESTQ        R11, R11
+	JZ           summed
+
+chunks:
+	MOVQ    $+16, R10
+	CMPQ    R11, R10
+	CMOVQLT R11, R10
+	SUBQ    R10, R11
+	VPXORD  Z0, Z0, Z0
+	VPXORD  Z1, Z1, Z1
+	VPXORD  Z2, Z2, Z2
+	VPXORD  Z3, Z3, Z3
+	VPXORD  Z4, Z4, Z4
+	VPXORD  Z5, Z5, Z5
+	VPXORD  Z6, Z6, Z6
+	VPXORD  Z7, Z7, Z7
+	VPXORD  Z8, Z8, Z8
+	VPXORD  Z9, Z9, Z9
+	VPXORD  Z10, Z10, Z10
+	VPXORD  Z11, Z11, Z11
+	VPXORD  Z12, Z12, Z12
+	VPXORD  Z13, Z13, Z13
+	VPXORD  Z14, Z14, Z14
+	VPXORD  Z15, Z15, Z15
+	LEAQ    (R8)(R8*2), R12
+	LEAQ    (R8)(R8*4), R13
+	LEAQ    (R12)(R8*4), R14
+
+further:
+	VMOVUPS      (DX), Z16
+	VMOVUPS      64(DX), Z17
+	VBROADCASTSS (CX), Z18
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z1
+	VBROADCASTSS (CX)(R8*1), Z19
+	VFMADD231PS  Z19, Z16, Z2
+	VFMADD231PS  Z19, Z17, Z3
+	VBROADCASTSS (CX)(R8*2), Z18
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z5
+	VBROADCASTSS (CX)(R12*1), Z19
+	VFMADD231PS  Z19, Z16, Z6
+	VFMADD231PS  Z19, Z17, Z7
+	VBROADCASTSS (CX)(R8*4), Z18
+	VFMADD231PS  Z18, Z16, Z8
+	VFMADD231PS  Z18, Z17, Z9
+	VBROADCASTSS (CX)(R13*1), Z19
+	VFMADD231PS  Z19, Z16, Z10
+	VFMADD231PS  Z19, Z17, Z11
+	VBROADCASTSS (CX)(R12*2), Z18
+	VFMADD231PS  Z18, Z16, Z12
+	VFMADD231PS  Z18, Z17, Z13
+	VBROADCASTSS (CX)(R14*1), Z19
+	VFMADD231PS  Z19, Z16, Z14
+	VFMADD231PS  Z19, Z17, Z15
+	ADDQ         $+4, CX
+	ADDQ         $+128, DX
+	DECQ         R10
+	JNZ          further
+	VADDPS       (R9), Z0, Z0
+	VMOVUPS      Z0, (R9)
+	VADDPS       64(R9), Z1, Z1
+	VMOVUPS      Z1, 64(R9)
+	VADDPS       128(R9), Z2, Z2
+	VMOVUPS      Z2, 128(R9)
+	VADDPS       192(R9), Z3, Z3
+	VMOVUPS      Z3, 192(R9)
+	VADDPS       256(R9), Z4, Z4
+	VMOVUPS      Z4, 256(R9)
+	VADDPS       320(R9), Z5, Z5
+	VMOVUPS      Z5, 320(R9)
+	VADDPS       384(R9), Z6, Z6
+	VMOVUPS      Z6, 384(R9)
+	VADDPS       448(R9), Z7, Z7
+	VMOVUPS      Z7, 448(R9)
+	VADDPS       512(R9), Z8, Z8
+	VMOVUPS      Z8, 512(R9)
+	VADDPS       576(R9), Z9, Z9
+	VMOVUPS      Z9, 576(R9)
+	VADDPS       640(R9), Z10, Z10
+	VMOVUPS      Z10, 640(R9)
+	VADDPS       704(R9), Z11, Z11
+	VMOVUPS      Z11, 704(R9)
+	VADDPS       768(R9), Z12, Z12
+	VMOVUPS      Z12, 768(R9)
+	VADDPS       832(R9), Z13, Z13
+	VMOVUPS      Z13, 832(R9)
+	VADDPS       896(R9), Z14, Z14
+	VMOVUPS      Z14, 896(R9)
+	VADDPS       960(R9), Z15, Z15
+	VMOVUPS      Z15, 960(R9)
+	TESTQ        R11, R11
+	JNZ          chunks
+
+summed:
+	SUBQ         R8, CX
+	MOVQ         stride+8(FP), R10
+	MOVQ         lBound+48(FP), R12
+	MOVQ         AX, R11
+	MOVQ         $+8, R13
+	VMOVUPS      (BX), Z16
+	VMOVUPS      64(BX), Z17
+	VBROADCASTSS scale+68(FP), Z7
+	VBROADCASTSS inverse+72(FP), Z15
+	CMPL         scale+68(FP), $0x3f800000
+	JNE          rowScaled
+
+row:
+	PREFETCHT0       (R11)(R10*8)
+	VMOVUPS          (R11), Z0
+	VMOVAPS          (R9), Z1
+	VADDPS           Z1, Z0, Z2
+	VMOVAPS          Z26, Z4
+	VFMADD231PS.BCST (R12), Z16, Z4
+	VANDPS           Z23, Z2, Z3
+	VFMADD231PS.BCST slackWidened<>+0(SB), Z3, Z4
+	VSUBPS           Z4, Z2, Z5
+	VADDPS           Z4, Z2, Z6
+	VADDPS           Z4, Z3, Z3
+	VCVTPS2PH        $0x00, Z5, Y4
+	VCVTPS2PH        $0x00, Z6, Y6
+	VPCMPEQW         Y6, Y4, K2
+	VCMPPS.BCST      $0x12, maxF16<>+0(SB), Z3, K2, K2
+	VCVTPH2PS        Y4, Z2
+	VCMPPS           $0x00, Z0, Z2, K2, K4
+	VSUBPS           Z0, Z2, Z5
+	VSUBPS           Z1, Z5, Z6
+	VFMADD231PS      Z0, Z0, K2, Z28
+	VFMADD231PS      Z1, Z1, K2, Z29
+	VFMADD231PS      Z5, Z5, K2, Z30
+	VFMADD231PS      Z6, Z6, K2, Z31
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
+	VMOVUPS          Z2, K2, (R11)
+	VMOVUPS          64(R11), Z8
+	VMOVAPS          64(R9), Z9
+	VADDPS           Z9, Z8, Z10
+	VMOVAPS          Z26, Z12
+	VFMADD231PS.BCST (R12), Z17, Z12
+	VANDPS           Z23, Z10, Z11
+	VFMADD231PS.BCST slackWidened<>+0(SB), Z11, Z12
+	VSUBPS           Z12, Z10, Z13
+	VADDPS           Z12, Z10, Z14
+	VADDPS           Z12, Z11, Z11
+	VCVTPS2PH        $0x00, Z13, Y12
+	VCVTPS2PH        $0x00, Z14, Y14
+	VPCMPEQW         Y14, Y12, K3
+	VCMPPS.BCST      $0x12, maxF16<>+0(SB), Z11, K3, K3
+	VCVTPH2PS        Y12, Z10
+	VCMPPS           $0x00, Z8, Z10, K3, K4
+	VSUBPS           Z8, Z10, Z13
+	VSUBPS           Z9, Z13, Z14
+	VFMADD231PS      Z8, Z8, K3, Z28
+	VFMADD231PS      Z9, Z9, K3, Z29
+	VFMADD231PS      Z13, Z13, K3, Z30
+	VFMADD231PS      Z14, Z14, K3, Z31
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
+	VMOVUPS          Z10, K3, 64(R11)
+	KUNPCKWD         K2, K3, K4
+	KNOTD            K4, K4
+	KMOVD            K4, R14
+	MOVQ             R14, (SI)
+	ADDQ             $+4, R12
+	ADDQ             R10, R11
+	ADDQ             $+128, R9
+	ADDQ             $+8, SI
+	DECQ             R13
+	JNZ              row
+	JMP              next
+
+rowScaled:
+	PREFETCHT0       (R11)(R10*8)
+	VMOVUPS          (R11), Z0
+	VMOVAPS          (R9), Z1
+	VMOVAPS          Z0, Z2
+	VFMADD231PS      Z7, Z1, Z2
+	VMOVAPS          Z26, Z4
+	VFMADD231PS.BCST (R12), Z16, Z4
+	VANDPS           Z23, Z2, Z3
+	VFMADD231PS.BCST slackWidened<>+0(SB), Z3, Z4
+	VSUBPS           Z4, Z2, Z5
+	VADDPS           Z4, Z2, Z6
+	VADDPS           Z4, Z3, Z3
+	VCVTPS2PH        $0x00, Z5, Y4
+	VCVTPS2PH        $0x00, Z6, Y6
+	VPCMPEQW         Y6, Y4, K2
+	VCMPPS.BCST      $0x12, maxF16<>+0(SB), Z3, K2, K2
+	VCVTPH2PS        Y4, Z2
+	VCMPPS           $0x00, Z0, Z2, K2, K4
+	VSUBPS           Z0, Z2, Z5
+	VMULPS           Z15, Z5, Z5
+	VSUBPS           Z1, Z5, Z6
+	VFMADD231PS      Z0, Z0, K2, Z28
+	VFMADD231PS      Z1, Z1, K2, Z29
+	VFMADD231PS      Z5, Z5, K2, Z30
+	VFMADD231PS      Z6, Z6, K2, Z31
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
+	VMOVUPS          Z2, K2, (R11)
+	VMOVUPS          64(R11), Z8
+	VMOVAPS          64(R9), Z9
+	VMOVAPS          Z8, Z10
+	VFMADD231PS      Z7, Z9, Z10
+	VMOVAPS          Z26, Z12
+	VFMADD231PS.BCST (R12), Z17, Z12
+	VANDPS           Z23, Z10, Z11
+	VFMADD231PS.BCST slackWidened<>+0(SB), Z11, Z12
+	VSUBPS           Z12, Z10, Z13
+	VADDPS           Z12, Z10, Z14
+	VADDPS           Z12, Z11, Z11
+	VCVTPS2PH        $0x00, Z13, Y12
+	VCVTPS2PH        $0x00, Z14, Y14
+	VPCMPEQW         Y14, Y12, K3
+	VCMPPS.BCST      $0x12, maxF16<>+0(SB), Z11, K3, K3
+	VCVTPH2PS        Y12, Z10
+	VCMPPS           $0x00, Z8, Z10, K3, K4
+	VSUBPS           Z8, Z10, Z13
+	VMULPS           Z15, Z13, Z13
+	VSUBPS           Z9, Z13, Z14
+	VFMADD231PS      Z8, Z8, K3, Z28
+	VFMADD231PS      Z9, Z9, K3, Z29
+	VFMADD231PS      Z13, Z13, K3, Z30
+	VFMADD231PS      Z14, Z14, K3, Z31
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
+	VMOVUPS          Z10, K3, 64(R11)
+	KUNPCKWD         K2, K3, K4
+	KNOTD            K4, K4
+	KMOVD            K4, R14
+	MOVQ             R14, (SI)
+	ADDQ             $+4, R12
+	ADDQ             R10, R11
+	ADDQ             $+128, R9
+	ADDQ             $+8, SI
+	DECQ             R13
+	JNZ              rowScaled
+
+next:
+	SUBQ          $+1024, R9
+	ADDQ          $+128, AX
+	ADDQ          $+128, BX
+	DECQ          DI
+	JNZ           tile
+	MOVQ          unchanged+88(FP), AX
+	MOVQ          squares+96(FP), CX
+	VEXTRACTI64X4 $0x01, Z27, Y0
+	VPADDD        Y0, Y27, Y0
+	VEXTRACTI128  $0x01, Y0, X1
+	VPADDD        X1, X0, X0
+	VPSHUFD       $0x4e, X0, X1
+	VPADDD        X1, X0, X0
+	VPSHUFD       $0xb1, X0, X1
+	VPADDD        X1, X0, X0
+	VMOVD         X0, DX
+	ADDQ          DX, (AX)
+	VCVTPS2PD     Y28, Z0
+	VEXTRACTF64X4 $0x01, Z28, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPD        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        (CX), X0, X0
+	VMOVSD        X0, (CX)
+	VCVTPS2PD     Y29, Z0
+	VEXTRACTF64X4 $0x01, Z29, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPD        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        8(CX), X0, X0
+	VMOVSD        X0, 8(CX)
+	VCVTPS2PD     Y30, Z0
+	VEXTRACTF64X4 $0x01, Z30, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPD        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        16(CX), X0, X0
+	VMOVSD        X0, 16(CX)
+	VCVTPS2PD     Y31, Z0
+	VEXTRACTF64X4 $0x01, Z31, Y1
+	VCVTPS2PD     Y1, Z1
+	VADDPD        Z1, Z0, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VADDPD        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        24(CX), X0, X0
+	VMOVSD        X0, 24(CX)
+	VZEROUPPER
+	RET
+
+// func f16WidenedAVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64)
+// Requires: AVX, AVX2, CMOV, F16C, FMA3, MMX+, POPCNT
+TEXT ·f16WidenedAVX2(SB), $352-104
+	MOVQ         w+0(FP), AX
+	MOVQ         l+16(FP), CX
+	MOVQ         r+24(FP), DX
+	MOVQ         rNorm+56(FP), BX
+	MOVQ         undecided+80(FP), SI
+	MOVQ         panels+40(FP), DI
+	MOVQ         rank+32(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (SP), R9
+	ADDQ         $+31, R9
+	ANDQ         $-32, R9
+	XORQ         R10, R10
+	VBROADCASTSS scale+68(FP), Y0
+	VMOVUPS      Y0, 288(SP)
+	VBROADCASTSS inverse+72(FP), Y0
+	VMOVUPS      Y0, 320(SP)
+	VXORPS       Y12, Y12, Y12
+	VXORPS       Y13, Y13, Y13
+	VXORPS       Y14, Y14, Y14
+	VXORPS       Y15, Y15, Y15
+
+tile:
+	MOVQ    R8, R12
+	SHRQ    $0x02, R12
+	MOVQ    $+16, R11
+	CMPQ    R12, R11
+	CMOVQLT R12, R11
+	SUBQ    R11, R12
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	LEAQ    (R8)(R8*2), R13
+
+first:
+	VMOVUPS      (DX), Y8
+	VMOVUPS      32(DX), Y9
+	VBROADCASTSS (CX), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y1
+	VBROADCASTSS (CX)(R8*1), Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VFMADD231PS  Y11, Y9, Y3
+	VBROADCASTSS (CX)(R8*2), Y10
+	VFMADD231PS  Y10, Y8, Y4
+	VFMADD231PS  Y10, Y9, Y5
+	VBROADCASTSS (CX)(R13*1), Y11
+	VFMADD231PS  Y11, Y8, Y6
+	VFMADD231PS  Y11, Y9, Y7
+	ADDQ         $+4, CX
+	ADDQ         $+64, DX
+	DECQ         R11
+	JNZ          first
+	VMOVUPS      Y0, (R9)
+	VMOVUPS      Y1, 32(R9)
+	VMOVUPS      Y2, 64(R9)
+	VMOVUPS      Y3, 96(R9)
+	VMOVUPS      Y4, 128(R9)
+	VMOVUPS      Y5, 160(R9)
+	VMOVUPS      Y6, 192(R9)
+	VMOVUPS      Y7, 224(R9)
+	TESTQ        R12, R12
+	JZ           summed
+
+chunks:
+	MOVQ    $+16, R11
+	CMPQ    R12, R11
+	CMOVQLT R12, R11
+	SUBQ    R11, R12
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	LEAQ    (R8)(R8*2), R13
+
+further:
+	VMOVUPS      (DX), Y8
+	VMOVUPS      32(DX), Y9
+	VBROADCASTSS (CX), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y1
+	VBROADCASTSS (CX)(R8*1), Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VFMADD231PS  Y11, Y9, Y3
+	VBROADCASTSS (CX)(R8*2), Y10
+	VFMADD231PS  Y10, Y8, Y4
+	VFMADD231PS  Y10, Y9, Y5
+	VBROADCASTSS (CX)(R13*1), Y11
+	VFMADD231PS  Y11, Y8, Y6
+	VFMADD231PS  Y11, Y9, Y7
+	ADDQ         $+4, CX
+	ADDQ         $+64, DX
+	DECQ         R11
+	JNZ          further
+	VADDPS       (R9), Y0, Y0
+	VMOVUPS      Y0, (R9)
+	VADDPS       32(R9), Y1, Y1
+	VMOVUPS      Y1, 32(R9)
+	VADDPS       64(R9), Y2, Y2
+	VMOVUPS      Y2, 64(R9)
+	VADDPS       96(R9), Y3, Y3
+	VMOVUPS      Y3, 96(R9)
+	VADDPS       128(R9), Y4, Y4
+	VMOVUPS      Y4, 128(R9)
+	VADDPS       160(R9), Y5, Y5
+	VMOVUPS      Y5, 160(R9)
+	VADDPS       192(R9), Y6, Y6
+	VMOVUPS      Y6, 192(R9)
+	VADDPS       224(R9), Y7, Y7
+	VMOVUPS      Y7, 224(R9)
+	TESTQ        R12, R12
+	JNZ          chunks
+
+summed:
+	SUBQ         R8, CX
+	MOVQ         lBound+48(FP), R12
+	MOVQ         AX, R11
+	MOVQ         $+4, R13
+	VBROADCASTSS floor+64(FP), Y11
+	CMPL         scale+68(FP), $0x3f800000
+	JNE          rowScaled
+
+row:
+	MOVQ         stride+8(FP), R14
+	PREFETCHT0   (R11)(R14*4)
+	VBROADCASTSS (R12), Y10
+	VMOVUPS      (R11), Y0
+	VMOVAPS      (R9), Y1
+	VADDPS       Y1, Y0, Y8
+	VMOVUPS      (BX), Y4
+	VFMADD213PS  Y11, Y10, Y4
+	VANDPS       abs32<>+0(SB), Y8, Y3
+	VFMADD231PS  slackWidened<>+0(SB), Y3, Y4
+	VSUBPS       Y4, Y8, Y5
+	VADDPS       Y4, Y8, Y6
+	VADDPS       Y4, Y3, Y3
+	VCVTPS2PH    $0x00, Y5, X4
+	VCVTPS2PH    $0x00, Y6, X6
+	VPCMPEQW     X6, X4, X7
+	VPMOVSXWD    X7, Y7
+	VCMPPS       $0x12, maxF16<>+0(SB), Y3, Y3
+	VANDPS       Y3, Y7, Y7
+	VCVTPH2PS    X4, Y8
+	VMOVMSKPS    Y7, R15
+	MOVL         R15, R14
+	VSUBPS       Y0, Y8, Y5
+	VSUBPS       Y1, Y5, Y6
+	VCMPPS       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x000000ff
+	JEQ          all0false
+	VBLENDVPS    Y7, Y8, Y0, Y8
+	VANDPS       Y7, Y0, Y0
+	VANDPS       Y7, Y1, Y1
+	VANDPS       Y7, Y5, Y5
+	VANDPS       Y7, Y6, Y6
+	VANDPS       Y7, Y3, Y3
+
+all0false:
+	VFMADD231PS Y0, Y0, Y12
+	VFMADD231PS Y1, Y1, Y13
+	VFMADD231PS Y5, Y5, Y14
+	VFMADD231PS Y6, Y6, Y15
+	VMOVMSKPS   Y3, R15
+	POPCNTL     R15, R15
+	ADDQ        R15, R10
+	VMOVUPS     Y8, (R11)
+	VMOVUPS     32(R11), Y0
+	VMOVAPS     32(R9), Y1
+	VADDPS      Y1, Y0, Y8
+	VMOVUPS     32(BX), Y4
+	VFMADD213PS Y11, Y10, Y4
+	VANDPS      abs32<>+0(SB), Y8, Y3
+	VFMADD231PS slackWidened<>+0(SB), Y3, Y4
+	VSUBPS      Y4, Y8, Y5
+	VADDPS      Y4, Y8, Y6
+	VADDPS      Y4, Y3, Y3
+	VCVTPS2PH   $0x00, Y5, X4
+	VCVTPS2PH   $0x00, Y6, X6
+	VPCMPEQW    X6, X4, X7
+	VPMOVSXWD   X7, Y7
+	VCMPPS      $0x12, maxF16<>+0(SB), Y3, Y3
+	VANDPS      Y3, Y7, Y7
+	VCVTPH2PS   X4, Y8
+	VMOVMSKPS   Y7, R15
+	VSUBPS      Y0, Y8, Y5
+	VSUBPS      Y1, Y5, Y6
+	VCMPPS      $0x00, Y0, Y8, Y3
+	CMPL        R15, $0x000000ff
+	JEQ         all1false
+	VBLENDVPS   Y7, Y8, Y0, Y8
+	VANDPS      Y7, Y0, Y0
+	VANDPS      Y7, Y1, Y1
+	VANDPS      Y7, Y5, Y5
+	VANDPS      Y7, Y6, Y6
+	VANDPS      Y7, Y3, Y3
+
+all1false:
+	VFMADD231PS Y0, Y0, Y12
+	VFMADD231PS Y1, Y1, Y13
+	VFMADD231PS Y5, Y5, Y14
+	VFMADD231PS Y6, Y6, Y15
+	VMOVMSKPS   Y3, BP
+	POPCNTL     BP, BP
+	ADDQ        BP, R10
+	VMOVUPS     Y8, 32(R11)
+	SHLL        $0x08, R15
+	ORL         R15, R14
+	XORL        $0x0000ffff, R14
+	MOVQ        R14, (SI)
+	ADDQ        $+4, R12
+	ADDQ        stride+8(FP), R11
+	ADDQ        $+64, R9
+	ADDQ        $+8, SI
+	DECQ        R13
+	JNZ         row
+	JMP         next
+
+rowScaled:
+	MOVQ         stride+8(FP), R14
+	PREFETCHT0   (R11)(R14*4)
+	VBROADCASTSS (R12), Y10
+	VMOVUPS      (R11), Y0
+	VMOVAPS      (R9), Y1
+	VMOVUPS      288(SP), Y8
+	VFMADD213PS  Y0, Y1, Y8
+	VMOVUPS      (BX), Y4
+	VFMADD213PS  Y11, Y10, Y4
+	VANDPS       abs32<>+0(SB), Y8, Y3
+	VFMADD231PS  slackWidened<>+0(SB), Y3, Y4
+	VSUBPS       Y4, Y8, Y5
+	VADDPS       Y4, Y8, Y6
+	VADDPS       Y4, Y3, Y3
+	VCVTPS2PH    $0x00, Y5, X4
+	VCVTPS2PH    $0x00, Y6, X6
+	VPCMPEQW     X6, X4, X7
+	VPMOVSXWD    X7, Y7
+	VCMPPS       $0x12, maxF16<>+0(SB), Y3, Y3
+	VANDPS       Y3, Y7, Y7
+	VCVTPH2PS    X4, Y8
+	VMOVMSKPS    Y7, R15
+	MOVL         R15, R14
+	VSUBPS       Y0, Y8, Y5
+	VMULPS       320(SP), Y5, Y5
+	VSUBPS       Y1, Y5, Y6
+	VCMPPS       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x000000ff
+	JEQ          all0true
+	VBLENDVPS    Y7, Y8, Y0, Y8
+	VANDPS       Y7, Y0, Y0
+	VANDPS       Y7, Y1, Y1
+	VANDPS       Y7, Y5, Y5
+	VANDPS       Y7, Y6, Y6
+	VANDPS       Y7, Y3, Y3
+
+all0true:
+	VFMADD231PS Y0, Y0, Y12
+	VFMADD231PS Y1, Y1, Y13
+	VFMADD231PS Y5, Y5, Y14
+	VFMADD231PS Y6, Y6, Y15
+	VMOVMSKPS   Y3, R15
+	POPCNTL     R15, R15
+	ADDQ        R15, R10
+	VMOVUPS     Y8, (R11)
+	VMOVUPS     32(R11), Y0
+	VMOVAPS     32(R9), Y1
+	VMOVUPS     288(SP), Y8
+	VFMADD213PS Y0, Y1, Y8
+	VMOVUPS     32(BX), Y4
+	VFMADD213PS Y11, Y10, Y4
+	VANDPS      abs32<>+0(SB), Y8, Y3
+	VFMADD231PS slackWidened<>+0(SB), Y3, Y4
+	VSUBPS      Y4, Y8, Y5
+	VADDPS      Y4, Y8, Y6
+	VADDPS      Y4, Y3, Y3
+	VCVTPS2PH   $0x00, Y5, X4
+	VCVTPS2PH   $0x00, Y6, X6
+	VPCMPEQW    X6, X4, X7
+	VPMOVSXWD   X7, Y7
+	VCMPPS      $0x12, maxF16<>+0(SB), Y3, Y3
+	VANDPS      Y3, Y7, Y7
+	VCVTPH2PS   X4, Y8
+	VMOVMSKPS   Y7, R15
+	VSUBPS      Y0, Y8, Y5
+	VMULPS      320(SP), Y5, Y5
+	VSUBPS      Y1, Y5, Y6
+	VCMPPS      $0x00, Y0, Y8, Y3
+	CMPL        R15, $0x000000ff
+	JEQ         all1true
+	VBLENDVPS   Y7, Y8, Y0, Y8
+	VANDPS      Y7, Y0, Y0
+	VANDPS      Y7, Y1, Y1
+	VANDPS      Y7, Y5, Y5
+	VANDPS      Y7, Y6, Y6
+	VANDPS      Y7, Y3, Y3
+
+all1true:
+	VFMADD231PS Y0, Y0, Y12
+	VFMADD231PS Y1, Y1, Y13
+	VFMADD231PS Y5, Y5, Y14
+	VFMADD231PS Y6, Y6, Y15
+	VMOVMSKPS   Y3, BP
+	POPCNTL     BP, BP
+	ADDQ        BP, R10
+	VMOVUPS     Y8, 32(R11)
+	SHLL        $0x08, R15
+	ORL         R15, R14
+	XORL        $0x0000ffff, R14
+	MOVQ        R14, (SI)
+	ADDQ        $+4, R12
+	ADDQ        stride+8(FP), R11
+	ADDQ        $+64, R9
+	ADDQ        $+8, SI
+	DECQ        R13
+	JNZ         rowScaled
+
+next:
+	SUBQ         $+256, R9
+	ADDQ         $+64, AX
+	ADDQ         $+64, BX
+	DECQ         DI
+	JNZ          tile
+	MOVQ         unchanged+88(FP), AX
+	MOVQ         squares+96(FP), CX
+	ADDQ         R10, (AX)
+	VCVTPS2PD    X12, Y0
+	VEXTRACTF128 $0x01, Y12, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       (CX), X0, X0
+	VMOVSD       X0, (CX)
+	VCVTPS2PD    X13, Y0
+	VEXTRACTF128 $0x01, Y13, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       8(CX), X0, X0
+	VMOVSD       X0, 8(CX)
+	VCVTPS2PD    X14, Y0
+	VEXTRACTF128 $0x01, Y14, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       16(CX), X0, X0
+	VMOVSD       X0, 16(CX)
+	VCVTPS2PD    X15, Y0
+	VEXTRACTF128 $0x01, Y15, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       24(CX), X0, X0
+	VMOVSD       X0, 24(CX)
+	VZEROUPPER
+	RET
+
+// func f32WidenedAVX512(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor float64, scale float64, inverse float64, undecided *uint64, unchanged *int64, squares *[4]float64)
+// Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, AVX512VL, CMOV, MMX+
+TEXT ·f32WidenedAVX512(SB), $1088-112
+	MOVQ         w+0(FP), AX
+	MOVQ         l+16(FP), CX
+	MOVQ         r+24(FP), DX
+	MOVQ         rNorm+56(FP), BX
+	MOVQ         undecided+88(FP), SI
+	MOVQ         panels+40(FP), DI
+	MOVQ         rank+32(FP), R8
+	SHLQ         $0x03, R8
+	LEAQ         (SP), R9
+	ADDQ         $+63, R9
+	ANDQ         $-64, R9
+	VBROADCASTSD abs64<>+0(SB), Z23
+	VBROADCASTSD floor+64(FP), Z26
+	VPXORD       Z28, Z28, Z28
+	VPXORD       Z29, Z29, Z29
+	VPXORD       Z30, Z30, Z30
+	VPXORD       Z31, Z31, Z31
+	VPXORD       Z27, Z27, Z27
+
+tile:
+	MOVQ    R8, R11
+	SHRQ    $0x03, R11
+	MOVQ    $+16, R10
+	CMPQ    R11, R10
+	CMOVQLT R11, R10
+	SUBQ    R10, R11
+	VPXORD  Z0, Z0, Z0
+	VPXORD  Z1, Z1, Z1
+	VPXORD  Z2, Z2, Z2
+	VPXORD  Z3, Z3, Z3
+	VPXORD  Z4, Z4, Z4
+	VPXORD  Z5, Z5, Z5
+	VPXORD  Z6, Z6, Z6
+	VPXORD  Z7, Z7, Z7
+	VPXORD  Z8, Z8, Z8
+	VPXORD  Z9, Z9, Z9
+	VPXORD  Z10, Z10, Z10
+	VPXORD  Z11, Z11, Z11
+	VPXORD  Z12, Z12, Z12
+	VPXORD  Z13, Z13, Z13
+	VPXORD  Z14, Z14, Z14
+	VPXORD  Z15, Z15, Z15
+	LEAQ    (R8)(R8*2), R12
+	LEAQ    (R8)(R8*4), R13
+	LEAQ    (R12)(R8*4), R14
+
+first:
+	VMOVUPD      (DX), Z16
+	VMOVUPD      64(DX), Z17
+	VBROADCASTSD (CX), Z18
+	VFMADD231PD  Z18, Z16, Z0
+	VFMADD231PD  Z18, Z17, Z1
+	VBROADCASTSD (CX)(R8*1), Z19
+	VFMADD231PD  Z19, Z16, Z2
+	VFMADD231PD  Z19, Z17, Z3
+	VBROADCASTSD (CX)(R8*2), Z18
+	VFMADD231PD  Z18, Z16, Z4
+	VFMADD231PD  Z18, Z17, Z5
+	VBROADCASTSD (CX)(R12*1), Z19
+	VFMADD231PD  Z19, Z16, Z6
+	VFMADD231PD  Z19, Z17, Z7
+	VBROADCASTSD (CX)(R8*4), Z18
+	VFMADD231PD  Z18, Z16, Z8
+	VFMADD231PD  Z18, Z17, Z9
+	VBROADCASTSD (CX)(R13*1), Z19
+	VFMADD231PD  Z19, Z16, Z10
+	VFMADD231PD  Z19, Z17, Z11
+	VBROADCASTSD (CX)(R12*2), Z18
+	VFMADD231PD  Z18, Z16, Z12
+	VFMADD231PD  Z18, Z17, Z13
+	VBROADCASTSD (CX)(R14*1), Z19
+	VFMADD231PD  Z19, Z16, Z14
+	VFMADD231PD  Z19, Z17, Z15
+	ADDQ         $+8, CX
+	ADDQ         $+128, DX
+	DECQ         R10
+	JNZ          first
+	VMOVUPD      Z0, (R9)
+	VMOVUPD      Z1, 64(R9)
+	VMOVUPD      Z2, 128(R9)
+	VMOVUPD      Z3, 192(R9)
+	VMOVUPD      Z4, 256(R9)
+	VMOVUPD      Z5, 320(R9)
+	VMOVUPD      Z6, 384(R9)
+	VMOVUPD      Z7, 448(R9)
+	VMOVUPD      Z8, 512(R9)
+	VMOVUPD      Z9, 576(R9)
+	VMOVUPD      Z10, 640(R9)
+	VMOVUPD      Z11, 704(R9)
+	VMOVUPD      Z12, 768(R9)
+	VMOVUPD      Z13, 832(R9)
+	VMOVUPD      Z14, 896(R9)
+	VMOVUPD      Z15, 960(R9)
+	TESTQ        R11, R11
+	JZ           summed
+
+chunks:
+	MOVQ    $+16, R10
+	CMPQ    R11, R10
+	CMOVQLT R11, R10
+	SUBQ    R10, R11
+	VPXORD  Z0, Z0, Z0
+	VPXORD  Z1, Z1, Z1
+	VPXORD  Z2, Z2, Z2
+	VPXORD  Z3, Z3, Z3
+	VPXORD  Z4, Z4, Z4
+	VPXORD  Z5, Z5, Z5
+	VPXORD  Z6, Z6, Z6
+	VPXORD  Z7, Z7, Z7
+	VPXORD  Z8, Z8, Z8
+	VPXORD  Z9, Z9, Z9
+	VPXORD  Z10, Z10, Z10
+	VPXORD  Z11, Z11, Z11
+	VPXORD  Z12, Z12, Z12
+	VPXORD  Z13, Z13, Z13
+	VPXORD  Z14, Z14, Z14
+	VPXORD  Z15, Z15, Z15
+	LEAQ    (R8)(R8*2), R12
+	LEAQ    (R8)(R8*4), R13
+	LEAQ    (R12)(R8*4), R14
+
+further:
+	VMOVUPD      (DX), Z16
+	VMOVUPD      64(DX), Z17
+	VBROADCASTSD (CX), Z18
+	VFMADD231PD  Z18, Z16, Z0
+	VFMADD231PD  Z18, Z17, Z1
+	VBROADCASTSD (CX)(R8*1), Z19
+	VFMADD231PD  Z19, Z16, Z2
+	VFMADD231PD  Z19, Z17, Z3
+	VBROADCASTSD (CX)(R8*2), Z18
+	VFMADD231PD  Z18, Z16, Z4
+	VFMADD231PD  Z18, Z17, Z5
+	VBROADCASTSD (CX)(R12*1), Z19
+	VFMADD231PD  Z19, Z16, Z6
+	VFMADD231PD  Z19, Z17, Z7
+	VBROADCASTSD (CX)(R8*4), Z18
+	VFMADD231PD  Z18, Z16, Z8
+	VFMADD231PD  Z18, Z17, Z9
+	VBROADCASTSD (CX)(R13*1), Z19
+	VFMADD231PD  Z19, Z16, Z10
+	VFMADD231PD  Z19, Z17, Z11
+	VBROADCASTSD (CX)(R12*2), Z18
+	VFMADD231PD  Z18, Z16, Z12
+	VFMADD231PD  Z18, Z17, Z13
+	VBROADCASTSD (CX)(R14*1), Z19
+	VFMADD231PD  Z19, Z16, Z14
+	VFMADD231PD  Z19, Z17, Z15
+	ADDQ         $+8, CX
+	ADDQ         $+128, DX
+	DECQ         R10
+	JNZ          further
+	VADDPD       (R9), Z0, Z0
+	VMOVUPD      Z0, (R9)
+	VADDPD       64(R9), Z1, Z1
+	VMOVUPD      Z1, 64(R9)
+	VADDPD       128(R9), Z2, Z2
+	VMOVUPD      Z2, 128(R9)
+	VADDPD       192(R9), Z3, Z3
+	VMOVUPD      Z3, 192(R9)
+	VADDPD       256(R9), Z4, Z4
+	VMOVUPD      Z4, 256(R9)
+	VADDPD       320(R9), Z5, Z5
+	VMOVUPD      Z5, 320(R9)
+	VADDPD       384(R9), Z6, Z6
+	VMOVUPD      Z6, 384(R9)
+	VADDPD       448(R9), Z7, Z7
+	VMOVUPD      Z7, 448(R9)
+	VADDPD       512(R9), Z8, Z8
+	VMOVUPD      Z8, 512(R9)
+	VADDPD       576(R9), Z9, Z9
+	VMOVUPD      Z9, 576(R9)
+	VADDPD       640(R9), Z10, Z10
+	VMOVUPD      Z10, 640(R9)
+	VADDPD       704(R9), Z11, Z11
+	VMOVUPD      Z11, 704(R9)
+	VADDPD       768(R9), Z12, Z12
+	VMOVUPD      Z12, 768(R9)
+	VADDPD       832(R9), Z13, Z13
+	VMOVUPD      Z13, 832(R9)
+	VADDPD       896(R9), Z14, Z14
+	VMOVUPD      Z14, 896(R9)
+	VADDPD       960(R9), Z15, Z15
+	VMOVUPD      Z15, 960(R9)
+	TESTQ        R11, R11
+	JNZ          chunks
+
+summed:
+	SUBQ         R8, CX
+	MOVQ         stride+8(FP), R10
+	MOVQ         lBound+48(FP), R12
+	MOVQ         AX, R11
+	MOVQ         $+8, R13
+	VMOVUPD      (BX), Z16
+	VMOVUPD      64(BX), Z17
+	VBROADCASTSD scale+72(FP), Z7
+	VBROADCASTSD inverse+80(FP), Z15
+	MOVQ         $0x3ff0000000000000, R14
+	CMPQ         R14, scale+72(FP)
+	JNE          rowScaled
+
+row:
+	PREFETCHT0       (R11)(R10*8)
+	VMOVUPD          (R11), Z0
+	VMOVAPD          (R9), Z1
+	VADDPD           Z1, Z0, Z2
+	VMOVAPD          Z26, Z4
+	VFMADD231PD.BCST (R12), Z16, Z4
+	VANDPD           Z23, Z2, Z3
+	VFMADD231PD.BCST slack64<>+0(SB), Z3, Z4
+	VSUBPD           Z4, Z2, Z5
+	VADDPD           Z4, Z2, Z6
+	VADDPD           Z4, Z3, Z3
+	VCVTPD2PS        Z5, Y4
+	VCVTPD2PS        Z6, Y6
+	VPCMPEQD         Y6, Y4, K2
+	VCMPPD.BCST      $0x12, maxF32<>+0(SB), Z3, K2, K2
+	VCVTPS2PD        Y4, Z2
+	VCMPPD           $0x00, Z0, Z2, K2, K4
+	VSUBPD           Z0, Z2, Z5
+	VSUBPD           Z1, Z5, Z6
+	VFMADD231PD      Z0, Z0, K2, Z28
+	VFMADD231PD      Z1, Z1, K2, Z29
+	VFMADD231PD      Z5, Z5, K2, Z30
+	VFMADD231PD      Z6, Z6, K2, Z31
+	VPADDQ.BCST      one64<>+0(SB), Z27, K4, Z27
+	VMOVUPD          Z2, K2, (R11)
+	VMOVUPD          64(R11), Z8
+	VMOVAPD          64(R9), Z9
+	VADDPD           Z9, Z8, Z10
+	VMOVAPD          Z26, Z12
+	VFMADD231PD.BCST (R12), Z17, Z12
+	VANDPD           Z23, Z10, Z11
+	VFMADD231PD.BCST slack64<>+0(SB), Z11, Z12
+	VSUBPD           Z12, Z10, Z13
+	VADDPD           Z12, Z10, Z14
+	VADDPD           Z12, Z11, Z11
+	VCVTPD2PS        Z13, Y12
+	VCVTPD2PS        Z14, Y14
+	VPCMPEQD         Y14, Y12, K3
+	VCMPPD.BCST      $0x12, maxF32<>+0(SB), Z11, K3, K3
+	VCVTPS2PD        Y12, Z10
+	VCMPPD           $0x00, Z8, Z10, K3, K4
+	VSUBPD           Z8, Z10, Z13
+	VSUBPD           Z9, Z13, Z14
+	VFMADD231PD      Z8, Z8, K3, Z28
+	VFMADD231PD      Z9, Z9, K3, Z29
+	VFMADD231PD      Z13, Z13, K3, Z30
+	VFMADD231PD      Z14, Z14, K3, Z31
+	VPADDQ.BCST      one64<>+0(SB), Z27, K4, Z27
+	VMOVUPD          Z10, K3, 64(R11)
+	KUNPCKBW         K2, K3, K4
+	KNOTW            K4, K4
+	KMOVD            K4, R14
+	MOVQ             R14, (SI)
+	ADDQ             $+8, R12
+	ADDQ             R10, R11
+	ADDQ             $+128, R9
+	ADDQ             $+8, SI
+	DECQ             R13
+	JNZ              row
+	JMP              next
+
+rowScaled:
+	PREFETCHT0       (R11)(R10*8)
+	VMOVUPD          (R11), Z0
+	VMOVAPD          (R9), Z1
+	VMOVAPD          Z0, Z2
+	VFMADD231PD      Z7, Z1, Z2
+	VMOVAPD          Z26, Z4
+	VFMADD231PD.BCST (R12), Z16, Z4
+	VANDPD           Z23, Z2, Z3
+	VFMADD231PD.BCST slack64<>+0(SB), Z3, Z4
+	VSUBPD           Z4, Z2, Z5
+	VADDPD           Z4, Z2, Z6
+	VADDPD           Z4, Z3, Z3
+	VCVTPD2PS        Z5, Y4
+	VCVTPD2PS        Z6, Y6
+	VPCMPEQD         Y6, Y4, K2
+	VCMPPD.BCST      $0x12, maxF32<>+0(SB), Z3, K2, K2
+	VCVTPS2PD        Y4, Z2
+	VCMPPD           $0x00, Z0, Z2, K2, K4
+	VSUBPD           Z0, Z2, Z5
+	VMULPD           Z15, Z5, Z5
+	VSUBPD           Z1, Z5, Z6
+	VFMADD231PD      Z0, Z0, K2, Z28
+	VFMADD231PD      Z1, Z1, K2, Z29
+	VFMADD231PD      Z5, Z5, K2, Z30
+	VFMADD231PD      Z6, Z6, K2, Z31
+	VPADDQ.BCST      one64<>+0(SB), Z27, K4, Z27
+	VMOVUPD          Z2, K2, (R11)
+	VMOVUPD          64(R11), Z8
+	VMOVAPD          64(R9), Z9
+	VMOVAPD          Z8, Z10
+	VFMADD231PD      Z7, Z9, Z10
+	VMOVAPD          Z26, Z12
+	VFMADD231PD.BCST (R12), Z17, Z12
+	VANDPD           Z23, Z10, Z11
+	VFMADD231PD.BCST slack64<>+0(SB), Z11, Z12
+	VSUBPD           Z12, Z10, Z13
+	VADDPD           Z12, Z10, Z14
+	VADDPD           Z12, Z11, Z11
+	VCVTPD2PS        Z13, Y12
+	VCVTPD2PS        Z14, Y14
+	VPCMPEQD         Y14, Y12, K3
+	VCMPPD.BCST      $0x12, maxF32<>+0(SB), Z11, K3, K3
+	VCVTPS2PD        Y12, Z10
+	VCMPPD           $0x00, Z8, Z10, K3, K4
+	VSUBPD           Z8, Z10, Z13
+	VMULPD           Z15, Z13, Z13
+	VSUBPD           Z9, Z13, Z14
+	VFMADD231PD      Z8, Z8, K3, Z28
+	VFMADD231PD      Z9, Z9, K3, Z29
+	VFMADD231PD      Z13, Z13, K3, Z30
+	VFMADD231PD      Z14, Z14, K3, Z31
+	VPADDQ.BCST      one64<>+0(SB), Z27, K4, Z27
+	VMOVUPD          Z10, K3, 64(R11)
+	KUNPCKBW         K2, K3, K4
+	KNOTW            K4, K4
+	KMOVD            K4, R14
+	MOVQ             R14, (SI)
+	ADDQ             $+8, R12
+	ADDQ             R10, R11
+	ADDQ             $+128, R9
+	ADDQ             $+8, SI
+	DECQ             R13
+	JNZ              rowScaled
+
+next:
+	SUBQ          $+1024, R9
+	ADDQ          $+128, AX
+	ADDQ          $+128, BX
+	DECQ          DI
+	JNZ           tile
+	MOVQ          unchanged+96(FP), AX
+	MOVQ          squares+104(FP), CX
+	VEXTRACTI64X4 $0x01, Z27, Y0
+	VPADDQ        Y0, Y27, Y0
+	VEXTRACTI128  $0x01, Y0, X1
+	VPADDQ        X1, X0, X0
+	VPSHUFD       $0x4e, X0, X1
+	VPADDQ        X1, X0, X0
+	VMOVD         X0, DX
+	ADDQ          DX, (AX)
+	VEXTRACTF64X4 $0x01, Z28, Y1
+	VADDPD        Y1, Y28, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        (CX), X0, X0
+	VMOVSD        X0, (CX)
+	VEXTRACTF64X4 $0x01, Z29, Y1
+	VADDPD        Y1, Y29, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        8(CX), X0, X0
+	VMOVSD        X0, 8(CX)
+	VEXTRACTF64X4 $0x01, Z30, Y1
+	VADDPD        Y1, Y30, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        16(CX), X0, X0
+	VMOVSD        X0, 16(CX)
+	VEXTRACTF64X4 $0x01, Z31, Y1
+	VADDPD        Y1, Y31, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPD        X1, X0, X0
+	VUNPCKHPD     X0, X0, X1
+	VADDSD        X1, X0, X0
+	VADDSD        24(CX), X0, X0
+	VMOVSD        X0, 24(CX)
+	VZEROUPPER
+	RET
+
+// func f32WidenedAVX2(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor float64, scale float64, inverse float64, undecided *uint64, unchanged *int64, squares *[4]float64)
+// Requires: AVX, AVX2, CMOV, FMA3, MMX+, POPCNT
+TEXT ·f32WidenedAVX2(SB), $352-112
+	MOVQ         w+0(FP), AX
+	MOVQ         l+16(FP), CX
+	MOVQ         r+24(FP), DX
+	MOVQ         rNorm+56(FP), BX
+	MOVQ         undecided+88(FP), SI
+	MOVQ         panels+40(FP), DI
+	MOVQ         rank+32(FP), R8
+	SHLQ         $0x03, R8
+	LEAQ         (SP), R9
+	ADDQ         $+31, R9
+	ANDQ         $-32, R9
+	XORQ         R10, R10
+	VBROADCASTSD scale+72(FP), Y0
+	VMOVUPD      Y0, 288(SP)
+	VBROADCASTSD inverse+80(FP), Y0
+	VMOVUPD      Y0, 320(SP)
+	VXORPS       Y12, Y12, Y12
+	VXORPS       Y13, Y13, Y13
+	VXORPS       Y14, Y14, Y14
+	VXORPS       Y15, Y15, Y15
+
+tile:
+	MOVQ    R8, R12
+	SHRQ    $0x03, R12
+	MOVQ    $+16, R11
+	CMPQ    R12, R11
+	CMOVQLT R12, R11
+	SUBQ    R11, R12
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	LEAQ    (R8)(R8*2), R13
+
+first:
+	VMOVUPD      (DX), Y8
+	VMOVUPD      32(DX), Y9
+	VBROADCASTSD (CX), Y10
+	VFMADD231PD  Y10, Y8, Y0
+	VFMADD231PD  Y10, Y9, Y1
+	VBROADCASTSD (CX)(R8*1), Y11
+	VFMADD231PD  Y11, Y8, Y2
+	VFMADD231PD  Y11, Y9, Y3
+	VBROADCASTSD (CX)(R8*2), Y10
+	VFMADD231PD  Y10, Y8, Y4
+	VFMADD231PD  Y10, Y9, Y5
+	VBROADCASTSD (CX)(R13*1), Y11
+	VFMADD231PD  Y11, Y8, Y6
+	VFMADD231PD  Y11, Y9, Y7
+	ADDQ         $+8, CX
+	ADDQ         $+64, DX
+	DECQ         R11
+	JNZ          first
+	VMOVUPD      Y0, (R9)
+	VMOVUPD      Y1, 32(R9)
+	VMOVUPD      Y2, 64(R9)
+	VMOVUPD      Y3, 96(R9)
+	VMOVUPD      Y4, 128(R9)
+	VMOVUPD      Y5, 160(R9)
+	VMOVUPD      Y6, 192(R9)
+	VMOVUPD      Y7, 224(R9)
+	TESTQ        R12, R12
+	JZ           summed
+
+chunks:
+	MOVQ    $+16, R11
+	CMPQ    R12, R11
+	CMOVQLT R12, R11
+	SUBQ    R11, R12
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	LEAQ    (R8)(R8*2), R13
+
+further:
+	VMOVUPD      (DX), Y8
+	VMOVUPD      32(DX), Y9
+	VBROADCASTSD (CX), Y10
+	VFMADD231PD  Y10, Y8, Y0
+	VFMADD231PD  Y10, Y9, Y1
+	VBROADCASTSD (CX)(R8*1), Y11
+	VFMADD231PD  Y11, Y8, Y2
+	VFMADD231PD  Y11, Y9, Y3
+	VBROADCASTSD (CX)(R8*2), Y10
+	VFMADD231PD  Y10, Y8, Y4
+	VFMADD231PD  Y10, Y9, Y5
+	VBROADCASTSD (CX)(R13*1), Y11
+	VFMADD231PD  Y11, Y8, Y6
+	VFMADD231PD  Y11, Y9, Y7
+	ADDQ         $+8, CX
+	ADDQ         $+64, DX
+	DECQ         R11
+	JNZ          further
+	VADDPD       (R9), Y0, Y0
+	VMOVUPD      Y0, (R9)
+	VADDPD       32(R9), Y1, Y1
+	VMOVUPD      Y1, 32(R9)
+	VADDPD       64(R9), Y2, Y2
+	VMOVUPD      Y2, 64(R9)
+	VADDPD       96(R9), Y3, Y3
+	VMOVUPD      Y3, 96(R9)
+	VADDPD       128(R9), Y4, Y4
+	VMOVUPD      Y4, 128(R9)
+	VADDPD       160(R9), Y5, Y5
+	VMOVUPD      Y5, 160(R9)
+	VADDPD       192(R9), Y6, Y6
+	VMOVUPD      Y6, 192(R9)
+	VADDPD       224(R9), Y7, Y7
+	VMOVUPD      Y7, 224(R9)
+	TESTQ        R12, R12
+	JNZ          chunks
+
+summed:
+	SUBQ         R8, CX
+	MOVQ         lBound+48(FP), R12
+	MOVQ         AX, R11
+	MOVQ         $+4, R13
+	VBROADCASTSD floor+64(FP), Y11
+	MOVQ         $0x3ff0000000000000, R14
+	CMPQ         R14, scale+72(FP)
+	JNE          rowScaled
+
+row:
+	MOVQ         stride+8(FP), R14
+	PREFETCHT0   (R11)(R14*4)
+	VBROADCASTSD (R12), Y10
+	VMOVUPD      (R11), Y0
+	VMOVAPD      (R9), Y1
+	VADDPD       Y1, Y0, Y8
+	VMOVUPD      (BX), Y4
+	VFMADD213PD  Y11, Y10, Y4
+	VANDPD       abs64<>+0(SB), Y8, Y3
+	VFMADD231PD  slack64<>+0(SB), Y3, Y4
+	VSUBPD       Y4, Y8, Y5
+	VADDPD       Y4, Y8, Y6
+	VADDPD       Y4, Y3, Y3
+	VCVTPD2PSY   Y5, X4
+	VCVTPD2PSY   Y6, X6
+	VPCMPEQD     X6, X4, X7
+	VPMOVSXDQ    X7, Y7
+	VCMPPD       $0x12, maxF32<>+0(SB), Y3, Y3
+	VANDPD       Y3, Y7, Y7
+	VCVTPS2PD    X4, Y8
+	VMOVMSKPD    Y7, R15
+	MOVL         R15, R14
+	VSUBPD       Y0, Y8, Y5
+	VSUBPD       Y1, Y5, Y6
+	VCMPPD       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x0000000f
+	JEQ          all0false
+	VBLENDVPD    Y7, Y8, Y0, Y8
+	VANDPD       Y7, Y0, Y0
+	VANDPD       Y7, Y1, Y1
+	VANDPD       Y7, Y5, Y5
+	VANDPD       Y7, Y6, Y6
+	VANDPD       Y7, Y3, Y3
+
+all0false:
+	VFMADD231PD Y0, Y0, Y12
+	VFMADD231PD Y1, Y1, Y13
+	VFMADD231PD Y5, Y5, Y14
+	VFMADD231PD Y6, Y6, Y15
+	VMOVMSKPD   Y3, R15
+	POPCNTL     R15, R15
+	ADDQ        R15, R10
+	VMOVUPD     Y8, (R11)
+	VMOVUPD     32(R11), Y0
+	VMOVAPD     32(R9), Y1
+	VADDPD      Y1, Y0, Y8
+	VMOVUPD     32(BX), Y4
+	VFMADD213PD Y11, Y10, Y4
+	VANDPD      abs64<>+0(SB), Y8, Y3
+	VFMADD231PD slack64<>+0(SB), Y3, Y4
+	VSUBPD      Y4, Y8, Y5
+	VADDPD      Y4, Y8, Y6
+	VADDPD      Y4, Y3, Y3
+	VCVTPD2PSY  Y5, X4
+	VCVTPD2PSY  Y6, X6
+	VPCMPEQD    X6, X4, X7
+	VPMOVSXDQ   X7, Y7
+	VCMPPD      $0x12, maxF32<>+0(SB), Y3, Y3
+	VANDPD      Y3, Y7, Y7
+	VCVTPS2PD   X4, Y8
+	VMOVMSKPD   Y7, R15
+	VSUBPD      Y0, Y8, Y5
+	VSUBPD      Y1, Y5, Y6
+	VCMPPD      $0x00, Y0, Y8, Y3
+	CMPL        R15, $0x0000000f
+	JEQ         all1false
+	VBLENDVPD   Y7, Y8, Y0, Y8
+	VANDPD      Y7, Y0, Y0
+	VANDPD      Y7, Y1, Y1
+	VANDPD      Y7, Y5, Y5
+	VANDPD      Y7, Y6, Y6
+	VANDPD      Y7, Y3, Y3
+
+all1false:
+	VFMADD231PD Y0, Y0, Y12
+	VFMADD231PD Y1, Y1, Y13
+	VFMADD231PD Y5, Y5, Y14
+	VFMADD231PD Y6, Y6, Y15
+	VMOVMSKPD   Y3, BP
+	POPCNTL     BP, BP
+	ADDQ        BP, R10
+	VMOVUPD     Y8, 32(R11)
+	SHLL        $0x04, R15
+	ORL         R15, R14
+	XORL        $0x000000ff, R14
+	MOVQ        R14, (SI)
+	ADDQ        $+8, R12
+	ADDQ        stride+8(FP), R11
+	ADDQ        $+64, R9
+	ADDQ        $+8, SI
+	DECQ        R13
+	JNZ         row
+	JMP         next
+
+rowScaled:
+	MOVQ         stride+8(FP), R14
+	PREFETCHT0   (R11)(R14*4)
+	VBROADCASTSD (R12), Y10
+	VMOVUPD      (R11), Y0
+	VMOVAPD      (R9), Y1
+	VMOVUPD      288(SP), Y8
+	VFMADD213PD  Y0, Y1, Y8
+	VMOVUPD      (BX), Y4
+	VFMADD213PD  Y11, Y10, Y4
+	VANDPD       abs64<>+0(SB), Y8, Y3
+	VFMADD231PD  slack64<>+0(SB), Y3, Y4
+	VSUBPD       Y4, Y8, Y5
+	VADDPD       Y4, Y8, Y6
+	VADDPD       Y4, Y3, Y3
+	VCVTPD2PSY   Y5, X4
+	VCVTPD2PSY   Y6, X6
+	VPCMPEQD     X6, X4, X7
+	VPMOVSXDQ    X7, Y7
+	VCMPPD       $0x12, maxF32<>+0(SB), Y3, Y3
+	VANDPD       Y3, Y7, Y7
+	VCVTPS2PD    X4, Y8
+	VMOVMSKPD    Y7, R15
+	MOVL         R15, R14
+	VSUBPD       Y0, Y8, Y5
+	VMULPD       320(SP), Y5, Y5
+	VSUBPD       Y1, Y5, Y6
+	VCMPPD       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x0000000f
+	JEQ          all0true
+	VBLENDVPD    Y7, Y8, Y0, Y8
+	VANDPD       Y7, Y0, Y0
+	VANDPD       Y7, Y1, Y1
+	VANDPD       Y7, Y5, Y5
+	VANDPD       Y7, Y6, Y6
+	VANDPD       Y7, Y3, Y3
+
+all0true:
+	VFMADD231PD Y0, Y0, Y12
+	VFMADD231PD Y1, Y1, Y13
+	VFMADD231PD Y5, Y5, Y14
+	VFMADD231PD Y6, Y6, Y15
+	VMOVMSKPD   Y3, R15
+	POPCNTL     R15, R15
+	ADDQ        R15, R10
+	VMOVUPD     Y8, (R11)
+	VMOVUPD     32(R11), Y0
+	VMOVAPD     32(R9), Y1
+	VMOVUPD     288(SP), Y8
+	VFMADD213PD Y0, Y1, Y8
+	VMOVUPD     32(BX), Y4
+	VFMADD213PD Y11, Y10, Y4
+	VANDPD      abs64<>+0(SB), Y8, Y3
+	VFMADD231PD slack64<>+0(SB), Y3, Y4
+	VSUBPD      Y4, Y8, Y5
+	VADDPD      Y4, Y8, Y6
+	VADDPD      Y4, Y3, Y3
+	VCVTPD2PSY  Y5, X4
+	VCVTPD2PSY  Y6, X6
+	VPCMPEQD    X6, X4, X7
+	VPMOVSXDQ   X7, Y7
+	VCMPPD      $0x12, maxF32<>+0(SB), Y3, Y3
+	VANDPD      Y3, Y7, Y7
+	VCVTPS2PD   X4, Y8
+	VMOVMSKPD   Y7, R15
+	VSUBPD      Y0, Y8, Y5
+	VMULPD      320(SP), Y5, Y5
+	VSUBPD      Y1, Y5, Y6
+	VCMPPD      $0x00, Y0, Y8, Y3
+	CMPL        R15, $0x0000000f
+	JEQ         all1true
+	VBLENDVPD   Y7, Y8, Y0, Y8
+	VANDPD      Y7, Y0, Y0
+	VANDPD      Y7, Y1, Y1
+	VANDPD      Y7, Y5, Y5
+	VANDPD      Y7, Y6, Y6
+	VANDPD      Y7, Y3, Y3
+
+all1true:
+	VFMADD231PD Y0, Y0, Y12
+	VFMADD231PD Y1, Y1, Y13
+	VFMADD231PD Y5, Y5, Y14
+	VFMADD231PD Y6, Y6, Y15
+	VMOVMSKPD   Y3, BP
+	POPCNTL     BP, BP
+	ADDQ        BP, R10
+	VMOVUPD     Y8, 32(R11)
+	SHLL        $0x04, R15
+	ORL         R15, R14
+	XORL        $0x000000ff, R14
+	MOVQ        R14, (SI)
+	ADDQ        $+8, R12
+	ADDQ        stride+8(FP), R11
+	ADDQ        $+64, R9
+	ADDQ        $+8, SI
+	DECQ        R13
+	JNZ         rowScaled
+
+next:
+	SUBQ         $+256, R9
+	ADDQ         $+64, AX
 	ADDQ         $+64, BX
 	DECQ         DI
 	JNZ          tile

@@ -17,27 +17,47 @@ import (
 // sum. So a stored result must be right for every value within e of t, for every possible t.
 
 // everyMicro calls the test for each micro-kernel that this processor can run.
-func everyMicro(t *testing.T, narrow func(*testing.T, dtype.Type, micro[float32]),
-	wide func(*testing.T, dtype.Type, micro[float64])) {
+func everyMicro(t *testing.T, narrow func(*testing.T, dtype.Type, tested[float32]),
+	wide func(*testing.T, dtype.Type, tested[float64])) {
 	for _, k := range Available() {
-		for _, d := range []dtype.Type{dtype.BF16, dtype.F16} {
-			if m := microFor[float32](k, d); k.String() == "portable" || m.rows > 1 {
-				t.Run(fmt.Sprintf("%v/%v", k, d), func(t *testing.T) { narrow(t, d, m) })
+		for _, widened := range []bool{false, true} {
+			name := map[bool]string{true: ", widened"}[widened]
+			for _, d := range []dtype.Type{dtype.BF16, dtype.F16} {
+				m := tested[float32]{microFor[float32](k, d, widened), widened}
+				if k.String() == "portable" || m.rows > 1 {
+					t.Run(fmt.Sprintf("%v/%v%s", k, d, name), func(t *testing.T) { narrow(t, d, m) })
+				}
 			}
-		}
-		for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
-			if m := microFor[float64](k, d); k.String() == "portable" || m.rows > 1 {
-				t.Run(fmt.Sprintf("%v/%v in float64", k, d), func(t *testing.T) { wide(t, d, m) })
+			for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
+				m := tested[float64]{microFor[float64](k, d, widened), widened}
+				if k.String() == "portable" || m.rows > 1 {
+					t.Run(fmt.Sprintf("%v/%v in float64%s", k, d, name), func(t *testing.T) { wide(t, d, m) })
+				}
 			}
 		}
 	}
+}
+
+// tested is a micro-kernel under test.
+type tested[T Float] struct {
+	micro[T]
+	isWidened bool
+}
+
+// source returns the dtype of W.
+func (m *tested[T]) source(d dtype.Type) dtype.Type {
+	if m.isWidened {
+		return dtypeOf[T]()
+	}
+	return d
 }
 
 // field is a block whose memory lies between fences that a micro-kernel must not touch.
 type field[T Float] struct {
 	block[T]
 	d      dtype.Type
-	m      micro[T]
+	source dtype.Type // of W
+	m      tested[T]
 	exactT bool // t is w + Δ without rounding
 
 	fences  [4]fence[T] // of l, r, lBound, rNorm
@@ -56,8 +76,8 @@ func fenced[E any](n, band int, wall E) (f fence[E]) {
 }
 
 // newField returns a block with rows pad bytes apart. Its parts begin at odd addresses, by shift.
-func newField[T Float](d dtype.Type, m micro[T], rank, panels, pad, shift int) *field[T] {
-	f := &field[T]{d: d, m: m}
+func newField[T Float](d dtype.Type, m tested[T], rank, panels, pad, shift int) *field[T] {
+	f := &field[T]{d: d, source: m.source(d), m: m}
 	f.rank, f.panels, f.scale, f.inverse = rank, panels, 1, 1
 	for i, n := range []int{m.rows * rank, panels * rank * m.cols, m.rows, panels * m.cols} {
 		f.fences[i] = fenced(n, 130+shift%17+i, T(math.NaN()))
@@ -66,7 +86,7 @@ func newField[T Float](d dtype.Type, m micro[T], rank, panels, pad, shift int) *
 		f.fences[3].inner
 	f.masks = fenced(panels*m.rows, 9, uint64(0xfeedfacefeedface))
 	f.undecided = f.masks.inner
-	line := panels * m.cols * d.Size()
+	line := panels * m.cols * f.source.Size()
 	f.stride = line + pad
 	f.at = 4096 + shift
 	f.outside = bytes.Repeat([]byte{0xa5}, f.at+m.rows*f.stride+4096)
@@ -94,10 +114,10 @@ func (f *field[T]) elements(yield func(element) bool) {
 
 // line is the part of a row of W from e on, in w, which is f.w or a copy.
 func (f *field[T]) line(w []byte, e element) []byte {
-	return w[e.i*f.stride+(e.p*f.m.cols+e.j)*f.d.Size():]
+	return w[e.i*f.stride+(e.p*f.m.cols+e.j)*f.source.Size():]
 }
 
-func (f *field[T]) set(e element, x float64) { dtype.Store(f.d, f.line(f.w, e), 0, x) }
+func (f *field[T]) set(e element, x float64) { dtype.Store(f.source, f.line(f.w, e), 0, x) }
 
 // setRight sets r_k of e's column.
 func (f *field[T]) setRight(e element, k int, x T) { f.r[(e.p*f.rank+k)*f.m.cols+e.j] = x }
@@ -117,7 +137,7 @@ type truth struct {
 const exactPrec = 8192
 
 func (f *field[T]) truth(e element) (v truth) {
-	v.w = dtype.Load(f.d, f.line(f.before[f.at:], e), 0)
+	v.w = dtype.Load(f.source, f.line(f.before[f.at:], e), 0)
 	v.bound = float64(f.lBound[e.i])*float64(f.rNorm[e.p*f.m.cols+e.j]) + float64(f.floor)
 	v.open = !isFinite(v.w) || !isFinite(float64(f.lBound[e.i])) ||
 		!isFinite(float64(f.rNorm[e.p*f.m.cols+e.j])) || !isFinite(float64(f.floor))
@@ -160,6 +180,9 @@ func (f *field[T]) mostCertain(v *truth) float64 {
 	x, _ := v.x.Float64()
 	x = math.Abs(x)
 	e := v.bound*(1-4*u) - 4*smallest[T]()
+	if f.m.isWidened && u == 0x1p-24 {
+		e += u * x * (1 - 4*u)
+	}
 	if f.exactT {
 		return e + u*x*(1-4*u)
 	}
@@ -182,10 +205,10 @@ func (f *field[T]) check(t *testing.T, name string) (nOpen int) {
 	unchanged := int64(7)
 	for e := range f.elements {
 		v := f.truth(e)
-		got := bitsAt(f.d, f.line(f.w, e), 0)
+		got := bitsAt(f.source, f.line(f.w, e), 0)
 		if f.undecided[e.p*f.m.rows+e.i]>>e.j&1 == 1 {
 			nOpen++
-			if was := bitsAt(f.d, f.line(f.before[f.at:], e), 0); got != was {
+			if was := bitsAt(f.source, f.line(f.before[f.at:], e), 0); got != was {
 				t.Fatalf("%s: %v is undecided and %#x became %#x", name, e, was, got)
 			}
 			if f.isClear(&v) {
@@ -194,8 +217,12 @@ func (f *field[T]) check(t *testing.T, name string) (nOpen int) {
 			}
 			continue
 		}
-		f.checkDecided(t, name, e, &v, got)
-		out := dtype.Load(f.d, f.line(f.w, e), 0)
+		out := dtype.Load(f.source, f.line(f.w, e), 0)
+		var stored [8]byte
+		if dtype.Store(f.d, stored[:], 0, out); dtype.Load(f.d, stored[:], 0) != out {
+			t.Fatalf("%s: %v is %v, which %v does not have", name, e, out, f.d)
+		}
+		f.checkDecided(t, name, e, &v, bitsAt(f.d, stored[:], 0))
 		if out == v.w {
 			unchanged++
 		}
@@ -243,7 +270,7 @@ func (f *field[T]) checkFences(t *testing.T, name string) {
 			t.Fatalf("%s: wrote beside undecided", name)
 		}
 	}
-	line := f.panels * f.m.cols * f.d.Size()
+	line := f.panels * f.m.cols * f.source.Size()
 	for i := range f.outside {
 		row, col := (i-f.at)/f.stride, (i-f.at)%f.stride
 		if i >= f.at && row < f.m.rows && col < line {
@@ -347,7 +374,7 @@ func TestMicroKernels(t *testing.T) {
 	everyMicro(t, randomBlocks[float32], randomBlocks[float64])
 }
 
-func randomBlocks[T Float](t *testing.T, d dtype.Type, m micro[T]) {
+func randomBlocks[T Float](t *testing.T, d dtype.Type, m tested[T]) {
 	rng := rand.New(rand.NewPCG(21, 22))
 	for rank := 1; rank <= 71; rank++ {
 		if rank == 71 {
@@ -403,7 +430,7 @@ func TestMicroKernelsBesideMidpoints(t *testing.T) {
 	everyMicro(t, besideMidpoints[float32], besideMidpoints[float64])
 }
 
-func besideMidpoints[T Float](t *testing.T, d dtype.Type, m micro[T]) {
+func besideMidpoints[T Float](t *testing.T, d dtype.Type, m tested[T]) {
 	rng := rand.New(rand.NewPCG(23, 24))
 	inf := map[dtype.Type]uint64{dtype.BF16: 0x7f80, dtype.F16: 0x7c00, dtype.F32: 0x7f800000}[d]
 	fraction := map[dtype.Type]uint64{dtype.BF16: 0x7f, dtype.F16: 0x3ff, dtype.F32: 0x7fffff}[d]
@@ -461,7 +488,7 @@ func TestMicroKernelsLeaveOpen(t *testing.T) {
 	everyMicro(t, leaveOpen[float32], leaveOpen[float64])
 }
 
-func leaveOpen[T Float](t *testing.T, d dtype.Type, m micro[T]) {
+func leaveOpen[T Float](t *testing.T, d dtype.Type, m tested[T]) {
 	rng := rand.New(rand.NewPCG(25, 26))
 	const rank = 19
 	inf, nan := math.Inf(1), math.NaN()

@@ -3,6 +3,8 @@ package kernel
 import (
 	"context"
 	"math"
+
+	"github.com/loratool/loratool/format/dtype"
 )
 
 // The fast pass uses packed factors without subnormal numbers on ordinary data, since many
@@ -64,8 +66,9 @@ type packed[T Float] struct {
 	// rows×rank, and rows of zeros to the end of a tile: S·l / 2^a, rounded once, terms side by
 	// side
 	l         []T
-	r         []T // panels × rank × micro.cols: R / 2^b
-	scaled[T]     // the scales
+	r         []T  // panels × rank × micro.cols: R / 2^b
+	scaled[T]      // the scales
+	isRounded bool // w is rounded to float32
 	// per row: times rNorm, the bound without floor; 0 for a row of zeros
 	lBound []T
 	rNorm  []T // per column; 0 for a column of zeros
@@ -101,7 +104,7 @@ func (u *packed[T]) pack(ctx context.Context) error {
 	if e := u.a + u.b; e >= x.deepest {
 		u.scale, u.inverse = T(math.Ldexp(1, e)), T(math.Ldexp(1, -e))
 	}
-	u.floor = T(max(x.normal, float64(u.rank+5)*x.smallest*max(1, float64(u.scale))))
+	u.floor = T(max(x.normal, float64(u.rank+6)*x.smallest*max(1, float64(u.scale))))
 	// A sum in float64, in any order, rounds a product at most r+K+3 times for K terms; in the
 	// norms every product counts at least three times.
 	u.bound64 = float64(u.rank+len(u.terms)+3) / 3 * 0x1p-53 / x.unit
@@ -154,11 +157,15 @@ const askElements = 1 << 20
 
 // packLeft packs S·L/2^a and computes lBound: 1.01·c·(u·(Σ n_k·l_k²)^½ + lost), with n_k from
 // roundings. lost covers the elements of a row that are packed as zeros. The last addend pays for
-// underflow of S·l and keeps the bound normal.
+// underflow of S·l and keeps the bound normal. Where w is rounded to float32, 1.35 in place of 1.01
+// pays for u·|δ|.
 func (u *packed[T]) packLeft(ctx context.Context, x *arithmetic) error {
 	u.l = make([]T, (u.rows+u.micro.rows-1)*u.rank)
 	u.lBound = make([]T, u.rows+u.micro.rows-1)
-	relative := x.unit
+	relative, margin := x.unit, 1.01
+	if u.isRounded {
+		margin = 1.35
+	}
 	if u.scale == 0 {
 		relative = 1 // the bound covers δ itself, which the kernel omits
 	}
@@ -191,7 +198,7 @@ func (u *packed[T]) packLeft(ctx context.Context, x *arithmetic) error {
 			}
 		}
 		if !isZero {
-			bound := 1.01 * (relative*normAbove(sum) + math.Sqrt(float64(nLost))*x.least)
+			bound := margin * (relative*normAbove(sum) + math.Sqrt(float64(nLost))*x.least)
 			u.lBound[i] = T(math.Ldexp(bound, u.a+u.b) + vanished)
 		}
 	}
@@ -281,6 +288,14 @@ func (u *packed[T]) isZero(row, n int) bool {
 // zero and its row finite, which shows in a finite bound.
 func (u *packed[T]) isStill(i, j int) bool {
 	return u.lBound[i] == 0 && u.rFinite || u.rNorm[j] == 0 && isFinite(float64(u.lBound[i]))
+}
+
+// dtypeOf returns the dtype of T.
+func dtypeOf[T Float]() dtype.Type {
+	if isNarrow[T]() {
+		return dtype.F32
+	}
+	return dtype.F64
 }
 
 // normAbove returns the square root of a sum of squares, rounded up. The factor covers the

@@ -12,16 +12,20 @@ import (
 const portableCols = 64
 
 // portable returns the micro-kernel in plain Go, a micro[float32] or a micro[float64].
-func portable(d dtype.Type, narrow bool) any {
+func portable(d dtype.Type, narrow, isWidened bool) any {
+	slack := float32(slack32)
+	if isWidened {
+		slack = slackWidened
+	}
 	switch {
 	case narrow && d == dtype.BF16:
-		return portableOf(d, dtype.Widen, decideBF16)
+		return portableOf(d, isWidened, decideBF16(slack))
 	case narrow && d == dtype.F16:
-		return portableOf(d, dtype.Widen, decideF16)
+		return portableOf(d, isWidened, decideF16(slack))
 	case !narrow && d == dtype.F32:
-		return portableOf(d, dtype.Widen64, decideF32)
+		return portableOf(d, isWidened, decideF32)
 	case !narrow:
-		return portableOf(d, dtype.Widen64, func(out []byte, w, delta, bound []float64,
+		return portableOf(d, isWidened, func(out []byte, w, delta, bound []float64,
 			b *block[float64]) uint64 {
 			return decideWide(d, out, w, delta, bound, b)
 		})
@@ -29,15 +33,18 @@ func portable(d dtype.Type, narrow bool) any {
 	panic("kernel: a float32 result needs float64 arithmetic")
 }
 
-// portableOf builds a micro-kernel from the two parts that depend on D.
-func portableOf[T Float](d dtype.Type, widen func([]T, dtype.Type, []byte),
-	decide func(out []byte, w, delta, bound []T, b *block[T]) uint64) micro[T] {
-	lineBytes := portableCols * d.Size()
+// portableOf builds a micro-kernel from the part that depends on D.
+func portableOf[T Float](d dtype.Type, isWidened bool, decide decision[T]) micro[T] {
+	source := d
+	if isWidened {
+		source, decide = dtypeOf[T](), decide.widened(d)
+	}
+	lineBytes := portableCols * source.Size()
 	return micro[T]{rows: 1, cols: portableCols, panels: 8, run: func(b *block[T]) {
 		w, acc, delta, bound := &b.room[0], &b.room[1], &b.room[2], &b.room[3]
 		for p := range b.panels {
 			line := b.w[p*lineBytes:][:lineBytes]
-			widen(w[:], d, line)
+			Widen(w[:], source, line)
 			accumulate(delta, acc, b.l[:b.rank], b.r[p*b.rank*portableCols:])
 			norms := (*[portableCols]T)(b.rNorm[p*portableCols:])
 			c, floor := b.lBound[0], b.floor
@@ -47,6 +54,24 @@ func portableOf[T Float](d dtype.Type, widen func([]T, dtype.Type, []byte),
 			b.undecided[p] = decide(line, w[:], delta[:], bound[:], b)
 		}
 	}}
+}
+
+// decision stores the results of a line that its bounds decide, as numbers of D, and returns the
+// others as bits.
+type decision[T Float] func(out []byte, w, delta, bound []T, b *block[T]) (undecided uint64)
+
+// widened makes a decision store its results as numbers of T.
+func (decide decision[T]) widened(d dtype.Type) decision[T] {
+	return func(out []byte, w, delta, bound []T, b *block[T]) uint64 {
+		var results [portableCols * 4]byte
+		undecided := decide(results[:len(w)*d.Size()], w, delta, bound, b)
+		for j := range w {
+			if undecided>>j&1 == 0 {
+				dtype.Store(dtypeOf[T](), out, j, dtype.Load(d, results[:], j))
+			}
+		}
+		return undecided
+	}
 }
 
 // accumulate sets delta to l·R for one panel, in chunks.
@@ -84,50 +109,56 @@ const (
 	maxF32  = math.MaxFloat32
 )
 
-// Errors of t = w + δ and t ± e in units of |t|: 2u, and 2⁻¹⁰ of that for the roundings in e.
+// Errors of t = w + δ and t ± e in units of |t|: 2u, and 2⁻¹⁰ of that for the roundings in e. With w
+// rounded to float32 it is 3u.
 const (
-	slack32 = 0x1.004p-23
-	slack64 = 0x1.004p-52
+	slack32      = 0x1.004p-23
+	slack64      = 0x1.004p-52
+	slackWidened = 0x1.808p-23
 )
 
 // decideBF16 rounds both ends of the interval t ± e to BF16 in integer arithmetic: a float32 plus
 // half a unit of BF16, ties to even, with the low 16 bits cut. Equal results decide the element.
 // decideF16 and decideF32 do the same with their own rounding.
-func decideBF16(out []byte, w, delta, bound []float32, b *block[float32]) (undecided uint64) {
-	delta, bound, out = delta[:len(w)], bound[:len(w)], out[:2*len(w)]
-	for j := range w {
-		t := w[j] + b.scale*delta[j]
-		abs := math.Float32frombits(math.Float32bits(t) &^ (1 << 31))
-		e := bound[j] + slack32*abs
-		lo, hi := math.Float32bits(t-e), math.Float32bits(t+e)
-		lo, hi = (lo+0x7fff+lo>>16&1)&^0xffff, (hi+0x7fff+hi>>16&1)&^0xffff
-		if !(abs+e <= maxBF16) || lo != hi {
-			undecided |= 1 << j
-			continue
+func decideBF16(slack float32) decision[float32] {
+	return func(out []byte, w, delta, bound []float32, b *block[float32]) (undecided uint64) {
+		delta, bound, out = delta[:len(w)], bound[:len(w)], out[:2*len(w)]
+		for j := range w {
+			t := w[j] + b.scale*delta[j]
+			abs := math.Float32frombits(math.Float32bits(t) &^ (1 << 31))
+			e := bound[j] + slack*abs
+			lo, hi := math.Float32bits(t-e), math.Float32bits(t+e)
+			lo, hi = (lo+0x7fff+lo>>16&1)&^0xffff, (hi+0x7fff+hi>>16&1)&^0xffff
+			if !(abs+e <= maxBF16) || lo != hi {
+				undecided |= 1 << j
+				continue
+			}
+			binary.LittleEndian.PutUint16(out[2*j:], uint16(lo>>16))
+			b.sums.add(float64(w[j]), float64(delta[j]),
+				(float64(math.Float32frombits(lo))-float64(w[j]))*float64(b.inverse))
 		}
-		binary.LittleEndian.PutUint16(out[2*j:], uint16(lo>>16))
-		b.sums.add(float64(w[j]), float64(delta[j]),
-			(float64(math.Float32frombits(lo))-float64(w[j]))*float64(b.inverse))
+		return undecided
 	}
-	return undecided
 }
 
-func decideF16(out []byte, w, delta, bound []float32, b *block[float32]) (undecided uint64) {
-	delta, bound, out = delta[:len(w)], bound[:len(w)], out[:2*len(w)]
-	for j := range w {
-		t := w[j] + b.scale*delta[j]
-		abs := math.Float32frombits(math.Float32bits(t) &^ (1 << 31))
-		e := bound[j] + slack32*abs
-		lo, hi := dtype.F16FromFloat32(t-e), dtype.F16FromFloat32(t+e)
-		if !(abs+e <= maxF16) || lo != hi {
-			undecided |= 1 << j
-			continue
+func decideF16(slack float32) decision[float32] {
+	return func(out []byte, w, delta, bound []float32, b *block[float32]) (undecided uint64) {
+		delta, bound, out = delta[:len(w)], bound[:len(w)], out[:2*len(w)]
+		for j := range w {
+			t := w[j] + b.scale*delta[j]
+			abs := math.Float32frombits(math.Float32bits(t) &^ (1 << 31))
+			e := bound[j] + slack*abs
+			lo, hi := dtype.F16FromFloat32(t-e), dtype.F16FromFloat32(t+e)
+			if !(abs+e <= maxF16) || lo != hi {
+				undecided |= 1 << j
+				continue
+			}
+			binary.LittleEndian.PutUint16(out[2*j:], lo)
+			b.sums.add(float64(w[j]), float64(delta[j]),
+				(float64(dtype.F16ToFloat32(lo))-float64(w[j]))*float64(b.inverse))
 		}
-		binary.LittleEndian.PutUint16(out[2*j:], lo)
-		b.sums.add(float64(w[j]), float64(delta[j]),
-			(float64(dtype.F16ToFloat32(lo))-float64(w[j]))*float64(b.inverse))
+		return undecided
 	}
-	return undecided
 }
 
 func decideF32(out []byte, w, delta, bound []float64, b *block[float64]) (undecided uint64) {

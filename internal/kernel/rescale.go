@@ -146,54 +146,68 @@ func rootsAbove(sums []float64) float64 {
 func (u *Rescaled) Merge(
 	ctx context.Context, w []byte, row0 int, st *Stats, s *RescaleScratch,
 ) error {
-	return u.mergeRows(ctx, w, w, row0, st, s)
-}
-
-// Widened returns the same update of a base whose values are in F64, for MergeFrom.
-func (u *Rescaled) Widened() *Rescaled {
-	v := *u
-	v.source = dtype.F64
-	return &v
-}
-
-// MergeFrom is Merge with the base's values in F64: it writes to out. An element without an update
-// is RN_D(w).
-func (u *Rescaled) MergeFrom(
-	ctx context.Context, out, w []byte, row0 int, st *Stats, s *RescaleScratch,
-) error {
-	return u.mergeRows(ctx, out, w, row0, st, s)
-}
-
-func (u *Rescaled) mergeRows(
-	ctx context.Context, out, w []byte, row0 int, st *Stats, s *RescaleScratch,
-) error {
-	line, lineW := u.cols*u.d.Size(), u.cols*u.source.Size()
+	line := u.cols * u.d.Size()
 	if line == 0 {
 		return ctx.Err()
 	}
-	nRows := len(out) / line
-	if len(out)%line != 0 || len(w) != nRows*lineW || row0 < 0 || row0+nRows > u.rows {
-		panic("kernel: not rows of the matrix")
-	}
-	st.Elements += int64(len(out) / u.d.Size())
+	nRows := u.checkRows(len(w), line, row0)
+	st.Elements += int64(nRows * u.cols)
 	for i := range nRows {
-		to, from := out[i*line:(i+1)*line], w[i*lineW:(i+1)*lineW]
-		if err := u.mergeRow(ctx, to, from, row0+i, st, s); err != nil {
+		row := w[i*line : (i+1)*line]
+		s.load(u, row)
+		if err := u.mergeRow(ctx, row, row0+i, st, s); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// mergeRow updates one row: it computes v with its error, tries one rounding that settles the whole
+// checkRows returns how many rows a length holds.
+func (u *Rescaled) checkRows(length, line, row0 int) (nRows int) {
+	nRows = length / line
+	if length%line != 0 || row0 < 0 || row0+nRows > u.rows {
+		panic("kernel: not rows of the matrix")
+	}
+	return nRows
+}
+
+// Widened returns the same update of a base whose values D may not hold, for MergeFrom.
+func (u *Rescaled) Widened() *Rescaled {
+	v := *u
+	v.source = dtype.F64
+	return &v
+}
+
+// MergeFrom is Merge of an update from Widened. w holds the base's values and out receives the
+// results, also of elements without an update: these are RN_D(w).
+func (u *Rescaled) MergeFrom(
+	ctx context.Context, out []byte, w []float64, row0 int, st *Stats, s *RescaleScratch,
+) error {
+	line := u.cols * u.d.Size()
+	if line == 0 {
+		return ctx.Err()
+	}
+	nRows := u.checkRows(len(out), line, row0)
+	st.Elements += int64(nRows * u.cols)
+	for i := range nRows {
+		s.grow(u.cols)
+		copy(s.w, w[i*u.cols:(i+1)*u.cols])
+		if err := u.mergeRow(ctx, out[i*line:(i+1)*line], row0+i, st, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mergeRow updates the row in s.w: it computes v with its error, tries one rounding that settles the whole
 // interval, then both ends of the interval, and at last exact arithmetic.
 func (u *Rescaled) mergeRow(
-	ctx context.Context, to, w []byte, i int, st *Stats, s *RescaleScratch,
+	ctx context.Context, to []byte, i int, st *Stats, s *RescaleScratch,
 ) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	u.row(w, i, s)
+	u.row(i, s)
 	exact := exactRescale{u: u, row: i, w: s.w}
 	q := &asItIs
 	if u.magnitude != nil && u.norms == nil {
@@ -325,14 +339,25 @@ func (q *quotient) divide(v double) (hi, lo float64) {
 	return hi, rest.hi / q.norm.hi
 }
 
-// row computes a row of v. s.low receives the low halves for an F64 matrix, and zeros otherwise.
-func (u *Rescaled) row(w []byte, i int, s *RescaleScratch) {
-	if len(s.v) != u.cols {
-		for _, line := range []*[]float64{&s.w, &s.v, &s.low, &s.delta} {
-			*line = make([]float64, u.cols)
-		}
+// load puts a row of the matrix into s.
+func (s *RescaleScratch) load(u *Rescaled, row []byte) {
+	s.grow(u.cols)
+	dtype.Widen64(s.w, u.source, row)
+}
+
+// grow gives every line the given length.
+func (s *RescaleScratch) grow(cols int) {
+	if len(s.v) == cols {
+		return
 	}
-	dtype.Widen64(s.w, u.source, w)
+	for _, line := range []*[]float64{&s.w, &s.v, &s.low, &s.delta} {
+		*line = make([]float64, cols)
+	}
+}
+
+// row computes the row of v for that of the matrix in s.w. s.low receives the low halves for an F64
+// matrix, and zeros otherwise.
+func (u *Rescaled) row(i int, s *RescaleScratch) {
 	s.most, s.err = 0, 0
 	if u.isWide() {
 		u.rowDouble(i, s)

@@ -30,7 +30,8 @@ func (u *Rescaled) AddSquares(
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		u.row(w[i*line:(i+1)*line], row0+i, s)
+		s.load(u, w[i*line:(i+1)*line])
+		u.row(row0+i, s)
 		to.dense += square(u.denseError(s))
 		if group == 1 {
 			for j, v := range s.v {

@@ -367,7 +367,8 @@ func TestRescaleMeetsNoSubnormals(t *testing.T) {
 			}
 			w, line := p.bytes(), cols*d.Size()
 			for i := range rows {
-				u.row(w[i*line:(i+1)*line], i, &s)
+				s.load(u, w[i*line:(i+1)*line])
+				u.row(i, &s)
 				norm := u.rowNorm(&s)
 				seen = append(seen, norm.hi, norm.lo)
 				for j, v := range s.v {

@@ -17,9 +17,15 @@ func (u *Update[T]) slow(
 	i, j := row0+index/u.cols, index%u.cols
 	size := u.d.Size()
 	out := rows[index*size : (index+1)*size]
-	w := dtype.Load(u.d, out, 0)
+	return u.decide(ctx, dtype.Load(u.d, out, 0), out, i, j, st)
+}
+
+// decide is slow for an element of the base, and RN_D of it in out.
+func (u *Update[T]) decide(
+	ctx context.Context, w float64, out []byte, i, j int, st *Stats,
+) error {
 	if u.isStill(i, j) {
-		account(st, w, 0, w)
+		account(st, w, 0, dtype.Load(u.d, out, 0))
 		return nil
 	}
 	var delta float64

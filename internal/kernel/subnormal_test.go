@@ -12,23 +12,27 @@ import (
 )
 
 // everyText calls a test for each amd64 micro-kernel, interpreted.
-func everyText(t *testing.T, narrow func(*testing.T, dtype.Type, micro[float32], *counts),
-	wide func(*testing.T, dtype.Type, micro[float64], *counts)) {
+func everyText(t *testing.T, narrow func(*testing.T, dtype.Type, tested[float32], *counts),
+	wide func(*testing.T, dtype.Type, tested[float64], *counts)) {
 	for _, isa := range []struct {
 		name                string
 		rows, bytes, panels int
 	}{{"AVX512", 8, 128, 8}, {"AVX2", 4, 64, 16}} {
 		for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
-			name, c := map[dtype.Type]string{dtype.BF16: "bf16", dtype.F16: "f16",
-				dtype.F32: "f32"}[d]+isa.name, new(counts)
-			t.Run(name, func(t *testing.T) {
-				if d == dtype.F32 {
-					wide(t, d, interpreted[float64](name, isa.rows, isa.bytes/8, isa.panels, c), c)
-				} else {
-					narrow(t, d, interpreted[float32](name, isa.rows, isa.bytes/4, isa.panels, c),
-						c)
-				}
-			})
+			for _, widened := range []bool{false, true} {
+				name := map[dtype.Type]string{dtype.BF16: "bf16", dtype.F16: "f16", dtype.F32: "f32"}[d] +
+					map[bool]string{true: "Widened"}[widened] + isa.name
+				c := new(counts)
+				t.Run(name, func(t *testing.T) {
+					if d == dtype.F32 {
+						m := interpreted[float64](name, isa.rows, isa.bytes/8, isa.panels, c)
+						wide(t, d, tested[float64]{m, widened}, c)
+					} else {
+						m := interpreted[float32](name, isa.rows, isa.bytes/4, isa.panels, c)
+						narrow(t, d, tested[float32]{m, widened}, c)
+					}
+				})
+			}
 		}
 	}
 }
@@ -38,7 +42,7 @@ func TestMicroKernelsByTheirText(t *testing.T) {
 	everyText(t, textBlocks[float32], textBlocks[float64])
 }
 
-func textBlocks[T Float](t *testing.T, d dtype.Type, m micro[T], _ *counts) {
+func textBlocks[T Float](t *testing.T, d dtype.Type, m tested[T], _ *counts) {
 	rng := rand.New(rand.NewPCG(41, 42))
 	for i, rank := range []int{1, 5, 16, 17, 33} {
 		f := newField(d, m, rank, 1+i%2, 7*i, i)
@@ -55,13 +59,13 @@ func TestNoSubnormalsOnOrdinaryData(t *testing.T) {
 	everyText(t, countSubnormals[float32], countSubnormals[float64])
 }
 
-func countSubnormals[T Float](t *testing.T, d dtype.Type, m micro[T], c *counts) {
+func countSubnormals[T Float](t *testing.T, d dtype.Type, m tested[T], c *counts) {
 	k := &Kernel{name: t.Name()}
-	switch m := any(m).(type) {
+	switch m := any(m.micro).(type) {
 	case micro[float32]:
-		k.bf16, k.f16 = m, m
+		k.bf16, k.f16, k.bf16Widened, k.f16Widened = m, m, m, m
 	case micro[float64]:
-		k.f32 = m
+		k.f32, k.f32Widened = m, m
 	}
 	for name, change := range map[string]func(*plainTerm){
 		"ordinary": func(*plainTerm) {},
@@ -86,6 +90,9 @@ func countSubnormals[T Float](t *testing.T, d dtype.Type, m micro[T], c *counts)
 		change(&p.terms[0])
 		*c = counts{}
 		w, u := p.bytes(), prepare[T](k, p)
+		if m.isWidened {
+			u = prepareWidened[T](t, k, p)
+		}
 		before := bytes.Clone(w)
 		for _, xs := range [][]T{u.l, u.r, u.lBound, u.rNorm, {u.floor, u.scale, u.inverse}} {
 			for _, x := range xs {
@@ -95,7 +102,11 @@ func countSubnormals[T Float](t *testing.T, d dtype.Type, m micro[T], c *counts)
 			}
 		}
 		var st Stats
-		u.Merge(t.Context(), w, 0, &st, new(Scratch[T]))
+		if m.isWidened {
+			u.MergeFrom(t.Context(), w, p.w, 0, &st, new(Scratch[T]))
+		} else {
+			u.Merge(t.Context(), w, 0, &st, new(Scratch[T]))
+		}
 		p.checkResult(t, name, before, w)
 		if c.subnormal > 0 || c.operations < 4*40*18 {
 			t.Errorf("%s: %d of %d operations have a subnormal operand or result, want none", name,

@@ -26,6 +26,7 @@ func (t *Term[T]) panicSize(rows, cols int) {
 type Update[T Float] struct {
 	packed[T]
 	d      dtype.Type
+	source dtype.Type // of the base's values: d, or that of T after PrepareWidened
 	kernel *Kernel
 	group  int // number of panels processed together, by their size
 	bottom *bottom
@@ -51,8 +52,23 @@ const groupBytes = 20 << 10
 func Prepare[T Float](
 	ctx context.Context, k *Kernel, d dtype.Type, rows, cols int, terms []Term[T],
 ) (*Update[T], error) {
-	u := &Update[T]{d: d, kernel: k, bottom: new(bottom)}
-	u.rows, u.cols, u.terms, u.micro = rows, cols, slices.Clone(terms), microFor[T](k, d)
+	return prepareFrom(ctx, k, d, d, rows, cols, terms)
+}
+
+// PrepareWidened is Prepare for base values that D may not hold, for MergeFrom. D is F32, F16 or
+// BF16.
+func PrepareWidened[T Float](
+	ctx context.Context, k *Kernel, d dtype.Type, rows, cols int, terms []Term[T],
+) (*Update[T], error) {
+	return prepareFrom(ctx, k, d, dtypeOf[T](), rows, cols, terms)
+}
+
+func prepareFrom[T Float](
+	ctx context.Context, k *Kernel, d, source dtype.Type, rows, cols int, terms []Term[T],
+) (*Update[T], error) {
+	u := &Update[T]{d: d, source: source, kernel: k, bottom: new(bottom)}
+	u.isRounded = isNarrow[T]() && u.isWidened()
+	u.rows, u.cols, u.terms, u.micro = rows, cols, slices.Clone(terms), microFor[T](k, d, u.isWidened())
 	for i := range terms {
 		t := &terms[i]
 		if len(t.L) != rows*t.Rank || len(t.R) != t.Rank*cols {
@@ -71,6 +87,9 @@ func Prepare[T Float](
 	}
 	return u, nil
 }
+
+// isWidened reports whether the base's values are numbers of T that D may not hold.
+func (u *Update[T]) isWidened() bool { return u.source != u.d }
 
 // UpdateBytes returns the largest memory of an Update while it is prepared and used, for a
 // rows×cols matrix of dtype d, terms of the given total rank, and float64 if wide. L and R exist as

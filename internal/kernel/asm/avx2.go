@@ -118,6 +118,8 @@ func row256(b base, at Register, p pointers, c, floor VecPhysical, count GPVirtu
 			VCVTPH2PS(here, w)
 		case f32:
 			VCVTPS2PD(here, w)
+		default:
+			b.op(VMOVUPS, VMOVUPD)(here, w)
 		}
 		mov(Mem{Base: p.delta, Disp: 32 * j}, d)
 		if isScaled {
@@ -130,7 +132,7 @@ func row256(b base, at Register, p pointers, c, floor VecPhysical, count GPVirtu
 		b.op(VFMADD213PS, VFMADD213PD)(floor, c, e)
 		and(b.absMask(), t, abs)
 		fma(b.slack(), abs, e)
-		if b == bf16 {
+		if b.dtype == bf16.dtype {
 			midpoint256(t, abs, e, m, near, ok)
 		} else {
 			bothEnds256(b, t, abs, e, m, near, ok)
@@ -163,7 +165,10 @@ func row256(b base, at Register, p pointers, c, floor VecPhysical, count GPVirtu
 		signs(same, equals)
 		POPCNTL(equals, equals)
 		ADDQ(equals.As64(), count)
-		if b != bf16 {
+		switch {
+		case b.isWidened():
+			b.op(VMOVUPS, VMOVUPD)(t, here)
+		case b != bf16:
 			VMOVUPS(e.AsX(), here)
 		}
 		if j == 1 {
@@ -202,7 +207,7 @@ func bothEnds256(b base, t, abs, e, low, high, ok VecPhysical) {
 	b.op(VSUBPS, VSUBPD)(e, t, low)
 	b.op(VADDPS, VADDPD)(e, t, high)
 	b.op(VADDPS, VADDPD)(e, abs, abs)
-	if b == f16 {
+	if b.dtype == f16.dtype {
 		VCVTPS2PH(U8(0), low, e.AsX())
 		VCVTPS2PH(U8(0), high, high.AsX())
 		VPCMPEQW(high.AsX(), e.AsX(), ok.AsX())
@@ -221,8 +226,8 @@ func bothEnds256(b base, t, abs, e, low, high, ok VecPhysical) {
 	}
 }
 
-// keep256 restores the bits of W for undecided elements: into t for BF16, else into the rounded
-// values in e.
+// keep256 restores the bits of W for undecided elements: into t for BF16 and if W is widened, else
+// into the rounded values in e.
 func keep256(b base, here Mem, t, w, e, ok VecPhysical) {
 	bits, old := Y2, Y9
 	switch b {
@@ -238,5 +243,7 @@ func keep256(b base, here Mem, t, w, e, ok VecPhysical) {
 		VSHUFPS(U8(0x88), bits.AsX(), ok.AsX(), bits.AsX())
 		VMOVUPS(here, old.AsX())
 		VBLENDVPS(bits.AsX(), e.AsX(), old.AsX(), e.AsX())
+	default:
+		b.op(func(o ...Op) { VBLENDVPS(o[0], o[1], o[2], o[3]) }, func(o ...Op) { VBLENDVPD(o[0], o[1], o[2], o[3]) })(ok, t, w, t)
 	}
 }

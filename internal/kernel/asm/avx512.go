@@ -68,6 +68,10 @@ func avx512(b base) {
 }
 
 func constants512(b base) {
+	if b.dtype == bf16.dtype {
+		VPBROADCASTD(integer("high", 0xffff0000), zHigh)
+		VPBROADCASTD(integer("mid", 0x8000), zMid)
+	}
 	if b == bf16 {
 		var expand [2][32]uint16
 		var shrink [32]uint16
@@ -78,8 +82,6 @@ func constants512(b base) {
 		VMOVDQU32(words("expandLow", expand[0]), zExpand[0])
 		VMOVDQU32(words("expandHigh", expand[1]), zExpand[1])
 		VMOVDQU32(words("shrink", shrink), zShrink)
-		VPBROADCASTD(integer("high", 0xffff0000), zHigh)
-		VPBROADCASTD(integer("mid", 0x8000), zMid)
 		odd := GP32()
 		MOVL(U32(0xaaaaaaaa), odd)
 		KMOVD(odd, K1)
@@ -119,6 +121,8 @@ func row512(b base, at, bound Register, p pointers, scale, inverse VecPhysical, 
 			VCVTPH2PS(here, w[j])
 		case f32:
 			VCVTPS2PD(here, w[j])
+		default:
+			b.op(VMOVUPS, VMOVUPD)(here, w[j])
 		}
 		mov(Mem{Base: p.delta, Disp: 64 * j}, d)
 		if isScaled {
@@ -133,7 +137,7 @@ func row512(b base, at, bound Register, p pointers, scale, inverse VecPhysical, 
 		round(b.slack(), abs, e)
 
 		var out VecPhysical
-		if b == bf16 {
+		if b.dtype == bf16.dtype {
 			out = midpoint512(t, abs, e, z(5), z(6), ok[j])
 		} else {
 			out = bothEnds512(b, t, abs, e, z(5), z(6), ok[j])
@@ -161,6 +165,8 @@ func row512(b base, at, bound Register, p pointers, scale, inverse VecPhysical, 
 			VMOVUPS(here, t.AsY())
 			VMOVAPS(e.AsY(), ok[j], t.AsY())
 			VMOVUPS(t.AsY(), here)
+		default:
+			b.op(VMOVUPS, VMOVUPD)(out, ok[j], here)
 		}
 	}
 	if b == bf16 {
@@ -200,7 +206,7 @@ func bothEnds512(b base, t, abs, e, low, high VecPhysical, ok OpmaskPhysical) (o
 	b.op(VSUBPS, VSUBPD)(e, t, low)
 	b.op(VADDPS, VADDPD)(e, t, high)
 	b.op(VADDPS, VADDPD)(e, abs, abs)
-	if b == f16 {
+	if b.dtype == f16.dtype {
 		VCVTPS2PH(U8(0), low, e.AsY())
 		VCVTPS2PH(U8(0), high, high.AsY())
 		VPCMPEQW(high.AsY(), e.AsY(), ok)

@@ -13,16 +13,17 @@ import (
 
 func main() {
 	ConstraintExpr("amd64")
-	for _, b := range []base{bf16, f16, f32} {
+	for _, b := range []base{bf16, f16, f32, bf16.widened(), f16.widened(), f32.widened()} {
 		avx512(b)
 		avx2(b)
 	}
 	Generate()
 }
 
-// base is a dtype of W and its arithmetic.
+// base is a dtype of results and its arithmetic. W has the same dtype, or is widened: in numbers of
+// the arithmetic.
 type base struct {
-	name  string
+	dtype string
 	bytes int // of an element of W
 	float string
 	size  int // of a number of the arithmetic
@@ -33,6 +34,28 @@ var (
 	f16  = base{"f16", 2, "float32", 4}
 	f32  = base{"f32", 4, "float64", 8}
 )
+
+func (b base) widened() base {
+	b.bytes = b.size
+	return b
+}
+
+func (b base) isWidened() bool { return b.bytes == b.size }
+
+func (b base) name() string {
+	if b.isWidened() {
+		return b.dtype + "Widened"
+	}
+	return b.dtype
+}
+
+// of returns the dtype of W.
+func (b base) of() string {
+	if b.isWidened() {
+		return b.float
+	}
+	return b.dtype
+}
 
 // op returns an instruction's form for the arithmetic.
 func (b base) op(ps, pd func(...Op)) func(...Op) {
@@ -66,9 +89,9 @@ type pointers struct {
 
 // begin starts a micro-kernel.
 func begin(b base, t tile) pointers {
-	TEXT(b.name+t.isa, 0, fmt.Sprintf("func(w *byte, stride int, l, r *%[1]s, rank, panels int, lBound, rNorm *%[1]s, floor, scale, inverse %[1]s, undecided *uint64, unchanged *int64, squares *[4]float64)", b.float))
+	TEXT(b.name()+t.isa, 0, fmt.Sprintf("func(w *byte, stride int, l, r *%[1]s, rank, panels int, lBound, rNorm *%[1]s, floor, scale, inverse %[1]s, undecided *uint64, unchanged *int64, squares *[4]float64)", b.float))
 	Pragma("noescape")
-	Doc(fmt.Sprintf("%s%s is the micro-kernel for W in %s: tiles of %d×%d.", b.name, t.isa, b.name, t.rows, t.vectors*t.bytes/b.size))
+	Doc(fmt.Sprintf("%s%s is the micro-kernel for W in %s and results in %s: tiles of %d×%d.", b.name(), t.isa, b.of(), b.dtype, t.rows, t.vectors*t.bytes/b.size))
 	p := pointers{
 		w: Load(Param("w"), GP64()), l: Load(Param("l"), GP64()), r: Load(Param("r"), GP64()),
 		rNorm: Load(Param("rNorm"), GP64()), undecided: Load(Param("undecided"), GP64()), panels: Load(Param("panels"), GP64()),
