@@ -322,9 +322,12 @@ func (d *decoding) plainModules() []string {
 	return slices.Sorted(maps.Keys(modules))
 }
 
-// decodedElements is the number of a decoded weight's values that are merged together: as many as
-// the second-level cache holds.
-const decodedElements = 1 << 16
+// A decoded weight is merged in parts of decodedElements values, which the second-level cache holds,
+// but of at least decodedRows rows, as micro-kernels take several.
+const (
+	decodedElements = 1 << 15
+	decodedRows     = 8
+)
 
 // applyDecoded is apply for a weight whose values are decoded: out = RN(w + Σ S·L·R), with w in
 // float64.
@@ -332,7 +335,7 @@ func (a *add) applyDecoded(ctx context.Context, b *block, w *worker) error {
 	_, nCols := a.t.Matrix()
 	height, rowBytes := a.t.bandRows(), nCols*int64(a.t.DType.Size())
 	return b.eachBand(func(band int, row0 int64, rows []byte) error {
-		step := min(int64(len(rows)), max(1, decodedElements/nCols)*rowBytes)
+		step := min(int64(len(rows)), max(decodedRows, decodedElements/nCols)*rowBytes)
 		for ; len(rows) > 0; rows = rows[step:] {
 			step = min(step, int64(len(rows)))
 			n := step / rowBytes
