@@ -51,7 +51,7 @@ package merge
 //   - Where c would be below 2⁻¹²⁰ (2⁻¹⁰⁰⁰), the kernel takes 0 for it. Then t = w, and
 //     λ = ‖l'‖_n + √p·θ makes e more than the whole |Δ|.
 //
-// So e = (1.01·c·λ + κ)·ρ + 2.002·u·|t| + max(ν, (r+5)·η·max(1, c)), where κ = ν + 2^b·√r·2⁻¹⁰⁷⁴
+// So e = (1.01·c·λ + κ)·ρ + 2.002·u·|t| + max(ν, (r+6)·η·max(1, c)), where κ = ν + 2^b·√r·2⁻¹⁰⁷⁴
 // keeps the bound of a row normal and pays for S·l where that underflows in float64. A row of zeros
 // has the bound 0, and so has a column. The later passes use L and R as given.
 //
@@ -69,6 +69,17 @@ package merge
 // an update and many weights are that small, a block is merged in float64 as if its dtype were F32.
 // That result is within its unit of the exact one. If both of its neighbours round to the same
 // 16-bit value, this is the result; otherwise the second pass decides.
+//
+// # Decoded bases
+//
+// The weights of a quantised base are float64 numbers w, and the kernels for them begin with numbers
+// of their arithmetic. In float64 that is w itself, and everything above holds. In float32 it is
+// fl(w), which differs from w by at most u·|fl(w)|, or by η/2 where it is subnormal, which the sixth
+// η pays for. |fl(w)| ≤ (1 + u)·|t| + c·|δ'|, and c·|δ'| ≤ (1 + γ)·c·‖l'‖·‖r'‖, which is at most a
+// third of c·‖l'‖_n·‖r'‖_n since every n_k is at least 3. So 3.003·u·|t| and 1.35·c·λ in e pay for
+// the rounding of w, in place of 2.002·u·|t| and 1.01·c·λ. Where the kernel takes 0 for c, t is fl(w).
+// Results are numbers of D within the arithmetic, so storing them rounds nothing. The later passes
+// begin with w.
 //
 // # Later passes
 //
