@@ -322,8 +322,9 @@ func (d *decoding) plainModules() []string {
 	return slices.Sorted(maps.Keys(modules))
 }
 
-// A decoded weight is merged in parts of decodedElements values, which the second-level cache holds,
-// but of at least decodedRows rows, as micro-kernels take several.
+// A decoded weight is merged in parts of decodedElements values, which the second-level cache
+// holds, but of at least decodedRows rows, as micro-kernels take several, and of more if they are
+// cheaper to decode together.
 const (
 	decodedElements = 1 << 15
 	decodedRows     = 8
@@ -335,7 +336,7 @@ func (a *add) applyDecoded(ctx context.Context, b *block, w *worker) error {
 	_, nCols := a.t.Matrix()
 	height, rowBytes := a.t.bandRows(), nCols*int64(a.t.DType.Size())
 	return b.eachBand(func(band int, row0 int64, rows []byte) error {
-		step := min(int64(len(rows)), max(decodedRows, decodedElements/nCols)*rowBytes)
+		step := min(int64(len(rows)), max(decodedRows, decodedElements/nCols, a.t.exact.RowsAtOnce())*rowBytes)
 		for ; len(rows) > 0; rows = rows[step:] {
 			step = min(step, int64(len(rows)))
 			n := step / rowBytes

@@ -72,14 +72,14 @@ package merge
 //
 // # Decoded bases
 //
-// The weights of a quantised base are float64 numbers w, and the kernels for them begin with numbers
-// of their arithmetic. In float64 that is w itself, and everything above holds. In float32 it is
-// fl(w), which differs from w by at most u·|fl(w)|, or by η/2 where it is subnormal, which the sixth
-// η pays for. |fl(w)| ≤ (1 + u)·|t| + c·|δ'|, and c·|δ'| ≤ (1 + γ)·c·‖l'‖·‖r'‖, which is at most a
-// third of c·‖l'‖_n·‖r'‖_n since every n_k is at least 3. So 3.003·u·|t| and 1.35·c·λ in e pay for
-// the rounding of w, in place of 2.002·u·|t| and 1.01·c·λ. Where the kernel takes 0 for c, t is fl(w).
-// Results are numbers of D within the arithmetic, so storing them rounds nothing. The later passes
-// begin with w.
+// The weights of a quantised base are float64 numbers w, and the kernels for them begin with
+// numbers of their arithmetic. In float64 that is w itself, and everything above holds. In float32
+// it is fl(w), which differs from w by at most u·|fl(w)|, or by η/2 where it is subnormal, which
+// the sixth η pays for. |fl(w)| ≤ (1 + u)·|t| + c·|δ'|, and c·|δ'| ≤ (1 + γ)·c·‖l'‖·‖r'‖, which is
+// at most a third of c·‖l'‖_n·‖r'‖_n since every n_k is at least 3. So 3.003·u·|t| and 1.35·c·λ in
+// e pay for the rounding of w, in place of 2.002·u·|t| and 1.01·c·λ. Where the kernel takes 0 for
+// c, t is fl(w). Results are numbers of D within the arithmetic, so storing them rounds nothing.
+// The later passes begin with w.
 //
 // # Later passes
 //

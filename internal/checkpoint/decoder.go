@@ -11,16 +11,25 @@ import (
 )
 
 // decoder reads the values of a quantised weight, each rounded once to d. It keeps no scales: a
-// block of rows needs only its own, and those of a large model fill gigabytes.
+// block of rows needs only its own, and those of a large model fill gigabytes. kept is shared by
+// all decoders of a checkpoint.
 type decoder struct {
 	weight *quant.Weight
 	parts  []*Tensor
 	d      dtype.Type
+	kept   *keeper
 }
 
 // ReadPart implements quant.Parts.
 func (v *decoder) ReadPart(ctx context.Context, p []byte, part int, off int64) error {
 	return v.parts[part].ReadAt(ctx, p, off)
+}
+
+// KeepPart implements quant.Keeper.
+func (v *decoder) KeepPart(
+	ctx context.Context, part int, off, n int64, arrange func(raw []byte) []byte,
+) ([]byte, error) {
+	return v.kept.read(ctx, v.parts[part], off, n, arrange)
 }
 
 // decodedElements is the number of elements that a decoder decodes at a time.

@@ -9,6 +9,7 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/quant"
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
@@ -63,10 +64,8 @@ func (t *Tensor) ReadValues(ctx context.Context, dst []float64, at int64) error 
 	if at < 0 || int64(len(dst)) > t.Elements()-at {
 		return fmt.Errorf("internal error: read of %d elements from element %d of %q, which has %d", len(dst), at, t.Name, t.Elements())
 	}
-	if s, ok := t.file.data.(*stitched); ok {
-		if v, ok := s.source(t.Off).(*decoder); ok && v.d == dtype.F64 {
-			return fault.InFile(v.weight.Codec.Decode(ctx, dst, at, v), t.Path())
-		}
+	if v := t.decoder(); v != nil && v.d == dtype.F64 {
+		return fault.InFile(v.weight.Codec.Decode(ctx, dst, at, v), t.Path())
 	}
 	size := t.DType.Size()
 	raw := make([]byte, min(len(dst), decodedElements)*size)
@@ -77,6 +76,26 @@ func (t *Tensor) ReadValues(ctx context.Context, dst []float64, at int64) error 
 		}
 		dtype.Widen64(dst[:n], t.DType, raw[:n*size])
 		dst, at = dst[n:], at+int64(n)
+	}
+	return nil
+}
+
+// RowsAtOnce returns how many rows ReadValues should be asked for at least, where rows are cheaper
+// together; 1 for most tensors.
+func (t *Tensor) RowsAtOnce() int64 {
+	if v := t.decoder(); v != nil {
+		if c, ok := v.weight.Codec.(quant.Columnar); ok {
+			return c.RowsAtOnce()
+		}
+	}
+	return 1
+}
+
+// decoder returns the decoder of a quantised weight, nil for another tensor.
+func (t *Tensor) decoder() *decoder {
+	if s, ok := t.file.data.(*stitched); ok {
+		v, _ := s.source(t.Off).(*decoder)
+		return v
 	}
 	return nil
 }

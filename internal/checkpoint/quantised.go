@@ -48,6 +48,7 @@ type quantisation struct {
 	refused []quant.Refusal
 	parts   map[string]*quant.Weight  // by the name of each stored tensor
 	broken  map[string]*quant.Refusal // by the name of the weight, and of each stored tensor
+	kept    keeper
 }
 
 func (q *quantisation) index() {
@@ -108,5 +109,5 @@ func (q *quantisation) decoder(w *quant.Weight, d dtype.Type) *decoder {
 	for i, name := range w.Parts {
 		parts[i] = q.stored.refs[name].Tensor
 	}
-	return &decoder{w, parts, d}
+	return &decoder{w, parts, d, &q.kept}
 }

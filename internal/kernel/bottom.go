@@ -30,7 +30,7 @@ const (
 // isBottom reports whether a block needs this way. It needs it if an eighth of the sampled weights
 // are small.
 func (u *Update[T]) isBottom(w []byte) bool {
-	if !isNarrow[T]() || u.isWidened() || u.a+u.b > deepBelow {
+	if !isNarrow[T]() || u.isWidened || u.a+u.b > deepBelow {
 		return false
 	}
 	n := len(w) / 2

@@ -62,7 +62,7 @@ func (u *Update[T]) lines(
 		u.inverse
 	for p := 0; p < u.panels; p += u.group {
 		for i := 0; i < nRows; i += u.micro.rows {
-			if !u.isWidened() && u.isZero(row0+i, min(u.micro.rows, nRows-i)) {
+			if !u.isWidened && u.isZero(row0+i, min(u.micro.rows, nRows-i)) {
 				u.keep(w, p, i, nRows, st, s)
 				continue
 			}
@@ -108,23 +108,19 @@ func (u *Update[T]) tiles(
 			for ; mask != 0; mask &= mask - 1 {
 				st.Slow++
 				index := first + bits.TrailingZeros64(mask)
-				if err := u.settle(ctx, w, row0, index, st, s); err != nil {
+				var err error
+				if u.isWidened {
+					err = settleWidened(ctx, u, w, row0, index, st, s)
+				} else {
+					err = u.slow(ctx, w, row0, index, st)
+				}
+				if err != nil {
 					return err
 				}
 			}
 		}
 	}
 	return nil
-}
-
-// settle decides an element that the fast pass left.
-func (u *Update[T]) settle(
-	ctx context.Context, w []byte, row0, index int, st *Stats, s *Scratch[T],
-) error {
-	if u.isWidened() {
-		return u.slowWidened(ctx, w, row0, index, st, s)
-	}
-	return u.slow(ctx, w, row0, index, st)
 }
 
 // edge runs the micro-kernel on a copy of incomplete tiles, padded with NaNs. The kernel leaves

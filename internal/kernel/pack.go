@@ -68,7 +68,7 @@ type packed[T Float] struct {
 	l         []T
 	r         []T  // panels × rank × micro.cols: R / 2^b
 	scaled[T]      // the scales
-	isRounded bool // w is rounded to float32
+	isWidened bool // the base's values are numbers of T, which D may not hold
 	// per row: times rNorm, the bound without floor; 0 for a row of zeros
 	lBound []T
 	rNorm  []T // per column; 0 for a column of zeros
@@ -163,7 +163,7 @@ func (u *packed[T]) packLeft(ctx context.Context, x *arithmetic) error {
 	u.l = make([]T, (u.rows+u.micro.rows-1)*u.rank)
 	u.lBound = make([]T, u.rows+u.micro.rows-1)
 	relative, margin := x.unit, 1.01
-	if u.isRounded {
+	if u.isWidened && isNarrow[T]() {
 		margin = 1.35
 	}
 	if u.scale == 0 {

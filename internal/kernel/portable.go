@@ -109,8 +109,8 @@ const (
 	maxF32  = math.MaxFloat32
 )
 
-// Errors of t = w + δ and t ± e in units of |t|: 2u, and 2⁻¹⁰ of that for the roundings in e. With w
-// rounded to float32 it is 3u.
+// Errors of t = w + δ and t ± e in units of |t|: 2u, and 2⁻¹⁰ of that for the roundings in e. With
+// w rounded to float32 it is 3u.
 const (
 	slack32      = 0x1.004p-23
 	slack64      = 0x1.004p-52

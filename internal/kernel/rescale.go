@@ -199,8 +199,8 @@ func (u *Rescaled) MergeFrom(
 	return nil
 }
 
-// mergeRow updates the row in s.w: it computes v with its error, tries one rounding that settles the whole
-// interval, then both ends of the interval, and at last exact arithmetic.
+// mergeRow updates the row in s.w: it computes v with its error, tries one rounding that settles
+// the whole interval, then both ends of the interval, and at last exact arithmetic.
 func (u *Rescaled) mergeRow(
 	ctx context.Context, to []byte, i int, st *Stats, s *RescaleScratch,
 ) error {

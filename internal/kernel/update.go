@@ -26,7 +26,7 @@ func (t *Term[T]) panicSize(rows, cols int) {
 type Update[T Float] struct {
 	packed[T]
 	d      dtype.Type
-	source dtype.Type // of the base's values: d, or that of T after PrepareWidened
+	source dtype.Type // of the base's values: d, or that of T if widened
 	kernel *Kernel
 	group  int // number of panels processed together, by their size
 	bottom *bottom
@@ -67,8 +67,8 @@ func prepareFrom[T Float](
 	ctx context.Context, k *Kernel, d, source dtype.Type, rows, cols int, terms []Term[T],
 ) (*Update[T], error) {
 	u := &Update[T]{d: d, source: source, kernel: k, bottom: new(bottom)}
-	u.isRounded = isNarrow[T]() && u.isWidened()
-	u.rows, u.cols, u.terms, u.micro = rows, cols, slices.Clone(terms), microFor[T](k, d, u.isWidened())
+	u.isWidened = source != d
+	u.rows, u.cols, u.terms, u.micro = rows, cols, slices.Clone(terms), microFor[T](k, d, u.isWidened)
 	for i := range terms {
 		t := &terms[i]
 		if len(t.L) != rows*t.Rank || len(t.R) != t.Rank*cols {
@@ -87,9 +87,6 @@ func prepareFrom[T Float](
 	}
 	return u, nil
 }
-
-// isWidened reports whether the base's values are numbers of T that D may not hold.
-func (u *Update[T]) isWidened() bool { return u.source != u.d }
 
 // UpdateBytes returns the largest memory of an Update while it is prepared and used, for a
 // rows×cols matrix of dtype d, terms of the given total rank, and float64 if wide. L and R exist as

@@ -33,7 +33,7 @@ func (u *Update[T]) MergeFrom(
 		return ctx.Err()
 	}
 	nRows := len(w) / u.cols
-	if !u.isWidened() || len(w)%u.cols != 0 || len(out) != len(w)*size || row0 < 0 || row0+nRows > u.rows {
+	if !u.isWidened || len(w)%u.cols != 0 || len(out) != len(w)*size || row0 < 0 || row0+nRows > u.rows {
 		panic("kernel: not rows of a widened matrix")
 	}
 	st.Elements += int64(len(w))
@@ -69,13 +69,13 @@ func (u *Update[T]) mergeLines(
 	fill[T](lines, w)
 	err := u.lines(ctx, lines, row0, len(w)/u.cols, st, s)
 	squares.replace(st)
-	u.store(out, lines)
+	store(u.d, out, u.source, lines)
 	return err
 }
 
-// slowWidened is slow for an element of the lines of a widened base.
-func (u *Update[T]) slowWidened(
-	ctx context.Context, lines []byte, row0, index int, st *Stats, s *Scratch[T],
+// settleWidened decides an element of the lines that the fast pass left.
+func settleWidened[T Float](
+	ctx context.Context, u *Update[T], lines []byte, row0, index int, st *Stats, s *Scratch[T],
 ) error {
 	var room [8]byte
 	w, out := s.widened.exact[index], room[:u.d.Size()]
@@ -107,10 +107,10 @@ func fill[T Float](lines []byte, w []float64) {
 	}
 }
 
-// store stores results of D that are numbers of T.
-func (u *Update[T]) store(out, lines []byte) {
+// store stores lines of numbers of source that are numbers of d too.
+func store(d dtype.Type, out []byte, source dtype.Type, lines []byte) {
 	switch {
-	case u.source == dtype.F32 && u.d == dtype.BF16:
+	case source == dtype.F32 && d == dtype.BF16:
 		for len(out) >= 8 {
 			a, b := lines[:16:16], out[:8:8]
 			low := binary.LittleEndian.Uint64(a)
@@ -122,14 +122,14 @@ func (u *Update[T]) store(out, lines []byte) {
 		for j := range len(out) / 2 {
 			binary.LittleEndian.PutUint16(out[2*j:], uint16(binary.LittleEndian.Uint32(lines[4*j:])>>16))
 		}
-	case u.source == dtype.F32:
+	case source == dtype.F32:
 		for j := range len(out) / 2 {
 			x := math.Float32frombits(binary.LittleEndian.Uint32(lines[4*j:]))
 			binary.LittleEndian.PutUint16(out[2*j:], dtype.F16FromFloat32(x))
 		}
 	default:
 		for j := range len(lines) / 8 {
-			dtype.Store(u.d, out, j, math.Float64frombits(binary.LittleEndian.Uint64(lines[8*j:])))
+			dtype.Store(d, out, j, math.Float64frombits(binary.LittleEndian.Uint64(lines[8*j:])))
 		}
 	}
 }

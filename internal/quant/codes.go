@@ -51,9 +51,12 @@ var e2m3 = func() (values [256]float64) {
 }()
 
 // e8m0 returns the value of a scale of F8_E8M0: a power of two, or NaN.
-func e8m0(b byte) float64 {
-	if b == 0xff {
-		return math.NaN()
+func e8m0(b byte) float64 { return e8m0s[b] }
+
+var e8m0s = func() (values [256]float64) {
+	for i := range values {
+		values[i] = math.Ldexp(1, i-127)
 	}
-	return math.Ldexp(1, int(b)-127)
-}
+	values[0xff] = math.NaN()
+	return values
+}()

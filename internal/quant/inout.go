@@ -49,6 +49,9 @@ const (
 // of the stored rows.
 const inOutElements = 1 << 20
 
+// RowsAtOnce implements Columnar: the codes of these rows are 256 bytes of each stored row.
+func (w *inOut) RowsAtOnce() int64 { return max(1, min(64, inOutElements/2/w.in)) }
+
 // Decode implements Codec. A row of the weight is a column of the codes, so it reads codes of many
 // rows at once. Its errors are also about an index or zero points that no weight has.
 func (w *inOut) Decode(ctx context.Context, dst []float64, at int64, parts Parts) error {

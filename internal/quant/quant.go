@@ -61,6 +61,21 @@ type Checker interface {
 	Check(ctx context.Context, parts Parts) error
 }
 
+// Columnar is a Codec of a weight that is stored transposed, so that every row takes codes from all
+// over it.
+type Columnar interface {
+	// RowsAtOnce returns the number of rows that a call of Decode should ask for.
+	RowsAtOnce() int64
+}
+
+// Keeper is a kind of Parts that keeps bytes in memory, for all that decode the weight.
+type Keeper interface {
+	// KeepPart returns n bytes of Weight.Parts[part] from offset off as arrange has moved them, or
+	// nil if they are too many. The caller must not change them. Calls for the same bytes must
+	// arrange them in the same way.
+	KeepPart(ctx context.Context, part int, off, n int64, arrange func(raw []byte) []byte) ([]byte, error)
+}
+
 // Parts reads the stored tensors of a weight.
 type Parts interface {
 	// ReadPart fills p with the bytes of Weight.Parts[part] from offset off.

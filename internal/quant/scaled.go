@@ -253,22 +253,30 @@ func (w *window) bytes(dst []float64, codes []byte, scale, zero, divisor float64
 // halves decodes elements of a block, with codes of half a byte, the low half first. odd says that
 // the first code is the high half. It returns the codes that follow.
 func (w *window) halves(dst []float64, codes []byte, scale, zero, divisor float64, odd bool) []byte {
+	if zero == 0 && divisor == 1 {
+		return halves(dst, codes, (*[16]float64)(w.table), scale, odd)
+	}
 	var values [16]float64
 	for i, x := range w.table[:16] {
-		values[i] = (x - zero) * scale
-		if divisor != 1 {
-			values[i] /= divisor
-		}
+		values[i] = (x - zero) * scale / divisor
 	}
+	return halves(dst, codes, &values, 1, odd)
+}
+
+// halves multiplies the values of codes of half a byte by a scale.
+func halves(dst []float64, codes []byte, table *[16]float64, scale float64, odd bool) []byte {
 	if odd {
-		dst[0] = values[codes[0]>>4]
+		dst[0] = table[codes[0]>>4] * scale
 		dst, codes = dst[1:], codes[1:]
 	}
-	for ; len(dst) >= 2; dst, codes = dst[2:], codes[1:] {
-		dst[0], dst[1] = values[codes[0]&0xf], values[codes[0]>>4]
+	n := len(dst) / 2
+	pairs := dst[:2*n]
+	for i, code := range codes[:n] {
+		pairs[2*i], pairs[2*i+1] = table[code&0xf]*scale, table[code>>4]*scale
 	}
-	if len(dst) == 1 {
-		dst[0] = values[codes[0]&0xf]
+	codes = codes[n:]
+	if len(dst) > 2*n {
+		dst[2*n] = table[codes[0]&0xf] * scale
 	}
 	return codes
 }

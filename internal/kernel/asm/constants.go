@@ -28,8 +28,8 @@ func integer(name string, x uint32) Mem { return constant(name, U32(x)) }
 func single(name string, x float32) Mem { return constant(name, U32(math.Float32bits(x))) }
 func double(name string, x float64) Mem { return constant(name, U64(math.Float64bits(x))) }
 
-// slack returns the error of t = w + δ and t ± e in units of |t|: slack32, slack64 or slackWidened of
-// the portable kernel.
+// slack returns the error of t = w + δ and t ± e in units of |t|: slack32, slack64 or slackWidened
+// of the portable kernel.
 func (b base) slack() Mem {
 	if b.size == 4 && b.isWidened() {
 		return single("slackWidened", 0x1.808p-23)
