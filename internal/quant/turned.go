@@ -9,8 +9,8 @@ type turned struct{ stored scaled }
 // turnedRows is the number of stored rows that are decoded before their values are put in place.
 const turnedRows = 16
 
-// RowsAtOnce implements Columnar: the codes of a block are neighbours.
-func (t *turned) RowsAtOnce() int64 { return groupMX }
+// RowsAtOnce implements Columnar: codes of a block are neighbours.
+func (t *turned) RowsAtOnce() int64 { return groupMX / 2 }
 
 // Decode implements Codec. A row of the weight is a column of codes, so a call for few rows costs
 // nearly as much as one for RowsAtOnce.
