@@ -74,6 +74,44 @@ func (a *add) apply(ctx context.Context, b *block, w *worker) error {
 	})
 }
 
+// A decoded weight is merged in parts of decodedElements values, which the second-level cache
+// holds, but of at least decodedRows rows, as micro-kernels take several, and of more if they are
+// cheaper to decode together.
+const (
+	decodedElements = 1 << 15
+	decodedRows     = 8
+)
+
+// applyDecoded is apply for a weight whose values are decoded: out = RN(w + Σ S·L·R), with w in
+// float64.
+func (a *add) applyDecoded(ctx context.Context, b *block, w *worker) error {
+	_, nCols := a.t.Matrix()
+	height, rowBytes := a.t.bandRows(), nCols*int64(a.t.DType.Size())
+	return b.eachBand(func(band int, row0 int64, rows []byte) error {
+		step := min(int64(len(rows)), max(decodedRows, decodedElements/nCols, a.t.exact.RowsAtOnce())*rowBytes)
+		for ; len(rows) > 0; rows = rows[step:] {
+			step = min(step, int64(len(rows)))
+			n := step / rowBytes
+			first := int64(band)*height + row0
+			exact, err := a.t.readExact(ctx, w, first, first+n)
+			if err != nil {
+				return err
+			}
+			switch s := &a.loaded[band]; {
+			case s.narrow != nil:
+				err = s.narrow.MergeFrom(ctx, rows[:step], exact, int(row0), b.stats, &w.narrow)
+			case s.broad != nil:
+				err = s.broad.MergeFrom(ctx, rows[:step], exact, int(row0), b.stats, &w.broad)
+			}
+			if err != nil {
+				return err
+			}
+			row0 += n
+		}
+		return nil
+	})
+}
+
 func (a *add) bytes(band int) int64 {
 	wide := isWide(a.t, a.terms[band])
 	n := bytesOfTerms(a.t, a.terms[band], wide)

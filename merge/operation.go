@@ -112,7 +112,12 @@ type tools struct {
 	shelf     *shelf
 	recording *recording    // nil without an undo record
 	data      []io.ReaderAt // the base's files, under the context of the run
-	measured  []*rescale    // operations that read the whole tensor before its first block
+	measured  []measurer    // operations that read the whole tensor before its first block
+}
+
+// measurer is an operation that needs sums over the whole tensor.
+type measurer interface {
+	measure(ctx context.Context, workers []worker) error
 }
 
 // byBand groups terms by band. A single band shares the list.
@@ -140,6 +145,16 @@ func (k *tools) read(w *worker, file int, off, n int64) ([]byte, error) {
 	p := w.grow(n)[:n]
 	_, err := io.ReadFull(io.NewSectionReader(k.data[file], off, n), p)
 	return p, fault.InFile(err, k.plan.base.Files[file].Path)
+}
+
+// readExact reads rows of a decoded weight.
+func (t *target) readExact(ctx context.Context, w *worker, row0, row1 int64) ([]float64, error) {
+	_, nCols := t.Matrix()
+	n := (row1 - row0) * nCols
+	if int64(cap(w.exact)) < n {
+		w.exact = make([]float64, n)
+	}
+	return w.exact[:n], t.exact.ReadValues(ctx, w.exact[:n], row0*nCols)
 }
 
 // recording is an undo record under construction.

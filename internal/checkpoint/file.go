@@ -9,7 +9,6 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
-	"github.com/loratool/loratool/internal/quant"
 	"github.com/loratool/loratool/internal/safetensors"
 )
 
@@ -57,47 +56,6 @@ func (t *Tensor) ReadAt(ctx context.Context, p []byte, off int64) error {
 		return fmt.Errorf("internal error: read of %d bytes at offset %d of %q, which has %d bytes", len(p), off, t.Name, t.NBytes)
 	}
 	return t.file.ReadAt(ctx, p, t.Off+off)
-}
-
-// ReadValues fills dst with the values of the elements at, at+1, …, in row-major order.
-func (t *Tensor) ReadValues(ctx context.Context, dst []float64, at int64) error {
-	if at < 0 || int64(len(dst)) > t.Elements()-at {
-		return fmt.Errorf("internal error: read of %d elements from element %d of %q, which has %d", len(dst), at, t.Name, t.Elements())
-	}
-	if v := t.decoder(); v != nil && v.d == dtype.F64 {
-		return fault.InFile(v.weight.Codec.Decode(ctx, dst, at, v), t.Path())
-	}
-	size := t.DType.Size()
-	raw := make([]byte, min(len(dst), decodedElements)*size)
-	for len(dst) > 0 {
-		n := min(len(dst), decodedElements)
-		if err := t.ReadAt(ctx, raw[:n*size], at*int64(size)); err != nil {
-			return err
-		}
-		dtype.Widen64(dst[:n], t.DType, raw[:n*size])
-		dst, at = dst[n:], at+int64(n)
-	}
-	return nil
-}
-
-// RowsAtOnce returns how many rows ReadValues should be asked for at least, where rows are cheaper
-// together; 1 for most tensors.
-func (t *Tensor) RowsAtOnce() int64 {
-	if v := t.decoder(); v != nil {
-		if c, ok := v.weight.Codec.(quant.Columnar); ok {
-			return c.RowsAtOnce()
-		}
-	}
-	return 1
-}
-
-// decoder returns the decoder of a quantised weight, nil for another tensor.
-func (t *Tensor) decoder() *decoder {
-	if s, ok := t.file.data.(*stitched); ok {
-		v, _ := s.source(t.Off).(*decoder)
-		return v
-	}
-	return nil
 }
 
 // Reader returns a reader of the whole tensor.
