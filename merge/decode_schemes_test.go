@@ -98,7 +98,8 @@ func TestExpertsOfCompressedTensorsAreIgnored(t *testing.T) {
 	for _, module := range []string{"model.layers.1.self_attn.o_proj", experts + ".0.down_proj", experts + ".0.up_proj", experts + ".1.down_proj", "model.layers.11.mlp.experts.0.down_proj"} {
 		tensors = append(tensors, packedInt4(rng, module, 16, 64)...)
 	}
-	base := writeModel(t, nil, tensors, map[string]string{"config.json": `{"quantization_config":{"quant_method":"compressed-tensors","format":"pack-quantized","config_groups":{"group_0":{"targets":["Linear"],"weights":{"num_bits":4,"type":"int","group_size":32}}},"ignore":["lm_head"]}}`})
+	const quantisation = `"quantization_config":{"quant_method":"compressed-tensors","format":"pack-quantized","config_groups":{"group_0":{"targets":["Linear"],"weights":{"num_bits":4,"type":"int","group_size":32}}},"ignore":["lm_head"]}`
+	base := writeModel(t, nil, tensors, map[string]string{"config.json": `{` + quantisation + `}`})
 	adapter, _, _ := adapterFor(t, rng, experts+".1.down_proj.weight", []uint64{16, 64})
 	out, report := runMerge(t, base, adapter, merge.Options{})
 	checkMixed(t, base, out, func(module string) bool { return strings.HasPrefix(module, experts+".") })
@@ -112,6 +113,23 @@ func TestExpertsOfCompressedTensorsAreIgnored(t *testing.T) {
 	}
 	if pattern := regexp.MustCompile("^(?:" + ignore[2][3:] + ")"); !pattern.MatchString(experts+".0.up_proj") || pattern.MatchString("model.layers.11.mlp.experts.0.down_proj") {
 		t.Errorf("%s does not tell the experts of layer 1", pattern)
+	}
+
+	testkit.Write(t, filepath.Join(base, "config.json"), []byte(`{"model_type":"kimi_k25","text_config":{"torch_dtype":"float16",`+quantisation+`}}`))
+	out, _ = runMerge(t, base, adapter, merge.Options{})
+	c := readJSON[struct {
+		Text         quantisedConfig `json:"text_config"`
+		Quantisation any             `json:"quantization_config"`
+	}](t, out+"/config.json")
+	if c.Quantisation != nil || !slices.Equal(c.Text.Quantisation.Ignore, want) {
+		t.Errorf("text_config ignores %q, want %q; beside it there is %v", c.Text.Quantisation.Ignore, want, c.Quantisation)
+	}
+	if x := readModel(t, out, true)[experts+".0.up_proj.weight"]; x.DType != dtype.F16 {
+		t.Errorf("a decoded weight is %v, want F16 as text_config says", x.DType)
+	}
+	out, _ = runMerge(t, base, adapter, merge.Options{Dequantise: true})
+	if text, err := os.ReadFile(out + "/config.json"); err != nil || string(text) != `{"model_type":"kimi_k25","text_config":{"torch_dtype":"float16"}}` {
+		t.Errorf("config.json is %s, %v", text, err)
 	}
 }
 

@@ -152,6 +152,9 @@ func Parse(text []byte) (Model, error) {
 		c.HiddenSize, c.Widths = cmp.Or(text.hiddenSize(), c.HiddenSize), text.widths().Or(c.Widths)
 		c.NBlocks = cmp.Or(number(text.NBlocks, text.NBlocksGPT), c.NBlocks)
 		c.DType = cmp.Or(text.dtype(), c.DType)
+		if len(f.Quantization) == 0 {
+			f.Quantization = text.Quantization
+		}
 	}
 	c.Widths.ModelType = c.ModelType
 	c.setQuantisation(&f)

@@ -16,10 +16,30 @@ const quantization = "quantization_config"
 // quantizationMLX is that field in configurations of MLX, which repeat it as quantization_config.
 const quantizationMLX = "quantization"
 
-// HasQuantisation reports whether the text says how weights are quantised.
+// HasQuantisation reports whether the text says how weights are quantised, itself or in the part
+// about the text model.
 func (t Text) HasQuantisation() bool {
+	text, _ := jsontext.Value(t, textConfig)
+	return t.statesQuantisation() || Text(text).statesQuantisation()
+}
+
+// textConfig is the part of a config.json that describes the text model. Kimi K2.5 says there how
+// its weights are quantised.
+const textConfig = "text_config"
+
+// statesQuantisation is HasQuantisation for the text itself.
+func (t Text) statesQuantisation() bool {
 	_, ok := jsontext.Value(t, quantization)
 	return ok || t.isMLX()
+}
+
+// inTextModel changes the part about the text model, if that says how weights are quantised.
+func (t Text) inTextModel(edit func(t Text) Text) Text {
+	text, _ := jsontext.Value(t, textConfig)
+	if !Text(text).statesQuantisation() {
+		return t
+	}
+	return jsontext.Set(t, string(edit(Text(text))), textConfig)
 }
 
 // isMLX reports whether the text is that of a model of MLX.
@@ -34,7 +54,7 @@ func (t Text) Dequantise() Text {
 	for _, field := range []string{quantization, quantizationMLX} {
 		t = jsontext.Delete(t, field)
 	}
-	return t
+	return t.inTextModel(Text.Dequantise)
 }
 
 // Mixed lists the modules of a model of which some weights are quantised, each list sorted.
@@ -54,7 +74,11 @@ var skipLists = map[string]string{
 // it. Most have a list of them. Without one, programs assume that the head and a few others have
 // plain weights; a new list gets all that are.
 func (t Text) Skip(m Mixed) Text {
-	if t.isMLX() {
+	t = t.inTextModel(func(t Text) Text { return t.Skip(m) })
+	switch {
+	case !t.statesQuantisation():
+		return t
+	case t.isMLX():
 		return t.skipMLX(m.Decoded)
 	}
 	var method string
