@@ -74,7 +74,7 @@ func (d ggufDialect) Open(ctx context.Context, in *Input, o Options) (format.Sou
 		return nil, err
 	}
 	f.manifest.Adapters = []format.Adapter{a}
-	f.manifest.Metadata = map[string]string{ggufArchitecture: r.model.name} // a .lora file keeps it
+	f.manifest.Metadata = map[string]string{ggufArchitecture: r.model.Name} // a .lora file keeps it
 	if n := f.nBlocked(); n > 0 {
 		f.note("%d of %s are stored as %v; F32 holds their values exactly",
 			n, fault.Count(int64(len(g.Tensors)), "tensor"), gguf.Q8_0)

@@ -11,13 +11,14 @@ import (
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/gguf"
+	"github.com/loratool/loratool/internal/naming"
 )
 
 // ggufReader makes layers of the tensors of a GGUF file.
 type ggufReader struct {
 	collector
 	file  *gguf.File
-	model *ggufModel
+	model *naming.LlamaCpp
 	alpha float64 // 0 means the scale 1
 }
 
@@ -38,7 +39,7 @@ func (r *ggufReader) adapter(ctx context.Context) (format.Adapter, error) {
 		} else if at, ok := strings.CutSuffix(name, ggufB); ok {
 			target, role = at, roleB
 		}
-		if _, known := r.model.module(target); role == "" || !known {
+		if _, known := r.model.Module(target); role == "" || !known {
 			r.opaque(i)
 			r.require(format.FeatureUnknownTensor, name)
 			continue
@@ -67,9 +68,9 @@ func (r *ggufReader) readKeys() error {
 	if err != nil {
 		return err
 	}
-	if r.model = ggufNamed(architecture); r.model == nil {
+	if r.model = naming.LlamaCppNamed(architecture); r.model == nil {
 		return fault.New(fault.Unsupported, "the adapter is for models of the architecture %q, whose names are not known; known are %s",
-			architecture, ggufArchitectures())
+			architecture, naming.LlamaCppArchitectures())
 	}
 	if v, ok := r.file.Value(ggufAlpha); ok {
 		x, isFloat := v.Float()
@@ -114,7 +115,7 @@ func (r *ggufReader) baseName() string {
 
 // layer adds the layer for a tensor of the base.
 func (r *ggufReader) layer(target string, roles map[format.Role]int) {
-	module, _ := r.model.module(target)
+	module, _ := r.model.Module(target)
 	l := format.Layer{
 		Module: module, Kind: format.Linear, Rank: 1, Roles: roles,
 		Scaling: format.AlphaOverR, Alpha: r.alpha,
@@ -152,7 +153,7 @@ func (r *ggufReader) classify(l *format.Layer, target string) {
 		r.require(format.FeatureExpertFactors, fmt.Sprintf("%s: lora_a %d, lora_b %d", l.Module, a, b))
 	case target == ggufEmbedding:
 		l.Kind = format.Embedding
-	case r.model.hasPairs(target):
+	case r.model.HasPairs(target):
 		r.require(format.FeatureRotaryPairs, l.Module)
 	}
 }

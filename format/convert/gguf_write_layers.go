@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/loratool/loratool/format"
@@ -25,7 +24,7 @@ type ggufWriter struct {
 	src     format.Source
 	m       *format.Manifest
 	a       *format.Adapter
-	model   *ggufModel
+	model   *naming.LlamaCpp
 	base    config.Model
 	dtype   dtype.Type
 	layers  []*ggufLayer
@@ -110,17 +109,17 @@ func (w *ggufWriter) readBase(o *CreateOptions) (err error) {
 	}
 	switch {
 	case name != "":
-		if w.model = ggufNamed(name); w.model == nil {
+		if w.model = naming.LlamaCppNamed(name); w.model == nil {
 			return fault.New(fault.Unsupported, "the architecture %q is not known here; known are %s",
-				name, ggufArchitectures())
+				name, naming.LlamaCppArchitectures())
 		}
 	case !w.base.Found:
 		return fault.New(fault.Unsupported, "nothing says which architecture of llama.cpp the adapter is for").
 			WithHint(hint)
 	default:
-		if w.model = ggufOfType(w.base.ModelType); w.model == nil {
+		if w.model = naming.LlamaCppOfType(w.base.ModelType); w.model == nil {
 			return fault.New(fault.Unsupported, "the names that llama.cpp gives the modules of a %q are not known here; known architectures are %s",
-				w.base.ModelType, ggufArchitectures())
+				w.base.ModelType, naming.LlamaCppArchitectures())
 		}
 	}
 	return nil
@@ -199,7 +198,7 @@ func (w *ggufWriter) makeLayers() error {
 		}
 	}
 	slices.SortFunc(w.layers, func(a, b *ggufLayer) int {
-		return cmp.Or(cmp.Compare(blockOf(a.name), blockOf(b.name)), strings.Compare(a.name, b.name))
+		return cmp.Or(cmp.Compare(naming.BlockOf(a.name), naming.BlockOf(b.name)), strings.Compare(a.name, b.name))
 	})
 	for i := 1; i < len(w.layers); i++ {
 		if w.layers[i].name == w.layers[i-1].name {
@@ -207,15 +206,6 @@ func (w *ggufWriter) makeLayers() error {
 		}
 	}
 	return nil
-}
-
-// blockOf returns the number of the block that a tensor belongs to, -1 for one of none.
-func blockOf(tensor string) int {
-	if b := ggufBlock.FindStringSubmatch(tensor); b != nil {
-		n, _ := strconv.Atoi(b[1])
-		return n
-	}
-	return -1
 }
 
 // checkLayer refuses by name a layer that no tensors of a GGUF file can be.
@@ -246,10 +236,10 @@ func (w *ggufWriter) checkLayer(l *format.Layer) error {
 
 // name returns the tensor of a module.
 func (w *ggufWriter) name(module string) (string, error) {
-	name, ok := w.model.tensor(module)
+	name, ok := w.model.Tensor(module)
 	if !ok {
 		return "", fault.New(fault.Unsupported, "no tensor of the architecture %q is known for the module %q",
-			w.model.name, module)
+			w.model.Name, module)
 	}
 	return name, nil
 }
@@ -272,10 +262,10 @@ func (w *ggufWriter) add(l *format.Layer) error {
 	x.factors[roleA], x.factors[roleB] = w.factor(l.Roles[roleA]), w.factor(l.Roles[roleB])
 	isRequired := slices.Contains(w.a.Requires, format.Requirement{Feature: format.FeatureRotaryPairs, Where: l.Module})
 	switch {
-	case isRequired && !w.model.hasPairs(name):
+	case isRequired && !w.model.HasPairs(name):
 		return fault.New(fault.Mismatch, "%q has the rows of q or k in the order of llama.cpp, which models of the architecture %q do not have",
-			l.Module, w.model.name)
-	case w.model.hasPairs(name) && !isRequired:
+			l.Module, w.model.Name)
+	case w.model.HasPairs(name) && !isRequired:
 		rows, err := w.pairs(l.Module, b[0])
 		if err != nil {
 			return err
@@ -350,7 +340,7 @@ func (w *ggufWriter) stack(module string, experts map[int]*format.Layer) error {
 // setKeys makes the keys of the file, in the order of llama.cpp's own converter.
 func (w *ggufWriter) setKeys() {
 	w.keys = []gguf.KV{
-		gguf.TextKV(ggufArchitecture, w.model.name), gguf.TextKV(ggufType, "adapter"), gguf.TextKV(ggufAdapterType, "lora"),
+		gguf.TextKV(ggufArchitecture, w.model.Name), gguf.TextKV(ggufType, "adapter"), gguf.TextKV(ggufAdapterType, "lora"),
 	}
 	if name := w.a.Base.Name; name != "" {
 		w.keys = append(w.keys, gguf.Uint32KV("general.base_model.count", 1), gguf.TextKV(ggufBaseName, name))

@@ -2,7 +2,6 @@ package convert
 
 import (
 	"slices"
-	"strings"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/internal/fault"
@@ -118,10 +117,10 @@ func (w ggufStacks) orient(all []*ggufStack) error {
 // addStack adds the tensors of a parameter: one, or two that share A.
 func (w ggufStacks) addStack(s *ggufStack) error {
 	parts := map[string][]string{"gate_up_proj": {"ffn_gate_exps", "ffn_up_exps"}, "down_proj": {"ffn_down_exps"}}[s.parameter]
-	block, ok := w.model.expertsOf(s.module)
+	block, ok := w.model.ExpertsOf(s.module)
 	if parts == nil || !ok {
 		return fault.New(fault.Unsupported, "no tensors of the architecture %q are known for the parameter %q of %q",
-			w.model.name, s.parameter, s.module).WithHint("keep the adapter as a .lora file")
+			w.model.Name, s.parameter, s.module).WithHint("keep the adapter as a .lora file")
 	}
 	if n := int(w.base.NExperts); n != 0 && s.nExperts != n {
 		return fault.New(fault.Mismatch, "the factors of %q are for %d experts, and the base has %d", s.layer.Module, s.nExperts, n)
@@ -144,22 +143,6 @@ func (w ggufStacks) addStack(s *ggufStack) error {
 		w.layers = append(w.layers, w.stackedLayer(s, "blk."+block+"."+part+".weight", outs))
 	}
 	return nil
-}
-
-// expertsOf returns the number of the block whose experts a module holds.
-func (m *ggufModel) expertsOf(module string) (block string, ok bool) {
-	if _, has := m.modules["blk.ffn_down_exps"]; !has {
-		return "", false
-	}
-	module = trimModel(module)
-	for _, path := range []string{".mlp.experts", ".block_sparse_moe.experts"} {
-		rest, ends := strings.CutSuffix(module, path)
-		n, begins := strings.CutPrefix(rest, trimModel(m.blockPath()))
-		if ends && begins && ggufBlock.MatchString("blk."+n+".x") {
-			return n, true
-		}
-	}
-	return "", false
 }
 
 // stackedLayer returns the tensors of one part, which has the given rows of the outputs.

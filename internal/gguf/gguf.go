@@ -8,6 +8,7 @@
 package gguf
 
 import (
+	"bytes"
 	"context"
 	"io"
 
@@ -84,30 +85,58 @@ func (f *File) Text(key string) (string, error) {
 
 // Read reads the table of contents of a file of size bytes.
 func Read(ctx context.Context, r io.ReaderAt, size int64) (*File, error) {
+	f, end, err := readMetadata(ctx, r, size)
+	if err != nil {
+		return nil, err
+	}
+	return f, f.layOut(end, size)
+}
+
+// ReadHead reads the table of contents from the bytes of a file that precede its first tensor.
+func ReadHead(head []byte) (*File, error) {
+	f, end, err := readMetadata(context.Background(), bytes.NewReader(head), int64(len(head)))
+	if err != nil {
+		return nil, err
+	}
+	if err := f.place(end, maxFileBytes); err != nil {
+		return nil, err
+	}
+	if f.DataOff != int64(len(head)) {
+		return nil, fault.New(fault.Corrupt, "the first tensor is at byte %d, and the head has %d bytes", f.DataOff, len(head))
+	}
+	return f, nil
+}
+
+// maxFileBytes is more than any file has, so that sums of sizes below it do not overflow.
+const maxFileBytes = 1 << 62
+
+// readMetadata reads all that precedes the tensors. Their offsets count from the first one. end is
+// where the metadata end.
+func readMetadata(ctx context.Context, r io.ReaderAt, size int64) (_ *File, end int64, err error) {
 	s := &scanner{ctx: ctx, r: r, size: size}
 	f := &File{at: make(map[string]int)}
 	if err := s.start(f); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	nTensors, nKVs := s.number(8), s.number(8)
 	if err := s.count("tensors", nTensors, minTensorBytes); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if err := s.count("key-value pairs", nKVs, minKVBytes); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	for range nKVs {
 		if err := s.kv(f); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 	}
 	if err := f.readAlignment(); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if err := s.tensors(f, nTensors); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return f, f.layOut(s.off, size)
+	return f, s.off, nil
 }
 
 // start reads the magic and the version.
@@ -146,15 +175,34 @@ func (f *File) readAlignment() error {
 	return nil
 }
 
-// layOut places the tensors behind the metadata, which end at off. Every offset that the file
-// states must be the sum of the padded sizes before it.
+// layOut places the tensors behind the metadata, which end at off, and checks that they fill the
+// rest of the file.
 func (f *File) layOut(off, size int64) error {
-	pad := func(n int64) int64 { return (n + f.Alignment - 1) &^ (f.Alignment - 1) }
-	if len(f.Tensors) > 0 && pad(off) > size {
+	if err := f.place(off, size); err != nil {
+		return err
+	}
+	end := f.DataOff // of the last tensor
+	if n := len(f.Tensors); n > 0 {
+		end = f.Tensors[n-1].Off + f.Tensors[n-1].Size
+	}
+	if rest := size - end; rest >= f.Alignment && rest > f.pad(end-f.DataOff)-(end-f.DataOff) {
+		return fault.New(fault.Corrupt, "%s after the last tensor belong to nothing",
+			fault.Count(rest, "byte")).At(end)
+	}
+	return nil
+}
+
+// pad returns the next multiple of the alignment.
+func (f *File) pad(n int64) int64 { return (n + f.Alignment - 1) &^ (f.Alignment - 1) }
+
+// place places the tensors of a file of at most size bytes. Every offset that the file states must
+// be the sum of the padded sizes before it.
+func (f *File) place(off, size int64) error {
+	if len(f.Tensors) > 0 && f.pad(off) > size {
 		return fault.New(fault.Truncated, "the file ends before its tensors").At(off)
 	}
-	f.DataOff = min(pad(off), size)
-	next, end := int64(0), f.DataOff // of the tensors so far: padded, and not
+	f.DataOff = min(f.pad(off), size)
+	next := int64(0) // of the tensors so far, padded
 	for i := range f.Tensors {
 		t := &f.Tensors[i]
 		if t.Off != next {
@@ -167,12 +215,7 @@ func (f *File) layOut(off, size int64) error {
 				t.Name, t.Size, max(left, 0)).At(f.DataOff + next)
 		}
 		t.Off += f.DataOff
-		end = t.Off + t.Size
-		next += pad(t.Size)
-	}
-	if rest := size - end; rest >= f.Alignment && rest > f.DataOff+next-end {
-		return fault.New(fault.Corrupt, "%s after the last tensor belong to nothing",
-			fault.Count(rest, "byte")).At(end)
+		next += f.pad(t.Size)
 	}
 	return nil
 }

@@ -51,27 +51,34 @@ func Write(
 
 // Size returns the bytes of the file that Write makes.
 func Size(kvs []KV, tensors []Tensor) (int64, error) {
-	f, head, err := compose(kvs, tensors)
+	f, _, err := compose(kvs, tensors)
 	if err != nil {
 		return 0, err
 	}
-	end := int64(len(head))
-	if n := len(f.Tensors); n > 0 {
-		end = f.Tensors[n-1].Off + f.Tensors[n-1].Size
-	}
-	return end + -end&(f.Alignment-1), nil
+	return f.End(), nil
 }
 
-// compose returns the table of contents of a file, and the bytes of all that precedes the tensors,
-// padded to where the first one begins.
+// compose is Compose for a file that this module makes: with the keys that ggml's documentation
+// allows, and in the newest version.
 func compose(kvs []KV, tensors []Tensor) (*File, []byte, error) {
-	f := &File{Version: 3, KVs: kvs, at: make(map[string]int)}
-	head := append([]byte(Magic), 3, 0, 0, 0)
+	for _, kv := range kvs {
+		if !IsKey(kv.Key) {
+			return nil, nil, fault.New(fault.Unsupported, "a GGUF file cannot have the key %q", kv.Key)
+		}
+	}
+	return Compose(3, kvs, tensors)
+}
+
+// Compose returns the table of contents of a file, and the bytes of all that precedes the tensors,
+// padded to where the first one begins. Size and Off of the given tensors do not matter.
+func Compose(version uint32, kvs []KV, tensors []Tensor) (*File, []byte, error) {
+	f := &File{Version: version, KVs: kvs, at: make(map[string]int)}
+	head := binary.LittleEndian.AppendUint32([]byte(Magic), version)
 	head = binary.LittleEndian.AppendUint64(head, uint64(len(tensors)))
 	head = binary.LittleEndian.AppendUint64(head, uint64(len(kvs)))
 	for i, kv := range kvs {
-		if _, twice := f.at[kv.Key]; twice || !IsKey(kv.Key) {
-			return nil, nil, fault.New(fault.Unsupported, "a GGUF file cannot have the key %q, or has it twice", kv.Key)
+		if _, twice := f.at[kv.Key]; twice {
+			return nil, nil, fault.New(fault.Unsupported, "a GGUF file cannot have the key %q twice", kv.Key)
 		}
 		f.at[kv.Key] = i
 		head = append(appendText(head, kv.Key), kv.bytes()...)
@@ -81,15 +88,8 @@ func compose(kvs []KV, tensors []Tensor) (*File, []byte, error) {
 	}
 	known, off := make(map[string]bool, len(tensors)), int64(0)
 	for _, t := range tensors {
-		switch {
-		case t.Name == "" || len(t.Name) > MaxNameBytes:
-			return nil, nil, fault.New(fault.Unsupported, "the tensor name %q has %d bytes, and a GGUF file "+
-				"holds names of 1 to %d", t.Name, len(t.Name), MaxNameBytes)
-		case known[t.Name]:
-			return nil, nil, fault.New(fault.Unsupported, "two tensors have the name %q", t.Name)
-		case len(t.Dims) > MaxDims:
-			return nil, nil, fault.New(fault.Unsupported, "tensor %q has %d dimensions, and a GGUF file holds at most %d",
-				t.Name, len(t.Dims), MaxDims)
+		if err := checkListed(&t, known); err != nil {
+			return nil, nil, err
 		}
 		var err error
 		if t.Size, err = sizeOf(&t); err != nil {
@@ -98,14 +98,37 @@ func compose(kvs []KV, tensors []Tensor) (*File, []byte, error) {
 		known[t.Name], t.Off = true, off
 		head = append(head, t.bytes()...)
 		f.Tensors = append(f.Tensors, t)
-		off += t.Size + -t.Size&(f.Alignment-1)
+		off += f.pad(t.Size)
 	}
-	head = append(head, make([]byte, -int64(len(head))&(f.Alignment-1))...)
+	head = append(head, make([]byte, f.pad(int64(len(head)))-int64(len(head)))...)
 	f.DataOff = int64(len(head))
 	for i := range f.Tensors {
 		f.Tensors[i].Off += f.DataOff
 	}
 	return f, head, nil
+}
+
+// checkListed refuses a tensor that a file cannot list beside the known ones.
+func checkListed(t *Tensor, known map[string]bool) error {
+	switch {
+	case t.Name == "" || len(t.Name) > MaxNameBytes:
+		return fault.New(fault.Unsupported, "the tensor name %q has %d bytes, and a GGUF file "+
+			"holds names of 1 to %d", t.Name, len(t.Name), MaxNameBytes)
+	case known[t.Name]:
+		return fault.New(fault.Unsupported, "two tensors have the name %q", t.Name)
+	case len(t.Dims) > MaxDims:
+		return fault.New(fault.Unsupported, "tensor %q has %d dimensions, and a GGUF file holds at most %d",
+			t.Name, len(t.Dims), MaxDims)
+	}
+	return nil
+}
+
+// End returns the length of the file: the data of its last tensor end there, padded.
+func (f *File) End() int64 {
+	if n := len(f.Tensors); n > 0 {
+		return f.pad(f.Tensors[n-1].Off + f.Tensors[n-1].Size)
+	}
+	return f.DataOff
 }
 
 // bytes returns the value as a file has it, behind its key.

@@ -1,15 +1,16 @@
-package convert
+package naming
 
 import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
-// ggufModel knows the module names of the models of one architecture of llama.cpp.
-type ggufModel struct {
-	name string // general.architecture
+// LlamaCpp knows the module names of the models of one architecture of llama.cpp.
+type LlamaCpp struct {
+	Name string // general.architecture, in a GGUF file
 	// types are the model types of transformers, as config.json has them.
 	types []string
 	// blocks is the path of the blocks in transformers, with a dot at its end.
@@ -22,36 +23,36 @@ type ggufModel struct {
 	inPairs bool
 }
 
-// ggufModels follow gguf-py's tensor_mapping.py and the classes that llama.cpp converts models with
+// llamaCpp follows gguf-py's tensor_mapping.py and the classes that llama.cpp converts models with
 // (conversion/*.py); testdata/gguf/names.txt is what these give.
-var ggufModels = []*ggufModel{
-	{name: "llama", types: []string{"llama", "mistral", "mixtral"}, modules: join(ggufLlama, ggufMixtral), inPairs: true},
-	{name: "granite", types: []string{"granite"}, modules: ggufLlama, inPairs: true},
-	{name: "smollm3", types: []string{"smollm3"}, modules: ggufLlama, inPairs: true},
-	{name: "qwen2", types: []string{"qwen2"}, modules: ggufLlama},
-	{name: "qwen2moe", types: []string{"qwen2_moe"}, modules: join(ggufLlama, ggufQwenExperts, ggufSharedExpert)},
-	{name: "qwen3", types: []string{"qwen3"}, modules: ggufLlama},
-	{name: "qwen3moe", types: []string{"qwen3_moe"}, modules: join(ggufLlama, ggufQwenExperts)},
-	{name: "gemma", types: []string{"gemma"}, modules: ggufLlama},
-	{name: "gemma2", types: []string{"gemma2"}, modules: ggufLlama},
-	{name: "gemma3", types: []string{"gemma3_text", "gemma3"}, modules: ggufLlama},
-	{name: "olmo2", types: []string{"olmo2"}, modules: ggufLlama},
-	{name: "command-r", types: []string{"cohere"}, modules: ggufLlama},
-	{name: "cohere2", types: []string{"cohere2"}, modules: ggufLlama},
-	{name: "gpt-oss", types: []string{"gpt_oss"}, modules: join(ggufLlama, map[string]string{
+var llamaCpp = []*LlamaCpp{
+	{Name: "llama", types: []string{"llama", "mistral", "mixtral"}, modules: joined(llamaNames, mixtralExperts), inPairs: true},
+	{Name: "granite", types: []string{"granite"}, modules: llamaNames, inPairs: true},
+	{Name: "smollm3", types: []string{"smollm3"}, modules: llamaNames, inPairs: true},
+	{Name: "qwen2", types: []string{"qwen2"}, modules: llamaNames},
+	{Name: "qwen2moe", types: []string{"qwen2_moe"}, modules: joined(llamaNames, qwenExperts, sharedExpert)},
+	{Name: "qwen3", types: []string{"qwen3"}, modules: llamaNames},
+	{Name: "qwen3moe", types: []string{"qwen3_moe"}, modules: joined(llamaNames, qwenExperts)},
+	{Name: "gemma", types: []string{"gemma"}, modules: llamaNames},
+	{Name: "gemma2", types: []string{"gemma2"}, modules: llamaNames},
+	{Name: "gemma3", types: []string{"gemma3_text", "gemma3"}, modules: llamaNames},
+	{Name: "olmo2", types: []string{"olmo2"}, modules: llamaNames},
+	{Name: "command-r", types: []string{"cohere"}, modules: llamaNames},
+	{Name: "cohere2", types: []string{"cohere2"}, modules: llamaNames},
+	{Name: "gpt-oss", types: []string{"gpt_oss"}, modules: joined(llamaNames, map[string]string{
 		"blk.ffn_gate_inp":  "mlp.router",
 		"blk.ffn_gate_exps": "mlp.experts.gate_proj",
 		"blk.ffn_up_exps":   "mlp.experts.up_proj",
 		"blk.ffn_down_exps": "mlp.experts.down_proj",
 	})},
-	{name: "phi3", types: []string{"phi3"}, modules: map[string]string{
+	{Name: "phi3", types: []string{"phi3"}, modules: map[string]string{
 		"token_embd": "model.embed_tokens", "output": "lm_head",
 		"blk.attn_qkv":    "self_attn.qkv_proj",
 		"blk.attn_output": "self_attn.o_proj",
 		"blk.ffn_up":      "mlp.gate_up_proj",
 		"blk.ffn_down":    "mlp.down_proj",
 	}},
-	{name: "starcoder2", types: []string{"starcoder2"}, modules: map[string]string{
+	{Name: "starcoder2", types: []string{"starcoder2"}, modules: map[string]string{
 		"token_embd": "model.embed_tokens", "output": "lm_head",
 		"blk.attn_q":      "self_attn.q_proj",
 		"blk.attn_k":      "self_attn.k_proj",
@@ -60,7 +61,7 @@ var ggufModels = []*ggufModel{
 		"blk.ffn_up":      "mlp.c_fc",
 		"blk.ffn_down":    "mlp.c_proj",
 	}},
-	{name: "gpt2", types: []string{"gpt2"}, blocks: "transformer.h.", modules: map[string]string{
+	{Name: "gpt2", types: []string{"gpt2"}, blocks: "transformer.h.", modules: map[string]string{
 		"token_embd": "transformer.wte", "output": "lm_head",
 		"blk.attn_qkv":    "attn.c_attn",
 		"blk.attn_output": "attn.c_proj",
@@ -69,8 +70,8 @@ var ggufModels = []*ggufModel{
 	}},
 }
 
-// ggufLlama has the names of Llama, which most later models share.
-var ggufLlama = map[string]string{
+// llamaNames has the names of Llama, which most later models share.
+var llamaNames = map[string]string{
 	"token_embd": "model.embed_tokens", "output": "lm_head",
 	"blk.attn_q":      "self_attn.q_proj",
 	"blk.attn_k":      "self_attn.k_proj",
@@ -83,19 +84,19 @@ var ggufLlama = map[string]string{
 
 // The names of experts are those of one expert without its number, as llama.cpp stacks them.
 var (
-	ggufMixtral = map[string]string{
+	mixtralExperts = map[string]string{
 		"blk.ffn_gate_inp":  "block_sparse_moe.gate",
 		"blk.ffn_gate_exps": "block_sparse_moe.experts.w1",
 		"blk.ffn_up_exps":   "block_sparse_moe.experts.w3",
 		"blk.ffn_down_exps": "block_sparse_moe.experts.w2",
 	}
-	ggufQwenExperts = map[string]string{
+	qwenExperts = map[string]string{
 		"blk.ffn_gate_inp":  "mlp.gate",
 		"blk.ffn_gate_exps": "mlp.experts.gate_proj",
 		"blk.ffn_up_exps":   "mlp.experts.up_proj",
 		"blk.ffn_down_exps": "mlp.experts.down_proj",
 	}
-	ggufSharedExpert = map[string]string{
+	sharedExpert = map[string]string{
 		"blk.ffn_gate_inp_shexp": "mlp.shared_expert_gate",
 		"blk.ffn_gate_shexp":     "mlp.shared_expert.gate_proj",
 		"blk.ffn_up_shexp":       "mlp.shared_expert.up_proj",
@@ -103,27 +104,27 @@ var (
 	}
 )
 
-func join(all ...map[string]string) map[string]string {
-	joined := make(map[string]string)
+func joined(all ...map[string]string) map[string]string {
+	sum := make(map[string]string)
 	for _, m := range all {
-		maps.Copy(joined, m)
+		maps.Copy(sum, m)
 	}
-	return joined
+	return sum
 }
 
-// ggufNamed returns the model of an architecture; nil if it is unknown.
-func ggufNamed(architecture string) *ggufModel {
-	for _, m := range ggufModels {
-		if m.name == architecture {
+// LlamaCppNamed returns the model of an architecture; nil if it is unknown.
+func LlamaCppNamed(architecture string) *LlamaCpp {
+	for _, m := range llamaCpp {
+		if m.Name == architecture {
 			return m
 		}
 	}
 	return nil
 }
 
-// ggufOfType returns the model of a model type of transformers; nil if it is unknown.
-func ggufOfType(modelType string) *ggufModel {
-	for _, m := range ggufModels {
+// LlamaCppOfType returns the model of a model type of transformers; nil if it is unknown.
+func LlamaCppOfType(modelType string) *LlamaCpp {
+	for _, m := range llamaCpp {
 		if slices.Contains(m.types, modelType) {
 			return m
 		}
@@ -131,33 +132,33 @@ func ggufOfType(modelType string) *ggufModel {
 	return nil
 }
 
-// ggufArchitectures lists the known architectures.
-func ggufArchitectures() string {
+// LlamaCppArchitectures lists the known architectures.
+func LlamaCppArchitectures() string {
 	var names []string
-	for _, m := range ggufModels {
-		names = append(names, m.name)
+	for _, m := range llamaCpp {
+		names = append(names, m.Name)
 	}
 	return strings.Join(names, ", ")
 }
 
 // blockPath returns the path of the blocks.
-func (m *ggufModel) blockPath() string {
+func (m *LlamaCpp) blockPath() string {
 	if m.blocks != "" {
 		return m.blocks
 	}
 	return "model.layers."
 }
 
-var ggufBlock = regexp.MustCompile(`^blk\.(0|[1-9][0-9]{0,8})\.(.+)$`)
+var blockName = regexp.MustCompile(`^blk\.(0|[1-9][0-9]{0,8})\.(.+)$`)
 
-// module returns the name in transformers of the module that has a tensor of llama.cpp as its
+// Module returns the name in transformers of the module that has a tensor of llama.cpp as its
 // weight. ok is false for any other tensor.
-func (m *ggufModel) module(tensor string) (module string, ok bool) {
+func (m *LlamaCpp) Module(tensor string) (module string, ok bool) {
 	name, ok := strings.CutSuffix(tensor, ".weight")
 	if !ok {
 		return "", false
 	}
-	if b := ggufBlock.FindStringSubmatch(name); b != nil {
+	if b := blockName.FindStringSubmatch(name); b != nil {
 		module, ok = m.modules["blk."+b[2]]
 		return m.blockPath() + b[1] + "." + module, ok
 	}
@@ -165,9 +166,9 @@ func (m *ggufModel) module(tensor string) (module string, ok bool) {
 	return module, ok && !strings.HasPrefix(name, "blk.")
 }
 
-// tensor returns the name in llama.cpp of the weight of a module; ok is false if it has none. The
+// Tensor returns the name in llama.cpp of the weight of a module; ok is false if it has none. The
 // module may have the prefixes of a model of text and images.
-func (m *ggufModel) tensor(module string) (tensor string, ok bool) {
+func (m *LlamaCpp) Tensor(module string) (tensor string, ok bool) {
 	module = trimModel(module)
 	blocks := trimModel(m.blockPath())
 	for name, of := range m.modules {
@@ -180,7 +181,7 @@ func (m *ggufModel) tensor(module string) (tensor string, ok bool) {
 		}
 		rest, ends := strings.CutSuffix(module, "."+of)
 		n, begins := strings.CutPrefix(rest, blocks)
-		if ends && begins && ggufBlock.MatchString("blk."+n+".x") {
+		if ends && begins && blockName.MatchString("blk."+n+".x") {
 			return "blk." + n + "." + within + ".weight", true
 		}
 	}
@@ -203,7 +204,32 @@ func trimModel(name string) string {
 	return name
 }
 
-// hasPairs reports whether a tensor has its rows in the order of llama.cpp.
-func (m *ggufModel) hasPairs(tensor string) bool {
+// HasPairs reports whether a tensor has its rows in the order of llama.cpp.
+func (m *LlamaCpp) HasPairs(tensor string) bool {
 	return m.inPairs && (strings.HasSuffix(tensor, ".attn_q.weight") || strings.HasSuffix(tensor, ".attn_k.weight"))
+}
+
+// BlockOf returns the number of the block that a tensor of llama.cpp belongs to, -1 for one of none.
+func BlockOf(tensor string) int {
+	if b := blockName.FindStringSubmatch(tensor); b != nil {
+		n, _ := strconv.Atoi(b[1])
+		return n
+	}
+	return -1
+}
+
+// ExpertsOf returns the number of the block whose experts a module of transformers holds.
+func (m *LlamaCpp) ExpertsOf(module string) (block string, ok bool) {
+	if _, has := m.modules["blk.ffn_down_exps"]; !has {
+		return "", false
+	}
+	module = trimModel(module)
+	for _, path := range []string{".mlp.experts", ".block_sparse_moe.experts"} {
+		rest, ends := strings.CutSuffix(module, path)
+		n, begins := strings.CutPrefix(rest, trimModel(m.blockPath()))
+		if ends && begins && blockName.MatchString("blk."+n+".x") {
+			return n, true
+		}
+	}
+	return "", false
 }
