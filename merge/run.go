@@ -121,8 +121,8 @@ func (p *Plan) CheckOutput(out string) error {
 	if p.base.IsDir && strings.EqualFold(filepath.Ext(out), ".safetensors") {
 		return &OutputError{Path: out, Why: "has the name of a file, but the base is a directory and so is the output"}
 	}
-	if p.base.Misnames(out) {
-		return &OutputError{Path: out, Why: "has the name of another format, but the output is a safetensors file"}
+	if is, misnamed := p.base.Misnames(out); misnamed {
+		return &OutputError{Path: out, Why: "has the name of another format, but the output is " + is}
 	}
 	if p.options.UndoFile == "" {
 		return nil

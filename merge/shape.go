@@ -28,6 +28,10 @@ func (p *planner) shape(adapters *resolve.Checked, allowed resolve.Shaping) erro
 		return fault.New(fault.Unsupported, "an undo record cannot hold tensors that a merge adds or reshapes, such as %s", fault.List(added, 3)).
 			WithHint("merge without Options.Undo, and keep the base")
 	}
+	if p.base.Config.Architecture != "" && len(s.Edits) > 0 {
+		return fault.New(fault.Unsupported, "the base is a GGUF file, and this version adds, unties or grows tensors of other checkpoints only").In(p.base.Path).
+			WithHint("merge into the checkpoint for transformers, and convert the merged one with llama.cpp")
+	}
 	p.shaped, p.warnings = s, append(p.warnings, s.Notes...)
 	if len(s.Edits) == 0 {
 		return nil

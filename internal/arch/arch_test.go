@@ -119,6 +119,8 @@ var arrows = map[string]map[string]string{
 		"internal/jsontext":    "indexes, by exact keys",
 		"internal/fault":       "errors of input",
 		"internal/fileio":      "inputs that are files",
+		"internal/ggml":        "the types of blocks",
+		"internal/gguf":        "bases of llama.cpp",
 		"internal/naming":      "whether names are those of an adapter, and which weights are linear",
 		"internal/pickle":      "bases in pickles of torch.save",
 		"internal/quant":       "weights that are stored as codes and scales",

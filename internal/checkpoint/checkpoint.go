@@ -95,6 +95,9 @@ func New(ctx context.Context, name string, data io.ReaderAt, size int64) (*Check
 	if err := c.indexTensors(); err != nil {
 		return nil, err
 	}
+	if c.Config, err = configIn(c); err != nil {
+		return nil, err
+	}
 	return decoded(ctx, c)
 }
 
@@ -136,7 +139,7 @@ func (c *Checkpoint) opened(ctx context.Context, models []model) (*Checkpoint, e
 type Storage func(ctx context.Context, c *Checkpoint) (*Checkpoint, error)
 
 // storages are tried in this order, each on the result of the one before.
-var storages = []Storage{quantised}
+var storages = []Storage{quantised, blocks}
 
 // decoded returns a checkpoint with plain values, however the tensors are stored.
 func decoded(ctx context.Context, c *Checkpoint) (shown *Checkpoint, err error) {
@@ -161,10 +164,13 @@ func (c *Checkpoint) open(ctx context.Context, models []model) (err error) {
 	if err := identifySide(c, models); err != nil {
 		return err
 	}
-	if c.Config, err = readConfig(c.Dir); err != nil {
+	if err := c.indexTensors(); err != nil {
 		return err
 	}
-	if err := c.indexTensors(); err != nil {
+	if c.Config, err = configIn(c); err == nil && !c.Config.Found {
+		c.Config, err = readConfig(c.Dir)
+	}
+	if err != nil {
 		return err
 	}
 	for i := range models {
@@ -176,6 +182,12 @@ func (c *Checkpoint) open(ctx context.Context, models []model) (err error) {
 		}
 	}
 	return nil
+}
+
+// configIn returns what the weight files themselves say of the model; zero if they say nothing.
+func configIn(c *Checkpoint) (config.Model, error) {
+	_, hasHead := c.refs["output.weight"]
+	return configOfGGUF(c.Files[0], hasHead)
 }
 
 // openModels opens the files of the models. A component of a pipeline whose files are of another

@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"context"
 	"io"
 	"path"
 	"slices"
@@ -14,8 +15,8 @@ import (
 )
 
 // container is a format of weight files. A new one is a package that reads it and a row of
-// containers. Everything else sees each file as the safetensors file that its tensors make, and
-// outputs are safetensors.
+// containers. An output has the container of the base if that has a heading. Everything else sees
+// each other file as the safetensors file that its tensors make, and outputs are safetensors.
 type container struct {
 	title string // names a file of it in messages: "this is …"
 
@@ -27,9 +28,11 @@ type container struct {
 	extensions []string
 	stem       string // "" for none
 
-	// is recognises a file by its first bytes, and read reads its list of tensors. Both are nil for
-	// safetensors.
-	is   func(start []byte) bool
+	// is recognises a file by its first bytes; it is nil for safetensors.
+	is func(start []byte) bool
+	// open reads the header of a file. A container that outputs cannot have has read instead, which
+	// reads its list of tensors.
+	open func(ctx context.Context, in *fileio.Input, f *File) (*File, error)
 	read func(r io.ReaderAt, size int64) (contents, error)
 }
 
@@ -39,6 +42,7 @@ const indexSuffix = shards.IndexSuffix
 var containers = []container{
 	{
 		title: "a safetensors file",
+		open:  openSafetensors,
 		files: []string{
 			"model.safetensors", "diffusion_pytorch_model.safetensors",
 			"diffusion_pytorch_model.fp16.safetensors", "model.fp16.safetensors",
@@ -55,6 +59,7 @@ var containers = []container{
 		is:         pickle.IsPickle,
 		read:       func(r io.ReaderAt, size int64) (contents, error) { return pickle.ReadBase(r, size) },
 	},
+	{title: "a GGUF file", is: isGGUF, open: openGGUF},
 }
 
 // lists returns the files in a folder of a directory that hold a whole model or are the index of

@@ -45,7 +45,7 @@ func (f *File) showing(c contents) (*File, error) {
 		shown[i] = Shown{Name: f.prefix + name, DType: d, Shape: shape, Pieces: []Piece{{values{c, i}, 0, nBytes}}}
 	}
 	slices.SortFunc(shown, func(a, b Shown) int { return cmp.Or(cmp.Compare(b.DType, a.DType), cmp.Compare(a.Name, b.Name)) })
-	f.header = &safetensors.Header{Metadata: map[string]string{"format": "pt"}}
+	f.header = safetensorsHeading{&safetensors.Header{Metadata: map[string]string{"format": "pt"}}}
 	v, err := f.view(shown)
 	if err != nil {
 		return nil, err
@@ -82,12 +82,8 @@ func readFile(ctx context.Context, in *fileio.Input, f *File) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if k.read == nil {
-		h, err := safetensors.Read(ctx, in, in.Size)
-		if err != nil {
-			return nil, err
-		}
-		return newFile(h, f), nil
+	if k.open != nil {
+		return k.open(ctx, in, f)
 	}
 	c, err := k.read(in, in.Size)
 	if names := namesIn(c, err); naming.AreOfAdapter(names) {

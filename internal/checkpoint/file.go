@@ -4,12 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
-	"github.com/loratool/loratool/internal/safetensors"
 )
 
 // File is one weight file of a checkpoint. It reads like a safetensors file: a header, then the
@@ -21,14 +19,30 @@ type File struct {
 	DataOff int64    // where the data begin; also the length of the header
 	Tensors []Tensor // in the order of their data
 
-	prefix string              // of the names of its tensors, which the header lacks
-	data   Reader              // the whole file, header included
-	header *safetensors.Header // without its tensors
-	notes  []string            // remarks for the user
+	prefix string   // of the names of its tensors, which the header lacks
+	data   Reader   // the whole file, header included
+	header heading  // without its tensors
+	notes  []string // remarks for the user
 
 	isConverted bool  // whether the stored file is of another container than safetensors
 	behind      *File // the file behind a view; nil for a stored file
 	close       func() error
+}
+
+// heading is the part of a file before the data: metadata, and the list of the tensors, which a
+// heading itself lacks. Each container that an output can have has its own.
+type heading interface {
+	// texts returns the metadata that are texts, by their keys.
+	texts() map[string]string
+	// with returns the header raw with one more text. key must be new. The data stay aligned.
+	with(raw []byte, key, text string) ([]byte, error)
+	// without returns the header raw without a text.
+	without(raw []byte, key string) ([]byte, error)
+	// compose returns the header of a file with the same metadata and other tensors, and sets their
+	// offsets. The tensors have their names in the file. end is the length of the file.
+	compose(tensors []Tensor) (raw []byte, h heading, end int64, err error)
+	// compare orders dtypes so that all tensors of a file are aligned.
+	compare(a, b dtype.Type) int
 }
 
 // Reader reads bytes by position. Several goroutines may call it at once.
@@ -72,14 +86,12 @@ func (t *Tensor) Elements() int64 {
 	return int64(n)
 }
 
-// newFile completes a file from its header.
-func newFile(h *safetensors.Header, f *File) *File {
-	f.DataOff, f.Tensors = h.DataOff, make([]Tensor, len(h.Tensors))
-	for i, t := range h.Tensors {
-		f.Tensors[i] = Tensor{Name: f.prefix + t.Name, DType: t.DType, Shape: t.Shape, Off: t.Off, NBytes: t.NBytes, file: f}
+// newFile completes a file from its header. The names of tensors lack the prefix of the file.
+func newFile(h heading, dataOff int64, tensors []Tensor, f *File) *File {
+	f.header, f.DataOff, f.Tensors = h, dataOff, tensors
+	for i := range tensors {
+		tensors[i].Name, tensors[i].file = f.prefix+tensors[i].Name, f
 	}
-	h.Tensors = nil
-	f.header = h
 	return f
 }
 
@@ -155,46 +167,4 @@ func (f *File) TensorAt(off int64) string {
 		}
 	}
 	return ""
-}
-
-// Header is the part of a weight file before its data. It names the tensors and the merges that the
-// file records.
-type Header struct {
-	Raw    []byte // as stored in the file
-	parsed *safetensors.Header
-}
-
-// Header reads the header of the file.
-func (f *File) Header(ctx context.Context) (*Header, error) {
-	raw := make([]byte, f.DataOff)
-	if err := f.ReadAt(ctx, raw, 0); err != nil {
-		return nil, err
-	}
-	return &Header{raw, f.header}, nil
-}
-
-// ParseHeader checks a header on its own, such as the header from before a merge. Errors name no
-// path.
-func ParseHeader(raw []byte) (*Header, error) {
-	h, err := safetensors.ReadAlone(raw)
-	if err != nil {
-		return nil, err
-	}
-	return &Header{raw, h}, nil
-}
-
-// Fits reports whether h describes the data of the file: the same tensors, each at the same place
-// after the header.
-func (f *File) Fits(h *Header) bool {
-	if len(h.parsed.Tensors) != len(f.Tensors) {
-		return false
-	}
-	have := make(map[string]*Tensor, len(f.Tensors))
-	for i := range f.Tensors {
-		have[f.Tensors[i].Name] = &f.Tensors[i]
-	}
-	return !slices.ContainsFunc(h.parsed.Tensors, func(t safetensors.Tensor) bool {
-		s := have[f.prefix+t.Name]
-		return s == nil || s.DType != t.DType || !slices.Equal(s.Shape, t.Shape) || s.Off-f.DataOff != t.Off-h.parsed.DataOff
-	})
 }

@@ -143,8 +143,17 @@ func indexName(c *Checkpoint) string {
 	return ""
 }
 
-// Misnames reports whether out is the name of a file of another container than safetensors, for the
-// output of a single file of such a container. Users of safetensors may choose any name.
-func (c *Checkpoint) Misnames(out string) bool {
-	return !c.IsDir && c.Files[0].isConverted && shownName(path.Base(out)) != path.Base(out)
+// Misnames reports whether out is the name of a file of another container than the output of a
+// single file has, and says which that is. Users of safetensors may choose other names.
+func (c *Checkpoint) Misnames(out string) (is string, misnamed bool) {
+
+	ext := strings.ToLower(path.Ext(out))
+	isPickle := shownName(path.Base(out)) != path.Base(out)
+	switch {
+	case c.IsDir:
+		return "", false
+	case inGGUF(c.Files[0]):
+		return "a GGUF file", isPickle || ext == ".safetensors"
+	}
+	return "a safetensors file", ext == ".gguf" || c.Files[0].isConverted && isPickle
 }

@@ -12,6 +12,9 @@ import (
 // which holds them exactly. The tensors with scales and codes are no longer shown. Weights in a
 // scheme that package quant does not read stay as the files have them, and Refusal knows them.
 func quantised(ctx context.Context, c *Checkpoint) (*Checkpoint, error) {
+	if inGGUF(c.Files[0]) {
+		return c, nil
+	}
 	var tensors []quant.Tensor
 	for _, f := range c.Files {
 		for i := range f.Tensors {
@@ -43,7 +46,11 @@ func quantised(ctx context.Context, c *Checkpoint) (*Checkpoint, error) {
 
 // quantisation says how a checkpoint stores its quantised weights.
 type quantisation struct {
-	stored  *Checkpoint // as the files have it
+	stored *Checkpoint // as the files have it
+
+	// hasUnits says that the scales of decoded weights stay in the files, as ones.
+	hasUnits bool
+
 	weights []quant.Weight
 	refused []quant.Refusal
 	parts   map[string]*quant.Weight  // by the name of each stored tensor
@@ -86,8 +93,11 @@ func (q *quantisation) shown(f *File, as func(w *quant.Weight) dtype.Type) []Sho
 			continue
 		}
 		isCoded = true
-		if t.Name == w.Parts[0] {
+		switch {
+		case t.Name == w.Parts[0]:
 			shown = append(shown, q.decoded(w, d))
+		case q.hasUnits:
+			shown = append(shown, unit(t))
 		}
 	}
 	if !isCoded {

@@ -1,7 +1,6 @@
 package checkpoint
 
 import (
-	"cmp"
 	"context"
 	"slices"
 
@@ -21,13 +20,13 @@ func Stored(c *Checkpoint) *Checkpoint {
 
 // Decoding returns the checkpoint as its files have it, but for the weights that as names: these
 // are plain values of the dtype that it gives, each rounded once, and their codes and scales are
-// gone. In a file with such weights wider elements come first, so that all are aligned. Closing
-// either checkpoint closes the files of both.
+// gone. All tensors of a file with such weights are aligned. Closing either checkpoint closes the
+// files of both.
 func Decoding(c *Checkpoint, as map[string]dtype.Type) (*Checkpoint, error) {
 	q := c.quantisation
 	v, err := q.stored.View(func(_ int, f *File) []Shown {
 		shown := q.shown(f, func(w *quant.Weight) dtype.Type { return as[w.Name] })
-		slices.SortStableFunc(shown, func(a, b Shown) int { return cmp.Compare(b.DType.Bits(), a.DType.Bits()) })
+		slices.SortStableFunc(shown, func(a, b Shown) int { return f.header.compare(a.DType, b.DType) })
 		return shown
 	})
 	if err != nil {

@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -48,10 +49,10 @@ func (c *Checkpoint) History() []Merged {
 }
 
 // History returns the merges of the file, in their order.
-func (f *File) History() []Merged { return historyOf(f.Name, f.header.Metadata) }
+func (f *File) History() []Merged { return historyOf(f.Name, f.header.texts()) }
 
 // History returns the merges that the header records for the file called file, in their order.
-func (h *Header) History(file string) []Merged { return historyOf(file, h.parsed.Metadata) }
+func (h *Header) History(file string) []Merged { return historyOf(file, h.parsed.texts()) }
 
 func historyOf(file string, metadata map[string]string) (history []Merged) {
 	for _, n := range stampNumbers(metadata) {
@@ -63,23 +64,74 @@ func historyOf(file string, metadata map[string]string) (history []Merged) {
 	return history
 }
 
+// Header is the part of a weight file before its data. It names the tensors and the merges that the
+// file records.
+type Header struct {
+	Raw     []byte // as stored in the file
+	parsed  heading
+	tensors []Tensor // of ParseHeader alone
+}
+
+// Header reads the header of the file.
+func (f *File) Header(ctx context.Context) (*Header, error) {
+	raw := make([]byte, f.DataOff)
+	if err := f.ReadAt(ctx, raw, 0); err != nil {
+		return nil, err
+	}
+	return &Header{Raw: raw, parsed: f.header}, nil
+}
+
+// ParseHeader checks a header on its own, such as the header from before a merge. Errors name no
+// path.
+func ParseHeader(raw []byte) (*Header, error) {
+	parse := parseSafetensors
+	if isGGUF(raw) {
+		parse = parseGGUF
+	}
+	h, tensors, err := parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	return &Header{raw, h, tensors}, nil
+}
+
+// Fits reports whether h, a header of ParseHeader, describes the data of the file: the same
+// tensors, each at the same place after the header.
+func (f *File) Fits(h *Header) bool {
+	if len(h.tensors) != len(f.Tensors) {
+		return false
+	}
+	have := make(map[string]*Tensor, len(f.Tensors))
+	for i := range f.Tensors {
+		have[f.Tensors[i].Name] = &f.Tensors[i]
+	}
+	return !slices.ContainsFunc(h.tensors, func(t Tensor) bool {
+		s := have[f.prefix+t.Name]
+		return s == nil || s.DType != t.DType || s.Scheme != t.Scheme || !slices.Equal(s.Shape, t.Shape) || s.Off-f.DataOff != t.Off
+	})
+}
+
 // Stamped returns the header with one more stamp after the others. The header grows by a multiple
 // of 4096 bytes, so that the data stay aligned for file systems that share blocks between files.
 func (h *Header) Stamped(s Stamp) ([]byte, error) {
 	n := 1
-	if numbers := stampNumbers(h.parsed.Metadata); len(numbers) > 0 {
+	if numbers := stampNumbers(h.parsed.texts()); len(numbers) > 0 {
 		n = numbers[len(numbers)-1] + 1
 	}
 	text, err := json.Marshal(s)
 	if err != nil {
 		return nil, err
 	}
-	return h.parsed.WithMetadata(h.Raw, fmt.Sprint(stampPrefix, n), string(text)), nil
+	return h.parsed.with(h.Raw, fmt.Sprint(stampPrefix, n), string(text))
 }
 
-// Without returns a header of the same length without the stamp called key; see History.
+// Without returns a header without the stamp called key; see History.
 func (h *Header) Without(key string) (*Header, error) {
-	return ParseHeader(h.parsed.WithoutMetadata(h.Raw, key))
+	raw, err := h.parsed.without(h.Raw, key)
+	if err != nil {
+		return nil, err
+	}
+	return ParseHeader(raw)
 }
 
 // stampNumbers returns the numbers of the stamps, ascending. A removed stamp leaves a gap.

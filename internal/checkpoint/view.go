@@ -4,13 +4,11 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"sort"
 	"strings"
 
 	"github.com/loratool/loratool/format/dtype"
-	"github.com/loratool/loratool/internal/safetensors"
 )
 
 // A view is a checkpoint that shows other tensors than the checkpoint behind it: renamed, reshaped,
@@ -60,62 +58,28 @@ func (c *Checkpoint) View(show func(i int, f *File) []Shown) (*Checkpoint, error
 // view returns the file with other tensors.
 func (f *File) view(shown []Shown) (*File, error) {
 	prefix := f.commonPrefix(shown)
-	tensors := make([]safetensors.Tensor, len(shown))
-	var data stitched
+	tensors := make([]Tensor, len(shown))
 	for i, s := range shown {
-		t := &tensors[i]
-		*t = safetensors.Tensor{Name: strings.TrimPrefix(s.Name, prefix), DType: s.DType, Shape: s.Shape}
+		tensors[i] = Tensor{Name: strings.TrimPrefix(s.Name, prefix), DType: s.DType, Shape: s.Shape, Scheme: s.Scheme}
 		for _, p := range s.Pieces {
-			t.NBytes += p.N
+			tensors[i].NBytes += p.N
 		}
 	}
-	raw := safetensors.Compose(tensors, withoutTypes(f.header.Metadata, tensors))
-	h, err := safetensors.ReadAlone(raw)
+	raw, h, end, err := f.header.compose(tensors)
 	if err != nil {
-		return nil, fmt.Errorf("the tensors do not fit into a safetensors header: %w", err)
+		return nil, fmt.Errorf("the tensors do not fit into the header of a file: %w", err)
 	}
+	var data stitched
 	data.add(Piece{memory(raw), 0, int64(len(raw))})
-	for _, s := range shown {
+	for i, s := range shown {
+		data.padTo(tensors[i].Off)
 		for _, p := range s.Pieces {
 			data.add(p)
 		}
 	}
-	v := newFile(h, &File{Name: f.Name, Path: f.Path, prefix: prefix, Size: data.size(), data: &data, behind: f, close: f.close, isConverted: f.isConverted})
-	v.setSchemes(shown)
-	return v, nil
-}
-
-// withoutTypes returns the metadata of a file in which torchao described tensors that are plain
-// now, by their names. It calls plain tensors so.
-func withoutTypes(metadata map[string]string, tensors []safetensors.Tensor) map[string]string {
-	isCopy := false
-	for i := range tensors {
-		name := tensors[i].Name
-		if text, ok := metadata[name]; !ok || !strings.HasPrefix(text, `{"_type"`) {
-			continue
-		}
-		if !isCopy {
-			metadata, isCopy = maps.Clone(metadata), true
-		}
-		metadata[name] = `{"_type": "Tensor"}`
-	}
-	return metadata
-}
-
-// setSchemes sets the schemes of the tensors of a view.
-func (f *File) setSchemes(shown []Shown) {
-	schemes := make(map[string]string)
-	for _, s := range shown {
-		if s.Scheme != "" {
-			schemes[s.Name] = s.Scheme
-		}
-	}
-	if len(schemes) == 0 {
-		return
-	}
-	for i := range f.Tensors {
-		f.Tensors[i].Scheme = schemes[f.Tensors[i].Name]
-	}
+	data.padTo(end)
+	v := &File{Name: f.Name, Path: f.Path, prefix: prefix, Size: end, data: &data, behind: f, close: f.close, isConverted: f.isConverted}
+	return newFile(h, int64(len(raw)), tensors, v), nil
 }
 
 // stitched is a file assembled from pieces.
@@ -140,6 +104,9 @@ func (s *stitched) add(p Piece) {
 	}
 	s.pieces, s.ends = append(s.pieces, p), append(s.ends, end)
 }
+
+// padTo adds zeros up to an offset.
+func (s *stitched) padTo(off int64) { s.add(Piece{zeros{}, 0, off - s.size()}) }
 
 func (s *stitched) size() int64 {
 	if len(s.ends) == 0 {

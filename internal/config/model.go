@@ -17,6 +17,7 @@ import (
 type Model struct {
 	Found              bool
 	ModelType          string
+	Architecture       string // as llama.cpp calls it, of a model in a GGUF file; "" for any other
 	Architectures      []string
 	TieWordEmbeddings  *bool  // nil if config.json does not say
 	TextTie            *bool  // tie_word_embeddings of text_config; nil if absent

@@ -111,6 +111,17 @@ func (b *Base) ExpertParts(module, parameter string) []string {
 	return nil
 }
 
+// StackedParts returns the parts of a stacked parameter that the base stacks apart, as llama.cpp
+// does. It returns nil if the base has none.
+func StackedParts(b *Base, module, parameter string) []string {
+	for _, parts := range expertParts[parameter] {
+		if b.HasTail(Leaf(module) + "." + parts[0]) {
+			return parts
+		}
+	}
+	return nil
+}
+
 // ExpertPart maps one weight of one expert to the stacked parameter that contains it: it is part
 // number part, of parts.
 func ExpertPart(module string) (parameter string, expert, part, parts int, ok bool) {

@@ -132,6 +132,19 @@ func LlamaCppOfType(modelType string) *LlamaCpp {
 	return nil
 }
 
+// TypeInLlamaCpp returns the model type of transformers of a model in a GGUF file: the architecture
+// itself if no type is known. llama.cpp has one name for Llama and for Mixtral, which has experts.
+func TypeInLlamaCpp(architecture string, hasExperts bool) string {
+	m := LlamaCppNamed(architecture)
+	switch {
+	case m == nil:
+		return architecture
+	case architecture == "llama" && hasExperts:
+		return "mixtral"
+	}
+	return m.types[0]
+}
+
 // LlamaCppArchitectures lists the known architectures.
 func LlamaCppArchitectures() string {
 	var names []string
@@ -204,12 +217,39 @@ func trimModel(name string) string {
 	return name
 }
 
-// HasPairs reports whether a tensor has its rows in the order of llama.cpp.
-func (m *LlamaCpp) HasPairs(tensor string) bool {
-	return m.inPairs && (strings.HasSuffix(tensor, ".attn_q.weight") || strings.HasSuffix(tensor, ".attn_k.weight"))
+// IndexOf indexes the tensor names of a base: of one in a GGUF file of this architecture by the
+// names of transformers, as far as they are known. A stack of experts is a parameter, without
+// ".weight". Any other base has the architecture "".
+func IndexOf(names []string, architecture string) *Base {
+	b := Index(names)
+	m := LlamaCppNamed(architecture)
+	if m == nil {
+		return b
+	}
+	for _, name := range names {
+		tensor, leaf := Module(name)+".weight", Leaf(name)
+		module, ok := m.Module(tensor)
+		if !ok || leaf != "weight" && leaf != "bias" {
+			continue
+		}
+		if !strings.HasSuffix(tensor, "_exps.weight") {
+			module += "." + leaf
+		} else if leaf == "bias" {
+			continue
+		}
+		delete(b.byName, name)
+		b.byName[module] = name
+	}
+	return b
 }
 
-// BlockOf returns the number of the block that a tensor of llama.cpp belongs to, -1 for one of none.
+// HasPairs reports whether a tensor has its rows in the order of llama.cpp.
+func (m *LlamaCpp) HasPairs(tensor string) bool {
+	return m.inPairs && blockName.MatchString(tensor) && (Leaf(Module(tensor)) == "attn_q" || Leaf(Module(tensor)) == "attn_k")
+}
+
+// BlockOf returns the number of the block that a tensor of llama.cpp belongs to, -1 for one of
+// none.
 func BlockOf(tensor string) int {
 	if b := blockName.FindStringSubmatch(tensor); b != nil {
 		n, _ := strconv.Atoi(b[1])

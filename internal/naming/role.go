@@ -20,7 +20,7 @@ var Roles = []string{RoleEmbeddings, RoleAttention, RoleMLP, RoleNorms, RoleHead
 
 var (
 	normLeaf    = regexp.MustCompile(`norm|^ln(_|\d|$)|_ln$`)
-	mlpSegment  = regexp.MustCompile(`mlp|^(ff|ffn|feed_?forward|fc\d?|densereludense|intermediate|experts|shared_experts?)$|moe$`)
+	mlpSegment  = regexp.MustCompile(`mlp|^(ff|ffn|feed_?forward|fc\d?|densereludense|intermediate|experts|shared_experts?)$|moe$|^ffn_`)
 	bertsOutput = regexp.MustCompile(`\.layer\.\d+\.output\.`) // the second matrix of BERT's MLP
 )
 
@@ -49,7 +49,7 @@ func RoleOf(name string) string {
 		return RoleAttention
 	case has(mlpSegment.MatchString), bertsOutput.MatchString(name):
 		return RoleMLP
-	case IsEmbedding(module), IsInputEmbedding(module), has(contains("embed")):
+	case IsEmbedding(module), IsInputEmbedding(module), has(contains("embed")), module == "token_embd":
 		return RoleEmbeddings
 	}
 	return RoleOther

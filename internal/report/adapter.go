@@ -159,7 +159,7 @@ func Describe(ctx context.Context, src format.Source, o Options) (*Adapter, erro
 	counts := make(dtypeCounts)
 	for i := range m.Tensors {
 		t := &m.Tensors[i]
-		counts.add(t.DType, t.NBytes())
+		counts.add(t.DType.String(), t.NBytes())
 		r.Parameters += t.Elements()
 		r.Bytes += t.NBytes()
 	}
@@ -455,11 +455,11 @@ func scan(ctx context.Context, src format.Source, i int) (nonFinite int64, zero 
 }
 
 // dtypeCounts counts tensors and bytes by dtype.
-type dtypeCounts map[dtype.Type]*DTypeCount
+type dtypeCounts map[string]*DTypeCount
 
-func (c dtypeCounts) add(d dtype.Type, nBytes int64) {
+func (c dtypeCounts) add(d string, nBytes int64) {
 	if c[d] == nil {
-		c[d] = &DTypeCount{DType: d.String()}
+		c[d] = &DTypeCount{DType: d}
 	}
 	c[d].Tensors++
 	c[d].Bytes += nBytes

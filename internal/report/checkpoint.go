@@ -104,7 +104,7 @@ func DescribeCheckpoint(c *checkpoint.Checkpoint, o CheckpointOptions) (*Checkpo
 	counts := make(dtypeCounts)
 	for _, name := range stored.Names() {
 		ref, _ := stored.Lookup(name)
-		counts.add(ref.Tensor.DType, ref.Tensor.NBytes)
+		counts.add(cmp.Or(ref.Tensor.Scheme, ref.Tensor.DType.String()), ref.Tensor.NBytes)
 	}
 	quantised := make(map[string]int64) // bytes in the files
 	for _, q := range checkpoint.QuantisedOf(c) {
@@ -132,12 +132,12 @@ func DescribeCheckpoint(c *checkpoint.Checkpoint, o CheckpointOptions) (*Checkpo
 		r.Shards = append(r.Shards, Shard{f.Name, f.Size, len(f.Tensors)})
 	}
 	r.Merged = c.History()
-	names := naming.Index(c.Names())
+	names := naming.IndexOf(c.Names(), c.Config.Architecture)
 	shapes := func(name string) []uint64 {
 		ref, _ := c.Lookup(names.Actual(name))
 		return ref.Tensor.Shape
 	}
-	r.addTie(c, names, shapes)
+	r.addTie(c, names)
 	for _, part := range naming.Components(names, shapes) {
 		r.Components = append(r.Components, Component(part))
 	}
@@ -199,9 +199,12 @@ func (r *Checkpoint) addRoles(c *checkpoint.Checkpoint) {
 }
 
 // addTie finds out whether head and embedding are one tensor for certain.
-func (r *Checkpoint) addTie(c *checkpoint.Checkpoint, names *naming.Base, shapes func(string) []uint64) {
+func (r *Checkpoint) addTie(c *checkpoint.Checkpoint, names *naming.Base) {
 	m := c.Config.Ties()
-	m.Shapes = naming.Shapes(names, shapes)
+	m.Shapes = naming.Shapes(names, func(name string) []uint64 {
+		ref, _ := c.Lookup(name)
+		return ref.Tensor.Shape
+	})
 	if e := m.Ends(); e.Tied && e.Why == "" {
 		r.Tied = names.Actual(e.Embedding)
 	}

@@ -287,6 +287,10 @@ type Base struct {
 	companions map[string]string // see companion
 }
 
+// isGGUF reports whether the base is in GGUF files, whose weights are m×n, also those of models
+// that have others in transformers.
+func (b *Base) isGGUF() bool { return b.Config.Architecture != "" }
+
 // Tensor is a tensor of a base.
 type Tensor struct {
 	DType dtype.Type

@@ -80,7 +80,7 @@ func (s *stacked) wants() (names []string) {
 		for i := range g.layers {
 			parts := s.split(g, i)
 			if parts == nil {
-				names = append(names, g.parameter(i))
+				names = append(names, s.stacks(g, i)...)
 				continue
 			}
 			for e := range nExperts {
@@ -100,6 +100,20 @@ func (s *stacked) split(g *experts, i int) []string {
 		return nil
 	}
 	return s.names.ExpertParts(g.module, g.names[i])
+}
+
+// stacks returns the stacked parameters that the base has for a parameter: itself, or its parts, as
+// llama.cpp has them.
+func (s *stacked) stacks(g *experts, i int) (names []string) {
+	if !s.names.HasTail(naming.Leaf(g.module) + "." + g.names[i]) {
+		for _, part := range naming.StackedParts(s.names, g.module, g.names[i]) {
+			names = append(names, g.module+"."+part)
+		}
+	}
+	if names == nil {
+		names = []string{g.parameter(i)}
+	}
+	return names
 }
 
 func expertWeight(module string, expert int, part string) string {
@@ -129,15 +143,7 @@ type stack struct {
 func (s *stacked) stackOf(g *experts, i int) (stack, error) {
 	parts := s.split(g, i)
 	if parts == nil {
-		shape := s.tensor(g.parameter(i)).Shape
-		switch len(shape) {
-		case 2:
-			return stack{1, shape[0], shape[1], true}, nil
-		case 3:
-			return stack{shape[0], shape[1], shape[2], false}, nil
-		}
-		return stack{}, fault.New(fault.Mismatch, "%q of the base has shape %d, but target_parameters need two or three dimensions", g.parameter(i), shape).
-			WithHint("%s", s.wrongBase())
+		return s.shapeOf(s.stacks(g, i))
 	}
 	var all stack
 	first := s.tensor(expertWeight(g.module, 0, parts[0])).Shape
@@ -153,6 +159,22 @@ func (s *stacked) stackOf(g *experts, i int) (stack, error) {
 	}
 	all.d1, all.d2 = first[0]*uint64(len(parts)), first[1]
 	return all, nil
+}
+
+// shapeOf returns the shape of the parameter that stacked parameters make up.
+func (s *stacked) shapeOf(names []string) (stack, error) {
+	first := s.tensor(names[0]).Shape
+	for _, name := range names {
+		shape := s.tensor(name).Shape
+		if len(shape) != 2 && len(shape) != 3 || !slices.Equal(shape, first) || len(names) > 1 && len(shape) != 3 {
+			return stack{}, fault.New(fault.Mismatch, "%q of the base has shape %d, but target_parameters need two or three dimensions", name, shape).
+				WithHint("%s", s.wrongBase())
+		}
+	}
+	if len(first) == 2 {
+		return stack{1, first[0], first[1], true}, nil
+	}
+	return stack{first[0], first[1] * uint64(len(names)), first[2], false}, nil
 }
 
 func (s *stacked) hasExpert(module string, expert int, part string) bool {
@@ -298,16 +320,7 @@ func (s *stacked) addStack(g *experts, i int, l *format.Layer, shape stack) erro
 	}
 	parts := s.split(g, i)
 	if parts == nil {
-		c, err := s.stackedChange(g.parameter(i))
-		if err != nil {
-			return err
-		}
-		for e := range nExperts {
-			x.Band = e
-			fb, fa := ofExpert(e)
-			c.add(x, fb, fa, transposed)
-		}
-		return nil
+		return s.addTo(s.stacks(g, i), x, nExperts, ofExpert, transposed)
 	}
 	rows := int(shape.d1) / len(parts)
 	for e := range nExperts {
@@ -321,6 +334,34 @@ func (s *stacked) addStack(g *experts, i int, l *format.Layer, shape stack) erro
 				fa = fa.part(k*rows, rows)
 			} else {
 				fb = fb.part(k*rows, rows)
+			}
+			c.add(x, fb, fa, transposed)
+		}
+	}
+	return nil
+}
+
+// addTo adds the updates of all experts to the stacked parameters that they are for. Of several,
+// each gets its part of the rows of every expert.
+func (s *stacked) addTo(names []string, x Term, nExperts int, ofExpert func(e int) (fb, fa Factor), transposed bool) error {
+	for k, name := range names {
+		c, err := s.stackedChange(name)
+		if err != nil {
+			return err
+		}
+		for e := range nExperts {
+			x.Band = e
+			fb, fa := ofExpert(e)
+			rows := &fb
+			if transposed {
+				rows = &fa
+			}
+			switch n := rows.Length / len(names); {
+			case len(names) == 1:
+			case naming.HasInterleavedExperts(s.base.Config.ModelType):
+				rows.Runs = Runs{From: k, Size: 1, Step: len(names), Takes: true}
+			default:
+				*rows = rows.part(k*n, n)
 			}
 			c.add(x, fb, fa, transposed)
 		}
@@ -350,12 +391,13 @@ func (s *stacked) orient(l *format.Layer, shape stack, n uint64) (bool, error) {
 	}
 	modelType := s.base.Config.ModelType
 	isTransposed, loadsTransposed := naming.HasTransposedExperts(modelType), naming.LoadsExpertsTransposed(modelType)
+	isTurned := isTransposed && s.base.isGGUF() // the base has the dimensions in the other order
 	releases := "for a model of type " + modelType + " it also depends on the release of transformers"
 	switch {
 	case s.reading.ExpertInput > 0:
-		return s.reading.ExpertInput == 1, nil
+		return (s.reading.ExpertInput == 1) != isTurned, nil
 	case l.Kind == format.ExpertSecond:
-		return false, nil
+		return isTurned, nil
 	case len(s.sides) == 1:
 		s.notes.of(l.Module, "the experts are square, so the adapter's other parameters decide their orientation")
 		return s.sides[true], nil
@@ -367,7 +409,7 @@ func (s *stacked) orient(l *format.Layer, shape stack, n uint64) (bool, error) {
 		return false, undecided(l, shape, releases)
 	case l.Kind == format.ExpertFirst:
 		s.notes.of(l.Module, saysDimension(l.Kind))
-		return true, nil
+		return !isTurned, nil
 	case modelType == "":
 		return false, undecided(l, shape, "the base has no config.json that names the type of the model")
 	case isTransposed:

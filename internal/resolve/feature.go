@@ -42,6 +42,7 @@ var features = []feature{
 	{verdict: Applied, title: "keys with adapter names, torch.compile and FSDP wrappers, with or without prefixes"},
 	{verdict: Applied, title: "safetensors, pickles of torch.save (adapter_model.bin, .pt), .lora files, sub-directories of named adapters"},
 	{verdict: Applied, title: "bases in safetensors, or in pickles of torch.save (pytorch_model.bin, .pt, .pth, .ckpt), which become safetensors"},
+	{verdict: Applied, title: "bases in GGUF files of llama.cpp, under the names of llama.cpp or of transformers"},
 	{verdict: Applied, title: "plain, sharded and mixed-dtype bases"},
 	{verdict: Applied, title: "bases quantised to FP8 (DeepSeek, compressed-tensors, fbgemm, ModelOpt, MXFP8), MXFP4 (gpt-oss, DeepSeek-V4), NF4, FP4 and INT8 (bitsandbytes), NVFP4 (ModelOpt, compressed-tensors), integers of compressed-tensors, and 8 bits of torchao and Quanto: adapted weights become 16 bits, all others keep their codes"},
 	{verdict: Applied, title: "bases of GPTQ (2, 4 and 8 bits, v1 and v2, with and without act order), of AWQ (gemm), of MLX and of HQQ, in the same way"},

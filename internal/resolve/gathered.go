@@ -21,6 +21,9 @@ type gathered struct {
 // gather returns the form of a layer of one expert, or nil if the base has a module for the expert.
 func (r *resolver) gather(l *format.Layer) form {
 	parameter, expert, part, parts, _ := naming.ExpertPart(l.Module)
+	if apart := naming.Module(parameter) + "." + naming.Leaf(l.Module); apart != parameter && r.names.HasTail(tail(apart, 2)) {
+		return &gathered{r, l, apart, expert, 0, 1} // the base stacks the part alone
+	}
 	if r.names.HasTail(tail(l.Module, 3)+".weight") || !r.names.HasTail(tail(parameter, 2)) {
 		return nil
 	}
@@ -106,6 +109,8 @@ func (s *sheet) standsTransposed(l *format.Layer, shape []uint64, n uint64) (boo
 	switch {
 	case shape[1] != shape[2]:
 		return shape[1] == n, nil
+	case s.base.isGGUF():
+		return false, nil
 	case s.reading.ExpertInput > 0:
 		return s.reading.ExpertInput == 1, nil
 	case modelType == "" || naming.LoadsExpertsTransposed(modelType):

@@ -56,7 +56,7 @@ func (p *plain) add() error {
 		return err
 	}
 	left := wholeB(b, l.Rank)
-	if p.isInPairs(l) || p.mapping.IsToOwn() {
+	if p.isInPairs(l) || p.mapping.IsToOwn() || p.base.isGGUF() {
 		if left, err = p.inOrder(left); err != nil {
 			return err
 		}
@@ -129,7 +129,8 @@ func (p *plain) orientation(shape, a, b []uint64) (transposed bool, err error) {
 	if len(shape) > 2 && isOne(shape[2:]) && shape[0] == m && shape[1] == n {
 		return false, nil // a convolution of kernel 1 is a linear layer
 	}
-	asLinear, transposed := len(shape) == 2 && shape[0] == m && shape[1] == n, len(shape) == 2 && shape[0] == n && shape[1] == m
+	asLinear := len(shape) == 2 && shape[0] == m && shape[1] == n
+	transposed = len(shape) == 2 && shape[0] == n && shape[1] == m && !p.base.isGGUF()
 	switch {
 	case asLinear && transposed:
 		return p.orientSquare(l)

@@ -38,6 +38,9 @@ func newPerExpert(r *resolver, l *format.Layer) form {
 		return p
 	}
 	p.parameter, p.part, p.nParts = parameter, part, nParts
+	if r.names.HasTail(tail(l.Module, 2)) { // the base stacks the part alone
+		p.parameter, p.part, p.nParts = l.Module, 0, 1
+	}
 	if isEmpty := slices.Contains(a, 0) || slices.Contains(b, 0); !isEmpty && !r.names.HasTail(tail(parameter, 2)) {
 		p.style = r.names.ExpertParts(naming.Module(parameter), naming.Leaf(parameter))
 	}

@@ -46,7 +46,7 @@ func Resolve(b *Base, adapters *Checked) (changes []*Change, texts []string, err
 
 func newSheet(b *Base, adapters *Checked) (*sheet, error) {
 	s := &sheet{
-		Checked: adapters, base: b, names: naming.Index(b.Names()),
+		Checked: adapters, base: b, names: naming.IndexOf(b.Names(), b.Config.Architecture),
 		changes: make(map[string]*Change), notes: new(notes),
 		looksUp: slices.ContainsFunc(adapters.adapters, looksUp),
 	}
@@ -171,7 +171,7 @@ func (r *resolver) pair(wanted []string) error {
 			return r.explainMissing(wanted, missing)
 		}
 	}
-	if r.mapping.IsToOwn() {
+	if r.mapping.IsToOwn() || r.base.isGGUF() {
 		if err := checkQueries(r); err != nil {
 			return err
 		}

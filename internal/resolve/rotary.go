@@ -40,12 +40,22 @@ func decideRows(r *resolver) error {
 
 // inOrder gives B the order of the base's rows.
 func (p *plain) inOrder(b Factor) (Factor, error) {
-	baseHasPairs := p.mapping.IsToOwn() && naming.IsQueryOrKey(p.layer.Module)
+	baseHasPairs := hasPairs(p.resolver, p.target())
 	if p.isInPairs(p.layer) == baseHasPairs {
 		return b, nil
 	}
 	b.ToPairs = baseHasPairs
 	return p.inHeads(b)
+}
+
+// hasPairs reports whether the base has the rows of a tensor in the order of llama.cpp.
+func hasPairs(r *resolver, name string) bool {
+	if r.mapping.IsToOwn() {
+		return naming.IsQueryOrKey(naming.Module(name))
+	}
+	model := naming.LlamaCppNamed(r.base.Config.Architecture)
+	actual, _ := r.mapping.Lookup(name)
+	return model != nil && model.HasPairs(actual)
 }
 
 // inHeads sets the size of the heads by which the rows of B are put in order.
@@ -64,8 +74,8 @@ func (p *plain) inHeads(b Factor) (Factor, error) {
 	return b, nil
 }
 
-// checkQueries refuses changes of q and k that are not put in order, in a base of the names of
-// Meta's code: only B of a plain layer is.
+// checkQueries refuses changes of q and k that are not put in order, in a base that may have their
+// rows in the order of llama.cpp: only B of a plain layer is.
 func checkQueries(r *resolver) error {
 	for _, f := range r.forms {
 		p, isPlain := f.(*plain)
@@ -73,8 +83,8 @@ func checkQueries(r *resolver) error {
 			continue
 		}
 		for _, name := range f.wants() {
-			if naming.IsQueryOrKey(naming.Module(name)) {
-				return fault.New(fault.Unsupported, "%q has its rows in the order of transformers, and the base in that of Meta's and "+
+			if hasPairs(r, name) {
+				return fault.New(fault.Unsupported, "%q has its rows in the order of transformers, and the base in that of llama.cpp and of Meta's and "+
 					"Mistral's code; only LoRA on linear layers without a bias or magnitudes is put in order", naming.Module(name)).
 					WithHint("merge into the checkpoint for transformers")
 			}

@@ -1,0 +1,106 @@
+package merge_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/loratool/loratool/format/output"
+	"github.com/loratool/loratool/internal/gguf"
+	"github.com/loratool/loratool/merge"
+)
+
+const ggufBases = "../testdata/gguf/bases/"
+
+// TestMergesIntoGGUF merges adapters of PEFT and of llama.cpp into GGUF bases. Every merged element
+// is the exact sum, rounded once (testdata/gguf/bases/make.py computes it in rational numbers, with
+// the rows of q and k permuted as llama.cpp's converter does). All else stays.
+func TestMergesIntoGGUF(t *testing.T) {
+	for _, name := range []string{"plain", "tied", "mixtral", "qwen2"} {
+		for _, adapter := range []string{"peft", "adapter.gguf"} {
+			t.Run(name+"/"+adapter, func(t *testing.T) {
+				base, err := os.ReadFile(ggufBases + name + "/base.gguf")
+				if err != nil {
+					t.Fatal(err)
+				}
+				checkGGUF(t, base, mergedGGUF(t, name, adapter, merge.Options{}), expectedGGUF(t, name))
+			})
+		}
+	}
+}
+
+// mergedGGUF merges an adapter of a directory into the base there.
+func mergedGGUF(t *testing.T, name, adapter string, o merge.Options) []byte {
+	t.Helper()
+	adapters := []merge.Adapter{{Source: opened(t, filepath.Join(ggufBases+name, adapter)), Name: adapter, Weight: 1}}
+	plan, err := merge.Open(t.Context(), ggufBases+name+"/base.gguf", adapters, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plan.Close()
+	var out output.Memory
+	if _, err := plan.RunTo(t.Context(), &out); err != nil {
+		t.Fatal(err)
+	}
+	return out.Files()[""]
+}
+
+// expectedGGUF reads the type and the digest that each merged tensor should have.
+func expectedGGUF(t *testing.T, name string) (all map[string][2]string) {
+	t.Helper()
+	text, err := os.ReadFile(ggufBases + name + "/expected.json")
+	if err == nil {
+		err = json.Unmarshal(text, &all)
+	}
+	if err != nil || len(all) == 0 {
+		t.Fatal(err, len(all))
+	}
+	return all
+}
+
+// checkGGUF checks a merged file: its keys and tensors are those of the base in their order, except
+// that the merged tensors have what is expected, and that a stamp is the last key.
+func checkGGUF(t *testing.T, base, merged []byte, expected map[string][2]string) {
+	t.Helper()
+	old, err := gguf.Read(t.Context(), bytes.NewReader(base), int64(len(base)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := gguf.Read(t.Context(), bytes.NewReader(merged), int64(len(merged)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if file.Version != old.Version || file.Alignment != old.Alignment || len(file.Tensors) != len(old.Tensors) || len(file.KVs) != len(old.KVs)+1 {
+		t.Fatalf("version %d, alignment %d, %d tensors, %d keys", file.Version, file.Alignment, len(file.Tensors), len(file.KVs))
+	}
+	for i, kv := range old.KVs {
+		if got := file.KVs[i]; got.Key != kv.Key || got.Key != "general.file_type" && got.String() != kv.String() {
+			t.Errorf("key %d is %s = %v, want %s = %v", i, got.Key, got.Value, kv.Key, kv.Value)
+		}
+	}
+	if last := file.KVs[len(old.KVs)].Key; last != "loratool.merge.1" {
+		t.Errorf("the last key is %s", last)
+	}
+	for i := range old.Tensors {
+		was, is := &old.Tensors[i], &file.Tensors[i]
+		before, after := base[was.Off:][:was.Size], merged[is.Off:][:is.Size]
+		want, changes := expected[was.Name]
+		delete(expected, was.Name)
+		sum := sha256.Sum256(after)
+		switch {
+		case is.Name != was.Name:
+			t.Fatalf("tensor %d is %s, want %s", i, is.Name, was.Name)
+		case !changes && (is.Type != was.Type || !bytes.Equal(before, after)):
+			t.Errorf("%s has changed from %v to %v", is.Name, was.Type, is.Type)
+		case changes && (is.Type.String() != want[0] || hex.EncodeToString(sum[:]) != want[1]):
+			t.Errorf("%s, %v stored as %v, has other values than the exact sum as %s", is.Name, was.Type, is.Type, want[0])
+		}
+	}
+	for name := range expected {
+		t.Errorf("%s is missing", name)
+	}
+}
