@@ -148,7 +148,7 @@ func (d *decoding) warn(p *planner) {
 	for _, scheme := range slices.Sorted(maps.Keys(rounded)) {
 		p.warn("the values of %s in %s have more bits than a float64, and are rounded to one first", fault.Count(rounded[scheme], "weight"), scheme)
 	}
-	if len(d.as) < len(d.weights) {
+	if len(d.as) < len(d.weights) && p.base.Config.Architecture == "" {
 		p.warn("the output holds quantised and plain weights, which not every program loads; set Options.Dequantise to decode all")
 	}
 	if n := len(d.as) - changed; n > 0 && !p.options.Dequantise {

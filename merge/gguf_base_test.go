@@ -20,7 +20,7 @@ const ggufBases = "../testdata/gguf/bases/"
 // is the exact sum, rounded once (testdata/gguf/bases/make.py computes it in rational numbers, with
 // the rows of q and k permuted as llama.cpp's converter does). All else stays.
 func TestMergesIntoGGUF(t *testing.T) {
-	for _, name := range []string{"plain", "tied", "mixtral", "qwen2"} {
+	for _, name := range []string{"plain", "tied", "mixtral", "qwen2", "quantised"} {
 		for _, adapter := range []string{"peft", "adapter.gguf"} {
 			t.Run(name+"/"+adapter, func(t *testing.T) {
 				base, err := os.ReadFile(ggufBases + name + "/base.gguf")

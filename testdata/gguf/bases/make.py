@@ -157,6 +157,8 @@ def case(name, names, types, arch="llama", adapted=None, pairs=True, default="BF
         if tensor in scales:
             w.add_tensor(tensor + ".scale", np.array([scales[tensor]], np.float32))
             exact = exact * np.float64(np.float32(scales[tensor]))
+            if tensor in (names if adapted is None else adapted):
+                expected[tensor + ".scale"] = ["F32", digest(np.array([Fraction(1)]), "F32")]  # for the values have it
         if tensor not in adapted:
             continue
         merged = rationals(exact)
