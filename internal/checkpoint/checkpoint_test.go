@@ -210,6 +210,16 @@ func checkError(t *testing.T, path string, kind error, words, hint string) {
 	}
 }
 
+// TestAnIndexOfTheOneFileIsRead: mlx-lm writes one beside model.safetensors.
+func TestAnIndexOfTheOneFileIsRead(t *testing.T) {
+	dir := t.TempDir()
+	testkit.Write(t, filepath.Join(dir, "model.safetensors"), weights("a"))
+	testkit.Write(t, filepath.Join(dir, "model.safetensors.index.json"), index(t, map[string]string{"a": "model.safetensors"}))
+	if c := open(t, dir); len(c.Files) != 1 || !slices.Contains(c.Side, "model.safetensors.index.json") {
+		t.Errorf("the checkpoint has %d files, and beside them %q, want one and the index", len(c.Files), c.Side)
+	}
+}
+
 func TestBrokenCheckpointsAreRefused(t *testing.T) {
 	a, b := "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 	good := index(t, map[string]string{"a": a, "b": b})

@@ -92,6 +92,10 @@ func findModel(dir fileio.Dir, have map[string]bool) ([]model, error) {
 			return []model{m}, err
 		}
 		if index := found[0] + indexSuffix; index == found[1] {
+			// mlx-lm writes an index of the one file, too.
+			if m, err := readModel(dir, "", index); err == nil && slices.Equal(m.shards, found[:1]) {
+				return []model{m}, nil
+			}
 			return nil, fault.New(fault.Mismatch, "the directory holds both %s and %s", found[0], index).
 				WithHint("move one of them out of the directory, or give the path of the file to use")
 		}
