@@ -75,7 +75,7 @@ func (q *quantisation) addScales(w *quant.Weight) (each int64, err error) {
 	}
 	all, _ := dtype.NElements(w.Shape)
 	n := ref.Tensor.Elements()
-	isWhole := n == 1 || len(w.Shape) == 3 && uint64(n) == w.Shape[0]
+	isWhole := n == 1 || len(w.Shape) == 3 && n > 0 && uint64(n) == w.Shape[0]
 	if ref.Tensor.DType != dtype.F32 || !isWhole {
 		return 0, fault.New(fault.Mismatch, "the scale %q is %v of shape %d, want one number in F32 for the tensor, or for each expert of it",
 			ref.Tensor.Name, ref.Tensor.DType, ref.Tensor.Shape)

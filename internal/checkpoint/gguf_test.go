@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/gguf"
 )
 
 const plainGGUF = "../../testdata/gguf/bases/plain/base.gguf"
@@ -89,4 +90,51 @@ func TestGGUFAdaptersAreNoBases(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "holds an adapter") {
 		t.Errorf("error %v", err)
 	}
+}
+
+// TestSplitGGUFIsRefused: one of several files is no model.
+func TestSplitGGUFIsRefused(t *testing.T) {
+	var file bytes.Buffer
+	keys := []gguf.KV{gguf.TextKV("general.architecture", "llama"), gguf.Uint32KV("split.count", 2)}
+	if err := gguf.Write(t.Context(), &file, keys, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	_, err := checkpoint.New(t.Context(), "a.gguf", bytes.NewReader(file.Bytes()), int64(file.Len()))
+	if err == nil || !strings.Contains(err.Error(), "one of several") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// FuzzGGUFBase: a file is refused, or reads as its header says, and a view of its values too.
+func FuzzGGUFBase(f *testing.F) {
+	for _, name := range []string{"plain", "mixtral", "quantised"} {
+		file, err := os.ReadFile("../../testdata/gguf/bases/" + name + "/base.gguf")
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(file)
+		f.Add(file[:len(file)/2])
+	}
+	f.Fuzz(func(t *testing.T, file []byte) {
+		c, err := checkpoint.New(t.Context(), "a.gguf", bytes.NewReader(file), int64(len(file)))
+		if err != nil {
+			return
+		}
+		p := make([]byte, 64)
+		for _, g := range c.Files {
+			for i := range g.Tensors {
+				x := &g.Tensors[i]
+				if err := x.ReadAt(t.Context(), p[:min(64, x.NBytes)], 0); err != nil {
+					t.Errorf("%q: %v", x.Name, err)
+				}
+			}
+			h, err := g.Header(t.Context())
+			if err == nil {
+				_, err = h.Stamped(checkpoint.Stamp{Tool: "test"})
+			}
+			if err != nil {
+				t.Errorf("the header cannot be stamped: %v", err)
+			}
+		}
+	})
 }
