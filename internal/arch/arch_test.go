@@ -122,6 +122,7 @@ var arrows = map[string]map[string]string{
 		"internal/ggml":        "the types of blocks",
 		"internal/gguf":        "bases of llama.cpp",
 		"internal/naming":      "whether names are those of an adapter, and which weights are linear",
+		"internal/parallel":    "many small reads at a time",
 		"internal/pickle":      "bases in pickles of torch.save",
 		"internal/quant":       "weights that are stored as codes and scales",
 		"internal/safetensors": "the strict header check",

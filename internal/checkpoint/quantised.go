@@ -24,11 +24,11 @@ func quantised(ctx context.Context, c *Checkpoint) (*Checkpoint, error) {
 	}
 	says := quant.ReadConfig(c.Config.Quantization, c.Config.DType)
 	says.Shape = c.Config.WeightShape
-	found, err := quant.Recognise(tensors, says, func(name string) ([]byte, error) {
-		t := c.refs[name].Tensor
-		text := make([]byte, t.NBytes)
-		return text, t.ReadAt(ctx, text, 0)
-	})
+	small, err := readSmall(ctx, c)
+	if err != nil {
+		return c, err
+	}
+	found, err := quant.Recognise(tensors, says, func(name string) ([]byte, error) { return small.tensor(ctx, name) })
 	if err != nil || len(found.Weights)+len(found.Refused) == 0 {
 		return c, err
 	}
