@@ -11,7 +11,6 @@ import (
 	"github.com/loratool/loratool/internal/config"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
-	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/outline"
 	"github.com/loratool/loratool/internal/resolve"
 )
@@ -127,8 +126,7 @@ func feeds(p *planner, name string) bool {
 // warn says which weights the output decodes although no adapter changes them, and which it keeps.
 func (d *decoding) warn(p *planner) {
 	if d.isSimulated {
-		p.warn("%s of the base, of linear layers except output heads, get the values of NF4, also those that no adapter changes",
-			fault.Count(len(d.as), "weight"))
+		p.warn("%s of the base's linear layers get the values of NF4, also those that no adapter changes", fault.Count(len(d.as), "weight"))
 		return
 	}
 	changed := 0
@@ -149,7 +147,11 @@ func (d *decoding) warn(p *planner) {
 		p.warn("the values of %s in %s have more bits than a float64, and are rounded to one first", fault.Count(rounded[scheme], "weight"), scheme)
 	}
 	if len(d.as) < len(d.weights) && p.base.Config.Architecture == "" {
-		p.warn("the output holds quantised and plain weights, which not every program loads; set Options.Dequantise to decode all")
+		which := "not every program loads"
+		if p.base.Config.QuantizationMethod == "mxfp4" {
+			which = "vLLM does not load: it has all experts in MXFP4, or none"
+		}
+		p.warn("the output holds quantised and plain weights, which %s; set Options.Dequantise to decode all", which)
 	}
 	if n := len(d.as) - changed; n > 0 && !p.options.Dequantise {
 		p.warn("%s that no adapter changes %s decoded, because programs load %s together with one that changes",
@@ -172,30 +174,6 @@ func (d *decoding) warnTwice(p *planner) {
 				fault.Count(n, "weight"), fault.Choose(n, "has", "have"), library)
 		}
 	}
-}
-
-// together lists modules that programs fuse when they load a model, by the last parts of their
-// names: either all of them are quantised, or none. vLLM fuses those of attention and of an MLP,
-// and refuses a layer with some of them quantised.
-var together = [][]string{
-	{"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}, {"w1", "w3"}, {"q_a_proj", "kv_a_proj_with_mqa"},
-	{"query", "key", "value"}, {"in_proj_qkv", "in_proj_z"}, {"in_proj_a", "in_proj_b"}, {"in_proj_qkvz", "in_proj_ba"},
-}
-
-// unit names the part of a model that programs load as one: all experts of a layer, the modules
-// that are fused, or a single module.
-func unit(weight string) string {
-	if i := strings.Index(weight, ".experts."); i >= 0 {
-		return weight[:i+len(".experts")]
-	}
-	module := strings.TrimSuffix(weight, ".weight")
-	parent, leaf := naming.Module(module), naming.Leaf(module)
-	for _, leaves := range together {
-		if slices.Contains(leaves, leaf) {
-			return parent + "." + leaves[0]
-		}
-	}
-	return module
 }
 
 // addTogether adds the weights that must be decoded with those that are wanted.
@@ -225,7 +203,7 @@ func (d *decoding) editQuantisation(p *planner) error {
 			p.base = checkpoint.WithoutSide(p.base, name)
 		}
 	}
-	mixed := config.Mixed{Decoded: d.skipped(), Plain: d.plainModules(), Quantised: d.quantised()}
+	mixed := config.Mixed{Decoded: skipped(maps.Keys(d.as), p.base.Config.QuantizationMethod), Plain: d.plainModules(), Quantised: d.quantised()}
 	if err := d.checkMix(&mixed); err != nil && !isWhole {
 		return err
 	}
@@ -261,20 +239,6 @@ func (d *decoding) editQuantisation(p *planner) error {
 	return nil
 }
 
-// skipped lists the modules whose weights the output decodes, sorted. Those of experts are one
-// entry, as programs compare names by their beginnings.
-func (d *decoding) skipped() []string {
-	modules := make(map[string]bool)
-	for name := range d.as {
-		if strings.Contains(name, ".experts.") {
-			modules[unit(name)] = true
-			continue
-		}
-		modules[strings.TrimSuffix(name, ".weight")] = true
-	}
-	return slices.Sorted(maps.Keys(modules))
-}
-
 // quantised lists the modules whose weights the output keeps as codes, sorted.
 func (d *decoding) quantised() (modules []string) {
 	for name := range d.weights {
@@ -307,7 +271,10 @@ func (d *decoding) checkMix(m *config.Mixed) error {
 // plainModules lists the modules of the base whose matrices are not quantised, and the head, which
 // may be tied.
 func (d *decoding) plainModules() []string {
-	modules := map[string]bool{"lm_head": true}
+	modules := make(map[string]bool)
+	if _, isQuantised := d.weights["lm_head.weight"]; !isQuantised {
+		modules["lm_head"] = true
+	}
 	stored := checkpoint.Stored(d.exact)
 	for _, f := range stored.Files {
 		for i := range f.Tensors {

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/loratool/loratool/internal/jsontext"
@@ -64,15 +65,17 @@ type Mixed struct {
 	Quantised []string // whose weights are quantised still
 }
 
-// skipLists names the field that lists the modules with plain weights, by the method of
-// quantisation. All others call it modules_to_not_convert.
-var skipLists = map[string]string{
-	"bitsandbytes": "llm_int8_skip_modules", "compressed-tensors": "ignore", "modelopt": "ignore",
-}
-
 // Skip states which modules have plain weights, as the loaders of each method of quantisation read
 // it. Most have a list of them. Without one, programs assume that the head and a few others have
-// plain weights; a new list gets all that are.
+// plain weights; a new list gets all that are. Lists as transformers 5.24.0 and vLLM 0.33.0 read
+// them:
+//
+//   - modules_to_not_convert of most methods, by should_convert_module of transformers (names,
+//     suffixes or regular expressions) and is_layer_skipped of vLLM (names);
+//   - ignored_layers of FP8, which vLLM takes in its place if it is not empty;
+//   - llm_int8_skip_modules of bitsandbytes, where vLLM before 0.33 compared names and their parts;
+//   - ignore of compressed-tensors, whole names or "re:" and a regular expression;
+//   - ignore of ModelOpt, or exclude_modules in its older layout: names, parts of names, wildcards.
 func (t Text) Skip(m Mixed) Text {
 	t = t.inTextModel(func(t Text) Text { return t.Skip(m) })
 	switch {
@@ -95,17 +98,23 @@ func (t Text) Skip(m Mixed) Text {
 	case "hqq":
 		return Text(skip(t, TagsHQQ(m.Decoded), []string{"lm_head"}, quantization, "skip_modules"))
 	}
-	field, ok := skipLists[method]
-	if !ok {
-		field = "modules_to_not_convert"
-	}
 	t = dropLayers(t, m.Decoded, quantization, quantizedLayers)
-	modules := m.Decoded
-	switch method {
-	case "compressed-tensors":
-		modules = experts(modules, func(m string) []string { return []string{m, "re:" + regexp.QuoteMeta(m) + `\..*`} })
-	case "modelopt":
+	field, modules := "modules_to_not_convert", m.Decoded
+	switch {
+	case method == "bitsandbytes":
+		field = "llm_int8_skip_modules"
+	case method == "compressed-tensors":
+		field, modules = "ignore", experts(modules, below)
+	case strings.HasPrefix(method, "modelopt"):
 		modules = experts(modules, wildcard)
+		if _, ok := jsontext.Value(t, quantization, "quantization"); ok {
+			return Text(skip(t, modules, m.Plain, quantization, "quantization", "exclude_modules"))
+		}
+		field = "ignore"
+	}
+	const overriding = "ignored_layers"
+	if len(listOf(t, quantization, overriding)) > 0 {
+		t = skip(t, modules, m.Plain, quantization, overriding)
 	}
 	return Text(skip(t, modules, m.Plain, quantization, field))
 }
@@ -175,6 +184,14 @@ func experts(modules []string, entries func(module string) []string) (all []stri
 	return all
 }
 
+// below returns an entry of compressed-tensors for a module and all modules below it. It holds where
+// a program gives the model another name: names count from the last part before the first number on.
+func below(module string) []string {
+	parts := strings.Split(module, ".")
+	first := slices.IndexFunc(parts, func(part string) bool { _, err := strconv.Atoi(part); return err == nil })
+	return []string{`re:(.*\.)?` + regexp.QuoteMeta(strings.Join(parts[max(0, first-1):], ".")) + `(\..*)?$`}
+}
+
 func wildcard(module string) []string { return []string{module + "*"} }
 
 // quantizedLayers is the field in which ModelOpt lists the quantised modules of a model that has
@@ -212,11 +229,7 @@ func (t Text) SkipModelOpt(modules, plain []string) Text {
 
 // skip adds names to a list of strings.
 func skip(text []byte, modules, plain []string, path ...string) []byte {
-	var list []string
-	value, ok := jsontext.Value(text, path...)
-	if ok {
-		jsontext.Decode(json.RawMessage(value), &list)
-	}
+	list := listOf(text, path...)
 	if len(list) == 0 {
 		list = slices.Clone(plain)
 	}
@@ -226,6 +239,14 @@ func skip(text []byte, modules, plain []string, path ...string) []byte {
 		}
 	}
 	return jsontext.Set(text, jsontext.Indented(list), path...)
+}
+
+// listOf returns a list of strings, nil if there is none.
+func listOf(text []byte, path ...string) (list []string) {
+	if value, ok := jsontext.Value(text, path...); ok {
+		jsontext.Decode(json.RawMessage(value), &list)
+	}
+	return list
 }
 
 // SetDType sets the dtype of the model where the text states one.
