@@ -23,7 +23,7 @@ func loadResidual[T kernel.Float](
 	ctx context.Context, t *target, x *resolve.Term, k *tools,
 ) (kernel.Term[T], error) {
 	nRows, nCols := t.Matrix()
-	w, err := k.readWhole(t, int(nRows*nCols))
+	w, err := k.readWhole(ctx, t, int(nRows*nCols))
 	if err != nil {
 		return kernel.Term[T]{}, err
 	}
@@ -46,16 +46,25 @@ func loadResidual[T kernel.Float](
 	return kernel.Term[T]{S: x.Scale, Rank: part.Rank, L: floats[T](part.Left), R: floats[T](part.Right)}, nil
 }
 
-// readWhole reads the base's weight as float32.
-func (k *tools) readWhole(t *target, n int) ([]float32, error) {
+// readWhole reads the base's weight as float32: of a quantised one the exact values, whatever dtype
+// the output gives it.
+func (k *tools) readWhole(ctx context.Context, t *target, n int) ([]float32, error) {
 	tensor := t.ref.Tensor
+	read := func(p []byte, off int64) error {
+		_, err := io.ReadFull(io.NewSectionReader(k.data[t.ref.File], tensor.Off+off, int64(len(p))), p)
+		return fault.InFile(err, tensor.Path())
+	}
+	if t.exact != nil {
+		tensor = t.exact
+		read = func(p []byte, off int64) error { return tensor.ReadAt(ctx, p, off) }
+	}
 	w := make([]float32, n)
 	size := tensor.DType.Size()
 	piece := make([]byte, min(pieceBytes, n*size))
 	for done := 0; done < n; {
 		m := min(len(piece)/size, n-done)
-		if _, err := io.ReadFull(io.NewSectionReader(k.data[t.ref.File], tensor.Off+int64(done*size), int64(m*size)), piece[:m*size]); err != nil {
-			return nil, fault.InFile(err, tensor.Path())
+		if err := read(piece[:m*size], int64(done*size)); err != nil {
+			return nil, err
 		}
 		dtype.Widen(w[done:done+m], tensor.DType, piece[:m*size])
 		if slices.ContainsFunc(w[done:done+m], func(v float32) bool { return v-v != 0 }) {
