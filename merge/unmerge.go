@@ -80,11 +80,11 @@ func findRemoval(ctx context.Context, base *checkpoint.Checkpoint, remove Remova
 	return r, r.findByRecord(remove.Adapters, ids)
 }
 
-// chain sorts records, the latest merge first. The latest merge wrote the checkpoint's headers;
-// each earlier merge wrote the headers that the next record calls "before".
+// chain sorts records, the latest merge first. The latest merge wrote the headers of the
+// checkpoint's files; each earlier merge wrote the headers that the next record calls "before".
 func chain(ctx context.Context, base *checkpoint.Checkpoint, records []*Record) ([]*Record, error) {
 	now := make(map[int]undo.Header)
-	for i, f := range base.Files {
+	for i, f := range checkpoint.Stored(base).Files {
 		h, err := f.Header(ctx)
 		if err != nil {
 			return nil, err
