@@ -57,6 +57,11 @@ type Options struct {
 	// output heads, has the values of its codes in NF4 of bitsandbytes, with blocks of 64 and
 	// without double quantisation. "" takes the weights as they are.
 	BaseAs string
+	// BaseAsSkip lists the modules whose weights BaseAs leaves as they are, as
+	// llm_int8_skip_modules of transformers: names, or whole parts of names such as "lm_head" or
+	// "vision_tower". nil stands for the output heads; a list that does not name them quantises
+	// them, too.
+	BaseAsSkip []string
 	// Progress is called from several goroutines with the number of bytes just written. At the end
 	// of a successful run the sum is Plan.OutputBytes. nil reports nothing.
 	Progress func(bytes int64)
@@ -193,7 +198,7 @@ func (r Reading) check() error {
 func (o *Options) checkQuantised() error {
 	switch o.OutDType {
 	case dtype.Invalid, dtype.BF16, dtype.F16, dtype.F32:
-		if o.BaseAs != "" {
+		if o.BaseAs != "" || o.BaseAsSkip != nil {
 			return checkBaseAs(o)
 		}
 		return nil

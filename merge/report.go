@@ -6,6 +6,7 @@ import (
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/undo"
@@ -19,13 +20,15 @@ type Report struct {
 	Elements        int64           `json:"elements"`            // in the updated tensors
 	SlowElements    int64           `json:"slow_pass_elements"`  // not decided by the fast pass
 	ExactElements   int64           `json:"exact_pass_elements"` // decided in exact arithmetic
-	NonFiniteBefore int64           `json:"non_finite_before"`   // NaN and infinity in the base
+	NonFiniteBefore int64           `json:"non_finite_before"`   // NaN and infinity in the weights that the merge changes or decodes
 	NonFiniteAfter  int64           `json:"non_finite_after"`    // in the result, also of replaced tensors
 	Total           Retention       `json:"total"`               // over all Layers
 	TakenOut        []TakenOut      `json:"taken_out,omitempty"` // tensors from which merges were removed
 	Undo            *UndoReport     `json:"undo,omitempty"`      // of the record written by this run
 	BaseAs          *BaseAsReport   `json:"base_as,omitempty"`   // only with Options.BaseAs
 	Warnings        []string        `json:"warnings"`
+
+	created []string // tensors in which the merge created NaN or infinity
 }
 
 // BaseAsReport says how Options.BaseAs changed the base. The norms in Layers are those of the
@@ -83,8 +86,6 @@ type LayerReport struct {
 	Unchanged      int64 `json:"unchanged"`          // elements with out = w (−0 equals 0, a NaN any NaN)
 	SlowElements   int64 `json:"slow_pass_elements"` // not decided by the fast pass
 	NonFiniteAfter int64 `json:"non_finite_after"`   // NaN and infinite elements of the result
-
-	stats *kernel.Stats
 }
 
 // Retention compares the intended update Δ with the stored one, out − w, which a 16-bit base
@@ -169,9 +170,12 @@ func newReport(p *Plan, tallies map[*target]*tally) *Report {
 			continue
 		}
 		total.Add(s)
+		if s.NaNAfter > s.NaNBefore {
+			report.created = append(report.created, d.Tensor)
+		}
 		report.Layers = append(report.Layers, LayerReport{
 			PlannedTensor: d, Retention: retention(s), Elements: s.Elements, Unchanged: s.Unchanged,
-			SlowElements: s.Slow, NonFiniteAfter: s.NaNAfter, stats: s,
+			SlowElements: s.Slow, NonFiniteAfter: s.NaNAfter,
 		})
 	}
 	report.Elements, report.SlowElements, report.ExactElements = total.Elements, total.Slow, total.Exact
@@ -180,14 +184,23 @@ func newReport(p *Plan, tallies map[*target]*tally) *Report {
 	return report
 }
 
-// nonFinite names the tensors in which the merge created NaN or infinity.
-func (r *Report) nonFinite() (names []string) {
+// addDecoded adds what happened to the values of quantised weights that the merge decodes and no
+// adapter changes.
+func (r *Report) addDecoded(p *Plan) {
+	isChanged := make(map[string]bool)
 	for _, l := range r.Layers {
-		if l.stats.NaNAfter > l.stats.NaNBefore {
-			names = append(names, l.Tensor)
+		isChanged[l.Tensor] = true
+	}
+	for _, l := range checkpoint.LostOf(p.base) {
+		if isChanged[l.Name] {
+			continue
+		}
+		r.NonFiniteBefore += l.NonFinite
+		r.NonFiniteAfter += l.NonFinite + l.Overflown
+		if l.Overflown > 0 {
+			r.created = append(r.created, l.Name)
 		}
 	}
-	return names
 }
 
 // PlannedTensor is a tensor that the plan changes.

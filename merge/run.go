@@ -76,13 +76,14 @@ func (p *Plan) runTo(ctx context.Context, out output.Output, record *recordFile)
 		return nil, err
 	}
 	report := newReport(p, r.total())
+	report.addDecoded(p)
 	if p.options.BaseAs != "" {
 		if report.BaseAs, err = measureBaseAs(ctx, p, report.Layers); err != nil {
 			return nil, err
 		}
 	}
 	if created := report.NonFiniteAfter - report.NonFiniteBefore; created > 0 && !p.options.AllowNonFinite {
-		return nil, fault.New(fault.Check, "%s would become infinite or NaN, in %s", fault.Count(created, "finite weight"), fault.List(report.nonFinite(), 3)).
+		return nil, fault.New(fault.Check, "%s would become infinite or NaN, in %s", fault.Count(created, "finite weight"), fault.List(report.created, 3)).
 			WithHint("the base's dtype cannot hold the merged weights; lower the weight, or set Options.AllowNonFinite")
 	}
 	// Writing the record keeps the processor busy while the files wait for the disk.

@@ -16,14 +16,22 @@ import (
 // checkBaseAs refuses values of Options.BaseAs that are not simulated.
 func checkBaseAs(o *Options) error {
 	switch {
+	case o.BaseAs == "" && o.BaseAsSkip != nil:
+		return fault.New(fault.Unsupported, "Options.BaseAsSkip is for Options.BaseAs, which is not set")
 	case strings.HasPrefix(o.BaseAs, "nf4-"):
-		return fault.New(fault.Unsupported, "Options.BaseAs is %q: the second quantisation depends on the mean of all scales, whose last bits differ between devices", o.BaseAs).
-			WithHint("merge into the quantised base itself, or take nf4, which leaves the scales as they are")
+		return fault.New(fault.Unsupported, "Options.BaseAs is %q: double quantisation subtracts the mean of a weight's scales (nested_offset), whose last bits differ between devices", o.BaseAs).
+			WithHint("save the model as training loaded it (save_pretrained writes codes and nested_offset) and merge into that; Options.BaseAs=nf4 leaves the second quantisation out, which moves a scale by less than a hundredth of the largest")
 	case o.BaseAs != "nf4":
 		return fault.New(fault.Unsupported, "Options.BaseAs is %q, want nf4", o.BaseAs)
 	case o.wantsRecord():
 		return fault.New(fault.Unsupported, "an undo record cannot bring back the weights that Options.BaseAs replaces").
 			WithHint("merge without Options.Undo, and keep the base")
+	}
+	for _, name := range o.BaseAsSkip {
+		if strings.ContainsAny(name, `*?+|()[]{}^$\ `) || name == "" {
+			return fault.New(fault.Unsupported, "Options.BaseAsSkip holds %q, want names of modules or parts of them", name).
+				WithHint("replace a pattern by the names that it stands for")
+		}
 	}
 	return nil
 }
@@ -40,7 +48,7 @@ func simulate(p *planner) error {
 		return fault.New(fault.Unsupported, "the base stores its linear weights transposed (model_type %q), which Options.BaseAs does not simulate", p.base.Config.ModelType)
 	}
 	var err error
-	p.base, err = checkpoint.SimulatedNF4(p.base)
+	p.base, err = checkpoint.SimulatedNF4(p.base, p.options.BaseAsSkip)
 	p.options.Dequantise = true
 	return err
 }

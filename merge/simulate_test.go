@@ -102,7 +102,7 @@ func TestBaseAsIsRefusedByName(t *testing.T) {
 		options merge.Options
 		words   string
 	}{
-		{merge.Options{BaseAs: "nf4-dq"}, "the second quantisation"},
+		{merge.Options{BaseAs: "nf4-dq"}, "double quantisation subtracts the mean"},
 		{merge.Options{BaseAs: "int8"}, "want nf4"},
 		{merge.Options{BaseAs: "nf4", Undo: io.Discard}, "cannot bring back"},
 	} {

@@ -92,7 +92,10 @@ func runMerge(c *cli.Context, t *terminal, o *mergeOptions) error {
 	if err != nil {
 		return err
 	}
-	var warnings []string
+	warnings, err := o.readLoading(paths)
+	if err != nil {
+		return err
+	}
 	if stale := undoBeside(o.out); o.force && o.undoFile == "" && o.out != "" && !fileio.IsAbsent(stale) {
 		warnings = append(warnings, stale+" belongs to the merge that this one replaces, and cannot undo this one")
 	}

@@ -87,7 +87,7 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 		showMergedLayers(t, r)
 	}
 	if b := r.BaseAs; b != nil {
-		t.line("base as %s: %s of linear layers except heads differ from BASE by %s, and where ΔW lands by %.3g times ΔW",
+		t.line("base as %s: %s of linear layers differ from BASE by %s, and where ΔW lands by %.3g times ΔW",
 			b.Scheme, fault.Count(len(b.Tensors), "weight"), percent(b.Error), float64(b.Share))
 	}
 	changed := fault.Count(len(r.Layers), "tensor") + " updated"
@@ -109,6 +109,9 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 	}
 	if u := r.Undo; u != nil {
 		t.line("undo record in %s: %s, %.3g bits per weight", o.record, fileio.FormatBytes(u.Bytes), u.BitsPerWeight)
+	}
+	if n := r.NonFiniteBefore; n > 0 {
+		t.line("%s of BASE %s NaN or infinite, and stay so", fault.Count(n, "weight"), fault.Choose(int(min(n, 2)), "is", "are"))
 	}
 	if r.Elements > 0 {
 		showLoss(t, r, o.common.verbose)

@@ -42,6 +42,10 @@ func (o *inspectOptions) compareBase(c *cli.Context, t *terminal, src format.Sou
 		Allow: func(need int64) error { return o.checkMemory(need, "the comparison with "+o.base) },
 	}
 	options.As, _ = quant.ParseEncoding(o.as)
+	warnings, err := o.readLoading([]string{path})
+	if err != nil {
+		return nil, err
+	}
 	o.planOptions.set(&options.Merge)
 	var finish func()
 	options.Begin, finish = t.bars(&o.common)
@@ -50,7 +54,7 @@ func (o *inspectOptions) compareBase(c *cli.Context, t *terminal, src format.Sou
 	if err != nil {
 		return nil, err
 	}
-	r.Refusal, r.Hint, r.Options, r.Warnings = flagsFor(r.Refusal), flagsFor(r.Hint), allFlags(r.Options), allFlags(r.Warnings)
+	r.Refusal, r.Hint, r.Options, r.Warnings = flagsFor(r.Refusal), flagsFor(r.Hint), allFlags(r.Options), append(warnings, allFlags(r.Warnings)...)
 	return r, nil
 }
 

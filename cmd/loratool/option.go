@@ -37,6 +37,7 @@ var flagOf = map[string]string{
 	"Options.Alpha":                  "--alpha",
 	"Options.AnyBase":                "--any-base",
 	"Options.BaseAs":                 "--base-as",
+	"Options.BaseAsSkip":             "--base-as-skip",
 	"Options.Dequantise":             "--dequantise",
 	"Options.EnableLoRA":             "--enable-lora",
 	"Options.ExpertInput":            "--expert-input",

@@ -4,7 +4,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
 )
@@ -18,7 +20,7 @@ type planOptions struct {
 	tied                           string
 	outDType                       string
 	dequantise                     bool
-	baseAs                         string
+	baseAs, baseAsSkip             string
 }
 
 func (o *planOptions) planFlags() []cli.Flag {
@@ -32,6 +34,7 @@ func (o *planOptions) planFlags() []cli.Flag {
 		&cli.StringFlag{Name: "out-dtype", Usage: "of the quantised weights of BASE that the merge decodes: `bf16|f16|f32` (default: f16 where they were f16, else bf16)", Destination: &o.outDType, Action: checkOutDType},
 		&cli.BoolFlag{Name: "dequantise", Usage: "decode every quantised weight of BASE, not only those that an adapter changes", Destination: &o.dequantise},
 		&cli.StringFlag{Name: "base-as", Usage: "merge into BASE as QLoRA's training saw it: `nf4` gives all linear weights except heads the values that they have in NF4 of bitsandbytes without double quantisation", Destination: &o.baseAs},
+		&cli.StringFlag{Name: "base-as-skip", Usage: "with --base-as: `NAMES` of modules that stay as they are, separated by commas, as llm_int8_skip_modules of the training had them; heads are quantised unless named (default: those of a config.json in the adapter's folder, else the heads)", Destination: &o.baseAsSkip},
 	}, o.readingFlags()...)
 }
 
@@ -41,7 +44,36 @@ func (o *planOptions) set(options *merge.Options) {
 	options.Again, options.AnyBase, options.AllowNonFinite = o.again, o.anyBase, o.allowNonFinite
 	options.GrowVocabulary, options.AddTensors, options.Tied = o.growVocabulary, o.addTensors, merge.Tied(o.tied)
 	options.OutDType, options.Dequantise = outDTypes[o.outDType], o.dequantise
-	options.BaseAs = o.baseAs
+	if options.BaseAs = o.baseAs; o.baseAsSkip != "" {
+		options.BaseAsSkip = strings.Split(o.baseAsSkip, ",")
+	}
+}
+
+// readLoading takes the modules that --base-as leaves as they are from a config.json beside an
+// adapter, unless --base-as-skip says them.
+func (o *planOptions) readLoading(adapters []string) (warnings []string, err error) {
+	if o.baseAs == "" {
+		return nil, nil
+	}
+	given := o.baseAsSkip != ""
+	for _, path := range adapters {
+		file, _ := convert.SplitMember(path)
+		l, err := checkpoint.LoadedIn4Bit(file)
+		if err != nil || l == nil {
+			return warnings, err
+		}
+		if l.IsDouble {
+			warnings = append(warnings, path+": its config.json says that training used double quantisation, which --base-as nf4 leaves out")
+		}
+		if skip := strings.Join(l.Skip, ","); !given && skip != o.baseAsSkip {
+			if o.baseAsSkip != "" {
+				return nil, usagef("loratool merge BASE ADAPTER -o OUT --base-as nf4 --base-as-skip "+skip, "the adapters' config.json files say that training left %s and %s as they were", o.baseAsSkip, skip)
+			}
+			o.baseAsSkip = skip
+			warnings = append(warnings, path+": its config.json says that training left these modules as they were, and so does the merge: "+strings.Join(l.Skip, ", "))
+		}
+	}
+	return warnings, nil
 }
 
 // outDTypes lists the values of --out-dtype.

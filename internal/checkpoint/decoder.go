@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"sync"
+	"sync/atomic"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
@@ -20,6 +21,30 @@ type decoder struct {
 	parts  []*Tensor
 	d      dtype.Type
 	kept   *keeper
+	lost   *lost // counts what reads meet; nil for F64
+}
+
+// lost counts values that a decoder has read.
+type lost struct {
+	nonFinite atomic.Int64 // NaN, and infinity by scales
+	overflown atomic.Int64 // numbers that d cannot hold
+}
+
+// count looks at values before they are rounded to d.
+func (l *lost) count(values []float64, d dtype.Type) {
+	layout, _ := d.Layout()
+	limit := math.Ldexp(2-math.Ldexp(1, -layout.Fraction-1), layout.Bias()) // half a step above the largest number
+	var nonFinite, overflown int64
+	for _, x := range values {
+		switch {
+		case x-x != 0:
+			nonFinite++
+		case math.Abs(x) >= limit:
+			overflown++
+		}
+	}
+	l.nonFinite.Add(nonFinite)
+	l.overflown.Add(overflown)
 }
 
 // ReadPart implements quant.Parts.
@@ -53,6 +78,9 @@ func (v *decoder) ReadAt(ctx context.Context, p []byte, off int64) error {
 		values := (*buffer)[:n]
 		if err := v.weight.Codec.Decode(ctx, values, first, v); err != nil {
 			return err
+		}
+		if v.lost != nil {
+			v.lost.count(values, v.d)
 		}
 		done := min(n*size-skip, int64(len(p)))
 		if skip == 0 && done == n*size {

@@ -56,6 +56,7 @@ type quantisation struct {
 	parts   map[string]*quant.Weight  // by the name of each stored tensor
 	broken  map[string]*quant.Refusal // by the name of the weight, and of each stored tensor
 	kept    keeper
+	lost    map[string]*lost // of the weights that a view shows in another dtype than F64
 }
 
 func (q *quantisation) index() {
@@ -119,5 +120,5 @@ func (q *quantisation) decoder(w *quant.Weight, d dtype.Type) *decoder {
 	for i, name := range w.Parts {
 		parts[i] = q.stored.refs[name].Tensor
 	}
-	return &decoder{w, parts, d, &q.kept}
+	return &decoder{weight: w, parts: parts, d: d, kept: &q.kept, lost: q.lost[w.Name]}
 }

@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"cmp"
 	"context"
 	"slices"
 
@@ -23,7 +24,13 @@ func Stored(c *Checkpoint) *Checkpoint {
 // gone. All tensors of a file with such weights are aligned. Closing either checkpoint closes the
 // files of both.
 func Decoding(c *Checkpoint, as map[string]dtype.Type) (*Checkpoint, error) {
-	q := c.quantisation
+	was := c.quantisation
+	q := &quantisation{
+		stored: was.stored, weights: was.weights, refused: was.refused, parts: was.parts, broken: was.broken, lost: make(map[string]*lost),
+	}
+	for name := range as {
+		q.lost[name] = new(lost)
+	}
 	v, err := q.stored.View(func(_ int, f *File) []Shown {
 		shown := q.shown(f, func(w *quant.Weight) dtype.Type { return as[w.Name] })
 		slices.SortStableFunc(shown, func(a, b Shown) int { return f.header.compare(a.DType, b.DType) })
@@ -32,8 +39,30 @@ func Decoding(c *Checkpoint, as map[string]dtype.Type) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	v.quantisation = &quantisation{stored: q.stored, refused: q.refused, broken: q.broken}
+	v.quantisation = &quantisation{stored: q.stored, refused: q.refused, broken: q.broken, lost: q.lost}
 	return v, nil
+}
+
+// Lost counts the values that reads of a decoded weight have met. One that is read twice counts
+// twice.
+type Lost struct {
+	Name      string
+	NonFinite int64 // NaN or infinite in the base, by scales
+	Overflown int64 // finite in the base, and infinite in the dtype of the view
+}
+
+// LostOf lists the weights of a view of Decoding that have such values, sorted by name.
+func LostOf(c *Checkpoint) (all []Lost) {
+	if c.quantisation == nil {
+		return nil
+	}
+	for name, l := range c.quantisation.lost {
+		if x := (Lost{name, l.nonFinite.Load(), l.overflown.Load()}); x.NonFinite+x.Overflown > 0 {
+			all = append(all, x)
+		}
+	}
+	slices.SortFunc(all, func(a, b Lost) int { return cmp.Compare(a.Name, b.Name) })
+	return all
 }
 
 // WithoutSide returns the checkpoint without one of the files beside the weights.

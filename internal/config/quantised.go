@@ -184,8 +184,9 @@ func experts(modules []string, entries func(module string) []string) (all []stri
 	return all
 }
 
-// below returns an entry of compressed-tensors for a module and all modules below it. It holds where
-// a program gives the model another name: names count from the last part before the first number on.
+// below returns an entry of compressed-tensors for a module and all modules below it. It holds
+// where a program gives the model another name: names count from the last part before the first
+// number on.
 func below(module string) []string {
 	parts := strings.Split(module, ".")
 	first := slices.IndexFunc(parts, func(part string) bool { _, err := strconv.Atoi(part); return err == nil })

@@ -74,10 +74,24 @@ func addIntegers(f *finder, w Weight, module string) error {
 		f.refuse(w, fault.Mismatch, "%q is stored as %s of shape %d, with scales of %v and shape %d, want %s", w.Name, w.Scheme, shape, scale.DType, scale.Shape, problem)
 		return nil
 	}
+	if !hasAll(f, w, module) {
+		return nil
+	}
 	if ok := addZeros(f, &w, s, shape, module+".weight_zero_point"); !ok {
 		return nil
 	}
 	return addInOrder(f, w, s, module+".weight_g_idx")
+}
+
+// hasAll refuses a weight that lacks a tensor which the configuration says it has.
+func hasAll(f *finder, w Weight, module string) bool {
+	for _, ending := range f.config.Needs {
+		if name := module + "." + ending; f.tensor(name) == nil {
+			f.refuse(w, fault.Mismatch, "%q is stored as %s, and %q is missing, which the configuration says that it has", w.Name, w.Scheme, name)
+			return false
+		}
+	}
+	return true
 }
 
 // readShape reads the shape of a weight from a tensor, and refuses the weight if it cannot be.
@@ -289,7 +303,9 @@ func findBytes(f *finder, t *Tensor) error {
 	}
 	w := Weight{Name: t.Name, Scheme: "INT8 of compressed-tensors", Shape: t.Shape, Parts: []string{t.Name, name}, DType: f.config.dtypeOf(scale)}
 	w.Beside = besideOf(f, module(t.Name))
-	addInt8(f, w, scale, t.Name+"_zero_point")
+	if hasAll(f, w, module(t.Name)) {
+		addInt8(f, w, scale, t.Name+"_zero_point")
+	}
 	return nil
 }
 

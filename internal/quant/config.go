@@ -17,6 +17,7 @@ type Config struct {
 	Blocks  [][2]uint64 // sizes of blocks of FP8, rows first
 	Bits    []uint64    // widths of integers in groups of compressed-tensors
 	Groups  []uint64    // numbers of columns with a scale
+	Needs   []string    // endings of tensors that every group of compressed-tensors has, such as weight_zero_point
 	DType   dtype.Type  // of the model before it was quantised, Invalid if it does not say
 	Format  string      // checkpoint_format of GPTQ, version of AWQ, packing_format of AutoRound
 	Group   Group       // of modules that Modules does not have
@@ -70,6 +71,7 @@ func ReadConfig(text []byte, model string) (c Config) {
 	c.addBlock(q.Block)
 	var groups map[string]json.RawMessage
 	jsontext.Decode(q.Groups, &groups)
+	zeros, orders := 0, 0
 	for _, group := range groups {
 		var g struct {
 			Weights json.RawMessage `json:"weights"`
@@ -79,6 +81,8 @@ func ReadConfig(text []byte, model string) (c Config) {
 			Type  json.RawMessage `json:"type"`
 			Bits  json.RawMessage `json:"num_bits"`
 			Group json.RawMessage `json:"group_size"`
+			Even  json.RawMessage `json:"symmetric"`
+			Order json.RawMessage `json:"actorder"`
 		}
 		jsontext.Decode(group, &g)
 		jsontext.Decode(g.Weights, &w)
@@ -88,6 +92,18 @@ func ReadConfig(text []byte, model string) (c Config) {
 			c.Bits = addNumber(c.Bits, w.Bits, 8)
 		}
 		c.Groups = addNumber(c.Groups, w.Group, 1<<40)
+		if string(w.Even) == "false" {
+			zeros++
+		}
+		if string(w.Order) == `"group"` {
+			orders++
+		}
+	}
+	if n := len(groups); n > 0 && zeros == n {
+		c.Needs = append(c.Needs, "weight_zero_point")
+	}
+	if n := len(groups); n > 0 && orders == n {
+		c.Needs = append(c.Needs, "weight_g_idx")
 	}
 	slices.SortFunc(c.Blocks, func(a, b [2]uint64) int { return slices.Compare(a[:], b[:]) })
 	c.Blocks = slices.Compact(c.Blocks)

@@ -143,6 +143,7 @@ func optionsOf(o *merge.Options) (all []string) {
 	add("AllowNonFinite", o.AllowNonFinite)
 	add("Dequantise", o.Dequantise)
 	add("BaseAs", o.BaseAs)
+	add("BaseAsSkip", strings.Join(o.BaseAsSkip, ","))
 	if o.OutDType != dtype.Invalid {
 		add("OutDType", strings.ToLower(o.OutDType.String()))
 	}
@@ -311,7 +312,7 @@ func changesOf(
 	base *checkpoint.Checkpoint, adapters []merge.Adapter, o *merge.Options,
 ) (view *checkpoint.Checkpoint, changes []*resolve.Change, err error) {
 	if o.BaseAs != "" {
-		if base, err = checkpoint.SimulatedNF4(base); err != nil {
+		if base, err = checkpoint.SimulatedNF4(base, o.BaseAsSkip); err != nil {
 			return nil, nil, err
 		}
 	}
