@@ -17,7 +17,7 @@ type Config struct {
 	Blocks  [][2]uint64 // sizes of blocks of FP8, rows first
 	Bits    []uint64    // widths of integers in groups of compressed-tensors
 	Groups  []uint64    // numbers of columns with a scale
-	Needs   []string    // endings of tensors that every group of compressed-tensors has, such as weight_zero_point
+	Needs   []string    // endings of tensors that every weight of compressed-tensors or GPTQ has, such as weight_zero_point
 	DType   dtype.Type  // of the model before it was quantised, Invalid if it does not say
 	Format  string      // checkpoint_format of GPTQ, version of AWQ, packing_format of AutoRound
 	Group   Group       // of modules that Modules does not have
@@ -63,10 +63,14 @@ func ReadConfig(text []byte, model string) (c Config) {
 		Canon  json.RawMessage `json:"method"` // of GPTQModel
 		Block  json.RawMessage `json:"weight_block_size"`
 		Groups json.RawMessage `json:"config_groups"`
+		Order  json.RawMessage `json:"desc_act"`
 	}
 	jsontext.Decode(text, &q)
 	jsontext.Decode(q.Canon, &c.Method)
 	jsontext.Decode(q.Method, &c.Method)
+	if c.Method == "gptq" && string(q.Order) == "true" {
+		c.Needs = append(c.Needs, "g_idx")
+	}
 	c.readGroups(text)
 	c.addBlock(q.Block)
 	var groups map[string]json.RawMessage

@@ -26,6 +26,9 @@ func findGPTQ(f *finder, t *Tensor) error {
 		f.refuse(w, fault.Unsupported, "%q is an embedding that is stored as GPTQ, which this version does not read: GPTQModel stores it as tokens×features", w.Name)
 		return nil
 	}
+	if !hasAll(f, w, module) {
+		return nil
+	}
 	c := &inOut{name: w.Name}
 	if kind, problem := shapeOfWords(f, &w, c); problem != "" {
 		f.refuse(w, kind, "%q is stored as %s, and %s", w.Name, w.Scheme, problem)
