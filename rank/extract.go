@@ -129,6 +129,10 @@ func (e *Extraction) plan() error {
 // refuseUnreadable refuses a checkpoint with quantised weights that cannot be read, because an
 // extraction without them would look complete.
 func refuseUnreadable(c *inner.Checkpoint) error {
+	if c.Config.Architecture != "" { // its factors would have the names and the rows of llama.cpp
+		return fault.New(fault.Unsupported, "this is a GGUF file, and adapters are extracted from other checkpoints only").In(c.Path).
+			WithHint("extract from the checkpoints for transformers, and convert the adapter to GGUF")
+	}
 	if unreadable := inner.UnreadableOf(c); len(unreadable) > 0 {
 		return unreadable[0].Err
 	}
