@@ -59,16 +59,30 @@ func (w *blockwise) Decode(ctx context.Context, dst []float64, at int64, parts P
 		if err := w.readAbsmax(ctx, absmax, first, nested, parts, b); err != nil {
 			return err
 		}
-		for i := range n {
-			code := codes[(at+i)/2-at/2]
-			if (at+i)%2 == 0 {
-				code >>= 4
-			}
-			dst[i] = table[code&0xf] * absmax[(at+i)/w.size-first]
+		for from := at / 2; at < end; {
+			k := min(end, (at/w.size+1)*w.size) - at
+			highFirst(dst[:k], codes[at/2-from:], (*[16]float64)(table), absmax[at/w.size-first], at%2 == 1)
+			dst, at = dst[k:], at+k
 		}
-		dst, at = dst[n:], end
 	}
 	return nil
+}
+
+// highFirst multiplies the values of codes of half a byte by a scale, the high half of a byte first.
+// odd says that the first code is a low half.
+func highFirst(dst []float64, codes []byte, table *[16]float64, scale float64, odd bool) {
+	if odd {
+		dst[0] = table[codes[0]&0xf] * scale
+		dst, codes = dst[1:], codes[1:]
+	}
+	n := len(dst) / 2
+	pairs := dst[:2*n]
+	for i, code := range codes[:n] {
+		pairs[2*i], pairs[2*i+1] = table[code>>4]*scale, table[code&0xf]*scale
+	}
+	if len(dst) > 2*n {
+		dst[2*n] = table[codes[n]>>4] * scale
+	}
 }
 
 // readAbsmax reads the absmax of blocks from first on.
