@@ -2,6 +2,7 @@ package checkpoint_test
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
 )
 
 // FuzzQuantisedBase: whatever the bytes of a model and its configuration, opening returns. The view
@@ -55,7 +57,9 @@ func FuzzQuantisedBase(f *testing.F) {
 				t.Fatalf("%q has %d bytes, the file %d", q.Name, ref.Tensor.NBytes, len(content))
 			}
 			whole := make([]byte, ref.Tensor.NBytes)
-			if err := ref.Tensor.ReadAt(t.Context(), whole, 0); err != nil {
+			if err := ref.Tensor.ReadAt(t.Context(), whole, 0); errors.As(err, new(*fault.Error)) {
+				return // values can be wrong, such as the groups of columns
+			} else if err != nil {
 				t.Fatalf("%q: %v", q.Name, err)
 			}
 			part := make([]byte, len(whole)/3)
