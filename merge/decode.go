@@ -29,11 +29,12 @@ type decoding struct {
 // dtype that the output would give it. settle decides which ones the output decodes; until then the
 // base is that with the values in F64.
 func showDecoded(p *planner) {
+	all := checkpoint.QuantisedOf(p.base)
 	d := &decoding{
-		exact: p.base, weights: make(map[string]checkpoint.Quantised), as: make(map[string]dtype.Type), dtype: p.options.OutDType,
+		exact: p.base, weights: make(map[string]checkpoint.Quantised, len(all)), as: make(map[string]dtype.Type, len(all)), dtype: p.options.OutDType,
 		isSimulated: p.options.BaseAs != "",
 	}
-	for _, q := range checkpoint.QuantisedOf(p.base) {
+	for _, q := range all {
 		d.weights[q.Name], d.as[q.Name] = q, d.dtypeOf(&q)
 		t := p.names.Tensors[q.Name]
 		t.DType = d.as[q.Name]

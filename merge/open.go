@@ -131,19 +131,15 @@ func newPlan(
 	if err := p.sortTargets(); err != nil {
 		return nil, err
 	}
-	var err error
-	if p.ids, err = contentIDs(ctx, adapters); err != nil {
-		return nil, err
-	}
 	before, err := p.restoreHeaders(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := p.checkStamps(before); err != nil {
+	if err := p.checkStamps(ctx, before); err != nil {
 		return nil, err
 	}
 	p.shaped.Base = nil // the plan needs only what differs from it
-	return p.Plan, p.layOut(before)
+	return p.Plan, p.layOut(ctx, before)
 }
 
 // checkSource refuses an adapter without a source or with an invalid manifest.
@@ -308,8 +304,12 @@ func (p *planner) checkBlocks(t *target) error {
 	return nil
 }
 
-// restoreHeaders returns the headers of the files after the removals.
+// restoreHeaders returns the headers of the files after the removals, for plans that remove merges
+// or record theirs. Any other plan needs no header before it runs.
 func (p *planner) restoreHeaders(ctx context.Context) ([]restored, error) {
+	if !p.removed.is() && !p.options.wantsRecord() {
+		return make([]restored, len(p.base.Files)), nil
+	}
 	changed := make([]bool, len(p.base.Files))
 	for _, t := range p.Plan.targets {
 		changed[t.ref.File] = true
@@ -349,9 +349,16 @@ func (p *planner) restoreHeaders(ctx context.Context) ([]restored, error) {
 
 // checkStamps refuses an adapter that the base already has, unless Options.Again is set. before
 // holds the headers after the removals.
-func (p *planner) checkStamps(before []restored) error {
+func (p *planner) checkStamps(ctx context.Context, before []restored) error {
 	if p.options.Again {
 		return nil
+	}
+	isStamped := func(f *inner.File) bool { return len(f.History()) > 0 }
+	if len(p.adapters) < 2 && !slices.ContainsFunc(p.base.Files, isStamped) {
+		return nil
+	}
+	if err := identify(ctx, p.Plan); err != nil {
+		return err
 	}
 	for i, id := range p.ids {
 		if j := slices.Index(p.ids, id); j < i {
@@ -379,24 +386,25 @@ func (p *planner) checkStamps(before []restored) error {
 
 // layOut plans the output files and their headers. before holds the base's headers after the
 // removals.
-func (p *planner) layOut(before []restored) error {
+func (p *planner) layOut(ctx context.Context, before []restored) error {
 	byFile := make(map[int][]*target)
 	for _, t := range p.Plan.targets {
 		byFile[t.ref.File] = append(byFile[t.ref.File], t)
 	}
 	for i, in := range p.base.Files {
-		f := &outFile{in: in, before: before[i], targets: byFile[i]}
-		if h := f.before.header; h != nil {
-			f.header = h.Raw
-			if slices.ContainsFunc(f.targets, (*target).changes) {
-				var err error
-				if f.header, err = h.Stamped(p.stamp()); err != nil {
-					return err
-				}
+		f := &outFile{in: in, before: before[i], targets: byFile[i], isStamped: slices.ContainsFunc(byFile[i], (*target).changes)}
+		f.hasHeader = f.isStamped || f.before.header != nil
+		switch {
+		case f.before.header != nil:
+			header, err := newHeader(ctx, p.Plan, f)
+			if err != nil {
+				return err
 			}
-			f.shift = int64(len(f.header)) - in.DataOff
-			if !p.options.wantsRecord() {
-				f.before.header = nil // only the record needs it again
+			f.shift = int64(len(header)) - in.DataOff
+		case f.isStamped:
+			var err error
+			if f.shift, err = in.StampGrowth(ctx, stampOf(p.Plan)); err != nil {
+				return err
 			}
 		}
 		p.files = append(p.files, f)
@@ -404,11 +412,31 @@ func (p *planner) layOut(before []restored) error {
 	return nil
 }
 
-// stamp returns the stamp of this merge.
-func (p *planner) stamp() inner.Stamp {
+// newHeader returns the header of an output file, for a file that has another one than the base's.
+func newHeader(ctx context.Context, p *Plan, f *outFile) ([]byte, error) {
+	h := f.before.header
+	if h == nil {
+		var err error
+		if h, err = f.in.Header(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if !f.isStamped {
+		return h.Raw, nil
+	}
+	return h.Stamped(stampOf(p))
+}
+
+// stampOf returns the stamp of this merge. Until the adapters are identified, it has the right
+// length only.
+func stampOf(p *Plan) inner.Stamp {
 	s := inner.Stamp{Tool: p.options.Tool}
 	for i, a := range p.adapters {
-		s.Adapters = append(s.Adapters, inner.StampAdapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
+		content := unknownID
+		if p.ids != nil {
+			content = p.ids[i]
+		}
+		s.Adapters = append(s.Adapters, inner.StampAdapter{Name: baseName(a.Name), Content: content, Weight: a.Weight})
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.shaped.Added)) {
 		if p.shaped.Added[name] == nil {

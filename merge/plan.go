@@ -78,7 +78,7 @@ type Plan struct {
 	own      io.Closer // closed with the plan; nil if the caller opened the base
 	removed  removal   // removed first
 	adapters []Adapter // merged next
-	ids      []string  // content ids of adapters
+	ids      []string  // content ids of adapters; nil until they are needed
 	options  Options
 	targets  []*target // sorted by file and offset
 	warnings []string
@@ -248,9 +248,11 @@ type step struct {
 type outFile struct {
 	in      *checkpoint.File
 	before  restored // the header after the removals
-	header  []byte   // the new header with its length field; nil keeps the base's
 	shift   int64    // distance that the data move
 	targets []*target
+
+	hasHeader bool // the output has a header of its own; see newHeader
+	isStamped bool // with a stamp of this merge
 }
 
 func (f *outFile) size() int64 { return f.in.Size + f.shift }
@@ -294,6 +296,18 @@ func (p *Plan) OutputBytes() int64 {
 		n += f.size()
 	}
 	return n
+}
+
+// unknownID is as long as a content id.
+var unknownID = strings.Repeat("0", 64)
+
+// identify computes the content ids of the adapters, which takes as long as reading all of them.
+// Only a base with stamps, or a second adapter to compare, needs them before the plan runs.
+func identify(ctx context.Context, p *Plan) (err error) {
+	if p.ids == nil {
+		p.ids, err = contentIDs(ctx, p.adapters)
+	}
+	return err
 }
 
 // contentIDs computes the content ids of adapters.

@@ -100,7 +100,7 @@ func (r *record) describe(file int) undo.Tensor {
 
 // begin describes the merge once all tensors have been added in the order of the files. The spool
 // holds the residuals, because their number is known only at the end.
-func (r *recording) begin(spool undo.Spool) {
+func (r *recording) begin(ctx context.Context, spool undo.Spool) error {
 	p := r.plan
 	d := &undo.Description{Tool: p.options.Tool, Reading: resolve.Reading(p.options.Reading).Texts(), Files: []undo.File{}, Tensors: []undo.Tensor{}}
 	for i, a := range p.adapters {
@@ -110,10 +110,16 @@ func (r *recording) begin(spool undo.Spool) {
 	headers := make([][]byte, len(p.files))
 	for i, f := range p.files {
 		file := undo.File{Name: p.nameOf(f), Before: f.before.identity, After: f.before.identity, Rest: []uint32{}}
+		if f.isStamped {
+			after, err := newHeader(ctx, p, f)
+			if err != nil {
+				return err
+			}
+			headers[i], file.After = f.before.header.Raw, undo.HeaderOf(after)
+		}
 		var changed []undo.Range
 		for ; next < len(r.tensors) && r.tensors[next].t.ref.File == i; next++ {
 			t := r.tensors[next]
-			headers[i], file.After = f.before.header.Raw, undo.HeaderOf(f.header)
 			d.Tensors = append(d.Tensors, t.describe(i))
 			changed = append(changed, undo.Range{Off: t.t.ref.Tensor.Off, N: t.t.ref.Tensor.NBytes})
 		}
@@ -121,6 +127,7 @@ func (r *recording) begin(spool undo.Spool) {
 		r.sums = append(r.sums, undo.NewSums(f.in.DataOff, f.in.Size, changed))
 	}
 	r.writer = undo.NewWriter(d, headers, spool)
+	return nil
 }
 
 // write completes the record and writes it to dst.

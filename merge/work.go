@@ -33,6 +33,9 @@ func (p *Plan) newRun(ctx context.Context, out output.Output) (*run, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := identify(ctx, p); err != nil {
+		return nil, err
+	}
 	r := &run{plan: p, out: out, tools: &tools{plan: p, kernel: k, shelf: newShelf(p.targets)}}
 	if p.options.wantsRecord() {
 		r.tools.recording = &recording{plan: p}
@@ -50,7 +53,9 @@ func (p *Plan) newRun(ctx context.Context, out output.Output) (*run, error) {
 			return nil, err
 		}
 		rec.scratch = scratch
-		rec.begin(scratch)
+		if err := rec.begin(ctx, scratch); err != nil {
+			return nil, errors.Join(err, scratch.Close())
+		}
 	}
 	r.jobs = p.jobs(pipelines)
 	r.batches = p.batches(r.jobs)
@@ -98,8 +103,7 @@ func (r *run) do(ctx context.Context, w *worker, b batch) error {
 	var err error
 	switch {
 	case j.header:
-		n = int64(len(in.header))
-		_, err = out.file.WriteAt(in.header, 0)
+		n, err = r.writeHeader(ctx, in, out.file)
 	case j.pipeline == nil && b.end-b.first == 1:
 		err = r.copy(w, j, in, out.file)
 	default:
@@ -115,6 +119,16 @@ func (r *run) do(ctx context.Context, w *worker, b batch) error {
 		return out.close()
 	}
 	return nil
+}
+
+// writeHeader writes the header of a file, and returns its length.
+func (r *run) writeHeader(ctx context.Context, in *outFile, out output.File) (int64, error) {
+	header, err := newHeader(ctx, r.plan, in)
+	if err != nil {
+		return 0, err
+	}
+	_, err = out.WriteAt(header, 0)
+	return int64(len(header)), err
 }
 
 // merge reads the range of a batch, updates the rows of each job, and writes the range. It returns
@@ -293,7 +307,7 @@ func (p *Plan) jobs(pipelines map[*target]*pipeline) []job {
 	}
 	for i, f := range p.files {
 		at := int64(0)
-		if f.header != nil {
+		if f.hasHeader {
 			jobs = append(jobs, job{file: i, header: true})
 			at = f.in.DataOff
 		}

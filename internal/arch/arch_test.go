@@ -121,6 +121,7 @@ var arrows = map[string]map[string]string{
 		"internal/fileio":      "inputs that are files",
 		"internal/ggml":        "the types of blocks",
 		"internal/gguf":        "bases of llama.cpp",
+		"internal/lookup":      "tensors by name",
 		"internal/naming":      "whether names are those of an adapter, and which weights are linear",
 		"internal/parallel":    "many small reads at a time",
 		"internal/pickle":      "bases in pickles of torch.save",
@@ -133,7 +134,10 @@ var arrows = map[string]map[string]string{
 		"internal/naming":   "the tie that config.json speaks of",
 		"internal/jsontext": "objects by exact keys, and edits of them",
 	},
-	"internal/naming": {"internal/architecture": "the names of image and video models"},
+	"internal/naming": {
+		"internal/architecture": "the names of image and video models",
+		"internal/lookup":       "tensors by name",
+	},
 	"internal/resolve": {
 		"internal/delta":  "the sizes of updates that are no thin products",
 		"format":          "adapters",
@@ -244,6 +248,7 @@ var arrows = map[string]map[string]string{
 		"internal/fault":   "errors of input",
 	},
 	"internal/quant": {
+		"internal/lookup":   "tensors by name",
 		"format/dtype":      "elements",
 		"internal/fault":    "errors of input",
 		"internal/ggml":     "blocks of GGUF",

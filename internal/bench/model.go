@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/loratool/loratool/format/dtype"
 )
@@ -40,6 +42,7 @@ var shapes = map[string]shape{
 type entry struct {
 	name  string
 	shape []int
+	dtype dtype.Type // Invalid for that of the file
 }
 
 func (t *entry) elements() int {
@@ -53,14 +56,14 @@ func (t *entry) elements() int {
 // tensors lists the tensors of the base and of the adapter.
 func (s *shape) tensors() (base, adapter []entry) {
 	linear := func(name string, m, n int) {
-		base = append(base, entry{name + ".weight", []int{m, n}})
-		adapter = append(adapter, entry{"base_model.model." + name + ".lora_A.weight", []int{s.rank, n}},
-			entry{"base_model.model." + name + ".lora_B.weight", []int{m, s.rank}})
+		base = append(base, entry{name: name + ".weight", shape: []int{m, n}})
+		adapter = append(adapter, entry{name: "base_model.model." + name + ".lora_A.weight", shape: []int{s.rank, n}},
+			entry{name: "base_model.model." + name + ".lora_B.weight", shape: []int{m, s.rank}})
 	}
-	base = append(base, entry{"model.embed_tokens.weight", []int{s.vocabulary, s.hidden}})
+	base = append(base, entry{name: "model.embed_tokens.weight", shape: []int{s.vocabulary, s.hidden}})
 	for i := range s.layers {
 		p := fmt.Sprintf("model.layers.%d.", i)
-		base = append(base, entry{p + "input_layernorm.weight", []int{s.hidden}}, entry{p + "post_attention_layernorm.weight", []int{s.hidden}})
+		base = append(base, entry{name: p + "input_layernorm.weight", shape: []int{s.hidden}}, entry{name: p + "post_attention_layernorm.weight", shape: []int{s.hidden}})
 		if s.experts > 0 {
 			for e := range s.experts {
 				linear(fmt.Sprintf("%smlp.experts.%d.up_proj", p, e), s.mlp, s.hidden)
@@ -75,7 +78,7 @@ func (s *shape) tensors() (base, adapter []entry) {
 		linear(p+"mlp.up_proj", s.mlp, s.hidden)
 		linear(p+"mlp.down_proj", s.hidden, s.mlp)
 	}
-	base = append(base, entry{"model.norm.weight", []int{s.hidden}}, entry{"lm_head.weight", []int{s.vocabulary, s.hidden}})
+	base = append(base, entry{name: "model.norm.weight", shape: []int{s.hidden}}, entry{name: "lm_head.weight", shape: []int{s.vocabulary, s.hidden}})
 	return base, adapter
 }
 
@@ -88,16 +91,21 @@ func (s *shape) writeBase(dir string) (int64, error) {
 		"tie_word_embeddings": false, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "hidden_act": "silu",
 		"torch_dtype": map[dtype.Type]string{dtype.BF16: "bfloat16", dtype.F16: "float16", dtype.F32: "float32"}[s.dtype],
 	}
-	if s.shards <= 1 {
-		n, err := writeFile(filepath.Join(dir, "model.safetensors"), tensors, s.dtype, 0.02)
+	return writeShards(dir, tensors, s.shards, s.dtype, 0.02, config)
+}
+
+// writeShards makes a model of as many files, unless they exist, and returns their size.
+func writeShards(dir string, tensors []entry, shards int, d dtype.Type, sigma float64, config map[string]any) (int64, error) {
+	if shards <= 1 {
+		n, err := writeFile(filepath.Join(dir, "model.safetensors"), tensors, d, sigma)
 		return n, errors.Join(err, writeJSON(filepath.Join(dir, "config.json"), config))
 	}
 	var total int64
 	where := make(map[string]string)
-	for i := range s.shards {
-		part := tensors[i*len(tensors)/s.shards : (i+1)*len(tensors)/s.shards]
-		name := fmt.Sprintf("model-%05d-of-%05d.safetensors", i+1, s.shards)
-		n, err := writeFile(filepath.Join(dir, name), part, s.dtype, 0.02)
+	for i := range shards {
+		part := tensors[i*len(tensors)/shards : (i+1)*len(tensors)/shards]
+		name := fmt.Sprintf("model-%05d-of-%05d.safetensors", i+1, shards)
+		n, err := writeFile(filepath.Join(dir, name), part, d, sigma)
 		if err != nil {
 			return 0, err
 		}
@@ -113,10 +121,15 @@ func (s *shape) writeBase(dir string) (int64, error) {
 // writeAdapter makes the adapter, unless it exists, and returns its size.
 func (s *shape) writeAdapter(dir string) (int64, error) {
 	_, factors := s.tensors()
-	targets := []string{"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-	peft := map[string]any{"peft_type": "LORA", "r": s.rank, "lora_alpha": 2 * s.rank, "task_type": "CAUSAL_LM", "bias": "none", "target_modules": targets}
 	// ‖ΔW‖/‖W‖ is about 0.05 for r = 16.
-	n, err := writeFile(filepath.Join(dir, "adapter_model.safetensors"), factors, s.factors, 0.011)
+	return writePEFT(dir, factors, s.factors, 0.011, s.rank)
+}
+
+// writePEFT makes an adapter of PEFT, unless it exists, and returns its size.
+func writePEFT(dir string, factors []entry, d dtype.Type, sigma float64, rank int) (int64, error) {
+	targets := []string{"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+	peft := map[string]any{"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "task_type": "CAUSAL_LM", "bias": "none", "target_modules": targets}
+	n, err := writeFile(filepath.Join(dir, "adapter_model.safetensors"), factors, d, sigma)
 	return n, errors.Join(err, writeJSON(filepath.Join(dir, "adapter_config.json"), peft))
 }
 
@@ -128,7 +141,8 @@ func writeJSON(path string, v any) error {
 	return os.WriteFile(path, text, 0o666)
 }
 
-// writeFile writes a safetensors file of normal numbers.
+// writeFile writes a safetensors file of normal numbers, unless it exists, and returns its size. A
+// file of zeros, with sigma 0, takes no space on disk.
 func writeFile(path string, tensors []entry, d dtype.Type, sigma float64) (int64, error) {
 	if info, err := os.Stat(path); err == nil {
 		return info.Size(), nil
@@ -136,21 +150,7 @@ func writeFile(path string, tensors []entry, d dtype.Type, sigma float64) (int64
 	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
 		return 0, err
 	}
-	header := []byte(`{"__metadata__":{"format":"pt"}`)
-	var off int64
-	for _, t := range tensors {
-		size := int64(t.elements()) * int64(d.Size())
-		shape, err := json.Marshal(t.shape)
-		if err != nil {
-			return 0, err
-		}
-		header = fmt.Appendf(header, `,%q:{"dtype":%q,"shape":%s,"data_offsets":[%d,%d]}`, t.name, d.String(), shape, off, off+size)
-		off += size
-	}
-	header = append(header, '}')
-	for len(header)%8 != 0 {
-		header = append(header, ' ')
-	}
+	header, off := headerOf(tensors, d)
 	f, err := os.Create(path)
 	if err != nil {
 		return 0, err
@@ -158,6 +158,10 @@ func writeFile(path string, tensors []entry, d dtype.Type, sigma float64) (int64
 	w := bufio.NewWriterSize(f, 1<<20)
 	w.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(header)))) // Flush reports the first error of a bufio.Writer
 	w.Write(header)
+	if sigma == 0 {
+		size := off + 8 + int64(len(header))
+		return size, errors.Join(w.Flush(), f.Truncate(size), f.Close())
+	}
 	rng := rand.New(rand.NewPCG(1, uint64(off)))
 	// Draw from a table of normal numbers: fast, and as incompressible as the numbers themselves.
 	table := make([]byte, (1<<16)*d.Size())
@@ -173,4 +177,21 @@ func writeFile(path string, tensors []entry, d dtype.Type, sigma float64) (int64
 		}
 	}
 	return off + 8 + int64(len(header)), errors.Join(w.Flush(), f.Close())
+}
+
+// headerOf returns the text of a header and the size of the data.
+func headerOf(tensors []entry, d dtype.Type) (header []byte, off int64) {
+	header = []byte(`{"__metadata__":{"format":"pt"}`)
+	for _, t := range tensors {
+		d := cmp.Or(t.dtype, d)
+		size := int64(t.elements()) * int64(d.Size())
+		shape := strings.ReplaceAll(fmt.Sprint(t.shape), " ", ",")
+		header = fmt.Appendf(header, `,%q:{"dtype":%q,"shape":%s,"data_offsets":[%d,%d]}`, t.name, d.String(), shape, off, off+size)
+		off += size
+	}
+	header = append(header, '}')
+	for len(header)%8 != 0 {
+		header = append(header, ' ')
+	}
+	return header, off
 }

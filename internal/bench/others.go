@@ -171,7 +171,7 @@ func writePair(base, tuned string, m, n int) error {
 		return nil
 	}
 	d := dtype.BF16
-	if _, err := writeFile(base, []entry{{"model.layers.0.mlp.up_proj.weight", []int{m, n}}}, d, 0.02); err != nil {
+	if _, err := writeFile(base, []entry{{name: "model.layers.0.mlp.up_proj.weight", shape: []int{m, n}}}, d, 0.02); err != nil {
 		return err
 	}
 	file, err := os.ReadFile(base)

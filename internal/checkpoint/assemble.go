@@ -22,7 +22,7 @@ func (c *Checkpoint) Assemble(tensors []Assembled) (*Checkpoint, error) {
 	for _, a := range tensors {
 		shown := Shown{Name: a.Name, Shape: a.Shape}
 		for _, rows := range a.From {
-			t := c.refs[rows.Tensor].Tensor
+			t := c.refs.tensor(rows.Tensor)
 			n, each := uint64(1), t.NBytes // a tensor without dimensions is one row
 			if len(t.Shape) > 0 && t.Shape[0] > 0 {
 				n, each = t.Shape[0], t.NBytes/int64(t.Shape[0])
@@ -35,8 +35,8 @@ func (c *Checkpoint) Assemble(tensors []Assembled) (*Checkpoint, error) {
 			}
 			left[t.Name] -= min(rows.N, left[t.Name])
 		}
-		file := c.refs[a.From[0].Tensor].File
-		added[file] = append(added[file], shown)
+		first, _ := c.Lookup(a.From[0].Tensor)
+		added[first.File] = append(added[first.File], shown)
 	}
 	return c.View(func(i int, f *File) []Shown {
 		var shown []Shown

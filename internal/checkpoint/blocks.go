@@ -22,7 +22,7 @@ func blocks(_ context.Context, c *Checkpoint) (*Checkpoint, error) {
 	}
 	q := &quantisation{stored: c, hasUnits: true}
 	for _, name := range c.Names() {
-		if t := c.refs[name].Tensor; t.Scheme != "" {
+		if t := c.refs.tensor(name); t.Scheme != "" {
 			q.addBlocks(t)
 		}
 	}
@@ -32,8 +32,8 @@ func blocks(_ context.Context, c *Checkpoint) (*Checkpoint, error) {
 	q.index()
 	v := *c
 	v.quantisation = q
-	return v.View(func(_ int, f *File) []Shown {
-		return q.shown(f, func(w *quant.Weight) dtype.Type { return dtype.F64 })
+	return v.View(func(i int, _ *File) []Shown {
+		return q.shown(i, func(w *quant.Weight) dtype.Type { return dtype.F64 })
 	})
 }
 
@@ -66,21 +66,21 @@ func (q *quantisation) addBlocks(t *Tensor) {
 // for each expert. It returns the number of elements for each, 0 without scales.
 func (q *quantisation) addScales(w *quant.Weight) (each int64, err error) {
 	module := strings.TrimSuffix(w.Name, ".weight")
-	if ref, ok := q.stored.refs[module+".input_scale"]; ok {
-		w.Beside = append(w.Beside, ref.Tensor.Name)
+	if beside := q.stored.refs.tensor(module + ".input_scale"); beside != nil {
+		w.Beside = append(w.Beside, beside.Name)
 	}
-	ref, ok := q.stored.refs[module+".scale"]
-	if !ok {
+	scale := q.stored.refs.tensor(module + ".scale")
+	if scale == nil {
 		return 0, nil
 	}
 	all, _ := dtype.NElements(w.Shape)
-	n := ref.Tensor.Elements()
+	n := scale.Elements()
 	isWhole := n == 1 || len(w.Shape) == 3 && n > 0 && uint64(n) == w.Shape[0]
-	if ref.Tensor.DType != dtype.F32 || !isWhole {
+	if scale.DType != dtype.F32 || !isWhole {
 		return 0, fault.New(fault.Mismatch, "the scale %q is %v of shape %d, want one number in F32 for the tensor, or for each expert of it",
-			ref.Tensor.Name, ref.Tensor.DType, ref.Tensor.Shape)
+			scale.Name, scale.DType, scale.Shape)
 	}
-	w.Parts = append(w.Parts, ref.Tensor.Name)
+	w.Parts = append(w.Parts, scale.Name)
 	return int64(all) / n, nil
 }
 

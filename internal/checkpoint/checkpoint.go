@@ -20,6 +20,7 @@ import (
 	"github.com/loratool/loratool/internal/config"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
+	"github.com/loratool/loratool/internal/lookup"
 	"github.com/loratool/loratool/internal/shards"
 )
 
@@ -42,7 +43,7 @@ type Checkpoint struct {
 	Dir    fileio.Dir // where the files beside the weights are
 
 	pipeline bool // whether the directory holds several models, each in a folder
-	refs     map[string]Ref
+	refs     refs
 	indexes  map[string]index  // of models whose files have other names in the output, by their names there
 	inputs   fileio.Identities // of all files when the checkpoint was opened
 
@@ -186,8 +187,7 @@ func (c *Checkpoint) open(ctx context.Context, models []model) (err error) {
 
 // configIn returns what the weight files themselves say of the model; zero if they say nothing.
 func configIn(c *Checkpoint) (config.Model, error) {
-	_, hasHead := c.refs["output.weight"]
-	return configOfGGUF(c.Files[0], hasHead)
+	return configOfGGUF(c.Files[0], c.refs.tensor("output.weight") != nil)
 }
 
 // openModels opens the files of the models. A component of a pipeline whose files are of another
@@ -259,7 +259,7 @@ func (m *model) checkIndex(c *Checkpoint) error {
 		return nil
 	}
 	return fault.InFile(m.index.Check(func(tensor, shard string) string {
-		ref, ok := c.refs[m.prefix()+tensor]
+		ref, ok := c.Lookup(m.prefix() + tensor)
 		switch {
 		case !ok:
 			return ""
@@ -315,20 +315,44 @@ func (c *Checkpoint) Close() error {
 	return errors.Join(errs...)
 }
 
+// refs finds the tensors of files by name. It counts them from the first file to the last.
+type refs struct {
+	files []*File
+	first []int // the number of the first tensor of each file, and the number of all
+	table *lookup.Table
+}
+
 func (c *Checkpoint) indexTensors() error {
-	n := 0
-	for _, f := range c.Files {
-		n += len(f.Tensors)
-	}
-	c.refs = make(map[string]Ref, n)
+	r := refs{files: c.Files, first: make([]int, 1, len(c.Files)+1)}
 	for i, f := range c.Files {
-		for j := range f.Tensors {
-			t := &f.Tensors[j]
-			if other, dup := c.refs[t.Name]; dup {
-				return shards.Twice(t.Name, c.Files[other.File].Name, f.Name).In(c.Path)
-			}
-			c.refs[t.Name] = Ref{File: i, Tensor: t}
+		r.first = append(r.first, r.first[i]+len(f.Tensors))
+	}
+	r.table = lookup.New(r.n())
+	for i := range r.n() {
+		ref := r.at(i)
+		if twin, isNew := r.table.Add(ref.Tensor.Name, i, r.name); !isNew {
+			return shards.Twice(ref.Tensor.Name, c.Files[r.at(twin).File].Name, c.Files[ref.File].Name).In(c.Path)
 		}
+	}
+	c.refs = r
+	return nil
+}
+
+// n returns the number of tensors.
+func (r *refs) n() int { return r.first[len(r.files)] }
+
+// at returns tensor i.
+func (r *refs) at(i int) Ref {
+	file := sort.SearchInts(r.first, i+1) - 1
+	return Ref{File: file, Tensor: &r.files[file].Tensors[i-r.first[file]]}
+}
+
+func (r *refs) name(i int) string { return r.at(i).Tensor.Name }
+
+// tensor returns the tensor of a name, or nil.
+func (r *refs) tensor(name string) *Tensor {
+	if i, ok := r.table.Find(name, r.name); ok {
+		return r.at(i).Tensor
 	}
 	return nil
 }
@@ -339,17 +363,20 @@ func (c *Checkpoint) IsPipeline() bool { return c.pipeline }
 
 // Lookup finds a tensor by its name.
 func (c *Checkpoint) Lookup(name string) (Ref, bool) {
-	ref, ok := c.refs[name]
-	return ref, ok
+	i, ok := c.refs.table.Find(name, c.refs.name)
+	if !ok {
+		return Ref{}, false
+	}
+	return c.refs.at(i), true
 }
 
 // Names returns the names of all tensors, sorted.
 func (c *Checkpoint) Names() []string {
-	names := make([]string, 0, len(c.refs))
-	for name := range c.refs {
-		names = append(names, name)
+	names := make([]string, c.refs.n())
+	for i := range names {
+		names[i] = c.refs.name(i)
 	}
-	sort.Strings(names)
+	slices.Sort(names)
 	return names
 }
 

@@ -34,18 +34,19 @@ func (m *model) showIndex(c *Checkpoint) error {
 	if err != nil {
 		return err
 	}
-	files, sum := make(map[string]string), totals{}
+	var sum totals
+	var held []place
 	for _, f := range c.Files {
 		if f.prefix != m.prefix() {
 			continue
 		}
 		for i := range f.Tensors {
 			t := &f.Tensors[i]
-			files[strings.TrimPrefix(t.Name, f.prefix)] = strings.TrimPrefix(f.Name, m.folder)
+			held = append(held, place{strings.TrimPrefix(t.Name, f.prefix), strings.TrimPrefix(f.Name, m.folder)})
 			sum.add(t)
 		}
 	}
-	text = sum.set(jsontext.Set(text, jsontext.Indented(files), "weight_map"))
+	text = anew(text, held, &sum)
 	if c.indexes == nil {
 		c.indexes = make(map[string]index)
 	}
@@ -84,32 +85,58 @@ func (c *Checkpoint) EditedIndex(isRenamed bool) (name string, text []byte, err 
 
 // reindex updates the text of an index.
 func reindex(c *Checkpoint, text []byte, isRenamed bool) ([]byte, error) {
+	var sum totals
+	held := make([]place, 0, c.refs.n())
+	for _, f := range c.Files {
+		for i := range f.Tensors {
+			held = append(held, place{f.Tensors[i].Name, f.Name})
+			sum.add(&f.Tensors[i])
+		}
+	}
+	if isRenamed {
+		return anew(text, held, &sum), nil
+	}
 	var index struct {
-		WeightMap json.RawMessage `json:"weight_map"`
+		WeightMap map[string]json.RawMessage `json:"weight_map"`
 	}
 	if err := jsontext.Decode(text, &index); err != nil {
 		return nil, err
 	}
-	known := make(map[string]json.RawMessage)
-	if !isRenamed {
-		if err := jsontext.Decode(index.WeightMap, &known); err != nil {
-			return nil, err
-		}
-	} else {
-		files := make(map[string]string, len(c.refs))
-		for name := range c.refs {
-			files[name] = c.FileOf(name)
-		}
-		text, known = jsontext.Set(text, jsontext.Indented(files), "weight_map"), nil
-	}
-	var sum totals
-	for _, name := range c.Names() {
-		sum.add(c.refs[name].Tensor)
-		if _, ok := known[name]; !ok && known != nil {
-			text = jsontext.Set(text, jsontext.Quote(c.FileOf(name)), "weight_map", name)
+	slices.SortFunc(held, place.compare)
+	for _, p := range held {
+		if _, ok := index.WeightMap[p.tensor]; !ok {
+			text = jsontext.Set(text, jsontext.Quote(p.file), "weight_map", p.tensor)
 		}
 	}
 	return sum.set(text), nil
+}
+
+// place says which file holds a tensor.
+type place struct{ tensor, file string }
+
+func (p place) compare(other place) int { return strings.Compare(p.tensor, other.tensor) }
+
+// anew returns the text of an index with another weight_map, indented as transformers writes it. It
+// edits the short text first: the map of a large model has megabytes.
+func anew(text []byte, held []place, sum *totals) []byte {
+	text = sum.set(jsontext.Set(text, "{}", "weight_map"))
+	slices.SortFunc(held, place.compare)
+	const between, colon = ",\n    ", ": "
+	size := 0
+	for _, p := range held {
+		size += len(between) + len(p.tensor) + len(colon) + len(p.file) + len(`""""`)
+	}
+	var b strings.Builder
+	b.Grow(size)
+	b.WriteString("{")
+	for i, p := range held {
+		b.WriteString(between[1-min(i, 1):]) // no comma before the first one
+		for _, s := range []string{jsontext.Quote(p.tensor), colon, jsontext.Quote(p.file)} {
+			b.WriteString(s)
+		}
+	}
+	b.WriteString("\n  }")
+	return jsontext.Set(text, b.String(), "weight_map")
 }
 
 // totals are the sizes that an index may state.
@@ -131,7 +158,10 @@ func (s *totals) set(text []byte) []byte {
 }
 
 // FileOf returns the name of the file that holds a tensor.
-func (c *Checkpoint) FileOf(name string) string { return c.Files[c.refs[name].File].Name }
+func (c *Checkpoint) FileOf(name string) string {
+	ref, _ := c.Lookup(name)
+	return c.Files[ref.File].Name
+}
 
 // indexName returns the name of the index of a sharded checkpoint, or "".
 func indexName(c *Checkpoint) string {

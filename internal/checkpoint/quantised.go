@@ -2,7 +2,6 @@ package checkpoint
 
 import (
 	"context"
-	"slices"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/quant"
@@ -12,15 +11,13 @@ import (
 // which holds them exactly. The tensors with scales and codes are no longer shown. Weights in a
 // scheme that package quant does not read stay as the files have them, and Refusal knows them.
 func quantised(ctx context.Context, c *Checkpoint) (*Checkpoint, error) {
-	if inGGUF(c.Files[0]) {
+	if inGGUF(c.Files[0]) || !mayBeQuantised(c) {
 		return c, nil
 	}
-	var tensors []quant.Tensor
-	for _, f := range c.Files {
-		for i := range f.Tensors {
-			t := &f.Tensors[i]
-			tensors = append(tensors, quant.Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape})
-		}
+	tensors := make([]quant.Tensor, c.refs.n())
+	for i := range tensors {
+		t := c.refs.at(i).Tensor
+		tensors[i] = quant.Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape}
 	}
 	says := quant.ReadConfig(c.Config.Quantization, c.Config.DType)
 	says.Shape = c.Config.WeightShape
@@ -39,9 +36,21 @@ func quantised(ctx context.Context, c *Checkpoint) (*Checkpoint, error) {
 	if len(found.Weights) == 0 {
 		return &v, nil
 	}
-	return v.View(func(_ int, f *File) []Shown {
-		return q.shown(f, func(w *quant.Weight) dtype.Type { return dtype.F64 })
+	return v.View(func(i int, _ *File) []Shown {
+		return q.shown(i, func(w *quant.Weight) dtype.Type { return dtype.F64 })
 	})
+}
+
+// mayBeQuantised reports whether any tensor shows that a checkpoint may be quantised.
+func mayBeQuantised(c *Checkpoint) bool {
+	for _, f := range c.Files {
+		for i := range f.Tensors {
+			if quant.IsMark(f.Tensors[i].Name, f.Tensors[i].DType) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // quantisation says how a checkpoint stores its quantised weights.
@@ -53,18 +62,22 @@ type quantisation struct {
 
 	weights []quant.Weight
 	refused []quant.Refusal
-	parts   map[string]*quant.Weight  // by the name of each stored tensor
+	parts   []*quant.Weight           // of each tensor of stored, by its number there
 	broken  map[string]*quant.Refusal // by the name of the weight, and of each stored tensor
 	kept    keeper
 	lost    map[string]*lost // of the weights that a view shows in another dtype than F64
 }
 
 func (q *quantisation) index() {
-	q.parts, q.broken = make(map[string]*quant.Weight), make(map[string]*quant.Refusal)
+	r := &q.stored.refs
+	q.parts, q.broken = make([]*quant.Weight, r.n()), make(map[string]*quant.Refusal)
 	for i := range q.weights {
 		w := &q.weights[i]
-		for _, name := range slices.Concat(w.Parts, w.Beside) {
-			q.parts[name] = w
+		for _, names := range [][]string{w.Parts, w.Beside} {
+			for _, name := range names {
+				part, _ := r.table.Find(name, r.name)
+				q.parts[part] = w
+			}
 		}
 	}
 	for i := range q.refused {
@@ -76,15 +89,16 @@ func (q *quantisation) index() {
 	}
 }
 
-// shown returns the tensors of a file with values in place of the codes of some weights. as returns
-// the dtype of a weight's values, Invalid to show its stored tensors. It returns nil for a file
-// without such a weight.
-func (q *quantisation) shown(f *File, as func(w *quant.Weight) dtype.Type) []Shown {
-	var shown []Shown
+// shown returns the tensors of a stored file with values in place of the codes of some weights. as
+// returns the dtype of a weight's values, Invalid to show its stored tensors. It returns nil for a
+// file without such a weight.
+func (q *quantisation) shown(file int, as func(w *quant.Weight) dtype.Type) []Shown {
+	first, f := q.stored.refs.first[file], q.stored.Files[file]
+	shown := make([]Shown, 0, len(f.Tensors))
 	isCoded := false
 	for i := range f.Tensors {
 		t := &f.Tensors[i]
-		w := q.parts[t.Name]
+		w := q.parts[first+i]
 		d := dtype.Invalid
 		if w != nil {
 			d = as(w)
@@ -104,7 +118,7 @@ func (q *quantisation) shown(f *File, as func(w *quant.Weight) dtype.Type) []Sho
 	if !isCoded {
 		return nil
 	}
-	return slices.Clip(shown)
+	return shown
 }
 
 // decoded shows the values of a weight.
@@ -118,7 +132,7 @@ func (q *quantisation) decoded(w *quant.Weight, d dtype.Type) Shown {
 func (q *quantisation) decoder(w *quant.Weight, d dtype.Type) *decoder {
 	parts := make([]*Tensor, len(w.Parts))
 	for i, name := range w.Parts {
-		parts[i] = q.stored.refs[name].Tensor
+		parts[i] = q.stored.refs.tensor(name)
 	}
 	return &decoder{weight: w, parts: parts, d: d, kept: &q.kept, lost: q.lost[w.Name]}
 }

@@ -23,12 +23,13 @@ func (c *Checkpoint) Reshape(changes []Change) (*Checkpoint, error) {
 	added := make(map[int][]Shown)
 	for _, change := range changes {
 		byName[change.Name] = change
-		if _, ok := c.refs[change.Name]; ok {
+		if c.refs.tensor(change.Name) != nil {
 			continue
 		}
 		file := len(c.Files) - 1
 		if change.Zeros == nil {
-			file = c.refs[change.From].File
+			from, _ := c.Lookup(change.From)
+			file = from.File
 		}
 		added[file] = append(added[file], change.shown(c))
 	}
@@ -55,7 +56,7 @@ func (change Change) shown(c *Checkpoint) Shown {
 	if z := change.Zeros; z != nil {
 		return Shown{Name: change.Name, DType: z.DType, Shape: z.Shape, Pieces: []Piece{{zeros{}, 0, z.NBytes}}}
 	}
-	t := c.refs[change.From].Tensor
+	t := c.refs.tensor(change.From)
 	s := t.Shown()
 	s.Name, s.Shape = change.Name, slices.Clone(t.Shape)
 	if change.Rows > 0 {

@@ -39,12 +39,12 @@ func (h safetensorsHeading) compose(tensors []Tensor) (raw []byte, _ heading, en
 		t := &tensors[i]
 		list[i] = safetensors.Tensor{Name: t.Name, DType: t.DType, Shape: t.Shape, NBytes: t.NBytes}
 	}
-	raw = safetensors.Compose(list, withoutTypes(h.Metadata, list))
-	composed, err := safetensors.ReadAlone(raw)
+	metadata := withoutTypes(h.Metadata, list)
+	composed, err := safetensors.Describe(list, metadata)
 	if err != nil {
 		return nil, nil, 0, err
 	}
-	end = composed.DataOff
+	raw, end = safetensors.Compose(list, metadata), composed.DataOff
 	for i, t := range composed.Tensors {
 		tensors[i].Off = t.Off
 		end = t.Off + t.NBytes

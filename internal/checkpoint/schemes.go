@@ -31,8 +31,8 @@ func Decoding(c *Checkpoint, as map[string]dtype.Type) (*Checkpoint, error) {
 	for name := range as {
 		q.lost[name] = new(lost)
 	}
-	v, err := q.stored.View(func(_ int, f *File) []Shown {
-		shown := q.shown(f, func(w *quant.Weight) dtype.Type { return as[w.Name] })
+	v, err := q.stored.View(func(i int, f *File) []Shown {
+		shown := q.shown(i, func(w *quant.Weight) dtype.Type { return as[w.Name] })
 		slices.SortStableFunc(shown, func(a, b Shown) int { return f.header.compare(a.DType, b.DType) })
 		return shown
 	})
@@ -92,7 +92,7 @@ func QuantisedOf(c *Checkpoint) []Quantised {
 	for i, w := range c.quantisation.weights {
 		all[i] = Quantised{Name: w.Name, Scheme: w.Scheme, DType: w.DType, Parts: slices.Concat(w.Parts, w.Beside), IsRounded: w.IsRounded}
 		for _, part := range all[i].Parts {
-			all[i].NBytes += c.quantisation.stored.refs[part].Tensor.NBytes
+			all[i].NBytes += c.quantisation.stored.refs.tensor(part).NBytes
 		}
 	}
 	return all

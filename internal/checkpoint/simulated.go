@@ -17,7 +17,7 @@ import (
 func SimulatedNF4(c *Checkpoint, skip []string) (*Checkpoint, error) {
 	q := &quantisation{stored: c}
 	for _, name := range c.Names() {
-		t := c.refs[name].Tensor
+		t := c.refs.tensor(name)
 		if !isLinear(t) || isSkipped(c, strings.TrimSuffix(name, ".weight"), skip) {
 			continue
 		}
@@ -29,8 +29,8 @@ func SimulatedNF4(c *Checkpoint, skip []string) (*Checkpoint, error) {
 	q.index()
 	v := *c
 	v.quantisation = q
-	return v.View(func(_ int, f *File) []Shown {
-		return q.shown(f, func(*quant.Weight) dtype.Type { return dtype.F64 })
+	return v.View(func(i int, _ *File) []Shown {
+		return q.shown(i, func(*quant.Weight) dtype.Type { return dtype.F64 })
 	})
 }
 

@@ -52,7 +52,7 @@ func (s *small) tensor(ctx context.Context, name string) ([]byte, error) {
 	if text, ok := s.read[name]; ok {
 		return text, nil
 	}
-	t := s.c.refs[name].Tensor
+	t := s.c.refs.tensor(name)
 	text := make([]byte, t.NBytes)
 	return text, t.ReadAt(ctx, text, 0)
 }

@@ -114,15 +114,36 @@ func (f *File) Fits(h *Header) bool {
 // Stamped returns the header with one more stamp after the others. The header grows by a multiple
 // of 4096 bytes, so that the data stay aligned for file systems that share blocks between files.
 func (h *Header) Stamped(s Stamp) ([]byte, error) {
-	n := 1
-	if numbers := stampNumbers(h.parsed.texts()); len(numbers) > 0 {
-		n = numbers[len(numbers)-1] + 1
-	}
 	text, err := json.Marshal(s)
 	if err != nil {
 		return nil, err
 	}
-	return h.parsed.with(h.Raw, fmt.Sprint(stampPrefix, n), string(text))
+	return h.parsed.with(h.Raw, nextStamp(h.parsed.texts()), string(text))
+}
+
+// StampGrowth returns by how many bytes a stamp makes the header of the file longer. It reads
+// nothing if the container lets it.
+func (f *File) StampGrowth(ctx context.Context, s Stamp) (int64, error) {
+	h, ok := f.header.(interface{ Growth(key, value string) int })
+	if !ok {
+		before, err := f.Header(ctx)
+		if err != nil {
+			return 0, err
+		}
+		after, err := before.Stamped(s)
+		return int64(len(after) - len(before.Raw)), err
+	}
+	text, err := json.Marshal(s)
+	return int64(h.Growth(nextStamp(f.header.texts()), string(text))), err
+}
+
+// nextStamp returns the key of one more stamp.
+func nextStamp(metadata map[string]string) string {
+	n := 1
+	if numbers := stampNumbers(metadata); len(numbers) > 0 {
+		n = numbers[len(numbers)-1] + 1
+	}
+	return fmt.Sprint(stampPrefix, n)
 }
 
 // Without returns a header without the stamp called key; see History.

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
+	"weak"
 
 	"github.com/loratool/loratool/format/dtype"
 )
@@ -70,7 +72,8 @@ func (f *File) view(shown []Shown) (*File, error) {
 		return nil, fmt.Errorf("the tensors do not fit into the header of a file: %w", err)
 	}
 	var data stitched
-	data.add(Piece{memory(raw), 0, int64(len(raw))})
+	text := &composed{kept: weak.Make(&raw)}
+	data.add(Piece{text, 0, int64(len(raw))})
 	for i, s := range shown {
 		data.padTo(tensors[i].Off)
 		for _, p := range s.Pieces {
@@ -79,7 +82,44 @@ func (f *File) view(shown []Shown) (*File, error) {
 	}
 	data.padTo(end)
 	v := &File{Name: f.Name, Path: f.Path, prefix: prefix, Size: end, data: &data, behind: f, close: f.close, isConverted: f.isConverted}
+	text.file = v
 	return newFile(h, int64(len(raw)), tensors, v), nil
+}
+
+// composed reads the header of a view. Most views are never read as files, and their headers would
+// take as much memory as all else about their tensors. So it composes the text when it is read, and
+// keeps it only as long as the collector lets it.
+type composed struct {
+	file *File
+	lock sync.Mutex
+	kept weak.Pointer[[]byte]
+}
+
+func (c *composed) ReadAt(_ context.Context, p []byte, off int64) error {
+	c.lock.Lock()
+	defer c.lock.Unlock()
+	text := c.kept.Value()
+	if text == nil {
+		var err error
+		if text, err = c.compose(); err != nil {
+			return err
+		}
+		c.kept = weak.Make(text)
+	}
+	if off > int64(len(*text)) || copy(p, (*text)[off:]) < len(p) {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+
+func (c *composed) compose() (*[]byte, error) {
+	f := c.file
+	tensors := slices.Clone(f.Tensors)
+	for i := range tensors {
+		tensors[i].Name = strings.TrimPrefix(tensors[i].Name, f.prefix)
+	}
+	raw, _, _, err := f.behind.header.compose(tensors)
+	return &raw, err
 }
 
 // stitched is a file assembled from pieces.

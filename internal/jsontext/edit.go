@@ -11,8 +11,21 @@ import (
 
 // Quote returns a string as JSON.
 func Quote(s string) string {
+	if isPlain(s) {
+		return `"` + s + `"`
+	}
 	text, _ := json.Marshal(s) // a string cannot fail
 	return string(text)
+}
+
+// isPlain reports whether a string has only characters that JSON and HTML leave alone.
+func isPlain(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			return false
+		}
+	}
+	return true
 }
 
 // Value returns the text of the value at a path of keys, and whether it exists.

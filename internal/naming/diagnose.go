@@ -196,7 +196,7 @@ func (x *examiner) stack(name string) (at, layers int, ok bool) {
 	}
 	if x.layers == nil {
 		x.layers = make(map[string]int)
-		for own := range x.base.byName {
+		for own := range x.base.all() {
 			if other, tail, ok := cutNumber(place(own)); ok {
 				if n, ok := leadingNumber(tail); ok {
 					x.layers[other] = max(x.layers[other], n+1)

@@ -169,15 +169,16 @@ func PartOfExperts(path string) (parameter string, part, parts int, ok bool) {
 // HasTail reports whether a tensor path of the base ends with the given segments, at most maxTail.
 func (b *Base) HasTail(tail string) bool {
 	if b.tails == nil {
-		b.tails = make(map[string]bool, maxTail*len(b.byName))
-		for name := range b.byName {
-			rest := len(name)
-			for range maxTail {
-				if rest = strings.LastIndexByte(name[:rest], '.'); rest < 0 {
-					b.tails[name] = true
-					break
-				}
-				b.tails[name[rest+1:]] = true
+		b.tails = make(map[string]bool)
+		for name := range b.all() {
+			var tails [maxTail]string // the longest one last
+			n, at := 0, len(name)
+			for ; n < maxTail && at >= 0; n++ {
+				at = strings.LastIndexByte(name[:at], '.')
+				tails[n] = name[at+1:]
+			}
+			for n--; n >= 0 && !b.tails[tails[n]]; n-- { // a known tail has known tails
+				b.tails[tails[n]] = true
 			}
 		}
 	}

@@ -154,7 +154,7 @@ func (x *examiner) inLayer(name, leaf string) (own string, ok bool) {
 		for _, own := range x.base.sortedNames() {
 			key := layer(own) + " " + Leaf(Module(own))
 			if _, seen := x.leaves[key]; !seen {
-				x.leaves[key] = x.base.byName[own]
+				x.leaves[key] = x.base.Actual(own)
 			}
 		}
 	}

@@ -221,26 +221,22 @@ func trimModel(name string) string {
 // names of transformers, as far as they are known. A stack of experts is a parameter, without
 // ".weight". Any other base has the architecture "".
 func IndexOf(names []string, architecture string) *Base {
-	b := Index(names)
 	m := LlamaCppNamed(architecture)
 	if m == nil {
-		return b
+		return Index(names)
 	}
-	for _, name := range names {
+	return indexBy(names, func(name string) string {
 		tensor, leaf := Module(name)+".weight", Leaf(name)
 		module, ok := m.Module(tensor)
-		if !ok || leaf != "weight" && leaf != "bias" {
-			continue
+		isStack := strings.HasSuffix(tensor, "_exps.weight")
+		switch {
+		case !ok || leaf != "weight" && leaf != "bias" || isStack && leaf == "bias":
+			return StripWrappers(name)
+		case isStack:
+			return module
 		}
-		if !strings.HasSuffix(tensor, "_exps.weight") {
-			module += "." + leaf
-		} else if leaf == "bias" {
-			continue
-		}
-		delete(b.byName, name)
-		b.byName[module] = name
-	}
-	return b
+		return module + "." + leaf
+	})
 }
 
 // HasPairs reports whether a tensor has its rows in the order of llama.cpp.

@@ -5,14 +5,17 @@ package naming
 
 import (
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/loratool/loratool/internal/lookup"
 )
 
 // Base is an index of a base's tensor names.
 type Base struct {
-	byName map[string]string // name without wrappers → the base's name
+	spelled
 
 	// Each field is filled on first use.
 	tails  map[string]bool     // for HasTail
@@ -21,6 +24,13 @@ type Base struct {
 	sorted []string
 
 	components []*component // of an image or video model; see componentsOf
+}
+
+// spelled finds the names of a base by their spelling without wrappers.
+type spelled struct {
+	names []string          // the base's, sorted
+	plain *lookup.Table     // of those without wrappers
+	other map[string]string // a name that the base spells in another way → the base's name
 }
 
 // wrappers are the path segments that torch.compile, FSDP and activation checkpointing put around
@@ -59,17 +69,58 @@ func Wrapper(name string) string {
 }
 
 // Index indexes the tensor names of a base.
-func Index(names []string) *Base {
-	b := &Base{byName: make(map[string]string, len(names))}
-	for _, name := range names {
-		b.byName[StripWrappers(name)] = name
+func Index(names []string) *Base { return indexBy(names, StripWrappers) }
+
+// indexBy is Index for names that are spelled in another way.
+func indexBy(names []string, spell func(name string) string) *Base {
+	b := &Base{spelled: spelled{names, lookup.New(len(names)), make(map[string]string)}}
+	if !slices.IsSorted(names) {
+		b.names = slices.Sorted(slices.Values(names))
+	}
+	for i, name := range b.names {
+		if plain := spell(name); plain != name {
+			b.other[plain] = name
+			continue
+		}
+		b.plain.Add(name, i, b.nameAt)
+		delete(b.other, name)
 	}
 	unwrap(b)
 	return b
 }
 
+func (s *spelled) nameAt(i int) string { return s.names[i] }
+
+// find returns the base's name for a name without wrappers.
+func (s *spelled) find(plain string) (actual string, ok bool) {
+	if actual, ok = s.other[plain]; ok {
+		return actual, true
+	}
+	if _, ok = s.plain.Find(plain, s.nameAt); ok {
+		return plain, true
+	}
+	return "", false
+}
+
+// all yields the names without wrappers.
+func (s *spelled) all() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, name := range s.names {
+			_, isSpelled := s.plain.Find(name, s.nameAt)
+			if _, twice := s.other[name]; !twice && isSpelled && !yield(name) {
+				return
+			}
+		}
+		for plain := range s.other {
+			if !yield(plain) {
+				return
+			}
+		}
+	}
+}
+
 // Has reports whether the base has a tensor of this name, without wrappers.
-func (b *Base) Has(name string) bool { _, ok := b.byName[name]; return ok }
+func (b *Base) Has(name string) bool { _, ok := b.find(name); return ok }
 
 // rename is a candidate translation: cut a prefix off an adapter's name, apply a table, add a
 // prefix.
@@ -130,8 +181,7 @@ func (m Mapping) Lookup(name string) (string, bool) {
 	if !ok {
 		return "", false
 	}
-	actual, ok := m.base.byName[renamed]
-	return actual, ok
+	return m.base.find(renamed)
 }
 
 // Renamed translates the adapter's name even if the base has no tensor of the new name. A name that
@@ -287,7 +337,7 @@ func cutModule(name, prefix string) (rest string, ok bool) {
 // before lists the segments that make a name of the base when put in front of a rest.
 func (b *Base) before(rest string) []string {
 	if b.fronts == nil {
-		b.fronts = make(map[string][]string, len(b.byName))
+		b.fronts = make(map[string][]string, len(b.names))
 		for _, name := range b.sortedNames() {
 			if first, rest, ok := strings.Cut(name, "."); ok {
 				b.fronts[rest] = append(b.fronts[rest], first)

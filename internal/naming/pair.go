@@ -42,7 +42,7 @@ func pairsOf(m Mapping, wanted []string, swapped bool) map[string]string {
 		plain := StripWrappers(name)
 		found, ok := m.Lookup(plain)
 		if Module(plain) == "" {
-			found, ok = m.base.byName[plain]
+			found, ok = m.base.find(plain)
 		}
 		switch {
 		case ok && swapped:

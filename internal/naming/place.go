@@ -22,7 +22,7 @@ func place(name string) string {
 // at lists the names of the base at a place, sorted.
 func (b *Base) at(where string) []string {
 	if b.places == nil {
-		b.places = make(map[string][]string, len(b.byName))
+		b.places = make(map[string][]string, len(b.names))
 		for _, name := range b.sortedNames() {
 			b.places[place(name)] = append(b.places[place(name)], name)
 		}
@@ -33,11 +33,11 @@ func (b *Base) at(where string) []string {
 // near finds a tensor of the base by its name, or by its place under any prefix. Use it for
 // messages only: the two halves of a model can use the same places.
 func (b *Base) near(name string) (actual string, ok bool) {
-	if b.Has(name) {
-		return b.byName[name], true
+	if actual, ok = b.find(name); ok {
+		return actual, true
 	}
 	if all := b.at(place(name)); len(all) > 0 {
-		return b.byName[all[0]], true
+		return b.Actual(all[0]), true
 	}
 	return "", false
 }
@@ -179,7 +179,10 @@ func leadingNumber(path string) (n int, ok bool) {
 // sortedNames lists the base's names without wrappers, sorted so that messages are deterministic.
 func (b *Base) sortedNames() []string {
 	if b.sorted == nil {
-		b.sorted = slices.Sorted(maps.Keys(b.byName))
+		b.sorted = b.names
+		if len(b.other) > 0 {
+			b.sorted = slices.Sorted(b.all())
+		}
 	}
 	return b.sorted
 }

@@ -217,7 +217,7 @@ func (b *Base) Nearest(name string) []string {
 		return []string{name}
 	}
 	var all []string
-	for plain := range b.byName {
+	for plain := range b.all() {
 		if strings.HasSuffix(plain, "."+name) || strings.HasSuffix(name, "."+plain) {
 			all = append(all, plain)
 		}
@@ -226,10 +226,10 @@ func (b *Base) Nearest(name string) []string {
 }
 
 // Actual returns the base's own name for a name without wrappers.
-func (b *Base) Actual(plain string) string { return b.byName[plain] }
+func (b *Base) Actual(plain string) string { actual, _ := b.find(plain); return actual }
 
 // Alias makes a name stand for a tensor of another name.
 func (b *Base) Alias(name, plain string) {
-	b.byName[name] = b.byName[plain]
+	b.other[name] = b.Actual(plain)
 	b.tails, b.fronts, b.places, b.sorted, b.components = nil, nil, nil, nil, nil
 }

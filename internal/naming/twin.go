@@ -274,13 +274,13 @@ func (p *pieces) find(parts []pieceOf) (at []Slice, fits bool) {
 
 // biases returns the rows that make up the bias of a weight, if both models have it whole.
 func (p *pieces) biases(weight string, at []Slice, other *Base) []Slice {
-	if p.names.byName[BiasOf(weight)] == "" {
+	if !p.names.Has(BiasOf(weight)) {
 		return nil
 	}
 	biases := slices.Clone(at)
 	for i := range biases {
 		biases[i].Weight = BiasOf(biases[i].Weight)
-		if other.byName[biases[i].Weight] == "" {
+		if !other.Has(biases[i].Weight) {
 			return nil
 		}
 	}

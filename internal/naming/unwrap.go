@@ -10,7 +10,7 @@ import (
 // does (spec/NAMES.md, section 4).
 func unwrap(b *Base) {
 	inner := make(map[string]string) // by the name without the layers, "" for several
-	for plain := range b.byName {
+	for plain := range b.all() {
 		name, isWrapped := withoutLayers(plain)
 		if !isWrapped || b.Has(name) {
 			continue
@@ -23,13 +23,16 @@ func unwrap(b *Base) {
 	}
 	for name, plain := range inner {
 		if plain != "" {
-			b.byName[name] = b.byName[plain]
+			b.other[name] = b.Actual(plain)
 		}
 	}
 }
 
 // withoutLayers removes the segments base_layer before the last segment of a name.
 func withoutLayers(name string) (inner string, isWrapped bool) {
+	if !strings.Contains(name, nesting+".") {
+		return name, false
+	}
 	module, leaf := Module(name), Leaf(name)
 	for strings.HasSuffix(module, nesting) {
 		module, isWrapped = strings.TrimSuffix(module, nesting), true
@@ -41,8 +44,9 @@ func withoutLayers(name string) (inner string, isWrapped bool) {
 // PEFT, by the base's own name for that, and the tensors of adapters in the base, sorted.
 func Wrapped(b *Base, names []string) (inner string, ofAdapters []string) {
 	for _, name := range names {
-		if _, isWrapped := withoutLayers(StripWrappers(b.byName[name])); isWrapped && b.byName[name] != name {
-			inner = b.byName[name]
+		actual := b.Actual(name)
+		if _, isWrapped := withoutLayers(StripWrappers(actual)); isWrapped && actual != name {
+			inner = actual
 			break
 		}
 	}
@@ -51,7 +55,7 @@ func Wrapped(b *Base, names []string) (inner string, ofAdapters []string) {
 	}
 	for _, name := range b.sortedNames() {
 		if ofAdapter.MatchString(name) {
-			ofAdapters = append(ofAdapters, b.byName[name])
+			ofAdapters = append(ofAdapters, b.Actual(name))
 		}
 	}
 	return inner, slices.Compact(ofAdapters)
@@ -60,9 +64,10 @@ func Wrapped(b *Base, names []string) (inner string, ofAdapters []string) {
 // Shapes returns the shapes of all tensors of a base, by their names without wrappers and layers of
 // PEFT. shapeOf takes the base's own names.
 func Shapes(b *Base, shapeOf func(name string) []uint64) map[string][]uint64 {
-	shapes := make(map[string][]uint64, len(b.byName))
-	for name, actual := range b.byName {
-		if inner, isWrapped := withoutLayers(name); !isWrapped || b.byName[inner] != actual {
+	shapes := make(map[string][]uint64, len(b.names))
+	for name := range b.all() {
+		actual := b.Actual(name)
+		if inner, isWrapped := withoutLayers(name); !isWrapped || b.Actual(inner) != actual {
 			shapes[name] = shapeOf(actual)
 		}
 	}

@@ -6,18 +6,24 @@ import (
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/lookup"
 )
 
 // finder is the state of Recognise.
 type finder struct {
-	tensors map[string]*listed
-	sorted  []*listed // by name
-	beside  []string  // those of besideFP8 that any name ends with
-	config  Config
-	read    func(name string) ([]byte, error)
-	found   Found
+	*listing
+	beside []string // those of besideFP8 that any name ends with
+	config Config
+	read   func(name string) ([]byte, error)
+	found  Found
 
 	isScaled *bool // whether any FP8 tensor has scales; nil if not known yet
+}
+
+// listing holds the tensors of the checkpoint.
+type listing struct {
+	sorted []listed // by name
+	table  *lookup.Table
 }
 
 // listed is a tensor of the checkpoint. claimed says that a weight or a refusal has it.
@@ -32,14 +38,14 @@ var besideFP8 = []string{
 }
 
 func newFinder(tensors []Tensor, c Config, read func(name string) ([]byte, error)) *finder {
-	f := &finder{tensors: make(map[string]*listed, len(tensors)), config: c, read: read}
-	all := make([]listed, len(tensors))
+	f := &finder{listing: &listing{make([]listed, len(tensors)), lookup.New(len(tensors))}, config: c, read: read}
 	for i := range tensors {
-		all[i].Tensor = &tensors[i]
-		f.tensors[tensors[i].Name] = &all[i]
-		f.sorted = append(f.sorted, &all[i])
+		f.sorted[i].Tensor = &tensors[i]
 	}
-	slices.SortFunc(f.sorted, func(a, b *listed) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(f.sorted, func(a, b listed) int { return strings.Compare(a.Name, b.Name) })
+	for i := range f.sorted {
+		f.table.Add(f.sorted[i].Name, i, f.nameAt)
+	}
 	for _, ending := range besideFP8 {
 		if slices.ContainsFunc(tensors, func(t Tensor) bool { return strings.HasSuffix(t.Name, ending) }) {
 			f.beside = append(f.beside, ending)
@@ -48,9 +54,19 @@ func newFinder(tensors []Tensor, c Config, read func(name string) ([]byte, error
 	return f
 }
 
+func (l *listing) nameAt(i int) string { return l.sorted[i].Name }
+
+// find returns a tensor with its mark, or nil.
+func (l *listing) find(name string) *listed {
+	if i, ok := l.table.Find(name, l.nameAt); ok {
+		return &l.sorted[i]
+	}
+	return nil
+}
+
 // tensor returns a tensor, or nil.
 func (f *finder) tensor(name string) *Tensor {
-	if t := f.tensors[name]; t != nil {
+	if t := f.find(name); t != nil {
 		return t.Tensor
 	}
 	return nil
@@ -59,7 +75,10 @@ func (f *finder) tensor(name string) *Tensor {
 // add records a weight and claims its tensors.
 func (f *finder) add(w Weight) {
 	for _, name := range slices.Concat(w.Parts, w.Beside) {
-		f.tensors[name].claimed = true
+		f.find(name).claimed = true
+	}
+	if f.found.Weights == nil {
+		f.found.Weights = make([]Weight, 0, len(f.sorted)/2) // most weights have two parts or more
 	}
 	f.found.Weights = append(f.found.Weights, w)
 }
@@ -72,7 +91,7 @@ const Hint = "use the checkpoint that it was quantised from, or a dequantised co
 func (f *finder) refuse(w Weight, kind fault.Kind, format string, args ...any) {
 	r := Refusal{Name: w.Name, Scheme: w.Scheme, Err: fault.New(kind, format, args...).WithHint(Hint)}
 	for _, name := range slices.Concat(w.Parts, w.Beside) {
-		if t := f.tensors[name]; t != nil {
+		if t := f.find(name); t != nil {
 			t.claimed = true
 			r.Parts = append(r.Parts, name)
 		}
@@ -83,7 +102,7 @@ func (f *finder) refuse(w Weight, kind fault.Kind, format string, args ...any) {
 // has returns those of the names that are tensors.
 func (f *finder) has(names ...string) (present []string) {
 	for _, name := range names {
-		if f.tensors[name] != nil {
+		if f.find(name) != nil {
 			present = append(present, name)
 		}
 	}

@@ -72,7 +72,7 @@ func (f *finder) scalesOf(t *Tensor) []string {
 // hasScales reports whether any FP8 tensor has scales. Some image models are cast to FP8 without.
 func (f *finder) hasScales() bool {
 	if f.isScaled == nil {
-		found := slices.ContainsFunc(f.sorted, func(t *listed) bool {
+		found := slices.ContainsFunc(f.sorted, func(t listed) bool {
 			return t.DType == dtype.F8E4M3 && len(f.scalesOf(t.Tensor)) > 0
 		})
 		f.isScaled = &found

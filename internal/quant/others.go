@@ -48,7 +48,7 @@ func (f *finder) others(t *Tensor) error {
 			continue
 		}
 		w := Weight{Name: module + ".weight", Scheme: o.scheme}
-		first, _ := slices.BinarySearchFunc(f.sorted, module+".", func(t *listed, name string) int { return strings.Compare(t.Name, name) })
+		first, _ := slices.BinarySearchFunc(f.sorted, module+".", func(t listed, name string) int { return strings.Compare(t.Name, name) })
 		for _, t := range f.sorted[first:] {
 			if !strings.HasPrefix(t.Name, module+".") {
 				break

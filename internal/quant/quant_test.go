@@ -74,6 +74,10 @@ func (s *stored) recognise(t testing.TB) quant.Found {
 	if err != nil {
 		t.Fatal(err)
 	}
+	isMarked := slices.ContainsFunc(s.tensors, func(x quant.Tensor) bool { return quant.IsMark(x.Name, x.DType) })
+	if len(found.Weights)+len(found.Refused) > 0 && !isMarked {
+		t.Fatalf("recognised %+v, and IsMark of no tensor", found)
+	}
 	return found
 }
 

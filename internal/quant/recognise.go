@@ -3,6 +3,8 @@ package quant
 import (
 	"slices"
 	"strings"
+
+	"github.com/loratool/loratool/format/dtype"
 )
 
 // Recognise finds the quantised weights among the tensors of a checkpoint, of all its files. read
@@ -12,7 +14,8 @@ import (
 func Recognise(tensors []Tensor, c Config, read func(name string) ([]byte, error)) (Found, error) {
 	f := newFinder(tensors, c, read)
 	for _, scheme := range schemes {
-		for _, t := range f.sorted {
+		for i := range f.sorted {
+			t := &f.sorted[i]
 			if t.claimed {
 				continue
 			}
@@ -33,3 +36,24 @@ var schemes = []func(*finder, *Tensor) error{
 	findGPTQ, findMLX, findHQQ,
 	(*finder).others, (*finder).fp8, (*finder).leftovers,
 }
+
+// IsMark reports whether a tensor shows that its checkpoint may be quantised: no tensor of a plain
+// one has its dtype or its name. Most checkpoints have none, and Recognise finds nothing there.
+func IsMark(name string, d dtype.Type) bool {
+	if !d.IsFloat() || d.Bits() < 16 {
+		return true
+	}
+	return slices.ContainsFunc(marks, func(mark string) bool { return strings.HasSuffix(name, mark) })
+}
+
+// marks are the endings of names that only tensors of quantised weights have, whatever their dtype.
+var marks = func() []string {
+	all := slices.Clone(leftoverTails)
+	for i := range otherSchemes {
+		if o := &otherSchemes[i]; o.mark != ".weight" { // whose codes are no floats
+			all = append(all, o.mark)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}()

@@ -1,7 +1,10 @@
 package safetensors_test
 
 import (
+	"bytes"
+	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/loratool/loratool/format/dtype"
@@ -29,5 +32,53 @@ func TestComposeGivesTheHeaderOfTheFormatsOwnWriter(t *testing.T) {
 		`"b":{"dtype":"F16","shape":[2],"data_offsets":[30,34]}}`
 	if got := string(safetensors.Compose(tensors, metadata)); got != want {
 		t.Errorf("Compose = %q, want %q", got, want)
+	}
+}
+
+// TestDescribeReturnsTheHeaderThatReadsBack: for tensors in their order, with and without metadata,
+// Describe equals what the reader makes of the composed text.
+func TestDescribeReturnsTheHeaderThatReadsBack(t *testing.T) {
+	two := []safetensors.Tensor{
+		{Name: "a\"\n.é", DType: dtype.F32, Shape: []uint64{3, 0}},
+		{Name: "b", DType: dtype.BF16, Shape: []uint64{1, 2, 300}, NBytes: 1200},
+		{Name: "c", DType: dtype.F4, Shape: []uint64{4}, NBytes: 2},
+	}
+	for _, tensors := range [][]safetensors.Tensor{nil, two[:1], two} {
+		for _, metadata := range []map[string]string{nil, {}, {"format": "pt"}, {"x": "{\"", "y\t": ""}} {
+			want, err := safetensors.ReadAlone(safetensors.Compose(tensors, metadata))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := safetensors.Describe(slices.Clone(tensors), metadata)
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw := safetensors.Compose(tensors, metadata)
+			if have, is := got.WithMetadata(raw, "k", "v"), want.WithMetadata(raw, "k", "v"); !bytes.Equal(have, is) {
+				t.Errorf("%d tensors, metadata %q: WithMetadata = %q, want %q", len(tensors), metadata, have, is)
+			}
+			if len(got.Tensors) == 0 {
+				got.Tensors, want.Tensors = nil, nil
+			}
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("Describe(%d tensors, %q) = %+v, want %+v", len(tensors), metadata, got, want)
+			}
+		}
+	}
+}
+
+// TestDescribeRefusesWhatNoReaderAccepts: tensors that cannot be in a safetensors file.
+func TestDescribeRefusesWhatNoReaderAccepts(t *testing.T) {
+	for what, tensor := range map[string]safetensors.Tensor{
+		"the name of the metadata": {Name: safetensors.MetadataName, DType: dtype.U8, Shape: []uint64{1}, NBytes: 1},
+		"a name that is no text":   {Name: "\xff", DType: dtype.U8, Shape: []uint64{1}, NBytes: 1},
+		"another size":             {Name: "a", DType: dtype.U8, Shape: []uint64{2}, NBytes: 1},
+		"half a byte":              {Name: "a", DType: dtype.F4, Shape: []uint64{1}},
+		"65 dimensions":            {Name: "a", DType: dtype.U8, Shape: slices.Repeat([]uint64{1}, 65), NBytes: 1},
+		"a header over the limit":  {Name: strings.Repeat("a", safetensors.MaxHeaderBytes), DType: dtype.U8, Shape: []uint64{1}, NBytes: 1},
+	} {
+		if h, err := safetensors.Describe([]safetensors.Tensor{tensor}, nil); err == nil {
+			t.Errorf("Describe of %s = %+v, want an error", what, h.DataOff)
+		}
 	}
 }

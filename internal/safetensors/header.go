@@ -345,25 +345,12 @@ func (h *Header) prove(size int64) error {
 // format allows. So the data stay aligned, and a file system can still share blocks between the
 // files.
 func (h *Header) WithMetadata(raw []byte, key, value string) []byte {
-	text := raw[8:]
-	entry := appendString(nil, key)
-	entry = append(entry, ':')
-	entry = appendString(entry, value)
-	if h.hasMeta && !h.emptyMeta {
-		entry = append(entry, ',')
-	}
+	text, entry := raw[8:], h.entry(key, value)
 	rest := text[h.insertAt:]
-	switch {
-	case h.nullMeta:
-		entry = append(append([]byte("{"), entry...), '}')
+	if h.nullMeta {
 		rest = rest[len("null"):]
-	case !h.hasMeta:
-		entry = append(append([]byte(`"__metadata__":{`), entry...), '}')
-		if !h.noTensors {
-			entry = append(entry, ',')
-		}
 	}
-	grown := (len(entry) + blockBytes - 1) / blockBytes * blockBytes
+	grown := grownBy(len(entry))
 	out := make([]byte, 8, len(raw)+grown)
 	out = append(out, text[:h.insertAt]...)
 	out = append(out, entry...)
@@ -373,6 +360,31 @@ func (h *Header) WithMetadata(raw []byte, key, value string) []byte {
 	}
 	binary.LittleEndian.PutUint64(out, uint64(len(out)-8))
 	return out
+}
+
+// Growth returns by how many bytes WithMetadata makes the header longer.
+func (h *Header) Growth(key, value string) int { return grownBy(len(h.entry(key, value))) }
+
+func grownBy(n int) int { return (n + blockBytes - 1) / blockBytes * blockBytes }
+
+// entry returns the text that WithMetadata inserts.
+func (h *Header) entry(key, value string) []byte {
+	entry := appendString(nil, key)
+	entry = append(entry, ':')
+	entry = appendString(entry, value)
+	if h.hasMeta && !h.emptyMeta {
+		entry = append(entry, ',')
+	}
+	switch {
+	case h.nullMeta:
+		entry = append(append([]byte("{"), entry...), '}')
+	case !h.hasMeta:
+		entry = append(append([]byte(`"__metadata__":{`), entry...), '}')
+		if !h.noTensors {
+			entry = append(entry, ',')
+		}
+	}
+	return entry
 }
 
 // WithoutMetadata returns the header bytes, length prefix included, without one metadata entry. raw

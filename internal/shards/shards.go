@@ -64,17 +64,22 @@ func ReadIndex(dir fileio.Dir, name string) (*Index, error) {
 // Check checks that every tensor is in the shard that the index names. holder returns the shard
 // that holds a tensor, which is file if that one does; "" if none does. The error names no path.
 func (x *Index) Check(holder func(tensor, file string) string) error {
-	for _, tensor := range slices.Sorted(maps.Keys(x.FileOf)) {
-		file := x.FileOf[tensor]
-		switch other := holder(tensor, file); other {
-		case file:
-		case "":
-			return fault.New(fault.Corrupt, "the index says that %s holds %q, but it does not", file, tensor)
-		default:
-			return fault.New(fault.Corrupt, "the index says that %s holds %q, but %s does", file, tensor, other)
+	var wrong []string
+	for tensor, file := range x.FileOf {
+		if holder(tensor, file) != file {
+			wrong = append(wrong, tensor)
 		}
 	}
-	return nil
+	if wrong == nil {
+		return nil
+	}
+	tensor := slices.Min(wrong)
+	file := x.FileOf[tensor]
+	other := holder(tensor, file)
+	if other == "" {
+		return fault.New(fault.Corrupt, "the index says that %s holds %q, but it does not", file, tensor)
+	}
+	return fault.New(fault.Corrupt, "the index says that %s holds %q, but %s does", file, tensor, other)
 }
 
 // Absent returns the error for a shard that does not exist and is in the index. whole is the word
