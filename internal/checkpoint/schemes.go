@@ -26,7 +26,8 @@ func Stored(c *Checkpoint) *Checkpoint {
 func Decoding(c *Checkpoint, as map[string]dtype.Type) (*Checkpoint, error) {
 	was := c.quantisation
 	q := &quantisation{
-		stored: was.stored, weights: was.weights, refused: was.refused, parts: was.parts, broken: was.broken, lost: make(map[string]*lost),
+		stored: was.stored, weights: was.weights, refused: was.refused, parts: was.parts, broken: was.broken,
+		hasUnits: was.hasUnits, lost: make(map[string]*lost),
 	}
 	for name := range as {
 		q.lost[name] = new(lost)
