@@ -37,7 +37,7 @@ func openGGUF(ctx context.Context, in *fileio.Input, f *File) (*File, error) {
 	if v, ok := g.Value("split.count"); ok {
 		if n, isCount := v.Uint(); !isCount || n > 1 {
 			return nil, fault.New(fault.Unsupported, "this GGUF file is one of several that hold a model (split.count is %v), which are not read yet", v).
-				WithHint("join them with llama-gguf-split --merge of llama.cpp")
+				WithHint("join them with llama-gguf-split of llama.cpp")
 		}
 	}
 	tensors := listedIn(g)

@@ -68,8 +68,8 @@ func (w *blockwise) Decode(ctx context.Context, dst []float64, at int64, parts P
 	return nil
 }
 
-// highFirst multiplies the values of codes of half a byte by a scale, the high half of a byte first.
-// odd says that the first code is a low half.
+// highFirst multiplies the values of codes of half a byte by a scale, the high half of a byte
+// first. odd says that the first code is a low half.
 func highFirst(dst []float64, codes []byte, table *[16]float64, scale float64, odd bool) {
 	if odd {
 		dst[0] = table[codes[0]&0xf] * scale
