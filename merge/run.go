@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
@@ -84,7 +85,7 @@ func (p *Plan) runTo(ctx context.Context, out output.Output, record *recordFile)
 	}
 	if created := report.NonFiniteAfter - report.NonFiniteBefore; created > 0 && !p.options.AllowNonFinite {
 		return nil, fault.New(fault.Check, "%s would become infinite or NaN, in %s", fault.Count(created, "finite weight"), fault.List(report.created, 3)).
-			WithHint("the base's dtype cannot hold the merged weights; lower the weight, or set Options.AllowNonFinite")
+			WithHint("%s", whyInfinite(p, report.created))
 	}
 	// Writing the record keeps the processor busy while the files wait for the disk.
 	last := []func(context.Context) error{r.settle, func(ctx context.Context) (err error) {
@@ -104,6 +105,15 @@ func (p *Plan) runTo(ctx context.Context, out output.Output, record *recordFile)
 		return nil, err
 	}
 	return report, out.Commit()
+}
+
+// whyInfinite is the hint for finite weights that became infinite in these tensors.
+func whyInfinite(p *Plan, names []string) string {
+	isF16 := func(name string) bool { return p.decoding != nil && p.decoding.as[name] == dtype.F16 }
+	if slices.ContainsFunc(names, isF16) {
+		return "F16 ends at 65504; set Options.OutDType=bf16, lower the weight, or set Options.AllowNonFinite"
+	}
+	return "the output's dtype cannot hold the merged weights; lower the weight, or set Options.AllowNonFinite"
 }
 
 // CheckOutput reports whether Run can write to out and to Options.UndoFile. It checks that they do

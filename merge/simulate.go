@@ -47,10 +47,22 @@ func simulate(p *planner) error {
 	case naming.IsConv1DModel(p.base.Config.ModelType):
 		return fault.New(fault.Unsupported, "the base stores its linear weights transposed (model_type %q), which Options.BaseAs does not simulate", p.base.Config.ModelType)
 	}
+	warnSkip(p)
 	var err error
 	p.base, err = checkpoint.SimulatedNF4(p.base, p.options.BaseAsSkip)
 	p.options.Dequantise = true
 	return err
+}
+
+// warnSkip names entries of Options.BaseAsSkip that fit no module, unless they are output heads,
+// which a base with tied ends lacks.
+func warnSkip(p *planner) {
+	for _, skip := range p.options.BaseAsSkip {
+		fits := func(name string) bool { return strings.Contains("."+name, "."+skip+".") }
+		if !naming.IsHead(skip) && !slices.ContainsFunc(p.base.Names(), fits) {
+			p.warn("no module of the base is called %q, which Options.BaseAsSkip leaves as it is", skip)
+		}
+	}
 }
 
 // measureBaseAs compares the weights of Options.BaseAs with those of the files, which it reads once

@@ -111,7 +111,7 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 		t.line("undo record in %s: %s, %.3g bits per weight", o.record, fileio.FormatBytes(u.Bytes), u.BitsPerWeight)
 	}
 	if n := r.NonFiniteBefore; n > 0 {
-		t.line("%s of BASE %s NaN or infinite, and stay so", fault.Count(n, "weight"), fault.Choose(int(min(n, 2)), "is", "are"))
+		t.line("%s of BASE %s so", fault.Count(n, "weight"), fault.Choose(int(min(n, 2)), "is NaN or infinite, and stays", "are NaN or infinite, and stay"))
 	}
 	if r.Elements > 0 {
 		showLoss(t, r, o.common.verbose)
@@ -164,10 +164,10 @@ func showLoss(t *terminal, r *merge.Report, verbose bool) {
 	case r.Total.IsZero:
 		t.line("ΔW is zero, and nothing changes: %s", whyZero(r))
 	case lost > 0.1:
-		t.line("rounding to the base's dtype costs %s of ΔW, and %s of the weights do not move: "+
-			"the dtype's steps are too coarse for ΔW. A float32 base keeps all of it", percent(lost), percent(r.Total.UnchangedShare))
+		t.line("rounding costs %s of ΔW, and %s of the weights do not move: "+
+			"the dtype's steps are too coarse for ΔW, and float32 keeps all of it", percent(lost), percent(r.Total.UnchangedShare))
 	case lost > 1e-4 || r.BaseAs != nil:
-		t.line("rounding to the base's dtype costs %s of ΔW", percent(lost))
+		t.line("rounding costs %s of ΔW", percent(lost))
 	}
 }
 
@@ -184,6 +184,9 @@ func fateText(p *merge.PlannedTensor) string {
 
 // whyZero is the cause of updates that are all zero.
 func whyZero(r *merge.Report) string {
+	if r.NonFiniteBefore >= r.Elements {
+		return "no weight that the adapter changes is a finite number"
+	}
 	for _, l := range r.Layers {
 		if l.Scale != 0 || slices.ContainsFunc(l.Updates, func(u merge.TermShort) bool { return u.Scale != 0 }) {
 			return "the adapter's factors are untrained"

@@ -87,7 +87,7 @@ func keptText(k *merge.Retention) string {
 	text := fmt.Sprintf("ΔW is %s as large as the weights, and ", percent(k.RelativeNorm))
 	switch lost := k.RetentionError; {
 	case lost > 0.1:
-		return text + fmt.Sprintf("rounding to their dtype costs %s of it; %s of the weights do not move. A float32 base keeps all of it",
+		return text + fmt.Sprintf("rounding to their dtype costs %s of it; %s of the weights do not move; float32 keeps all of it",
 			percent(lost), percent(k.UnchangedShare))
 	case lost > 1e-4:
 		return text + fmt.Sprintf("rounding to their dtype costs %s of it", percent(lost))

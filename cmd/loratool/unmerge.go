@@ -126,7 +126,7 @@ func showTakenOut(t *terminal, run *planRun, r *merge.Report, done string) {
 	}
 	share := func(n, of int64) string { return percent(float64(n) / float64(max(1, of))) }
 	if run.approximate {
-		t.line("subtracted, in %s: %s, %s; at most %s of %s (%s) differ from the original",
+		t.line("subtracted, in %s: %s, %s; at most %s of %s (%s) differ from those that ΔW was added to",
 			run.out, run.written(r), fault.Count(len(r.TakenOut), "tensor"), countText(mayDiffer), fault.Count(elements, "element"), share(mayDiffer, elements))
 		return
 	}

@@ -278,8 +278,10 @@ type Base struct {
 	Config     config.Model
 	ConfigText []byte // config.json as it is; nil if there is none to edit
 
-	// Refused has the quantised weights that cannot be read, and the reasons.
-	Refused map[string]error
+	// IsDecodable is set if the base has quantised weights that can be read. Refused has those that
+	// cannot, and the reasons.
+	IsDecodable bool
+	Refused     map[string]error
 
 	// Unread has the components of a pipeline whose weights are not read, each with a file of them.
 	Unread map[string]string

@@ -1,7 +1,6 @@
 package resolve
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -107,14 +106,14 @@ func (r *resolver) diagnose(missing []string) error {
 		renamed[i] = r.mapping.Renamed(name)
 	}
 	for _, name := range append(renamed, missing...) {
-		if err := r.base.Refused[name]; errors.Is(err, fault.Mismatch) || errors.Is(err, fault.Corrupt) {
+		if err := r.base.Refused[name]; err != nil {
 			return err
 		}
 	}
 	if d, ok := r.names.Diagnose(append(renamed, missing...)); ok {
 		return fault.New(fault.Mismatch, "%s", d.Why).WithHint("%s", d.Hint)
 	}
-	if method := r.base.Config.QuantizationMethod; method != "" {
+	if method := r.base.Config.QuantizationMethod; method != "" && !r.base.IsDecodable {
 		return fault.New(fault.Mismatch, "the base is quantised (config.json says %s), and has no tensor %q", method, missing[0]).
 			WithHint(naming.Dequantise)
 	}
