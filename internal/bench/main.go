@@ -9,6 +9,7 @@
 //	go run ./internal/bench [flags] undo      merge with and without a record, unmerge, swap
 //	go run ./internal/bench [flags] plan      merge --dry-run into huge sets of headers, without data
 //	go run ./internal/bench -dir DIR headers  only make these headers
+//	go run ./internal/bench [flags] decode    merge into an FP8 base, against one in BF16
 //	go run ./internal/bench [flags] start     start-up times
 //	go run ./internal/bench [flags] spectrum  the singular values of a 7B-shaped adapter
 //	go run ./internal/bench [flags] extract   a pair of checkpoints; one matrix against torch
@@ -56,7 +57,7 @@ func main() {
 		os.Exit(2)
 	}
 	what := map[string]func(*setting) error{
-		"merge": (*setting).merge, "undo": (*setting).undo, "plan": (*setting).plan, "headers": (*setting).headers, "start": (*setting).start,
+		"merge": (*setting).merge, "undo": (*setting).undo, "decode": (*setting).decode, "plan": (*setting).plan, "headers": (*setting).headers, "start": (*setting).start,
 		"spectrum": (*setting).spectrum, "extract": (*setting).extract, "kernels": (*setting).kernels,
 	}
 	f := what[flag.Arg(0)]
