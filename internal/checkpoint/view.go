@@ -181,16 +181,6 @@ func (s *stitched) source(off int64) Reader {
 	return s.pieces[i].Source
 }
 
-// memory is a Reader of bytes in memory.
-type memory []byte
-
-func (m memory) ReadAt(_ context.Context, p []byte, off int64) error {
-	if off > int64(len(m)) || copy(p, m[off:]) < len(p) {
-		return io.ErrUnexpectedEOF
-	}
-	return nil
-}
-
 // commonPrefix returns the prefix of the file's names, "" if a shown tensor has another name.
 func (f *File) commonPrefix(shown []Shown) string {
 	if slices.ContainsFunc(shown, func(s Shown) bool { return !strings.HasPrefix(s.Name, f.prefix) }) {
