@@ -5,10 +5,13 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/gguf"
 	"github.com/loratool/loratool/merge"
@@ -102,5 +105,46 @@ func checkGGUF(t *testing.T, base, merged []byte, expected map[string][2]string)
 	}
 	for name := range expected {
 		t.Errorf("%s is missing", name)
+	}
+}
+
+// TestSaysWhyGGUFBaseDoesNotFit: messages name what the base lacks or does not say, and hints
+// only what helps.
+func TestSaysWhyGGUFBaseDoesNotFit(t *testing.T) {
+	for _, c := range []struct {
+		base, adapter string
+		from, to      string // a change of the base, of the same length
+		o             merge.Options
+		want, hint    string
+	}{
+		{base: "plain", adapter: "mixtral/peft", want: "lacks 9 of the 13 tensors", hint: "another base"},
+		{base: "plain", adapter: "plain/peft", from: "llama", to: "newer", want: `architecture "newer"`, hint: "known are llama"},
+		{base: "plain", adapter: "plain/peft", from: "head_count\x04", to: "head_many_\x04", want: "no key of the base", hint: "llama.attention.head_count"},
+		{base: "tied", adapter: "plain/peft", want: "has tied", hint: "Options.Tied=fold makes the change to both ends; a head of its own needs"},
+		{base: "plain", adapter: "plain/peft", o: merge.Options{BaseAs: "nf4"}, want: "Options.BaseAs is for the checkpoint for transformers", hint: "merge into that"},
+	} {
+		base, err := os.ReadFile(ggufBases + c.base + "/base.gguf")
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "base.gguf")
+		if c.from != "" {
+			changed := bytes.ReplaceAll(base, []byte(c.from), []byte(c.to))
+			if len(changed) != len(base) || bytes.Equal(changed, base) {
+				t.Fatalf("%q is not in %s", c.from, c.base)
+			}
+			base = changed
+		}
+		if err := os.WriteFile(path, base, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		plan, err := merge.Open(t.Context(), path, []merge.Adapter{{Source: opened(t, ggufBases+c.adapter), Name: "a", Weight: 1}}, c.o)
+		if err == nil {
+			plan.Close()
+		}
+		var refused *format.Error
+		if !errors.As(err, &refused) || !strings.Contains(refused.Error(), c.want) || !strings.Contains(refused.Hint, c.hint) {
+			t.Errorf("merge of %s into %s: %v (%+v), want %q and the hint %q", c.adapter, c.base, err, refused, c.want, c.hint)
+		}
 	}
 }

@@ -44,6 +44,9 @@ func simulate(p *planner) error {
 	case len(checkpoint.QuantisedOf(p.base)) > 0:
 		return fault.New(fault.Mismatch, "the base is quantised, and Options.BaseAs is for one of 16 or 32 bits").
 			WithHint("merge without Options.BaseAs: the weights keep the values that the adapter was trained on")
+	case p.base.Config.Architecture != "": // its heads, embeddings and rows are not those of transformers
+		return fault.New(fault.Unsupported, "the base is a GGUF file, and Options.BaseAs is for the checkpoint for transformers, which QLoRA quantises").In(p.base.Path).
+			WithHint("merge into that checkpoint, and convert the merged one with llama.cpp")
 	case naming.IsConv1DModel(p.base.Config.ModelType):
 		return fault.New(fault.Unsupported, "the base stores its linear weights transposed (model_type %q), which Options.BaseAs does not simulate", p.base.Config.ModelType)
 	}

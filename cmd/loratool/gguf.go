@@ -81,7 +81,11 @@ func configOf(base string) ([]byte, error) {
 		path = filepath.Join(filepath.Dir(base), checkpoint.ConfigName)
 	}
 	text, err := fileio.ReadFile(path, checkpoint.MaxJSONBytes)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && strings.EqualFold(filepath.Ext(base), ".gguf"):
+		return nil, fault.New(fault.Unsupported, "the base is a GGUF file, and this command reads the %s of a model for transformers", checkpoint.ConfigName).In(base).
+			WithHint("give the directory of that model; it need not hold weights")
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, fault.New(fault.Unsupported, "the base has no %s, which says its architecture and "+
 			"the size of its attention heads", checkpoint.ConfigName).In(base)
 	}

@@ -151,7 +151,7 @@ func (x *examiner) otherLayout(name string) (Diagnosis, bool) {
 		x.layout = x.findLayout()
 	}
 	l := x.layout
-	if l.adapter == nil || !l.adapter.MatchString(name) {
+	if x.base.isTranslated || l.adapter == nil || !l.adapter.MatchString(name) {
 		return Diagnosis{}, false
 	}
 	return Diagnosis{

@@ -225,7 +225,7 @@ func IndexOf(names []string, architecture string) *Base {
 	if m == nil {
 		return Index(names)
 	}
-	return indexBy(names, func(name string) string {
+	b := indexBy(names, func(name string) string {
 		tensor, leaf := Module(name)+".weight", Leaf(name)
 		module, ok := m.Module(tensor)
 		isStack := strings.HasSuffix(tensor, "_exps.weight")
@@ -237,6 +237,8 @@ func IndexOf(names []string, architecture string) *Base {
 		}
 		return module + "." + leaf
 	})
+	b.isTranslated = true
+	return b
 }
 
 // HasPairs reports whether a tensor has its rows in the order of llama.cpp.

@@ -17,7 +17,9 @@ import (
 type Base struct {
 	spelled
 
-	// Each field is filled on first use.
+	isTranslated bool // from the names of llama.cpp
+
+	// Each field below is filled on first use.
 	tails  map[string]bool     // for HasTail
 	fronts map[string][]string // the first segments of names, sorted, by the rest of the name
 	places map[string][]string // by the place of a tensor

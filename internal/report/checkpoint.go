@@ -271,7 +271,7 @@ func matchTarget(module string, targets []string) string {
 	if len(targets) > 0 {
 		return ""
 	}
-	if naming.IsEmbedding(module) || naming.IsHead(module) {
+	if naming.IsEmbedding(module) || module == "token_embd" || naming.RoleOf(module+".weight") == naming.RoleHead {
 		return ""
 	}
 	return naming.Leaf(module)

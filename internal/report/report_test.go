@@ -218,3 +218,20 @@ func TestSizeOfALayer(t *testing.T) {
 		}
 	}
 }
+
+// TestCostLeavesOutEndsOfGGUF: the embedding and the head of llama.cpp are no linear layers to
+// adapt unless they are named.
+func TestCostLeavesOutEndsOfGGUF(t *testing.T) {
+	c, err := checkpoint.Open(t.Context(), "../../testdata/gguf/bases/plain/base.gguf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	r, err := DescribeCheckpoint(c, CheckpointOptions{Rank: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := int64(2 * (2*(32+32) + 2*(16+32) + 3*(48+32))); r.Cost.Parameters != want {
+		t.Errorf("the cost is %d parameters, want %d: %+v", r.Cost.Parameters, want, r.Cost.Targets)
+	}
+}

@@ -24,7 +24,7 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 		renamed := naming.Module(r.mapping.Renamed(name))
 		if e := r.ends(); e.Tied && e.Why == "" && e.Head == "" &&
 			(naming.IsHead(module) || r.mapping.Renamed(name) == r.adapterHead(e.Embedding)) {
-			return tiedError(name)
+			return tiedError(name, r.base)
 		}
 		if strings.HasSuffix(name, ".bias") && r.names.Has(renamed+".weight") {
 			return noBias(r, module)
@@ -109,6 +109,10 @@ func (r *resolver) diagnose(missing []string) error {
 		if err := r.base.Refused[name]; err != nil {
 			return err
 		}
+	}
+	if a := r.base.Config.Architecture; a != "" && naming.LlamaCppNamed(a) == nil && !strings.HasPrefix(missing[0], "blk.") {
+		return fault.New(fault.Mismatch, "the base is a GGUF file of the architecture %q, for which this version does not know the names of llama.cpp; the adapter has those of transformers, such as %q", a, missing[0]).
+			WithHint("merge into the checkpoint for transformers, and convert the merged one with llama.cpp; known are %s", naming.LlamaCppArchitectures())
 	}
 	if d, ok := r.names.Diagnose(append(renamed, missing...)); ok {
 		return fault.New(fault.Mismatch, "%s", d.Why).WithHint("%s", d.Hint)

@@ -62,6 +62,11 @@ func hasPairs(r *resolver, name string) bool {
 func (p *plain) inHeads(b Factor) (Factor, error) {
 	size := p.base.Config.HeadSize
 	switch {
+	case size == 0 && p.base.isGGUF():
+		return b, fault.New(fault.Unsupported, "the rows of each attention head of %q have the order of llama.cpp "+
+			"in the adapter or in the base alone, and no key of the base gives all heads one size", p.layer.Module).
+			WithHint("the size is %[1]s.attention.key_length, or %[1]s.embedding_length divided by %[1]s.attention.head_count; "+
+				"if the model has neither, merge into the checkpoint for transformers", p.base.Config.Architecture)
 	case size == 0:
 		return b, fault.New(fault.Unsupported, "the rows of each attention head of %q have the order of llama.cpp "+
 			"in the adapter or in the base alone, and the base does not say how many rows a head has", p.layer.Module).
