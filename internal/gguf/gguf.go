@@ -24,6 +24,7 @@ const (
 	MaxKeyBytes      = 1<<16 - 1 // of a key
 	MaxNameBytes     = 63        // of a tensor's name: ggml has room for 64 with a zero byte
 	MaxDims          = 4         // of a tensor
+	MaxAlignment     = 1 << 20   // of the tensors; the metadata are padded to it in memory
 
 	alignmentKey     = "general.alignment"
 	defaultAlignment = 32
@@ -170,6 +171,9 @@ func (f *File) readAlignment() error {
 	n, isUint := v.Uint()
 	if v.Type != Uint32 || !isUint || n == 0 || n&(n-1) != 0 {
 		return fault.New(fault.Corrupt, "%s is %v, want a power of two of type uint32", alignmentKey, v)
+	}
+	if n > MaxAlignment {
+		return fault.New(fault.Limit, "%s is %d, the limit is %d", alignmentKey, n, MaxAlignment)
 	}
 	f.Alignment = int64(n)
 	return nil
