@@ -188,20 +188,23 @@ func (e Encoding) Encode(codes []byte, scales []float32, x []float32, rows, cols
 
 // Decode writes the values of codes and scales that Encode wrote.
 func (e Encoding) Decode(dst []float64, codes []byte, scales []float32, rows, cols int) {
+	width, height := e.group(), 1
+	switch e {
+	case FP8:
+		width, height = blockFP8, blockFP8
+	case NF4:
+		rows, cols, width = 1, rows*cols, blockNF4
+	}
 	table := e.table()
-	across := (cols + blockFP8 - 1) / blockFP8
+	across := (cols + width - 1) / width
 	for i := range rows {
-		for j := range cols {
-			at, block := i*cols+j, 0
-			switch e {
-			case FP8:
-				block = i/blockFP8*across + j/blockFP8
-			case NF4:
-				block = at / blockNF4
-			default:
-				block = i*((cols+e.group()-1)/e.group()) + j/e.group()
+		for block := range across {
+			from, end := i*cols+block*width, i*cols+min(cols, (block+1)*width)
+			scale := float64(scales[i/height*across+block])
+			values := dst[from:end]
+			for j, code := range codes[from:end] {
+				values[j] = table[code] * scale
 			}
-			dst[at] = table[codes[at]] * float64(scales[block])
 		}
 	}
 }
