@@ -409,23 +409,40 @@ var nf4 = [16]float64{
 	0.7229568362236023, 1,
 }
 
-// boundsNF4 are the midpoints between values as bitsandbytes computes them, in float32.
-var boundsNF4 = func() (bounds [15]float32) {
-	for i := range bounds {
+// boundsNF4 are the midpoints between values as bitsandbytes computes them, in float32, and one that
+// no value is above.
+var boundsNF4 = func() (bounds [16]float32) {
+	for i := range 15 {
 		bounds[i] = (float32(nf4[i]) + float32(nf4[i+1])) / 2
 	}
+	bounds[15] = 1
 	return bounds
 }()
 
-// bucketNF4 returns the number of bounds below v: a value on a bound gets the lower code.
-func bucketNF4(v float32) (code byte) {
+// cellNF4 divides the numbers from −1 to 1 into cells, in order, with at most one bound in each.
+func cellNF4(v float32) int { return int((v + 1) * 127) }
+
+// belowNF4 is the number of bounds in the cells below a cell.
+var belowNF4 = func() (below [255]byte) {
+	for c := range below {
+		for _, b := range boundsNF4[:15] {
+			if cellNF4(b) < c {
+				below[c]++
+			}
+		}
+	}
+	return below
+}()
+
+// bucketNF4 returns the number of bounds below v, which is from −1 to 1 or NaN: a value on a bound
+// gets the lower code.
+func bucketNF4(v float32) byte {
 	if v != v {
 		return 15
 	}
-	for step := byte(8); step > 0; step /= 2 {
-		if v > boundsNF4[code+step-1] {
-			code += step
-		}
+	code := belowNF4[cellNF4(v)]
+	if v > boundsNF4[code] {
+		code++
 	}
 	return code
 }
