@@ -16,8 +16,8 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// decode times the merge into a base in FP8, which decodes all its linears, against a merge into the
-// same shape in BF16. Both outputs have the same size.
+// decode times the merge into a base in FP8, which decodes all its linears, against a merge into
+// the same shape in BF16. Both outputs have the same size.
 func (s *setting) decode() error {
 	m := s.model(s.shape)
 	m.dtype = dtype.BF16

@@ -409,8 +409,8 @@ var nf4 = [16]float64{
 	0.7229568362236023, 1,
 }
 
-// boundsNF4 are the midpoints between values as bitsandbytes computes them, in float32, and one that
-// no value is above.
+// boundsNF4 are the midpoints between values as bitsandbytes computes them, in float32, and one
+// that no value is above.
 var boundsNF4 = func() (bounds [16]float32) {
 	for i := range 15 {
 		bounds[i] = (float32(nf4[i]) + float32(nf4[i+1])) / 2
