@@ -452,9 +452,10 @@ func (p *pipeline) apply(ctx context.Context, b *block, w *worker) error {
 }
 
 // PeakBytes estimates the memory that Run takes with the given number of workers, 0 for one per
-// processor: blocks, the factors of at most workers+1 bands, and tensors that bands share.
+// processor: blocks, the factors of at most workers+1 bands, tensors that bands share, and what
+// decoding keeps.
 func (p *Plan) PeakBytes(workers int) int64 {
-	var largest, shared, nBlocks int64
+	var largest, shared, kept, nBlocks int64
 	size, buffers := p.blockBytes(), int64(2)
 	k := &tools{plan: p}
 	for _, t := range p.targets {
@@ -468,6 +469,9 @@ func (p *Plan) PeakBytes(workers int) int64 {
 			bands[i] = bytesOf(ops, i)
 		}
 		largest, shared = max(largest, slices.Max(bands)), max(shared, t.sharedBytes())
+		if t.exact != nil {
+			kept = max(kept, t.exact.KeptBytes())
+		}
 	}
 	if p.options.wantsRecord() || p.removed.is() {
 		buffers = 5 // values before and after, predictions, residuals
@@ -475,5 +479,5 @@ func (p *Plan) PeakBytes(workers int) int64 {
 	if p.decoding != nil {
 		buffers += 12 // exact values, twice, and stored ones
 	}
-	return min(int64(parallel.Workers(workers)), nBlocks)*(buffers*size+largest) + largest + 2*shared
+	return min(int64(parallel.Workers(workers)), nBlocks)*(buffers*size+largest) + largest + 2*shared + kept
 }

@@ -141,6 +141,17 @@ func (t *Tensor) RowsAtOnce() int64 {
 	return 1
 }
 
+// KeptBytes returns the largest memory that the checkpoint keeps beside the values that ReadValues
+// returns.
+func (t *Tensor) KeptBytes() int64 {
+	if v := t.decoder(); v != nil {
+		if c, ok := v.weight.Codec.(quant.Columnar); ok {
+			return min(c.KeptBytes(), 2*keptBytes) * (keptRanges/2 + 1)
+		}
+	}
+	return 0
+}
+
 // decoder returns the decoder of a quantised weight, nil for another tensor.
 func (t *Tensor) decoder() *decoder {
 	if s, ok := t.file.data.(*stitched); ok {

@@ -13,7 +13,7 @@ type keeper struct {
 }
 
 // A matrix of an expert of gpt-oss has 8.3 MB, and workers use one or two at a time, each with its
-// scales.
+// scales: two ranges.
 const (
 	keptRanges = 6
 	keptBytes  = 16 << 20

@@ -52,6 +52,9 @@ const inOutElements = 1 << 20
 // RowsAtOnce implements Columnar: the codes of these rows are 256 bytes of each stored row.
 func (w *inOut) RowsAtOnce() int64 { return max(1, min(64, inOutElements/2/w.in)) }
 
+// KeptBytes implements Columnar: nothing is kept.
+func (w *inOut) KeptBytes() int64 { return 0 }
+
 // Decode implements Codec. A row of the weight is a column of the codes, so it reads codes of many
 // rows at once. Its errors are also about an index or zero points that no weight has.
 func (w *inOut) Decode(ctx context.Context, dst []float64, at int64, parts Parts) error {

@@ -66,6 +66,8 @@ type Checker interface {
 type Columnar interface {
 	// RowsAtOnce returns the number of rows that a call of Decode should ask for.
 	RowsAtOnce() int64
+	// KeptBytes returns how much of the weight a Keeper is asked to keep for a call of Decode.
+	KeptBytes() int64
 }
 
 // Keeper is a kind of Parts that keeps bytes in memory, for all that decode the weight.

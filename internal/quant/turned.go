@@ -12,6 +12,11 @@ const turnedRows = 16
 // RowsAtOnce implements Columnar: codes of a block are neighbours.
 func (t *turned) RowsAtOnce() int64 { return groupMX / 2 }
 
+// KeptBytes implements Columnar: a matrix, with its scales.
+func (t *turned) KeptBytes() int64 {
+	return t.stored.rows * (t.stored.codes.rowBytes + t.stored.scales.across)
+}
+
 // Decode implements Codec. A row of the weight is a column of codes, so a call for few rows costs
 // nearly as much as one for RowsAtOnce.
 func (t *turned) Decode(ctx context.Context, dst []float64, at int64, parts Parts) error {
