@@ -338,6 +338,7 @@ func FuzzForeign(f *testing.F) {
 	f.Add(byte(1), []byte{U32, 2, 3, 8, F16, 2, 3, 2, F16, 2, 3, 2}, []byte(`{"bits":4,"group_size":32}`), []byte{3})
 	f.Add(byte(1), []byte{U32, 2, 3, 4, U8, 2, 3, 1}, []byte(`{"bits":4,"group_size":32,"mode":"mxfp4"}`), []byte{130})
 	f.Add(byte(2), []byte{U8, 2, 4, 8, F16, 2, 8, 1, F16, 2, 8, 1, I64, 1, 2}, []byte(`{"quant_config":{"weight_quant_params":{"nbits":4,"group_size":8}}}`), []byte{8, 0, 0, 0, 0, 0, 0, 0})
+	f.Add(byte(0), []byte("&\xbfH\xc7\xd5"), []byte("&\xbfH\xc7\xd5n\xb0\xa6"), []byte("&")) // codes in a float dtype
 	f.Fuzz(func(t *testing.T, scheme byte, shapes, config, data []byte) {
 		s := stored{config: quant.ReadConfig(config, "")}
 		for _, name := range schemes[int(scheme)%len(schemes)] {

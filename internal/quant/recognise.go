@@ -46,9 +46,13 @@ func IsMark(name string, d dtype.Type) bool {
 	return slices.ContainsFunc(marks, func(mark string) bool { return strings.HasSuffix(name, mark) })
 }
 
+// codeTails are the endings by which schemes that are read know their codes. In a broken file they
+// can have any dtype.
+var codeTails = []string{".qweight", ".weight_packed", ".W_q", "._weight_qdata", "._data", ".SCB"}
+
 // marks are the endings of names that only tensors of quantised weights have, whatever their dtype.
 var marks = func() []string {
-	all := slices.Clone(leftoverTails)
+	all := append(slices.Clone(leftoverTails), codeTails...)
 	for i := range otherSchemes {
 		if o := &otherSchemes[i]; o.mark != ".weight" { // whose codes are no floats
 			all = append(all, o.mark)
