@@ -29,12 +29,7 @@ func blocks(_ context.Context, c *Checkpoint) (*Checkpoint, error) {
 	if len(q.weights)+len(q.refused) == 0 {
 		return c, nil
 	}
-	q.index()
-	v := *c
-	v.quantisation = q
-	return v.View(func(i int, _ *File) []Shown {
-		return q.shown(i, func(w *quant.Weight) dtype.Type { return dtype.F64 })
-	})
+	return q.view()
 }
 
 // addBlocks adds the weight that a tensor of blocks holds.

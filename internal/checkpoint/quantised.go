@@ -30,15 +30,7 @@ func quantised(ctx context.Context, c *Checkpoint) (*Checkpoint, error) {
 		return c, err
 	}
 	q := &quantisation{stored: c, weights: found.Weights, refused: found.Refused}
-	q.index()
-	v := *c
-	v.quantisation = q
-	if len(found.Weights) == 0 {
-		return &v, nil
-	}
-	return v.View(func(i int, _ *File) []Shown {
-		return q.shown(i, func(w *quant.Weight) dtype.Type { return dtype.F64 })
-	})
+	return q.view()
 }
 
 // mayBeQuantised reports whether any tensor shows that a checkpoint may be quantised.
@@ -66,6 +58,19 @@ type quantisation struct {
 	broken  map[string]*quant.Refusal // by the name of the weight, and of each stored tensor
 	kept    keeper
 	lost    map[string]*lost // of the weights that a view shows in another dtype than F64
+}
+
+// view shows the stored checkpoint with the values of every weight, in F64.
+func (q *quantisation) view() (*Checkpoint, error) {
+	q.index()
+	v := *q.stored
+	v.quantisation = q
+	if len(q.weights) == 0 {
+		return &v, nil
+	}
+	return v.View(func(i int, _ *File) []Shown {
+		return q.shown(i, func(*quant.Weight) dtype.Type { return dtype.F64 })
+	})
 }
 
 func (q *quantisation) index() {

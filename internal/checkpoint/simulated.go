@@ -26,12 +26,7 @@ func SimulatedNF4(c *Checkpoint, skip []string) (*Checkpoint, error) {
 			Codec: quant.RoundTripNF4(t.DType, t.Elements()),
 		})
 	}
-	q.index()
-	v := *c
-	v.quantisation = q
-	return v.View(func(i int, _ *File) []Shown {
-		return q.shown(i, func(*quant.Weight) dtype.Type { return dtype.F64 })
-	})
+	return q.view()
 }
 
 // Loading is the way in which transformers loaded the model that an adapter was trained on.
