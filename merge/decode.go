@@ -127,7 +127,7 @@ func feeds(p *planner, name string) bool {
 // warn says which weights the output decodes although no adapter changes them, and which it keeps.
 func (d *decoding) warn(p *planner) {
 	if d.isSimulated {
-		p.warn("%s of the base's linear layers get the values of NF4, also those that no adapter changes", fault.Count(len(d.as), "weight"))
+		p.announce("%s of the base's linear layers get the values of NF4, also those that no adapter changes", fault.Count(len(d.as), "weight"))
 		return
 	}
 	changed := 0
@@ -136,7 +136,7 @@ func (d *decoding) warn(p *planner) {
 			changed++
 		}
 	}
-	p.warn("the merge decodes %d of %s of the base; the output is larger by %s",
+	p.announce("the merge decodes %d of %s of the base; the output is larger by %s",
 		len(d.as), fault.Count(len(d.weights), "quantised weight"), fileio.FormatBytes(p.base.Bytes()-checkpoint.Stored(d.exact).Bytes()))
 	rounded := make(map[string]int)
 	for name := range d.as {
@@ -152,10 +152,10 @@ func (d *decoding) warn(p *planner) {
 		if p.base.Config.QuantizationMethod == "mxfp4" {
 			which = "vLLM does not load: it has all experts in MXFP4, or none"
 		}
-		p.warn("the output holds quantised and plain weights, which %s; set Options.Dequantise to decode all", which)
+		p.announce("the output holds quantised and plain weights, which %s; set Options.Dequantise to decode all", which)
 	}
 	if n := len(d.as) - changed; n > 0 && !p.options.Dequantise {
-		p.warn("%s that no adapter changes %s decoded, because programs load %s together with one that changes",
+		p.announce("%s that no adapter changes %s decoded, because programs load %s together with one that changes",
 			fault.Count(n, "weight"), fault.Choose(n, "is", "are"), fault.Choose(n, "it", "each"))
 	}
 	d.warnTwice(p)

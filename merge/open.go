@@ -224,7 +224,7 @@ func (p *planner) describeBase() error {
 	case len(inner.QuantisedOf(p.base)) > 0:
 		showDecoded(p)
 	case p.options.OutDType != dtype.Invalid || p.options.Dequantise:
-		p.warn("no weight of the base is quantised, so none is decoded")
+		p.announce("no weight of the base is quantised, so none is decoded")
 	}
 	return nil
 }
@@ -255,10 +255,10 @@ func (p *planner) noteFiles() {
 		p.warn("%s", note)
 	}
 	for _, name := range p.base.Beyond {
-		p.warn("%q is a link that leads out of the base's directory; its target is copied", name)
+		p.announce("%q is a link that leads out of the base's directory; its target is copied", name)
 	}
 	for _, name := range p.base.Left {
-		p.warn("%q is not copied: it does not belong to the merged model", name)
+		p.announce("%q is not copied: it does not belong to the merged model", name)
 	}
 }
 

@@ -81,7 +81,8 @@ type Plan struct {
 	ids      []string  // content ids of adapters; nil until they are needed
 	options  Options
 	targets  []*target // sorted by file and offset
-	warnings []string
+	warnings []string  // about the base and the adapters
+	effects  []string  // warnings about the output
 	files    []*outFile
 	side     map[string][]byte // new contents of files beside the weights
 	shaped   *resolve.Shaped   // differences between base and the files on disk
@@ -111,8 +112,13 @@ func (p *Plan) Close() error {
 	return p.own.Close()
 }
 
-// Warnings lists facts that a user should know before the plan runs.
-func (p *Plan) Warnings() []string { return p.warnings }
+// Warnings lists facts that a user should know before the plan runs: those of InputWarnings, then
+// those about the output.
+func (p *Plan) Warnings() []string { return slices.Concat(p.warnings, p.effects) }
+
+// InputWarnings lists the warnings about the base and the adapters, and how they are read. They are
+// true also if the plan's output is only compared with something, or never made.
+func (p *Plan) InputWarnings() []string { return p.warnings }
 
 // resolved converts adapters for package resolve.
 func resolved(adapters []Adapter) []resolve.Adapter {
@@ -124,7 +130,7 @@ func resolved(adapters []Adapter) []resolve.Adapter {
 }
 
 // unchanged returns an error if the base, an adapter or a record has changed since it was opened.
-func (p *Plan) unchanged() error {
+func unchanged(p *Plan) error {
 	if err := p.base.Unchanged(); err != nil {
 		return err
 	}
@@ -213,8 +219,14 @@ type planner struct {
 	targets map[string]*target // by tensor name
 }
 
+// warn adds a warning about the base or an adapter.
 func (p *planner) warn(format string, args ...any) {
 	p.warnings = append(p.warnings, fmt.Sprintf(format, args...))
+}
+
+// announce adds a warning about the output.
+func (p *planner) announce(format string, args ...any) {
+	p.effects = append(p.effects, fmt.Sprintf(format, args...))
 }
 
 // target is a base tensor that changes, with its place in the files.

@@ -147,7 +147,7 @@ type tally struct {
 
 // newReport combines the tallies of the plan's tensors.
 func newReport(p *Plan, tallies map[*target]*tally) *Report {
-	report := &Report{Layers: []LayerReport{}, Replaced: []PlannedTensor{}, BytesWritten: p.OutputBytes(), Warnings: append([]string{}, p.warnings...)}
+	report := &Report{Layers: []LayerReport{}, Replaced: []PlannedTensor{}, BytesWritten: p.OutputBytes(), Warnings: append([]string{}, p.Warnings()...)}
 	report.Layers = slices.Grow(report.Layers, len(p.targets))
 	var total kernel.Stats
 	for _, t := range p.targets {

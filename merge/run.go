@@ -101,7 +101,7 @@ func (p *Plan) runTo(ctx context.Context, out output.Output, record *recordFile)
 		return nil, err
 	}
 	report.BytesWritten += r.sideBytes
-	if err := errors.Join(ctx.Err(), p.unchanged()); err != nil {
+	if err := errors.Join(ctx.Err(), unchanged(p)); err != nil {
 		return nil, err
 	}
 	return report, out.Commit()

@@ -32,7 +32,7 @@ func (p *planner) shape(adapters *resolve.Checked, allowed resolve.Shaping) erro
 		return fault.New(fault.Unsupported, "the base is a GGUF file, and this version adds, unties or grows tensors of other checkpoints only").In(p.base.Path).
 			WithHint("merge into the checkpoint for transformers, and convert the merged one with llama.cpp")
 	}
-	p.shaped, p.warnings = s, append(p.warnings, s.Notes...)
+	p.shaped, p.effects = s, append(p.effects, s.Notes...)
 	if len(s.Edits) == 0 {
 		return nil
 	}

@@ -184,7 +184,7 @@ func (a *auditor) pair(plan *merge.Plan) (map[string][]*expected, error) {
 		return nil, fault.New(fault.Mismatch, "%s and %s have no tensor in common", a.stored.Path, a.merged.Path).
 			WithHint("give the checkpoint that the adapter was merged into, and then the merged one")
 	}
-	a.report.Renamed, a.report.Warnings = how, append(a.report.Warnings, plan.Warnings()...)
+	a.report.Renamed, a.report.Warnings = how, append(a.report.Warnings, plan.InputWarnings()...)
 	theirs := make(map[string]string, len(pairs))
 	for their, our := range pairs {
 		theirs[our] = their

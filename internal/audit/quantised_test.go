@@ -58,8 +58,8 @@ func TestMergesIntoQuantisedBasesAreJudged(t *testing.T) {
 			t.Fatal(err)
 		}
 		plan.Close()
-		if r := auditPaths(t, base, out, adapters); r.Verdict != audit.AsClaimed {
-			t.Errorf("%+v: the verdict is %v: %+v", options, r.Verdict, r.Tensors)
+		if r := auditPaths(t, base, out, adapters); r.Verdict != audit.AsClaimed || len(r.Warnings) > 0 {
+			t.Errorf("%+v: the verdict is %v, with the warnings %q: %+v", options, r.Verdict, r.Warnings, r.Tensors)
 		}
 		r := auditPaths(t, write(t, true), out, adapters)
 		wrong := slices.IndexFunc(r.Tensors, func(x audit.Tensor) bool { return x.Verdict == audit.NotAsClaimed })

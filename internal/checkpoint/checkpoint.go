@@ -216,7 +216,7 @@ func openModels(ctx context.Context, c *Checkpoint, models []model) (opened []mo
 				c.Side = append(c.Side, m.folder+shard)
 			}
 		}
-		c.Notes = append(c.Notes, fmt.Sprintf("%s is copied as it is, because its weights cannot be read: %v", strings.TrimSuffix(m.folder, "/"), err))
+		c.Notes = append(c.Notes, fmt.Sprintf("the weights of %s cannot be read, and stay as they are: %v", strings.TrimSuffix(m.folder, "/"), err))
 	}
 	slices.Sort(c.Side)
 	if len(opened) == 0 {

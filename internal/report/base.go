@@ -207,7 +207,7 @@ func (r *OnBase) tryMerge(
 	if err != nil {
 		return r.refuse(err)
 	}
-	r.Warnings = append(r.Warnings, plan.Warnings()...)
+	r.Warnings = append(r.Warnings, plan.InputWarnings()...)
 	r.Tensors = len(plan.Tensors())
 	if err := o.allow(plan.PeakBytes(o.Merge.Workers)); err != nil {
 		return err

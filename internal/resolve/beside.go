@@ -20,7 +20,7 @@ func (r *resolver) formBeside(b *format.Beside) form {
 	if b.Action == format.Opaque {
 		for _, f := range []format.Feature{format.FeatureVeLoRA, format.FeatureMonteCLoRA} {
 			if slices.Contains(r.features[f], b.Target) {
-				r.notes.of(b.Target, "the state of the adapter's training is left out of the merged model")
+				r.notes.of(b.Target, "the state of the adapter's training is left out")
 				return nil
 			}
 		}
