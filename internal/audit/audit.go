@@ -198,6 +198,9 @@ func (a *auditor) pair(plan *merge.Plan) (map[string][]*expected, error) {
 		e.found = newTensor(e.Name, e.DType, elements(e.Shape))
 		if ref, ok := a.merged.Lookup(theirs[e.Name]); ok && theirs[e.Name] != "" {
 			e.merged, e.found.MergedDType, e.found.File = ref.Tensor, cmp.Or(ref.Tensor.Scheme, ref.Tensor.DType.String()), a.merged.Files[ref.File].Name
+			if e.isCoded() {
+				e.found.DType = e.base.Scheme
+			}
 		}
 		if e.change != nil {
 			e.found.Module = e.change.Module
@@ -240,7 +243,7 @@ func (x *examination) conclude() error {
 	case !x.e.DType.IsFloat() || !x.e.merged.DType.IsFloat():
 		t.Verdict, t.Finding = NotAsClaimed, Foreign
 		if x.e.DType != x.e.merged.DType {
-			t.Text = fmt.Sprintf("it is stored as %v, want %v", x.e.merged.DType, x.e.DType)
+			t.Text = fmt.Sprintf("it is stored as %s, want %s", t.MergedDType, t.DType)
 		}
 	case x.e.change == nil || x.e.base == nil:
 		return x.examineUntouched()

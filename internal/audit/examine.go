@@ -25,15 +25,18 @@ func (x *examination) examineUntouched() error {
 	}
 	t.Different = s.different
 	t.setChange(s)
+	isCast := t.MergedDType != t.DType
 	switch {
-	case x.e.merged.DType != x.e.DType && s.different == 0:
+	case !isCast && x.e.isCoded() && s.different == 0:
+		t.Verdict, t.Finding = AsClaimed, Untouched
+	case isCast && s.different == 0:
 		t.Verdict, t.Finding = AsClaimed, Cast
-		t.Text = fmt.Sprintf("it is stored as %v, and the base has %v", x.e.merged.DType, x.e.DType)
-	case s.differentF16 == 0:
+		t.Text = fmt.Sprintf("it is stored as %s, and the base has %s", t.MergedDType, t.DType)
+	case s.differentF16 == 0 && !x.e.isCoded():
 		t.Verdict, t.Finding = AsClaimed, Cast
 		t.Text = "its values have gone through float16"
-	case x.e.merged.DType != x.e.DType:
-		t.Text = fmt.Sprintf("it is stored as %v with other values than those of the base, which has %v", x.e.merged.DType, x.e.DType)
+	case isCast:
+		t.Text = fmt.Sprintf("it is stored as %s with other values than those of the base, which has %s", t.MergedDType, t.DType)
 	case s.narrow() != dtype.Invalid:
 		t.Finding, t.Text = Cast, narrowText(s)
 	case s.nonFinite > 0:

@@ -41,6 +41,12 @@ func (e *expected) isCompared() bool {
 	return e.merged != nil && e.merged.DType == e.DType && slices.Equal(e.merged.Shape, e.Shape)
 }
 
+// isCoded reports whether both checkpoints have codes of a quantised weight, be they the same or
+// not.
+func (e *expected) isCoded() bool {
+	return e.base != nil && e.merged != nil && e.base.Scheme != "" && e.merged.Scheme != ""
+}
+
 func elements(shape []uint64) int64 {
 	n := int64(1)
 	for _, d := range shape {

@@ -61,6 +61,9 @@ func TestMergesIntoQuantisedBasesAreJudged(t *testing.T) {
 		if r := auditPaths(t, base, out, adapters); r.Verdict != audit.AsClaimed || len(r.Warnings) > 0 {
 			t.Errorf("%+v: the verdict is %v, with the warnings %q: %+v", options, r.Verdict, r.Warnings, r.Tensors)
 		}
+		if r := auditPaths(t, base, out, adapters); (r.Casts != "") != (options.OutDType != 0) {
+			t.Errorf("%+v: the casts are %q", options, r.Casts)
+		}
 		r := auditPaths(t, write(t, true), out, adapters)
 		wrong := slices.IndexFunc(r.Tensors, func(x audit.Tensor) bool { return x.Verdict == audit.NotAsClaimed })
 		if r.Verdict != audit.NotAsClaimed || wrong < 0 || !strings.Contains(r.Tensors[wrong].Tensor, "k_proj") {
