@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Takes a merge back by UNDO.md 1 alone: MERGED, ADAPTER... and the record of the merge give the checkpoint before it, after U1 to U16
+"""Takes a merge back by UNDO.md 2 alone: MERGED, ADAPTER... and the record of the merge give the checkpoint before it, after U1 to U16
 hold. MERGED is a safetensors file or a directory of them, an adapter a PEFT directory with plain LoRA of linear layers.
 Predictions are integers of any length, so nothing is rounded twice. A model to read next to the text: all files are in memory."""
 import argparse, json, math, os, re, shutil, struct, sys, zlib
@@ -8,12 +8,20 @@ from operator import mul
 from reader import BITS, Invalid, attempt, canonical, need, read, sha
 
 FLOATS = {"BF16": (8, 7), "F16": (5, 10), "F32": (8, 23), "F64": (11, 52)}  # bits of exponent and fraction
-PIECE, ENTRY, PLANAR, WORD = 2**26, struct.Struct("<4I32s"), 2**32 - 1, {8: "B", 16: "H", 32: "I", 64: "Q"}
+PIECE, ENTRY, PLANAR, WORD = 2**26, {1: struct.Struct("<4I32s"), 2: struct.Struct("<4I4s")}, 2**32 - 1, {8: "B", 16: "H", 32: "I", 64: "Q"}
 
 def words(b, bits): return [*struct.unpack(f"<{len(b) * 8 // bits}{WORD[bits]}", b)]
 def elements(t): return math.prod(t["shape"])
 def blocks(t): return range(0, elements(t), t["block"])  # where they begin
 def identity(header): return {"bytes": len(header), "sha256": sha(header)}
+def divided(x, n):  # n bits of x, least significant first, leave this remainder by the polynomial of CRC-32C
+    for _ in range(n): x = x >> 1 ^ (0x82F63B78 if x & 1 else 0)
+    return x
+OF_BYTE = [divided(x, 8) for x in range(256)]
+def crc32c(b):
+    crc = 2**32 - 1
+    for x in b: crc = crc >> 8 ^ OF_BYTE[crc & 255 ^ x]
+    return (crc ^ 2**32 - 1).to_bytes(4, "little")
 def digest(s): return re.fullmatch("[0-9a-f]{64}", s)
 
 TABLES = {record: dict(member.split(" ") for member in members.split(", ")) for record, members in {
@@ -39,7 +47,7 @@ def describe(record):  # sections 2 and 3: the description, the streams by name,
     need(text is not None, "U3", "no undo.json"), need(len(text) <= 2**26, "U9", f"{len(text)} bytes")
     def once(pairs): return need(len(dict(pairs)) == len(pairs), "U3", "a member twice") or dict(pairs)
     d = attempt("U3", lambda: json.loads(text.decode(), object_pairs_hook=once, parse_constant=lambda name: need(False, "U3", name)))
-    need(isinstance(d, dict) and type(d.get("undo")) is int, "U3", "no object with a version"), need(d["undo"] == 1, "U2", d["undo"])
+    need(isinstance(d, dict) and type(d.get("undo")) is int, "U3", "no object with a version"), need(d["undo"] in ENTRY, "U2", d["undo"])
     typed(d, "undo", "undo.json")
     need(d["adapters"] and all(digest(a["content"]) for a in d["adapters"]), "U4", d["adapters"])
     need(len({f["name"] for f in d["files"]}) == len(d["files"]), "U5", "a name twice")
@@ -57,15 +65,15 @@ def describe(record):  # sections 2 and 3: the description, the streams by name,
         need(all(0 <= x["adapter"] < len(d["adapters"]) for x in t["terms"]), "U10", t["terms"])
     return d, streams, files
 
-def entries(t, record, stream):  # section 4: (marks, sizes, escapes, after, before, offset) of each block
-    bits, n = BITS[t["dtype"]], len(blocks(t))
-    need(record["dtype"] == "U8" and len(record["shape"]) == 1, "U11", record), need(len(stream) >= 48 * n, "U11", "no room for the table")
+def entries(version, t, record, stream):  # section 4: (marks, sizes, escapes, after, before, offset) of each block
+    bits, n, entry = BITS[t["dtype"]], len(blocks(t)), ENTRY[version]
+    need(record["dtype"] == "U8" and len(record["shape"]) == 1, "U11", record), need(len(stream) >= entry.size * n, "U11", "no room for the table")
     out, pos = [], 0
-    for e, start in zip(ENTRY.iter_unpack(stream[len(stream) - 48 * n:]), blocks(t)):
+    for e, start in zip(entry.iter_unpack(stream[len(stream) - entry.size * n:]), blocks(t)):
         length = e[1] + e[2] + (e[0] if e[0] != PLANAR else 0)
         need(length <= min(t["block"], elements(t) - start) * bits // 8, "U11", f"a payload of {length} bytes")
         out, pos = [*out, (*e, pos)], pos + length
-    need(pos + 48 * n == len(stream), "U11", f"{len(stream)} bytes, due are {pos + 48 * n}")
+    need(pos + entry.size * n == len(stream), "U11", f"{len(stream)} bytes, due are {pos + entry.size * n}")
     return out
 
 def residuals(stream, entry, n, bits):  # (element, z) of each element of the block whose z is not zero
@@ -154,7 +162,7 @@ def unmerge(merged, adapters, record):  # section 5: {file name: bytes} before t
         for (p, end), crc in zip(ranges, f["rest"]): need(zlib.crc32(data[p:end]) == crc, "U15", f"{name}, data from {p} to {end}")
         out[name] = (attached[f"headers/{i}"] if f["before"] != f["after"] else raw), data
     for name, t, k, begin, end in work:
-        data, bits, size, table = out[name][1], BITS[t["dtype"]], BITS[t["dtype"]] // 8, entries(t, *streams[k])
+        data, bits, size, table = out[name][1], BITS[t["dtype"]], BITS[t["dtype"]] // 8, entries(d["undo"], t, *streams[k])
         for e, start in zip(table, blocks(t)):
             now = data[begin + start * size:min(begin + (start + t["block"]) * size, end)]
             need(zlib.crc32(now) == e[3], "U15", f"{t['name']}, block at element {start}")
@@ -164,7 +172,7 @@ def unmerge(merged, adapters, record):  # section 5: {file name: bytes} before t
             block = p[start:start + t["block"]]
             for j, z in residuals(streams[k][1], e, len(block), bits): block[j] = step(block[j], z, bits)
             data[begin + start * size:begin + (start + len(block)) * size] = b = struct.pack(f"<{len(block)}{WORD[bits]}", *block)
-            need(sha(b) == e[4].hex(), "U16", f"{t['name']}, block at element {start}")
+            need((bytes.fromhex(sha(b)) if d["undo"] == 1 else crc32c(b)) == e[4], "U16", f"{t['name']}, block at element {start}")
     return {name: before + data for name, (before, data) in out.items()}
 
 def peft(path):  # content id (FORMAT.md, section 13) and {module: (A, B)} of plain LoRA; what is under other keys replaces tensors

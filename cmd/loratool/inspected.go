@@ -334,7 +334,7 @@ func showUndo(t *terminal, o *inspectOptions, r *report.Undo) {
 	}
 	t.line("size         %s, %.3g bits per weight", fileio.FormatBytes(r.Bytes), r.BitsPerWeight)
 	if !o.verbose {
-		t.line("tensors      -v lists them, with their digests")
+		t.line("tensors      -v lists them, with digests of their checksums")
 		return
 	}
 	tab := &table{columns: []column{

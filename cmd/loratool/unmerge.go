@@ -42,7 +42,7 @@ func unmergeCommand(t *terminal) *cli.Command {
 		Name:      "unmerge",
 		Usage:     "remove adapters; with the undo record, restore the base byte for byte",
 		ArgsUsage: "MERGED ADAPTER... -o OUT",
-		Description: "MERGED is the output of merge --undo, and ADAPTER an adapter that was merged. unmerge proves every block by its digest before OUT " +
+		Description: "MERGED is the output of merge --undo, and ADAPTER an adapter that was merged. unmerge checks every block by its checksums before OUT " +
 			"appears. Without a record, subtraction leaves some weights of a 16-bit checkpoint a step or more off; --approximate allows that.",
 		Flags: append(o.removalFlags(),
 			&cli.BoolFlag{Name: "approximate", Usage: "subtract without a record, and report how many elements may differ", Destination: &o.approximate},
@@ -130,7 +130,7 @@ func showTakenOut(t *terminal, run *planRun, r *merge.Report, done string) {
 			run.out, run.written(r), fault.Count(len(r.TakenOut), "tensor"), countText(mayDiffer), fault.Count(elements, "element"), share(mayDiffer, elements))
 		return
 	}
-	t.line("%s%s as before the merge, proved by SHA-256", done, fault.Count(len(r.TakenOut), "tensor"))
+	t.line("%s%s as before the merge, by all checksums of the record", done, fault.Count(len(r.TakenOut), "tensor"))
 	if run.common.verbose {
 		t.line("%s; %s of them from the record alone", fault.Count(elements, "element"), share(corrected, predictions))
 	}

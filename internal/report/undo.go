@@ -34,8 +34,8 @@ type UndoTensor struct {
 	Predict   string   `json:"predict"`   // "subtract", or "same" for a tensor with replaced values
 	Residuals int64    `json:"residuals"` // elements that the record must correct
 	Blocks    int64    `json:"blocks"`
-	Before    string   `json:"before"` // SHA-256 of the SHA-256 of its blocks before the merge
-	After     string   `json:"after"`  // SHA-256 of the CRC-32 of its blocks after the merge
+	Before    string   `json:"before"` // SHA-256 of the checksums of its blocks before the merge
+	After     string   `json:"after"`  // SHA-256 of the checksums of its blocks after the merge
 }
 
 // IsUndo reports whether a source is an undo record.

@@ -18,16 +18,42 @@ import (
 )
 
 const (
-	version         = 1
+	version         = 2 // of the records that Writer writes; it reads version 1, too
 	method          = "other:undo"
 	descriptionName = "undo.json"
 	headerName      = "headers/" // followed by the index of the file
 
-	entryBytes          = 48 // one entry of a table: three lengths, one CRC-32, one SHA-256
 	planarMark          = math.MaxUint32
 	maxDescriptionBytes = 64 << 20
 	minBlockBytes       = 512 << 10 // of a block smaller than its tensor
 )
+
+// An entry of a table holds three lengths, the CRC-32 of the block after the merge, and a sum of
+// the block before it: its SHA-256 in version 1, its CRC-32C in version 2.
+const (
+	beforeAt   = 16
+	entryBytes = beforeAt + crc32.Size
+)
+
+// castagnoli is the polynomial of CRC-32C, for which processors have an instruction.
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// entryBytes returns the length of a table's entry.
+func (r *Record) entryBytes() int64 {
+	if r.Version == 1 {
+		return beforeAt + sha256.Size
+	}
+	return entryBytes
+}
+
+// sumOf returns the sum of a block's values before the merge, as an entry holds it.
+func (r *Record) sumOf(values []byte) []byte {
+	if r.Version == 1 {
+		sum := sha256.Sum256(values)
+		return sum[:]
+	}
+	return le.AppendUint32(nil, crc32.Checksum(values, castagnoli))
+}
 
 // ruleKinds holds the kind of error that spec/UNDO.md gives each rule, by its number.
 var ruleKinds = [...]fault.Kind{
@@ -64,6 +90,7 @@ type table struct {
 	once  sync.Once
 	err   error
 	bytes []byte
+	width int64   // of an entry
 	offs  []int64 // of the payloads
 }
 
@@ -114,8 +141,8 @@ func (r *Record) readDescription(m *format.Manifest) error {
 		if err := jsontext.Decode(text, &v); err != nil || v.Version == nil {
 			return broken(3, "%s is not a JSON object with the member \"undo\": %v", descriptionName, err)
 		}
-		if *v.Version != version {
-			return broken(2, "the undo record has version %d, this reader knows %d", *v.Version, version).WithHint("use a newer loratool")
+		if *v.Version < 1 || *v.Version > version {
+			return broken(2, "the undo record has version %d, this reader knows 1 to %d", *v.Version, version).WithHint("use a newer loratool")
 		}
 		if err := jsontext.DecodeExact(text, &r.Description); err != nil {
 			return broken(3, "%s: %v", descriptionName, err)
@@ -142,8 +169,8 @@ func (r *Record) find(m *format.Manifest) error {
 			return broken(6, "tensor %d has no stream", i)
 		}
 		s := &m.Tensors[blob]
-		if s.DType != dtype.U8 || len(s.Shape) != 1 || s.NBytes()/entryBytes < r.Tensors[i].Blocks() {
-			return broken(11, "the stream of %q is %v of shape %d, want U8 with %d entries of %d bytes", r.Tensors[i].Name, s.DType, s.Shape, r.Tensors[i].Blocks(), entryBytes)
+		if s.DType != dtype.U8 || len(s.Shape) != 1 || s.NBytes()/r.entryBytes() < r.Tensors[i].Blocks() {
+			return broken(11, "the stream of %q is %v of shape %d, want U8 with %d entries of %d bytes", r.Tensors[i].Name, s.DType, s.Shape, r.Tensors[i].Blocks(), r.entryBytes())
 		}
 		r.blobs[i] = blob
 	}
@@ -191,7 +218,8 @@ func (r *Record) load(tensor int) (*table, error) {
 
 func (r *Record) readTable(tensor int, t *table) error {
 	d, n := &r.Tensors[tensor], r.Tensors[tensor].Blocks()
-	t.bytes = make([]byte, n*entryBytes)
+	t.width = r.entryBytes()
+	t.bytes = make([]byte, n*t.width)
 	end := r.StreamBytes(tensor) - int64(len(t.bytes))
 	if err := r.src.ReadBlobAt(t.bytes, r.blobs[tensor], end); err != nil {
 		return err
@@ -212,7 +240,7 @@ func (r *Record) readTable(tensor int, t *table) error {
 	return nil
 }
 
-func (t *table) entry(block int64) []byte { return t.bytes[block*entryBytes:][:entryBytes] }
+func (t *table) entry(block int64) []byte { return t.bytes[block*t.width:][:t.width] }
 
 // lengths returns the lengths of the three planes of a block.
 func (t *table) lengths(block int64) (marks, sizes, escapes int64, planar bool) {
@@ -243,7 +271,7 @@ func (r *Record) CheckMerged(tensor int, block int64, values []byte) error {
 	return nil
 }
 
-// Restore replaces the predictions in p by the values before the merge and checks their SHA-256. It
+// Restore replaces the predictions in p by the values before the merge and checks their sum. It
 // returns how many predictions it corrected.
 func (r *Record) Restore(s *Scratch, tensor int, block int64, p []byte) (nCorrected int64, err error) {
 	t, err := r.load(tensor)
@@ -267,9 +295,8 @@ func (r *Record) Restore(s *Scratch, tensor int, block int64, p []byte) (nCorrec
 	if err != nil {
 		return 0, fmt.Errorf("block %d of %q: %w", block, d.Name, err)
 	}
-	if sum := sha256.Sum256(p); !bytes.Equal(sum[:], t.entry(block)[16:]) {
-		return 0, broken(16, "block %d of %q cannot be restored: the result has SHA-256 %x, the record says %x",
-			block, d.Name, sum, t.entry(block)[16:])
+	if got, want := r.sumOf(p), t.entry(block)[beforeAt:]; !bytes.Equal(got, want) {
+		return 0, broken(16, "block %d of %q cannot be restored: the result has the checksum %x, the record says %x", block, d.Name, got, want)
 	}
 	return nCorrected, nil
 }
@@ -277,7 +304,7 @@ func (r *Record) Restore(s *Scratch, tensor int, block int64, p []byte) (nCorrec
 // Summary is the content of the table of a tensor's stream.
 type Summary struct {
 	Residuals     int64  // elements that were predicted wrong; an upper bound, because marks may only skip
-	Before, After string // SHA-256 over the blocks' SHA-256 before the merge, and over their CRC-32 after it
+	Before, After string // SHA-256 over the blocks' sums before the merge, and over their CRC-32 after it
 }
 
 // Summarise reads the table of a tensor's stream in pieces.
@@ -287,20 +314,21 @@ func (r *Record) Summarise(tensor int) (Summary, error) {
 	end := r.StreamBytes(tensor)
 	before, after := sha256.New(), sha256.New()
 	var s Summary
-	buf := make([]byte, entryBytes*min(piece, n))
+	width := r.entryBytes()
+	buf := make([]byte, width*min(piece, n))
 	for i := int64(0); i < n; i += piece {
-		p := buf[:entryBytes*min(piece, n-i)]
-		if err := r.src.ReadBlobAt(p, r.blobs[tensor], end-(n-i)*entryBytes); err != nil {
+		p := buf[:width*min(piece, n-i)]
+		if err := r.src.ReadBlobAt(p, r.blobs[tensor], end-(n-i)*width); err != nil {
 			return s, err
 		}
-		for ; len(p) > 0; p = p[entryBytes:] {
+		for ; len(p) > 0; p = p[width:] {
 			marks := le.Uint32(p)
 			if marks == planarMark {
 				marks = le.Uint32(p[4:]) / uint32(r.Tensors[tensor].width())
 			}
 			s.Residuals += int64(marks)
-			after.Write(p[12:16])
-			before.Write(p[16:entryBytes])
+			after.Write(p[12:beforeAt])
+			before.Write(p[beforeAt:width])
 		}
 	}
 	s.Before, s.After = hex.EncodeToString(before.Sum(nil)), hex.EncodeToString(after.Sum(nil))

@@ -2,7 +2,6 @@ package undo
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"hash/crc32"
 	"io"
@@ -69,8 +68,7 @@ func (w *Writer) Add(s *Scratch, tensor int, block int64, before, predicted, aft
 	le.PutUint32(e[4:], uint32(len(c.sizes)))
 	le.PutUint32(e[8:], uint32(len(c.escapes)))
 	le.PutUint32(e[12:], crc32.ChecksumIEEE(after))
-	sum := sha256.Sum256(before)
-	copy(e[16:], sum[:])
+	le.PutUint32(e[beforeAt:], crc32.Checksum(before, castagnoli))
 
 	s.payload = append(append(append(s.payload[:0], c.marks...), c.sizes...), c.escapes...)
 	n := int64(len(s.payload))

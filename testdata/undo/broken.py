@@ -1,5 +1,6 @@
 """Records that break one rule each; nearly all are of merges.small()."""
 import json
+import zlib
 
 import builder
 import merges
@@ -69,9 +70,11 @@ def member(table, key, v):
 def text(m, at):
     def put(name, f, comment):
         bad("u03-" + name, record(m, text=f), comment, at)
-    for v in (0, 2):
+    for v in (0, 3):
         bad(f"u02-version-{v}", record(m, edit=member("undo", "undo", v)), f"version {v}", at)
-    bad("u02-later-version", record(m, edit=lambda d: {"undo": 2, "new": None, "tensors": []}), "version 2, with other members", at, "U2 U3")
+    bad("u11-version-2-entry-of-1", record(m, edit=member("undo", "undo", 2)), "version 2, with the table of version 1", at)
+    bad("u02-later-version", record(m, edit=lambda d: {"undo": 3, "new": None, "tensors": []}), "version 3, with other members", at, "U2 U3")
+    bad("u03-version-2", record(m, edit=lambda d: {"undo": 2, "new": None, "tensors": []}), "version 2, with other members", at)
     bad("u03-no-description", record(m, attached=lambda a: {"undo": a["undo.json"]}), "no undo.json", at)
     put("empty", lambda b: b"\n", "a line feed in place of the object")
     put("cut", lambda b: b[:-1], "cut by one byte")
@@ -171,6 +174,12 @@ def streams(m, at):
     stream("long", "a byte more, between payload and table", lambda n, d, s, b: (n, d, [len(b) + 1], b[:-48] + b"\0" + b[-48:]))
     stream("entry-more", "an entry of no block", lambda n, d, s, b: (n, d, [len(b) + 48], b + bytes(48)))
     stream("empty", "no bytes", lambda n, d, s, b: (n, d, [0], b""))
+    bad("u11-version-1-entry-of-2", record(m, 2, edit=member("undo", "undo", 1)), "version 1, with the table of version 2", at)
+    for name, comment, change in (("short", "a byte less", lambda b: b[1:]), ("half-table", "half of a table", lambda b: b[-10:]),
+                                  ("long", "a byte more, between payload and table", lambda b: b[:-20] + b"\0" + b[-20:]),
+                                  ("entry-more", "an entry of no block", lambda b: b + bytes(20))):
+        bad("u11-version-2-" + name, record(m, 2, streams=lambda s: [("0", "U8", [len(change(s[0][3]))], change(s[0][3])), s[1]]),
+            comment + ", in version 2", at)
     stream("half-table", "half of a table", lambda n, d, s, b: (n, d, [24], b[-24:]))
 
     def lengths(*f):
@@ -270,12 +279,17 @@ def way_back(m, at):
     put_edit("u15-rest-negative", "a sum less 2^32", rest(lambda r: [r[0] - 2**32]), "U15 U3 U13")
     put_edit("u15-rest-33-bits", "a sum and 2^32", rest(lambda r: [r[0] + 2**32]), "U15 U3 U13")
 
-    def block(name, comment, change, i=0):
-        bad(name, record(m, blocks={i: change}), comment, at)
+    def block(name, comment, change, i=0, version=1):
+        bad(name, record(m, version, blocks={i: change}), comment, at)
     block("u15-after", "another sum of a block", lambda bs: setattr(bs[0], "after", bs[0].after ^ 2**31))
     block("u15-after-replaced", "another sum of a block of the replaced tensor", lambda bs: setattr(bs[0], "after", 0), 1)
     block("u16-before", "another digest of a block", lambda bs: setattr(bs[0], "before", flip(bs[0].before, 31)))
     block("u16-before-replaced", "zeros for the digest of a block of the replaced tensor", lambda bs: setattr(bs[0], "before", bytes(32)), 1)
+    block("u15-version-2-after", "another sum of a block", lambda bs: setattr(bs[0], "after", bs[0].after ^ 2**31), version=2)
+    block("u16-version-2-before", "another sum of a block", lambda bs: setattr(bs[0], "before", flip(bs[0].before, 3)), version=2)
+    block("u16-version-2-crc-32", "the CRC-32 of a block in place of its CRC-32C",
+          lambda bs: setattr(bs[0], "before", zlib.crc32(m.changed[0][1].base).to_bytes(4, "little")), version=2)
+    block("u16-version-2-residual", "another residual", lambda bs: bs[0].escapes.__setitem__(0, bs[0].escapes[0] ^ 2), version=2)
     block("u16-residual", "another residual", lambda bs: bs[0].escapes.__setitem__(0, bs[0].escapes[0] ^ 2))
     block("u16-no-residuals", "no residuals", lambda bs: bs[0].__dict__.update(marks=[], sizes=[], escapes=[]))
     block("u16-skip", "residuals one element later", lambda bs: bs[0].marks.__setitem__(0, bs[0].marks[0] + 1))

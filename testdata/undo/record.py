@@ -1,6 +1,7 @@
 """Writes undo records from spec/UNDO.md, wrong ones too, on top of ../vectors/builder.py. Shares no code with a reader of them.
 
-A Merge is what a merge has left and what was there before; record(merge) is its record, and every keyword replaces a part of it.
+A Merge is what a merge has left and what was there before; record(merge) is its record of version 1, record(merge, 2) that of
+version 2, and every keyword replaces a part of it.
 """
 import copy
 import hashlib
@@ -19,6 +20,19 @@ PIECE = 2**26
 
 def sha(b):
     return hashlib.sha256(b).hexdigest()
+
+
+def crc32c(b):
+    """The remainder of the bits, least significant first, by Castagnoli's polynomial; ones come in and out inverted."""
+    crc = 2**32 - 1
+    for x in b:
+        crc ^= x
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 2**32 - 1
+
+
+assert crc32c(b"123456789") == 0xE3069283
 
 
 def pack(dtype, xs):
@@ -175,10 +189,11 @@ class Merge:
 class Block:
     """A payload and its entry of the table; lengths of None are those of the payload."""
 
-    def __init__(self, t, start):
+    def __init__(self, t, start, version):
         part = slice(start * t.bits // 8, (start + t.block) * t.bits // 8)
         self.bits, self.lengths = t.bits, None
-        self.after, self.before = zlib.crc32(t.merged[part]), hashlib.sha256(t.base[part]).digest()
+        self.after = zlib.crc32(t.merged[part])
+        self.before = hashlib.sha256(t.base[part]).digest() if version == 1 else crc32c(t.base[part]).to_bytes(4, "little")
         self.zs = [zigzag(w, p, t.bits) for w, p in zip(unpack(t.dtype, t.base[part]), t.predicted[start:start + t.block])]
         self.marks, self.sizes, self.escapes, self.is_planar, zeros = [], [], [], False, 0
         for z in self.zs:
@@ -210,14 +225,14 @@ class Block:
         return struct.pack("<4I", *lengths, self.after) + self.before
 
 
-def describe(m):
+def describe(m, version):
     def identity(b):
         return {"bytes": len(b), "sha256": sha(b)}
 
     def term(t, a, module):
         s = a.scale()
         return {"adapter": m.adapters.index(a), "module": module, "scale": int(s) if s == int(s) else s, "transposed": t.is_transposed(a, module)}
-    return {"undo": 1, "tool": "make.py", "reading": {},
+    return {"undo": version, "tool": "make.py", "reading": {},
             "adapters": [{"name": a.name, "content": a.content, "weight": a.weight} for a in m.adapters],
             "files": [{"name": f.name, "before": identity(f.before), "after": identity(f.after), "rest": f.rest()} for f in m.files],
             "tensors": [{"name": t.name, "file": i, "dtype": t.dtype, "shape": t.shape, "block": t.block,
@@ -228,7 +243,7 @@ def stock(b):
     return builder.stock(b) if b else builder.frame(b)
 
 
-def record(m, edit=None, text=None, blocks=None, streams=None, attached=None, manifest=None, **more):
+def record(m, version=1, edit=None, text=None, blocks=None, streams=None, attached=None, manifest=None, **more):
     """The record, where each of these changes what it gets in place, or returns what takes its place:
     edit      the description
     text      its bytes
@@ -241,10 +256,10 @@ def record(m, edit=None, text=None, blocks=None, streams=None, attached=None, ma
     def changed(f, v):
         out = f(v) if f else None
         return v if out is None else out
-    d = changed(edit, copy.deepcopy(describe(m)))
+    d = changed(edit, copy.deepcopy(describe(m, version)))
     names, all_streams = [f"headers/{i}" for i, f in enumerate(m.files) if f.before != f.after], []
     for i, (_, t) in enumerate(m.changed):
-        bs = [Block(t, start) for start in range(0, len(t.merged) * 8 // t.bits, t.block)]
+        bs = [Block(t, start, version) for start in range(0, len(t.merged) * 8 // t.bits, t.block)]
         bs = changed((blocks or {}).get(i), bs)
         s = b"".join(b.payload() for b in bs) + b"".join(b.entry() for b in bs)
         all_streams.append((str(i), "U8", [len(s)], s))

@@ -27,12 +27,16 @@ def add():
     ok("planar", m, record(m, blocks={i: planar for i in range(len(m.changed))}), "the same, every block planar", at)
     ok("file-renamed", m, record(m, edit=lambda d: d["files"][0].update(name="of another name")), "one file each: names do not matter", at)
 
+    ok("version-2-values", m, record(m, 2), "the same in version 2", at)
+    ok("version-2-planar", m, record(m, 2, blocks={i: planar for i in range(len(m.changed))}), "the same in version 2, every block planar", at)
+
     ok("terms-reversed", m, record(m, edit=lambda d: d["tensors"][4]["terms"].reverse()),
        "a sum does not depend on the order of its terms", at)
 
     m = merges.small()
     at = put(m)
     ok("small", m, record(m), "the record that the broken ones are made of", at)
+    ok("version-2-small", m, record(m, 2), "the record that the broken ones of version 2 are made of", at)
     m.changed.reverse()
     ok("tensors-reversed", m, record(m), "tensors of the description in another order than that of the file", at)
     m.changed.reverse()
@@ -51,11 +55,13 @@ def add():
 
     m = merges.two()
     at = put(m)
+    ok("version-2-files", m, record(m, 2), "three files in version 2", at)
     ok("files", m, record(m), "three files, one of them left alone, one with its header kept", at)
 
     m = merges.long()
     at = put(m, tail=merges.LONG_ZEROS)
     ok("long", m, record(m), "every skip from 240 to 246, two blocks, a rest of two pieces", at)
+    ok("version-2-long", m, record(m, 2), "the same in version 2", at)
 
     def short_skips(bs):
         bs[0].marks = [x for mark in bs[0].marks for x in ([mark] if mark < 241 else [mark - 1] * 4)]
@@ -66,6 +72,7 @@ def add():
     m = merges.empty()
     at = put(m)
     ok("empty-tensor", m, record(m), "a changed tensor without elements, which parts two pieces", at)
+    ok("version-2-empty-tensor", m, record(m, 2), "the same in version 2", at)
     ok("skip-to-end", m, record(m, blocks={1: lambda bs: bs[0].marks.extend([240, 240])}), "skips of all elements of a block", at)
     m = merges.not_finite()
     ok("not-finite", m, record(m), "factors that are not finite", put(m))
