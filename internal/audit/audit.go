@@ -53,7 +53,7 @@ func run(
 		ctx: ctx, o: &o, adapters: adapters, report: &Report{Adapters: []FittedAdapter{}, Tensors: []Tensor{}, Warnings: []string{}, Stamps: []string{}},
 		stored: (*checkpoint.Handle)(base).Checkpoint(), merged: (*checkpoint.Handle)(merged).Checkpoint(),
 	}
-	plan, err := a.plan(base)
+	plan, err := a.plan()
 	if err != nil {
 		return nil, err
 	}
@@ -103,11 +103,12 @@ func run(
 
 // plan plans the merge that should have been. A change to one of two tied tensors is read as the
 // merged checkpoint has it: untied if it has a head of its own.
-func (a *auditor) plan(base *model.Checkpoint) (*merge.Plan, error) {
+func (a *auditor) plan() (*merge.Plan, error) {
 	o := merge.Options{
 		Reading: a.o.Reading, Workers: a.o.Workers, Progress: a.o.Progress, AnyBase: a.o.AnyBase, Again: true, AllowNonFinite: true,
 		GrowVocabulary: a.shaping().GrowVocabulary, AddTensors: a.shaping().AddTensors, Dequantise: len(checkpoint.QuantisedOf(a.stored)) > 0, // whether the merged one has codes or not
 	}
+	base := (*model.Checkpoint)(checkpoint.NewHandle(checkpoint.OnlyReadable(a.stored))) // the others are compared as stored
 	plan, err := merge.New(a.ctx, base, a.adapters, o)
 	if err == nil || o.Tied != "" {
 		return plan, err

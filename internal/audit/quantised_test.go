@@ -19,7 +19,8 @@ import (
 func TestMergesIntoQuantisedBasesAreJudged(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	const rows, cols, r = 64, 48, 2
-	write := func(t *testing.T, change bool) string {
+	write := func(t *testing.T, change bool, others ...testkit.Tensor) string {
+		t.Helper()
 		rng := rand.New(rand.NewPCG(3, 4))
 		var tensors []testkit.Tensor
 		for _, leaf := range []string{"self_attn.o_proj", "mlp.down_proj", "self_attn.q_proj", "self_attn.k_proj"} {
@@ -33,7 +34,7 @@ func TestMergesIntoQuantisedBasesAreJudged(t *testing.T) {
 			tensors = append(tensors, codes, testkit.Random(rng, codes.Name+"_scale", dtype.F32, 0.01, rows, 1))
 		}
 		path := t.TempDir() + "/base.safetensors"
-		testkit.Write(t, path, testkit.Encode(nil, tensors...))
+		testkit.Write(t, path, testkit.Encode(nil, append(tensors, others...)...))
 		return path
 	}
 	b := format.NewBuilder("made up")
@@ -48,16 +49,21 @@ func TestMergesIntoQuantisedBasesAreJudged(t *testing.T) {
 	}
 	adapters := []merge.Adapter{{Source: src, Name: "a", Weight: 1}}
 	base := write(t, false)
-	for _, options := range []merge.Options{{}, {Dequantise: true}, {Dequantise: true, OutDType: dtype.F32}} {
-		out := t.TempDir() + "/out.safetensors"
+	into := func(t *testing.T, base string, options merge.Options) (out string) {
+		t.Helper()
+		out = t.TempDir() + "/out.safetensors"
 		plan, err := merge.Open(t.Context(), base, adapters, options)
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer plan.Close()
 		if _, err := plan.Run(t.Context(), out); err != nil {
 			t.Fatal(err)
 		}
-		plan.Close()
+		return out
+	}
+	for _, options := range []merge.Options{{}, {Dequantise: true}, {Dequantise: true, OutDType: dtype.F32}} {
+		out := into(t, base, options)
 		if r := auditPaths(t, base, out, adapters); r.Verdict != audit.AsClaimed || len(r.Warnings) > 0 {
 			t.Errorf("%+v: the verdict is %v, with the warnings %q: %+v", options, r.Verdict, r.Warnings, r.Tensors)
 		}
@@ -69,6 +75,16 @@ func TestMergesIntoQuantisedBasesAreJudged(t *testing.T) {
 		if r.Verdict != audit.NotAsClaimed || wrong < 0 || !strings.Contains(r.Tensors[wrong].Tensor, "k_proj") {
 			t.Errorf("%+v: of a base with another code in k_proj the verdict is %v: %+v", options, r.Verdict, r.Tensors)
 		}
+	}
+	unreadable := testkit.Tensor{Name: "model.layers.1.mlp.up_proj.qweight", DType: dtype.I32, Shape: []uint64{4, 8}, Data: make([]byte, 4*4*8)}
+	base = write(t, false, unreadable)
+	out := into(t, base, merge.Options{})
+	if r := auditPaths(t, base, out, adapters); r.Verdict != audit.AsClaimed || len(r.Tensors) != 5 {
+		t.Errorf("with a weight that cannot be read the verdict is %v: %+v", r.Verdict, r.Tensors)
+	}
+	unreadable.Data[9]++
+	if r := auditPaths(t, write(t, false, unreadable), out, adapters); r.Verdict != audit.NotAsClaimed {
+		t.Errorf("with another code in a weight that cannot be read the verdict is %v: %+v", r.Verdict, r.Tensors)
 	}
 }
 

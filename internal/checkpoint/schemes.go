@@ -137,6 +137,17 @@ func UnreadableOf(c *Checkpoint) []Unreadable {
 	return all
 }
 
+// OnlyReadable returns the checkpoint without the list of UnreadableOf. Refusal still tells of
+// these weights, and their stored tensors stay.
+func OnlyReadable(c *Checkpoint) *Checkpoint {
+	if c.quantisation == nil {
+		return c
+	}
+	v, q := *c, c.quantisation
+	v.quantisation = &quantisation{stored: q.stored, hasUnits: q.hasUnits, weights: q.weights, parts: q.parts, broken: q.broken, lost: q.lost}
+	return &v
+}
+
 // Refusal returns why a weight cannot be read, or nil. The name is the weight's, or that of a
 // stored tensor that belongs to it.
 func Refusal(c *Checkpoint, name string) error {
