@@ -310,10 +310,7 @@ func (p *planner) restoreHeaders(ctx context.Context) ([]restored, error) {
 	if !p.removed.is() && !p.options.wantsRecord() {
 		return make([]restored, len(p.base.Files)), nil
 	}
-	changed := make([]bool, len(p.base.Files))
-	for _, t := range p.Plan.targets {
-		changed[t.ref.File] = true
-	}
+	changed := filesOf(p, func(*target) bool { return true })
 	all := make([]restored, len(p.base.Files))
 	for i, f := range p.base.Files {
 		if !changed[i] && !p.options.wantsRecord() {
@@ -345,6 +342,20 @@ func (p *planner) restoreHeaders(ctx context.Context) ([]restored, error) {
 		return all, removeStamps(all, p.removed.ids)
 	}
 	return all, nil
+}
+
+// filesOf reports which files have such targets. If any part of a split of GGUF files has one, the
+// first part has its stamp, too: llama-gguf-split keeps the keys of that part alone when it joins
+// them.
+func filesOf(p *planner, is func(*target) bool) []bool {
+	has := make([]bool, len(p.base.Files))
+	for _, t := range p.Plan.targets {
+		if is(t) {
+			has[t.ref.File] = true
+			has[0] = has[0] || inner.IsSplit(p.base)
+		}
+	}
+	return has
 }
 
 // checkStamps refuses an adapter that the base already has, unless Options.Again is set. before
@@ -391,8 +402,9 @@ func (p *planner) layOut(ctx context.Context, before []restored) error {
 	for _, t := range p.Plan.targets {
 		byFile[t.ref.File] = append(byFile[t.ref.File], t)
 	}
+	isStamped := filesOf(p, (*target).changes)
 	for i, in := range p.base.Files {
-		f := &outFile{in: in, before: before[i], targets: byFile[i], isStamped: slices.ContainsFunc(byFile[i], (*target).changes)}
+		f := &outFile{in: in, before: before[i], targets: byFile[i], isStamped: isStamped[i]}
 		f.hasHeader = f.isStamped || f.before.header != nil
 		switch {
 		case f.before.header != nil:

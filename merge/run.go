@@ -129,8 +129,12 @@ func (p *Plan) CheckOutput(out string) error {
 	if err := place.Check(); err != nil {
 		return err
 	}
-	if p.base.IsDir && strings.EqualFold(filepath.Ext(out), ".safetensors") {
-		return &OutputError{Path: out, Why: "has the name of a file, but the base is a directory and so is the output"}
+	if ext := strings.ToLower(filepath.Ext(out)); p.base.IsDir && (ext == ".safetensors" || ext == ".gguf") {
+		why := "the base is a directory and so is the output"
+		if checkpoint.IsSplit(p.base) {
+			why = "the base is in several files, and the output is a directory of files with their names"
+		}
+		return &OutputError{Path: out, Why: "has the name of a file, but " + why}
 	}
 	if is, misnamed := p.base.Misnames(out); misnamed {
 		return &OutputError{Path: out, Why: "has the name of another format, but the output is " + is}

@@ -33,7 +33,7 @@ type Ref struct {
 // Checkpoint is an open base model. Several goroutines may read from it at once.
 type Checkpoint struct {
 	Path   string
-	IsDir  bool
+	IsDir  bool // an output is a directory, because the checkpoint is one or a split of GGUF files
 	Files  []*File
 	Config config.Model
 	Side   []string   // the directory's other files that belong to the model, with slashes, as the output has them; see OpenSide
@@ -90,6 +90,9 @@ func openAt(ctx context.Context, path string, dir fileio.Dir, file string, err e
 func New(ctx context.Context, name string, data io.ReaderAt, size int64) (*Checkpoint, error) {
 	f, err := openFile(ctx, name, "", &fileio.Input{ReaderAt: data, Closer: io.NopCloser(nil), Path: name, Size: size})
 	if err != nil {
+		return nil, err
+	}
+	if err := checkWhole(f); err != nil {
 		return nil, err
 	}
 	c := &Checkpoint{Path: name, Files: []*File{f}, Notes: f.notes}
@@ -227,14 +230,15 @@ func openModels(ctx context.Context, c *Checkpoint, models []model) (opened []mo
 
 // open opens the files of one model.
 func (m *model) open(ctx context.Context, c *Checkpoint) error {
-	for _, shard := range m.shards {
+	first := len(c.Files)
+	for i := 0; i < len(m.shards); i++ {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		name := m.folder + shard
+		name := m.folder + m.shards[i]
 		in, err := c.Dir.Open(path.Clean(name))
-		if errors.Is(err, fs.ErrNotExist) && m.index != nil {
-			err = shards.Absent(shard, "checkpoint").In(c.Path)
+		if errors.Is(err, fs.ErrNotExist) && (m.index != nil || i > 0) {
+			err = m.absent(m.shards[i]).In(c.Path)
 		}
 		if err != nil {
 			return err
@@ -249,8 +253,13 @@ func (m *model) open(ctx context.Context, c *Checkpoint) error {
 			return fault.New(fault.Unsupported, "%s and %s would both be called %s in an output", c.Files[twin].Path, f.Path, f.Name).
 				WithHint("give one of them another name, also in the index")
 		}
+		if i == 0 {
+			if err := m.addParts(c, f); err != nil {
+				return fault.InFile(err, f.Path)
+			}
+		}
 	}
-	return nil
+	return checkParts(c.Files[first:])
 }
 
 // checkIndex checks that every tensor is in the shard that the index names.
@@ -297,7 +306,7 @@ func identifySide(c *Checkpoint, models []model) error {
 	}
 	if c.IsDir && c.Dir.IsOnDisk() {
 		var err error
-		c.Beyond, err = findLinks(c.Path, names)
+		c.Beyond, err = findLinks(c.Dir.Path("."), names)
 		return err
 	}
 	return nil

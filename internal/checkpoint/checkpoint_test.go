@@ -284,7 +284,8 @@ func TestBrokenCheckpointsAreRefused(t *testing.T) {
 			fault.Unsupported, "neither", "it holds an adapter, in inner"},
 		{"a model and an adapter further down", map[string][]byte{"ad/adapter_config.json": []byte("{}"), "m/model.safetensors": weights("a")},
 			fault.Unsupported, "neither", "such as m/model.safetensors"},
-		{"GGUF", map[string][]byte{"config.json": []byte("{}"), "m.gguf": []byte("GGUF")}, fault.Unsupported, "neither", "m.gguf is GGUF"},
+		{"GGUF", map[string][]byte{"config.json": []byte("{}"), "m.gguf": []byte("GGUF")}, fault.Truncated, "m.gguf: byte 4", ""},
+		{"GGUF further down", map[string][]byte{"d/m.gguf": []byte("GGUF")}, fault.Unsupported, "neither", "m.gguf"},
 		{"half a download", map[string][]byte{"config.json": []byte("{}"), "model.safetensors.part": nil}, fault.Unsupported, "neither", "has not ended"},
 		{"nothing", map[string][]byte{"readme.txt": nil}, fault.Unsupported, "neither", ""},
 	} {

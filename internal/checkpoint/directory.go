@@ -102,7 +102,7 @@ func findModel(dir fileio.Dir, have map[string]bool) ([]model, error) {
 		return nil, fault.New(fault.Mismatch, "the directory holds %s; it is not clear which one to use", strings.Join(found, " and ")).
 			WithHint("give the path of the file to use")
 	}
-	return nil, nil
+	return findGGUF(dir, have)
 }
 
 // noWeights returns the error for a directory without weights, with a hint about its
@@ -111,7 +111,7 @@ func noWeights(all []string) error {
 	if e := withoutIndex(all); e != nil {
 		return e
 	}
-	e := fault.New(fault.Unsupported, "the directory holds neither weights under a known name, such as model.safetensors or pytorch_model.bin, nor an index of shards")
+	e := fault.New(fault.Unsupported, "the directory holds neither weights under a known name, such as model.safetensors or pytorch_model.bin, nor an index of shards, nor a GGUF file")
 	for _, name := range all {
 		switch base := filepath.Base(name); {
 		case base == "adapter_config.json" && base == name:

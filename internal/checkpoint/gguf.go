@@ -34,12 +34,6 @@ func openGGUF(ctx context.Context, in *fileio.Input, f *File) (*File, error) {
 		}
 		return nil, err
 	}
-	if v, ok := g.Value("split.count"); ok {
-		if n, isCount := v.Uint(); !isCount || n > 1 {
-			return nil, fault.New(fault.Unsupported, "this GGUF file is one of several that hold a model (split.count is %v), which are not read yet", v).
-				WithHint("join them with llama-gguf-split of llama.cpp")
-		}
-	}
 	tensors := listedIn(g)
 	return newFile(headingOf(g), g.DataOff, tensors, f), nil
 }
@@ -81,28 +75,35 @@ var ggufTypes = map[gguf.Type]dtype.Type{
 
 // ggufHeading is the header of a GGUF file.
 type ggufHeading struct {
-	*gguf.File           // without its tensors
-	most       gguf.Type // the type of most elements
+	*gguf.File          // without its tensors
+	was        summary  // of the whole model
+	now        *summary // of the model that a view makes of several files; nil for one of a single file
 }
 
 // headingOf takes the header of a file without its tensors.
 func headingOf(g *gguf.File) *ggufHeading {
-	h := &ggufHeading{File: g, most: mostOf(g.Tensors)}
+	h := &ggufHeading{File: g, was: summaryOf(g.Tensors)}
 	g.Tensors = nil
 	return h
 }
 
-// mostOf returns the type of most elements of tensors: of the largest count, the first.
-func mostOf(tensors []gguf.Tensor) (most gguf.Type) {
+// summary is what keys of a file say of all tensors of a model.
+type summary struct {
+	most    gguf.Type // the type of most elements: of the largest count, the first
+	tensors int
+}
+
+func summaryOf(tensors []gguf.Tensor) (s summary) {
+	s.tensors = len(tensors)
 	counts := make(map[gguf.Type]uint64)
 	for i := range tensors {
 		t := &tensors[i]
 		n, _ := dtype.NElements(t.Dims)
-		if counts[t.Type] += n; counts[t.Type] > counts[most] {
-			most = t.Type
+		if counts[t.Type] += n; counts[t.Type] > counts[s.most] {
+			s.most = t.Type
 		}
 	}
-	return most
+	return s
 }
 
 func (h *ggufHeading) texts() map[string]string {
@@ -153,7 +154,11 @@ func (h *ggufHeading) compose(tensors []Tensor) (raw []byte, _ heading, end int6
 			return nil, nil, 0, err
 		}
 	}
-	g, raw, err := gguf.Compose(h.Version, h.keysFor(mostOf(list)), list)
+	now := summaryOf(list)
+	if h.now != nil {
+		now = *h.now
+	}
+	g, raw, err := gguf.Compose(h.Version, h.keysFor(now), list)
 	if err != nil {
 		return nil, nil, 0, err
 	}
@@ -161,7 +166,9 @@ func (h *ggufHeading) compose(tensors []Tensor) (raw []byte, _ heading, end int6
 		tensors[i].Off = g.Tensors[i].Off
 	}
 	end = g.End()
-	return raw, headingOf(g), end, nil
+	composed := headingOf(g)
+	composed.was = now
+	return raw, composed, end, nil
 }
 
 // ggufTensor describes a tensor for a GGUF file.
@@ -194,22 +201,33 @@ var fileTypes = map[string]uint32{
 	"IQ2_S": 28, "IQ4_XS": 30, "IQ1_M": 31, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38, "NVFP4": 39,
 }
 
-// keysFor returns the keys for a file with most elements of a type. Where that is the type of most
-// already, the file's own number stays, which says more: Q4_K_M or Q4_K_S.
-func (h *ggufHeading) keysFor(most gguf.Type) []gguf.KV {
-	const key = "general.file_type"
-	n, known := fileTypes[most.String()]
-	if v, has := h.Value(key); most == h.most || !known || !has || v.Type != gguf.Uint32 {
-		return h.KVs
-	}
-	kvs := slices.Clone(h.KVs)
-	for i := range kvs {
-		if kvs[i].Key == key {
-			kvs[i] = gguf.Uint32KV(key, n)
+// keysFor returns the keys for a model with other tensors. Where the type of most elements stays,
+// the file's own number stays, which says more: Q4_K_M or Q4_K_S.
+func (h *ggufHeading) keysFor(now summary) []gguf.KV {
+	kvs := h.KVs
+	set := func(key string, of gguf.ValueType, kv gguf.KV) {
+		i := slices.IndexFunc(kvs, func(kv gguf.KV) bool { return kv.Key == key && kv.Type == of })
+		if i >= 0 {
+			kvs = slices.Clone(kvs)
+			kvs[i] = kv
 		}
+	}
+	if n, known := fileTypes[now.most.String()]; known && now.most != h.was.most {
+		set(fileTypeKey, gguf.Uint32, gguf.Uint32KV(fileTypeKey, n))
+	}
+	if now.tensors != h.was.tensors {
+		set(splitTensorsKey, gguf.Int32, gguf.Int32KV(splitTensorsKey, int32(now.tensors)))
 	}
 	return kvs
 }
+
+// Keys of files.
+const (
+	fileTypeKey     = "general.file_type"
+	splitNoKey      = "split.no"
+	splitCountKey   = "split.count"
+	splitTensorsKey = "split.tensors.count"
+)
 
 // inGGUF reports whether the weights of a file are in GGUF.
 func inGGUF(f *File) bool {

@@ -11,6 +11,7 @@ import (
 	"weak"
 
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/gguf"
 )
 
 // A view is a checkpoint that shows other tensors than the checkpoint behind it: renamed, reshaped,
@@ -44,8 +45,12 @@ func (t *Tensor) Shown() Shown {
 func (c *Checkpoint) View(show func(i int, f *File) []Shown) (*Checkpoint, error) {
 	v := *c
 	v.Files = slices.Clone(c.Files)
-	for i, f := range c.Files {
-		shown := show(i, f)
+	files := c.Files
+	if IsSplit(c) {
+		files, show = joint(c.Files, show)
+	}
+	for i, f := range files {
+		shown := show(i, c.Files[i])
 		if shown == nil {
 			continue
 		}
@@ -84,6 +89,53 @@ func (f *File) view(shown []Shown) (*File, error) {
 	v := &File{Name: f.Name, Path: f.Path, prefix: prefix, Size: end, data: &data, behind: f, close: f.close, isConverted: f.isConverted}
 	text.file = v
 	return newFile(h, int64(len(raw)), tensors, v), nil
+}
+
+// joint prepares a view of the parts of a model: keys of any part say something of all tensors. It
+// returns the files with headings that know the new whole, and the tensors that each shows. A part
+// whose tensors stay and whose keys change is shown, too.
+func joint(files []*File, show func(i int, f *File) []Shown) ([]*File, func(i int, f *File) []Shown) {
+	shown, whole := make([][]Shown, len(files)), make([][]Shown, len(files))
+	for i, f := range files {
+		shown[i] = show(i, f)
+		if whole[i] = shown[i]; whole[i] == nil {
+			whole[i] = shownAll(f)
+		}
+	}
+	now := summaryOfShown(whole)
+	knowing := make([]*File, len(files))
+	for i, f := range files {
+		h := *f.header.(*ggufHeading)
+		if h.now = &now; h.was != now {
+			shown[i] = whole[i]
+		}
+		g := *f
+		g.header = &h
+		knowing[i] = &g
+	}
+	return knowing, func(i int, _ *File) []Shown { return shown[i] }
+}
+
+func shownAll(f *File) []Shown {
+	all := make([]Shown, len(f.Tensors))
+	for i := range f.Tensors {
+		all[i] = f.Tensors[i].Shown()
+	}
+	return all
+}
+
+// summaryOfShown summarises the tensors of files. A tensor that a GGUF file cannot hold has no
+// type: composing the header refuses it.
+func summaryOfShown(files [][]Shown) summary {
+	var list []gguf.Tensor
+	for _, shown := range files {
+		for i := range shown {
+			s := &shown[i]
+			t, _ := ggufTensor(&Tensor{Name: s.Name, DType: s.DType, Shape: s.Shape, Scheme: s.Scheme})
+			list = append(list, t)
+		}
+	}
+	return summaryOf(list)
 }
 
 // composed reads the header of a view. Most views are never read as files, and their headers would

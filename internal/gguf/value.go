@@ -158,6 +158,11 @@ func Uint32KV(key string, n uint32) KV {
 	return KV{key, Value{Type: Uint32, N: 1, raw: binary.LittleEndian.AppendUint32(nil, n)}}
 }
 
+// Int32KV returns a key with a signed integer of 32 bits.
+func Int32KV(key string, n int32) KV {
+	return KV{key, Value{Type: Int32, N: 1, raw: binary.LittleEndian.AppendUint32(nil, uint32(n))}}
+}
+
 // Float32KV returns a key with a float of 32 bits.
 func Float32KV(key string, x float32) KV {
 	raw := binary.LittleEndian.AppendUint32(nil, math.Float32bits(x))

@@ -6,6 +6,8 @@
     adapter.gguf   the same adapter in llama.cpp's layout
     expected.json  the SHA-256 of each merged tensor: exact sums in rational numbers, each rounded once
 
+A base that is split has its parts, base-00001-of-00003.gguf and so on, as gguf-py divides a model.
+
 Nothing here comes from the code under test."""
 import hashlib, json, os, shutil, sys
 from fractions import Fraction
@@ -135,13 +137,13 @@ def experts(gate, up, down, path):
         names[f"blk.0.ffn_{part}_exps"] = (f"model.layers.0.{path}.{{}}.{leaf}", (EXPERTS, *shape))
     return names
 
-def case(name, names, types, arch="llama", adapted=None, pairs=True, default="BF16", out="F16", alignment=32, scales={}):
+def case(name, names, types, arch="llama", adapted=None, pairs=True, default="BF16", out="F16", alignment=32, scales={}, split={}):
     """types: the type of each tensor, else default. adapted: the tensors that the adapter changes."""
     rng = np.random.default_rng(sum(name.encode()))
     d = f"{HERE}/{name}"
     shutil.rmtree(d, ignore_errors=True)
     os.makedirs(d + "/peft")
-    w, x = GGUFWriter(d + "/base.gguf", arch), GGUFWriter(d + "/adapter.gguf", arch)
+    w, x = GGUFWriter(d + "/base.gguf", arch, **split), GGUFWriter(d + "/adapter.gguf", arch)
     if alignment != 32:
         w.add_custom_alignment(alignment)
     hidden, inner = names["blk.0.attn_q"][1][1], names.get("blk.0.ffn_up", (0, (24,)))[1][0]
@@ -191,6 +193,8 @@ def case(name, names, types, arch="llama", adapted=None, pairs=True, default="BF
         w.add_tensor(norm + ".weight", rng.random(hidden).astype(np.float32))
     x.add_type("adapter"), x.add_string("adapter.type", "lora"), x.add_float32("adapter.lora.alpha", ALPHA)
     for f in (w, x):
+        if split and f is w:
+            f.open_output_file()
         f.write_header_to_file(), f.write_kv_data_to_file(), f.write_tensors_to_file(), f.close()
     from safetensors.numpy import save_file
     save_file(factors, d + "/peft/adapter_model.safetensors")
@@ -209,6 +213,9 @@ def main():
         "blk.0.attn_q": "Q8_0", "blk.0.attn_k": "Q4_0", "blk.0.attn_v": "Q5_1", "blk.0.attn_output": "MXFP4",
         "blk.0.ffn_gate": "NVFP4", "blk.0.ffn_up": "NVFP4", "blk.0.ffn_down": "Q4_K"}, default="Q8_0",
         scales={"blk.0.ffn_up": 0.0037}, adapted=[n for n in names if n not in ("token_embd", "output")])
+    case("split", names, {"blk.0.attn_q": "Q8_0", "blk.0.ffn_down": "Q4_K", "blk.0.ffn_up": "MXFP4"}, default="Q8_0",
+         adapted=["blk.0.attn_q", "blk.0.attn_v", "blk.0.attn_output", "blk.0.ffn_gate", "blk.0.ffn_down"], split={"split_max_tensors": 5})
+    case("split-plain", SMALL, {}, adapted=["blk.0.ffn_down", "blk.0.ffn_gate"], split={"split_max_tensors": 4, "small_first_shard": True})
 
 if __name__ == "__main__":
     main()
