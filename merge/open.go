@@ -116,7 +116,7 @@ func newPlan(
 	if len(adapters) == 0 && !removed.is() {
 		return nil, fault.New(fault.Mismatch, "no adapter to merge")
 	}
-	if err := errors.Join(options.Reading.check(), options.checkQuantised(), checkGiven(adapters)); err != nil {
+	if err := errors.Join(options.Check(), checkGiven(adapters)); err != nil {
 		return nil, err
 	}
 	if err := p.resolve(ctx); err != nil {

@@ -2,6 +2,7 @@ package merge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -199,6 +200,10 @@ func (r Reading) check() error {
 	}
 	return nil
 }
+
+// Check refuses values that no field takes, and fields that exclude each other, whatever the base
+// and the adapters are. Open and New begin with it.
+func (o Options) Check() error { return errors.Join(o.Reading.check(), o.checkQuantised()) }
 
 // checkQuantised refuses values that Options.OutDType and Options.BaseAs do not list.
 func (o *Options) checkQuantised() error {

@@ -17,12 +17,12 @@ import (
 func checkBaseAs(o *Options) error {
 	switch {
 	case o.BaseAs == "" && o.BaseAsSkip != nil:
-		return fault.New(fault.Unsupported, "Options.BaseAsSkip is for Options.BaseAs, which is not set")
+		return fault.New(fault.Unsupported, "Options.BaseAsSkip is for Options.BaseAs, which is not set").WithHint("set Options.BaseAs=nf4")
 	case strings.HasPrefix(o.BaseAs, "nf4-"):
 		return fault.New(fault.Unsupported, "Options.BaseAs is %q: double quantisation subtracts the mean of a weight's scales (nested_offset), whose last bits differ between devices", o.BaseAs).
 			WithHint("save the model as training loaded it (save_pretrained writes codes and nested_offset) and merge into that; Options.BaseAs=nf4 leaves the second quantisation out, which moves a scale by less than a hundredth of the largest")
 	case o.BaseAs != "nf4":
-		return fault.New(fault.Unsupported, "Options.BaseAs is %q, want nf4", o.BaseAs)
+		return fault.New(fault.Unsupported, "Options.BaseAs is %q, want nf4", o.BaseAs).WithHint("set Options.BaseAs=nf4")
 	case o.wantsRecord():
 		return fault.New(fault.Unsupported, "an undo record cannot bring back the weights that Options.BaseAs replaces").
 			WithHint("merge without Options.Undo, and keep the base")

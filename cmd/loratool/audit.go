@@ -82,7 +82,7 @@ func runAudit(c *cli.Context, t *terminal, o *auditOptions) error {
 	if len(paths) == 2 {
 		return o.change(c, t, paths, both[0], both[1])
 	}
-	weights, err := parseWeights(o.weights.Value(), len(paths)-2, 1)
+	weights, err := planWeights(o.weights.Value(), len(paths)-2, 1)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,9 @@ import (
 
 // change compares an adapter with the difference of two checkpoints.
 func (o *diffOptions) change(c *cli.Context, t *terminal, paths []string) error {
+	if err := o.check(""); err != nil {
+		return err
+	}
 	var closers closers
 	defer closers.close()
 	both, err := openCheckpoints(c.Context, &closers, paths[:2]...)

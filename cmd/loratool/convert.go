@@ -49,7 +49,13 @@ func convertCommand(t *terminal) *cli.Command {
 			&cli.StringFlag{Name: "to", Usage: "the `DIALECT` to write, lora, gguf, mlx, peft, kohya, diffusers or comfyui, where OUT's name does not say it", Destination: &o.to},
 			&cli.StringFlag{Name: "for", Usage: "write the dialect of `PROGRAM`, and say what it ignores: comfyui, diffusers, a1111, forge, sd-scripts, sd.cpp or wan2gp; vllm and sglang, servers of language models, get PEFT's files with one rank and one scale", Destination: &o.loader},
 			&cli.StringFlag{Name: "base", Usage: "the model that the adapter is for: a container remembers `BASE`, so that merge can tell it from others; a dialect of image models takes the names of modules from it where no table knows them; a GGUF file needs its config.json, and mlx-lm's number of blocks and names of experts come from there", Destination: &o.base},
-			&cli.StringFlag{Name: "architecture", Usage: "of the base, as llama.cpp calls it (`NAME` such as llama or qwen3), for a GGUF file where no --base says it", Destination: &o.architecture},
+			&cli.StringFlag{Name: "architecture", Usage: "of the base, as llama.cpp calls it (`NAME` such as llama or qwen3), for a GGUF file where no --base says it", Destination: &o.architecture,
+				Action: func(_ *cli.Context, name string) error {
+					if err := convert.CheckArchitecture(name); err != nil {
+						return usagef("loratool convert ADAPTER --architecture llama -o OUT.gguf", "%v", err)
+					}
+					return nil
+				}},
 			onlyFlag("write", &o.only),
 			&cli.BoolFlag{Name: "fold-scale", Usage: "for programs that ignore alpha: let the factors carry the scale, and write the scale 1", Destination: &o.foldScale},
 			&cli.BoolFlag{Name: "by-layer", Usage: "for readers over a network: keep each layer of a container in one place, in chunks of 64 KiB; the file grows by about 0.3 %", Destination: &o.byLayer},

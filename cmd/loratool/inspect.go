@@ -75,6 +75,9 @@ func (o *inspectOptions) parse(c *cli.Context) (path string, opening convert.Opt
 	if flag := o.given(c); flag != "" && o.base == "" {
 		return "", opening, usagef("loratool inspect ADAPTER --base BASE "+flag, "%s is for a merge into a base, and there is no --base", flag)
 	}
+	if err := o.check(""); err != nil {
+		return "", opening, err
+	}
 	path = c.Args().First()
 	all, err := o.opening(path)
 	if err != nil {

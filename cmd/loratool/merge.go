@@ -70,7 +70,10 @@ func (o *mergeOptions) parse(c *cli.Context) (base string, adapters []string, we
 	if o.undo && o.undoFile == "" {
 		o.undoFile = undoBeside(o.out)
 	}
-	weights, err = parseWeights(o.weights.Value(), len(args)-1, 1)
+	if err := o.check(o.undoFile); err != nil {
+		return "", nil, nil, err
+	}
+	weights, err = planWeights(o.weights.Value(), len(args)-1, 1)
 	return args[0], args[1:], weights, err
 }
 
@@ -209,6 +212,15 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 		return err
 	}
 	return run.writePage(t, result)
+}
+
+// planWeights is parseWeights for adapters that are merged or removed.
+func planWeights(texts []string, n int, absent float64) ([]float64, error) {
+	weights, err := parseWeights(texts, n, absent)
+	if slices.Contains(weights, 0) {
+		return nil, usagef("leave the adapter out, or use another weight; 1 applies it as trained", "the weight 0 would change nothing")
+	}
+	return weights, err
 }
 
 // parseWeights returns one weight per adapter. Without texts each is absent.

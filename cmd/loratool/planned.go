@@ -7,6 +7,7 @@ import (
 	"github.com/loratool/loratool/format/convert"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
 )
@@ -47,6 +48,17 @@ func (o *planOptions) set(options *merge.Options) {
 	if options.BaseAs = o.baseAs; o.baseAsSkip != "" {
 		options.BaseAsSkip = strings.Split(o.baseAsSkip, ",")
 	}
+}
+
+// check refuses values and combinations of the flags, whatever the files are. record is the path of
+// the undo record, "" for none.
+func (o *planOptions) check(record string) error {
+	options := merge.Options{UndoFile: record}
+	o.set(&options)
+	if err := options.Check(); err != nil {
+		return usagef(fault.Hint(err), "%v", err)
+	}
+	return nil
 }
 
 // readLoading takes the modules that --base-as leaves as they are from a config.json beside an

@@ -58,7 +58,7 @@ func (o *swapOptions) parse(c *cli.Context) (merged string, weights []float64, e
 	if o.newUndo == "" {
 		o.newUndo = undoBeside(o.out)
 	}
-	weights, err = parseWeights(o.weights.Value(), len(o.add.Value()), 1)
+	weights, err = planWeights(o.weights.Value(), len(o.add.Value()), 1)
 	asRecorded := slices.Repeat([]float64{math.NaN()}, len(o.remove.Value()))
 	return c.Args().First(), append(asRecorded, weights...), err
 }

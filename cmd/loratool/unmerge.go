@@ -67,7 +67,7 @@ func (o *unmergeOptions) parse(c *cli.Context) (merged string, adapters []string
 	if err := o.checkDry(o.dryRun); err != nil {
 		return "", nil, nil, err
 	}
-	weights, err = parseWeights(o.weights.Value(), len(args)-1, math.NaN())
+	weights, err = planWeights(o.weights.Value(), len(args)-1, math.NaN())
 	return args[0], args[1:], weights, err
 }
 

@@ -94,6 +94,14 @@ func keptDType(m *format.Manifest) (kept dtype.Type) {
 	return kept
 }
 
+// CheckArchitecture returns an error if CreateOptions.Architecture cannot have the value.
+func CheckArchitecture(name string) error {
+	if naming.LlamaCppNamed(name) == nil {
+		return fault.New(fault.Unsupported, "the architecture %q is not known here; known are %s", name, naming.LlamaCppArchitectures())
+	}
+	return nil
+}
+
 // readBase finds the architecture: that of the options, of the base, or of the GGUF file that the
 // adapter comes from.
 func (w *ggufWriter) readBase(o *CreateOptions) (err error) {
@@ -109,10 +117,8 @@ func (w *ggufWriter) readBase(o *CreateOptions) (err error) {
 	}
 	switch {
 	case name != "":
-		if w.model = naming.LlamaCppNamed(name); w.model == nil {
-			return fault.New(fault.Unsupported, "the architecture %q is not known here; known are %s",
-				name, naming.LlamaCppArchitectures())
-		}
+		w.model = naming.LlamaCppNamed(name)
+		return CheckArchitecture(name)
 	case !w.base.Found:
 		return fault.New(fault.Unsupported, "nothing says which architecture of llama.cpp the adapter is for").
 			WithHint(hint)
