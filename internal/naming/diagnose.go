@@ -1,6 +1,7 @@
 package naming
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -21,7 +22,7 @@ type Diagnosis struct {
 func (b *Base) Diagnose(missing []string) (d Diagnosis, ok bool) {
 	x := &examiner{base: b}
 	tests := []func(name string) (Diagnosis, bool){
-		x.quantised, x.wrapped, x.fusedOrSplit, x.otherLayout, x.shallow, x.beyond, x.adapter, x.sibling,
+		x.wrapped, x.fusedOrSplit, x.otherLayout, x.shallow, x.beyond, x.adapter, x.sibling,
 	}
 	for _, test := range tests {
 		for _, name := range missing {
@@ -47,34 +48,24 @@ type examiner struct {
 const Dequantise = "merge into the checkpoint that it was quantised from, or into a dequantised copy, " +
 	"then quantise again"
 
-// quantisedTails are the endings of the tensors that quantisation schemes store instead of a
-// weight.
-var quantisedTails = []struct{ tail, scheme string }{
-	{".qweight", "GPTQ or AWQ"}, {".qzeros", "GPTQ or AWQ"},
-	{".weight_packed", "compressed-tensors"}, {".W_q", "HQQ"}, {".q_weight", "EXL2"},
-	{"_blocks", "MXFP4"}, {".trellis", "EXL3"}, {".Qidxs", "QuIP#"}, {".dense_weights", "SpQR"},
-	{".codebooks", "AQLM"}, {".centroids.weight", "VPTQ"}, {".weight._data", "Quanto"},
-	{"._weight_qdata", "torchao"}, {".weight_qdata", "torchao"},
-}
-
-// quantised looks for the quantised codes of a missing weight, or of a relative that contains it.
-func (x *examiner) quantised(name string) (Diagnosis, bool) {
-	for _, module := range relatives(strings.TrimSuffix(name, ".weight")) {
-		for _, q := range quantisedTails {
-			codes, ok := x.base.near(module + q.tail)
-			if !ok {
-				continue
+// Holder returns which of some weights holds one of the missing tensors: the tensor itself, or a
+// relative that contains it. It returns "" if none does. The base need not list the weights: codes
+// that cannot be read stand for them.
+func Holder(missing, weights []string) string {
+	module := func(name string) string { return strings.TrimSuffix(name, ".weight") }
+	at := make(map[string]string, len(weights))
+	for _, name := range weights {
+		where := module(place(name))
+		at[where] = min(name, cmp.Or(at[where], name))
+	}
+	for _, name := range missing {
+		for _, relative := range relatives(module(name)) {
+			if weight, ok := at[module(place(relative+".weight"))]; ok {
+				return weight
 			}
-			hint := Dequantise
-			if q.scheme == "MXFP4" {
-				hint = "merge into a copy in BF16: transformers writes it (from_pretrained with " +
-					"quantization_config=Mxfp4Config(dequantize=True), then save_pretrained)"
-			}
-			why := fmt.Sprintf("the base is quantised (%s): it has %q and no %q", q.scheme, codes, name)
-			return Diagnosis{why, hint}, true
 		}
 	}
-	return Diagnosis{}, false
+	return ""
 }
 
 // relatives returns the module and every module that may hold its weight in other bases: stacked

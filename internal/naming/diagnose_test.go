@@ -13,29 +13,12 @@ func TestDiagnose(t *testing.T) {
 		base          string // a tensor that the base has
 		wanted, words string // "": the names do not tell
 	}{
-		{"GPTQ", l + "q_proj.qweight", l + "q_proj.weight", "quantised (GPTQ"},
-		{"compressed-tensors", l + "q_proj.weight_packed", l + "q_proj.weight", "quantised (compressed-tensors)"},
-		{"HQQ", l + "q_proj.W_q", l + "q_proj.weight", "quantised (HQQ)"},
-		{"EXL2", l + "q_proj.q_weight", l + "q_proj.weight", "quantised (EXL2)"},
-		{"MXFP4", l + "mlp.experts.down_proj_blocks", l + "mlp.experts.down_proj", "quantised (MXFP4)"},
-		{"MXFP4, experts one by one", l + "mlp.experts.down_proj_blocks", l + "mlp.experts.down_projs.3.weight", "quantised (MXFP4)"},
 		{"a base with PEFT's layers", l + "q_proj.base_layer.weight", l + "q_proj.weight", "adapter of its own"},
 		{"a wrapped model", "base_model.model." + l + "q_proj.base_layer.weight", l + "q_proj.weight", "adapter of its own"},
 		{"fused", l + "self_attn.qkv_proj.weight", l + "self_attn.k_proj.weight", "in one"},
 		{"fused gates", l + "mlp.gate_up_proj.weight", l + "mlp.up_proj.weight", "in one"},
 		{"split", l + "self_attn.q_proj.weight", l + "self_attn.qkv_proj.weight", "apart; the adapter has"},
 		{"split mixers", l + "attn.in_proj_qkv.weight", l + "attn.in_proj_k.weight", "in one"},
-		{"quantised behind a prefix", "language_model." + l + "q_proj.weight_packed", l + "q_proj.weight", "quantised (compressed-tensors)"},
-		{"quantised without a prefix", "layers.0.q_proj.W_q", l + "q_proj.weight", "quantised (HQQ)"},
-		{"AQLM", l + "q_proj.codebooks", l + "q_proj.weight", "quantised (AQLM)"},
-		{"QuIP#", l + "q_proj.Qidxs", l + "q_proj.weight", "quantised (QuIP#)"},
-		{"VPTQ", l + "q_proj.centroids.weight", l + "q_proj.weight", "quantised (VPTQ)"},
-		{"SpQR", l + "q_proj.dense_weights", l + "q_proj.weight", "quantised (SpQR)"},
-		{"Quanto", l + "q_proj.weight._data", l + "q_proj.weight", "quantised (Quanto)"},
-		{"torchao", l + "q_proj._weight_qdata", l + "q_proj.weight", "quantised (torchao)"},
-		{"a quantised head", "lm_head.q_weight", "lm_head.weight", "quantised (EXL2)"},
-		{"fused and quantised", l + "self_attn.qkv_proj.qweight", l + "self_attn.k_proj.weight", "quantised (GPTQ"},
-		{"experts stacked here, quantised there", l + "mlp.experts.0.gate_proj.qweight", l + "mlp.experts.gate_up_proj", "quantised (GPTQ"},
 		{"layers of PEFT twice", l + "q_proj.base_layer.base_layer.weight", l + "q_proj.weight", "adapter of its own"},
 		{"layers of PEFT behind a prefix", "model.language_model.layers.0.q_proj.base_layer.weight", l + "q_proj.weight", "adapter of its own"},
 		{"a head that PEFT saves", "score.modules_to_save.default.weight", "score.weight", "adapter of its own"},
@@ -59,11 +42,39 @@ func TestDiagnose(t *testing.T) {
 		{"a router of another name", l + "mlp.gate.weight", l + "mlp.router.weight", `it has "gate" there`},
 		{"a layer that lacks a module", l + "q_proj.weight", l + "o_proj.weight", ""},
 		{"another model", l + "attn.c_proj.weight", l + "self_attn.k_proj.weight", ""},
-		{"another layer", "model.layers.1.q_proj.qweight", l + "q_proj.weight", ""},
 	} {
 		d, ok := Index([]string{c.base, "other.weight"}).Diagnose([]string{c.wanted})
 		if ok != (c.words != "") || !strings.Contains(d.Why, c.words) || ok && d.Hint == "" {
 			t.Errorf("%s: Diagnose(%q) in a base with %q = %+v, %v, want %q", c.name, c.wanted, c.base, d, ok, c.words)
+		}
+	}
+}
+
+// TestHolder: a weight that cannot be read is the reason why a tensor is missing, also under
+// another prefix, or if it is fused or stacked.
+func TestHolder(t *testing.T) {
+	const l = "model.layers.0."
+	for _, c := range []struct {
+		name, weight, wanted string
+		holds                bool
+	}{
+		{"the same", l + "q_proj.weight", l + "q_proj.weight", true},
+		{"behind a prefix", "language_model." + l + "q_proj.weight", l + "q_proj.weight", true},
+		{"without a prefix", "layers.0.q_proj.weight", l + "q_proj.weight", true},
+		{"a head", "lm_head.weight", "lm_head.weight", true},
+		{"stacked experts", l + "mlp.experts.down_proj", l + "mlp.experts.down_proj", true},
+		{"experts one by one", l + "mlp.experts.down_proj", l + "mlp.experts.down_projs.3.weight", true},
+		{"experts stacked there", l + "mlp.experts.0.gate_proj.weight", l + "mlp.experts.gate_up_proj", true},
+		{"fused", l + "self_attn.qkv_proj.weight", l + "self_attn.k_proj.weight", true},
+		{"another layer", "model.layers.1.q_proj.weight", l + "q_proj.weight", false},
+		{"another module", l + "q_proj.weight", l + "o_proj.weight", false},
+	} {
+		want := ""
+		if c.holds {
+			want = c.weight
+		}
+		if got := Holder([]string{"other.weight", c.wanted}, []string{c.weight, "x.weight"}); got != want {
+			t.Errorf("%s: Holder(%q, %q) = %q, want %q", c.name, c.wanted, c.weight, got, want)
 		}
 	}
 }

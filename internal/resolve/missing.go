@@ -2,6 +2,7 @@ package resolve
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -105,10 +106,8 @@ func (r *resolver) diagnose(missing []string) error {
 	for i, name := range missing {
 		renamed[i] = r.mapping.Renamed(name)
 	}
-	for _, name := range append(renamed, missing...) {
-		if err := r.base.Refused[name]; err != nil {
-			return err
-		}
+	if name := naming.Holder(append(renamed, missing...), slices.Collect(maps.Keys(r.base.Refused))); name != "" {
+		return r.base.Refused[name]
 	}
 	if a := r.base.Config.Architecture; a != "" && naming.LlamaCppNamed(a) == nil && !strings.HasPrefix(missing[0], "blk.") {
 		return fault.New(fault.Mismatch, "the base is a GGUF file of the architecture %q, for which this version does not know the names of llama.cpp; the adapter has those of transformers, such as %q", a, missing[0]).
