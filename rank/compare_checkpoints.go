@@ -3,6 +3,7 @@ package rank
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/loratool/loratool/format/checkpoint"
 	"github.com/loratool/loratool/format/dtype"
+	inner "github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
 	"github.com/loratool/loratool/internal/parallel"
@@ -60,6 +62,14 @@ type CheckpointTensor struct {
 // them in float32 ([ChangeBytes]).
 func CompareCheckpoints(ctx context.Context, a, b *checkpoint.Checkpoint, o CompareOptions) (*CheckpointComparison, error) {
 	base, tuned := opened(a), opened(b)
+	if (base.Config.Architecture == "") != (tuned.Config.Architecture == "") { // one in GGUF
+		var err [2]error
+		base, err[0] = inner.AsTransformers(base)
+		tuned, err[1] = inner.AsTransformers(tuned)
+		if err := errors.Join(err[:]...); err != nil {
+			return nil, err
+		}
+	}
 	names, how, ambiguous := naming.Pair(base.Names(), tuned.Names())
 	if len(ambiguous) > 0 {
 		return nil, fault.New(fault.Mismatch, "the tensor names of the two checkpoints match in several ways: %s", strings.Join(ambiguous, "; "))

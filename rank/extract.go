@@ -83,6 +83,11 @@ func (e *Extraction) plan() error {
 		}
 	}
 	var err error
+	for _, c := range []**inner.Checkpoint{&e.base, &e.tuned} {
+		if *c, err = inner.AsTransformers(*c); err != nil {
+			return err
+		}
+	}
 	if e.tuned, e.twins, err = matchImages(e.base, e.tuned); err != nil {
 		return err
 	}
@@ -113,6 +118,7 @@ func (e *Extraction) plan() error {
 		return fault.New(fault.Mismatch, "nothing to extract: of %s with the same shape, none is selected and has a float dtype", fault.Count(sameShape, "tensor")).
 			WithHint("ExtractOptions.Include and ExtractOptions.Exclude are regular expressions for names; the modules are called %s", strings.Join(naming.Leaves(e.base.Names()), ", "))
 	}
+	warnOfSchemes(e)
 	if e.options.PEFT {
 		if err := e.pairLive(); err != nil {
 			return err
@@ -129,10 +135,6 @@ func (e *Extraction) plan() error {
 // refuseUnreadable refuses a checkpoint with quantised weights that cannot be read, because an
 // extraction without them would look complete.
 func refuseUnreadable(c *inner.Checkpoint) error {
-	if c.Config.Architecture != "" { // its factors would have the names and the rows of llama.cpp
-		return fault.New(fault.Unsupported, "this is a GGUF file, and adapters are extracted from other checkpoints only").In(c.Path).
-			WithHint("extract from the checkpoints for transformers, and convert the adapter to GGUF")
-	}
 	if unreadable := inner.UnreadableOf(c); len(unreadable) > 0 {
 		return unreadable[0].Err
 	}

@@ -27,6 +27,22 @@ func (e *Extraction) warnOfHeaders(renamed string) {
 	}
 }
 
+// warnOfSchemes says that Δ is not what training changed alone, where codes of one checkpoint meet
+// other values of the other.
+func warnOfSchemes(e *Extraction) {
+	n := 0
+	for i := range e.pairs {
+		p := &e.pairs[i]
+		if base, tuned := p.base.ref.Tensor.Scheme, p.tuned.ref.Tensor.Scheme; base != tuned {
+			n++
+		}
+	}
+	if n > 0 {
+		e.warnings = append(e.warnings, fmt.Sprintf("%s %s quantised in one of the checkpoints and not, or otherwise, in the other: "+
+			"Δ has the error of the quantisation as well, which is of no low rank", fault.Count(n, "tensor"), fault.Choose(n, "is", "are")))
+	}
+}
+
 // warn lists the reasons why the adapter may be useless.
 func (r *extracting) warn() {
 	warnf := func(format string, args ...any) {

@@ -165,7 +165,7 @@ func (j *combination) readBase(c *cli.Context, base string) (err error) {
 	switch {
 	case base == "":
 	case j.dialect == convert.GGUF(), j.dialect == convert.MLX():
-		j.creation.BaseConfig, err = configOf(base)
+		j.creation.BaseConfig, err = configOf(c, base)
 	default:
 		j.creation.Base, err = tensorsOf(c, base)
 	}

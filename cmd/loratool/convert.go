@@ -161,19 +161,19 @@ func isOfImages(d convert.Dialect) bool {
 func (j *conversion) readBase(c *cli.Context, src format.Source, base string) (format.Source, error) {
 	if j.dialect == convert.GGUF() || j.dialect == convert.MLX() {
 		var err error
-		if j.creation.BaseConfig, err = configOf(base); err != nil || j.dialect == convert.GGUF() {
+		if j.creation.BaseConfig, err = configOf(c, base); err != nil || j.dialect == convert.GGUF() {
 			return src, err
 		}
 		// A directory with a config.json alone tells most; with weights it also tells their names.
 		if j.creation.Base, err = tensorsOf(c, base); err != nil && !errors.Is(err, format.ErrUnsupported) {
 			return src, err
 		}
-		return straighten(src, base)
+		return straighten(c, src, base)
 	}
 	if !j.isOfImages() && (j.dialect != convert.PEFT() || !convert.IsOfImages(src)) {
-		src, err := straighten(src, base)
+		src, err := straighten(c, src, base)
 		if err == nil && j.loader != nil {
-			j.creation.BaseConfig, err = configOf(base)
+			j.creation.BaseConfig, err = configOf(c, base)
 		}
 		if err != nil {
 			return nil, err

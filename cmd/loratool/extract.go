@@ -105,7 +105,7 @@ func (o *extractOptions) parse(c *cli.Context) (j extraction, err error) {
 	j.creation = o.creation(o.force, j.base, j.tuned)
 	if j.dialect == convert.GGUF() || j.dialect == convert.MLX() {
 		j.creation.DType = j.options.DType
-		if j.creation.BaseConfig, err = configOf(j.base); err != nil {
+		if j.creation.BaseConfig, err = configOf(c, j.base); err != nil {
 			return j, err
 		}
 	}

@@ -41,11 +41,11 @@ func (j *conversion) parseGGUF(c *cli.Context, o *convertOptions) error {
 }
 
 // straighten gives an adapter of llama.cpp the order of rows that the base has.
-func straighten(src format.Source, base string) (format.Source, error) {
+func straighten(c *cli.Context, src format.Source, base string) (format.Source, error) {
 	if a := src.Manifest().Adapters; len(a) != 1 || !slices.ContainsFunc(a[0].Requires, format.Requirement.IsOfRows) {
 		return src, nil
 	}
-	text, err := configOf(base)
+	text, err := configOf(c, base)
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +62,7 @@ func alike(c *cli.Context, adapters []format.Source, base string) ([]format.Sour
 		}
 		var err error
 		if slices.ContainsFunc(src.Manifest().Adapters[0].Requires, format.Requirement.IsOfRows) {
-			o.BaseConfig, err = configOf(base)
+			o.BaseConfig, err = configOf(c, base)
 		} else if convert.IsOfImages(src) && o.Base == nil {
 			o.Base, err = tensorsOf(c, base)
 		}
@@ -74,20 +74,29 @@ func alike(c *cli.Context, adapters []format.Source, base string) ([]format.Sour
 }
 
 // configOf reads the config.json of a base: a directory, which need not hold weights, or a file in
-// it.
-func configOf(base string) ([]byte, error) {
+// it. The keys of a GGUF file without one say the same.
+func configOf(c *cli.Context, base string) ([]byte, error) {
 	path := filepath.Join(base, checkpoint.ConfigName)
 	if fileio.IsFile(base) {
 		path = filepath.Join(filepath.Dir(base), checkpoint.ConfigName)
 	}
 	text, err := fileio.ReadFile(path, checkpoint.MaxJSONBytes)
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && strings.EqualFold(filepath.Ext(base), ".gguf"):
-		return nil, fault.New(fault.Unsupported, "the base is a GGUF file, and this command reads the %s of a model for transformers", checkpoint.ConfigName).In(base).
-			WithHint("give the directory of that model; it need not hold weights")
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, fault.New(fault.Unsupported, "the base has no %s, which says its architecture and "+
-			"the size of its attention heads", checkpoint.ConfigName).In(base)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return text, err
 	}
-	return text, err
+	if text, err := keysOf(c, base); text != nil || fileio.IsFile(base) && err != nil {
+		return text, err
+	}
+	return nil, fault.New(fault.Unsupported, "the base has no %s, which says its architecture and "+
+		"the size of its attention heads", checkpoint.ConfigName).In(base)
+}
+
+// keysOf returns what the keys of a base in GGUF say, as a config.json; nil for any other base.
+func keysOf(c *cli.Context, base string) ([]byte, error) {
+	b, err := checkpoint.Open(c.Context, base)
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	return checkpoint.KeysAsConfig(b)
 }

@@ -18,6 +18,9 @@ type LlamaCpp struct {
 	// modules has pairs of names in llama.cpp and transformers: within a block if the first begins
 	// with "blk.".
 	modules map[string]string
+	// norms has such pairs for the norms whose weights are stored as transformers stores them.
+	// Those of Gemma are larger by one.
+	norms map[string]string
 	// inPairs says that q and k have their rows in the order of llama.cpp (spec/METHODS.md,
 	// section 6).
 	inPairs bool
@@ -26,33 +29,33 @@ type LlamaCpp struct {
 // llamaCpp follows gguf-py's tensor_mapping.py and the classes that llama.cpp converts models with
 // (conversion/*.py); testdata/gguf/names.txt is what these give.
 var llamaCpp = []*LlamaCpp{
-	{Name: "llama", types: []string{"llama", "mistral", "mixtral"}, modules: joined(llamaNames, mixtralExperts), inPairs: true},
-	{Name: "granite", types: []string{"granite"}, modules: llamaNames, inPairs: true},
-	{Name: "smollm3", types: []string{"smollm3"}, modules: llamaNames, inPairs: true},
-	{Name: "qwen2", types: []string{"qwen2"}, modules: llamaNames},
-	{Name: "qwen2moe", types: []string{"qwen2_moe"}, modules: joined(llamaNames, qwenExperts, sharedExpert)},
-	{Name: "qwen3", types: []string{"qwen3"}, modules: llamaNames},
-	{Name: "qwen3moe", types: []string{"qwen3_moe"}, modules: joined(llamaNames, qwenExperts)},
+	{Name: "llama", types: []string{"llama", "mistral", "mixtral"}, norms: llamaNorms, modules: joined(llamaNames, mixtralExperts), inPairs: true},
+	{Name: "granite", types: []string{"granite"}, norms: llamaNorms, modules: llamaNames, inPairs: true},
+	{Name: "smollm3", types: []string{"smollm3"}, norms: llamaNorms, modules: llamaNames, inPairs: true},
+	{Name: "qwen2", types: []string{"qwen2"}, norms: llamaNorms, modules: llamaNames},
+	{Name: "qwen2moe", types: []string{"qwen2_moe"}, norms: llamaNorms, modules: joined(llamaNames, qwenExperts, sharedExpert)},
+	{Name: "qwen3", types: []string{"qwen3"}, norms: joined(llamaNorms, headNorms), modules: llamaNames},
+	{Name: "qwen3moe", types: []string{"qwen3_moe"}, norms: joined(llamaNorms, headNorms), modules: joined(llamaNames, qwenExperts)},
 	{Name: "gemma", types: []string{"gemma"}, modules: llamaNames},
 	{Name: "gemma2", types: []string{"gemma2"}, modules: llamaNames},
 	{Name: "gemma3", types: []string{"gemma3_text", "gemma3"}, modules: llamaNames},
-	{Name: "olmo2", types: []string{"olmo2"}, modules: llamaNames},
-	{Name: "command-r", types: []string{"cohere"}, modules: llamaNames},
-	{Name: "cohere2", types: []string{"cohere2"}, modules: llamaNames},
+	{Name: "olmo2", types: []string{"olmo2"}, norms: joined(laterNorms, headNorms), modules: llamaNames},
+	{Name: "command-r", types: []string{"cohere"}, norms: firstNorms, modules: llamaNames},
+	{Name: "cohere2", types: []string{"cohere2"}, norms: firstNorms, modules: llamaNames},
 	{Name: "gpt-oss", types: []string{"gpt_oss"}, modules: joined(llamaNames, map[string]string{
 		"blk.ffn_gate_inp":  "mlp.router",
 		"blk.ffn_gate_exps": "mlp.experts.gate_proj",
 		"blk.ffn_up_exps":   "mlp.experts.up_proj",
 		"blk.ffn_down_exps": "mlp.experts.down_proj",
 	})},
-	{Name: "phi3", types: []string{"phi3"}, modules: map[string]string{
+	{Name: "phi3", types: []string{"phi3"}, norms: llamaNorms, modules: map[string]string{
 		"token_embd": "model.embed_tokens", "output": "lm_head",
 		"blk.attn_qkv":    "self_attn.qkv_proj",
 		"blk.attn_output": "self_attn.o_proj",
 		"blk.ffn_up":      "mlp.gate_up_proj",
 		"blk.ffn_down":    "mlp.down_proj",
 	}},
-	{Name: "starcoder2", types: []string{"starcoder2"}, modules: map[string]string{
+	{Name: "starcoder2", types: []string{"starcoder2"}, norms: llamaNorms, modules: map[string]string{
 		"token_embd": "model.embed_tokens", "output": "lm_head",
 		"blk.attn_q":      "self_attn.q_proj",
 		"blk.attn_k":      "self_attn.k_proj",
@@ -102,6 +105,15 @@ var (
 		"blk.ffn_up_shexp":       "mlp.shared_expert.up_proj",
 		"blk.ffn_down_shexp":     "mlp.shared_expert.down_proj",
 	}
+)
+
+var (
+	firstNorms = map[string]string{"output_norm": "model.norm", "blk.attn_norm": "input_layernorm"}
+	llamaNorms = joined(firstNorms, map[string]string{"blk.ffn_norm": "post_attention_layernorm"})
+	laterNorms = map[string]string{
+		"output_norm": "model.norm", "blk.post_attention_norm": "post_attention_layernorm", "blk.post_ffw_norm": "post_feedforward_layernorm",
+	}
+	headNorms = map[string]string{"blk.attn_q_norm": "self_attn.q_norm", "blk.attn_k_norm": "self_attn.k_norm"}
 )
 
 func joined(all ...map[string]string) map[string]string {
@@ -166,16 +178,19 @@ var blockName = regexp.MustCompile(`^blk\.(0|[1-9][0-9]{0,8})\.(.+)$`)
 
 // Module returns the name in transformers of the module that has a tensor of llama.cpp as its
 // weight. ok is false for any other tensor.
-func (m *LlamaCpp) Module(tensor string) (module string, ok bool) {
+func (m *LlamaCpp) Module(tensor string) (module string, ok bool) { return m.in(m.modules, tensor) }
+
+// in finds the module in one of the tables.
+func (m *LlamaCpp) in(modules map[string]string, tensor string) (module string, ok bool) {
 	name, ok := strings.CutSuffix(tensor, ".weight")
 	if !ok {
 		return "", false
 	}
 	if b := blockName.FindStringSubmatch(name); b != nil {
-		module, ok = m.modules["blk."+b[2]]
+		module, ok = modules["blk."+b[2]]
 		return m.blockPath() + b[1] + "." + module, ok
 	}
-	module, ok = m.modules[name]
+	module, ok = modules[name]
 	return module, ok && !strings.HasPrefix(name, "blk.")
 }
 
@@ -226,19 +241,43 @@ func IndexOf(names []string, architecture string) *Base {
 		return Index(names)
 	}
 	b := indexBy(names, func(name string) string {
-		tensor, leaf := Module(name)+".weight", Leaf(name)
-		module, ok := m.Module(tensor)
-		isStack := strings.HasSuffix(tensor, "_exps.weight")
+		module, leaf, ok := m.Translate(name)
 		switch {
-		case !ok || leaf != "weight" && leaf != "bias" || isStack && leaf == "bias":
+		case !ok:
 			return StripWrappers(name)
-		case isStack:
+		case isStack(name):
 			return module
 		}
 		return module + "." + leaf
 	})
 	b.isTranslated = true
 	return b
+}
+
+// Translate returns the name in transformers of a tensor of llama.cpp: its module and the last
+// part, weight or bias. The experts of a stack have one name without a number. ok is false for a
+// tensor that is not known, and for biases of experts.
+func (m *LlamaCpp) Translate(tensor string) (module, leaf string, ok bool) {
+	weight := Module(tensor) + ".weight"
+	if leaf = Leaf(tensor); leaf != "weight" && leaf != "bias" || isStack(weight) && leaf == "bias" {
+		return "", "", false
+	}
+	if module, ok = m.Module(weight); !ok {
+		module, ok = m.in(m.norms, weight)
+	}
+	return module, leaf, ok
+}
+
+func isStack(tensor string) bool { return strings.HasSuffix(tensor, "_exps.weight") }
+
+// Reshapes reports whether transformers stores some weights in other shapes: those of Conv1D with
+// the dimensions exchanged, and gate and up of gpt-oss in one tensor.
+func (m *LlamaCpp) Reshapes() bool { return m.Name == "gpt2" || m.Name == "gpt-oss" }
+
+// ExpertModule returns the module of expert e of a stack that Translate calls module.
+func ExpertModule(module string, e int) string {
+	at := strings.LastIndex(module, ".")
+	return module[:at+1] + strconv.Itoa(e) + module[at:]
 }
 
 // HasPairs reports whether a tensor has its rows in the order of llama.cpp.

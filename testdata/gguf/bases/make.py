@@ -4,6 +4,7 @@
     base.gguf      a model, as llama.cpp's converter lays it out: rows of q and k in its order
     peft/          an adapter with random factors, in the names of transformers
     adapter.gguf   the same adapter in llama.cpp's layout
+    transformers/  plain alone: the same model in the names of transformers, as F32
     expected.json  the SHA-256 of each merged tensor: exact sums in rational numbers, each rounded once
 
 A base that is split has its parts, base-00001-of-00003.gguf and so on, as gguf-py divides a model.
@@ -137,7 +138,7 @@ def experts(gate, up, down, path):
         names[f"blk.0.ffn_{part}_exps"] = (f"model.layers.0.{path}.{{}}.{leaf}", (EXPERTS, *shape))
     return names
 
-def case(name, names, types, arch="llama", adapted=None, pairs=True, default="BF16", out="F16", alignment=32, scales={}, split={}):
+def case(name, names, types, arch="llama", adapted=None, pairs=True, default="BF16", out="F16", alignment=32, scales={}, split={}, norms=None):
     """types: the type of each tensor, else default. adapted: the tensors that the adapter changes."""
     rng = np.random.default_rng(sum(name.encode()))
     d = f"{HERE}/{name}"
@@ -148,7 +149,7 @@ def case(name, names, types, arch="llama", adapted=None, pairs=True, default="BF
         w.add_custom_alignment(alignment)
     hidden, inner = names["blk.0.attn_q"][1][1], names.get("blk.0.ffn_up", (0, (24,)))[1][0]
     keys(w, arch, hidden, inner, EXPERTS if any("exps" in n for n in names) else 0, {"BF16": 32, "F16": 1, "Q8_0": 7, "Q4_K": 15, "F32": 0}[default])
-    factors, expected = {}, {}
+    factors, expected, own = {}, {}, {}
     adapted = names if adapted is None else adapted
     for tensor, (module, shape) in names.items():
         of = types.get(tensor, default)
@@ -156,6 +157,7 @@ def case(name, names, types, arch="llama", adapted=None, pairs=True, default="BF
         heads = {"attn_q": HEADS, "attn_k": KV}.get(tensor.split(".")[-1], 0) if pairs else 0
         stored = bf16(values) if of == "BF16" else values
         exact = store(w, x, tensor + ".weight", permute(stored, heads) if heads else stored, of, rng)
+        own[module + ".weight"] = (stored if heads else exact).astype(np.float32)
         if tensor in scales:
             w.add_tensor(tensor + ".scale", np.array([scales[tensor]], np.float32))
             exact = exact * np.float64(np.float32(scales[tensor]))
@@ -190,7 +192,8 @@ def case(name, names, types, arch="llama", adapted=None, pairs=True, default="BF
         else:
             x.add_tensor(tensor + ".weight.lora_a", a), x.add_tensor(tensor + ".weight.lora_b", b)
     for norm in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
-        w.add_tensor(norm + ".weight", rng.random(hidden).astype(np.float32))
+        own[(norms or {}).get(norm, norm) + ".weight"] = values = rng.random(hidden).astype(np.float32)
+        w.add_tensor(norm + ".weight", values)
     x.add_type("adapter"), x.add_string("adapter.type", "lora"), x.add_float32("adapter.lora.alpha", ALPHA)
     for f in (w, x):
         if split and f is w:
@@ -201,10 +204,17 @@ def case(name, names, types, arch="llama", adapted=None, pairs=True, default="BF
     modules = sorted({k.removeprefix("base_model.model.").split(".lora_")[0] for k in factors})
     json.dump(dict(peft_type="LORA", r=R, lora_alpha=ALPHA, target_modules=modules, bias="none",
                    base_model_name_or_path="made/" + name), open(d + "/peft/adapter_config.json", "w"), indent=1)
+    if norms:
+        os.makedirs(d + "/transformers")
+        save_file(own, d + "/transformers/model.safetensors", metadata={"format": "pt"})
+        json.dump(dict(model_type="llama", hidden_size=hidden, num_attention_heads=HEADS, tie_word_embeddings=False),
+                  open(d + "/transformers/config.json", "w"))
     json.dump(expected, open(d + "/expected.json", "w"), indent=1)
 
 def main():
-    case("plain", SMALL, {"blk.0.attn_v": "F16", "blk.0.ffn_up": "F32"}, alignment=64)
+    case("plain", SMALL, {"blk.0.attn_v": "F16", "blk.0.ffn_up": "F32"}, alignment=64, norms={
+        "blk.0.attn_norm": "model.layers.0.input_layernorm", "blk.0.ffn_norm": "model.layers.0.post_attention_layernorm",
+        "output_norm": "model.norm"})
     case("tied", {k: v for k, v in SMALL.items() if k != "output"}, {}, adapted=["blk.0.attn_q", "blk.0.ffn_up"])
     case("mixtral", experts("w1", "w3", "w2", "block_sparse_moe.experts"), {})
     case("qwen2", SMALL, {}, arch="qwen2", pairs=False, default="F16")
