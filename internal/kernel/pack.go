@@ -119,19 +119,18 @@ func (u *packed[T]) pack(ctx context.Context) error {
 }
 
 // largest returns the largest magnitude among the finite elements. finite reports whether all are
-// finite.
+// finite. No branch depends on a sign, which no processor predicts.
 func largest[T Float](xs []T) (most float64, finite bool) {
-	var bad, top T
+	finite = true
 	for _, x := range xs {
-		bad += x - x
-		if x < 0 {
-			x = -x
-		}
-		if x > top && x-x == 0 {
-			top = x
+		switch v := math.Abs(float64(x)); {
+		case v > math.MaxFloat64 || v != v:
+			finite = false
+		case v > most:
+			most = v
 		}
 	}
-	return float64(top), bad == 0
+	return most, finite
 }
 
 // exponent returns the power of two that divides a factor with the given largest element.
@@ -213,30 +212,36 @@ func (u *packed[T]) packRight(ctx context.Context, x *arithmetic) error {
 	u.right = u.r
 	u.rNorm = make([]T, u.panels*nr)
 	sums := make([]float64, u.panels*nr)
-	lost := make([]float64, u.panels*nr)
+	var lost []float64 // nil if no element is
 	unscale := T(math.Ldexp(1, -u.b))
 	err := u.eachRight(ctx, func(k, p int, src []T) {
 		n := float64(roundings(k, u.rank))
-		dst := u.r[(p*u.rank+k)*nr:][:len(src)]
+		dst, sums := u.r[(p*u.rank+k)*nr:][:len(src)], sums[p*nr:][:len(src)]
 		for j, v := range src {
-			if v *= unscale; v < T(x.least) && v > -T(x.least) {
+			v *= unscale
+			if math.Abs(float64(v)) < x.least {
+				if src[j] != 0 && lost == nil {
+					lost = make([]float64, u.panels*nr)
+				}
 				if src[j] != 0 {
 					lost[p*nr+j]++
 				}
 				v = 0
 			}
 			dst[j] = v
-			sums[p*nr+j] += n * float64(v) * float64(v)
+			sums[j] += n * float64(v) * float64(v)
 		}
 	})
 	if err != nil {
 		return err
 	}
-	isSame := u.b == 0
 	for j := range u.rNorm {
-		isSame = isSame && lost[j] == 0
-		u.rNorm[j] = T(normAbove(sums[j]) + 1.01*math.Sqrt(lost[j])*x.least/x.unit)
+		u.rNorm[j] = T(normAbove(sums[j]))
 	}
+	for j, n := range lost {
+		u.rNorm[j] = T(normAbove(sums[j]) + 1.01*math.Sqrt(n)*x.least/x.unit)
+	}
+	isSame := u.b == 0 && lost == nil
 	if !isSame {
 		u.right = make([]T, len(u.r))
 		return u.eachRight(ctx, func(k, p int, src []T) { copy(u.right[(p*u.rank+k)*nr:], src) })
