@@ -25,6 +25,7 @@ import (
 // the name.
 type table struct {
 	file    *fileio.Input
+	ahead   *ahead // of the file; nil for a pickle, an archive and GGUF
 	tensors []format.Tensor
 	offs    []int64             // offsets of the tensors; nil for a pickle and an archive
 	header  *safetensors.Header // without its tensors; nil for any other file
@@ -62,6 +63,7 @@ func readTable(ctx context.Context, f *fileio.Input) (*table, error) {
 		return nil, err
 	}
 	n := len(t.header.Tensors)
+	t.ahead = new(ahead)
 	t.tensors, t.offs = make([]format.Tensor, n), make([]int64, n)
 	for i := range t.header.Tensors {
 		x := &t.header.Tensors[i]
@@ -258,7 +260,7 @@ func (t *table) readStored(p []byte, i int, off int64) error {
 	case t.gguf != nil:
 		return t.readDecoded(p, i, off)
 	}
-	return readFull(t.file, p, t.offs[i]+off)
+	return t.ahead.readFull(t.file, p, t.offs[i]+off)
 }
 
 // tensorFile is a source whose tensors come from a table. Its attachments are in memory, except the
