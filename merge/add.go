@@ -207,6 +207,9 @@ func prepare[T kernel.Float](
 		prepare = kernel.PrepareWidened[T]
 	}
 	u, err := prepare(ctx, a.k.kernel, a.t.DType, int(a.t.bandRows()), int(nCols), loaded)
+	for i := range loaded {
+		keepValues(&a.k.shelf.spares, loaded[i].R) // the kernel has copied it
+	}
 	return u, nonFinite, err
 }
 
@@ -227,7 +230,7 @@ func loadTerms[T kernel.Float](
 			}
 			continue
 		}
-		l, r := make([]T, nRows*x.Rank), make([]T, x.Rank*nCols)
+		l, r := make([]T, nRows*x.Rank), zeros[T](&k.shelf.spares, x.Rank*nCols)
 		badL, err := loadFactor(ctx, l, x.Left, x.Rank, nRows, 1, x.Rank, k.shelf)
 		if err != nil {
 			return nil, 0, err
@@ -311,7 +314,7 @@ func loadFactor[T kernel.Float](
 		n := min(perPiece, l.nOuter-i)
 		span := (n-1)*l.outer + line
 		if len(piece) < span*size {
-			piece = make([]byte, span*size)
+			piece = s.spares.piece(span * size)
 		}
 		if err := f.Source.ReadBlobAt(piece[:span*size], f.Index, int64((f.At+i*l.outer)*size)); err != nil {
 			return 0, err
@@ -328,6 +331,7 @@ func loadFactor[T kernel.Float](
 		kernel.Widen(values[:span], t.DType, piece[:span*size])
 		nonFinite += scatter(dst, values, &f, &l, i, n, across, along)
 	}
+	s.spares.keepPiece(piece)
 	return nonFinite, nil
 }
 
@@ -382,8 +386,9 @@ func put[T kernel.Float](dst []T, f *resolve.Factor, x T, k, j, across, along in
 // factors of stacked experts are such tensors. A tensor is read at its first use and dropped after
 // its last.
 type shelf struct {
-	lock  sync.Mutex
-	books map[resolve.Blob]*book
+	lock   sync.Mutex
+	books  map[resolve.Blob]*book
+	spares spares
 }
 
 type book struct {
@@ -465,6 +470,9 @@ func (s *shelf) take(ctx context.Context, b resolve.Blob) ([]byte, error) {
 func (s *shelf) drop(t *target, band int) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
+	if len(s.books) == 0 {
+		return
+	}
 	for _, b := range t.blobs(band) {
 		if k := s.books[b]; k != nil {
 			if k.uses--; k.uses == 0 {

@@ -3,6 +3,7 @@ package merge
 import (
 	"context"
 	"io"
+	"sync"
 
 	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/fault"
@@ -103,6 +104,47 @@ type worker struct {
 	rescale   kernel.RescaleScratch
 	undo      undo.Scratch
 	ignored   kernel.Stats
+}
+
+// spares keeps the buffers in which factors are read, for the next layer: in a model of many tiny
+// layers they would be most of what the collector has to find. The zero value is ready to use, by
+// any number of goroutines.
+type spares struct{ bytes, values sync.Pool }
+
+// spareBytes is the size of the largest buffers that are kept. Larger ones cost little next to
+// their layer, and would add to the memory of a merge.
+const spareBytes = 64 << 10
+
+// piece returns n bytes of any content.
+func (s *spares) piece(n int) []byte {
+	if p, ok := s.bytes.Get().(*[]byte); ok && cap(*p) >= n {
+		return (*p)[:n]
+	}
+	return make([]byte, n)
+}
+
+// keepPiece takes back what piece returned.
+func (s *spares) keepPiece(p []byte) {
+	if 0 < cap(p) && cap(p) <= spareBytes {
+		s.bytes.Put(&p)
+	}
+}
+
+// zeros returns n zeros.
+func zeros[T kernel.Float](s *spares, n int) []T {
+	if p, ok := s.values.Get().(*[]T); ok && cap(*p) >= n {
+		clear((*p)[:n])
+		return (*p)[:n]
+	}
+	return make([]T, n)
+}
+
+// keepValues takes back what zeros returned.
+func keepValues[T kernel.Float](s *spares, p []T) {
+	const wordBytes = 8
+	if 0 < cap(p) && cap(p)*wordBytes <= spareBytes {
+		s.values.Put(&p)
+	}
 }
 
 // tools holds the things that operations need besides their own terms.
