@@ -442,7 +442,7 @@ func newHeader(ctx context.Context, p *Plan, f *outFile) ([]byte, error) {
 // stampOf returns the stamp of this merge. Until the adapters are identified, it has the right
 // length only.
 func stampOf(p *Plan) inner.Stamp {
-	s := inner.Stamp{Tool: p.options.Tool}
+	s := inner.Stamp{Tool: p.options.Tool, BaseAs: p.options.BaseAs, BaseAsSkip: p.options.BaseAsSkip}
 	for i, a := range p.adapters {
 		content := unknownID
 		if p.ids != nil {

@@ -211,6 +211,9 @@ func (r *removal) findByStamp(base *checkpoint.Checkpoint, given []Adapter, ids 
 	if latest == nil && stamped {
 		return fault.New(fault.Mismatch, "the checkpoint's stamps do not list %s", fault.Quote(given[0].Name)).WithHint("Checkpoint.History shows what they list")
 	}
+	if latest != nil && latest.BaseAs != "" {
+		r.notes = append(r.notes, fmt.Sprintf("the merge gave the base the values of %s first, and these stay: nothing here has the base's own", latest.BaseAs))
+	}
 	for i, a := range given {
 		weight := a.Weight
 		if latest != nil {

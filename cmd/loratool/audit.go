@@ -18,6 +18,7 @@ import (
 type auditOptions struct {
 	common
 	readingOptions
+	baseAsOptions
 	pageOption
 	weights            cli.StringSlice
 	anyWeight, anyBase bool
@@ -44,6 +45,8 @@ func auditCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "all", Usage: "show every tensor, not just what is wrong", Destination: &o.all},
 			&cli.BoolFlag{Name: "any-base", Usage: "audit even if an adapter was made for another base", Destination: &o.anyBase},
 			&cli.StringFlag{Name: "tied", Usage: "the claim about a tied pair of which an adapter changes one: `untie|fold` (default: as MERGED has it)", Destination: &o.tied, Action: checkTied},
+			&cli.StringFlag{Name: "base-as", Usage: "the claim that `nf4` was the --base-as of the merge (default: as the stamp of MERGED has it)", Destination: &o.baseAs},
+			&cli.StringFlag{Name: "base-as-skip", Usage: "with --base-as: the `NAMES` of modules that the merge left as they were, separated by commas (default: those of a config.json in an adapter's folder, else the heads)", Destination: &o.baseAsSkip},
 			&cli.StringFlag{Name: "extract", Usage: "without an adapter: write the change to `OUT`, an adapter", Destination: &o.out},
 			&cli.StringFlag{Name: "format", Usage: "print the report as `sarif`, for CI", Destination: &o.format},
 			o.pageFlag("the verdict on every tensor, and heat maps"),
@@ -70,6 +73,13 @@ func runAudit(c *cli.Context, t *terminal, o *auditOptions) error {
 	case sameFile(paths[0], paths[1]):
 		return usagef("give the base first and the merged checkpoint second", "%s and %s are the same checkpoint", paths[0], paths[1])
 	}
+	var options merge.Options
+	if o.setBaseAs(&options); len(paths) == 2 && options.BaseAs != "" {
+		return usagef(example+" --base-as nf4", "--base-as is for a claim: it needs an adapter")
+	}
+	if err := checkOptions(options); err != nil {
+		return err
+	}
 	if err := o.checkPage(o.place(o.force, paths, []string{o.out})); err != nil {
 		return err
 	}
@@ -90,12 +100,17 @@ func runAudit(c *cli.Context, t *terminal, o *auditOptions) error {
 	if err != nil {
 		return err
 	}
-	var reading merge.Options
-	o.readingOptions.set(&reading)
-	reading.Tied = merge.Tied(o.tied)
+	warnings, err := o.readLoading(paths[2:])
+	if err != nil {
+		return err
+	}
+	o.warn(t, warnings)
+	o.readingOptions.set(&options)
+	o.setBaseAs(&options)
+	options.Tied = merge.Tied(o.tied)
 	add, finish := t.progress(&o.common, (*inner.Handle)(both[0]).Checkpoint().Bytes(), "auditing")
 	r, err := audit.Run(c.Context, both[0], both[1], adapters, audit.Options{
-		Reading: reading.Reading, Workers: o.workers, AnyBase: o.anyBase, AnyWeight: o.anyWeight, Progress: add,
+		Reading: options.Reading, BaseAs: options.BaseAs, BaseAsSkip: options.BaseAsSkip, Workers: o.workers, AnyBase: o.anyBase, AnyWeight: o.anyWeight, Progress: add,
 	})
 	finish()
 	if err != nil {

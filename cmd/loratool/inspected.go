@@ -275,7 +275,7 @@ func showCheckpoint(t *terminal, r *report.Checkpoint) {
 	}
 	for _, m := range r.Merged {
 		for _, a := range m.Adapters {
-			t.line("merged      %s × %g (content %.16s…, %s, %s)", a.Name, a.Weight, a.Content, m.Tool, m.File)
+			t.line("merged      %s × %g%s (content %.16s…, %s, %s)", a.Name, a.Weight, m.OnBase(), a.Content, m.Tool, m.File)
 		}
 	}
 	if r.Cost != nil {

@@ -16,13 +16,16 @@ import (
 // that plan a merge and compare with it.
 type planOptions struct {
 	readingOptions
+	baseAsOptions
 	again, anyBase, allowNonFinite bool
 	growVocabulary, addTensors     bool
 	tied                           string
 	outDType                       string
 	dequantise                     bool
-	baseAs, baseAsSkip             string
 }
+
+// baseAsOptions are the flags that say as what a merge takes the base.
+type baseAsOptions struct{ baseAs, baseAsSkip string }
 
 func (o *planOptions) planFlags() []cli.Flag {
 	return append([]cli.Flag{
@@ -45,6 +48,11 @@ func (o *planOptions) set(options *merge.Options) {
 	options.Again, options.AnyBase, options.AllowNonFinite = o.again, o.anyBase, o.allowNonFinite
 	options.GrowVocabulary, options.AddTensors, options.Tied = o.growVocabulary, o.addTensors, merge.Tied(o.tied)
 	options.OutDType, options.Dequantise = outDTypes[o.outDType], o.dequantise
+	o.setBaseAs(options)
+}
+
+// setBaseAs adds the flags to options.
+func (o *baseAsOptions) setBaseAs(options *merge.Options) {
 	if options.BaseAs = o.baseAs; o.baseAsSkip != "" {
 		options.BaseAsSkip = strings.Split(o.baseAsSkip, ",")
 	}
@@ -55,6 +63,11 @@ func (o *planOptions) set(options *merge.Options) {
 func (o *planOptions) check(record string) error {
 	options := merge.Options{UndoFile: record}
 	o.set(&options)
+	return checkOptions(options)
+}
+
+// checkOptions is the error of wrong flags behind options, if there is one.
+func checkOptions(options merge.Options) error {
 	if err := options.Check(); err != nil {
 		return usagef(fault.Hint(err), "%v", err)
 	}
@@ -63,7 +76,7 @@ func (o *planOptions) check(record string) error {
 
 // readLoading takes the modules that --base-as leaves as they are from a config.json beside an
 // adapter, unless --base-as-skip says them.
-func (o *planOptions) readLoading(adapters []string) (warnings []string, err error) {
+func (o *baseAsOptions) readLoading(adapters []string) (warnings []string, err error) {
 	if o.baseAs == "" {
 		return nil, nil
 	}

@@ -65,7 +65,7 @@ func (c *Checkpoint) History() []Merged {
 		for i, a := range m.Adapters {
 			adapters[i] = StampAdapter(a)
 		}
-		all = append(all, Merged{m.File, m.Key, Stamp{m.Tool, adapters, m.Added, m.Reshaped}})
+		all = append(all, Merged{m.File, m.Key, Stamp{m.Tool, adapters, m.Added, m.Reshaped, m.BaseAs, m.BaseAsSkip}})
 	}
 	return all
 }
@@ -83,6 +83,10 @@ type Stamp struct {
 	Adapters []StampAdapter `json:"adapters"`           // merged together
 	Added    []string       `json:"added,omitempty"`    // tensors that the base lacked, sorted
 	Reshaped []string       `json:"reshaped,omitempty"` // tensors that the base had in another shape, sorted
+	// BaseAs and BaseAsSkip are those of merge.Options: the merge gave the base the values of a
+	// scheme first, but for these modules. Releases that know no BaseAs have left both out.
+	BaseAs     string   `json:"base_as,omitempty"`
+	BaseAsSkip []string `json:"base_as_skip,omitzero"`
 }
 
 // StampAdapter is one adapter of a stamp.

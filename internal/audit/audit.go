@@ -14,6 +14,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,6 +53,9 @@ func run(
 	a := &auditor{
 		ctx: ctx, o: &o, adapters: adapters, report: &Report{Adapters: []FittedAdapter{}, Tensors: []Tensor{}, Warnings: []string{}, Stamps: []string{}},
 		stored: (*checkpoint.Handle)(base).Checkpoint(), merged: (*checkpoint.Handle)(merged).Checkpoint(),
+	}
+	if err := a.simulate(); err != nil {
+		return nil, err
 	}
 	plan, err := a.plan()
 	if err != nil {
@@ -101,11 +105,34 @@ func run(
 	return a.report, nil
 }
 
+// simulate finds the base as the merge took it: with the values of Options.BaseAs, or of the stamps
+// of the merged checkpoint that the base does not have.
+func (a *auditor) simulate() (err error) {
+	a.seen = a.stored
+	isOfBase := func(m checkpoint.Merged) bool {
+		return slices.ContainsFunc(a.stored.History(), func(b checkpoint.Merged) bool { return reflect.DeepEqual(b.Stamp, m.Stamp) })
+	}
+	for _, m := range a.merged.History() {
+		if a.o.BaseAs != "" || m.BaseAs == "" || isOfBase(m) || len(checkpoint.QuantisedOf(a.stored)) > 0 {
+			continue
+		}
+		a.o.BaseAs, a.o.BaseAsSkip = m.BaseAs, m.BaseAsSkip
+		if (merge.Options{BaseAs: m.BaseAs, BaseAsSkip: m.BaseAsSkip}).Check() != nil {
+			return fault.New(fault.Unsupported, "%s of %s says that the merge took the base as %q without %q, which this version does not simulate", m.Key, cmp.Or(m.File, a.merged.Path), m.BaseAs, m.BaseAsSkip)
+		}
+	}
+	if a.report.BaseAs = a.o.BaseAs; a.o.BaseAs != "" {
+		a.seen, err = checkpoint.SimulatedNF4(a.stored, a.o.BaseAsSkip)
+	}
+	return err
+}
+
 // plan plans the merge that should have been. A change to one of two tied tensors is read as the
 // merged checkpoint has it: untied if it has a head of its own.
 func (a *auditor) plan() (*merge.Plan, error) {
 	o := merge.Options{
 		Reading: a.o.Reading, Workers: a.o.Workers, Progress: a.o.Progress, AnyBase: a.o.AnyBase, Again: true, AllowNonFinite: true,
+		BaseAs: a.o.BaseAs, BaseAsSkip: a.o.BaseAsSkip,
 		GrowVocabulary: a.shaping().GrowVocabulary, AddTensors: a.shaping().AddTensors, Dequantise: len(checkpoint.QuantisedOf(a.stored)) > 0, // whether the merged one has codes or not
 	}
 	base := (*model.Checkpoint)(checkpoint.NewHandle(checkpoint.OnlyReadable(a.stored))) // the others are compared as stored
@@ -146,11 +173,11 @@ func (a *auditor) resolve() error {
 
 // changesOf resolves adapters on the base.
 func (a *auditor) changesOf(checked *resolve.Checked) ([]*resolve.Change, *checkpoint.Checkpoint, error) {
-	names, err := outline.Of(a.stored)
+	base := a.seen
+	names, err := outline.Of(base)
 	if err != nil {
 		return nil, nil, err
 	}
-	base := a.stored
 	if !base.IsPipeline() {
 		shaped, view, err := outline.Shape(base, names, checked, a.shaping())
 		if err != nil {
@@ -283,7 +310,7 @@ func (a *auditor) extra() error {
 func (a *auditor) stamps() {
 	for _, m := range a.merged.History() {
 		for _, x := range m.Adapters {
-			text := fmt.Sprintf("%s, weight %v, by %s", x.Name, x.Weight, m.Tool)
+			text := fmt.Sprintf("%s, weight %v%s, by %s", x.Name, x.Weight, m.OnBase(), m.Tool)
 			if !slices.Contains(a.report.Stamps, text) {
 				a.report.Stamps = append(a.report.Stamps, text)
 			}

@@ -10,6 +10,7 @@ import (
 	"github.com/loratool/loratool/format/checkpoint"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/audit"
+	inner "github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/testkit"
 	"github.com/loratool/loratool/merge"
 )
@@ -49,21 +50,8 @@ func TestMergesIntoQuantisedBasesAreJudged(t *testing.T) {
 	}
 	adapters := []merge.Adapter{{Source: src, Name: "a", Weight: 1}}
 	base := write(t, false)
-	into := func(t *testing.T, base string, options merge.Options) (out string) {
-		t.Helper()
-		out = t.TempDir() + "/out.safetensors"
-		plan, err := merge.Open(t.Context(), base, adapters, options)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer plan.Close()
-		if _, err := plan.Run(t.Context(), out); err != nil {
-			t.Fatal(err)
-		}
-		return out
-	}
 	for _, options := range []merge.Options{{}, {Dequantise: true}, {Dequantise: true, OutDType: dtype.F32}} {
-		out := into(t, base, options)
+		out := mergePath(t, base, adapters, options)
 		if r := auditPaths(t, base, out, adapters); r.Verdict != audit.AsClaimed || len(r.Warnings) > 0 {
 			t.Errorf("%+v: the verdict is %v, with the warnings %q: %+v", options, r.Verdict, r.Warnings, r.Tensors)
 		}
@@ -78,7 +66,7 @@ func TestMergesIntoQuantisedBasesAreJudged(t *testing.T) {
 	}
 	unreadable := testkit.Tensor{Name: "model.layers.1.mlp.up_proj.qweight", DType: dtype.I32, Shape: []uint64{4, 8}, Data: make([]byte, 4*4*8)}
 	base = write(t, false, unreadable)
-	out := into(t, base, merge.Options{})
+	out := mergePath(t, base, adapters, merge.Options{})
 	if r := auditPaths(t, base, out, adapters); r.Verdict != audit.AsClaimed || len(r.Tensors) != 5 {
 		t.Errorf("with a weight that cannot be read the verdict is %v: %+v", r.Verdict, r.Tensors)
 	}
@@ -90,6 +78,11 @@ func TestMergesIntoQuantisedBasesAreJudged(t *testing.T) {
 
 func auditPaths(t *testing.T, base, merged string, adapters []merge.Adapter) *audit.Report {
 	t.Helper()
+	return auditWith(t, base, merged, adapters, audit.Options{})
+}
+
+func auditWith(t *testing.T, base, merged string, adapters []merge.Adapter, options audit.Options) *audit.Report {
+	t.Helper()
 	b, err := checkpoint.Open(t.Context(), base)
 	if err != nil {
 		t.Fatal(err)
@@ -100,9 +93,101 @@ func auditPaths(t *testing.T, base, merged string, adapters []merge.Adapter) *au
 		t.Fatal(err)
 	}
 	defer m.Close()
-	r, err := audit.Run(t.Context(), b, m, adapters, audit.Options{})
+	r, err := audit.Run(t.Context(), b, m, adapters, options)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// TestABaseThatWasSimulatedIsTakenSo: the stamp of a merge with Options.BaseAs says so; without it
+// the caller does. A later merge into the output takes that as it is.
+func TestABaseThatWasSimulatedIsTakenSo(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	const rows, cols, r = 64, 48, 2
+	var tensors []testkit.Tensor
+	for _, leaf := range []string{"self_attn.o_proj", "mlp.down_proj", "self_attn.q_proj"} {
+		tensors = append(tensors, testkit.Random(rng, "model.layers.0."+leaf+".weight", dtype.BF16, 0.1, rows, cols))
+	}
+	base := t.TempDir() + "/base.safetensors"
+	testkit.Write(t, base, testkit.Encode(nil, tensors...))
+	adapterOn := func(module string) []merge.Adapter {
+		b := format.NewBuilder("made up")
+		factor := func(shape ...uint64) format.Data {
+			return format.Bytes(dtype.F32, testkit.Random(rng, "", dtype.F32, 0.1, shape...).Data, shape...)
+		}
+		b.Linear(module, r, 1, factor(r, cols), factor(rows, r))
+		src, err := b.Source()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []merge.Adapter{{Source: src, Name: module, Weight: 1}}
+	}
+	first, second := adapterOn("model.layers.0.self_attn.o_proj"), adapterOn("model.layers.0.mlp.down_proj")
+	simulated := merge.Options{BaseAs: "nf4", BaseAsSkip: []string{"q_proj"}}
+	stamped := mergePath(t, base, first, simulated)
+	bare := t.TempDir() + "/bare.safetensors"
+	testkit.Write(t, bare, testkit.Encode(nil, stored(t, stamped)...))
+	claim := audit.Options{BaseAs: "nf4", BaseAsSkip: []string{"q_proj"}}
+	for _, c := range []struct {
+		name, base, merged string
+		adapters           []merge.Adapter
+		options            audit.Options
+		want               audit.Verdict
+		as                 string
+	}{
+		{"a stamp", base, stamped, first, audit.Options{}, audit.AsClaimed, "nf4"},
+		{"a stamp, and the claim that no module was left", base, stamped, first, audit.Options{BaseAs: "nf4"}, audit.NotAsClaimed, "nf4"},
+		{"no stamp", base, bare, first, audit.Options{}, audit.NotAsClaimed, ""},
+		{"no stamp, and a claim", base, bare, first, claim, audit.AsClaimed, "nf4"},
+		{"a plain merge, and a claim", base, mergePath(t, base, first, merge.Options{}), first, claim, audit.NotAsClaimed, "nf4"},
+		{"a later merge", stamped, mergePath(t, stamped, second, merge.Options{}), second, audit.Options{}, audit.AsClaimed, ""},
+	} {
+		got := auditWith(t, c.base, c.merged, c.adapters, c.options)
+		if got.Verdict != c.want || got.BaseAs != c.as {
+			t.Errorf("%s: the verdict is %v with the base as %q, want %v and %q: %+v", c.name, got.Verdict, got.BaseAs, c.want, c.as, got.Tensors)
+		}
+	}
+	b, err := checkpoint.Open(t.Context(), stamped)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if h := b.History(); len(h) != 1 || h[0].BaseAs != "nf4" || !slices.Equal(h[0].BaseAsSkip, simulated.BaseAsSkip) {
+		t.Errorf("the history is %+v", h)
+	}
+}
+
+// stored reads all tensors of a checkpoint.
+func stored(t *testing.T, path string) (all []testkit.Tensor) {
+	t.Helper()
+	c, err := inner.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, name := range c.Names() {
+		ref, _ := c.Lookup(name)
+		x := testkit.Tensor{Name: name, DType: ref.Tensor.DType, Shape: ref.Tensor.Shape, Data: make([]byte, ref.Tensor.NBytes)}
+		if err := ref.Tensor.ReadAt(t.Context(), x.Data, 0); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, x)
+	}
+	return all
+}
+
+// mergePath merges adapters into the base at a path, and returns the path of the output.
+func mergePath(t *testing.T, base string, adapters []merge.Adapter, options merge.Options) (out string) {
+	t.Helper()
+	out = t.TempDir() + "/out.safetensors"
+	plan, err := merge.Open(t.Context(), base, adapters, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plan.Close()
+	if _, err := plan.Run(t.Context(), out); err != nil {
+		t.Fatal(err)
+	}
+	return out
 }

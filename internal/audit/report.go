@@ -65,6 +65,9 @@ type Report struct {
 	// Margin is the least share of the elements of a merged tensor that the best other way to round
 	// does not explain; 0 if there is no rounding, or another way explains a tensor as well.
 	Margin merge.Figure `json:"margin"`
+	// BaseAs is the scheme whose values the merge gave the base first, as the caller or a stamp
+	// says; "" for none.
+	BaseAs string `json:"base_as,omitempty"`
 	// Casts says which dtypes differ from the base's, "" if none does.
 	Casts string `json:"casts"`
 	// Adapters are the fitted weights over all tensors whose update is a sum of the adapters'.

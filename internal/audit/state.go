@@ -17,6 +17,7 @@ type auditor struct {
 	ctx      context.Context
 	o        *Options
 	stored   *checkpoint.Checkpoint // the base as it is
+	seen     *checkpoint.Checkpoint // with the values of Options.BaseAs
 	base     *checkpoint.Checkpoint // the base with the tensors that the merge needs
 	merged   *checkpoint.Checkpoint
 	adapters []merge.Adapter
@@ -146,6 +147,10 @@ type Options struct {
 	merge.Reading
 	Workers int  // goroutines; 0 means one per processor
 	AnyBase bool // skip the check that the adapters were made for this base
+	// BaseAs and BaseAsSkip are the claim that the merge had these merge.Options. Without BaseAs
+	// the stamps of the merged checkpoint tell.
+	BaseAs     string
+	BaseAsSkip []string
 	// AnyWeight accepts whatever weights the adapters have, if they are the same in all tensors.
 	AnyWeight bool
 	// Progress is called from several goroutines with the number of bytes just compared. The sum is

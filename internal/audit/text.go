@@ -15,6 +15,9 @@ import (
 func (r *Report) Text(base, merged string) string {
 	switch r.Verdict {
 	case AsClaimed:
+		if r.BaseAs != "" {
+			base += " as " + r.BaseAs
+		}
 		return fmt.Sprintf("as claimed: %s is %s with the %s merged", merged, base, fault.Choose(len(r.Adapters), "adapter", "adapters"))
 	case NotAsClaimed:
 		return "not as claimed: " + r.cause(NotAsClaimed)

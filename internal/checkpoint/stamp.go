@@ -21,6 +21,18 @@ type Stamp struct {
 	Adapters []StampAdapter `json:"adapters"`
 	Added    []string       `json:"added,omitempty"`    // tensors that the base lacked, sorted
 	Reshaped []string       `json:"reshaped,omitempty"` // tensors that had another shape in the base, sorted
+	// BaseAs is the scheme whose values the merge gave the base first, as merge.Options.BaseAs, and
+	// BaseAsSkip lists the modules that it left as they were; nil stands for the output heads.
+	BaseAs     string   `json:"base_as,omitempty"`
+	BaseAsSkip []string `json:"base_as_skip,omitzero"`
+}
+
+// OnBase says after the name of an adapter what the merge made of the base, "" if nothing.
+func (s *Stamp) OnBase() string {
+	if s.BaseAs == "" {
+		return ""
+	}
+	return " onto the base as " + s.BaseAs
 }
 
 // StampAdapter is one adapter in a stamp. Content is its content id (spec/FORMAT.md, section 13),

@@ -47,7 +47,7 @@ func (p *page) addMerged(r *report.Checkpoint) {
 	var merged []string
 	for _, m := range r.Merged {
 		for _, a := range m.Adapters {
-			merged = append(merged, fmt.Sprintf("%s × %g, content %s, by %s, in %s", a.Name, a.Weight, a.Content, m.Tool, m.File))
+			merged = append(merged, fmt.Sprintf("%s × %g%s, content %s, by %s, in %s", a.Name, a.Weight, m.OnBase(), a.Content, m.Tool, m.File))
 		}
 	}
 	p.addList("Merged adapters", merged)
