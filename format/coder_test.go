@@ -70,6 +70,29 @@ func TestFramesDecodeAndKeepTheBound(t *testing.T) {
 	}
 }
 
+// TestQuickFramesDecodeAndKeepTheBound: a run takes one block, and noise its own length.
+func TestQuickFramesDecodeAndKeepTheBound(t *testing.T) {
+	d := newDecoder(1)
+	defer d.close()
+	var c coder
+	samples := codedSamples()
+	samples["a run"] = bytes.Repeat([]byte{7}, 300<<10)
+	for name, p := range samples {
+		frame := c.quick(nil, p)
+		if n := int64(len(frame)); n > bound(int64(len(p))) || name == "a run" && n > 64 {
+			t.Errorf("%s: a frame of %d bytes for %d, the bound is %d", name, n, len(p), bound(int64(len(p))))
+		}
+		got := make([]byte, len(p))
+		if err := d.decode(got, frame, 0); err != nil || !bytes.Equal(got, p) {
+			t.Errorf("%s: decode(quick(p)) fails or differs: %v", name, err)
+		}
+		var fresh coder
+		if again := fresh.quick(nil, p); !bytes.Equal(again, frame) {
+			t.Errorf("%s: a used coder makes another frame than a new one", name)
+		}
+	}
+}
+
 // TestCutsFollowTheStatistics codes two halves that no common Huffman code suits.
 func TestCutsFollowTheStatistics(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))

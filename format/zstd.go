@@ -1,6 +1,7 @@
 package format
 
 import (
+	"bytes"
 	"errors"
 	"sync"
 
@@ -82,6 +83,23 @@ func (c *coder) literals(dst, coded []byte, plane int) []byte {
 	}
 	return le.AppendUint32(w.end(), uint32(xxh64(coded)))
 }
+
+// quick appends a data frame of blocks as long as they may be, without sequences.
+func (c *coder) quick(dst, coded []byte) []byte {
+	w := blockWriter{dst: appendFrameHeader(dst, len(coded)), coded: coded, huff: &c.huff}
+	for rest := coded; len(rest) > 0; {
+		n, kind := min(maxBlockBytes, len(rest)), compressedBlock
+		if isRun(rest[:n]) {
+			kind = rleBlock
+		}
+		w.add(kind, n)
+		rest = rest[n:]
+	}
+	return le.AppendUint32(w.end(), uint32(xxh64(coded)))
+}
+
+// isRun reports whether all bytes are equal.
+func isRun(p []byte) bool { return bytes.Equal(p[1:], p[:len(p)-1]) }
 
 // appendFrameHeader appends the header of a data frame of n decoded bytes.
 func appendFrameHeader(dst []byte, n int) []byte {

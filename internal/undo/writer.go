@@ -109,7 +109,7 @@ func (w *Writer) Write(ctx context.Context, dst io.Writer, workers int) (*format
 		}
 	}
 	src.attach(descriptionName, text)
-	return format.Write(ctx, dst, src, format.WriterOptions{Workers: workers, Tool: w.description.Tool})
+	return format.Write(ctx, dst, src, format.WriterOptions{Quick: true, Workers: workers, Tool: w.description.Tool})
 }
 
 // recordSource presents a finished record to the container's writer.
