@@ -22,8 +22,9 @@ type WriterOptions struct {
 	// reading one layer then costs little more than its own bytes. Otherwise all A come first, then
 	// all B. With chunks of 64 KiB, files of trained adapters are about 0.3 % larger.
 	ByLayer bool
-	// Quick compresses tensors with Huffman codes alone, one per 128 KiB. That takes a quarter of the
-	// time, and as many bytes where tensors hold neither repetitions nor parts of other statistics.
+	// Quick compresses tensors with Huffman codes alone, one per 128 KiB. That takes a quarter of
+	// the time, and as many bytes where tensors hold neither repetitions nor parts of other
+	// statistics.
 	Quick bool
 	// Workers is the number of chunks compressed at once; 0 means one per processor. It does not
 	// change the bytes written.
@@ -108,10 +109,11 @@ func (w *Writer) Store(ctx context.Context, src Source) (err error) {
 func (w *Writer) Summary() *Summary { return w.summary }
 
 // Write writes src to w as a .lora file, in one pass. The bytes depend only on the content of src
-// and the options ChunkLog2, ByLayer and Quick: neither on the order in which src lists things nor on the
-// number of workers. Write reads src in the order of the file. It needs memory for the manifest, 40
-// bytes per chunk, 32 per tensor, two chunks per worker, and the tables of the compressor. After an
-// error w holds the beginning of a file, which every reader reports as truncated.
+// and the options ChunkLog2, ByLayer and Quick: neither on the order in which src lists things nor
+// on the number of workers. Write reads src in the order of the file. It needs memory for the
+// manifest, 40 bytes per chunk, 32 per tensor, two chunks per worker, and the tables of the
+// compressor. After an error w holds the beginning of a file, which every reader reports as
+// truncated.
 func Write(ctx context.Context, w io.Writer, src Source, opts WriterOptions) (*Summary, error) {
 	if src.Manifest() == nil {
 		return nil, noManifest()

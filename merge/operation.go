@@ -103,6 +103,7 @@ type worker struct {
 	broad     kernel.Scratch[float64]
 	rescale   kernel.RescaleScratch
 	undo      undo.Scratch
+	residuals kernel.Residuals
 	ignored   kernel.Stats
 }
 

@@ -65,6 +65,9 @@ func (r *record) bytes(band int) int64 { return bytesOf(r.change, band) }
 // apply keeps the values before the change, changes the rows, and adds the difference between the
 // prediction and the values before to the record, piece by piece.
 func (r *record) apply(ctx context.Context, b *block, w *worker) error {
+	if r.isFused(b) {
+		return r.applyFused(ctx, b, w)
+	}
 	w.before = append(w.before[:0], b.data...)
 	if err := applyAll(ctx, r.change, b, w); err != nil {
 		return err
@@ -79,6 +82,30 @@ func (r *record) apply(ctx context.Context, b *block, w *worker) error {
 	}
 	return b.eachPiece(recordBlock(r.t), func(number int64, of func([]byte) []byte) error {
 		return r.k.recording.writer.Add(&w.undo, r.number, number, of(w.before), of(predicted), of(b.data))
+	})
+}
+
+// isFused reports whether one pass of a kernel can both merge the rows and predict their values.
+func (r *record) isFused(b *block) bool {
+	if r.isSame || r.t.NBands > 1 || r.t.exact != nil {
+		return false
+	}
+	u := r.added.loaded[0].narrow
+	return u != nil && u.Records(b.data)
+}
+
+// applyFused is apply in one pass.
+func (r *record) applyFused(ctx context.Context, b *block, w *worker) error {
+	_, nCols := b.t.Matrix()
+	elements := recordBlock(r.t)
+	sum := &r.added.loaded[0]
+	return b.eachPiece(elements, func(number int64, of func([]byte) []byte) error {
+		data := of(b.data)
+		before := undo.Sum(data)
+		if err := sum.narrow.MergeRecorded(ctx, sum.narrowBack, data, int(number*elements/nCols), b.stats, &w.narrow, &w.residuals); err != nil {
+			return err
+		}
+		return r.k.recording.writer.AddResiduals(&w.undo, r.number, number, before, w.residuals.Differs, w.residuals.Z, data)
 	})
 }
 

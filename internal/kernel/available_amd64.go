@@ -14,6 +14,8 @@ func available() (all []*Kernel) {
 			bf16Widened: assembled(8, 32, 8, bf16WidenedAVX512),
 			f16Widened:  assembled(8, 32, 8, f16WidenedAVX512),
 			f32Widened:  assembled(8, 16, 8, f32WidenedAVX512),
+
+			bf16Recording: recording(8, 32, 8, bf16RecordingAVX512),
 		})
 	}
 	if cpu.X86.HasAVX2 && cpu.X86.HasFMA && cpu.X86.HasF16C && cpu.X86.HasPOPCNT {
@@ -26,6 +28,8 @@ func available() (all []*Kernel) {
 			bf16Widened: assembled(4, 16, 16, bf16WidenedAVX2),
 			f16Widened:  assembled(4, 16, 16, f16WidenedAVX2),
 			f32Widened:  assembled(4, 8, 16, f32WidenedAVX2),
+
+			bf16Recording: recording(4, 16, 16, bf16RecordingAVX2),
 		})
 	}
 	return all

@@ -73,14 +73,18 @@ func (m *machine) move(in *instruction) bool {
 		}
 		out = m.source(&instruction{broadcast: true}, a[0], n, size)
 		put(&out, n)
-	case "VXORPS", "VPXORD":
+	case "VXORPS", "VPXORD", "VPXOR":
 		lanewise(8, func(x, y uint64) uint64 { return x ^ y })
 	case "VANDPS", "VANDPD", "VPANDD":
 		lanewise(4, func(x, y uint64) uint64 { return x & y })
-	case "VORPS":
+	case "VORPS", "VPORD", "VPOR":
 		lanewise(4, func(x, y uint64) uint64 { return x | y })
 	case "VPADDD":
 		lanewise(4, func(x, y uint64) uint64 { return y + x })
+	case "VPADDW":
+		lanewise(2, func(x, y uint64) uint64 { return y + x })
+	case "VPSUBW":
+		lanewise(2, func(x, y uint64) uint64 { return y - x })
 	case "VPADDQ":
 		lanewise(8, func(x, y uint64) uint64 { return y + x })
 	case "VPSUBD":
@@ -139,6 +143,39 @@ func (m *machine) move(in *instruction) bool {
 			} else {
 				setWord(&out, i, 4, word(&x, i, 4)>>by)
 			}
+		}
+		put(&out, n)
+	case "VPSRAW":
+		x, by := get(a[1], n), m.value(a[0], 8)
+		for i := range n / 2 {
+			setWord(&out, i, 2, uint64(int16(word(&x, i, 2))>>by))
+		}
+		put(&out, n)
+	case "VPTESTMW":
+		n := width(a[0])
+		x, y, set := get(a[0], n), get(a[1], n), uint64(0)
+		for i := range n / 2 {
+			if word(&x, i, 2)&word(&y, i, 2) != 0 {
+				set |= 1 << i
+			}
+		}
+		m.k[index(dst)] = set
+	case "VPMOVMSKB":
+		x, set := m.v[index(a[0])], uint64(0)
+		for i := range width(a[0]) {
+			set |= uint64(x[i]>>7) << i
+		}
+		m.set(dst, set, 8)
+	case "VPACKSSWB":
+		x, y := get(a[0], n), get(a[1], n)
+		for i := range n {
+			lane, k := i/16, i%16
+			from := &y
+			if k >= 8 {
+				from, k = &x, k-8
+			}
+			w := int64(int16(word(from, 8*lane+k, 2)))
+			out[i] = byte(min(max(w, math.MinInt8), math.MaxInt8))
 		}
 		put(&out, n)
 	case "VPMOVZXWD", "VPMOVSXWD", "VPMOVSXDQ":

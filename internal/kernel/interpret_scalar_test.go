@@ -38,7 +38,9 @@ func (m *machine) scalar(in *instruction) bool {
 		result(m.value(a[1], size) >> m.value(a[0], size))
 	case "ANDQ":
 		result(m.value(a[1], size) & m.value(a[0], size))
-	case "ORL":
+	case "NOTL":
+		m.set(a[0], ^m.value(a[0], size), size)
+	case "ORL", "ORQ":
 		result(m.value(a[1], size) | m.value(a[0], size))
 	case "XORL", "XORQ":
 		result(m.value(a[1], size) ^ m.value(a[0], size))

@@ -14,6 +14,7 @@ type Scratch[T Float] struct {
 	edge      [maxEdge]byte
 	bottom    *bottomScratch
 	widened   widenedScratch
+	recorder  *recorder[T] // only while MergeRecorded runs
 }
 
 // Largest sizes that micro-kernels use: tiles per call times rows per tile, and bytes of W per
@@ -66,7 +67,11 @@ func (u *Update[T]) lines(
 				u.keep(w, p, i, nRows, st, s)
 				continue
 			}
-			if err := u.tiles(ctx, w, row0, p, i, nRows, st, s); err != nil {
+			if s.recorder != nil {
+				if err := u.recordedTiles(ctx, w, row0, p, i, nRows, st, s); err != nil {
+					return err
+				}
+			} else if err := u.tiles(ctx, w, row0, p, i, nRows, st, s); err != nil {
 				return err
 			}
 		}
@@ -82,21 +87,8 @@ func (u *Update[T]) tiles(
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	m, size := &u.micro, u.source.Size()
-	b := &s.block
-	b.panels = min(u.group, u.panels-p)
-	rows, cols := min(m.rows, nRows-i), min(b.panels*m.cols, u.cols-p*m.cols)
-	b.l, b.lBound = u.l[(row0+i)*u.rank:][:m.rows*u.rank], u.lBound[row0+i:][:m.rows]
-	b.r, b.rNorm = u.r[p*u.rank*m.cols:], u.rNorm[p*m.cols:]
-	b.undecided = s.undecided[:b.panels*m.rows]
-	b.sums = sums{}
-	lines := w[(i*u.cols+p*m.cols)*size:]
-	if whole := rows == m.rows && cols == b.panels*m.cols; whole {
-		b.w, b.stride = lines, u.cols*size
-		m.run(b)
-	} else {
-		u.edge(lines, rows, cols, s)
-	}
+	m, b := &u.micro, &s.block
+	rows := u.runTiles(m, w, row0, p, i, nRows, s)
 	b.sums.addTo(st, u.a+u.b)
 	for q := range b.panels {
 		for row, mask := range b.undecided[q*m.rows:][:rows] {
@@ -123,9 +115,31 @@ func (u *Update[T]) tiles(
 	return nil
 }
 
+// runTiles runs a micro-kernel on one row of tiles, and returns how many rows it has.
+func (u *Update[T]) runTiles(
+	m *micro[T], w []byte, row0, p, i, nRows int, s *Scratch[T],
+) (rows int) {
+	size, b := u.source.Size(), &s.block
+	b.panels = min(u.group, u.panels-p)
+	rows = min(m.rows, nRows-i)
+	cols := min(b.panels*m.cols, u.cols-p*m.cols)
+	b.l, b.lBound = u.l[(row0+i)*u.rank:][:m.rows*u.rank], u.lBound[row0+i:][:m.rows]
+	b.r, b.rNorm = u.r[p*u.rank*m.cols:], u.rNorm[p*m.cols:]
+	b.undecided = s.undecided[:b.panels*m.rows]
+	b.sums = sums{}
+	lines := w[(i*u.cols+p*m.cols)*size:]
+	if whole := rows == m.rows && cols == b.panels*m.cols; whole {
+		b.w, b.stride = lines, u.cols*size
+		m.run(b)
+	} else {
+		u.edge(m, lines, rows, cols, s)
+	}
+	return rows
+}
+
 // edge runs the micro-kernel on a copy of incomplete tiles, padded with NaNs. The kernel leaves
 // NaNs undecided and out of its sums.
-func (u *Update[T]) edge(lines []byte, rows, cols int, s *Scratch[T]) {
+func (u *Update[T]) edge(m *micro[T], lines []byte, rows, cols int, s *Scratch[T]) {
 	size, b := u.source.Size(), &s.block
 	b.stride = b.panels * u.micro.cols * size
 	b.w = s.edge[:u.micro.rows*b.stride]
@@ -135,7 +149,7 @@ func (u *Update[T]) edge(lines []byte, rows, cols int, s *Scratch[T]) {
 	for i := range rows {
 		copy(b.w[i*b.stride:], lines[i*u.cols*size:][:cols*size])
 	}
-	u.micro.run(b)
+	m.run(b)
 	for i := range rows {
 		copy(lines[i*u.cols*size:], b.w[i*b.stride:][:cols*size])
 	}

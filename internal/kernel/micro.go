@@ -13,6 +13,8 @@ type Kernel struct {
 	bf16Widened micro[float32]
 	f16Widened  micro[float32]
 	f32Widened  micro[float64]
+
+	bf16Recording micro[float32] // with the same tiles as bf16
 }
 
 func (k *Kernel) String() string { return k.name }
@@ -36,6 +38,11 @@ func (k *Kernel) String() string { return k.name }
 // A widened micro-kernel has W in numbers of T, which D may not hold, and stores results of D as
 // such numbers. In float32 a number of W may be a rounded one, so e has 3u·|t| in place of 2u·|t|:
 // see merge/proof.go.
+//
+// A recording micro-kernel, with the scale 1, also predicts w from the result of a decided element:
+// it decides p = out − δ as t. back[p·rows+i] gets two bits per column. Bit cols+j says that p is
+// undecided; then the bits of w are in z. Otherwise z is the residual of w against p, and bit j
+// says that it is not zero. Of elements in undecided, both bits and z may be anything.
 type micro[T Float] struct {
 	rows int // of a tile
 	cols int // of a tile and of R's panels; at most 64
@@ -61,6 +68,10 @@ type block[T Float] struct {
 	inverse   T        // 1/scale, or 1
 	sums      sums     // the kernel adds to them
 	undecided []uint64 // panels×rows
+
+	// for recording only
+	z    []byte   // two bytes an element, in lines as w
+	back []uint64 // panels×rows
 
 	room [4][64]T // for the portable kernel
 }

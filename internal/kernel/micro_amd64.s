@@ -4906,3 +4906,763 @@ next:
 	VMOVSD       X0, 24(CX)
 	VZEROUPPER
 	RET
+
+// func bf16RecordingAVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64, z *byte, back *uint64)
+// Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, CMOV, MMX+
+TEXT ·bf16RecordingAVX512(SB), $1104-120
+	MOVQ         w+0(FP), AX
+	MOVQ         l+16(FP), CX
+	MOVQ         r+24(FP), DX
+	MOVQ         rNorm+56(FP), BX
+	MOVQ         undecided+80(FP), SI
+	MOVQ         panels+40(FP), DI
+	MOVQ         rank+32(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (SP), R9
+	ADDQ         $+63, R9
+	ANDQ         $-64, R9
+	MOVQ         z+104(FP), R10
+	SUBQ         AX, R10
+	MOVQ         R10, 1088(SP)
+	MOVQ         back+112(FP), R10
+	SUBQ         SI, R10
+	MOVQ         R10, 1096(SP)
+	VPBROADCASTD high<>+0(SB), Z24
+	VPBROADCASTD mid<>+0(SB), Z25
+	VMOVDQU32    expandLow<>+0(SB), Z20
+	VMOVDQU32    expandHigh<>+0(SB), Z21
+	VMOVDQU32    shrink<>+0(SB), Z22
+	MOVL         $0xaaaaaaaa, R10
+	KMOVD        R10, K1
+	VBROADCASTSS abs32<>+0(SB), Z23
+	VBROADCASTSS floor+64(FP), Z26
+	VPXORD       Z28, Z28, Z28
+	VPXORD       Z29, Z29, Z29
+	VPXORD       Z30, Z30, Z30
+	VPXORD       Z31, Z31, Z31
+	VPXORD       Z27, Z27, Z27
+
+tile:
+	MOVQ    R8, R11
+	SHRQ    $0x02, R11
+	MOVQ    $+16, R10
+	CMPQ    R11, R10
+	CMOVQLT R11, R10
+	SUBQ    R10, R11
+	VPXORD  Z0, Z0, Z0
+	VPXORD  Z1, Z1, Z1
+	VPXORD  Z2, Z2, Z2
+	VPXORD  Z3, Z3, Z3
+	VPXORD  Z4, Z4, Z4
+	VPXORD  Z5, Z5, Z5
+	VPXORD  Z6, Z6, Z6
+	VPXORD  Z7, Z7, Z7
+	VPXORD  Z8, Z8, Z8
+	VPXORD  Z9, Z9, Z9
+	VPXORD  Z10, Z10, Z10
+	VPXORD  Z11, Z11, Z11
+	VPXORD  Z12, Z12, Z12
+	VPXORD  Z13, Z13, Z13
+	VPXORD  Z14, Z14, Z14
+	VPXORD  Z15, Z15, Z15
+	LEAQ    (R8)(R8*2), R12
+	LEAQ    (R8)(R8*4), R13
+	LEAQ    (R12)(R8*4), R14
+
+first:
+	VMOVUPS      (DX), Z16
+	VMOVUPS      64(DX), Z17
+	VBROADCASTSS (CX), Z18
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z1
+	VBROADCASTSS (CX)(R8*1), Z19
+	VFMADD231PS  Z19, Z16, Z2
+	VFMADD231PS  Z19, Z17, Z3
+	VBROADCASTSS (CX)(R8*2), Z18
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z5
+	VBROADCASTSS (CX)(R12*1), Z19
+	VFMADD231PS  Z19, Z16, Z6
+	VFMADD231PS  Z19, Z17, Z7
+	VBROADCASTSS (CX)(R8*4), Z18
+	VFMADD231PS  Z18, Z16, Z8
+	VFMADD231PS  Z18, Z17, Z9
+	VBROADCASTSS (CX)(R13*1), Z19
+	VFMADD231PS  Z19, Z16, Z10
+	VFMADD231PS  Z19, Z17, Z11
+	VBROADCASTSS (CX)(R12*2), Z18
+	VFMADD231PS  Z18, Z16, Z12
+	VFMADD231PS  Z18, Z17, Z13
+	VBROADCASTSS (CX)(R14*1), Z19
+	VFMADD231PS  Z19, Z16, Z14
+	VFMADD231PS  Z19, Z17, Z15
+	ADDQ         $+4, CX
+	ADDQ         $+128, DX
+	DECQ         R10
+	JNZ          first
+	VMOVUPS      Z0, (R9)
+	VMOVUPS      Z1, 64(R9)
+	VMOVUPS      Z2, 128(R9)
+	VMOVUPS      Z3, 192(R9)
+	VMOVUPS      Z4, 256(R9)
+	VMOVUPS      Z5, 320(R9)
+	VMOVUPS      Z6, 384(R9)
+	VMOVUPS      Z7, 448(R9)
+	VMOVUPS      Z8, 512(R9)
+	VMOVUPS      Z9, 576(R9)
+	VMOVUPS      Z10, 640(R9)
+	VMOVUPS      Z11, 704(R9)
+	VMOVUPS      Z12, 768(R9)
+	VMOVUPS      Z13, 832(R9)
+	VMOVUPS      Z14, 896(R9)
+	VMOVUPS      Z15, 960(R9)
+	TESTQ        R11, R11
+	JZ           summed
+
+chunks:
+	MOVQ    $+16, R10
+	CMPQ    R11, R10
+	CMOVQLT R11, R10
+	SUBQ    R10, R11
+	VPXORD  Z0, Z0, Z0
+	VPXORD  Z1, Z1, Z1
+	VPXORD  Z2, Z2, Z2
+	VPXORD  Z3, Z3, Z3
+	VPXORD  Z4, Z4, Z4
+	VPXORD  Z5, Z5, Z5
+	VPXORD  Z6, Z6, Z6
+	VPXORD  Z7, Z7, Z7
+	VPXORD  Z8, Z8, Z8
+	VPXORD  Z9, Z9, Z9
+	VPXORD  Z10, Z10, Z10
+	VPXORD  Z11, Z11, Z11
+	VPXORD  Z12, Z12, Z12
+	VPXORD  Z13, Z13, Z13
+	VPXORD  Z14, Z14, Z14
+	VPXORD  Z15, Z15, Z15
+	LEAQ    (R8)(R8*2), R12
+	LEAQ    (R8)(R8*4), R13
+	LEAQ    (R12)(R8*4), R14
+
+further:
+	VMOVUPS      (DX), Z16
+	VMOVUPS      64(DX), Z17
+	VBROADCASTSS (CX), Z18
+	VFMADD231PS  Z18, Z16, Z0
+	VFMADD231PS  Z18, Z17, Z1
+	VBROADCASTSS (CX)(R8*1), Z19
+	VFMADD231PS  Z19, Z16, Z2
+	VFMADD231PS  Z19, Z17, Z3
+	VBROADCASTSS (CX)(R8*2), Z18
+	VFMADD231PS  Z18, Z16, Z4
+	VFMADD231PS  Z18, Z17, Z5
+	VBROADCASTSS (CX)(R12*1), Z19
+	VFMADD231PS  Z19, Z16, Z6
+	VFMADD231PS  Z19, Z17, Z7
+	VBROADCASTSS (CX)(R8*4), Z18
+	VFMADD231PS  Z18, Z16, Z8
+	VFMADD231PS  Z18, Z17, Z9
+	VBROADCASTSS (CX)(R13*1), Z19
+	VFMADD231PS  Z19, Z16, Z10
+	VFMADD231PS  Z19, Z17, Z11
+	VBROADCASTSS (CX)(R12*2), Z18
+	VFMADD231PS  Z18, Z16, Z12
+	VFMADD231PS  Z18, Z17, Z13
+	VBROADCASTSS (CX)(R14*1), Z19
+	VFMADD231PS  Z19, Z16, Z14
+	VFMADD231PS  Z19, Z17, Z15
+	ADDQ         $+4, CX
+	ADDQ         $+128, DX
+	DECQ         R10
+	JNZ          further
+	VADDPS       (R9), Z0, Z0
+	VMOVUPS      Z0, (R9)
+	VADDPS       64(R9), Z1, Z1
+	VMOVUPS      Z1, 64(R9)
+	VADDPS       128(R9), Z2, Z2
+	VMOVUPS      Z2, 128(R9)
+	VADDPS       192(R9), Z3, Z3
+	VMOVUPS      Z3, 192(R9)
+	VADDPS       256(R9), Z4, Z4
+	VMOVUPS      Z4, 256(R9)
+	VADDPS       320(R9), Z5, Z5
+	VMOVUPS      Z5, 320(R9)
+	VADDPS       384(R9), Z6, Z6
+	VMOVUPS      Z6, 384(R9)
+	VADDPS       448(R9), Z7, Z7
+	VMOVUPS      Z7, 448(R9)
+	VADDPS       512(R9), Z8, Z8
+	VMOVUPS      Z8, 512(R9)
+	VADDPS       576(R9), Z9, Z9
+	VMOVUPS      Z9, 576(R9)
+	VADDPS       640(R9), Z10, Z10
+	VMOVUPS      Z10, 640(R9)
+	VADDPS       704(R9), Z11, Z11
+	VMOVUPS      Z11, 704(R9)
+	VADDPS       768(R9), Z12, Z12
+	VMOVUPS      Z12, 768(R9)
+	VADDPS       832(R9), Z13, Z13
+	VMOVUPS      Z13, 832(R9)
+	VADDPS       896(R9), Z14, Z14
+	VMOVUPS      Z14, 896(R9)
+	VADDPS       960(R9), Z15, Z15
+	VMOVUPS      Z15, 960(R9)
+	TESTQ        R11, R11
+	JNZ          chunks
+
+summed:
+	SUBQ         R8, CX
+	MOVQ         stride+8(FP), R10
+	MOVQ         lBound+48(FP), R12
+	MOVQ         AX, R11
+	MOVQ         $+8, R13
+	VMOVUPS      (BX), Z16
+	VMOVUPS      64(BX), Z17
+	VBROADCASTSS scale+68(FP), Z7
+	VBROADCASTSS inverse+72(FP), Z15
+
+row:
+	PREFETCHT0       (R11)(R10*8)
+	VMOVDQU16        (R11), Z19
+	VPERMW.Z         Z19, Z20, K1, Z0
+	VMOVAPS          (R9), Z1
+	VADDPS           Z1, Z0, Z2
+	VMOVAPS          Z26, Z4
+	VFMADD231PS.BCST (R12), Z16, Z4
+	VANDPS           Z23, Z2, Z3
+	VFMADD231PS.BCST slack32<>+0(SB), Z3, Z4
+	VMOVDQA32        Z24, Z5
+	VPTERNLOGD       $0xea, Z25, Z2, Z5
+	VSUBPS           Z5, Z2, Z5
+	VMULPS.BCST      near<>+0(SB), Z2, Z6
+	VRANGEPS         $0x0a, Z5, Z6, Z6
+	VCMPPS           $0x1e, Z4, Z6, K2
+	VCMPPS.BCST      $0x11, limit<>+0(SB), Z3, K2, K2
+	VPADDD           Z25, Z2, Z2
+	VPANDD           Z24, Z2, Z2
+	VCMPPS           $0x00, Z0, Z2, K2, K4
+	VSUBPS           Z0, Z2, Z5
+	VSUBPS           Z1, Z5, Z6
+	VFMADD231PS      Z0, Z0, K2, Z28
+	VFMADD231PS      Z1, Z1, K2, Z29
+	VFMADD231PS      Z5, Z5, K2, Z30
+	VFMADD231PS      Z6, Z6, K2, Z31
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
+	VMOVDQA32        Z2, K2, Z0
+	VSUBPS           Z1, Z0, Z5
+	VMOVAPS          Z26, Z4
+	VFMADD231PS.BCST (R12), Z16, Z4
+	VANDPS           Z23, Z5, Z3
+	VFMADD231PS.BCST slack32<>+0(SB), Z3, Z4
+	VMOVDQA32        Z24, Z6
+	VPTERNLOGD       $0xea, Z25, Z5, Z6
+	VSUBPS           Z6, Z5, Z6
+	VMULPS.BCST      near<>+0(SB), Z5, Z2
+	VRANGEPS         $0x0a, Z6, Z2, Z2
+	VCMPPS           $0x1e, Z4, Z2, K5
+	VCMPPS.BCST      $0x11, limit<>+0(SB), Z3, K5, K5
+	VPADDD           Z25, Z5, Z5
+	VPANDD           Z24, Z5, Z5
+	VPERMW.Z         Z19, Z21, K1, Z8
+	VMOVAPS          64(R9), Z9
+	VADDPS           Z9, Z8, Z10
+	VMOVAPS          Z26, Z12
+	VFMADD231PS.BCST (R12), Z17, Z12
+	VANDPS           Z23, Z10, Z11
+	VFMADD231PS.BCST slack32<>+0(SB), Z11, Z12
+	VMOVDQA32        Z24, Z13
+	VPTERNLOGD       $0xea, Z25, Z10, Z13
+	VSUBPS           Z13, Z10, Z13
+	VMULPS.BCST      near<>+0(SB), Z10, Z14
+	VRANGEPS         $0x0a, Z13, Z14, Z14
+	VCMPPS           $0x1e, Z12, Z14, K3
+	VCMPPS.BCST      $0x11, limit<>+0(SB), Z11, K3, K3
+	VPADDD           Z25, Z10, Z10
+	VPANDD           Z24, Z10, Z10
+	VCMPPS           $0x00, Z8, Z10, K3, K4
+	VSUBPS           Z8, Z10, Z13
+	VSUBPS           Z9, Z13, Z14
+	VFMADD231PS      Z8, Z8, K3, Z28
+	VFMADD231PS      Z9, Z9, K3, Z29
+	VFMADD231PS      Z13, Z13, K3, Z30
+	VFMADD231PS      Z14, Z14, K3, Z31
+	VPADDD.BCST      one32<>+0(SB), Z27, K4, Z27
+	VMOVDQA32        Z10, K3, Z8
+	VSUBPS           Z9, Z8, Z13
+	VMOVAPS          Z26, Z12
+	VFMADD231PS.BCST (R12), Z17, Z12
+	VANDPS           Z23, Z13, Z11
+	VFMADD231PS.BCST slack32<>+0(SB), Z11, Z12
+	VMOVDQA32        Z24, Z14
+	VPTERNLOGD       $0xea, Z25, Z13, Z14
+	VSUBPS           Z14, Z13, Z14
+	VMULPS.BCST      near<>+0(SB), Z13, Z10
+	VRANGEPS         $0x0a, Z14, Z10, Z10
+	VCMPPS           $0x1e, Z12, Z10, K6
+	VCMPPS.BCST      $0x11, limit<>+0(SB), Z11, K6, K6
+	VPADDD           Z25, Z13, Z13
+	VPANDD           Z24, Z13, Z13
+	VPERMT2W         Z8, Z22, Z0
+	VMOVDQU16        Z0, (R11)
+	KUNPCKWD         K2, K3, K4
+	KNOTD            K4, K4
+	KMOVD            K4, R14
+	MOVQ             R14, (SI)
+	VPERMT2W         Z13, Z22, Z5
+	VPSRAW           $0x0f, Z19, Z1
+	VPORD.BCST       signs<>+0(SB), Z1, Z1
+	VPXORD           Z19, Z1, Z1
+	VPSRAW           $0x0f, Z5, Z2
+	VPORD.BCST       signs<>+0(SB), Z2, Z2
+	VPXORD           Z5, Z2, Z2
+	VPSUBW           Z2, Z1, Z1
+	VPSRAW           $0x0f, Z1, Z2
+	VPADDW           Z1, Z1, Z1
+	VPXORD           Z2, Z1, Z1
+	KUNPCKWD         K5, K6, K7
+	VMOVDQU16        Z1, K7, Z19
+	MOVQ             1088(SP), R14
+	VMOVDQU16        Z19, (R11)(R14*1)
+	VPTESTMW         Z19, Z19, K5
+	KNOTD            K7, K7
+	KMOVD            K5, R15
+	KMOVD            K7, R14
+	SHLQ             $0x20, R14
+	ORQ              R14, R15
+	MOVQ             1096(SP), R14
+	MOVQ             R15, (SI)(R14*1)
+	ADDQ             $+4, R12
+	ADDQ             R10, R11
+	ADDQ             $+128, R9
+	ADDQ             $+8, SI
+	DECQ             R13
+	JNZ              row
+	SUBQ             $+1024, R9
+	ADDQ             $+64, AX
+	ADDQ             $+128, BX
+	DECQ             DI
+	JNZ              tile
+	MOVQ             unchanged+88(FP), AX
+	MOVQ             squares+96(FP), CX
+	VEXTRACTI64X4    $0x01, Z27, Y0
+	VPADDD           Y0, Y27, Y0
+	VEXTRACTI128     $0x01, Y0, X1
+	VPADDD           X1, X0, X0
+	VPSHUFD          $0x4e, X0, X1
+	VPADDD           X1, X0, X0
+	VPSHUFD          $0xb1, X0, X1
+	VPADDD           X1, X0, X0
+	VMOVD            X0, DX
+	ADDQ             DX, (AX)
+	VCVTPS2PD        Y28, Z0
+	VEXTRACTF64X4    $0x01, Z28, Y1
+	VCVTPS2PD        Y1, Z1
+	VADDPD           Z1, Z0, Z0
+	VEXTRACTF64X4    $0x01, Z0, Y1
+	VADDPD           Y1, Y0, Y0
+	VEXTRACTF128     $0x01, Y0, X1
+	VADDPD           X1, X0, X0
+	VUNPCKHPD        X0, X0, X1
+	VADDSD           X1, X0, X0
+	VADDSD           (CX), X0, X0
+	VMOVSD           X0, (CX)
+	VCVTPS2PD        Y29, Z0
+	VEXTRACTF64X4    $0x01, Z29, Y1
+	VCVTPS2PD        Y1, Z1
+	VADDPD           Z1, Z0, Z0
+	VEXTRACTF64X4    $0x01, Z0, Y1
+	VADDPD           Y1, Y0, Y0
+	VEXTRACTF128     $0x01, Y0, X1
+	VADDPD           X1, X0, X0
+	VUNPCKHPD        X0, X0, X1
+	VADDSD           X1, X0, X0
+	VADDSD           8(CX), X0, X0
+	VMOVSD           X0, 8(CX)
+	VCVTPS2PD        Y30, Z0
+	VEXTRACTF64X4    $0x01, Z30, Y1
+	VCVTPS2PD        Y1, Z1
+	VADDPD           Z1, Z0, Z0
+	VEXTRACTF64X4    $0x01, Z0, Y1
+	VADDPD           Y1, Y0, Y0
+	VEXTRACTF128     $0x01, Y0, X1
+	VADDPD           X1, X0, X0
+	VUNPCKHPD        X0, X0, X1
+	VADDSD           X1, X0, X0
+	VADDSD           16(CX), X0, X0
+	VMOVSD           X0, 16(CX)
+	VCVTPS2PD        Y31, Z0
+	VEXTRACTF64X4    $0x01, Z31, Y1
+	VCVTPS2PD        Y1, Z1
+	VADDPD           Z1, Z0, Z0
+	VEXTRACTF64X4    $0x01, Z0, Y1
+	VADDPD           Y1, Y0, Y0
+	VEXTRACTF128     $0x01, Y0, X1
+	VADDPD           X1, X0, X0
+	VUNPCKHPD        X0, X0, X1
+	VADDSD           X1, X0, X0
+	VADDSD           24(CX), X0, X0
+	VMOVSD           X0, 24(CX)
+	VZEROUPPER
+	RET
+
+DATA signs<>+0(SB)/4, $0x80008000
+DATA signs<>+4(SB)/4, $0x80008000
+DATA signs<>+8(SB)/4, $0x80008000
+DATA signs<>+12(SB)/4, $0x80008000
+DATA signs<>+16(SB)/4, $0x80008000
+DATA signs<>+20(SB)/4, $0x80008000
+DATA signs<>+24(SB)/4, $0x80008000
+DATA signs<>+28(SB)/4, $0x80008000
+GLOBL signs<>(SB), RODATA|NOPTR, $32
+
+// func bf16RecordingAVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64, z *byte, back *uint64)
+// Requires: AVX, AVX2, CMOV, FMA3, MMX+, POPCNT
+TEXT ·bf16RecordingAVX2(SB), $432-120
+	MOVQ         w+0(FP), AX
+	MOVQ         l+16(FP), CX
+	MOVQ         r+24(FP), DX
+	MOVQ         rNorm+56(FP), BX
+	MOVQ         undecided+80(FP), SI
+	MOVQ         panels+40(FP), DI
+	MOVQ         rank+32(FP), R8
+	SHLQ         $0x02, R8
+	LEAQ         (SP), R9
+	ADDQ         $+31, R9
+	ANDQ         $-32, R9
+	MOVQ         z+104(FP), R10
+	SUBQ         AX, R10
+	MOVQ         R10, 416(SP)
+	MOVQ         back+112(FP), R10
+	SUBQ         SI, R10
+	MOVQ         R10, 424(SP)
+	XORQ         R10, R10
+	VBROADCASTSS scale+68(FP), Y0
+	VMOVUPS      Y0, 288(SP)
+	VBROADCASTSS inverse+72(FP), Y0
+	VMOVUPS      Y0, 320(SP)
+	VXORPS       Y12, Y12, Y12
+	VXORPS       Y13, Y13, Y13
+	VXORPS       Y14, Y14, Y14
+	VXORPS       Y15, Y15, Y15
+
+tile:
+	MOVQ    R8, R12
+	SHRQ    $0x02, R12
+	MOVQ    $+16, R11
+	CMPQ    R12, R11
+	CMOVQLT R12, R11
+	SUBQ    R11, R12
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	LEAQ    (R8)(R8*2), R13
+
+first:
+	VMOVUPS      (DX), Y8
+	VMOVUPS      32(DX), Y9
+	VBROADCASTSS (CX), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y1
+	VBROADCASTSS (CX)(R8*1), Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VFMADD231PS  Y11, Y9, Y3
+	VBROADCASTSS (CX)(R8*2), Y10
+	VFMADD231PS  Y10, Y8, Y4
+	VFMADD231PS  Y10, Y9, Y5
+	VBROADCASTSS (CX)(R13*1), Y11
+	VFMADD231PS  Y11, Y8, Y6
+	VFMADD231PS  Y11, Y9, Y7
+	ADDQ         $+4, CX
+	ADDQ         $+64, DX
+	DECQ         R11
+	JNZ          first
+	VMOVUPS      Y0, (R9)
+	VMOVUPS      Y1, 32(R9)
+	VMOVUPS      Y2, 64(R9)
+	VMOVUPS      Y3, 96(R9)
+	VMOVUPS      Y4, 128(R9)
+	VMOVUPS      Y5, 160(R9)
+	VMOVUPS      Y6, 192(R9)
+	VMOVUPS      Y7, 224(R9)
+	TESTQ        R12, R12
+	JZ           summed
+
+chunks:
+	MOVQ    $+16, R11
+	CMPQ    R12, R11
+	CMOVQLT R12, R11
+	SUBQ    R11, R12
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y7, Y7, Y7
+	LEAQ    (R8)(R8*2), R13
+
+further:
+	VMOVUPS      (DX), Y8
+	VMOVUPS      32(DX), Y9
+	VBROADCASTSS (CX), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y1
+	VBROADCASTSS (CX)(R8*1), Y11
+	VFMADD231PS  Y11, Y8, Y2
+	VFMADD231PS  Y11, Y9, Y3
+	VBROADCASTSS (CX)(R8*2), Y10
+	VFMADD231PS  Y10, Y8, Y4
+	VFMADD231PS  Y10, Y9, Y5
+	VBROADCASTSS (CX)(R13*1), Y11
+	VFMADD231PS  Y11, Y8, Y6
+	VFMADD231PS  Y11, Y9, Y7
+	ADDQ         $+4, CX
+	ADDQ         $+64, DX
+	DECQ         R11
+	JNZ          further
+	VADDPS       (R9), Y0, Y0
+	VMOVUPS      Y0, (R9)
+	VADDPS       32(R9), Y1, Y1
+	VMOVUPS      Y1, 32(R9)
+	VADDPS       64(R9), Y2, Y2
+	VMOVUPS      Y2, 64(R9)
+	VADDPS       96(R9), Y3, Y3
+	VMOVUPS      Y3, 96(R9)
+	VADDPS       128(R9), Y4, Y4
+	VMOVUPS      Y4, 128(R9)
+	VADDPS       160(R9), Y5, Y5
+	VMOVUPS      Y5, 160(R9)
+	VADDPS       192(R9), Y6, Y6
+	VMOVUPS      Y6, 192(R9)
+	VADDPS       224(R9), Y7, Y7
+	VMOVUPS      Y7, 224(R9)
+	TESTQ        R12, R12
+	JNZ          chunks
+
+summed:
+	SUBQ         R8, CX
+	MOVQ         lBound+48(FP), R12
+	MOVQ         AX, R11
+	MOVQ         $+4, R13
+	VBROADCASTSS floor+64(FP), Y11
+
+row:
+	MOVQ         stride+8(FP), R14
+	PREFETCHT0   (R11)(R14*4)
+	VBROADCASTSS (R12), Y10
+	VPMOVZXWD    (R11), Y0
+	VPSLLD       $0x10, Y0, Y0
+	VMOVAPS      (R9), Y1
+	VADDPS       Y1, Y0, Y8
+	VMOVUPS      (BX), Y4
+	VFMADD213PS  Y11, Y10, Y4
+	VANDPS       abs32<>+0(SB), Y8, Y3
+	VFMADD231PS  slack32<>+0(SB), Y3, Y4
+	VANDPS       high<>+0(SB), Y8, Y5
+	VORPS        mid<>+0(SB), Y5, Y5
+	VSUBPS       Y5, Y8, Y5
+	VANDPS       abs32<>+0(SB), Y5, Y5
+	VMULPS       near<>+0(SB), Y3, Y6
+	VMINPS       Y5, Y6, Y6
+	VCMPPS       $0x1e, Y4, Y6, Y7
+	VCMPPS       $0x11, limit<>+0(SB), Y3, Y6
+	VANDPS       Y6, Y7, Y7
+	VPADDD       mid<>+0(SB), Y8, Y8
+	VANDPS       high<>+0(SB), Y8, Y8
+	VMOVMSKPS    Y7, R15
+	MOVL         R15, R14
+	VSUBPS       Y0, Y8, Y5
+	VSUBPS       Y1, Y5, Y6
+	VCMPPS       $0x00, Y0, Y8, Y3
+	CMPL         R15, $0x000000ff
+	JEQ          all0false
+	VBLENDVPS    Y7, Y8, Y0, Y8
+	VANDPS       Y7, Y0, Y0
+	VANDPS       Y7, Y1, Y1
+	VANDPS       Y7, Y5, Y5
+	VANDPS       Y7, Y6, Y6
+	VANDPS       Y7, Y3, Y3
+
+all0false:
+	VFMADD231PS Y0, Y0, Y12
+	VFMADD231PS Y1, Y1, Y13
+	VFMADD231PS Y5, Y5, Y14
+	VFMADD231PS Y6, Y6, Y15
+	VMOVMSKPS   Y3, R15
+	POPCNTL     R15, R15
+	ADDQ        R15, R10
+	VSUBPS      Y1, Y8, Y5
+	VMOVUPS     (BX), Y4
+	VFMADD213PS Y11, Y10, Y4
+	VANDPS      abs32<>+0(SB), Y5, Y3
+	VFMADD231PS slack32<>+0(SB), Y3, Y4
+	VANDPS      high<>+0(SB), Y5, Y6
+	VORPS       mid<>+0(SB), Y6, Y6
+	VSUBPS      Y6, Y5, Y6
+	VANDPS      abs32<>+0(SB), Y6, Y6
+	VMULPS      near<>+0(SB), Y3, Y7
+	VMINPS      Y6, Y7, Y7
+	VCMPPS      $0x1e, Y4, Y7, Y2
+	VCMPPS      $0x11, limit<>+0(SB), Y3, Y7
+	VANDPS      Y7, Y2, Y2
+	VPADDD      mid<>+0(SB), Y5, Y5
+	VANDPS      high<>+0(SB), Y5, Y5
+	VMOVUPS     Y5, 352(SP)
+	VMOVUPS     Y2, 384(SP)
+	VPMOVZXWD   16(R11), Y0
+	VPSLLD      $0x10, Y0, Y0
+	VMOVAPS     32(R9), Y1
+	VADDPS      Y1, Y0, Y9
+	VMOVUPS     32(BX), Y4
+	VFMADD213PS Y11, Y10, Y4
+	VANDPS      abs32<>+0(SB), Y9, Y3
+	VFMADD231PS slack32<>+0(SB), Y3, Y4
+	VANDPS      high<>+0(SB), Y9, Y5
+	VORPS       mid<>+0(SB), Y5, Y5
+	VSUBPS      Y5, Y9, Y5
+	VANDPS      abs32<>+0(SB), Y5, Y5
+	VMULPS      near<>+0(SB), Y3, Y6
+	VMINPS      Y5, Y6, Y6
+	VCMPPS      $0x1e, Y4, Y6, Y7
+	VCMPPS      $0x11, limit<>+0(SB), Y3, Y6
+	VANDPS      Y6, Y7, Y7
+	VPADDD      mid<>+0(SB), Y9, Y9
+	VANDPS      high<>+0(SB), Y9, Y9
+	VMOVMSKPS   Y7, R15
+	VSUBPS      Y0, Y9, Y5
+	VSUBPS      Y1, Y5, Y6
+	VCMPPS      $0x00, Y0, Y9, Y3
+	CMPL        R15, $0x000000ff
+	JEQ         all1false
+	VBLENDVPS   Y7, Y9, Y0, Y9
+	VANDPS      Y7, Y0, Y0
+	VANDPS      Y7, Y1, Y1
+	VANDPS      Y7, Y5, Y5
+	VANDPS      Y7, Y6, Y6
+	VANDPS      Y7, Y3, Y3
+
+all1false:
+	VFMADD231PS  Y0, Y0, Y12
+	VFMADD231PS  Y1, Y1, Y13
+	VFMADD231PS  Y5, Y5, Y14
+	VFMADD231PS  Y6, Y6, Y15
+	VMOVMSKPS    Y3, BP
+	POPCNTL      BP, BP
+	ADDQ         BP, R10
+	SHLL         $0x08, R15
+	ORL          R15, R14
+	VSUBPS       Y1, Y9, Y5
+	VMOVUPS      32(BX), Y4
+	VFMADD213PS  Y11, Y10, Y4
+	VANDPS       abs32<>+0(SB), Y5, Y3
+	VFMADD231PS  slack32<>+0(SB), Y3, Y4
+	VANDPS       high<>+0(SB), Y5, Y6
+	VORPS        mid<>+0(SB), Y6, Y6
+	VSUBPS       Y6, Y5, Y6
+	VANDPS       abs32<>+0(SB), Y6, Y6
+	VMULPS       near<>+0(SB), Y3, Y7
+	VMINPS       Y6, Y7, Y7
+	VCMPPS       $0x1e, Y4, Y7, Y2
+	VCMPPS       $0x11, limit<>+0(SB), Y3, Y7
+	VANDPS       Y7, Y2, Y2
+	VPADDD       mid<>+0(SB), Y5, Y5
+	VANDPS       high<>+0(SB), Y5, Y5
+	VMOVDQU      (R11), Y0
+	VPSRLD       $0x10, Y8, Y8
+	VPSRLD       $0x10, Y9, Y9
+	VPACKUSDW    Y9, Y8, Y8
+	VPERMQ       $0xd8, Y8, Y8
+	VMOVDQU      Y8, (R11)
+	XORL         $0x0000ffff, R14
+	MOVQ         R14, (SI)
+	VMOVUPS      352(SP), Y1
+	VPSRLD       $0x10, Y1, Y1
+	VPSRLD       $0x10, Y5, Y5
+	VPACKUSDW    Y5, Y1, Y1
+	VPERMQ       $0xd8, Y1, Y1
+	VMOVUPS      384(SP), Y3
+	VPACKSSDW    Y2, Y3, Y3
+	VPERMQ       $0xd8, Y3, Y3
+	VPSRAW       $0x0f, Y0, Y4
+	VPOR         signs<>+0(SB), Y4, Y4
+	VPXOR        Y0, Y4, Y4
+	VPSRAW       $0x0f, Y1, Y6
+	VPOR         signs<>+0(SB), Y6, Y6
+	VPXOR        Y1, Y6, Y6
+	VPSUBW       Y6, Y4, Y4
+	VPSRAW       $0x0f, Y4, Y6
+	VPADDW       Y4, Y4, Y4
+	VPXOR        Y6, Y4, Y4
+	VPBLENDVB    Y3, Y4, Y0, Y4
+	MOVQ         416(SP), R14
+	VMOVDQU      Y4, (R11)(R14*1)
+	VPXOR        Y6, Y6, Y6
+	VPCMPEQW     Y6, Y4, Y6
+	VPACKSSWB    Y3, Y6, Y6
+	VPERMQ       $0xd8, Y6, Y6
+	VPMOVMSKB    Y6, R15
+	NOTL         R15
+	MOVQ         424(SP), R14
+	MOVQ         R15, (SI)(R14*1)
+	ADDQ         $+4, R12
+	ADDQ         stride+8(FP), R11
+	ADDQ         $+64, R9
+	ADDQ         $+8, SI
+	DECQ         R13
+	JNZ          row
+	SUBQ         $+256, R9
+	ADDQ         $+32, AX
+	ADDQ         $+64, BX
+	DECQ         DI
+	JNZ          tile
+	MOVQ         unchanged+88(FP), AX
+	MOVQ         squares+96(FP), CX
+	ADDQ         R10, (AX)
+	VCVTPS2PD    X12, Y0
+	VEXTRACTF128 $0x01, Y12, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       (CX), X0, X0
+	VMOVSD       X0, (CX)
+	VCVTPS2PD    X13, Y0
+	VEXTRACTF128 $0x01, Y13, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       8(CX), X0, X0
+	VMOVSD       X0, 8(CX)
+	VCVTPS2PD    X14, Y0
+	VEXTRACTF128 $0x01, Y14, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       16(CX), X0, X0
+	VMOVSD       X0, 16(CX)
+	VCVTPS2PD    X15, Y0
+	VEXTRACTF128 $0x01, Y15, X1
+	VCVTPS2PD    X1, Y1
+	VADDPD       Y1, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPD       X1, X0, X0
+	VUNPCKHPD    X0, X0, X1
+	VADDSD       X1, X0, X0
+	VADDSD       24(CX), X0, X0
+	VMOVSD       X0, 24(CX)
+	VZEROUPPER
+	RET

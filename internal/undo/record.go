@@ -35,6 +35,9 @@ const (
 	entryBytes = beforeAt + crc32.Size
 )
 
+// Sum returns the sum of a block's values before the merge, in records of version 2.
+func Sum(values []byte) uint32 { return crc32.Checksum(values, castagnoli) }
+
 // castagnoli is the polynomial of CRC-32C, for which processors have an instruction.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -52,7 +55,7 @@ func (r *Record) sumOf(values []byte) []byte {
 		sum := sha256.Sum256(values)
 		return sum[:]
 	}
-	return le.AppendUint32(nil, crc32.Checksum(values, castagnoli))
+	return le.AppendUint32(nil, Sum(values))
 }
 
 // ruleKinds holds the kind of error that spec/UNDO.md gives each rule, by its number.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/bits"
+	"slices"
 
 	"github.com/loratool/loratool/internal/fault"
 )
@@ -63,6 +64,38 @@ func (c *coded) encode(w, p []byte, width int) {
 	}
 	if c.bytes() > len(w) {
 		c.encodePlanar(w, p, width)
+	}
+}
+
+// encodeKnown sets c to residuals of two bytes. Those whose bit in differs is not set are zero.
+func (c *coded) encodeKnown(differs []uint64, z []byte) {
+	n := len(z) / 2
+	c.marks, c.sizes, c.escapes, c.planar = slices.Grow(c.marks[:0], n), c.sizes[:0], c.escapes[:0], false
+	marks, next := c.marks, 0 // next is the index after the last nonzero element
+	for k, word := range differs {
+		for ; word != 0; word &= word - 1 {
+			i := 64*k + bits.TrailingZeros64(word)
+			skip, x := i-next, le.Uint16(z[2*i:])
+			next = i + 1
+			if skip < maxSkip && x < firstFar {
+				marks = append(marks, byte(skip+int(x-1)*maxSkip))
+				continue
+			}
+			c.marks = marks
+			c.add(skip, uint64(x), 2)
+			marks = c.marks
+		}
+	}
+	if c.marks = marks; c.bytes() <= len(z) {
+		return
+	}
+	c.marks, c.sizes, c.escapes, c.planar = c.marks[:0], slices.Grow(c.sizes[:0], len(z))[:len(z)], c.escapes[:0], true
+	for i := range n {
+		x := uint16(0)
+		if differs[i>>6]>>(i&63)&1 == 1 {
+			x = le.Uint16(z[2*i:])
+		}
+		c.sizes[i], c.sizes[n+i] = byte(x>>8), byte(x)
 	}
 }
 

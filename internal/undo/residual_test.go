@@ -97,6 +97,20 @@ func TestDecodeInvertsEncode(t *testing.T) {
 					if c.bytes() > len(w) {
 						t.Fatalf("width %d, %d elements: %d bytes of residuals", width, n, c.bytes())
 					}
+					if width == 2 {
+						var known coded
+						differs, z := make([]uint64, (n+63)/64), bytes.Repeat([]byte{0xee}, 2*n)
+						for i := range n {
+							if x := zigzag(load(w[2*i:], 2), load(p[2*i:], 2), 2); x != 0 {
+								differs[i>>6] |= 1 << (i & 63)
+								le.PutUint16(z[2*i:], uint16(x))
+							}
+						}
+						known.encodeKnown(differs, z)
+						if known.planar != c.planar || !bytes.Equal(known.marks, c.marks) || !bytes.Equal(known.sizes, c.sizes) || !bytes.Equal(known.escapes, c.escapes) {
+							t.Fatalf("%d elements, share %v, size %d: known residuals have another code", n, share, size)
+						}
+					}
 					got := bytes.Clone(p)
 					corrected, err := c.decode(got, width)
 					if err != nil || corrected != changed || !bytes.Equal(got, w) {

@@ -58,8 +58,21 @@ func (w *Writer) Description() *Description { return w.description }
 // Add records one block of a tensor: its values before and after the merge, and the predictions
 // computed from the values after.
 func (w *Writer) Add(s *Scratch, tensor int, block int64, before, predicted, after []byte) error {
+	s.coded.encode(before, predicted, w.description.Tensors[tensor].width())
+	return w.add(s, tensor, block, Sum(before), after)
+}
+
+// AddResiduals is Add for elements of two bytes whose residuals are known: those of elements whose
+// bit is set in differs are in z, the others are zero. before is the Sum of the values before the
+// merge.
+func (w *Writer) AddResiduals(s *Scratch, tensor int, block int64, before uint32, differs []uint64, z, after []byte) error {
+	s.coded.encodeKnown(differs, z)
+	return w.add(s, tensor, block, before, after)
+}
+
+// add records the residuals in s.
+func (w *Writer) add(s *Scratch, tensor int, block int64, before uint32, after []byte) error {
 	c, st := &s.coded, &w.streams[tensor]
-	c.encode(before, predicted, w.description.Tensors[tensor].width())
 	e := st.entries[block*entryBytes:][:entryBytes]
 	le.PutUint32(e, uint32(len(c.marks)))
 	if c.planar {
@@ -68,7 +81,7 @@ func (w *Writer) Add(s *Scratch, tensor int, block int64, before, predicted, aft
 	le.PutUint32(e[4:], uint32(len(c.sizes)))
 	le.PutUint32(e[8:], uint32(len(c.escapes)))
 	le.PutUint32(e[12:], crc32.ChecksumIEEE(after))
-	le.PutUint32(e[beforeAt:], crc32.Checksum(before, castagnoli))
+	le.PutUint32(e[beforeAt:], before)
 
 	s.payload = append(append(append(s.payload[:0], c.marks...), c.sizes...), c.escapes...)
 	n := int64(len(s.payload))

@@ -34,9 +34,12 @@ func constants256(b base, p pointers) {
 	}
 }
 
-func avx2(b base) {
-	p := begin(b, narrow)
+func avx2(b base, records bool) {
 	t := narrow
+	if records {
+		t.spare += 64
+	}
+	p := begin(b, t, records)
 	count := GP64()
 	XORQ(count, count)
 	constants256(b, p)
@@ -48,7 +51,7 @@ func avx2(b base) {
 	MOVQ(p.w, w)
 	MOVQ(I32(t.rows), n)
 	b.op(VBROADCASTSS, VBROADCASTSD)(param("floor"), Y11)
-	rows(b, func(label string, isScaled bool) {
+	rows(b, p, func(label string, isScaled bool) {
 		stride := GP64()
 		MOVQ(param("stride"), stride)
 		PREFETCHT0(Mem{Base: w, Index: stride, Scale: uint8(t.rows)}) // the next tile's below
@@ -175,6 +178,12 @@ func row256(b base, at Register, p pointers, c, floor VecPhysical, count GPVirtu
 			SHLL(U8(lanes), bits)
 			ORL(bits, open)
 		}
+		if p.records {
+			predict256(b, p, j, d, t, c, floor)
+		}
+	}
+	if p.records {
+		VMOVDQU(Mem{Base: at}, Y0)
 	}
 	if b == bf16 {
 		VPSRLD(U8(16), out[0], out[0])
@@ -185,6 +194,67 @@ func row256(b base, at Register, p pointers, c, floor VecPhysical, count GPVirtu
 	}
 	XORL(U32(1<<(2*lanes)-1), open)
 	MOVQ(open.As64(), Mem{Base: p.undecided})
+	if p.records {
+		residuals256(at, p)
+	}
+}
+
+// predict256 decides t − δ, with t the results of vector j of a row, and keeps the prediction as
+// float32 and the vector of bits of decided elements: of the first vector in memory, of the second
+// in Y5 and Y2.
+func predict256(b base, p pointers, j int, d, t, c, floor VecPhysical) {
+	q, abs, e, m, near, ok := Y5, Y3, Y4, Y6, Y7, Y2
+	VSUBPS(d, t, q)
+	VMOVUPS(Mem{Base: p.rNorm, Disp: 32 * j}, e)
+	VFMADD213PS(floor, c, e)
+	VANDPS(b.absMask(), q, abs)
+	VFMADD231PS(b.slack(), abs, e)
+	midpoint256(q, abs, e, m, near, ok)
+	if j == 0 {
+		VMOVUPS(q, p.repeated(2))
+		VMOVUPS(ok, p.repeated(3))
+	}
+}
+
+// residuals256 stores the residuals of a row of a tile: Y0 holds the words of W before the merge.
+func residuals256(at Register, p pointers) {
+	w, predicted, ok, z, sign := Y0, Y1, Y3, Y4, Y6
+	VMOVUPS(p.repeated(2), predicted)
+	VPSRLD(U8(16), predicted, predicted)
+	VPSRLD(U8(16), Y5, Y5)
+	VPACKUSDW(Y5, predicted, predicted)
+	VPERMQ(U8(0xd8), predicted, predicted)
+	VMOVUPS(p.repeated(3), ok)
+	VPACKSSDW(Y2, ok, ok)
+	VPERMQ(U8(0xd8), ok, ok)
+
+	order256(w, z)
+	order256(predicted, sign)
+	VPSUBW(sign, z, z) // d = ord(w) − ord(p)
+	VPSRAW(U8(15), z, sign)
+	VPADDW(z, z, z)
+	VPXOR(sign, z, z)
+	VPBLENDVB(ok, z, w, z)
+	to := GP64()
+	MOVQ(p.toZ, to)
+	VMOVDQU(z, Mem{Base: at, Index: to, Scale: 1})
+
+	VPXOR(sign, sign, sign)
+	VPCMPEQW(sign, z, sign)
+	VPACKSSWB(ok, sign, sign)
+	VPERMQ(U8(0xd8), sign, sign)
+	bits := GP32()
+	VPMOVMSKB(sign, bits)
+	NOTL(bits)
+	MOVQ(p.toBack, to)
+	MOVQ(bits.As64(), Mem{Base: p.undecided, Index: to, Scale: 1})
+}
+
+// order256 maps BF16 words to integers of the same order.
+func order256(x, order VecPhysical) {
+	VPSRAW(U8(15), x, order)
+	VPOR(integer("signs", 0x80008000), order, order)
+	VPXOR(x, order, order)
 }
 
 // midpoint256 is midpoint512 with a vector of bits for ok.

@@ -28,8 +28,8 @@ var (
 	zSums   = [4]VecPhysical{Z28, Z29, Z30, Z31} // w², δ², (out−w)², (out−w−δ)²
 )
 
-func avx512(b base) {
-	p := begin(b, wide)
+func avx512(b base, records bool) {
+	p := begin(b, wide, records)
 	t := wide
 	constants512(b)
 	Label("tile")
@@ -46,7 +46,7 @@ func avx512(b base) {
 	}
 	b.op(VBROADCASTSS, VBROADCASTSD)(param("scale"), scale)
 	b.op(VBROADCASTSS, VBROADCASTSD)(param("inverse"), inverse)
-	rows(b, func(label string, isScaled bool) {
+	rows(b, p, func(label string, isScaled bool) {
 		PREFETCHT0(Mem{Base: w, Index: stride, Scale: uint8(t.rows)}) // the next tile's below
 		row512(b, w, bound, p, scale, inverse, norm, isScaled)
 		ADDQ(I8(b.size), bound)
@@ -157,6 +157,9 @@ func row512(b base, at, bound Register, p pointers, scale, inverse VecPhysical, 
 		switch b {
 		case bf16:
 			VMOVDQA32(out, ok[j], w[j])
+			if p.records {
+				predict512(b, bound, j, d, w[j], norm[j])
+			}
 		case f16:
 			VMOVDQU16(here, t.AsY())
 			VMOVDQU16(e.AsY(), ok[j], t.AsY())
@@ -183,6 +186,56 @@ func row512(b base, at, bound Register, p pointers, scale, inverse VecPhysical, 
 	mask := GP32()
 	KMOVD(same, mask)
 	MOVQ(mask.As64(), Mem{Base: p.undecided})
+	if p.records {
+		residuals512(at, p, raw)
+	}
+}
+
+// predict512 decides t − δ, with t the results of vector j of a row. The prediction as float32 is
+// in Z5 or Z13, the mask of decided elements in K5 or K6.
+func predict512(b base, bound Register, j int, d, t, norm VecPhysical) {
+	z := func(i int) VecPhysical { return zmm[8*j+i] }
+	q, abs, e := z(5), z(3), z(4)
+	VSUBPS(d, t, q)
+	VMOVAPS(zFloor, e)
+	VFMADD231PS_BCST(Mem{Base: bound}, norm, e)
+	VANDPS(zAbs, q, abs)
+	VFMADD231PS_BCST(b.slack(), abs, e)
+	midpoint512(q, abs, e, z(6), z(2), [2]OpmaskPhysical{K5, K6}[j])
+}
+
+// residuals512 stores the residuals of a row of a tile; w has the words of W before the merge.
+func residuals512(at Register, p pointers, w VecPhysical) {
+	predicted, z, sign := Z5, Z1, Z2
+	VPERMT2W(Z13, zShrink, predicted)
+	order512(w, z)
+	order512(predicted, sign)
+	VPSUBW(sign, z, z) // d = ord(w) − ord(p)
+	VPSRAW(U8(15), z, sign)
+	VPADDW(z, z, z)
+	VPXORD(sign, z, z)
+	KUNPCKWD(K5, K6, K7)
+	VMOVDQU16(z, K7, w)
+	to := GP64()
+	MOVQ(p.toZ, to)
+	VMOVDQU16(w, Mem{Base: at, Index: to, Scale: 1})
+
+	VPTESTMW(w, w, K5)
+	KNOTD(K7, K7)
+	differs, open := GP32(), GP32()
+	KMOVD(K5, differs)
+	KMOVD(K7, open)
+	SHLQ(U8(32), open.As64())
+	ORQ(open.As64(), differs.As64())
+	MOVQ(p.toBack, to)
+	MOVQ(differs.As64(), Mem{Base: p.undecided, Index: to, Scale: 1})
+}
+
+// order512 maps BF16 words to integers of the same order.
+func order512(x, order VecPhysical) {
+	VPSRAW(U8(15), x, order)
+	VPORD_BCST(integer("signs", 0x80008000), order, order)
+	VPXORD(x, order, order)
 }
 
 // midpoint512 tests a vector for BF16. m is t with the midpoint's low half, and e < min(|t−m|,

@@ -14,9 +14,11 @@ import (
 func main() {
 	ConstraintExpr("amd64")
 	for _, b := range []base{bf16, f16, f32, bf16.widened(), f16.widened(), f32.widened()} {
-		avx512(b)
-		avx2(b)
+		avx512(b, false)
+		avx2(b, false)
 	}
+	avx512(bf16, true)
+	avx2(bf16, true)
 	Generate()
 }
 
@@ -85,13 +87,21 @@ type pointers struct {
 	line  reg.Register // bytes between rows of L
 	delta reg.Register // δ of the tile, row-major, aligned
 	spare Mem          // stack memory, if the tile wants some
+
+	records bool
+	// for recording: bytes from w to z and from undecided to back, in stack memory
+	toZ, toBack Mem
 }
 
 // begin starts a micro-kernel.
-func begin(b base, t tile) pointers {
-	TEXT(b.name()+t.isa, 0, fmt.Sprintf("func(w *byte, stride int, l, r *%[1]s, rank, panels int, lBound, rNorm *%[1]s, floor, scale, inverse %[1]s, undecided *uint64, unchanged *int64, squares *[4]float64)", b.float))
+func begin(b base, t tile, records bool) pointers {
+	name, more, kind := b.name()+t.isa, "", "micro-kernel"
+	if records {
+		name, more, kind = b.name()+"Recording"+t.isa, ", z *byte, back *uint64", "recording micro-kernel"
+	}
+	TEXT(name, 0, fmt.Sprintf("func(w *byte, stride int, l, r *%[1]s, rank, panels int, lBound, rNorm *%[1]s, floor, scale, inverse %[1]s, undecided *uint64, unchanged *int64, squares *[4]float64%[2]s)", b.float, more))
 	Pragma("noescape")
-	Doc(fmt.Sprintf("%s%s is the micro-kernel for W in %s and results in %s: tiles of %d×%d.", b.name(), t.isa, b.of(), b.dtype, t.rows, t.vectors*t.bytes/b.size))
+	Doc(fmt.Sprintf("%s is the %s for W in %s and results in %s: tiles of %d×%d.", name, kind, b.of(), b.dtype, t.rows, t.vectors*t.bytes/b.size))
 	p := pointers{
 		w: Load(Param("w"), GP64()), l: Load(Param("l"), GP64()), r: Load(Param("r"), GP64()),
 		rNorm: Load(Param("rNorm"), GP64()), undecided: Load(Param("undecided"), GP64()), panels: Load(Param("panels"), GP64()),
@@ -104,7 +114,20 @@ func begin(b base, t tile) pointers {
 	if t.spare > 0 {
 		p.spare = AllocLocal(t.spare)
 	}
+	if p.records = records; records {
+		p.toZ, p.toBack = AllocLocal(8), AllocLocal(8)
+		distance(p.toZ, "z", p.w)
+		distance(p.toBack, "back", p.undecided)
+	}
 	return p
+}
+
+// distance stores how many bytes an argument lies behind a pointer.
+func distance(at Mem, name string, from reg.Register) {
+	x := GP64()
+	Load(Param(name), x)
+	SUBQ(from, x)
+	MOVQ(x, at)
 }
 
 func (b base) shift() uint64 { return map[int]uint64{4: 2, 8: 3}[b.size] }
@@ -167,7 +190,12 @@ func sum(b base, t tile, p pointers, n, rest reg.GPVirtual, name string) {
 
 // rows writes the loop over the rows of a tile twice: without the scale, which is 1 for ordinary
 // factors, and with it.
-func rows(b base, loop func(label string, isScaled bool)) {
+func rows(b base, p pointers, loop func(label string, isScaled bool)) {
+	if p.records {
+		Label("row")
+		loop("row", false)
+		return
+	}
 	if b.size == 4 {
 		CMPL(param("scale"), U32(math.Float32bits(1)))
 	} else {

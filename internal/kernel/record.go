@@ -1,0 +1,163 @@
+package kernel
+
+import (
+	"context"
+	"encoding/binary"
+	"math"
+	"math/bits"
+
+	"github.com/loratool/loratool/format/dtype"
+)
+
+// Residuals say what a prediction of the values before a merge, p = RN(out − Σ), gets wrong. The
+// residual of an element is spec/UNDO.md's z, section 1.
+type Residuals struct {
+	Differs []uint64 // bit e: the residual of element e is not zero
+	Z       []byte   // residuals, two bytes each; those that are zero may have any value here
+}
+
+// grow makes room for n elements, and clears Differs.
+func (r *Residuals) grow(n int) {
+	if words := (n + 63) / 64; cap(r.Differs) < words {
+		r.Differs = make([]uint64, words)
+	} else {
+		r.Differs = r.Differs[:words]
+		clear(r.Differs)
+	}
+	if cap(r.Z) < 2*n {
+		r.Z = make([]byte, 2*n)
+	}
+	r.Z = r.Z[:2*n]
+}
+
+// recorder is the state of MergeRecorded.
+type recorder[T Float] struct {
+	micro   *micro[T]
+	back    *Update[T]
+	out     *Residuals
+	words   [maxMasks]uint64
+	edge    [maxEdge]byte
+	ignored Stats
+}
+
+// Records reports whether MergeRecorded can merge these rows. It can where the processor has the
+// micro-kernel for it, and for ordinary numbers.
+func (u *Update[T]) Records(w []byte) bool {
+	m := u.recording()
+	return m != nil && u.rank > 0 && u.cols > 0 && u.scale == 1 && !u.isBottom(w)
+}
+
+// recording returns the micro-kernel that predicts as well, or nil.
+func (u *Update[T]) recording() *micro[T] {
+	if u.d != dtype.BF16 || u.isWidened {
+		return nil
+	}
+	m, ok := any(&u.kernel.bf16Recording).(*micro[T])
+	if !ok || m.run == nil {
+		return nil
+	}
+	return m
+}
+
+// MergeRecorded is Merge that also predicts the values before it with back, the negative of u,
+// while the sums are in registers.
+func (u *Update[T]) MergeRecorded(
+	ctx context.Context, back *Update[T], w []byte, row0 int, st *Stats, s *Scratch[T], out *Residuals,
+) error {
+	out.grow(len(w) / 2)
+	s.recorder = &recorder[T]{micro: u.recording(), back: back, out: out}
+	defer func() { s.recorder = nil }()
+	return u.Merge(ctx, w, row0, st, s)
+}
+
+// recordedTiles is tiles with the prediction.
+func (u *Update[T]) recordedTiles(
+	ctx context.Context, w []byte, row0, p, i, nRows int, st *Stats, s *Scratch[T],
+) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	r, b := s.recorder, &s.block
+	m := r.micro
+	first := i*u.cols + p*m.cols
+	panels := min(u.group, u.panels-p)
+	isWhole := nRows-i >= m.rows && u.cols-p*m.cols >= panels*m.cols
+	b.z, b.back = r.out.Z[2*first:], r.words[:panels*m.rows]
+	if !isWhole {
+		b.z = r.edge[:]
+	}
+	rows := u.runTiles(m, w, row0, p, i, nRows, s)
+	b.sums.addTo(st, u.a+u.b)
+	if !isWhole {
+		n := min(panels*m.cols, u.cols-p*m.cols)
+		for row := range rows {
+			copy(r.out.Z[2*(first+row*u.cols):][:2*n], r.edge[row*b.stride:])
+		}
+	}
+	for q := range panels {
+		n := min(m.cols, u.cols-(p+q)*m.cols)
+		for row, word := range b.back[q*m.rows:][:rows] {
+			at := first + row*u.cols + q*m.cols
+			differs, open := word, word>>m.cols
+			if mask := b.undecided[q*m.rows+row]; mask|open != 0 {
+				var err error
+				if differs, err = u.settle(ctx, w, row0, at, n, mask, mask|open, differs, st, s); err != nil {
+					return err
+				}
+			}
+			r.out.mark(at, differs&(1<<n-1))
+		}
+	}
+	return nil
+}
+
+// mark sets the bits of elements from at on.
+func (r *Residuals) mark(at int, bits uint64) {
+	if bits == 0 {
+		return
+	}
+	word, shift := at>>6, at&63
+	r.Differs[word] |= bits << shift
+	if rest := bits >> (64 - shift); rest != 0 {
+		r.Differs[word+1] |= rest
+	}
+}
+
+// settle decides the elements of open among n elements from first on, and returns their bits in
+// differs. The values before the merge of those in undecided are still in w, of the others in Z.
+func (u *Update[T]) settle(
+	ctx context.Context, w []byte, row0, first, n int, undecided, open, differs uint64, st *Stats, s *Scratch[T],
+) (uint64, error) {
+	r := s.recorder
+	for mask := open & (1<<n - 1); mask != 0; mask &= mask - 1 {
+		j := bits.TrailingZeros64(mask)
+		index := first + j
+		value, z := w[2*index:][:2], r.out.Z[2*index:][:2]
+		before := binary.LittleEndian.Uint16(z)
+		if undecided>>j&1 == 1 {
+			before = binary.LittleEndian.Uint16(value)
+			st.Slow++
+			if err := u.slow(ctx, w, row0, index, st); err != nil {
+				return 0, err
+			}
+		}
+		p := [2]byte(value)
+		if err := r.back.decide(ctx, dtype.Load(u.d, value, 0), p[:], row0+index/u.cols, index%u.cols, &r.ignored); err != nil {
+			return 0, err
+		}
+		x := residual(before, binary.LittleEndian.Uint16(p[:]))
+		binary.LittleEndian.PutUint16(z, x)
+		differs &^= 1 << j
+		if x != 0 {
+			differs |= 1 << j
+		}
+	}
+	return differs, nil
+}
+
+// residual returns z of w and its prediction p.
+func residual(w, p uint16) uint16 {
+	ord := func(x int16) int16 { return x ^ (x>>15 | math.MinInt16) }
+	d := ord(int16(w)) - ord(int16(p))
+	return uint16(d<<1 ^ d>>15)
+}
