@@ -20,12 +20,12 @@ func assembled[T Float](rows, cols, panels int,
 // recording wraps an assembly function as a recording micro-kernel.
 func recording(rows, cols, panels int,
 	f func(w *byte, stride int, l, r *float32, rank, panels int, lBound, rNorm *float32, floor, scale,
-		inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64, z *byte, back *uint64)) micro[float32] {
+		inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64, z *byte, differs *uint64)) micro[float32] {
 	return micro[float32]{rows: rows, cols: cols, panels: panels, run: func(b *block[float32]) {
 		f(&b.w[0], b.stride, &b.l[:rows*b.rank][0], &b.r[:b.panels*b.rank*cols][0], b.rank,
 			b.panels,
 			&b.lBound[:rows][0], &b.rNorm[:b.panels*cols][0], b.floor, b.scale, b.inverse,
 			&b.undecided[:b.panels*rows][0], &b.sums.unchanged, &b.sums.squares,
-			&b.z[:len(b.w)][0], &b.back[:b.panels*rows][0])
+			&b.z[:len(b.w)][0], &b.differs[:rows][0][0])
 	}}
 }

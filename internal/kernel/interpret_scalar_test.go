@@ -34,7 +34,9 @@ func (m *machine) scalar(in *instruction) bool {
 		result(m.value(a[0], size) - 1)
 	case "SHLQ", "SHLL":
 		result(m.value(a[1], size) << m.value(a[0], size))
-	case "SHRQ":
+	case "MOVW":
+		m.set(a[1], m.value(a[0], 2), 2)
+	case "SHRQ", "SHRL":
 		result(m.value(a[1], size) >> m.value(a[0], size))
 	case "ANDQ":
 		result(m.value(a[1], size) & m.value(a[0], size))

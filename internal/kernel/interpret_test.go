@@ -127,20 +127,15 @@ func interpreted[T Float](name string, rows, cols, panels int, c *counts) micro[
 		pointer(undecided)
 		pointer(unchanged)
 		pointer(squares)
-		var back []byte
 		if b.z != nil {
-			back = make([]byte, 8*len(b.back))
 			pointer(b.z)
-			pointer(back)
+			pointer(unsafe.Slice((*byte)(unsafe.Pointer(&b.differs[0])), len(b.differs)*lineWords*8))
 		}
 		m.memory = append(m.memory, make([]byte, 1<<12))
 		m.gp["SP"] = uint64(len(m.memory))<<32 + 8
 		m.run()
 		for i := range b.undecided {
 			b.undecided[i] = binary.LittleEndian.Uint64(undecided[8*i:])
-		}
-		for i := range len(back) / 8 {
-			b.back[i] = binary.LittleEndian.Uint64(back[8*i:])
 		}
 		b.sums.unchanged = int64(binary.LittleEndian.Uint64(unchanged))
 		for i := range b.sums.squares {

@@ -40,9 +40,10 @@ func (k *Kernel) String() string { return k.name }
 // see merge/proof.go.
 //
 // A recording micro-kernel, with the scale 1, also predicts w from the result of a decided element:
-// it decides p = out − δ as t. back[p·rows+i] gets two bits per column. Bit cols+j says that p is
-// undecided; then the bits of w are in z. Otherwise z is the residual of w against p, and bit j
-// says that it is not zero. Of elements in undecided, both bits and z may be anything.
+// it decides p = out − δ as t. Bit 32+j of undecided[p·rows+i] says that p is undecided; then the
+// bits of w are in z. Otherwise z is the residual of w against p, and bit p·cols+j of differs[i]
+// says that it is not zero. Of elements that are undecided themselves, z and the other two bits may
+// be anything.
 type micro[T Float] struct {
 	rows int // of a tile
 	cols int // of a tile and of R's panels; at most 64
@@ -70,11 +71,14 @@ type block[T Float] struct {
 	undecided []uint64 // panels×rows
 
 	// for recording only
-	z    []byte   // two bytes an element, in lines as w
-	back []uint64 // panels×rows
+	z       []byte              // two bytes an element, in lines as w
+	differs [][lineWords]uint64 // rows
 
 	room [4][64]T // for the portable kernel
 }
+
+// lineWords is how many words hold a bit for each column of a recording micro-kernel's call.
+const lineWords = 4
 
 // sums are the statistics that a micro-kernel gathers.
 type sums struct {

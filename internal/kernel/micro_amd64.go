@@ -67,9 +67,9 @@ func f32WidenedAVX2(w *byte, stride int, l *float64, r *float64, rank int, panel
 // bf16RecordingAVX512 is the recording micro-kernel for W in bf16 and results in bf16: tiles of 8×32.
 //
 //go:noescape
-func bf16RecordingAVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64, z *byte, back *uint64)
+func bf16RecordingAVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64, z *byte, differs *uint64)
 
 // bf16RecordingAVX2 is the recording micro-kernel for W in bf16 and results in bf16: tiles of 4×16.
 //
 //go:noescape
-func bf16RecordingAVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64, z *byte, back *uint64)
+func bf16RecordingAVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64, z *byte, differs *uint64)

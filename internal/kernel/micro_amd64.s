@@ -4907,7 +4907,7 @@ next:
 	VZEROUPPER
 	RET
 
-// func bf16RecordingAVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64, z *byte, back *uint64)
+// func bf16RecordingAVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64, z *byte, differs *uint64)
 // Requires: AVX, AVX2, AVX512BW, AVX512DQ, AVX512F, CMOV, MMX+
 TEXT ·bf16RecordingAVX512(SB), $1104-120
 	MOVQ         w+0(FP), AX
@@ -4924,8 +4924,7 @@ TEXT ·bf16RecordingAVX512(SB), $1104-120
 	MOVQ         z+104(FP), R10
 	SUBQ         AX, R10
 	MOVQ         R10, 1088(SP)
-	MOVQ         back+112(FP), R10
-	SUBQ         SI, R10
+	MOVQ         differs+112(FP), R10
 	MOVQ         R10, 1096(SP)
 	VPBROADCASTD high<>+0(SB), Z24
 	VPBROADCASTD mid<>+0(SB), Z25
@@ -5207,7 +5206,6 @@ row:
 	KUNPCKWD         K2, K3, K4
 	KNOTD            K4, K4
 	KMOVD            K4, R14
-	MOVQ             R14, (SI)
 	VPERMT2W         Z13, Z22, Z5
 	VPSRAW           $0x0f, Z19, Z1
 	VPORD.BCST       signs<>+0(SB), Z1, Z1
@@ -5221,16 +5219,19 @@ row:
 	VPXORD           Z2, Z1, Z1
 	KUNPCKWD         K5, K6, K7
 	VMOVDQU16        Z1, K7, Z19
-	MOVQ             1088(SP), R14
-	VMOVDQU16        Z19, (R11)(R14*1)
+	MOVQ             1088(SP), R15
+	VMOVDQU16        Z19, (R11)(R15*1)
 	VPTESTMW         Z19, Z19, K5
 	KNOTD            K7, K7
 	KMOVD            K5, R15
-	KMOVD            K7, R14
-	SHLQ             $0x20, R14
-	ORQ              R14, R15
-	MOVQ             1096(SP), R14
-	MOVQ             R15, (SI)(R14*1)
+	MOVQ             1096(SP), BP
+	MOVL             R15, (BP)
+	ADDQ             $+32, BP
+	MOVQ             BP, 1096(SP)
+	KMOVD            K7, R15
+	SHLQ             $0x20, R15
+	ORQ              R15, R14
+	MOVQ             R14, (SI)
 	ADDQ             $+4, R12
 	ADDQ             R10, R11
 	ADDQ             $+128, R9
@@ -5240,6 +5241,9 @@ row:
 	SUBQ             $+1024, R9
 	ADDQ             $+64, AX
 	ADDQ             $+128, BX
+	MOVQ             1096(SP), R10
+	SUBQ             $+252, R10
+	MOVQ             R10, 1096(SP)
 	DECQ             DI
 	JNZ              tile
 	MOVQ             unchanged+88(FP), AX
@@ -5315,7 +5319,7 @@ DATA signs<>+24(SB)/4, $0x80008000
 DATA signs<>+28(SB)/4, $0x80008000
 GLOBL signs<>(SB), RODATA|NOPTR, $32
 
-// func bf16RecordingAVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64, z *byte, back *uint64)
+// func bf16RecordingAVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64, z *byte, differs *uint64)
 // Requires: AVX, AVX2, CMOV, FMA3, MMX+, POPCNT
 TEXT ·bf16RecordingAVX2(SB), $432-120
 	MOVQ         w+0(FP), AX
@@ -5332,8 +5336,7 @@ TEXT ·bf16RecordingAVX2(SB), $432-120
 	MOVQ         z+104(FP), R10
 	SUBQ         AX, R10
 	MOVQ         R10, 416(SP)
-	MOVQ         back+112(FP), R10
-	SUBQ         SI, R10
+	MOVQ         differs+112(FP), R10
 	MOVQ         R10, 424(SP)
 	XORQ         R10, R10
 	VBROADCASTSS scale+68(FP), Y0
@@ -5580,7 +5583,6 @@ all1false:
 	VPERMQ       $0xd8, Y8, Y8
 	VMOVDQU      Y8, (R11)
 	XORL         $0x0000ffff, R14
-	MOVQ         R14, (SI)
 	VMOVUPS      352(SP), Y1
 	VPSRLD       $0x10, Y1, Y1
 	VPSRLD       $0x10, Y5, Y5
@@ -5600,16 +5602,22 @@ all1false:
 	VPADDW       Y4, Y4, Y4
 	VPXOR        Y6, Y4, Y4
 	VPBLENDVB    Y3, Y4, Y0, Y4
-	MOVQ         416(SP), R14
-	VMOVDQU      Y4, (R11)(R14*1)
+	MOVQ         416(SP), R15
+	VMOVDQU      Y4, (R11)(R15*1)
 	VPXOR        Y6, Y6, Y6
 	VPCMPEQW     Y6, Y4, Y6
 	VPACKSSWB    Y3, Y6, Y6
 	VPERMQ       $0xd8, Y6, Y6
 	VPMOVMSKB    Y6, R15
 	NOTL         R15
-	MOVQ         424(SP), R14
-	MOVQ         R15, (SI)(R14*1)
+	MOVQ         424(SP), BP
+	MOVW         R15, (BP)
+	ADDQ         $+32, BP
+	MOVQ         BP, 424(SP)
+	SHRL         $0x10, R15
+	SHLQ         $0x20, R15
+	ORQ          R15, R14
+	MOVQ         R14, (SI)
 	ADDQ         $+4, R12
 	ADDQ         stride+8(FP), R11
 	ADDQ         $+64, R9
@@ -5619,6 +5627,9 @@ all1false:
 	SUBQ         $+256, R9
 	ADDQ         $+32, AX
 	ADDQ         $+64, BX
+	MOVQ         424(SP), R11
+	SUBQ         $+126, R11
+	MOVQ         R11, 424(SP)
 	DECQ         DI
 	JNZ          tile
 	MOVQ         unchanged+88(FP), AX

@@ -35,7 +35,7 @@ type recorder[T Float] struct {
 	micro   *micro[T]
 	back    *Update[T]
 	out     *Residuals
-	words   [maxMasks]uint64
+	differs [maxMasks][lineWords]uint64
 	edge    [maxEdge]byte
 	ignored Stats
 }
@@ -81,31 +81,30 @@ func (u *Update[T]) recordedTiles(
 	m := r.micro
 	first := i*u.cols + p*m.cols
 	panels := min(u.group, u.panels-p)
-	isWhole := nRows-i >= m.rows && u.cols-p*m.cols >= panels*m.cols
-	b.z, b.back = r.out.Z[2*first:], r.words[:panels*m.rows]
+	n := min(panels*m.cols, u.cols-p*m.cols)
+	isWhole := nRows-i >= m.rows && n == panels*m.cols
+	b.z, b.differs = r.out.Z[2*first:], r.differs[:m.rows]
 	if !isWhole {
 		b.z = r.edge[:]
 	}
 	rows := u.runTiles(m, w, row0, p, i, nRows, s)
 	b.sums.addTo(st, u.a+u.b)
 	if !isWhole {
-		n := min(panels*m.cols, u.cols-p*m.cols)
 		for row := range rows {
 			copy(r.out.Z[2*(first+row*u.cols):][:2*n], r.edge[row*b.stride:])
 		}
 	}
-	for q := range panels {
-		n := min(m.cols, u.cols-(p+q)*m.cols)
-		for row, word := range b.back[q*m.rows:][:rows] {
-			at := first + row*u.cols + q*m.cols
-			differs, open := word, word>>m.cols
-			if mask := b.undecided[q*m.rows+row]; mask|open != 0 {
-				var err error
-				if differs, err = u.settle(ctx, w, row0, at, n, mask, mask|open, differs, st, s); err != nil {
+	for row := range rows {
+		at, line := first+row*u.cols, &b.differs[row]
+		for q := range panels {
+			if open := b.undecided[q*m.rows+row]; open != 0 {
+				if err := u.settle(ctx, w, row0, at, q*m.cols, n, open, line, st, s); err != nil {
 					return err
 				}
 			}
-			r.out.mark(at, differs&(1<<n-1))
+		}
+		for k := 0; k < n; k += 64 {
+			r.out.mark(at+k, line[k/64]&(math.MaxUint64>>max(0, k+64-n)))
 		}
 	}
 	return nil
@@ -123,36 +122,41 @@ func (r *Residuals) mark(at int, bits uint64) {
 	}
 }
 
-// settle decides the elements of open among n elements from first on, and returns their bits in
-// differs. The values before the merge of those in undecided are still in w, of the others in Z.
+// settle decides the open elements of a tile's row, from column q of the line's n columns on, and
+// sets their bits in differs. The line begins with element first. The values before the merge of
+// elements that are undecided themselves are still in w, those of the others in Z.
 func (u *Update[T]) settle(
-	ctx context.Context, w []byte, row0, first, n int, undecided, open, differs uint64, st *Stats, s *Scratch[T],
-) (uint64, error) {
+	ctx context.Context, w []byte, row0, first, q, n int, open uint64, differs *[lineWords]uint64, st *Stats, s *Scratch[T],
+) error {
 	r := s.recorder
-	for mask := open & (1<<n - 1); mask != 0; mask &= mask - 1 {
+	undecided := open & math.MaxUint32
+	for mask := undecided | open>>32; mask != 0; mask &= mask - 1 {
 		j := bits.TrailingZeros64(mask)
-		index := first + j
+		if q+j >= n {
+			return nil
+		}
+		index := first + q + j
 		value, z := w[2*index:][:2], r.out.Z[2*index:][:2]
 		before := binary.LittleEndian.Uint16(z)
 		if undecided>>j&1 == 1 {
 			before = binary.LittleEndian.Uint16(value)
 			st.Slow++
 			if err := u.slow(ctx, w, row0, index, st); err != nil {
-				return 0, err
+				return err
 			}
 		}
 		p := [2]byte(value)
 		if err := r.back.decide(ctx, dtype.Load(u.d, value, 0), p[:], row0+index/u.cols, index%u.cols, &r.ignored); err != nil {
-			return 0, err
+			return err
 		}
 		x := residual(before, binary.LittleEndian.Uint16(p[:]))
 		binary.LittleEndian.PutUint16(z, x)
-		differs &^= 1 << j
-		if x != 0 {
-			differs |= 1 << j
+		word, bit := &differs[(q+j)/64], uint64(1)<<((q+j)%64)
+		if *word &^= bit; x != 0 {
+			*word |= bit
 		}
 	}
-	return differs, nil
+	return nil
 }
 
 // residual returns z of w and its prediction p.

@@ -31,12 +31,15 @@ func TestRecordingMicroKernels(t *testing.T) {
 	}
 }
 
+// marker fills memory that a kernel must not change.
+const marker = 0xfeedfacefeedface
+
 func recordingBlocks(t *testing.T, m micro[float32], n int) {
 	rng := rand.New(rand.NewPCG(51, 52))
 	zero, other, open := 0, 0, 0
 	for i := range n {
 		rank := []int{1, 16, 5, 17, 33, 64}[i%6]
-		f := newField(dtype.BF16, tested[float32]{m, false}, rank, 1+i%3%m.panels, rank*7%131, i)
+		f := newField(dtype.BF16, tested[float32]{m, false}, rank, 1+i*5%m.panels, rank*7%131, i)
 		f.fill(rng, []float64{0.001, 0.05, 1, 30}[i%4])
 		if i%5 == 4 {
 			f.set(element{0, i % m.rows, 3}, math.Inf(1))
@@ -44,10 +47,34 @@ func recordingBlocks(t *testing.T, m micro[float32], n int) {
 			f.set(element{0, 0, 7}, 0)
 		}
 		z := bytes.Repeat([]byte{0x5a}, 64+len(f.w)+64)
-		f.z, f.back = z[64:64+len(f.w)], make([]uint64, len(f.undecided))
+		f.z = z[64 : 64+len(f.w)]
+		differs := make([][lineWords]uint64, 1+m.rows+1)
+		for i := range differs {
+			differs[i] = [lineWords]uint64{marker, marker, marker, marker}
+		}
+		f.differs = differs[1 : 1+m.rows]
+		openBack := make([]uint64, len(f.undecided))
+		f.m.run = func(b *block[float32]) {
+			m.run(b)
+			for i, word := range b.undecided {
+				openBack[i], b.undecided[i] = word>>32, word&math.MaxUint32
+			}
+		}
 		name := fmt.Sprintf("block %d, rank %d, %d panels", i, rank, f.panels)
 		f.check(t, name)
-		a, b, c := f.checkBack(t, name)
+		for i, line := range differs {
+			for k, word := range line {
+				if n := max(0, min(64, f.panels*m.cols-64*k)); i < 1 || i > m.rows {
+					n = 0
+					if word != marker {
+						t.Fatalf("%s: wrote beside differs", name)
+					}
+				} else if n < 64 && word>>n != marker>>n {
+					t.Fatalf("%s: wrote into differs[%d] beyond column %d", name, i-1, f.panels*m.cols)
+				}
+			}
+		}
+		a, b, c := f.checkBack(t, name, openBack)
 		zero, other, open = zero+a, other+b, open+c
 		for i := range z {
 			at := i - 64
@@ -62,10 +89,9 @@ func recordingBlocks(t *testing.T, m micro[float32], n int) {
 }
 
 // checkBack checks the predictions of a block that check has run, and counts residuals.
-func (f *field[T]) checkBack(t *testing.T, name string) (zero, other, open int) {
+func (f *field[T]) checkBack(t *testing.T, name string, openBack []uint64) (zero, other, open int) {
 	t.Helper()
 	for e := range f.elements {
-		word := f.back[e.p*f.m.rows+e.i]
 		if f.undecided[e.p*f.m.rows+e.i]>>e.j&1 == 1 {
 			continue
 		}
@@ -77,7 +103,7 @@ func (f *field[T]) checkBack(t *testing.T, name string) (zero, other, open int) 
 		if !v.open {
 			back.x = out.Sub(out, v.x.Sub(v.x, big.NewFloat(v.w)))
 		}
-		if word>>(f.m.cols+e.j)&1 == 1 {
+		if openBack[e.p*f.m.rows+e.i]>>e.j&1 == 1 {
 			open++
 			if z != before {
 				t.Fatalf("%s: %v has an open prediction and %#04x beside it, want the bits of w, %#04x", name, e, z, before)
@@ -87,7 +113,8 @@ func (f *field[T]) checkBack(t *testing.T, name string) (zero, other, open int) 
 			}
 			continue
 		}
-		if differs := word>>e.j&1 == 1; differs != (z != 0) {
+		column := e.p*f.m.cols + e.j
+		if differs := f.differs[e.i][column/64]>>(column%64)&1 == 1; differs != (z != 0) {
 			t.Fatalf("%s: %v has the residual %d, and the bit is %v", name, e, z, differs)
 		}
 		if z == 0 {

@@ -68,6 +68,7 @@ func avx2(b base, records bool) {
 	SUBQ(I32(t.rows*t.vectors*t.bytes), p.delta)
 	ADDQ(I32(t.vectors*t.bytes/b.size*b.bytes), p.w)
 	ADDQ(I32(t.vectors*t.bytes), p.rNorm)
+	p.nextTile(t, 2)
 	DECQ(p.panels)
 	JNZ(LabelRef("tile"))
 
@@ -193,10 +194,10 @@ func row256(b base, at Register, p pointers, c, floor VecPhysical, count GPVirtu
 		VMOVDQU(out[0], Mem{Base: at})
 	}
 	XORL(U32(1<<(2*lanes)-1), open)
-	MOVQ(open.As64(), Mem{Base: p.undecided})
 	if p.records {
-		residuals256(at, p)
+		residuals256(at, p, open)
 	}
+	MOVQ(open.As64(), Mem{Base: p.undecided})
 }
 
 // predict256 decides t − δ, with t the results of vector j of a row, and keeps the prediction as
@@ -216,8 +217,9 @@ func predict256(b base, p pointers, j int, d, t, c, floor VecPhysical) {
 	}
 }
 
-// residuals256 stores the residuals of a row of a tile: Y0 holds the words of W before the merge.
-func residuals256(at Register, p pointers) {
+// residuals256 stores the residuals of a row of a tile, and adds open predictions to open: Y0 holds
+// the words of W before the merge.
+func residuals256(at Register, p pointers, open GPVirtual) {
 	w, predicted, ok, z, sign := Y0, Y1, Y3, Y4, Y6
 	VMOVUPS(p.repeated(2), predicted)
 	VPSRLD(U8(16), predicted, predicted)
@@ -246,8 +248,10 @@ func residuals256(at Register, p pointers) {
 	bits := GP32()
 	VPMOVMSKB(sign, bits)
 	NOTL(bits)
-	MOVQ(p.toBack, to)
-	MOVQ(bits.As64(), Mem{Base: p.undecided, Index: to, Scale: 1})
+	p.storeDiffers(bits, 2)
+	SHRL(U8(16), bits)
+	SHLQ(U8(32), bits.As64())
+	ORQ(bits.As64(), open.As64())
 }
 
 // order256 maps BF16 words to integers of the same order.

@@ -60,6 +60,7 @@ func avx512(b base, records bool) {
 	SUBQ(I32(t.rows*t.vectors*t.bytes), p.delta)
 	ADDQ(I32(t.vectors*t.bytes/b.size*b.bytes), p.w)
 	ADDQ(I32(t.vectors*t.bytes), p.rNorm)
+	p.nextTile(t, 4)
 	DECQ(p.panels)
 	JNZ(LabelRef("tile"))
 	flush512(b)
@@ -185,10 +186,10 @@ func row512(b base, at, bound Register, p pointers, scale, inverse VecPhysical, 
 	}
 	mask := GP32()
 	KMOVD(same, mask)
-	MOVQ(mask.As64(), Mem{Base: p.undecided})
 	if p.records {
-		residuals512(at, p, raw)
+		residuals512(at, p, raw, mask)
 	}
+	MOVQ(mask.As64(), Mem{Base: p.undecided})
 }
 
 // predict512 decides t − δ, with t the results of vector j of a row. The prediction as float32 is
@@ -204,8 +205,9 @@ func predict512(b base, bound Register, j int, d, t, norm VecPhysical) {
 	midpoint512(q, abs, e, z(6), z(2), [2]OpmaskPhysical{K5, K6}[j])
 }
 
-// residuals512 stores the residuals of a row of a tile; w has the words of W before the merge.
-func residuals512(at Register, p pointers, w VecPhysical) {
+// residuals512 stores the residuals of a row of a tile, and adds open predictions to mask. w has
+// the words of W before the merge.
+func residuals512(at Register, p pointers, w VecPhysical, mask GPVirtual) {
 	predicted, z, sign := Z5, Z1, Z2
 	VPERMT2W(Z13, zShrink, predicted)
 	order512(w, z)
@@ -224,11 +226,10 @@ func residuals512(at Register, p pointers, w VecPhysical) {
 	KNOTD(K7, K7)
 	differs, open := GP32(), GP32()
 	KMOVD(K5, differs)
+	p.storeDiffers(differs, 4)
 	KMOVD(K7, open)
 	SHLQ(U8(32), open.As64())
-	ORQ(open.As64(), differs.As64())
-	MOVQ(p.toBack, to)
-	MOVQ(differs.As64(), Mem{Base: p.undecided, Index: to, Scale: 1})
+	ORQ(open.As64(), mask.As64())
 }
 
 // order512 maps BF16 words to integers of the same order.

@@ -89,15 +89,15 @@ type pointers struct {
 	spare Mem          // stack memory, if the tile wants some
 
 	records bool
-	// for recording: bytes from w to z and from undecided to back, in stack memory
-	toZ, toBack Mem
+	// for recording, in stack memory: bytes from w to z, and where the bits of the next row go
+	toZ, differs Mem
 }
 
 // begin starts a micro-kernel.
 func begin(b base, t tile, records bool) pointers {
 	name, more, kind := b.name()+t.isa, "", "micro-kernel"
 	if records {
-		name, more, kind = b.name()+"Recording"+t.isa, ", z *byte, back *uint64", "recording micro-kernel"
+		name, more, kind = b.name()+"Recording"+t.isa, ", z *byte, differs *uint64", "recording micro-kernel"
 	}
 	TEXT(name, 0, fmt.Sprintf("func(w *byte, stride int, l, r *%[1]s, rank, panels int, lBound, rNorm *%[1]s, floor, scale, inverse %[1]s, undecided *uint64, unchanged *int64, squares *[4]float64%[2]s)", b.float, more))
 	Pragma("noescape")
@@ -115,19 +115,42 @@ func begin(b base, t tile, records bool) pointers {
 		p.spare = AllocLocal(t.spare)
 	}
 	if p.records = records; records {
-		p.toZ, p.toBack = AllocLocal(8), AllocLocal(8)
-		distance(p.toZ, "z", p.w)
-		distance(p.toBack, "back", p.undecided)
+		p.toZ, p.differs = AllocLocal(8), AllocLocal(8)
+		x := GP64()
+		Load(Param("z"), x)
+		SUBQ(p.w, x)
+		MOVQ(x, p.toZ)
+		Load(Param("differs"), x)
+		MOVQ(x, p.differs)
 	}
 	return p
 }
 
-// distance stores how many bytes an argument lies behind a pointer.
-func distance(at Mem, name string, from reg.Register) {
-	x := GP64()
-	Load(Param(name), x)
-	SUBQ(from, x)
-	MOVQ(x, at)
+// lineBytes is the length of a row of differs.
+const lineBytes = 32
+
+// storeDiffers stores the bits of a row of a tile, n bytes, and goes to the next row.
+func (p pointers) storeDiffers(bits reg.GPVirtual, n int) {
+	at := GP64()
+	MOVQ(p.differs, at)
+	if n == 2 {
+		MOVW(bits.As16(), Mem{Base: at})
+	} else {
+		MOVL(bits.As32(), Mem{Base: at})
+	}
+	ADDQ(I8(lineBytes), at)
+	MOVQ(at, p.differs)
+}
+
+// nextTile goes from the end of a tile to the beginning of the next, n bytes on.
+func (p pointers) nextTile(t tile, n int) {
+	if !p.records {
+		return
+	}
+	at := GP64()
+	MOVQ(p.differs, at)
+	SUBQ(I32(t.rows*lineBytes-n), at)
+	MOVQ(at, p.differs)
 }
 
 func (b base) shift() uint64 { return map[int]uint64{4: 2, 8: 3}[b.size] }
