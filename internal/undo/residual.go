@@ -205,12 +205,13 @@ func (c *coded) decode(p []byte, width int) (nCorrected int64, err error) {
 			}
 			continue
 		}
-		at += int(mark % maxSkip)
+		m := marked[mark]
+		at += int(m.skip)
 		if at >= n {
 			return 0, broken(12, "a residual belongs to element %d of a block of %d", at, n)
 		}
-		z := uint64(mark/maxSkip) + 1
-		if z == kindFar+1 {
+		z := uint64(m.z)
+		if z == firstFar {
 			if len(sizes) == 0 {
 				return 0, broken(12, "the sizes end before the marks")
 			}
@@ -222,7 +223,11 @@ func (c *coded) decode(p []byte, width int) (nCorrected int64, err error) {
 				z, escapes = load(escapes, width), escapes[width:]
 			}
 		}
-		correct(p[at*width:], z, width)
+		if width == 2 {
+			correct2(p[2*at:], uint16(z))
+		} else {
+			correct(p[at*width:], z, width)
+		}
 		nCorrected++
 		at++
 	}
@@ -231,6 +236,14 @@ func (c *coded) decode(p []byte, width int) (nCorrected int64, err error) {
 	}
 	return nCorrected, nil
 }
+
+// marked holds the meaning of marks below firstLong. z is firstFar if it is among the sizes.
+var marked = func() (all [firstLong]struct{ skip, z uint8 }) {
+	for m := range all {
+		all[m].skip, all[m].z = uint8(m%maxSkip), uint8(m/maxSkip+1)
+	}
+	return all
+}()
 
 func (c *coded) decodePlanar(p []byte, width int) (nCorrected int64) {
 	n := len(p) / width
@@ -261,6 +274,14 @@ func correct(p []byte, z uint64, width int) {
 	default:
 		le.PutUint64(p, x)
 	}
+}
+
+// correct2 is correct for the common width.
+func correct2(p []byte, z uint16) {
+	x := int16(le.Uint16(p))
+	o := x ^ (x>>15 | math.MinInt16)
+	o += int16(z>>1 ^ -(z & 1))
+	le.PutUint16(p, uint16(o^(^o>>15|math.MinInt16)))
 }
 
 func load(p []byte, width int) uint64 {

@@ -168,3 +168,25 @@ func BenchmarkEncode(b *testing.B) {
 		})
 	}
 }
+
+func BenchmarkDecode(b *testing.B) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	p := make([]byte, 1<<20)
+	for i := range p {
+		p[i] = byte(rng.Uint32())
+	}
+	w := bytes.Clone(p)
+	for i := 0; i < len(w); i += 2 {
+		if rng.Float64() < 0.05 {
+			correct(w[i:], 1+rng.Uint64N(3), 2)
+		}
+	}
+	var c coded
+	c.encode(w, p, 2)
+	b.SetBytes(int64(len(w)))
+	for b.Loop() {
+		if _, err := c.decode(p, 2); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
