@@ -27,7 +27,8 @@ type add struct {
 type sum struct {
 	narrow, narrowBack *kernel.Update[float32]
 	broad, broadBack   *kernel.Update[float64]
-	nonFinite          int // number of NaN and infinite values in the factors
+	recording          *kernel.Recording[float32] // of narrow and narrowBack, or nil
+	nonFinite          int                        // number of NaN and infinite values in the factors
 }
 
 func newAdd(t *target, terms []resolve.Term, k *tools, tolerant bool) *add {
@@ -49,7 +50,9 @@ func (a *add) load(ctx context.Context, band int) (err error) {
 		return err
 	}
 	if s.narrow != nil {
-		s.narrowBack, err = s.narrow.Negative(ctx)
+		if s.narrowBack, err = s.narrow.Negative(ctx); err == nil {
+			s.recording = kernel.NewRecording(s.narrow, s.narrowBack)
+		}
 	}
 	if s.broad != nil {
 		s.broadBack, err = s.broad.Negative(ctx)

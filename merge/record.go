@@ -90,19 +90,18 @@ func (r *record) isFused(b *block) bool {
 	if r.isSame || r.t.NBands > 1 || r.t.exact != nil {
 		return false
 	}
-	u := r.added.loaded[0].narrow
-	return u != nil && u.Records(b.data)
+	return r.added.loaded[0].recording.Takes(b.data)
 }
 
 // applyFused is apply in one pass.
 func (r *record) applyFused(ctx context.Context, b *block, w *worker) error {
 	_, nCols := b.t.Matrix()
 	elements := recordBlock(r.t)
-	sum := &r.added.loaded[0]
+	recording := r.added.loaded[0].recording
 	return b.eachPiece(elements, func(number int64, of func([]byte) []byte) error {
 		data := of(b.data)
 		before := undo.Sum(data)
-		if err := sum.narrow.MergeRecorded(ctx, sum.narrowBack, data, int(number*elements/nCols), b.stats, &w.narrow, &w.residuals); err != nil {
+		if err := recording.Merge(ctx, data, int(number*elements/nCols), b.stats, &w.narrow, &w.residuals); err != nil {
 			return err
 		}
 		return r.k.recording.writer.AddResiduals(&w.undo, r.number, number, before, w.residuals.Differs, w.residuals.Z, data)

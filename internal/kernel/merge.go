@@ -14,7 +14,7 @@ type Scratch[T Float] struct {
 	edge      [maxEdge]byte
 	bottom    *bottomScratch
 	widened   widenedScratch
-	recorder  *recorder[T] // only while MergeRecorded runs
+	tiles     tiles // nil for those of Update
 }
 
 // Largest sizes that micro-kernels use: tiles per call times rows per tile, and bytes of W per
@@ -23,6 +23,10 @@ const (
 	maxMasks = 128
 	maxEdge  = 8 << 10
 )
+
+// tiles processes a row of tiles: up to a micro-kernel's rows from row i of w on, in the panels
+// from p to the end of its group.
+type tiles func(ctx context.Context, w []byte, row0, p, i, nRows int, st *Stats) error
 
 // Merge updates whole rows of the matrix in place. w holds the base's values, beginning with row
 // row0. The only error is that of a context that has ended, and then w may be half updated.
@@ -61,17 +65,19 @@ func (u *Update[T]) lines(
 ) error {
 	s.block.rank, s.block.floor, s.block.scale, s.block.inverse = u.rank, u.floor, u.scale,
 		u.inverse
+	tiles := s.tiles
+	if tiles == nil {
+		tiles = func(ctx context.Context, w []byte, row0, p, i, nRows int, st *Stats) error {
+			return u.tiles(ctx, w, row0, p, i, nRows, st, s)
+		}
+	}
 	for p := 0; p < u.panels; p += u.group {
 		for i := 0; i < nRows; i += u.micro.rows {
 			if !u.isWidened && u.isZero(row0+i, min(u.micro.rows, nRows-i)) {
 				u.keep(w, p, i, nRows, st, s)
 				continue
 			}
-			if s.recorder != nil {
-				if err := u.recordedTiles(ctx, w, row0, p, i, nRows, st, s); err != nil {
-					return err
-				}
-			} else if err := u.tiles(ctx, w, row0, p, i, nRows, st, s); err != nil {
+			if err := tiles(ctx, w, row0, p, i, nRows, st); err != nil {
 				return err
 			}
 		}
@@ -88,7 +94,7 @@ func (u *Update[T]) tiles(
 		return err
 	}
 	m, b := &u.micro, &s.block
-	rows := u.runTiles(m, w, row0, p, i, nRows, s)
+	rows := runTiles(u, m, w, row0, p, i, nRows, s)
 	b.sums.addTo(st, u.a+u.b)
 	for q := range b.panels {
 		for row, mask := range b.undecided[q*m.rows:][:rows] {
@@ -116,8 +122,8 @@ func (u *Update[T]) tiles(
 }
 
 // runTiles runs a micro-kernel on one row of tiles, and returns how many rows it has.
-func (u *Update[T]) runTiles(
-	m *micro[T], w []byte, row0, p, i, nRows int, s *Scratch[T],
+func runTiles[T Float](
+	u *Update[T], m *micro[T], w []byte, row0, p, i, nRows int, s *Scratch[T],
 ) (rows int) {
 	size, b := u.source.Size(), &s.block
 	b.panels = min(u.group, u.panels-p)

@@ -64,12 +64,12 @@ func f32WidenedAVX512(w *byte, stride int, l *float64, r *float64, rank int, pan
 //go:noescape
 func f32WidenedAVX2(w *byte, stride int, l *float64, r *float64, rank int, panels int, lBound *float64, rNorm *float64, floor float64, scale float64, inverse float64, undecided *uint64, unchanged *int64, squares *[4]float64)
 
-// bf16RecordingAVX512 is the recording micro-kernel for W in bf16 and results in bf16: tiles of 8×32.
+// bf16RecordingAVX512 is the recording micro-kernel for bf16: tiles of 8×32.
 //
 //go:noescape
 func bf16RecordingAVX512(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64, z *byte, differs *uint64)
 
-// bf16RecordingAVX2 is the recording micro-kernel for W in bf16 and results in bf16: tiles of 4×16.
+// bf16RecordingAVX2 is the recording micro-kernel for bf16: tiles of 4×16.
 //
 //go:noescape
 func bf16RecordingAVX2(w *byte, stride int, l *float32, r *float32, rank int, panels int, lBound *float32, rNorm *float32, floor float32, scale float32, inverse float32, undecided *uint64, unchanged *int64, squares *[4]float64, z *byte, differs *uint64)

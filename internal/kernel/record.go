@@ -14,6 +14,10 @@ import (
 type Residuals struct {
 	Differs []uint64 // bit e: the residual of element e is not zero
 	Z       []byte   // residuals, two bytes each; those that are zero may have any value here
+
+	lines   [maxMasks][lineWords]uint64
+	edge    [maxEdge]byte
+	ignored Stats
 }
 
 // grow makes room for n elements, and clears Differs.
@@ -30,81 +34,71 @@ func (r *Residuals) grow(n int) {
 	r.Z = r.Z[:2*n]
 }
 
-// recorder is the state of MergeRecorded.
-type recorder[T Float] struct {
+// Recording merges an update and predicts the values before it in one pass.
+type Recording[T Float] struct {
+	u, back *Update[T]
 	micro   *micro[T]
-	back    *Update[T]
-	out     *Residuals
-	differs [maxMasks][lineWords]uint64
-	edge    [maxEdge]byte
-	ignored Stats
 }
 
-// Records reports whether MergeRecorded can merge these rows. It can where the processor has the
-// micro-kernel for it, and for ordinary numbers.
-func (u *Update[T]) Records(w []byte) bool {
-	m := u.recording()
-	return m != nil && u.rank > 0 && u.cols > 0 && u.scale == 1 && !u.isBottom(w)
-}
-
-// recording returns the micro-kernel that predicts as well, or nil.
-func (u *Update[T]) recording() *micro[T] {
-	if u.d != dtype.BF16 || u.isWidened {
-		return nil
-	}
+// NewRecording returns the recording of an update, whose negative is back. It is nil where the
+// processor has no micro-kernel for it, and for numbers out of the ordinary.
+func NewRecording[T Float](u, back *Update[T]) *Recording[T] {
 	m, ok := any(&u.kernel.bf16Recording).(*micro[T])
-	if !ok || m.run == nil {
+	if !ok || m.run == nil || u.d != dtype.BF16 || u.isWidened || u.scale != 1 || u.rank == 0 || u.cols == 0 {
 		return nil
 	}
-	return m
+	return &Recording[T]{u, back, m}
 }
 
-// MergeRecorded is Merge that also predicts the values before it with back, the negative of u,
-// while the sums are in registers.
-func (u *Update[T]) MergeRecorded(
-	ctx context.Context, back *Update[T], w []byte, row0 int, st *Stats, s *Scratch[T], out *Residuals,
+// Takes reports whether Merge can merge these rows; a nil Recording takes none.
+func (r *Recording[T]) Takes(w []byte) bool { return r != nil && !r.u.isBottom(w) }
+
+// Merge is the update's Merge, and sets out to the residuals of the elements of w.
+func (r *Recording[T]) Merge(
+	ctx context.Context, w []byte, row0 int, st *Stats, s *Scratch[T], out *Residuals,
 ) error {
 	out.grow(len(w) / 2)
-	s.recorder = &recorder[T]{micro: u.recording(), back: back, out: out}
-	defer func() { s.recorder = nil }()
-	return u.Merge(ctx, w, row0, st, s)
+	s.tiles = func(ctx context.Context, w []byte, row0, p, i, nRows int, st *Stats) error {
+		return r.tiles(ctx, w, row0, p, i, nRows, st, s, out)
+	}
+	defer func() { s.tiles = nil }()
+	return r.u.Merge(ctx, w, row0, st, s)
 }
 
-// recordedTiles is tiles with the prediction.
-func (u *Update[T]) recordedTiles(
-	ctx context.Context, w []byte, row0, p, i, nRows int, st *Stats, s *Scratch[T],
+// tiles is the update's tiles with the prediction.
+func (r *Recording[T]) tiles(
+	ctx context.Context, w []byte, row0, p, i, nRows int, st *Stats, s *Scratch[T], out *Residuals,
 ) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	r, b := s.recorder, &s.block
-	m := r.micro
+	u, m, b := r.u, r.micro, &s.block
 	first := i*u.cols + p*m.cols
 	panels := min(u.group, u.panels-p)
 	n := min(panels*m.cols, u.cols-p*m.cols)
 	isWhole := nRows-i >= m.rows && n == panels*m.cols
-	b.z, b.differs = r.out.Z[2*first:], r.differs[:m.rows]
+	b.z, b.differs = out.Z[2*first:], out.lines[:m.rows]
 	if !isWhole {
-		b.z = r.edge[:]
+		b.z = out.edge[:]
 	}
-	rows := u.runTiles(m, w, row0, p, i, nRows, s)
+	rows := runTiles(u, m, w, row0, p, i, nRows, s)
 	b.sums.addTo(st, u.a+u.b)
 	if !isWhole {
 		for row := range rows {
-			copy(r.out.Z[2*(first+row*u.cols):][:2*n], r.edge[row*b.stride:])
+			copy(out.Z[2*(first+row*u.cols):][:2*n], out.edge[row*b.stride:])
 		}
 	}
 	for row := range rows {
 		at, line := first+row*u.cols, &b.differs[row]
 		for q := range panels {
 			if open := b.undecided[q*m.rows+row]; open != 0 {
-				if err := u.settle(ctx, w, row0, at, q*m.cols, n, open, line, st, s); err != nil {
+				if err := r.settle(ctx, w, row0, at, q*m.cols, n, open, line, st, out); err != nil {
 					return err
 				}
 			}
 		}
 		for k := 0; k < n; k += 64 {
-			r.out.mark(at+k, line[k/64]&(math.MaxUint64>>max(0, k+64-n)))
+			out.mark(at+k, line[k/64]&(math.MaxUint64>>max(0, k+64-n)))
 		}
 	}
 	return nil
@@ -125,10 +119,10 @@ func (r *Residuals) mark(at int, bits uint64) {
 // settle decides the open elements of a tile's row, from column q of the line's n columns on, and
 // sets their bits in differs. The line begins with element first. The values before the merge of
 // elements that are undecided themselves are still in w, those of the others in Z.
-func (u *Update[T]) settle(
-	ctx context.Context, w []byte, row0, first, q, n int, open uint64, differs *[lineWords]uint64, st *Stats, s *Scratch[T],
+func (r *Recording[T]) settle(
+	ctx context.Context, w []byte, row0, first, q, n int, open uint64, differs *[lineWords]uint64, st *Stats, out *Residuals,
 ) error {
-	r := s.recorder
+	u := r.u
 	undecided := open & math.MaxUint32
 	for mask := undecided | open>>32; mask != 0; mask &= mask - 1 {
 		j := bits.TrailingZeros64(mask)
@@ -136,7 +130,7 @@ func (u *Update[T]) settle(
 			return nil
 		}
 		index := first + q + j
-		value, z := w[2*index:][:2], r.out.Z[2*index:][:2]
+		value, z := w[2*index:][:2], out.Z[2*index:][:2]
 		before := binary.LittleEndian.Uint16(z)
 		if undecided>>j&1 == 1 {
 			before = binary.LittleEndian.Uint16(value)
@@ -146,7 +140,7 @@ func (u *Update[T]) settle(
 			}
 		}
 		p := [2]byte(value)
-		if err := r.back.decide(ctx, dtype.Load(u.d, value, 0), p[:], row0+index/u.cols, index%u.cols, &r.ignored); err != nil {
+		if err := r.back.decide(ctx, dtype.Load(u.d, value, 0), p[:], row0+index/u.cols, index%u.cols, &out.ignored); err != nil {
 			return err
 		}
 		x := residual(before, binary.LittleEndian.Uint16(p[:]))

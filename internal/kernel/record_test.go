@@ -174,10 +174,11 @@ func TestRecordedMergesPredictAsTwoPasses(t *testing.T) {
 				}
 				dtype.Store(dtype.BF16, w, i, x)
 			}
-			if u.Records(w) != (k.bf16Recording.run != nil) {
-				t.Errorf("%v, %v: Records = %v", k, shape, u.Records(w))
+			recording := NewRecording(u, back)
+			if recording.Takes(w) != (k.bf16Recording.run != nil) {
+				t.Errorf("%v, %v: Takes = %v", k, shape, recording.Takes(w))
 			}
-			if !u.Records(w) {
+			if !recording.Takes(w) {
 				continue
 			}
 			out, p := bytes.Clone(w), []byte(nil)
@@ -195,7 +196,7 @@ func TestRecordedMergesPredictAsTwoPasses(t *testing.T) {
 			for range 2 { // a used scratch makes no difference
 				copy(fused, w)
 				got = Stats{}
-				if err := u.MergeRecorded(ctx, back, fused, 0, &got, &s, &res); err != nil {
+				if err := recording.Merge(ctx, fused, 0, &got, &s, &res); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -95,13 +95,13 @@ type pointers struct {
 
 // begin starts a micro-kernel.
 func begin(b base, t tile, records bool) pointers {
-	name, more, kind := b.name()+t.isa, "", "micro-kernel"
+	name, more, kind := b.name()+t.isa, "", fmt.Sprintf("micro-kernel for W in %s and results in %s", b.of(), b.dtype)
 	if records {
-		name, more, kind = b.name()+"Recording"+t.isa, ", z *byte, differs *uint64", "recording micro-kernel"
+		name, more, kind = b.name()+"Recording"+t.isa, ", z *byte, differs *uint64", "recording micro-kernel for "+b.dtype
 	}
 	TEXT(name, 0, fmt.Sprintf("func(w *byte, stride int, l, r *%[1]s, rank, panels int, lBound, rNorm *%[1]s, floor, scale, inverse %[1]s, undecided *uint64, unchanged *int64, squares *[4]float64%[2]s)", b.float, more))
 	Pragma("noescape")
-	Doc(fmt.Sprintf("%s is the %s for W in %s and results in %s: tiles of %d×%d.", name, kind, b.of(), b.dtype, t.rows, t.vectors*t.bytes/b.size))
+	Doc(fmt.Sprintf("%s is the %s: tiles of %d×%d.", name, kind, t.rows, t.vectors*t.bytes/b.size))
 	p := pointers{
 		w: Load(Param("w"), GP64()), l: Load(Param("l"), GP64()), r: Load(Param("r"), GP64()),
 		rNorm: Load(Param("rNorm"), GP64()), undecided: Load(Param("undecided"), GP64()), panels: Load(Param("panels"), GP64()),
