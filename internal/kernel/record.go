@@ -9,7 +9,7 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// Residuals say what a prediction of the values before a merge, p = RN(out − Σ), gets wrong. The
+// Residuals are the errors of predicting the values before a merge, p = RN(out − Σ). The
 // residual of an element is spec/UNDO.md's z, section 1.
 type Residuals struct {
 	Differs []uint64 // bit e: the residual of element e is not zero
