@@ -260,7 +260,7 @@ func (u *Rescaled) mergeRow(
 	return nil
 }
 
-// denseError returns a bound on what Dense adds to the error of an element of the row in s.
+// denseError returns a bound on the error that Dense adds to an element of the row in s.
 func (u *Rescaled) denseError(s *RescaleScratch) float64 { return 2*u.unit*s.most + s.err }
 
 // asItIs is the quotient 1, for sums that nothing rescales.

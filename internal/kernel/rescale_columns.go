@@ -12,7 +12,7 @@ import (
 // ColumnSquares holds Σ v² over some rows, per group of neighbouring columns.
 type ColumnSquares struct {
 	sums  []double
-	dense float64 // Σ of the squares of what Dense adds to the errors of a row
+	dense float64 // Σ of the squares of the errors that Dense adds to a row
 }
 
 // NewColumnSquares returns the sums of no rows.
@@ -54,7 +54,7 @@ type ColumnReader func(j, n int, yield func(row, j int, w float64)) error
 // an element that double-double cannot decide. Any number of goroutines may use it.
 type ColumnNorms struct {
 	norms []double
-	dense float64 // norm of what Dense adds to the errors of a column
+	dense float64 // norm of the errors that Dense adds to a column
 	read  ColumnReader
 	lock  sync.Mutex
 	exact map[int]*exactGroup
