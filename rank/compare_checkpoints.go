@@ -31,6 +31,17 @@ type CheckpointComparison struct {
 	// the tensors that both have.
 	Norm     float64 `json:"norm"`
 	Relative float64 `json:"relative_norm"`
+	// UnreadA and UnreadB list the quantised weights that cannot be read. Their codes and scales
+	// are compared as tensors.
+	UnreadA []UnreadWeight `json:"unread_a"`
+	UnreadB []UnreadWeight `json:"unread_b"`
+}
+
+// UnreadWeight is a quantised weight that cannot be read, with the reason.
+type UnreadWeight struct {
+	Weight string `json:"weight"`
+	Scheme string `json:"scheme"`
+	Why    string `json:"why"`
 }
 
 // CheckpointTensor compares a tensor of two checkpoints.
@@ -74,7 +85,7 @@ func CompareCheckpoints(ctx context.Context, a, b *checkpoint.Checkpoint, o Comp
 	if len(ambiguous) > 0 {
 		return nil, fault.New(fault.Mismatch, "the tensor names of the two checkpoints match in several ways: %s", strings.Join(ambiguous, "; "))
 	}
-	r := &CheckpointComparison{Tensors: []CheckpointTensor{}, Renamed: how}
+	r := &CheckpointComparison{Tensors: []CheckpointTensor{}, Renamed: how, UnreadA: unreadOf(base), UnreadB: unreadOf(tuned)}
 	of := make(map[string]string, len(names)) // names of A → names of B
 	for theirs, ours := range names {
 		of[ours] = theirs
@@ -111,6 +122,15 @@ func CompareCheckpoints(ctx context.Context, a, b *checkpoint.Checkpoint, o Comp
 		r.Relative = math.Sqrt(squares / all)
 	}
 	return r, nil
+}
+
+// unreadOf lists the quantised weights of a checkpoint that cannot be read.
+func unreadOf(c *inner.Checkpoint) []UnreadWeight {
+	all := []UnreadWeight{}
+	for _, u := range inner.UnreadableOf(c) {
+		all = append(all, UnreadWeight{u.Name, u.Scheme, u.Err.Error()})
+	}
+	return all
 }
 
 // Same reports whether both checkpoints have the same tensors with the same values.

@@ -77,6 +77,11 @@ func (o *diffOptions) showCheckpoints(t *terminal, paths []string, r *rank.Check
 	o.list(t, dtypes, func(x *rank.CheckpointTensor) string {
 		return fmt.Sprintf("the same values, as %s in A and %s in B", x.DTypeA, x.DTypeB)
 	})
+	for _, unread := range [][]rank.UnreadWeight{r.UnreadA, r.UnreadB} {
+		for _, g := range o.group(len(unread), func(i int) (name, key string) { return unread[i].Weight, unread[i].Scheme }) {
+			t.line("cannot be read: %s: %s", g.name, unread[g.first].Why)
+		}
+	}
 	if r.Same() {
 		return
 	}

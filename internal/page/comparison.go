@@ -101,6 +101,9 @@ func Checkpoints(h Head, r *rank.CheckpointComparison) ([]byte, error) {
 	if r.Renamed != "" {
 		p.Notes = append(p.Notes, "The names differ: "+r.Renamed)
 	}
+	for _, u := range slices.Concat(r.UnreadA, r.UnreadB) {
+		p.Notes = append(p.Notes, "Cannot be read: "+u.Why)
+	}
 	for _, x := range r.Tensors {
 		if x.NoSpectrum != "" {
 			p.Notes = append(p.Notes, fmt.Sprintf("%s has no spectrum: %s", x.Tensor, x.NoSpectrum))

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -128,6 +129,9 @@ func (r *OnChange) measure(
 		why := whyNotThin(c)
 		if ref, ok := tuned.Lookup(theirs[c.Name]); why == "" && (!ok || !slices.Equal(ref.Tensor.Shape, c.Shape)) {
 			why = "the second checkpoint has no tensor of this name and shape"
+			if err := checkpoint.Refusal(tuned, cmp.Or(theirs[c.Name], c.Name)); err != nil {
+				why = "the second checkpoint cannot be read there: " + err.Error()
+			}
 		}
 		if why != "" {
 			r.NotMeasured = append(r.NotMeasured, NotMeasured{c.Module, c.Name, why})
