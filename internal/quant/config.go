@@ -26,6 +26,8 @@ type Config struct {
 	Shape   []uint64 // of a layer of HQQ that is stored alone; the caller sets it
 
 	isByGPTQModel bool
+	isInOrder     bool // desc_act is false: the groups of GPTQ are those of consecutive inputs
+	hasExceptions bool // Group does not bind the modules that patterns name (GPTQModel, AutoRound)
 }
 
 // Group says how many bits a code has, and how many elements share a scale; 0 if the configuration
@@ -71,6 +73,7 @@ func ReadConfig(text []byte, model string) (c Config) {
 	if c.Method == "gptq" && string(q.Order) == "true" {
 		c.Needs = append(c.Needs, "g_idx")
 	}
+	c.isInOrder = string(q.Order) == "false"
 	c.readGroups(text)
 	c.addBlock(q.Block)
 	var groups map[string]json.RawMessage
@@ -135,6 +138,8 @@ func (c *Config) readGroups(text []byte) {
 		Version          json.RawMessage `json:"version"`
 		Packing          json.RawMessage `json:"packing_format"`
 		Meta             json.RawMessage `json:"meta"`
+		Dynamic          json.RawMessage `json:"dynamic"`      // of GPTQModel
+		Extra            json.RawMessage `json:"extra_config"` // of AutoRound
 		HQQ              json.RawMessage `json:"quant_config"`
 	}
 	jsontext.Decode(text, &q)
@@ -142,6 +147,11 @@ func (c *Config) readGroups(text []byte) {
 		if c.Format == "" {
 			jsontext.Decode(field, &c.Format)
 		}
+	}
+	for _, field := range []json.RawMessage{q.Dynamic, q.Extra} {
+		var patterns map[string]json.RawMessage
+		jsontext.Decode(field, &patterns)
+		c.hasExceptions = c.hasExceptions || len(patterns) > 0
 	}
 	var meta struct {
 		Quantizer json.RawMessage `json:"quantizer"`

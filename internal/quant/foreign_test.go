@@ -119,6 +119,31 @@ func TestGroupsBeyondTheEndAreRefused(t *testing.T) {
 	}
 }
 
+// TestGroupsOutOfOrderAreRefused: desc_act is false, and g_idx says otherwise. Programs that have
+// kernels for groups in order do not read it.
+func TestGroupsOutOfOrderAreRefused(t *testing.T) {
+	for config, isRefused := range map[string]bool{
+		`{"quant_method":"gptq","desc_act":false,"group_size":4}`:                           true,
+		`{"quant_method":"gptq","desc_act":false}`:                                          true,
+		`{"quant_method":"gptq","desc_act":true,"group_size":4}`:                            false,
+		`{"quant_method":"gptq","group_size":4}`:                                            false,
+		`{"quant_method":"gptq","desc_act":false,"bits":8,"dynamic":{"+:.*x":{"bits":4}}}`:  false,
+		`{"quant_method":"gptq","desc_act":false,"bits":8,"extra_config":{"x":{"bits":4}}}`: false,
+		`{"quant_method":"gptq","desc_act":true,"group_size":4,"dynamic":null,"bits":4}`:    false,
+	} {
+		var s stored
+		s.config = quant.ReadConfig([]byte(config), "")
+		s.add("x.qweight", dtype.I32, words(0x99999999, 0x99999999, 0x99999999, 0x99999999, 0x99999999, 0x99999999, 0x99999999, 0x99999999), 1, 8)
+		s.add("x.qzeros", dtype.I32, words(0x77777777, 0x77777777), 2, 1)
+		s.add("x.scales", dtype.F32, f32s(1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2), 2, 8)
+		s.add("x.g_idx", dtype.I32, words(0, 0, 0, 0, 1, 0, 1, 1), 8)
+		_, err := checkOf(t, &s)
+		if isRefused != (err != nil) || isRefused && !(errors.Is(err, fault.Mismatch) && strings.Contains(err.Error(), "input 5 into group 0, want 1")) {
+			t.Errorf("%s: %v", config, err)
+		}
+	}
+}
+
 // TestTheOrderOfAWQ: output k has the code k in each word, and input i the scale of its group.
 func TestTheOrderOfAWQ(t *testing.T) {
 	var s stored
@@ -254,6 +279,10 @@ func TestForeignPartnersAreRefused(t *testing.T) {
 		{v1, config(`{"quant_method":"gptq","checkpoint_format":"marlin"}`), "marlin"},
 		{v1, config(`{"quant_method":"spqr"}`), "spqr"},
 		{v1, config(`{}`), "config.json"},
+		{v1, config(`{"quant_method":"gptq","bits":8}`), "its codes have 4 bits, want 8"},
+		{v1, config(`{"quant_method":"gptq","bits":4,"group_size":4}`), "its 8 inputs are in 1 group, want 2"},
+		{awq, config(`{"quant_method":"awq","bits":8,"group_size":4}`), "its codes have 4 bits, want 8"},
+		{awq, config(`{"quant_method":"awq","bits":4,"group_size":-1}`), "its 8 inputs are in 2 groups, want 1"},
 		{v1, func(s *stored) {
 			set("x.qzeros", dtype.I32, 1, 3)(s)
 			set("x.scales", dtype.F16, 1, 32)(s)
@@ -263,7 +292,7 @@ func TestForeignPartnersAreRefused(t *testing.T) {
 		{awq, config(`{"quant_method":"awq","version":"marlin"}`), "marlin"},
 		{awq, set("x.qweight", dtype.I16, 8, 2), "gemv_fast"},
 		{awq, set("x.qweight", dtype.I32, 8, 3), "neither"},
-		{awq, set("x.qweight", dtype.I32, 9, 2), "2 groups of 9 inputs"},
+		{awq, set("x.qweight", dtype.I32, 9, 2), "its 9 inputs are in 2 groups, want 3"},
 		{mlx, set("x.biases", dtype.Invalid), "x.biases"},
 		{mlx, set("x.biases", dtype.BF16, 3, 2), "want those of the scales"},
 		{mlx, set("x.scales", dtype.F16, 2, 2), "same rows"},

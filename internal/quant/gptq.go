@@ -96,8 +96,28 @@ func shapeOfWords(f *finder, w *Weight, c *inOut) (kind fault.Kind, problem stri
 	return fault.Mismatch, groupsOfWords(f, w, c)
 }
 
-// groupsOfWords finds which inputs share a scale.
+// groupsOfWords finds which inputs share a scale, and refuses what the configuration contradicts:
+// some programs believe the one, and others the other.
 func groupsOfWords(f *finder, w *Weight, c *inOut) (problem string) {
+	says := f.config.Group
+	if f.config.hasExceptions {
+		says = Group{}
+	}
+	size, want := says.Size, c.groups
+	switch {
+	case size < 0:
+		size, want = c.in, 1
+	case size > 0:
+		want = (c.in + size - 1) / size
+	case c.in%c.groups == 0:
+		size = c.in / c.groups
+	}
+	switch {
+	case says.Bits != 0 && says.Bits != c.bits:
+		return fmt.Sprintf("its codes have %s, want %d as quantization_config says", fault.Count(c.bits, "bit"), says.Bits)
+	case want != c.groups:
+		return fmt.Sprintf("its %d inputs are in %s, want %d for a group_size of %d", c.in, fault.Count(c.groups, "group"), want, says.Size)
+	}
 	if len(w.Parts) > partIndex {
 		if index := f.tensor(w.Parts[partIndex]); index.DType != dtype.I32 || !slices.Equal(index.Shape, []uint64{uint64(c.in)}) {
 			return fmt.Sprintf("g_idx is %v of shape %d, want I32 of shape %d", index.DType, index.Shape, []int64{c.in})
@@ -105,15 +125,13 @@ func groupsOfWords(f *finder, w *Weight, c *inOut) (problem string) {
 		if c.groups > c.in {
 			return fmt.Sprintf("it has %d groups of %d inputs", c.groups, c.in)
 		}
+		if f.config.isInOrder && !f.config.hasExceptions {
+			c.inOrder = size
+		}
 		return ""
 	}
-	switch size := int64(f.config.Group.Size); {
-	case size > 0 && (c.in+size-1)/size == c.groups:
-		c.group = size
-	case c.in%c.groups == 0 && size <= 0:
-		c.group = c.in / c.groups
-	default:
-		return fmt.Sprintf("it has %d groups of %d inputs, want %d for a group_size of %d", c.groups, c.in, (c.in+max(size, 1)-1)/max(size, 1), size)
+	if c.group = size; size == 0 {
+		return fmt.Sprintf("its %d inputs are in %d groups, and no group_size tells which belong to each", c.in, c.groups)
 	}
 	return ""
 }

@@ -21,6 +21,7 @@ type inOut struct {
 	bits            int64 // of a code: 2, 4 or 8
 	scales          dtype.Type
 	group           int64 // inputs of a group, 0 if there is an index
+	inOrder         int64 // inputs of a group that the index must not contradict, 0 for any index
 	zeros           zeroRule
 	order           *[8]uint8 // of AWQ: the outputs of the codes of a word; GPTQ's are inputs, in order
 }
@@ -149,6 +150,9 @@ func (t *strip) readIndex(ctx context.Context) error {
 		g := int32(binary.LittleEndian.Uint32(raw[4*i:]))
 		if g < 0 || int64(g) >= w.groups {
 			return fault.New(fault.Corrupt, "%q is stored as GPTQ, and its g_idx puts input %d into group %d, want 0 to %d", w.name, t.from+int64(i), g, w.groups-1).WithHint(Hint)
+		}
+		if at := t.from + int64(i); w.inOrder > 0 && int64(g) != at/w.inOrder {
+			return fault.New(fault.Mismatch, "%q is stored as GPTQ, and its g_idx puts input %d into group %d, want %d, since desc_act is false", w.name, at, g, at/w.inOrder).WithHint(Hint)
 		}
 		t.index[i], first, last = g, min(first, g), max(last, g)
 	}

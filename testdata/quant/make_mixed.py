@@ -111,7 +111,7 @@ def gptq():
     from gptqmodel.utils.model import convert_gptq_v2_to_v1_format_module
 
     for name, to_v1 in (("gptq_mixed", True), ("gptq_v2_mixed", False)):
-        tensors, truths, borrows = {}, {}, 0
+        tensors, truths, borrows, dynamic = {}, {}, 0, {}
         cases = [(4, 32, 96, 64, False), (8, 32, 128, 32, True), (2, 64, 64, 96, False), (4, 32, 32, 32, True), (8, -1, 64, 32, False)]
         for seed, (bits, size, cols, rows, act) in enumerate(cases):
             g = cols if size < 0 else size
@@ -139,10 +139,12 @@ def gptq():
                 borrows += int((zero == 0).sum())
                 q = convert_gptq_v2_to_v1_format_module(q, quantize_config=type("C", (), {"bits": bits, "pack_dtype": torch.int32})()) or q
             module = f"model.layers.0.m{seed}"
+            if (bits, size) != (4, 32):
+                dynamic[f"+:.*\\.m{seed}$"] = {"bits": bits, "group_size": size}
             tensors |= {f"{module}.{n}": getattr(q, n) for n in ("qweight", "qzeros", "scales", "g_idx")}
             truths[f"{module}.weight"] = truth(exact.tolist(), (rows, cols)) | {"library": {"F16": hashlib.sha256((ref.contiguous() + 0).view(torch.uint8).numpy().tobytes()).hexdigest()}}
         assert borrows or not to_v1
-        config = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "checkpoint_format": "gptq" if to_v1 else "gptq_v2", "dynamic": None,
+        config = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "checkpoint_format": "gptq" if to_v1 else "gptq_v2", "dynamic": dynamic,
                   "meta": {"quantizer": [f"gptqmodel:{gptqmodel.__version__}"]}}
         write(name, tensors, {"model_type": "llama", "torch_dtype": "float16", "quantization_config": config}, truths, f"gptqmodel {gptqmodel.__version__}, torch {torch.__version__}, TorchLinear.pack_original")
 
