@@ -130,6 +130,7 @@ const perByte = 0x1.020408p-7
 func (f *finder) bitsandbytes8(t *Tensor) error {
 	module, ok := strings.CutSuffix(t.Name, ".SCB")
 	if !ok {
+		refuseWithoutSCB(f, t)
 		return nil
 	}
 	w := Weight{Name: module + ".weight", Scheme: "INT8 of bitsandbytes", Parts: []string{module + ".weight", t.Name}, DType: f.config.dtypeOf(nil)}
@@ -157,6 +158,18 @@ func (f *finder) bitsandbytes8(t *Tensor) error {
 	}
 	f.add(w)
 	return nil
+}
+
+// refuseWithoutSCB refuses codes of INT8 whose scales are missing.
+func refuseWithoutSCB(f *finder, t *Tensor) {
+	module, ok := strings.CutSuffix(t.Name, ".weight")
+	if !ok || t.DType != dtype.I8 || f.tensor(module+".SCB") != nil {
+		return
+	}
+	w := Weight{Name: t.Name, Scheme: "INT8 of bitsandbytes", Parts: append([]string{t.Name}, f.has(module+".weight_format")...)}
+	if len(w.Parts) > 1 || f.config.Method == "bitsandbytes" {
+		f.refuse(w, fault.Mismatch, "%q is stored as %s, and its scales %q are missing", t.Name, w.Scheme, module+".SCB")
+	}
 }
 
 // isInRows reads weight_format, if there is one, and refuses a weight in another order than rows.

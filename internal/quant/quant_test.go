@@ -512,6 +512,14 @@ func TestWrongPartnersAreRefused(t *testing.T) {
 			s.add("x.weight_scales", dtype.U8, nil, 1, 2, 2)
 		}, fault.Mismatch, "[1 2 3]"},
 		{"SCB alone", func(s *stored) { s.add("x.SCB", dtype.F32, nil, 3) }, fault.Mismatch, "missing"},
+		{"no SCB", func(s *stored) {
+			s.add("x.weight", dtype.I8, nil, 4, 4)
+			s.add("x.weight_format", dtype.U8, nil)
+		}, fault.Mismatch, `INT8 of bitsandbytes, and its scales "x.SCB" are missing`},
+		{"neither SCB nor its format", func(s *stored) {
+			s.config = quant.ReadConfig([]byte(`{"quant_method":"bitsandbytes","load_in_8bit":true}`), "")
+			s.add("x.weight", dtype.I8, nil, 4, 4)
+		}, fault.Mismatch, `INT8 of bitsandbytes, and its scales "x.SCB" are missing`},
 		{"SCB of another length", func(s *stored) {
 			s.add("x.weight", dtype.I8, nil, 4, 4)
 			s.add("x.SCB", dtype.F32, nil, 3)
