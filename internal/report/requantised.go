@@ -431,9 +431,20 @@ func (q *requantiser) left(ctx context.Context, w []float64, at int64, n int) ([
 	dtype.Widen64(q.was, dtype.F64, q.raw)
 	q.encoding.Nearest(q.sum, q.sum, q.was)
 	for i := range q.sum {
-		q.sum[i] -= w[i]
+		q.sum[i] = moved(w[i], q.sum[i])
 	}
 	return q.sum, nil
+}
+
+// moved returns to − from, two values of codes, or 0 if they are one that was rounded in two ways:
+// that of NVFP4 in compressed-tensors, whose scale is a quotient, by up to 2⁻⁵³ each for the
+// quotient and the product. Values of different codes differ by more than an eighth.
+func moved(from, to float64) float64 {
+	d := to - from
+	if math.Abs(d) <= 0x1p-51*math.Abs(from) {
+		return 0
+	}
+	return d
 }
 
 // quantise writes the values of n rows after a quantisation with fresh scales. A program reads them

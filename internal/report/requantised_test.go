@@ -6,10 +6,13 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/convert"
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/quant"
 	"github.com/loratool/loratool/internal/rectangle"
+	"github.com/loratool/loratool/internal/testkit"
 	"github.com/loratool/loratool/merge"
 )
 
@@ -171,6 +174,32 @@ func TestStoredScalesAreKept(t *testing.T) {
 	}
 	if n < 4 {
 		t.Errorf("%d layers were compared, want 4 or more", n)
+	}
+}
+
+// TestNothingMovesWhereNoCodeDoes: of a tiny ΔW nothing is left, not some share that is rounding.
+func TestNothingMovesWhereNoCodeDoes(t *testing.T) {
+	for _, base := range []string{"ct_nvfp4", "modelopt_nvfp4"} {
+		b := format.NewBuilder("made up")
+		tiny := func(shape ...uint64) format.Data {
+			values := make([]float64, shape[0]*shape[1])
+			for i := range values {
+				values[i] = 1e-4 * math.Sin(float64(i))
+			}
+			return format.Bytes(dtype.F32, testkit.Values("", dtype.F32, shape, values...).Data, shape...)
+		}
+		b.Linear("m", 2, 1, tiny(2, 256), tiny(64, 2))
+		src, err := b.Source()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := CompareBase(t.Context(), src, "../../testdata/quant/"+base, BaseOptions{Name: "a", As: quant.NVFP4})
+		if err != nil || !got.Fits {
+			t.Fatalf("%+v, error %v", got, err)
+		}
+		if r := got.Requantised; r.Kept != 0 || r.Error != 1 {
+			t.Errorf("%s: kept %v with the error %v, want 0 and 1", base, r.Kept, r.Error)
+		}
 	}
 }
 
