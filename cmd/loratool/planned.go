@@ -24,7 +24,7 @@ type planOptions struct {
 	dequantise                     bool
 }
 
-// baseAsOptions are the flags that say as what a merge takes the base.
+// baseAsOptions are the flags for the values that a merge takes as those of the base.
 type baseAsOptions struct{ baseAs, baseAsSkip string }
 
 func (o *planOptions) planFlags() []cli.Flag {

@@ -27,7 +27,7 @@ type Stamp struct {
 	BaseAsSkip []string `json:"base_as_skip,omitzero"`
 }
 
-// OnBase says after the name of an adapter what the merge made of the base, "" if nothing.
+// OnBase names the BaseAs of the merge, for texts after the name of an adapter; "" if it had none.
 func (s *Stamp) OnBase() string {
 	if s.BaseAs == "" {
 		return ""

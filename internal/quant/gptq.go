@@ -53,8 +53,8 @@ func isEmbedding(module string) bool {
 // maxGroups bounds the groups of a weight: a row of it needs the scales of all.
 const maxGroups = 1 << 20
 
-// shapeOfWords compares the shapes of the tensors, and fills what they tell. problem is a clause,
-// "" for none.
+// shapeOfWords compares the shapes of the tensors, and fills the fields that follow. problem is a
+// clause, "" for none.
 func shapeOfWords(f *finder, w *Weight, c *inOut) (kind fault.Kind, problem string) {
 	words, zeros, scales := f.tensor(w.Parts[partWords]), f.tensor(w.Parts[partZeros]), f.tensor(w.Parts[partGroupScales])
 	switch {
@@ -96,8 +96,8 @@ func shapeOfWords(f *finder, w *Weight, c *inOut) (kind fault.Kind, problem stri
 	return fault.Mismatch, groupsOfWords(f, w, c)
 }
 
-// groupsOfWords finds which inputs share a scale, and refuses what the configuration contradicts:
-// some programs believe the one, and others the other.
+// groupsOfWords finds which inputs share a scale, and refuses a weight that contradicts the
+// configuration: some programs believe the one, and others the other.
 func groupsOfWords(f *finder, w *Weight, c *inOut) (problem string) {
 	says := f.config.Group
 	if f.config.hasExceptions {

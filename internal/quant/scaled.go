@@ -105,8 +105,8 @@ type window struct {
 	b             *buffers
 }
 
-// read reads what belongs to the elements from (row, col) to (last, lastCol). Rows count on through
-// all matrices.
+// read reads the codes and scales of the elements from (row, col) to (last, lastCol). Rows count on
+// through all matrices.
 func (s *scaled) read(ctx context.Context, row, col, last, lastCol int64, parts Parts, b *buffers) (w window, err error) {
 	w = window{scaled: s, b: b, first: row*s.codes.rowBytes + s.codes.byteOf(col), matrix: row / s.rows}
 	w.codes = b.codesOf(last*s.codes.rowBytes + s.codes.endOf(lastCol) - w.first)

@@ -271,7 +271,7 @@ func (r *OnBase) measure(
 	return err
 }
 
-// requantise adds what a quantisation leaves of each layer.
+// requantise adds the rest of ΔW that a quantisation leaves of each layer.
 func (r *OnBase) requantise(
 	ctx context.Context, view *checkpoint.Checkpoint, thin [][]*rectangle.Rectangle, layers [][]LayerOnBase, o *BaseOptions,
 ) error {

@@ -34,7 +34,7 @@ type Requantised struct {
 	KeptWith merge.Figure `json:"kept_with"`
 }
 
-// Survival is what requantisation leaves of the ΔW of a layer.
+// Survival is the part of the ΔW of a layer that requantisation leaves.
 type Survival struct {
 	Norm   float64      `json:"norm"`   // ‖ΔW‖
 	Kept   merge.Figure `json:"kept"`   // ⟨ΔŴ, ΔW⟩/‖ΔW‖²
@@ -150,7 +150,7 @@ func requantise(
 	return r, nil
 }
 
-// summarise adds up what is left in tensors, and chooses those to keep in 16 bits.
+// summarise adds up the rest of ΔW in tensors, and chooses those to keep in 16 bits.
 func summarise(as quant.Encoding, names []string, sums []survival) *Requantised {
 	r := &Requantised{As: as.String(), In16Bits: []string{}, Aim: aimed}
 	var total survival
@@ -254,7 +254,7 @@ func (q *requantiser) open(rects []*rectangle.Rectangle) (why string) {
 	return ""
 }
 
-// measure adds up what is left of ΔW, in each rectangle and in all.
+// measure adds up the rest of ΔW, in each rectangle and in all.
 func (q *requantiser) measure(
 	ctx context.Context, rects []*rectangle.Rectangle,
 ) (left []*Survival, total survival, err error) {
@@ -286,7 +286,7 @@ func (q *requantiser) measure(
 	return left, total, nil
 }
 
-// part is a rectangle of a band, with what is left of its ΔW.
+// part is a rectangle of a band, with the rest of its ΔW.
 type part struct {
 	*rectangle.Rectangle
 	at      int // among the rectangles of the tensor
