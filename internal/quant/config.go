@@ -151,7 +151,9 @@ func (c *Config) readGroups(text []byte) {
 	for _, field := range []json.RawMessage{q.Dynamic, q.Extra} {
 		var patterns map[string]json.RawMessage
 		jsontext.Decode(field, &patterns)
-		c.hasExceptions = c.hasExceptions || len(patterns) > 0
+		for pattern := range patterns { // GPTQModel leaves the modules of "-:…" plain
+			c.hasExceptions = c.hasExceptions || !strings.HasPrefix(pattern, "-:")
+		}
 	}
 	var meta struct {
 		Quantizer json.RawMessage `json:"quantizer"`

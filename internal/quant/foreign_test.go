@@ -126,6 +126,7 @@ func TestGroupsOutOfOrderAreRefused(t *testing.T) {
 		`{"quant_method":"gptq","desc_act":false,"group_size":4}`:                           true,
 		`{"quant_method":"gptq","desc_act":false}`:                                          true,
 		`{"quant_method":"gptq","desc_act":true,"group_size":4}`:                            false,
+		`{"quant_method":"gptq","desc_act":false,"dynamic":{"-:.*lm_head":{}}}`:             true,
 		`{"quant_method":"gptq","group_size":4}`:                                            false,
 		`{"quant_method":"gptq","desc_act":false,"bits":8,"dynamic":{"+:.*x":{"bits":4}}}`:  false,
 		`{"quant_method":"gptq","desc_act":false,"bits":8,"extra_config":{"x":{"bits":4}}}`: false,
