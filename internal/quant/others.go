@@ -17,6 +17,7 @@ type other struct {
 	// two; Invalid is any.
 	with   string
 	dtypes [2]dtype.Type
+	why    string // a clause after the name, "" for none
 }
 
 // otherSchemes are tried in this order.
@@ -32,7 +33,7 @@ var otherSchemes = []other{
 	{mark: ".weight_packed", scheme: "Marlin of compressed-tensors", with: ".scale_packed"},
 	{mark: ".weight.bitmask", scheme: "sparse weights of compressed-tensors"},
 	{mark: ".weight", scheme: "INT4 of ModelOpt", with: ".weight_scale", dtypes: [2]dtype.Type{0: dtype.U8}},
-	{mark: ".weight", scheme: "EETQ", with: ".weight_scales", dtypes: [2]dtype.Type{0: dtype.I8}},
+	{mark: ".weight", scheme: "EETQ", with: ".weight_scales", dtypes: [2]dtype.Type{0: dtype.I8}, why: ", whose codes its kernels have put in the order of a graphics processor"},
 	{mark: "._weight_qdata", scheme: "torchao"},
 	{mark: ".weight_qdata", scheme: "torchao"},
 	{mark: ".weight._data", scheme: "Quanto"},
@@ -57,7 +58,7 @@ func (f *finder) others(t *Tensor) error {
 				w.Parts = append(w.Parts, t.Name)
 			}
 		}
-		f.refuse(w, fault.Unsupported, "%q is stored as %s, which this version does not read", w.Name, o.scheme)
+		f.refuse(w, fault.Unsupported, "%q is stored as %s%s, which this version does not read", w.Name, o.scheme, o.why)
 		return nil
 	}
 	return nil
