@@ -1,6 +1,7 @@
 package quant
 
 import (
+	"context"
 	"slices"
 	"strings"
 
@@ -72,6 +73,70 @@ func addNVFP4(f *finder, w Weight, divides bool) {
 		table: e2m1[:], codes: dense(4, int64(cols)), rows: int64(rows), cols: int64(cols),
 		scales: blocks(dtype.F8E4M3, int64(rows), int64(cols), 1, int64(size)), whole: whole{2, divides},
 	}))
+}
+
+// findModelOptExperts recognises the experts of Llama 4 and gpt-oss in NVFP4 of ModelOpt. The model
+// has them as in×out, in a stack; ModelOpt quantises them out×in, and stores the codes and scales
+// transposed, under the names of the parameters.
+func findModelOptExperts(f *finder, t *Tensor) error {
+	scale, second := f.tensor(t.Name+"_weight_scale"), f.tensor(t.Name+"_weight_scale_2")
+	if t.DType != dtype.U8 || len(t.Shape) != 3 || scale == nil || second == nil {
+		return nil
+	}
+	w := Weight{
+		Name: t.Name, Scheme: "NVFP4 of ModelOpt", Parts: []string{t.Name, scale.Name, second.Name}, Beside: f.has(t.Name + "_input_scale"), DType: f.config.dtypeOf(nil),
+	}
+	experts, in, out := t.Shape[0], 2*t.Shape[1], t.Shape[2]
+	n, _ := dtype.NElements(second.Shape)
+	switch {
+	case slices.Contains(t.Shape, 0) || in > 1<<40 || out > 1<<40:
+		f.refuse(w, fault.Mismatch, "%q is stored as NVFP4 with codes of shape %d, want [experts, inputs/2, outputs]", w.Name, t.Shape)
+	case in%groupNV != 0 || !f.is(scale.Name, dtype.F8E4M3, experts, in/groupNV, out):
+		f.refuse(w, fault.Mismatch, "%q is stored as NVFP4 with codes of shape %d and scales of %v and shape %d, want F8_E4M3 and %d",
+			w.Name, t.Shape, scale.DType, scale.Shape, []uint64{experts, above(in, groupNV), out})
+	case second.DType != dtype.F32 || n != 1 && n != experts:
+		f.refuse(w, fault.Mismatch, "%q has %v of shape %d, want one number of F32, or one for each expert", second.Name, second.DType, second.Shape)
+	default:
+		w.Shape = []uint64{experts, in, out}
+		f.add(w.with(&pairedRows{in: int64(in), out: int64(out), perScale: int64(in * out * experts / n)}))
+	}
+	return nil
+}
+
+// pairedRows is a stack of in×out matrices of FP4. A byte has the codes of two rows that follow
+// each other, the first one in its low half:
+//
+//	w[e][i][o] = q[e][i][o] · s[e][i/16][o] · s₂
+//
+// Part 0 holds the codes, part 1 the scales, and part 2 a second scale for so many elements.
+type pairedRows struct{ in, out, perScale int64 }
+
+// Decode implements Codec.
+func (p *pairedRows) Decode(ctx context.Context, dst []float64, at int64, parts Parts) error {
+	b := takeBuffers()
+	defer b.giveBack()
+	for len(dst) > 0 {
+		row, col := at/p.out, at%p.out // row counts on through all matrices
+		n := min(int64(len(dst)), p.out-col, pieceElements)
+		codes, scales := b.codesOf(n), b.scalesOf(n+4)
+		if err := parts.ReadPart(ctx, codes, 0, row/2*p.out+col); err != nil {
+			return err
+		}
+		if err := parts.ReadPart(ctx, scales[:n], 1, row/groupNV*p.out+col); err != nil {
+			return err
+		}
+		if err := parts.ReadPart(ctx, scales[n:], 2, at/p.perScale*4); err != nil {
+			return err
+		}
+		values := b.valuesOf(n)
+		widen(values, dtype.F8E4M3, scales[:n])
+		second, shift := dtype.Load(dtype.F32, scales[n:], 0), row%2*4
+		for i, s := range values {
+			dst[i] = e2m1[codes[i]>>shift&15] * s * second
+		}
+		dst, at = dst[n:], at+n
+	}
+	return nil
 }
 
 // addMicroscaling adds a weight of FP4 or FP6 with powers of two for 32 elements of a row. The

@@ -166,7 +166,7 @@ func TestValuesAreThoseOfTheLibraries(t *testing.T) {
 		"hqq_4b_g64_axis1": "HQQ in 4 bits F32", "mlx_affine_4b_g64_bfloat16": "MLX in 4 bits and groups of 64 BF16",
 		"mlx_affine_8b_g64_float32": "MLX in 8 bits and groups of 64 F32", "mlx_mxfp4": "MXFP4 BF16",
 		"bnb_nf4_plain_float16_96x128": "NF4 of bitsandbytes F16", "bnb_fp4_dq_float32_96x128": "FP4 of bitsandbytes with double quantisation F32",
-		"ct_nvfp4": "NVFP4 of compressed-tensors BF16", "modelopt_nvfp4": "NVFP4 of ModelOpt BF16", "ct_mxfp4": "MXFP4 BF16", "ct_mxfp6": "MXFP6 BF16",
+		"ct_nvfp4": "NVFP4 of compressed-tensors BF16", "modelopt_nvfp4": "NVFP4 of ModelOpt BF16", "modelopt_nvfp4_experts": "NVFP4 of ModelOpt BF16", "ct_mxfp4": "MXFP4 BF16", "ct_mxfp6": "MXFP6 BF16",
 		"ct_w4_sym_g128": "INT4 of compressed-tensors BF16", "ct_w4_asym_g32": "INT4 of compressed-tensors with zero points BF16",
 		"ct_w3_sym_g128": "INT3 of compressed-tensors BF16", "ct_w8_sym_g128": "INT8 of compressed-tensors BF16",
 		"ct_w4_asym_channel_37x45": "INT4 of compressed-tensors with zero points BF16",

@@ -32,7 +32,7 @@ func Recognise(tensors []Tensor, c Config, read func(name string) ([]byte, error
 // schemes are asked about every tensor that none before them has claimed.
 var schemes = []func(*finder, *Tensor) error{
 	(*finder).bitsandbytes4, (*finder).bitsandbytes8, (*finder).gptOSS, (*finder).deepSeekV4,
-	findPacked, findBytes, findModelOpt, findTorchAO, findQuanto,
+	findPacked, findBytes, findModelOpt, findModelOptExperts, findTorchAO, findQuanto,
 	findGPTQ, findMLX, findHQQ,
 	(*finder).others, (*finder).fp8, (*finder).leftovers,
 }
