@@ -89,13 +89,11 @@ func (d *decoding) settle(ctx context.Context, p *planner) error {
 		t.ref, _ = p.base.Lookup(t.Name)
 	}
 	for name := range wanted {
-		t := p.targets[present(p, name)]
-		if t == nil || t.Replace != nil {
-			continue
-		}
-		ref, _ := d.exact.Lookup(name)
-		if n := ref.Tensor.Elements(); n == t.ref.Tensor.Elements() { // a grown weight has zeros at its end
-			t.exact = ref.Tensor
+		d.setExact(p, name, present(p, name))
+	}
+	for _, e := range p.shaped.Edits {
+		for _, t := range e.Tensors {
+			d.setExact(p, t.From, t.Name) // an untied head
 		}
 	}
 	if len(wanted) == 0 {
@@ -132,7 +130,7 @@ func (d *decoding) warn(p *planner) {
 	}
 	changed := 0
 	for name := range d.as {
-		if p.targets[present(p, name)] != nil {
+		if p.targets[present(p, name)] != nil || feeds(p, name) {
 			changed++
 		}
 	}
@@ -174,6 +172,16 @@ func (d *decoding) warnTwice(p *planner) {
 			p.warn("%s of the base %s the exact values of the codes; %s rounds them twice, so training saw values that can differ from these in the last bit",
 				fault.Count(n, "weight"), fault.Choose(n, "has", "have"), library)
 		}
+	}
+}
+
+// setExact gives the target of a tensor that holds the values of a decoded weight those values as
+// they are, so that the sum alone is rounded. A grown weight has zeros at its end, and is not such.
+func (d *decoding) setExact(p *planner, weight, tensor string) {
+	ref, ok := d.exact.Lookup(weight)
+	t := p.targets[tensor]
+	if _, isDecoded := d.as[weight]; ok && isDecoded && t != nil && t.Replace == nil && ref.Tensor.Elements() == t.ref.Tensor.Elements() {
+		t.exact = ref.Tensor
 	}
 }
 

@@ -120,7 +120,10 @@ func TestSaysWhyGGUFBaseDoesNotFit(t *testing.T) {
 		{base: "plain", adapter: "mixtral/peft", want: "lacks 9 of the 13 tensors", hint: "another base"},
 		{base: "plain", adapter: "plain/peft", from: "llama", to: "newer", want: `architecture "newer"`, hint: "known are llama"},
 		{base: "plain", adapter: "plain/peft", from: "head_count\x04", to: "head_many_\x04", want: "no key of the base", hint: "llama.attention.head_count"},
-		{base: "tied", adapter: "plain/peft", want: "has tied", hint: "Options.Tied=fold makes the change to both ends; a head of its own needs"},
+		{base: "tied", adapter: "plain/peft", want: "has tied", hint: "Options.Tied=untie makes the head a tensor of its own"},
+		{base: "tied", adapter: "plain/peft", from: "\x05\x00\x00\x00\x00\x00\x00\x00llama", to: "\x05\x00\x00\x00\x00\x00\x00\x00gemma",
+			o: merge.Options{Reading: merge.Reading{Tied: merge.Untie}}, want: "is always the embedding in llama.cpp", hint: "Options.Tied=fold"},
+		{base: "plain", adapter: "mixtral/peft", o: merge.Options{AddTensors: true}, want: "lacks 9 of the 13 tensors", hint: "another base"},
 		{base: "plain", adapter: "plain/peft", o: merge.Options{BaseAs: "nf4"}, want: "Options.BaseAs is for the checkpoint for transformers", hint: "merge into that"},
 	} {
 		base, err := os.ReadFile(ggufBases + c.base + "/base.gguf")

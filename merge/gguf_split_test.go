@@ -2,6 +2,8 @@ package merge_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"io"
 	"maps"
 	"os"
@@ -85,7 +87,7 @@ func TestUndoOfSplitGGUF(t *testing.T) {
 
 // TestSplitGGUFHasNoFileForOutput: the message says why.
 func TestSplitGGUFHasNoFileForOutput(t *testing.T) {
-	plan := planSplit(t, "base-00001-of-00004.gguf", "split-plain", "peft", nil)
+	plan := planSplit(t, "base-00001-of-00004.gguf", "split-plain", "peft", merge.Options{})
 	defer plan.Close()
 	err := plan.CheckOutput(filepath.Join(t.TempDir(), "out.gguf"))
 	if err == nil || !strings.Contains(err.Error(), "the base is in several files") {
@@ -93,11 +95,55 @@ func TestSplitGGUFHasNoFileForOutput(t *testing.T) {
 	}
 }
 
+// TestUntiesGGUF: the head becomes output.weight, in the part of the embedding, with the exact sum,
+// and all parts say that there is one tensor more. The embedding has its exact values, as F16. The
+// adapter of llama.cpp gives the same.
+func TestUntiesGGUF(t *testing.T) {
+	const name = "untied"
+	base := joined(t, splitParts(t, ggufBases+name))
+	old, err := gguf.Read(t.Context(), bytes.NewReader(base), int64(len(base)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, adapter := range []string{"peft", "adapter.gguf"} {
+		o := merge.Options{Reading: merge.Reading{Tied: merge.Untie}}
+		plan := planSplit(t, "base-00001-of-00003.gguf", name, adapter, o)
+		var out output.Memory
+		_, err := plan.RunTo(t.Context(), &out)
+		plan.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole := joined(t, out.Files())
+		file, err := gguf.Read(t.Context(), bytes.NewReader(whole), int64(len(whole)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		expected := expectedGGUF(t, name)
+		for i := range file.Tensors {
+			x := &file.Tensors[i]
+			want, changes := expected[x.Name]
+			sum := sha256.Sum256(whole[x.Off:][:x.Size])
+			if changes && (x.Type.String() != want[0] || hex.EncodeToString(sum[:]) != want[1]) {
+				t.Errorf("%s: %s as %v is not the exact sum", adapter, x.Name, x.Type)
+			}
+			delete(expected, x.Name)
+		}
+		count, _ := file.Value("split.tensors.count")
+		if n, _ := count.Uint(); len(file.Tensors) != len(old.Tensors)+1 || n != uint64(len(file.Tensors)) || len(expected) > 0 {
+			t.Errorf("%s: %d tensors of %v, before %d; missing %v", adapter, len(file.Tensors), count, len(old.Tensors), expected)
+		}
+		if slices.ContainsFunc(plan.Warnings(), func(w string) bool { return strings.Contains(w, "config.json") }) {
+			t.Errorf("warnings %q", plan.Warnings())
+		}
+	}
+}
+
 // mergedSplit merges into the base of a directory, opened by a part, or whole. It returns the
 // files.
 func mergedSplit(t *testing.T, part, name, adapter string, undo io.Writer) map[string][]byte {
 	t.Helper()
-	plan := planSplit(t, part, name, adapter, undo)
+	plan := planSplit(t, part, name, adapter, merge.Options{Undo: undo})
 	defer plan.Close()
 	var out output.Memory
 	if _, err := plan.RunTo(t.Context(), &out); err != nil {
@@ -106,7 +152,7 @@ func mergedSplit(t *testing.T, part, name, adapter string, undo io.Writer) map[s
 	return out.Files()
 }
 
-func planSplit(t *testing.T, part, name, adapter string, undo io.Writer) *merge.Plan {
+func planSplit(t *testing.T, part, name, adapter string, o merge.Options) *merge.Plan {
 	t.Helper()
 	path := filepath.Join(ggufBases+name, part)
 	if part == "" {
@@ -118,7 +164,7 @@ func planSplit(t *testing.T, part, name, adapter string, undo io.Writer) *merge.
 		}
 	}
 	a := merge.Adapter{Source: opened(t, filepath.Join(ggufBases+name, adapter)), Name: adapter, Weight: 1}
-	plan, err := merge.Open(t.Context(), path, []merge.Adapter{a}, merge.Options{Undo: undo})
+	plan, err := merge.Open(t.Context(), path, []merge.Adapter{a}, o)
 	if err != nil {
 		t.Fatal(err)
 	}

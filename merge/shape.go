@@ -28,8 +28,8 @@ func (p *planner) shape(adapters *resolve.Checked, allowed resolve.Shaping) erro
 		return fault.New(fault.Unsupported, "an undo record cannot hold tensors that a merge adds or reshapes, such as %s", fault.List(added, 3)).
 			WithHint("merge without Options.Undo, and keep the base")
 	}
-	if p.base.Config.Architecture != "" && len(s.Edits) > 0 {
-		return fault.New(fault.Unsupported, "the base is a GGUF file, and this version adds, unties or grows tensors of other checkpoints only").In(p.base.Path).
+	if p.base.Config.Architecture != "" && slices.ContainsFunc(s.Edits, isMoreThanUntying) {
+		return fault.New(fault.Unsupported, "the base is a GGUF file, and this version adds or grows tensors of other checkpoints only").In(p.base.Path).
 			WithHint("merge into the checkpoint for transformers, and convert the merged one with llama.cpp")
 	}
 	p.shaped, p.effects = s, append(p.effects, s.Notes...)
@@ -41,6 +41,11 @@ func (p *planner) shape(adapters *resolve.Checked, allowed resolve.Shaping) erro
 	}
 	p.names, p.base = s.Base, base
 	return p.editIndex(len(p.shaped.Renamed) > 0)
+}
+
+// isMoreThanUntying reports whether an edit does more than give a tensor a second name.
+func isMoreThanUntying(e resolve.Edit) bool {
+	return e.Rename != nil || slices.ContainsFunc(e.Tensors, func(t resolve.NewTensor) bool { return t.Zeros != nil || t.Rows > 0 })
 }
 
 // editIndex adds the new tensors to the shard index and corrects its sizes. It writes the list of

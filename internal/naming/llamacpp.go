@@ -274,6 +274,11 @@ func isStack(tensor string) bool { return strings.HasSuffix(tensor, "_exps.weigh
 // the dimensions exchanged, and gate and up of gpt-oss in one tensor.
 func (m *LlamaCpp) Reshapes() bool { return m.Name == "gpt2" || m.Name == "gpt-oss" }
 
+// HasHead reports whether llama.cpp loads a head of its own, output.weight, if the file has one.
+func (m *LlamaCpp) HasHead() bool {
+	return !slices.Contains([]string{"gemma", "gemma2", "command-r", "cohere2"}, m.Name)
+}
+
 // ExpertModule returns the module of expert e of a stack that Translate calls module.
 func ExpertModule(module string, e int) string {
 	at := strings.LastIndex(module, ".")

@@ -25,7 +25,7 @@ func (r *resolver) explainMissing(wanted, missing []string) error {
 		renamed := naming.Module(r.mapping.Renamed(name))
 		if e := r.ends(); e.Tied && e.Why == "" && e.Head == "" &&
 			(naming.IsHead(module) || r.mapping.Renamed(name) == r.adapterHead(e.Embedding)) {
-			return tiedError(name, r.base)
+			return tiedError(name)
 		}
 		if strings.HasSuffix(name, ".bias") && r.names.Has(renamed+".weight") {
 			return noBias(r, module)

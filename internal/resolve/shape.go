@@ -65,9 +65,11 @@ func (s *shaper) edit(e Edit) {
 // configure changes config.json, or notes the values to set if there is none to change.
 func (s *shaper) configure(edit func(text config.Text) config.Text, otherwise string) {
 	after := *s.Base
-	if s.ConfigText == nil {
+	switch {
+	case s.ConfigText == nil && s.isGGUF(): // the keys do not say
+	case s.ConfigText == nil:
 		s.notes.add("%s", otherwise)
-	} else {
+	default:
 		after.ConfigText = edit(s.ConfigText)
 	}
 	s.Base = &after
@@ -95,6 +97,10 @@ func (s *shaper) untie() error {
 	name := head
 	if actual := sheet.names.Actual(head); actual != "" {
 		name = actual
+	} else if s.isGGUF() {
+		if name, err = s.headOfGGUF(head); err != nil {
+			return err
+		}
 	}
 	s.edit(Edit{Tensors: []NewTensor{{Name: name, From: sheet.names.Actual(embedding)}}})
 	no := false
@@ -102,6 +108,20 @@ func (s *shaper) untie() error {
 	s.notes.add("the output head %q becomes a tensor of its own", name)
 	s.configure(config.Text.Untie, "set tie_word_embeddings to false in the model's config.json")
 	return nil
+}
+
+// headOfGGUF returns the name of an untied head in a GGUF file.
+func (s *shaper) headOfGGUF(head string) (string, error) {
+	m := naming.LlamaCppNamed(s.Config.Architecture)
+	if m == nil || !m.HasHead() {
+		return "", fault.New(fault.Unsupported, "the head of the architecture %q is always the embedding in llama.cpp, or this version does not know its name", s.Config.Architecture).In(s.Path).
+			WithHint("set Options.Tied=fold, if the change is meant for both ends")
+	}
+	name, ok := m.Tensor(naming.Module(head))
+	if !ok {
+		return "", fault.New(fault.Unsupported, "the name of %q in llama.cpp is not known here", head).In(s.Path)
+	}
+	return name, nil
 }
 
 // grow gives the embedding and the head as many rows as an adapter saves for them.

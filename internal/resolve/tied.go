@@ -122,7 +122,7 @@ func (r tied) check(name string) error {
 	case !e.Tied, !isEmbedding && !isHead, isEmbedding && r.meansBothEnds(name):
 		return nil
 	case e.Why == "":
-		return tiedError(name, r.base)
+		return tiedError(name)
 	case isEmbedding:
 		r.notes.add("the adapter changes %q, and the output head may be tied to it and change as well: %s", name, e.Why)
 	}
@@ -151,13 +151,9 @@ func (r tied) meansBothEnds(embedding string) bool {
 	return isRow
 }
 
-func tiedError(name string, base *Base) error {
-	hint := "Options.Tied=untie makes the head a tensor of its own; Options.Tied=fold makes the change to both ends"
-	if base.isGGUF() {
-		hint = "Options.Tied=fold makes the change to both ends; a head of its own needs the checkpoint for transformers"
-	}
+func tiedError(name string) error {
 	return fault.New(fault.Unsupported, "the adapter changes %q, which the base has tied to its other end: input embedding and output head are one tensor, and the change would apply to both", name).
-		WithHint("%s", hint)
+		WithHint("Options.Tied=untie makes the head a tensor of its own; Options.Tied=fold makes the change to both ends")
 }
 
 // foldEnds makes the head's name mean the embedding that the head is tied to.

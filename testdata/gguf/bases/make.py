@@ -138,7 +138,7 @@ def experts(gate, up, down, path):
         names[f"blk.0.ffn_{part}_exps"] = (f"model.layers.0.{path}.{{}}.{leaf}", (EXPERTS, *shape))
     return names
 
-def case(name, names, types, arch="llama", adapted=None, pairs=True, default="BF16", out="F16", alignment=32, scales={}, split={}, norms=None):
+def case(name, names, types, arch="llama", adapted=None, pairs=True, default="BF16", out="F16", alignment=32, scales={}, split={}, norms=None, untied=False):
     """types: the type of each tensor, else default. adapted: the tensors that the adapter changes."""
     rng = np.random.default_rng(sum(name.encode()))
     d = f"{HERE}/{name}"
@@ -156,7 +156,12 @@ def case(name, names, types, arch="llama", adapted=None, pairs=True, default="BF
         values = rng.standard_normal(shape) / 8
         heads = {"attn_q": HEADS, "attn_k": KV}.get(tensor.split(".")[-1], 0) if pairs else 0
         stored = bf16(values) if of == "BF16" else values
-        exact = store(w, x, tensor + ".weight", permute(stored, heads) if heads else stored, of, rng)
+        if tensor == "output" and untied:  # the base lacks it, and its values are those of the embedding
+            exact, of = embedding
+        else:
+            exact = store(w, x, tensor + ".weight", permute(stored, heads) if heads else stored, of, rng)
+        if tensor == "token_embd":
+            embedding = exact, of
         own[module + ".weight"] = (stored if heads else exact).astype(np.float32)
         if tensor in scales:
             w.add_tensor(tensor + ".scale", np.array([scales[tensor]], np.float32))
@@ -225,6 +230,7 @@ def main():
         scales={"blk.0.ffn_up": 0.0037}, adapted=[n for n in names if n not in ("token_embd", "output")])
     case("split", names, {"blk.0.attn_q": "Q8_0", "blk.0.ffn_down": "Q4_K", "blk.0.ffn_up": "MXFP4"}, default="Q8_0",
          adapted=["blk.0.attn_q", "blk.0.attn_v", "blk.0.attn_output", "blk.0.ffn_gate", "blk.0.ffn_down"], split={"split_max_tensors": 5})
+    case("untied", names, {}, default="Q8_0", adapted=["output", "blk.0.attn_v"], split={"split_max_tensors": 4}, untied=True)
     case("split-plain", SMALL, {}, adapted=["blk.0.ffn_down", "blk.0.ffn_gate"], split={"split_max_tensors": 4, "small_first_shard": True})
 
 if __name__ == "__main__":
