@@ -36,6 +36,21 @@ func TestMergesIntoGGUF(t *testing.T) {
 	}
 }
 
+// TestMergesStackedExpertsIntoGGUF merges adapters of PEFT for parameters that stack experts, gate and
+// up in one, of three families, into the three tensors that llama.cpp has. The updates are PEFT's
+// own formula in rational numbers.
+func TestMergesStackedExpertsIntoGGUF(t *testing.T) {
+	for _, name := range []string{"stacked-mixtral", "stacked-mixtral-old", "stacked-qwen3moe", "stacked-gpt-oss", "stacked-gpt-oss-square"} {
+		t.Run(name, func(t *testing.T) {
+			base, err := os.ReadFile(ggufBases + name + "/base.gguf")
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkGGUF(t, base, mergedGGUF(t, name, "peft", merge.Options{}), expectedGGUF(t, name))
+		})
+	}
+}
+
 // mergedGGUF merges an adapter of a directory into the base there.
 func mergedGGUF(t *testing.T, name, adapter string, o merge.Options) []byte {
 	t.Helper()

@@ -216,6 +216,44 @@ def case(name, names, types, arch="llama", adapted=None, pairs=True, default="BF
                   open(d + "/transformers/config.json", "w"))
     json.dump(expected, open(d + "/expected.json", "w"), indent=1)
 
+def stacked(name, arch, inner, types={}, interleaved=False, turned=False, version="0.21.2"):
+    """A base with experts alone, and an adapter of PEFT for its parameters (target_parameters). A model of
+    transformers has gate_up_proj (E, 2*inner, hidden), rows of the gate first, and down_proj (E, hidden, inner); gpt-oss
+    has both transposed, and gate and up in turns. turned: as PEFT 0.17 read the shape of a parameter."""
+    rng, hidden, r = np.random.default_rng(sum(name.encode())), 32, 2
+    d = f"{HERE}/{name}"
+    shutil.rmtree(d, ignore_errors=True)
+    os.makedirs(d + "/peft")
+    w = GGUFWriter(d + "/base.gguf", arch)
+    keys(w, arch, hidden, inner, EXPERTS, 32)
+    path = "model.layers.0.mlp.experts"
+    factors, expected, delta = {}, {}, {}
+    for parameter, key, m, n in (("gate_up_proj", path + ".base_layer", 2 * inner, hidden), ("down_proj", path, hidden, inner)):
+        if turned:
+            m, n = n, m
+        a = rng.standard_normal((EXPERTS * r, n)).astype(np.float32) / 4
+        b = rng.standard_normal((m, r * EXPERTS)).astype(np.float32) / 4
+        factors[f"base_model.model.{key}.lora_A.weight"], factors[f"base_model.model.{key}.lora_B.weight"] = a, b
+        a, b = rationals(a.reshape(EXPERTS, r, n)), rationals(b.reshape(m, r, EXPERTS))
+        # get_delta_weight of PEFT: einsum("o r e, e r i -> e o i"), in PEFT 0.17 "-> e i o"
+        x = np.stack([np.dot(b[:, :, e], a[e]) * Fraction(float(ALPHA) / r) for e in range(EXPERTS)])
+        delta[parameter] = x.swapaxes(1, 2) if turned else x
+    gate_up = delta["gate_up_proj"]  # rows of outputs, in any model
+    gate, up = (gate_up[:, 0::2], gate_up[:, 1::2]) if interleaved else (gate_up[:, :inner], gate_up[:, inner:])
+    for tensor, x in (("gate", gate), ("up", up), ("down", delta["down_proj"])):
+        tensor, values = f"blk.0.ffn_{tensor}_exps", rng.standard_normal(x.shape) / 8
+        of = types.get(tensor, "BF16")
+        exact = store(w, None, tensor + ".weight", bf16(values) if of == "BF16" else values, of, rng)
+        to = "F16" if of == "Q8_0" else "BF16"
+        expected[tensor + ".weight"] = [to, digest(rationals(exact) + x, to)]
+    w.write_header_to_file(), w.write_kv_data_to_file(), w.write_tensors_to_file(), w.close()
+    from safetensors.numpy import save_file
+    save_file(factors, d + "/peft/adapter_model.safetensors")
+    json.dump(dict(peft_type="LORA", r=r, lora_alpha=ALPHA, target_modules=[], bias="none", peft_version=version,
+                   target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+                   base_model_name_or_path="made/" + name), open(d + "/peft/adapter_config.json", "w"), indent=1)
+    json.dump(expected, open(d + "/expected.json", "w"), indent=1)
+
 def main():
     case("plain", SMALL, {"blk.0.attn_v": "F16", "blk.0.ffn_up": "F32"}, alignment=64, norms={
         "blk.0.attn_norm": "model.layers.0.input_layernorm", "blk.0.ffn_norm": "model.layers.0.post_attention_layernorm",
@@ -232,6 +270,11 @@ def main():
          adapted=["blk.0.attn_q", "blk.0.attn_v", "blk.0.attn_output", "blk.0.ffn_gate", "blk.0.ffn_down"], split={"split_max_tensors": 5})
     case("untied", names, {}, default="Q8_0", adapted=["output", "blk.0.attn_v"], split={"split_max_tensors": 4}, untied=True)
     case("split-plain", SMALL, {}, adapted=["blk.0.ffn_down", "blk.0.ffn_gate"], split={"split_max_tensors": 4, "small_first_shard": True})
+    stacked("stacked-mixtral", "llama", 24)
+    stacked("stacked-mixtral-old", "llama", 24, turned=True, version="0.17.1")
+    stacked("stacked-qwen3moe", "qwen3moe", 32, {"blk.0.ffn_down_exps": "Q8_0"})
+    stacked("stacked-gpt-oss", "gpt-oss", 24, interleaved=True)
+    stacked("stacked-gpt-oss-square", "gpt-oss", 32, {"blk.0.ffn_gate_exps": "MXFP4", "blk.0.ffn_down_exps": "MXFP4"}, interleaved=True)
 
 if __name__ == "__main__":
     main()
