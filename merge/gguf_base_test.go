@@ -36,9 +36,9 @@ func TestMergesIntoGGUF(t *testing.T) {
 	}
 }
 
-// TestMergesStackedExpertsIntoGGUF merges adapters of PEFT for parameters that stack experts, gate and
-// up in one, of three families, into the three tensors that llama.cpp has. The updates are PEFT's
-// own formula in rational numbers.
+// TestMergesStackedExpertsIntoGGUF merges adapters of PEFT for parameters that stack experts, gate
+// and up in one, of three families, into the three tensors that llama.cpp has. The updates are
+// PEFT's own formula in rational numbers.
 func TestMergesStackedExpertsIntoGGUF(t *testing.T) {
 	for _, name := range []string{"stacked-mixtral", "stacked-mixtral-old", "stacked-qwen3moe", "stacked-gpt-oss", "stacked-gpt-oss-square"} {
 		t.Run(name, func(t *testing.T) {
@@ -123,8 +123,7 @@ func checkGGUF(t *testing.T, base, merged []byte, expected map[string][2]string)
 	}
 }
 
-// TestSaysWhyGGUFBaseDoesNotFit: messages name what the base lacks or does not say, and hints
-// only what helps.
+// TestSaysWhyGGUFBaseDoesNotFit: messages name the gap in the base, and hints help.
 func TestSaysWhyGGUFBaseDoesNotFit(t *testing.T) {
 	for _, c := range []struct {
 		base, adapter string
@@ -138,6 +137,8 @@ func TestSaysWhyGGUFBaseDoesNotFit(t *testing.T) {
 		{base: "tied", adapter: "plain/peft", want: "has tied", hint: "Options.Tied=untie makes the head a tensor of its own"},
 		{base: "tied", adapter: "plain/peft", from: "\x05\x00\x00\x00\x00\x00\x00\x00llama", to: "\x05\x00\x00\x00\x00\x00\x00\x00gemma",
 			o: merge.Options{Reading: merge.Reading{Tied: merge.Untie}}, want: "is always the embedding in llama.cpp", hint: "Options.Tied=fold"},
+		{base: "plain", adapter: "norm", from: "\x05\x00\x00\x00\x00\x00\x00\x00llama", to: "\x05\x00\x00\x00\x00\x00\x00\x00gemma",
+			want: "known to be \"model.norm.weight\"", hint: "merge into the checkpoint for transformers"},
 		{base: "plain", adapter: "mixtral/peft", o: merge.Options{AddTensors: true}, want: "lacks 9 of the 13 tensors", hint: "another base"},
 		{base: "plain", adapter: "plain/peft", o: merge.Options{BaseAs: "nf4"}, want: "Options.BaseAs is for the checkpoint for transformers", hint: "merge into that"},
 	} {
@@ -156,7 +157,11 @@ func TestSaysWhyGGUFBaseDoesNotFit(t *testing.T) {
 		if err := os.WriteFile(path, base, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		plan, err := merge.Open(t.Context(), path, []merge.Adapter{{Source: opened(t, ggufBases+c.adapter), Name: "a", Weight: 1}}, c.o)
+		var src format.Source = withNorm(t)
+		if c.adapter != "norm" {
+			src = opened(t, ggufBases+c.adapter)
+		}
+		plan, err := merge.Open(t.Context(), path, []merge.Adapter{{Source: src, Name: "a", Weight: 1}}, c.o)
 		if err == nil {
 			plan.Close()
 		}
@@ -164,5 +169,58 @@ func TestSaysWhyGGUFBaseDoesNotFit(t *testing.T) {
 		if !errors.As(err, &refused) || !strings.Contains(refused.Error(), c.want) || !strings.Contains(refused.Hint, c.hint) {
 			t.Errorf("merge of %s into %s: %v (%+v), want %q and the hint %q", c.adapter, c.base, err, refused, c.want, c.hint)
 		}
+	}
+}
+
+// withNorm is an adapter of a projection that saves a norm whole.
+func withNorm(t *testing.T) format.Source {
+	t.Helper()
+	b := format.NewBuilder("test")
+	b.Linear("model.layers.0.self_attn.v_proj", 1, 1, format.Float32s(make([]float32, 32)), format.Float32s(make([]float32, 16)))
+	b.Replace("model.norm.weight", format.Float32s(make([]float32, 32), 32))
+	src, err := b.Source()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return src
+}
+
+// TestMergesSavedNormIntoGGUF: a norm that an adapter saves whole replaces the one of llama.cpp.
+func TestMergesSavedNormIntoGGUF(t *testing.T) {
+	plan, err := merge.Open(t.Context(), ggufBases+"plain/base.gguf", []merge.Adapter{{Source: withNorm(t), Name: "a", Weight: 1}}, merge.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plan.Close()
+	var out output.Memory
+	if _, err := plan.RunTo(t.Context(), &out); err != nil {
+		t.Fatal(err)
+	}
+	merged := out.Files()[""]
+	file, err := gguf.Read(t.Context(), bytes.NewReader(merged), int64(len(merged)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range file.Tensors {
+		x := &file.Tensors[i]
+		if isZero := bytes.Count(merged[x.Off:][:x.Size], []byte{0}) == int(x.Size); isZero != (x.Name == "output_norm.weight") {
+			t.Errorf("%s is zero: %v", x.Name, isZero)
+		}
+	}
+}
+
+// TestBaseWithoutTensors: the message says so.
+func TestBaseWithoutTensors(t *testing.T) {
+	var file bytes.Buffer
+	if err := gguf.Write(t.Context(), &file, []gguf.KV{gguf.TextKV("general.architecture", "llama")}, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "vocabulary.gguf")
+	if err := os.WriteFile(path, file.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := merge.Open(t.Context(), path, []merge.Adapter{{Source: withNorm(t), Name: "a", Weight: 1}}, merge.Options{})
+	if err == nil || !strings.Contains(err.Error(), "has no tensors") {
+		t.Errorf("error %v", err)
 	}
 }

@@ -108,6 +108,8 @@ func (e *Extraction) plan() error {
 	case len(ambiguous) > 0:
 		return fault.New(fault.Mismatch, "the tensor names of the tuned checkpoint match the base's in several ways: %s", strings.Join(ambiguous, "; ")).
 			WithHint("save both with the same version of transformers")
+	case len(e.base.Names()) == 0 || len(e.tuned.Names()) == 0:
+		return fault.New(fault.Mismatch, "one of the two checkpoints has no tensors").WithHint("give the files or directories with the weights")
 	case common == 0:
 		return fault.New(fault.Mismatch, "the two checkpoints have no tensor name in common: %s against %s",
 			fault.List(e.base.Names(), 2), fault.List(e.tuned.Names(), 2)).WithHint("use the base that the tuned checkpoint was trained from")

@@ -89,7 +89,7 @@ func TestExtractForPEFTFromGGUF(t *testing.T) {
 	plan.Close()
 }
 
-// TestExtractRefusesOtherGGUF: what the names of transformers cannot say is refused.
+// TestExtractRefusesOtherGGUF: unknown names, and rows in an unknown order, are refused.
 func TestExtractRefusesOtherGGUF(t *testing.T) {
 	base, err := os.ReadFile(ggufBases + "plain/base.gguf")
 	if err != nil {

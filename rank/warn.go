@@ -27,7 +27,7 @@ func (e *Extraction) warnOfHeaders(renamed string) {
 	}
 }
 
-// warnOfSchemes says that Δ is not what training changed alone, where codes of one checkpoint meet
+// warnOfSchemes says that Δ holds more than training changed, where codes of one checkpoint meet
 // other values of the other.
 func warnOfSchemes(e *Extraction) {
 	n := 0

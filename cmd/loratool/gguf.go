@@ -91,7 +91,7 @@ func configOf(c *cli.Context, base string) ([]byte, error) {
 		"the size of its attention heads", checkpoint.ConfigName).In(base)
 }
 
-// keysOf returns what the keys of a base in GGUF say, as a config.json; nil for any other base.
+// keysOf returns the keys of a base in GGUF as a config.json; nil for any other base.
 func keysOf(c *cli.Context, base string) ([]byte, error) {
 	b, err := checkpoint.Open(c.Context, base)
 	if err != nil {

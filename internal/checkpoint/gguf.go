@@ -87,7 +87,7 @@ func headingOf(g *gguf.File) *ggufHeading {
 	return h
 }
 
-// summary is what keys of a file say of all tensors of a model.
+// summary is stated by keys of a file, about all tensors of a model.
 type summary struct {
 	most    gguf.Type // the type of most elements: of the largest count, the first
 	tensors int
@@ -235,7 +235,7 @@ func inGGUF(f *File) bool {
 	return ok
 }
 
-// configOfGGUF returns what the keys of a GGUF file say of the model, as config.json says it of
+// configOfGGUF reads the model from the keys of a GGUF file, as config.json describes it for
 // others. It is zero for a file of another container. hasHead says whether the model has a head of
 // its own.
 func configOfGGUF(f *File, hasHead bool) (m config.Model, err error) {

@@ -45,8 +45,8 @@ func findGGUF(dir fileio.Dir, have map[string]bool) ([]model, error) {
 		WithHint("give the path of the file to use")
 }
 
-// holdsModel reports whether a GGUF file holds a language model, not an adapter, a projector of
-// images or what else lies beside one. A file that cannot be read counts as a model.
+// holdsModel reports whether a GGUF file holds a language model, not an adapter or a projector of
+// images. A file that cannot be read counts as a model.
 func holdsModel(dir fileio.Dir, name string) bool {
 	in, err := dir.Open(name)
 	if err != nil {

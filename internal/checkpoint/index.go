@@ -176,14 +176,13 @@ func indexName(c *Checkpoint) string {
 // Misnames reports whether out is the name of a file of another container than the output of a
 // single file has, and says which that is. Users of safetensors may choose other names.
 func (c *Checkpoint) Misnames(out string) (is string, misnamed bool) {
-
 	ext := strings.ToLower(path.Ext(out))
 	isPickle := shownName(path.Base(out)) != path.Base(out)
 	switch {
 	case c.IsDir:
 		return "", false
 	case inGGUF(c.Files[0]):
-		return "a GGUF file", isPickle || ext == ".safetensors"
+		return "a GGUF file", isPickle || ext == ".safetensors" || ext == ".lora"
 	}
-	return "a safetensors file", ext == ".gguf" || c.Files[0].isConverted && isPickle
+	return "a safetensors file", ext == ".gguf" || ext == ".lora" || c.Files[0].isConverted && isPickle
 }

@@ -139,7 +139,7 @@ func checkParts(files []*File) error {
 	return nil
 }
 
-// checkPart compares what part i says of the split with what it should.
+// checkPart checks the number of part i, and the counts that it states.
 func checkPart(files []*File, i int) error {
 	f := files[i]
 	if !inGGUF(f) {

@@ -89,7 +89,7 @@ func TestViewOfSplitGGUFKeepsItsCount(t *testing.T) {
 }
 
 // TestBrokenSplitsAreRefused: parts that are missing, of another split or another model, or called
-// differently, and the hint says what to do.
+// differently, and the hint helps.
 func TestBrokenSplitsAreRefused(t *testing.T) {
 	all := parts(t, splitGGUF)
 	name := func(i string) string { return "base-" + i + "-of-00004.gguf" }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"slices"
-	"strings"
 
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/naming"
@@ -64,7 +63,7 @@ func (x *translation) shown(t *Tensor) []Shown {
 		return []Shown{s}
 	}
 	s.Name = module + "." + leaf
-	if strings.HasSuffix(naming.Module(t.Name), "_exps") {
+	if naming.IsStackOfLlamaCpp(t.Name) {
 		if len(t.Shape) != 3 || t.Shape[0] == 0 {
 			return []Shown{t.Shown()}
 		}
@@ -117,7 +116,7 @@ func (r inHalves) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// KeysAsConfig returns what the keys of a model in GGUF say, as the text of a config.json; nil for
+// KeysAsConfig returns the keys of a model in GGUF as the text of a config.json; nil for
 // any other checkpoint.
 func KeysAsConfig(c *Checkpoint) ([]byte, error) {
 	m := &c.Config

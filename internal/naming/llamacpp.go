@@ -245,7 +245,7 @@ func IndexOf(names []string, architecture string) *Base {
 		switch {
 		case !ok:
 			return StripWrappers(name)
-		case isStack(name):
+		case IsStackOfLlamaCpp(name):
 			return module
 		}
 		return module + "." + leaf
@@ -259,7 +259,7 @@ func IndexOf(names []string, architecture string) *Base {
 // tensor that is not known, and for biases of experts.
 func (m *LlamaCpp) Translate(tensor string) (module, leaf string, ok bool) {
 	weight := Module(tensor) + ".weight"
-	if leaf = Leaf(tensor); leaf != "weight" && leaf != "bias" || isStack(weight) && leaf == "bias" {
+	if leaf = Leaf(tensor); leaf != "weight" && leaf != "bias" || IsStackOfLlamaCpp(weight) && leaf == "bias" {
 		return "", "", false
 	}
 	if module, ok = m.Module(weight); !ok {
@@ -268,7 +268,8 @@ func (m *LlamaCpp) Translate(tensor string) (module, leaf string, ok bool) {
 	return module, leaf, ok
 }
 
-func isStack(tensor string) bool { return strings.HasSuffix(tensor, "_exps.weight") }
+// IsStackOfLlamaCpp reports whether a tensor of llama.cpp stacks the weights of experts.
+func IsStackOfLlamaCpp(tensor string) bool { return strings.HasSuffix(tensor, "_exps.weight") }
 
 // Reshapes reports whether transformers stores some weights in other shapes: those of Conv1D with
 // the dimensions exchanged, and gate and up of gpt-oss in one tensor.

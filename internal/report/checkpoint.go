@@ -218,7 +218,11 @@ func cost(c *checkpoint.Checkpoint, rank int, targets []string, total int64) (*C
 	for _, name := range c.Names() {
 		module, isWeight := strings.CutSuffix(name, ".weight")
 		ref, _ := c.Lookup(name)
-		if !isWeight || len(ref.Tensor.Shape) != 2 {
+		nExperts, shape := 1, ref.Tensor.Shape
+		if len(shape) == 3 && naming.IsStackOfLlamaCpp(name) {
+			nExperts, shape = int(shape[0]), shape[1:]
+		}
+		if !isWeight || len(shape) != 2 {
 			continue
 		}
 		target := matchTarget(module, targets)
@@ -228,8 +232,8 @@ func cost(c *checkpoint.Checkpoint, rank int, targets []string, total int64) (*C
 		if byName[target] == nil {
 			byName[target] = &TargetCost{Name: target}
 		}
-		byName[target].Modules++
-		byName[target].Parameters += int64(rank) * int64(ref.Tensor.Shape[0]+ref.Tensor.Shape[1])
+		byName[target].Modules += nExperts
+		byName[target].Parameters += int64(nExperts) * int64(rank) * int64(shape[0]+shape[1])
 	}
 	cost, err := sumCosts(byName, rank, total)
 	var input *fault.Error

@@ -220,18 +220,21 @@ func TestSizeOfALayer(t *testing.T) {
 }
 
 // TestCostLeavesOutEndsOfGGUF: the embedding and the head of llama.cpp are no linear layers to
-// adapt unless they are named.
+// adapt unless they are named. Each expert of a stack counts.
 func TestCostLeavesOutEndsOfGGUF(t *testing.T) {
-	c, err := checkpoint.Open(t.Context(), "../../testdata/gguf/bases/plain/base.gguf")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	r, err := DescribeCheckpoint(c, CheckpointOptions{Rank: 2})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := int64(2 * (2*(32+32) + 2*(16+32) + 3*(48+32))); r.Cost.Parameters != want {
-		t.Errorf("the cost is %d parameters, want %d: %+v", r.Cost.Parameters, want, r.Cost.Targets)
+	attention := int64(2 * (2*(32+32) + 2*(16+32)))
+	for base, want := range map[string]int64{"plain": attention + 2*3*(48+32), "mixtral": attention + 2*3*3*(24+32)} {
+		c, err := checkpoint.Open(t.Context(), "../../testdata/gguf/bases/"+base+"/base.gguf")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		r, err := DescribeCheckpoint(c, CheckpointOptions{Rank: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Cost.Parameters != want {
+			t.Errorf("the cost for %s is %d parameters, want %d: %+v", base, r.Cost.Parameters, want, r.Cost.Targets)
+		}
 	}
 }

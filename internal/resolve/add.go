@@ -112,6 +112,10 @@ func (r absent) explain() error {
 	if !ok || names == nil {
 		return nil
 	}
+	if r.base.isGGUF() {
+		return fault.New(fault.Mismatch, "the base, a GGUF file, has no tensors that are known to be %s, which the adapter saves whole", fault.List(names, 3)).
+			WithHint("merge into the checkpoint for transformers, and convert the merged one with llama.cpp")
+	}
 	return fault.New(fault.Mismatch, "the base lacks %s that the adapter saves whole, as for the head of a task: %s", fault.Count(len(names), "tensor"), fault.List(names, 3)).
 		WithHint("Options.AddTensors adds them, and changes config.json")
 }

@@ -13,6 +13,9 @@ import (
 
 // explainMissing explains why the base lacks tensors that the adapter changes.
 func (r *resolver) explainMissing(wanted, missing []string) error {
+	if len(r.base.Tensors) == 0 {
+		return fault.New(fault.Mismatch, "the base %s has no tensors", r.base.Path).WithHint("give the file or the directory with the weights of the model")
+	}
 	if err := (absent{r}).explain(); err != nil {
 		return err
 	}
