@@ -11,15 +11,13 @@ func ScalesOf(c *Checkpoint, name string) Reader {
 	if c.quantisation == nil {
 		return nil
 	}
-	for i := range c.quantisation.weights {
-		w := c.quantisation.weights[i]
-		if w.Name != name {
-			continue
-		}
-		if w.Codec = quant.Scales(w.Codec); w.Codec == nil {
-			return nil
-		}
-		return c.quantisation.decoder(&w, dtype.F64)
+	w := c.quantisation.weight(name)
+	if w == nil {
+		return nil
 	}
-	return nil
+	scales := *w
+	if scales.Codec = quant.Scales(w.Codec); scales.Codec == nil {
+		return nil
+	}
+	return c.quantisation.decoder(&scales, dtype.F64)
 }

@@ -3,7 +3,9 @@ package checkpoint
 import (
 	"cmp"
 	"context"
+	"iter"
 	"slices"
+	"strings"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
@@ -102,12 +104,12 @@ func QuantisedOf(c *Checkpoint) []Quantised {
 // CheckCodes reads what belongs to the codes of the quantised weights that wanted names, where the
 // files can hold what no weight has, such as an index beyond its end. Reading the values fails with
 // the same errors.
-func CheckCodes(ctx context.Context, c *Checkpoint, wanted map[string]dtype.Type) error {
+func CheckCodes(ctx context.Context, c *Checkpoint, wanted iter.Seq[string]) error {
 	q := c.quantisation
-	for i := range q.weights {
-		w := &q.weights[i]
+	for name := range wanted {
+		w := q.weight(name)
 		codec, ok := w.Codec.(quant.Checker)
-		if _, is := wanted[w.Name]; !ok || !is {
+		if !ok {
 			continue
 		}
 		if err := codec.Check(ctx, q.decoder(w, dtype.F64)); err != nil {
@@ -115,6 +117,15 @@ func CheckCodes(ctx context.Context, c *Checkpoint, wanted map[string]dtype.Type
 		}
 	}
 	return nil
+}
+
+// weight returns a quantised weight, nil if there is none of the name.
+func (q *quantisation) weight(name string) *quant.Weight {
+	i, ok := slices.BinarySearchFunc(q.weights, name, func(w quant.Weight, name string) int { return strings.Compare(w.Name, name) })
+	if !ok {
+		return nil
+	}
+	return &q.weights[i]
 }
 
 // Unreadable is a quantised weight that cannot be read, with the reason.

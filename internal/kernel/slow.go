@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"math"
 	"math/big"
@@ -44,6 +45,22 @@ func (u *Update[T]) decide(
 	}
 	account(st, w, delta, dtype.Load(u.d, out, 0))
 	return nil
+}
+
+// Side returns the sign of w + Δ − m for an element of an update from PrepareWidened, where float64
+// holds w − m exactly. A difference below half of the least number of D counts as 0.
+func Side[T Float](ctx context.Context, u *Update[T], w, m float64, row, col int) (int, error) {
+	if u.rank == 0 {
+		return cmp.Compare(w, m), ctx.Err()
+	}
+	var room [8]byte
+	var ignored Stats
+	out := room[:u.d.Size()]
+	dtype.Store(u.d, out, 0, w-m)
+	if err := u.decide(ctx, w-m, out, row, col, &ignored); err != nil {
+		return 0, err
+	}
+	return cmp.Compare(dtype.Load(u.d, out, 0), 0), nil
 }
 
 // decide64 computes in float64. Its bound is 2²⁹ times smaller than the fast pass's in float32.

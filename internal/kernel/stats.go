@@ -36,6 +36,12 @@ func (s *Stats) Add(o *Stats) {
 	s.NormError.join(&o.NormError)
 }
 
+// Count adds one element of the base, with its update and the stored result.
+func (s *Stats) Count(w, delta, result float64) {
+	s.Elements++
+	account(s, w, delta, result)
+}
+
 // account adds one element to st, except to st.Elements, which the caller counts.
 func account(st *Stats, w, delta, result float64) {
 	moved := result - w
