@@ -206,7 +206,7 @@ func prepare[T kernel.Float](
 		return nil, 0, err
 	}
 	prepare := kernel.Prepare[T]
-	if a.t.exact != nil {
+	if a.t.exact != nil && a.t.DType != dtype.F64 {
 		prepare = kernel.PrepareWidened[T]
 	}
 	u, err := prepare(ctx, a.k.kernel, a.t.DType, int(a.t.bandRows()), int(nCols), loaded)

@@ -12,13 +12,13 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/outline"
-	"github.com/loratool/loratool/internal/resolve"
 )
 
 // decoding is the part of a plan that turns quantised weights of the base into plain ones.
 type decoding struct {
 	exact   *checkpoint.Checkpoint // shows every quantised weight as its values in F64
 	weights map[string]checkpoint.Quantised
+	byCodes map[string]string     // names of weights by those of their codes
 	as      map[string]dtype.Type // dtypes of the weights that the output has as plain values
 	dtype   dtype.Type            // Options.OutDType
 
@@ -31,16 +31,27 @@ type decoding struct {
 func showDecoded(p *planner) {
 	all := checkpoint.QuantisedOf(p.base)
 	d := &decoding{
-		exact: p.base, weights: make(map[string]checkpoint.Quantised, len(all)), as: make(map[string]dtype.Type, len(all)), dtype: p.options.OutDType,
+		exact: p.base, weights: make(map[string]checkpoint.Quantised, len(all)), byCodes: make(map[string]string, len(all)), as: make(map[string]dtype.Type, len(all)), dtype: p.options.OutDType,
 		isSimulated: p.options.BaseAs != "",
 	}
 	for _, q := range all {
-		d.weights[q.Name], d.as[q.Name] = q, d.dtypeOf(&q)
+		d.weights[q.Name], d.byCodes[q.Parts[0]], d.as[q.Name] = q, q.Name, d.dtypeOf(&q)
 		t := p.names.Tensors[q.Name]
 		t.DType = d.as[q.Name]
 		p.names.Tensors[q.Name] = t
 	}
 	p.decoding = d
+}
+
+// weightOf returns the weight that a tensor of codes holds, and the name itself of any other
+// tensor. d may be nil.
+func (d *decoding) weightOf(codes string) string {
+	if d != nil {
+		if name, ok := d.byCodes[codes]; ok {
+			return name
+		}
+	}
+	return codes
 }
 
 // dtypeOf returns the dtype of a decoded weight: 16 bits, unless the caller wants another one.
@@ -56,16 +67,23 @@ func (d *decoding) dtypeOf(q *checkpoint.Quantised) dtype.Type {
 	return dtype.BF16
 }
 
-// settle decodes the weights that change, and those that programs can only load in the same way,
-// and keeps the codes of all others.
+// settle decodes the weights that change and get no new codes, and those that programs can only
+// load in the same way, and keeps the codes of all others.
 func (d *decoding) settle(ctx context.Context, p *planner) error {
+	recoded := make(recoding)
+	if err := recoded.choose(p, d.exact, d.weights); err != nil {
+		return err
+	}
 	wanted := make(map[string]dtype.Type)
 	for name := range d.weights {
-		if p.targets[present(p, name)] != nil || p.options.Dequantise || feeds(p, name) {
+		if recoded[name] == nil && (p.targets[present(p, name)] != nil || p.options.Dequantise || feeds(p, name)) {
 			wanted[name] = d.as[name]
 		}
 	}
 	d.addTogether(wanted)
+	if err := recoded.check(p, wanted, d.weights); err != nil {
+		return err
+	}
 	switch {
 	case len(wanted) > 0 && p.options.wantsRecord():
 		return fault.New(fault.Unsupported, "the merge decodes %s of the base, such as %q, and an undo record cannot bring the codes back",
@@ -74,7 +92,10 @@ func (d *decoding) settle(ctx context.Context, p *planner) error {
 	case p.options.Dequantise && len(checkpoint.UnreadableOf(d.exact)) > 0:
 		return checkpoint.UnreadableOf(d.exact)[0].Err
 	}
-	if err := checkpoint.CheckCodes(ctx, d.exact, wanted); err != nil {
+	if err := checkpoint.CheckCodes(ctx, d.exact, maps.Keys(wanted)); err != nil {
+		return err
+	}
+	if err := checkpoint.CheckCodes(ctx, d.exact, maps.Keys(recoded)); err != nil {
 		return err
 	}
 	d.as = wanted
@@ -85,6 +106,7 @@ func (d *decoding) settle(ctx context.Context, p *planner) error {
 	if p.base, err = outline.Reshaped(base, p.shaped.Edits); err != nil {
 		return err
 	}
+	recoded.settle(p, d.exact)
 	for _, t := range p.targets {
 		t.ref, _ = p.base.Lookup(t.Name)
 	}
@@ -96,6 +118,7 @@ func (d *decoding) settle(ctx context.Context, p *planner) error {
 			d.setExact(p, t.From, t.Name) // an untied head
 		}
 	}
+	recoded.announce(p, len(wanted))
 	if len(wanted) == 0 {
 		return nil
 	}
@@ -104,22 +127,6 @@ func (d *decoding) settle(ctx context.Context, p *planner) error {
 	}
 	d.warn(p)
 	return d.editQuantisation(p)
-}
-
-// present returns the name that the output gives to a tensor of the base.
-func present(p *planner, name string) string {
-	if renamed, ok := p.shaped.Renamed[name]; ok {
-		return renamed
-	}
-	return name
-}
-
-// feeds reports whether the values of a weight go into a tensor that the plan adds or reshapes.
-func feeds(p *planner, name string) bool {
-	name = present(p, name)
-	return slices.ContainsFunc(p.shaped.Edits, func(e resolve.Edit) bool {
-		return slices.ContainsFunc(e.Tensors, func(t resolve.NewTensor) bool { return t.From == name || t.Name == name })
-	})
 }
 
 // warn says which weights the output decodes although no adapter changes them, and which it keeps.

@@ -223,6 +223,9 @@ func (p *planner) describeBase() error {
 	switch {
 	case len(inner.QuantisedOf(p.base)) > 0:
 		showDecoded(p)
+	case p.options.Requantise:
+		return fault.New(fault.Mismatch, "no weight of the base is quantised, and Options.Requantise is for weights that are").In(p.base.Path).
+			WithHint("merge without Options.Requantise")
 	case p.options.OutDType != dtype.Invalid || p.options.Dequantise:
 		p.announce("no weight of the base is quantised, so none is decoded")
 	}

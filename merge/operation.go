@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/loratool/loratool/format/output"
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/resolve"
@@ -70,10 +71,11 @@ type block struct {
 	taken      *taken        // of the removals
 }
 
-// taken counts the elements of removed merges.
+// taken counts the elements of removed merges, and of new codes.
 type taken struct {
 	corrected int64 // wrong predictions that a record has corrected
 	mayDiffer int64 // elements that may differ, for want of a record
+	clamped   int64 // elements beyond all codes
 }
 
 // eachBand calls f for each band in the block, with that band's rows and the number of the first
@@ -99,6 +101,7 @@ type worker struct {
 	before    []byte
 	predicted []byte
 	exact     []float64
+	recoding  checkpoint.Recoding
 	narrow    kernel.Scratch[float32]
 	broad     kernel.Scratch[float64]
 	rescale   kernel.RescaleScratch

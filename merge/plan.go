@@ -30,10 +30,10 @@ type Adapter struct {
 }
 
 // Options control a run. They never change the weights, except Reading, the five that lift a
-// refusal (Again, AnyBase, AllowNonFinite, GrowVocabulary and AddTensors), and the two for a
-// quantised base, OutDType and Dequantise, and BaseAs. Tool and the adapters'
-// names go into the stamp in the header of each changed file and into an undo record, and so into
-// the bytes of these files.
+// refusal (Again, AnyBase, AllowNonFinite, GrowVocabulary and AddTensors), and those for a
+// quantised base (OutDType, Dequantise, Requantise, Stochastic and Seed) and BaseAs. Tool and the
+// adapters' names go into the stamp in the header of each changed file and into an undo record, and
+// so into the bytes of these files.
 type Options struct {
 	Reading
 	Workers int // goroutines; 0 means one per processor
@@ -54,6 +54,20 @@ type Options struct {
 	// Dequantise decodes every quantised weight of the base. Without it, weights that no adapter
 	// changes keep their codes.
 	Dequantise bool
+	// Requantise gives the elements of quantised weights new codes in place of decoding the
+	// weights. Where a value is a code times a scale (FP8, INT8, INT4 and others of
+	// compressed-tensors, MXFP4, NVFP4), the scales stay, and each element gets the code whose
+	// value is nearest to the exact sum, of two the even one. Blocks of GGUF (Q8_0, Q4_0, Q4_1,
+	// Q5_0, Q5_1, MXFP4) are encoded as llama-quantize encodes the exact sums rounded to float32.
+	// Weights in other schemes are decoded. The run fails if less than 0.9 of ΔW is kept, see
+	// RecodedReport, unless AcceptLoss is set.
+	Requantise bool
+	AcceptLoss bool // accept any loss by Requantise
+	// Stochastic makes Requantise choose at random between the codes below and above a sum, in
+	// weights of FP8 and Q8_0, so that the mean of the value is right. Seed chooses the numbers:
+	// the same seed gives the same bytes.
+	Stochastic bool
+	Seed       int64
 	// BaseAs is "nf4" to merge into the base as QLoRA's training saw it: each linear weight, except
 	// output heads, has the values of its codes in NF4 of bitsandbytes, with blocks of 64 and
 	// without double quantisation. "" takes the weights as they are.
@@ -205,8 +219,14 @@ func (r Reading) check() error {
 // and the adapters are. Open and New begin with it.
 func (o Options) Check() error { return errors.Join(o.Reading.check(), o.checkQuantised()) }
 
-// checkQuantised refuses values that Options.OutDType and Options.BaseAs do not list.
+// checkQuantised refuses values that Options.OutDType and Options.BaseAs do not list, and options
+// for a quantised base that do not fit together.
 func (o *Options) checkQuantised() error {
+	if o.Requantise || o.AcceptLoss || o.Stochastic {
+		if err := checkRequantise(o); err != nil {
+			return err
+		}
+	}
 	switch o.OutDType {
 	case dtype.Invalid, dtype.BF16, dtype.F16, dtype.F32:
 		if o.BaseAs != "" || o.BaseAsSkip != nil {
@@ -215,6 +235,26 @@ func (o *Options) checkQuantised() error {
 		return nil
 	}
 	return fmt.Errorf("merge: Options.OutDType is %v, want BF16, F16 or F32, or 0", o.OutDType)
+}
+
+// checkRequantise refuses options that do not fit Options.Requantise.
+func checkRequantise(o *Options) error {
+	without := func(option, why string) error {
+		return fault.New(fault.Unsupported, "%s and Options.Requantise exclude each other: %s", option, why)
+	}
+	switch {
+	case !o.Requantise && (o.AcceptLoss || o.Stochastic):
+		return fault.New(fault.Unsupported, "Options.AcceptLoss and Options.Stochastic are for Options.Requantise, which is not set")
+	case !o.Requantise:
+		return nil
+	case o.Dequantise:
+		return without("Options.Dequantise", "one decodes every weight, the other keeps codes")
+	case o.BaseAs != "":
+		return without("Options.BaseAs", "it decodes the weights")
+	case o.AllowNonFinite:
+		return without("Options.AllowNonFinite", "most codes have no NaN and no infinity")
+	}
+	return nil
 }
 
 // planner builds a Plan.
@@ -239,7 +279,15 @@ type target struct {
 	*resolve.Change
 	ref   checkpoint.Ref
 	exact *checkpoint.Tensor // the values of a decoded weight in F64; nil for a plain one
+	coded *coded             // of a quantised weight that gets new codes; nil for any other
 	undo  []step             // merges to remove first, the latest one first
+}
+
+// coded is a quantised weight that gets new codes. Its target is the tensor of the codes.
+type coded struct {
+	weight *target // the weight, in the order of its codes; its dtype is that of the sums
+	codes  *checkpoint.Codes
+	dither *checkpoint.Dither // nil to take the nearest code
 }
 
 // changes reports whether the plan merges something into the tensor.

@@ -2,11 +2,14 @@ package merge
 
 import (
 	"encoding/json"
+	"fmt"
+	"math"
 	"slices"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/undo"
@@ -26,6 +29,7 @@ type Report struct {
 	TakenOut        []TakenOut      `json:"taken_out,omitempty"` // tensors from which merges were removed
 	Undo            *UndoReport     `json:"undo,omitempty"`      // of the record written by this run
 	BaseAs          *BaseAsReport   `json:"base_as,omitempty"`   // only with Options.BaseAs
+	Recoded         *RecodedReport  `json:"recoded,omitempty"`   // only with Options.Requantise
 	Warnings        []string        `json:"warnings"`
 
 	created []string // tensors in which the merge created NaN or infinity
@@ -139,6 +143,66 @@ func cosine(length, distance float64) Figure {
 	return Figure(max(-1, min(1, (1+length*length-distance*distance)/(2*length))))
 }
 
+// leastKept is the share of ΔW below which a run with Options.Requantise fails.
+const leastKept = 0.9
+
+// RecodedReport says what Options.Requantise keeps of the updates.
+type RecodedReport struct {
+	Kept    Figure         `json:"kept"`    // ⟨ΔŴ, ΔW⟩/‖ΔW‖² over all weights that got new codes, with ΔŴ = Q(W + ΔW) − W
+	Error   Figure         `json:"error"`   // ‖ΔŴ − ΔW‖/‖ΔW‖
+	Clamped int64          `json:"clamped"` // elements that are beyond all codes by more than half a step
+	Layers  []RecodedLayer `json:"layers"`
+}
+
+// RecodedLayer is the part of a RecodedReport for one weight.
+type RecodedLayer struct {
+	Tensor  string `json:"tensor"`
+	Scheme  string `json:"scheme"`
+	Kept    Figure `json:"kept"`
+	Error   Figure `json:"error"`
+	Clamped int64  `json:"clamped"`
+}
+
+// newRecodedReport measures what is kept, and fails if that is less than leastKept.
+func newRecodedReport(p *Plan, tallies map[*target]*tally) (*RecodedReport, error) {
+	r := &RecodedReport{Layers: []RecodedLayer{}}
+	var total kernel.Stats
+	for _, t := range p.targets {
+		s := tallies[t]
+		if t.coded == nil || s == nil {
+			continue
+		}
+		l := RecodedLayer{Tensor: t.coded.weight.Name, Scheme: t.coded.codes.Scheme, Clamped: s.clamped}
+		l.Kept, l.Error = keptOf(&s.Stats)
+		total.Add(&s.Stats)
+		r.Clamped += l.Clamped
+		r.Layers = append(r.Layers, l)
+	}
+	if r.Kept, r.Error = keptOf(&total); r.Kept >= leastKept || p.options.AcceptLoss || total.NormDelta.IsZero() {
+		return r, nil
+	}
+	worst := slices.MinFunc(r.Layers, func(a, b RecodedLayer) int { return int(math.Copysign(1, float64(a.Kept-b.Kept))) })
+	out := "BF16"
+	if p.base.Config.Architecture != "" {
+		out = "Q8_0, F16 or BF16"
+	}
+	return nil, fault.New(fault.Check, "the codes keep %s of ΔW, want at least %.0f %%; least in %q (%s)",
+		percentOf(r.Kept), 100*leastKept, worst.Tensor, percentOf(worst.Kept)).
+		WithHint("merge without Options.Requantise, which decodes the weights to %s, or set Options.AcceptLoss", out)
+}
+
+func percentOf(f Figure) string { return fmt.Sprintf("%.3g %%", 100*float64(f)) }
+
+// keptOf returns the share of ΔW that is kept, and the error: ΔW, ΔŴ and their difference form a
+// triangle. Without ΔW all of it is kept.
+func keptOf(s *kernel.Stats) (kept, err Figure) {
+	if s.NormDelta.IsZero() {
+		return 1, 0
+	}
+	stored, missing := s.NormStored.Ratio(&s.NormDelta), s.NormError.Ratio(&s.NormDelta)
+	return Figure((1 + stored*stored - missing*missing) / 2), Figure(missing)
+}
+
 // tally counts the changes of a tensor.
 type tally struct {
 	kernel.Stats
@@ -208,7 +272,8 @@ type PlannedTensor struct {
 	Tensor   string      `json:"tensor"`
 	Module   string      `json:"module"`
 	DType    string      `json:"dtype"`
-	Scheme   string      `json:"scheme,omitempty"` // how the base quantises it; the output has plain values
+	Scheme   string      `json:"scheme,omitempty"`  // how the base quantises it
+	Recoded  bool        `json:"recoded,omitempty"` // the output has new codes; a quantised weight that is not recoded has plain values
 	Shape    []uint64    `json:"shape"`
 	Rank     int         `json:"rank,omitempty"`     // total rank of the updates
 	Scale    float64     `json:"scale,omitempty"`    // ω·s if there is one update
@@ -240,6 +305,9 @@ func (p *Plan) Tensors() []PlannedTensor {
 
 func (p *Plan) describe(t *target) PlannedTensor {
 	d := PlannedTensor{Tensor: t.ref.Tensor.Name, Module: t.Module, DType: t.ref.Tensor.DType.String(), Scheme: t.ref.Tensor.Scheme, Shape: t.ref.Tensor.Shape, Replaced: t.Replace != nil, DoRA: t.DoRA != nil}
+	if c := t.coded; c != nil {
+		d.Tensor, d.Scheme, d.Recoded = c.weight.ref.Tensor.Name, c.codes.Scheme, true
+	}
 	if was, ok := p.shaped.Added[d.Tensor]; ok {
 		d.Added, d.Was = was == nil, was
 	}

@@ -76,7 +76,8 @@ func (p *Plan) runTo(ctx context.Context, out output.Output, record *recordFile)
 	if err := r.all(ctx); err != nil {
 		return nil, err
 	}
-	report := newReport(p, r.total())
+	totals := r.total()
+	report := newReport(p, totals)
 	report.addDecoded(p)
 	if p.options.BaseAs != "" {
 		if report.BaseAs, err = measureBaseAs(ctx, p, report.Layers); err != nil {
@@ -86,6 +87,11 @@ func (p *Plan) runTo(ctx context.Context, out output.Output, record *recordFile)
 	if created := report.NonFiniteAfter - report.NonFiniteBefore; created > 0 && !p.options.AllowNonFinite {
 		return nil, fault.New(fault.Check, "%s would become infinite or NaN, in %s", fault.Count(created, "finite weight"), fault.List(report.created, 3)).
 			WithHint("%s", whyInfinite(p, report.created))
+	}
+	if p.options.Requantise {
+		if report.Recoded, err = newRecodedReport(p, totals); err != nil {
+			return nil, err
+		}
 	}
 	// Writing the record keeps the processor busy while the files wait for the disk.
 	last := []func(context.Context) error{r.settle, func(ctx context.Context) (err error) {

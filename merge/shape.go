@@ -57,3 +57,19 @@ func (p *planner) editIndex(isAnew bool) error {
 	}
 	return err
 }
+
+// present returns the name that the output gives to a tensor of the base.
+func present(p *planner, name string) string {
+	if renamed, ok := p.shaped.Renamed[name]; ok {
+		return renamed
+	}
+	return name
+}
+
+// feeds reports whether the values of a weight go into a tensor that the plan adds or reshapes.
+func feeds(p *planner, name string) bool {
+	name = present(p, name)
+	return slices.ContainsFunc(p.shaped.Edits, func(e resolve.Edit) bool {
+		return slices.ContainsFunc(e.Tensors, func(t resolve.NewTensor) bool { return t.From == name || t.Name == name })
+	})
+}

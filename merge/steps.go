@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 
+	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/resolve"
 	"github.com/loratool/loratool/internal/undo"
@@ -84,17 +85,18 @@ func (p *planner) subtract(merged map[string]*resolve.Change) error {
 func (p *planner) addRecord(r *Record, merged map[string]*resolve.Change) error {
 	for i := range r.record.Tensors {
 		d := &r.record.Tensors[i]
-		ref, ok := p.base.Lookup(d.Name)
+		ref, ok := checkpoint.Stored(p.base).Lookup(d.Name)
 		if !ok || ref.File != fileOf(p.base, r.record, d.File) || ref.Tensor.DType.String() != d.DType || !slices.Equal(ref.Tensor.Shape, d.Shape) {
 			e := fault.New(fault.Mismatch, "the undo record belongs to another checkpoint: it needs %q as %s of shape %d, but this checkpoint has no such tensor", d.Name, d.DType, d.Shape)
 			e.Rule = undo.RuleHeader
 			return e
 		}
-		t := merged[d.Name]
+		name := p.decoding.weightOf(d.Name)
+		t := merged[name]
 		if t == nil {
 			return otherReading(d.Name)
 		}
-		delete(merged, d.Name)
+		delete(merged, name)
 		s := step{record: r.record, name: r.Name, tensor: i}
 		if d.Predict == undo.Subtract {
 			if !sameTerms(t.Terms, d.Terms) {

@@ -231,6 +231,7 @@ func (r *run) total() map[*target]*tally {
 		totals[t].Add(&r.tallies[i].Stats)
 		totals[t].corrected += r.tallies[i].corrected
 		totals[t].mayDiffer += r.tallies[i].mayDiffer
+		totals[t].clamped += r.tallies[i].clamped
 	}
 	r.jobs, r.batches = nil, nil // the report needs the sums only
 	return totals
@@ -395,6 +396,8 @@ func newPipeline(t *target, k *tools) *pipeline {
 		if change = append(change, r); t.DoRA != nil && t.DoRA.OfColumns {
 			k.measured = append(k.measured, r)
 		}
+	case t.coded != nil && len(t.Terms) > 0:
+		change = append(change, newRecode(t, k))
 	case len(t.Terms) > 0:
 		change = append(change, newAdd(t, t.Terms, k, k.plan.options.AllowNonFinite))
 	}

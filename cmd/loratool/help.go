@@ -16,9 +16,9 @@ const helpColumns = 80
 // rareFlags lists the flags that help shows only with --all. Few people need them, and an error
 // tells those who do.
 var rareFlags = []string{
-	"add-tensors", "again", "allow-nonfinite", "alpha", "any-base", "base-as", "base-as-skip", "by-layer", "dequantise", "exclude", "expert-input", "expert-slowest", "expert-turns", "from",
+	"accept-loss", "add-tensors", "again", "allow-nonfinite", "alpha", "any-base", "base-as", "base-as-skip", "by-layer", "dequantise", "exclude", "expert-input", "expert-slowest", "expert-turns", "from",
 	"grow-vocabulary", "include", "linear-input", "max-manifest", "max-memory", "max-rank", "new-undo",
-	"no-progress", "no-sharing", "only", "out-dtype", "out-proj-twice", "prefix", "recompute-residual", "scale", "seed", "strict", "tied", "without", "workers",
+	"no-progress", "no-sharing", "only", "out-dtype", "out-proj-twice", "prefix", "recompute-residual", "requantise", "scale", "seed", "stochastic", "strict", "tied", "without", "workers",
 }
 
 // examples lists commands that run in a clone of the repository.

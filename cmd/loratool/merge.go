@@ -18,6 +18,7 @@ import (
 type mergeOptions struct {
 	common
 	planOptions
+	codeOptions
 	pageOption
 	as       string
 	out      string
@@ -49,7 +50,7 @@ func mergeCommand(t *terminal) *cli.Command {
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what would be done, and write nothing", Destination: &o.dryRun},
 			asFlag(&o.as, "in the report: ", "loratool merge BASE ADAPTER -o OUT --as fp8"),
 			o.pageFlag("heat maps of all updated tensors"),
-		}, append(append(o.planFlags(), o.memoryFlag()), o.flags()...)...),
+		}, slices.Concat(o.planFlags(), o.codeFlags(), []cli.Flag{o.memoryFlag()}, o.flags())...),
 		Action: func(c *cli.Context) error { return runMerge(c, t, o) },
 	}
 }
@@ -67,6 +68,9 @@ func (o *mergeOptions) parse(c *cli.Context) (base string, adapters []string, we
 	if err := o.checkDry(o.dryRun); err != nil {
 		return "", nil, nil, err
 	}
+	if err := o.checkCodes(c); err != nil {
+		return "", nil, nil, err
+	}
 	if o.undo && o.undoFile == "" {
 		o.undoFile = undoBeside(o.out)
 	}
@@ -81,6 +85,7 @@ func (o *mergeOptions) parse(c *cli.Context) (base string, adapters []string, we
 func (o *mergeOptions) library() merge.Options {
 	options := merge.Options{Workers: o.workers, Replace: o.force, Tool: "loratool " + version}
 	o.planOptions.set(&options)
+	o.codeOptions.set(&options)
 	return options
 }
 

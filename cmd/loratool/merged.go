@@ -90,6 +90,10 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 		t.line("base as %s: %s of linear layers differ from BASE by %s, and where ΔW lands by %.3g times ΔW",
 			b.Scheme, fault.Count(len(b.Tensors), "weight"), percent(b.Error), float64(b.Share))
 	}
+	if q := r.Recoded; q != nil {
+		t.line("requantised %s: the codes keep %s of ΔW, with an error %.3g times as large as ΔW%s",
+			fault.Count(len(q.Layers), "weight"), percent(q.Kept), float64(q.Error), clampedText(q.Clamped))
+	}
 	changed := fault.Count(len(r.Layers), "tensor") + " updated"
 	added := 0
 	for _, p := range r.Replaced {
@@ -119,18 +123,30 @@ func showReport(t *terminal, o *planRun, r *merge.Report) {
 	showSurvived(t, o)
 }
 
+// clampedText says how many elements are beyond all codes.
+func clampedText(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %s %s the largest code, beyond which W + ΔW is", fault.Count(n, "element"), fault.Choose(int(min(n, 2)), "has", "have"))
+}
+
 // showMergedLayers prints a line for every tensor that changed.
 func showMergedLayers(t *terminal, r *merge.Report) {
 	tab := &table{columns: []column{
 		{head: "rank"}, {head: "scale", drop: 1}, {head: "‖ΔW‖/‖W‖"}, {head: "unchanged", drop: 2}, {head: "lost"},
-		{head: "Q(W)−W", meaning: "the difference of --base-as from BASE, relative to ΔW"}, {head: "tensor", left: true, isName: true},
+		{head: "Q(W)−W", meaning: "the difference of --base-as from BASE, relative to ΔW"}, {head: "kept", meaning: "the share of ΔW that new codes keep"},
+		{head: "tensor", left: true, isName: true},
 	}}
 	for _, l := range r.Layers {
 		tab.add(strconv.Itoa(l.Rank), scaleText(&l.PlannedTensor), fmt.Sprintf("%.3g", l.RelativeNorm), percent(l.UnchangedShare), percent(l.RetentionError),
-			baseAsText(r.BaseAs, l.Tensor), l.Tensor)
+			baseAsText(r.BaseAs, l.Tensor), keptByCodes(r.Recoded, l.Tensor), l.Tensor)
 	}
 	for _, p := range r.Replaced {
-		tab.add("", "", "", "", "", "", p.Tensor+" ("+fateText(&p)+")")
+		tab.add("", "", "", "", "", "", "", p.Tensor+" ("+fateText(&p)+")")
+	}
+	if r.Recoded == nil {
+		tab.without(6)
 	}
 	if r.BaseAs == nil {
 		tab.without(5)
@@ -151,6 +167,19 @@ func baseAsText(b *merge.BaseAsReport, tensor string) string {
 	return ""
 }
 
+// keptByCodes is the share of the update of a tensor that new codes keep, "" without new codes.
+func keptByCodes(q *merge.RecodedReport, tensor string) string {
+	if q == nil {
+		return ""
+	}
+	for i := range q.Layers {
+		if q.Layers[i].Tensor == tensor {
+			return percent(q.Layers[i].Kept)
+		}
+	}
+	return ""
+}
+
 // showLoss prints how large the update is, and how much of it rounding takes away.
 func showLoss(t *terminal, r *merge.Report, verbose bool) {
 	if verbose {
@@ -163,6 +192,8 @@ func showLoss(t *terminal, r *merge.Report, verbose bool) {
 	switch lost := r.Total.RetentionError; {
 	case r.Total.IsZero:
 		t.line("ΔW is zero, and nothing changes: %s", whyZero(r))
+	case r.Recoded != nil:
+		// said already
 	case lost > 0.1:
 		t.line("rounding costs %s of ΔW, and %s of the weights do not move: "+
 			"the dtype's steps are too coarse for ΔW, and float32 keeps all of it", percent(lost), percent(r.Total.UnchangedShare))

@@ -12,6 +12,7 @@ import (
 // swapOptions are the flags of swap.
 type swapOptions struct {
 	removalOptions
+	codeOptions
 	remove, add             cli.StringSlice
 	weights                 cli.StringSlice
 	newUndo                 string
@@ -27,7 +28,7 @@ func swapCommand(t *terminal) *cli.Command {
 		ArgsUsage: "MERGED --remove ADAPTER --add ADAPTER -o OUT",
 		Description: "The result is the same, byte for byte, as that of merging the added adapters into the base, and comes with an undo record of its own. " +
 			"--remove must name all adapters of the given records; name an adapter that stays with --add as well.",
-		Flags: append(o.removalFlags(),
+		Flags: append(append(o.removalFlags(), o.codeFlags()...),
 			&cli.StringSliceFlag{Name: "remove", Usage: "take `ADAPTER` out; once per adapter", Destination: &o.remove},
 			&cli.StringSliceFlag{Name: "add", Usage: "merge `ADAPTER`; once per adapter", Destination: &o.add},
 			&cli.StringSliceFlag{Name: "weight", Aliases: []string{"w"}, Usage: "multiply an added adapter by `W`; once per --add, in their order (default: 1)", Destination: &o.weights},
@@ -53,6 +54,9 @@ func (o *swapOptions) parse(c *cli.Context) (merged string, weights []float64, e
 		return "", nil, usagef(example, "swap needs -o OUT, the path of the new checkpoint")
 	}
 	if err := o.checkDry(o.dryRun); err != nil {
+		return "", nil, err
+	}
+	if err := o.checkCodes(c); err != nil {
 		return "", nil, err
 	}
 	if o.newUndo == "" {
@@ -84,6 +88,7 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 		Tool: "loratool " + version,
 	}
 	o.readingOptions.set(&options)
+	o.codeOptions.set(&options)
 	return runPlan(t, &planRun{
 		command: "swap", what: "swapping", common: &o.common, in: merged, adapters: o.add.Value(), out: o.out, record: o.newUndo, dryRun: o.dryRun,
 		page: &o.pageOption, replace: o.force, others: slices.Concat(o.remove.Value(), o.records.Value()),

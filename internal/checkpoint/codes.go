@@ -22,6 +22,21 @@ type Codes struct {
 	decoder *decoder
 }
 
+// Recoding has elements of whole rows that get new codes.
+type Recoding = quant.Recoding
+
+// Dither chooses at random among the codes beside the numbers of a Recoding.
+type Dither = quant.Dither
+
+// Dither returns the numbers that belong to a seed and a weight, or nil if the steps of its codes
+// are too large for that: those of all schemes but FP8 and Q8_0.
+func (k *Codes) Dither(seed int64, weight string) *Dither {
+	if quant.FP8.Stores(k.Scheme) || k.Scheme == "Q8_0" {
+		return quant.NewDither(seed, weight)
+	}
+	return nil
+}
+
 // CodesOf returns the codes of a quantised weight, or nil if they cannot get new values while
 // everything beside them stays.
 func CodesOf(c *Checkpoint, name string) *Codes {
@@ -57,7 +72,7 @@ func (k *Codes) Values(ctx context.Context, dst []float64, codes []byte, row0 in
 }
 
 // Recode changes r.Codes: those of the stored rows from row0 on.
-func (k *Codes) Recode(ctx context.Context, r *quant.Recoding, row0 int64) error {
+func (k *Codes) Recode(ctx context.Context, r *Recoding, row0 int64) error {
 	r.At = row0 * k.Cols
 	return fault.InFile(k.recoder.Recode(ctx, r, &held{k.decoder, r.Codes, row0 * k.RowBytes()}), k.Tensor.Path())
 }
