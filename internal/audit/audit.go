@@ -68,6 +68,9 @@ func run(
 	if err != nil {
 		return nil, err
 	}
+	if err := a.requantise(); err != nil {
+		return nil, err
+	}
 	made, err := plan.RunTo(ctx, &comparison{
 		ctx: ctx, files: files,
 		begin: func(e *expected) (*probe, error) { return (&examination{a, e}).newProbe() },
@@ -130,11 +133,7 @@ func (a *auditor) simulate() (err error) {
 // plan plans the merge that should have been. A change to one of two tied tensors is read as the
 // merged checkpoint has it: untied if it has a head of its own.
 func (a *auditor) plan() (*merge.Plan, error) {
-	o := merge.Options{
-		Reading: a.o.Reading, Workers: a.o.Workers, Progress: a.o.Progress, AnyBase: a.o.AnyBase, Again: true, AllowNonFinite: true,
-		BaseAs: a.o.BaseAs, BaseAsSkip: a.o.BaseAsSkip,
-		GrowVocabulary: a.shaping().GrowVocabulary, AddTensors: a.shaping().AddTensors, Dequantise: len(checkpoint.QuantisedOf(a.stored)) > 0, // whether the merged one has codes or not
-	}
+	o := a.options()
 	base := (*model.Checkpoint)(checkpoint.NewHandle(checkpoint.OnlyReadable(a.stored))) // the others are compared as stored
 	plan, err := merge.New(a.ctx, base, a.adapters, o)
 	if err == nil || o.Tied != "" {
@@ -187,14 +186,6 @@ func (a *auditor) changesOf(checked *resolve.Checked) ([]*resolve.Change, *check
 	}
 	changes, _, err := resolve.Resolve(names, checked)
 	return changes, base, err
-}
-
-// shaping allows the merge to add tensors and rows, since an audit takes the checkpoint as it is.
-func (a *auditor) shaping() resolve.Shaping {
-	if a.stored.IsPipeline() {
-		return resolve.Shaping{}
-	}
-	return resolve.Shaping{Untie: a.o.Tied == merge.Untie, GrowVocabulary: true, AddTensors: true}
 }
 
 // pair finds the tensors of the merged checkpoint that belong to those of the plan.

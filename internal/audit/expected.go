@@ -106,7 +106,7 @@ func (f *comparedFile) WriteAt(p []byte, off int64) (int, error) {
 		if e.Off >= end {
 			break
 		}
-		if !e.isCompared() {
+		if !e.isCompared() || e.isDone {
 			continue
 		}
 		from, to := max(off, e.Off), min(end, e.Off+e.NBytes)

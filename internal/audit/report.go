@@ -27,6 +27,7 @@ type Finding string
 const (
 	Untouched    Finding = "untouched"       // no adapter changes it, and it equals the base's
 	Merged       Finding = "merged"          // the base's with the update of the adapters
+	Requantised  Finding = "requantised"     // the update, in new codes
 	Replaced     Finding = "replaced"        // the adapter's own tensor or rows
 	NotApplied   Finding = "not_applied"     // equals the base's, although an adapter changes it
 	NotReplaced  Finding = "not_replaced"    // equals the base's, although an adapter has it whole
@@ -184,7 +185,7 @@ func (r *Report) judgeRounding() {
 	count, merged := make(map[Rounding]int), 0
 	for i := range r.Tensors {
 		t := &r.Tensors[i]
-		if t.Finding != Merged || t.Rounding == "" {
+		if t.Finding != Merged && t.Finding != Requantised || t.Rounding == "" {
 			continue
 		}
 		merged++

@@ -157,3 +157,20 @@ type Options struct {
 	// the size of the base. nil reports nothing.
 	Progress func(bytes int64)
 }
+
+// options are those of the merge that should have been.
+func (a *auditor) options() merge.Options {
+	return merge.Options{
+		Reading: a.o.Reading, Workers: a.o.Workers, Progress: a.o.Progress, AnyBase: a.o.AnyBase, Again: true, AllowNonFinite: true,
+		BaseAs: a.o.BaseAs, BaseAsSkip: a.o.BaseAsSkip,
+		GrowVocabulary: a.shaping().GrowVocabulary, AddTensors: a.shaping().AddTensors, Dequantise: len(checkpoint.QuantisedOf(a.stored)) > 0, // whether the merged one has codes or not
+	}
+}
+
+// shaping allows the merge to add tensors and rows, since an audit takes the checkpoint as it is.
+func (a *auditor) shaping() resolve.Shaping {
+	if a.stored.IsPipeline() {
+		return resolve.Shaping{}
+	}
+	return resolve.Shaping{Untie: a.o.Tied == merge.Untie, GrowVocabulary: true, AddTensors: true}
+}

@@ -220,6 +220,7 @@ type findingText struct {
 var findingTexts = []findingText{
 	{Untouched, "untouched", "no adapter changes the tensor, and it equals the base's"},
 	{Merged, "merged", "the update is there"},
+	{Requantised, "requantised", "the update is there, in codes"},
 	{Replaced, "replaced", "the tensor is the adapter's own, or has its rows"},
 	{NotApplied, "not applied", "the update was not applied"},
 	{NotReplaced, "not replaced", "the adapter's own values are not there, but the base's"},

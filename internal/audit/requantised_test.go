@@ -1,0 +1,111 @@
+package audit_test
+
+import (
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/loratool/loratool/format"
+	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/audit"
+	files "github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/testkit"
+	"github.com/loratool/loratool/merge"
+)
+
+// TestNewCodesAreJudged: a merge that gives weights new codes is told from one with another code,
+// from one of another adapter, and from one whose codes were chosen at random.
+func TestNewCodesAreJudged(t *testing.T) {
+	for i, fixture := range []string{"fp8_block_128", "ct_w4_asym_g32", "ct_nvfp4"} {
+		base := "../../testdata/quant/" + fixture
+		c, err := files.Open(t.Context(), base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		weight := files.QuantisedOf(c)[0]
+		ref, _ := c.Lookup(weight.Name)
+		rng := rand.New(rand.NewPCG(71, uint64(i)))
+		adapter := func(sigma float64) []merge.Adapter {
+			b := format.NewBuilder("made up")
+			rows, cols := ref.Tensor.Shape[0], ref.Tensor.Shape[1]
+			factor := func(shape ...uint64) format.Data {
+				return format.Bytes(dtype.F32, testkit.Random(rng, "", dtype.F32, sigma, shape...).Data, shape...)
+			}
+			b.Linear(strings.TrimSuffix(weight.Name, ".weight"), 2, 1, factor(2, cols), factor(rows, 2))
+			src, err := b.Source()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return []merge.Adapter{{Source: src, Name: "a", Weight: 1}}
+		}
+		ours, another := adapter(0.1), adapter(0.1)
+		merged := func(o merge.Options) string {
+			out := filepath.Join(t.TempDir(), "out")
+			o.Requantise, o.AcceptLoss = true, true
+			plan, err := merge.Open(t.Context(), base, ours, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer plan.Close()
+			if _, err := plan.Run(t.Context(), out); err != nil {
+				t.Fatal(err)
+			}
+			return out
+		}
+		verdict := func(merged string, adapters []merge.Adapter) audit.Tensor {
+			r := auditPaths(t, base, merged, adapters)
+			at := slices.IndexFunc(r.Tensors, func(x audit.Tensor) bool { return x.Module != "" })
+			if r.Verdict != r.Tensors[at].Verdict {
+				t.Errorf("%s: the verdict on all is %v, and on the weight %v", fixture, r.Verdict, r.Tensors[at].Verdict)
+			}
+			return r.Tensors[at]
+		}
+		out := merged(merge.Options{})
+		if x := verdict(out, ours); x.Verdict != audit.AsClaimed || x.Finding != audit.Requantised {
+			t.Errorf("%s: %+v", fixture, x)
+		}
+		if x := verdict(out, another); x.Verdict != audit.NotAsClaimed {
+			t.Errorf("%s: of another adapter: %+v", fixture, x)
+		}
+		if x := verdict(base, ours); x.Verdict != audit.NotAsClaimed {
+			t.Errorf("%s: of the base: %+v", fixture, x)
+		}
+		changeCode(t, out, weight.Parts[0])
+		if x := verdict(out, ours); x.Verdict == audit.AsClaimed {
+			t.Errorf("%s: with another code: %+v", fixture, x)
+		}
+		if fixture == "fp8_block_128" {
+			if x := verdict(merged(merge.Options{Stochastic: true}), ours); x.Verdict != audit.Inconclusive || x.Finding != audit.Requantised {
+				t.Errorf("%s: with codes chosen at random: %+v", fixture, x)
+			}
+		}
+	}
+}
+
+// changeCode changes a byte in the middle of a tensor.
+func changeCode(t *testing.T, path, tensor string) {
+	t.Helper()
+	c, err := files.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ref, _ := files.Stored(c).Lookup(tensor)
+	f, err := os.OpenFile(ref.Tensor.Path(), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	at, one := ref.Tensor.Off+ref.Tensor.NBytes/2, make([]byte, 1)
+	if _, err := f.ReadAt(one, at); err != nil {
+		t.Fatal(err)
+	}
+	one[0] ^= 0x11
+	if _, err := f.WriteAt(one, at); err != nil {
+		t.Fatal(err)
+	}
+}
