@@ -196,6 +196,9 @@ func TestRecordedMergesPredictAsTwoPasses(t *testing.T) {
 			for range 2 { // a used scratch makes no difference
 				copy(fused, w)
 				got = Stats{}
+				for i := range res.Differs {
+					res.Differs[i] = math.MaxUint64
+				}
 				if err := recording.Merge(ctx, fused, 0, &got, &s, &res); err != nil {
 					t.Fatal(err)
 				}
@@ -206,11 +209,50 @@ func TestRecordedMergesPredictAsTwoPasses(t *testing.T) {
 			for i := range rows * cols {
 				z := uint16(0)
 				if res.Differs[i>>6]>>(i&63)&1 == 1 {
-					z = binary.LittleEndian.Uint16(res.Z[2*i:])
+					if z = binary.LittleEndian.Uint16(res.Z[2*i:]); z == 0 {
+						t.Fatalf("%v, %v: element %d has a bit, and the residual 0", k, shape, i)
+					}
 				}
 				if want := residual(binary.LittleEndian.Uint16(w[2*i:]), binary.LittleEndian.Uint16(p[2*i:])); z != want {
 					t.Fatalf("%v, %v: element %d has the residual %d, want %d", k, shape, i, z, want)
 				}
+			}
+		}
+	}
+}
+
+// TestRecordingMeetsNoSubnormals counts subnormal operands and results, as
+// TestNoSubnormalsOnOrdinaryData does.
+func TestRecordingMeetsNoSubnormals(t *testing.T) {
+	for _, isa := range []struct {
+		name                string
+		rows, bytes, panels int
+	}{{"AVX512", 8, 128, 8}, {"AVX2", 4, 64, 16}} {
+		for name, change := range map[string]func(*plainTerm){
+			"ordinary":          func(*plainTerm) {},
+			"half of A is zero": func(x *plainTerm) { clear(x.r[len(x.r)/2:]) },
+			"half of B is zero": func(x *plainTerm) { clear(x.l[len(x.l)/2:]) },
+		} {
+			c := new(counts)
+			k := &Kernel{
+				name:          t.Name(),
+				bf16:          interpreted[float32]("bf16"+isa.name, isa.rows, isa.bytes/4, isa.panels, c),
+				bf16Recording: interpreted[float32]("bf16Recording"+isa.name, isa.rows, isa.bytes/4, isa.panels, c),
+			}
+			p := randomProblem(rand.New(rand.NewPCG(43, 44)), dtype.BF16, 9, 40, 0.02, []int{18}, 0.05, 2)
+			change(&p.terms[0])
+			u := prepare[float32](k, p)
+			back, err := u.Negative(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var st Stats
+			w := p.bytes()
+			if err := NewRecording(u, back).Merge(t.Context(), w, 0, &st, new(Scratch[float32]), new(Residuals)); err != nil {
+				t.Fatal(err)
+			}
+			if c.subnormal > 0 || c.operations < 4*40*18 {
+				t.Errorf("%s, %s: %d of %d operations have a subnormal operand or result, want none", isa.name, name, c.subnormal, c.operations)
 			}
 		}
 	}
