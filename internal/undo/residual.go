@@ -67,26 +67,35 @@ func (c *coded) encode(w, p []byte, width int) {
 	}
 }
 
-// encodeKnown sets c to residuals of two bytes. Those whose bit in differs is not set are zero.
+// encodeKnown sets c to residuals of two bytes. Those whose bit in differs is not set are zero. Only
+// rare cases branch: whether a residual is among the sizes cannot be predicted.
 func (c *coded) encodeKnown(differs []uint64, z []byte) {
 	n := len(z) / 2
-	c.marks, c.sizes, c.escapes, c.planar = slices.Grow(c.marks[:0], n), c.sizes[:0], c.escapes[:0], false
-	marks, next := c.marks, 0 // next is the index after the last nonzero element
+	c.escapes, c.planar = c.escapes[:0], false
+	marks, sizes := slices.Grow(c.marks[:0], n)[:n], slices.Grow(c.sizes[:0], n)[:n]
+	nMarks, nSizes, next := 0, 0, 0 // next is the index after the last nonzero element
 	for k, word := range differs {
 		for ; word != 0; word &= word - 1 {
 			i := 64*k + bits.TrailingZeros64(word)
-			skip, x := i-next, le.Uint16(z[2*i:])
+			skip, x := i-next, int(le.Uint16(z[2*i:]))
 			next = i + 1
-			if skip < maxSkip && x < firstFar {
-				marks = append(marks, byte(skip+int(x-1)*maxSkip))
+			if skip >= maxSkip || x >= firstFar+escaped {
+				c.marks, c.sizes = marks[:nMarks], sizes[:nSizes]
+				c.add(skip, uint64(x), 2)
+				nMarks, nSizes = len(c.marks), len(c.sizes)
 				continue
 			}
-			c.marks = marks
-			c.add(skip, uint64(x), 2)
-			marks = c.marks
+			marks[nMarks] = byte(skip + (min(x, firstFar)-1)*maxSkip)
+			nMarks++
+			sizes[nSizes] = byte(x - firstFar)
+			isFar := 0
+			if x >= firstFar {
+				isFar = 1
+			}
+			nSizes += isFar
 		}
 	}
-	if c.marks = marks; c.bytes() <= len(z) {
+	if c.marks, c.sizes = marks[:nMarks], sizes[:nSizes]; c.bytes() <= len(z) {
 		return
 	}
 	c.marks, c.sizes, c.escapes, c.planar = c.marks[:0], slices.Grow(c.sizes[:0], len(z))[:len(z)], c.escapes[:0], true

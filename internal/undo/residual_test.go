@@ -169,6 +169,26 @@ func BenchmarkEncode(b *testing.B) {
 	}
 }
 
+func BenchmarkEncodeKnown(b *testing.B) {
+	for _, share := range []float64{0.002, 0.05, 0.3} {
+		b.Run(fmt.Sprintf("share=%v", share), func(b *testing.B) {
+			rng := rand.New(rand.NewPCG(1, 2))
+			z, differs := make([]byte, 1<<20), make([]uint64, 1<<13)
+			for i := range len(z) / 2 {
+				if rng.Float64() < share {
+					le.PutUint16(z[2*i:], uint16(1+rng.Uint64N(3)))
+					differs[i>>6] |= 1 << (i & 63)
+				}
+			}
+			var c coded
+			b.SetBytes(int64(len(z)))
+			for b.Loop() {
+				c.encodeKnown(differs, z)
+			}
+		})
+	}
+}
+
 func BenchmarkDecode(b *testing.B) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	p := make([]byte, 1<<20)
