@@ -68,15 +68,14 @@ func runAudit(c *cli.Context, t *terminal, o *auditOptions) error {
 		return usagef("--format sarif", "got --format %q", o.format)
 	case o.format != "" && o.json:
 		return usagef("give one of --json and --format", "--json and --format sarif are two forms of the report")
-	case o.format != "" && len(paths) == 2:
-		return usagef(example+" --format sarif", "--format sarif is for a claim: it needs an adapter")
 	case sameFile(paths[0], paths[1]):
 		return usagef("give the base first and the merged checkpoint second", "%s and %s are the same checkpoint", paths[0], paths[1])
 	}
-	var options merge.Options
-	if o.setBaseAs(&options); len(paths) == 2 && options.BaseAs != "" {
-		return usagef(example+" --base-as nf4", "--base-as is for a claim: it needs an adapter")
+	if flag := ofClaim(c); flag != "" && len(paths) == 2 {
+		return usagef(example+" "+flag, "%s is for a claim: it needs an adapter", flag)
 	}
+	var options merge.Options
+	o.setBaseAs(&options)
 	if err := checkOptions(options); err != nil {
 		return err
 	}
@@ -117,6 +116,16 @@ func runAudit(c *cli.Context, t *terminal, o *auditOptions) error {
 		return err
 	}
 	return o.report(t, paths, (*inner.Handle)(both[1]).Checkpoint().IsDir, r)
+}
+
+// ofClaim is a flag on the command line that is about the merge of an adapter, "" if there is none.
+func ofClaim(c *cli.Context) string {
+	for _, name := range []string{"weight", "any-weight", "any-base", "tied", "base-as", "base-as-skip", "strict", "format"} {
+		if c.IsSet(name) {
+			return "--" + name
+		}
+	}
+	return ""
 }
 
 // report shows the report on a merge.

@@ -48,7 +48,7 @@ func (o *ruleOptions) check(c *cli.Context, isNeeded bool, more ...string) error
 		return usagef(hint, "a share of the energy lies above 0 and up to 1, got %v", o.energy)
 	case c.IsSet("max-error") && !(o.maxError > 0 && o.maxError < 1):
 		return usagef(hint, "a relative error lies between 0 and 1, got %v", o.maxError)
-	case o.maxRank < 0 || o.maxRank > 0 && (c.IsSet("rank") || rules == 0):
+	case o.maxRank < 0 || c.IsSet("max-rank") && (o.maxRank == 0 || c.IsSet("rank") || rules == 0):
 		return usagef(hint, "--max-rank is a positive bound for another rule than --rank")
 	}
 	return nil
