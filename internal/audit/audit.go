@@ -249,6 +249,9 @@ func (x *examination) conclude() error {
 	switch {
 	case x.e.merged == nil:
 		t.Verdict, t.Finding = NotAsClaimed, Missing
+		if err := checkpoint.Refusal(x.auditor.merged, x.e.Name); err != nil {
+			t.Text = "it cannot be read: " + err.Error()
+		}
 	case !slices.Equal(x.e.merged.Shape, x.e.Shape):
 		t.Verdict, t.Finding = NotAsClaimed, Reshaped
 		t.Text = fmt.Sprintf("its shape is %d, want %d", x.e.merged.Shape, x.e.Shape)

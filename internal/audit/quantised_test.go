@@ -70,6 +70,11 @@ func TestMergesIntoQuantisedBasesAreJudged(t *testing.T) {
 	if r := auditPaths(t, base, out, adapters); r.Verdict != audit.AsClaimed || len(r.Tensors) != 5 {
 		t.Errorf("with a weight that cannot be read the verdict is %v: %+v", r.Verdict, r.Tensors)
 	}
+	plain := testkit.Random(rng, "model.layers.1.mlp.up_proj.weight", dtype.BF16, 1, 8, 4)
+	got := auditPaths(t, write(t, false, plain), out, adapters)
+	if i := slices.IndexFunc(got.Tensors, func(x audit.Tensor) bool { return x.Tensor == plain.Name }); i < 0 || got.Tensors[i].Finding != audit.Missing || !strings.Contains(got.Tensors[i].Text, "cannot be read") {
+		t.Errorf("of a weight that the merged checkpoint has in codes that cannot be read, the audit says %+v", got.Tensors)
+	}
 	unreadable.Data[9]++
 	if r := auditPaths(t, write(t, false, unreadable), out, adapters); r.Verdict != audit.NotAsClaimed {
 		t.Errorf("with another code in a weight that cannot be read the verdict is %v: %+v", r.Verdict, r.Tensors)
