@@ -67,8 +67,8 @@ func (c *coded) encode(w, p []byte, width int) {
 	}
 }
 
-// encodeKnown sets c to residuals of two bytes. Those whose bit in differs is not set are zero. Only
-// rare cases branch: whether a residual is among the sizes cannot be predicted.
+// encodeKnown sets c to residuals of two bytes. Those whose bit in differs is not set are zero.
+// Only rare cases branch: whether a residual is among the sizes cannot be predicted.
 func (c *coded) encodeKnown(differs []uint64, z []byte) {
 	n := len(z) / 2
 	c.escapes, c.planar = c.escapes[:0], false
