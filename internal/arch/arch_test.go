@@ -258,6 +258,7 @@ var arrows = map[string]map[string]string{
 		"format/dtype":      "widths of dtypes",
 		"internal/fault":    "errors of input",
 		"internal/jsontext": "headers",
+		"internal/lookup":   "names that appear twice",
 	},
 	"internal/thin": {"internal/dense": "factorizations of small matrices"},
 	"internal/undo": {

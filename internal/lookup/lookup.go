@@ -10,19 +10,20 @@ import "hash/maphash"
 type Table struct {
 	seed  maphash.Seed
 	slots []slot // a power of two of them
+	n     int    // those in use, three quarters at most
 }
 
 // slot is 1 + the number of a string, 0 for none. Parts of the hash tell most strings apart without
 // a look at them.
 type slot struct{ number, hash uint32 }
 
-// New returns an empty table with room for n strings.
+// New returns an empty table with room for n strings. It grows if there are more.
 func New(n int) *Table {
 	size := 8
 	for size*3 < n*4 {
 		size *= 2
 	}
-	return &Table{maphash.MakeSeed(), make([]slot, size)}
+	return &Table{seed: maphash.MakeSeed(), slots: make([]slot, size)}
 }
 
 // Find returns the number of a string. at returns the string of a number in the table.
@@ -38,8 +39,25 @@ func (t *Table) Add(s string, i int, at func(i int) string) (twin int, isNew boo
 	if found.number > 0 {
 		return int(found.number) - 1, false
 	}
+	if 4*(t.n+1) > 3*len(t.slots) {
+		t.grow(at)
+		found, hash = t.slot(s, at)
+	}
 	*found = slot{uint32(i) + 1, hash}
+	t.n++
 	return i, true
+}
+
+// grow doubles the number of slots.
+func (t *Table) grow(at func(i int) string) {
+	old := t.slots
+	t.slots = make([]slot, 2*len(old))
+	for _, x := range old {
+		if x.number > 0 {
+			found, _ := t.slot(at(int(x.number)-1), at)
+			*found = x
+		}
+	}
 }
 
 // slot returns the slot of a string, or the free one where it belongs, and the string's hash.

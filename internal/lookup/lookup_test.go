@@ -35,6 +35,28 @@ func TestTableFindsWhatWasAdded(t *testing.T) {
 	}
 }
 
+// TestTableGrows: a table with room for too few strings still finds all of them.
+func TestTableGrows(t *testing.T) {
+	const n = 10_000
+	list := make([]string, n)
+	at := func(i int) string { return list[i] }
+	table := lookup.New(1)
+	for i := range list {
+		list[i] = fmt.Sprint("model.layers.", i)
+		if got, isNew := table.Add(list[i], i, at); got != i || !isNew {
+			t.Fatalf("Add(%q) = %d, %v, want %d, true", list[i], got, isNew, i)
+		}
+	}
+	for i, s := range list {
+		if got, ok := table.Find(s, at); got != i || !ok {
+			t.Fatalf("Find(%q) = %d, %v, want %d, true", s, got, ok, i)
+		}
+	}
+	if got, ok := table.Find("model.layers", at); ok {
+		t.Fatalf("Find of a string that is not there = %d", got)
+	}
+}
+
 // TestTableTakesTwentyFourBytesAString at most.
 func TestTableTakesTwentyFourBytesAString(t *testing.T) {
 	const n = 100_000

@@ -11,12 +11,14 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/jsontext"
+	"github.com/loratool/loratool/internal/lookup"
 )
 
 const (
@@ -103,8 +105,16 @@ func parse(ctx context.Context, r io.ReaderAt, size int64) (*Header, error) {
 		return nil, err
 	}
 	h.release(text)
+	if len(text) >= collectBytes {
+		runtime.GC()
+	}
 	return h, nil
 }
+
+// collectBytes is the length of a text that is collected as soon as it has been parsed. The heap
+// may double before the collector runs by itself: for 700,000 tensors the text would stay until
+// the plan is ready, and be a quarter of its memory.
+const collectBytes = 16 << 20
 
 // release copies the names of the tensors and the metadata out of the text. As substrings they
 // would keep all of it in memory. If they make up most of the text, copies would cost more.
@@ -185,14 +195,15 @@ func (u under) Read(p []byte) (int, error) {
 
 // scan reads the whole JSON text.
 func (h *Header) scan(s *scanner) error {
-	var seen map[string]struct{}
+	var seen *lookup.Table
+	nameAt := func(i int) string { return h.Tensors[i].Name }
 	h.insertAt, h.noTensors = 1, true
 	for at, name := range s.Object() {
-		if _, dup := seen[name]; dup || name == MetadataName && h.hasMeta {
-			s.fail(at, "the name %q appears twice", name)
-			break
-		}
 		if name == MetadataName {
+			if h.hasMeta {
+				s.fail(at, "the name %q appears twice", name)
+				break
+			}
 			h.scanMetadata(s)
 			continue
 		}
@@ -200,10 +211,13 @@ func (h *Header) scan(s *scanner) error {
 			rest := s.Rest()
 			// Growing a list from nothing costs several times as much memory.
 			most := min(strings.Count(rest, "{"), len(rest)/minEntryBytes) + 1
-			seen, h.Tensors = make(map[string]struct{}, most), make([]Tensor, 0, most)
+			seen, h.Tensors = lookup.New(most), make([]Tensor, 0, most)
 		}
 		h.noTensors = false
-		seen[name] = struct{}{}
+		if _, isNew := seen.Add(name, len(h.Tensors), nameAt); !isNew {
+			s.fail(at, "the name %q appears twice", name)
+			break
+		}
 		h.Tensors = append(h.Tensors, scanTensor(s, name))
 	}
 	if !s.Done() {
