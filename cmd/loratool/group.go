@@ -20,33 +20,42 @@ type group struct {
 // numbers between dots or underscores, in the order of their first items. A group whose numbers
 // are no product of ranges becomes several.
 func groupNames(n int, item func(i int) (name, key string)) []group {
-	type pattern struct {
-		text, key string
-		numbers   int
-	}
 	type members struct {
 		parts   []string // with "" in place of numbers
 		first   int
-		numbers [][]int // of each item
+		n       int
+		numbers []int // of all items, one after the other
 	}
-	byPattern := make(map[pattern]*members)
+	byPattern := make(map[string]*members)
 	var all []*members
+	// There can be hundreds of thousands of items: they share the memory of one.
+	var parts []string
+	var numbers []int
+	var pattern []byte
 	for i := range n {
 		name, key := item(i)
-		parts, numbers := splitNumbers(name)
-		p := pattern{strings.Join(parts, "\x00"), key, len(numbers)}
-		m := byPattern[p]
+		parts, numbers = splitNumbers(name, parts[:0], numbers[:0])
+		pattern = append(pattern[:0], key...)
+		for _, p := range parts { // a number is "", so the pattern has their count
+			pattern = append(append(pattern, 0), p...)
+		}
+		m := byPattern[string(pattern)]
 		if m == nil {
-			m = &members{parts: parts, first: i}
-			byPattern[p] = m
+			m = &members{parts: slices.Clone(parts), first: i}
+			byPattern[string(pattern)] = m
 			all = append(all, m)
 		}
-		m.numbers = append(m.numbers, numbers)
+		m.numbers = append(m.numbers, numbers...)
+		m.n++
 	}
 	var groups []group
 	for _, m := range all {
-		at := m.first
-		for _, r := range productsOf(m.numbers) {
+		at, width := m.first, len(m.numbers)/m.n
+		lists := make([][]int, m.n)
+		for i := range lists {
+			lists[i] = m.numbers[i*width : (i+1)*width]
+		}
+		for _, r := range productsOf(lists) {
 			groups = append(groups, group{fillNumbers(m.parts, r.texts), at, r.n})
 		}
 	}
@@ -66,7 +75,7 @@ func (o *common) kinds(n int, name func(i int) string) (all []kind) {
 	at := make(map[string]int)
 	for i := range n {
 		pattern := name(i)
-		if parts, _ := splitNumbers(pattern); !o.verbose {
+		if parts, _ := splitNumbers(pattern, nil, nil); !o.verbose {
 			for k, p := range parts {
 				parts[k] = cmp.Or(p, "*")
 			}
@@ -88,8 +97,9 @@ func (o *common) kinds(n int, name func(i int) string) (all []kind) {
 }
 
 // splitNumbers cuts a name at its dots and underscores, and takes out the parts that are numbers.
-// The separators stay with the parts that follow them.
-func splitNumbers(name string) (parts []string, numbers []int) {
+// It appends them to numbers and the others to parts, with "" in place of a number. The separators
+// stay with the parts that follow them.
+func splitNumbers(name string, parts []string, numbers []int) ([]string, []int) {
 	for name != "" {
 		end := len(name)
 		if i := strings.IndexAny(name[1:], "._"); i >= 0 {
@@ -98,8 +108,8 @@ func splitNumbers(name string) (parts []string, numbers []int) {
 		part := name[:end]
 		name = name[end:]
 		digits := strings.TrimLeft(part, "._")
-		number, err := strconv.Atoi(digits)
-		if err != nil || strconv.Itoa(number) != digits { // also 007, +7 and numbers beyond int
+		number, isNumber := plainNumber(digits)
+		if !isNumber {
 			parts = append(parts, part)
 			continue
 		}
@@ -110,6 +120,16 @@ func splitNumbers(name string) (parts []string, numbers []int) {
 		numbers = append(numbers, number)
 	}
 	return parts, numbers
+}
+
+// plainNumber reads a number as strconv.Itoa writes it: not 007, +7 or numbers beyond int. Most
+// parts of a name are words, for which strconv.Atoi would make an error each.
+func plainNumber(digits string) (number int, ok bool) {
+	if digits == "" || digits[0] != '-' && (digits[0] < '0' || digits[0] > '9') {
+		return 0, false
+	}
+	number, err := strconv.Atoi(digits)
+	return number, err == nil && strconv.Itoa(number) == digits
 }
 
 // fillNumbers puts texts in the places of the numbers that splitNumbers took out.

@@ -49,7 +49,7 @@ func TestGroupsKeepWhatDiffers(t *testing.T) {
 	if all := groupNames(0, nil); all != nil {
 		t.Errorf("groups of nothing = %v", all)
 	}
-	if parts, numbers := splitNumbers(strings.Repeat("9", 30)); len(numbers) != 0 || len(parts) != 1 {
+	if parts, numbers := splitNumbers(strings.Repeat("9", 30), nil, nil); len(numbers) != 0 || len(parts) != 1 {
 		t.Errorf("a number that no int holds is cut into %q, %v", parts, numbers)
 	}
 }
