@@ -267,16 +267,15 @@ func (p *planner) noteFiles() {
 
 // sortTargets sorts the targets by file and offset, and refuses unsupported ones.
 func (p *planner) sortTargets() error {
-	for _, name := range slices.Sorted(maps.Keys(p.targets)) {
-		t := p.targets[name]
-		if err := p.checkTarget(t); err != nil {
-			return err
-		}
-		p.Plan.targets = append(p.Plan.targets, t)
-	}
+	p.Plan.targets = slices.AppendSeq(make([]*target, 0, len(p.targets)), maps.Values(p.targets))
 	slices.SortFunc(p.Plan.targets, func(a, b *target) int {
 		return cmp.Or(cmp.Compare(a.ref.File, b.ref.File), cmp.Compare(a.ref.Tensor.Off, b.ref.Tensor.Off), cmp.Compare(a.Name, b.Name))
 	})
+	for _, t := range p.Plan.targets {
+		if err := p.checkTarget(t); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -27,11 +27,13 @@ func claimsOf(in *Input) map[string]string {
 	}
 	in.claimed = make(map[string]string)
 	known, biases := 0, 0
-	for _, t := range in.table.tensors {
+	var k pairKey // one for all: its address goes to functions of the dialects
+	for i := range in.table.tensors {
+		t := &in.table.tensors[i]
 		if strings.HasSuffix(t.Name, ".bias") {
 			biases++ // those of models and of adapters look the same
 		}
-		k := parsePair(t.Name)
+		k = parsePair(t.Name)
 		if k.feature.Feature != format.FeatureUnknownTensor {
 			known++
 		}

@@ -109,11 +109,19 @@ func parsePair(name string) pairKey {
 	if strings.HasPrefix(plain, wordPrefix) {
 		return pairKey{module: plain, feature: requirement(format.FeatureTextualInversion, name)}
 	}
-	parts := strings.Split(plain, ".")
-	for _, parse := range []func(parts []string) (pairKey, bool){parseXLabs, parseProcessor, parseMegatron} {
-		if k, ok := parse(parts); ok {
-			return k
-		}
+	var room [24]string // most keys of a large file cost no allocation
+	parts := room[:0]
+	for part := range strings.SplitSeq(plain, ".") {
+		parts = append(parts, part)
+	}
+	if k, ok := parseXLabs(parts); ok {
+		return k
+	}
+	if k, ok := parseProcessor(parts); ok {
+		return k
+	}
+	if k, ok := parseMegatron(parts); ok {
+		return k
 	}
 	for i, t := range pairTails {
 		n, _ := matchTail(parts, pairSegments[i])

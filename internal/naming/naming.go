@@ -49,7 +49,11 @@ func StripWrappers(name string) string {
 	return strings.Join(slices.DeleteFunc(parts, isWrapper), ".")
 }
 
-func isWrapper(segment string) bool { return slices.Contains(wrappers, segment) }
+// isWrapper looks at the first letter before it compares: planning asks it for every segment of
+// every name.
+func isWrapper(segment string) bool {
+	return segment == "" || segment[0] == '_' && slices.Contains(wrappers, segment)
+}
 
 // hasWrapper allocates nothing: nearly every name of a large model has no wrapper.
 func hasWrapper(name string) bool {

@@ -309,7 +309,11 @@ func (t Tensor) Elements() int64 {
 }
 
 // Names lists the tensors of a base, sorted.
-func (b *Base) Names() []string { return slices.Sorted(maps.Keys(b.Tensors)) }
+func (b *Base) Names() []string {
+	names := slices.AppendSeq(make([]string, 0, len(b.Tensors)), maps.Keys(b.Tensors))
+	slices.Sort(names)
+	return names
+}
 
 // Edit is one step that gives a base other tensors. Either field may be empty.
 type Edit struct {
