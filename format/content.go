@@ -36,8 +36,8 @@ func ContentID(ctx context.Context, src Source) (string, error) {
 			buffers[worker] = make([]byte, readBytes)
 		}
 		var err error
-		t := m.tensors[i]
-		sums[t], err = blobSum(ctx, src, t, m.Tensors[t].NBytes(), buffers[worker])
+		// The order of the source is that of its files, which are read ahead.
+		sums[i], err = blobSum(ctx, src, i, m.Tensors[i].NBytes(), buffers[worker])
 		return err
 	})
 	if err != nil {

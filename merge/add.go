@@ -234,11 +234,11 @@ func loadTerms[T kernel.Float](
 			continue
 		}
 		l, r := make([]T, nRows*x.Rank), zeros[T](&k.shelf.spares, x.Rank*nCols)
-		badL, err := loadFactor(ctx, l, x.Left, x.Rank, nRows, 1, x.Rank, k.shelf)
+		badR, err := loadFactor(ctx, r, x.Right, x.Rank, nCols, nCols, 1, k.shelf) // first in most files
 		if err != nil {
 			return nil, 0, err
 		}
-		badR, err := loadFactor(ctx, r, x.Right, x.Rank, nCols, nCols, 1, k.shelf)
+		badL, err := loadFactor(ctx, l, x.Left, x.Rank, nRows, 1, x.Rank, k.shelf)
 		if err != nil {
 			return nil, 0, err
 		}

@@ -30,12 +30,13 @@ const (
 	aheadWindows = 8
 )
 
-// readFull fills p with the bytes of the file from offset off. A caller that meets another one does
-// not wait, and reads the file itself.
+// readFull fills p with the bytes of the file from offset off. Several goroutines may call it at
+// once: those that wait mostly want the piece that another one fetches.
 func (a *ahead) readFull(f *fileio.Input, p []byte, off int64) error {
-	if len(p) > aheadBytes/4 || !a.lock.TryLock() {
+	if len(p) > aheadBytes/4 {
 		return readFull(f, p, off)
 	}
+	a.lock.Lock()
 	defer a.lock.Unlock()
 	n := int64(len(p))
 	for i := range a.windows {
