@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/loratool/loratool/format/dtype"
+	"github.com/loratool/loratool/internal/jsontext"
 )
 
 // This file puts the contents of a file in order, whatever the order of the source: the lists of
@@ -134,8 +135,9 @@ func checked(m *Manifest) (*sorted, error) {
 // isReadable reports whether all records survive writing and reading, and fit each other.
 func (s *sorted) isReadable() bool {
 	e := encoder{index: s.appendPosition}
+	in := newScanner("", false)
 	reads := func(record func(*scanner)) bool {
-		in := newScanner(string(e.buf), false)
+		jsontext.Reset(in.Scanner, string(e.buf))
 		e.buf = e.buf[:0]
 		record(in)
 		in.End()

@@ -93,14 +93,20 @@ const (
 
 // New returns a Scanner for text. It checks the encoding of the whole text at once.
 func New(text string, form Form) *Scanner {
-	s := &Scanner{text: text, form: form, MaxDepth: defaultDepth, MaxInteger: math.MaxInt64}
+	s := &Scanner{form: form, MaxDepth: defaultDepth, MaxInteger: math.MaxInt64}
+	Reset(s, text)
+	return s
+}
+
+// Reset lets a Scanner begin with another text, and forgets the error of the last one.
+func Reset(s *Scanner, text string) {
+	s.text, s.pos, s.depth, s.members, s.err = text, 0, 0, 0, nil
 	if strings.HasPrefix(text, "\ufeff") {
 		s.Failf(Encoding, 0, "the text begins with a byte order mark, which JSON does not allow; save it as UTF-8 without one")
 	}
-	if form != Python && !utf8.ValidString(text) {
+	if s.form != Python && !utf8.ValidString(text) {
 		s.Failf(Encoding, invalidAt(text), "not UTF-8")
 	}
-	return s
 }
 
 // invalidAt returns the position of the first byte that is not valid UTF-8.
