@@ -127,7 +127,7 @@ func (s *spares) piece(n int) []byte {
 	return make([]byte, n)
 }
 
-// keepPiece takes back what piece returned.
+// keepPiece takes back a piece.
 func (s *spares) keepPiece(p []byte) {
 	if 0 < cap(p) && cap(p) <= spareBytes {
 		s.bytes.Put(&p)
@@ -143,7 +143,7 @@ func zeros[T kernel.Float](s *spares, n int) []T {
 	return make([]T, n)
 }
 
-// keepValues takes back what zeros returned.
+// keepValues takes back a list from zeros.
 func keepValues[T kernel.Float](s *spares, p []T) {
 	const wordBytes = 8
 	if 0 < cap(p) && cap(p)*wordBytes <= spareBytes {
