@@ -24,8 +24,8 @@ func TestPlanningAllocatesLittlePerTensor(t *testing.T) {
 		isFP8               bool
 		maxBytes, maxAllocs int64 // for one more tensor
 	}{
-		{"plain", false, 700, 1},
-		{"FP8 in shards", true, 3600, 25},
+		{"plain", false, 470, 1},
+		{"FP8 in shards", true, 3300, 20},
 	} {
 		const n = 4000
 		bytes1, allocs1 := planCost(t, n, c.isFP8)
