@@ -122,7 +122,7 @@ func largestSlab(ctx context.Context, p *pair, v changeView, workers int) (*upda
 
 // spectrumOfChange describes Δ. It overwrites it.
 func spectrumOfChange(ctx context.Context, u *update, workers int) (*ChangeSpectrum, error) {
-	exponent, err := u.dense.normalise(ctx, u.energy)
+	exponent, err := u.normalise(ctx)
 	if err != nil {
 		return nil, err
 	}

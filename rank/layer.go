@@ -44,7 +44,7 @@ func (r *extracting) decompose(
 func truncate(
 	ctx context.Context, u *update, name string, rule Rule, d dtype.Type, svd Options,
 ) (*slab, error) {
-	exponent, err := u.dense.normalise(ctx, u.energy)
+	exponent, err := u.normalise(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -72,6 +72,14 @@ func truncate(
 			return s, nil
 		}
 	}
+}
+
+// normalise is Dense.normalise, which most updates do not need.
+func (u *update) normalise(ctx context.Context) (exponent int, err error) {
+	if u.isPlain && exponentFor(u.energy) == 0 {
+		return 0, nil
+	}
+	return u.dense.normalise(ctx, u.energy)
 }
 
 // tightened returns the rule to try next if rounding has raised the error above the limit of rule,

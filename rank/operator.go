@@ -133,13 +133,10 @@ const leastElement = 0x1p-60
 // training never meets. Together they have less than 2⁻⁵⁶·√(m·n) of ‖Δ‖, 2⁻⁴⁴ for a 4096×4096
 // matrix.
 func (d *Dense) normalise(ctx context.Context, energy float64) (exponent int, err error) {
-	_, e := math.Frexp(norm(energy))
 	if energy == 0 {
 		return 0, nil
 	}
-	if e <= -4 || e >= 20 {
-		exponent = -e / 2 * 2
-	}
+	exponent = exponentFor(energy)
 	half := float32(math.Ldexp(1, exponent/2)) // in two steps, since float32 may not hold the whole factor
 	return exponent, parallel.For(ctx, d.Workers, blocks(d.M, rowBlock), func(_, i int) error {
 		rows := d.Data[i*rowBlock*d.N : min((i+1)*rowBlock, d.M)*d.N]
@@ -152,6 +149,14 @@ func (d *Dense) normalise(ctx context.Context, energy float64) (exponent int, er
 		}
 		return nil
 	})
+}
+
+// exponentFor returns the exponent of normalise.
+func exponentFor(energy float64) int {
+	if _, e := math.Frexp(norm(energy)); e <= -4 || e >= 20 {
+		return -e / 2 * 2
+	}
+	return 0
 }
 
 // SumSquares returns ‖Δ‖_F², accumulated in float64.

@@ -100,6 +100,8 @@ type update struct {
 	// standard deviation, per element, of the rounding in the tuned checkpoint
 	noise    float64
 	tooSmall int // nonzero differences that are zero in float32
+	// Δ is known to have no element below leastElement but zeros
+	isPlain bool
 }
 
 // seen is one piece's contribution to an update.
@@ -108,6 +110,7 @@ type seen struct {
 	nonFinite           int // NaN or infinite in either checkpoint
 	tooLarge            int // finite differences beyond float32
 	tooSmall            int // nonzero differences that are zero in float32
+	tiny                int // differences below leastElement that are not zero, or not counted
 }
 
 // difference forms Δ in float32 as an m×n matrix, starting at the tensor's element start. Each
@@ -132,6 +135,7 @@ func (p *pair) difference(ctx context.Context, start int64, m, n, workers int) (
 		sum.energy, sum.base, sum.noise = sum.energy+s.energy, sum.base+s.base, sum.noise+s.noise
 		sum.nonFinite, sum.tooLarge, sum.tooSmall = sum.nonFinite+s.nonFinite,
 			sum.tooLarge+s.tooLarge, sum.tooSmall+s.tooSmall
+		sum.tiny += s.tiny
 	}
 	switch {
 	case sum.nonFinite > 0:
@@ -147,7 +151,7 @@ func (p *pair) difference(ctx context.Context, start int64, m, n, workers int) (
 			norm(sum.energy), maxNorm).
 			WithHint("check that the two checkpoints belong together, or leave the tensor out with ExtractOptions.Exclude")
 	}
-	u.energy, u.baseNorm, u.tooSmall = sum.energy, norm(sum.base), sum.tooSmall
+	u.energy, u.baseNorm, u.tooSmall, u.isPlain = sum.energy, norm(sum.base), sum.tooSmall, sum.tiny == 0
 	if total > 0 {
 		u.noise = math.Sqrt(sum.noise / float64(total))
 	}
@@ -195,7 +199,7 @@ func (p *pair) piece(ctx context.Context, dst []float32, first int64, s *pieceSc
 	}
 	w := s.narrow[:len(dst)]
 	dtype.Widen(w, p.base.dtype(), base)
-	out.energy, out.base = subtract(dst, w)
+	out.energy, out.base, out.tiny = subtract(dst, w)
 	if sum := out.energy; sum-sum != 0 {
 		return p.count(ctx, dst, w, first, s, out)
 	}
@@ -222,9 +226,15 @@ func (p *pair) count(ctx context.Context, dst, w []float32, first int64, s *piec
 	return nil
 }
 
+// isTiny reports whether a number is below leastElement, and not zero.
+func isTiny(x float32) bool {
+	const least = (127 - 60) << 24 // the bits of leastElement without the sign, twice
+	return math.Float32bits(x)<<1-1 < least-1
+}
+
 // subtract subtracts w from dst and returns the sums of the squares of both. Each has four running
-// sums, which a processor can update in parallel.
-func subtract(dst, w []float32) (energy, base float64) {
+// sums, which a processor can update in parallel. tiny is not 0 if differences are tiny.
+func subtract(dst, w []float32) (energy, base float64, tiny int) {
 	var e0, e1, e2, e3, b0, b1, b2, b3 float64
 	w = w[:len(dst)]
 	j := 0
@@ -232,6 +242,9 @@ func subtract(dst, w []float32) (energy, base float64) {
 		d, x := dst[j:j+4:j+4], w[j:j+4:j+4]
 		d0, d1, d2, d3 := d[0]-x[0], d[1]-x[1], d[2]-x[2], d[3]-x[3]
 		d[0], d[1], d[2], d[3] = d0, d1, d2, d3
+		if isTiny(d0) || isTiny(d1) || isTiny(d2) || isTiny(d3) {
+			tiny++
+		}
 		e0 += float64(d0) * float64(d0)
 		e1 += float64(d1) * float64(d1)
 		e2 += float64(d2) * float64(d2)
@@ -245,8 +258,11 @@ func subtract(dst, w []float32) (energy, base float64) {
 		dst[j] -= w[j]
 		e0 += float64(dst[j]) * float64(dst[j])
 		b0 += float64(w[j]) * float64(w[j])
+		if isTiny(dst[j]) {
+			tiny++
+		}
 	}
-	return e0 + e1 + e2 + e3, b0 + b1 + b2 + b3
+	return e0 + e1 + e2 + e3, b0 + b1 + b2 + b3, tiny
 }
 
 // widePiece is piece for checkpoints in F64.
@@ -265,6 +281,7 @@ func (p *pair) widePiece(ctx context.Context, dst []float32, first int64, s *pie
 			out.noise = roundingNoise(p.tuned.dtype(), raw)
 		}
 	}
+	out.tiny = 1 // not counted
 	for j := range dst {
 		d := b[j] - a[j]
 		dst[j] = float32(d)

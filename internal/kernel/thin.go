@@ -53,22 +53,10 @@ func MulThinT(dst, d, y []float32, m, n, stride, b int) {
 // q·apart].
 func thin(dst, d, x []float32, rows, length, b, next, apart int) {
 	full := rows / thinSide * thinSide
-	var total [thinSide * thinSide]float64
-	var part [thinSide * thinSide]float32
-	for c := 0; c+thinSide <= b; c += thinSide {
-		for q := 0; q < full; q += thinSide {
-			clear(total[:])
-			for k := 0; k < length; k += thinRun {
-				thin8x8(&part, d[k*next+q*apart:], next, apart, x[k*b+c:], b,
-					min(thinRun, length-k))
-				for i, v := range part {
-					total[i] += float64(v)
-				}
-			}
-			for i, v := range total {
-				dst[(q+i/thinSide)*b+c+i%thinSide] = float32(v)
-			}
-		}
+	if apart == 1 && next > 1 {
+		thinCopied(dst, d, x, full, length, b, next)
+	} else {
+		thinInPlace(dst, d, x, full, length, b, next, apart)
 	}
 	edge := func(q, c int) {
 		var sum float64
@@ -89,6 +77,73 @@ func thin(dst, d, x []float32, rows, length, b, next, apart int) {
 		for c := first; c < b; c++ {
 			edge(q, c)
 		}
+	}
+}
+
+// thinInPlace is thin for a multiple of thinSide rows, and columns of x.
+func thinInPlace(dst, d, x []float32, rows, length, b, next, apart int) {
+	var total [thinSide * thinSide]float64
+	var part [thinSide * thinSide]float32
+	for c := 0; c+thinSide <= b; c += thinSide {
+		for q := 0; q < rows; q += thinSide {
+			clear(total[:])
+			for k := 0; k < length; k += thinRun {
+				thin8x8(&part, d[k*next+q*apart:], next, apart, x[k*b+c:], b, min(thinRun, length-k))
+				addTo(total[:], &part)
+			}
+			storeThin(dst[q*b+c:], total[:], b)
+		}
+	}
+}
+
+// Rows of a matrix in memory are mostly some power of two of bytes apart. Then the lines of many
+// rows share one set of the first-level cache, which holds eight of them. A copy of a run of rows
+// has one line between them.
+const (
+	copiedCols = 512
+	copiedNext = copiedCols + 2*thinSide
+)
+
+// thinCopied is thinInPlace where apart is 1.
+func thinCopied(dst, d, x []float32, rows, length, b, next int) {
+	most, nBlocks := min(copiedCols, rows), b/thinSide
+	copied := make([]float32, min(thinRun, length)*copiedNext)
+	totals := make([]float64, most*thinSide*nBlocks)
+	var part [thinSide * thinSide]float32
+	for first := 0; first < rows; first += copiedCols {
+		n := min(copiedCols, rows-first)
+		clear(totals)
+		for k := 0; k < length; k += thinRun {
+			run := min(thinRun, length-k)
+			for i := range run {
+				copy(copied[i*copiedNext:][:n], d[(k+i)*next+first:])
+			}
+			for q := 0; q < n; q += thinSide {
+				for c := range nBlocks {
+					thin8x8(&part, copied[q:], copiedNext, 1, x[k*b+c*thinSide:], b, run)
+					addTo(totals[(q*nBlocks+c*thinSide)*thinSide:], &part)
+				}
+			}
+		}
+		for q := 0; q < n; q += thinSide {
+			for c := range nBlocks {
+				storeThin(dst[(first+q)*b+c*thinSide:], totals[(q*nBlocks+c*thinSide)*thinSide:], b)
+			}
+		}
+	}
+}
+
+func addTo(totals []float64, part *[thinSide * thinSide]float32) {
+	totals = totals[:len(part)]
+	for i, v := range part {
+		totals[i] += float64(v)
+	}
+}
+
+// storeThin writes 8×8 sums to rows of b numbers.
+func storeThin(dst []float32, totals []float64, b int) {
+	for i, v := range totals[:thinSide*thinSide] {
+		dst[i/thinSide*b+i%thinSide] = float32(v)
 	}
 }
 

@@ -95,7 +95,7 @@ func random32(rng *rand.Rand, n int) []float32 {
 
 func BenchmarkThin(b *testing.B) {
 	rng := rand.New(rand.NewPCG(63, 64))
-	const m, n = 512, 2048
+	const m, n = 5632, 2048
 	d := random32(rng, m*n)
 	for _, w := range []int{8, 16, 32} {
 		x, y := random32(rng, n*w), random32(rng, m*w)
