@@ -26,7 +26,10 @@ func TestMixedOutputsSayWhichModulesArePlain(t *testing.T) {
 		want         map[string]any // the paths in config.json
 	}{
 		{"gptq_mixed", "model.layers.0.m1", map[string]any{
-			"quantization_config.dynamic":                      map[string]any{`-:^model\.layers\.0\.m1$`: map[string]any{}},
+			"quantization_config.dynamic": map[string]any{
+				`-:^model\.layers\.0\.m1$`: map[string]any{}, `+:.*\.m1$`: map[string]any{"bits": 8.0, "group_size": 32.0},
+				`+:.*\.m2$`: map[string]any{"bits": 2.0, "group_size": 64.0}, `+:.*\.m4$`: map[string]any{"bits": 8.0, "group_size": -1.0},
+			},
 			"quantization_config.modules_in_block_to_quantize": []any{[]any{"model.layers.0.m0", "model.layers.0.m2", "model.layers.0.m3", "model.layers.0.m4"}},
 		}},
 		{"mlx_mixed", "model.layers.1.self_attn.o_proj", map[string]any{
@@ -64,13 +67,17 @@ func TestMixedOutputsSayWhichModulesArePlain(t *testing.T) {
 				t.Errorf("%s: %s is %v, want %v", c.base, path, got, want)
 			}
 		}
+		text, err := os.ReadFile(out + "/config.json")
+		if before, after := bytes.Index(text, []byte(`"-:`)), bytes.Index(text, []byte(`"+:`)); err != nil || after > 0 && before > after {
+			t.Errorf("%s: GPTQModel takes the first pattern that fits, and config.json is %s, %v", c.base, text, err)
+		}
 		roundsTwice := strings.HasPrefix(report.Layers[0].Scheme, "MLX") || strings.HasPrefix(report.Layers[0].Scheme, "HQQ")
 		if got := strings.Contains(strings.Join(report.Warnings, "\n"), "rounds them twice"); got != roundsTwice {
 			t.Errorf("%s: the warnings are %q, want one about two roundings: %v", c.base, report.Warnings, roundsTwice)
 		}
 		openModel(t, out).Close()
 		whole, _ := runMerge(t, base, adapter, merge.Options{Dequantise: true})
-		text, err := os.ReadFile(whole + "/config.json")
+		text, err = os.ReadFile(whole + "/config.json")
 		if err != nil || bytes.Contains(text, []byte("quantization")) {
 			t.Errorf("%s: config.json of the decoded model is %s, %v", c.base, text, err)
 		}
