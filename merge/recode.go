@@ -65,13 +65,12 @@ func (p *recodedRows) apply(ctx context.Context, b *block, w *worker) error {
 		return err
 	}
 	b.taken.clamped += x.Clamped
-	for i, was := range x.Was {
-		now := x.Now[i]
-		if s := x.Sum[i]; s-s != 0 && was-was == 0 {
-			now = s // no code holds it, and the run fails
+	for i, sum := range x.Sum {
+		if sum-sum != 0 && x.Was[i]-x.Was[i] == 0 {
+			x.Now[i] = sum // no code holds it, and the run fails
 		}
-		b.stats.Count(was, x.Sum[i]-was, now)
 	}
+	b.stats.Count(x.Was, x.Sum, x.Now)
 	return nil
 }
 

@@ -43,7 +43,12 @@ func Widen64(dst []float64, t Type, src []byte) {
 		for i := range dst {
 			dst[i] = math.Float64frombits(binary.LittleEndian.Uint64(src[8*i:]))
 		}
-	case F32, F16, BF16:
+	case F32:
+		src = src[:4*len(dst)]
+		for i := range dst {
+			dst[i] = float64(math.Float32frombits(binary.LittleEndian.Uint32(src[4*i:])))
+		}
+	case F16, BF16:
 		for i := range dst {
 			dst[i] = Load(t, src, i)
 		}

@@ -36,10 +36,31 @@ func (s *Stats) Add(o *Stats) {
 	s.NormError.join(&o.NormError)
 }
 
-// Count adds one element of the base, with its update and the stored result.
-func (s *Stats) Count(w, delta, result float64) {
-	s.Elements++
-	account(s, w, delta, result)
+// Count adds elements of the base, with the sums that they should be and the stored results.
+func (s *Stats) Count(w, sums, results []float64) {
+	s.Elements += int64(len(w))
+	sums, results = sums[:len(w)], results[:len(w)]
+	var base, delta, stored, missing float64
+	var unchanged int64
+	for i, x := range w {
+		moved, d := results[i]-x, sums[i]-x
+		lost := moved - d
+		base, delta, stored, missing = base+x*x, delta+d*d, stored+moved*moved, missing+lost*lost
+		if moved == 0 {
+			unchanged++
+		}
+	}
+	// Squares that vanish are less than 2⁻¹⁰⁷⁴ each. A sum of 0 is one of zeros, or of such squares.
+	const least = 0x1p-900
+	if isSafe := func(sum float64) bool { return sum > least && sum <= math.MaxFloat64 }; isSafe(base) && isSafe(delta) && isSafe(stored) && isSafe(missing) {
+		s.Unchanged += unchanged
+		s.NormW.mid, s.NormDelta.mid = s.NormW.mid+base, s.NormDelta.mid+delta
+		s.NormStored.mid, s.NormError.mid = s.NormStored.mid+stored, s.NormError.mid+missing
+		return
+	}
+	for i, x := range w {
+		account(s, x, sums[i]-x, results[i])
+	}
 }
 
 // account adds one element to st, except to st.Elements, which the caller counts.

@@ -127,6 +127,17 @@ func store(d dtype.Type, out []byte, source dtype.Type, lines []byte) {
 			x := math.Float32frombits(binary.LittleEndian.Uint32(lines[4*j:]))
 			binary.LittleEndian.PutUint16(out[2*j:], dtype.F16FromFloat32(x))
 		}
+	case d == dtype.F32:
+		out = out[:len(lines)/2]
+		for len(lines) >= 16 {
+			a, b := lines[:16:16], out[:8:8]
+			binary.LittleEndian.PutUint32(b, math.Float32bits(float32(math.Float64frombits(binary.LittleEndian.Uint64(a)))))
+			binary.LittleEndian.PutUint32(b[4:], math.Float32bits(float32(math.Float64frombits(binary.LittleEndian.Uint64(a[8:])))))
+			lines, out = lines[16:], out[8:]
+		}
+		if len(lines) > 0 {
+			dtype.Store(d, out, 0, math.Float64frombits(binary.LittleEndian.Uint64(lines)))
+		}
 	default:
 		for j := range len(lines) / 8 {
 			dtype.Store(d, out, j, math.Float64frombits(binary.LittleEndian.Uint64(lines[8*j:])))

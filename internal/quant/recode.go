@@ -160,17 +160,29 @@ func (n *line) recode() error {
 		x := sums[i]
 		u := (x - offset) * inverse
 		rung := l.near(u)
-		e := element{r, l, n.first + i, scale, offset}
-		if r.Dither != nil || !l.isNumber[code] || !l.isSure(rung, u, math.Abs(x*inverse)*0x1p-22) {
+		near := math.Abs(x*inverse) * 0x1p-22
+		if !(l.low[rung]+near < u && u < l.high[rung]-near) || !l.isNumber[code] || r.Dither != nil {
 			var err error
+			e := element{r, l, n.first + i, scale, offset}
 			if rung, err = e.find(code); err != nil {
 				return err
 			}
+			if rung < 0 {
+				continue
+			}
 		}
-		if rung != int(l.rung[code]) && rung >= 0 {
-			now[i] = e.value(rung)
-			n.codes[i] = l.code(rung, u < 0)
+		// Whether a code changes can be as random as a coin, so this has no branches.
+		var isNew uint64
+		if byte(rung) != l.rung[code] {
+			isNew = 1
 		}
+		keep := isNew - 1
+		value, to := float64(l.numbers[rung]*scale)+offset, l.codes[rung]
+		if u < 0 {
+			to = l.negative[rung]
+		}
+		now[i] = math.Float64frombits(math.Float64bits(was[i])&keep | math.Float64bits(value)&^keep)
+		n.codes[i] = code&byte(keep) | to&^byte(keep)
 	}
 	return nil
 }
@@ -274,13 +286,16 @@ func (e *element) dithered(rung int, u, x float64) int {
 type ladder struct {
 	values       []float64
 	middles      []float64 // between each rung and the next
-	codes        []byte    // of each rung; of two zeros the positive one
-	negativeZero byte
-	below, above float64 // half a step beyond the ends
+	below, above float64   // half a step beyond the ends
+	codes        [256]byte // of each rung; of two zeros the positive one
+	negative     [256]byte // the same for negative numbers; of two zeros the negative one
 
-	cells    [1 << cellBits]byte
-	rung     [256]byte // of each code
-	isNumber [256]bool
+	cells [1 << cellBits]byte
+	// Of a rung, for the loop over all elements: its value, the middle above it, and the numbers
+	// between which it is the nearest one and clamps none.
+	numbers, up, low, high [256]float64
+	rung                   [256]byte // of each code
+	isNumber               [256]bool
 }
 
 // ladders has the ladders that were asked for, by the address of the table and the number of codes.
@@ -323,59 +338,53 @@ func newLadder(table []float64) *ladder {
 	for _, code := range order {
 		last := len(l.values) - 1
 		if last < 0 || l.values[last] != table[code] {
-			l.values, l.codes = append(l.values, table[code]), append(l.codes, byte(code))
+			l.values = append(l.values, table[code])
 			last++
+			l.codes[last] = byte(code)
 		}
-		if l.rung[code] = byte(last); table[code] == 0 {
-			l.negativeZero = byte(code)
-		}
+		l.rung[code], l.negative[last] = byte(last), byte(code)
 	}
 	for i := range l.values[1:] {
 		l.middles = append(l.middles, (l.values[i]+l.values[i+1])/2)
 	}
-	last := len(l.values) - 1
 	l.fillCells()
+	last := len(l.values) - 1
 	l.below, l.above = l.values[0]+(l.values[0]-l.middles[0]), l.values[last]+(l.values[last]-l.middles[last-1])
+	l.values = append(l.numbers[:0], l.values...)
+	copy(l.up[:], l.middles)
+	copy(l.high[:], l.middles)
+	copy(l.low[1:], l.middles)
+	l.up[last], l.high[last], l.low[0] = math.Inf(1), l.above, l.below
 	return l
-}
-
-// code returns the code of a rung; isNegative tells two zeros apart.
-func (l *ladder) code(rung int, isNegative bool) byte {
-	if isNegative && l.values[rung] == 0 {
-		return l.negativeZero
-	}
-	return l.codes[rung]
 }
 
 // cellBits is the number of bits of a float32 number that tell its cell: sign, exponent, and five
 // bits of the fraction.
 const cellBits = 14
 
-// near returns the rung nearest to u.
+// near returns the rung nearest to u, or where u is within the rounding of a float32 of a middle,
+// one beside it.
 func (l *ladder) near(u float64) int {
-	rung := int(l.cells[math.Float32bits(float32(u))>>(32-cellBits)])
-	for rung < len(l.middles) && l.middles[rung] < u {
+	rung := l.cells[math.Float32bits(float32(u))>>(32-cellBits)]
+	for l.up[rung] < u {
 		rung++
 	}
-	return rung
+	return int(rung)
 }
 
-// fillCells writes for each cell the rung nearest to its least number, or one below.
+// fillCells writes for each cell the rung nearest to its least number.
 func (l *ladder) fillCells() {
 	for c := range l.cells {
 		low := math.Float32frombits(uint32(c) << (32 - cellBits))
 		if c >= len(l.cells)/2 { // a negative number: the least one is the largest magnitude
 			low = math.Float32frombits(uint32(c)<<(32-cellBits) | (1<<(32-cellBits) - 1))
 		}
-		rung, _ := slices.BinarySearch(l.middles, float64(low)*(1-math.Copysign(0x1p-22, float64(low))))
+		rung, isMiddle := slices.BinarySearch(l.middles, float64(low))
+		if isMiddle {
+			rung++
+		}
 		l.cells[c] = byte(rung)
 	}
-}
-
-// isSure reports whether a rung is the nearest one to all numbers less than e from u, and u not
-// beyond the ends.
-func (l *ladder) isSure(rung int, u, e float64) bool {
-	return l.below < u && u < l.above && (rung == 0 || l.middles[rung-1]+e < u) && (rung == len(l.middles) || u < l.middles[rung]-e)
 }
 
 // pack writes the codes of a row, one from a byte.
