@@ -137,25 +137,33 @@ func (p *pair) difference(ctx context.Context, start int64, m, n, workers int) (
 			sum.tooLarge+s.tooLarge, sum.tooSmall+s.tooSmall
 		sum.tiny += s.tiny
 	}
-	switch {
-	case sum.nonFinite > 0:
-		return nil, nonFiniteError(p.name, sum.nonFinite)
-	case sum.tooLarge > 0:
-		return nil, fault.New(fault.Unsupported,
-			"%s of %q %s beyond float32, the precision of the decomposition",
-			fault.Count(sum.tooLarge, "difference"), p.name, fault.Choose(sum.tooLarge, "is", "are")).
-			WithHint("check that the two checkpoints belong together, or leave the tensor out with ExtractOptions.Exclude")
-	case norm(sum.energy) > maxNorm:
-		return nil, fault.New(fault.Unsupported,
-			"the update of %q has the norm %.3g, but the decomposition in float32 takes at most %.3g", p.name,
-			norm(sum.energy), maxNorm).
-			WithHint("check that the two checkpoints belong together, or leave the tensor out with ExtractOptions.Exclude")
+	if err := p.refuse(&sum); err != nil {
+		return nil, err
 	}
 	u.energy, u.baseNorm, u.tooSmall, u.isPlain = sum.energy, norm(sum.base), sum.tooSmall, sum.tiny == 0
 	if total > 0 {
 		u.noise = math.Sqrt(sum.noise / float64(total))
 	}
 	return u, nil
+}
+
+// refuse returns the error for an update that cannot be decomposed, else nil.
+func (p *pair) refuse(sum *seen) error {
+	switch {
+	case sum.nonFinite > 0:
+		return nonFiniteError(p.name, sum.nonFinite)
+	case sum.tooLarge > 0:
+		return fault.New(fault.Unsupported,
+			"%s of %q %s beyond float32, the precision of the decomposition",
+			fault.Count(sum.tooLarge, "difference"), p.name, fault.Choose(sum.tooLarge, "is", "are")).
+			WithHint("check that the two checkpoints belong together, or leave the tensor out with ExtractOptions.Exclude")
+	case norm(sum.energy) > maxNorm:
+		return fault.New(fault.Unsupported,
+			"the update of %q has the norm %.3g, but the decomposition in float32 takes at most %.3g", p.name,
+			norm(sum.energy), maxNorm).
+			WithHint("check that the two checkpoints belong together, or leave the tensor out with ExtractOptions.Exclude")
+	}
+	return nil
 }
 
 // maxNorm bounds ‖Δ‖_F: the decomposition forms Δᵀ·Δ·V in float32, whose elements are at most ‖Δ‖².
