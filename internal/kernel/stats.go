@@ -50,7 +50,8 @@ func (s *Stats) Count(w, sums, results []float64) {
 			unchanged++
 		}
 	}
-	// Squares that vanish are less than 2⁻¹⁰⁷⁴ each. A sum of 0 is one of zeros, or of such squares.
+	// Squares that vanish are less than 2⁻¹⁰⁷⁴ each. A sum of 0 is one of zeros, or of such
+	// squares.
 	const least = 0x1p-900
 	if isSafe := func(sum float64) bool { return sum > least && sum <= math.MaxFloat64 }; isSafe(base) && isSafe(delta) && isSafe(stored) && isSafe(missing) {
 		s.Unchanged += unchanged

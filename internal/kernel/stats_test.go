@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestCountOfElementsIsThatOfEach: the figures of a batch are those of its elements one by one, also
-// where squares overflow or vanish, and where numbers are not finite.
+// TestCountOfElementsIsThatOfEach: the figures of a batch are those of its elements one by one,
+// also where squares overflow or vanish, and where numbers are not finite.
 func TestCountOfElementsIsThatOfEach(t *testing.T) {
 	rng := rand.New(rand.NewPCG(81, 82))
 	for name, scale := range map[string]float64{"usual": 1, "huge": 0x1p600, "tiny": 0x1p-600, "zero": 0} {
