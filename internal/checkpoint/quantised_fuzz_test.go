@@ -2,6 +2,7 @@ package checkpoint_test
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"io"
 	"os"
@@ -66,6 +67,9 @@ func FuzzQuantisedBase(f *testing.F) {
 			if err := ref.Tensor.ReadAt(t.Context(), part, int64(len(whole)/2)); err != nil || !bytes.Equal(part, whole[len(whole)/2:][:len(part)]) {
 				t.Fatalf("%q reads differently from its middle on: %v", q.Name, err)
 			}
+			if codes := checkpoint.CodesOf(c, q.Name); codes != nil {
+				checkCodes(t, q.Name, codes)
+			}
 		}
 		checkpoint.UnreadableOf(c)
 		if len(as) == 0 {
@@ -81,4 +85,41 @@ func FuzzQuantisedBase(f *testing.F) {
 			}
 		}
 	})
+}
+
+// checkCodes: values that the codes have already change none, and after others the values are those
+// that Recode says.
+func checkCodes(t *testing.T, name string, codes *checkpoint.Codes) {
+	t.Helper()
+	raw := make([]byte, codes.Tensor.NBytes)
+	if err := codes.Tensor.ReadAt(t.Context(), raw, 0); err != nil {
+		t.Fatalf("%q: %v", name, err)
+	}
+	n := codes.Tensor.NBytes / max(1, codes.RowBytes()) * codes.Cols
+	r := &checkpoint.Recoding{Codes: bytes.Clone(raw), Was: make([]float64, n), Now: make([]float64, n)}
+	if err := codes.Values(t.Context(), r.Was, raw, 0); err != nil {
+		t.Fatalf("%q: %v", name, err)
+	}
+	r.Sum, r.Side = r.Was, func(i int, m float64) (int, error) { return cmp.Compare(r.Sum[i], m), nil }
+	isExact := !strings.HasPrefix(codes.Scheme, "NVFP4 of compressed") && !strings.HasPrefix(codes.Scheme, "INT8 of bitsandbytes")
+	if err := codes.Recode(t.Context(), r, 0); err != nil || isExact && !bytes.Equal(r.Codes, raw) {
+		t.Fatalf("%q: the values of the codes change them: %v", name, err)
+	}
+	r.Sum = make([]float64, n)
+	for i, x := range r.Was {
+		r.Sum[i] = x*1.25 - 0.01
+	}
+	r.Codes = bytes.Clone(raw)
+	if err := codes.Recode(t.Context(), r, 0); err != nil {
+		t.Fatalf("%q: %v", name, err)
+	}
+	after := make([]float64, n)
+	if err := codes.Values(t.Context(), after, r.Codes, 0); err != nil {
+		t.Fatalf("%q: %v", name, err)
+	}
+	for i, x := range after {
+		if y := r.Now[i]; isExact && x != y && (x == x || y == y) {
+			t.Fatalf("%q: element %d is %v after it got the code of %v", name, i, x, y)
+		}
+	}
 }
