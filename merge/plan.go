@@ -59,8 +59,8 @@ type Options struct {
 	// compressed-tensors, MXFP4, NVFP4), the scales stay, and each element gets the code whose
 	// value is nearest to the exact sum, of two the even one. Blocks of GGUF (Q8_0, Q4_0, Q4_1,
 	// Q5_0, Q5_1, MXFP4) are encoded as llama-quantize encodes the exact sums rounded to float32.
-	// Weights in other schemes are decoded. The run fails if less than 0.9 of ΔW is kept, see
-	// RecodedReport, unless AcceptLoss is set.
+	// Weights in other schemes are decoded. The run fails if the share of ΔW that is
+	// kept is not from 0.9 to 1.1, see RecodedReport, unless AcceptLoss is set.
 	Requantise bool
 	AcceptLoss bool // accept any loss by Requantise
 	// Stochastic makes Requantise choose at random between the codes below and above a sum, in

@@ -66,8 +66,11 @@ func (p *recodedRows) apply(ctx context.Context, b *block, w *worker) error {
 	}
 	b.taken.clamped += x.Clamped
 	for i, sum := range x.Sum {
-		if sum-sum != 0 && x.Was[i]-x.Was[i] == 0 {
+		if sum != sum && x.Was[i] == x.Was[i] {
 			x.Now[i] = sum // no code holds it, and the run fails
+		}
+		if p.weight.DType == dtype.F32 { // without the rounding of w
+			x.Sum[i] = x.Was[i] + (sum - float64(float32(x.Was[i])))
 		}
 	}
 	b.stats.Count(x.Was, x.Sum, x.Now)

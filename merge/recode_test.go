@@ -419,7 +419,7 @@ func TestNewCodesThatCannotBe(t *testing.T) {
 		options merge.Options
 		want    string
 	}{
-		"a scheme without new codes":   {nf4, merge.Options{Requantise: true}, "no weight that the adapters change can get new codes; the base has weights in \"NF4"},
+		"a scheme without new codes":   {nf4, merge.Options{Requantise: true}, "no weight that the adapters change can get new codes; they are in \"NF4"},
 		"a base that is not quantised": {"../testdata/demo/base", merge.Options{Requantise: true}, "no weight of the base is quantised"},
 		"both":                         {fp8, merge.Options{Requantise: true, Dequantise: true}, "exclude each other"},
 		"NaN":                          {fp8, merge.Options{Requantise: true, AllowNonFinite: true}, "exclude each other"},
@@ -434,6 +434,64 @@ func TestNewCodesThatCannotBe(t *testing.T) {
 		_, err := merge.Open(t.Context(), c.base, []merge.Adapter{{Source: opened(t, adapter), Name: adapter, Weight: 1}}, c.options)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", what, err, c.want)
+		}
+	}
+}
+
+// TestAnAdapterWithoutAnUpdateKeepsAllCodes: ΔW is zero, however many digits W has.
+func TestAnAdapterWithoutAnUpdateKeepsAllCodes(t *testing.T) {
+	base := quantFixtures + "fp8_block_128"
+	name := checkpoint.QuantisedOf(openModel(t, base))[0].Name
+	w := readModel(t, base, false)[name]
+	_, a, b := adapterFor(t, rand.New(rand.NewPCG(22, 1)), name, w.Shape)
+	clear(b.Data)
+	adapter := t.TempDir()
+	testkit.WriteAdapter(t, adapter, 5, 10, a, b)
+	out, report := runMerge(t, base, adapter, merge.Options{Requantise: true})
+	if !report.Total.IsZero || report.Recoded.Kept != 1 || !bytes.Equal(readModel(t, out, true)[name].Data, readModel(t, base, true)[name].Data) {
+		t.Errorf("the report is %+v and %+v", report.Total, report.Recoded)
+	}
+}
+
+// TestNoiseIsNotKept: blocks that are encoded anew can move by more than a small update.
+func TestNoiseIsNotKept(t *testing.T) {
+	base := ggufBases + "quantised/base.gguf"
+	adapter, _, _ := adapterFor(t, rand.New(rand.NewPCG(23, 1)), "model.layers.0.self_attn.o_proj.weight", readModel(t, base, false)["blk.0.attn_output.weight"].Shape)
+	for _, weight := range []float64{1e-7, 1e-5} {
+		plan, err := merge.Open(t.Context(), base, []merge.Adapter{{Source: opened(t, adapter), Name: "adapter", Weight: weight}}, merge.Options{Requantise: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer plan.Close()
+		if report, err := plan.Run(t.Context(), filepath.Join(t.TempDir(), "out.gguf")); !errors.Is(err, format.ErrCheck) {
+			t.Errorf("with the weight %v the merge reports %+v, %v", weight, report, err)
+		}
+	}
+}
+
+// TestCodesAreNotSubtracted: without its record a merge with new codes cannot be taken out.
+func TestCodesAreNotSubtracted(t *testing.T) {
+	base := quantFixtures + "ct_w4_sym_g128"
+	name := checkpoint.QuantisedOf(openModel(t, base))[0].Name
+	adapter, _, _ := adapterFor(t, rand.New(rand.NewPCG(24, 1)), name, readModel(t, base, false)[name].Shape)
+	out, _ := requantised(t, base, adapter)
+	removal := merge.Removal{Adapters: []merge.Adapter{{Source: opened(t, adapter), Name: "adapter", Weight: 1}}, Approximate: true}
+	if _, err := merge.OpenUnmerge(t.Context(), out, removal, merge.Options{}); !errors.Is(err, format.ErrUnsupported) || !strings.Contains(err.Error(), "undo record") {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+// TestSumsBeyondFloat32GetCodes: gpt-oss's fixture has scales whose values are beyond F32.
+func TestSumsBeyondFloat32GetCodes(t *testing.T) {
+	base := quantFixtures + "gptoss_mxfp4"
+	out, report := requantised(t, base, quantFixtures+"gptoss_peft_adapter")
+	before, after := readModel(t, base, false), readModel(t, out, false)
+	for _, l := range report.Recoded.Layers {
+		for i := range len(before[l.Tensor].Data) / 8 {
+			was, is := dtype.Load(dtype.F64, before[l.Tensor].Data, i), dtype.Load(dtype.F64, after[l.Tensor].Data, i)
+			if math.Abs(was) > 1e30 && was != is {
+				t.Fatalf("%q: element %d moves from %v to %v", l.Tensor, i, was, is)
+			}
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package merge
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -143,8 +144,9 @@ func cosine(length, distance float64) Figure {
 	return Figure(max(-1, min(1, (1+length*length-distance*distance)/(2*length))))
 }
 
-// leastKept is the share of ΔW below which a run with Options.Requantise fails.
-const leastKept = 0.9
+// A run with Options.Requantise fails if it keeps a smaller or larger share of ΔW. Blocks that are
+// encoded anew can move by more than ΔW.
+const leastKept, mostKept = 0.9, 1.1
 
 // RecodedReport says what Options.Requantise keeps of the updates.
 type RecodedReport struct {
@@ -178,16 +180,18 @@ func newRecodedReport(p *Plan, tallies map[*target]*tally) (*RecodedReport, erro
 		r.Clamped += l.Clamped
 		r.Layers = append(r.Layers, l)
 	}
-	if r.Kept, r.Error = keptOf(&total); r.Kept >= leastKept || p.options.AcceptLoss || total.NormDelta.IsZero() {
+	if r.Kept, r.Error = keptOf(&total); r.Kept >= leastKept && r.Kept <= mostKept || p.options.AcceptLoss {
 		return r, nil
 	}
-	worst := slices.MinFunc(r.Layers, func(a, b RecodedLayer) int { return int(math.Copysign(1, float64(a.Kept-b.Kept))) })
+	worst := slices.MaxFunc(r.Layers, func(a, b RecodedLayer) int {
+		return cmp.Compare(math.Abs(float64(a.Kept-1)), math.Abs(float64(b.Kept-1)))
+	})
 	out := "BF16"
 	if p.base.Config.Architecture != "" {
-		out = "Q8_0, F16 or BF16"
+		out = "F16 or BF16, of which llama-quantize makes Q8_0"
 	}
-	return nil, fault.New(fault.Check, "the codes keep %s of ΔW, want at least %.0f %%; least in %q (%s)",
-		percentOf(r.Kept), 100*leastKept, worst.Tensor, percentOf(worst.Kept)).
+	return nil, fault.New(fault.Check, "the codes keep %s of ΔW, want %.0f to %.0f %%; worst in %q (%s)",
+		percentOf(r.Kept), 100*leastKept, 100*mostKept, worst.Tensor, percentOf(worst.Kept)).
 		WithHint("merge without Options.Requantise, which decodes the weights to %s, or set Options.AcceptLoss", out)
 }
 
@@ -306,6 +310,7 @@ func (p *Plan) Tensors() []PlannedTensor {
 func (p *Plan) describe(t *target) PlannedTensor {
 	d := PlannedTensor{Tensor: t.ref.Tensor.Name, Module: t.Module, DType: t.ref.Tensor.DType.String(), Scheme: t.ref.Tensor.Scheme, Shape: t.ref.Tensor.Shape, Replaced: t.Replace != nil, DoRA: t.DoRA != nil}
 	if c := t.coded; c != nil {
+		d.Shape = c.weight.ref.Tensor.Shape
 		d.Tensor, d.Scheme, d.Recoded = c.weight.ref.Tensor.Name, c.codes.Scheme, true
 	}
 	if was, ok := p.shaped.Added[d.Tensor]; ok {

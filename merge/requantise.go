@@ -19,6 +19,10 @@ type recoding map[string]*checkpoint.Codes
 func (r recoding) choose(p *planner, base *checkpoint.Checkpoint, weights map[string]checkpoint.Quantised) error {
 	for name := range weights {
 		t := p.targets[name]
+		if t != nil && len(t.undo) > 0 && !t.hasRecord() {
+			return fault.New(fault.Unsupported, "%q is quantised, and only the undo record of the merge can bring its codes back: what they lost cannot be subtracted", name).
+				In(p.base.Path).WithHint("name the record with Removal.Records, or take the base")
+		}
 		if t == nil || !p.options.Requantise && !t.hasRecord() {
 			continue
 		}
@@ -79,9 +83,15 @@ func (r recoding) check(p *planner, decoded map[string]dtype.Type, weights map[s
 	case len(r) == 0:
 		schemes := make(map[string]bool)
 		for name := range weights {
-			schemes[weights[name].Scheme] = true
+			if p.targets[present(p, name)] != nil {
+				schemes[weights[name].Scheme] = true
+			}
 		}
-		return fault.New(fault.Unsupported, "no weight that the adapters change can get new codes; the base has weights in %s", fault.List(slices.Sorted(maps.Keys(schemes)), 3)).
+		if len(schemes) == 0 {
+			return fault.New(fault.Unsupported, "the adapters change no weight of the base that is quantised").
+				In(p.base.Path).WithHint("merge without Options.Requantise")
+		}
+		return fault.New(fault.Unsupported, "no weight that the adapters change can get new codes; they are in %s", fault.List(slices.Sorted(maps.Keys(schemes)), 3)).
 			In(p.base.Path).WithHint("merge without Options.Requantise: the weights are decoded")
 	case p.options.Stochastic && !r.isDithered():
 		return fault.New(fault.Unsupported, "Options.Stochastic is for weights of FP8 and Q8_0, and the adapters change none").
@@ -140,11 +150,20 @@ func transposed(c resolve.Change) resolve.Change {
 
 // announce says how many weights get new codes, and which are decoded all the same.
 func (r recoding) announce(p *planner, nDecoded int) {
-	if len(r) == 0 || !p.options.Requantise {
-		return
+	n := 0
+	for _, codes := range r {
+		if p.targets[codes.Tensor.Name].changes() {
+			n++
+		}
 	}
-	p.announce("the merge requantises %s of the base: each element gets a code again, which loses the part of ΔW that is smaller than its steps",
-		fault.Count(len(r), "weight"))
+	switch {
+	case n == 0:
+		return
+	case p.options.Stochastic:
+		p.announce("the merge requantises %s of the base, with codes chosen at random in FP8 and Q8_0", fault.Count(n, "weight"))
+	default:
+		p.announce("the merge requantises %s of the base: each element gets a code again, which loses the part of ΔW that is smaller than its steps", fault.Count(n, "weight"))
+	}
 	if nDecoded > 0 {
 		p.announce("%s %s decoded, in schemes that are not requantised, or because programs load %s together with one that is decoded",
 			fault.Count(nDecoded, "weight"), fault.Choose(nDecoded, "is", "are"), fault.Choose(nDecoded, "it", "each"))

@@ -182,7 +182,7 @@ func keptByCodes(q *merge.RecodedReport, tensor string) string {
 
 // showLoss prints how large the update is, and how much of it rounding takes away.
 func showLoss(t *terminal, r *merge.Report, verbose bool) {
-	if verbose {
+	if verbose && r.Recoded == nil {
 		t.line("‖ΔW‖/‖W‖ = %.3g; every one of %s is the nearest to W + ΔW in its dtype",
 			r.Total.RelativeNorm, fault.Count(r.Elements, "element"))
 	}

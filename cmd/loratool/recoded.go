@@ -13,7 +13,7 @@ type codeOptions struct {
 
 func (o *codeOptions) codeFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.BoolFlag{Name: "requantise", Usage: "give quantised weights of BASE new codes in place of decoding them: with the scales as they are, the code nearest to W + ΔW (FP8, INT8, INT4, MXFP4, NVFP4), or blocks as llama-quantize makes them (Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, MXFP4); refused if less than 90 % of ΔW is kept", Destination: &o.requantise},
+		&cli.BoolFlag{Name: "requantise", Usage: "give quantised weights of BASE new codes in place of decoding them: with the scales as they are, the code nearest to W + ΔW (FP8, INT8, INT4, MXFP4, NVFP4), or blocks as llama-quantize makes them (Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, MXFP4); refused if the share of ΔW that is kept is not 90 to 110 %", Destination: &o.requantise},
 		&cli.BoolFlag{Name: "accept-loss", Usage: "with --requantise: merge however little of ΔW is kept", Destination: &o.acceptLoss},
 		&cli.BoolFlag{Name: "stochastic", Usage: "with --requantise: choose at random between the two codes next to a weight of FP8 or Q8_0, so that ΔW is kept on average", Destination: &o.stochastic},
 		&cli.Int64Flag{Name: "seed", Usage: "of the random choice of --stochastic", Destination: &o.seed},
@@ -23,7 +23,7 @@ func (o *codeOptions) codeFlags() []cli.Flag {
 // checkCodes refuses flags that do not fit together.
 func (o *codeOptions) checkCodes(c *cli.Context) error {
 	const example = "loratool merge BASE ADAPTER -o OUT --requantise"
-	for _, name := range []string{"accept-loss", "stochastic", "seed"} {
+	for _, name := range []string{"accept-loss", "stochastic"} {
 		if c.IsSet(name) && !o.requantise {
 			return usagef(example+" --"+name, "--%s is for --requantise, which is not given", name)
 		}

@@ -201,7 +201,7 @@ func (e *element) value(rung int) float64 { return float64(e.ladder.values[rung]
 // find returns the rung of an element, −1 if its code stays.
 func (e *element) find(code byte) (int, error) {
 	r, l, x := e.r, e.ladder, e.r.Sum[e.at]
-	if !l.isNumber[code] || x-x != 0 || e.scale == 0 || e.scale-e.scale != 0 {
+	if !l.isNumber[code] || x != x || e.scale == 0 || e.scale-e.scale != 0 {
 		return -1, nil
 	}
 	u := (x - e.offset) / e.scale
@@ -420,7 +420,11 @@ func (w *inBlocks) Recode(ctx context.Context, r *Recoding, _ Parts) error {
 			isNumber = isNumber && narrow[i]-narrow[i] == 0
 		}
 		now := r.Now[first:][:elements]
-		if copy(now, r.Was[first:]); isSame || !isNumber {
+		if copy(now, r.Was[first:]); isSame {
+			continue
+		}
+		if !isNumber { // no block holds it
+			copy(now, r.Sum[first:])
 			continue
 		}
 		if w.blocks.Encode(codes[:size], narrow); r.Dither != nil && w.blocks == ggml.Q8_0 {
