@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"sync/atomic"
 	"testing"
 
 	"github.com/loratool/loratool/format/checkpoint"
@@ -174,8 +175,8 @@ type countingFile struct {
 }
 
 func (c countingFile) ReadAt(p []byte, off int64) (int, error) {
-	c.n.calls++
-	c.n.bytes += int64(len(p))
+	atomic.AddInt64(&c.n.calls, 1)
+	atomic.AddInt64(&c.n.bytes, int64(len(p)))
 	return c.r.ReadAt(p, off)
 }
 
