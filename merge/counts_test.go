@@ -46,7 +46,9 @@ func TestMergeTouchesEveryByteOnce(t *testing.T) {
 			if calls, most := m.base.calls+m.calls, 2*(m.output>>20)+12; calls > most {
 				t.Errorf("%s: %d calls for %d bytes of output, want at most %d", c.name, calls, m.output, most)
 			}
-			if most := 2*(m.factors>>15) + 20; m.adapter.calls > most {
+			// Several goroutines read for the content id, and what one has in its piece another
+			// may read again.
+			if most := 3*(m.factors>>15) + 20; m.adapter.calls > most {
 				t.Errorf("%s: %d reads for %d bytes of factors, want at most %d", c.name, m.adapter.calls, m.factors, most)
 			}
 		}
