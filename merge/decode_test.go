@@ -37,14 +37,19 @@ func readModel(t *testing.T, path string, stored bool) map[string]testkit.Tensor
 	}
 	all := make(map[string]testkit.Tensor)
 	for _, name := range c.Names() {
-		ref, _ := c.Lookup(name)
-		x := testkit.Tensor{Name: name, DType: ref.Tensor.DType, Shape: ref.Tensor.Shape}
-		if x.Data, err = io.ReadAll(ref.Tensor.Reader(t.Context())); err != nil {
-			t.Fatal(err)
-		}
-		all[name] = x
+		all[name] = readTensor(t, c, name)
 	}
 	return all
+}
+
+func readTensor(t *testing.T, c *checkpoint.Checkpoint, name string) testkit.Tensor {
+	t.Helper()
+	ref, _ := c.Lookup(name)
+	data, err := io.ReadAll(ref.Tensor.Reader(t.Context()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return testkit.Tensor{Name: name, DType: ref.Tensor.DType, Shape: ref.Tensor.Shape, Data: data}
 }
 
 func runMerge(t *testing.T, base, adapter string, options merge.Options) (out string, report *merge.Report) {

@@ -240,11 +240,13 @@ func (o *Options) checkQuantised() error {
 // checkRequantise refuses options that do not fit Options.Requantise.
 func checkRequantise(o *Options) error {
 	without := func(option, why string) error {
-		return fault.New(fault.Unsupported, "%s and Options.Requantise exclude each other: %s", option, why)
+		return fault.New(fault.Unsupported, "%s and Options.Requantise exclude each other: %s", option, why).
+			WithHint("leave one of them out")
 	}
 	switch {
 	case !o.Requantise && (o.AcceptLoss || o.Stochastic):
-		return fault.New(fault.Unsupported, "Options.AcceptLoss and Options.Stochastic are for Options.Requantise, which is not set")
+		return fault.New(fault.Unsupported, "Options.AcceptLoss and Options.Stochastic are for Options.Requantise, which is not set").
+			WithHint("set Options.Requantise, too")
 	case !o.Requantise:
 		return nil
 	case o.Dequantise:

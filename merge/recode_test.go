@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"math/big"
 	"math/rand/v2"
@@ -71,12 +70,7 @@ func readWeight(t *testing.T, path, name string) testkit.Tensor {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	ref, _ := c.Lookup(name)
-	x := testkit.Tensor{Name: name, DType: ref.Tensor.DType, Shape: ref.Tensor.Shape}
-	if x.Data, err = io.ReadAll(ref.Tensor.Reader(t.Context())); err != nil {
-		t.Fatal(err)
-	}
-	return x
+	return readTensor(t, c, name)
 }
 
 // TestNewCodesAreTheNearest: with Requantise every element has the code whose value is nearest to

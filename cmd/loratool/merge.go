@@ -68,13 +68,15 @@ func (o *mergeOptions) parse(c *cli.Context) (base string, adapters []string, we
 	if err := o.checkDry(o.dryRun); err != nil {
 		return "", nil, nil, err
 	}
-	if err := o.checkCodes(c); err != nil {
+	if err := o.checkSeed(c); err != nil {
 		return "", nil, nil, err
 	}
 	if o.undo && o.undoFile == "" {
 		o.undoFile = undoBeside(o.out)
 	}
-	if err := o.check(o.undoFile); err != nil {
+	options := o.library()
+	options.UndoFile = o.undoFile
+	if err := checkOptions(options); err != nil {
 		return "", nil, nil, err
 	}
 	weights, err = planWeights(o.weights.Value(), len(args)-1, 1)

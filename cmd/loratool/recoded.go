@@ -20,21 +20,11 @@ func (o *codeOptions) codeFlags() []cli.Flag {
 	}
 }
 
-// checkCodes refuses flags that do not fit together.
-func (o *codeOptions) checkCodes(c *cli.Context) error {
-	const example = "loratool merge BASE ADAPTER -o OUT --requantise"
-	for _, name := range []string{"accept-loss", "stochastic"} {
-		if c.IsSet(name) && !o.requantise {
-			return usagef(example+" --"+name, "--%s is for --requantise, which is not given", name)
-		}
-	}
+// checkSeed refuses a seed that nothing takes. The library knows the other flags that do not fit
+// together.
+func (o *codeOptions) checkSeed(c *cli.Context) error {
 	if c.IsSet("seed") && !o.stochastic {
-		return usagef(example+" --stochastic --seed 1", "--seed is for --stochastic, which is not given")
-	}
-	for _, name := range []string{"dequantise", "base-as", "allow-nonfinite"} {
-		if o.requantise && c.IsSet(name) {
-			return usagef(example, "--requantise and --%s exclude each other", name)
-		}
+		return usagef("loratool merge BASE ADAPTER -o OUT --requantise --stochastic --seed 1", "--seed is for --stochastic, which is not given")
 	}
 	return nil
 }

@@ -56,7 +56,7 @@ func (o *swapOptions) parse(c *cli.Context) (merged string, weights []float64, e
 	if err := o.checkDry(o.dryRun); err != nil {
 		return "", nil, err
 	}
-	if err := o.checkCodes(c); err != nil {
+	if err := o.checkSeed(c); err != nil {
 		return "", nil, err
 	}
 	if o.newUndo == "" {
@@ -72,6 +72,15 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 	if err != nil {
 		return err
 	}
+	options := merge.Options{
+		Workers: o.workers, Replace: o.force, Again: o.again, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite,
+		Tool: "loratool " + version,
+	}
+	o.readingOptions.set(&options)
+	o.codeOptions.set(&options)
+	if err := checkOptions(options); err != nil {
+		return err
+	}
 	var closers closers
 	defer closers.close()
 	all, err := o.openAdapters(c.Context, slices.Concat(o.remove.Value(), o.add.Value()), weights, &closers)
@@ -83,12 +92,6 @@ func runSwap(c *cli.Context, t *terminal, o *swapOptions) error {
 	if remove.Records, err = openRecords(c.Context, o.records.Value(), merged, &closers); err != nil {
 		return err
 	}
-	options := merge.Options{
-		Workers: o.workers, Replace: o.force, Again: o.again, AnyBase: o.anyBase, AllowNonFinite: o.allowNonFinite,
-		Tool: "loratool " + version,
-	}
-	o.readingOptions.set(&options)
-	o.codeOptions.set(&options)
 	return runPlan(t, &planRun{
 		command: "swap", what: "swapping", common: &o.common, in: merged, adapters: o.add.Value(), out: o.out, record: o.newUndo, dryRun: o.dryRun,
 		page: &o.pageOption, replace: o.force, others: slices.Concat(o.remove.Value(), o.records.Value()),

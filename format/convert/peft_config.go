@@ -131,7 +131,7 @@ func isWord(text string) bool {
 }
 
 // checkScale refuses null where PEFT needs a number; PEFT itself raises a TypeError. It notes an
-// alpha of 0, which verl writes as a placeholder.
+// alpha of 0, which verl writes where it knows none.
 func (c *peftConfigFile) checkScale(fields map[string]json.RawMessage) error {
 	for _, name := range []string{"r", "lora_alpha"} {
 		if value, ok := fields[name]; ok && string(value) == "null" {

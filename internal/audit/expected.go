@@ -84,6 +84,9 @@ func (f *comparedFile) Close() error { return nil }
 const pieceBytes = 1 << 20
 
 func (f *comparedFile) CopyRange(off int64, src io.ReaderAt, srcOff, n int64) error {
+	if len(f.within(off, off+n)) == 0 {
+		return nil
+	}
 	buf := make([]byte, min(n, pieceBytes))
 	for n > 0 {
 		p := buf[:min(n, pieceBytes)]
@@ -100,15 +103,8 @@ func (f *comparedFile) CopyRange(off int64, src io.ReaderAt, srcOff, n int64) er
 
 func (f *comparedFile) WriteAt(p []byte, off int64) (int, error) {
 	end := off + int64(len(p))
-	first := sort.Search(len(f.tensors), func(i int) bool { return f.tensors[i].Off+f.tensors[i].NBytes > off })
 	var buf []byte
-	for _, e := range f.tensors[first:] {
-		if e.Off >= end {
-			break
-		}
-		if !e.isCompared() || e.isDone {
-			continue
-		}
+	for _, e := range f.within(off, end) {
 		from, to := max(off, e.Off), min(end, e.Off+e.NBytes)
 		if buf == nil {
 			buf = make([]byte, min(int64(len(p)), pieceBytes))
@@ -129,6 +125,20 @@ func (f *comparedFile) WriteAt(p []byte, off int64) (int, error) {
 		}
 	}
 	return len(p), nil
+}
+
+// within lists the tensors that are compared and have bytes from off up to end.
+func (f *comparedFile) within(off, end int64) (all []*expected) {
+	first := sort.Search(len(f.tensors), func(i int) bool { return f.tensors[i].Off+f.tensors[i].NBytes > off })
+	for _, e := range f.tensors[first:] {
+		if e.Off >= end {
+			break
+		}
+		if e.isCompared() && !e.isDone {
+			all = append(all, e)
+		}
+	}
+	return all
 }
 
 // finish counts compared bytes, and reports whether they were the last of a tensor with

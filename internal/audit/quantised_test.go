@@ -2,6 +2,7 @@ package audit_test
 
 import (
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -109,26 +110,14 @@ func auditWith(t *testing.T, base, merged string, adapters []merge.Adapter, opti
 // the caller does. A later merge into the output takes that as it is.
 func TestABaseThatWasSimulatedIsTakenSo(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
-	const rows, cols, r = 64, 48, 2
+	const rows, cols = 64, 48
 	var tensors []testkit.Tensor
 	for _, leaf := range []string{"self_attn.o_proj", "mlp.down_proj", "self_attn.q_proj"} {
 		tensors = append(tensors, testkit.Random(rng, "model.layers.0."+leaf+".weight", dtype.BF16, 0.1, rows, cols))
 	}
 	base := t.TempDir() + "/base.safetensors"
 	testkit.Write(t, base, testkit.Encode(nil, tensors...))
-	adapterOn := func(module string) []merge.Adapter {
-		b := format.NewBuilder("made up")
-		factor := func(shape ...uint64) format.Data {
-			return format.Bytes(dtype.F32, testkit.Random(rng, "", dtype.F32, 0.1, shape...).Data, shape...)
-		}
-		b.Linear(module, r, 1, factor(r, cols), factor(rows, r))
-		src, err := b.Source()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return []merge.Adapter{{Source: src, Name: module, Weight: 1}}
-	}
-	first, second := adapterOn("model.layers.0.self_attn.o_proj"), adapterOn("model.layers.0.mlp.down_proj")
+	first, second := adapterOn(t, rng, "model.layers.0.self_attn.o_proj", rows, cols), adapterOn(t, rng, "model.layers.0.mlp.down_proj", rows, cols)
 	simulated := merge.Options{BaseAs: "nf4", BaseAsSkip: []string{"q_proj"}}
 	stamped := mergePath(t, base, first, simulated)
 	bare := t.TempDir() + "/bare.safetensors"
@@ -163,6 +152,22 @@ func TestABaseThatWasSimulatedIsTakenSo(t *testing.T) {
 	}
 }
 
+// adapterOn makes an adapter of a module with rows×cols weights.
+func adapterOn(t *testing.T, rng *rand.Rand, module string, rows, cols uint64) []merge.Adapter {
+	t.Helper()
+	const r = 2
+	b := format.NewBuilder("made up")
+	factor := func(shape ...uint64) format.Data {
+		return format.Bytes(dtype.F32, testkit.Random(rng, "", dtype.F32, 0.1, shape...).Data, shape...)
+	}
+	b.Linear(module, r, 1, factor(r, cols), factor(rows, r))
+	src, err := b.Source()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []merge.Adapter{{Source: src, Name: module, Weight: 1}}
+}
+
 // stored reads all tensors of a checkpoint.
 func stored(t *testing.T, path string) (all []testkit.Tensor) {
 	t.Helper()
@@ -185,7 +190,7 @@ func stored(t *testing.T, path string) (all []testkit.Tensor) {
 // mergePath merges adapters into the base at a path, and returns the path of the output.
 func mergePath(t *testing.T, base string, adapters []merge.Adapter, options merge.Options) (out string) {
 	t.Helper()
-	out = t.TempDir() + "/out.safetensors"
+	out = filepath.Join(t.TempDir(), "out"+filepath.Ext(base))
 	plan, err := merge.Open(t.Context(), base, adapters, options)
 	if err != nil {
 		t.Fatal(err)

@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"bytes"
 	"fmt"
 	"math"
 
@@ -110,25 +109,9 @@ func (a *auditor) haveSameScales(ours, theirs []string) (bool, error) {
 		if was.Tensor.DType != is.Tensor.DType || was.Tensor.NBytes != is.Tensor.NBytes {
 			return false, nil
 		}
-		var pieces [2][]byte
-		for off := int64(0); off < was.Tensor.NBytes; off += pieceBytes {
-			for k, t := range []*checkpoint.Tensor{was.Tensor, is.Tensor} {
-				pieces[k] = grown(pieces[k], min(pieceBytes, t.NBytes-off))
-				if err := t.ReadAt(a.ctx, pieces[k], off); err != nil {
-					return false, err
-				}
-			}
-			if !bytes.Equal(pieces[0], pieces[1]) {
-				return false, nil
-			}
+		if same, err := equal(a.ctx, was.Tensor, is.Tensor); !same || err != nil {
+			return false, err
 		}
 	}
 	return true, nil
-}
-
-func grown(p []byte, n int64) []byte {
-	if int64(cap(p)) < n {
-		return make([]byte, n)
-	}
-	return p[:n]
 }

@@ -3,16 +3,12 @@ package audit_test
 import (
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/loratool/loratool/format"
-	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/audit"
 	files "github.com/loratool/loratool/internal/checkpoint"
-	"github.com/loratool/loratool/internal/testkit"
 	"github.com/loratool/loratool/merge"
 )
 
@@ -29,32 +25,12 @@ func TestNewCodesAreJudged(t *testing.T) {
 		weight := files.QuantisedOf(c)[0]
 		ref, _ := c.Lookup(weight.Name)
 		rng := rand.New(rand.NewPCG(71, uint64(i)))
-		adapter := func(sigma float64) []merge.Adapter {
-			b := format.NewBuilder("made up")
-			rows, cols := ref.Tensor.Shape[0], ref.Tensor.Shape[1]
-			factor := func(shape ...uint64) format.Data {
-				return format.Bytes(dtype.F32, testkit.Random(rng, "", dtype.F32, sigma, shape...).Data, shape...)
-			}
-			b.Linear(strings.TrimSuffix(weight.Name, ".weight"), 2, 1, factor(2, cols), factor(rows, 2))
-			src, err := b.Source()
-			if err != nil {
-				t.Fatal(err)
-			}
-			return []merge.Adapter{{Source: src, Name: "a", Weight: 1}}
-		}
-		ours, another := adapter(0.1), adapter(0.1)
+		module := strings.TrimSuffix(weight.Name, ".weight")
+		ours := adapterOn(t, rng, module, ref.Tensor.Shape[0], ref.Tensor.Shape[1])
+		another := adapterOn(t, rng, module, ref.Tensor.Shape[0], ref.Tensor.Shape[1])
 		merged := func(o merge.Options) string {
-			out := filepath.Join(t.TempDir(), "out")
 			o.Requantise, o.AcceptLoss = true, true
-			plan, err := merge.Open(t.Context(), base, ours, o)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer plan.Close()
-			if _, err := plan.Run(t.Context(), out); err != nil {
-				t.Fatal(err)
-			}
-			return out
+			return mergePath(t, base, ours, o)
 		}
 		verdict := func(merged string, adapters []merge.Adapter) audit.Tensor {
 			r := auditPaths(t, base, merged, adapters)

@@ -107,7 +107,7 @@ func (s *Scanner) escape() (rune, bool) {
 	return r, ok
 }
 
-// hex4 parses \uXXXX.
+// hex4 parses \u and four hexadecimal digits.
 func hex4(text string) (rune, bool) {
 	if len(text) < 6 || text[0] != '\\' || text[1] != 'u' {
 		return 0, false

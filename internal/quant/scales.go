@@ -11,13 +11,9 @@ import (
 func Scales(c Codec) Codec {
 	switch c := c.(type) {
 	case *scaled:
-		u := *c
-		u.table, u.zeros = ones[:len(c.table)], nil
-		return &u
+		return c.with(ones[:len(c.table)], nil)
 	case *turned:
-		u := *c
-		u.stored.table, u.stored.zeros = ones[:len(c.stored.table)], nil
-		return &u
+		return &turned{*c.stored.with(ones[:len(c.stored.table)], nil)}
 	case *blockwise:
 		return scalesOfBlocks{c}
 	}
