@@ -117,7 +117,7 @@ func largestSlab(ctx context.Context, p *pair, v changeView, workers int) (*upda
 			}
 		}
 	}
-	return p.difference(ctx, int64(at)*n, v.rows, v.cols, workers)
+	return p.difference(ctx, int64(at)*n, v.rows, v.cols, &room{workers: workers})
 }
 
 // spectrumOfChange describes Δ. It overwrites it.

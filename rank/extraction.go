@@ -111,6 +111,7 @@ func (o *ExtractOptions) selects(name string) bool {
 type extracting struct {
 	*Extraction
 	spool    *spool
+	room     room // of Δ
 	adapter  format.Adapter
 	report   *ExtractReport
 	ranks    map[string]int // per tensor, chosen by a budget

@@ -25,7 +25,7 @@ type slab struct {
 func (r *extracting) decompose(
 	ctx context.Context, p *pair, v view, index int, rule Rule,
 ) (*slab, error) {
-	u, err := p.difference(ctx, int64(index*v.rows*v.cols), v.rows, v.cols, r.options.Workers)
+	u, err := p.difference(ctx, int64(index*v.rows*v.cols), v.rows, v.cols, &r.room)
 	if err != nil {
 		return nil, err
 	}

@@ -122,7 +122,7 @@ func (d *Dense) residualWide(ctx context.Context, b, a []float64, r int) (float6
 }
 
 // leastElement is the smallest element that counts in a matrix of norm near 1.
-const leastElement = 0x1p-60
+const leastElement = kernel.LeastElement
 
 // normalise scales Δ by a power of two that brings its norm near 1, and returns the even exponent.
 // It returns 0 for norms from 2⁻⁴ to 2²⁰, where no float32 product can overflow or vanish. energy

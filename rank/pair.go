@@ -4,12 +4,12 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/binary"
 	"math"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/kernel"
 	"github.com/loratool/loratool/internal/parallel"
 )
 
@@ -106,43 +106,62 @@ type update struct {
 
 // seen is one piece's contribution to an update.
 type seen struct {
-	energy, base, noise float64
-	nonFinite           int // NaN or infinite in either checkpoint
-	tooLarge            int // finite differences beyond float32
-	tooSmall            int // nonzero differences that are zero in float32
-	tiny                int // differences below leastElement that are not zero, or not counted
+	energy, base, noise float64 // Σ of squares: of δ, of w, and of the units in the last place of w′
+	nonFinite           int     // NaN or infinite in either checkpoint
+	tooLarge            int     // finite differences beyond float32
+	tooSmall            int     // nonzero differences that are zero in float32
+	// no difference but zeros is known to be below leastElement
+	isPlain bool
+}
+
+// room is the memory in which differences are formed, one after the other: each takes the place of
+// the last.
+type room struct {
+	workers int // goroutines; 0 means one per processor
+	delta   []float32
+	scratch []pieceScratch // one per worker
+}
+
+// matrix returns an m×n matrix with any content.
+func (r *room) matrix(m, n int) *Dense {
+	if cap(r.delta) < m*n {
+		r.delta = nil // before the allocation, so that both need not be in memory
+		r.delta = make([]float32, m*n)
+	}
+	return &Dense{M: m, N: n, Data: r.delta[:m*n], Workers: r.workers}
 }
 
 // difference forms Δ in float32 as an m×n matrix, starting at the tensor's element start. Each
 // element is the exact difference, rounded once. Differences of 16-bit values are nearly always
 // exact in float32.
-func (p *pair) difference(ctx context.Context, start int64, m, n, workers int) (*update, error) {
+func (p *pair) difference(ctx context.Context, start int64, m, n int, in *room) (*update, error) {
 	total := m * n
-	u := &update{dense: &Dense{M: m, N: n, Data: make([]float32, total), Workers: workers}}
+	u := &update{dense: in.matrix(m, n)}
 	parts := make([]seen, blocks(total, pieceElements))
-	nWorkers := parallel.Workers(workers)
-	scratch := make([]pieceScratch, nWorkers)
-	err := parallel.For(ctx, nWorkers, len(parts), func(worker, i int) error {
+	if in.scratch == nil {
+		in.scratch = make([]pieceScratch, parallel.Workers(in.workers))
+	}
+	err := parallel.For(ctx, len(in.scratch), len(parts), func(worker, i int) error {
 		first := i * pieceElements
 		return p.piece(ctx, u.dense.Data[first:min(first+pieceElements, total)], start+int64(first),
-			&scratch[worker], &parts[i])
+			&in.scratch[worker], &parts[i])
 	})
 	if err != nil {
 		return nil, err
 	}
-	var sum seen
+	sum := seen{isPlain: true}
 	for _, s := range parts {
 		sum.energy, sum.base, sum.noise = sum.energy+s.energy, sum.base+s.base, sum.noise+s.noise
 		sum.nonFinite, sum.tooLarge, sum.tooSmall = sum.nonFinite+s.nonFinite,
 			sum.tooLarge+s.tooLarge, sum.tooSmall+s.tooSmall
-		sum.tiny += s.tiny
+		sum.isPlain = sum.isPlain && s.isPlain
 	}
 	if err := p.refuse(&sum); err != nil {
 		return nil, err
 	}
-	u.energy, u.baseNorm, u.tooSmall, u.isPlain = sum.energy, norm(sum.base), sum.tooSmall, sum.tiny == 0
+	u.energy, u.baseNorm, u.tooSmall, u.isPlain = sum.energy, norm(sum.base), sum.tooSmall, sum.isPlain
 	if total > 0 {
-		u.noise = math.Sqrt(sum.noise / float64(total))
+		u.noise = math.Sqrt(sum.noise / 12 / float64(total)) // of an error anywhere in a unit
 	}
 	return u, nil
 }
@@ -177,52 +196,52 @@ func nonFiniteError(tensor string, n int) error {
 
 // pieceScratch holds the buffers of a worker.
 type pieceScratch struct {
-	buf    []byte
-	narrow []float32
-	a, b   []float64
+	tuned, base []byte
+	narrow      []float32
+	a, b        []float64
+}
+
+// bytes returns buffers for the stored values of n elements of both checkpoints.
+func (s *pieceScratch) bytes(n int) (tuned, base []byte) {
+	if len(s.tuned) < 8*n {
+		s.tuned, s.base = make([]byte, 8*n), make([]byte, 8*n)
+	}
+	return s.tuned, s.base
 }
 
 // piece forms the elements of Δ, starting at first.
 func (p *pair) piece(ctx context.Context, dst []float32, first int64, s *pieceScratch, out *seen) error {
-	if s.buf == nil {
-		s.buf, s.narrow = make([]byte, 8*pieceElements), make([]float32, pieceElements)
+	tunedBuf, baseBuf := s.bytes(len(dst))
+	tuned, err := p.tuned.bytes(ctx, tunedBuf, first, len(dst))
+	if err != nil {
+		return err
+	}
+	base, err := p.base.bytes(ctx, baseBuf, first, len(dst))
+	if err != nil {
+		return err
 	}
 	if p.base.dtype() == dtype.F64 || p.tuned.dtype() == dtype.F64 {
-		if s.a == nil {
-			s.a, s.b = make([]float64, pieceElements), make([]float64, pieceElements)
-		}
-		return p.widePiece(ctx, dst, first, s, out)
+		p.widePiece(dst, tuned, base, s, out)
+		return nil
 	}
-	// Read the tuned values, then the base's into the same buffer. Float32 subtraction rounds the
-	// exact difference once.
-	tuned, err := p.tuned.bytes(ctx, s.buf, first, len(dst))
-	if err != nil {
-		return err
-	}
-	dtype.Widen(dst, p.tuned.dtype(), tuned)
-	out.noise = roundingNoise(p.tuned.dtype(), tuned)
-	base, err := p.base.bytes(ctx, s.buf, first, len(dst))
-	if err != nil {
-		return err
-	}
-	w := s.narrow[:len(dst)]
-	dtype.Widen(w, p.base.dtype(), base)
-	out.energy, out.base, out.tiny = subtract(dst, w)
-	if sum := out.energy; sum-sum != 0 {
-		return p.count(ctx, dst, w, first, s, out)
+	sums := kernel.Difference(dst, p.tuned.dtype(), tuned, p.base.dtype(), base)
+	out.energy, out.base, out.noise, out.isPlain = sums.Energy, sums.Base, sums.Units, sums.IsPlain
+	if sums.Energy-sums.Energy != 0 {
+		p.count(dst, tuned, base, s, out)
 	}
 	return nil
 }
 
 // count examines a piece with infinite or NaN differences, and counts whether the values or only
-// their differences are not finite. w holds the base's values. It rereads the tuned values into
-// dst, because the differences are no longer needed.
-func (p *pair) count(ctx context.Context, dst, w []float32, first int64, s *pieceScratch, out *seen) error {
-	tuned, err := p.tuned.bytes(ctx, s.buf, first, len(dst))
-	if err != nil {
-		return err
+// their differences are not finite. It overwrites dst, because the differences are no longer
+// needed.
+func (p *pair) count(dst []float32, tuned, base []byte, s *pieceScratch, out *seen) {
+	if len(s.narrow) < len(dst) {
+		s.narrow = make([]float32, len(dst))
 	}
+	w := s.narrow[:len(dst)]
 	dtype.Widen(dst, p.tuned.dtype(), tuned)
+	dtype.Widen(w, p.base.dtype(), base)
 	for j, x := range dst {
 		switch d := x - w[j]; {
 		case x-x != 0 || w[j]-w[j] != 0:
@@ -231,65 +250,16 @@ func (p *pair) count(ctx context.Context, dst, w []float32, first int64, s *piec
 			out.tooLarge++
 		}
 	}
-	return nil
 }
 
-// isTiny reports whether a number is below leastElement, and not zero.
-func isTiny(x float32) bool {
-	const least = (127 - 60) << 24 // the bits of leastElement without the sign, twice
-	return math.Float32bits(x)<<1-1 < least-1
-}
-
-// subtract subtracts w from dst and returns the sums of the squares of both. Each has four running
-// sums, which a processor can update in parallel. tiny is not 0 if differences are tiny.
-func subtract(dst, w []float32) (energy, base float64, tiny int) {
-	var e0, e1, e2, e3, b0, b1, b2, b3 float64
-	w = w[:len(dst)]
-	j := 0
-	for ; j+4 <= len(dst); j += 4 {
-		d, x := dst[j:j+4:j+4], w[j:j+4:j+4]
-		d0, d1, d2, d3 := d[0]-x[0], d[1]-x[1], d[2]-x[2], d[3]-x[3]
-		d[0], d[1], d[2], d[3] = d0, d1, d2, d3
-		if isTiny(d0) || isTiny(d1) || isTiny(d2) || isTiny(d3) {
-			tiny++
-		}
-		e0 += float64(d0) * float64(d0)
-		e1 += float64(d1) * float64(d1)
-		e2 += float64(d2) * float64(d2)
-		e3 += float64(d3) * float64(d3)
-		b0 += float64(x[0]) * float64(x[0])
-		b1 += float64(x[1]) * float64(x[1])
-		b2 += float64(x[2]) * float64(x[2])
-		b3 += float64(x[3]) * float64(x[3])
+// widePiece is piece for checkpoints of which one is in F64.
+func (p *pair) widePiece(dst []float32, tuned, base []byte, s *pieceScratch, out *seen) {
+	if len(s.a) < len(dst) {
+		s.a, s.b = make([]float64, len(dst)), make([]float64, len(dst))
 	}
-	for ; j < len(dst); j++ {
-		dst[j] -= w[j]
-		e0 += float64(dst[j]) * float64(dst[j])
-		b0 += float64(w[j]) * float64(w[j])
-		if isTiny(dst[j]) {
-			tiny++
-		}
-	}
-	return e0 + e1 + e2 + e3, b0 + b1 + b2 + b3, tiny
-}
-
-// widePiece is piece for checkpoints in F64.
-func (p *pair) widePiece(ctx context.Context, dst []float32, first int64, s *pieceScratch, out *seen) error {
 	a, b := s.a[:len(dst)], s.b[:len(dst)]
-	for _, x := range []struct {
-		from *located
-		to   []float64
-	}{{&p.base, a}, {&p.tuned, b}} {
-		raw, err := x.from.bytes(ctx, s.buf, first, len(dst))
-		if err != nil {
-			return err
-		}
-		dtype.Widen64(x.to, x.from.dtype(), raw)
-		if x.from == &p.tuned {
-			out.noise = roundingNoise(p.tuned.dtype(), raw)
-		}
-	}
-	out.tiny = 1 // not counted
+	dtype.Widen64(a, p.base.dtype(), base)
+	dtype.Widen64(b, p.tuned.dtype(), tuned)
 	for j := range dst {
 		d := b[j] - a[j]
 		dst[j] = float32(d)
@@ -304,29 +274,7 @@ func (p *pair) widePiece(ctx context.Context, dst []float32, first int64, s *pie
 		out.energy += float64(dst[j]) * float64(dst[j])
 		out.base += a[j] * a[j]
 	}
-	return nil
-}
-
-// roundingNoise returns Σ ulp²/12 over the elements, or 0 for dtypes other than 16 and 32 bits. It
-// counts exponents, since there are few.
-func roundingNoise(d dtype.Type, raw []byte) (sum float64) {
-	l, ok := d.Layout()
-	if !ok || l.Exponent > 8 {
-		return 0
+	if d := p.tuned.dtype(); d != dtype.F64 {
+		out.noise = kernel.UnitSquares(d, b)
 	}
-	var count [256]int
-	last := 1<<l.Exponent - 1 // the exponent of infinity and NaN
-	if d.Size() == 4 {
-		for ; len(raw) >= 4; raw = raw[4:] {
-			count[int(binary.LittleEndian.Uint32(raw))>>l.Fraction&last]++
-		}
-	}
-	for ; len(raw) >= 2; raw = raw[2:] {
-		count[int(binary.LittleEndian.Uint16(raw))>>l.Fraction&last]++
-	}
-	for e, n := range count[:last] {
-		ulp := math.Ldexp(1, max(e, 1)-l.Bias()-l.Fraction)
-		sum += float64(n) * ulp * ulp / 12
-	}
-	return sum
 }

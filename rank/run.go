@@ -21,7 +21,7 @@ func (e *Extraction) Run(ctx context.Context) (format.Source, *ExtractReport, er
 	if err != nil {
 		return nil, nil, err
 	}
-	r.spool = spool
+	r.spool, r.room.workers = spool, e.options.Workers
 	err = r.all(ctx)
 	for _, c := range []*checkpoint.Checkpoint{e.base, e.tuned} {
 		if err == nil {
