@@ -127,8 +127,8 @@ func spectrumOfChange(ctx context.Context, u *update, workers int) (*ChangeSpect
 		return nil, err
 	}
 	energy := math.Ldexp(u.energy, 2*exponent)
-	narrow := struct{ Operator }{u.dense} // without products in float64: the space keeps its random start
-	t := newTruncation(narrow, energy, Options{Tolerance: changeTolerance, Workers: workers})
+	t := newTruncation(u.dense, energy, Options{Tolerance: changeTolerance, Workers: workers})
+	t.search.narrow = true // so that the space keeps its random start
 	d, err := t.to(ctx, EnergyShare{Share: changeShare, Max: ChangeRank})
 	if err != nil {
 		return nil, err

@@ -238,15 +238,16 @@ func (e *Extraction) Bytes() (n int64) {
 // with them.
 func (e *Extraction) Warnings() []string { return e.warnings }
 
-// PeakBytes estimates the memory that Run takes: Δ of one tensor in float32, the basis of its
-// decomposition, and its factors. It also names the tensor, "" if none is decomposed. Stacked
-// experts are decomposed one at a time.
+// PeakBytes estimates the memory that Run takes: Δ of the largest tensor in float32, whose place
+// the others take too, and the largest basis and factors. It also names the largest tensor, "" if
+// none is decomposed. Stacked experts are decomposed one at a time.
 func (e *Extraction) PeakBytes() (peak int64, tensor string) {
 	kept := int64(64)
 	if f, ok := e.options.Rule.(FixedRank); ok {
 		kept = int64(max(f.K, e.options.ConvRank))
 	}
-	width := max(64, 6*kept)
+	width, block := max(64, 6*kept), max(8, min(kept, 32))
+	var largest, beside int64
 	for i := range e.pairs {
 		v, ok := e.view(&e.pairs[i])
 		if !ok {
@@ -254,12 +255,13 @@ func (e *Extraction) PeakBytes() (peak int64, tensor string) {
 		}
 		m, n := int64(v.rows), int64(v.cols) // of one expert, if several are stacked
 		short := min(m, n)
-		const perFactor = 32 // singular vectors and factors in float64, factors in float32 and as stored
-		if need := 4*m*n + (8*min(width, short)+perFactor*min(kept, short))*(m+n); need > peak {
-			peak, tensor = need, e.pairs[i].name
+		if size := 4 * m * n; size > largest {
+			largest, tensor = size, e.pairs[i].name
 		}
+		const perFactor = 32 // singular vectors and factors in float64, factors in float32 and as stored
+		beside = max(beside, (8*min(width, short)+perFactor*min(kept, short))*(m+n)+8*gramBlocks*block*short)
 	}
-	return peak + 32<<20, tensor
+	return largest + beside + 32<<20, tensor
 }
 
 // Planned is a tensor that will be compared.

@@ -85,7 +85,7 @@ func TestExtractTakesMemoryForOneTensorAtATime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if limit := int64(4*4*n*n + 100e6); heap > limit {
+	if limit := int64(4*n*n + 100e6); heap > limit {
 		t.Errorf("extracting from %d tensors of %d bytes in float32 took a heap of %d bytes, want at most %d", nTensors, int64(4*n*n), heap, limit)
 	}
 }

@@ -35,6 +35,8 @@ func (d *Dense) Dims() (m, n int) { return d.M, d.N }
 const (
 	rowBlock    = 128
 	columnBlock = 512
+	gramLines   = 64
+	gramBlocks  = 16 // at most, since each has sums of its own
 )
 
 // Mul writes Δ·X to dst.
@@ -53,6 +55,58 @@ func (d *Dense) MulT(ctx context.Context, dst, y []float32, b int) error {
 		kernel.MulThinT(dst[lo*b:hi*b], d.Data[lo:], y, d.M, hi-lo, d.N, b)
 		return nil
 	})
+}
+
+// gramOperator also multiplies by Δ and then by Δᵀ, in one pass over Δ.
+type gramOperator interface {
+	Operator
+	// mulGram returns Δ·x and Δᵀ·Δ·x for each x.
+	mulGram(ctx context.Context, xs [][]float64) (ys, zs [][]float64, err error)
+	// mulGramT returns Δᵀ·y and Δ·Δᵀ·y for each y.
+	mulGramT(ctx context.Context, ys [][]float64) (xs, zs [][]float64, err error)
+}
+
+func (d *Dense) mulGram(ctx context.Context, xs [][]float64) (ys, zs [][]float64, err error) {
+	return d.gram(ctx, kernel.Lines{Data: d.Data, Count: d.M, Length: d.N, Apart: d.N, Next: 1}, xs)
+}
+
+func (d *Dense) mulGramT(ctx context.Context, ys [][]float64) (xs, zs [][]float64, err error) {
+	return d.gram(ctx, kernel.Lines{Data: d.Data, Count: d.N, Length: d.M, Apart: 1, Next: d.N}, ys)
+}
+
+// gram returns L·x and Lᵀ·L·x for each x, where l are the rows of L.
+func (d *Dense) gram(ctx context.Context, l kernel.Lines, xs [][]float64) (ys, zs [][]float64, err error) {
+	b := kernel.RoundUp(len(xs)) // the others are zero
+	x := make([]float32, l.Length*b)
+	for j, column := range xs {
+		for i, v := range column {
+			x[i*b+j] = float32(v)
+		}
+	}
+	y, size := make([]float32, l.Count*b), kernel.RoundUp(l.Length)*b
+	each := (blocks(l.Count, gramBlocks) + gramLines - 1) / gramLines * gramLines
+	parts := make([][]float64, blocks(l.Count, each))
+	scratch := make([]kernel.Gram, parallel.Workers(d.Workers))
+	err = parallel.For(ctx, len(scratch), len(parts), func(worker, i int) error {
+		lo, hi := i*each, min((i+1)*each, l.Count)
+		part := l
+		part.Data, part.Count = l.Data[lo*l.Apart:], hi-lo
+		parts[i] = make([]float64, size)
+		scratch[worker].Add(y[lo*b:hi*b], parts[i], part, x, b)
+		return ctx.Err()
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	z := parts[0]
+	for _, part := range parts[1:] {
+		for i, v := range part {
+			z[i] += v
+		}
+	}
+	wide := make([]float64, len(y))
+	widen(wide, y)
+	return columns(wide, b)[:len(xs)], columns(z[:l.Length*b], b)[:len(xs)], nil
 }
 
 // wideOperator also multiplies in float64, for errors below the resolution of float32 products.
@@ -172,9 +226,16 @@ func (d *Dense) SumSquares(ctx context.Context) (float64, error) {
 
 // ResidualSquares returns ‖Δ − B·A‖_F² for B (m×r) and A (r×n). It compares every element.
 func (d *Dense) ResidualSquares(ctx context.Context, b, a []float32, r int) (float64, error) {
+	// Rows that are a power of two apart would share one set of the first-level cache.
+	const more = 16
+	next := d.N + more
+	spread := make([]float32, r*next)
+	for k := range r {
+		copy(spread[k*next:], a[k*d.N:(k+1)*d.N])
+	}
 	return sumBlocks(ctx, d.Workers, blocks(d.M, rowBlock), func(i int) float64 {
 		lo, hi := i*rowBlock, min((i+1)*rowBlock, d.M)
-		return kernel.ResidualSquares(d.Data[lo*d.N:hi*d.N], b[lo*r:hi*r], a, hi-lo, d.N, r)
+		return kernel.ResidualSquares(d.Data[lo*d.N:hi*d.N], b[lo*r:hi*r], spread, next, hi-lo, d.N, r)
 	})
 }
 

@@ -4,7 +4,10 @@ import (
 	"context"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
+
+	"github.com/loratool/loratool/internal/dense"
 )
 
 // counted is a matrix that counts the subnormal operands, products and sums in its float32
@@ -49,6 +52,20 @@ func (c *counted) MulT(ctx context.Context, dst, y []float32, b int) error {
 	return c.Dense.MulT(ctx, dst, y, b)
 }
 
+func (c *counted) mulGram(ctx context.Context, xs [][]float64) (ys, zs [][]float64, err error) {
+	ys, zs, err = c.Dense.mulGram(ctx, xs)
+	b := len(xs)
+	c.product(narrowed(dense.Flip(slices.Concat(xs...), b, c.N)), c.M, c.N, b,
+		func(row, k int) float32 { return c.Data[row*c.N+k] })
+	c.product(narrowed(dense.Flip(slices.Concat(ys...), b, c.M)), c.N, c.M, b,
+		func(row, k int) float32 { return c.Data[k*c.N+row] })
+	return ys, zs, err
+}
+
+func (c *counted) mulGramT(context.Context, [][]float64) (xs, zs [][]float64, err error) {
+	panic("the matrix is higher than wide")
+}
+
 // wide counts float64 numbers.
 func (c *counted) wide(lists ...[]float64) {
 	for _, list := range lists {
@@ -80,21 +97,21 @@ func TestDecompositionsMeetNoSubnormals(t *testing.T) {
 		"rows of every magnitude": func(i, j int) float64 { return math.Pow(10, -float64(i)) },
 		"rows of 10⁻²⁰, of 10⁻²⁰": func(i, j int) float64 { return []float64{1, 1e-20}[i%2] * 1e-20 },
 	} {
-		dense := withSpectrum(rand.New(rand.NewPCG(103, 104)), m, n, func(i int) float64 {
+		matrix := withSpectrum(rand.New(rand.NewPCG(103, 104)), m, n, func(i int) float64 {
 			return math.Pow(2, -float64(i))
 		})
-		for i, x := range dense.Data {
-			dense.Data[i] = float32(float64(x) * factor(i/n, i%n))
+		for i, x := range matrix.Data {
+			matrix.Data[i] = float32(float64(x) * factor(i/n, i%n))
 		}
-		energy, err := dense.SumSquares(t.Context())
+		energy, err := matrix.SumSquares(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		exponent, err := dense.normalise(t.Context(), energy)
+		exponent, err := matrix.normalise(t.Context(), energy)
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := &counted{Dense: dense}
+		c := &counted{Dense: matrix}
 		d, err := TruncatedSVD(t.Context(), c, math.Ldexp(energy, 2*exponent), FixedRank{4}, Options{})
 		if err != nil {
 			t.Fatal(err)
@@ -104,7 +121,7 @@ func TestDecompositionsMeetNoSubnormals(t *testing.T) {
 		left := &counted{Dense: &Dense{M: m, N: d.K, Data: b}}
 		left.product(a, m, d.K, n, func(row, k int) float32 { return b[row*d.K+k] })
 		c.operations, c.subnormal = c.operations+left.operations, c.subnormal+left.subnormal
-		for i, x := range dense.Data {
+		for i, x := range matrix.Data {
 			var p float32
 			for k := range d.K {
 				p += b[i/n*d.K+k] * a[k*n+i%n]

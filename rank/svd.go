@@ -46,19 +46,10 @@ func TruncatedSVD(ctx context.Context, op Operator, energy float64, rule Rule,
 }
 
 // truncation is a decomposition that another rank can continue from the same basis.
-type truncation struct {
-	search  *search
-	flipped bool // the operator is transposed, to keep the basis on the short side
-}
+type truncation struct{ search *search }
 
 func newTruncation(op Operator, energy float64, o Options) *truncation {
-	m, n := op.Dims()
-	t := &truncation{flipped: n > m}
-	if t.flipped {
-		op, m, n = transpose(op), n, m
-	}
-	t.search = &search{op: op, m: m, n: n, energy: energy, options: o}
-	return t
+	return &truncation{newSearch(op, energy, o)}
 }
 
 // to decomposes to the rank that rule chooses.
@@ -73,41 +64,10 @@ func (t *truncation) to(ctx context.Context, rule Rule) (*Decomposition, error) 
 		return k.out, nil
 	}
 	err := k.run(ctx, rule)
-	if t.flipped {
+	if k.flipped {
 		k.out.U, k.out.V = k.out.V, k.out.U
 	}
 	return k.out, err
-}
-
-// transpose returns the transposed operator, which multiplies in float64 if the operator does.
-func transpose(op Operator) Operator {
-	if w, ok := op.(wideOperator); ok {
-		return wideTransposed{transposed{op}, w}
-	}
-	return transposed{op}
-}
-
-// transposed is a transposed operator.
-type transposed struct{ Operator }
-
-func (t transposed) Dims() (m, n int) { n, m = t.Operator.Dims(); return m, n }
-func (t transposed) Mul(ctx context.Context, dst, x []float32, b int) error {
-	return t.Operator.MulT(ctx, dst, x, b)
-}
-func (t transposed) MulT(ctx context.Context, dst, y []float32, b int) error {
-	return t.Operator.Mul(ctx, dst, y, b)
-}
-
-type wideTransposed struct {
-	transposed
-	wide wideOperator
-}
-
-func (t wideTransposed) MulWide(ctx context.Context, dst, x []float64, b int) error {
-	return t.wide.MulWideT(ctx, dst, x, b)
-}
-func (t wideTransposed) MulWideT(ctx context.Context, dst, y []float64, b int) error {
-	return t.wide.MulWide(ctx, dst, y, b)
 }
 
 // Factors returns B = U·√S (m×K) and A = √S·Vᵀ (K×n), so that B·A is the truncation. Splitting √S

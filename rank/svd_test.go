@@ -198,3 +198,20 @@ func BenchmarkTruncatedSVD(b *testing.B) {
 		}
 	}
 }
+
+// TestProductsAreFew guards the passes over Δ, of two products each: residuals end the search a
+// block before the values of two blocks agree.
+func TestProductsAreFew(t *testing.T) {
+	for _, shape := range [][2]int{{600, 400}, {400, 600}} {
+		for name, want := range map[string]int{"i^-1": 10, "rank 16 and noise": 6} {
+			d := withSpectrum(rand.New(rand.NewPCG(29, 30)), shape[0], shape[1], spectra[name])
+			dec, err := decompose(t, d, FixedRank{8}, Options{})
+			if dec.Products > want || dec.Products == 0 {
+				t.Errorf("%s, %v: %d products, want at most %d", name, shape, dec.Products, want)
+			}
+			if best := math.Sqrt(sumSquares(trueSingularValues(d)[8:])); err > (1+1e-4)*best+1e-6*dec.S[0] {
+				t.Errorf("%s, %v: the error is %.8g, and the least is %.8g", name, shape, err, best)
+			}
+		}
+	}
+}

@@ -53,10 +53,18 @@ func MulThinT(dst, d, y []float32, m, n, stride, b int) {
 // q·apart].
 func thin(dst, d, x []float32, rows, length, b, next, apart int) {
 	full := rows / thinSide * thinSide
-	if apart == 1 && next > 1 {
-		thinCopied(dst, d, x, full, length, b, next)
-	} else {
-		thinInPlace(dst, d, x, full, length, b, next, apart)
+	var total [thinSide * thinSide]float64
+	for q := 0; q < full; q += thinSide {
+		for c := 0; c+thinSide <= b; c += thinSide {
+			clear(total[:])
+			for k := 0; k < length; k += thinRun {
+				addThin(total[:], thinSide, d[k*next+q*apart:], next, apart, x[k*b+c:], b,
+					min(thinRun, length-k))
+			}
+			for i, v := range total {
+				dst[(q+i/thinSide)*b+c+i%thinSide] = float32(v)
+			}
+		}
 	}
 	edge := func(q, c int) {
 		var sum float64
@@ -80,92 +88,36 @@ func thin(dst, d, x []float32, rows, length, b, next, apart int) {
 	}
 }
 
-// thinInPlace is thin for a multiple of thinSide rows, and columns of x.
-func thinInPlace(dst, d, x []float32, rows, length, b, next, apart int) {
-	var total [thinSide * thinSide]float64
+// addThin adds the sums of thin8x8 to 8×8 others, whose rows are sumsNext apart.
+var addThin = addThinPortable
+
+func addThinPortable(
+	sums []float64, sumsNext int, d []float32, next, apart int, x []float32, xNext, n int,
+) {
 	var part [thinSide * thinSide]float32
-	for c := 0; c+thinSide <= b; c += thinSide {
-		for q := 0; q < rows; q += thinSide {
-			clear(total[:])
-			for k := 0; k < length; k += thinRun {
-				thin8x8(&part, d[k*next+q*apart:], next, apart, x[k*b+c:], b, min(thinRun, length-k))
-				addTo(total[:], &part)
-			}
-			storeThin(dst[q*b+c:], total[:], b)
+	thin8x8(&part, d, next, apart, x, xNext, n)
+	for q := range thinSide {
+		row := sums[q*sumsNext:][:thinSide:thinSide]
+		for c, v := range part[q*thinSide:][:thinSide] {
+			row[c] += float64(v)
 		}
-	}
-}
-
-// Rows of a matrix in memory are mostly some power of two of bytes apart. Then the lines of many
-// rows share one set of the first-level cache, which holds eight of them. A copy of a run of rows
-// has one line between them.
-const (
-	copiedCols = 512
-	copiedNext = copiedCols + 2*thinSide
-)
-
-// thinCopied is thinInPlace where apart is 1.
-func thinCopied(dst, d, x []float32, rows, length, b, next int) {
-	most, nBlocks := min(copiedCols, rows), b/thinSide
-	copied := make([]float32, min(thinRun, length)*copiedNext)
-	totals := make([]float64, most*thinSide*nBlocks)
-	var part [thinSide * thinSide]float32
-	for first := 0; first < rows; first += copiedCols {
-		n := min(copiedCols, rows-first)
-		clear(totals)
-		for k := 0; k < length; k += thinRun {
-			run := min(thinRun, length-k)
-			for i := range run {
-				copy(copied[i*copiedNext:][:n], d[(k+i)*next+first:])
-			}
-			for q := 0; q < n; q += thinSide {
-				for c := range nBlocks {
-					thin8x8(&part, copied[q:], copiedNext, 1, x[k*b+c*thinSide:], b, run)
-					addTo(totals[(q*nBlocks+c*thinSide)*thinSide:], &part)
-				}
-			}
-		}
-		for q := 0; q < n; q += thinSide {
-			for c := range nBlocks {
-				storeThin(dst[(first+q)*b+c*thinSide:], totals[(q*nBlocks+c*thinSide)*thinSide:], b)
-			}
-		}
-	}
-}
-
-func addTo(totals []float64, part *[thinSide * thinSide]float32) {
-	totals = totals[:len(part)]
-	for i, v := range part {
-		totals[i] += float64(v)
-	}
-}
-
-// storeThin writes 8×8 sums to rows of b numbers.
-func storeThin(dst []float32, totals []float64, b int) {
-	for i, v := range totals[:thinSide*thinSide] {
-		dst[i/thinSide*b+i%thinSide] = float32(v)
 	}
 }
 
 // ResidualSquares returns Σ_ij (d_ij − Σ_k b_ik·a_kj)², in float64 sums of float32 differences: D
-// is m×n, B m×r, A r×n.
-func ResidualSquares(d, b, a []float32, m, n, r int) float64 {
-	var sum float64
-	var part [thinSide * thinSide]float32
+// is m×n, B m×r, A r×n with rows aNext apart.
+func ResidualSquares(d, b, a []float32, aNext, m, n, r int) float64 {
+	var sums [lanes]float64
 	fullM, fullN := m/thinSide*thinSide, n/thinSide*thinSide
+	if r == 0 {
+		fullM = 0
+	}
 	for i := 0; i < fullM; i += thinSide {
 		for j := 0; j < fullN; j += thinSide {
-			thin8x8(&part, b[i*r:], 1, r, a[j:], n, r)
-			for q := range thinSide {
-				row := d[(i+q)*n+j:][:thinSide]
-				p := part[q*thinSide:][:thinSide]
-				for c, v := range row {
-					e := float64(v - p[c])
-					sum += e * e
-				}
-			}
+			addResidual(&sums, d[i*n+j:], n, b[i*r:], a[j:], aNext, r)
 		}
 	}
+	sum := total(sums)
 	for i := range m {
 		first := fullN
 		if i >= fullM {
@@ -174,11 +126,29 @@ func ResidualSquares(d, b, a []float32, m, n, r int) float64 {
 		for j := first; j < n; j++ {
 			var p float32
 			for k := range r {
-				p += b[i*r+k] * a[k*n+j]
+				p += b[i*r+k] * a[k*aNext+j]
 			}
 			e := float64(d[i*n+j] - p)
 			sum += e * e
 		}
 	}
 	return sum
+}
+
+// addResidual adds the squares of eight rows of eight elements of D − B·A. The rows of D are dNext
+// apart, and those of A aNext; those of B have r elements.
+var addResidual = addResidualPortable
+
+func addResidualPortable(
+	sums *[lanes]float64, d []float32, dNext int, b, a []float32, aNext, r int,
+) {
+	var part [thinSide * thinSide]float32
+	thin8x8(&part, b, 1, r, a, aNext, r)
+	for q := range thinSide {
+		row := d[q*dNext:][:thinSide]
+		for c, v := range part[q*thinSide:][:thinSide] {
+			e := float64(row[c] - v)
+			sums[c%lanes] += e * e
+		}
+	}
 }

@@ -3,17 +3,24 @@ package kernel
 import "golang.org/x/sys/cpu"
 
 //go:noescape
-func thin8x8AVX2(dst *float32, d *float32, next, apart uintptr, x *float32, xNext uintptr, n int)
+func addThinAVX2(sums *float64, sumsNext uintptr, d *float32, next, apart uintptr, x *float32, xNext uintptr, n int)
 
-// The kernel replaces the portable one unless Variable forces that.
+//go:noescape
+func addResidualAVX2(sums *float64, d *float32, dNext uintptr, b *float32, next, apart uintptr, a *float32, aNext uintptr, n int)
+
+// The kernels replace the portable ones unless Variable forces that. The furthest elements that
+// they read have to be there.
 func init() {
-	if k, err := Selected(); err == nil && k.name != "portable" && cpu.X86.HasAVX2 &&
-		cpu.X86.HasFMA {
-		thin8x8 = func(dst *[64]float32, d []float32, next, apart int, x []float32, xNext, n int) {
-			// The furthest elements that the kernel reads have to be there.
-			_, _ = d[(n-1)*next+7*apart], x[(n-1)*xNext+7]
-			thin8x8AVX2(&dst[0], &d[0], uintptr(4*next), uintptr(4*apart), &x[0], uintptr(4*xNext),
-				n)
-		}
+	if k, err := Selected(); err != nil || k.name == "portable" || !cpu.X86.HasAVX2 ||
+		!cpu.X86.HasFMA {
+		return
+	}
+	addThin = func(sums []float64, sumsNext int, d []float32, next, apart int, x []float32, xNext, n int) {
+		_, _, _ = sums[7*sumsNext+7], d[(n-1)*next+7*apart], x[(n-1)*xNext+7]
+		addThinAVX2(&sums[0], uintptr(8*sumsNext), &d[0], uintptr(4*next), uintptr(4*apart), &x[0], uintptr(4*xNext), n)
+	}
+	addResidual = func(sums *[lanes]float64, d []float32, dNext int, b []float32, a []float32, aNext, r int) {
+		_, _, _ = d[7*dNext+7], b[8*r-1], a[(r-1)*aNext+7]
+		addResidualAVX2(&sums[0], &d[0], uintptr(4*dNext), &b[0], 4, uintptr(4*r), &a[0], uintptr(4*aNext), r)
 	}
 }

@@ -35,6 +35,13 @@ type Matrix interface {
 	MulT(ctx context.Context, ys [][]float64) ([][]float64, error)
 }
 
+// Twofold is a Matrix that may find both products in one pass over A.
+type Twofold interface {
+	Matrix
+	// MulBoth returns A·x and Aᵀ·A·x for each x. The latter is nil if it would take another pass.
+	MulBoth(ctx context.Context, xs [][]float64) (ys, zs [][]float64, err error)
+}
+
 // Precision is that of the products with A.
 type Precision int
 
@@ -173,7 +180,7 @@ func (s *Space) findImage(ctx context.Context) (err error) {
 
 // project extends the projected problem by the last b vectors of V.
 func (s *Space) project(ctx context.Context, b int) error {
-	products, err := s.a.Mul(ctx, s.right.Vectors[s.right.Size()-b:])
+	products, err := s.multiply(ctx, s.right.Vectors[s.right.Size()-b:])
 	if err != nil {
 		return err
 	}
@@ -207,6 +214,16 @@ func (s *Space) project(ctx context.Context, b int) error {
 	}
 	s.small, s.vectors = small, nil
 	return nil
+}
+
+// multiply returns A·x for each x. In single precision the products become the last block of left,
+// and their images may be known too.
+func (s *Space) multiply(ctx context.Context, xs [][]float64) (ys [][]float64, err error) {
+	if a, ok := s.a.(Twofold); ok && s.precision == Single {
+		ys, s.image, err = a.MulBoth(ctx, xs)
+		return ys, err
+	}
+	return s.a.Mul(ctx, xs)
 }
 
 // captured returns the energy within the space: Σσ² of the projected problem.
@@ -297,36 +314,49 @@ func (s *Space) Weights(ctx context.Context) ([]float64, error) {
 	return weights, nil
 }
 
-// Residual returns the largest ‖Aᵀuᵢ − σᵢvᵢ‖ of the first r singular triplets within the space, and
-// σ₁. They are triplets of A if it is 0. It is infinite if the space has fewer. The space has
-// double precision.
+// Residual returns the largest of the first r Residuals, and σ₁. The residual is infinite if the
+// space has fewer triplets.
 func (s *Space) Residual(ctx context.Context, r int) (residual, largest float64, err error) {
-	p := s.left.Size()
-	if p < r {
+	if s.left.Size() < r {
 		return math.Inf(1), s.largest, nil
 	}
-	if err := s.solve(ctx); err != nil {
+	residuals, err := s.Residuals(ctx, r)
+	if err != nil {
 		return 0, 0, err
 	}
-	if err := s.findImage(ctx); err != nil || s.newest == 0 {
-		return 0, s.sigma[0], err
+	return slices.Max(residuals), s.sigma[0], nil
+}
+
+// Residuals returns ‖Aᵀuᵢ − σᵢvᵢ‖ of the first r singular triplets within the space, which has as
+// many. They are triplets of A where it is 0. In single precision it is 0 if σᵢ is.
+func (s *Space) Residuals(ctx context.Context, r int) ([]float64, error) {
+	residuals := make([]float64, r)
+	if err := s.solve(ctx); err != nil {
+		return nil, err
 	}
-	// Only the last block of U leads out of V: the images of the others have been added to it.
+	if err := s.findImage(ctx); err != nil || s.newest == 0 {
+		return residuals, err
+	}
+	// Only the last block of left leads out of V: the images of the others have been added to it.
 	outside := clones(s.image)
 	for range 2 {
 		if err := s.right.Project(ctx, outside); err != nil {
-			return 0, 0, err
+			return nil, err
 		}
 	}
+	p := s.left.Size()
 	lost := make([]float64, s.right.Dim)
-	for t := range r {
+	for t := range residuals {
 		clear(lost)
 		for i, x := range outside {
 			dense.AddScaled(lost, s.vectors[(p-s.newest+i)*p+t], x)
 		}
-		residual = max(residual, dense.Norm(lost))
+		residuals[t] = dense.Norm(lost)
 	}
-	return residual, s.sigma[0], nil
+	if s.precision == Single { // the combinations of Y are σᵢuᵢ
+		divide(residuals, s.sigma, r)
+	}
+	return residuals, nil
 }
 
 // divide divides column i of x (…×r) by sigma[i]. A column of a zero becomes zero.
