@@ -37,7 +37,8 @@ func DecodeNear(text []byte, v any) (near []string, err error) {
 }
 
 // DecodeExact sets the fields of the struct *v, and of the structs in it, from a strict text. Every
-// field has a json tag. Every member must occur, once and not null, and no other member may.
+// field has a json tag. Every member must occur, once and not null, and no other member may. A
+// field with the option omitempty may be absent.
 func DecodeExact(text []byte, v any) error {
 	d := newDecoder(text, Strict)
 	d.exact = true
@@ -67,8 +68,9 @@ const isKey = -1
 
 // field is a field of a struct, by the name of its member.
 type field struct {
-	name  string
-	index int
+	name       string
+	index      int
+	isOptional bool
 }
 
 func newDecoder(text []byte, form Form) *decoder {
@@ -143,7 +145,7 @@ func (d *decoder) structure(v reflect.Value) {
 		switch {
 		case d.err != nil:
 			return
-		case d.exact && place == 0:
+		case d.exact && place == 0 && !fields[i].isOptional:
 			d.Failf(Members, at, "%s lacks member %q", d.where(), fields[i].name)
 		case !d.exact && place > 0: // the last of equal keys
 			d.pos = place
@@ -160,8 +162,8 @@ func (d *decoder) fieldsOf(t reflect.Type) []field {
 		return fields
 	}
 	for i := range t.NumField() {
-		if name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ","); name != "" {
-			fields = append(fields, field{name, i})
+		if name, option, _ := strings.Cut(t.Field(i).Tag.Get("json"), ","); name != "" {
+			fields = append(fields, field{name, i, option == "omitempty"})
 		}
 	}
 	d.fields[t] = fields
