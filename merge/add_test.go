@@ -1,10 +1,13 @@
 package merge_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -229,15 +232,37 @@ func TestWithoutTheFlagTheErrorNamesIt(t *testing.T) {
 	})
 }
 
-// TestUndoRefusesWhatIsAdded: the error names the added tensors.
-func TestUndoRefusesWhatIsAdded(t *testing.T) {
+// TestUndoTakesAddedTensorsAway: the base comes back file for file. A merge that reshapes tensors
+// or renames them has no record, and the error names one.
+func TestUndoTakesAddedTensorsAway(t *testing.T) {
+	nRestored := 0
 	eachHead(t, func(t *testing.T, dir string, c head) {
-		options := merge.Options{AddTensors: true, Undo: new(strings.Builder)}
-		_, err := openHead(t, filepath.Join(dir, "base"), filepath.Join(dir, "adapter"), options)
-		if name := slices.Concat(c.Added, c.Reshaped)[0]; !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), name) {
-			t.Errorf("%v, want a refusal that names %s", err, name)
+		var rec bytes.Buffer
+		base := filepath.Join(dir, "base")
+		p, err := openHead(t, base, filepath.Join(dir, "adapter"), merge.Options{AddTensors: true, Undo: &rec})
+		switch {
+		case len(c.Reshaped) > 0:
+			if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), c.Reshaped[0]) {
+				t.Errorf("%v, want a refusal that names %s", err, c.Reshaped[0])
+			}
+			return
+		case c.Prefix != "":
+			if !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "renames") {
+				t.Errorf("%v, want a refusal of other names", err)
+			}
+			return
 		}
+		merged := run(t, p, err)
+		adapter := merge.Adapter{Source: opened(t, filepath.Join(dir, "adapter")), Weight: math.NaN()}
+		p, err = merge.OpenUnmerge(t.Context(), merged, merge.Removal{Adapters: []merge.Adapter{adapter}, Records: []*merge.Record{record(t, "r", rec.Bytes())}}, merge.Options{})
+		if got, want := tree(t, run(t, p, err)), tree(t, base); !maps.Equal(got, want) {
+			t.Errorf("taken back: %v, want %v", got, want)
+		}
+		nRestored++
 	})
+	if nRestored < 4 {
+		t.Errorf("%d bases restored, want at least 4", nRestored)
+	}
 }
 
 // TestAddTensorsOfAFile: a single-file base has no config.json to change, so a warning names the

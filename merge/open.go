@@ -110,8 +110,9 @@ func newPlan(
 	ctx context.Context, base *inner.Checkpoint, removed removal, adapters []Adapter, options Options,
 ) (*Plan, error) {
 	p := &planner{
-		Plan:    &Plan{base: base, removed: removed, adapters: adapters, options: options, warnings: removed.notes},
-		targets: make(map[string]*target),
+		Plan:     &Plan{base: base, stored: inner.Stored(base), removed: removed, adapters: adapters, options: options, warnings: removed.notes},
+		targets:  make(map[string]*target),
+		restored: make(map[int]restored),
 	}
 	if len(adapters) == 0 && !removed.is() {
 		return nil, fault.New(fault.Mismatch, "no adapter to merge")
@@ -179,12 +180,12 @@ func (p *planner) resolve(ctx context.Context) error {
 		return err
 	}
 	if allowed := (resolve.Shaping{Untie: o.Tied == Untie, GrowVocabulary: o.GrowVocabulary, AddTensors: o.AddTensors}); allowed != (resolve.Shaping{}) {
-		if err := p.shape(adapters, allowed); err != nil {
+		if err := p.shape(ctx, adapters, allowed); err != nil {
 			return err
 		}
 	}
 	if p.removed.is() {
-		if err := p.addSteps(); err != nil {
+		if err := p.addSteps(ctx); err != nil {
 			return err
 		}
 	}
@@ -327,18 +328,8 @@ func (p *planner) restoreHeaders(ctx context.Context) ([]restored, error) {
 			all[i].header = h
 		}
 	}
-	for _, r := range p.removed.records { // the earliest merge comes last and wins
-		for i := range r.record.Files {
-			if !r.record.Files[i].Changed() {
-				continue
-			}
-			f := fileOf(p.base, r.record, i)
-			h, err := r.headerBefore(i, p.base.Files[f])
-			if err != nil {
-				return nil, fault.InFile(err, r.Name)
-			}
-			all[f] = restored{r.record.Files[i].Before, h}
-		}
+	for i, r := range p.restored {
+		all[i] = r
 	}
 	if p.removed.is() && p.removed.records == nil {
 		return all, removeStamps(all, p.removed.ids)

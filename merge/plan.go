@@ -90,10 +90,11 @@ type Options struct {
 type Plan struct {
 	ran      atomic.Bool
 	base     *checkpoint.Checkpoint
-	own      io.Closer // closed with the plan; nil if the caller opened the base
-	removed  removal   // removed first
-	adapters []Adapter // merged next
-	ids      []string  // content ids of adapters; nil until they are needed
+	stored   *checkpoint.Checkpoint // base as the files have it, before the plan adds or drops tensors
+	own      io.Closer              // closed with the plan; nil if the caller opened the base
+	removed  removal                // removed first
+	adapters []Adapter              // merged next
+	ids      []string               // content ids of adapters; nil until they are needed
 	options  Options
 	targets  []*target // sorted by file and offset
 	warnings []string  // about the base and the adapters
@@ -262,8 +263,10 @@ func checkRequantise(o *Options) error {
 // planner builds a Plan.
 type planner struct {
 	*Plan
-	names   *resolve.Base      // the base as package resolve sees it
-	targets map[string]*target // by tensor name
+	names    *resolve.Base      // the base as package resolve sees it
+	targets  map[string]*target // by tensor name
+	restored map[int]restored   // headers that records give back, by the number of the file
+	isCut    bool               // base lacks tensors or rows that removed merges added
 }
 
 // warn adds a warning about the base or an adapter.
@@ -308,6 +311,7 @@ type step struct {
 	record *undo.Record   // nil without a record: the step subtracts
 	name   string         // the record's name
 	tensor int            // the tensor's number in the record
+	shape  []uint64       // of the tensor before the merge
 	terms  []resolve.Term // the merge's terms, negated, for the prediction
 }
 

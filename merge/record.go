@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/format/output"
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/resolve"
@@ -21,6 +23,7 @@ type record struct {
 	added  *add      // the change, if subtracting it nearly restores the values; else nil
 	back   operation // inverse of added
 	number int       // the tensor's number in the record
+	shape  []uint64  // the tensor's shape before the change; it may have more rows now
 
 	// isSame means that the record predicts the merged values themselves. Subtraction is useless
 	// where factors hold NaN, since the NaN bits of a sum differ between processors.
@@ -30,9 +33,10 @@ type record struct {
 // newRecord decides how the record predicts the values before the change. Only a plain sum can be
 // subtracted: replaced values are gone, DoRA has rescaled them, and a residual P needs the base
 // that it was computed from. These are stored as differences from the merged values.
-func newRecord(t *target, change []operation, k *tools) *record {
-	r := &record{t: t, k: k, change: change, isSame: true}
-	if a, ok := change[0].(*add); ok && len(change) == 1 && !t.HasResidual() {
+func newRecord(t *target, change []operation, shape []uint64, k *tools) *record {
+	r := &record{t: t, k: k, change: change, shape: shape, isSame: true}
+	hasGrown := !slices.Equal(shape, t.Shape)
+	if a, ok := change[0].(*add); ok && len(change) == 1 && !t.HasResidual() && !hasGrown {
 		r.added, r.back = a, a.inverse()
 		r.isSame = t.NBands > 1 && k.plan.options.AllowNonFinite // a single band finds out when it loads
 	}
@@ -80,9 +84,15 @@ func (r *record) apply(ctx context.Context, b *block, w *worker) error {
 			return err
 		}
 	}
-	return b.eachPiece(recordBlock(r.t), func(number int64, of func([]byte) []byte) error {
+	return b.eachPiece(recordBlock(r.t), r.elements(), func(number int64, of func([]byte) []byte) error {
 		return r.k.recording.writer.Add(&w.undo, r.number, number, of(w.before), of(predicted), of(b.data))
 	})
+}
+
+// elements returns the number of elements that the record covers: those from before the merge.
+func (r *record) elements() int64 {
+	n, _ := dtype.NElements(r.shape)
+	return int64(n)
 }
 
 // isFused reports whether one pass of a kernel can both merge the rows and predict their values.
@@ -98,7 +108,7 @@ func (r *record) applyFused(ctx context.Context, b *block, w *worker) error {
 	_, nCols := b.t.Matrix()
 	elements := recordBlock(r.t)
 	recording := r.added.loaded[0].recording
-	return b.eachPiece(elements, func(number int64, of func([]byte) []byte) error {
+	return b.eachPiece(elements, r.elements(), func(number int64, of func([]byte) []byte) error {
 		data := of(b.data)
 		before := undo.Sum(data)
 		if err := recording.Merge(ctx, data, int(number*elements/nCols), b.stats, &w.narrow, &w.residuals); err != nil {
@@ -111,7 +121,7 @@ func (r *record) applyFused(ctx context.Context, b *block, w *worker) error {
 // describe returns the record's entry for the tensor, which lies in the given file.
 func (r *record) describe(file int) undo.Tensor {
 	d := undo.Tensor{
-		Name: r.t.Name, File: file, DType: r.t.DType.String(), Shape: append([]uint64{}, r.t.Shape...),
+		Name: r.t.Name, File: file, DType: r.t.DType.String(), Shape: append([]uint64{}, r.shape...),
 		Block: recordBlock(r.t), Predict: undo.Same, Terms: []undo.Term{},
 	}
 	if r.added == nil {
@@ -128,31 +138,27 @@ func (r *record) describe(file int) undo.Tensor {
 // holds the residuals, because their number is known only at the end.
 func (r *recording) begin(ctx context.Context, spool undo.Spool) error {
 	p := r.plan
-	d := &undo.Description{Tool: p.options.Tool, Reading: resolve.Reading(p.options.Reading).Texts(), Files: []undo.File{}, Tensors: []undo.Tensor{}}
+	before, err := formerOf(ctx, p)
+	if err != nil {
+		return err
+	}
+	d := &undo.Description{
+		Tool: p.options.Tool, Reading: resolve.Reading(p.options.Reading).Texts(), Files: before.files, Tensors: []undo.Tensor{}, Side: before.side,
+	}
 	for i, a := range p.adapters {
 		d.Adapters = append(d.Adapters, undo.Adapter{Name: baseName(a.Name), Content: p.ids[i], Weight: a.Weight})
 	}
 	next := 0
-	headers := make([][]byte, len(p.files))
 	for i, f := range p.files {
-		file := undo.File{Name: p.nameOf(f), Before: f.before.identity, After: f.before.identity, Rest: []uint32{}}
-		if f.isStamped {
-			after, err := newHeader(ctx, p, f)
-			if err != nil {
-				return err
-			}
-			headers[i], file.After = f.before.header.Raw, undo.HeaderOf(after)
-		}
 		var changed []undo.Range
 		for ; next < len(r.tensors) && r.tensors[next].t.ref.File == i; next++ {
 			t := r.tensors[next]
 			d.Tensors = append(d.Tensors, t.describe(i))
-			changed = append(changed, undo.Range{Off: t.t.ref.Tensor.Off, N: t.t.ref.Tensor.NBytes})
+			changed = append(changed, undo.Range{Off: t.t.ref.Tensor.Off, N: t.elements() * int64(t.t.DType.Size())})
 		}
-		d.Files = append(d.Files, file)
 		r.sums = append(r.sums, undo.NewSums(f.in.DataOff, f.in.Size, changed))
 	}
-	r.writer = undo.NewWriter(d, headers, spool)
+	r.writer = undo.NewWriter(d, before.Before, spool)
 	return nil
 }
 

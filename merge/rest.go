@@ -18,13 +18,15 @@ func checkRest(ctx context.Context, p *Plan) error {
 	latest := p.removed.records[0]
 	changed := make([][]undo.Range, len(p.files))
 	for i := range latest.record.Tensors {
-		ref, _ := p.base.Lookup(latest.record.Tensors[i].Name) // addRecord has found it
-		changed[ref.File] = append(changed[ref.File], undo.Range{Off: ref.Tensor.Off, N: ref.Tensor.NBytes})
+		d := &latest.record.Tensors[i]
+		ref, _ := p.stored.Lookup(d.Name) // addRecord has found it
+		n := d.Elements() * int64(ref.Tensor.DType.Size())
+		changed[ref.File] = append(changed[ref.File], undo.Range{Off: ref.Tensor.Off, N: n})
 	}
 	var pieces []restPiece
 	for i := range latest.record.Files {
 		file := fileOf(p.base, latest.record, i)
-		in := p.base.Files[file]
+		in := p.stored.Files[file]
 		slices.SortFunc(changed[file], func(a, b undo.Range) int { return cmp.Compare(a.Off, b.Off) })
 		ranges, sums := undo.Rest(in.DataOff, in.Size, changed[file]), latest.record.Files[i].Rest
 		if len(sums) != len(ranges) {
@@ -40,7 +42,7 @@ func checkRest(ctx context.Context, p *Plan) error {
 		if bufs[w] == nil {
 			bufs[w] = make([]byte, defaultBlockBytes)
 		}
-		return pieces[i].check(ctx, p.base.Files[pieces[i].file], bufs[w])
+		return pieces[i].check(ctx, p.stored.Files[pieces[i].file], bufs[w])
 	})
 }
 

@@ -29,7 +29,7 @@ type restore struct {
 func (r *restore) apply(ctx context.Context, b *block, w *worker) error {
 	record, tensor := r.step.record, r.step.tensor
 	elements := record.Tensors[tensor].Block
-	err := b.eachPiece(elements, func(number int64, of func([]byte) []byte) error {
+	err := b.eachPiece(elements, r.t.Elements(), func(number int64, of func([]byte) []byte) error {
 		return record.CheckMerged(tensor, number, of(b.data))
 	})
 	if err != nil && r.first {
@@ -40,7 +40,7 @@ func (r *restore) apply(ctx context.Context, b *block, w *worker) error {
 	if err := r.add.apply(ctx, b.ignored(w), w); err != nil {
 		return err
 	}
-	err = b.eachPiece(elements, func(number int64, of func([]byte) []byte) error {
+	err = b.eachPiece(elements, r.t.Elements(), func(number int64, of func([]byte) []byte) error {
 		n, err := record.Restore(&w.undo, tensor, number, of(b.data))
 		b.taken.corrected += n
 		return err
@@ -99,12 +99,13 @@ func (b *block) of(data []byte) *block {
 	return &other
 }
 
-// eachPiece calls f for every block of the record within these rows, with the block's number. Its
+// eachPiece calls f for every block of the record within these rows, with the block's number. A
+// block has so many elements, and the record covers the first total ones of the tensor. The
 // argument of selects the block's bytes from the bytes of the rows.
-func (b *block) eachPiece(elements int64, f func(number int64, of func([]byte) []byte) error) error {
+func (b *block) eachPiece(elements, total int64, f func(number int64, of func([]byte) []byte) error) error {
 	_, nCols := b.t.Matrix()
 	size := int64(b.t.DType.Size())
-	first, end := b.row0*nCols, b.row1*nCols
+	first, end := b.row0*nCols, min(b.row1*nCols, total)
 	for at := first; at < end; at += elements {
 		from, to := (at-first)*size, (min(at+elements, end)-first)*size
 		if err := f(at/elements, func(p []byte) []byte { return p[from:to] }); err != nil {

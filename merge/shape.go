@@ -2,6 +2,7 @@ package merge
 
 import (
 	"bytes"
+	"context"
 	"maps"
 	"slices"
 
@@ -12,21 +13,18 @@ import (
 )
 
 // shape adds, unties or grows tensors of the base as far as the options allow.
-func (p *planner) shape(adapters *resolve.Checked, allowed resolve.Shaping) error {
-	o := &p.options
-	switch {
-	case p.removed.is():
+func (p *planner) shape(ctx context.Context, adapters *resolve.Checked, allowed resolve.Shaping) error {
+	if p.removed.is() {
 		return fault.New(fault.Unsupported, "removing an adapter cannot add, untie or grow tensors").WithHint("unmerge first, then merge")
-	case (allowed.Untie || allowed.GrowVocabulary) && o.wantsRecord():
-		return fault.New(fault.Unsupported, "an undo record cannot hold an added head or a grown vocabulary, only values").WithHint("merge without Options.Undo, and keep the base")
 	}
 	s, base, err := outline.Shape(p.base, p.names, adapters, allowed)
 	if err != nil {
 		return err
 	}
-	if added := slices.Sorted(maps.Keys(s.Added)); len(added) > 0 && o.wantsRecord() {
-		return fault.New(fault.Unsupported, "an undo record cannot hold tensors that a merge adds or reshapes, such as %s", fault.List(added, 3)).
-			WithHint("merge without Options.Undo, and keep the base")
+	if p.options.wantsRecord() && len(s.Edits) > 0 {
+		if err := checkShaped(ctx, p, s); err != nil {
+			return err
+		}
 	}
 	if p.base.Config.Architecture != "" && slices.ContainsFunc(s.Edits, isMoreThanUntying) {
 		return fault.New(fault.Unsupported, "the base is a GGUF file, and this version adds or grows tensors of other checkpoints only").In(p.base.Path).
@@ -41,6 +39,31 @@ func (p *planner) shape(adapters *resolve.Checked, allowed resolve.Shaping) erro
 	}
 	p.names, p.base = s.Base, base
 	return p.editIndex(len(p.shaped.Renamed) > 0)
+}
+
+// checkShaped refuses a shape that an undo record cannot take back.
+func checkShaped(ctx context.Context, p *planner, s *resolve.Shaped) error {
+	const keep = "merge without Options.Undo, and keep the base"
+	var reshaped []string
+	for name, was := range s.Added {
+		if was != nil {
+			reshaped = append(reshaped, name)
+		}
+	}
+	slices.Sort(reshaped)
+	switch {
+	case len(reshaped) > 0:
+		return fault.New(fault.Unsupported, "an undo record cannot bring back tensors that a merge replaces by others of another shape, such as %s", fault.List(reshaped, 3)).WithHint(keep)
+	case len(s.Renamed) > 0:
+		return fault.New(fault.Unsupported, "an undo record cannot bring back the names of tensors that a merge renames, such as %q", slices.Min(slices.Collect(maps.Keys(s.Renamed)))).WithHint(keep)
+	case p.decoding != nil:
+		return fault.New(fault.Unsupported, "weights of the base are quantised, and this version records added tensors and rows for other bases only").In(p.base.Path).WithHint(keep)
+	}
+	path, err := checkpoint.Unpadded(ctx, p.stored)
+	if path != "" {
+		return fault.New(fault.Unsupported, "bytes between the tensors or behind them are not those of common writers of GGUF, and an undo record cannot bring them back").In(path).WithHint(keep)
+	}
+	return err
 }
 
 // isMoreThanUntying reports whether an edit does more than give a tensor a second name.

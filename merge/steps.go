@@ -2,6 +2,7 @@ package merge
 
 import (
 	"cmp"
+	"context"
 	"slices"
 
 	"github.com/loratool/loratool/internal/checkpoint"
@@ -11,7 +12,7 @@ import (
 )
 
 // addSteps adds the removals to the targets.
-func (p *planner) addSteps() error {
+func (p *planner) addSteps(ctx context.Context) error {
 	if p.removed.records == nil {
 		merged, err := p.merged(p.removed.adapters, resolve.Reading(p.options.Reading))
 		if err != nil {
@@ -29,12 +30,16 @@ func (p *planner) addSteps() error {
 		if err != nil {
 			return err
 		}
-		if err := p.addRecord(r, merged); err != nil {
+		err = p.addRecord(r, merged)
+		if err == nil {
+			err = (&reversal{p, r}).run(ctx, merged)
+		}
+		if err != nil {
 			return fault.InFile(err, r.Name)
 		}
 		first += len(r.record.Adapters)
 	}
-	return nil
+	return fit(p)
 }
 
 // merged lists the changes that an earlier merge of the adapters made, by tensor name.
@@ -80,13 +85,17 @@ func (p *planner) subtract(merged map[string]*resolve.Change) error {
 	return nil
 }
 
-// addRecord adds the removals of one record. This version must apply the record's adapters exactly
-// as the record describes.
+// addRecord adds the removals of one record, and deletes their tensors from merged. This version
+// must apply the record's adapters exactly as the record describes.
 func (p *planner) addRecord(r *Record, merged map[string]*resolve.Change) error {
+	fits := slices.Equal[[]uint64]
+	if r.record.Version > 1 && p.decoding == nil {
+		fits = checkpoint.IsCut // cut compares the shapes again
+	}
 	for i := range r.record.Tensors {
 		d := &r.record.Tensors[i]
 		ref, ok := checkpoint.Stored(p.base).Lookup(d.Name)
-		if !ok || ref.File != fileOf(p.base, r.record, d.File) || ref.Tensor.DType.String() != d.DType || !slices.Equal(ref.Tensor.Shape, d.Shape) {
+		if !ok || ref.File != fileOf(p.base, r.record, d.File) || ref.Tensor.DType.String() != d.DType || !fits(d.Shape, ref.Tensor.Shape) {
 			e := fault.New(fault.Mismatch, "the undo record belongs to another checkpoint: it needs %q as %s of shape %d, but this checkpoint has no such tensor", d.Name, d.DType, d.Shape)
 			e.Rule = undo.RuleHeader
 			return e
@@ -97,7 +106,7 @@ func (p *planner) addRecord(r *Record, merged map[string]*resolve.Change) error 
 			return otherReading(d.Name)
 		}
 		delete(merged, name)
-		s := step{record: r.record, name: r.Name, tensor: i}
+		s := step{record: r.record, name: r.Name, tensor: i, shape: d.Shape}
 		if d.Predict == undo.Subtract {
 			if !sameTerms(t.Terms, d.Terms) {
 				return otherReading(d.Name)
@@ -107,9 +116,6 @@ func (p *planner) addRecord(r *Record, merged map[string]*resolve.Change) error 
 		if err := p.addStep(t, s); err != nil {
 			return err
 		}
-	}
-	for name := range merged {
-		return otherReading(name)
 	}
 	return nil
 }

@@ -170,7 +170,9 @@ func (v *undoVector) check(t *testing.T, record []byte, out string, err error) s
 			return err.Error()
 		}
 		got := tree(t, out)
-		delete(got, "model.safetensors.index.json")
+		if index := "model.safetensors.index.json"; v.restored[index] == "" {
+			delete(got, index)
+		}
 		if !maps.Equal(got, v.restored) {
 			return fmt.Sprintf("restored %v, want %v", got, v.restored)
 		}
@@ -206,7 +208,7 @@ func TestEveryUndoRuleHasAVector(t *testing.T) {
 			t.Errorf("%s is %s, its vectors are %q", rule[1], rule[2], kinds[rule[1]])
 		}
 	}
-	if len(kinds) < 16 {
-		t.Errorf("vectors for %d rules, want at least 16", len(kinds))
+	if len(kinds) < 18 {
+		t.Errorf("vectors for %d rules, want at least 18", len(kinds))
 	}
 }

@@ -92,7 +92,6 @@ func TestTiesAreNotUntiedBlindly(t *testing.T) {
 		{"t5", "merge/t5", merge.Options{Reading: merge.Reading{Tied: merge.Untie}}, "scales"},
 		{"llama-tied", "merge/tokens-dict", merge.Options{Reading: merge.Reading{Tied: merge.Fold}}, "both"},
 		{"llama-tied", "merge/grown-vocabulary", merge.Options{GrowVocabulary: true}, "tied"},
-		{"llama-tied", "merge/lm-head", merge.Options{Reading: merge.Reading{Tied: merge.Untie}, Undo: new(strings.Builder)}, "undo record"},
 	} {
 		_, err := openOne(t, c.base, c.adapter, c.options)
 		if err == nil || !errors.As(err, new(*fault.Error)) || !strings.Contains(err.Error(), c.word) {

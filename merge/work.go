@@ -405,7 +405,9 @@ func newPipeline(t *target, k *tools) *pipeline {
 		change = append(change, &setRows{t: t, k: k})
 	}
 	if len(change) > 0 && k.plan.options.wantsRecord() {
-		change = []operation{newRecord(t, change, k)}
+		if shape, ok := shapeBefore(k.plan, t); ok {
+			change = []operation{newRecord(t, change, shape, k)}
+		}
 	}
 	p.isBlind = len(p.ops) == 0 && len(change) > 0 && isBlind(change[0])
 	p.ops = append(p.ops, change...)

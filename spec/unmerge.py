@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Takes a merge back by UNDO.md 2 alone: MERGED, ADAPTER... and the record of the merge give the checkpoint before it, after U1 to U16
+"""Takes a merge back by UNDO.md 2 alone: MERGED, ADAPTER... and the record of the merge give the checkpoint before it, after U1 to U18
 hold. MERGED is a safetensors file or a directory of them, an adapter a PEFT directory with plain LoRA of linear layers.
 Predictions are integers of any length, so nothing is rounded twice. A model to read next to the text: all files are in memory."""
 import argparse, json, math, os, re, shutil, struct, sys, zlib
@@ -28,6 +28,7 @@ TABLES = {record: dict(member.split(" ") for member in members.split(", ")) for 
     "undo": "undo integer, tool text, reading {text}, adapters [adapter], files [file], tensors [tensor]",
     "adapter": "name text, content text, weight number", "file": "name text, before header, after header, rest [integer]",
     "header": "bytes integer, sha256 text", "term": "adapter integer, module text, scale number, transposed boolean",
+    "side": "name text, before header, after header",
     "tensor": "name text, file integer, dtype text, shape [integer], block integer, predict text, terms [term]"}.items()}
 def typed(v, kind, at):  # U3: v is of a table or type, with all members and no others
     def fits(ok): need(ok, "U3", f"{at} is {str(v)[:100]!r}, due is {kind}")
@@ -48,12 +49,18 @@ def describe(record):  # sections 2 and 3: the description, the streams by name,
     def once(pairs): return need(len(dict(pairs)) == len(pairs), "U3", "a member twice") or dict(pairs)
     d = attempt("U3", lambda: json.loads(text.decode(), object_pairs_hook=once, parse_constant=lambda name: need(False, "U3", name)))
     need(isinstance(d, dict) and type(d.get("undo")) is int, "U3", "no object with a version"), need(d["undo"] in ENTRY, "U2", d["undo"])
-    typed(d, "undo", "undo.json")
+    side = d.pop("side", []) if d["undo"] > 1 else []
+    typed(d, "undo", "undo.json"), typed(side, "[side]", "undo.json.side")
     need(d["adapters"] and all(digest(a["content"]) for a in d["adapters"]), "U4", d["adapters"])
     need(len({f["name"] for f in d["files"]}) == len(d["files"]), "U5", "a name twice")
     for i, f in enumerate(d["files"]):
         need(digest(f["before"]["sha256"]) and digest(f["after"]["sha256"]), "U5", f)
         need(f["before"] in (f["after"], identity(files.get(f"headers/{i}", b""))), "U5", f"headers/{i} is not what file {i} had before")
+    need(len({s["name"] for s in side}) == len(side), "U17", "a name twice")
+    for i, s in enumerate(side):
+        need(all(digest(h["sha256"]) and h["bytes"] <= 2**26 for h in (s["before"], s["after"])), "U17", s)
+        need(f"side/{i}" in files and identity(files[f"side/{i}"]) == s["before"], "U17", f"side/{i} is not what {s['name']} was before")
+    d["side"] = side
     need(len({t["name"] for t in d["tensors"]}) == len(d["tensors"]), "U6", "a name twice")
     streams = {t["name"]: (t, part) for t, part in zip(m["tensors"], parts)}
     need({*streams} == {str(i) for i in range(len(d["tensors"]))}, "U6", f"{len(d['tensors'])} tensors, streams {[*streams]}")
@@ -144,8 +151,10 @@ def pieces(size, changed):  # of the data between the changed tensors
         yield from ((p, min(p + PIECE, begin)) for p in range(pos, begin, PIECE))
         pos = end
 
-def unmerge(merged, adapters, record):  # section 5: {file name: bytes} before the merge; adapters are {content id: {module: (A, B)}}
-    d, streams, attached = describe(record)
+def grown(a, b): return a["dtype"] == b["dtype"] and (a["shape"] == b["shape"] or a["shape"][1:] == b["shape"][1:] and bool(a["shape"]) and a["shape"][:1] <= b["shape"][:1])
+
+def unmerge(merged, adapters, record, beside={}):  # sections 5 and 6: {file name: bytes} before the merge; beside has the files beside the weights
+    d, streams, attached = describe(record)        # of which the record has some; adapters are {content id: {module: (A, B)}}
     out, work, names = {}, [], [*merged] if len(merged) == len(d["files"]) == 1 else [f["name"] for f in d["files"]]
     need(all(a["content"] in adapters for a in d["adapters"]), "adapters", f"not those of the record: {[*adapters]}")
     need({*names} == {*merged}, "U14", f"files {[*merged]}, the record has {names}")
@@ -155,12 +164,20 @@ def unmerge(merged, adapters, record):  # section 5: {file name: bytes} before t
         data, changed = bytearray(merged[name][len(raw):]), []
         for k, t in [(k, t) for k, t in enumerate(d["tensors"]) if t["file"] == i]:
             at = h.get(t["name"], {"dtype": "", "shape": []})
-            need((at["dtype"], at["shape"]) == (t["dtype"], t["shape"]), "U14", f"{t['name']} is not in the header as the record has it")
-            changed.append(at["data_offsets"]), work.append((name, t, str(k), *at["data_offsets"]))
+            need(grown(t, at) if d["undo"] > 1 else (at["dtype"], at["shape"]) == (t["dtype"], t["shape"]), "U14", f"{t['name']} is not in the header as the record has it")
+            begin = at["data_offsets"][0]
+            changed.append((begin, begin + elements(t) * BITS[t["dtype"]] // 8)), work.append((name, t, str(k), *changed[-1]))
+        before = attached[f"headers/{i}"] if f["before"] != f["after"] else raw
+        was = attempt("U5", lambda: header(before)[1])
+        if d["undo"] > 1:
+            need(all(n in h and grown(t, h[n]) for n, t in was.items() if n != "__metadata__"), "U17", f"{name}: the header before has other tensors")
+            same = all(was.get(t["name"], {}).get(k) == t[k] for t in d["tensors"] if t["file"] == i for k in ("dtype", "shape"))
+            need(same, "U17", f"{name}: the header before lacks a tensor of the record, or has another shape of it")
         ranges = [*pieces(len(data), changed)]
         need(len(ranges) == len(f["rest"]), "U13", f"{len(f['rest'])} sums for {len(ranges)} pieces")
         for (p, end), crc in zip(ranges, f["rest"]): need(zlib.crc32(data[p:end]) == crc, "U15", f"{name}, data from {p} to {end}")
-        out[name] = (attached[f"headers/{i}"] if f["before"] != f["after"] else raw), data
+        out[name] = before, data, [(h[n]["data_offsets"][0], *t["data_offsets"]) for n, t in was.items() if n != "__metadata__"]
+    for s in d["side"]: need(s["name"] in beside and identity(beside[s["name"]]) == s["after"], "U18", f"{s['name']} is not what the merge has written")
     for name, t, k, begin, end in work:
         data, bits, size, table = out[name][1], BITS[t["dtype"]], BITS[t["dtype"]] // 8, entries(d["undo"], t, *streams[k])
         for e, start in zip(table, blocks(t)):
@@ -173,7 +190,12 @@ def unmerge(merged, adapters, record):  # section 5: {file name: bytes} before t
             for j, z in residuals(streams[k][1], e, len(block), bits): block[j] = step(block[j], z, bits)
             data[begin + start * size:begin + (start + len(block)) * size] = b = struct.pack(f"<{len(block)}{WORD[bits]}", *block)
             need((bytes.fromhex(sha(b)) if d["undo"] == 1 else crc32c(b)) == e[4], "U16", f"{t['name']}, block at element {start}")
-    return {name: before + data for name, (before, data) in out.items()}
+    def cut(data, places):  # the data of the tensors of before: from where they are now to where they were
+        b = bytearray(max([end for _, _, end in places], default=0))
+        for now, begin, end in places: b[begin:end] = data[now:now + end - begin]
+        return b
+    return {name: before + cut(data, places) for name, (before, data, places) in out.items()} | \
+        {s["name"]: attached[f"side/{i}"] for i, s in enumerate(d["side"])}
 
 def peft(path):  # content id (FORMAT.md, section 13) and {module: (A, B)} of plain LoRA; what is under other keys replaces tensors
     c, b = (open(os.path.join(path, name), "rb").read() for name in ("adapter_config.json", "adapter_model.safetensors"))
@@ -198,8 +220,10 @@ def main():
     single = os.path.isfile(args.merged)
     weights = [""] if single else [x for x in os.listdir(args.merged) if x.endswith(".safetensors")]
     merged = {x: open(os.path.join(args.merged, x) if x else args.merged, "rb").read() for x in weights}
-    out = unmerge(merged, dict(map(peft, args.adapter)), open(args.undo, "rb").read())
-    if not single: shutil.copytree(args.merged, args.o, ignore=lambda *_: weights)
+    others = [] if single else [x for x in os.listdir(args.merged) if x.endswith(".json")]
+    beside = {x: open(os.path.join(args.merged, x), "rb").read() for x in others}
+    out = unmerge(merged, dict(map(peft, args.adapter)), open(args.undo, "rb").read(), beside)
+    if not single: shutil.copytree(args.merged, args.o, ignore=lambda *_: {*out})
     for name, b in out.items():
         with open(os.path.join(args.o, name) if name else args.o, "xb") as f: f.write(b)
 if __name__ == "__main__":

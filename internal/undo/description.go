@@ -22,6 +22,8 @@ type Description struct {
 	Reading map[string]string `json:"reading"`
 	Files   []File            `json:"files"`   // all weight files of the checkpoint
 	Tensors []Tensor          `json:"tensors"` // the tensors that the merge changed
+	// Side lists the files beside the weights that the merge changed; nil in version 1.
+	Side []Side `json:"side,omitempty"`
 }
 
 // Adapter is one adapter that was merged.
@@ -36,11 +38,21 @@ type File struct {
 	Name   string   `json:"name"`
 	Before Header   `json:"before"`
 	After  Header   `json:"after"`
-	Rest   []uint32 `json:"rest"` // CRC-32 of the data that the merge did not change; see Rest
+	Rest   []uint32 `json:"rest"` // CRC-32 of the data outside of the blocks; see Rest
 }
 
 // Changed reports whether the merge changed the file.
 func (f *File) Changed() bool { return f.Before != f.After }
+
+// Side is a file beside the weights that the merge changed. Its headers are of the whole file.
+type Side struct {
+	Name   string `json:"name"`
+	Before Header `json:"before"`
+	After  Header `json:"after"`
+}
+
+// MaxSideBytes bounds a file beside the weights, which is read whole.
+const MaxSideBytes = 64 << 20
 
 // Range is a range of bytes of a file.
 type Range struct{ Off, N int64 }
@@ -48,7 +60,7 @@ type Range struct{ Off, N int64 }
 // restBytes is the most that one CRC-32 of unchanged data covers.
 const restBytes = 64 << 20
 
-// Rest returns the ranges whose CRC-32 a record holds: the data between the changed tensors, in
+// Rest returns the ranges whose CRC-32 a record holds: the data between the changed ranges, in
 // pieces of up to 64 MiB. The data of the file begin at off and end at size. changed ascends by
 // offset.
 func Rest(off, size int64, changed []Range) []Range {
@@ -106,7 +118,7 @@ type Tensor struct {
 	Name    string   `json:"name"`
 	File    int      `json:"file"` // index into Files
 	DType   string   `json:"dtype"`
-	Shape   []uint64 `json:"shape"`
+	Shape   []uint64 `json:"shape"` // before the merge, which may have added rows
 	Block   int64    `json:"block"` // elements per block; the last block may have fewer
 	Predict string   `json:"predict"`
 	Terms   []Term   `json:"terms"` // the terms that were added, for Subtract
@@ -172,6 +184,9 @@ func (d *Description) check() error {
 		}
 		names[f.Name] = true
 	}
+	if err := d.checkSide(); err != nil {
+		return err
+	}
 	clear(names)
 	for i := range d.Tensors {
 		t := &d.Tensors[i]
@@ -182,6 +197,23 @@ func (d *Description) check() error {
 		if err := d.checkTensor(t); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// checkSide checks the files beside the weights against the rules U3 and U17.
+func (d *Description) checkSide() error {
+	if d.Version == 1 && d.Side != nil {
+		return broken(3, "member \"side\" is not of version 1")
+	}
+	names := make(map[string]bool)
+	for i := range d.Side {
+		s := &d.Side[i]
+		isFile := func(h Header) bool { return isDigest(h.SHA256) && h.Bytes >= 0 && h.Bytes <= MaxSideBytes }
+		if names[s.Name] || !isFile(s.Before) || !isFile(s.After) {
+			return broken(17, "the file %q beside the weights is listed twice, or has no valid length or digest", s.Name)
+		}
+		names[s.Name] = true
 	}
 	return nil
 }

@@ -28,9 +28,9 @@ func (m *memory) ReadBlobAt(p []byte, i int, off int64) error {
 	return nil
 }
 
-// container combines a description, streams and the header of file 0 into a container that is as
-// valid as a reader of containers requires.
-func container(text, header []byte, streams ...[]byte) *memory {
+// container combines a description, streams, the header of file 0 and the first file beside the
+// weights into a container that is as valid as a reader of containers requires.
+func container(text, header, side []byte, streams ...[]byte) *memory {
 	m := &memory{}
 	a := format.Adapter{Method: "other:undo", Requires: []format.Requirement{{Feature: "undo"}}}
 	for i, s := range streams {
@@ -39,8 +39,8 @@ func container(text, header []byte, streams ...[]byte) *memory {
 		m.blobs = append(m.blobs, s)
 	}
 	m.manifest.Adapters = []format.Adapter{a}
-	m.manifest.Attachments = []format.Attachment{{Name: "headers/0", NBytes: int64(len(header))}, {Name: "undo.json", NBytes: int64(len(text))}}
-	m.blobs = append(m.blobs, header, text)
+	m.manifest.Attachments = []format.Attachment{{Name: "headers/0", NBytes: int64(len(header))}, {Name: "side/0", NBytes: int64(len(side))}, {Name: "undo.json", NBytes: int64(len(text))}}
+	m.blobs = append(m.blobs, header, side, text)
 	return m
 }
 
@@ -81,22 +81,22 @@ func FuzzOpen(f *testing.F) {
 	}
 	for _, path := range paths {
 		if p, ok := seed(path); ok {
-			f.Add(p["undo.json"], p["headers/0"], p["0"], p["1"], p["1"] != nil)
+			f.Add(p["undo.json"], p["headers/0"], p["side/0"], p["0"], p["1"], p["1"] != nil)
 		}
 	}
-	f.Fuzz(func(t *testing.T, text, header, first, second []byte, two bool) {
+	f.Fuzz(func(t *testing.T, text, header, side, first, second []byte, two bool) {
 		streams := [][]byte{first}
 		if two {
 			streams = append(streams, second)
 		}
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		values, err := takeBack(t, container(text, header, streams...))
+		values, err := takeBack(t, container(text, header, side, streams...))
 		runtime.ReadMemStats(&after)
 		if err != nil && fault.KindName(err) == "io" {
 			t.Errorf("%v has no kind", err)
 		}
-		input := len(text) + len(header) + len(first) + len(second)
+		input := len(text) + len(header) + len(side) + len(first) + len(second)
 		if got, most := after.TotalAlloc-before.TotalAlloc, uint64(1<<20+100*input+4*values); got > most {
 			t.Errorf("%d bytes allocated for %d bytes of a record and %d of values", got, input, values)
 		}
@@ -115,6 +115,11 @@ func takeBack(t *testing.T, src format.Source) (values int, err error) {
 			continue
 		}
 		if _, err := r.HeaderBytes(i); err != nil {
+			return 0, err
+		}
+	}
+	for i := range r.Side {
+		if _, err := r.SideBytes(i); err != nil {
 			return 0, err
 		}
 	}

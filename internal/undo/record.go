@@ -22,6 +22,7 @@ const (
 	method          = "other:undo"
 	descriptionName = "undo.json"
 	headerName      = "headers/" // followed by the index of the file
+	sideName        = "side/"    // followed by the index of the file beside the weights
 
 	planarMark          = math.MaxUint32
 	maxDescriptionBytes = 64 << 20
@@ -62,7 +63,7 @@ func (r *Record) sumOf(values []byte) []byte {
 var ruleKinds = [...]fault.Kind{
 	1: fault.Corrupt, 2: fault.Unsupported, 3: fault.Corrupt, 4: fault.Corrupt, 5: fault.Corrupt, 6: fault.Corrupt, 7: fault.Corrupt,
 	8: fault.Corrupt, 9: fault.Limit, 10: fault.Corrupt, 11: fault.Corrupt, 12: fault.Corrupt, 13: fault.Corrupt, 14: fault.Mismatch,
-	15: fault.Mismatch, 16: fault.Corrupt,
+	15: fault.Mismatch, 16: fault.Corrupt, 17: fault.Corrupt, 18: fault.Mismatch,
 }
 
 // The rules that package merge checks.
@@ -71,6 +72,8 @@ const (
 	RuleRest   = "U13" // there are as many sums as ranges
 	RuleHeader = "U14" // the headers are those that the merge wrote
 	RuleValues = "U15" // the values are those that the merge wrote
+	RuleShape  = "U17" // the header from before lacks only tensors and rows of the header after
+	RuleSide   = "U18" // the files beside the weights are those that the merge wrote
 )
 
 // Is reports whether a source is an undo record.
@@ -85,6 +88,7 @@ type Record struct {
 	src     format.Source
 	blobs   []int // for each tensor, the index of its stream
 	headers []int // for each file, the index of its header among the blobs
+	sides   []int // for each file beside the weights, the index of its content
 	tables  []table
 }
 
@@ -178,31 +182,55 @@ func (r *Record) find(m *format.Manifest) error {
 		r.blobs[i] = blob
 	}
 	for i := range r.Files {
-		if !r.Files[i].Changed() {
+		f := &r.Files[i]
+		if !f.Changed() {
 			continue
 		}
-		r.headers[i] = -1
-		for j := range m.Attachments {
-			if m.Attachments[j].Name == headerName+strconv.Itoa(i) && m.Attachments[j].NBytes == r.Files[i].Before.Bytes {
-				r.headers[i] = len(m.Tensors) + j
-			}
+		if r.headers[i] = attachment(m, headerName, i, f.Before.Bytes); r.headers[i] < 0 {
+			return broken(5, "the undo record lacks the header of %d bytes for file %q", f.Before.Bytes, f.Name)
 		}
-		if r.headers[i] < 0 {
-			return broken(5, "the undo record lacks the header of %d bytes for file %q", r.Files[i].Before.Bytes, r.Files[i].Name)
+	}
+	r.sides = make([]int, len(r.Side))
+	for i := range r.Side {
+		s := &r.Side[i]
+		if r.sides[i] = attachment(m, sideName, i, s.Before.Bytes); r.sides[i] < 0 {
+			return broken(17, "the undo record lacks the %d bytes of %q from before the merge", s.Before.Bytes, s.Name)
 		}
 	}
 	return nil
 }
 
+// attachment returns the index among the blobs of the attachment of nBytes bytes with a name and a
+// number, or −1.
+func attachment(m *format.Manifest, name string, number int, nBytes int64) int {
+	name += strconv.Itoa(number)
+	i := slices.IndexFunc(m.Attachments, func(a format.Attachment) bool { return a.Name == name && a.NBytes == nBytes })
+	if i < 0 {
+		return i
+	}
+	return len(m.Tensors) + i
+}
+
 // HeaderBytes returns the header that a changed file had before the merge.
 func (r *Record) HeaderBytes(file int) ([]byte, error) {
 	f := &r.Files[file]
-	raw := make([]byte, f.Before.Bytes)
-	if err := r.src.ReadBlobAt(raw, r.headers[file], 0); err != nil {
+	return r.read(r.headers[file], f.Before, 5, "the header of "+fault.Quote(f.Name))
+}
+
+// SideBytes returns the content that a file beside the weights had before the merge.
+func (r *Record) SideBytes(side int) ([]byte, error) {
+	s := &r.Side[side]
+	return r.read(r.sides[side], s.Before, 17, fault.Quote(s.Name))
+}
+
+// read reads a blob, which has the length of want, and checks its digest.
+func (r *Record) read(blob int, want Header, rule int, what string) ([]byte, error) {
+	raw := make([]byte, want.Bytes)
+	if err := r.src.ReadBlobAt(raw, blob, 0); err != nil {
 		return nil, err
 	}
-	if got := HeaderOf(raw); got != f.Before {
-		return nil, broken(5, "the header of %q has SHA-256 %s, the record says %s", f.Name, got.SHA256, f.Before.SHA256)
+	if got := HeaderOf(raw); got != want {
+		return nil, broken(rule, "%s has SHA-256 %s, the record says %s", what, got.SHA256, want.SHA256)
 	}
 	return raw, nil
 }

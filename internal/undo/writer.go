@@ -25,7 +25,7 @@ type Spool interface {
 // block.
 type Writer struct {
 	description *Description
-	headers     [][]byte // of the files before the merge; nil for unchanged files
+	before      Before
 	spool       Spool
 	spooled     atomic.Int64
 	streams     []stream
@@ -40,11 +40,16 @@ type stream struct {
 	nBytes  int64
 }
 
-// NewWriter starts the record of a merge. headers are the headers of the description's files before
-// the merge, nil for unchanged files.
-func NewWriter(d *Description, headers [][]byte, spool Spool) *Writer {
+// Before is what files had before the merge.
+type Before struct {
+	Headers [][]byte // of the description's files, nil for unchanged ones
+	Side    [][]byte // the contents of its files beside the weights
+}
+
+// NewWriter starts the record of a merge.
+func NewWriter(d *Description, before Before, spool Spool) *Writer {
 	d.Version = version
-	w := &Writer{description: d, headers: headers, spool: spool, streams: make([]stream, len(d.Tensors))}
+	w := &Writer{description: d, before: before, spool: spool, streams: make([]stream, len(d.Tensors))}
 	for i := range d.Tensors {
 		n := d.Tensors[i].Blocks()
 		w.streams[i] = stream{entries: make([]byte, n*entryBytes), offs: make([]int64, n), lens: make([]int64, n)}
@@ -116,10 +121,13 @@ func (w *Writer) Write(ctx context.Context, dst io.Writer, workers int) (*format
 		a.Beside = append(a.Beside, format.Beside{Action: format.Opaque, Tensor: i})
 	}
 	src.manifest.Adapters = []format.Adapter{a}
-	for i, h := range w.headers {
+	for i, h := range w.before.Headers {
 		if h != nil {
 			src.attach(headerName+strconv.Itoa(i), h)
 		}
+	}
+	for i, text := range w.before.Side {
+		src.attach(sideName+strconv.Itoa(i), text)
 	}
 	src.attach(descriptionName, text)
 	return format.Write(ctx, dst, src, format.WriterOptions{Quick: true, Workers: workers, Tool: w.description.Tool})

@@ -1,5 +1,6 @@
 """Records that break one rule each; nearly all are of merges.small()."""
 import json
+import struct
 import zlib
 
 import builder
@@ -31,6 +32,76 @@ def add():
     description(m, at)
     streams(m, at)
     way_back(m, at)
+    added()
+
+
+def added():
+    m = merges.grown()
+    at, f = put(m), m.files[0]
+    head = len(f.after)
+
+    def files(name, comment, i):
+        bad(name, record(m, 2), comment, put(m, "not-merged/" + name, lambda p: p.update({"": flip(p[""], head + i)})))
+    files("u15-version-2-added-row", "a value of an added row was changed", 4 * 12)
+    files("u15-version-2-added-tensor", "a value of an added tensor was changed", 72)
+    files("u15-version-2-row-kept", "a value of a row before added ones was changed", 3)
+
+    def header(name, comment, *texts, tensor=None):
+        b = f.before
+        for was, now in texts:
+            assert was in b
+            b = b.replace(was, now)
+        b = struct.pack("<Q", len(b) - 8) + b[8:]
+
+        def edit(d):
+            d["files"][0]["before"] = {"bytes": len(b), "sha256": sha(b)}
+            d["tensors"][0].update(tensor or {})
+        bad("u17-" + name, record(m, 2, edit=edit, attached=lambda a: a.update({"headers/0": b})), comment, at)
+    kept = b'"k":{"dtype":"U8","shape":[3,2],"data_offsets":[0,6]}'
+    header("tensor-more", "a tensor that the merged file lacks", (b'"k"', b'"l"'))
+    header("rows-less", "a tensor that has fewer rows after the merge", (kept, kept.replace(b"3", b"5").replace(b"6", b"10")),
+           (b"[6,30]", b"[10,34]"), (b"[30,78]", b"[34,82]"), (b"[78,84]", b"[82,88]"))
+    header("columns", "other rows", (kept, kept.replace(b"3,2", b"2,3")))
+    header("dimensions", "another number of dimensions", (kept, kept.replace(b"3,2", b"6")))
+    header("dtype", "another dtype", (kept, kept.replace(b"U8", b"I8")))
+    header("record-shape", "the record has another shape than the header before", tensor={"shape": [3, 3], "block": 9})
+    header("record-tensor", "the header before lacks a tensor of the record", (b',"b.bias":{"dtype":"BF16","shape":[3],"data_offsets":[78,84]}', b""))
+    bad("u14-version-2-rows", record(m, 2, edit=lambda d: d["tensors"][0].update(shape=[7, 3], block=21)), "more rows than the merged file has", at, "U14 U17")
+    bad("u05-version-1-rows", record(m, 1), "added rows and tensors in version 1", at, "U5 U14")
+    side(merges.untied())
+
+
+def side(m):
+    at = put(m)
+
+    def edited(name, comment, edit, rule=None, **more):
+        bad(name, record(m, 2, edit=edit, **more), comment, at, rule)
+
+    def member(key, v, of=0):
+        return lambda d: d["side"][of].update({key: v})
+    edited("u03-version-1-side", "a side in version 1", lambda d: d.update(undo=1))
+    edited("u03-side-object", "side is an object", lambda d: d.update(side={}))
+    edited("u03-side-more", "another member", member("more", 1))
+    for key, v in (("name", 7), ("before", []), ("after", {"bytes": 1})):
+        edited(f"u03-side-{key}", f"{key} is {v!r}", member(key, v))
+        edited(f"u03-side-no-{key}", f"no {key}", lambda d: d["side"][0].pop(key) and None)
+    edited("u17-side-twice", "a name twice", lambda d: d["side"][1].update(name=d["side"][0]["name"]))
+    edited("u17-side-digest", "the digest before is another one", lambda d: d["side"][0]["before"].update(sha256=sha(b"")))
+    edited("u17-side-capital", "the digest after has capital letters", lambda d: d["side"][0]["after"].update(sha256=d["side"][0]["after"]["sha256"].upper()))
+    edited("u17-side-length", "the length before is another one", lambda d: d["side"][0]["before"].update(bytes=7))
+    edited("u17-side-bytes", "a byte more than 2^26 after the merge", lambda d: d["side"][0]["after"].update(bytes=2**26 + 1))
+    edited("u17-side-negative", "a length of -1", lambda d: d["side"][0]["after"].update(bytes=-1), "U17 U18")
+    edited("u17-side-missing", "no bytes of config.json", None, attached=lambda a: a.pop("side/0") and None)
+    edited("u18-after", "another digest after the merge", lambda d: d["side"][0]["after"].update(sha256=sha(b"")))
+    edited("u18-name", "a file that is not there", member("name", "other.json"))
+    edited("u18-outside", "a file outside of the directory", member("name", "../untied/config.json"))
+    edited("u18-weights", "a weight file", member("name", "model-00001-of-00002.safetensors"))
+
+    def files(name, comment, side):
+        bad(name, record(m, 2), comment, put(m, "not-merged/" + name, side=side))
+    config, index = ((name, after) for name, _, after in m.side)
+    files("u18-edited", "config.json was edited", [(config[0], config[1] + b"\n"), index])
+    files("u18-missing", "no config.json", [index])
 
 
 def container(m, at):

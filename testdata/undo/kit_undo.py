@@ -5,7 +5,7 @@ import json
 from kit import kind as kind_of_format
 
 VECTORS, FILES = [], {}
-UNSUPPORTED, LIMIT, MISMATCH = {"U2"}, {"U9"}, {"U14", "U15"}  # kinds of rules other than corrupt
+UNSUPPORTED, LIMIT, MISMATCH = {"U2"}, {"U9"}, {"U14", "U15", "U18"}  # kinds of rules other than corrupt
 
 
 def kind(rule):
@@ -28,8 +28,9 @@ class Vector:
         return "".join(f"{k}: {v}\n" for k, v in [*out, ("comment", self.comment)])
 
 
-def put(m, name=None, edit=None, tail=0):
-    """Adds the merged files, changed by edit, and the adapters of a merge, and returns how the index names them."""
+def put(m, name=None, edit=None, tail=0, side=None):
+    """Adds the merged files, changed by edit, and the adapters of a merge, and returns how the index names them. side has other files
+    beside the weights than the merge has written."""
     name, parts = name or m.name, {f.name: f.merged for f in m.files}
     if edit:
         edit(parts)
@@ -38,6 +39,7 @@ def put(m, name=None, edit=None, tail=0):
     if len(m.files) > 1:
         index = {"metadata": {}, "weight_map": {t.name: f.name for f in m.files for t in f.tensors}}
         FILES[f"{name}/model.safetensors.index.json"] = json.dumps(index, indent=1).encode() + b"\n"
+    FILES.update({f"{name}/{file}": b for file, b in (side or [(file, after) for file, _, after in m.side])})
     for a in m.adapters:
         FILES.update({f"adapters/{a.name}/{file}": b for file, b in a.files().items()})
     return (f"{name}.safetensors" if "" in parts else name) + (f" {len(parts[''])}" if tail else ""), [f"adapters/{a.name}" for a in m.adapters]
@@ -51,9 +53,15 @@ def merged(files, where):
     return {p[len(path) + 1:]: b for p, b in files.items() if p.startswith(path + "/") and p.endswith(".safetensors")}
 
 
+def beside(files, where):
+    """The JSON files beside the weights."""
+    return {p[len(where) + 1:]: b for p, b in files.items() if p.startswith(where + "/") and p.endswith(".json")}
+
+
 def ok(name, m, data, comment, at):
     """A record of the merge m, at where its files are; it takes m back."""
     restored = [(f.name, hashlib.sha256(f.base).hexdigest()) for f in m.files]
+    restored += [(name, hashlib.sha256(before).hexdigest()) for name, before, _ in m.side]
     VECTORS.append(Vector("ok-" + name, data, *at, "ok", [], restored, comment))
 
 

@@ -55,13 +55,14 @@ def write(files):
     return 0
 
 
-def verdict(v, folders):
+def verdict(v, folders, files):
     """What spec/unmerge.py says: {file: sha256}, or the number of a rule."""
     import reader
     import unmerge
+    from kit_undo import beside
     try:
         adapters = dict(unmerge.peft(os.path.join(HERE, a)) for a in v.adapters)
-        out = unmerge.unmerge(folders[v.merged], adapters, v.data)
+        out = unmerge.unmerge(folders[v.merged], adapters, v.data, beside(files, v.merged))
         return {name: reader.sha(b) for name, b in out.items()}, ""
     except reader.Invalid as e:
         return str(e).split(":")[0], str(e)
@@ -76,7 +77,7 @@ def check(files, vectors):
     folders = {v.merged: merged(files, v.merged) for v in vectors}
     for v in vectors:
         start = time.time()
-        got, said = verdict(v, folders)
+        got, said = verdict(v, folders, files)
         due = dict(v.restored) if v.expect == "ok" else v.rules
         if got != due if v.expect == "ok" else got not in due:
             wrong += 1

@@ -1,4 +1,5 @@
 """The merges that the vectors are records of."""
+import json
 import math
 
 from record import FLOATS, Adapter, File, Merge, Tensor, pack
@@ -122,6 +123,36 @@ def two():
     v = Tensor("v", "U8", (3,), b"abc")
     return Merge("two", [File("model-00001-of-00003.safetensors", [q]), File("model-00002-of-00003.safetensors", [v]),
                          File("model-00003-of-00003.safetensors", [k], None, {"merged": "two"})], [adapter])
+
+
+def grown():
+    """Rows added to a replaced tensor, to one of one dimension, and to one whose rows of before stay; an added tensor; other tensors
+    in another order than before."""
+    e, b = ("e.bias", "F32", (6, 3), noise("e", 72)), ("b.bias", "BF16", (5,), noise("b", 10))
+    k = Tensor("k", "U8", (4, 2), b"kept rows"[:8], rows=3)
+    adapter = Adapter("grown", 1, {"q": (rows("g", "F32", 1, 3), rows("h", "F32", 2, 1)), "h": (rows("i", "F32", 1, 3), rows("j", "F32", 6, 1))},
+                      saved=[b, e])
+    q = Tensor("q.weight", "F32", (2, 3), pack("F32", floats("q", "F32", 6)), [0, 1, 0, 300, -7, 0], [(adapter, "q")])
+    h = Tensor("h.weight", "F32", (6, 3), pack("F32", floats("h", "F32", 18)), rows=0)
+    ts = [Tensor(*e, [0, 3, 0, -2], rows=4), h, Tensor(*b, [1, -1, 0], rows=3), q, k]
+    return Merge("grown", [File("", ts, {"format": "pt"}, {"format": "pt", "merged": "grown"}, ["k", "q.weight", "e.bias", "b.bias"])], [adapter])
+
+
+def untied():
+    """A head that was the embedding, in two files, with config.json and an index."""
+    e, files = ("model.embed_tokens.weight", "F32", (5, 2), noise("e", 40)), ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    adapter = Adapter("untied", 1, {"model.q": (rows("g", "F32", 1, 2), rows("h", "F32", 2, 1)), "lm_head": (rows("i", "F32", 1, 2), rows("j", "F32", 5, 1))},
+                      saved=[e])
+    q = Tensor("model.q.weight", "F32", (2, 2), pack("F32", floats("q", "F32", 4)), [0, -1, 0, 2], [(adapter, "model.q")])
+    h = Tensor("lm_head.weight", "F32", (5, 2), pack("F32", floats("h", "F32", 10)), rows=0)
+    weights = [File(files[0], [Tensor(*e, [0, 0, 5], rows=3), h], None, {"merged": "untied"}), File(files[1], [q], None, {"merged": "untied"})]
+
+    def index(names):
+        return json.dumps({"metadata": {}, "weight_map": {name: files[name == "model.q.weight"] for name in names}}, indent=1).encode() + b"\n"
+    names = [e[0], "lm_head.weight", "model.q.weight"]
+    side = [("config.json", b'{"tie_word_embeddings": true, "vocab_size": 3}\n', b'{"tie_word_embeddings": false, "vocab_size": 5}\n'),
+            ("model.safetensors.index.json", index(names[::2]), index(names))]
+    return Merge("untied", weights, [adapter], side)
 
 
 LONG_ZEROS = 2 * 512 * 1026 + 2**26 + 3  # all data of long()

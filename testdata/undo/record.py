@@ -6,6 +6,7 @@ version 2, and every keyword replaces a part of it.
 import copy
 import hashlib
 import json
+import math
 import struct
 import zlib
 from fractions import Fraction
@@ -125,13 +126,16 @@ class Adapter:
 
 class Tensor:
     """merged are the bytes after the merge. ds are residuals, over and over, that say what was there before; a tensor without any was
-    not changed. terms are (adapter, module); without any the prediction is `same`."""
+    not changed. terms are (adapter, module); without any the prediction is `same`. The merge has added all rows but so many, and the
+    tensor itself if there were none."""
 
-    def __init__(self, name, dtype, shape, merged, ds=None, terms=(), block=None):
+    def __init__(self, name, dtype, shape, merged, ds=None, terms=(), block=None, rows=None):
         self.name, self.dtype, self.shape, self.merged, self.terms, self.bits = name, dtype, list(shape), merged, terms, builder.BITS[dtype]
-        self.changed, self.base, self.block = ds is not None, merged, block or max(1, len(merged) * 8 // self.bits)
+        self.added, self.was = rows == 0, list(shape) if rows is None else [rows, *shape[1:]]
+        self.kept = merged if rows is None else merged[:math.prod(self.was) * self.bits // 8]
+        self.changed, self.base, self.block = ds is not None, self.kept, block or max(1, len(self.kept) * 8 // self.bits)
         if self.changed:
-            self.predicted = self.predict() if terms else unpack(dtype, merged)
+            self.predicted = self.predict() if terms else unpack(dtype, self.kept)
             self.base = pack(dtype, [step(p, ds[i % len(ds)], self.bits) for i, p in enumerate(self.predicted)])
 
     def predict(self):
@@ -157,21 +161,25 @@ class Tensor:
 
 
 class File:
-    """One file: tensors in the order of their bytes, and the metadata of its header before and after."""
+    """One file: tensors in the order of their bytes, and the metadata of its header before and after. order has the names of the
+    tensors in the order of their bytes before, where that is another one."""
 
-    def __init__(self, name, tensors, before=None, after=None):
+    def __init__(self, name, tensors, before=None, after=None, order=None):
         from safetensors_header import header
         self.name, self.tensors = name, tensors
+        there = [t for t in tensors if not t.added]
+        there.sort(key=lambda t: (order or [t.name]).index(t.name))
         entries = [(t.name, ({"dtype": t.dtype, "shape": t.shape}, t.merged)) for t in tensors]
-        self.before, self.after = (header(entries, meta=meta, pad=0 if meta is None else 7) for meta in (before, after))
+        was = [(t.name, ({"dtype": t.dtype, "shape": t.was}, t.kept)) for t in there]
+        self.before, self.after = (header(e, meta=meta, pad=0 if meta is None else 7) for e, meta in ((was, before), (entries, after)))
         self.data = b"".join(t.merged for t in tensors)
-        self.merged, self.base = self.after + self.data, self.before + b"".join(t.base for t in tensors)
+        self.merged, self.base = self.after + self.data, self.before + b"".join(t.base for t in there)
 
     def rest(self):
         ranges, pos = [b""], 0
         for t in self.tensors:
             if t.changed:
-                ranges.append(b"")
+                ranges.append(self.data[pos + len(t.kept):pos + len(t.merged)])
             else:
                 ranges[-1] += self.data[pos:pos + len(t.merged)]
             pos += len(t.merged)
@@ -179,8 +187,10 @@ class File:
 
 
 class Merge:
-    def __init__(self, name, files, adapters):
-        self.name, self.files, self.adapters = name, files, adapters
+    """side are (name, bytes before, bytes after) of files beside the weights."""
+
+    def __init__(self, name, files, adapters, side=()):
+        self.name, self.files, self.adapters, self.side = name, files, adapters, side
         self.changed = [(i, t) for i, f in enumerate(files) for t in f.tensors if t.changed]
 
 
@@ -192,7 +202,7 @@ class Block:
     def __init__(self, t, start, version):
         part = slice(start * t.bits // 8, (start + t.block) * t.bits // 8)
         self.bits, self.lengths = t.bits, None
-        self.after = zlib.crc32(t.merged[part])
+        self.after = zlib.crc32(t.kept[part])
         self.before = hashlib.sha256(t.base[part]).digest() if version == 1 else crc32c(t.base[part]).to_bytes(4, "little")
         self.zs = [zigzag(w, p, t.bits) for w, p in zip(unpack(t.dtype, t.base[part]), t.predicted[start:start + t.block])]
         self.marks, self.sizes, self.escapes, self.is_planar, zeros = [], [], [], False, 0
@@ -232,10 +242,11 @@ def describe(m, version):
     def term(t, a, module):
         s = a.scale()
         return {"adapter": m.adapters.index(a), "module": module, "scale": int(s) if s == int(s) else s, "transposed": t.is_transposed(a, module)}
-    return {"undo": version, "tool": "make.py", "reading": {},
+    side = [{"name": name, "before": identity(before), "after": identity(after)} for name, before, after in m.side]
+    return ({"side": side} if side else {}) | {"undo": version, "tool": "make.py", "reading": {},
             "adapters": [{"name": a.name, "content": a.content, "weight": a.weight} for a in m.adapters],
             "files": [{"name": f.name, "before": identity(f.before), "after": identity(f.after), "rest": f.rest()} for f in m.files],
-            "tensors": [{"name": t.name, "file": i, "dtype": t.dtype, "shape": t.shape, "block": t.block,
+            "tensors": [{"name": t.name, "file": i, "dtype": t.dtype, "shape": t.was, "block": t.block,
                          "predict": "subtract" if t.terms else "same", "terms": [term(t, *x) for x in t.terms]} for i, t in m.changed]}
 
 
@@ -259,12 +270,13 @@ def record(m, version=1, edit=None, text=None, blocks=None, streams=None, attach
     d = changed(edit, copy.deepcopy(describe(m, version)))
     names, all_streams = [f"headers/{i}" for i, f in enumerate(m.files) if f.before != f.after], []
     for i, (_, t) in enumerate(m.changed):
-        bs = [Block(t, start, version) for start in range(0, len(t.merged) * 8 // t.bits, t.block)]
+        bs = [Block(t, start, version) for start in range(0, len(t.kept) * 8 // t.bits, t.block)]
         bs = changed((blocks or {}).get(i), bs)
         s = b"".join(b.payload() for b in bs) + b"".join(b.entry() for b in bs)
         all_streams.append((str(i), "U8", [len(s)], s))
     all_streams = sorted(changed(streams, all_streams), key=lambda s: s[1] != "U8")  # one dtype after the other
     files = dict(zip(names, [f.before for f in m.files if f.before != f.after]))
+    files |= {f"side/{i}": before for i, (_, before, _) in enumerate(m.side)}
     files["undo.json"] = changed(text, json.dumps(d, separators=(",", ":"), allow_nan=True).encode())
     files = changed(attached, files)
     model = builder.opaque(*[builder.tensor(name, dtype, shape, b, "raw") for name, dtype, shape, b in all_streams],

@@ -77,6 +77,13 @@ def add():
     m = merges.not_finite()
     ok("not-finite", m, record(m), "factors that are not finite", put(m))
 
+    m = merges.grown()
+    ok("version-2-grown", m, record(m, 2), "added rows and an added tensor, other tensors in another order", put(m))
+    m = merges.untied()
+    ok("version-2-untied", m, record(m, 2), "an added tensor and added rows in two files, with an index and config.json", put(m))
+    m = merges.small()
+    ok("version-2-side-empty", m, record(m, 2, edit=lambda d: d.update(side=[])), "no file beside the weights", put(m))
+
     m = merges.widths()
     ok("widths", m, record(m), "tensors of integers, complex numbers and 8-bit floats, predicted by `same`", put(m))
     ok("widths-planar", m, record(m, blocks={i: planar for i in range(len(m.changed))}), "the same, every block planar", put(m))
