@@ -16,13 +16,20 @@ import (
 
 // decoding is the part of a plan that turns quantised weights of the base into plain ones.
 type decoding struct {
-	exact   *checkpoint.Checkpoint // shows every quantised weight as its values in F64
-	weights map[string]checkpoint.Quantised
-	byCodes map[string]string     // names of weights by those of their codes
-	as      map[string]dtype.Type // dtypes of the weights that the output has as plain values
-	dtype   dtype.Type            // Options.OutDType
+	exact    *checkpoint.Checkpoint // shows every quantised weight as its values in F64
+	weights  []decodable            // all of the base, sorted by name
+	nDecoded int                    // how many of them are
+	dtype    dtype.Type             // Options.OutDType
 
 	isSimulated bool // Options.BaseAs: the files have plain weights
+}
+
+// decodable is a quantised weight of the base.
+type decodable struct {
+	checkpoint.Quantised
+	as        dtype.Type // of its values
+	isDecoded bool       // the output has these in place of the codes
+	target    *target    // nil if the plan does not change the weight
 }
 
 // showDecoded makes the description of the base show every quantised weight as a plain one of the
@@ -31,27 +38,28 @@ type decoding struct {
 func showDecoded(p *planner) {
 	all := checkpoint.QuantisedOf(p.base)
 	d := &decoding{
-		exact: p.base, weights: make(map[string]checkpoint.Quantised, len(all)), byCodes: make(map[string]string, len(all)), as: make(map[string]dtype.Type, len(all)), dtype: p.options.OutDType,
+		exact: p.base, weights: make([]decodable, len(all)), dtype: p.options.OutDType,
 		isSimulated: p.options.BaseAs != "",
 	}
-	for _, q := range all {
-		d.weights[q.Name], d.byCodes[q.Parts[0]], d.as[q.Name] = q, q.Name, d.dtypeOf(&q)
+	for i, q := range all {
+		d.weights[i] = decodable{Quantised: q, as: d.dtypeOf(&q)}
 		t := p.names.Tensors[q.Name]
-		t.DType = d.as[q.Name]
+		t.DType = d.weights[i].as
 		p.names.Tensors[q.Name] = t
 	}
 	p.decoding = d
 }
 
-// weightOf returns the weight that a tensor of codes holds, and the name itself of any other
-// tensor. d may be nil.
-func (d *decoding) weightOf(codes string) string {
-	if d != nil {
-		if name, ok := d.byCodes[codes]; ok {
-			return name
-		}
+// weight returns a quantised weight, nil if there is none of the name. d may be nil.
+func (d *decoding) weight(name string) *decodable {
+	if d == nil {
+		return nil
 	}
-	return codes
+	i, ok := slices.BinarySearchFunc(d.weights, name, func(w decodable, name string) int { return strings.Compare(w.Name, name) })
+	if !ok {
+		return nil
+	}
+	return &d.weights[i]
 }
 
 // dtypeOf returns the dtype of a decoded weight: 16 bits, unless the caller wants another one.
@@ -71,35 +79,43 @@ func (d *decoding) dtypeOf(q *checkpoint.Quantised) dtype.Type {
 // load in the same way, and keeps the codes of all others.
 func (d *decoding) settle(ctx context.Context, p *planner) error {
 	recoded := make(recoding)
-	if err := recoded.choose(p, d.exact, d.weights); err != nil {
+	if err := recoded.choose(p, d); err != nil {
 		return err
 	}
-	wanted := make(map[string]dtype.Type)
-	for name := range d.weights {
-		if recoded[name] == nil && (p.targets[present(p, name)] != nil || p.options.Dequantise || feeds(p, name)) {
-			wanted[name] = d.as[name]
-		}
+	for i := range d.weights {
+		w := &d.weights[i]
+		w.target = p.targets[present(p, w.Name)]
+		w.isDecoded = recoded[w.Name] == nil && (w.target != nil || p.options.Dequantise || feeds(p, w.Name))
 	}
-	d.addTogether(wanted)
-	if err := recoded.check(p, wanted, d.weights); err != nil {
+	d.addTogether()
+	if err := recoded.check(p, d); err != nil {
 		return err
 	}
 	switch {
-	case len(wanted) > 0 && p.options.wantsRecord():
+	case d.nDecoded > 0 && p.options.wantsRecord():
 		return fault.New(fault.Unsupported, "the merge decodes %s of the base, such as %q, and an undo record cannot bring the codes back",
-			fault.Count(len(wanted), "quantised weight"), slices.Min(slices.Collect(maps.Keys(wanted)))).
+			fault.Count(d.nDecoded, "quantised weight"), d.decoded()[0]).
 			WithHint("merge without Options.Undo, and keep the base")
 	case p.options.Dequantise && len(checkpoint.UnreadableOf(d.exact)) > 0:
 		return checkpoint.UnreadableOf(d.exact)[0].Err
 	}
-	if err := checkpoint.CheckCodes(ctx, d.exact, maps.Keys(wanted)); err != nil {
+	as := make([]dtype.Type, len(d.weights))
+	for i := range d.weights {
+		if w := &d.weights[i]; w.isDecoded {
+			as[i] = w.as
+		}
+	}
+	changed := func(yield func(int) bool) {
+		for i := range d.weights {
+			if (d.weights[i].isDecoded || recoded[d.weights[i].Name] != nil) && !yield(i) {
+				return
+			}
+		}
+	}
+	if err := checkpoint.CheckCodes(ctx, d.exact, changed); err != nil {
 		return err
 	}
-	if err := checkpoint.CheckCodes(ctx, d.exact, maps.Keys(recoded)); err != nil {
-		return err
-	}
-	d.as = wanted
-	base, err := checkpoint.Decoding(d.exact, wanted)
+	base, err := checkpoint.Decoding(d.exact, as)
 	if err != nil {
 		return err
 	}
@@ -110,16 +126,16 @@ func (d *decoding) settle(ctx context.Context, p *planner) error {
 	for _, t := range p.targets {
 		t.ref, _ = p.base.Lookup(t.Name)
 	}
-	for name := range wanted {
-		d.setExact(p, name, present(p, name))
+	for i := range d.weights {
+		d.setExact(&d.weights[i], d.weights[i].target)
 	}
 	for _, e := range p.shaped.Edits {
 		for _, t := range e.Tensors {
-			d.setExact(p, t.From, t.Name) // an untied head
+			d.setExact(d.weight(t.From), p.targets[t.Name]) // an untied head
 		}
 	}
-	recoded.announce(p, len(wanted))
-	if len(wanted) == 0 {
+	recoded.announce(p, d.nDecoded)
+	if d.nDecoded == 0 {
 		return nil
 	}
 	if err := p.editIndex(true); err != nil {
@@ -132,34 +148,36 @@ func (d *decoding) settle(ctx context.Context, p *planner) error {
 // warn says which weights the output decodes although no adapter changes them, and which it keeps.
 func (d *decoding) warn(p *planner) {
 	if d.isSimulated {
-		p.announce("%s of the base's linear layers get the values of NF4, also those that no adapter changes", fault.Count(len(d.as), "weight"))
+		p.announce("%s of the base's linear layers get the values of NF4, also those that no adapter changes", fault.Count(d.nDecoded, "weight"))
 		return
 	}
 	changed := 0
-	for name := range d.as {
-		if p.targets[present(p, name)] != nil || feeds(p, name) {
+	rounded := make(map[string]int)
+	for i := range d.weights {
+		w := &d.weights[i]
+		if !w.isDecoded {
+			continue
+		}
+		if w.target != nil || feeds(p, w.Name) {
 			changed++
+		}
+		if w.IsRounded {
+			rounded[w.Scheme]++
 		}
 	}
 	p.announce("the merge decodes %d of %s of the base; the output is larger by %s",
-		len(d.as), fault.Count(len(d.weights), "quantised weight"), fileio.FormatBytes(p.base.Bytes()-checkpoint.Stored(d.exact).Bytes()))
-	rounded := make(map[string]int)
-	for name := range d.as {
-		if q := d.weights[name]; q.IsRounded {
-			rounded[q.Scheme]++
-		}
-	}
+		d.nDecoded, fault.Count(len(d.weights), "quantised weight"), fileio.FormatBytes(p.base.Bytes()-checkpoint.Stored(d.exact).Bytes()))
 	for _, scheme := range slices.Sorted(maps.Keys(rounded)) {
 		p.warn("the values of %s in %s have more bits than a float64, and are rounded to one first", fault.Count(rounded[scheme], "weight"), scheme)
 	}
-	if len(d.as) < len(d.weights) && p.base.Config.Architecture == "" {
+	if d.nDecoded < len(d.weights) && p.base.Config.Architecture == "" {
 		which := "not every program loads"
 		if p.base.Config.QuantizationMethod == "mxfp4" {
 			which = "vLLM does not load: it has all experts in MXFP4, or none"
 		}
 		p.announce("the output holds quantised and plain weights, which %s; set Options.Dequantise to decode all", which)
 	}
-	if n := len(d.as) - changed; n > 0 && !p.options.Dequantise {
+	if n := d.nDecoded - changed; n > 0 && !p.options.Dequantise {
 		p.announce("%s that no adapter changes %s decoded, because programs load %s together with one that changes",
 			fault.Count(n, "weight"), fault.Choose(n, "is", "are"), fault.Choose(n, "it", "each"))
 	}
@@ -170,8 +188,8 @@ func (d *decoding) warn(p *planner) {
 func (d *decoding) warnTwice(p *planner) {
 	for _, library := range []string{"MLX", "HQQ"} {
 		n := 0
-		for name := range d.as {
-			if strings.HasPrefix(d.weights[name].Scheme, library+" in ") {
+		for i := range d.weights {
+			if w := &d.weights[i]; w.isDecoded && strings.HasPrefix(w.Scheme, library+" in ") {
 				n++
 			}
 		}
@@ -184,23 +202,38 @@ func (d *decoding) warnTwice(p *planner) {
 
 // setExact gives the target of a tensor that holds the values of a decoded weight those values as
 // they are, so that the sum alone is rounded. A grown weight has zeros at its end, and is not such.
-func (d *decoding) setExact(p *planner, weight, tensor string) {
-	ref, ok := d.exact.Lookup(weight)
-	t := p.targets[tensor]
-	if _, isDecoded := d.as[weight]; ok && isDecoded && t != nil && t.Replace == nil && ref.Tensor.Elements() == t.ref.Tensor.Elements() {
+// Either may be nil.
+func (d *decoding) setExact(w *decodable, t *target) {
+	if w == nil || !w.isDecoded || t == nil || t.Replace != nil {
+		return
+	}
+	if ref, _ := d.exact.Lookup(w.Name); ref.Tensor.Elements() == t.ref.Tensor.Elements() {
 		t.exact = ref.Tensor
 	}
 }
 
-// addTogether adds the weights that must be decoded with those that are wanted.
-func (d *decoding) addTogether(wanted map[string]dtype.Type) {
-	units := make(map[string]bool)
-	for name := range wanted {
-		units[unit(name)] = true
+// decoded lists the names of the weights that the output has as plain values, sorted.
+func (d *decoding) decoded() (names []string) {
+	for i := range d.weights {
+		if d.weights[i].isDecoded {
+			names = append(names, d.weights[i].Name)
+		}
 	}
-	for name := range d.weights {
-		if units[unit(name)] {
-			wanted[name] = d.as[name]
+	return names
+}
+
+// addTogether adds the weights that must be decoded with those that are, and counts all.
+func (d *decoding) addTogether() {
+	units := make(map[string]bool)
+	for i := range d.weights {
+		if w := &d.weights[i]; w.isDecoded {
+			units[unit(w.Name)] = true
+		}
+	}
+	for i := range d.weights {
+		w := &d.weights[i]
+		if w.isDecoded = w.isDecoded || units[unit(w.Name)]; w.isDecoded {
+			d.nDecoded++
 		}
 	}
 }
@@ -213,13 +246,13 @@ const quantizeConfig = "quantize_config.json"
 
 // editQuantisation makes the files beside the weights say which modules are quantised.
 func (d *decoding) editQuantisation(p *planner) error {
-	isWhole := len(d.as) == len(d.weights) && len(checkpoint.UnreadableOf(d.exact)) == 0
+	isWhole := d.nDecoded == len(d.weights) && len(checkpoint.UnreadableOf(d.exact)) == 0
 	if isWhole {
 		for _, name := range []string{hfQuantConfig, quantizeConfig, "quant_config.json"} {
 			p.base = checkpoint.WithoutSide(p.base, name)
 		}
 	}
-	mixed := config.Mixed{Decoded: skipped(maps.Keys(d.as), p.base.Config.QuantizationMethod), Plain: d.plainModules(), Quantised: d.quantised()}
+	mixed := config.Mixed{Decoded: skipped(slices.Values(d.decoded()), p.base.Config.QuantizationMethod), Plain: d.plainModules(), Quantised: d.quantised()}
 	if err := d.checkMix(&mixed); err != nil && !isWhole {
 		return err
 	}
@@ -257,9 +290,9 @@ func (d *decoding) editQuantisation(p *planner) error {
 
 // quantised lists the modules whose weights the output keeps as codes, sorted.
 func (d *decoding) quantised() (modules []string) {
-	for name := range d.weights {
-		if _, ok := d.as[name]; !ok {
-			modules = append(modules, strings.TrimSuffix(name, ".weight"))
+	for i := range d.weights {
+		if w := &d.weights[i]; !w.isDecoded {
+			modules = append(modules, strings.TrimSuffix(w.Name, ".weight"))
 		}
 	}
 	slices.Sort(modules)
@@ -270,7 +303,8 @@ func (d *decoding) quantised() (modules []string) {
 // modules of all layers by one name.
 func (d *decoding) checkMix(m *config.Mixed) error {
 	if !slices.ContainsFunc(m.Decoded, func(module string) bool {
-		return strings.HasPrefix(d.weights[module+".weight"].Scheme, "HQQ")
+		w := d.weight(module + ".weight")
+		return w != nil && strings.HasPrefix(w.Scheme, "HQQ")
 	}) {
 		return nil
 	}
@@ -288,7 +322,7 @@ func (d *decoding) checkMix(m *config.Mixed) error {
 // may be tied.
 func (d *decoding) plainModules() []string {
 	modules := make(map[string]bool)
-	if _, isQuantised := d.weights["lm_head.weight"]; !isQuantised {
+	if d.weight("lm_head.weight") == nil {
 		modules["lm_head"] = true
 	}
 	stored := checkpoint.Stored(d.exact)
@@ -296,7 +330,7 @@ func (d *decoding) plainModules() []string {
 		for i := range f.Tensors {
 			t := &f.Tensors[i]
 			if module, ok := strings.CutSuffix(t.Name, ".weight"); ok && t.DType.IsFloat() && len(t.Shape) == 2 {
-				if _, isQuantised := d.weights[t.Name]; !isQuantised {
+				if d.weight(t.Name) == nil {
 					modules[module] = true
 				}
 			}

@@ -222,7 +222,7 @@ func (p *planner) describeBase() error {
 	}
 	p.names, p.side, p.shaped = b, make(map[string][]byte), &resolve.Shaped{Base: b}
 	switch {
-	case len(inner.QuantisedOf(p.base)) > 0:
+	case inner.IsQuantised(p.base):
 		showDecoded(p)
 	case p.options.Requantise:
 		return fault.New(fault.Mismatch, "no weight of the base is quantised, and Options.Requantise is for weights that are").In(p.base.Path).
@@ -270,7 +270,10 @@ func (p *planner) noteFiles() {
 func (p *planner) sortTargets() error {
 	p.Plan.targets = slices.AppendSeq(make([]*target, 0, len(p.targets)), maps.Values(p.targets))
 	slices.SortFunc(p.Plan.targets, func(a, b *target) int {
-		return cmp.Or(cmp.Compare(a.ref.File, b.ref.File), cmp.Compare(a.ref.Tensor.Off, b.ref.Tensor.Off), cmp.Compare(a.Name, b.Name))
+		if c := cmp.Or(cmp.Compare(a.ref.File, b.ref.File), cmp.Compare(a.ref.Tensor.Off, b.ref.Tensor.Off)); c != 0 {
+			return c
+		}
+		return cmp.Compare(a.Name, b.Name) // of two without elements
 	})
 	for _, t := range p.Plan.targets {
 		if err := p.checkTarget(t); err != nil {

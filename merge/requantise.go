@@ -14,10 +14,13 @@ import (
 type recoding map[string]*checkpoint.Codes
 
 // choose finds the quantised weights whose codes change: those that the adapters change, with
-// Options.Requantise, and those from which a merge is removed that changed codes. base shows all
-// weights as their values.
-func (r recoding) choose(p *planner, base *checkpoint.Checkpoint, weights map[string]checkpoint.Quantised) error {
-	for name := range weights {
+// Options.Requantise, and those from which a merge is removed that changed codes.
+func (r recoding) choose(p *planner, d *decoding) error {
+	if !p.options.Requantise && !p.removed.is() {
+		return nil
+	}
+	for i := range d.weights {
+		name := d.weights[i].Name
 		t := p.targets[name]
 		if t != nil && len(t.undo) > 0 && !t.hasRecord() {
 			return fault.New(fault.Unsupported, "%q is quantised, and only the undo record of the merge can bring its codes back: what they lost cannot be subtracted", name).
@@ -26,7 +29,7 @@ func (r recoding) choose(p *planner, base *checkpoint.Checkpoint, weights map[st
 		if t == nil || !p.options.Requantise && !t.hasRecord() {
 			continue
 		}
-		codes, err := codesFor(p, t, base)
+		codes, err := codesFor(p, t, d.exact)
 		if err != nil {
 			return err
 		}
@@ -73,18 +76,16 @@ func isInRows(t *target, codes *checkpoint.Codes) bool {
 }
 
 // check leaves out the weights that must be decoded, and refuses a plan without any other.
-func (r recoding) check(p *planner, decoded map[string]dtype.Type, weights map[string]checkpoint.Quantised) error {
-	for name := range decoded {
-		delete(r, name)
-	}
+func (r recoding) check(p *planner, d *decoding) error {
+	maps.DeleteFunc(r, func(name string, _ *checkpoint.Codes) bool { return d.weight(name).isDecoded })
 	switch {
 	case !p.options.Requantise:
 		return nil
 	case len(r) == 0:
 		schemes := make(map[string]bool)
-		for name := range weights {
-			if p.targets[present(p, name)] != nil {
-				schemes[weights[name].Scheme] = true
+		for i := range d.weights {
+			if w := &d.weights[i]; w.target != nil {
+				schemes[w.Scheme] = true
 			}
 		}
 		if len(schemes) == 0 {

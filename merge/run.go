@@ -118,7 +118,10 @@ func whyInfinite(p *Plan, names []string) string {
 	if p.options.Requantise {
 		return "the scales cannot hold the merged weights; lower the weight, or merge without Options.Requantise"
 	}
-	isF16 := func(name string) bool { return p.decoding != nil && p.decoding.as[name] == dtype.F16 }
+	isF16 := func(name string) bool {
+		w := p.decoding.weight(name)
+		return w != nil && w.isDecoded && w.as == dtype.F16
+	}
 	if slices.ContainsFunc(names, isF16) {
 		return "F16 ends at 65504; set Options.OutDType=bf16, lower the weight, or set Options.AllowNonFinite"
 	}

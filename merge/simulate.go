@@ -2,7 +2,6 @@ package merge
 
 import (
 	"context"
-	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -41,7 +40,7 @@ func simulate(p *planner) error {
 	switch {
 	case p.removed.is():
 		return fault.New(fault.Unsupported, "Options.BaseAs is for merges that take no adapter out")
-	case len(checkpoint.QuantisedOf(p.base)) > 0:
+	case checkpoint.IsQuantised(p.base):
 		return fault.New(fault.Mismatch, "the base is quantised, and Options.BaseAs is for one of 16 or 32 bits").
 			WithHint("merge without Options.BaseAs: the weights keep the values that the adapter was trained on")
 	case p.base.Config.Architecture != "": // its heads, embeddings and rows are not those of transformers
@@ -71,7 +70,7 @@ func warnSkip(p *planner) {
 // measureBaseAs compares the weights of Options.BaseAs with those of the files, which it reads once
 // more. layers are those of the merge.
 func measureBaseAs(ctx context.Context, p *Plan, layers []LayerReport) (*BaseAsReport, error) {
-	r := &BaseAsReport{Scheme: p.options.BaseAs, Tensors: slices.Sorted(maps.Keys(p.decoding.as)), Layers: []BaseAsLayer{}}
+	r := &BaseAsReport{Scheme: p.options.BaseAs, Tensors: p.decoding.decoded(), Layers: []BaseAsLayer{}}
 	squares := make([]simulated, len(r.Tensors))
 	err := parallel.For(ctx, p.options.Workers, len(r.Tensors), func(_, i int) (err error) {
 		squares[i], err = p.decoding.simulated(ctx, r.Tensors[i])

@@ -100,7 +100,7 @@ func (p *planner) addRecord(r *Record, merged map[string]*resolve.Change) error 
 			e.Rule = undo.RuleHeader
 			return e
 		}
-		name := p.decoding.weightOf(d.Name)
+		name := checkpoint.WeightOf(p.base, d.Name)
 		t := merged[name]
 		if t == nil {
 			return otherReading(d.Name)

@@ -140,7 +140,7 @@ func refuseUnreadable(c *inner.Checkpoint) error {
 	if unreadable := inner.UnreadableOf(c); len(unreadable) > 0 {
 		return unreadable[0].Err
 	}
-	if q := c.Config.QuantizationMethod; q != "" && len(inner.QuantisedOf(c)) == 0 {
+	if q := c.Config.QuantizationMethod; q != "" && !inner.IsQuantised(c) {
 		return fault.New(fault.Unsupported, "the checkpoint is quantised (config.json says %s), and none of its tensors is in a scheme that is known here", q).In(c.Path).
 			WithHint("extract from checkpoints in F32, F16 or BF16")
 	}

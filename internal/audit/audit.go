@@ -116,7 +116,7 @@ func (a *auditor) simulate() (err error) {
 		return slices.ContainsFunc(a.stored.History(), func(b checkpoint.Merged) bool { return reflect.DeepEqual(b.Stamp, m.Stamp) })
 	}
 	for _, m := range a.merged.History() {
-		if a.o.BaseAs != "" || m.BaseAs == "" || isOfBase(m) || len(checkpoint.QuantisedOf(a.stored)) > 0 {
+		if a.o.BaseAs != "" || m.BaseAs == "" || isOfBase(m) || checkpoint.IsQuantised(a.stored) {
 			continue
 		}
 		a.o.BaseAs, a.o.BaseAsSkip = m.BaseAs, m.BaseAsSkip

@@ -163,7 +163,7 @@ func (a *auditor) options() merge.Options {
 	return merge.Options{
 		Reading: a.o.Reading, Workers: a.o.Workers, Progress: a.o.Progress, AnyBase: a.o.AnyBase, Again: true, AllowNonFinite: true,
 		BaseAs: a.o.BaseAs, BaseAsSkip: a.o.BaseAsSkip,
-		GrowVocabulary: a.shaping().GrowVocabulary, AddTensors: a.shaping().AddTensors, Dequantise: len(checkpoint.QuantisedOf(a.stored)) > 0, // whether the merged one has codes or not
+		GrowVocabulary: a.shaping().GrowVocabulary, AddTensors: a.shaping().AddTensors, Dequantise: checkpoint.IsQuantised(a.stored), // whether the merged one has codes or not
 	}
 }
 

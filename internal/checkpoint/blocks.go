@@ -79,14 +79,7 @@ func (q *quantisation) addScales(w *quant.Weight) (each int64, err error) {
 	return int64(all) / n, nil
 }
 
-// unit shows a scale as ones.
-func unit(t *Tensor) Shown {
-	s := t.Shown()
-	s.Pieces = []Piece{{ones{}, 0, t.NBytes}}
-	return s
-}
-
-// ones is an endless source of ones in F32.
+// ones is an endless source of ones in F32, in place of scales.
 type ones struct{}
 
 func (ones) ReadAt(_ context.Context, p []byte, off int64) error {

@@ -41,11 +41,13 @@ func (k *Codes) Dither(seed int64, weight string) *Dither {
 // everything beside them stays.
 func CodesOf(c *Checkpoint, name string) *Codes {
 	q := c.quantisation
-	w := q.weight(name)
-	if w == nil || len(w.Shape) < 2 {
+	i, ok := q.weight(name)
+	if !ok || len(q.weights[i].Shape) < 2 {
 		return nil
 	}
-	k := &Codes{Tensor: q.stored.refs.tensor(w.Parts[0]), Scheme: w.Scheme, decoder: q.decoder(w, dtype.F64)}
+	v := q.decoder(i, dtype.F64)
+	w := v.weight
+	k := &Codes{Tensor: q.stored.refs.tensor(w.Parts[0]), Scheme: w.Scheme, decoder: &v}
 	n := len(w.Shape)
 	rows, cols := w.Shape[n-2], w.Shape[n-1]
 	if k.recoder, k.IsTransposed = quant.RecoderOf(w.Codec); k.recoder == nil {

@@ -18,7 +18,7 @@ import (
 // all decoders of a checkpoint.
 type decoder struct {
 	weight *quant.Weight
-	parts  []*Tensor
+	stored *refs // has the parts of the weight
 	d      dtype.Type
 	kept   *keeper
 	lost   *lost // counts what reads meet; nil for F64
@@ -26,6 +26,7 @@ type decoder struct {
 
 // lost counts values that a decoder has read.
 type lost struct {
+	name      string // of the weight; "" for one that no decoder reads
 	nonFinite atomic.Int64 // NaN, and infinity by scales
 	overflown atomic.Int64 // numbers that d cannot hold
 }
@@ -49,15 +50,18 @@ func (l *lost) count(values []float64, d dtype.Type) {
 
 // ReadPart implements quant.Parts.
 func (v *decoder) ReadPart(ctx context.Context, p []byte, part int, off int64) error {
-	return v.parts[part].ReadAt(ctx, p, off)
+	return v.part(part).ReadAt(ctx, p, off)
 }
 
 // KeepPart implements quant.Keeper.
 func (v *decoder) KeepPart(
 	ctx context.Context, part int, off, n int64, arrange func(raw []byte) []byte,
 ) ([]byte, error) {
-	return v.kept.read(ctx, v.parts[part], off, n, arrange)
+	return v.kept.read(ctx, v.part(part), off, n, arrange)
 }
+
+// part finds a part by its name. A decoder does not keep them: a plan has one for every weight.
+func (v *decoder) part(i int) *Tensor { return v.stored.tensor(v.weight.Parts[i]) }
 
 // decodedElements is the number of elements that a decoder decodes at a time.
 const decodedElements = 1 << 17

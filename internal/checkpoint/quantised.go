@@ -54,10 +54,10 @@ type quantisation struct {
 
 	weights []quant.Weight
 	refused []quant.Refusal
-	parts   []*quant.Weight           // of each tensor of stored, by its number there
+	parts   []int32                   // 1 + the number of the weight of each tensor of stored, 0 for none
 	broken  map[string]*quant.Refusal // by the name of the weight, and of each stored tensor
 	kept    keeper
-	lost    map[string]*lost // of the weights that a view shows in another dtype than F64
+	lost    []lost // of the weights that a view shows in another dtype than F64, by their numbers
 }
 
 // view shows the stored checkpoint with the values of every weight, in F64.
@@ -68,20 +68,18 @@ func (q *quantisation) view() (*Checkpoint, error) {
 	if len(q.weights) == 0 {
 		return &v, nil
 	}
-	return v.View(func(i int, _ *File) []Shown {
-		return q.shown(i, func(*quant.Weight) dtype.Type { return dtype.F64 })
-	})
+	return v.View(func(i int, _ *File) []Shown { return q.shown(i, func(int) dtype.Type { return dtype.F64 }) })
 }
 
 func (q *quantisation) index() {
 	r := &q.stored.refs
-	q.parts, q.broken = make([]*quant.Weight, r.n()), make(map[string]*quant.Refusal)
+	q.parts, q.broken = make([]int32, r.n()), make(map[string]*quant.Refusal)
 	for i := range q.weights {
 		w := &q.weights[i]
 		for _, names := range [][]string{w.Parts, w.Beside} {
 			for _, name := range names {
 				part, _ := r.table.Find(name, r.name)
-				q.parts[part] = w
+				q.parts[part] = int32(i) + 1
 			}
 		}
 	}
@@ -95,49 +93,58 @@ func (q *quantisation) index() {
 }
 
 // shown returns the tensors of a stored file with values in place of the codes of some weights. as
-// returns the dtype of a weight's values, Invalid to show its stored tensors. It returns nil for a
-// file without such a weight.
-func (q *quantisation) shown(file int, as func(w *quant.Weight) dtype.Type) []Shown {
+// returns the dtype of a weight's values by its number, Invalid to show its stored tensors. It
+// returns nil for a file without such a weight.
+func (q *quantisation) shown(file int, as func(weight int) dtype.Type) []Shown {
 	first, f := q.stored.refs.first[file], q.stored.Files[file]
-	shown := make([]Shown, 0, len(f.Tensors))
-	isCoded := false
+	dtypeOf := func(i int) (weight int, d dtype.Type) {
+		if weight = int(q.parts[first+i]) - 1; weight >= 0 {
+			d = as(weight)
+		}
+		return weight, d
+	}
+	n := 0
 	for i := range f.Tensors {
-		t := &f.Tensors[i]
-		w := q.parts[first+i]
-		d := dtype.Invalid
-		if w != nil {
-			d = as(w)
-		}
-		if d == dtype.Invalid {
-			shown = append(shown, t.Shown())
-			continue
-		}
-		isCoded = true
-		switch {
-		case t.Name == w.Parts[0]:
-			shown = append(shown, q.decoded(w, d))
-		case q.hasUnits:
-			shown = append(shown, unit(t))
+		if _, d := dtypeOf(i); d != dtype.Invalid {
+			n++
 		}
 	}
-	if !isCoded {
+	if n == 0 {
 		return nil
+	}
+	shown, decoders := make([]Shown, 0, len(f.Tensors)), make([]decoder, 0, n) // room for all at once
+	pieces := make([]Piece, 0, len(f.Tensors))
+	for i := range f.Tensors {
+		t := &f.Tensors[i]
+		weight, d := dtypeOf(i)
+		s := t.shape()
+		switch {
+		case d == dtype.Invalid:
+			pieces = append(pieces, t.piece())
+		case t.Name == q.weights[weight].Parts[0]:
+			decoders = append(decoders, q.decoder(weight, d))
+			w := &q.weights[weight]
+			n, _ := dtype.NElements(w.Shape)
+			nBytes, _ := d.NBytes(n) // at most 64 times the bytes of the codes
+			s = Shown{Name: w.Name, DType: d, Shape: w.Shape, Scheme: w.Scheme}
+			pieces = append(pieces, Piece{&decoders[len(decoders)-1], 0, nBytes})
+		case q.hasUnits:
+			pieces = append(pieces, Piece{ones{}, 0, t.NBytes})
+		default:
+			continue
+		}
+		k := len(pieces)
+		s.Pieces = pieces[k-1 : k : k]
+		shown = append(shown, s)
 	}
 	return shown
 }
 
-// decoded shows the values of a weight.
-func (q *quantisation) decoded(w *quant.Weight, d dtype.Type) Shown {
-	n, _ := dtype.NElements(w.Shape)
-	nBytes, _ := d.NBytes(n) // at most 64 times the bytes of the codes
-	return Shown{Name: w.Name, DType: d, Shape: w.Shape, Scheme: w.Scheme, Pieces: []Piece{{q.decoder(w, d), 0, nBytes}}}
-}
-
 // decoder returns a reader of the values of a weight.
-func (q *quantisation) decoder(w *quant.Weight, d dtype.Type) *decoder {
-	parts := make([]*Tensor, len(w.Parts))
-	for i, name := range w.Parts {
-		parts[i] = q.stored.refs.tensor(name)
+func (q *quantisation) decoder(weight int, d dtype.Type) decoder {
+	v := decoder{weight: &q.weights[weight], stored: &q.stored.refs, d: d, kept: &q.kept}
+	if q.lost != nil {
+		v.lost = &q.lost[weight]
 	}
-	return &decoder{weight: w, parts: parts, d: d, kept: &q.kept, lost: q.lost[w.Name]}
+	return v
 }

@@ -47,9 +47,9 @@ func FuzzQuantisedBase(f *testing.F) {
 			return
 		}
 		defer c.Close()
-		as := make(map[string]dtype.Type)
+		var as []dtype.Type
 		for _, q := range checkpoint.QuantisedOf(c) {
-			as[q.Name] = dtype.BF16
+			as = append(as, dtype.BF16)
 			ref, ok := c.Lookup(q.Name)
 			if !ok || ref.Tensor.DType != dtype.F64 {
 				t.Fatalf("%q is quantised, and the view does not have it in F64", q.Name)

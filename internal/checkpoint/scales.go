@@ -11,13 +11,15 @@ func ScalesOf(c *Checkpoint, name string) Reader {
 	if c.quantisation == nil {
 		return nil
 	}
-	w := c.quantisation.weight(name)
-	if w == nil {
+	i, ok := c.quantisation.weight(name)
+	if !ok {
 		return nil
 	}
-	scales := *w
-	if scales.Codec = quant.Scales(w.Codec); scales.Codec == nil {
+	v := c.quantisation.decoder(i, dtype.F64)
+	scales := *v.weight
+	if scales.Codec = quant.Scales(scales.Codec); scales.Codec == nil {
 		return nil
 	}
-	return c.quantisation.decoder(&scales, dtype.F64)
+	v.weight = &scales
+	return &v
 }

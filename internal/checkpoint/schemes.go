@@ -1,7 +1,6 @@
 package checkpoint
 
 import (
-	"cmp"
 	"context"
 	"iter"
 	"slices"
@@ -21,21 +20,23 @@ func Stored(c *Checkpoint) *Checkpoint {
 	return c.quantisation.stored
 }
 
-// Decoding returns the checkpoint as its files have it, but for the weights that as names: these
-// are plain values of the dtype that it gives, each rounded once, and their codes and scales are
-// gone. All tensors of a file with such weights are aligned. Closing either checkpoint closes the
-// files of both.
-func Decoding(c *Checkpoint, as map[string]dtype.Type) (*Checkpoint, error) {
+// Decoding returns the checkpoint as its files have it, but for weights of QuantisedOf to which as,
+// in the same order, gives a dtype: these are plain values of it, each rounded once, and their codes
+// and scales are gone. Invalid leaves a weight. All tensors of a file with such weights are aligned.
+// Closing either checkpoint closes the files of both.
+func Decoding(c *Checkpoint, as []dtype.Type) (*Checkpoint, error) {
 	was := c.quantisation
 	q := &quantisation{
 		stored: was.stored, weights: was.weights, refused: was.refused, parts: was.parts, broken: was.broken,
-		hasUnits: was.hasUnits, lost: make(map[string]*lost),
+		hasUnits: was.hasUnits, lost: make([]lost, len(as)),
 	}
-	for name := range as {
-		q.lost[name] = new(lost)
+	for i, d := range as {
+		if d != dtype.Invalid {
+			q.lost[i].name = was.weights[i].Name
+		}
 	}
 	v, err := q.stored.View(func(i int, f *File) []Shown {
-		shown := q.shown(i, func(w *quant.Weight) dtype.Type { return as[w.Name] })
+		shown := q.shown(i, func(weight int) dtype.Type { return as[weight] })
 		slices.SortStableFunc(shown, func(a, b Shown) int { return f.header.compare(a.DType, b.DType) })
 		return shown
 	})
@@ -59,12 +60,12 @@ func LostOf(c *Checkpoint) (all []Lost) {
 	if c.quantisation == nil {
 		return nil
 	}
-	for name, l := range c.quantisation.lost {
-		if x := (Lost{name, l.nonFinite.Load(), l.overflown.Load()}); x.NonFinite+x.Overflown > 0 {
+	for i := range c.quantisation.lost {
+		l := &c.quantisation.lost[i]
+		if x := (Lost{l.name, l.nonFinite.Load(), l.overflown.Load()}); x.NonFinite+x.Overflown > 0 {
 			all = append(all, x)
 		}
 	}
-	slices.SortFunc(all, func(a, b Lost) int { return cmp.Compare(a.Name, b.Name) })
 	return all
 }
 
@@ -81,10 +82,12 @@ type Quantised struct {
 	Scheme string
 	DType  dtype.Type // of the weight before it was quantised, as far as the checkpoint tells
 	Parts  []string   // the stored tensors that hold it, the codes first
-	NBytes int64      // of these
 
 	IsRounded bool // float64 cannot hold the values of the codes, which are rounded to it
 }
+
+// IsQuantised reports whether there are quantised weights that can be read.
+func IsQuantised(c *Checkpoint) bool { return c.quantisation != nil && len(c.quantisation.weights) > 0 }
 
 // QuantisedOf lists the quantised weights, sorted by name.
 func QuantisedOf(c *Checkpoint) []Quantised {
@@ -93,39 +96,46 @@ func QuantisedOf(c *Checkpoint) []Quantised {
 	}
 	all := make([]Quantised, len(c.quantisation.weights))
 	for i, w := range c.quantisation.weights {
-		all[i] = Quantised{Name: w.Name, Scheme: w.Scheme, DType: w.DType, Parts: slices.Concat(w.Parts, w.Beside), IsRounded: w.IsRounded}
-		for _, part := range all[i].Parts {
-			all[i].NBytes += c.quantisation.stored.refs.tensor(part).NBytes
-		}
+		all[i] = Quantised{Name: w.Name, Scheme: w.Scheme, DType: w.DType, Parts: append(slices.Clip(w.Parts), w.Beside...), IsRounded: w.IsRounded}
 	}
 	return all
 }
 
-// CheckCodes reads what belongs to the codes of the quantised weights that wanted names, where the
-// files can hold what no weight has, such as an index beyond its end. Reading the values fails with
-// the same errors.
-func CheckCodes(ctx context.Context, c *Checkpoint, wanted iter.Seq[string]) error {
+// WeightOf returns the name of the quantised weight that a stored tensor holds the codes of, and the
+// name itself of any other tensor.
+func WeightOf(c *Checkpoint, stored string) string {
 	q := c.quantisation
-	for name := range wanted {
-		w := q.weight(name)
-		codec, ok := w.Codec.(quant.Checker)
+	if q == nil {
+		return stored
+	}
+	i, ok := q.stored.refs.table.Find(stored, q.stored.refs.name)
+	if !ok || len(q.parts) == 0 || q.parts[i] == 0 || q.weights[q.parts[i]-1].Parts[0] != stored {
+		return stored
+	}
+	return q.weights[q.parts[i]-1].Name
+}
+
+// CheckCodes reads what belongs to the codes of quantised weights, given by their numbers in
+// QuantisedOf, where the files can hold what no weight has, such as an index beyond its end. Reading
+// the values fails with the same errors.
+func CheckCodes(ctx context.Context, c *Checkpoint, wanted iter.Seq[int]) error {
+	q := c.quantisation
+	for i := range wanted {
+		codec, ok := q.weights[i].Codec.(quant.Checker)
 		if !ok {
 			continue
 		}
-		if err := codec.Check(ctx, q.decoder(w, dtype.F64)); err != nil {
+		v := q.decoder(i, dtype.F64)
+		if err := codec.Check(ctx, &v); err != nil {
 			return fault.InFile(err, c.Path)
 		}
 	}
 	return nil
 }
 
-// weight returns a quantised weight, nil if there is none of the name.
-func (q *quantisation) weight(name string) *quant.Weight {
-	i, ok := slices.BinarySearchFunc(q.weights, name, func(w quant.Weight, name string) int { return strings.Compare(w.Name, name) })
-	if !ok {
-		return nil
-	}
-	return &q.weights[i]
+// weight returns the number of a quantised weight; ok is false if there is none of the name.
+func (q *quantisation) weight(name string) (i int, ok bool) {
+	return slices.BinarySearchFunc(q.weights, name, func(w quant.Weight, name string) int { return strings.Compare(w.Name, name) })
 }
 
 // Unreadable is a quantised weight that cannot be read, with the reason.

@@ -35,8 +35,17 @@ type Piece struct {
 
 // Shown returns the tensor unchanged, for a view.
 func (t *Tensor) Shown() Shown {
-	return Shown{t.Name, t.DType, t.Shape, []Piece{{t.file, t.Off, t.NBytes}}, t.Scheme}
+	s := t.shape()
+	s.Pieces = []Piece{t.piece()}
+	return s
 }
+
+// shape returns the tensor without its bytes, and piece the bytes.
+func (t *Tensor) shape() Shown {
+	return Shown{Name: t.Name, DType: t.DType, Shape: t.Shape, Scheme: t.Scheme}
+}
+
+func (t *Tensor) piece() Piece { return Piece{t.file, t.Off, t.NBytes} }
 
 // View returns a checkpoint that shows other tensors. show returns the tensors of file i in the
 // order of their data, or nil to keep the file unchanged. Two tensors of the same name are an

@@ -49,14 +49,14 @@ func StripWrappers(name string) string {
 	return strings.Join(slices.DeleteFunc(parts, isWrapper), ".")
 }
 
-// isWrapper looks at the first letter before it compares: planning asks it for every segment of
-// every name.
-func isWrapper(segment string) bool {
-	return segment == "" || segment[0] == '_' && slices.Contains(wrappers, segment)
-}
+func isWrapper(segment string) bool { return slices.Contains(wrappers, segment) }
 
-// hasWrapper allocates nothing: nearly every name of a large model has no wrapper.
+// hasWrapper first looks for the two letters with which every wrapper begins: planning asks it
+// several times for each name of a model, and nearly all have no wrapper.
 func hasWrapper(name string) bool {
+	if name != "" && name[0] != '_' && name[0] != '.' && name[len(name)-1] != '.' && !strings.Contains(name, "._") && !strings.Contains(name, "..") {
+		return false
+	}
 	for segment := range strings.SplitSeq(name, ".") {
 		if isWrapper(segment) {
 			return true

@@ -19,7 +19,7 @@ func Of(c *checkpoint.Checkpoint) (*resolve.Base, error) {
 	b := &resolve.Base{
 		Path: c.Path, Tensors: make(map[string]resolve.Tensor, n), Config: c.Config,
 		Unread: checkpoint.Unread(c), Refused: make(map[string]error),
-		IsDecodable: len(checkpoint.QuantisedOf(c)) > 0,
+		IsDecodable: checkpoint.IsQuantised(c),
 	}
 	for _, u := range checkpoint.UnreadableOf(c) {
 		b.Refused[u.Name] = u.Err

@@ -296,9 +296,12 @@ func (w Weight) with(c Codec) Weight {
 
 // findBytes recognises codes of I8 with scales, and possibly zero points, of compressed-tensors.
 func findBytes(f *finder, t *Tensor) error {
+	if t.DType != dtype.I8 || !strings.HasSuffix(t.Name, ".weight") {
+		return nil
+	}
 	name := t.Name + "_scale"
 	scale := f.tensor(name)
-	if t.DType != dtype.I8 || scale == nil || !strings.HasSuffix(t.Name, ".weight") {
+	if scale == nil {
 		return nil
 	}
 	w := Weight{Name: t.Name, Scheme: "INT8 of compressed-tensors", Shape: t.Shape, Parts: []string{t.Name, name}, DType: f.config.dtypeOf(scale)}

@@ -12,7 +12,8 @@ import (
 // finder is the state of Recognise.
 type finder struct {
 	*listing
-	beside []string // those of besideFP8 that any name ends with
+	ends   map[string]bool // endings of optional tensors that any name has
+	beside []string        // those of besideFP8 among them
 	config Config
 	read   func(name string) ([]byte, error)
 	found  Found
@@ -37,8 +38,11 @@ var besideFP8 = []string{
 	"activation_scale", "input_global_scale", "input_scale", "input_scale_ub", "input_zero_point", "output_scale", "output_zero_point", "qscale_act",
 }
 
+// optionalFP8 are the endings of the other tensors that a weight in FP8 may have.
+var optionalFP8 = []string{"_scale_inv", "_scale", ".qscale_weight", ".scale", "_zero_point"}
+
 func newFinder(tensors []Tensor, c Config, read func(name string) ([]byte, error)) *finder {
-	f := &finder{listing: &listing{make([]listed, len(tensors)), lookup.New(len(tensors))}, config: c, read: read}
+	f := &finder{listing: &listing{make([]listed, len(tensors)), lookup.New(len(tensors))}, config: c, read: read, ends: make(map[string]bool)}
 	for i := range tensors {
 		f.sorted[i].Tensor = &tensors[i]
 	}
@@ -46,11 +50,10 @@ func newFinder(tensors []Tensor, c Config, read func(name string) ([]byte, error
 	for i := range f.sorted {
 		f.table.Add(f.sorted[i].Name, i, f.nameAt)
 	}
-	for _, ending := range besideFP8 {
-		if slices.ContainsFunc(tensors, func(t Tensor) bool { return strings.HasSuffix(t.Name, ending) }) {
-			f.beside = append(f.beside, ending)
-		}
+	for _, ending := range slices.Concat(besideFP8, optionalFP8) {
+		f.ends[ending] = slices.ContainsFunc(tensors, func(t Tensor) bool { return strings.HasSuffix(t.Name, ending) })
 	}
+	f.beside = slices.DeleteFunc(slices.Clone(besideFP8), func(ending string) bool { return !f.ends[ending] })
 	return f
 }
 
@@ -107,6 +110,16 @@ func (f *finder) has(names ...string) (present []string) {
 		}
 	}
 	return present
+}
+
+// optional returns the tensor of a name and one of besideFP8 or optionalFP8, or nil. It looks for
+// none where no name ends so: most models have one or two of the endings, and planning asks for all
+// of them for each weight.
+func (f *finder) optional(name, ending string) *Tensor {
+	if !f.ends[ending] {
+		return nil
+	}
+	return f.tensor(name + ending)
 }
 
 // is reports whether a tensor exists with a dtype and shape.

@@ -13,8 +13,11 @@ import (
 // with scales of F8_E4M3 and a weight_scale_2 that multiplies, and MXFP4.
 func findModelOpt(f *finder, t *Tensor) error {
 	module, ok := strings.CutSuffix(t.Name, ".weight")
+	if !ok || t.DType != dtype.U8 {
+		return nil
+	}
 	scale := f.tensor(t.Name + "_scale")
-	if !ok || t.DType != dtype.U8 || scale == nil {
+	if scale == nil {
 		return nil
 	}
 	w := Weight{Name: t.Name, Scheme: "NVFP4 of ModelOpt", Parts: []string{t.Name, scale.Name}, DType: f.config.dtypeOf(nil)}
@@ -79,8 +82,11 @@ func addNVFP4(f *finder, w Weight, divides bool) {
 // has them as in×out, in a stack; ModelOpt quantises them out×in, and stores the codes and scales
 // transposed, under the names of the parameters.
 func findModelOptExperts(f *finder, t *Tensor) error {
+	if t.DType != dtype.U8 || len(t.Shape) != 3 {
+		return nil
+	}
 	scale, second := f.tensor(t.Name+"_weight_scale"), f.tensor(t.Name+"_weight_scale_2")
-	if t.DType != dtype.U8 || len(t.Shape) != 3 || scale == nil || second == nil {
+	if scale == nil || second == nil {
 		return nil
 	}
 	w := Weight{

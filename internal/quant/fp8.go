@@ -34,7 +34,7 @@ func (f *finder) fp8(t *Tensor) error {
 		f.refuse(w, fault.Mismatch, "%q is stored as FP8, and its scales are missing", t.Name)
 	case len(scales) > 1:
 		f.refuse(w, fault.Mismatch, "%q is stored as FP8 and has two sets of scales, %q and %q", t.Name, scales[0], scales[1])
-	case len(f.has(t.Name+"_zero_point")) > 0:
+	case f.optional(t.Name, "_zero_point") != nil:
 		f.refuse(w, fault.Unsupported, "%q is stored as FP8 with zero points, which this version does not read", t.Name)
 	default:
 		f.addFP8(w, f.tensor(scales[0]))
@@ -55,14 +55,20 @@ func (f *finder) addFP8(w Weight, scale *Tensor) {
 }
 
 // scalesOf returns the names of the tensors that hold scales of FP8 codes.
-func (f *finder) scalesOf(t *Tensor) []string {
-	found := f.has(t.Name+"_scale_inv", t.Name+"_scale")
+func (f *finder) scalesOf(t *Tensor) (found []string) {
+	add := func(s *Tensor) {
+		if s != nil {
+			found = append(found, s.Name)
+		}
+	}
+	add(f.optional(t.Name, "_scale_inv"))
+	add(f.optional(t.Name, "_scale"))
 	if module := module(t.Name); module != t.Name {
-		found = append(found, f.has(module+".qscale_weight")...)
-		if s := f.tensor(module + ".scale"); s != nil {
-			// Norms also call their weight so.
+		add(f.optional(module, ".qscale_weight"))
+		// Norms also call their weight so.
+		if s := f.optional(module, ".scale"); s != nil {
 			if _, _, problem := f.gridOf(t.Shape, s); problem == "" {
-				found = append(found, s.Name)
+				add(s)
 			}
 		}
 	}

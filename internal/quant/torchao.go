@@ -43,8 +43,11 @@ func findTorchAO(f *finder, t *Tensor) error {
 // each row.
 func findQuanto(f *finder, t *Tensor) error {
 	name, ok := strings.CutSuffix(t.Name, "._data")
+	if !ok || t.DType != dtype.I8 && t.DType != dtype.F8E4M3 {
+		return nil
+	}
 	scale := f.tensor(name + "._scale")
-	if !ok || scale == nil || t.DType != dtype.I8 && t.DType != dtype.F8E4M3 {
+	if scale == nil {
 		return nil
 	}
 	w := Weight{Name: name, Scheme: "INT8 of Quanto", Shape: t.Shape, Parts: []string{t.Name, scale.Name}, DType: f.config.dtypeOf(scale)}

@@ -108,7 +108,10 @@ func DescribeCheckpoint(c *checkpoint.Checkpoint, o CheckpointOptions) (*Checkpo
 	}
 	quantised := make(map[string]int64) // bytes in the files
 	for _, q := range checkpoint.QuantisedOf(c) {
-		quantised[q.Name] = q.NBytes
+		for _, part := range q.Parts {
+			ref, _ := stored.Lookup(part)
+			quantised[q.Name] += ref.Tensor.NBytes
+		}
 	}
 	for _, name := range c.Names() {
 		ref, _ := c.Lookup(name)
