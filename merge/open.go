@@ -201,6 +201,9 @@ func (p *planner) resolve(ctx context.Context) error {
 		return err
 	}
 	p.warnings = append(p.warnings, notes...)
+	if len(p.targets) == 0 {
+		p.targets = make(map[string]*target, len(changes))
+	}
 	for _, c := range changes {
 		if err := p.addChange(c); err != nil {
 			return err

@@ -129,7 +129,7 @@ func plainNumber(digits string) (number int, ok bool) {
 		return 0, false
 	}
 	number, err := strconv.Atoi(digits)
-	return number, err == nil && strconv.Itoa(number) == digits
+	return number, err == nil && (digits == "0" || strings.TrimPrefix(digits, "-")[0] != '0')
 }
 
 // fillNumbers puts texts in the places of the numbers that splitNumbers took out.
@@ -158,6 +158,11 @@ func productsOf(lists [][]int) []product {
 	}
 	if len(lists[0]) == 0 {
 		return []product{{n: len(lists)}}
+	}
+	if len(lists[0]) == 1 {
+		if all := sortedHeads(lists); len(slices.Compact(slices.Clone(all))) == len(all) {
+			return []product{{[]string{rangesText(all)}, len(all)}}
+		}
 	}
 	rests := make(map[int][][]int)
 	var heads []int
@@ -189,6 +194,16 @@ func productsOf(lists [][]int) []product {
 		all = append(all, product{append([]string{rangesText(t.heads)}, t.texts...), t.n * len(t.heads)})
 	}
 	return all
+}
+
+// sortedHeads returns the first numbers of lists, sorted.
+func sortedHeads(lists [][]int) []int {
+	heads := make([]int, len(lists))
+	for i, l := range lists {
+		heads[i] = l[0]
+	}
+	slices.Sort(heads)
+	return heads
 }
 
 // shownRuns is how many runs of numbers a name shows, before it leaves out those in the middle.

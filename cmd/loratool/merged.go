@@ -55,16 +55,26 @@ func showPlanned(t *terminal, o *planRun, tensors []merge.PlannedTensor) {
 		{head: "tensors"}, {head: "dtype", left: true, drop: 1}, {head: "shape", left: true}, {head: "rank"}, {head: "scale", drop: 2},
 		{head: "name", left: true, isName: true},
 	}}
+	last, of := "", (*merge.PlannedTensor)(nil)
 	for _, g := range o.common.group(len(tensors), func(i int) (name, key string) {
 		p := &tensors[i]
-		change, scale := changeText(p)
-		return p.Tensor, fmt.Sprint(p.DType, p.Shape, change, scale)
+		if of == nil || !looksAlike(p, of) {
+			change, scale := changeText(p)
+			last, of = fmt.Sprint(p.DType, p.Shape, change, scale), p
+		}
+		return p.Tensor, last
 	}) {
 		p := &tensors[g.first]
 		change, scale := changeText(p)
 		tab.add(strconv.Itoa(g.n), p.DType, fmt.Sprint(p.Shape), change, scale, g.name)
 	}
 	t.print(tab)
+}
+
+// looksAlike reports whether two tensors surely have equal texts in a list of a plan.
+func looksAlike(p, q *merge.PlannedTensor) bool {
+	return p.DType == q.DType && slices.Equal(p.Shape, q.Shape) && p.Rank == q.Rank && p.Scale == q.Scale && p.Method == q.Method &&
+		p.Replaced == q.Replaced && p.Rows == q.Rows && p.Was == nil && q.Was == nil && p.Added == q.Added && p.Updates == nil && q.Updates == nil
 }
 
 // changeText is the rank and the scale of an update, or in their place the fate of a tensor without

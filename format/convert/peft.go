@@ -171,7 +171,7 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 		return p.sorted()
 	}
 
-	modules := make(map[string]map[peftRole]int)
+	modules := make(map[string]map[peftRole]int, len(p.tensors)/2)
 	var plain []peftKey
 	var plainTensors []int
 	for i := range p.tensors {
@@ -191,7 +191,7 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 		}
 		if key.role != rolePlain {
 			p.factors.some = true
-			p.factors.bare = p.factors.bare || !hasPEFTPrefix(p.tensors[i].Name)
+			p.factors.bare = p.factors.bare || key.isBare
 		}
 		switch key.role {
 		case rolePlain:
@@ -205,15 +205,17 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 			p.opaque(i)
 			p.require(format.FeatureUnknownTensor, p.tensors[i].Name)
 		default:
-			if modules[key.module] == nil {
-				modules[key.module] = make(map[peftRole]int)
+			roles := modules[key.module]
+			if roles == nil {
+				roles = make(map[peftRole]int)
+				modules[key.module] = roles
 			}
-			if _, taken := modules[key.module][key.role]; taken {
+			if _, taken := roles[key.role]; taken {
 				p.opaque(i)
 				p.require(format.FeatureTwice, p.tensors[i].Name)
 				continue
 			}
-			modules[key.module][key.role] = i
+			roles[key.role] = i
 		}
 	}
 	p.noteWrappers()
@@ -257,13 +259,16 @@ func (p *peftReader) sorted() format.Adapter {
 // most of the memory of a manifest.
 func (p *peftReader) layer(module string, roles map[peftRole]int) {
 	l := format.Layer{Module: module, Kind: format.Linear, Scaling: p.config.scaling(), Roles: roles}
-	if hasRole(roles, roleEmbeddingA) || hasRole(roles, roleEmbeddingB) {
-		if hasRole(roles, roleA) || hasRole(roles, roleB) {
+	hasA, hasB := hasRole(roles, roleA), hasRole(roles, roleB)
+	isPair := hasA && hasB && len(roles) == 2 // as nearly every layer
+	if !isPair && (hasRole(roles, roleEmbeddingA) || hasRole(roles, roleEmbeddingB)) {
+		if hasA || hasB {
 			p.require(format.FeatureUnknownTensor, module)
 		} else {
 			l.Kind = format.Embedding
 			renameRole(roles, roleEmbeddingA, roleA)
 			renameRole(roles, roleEmbeddingB, roleB)
+			hasA, hasB = hasRole(roles, roleA), hasRole(roles, roleB)
 		}
 	}
 	name := p.patternName(module)
@@ -276,8 +281,10 @@ func (p *peftReader) layer(module string, roles map[peftRole]int) {
 				overlap.field, overlap.key, overlap.conflict, name)
 		}
 	}
-	p.classify(&l, hasRole(roles, roleA), hasRole(roles, roleB), rank)
-	p.roleFeatures(&l)
+	p.classify(&l, hasA, hasB, rank)
+	if !isPair {
+		p.roleFeatures(&l)
+	}
 	p.out.Layers = append(p.out.Layers, l)
 }
 

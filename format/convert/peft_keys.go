@@ -30,6 +30,7 @@ type peftKey struct {
 	module  string // path of the module; for rolePlain the name of the parameter
 	role    peftRole
 	adapter string // the adapter's name, if the key of a raw state dict contains it
+	isBare  bool   // the key lacks PEFT's prefix
 }
 
 // peftTails is the grammar of a key after the module path. "*" stands for the adapter's name; raw
@@ -91,7 +92,14 @@ const peftPrefix = "base_model.model."
 // the words of PEFT. A file can hold very many keys, so most keys cost no allocation: the module is
 // a substring of the key.
 func parsePEFTKey(key string) peftKey {
-	plain := strings.TrimPrefix(naming.StripWrappers(key), peftPrefix)
+	plain, isPEFTs := strings.CutPrefix(naming.StripWrappers(key), peftPrefix)
+	parsed := parseTail(plain)
+	parsed.isBare = !isPEFTs
+	return parsed
+}
+
+// parseTail parses a key without wrappers and PEFT's prefix.
+func parseTail(plain string) peftKey {
 	var room [24]string
 	parts := room[:0]
 	for part := range strings.SplitSeq(plain, ".") {
@@ -142,11 +150,8 @@ func parsePlainKey(plain string, parts []string) peftKey {
 
 // isPEFTKey reports whether a key contains a word of PEFT's LoRA where PEFT puts it.
 func isPEFTKey(key string) bool {
-	switch parsePEFTKey(key).role {
-	case rolePlain, roleUnknown:
-		return strings.HasPrefix(naming.StripWrappers(key), peftPrefix)
-	}
-	return true
+	parsed := parsePEFTKey(key)
+	return parsed.role != rolePlain && parsed.role != roleUnknown || !parsed.isBare
 }
 
 // matchTail compares the end of a path with a pattern. It returns the number of segments in the

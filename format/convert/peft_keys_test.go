@@ -9,12 +9,12 @@ func TestKeysWithTheNameOfAnAdapterTwice(t *testing.T) {
 		key  string
 		want peftKey
 	}{
-		{"q.lora_A.weight", peftKey{"q", roleA, ""}},
-		{"q.lora_A.default.weight", peftKey{"q", roleA, "default"}},
-		{"q.lora_A.default.default.weight", peftKey{"q", roleA, "default.default"}},
-		{"q.lora_B.default_0.default.weight", peftKey{"q", roleB, "default_0.default"}},
-		{"q.lora_A.a.b.c.weight", peftKey{"q.lora_A.a.b.c.weight", roleUnknown, ""}},
-		{"self_attn..q.lora_A.weight", peftKey{"self_attn.q", roleA, ""}},
+		{"q.lora_A.weight", peftKey{module: "q", role: roleA, adapter: ""}},
+		{"q.lora_A.default.weight", peftKey{module: "q", role: roleA, adapter: "default"}},
+		{"q.lora_A.default.default.weight", peftKey{module: "q", role: roleA, adapter: "default.default"}},
+		{"q.lora_B.default_0.default.weight", peftKey{module: "q", role: roleB, adapter: "default_0.default"}},
+		{"q.lora_A.a.b.c.weight", peftKey{module: "q.lora_A.a.b.c.weight", role: roleUnknown, adapter: ""}},
+		{"self_attn..q.lora_A.weight", peftKey{module: "self_attn.q", role: roleA, adapter: ""}},
 	} {
 		if got := parsePEFTKey("base_model.model." + c.key); got != c.want {
 			t.Errorf("parsePEFTKey(%q) = %+v, want %+v", c.key, got, c.want)

@@ -166,8 +166,24 @@ func PartOfExperts(path string) (parameter string, part, parts int, ok bool) {
 	return "", 0, 0, false
 }
 
+// HasWeight reports whether a tensor path of the base ends with the last n segments of a module and
+// "weight". It allocates nothing: planning asks it for every layer.
+func (b *Base) HasWeight(module string, n int) bool {
+	at := len(module)
+	for range n {
+		if at = strings.LastIndexByte(module[:max(at, 0)], '.'); at < 0 {
+			break
+		}
+	}
+	var room [120]byte
+	return b.hasTails()[string(append(append(room[:0], module[at+1:]...), ".weight"...))]
+}
+
 // HasTail reports whether a tensor path of the base ends with the given segments, at most maxTail.
-func (b *Base) HasTail(tail string) bool {
+func (b *Base) HasTail(tail string) bool { return b.hasTails()[tail] }
+
+// hasTails has the ends of all tensor paths, of up to maxTail segments.
+func (b *Base) hasTails() map[string]bool {
 	if b.tails == nil {
 		b.tails = make(map[string]bool)
 		for name := range b.all() {
@@ -182,7 +198,7 @@ func (b *Base) HasTail(tail string) bool {
 			}
 		}
 	}
-	return b.tails[tail]
+	return b.tails
 }
 
 // maxTail is enough for one weight of one expert: experts.7.up_proj.weight.

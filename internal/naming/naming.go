@@ -33,6 +33,8 @@ type spelled struct {
 	names []string          // the base's, sorted
 	plain *lookup.Table     // of those without wrappers
 	other map[string]string // a name that the base spells in another way → the base's name
+
+	allPlain bool // plain has all names
 }
 
 // wrappers are the path segments that torch.compile, FSDP and activation checkpointing put around
@@ -79,13 +81,13 @@ func Index(names []string) *Base { return indexBy(names, StripWrappers) }
 
 // indexBy is Index for names that are spelled in another way.
 func indexBy(names []string, spell func(name string) string) *Base {
-	b := &Base{spelled: spelled{names, lookup.New(len(names)), make(map[string]string)}}
+	b := &Base{spelled: spelled{names: names, plain: lookup.New(len(names)), other: make(map[string]string), allPlain: true}}
 	if !slices.IsSorted(names) {
 		b.names = slices.Sorted(slices.Values(names))
 	}
 	for i, name := range b.names {
 		if plain := spell(name); plain != name {
-			b.other[plain] = name
+			b.other[plain], b.allPlain = name, false
 			continue
 		}
 		b.plain.Add(name, i, b.nameAt)
@@ -112,7 +114,10 @@ func (s *spelled) find(plain string) (actual string, ok bool) {
 func (s *spelled) all() iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for _, name := range s.names {
-			_, isSpelled := s.plain.Find(name, s.nameAt)
+			isSpelled := s.allPlain
+			if !isSpelled {
+				_, isSpelled = s.plain.Find(name, s.nameAt)
+			}
 			if _, twice := s.other[name]; !twice && isSpelled && !yield(name) {
 				return
 			}

@@ -356,26 +356,27 @@ func (b *Base) apply(e Edit) *Base {
 
 // checkStorage refuses a tensor whose values are not plain floats.
 func (b *Base) checkStorage(name string) error {
-	if err := b.Refused[name]; errors.Is(err, fault.Mismatch) || errors.Is(err, fault.Corrupt) {
+	if err := b.Refused[name]; err != nil && (errors.Is(err, fault.Mismatch) || errors.Is(err, fault.Corrupt)) {
 		return err
 	}
+	companion, hasCompanion := b.companion(name)
+	d := b.Tensors[name].DType
+	if d.IsFloat() && !hasCompanion {
+		return nil
+	}
 	quantised := ""
-	if m := b.Config.QuantizationMethod; m != "" {
+	switch m := b.Config.QuantizationMethod; {
+	case hasCompanion:
+		quantised = fmt.Sprintf(" (quantised: %q lies beside it)", companion)
+	case m != "":
 		quantised = fmt.Sprintf(" (quantised: config.json says %s)", m)
 	}
-	if companion, ok := b.companion(name); ok {
-		quantised = fmt.Sprintf(" (quantised: %q lies beside it)", companion)
-	}
-	d := b.Tensors[name].DType
-	if !d.IsFloat() || quantised != "" && d.Size() < 2 {
+	if !d.IsFloat() {
 		return fault.New(fault.Unsupported, "tensor %q of the base is stored as %v%s; merge supports F64, F32, F16 and BF16", name, d, quantised).
 			WithHint(naming.Dequantise)
 	}
-	if quantised != "" && !strings.Contains(quantised, "config.json") {
-		return fault.New(fault.Unsupported, "tensor %q of the base must be dequantised first%s", name, quantised).
-			WithHint(naming.Dequantise)
-	}
-	return nil
+	return fault.New(fault.Unsupported, "tensor %q of the base must be dequantised first%s", name, quantised).
+		WithHint(naming.Dequantise)
 }
 
 // companion returns the tensor beside a quantised one that holds its scales. FP8 of vLLM and

@@ -18,13 +18,17 @@ type gathered struct {
 	parts     int
 }
 
-// gather returns the form of a layer of one expert, or nil if the base has a module for the expert.
+// gather returns the form of a layer of one expert; nil for any other layer, and if the base has a
+// module for the expert.
 func (r *resolver) gather(l *format.Layer) form {
-	parameter, expert, part, parts, _ := naming.ExpertPart(l.Module)
+	parameter, expert, part, parts, ok := naming.ExpertPart(l.Module)
+	if !ok {
+		return nil
+	}
 	if apart := naming.Module(parameter) + "." + naming.Leaf(l.Module); apart != parameter && r.names.HasTail(tail(apart, 2)) {
 		return &gathered{r, l, apart, expert, 0, 1} // the base stacks the part alone
 	}
-	if r.names.HasTail(tail(l.Module, 3)+".weight") || !r.names.HasTail(tail(parameter, 2)) {
+	if r.names.HasWeight(l.Module, 3) || !r.names.HasTail(tail(parameter, 2)) {
 		return nil
 	}
 	return &gathered{r, l, parameter, expert, part, parts}

@@ -14,15 +14,15 @@ import (
 type plain struct {
 	*resolver
 	layer  *format.Layer
-	weight string // in the base, if it is not that of the layer's module
+	weight string // in the base; "" until target has found it
 }
 
 // target returns the name of the weight that the layer changes.
 func (p *plain) target() string {
-	if p.weight != "" {
-		return p.weight
+	if p.weight == "" {
+		p.weight = p.weightName(p.layer)
 	}
-	return p.weightName(p.layer)
+	return p.weight
 }
 
 func (p *plain) wants() []string {
@@ -105,7 +105,7 @@ func (p *plain) addBias(name string, x Term, b Blob) error {
 // weightName returns the name of the weight that a layer changes: that of its module, or of one
 // that several parts of the module share.
 func (r *resolver) weightName(l *format.Layer) string {
-	if !r.names.HasTail(tail(l.Module, 2) + ".weight") {
+	if !r.names.HasWeight(l.Module, 2) {
 		return r.attentionWeight(l)
 	}
 	return l.Module + ".weight"

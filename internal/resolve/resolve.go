@@ -45,9 +45,13 @@ func Resolve(b *Base, adapters *Checked) (changes []*Change, texts []string, err
 }
 
 func newSheet(b *Base, adapters *Checked) (*sheet, error) {
+	n := 0
+	for i := range adapters.adapters {
+		n += len(adapters.adapters[i].model.Layers)
+	}
 	s := &sheet{
 		Checked: adapters, base: b, names: naming.IndexOf(b.Names(), b.Config.Architecture),
-		changes: make(map[string]*Change), notes: new(notes),
+		changes: make(map[string]*Change, n), notes: new(notes),
 		looksUp: slices.ContainsFunc(adapters.adapters, looksUp),
 	}
 	if s.reading.Tied == Fold && len(s.adapters) > 0 {
@@ -112,10 +116,8 @@ func (r *resolver) formOf(l *format.Layer) form {
 	case l.Kind == format.Other:
 		return &compact{resolver: r, layer: l}
 	case l.Kind == format.Linear:
-		if _, _, _, _, ok := naming.ExpertPart(l.Module); ok {
-			if f := r.gather(l); f != nil {
-				return f
-			}
+		if f := r.gather(l); f != nil {
+			return f
 		}
 		if at := naming.Divide(r.names, l.Module, r.base.Config.Widths); at != nil {
 			return &divided{r, l, at}
