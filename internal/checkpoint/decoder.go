@@ -26,7 +26,7 @@ type decoder struct {
 
 // lost counts values that a decoder has read.
 type lost struct {
-	name      string // of the weight; "" for one that no decoder reads
+	name      string       // of the weight; "" for one that no decoder reads
 	nonFinite atomic.Int64 // NaN, and infinity by scales
 	overflown atomic.Int64 // numbers that d cannot hold
 }

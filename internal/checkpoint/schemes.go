@@ -21,9 +21,9 @@ func Stored(c *Checkpoint) *Checkpoint {
 }
 
 // Decoding returns the checkpoint as its files have it, but for weights of QuantisedOf to which as,
-// in the same order, gives a dtype: these are plain values of it, each rounded once, and their codes
-// and scales are gone. Invalid leaves a weight. All tensors of a file with such weights are aligned.
-// Closing either checkpoint closes the files of both.
+// in the same order, gives a dtype: these are plain values of it, each rounded once, and their
+// codes and scales are gone. Invalid leaves a weight. All tensors of a file with such weights are
+// aligned. Closing either checkpoint closes the files of both.
 func Decoding(c *Checkpoint, as []dtype.Type) (*Checkpoint, error) {
 	was := c.quantisation
 	q := &quantisation{
@@ -101,8 +101,8 @@ func QuantisedOf(c *Checkpoint) []Quantised {
 	return all
 }
 
-// WeightOf returns the name of the quantised weight that a stored tensor holds the codes of, and the
-// name itself of any other tensor.
+// WeightOf returns the name of the quantised weight that a stored tensor holds the codes of, and
+// the name itself of any other tensor.
 func WeightOf(c *Checkpoint, stored string) string {
 	q := c.quantisation
 	if q == nil {
@@ -116,8 +116,8 @@ func WeightOf(c *Checkpoint, stored string) string {
 }
 
 // CheckCodes reads what belongs to the codes of quantised weights, given by their numbers in
-// QuantisedOf, where the files can hold what no weight has, such as an index beyond its end. Reading
-// the values fails with the same errors.
+// QuantisedOf, where the files can hold what no weight has, such as an index beyond its end.
+// Reading the values fails with the same errors.
 func CheckCodes(ctx context.Context, c *Checkpoint, wanted iter.Seq[int]) error {
 	q := c.quantisation
 	for i := range wanted {
