@@ -271,15 +271,25 @@ func (p *planner) noteFiles() {
 
 // sortTargets sorts the targets by file and offset, and refuses unsupported ones.
 func (p *planner) sortTargets() error {
-	p.Plan.targets = slices.AppendSeq(make([]*target, 0, len(p.targets)), maps.Values(p.targets))
-	slices.SortFunc(p.Plan.targets, func(a, b *target) int {
-		if c := cmp.Or(cmp.Compare(a.ref.File, b.ref.File), cmp.Compare(a.ref.Tensor.Off, b.ref.Tensor.Off)); c != 0 {
+	type placed struct { // beside the target, so that a comparison stays within the list
+		file int
+		off  int64
+		*target
+	}
+	all := make([]placed, 0, len(p.targets))
+	for _, t := range p.targets {
+		all = append(all, placed{t.ref.File, t.ref.Tensor.Off, t})
+	}
+	slices.SortFunc(all, func(a, b placed) int {
+		if c := cmp.Or(cmp.Compare(a.file, b.file), cmp.Compare(a.off, b.off)); c != 0 {
 			return c
 		}
 		return cmp.Compare(a.Name, b.Name) // of two without elements
 	})
-	for _, t := range p.Plan.targets {
-		if err := p.checkTarget(t); err != nil {
+	p.Plan.targets = make([]*target, len(all))
+	for i, t := range all {
+		p.Plan.targets[i] = t.target
+		if err := p.checkTarget(t.target); err != nil {
 			return err
 		}
 	}

@@ -1,9 +1,10 @@
 package convert
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
-	"sort"
+	"strings"
 
 	"github.com/loratool/loratool/format"
 )
@@ -32,11 +33,10 @@ func (c *collector) opaque(i int) {
 // sorted returns the adapter with its lists in the order that spec/FORMAT.md requires.
 func (c *collector) sorted() format.Adapter {
 	a := &c.out
-	sort.Slice(a.Layers, func(i, j int) bool { return a.Layers[i].Module < a.Layers[j].Module })
-	sort.Slice(a.Beside, func(i, j int) bool { return a.Beside[i].Tensor < a.Beside[j].Tensor })
-	sort.Slice(a.Requires, func(i, j int) bool {
-		x, y := a.Requires[i], a.Requires[j]
-		return x.Feature < y.Feature || x.Feature == y.Feature && x.Where < y.Where
+	slices.SortFunc(a.Layers, func(x, y format.Layer) int { return strings.Compare(x.Module, y.Module) })
+	slices.SortFunc(a.Beside, func(x, y format.Beside) int { return cmp.Compare(x.Tensor, y.Tensor) })
+	slices.SortFunc(a.Requires, func(x, y format.Requirement) int {
+		return cmp.Or(cmp.Compare(x.Feature, y.Feature), cmp.Compare(x.Where, y.Where))
 	})
 	a.Requires = slices.Compact(a.Requires)
 	slices.Sort(c.manifest.Notes)

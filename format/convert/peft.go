@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -46,8 +47,12 @@ func (peftDialect) Recognise(in *Input) bool {
 // no key is PEFT's, another dialect claims some, and the file says its scales itself. People keep
 // the files of image models in one folder.
 func isStranger(in *Input) bool {
-	if claimsOf(in)[torchtune.name] != "" {
-		return true // torchtune writes a configuration for PEFT beside its own keys
+	// torchtune writes a configuration for PEFT beside its own keys.
+	isTorchtunes := func(t format.Tensor) bool {
+		return strings.Contains(t.Name, "lora_a") || strings.Contains(t.Name, "lora_b")
+	}
+	if in.readTable() == nil && slices.ContainsFunc(in.table.tensors, isTorchtunes) && claimsOf(in)[torchtune.name] != "" {
+		return true
 	}
 	if in.isFolder() || in.name == peftWeights || in.name == peftPickle || in.readTable() != nil {
 		return false
@@ -174,6 +179,7 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 	modules := make(map[string]map[peftRole]int, len(p.tensors)/2)
 	var plain []peftKey
 	var plainTensors []int
+	wrapped := "" // the first key with segments that are no part of the names
 	for i := range p.tensors {
 		if ctx.Err() != nil {
 			return p.out
@@ -185,6 +191,9 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 			p.note("%s is empty, as DeepSpeed ZeRO-3 leaves parameters that were not gathered before saving", p.tensors[i].Name)
 		default:
 			p.require(format.FeatureEmptyTensor, p.tensors[i].Name)
+		}
+		if key.isWrapped && wrapped == "" {
+			wrapped = p.tensors[i].Name
 		}
 		if key.adapter != "" {
 			p.names[key.adapter] = true
@@ -218,7 +227,9 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 			roles[key.role] = i
 		}
 	}
-	p.noteWrappers()
+	if wrapped != "" {
+		p.note("the keys have segments of torch.compile, FSDP or activation checkpointing, such as %s, which are left out of the names", naming.Wrapper(wrapped))
+	}
 	p.addSaved(ctx, plain, plainTensors, modules)
 	if len(p.names) > 1 {
 		p.require(format.FeatureSeveralNames, fmt.Sprint(len(p.names)))
@@ -228,25 +239,15 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 	}
 	(&eraChoice{peftReader: p, modules: modules}).decide()
 	p.out.Layers = slices.Grow(p.out.Layers, len(modules))
-	for module, roles := range modules {
+	for _, module := range slices.Sorted(maps.Keys(modules)) {
 		if ctx.Err() != nil {
 			return p.out
 		}
-		p.layer(module, roles)
+		p.layer(module, modules[module])
 	}
 	p.requirePatterns()
 	p.checkBias()
 	return p.sorted()
-}
-
-// noteWrappers says that the keys have segments that are no part of the names.
-func (p *peftReader) noteWrappers() {
-	for i := range p.tensors {
-		if segment := naming.Wrapper(p.tensors[i].Name); segment != "" {
-			p.note("the keys have segments of torch.compile, FSDP or activation checkpointing, such as %s, which are left out of the names", segment)
-			return
-		}
-	}
 }
 
 // sorted returns the adapter with the requirements of its configuration.

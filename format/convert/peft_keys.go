@@ -30,7 +30,9 @@ type peftKey struct {
 	module  string // path of the module; for rolePlain the name of the parameter
 	role    peftRole
 	adapter string // the adapter's name, if the key of a raw state dict contains it
-	isBare  bool   // the key lacks PEFT's prefix
+
+	isBare    bool // the key lacks PEFT's prefix
+	isWrapped bool // the key has segments of wrappers, see naming.StripWrappers
 }
 
 // peftTails is the grammar of a key after the module path. "*" stands for the adapter's name; raw
@@ -92,9 +94,10 @@ const peftPrefix = "base_model.model."
 // the words of PEFT. A file can hold very many keys, so most keys cost no allocation: the module is
 // a substring of the key.
 func parsePEFTKey(key string) peftKey {
-	plain, isPEFTs := strings.CutPrefix(naming.StripWrappers(key), peftPrefix)
+	stripped := naming.StripWrappers(key)
+	plain, isPEFTs := strings.CutPrefix(stripped, peftPrefix)
 	parsed := parseTail(plain)
-	parsed.isBare = !isPEFTs
+	parsed.isBare, parsed.isWrapped = !isPEFTs, len(stripped) < len(key)
 	return parsed
 }
 

@@ -14,7 +14,7 @@ func TestKeysWithTheNameOfAnAdapterTwice(t *testing.T) {
 		{"q.lora_A.default.default.weight", peftKey{module: "q", role: roleA, adapter: "default.default"}},
 		{"q.lora_B.default_0.default.weight", peftKey{module: "q", role: roleB, adapter: "default_0.default"}},
 		{"q.lora_A.a.b.c.weight", peftKey{module: "q.lora_A.a.b.c.weight", role: roleUnknown, adapter: ""}},
-		{"self_attn..q.lora_A.weight", peftKey{module: "self_attn.q", role: roleA, adapter: ""}},
+		{"self_attn..q.lora_A.weight", peftKey{module: "self_attn.q", role: roleA, isWrapped: true}},
 	} {
 		if got := parsePEFTKey("base_model.model." + c.key); got != c.want {
 			t.Errorf("parsePEFTKey(%q) = %+v, want %+v", c.key, got, c.want)

@@ -173,10 +173,20 @@ func checkName(name string) error {
 	switch {
 	case name == "" || len(name) > maxNameBytes:
 		return fault.New(fault.Unsupported, "a tensor name has %d bytes, want 1 to %d", len(name), maxNameBytes)
-	case strings.ContainsFunc(name, isControl):
+	case hasControl(name):
 		return fault.New(fault.Unsupported, "the tensor name %q contains control characters", name)
 	}
 	return nil
+}
+
+// hasControl compares bytes: isControl accepts no part of a longer character.
+func hasControl(name string) bool {
+	for i := range len(name) {
+		if isControl(rune(name[i])) {
+			return true
+		}
+	}
+	return false
 }
 
 // isControl reports whether R31 excludes the character.

@@ -183,7 +183,12 @@ func (d *decoder) dictionary(v reflect.Value) {
 	if v.IsNil() {
 		v.Set(reflect.MakeMap(v.Type()))
 	}
+	texts, isTexts := v.Addr().Interface().(*map[string]string)
 	for at, key := range d.Object() {
+		if isTexts && !d.exact && d.Next() == '"' { // the index of a model has a hundred thousand
+			(*texts)[key] = d.Str()
+			continue
+		}
 		name := reflect.ValueOf(key)
 		if d.exact && v.MapIndex(name).IsValid() {
 			d.Failf(Members, at, "member %q of %s is repeated", key, d.where())

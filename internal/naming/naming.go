@@ -56,15 +56,15 @@ func isWrapper(segment string) bool { return slices.Contains(wrappers, segment) 
 // hasWrapper first looks for the two letters with which every wrapper begins: planning asks it
 // several times for each name of a model, and nearly all have no wrapper.
 func hasWrapper(name string) bool {
-	if name != "" && name[0] != '_' && name[0] != '.' && name[len(name)-1] != '.' && !strings.Contains(name, "._") && !strings.Contains(name, "..") {
-		return false
-	}
-	for segment := range strings.SplitSeq(name, ".") {
-		if isWrapper(segment) {
-			return true
+	before := byte('.')
+	for i := range len(name) {
+		if c := name[i]; before == '.' && (c == '_' || c == '.') {
+			return slices.ContainsFunc(strings.Split(name, "."), isWrapper)
+		} else {
+			before = c
 		}
 	}
-	return false
+	return before == '.'
 }
 
 // Wrapper returns the first segment of a path that a training framework added, "" if there is none.

@@ -18,6 +18,9 @@ type finder struct {
 	read   func(name string) ([]byte, error)
 	found  Found
 
+	inBlocksOf     [2]uint64 // the last size of blocks of FP8, and the text for it, which all weights share
+	schemeOfBlocks string
+
 	isScaled *bool // whether any FP8 tensor has scales; nil if not known yet
 }
 
@@ -77,8 +80,10 @@ func (f *finder) tensor(name string) *Tensor {
 
 // add records a weight and claims its tensors.
 func (f *finder) add(w Weight) {
-	for _, name := range slices.Concat(w.Parts, w.Beside) {
-		f.find(name).claimed = true
+	for _, names := range [][]string{w.Parts, w.Beside} {
+		for _, name := range names {
+			f.find(name).claimed = true
+		}
 	}
 	if f.found.Weights == nil {
 		f.found.Weights = make([]Weight, 0, len(f.sorted)/2) // most weights have two parts or more

@@ -145,7 +145,8 @@ func (t *stack) fit(height, width uint64) *scaled {
 
 // is reports whether the scales have a shape, that of each expert if there are several.
 func (t *stack) is(want ...uint64) bool {
-	return slices.Equal(t.scales, append(slices.Clip(t.lead), want...))
+	n := len(t.lead)
+	return len(t.scales) == n+len(want) && slices.Equal(t.scales[:n], t.lead) && slices.Equal(t.scales[n:], want)
 }
 
 // inBlocks is gridOf for blocks of the configured sizes, or of 128×128.
@@ -158,7 +159,10 @@ func (f *finder) inBlocks(t *stack) (s *scaled, scheme, problem string) {
 	for _, b := range sizes {
 		down, across := above(t.rows, b[0]), above(t.cols, b[1])
 		if t.is(down, across) {
-			return t.fit(b[0], b[1]), fmt.Sprintf("FP8 in blocks of %d×%d", b[0], b[1]), ""
+			if f.inBlocksOf != b {
+				f.inBlocksOf, f.schemeOfBlocks = b, fmt.Sprintf("FP8 in blocks of %d×%d", b[0], b[1])
+			}
+			return t.fit(b[0], b[1]), f.schemeOfBlocks, ""
 		}
 		wants = append(wants, fmt.Sprintf("%d for blocks of %d×%d", append(slices.Clip(t.lead), down, across), b[0], b[1]))
 	}

@@ -275,6 +275,7 @@ func Negative(terms []Term) []Term {
 type Base struct {
 	Path       string // how errors name it
 	Tensors    map[string]Tensor
+	InOrder    []string // the names of Tensors as the files have them, mostly sorted; nil if not known
 	Config     config.Model
 	ConfigText []byte // config.json as it is; nil if there is none to edit
 
@@ -310,7 +311,10 @@ func (t Tensor) Elements() int64 {
 
 // Names lists the tensors of a base, sorted.
 func (b *Base) Names() []string {
-	names := slices.AppendSeq(make([]string, 0, len(b.Tensors)), maps.Keys(b.Tensors))
+	names := slices.Clone(b.InOrder)
+	if names == nil {
+		names = slices.AppendSeq(make([]string, 0, len(b.Tensors)), maps.Keys(b.Tensors))
+	}
 	slices.Sort(names)
 	return names
 }
@@ -332,6 +336,7 @@ type NewTensor struct {
 // apply returns the base after an edit.
 func (b *Base) apply(e Edit) *Base {
 	after := *b
+	after.InOrder = nil
 	after.Tensors = make(map[string]Tensor, len(b.Tensors))
 	for name, t := range b.Tensors {
 		if renamed, ok := e.Rename[name]; ok {

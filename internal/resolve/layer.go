@@ -243,6 +243,9 @@ func isOutProj(l *format.Layer) bool {
 	return is
 }
 
+// record adds a change to the sheet.
+func (s *sheet) record(c *Change) { s.changes[c.Name], s.made = c, append(s.made, c) }
+
 // change returns the change of the base's tensor for a name of the adapter, and makes it at first
 // use. A tensor that is only copied may be stored in any way.
 func (r *resolver) change(name string, copied bool) (*Change, error) {
@@ -267,6 +270,6 @@ func (r *resolver) change(name string, copied bool) (*Change, error) {
 		}
 	}
 	c := &Change{Name: actual, Module: module, Tensor: r.base.Tensors[actual], NBands: 1}
-	r.changes[actual] = c
+	r.record(c)
 	return c, nil
 }

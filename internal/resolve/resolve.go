@@ -3,7 +3,6 @@ package resolve
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -34,14 +33,13 @@ func Resolve(b *Base, adapters *Checked) (changes []*Change, texts []string, err
 	if s.fold != nil {
 		s.mirror()
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.changes)) {
-		c := s.changes[name]
+	slices.SortFunc(s.made, func(a, b *Change) int { return strings.Compare(a.Name, b.Name) })
+	for _, c := range s.made {
 		if err := c.check(); err != nil {
 			return nil, nil, err
 		}
-		changes = append(changes, c)
 	}
-	return changes, s.notes.list(), nil
+	return s.made, s.notes.list(), nil
 }
 
 func newSheet(b *Base, adapters *Checked) (*sheet, error) {

@@ -42,6 +42,7 @@ type sheet struct {
 	base    *Base
 	names   *naming.Base
 	changes map[string]*Change
+	made    []*Change // all of changes
 	notes   *notes
 	looksUp bool         // whether an adapter changes a table that tokens are looked up in
 	ties    *naming.Ends // nil until something asks for the base's two ends

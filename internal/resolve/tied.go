@@ -219,7 +219,7 @@ func (s *sheet) mirror() {
 	other := s.changes[to]
 	if other == nil {
 		other = &Change{Name: to, Module: naming.Module(to), Tensor: s.base.Tensors[to], NBands: 1}
-		s.changes[to] = other
+		s.record(other)
 	}
 	other.Terms, other.DoRA, other.Replace, other.Rows = c.Terms, c.DoRA, c.Replace, c.Rows
 }

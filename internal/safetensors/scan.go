@@ -77,9 +77,15 @@ func (s *scanner) numbers(most int, tooMany func()) []uint64 {
 func appendString(dst []byte, s string) []byte {
 	const escaped, letters = "\"\\\b\f\n\r\t", `"\bfnrt`
 	dst = append(dst, '"')
-	for i := range len(s) {
+	isPlain := func(c byte) bool { return c >= 0x20 && c != '"' && c != '\\' }
+	n := 0
+	for n < len(s) && isPlain(s[n]) {
+		n++
+	}
+	dst = append(dst, s[:n]...) // all of it, in nearly every name
+	for i := n; i < len(s); i++ {
 		c := s[i]
-		if c >= 0x20 && c != '"' && c != '\\' {
+		if isPlain(c) {
 			dst = append(dst, c)
 		} else if at := strings.IndexByte(escaped, c); at >= 0 {
 			dst = append(dst, '\\', letters[at])
