@@ -135,7 +135,7 @@ func (d *Divided) Weights() []string {
 // Divide looks for a module of an adapter in another division; nil if the base has the module as it
 // is, or has it in no division that is known for its type.
 func Divide(b *Base, module string, w Widths) *Divided {
-	if b.HasWeight(module, 2) {
+	if HasWeight(b, module, 2) {
 		return nil
 	}
 	for _, d := range divisions {

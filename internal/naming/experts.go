@@ -136,7 +136,7 @@ func ExpertPart(module string) (parameter string, expert, part, parts int, ok bo
 	if err != nil {
 		return "", 0, 0, 0, false
 	}
-	parameter, part, parts, ok = PartOfExperts(Module(experts) + "." + leaf)
+	parameter, part, parts, ok = partOfExperts(Module(experts), leaf)
 	return parameter, expert, part, parts, ok
 }
 
@@ -149,7 +149,10 @@ var oneExpert = regexp.MustCompile(`^(.*\.)?experts\.(gate_up_proj|down_proj)s\.
 // PartOfExperts maps a weight that every expert has, such as experts.up_proj, to the stacked
 // parameter that contains it. A stacked parameter maps to itself.
 func PartOfExperts(path string) (parameter string, part, parts int, ok bool) {
-	experts, leaf := Module(path), Leaf(path)
+	return partOfExperts(Module(path), Leaf(path))
+}
+
+func partOfExperts(experts, leaf string) (parameter string, part, parts int, ok bool) {
 	if !IsExperts(experts) {
 		return "", 0, 0, false
 	}
@@ -160,7 +163,7 @@ func PartOfExperts(path string) (parameter string, part, parts int, ok bool) {
 			}
 		}
 		if leaf == name {
-			return path, 0, 1, true
+			return experts + "." + leaf, 0, 1, true
 		}
 	}
 	return "", 0, 0, false
@@ -168,7 +171,7 @@ func PartOfExperts(path string) (parameter string, part, parts int, ok bool) {
 
 // HasWeight reports whether a tensor path of the base ends with the last n segments of a module and
 // "weight". It allocates nothing: planning asks it for every layer.
-func (b *Base) HasWeight(module string, n int) bool {
+func HasWeight(b *Base, module string, n int) bool {
 	at := len(module)
 	for range n {
 		if at = strings.LastIndexByte(module[:max(at, 0)], '.'); at < 0 {
@@ -176,14 +179,14 @@ func (b *Base) HasWeight(module string, n int) bool {
 		}
 	}
 	var room [120]byte
-	return b.hasTails()[string(append(append(room[:0], module[at+1:]...), ".weight"...))]
+	return tailsOf(b)[string(append(append(room[:0], module[at+1:]...), ".weight"...))]
 }
 
 // HasTail reports whether a tensor path of the base ends with the given segments, at most maxTail.
-func (b *Base) HasTail(tail string) bool { return b.hasTails()[tail] }
+func (b *Base) HasTail(tail string) bool { return tailsOf(b)[tail] }
 
-// hasTails has the ends of all tensor paths, of up to maxTail segments.
-func (b *Base) hasTails() map[string]bool {
+// tailsOf returns the ends of all tensor paths, of up to maxTail segments.
+func tailsOf(b *Base) map[string]bool {
 	if b.tails == nil {
 		b.tails = make(map[string]bool)
 		for name := range b.all() {

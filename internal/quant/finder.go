@@ -120,7 +120,7 @@ func (f *finder) has(names ...string) (present []string) {
 // optional returns the tensor of a name and one of besideFP8 or optionalFP8, or nil. It looks for
 // none where no name ends so: most models have one or two of the endings, and planning asks for all
 // of them for each weight.
-func (f *finder) optional(name, ending string) *Tensor {
+func optional(f *finder, name, ending string) *Tensor {
 	if !f.ends[ending] {
 		return nil
 	}

@@ -34,7 +34,7 @@ func (f *finder) fp8(t *Tensor) error {
 		f.refuse(w, fault.Mismatch, "%q is stored as FP8, and its scales are missing", t.Name)
 	case len(scales) > 1:
 		f.refuse(w, fault.Mismatch, "%q is stored as FP8 and has two sets of scales, %q and %q", t.Name, scales[0], scales[1])
-	case f.optional(t.Name, "_zero_point") != nil:
+	case optional(f, t.Name, "_zero_point") != nil:
 		f.refuse(w, fault.Unsupported, "%q is stored as FP8 with zero points, which this version does not read", t.Name)
 	default:
 		f.addFP8(w, f.tensor(scales[0]))
@@ -61,12 +61,12 @@ func (f *finder) scalesOf(t *Tensor) (found []string) {
 			found = append(found, s.Name)
 		}
 	}
-	add(f.optional(t.Name, "_scale_inv"))
-	add(f.optional(t.Name, "_scale"))
+	add(optional(f, t.Name, "_scale_inv"))
+	add(optional(f, t.Name, "_scale"))
 	if module := module(t.Name); module != t.Name {
-		add(f.optional(module, ".qscale_weight"))
+		add(optional(f, module, ".qscale_weight"))
 		// Norms also call their weight so.
-		if s := f.optional(module, ".scale"); s != nil {
+		if s := optional(f, module, ".scale"); s != nil {
 			if _, _, problem := f.gridOf(t.Shape, s); problem == "" {
 				add(s)
 			}

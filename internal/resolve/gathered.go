@@ -18,20 +18,16 @@ type gathered struct {
 	parts     int
 }
 
-// gather returns the form of a layer of one expert; nil for any other layer, and if the base has a
-// module for the expert.
-func (r *resolver) gather(l *format.Layer) form {
-	parameter, expert, part, parts, ok := naming.ExpertPart(l.Module)
-	if !ok {
+// find returns the form of the layer, or nil if the base has a module for the expert.
+func (g gathered) find() form {
+	if apart := naming.Module(g.parameter) + "." + naming.Leaf(g.layer.Module); apart != g.parameter && g.names.HasTail(tail(apart, 2)) {
+		g.parameter, g.part, g.parts = apart, 0, 1 // the base stacks the part alone
+		return &g
+	}
+	if naming.HasWeight(g.names, g.layer.Module, 3) || !g.names.HasTail(tail(g.parameter, 2)) {
 		return nil
 	}
-	if apart := naming.Module(parameter) + "." + naming.Leaf(l.Module); apart != parameter && r.names.HasTail(tail(apart, 2)) {
-		return &gathered{r, l, apart, expert, 0, 1} // the base stacks the part alone
-	}
-	if r.names.HasWeight(l.Module, 3) || !r.names.HasTail(tail(parameter, 2)) {
-		return nil
-	}
-	return &gathered{r, l, parameter, expert, part, parts}
+	return &g
 }
 
 func (g *gathered) wants() []string { return []string{g.parameter} }

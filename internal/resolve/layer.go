@@ -105,7 +105,7 @@ func (p *plain) addBias(name string, x Term, b Blob) error {
 // weightName returns the name of the weight that a layer changes: that of its module, or of one
 // that several parts of the module share.
 func (r *resolver) weightName(l *format.Layer) string {
-	if !r.names.HasWeight(l.Module, 2) {
+	if !naming.HasWeight(r.names, l.Module, 2) {
 		return r.attentionWeight(l)
 	}
 	return l.Module + ".weight"

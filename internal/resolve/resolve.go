@@ -114,8 +114,10 @@ func (r *resolver) formOf(l *format.Layer) form {
 	case l.Kind == format.Other:
 		return &compact{resolver: r, layer: l}
 	case l.Kind == format.Linear:
-		if f := r.gather(l); f != nil {
-			return f
+		if parameter, expert, part, parts, ok := naming.ExpertPart(l.Module); ok {
+			if f := (gathered{r, l, parameter, expert, part, parts}).find(); f != nil {
+				return f
+			}
 		}
 		if at := naming.Divide(r.names, l.Module, r.base.Config.Widths); at != nil {
 			return &divided{r, l, at}
