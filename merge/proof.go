@@ -17,13 +17,15 @@ package merge
 // multiplies S into their left factors. So there is one sum of r = Σ r_i products l_k·r_k, with
 // l_k = fl(S_i·b). The kernel adds the products in chunks of 16, and then the chunks in order.
 //
-//  1. On its way into δ, the product of index k passes n_k roundings: one in l_k, one of its own
-//     (none with fused multiply-add), 16 − k mod 16 additions in its chunk and ⌈r/16⌉ − max(1,
-//     ⌊k/16⌋) of chunks. So δ differs from the exact Σ by at most Σ_k γ_{n_k}·|l_k·r_k|, up to
-//     underflow (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., §3.1).
+//  1. On its way into δ, the product of index k passes n_k roundings: one in l_k, unless every S_i
+//     is a power of two; one of its own, unless multiply-add is fused; one addition each for
+//     itself and the later products in its chunk; and ⌈r/16⌉ − max(1, ⌊k/16⌋) additions of chunks.
+//     So δ differs from the exact Σ by at most Σ_k γ_{n_k}·|l_k·r_k|, up to underflow (Higham,
+//     Accuracy and Stability of Numerical Algorithms, 2nd ed., §3.1).
 //  2. Σ_k n_k·|l_k·r_k| ≤ (Σ n_k·l_k²)^½·(Σ n_k·r_k²)^½ =: ‖l‖_n·‖r‖_n (Cauchy–Schwarz): norms of
-//     the rows of L and the columns of R, computed once and rounded up. n_k is about 10 + r/32 in
-//     the mean and at most 17 + r/16. One long sum would have r·‖l‖·‖r‖, several times more.
+//     the rows of L and the columns of R, computed once and rounded up. n_k is at least 1, about
+//     9 + r/32 in the mean, and at most 18 + r/16. One long sum would have r·‖l‖·‖r‖, several times
+//     more.
 //  3. t = fl(w + δ) adds u·|t|, and computing t ± e rounds once more: u·(|t| + e).
 //  4. Underflow costs η/2 per product and per operation that computes the bound. Additions never
 //     underflow.
@@ -75,19 +77,22 @@ package merge
 // The weights of a quantised base are float64 numbers w, and the kernels for them begin with
 // numbers of their arithmetic. In float64 that is w itself, and everything above holds. In float32
 // it is fl(w), which differs from w by at most u·|fl(w)|, or by η/2 where it is subnormal, which
-// the sixth η pays for. |fl(w)| ≤ (1 + u)·|t| + c·|δ'|, and c·|δ'| ≤ (1 + γ)·c·‖l'‖·‖r'‖, which is
-// at most a third of c·‖l'‖_n·‖r'‖_n since every n_k is at least 3. So 3.003·u·|t| and 1.35·c·λ in
-// e pay for the rounding of w, in place of 2.002·u·|t| and 1.01·c·λ. Where the kernel takes 0 for
-// c, t is fl(w). Results are numbers of D within the arithmetic, so storing them rounds nothing.
-// The later passes begin with w.
+// the sixth η pays for. |fl(w)| ≤ (1 + u)·|t| + c·|δ'|, and c·|δ'| ≤ (1 + γ)·c·Σ|l'_k·r'_k|. So
+// 3.003·u·|t| in place of 2.002·u·|t|, and an n_k that is larger by one, pay for the rounding of w.
+// Where the kernel takes 0 for c, t is fl(w). Results are numbers of D within the arithmetic, so
+// storing them rounds nothing. The later passes begin with w.
 //
 // # Later passes
 //
-// The second pass forms one sum per term in float64 and multiplies it by S, which is at most
-// r + K + 3 roundings for K terms. Its bound is (r + K + 3)·2⁻⁵³·‖l‖·‖r‖, in which ‖l‖·‖r‖ ≤
-// ‖l‖_n·‖r‖_n/3 since every n_k is at least 3, and step 4 as above. For an F64 base it uses
-// double-double arithmetic, whose bound is stated with it. The last pass is exact: it adds products
-// of float64 numbers in integer arithmetic of unlimited length.
+// The second pass forms one sum per term in float64 and multiplies it by S, which is at most r + K
+// + 3 roundings for K terms. Its bound is (r + K + 3)·2⁻⁵³·‖l‖·‖r‖, in which ‖l‖·‖r‖ ≤ ‖l‖_n·‖r‖_n
+// since every n_k is at least 1, and step 4 as above. If every S_i is a power of two and no element
+// was packed as zero, c·Σ l'·r' is the same sum without any rounding. This pass then takes l' and
+// r', which the kernel has just used, and the bound holds as well.
+//
+// For an F64 base the second pass uses double-double arithmetic, whose bound is stated with it. The
+// last pass is exact: it adds products of float64 numbers in integer arithmetic of unlimited
+// length.
 //
 // # DoRA
 //

@@ -16,6 +16,8 @@ func available() (all []*Kernel) {
 			f32Widened:  assembled(8, 16, 8, f32WidenedAVX512),
 
 			bf16Recording: recording(8, 32, 8, bf16RecordingAVX512),
+
+			dot: dot32,
 		})
 	}
 	if cpu.X86.HasAVX2 && cpu.X86.HasFMA && cpu.X86.HasF16C && cpu.X86.HasPOPCNT {
@@ -30,6 +32,8 @@ func available() (all []*Kernel) {
 			f32Widened:  assembled(4, 8, 16, f32WidenedAVX2),
 
 			bf16Recording: recording(4, 16, 16, bf16RecordingAVX2),
+
+			dot: dot32,
 		})
 	}
 	return all

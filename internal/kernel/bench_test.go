@@ -2,8 +2,10 @@ package kernel
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/loratool/loratool/format/dtype"
 )
@@ -91,6 +93,52 @@ func BenchmarkSlow(b *testing.B) {
 			}
 		}
 	}
+}
+
+// BenchmarkShare measures the part of the time that undecided elements take in a merge: it runs a
+// block with and without them in turn, and reports the least times.
+func BenchmarkShare(b *testing.B) {
+	for _, k := range Available() {
+		for _, d := range []dtype.Type{dtype.BF16, dtype.F16, dtype.F32} {
+			for _, r := range []int{16, 64, 256} {
+				b.Run(fmt.Sprintf("kernel=%v/r=%d/dtype=%v", k, r, d), func(b *testing.B) {
+					if d == dtype.F32 {
+						benchmarkShare[float64](b, k, d, r)
+					} else {
+						benchmarkShare[float32](b, k, d, r)
+					}
+				})
+			}
+		}
+	}
+}
+
+func benchmarkShare[T Float](b *testing.B, k *Kernel, d dtype.Type, r int) {
+	const rows, cols = 128, 4096
+	p := randomProblem(rand.New(rand.NewPCG(13, 14)), d, rows, cols, 0.02, []int{r}, 0.05, 2)
+	u := prepare[T](k, p)
+	run := u.micro.run
+	fast := func(b *block[T]) {
+		run(b)
+		clear(b.undecided)
+	}
+	before, st, scratch := p.bytes(), Stats{}, new(Scratch[T])
+	w := make([]byte, len(before))
+	least := [2]time.Duration{math.MaxInt64, math.MaxInt64}
+	for b.Loop() {
+		for i, f := range []func(*block[T]){run, fast} {
+			u.micro.run = f
+			copy(w, before)
+			start := time.Now()
+			u.Merge(b.Context(), w, 0, &st, scratch)
+			least[i] = min(least[i], time.Since(start))
+		}
+	}
+	slow := float64(least[0] - least[1])
+	b.ReportMetric(float64(least[0])/float64(len(p.w)), "ns/elem")
+	b.ReportMetric(100*slow/float64(least[0]), "%time")
+	b.ReportMetric(200*float64(st.Slow)/float64(st.Elements), "%slow")
+	b.ReportMetric(slow*float64(b.N)/float64(st.Slow), "ns/slow")
 }
 
 // tie makes w 1 and Δ half an ulp.

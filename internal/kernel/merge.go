@@ -93,7 +93,7 @@ func (u *Update[T]) tiles(
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	m, b := &u.micro, &s.block
+	m, b, size := &u.micro, &s.block, u.d.Size()
 	rows := runTiles(u, m, w, row0, p, i, nRows, s)
 	b.sums.addTo(st, u.a+u.b)
 	for q := range b.panels {
@@ -101,16 +101,17 @@ func (u *Update[T]) tiles(
 			if mask == 0 {
 				continue
 			}
-			first := (i+row)*u.cols + (p+q)*m.cols
-			mask &= 1<<min(m.cols, u.cols-(p+q)*m.cols) - 1
+			first := (p + q) * m.cols
+			mask &= 1<<min(m.cols, u.cols-first) - 1
 			for ; mask != 0; mask &= mask - 1 {
 				st.Slow++
-				index := first + bits.TrailingZeros64(mask)
+				j := first + bits.TrailingZeros64(mask)
 				var err error
-				if u.isWidened {
+				if index := (i+row)*u.cols + j; u.isWidened {
 					err = settleWidened(ctx, u, w, row0, index, st, s)
 				} else {
-					err = u.slow(ctx, w, row0, index, st)
+					out := w[index*size:][:size]
+					err = u.decide(ctx, dtype.Load(u.d, out, 0), out, row0+i+row, j, st)
 				}
 				if err != nil {
 					return err

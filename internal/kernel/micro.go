@@ -15,6 +15,8 @@ type Kernel struct {
 	f32Widened  micro[float64]
 
 	bf16Recording micro[float32] // with the same tiles as bf16
+
+	dot func(l, r []float32, stride int) float64 // nil for the one in Go
 }
 
 func (k *Kernel) String() string { return k.name }
@@ -50,6 +52,7 @@ type micro[T Float] struct {
 	// largest number of panels per call, so that float32 sums of squares keep a relative error
 	// below 2⁻¹⁷
 	panels int
+	fuses  bool // multiply-add rounds once
 	run    func(*block[T])
 }
 

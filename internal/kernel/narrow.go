@@ -8,7 +8,7 @@ import (
 )
 
 // narrowing rounds float64 numbers to a narrower dtype, and tells when one rounding gives the
-// result of a whole interval. It refuses numbers near the ends of the dtype's range.
+// result of a whole interval. It refuses zero, and numbers that might overflow.
 //
 // Consider the numbers of a binade that agree in all but the last drop bits. One of them, the one
 // that ends in 1000…, is a midpoint m of two values of the dtype. For a number x among them, x − m
@@ -21,7 +21,7 @@ type narrowing struct {
 	bias        uint64 // difference of the exponents' biases, in position
 	sign        uint   // shift of the sign bit
 	share       float64
-	least, most float64 // range of magnitudes to round
+	least, most float64 // magnitudes: the smallest normal one, and the largest to round
 }
 
 var narrowings = [...]narrowing{
@@ -39,7 +39,7 @@ func narrowingTo(d dtype.Type) narrowing {
 		bias:  uint64(1023-bias) << l.Fraction,
 		sign:  uint(63 - l.Fraction - l.Exponent),
 		share: math.Ldexp(1, -3-l.Fraction),
-		least: math.Ldexp(1, 2-bias),
+		least: math.Ldexp(1, 1-bias),
 		most:  math.Ldexp(1, bias-1),
 	}
 }
@@ -60,11 +60,23 @@ func (n *narrowing) round(x, e float64) (rounded float64, bits uint64, ok bool) 
 	half := uint64(1) << (n.drop - 1)
 	middle := math.Float64frombits(b&^(2*half-1) | half)
 	if !(e < math.Abs(abs-middle) && e < n.share*abs && abs >= n.least && abs <= n.most) {
-		return 0, 0, false
+		return n.roundSmall(x, e)
 	}
 	b += half // never a tie
 	sign := math.Float64bits(x) &^ (1<<63 - 1)
 	return math.Float64frombits(b&^(2*half-1) | sign), b>>n.drop - n.bias | sign>>n.sign, true
+}
+
+// roundSmall is round for subnormal results. The smallest normal number more is in the binade whose
+// values of D are as far apart as those below it. The sum is off by at most half an ulp. The sign
+// of x is certain if e < |x|.
+func (n *narrowing) roundSmall(x, e float64) (rounded float64, bits uint64, ok bool) {
+	if abs := math.Abs(x); !(e < abs && abs < n.least) {
+		return 0, 0, false
+	}
+	rounded, bits, ok = n.round(math.Abs(x)+n.least, e+0x1p-52*n.least)
+	sign := math.Float64bits(x) &^ (1<<63 - 1)
+	return math.Copysign(rounded-n.least, x), bits - 1<<(52-n.drop) | sign>>n.sign, ok
 }
 
 // put stores the bits of a number of the dtype.
@@ -74,17 +86,6 @@ func (n *narrowing) put(out []byte, bits uint64) {
 	} else {
 		binary.LittleEndian.PutUint16(out, uint16(bits))
 	}
-}
-
-// storeWithin stores RN_D of the numbers within e of x, if all of them round to one finite value.
-func storeWithin(d dtype.Type, out []byte, x, e float64) (ok bool) {
-	if n := narrowingOf(d); n != nil {
-		if _, bits, ok := n.round(x, e); ok {
-			n.put(out, bits)
-			return true
-		}
-	}
-	return storeBetween(d, out, x-e, x+e)
 }
 
 // storeBetween stores RN_D of the numbers from lo to hi, if all of them round to one finite value.

@@ -59,8 +59,10 @@ type scaled[T Float] struct {
 type packed[T Float] struct {
 	rows, cols int
 	rank       int // total rank of the terms
+	extra      int // roundings of every product: see roundings
 	terms      []Term[T]
 	micro      micro[T]
+	dot        func(l, r []T, stride int) float64
 	panels     int // of micro.cols columns each, the last one padded with zeros
 
 	// rows×rank, and rows of zeros to the end of a tile: S·l / 2^a, rounded once, terms side by
@@ -76,6 +78,9 @@ type packed[T Float] struct {
 	// times lBound·rNorm, the bound of a sum in float64; floor64 is its floor
 	bound64 float64
 	floor64 float64
+	// l and r times scale64 are the products without any rounding
+	lossless bool
+	scale64  float64
 	// the original R in the layout of r, for later passes; r itself if packing lost nothing
 	right   []T
 	rFinite bool // all elements of R are finite, so a zero row of L changes nothing
@@ -105,9 +110,13 @@ func (u *packed[T]) pack(ctx context.Context) error {
 		u.scale, u.inverse = T(math.Ldexp(1, e)), T(math.Ldexp(1, -e))
 	}
 	u.floor = T(max(x.normal, float64(u.rank+6)*x.smallest*max(1, float64(u.scale))))
+	isExact := u.isExact()
+	u.extra = u.extraRoundings(isExact)
+	u.scale64 = math.Ldexp(1, u.a+u.b)
+	u.lossless = isExact && isMiddle(u.scale64)
 	// A sum in float64, in any order, rounds a product at most r+K+3 times for K terms; in the
-	// norms every product counts at least three times.
-	u.bound64 = float64(u.rank+len(u.terms)+3) / 3 * 0x1p-53 / x.unit
+	// norms every product counts at least once.
+	u.bound64 = float64(u.rank+len(u.terms)+3) * 0x1p-53 / x.unit
 	u.floor64 = arithmetic64.normal
 	for i := range u.terms {
 		u.floor64 += float64(u.terms[i].Rank) * math.Abs(u.terms[i].S) * math.SmallestNonzeroFloat64
@@ -116,6 +125,16 @@ func (u *packed[T]) pack(ctx context.Context) error {
 		return err
 	}
 	return u.packRight(ctx, x)
+}
+
+// isExact reports whether S·L rounds nothing, since each S is a power of two.
+func (u *packed[T]) isExact() bool {
+	for i := range u.terms {
+		if f, _ := math.Frexp(math.Abs(u.terms[i].S)); f != 0.5 {
+			return false
+		}
+	}
+	return true
 }
 
 // largest returns the largest magnitude among the finite elements. finite reports whether all are
@@ -156,15 +175,11 @@ const askElements = 1 << 20
 
 // packLeft packs S·L/2^a and computes lBound: 1.01·c·(u·(Σ n_k·l_k²)^½ + lost), with n_k from
 // roundings. lost covers the elements of a row that are packed as zeros. The last addend pays for
-// underflow of S·l and keeps the bound normal. Where w is rounded to float32, 1.35 in place of 1.01
-// pays for u·|δ|.
+// underflow of S·l and keeps the bound normal.
 func (u *packed[T]) packLeft(ctx context.Context, x *arithmetic) error {
 	u.l = make([]T, (u.rows+u.micro.rows-1)*u.rank)
 	u.lBound = make([]T, u.rows+u.micro.rows-1)
-	relative, margin := x.unit, 1.01
-	if u.isWidened && isNarrow[T]() {
-		margin = 1.35
-	}
+	relative := x.unit
 	if u.scale == 0 {
 		relative = 1 // the bound covers δ itself, which the kernel omits
 	}
@@ -183,21 +198,25 @@ func (u *packed[T]) packLeft(ctx context.Context, x *arithmetic) error {
 			term := &u.terms[t]
 			for _, v := range term.L[i*term.Rank : (i+1)*term.Rank] {
 				p := term.S * float64(v)
+				if math.Abs(p) < arithmetic64.normal && v != 0 {
+					u.lossless = false
+				}
 				isZero = isZero && p == 0 && (v == 0 || term.S == 0)
 				p = p * unscale
 				if math.Abs(p) < x.least {
 					if p != 0 {
 						nLost++
+						u.lossless = false
 					}
 					p = 0
 				}
 				dst[k] = T(p)
-				sum += float64(roundings(k, u.rank)) * p * p
+				sum += float64(u.roundings(k)) * p * p
 				k++
 			}
 		}
 		if !isZero {
-			bound := margin * (relative*normAbove(sum) + math.Sqrt(float64(nLost))*x.least)
+			bound := 1.01 * (relative*normAbove(sum) + math.Sqrt(float64(nLost))*x.least)
 			u.lBound[i] = T(math.Ldexp(bound, u.a+u.b) + vanished)
 		}
 	}
@@ -215,7 +234,7 @@ func (u *packed[T]) packRight(ctx context.Context, x *arithmetic) error {
 	var lost []float64 // nil if no element is
 	unscale := T(math.Ldexp(1, -u.b))
 	err := u.eachRight(ctx, func(k, p int, src []T) {
-		n := float64(roundings(k, u.rank))
+		n := float64(u.roundings(k))
 		dst, sums := u.r[(p*u.rank+k)*nr:][:len(src)], sums[p*nr:][:len(src)]
 		for j, v := range src {
 			v *= unscale
@@ -241,6 +260,7 @@ func (u *packed[T]) packRight(ctx context.Context, x *arithmetic) error {
 	for j, n := range lost {
 		u.rNorm[j] = T(normAbove(sums[j]) + 1.01*math.Sqrt(n)*x.least/x.unit)
 	}
+	u.lossless = u.lossless && lost == nil
 	isSame := u.b == 0 && lost == nil
 	if !isSame {
 		u.right = make([]T, len(u.r))
@@ -272,8 +292,9 @@ func (u *packed[T]) eachRight(ctx context.Context, f func(k, p int, src []T)) er
 // column locates column j of R in u.right, all terms below each other: its first element and the
 // distance between elements.
 func (u *packed[T]) column(j int) (at, stride int) {
-	nr := u.micro.cols
-	return j/nr*u.rank*nr + j%nr, nr
+	nr := u.micro.cols // a power of two
+	first := j &^ (nr - 1)
+	return first*u.rank + j - first, nr
 }
 
 // isZero reports whether all terms leave n rows unchanged.

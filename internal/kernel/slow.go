@@ -9,20 +9,36 @@ import (
 	"github.com/loratool/loratool/format/dtype"
 )
 
-// slow decides one element, with the given index in the rows that begin with row0: in float64, then
-// in double-double for a float64 result, then exactly. It asks the context before the exact sum: a
-// block can need one for every element, and one of some thousand products takes a millisecond.
+// slow decides one element, with the given index in the rows that begin with row0.
 func (u *Update[T]) slow(
 	ctx context.Context, rows []byte, row0, index int, st *Stats,
 ) error {
-	i, j := row0+index/u.cols, index%u.cols
 	size := u.d.Size()
-	out := rows[index*size : (index+1)*size]
-	return u.decide(ctx, dtype.Load(u.d, out, 0), out, i, j, st)
+	out := rows[index*size:][:size]
+	return u.decide(ctx, dtype.Load(u.d, out, 0), out, row0+index/u.cols, index%u.cols, st)
 }
 
-// decide is slow for an element of the base, and RN_D of it in out.
+// decide is slow for an element of the base, and RN_D of it in out. Nearly always a sum in float64
+// decides it; where no term changes the element, that is w, and its result stays.
 func (u *Update[T]) decide(
+	ctx context.Context, w float64, out []byte, i, j int, st *Stats,
+) error {
+	if n := narrowingOf(u.d); n != nil {
+		delta, e := u.sum64(i, j, w)
+		if result, bits, ok := n.round(w+delta, e); ok {
+			n.put(out, bits)
+			account(st, w, delta, result)
+			return nil
+		}
+	}
+	return u.decideRare(ctx, w, out, i, j, st)
+}
+
+// decideRare is decide for what a sum in float64 does not decide at once: it tries both ends of its
+// interval, or double-double for a float64 result, and then sums exactly. It asks the context
+// before the exact sum: a block can need one for every element, and one of some thousand products
+// takes a millisecond.
+func (u *Update[T]) decideRare(
 	ctx context.Context, w float64, out []byte, i, j int, st *Stats,
 ) error {
 	if u.isStill(i, j) {
@@ -34,7 +50,10 @@ func (u *Update[T]) decide(
 	if u.d == dtype.F64 {
 		delta, ok = u.decideDouble(i, j, w, out)
 	} else {
-		delta, ok = u.decide64(i, j, w, out)
+		var e float64
+		delta, e = u.sum64(i, j, w)
+		x := w + delta
+		ok = math.Abs(x)+e <= math.MaxFloat64 && storeBetween(u.d, out, x-e, x+e)
 	}
 	if !ok {
 		if err := ctx.Err(); err != nil {
@@ -63,37 +82,22 @@ func Side[T Float](ctx context.Context, u *Update[T], w, m float64, row, col int
 	return cmp.Compare(dtype.Load(u.d, out, 0), 0), nil
 }
 
-// decide64 computes in float64. Its bound is 2²⁹ times smaller than the fast pass's in float32.
-func (u *Update[T]) decide64(i, j int, w float64, out []byte) (delta float64, ok bool) {
+// sum64 returns Δ of an element in float64, and a bound on the error of w + Δ. In float32 the fast
+// pass's is 2²⁹ times larger. The packed factors are in the first-level cache, since the fast pass
+// has just used them.
+func (u *packed[T]) sum64(i, j int, w float64) (delta, e float64) {
 	at, stride := u.column(j)
-	for t := range u.terms {
-		term := &u.terms[t]
-		delta += term.S * dot(term.L[i*term.Rank:(i+1)*term.Rank], u.right[at:], stride)
-		at += term.Rank * stride
+	if u.lossless {
+		delta = u.scale64 * u.dot(u.l[i*u.rank:][:u.rank], u.r[at:], stride)
+	} else {
+		for t := range u.terms {
+			term := &u.terms[t]
+			delta += term.S * u.dot(term.L[i*term.Rank:][:term.Rank], u.right[at:], stride)
+			at += term.Rank * stride
+		}
 	}
-	x := w + delta
-	e := u.bound64*float64(u.lBound[i])*float64(u.rNorm[j]) + u.floor64 + slack64*math.Abs(x)
-	if !(math.Abs(x)+e <= math.MaxFloat64) {
-		return delta, false
-	}
-	return delta, storeWithin(u.d, out, x, e)
-}
-
-// dot returns the sum of l_k·r_k, with r_k = r[k·stride]. Its four partial sums do not wait for
-// each other.
-func dot[T Float](l, r []T, stride int) float64 {
-	var s0, s1, s2, s3 float64
-	for len(l) > 4 {
-		s0 += float64(l[0]) * float64(r[0])
-		s1 += float64(l[1]) * float64(r[stride])
-		s2 += float64(l[2]) * float64(r[2*stride])
-		s3 += float64(l[3]) * float64(r[3*stride])
-		l, r = l[4:], r[4*stride:]
-	}
-	for k, x := range l {
-		s0 += float64(x) * float64(r[k*stride])
-	}
-	return (s0 + s1) + (s2 + s3)
+	return delta, u.bound64*float64(u.lBound[i])*float64(u.rNorm[j]) + u.floor64 +
+		slack64*math.Abs(w+delta)
 }
 
 // decideDouble computes in double-double arithmetic: it adds the rounding error of every product

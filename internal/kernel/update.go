@@ -34,12 +34,22 @@ type Update[T Float] struct {
 	positive *Update[T]
 }
 
-// roundings returns how many roundings product k of rank products passes on its way into δ: one in
-// S·l, one of its own (none with fused multiply-add), the later additions in its chunk, and the
-// later additions of chunks.
-func roundings(k, rank int) int {
-	nChunks := (rank + chunk - 1) / chunk
-	return 2 + chunk - k%chunk + nChunks - max(1, k/chunk)
+// roundings returns how many roundings product k passes on its way into δ, at least one: those that
+// all products have in common, the additions in its chunk, and the later additions of chunks.
+func (u *packed[T]) roundings(k int) int {
+	nChunks, first := (u.rank+chunk-1)/chunk, k/chunk*chunk
+	return u.extra + min(chunk, u.rank-first) - k%chunk + nChunks - max(1, k/chunk)
+}
+
+// extraRoundings returns those that all products have in common: one in S·l unless that is exact,
+// and one of its own unless multiply-add is fused. A base rounded to float32 counts as one more.
+func (u *packed[T]) extraRoundings(isExact bool) (n int) {
+	for _, rounds := range []bool{!isExact, !u.micro.fuses, u.isWidened && isNarrow[T]()} {
+		if rounds {
+			n++
+		}
+	}
+	return n
 }
 
 // groupBytes is the amount of R processed together. It fits in the first-level cache beside tiles
@@ -67,7 +77,7 @@ func prepareFrom[T Float](
 	ctx context.Context, k *Kernel, d, source dtype.Type, rows, cols int, terms []Term[T],
 ) (*Update[T], error) {
 	u := &Update[T]{d: d, source: source, kernel: k, bottom: new(bottom)}
-	u.isWidened = source != d
+	u.isWidened, u.dot = source != d, dotFor[T](k)
 	u.rows, u.cols, u.terms, u.micro = rows, cols, slices.Clone(terms), microFor[T](k, d, u.isWidened)
 	for i := range terms {
 		t := &terms[i]
