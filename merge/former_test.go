@@ -5,15 +5,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/gguf"
 	"github.com/loratool/loratool/internal/testkit"
 	"github.com/loratool/loratool/merge"
 )
@@ -311,6 +314,84 @@ func TestUnmergeOfUntiedGGUF(t *testing.T) {
 		back, err := os.ReadFile(run(t, p, err))
 		if err != nil || !bytes.Equal(back, content) {
 			t.Errorf("%s: not the base (%v)", name, err)
+		}
+	}
+}
+
+// TestUnmergeOfUntiedSplitGGUF: all parts say how many tensors the model has, also those that the
+// adapter does not change, and say it again as before.
+func TestUnmergeOfUntiedSplitGGUF(t *testing.T) {
+	base, err := os.ReadFile(ggufBases + "tied/base.gguf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := gguf.Read(t.Context(), bytes.NewReader(base), int64(len(base)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	parts := [][]gguf.Tensor{nil, g.Tensors[:5], g.Tensors[5:]}
+	for i, tensors := range parts {
+		kvs := []gguf.KV{gguf.Uint32KV("split.no", uint32(i)), gguf.Uint32KV("split.count", uint32(len(parts))), gguf.Int32KV("split.tensors.count", int32(len(g.Tensors)))}
+		if i == 0 {
+			kvs = slices.Concat(g.KVs, kvs)
+		}
+		var part bytes.Buffer
+		err := gguf.Write(t.Context(), &part, kvs, tensors, func(w io.Writer, k int) error {
+			_, err := w.Write(base[tensors[k].Off:][:tensors[k].Size])
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		testkit.Write(t, filepath.Join(dir, fmt.Sprintf("base-%05d-of-%05d.gguf", i+1, len(parts))), part.Bytes())
+	}
+	a := merge.Adapter{Source: opened(t, ggufBases+"plain/peft"), Name: "peft", Weight: 1}
+	var rec bytes.Buffer
+	o := untie
+	o.Undo = &rec
+	p, err := merge.Open(t.Context(), dir, []merge.Adapter{a}, o)
+	merged := run(t, p, err)
+	for name, hash := range tree(t, dir) {
+		if tree(t, merged)[name] == hash {
+			t.Errorf("%s has not changed", name)
+		}
+	}
+	p, err = merge.OpenUnmerge(t.Context(), merged, removal(t, []merge.Adapter{a}, rec.Bytes()), merge.Options{})
+	if got, want := tree(t, run(t, p, err)), tree(t, dir); !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// TestDamagedRecordsOfShapesAreFound turns a bit of every seventh byte of a record in turn. No
+// other base may come out.
+func TestDamagedRecordsOfShapesAreFound(t *testing.T) {
+	dir := filepath.Join(fixtures, "merge", "tied-sharded-untie")
+	c := readFixture(t, dir)
+	adapters, err := c.openAdapters(t, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rec bytes.Buffer
+	p, err := c.open(t, dir, merge.Options{Undo: &rec})
+	merged := run(t, p, err)
+	want := tree(t, filepath.Join(fixtures, "bases", c.Base))
+	for i := 0; i < rec.Len(); i += 7 {
+		damaged := bytes.Clone(rec.Bytes())
+		damaged[i] ^= 1 << (i % 8)
+		r, err := merge.OpenRecord(t.Context(), "record", bytes.NewReader(damaged), int64(len(damaged)))
+		if err != nil {
+			continue
+		}
+		p, err := merge.OpenUnmerge(t.Context(), merged, merge.Removal{Adapters: anyWeight(adapters), Records: []*merge.Record{r}}, merge.Options{})
+		if err != nil {
+			continue
+		}
+		out := filepath.Join(t.TempDir(), "out")
+		_, err = p.Run(t.Context(), out)
+		p.Close()
+		if err == nil && !maps.Equal(tree(t, out), want) {
+			t.Fatalf("bit %d of byte %d of the record turned: a different base came out", i%8, i)
 		}
 	}
 }

@@ -32,7 +32,8 @@ func Open(ctx context.Context, path string, adapters []Adapter, options Options)
 }
 
 // OpenUnmerge plans to remove adapters from the merged checkpoint at path. With undo records the
-// result is the earlier checkpoint byte for byte, headers included, and digests prove it.
+// result is the earlier checkpoint byte for byte, headers included, and checksums of every block
+// have been compared.
 func OpenUnmerge(ctx context.Context, path string, remove Removal, options Options) (*Plan, error) {
 	return openPlan(ctx, path, func(b *checkpoint.Checkpoint) (*Plan, error) {
 		return NewUnmerge(ctx, b, remove, options)

@@ -332,6 +332,9 @@ func showUndo(t *terminal, o *inspectOptions, r *report.Undo) {
 			t.line("file         %s header %.16s… before, %.16s… after", strings.TrimSpace(f.Name+","), f.Before.SHA256, f.After.SHA256)
 		}
 	}
+	for _, s := range r.Side {
+		t.line("file         %s, %.16s… before, %.16s… after", s.Name, s.Before.SHA256, s.After.SHA256)
+	}
 	t.line("size         %s, %.3g bits per weight", fileio.FormatBytes(r.Bytes), r.BitsPerWeight)
 	if !o.verbose {
 		t.line("tensors      -v lists them, with digests of their checksums")

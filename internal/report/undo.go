@@ -11,7 +11,8 @@ type Undo struct {
 	Tool          string         `json:"tool"`
 	Adapters      []undo.Adapter `json:"adapters"` // the merged adapters
 	Files         []UndoFile     `json:"files"`
-	Tensors       []UndoTensor   `json:"tensors"` // tensors that the merge changed
+	Side          []undo.Side    `json:"side,omitempty"` // files beside the weights that the merge changed
+	Tensors       []UndoTensor   `json:"tensors"`        // tensors that the merge changed
 	Elements      int64          `json:"elements"`
 	Bytes         int64          `json:"bytes"` // of the record
 	BitsPerWeight float64        `json:"bits_per_weight"`
@@ -47,7 +48,7 @@ func DescribeUndo(src format.Source, nBytes int64) (*Undo, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &Undo{Kind: "undo", Tool: r.Tool, Adapters: r.Adapters, Files: []UndoFile{}, Tensors: []UndoTensor{}, Elements: r.Elements(), Bytes: nBytes}
+	u := &Undo{Kind: "undo", Tool: r.Tool, Adapters: r.Adapters, Files: []UndoFile{}, Side: r.Side, Tensors: []UndoTensor{}, Elements: r.Elements(), Bytes: nBytes}
 	for i := range r.Files {
 		f := &r.Files[i]
 		u.Files = append(u.Files, UndoFile{f.Name, f.Changed(), f.Before, f.After})
