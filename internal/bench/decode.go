@@ -28,7 +28,7 @@ func (s *setting) decode() error {
 	if err := errors.Join(err, err2, m.writeFP8(quantised)); err != nil {
 		return err
 	}
-	merged, decoded := s.path("merged"), s.path("decoded")
+	merged, decoded := s.output("merged"), s.output("decoded")
 	contenders := []contender{
 		{"loratool merge, BF16", []string{s.loratool, "merge", "-q", plain, adapter, "-o", merged}, merged},
 		{"loratool merge, FP8 to BF16", []string{s.loratool, "merge", "-q", quantised, adapter, "-o", decoded}, decoded},

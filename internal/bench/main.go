@@ -17,6 +17,7 @@
 package main
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"os"
@@ -33,6 +34,7 @@ type setting struct {
 	rank   int
 	runs   int
 	dir    string
+	out    string
 	python string
 
 	against, bench string // for kernels
@@ -42,11 +44,12 @@ type setting struct {
 
 func main() {
 	var s setting
-	flag.StringVar(&s.shape, "shape", "main", "shape of the model: main, small, large, tiny, single, shards or 7b")
+	flag.StringVar(&s.shape, "shape", "main", "shape of the model: main, layer, small, large, tiny, single, shards or 7b")
 	flag.IntVar(&s.rank, "rank", 16, "rank of the adapter")
 	name := flag.String("dtype", "BF16", "dtype of the base: BF16, F16 or F32")
 	flag.IntVar(&s.runs, "runs", 5, "runs of each command, after one that warms up")
 	flag.StringVar(&s.dir, "dir", "", "where the files are made (default: a temporary directory, removed at the end)")
+	flag.StringVar(&s.out, "out", "", "where outputs are made, such as a directory in memory, where no command waits for a disk (default: as for -dir)")
 	flag.StringVar(&s.python, "python", "", "a Python with torch, transformers and peft to compare with")
 	flag.StringVar(&s.against, "against", "HEAD~1", "kernels: the revision to compare with")
 	flag.StringVar(&s.bench, "bench", "Fast/kernel=[^p]", "kernels: which benchmarks, as for go test")
@@ -90,6 +93,9 @@ func (s *setting) prepared(f func(*setting) error) error {
 
 func (s *setting) path(name string) string { return filepath.Join(s.dir, name) }
 
+// output returns the path of an output that is timed.
+func (s *setting) output(name string) string { return filepath.Join(cmp.Or(s.out, s.dir), name) }
+
 // model returns the named shape with the settings applied.
 func (s *setting) model(name string) shape {
 	m := shapes[name]
@@ -113,7 +119,7 @@ func (s *setting) merge() error {
 	if err != nil {
 		return err
 	}
-	merged, copied, byPEFT := s.path("merged"), s.path("copied"), s.path("peft")
+	merged, copied, byPEFT := s.output("merged"), s.output("copied"), s.output("peft")
 	contenders := []contender{
 		{"cp", []string{"cp", "-r", "--reflink=never", base, copied}, copied},
 		{"cp, sync", []string{"sh", "-c", `cp -r --reflink=never "$0" "$1" && find "$1" -exec sync {} +`, base, copied}, copied},

@@ -30,6 +30,7 @@ type shape struct {
 // shapes are the shapes of the tables, by name. The main one has the shape of TinyLlama 1.1B.
 var shapes = map[string]shape{
 	"main":   {layers: 22, hidden: 2048, mlp: 5632, kv: 256, vocabulary: 32000},
+	"layer":  {layers: 1, hidden: 2048, mlp: 5632, kv: 256, vocabulary: 8000},
 	"small":  {layers: 8, hidden: 1024, mlp: 2816, kv: 256, vocabulary: 8000},
 	"large":  {layers: 21, hidden: 4096, mlp: 11008, kv: 1024, vocabulary: 32000},
 	"tiny":   {layers: 160, experts: 384, hidden: 256, mlp: 64, vocabulary: 8000, rank: 4},

@@ -33,7 +33,7 @@ func (s *setting) undo() error {
 	} else {
 		fmt.Printf("%s\n", out)
 	}
-	merged, recorded, back, swapped := s.path("merged"), s.path("recorded"), s.path("back"), s.path("swapped")
+	merged, recorded, back, swapped := s.output("merged"), s.output("recorded"), s.output("back"), s.output("swapped")
 	const fresh = `rm -f "$1" && exec "$0" "$2" -q "$3" -o "$4" "--$5=$1"` // existing records are not replaced
 	contenders := []contender{
 		{"loratool merge", []string{s.loratool, "merge", "-q", base, adapter, "-o", merged}, merged},
@@ -90,7 +90,7 @@ func (s *setting) spectrum() error {
 
 // extract times an extraction of rank 8 from a pair of checkpoints that differ by an adapter and
 // the rounding to the dtype. With Python it also times one 5632×2048 matrix against two
-// decompositions of torch.
+// decompositions of torch; the shape layer also against mergekit.
 func (s *setting) extract() error {
 	m := s.model(s.shape)
 	base, tuned, adapter := s.path("base-"+s.shape+"-"+s.dtype.String()), s.path("tuned-"+s.shape), s.path(fmt.Sprintf("adapter-%s-r%d", s.shape, m.rank))
@@ -104,8 +104,12 @@ func (s *setting) extract() error {
 			return err
 		}
 	}
-	out := s.path("extracted")
+	out, byMergekit := s.output("extracted"), s.output("mergekit")
 	contenders := []contender{{"loratool extract --rank 8, " + s.shape, []string{s.loratool, "extract", "-q", base, tuned, "-o", out, "--rank", "8"}, out}}
+	if s.python != "" && s.shape == "layer" { // it takes a minute for each matrix of main
+		contenders = append(contenders, contender{"mergekit-extract-lora --max-rank 8", []string{s.python, "-m", "mergekit.scripts.extract_lora",
+			"--base-model", base, "--model", tuned, "--out-path", byMergekit, "--max-rank", "8"}, byMergekit})
+	}
 	results, err := race(contenders, s.runs)
 	if err != nil {
 		return err
@@ -114,16 +118,17 @@ func (s *setting) extract() error {
 	if s.python == "" {
 		return nil
 	}
-	return s.extractOne()
+	return errors.Join(s.extractOne(5632, 2048, 8), s.extractOne(256, 2048, 64))
 }
 
-// extractOne compares decompositions, at rank 8, of the difference of two bf16 matrices.
-func (s *setting) extractOne() error {
-	base, tuned := s.path("one-base.safetensors"), s.path("one-tuned.safetensors")
-	if err := writePair(base, tuned, 5632, 2048); err != nil {
+// extractOne compares decompositions of the difference of two m×n bf16 matrices.
+func (s *setting) extractOne(m, n, rank int) error {
+	base, tuned := s.path(fmt.Sprintf("one-base-%d.safetensors", m)), s.path(fmt.Sprintf("one-tuned-%d.safetensors", m))
+	if err := writePair(base, tuned, m, n); err != nil {
 		return err
 	}
-	c := contender{"torch", []string{s.python, "-c", torchScript, s.loratool, base, tuned, s.path("extracted"), strconv.Itoa(s.runs)}, s.path("extracted")}
+	out := s.output("extracted")
+	c := contender{"torch", []string{s.python, "-c", torchScript, s.loratool, base, tuned, out, strconv.Itoa(s.runs), strconv.Itoa(rank)}, out}
 	cmd := exec.Command(c.args[0], c.args[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	return cmd.Run()
@@ -134,23 +139,24 @@ func (s *setting) extractOne() error {
 const torchScript = `
 import glob, shutil, statistics, subprocess, sys, time, torch
 from safetensors.torch import load_file
-loratool, base, tuned, out, runs = sys.argv[1:]
+loratool, base, tuned, out, runs, rank = sys.argv[1:]
+k = int(rank)
 w0, w1 = (next(iter(load_file(p).values())) for p in (base, tuned))
 delta = w1.float() - w0.float()
 def extract():
     shutil.rmtree(out, ignore_errors=True)
-    subprocess.run([loratool, "extract", "-q", base, tuned, "-o", out, "--rank", "8"], check=True)
+    subprocess.run([loratool, "extract", "-q", base, tuned, "-o", out, "--rank", rank], check=True)
 def product(): # of the extracted factors
     f = load_file(glob.glob(out + "/*.safetensors")[0])
     a, b = (next(v for k, v in f.items() if n in k).float() for n in ("lora_A", "lora_B"))
     return b @ a
 def lowrank():
-    u, s, v = torch.svd_lowrank(delta, q=16, niter=2)
-    return (u[:, :8] * s[:8]) @ v[:, :8].T
+    u, s, v = torch.svd_lowrank(delta, q=2 * k, niter=2)
+    return (u[:, :k] * s[:k]) @ v[:, :k].T
 def full():
     u, s, v = torch.linalg.svd(delta, full_matrices=False)
-    return (u[:, :8] * s[:8]) @ v[:8]
-ways = {"loratool extract, whole process": extract, "torch.svd_lowrank(q=16, niter=2)": lowrank, "torch.linalg.svd": full}
+    return (u[:, :k] * s[:k]) @ v[:k]
+ways = {"loratool extract, whole process": extract, f"torch.svd_lowrank(q={2 * k}, niter=2)": lowrank, "torch.linalg.svd": full}
 times, error = {k: [] for k in ways}, {}
 for _ in range(int(runs)):
     for name, f in ways.items():
@@ -159,7 +165,7 @@ for _ in range(int(runs)):
         times[name].append(time.perf_counter() - start)
         got = product() if got is None else got
         error[name] = (torch.linalg.norm((delta - got).double()) / torch.linalg.norm(delta.double())).item()
-print("| one matrix of %d x %d, rank 8 | s | relative error |\n|---|---:|---:|" % delta.shape)
+print("\n| one matrix of %d x %d, rank %d | s | relative error |\n|---|---:|---:|" % (*delta.shape, k))
 for name in ways:
     print("| %s | %.4f | %.6f |" % (name, statistics.median(times[name]), error[name]))
 `
