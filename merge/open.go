@@ -453,6 +453,12 @@ func newHeader(ctx context.Context, p *Plan, f *outFile) ([]byte, error) {
 // length only.
 func stampOf(p *Plan) inner.Stamp {
 	s := inner.Stamp{Tool: p.options.Tool, BaseAs: p.options.BaseAs, BaseAsSkip: p.options.BaseAsSkip}
+	switch {
+	case p.options.Stochastic:
+		s.Requantise, s.Seed = inner.StochasticCodes, p.options.Seed
+	case p.options.Requantise:
+		s.Requantise = inner.NearestCodes
+	}
 	for i, a := range p.adapters {
 		content := unknownID
 		if p.ids != nil {

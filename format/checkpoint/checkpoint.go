@@ -65,7 +65,7 @@ func (c *Checkpoint) History() []Merged {
 		for i, a := range m.Adapters {
 			adapters[i] = StampAdapter(a)
 		}
-		all = append(all, Merged{m.File, m.Key, Stamp{m.Tool, adapters, m.Added, m.Reshaped, m.BaseAs, m.BaseAsSkip}})
+		all = append(all, Merged{m.File, m.Key, Stamp{m.Tool, adapters, m.Added, m.Reshaped, m.BaseAs, m.BaseAsSkip, m.Requantise, m.Seed}})
 	}
 	return all
 }
@@ -87,6 +87,10 @@ type Stamp struct {
 	// scheme first, but for these modules. Releases that know no BaseAs have left both out.
 	BaseAs     string   `json:"base_as,omitempty"`
 	BaseAsSkip []string `json:"base_as_skip,omitzero"`
+	// Requantise tells how a merge with merge.Options.Requantise chose codes: "nearest", or
+	// "stochastic" by Seed. Other merges, and early releases, have left both out.
+	Requantise string `json:"requantise,omitempty"`
+	Seed       int64  `json:"seed,omitzero"`
 }
 
 // StampAdapter is one adapter of a stamp.

@@ -14,7 +14,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -112,11 +111,8 @@ func run(
 // of the merged checkpoint that the base does not have.
 func (a *auditor) simulate() (err error) {
 	a.seen = a.stored
-	isOfBase := func(m checkpoint.Merged) bool {
-		return slices.ContainsFunc(a.stored.History(), func(b checkpoint.Merged) bool { return reflect.DeepEqual(b.Stamp, m.Stamp) })
-	}
-	for _, m := range a.merged.History() {
-		if a.o.BaseAs != "" || m.BaseAs == "" || isOfBase(m) || checkpoint.IsQuantised(a.stored) {
+	for _, m := range a.ownStamps() {
+		if a.o.BaseAs != "" || m.BaseAs == "" || checkpoint.IsQuantised(a.stored) {
 			continue
 		}
 		a.o.BaseAs, a.o.BaseAsSkip = m.BaseAs, m.BaseAsSkip

@@ -33,6 +33,11 @@ func (a *auditor) requantise() error {
 	}
 	o := a.options()
 	o.AllowNonFinite, o.Dequantise, o.Requantise, o.AcceptLoss, o.Progress = false, false, true, true, nil
+	for _, m := range a.ownStamps() {
+		if m.Requantise == checkpoint.StochasticCodes {
+			o.Stochastic, o.Seed = true, m.Seed
+		}
+	}
 	plan, err := merge.New(a.ctx, (*model.Checkpoint)(checkpoint.NewHandle(checkpoint.OnlyReadable(a.stored))), a.adapters, o)
 	if err != nil {
 		return nil // no such merge can be made: the values are judged
@@ -58,7 +63,7 @@ func (a *auditor) requantise() error {
 	}
 	for _, c := range coded {
 		if share, ok := kept[c.of.Name]; ok && c.compared != nil && c.compared.isCompared() {
-			c.conclude(share)
+			c.conclude(share, o)
 		}
 	}
 	return nil
@@ -71,13 +76,18 @@ type recodedTensor struct {
 	compared *expected // the codes
 }
 
-// conclude judges the weight by its codes. kept is the share of ΔW that the right ones keep.
-func (c *recodedTensor) conclude(kept merge.Figure) {
+// conclude judges the weight by its codes. kept is the share of ΔW that the right ones keep, those
+// of a merge with these options.
+func (c *recodedTensor) conclude(kept merge.Figure, o merge.Options) {
 	t, n := &c.of.found, c.compared.different
+	chosen := "the nearest to the update's sum"
+	if o.Stochastic {
+		chosen = fmt.Sprintf("chosen at random by the seed %d of the stamp", o.Seed)
+	}
 	switch {
 	case n == 0:
 		t.Verdict, t.Finding, t.Rounding, t.Margin = AsClaimed, Requantised, Exact, merge.Figure(math.NaN())
-		t.Text = fmt.Sprintf("every code is the nearest to the update's sum, with the scales of the base; %.3g %% of the update is kept", 100*float64(kept))
+		t.Text = fmt.Sprintf("every code is %s, with the scales of the base; %.3g %% of the update is kept", chosen, 100*float64(kept))
 	case c.compared.far == 0 && c.compared.DType == dtype.F8E4M3:
 		t.Verdict, t.Finding = Inconclusive, Requantised
 		t.Text = fmt.Sprintf("%.2g %% of the codes are next to the nearest one: chosen at random, or from rounded sums", 100*float64(n)/float64(t.Elements))

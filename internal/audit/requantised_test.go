@@ -1,6 +1,7 @@
 package audit_test
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -55,10 +56,40 @@ func TestNewCodesAreJudged(t *testing.T) {
 			t.Errorf("%s: with another code: %+v", fixture, x)
 		}
 		if fixture == "fp8_block_128" {
-			if x := verdict(merged(merge.Options{Stochastic: true}), ours); x.Verdict != audit.Inconclusive || x.Finding != audit.Requantised {
+			stamped := merged(merge.Options{Stochastic: true, Seed: 7})
+			if x := verdict(stamped, ours); x.Verdict != audit.AsClaimed || x.Finding != audit.Requantised || !strings.Contains(x.Text, "seed 7") {
 				t.Errorf("%s: with codes chosen at random: %+v", fixture, x)
 			}
+			bare := merged(merge.Options{Stochastic: true, Seed: 7})
+			hideStamps(t, bare, weight.Parts[0])
+			if x := verdict(bare, ours); x.Verdict != audit.Inconclusive || x.Finding != audit.Requantised {
+				t.Errorf("%s: with codes chosen at random, and no stamp: %+v", fixture, x)
+			}
+			changeCode(t, stamped, weight.Parts[0])
+			if x := verdict(stamped, ours); x.Verdict == audit.AsClaimed {
+				t.Errorf("%s: with codes chosen at random, a stamp, and another code: %+v", fixture, x)
+			}
 		}
+	}
+}
+
+// hideStamps renames the stamps of the file that holds a tensor.
+func hideStamps(t *testing.T, path, tensor string) {
+	t.Helper()
+	c, err := files.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ref, _ := files.Stored(c).Lookup(tensor)
+	file := ref.Tensor.Path()
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hidden := bytes.Replace(raw, []byte(`"loratool.merge.`), []byte(`"_oratool.merge.`), 1)
+	if err := os.WriteFile(file, hidden, 0o666); err != nil || bytes.Equal(raw, hidden) {
+		t.Fatal("no stamp", err)
 	}
 }
 

@@ -3,6 +3,8 @@ package audit
 import (
 	"context"
 	"errors"
+	"reflect"
+	"slices"
 	"sync"
 
 	"github.com/loratool/loratool/format/dtype"
@@ -140,6 +142,13 @@ func isSpecial(c *resolve.Change) string {
 // isReplaced reports whether adapters only replace values of a tensor.
 func isReplaced(c *resolve.Change) bool {
 	return (c.Replace != nil || c.Rows != nil) && len(c.Terms)+len(c.Deltas) == 0
+}
+
+// ownStamps lists the stamps of the merged checkpoint that the base does not have.
+func (a *auditor) ownStamps() []checkpoint.Merged {
+	return slices.DeleteFunc(a.merged.History(), func(m checkpoint.Merged) bool {
+		return slices.ContainsFunc(a.stored.History(), func(b checkpoint.Merged) bool { return reflect.DeepEqual(b.Stamp, m.Stamp) })
+	})
 }
 
 // Options tune Run.

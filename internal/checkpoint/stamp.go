@@ -25,14 +25,32 @@ type Stamp struct {
 	// BaseAsSkip lists the modules that it left as they were; nil stands for the output heads.
 	BaseAs     string   `json:"base_as,omitempty"`
 	BaseAsSkip []string `json:"base_as_skip,omitzero"`
+	// Requantise tells how the merge chose new codes, as merge.Options: NearestCodes, or
+	// StochasticCodes by Seed. It is "" if the merge kept no codes.
+	Requantise string `json:"requantise,omitempty"`
+	Seed       int64  `json:"seed,omitzero"`
 }
 
-// OnBase names the BaseAs of the merge, for texts after the name of an adapter; "" if it had none.
-func (s *Stamp) OnBase() string {
-	if s.BaseAs == "" {
-		return ""
+// The values of Stamp.Requantise.
+const (
+	NearestCodes    = "nearest"
+	StochasticCodes = "stochastic"
+)
+
+// OnBase names the BaseAs and the Requantise of the merge, for texts after the name of an adapter;
+// "" if it had neither.
+func (s *Stamp) OnBase() (text string) {
+	if s.BaseAs != "" {
+		text = " onto the base as " + s.BaseAs
 	}
-	return " onto the base as " + s.BaseAs
+	switch s.Requantise {
+	case "":
+	case StochasticCodes:
+		text += fmt.Sprintf(", with codes chosen at random (seed %d)", s.Seed)
+	default:
+		text += ", with the nearest codes"
+	}
+	return text
 }
 
 // StampAdapter is one adapter in a stamp. Content is its content id (spec/FORMAT.md, section 13),
