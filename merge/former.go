@@ -7,6 +7,7 @@ import (
 
 	"github.com/loratool/loratool/internal/checkpoint"
 	"github.com/loratool/loratool/internal/fault"
+	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/undo"
 )
 
@@ -71,10 +72,12 @@ func checkTwins(ctx context.Context, p *Plan) error {
 			if !ok || t.From == "" || t.From == t.Name {
 				continue
 			}
-			embedding, _ := p.stored.Lookup(t.From)
-			same, err := areEqual(ctx, head.Tensor, embedding.Tensor)
-			if err != nil {
-				return err
+			embedding, same := p.stored.Lookup(t.From)
+			if same {
+				var err error
+				if same, err = areEqual(ctx, head.Tensor, embedding.Tensor); err != nil {
+					return err
+				}
 			}
 			if !same {
 				return fault.New(fault.Unsupported, "the base ties %q to %q and stores it with other values, which an undo record cannot bring back", t.Name, t.From).In(head.Tensor.Path()).
@@ -116,14 +119,27 @@ func (x *former) addSide(p *Plan) error {
 		if err != nil {
 			return err
 		}
-		before := make([]byte, in.Size)
-		_, err = io.ReadFull(io.NewSectionReader(in, 0, in.Size), before)
-		in.Close()
+		before, err := readSide(in)
 		if err != nil {
-			return fault.InFile(err, in.Path)
+			return err
+		}
+		if before == nil || len(after) > undo.MaxSideBytes {
+			return fault.New(fault.Limit, "the file is too large for an undo record; the limit is %d bytes", undo.MaxSideBytes).In(in.Path)
 		}
 		x.side = append(x.side, undo.Side{Name: name, Before: undo.HeaderOf(before), After: undo.HeaderOf(after)})
 		x.Side = append(x.Side, before)
 	}
 	return nil
+}
+
+// readSide reads a file beside the weights, and closes it. It returns nil for one of more than
+// undo.MaxSideBytes.
+func readSide(in *fileio.Input) ([]byte, error) {
+	defer in.Close()
+	if in.Size > undo.MaxSideBytes {
+		return nil, nil
+	}
+	text := make([]byte, in.Size)
+	_, err := io.ReadFull(io.NewSectionReader(in, 0, in.Size), text)
+	return text, fault.InFile(err, in.Path)
 }

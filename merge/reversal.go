@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 
 	"github.com/loratool/loratool/internal/checkpoint"
@@ -92,13 +91,7 @@ func (r *reversal) sideNow(name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer in.Close()
-	if in.Size > undo.MaxSideBytes {
-		return nil, nil
-	}
-	text := make([]byte, in.Size)
-	_, err = io.ReadFull(io.NewSectionReader(in, 0, in.Size), text)
-	return text, fault.InFile(err, in.Path)
+	return readSide(in)
 }
 
 // cut drops the tensors and rows that a merge added.
