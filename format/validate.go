@@ -192,9 +192,11 @@ func validateAdapter(m *Manifest, a *Adapter, number int, owners []int) error {
 		names = append(names, m.Tensors[i].Name)
 		return nil
 	}
+	var roles []Role // one list for all layers
 	for i := range a.Layers {
 		l := &a.Layers[i]
-		for _, role := range rolesOf(l) {
+		roles = appendRoles(roles[:0], l)
+		for _, role := range roles {
 			if err := refer(l.Roles[role]); err != nil {
 				return about(err, fmt.Sprintf("layer %q, role %q", l.Module, role))
 			}
@@ -223,8 +225,9 @@ func validateAdapter(m *Manifest, a *Adapter, number int, owners []int) error {
 }
 
 // rolesOf returns the roles of a layer in ascending order.
-func rolesOf(l *Layer) []Role {
-	roles := make([]Role, 0, len(l.Roles))
+func rolesOf(l *Layer) []Role { return appendRoles(make([]Role, 0, len(l.Roles)), l) }
+
+func appendRoles(roles []Role, l *Layer) []Role {
 	for role := range l.Roles {
 		roles = append(roles, role)
 	}

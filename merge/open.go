@@ -239,7 +239,10 @@ func (p *planner) describeBase() error {
 
 // addChange records a change of a tensor, creating its target if there is none.
 func (p *planner) addChange(c *resolve.Change) error {
-	t := p.targets[c.Name]
+	var t *target
+	if p.removed.is() {
+		t = p.targets[c.Name]
+	}
 	if t == nil {
 		ref, _ := p.base.Lookup(c.Name)
 		p.targets[c.Name] = &target{Change: c, ref: ref}

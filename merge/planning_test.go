@@ -15,21 +15,24 @@ import (
 	"github.com/loratool/loratool/merge"
 )
 
-// TestPlanningAllocatesLittlePerTensor: what one more tensor of a base costs a plan, by TotalAlloc
-// and by the number of allocations. Both are counts: they depend neither on the machine nor on when
-// the collector runs. internal/bench times plans of real sizes.
+// TestPlanningAllocatesLittlePerTensor: what one more tensor of a base, or one more tensor and one
+// more layer of an adapter for it, costs to open and to plan, by TotalAlloc and by the number of
+// allocations. Both are counts: they depend neither on the machine nor on when the collector runs.
+// internal/bench times plans of real sizes.
 func TestPlanningAllocatesLittlePerTensor(t *testing.T) {
 	for _, c := range []struct {
 		name                string
-		isFP8               bool
+		isFP8, isAdapted    bool
 		maxBytes, maxAllocs int64 // for one more tensor
 	}{
-		{"plain", false, 470, 1},
-		{"FP8 in shards", true, 3300, 20},
+		{"plain", false, false, 465, 1},
+		{"FP8 in shards", true, false, 2650, 5},
+		{"plain, with a layer each", false, true, 3000, 12},
+		{"FP8 in shards, with a layer each", true, true, 3500, 10},
 	} {
 		const n = 4000
-		bytes1, allocs1 := planCost(t, n, c.isFP8)
-		bytes2, allocs2 := planCost(t, 3*n, c.isFP8)
+		bytes1, allocs1 := planCost(t, n, c.isFP8, c.isAdapted)
+		bytes2, allocs2 := planCost(t, 3*n, c.isFP8, c.isAdapted)
 		bytes, allocs := (bytes2-bytes1)/(2*n), (allocs2-allocs1)/(2*n)
 		t.Logf("%s: %d bytes and %d allocations a tensor", c.name, bytes, allocs)
 		if bytes > c.maxBytes || allocs > c.maxAllocs {
@@ -39,8 +42,8 @@ func TestPlanningAllocatesLittlePerTensor(t *testing.T) {
 }
 
 // planCost plans a merge into a base of n tensors, headers and holes, and returns what it
-// allocates.
-func planCost(t *testing.T, n int, isFP8 bool) (bytes, allocs int64) {
+// allocates. The adapter has a layer for each matrix, or else for one.
+func planCost(t *testing.T, n int, isFP8, isAdapted bool) (bytes, allocs int64) {
 	t.Helper()
 	dir := t.TempDir()
 	base, config, nShards := filepath.Join(dir, "base"), `{"model_type":"llama"}`, 1
@@ -50,6 +53,15 @@ func planCost(t *testing.T, n int, isFP8 bool) (bytes, allocs int64) {
 	}
 	testkit.Write(t, filepath.Join(base, "config.json"), []byte(config))
 	where := make(map[string]string)
+	var factors []testkit.Tensor
+	adapt := func(name string) {
+		if len(factors) == 0 || isAdapted {
+			module := "base_model.model." + strings.TrimSuffix(name, "weight")
+			factors = append(factors,
+				testkit.Tensor{Name: module + "lora_A.weight", DType: dtype.F32, Shape: []uint64{1, 128}, Data: make([]byte, 512)},
+				testkit.Tensor{Name: module + "lora_B.weight", DType: dtype.F32, Shape: []uint64{256, 1}, Data: make([]byte, 1024)})
+		}
+	}
 	for shard := range nShards {
 		file := "model.safetensors"
 		if nShards > 1 {
@@ -66,8 +78,10 @@ func planCost(t *testing.T, n int, isFP8 bool) (bytes, allocs int64) {
 			name := fmt.Sprintf("model.layers.%d.mlp.experts.%d.up_proj.weight", i/300, i%300)
 			switch {
 			case !isFP8:
+				adapt(name)
 				add(name, dtype.BF16, 256, 128)
 			case i/nShards%2 == 0:
+				adapt(name)
 				add(name, dtype.F8E4M3, 256, 128)
 				add(name+"_scale_inv", dtype.F32, 2, 1)
 			}
@@ -86,17 +100,14 @@ func planCost(t *testing.T, n int, isFP8 bool) (bytes, allocs int64) {
 		testkit.Write(t, filepath.Join(base, "model.safetensors.index.json"), index)
 	}
 	adapter := filepath.Join(dir, "adapter")
-	const module = "base_model.model.model.layers.0.mlp.experts.0.up_proj."
-	testkit.WriteAdapter(t, adapter, 1, 1,
-		testkit.Tensor{Name: module + "lora_A.weight", DType: dtype.F32, Shape: []uint64{1, 128}, Data: make([]byte, 512)},
-		testkit.Tensor{Name: module + "lora_B.weight", DType: dtype.F32, Shape: []uint64{256, 1}, Data: make([]byte, 1024)})
+	testkit.WriteAdapter(t, adapter, 1, 1, factors...)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
 	src, err := convert.Open(t.Context(), adapter, convert.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer src.Close()
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
 	plan, err := merge.Open(t.Context(), base, []merge.Adapter{{Source: src, Name: adapter, Weight: 1}}, merge.Options{})
 	runtime.ReadMemStats(&after)
 	if err != nil {

@@ -319,15 +319,18 @@ func (p *Plan) describe(t *target) PlannedTensor {
 	if t.Rows != nil {
 		d.Rows = len(t.Rows.Order)
 	}
+	nUpdates := 0
 	for i, a := range p.adapters {
 		if u := t.update(i); u.Rank > 0 || u.Method != "" {
 			u.Adapter = a.Name
 			d.Rank += u.Rank
 			d.Scale, d.Method = u.Scale, u.Method
-			d.Updates = append(d.Updates, u)
+			if nUpdates++; len(p.adapters) > 1 {
+				d.Updates = append(d.Updates, u)
+			}
 		}
 	}
-	if len(d.Updates) == 0 && len(t.undo) > 0 { // the plan only removes
+	if nUpdates == 0 && len(t.undo) > 0 { // the plan only removes
 		for _, s := range t.undo {
 			u := summarize(s.terms, func(resolve.Term) bool { return true })
 			d.Rank += u.Rank
@@ -365,8 +368,9 @@ func (t *target) update(adapter int) TermShort {
 
 func summarize(terms []resolve.Term, of func(resolve.Term) bool) (u TermShort) {
 	ranks := make(map[int]int)
-	for _, term := range terms {
-		if !of(term) || term.Residual != resolve.NoResidual {
+	for i := range terms {
+		term := &terms[i]
+		if !of(*term) || term.Residual != resolve.NoResidual {
 			continue
 		}
 		if len(ranks) == 0 {

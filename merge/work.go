@@ -463,10 +463,16 @@ func (p *Plan) PeakBytes(workers int) int64 {
 	var largest, shared, kept, nBlocks int64
 	size, buffers := p.blockBytes(), int64(2)
 	k := &tools{plan: p}
-	for _, t := range p.targets {
+	for i, t := range p.targets {
 		if nRows, nCols := t.Matrix(); nRows > 0 && nCols > 0 {
 			nBlocks += (nRows-1)/p.blockRows(t) + 1
 			size = max(size, p.blockRows(t)*nCols*int64(t.DType.Size()))
+		}
+		if t.exact != nil {
+			kept = max(kept, t.exact.KeptBytes())
+		}
+		if i > 0 && t.takesAs(p.targets[i-1]) {
+			continue // as most of very many do
 		}
 		ops := newPipeline(t, k).ops
 		bands := make([]int64, t.NBands)
@@ -474,9 +480,6 @@ func (p *Plan) PeakBytes(workers int) int64 {
 			bands[i] = bytesOf(ops, i)
 		}
 		largest, shared = max(largest, slices.Max(bands)), max(shared, t.sharedBytes())
-		if t.exact != nil {
-			kept = max(kept, t.exact.KeptBytes())
-		}
 	}
 	if p.options.wantsRecord() || p.removed.is() {
 		buffers = 5 // values before and after, predictions, residuals
@@ -485,4 +488,17 @@ func (p *Plan) PeakBytes(workers int) int64 {
 		buffers += 12 // exact values, twice, and stored ones
 	}
 	return min(int64(parallel.Workers(workers)), nBlocks)*(buffers*size+largest) + largest + 2*shared + kept
+}
+
+// takesAs reports whether the operations of a target surely take as much memory as those of another
+// one: both have a single term in equal shapes and types.
+func (t *target) takesAs(o *target) bool {
+	hasOneTerm := func(t *target) bool {
+		return len(t.Terms) == 1 && t.NBands == 1 && len(t.undo) == 0 && len(t.Deltas) == 0 && t.DoRA == nil && t.Replace == nil && t.Rows == nil && t.coded == nil
+	}
+	if !hasOneTerm(t) || !hasOneTerm(o) || t.DType != o.DType || !slices.Equal(t.Shape, o.Shape) || (t.exact == nil) != (o.exact == nil) {
+		return false
+	}
+	x, y := &t.Terms[0], &o.Terms[0]
+	return x.Rank == y.Rank && x.Residual == y.Residual && isWide(t, t.Terms) == isWide(o, o.Terms)
 }

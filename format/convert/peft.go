@@ -180,6 +180,8 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 	var plain []peftKey
 	var plainTensors []int
 	wrapped := "" // the first key with segments that are no part of the names
+	var of string // the last module
+	var roles map[peftRole]int
 	for i := range p.tensors {
 		if ctx.Err() != nil {
 			return p.out
@@ -214,10 +216,12 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 			p.opaque(i)
 			p.require(format.FeatureUnknownTensor, p.tensors[i].Name)
 		default:
-			roles := modules[key.module]
+			if roles == nil || key.module != of { // A and B mostly follow each other
+				of, roles = key.module, modules[key.module]
+			}
 			if roles == nil {
 				roles = make(map[peftRole]int)
-				modules[key.module] = roles
+				modules[of] = roles
 			}
 			if _, taken := roles[key.role]; taken {
 				p.opaque(i)

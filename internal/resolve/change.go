@@ -360,12 +360,11 @@ func (b *Base) apply(e Edit) *Base {
 }
 
 // checkStorage refuses a tensor whose values are not plain floats.
-func (b *Base) checkStorage(name string) error {
+func (b *Base) checkStorage(name string, d dtype.Type) error {
 	if err := b.Refused[name]; err != nil && (errors.Is(err, fault.Mismatch) || errors.Is(err, fault.Corrupt)) {
 		return err
 	}
 	companion, hasCompanion := b.companion(name)
-	d := b.Tensors[name].DType
 	if d.IsFloat() && !hasCompanion {
 		return nil
 	}

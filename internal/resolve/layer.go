@@ -258,8 +258,9 @@ func (r *resolver) change(name string, copied bool) (*Change, error) {
 	if c := r.changes[actual]; c != nil {
 		return c, nil
 	}
+	t := r.base.Tensors[actual]
 	if !copied {
-		if err := r.base.checkStorage(actual); err != nil {
+		if err := r.base.checkStorage(actual, t.DType); err != nil {
 			return nil, err
 		}
 	}
@@ -269,7 +270,7 @@ func (r *resolver) change(name string, copied bool) (*Change, error) {
 			return nil, err
 		}
 	}
-	c := &Change{Name: actual, Module: module, Tensor: r.base.Tensors[actual], NBands: 1}
+	c := &Change{Name: actual, Module: module, Tensor: t, NBands: 1}
 	r.record(c)
 	return c, nil
 }

@@ -417,6 +417,7 @@ var extras = []struct {
 // requirements. A reader that ignored one of the two would merge another adapter: plain LoRA in
 // place of DoRA, for one.
 func disagreements(a *format.Adapter) (why []string) {
+	hasExtras := slices.ContainsFunc(a.Layers, func(l format.Layer) bool { return !hasOnlyFactors(&l) })
 	for _, x := range extras {
 		var lacking, unannounced []string
 		announced, whole := make(map[string]bool), false
@@ -428,6 +429,9 @@ func disagreements(a *format.Adapter) (why []string) {
 		}
 		if a.Method == format.MethodDoRA && x.feature == format.FeatureDoRA && len(announced) == 0 {
 			why = append(why, "its method is dora, but it announces no magnitudes of DoRA")
+		}
+		if !hasExtras && len(announced) == 0 {
+			continue
 		}
 		for i := range a.Layers {
 			l := &a.Layers[i]
@@ -460,6 +464,13 @@ func disagreements(a *format.Adapter) (why []string) {
 	return slices.Concat(why, unknownRoles(a), unknownKinds(a), surplus(a))
 }
 
+// hasOnlyFactors reports whether a layer has A and B and nothing else, as nearly all have.
+func hasOnlyFactors(l *format.Layer) bool {
+	_, hasA := l.Roles[format.RoleA]
+	_, hasB := l.Roles[format.RoleB]
+	return hasA && hasB && len(l.Roles) == 2
+}
+
 // knowsRole reports whether a role has a meaning in a layer of this kind. One that changes what
 // another kind does would be left out silently (R76).
 func knowsRole(l *format.Layer, role format.Role) bool {
@@ -483,6 +494,9 @@ func knowsRole(l *format.Layer, role format.Role) bool {
 func unknownRoles(a *format.Adapter) []string {
 	var unknown []string
 	for i := range a.Layers {
+		if hasOnlyFactors(&a.Layers[i]) {
+			continue
+		}
 		for role := range a.Layers[i].Roles {
 			if !knowsRole(&a.Layers[i], role) {
 				unknown = append(unknown, fmt.Sprintf("%s (%s)", a.Layers[i].Module, role))

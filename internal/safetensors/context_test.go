@@ -23,7 +23,7 @@ func TestReadEndsWithTheContext(t *testing.T) {
 		header string
 		least  int
 	}{
-		"tensors":  {"{" + tensors.String()[1:] + "}", 45},
+		"tensors":  {"{" + tensors.String()[1:] + "}", 35},
 		"metadata": {`{"__metadata__":{` + metadata.String()[1:] + "}}", 16},
 	} {
 		file := testkit.Raw(c.header, nil)

@@ -254,7 +254,28 @@ func (h *Header) scanMetadata(s *scanner) {
 func scanTensor(s *scanner, name string) Tensor {
 	t := Tensor{Name: name}
 	start := s.Pos()
-	var end int64
+	end, ok := s.usual(&t)
+	if !ok {
+		end = scanMembers(s, &t, start)
+	}
+	if s.Err() != nil {
+		return t
+	}
+	t.NBytes = end - t.Off
+	n, ok := dtype.NElements(t.Shape)
+	want, ok2 := t.DType.NBytes(n)
+	switch {
+	case !ok || !ok2:
+		s.fail(start, "tensor %q: %v of shape %d is not a whole number of bytes that a file can hold", name, t.DType, t.Shape)
+	case want != t.NBytes:
+		s.fail(start, "tensor %q: %v of shape %d takes %d bytes, data_offsets give it %d", name, t.DType, t.Shape, want, t.NBytes)
+	}
+	return t
+}
+
+// scanMembers reads the members of a tensor in any order, and returns the end of its data.
+func scanMembers(s *scanner, t *Tensor, start int) (end int64) {
+	name := t.Name
 	var hasType, hasShape, hasOffsets bool
 	for at, field := range s.Object() {
 		switch field {
@@ -271,23 +292,10 @@ func scanTensor(s *scanner, name string) Tensor {
 			s.fail(at, "tensor %q has the unknown field %q", name, field)
 		}
 	}
-	if s.Err() != nil {
-		return t
-	}
 	if !hasType || !hasShape || !hasOffsets {
 		s.fail(start, "tensor %q lacks dtype, shape or data_offsets", name)
-		return t
 	}
-	t.NBytes = end - t.Off
-	n, ok := dtype.NElements(t.Shape)
-	want, ok2 := t.DType.NBytes(n)
-	switch {
-	case !ok || !ok2:
-		s.fail(start, "tensor %q: %v of shape %d is not a whole number of bytes that a file can hold", name, t.DType, t.Shape)
-	case want != t.NBytes:
-		s.fail(start, "tensor %q: %v of shape %d takes %d bytes, data_offsets give it %d", name, t.DType, t.Shape, want, t.NBytes)
-	}
-	return t
+	return end
 }
 
 // once fails if the tensor already has the field.

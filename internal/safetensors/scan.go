@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/loratool/loratool/format/dtype"
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/jsontext"
 )
@@ -70,6 +71,58 @@ func (s *scanner) numbers(most int, tooMany func()) []uint64 {
 		s.array = append(s.array, uint64(n))
 	}
 	return s.array
+}
+
+// usual reads the members of a tensor if they are spelled as the format's own writer spells them.
+// In any other case ok is false, and nothing has been read.
+func (s *scanner) usual(t *Tensor) (end int64, ok bool) {
+	var shape [4]uint64
+	n, c := 0, cursor{text: s.Rest()}
+	c.skip(`{"dtype":"`)
+	name, _, _ := strings.Cut(c.text[c.at:min(len(c.text), c.at+16)], `"`)
+	d, isKnown := dtype.Parse(name)
+	c.skip(name)
+	c.skip(`","shape":[`)
+	for ; n < len(shape) && !c.failed && !strings.HasPrefix(c.text[c.at:], "]"); n++ {
+		if n > 0 {
+			c.skip(",")
+		}
+		shape[n] = c.number()
+	}
+	c.skip(`],"data_offsets":[`)
+	begin := c.number()
+	c.skip(",")
+	after := c.number()
+	c.skip("]}")
+	if c.failed || !isKnown || begin > after {
+		return 0, false
+	}
+	s.Rewind(s.Pos() + c.at)
+	t.DType, t.Shape, t.Off = d, s.keep(shape[:n]), int64(begin)
+	return int64(after), true
+}
+
+// cursor is a place in a text that should continue in one way.
+type cursor struct {
+	text   string
+	at     int
+	failed bool
+}
+
+func (c *cursor) skip(word string) {
+	if c.failed = c.failed || !strings.HasPrefix(c.text[c.at:], word); !c.failed {
+		c.at += len(word)
+	}
+}
+
+// number reads a number of up to 18 digits.
+func (c *cursor) number() (n uint64) {
+	first := c.at
+	for ; c.at < len(c.text) && '0' <= c.text[c.at] && c.text[c.at] <= '9' && c.at-first < 18; c.at++ {
+		n = 10*n + uint64(c.text[c.at]-'0')
+	}
+	c.failed = c.failed || c.at == first || c.text[first] == '0' && c.at > first+1
+	return n
 }
 
 // appendString appends a JSON string with the bytes that the format's own writer gives it. That
