@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"sync"
 
 	"github.com/loratool/loratool/format"
 	"github.com/loratool/loratool/format/dtype"
@@ -189,6 +190,23 @@ func unitOf(d dtype.Type) float64 {
 	return l.Unit()
 }
 
+// readScratch is memory of readFactor. An adapter can have very many small factors.
+type readScratch struct {
+	raw    []byte
+	values []float64 // of a factor to transpose
+}
+
+var factorScratch = sync.Pool{New: func() any { return new(readScratch) }}
+
+// scratchFor returns memory for n elements of a size.
+func scratchFor(n, size int) *readScratch {
+	s := factorScratch.Get().(*readScratch)
+	if cap(s.raw) < n*size || cap(s.values) < n {
+		*s = readScratch{make([]byte, n*size), make([]float64, n)}
+	}
+	return s
+}
+
 // readFactor reads a tensor as float64, in pieces, and counts its NaN and infinite values. A
 // nonzero transposed is the tensor's number of rows, and transposes the result.
 func readFactor(ctx context.Context, src format.Source, i, transposed int) (x []float64,
@@ -197,13 +215,17 @@ func readFactor(ctx context.Context, src format.Source, i, transposed int) (x []
 	const piece = 1 << 16
 	x = make([]float64, t.Elements())
 	size := t.DType.Size()
-	raw, values := make([]byte, size*min(piece, len(x))), make([]float64, min(piece, len(x)))
+	scratch := scratchFor(min(piece, len(x)), size)
+	defer factorScratch.Put(scratch)
 	for first := 0; first < len(x); first += piece {
 		if err := ctx.Err(); err != nil {
 			return nil, 0, err
 		}
-		v := values[:min(piece, len(x)-first)]
-		p := raw[:len(v)*size]
+		v := x[first:min(first+piece, len(x))]
+		p := scratch.raw[:len(v)*size]
+		if transposed > 0 {
+			v = scratch.values[:len(v)]
+		}
 		if err := src.ReadBlobAt(p, i, int64(first)*int64(size)); err != nil {
 			return nil, 0, err
 		}
@@ -213,18 +235,22 @@ func readFactor(ctx context.Context, src format.Source, i, transposed int) (x []
 				nonFinite++
 			}
 		}
-		if transposed == 0 {
-			copy(x[first:], v)
-			continue
-		}
-		cols := len(x) / transposed
-		row, col := first/cols, first%cols
-		for _, e := range v {
-			x[col*transposed+row] = e
-			if col++; col == cols {
-				row, col = row+1, 0
-			}
+		if transposed > 0 {
+			transpose(x, v, first, transposed)
 		}
 	}
 	return x, nonFinite, nil
+}
+
+// transpose puts v, elements of a matrix of so many rows from number first on, in their places in
+// its transpose x.
+func transpose(x, v []float64, first, rows int) {
+	cols := len(x) / rows
+	row, col := first/cols, first%cols
+	for _, e := range v {
+		x[col*rows+row] = e
+		if col++; col == cols {
+			row, col = row+1, 0
+		}
+	}
 }
