@@ -17,7 +17,7 @@ func Of(c *checkpoint.Checkpoint) (*resolve.Base, error) {
 		n += len(f.Tensors)
 	}
 	b := &resolve.Base{
-		Path: c.Path, Tensors: make(map[string]resolve.Tensor, n), InOrder: make([]string, 0, n), Config: c.Config,
+		Path: c.Path, Tensors: make(map[string]resolve.Tensor, n), Listed: make([]string, 0, n), Config: c.Config,
 		Unread: checkpoint.Unread(c), Refused: make(map[string]error),
 		IsDecodable: checkpoint.IsQuantised(c),
 	}
@@ -28,7 +28,7 @@ func Of(c *checkpoint.Checkpoint) (*resolve.Base, error) {
 		for i := range f.Tensors {
 			t := &f.Tensors[i]
 			b.Tensors[t.Name] = resolve.Tensor{DType: t.DType, Shape: t.Shape}
-			b.InOrder = append(b.InOrder, t.Name)
+			b.Listed = append(b.Listed, t.Name)
 		}
 	}
 	if c.IsDir && slices.Contains(c.Side, checkpoint.ConfigName) {

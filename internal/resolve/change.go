@@ -275,7 +275,7 @@ func Negative(terms []Term) []Term {
 type Base struct {
 	Path       string // how errors name it
 	Tensors    map[string]Tensor
-	InOrder    []string // the names of Tensors as the files have them, mostly sorted; nil if not known
+	Listed     []string // the names of Tensors, which Names sorts: those of files mostly are; nil if not listed yet
 	Config     config.Model
 	ConfigText []byte // config.json as it is; nil if there is none to edit
 
@@ -309,14 +309,13 @@ func (t Tensor) Elements() int64 {
 	return int64(n)
 }
 
-// Names lists the tensors of a base, sorted.
+// Names lists the tensors of a base, sorted. The base keeps the list.
 func (b *Base) Names() []string {
-	names := slices.Clone(b.InOrder)
-	if names == nil {
-		names = slices.AppendSeq(make([]string, 0, len(b.Tensors)), maps.Keys(b.Tensors))
+	if b.Listed == nil {
+		b.Listed = slices.AppendSeq(make([]string, 0, len(b.Tensors)), maps.Keys(b.Tensors))
 	}
-	slices.Sort(names)
-	return names
+	slices.Sort(b.Listed)
+	return b.Listed
 }
 
 // Edit is one step that gives a base other tensors. Either field may be empty.
@@ -336,7 +335,7 @@ type NewTensor struct {
 // apply returns the base after an edit.
 func (b *Base) apply(e Edit) *Base {
 	after := *b
-	after.InOrder = nil
+	after.Listed = nil
 	after.Tensors = make(map[string]Tensor, len(b.Tensors))
 	for name, t := range b.Tensors {
 		if renamed, ok := e.Rename[name]; ok {
