@@ -36,7 +36,7 @@ type Adapter struct {
 // so into the bytes of these files.
 type Options struct {
 	Reading
-	Workers int // goroutines; 0 means one per processor
+	Workers int // goroutines; 0 means one per processor, and one more to wait for writes
 	// BlockBytes is the number of bytes of the base that a worker holds at a time; 0 means 1 MiB.
 	// It is a hint: with undo records, tensors are processed in whole blocks of the records.
 	BlockBytes     int

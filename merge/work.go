@@ -78,7 +78,7 @@ func (r *run) close() {
 }
 
 func (r *run) all(ctx context.Context) error {
-	nWorkers := min(parallel.Workers(r.plan.options.Workers), len(r.batches))
+	nWorkers := min(workersFor(r.plan.options.Workers), len(r.batches))
 	workers := make([]worker, nWorkers)
 	for _, m := range r.tools.measured {
 		if err := m.measure(ctx, workers); err != nil {
@@ -86,6 +86,16 @@ func (r *run) all(ctx context.Context) error {
 		}
 	}
 	return parallel.For(ctx, nWorkers, len(r.batches), func(w, i int) error { return r.do(ctx, &workers[w], r.batches[i]) })
+}
+
+// workersFor returns n, or one more than the processors if n is not positive: one goroutine writes
+// nearly all the time, since the system allows one write to a file at a time, and another may wait
+// for its turn.
+func workersFor(n int) int {
+	if n > 0 {
+		return parallel.Workers(n)
+	}
+	return parallel.Workers(0) + 1
 }
 
 // do runs the jobs of a batch.
@@ -456,9 +466,8 @@ func (p *pipeline) apply(ctx context.Context, b *block, w *worker) error {
 	return applyAll(ctx, p.ops, b, w)
 }
 
-// PeakBytes estimates the memory that Run takes with the given number of workers, 0 for one per
-// processor: blocks, the factors of at most workers+1 bands, tensors that bands share, and what
-// decoding keeps.
+// PeakBytes estimates the memory that Run takes with the given Options.Workers: blocks, the factors
+// of at most workers+1 bands, tensors that bands share, and what decoding keeps.
 func (p *Plan) PeakBytes(workers int) int64 {
 	var largest, shared, kept, nBlocks int64
 	size, buffers := p.blockBytes(), int64(2)
@@ -487,7 +496,7 @@ func (p *Plan) PeakBytes(workers int) int64 {
 	if p.decoding != nil {
 		buffers += 12 // exact values, twice, and stored ones
 	}
-	return min(int64(parallel.Workers(workers)), nBlocks)*(buffers*size+largest) + largest + 2*shared + kept
+	return min(int64(workersFor(workers)), nBlocks)*(buffers*size+largest) + largest + 2*shared + kept
 }
 
 // takesAs reports whether the operations of a target surely take as much memory as those of another

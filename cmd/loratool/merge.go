@@ -8,7 +8,6 @@ import (
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
 	"github.com/loratool/loratool/internal/page"
-	"github.com/loratool/loratool/internal/parallel"
 	"github.com/loratool/loratool/internal/report"
 	"github.com/loratool/loratool/merge"
 	"github.com/urfave/cli/v2"
@@ -195,7 +194,7 @@ func runPlan(t *terminal, run *planRun, options merge.Options, c *cli.Context) e
 	if run.dryRun {
 		return showPlan(t, run, plan)
 	}
-	if err := run.common.checkMemory(plan.PeakBytes(parallel.Workers(run.common.workers)), run.what); err != nil {
+	if err := run.common.checkMemory(plan.PeakBytes(run.common.workers), run.what); err != nil {
 		return err
 	}
 	add, finish := t.progress(run.common, plan.OutputBytes(), run.what)

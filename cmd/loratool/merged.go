@@ -9,7 +9,6 @@ import (
 
 	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/internal/fileio"
-	"github.com/loratool/loratool/internal/parallel"
 	"github.com/loratool/loratool/merge"
 )
 
@@ -24,7 +23,7 @@ func showPlan(t *terminal, o *planRun, plan *merge.Plan) error {
 	if o.common.json && blocked != nil {
 		return blocked // the one document of the run says so
 	}
-	tensors, peak := plan.Tensors(), processBytes(plan.PeakBytes(parallel.Workers(o.common.workers)))
+	tensors, peak := plan.Tensors(), processBytes(plan.PeakBytes(o.common.workers))
 	document := map[string]any{
 		"dry_run": true, "tensors": tensors, "bytes_to_write": plan.OutputBytes(), "free_bytes": free,
 		"peak_memory_bytes": peak, "warnings": allFlags(plan.Warnings()),
