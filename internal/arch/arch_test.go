@@ -37,7 +37,6 @@ var arrows = map[string]map[string]string{
 		"internal/fault":      "exit codes and hints",
 		"internal/fileio":     "free space for the plan, inputs that are files",
 		"internal/page":       "reports as pages",
-		"internal/parallel":   "the number of workers for the plan",
 		"internal/quant":      "the names of encodings",
 		"internal/report":     "reports on adapters, checkpoints and undo records",
 		"internal/resolve":    "the table of applied features",
