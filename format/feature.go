@@ -59,6 +59,7 @@ const (
 	FeatureTucker             Feature = "tucker"              // a convolution with a core between its factors (LoCon of LyCORIS)
 	FeatureTwice              Feature = "twice"               // two tensors for one factor of one module
 	FeatureUndo               Feature = "undo"                // the adapter is the undo record of a merge (spec/UNDO.md)
+	FeatureUnloaded           Feature = "unloaded"            // a copy that PEFT saves beside a trained tensor and does not load
 	FeatureUnknownTensor      Feature = "unknown-tensor"      // a key that has no known meaning
 	FeatureVeLoRA             Feature = "velora"              // a projection of activations is stored beside the factors; PEFT merges without it
 	FeatureWeightTying                = "weight-tying"        // the update of an embedding also applies to the output head tied to it

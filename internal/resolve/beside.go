@@ -15,9 +15,12 @@ type beside struct {
 }
 
 // formBeside returns the form of a tensor outside the layers, or nil if only training needs the
-// tensor.
+// tensor, or nothing does.
 func (r *resolver) formBeside(b *format.Beside) form {
 	if b.Action == format.Opaque {
+		if slices.Contains(r.features[format.FeatureUnloaded], b.Target) {
+			return nil
+		}
 		for _, f := range []format.Feature{format.FeatureVeLoRA, format.FeatureMonteCLoRA} {
 			if slices.Contains(r.features[f], b.Target) {
 				r.notes.of(b.Target, "the state of the adapter's training is left out")

@@ -65,6 +65,7 @@ var features = []feature{
 	{name: format.FeatureRotaryPairs, verdict: Applied, title: "rows of q and k in the order of llama.cpp, as adapters of GGUF and mistral-finetune have them"},
 	{name: format.FeatureScaling, verdict: Applied, title: "IA³ of LyCORIS, on outputs or inputs"},
 	{name: format.FeatureTucker, verdict: Applied, title: "LoCon with a core (lora_mid)"},
+	{name: format.FeatureUnloaded, verdict: Applied, title: "copies of trained embeddings and heads that save_embedding_layers of PEFT writes, and PEFT does not load"},
 	{name: format.FeatureVeLoRA, verdict: Applied, title: "VeLoRA (velora_config)"},
 	{name: format.FeatureWeightTying, verdict: Applied, title: "ensure_weight_tying: LoRA on an embedding that is tied to the head"},
 	{verdict: NeedsOption, title: "NaN or infinity in a factor, or a weight that becomes infinite", option: "Options.AllowNonFinite"},

@@ -151,7 +151,7 @@ def check_adapter(a, answers):
             need(t.dtype in FLOATS, "R85", f"{role} of {l.module}: {t.dtype}")
             need("allow-nonfinite" in answers or t.matrix().finite(), "R86",
                  f"{role} of {l.module}")
-    left_out = {w for f, w in a.requires if f in ("velora", "monteclora")}
+    left_out = {w for f, w in a.requires if f in ("velora", "monteclora", "unloaded")}
     a.beside = [b for b in a.beside if b[0] != "opaque" or b[3].name not in left_out]
     for action, target, rows, t in a.beside:
         need(action != "opaque", "R111", t.name), need(action == "difference" or a.weight == 1, "R112", a.weight)
