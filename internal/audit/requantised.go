@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"github.com/loratool/loratool/internal/checkpoint"
+	"github.com/loratool/loratool/internal/fault"
 	"github.com/loratool/loratool/merge"
 
 	model "github.com/loratool/loratool/format/checkpoint"
@@ -33,10 +34,10 @@ func (a *auditor) requantise() error {
 	}
 	o := a.options()
 	o.AllowNonFinite, o.Dequantise, o.Requantise, o.AcceptLoss, o.Progress = false, false, true, true, nil
-	for _, m := range a.ownStamps() {
-		if m.Requantise == checkpoint.StochasticCodes {
-			o.Stochastic, o.Seed = true, m.Seed
-		}
+	stamps := a.ownStamps()
+	isTold := len(stamps) == 1 && stamps[0].Requantise != ""
+	if isTold && stamps[0].Requantise == checkpoint.StochasticCodes {
+		o.Stochastic, o.Seed = true, stamps[0].Seed
 	}
 	plan, err := merge.New(a.ctx, (*model.Checkpoint)(checkpoint.NewHandle(checkpoint.OnlyReadable(a.stored))), a.adapters, o)
 	if err != nil {
@@ -63,7 +64,7 @@ func (a *auditor) requantise() error {
 	}
 	for _, c := range coded {
 		if share, ok := kept[c.of.Name]; ok && c.compared != nil && c.compared.isCompared() {
-			c.conclude(share, o)
+			c.conclude(share, o, isTold)
 		}
 	}
 	return nil
@@ -77,8 +78,9 @@ type recodedTensor struct {
 }
 
 // conclude judges the weight by its codes. kept is the share of ΔW that the right ones keep, those
-// of a merge with these options.
-func (c *recodedTensor) conclude(kept merge.Figure, o merge.Options) {
+// of a merge with these options. isTold says that a stamp tells how they were chosen, so that each
+// of them is known.
+func (c *recodedTensor) conclude(kept merge.Figure, o merge.Options, isTold bool) {
 	t, n := &c.of.found, c.compared.different
 	chosen := "the nearest to the update's sum"
 	if o.Stochastic {
@@ -88,6 +90,9 @@ func (c *recodedTensor) conclude(kept merge.Figure, o merge.Options) {
 	case n == 0:
 		t.Verdict, t.Finding, t.Rounding, t.Margin = AsClaimed, Requantised, Exact, merge.Figure(math.NaN())
 		t.Text = fmt.Sprintf("every code is %s, with the scales of the base; %.3g %% of the update is kept", chosen, 100*float64(kept))
+	case isTold && (c.compared.far == 0 || n <= t.Elements/100):
+		t.Verdict, t.Finding = NotAsClaimed, Elements
+		t.Text = fmt.Sprintf("%s of %d %s not %s", fault.Count(int(n), "code"), t.Elements, fault.Choose(int(n), "is", "are"), chosen)
 	case c.compared.far == 0 && c.compared.DType == dtype.F8E4M3:
 		t.Verdict, t.Finding = Inconclusive, Requantised
 		t.Text = fmt.Sprintf("%.2g %% of the codes are next to the nearest one: chosen at random, or from rounded sums", 100*float64(n)/float64(t.Elements))
