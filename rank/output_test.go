@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/loratool/loratool/format"
@@ -141,5 +143,24 @@ func TestFactorsWaitBesideThePathOfTheAdapter(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 		t.Errorf("after both runs there are %v, %v; want nothing", entries, err)
+	}
+}
+
+// TestUnknownChangesAreTold: the change of a vector that is NaN in the base is in no error.
+func TestUnknownChangesAreTold(t *testing.T) {
+	nan := math.NaN()
+	base := []testkit.Tensor{
+		testkit.Values("a.weight", dtype.F32, []uint64{2, 2}, 1, 2, 3, 4), testkit.Values("norm.weight", dtype.F32, []uint64{2}, 1, nan),
+	}
+	tuned := []testkit.Tensor{
+		testkit.Values("a.weight", dtype.F32, []uint64{2, 2}, 1, 2, 3, 5), testkit.Values("norm.weight", dtype.F32, []uint64{2}, 1, 2),
+	}
+	basePath, tunedPath := pairOf(t, "", base, tuned)
+	_, report, err := extract(t, basePath, tunedPath, rank.ExtractOptions{Rule: rank.FixedRank{K: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(report.Warnings, func(w string) bool { return strings.Contains(w, `"norm.weight" is NaN or infinite in the base`) }) {
+		t.Errorf("the warnings are %q", report.Warnings)
 	}
 }

@@ -238,6 +238,10 @@ func (r *extracting) beside(ctx context.Context, p *pair, why string) error {
 	if nonFinite > 0 {
 		return nonFiniteError(p.name, nonFinite)
 	}
+	if !isKnown {
+		r.report.Warnings = append(r.report.Warnings, fmt.Sprintf("%q is NaN or infinite in the base, "+
+			"or its change is beyond float32: it is carried whole, and no error counts its change", p.name))
+	}
 	r.adapter.Beside = append(r.adapter.Beside, format.Beside{Action: format.Replace, Target: p.name, Tensor: i})
 	r.report.Beside = append(r.report.Beside, BesideReport{p.name, why, t.NBytes})
 	return nil
