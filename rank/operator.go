@@ -35,7 +35,6 @@ func (d *Dense) Dims() (m, n int) { return d.M, d.N }
 const (
 	rowBlock    = 128
 	columnBlock = 512
-	gramLines   = 64
 	gramBlocks  = 16 // at most, since each has sums of its own
 )
 
@@ -84,7 +83,7 @@ func (d *Dense) gram(ctx context.Context, l kernel.Lines, xs [][]float64) (ys, z
 		}
 	}
 	y, size := make([]float32, l.Count*b), kernel.RoundUp(l.Length)*b
-	each := (blocks(l.Count, gramBlocks) + gramLines - 1) / gramLines * gramLines
+	each := blocks(blocks(l.Count, gramBlocks), kernel.GramLines) * kernel.GramLines
 	parts := make([][]float64, blocks(l.Count, each))
 	scratch := make([]kernel.Gram, parallel.Workers(d.Workers))
 	err = parallel.For(ctx, len(scratch), len(parts), func(worker, i int) error {

@@ -180,19 +180,19 @@ func (p *peftReader) adapter(ctx context.Context) format.Adapter {
 	var plain []peftKey
 	var plainTensors []int
 	wrapped := "" // the first key with segments that are no part of the names
-	unloaded := unloadedCopies(p.tensors)
+	copies := copies{among: p.tensors}
 	var of string // the last module
 	var roles map[peftRole]int
 	for i := range p.tensors {
 		if ctx.Err() != nil {
 			return p.out
 		}
-		if unloaded[p.tensors[i].Name] {
+		key := parsePEFTKey(p.tensors[i].Name)
+		if (key.role == rolePlain || key.role == roleUnknown) && copies.has(p.tensors[i].Name) {
 			p.opaque(i)
 			p.require(format.FeatureUnloaded, p.tensors[i].Name)
 			continue
 		}
-		key := parsePEFTKey(p.tensors[i].Name)
 		switch shape := p.tensors[i].Shape; {
 		case len(shape) != 1 || shape[0] != 0:
 		case key.role == rolePlain: // the base's tensor may be empty, too

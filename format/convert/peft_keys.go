@@ -151,32 +151,34 @@ func parsePlainKey(plain string, parts []string) peftKey {
 	return peftKey{module: plain, role: rolePlain}
 }
 
-// unloadedCopies lists the keys that PEFT writes and does not load. With save_embedding_layers,
-// which new tokens turn on, save_pretrained writes all tensors below the embedding and the head. If
+// copies finds the tensors that PEFT writes and does not load. With save_embedding_layers, which
+// new tokens turn on, save_pretrained writes all tensors below the embedding and the head. If
 // modules_to_save trains such a module, M.weight is the trained tensor, as without the option, and
 // M.modules_to_save.weight is the same again; M.original_module.weight is the base's
 // (get_peft_model_state_dict, PEFT 0.21.2). Loading renames M.weight, and knows no other key.
-func unloadedCopies(tensors []format.Tensor) map[string]bool {
-	var names map[string]bool // only of files that have such a key
-	unloaded := make(map[string]bool)
-	for i := range tensors {
-		for _, segment := range []string{".modules_to_save.", ".original_module."} {
-			module, parameter, ok := strings.Cut(tensors[i].Name, segment)
-			if !ok || strings.Contains(parameter, ".") {
-				continue
-			}
-			if names == nil {
-				names = make(map[string]bool, len(tensors))
-				for i := range tensors {
-					names[tensors[i].Name] = true
-				}
-			}
-			if names[module+"."+parameter] {
-				unloaded[tensors[i].Name] = true
+type copies struct {
+	among []format.Tensor
+	names map[string]bool // of all tensors; nil until a key may be of a copy
+}
+
+// has reports whether the tensor of a key is a copy of another one, or the base's.
+func (c *copies) has(key string) bool {
+	for _, segment := range []string{".modules_to_save.", ".original_module."} {
+		module, parameter, ok := strings.Cut(key, segment)
+		if !ok || strings.Contains(parameter, ".") {
+			continue
+		}
+		if c.names == nil {
+			c.names = make(map[string]bool, len(c.among))
+			for i := range c.among {
+				c.names[c.among[i].Name] = true
 			}
 		}
+		if c.names[module+"."+parameter] {
+			return true
+		}
 	}
-	return unloaded
+	return false
 }
 
 // isPEFTKey reports whether a key contains a word of PEFT's LoRA where PEFT puts it.

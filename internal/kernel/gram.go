@@ -15,9 +15,9 @@ type Gram struct {
 	sums  []float64
 }
 
-// gramLines is the number of lines that are copied and used together: each is read from far memory
+// GramLines is the number of lines that are copied and used together: each is read from far memory
 // once for both products.
-const gramLines = thinRun
+const GramLines = thinRun
 
 // RoundUp returns the least multiple of thinSide that is not less than n.
 func RoundUp(n int) int { return (n + thinSide - 1) / thinSide * thinSide }
@@ -27,14 +27,14 @@ func RoundUp(n int) int { return (n + thinSide - 1) / thinSide * thinSide }
 // thinSide. Runs of thinRun elements are summed in float32, and the runs in float64. y is rounded
 // to float32 before it is used.
 func (g *Gram) Add(y []float32, z []float64, l Lines, x []float32, b int) {
-	for first := 0; first < l.Count; first += gramLines {
+	for first := 0; first < l.Count; first += GramLines {
 		part := l
-		part.Data, part.Count = l.Data[first*l.Apart:], min(gramLines, l.Count-first)
+		part.Data, part.Count = l.Data[first*l.Apart:], min(GramLines, l.Count-first)
 		g.addPanel(y[first*b:(first+part.Count)*b], z, g.copy(part), x, b)
 	}
 }
 
-// copy copies up to gramLines lines, with a distance that is no power of two. Otherwise their
+// copy copies up to GramLines lines, with a distance that is no power of two. Otherwise their
 // elements share one set of the first-level cache, which holds eight of them. Lines and elements
 // are completed with zeros to multiples of thinSide.
 func (g *Gram) copy(l Lines) Lines {
@@ -66,7 +66,7 @@ func (g *Gram) copy(l Lines) Lines {
 func (g *Gram) addPanel(y []float32, z []float64, l Lines, x []float32, b int) {
 	count, length := RoundUp(l.Count), RoundUp(l.Length)
 	if len(g.sums) < count*b {
-		g.sums = make([]float64, gramLines*b)
+		g.sums = make([]float64, GramLines*b)
 	}
 	sums := g.sums[:count*b]
 	clear(sums)
